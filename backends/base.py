@@ -1,0 +1,123 @@
+"""The protocol between the shared loops and a framework, and nothing else.
+
+A :class:`Backend` says what a machine offers and makes learners. A learner holds parameters on its device; the loops of
+:mod:`ehm.pretrain` and :mod:`ehm.tasks` know it only through the methods below, exchange NumPy arrays with it and run
+unchanged on every backend. A method is added here only when a shared loop calls it.
+
+Shapes: B images, H x W pixels, N patches, D features, C classes, L = 1 + N tokens (the class token first).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol, SupportsFloat
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from ehm.config import FinetuneConfig, ModelSource, TrainConfig
+
+__all__ = ["Arrays", "Backend", "Classifier", "DeviceInfo", "Encoder", "Learner", "LearnerState"]
+
+Arrays = dict[str, NDArray[Any]]
+"""Plain arrays by name. Parameter names are timm's (``blocks.0.attn.qkv.weight``) on every backend."""
+
+
+@dataclass(frozen=True)
+class DeviceInfo:
+    """What one machine offers, as data.
+
+    ``dtypes`` are the arithmetic types of a training step, the one that ``dtype: auto`` takes first.
+    """
+
+    name: str
+    description: str
+    count: int
+    memory_bytes: int | None
+    dtypes: tuple[str, ...]
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class LearnerState:
+    """All that a run needs to go on: parameters and buffers, and the optimiser's arrays (moments, step, averages)."""
+
+    model: Arrays
+    optimizer: Arrays
+
+
+class Learner(Protocol):
+    """A masked image model in pretraining."""
+
+    def similarity(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Symmetrised mean attention of the first blocks (Eq. 6): (B, H, W, 3) -> (B, N, N), no gradient."""
+        ...
+
+    def train_step(
+        self, images: NDArray[np.uint8], mask: NDArray[np.bool_], lr: float, weight_decay: float
+    ) -> Mapping[str, SupportsFloat]:
+        """One optimiser step on (B, H, W, 3) images and a (B, N) mask, True = masked, equally many in every image.
+
+        The values returned stay on the device until ``float()`` reads them; ``loss`` is always among them.
+        """
+        ...
+
+    def state(self) -> LearnerState:
+        """Copies of everything that ``load`` needs to continue bit for bit."""
+        ...
+
+    def load(self, state: LearnerState) -> None:
+        """Continue from ``state``; raises CheckpointError naming what is missing, surplus or of another shape."""
+        ...
+
+
+class Classifier(Protocol):
+    """An encoder with a linear head, in fine-tuning or, with a frozen encoder, in linear probing."""
+
+    def train_step(
+        self, images: NDArray[np.uint8], targets: NDArray[np.float32], lr: float, weight_decay: float
+    ) -> Mapping[str, SupportsFloat]:
+        """One optimiser step on (B, H, W, 3) images and (B, C) target distributions; ``loss`` is among the metrics."""
+        ...
+
+    def logits(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Evaluation mode: (B, H, W, 3) -> (B, C)."""
+        ...
+
+    def state(self) -> LearnerState: ...
+
+    def load(self, state: LearnerState) -> None: ...
+
+
+class Encoder(Protocol):
+    """A trained encoder, for measurement and pictures: evaluation mode, no gradient."""
+
+    grid: tuple[int, int]
+
+    def features(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Mean of the patch tokens after the last norm: (B, H, W, 3) -> (B, D)."""
+        ...
+
+    def similarity(self, images: NDArray[np.uint8], blocks: int) -> NDArray[np.float32]:
+        """Symmetrised mean attention of the first ``blocks`` blocks: (B, H, W, 3) -> (B, N, N)."""
+        ...
+
+    def attention(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Softmax attention of the last block: (B, H, W, 3) -> (B, heads, L, L)."""
+        ...
+
+
+class Backend(Protocol):
+    """One framework on one kind of device."""
+
+    name: str
+
+    def info(self) -> DeviceInfo: ...
+
+    def learner(self, config: TrainConfig) -> Learner: ...
+
+    def classifier(self, config: FinetuneConfig, classes: int) -> Classifier: ...
+
+    def encoder(self, source: ModelSource) -> Encoder: ...

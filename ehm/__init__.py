@@ -1,0 +1,26 @@
+"""Pretrain vision encoders with Evolved Hierarchical Masking; fine-tune, evaluate, export and serve them.
+
+Importing this package imports no framework. The functions below do on first use, and take the same arguments as the
+commands of the same name.
+"""
+
+from importlib import import_module
+from importlib.metadata import version
+from typing import Any
+
+__version__ = version("ehm")
+__all__ = ["__version__", "export", "finetune", "predict", "probe", "train"]
+
+_HOMES = {
+    "train": "ehm.pretrain",
+    "finetune": "ehm.tasks.finetune",
+    "probe": "ehm.tasks.probe",
+    "export": "ehm.deploy.export",
+    "predict": "ehm.deploy.predict",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'ehm' has no attribute {name!r}")

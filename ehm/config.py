@@ -1,0 +1,344 @@
+"""Typed configuration: YAML in, validated objects out, every error at once with the file and the key that caused it.
+
+A configuration is a YAML file (a path, or the name of one shipped in ``configs/``) plus ``--set key=value`` overrides with
+dotted keys. Unknown keys are errors. Nothing here imports a framework.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from ehm.encoders import VIT_PRESETS, VitSpec
+from ehm.errors import ConfigError
+
+__all__ = [
+    "AugmentConfig",
+    "DataConfig",
+    "FinetuneConfig",
+    "MaskConfig",
+    "ModelConfig",
+    "ModelSource",
+    "OptimConfig",
+    "ProbeConfig",
+    "RunConfig",
+    "TrainConfig",
+    "load_config",
+    "shipped_configs",
+]
+
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+Unit = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[int, Field(ge=1)]
+Triple = tuple[float, float, float]
+
+
+def _both(value: Any) -> Any:
+    return (value, value) if isinstance(value, int) else value
+
+
+ImageSize = Annotated[tuple[Positive, Positive], BeforeValidator(_both)]
+"""Height and width in pixels; one number means a square."""
+
+
+class Section(BaseModel):
+    """Base of all sections: immutable, and strict about names."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class ModelConfig(Section):
+    """``model``: what the preset named by ``encoder`` leaves open, and the decoder (MAE, section 3)."""
+
+    width: Positive | None = None
+    depth: Positive | None = None
+    heads: Positive | None = None
+    decoder_width: Positive = 512
+    decoder_depth: Positive = 8
+    decoder_heads: Positive = 16
+    norm_pix_loss: bool = True
+
+
+class MaskConfig(Section):
+    """``mask``: how many patches are hidden, and how deep in the hierarchy (paper, sections III and IV)."""
+
+    ratio: Fraction = 0.75
+    schedule: Literal["linear", "sqrt"] = "linear"
+    depth_range: tuple[Unit, Unit] = (0.0, 1.0)
+    blocks: Positive = 6
+    balance: Literal["none", "sinkhorn"] = "none"
+    source: Literal["online", "ema"] = "online"
+
+    @model_validator(mode="after")
+    def _ordered(self) -> MaskConfig:
+        if self.depth_range[0] > self.depth_range[1]:
+            raise ValueError(f"depth_range must not fall: {list(self.depth_range)}")
+        return self
+
+
+class DataConfig(Section):
+    """``data``: where images come from and how they are cropped and normalised.
+
+    ``source`` is ``elpv`` (the photographs that the package elpv-dataset ships), a folder, ImageNet's root, or tar shards
+    (``/data/shard-{000000..000146}.tar`` or a folder of them).
+    """
+
+    source: str = "elpv"
+    layout: Literal["auto", "elpv", "folder", "imagenet", "shards"] = "auto"
+    crop_scale: tuple[Fraction | Literal[1], Fraction | Literal[1]] = (0.2, 1)
+    flip: bool = True
+    mean: Triple = (0.485, 0.456, 0.406)
+    std: Triple = (0.229, 0.224, 0.225)
+    workers: Annotated[int, Field(ge=0)] = 2
+    strict: bool = False
+
+
+class OptimConfig(Section):
+    """``optim``: AdamW and its schedule; the learning rate is ``base_lr * batch_size / 256``."""
+
+    epochs: Positive = 300
+    batch_size: Positive = 4096
+    accumulate: Positive = 1
+    base_lr: Annotated[float, Field(gt=0)] = 1.5e-4
+    min_lr: Annotated[float, Field(ge=0)] = 0.0
+    warmup_epochs: Annotated[float, Field(ge=0)] = 40
+    weight_decay: Annotated[float, Field(ge=0)] = 0.05
+    betas: tuple[Fraction, Fraction] = (0.9, 0.95)
+    clip_grad: Annotated[float, Field(gt=0)] | None = None
+    ema_decay: Fraction | None = None
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+
+    @model_validator(mode="after")
+    def _divides(self) -> OptimConfig:
+        if self.batch_size % self.accumulate:
+            raise ValueError(f"batch_size {self.batch_size} is not a multiple of accumulate {self.accumulate}")
+        if self.warmup_epochs > self.epochs:
+            raise ValueError(f"warmup_epochs {self.warmup_epochs} is more than epochs {self.epochs}")
+        return self
+
+    @property
+    def lr(self) -> float:
+        """Peak learning rate, by the linear scaling rule."""
+        return self.base_lr * self.batch_size / 256
+
+
+class RunConfig(Section):
+    """``run``: seed, logging and checkpoints. ``max_steps`` stops early, on the schedule of the whole run."""
+
+    seed: Annotated[int, Field(ge=0)] = 0
+    log_every: Positive = 10
+    checkpoint_every: Annotated[float, Field(gt=0)] = 1
+    keep: Positive = 2
+    max_steps: Positive | None = None
+    tensorboard: bool = True
+
+
+class TrainConfig(Section):
+    """A pretraining run. The defaults are MAE's published recipe at the paper's 300 epochs."""
+
+    objective: Literal["mae"] = "mae"
+    encoder: str = "vit_base"
+    masking: Literal["random", "grid", "block", "evolved", "shallow", "deep"] = "evolved"
+    image_size: ImageSize = (224, 224)
+    patch_size: Positive = 16
+    model: ModelConfig = ModelConfig()
+    mask: MaskConfig = MaskConfig()
+    data: DataConfig = DataConfig()
+    optim: OptimConfig = OptimConfig()
+    run: RunConfig = RunConfig()
+
+    @model_validator(mode="after")
+    def _fits(self) -> TrainConfig:
+        spec = vit_spec(self.encoder, self.image_size, self.patch_size, self.model)
+        hidden = round(self.mask.ratio * spec.patches)
+        if not 0 < hidden < spec.patches:
+            raise ValueError(f"mask.ratio {self.mask.ratio} hides {hidden} of {spec.patches} patches; some must stay")
+        if self.model.decoder_width % (4 * self.model.decoder_heads) and self.model.decoder_width % 4:
+            raise ValueError(f"model.decoder_width {self.model.decoder_width} is not a multiple of 4")
+        if self.model.decoder_width % self.model.decoder_heads:
+            raise ValueError(
+                f"model.decoder_width {self.model.decoder_width} is not a multiple of "
+                f"decoder_heads {self.model.decoder_heads}"
+            )
+        if self.mask.source == "ema" and self.optim.ema_decay is None:
+            raise ValueError("mask.source ema needs optim.ema_decay, for example 0.9999")
+        return self
+
+    @property
+    def vit(self) -> VitSpec:
+        """The encoder's numbers."""
+        return vit_spec(self.encoder, self.image_size, self.patch_size, self.model)
+
+
+class ModelSource(Section):
+    """``model`` of a downstream task: an encoder and where its weights come from.
+
+    ``init`` is a run folder or checkpoint of ours, a ``.safetensors`` or published MAE ``.pth`` file, ``timm:NAME``, or
+    ``scratch``. Sizes left open are those of the weights; ``encoder`` and ``patch_size`` are for ``scratch`` only.
+    """
+
+    init: str = "scratch"
+    encoder: str = "vit_small"
+    width: Positive | None = None
+    depth: Positive | None = None
+    heads: Positive | None = None
+    image_size: ImageSize | None = None
+    patch_size: Positive = 16
+    drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.0
+
+
+class AugmentConfig(Section):
+    """``augment``: MAE's fine-tuning recipe. ``rand_augment`` is timm's string; ``null`` switches it off."""
+
+    rand_augment: str | None = "rand-m9-mstd0.5-inc1"
+    mixup: Annotated[float, Field(ge=0)] = 0.8
+    cutmix: Annotated[float, Field(ge=0)] = 1.0
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    random_erasing: Unit = 0.25
+
+
+class FinetuneConfig(Section):
+    """Supervised training of a classifier. The defaults are MAE's published recipe for ViT-B.
+
+    ``fold`` of ``folds`` stratified parts is held out where the source has no validation split of its own.
+    """
+
+    model: ModelSource = ModelSource(drop_path=0.1)
+    data: DataConfig = DataConfig(crop_scale=(0.08, 1))
+    augment: AugmentConfig = AugmentConfig()
+    optim: OptimConfig = OptimConfig(
+        epochs=100, batch_size=1024, base_lr=5e-4, min_lr=1e-6, warmup_epochs=5, betas=(0.9, 0.999)
+    )
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 0.65
+    frozen: bool = False
+    optimizer: Literal["adamw", "lars", "sgd"] = "adamw"
+    folds: Annotated[int, Field(ge=2)] = 5
+    fold: Annotated[int, Field(ge=0)] = 0
+    run: RunConfig = RunConfig()
+
+    @model_validator(mode="after")
+    def _fold_exists(self) -> FinetuneConfig:
+        if self.fold >= self.folds:
+            raise ValueError(f"fold {self.fold} does not exist: with folds {self.folds} it is 0 to {self.folds - 1}")
+        return self
+
+
+class ProbeConfig(FinetuneConfig):
+    """Linear probing as in MAE (appendix A.1): frozen encoder, BatchNorm without affine, LARS, crop and flip only."""
+
+    model: ModelSource = ModelSource()
+    augment: AugmentConfig = AugmentConfig(
+        rand_augment=None, mixup=0, cutmix=0, label_smoothing=0, random_erasing=0
+    )
+    optim: OptimConfig = OptimConfig(
+        epochs=90, batch_size=16384, base_lr=0.1, warmup_epochs=10, weight_decay=0, betas=(0.9, 0.999)
+    )
+    layer_decay: Literal[1.0] = 1.0
+    frozen: Literal[True] = True
+    optimizer: Literal["adamw", "lars", "sgd"] = "lars"
+    neighbours: Positive = 20
+
+
+def vit_spec(encoder: str, image_size: tuple[int, int], patch_size: int, model: ModelConfig | ModelSource) -> VitSpec:
+    """The numbers of a named encoder, with what ``model`` overrides; ValueError where they do not fit together."""
+    if encoder not in VIT_PRESETS:
+        raise ValueError(f"encoder {encoder!r} is unknown; known are {', '.join(VIT_PRESETS)}")
+    if image_size[0] % patch_size or image_size[1] % patch_size:
+        raise ValueError(f"image_size {list(image_size)} is not a multiple of patch_size {patch_size}")
+    preset = VIT_PRESETS[encoder]
+    width = model.width or preset["width"]
+    heads = model.heads or preset["heads"]
+    if width % heads:
+        raise ValueError(f"model.width {width} is not a multiple of model.heads {heads}")
+    if width % 4:
+        raise ValueError(f"model.width {width} is not a multiple of 4, which sine-cosine positions need")
+    return VitSpec(image_size, patch_size, width, model.depth or preset["depth"], heads)
+
+
+C = TypeVar("C", bound=Section)
+
+
+def load_config(kind: type[C], file: str | Path | None, overrides: Sequence[str] = ()) -> C:
+    """Read ``file`` (a path or the name of a shipped one), apply ``key=value`` overrides and validate.
+
+    Raises ConfigError with one line for each thing that is wrong.
+    """
+    values: dict[str, Any] = {}
+    origin = "the defaults"
+    if file is not None:
+        origin = str(file)
+        values = _read(_locate(origin), origin)
+    for override in overrides:
+        _apply(values, override)
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        lines = [_explain(detail, kind) for detail in error.errors()]
+        where = origin + (" with --set" if overrides else "")
+        raise ConfigError(f"{where}: " + "; ".join(lines)) from None
+
+
+def shipped_configs() -> list[str]:
+    """Names that ``--config`` takes besides paths, for example ``pretrain/vit_small_evolved``."""
+    root = Path(str(files("ehm") / "configs"))
+    return sorted(str(path.relative_to(root).with_suffix("")) for path in root.rglob("*.yaml"))
+
+
+def _locate(name: str) -> Path:
+    path = Path(name)
+    if path.is_file():
+        return path
+    shipped = Path(str(files("ehm") / "configs")) / f"{name.removesuffix('.yaml')}.yaml"
+    if shipped.is_file():
+        return shipped
+    raise ConfigError(f"--config {name}: no such file, and no shipped one; shipped are {', '.join(shipped_configs())}")
+
+
+def _read(path: Path, origin: str) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{origin}: not valid YAML: {' '.join(str(error).split())}") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ConfigError(f"{origin}: the file must be a mapping of keys to values, not a {type(values).__name__}")
+    return values
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"--set {override}: expected key=value, for example optim.epochs=20")
+    *parents, leaf = key.split(".")
+    for parent in parents:
+        values = values.setdefault(parent, {})
+        if not isinstance(values, dict):
+            raise ConfigError(f"--set {override}: {parent} is a value, not a section")
+    try:
+        values[leaf] = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise ConfigError(f"--set {override}: {text!r} is not a YAML value") from None
+    if isinstance(values[leaf], str):  # YAML 1.1 reads 1e-4, which every engineer writes, as a string
+        try:
+            values[leaf] = float(text)
+        except ValueError:
+            pass
+
+
+def _explain(detail: Any, kind: type[BaseModel]) -> str:
+    key = ".".join(str(part) for part in detail["loc"] if part not in ("tuple[int, int]",))
+    message = str(detail["msg"]).removeprefix("Value error, ")
+    if detail["type"] == "extra_forbidden":
+        section: Any = kind
+        for part in detail["loc"][:-1]:
+            section = section.model_fields[part].annotation
+        return f"{key}: unknown key; known here are {', '.join(section.model_fields)}"
+    if not key:
+        return message
+    return f"{key}: {message}" + (f", not {detail['input']!r}" if not isinstance(detail["input"], dict) else "")

@@ -1,0 +1,58 @@
+"""Every error that ehm raises on purpose, in one tree.
+
+    EhmError
+    ├── ConfigError       a configuration file, a ``--set`` or an argument is wrong
+    ├── DataError         an image source is empty, missing or unreadable
+    │   └── BrokenImage   one file cannot be decoded
+    ├── CheckpointError   a checkpoint is missing, incomplete, altered or does not fit
+    ├── BackendError      a device or a framework is missing or cannot do what is asked
+    ├── TrainingError     a run cannot go on (a loss that is not finite)
+    └── ExportError       a bundle cannot be written, verified or loaded
+
+Each message is one sentence that names the key, file or argument and says what would be right. The command line prints
+it without a traceback and exits with status 1 (2 for a ConfigError, as argument parsers do).
+The functions of :mod:`ehm.masking` raise plain ValueError for bad arguments, as NumPy's do.
+"""
+
+__all__ = [
+    "BackendError",
+    "BrokenImage",
+    "CheckpointError",
+    "ConfigError",
+    "DataError",
+    "EhmError",
+    "ExportError",
+    "TrainingError",
+]
+
+
+class EhmError(Exception):
+    """Base of all errors that are meant for the user."""
+
+
+class ConfigError(EhmError):
+    """A configuration file, a ``--set`` or an argument is wrong."""
+
+
+class DataError(EhmError):
+    """An image source is empty, missing or unreadable."""
+
+
+class BrokenImage(DataError):
+    """One image file cannot be decoded."""
+
+
+class CheckpointError(EhmError):
+    """A checkpoint is missing, incomplete, altered or does not fit."""
+
+
+class BackendError(EhmError):
+    """A device or a framework is missing or cannot do what is asked."""
+
+
+class TrainingError(EhmError):
+    """A run cannot go on."""
+
+
+class ExportError(EhmError):
+    """A bundle cannot be written, verified or loaded."""
