@@ -1,0 +1,143 @@
+"""Masked autoencoder (He et al., 2022): an encoder of the visible patches, a light decoder of all of them.
+
+Encoder names are timm's, decoder names those of the published checkpoints, so that both load without renaming.
+Shapes: B images, N patches, V visible ones, D width, P = patch_size**2 * 3 values of a patch.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import numpy as np
+import torch
+from timm.layers import PatchEmbed
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+
+from ehm.backends.torch.models.attention import mean_attention, patch_similarity
+from ehm.encoders import VitSpec
+
+__all__ = ["MaskedAutoencoder", "patchify", "sincos_positions"]
+
+
+class MaskedAutoencoder(nn.Module):
+    """MAE on a ViT of ``spec``; ``forward`` gives the reconstruction loss of the masked patches."""
+
+    def __init__(
+        self,
+        spec: VitSpec,
+        decoder_width: int = 512,
+        decoder_depth: int = 8,
+        decoder_heads: int = 16,
+        norm_pix_loss: bool = True,
+    ) -> None:
+        super().__init__()
+        self.spec, self.norm_pix_loss = spec, norm_pix_loss
+        tokens, values = spec.patches + 1, spec.patch_size**2 * 3
+        norm = partial(nn.LayerNorm, eps=1e-6)
+
+        def stack(width: int, depth: int, heads: int) -> nn.ModuleList:
+            return nn.ModuleList(
+                Block(width, heads, spec.mlp_ratio, qkv_bias=True, norm_layer=norm)
+                for _ in range(depth)
+            )
+
+        self.patch_embed = PatchEmbed(spec.image_size, spec.patch_size, 3, spec.width)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, spec.width))
+        self.pos_embed = nn.Parameter(torch.zeros(1, tokens, spec.width), requires_grad=False)
+        self.blocks = stack(spec.width, spec.depth, spec.heads)
+        self.norm = norm(spec.width)
+
+        self.decoder_embed = nn.Linear(spec.width, decoder_width)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, decoder_width))
+        self.decoder_pos_embed = nn.Parameter(torch.zeros(1, tokens, decoder_width), requires_grad=False)
+        self.decoder_blocks = stack(decoder_width, decoder_depth, decoder_heads)
+        self.decoder_norm = norm(decoder_width)
+        self.decoder_pred = nn.Linear(decoder_width, values)
+        self._initialise()
+
+    def _initialise(self) -> None:
+        """Fixed sine-cosine positions, Xavier for projections, 0.02 for tokens: as the published code does."""
+        for embedding in (self.pos_embed, self.decoder_pos_embed):
+            embedding.data.copy_(sincos_positions(embedding.shape[-1], self.spec.grid))
+        nn.init.xavier_uniform_(self.patch_embed.proj.weight.view(self.spec.width, -1))
+        nn.init.normal_(self.cls_token, std=0.02)
+        nn.init.normal_(self.mask_token, std=0.02)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Normalised (B, 3, H, W) -> patch tokens with their positions (B, N, D)."""
+        return self.patch_embed(images) + self.pos_embed[:, 1:]
+
+    def similarity(self, tokens: Tensor, blocks: int) -> Tensor:
+        """Symmetrised mean attention of the first ``blocks`` blocks over all patches: (B, N, D) -> (B, N, N)."""
+        return patch_similarity(mean_attention(self.blocks, self._with_class_token(tokens), blocks))
+
+    def encode(self, tokens: Tensor, visible: Tensor) -> Tensor:
+        """Encode the patches at indices ``visible``: (B, N, D), (B, V) -> (B, 1 + V, D)."""
+        tokens = self._with_class_token(_take(tokens, visible))
+        for block in self.blocks:
+            tokens = block(tokens)
+        return self.norm(tokens)
+
+    def decode(self, encoded: Tensor, restore: Tensor) -> Tensor:
+        """Predict every patch: (B, 1 + V, D) and the place (B, N) of each patch among visible, then masked -> (B, N, P)."""
+        tokens = self.decoder_embed(encoded)
+        masked = restore.shape[1] + 1 - tokens.shape[1]
+        fill = self.mask_token.to(tokens.dtype).expand(tokens.shape[0], masked, -1)
+        patches = _take(torch.cat([tokens[:, 1:], fill], dim=1), restore)
+        tokens = torch.cat([tokens[:, :1], patches], dim=1) + self.decoder_pos_embed
+        for block in self.decoder_blocks:
+            tokens = block(tokens)
+        return self.decoder_pred(self.decoder_norm(tokens))[:, 1:]
+
+    def loss(self, images: Tensor, predicted: Tensor, masked: Tensor) -> Tensor:
+        """Mean squared error of the patches at indices ``masked`` (B, N - V), on per-patch normalised pixels if asked."""
+        target = _take(patchify(images, self.spec.patch_size), masked)
+        if self.norm_pix_loss:
+            mean, variance = target.mean(dim=-1, keepdim=True), target.var(dim=-1, keepdim=True)
+            target = (target - mean) / (variance + 1e-6) ** 0.5
+        return (_take(predicted, masked).float() - target).square().mean()
+
+    def forward(
+        self, images: Tensor, visible: Tensor, masked: Tensor, restore: Tensor, tokens: Tensor | None = None
+    ) -> Tensor:
+        """Loss of normalised (B, 3, H, W); ``tokens`` spares the patch embedding if it has been computed."""
+        tokens = self.embed(images) if tokens is None else tokens
+        predicted = self.decode(self.encode(tokens, visible), restore)
+        return self.loss(images, predicted, masked)
+
+    def _with_class_token(self, tokens: Tensor) -> Tensor:
+        first = (self.cls_token + self.pos_embed[:, :1]).to(tokens.dtype)
+        return torch.cat([first.expand(tokens.shape[0], -1, -1), tokens], dim=1)
+
+
+def patchify(images: Tensor, patch_size: int) -> Tensor:
+    """(B, 3, H, W) -> (B, N, P), values of a patch ordered row, column, channel as in the published code."""
+    batch, channels, height, width = images.shape
+    rows, columns = height // patch_size, width // patch_size
+    patches = images.reshape(batch, channels, rows, patch_size, columns, patch_size)
+    return patches.permute(0, 2, 4, 3, 5, 1).reshape(batch, rows * columns, -1)
+
+
+def sincos_positions(width: int, grid: tuple[int, int]) -> Tensor:
+    """Sine-cosine positions of a grid, zero for the class token first: (1, 1 + N, width).
+
+    The first half of the features encodes the column, the second the row, each as sines then cosines (MAE's layout).
+    """
+    frequencies = 1.0 / 10000 ** (np.arange(width // 4, dtype=np.float64) / (width / 4))
+    rows, columns = np.meshgrid(np.arange(grid[0]), np.arange(grid[1]), indexing="ij")
+    halves = []
+    for positions in (columns, rows):
+        angles = np.outer(positions.ravel().astype(np.float64), frequencies)
+        halves += [np.sin(angles), np.cos(angles)]
+    table = np.concatenate(halves, axis=1)
+    return torch.from_numpy(np.concatenate([np.zeros((1, width)), table])[None].astype(np.float32))
+
+
+def _take(tokens: Tensor, indices: Tensor) -> Tensor:
+    """Tokens at ``indices``: (B, N, D), (B, K) -> (B, K, D)."""
+    return tokens.gather(1, indices.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))

@@ -1,0 +1,137 @@
+"""Checkpoints that survive a crash: two safetensors files and a small JSON state, the same on every backend.
+
+    FOLDER/step-00001234/model.safetensors       parameters and buffers, timm's names
+                         optimizer.safetensors   moments, averages and counters
+                         state.json              kind, epoch, step, seed, config, versions, SHA-256 of the files
+
+A checkpoint is written into a hidden temporary folder, flushed to disk and renamed: a folder that carries the final name is
+complete. The newest one wins; any backend resumes what any other wrote. Loading executes nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from ehm import __version__
+from ehm.backends.base import Arrays, LearnerState
+from ehm.errors import CheckpointError
+
+__all__ = ["FORMAT", "newest", "prune", "read", "read_model", "resolve", "save", "sha256"]
+
+FORMAT = 1
+_MODEL, _OPTIMIZER, _STATE = "model.safetensors", "optimizer.safetensors", "state.json"
+
+
+def save(folder: Path, state: LearnerState, meta: dict[str, Any]) -> Path:
+    """Write ``state`` as ``folder/step-…``, named by ``meta["step"]``; a crash at any moment leaves the older ones whole."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for stale in folder.glob(".step-*"):
+        shutil.rmtree(stale)
+    final = folder / f"step-{meta['step']:08d}"
+    temporary = folder / f".{final.name}"
+    temporary.mkdir()
+    for name, arrays in ((_MODEL, state.model), (_OPTIMIZER, state.optimizer)):
+        save_file({key: np.ascontiguousarray(value) for key, value in arrays.items()}, temporary / name)
+    described = {
+        "format": FORMAT,
+        **meta,
+        "versions": {"ehm": __version__, "numpy": np.__version__, **meta.get("versions", {})},
+        "sha256": {name: sha256(temporary / name) for name in (_MODEL, _OPTIMIZER)},
+    }
+    (temporary / _STATE).write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
+    for path in (*temporary.iterdir(), temporary):
+        _flush(path)
+    if final.exists():  # the same step once more: a run was resumed from before it
+        replaced = folder / f".{final.name}-replaced"
+        final.rename(replaced)
+        temporary.rename(final)
+        shutil.rmtree(replaced)
+    else:
+        temporary.rename(final)
+    _flush(folder)
+    return final
+
+
+def newest(folder: Path) -> Path | None:
+    """The complete checkpoint of the highest step in ``folder``, or None."""
+    complete = [path for path in folder.glob("step-*") if (path / _STATE).is_file()]
+    return max(complete, key=lambda path: path.name, default=None)
+
+
+def prune(folder: Path, keep: int) -> None:
+    """Delete all but the newest ``keep`` checkpoints."""
+    for path in sorted(folder.glob("step-*"))[:-keep]:
+        shutil.rmtree(path)
+
+
+def resolve(path: str | Path) -> Path:
+    """The checkpoint that ``path`` means: one itself, a folder of them, or a run's output folder."""
+    path = Path(path)
+    if (path / _STATE).is_file():
+        return path
+    found = newest(path / "checkpoints") or newest(path)
+    if found is None:
+        raise CheckpointError(f"{path}: no checkpoint there; expected a run's output folder or a folder step-NNNNNNNN")
+    return found
+
+
+def read(path: str | Path) -> tuple[LearnerState, dict[str, Any]]:
+    """State and description of the checkpoint that ``path`` means; raises CheckpointError where a file was altered."""
+    path = resolve(path)
+    meta = _describe(path)
+    return LearnerState(_load(path, _MODEL, meta), _load(path, _OPTIMIZER, meta)), meta
+
+
+def read_model(path: str | Path) -> tuple[Arrays, dict[str, Any]]:
+    """Like :func:`read`, the model's arrays alone."""
+    path = resolve(path)
+    meta = _describe(path)
+    return _load(path, _MODEL, meta), meta
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _describe(path: Path) -> dict[str, Any]:
+    try:
+        meta: dict[str, Any] = json.loads((path / _STATE).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path / _STATE}: cannot be read: {error}") from None
+    if meta.get("format") != FORMAT:
+        raise CheckpointError(f"{path}: checkpoint format {meta.get('format')!r}; this version of ehm reads {FORMAT}")
+    return meta
+
+
+def _load(path: Path, name: str, meta: dict[str, Any]) -> Arrays:
+    file = path / name
+    if not file.is_file():
+        raise CheckpointError(f"{file}: missing; the checkpoint is incomplete")
+    if sha256(file) != meta["sha256"][name]:
+        raise CheckpointError(f"{file}: does not match the SHA-256 in {_STATE}; it was altered or damaged")
+    try:
+        return load_file(file)
+    except SafetensorError as error:
+        raise CheckpointError(f"{file}: not a safetensors file: {error}") from None
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,114 @@
+"""What a run says while it works: JSON lines, TensorBoard, and a progress bar with an ETA."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+__all__ = ["RunLog", "console"]
+
+console = Console(highlight=False, soft_wrap=True)
+
+
+class RunLog:
+    """Writes ``out/metrics.jsonl`` and ``out/tensorboard``, and draws progress on a terminal.
+
+    Away from a terminal one line appears for every twentieth of the run. A resumed run (``first_step`` > 0) drops the lines
+    that it is going to write again.
+    """
+
+    def __init__(
+        self, out: Path, total_steps: int, first_step: int = 0, title: str = "train", tensorboard: bool = True
+    ) -> None:
+        self._path = out / "metrics.jsonl"
+        self._board_path = out / "tensorboard"
+        self._total, self._first, self._title = total_steps, first_step, title
+        self._tensorboard = tensorboard
+        self._board: Any = None
+        self._file: IO[str] | None = None
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("ETA"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[values]}"),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._spoken = -1
+
+    def __enter__(self) -> RunLog:
+        keep = _lines_before(self._path, self._first)
+        temporary = self._path.with_suffix(".partial")
+        temporary.write_text("".join(keep), encoding="utf-8")
+        os.replace(temporary, self._path)
+        self._file = self._path.open("a", encoding="utf-8")
+        if self._tensorboard:
+            from tensorboardX import SummaryWriter
+
+            self._board = SummaryWriter(str(self._board_path), purge_step=self._first or None)
+        self._progress.start()
+        self._task = self._progress.add_task(self._title, total=self._total, completed=self._first, values="")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+        if self._file is not None:
+            self._file.close()
+        if self._board is not None:
+            self._board.close()
+
+    def advance(self, step: int) -> None:
+        """``step`` steps are done."""
+        self._progress.update(self._task, completed=step)
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Record ``values`` as they stand after ``step`` steps."""
+        assert self._file is not None
+        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        self._file.flush()
+        if self._board is not None:
+            for name, value in values.items():
+                self._board.add_scalar(name, value, step)
+        shown = "  ".join(f"{name} {value:.4g}" for name, value in values.items() if name in _SHOWN)
+        self._progress.update(self._task, completed=step, values=shown)
+        part = 20 * step // max(1, self._total)
+        if not console.is_terminal and part != self._spoken:
+            self._spoken = part
+            console.print(f"{self._title} {step}/{self._total}  {shown}{self._eta()}")
+
+    def say(self, text: str) -> None:
+        """Print one line above the bar."""
+        self._progress.console.print(text)
+
+    def _eta(self) -> str:
+        remaining = self._progress.tasks[0].time_remaining
+        return "" if remaining is None else f"  ETA {int(remaining) // 60}:{int(remaining) % 60:02d}"
+
+
+_SHOWN = ("loss", "images_per_second", "mask_level", "top1", "balanced_accuracy")
+
+
+def _lines_before(path: Path, step: int) -> list[str]:
+    """The whole lines of an earlier attempt that belong to steps up to ``step``; a line cut off by a crash is dropped."""
+    if step == 0 or not path.is_file():
+        return []
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line)
+        except (ValueError, KeyError):
+            continue
+    return kept
