@@ -1,0 +1,136 @@
+"""The command line: one function a command, no logic. ``ehm COMMAND --help`` explains each."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from ehm import __version__
+from ehm.errors import ConfigError, EhmError
+
+__all__ = ["main"]
+
+
+def train(args: argparse.Namespace) -> None:
+    """Pretrain an encoder on unlabelled images."""
+    from ehm.pretrain import train
+
+    train(args.config, device=args.device, overrides=args.set, out=args.out, resume=args.resume)
+
+
+def finetune(args: argparse.Namespace) -> None:
+    """Train a classifier from a pretrained encoder."""
+    from ehm.tasks.finetune import finetune
+
+    finetune(args.config, device=args.device, overrides=args.set, out=args.out, resume=args.resume)
+
+
+def probe(args: argparse.Namespace) -> None:
+    """Measure a frozen encoder by a linear probe and by nearest neighbours."""
+    from ehm.tasks.probe import probe
+
+    probe(args.config, device=args.device, overrides=args.set, out=args.out)
+
+
+def evaluate(args: argparse.Namespace) -> None:
+    """Evaluate a fine-tuned classifier on labelled images."""
+    from ehm.tasks.evaluate import evaluate
+
+    evaluate(args.checkpoint, config=args.config, device=args.device, overrides=args.set, out=args.out)
+
+
+def export(args: argparse.Namespace) -> None:
+    """Write an ONNX bundle of a classifier or an encoder."""
+    from ehm.deploy.export import export
+
+    export(args.checkpoint, config=args.config, head=args.head, device=args.device, overrides=args.set, out=args.out)
+
+
+def predict(args: argparse.Namespace) -> int:
+    """Classify images, or extract features, with an exported bundle and ONNX Runtime alone."""
+    from ehm.deploy.predict import main
+
+    return main(args.bundle, args.images, top=args.top, device=args.device, out=args.out, json=args.json)
+
+
+def inspect(args: argparse.Namespace) -> None:
+    """Draw hierarchies, masks or attention of a pretrained encoder as PNG pictures."""
+    from ehm.analysis.inspect import inspect
+
+    inspect(args.kind, args.images, checkpoint=args.checkpoint, device=args.device, out=args.out)
+
+
+def doctor(args: argparse.Namespace) -> int:
+    """Say what this machine offers and what is missing."""
+    from ehm.doctor import doctor
+
+    return doctor(json=args.json)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; 0 on success, 1 on an error, 2 on a wrong configuration or argument, 130 when interrupted."""
+    args = _parser().parse_args(argv)
+    try:
+        return args.run(args) or 0
+    except EhmError as error:
+        if args.debug:
+            raise
+        print(f"ehm {args.command}: {error}", file=sys.stderr)
+        return 2 if isinstance(error, ConfigError) else 1
+    except KeyboardInterrupt:
+        print(f"ehm {args.command}: interrupted", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="ehm", description="Pretrain vision encoders with Evolved Hierarchical Masking, and use them."
+    )
+    parser.add_argument("--version", action="version", version=f"ehm {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    debug = argparse.ArgumentParser(add_help=False)
+    debug.add_argument("--debug", action="store_true", help="show a traceback on errors")
+
+    common = argparse.ArgumentParser(add_help=False, parents=[debug])
+    common.add_argument("--config", metavar="FILE", help="YAML file, or the name of a shipped one (elpv/pretrain)")
+    common.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
+    common.add_argument(
+        "--set", metavar="KEY=VALUE", action="append", default=[], help="override one key, as often as needed"
+    )
+    common.add_argument("--out", metavar="DIR", help="folder for the results")
+
+    def add(function, parents):  # type: ignore[no-untyped-def]
+        command = commands.add_parser(
+            function.__name__, parents=parents, help=function.__doc__, description=function.__doc__
+        )
+        command.set_defaults(run=function)
+        return command
+
+    for function in (train, finetune):
+        add(function, [common]).add_argument("--resume", action="store_true", help="continue the run in --out")
+    add(probe, [common])
+    add(evaluate, [common]).add_argument("checkpoint", help="run or checkpoint folder of a fine-tuned classifier")
+
+    command = add(export, [common])
+    command.add_argument("checkpoint", help="run or checkpoint folder, weights file, or timm:NAME")
+    command.add_argument("--head", choices=["auto", "classifier", "features"], default="auto", help="what to export")
+
+    command = add(predict, [common])
+    command.add_argument("bundle", help="folder that ehm export wrote")
+    command.add_argument("images", nargs="+", metavar="IMAGE", help="image file or folder")
+    command.add_argument("--top", type=int, default=5, help="classes to print (default: 5)")
+    command.add_argument("--json", action="store_true", help="one JSON object a line")
+
+    command = add(inspect, [common])
+    command.add_argument("kind", choices=["hierarchy", "masks", "attention"], help="which picture")
+    command.add_argument("images", nargs="+", metavar="IMAGE", help="image file or folder")
+    command.add_argument("--checkpoint", required=True, help="run or checkpoint folder, weights file, or timm:NAME")
+
+    add(doctor, [debug]).add_argument("--json", action="store_true", help="print JSON")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

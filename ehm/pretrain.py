@@ -1,0 +1,241 @@
+"""Pretraining with masked images, written once against the backend protocol: read it from top to bottom.
+
+A run's folder holds ``config.yaml``, ``metrics.jsonl``, ``tensorboard/``, ``checkpoints/`` and, at the end,
+``encoder.safetensors``, which ``timm.create_model`` loads.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, SupportsFloat
+
+import numpy as np
+import yaml
+from safetensors.numpy import save_file
+
+from ehm import backends, checkpoint
+from ehm.backends.base import Arrays, Backend, Learner
+from ehm.config import TrainConfig, load_config
+from ehm.data import Loader, TrainTransform, open_source
+from ehm.errors import CheckpointError, ConfigError, TrainingError
+from ehm.masking import make_masker
+from ehm.runlog import RunLog, console
+from ehm.schedule import warmup_cosine
+
+__all__ = ["DEFAULT_CONFIG", "TrainResult", "train"]
+
+DEFAULT_CONFIG = "elpv/pretrain"
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """Where a run's results are, and how it ended."""
+
+    out: Path
+    checkpoint: Path
+    encoder: Path | None
+    steps: int
+    loss: float
+
+
+def train(
+    config: TrainConfig | str | Path | None = None,
+    *,
+    device: str = "auto",
+    overrides: Sequence[str] = (),
+    out: str | Path | None = None,
+    resume: bool = False,
+) -> TrainResult:
+    """Pretrain an encoder as ``config`` says (a file, the name of a shipped one, or an object; ELPV's if left out).
+
+    ``overrides`` are ``key=value`` strings, as ``--set`` takes them. With ``resume`` the newest complete checkpoint in
+    ``out`` is continued, with its own configuration unless another is given; a run that was stopped at any moment ends
+    with the weights of one that never was (same machine, same number of threads). Raises EhmError on bad input and
+    TrainingError where the loss is not finite.
+    """
+    folder = Path(out) if out is not None else Path("runs") / "pretrain"
+    config, start = _begin(config, overrides, folder, resume)
+    backend = backends.get(device)
+    source = open_source(config.data, "train")
+    data, optim, run = config.data, config.optim, config.run
+    transform = TrainTransform(config.image_size, data.crop_scale, data.flip, mean=data.mean, std=data.std)
+    loader = Loader(
+        source,
+        transform,
+        batch_size=optim.batch_size,
+        seed=run.seed,
+        shuffle=True,
+        drop_last=True,
+        workers=data.workers,
+        strict=data.strict,
+    )
+    total = optim.epochs * loader.steps_per_epoch
+    last = min(total, run.max_steps or total)
+    every = max(1, round(run.checkpoint_every * loader.steps_per_epoch))
+    warmup = optim.warmup_epochs * loader.steps_per_epoch
+
+    masker = make_masker(config.masking, config.mask, config.vit.grid)
+    learner = backend.learner(config)
+    first = 0
+    if start is not None:
+        state, meta = checkpoint.read(start)
+        learner.load(state)
+        first = int(meta["step"])
+    _announce(config, backend, len(source), loader.steps_per_epoch, folder, start)
+
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.yaml").write_text(_dump(config), encoding="utf-8")
+    saved, loss = start, math.nan
+    pending: list[tuple[int, Mapping[str, SupportsFloat]]] = []  # metrics that still lie on the device
+    with loader, RunLog(folder, last, first, "pretrain", run.tensorboard) as log:
+        clock, images = time.perf_counter(), 0
+        for step, batch in enumerate(loader.batches(first, last), start=first):
+            progress = step / total  # p = t / T of Eq. 14, with fractional epochs
+            rng = np.random.default_rng([run.seed, step])
+            similarity = learner.similarity(batch.images) if masker.needs_similarity else None
+            mask, stats = masker(similarity, len(batch.images), progress, rng)
+            lr = warmup_cosine(step, total, warmup, optim.lr, optim.min_lr)
+            metrics = learner.train_step(batch.images, mask, lr, optim.weight_decay)
+
+            done, images = step + 1, images + len(batch.images)
+            pending.append((done, metrics))
+            log.advance(done)
+            due = done % every == 0 or done == last
+            if due or done % run.log_every == 0:
+                values = _read(pending, saved)
+                loss, seconds = values["loss"], time.perf_counter() - clock
+                speed = {"epoch": done / loader.steps_per_epoch, "lr": lr, "images_per_second": images / seconds}
+                log.log(done, {**values, **speed, **stats})
+                clock, images = time.perf_counter(), 0
+            if due:
+                saved = _save(folder, learner, config, backend, done, loader.steps_per_epoch)
+
+    if saved is None:
+        raise ConfigError(f"{folder}: nothing to do; the run has {last} steps")
+    encoder = _write_encoder(folder, learner, config) if last == total else None
+    _report(folder, loader.broken, saved, encoder)
+    return TrainResult(folder, saved, encoder, last, loss)
+
+
+def _begin(
+    config: TrainConfig | str | Path | None, overrides: Sequence[str], folder: Path, resume: bool
+) -> tuple[TrainConfig, Path | None]:
+    """The configuration of this run and, where it is resumed, the checkpoint that it starts from."""
+    start = checkpoint.newest(folder / "checkpoints")
+    if start is not None and not resume:
+        raise ConfigError(f"--out {folder}: holds a run already; --resume continues it, another --out starts a new one")
+    if start is None and resume and config is None:
+        stored = folder / "config.yaml"
+        if not stored.is_file():
+            raise CheckpointError(f"--resume: no run in {folder}; --out names the folder of the run to continue")
+        config = stored  # killed before its first checkpoint: start again
+    if start is not None and config is None:
+        config = folder / "config.yaml"
+    if not isinstance(config, TrainConfig):
+        config = load_config(TrainConfig, config if config is not None else DEFAULT_CONFIG, overrides)
+    if start is not None:
+        _same_run(config, folder / "config.yaml")
+    return config, start
+
+
+def _same_run(config: TrainConfig, stored: Path) -> None:
+    """A resumed run may log, save and load differently; what shapes the weights must be as it was."""
+    before = _flat(load_config(TrainConfig, stored).model_dump(mode="json"))
+    after = _flat(config.model_dump(mode="json"))
+    free = {"data.workers", "data.source", "data.layout", "data.strict"}
+    changed = [
+        f"{key} was {before[key]} and is {after[key]}"
+        for key in before
+        if before[key] != after[key] and key not in free and (not key.startswith("run.") or key == "run.seed")
+    ]
+    if changed:
+        raise ConfigError(f"--resume: {stored} says otherwise: {'; '.join(changed)}; start a new run with another --out")
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat
+
+
+def _dump(config: TrainConfig) -> str:
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def _read(pending: list[tuple[int, Mapping[str, SupportsFloat]]], saved: Path | None) -> dict[str, float]:
+    """Read the metrics of all steps since the last time and give the newest with the mean loss; empties ``pending``."""
+    losses = []
+    for step, metrics in pending:
+        losses.append(float(metrics["loss"]))
+        if not math.isfinite(losses[-1]):
+            good = f"the last good checkpoint is {saved}" if saved else "no checkpoint was written yet"
+            raise TrainingError(
+                f"the loss is {losses[-1]} at step {step}; {good}; "
+                "a lower optim.base_lr, optim.clip_grad=1 or optim.dtype=float32 may help"
+            )
+    values = {name: float(value) for name, value in pending[-1][1].items()}
+    pending.clear()
+    return {**values, "loss": sum(losses) / len(losses)}
+
+
+def _save(folder: Path, learner: Learner, config: TrainConfig, backend: Backend, step: int, epoch: int) -> Path:
+    meta = {
+        "kind": "pretrain",
+        "epoch": step / epoch,
+        "step": step,
+        "seed": config.run.seed,
+        "config": config.model_dump(mode="json"),
+        "versions": dict(backend.info().versions),
+    }
+    path = checkpoint.save(folder / "checkpoints", learner.state(), meta)
+    checkpoint.prune(folder / "checkpoints", config.run.keep)
+    return path
+
+
+def _write_encoder(folder: Path, learner: Learner, config: TrainConfig) -> Path:
+    """``encoder.safetensors`` (and ``encoder_ema``, where there is an average): timm's names, no decoder."""
+    state = learner.state()
+    averaged = {name.removeprefix("ema/"): value for name, value in state.optimizer.items() if name.startswith("ema/")}
+    for name, arrays in (("encoder", state.model), ("encoder_ema", averaged)):
+        kept: Arrays = {
+            key: value for key, value in arrays.items() if not key.startswith("decoder_") and key != "mask_token"
+        }
+        if kept:
+            temporary = folder / f".{name}.safetensors"
+            save_file(kept, temporary)
+            temporary.replace(folder / f"{name}.safetensors")
+    return folder / "encoder.safetensors"
+
+
+def _announce(
+    config: TrainConfig, backend: Backend, images: int, steps: int, folder: Path, start: Path | None
+) -> None:
+    vit, optim, info = config.vit, config.optim, backend.info()
+    console.print(
+        f"Pretraining {config.encoder} ({vit.width} wide, {vit.depth} blocks, {vit.image_size[0]} x "
+        f"{vit.image_size[1]} pixels, {vit.patches} patches) with {config.objective} and {config.masking} masks "
+        f"({config.mask.ratio:.0%} hidden)"
+    )
+    console.print(
+        f"  on {config.data.source}: {images:,} images, {optim.epochs} epochs of {steps} steps, "
+        f"batch {optim.batch_size}, learning rate {optim.lr:.2e}; device {info.name} ({info.description})"
+    )
+    console.print(f"  into {folder}" + (f", continuing {start.name}" if start else ""))
+
+
+def _report(folder: Path, broken: Mapping[str, str], saved: Path, encoder: Path | None) -> None:
+    if broken:
+        console.print(f"{len(broken)} files were skipped because they cannot be read:")
+        for name, reason in sorted(broken.items())[:20]:
+            console.print(f"  {name}: {reason}")
+        if len(broken) > 20:
+            console.print(f"  and {len(broken) - 20} more")
+    console.print(f"Checkpoint: {saved}")
+    if encoder is not None:
+        console.print(f"Encoder for timm: {encoder}")
+    console.print(f"Curves: {folder / 'metrics.jsonl'} (tensorboard --logdir {folder})")
