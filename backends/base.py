@@ -92,8 +92,12 @@ class Classifier(Protocol):
 
 
 class Encoder(Protocol):
-    """A trained encoder, for measurement and pictures: evaluation mode, no gradient."""
+    """A trained encoder, for measurement and pictures: evaluation mode, no gradient.
 
+    It takes images of ``image_size`` = (H, W) pixels and cuts them into ``grid`` = (down, across) patches.
+    """
+
+    image_size: tuple[int, int]
     grid: tuple[int, int]
 
     def features(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
