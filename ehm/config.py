@@ -1,7 +1,7 @@
 """Typed configuration: YAML in, validated objects out, every error at once with the file and the key that caused it.
 
-A configuration is a YAML file (a path, or the name of one shipped in ``configs/``) plus ``--set key=value`` overrides with
-dotted keys. Unknown keys are errors. Nothing here imports a framework.
+A configuration is a YAML file (a path, or the name of one shipped in ``configs/``) plus ``--set key=value`` overrides
+with dotted keys. Unknown keys are errors. Nothing here imports a framework.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from ehm.encoders import VIT_PRESETS, VitSpec
 from ehm.errors import ConfigError
@@ -33,15 +33,34 @@ __all__ = [
 ]
 
 Fraction = Annotated[float, Field(gt=0, lt=1)]
+Share = Annotated[float, Field(gt=0, le=1)]
 Unit = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
 Triple = tuple[float, float, float]
+PositiveReal = Annotated[float, Field(gt=0)]
 
 
 def _both(value: Any) -> Any:
-    return (value, value) if isinstance(value, int) else value
+    if isinstance(value, int):
+        return value, value
+    if not isinstance(value, (list, tuple)):
+        raise ValueError("should be a number of pixels or [height, width]")
+    return value
 
 
+def _rising(value: tuple[float, float]) -> tuple[float, float]:
+    if value[0] > value[1]:
+        raise ValueError(f"should not fall, for example {sorted(value)}")
+    return value
+
+
+def _known(encoder: str) -> str:
+    if encoder not in VIT_PRESETS:
+        raise ValueError(f"should be one of {', '.join(VIT_PRESETS)}")
+    return encoder
+
+
+EncoderName = Annotated[str, AfterValidator(_known)]
 ImageSize = Annotated[tuple[Positive, Positive], BeforeValidator(_both)]
 """Height and width in pixels; one number means a square."""
 
@@ -49,7 +68,21 @@ ImageSize = Annotated[tuple[Positive, Positive], BeforeValidator(_both)]
 class Section(BaseModel):
     """Base of all sections: immutable, and strict about names."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _keep_defaults(cls, values: Any) -> Any:
+        """A section given in part keeps the defaults of the recipe that holds it, not those of the section's class."""
+        if not isinstance(values, dict):
+            return values
+        defaults = {name: field.default for name, field in cls.model_fields.items()}
+        return {
+            key: defaults[key].model_dump() | value
+            if isinstance(value, dict) and isinstance(defaults.get(key), Section)
+            else value
+            for key, value in values.items()
+        }
 
 
 class ModelConfig(Section):
@@ -69,31 +102,25 @@ class MaskConfig(Section):
 
     ratio: Fraction = 0.75
     schedule: Literal["linear", "sqrt"] = "linear"
-    depth_range: tuple[Unit, Unit] = (0.0, 1.0)
+    depth_range: Annotated[tuple[Unit, Unit], AfterValidator(_rising)] = (0.0, 1.0)
     blocks: Positive = 6
     balance: Literal["none", "sinkhorn"] = "none"
     source: Literal["online", "ema"] = "online"
-
-    @model_validator(mode="after")
-    def _ordered(self) -> MaskConfig:
-        if self.depth_range[0] > self.depth_range[1]:
-            raise ValueError(f"depth_range must not fall: {list(self.depth_range)}")
-        return self
 
 
 class DataConfig(Section):
     """``data``: where images come from and how they are cropped and normalised.
 
-    ``source`` is ``elpv`` (the photographs that the package elpv-dataset ships), a folder, ImageNet's root, or tar shards
-    (``/data/shard-{000000..000146}.tar`` or a folder of them).
+    ``source`` is ``elpv`` (the photographs that the package elpv-dataset ships), a folder, ImageNet's root, or tar
+    shards (``/data/shard-{000000..000146}.tar`` or a folder of them).
     """
 
     source: str = "elpv"
     layout: Literal["auto", "elpv", "folder", "imagenet", "shards"] = "auto"
-    crop_scale: tuple[Fraction | Literal[1], Fraction | Literal[1]] = (0.2, 1)
+    crop_scale: Annotated[tuple[Share, Share], AfterValidator(_rising)] = (0.2, 1)
     flip: bool = True
     mean: Triple = (0.485, 0.456, 0.406)
-    std: Triple = (0.229, 0.224, 0.225)
+    std: tuple[PositiveReal, PositiveReal, PositiveReal] = (0.229, 0.224, 0.225)
     workers: Annotated[int, Field(ge=0)] = 2
     strict: bool = False
 
@@ -104,12 +131,12 @@ class OptimConfig(Section):
     epochs: Positive = 300
     batch_size: Positive = 4096
     accumulate: Positive = 1
-    base_lr: Annotated[float, Field(gt=0)] = 1.5e-4
+    base_lr: PositiveReal = 1.5e-4
     min_lr: Annotated[float, Field(ge=0)] = 0.0
     warmup_epochs: Annotated[float, Field(ge=0)] = 40
     weight_decay: Annotated[float, Field(ge=0)] = 0.05
     betas: tuple[Fraction, Fraction] = (0.9, 0.95)
-    clip_grad: Annotated[float, Field(gt=0)] | None = None
+    clip_grad: PositiveReal | None = None
     ema_decay: Fraction | None = None
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
 
@@ -118,7 +145,7 @@ class OptimConfig(Section):
         if self.batch_size % self.accumulate:
             raise ValueError(f"batch_size {self.batch_size} is not a multiple of accumulate {self.accumulate}")
         if self.warmup_epochs > self.epochs:
-            raise ValueError(f"warmup_epochs {self.warmup_epochs} is more than epochs {self.epochs}")
+            raise ValueError(f"warmup_epochs {self.warmup_epochs:g} is more than epochs {self.epochs}")
         return self
 
     @property
@@ -132,7 +159,7 @@ class RunConfig(Section):
 
     seed: Annotated[int, Field(ge=0)] = 0
     log_every: Positive = 10
-    checkpoint_every: Annotated[float, Field(gt=0)] = 1
+    checkpoint_every: PositiveReal = 1
     keep: Positive = 2
     max_steps: Positive | None = None
     tensorboard: bool = True
@@ -142,7 +169,7 @@ class TrainConfig(Section):
     """A pretraining run. The defaults are MAE's published recipe at the paper's 300 epochs."""
 
     objective: Literal["mae"] = "mae"
-    encoder: str = "vit_base"
+    encoder: EncoderName = "vit_base"
     masking: Literal["random", "grid", "block", "evolved", "shallow", "deep"] = "evolved"
     image_size: ImageSize = (224, 224)
     patch_size: Positive = 16
@@ -158,12 +185,12 @@ class TrainConfig(Section):
         hidden = round(self.mask.ratio * spec.patches)
         if not 0 < hidden < spec.patches:
             raise ValueError(f"mask.ratio {self.mask.ratio} hides {hidden} of {spec.patches} patches; some must stay")
-        if self.model.decoder_width % (4 * self.model.decoder_heads) and self.model.decoder_width % 4:
+        if self.model.decoder_width % 4:
             raise ValueError(f"model.decoder_width {self.model.decoder_width} is not a multiple of 4")
         if self.model.decoder_width % self.model.decoder_heads:
             raise ValueError(
                 f"model.decoder_width {self.model.decoder_width} is not a multiple of "
-                f"decoder_heads {self.model.decoder_heads}"
+                f"model.decoder_heads {self.model.decoder_heads}"
             )
         if self.mask.source == "ema" and self.optim.ema_decay is None:
             raise ValueError("mask.source ema needs optim.ema_decay, for example 0.9999")
@@ -183,7 +210,7 @@ class ModelSource(Section):
     """
 
     init: str = "scratch"
-    encoder: str = "vit_small"
+    encoder: EncoderName = "vit_small"
     width: Positive | None = None
     depth: Positive | None = None
     heads: Positive | None = None
@@ -214,7 +241,7 @@ class FinetuneConfig(Section):
     optim: OptimConfig = OptimConfig(
         epochs=100, batch_size=1024, base_lr=5e-4, min_lr=1e-6, warmup_epochs=5, betas=(0.9, 0.999)
     )
-    layer_decay: Annotated[float, Field(gt=0, le=1)] = 0.65
+    layer_decay: Share = 0.65
     frozen: bool = False
     optimizer: Literal["adamw", "lars", "sgd"] = "adamw"
     folds: Annotated[int, Field(ge=2)] = 5
@@ -232,13 +259,11 @@ class ProbeConfig(FinetuneConfig):
     """Linear probing as in MAE (appendix A.1): frozen encoder, BatchNorm without affine, LARS, crop and flip only."""
 
     model: ModelSource = ModelSource()
-    augment: AugmentConfig = AugmentConfig(
-        rand_augment=None, mixup=0, cutmix=0, label_smoothing=0, random_erasing=0
-    )
+    augment: AugmentConfig = AugmentConfig(rand_augment=None, mixup=0, cutmix=0, label_smoothing=0, random_erasing=0)
     optim: OptimConfig = OptimConfig(
         epochs=90, batch_size=16384, base_lr=0.1, warmup_epochs=10, weight_decay=0, betas=(0.9, 0.999)
     )
-    layer_decay: Literal[1.0] = 1.0
+    layer_decay: Annotated[float, Field(ge=1, le=1)] = 1.0
     frozen: Literal[True] = True
     optimizer: Literal["adamw", "lars", "sgd"] = "lars"
     neighbours: Positive = 20
@@ -246,8 +271,6 @@ class ProbeConfig(FinetuneConfig):
 
 def vit_spec(encoder: str, image_size: tuple[int, int], patch_size: int, model: ModelConfig | ModelSource) -> VitSpec:
     """The numbers of a named encoder, with what ``model`` overrides; ValueError where they do not fit together."""
-    if encoder not in VIT_PRESETS:
-        raise ValueError(f"encoder {encoder!r} is unknown; known are {', '.join(VIT_PRESETS)}")
     if image_size[0] % patch_size or image_size[1] % patch_size:
         raise ValueError(f"image_size {list(image_size)} is not a multiple of patch_size {patch_size}")
     preset = VIT_PRESETS[encoder]
@@ -324,21 +347,28 @@ def _apply(values: dict[str, Any], override: str) -> None:
         values[leaf] = yaml.safe_load(text)
     except yaml.YAMLError:
         raise ConfigError(f"--set {override}: {text!r} is not a YAML value") from None
-    if isinstance(values[leaf], str):  # YAML 1.1 reads 1e-4, which every engineer writes, as a string
-        try:
-            values[leaf] = float(text)
-        except ValueError:
-            pass
+
+
+_PLAIN = {
+    "tuple_type": "should be a list",
+    "model_type": "should be a section of keys and values",
+    "bool_parsing": "should be true or false",
+}
+"""Pydantic's words where they speak of Python instead of YAML."""
 
 
 def _explain(detail: Any, kind: type[BaseModel]) -> str:
-    key = ".".join(str(part) for part in detail["loc"] if part not in ("tuple[int, int]",))
-    message = str(detail["msg"]).removeprefix("Value error, ")
+    """One error of pydantic as a line: the key, what would be right, what was there."""
+    key = ".".join(str(part) for part in detail["loc"])
     if detail["type"] == "extra_forbidden":
         section: Any = kind
         for part in detail["loc"][:-1]:
             section = section.model_fields[part].annotation
         return f"{key}: unknown key; known here are {', '.join(section.model_fields)}"
+    message = str(detail["msg"]).removeprefix("Value error, ").removeprefix("Input ").split(", unable to parse")[0]
+    message = _PLAIN.get(detail["type"], message)
+    if detail["type"] in ("missing", "too_long"):
+        return f"{key.rstrip('.0123456789')}: wrong number of values in {detail['input']!r}"
     if not key:
         return message
     return f"{key}: {message}" + (f", not {detail['input']!r}" if not isinstance(detail["input"], dict) else "")

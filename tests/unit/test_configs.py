@@ -1,0 +1,63 @@
+"""Every shipped recipe loads, and the recipes of the paper have the published numbers."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from ehm.config import FinetuneConfig, ProbeConfig, TrainConfig, load_config, shipped_configs
+
+KINDS = {"pretrain": TrainConfig, "finetune": FinetuneConfig, "probe": ProbeConfig}
+CONFIGS = Path(__file__).parents[2] / "configs"
+SIZES = {"small": (384, 12, 6), "base": (768, 12, 12)}  # width, depth, heads: DeiT-S and ViT-B
+MASKINGS = ("random", "grid", "block", "evolved", "shallow", "deep")
+
+
+def kind(name):
+    """The class of a configuration: its folder says, or its file where the folder is a data set's."""
+    return next(KINDS[word] for part in reversed(name.split("/")) for word in KINDS if part.startswith(word))
+
+
+def test_the_shipped_names_are_the_files():
+    files = {str(path.relative_to(CONFIGS).with_suffix("")) for path in CONFIGS.rglob("*.yaml")}
+    assert set(shipped_configs()) == files
+    assert {f"pretrain/vit_{size}_{masking}" for size in SIZES for masking in MASKINGS} <= files
+
+
+@pytest.mark.parametrize("name", shipped_configs())
+def test_it_loads_and_says_what_it_is_and_how_to_run_it(name):
+    load_config(kind(name), name)
+    header = [line for line in (CONFIGS / f"{name}.yaml").read_text().splitlines() if line.startswith("#")]
+    assert len(header) >= 2
+    assert any(f"--config {name}" in line for line in header)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("masking", MASKINGS)
+def test_the_recipes_of_the_paper_are_maes_published_numbers(size, masking):
+    config = load_config(TrainConfig, f"pretrain/vit_{size}_{masking}")
+    assert config.masking == masking
+    assert (config.vit.width, config.vit.depth, config.vit.heads) == SIZES[size]
+    assert (config.image_size, config.patch_size, config.vit.patches) == ((224, 224), 16, 196)
+    assert (config.model.decoder_width, config.model.decoder_depth, config.model.decoder_heads) == (512, 8, 16)
+    assert config.model.norm_pix_loss
+    assert (config.mask.ratio, config.mask.blocks, config.mask.depth_range) == (0.75, 6, (0, 1))
+    assert config.mask.schedule == "linear"
+    assert (config.data.crop_scale, config.data.flip) == ((0.2, 1), True)
+    optim = config.optim
+    assert (optim.epochs, optim.warmup_epochs, optim.batch_size) == (300, 40, 4096)
+    assert optim.lr == pytest.approx(2.4e-3)  # 1.5e-4 x 4096 / 256
+    assert (optim.min_lr, optim.weight_decay, optim.betas, optim.clip_grad) == (0, 0.05, (0.9, 0.95), None)
+
+
+@pytest.mark.parametrize("name", [name for name in shipped_configs() if name.startswith("pretrain/")])
+def test_the_recipes_of_the_paper_never_fall_back_on_the_small_example_images(name):
+    assert yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())["data"]["source"] == "imagenet"
+
+
+def test_the_recipes_of_the_paper_differ_in_the_mask_alone():
+    for size in SIZES:
+        recipes = [load_config(TrainConfig, f"pretrain/vit_{size}_{masking}").model_dump() for masking in MASKINGS]
+        for recipe in recipes:
+            del recipe["masking"]
+        assert all(recipe == recipes[0] for recipe in recipes)
