@@ -1,0 +1,49 @@
+"""A learner of plain NumPy: the loop can be tested without any framework."""
+
+import numpy as np
+
+from ehm.backends.base import DeviceInfo, LearnerState
+
+
+class FakeLearner:
+    """Counts what the loop asks for; its one parameter moves by lr times the share of bright masked patches."""
+
+    def __init__(self, config, fail_at=None):
+        self.patches, self.fail_at = config.vit.patches, fail_at
+        self.weight, self.steps = np.zeros(1, np.float64), 0
+        self.calls = []
+
+    def similarity(self, images):
+        self.calls.append(("similarity", len(images)))
+        flat = images.reshape(len(images), -1)[:, : self.patches].astype(np.float32)
+        return 1 / (1 + np.abs(flat[:, :, None] - flat[:, None, :]))
+
+    def train_step(self, images, mask, lr, weight_decay):
+        self.steps += 1
+        self.calls.append(("train_step", mask, lr, weight_decay))
+        self.weight += lr * (images.mean() + mask @ np.arange(mask.shape[1])).mean()
+        return {"loss": np.float64(np.nan if self.steps == self.fail_at else 1 / self.steps)}
+
+    def state(self):
+        return LearnerState(
+            {"weight": self.weight.copy(), "decoder_pred.bias": np.zeros(1), "mask_token": np.zeros(1)},
+            {"step": np.array(self.steps)},
+        )
+
+    def load(self, state):
+        self.weight, self.steps = state.model["weight"].copy(), int(state.optimizer["step"])
+
+
+class FakeBackend:
+    name = "fake"
+
+    def __init__(self, fail_at=None):
+        self.fail_at = fail_at
+        self.learners = []
+
+    def info(self):
+        return DeviceInfo("fake", "NumPy", 1, None, ("float64",))
+
+    def learner(self, config):
+        self.learners.append(FakeLearner(config, self.fail_at))
+        return self.learners[-1]

@@ -1,0 +1,88 @@
+"""Checkpoints: whole or absent, and never trusted blindly."""
+
+import json
+
+import numpy as np
+import pytest
+
+from ehm import checkpoint
+from ehm.backends.base import LearnerState
+from ehm.errors import CheckpointError
+
+
+def state(value=0.0):
+    return LearnerState(
+        {"blocks.0.attn.qkv.weight": np.full((6, 2), value, np.float32).T},  # not contiguous
+        {"step": np.array(3.0, np.float32), "exp_avg": np.arange(4, dtype=np.float64)},
+    )
+
+
+def save(folder, step, value=0.0):
+    return checkpoint.save(folder, state(value), {"kind": "pretrain", "step": step, "epoch": step / 10})
+
+
+def test_what_is_read_is_what_was_written(tmp_path):
+    path = save(tmp_path, 7, 1.5)
+    read, meta = checkpoint.read(path)
+    for ours, theirs in ((read.model, state(1.5).model), (read.optimizer, state().optimizer)):
+        assert ours.keys() == theirs.keys()
+        for key in ours:
+            np.testing.assert_array_equal(ours[key], theirs[key])
+            assert ours[key].dtype == theirs[key].dtype
+    assert path.name == "step-00000007"
+    assert meta["step"] == 7
+    assert meta["kind"] == "pretrain"
+    assert set(meta["sha256"]) == {"model.safetensors", "optimizer.safetensors"}
+    assert checkpoint.read_model(path)[0].keys() == read.model.keys()
+
+
+def test_newest_complete_one_wins_and_debris_is_cleared(tmp_path):
+    save(tmp_path, 9)
+    save(tmp_path, 10)
+    (tmp_path / ".step-00000011").mkdir()  # what a kill during a write leaves
+    (tmp_path / ".step-00000011/model.safetensors").write_bytes(b"half")
+    (tmp_path / "step-00000012").mkdir()  # no state.json: not a checkpoint
+    assert checkpoint.newest(tmp_path).name == "step-00000010"
+    (tmp_path / "step-00000012").rmdir()
+    save(tmp_path, 11)
+    checkpoint.prune(tmp_path, 2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000010", "step-00000011"]
+
+
+def test_the_same_step_is_replaced(tmp_path):
+    save(tmp_path, 3, 1.0)
+    path = save(tmp_path, 3, 2.0)
+    assert checkpoint.read_model(path)[0]["blocks.0.attn.qkv.weight"][0, 0] == 2.0
+    assert [p.name for p in tmp_path.iterdir()] == ["step-00000003"]
+
+
+def test_resolve_takes_run_folder_or_checkpoint(tmp_path):
+    path = save(tmp_path / "run/checkpoints", 5)
+    for given in (path, tmp_path / "run", tmp_path / "run/checkpoints"):
+        assert checkpoint.resolve(given) == path
+    with pytest.raises(CheckpointError, match="no checkpoint there"):
+        checkpoint.resolve(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors"])
+def test_an_altered_or_missing_file_is_named(tmp_path, name):
+    path = save(tmp_path, 1)
+    data = bytearray((path / name).read_bytes())
+    data[-1] ^= 1
+    (path / name).write_bytes(data)
+    with pytest.raises(CheckpointError, match=rf"{name}: does not match"):
+        checkpoint.read(path)
+    (path / name).unlink()
+    with pytest.raises(CheckpointError, match=rf"{name}: missing"):
+        checkpoint.read(path)
+
+
+def test_another_format_is_refused(tmp_path):
+    path = save(tmp_path, 1)
+    meta = json.loads((path / "state.json").read_text())
+    (path / "state.json").write_text(json.dumps({**meta, "format": 2}))
+    with pytest.raises(CheckpointError, match="format 2"):
+        checkpoint.read(path)
+    (path / "state.json").write_text("{")
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        checkpoint.read(path)
