@@ -74,7 +74,15 @@ class Learner(Protocol):
 
 
 class Classifier(Protocol):
-    """An encoder with a linear head, in fine-tuning or, with a frozen encoder, in linear probing."""
+    """An encoder with a linear head, in fine-tuning or, with a frozen encoder, in linear probing.
+
+    It takes images of ``image_size`` = (H, W) pixels. ``architecture`` (plain JSON) says what the encoder is, so that a
+    checkpoint can be opened without the weights that it started from; ``notes`` what was loaded and what was left aside.
+    """
+
+    image_size: tuple[int, int]
+    architecture: Mapping[str, Any]
+    notes: tuple[str, ...]
 
     def train_step(
         self, images: NDArray[np.uint8], targets: NDArray[np.float32], lr: float, weight_decay: float
@@ -94,11 +102,13 @@ class Classifier(Protocol):
 class Encoder(Protocol):
     """A trained encoder, for measurement and pictures: evaluation mode, no gradient.
 
-    It takes images of ``image_size`` = (H, W) pixels and cuts them into ``grid`` = (down, across) patches.
+    It takes images of ``image_size`` = (H, W) pixels and cuts them into ``grid`` = (down, across) patches;
+    ``notes`` says what was loaded and what was left aside.
     """
 
     image_size: tuple[int, int]
     grid: tuple[int, int]
+    notes: tuple[str, ...]
 
     def features(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Mean of the patch tokens after the last norm: (B, H, W, 3) -> (B, D)."""

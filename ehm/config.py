@@ -233,6 +233,7 @@ class FinetuneConfig(Section):
     """Supervised training of a classifier. The defaults are MAE's published recipe for ViT-B.
 
     ``fold`` of ``folds`` stratified parts is held out where the source has no validation split of its own.
+    ``pool`` is what the head sees: the mean of the patch tokens, or the class token.
     """
 
     model: ModelSource = ModelSource(drop_path=0.1)
@@ -241,6 +242,7 @@ class FinetuneConfig(Section):
     optim: OptimConfig = OptimConfig(
         epochs=100, batch_size=1024, base_lr=5e-4, min_lr=1e-6, warmup_epochs=5, betas=(0.9, 0.999)
     )
+    pool: Literal["avg", "token"] = "avg"
     layer_decay: Share = 0.65
     frozen: bool = False
     optimizer: Literal["adamw", "lars", "sgd"] = "adamw"
@@ -263,6 +265,7 @@ class ProbeConfig(FinetuneConfig):
     optim: OptimConfig = OptimConfig(
         epochs=90, batch_size=16384, base_lr=0.1, warmup_epochs=10, weight_decay=0, betas=(0.9, 0.999)
     )
+    pool: Literal["avg", "token"] = "token"
     layer_decay: Annotated[float, Field(ge=1, le=1)] = 1.0
     frozen: Literal[True] = True
     optimizer: Literal["adamw", "lars", "sgd"] = "lars"

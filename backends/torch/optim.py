@@ -1,7 +1,7 @@
 """Parameter groups (who decays, layer-wise learning rates), LARS, and an optimiser's state as plain arrays.
 
-The learning rate and the weight decay of a step come from the caller: a group keeps its own two factors, ``lr_scale`` and
-``decays``, and :func:`set_rates` applies them.
+The learning rate and the weight decay of a step come from the caller: a group keeps its own two factors, ``lr_scale``
+and ``decays``, and :func:`set_rates` applies them.
 """
 
 from __future__ import annotations
@@ -27,38 +27,26 @@ def decays(name: str, parameter: Tensor, no_decay: Collection[str] = ()) -> bool
     return parameter.ndim > 1 and not name.endswith(".bias") and name not in no_decay
 
 
-def layer_of(name: str, depth: int) -> int:
-    """Layer of a timm ViT's parameter: 0 is the embedding, 1 to ``depth`` the blocks, ``depth + 1`` the rest."""
-    if name in ("cls_token", "pos_embed") or name.startswith("patch_embed."):
-        return 0
-    if name.startswith("blocks."):
-        return int(name.split(".")[1]) + 1
-    return depth + 1
-
-
 def param_groups(
     named_parameters: NamedParameters,
     no_decay: Collection[str] = (),
-    layer_decay: float | None = None,
-    depth: int | None = None,
+    layer_decay: float = 1.0,
+    layers: Mapping[str, int] | None = None,
 ) -> list[dict[str, Any]]:
     """Groups for a torch optimiser, each with ``lr_scale`` (float) and ``decays`` (bool) beside its ``params``.
 
-    Without ``layer_decay`` every rate is the same. With it, layer i of a ViT with ``depth`` blocks learns at
-    ``layer_decay ** (depth + 1 - i)`` of the rate and the head at all of it (BEiT, and MAE's ``lr_decay.py``).
+    ``layers`` gives each parameter's layer, 0 nearest to the pixels. With L the last one, layer i learns at
+    ``layer_decay ** (L - i)`` of the rate and the head at all of it (BEiT, and MAE's ``lr_decay.py``).
     Parameters that take no gradient are left out.
     """
-    if layer_decay is not None and depth is None:
-        raise ValueError("layer_decay needs the depth of the encoder")
+    layers = layers or {}
+    last = max(layers.values(), default=0)
     groups: dict[tuple[int, bool], dict[str, Any]] = {}
     for name, parameter in named_parameters:
         if not parameter.requires_grad:
             continue
-        layer, scale = 0, 1.0
-        if layer_decay is not None and depth is not None:
-            layer = layer_of(name, depth)
-            scale = layer_decay ** (depth + 1 - layer)
-        decaying = decays(name, parameter, no_decay)
+        layer, decaying = layers.get(name, last), decays(name, parameter, no_decay)
+        scale = layer_decay ** (last - layer)
         group = groups.setdefault((layer, decaying), {"params": [], "lr_scale": scale, "decays": decaying})
         group["params"].append(parameter)
     return list(groups.values())
@@ -126,6 +114,8 @@ def load_optimizer_arrays(
 ) -> None:
     """Put back what :func:`optimizer_arrays` gave; raises CheckpointError on a name or a shape that does not fit."""
     parameters = dict(named_parameters)
+    # torch keeps the step count on the host, except for kernels that read it on the device
+    on_device = any(group.get("fused") or group.get("capturable") for group in optimizer.param_groups)
     optimizer.state.clear()
     for key, array in arrays.items():
         name, _, slot = key.rpartition("/")
@@ -133,8 +123,8 @@ def load_optimizer_arrays(
         if parameter is None:
             raise CheckpointError(f"the optimiser's {key} belongs to no parameter of this model")
         value = torch.from_numpy(np.array(array, copy=True))
-        if value.ndim:  # scalars (AdamW's step count) stay on the host, as torch keeps them
-            if value.shape != parameter.shape:
-                raise CheckpointError(f"the optimiser's {key} is {tuple(value.shape)}, not {tuple(parameter.shape)}")
+        if value.ndim and value.shape != parameter.shape:
+            raise CheckpointError(f"the optimiser's {key} is {tuple(value.shape)}, not {tuple(parameter.shape)}")
+        if value.ndim or on_device:
             value = value.to(parameter.device)
         optimizer.state[parameter][slot] = value

@@ -1,0 +1,85 @@
+"""A trained encoder on one torch device, for measurement and pictures.
+
+Shapes: B images of H x W pixels, N patches, D features, L = 1 + N tokens.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor
+
+from ehm.backends.torch.models.attention import attention_probs, mean_attention, patch_similarity
+from ehm.backends.torch.tensors import to_pixels
+from ehm.backends.torch.weights import load_model
+from ehm.config import ModelSource
+from ehm.errors import ConfigError
+
+__all__ = ["TorchEncoder"]
+
+
+class TorchEncoder:
+    """Implements :class:`ehm.backends.base.Encoder`, in float32.
+
+    ``model`` is the torch module, a timm model without a head; pixels are normalised as its weights were trained.
+    """
+
+    def __init__(self, source: ModelSource, device: torch.device) -> None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)  # `scratch` and untrained models are the same every time
+            loaded = load_model(source, pool="avg", fc_norm=False)
+        self._device, self._mean, self._std = device, loaded.mean, loaded.std
+        self._origin = source.init
+        self.model: Any = loaded.model.to(device).eval()
+        self.image_size, self.notes = loaded.image_size, loaded.notes
+        self.grid = _grid(self.model, self.image_size)
+
+    @torch.inference_mode()
+    def features(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """See :meth:`ehm.backends.base.Encoder.features`; a model of timm's that is no ViT pools in its own way."""
+        tokens = self.model.forward_features(self._pixels(images))
+        features: NDArray[np.float32] = self.model.forward_head(tokens, pre_logits=True).cpu().numpy()
+        return features
+
+    @torch.inference_mode()
+    def similarity(self, images: NDArray[np.uint8], blocks: int) -> NDArray[np.float32]:
+        """See :meth:`ehm.backends.base.Encoder.similarity`."""
+        attention = mean_attention(self._vit().blocks, self._tokens(images), blocks)
+        similarity: NDArray[np.float32] = patch_similarity(attention).cpu().numpy()
+        return similarity
+
+    @torch.inference_mode()
+    def attention(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """See :meth:`ehm.backends.base.Encoder.attention`."""
+        *before, last = self._vit().blocks
+        tokens = self._tokens(images)
+        for block in before:
+            tokens = block(tokens)
+        attention: NDArray[np.float32] = attention_probs(last, tokens).cpu().numpy()
+        return attention
+
+    def _tokens(self, images: NDArray[np.uint8]) -> Tensor:
+        """What enters the first block: (B, L, D)."""
+        model = self._vit()
+        tokens: Tensor = model.norm_pre(model._pos_embed(model.patch_embed(self._pixels(images))))
+        return tokens
+
+    def _vit(self) -> Any:
+        if not isinstance(self.model, VisionTransformer) or self.model.num_prefix_tokens != 1:
+            raise ConfigError(f"model.init {self._origin}: attention needs a ViT with one class token")
+        return self.model
+
+    def _pixels(self, images: NDArray[np.uint8]) -> Tensor:
+        return to_pixels(images, self._device, self._mean, self._std)
+
+
+def _grid(model: Any, image_size: tuple[int, int]) -> tuple[int, int]:
+    """Patches down and across; of a convolutional network, the cells of its last feature map."""
+    if isinstance(model, VisionTransformer):
+        return tuple(model.patch_embed.grid_size)
+    reduction = model.feature_info[-1]["reduction"]
+    return image_size[0] // reduction, image_size[1] // reduction

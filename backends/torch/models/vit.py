@@ -1,0 +1,50 @@
+"""Vision Transformers by numbers: timm's own class, so that every parameter has timm's name."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from timm.models import group_parameters
+from timm.models.vision_transformer import VisionTransformer
+from torch import nn
+
+from ehm.encoders import VitSpec
+
+__all__ = ["build_vit", "layers_of"]
+
+
+def build_vit(
+    spec: VitSpec,
+    classes: int = 0,
+    drop_path: float = 0.0,
+    global_pool: str = "avg",
+    fc_norm: bool | None = None,
+) -> VisionTransformer:
+    """A ViT of ``spec``: normalised (B, 3, H, W) -> (B, classes), or pooled features (B, D) for 0 classes.
+
+    ``global_pool`` is ``avg`` (mean of the patch tokens) or ``token`` (the class token). As in MAE's fine-tuning the
+    last norm follows an average, unless ``fc_norm`` is False, and the head starts near zero (std 2e-5).
+    """
+    model = VisionTransformer(
+        img_size=spec.image_size,
+        patch_size=spec.patch_size,
+        num_classes=classes,
+        global_pool=global_pool,
+        embed_dim=spec.width,
+        depth=spec.depth,
+        num_heads=spec.heads,
+        mlp_ratio=spec.mlp_ratio,
+        fc_norm=fc_norm,
+        drop_path_rate=drop_path,
+        norm_layer=partial(nn.LayerNorm, eps=1e-6),
+    )
+    if classes:
+        nn.init.trunc_normal_(model.head.weight, std=2e-5)
+    return model
+
+
+def layers_of(model: Any) -> dict[str, int]:
+    """Layer of every parameter of a timm model: 0 is the embedding, then the blocks, last the head and its norm."""
+    layers: dict[str, int] = group_parameters(model, model.group_matcher(coarse=False), reverse=True)
+    return layers
