@@ -1,0 +1,233 @@
+"""A bundle: one folder that holds a model and all that a service must know to run it. No framework here.
+
+    DIR/model.onnx      the network, weights included (beyond 2 GB they lie in model.onnx.data beside it)
+        manifest.json   input, preprocessing, labels, source, versions, parity with the framework, SHA-256 of every file
+
+A bundle is written into a temporary folder beside its place and renamed: a folder that carries the final name is complete.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from ehm.checkpoint import sha256
+from ehm.errors import ExportError
+
+__all__ = [
+    "FORMAT",
+    "Bundle",
+    "FileRecord",
+    "Manifest",
+    "ModelRecord",
+    "Parity",
+    "ParityCase",
+    "Preprocessing",
+    "Source",
+    "TensorRecord",
+    "staged",
+]
+
+FORMAT = 1
+_MANIFEST = "manifest.json"
+Triple = tuple[float, float, float]
+
+
+class _Section(BaseModel):
+    # keys that a later version adds are ignored; one that changes a meaning raises FORMAT
+    model_config = ConfigDict(extra="ignore", frozen=True, protected_namespaces=())
+
+
+class TensorRecord(_Section):
+    """An input or output of the network; a text in ``shape`` names a dynamic dimension."""
+
+    name: str
+    dtype: Literal["float32"]
+    layout: Literal["NCHW", "NC"]
+    shape: tuple[int | str, ...]
+
+
+class Preprocessing(_Section):
+    """From an image file to the input, in this order: decode to RGB, resize, crop the centre, scale to [0, 1], normalise.
+
+    The image is resized, proportions kept, so that it just covers ``image_size / crop_fraction`` (height, width).
+    """
+
+    colour: Literal["RGB"] = "RGB"
+    image_size: tuple[int, int]
+    resize: Literal["cover_then_centre_crop"] = "cover_then_centre_crop"
+    crop_fraction: float = Field(gt=0, le=1)
+    interpolation: Literal["bicubic"] = "bicubic"
+    mean: Triple
+    std: Triple
+
+
+class ModelRecord(_Section):
+    """The network file: its number type, ONNX operator set and how often each operator occurs."""
+
+    file: str
+    precision: Literal["float32"] = "float32"
+    opset: int
+    operators: dict[str, int]
+
+
+class Source(_Section):
+    """What was exported: the argument, the kind of checkpoint, and the SHA-256 of its weights."""
+
+    checkpoint: str
+    kind: str
+    sha256: str
+
+
+class ParityCase(_Section):
+    """One comparison: largest absolute difference and smallest cosine over the outputs of a batch."""
+
+    images: Literal["random", "natural"]
+    batch: int
+    max_abs: float
+    cosine: float
+
+
+class Parity(_Section):
+    """Comparison with the framework that the weights came from; no case exceeds ``tolerance``."""
+
+    reference: str
+    runtime: str
+    tolerance: float
+    max_abs: float
+    cosine: float
+    cases: tuple[ParityCase, ...]
+
+
+class FileRecord(_Section):
+    """Size and SHA-256 of one file."""
+
+    bytes: int
+    sha256: str
+
+
+class Manifest(_Section):
+    """``manifest.json``: docs/export.md explains each field."""
+
+    format: Literal[1] = 1
+    task: Literal["classification", "features"]
+    model: ModelRecord
+    input: TensorRecord
+    output: TensorRecord
+    preprocessing: Preprocessing
+    labels: tuple[str, ...] = ()
+    source: Source
+    versions: dict[str, str]
+    parity: Parity
+    files: dict[str, FileRecord] = {}
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle that was opened and verified."""
+
+    path: Path
+    manifest: Manifest
+
+    @property
+    def model(self) -> Path:
+        """The ONNX file."""
+        return self.path / self.manifest.model.file
+
+    @classmethod
+    def open(cls, path: str | Path) -> Bundle:
+        """Read and verify the bundle at ``path``; raises ExportError naming the file that is missing, altered or unknown."""
+        path = Path(path)
+        manifest = _read_manifest(path)
+        for name, record in manifest.files.items():
+            file = path / name
+            if Path(name).name != name:
+                raise ExportError(f"{path / _MANIFEST}: files may not lie outside the bundle: {name!r}")
+            if not file.is_file():
+                raise ExportError(f"{file}: missing; the bundle is incomplete")
+            if sha256(file) != record.sha256:
+                raise ExportError(f"{file}: does not match the SHA-256 in {_MANIFEST}; it was altered or damaged")
+        if manifest.model.file not in manifest.files:
+            raise ExportError(f"{path / _MANIFEST}: model.file {manifest.model.file!r} is not among its files")
+        return cls(path, manifest)
+
+    @classmethod
+    def seal(cls, folder: Path, manifest: Manifest) -> Bundle:
+        """Write the manifest of a folder that holds everything else, with size and SHA-256 of each file."""
+        files = {
+            file.name: FileRecord(bytes=file.stat().st_size, sha256=sha256(file))
+            for file in sorted(folder.iterdir())
+            if file.name != _MANIFEST
+        }
+        manifest = manifest.model_copy(update={"files": files})
+        text = json.dumps(manifest.model_dump(mode="json"), indent=2, allow_nan=False, ensure_ascii=False)
+        (folder / _MANIFEST).write_text(text + "\n", encoding="utf-8")
+        return cls(folder, manifest)
+
+
+@contextmanager
+def staged(out: Path) -> Iterator[Path]:
+    """A temporary folder that becomes ``out`` when the block ends, and vanishes if it raises.
+
+    An earlier bundle at ``out`` is replaced; anything else there raises ExportError before the block begins.
+    """
+    out = Path(os.path.abspath(out))
+    _refuse_foreign(out)
+    folder, replaced = (out.with_name(f".{out.name}-{suffix}") for suffix in ("partial", "replaced"))
+    for stale in (folder, replaced):  # what a killed export left
+        shutil.rmtree(stale, ignore_errors=True)
+    folder.mkdir(parents=True)
+    try:
+        yield folder
+        if out.exists():
+            out.rename(replaced)
+        folder.rename(out)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _refuse_foreign(out: Path) -> None:
+    """Only an empty folder, or a bundle without anything of the user's in it, may be replaced."""
+    if not out.exists() and not out.is_symlink():
+        return
+    advice = "choose another --out, or remove it first"
+    if out.is_symlink() or not out.is_dir():
+        raise ExportError(f"{out}: exists and is not a folder; {advice}")
+    names = {file.name for file in out.iterdir()}
+    if not names:
+        return
+    try:
+        own = {_MANIFEST, *json.loads((out / _MANIFEST).read_text(encoding="utf-8"))["files"]}
+    except (OSError, ValueError, TypeError, KeyError):
+        raise ExportError(f"{out}: exists and is not a bundle; {advice}") from None
+    if names - own:
+        raise ExportError(f"{out}: holds {sorted(names - own)[0]}, which is not part of the bundle; {advice}")
+
+
+def _read_manifest(path: Path) -> Manifest:
+    file = path / _MANIFEST
+    if not file.is_file():
+        raise ExportError(f"{path}: not a bundle: it has no {_MANIFEST}; ehm export writes one")
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+        found = values["format"]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise ExportError(f"{file}: not a bundle's manifest: {error!r}") from None
+    if found != FORMAT:
+        raise ExportError(f"{file}: bundle format {found!r}; this version of ehm reads {FORMAT}")
+    try:
+        return Manifest.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ExportError(f"{file}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+

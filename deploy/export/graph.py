@@ -1,0 +1,122 @@
+"""A torch module as a clean ONNX file: one dynamic dimension (the batch), plain operators, nothing about this machine.
+
+Ascend's converter (ATC) takes operator sets 11 to 18 and has neither Gelu nor Attention; 17 is the first with
+LayerNormalization. torch's exporter writes 18 and later, and its way down to 17 fails silently on reductions
+(torch 2.14, onnxscript 0.7), so that step is done here.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import onnx
+import torch
+from onnx import ModelProto, helper, numpy_helper
+from torch import nn
+
+from ehm.errors import ExportError
+
+__all__ = ["BATCH", "EMBED_LIMIT", "operators", "write_onnx"]
+
+BATCH = "batch"
+EMBED_LIMIT = 2**31 - 2**20
+"""Weights of more bytes than this go into a file of their own: protobuf ends at 2 GiB."""
+_WRITTEN_BY_TORCH = 18
+
+
+def write_onnx(
+    module: nn.Module, path: Path, *, image_size: tuple[int, int], output: str, opset: int = 17
+) -> ModelProto:
+    """Export ``module``, (B, 3, H, W) float32 ``images`` -> (B, C) ``output``, and check the file; returns its graph.
+
+    The graph comes without weights where they are stored beside it. Raises ExportError where the module, or one of its
+    operators at ``opset``, cannot be expressed.
+    """
+    example = torch.zeros(2, 3, *image_size)  # a batch of one would be taken for a constant
+    try:
+        with _quiet(), _plain_attention(module), torch.no_grad():
+            program = torch.onnx.export(
+                module.eval(),
+                (example,),
+                dynamo=True,
+                opset_version=max(opset, _WRITTEN_BY_TORCH),
+                input_names=["images"],
+                output_names=[output],
+                dynamic_shapes=({0: torch.export.Dim(BATCH)},),
+                verbose=False,
+            )
+    except torch.onnx.errors.OnnxExporterError as error:
+        reason = " ".join(str(error.__cause__ or error).split())
+        raise ExportError(f"{type(module).__name__}: torch.onnx cannot express it: {reason[:300]}") from error
+    assert program is not None
+    model = program.model_proto
+    if opset < _WRITTEN_BY_TORCH:
+        _lower_reductions(model)
+        next(domain for domain in model.opset_import if not domain.domain).version = opset
+    _strip(model)
+    bytes_of_weights = sum(len(tensor.raw_data) for tensor in model.graph.initializer)
+    aside = bytes_of_weights > EMBED_LIMIT
+    onnx.save_model(model, path, save_as_external_data=aside, location=f"{path.name}.data", size_threshold=1024)
+    try:
+        onnx.checker.check_model(path, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        reason = " ".join(str(error).split())
+        raise ExportError(f"the graph is not valid at opset {opset} ({reason[:300]}); opset 18 may express it") from error
+    return model
+
+
+def operators(model: ModelProto) -> dict[str, int]:
+    """How often each operator occurs, by name."""
+    return dict(sorted(Counter(node.op_type for node in model.graph.node).items()))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the exporter's remarks about its own internals from the user; errors still raise."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+@contextmanager
+def _plain_attention(module: nn.Module) -> Iterator[None]:
+    """Let timm's attention run as two matrix products: the fused call becomes twenty nodes of shape arithmetic a block."""
+    fused = [part for part in module.modules() if getattr(part, "fused_attn", False) is True]
+    for part in fused:
+        part.fused_attn = False  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        for part in fused:
+            part.fused_attn = True  # type: ignore[assignment]
+
+
+def _lower_reductions(model: ModelProto) -> None:
+    """Opset 18 moved the axes of reductions from an attribute to an input; move them back."""
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    for node in model.graph.node:
+        if not node.op_type.startswith("Reduce") or node.op_type == "ReduceSum":  # ReduceSum moved at 13
+            continue
+        kept = [attribute for attribute in node.attribute if attribute.name != "noop_with_empty_axes"]
+        if len(node.input) > 1:
+            axes = numpy_helper.to_array(constants[node.input[1]])
+            kept.append(helper.make_attribute("axes", axes.tolist()))
+            del node.input[1:]
+        del node.attribute[:]
+        node.attribute.extend(kept)
+    used = {name for node in model.graph.node for name in node.input}
+    for tensor in constants.values():
+        if tensor.name not in used:
+            model.graph.initializer.remove(tensor)
+
+
+def _strip(model: ModelProto) -> None:
+    """Remove the exporter's notes: they hold paths of this machine and make equal models differ."""
+    graph = model.graph
+    for part in (model, graph, *graph.node, *graph.initializer, *graph.input, *graph.output, *graph.value_info):
+        del part.metadata_props[:]
+        part.ClearField("doc_string")
