@@ -1,0 +1,235 @@
+"""Does evolved masking help, on a small budget? Every masking, the same budget, several seeds; resumable run by run.
+
+    python benchmarks/study.py run      trains and measures what is missing under runs/study
+    python benchmarks/study.py report   writes docs/study.md from what is there
+
+Each run pretrains ``configs/elpv/study.yaml`` on all photographs without labels. Its encoder is then measured by AUC of
+"defective" in three ways: a linear probe and k-NN on frozen features, each by stratified 5-fold cross-validation over all
+labels, and fine-tuning on one fixed split. The probe's regularisation is chosen inside the training folds; nothing else is
+chosen at all. Runs of one seed share initial weights and data order, so differences are paired by seed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import shutil
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy import stats
+from sklearn.linear_model import LogisticRegressionCV
+from sklearn.metrics import roc_auc_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+import ehm
+from ehm import backends
+from ehm.config import DataConfig, ModelSource
+from ehm.data import EvalTransform, Loader, open_source, stratified_folds
+
+ROOT = Path("runs/study")
+REPORT = Path("docs/study.md")
+SEEDS = (0, 1, 2)
+FOLDS = 5
+NEIGHBOURS = 20
+IMAGE_SIZE = (96, 96)
+CONFIG = "elpv/study"
+
+ARMS: dict[str, tuple[str, list[str]]] = {
+    "random": ("random patches (MAE)", ["masking=random"]),
+    "grid": ("regular grid", ["masking=grid"]),
+    "block": ("blocks (BEiT)", ["masking=block"]),
+    "shallow": ("hierarchical, only shallow (0.2)", ["masking=shallow"]),
+    "deep": ("hierarchical, only deep (0.8)", ["masking=deep"]),
+    "evolved": ("evolved, raw attention (the paper)", ["masking=evolved"]),
+    "evolved-balanced": ("evolved, balanced", ["masking=evolved", "mask.balance=sinkhorn"]),
+    "evolved-short": ("evolved, raw, depth 0 to 0.6", ["masking=evolved", "mask.depth_range=[0,0.6]"]),
+    "evolved-balanced-short": (
+        "evolved, balanced, depth 0 to 0.6",
+        ["masking=evolved", "mask.balance=sinkhorn", "mask.depth_range=[0,0.6]"],
+    ),
+}
+MEASURES = {"linear": "linear probe", "knn": "k-NN", "finetune": "fine-tuning"}
+FINETUNE = [
+    "model.image_size=96",
+    "optim.epochs=4",
+    "optim.warmup_epochs=1",
+    "run.checkpoint_every=100",
+    "run.tensorboard=false",
+]
+
+
+def run(names: list[str], seeds: list[int]) -> None:
+    for seed in seeds:
+        for name in names:
+            folder = ROOT / f"{name}-{seed}"
+            if (folder / "result.json").is_file():
+                continue
+            print(f"== {name}, seed {seed}", flush=True)
+            started = time.perf_counter()
+            if name == "untrained":
+                overrides = [*ARMS["random"][1], "run.max_steps=1", "optim.base_lr=1.0e-12"]
+            else:
+                overrides = ARMS[name][1]
+            resume = (folder / "checkpoints").is_dir()
+            ehm.train(
+                CONFIG, device="cpu", overrides=[*overrides, f"run.seed={seed}"], out=folder, resume=resume
+            )
+            trained = time.perf_counter() - started
+            result = measure(folder, seed) | trees(folder)
+            result |= {"pretrain_seconds": trained, "seconds": time.perf_counter() - started}
+            (folder / "result.json").write_text(json.dumps(result, indent=2) + "\n")
+            print(json.dumps(result), flush=True)
+
+
+def measure(folder: Path, seed: int) -> dict[str, Any]:
+    """AUC by each measure; the folds are the same for every run."""
+    features, labels = extract(folder)
+    fold_of = stratified_folds(labels, FOLDS, seed=0)
+    linear, knn = [], []
+    for fold in range(FOLDS):
+        train, test = fold_of != fold, fold_of == fold
+        linear.append(linear_auc(features[train], labels[train], features[test], labels[test]))
+        knn.append(knn_auc(features[train], labels[train], features[test], labels[test]))
+    out = folder / "finetune"
+    shutil.rmtree(out, ignore_errors=True)
+    tuned = ehm.finetune(
+        "elpv/finetune",
+        device="cpu",
+        overrides=[f"model.init={folder}", f"run.seed={seed}", *FINETUNE],
+        out=out,
+    )
+    return {
+        "linear": statistics.mean(linear),
+        "knn": statistics.mean(knn),
+        "finetune": tuned.metrics["auc"],
+        "linear_folds": linear,
+        "knn_folds": knn,
+    }
+
+
+def extract(folder: Path) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """Frozen features (n, D) and labels (n,) of all photographs, uncropped."""
+    encoder = backends.get("cpu").encoder(ModelSource(init=str(folder), image_size=IMAGE_SIZE))
+    source = open_source(DataConfig(source="elpv"), "all")
+    assert source.labels is not None
+    with Loader(
+        source, EvalTransform(IMAGE_SIZE), batch_size=128, seed=0, shuffle=False, drop_last=False, workers=2
+    ) as loader:
+        batches = list(loader.batches(0, loader.steps_per_epoch))
+    features = np.concatenate([encoder.features(batch.images) for batch in batches])
+    return features, source.labels[np.concatenate([batch.indices for batch in batches])]
+
+
+def linear_auc(x: Any, y: Any, x_test: Any, y_test: Any) -> float:
+    """Logistic regression; its penalty is chosen by cross-validation inside the training folds."""
+    model = make_pipeline(
+        StandardScaler(),
+        LogisticRegressionCV(
+            Cs=[1e-3, 1e-2, 1e-1, 1.0], cv=3, scoring="roc_auc", max_iter=500, l1_ratios=(0,), use_legacy_attributes=False
+        ),
+    )
+    return float(roc_auc_score(y_test, model.fit(x, y).predict_proba(x_test)[:, 1]))
+
+
+def knn_auc(x: Any, y: Any, x_test: Any, y_test: Any) -> float:
+    """Share of defective cells among the nearest training cells by cosine, weighted as in DINO (temperature 0.07)."""
+    mean = x.mean(0)  # features share a large constant part that hides every angle
+    x, x_test = x - mean, x_test - mean
+    x, x_test = (v / np.linalg.norm(v, axis=1, keepdims=True) for v in (x, x_test))
+    cosine = x_test @ x.T
+    nearest = np.argpartition(-cosine, NEIGHBOURS, axis=1)[:, :NEIGHBOURS]
+    weight = np.exp(np.take_along_axis(cosine, nearest, 1) / 0.07)
+    return float(roc_auc_score(y_test, (weight * y[nearest]).sum(1) / weight.sum(1)))
+
+
+def trees(folder: Path) -> dict[str, float]:
+    """Means over the run of the hierarchy's figures, where the masking has one."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    keys = [key for key in ("tree_height", "largest_part", "parts") if key in lines[-1]]
+    return {key: statistics.mean(line[key] for line in lines) for key in keys} | {"loss": lines[-1]["loss"]}
+
+
+def report(seeds: list[int]) -> None:
+    results = {
+        name: {seed: json.loads(path.read_text()) for seed in seeds if (path := ROOT / f"{name}-{seed}/result.json").is_file()}
+        for name in ("untrained", *ARMS)
+    }
+    lines = table(results)
+    text = REPORT.read_text() if REPORT.is_file() else "<!-- table -->\n<!-- end -->\n"
+    before, _, rest = text.partition("<!-- table -->\n")
+    _, _, after = rest.partition("<!-- end -->\n")
+    REPORT.write_text(before + "<!-- table -->\n" + "\n".join(lines) + "\n<!-- end -->\n" + after)
+    print("\n".join(lines))
+
+
+def table(results: dict[str, dict[int, dict[str, Any]]]) -> list[str]:
+    runs = [run for arm in results.values() for run in arm.values()]
+    lines = [
+        f"{len(runs)} runs, {sum(run['seconds'] for run in runs) / 60:.0f} minutes in all.",
+        "",
+        "AUC, mean ± standard deviation over seeds:",
+        "",
+        "| masking | seeds | " + " | ".join(MEASURES.values()) + " | tree height | largest part | minutes a run |",
+        "|---|---|" + "---|" * (len(MEASURES) + 3),
+    ]
+    for name, arm in results.items():
+        if not arm:
+            continue
+        rows = list(arm.values())
+        cells = [spread([row[measure] for row in rows]) for measure in MEASURES]
+        cells += [f"{mean(rows, 'tree_height'):.1f}" if "tree_height" in rows[0] else "–"]
+        cells += [f"{mean(rows, 'largest_part'):.0%}" if "largest_part" in rows[0] else "–"]
+        cells += [f"{mean(rows, 'seconds') / 60:.1f}"]
+        lines.append(f"| {title(name)} | {len(rows)} | " + " | ".join(cells) + " |")
+    lines += [
+        "",
+        "Difference from random masks, paired by seed, with its 95 % interval (Student's t):",
+        "",
+        "| masking | " + " | ".join(MEASURES.values()) + " |",
+        "|---|" + "---|" * len(MEASURES),
+    ]
+    for name, arm in results.items():
+        shared = [seed for seed in arm if seed in results["random"]]
+        if name == "random" or len(shared) < 2:
+            continue
+        cells = [paired([arm[s][m] - results["random"][s][m] for s in shared]) for m in MEASURES]
+        lines.append(f"| {title(name)} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def title(name: str) -> str:
+    return "untrained" if name == "untrained" else ARMS[name][0]
+
+
+def mean(rows: list[dict[str, Any]], key: str) -> float:
+    return statistics.mean(row[key] for row in rows)
+
+
+def spread(values: list[float]) -> str:
+    return f"{statistics.mean(values):.3f}" + (f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else "")
+
+
+def paired(differences: list[float]) -> str:
+    half = stats.t.ppf(0.975, len(differences) - 1) * statistics.stdev(differences) / math.sqrt(len(differences))
+    return f"{statistics.mean(differences):+.3f} ± {half:.3f}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("action", choices=["run", "report"])
+    parser.add_argument("--arms", nargs="+", choices=["untrained", *ARMS], default=["untrained", *ARMS])
+    parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS))
+    args = parser.parse_args()
+    if args.action == "run":
+        run(args.arms, args.seeds)
+    report(args.seeds)
+
+
+if __name__ == "__main__":
+    main()
