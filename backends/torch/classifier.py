@@ -23,7 +23,7 @@ from ehm.backends.torch.weights import classifier_name, load_model
 from ehm.config import FinetuneConfig
 from ehm.errors import ConfigError
 
-__all__ = ["TorchClassifier"]
+__all__ = ["TorchClassifier", "probe_head"]
 
 _STEP = "step"
 
@@ -37,9 +37,10 @@ class TorchClassifier:
             torch.manual_seed(config.run.seed)
             loaded = load_model(config.model, classes, config.pool, fc_norm=False if config.frozen else None)
             self.model: Any = loaded.model
-            self._head = _probe_head(self.model) if config.frozen else None
+            self._head = probe_head(self.model) if config.frozen else None
         self.model.to(device)
-        self.image_size, self.architecture = loaded.image_size, loaded.architecture
+        self.image_size = loaded.image_size
+        self.architecture: Mapping[str, Any] = loaded.architecture
         self.notes = loaded.notes
         if (loaded.mean, loaded.std) != (config.data.mean, config.data.std):
             self.notes += (f"these weights were trained with data.mean {loaded.mean} and data.std {loaded.std}",)
@@ -133,7 +134,7 @@ def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     return -(targets * logits.float().log_softmax(dim=-1)).sum(dim=-1).mean()
 
 
-def _probe_head(model: Any) -> nn.Module:
+def probe_head(model: Any) -> nn.Module:
     """Freeze ``model`` and put batch norm without affine before its linear classifier, as MAE's linear probe does."""
     name = classifier_name(model)
     linear = model.get_submodule(name)

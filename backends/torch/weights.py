@@ -14,13 +14,13 @@ import pickle
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import timm
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from timm.layers import resample_abs_pos_embed
+from timm.layers.pos_embed import resample_abs_pos_embed
 from torch import Tensor, nn
 
 from ehm import checkpoint
@@ -29,7 +29,7 @@ from ehm.config import ModelSource, TrainConfig, Triple, vit_spec
 from ehm.encoders import VIT_PRESETS, VitSpec
 from ehm.errors import CheckpointError, ConfigError
 
-__all__ = ["Loaded", "classifier_name", "load_model"]
+__all__ = ["Loaded", "classifier_name", "load_model", "read_tensors"]
 
 MEAN: Triple = (0.485, 0.456, 0.406)
 STD: Triple = (0.229, 0.224, 0.225)
@@ -65,7 +65,7 @@ class _Weights:
     std: Triple = STD
 
 
-def load_model(source: ModelSource, classes: int = 0, pool: str = "avg", fc_norm: bool | None = None) -> Loaded:
+def load_model(source: ModelSource, classes: int = 0, pool: Literal["avg", "token"] = "avg", fc_norm: bool | None = None) -> Loaded:
     """The encoder that ``source`` names under a fresh head of ``classes`` (0: none, the model gives pooled features).
 
     ``pool`` and ``fc_norm`` are :func:`build_vit`'s; a timm model keeps its own pooling. Position embeddings are
@@ -107,7 +107,7 @@ def classifier_name(model: Any) -> str:
 def _read(source: ModelSource) -> _Weights:
     path = Path(source.init)
     if path.is_file() and not (path.parent / "state.json").is_file():
-        tensors = _read_file(path)
+        tensors = read_tensors(path)
         spec = _infer(tensors, source)
         return _Weights(tensors, spec)
     if path.is_file() or path.is_dir():
@@ -132,7 +132,7 @@ def _read_checkpoint(path: Path) -> _Weights:
     return replace(weights, spec=VitSpec(**{**encoder, "image_size": size}))
 
 
-def _read_file(path: Path) -> dict[str, Tensor]:
+def read_tensors(path: Path) -> dict[str, Tensor]:
     """Tensors of a ``.safetensors`` file, or of a torch file that holds them itself or under ``model``."""
     if path.suffix == ".safetensors":
         try:
@@ -235,7 +235,7 @@ def _load_timm(source: ModelSource, classes: int) -> Loaded:
 
 def _create(name: str, pretrained: bool, source: ModelSource, classes: int, size: tuple[int, int] | None) -> Any:
     size = source.image_size or size
-    options = {"num_classes": classes, "drop_path_rate": source.drop_path or None, "img_size": size}
+    options: dict[str, Any] = {"num_classes": classes, "drop_path_rate": source.drop_path or None, "img_size": size}
     try:
         try:
             return timm.create_model(name, pretrained=pretrained, **options)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 from timm.models import group_parameters
 from timm.models.vision_transformer import VisionTransformer
@@ -18,7 +18,7 @@ def build_vit(
     spec: VitSpec,
     classes: int = 0,
     drop_path: float = 0.0,
-    global_pool: str = "avg",
+    global_pool: Literal["avg", "token"] = "avg",
     fc_norm: bool | None = None,
 ) -> VisionTransformer:
     """A ViT of ``spec``: normalised (B, 3, H, W) -> (B, classes), or pooled features (B, D) for 0 classes.
@@ -39,7 +39,7 @@ def build_vit(
         drop_path_rate=drop_path,
         norm_layer=partial(nn.LayerNorm, eps=1e-6),
     )
-    if classes:
+    if isinstance(model.head, nn.Linear):
         nn.init.trunc_normal_(model.head.weight, std=2e-5)
     return model
 
