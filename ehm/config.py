@@ -6,7 +6,8 @@ with dotted keys. Unknown keys are errors. Nothing here imports a framework.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -20,6 +21,7 @@ from ehm.errors import ConfigError
 __all__ = [
     "AugmentConfig",
     "DataConfig",
+    "ExportConfig",
     "FinetuneConfig",
     "MaskConfig",
     "ModelConfig",
@@ -272,6 +274,13 @@ class ProbeConfig(FinetuneConfig):
     neighbours: Positive = 20
 
 
+class ExportConfig(Section):
+    """``ehm export``: the ONNX operator set (Ascend's converter takes 17 and 18), and an image size other than trained."""
+
+    opset: Annotated[int, Field(ge=17, le=20)] = 17
+    image_size: ImageSize | None = None
+
+
 def vit_spec(encoder: str, image_size: tuple[int, int], patch_size: int, model: ModelConfig | ModelSource) -> VitSpec:
     """The numbers of a named encoder, with what ``model`` overrides; ValueError where they do not fit together."""
     if image_size[0] % patch_size or image_size[1] % patch_size:
@@ -289,14 +298,17 @@ def vit_spec(encoder: str, image_size: tuple[int, int], patch_size: int, model: 
 C = TypeVar("C", bound=Section)
 
 
-def load_config(kind: type[C], file: str | Path | None, overrides: Sequence[str] = ()) -> C:
+def load_config(kind: type[C], file: str | Path | Mapping[str, Any] | None, overrides: Sequence[str] = ()) -> C:
     """Read ``file`` (a path or the name of a shipped one), apply ``key=value`` overrides and validate.
 
-    Raises ConfigError with one line for each thing that is wrong.
+    A mapping is taken for a file's contents, for example the configuration that a checkpoint keeps. Raises ConfigError with one line for each thing that is wrong.
     """
     values: dict[str, Any] = {}
     origin = "the defaults"
-    if file is not None:
+    if isinstance(file, Mapping):
+        origin = "the stored configuration"
+        values = deepcopy(dict(file))
+    elif file is not None:
         origin = str(file)
         values = _read(_locate(origin), origin)
     for override in overrides:
