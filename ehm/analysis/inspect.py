@@ -1,0 +1,132 @@
+"""``ehm inspect``: a model's hierarchies, masks and attention as pictures (paper, section IV-C, Fig. 6, 7 and 8)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image
+
+from ehm import backends
+from ehm.analysis.pages import Model, attention_page, hierarchy_page, masks_page
+from ehm.checkpoint import read_model
+from ehm.config import MaskConfig, ModelSource
+from ehm.data.decode import SUFFIXES
+from ehm.errors import ConfigError, DataError
+
+__all__ = ["inspect"]
+
+KINDS = ("hierarchy", "masks", "attention")
+
+PAGE = 8
+"""Images on one page, and images taken of a folder."""
+
+
+def inspect(
+    kind: str,
+    images: Sequence[str | Path],
+    *,
+    checkpoint: str | Path,
+    device: str = "auto",
+    out: str | Path | None = None,
+    balance: str | None = None,
+    depths: Sequence[float] = (0.9, 0.8, 0.6, 0.4, 0.2),
+    progress: Sequence[float] = (0, 0.2, 0.4, 0.6, 0.8, 1),
+    patches: Sequence[str | tuple[int, int]] = (),
+    ratio: float | None = None,
+    seed: int = 0,
+) -> list[Path]:
+    """Draw what the encoder of ``checkpoint`` makes of ``images``: files, or folders, of which the first eight count.
+
+    ``kind`` is ``hierarchy`` (partitions at the fractions ``depths`` of the tree's height), ``masks`` (masks of
+    ``ratio`` at ``progress`` through training, drawn with ``seed``) or ``attention`` (of the last block, from
+    ``patches``, each (row, column) counted from 0, or "row,column"; three on the diagonal if left out). Blocks, balance
+    (``none`` or ``sinkhorn``), ratio and schedule are those of the run behind the checkpoint unless given.
+
+    Writes ``out/KIND.png`` (``runs/inspect`` if ``out`` is left out), one more file for every further eight images, and
+    returns the paths. Raises ConfigError for a wrong argument, DataError for an image that is missing or broken, and
+    CheckpointError for a checkpoint that is.
+    """
+    if kind not in KINDS:
+        raise ConfigError(f"inspect {kind}: unknown; known are {', '.join(KINDS)}")
+    for name, fractions in (("depths", depths), ("progress", progress)):
+        if not fractions or not all(0 <= fraction <= 1 for fraction in fractions):
+            raise ConfigError(f"{name} {list(fractions)}: must be numbers from 0 to 1")
+    files = _files(images)
+    mask, origin = _settings(str(checkpoint), balance, ratio)
+    model = Model(backends.get(device).encoder(ModelSource(init=str(checkpoint))), origin, mask)
+    chosen = _patches(patches, model.encoder.grid)
+
+    folder = Path(out) if out is not None else Path("runs") / "inspect"
+    print(f"Drawing {kind} of {len(files)} image{'s' * (len(files) != 1)} with {origin}")
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    for number, first in enumerate(range(0, len(files), PAGE), 1):
+        some = files[first : first + PAGE]
+        if kind == "hierarchy":
+            page = hierarchy_page(model, some, depths)
+        elif kind == "masks":
+            page = masks_page(model, some, progress, seed)
+        else:
+            page = attention_page(model, some, chosen)
+        path = folder / (f"{kind}.png" if number == 1 else f"{kind}-{number}.png")
+        _write(page, path)
+        print(f"Wrote {path}")
+        written.append(path)
+    return written
+
+
+def _settings(checkpoint: str, balance: str | None, ratio: float | None) -> tuple[MaskConfig, str]:
+    """The mask settings of the run behind ``checkpoint``, with what is given instead; and the checkpoint in words."""
+    if balance not in (None, "none", "sinkhorn"):
+        raise ConfigError(f"balance {balance}: must be none or sinkhorn")
+    if ratio is not None and not 0 < ratio < 1:
+        raise ConfigError(f"ratio {ratio:g}: must lie between 0 and 1")
+    config, origin = MaskConfig(), checkpoint
+    if Path(checkpoint).is_dir():
+        meta = read_model(checkpoint)[1]
+        config = MaskConfig.model_validate(meta["config"].get("mask", {}))
+        origin = f"{checkpoint} ({meta['kind']}, step {meta['step']}, epoch {meta['epoch']:g})"
+    given = {"balance": balance, "ratio": ratio}
+    return config.model_copy(update={key: value for key, value in given.items() if value is not None}), origin
+
+
+def _files(images: Sequence[str | Path]) -> list[Path]:
+    found: list[Path] = []
+    for image in map(Path, images):
+        if image.is_dir():
+            inside = sorted(path for path in image.iterdir() if path.suffix.lower() in SUFFIXES)
+            if not inside:
+                raise DataError(f"{image}: no images in this folder")
+            found += inside[:PAGE]
+        elif image.is_file():
+            found.append(image)
+        else:
+            raise DataError(f"{image}: no such image or folder")
+    if not found:
+        raise DataError("inspect: needs an image or a folder of images")
+    return found
+
+
+def _patches(chosen: Sequence[str | tuple[int, int]], grid: tuple[int, int]) -> list[tuple[int, int]]:
+    """``chosen`` as (row, column), or three of them down the diagonal."""
+    rows, columns = grid
+    if not chosen:
+        return [(rows * quarter // 4, columns * quarter // 4) for quarter in (1, 2, 3)]
+    patches = []
+    for patch in chosen:
+        try:
+            row, column = (int(number) for number in (patch.split(",") if isinstance(patch, str) else patch))
+        except ValueError:
+            raise ConfigError(f"patch {patch}: expected row,column, for example {rows // 2},{columns // 2}") from None
+        if not (0 <= row < rows and 0 <= column < columns):
+            raise ConfigError(f"patch {row},{column}: rows go from 0 to {rows - 1}, columns from 0 to {columns - 1}")
+        patches.append((row, column))
+    return patches
+
+
+def _write(page: Image.Image, path: Path) -> None:
+    temporary = path.with_name(f".{path.name}.partial")
+    page.save(temporary, format="PNG")
+    os.replace(temporary, path)

@@ -1,0 +1,161 @@
+"""The three pictures of ``ehm inspect``, each a page of up to a handful of images (paper, Fig. 6, 7 and 8).
+
+Shapes: B images, H x W pixels, N = h * w patches, L = 1 + N tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from ehm import masking
+from ehm.analysis import draw
+from ehm.analysis.colours import PALETTE, heat, part_colours
+from ehm.analysis.mosaic import Tile, mosaic
+from ehm.backends.base import Encoder
+from ehm.config import MaskConfig
+from ehm.data import EvalTransform, decode
+
+__all__ = ["Model", "attention_page", "hierarchy_page", "masks_page"]
+
+WIDTH = 1700
+"""A page's width in pixels, about; tiles are sized to fit."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """An encoder, ``origin`` in words, and the mask settings that it was or would be trained with."""
+
+    encoder: Encoder
+    origin: str
+    mask: MaskConfig
+
+    def hierarchy(self, images: NDArray[np.uint8]) -> masking.Hierarchy:
+        """The trees of (B, H, W, 3) images."""
+        similarity = self.encoder.similarity(images, self.mask.blocks)
+        return masking.build_hierarchy(masking.balance(similarity) if self.mask.balance == "sinkhorn" else similarity)
+
+    def note(self) -> str:
+        """What the model is and sees, for the foot of a page."""
+        (height, width), (down, across) = self.encoder.image_size, self.encoder.grid
+        return (
+            f"Model: {self.origin}. It sees the middle of each image at {height} x {width} pixels, "
+            f"as {down} x {across} patches."
+        )
+
+    def similarity_note(self) -> str:
+        """Where the hierarchy comes from."""
+        treatment = "balanced (Sinkhorn)" if self.mask.balance == "sinkhorn" else "raw"
+        return f"Similarity: mean attention of the first blocks (at most {self.mask.blocks}), {treatment}."
+
+
+def hierarchy_page(model: Model, files: Sequence[Path], depths: Sequence[float]) -> Image.Image:
+    """Partitions at fractions ``depths`` of each tree's height (Fig. 6)."""
+    images, shown, _ = _load(model.encoder, files, 1 + len(depths))
+    grid = model.encoder.grid
+    hierarchy = model.hierarchy(images)
+    levels = [masking.masking_level(depth, hierarchy.height) for depth in depths]
+    cuts = [hierarchy.cut(level) for level in levels]
+    rows = []
+    for index, file in enumerate(files):
+        height = hierarchy.height[index]
+        parts = [cut[index] for cut in cuts]
+        colours = part_colours(hierarchy.parent[index], hierarchy.size[index], parts, grid)
+        row = [Tile(shown[index], (file.name, f"tree height {height}"))]
+        for level, part in zip(levels, parts, strict=True):
+            picture = draw.partition(shown[index], part.reshape(grid), colours)
+            row.append(Tile(picture, (_count(part), f"level {level[index]} of {height}")))
+        rows.append(row)
+    notes = [
+        model.note(),
+        model.similarity_note(),
+        "Depth d cuts a tree at level ceil(d x height): its parts are the largest nodes of at most that level. "
+        "Each part has a tint (single patches a pale one) and a white contour; "
+        "a growing part keeps the tint of its largest piece.",
+    ]
+    headings = ["image", *(f"depth {depth:g}" for depth in depths)]
+    return mosaic("Hierarchy: the parts of an image at several depths", notes, headings, rows)
+
+
+def masks_page(model: Model, files: Sequence[Path], progress: Sequence[float], seed: int) -> Image.Image:
+    """Masks at fractions ``progress`` of a training run, all from this one model (Fig. 7)."""
+    images, shown, _ = _load(model.encoder, files, 1 + len(progress))
+    grid = model.encoder.grid
+    hierarchy = model.hierarchy(images)
+    rows = [
+        [Tile(picture, (file.name, f"tree height {height}"))]
+        for file, picture, height in zip(files, shown, hierarchy.height, strict=True)
+    ]
+    for moment in progress:
+        depth = masking.depth(moment, model.mask.schedule, model.mask.depth_range)
+        levels = masking.masking_level(depth, hierarchy.height)
+        cut = hierarchy.cut(levels)
+        masks = masking.hierarchical_mask(hierarchy, depth, model.mask.ratio, np.random.default_rng(seed))
+        for index, row in enumerate(rows):
+            picture = draw.masked(shown[index], masks[index].reshape(grid))
+            row.append(Tile(picture, (_count(cut[index]), f"level {levels[index]} of {hierarchy.height[index]}")))
+    patches = grid[0] * grid[1]
+    low, high = model.mask.depth_range
+    notes = [
+        model.note(),
+        model.similarity_note(),
+        f"Grey patches are masked: {round(model.mask.ratio * patches)} of {patches} (ratio {model.mask.ratio:g}), "
+        f"by whole parts in random order (seed {seed}). Parts grow with the progress of training: "
+        f"{model.mask.schedule} schedule, depth {low:g} to {high:g}. "
+        "All masks here come from this one model; in a run it learns between them.",
+    ]
+    headings = ["image", *(f"progress {moment:g}" for moment in progress)]
+    return mosaic("Masks over the progress of training", notes, headings, rows)
+
+
+def attention_page(model: Model, files: Sequence[Path], patches: Sequence[tuple[int, int]]) -> Image.Image:
+    """Attention of the last block from ``patches``, each (row, column), to all patches (Fig. 8)."""
+    images, shown, cell = _load(model.encoder, files, 1 + len(patches))
+    grid = model.encoder.grid
+    attention = model.encoder.attention(images).mean(1)  # (B, L, L)
+    shares = attention[:, 1:, 1:] * attention.shape[-1]  # 1 = what each token gets when all get the same
+    rows = []
+    for picture, share, file in zip(shown, shares, files, strict=True):
+        marked, row = picture, []
+        for number, patch in enumerate(patches):
+            colour = _mark(number)
+            marked = draw.box(marked, patch, cell, colour)
+            weights = share[patch[0] * grid[1] + patch[1]].reshape(grid)
+            heat_map = draw.attention(picture, weights / weights.max(), patch, colour)
+            row.append(Tile(heat_map, (f"strongest {weights.max():.2g} x uniform",)))
+        rows.append([Tile(marked, (file.name,)), *row])
+    notes = [
+        model.note(),
+        "Attention of the last block, mean over its heads, from the boxed patch (row,column, counted from 0) to every "
+        "patch. Each map is scaled to its strongest patch; uniform is an equal share for every token.",
+    ]
+    headings = ["image", *(f"from patch {row},{column}" for row, column in patches)]
+    bar = np.repeat(heat(np.linspace(0, 1, 320))[None], 22, 0)
+    return mosaic("Attention of chosen patches", notes, headings, rows, (bar, "attention 0", "strongest"))
+
+
+def _load(
+    encoder: Encoder, files: Sequence[Path], columns: int
+) -> tuple[NDArray[np.uint8], list[NDArray[np.uint8]], int]:
+    """Images as the encoder takes them, (B, H, W, 3), enlarged for a page of ``columns``, and the pixels a patch."""
+    cell = max(4, min(WIDTH // columns, 380) // max(encoder.grid))
+    size = (encoder.grid[1] * cell, encoder.grid[0] * cell)
+    transform = EvalTransform(encoder.image_size)
+    taken = np.stack([transform(decode(file)) for file in files])
+    shown = [np.asarray(Image.fromarray(image).resize(size, Image.Resampling.LANCZOS)) for image in taken]
+    return taken, shown, cell
+
+
+def _count(parts: NDArray[np.int32]) -> str:
+    count = len(np.unique(parts))
+    return f"{count} part{'s' * (count != 1)}"
+
+
+def _mark(number: int) -> draw.Colour:
+    red, green, blue = PALETTE[(1, 3, 2, 6, 0)[number % 5]].tolist()
+    return red, green, blue
