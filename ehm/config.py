@@ -301,7 +301,8 @@ C = TypeVar("C", bound=Section)
 def load_config(kind: type[C], file: str | Path | Mapping[str, Any] | None, overrides: Sequence[str] = ()) -> C:
     """Read ``file`` (a path or the name of a shipped one), apply ``key=value`` overrides and validate.
 
-    A mapping is taken for a file's contents, for example the configuration that a checkpoint keeps. Raises ConfigError with one line for each thing that is wrong.
+    A mapping is taken for a file's contents, for example the configuration that a checkpoint keeps.
+    Raises ConfigError with one line for each thing that is wrong.
     """
     values: dict[str, Any] = {}
     origin = "the defaults"
