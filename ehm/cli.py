@@ -56,9 +56,21 @@ def predict(args: argparse.Namespace) -> int:
 
 def inspect(args: argparse.Namespace) -> None:
     """Draw hierarchies, masks or attention of a pretrained encoder as PNG pictures."""
-    from ehm.analysis.inspect import inspect
+    from ehm.analysis.inspect import DEPTHS, PROGRESS, inspect
 
-    inspect(args.kind, args.images, checkpoint=args.checkpoint, device=args.device, out=args.out)
+    inspect(
+        args.kind,
+        args.images,
+        checkpoint=args.checkpoint,
+        device=args.device,
+        out=args.out,
+        balance=args.balance,
+        depths=args.depths or DEPTHS,
+        progress=args.progress or PROGRESS,
+        patches=args.patches,
+        ratio=args.ratio,
+        seed=args.seed,
+    )
 
 
 def doctor(args: argparse.Namespace) -> int:
@@ -127,6 +139,12 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("kind", choices=["hierarchy", "masks", "attention"], help="which picture")
     command.add_argument("images", nargs="+", metavar="IMAGE", help="image file or folder")
     command.add_argument("--checkpoint", required=True, help="run or checkpoint folder, weights file, or timm:NAME")
+    command.add_argument("--balance", choices=["none", "sinkhorn"], help="of the similarity (default: as in the run)")
+    command.add_argument("--depths", type=float, nargs="+", metavar="D", help="of the partitions, each from 0 to 1")
+    command.add_argument("--progress", type=float, nargs="+", metavar="P", help="of the masks, each from 0 to 1")
+    command.add_argument("--patches", nargs="+", metavar="ROW,COLUMN", default=(), help="whose attention to draw")
+    command.add_argument("--ratio", type=float, help="of masked patches (default: as in the run)")
+    command.add_argument("--seed", type=int, default=0, help="of the masks (default: 0)")
 
     add(doctor, [debug]).add_argument("--json", action="store_true", help="print JSON")
     return parser

@@ -18,6 +18,8 @@ from ehm.errors import ConfigError, DataError
 __all__ = ["inspect"]
 
 KINDS = ("hierarchy", "masks", "attention")
+DEPTHS = (0.9, 0.8, 0.6, 0.4, 0.2)
+PROGRESS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 
 PAGE = 8
 """Images on one page, and images taken of a folder."""
@@ -31,8 +33,8 @@ def inspect(
     device: str = "auto",
     out: str | Path | None = None,
     balance: str | None = None,
-    depths: Sequence[float] = (0.9, 0.8, 0.6, 0.4, 0.2),
-    progress: Sequence[float] = (0, 0.2, 0.4, 0.6, 0.8, 1),
+    depths: Sequence[float] = DEPTHS,
+    progress: Sequence[float] = PROGRESS,
     patches: Sequence[str | tuple[int, int]] = (),
     ratio: float | None = None,
     seed: int = 0,
