@@ -1,0 +1,30 @@
+"""Image sources, augmentation, and deterministic, resumable batches. No framework inside.
+
+source = open_source(config.data, "train")
+with Loader(source, TrainTransform((224, 224)), batch_size=256, seed=0, shuffle=True, drop_last=True, workers=2) as loader:
+    for batch in loader.batches(0, 10 * loader.steps_per_epoch):
+        batch.images  # (B, H, W, 3) uint8
+"""
+
+from ehm.data.augment import RandAugment, RandomErasing
+from ehm.data.decode import decode
+from ehm.data.folds import stratified_folds
+from ehm.data.layouts import open_source
+from ehm.data.loader import Batch, Loader
+from ehm.data.source import Source, Split
+from ehm.data.transforms import EvalTransform, TrainTransform, Transform
+
+__all__ = [
+    "Batch",
+    "EvalTransform",
+    "Loader",
+    "RandAugment",
+    "RandomErasing",
+    "Source",
+    "Split",
+    "TrainTransform",
+    "Transform",
+    "decode",
+    "open_source",
+    "stratified_folds",
+]

@@ -1,0 +1,93 @@
+"""Which images make up a batch, and how each becomes pixels: pure functions of (seed, epoch, index)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ehm.data.source import Source
+from ehm.data.transforms import Transform
+from ehm.errors import BrokenImage, DataError
+
+__all__ = ["Filled", "Sampler", "Samples"]
+
+_ORDER, _SAMPLE = 1, 2  # keep the two families of random streams apart
+_TRIES = 100
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """Deals ``pool``, an order of indices drawn anew for each epoch, into batches and these to ranks."""
+
+    pool: NDArray[np.int64]
+    batch_size: int
+    seed: int
+    shuffle: bool
+    drop_last: bool
+    rank: int = 0
+    world_size: int = 1
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """At least 1: a set smaller than a batch is one short batch, with ``drop_last`` too."""
+        whole, rest = divmod(len(self.pool), self.batch_size)
+        return max(whole, 1) if self.drop_last else whole + bool(rest)
+
+    def plans(self, steps: Iterable[int]) -> Iterator[tuple[int, NDArray[np.int64]]]:
+        """Epoch and this rank's indices of each global step."""
+        drawn, order = -1, self.pool
+        for step in steps:
+            epoch, number = divmod(step, self.steps_per_epoch)
+            if self.shuffle and drawn != epoch:
+                drawn, order = epoch, np.random.default_rng([_ORDER, self.seed, epoch]).permutation(self.pool)
+            batch = order[number * self.batch_size : (number + 1) * self.batch_size]
+            first, last = (len(batch) * rank // self.world_size for rank in (self.rank, self.rank + 1))
+            yield epoch, batch[first:last]
+
+
+@dataclass
+class Filled:
+    """What a piece of a batch was filled with: ``indices`` that were read, and files that could not be, with reasons."""
+
+    indices: list[int]
+    broken: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Reads and transforms the images of ``source``; one is made in the parent and sent to every worker.
+
+    A broken image is replaced by another of ``pool`` that is drawn from (seed, epoch, index), so that the batch is the
+    same whoever fills it; ``strict`` raises its BrokenImage instead.
+    """
+
+    source: Source
+    transform: Transform
+    pool: NDArray[np.int64]
+    seed: int
+    strict: bool
+
+    def fill(self, out: NDArray[np.uint8], epoch: int, indices: NDArray[np.int64]) -> Filled:
+        """Write the images of ``indices`` (n,) into ``out`` (n, H, W, 3); DataError where 100 in a row are broken."""
+        filled = Filled([], {})
+        for row, index in enumerate(indices.tolist()):
+            rng = np.random.default_rng([_SAMPLE, self.seed, epoch, index])
+            for _ in range(_TRIES):
+                try:
+                    image = self.source.load(index)
+                except BrokenImage as error:
+                    if self.strict:
+                        raise
+                    name, reason = self.source.name(index), str(error)
+                    filled.broken[name] = reason.removeprefix(f"{name}: ")
+                    index = int(self.pool[rng.integers(len(self.pool))])
+                else:
+                    out[row] = self.transform(image, rng)
+                    filled.indices.append(index)
+                    break
+            else:
+                raise DataError(f"{_TRIES} images in a row cannot be read, the last one {reason}")
+        return filled
