@@ -40,7 +40,7 @@ def save(folder: Path, state: LearnerState, meta: dict[str, Any]) -> Path:
     temporary = folder / f".{final.name}"
     temporary.mkdir()
     for name, arrays in ((_MODEL, state.model), (_OPTIMIZER, state.optimizer)):
-        save_file({key: np.ascontiguousarray(value) for key, value in arrays.items()}, temporary / name)
+        save_file({key: np.asarray(value, order="C") for key, value in arrays.items()}, temporary / name)
     described = {
         "format": FORMAT,
         **meta,

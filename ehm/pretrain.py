@@ -114,8 +114,7 @@ def train(
             if due:
                 saved = _save(folder, learner, config, backend, done, loader.steps_per_epoch)
 
-    if saved is None:
-        raise ConfigError(f"{folder}: nothing to do; the run has {last} steps")
+    assert saved is not None  # a run has at least one step, and its last one is saved
     encoder = _write_encoder(folder, learner, config) if last == total else None
     _report(folder, loader.broken, saved, encoder)
     return TrainResult(folder, saved, encoder, last, loss)
@@ -226,6 +225,8 @@ def _announce(
         f"batch {optim.batch_size}, learning rate {optim.lr:.2e}; device {info.name} ({info.description})"
     )
     console.print(f"  into {folder}" + (f", continuing {start.name}" if start else ""))
+    if start is not None and start.name >= f"step-{config.run.max_steps or optim.epochs * steps:08d}":
+        console.print("  all of its steps are done already")
 
 
 def _report(folder: Path, broken: Mapping[str, str], saved: Path, encoder: Path | None) -> None:

@@ -28,7 +28,7 @@ def test_what_is_read_is_what_was_written(tmp_path):
         assert ours.keys() == theirs.keys()
         for key in ours:
             np.testing.assert_array_equal(ours[key], theirs[key])
-            assert ours[key].dtype == theirs[key].dtype
+            assert (ours[key].dtype, ours[key].shape) == (theirs[key].dtype, theirs[key].shape)
     assert path.name == "step-00000007"
     assert meta["step"] == 7
     assert meta["kind"] == "pretrain"

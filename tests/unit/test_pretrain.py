@@ -69,7 +69,7 @@ def test_static_masks_ask_for_no_similarity(fake, images, tmp_path, masking):
 def test_resumed_run_ends_like_one_that_never_stopped(fake, images, tmp_path, stop):
     whole = run(images, tmp_path / "whole", "run.checkpoint_every=0.3")
     run(images, tmp_path / "parts", "run.checkpoint_every=0.3", f"run.max_steps={stop}")
-    parts = run(images, tmp_path / "parts", "run.checkpoint_every=0.3", resume=True)
+    parts = run(images, tmp_path / "parts", "run.checkpoint_every=0.3", "run.max_steps=null", resume=True)
     first, second = checkpoint.read(whole.checkpoint)[0], checkpoint.read(parts.checkpoint)[0]
     np.testing.assert_array_equal(first.model["weight"], second.model["weight"])
     steps = [json.loads(line)["step"] for line in (tmp_path / "parts/metrics.jsonl").read_text().splitlines()]
