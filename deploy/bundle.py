@@ -3,7 +3,7 @@
     DIR/model.onnx      the network, weights included (beyond 2 GB they lie in model.onnx.data beside it)
         manifest.json   input, preprocessing, labels, source, versions, parity with the framework, SHA-256 of every file
 
-A bundle is written into a temporary folder beside its place and renamed: a folder that carries the final name is complete.
+A bundle is written into a temporary folder beside its place and renamed: what carries the final name is complete.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from ehm.checkpoint import sha256
 from ehm.errors import ExportError
@@ -56,15 +56,17 @@ class TensorRecord(_Section):
 
 
 class Preprocessing(_Section):
-    """From an image file to the input, in this order: decode to RGB, resize, crop the centre, scale to [0, 1], normalise.
+    """From an image file to the input, in this order.
 
-    The image is resized, proportions kept, so that it just covers ``image_size / crop_fraction`` (height, width).
+    Decode to RGB; resize, proportions kept, until the image just covers ``cover`` (height, width); cut ``image_size``
+    from its centre; divide the bytes by 255; subtract ``mean`` and divide by ``std``.
     """
 
     colour: Literal["RGB"] = "RGB"
     image_size: tuple[int, int]
-    resize: Literal["cover_then_centre_crop"] = "cover_then_centre_crop"
-    crop_fraction: float = Field(gt=0, le=1)
+    resize: Literal["cover"] = "cover"
+    cover: tuple[int, int]
+    crop: Literal["centre"] = "centre"
     interpolation: Literal["bicubic"] = "bicubic"
     mean: Triple
     std: Triple
@@ -129,6 +131,12 @@ class Manifest(_Section):
     parity: Parity
     files: dict[str, FileRecord] = {}
 
+    @model_validator(mode="after")
+    def _labelled(self) -> Manifest:
+        if self.task == "classification" and len(self.labels) != self.output.shape[-1]:
+            raise ValueError(f"{len(self.labels)} labels for an output of {self.output.shape[-1]}")
+        return self
+
 
 @dataclass(frozen=True)
 class Bundle:
@@ -144,7 +152,7 @@ class Bundle:
 
     @classmethod
     def open(cls, path: str | Path) -> Bundle:
-        """Read and verify the bundle at ``path``; raises ExportError naming the file that is missing, altered or unknown."""
+        """Read and verify the bundle at ``path``; raises ExportError naming the file that is missing or was altered."""
         path = Path(path)
         manifest = _read_manifest(path)
         for name, record in manifest.files.items():
@@ -229,5 +237,5 @@ def _read_manifest(path: Path) -> Manifest:
         return Manifest.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
-        raise ExportError(f"{file}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
-
+        key = ".".join(map(str, first["loc"])) or "manifest"
+        raise ExportError(f"{file}: {key}: {first['msg'].removeprefix('Value error, ')}") from None

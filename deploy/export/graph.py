@@ -65,7 +65,9 @@ def write_onnx(
         onnx.checker.check_model(path, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         reason = " ".join(str(error).split())
-        raise ExportError(f"the graph is not valid at opset {opset} ({reason[:300]}); opset 18 may express it") from error
+        raise ExportError(
+            f"the graph is not valid at opset {opset} ({reason[:300]}); opset 18 may express it"
+        ) from error
     return model
 
 
@@ -84,7 +86,7 @@ def _quiet() -> Iterator[None]:
 
 @contextmanager
 def _plain_attention(module: nn.Module) -> Iterator[None]:
-    """Let timm's attention run as two matrix products: the fused call becomes twenty nodes of shape arithmetic a block."""
+    """Let timm's attention run as two matrix products: the fused call becomes shape arithmetic at run time."""
     fused = [part for part in module.modules() if getattr(part, "fused_attn", False) is True]
     for part in fused:
         part.fused_attn = False  # type: ignore[assignment]

@@ -1,4 +1,4 @@
-"""Does the exported file compute what the framework computes? Compared at several batch sizes, on two kinds of image."""
+"""Does the exported file compute what torch computes? Compared at several batch sizes, on two kinds of image."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ def compare(
     worst = max(cases, key=lambda case: case.max_abs)
     if not worst.max_abs <= tolerance:
         raise ExportError(
-            f"parity: the exported model differs from torch by {worst.max_abs:.2g} on {worst.images} images in a batch of "
-            f"{worst.batch}, and at most {tolerance:g} is allowed; nothing was written"
+            f"parity: the exported model differs from torch by {worst.max_abs:.2g} on {worst.images} images in a batch "
+            f"of {worst.batch}, and at most {tolerance:g} is allowed; nothing was written"
         )
     return Parity(
         reference=f"torch {torch.__version__}, cpu, float32",
@@ -66,9 +66,7 @@ def _inputs(preprocessing: Preprocessing) -> Iterator[tuple[Literal["random", "n
         yield "natural", ((pixels - mean) / std).astype(np.float32)
 
 
-def _case(
-    kind: Literal["random", "natural"], expected: NDArray[np.float64], found: NDArray[np.float64]
-) -> ParityCase:
+def _case(kind: Literal["random", "natural"], expected: NDArray[np.float64], found: NDArray[np.float64]) -> ParityCase:
     if expected.shape != found.shape:
         raise ExportError(f"parity: the exported model gives {found.shape} where torch gives {expected.shape}")
     if not (np.isfinite(expected).all() and np.isfinite(found).all()):

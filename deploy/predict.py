@@ -1,0 +1,216 @@
+"""Classify images, or extract features, with a bundle: ONNX Runtime, Pillow and NumPy, and no training framework."""
+
+from __future__ import annotations
+
+import json as json_module
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from rich.console import Console
+from rich.progress import Progress
+
+from ehm.data.decode import SUFFIXES, decode
+from ehm.data.transforms import EvalTransform
+from ehm.deploy.bundle import Bundle, Preprocessing
+from ehm.deploy.runtime import open_session
+from ehm.errors import BrokenImage, ConfigError, DataError, ExportError
+
+__all__ = ["Prediction", "Predictor", "main", "predict", "softmax"]
+
+_BATCH = 8
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What one image gave: its likeliest ``classes`` with probabilities, or ``features`` (D,), or why neither."""
+
+    image: str
+    classes: tuple[tuple[str, float], ...] = ()
+    features: NDArray[np.float32] | None = None
+    error: str | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """What ``--json`` prints."""
+        if self.error is not None:
+            return {"image": self.image, "error": self.error}
+        if self.features is not None:
+            return {"image": self.image, "features": self.features.tolist()}
+        return {"image": self.image, "classes": [{"label": name, "probability": share} for name, share in self.classes]}
+
+    def __str__(self) -> str:
+        if self.error is not None:
+            return f"{self.image}: {self.error}"
+        if self.features is not None:
+            return f"{self.image}\n  {len(self.features)} features, norm {np.linalg.norm(self.features):.4f}"
+        return "\n".join([self.image, *(f"  {share:.4f}  {name}" for name, share in self.classes)])
+
+
+class Predictor:
+    """A verified bundle loaded into ONNX Runtime, ready for images; safe to share between threads."""
+
+    def __init__(self, bundle: str | Path | Bundle, device: str = "cpu") -> None:
+        self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
+        self.manifest = self.bundle.manifest
+        self._session = open_session(self.bundle.model, device)
+        self.provider: str = self._session.get_providers()[0]
+        self._transform = _transform(self.manifest.preprocessing, self.bundle.path)
+        mean, std = self.manifest.preprocessing.mean, self.manifest.preprocessing.std
+        self._offset = np.asarray(mean, np.float32).reshape(3, 1, 1) * 255
+        self._scale = np.asarray(std, np.float32).reshape(3, 1, 1) * 255
+
+    def prepare(self, image: Image.Image) -> NDArray[np.float32]:
+        """An RGB image of any size -> one normalised input (3, H, W)."""
+        pixels = self._transform(image).astype(np.float32).transpose(2, 0, 1)
+        normalised: NDArray[np.float32] = (pixels - self._offset) / self._scale
+        return normalised
+
+    def run(self, inputs: NDArray[np.float32]) -> NDArray[np.float32]:
+        """(B, 3, H, W) -> logits (B, C) or features (B, D)."""
+        outputs: NDArray[np.float32] = self._session.run(
+            [self.manifest.output.name], {self.manifest.input.name: inputs}
+        )[0]
+        return outputs
+
+    def describe(self, image: str, output: NDArray[np.float32], top: int) -> Prediction:
+        """One row of :meth:`run`'s result as a prediction."""
+        if self.manifest.task == "features":
+            return Prediction(image, features=output)
+        shares = softmax(output)
+        best = np.argsort(-shares, kind="stable")[:top]
+        return Prediction(image, classes=tuple((self.manifest.labels[index], float(shares[index])) for index in best))
+
+
+def predict(
+    bundle: str | Path | Bundle,
+    images: str | Path | Sequence[str | Path],
+    *,
+    top: int = 5,
+    device: str = "cpu",
+) -> list[Prediction]:
+    """Run ``bundle`` on image files and on all images below folders: one prediction each, in order.
+
+    A file that cannot be read gives a prediction with an ``error`` and does not stop the others. ``top`` is how many
+    classes to keep; ``device`` is ``cpu``, ``cuda``, ``npu`` or ``auto``. Raises ExportError for a damaged bundle,
+    BackendError for a device that is not there, DataError for a folder without images.
+    """
+    return list(_predictions(Predictor(bundle, device), _files(images), top))
+
+
+def main(
+    bundle: str | Path,
+    images: Sequence[str | Path],
+    *,
+    top: int = 5,
+    device: str = "cpu",
+    out: str | Path | None = None,
+    json: bool = False,
+) -> int:
+    """The command ``ehm predict``: print a prediction an image; returns 1 if any could not be read, else 0.
+
+    ``json`` prints one object a line and nothing else on standard output. ``out`` also gets ``predictions.jsonl`` and,
+    from a feature bundle, ``features.npy`` (n, D) float32 with a row for each image that was read, in the same order.
+    """
+    files = _files(images)
+    predictor = Predictor(bundle, device)
+    notes = Console(stderr=True, highlight=False, soft_wrap=True)
+    manifest = predictor.manifest
+    what = f"{len(manifest.labels)} classes" if manifest.labels else f"{manifest.output.shape[-1]} features"
+    notes.print(f"{len(files)} images with {bundle} ({what}) on {predictor.provider}", markup=False)
+    done: list[Prediction] = []
+    hidden = sys.stdout.isatty() or not notes.is_terminal
+    with Progress(console=notes, transient=True, disable=hidden) as progress:
+        for prediction in progress.track(_predictions(predictor, files, top), total=len(files), description="predict"):
+            done.append(prediction)
+            if json:
+                print(json_module.dumps(prediction.as_dict()), flush=True)
+            elif prediction.error is None:
+                print(prediction, flush=True)
+            else:
+                notes.print(f"ehm predict: {prediction}", markup=False)
+    if out is not None:
+        _save(Path(out), done)
+        notes.print(f"results in {out}", markup=False)
+    failed = sum(prediction.error is not None for prediction in done)
+    if failed:
+        notes.print(f"ehm predict: {failed} of {len(done)} images could not be read", markup=False)
+    return 1 if failed else 0
+
+
+def softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Probabilities over the last axis, in float64; the largest logit is subtracted so that nothing overflows."""
+    shifted = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
+    weights = np.exp(shifted)
+    shares: NDArray[np.float64] = weights / weights.sum(axis=-1, keepdims=True)
+    return shares
+
+
+def _transform(preprocessing: Preprocessing, path: Path) -> EvalTransform:
+    transform = EvalTransform(preprocessing.image_size)
+    if transform.cover != preprocessing.cover:
+        raise ExportError(
+            f"{path}: it resizes images to cover {list(preprocessing.cover)}, this version of ehm to "
+            f"{list(transform.cover)}; use the version that exported it, or export it again"
+        )
+    return transform
+
+
+def _files(images: str | Path | Sequence[str | Path]) -> list[Path]:
+    """Files as they were given, and the images below each folder in the order of their names."""
+    files: list[Path] = []
+    for path in map(Path, [images] if isinstance(images, str | Path) else images):
+        if path.is_dir():
+            visible = (file for file in path.rglob("*") if not file.name.startswith(".") and not file.is_dir())
+            found = sorted(file for file in visible if file.suffix.lower() in SUFFIXES)
+            if not found:
+                raise DataError(f"{path}: no images below this folder; known are {', '.join(sorted(SUFFIXES))}")
+            files += found
+        else:
+            files.append(path)
+    return files
+
+
+def _predictions(predictor: Predictor, files: Sequence[Path], top: int) -> Iterator[Prediction]:
+    if top < 1:
+        raise ConfigError(f"--top {top}: expected at least 1")
+    with ThreadPoolExecutor(thread_name_prefix="decode") as pool:
+        for start in range(0, len(files), _BATCH):
+            chunk = files[start : start + _BATCH]
+            read = list(pool.map(lambda file: _read(predictor, file), chunk))
+            inputs = [item for item in read if isinstance(item, np.ndarray)]
+            outputs = iter(predictor.run(np.stack(inputs))) if inputs else iter(())
+            for file, item in zip(chunk, read, strict=True):
+                if isinstance(item, str):
+                    yield Prediction(str(file), error=item)
+                else:
+                    yield predictor.describe(str(file), next(outputs), top)
+
+
+def _read(predictor: Predictor, file: Path) -> NDArray[np.float32] | str:
+    """The input that ``file`` gives, or the reason why it gives none."""
+    try:
+        return predictor.prepare(decode(file))
+    except BrokenImage as error:
+        return str(error).removeprefix(f"{file}: ")
+
+
+def _save(out: Path, predictions: Sequence[Prediction]) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    lines = []
+    for prediction in predictions:
+        entry = prediction.as_dict()
+        entry.pop("features", None)  # they are in features.npy
+        lines.append(json_module.dumps(entry) + "\n")
+    (out / ".predictions.jsonl").write_text("".join(lines), encoding="utf-8")
+    os.replace(out / ".predictions.jsonl", out / "predictions.jsonl")
+    rows = [prediction.features for prediction in predictions if prediction.features is not None]
+    if rows:
+        np.save(out / ".features.npy", np.stack(rows))
+        os.replace(out / ".features.npy", out / "features.npy")
