@@ -101,7 +101,7 @@ class TorchClassifier:
         head.train()
         with torch.no_grad(), self._autocast():
             features = torch.cat([self._features(images[rows]) for rows in self._chunks(len(images))])
-        loss = soft_cross_entropy(head(features.float()), targets)
+        loss: Any = soft_cross_entropy(head(features.float()), targets)
         loss.backward()
         return loss.detach()
 

@@ -89,4 +89,6 @@ def roc_auc(positive: NDArray[np.bool_], scores: NDArray[np.floating[Any]]) -> f
 
 
 def _divide(numerator: NDArray[np.float64], denominator: NDArray[Any]) -> NDArray[np.float64]:
-    return np.divide(numerator, denominator, out=np.zeros_like(numerator), where=denominator > 0)
+    quotient = np.zeros_like(numerator)
+    np.divide(numerator, denominator, out=quotient, where=denominator > 0)
+    return quotient

@@ -1,0 +1,121 @@
+"""What every training loop needs around its steps: where a run begins, what it may change, and when a loss is bad."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, SupportsFloat, TypeVar
+
+import yaml
+
+from ehm import checkpoint
+from ehm.config import FinetuneConfig, TrainConfig, load_config
+from ehm.errors import CheckpointError, ConfigError, TrainingError
+from ehm.runlog import console
+
+__all__ = ["Metrics", "begin", "say_broken", "store"]
+
+C = TypeVar("C", bound=TrainConfig | FinetuneConfig)
+_CONFIG = "config.yaml"
+_FREE = {"data.workers", "data.source", "data.layout", "data.strict", "model.init"}
+
+
+def begin(
+    kind: type[C],
+    default: str,
+    config: C | str | Path | None,
+    overrides: Sequence[str],
+    folder: Path,
+    resume: bool,
+) -> tuple[C, Path | None]:
+    """The configuration of a run in ``folder`` and, where it is resumed, the checkpoint that it starts from.
+
+    Without ``config`` a resumed run keeps the one stored in ``folder`` and a new one takes the shipped ``default``.
+    """
+    start = checkpoint.newest(folder / "checkpoints")
+    if start is not None and not resume:
+        raise ConfigError(f"--out {folder}: holds a run already; --resume continues it, another --out starts a new one")
+    if resume and config is None:
+        config = folder / _CONFIG
+        if not config.is_file():
+            raise CheckpointError(f"--resume: no run in {folder}; --out names the folder of the run to continue")
+    if isinstance(config, kind):
+        settings = config
+    else:
+        assert config is None or isinstance(config, (str, Path))
+        settings = load_config(kind, config if config is not None else default, overrides)
+    if start is not None:
+        _same_run(kind, settings, folder / _CONFIG)
+    return settings, start
+
+
+def store(config: TrainConfig | FinetuneConfig, folder: Path) -> None:
+    """Write ``config`` into the run's folder, for people and for ``--resume``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+    temporary = folder / f".{_CONFIG}"
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(folder / _CONFIG)
+
+
+class Metrics:
+    """Metrics that still lie on the device: reading them is the only synchronisation of a step."""
+
+    def __init__(self) -> None:
+        self._pending: list[tuple[int, Mapping[str, SupportsFloat]]] = []
+
+    def add(self, step: int, values: Mapping[str, SupportsFloat]) -> None:
+        """Keep the metrics of ``step`` until they are read."""
+        self._pending.append((step, values))
+
+    def read(self, saved: Path | None) -> dict[str, float]:
+        """The newest metrics, with the mean of all losses since the last time.
+
+        Raises TrainingError at a loss that is not finite; ``saved`` is the last good checkpoint, which it names.
+        """
+        losses = []
+        for step, metrics in self._pending:
+            losses.append(float(metrics["loss"]))
+            if not math.isfinite(losses[-1]):
+                good = f"the last good checkpoint is {saved}" if saved else "no checkpoint was written yet"
+                raise TrainingError(
+                    f"the loss is {losses[-1]} at step {step}; {good}; "
+                    "a lower optim.base_lr, optim.clip_grad=1 or optim.dtype=float32 may help"
+                )
+        values = {name: float(value) for name, value in self._pending[-1][1].items()}
+        self._pending.clear()
+        return {**values, "loss": sum(losses) / len(losses)}
+
+
+def say_broken(broken: Mapping[str, str]) -> None:
+    """List the files that were skipped."""
+    if not broken:
+        return
+    console.print(f"{len(broken)} files were skipped because they cannot be read:")
+    for name, reason in sorted(broken.items())[:20]:
+        console.print(f"  {name}: {reason}")
+    if len(broken) > 20:
+        console.print(f"  and {len(broken) - 20} more")
+
+
+def _same_run(kind: type[C], config: C, stored: Path) -> None:
+    """A resumed run may log, save and load differently; what shapes the weights must be as it was."""
+    before = _flat(load_config(kind, stored).model_dump(mode="json"))
+    after = _flat(config.model_dump(mode="json"))
+    changed = [
+        f"{key} was {before[key]} and is {after[key]}"
+        for key in before
+        if before[key] != after[key] and key not in _FREE and (not key.startswith("run.") or key == "run.seed")
+    ]
+    if changed:
+        raise ConfigError(
+            f"--resume: {stored} says otherwise: {'; '.join(changed)}; start a new run with another --out"
+        )
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat

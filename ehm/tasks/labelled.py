@@ -1,0 +1,103 @@
+"""Labelled images for the tasks: which to train on, which to measure on, and a classifier's answers to them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.progress import track
+
+from ehm.config import FinetuneConfig
+from ehm.data import EvalTransform, Loader, Source, open_source, stratified_folds
+from ehm.errors import ConfigError, DataError
+from ehm.runlog import console
+
+__all__ = ["Part", "collect", "eval_loader", "labels_of", "split"]
+
+Predict = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
+
+
+@dataclass(frozen=True)
+class Part:
+    """The images of ``source`` at ``subset``, all if None; ``title`` says which they are."""
+
+    source: Source
+    subset: NDArray[np.int64] | None
+    title: str
+
+    def __len__(self) -> int:
+        return len(self.source) if self.subset is None else len(self.subset)
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """Class numbers (n,)."""
+        labels = labels_of(self.source, self.title)
+        return labels if self.subset is None else labels[self.subset]
+
+
+def split(config: FinetuneConfig) -> tuple[Part, Part]:
+    """What to train on and what to measure on: the source's own parts, or ``fold`` of ``folds`` held out.
+
+    The folds are stratified and always the same, whatever ``run.seed``, so that runs with several seeds compare.
+    Raises DataError where there are no labels, or where training and validation disagree about the classes.
+    """
+    train = open_source(config.data, "train")
+    labels = labels_of(train, config.data.source)
+    if train.split == "train":
+        val = open_source(config.data, "val")
+        labels_of(val, config.data.source)
+        if val.classes != train.classes:
+            raise DataError(f"data.source {config.data.source}: train and val do not have the same classes")
+        return Part(train, None, "train"), Part(val, None, "val")
+    try:
+        fold_of = stratified_folds(labels, config.folds, seed=0)
+    except ValueError as error:
+        raise ConfigError(f"folds: {error}") from None
+    title = f"fold {config.fold} of {config.folds}"
+    held_out = fold_of == config.fold
+    return Part(train, np.flatnonzero(~held_out), f"all but {title}"), Part(train, np.flatnonzero(held_out), title)
+
+
+def labels_of(source: Source, name: str) -> NDArray[np.int64]:
+    """Labels of a source; raises DataError where it has none, or only one class."""
+    if source.labels is None:
+        raise DataError(f"data.source {name}: has no labels; put each class's images into a folder of its own")
+    if len(source.classes) < 2:
+        raise DataError(
+            f"data.source {name}: has one class only ({source.classes[0]}); a classifier needs two at least"
+        )
+    return source.labels
+
+
+def eval_loader(part: Part, image_size: tuple[int, int], config: FinetuneConfig) -> Loader:
+    """Every image of ``part`` once, in order, resized and centred."""
+    return Loader(
+        part.source,
+        EvalTransform(image_size),
+        batch_size=min(256, config.optim.batch_size // config.optim.accumulate),
+        seed=0,
+        shuffle=False,
+        drop_last=False,
+        workers=config.data.workers,
+        strict=config.data.strict,
+        subset=part.subset,
+    )
+
+
+def collect(predict: Predict, loader: Loader, title: str = "") -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Labels (n,) and ``predict``'s rows (n, …) for the loader's images, with a progress bar called ``title``.
+
+    A file that cannot be read is left out: the loader puts another image in its place, which counts once only.
+    """
+    indices, labels, rows = [], [], []
+    batches = loader.batches(0, loader.steps_per_epoch)
+    hidden = not (title and console.is_terminal)
+    for batch in track(batches, title, loader.steps_per_epoch, console=console, disable=hidden):
+        assert batch.labels is not None
+        rows.append(predict(batch.images))
+        indices.append(batch.indices)
+        labels.append(batch.labels)
+    _, once = np.unique(np.concatenate(indices), return_index=True)
+    return np.concatenate(labels)[once], np.concatenate(rows)[once]
