@@ -22,12 +22,12 @@ class FakeEncoder:
         places = np.stack(np.meshgrid(*(np.arange(side) / side for side in self.grid), indexing="ij"), -1).reshape(
             -1, 2
         )
-        unlike = ((colours[:, :, None] - colours[:, None]) ** 2).sum(-1) * 60
+        unlike = ((colours[:, :, None] - colours[:, None]) ** 2).sum(-1) * 10 * blocks
         apart = ((places[:, None] - places[None]) ** 2).sum(-1) * 4
         return np.exp(-unlike - apart).astype(np.float32)
 
     def attention(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        similarity = self.similarity(images, 1)
+        similarity = self.similarity(images, 6)
         tokens = np.pad(similarity, ((0, 0), (1, 0), (1, 0)), constant_values=0.1)
         return np.repeat((tokens / tokens.sum(-1, keepdims=True))[:, None], 2, 1)
 

@@ -1,0 +1,196 @@
+"""``ehm inspect`` from files to pictures: what each tile shows is what the model and the masks say."""
+
+import numpy as np
+import pytest
+from fakes import FakeEncoder
+from PIL import Image
+
+from ehm import backends, checkpoint, masking
+from ehm.analysis import draw, pages
+from ehm.analysis.colours import PALETTE
+from ehm.analysis.inspect import inspect
+from ehm.backends.base import LearnerState
+from ehm.cli import main
+from ehm.config import TrainConfig
+from ehm.data import EvalTransform, decode
+from ehm.errors import CheckpointError, ConfigError, DataError
+
+MASK = {"ratio": 0.5, "blocks": 2, "balance": "sinkhorn", "depth_range": [0, 0.5]}
+GRID = (6, 4)
+
+
+@pytest.fixture
+def encoder(monkeypatch):
+    """A fake encoder of 6 x 4 patches behind every device name."""
+
+    class Backend:
+        def encoder(self, source):
+            return fake
+
+    fake = FakeEncoder((48, 32), 8)
+    monkeypatch.setattr(backends, "get", lambda device: Backend())
+    return fake
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A checkpoint that says how its run masked."""
+    empty = LearnerState({"weight": np.zeros(1, np.float32)}, {})
+    meta = {"kind": "pretrain", "step": 7, "epoch": 1.5, "seed": 0, "config": {"mask": MASK}}
+    checkpoint.save(tmp_path / "run" / "checkpoints", empty, meta)
+    return tmp_path / "run"
+
+
+@pytest.fixture
+def pages_drawn(monkeypatch):
+    """The arguments of every page that is laid out, in order."""
+    drawn = []
+    lay_out = pages.mosaic
+
+    def record(title, notes, headings, rows, *legend):
+        drawn.append((" ".join(notes), headings, rows))
+        return lay_out(title, notes, headings, rows, *legend)
+
+    monkeypatch.setattr(pages, "mosaic", record)
+    return drawn
+
+
+def centres(tile):
+    """The colour in the middle of each patch."""
+    height, width = tile.picture.shape[:2]
+    cell = height // GRID[0]
+    assert (height, width) == (GRID[0] * cell, GRID[1] * cell)
+    return tile.picture[cell // 2 :: cell, cell // 2 :: cell]
+
+
+def taken(files):
+    return np.stack([EvalTransform((48, 32))(decode(file)) for file in files])
+
+
+@pytest.mark.parametrize("kind", ["hierarchy", "masks", "attention"])
+def test_a_picture_is_written_and_announced(kind, encoder, run, images, tmp_path, capsys):
+    (path,) = inspect(kind, [images / "00.png", images / "01.png"], checkpoint=run, out=tmp_path / "out")
+    assert path == tmp_path / "out" / f"{kind}.png"
+    assert str(path) in capsys.readouterr().out
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+    with Image.open(path) as page:
+        assert page.mode == "RGB"
+        assert 1000 <= page.width <= 2000
+
+
+def test_masks_are_those_of_the_run(encoder, run, images, tmp_path, pages_drawn):
+    files = [images / "00.png", images / "01.png"]
+    inspect("masks", files, checkpoint=run, out=tmp_path, progress=(0, 0.3, 1), seed=3)
+    ((notes, headings, rows),) = pages_drawn
+    assert headings == ["image", "progress 0", "progress 0.3", "progress 1"]
+    assert "step 7" in notes
+    assert "12 of 24" in notes
+    hierarchy = masking.build_hierarchy(masking.balance(encoder.similarity(taken(files), 2)))
+    for column, depth in enumerate((0, 0.15, 0.5), 1):  # the run's depth_range halves the progress
+        expected = masking.hierarchical_mask(hierarchy, depth, 0.5, np.random.default_rng(3))
+        for row, mask in zip(rows, expected, strict=True):
+            hidden = (centres(row[column]) == draw.HIDDEN).all(-1)
+            assert hidden.sum() == 12
+            assert (hidden == mask.reshape(GRID)).all()
+
+
+def test_arguments_outrank_the_run(encoder, run, images, tmp_path, pages_drawn):
+    inspect("masks", [images / "00.png"], checkpoint=run, out=tmp_path, ratio=0.25, balance="none", progress=[0.5])
+    ((notes, _, rows),) = pages_drawn
+    assert (centres(rows[0][1]) == draw.HIDDEN).all(-1).sum() == 6
+    assert "raw" in notes
+
+
+def test_parts_are_the_cuts_of_the_tree(encoder, run, images, tmp_path, pages_drawn):
+    file = images / "02.png"
+    inspect("hierarchy", [file], checkpoint=run, out=tmp_path, depths=(1, 0.6, 0))
+    ((_, headings, (row,)),) = pages_drawn
+    assert headings == ["image", "depth 1", "depth 0.6", "depth 0"]
+    hierarchy = masking.build_hierarchy(masking.balance(encoder.similarity(taken([file]), 2)))
+    assert row[0].lines == ("02.png", f"tree height {hierarchy.height[0]}")
+    assert row[1].lines == ("1 part", f"level {hierarchy.height[0]} of {hierarchy.height[0]}")
+    assert row[3].lines == ("24 parts", f"level 1 of {hierarchy.height[0]}")
+    level = np.ceil(0.6 * hierarchy.height).astype(int)
+    parts = hierarchy.cut(level)[0].reshape(GRID)
+    assert row[2].lines == (f"{len(np.unique(parts))} parts", f"level {level[0]} of {hierarchy.height[0]}")
+    cell = row[2].picture.shape[0] // GRID[0]
+    contour = draw.border(draw.enlarge(parts, cell), cell // 16)
+    assert ((row[2].picture == draw.CONTOUR).all(-1) == contour).mean() > 0.99  # a white image may add a pixel
+
+
+def test_attention_is_that_of_the_boxed_patch(encoder, run, images, tmp_path, pages_drawn):
+    file = images / "03.png"
+    inspect("attention", [file], checkpoint=run, out=tmp_path, patches=["5,1", (0, 3)])
+    ((_, headings, (row,)),) = pages_drawn
+    assert headings == ["image", "from patch 5,1", "from patch 0,3"]
+    attention = encoder.attention(taken([file]))[0].mean(0)
+    for tile, (down, across) in zip(row[1:], ((5, 1), (0, 3)), strict=True):
+        weights = attention[1 + down * GRID[1] + across, 1:]
+        assert tile.lines == (f"strongest {weights.max() * 25:.2g} x uniform",)
+        yellow = centres(tile)[..., 0].astype(int) - centres(tile)[..., 2]
+        assert np.corrcoef(yellow.ravel(), weights)[0, 1] > 0.8
+        cell = tile.picture.shape[0] // GRID[0]
+        frame = tile.picture[down * cell + cell // 2, across * cell - 1]
+        assert frame.tolist() in PALETTE.tolist()
+        assert (row[0].picture[down * cell + cell // 2, across * cell - 1] == frame).all()
+
+
+def test_a_folder_gives_its_first_eight_and_further_files_further_pages(encoder, run, images, tmp_path, pages_drawn):
+    assert len(inspect("masks", [images], checkpoint=run, out=tmp_path, progress=[0])) == 1
+    assert [row[0].lines[0] for row in pages_drawn[0][2]] == [f"{n:02d}.png" for n in range(8)]
+    written = inspect("masks", sorted(images.iterdir()), checkpoint=run, out=tmp_path, progress=[0])
+    assert [path.name for path in written] == ["masks.png", "masks-2.png"]
+    assert [len(rows) for _, _, rows in pages_drawn[1:]] == [8, 4]
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "error", "sentence"),
+    [
+        ("tree", {}, ConfigError, "inspect tree: unknown; known are hierarchy, masks, attention"),
+        ("attention", {"patches": [(6, 0)]}, ConfigError, "patch 6,0: rows go from 0 to 5, columns from 0 to 3"),
+        ("attention", {"patches": ["1,-1"]}, ConfigError, "patch 1,-1: rows go"),
+        ("attention", {"patches": ["7"]}, ConfigError, "patch 7: expected row,column"),
+        ("hierarchy", {"depths": [1.5]}, ConfigError, "depths"),
+        ("masks", {"progress": []}, ConfigError, "progress"),
+        ("masks", {"ratio": 1.0}, ConfigError, "ratio 1: must lie between 0 and 1"),
+        ("masks", {"balance": "both"}, ConfigError, "balance both: must be none or sinkhorn"),
+        ("masks", {"checkpoint": "nowhere"}, CheckpointError, "nowhere"),
+    ],
+)
+def test_a_wrong_argument_is_one_sentence(
+    kind, options, error, sentence, encoder, run, images, tmp_path, monkeypatch, request
+):
+    if options.get("checkpoint"):
+        monkeypatch.undo()  # the real backend says that the checkpoint is missing
+    with pytest.raises(error) as raised:
+        inspect(kind, [images / "00.png"], **{"checkpoint": run, "out": tmp_path / "out", **options})
+    assert sentence in str(raised.value)
+    assert "\n" not in str(raised.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_missing_broken_and_no_images_are_named(encoder, run, tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    for image in ("nowhere.png", "empty", "broken.png"):
+        with pytest.raises(DataError, match=image):
+            inspect("masks", [tmp_path / image], checkpoint=run, out=tmp_path / "out")
+    assert not list(tmp_path.glob("out/*"))
+
+
+def test_the_command_draws_a_real_checkpoint(images, tmp_path, capsys):
+    config = TrainConfig.model_validate(
+        {
+            "encoder": "vit_tiny",
+            "image_size": [32, 48],
+            "patch_size": 8,
+            "model": {"width": 24, "depth": 2, "heads": 2, "decoder_width": 16, "decoder_depth": 1, "decoder_heads": 2},
+        }
+    )
+    state = backends.get("cpu").learner(config).state()
+    meta = {"kind": "pretrain", "step": 1, "epoch": 0.1, "seed": 0, "config": config.model_dump(mode="json")}
+    checkpoint.save(tmp_path / "run" / "checkpoints", state, meta)
+    for kind, extra in (("hierarchy", ["--depths", "0.5", "0.9"]), ("masks", []), ("attention", ["--patches", "3,5"])):
+        argv = ["inspect", kind, str(images / "00.png"), "--checkpoint", str(tmp_path / "run"), *extra]
+        assert main([*argv, "--device", "cpu", "--out", str(tmp_path / "out")]) == 0, capsys.readouterr().err
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["attention.png", "hierarchy.png", "masks.png"]
