@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from ehm import checkpoint
 from ehm.backends.torch.classifier import probe_head
 from ehm.backends.torch.weights import Loaded, classifier_name, load_model, read_tensors
-from ehm.config import FinetuneConfig, ModelSource, Triple
+from ehm.config import ModelSource, Triple
 from ehm.errors import CheckpointError
 
 __all__ = ["Head", "Module", "load_module"]
@@ -69,11 +69,11 @@ def _checkpoint(source: ModelSource, head: Head) -> Module:
         if head == "classifier":
             raise CheckpointError(f"{path}: a pretrained encoder has no classifier; ehm finetune gives it one")
         return _describe(load_model(source, pool="avg", fc_norm=False), (), kind, digest)
-    config = FinetuneConfig.model_validate(meta["config"])
+    config = meta["config"]
     labels = () if head == "features" else tuple(meta["classes"])
-    loaded = load_model(source, len(labels), config.pool, fc_norm=False if config.frozen else None)
+    loaded = load_model(source, len(labels), config["pool"], fc_norm=False if config["frozen"] else None)
     if labels:
-        if config.frozen:
+        if config["frozen"]:
             probe_head(loaded.model)
         _fill_head(loaded.model, {name: torch.from_numpy(array) for name, array in arrays.items()})
     return _describe(loaded, labels, kind, digest)
