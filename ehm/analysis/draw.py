@@ -30,17 +30,16 @@ def partition(image: Image, parts: NDArray[np.integer[Any]], colours: Image) -> 
     single = np.bincount(parts.ravel())[parts] == 1
     opacity = enlarge(np.where(single, 0.2, 0.55), cell)[..., None]
     picture = _blend(_grey(image), enlarge(colours[parts], cell), opacity)
-    picture[border(enlarge(parts, cell), max(1, cell // 16))] = CONTOUR
+    picture[border(parts, cell)] = CONTOUR
     return picture
 
 
 def masked(image: Image, mask: NDArray[np.bool_]) -> Image:
-    """``image`` with the patches where ``mask`` (h, w) is True painted grey."""
+    """``image`` with the patches where ``mask`` (h, w) is True painted grey, contour lines around them."""
     cell = image.shape[0] // mask.shape[0]
-    hidden = enlarge(mask, cell)
     picture = image.copy()
-    picture[hidden] = HIDDEN
-    picture[hidden & border(hidden, max(1, cell // 16))] = CONTOUR
+    picture[enlarge(mask, cell)] = HIDDEN
+    picture[border(mask, cell)] = CONTOUR
     return picture
 
 
@@ -65,13 +64,19 @@ def box(image: Image, patch: tuple[int, int], cell: int, colour: Colour) -> Imag
     return picture
 
 
-def border(labels: NDArray[Any], reach: int) -> NDArray[np.bool_]:
-    """True at pixels of ``labels`` (H, W) that have another label at most ``reach`` pixels away, in any direction."""
+def border(patches: NDArray[Any], cell: int) -> NDArray[np.bool_]:
+    """The line between patches (h, w) of different values: (h * cell, w * cell), True where it runs.
+
+    It is an eighth of a patch wide, 1 to 4 pixels, half of them on either side.
+    """
+    labels = enlarge(patches, cell)
     height, width = labels.shape
-    padded = np.pad(labels, reach, mode="edge")
+    line = min(max(1, cell // 8), 4)
+    before, after = line // 2, line - line // 2
+    padded = np.pad(labels, (before, after), mode="edge")
     found = np.zeros((height, width), bool)
-    for down in range(2 * reach + 1):
-        for across in range(2 * reach + 1):
+    for down in range(line + 1):
+        for across in range(line + 1):
             found |= labels != padded[down : down + height, across : across + width]
     return found
 

@@ -16,18 +16,20 @@ def pixels(shape):
     return [(row, column) for row in range(shape[0]) for column in range(shape[1])]
 
 
-def test_border_is_within_reach_of_another_label():
-    labels = draw.enlarge(PARTS, 5)
-    found = draw.border(labels, 2)
+@pytest.mark.parametrize(("cell", "before", "after"), [(5, 0, 1), (16, 1, 1), (24, 1, 2), (80, 2, 2)])
+def test_border_is_as_wide_as_it_says_and_between_parts_alone(cell, before, after):
+    labels = PARTS.repeat(cell, 0).repeat(cell, 1)
+    found = draw.border(PARTS, cell)
+    assert found.shape == labels.shape
     for row, column in pixels(labels.shape):
-        around = labels[max(0, row - 2) : row + 3, max(0, column - 2) : column + 3]
+        around = labels[max(0, row - before) : row + after + 1, max(0, column - before) : column + after + 1]
         assert found[row, column] == bool((around != labels[row, column]).any())
 
 
 def test_partition_has_one_colour_a_part_and_contours_on_borders_alone():
     picture = draw.partition(FLAT, PARTS, COLOURS)
     labels = draw.enlarge(PARTS, CELL)
-    contour = draw.border(labels, 1)
+    contour = draw.border(PARTS, CELL)
     assert contour.any()
     assert (picture[contour] == draw.CONTOUR).all()
     inside = {part: np.unique(picture[(labels == part) & ~contour], axis=0) for part in (7, 9)}
@@ -49,8 +51,8 @@ def test_masked_patches_are_grey_and_visible_ones_untouched():
     mask = np.array([[True, False, False], [True, True, False]])
     picture = draw.masked(image, mask)
     hidden = draw.enlarge(mask, CELL)
-    assert (picture[~hidden] == image[~hidden]).all()
-    edge = hidden & draw.border(hidden, 1)
+    edge = draw.border(mask, CELL)
+    assert (picture[~hidden & ~edge] == image[~hidden & ~edge]).all()
     assert (picture[hidden & ~edge] == draw.HIDDEN).all()
     assert (picture[edge] == draw.CONTOUR).all()
 
