@@ -31,6 +31,8 @@ def get(device: str = "auto") -> Backend:
     package = DEVICES["cpu" if name == "auto" else name]
     framework = package.rpartition(".")[2]
     if find_spec(framework) is None:
-        raise BackendError(f"--device {device}: {framework} is not installed; pip install 'ehm[{framework}]' installs it")
+        raise BackendError(
+            f"--device {device}: {framework} is not installed; pip install 'ehm[{framework}]' installs it"
+        )
     backend: Backend = import_module(package).backend(device)
     return backend

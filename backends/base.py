@@ -77,7 +77,7 @@ class Classifier(Protocol):
     """An encoder with a linear head, in fine-tuning or, with a frozen encoder, in linear probing.
 
     It takes images of ``image_size`` = (H, W) pixels. ``architecture`` (plain JSON) says what the encoder is, so that a
-    checkpoint can be opened without the weights that it started from; ``notes`` what was loaded and what was left aside.
+    checkpoint can be opened without the weights that it started from; ``notes`` what was loaded and what was left.
     """
 
     image_size: tuple[int, int]
@@ -94,9 +94,13 @@ class Classifier(Protocol):
         """Evaluation mode: (B, H, W, 3) -> (B, C)."""
         ...
 
-    def state(self) -> LearnerState: ...
+    def state(self) -> LearnerState:
+        """See :meth:`Learner.state`."""
+        ...
 
-    def load(self, state: LearnerState) -> None: ...
+    def load(self, state: LearnerState) -> None:
+        """See :meth:`Learner.load`."""
+        ...
 
 
 class Encoder(Protocol):
@@ -128,10 +132,18 @@ class Backend(Protocol):
 
     name: str
 
-    def info(self) -> DeviceInfo: ...
+    def info(self) -> DeviceInfo:
+        """What the device offers."""
+        ...
 
-    def learner(self, config: TrainConfig) -> Learner: ...
+    def learner(self, config: TrainConfig) -> Learner:
+        """A model in pretraining, initialised from ``config.run.seed``."""
+        ...
 
-    def classifier(self, config: FinetuneConfig, classes: int) -> Classifier: ...
+    def classifier(self, config: FinetuneConfig, classes: int) -> Classifier:
+        """An encoder from ``config.model`` under a fresh linear head of ``classes``."""
+        ...
 
-    def encoder(self, source: ModelSource) -> Encoder: ...
+    def encoder(self, source: ModelSource) -> Encoder:
+        """A trained encoder in evaluation mode."""
+        ...

@@ -4,9 +4,12 @@
     python benchmarks/study.py report   writes docs/study.md from what is there
 
 Each run pretrains ``configs/elpv/study.yaml`` on all photographs without labels. Its encoder is then measured by AUC of
-"defective" in three ways: a linear probe and k-NN on frozen features, each by stratified 5-fold cross-validation over all
-labels, and fine-tuning on one fixed split. The probe's regularisation is chosen inside the training folds; nothing else is
-chosen at all. Runs of one seed share initial weights and data order, so differences are paired by seed.
+"defective" in three ways: a linear probe and k-NN on frozen features, each by stratified 5-fold cross-validation over
+all labels, and fine-tuning on one fixed split. The probe's regularisation is chosen inside the training folds; nothing
+else is chosen at all. Runs of one seed share initial weights and data order, so differences are paired by seed.
+
+The photographs are reduced to 128 pixels once, because decoding them in full would cost as much as training. Each run
+is a process with one thread, and two work side by side.
 """
 
 from __future__ import annotations
@@ -77,9 +80,7 @@ def run(names: list[str], seeds: list[int]) -> None:
             else:
                 overrides = ARMS[name][1]
             resume = (folder / "checkpoints").is_dir()
-            ehm.train(
-                CONFIG, device="cpu", overrides=[*overrides, f"run.seed={seed}"], out=folder, resume=resume
-            )
+            ehm.train(CONFIG, device="cpu", overrides=[*overrides, f"run.seed={seed}"], out=folder, resume=resume)
             trained = time.perf_counter() - started
             result = measure(folder, seed) | trees(folder)
             result |= {"pretrain_seconds": trained, "seconds": time.perf_counter() - started}
@@ -131,7 +132,12 @@ def linear_auc(x: Any, y: Any, x_test: Any, y_test: Any) -> float:
     model = make_pipeline(
         StandardScaler(),
         LogisticRegressionCV(
-            Cs=[1e-3, 1e-2, 1e-1, 1.0], cv=3, scoring="roc_auc", max_iter=500, l1_ratios=(0,), use_legacy_attributes=False
+            Cs=[1e-3, 1e-2, 1e-1, 1.0],
+            cv=3,
+            scoring="roc_auc",
+            max_iter=500,
+            l1_ratios=(0,),
+            use_legacy_attributes=False,
         ),
     )
     return float(roc_auc_score(y_test, model.fit(x, y).predict_proba(x_test)[:, 1]))
@@ -157,7 +163,11 @@ def trees(folder: Path) -> dict[str, float]:
 
 def report(seeds: list[int]) -> None:
     results = {
-        name: {seed: json.loads(path.read_text()) for seed in seeds if (path := ROOT / f"{name}-{seed}/result.json").is_file()}
+        name: {
+            seed: json.loads(path.read_text())
+            for seed in seeds
+            if (path := ROOT / f"{name}-{seed}/result.json").is_file()
+        }
         for name in ("untrained", *ARMS)
     }
     lines = table(results)

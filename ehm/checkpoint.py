@@ -4,8 +4,8 @@
                          optimizer.safetensors   moments, averages and counters
                          state.json              kind, epoch, step, seed, config, versions, SHA-256 of the files
 
-A checkpoint is written into a hidden temporary folder, flushed to disk and renamed: a folder that carries the final name is
-complete. The newest one wins; any backend resumes what any other wrote. Loading executes nothing.
+A checkpoint is written into a hidden temporary folder, flushed to disk and renamed: a folder that carries the final
+name is complete. The newest one wins; any backend resumes what any other wrote. Loading executes nothing.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _MODEL, _OPTIMIZER, _STATE = "model.safetensors", "optimizer.safetensors", "stat
 
 
 def save(folder: Path, state: LearnerState, meta: dict[str, Any]) -> Path:
-    """Write ``state`` as ``folder/step-…``, named by ``meta["step"]``; a crash at any moment leaves the older ones whole."""
+    """Write ``state`` as ``folder/step-…``, named by ``meta["step"]``; a crash leaves the older ones whole."""
     folder.mkdir(parents=True, exist_ok=True)
     for stale in folder.glob(".step-*"):
         shutil.rmtree(stale)

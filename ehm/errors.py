@@ -38,7 +38,7 @@ class DataError(EhmError):
     """An image source is empty, missing or unreadable."""
 
 
-class BrokenImage(DataError):
+class BrokenImage(DataError):  # noqa: N818 - it names what is wrong
     """One image file cannot be decoded."""
 
 

@@ -11,19 +11,17 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, SupportsFloat
 
 import numpy as np
-import yaml
 from safetensors.numpy import save_file
 
 from ehm import backends, checkpoint
 from ehm.backends.base import Arrays, Backend, Learner
-from ehm.config import TrainConfig, load_config
+from ehm.config import TrainConfig
 from ehm.data import Loader, TrainTransform, open_source
-from ehm.errors import CheckpointError, ConfigError, TrainingError
 from ehm.masking import make_masker
 from ehm.runlog import RunLog, console
+from ehm.runs import Metrics, begin, say_broken, store
 from ehm.schedule import warmup_cosine
 
 __all__ = ["DEFAULT_CONFIG", "TrainResult", "train"]
@@ -58,8 +56,12 @@ def train(
     TrainingError where the loss is not finite.
     """
     folder = Path(out) if out is not None else Path("runs") / "pretrain"
-    config, start = _begin(config, overrides, folder, resume)
-    backend = backends.get(device)
+    settings, start = begin(TrainConfig, DEFAULT_CONFIG, config, overrides, folder, resume)
+    return _run(settings, backends.get(device), folder, start)
+
+
+def _run(config: TrainConfig, backend: Backend, folder: Path, start: Path | None) -> TrainResult:
+    """The loop."""
     source = open_source(config.data, "train")
     data, optim, run = config.data, config.optim, config.run
     transform = TrainTransform(config.image_size, data.crop_scale, data.flip, mean=data.mean, std=data.std)
@@ -87,10 +89,8 @@ def train(
         first = int(meta["step"])
     _announce(config, backend, len(source), loader.steps_per_epoch, folder, start)
 
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.yaml").write_text(_dump(config), encoding="utf-8")
-    saved, loss = start, math.nan
-    pending: list[tuple[int, Mapping[str, SupportsFloat]]] = []  # metrics that still lie on the device
+    store(config, folder)
+    saved, loss, pending = start, math.nan, Metrics()
     with loader, RunLog(folder, last, first, "pretrain", run.tensorboard) as log:
         clock, images = time.perf_counter(), 0
         for step, batch in enumerate(loader.batches(first, last), start=first):
@@ -99,14 +99,12 @@ def train(
             similarity = learner.similarity(batch.images) if masker.needs_similarity else None
             mask, stats = masker(similarity, len(batch.images), progress, rng)
             lr = warmup_cosine(step, total, warmup, optim.lr, optim.min_lr)
-            metrics = learner.train_step(batch.images, mask, lr, optim.weight_decay)
-
             done, images = step + 1, images + len(batch.images)
-            pending.append((done, metrics))
+            pending.add(done, learner.train_step(batch.images, mask, lr, optim.weight_decay))
             log.advance(done)
             due = done % every == 0 or done == last
             if due or done % run.log_every == 0:
-                values = _read(pending, saved)
+                values = pending.read(saved)
                 loss, seconds = values["loss"], time.perf_counter() - clock
                 speed = {"epoch": done / loader.steps_per_epoch, "lr": lr, "images_per_second": images / seconds}
                 log.log(done, {**values, **speed, **stats})
@@ -118,68 +116,6 @@ def train(
     encoder = _write_encoder(folder, learner, config) if last == total else None
     _report(folder, loader.broken, saved, encoder)
     return TrainResult(folder, saved, encoder, last, loss)
-
-
-def _begin(
-    config: TrainConfig | str | Path | None, overrides: Sequence[str], folder: Path, resume: bool
-) -> tuple[TrainConfig, Path | None]:
-    """The configuration of this run and, where it is resumed, the checkpoint that it starts from."""
-    start = checkpoint.newest(folder / "checkpoints")
-    if start is not None and not resume:
-        raise ConfigError(f"--out {folder}: holds a run already; --resume continues it, another --out starts a new one")
-    if start is None and resume and config is None:
-        stored = folder / "config.yaml"
-        if not stored.is_file():
-            raise CheckpointError(f"--resume: no run in {folder}; --out names the folder of the run to continue")
-        config = stored  # killed before its first checkpoint: start again
-    if start is not None and config is None:
-        config = folder / "config.yaml"
-    if not isinstance(config, TrainConfig):
-        config = load_config(TrainConfig, config if config is not None else DEFAULT_CONFIG, overrides)
-    if start is not None:
-        _same_run(config, folder / "config.yaml")
-    return config, start
-
-
-def _same_run(config: TrainConfig, stored: Path) -> None:
-    """A resumed run may log, save and load differently; what shapes the weights must be as it was."""
-    before = _flat(load_config(TrainConfig, stored).model_dump(mode="json"))
-    after = _flat(config.model_dump(mode="json"))
-    free = {"data.workers", "data.source", "data.layout", "data.strict"}
-    changed = [
-        f"{key} was {before[key]} and is {after[key]}"
-        for key in before
-        if before[key] != after[key] and key not in free and (not key.startswith("run.") or key == "run.seed")
-    ]
-    if changed:
-        raise ConfigError(f"--resume: {stored} says otherwise: {'; '.join(changed)}; start a new run with another --out")
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return flat
-
-
-def _dump(config: TrainConfig) -> str:
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
-
-
-def _read(pending: list[tuple[int, Mapping[str, SupportsFloat]]], saved: Path | None) -> dict[str, float]:
-    """Read the metrics of all steps since the last time and give the newest with the mean loss; empties ``pending``."""
-    losses = []
-    for step, metrics in pending:
-        losses.append(float(metrics["loss"]))
-        if not math.isfinite(losses[-1]):
-            good = f"the last good checkpoint is {saved}" if saved else "no checkpoint was written yet"
-            raise TrainingError(
-                f"the loss is {losses[-1]} at step {step}; {good}; "
-                "a lower optim.base_lr, optim.clip_grad=1 or optim.dtype=float32 may help"
-            )
-    values = {name: float(value) for name, value in pending[-1][1].items()}
-    pending.clear()
-    return {**values, "loss": sum(losses) / len(losses)}
 
 
 def _save(folder: Path, learner: Learner, config: TrainConfig, backend: Backend, step: int, epoch: int) -> Path:
@@ -211,9 +147,7 @@ def _write_encoder(folder: Path, learner: Learner, config: TrainConfig) -> Path:
     return folder / "encoder.safetensors"
 
 
-def _announce(
-    config: TrainConfig, backend: Backend, images: int, steps: int, folder: Path, start: Path | None
-) -> None:
+def _announce(config: TrainConfig, backend: Backend, images: int, steps: int, folder: Path, start: Path | None) -> None:
     vit, optim, info = config.vit, config.optim, backend.info()
     console.print(
         f"Pretraining {config.encoder} ({vit.width} wide, {vit.depth} blocks, {vit.image_size[0]} x "
@@ -230,12 +164,7 @@ def _announce(
 
 
 def _report(folder: Path, broken: Mapping[str, str], saved: Path, encoder: Path | None) -> None:
-    if broken:
-        console.print(f"{len(broken)} files were skipped because they cannot be read:")
-        for name, reason in sorted(broken.items())[:20]:
-            console.print(f"  {name}: {reason}")
-        if len(broken) > 20:
-            console.print(f"  and {len(broken) - 20} more")
+    say_broken(broken)
     console.print(f"Checkpoint: {saved}")
     if encoder is not None:
         console.print(f"Encoder for timm: {encoder}")

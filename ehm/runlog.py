@@ -20,8 +20,8 @@ console = Console(highlight=False, soft_wrap=True)
 class RunLog:
     """Writes ``out/metrics.jsonl`` and ``out/tensorboard``, and draws progress on a terminal.
 
-    Away from a terminal one line appears for every twentieth of the run. A resumed run (``first_step`` > 0) drops the lines
-    that it is going to write again.
+    Away from a terminal one line appears for every twentieth of the run. A resumed run (``first_step`` > 0) drops the
+    lines that it is going to write again.
     """
 
     def __init__(
@@ -101,7 +101,7 @@ _SHOWN = ("loss", "images_per_second", "mask_level", "top1", "balanced_accuracy"
 
 
 def _lines_before(path: Path, step: int) -> list[str]:
-    """The whole lines of an earlier attempt that belong to steps up to ``step``; a line cut off by a crash is dropped."""
+    """An earlier attempt's lines of steps up to ``step``; a line cut off by a crash is dropped."""
     if step == 0 or not path.is_file():
         return []
     kept = []

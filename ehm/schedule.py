@@ -8,7 +8,7 @@ __all__ = ["warmup_cosine"]
 
 
 def warmup_cosine(step: int, total: int, warmup: float, peak: float, floor: float = 0.0) -> float:
-    """Learning rate of ``step`` in [0, total): 0 to ``peak`` over ``warmup`` steps, then down to ``floor`` at ``total``.
+    """Learning rate of ``step`` in [0, total): 0 to ``peak`` over ``warmup`` steps, then down to ``floor``.
 
     Step 0 of a warm-up has rate 0, as in the published code, whose fractional epoch starts there too.
     """

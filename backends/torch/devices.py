@@ -73,6 +73,4 @@ def describe(device: torch.device) -> DeviceInfo:
         count = torch.accelerator.device_count()
         module = torch.get_device_module(device)
         memory, text = module.mem_get_info(device)[1], module.get_device_name(device)
-    return DeviceInfo(
-        device.type, text, count, memory, FACTS[device.type].dtypes, {"torch": torch.__version__}
-    )
+    return DeviceInfo(device.type, text, count, memory, FACTS[device.type].dtypes, {"torch": torch.__version__})

@@ -29,8 +29,8 @@ _EMA = "ema/"
 class TorchLearner:
     """Implements :class:`ehm.backends.base.Learner`.
 
-    A batch is split into ``optim.accumulate`` chunks inside the step. What :meth:`similarity` uploads and embeds is kept
-    for the :meth:`train_step` on the same images: the patch embedding runs once, with gradient (paper, section V-E).
+    A batch is split into ``optim.accumulate`` chunks inside the step. What :meth:`similarity` uploads and embeds is
+    kept for the :meth:`train_step` on the same images: the patch embedding runs once, with gradient (section V-E).
     """
 
     def __init__(self, config: TrainConfig, device: torch.device) -> None:

@@ -19,7 +19,7 @@ def to_pixels(
     mean: tuple[float, float, float],
     std: tuple[float, float, float],
 ) -> Tensor:
-    """Bytes (B, H, W, 3) -> normalised float32 (B, 3, H, W) on ``device``; bytes travel, the arithmetic is done there."""
+    """Bytes (B, H, W, 3) -> normalised float32 (B, 3, H, W); bytes travel, ``device`` does the arithmetic."""
     pixels = torch.from_numpy(images).to(device, non_blocking=True).permute(0, 3, 1, 2).float()
     offset = torch.tensor(mean, device=device).view(1, 3, 1, 1) * 255
     scale = torch.tensor(std, device=device).view(1, 3, 1, 1) * 255

@@ -65,7 +65,7 @@ def linear(x, w, name):
 
 def probabilities(x, w, name, heads):
     """Softmax attention (heads, L, L) of a block on its input x (L, D)."""
-    length, width = x.shape
+    width = x.shape[1]
     head = width // heads
     qkv = linear(norm(x, w, name + ".norm1"), w, name + ".attn.qkv")
     result = []

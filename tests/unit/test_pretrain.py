@@ -5,12 +5,12 @@ import math
 
 import numpy as np
 import pytest
+from fake_learner import FakeBackend
 from safetensors.numpy import load_file
 
 from ehm import backends, checkpoint
 from ehm.errors import CheckpointError, ConfigError, TrainingError
 from ehm.pretrain import train
-from fake_learner import FakeBackend
 
 TINY = [
     "encoder=vit_tiny",

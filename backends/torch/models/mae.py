@@ -38,8 +38,7 @@ class MaskedAutoencoder(nn.Module):
 
         def stack(width: int, depth: int, heads: int) -> nn.ModuleList:
             return nn.ModuleList(
-                Block(width, heads, spec.mlp_ratio, qkv_bias=True, norm_layer=norm)
-                for _ in range(depth)
+                Block(width, heads, spec.mlp_ratio, qkv_bias=True, norm_layer=norm) for _ in range(depth)
             )
 
         self.patch_embed = PatchEmbed(spec.image_size, spec.patch_size, 3, spec.width)
@@ -84,7 +83,7 @@ class MaskedAutoencoder(nn.Module):
         return self.norm(tokens)
 
     def decode(self, encoded: Tensor, restore: Tensor) -> Tensor:
-        """Predict every patch: (B, 1 + V, D) and the place (B, N) of each patch among visible, then masked -> (B, N, P)."""
+        """Predict every patch: (B, 1 + V, D), each patch's place (B, N) among visible, then masked -> (B, N, P)."""
         tokens = self.decoder_embed(encoded)
         masked = restore.shape[1] + 1 - tokens.shape[1]
         fill = self.mask_token.to(tokens.dtype).expand(tokens.shape[0], masked, -1)
@@ -95,7 +94,7 @@ class MaskedAutoencoder(nn.Module):
         return self.decoder_pred(self.decoder_norm(tokens))[:, 1:]
 
     def loss(self, images: Tensor, predicted: Tensor, masked: Tensor) -> Tensor:
-        """Mean squared error of the patches at indices ``masked`` (B, N - V), on per-patch normalised pixels if asked."""
+        """Mean squared error of the patches at indices ``masked`` (B, N - V), normalised patch by patch if asked."""
         target = _take(patchify(images, self.spec.patch_size), masked)
         if self.norm_pix_loss:
             mean, variance = target.mean(dim=-1, keepdim=True), target.var(dim=-1, keepdim=True)
