@@ -275,10 +275,13 @@ class ProbeConfig(FinetuneConfig):
 
 
 class ExportConfig(Section):
-    """``ehm export``: the ONNX operator set (Ascend's converter takes 17 and 18), and an image size other than trained."""
+    """``ehm export``: the ONNX operator set (Ascend's converter takes 17 and 18), and what the weights leave open.
+
+    ``model.init`` is the command's own argument; ``model.image_size`` resamples the positions.
+    """
 
     opset: Annotated[int, Field(ge=17, le=20)] = 17
-    image_size: ImageSize | None = None
+    model: ModelSource = ModelSource()
 
 
 def vit_spec(encoder: str, image_size: tuple[int, int], patch_size: int, model: ModelConfig | ModelSource) -> VitSpec:

@@ -44,13 +44,13 @@ class Module:
     sha256: str
 
 
-def load_module(init: str, head: Head = "auto", image_size: tuple[int, int] | None = None) -> Module:
-    """The model that ``init`` names: a run folder or checkpoint, a ``.safetensors`` or ``.pth`` file, or ``timm:NAME``.
+def load_module(source: ModelSource, head: Head = "auto") -> Module:
+    """The trained model that ``source.init`` names: a run folder or checkpoint, a file of weights, or ``timm:NAME``.
 
-    ``head`` auto takes the classifier where the weights have one. ``image_size`` resamples the positions. Raises
-    CheckpointError where a classifier is asked for and there is none, and as ``load_model`` does.
+    ``head`` auto takes the classifier where the weights have one. Raises CheckpointError where a classifier is asked
+    for and there is none, and as ``load_model`` does.
     """
-    source = ModelSource(init=init, image_size=image_size)
+    init = source.init
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # an untrained model is the same every time
         if init.startswith("timm:"):

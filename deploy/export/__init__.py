@@ -56,7 +56,7 @@ def export(
 
     out = Path("runs") / "export" if out is None else Path(out)
     with staged(out) as folder:
-        loaded = load_module(str(checkpoint), head, config.image_size)
+        loaded = load_module(config.model.model_copy(update={"init": str(checkpoint)}), head)
         task, output = ("classification", "logits") if loaded.labels else ("features", "features")
         size = "{} x {}".format(*loaded.image_size)
         console.print(

@@ -307,7 +307,7 @@ def test_a_provider_that_falls_back_to_the_cpu_is_an_error_unless_auto(bundle, m
 
 def test_a_file_that_is_no_model_is_one_sentence(tmp_path):
     (tmp_path / "model.onnx").write_bytes(b"text")
-    with pytest.raises(ExportError, match="ONNX Runtime .* cannot load it"):
+    with pytest.raises(ExportError, match=r"ONNX Runtime .* cannot load it"):
         open_session(tmp_path / "model.onnx")
 
 

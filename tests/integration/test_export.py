@@ -1,0 +1,398 @@
+"""From a checkpoint to ONNX Runtime, compared with timm and torchvision on the same weights and files.
+
+The references share nothing with the export but the checkpoint's file: timm's own class is filled from
+model.safetensors, and pictures go through torchvision or Pillow as written here.
+"""
+
+import json
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from timm.models.vision_transformer import VisionTransformer
+from torchvision import transforms
+
+from ehm import backends, checkpoint
+from ehm.config import DataConfig, FinetuneConfig, ModelSource, TrainConfig
+from ehm.deploy import export as exporting
+from ehm.deploy.bundle import Bundle
+from ehm.deploy.export import export, graph, parity
+from ehm.deploy.predict import Predictor, predict
+from ehm.errors import BackendError, CheckpointError, ConfigError, ExportError
+
+LABELS = ["cat", "dog", "Käfer"]
+MEAN, STD = (0.5, 0.45, 0.4), (0.2, 0.25, 0.3)
+NUMBERS = {"patch_size": 16, "embed_dim": 32, "depth": 1, "num_heads": 2}
+ASCEND = {
+    *("Add", "Cast", "Concat", "Conv", "Div", "Erf", "Expand", "Flatten", "Gather", "Gemm", "Identity"),
+    *("LayerNormalization", "MatMul", "Mul", "Pow", "ReduceMean", "Reshape", "Shape", "Sigmoid", "Slice", "Softmax"),
+    *("Split", "Sqrt", "Squeeze", "Sub", "Tanh", "Transpose", "Unsqueeze"),
+}
+"""Operators of a transformer that Ascend's converter registers (npu/cann_onnx_ops.tsv); Gelu and Attention are not."""
+
+
+def save(folder, arrays, meta):
+    """A checkpoint with random weights everywhere: published initialisations leave heads and biases near zero."""
+    rng = np.random.default_rng(7)
+    for name, values in arrays.items():
+        if name.endswith("running_var"):
+            arrays[name] = rng.uniform(0.5, 2, values.shape).astype(np.float32)
+        elif values.dtype == np.float32 and "norm" not in name:
+            arrays[name] = rng.normal(0, 0.1, values.shape).astype(np.float32)
+        elif values.dtype == np.float32:
+            arrays[name] = rng.normal(0.8, 0.3, values.shape).astype(np.float32)
+    state = backends.base.LearnerState(arrays, {})
+    return checkpoint.save(folder / "checkpoints", state, {"step": 3, "epoch": 1.0, "seed": 0, **meta})
+
+
+def classifier(folder, size, **settings):
+    source = ModelSource(init="scratch", width=32, depth=1, heads=2, image_size=size)
+    config = FinetuneConfig(model=source, data=DataConfig(mean=MEAN, std=STD), **settings)
+    made = backends.get("cpu").classifier(config, len(LABELS))
+    meta = {
+        "kind": "classifier",
+        "classes": LABELS,
+        "encoder": made.architecture,
+        "config": config.model_dump(mode="json"),
+    }
+    return save(folder, made.state().model, meta)
+
+
+def pretrained(folder, size):
+    model = {"width": 32, "depth": 1, "heads": 2, "decoder_width": 32, "decoder_depth": 1, "decoder_heads": 2}
+    config = TrainConfig(model=model, image_size=size)
+    arrays = backends.get("cpu").learner(config).state().model
+    return save(folder, arrays, {"kind": "pretrain", "config": config.model_dump(mode="json")})
+
+
+def timm_vit(path, size, **options):
+    """timm's own class with the encoder's tensors in a checkpoint; ``strict`` but for the decoder's."""
+    tensors = {
+        name: value
+        for name, value in load_file(path / "model.safetensors").items()
+        if not name.startswith(("decoder", "mask_token"))
+    }
+    model = VisionTransformer(img_size=size, norm_layer=partial(torch.nn.LayerNorm, eps=1e-6), **NUMBERS, **options)
+    return model.eval(), tensors
+
+
+@pytest.fixture(scope="module")
+def finetuned(tmp_path_factory):
+    """A run folder and its bundle; the images are 48 high and 64 across."""
+    run = tmp_path_factory.mktemp("finetune")
+    classifier(run, (48, 64))
+    return run, export(run, out=run / "bundle")
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory):
+    """A pretraining run and its bundle; the images are 48 x 48."""
+    run = tmp_path_factory.mktemp("pretrain")
+    pretrained(run, (48, 48))
+    return run, export(run, out=run / "bundle")
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory):
+    """Smooth pictures with fine grain, of several shapes."""
+    folder = tmp_path_factory.mktemp("photographs")
+    rng = np.random.default_rng(3)
+    for name, (width, height) in {"a": (90, 70), "b": (61, 133), "c": (200, 48), "d": (64, 48)}.items():
+        corners = Image.fromarray(rng.integers(0, 256, (4, 5, 3), dtype=np.uint8)).resize((width, height), 3)
+        grain = rng.integers(-20, 21, (height, width, 3))
+        Image.fromarray(np.clip(np.asarray(corners) + grain, 0, 255).astype(np.uint8)).save(folder / f"{name}.png")
+    return sorted(folder.iterdir())
+
+
+def reference_logits(run, images):
+    model, tensors = timm_vit(checkpoint.resolve(run), (48, 64), num_classes=3, global_pool="avg")
+    model.load_state_dict(tensors)
+    with torch.inference_mode():
+        return model(torch.as_tensor(images)).numpy()
+
+
+def test_every_batch_size_gives_what_timm_gives(finetuned):
+    run, bundle = finetuned
+    predictor = Predictor(bundle)
+    rng = np.random.default_rng(0)
+    for batch in range(1, 10):
+        images = rng.normal(size=(batch, 3, 48, 64)).astype(np.float32)
+        expected = reference_logits(run, images)
+        assert np.ptp(expected, axis=0).min() > 0.01 or batch == 1  # the weights tell images apart
+        assert np.abs(predictor.run(images) - expected).max() < 1e-5
+
+
+def test_prediction_of_files_is_that_of_timm_with_hand_written_preprocessing(finetuned, photographs):
+    """Cover 54 x 73 (48 and 64 over 0.875), cut the centre, normalise; all from a file to a probability."""
+    run, bundle = finetuned
+    inputs = []
+    for file in photographs:
+        image = Image.open(file)
+        if image.width * 54 < image.height * 73:
+            size = (73, image.height * 73 // image.width)
+        else:
+            size = (image.width * 54 // image.height, 54)
+        image = image.resize(size, Image.Resampling.BICUBIC)
+        left, top = round((size[0] - 64) / 2), round((size[1] - 48) / 2)
+        pixels = np.asarray(image.crop((left, top, left + 64, top + 48)), np.float64) / 255
+        inputs.append(((pixels - MEAN) / STD).transpose(2, 0, 1))
+    logits = reference_logits(run, np.stack(inputs).astype(np.float32)).astype(np.float64)
+    shares = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    found = predict(bundle, photographs, top=3)
+    for prediction, expected in zip(found, shares, strict=True):
+        assert [name for name, _ in prediction.classes] == [LABELS[index] for index in np.argsort(-expected)]
+        assert np.abs(np.array([share for _, share in prediction.classes]) - np.sort(expected)[::-1]).max() < 1e-5
+
+
+def test_features_are_the_whole_pictures_by_torchvision_and_timm(encoder, photographs):
+    """MAE's evaluation transform is torchvision's Resize and CenterCrop; features are the mean of patch tokens."""
+    run, bundle = encoder
+    model, tensors = timm_vit(checkpoint.resolve(run), (48, 48), num_classes=0, global_pool="avg", fc_norm=False)
+    model.load_state_dict(tensors)
+    prepare = transforms.Compose(
+        [
+            transforms.Resize(54, transforms.InterpolationMode.BICUBIC),
+            transforms.CenterCrop(48),
+            transforms.ToTensor(),
+            transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+        ]
+    )
+    images = torch.stack([prepare(Image.open(file).convert("RGB")) for file in photographs])
+    with torch.inference_mode():
+        expected = model.forward_features(images)[:, 1:].mean(dim=1).numpy()
+    found = np.stack([prediction.features for prediction in predict(bundle, photographs)])
+    assert Bundle.open(bundle).manifest.output.name == "features"
+    assert np.abs(found - expected).max() < 1e-5
+
+
+@pytest.mark.parametrize(("size", "cover"), [(96, 109), (224, 256), (288, 288)])
+def test_preprocessing_is_torchvisions_at_real_sizes(size, cover, photographs):
+    from ehm.data.transforms import EvalTransform
+
+    prepare = transforms.Compose(
+        [transforms.Resize(cover, transforms.InterpolationMode.BICUBIC), transforms.CenterCrop(size)]
+    )
+    for file in photographs:
+        image = Image.open(file).convert("RGB").resize((size + 40, size + 71))
+        assert np.array_equal(EvalTransform((size, size))(image), np.asarray(prepare(image)))
+
+
+def test_the_graph_is_what_other_runtimes_take(finetuned):
+    _, bundle = finetuned
+    model = onnx.load(bundle / "model.onnx")
+    onnx.checker.check_model(model, full_check=True)
+    assert [(entry.domain, entry.version) for entry in model.opset_import] == [("", 17)]
+
+    def shape(value):
+        return [dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim]
+
+    assert [(value.name, shape(value)) for value in model.graph.input] == [("images", ["batch", 3, 48, 64])]
+    assert [(value.name, shape(value)) for value in model.graph.output] == [("logits", ["batch", 3])]
+    operators = [node.op_type for node in model.graph.node]
+    assert set(operators) <= ASCEND
+    assert operators.count("Shape") <= 1  # the class token's batch; every other shape is a constant
+    assert len(operators) < 80
+    text = (bundle / "model.onnx").read_bytes()
+    assert b"site-packages" not in text
+    assert str(Path(__file__).parents[2]).encode() not in text
+
+
+def test_the_manifest_says_where_it_comes_from(finetuned):
+    run, bundle = finetuned
+    manifest = Bundle.open(bundle).manifest
+    stored = json.loads((checkpoint.resolve(run) / "state.json").read_text(encoding="utf-8"))
+    assert (manifest.task, manifest.source.kind) == ("classification", "classifier")
+    assert manifest.source.sha256 == stored["sha256"]["model.safetensors"]
+    assert list(manifest.labels) == LABELS
+    assert (manifest.preprocessing.mean, manifest.preprocessing.std) == (MEAN, STD)
+    assert manifest.preprocessing.cover == (54, 73)
+    assert (
+        manifest.versions["torch"] == torch.__version__.partition("+")[0]
+        or manifest.versions["torch"] in torch.__version__
+    )
+    operators = [node.op_type for node in onnx.load(bundle / "model.onnx").graph.node]
+    assert manifest.model.operators == {name: operators.count(name) for name in operators}
+    cases = {(case.images, case.batch) for case in manifest.parity.cases}
+    assert cases == {(kind, batch) for kind in ("random", "natural") for batch in (1, 2, 5, 8)}
+    assert 0 < manifest.parity.max_abs < 1e-4
+    assert manifest.parity.cosine > 0.99999
+
+
+def test_a_probe_keeps_its_batch_norm(tmp_path):
+    path = classifier(tmp_path / "run", (32, 32), frozen=True, pool="token")
+    bundle = export(path, out=tmp_path / "bundle")
+    model, tensors = timm_vit(path, (32, 32), num_classes=3, global_pool="token")
+    model.head = torch.nn.Sequential(torch.nn.BatchNorm1d(32, eps=1e-6, affine=False), model.head)
+    model.load_state_dict(tensors)
+    images = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        assert np.abs(Predictor(bundle).run(images.numpy()) - model.eval()(images).numpy()).max() < 1e-5
+
+
+def test_a_published_file_keeps_its_classifier(tmp_path):
+    """MAE's fine-tuned files: under ``model``, ``fc_norm`` and ``head``; no labels inside, so classes are numbered."""
+    path = classifier(tmp_path / "run", (32, 32))
+    model, tensors = timm_vit(path, (32, 32), num_classes=3, global_pool="avg")
+    model.load_state_dict(tensors)
+    torch.save({"model": tensors}, tmp_path / "mae.pth")
+    # 32 wide is no published width, so that the number of heads has to be said
+    bundle = export(tmp_path / "mae.pth", out=tmp_path / "bundle", overrides=["model.heads=2"])
+    manifest = Bundle.open(bundle).manifest
+    assert (manifest.labels, manifest.source.kind) == (("0", "1", "2"), "file")
+    assert manifest.source.sha256 == checkpoint.sha256(tmp_path / "mae.pth")
+    images = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        assert np.abs(Predictor(bundle).run(images.numpy()) - model(images).numpy()).max() < 1e-5
+
+
+def test_timms_models_export_by_name(tmp_path):
+    """A convolutional network without attention, LayerNormalization or positions: nothing here is for ViTs alone."""
+    bundle = export("timm:test_resnet?pretrained=false", out=tmp_path / "bundle", overrides=["model.image_size=64"])
+    manifest = Bundle.open(bundle).manifest
+    assert (manifest.source.kind, len(manifest.labels), manifest.labels[0]) == ("timm", 1000, "tench, Tinca tinca")
+
+
+def test_a_classifier_gives_features_and_large_weights_lie_beside_the_graph(finetuned, tmp_path, monkeypatch):
+    run, _ = finetuned
+    monkeypatch.setattr(graph, "EMBED_LIMIT", 10_000)
+    bundle = export(run, out=tmp_path / "features", head="features")
+    assert {path.name for path in bundle.iterdir()} == {"manifest.json", "model.onnx", "model.onnx.data"}
+    assert Bundle.open(bundle).manifest.labels == ()
+    model, tensors = timm_vit(checkpoint.resolve(run), (48, 64), num_classes=3, global_pool="avg")
+    model.load_state_dict(tensors)
+    images = torch.randn(2, 3, 48, 64, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        expected = model.forward_head(model.forward_features(images), pre_logits=True).numpy()
+    assert np.abs(Predictor(bundle).run(images.numpy()) - expected).max() < 1e-5
+    with (bundle / "model.onnx.data").open("r+b") as file:
+        file.seek(5000)
+        file.write(b"\x01")
+    with pytest.raises(ExportError, match=r"model\.onnx\.data: does not match"):
+        Bundle.open(bundle)
+
+
+@pytest.mark.parametrize(("found", "message"), [(np.nan, "not finite"), (np.inf, "not finite"), (1.0, "gives")])
+def test_parity_sees_what_a_maximum_would_miss(found, message):
+    outputs = np.full((2, 3), found)
+    with pytest.raises(ExportError, match=message):
+        parity._case("random", np.ones((2, 4)) if found == 1 else np.ones((2, 3)), outputs)
+
+
+def test_another_image_size_resamples_the_positions(encoder, tmp_path):
+    run, _ = encoder
+    bundle = export(run, out=tmp_path / "larger", overrides=["model.image_size=[64,96]", "opset=18"])
+    manifest = Bundle.open(bundle).manifest
+    assert manifest.input.shape == ("batch", 3, 64, 96)
+    assert onnx.load(bundle / "model.onnx").opset_import[0].version == manifest.model.opset == 18
+
+
+def nothing_left(folder):
+    return list(folder.iterdir()) == []
+
+
+def test_one_wrong_weight_stops_the_export_and_leaves_nothing(encoder, tmp_path, monkeypatch):
+    strip = graph._strip
+
+    def spoil(model):
+        strip(model)
+        tensor = next(tensor for tensor in model.graph.initializer if tensor.name == "norm.weight")
+        values = onnx.numpy_helper.to_array(tensor).copy()
+        values[5] += 0.01
+        tensor.raw_data = values.tobytes()
+
+    monkeypatch.setattr(graph, "_strip", spoil)
+    with pytest.raises(
+        ExportError, match=r"parity: the exported model differs from torch by 0\.0.* nothing was written"
+    ):
+        export(encoder[0], out=tmp_path / "bundle")
+    assert nothing_left(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"head": "classifier"}, CheckpointError, "a pretrained encoder has no classifier; ehm finetune gives it one"),
+        ({"head": "segmenter"}, ConfigError, "expected auto, classifier or features"),
+        ({"overrides": ["opset=16"]}, ConfigError, "opset: .* greater than or equal to 17"),
+        ({"overrides": ["model.image_size=50"]}, ConfigError, "patch size 16"),
+    ],
+)
+def test_wrong_arguments_are_one_sentence_and_leave_nothing(encoder, tmp_path, arguments, error, message):
+    with pytest.raises(error, match=message):
+        export(encoder[0], out=tmp_path / "bundle", **arguments)
+    assert nothing_left(tmp_path)
+
+
+def test_a_missing_checkpoint_is_one_sentence(tmp_path):
+    with pytest.raises(CheckpointError, match="no checkpoint there"):
+        export(tmp_path / "nowhere", out=tmp_path / "bundle")
+    assert nothing_left(tmp_path)
+
+
+def test_a_missing_package_is_named_with_its_remedy(tmp_path, monkeypatch):
+    monkeypatch.setattr(exporting, "find_spec", lambda name: None if name == "onnxscript" else True)
+    with pytest.raises(BackendError, match=r"needs onnxscript; pip install 'ehm\[export\]'"):
+        export("timm:test_resnet", out=tmp_path / "bundle")
+
+
+def test_the_documented_snippet_runs(finetuned, photographs, capsys):
+    text = (Path(__file__).parents[2] / "docs" / "export.md").read_text(encoding="utf-8")
+    snippet = text.partition("```python\n")[2].partition("```")[0]
+    for image in photographs:
+        exec(snippet, {"bundle": finetuned[1], "image": image})
+        (expected,) = predict(finetuned[1], image, top=1)
+        assert capsys.readouterr().out.strip() == expected.classes[0][0]
+
+
+BLOCKED = """
+import sys
+
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {"torch", "torchvision", "timm", "numba", "scipy", "onnx", "onnxscript"}:
+            raise ModuleNotFoundError(f"{name} is blocked")
+
+sys.meta_path.insert(0, Blocker())
+from ehm.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_the_command_predicts_where_no_framework_can_be_imported(finetuned, photographs):
+    files = [str(file) for file in photographs]
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", BLOCKED, "predict", str(finetuned[1]), *files, "missing.png", "--json"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1, done.stderr
+    assert "1 of 5 images could not be read" in done.stderr
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [entry["image"] for entry in found] == [*files, "missing.png"]
+    assert [entry["classes"] for entry in found[:-1]] == [
+        [{"label": name, "probability": share} for name, share in prediction.classes]
+        for prediction in predict(finetuned[1], photographs)
+    ]
+
+
+def test_the_command_exports_the_same_bytes_without_a_word_of_the_exporters(encoder, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-m", "ehm.cli", "export", str(encoder[0]), "--out", str(tmp_path / "bundle")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    first, parity, last = done.stdout.splitlines()
+    assert first == f"Exporting features of {encoder[0]} (pretrain, 48 x 48) at opset 17 to {tmp_path / 'bundle'}"
+    assert parity.startswith("Differs from torch by at most ")
+    assert str(tmp_path / "bundle") in last
+    assert (tmp_path / "bundle" / "model.onnx").read_bytes() == (encoder[1] / "model.onnx").read_bytes()
