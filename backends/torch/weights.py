@@ -65,7 +65,9 @@ class _Weights:
     std: Triple = STD
 
 
-def load_model(source: ModelSource, classes: int = 0, pool: Literal["avg", "token"] = "avg", fc_norm: bool | None = None) -> Loaded:
+def load_model(
+    source: ModelSource, classes: int = 0, pool: Literal["avg", "token"] = "avg", fc_norm: bool | None = None
+) -> Loaded:
     """The encoder that ``source`` names under a fresh head of ``classes`` (0: none, the model gives pooled features).
 
     ``pool`` and ``fc_norm`` are :func:`build_vit`'s; a timm model keeps its own pooling. Position embeddings are

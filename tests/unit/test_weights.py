@@ -1,0 +1,278 @@
+"""Encoder weights from every kind of source, against timm's own models."""
+
+import argparse
+import os
+from collections import OrderedDict
+
+import huggingface_hub.constants
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+
+from ehm import checkpoint
+from ehm.backends.torch.learner import TorchLearner
+from ehm.backends.torch.weights import load_model
+from ehm.config import ModelSource, TrainConfig
+from ehm.errors import CheckpointError, ConfigError
+
+CPU = torch.device("cpu")
+WIDTH, DEPTH, PATCH, SIDE = 192, 2, 16, 3  # a ViT-Ti cut to two blocks, for 48 x 48 pixels
+
+
+def published(decoder):
+    """Random tensors with the exact names and shapes of a published MAE file; the full ones have the decoder too."""
+    generator = torch.Generator().manual_seed(0)
+    tokens = SIDE * SIDE + 1
+
+    def block(prefix, width):
+        return {
+            f"{prefix}.norm1.weight": (width,),
+            f"{prefix}.norm1.bias": (width,),
+            f"{prefix}.attn.qkv.weight": (3 * width, width),
+            f"{prefix}.attn.qkv.bias": (3 * width,),
+            f"{prefix}.attn.proj.weight": (width, width),
+            f"{prefix}.attn.proj.bias": (width,),
+            f"{prefix}.norm2.weight": (width,),
+            f"{prefix}.norm2.bias": (width,),
+            f"{prefix}.mlp.fc1.weight": (4 * width, width),
+            f"{prefix}.mlp.fc1.bias": (4 * width,),
+            f"{prefix}.mlp.fc2.weight": (width, 4 * width),
+            f"{prefix}.mlp.fc2.bias": (width,),
+        }
+
+    shapes = {
+        "cls_token": (1, 1, WIDTH),
+        "pos_embed": (1, tokens, WIDTH),
+        "patch_embed.proj.weight": (WIDTH, 3, PATCH, PATCH),
+        "patch_embed.proj.bias": (WIDTH,),
+    }
+    for index in range(DEPTH):
+        shapes |= block(f"blocks.{index}", WIDTH)
+    shapes |= {"norm.weight": (WIDTH,), "norm.bias": (WIDTH,)}
+    if decoder:
+        shapes |= {
+            "mask_token": (1, 1, 64),
+            "decoder_pos_embed": (1, tokens, 64),
+            "decoder_embed.weight": (64, WIDTH),
+            "decoder_embed.bias": (64,),
+            **block("decoder_blocks.0", 64),
+            "decoder_norm.weight": (64,),
+            "decoder_norm.bias": (64,),
+            "decoder_pred.weight": (PATCH * PATCH * 3, 64),
+            "decoder_pred.bias": (PATCH * PATCH * 3,),
+        }
+    return OrderedDict(
+        (name, 0.1 * torch.randn(shape, generator=generator) + float("norm" in name and name.endswith("weight")))
+        for name, shape in shapes.items()
+    )
+
+
+@pytest.fixture(params=["encoder alone", "full"])
+def mae_file(request, tmp_path):
+    tensors = published(decoder=request.param == "full")
+    content = {"model": tensors}
+    if request.param == "full":
+        content |= {
+            "optimizer": {"state": {}, "param_groups": [{"lr": 1e-3, "params": [0]}]},
+            "epoch": 799,
+            "scaler": {"scale": 65536.0},
+            "args": argparse.Namespace(model="mae_vit_base_patch16", mask_ratio=0.75, norm_pix_loss=True),
+        }
+    torch.save(content, tmp_path / "mae.pth")
+    return tmp_path / "mae.pth", tensors
+
+
+def timms(tensors, **options):
+    model = timm.create_model("vit_tiny_patch16_224", img_size=48, depth=DEPTH, num_classes=0, **options)
+    model.load_state_dict({name: value for name, value in tensors.items() if name in model.state_dict()})
+    return model.eval()
+
+
+@pytest.fixture
+def pixels():
+    return torch.randn(2, 3, 48, 48, generator=torch.Generator().manual_seed(1))
+
+
+@torch.inference_mode()
+def test_a_published_file_gives_timms_output(mae_file, pixels):
+    path, tensors = mae_file
+    source = ModelSource(init=str(path))
+    token = load_model(source, pool="token")
+    assert token.image_size == (48, 48)
+    torch.testing.assert_close(token.model.eval()(pixels), timms(tensors)(pixels))
+    average = load_model(source, pool="avg", fc_norm=False).model.eval()
+    patches = timms(tensors).forward_features(pixels)[:, 1:]
+    torch.testing.assert_close(average(pixels), patches.mean(1))
+
+
+@torch.inference_mode()
+def test_fine_tuning_starts_with_a_fresh_norm_behind_the_average(mae_file, pixels):
+    path, tensors = mae_file
+    loaded = load_model(ModelSource(init=str(path)), classes=3)
+    before_norm = timms(tensors, final_norm=False).forward_features(pixels)[:, 1:].mean(1)
+    expected = torch.nn.functional.layer_norm(before_norm, (WIDTH,), eps=1e-6)
+    torch.testing.assert_close(loaded.model.eval().forward_head(loaded.model.forward_features(pixels), True), expected)
+    assert loaded.model.head.weight.std() < 1e-4
+    assert ("decoder (20 tensors)" in str(loaded.notes)) == ("mask_token" in tensors)
+    assert "starts afresh: fc_norm (2 tensors), head (2 tensors)" in loaded.notes
+    assert "norm (2 tensors)" in loaded.notes[-1]
+
+
+@torch.inference_mode()
+def test_what_it_makes_loads_into_timm_without_renaming(mae_file, pixels):
+    loaded = load_model(ModelSource(init=str(mae_file[0])), classes=3)
+    model = timm.create_model("vit_tiny_patch16_224", img_size=48, depth=DEPTH, num_classes=3, global_pool="avg")
+    model.load_state_dict(loaded.model.state_dict(), strict=True)
+    torch.testing.assert_close(model.eval()(pixels), loaded.model.eval()(pixels))
+
+
+@pytest.mark.parametrize("bare", [True, False])
+def test_a_safetensors_file_is_read_and_what_is_wrong_is_named(tmp_path, bare):
+    tensors = published(decoder=False)
+    path = tmp_path / "encoder.safetensors"
+    save_file(tensors, path)
+    if bare:
+        assert load_model(ModelSource(init=str(path))).architecture == {
+            "family": "vit",
+            "image_size": [48, 48],
+            "patch_size": 16,
+            "width": 192,
+            "depth": 2,
+            "heads": 3,
+            "mlp_ratio": 4.0,
+        }
+        return
+    for change, message in (
+        ({"blocks.1.attn.proj.bias": None}, r"blocks\.1\.attn\.proj\.bias is missing"),
+        ({"blocks.1.attn.proj.bias": torch.zeros(4)}, r"blocks\.1\.attn\.proj\.bias is \(4,\), not \(192,\)"),
+        ({"pos_embed": None, "cls_token": None}, "cls_token, pos_embed missing"),
+        ({"patch_embed.proj.weight": torch.zeros(192, 1, 16, 16)}, "16 x 16 of 1 channels"),
+        ({"pos_embed": torch.zeros(1, 9, 192)}, "8 patches make no square.*model.image_size"),
+    ):
+        save_file({k: v for k, v in {**tensors, **change}.items() if v is not None}, path)
+        with pytest.raises(CheckpointError, match=message):
+            load_model(ModelSource(init=str(path)))
+
+
+def test_settings_that_contradict_the_weights_are_refused(mae_file):
+    path = str(mae_file[0])
+    with pytest.raises(CheckpointError, match=r"model\.depth 12: the weights in .* have depth 2"):
+        load_model(ModelSource(init=path, depth=12))
+    with pytest.raises(ConfigError, match=r"model\.image_size \[50, 50\]: not a multiple of the weights' patch"):
+        load_model(ModelSource(init=path, image_size=50))
+    assert load_model(ModelSource(init=path, heads=6)).model.blocks[0].attn.num_heads == 6
+
+
+def test_a_file_that_would_run_code_is_refused(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "owned"),)
+
+    torch.save({"model": published(decoder=False), "args": Evil()}, tmp_path / "evil.pth")
+    with pytest.raises(CheckpointError, match=r"evil\.pth: not a file of tensors that torch reads safely"):
+        load_model(ModelSource(init=str(tmp_path / "evil.pth")))
+    assert not (tmp_path / "owned").exists()
+
+
+@pytest.mark.parametrize("name", ["text.pth", "text.safetensors"])
+def test_a_file_of_something_else_is_one_sentence(tmp_path, name):
+    (tmp_path / name).write_text("no weights in here")
+    with pytest.raises(CheckpointError, match=name):
+        load_model(ModelSource(init=str(tmp_path / name)))
+
+
+def test_a_missing_source_says_what_would_be_right(tmp_path):
+    with pytest.raises(CheckpointError, match=r"no such file or folder; it takes a run folder"):
+        load_model(ModelSource(init=str(tmp_path / "nothing")))
+
+
+@pytest.mark.parametrize("size", [(48, 96), (96, 96), (144, 48)])
+def test_positions_that_rise_with_row_and_column_still_do_after_resampling(mae_file, size):
+    path, tensors = mae_file
+    places = (torch.arange(SIDE) + 0.5) / SIDE  # centres of the patches, as a share of the image
+    tensors["pos_embed"][0, 1:, 0] = places.repeat_interleave(SIDE)
+    tensors["pos_embed"][0, 1:, 1] = places.repeat(SIDE)
+    torch.save({"model": tensors}, path)
+    model = load_model(ModelSource(init=str(path), image_size=size)).model
+    rows, columns = size[0] // PATCH, size[1] // PATCH
+    assert torch.equal(model.pos_embed[:, 0], tensors["pos_embed"][:, 0])
+    grid = model.pos_embed[0, 1:, :2].reshape(rows, columns, 2).detach()
+    middle = grid[rows // 3 : rows - rows // 3, columns // 3 : columns - columns // 3]
+    expected_rows = ((torch.arange(rows) + 0.5) / rows)[rows // 3 : rows - rows // 3]
+    expected_columns = ((torch.arange(columns) + 0.5) / columns)[columns // 3 : columns - columns // 3]
+    assert (middle[..., 0] - expected_rows[:, None]).abs().max() < 0.03
+    assert (middle[..., 1] - expected_columns[None]).abs().max() < 0.03
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A pretraining run on 32 x 48 pixels, of a width that no preset has."""
+    config = TrainConfig.model_validate(
+        {
+            "encoder": "vit_tiny",
+            "image_size": [32, 48],
+            "patch_size": 8,
+            "model": {"width": 24, "depth": 2, "heads": 2, "decoder_width": 16, "decoder_depth": 1, "decoder_heads": 2},
+            "data": {"mean": [0.5, 0.4, 0.3]},
+        }
+    )
+    learner = TorchLearner(config, CPU)
+    meta = {"kind": "pretrain", "step": 4, "epoch": 1, "seed": 0, "config": config.model_dump(mode="json")}
+    checkpoint.save(tmp_path / "run" / "checkpoints", learner.state(), meta)
+    return tmp_path / "run", learner.model
+
+
+@torch.inference_mode()
+def test_a_run_of_ours_loads_with_its_shape_and_normalisation(run):
+    folder, pretrained = run
+    pixels = torch.randn(2, 3, 32, 48, generator=torch.Generator().manual_seed(1))
+    everything = torch.arange(24).expand(2, -1)
+    expected = pretrained.encode(pretrained.embed(pixels), everything)[:, 1:].mean(1)
+    step = checkpoint.resolve(folder)
+    for init in (folder, folder / "checkpoints", step, step / "model.safetensors"):
+        loaded = load_model(ModelSource(init=str(init)), fc_norm=False)
+        torch.testing.assert_close(loaded.model.eval()(pixels), expected)
+        assert loaded.image_size == (32, 48)
+        assert loaded.mean == (0.5, 0.4, 0.3)
+        assert "decoder" in loaded.notes[-1]
+
+
+def test_an_altered_checkpoint_is_refused(run):
+    model = checkpoint.resolve(run[0]) / "model.safetensors"
+    content = bytearray(model.read_bytes())
+    content[-1] ^= 1
+    model.write_bytes(content)
+    with pytest.raises(CheckpointError, match="SHA-256"):
+        load_model(ModelSource(init=str(run[0])))
+
+
+def test_timm_models_keep_their_own_sizes(run):
+    loaded = load_model(ModelSource(init="timm:resnet18?pretrained=false"), classes=3)
+    assert loaded.image_size == (224, 224)
+    assert loaded.model.fc.out_features == 3
+    loaded = load_model(ModelSource(init="timm:vit_tiny_patch16_224?pretrained=false", image_size=(32, 64)), classes=3)
+    assert loaded.model.patch_embed.grid_size == (2, 4)
+    assert loaded.mean == (0.5, 0.5, 0.5)
+
+
+def test_timm_without_a_network_is_one_sentence(monkeypatch, tmp_path):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(CheckpointError, match=r"timm cannot make it: .*\?pretrained=false needs no download") as error:
+        load_model(ModelSource(init="timm:vit_tiny_patch16_224"))
+    assert "\n" not in str(error.value)
+
+
+def test_unknown_names_are_answered_with_near_ones():
+    with pytest.raises(ConfigError, match=r"near it: .*resnet18"):
+        load_model(ModelSource(init="timm:resnet81"))
+    with pytest.raises(ConfigError, match=r"after \? only pretrained=false is known"):
+        load_model(ModelSource(init="timm:resnet18?weights=none"))
+
+
+def test_scratch_is_what_the_settings_say():
+    model = load_model(ModelSource(encoder="vit_tiny", width=24, depth=2, heads=2, image_size=32, patch_size=8)).model
+    assert (model.embed_dim, len(model.blocks), model.patch_embed.grid_size) == (24, 2, (4, 4))
+    with pytest.raises(ConfigError, match="image_size"):
+        load_model(ModelSource(image_size=30, patch_size=8))
