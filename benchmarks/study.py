@@ -17,13 +17,18 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import shutil
 import statistics
+import subprocess
+import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 from scipy import stats
 from sklearn.linear_model import LogisticRegressionCV
 from sklearn.metrics import roc_auc_score
@@ -34,8 +39,10 @@ import ehm
 from ehm import backends
 from ehm.config import DataConfig, ModelSource
 from ehm.data import EvalTransform, Loader, open_source, stratified_folds
+from ehm.data.folder import ElpvSource
 
 ROOT = Path("runs/study")
+PHOTOGRAPHS = ROOT / "elpv-128"
 REPORT = Path("docs/study.md")
 SEEDS = (0, 1, 2)
 FOLDS = 5
@@ -59,33 +66,73 @@ ARMS: dict[str, tuple[str, list[str]]] = {
 }
 MEASURES = {"linear": "linear probe", "knn": "k-NN", "finetune": "fine-tuning"}
 FINETUNE = [
+    f"data.source={PHOTOGRAPHS}",
+    "data.workers=0",
     "model.image_size=96",
-    "optim.epochs=4",
+    "optim.epochs=3",
     "optim.warmup_epochs=1",
     "run.checkpoint_every=100",
     "run.tensorboard=false",
 ]
 
 
-def run(names: list[str], seeds: list[int]) -> None:
-    for seed in seeds:
-        for name in names:
-            folder = ROOT / f"{name}-{seed}"
-            if (folder / "result.json").is_file():
-                continue
-            print(f"== {name}, seed {seed}", flush=True)
-            started = time.perf_counter()
-            if name == "untrained":
-                overrides = [*ARMS["random"][1], "run.max_steps=1", "optim.base_lr=1.0e-12"]
-            else:
-                overrides = ARMS[name][1]
-            resume = (folder / "checkpoints").is_dir()
-            ehm.train(CONFIG, device="cpu", overrides=[*overrides, f"run.seed={seed}"], out=folder, resume=resume)
-            trained = time.perf_counter() - started
-            result = measure(folder, seed) | trees(folder)
-            result |= {"pretrain_seconds": trained, "seconds": time.perf_counter() - started}
-            (folder / "result.json").write_text(json.dumps(result, indent=2) + "\n")
-            print(json.dumps(result), flush=True)
+def run(names: list[str], seeds: list[int], jobs: int) -> None:
+    """Do what is missing, seed by seed, ``jobs`` processes of one thread at a time."""
+    reduce_photographs()
+    missing = [(name, seed) for seed in seeds for name in names if not result_of(name, seed).is_file()]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+    def launch(job: tuple[str, int]) -> None:
+        name, seed = job
+        log = ROOT / f"{name}-{seed}.log"
+        with log.open("w") as file:
+            command = [sys.executable, __file__, "one", "--arms", name, "--seeds", str(seed)]
+            status = subprocess.run(command, env=environment, stdout=file, stderr=subprocess.STDOUT).returncode
+        print(f"{name}, seed {seed}: " + ("done" if status == 0 else f"failed, see {log}"), flush=True)
+
+    started = time.perf_counter()
+    with ThreadPoolExecutor(jobs) as pool:
+        for number, _ in enumerate(pool.map(launch, missing), start=1):
+            left = (time.perf_counter() - started) / number * (len(missing) - number)
+            print(f"{number}/{len(missing)} runs, about {left / 60:.0f} minutes left", flush=True)
+
+
+def reduce_photographs() -> None:
+    """Copy ELPV at 128 x 128 pixels to ``PHOTOGRAPHS``."""
+    if PHOTOGRAPHS.is_dir():
+        return
+    source = open_source(DataConfig(source="elpv"), "all")
+    assert isinstance(source, ElpvSource)
+    temporary = PHOTOGRAPHS.with_name("partial")
+    shutil.rmtree(temporary, ignore_errors=True)
+    (temporary / "images").mkdir(parents=True)
+    for index in range(len(source)):
+        image = source.load(index).convert("L").resize((128, 128), Image.Resampling.BICUBIC)
+        image.save(temporary / "images" / Path(source.name(index)).name)
+    shutil.copy(source.root / "labels.csv", temporary)
+    temporary.rename(PHOTOGRAPHS)
+
+
+def one(name: str, seed: int) -> None:
+    """Train and measure one run."""
+    folder, started = ROOT / f"{name}-{seed}", time.perf_counter()
+    overrides = [f"data.source={PHOTOGRAPHS}", f"run.seed={seed}"]
+    if name == "untrained":  # one step of no length: the weights that every run of this seed starts from
+        overrides += ["masking=random", "run.max_steps=1"]
+    else:
+        overrides += ARMS[name][1]
+    resume = (folder / "checkpoints").is_dir()
+    ehm.train(CONFIG, device="cpu", overrides=overrides, out=folder, resume=resume)
+    trained = time.perf_counter() - started
+    result = measure(folder, seed) | trees(folder)
+    result |= {"pretrain_seconds": trained, "seconds": time.perf_counter() - started}
+    temporary = folder / ".result.json"
+    temporary.write_text(json.dumps(result, indent=2) + "\n")
+    temporary.replace(result_of(name, seed))
+
+
+def result_of(name: str, seed: int) -> Path:
+    return ROOT / f"{name}-{seed}" / "result.json"
 
 
 def measure(folder: Path, seed: int) -> dict[str, Any]:
@@ -117,10 +164,10 @@ def measure(folder: Path, seed: int) -> dict[str, Any]:
 def extract(folder: Path) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
     """Frozen features (n, D) and labels (n,) of all photographs, uncropped."""
     encoder = backends.get("cpu").encoder(ModelSource(init=str(folder), image_size=IMAGE_SIZE))
-    source = open_source(DataConfig(source="elpv"), "all")
+    source = open_source(DataConfig(source=str(PHOTOGRAPHS)), "all")
     assert source.labels is not None
     with Loader(
-        source, EvalTransform(IMAGE_SIZE), batch_size=128, seed=0, shuffle=False, drop_last=False, workers=2
+        source, EvalTransform(IMAGE_SIZE), batch_size=128, seed=0, shuffle=False, drop_last=False, workers=0
     ) as loader:
         batches = list(loader.batches(0, loader.steps_per_epoch))
     features = np.concatenate([encoder.features(batch.images) for batch in batches])
@@ -163,11 +210,7 @@ def trees(folder: Path) -> dict[str, float]:
 
 def report(seeds: list[int]) -> None:
     results = {
-        name: {
-            seed: json.loads(path.read_text())
-            for seed in seeds
-            if (path := ROOT / f"{name}-{seed}/result.json").is_file()
-        }
+        name: {seed: json.loads(path.read_text()) for seed in seeds if (path := result_of(name, seed)).is_file()}
         for name in ("untrained", *ARMS)
     }
     lines = table(results)
@@ -232,12 +275,16 @@ def paired(differences: list[float]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("action", choices=["run", "report"])
+    parser.add_argument("action", choices=["run", "one", "report"])
+    parser.add_argument("--jobs", type=int, default=2, help="runs side by side")
     parser.add_argument("--arms", nargs="+", choices=["untrained", *ARMS], default=["untrained", *ARMS])
     parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS))
     args = parser.parse_args()
+    if args.action == "one":
+        one(args.arms[0], args.seeds[0])
+        return
     if args.action == "run":
-        run(args.arms, args.seeds)
+        run(args.arms, args.seeds, args.jobs)
     report(args.seeds)
 
 

@@ -1,0 +1,25 @@
+"""Evolved Hierarchical Masking: similarity -> hierarchy -> mask, and the static masks beside it. No framework inside.
+
+Shapes: B images, N patches in row-major order of the grid, M = 2N - 1 nodes.
+"""
+
+from ehm.masking.hierarchy import Hierarchy, build_hierarchy
+from ehm.masking.masker import Masker, make_masker
+from ehm.masking.masks import hierarchical_mask
+from ehm.masking.schedule import depth, masking_level
+from ehm.masking.similarity import balance
+from ehm.masking.static import block_mask, grid_mask, random_mask
+
+__all__ = [
+    "Hierarchy",
+    "Masker",
+    "balance",
+    "block_mask",
+    "build_hierarchy",
+    "depth",
+    "grid_mask",
+    "hierarchical_mask",
+    "make_masker",
+    "masking_level",
+    "random_mask",
+]
