@@ -1,7 +1,7 @@
 """Image sources, augmentation, and deterministic, resumable batches. No framework inside.
 
-source = open_source(config.data, "train")
-with Loader(source, TrainTransform((224, 224)), batch_size=256, seed=0, shuffle=True, drop_last=True, workers=2) as loader:
+source, transform = open_source(config.data, "train"), TrainTransform((224, 224))
+with Loader(source, transform, batch_size=256, seed=0, shuffle=True, drop_last=True, workers=2) as loader:
     for batch in loader.batches(0, 10 * loader.steps_per_epoch):
         batch.images  # (B, H, W, 3) uint8
 """

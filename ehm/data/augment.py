@@ -30,6 +30,11 @@ def _affine(image: Image.Image, matrix: tuple[float, ...], fill: Colour) -> Imag
     )
 
 
+def _posterize(image: Image.Image, bits: float, fill: Colour) -> Image.Image:
+    kept = 256 - 2 ** (8 - int(bits))  # ImageOps.posterize refuses 0 bits since Pillow 12; timm's strongest is 0: black
+    return image.point([value & kept for value in range(256)] * 3)
+
+
 def _solarize_add(image: Image.Image, add: float, fill: Colour) -> Image.Image:
     table = [min(255, value + int(add)) if value < 128 else value for value in range(256)]
     return image.point(table * 3)
@@ -40,7 +45,7 @@ OPERATIONS: dict[str, Operation] = {
     "Equalize": lambda image, _, fill: ImageOps.equalize(image),
     "Invert": lambda image, _, fill: ImageOps.invert(image),
     "Rotate": lambda image, degrees, fill: image.rotate(degrees, resample=Image.Resampling.BICUBIC, fillcolor=fill),
-    "Posterize": lambda image, bits, fill: ImageOps.posterize(image, int(bits)),
+    "Posterize": _posterize,
     "Solarize": lambda image, threshold, fill: ImageOps.solarize(image, int(threshold)),
     "SolarizeAdd": _solarize_add,
     "Color": lambda image, factor, fill: ImageEnhance.Color(image).enhance(factor),

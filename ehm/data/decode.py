@@ -103,4 +103,5 @@ def _to_8_bits(values: NDArray[Any]) -> NDArray[np.uint8]:
     else:
         ranges = (1, 255, 4095, 65535) if (values != np.floor(values)).any() else (255, 4095, 65535)
         white = next(white for white in ranges if high <= white)
-    return np.round(values * (255 / white)).astype(np.uint8)
+    scaled: NDArray[np.float64] = np.round(values * (255 / max(white, 1)))
+    return scaled.astype(np.uint8)

@@ -75,7 +75,7 @@ def folder(source: str, split: Split) -> FileSource:
 
 
 def imagenet(source: str, split: Split) -> FileSource:
-    """ImageNet-1K as published: ``train/nXXXXXXXX/*.JPEG`` and ``val/``, or Kaggle's ``ILSVRC/Data/CLS-LOC`` with these.
+    """ImageNet-1K as published: ``train/nXXXXXXXX/*.JPEG`` and ``val/``, or Kaggle's ``ILSVRC/Data/CLS-LOC``.
 
     ``val/`` has class folders, or is flat beside (or below the folder of) Kaggle's LOC_val_solution.csv. Labels number
     the WordNet identifiers in sorted order, as usual.
@@ -85,6 +85,8 @@ def imagenet(source: str, split: Split) -> FileSource:
         raise DataError(
             f"data.source {source}: not ImageNet's layout; looked for train/nXXXXXXXX/ and {_KAGGLE}/train/"
         )
+    if split == "val" and not (root / "val").is_dir():
+        raise _no_val(source)
     classes = tuple(_folders(root / "train"))
     parts = [part for part in ("train", "val") if split in ("all", part) and (root / part).is_dir()]
     files, names = [], []
@@ -173,7 +175,7 @@ def _folders(root: Path) -> list[str]:
 
 def _class_folders(root: Path) -> tuple[str, ...]:
     """The subfolders with images, where there are two at least and no image lies beside them."""
-    names = []
+    names: list[str] = []
     for file in _images(root):
         name = _first_folder(file)
         if name is None:

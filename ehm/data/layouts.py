@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,12 @@ if TYPE_CHECKING:
 
 __all__ = ["open_source"]
 
-_OPENERS = {"elpv": elpv, "folder": folder, "imagenet": imagenet, "shards": shards}
+_OPENERS: dict[str, Callable[[str, Split], Source]] = {
+    "elpv": elpv,
+    "folder": folder,
+    "imagenet": imagenet,
+    "shards": shards,
+}
 
 
 def open_source(config: DataConfig, split: Split = "all") -> Source:

@@ -67,7 +67,8 @@ class Loader:
         self._samples = Samples(source, transform, pool, seed, strict)
         self._rows = min(batch_size // world_size, -(-len(pool) // world_size))
         self._count = workers
-        self._idle: Workers | None = None
+        self._workers: list[Workers] = []
+        self._idle: list[Workers] = []
 
     @property
     def steps_per_epoch(self) -> int:
@@ -93,20 +94,22 @@ class Loader:
         return images, self._samples.fill(images, epoch, indices)
 
     def _in_workers(self, plans: Iterator[Plan]) -> Iterator[tuple[NDArray[np.uint8], Filled]]:
-        workers, self._idle = self._idle or Workers(self._count, self._samples, self._rows), None
+        if not self._idle:
+            self._idle.append(Workers(self._count, self._samples, self._rows))
+            self._workers += self._idle
+        workers = self._idle.pop()
         try:
             yield from workers.run(plans)
         except BaseException:  # also an iterator given up half-way: tasks are under way, and nobody wants their results
             workers.close()
             raise
-        self.close()
-        self._idle = workers
+        self._idle.append(workers)
 
     def close(self) -> None:
         """End the workers; a later call of ``batches`` starts new ones."""
-        if self._idle is not None:
-            self._idle.close()
-            self._idle = None
+        for workers in self._workers:
+            workers.close()
+        self._workers, self._idle = [], []
 
     def __enter__(self) -> Loader:
         return self

@@ -50,7 +50,7 @@ class Sampler:
 
 @dataclass
 class Filled:
-    """What a piece of a batch was filled with: ``indices`` that were read, and files that could not be, with reasons."""
+    """What a piece of a batch was filled with: the ``indices`` that were read, and broken files with their reasons."""
 
     indices: list[int]
     broken: dict[str, str]

@@ -1,7 +1,7 @@
 """Tar shards in WebDataset's naming, read at random through an index; nothing is extracted.
 
-A sample is the run of members that share a name up to the first dot: ``0001.jpg``, ``0001.cls``, ``0001.json``. The index
-(shard, offset, size) is built once by reading the headers, and kept in ``~/.cache/ehm`` for the next run.
+A sample is the run of members that share a name up to the first dot: ``0001.jpg``, ``0001.cls``, ``0001.json``. The
+index (shard, offset, size) is built once by reading the headers, and kept in ``~/.cache/ehm`` for the next run.
 """
 
 from __future__ import annotations
@@ -137,7 +137,7 @@ def _cached_index(file: Path) -> tuple[NDArray[np.int64], list[str]]:
     identity = f"{file.resolve()} {status.st_size} {status.st_mtime_ns} v1"
     cache = Path.home() / ".cache" / "ehm" / f"shard-{hashlib.sha256(identity.encode()).hexdigest()[:32]}.npz"
     try:
-        with np.load(cache) as stored:
+        with open(cache, "rb") as kept, np.load(kept) as stored:
             numbers, names = stored["numbers"], os.fsdecode(stored["names"].tobytes()).split("\0")
             return numbers, names[: len(numbers)]
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):

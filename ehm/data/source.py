@@ -20,15 +20,22 @@ Split = Literal["all", "train", "val"]
 
 
 class Source(Protocol):
-    """Numbered images. A source must be picklable: each worker process gets a copy.
+    """Numbered images. A source must be picklable: each worker process gets a copy."""
 
-    ``labels`` are class numbers (n,), or None where there are none; ``classes`` their names; ``split`` is the part of
-    the data that this is, "all" where the data has no parts of its own.
-    """
+    @property
+    def labels(self) -> NDArray[np.int64] | None:
+        """Class numbers (n,), or None where there are none."""
+        ...
 
-    labels: NDArray[np.int64] | None
-    classes: tuple[str, ...]
-    split: Split
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes, empty without labels."""
+        ...
+
+    @property
+    def split(self) -> Split:
+        """Which part of the data this is; "all" where it has no parts of its own."""
+        ...
 
     def __len__(self) -> int: ...
 

@@ -32,7 +32,7 @@ from ehm.errors import DataError, EhmError
 __all__ = ["Workers", "main"]
 
 _PIECE = 16  # images of a task: small enough to share a batch out evenly, large enough for messages not to matter
-_PATIENCE = 5  # seconds
+_PATIENCE = 1  # seconds
 _START = "import sys; sys.path[:] = {path!r}; from ehm.data.workers import main; main({socket}, {memory}, {parent})"
 
 Plan = tuple[int, NDArray[np.int64]]
@@ -126,7 +126,7 @@ class Workers:
         """Images (n, H, W, 3), the caller's own, of each plan in order."""
         pending: deque[tuple[int, int, list[_Worker]]] = deque()
         slots = iter(range(self._shape[0]))
-        for slot, plan in zip(slots, plans):
+        for slot, plan in zip(slots, plans, strict=False):
             pending.append(self._submit(slot, plan))
         while pending:
             slot, rows, workers = pending.popleft()

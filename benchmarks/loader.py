@@ -1,0 +1,134 @@
+"""Images a second that reach a training loop: ehm's loader beside torch's DataLoader and, where installed, Grain.
+
+    python benchmarks/loader.py [--images 2048] [--batch-size 64] [--workers 0 1 2]
+
+All read ELPV's photographs through the same decoder and the same random resized crop to 224 x 224, so that only the
+machinery differs. The clock starts when the first batch is there; the time until then is its own column. What stays
+behind when the training process is killed (kill -9) is counted ten seconds later.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from importlib.util import find_spec
+from itertools import islice
+
+import numpy as np
+import psutil
+
+from ehm.config import DataConfig
+from ehm.data import Loader, TrainTransform, open_source
+
+SOURCE = open_source(DataConfig())
+TRANSFORM = TrainTransform((224, 224))
+
+
+class Samples:
+    """ELPV as torch's DataLoader takes it."""
+
+    def __len__(self) -> int:
+        return len(SOURCE)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        return TRANSFORM(SOURCE.load(index), np.random.default_rng(index))
+
+
+class Batches:
+    """ELPV as batches by number, for Grain: a step of its pipeline is a whole batch, as with ours."""
+
+    def __init__(self, batch_size: int) -> None:
+        self.batch_size = batch_size
+
+    def __len__(self) -> int:
+        return 1_000_000
+
+    def __getitem__(self, step: int) -> np.ndarray:
+        first = step * self.batch_size
+        return np.stack([Samples()[index % len(SOURCE)] for index in range(first, first + self.batch_size)])
+
+
+def ehm_batches(batch_size: int, workers: int) -> Iterator[object]:
+    options = {"batch_size": batch_size, "seed": 0, "shuffle": True, "drop_last": True, "workers": workers}
+    with Loader(SOURCE, TRANSFORM, **options) as loader:
+        yield from loader.batches(0, 1_000_000)
+
+
+def torch_batches(batch_size: int, workers: int) -> Iterator[object]:
+    from torch.utils.data import DataLoader
+
+    loader = DataLoader(Samples(), batch_size, shuffle=True, num_workers=workers, drop_last=True)
+    while True:
+        yield from loader
+
+
+def grain_batches(batch_size: int, workers: int) -> Iterator[object]:
+    import grain
+
+    dataset = grain.MapDataset.source(Batches(batch_size)).to_iter_dataset(
+        grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
+    )
+    if workers:
+        dataset = dataset.mp_prefetch(grain.multiprocessing.MultiprocessingOptions(num_workers=workers))
+    yield from dataset
+
+
+PEERS = {"ehm": ehm_batches, "torch": torch_batches, "grain": grain_batches}
+
+
+def measure(peer: str, batch_size: int, workers: int, images: int) -> tuple[float, float]:
+    """Seconds to the first batch, and images a second after it."""
+    start = time.perf_counter()
+    batches = PEERS[peer](batch_size, workers)
+    next(batches)
+    first = time.perf_counter()
+    steps = sum(1 for _ in islice(batches, images // batch_size))
+    return first - start, steps * batch_size / (time.perf_counter() - first)
+
+
+def left_behind(peer: str) -> int:
+    """Processes that are alive ten seconds after the one that started them was killed."""
+    child = subprocess.Popen(
+        [sys.executable, __file__, "--hold", peer], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    )
+    child.stdout.readline()
+    family = psutil.Process(child.pid).children(recursive=True)
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    _, alive = psutil.wait_procs(family, timeout=10)
+    for process in alive:
+        process.kill()
+    return len(alive)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, default=2048)
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--hold", choices=PEERS, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.hold:
+        batches = PEERS[arguments.hold](16, 2)
+        next(batches)
+        print("ready", flush=True)
+        signal.pause()
+    peers = [peer for peer in PEERS if peer == "ehm" or find_spec(peer)]
+    print(f"{os.cpu_count()} cores, batches of {arguments.batch_size}, {arguments.images} images each\n")
+    print("| loader | workers | first batch, s | images/s |\n|---|---|---|---|")
+    for workers in arguments.workers:
+        for peer in peers:
+            first, rate = measure(peer, arguments.batch_size, workers, arguments.images)
+            print(f"| {peer} | {workers} | {first:.2f} | {rate:.0f} |", flush=True)
+    print("\n| loader | processes left 10 s after kill -9, of 2 workers |\n|---|---|")
+    for peer in peers:
+        print(f"| {peer} | {left_behind(peer)} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
