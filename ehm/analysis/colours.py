@@ -80,7 +80,8 @@ def part_colours(
         np.add.at(shared, chosen[neighbours], borders[heir, neighbours])
         chosen[heir] = np.lexsort((uses, shared))[0]
         uses[chosen[heir]] += 1
-    return PALETTE[chosen[heirs]]
+    colours: NDArray[np.uint8] = PALETTE[chosen[heirs]]
+    return colours
 
 
 def _heirs(parent: NDArray[np.integer[Any]], size: NDArray[np.integer[Any]]) -> NDArray[np.int64]:

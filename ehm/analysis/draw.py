@@ -93,4 +93,5 @@ def _grey(image: Image) -> Image:
 
 
 def _blend(below: Image, above: Image, opacity: Any) -> Image:
-    return (below * (1 - opacity) + above * opacity).round().astype(np.uint8)
+    blended: Image = (below * (1 - opacity) + above * opacity).round().astype(np.uint8)
+    return blended

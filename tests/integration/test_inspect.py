@@ -110,7 +110,7 @@ def test_parts_are_the_cuts_of_the_tree(encoder, run, images, tmp_path, pages_dr
     assert row[0].lines == ("02.png", f"tree height {hierarchy.height[0]}")
     assert row[1].lines == ("1 part", f"level {hierarchy.height[0]} of {hierarchy.height[0]}")
     assert row[3].lines == ("24 parts", f"level 1 of {hierarchy.height[0]}")
-    level = np.ceil(0.6 * hierarchy.height).astype(int)
+    level = -(-6 * hierarchy.height // 10)
     parts = hierarchy.cut(level)[0].reshape(GRID)
     assert row[2].lines == (f"{len(np.unique(parts))} parts", f"level {level[0]} of {hierarchy.height[0]}")
     cell = row[2].picture.shape[0] // GRID[0]
