@@ -15,3 +15,19 @@ def images(tmp_path):
         corners = Image.fromarray(rng.integers(0, 256, (3, 3, 3), dtype=np.uint8))
         corners.resize((40, 36), Image.Resampling.BICUBIC).save(folder / f"{index:02d}.png")
     return folder
+
+
+@pytest.fixture
+def stripes(tmp_path):
+    """48 small pictures of two classes that a small network learns at once: stripes across, and stripes down."""
+    rng = np.random.default_rng(0)
+    for name in ("across", "down"):
+        folder = tmp_path / "stripes" / name
+        folder.mkdir(parents=True)
+        for index in range(24):
+            wave = np.sin(np.arange(32) * rng.uniform(0.9, 1.4) + rng.uniform(0, 6))
+            pattern = np.broadcast_to(wave[:, None] if name == "across" else wave[None], (32, 32))
+            colour = rng.uniform(0.5, 1, 3)
+            pixels = 127 + 100 * pattern[..., None] * colour + rng.normal(0, 10, (32, 32, 3))
+            Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / f"{index:02d}.png")
+    return tmp_path / "stripes"
