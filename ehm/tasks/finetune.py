@@ -6,6 +6,7 @@ one of the highest balanced accuracy) and, at the end, ``metrics.json``.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -114,21 +115,24 @@ def fit(
     metrics, saved = Metrics(), start
     val_loader = eval_loader(val, classifier.image_size, config)
     with loader, val_loader, RunLog(folder, last, first, title, run.tensorboard) as log:
+        clock, seen = time.perf_counter(), 0
         for step, batch in enumerate(loader.batches(first, last), start=first):
             rng = np.random.default_rng([run.seed, step])
             images, targets = _mixed(batch, config, len(classes), rng)
             lr = warmup_cosine(step, total, optim.warmup_epochs * epoch, optim.lr, optim.min_lr)
             metrics.add(step + 1, classifier.train_step(images, targets, lr, optim.weight_decay))
 
-            done = step + 1
+            done, seen = step + 1, seen + len(images)
             log.advance(done)
             measure, due = done % epoch == 0 or done == last, done % every == 0 or done == last
             if measure or due or done % run.log_every == 0:
                 values = {**metrics.read(saved), "epoch": done / epoch, "lr": lr}
+                values["images_per_second"] = seen / (time.perf_counter() - clock)
                 if measure:
                     result = report(*collect(classifier.logits, val_loader), classes)
                     values |= {name: value for name, value in _summary(result).items() if value is not None}
                 log.log(done, values)
+                clock, seen = time.perf_counter(), 0
             if not (measure or due):
                 continue
             better = measure and result is not None and result.balanced_accuracy > best_score
