@@ -32,6 +32,7 @@ Head = Literal["auto", "classifier", "features"]
 class Module:
     """A module in evaluation mode on the CPU, and what a manifest says about it; ``labels`` is empty for features.
 
+    ``origin`` is the checkpoint's folder where a run was named, else what was named.
     ``sha256`` is that of the file of weights; for a model of timm's, of its tensors in the safetensors format.
     """
 
@@ -40,6 +41,7 @@ class Module:
     image_size: tuple[int, int]
     mean: Triple
     std: Triple
+    origin: str
     kind: str
     sha256: str
 
@@ -68,7 +70,7 @@ def _checkpoint(source: ModelSource, head: Head) -> Module:
     if kind == "pretrain":
         if head == "classifier":
             raise CheckpointError(f"{path}: a pretrained encoder has no classifier; ehm finetune gives it one")
-        return _describe(load_model(source, pool="avg", fc_norm=False), (), kind, digest)
+        return _describe(load_model(source, pool="avg", fc_norm=False), (), str(path), kind, digest)
     config = meta["config"]
     labels = () if head == "features" else tuple(meta["classes"])
     loaded = load_model(source, len(labels), config["pool"], fc_norm=False if config["frozen"] else None)
@@ -76,7 +78,7 @@ def _checkpoint(source: ModelSource, head: Head) -> Module:
         if config["frozen"]:
             probe_head(loaded.model)
         _fill_head(loaded.model, {name: torch.from_numpy(array) for name, array in arrays.items()})
-    return _describe(loaded, labels, kind, digest)
+    return _describe(loaded, labels, str(path), kind, digest)
 
 
 def _file(source: ModelSource, head: Head) -> Module:
@@ -91,7 +93,7 @@ def _file(source: ModelSource, head: Head) -> Module:
     loaded = load_model(source, classes, "avg" if averaged or not classes else "token", fc_norm=averaged)
     if classes:
         _fill_head(loaded.model, tensors)
-    return _describe(loaded, _numbered(classes), "file", checkpoint.sha256(path))
+    return _describe(loaded, _numbered(classes), str(path), "file", checkpoint.sha256(path))
 
 
 def _timm(source: ModelSource, head: Head) -> Module:
@@ -104,7 +106,7 @@ def _timm(source: ModelSource, head: Head) -> Module:
     subset = infer_imagenet_subset(loaded.model) if classes else None
     labels = tuple(ImageNetInfo(subset).label_descriptions()) if subset else _numbered(classes)
     tensors = {key: value.contiguous() for key, value in loaded.model.state_dict().items()}
-    return _describe(loaded, labels, "timm", hashlib.sha256(save(tensors)).hexdigest())
+    return _describe(loaded, labels, source.init, "timm", hashlib.sha256(save(tensors)).hexdigest())
 
 
 def _fill_head(model: Any, tensors: Mapping[str, Tensor]) -> None:
@@ -117,9 +119,9 @@ def _fill_head(model: Any, tensors: Mapping[str, Tensor]) -> None:
         raise CheckpointError(f"the classifier does not fit: {' '.join(str(error).split())}") from None
 
 
-def _describe(loaded: Loaded, labels: tuple[str, ...], kind: str, sha256: str) -> Module:
+def _describe(loaded: Loaded, labels: tuple[str, ...], origin: str, kind: str, sha256: str) -> Module:
     module = loaded.model.eval().requires_grad_(False)
-    return Module(module, labels, loaded.image_size, loaded.mean, loaded.std, kind, sha256)
+    return Module(module, labels, loaded.image_size, loaded.mean, loaded.std, origin, kind, sha256)
 
 
 def _numbered(classes: int) -> tuple[str, ...]:

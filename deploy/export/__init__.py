@@ -60,7 +60,8 @@ def export(
         task, output = ("classification", "logits") if loaded.labels else ("features", "features")
         size = "{} x {}".format(*loaded.image_size)
         console.print(
-            f"Exporting {output} of {checkpoint} ({loaded.kind}, {size}) at opset {config.opset} to {out}", markup=False
+            f"Exporting {output} of {loaded.origin} ({loaded.kind}, {size}) at opset {config.opset} to {out}",
+            markup=False,
         )
         model = write_onnx(
             loaded.module, folder / _MODEL, image_size=loaded.image_size, output=output, opset=config.opset
@@ -77,7 +78,7 @@ def export(
             output=TensorRecord(name=output, dtype="float32", layout="NC", shape=("batch", width)),
             preprocessing=preprocessing,
             labels=loaded.labels,
-            source=Source(checkpoint=str(checkpoint), kind=loaded.kind, sha256=loaded.sha256),
+            source=Source(checkpoint=loaded.origin, kind=loaded.kind, sha256=loaded.sha256),
             versions={package: version(package) for package in ("ehm", *_NEEDED)},
             parity=parity,
         )

@@ -209,6 +209,7 @@ def test_the_manifest_says_where_it_comes_from(finetuned):
     manifest = Bundle.open(bundle).manifest
     stored = json.loads((checkpoint.resolve(run) / "state.json").read_text(encoding="utf-8"))
     assert (manifest.task, manifest.source.kind) == ("classification", "classifier")
+    assert manifest.source.checkpoint == str(checkpoint.resolve(run))
     assert manifest.source.sha256 == stored["sha256"]["model.safetensors"]
     assert list(manifest.labels) == LABELS
     assert (manifest.preprocessing.mean, manifest.preprocessing.std) == (MEAN, STD)
@@ -392,7 +393,8 @@ def test_the_command_exports_the_same_bytes_without_a_word_of_the_exporters(enco
     )
     assert (done.returncode, done.stderr) == (0, "")
     first, parity, last = done.stdout.splitlines()
-    assert first == f"Exporting features of {encoder[0]} (pretrain, 48 x 48) at opset 17 to {tmp_path / 'bundle'}"
+    source = checkpoint.resolve(encoder[0])
+    assert first == f"Exporting features of {source} (pretrain, 48 x 48) at opset 17 to {tmp_path / 'bundle'}"
     assert parity.startswith("Differs from torch by at most ")
     assert str(tmp_path / "bundle") in last
     assert (tmp_path / "bundle" / "model.onnx").read_bytes() == (encoder[1] / "model.onnx").read_bytes()
