@@ -1,0 +1,74 @@
+# One command for each thing that people do here; `make help` lists them.
+PYTHON ?= python3
+VENV ?= .venv
+DEVICE ?= cpu
+RUN ?= runs/quickstart
+ARGS ?=
+
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+# Two photographs that fine-tuning holds out, a defective cell and a functional one.
+CELLS = $$($(BIN)/python -c "from elpv_dataset import __path__ as p; \
+	print(*(p[0] + '/data/images/cell' + n + '.png' for n in ('0007', '0064')))")
+
+.DEFAULT_GOAL := help
+.PHONY: help install quickstart test lint format benchmark study clean
+
+help: ## list the commands
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
+
+install: $(INSTALLED) ## make the virtual environment .venv with all that is needed
+
+# Again only when what is to be installed has changed: the package itself is linked, not copied.
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "$(PYTHON) is $$($(PYTHON) --version), and the pinned packages need 3.11 or newer:" \
+			"make PYTHON=python3.11 $(MAKECMDGOALS)"; exit 1; }
+	@echo "Installing into $(VENV): about 6 GB, mostly torch; one to three minutes"
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+		-e '.[torch,export,tasks,elpv,dev]'
+	@touch $@
+
+# Every step can be interrupted: the same command goes on where it stopped.
+quickstart: $(INSTALLED) ## pretrain, fine-tune, export and classify on real images: at most 15 minutes on 2 cores
+	$(BIN)/ehm train --config elpv/pretrain --device $(DEVICE) --out $(RUN)/pretrain --resume
+	$(BIN)/ehm finetune --config elpv/finetune --set model.init=$(RUN)/pretrain --device $(DEVICE) --out $(RUN)/finetune --resume
+	$(BIN)/ehm export $(RUN)/finetune --out $(RUN)/bundle
+	@echo "$(BIN)/ehm predict $(RUN)/bundle (a defective and a functional cell, held out of fine-tuning)"
+	@$(BIN)/ehm predict $(RUN)/bundle $(CELLS) --top 2
+	@for kind in hierarchy masks; do \
+		$(BIN)/ehm inspect $$kind $(CELLS) --checkpoint $(RUN)/pretrain --device $(DEVICE) --out $(RUN)/pictures; done
+	@echo
+	@echo "Done. What there is now:"
+	@echo "  $(RUN)/pictures/masks.png       what pretraining hides, from its first epoch to its last"
+	@echo "  $(RUN)/pictures/hierarchy.png   how the trained encoder divides the two cells into parts"
+	@echo "  $(RUN)/pretrain                 the pretrained encoder, and the curves of its training"
+	@echo "  $(RUN)/finetune                 the classifier, and how well it does on the cells held out"
+	@echo "  $(RUN)/bundle                   the classifier for ONNX Runtime"
+	@echo "Your own images: $(BIN)/ehm train --set data.source=FOLDER --out runs/mine"
+
+test: lint ## all checks: ruff, mypy, hadolint, then pytest (ARGS="-k name" for some of it)
+	@$(BIN)/python -m pytest $(ARGS)
+
+lint: $(INSTALLED) ## ruff, mypy and hadolint
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/hadolint docker/Dockerfile.*
+
+format: $(INSTALLED) ## let ruff mend what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+benchmark: $(INSTALLED) ## measure building hierarchies and loading images against their peers
+	$(BIN)/python benchmarks/hierarchy.py
+	$(BIN)/python benchmarks/loader.py
+
+study: $(INSTALLED) ## compare maskings on a small budget: about two hours on 2 cores, resumable
+	$(BIN)/python benchmarks/study.py run
+	$(BIN)/python benchmarks/study.py report
+
+clean: ## remove caches, builds and the quickstart's results; other runs and .venv stay
+	rm -rf build dist ehm.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis $(RUN)
+	find ehm backends deploy tests benchmarks -name __pycache__ -type d -exec rm -rf {} +

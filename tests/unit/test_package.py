@@ -1,0 +1,112 @@
+"""What the package promises: its public names, its version, and the README's Python."""
+
+import ast
+import importlib
+import inspect
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import ehm
+
+ROOT = Path(__file__).parents[2]
+PACKAGES = ["ehm.masking", "ehm.data", "ehm.backends", "ehm.deploy", "ehm.tasks", "ehm.analysis"]
+MODULES = ["ehm.config", "ehm.errors", "ehm.encoders", "ehm.checkpoint", "ehm.schedule", "ehm.doctor"]
+
+
+def public(module):
+    """Names that a module defines, or takes from elsewhere in ehm, and does not hide with an underscore."""
+    names = set()
+    for node in ast.parse(inspect.getsource(module)).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names.add(node.name)
+        elif isinstance(node, ast.ImportFrom) and (node.level or (node.module or "").split(".")[0] == "ehm"):
+            names |= {alias.asname or alias.name for alias in node.names}
+        elif isinstance(node, ast.Assign):
+            names |= {target.id for target in node.targets if isinstance(target, ast.Name)}
+        elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            names.add(node.target.id)
+    return {name for name in names if not name.startswith("_")}
+
+
+@pytest.mark.parametrize("name", PACKAGES)
+def test_a_package_shows_exactly_what_it_lists(name):
+    module = importlib.import_module(name)
+    assert public(module) == set(module.__all__)
+
+
+@pytest.mark.parametrize("name", [*PACKAGES, *MODULES, "ehm"])
+def test_what_is_listed_exists_and_is_explained(name):
+    module = importlib.import_module(name)
+    assert module.__doc__
+    for each in module.__all__:
+        value = getattr(module, each)
+        assert not inspect.isfunction(value) or value.__doc__, f"{name}.{each} has no docstring"
+
+
+def test_the_functions_of_the_commands_are_at_the_top():
+    assert set(ehm.__all__) == {"__version__", *ehm._HOMES}
+    for name, home in ehm._HOMES.items():
+        assert getattr(ehm, name) is getattr(importlib.import_module(home), name)
+
+
+def test_a_wrong_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="module 'ehm' has no attribute 'trian'"):
+        _ = ehm.trian
+
+
+def test_the_version_has_one_source():
+    assert f'\nversion = "{ehm.__version__}"\n' in (ROOT / "pyproject.toml").read_text()
+    assert f"## [{ehm.__version__}]" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def readme_python():
+    """The Python blocks of README.md, each with the line it begins at."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    return [
+        (text[: match.start()].count("\n") + 2, match[1]) for match in re.finditer(r"```python\n(.*?)```", text, re.S)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("line", "code"), readme_python(), ids=lambda value: f"line {value}" if isinstance(value, int) else ""
+)
+def test_the_readmes_python_runs_and_prints_what_it_says(line, code, tmp_path):
+    said = [comment.strip() for comment in re.findall(r"#\s*prints (.*)", code)]
+    assert said, f"the block at line {line} of README.md does not say what it prints"
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == said
+
+
+def readme_commands():
+    """Every ``ehm ...`` and ``make ...`` that README.md and the guides show in a block for the shell."""
+    for path in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]:
+        for block in re.findall(r"```(?:sh|console|bash)\n(.*?)```", path.read_text(encoding="utf-8"), re.S):
+            for command in re.findall(r"^\s*(?:\$ )?((?:ehm|make) .*)$", block.replace("\\\n", " "), re.M):
+                yield f"{path.name}: {' '.join(command.split())}"
+
+
+@pytest.mark.parametrize("shown", list(readme_commands()))
+def test_commands_in_the_guides_exist(shown):
+    words = re.sub(r"\s#.*", "", shown.partition(": ")[2]).split()
+    if words[0] == "make":
+        targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M)
+        assert {word for word in words[1:] if "=" not in word} <= set(targets)
+    elif words[1] not in ("--help", "--version"):
+        from ehm.cli import _parser
+
+        _parser().parse_args(words[1:])
+
+
+@pytest.mark.parametrize("path", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/README.md", "docker/README.md"])
+def test_links_between_files_lead_somewhere(path):
+    text = re.sub(r"```.*?```", "", (ROOT / path).read_text(encoding="utf-8"), flags=re.S)
+    targets = [target for target in re.findall(r"\]\(([^)#\s]+)", text) if not target.startswith("http")]
+    missing = [target for target in targets if not ((ROOT / path).parent / target).exists()]
+    assert not missing
