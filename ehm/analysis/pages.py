@@ -157,5 +157,5 @@ def _count(parts: NDArray[np.int32]) -> str:
 
 
 def _mark(number: int) -> draw.Colour:
-    red, green, blue = PALETTE[(1, 3, 2, 6, 0)[number % 5]].tolist()
+    red, green, blue = PALETTE[(1, 3, 6, 0, 2)[number % 5]].tolist()
     return red, green, blue
