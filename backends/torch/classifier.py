@@ -42,7 +42,7 @@ class TorchClassifier:
         self.image_size = loaded.image_size
         self.architecture: Mapping[str, Any] = loaded.architecture
         self.notes = loaded.notes
-        if (loaded.mean, loaded.std) != (config.data.mean, config.data.std):
+        if self.notes and (loaded.mean, loaded.std) != (config.data.mean, config.data.std):
             self.notes += (f"these weights were trained with data.mean {loaded.mean} and data.std {loaded.std}",)
         self._dtype = arithmetic(config.optim.dtype, device)
         self._optimizer = _optimizer(self.model, config, device)
