@@ -43,6 +43,7 @@ from ehm.data.folder import ElpvSource
 
 ROOT = Path("runs/study")
 PHOTOGRAPHS = ROOT / "elpv-128"
+SOURCE = [f"data.source={PHOTOGRAPHS}", "data.layout=elpv"]
 REPORT = Path("docs/study.md")
 SEEDS = (0, 1, 2)
 FOLDS = 5
@@ -66,7 +67,7 @@ ARMS: dict[str, tuple[str, list[str]]] = {
 }
 MEASURES = {"linear": "linear probe", "knn": "k-NN", "finetune": "fine-tuning"}
 FINETUNE = [
-    f"data.source={PHOTOGRAPHS}",
+    *SOURCE,
     "data.workers=0",
     "model.image_size=96",
     "optim.epochs=3",
@@ -116,7 +117,7 @@ def reduce_photographs() -> None:
 def one(name: str, seed: int) -> None:
     """Train and measure one run."""
     folder, started = ROOT / f"{name}-{seed}", time.perf_counter()
-    overrides = [f"data.source={PHOTOGRAPHS}", f"run.seed={seed}"]
+    overrides = [*SOURCE, f"run.seed={seed}"]
     if name == "untrained":  # one step of no length: the weights that every run of this seed starts from
         overrides += ["masking=random", "run.max_steps=1"]
     else:
@@ -164,7 +165,7 @@ def measure(folder: Path, seed: int) -> dict[str, Any]:
 def extract(folder: Path) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
     """Frozen features (n, D) and labels (n,) of all photographs, uncropped."""
     encoder = backends.get("cpu").encoder(ModelSource(init=str(folder), image_size=IMAGE_SIZE))
-    source = open_source(DataConfig(source=str(PHOTOGRAPHS)), "all")
+    source = open_source(DataConfig(source=str(PHOTOGRAPHS), layout="elpv"), "all")
     assert source.labels is not None
     with Loader(
         source, EvalTransform(IMAGE_SIZE), batch_size=128, seed=0, shuffle=False, drop_last=False, workers=0
