@@ -9,10 +9,10 @@ from types import TracebackType
 import numpy as np
 from numpy.typing import NDArray
 
-from ehm.data.samples import Filled, Sampler, Samples
+from ehm.data.samples import Sampler, Samples
 from ehm.data.source import Source
 from ehm.data.transforms import Transform
-from ehm.data.workers import Plan, Workers
+from ehm.data.workers import Plan, Result, Workers
 from ehm.errors import ConfigError, DataError
 
 __all__ = ["Batch", "Loader"]
@@ -83,17 +83,17 @@ class Loader:
         """
         plans = self._sampler.plans(range(start, stop))
         labels = self._samples.source.labels
-        for images, filled in self._in_workers(plans) if self._count else map(self._here, plans):
-            self.broken |= filled.broken
-            indices = np.array(filled.indices, dtype=np.int64)
+        for images, indices, broken in self._in_workers(plans) if self._count else map(self._here, plans):
+            self.broken |= broken
             yield Batch(images, None if labels is None else labels[indices], indices)
 
-    def _here(self, plan: Plan) -> tuple[NDArray[np.uint8], Filled]:
-        epoch, indices = plan
+    def _here(self, plan: Plan) -> Result:
+        epoch, indices = plan[0], plan[1].copy()
         images = np.empty((len(indices), *self._samples.transform.image_size, 3), np.uint8)
-        return images, self._samples.fill(images, epoch, indices)
+        broken = self._samples.fill(images, indices, epoch)
+        return images, indices, broken
 
-    def _in_workers(self, plans: Iterator[Plan]) -> Iterator[tuple[NDArray[np.uint8], Filled]]:
+    def _in_workers(self, plans: Iterator[Plan]) -> Iterator[Result]:
         if not self._idle:
             self._idle.append(Workers(self._count, self._samples, self._rows))
             self._workers += self._idle

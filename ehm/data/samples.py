@@ -12,7 +12,7 @@ from ehm.data.source import Source
 from ehm.data.transforms import Transform
 from ehm.errors import BrokenImage, DataError
 
-__all__ = ["Filled", "Sampler", "Samples"]
+__all__ = ["Sampler", "Samples"]
 
 _ORDER, _SAMPLE = 1, 2  # keep the two families of random streams apart
 _TRIES = 100
@@ -48,14 +48,6 @@ class Sampler:
             yield epoch, batch[first:last]
 
 
-@dataclass
-class Filled:
-    """What a piece of a batch was filled with: the ``indices`` that were read, and broken files with their reasons."""
-
-    indices: list[int]
-    broken: dict[str, str]
-
-
 @dataclass(frozen=True)
 class Samples:
     """Reads and transforms the images of ``source``; one is made in the parent and sent to every worker.
@@ -70,9 +62,12 @@ class Samples:
     seed: int
     strict: bool
 
-    def fill(self, out: NDArray[np.uint8], epoch: int, indices: NDArray[np.int64]) -> Filled:
-        """Write the images of ``indices`` (n,) into ``out`` (n, H, W, 3); DataError where 100 in a row are broken."""
-        filled = Filled([], {})
+    def fill(self, images: NDArray[np.uint8], indices: NDArray[np.int64], epoch: int) -> dict[str, str]:
+        """Write the images of ``indices`` (n,) into ``images`` (n, H, W, 3), and into ``indices`` what was read.
+
+        Returns the broken files with their reasons. Raises DataError where 100 in a row are broken.
+        """
+        broken: dict[str, str] = {}
         for row, index in enumerate(indices.tolist()):
             rng = np.random.default_rng([_SAMPLE, self.seed, epoch, index])
             for _ in range(_TRIES):
@@ -82,12 +77,11 @@ class Samples:
                     if self.strict:
                         raise
                     name, reason = self.source.name(index), str(error)
-                    filled.broken[name] = reason.removeprefix(f"{name}: ")
+                    broken[name] = reason.removeprefix(f"{name}: ")
                     index = int(self.pool[rng.integers(len(self.pool))])
                 else:
-                    out[row] = self.transform(image, rng)
-                    filled.indices.append(index)
+                    images[row], indices[row] = self.transform(image, rng), index
                     break
             else:
                 raise DataError(f"{_TRIES} images in a row cannot be read, the last one {reason}")
-        return filled
+        return broken

@@ -1,12 +1,13 @@
 """Processes that fill batches in shared memory, and stop when their parent does, however it ends.
 
 A worker is a fresh interpreter that imports this module and nothing of the caller's: no fork of a process in which a
-framework's threads run, no second import of the main script. It is tied to the parent by a socket. Tasks are small and
-sent well ahead; pixels never pass through the socket, they are written where the parent reads them.
+framework's threads run, no second import of the main script. It is tied to the parent by a socket. Only small messages
+pass through it, few enough never to fill it; indices and pixels lie in the shared memory.
 """
 
 from __future__ import annotations
 
+import math
 import mmap
 import os
 import pickle
@@ -26,31 +27,49 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ehm.data.samples import Filled, Samples
+from ehm.data.samples import Samples
 from ehm.errors import DataError, EhmError
 
 __all__ = ["Workers", "main"]
 
-_PIECE = 16  # images of a task: small enough to share a batch out evenly, large enough for messages not to matter
+_PIECE = 16  # images of a task: few enough to share a batch out evenly, enough for messages not to matter
+_PIECES = 8  # of a batch for each worker at most: a batch of thousands has larger ones
 _PATIENCE = 1  # seconds
 _START = "import sys; sys.path[:] = {path!r}; from ehm.data.workers import main; main({socket}, {memory}, {parent})"
 
 Plan = tuple[int, NDArray[np.int64]]
-Result = tuple[NDArray[np.uint8], Filled]
+"""Epoch and indices (n,) of a batch."""
+Result = tuple[NDArray[np.uint8], NDArray[np.int64], dict[str, str]]
+"""Images (n, H, W, 3), the indices (n,) that were read, and broken files with their reasons."""
 
 
 @dataclass(frozen=True)
 class _Setup:
     samples: Samples
-    shape: tuple[int, int, int, int, int]  # (slots, rows, H, W, 3)
+    slots: int
+    rows: int
+
+    @property
+    def _shape(self) -> tuple[int, ...]:
+        return (self.slots, self.rows, *self.samples.transform.image_size, 3)
+
+    @property
+    def bytes(self) -> int:
+        return self.slots * self.rows * 8 + math.prod(self._shape)
+
+    def open(self, file: int) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
+        """Indices (slots, rows) and images (slots, rows, H, W, 3) in the shared file."""
+        memory = mmap.mmap(file, self.bytes)
+        count = self.slots * self.rows
+        indices = np.frombuffer(memory, np.int64, count).reshape(self.slots, self.rows)
+        return indices, np.frombuffer(memory, np.uint8, offset=indices.nbytes).reshape(self._shape)
 
 
 @dataclass(frozen=True)
 class _Task:
     slot: int
-    start: int
+    rows: slice
     epoch: int
-    indices: NDArray[np.int64]
 
 
 class _Worker:
@@ -79,19 +98,21 @@ class _Worker:
         except OSError:
             raise self._died() from None
 
-    def receive(self) -> Filled:
+    def receive(self) -> dict[str, str]:
         try:
-            reply = self.connection.recv()
+            reply: dict[str, str] | Exception = self.connection.recv()
         except (EOFError, OSError):
             raise self._died() from None
         if isinstance(reply, Exception):
             raise reply
-        assert isinstance(reply, Filled)
         return reply
 
     def _died(self) -> DataError:
-        self.process.kill()
-        status = self.process.wait()
+        try:
+            status = self.process.wait(timeout=5)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            status = self.process.wait()
         how = f"was ended by signal {-status}" if status < 0 else f"ended with status {status}"
         hint = ", most often for want of memory: fewer data.workers need less" if status == -9 else ""
         return DataError(f"a data worker {how}{hint}")
@@ -105,48 +126,44 @@ class Workers:
     """
 
     def __init__(self, count: int, samples: Samples, rows: int) -> None:
-        piece = min(_PIECE, -(-rows // count))
-        ahead = 1 + -(-2 * count * piece // rows)  # batches: enough for every worker to have a task and another waiting
-        self._shape = (ahead, rows, *samples.transform.image_size, 3)
-        self._piece = piece
-        size = int(np.prod(self._shape))
+        self._piece = max(min(_PIECE, -(-rows // count)), -(-rows // (count * _PIECES)))
+        ahead = 1 + -(-2 * count * self._piece // rows)  # batches: every worker has a task, and another waiting
+        setup = _Setup(samples, ahead, rows)
         try:
-            setup = pickle.dumps(_Setup(samples, self._shape))
+            message = pickle.dumps(setup)
         except (pickle.PicklingError, AttributeError, TypeError) as error:
             raise DataError(f"the source or the transform cannot be sent to data workers: {error}") from None
         with _nameless_file() as memory:
-            memory.truncate(size)
-            self._slots = np.frombuffer(mmap.mmap(memory.fileno(), size), np.uint8).reshape(self._shape)
-            self._workers = [_Worker(memory.fileno(), setup) for _ in range(count)]
+            memory.truncate(setup.bytes)
+            self._indices, self._images = setup.open(memory.fileno())
+            self._workers = [_Worker(memory.fileno(), message) for _ in range(count)]
         self._next = 0
         self.close = weakref.finalize(self, _end, self._workers)
         """End the processes; also called when this object, or the interpreter, goes."""
 
     def run(self, plans: Iterator[Plan]) -> Iterator[Result]:
-        """Images (n, H, W, 3), the caller's own, of each plan in order."""
+        """The batch of each plan in order; its arrays are the caller's own."""
         pending: deque[tuple[int, int, list[_Worker]]] = deque()
-        slots = iter(range(self._shape[0]))
-        for slot, plan in zip(slots, plans, strict=False):
+        for slot, plan in zip(range(len(self._images)), plans, strict=False):
             pending.append(self._submit(slot, plan))
         while pending:
             slot, rows, workers = pending.popleft()
-            filled = Filled([], {})
+            broken: dict[str, str] = {}
             for worker in workers:  # a worker answers in the order of its tasks
-                piece = worker.receive()
-                filled.indices += piece.indices
-                filled.broken |= piece.broken
-            images = self._slots[slot, :rows].copy()
+                broken |= worker.receive()
+            images, indices = self._images[slot, :rows].copy(), self._indices[slot, :rows].copy()
             for plan in islice(plans, 1):
                 pending.append(self._submit(slot, plan))
-            yield images, filled
+            yield images, indices, broken
 
     def _submit(self, slot: int, plan: Plan) -> tuple[int, int, list[_Worker]]:
         epoch, indices = plan
+        self._indices[slot, : len(indices)] = indices
         workers = []
         for start in range(0, len(indices), self._piece):
             worker = self._workers[self._next % len(self._workers)]
             self._next += 1
-            worker.send(_Task(slot, start, epoch, indices[start : start + self._piece]))
+            worker.send(_Task(slot, slice(start, min(start + self._piece, len(indices))), epoch))
             workers.append(worker)
         return slot, len(indices), workers
 
@@ -171,10 +188,14 @@ def main(socket: int, memory: int, parent: int) -> None:
     try:
         setup = _next_message(connection, parent)
         if isinstance(setup, _Setup):
-            slots = np.frombuffer(mmap.mmap(memory, int(np.prod(setup.shape))), np.uint8).reshape(setup.shape)
-            while True:
-                connection.send(_fill(setup.samples, slots, _next_message(connection, parent)))
-        connection.send(setup)
+            indices, images = setup.open(memory)
+        while True:
+            task = _next_message(connection, parent)
+            if isinstance(setup, _Setup):
+                part = task.slot, task.rows
+                connection.send(_fill(setup.samples, images[part], indices[part], task.epoch))
+            else:
+                connection.send(setup)
     except (EOFError, OSError):
         pass  # nobody is left to answer
 
@@ -190,10 +211,11 @@ def _next_message(connection: Connection, parent: int) -> Any:
         return DataError(f"a data worker cannot load the source or the transform: {error}; define them in a module")
 
 
-def _fill(samples: Samples, slots: NDArray[np.uint8], task: _Task) -> Filled | Exception:
+def _fill(
+    samples: Samples, images: NDArray[np.uint8], indices: NDArray[np.int64], epoch: int
+) -> dict[str, str] | Exception:
     try:
-        rows = slots[task.slot, task.start : task.start + len(task.indices)]
-        return samples.fill(rows, task.epoch, task.indices)
+        return samples.fill(images, indices, epoch)
     except EhmError as error:
         return error
     except Exception:  # an error of the code: its traceback would be lost with this process

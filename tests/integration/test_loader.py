@@ -52,7 +52,16 @@ class Plain:
         if self.does == "watch" and any(name in sys.modules for name in FRAMEWORKS):
             raise BrokenImage("a worker has a framework")
         reader = os.getpid() if self.does == "sign" else 0
-        return Image.new("RGB", (8, 8), (index, reader >> 8 & 255, reader & 255))
+        return Image.new("RGB", (8, 8), (index % 256, reader >> 8 & 255, reader & 255))
+
+
+class Tiny:
+    """One pixel of an image."""
+
+    image_size = (1, 1)
+
+    def __call__(self, image, rng):
+        return np.asarray(image)[:1, :1]
 
 
 def make(source, workers=0, transform=None, **options):
@@ -175,9 +184,9 @@ def test_ranks_share_the_global_batch(world_size):
 
 def test_a_subset_is_all_that_is_seen():
     subset = np.array([9, 3, 4, 0, 7])
-    batches = taken(Plain(10, broken=frozenset({3})), 0, 4, subset=subset, batch_size=3)
+    batches = taken(Plain(10, broken=frozenset({3})), 0, 40, subset=subset, batch_size=3)
     assert set(all_indices(batches)) == {9, 4, 0, 7}
-    assert [len(batch.indices) for batch in batches] == [3, 2, 3, 2]
+    assert [len(batch.indices) for batch in batches] == [3, 2] * 20
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -285,6 +294,22 @@ def test_what_cannot_be_sent_to_workers_is_said():
         next(loader.batches(0, 1))
 
 
+def test_what_workers_cannot_import_is_said(tmp_path, images):
+    mine = "class Mine(TrainTransform):\n    pass\n"
+    text = SCRIPT.format(before=mine, each="pass").replace(" TrainTransform((", " Mine((")
+    with run(tmp_path, text, str(images)) as process:
+        _, errors = process.communicate(timeout=60)
+    assert "cannot load the source or the transform: Can't get attribute 'Mine'" in errors
+    assert process.returncode == 1
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_a_batch_of_many_images(workers):
+    for batch in taken(Plain(5000), 0, 2, workers, batch_size=4999, drop_last=True, transform=Tiny()):
+        assert len(set(batch.indices.tolist())) == 4999
+        assert (batch.images[:, 0, 0, 0] == batch.indices % 256).all()
+
+
 def test_workers_import_no_framework():
     batches = taken(Plain(20, does="watch"), 0, 5, workers=2, strict=True)
     assert len(batches) == 5
@@ -344,8 +369,9 @@ def test_kill_9_with_another_child_holding_the_sockets(tmp_path, images):
     text = SCRIPT.format(before="import os", each="if step == 3: os.fork(), time.sleep(60)")
     with run(tmp_path, text, str(images)) as process:
         workers = family(process)
-        time.sleep(0.5)
-        forked = [child for child in psutil.Process(process.pid).children() if child not in workers]
+        while len(together := psutil.Process(process.pid).children()) < 3:
+            time.sleep(0.05)
+        forked = [child for child in together if child not in workers]
         process.kill()
         try:
             _, alive = psutil.wait_procs(workers, timeout=20)
