@@ -9,12 +9,14 @@ from importlib.metadata import version
 from typing import Any
 
 __version__ = version("ehm")
-__all__ = ["__version__", "export", "finetune", "predict", "probe", "train"]
+__all__ = ["__version__", "evaluate", "export", "finetune", "inspect", "predict", "probe", "train"]
 
 _HOMES = {
     "train": "ehm.pretrain",
     "finetune": "ehm.tasks.finetune",
     "probe": "ehm.tasks.probe",
+    "evaluate": "ehm.tasks.evaluate",
+    "inspect": "ehm.analysis.inspect",
     "export": "ehm.deploy.export",
     "predict": "ehm.deploy.predict",
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from ehm import __version__
 from ehm.errors import ConfigError, EhmError
@@ -51,6 +51,7 @@ def predict(args: argparse.Namespace) -> int:
     """Classify images, or extract features, with an exported bundle and ONNX Runtime alone."""
     from ehm.deploy.predict import main
 
+    _settled(args, "the bundle")
     return main(args.bundle, args.images, top=args.top, device=args.device, out=args.out, json=args.json)
 
 
@@ -58,6 +59,7 @@ def inspect(args: argparse.Namespace) -> None:
     """Draw hierarchies, masks or attention of a pretrained encoder as PNG pictures."""
     from ehm.analysis.inspect import DEPTHS, PROGRESS, inspect
 
+    _settled(args, "--checkpoint")
     inspect(
         args.kind,
         args.images,
@@ -78,6 +80,12 @@ def doctor(args: argparse.Namespace) -> int:
     from ehm.doctor import doctor
 
     return doctor(json=args.json)
+
+
+def _settled(args: argparse.Namespace, origin: str) -> None:
+    """Refuse settings where they would change nothing, rather than ignore them."""
+    if args.config or args.set:
+        raise ConfigError(f"--{'config' if args.config else 'set'}: {args.command} takes its settings from {origin}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -113,7 +121,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     common.add_argument("--out", metavar="DIR", help="folder for the results")
 
-    def add(function, parents):  # type: ignore[no-untyped-def]
+    def add(
+        function: Callable[[argparse.Namespace], int | None], parents: list[argparse.ArgumentParser]
+    ) -> argparse.ArgumentParser:
         command = commands.add_parser(
             function.__name__, parents=parents, help=function.__doc__, description=function.__doc__
         )

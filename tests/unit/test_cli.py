@@ -26,6 +26,7 @@ def test_help_names_every_command(capsys):
         (["train", "--resume"], 1, "--resume: no run in"),
         (["export", "/nowhere"], 1, "/nowhere"),
         (["predict", "/nowhere", "image.png"], 1, "/nowhere"),
+        (["predict", "/nowhere", "image.png", "--set", "a=1"], 2, "--set: predict takes its settings from the bundle"),
     ],
 )
 def test_bad_input_is_one_sentence_and_a_status(argv, status, sentence, capsys, tmp_path, monkeypatch):

@@ -7,10 +7,11 @@ Shapes: B images, N patches, V visible ones, D width, P = patch_size**2 * 3 valu
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
-from timm.layers import PatchEmbed
+from timm.layers.patch_embed import PatchEmbed
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
@@ -34,7 +35,7 @@ class MaskedAutoencoder(nn.Module):
         super().__init__()
         self.spec, self.norm_pix_loss = spec, norm_pix_loss
         tokens, values = spec.patches + 1, spec.patch_size**2 * 3
-        norm = partial(nn.LayerNorm, eps=1e-6)
+        norm: Any = partial(nn.LayerNorm, eps=1e-6)
 
         def stack(width: int, depth: int, heads: int) -> nn.ModuleList:
             return nn.ModuleList(
