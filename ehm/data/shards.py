@@ -70,34 +70,35 @@ def shards(source: str, split: Split) -> ShardSource:
     """All samples of ``source``, a folder of .tar files or a pattern such as ``shard-{000000..000012}.tar``.
 
     Labels are the integers in ``.cls``, or under "label" in ``.json``, if every sample has one; classes are called by
-    their numbers. A folder that has ``train/`` and ``val/`` is divided into these.
+    their numbers. A folder that has ``train/`` and ``val/`` is divided into these, with the classes of both.
     """
     if is_pattern(source):
-        files = [Path(file).expanduser() for file in _expand(source)]
+        files = every = [Path(file).expanduser() for file in _expand(source)]
         if split == "val":
             raise DataError(f"data.source {source}: has no validation part of its own (a folder val/ beside train/)")
         split = "all"
     else:
         parts, split = part_folders(source, split)
         files = [file for part in parts for file in _tar_files(part)]
+        every = [file for part in part_folders(source, "all")[0] for file in _tar_files(part)]
         if not files:
             raise DataError(f"data.source {source}: no .tar files in {' or '.join(str(part) for part in parts)}")
-    indexes = [_cached_index(file) for file in files]
-    numbers, names = np.concatenate([index for index, _ in indexes]), [names for _, names in indexes]
+    indexes = {file: _cached_index(file) for file in every}  # all parts: they have the same classes
+    numbers = np.concatenate([indexes[file][0] for file in files])
     if not len(numbers):
         kinds = " ".join(sorted(SUFFIXES))
         raise DataError(f"data.source {source}: no images in {len(files)} tar files (looked for {kinds})")
-    shard = np.repeat(np.arange(len(files)), [len(index) for index, _ in indexes])
     offset, size, labels = numbers.T.copy()
-    labelled = bool((labels != _UNLABELLED).all())
+    labelled = bool((labels >= 0).all())
+    classes = 1 + max(int(index[:, 2].max(initial=_UNLABELLED)) for index, _ in indexes.values())
     return ShardSource(
         files=tuple(files),
-        shard=shard,
+        shard=np.repeat(np.arange(len(files)), [len(indexes[file][1]) for file in files]),
         offset=offset,
         size=size,
-        members=Names(itertools.chain.from_iterable(names)),
+        members=Names(name for file in files for name in indexes[file][1]),
         labels=labels if labelled else None,
-        classes=tuple(str(label) for label in range(labels.max() + 1)) if labelled else (),
+        classes=tuple(str(label) for label in range(classes)) if labelled else (),
         split=split,
     )
 
@@ -115,7 +116,8 @@ def holds_shards(root: Path) -> bool:
 def _tar_files(root: Path) -> list[Path]:
     if not root.is_dir():
         return []
-    return sorted(path for path in root.iterdir() if path.suffix.lower() == ".tar" and not path.name.startswith("."))
+    names = (name for name in os.listdir(root) if name.lower().endswith(".tar") and not name.startswith("."))
+    return [root / name for name in sorted(names)]
 
 
 def _expand(pattern: str) -> Iterator[str]:

@@ -102,8 +102,10 @@ def test_labels_from_json(tmp_path):
 
 def test_train_and_val_folders(tmp_path):
     write(tmp_path / "train" / "0.tar", numbered(0, 4))
-    write(tmp_path / "val" / "0.tar", numbered(50, 2))
-    assert greys(opened(tmp_path, "val")) == [50, 51]
+    write(tmp_path / "val" / "0.tar", numbered(51, 2))
+    assert greys(opened(tmp_path, "val")) == [51, 52]
+    assert opened(tmp_path, "val").labels.tolist() == [0, 1]
+    assert opened(tmp_path, "val").classes == opened(tmp_path, "train").classes == ("0", "1", "2")
     assert greys(opened(tmp_path, "train")) == [0, 1, 2, 3]
     assert (opened(tmp_path, "val").split, len(opened(tmp_path))) == ("val", 6)
 
