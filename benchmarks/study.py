@@ -3,7 +3,7 @@
     python benchmarks/study.py run      trains and measures what is missing under runs/study
     python benchmarks/study.py report   writes docs/study.md from what is there
 
-Each run pretrains ``configs/elpv/study.yaml`` on all photographs without labels. Its encoder is then measured by AUC of
+Each run pretrains ``configs/elpv/pretrain_study.yaml`` on all photographs without labels. Its encoder is then measured by AUC of
 "defective" in three ways: a linear probe and k-NN on frozen features, each by stratified 5-fold cross-validation over
 all labels, and fine-tuning on one fixed split. The probe's regularisation is chosen inside the training folds; nothing
 else is chosen at all. Runs of one seed share initial weights and data order, so differences are paired by seed.
@@ -49,7 +49,7 @@ SEEDS = (0, 1, 2)
 FOLDS = 5
 NEIGHBOURS = 20
 IMAGE_SIZE = (96, 96)
-CONFIG = "elpv/study"
+CONFIG = "elpv/pretrain_study"
 
 ARMS: dict[str, tuple[str, list[str]]] = {
     "random": ("random patches (MAE)", ["masking=random"]),
