@@ -3,10 +3,11 @@
     python benchmarks/study.py run      trains and measures what is missing under runs/study
     python benchmarks/study.py report   writes docs/study.md from what is there
 
-Each run pretrains ``configs/elpv/pretrain_study.yaml`` on all photographs without labels. Its encoder is then measured by AUC of
-"defective" in three ways: a linear probe and k-NN on frozen features, each by stratified 5-fold cross-validation over
-all labels, and fine-tuning on one fixed split. The probe's regularisation is chosen inside the training folds; nothing
-else is chosen at all. Runs of one seed share initial weights and data order, so differences are paired by seed.
+Each run pretrains ``configs/elpv/pretrain_study.yaml`` on all photographs without labels. Its encoder is then measured
+by AUC of "defective" in three ways: a linear probe and k-NN on frozen features, each by stratified 5-fold
+cross-validation over all labels, and fine-tuning on one fixed split. The probe's regularisation is chosen inside the
+training folds; nothing else is chosen at all. Runs of one seed share initial weights and data order, so differences are
+paired by seed.
 
 The photographs are reduced to 128 pixels once, because decoding them in full would cost as much as training. Each run
 is a process with one thread, and two work side by side.

@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ehm.backends.base import LearnerState
-from ehm.backends.torch.devices import FACTS, arithmetic
+from ehm.backends.torch.devices import FACTS, arithmetic, autocast
 from ehm.backends.torch.models.vit import layers_of
 from ehm.backends.torch.optim import LARS, load_optimizer_arrays, optimizer_arrays, param_groups, set_rates
-from ehm.backends.torch.tensors import load_arrays, to_arrays, to_pixels
+from ehm.backends.torch.tensors import chunks, load_arrays, to_arrays, to_pixels
 from ehm.backends.torch.weights import classifier_name, load_model
 from ehm.config import FinetuneConfig
 from ehm.errors import ConfigError
@@ -68,7 +68,7 @@ class TorchClassifier:
     def logits(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """See :meth:`ehm.backends.base.Classifier.logits`."""
         self.model.eval()
-        with torch.inference_mode(), self._autocast():
+        with torch.inference_mode(), autocast(self._device, self._dtype):
             logits: NDArray[np.float32] = self.model(self._pixels(images)).float().cpu().numpy()
         return logits
 
@@ -87,8 +87,8 @@ class TorchClassifier:
     def _fine_tune(self, images: NDArray[np.uint8], targets: Tensor) -> Tensor:
         self.model.train()
         total = torch.zeros((), device=self._device)
-        for rows in self._chunks(len(images)):
-            with self._autocast():
+        for rows in chunks(len(images), self._config.optim.accumulate):
+            with autocast(self._device, self._dtype):
                 logits = self.model(self._pixels(images[rows]))
             loss = soft_cross_entropy(logits, targets[rows]) * (logits.shape[0] / len(images))
             loss.backward()
@@ -99,8 +99,10 @@ class TorchClassifier:
         """The encoder runs chunk by chunk without gradient; the head's batch norm sees the whole batch at once."""
         self.model.eval()
         head.train()
-        with torch.no_grad(), self._autocast():
-            features = torch.cat([self._features(images[rows]) for rows in self._chunks(len(images))])
+        with torch.no_grad(), autocast(self._device, self._dtype):
+            features = torch.cat(
+                [self._features(images[rows]) for rows in chunks(len(images), self._config.optim.accumulate)]
+            )
         loss: Any = soft_cross_entropy(head(features.float()), targets)
         loss.backward()
         return loss.detach()
@@ -111,14 +113,6 @@ class TorchClassifier:
 
     def _pixels(self, images: NDArray[np.uint8]) -> Tensor:
         return to_pixels(images, self._device, self._config.data.mean, self._config.data.std)
-
-    def _autocast(self) -> torch.autocast:
-        return torch.autocast(self._device.type, self._dtype, enabled=self._dtype != torch.float32)
-
-    def _chunks(self, batch: int) -> Iterator[slice]:
-        size = -(-batch // self._config.optim.accumulate)
-        for start in range(0, batch, size):
-            yield slice(start, min(start + size, batch))
 
     @contextmanager
     def _random(self) -> Iterator[None]:

@@ -10,7 +10,7 @@ import torch
 from ehm.backends.base import DeviceInfo
 from ehm.errors import BackendError
 
-__all__ = ["FACTS", "DeviceFacts", "arithmetic", "describe", "pick"]
+__all__ = ["FACTS", "DeviceFacts", "arithmetic", "autocast", "describe", "pick"]
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,11 @@ def arithmetic(dtype: str, device: torch.device) -> torch.dtype:
         raise BackendError(f"optim.dtype {dtype}: not available on {device.type}, which has {', '.join(offered)}")
     chosen: torch.dtype = getattr(torch, name)
     return chosen
+
+
+def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
+    """Matrix products in ``dtype``, where it is not float32 anyway."""
+    return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
 
 
 def describe(device: torch.device) -> DeviceInfo:

@@ -6,7 +6,7 @@ Shapes: B images of H x W pixels, N patches.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import SupportsFloat
 
 import numpy as np
@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ehm.backends.base import Arrays, LearnerState
-from ehm.backends.torch.devices import FACTS, arithmetic
+from ehm.backends.torch.devices import FACTS, arithmetic, autocast
 from ehm.backends.torch.models.mae import MaskedAutoencoder
 from ehm.backends.torch.optim import load_optimizer_arrays, optimizer_arrays, param_groups, set_rates
-from ehm.backends.torch.tensors import load_arrays, to_arrays, to_pixels
+from ehm.backends.torch.tensors import chunks, load_arrays, to_arrays, to_pixels
 from ehm.config import TrainConfig
 
 __all__ = ["TorchLearner"]
@@ -60,8 +60,8 @@ class TorchLearner:
     def similarity(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """See :meth:`ehm.backends.base.Learner.similarity`."""
         parts, kept = [], []
-        for rows in self._chunks(len(images)):
-            with self._autocast():
+        for rows in chunks(len(images), self._config.optim.accumulate):
+            with autocast(self._device, self._dtype):
                 pixels = self._pixels(images[rows])
                 tokens = self.model.embed(pixels) if self._ema is None or self._online else None
                 with torch.no_grad():
@@ -84,9 +84,9 @@ class TorchLearner:
         kept = self._embedded[1] if self._embedded is not None and self._embedded[0] is images else None
         self._embedded = None
         total = torch.zeros((), device=self._device)
-        for index, rows in enumerate(self._chunks(len(images))):
+        for index, rows in enumerate(chunks(len(images), self._config.optim.accumulate)):
             pixels, tokens = kept[index] if kept is not None else (self._pixels(images[rows]), None)
-            with self._autocast():
+            with autocast(self._device, self._dtype):
                 loss = self.model(pixels, visible[rows], masked[rows], restore[rows], tokens)
             loss = loss * (pixels.shape[0] / len(images))
             loss.backward()
@@ -135,14 +135,6 @@ class TorchLearner:
 
     def _pixels(self, images: NDArray[np.uint8]) -> Tensor:
         return to_pixels(images, self._device, self._config.data.mean, self._config.data.std)
-
-    def _autocast(self) -> torch.autocast:
-        return torch.autocast(self._device.type, self._dtype, enabled=self._dtype != torch.float32)
-
-    def _chunks(self, batch: int) -> Iterator[slice]:
-        size = -(-batch // self._config.optim.accumulate)
-        for start in range(0, batch, size):
-            yield slice(start, min(start + size, batch))
 
 
 def split_mask(mask: NDArray[np.bool_]) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:

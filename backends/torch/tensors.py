@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -10,7 +12,14 @@ from torch import Tensor, nn
 from ehm.backends.base import Arrays
 from ehm.errors import CheckpointError
 
-__all__ = ["load_arrays", "to_arrays", "to_pixels"]
+__all__ = ["chunks", "load_arrays", "to_arrays", "to_pixels"]
+
+
+def chunks(batch: int, parts: int) -> Iterator[slice]:
+    """At most ``parts`` slices of a batch for gradient accumulation; a short batch gives fewer, none of them empty."""
+    size = -(-batch // parts)
+    for start in range(0, batch, size):
+        yield slice(start, min(start + size, batch))
 
 
 def to_pixels(
