@@ -30,16 +30,25 @@ class Masker(Protocol):
     def __call__(
         self, similarity: NDArray[np.float32] | None, batch: int, progress: float, rng: np.random.Generator
     ) -> tuple[NDArray[np.bool_], dict[str, float]]:
-        """Masks (B, N) and figures to log, from similarities (B, N, N) and training progress in [0, 1]."""
+        """Masks (B, N) and figures to log, from similarities (B, N, N) and training progress in [0, 1].
+
+        Hierarchies give ``mask_level`` and ``tree_height``, the number of ``parts`` at the level and the share of the
+        patches that the ``largest_part`` holds, each the mean over the batch; static masks give nothing.
+        """
         ...
 
 
 def make_masker(masking: str, config: MaskConfig, grid: tuple[int, int]) -> Masker:
-    """The masking called ``masking`` (random, grid, block, evolved, shallow, deep) for a ``grid`` of patches."""
+    """The masking called ``masking`` for a ``grid`` = (height, width) of patches.
+
+    ``random``, ``grid`` and ``block`` do not look at the image. ``evolved`` deepens with training progress by the
+    configuration's schedule and depth range; ``shallow`` and ``deep`` stay at a fifth and four fifths of the height.
+    Raises ValueError for any other name.
+    """
     if masking in _STATIC:
         return _Static(masking, config.ratio, grid)
     if masking == "evolved" or masking in _FIXED:
-        return _Hierarchical(_FIXED.get(masking), config)
+        return _Hierarchical(_FIXED.get(masking), config, grid[0] * grid[1])
     raise ValueError(f"masking must be one of {', '.join((*_STATIC, 'evolved', *_FIXED))}, not {masking!r}")
 
 
@@ -58,14 +67,18 @@ class _Static:
 class _Hierarchical:
     needs_similarity = True
 
-    def __init__(self, fixed: float | None, config: MaskConfig) -> None:
-        self._fixed, self._config = fixed, config
+    def __init__(self, fixed: float | None, config: MaskConfig, patches: int) -> None:
+        self._fixed, self._config, self._patches = fixed, config, patches
 
     def __call__(
         self, similarity: NDArray[np.float32] | None, batch: int, progress: float, rng: np.random.Generator
     ) -> tuple[NDArray[np.bool_], dict[str, float]]:
         if similarity is None:
             raise ValueError("similarity must be given: this masking looks at the images")
+        if len(similarity) != batch or similarity.shape[-1] != self._patches:
+            raise ValueError(
+                f"similarity must have shape {(batch, self._patches, self._patches)}, not {similarity.shape}"
+            )
         config = self._config
         if config.balance == "sinkhorn":
             similarity = balance(similarity)
@@ -73,10 +86,11 @@ class _Hierarchical:
         at = depth(progress, config.schedule if self._fixed is None else self._fixed, config.depth_range)
         mask = hierarchical_mask(hierarchy, at, config.ratio, rng)
         level = masking_level(at, hierarchy.height)
-        parts = [np.unique(row, return_counts=True)[1] for row in hierarchy.cut(level)]
+        parts = hierarchy.parts(level)
+        largest = np.where(parts, hierarchy.size, 0).max(axis=1)
         return mask, {
             "mask_level": float(level.mean()),
             "tree_height": float(hierarchy.height.mean()),
-            "parts": float(np.mean([len(sizes) for sizes in parts])),
-            "largest_part": float(np.mean([sizes.max() for sizes in parts])) / hierarchy.patches,
+            "parts": float(parts.sum(axis=1).mean()),
+            "largest_part": float(largest.mean()) / hierarchy.patches,
         }

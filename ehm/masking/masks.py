@@ -18,19 +18,14 @@ def hierarchical_mask(
     """Hide parts at the level of ``progress`` until round(ratio * N) patches are hidden: (B, N), True = masked.
 
     The parts are taken in random order; the last one is truncated along the tree: it is walked from its root, into a
-    random child first, and keeps its first leaves. ``progress`` in [0, 1] sets the level (Eq. 14).
+    random child first, and keeps its first leaves. ``progress`` in [0, 1] sets the level (Eq. 14); level 1 is random
+    masking. ``ratio`` is in (0, 1). Raises ValueError for either out of range.
     """
-    from ehm.masking._kernels import mark  # numba: imported at first use
+    from ehm.masking._draw import draw  # numba: imported at first use
 
-    n = hierarchy.patches
-    count = masked_count(ratio, n)
-    level = masking_level(progress, hierarchy.height)[:, None]
-    above = np.take_along_axis(hierarchy.level, np.maximum(hierarchy.parent, 0), axis=1)
-    chosen = (hierarchy.level <= level) & ((hierarchy.parent < 0) | (above > level))
-    priority = rng.random(hierarchy.parent.shape)  # all randomness at once, in the order of the images
-    mask = np.zeros((len(hierarchy.parent), n), np.bool_)
-    for b, row in enumerate(mask):
-        nodes = np.flatnonzero(chosen[b])
-        order = nodes[np.argsort(priority[b, nodes])]
-        mark(order, hierarchy.children[b], priority[b], count, row)
+    count = masked_count(ratio, hierarchy.patches)
+    level = masking_level(progress, hierarchy.height)
+    uniform = rng.random(hierarchy.parent.shape)  # all the randomness at once, as many numbers at every level
+    mask = np.empty((len(uniform), hierarchy.patches), np.bool_)
+    draw(hierarchy.parent, hierarchy.level, hierarchy.size, level, uniform, count, mask)
     return mask

@@ -18,8 +18,9 @@ def depth(
 ) -> float:
     """Masking depth in [0, 1], as a fraction of a tree's height, at training progress ``progress`` = t / T in [0, 1].
 
-    ``linear`` is Eq. 14, ``sqrt`` deepens earlier, a number is the same depth throughout (the ablations of Table III and
-    IV: 0.2 and 0.8). ``depth_range`` is where a schedule starts and ends; (0, 1) in the paper.
+    ``linear`` is Eq. 14, ``sqrt`` deepens earlier, a number is the same depth throughout (the ablations of Tables III
+    and IV: 0.2 and 0.8). ``depth_range`` is where a schedule starts and ends; (0, 1) in the paper. Raises ValueError
+    for anything out of range.
     """
     if not 0 <= progress <= 1:
         raise ValueError(f"progress must be in [0, 1], not {progress}")

@@ -1,8 +1,8 @@
 """Checks of a similarity, and its balancing against hubs.
 
-Raw attention has patches that everybody attends to. Average linkage merges these first and then swallows the rest one by
-one: the tree becomes a chain, and "level l" one huge part beside single patches. Balancing gives every patch the same
-total similarity.
+Raw attention has patches that everybody attends to. Average linkage merges these first and then swallows the rest one
+by one: the tree becomes a chain, and "level l" one huge part beside single patches. Balancing gives every patch the
+same total similarity.
 """
 
 from __future__ import annotations
@@ -12,35 +12,78 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["balance", "check_similarity"]
+from ehm.masking._parallel import over_batch
+
+__all__ = ["as_similarity", "balance", "symmetric"]
 
 Array = NDArray[np.floating[Any]]
 
+LARGEST = 1e100
+"""Magnitude that a similarity must stay below, so that sums over its entries cannot overflow."""
 
-def balance(similarity: Any, iterations: int = 20) -> NDArray[np.float32]:
-    """Symmetric Sinkhorn balancing of (B, N, N) similarities, which must not be negative; the diagonal becomes zero.
 
-    Each of ``iterations`` rounds divides by sqrt(row sum x column sum).
+def balance(similarity: Any, iterations: int = 20, threads: int | None = None) -> NDArray[np.float32]:
+    """Symmetric Sinkhorn balancing (Sinkhorn and Knopp, 1967): every patch gets the same total similarity, 1.
+
+    Takes (B, N, N), symmetric and not negative, and returns (B, N, N) float32 with a zero diagonal. Each of
+    ``iterations`` rounds divides by sqrt(row sum x column sum). Raises ValueError for what :func:`build_hierarchy`
+    refuses, and for negative similarities.
     """
-    checked = check_similarity(similarity)
-    if checked.min() < 0:
-        raise ValueError(f"similarity must not be negative to be balanced; its smallest value is {checked.min()}")
-    balanced = np.array(checked, dtype=np.float32, order="C", copy=True)
-    from ehm.masking._kernels import sinkhorn  # numba: imported at first use
+    from ehm.masking._sinkhorn import sinkhorn  # numba: imported at first use
 
-    sinkhorn(balanced, iterations)
+    if iterations < 1:
+        raise ValueError(f"iterations must be at least 1, not {iterations}")
+    array = as_similarity(similarity)
+    smallest = array.min()
+    if not smallest >= 0:
+        finite = "" if np.isfinite(smallest) else " and finite"
+        raise ValueError(f"similarity must not be negative{finite} to be balanced; it holds {smallest}")
+    balanced = np.empty(array.shape, np.float32)
+    batch, n = array.shape[:2]
+    over_batch(sinkhorn, array, balanced, np.full(batch, iterations), work=n * n * iterations, threads=threads)
+    if not np.isfinite(balanced).all():
+        raise ValueError("similarity must be finite, but holds infinity")
     return balanced
 
 
-def check_similarity(similarity: Any) -> Array:
-    """``similarity`` as a NumPy array (B, N, N) of float32 or float64; ValueError where it is not one."""
-    array = np.asarray(similarity.detach() if hasattr(similarity, "detach") else similarity)
+def as_similarity(similarity: Any) -> Array:
+    """``similarity`` as a contiguous array (B, N, N) of float32 or float64; ValueError where it is not one.
+
+    Whatever offers ``__array__`` or ``__dlpack__`` on the host is read in place. Values are checked by who reads them.
+    """
+    if hasattr(similarity, "detach"):  # a torch tensor that takes part in a gradient refuses to be read
+        similarity = similarity.detach()
+    try:
+        if hasattr(similarity, "__array__") or not hasattr(similarity, "__dlpack__"):
+            array = np.asarray(similarity)
+        else:
+            array = np.from_dlpack(similarity)
+    except (TypeError, RuntimeError, BufferError, ValueError) as error:
+        raise ValueError(f"similarity must be an array in host memory: {error}") from None
     if array.ndim != 3 or array.shape[1] != array.shape[2]:
         raise ValueError(f"similarity must have shape (B, N, N), not {array.shape}")
     if array.shape[0] < 1 or array.shape[1] < 2:
-        raise ValueError(f"similarity must hold at least one image of two patches; its shape is {array.shape}")
+        raise ValueError(f"similarity must hold at least one image of at least two patches; its shape is {array.shape}")
+    if array.dtype.kind not in "fiu":
+        raise ValueError(f"similarity must hold real numbers, not {array.dtype}")
     if array.dtype not in (np.float32, np.float64):
-        array = array.astype(np.float32)
-    if not np.isfinite(array).all():
-        raise ValueError("similarity must be finite, but holds NaN or infinity")
-    return array
+        array = array.astype(np.float32 if array.dtype == np.float16 else np.float64)
+    return np.ascontiguousarray(array)
+
+
+def symmetric(similarity: Array, b: int) -> Array:
+    """One image's (N, N) similarity, its rounding errors averaged away; ValueError where it cannot be put right."""
+    broken = ~(np.abs(similarity) < LARGEST)
+    if broken.any():
+        i, j = np.argwhere(broken)[0]
+        raise ValueError(
+            f"similarity must be finite and below {LARGEST:g}; similarity[{b}, {i}, {j}] is {similarity[i, j]}"
+        )
+    gap = np.abs(similarity - similarity.T)
+    if gap.max() > 1e-3 * np.abs(similarity).max():
+        i, j = np.unravel_index(gap.argmax(), gap.shape)
+        raise ValueError(
+            f"similarity must be symmetric, (A + A^T) / 2; similarity[{b}, {i}, {j}] is {similarity[i, j]} and "
+            f"similarity[{b}, {j}, {i}] is {similarity[j, i]}"
+        )
+    return (similarity + similarity.T) / 2

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 __all__ = ["block_mask", "grid_mask", "masked_count", "random_mask"]
 
-_MIN_BLOCK = 16  # patches; BEiT's min_num_patches
-_MIN_ASPECT = 0.3  # BEiT's min_aspect; the largest is its inverse
-_ATTEMPTS = 10  # at one block, as in BEiT
+MIN_BLOCK = 16  # patches; BEiT's min_num_patches
+MIN_ASPECT = 0.3  # BEiT's min_aspect; the largest is its inverse
+ATTEMPTS = 10  # at one block, as in BEiT
 
 
 def masked_count(ratio: float, patches: int) -> int:
@@ -25,7 +25,7 @@ def masked_count(ratio: float, patches: int) -> int:
 
 
 def random_mask(batch: int, grid: tuple[int, int], ratio: float, rng: np.random.Generator) -> NDArray[np.bool_]:
-    """Each set of patches is as likely as any other (MAE): (B, N)."""
+    """Each set of round(ratio * N) patches is as likely as any other (MAE): (B, N)."""
     count = _check(batch, grid, ratio)
     return _lowest(rng.random((batch, grid[0] * grid[1])), count)
 
@@ -33,37 +33,51 @@ def random_mask(batch: int, grid: tuple[int, int], ratio: float, rng: np.random.
 def grid_mask(batch: int, grid: tuple[int, int], ratio: float, rng: np.random.Generator) -> NDArray[np.bool_]:
     """Keep a regular lattice of visible patches: (B, N).
 
-    Of several lattices, every a-th row and b-th column, the one whose share of visible patches is nearest to 1 - ratio is
-    taken, at a random phase in each image; patches drawn at random bring it to the exact count.
+    The lattice is every a-th row and b-th column, as near to the share 1 - ratio as can be, at a random phase in each
+    image; below a ratio of a half the lattice is hidden and the rest kept. Patches drawn at random bring it to the
+    exact count. At 0.75 every second row and column stays.
     """
     count = _check(batch, grid, ratio)
     height, width = grid
     steps = [(a, b) for a in range(1, height + 1) for b in range(1, width + 1)]
-    a, b = min(steps, key=lambda step: (abs(1 / (step[0] * step[1]) - (1 - ratio)), abs(step[0] - step[1])))
+    share = min(ratio, 1 - ratio)
+    a, b = min(steps, key=lambda step: (abs(1 / (step[0] * step[1]) - share), abs(step[0] - step[1])))
     phase = rng.integers(0, (a, b), (batch, 2))
     rows = (np.arange(height) + phase[:, :1]) % a == 0
     columns = (np.arange(width) + phase[:, 1:]) % b == 0
     lattice = (rows[:, :, None] & columns[:, None, :]).reshape(batch, -1)
-    return _lowest(rng.random(lattice.shape) + lattice, count)
+    return _lowest(rng.random(lattice.shape) + (lattice if ratio >= 0.5 else ~lattice), count)
 
 
 def block_mask(batch: int, grid: tuple[int, int], ratio: float, rng: np.random.Generator) -> NDArray[np.bool_]:
     """Hide rectangles until the count is reached, by BEiT's rule (Bao et al., 2021, Algorithm 1): (B, N).
 
-    A block covers 16 patches or more, up to what is still missing, at a log-uniform aspect ratio in [0.3, 1 / 0.3]; one
-    that would hide nothing new is drawn again, up to ten times. BEiT stops below its target where no block fits;
-    here patches drawn at random, beside hidden ones first, bring the mask to the exact count.
+    A block covers 16 patches or more, up to what is still missing, at a log-uniform aspect ratio in [0.3, 1 / 0.3]. One
+    that does not fit, hides nothing new or more than is missing is drawn again, up to ten times; then BEiT stops below
+    its target, and here patches drawn at random, beside hidden ones first, bring the mask to the exact count.
     """
     count = _check(batch, grid, ratio)
-    mask = np.zeros((batch, *grid), np.bool_)
-    for image in mask:
-        missing = count
-        while missing > 0:
-            added = _add_block(image, missing, rng)
-            if not added:
-                break
-            missing -= added
-    # blocks never hide more than is missing: what is left is filled in from their borders
+    height, width = grid
+    mask = np.zeros((batch, height, width), np.bool_)
+    row, column = np.arange(height)[:, None], np.arange(width)
+    failures = np.zeros(batch, int)
+    limit = math.log(1 / MIN_ASPECT)
+    while True:  # one attempt at a block in each image that is not finished
+        missing = count - mask.sum(axis=(1, 2))
+        open_ = np.flatnonzero((missing > 0) & (failures < ATTEMPTS))
+        if not len(open_):
+            break
+        u = rng.random((4, len(open_), 1, 1))
+        missing = missing[open_, None, None]
+        area = MIN_BLOCK + u[0] * (missing - MIN_BLOCK)
+        aspect = np.exp(limit * (2 * u[1] - 1))
+        h, w = np.rint(np.sqrt(area * aspect)), np.rint(np.sqrt(area / aspect))
+        top, left = np.floor(u[2] * (height - h + 1)), np.floor(u[3] * (width - w + 1))
+        block = (row >= top) & (row < top + h) & (column >= left) & (column < left + w)
+        added = (block & ~mask[open_]).sum(axis=(1, 2), keepdims=True)
+        fits = (h < height) & (w < width) & (added > 0) & (added <= missing)
+        mask[open_] |= block & fits
+        failures[open_] = np.where(fits.ravel(), 0, failures[open_] + 1)
     near = np.zeros_like(mask)
     near[:, 1:] |= mask[:, :-1]
     near[:, :-1] |= mask[:, 1:]
@@ -71,24 +85,6 @@ def block_mask(batch: int, grid: tuple[int, int], ratio: float, rng: np.random.G
     near[:, :, :-1] |= mask[:, :, 1:]
     score = rng.random(mask.shape) - near - 2.0 * mask
     return _lowest(score.reshape(batch, -1), count)
-
-
-def _add_block(mask: NDArray[np.bool_], missing: int, rng: np.random.Generator) -> int:
-    """Hide one more block of at most ``missing`` new patches; their number, 0 where no attempt succeeded."""
-    height, width = mask.shape
-    for _ in range(_ATTEMPTS):
-        area = rng.uniform(min(_MIN_BLOCK, missing), missing)
-        aspect = math.exp(rng.uniform(math.log(_MIN_ASPECT), -math.log(_MIN_ASPECT)))
-        h, w = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
-        if not (0 < h < height and 0 < w < width):
-            continue
-        top, left = rng.integers(0, height - h + 1), rng.integers(0, width - w + 1)
-        block = mask[top : top + h, left : left + w]
-        added = int(block.size - block.sum())
-        if 0 < added <= missing:
-            block[:] = True
-            return added
-    return 0
 
 
 def _check(batch: int, grid: tuple[int, int], ratio: float) -> int:

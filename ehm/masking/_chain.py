@@ -1,0 +1,248 @@
+# mypy: disable-error-code="untyped-decorator"
+"""Average-linkage trees of a batch by the nearest-neighbour chain (Benzécri, 1982; Juan, 1982), compiled by numba.
+
+Start at any cluster and step to its nearest neighbour until two are each other's nearest: these two may be merged at
+once, because no later merge can bring anything nearer to either (average linkage is reducible). Sorted by distance, the
+merges are those of the greedy loop (Eq. 5-13). O(N^2), with the arithmetic and the tie-breaking of SciPy's
+``linkage(1 - S, "average")``, so that the trees are SciPy's to the last bit.
+
+Two things make it fast. Distances are kept as full rows, so that a search is a contiguous scan, but a merge writes
+one row only: every other row fetches what has changed, ``D[x, y] = D[y, x]``, when it is next looked at. And distances
+are compared as integers, whose order is that of non-negative doubles and whose minimum the compiler vectorises.
+
+Indices are unsigned throughout: numba guards signed ones against negative values.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import types
+from numba.extending import intrinsic
+from numpy.typing import NDArray
+
+from ehm.masking._jit import kernel
+
+__all__ = ["FAILED", "FINE", "build"]
+
+FINE, FAILED = 0, 1
+"""Status of an image. FAILED: not symmetric, not finite or above ``base``; the caller finds out which."""
+
+ZERO, ONE, TWO = np.uint64(0), np.uint64(1), np.uint64(2)
+FAR = 1e300
+"""Distance of a cluster to itself: beyond every real one, and still finite after a weighted mean."""
+FAR_BITS = int(np.array(FAR).view(np.int64))
+GONE = np.int64(0x7FF0000000000000)
+"""Put over the bits of the distance to a cluster that was merged away (bitwise or): larger than all others."""
+
+
+def _fma(_context: Any, a: Any, b: Any, c: Any) -> Any:
+    """``a * b + c``, rounded once."""
+
+    def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        return builder.fma(*arguments)
+
+    return types.float64(a, b, c), generate
+
+
+fma: Any = intrinsic(_fma)
+
+
+@kernel
+def build(
+    similarity: NDArray[Any],
+    base: NDArray[np.float64],
+    parent: NDArray[np.int32],
+    level: NDArray[np.int32],
+    size: NDArray[np.int32],
+    merged: NDArray[np.float32],
+    status: NDArray[np.int32],
+) -> None:
+    """Trees of (B, N, N) similarities, at most ``base`` (B,), into (B, 2N-1) arrays and a (B,) status."""
+    n = similarity.shape[1]
+    stride = np.uint64((n + 15) // 16 * 16 + 8)  # an odd number of cache lines, so that a column spreads over the cache
+    distance = np.empty(np.uint64(n) * stride)
+    left, right = np.empty(n - 1, np.uint64), np.empty(n - 1, np.uint64)
+    height = np.empty(n - 1)
+    for b in range(similarity.shape[0]):
+        status[b] = load(similarity[b], base[b], distance, stride)
+        if status[b] == FINE:
+            status[b] = merge(distance, stride, left, right, height)
+        if status[b] == FINE:
+            label(left, right, height, base[b], parent[b], level[b], size[b], merged[b])
+
+
+@kernel
+def load(similarity: NDArray[Any], base: float, distance: NDArray[np.float64], stride: np.uint64) -> int:
+    """``distance = base - similarity`` in rows of ``stride``; FAILED where the diagonal, not read again, is not finite."""
+    n = np.uint64(similarity.shape[0])
+    diagonal = 0.0
+    for i in range(n):
+        row = i * stride
+        for j in range(n):
+            distance[row + j] = base - np.float64(similarity[i, j])
+        diagonal += 0.0 * distance[row + i]
+        distance[row + i] = FAR
+    return FINE if diagonal == 0.0 else FAILED
+
+
+@kernel
+def merge(
+    distance: NDArray[np.float64],
+    stride: np.uint64,
+    left: NDArray[np.uint64],
+    right: NDArray[np.uint64],
+    height: NDArray[np.float64],
+) -> int:
+    """All N-1 merges in the chain's order: both clusters (0..N-1: leaves, N+k: made by merge k) and their distance."""
+    n = np.uint64(height.size + 1)
+    width = n  # columns in use: the matrix is squeezed whenever half of its clusters are gone
+    bits = distance.view(np.int64)
+    # by column: the cluster's number, height and leaves (0: merged away), and the merge that its row is up to date with
+    node, last, size, seen = np.empty(n, np.uint64), np.zeros(n), np.ones(n), np.zeros(n, np.uint64)
+    gone = np.zeros(n, np.int64)
+    grown = np.empty(n, np.uint64)  # by merge: the column of the cluster that it made
+    chain, reach, length = np.empty(n, np.uint64), np.empty(n), ZERO  # reach: distance of a link to the next one
+    reach_bits = reach.view(np.int64)
+    kept, place = np.empty(n, np.uint64), np.empty(n, np.uint64)
+    start = ZERO
+    columns = np.int64(1)  # a mask for column numbers
+    while columns < n:
+        columns *= 2
+    columns -= 1
+    for j in range(n):
+        node[j] = j
+
+    for k in range(n - ONE):
+        if TWO * (n - k) <= width:
+            count = ZERO
+            for j in range(width):
+                if size[j] > 0:
+                    refresh(distance, stride, j, grown, seen[j], k)
+                    kept[count], place[j] = j, count
+                    count += ONE
+            for i in range(count):
+                source = kept[i] * stride
+                for j in range(count):
+                    distance[i * stride + j] = distance[source + kept[j]]
+                node[i], last[i], size[i] = node[kept[i]], last[kept[i]], size[kept[i]]
+                seen[i], gone[i] = k, 0
+            for i in range(length):
+                chain[i] = place[chain[i]]
+            width, start = count, ZERO
+
+        if length == ZERO:
+            while size[start] == 0:
+                start += ONE
+            chain[ZERO] = start
+            length = ONE
+        while True:
+            x = chain[length - ONE]
+            row = x * stride
+            refresh(distance, stride, x, grown, seen[x], k)
+            seen[x] = k
+            nearest = bits[row] | gone[ZERO]
+            tagged = nearest & ~columns  # the column in the lowest bits: finds it without a second, branching search
+            for j in range(width):
+                candidate = bits[row + j] | gone[j]
+                nearest = min(nearest, candidate)
+                tagged = min(tagged, (candidate & ~columns) | np.int64(j))
+            if nearest < 0 or nearest >= FAR_BITS:
+                return FAILED
+            if length > ONE:
+                y = chain[length - TWO]
+                if bits[row + y] != reach_bits[length - TWO]:
+                    return FAILED  # not symmetric; every link is checked, without which the chain could run in a circle
+                if bits[row + y] == nearest:
+                    break
+            y = np.uint64(tagged & columns)
+            if bits[row + y] != nearest:  # two distances differ in the lowest bits only
+                y = ZERO
+                while (bits[row + y] | gone[y]) != nearest:
+                    y += ONE
+            if length == n:
+                return FAILED
+            reach[length - ONE] = distance[row + y]
+            chain[length] = y
+            length += ONE
+
+        length -= TWO
+        refresh(distance, stride, y, grown, seen[y], k)
+        x, y = min(x, y), max(x, y)
+        left[k], right[k] = node[x], node[y]
+        height[k] = max(reach[length], last[x], last[y])  # rounding can put a merge a hair below one that it contains
+        last[y] = height[k]
+        unite(distance, x * stride, y * stride, width, size[x], size[y])
+        size[x], size[y], gone[x] = 0, size[x] + size[y], GONE
+        node[y], seen[y], grown[k] = n + k, k + ONE, y
+    return FINE
+
+
+@kernel
+def refresh(
+    distance: NDArray[np.float64],
+    stride: np.uint64,
+    x: np.uint64,
+    grown: NDArray[np.uint64],
+    since: np.uint64,
+    now: np.uint64,
+) -> None:
+    """Fetch into row ``x`` the distances to the clusters that merges ``since`` up to ``now`` have made."""
+    row = x * stride
+    for merge in range(since, now):
+        y = grown[merge]
+        distance[row + y] = distance[y * stride + x]
+    distance[row + x] = FAR
+
+
+@kernel
+def unite(
+    distance: NDArray[np.float64], x: np.uint64, y: np.uint64, width: np.uint64, size_x: float, size_y: float
+) -> None:
+    """Row at ``y`` = mean of both rows weighted by size (Eq. 7, by the formula of Lance and Williams, 1967).
+
+    The quotient is that of a division, rounded correctly (Markstein, 1990), in a third of its time.
+    """
+    total = size_x + size_y
+    inverse = 1.0 / total
+    for j in range(width):
+        weighted = size_x * distance[x + j] + size_y * distance[y + j]
+        quotient = weighted * inverse
+        distance[y + j] = fma(fma(-total, quotient, weighted), inverse, quotient)
+
+
+@kernel
+def label(
+    left: NDArray[np.uint64],
+    right: NDArray[np.uint64],
+    height: NDArray[np.float64],
+    base: float,
+    parent: NDArray[np.int32],
+    level: NDArray[np.int32],
+    size: NDArray[np.int32],
+    merged: NDArray[np.float32],
+) -> None:
+    """Number the clusters by their height (stably: a part comes before its whole) and fill one image's rows."""
+    merges = np.uint64(height.size)
+    leaves = merges + ONE
+    number = np.empty(leaves + merges, np.uint64)
+    for v in range(leaves):
+        number[v] = v
+        level[v], size[v], merged[v] = 1, 1, np.nan
+    order = np.empty(merges, np.uint64)
+    for i in range(merges):
+        j = np.uint64(i)
+        while j > ZERO and height[order[j - ONE]] > height[i]:
+            order[j] = order[j - ONE]
+            j -= ONE
+        order[j] = i
+    for i in range(merges):
+        number[leaves + order[i]] = leaves + i
+    for i in range(merges):
+        v, a, b = number[leaves + i], number[left[i]], number[right[i]]
+        parent[a] = parent[b] = v
+        level[v] = 1 + max(level[a], level[b])
+        size[v] = size[a] + size[b]
+        merged[v] = base - height[i]
+    parent[leaves + merges - ONE] = -1
