@@ -44,6 +44,8 @@ def begin(
         settings = config
     else:
         assert config is None or isinstance(config, (str, Path))
+        if config is None:
+            console.print(f"No --config: taking the shipped {default}")
         settings = load_config(kind, config if config is not None else default, overrides)
     if start is not None:
         _same_run(kind, settings, folder / _CONFIG)
