@@ -4,7 +4,8 @@
 Start at any cluster and step to its nearest neighbour until two are each other's nearest: these two may be merged at
 once, because no later merge can bring anything nearer to either (average linkage is reducible). Sorted by distance, the
 merges are those of the greedy loop (Eq. 5-13). O(N^2), with the arithmetic and the tie-breaking of SciPy's
-``linkage(1 - S, "average")``, so that the trees are SciPy's to the last bit.
+``linkage(1 - S, "average")``, so that the trees are SciPy's to the last bit (unless SciPy's own rounding puts a merge
+below one that it contains).
 
 Two things make it fast. Distances are kept as full rows, so that a search is a contiguous scan, but a merge writes
 one row only: every other row fetches what has changed, ``D[x, y] = D[y, x]``, when it is next looked at. And distances
@@ -75,7 +76,7 @@ def build(
 
 @kernel
 def load(similarity: NDArray[Any], base: float, distance: NDArray[np.float64], stride: np.uint64) -> int:
-    """``distance = base - similarity`` in rows of ``stride``; FAILED where the diagonal, not read again, is not finite."""
+    """``distance = base - similarity`` in rows of ``stride``; FAILED where the diagonal is not finite."""
     n = np.uint64(similarity.shape[0])
     diagonal = 0.0
     for i in range(n):

@@ -25,7 +25,8 @@ def cut(parent: NDArray[np.int32], level: NDArray[np.int32], limit: NDArray[np.i
         for v in range(nodes - 2, -1, -1):
             above = parent[b, v]
             top[v] = top[above] if level[b, above] <= limit[b] else v
-        part[b] = top[:leaves]
+        for v in range(leaves):
+            part[b, v] = top[v]
 
 
 @kernel
@@ -45,25 +46,24 @@ def draw(
     """
     nodes = parent.shape[1]
     leaves = mask.shape[1]
-    order = np.empty(nodes, np.int32)
+    order = np.empty(nodes, np.int64)
     place = np.empty(nodes, np.int32)
     sibling = np.empty(nodes, np.int32)
     for b in range(parent.shape[0]):
         for i in range(nodes):  # a shuffled order for every image (Durstenfeld, 1964), whatever the one before
-            order[i] = i
+            order[i], sibling[i] = i, 0
         for i in range(nodes - 1, 0, -1):
             j = int(uniform[b, i] * (i + 1))
             order[i], order[j] = order[j], order[i]
-        sibling[:] = 0
         walked = 0
-        for v in order:
-            above = parent[b, v]
+        for node in order:
+            above = parent[b, node]
             if above >= 0 and level[b, above] <= limit[b]:
-                place[v] = sibling[above]  # after its sibling's leaves, where it comes second
-                sibling[above] = size[b, v]
-            elif level[b, v] <= limit[b]:
-                place[v] = walked
-                walked += size[b, v]
+                place[node] = sibling[above]  # after its sibling's leaves, where it comes second
+                sibling[above] = size[b, node]
+            elif level[b, node] <= limit[b]:
+                place[node] = walked
+                walked += size[b, node]
         for v in range(nodes - 1, -1, -1):
             above = parent[b, v]
             if above >= 0 and level[b, above] <= limit[b]:

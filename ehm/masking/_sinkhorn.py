@@ -23,13 +23,14 @@ def sinkhorn(similarity: NDArray[Any], balanced: NDArray[np.float32], iterations
     n = similarity.shape[1]
     scale, total = np.empty(n, np.float32), np.empty(n, np.float32)
     for b in range(similarity.shape[0]):
-        scale[:] = 1
         for i in range(n):
+            scale[i] = 1
             for j in range(n):
                 balanced[b, i, j] = similarity[b, i, j]
             balanced[b, i, i] = 0
         for _ in range(iterations[b]):
-            total[:] = 0
+            for j in range(n):
+                total[j] = 0
             for i in range(n):
                 for j in range(n):
                     total[j] += balanced[b, i, j] * scale[i]

@@ -68,12 +68,12 @@ def as_similarity(similarity: Any) -> Array:
         raise ValueError(f"similarity must hold real numbers, not {array.dtype}")
     if array.dtype not in (np.float32, np.float64):
         array = array.astype(np.float32 if array.dtype == np.float16 else np.float64)
-    return np.ascontiguousarray(array)
+    return _read_only(np.ascontiguousarray(array))
 
 
 def symmetric(similarity: Array, b: int) -> Array:
     """One image's (N, N) similarity, its rounding errors averaged away; ValueError where it cannot be put right."""
-    broken = ~(np.abs(similarity) < LARGEST)
+    broken = ~(np.abs(similarity, dtype=np.float64) < LARGEST)
     if broken.any():
         i, j = np.argwhere(broken)[0]
         raise ValueError(
@@ -86,4 +86,11 @@ def symmetric(similarity: Array, b: int) -> Array:
             f"similarity must be symmetric, (A + A^T) / 2; similarity[{b}, {i}, {j}] is {similarity[i, j]} and "
             f"similarity[{b}, {j}, {i}] is {similarity[j, i]}"
         )
-    return (similarity + similarity.T) / 2
+    return _read_only((similarity + similarity.T) / 2)
+
+
+def _read_only(array: Array) -> Array:
+    """A view of one type whatever came in: numba compiles anew for arrays that can and cannot be written."""
+    view = array.view()
+    view.flags.writeable = False
+    return view

@@ -1,0 +1,150 @@
+"""Depth schedules, balancing, and the maskers that a configuration names."""
+
+import numpy as np
+import pytest
+
+from ehm.config import MaskConfig
+from ehm.masking import balance, build_hierarchy, depth, hierarchical_mask, make_masker, masking_level, random_mask
+
+
+def test_levels_rise_with_progress():
+    height = np.array([1, 5, 10, 196])
+    np.testing.assert_array_equal(masking_level(0, height), [1, 1, 1, 1])
+    np.testing.assert_array_equal(masking_level(0.2, height), [1, 1, 2, 40])
+    np.testing.assert_array_equal(masking_level(0.21, height), [1, 2, 3, 42])
+    np.testing.assert_array_equal(masking_level(1, height), height)
+
+
+def test_levels_at_whole_steps_are_exact():
+    for height in range(1, 200):
+        progress = np.arange(height + 1) / height
+        levels = [masking_level(p, np.array([height]))[0] for p in progress]
+        assert levels == [1, *range(1, height + 1)]  # 7 / 25 * 25 is 7.000000000000001
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ((0.25,), 0.25),
+        ((0.25, "sqrt"), 0.5),
+        ((0.25, "linear", (0.2, 0.6)), 0.3),
+        ((0.25, "sqrt", (0.2, 0.6)), 0.4),
+        ((0.9, 0.2), 0.2),
+        ((0.9, 0.8, (0, 0.5)), 0.8),
+        ((0, "linear", (0.1, 0.9)), 0.1),
+        ((1, "linear", (0.1, 0.9)), 0.9),
+    ],
+)
+def test_depth(arguments, expected):
+    assert depth(*arguments) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((1.5,), "progress .* 1.5"),
+        ((-0.1,), "progress .* -0.1"),
+        ((float("nan"),), "progress .* nan"),
+        ((0.5, "cubic"), "schedule .* 'cubic'"),
+        ((0.5, 1.5), "schedule .* 1.5"),
+        ((0.5, "linear", (0.5, 0.2)), r"depth_range .* \(0.5, 0.2\)"),
+        ((0.5, "linear", (0, 2)), r"depth_range .* \(0, 2\)"),
+    ],
+)
+def test_bad_depths_are_named(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        depth(*arguments)
+
+
+def attention(batch=5, n=36, hubs=1.0):
+    rng = np.random.default_rng(0)
+    values = np.exp(0.3 * rng.normal(size=(batch, n, n)) + hubs * rng.normal(size=(batch, 1, n)))
+    values /= values.sum(axis=2, keepdims=True)
+    return ((values + values.transpose(0, 2, 1)) / 2).astype(np.float32)
+
+
+def test_balance_is_twenty_divisions():
+    similarity = attention()
+    expected = similarity.astype(np.float64)
+    expected[:, range(36), range(36)] = 0
+    for _ in range(20):
+        rows, columns = expected.sum(axis=2, keepdims=True), expected.sum(axis=1, keepdims=True)
+        expected = expected / np.sqrt(rows * columns)
+    balanced = balance(similarity)
+    assert balanced.dtype == np.float32
+    np.testing.assert_allclose(balanced, expected, rtol=2e-5)
+    np.testing.assert_array_equal(balanced, balanced.transpose(0, 2, 1))
+    np.testing.assert_allclose(balanced.sum(axis=1), 1, rtol=1e-3)
+
+
+def test_balance_turns_chains_into_trees():
+    similarity = attention(hubs=1.5)
+    assert build_hierarchy(balance(similarity)).height.mean() < 0.6 * build_hierarchy(similarity).height.mean()
+
+
+def test_balance_leaves_a_patch_that_resembles_nothing():
+    similarity = attention()
+    similarity[0, 3] = similarity[0, :, 3] = 0
+    balanced = balance(similarity)
+    assert (balanced[0, 3] == 0).all()
+    np.testing.assert_allclose(np.delete(balanced[0].sum(axis=0), 3), 1, rtol=1e-3)
+
+
+@pytest.mark.parametrize("value", [-0.1, np.nan, np.inf])
+def test_balance_names_bad_values(value):
+    similarity = attention()
+    similarity[1, 2, 3] = similarity[1, 3, 2] = value
+    with pytest.raises(ValueError, match="similarity must"):
+        balance(similarity)
+
+
+@pytest.mark.parametrize("masking", ["random", "grid", "block"])
+def test_static_maskers_need_no_similarity(masking):
+    masker = make_masker(masking, MaskConfig(ratio=0.6), (6, 7))
+    assert not masker.needs_similarity
+    mask, stats = masker(None, 4, 0.5, np.random.default_rng(0))
+    assert mask.shape == (4, 42)
+    assert (mask.sum(axis=1) == 25).all()
+    assert stats == {}
+
+
+@pytest.mark.parametrize("mode", ["none", "sinkhorn"])
+@pytest.mark.parametrize(
+    ("masking", "schedule", "depth_range", "at"),
+    [("evolved", "linear", (0, 1), 0.36), ("evolved", "sqrt", (0, 0.5), 0.3), ("shallow", "sqrt", (0, 0.5), 0.2),
+     ("deep", "linear", (0, 1), 0.8)],
+)  # fmt: skip
+def test_hierarchical_maskers(masking, schedule, depth_range, at, mode):
+    similarity = attention()
+    config = MaskConfig(ratio=0.75, schedule=schedule, depth_range=depth_range, balance=mode)
+    masker = make_masker(masking, config, (6, 6))
+    assert masker.needs_similarity
+    mask, stats = masker(similarity, 5, 0.36, np.random.default_rng(3))
+    hierarchy = build_hierarchy(balance(similarity) if mode == "sinkhorn" else similarity)
+    np.testing.assert_array_equal(mask, hierarchical_mask(hierarchy, at, 0.75, np.random.default_rng(3)))
+    level = masking_level(at, hierarchy.height)
+    counts = [np.unique(row, return_counts=True)[1] for row in hierarchy.cut(level)]
+    assert stats == pytest.approx(
+        {
+            "mask_level": level.mean(),
+            "tree_height": hierarchy.height.mean(),
+            "parts": np.mean([len(c) for c in counts]),
+            "largest_part": np.mean([c.max() / 36 for c in counts]),
+        }
+    )
+    assert all(type(value) is float for value in stats.values())
+
+
+def test_random_masker_is_random_masking():
+    mask, _ = make_masker("random", MaskConfig(ratio=0.75), (4, 4))(None, 3, 0, np.random.default_rng(1))
+    np.testing.assert_array_equal(mask, random_mask(3, (4, 4), 0.75, np.random.default_rng(1)))
+
+
+def test_maskers_name_what_is_wrong():
+    with pytest.raises(ValueError, match="masking must be one of random, grid, block, evolved, shallow, deep, not 'x'"):
+        make_masker("x", MaskConfig(), (6, 6))
+    masker = make_masker("evolved", MaskConfig(), (6, 6))
+    with pytest.raises(ValueError, match="similarity must be given"):
+        masker(None, 5, 0, np.random.default_rng(0))
+    with pytest.raises(ValueError, match=r"similarity must have shape \(4, 36, 36\), not \(5, 36, 36\)"):
+        masker(attention(), 4, 0, np.random.default_rng(0))

@@ -1,0 +1,119 @@
+"""Random, grid and block masks."""
+
+import itertools
+import math
+import random
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ehm.masking import block_mask, grid_mask, random_mask
+
+ALL = [random_mask, grid_mask, block_mask]
+
+
+@pytest.mark.parametrize("draw", ALL)
+@settings(max_examples=60, deadline=None)
+@given(
+    batch=st.integers(1, 4),
+    grid=st.tuples(st.integers(1, 20), st.integers(1, 20)),
+    ratio=st.floats(0, 1, exclude_min=True, exclude_max=True),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_every_image_masks_exactly_the_count(draw, batch, grid, ratio, seed):
+    mask = draw(batch, grid, ratio, np.random.default_rng(seed))
+    assert mask.shape == (batch, grid[0] * grid[1])
+    assert mask.dtype == np.bool_
+    assert (mask.sum(axis=1) == round(ratio * grid[0] * grid[1])).all()
+    np.testing.assert_array_equal(mask, draw(batch, grid, ratio, np.random.default_rng(seed)))
+
+
+@pytest.mark.parametrize("draw", ALL)
+def test_images_differ_and_no_patch_is_spared(draw):
+    mask = draw(500, (14, 14), 0.75, np.random.default_rng(0))
+    assert len(np.unique(mask, axis=0)) > 1
+    assert mask.any(axis=0).all()
+    assert not mask.all(axis=0).any()
+
+
+@pytest.mark.parametrize(
+    ("ratio", "grid", "steps", "kept"),
+    [(0.75, (14, 14), (2, 2), True), (0.5, (8, 8), (1, 2), True), (8 / 9, (12, 9), (3, 3), True),
+     (0.25, (14, 14), (2, 2), False), (0.75, (8, 20), (2, 2), True)],
+)  # fmt: skip
+def test_a_lattice_stays_visible(ratio, grid, steps, kept):
+    mask = grid_mask(200, grid, ratio, np.random.default_rng(1)).reshape(200, *grid)
+    phases = set()
+    for image in mask:
+        rows, columns = np.nonzero(image != kept)
+        assert len(set(rows % steps[0])) == len(set(columns % steps[1])) == 1
+        phases.add((rows[0] % steps[0], columns[0] % steps[1]))
+    assert len(phases) == steps[0] * steps[1]
+
+
+def beit(height, width, target, rng):
+    """Algorithm 1 of Bao et al. (2021) as published: one image, rectangle by rectangle."""
+    mask = np.zeros((height, width), int)
+    masked = 0
+    while masked < target:
+        missing, added = target - masked, 0
+        for _ in range(10):
+            area = rng.uniform(16, missing)
+            aspect = math.exp(rng.uniform(math.log(0.3), math.log(1 / 0.3)))
+            h, w = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+            if w < width and h < height:
+                top, left = rng.randint(0, height - h), rng.randint(0, width - w)
+                fresh = h * w - mask[top : top + h, left : left + w].sum()
+                if 0 < fresh <= missing:
+                    mask[top : top + h, left : left + w] = 1
+                    added = fresh
+                    break
+        if not added:
+            break
+        masked += added
+    return mask.astype(bool)
+
+
+def edges(mask):
+    """Borders between masked and visible patches, of each image."""
+    return (mask[:, 1:] != mask[:, :-1]).sum(axis=(1, 2)) + (mask[:, :, 1:] != mask[:, :, :-1]).sum(axis=(1, 2))
+
+
+@pytest.mark.parametrize("ratio", [0.4, 0.75])
+def test_blocks_are_those_of_beit(ratio):
+    target = round(ratio * 196)
+    rng = random.Random(0)
+    theirs = np.stack([beit(14, 14, target, rng) for _ in range(600)])
+    ours = block_mask(600, (14, 14), ratio, np.random.default_rng(0)).reshape(-1, 14, 14)
+    # where a patch lies decides how often it is masked: more in the middle
+    middle = np.s_[:, 5:9, 5:9]
+    assert ours[middle].mean() == pytest.approx(theirs[middle].mean(), abs=0.04)
+    assert ours[:, 0].mean() == pytest.approx(theirs[:, 0].mean(), abs=0.04)
+    # the exact count costs a few patches at the borders; random masks have 146 (0.75) and 175 (0.4) edges
+    assert edges(ours).mean() == pytest.approx(edges(theirs).mean(), rel=0.15)
+
+
+@pytest.mark.parametrize("draw", ALL)
+@pytest.mark.parametrize(
+    ("batch", "grid", "ratio", "message"),
+    [
+        (0, (4, 4), 0.5, "batch must be at least 1, not 0"),
+        (1, (0, 4), 0.5, r"grid must be .* not \(0, 4\)"),
+        (1, (4,), 0.5, r"grid must be .* not \(4,\)"),
+        (1, (4, 4), 0.0, "ratio must be in .* not 0.0"),
+        (1, (4, 4), 1.0, "ratio must be in .* not 1.0"),
+        (1, (4, 4), -0.5, "ratio must be in .* not -0.5"),
+        (1, (4, 4), math.nan, "ratio must be in .* not nan"),
+    ],
+)
+def test_bad_arguments_are_named(draw, batch, grid, ratio, message):
+    with pytest.raises(ValueError, match=message):
+        draw(batch, grid, ratio, np.random.default_rng(0))
+
+
+def test_small_grids_end():
+    for grid in itertools.product(range(1, 7), repeat=2):
+        for ratio in (0.05, 0.5, 0.95):
+            block_mask(3, grid, ratio, np.random.default_rng(0))
