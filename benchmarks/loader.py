@@ -46,13 +46,14 @@ class Batches:
 
     def __init__(self, batch_size: int) -> None:
         self.batch_size = batch_size
+        self.order = np.random.default_rng(0).permutation(len(SOURCE)).tolist()
 
     def __len__(self) -> int:
         return 1_000_000
 
     def __getitem__(self, step: int) -> np.ndarray:
-        first = step * self.batch_size
-        return np.stack([Samples()[index % len(SOURCE)] for index in range(first, first + self.batch_size)])
+        places = range(step * self.batch_size, (step + 1) * self.batch_size)
+        return np.stack([Samples()[self.order[place % len(SOURCE)]] for place in places])
 
 
 def ehm_batches(batch_size: int, workers: int) -> Iterator[object]:
