@@ -26,7 +26,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 			"make PYTHON=python3.11 $(MAKECMDGOALS)"; exit 1; }
 	@echo "Installing into $(VENV): about 6 GB, mostly torch; one to three minutes"
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt \
 		-e '.[torch,export,tasks,elpv,dev]'
 	@touch $@
 
