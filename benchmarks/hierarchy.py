@@ -1,0 +1,88 @@
+"""Average-linkage trees of many small similarity matrices: ehm beside fastcluster and SciPy.
+
+    python benchmarks/hierarchy.py [--patches 49 196] [--turns 25]
+
+Microseconds an image, the best of several turns that the contestants take one after the other. ehm starts from the
+float32 similarity that a model gives and returns the whole hierarchy; the peers get the float64 distances in condensed
+form, ready made, and do one image after the other on one core. The last columns are ehm on one core / fastcluster: of
+the best, and of each turn (median, quartiles). "random" is symmetrised noise, "attention" that of 16 random features.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import time
+from collections.abc import Callable
+
+import fastcluster
+import numpy as np
+from numpy.typing import NDArray
+from scipy.cluster.hierarchy import linkage
+from scipy.spatial.distance import squareform
+
+from ehm.masking import build_hierarchy
+
+PATCHES = (49, 100, 196, 400, 784, 1024)
+Array = NDArray[np.float32]
+
+
+def random_similarity(batch: int, n: int) -> Array:
+    values = np.random.default_rng(0).random((batch, n, n), np.float32)
+    return (values + values.transpose(0, 2, 1)) / 2
+
+
+def attention_similarity(batch: int, n: int) -> Array:
+    features = np.random.default_rng(0).normal(size=(batch, n, 16))
+    weights = np.exp(features @ features.transpose(0, 2, 1) / 4)
+    weights /= weights.sum(axis=2, keepdims=True)
+    return ((weights + weights.transpose(0, 2, 1)) / 2).astype(np.float32)
+
+
+def measure(similarity: Array, turns: int) -> dict[str, NDArray[np.float64]]:
+    """Microseconds an image of each contestant, (turns,) each."""
+    distances = [squareform(1 - image.astype(np.float64), checks=False) for image in similarity]
+    contestants: dict[str, Callable[[], object]] = {
+        "ehm": lambda: build_hierarchy(similarity, threads=1),
+        "ehm, 2 threads": lambda: build_hierarchy(similarity, threads=2),
+        "fastcluster": lambda: [fastcluster.linkage(d, method="average") for d in distances],
+        "SciPy": lambda: [linkage(d, method="average") for d in distances],
+    }
+    times: dict[str, list[float]] = {name: [] for name in contestants}
+    for _ in range(turns + 1):  # the first turn compiles and warms up
+        for name, run in contestants.items():
+            start = time.perf_counter()
+            run()
+            times[name].append((time.perf_counter() - start) / len(similarity) * 1e6)
+    return {name: np.array(values[1:]) for name, values in times.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--patches", type=int, nargs="+", default=PATCHES)
+    parser.add_argument("--turns", type=int, default=25)
+    arguments = parser.parse_args()
+    print("                                                                     ehm / fastcluster")
+    print("similarity  patches  images      ehm  2 threads  fastcluster    SciPy  best  each turn")
+    for kind in (random_similarity, attention_similarity):
+        ours = {}
+        for n in arguments.patches:
+            similarity = kind(min(64, max(8, 32 * 196**2 // n**2)), n)
+            times = measure(similarity, arguments.turns)
+            low, middle, high = np.quantile(times["ehm"] / times["fastcluster"], [0.25, 0.5, 0.75])
+            one, two, fast, scipy = (float(values.min()) for values in times.values())
+            ours[n] = one
+            name = kind.__name__.removesuffix("_similarity")
+            print(
+                f"{name:10}  {n:7}  {len(similarity):6}  {one:7.1f}  {two:9.1f}  {fast:11.1f}  {scipy:7.1f}"
+                f"  {one / fast:.2f}  {middle:.2f} ({low:.2f} - {high:.2f})",
+                flush=True,
+            )
+        small, large = min(ours), max(ours)
+        if small < large:
+            power = math.log(ours[large] / ours[small]) / math.log(large / small)
+            print(f"from {small} to {large} patches, ehm's time grows as N^{power:.2f}\n")
+
+
+if __name__ == "__main__":
+    main()
