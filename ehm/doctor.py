@@ -125,7 +125,8 @@ def _device(name: str) -> Finding:
         return Finding("device", name, "absent" if reason.startswith("--device") else "broken", reason)
     memory = f", {info['memory_bytes'] / 2**30:.1f} GiB" if info["memory_bytes"] else ""
     versions = ", ".join(f"{package} {number}" for package, number in info["versions"].items())
-    detail = f"{info['count']} x {info['description']}{memory}; {', '.join(info['dtypes'])}; {versions}"
+    many = f"{info['count']} x " if info["count"] > 1 else ""
+    detail = f"{many}{info['description']}{memory}; {', '.join(info['dtypes'])}; {versions}"
     return Finding("device", name, "ok", detail)
 
 
