@@ -65,7 +65,7 @@ benchmark: $(INSTALLED) ## measure building hierarchies and loading images again
 	$(BIN)/python benchmarks/hierarchy.py
 	$(BIN)/python benchmarks/loader.py
 
-study: $(INSTALLED) ## compare maskings on a small budget: about two hours on 2 cores, resumable
+study: $(INSTALLED) ## compare maskings on a small budget: about an hour on 2 cores, resumable
 	$(BIN)/python benchmarks/study.py run
 	$(BIN)/python benchmarks/study.py report
 
