@@ -28,8 +28,8 @@ Array = NDArray[np.float32]
 
 
 def random_similarity(batch: int, n: int) -> Array:
-    values = np.random.default_rng(0).random((batch, n, n), np.float32)
-    return (values + values.transpose(0, 2, 1)) / 2
+    values = np.random.default_rng(0).random((batch, n, n))
+    return ((values + values.transpose(0, 2, 1)) / 2).astype(np.float32)
 
 
 def attention_similarity(batch: int, n: int) -> Array:
