@@ -62,7 +62,8 @@ def build(
 ) -> None:
     """Trees of (B, N, N) similarities, at most ``base`` (B,), into (B, 2N-1) arrays and a (B,) status."""
     n = similarity.shape[1]
-    stride = np.uint64((n + 15) // 16 * 16 + 8)  # an odd number of cache lines, so that a column spreads over the cache
+    # more than n, and an odd number of cache lines, so that a column spreads over the whole cache
+    stride = np.uint64((n // 8 + 1 | 1) * 8)
     distance = np.empty(np.uint64(n + 1) * stride)
     left, right = np.empty(n - 1, np.uint64), np.empty(n - 1, np.uint64)
     height = np.empty(n - 1)
