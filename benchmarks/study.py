@@ -52,18 +52,19 @@ NEIGHBOURS = 20
 IMAGE_SIZE = (96, 96)
 CONFIG = "elpv/pretrain_study"
 
+RAW, BALANCED = "mask.balance=none", "mask.balance=sinkhorn"
 ARMS: dict[str, tuple[str, list[str]]] = {
     "random": ("random patches (MAE)", ["masking=random"]),
     "grid": ("regular grid", ["masking=grid"]),
     "block": ("blocks (BEiT)", ["masking=block"]),
-    "shallow": ("hierarchical, only shallow (0.2)", ["masking=shallow"]),
-    "deep": ("hierarchical, only deep (0.8)", ["masking=deep"]),
-    "evolved": ("evolved, raw attention (the paper)", ["masking=evolved"]),
-    "evolved-balanced": ("evolved, balanced", ["masking=evolved", "mask.balance=sinkhorn"]),
-    "evolved-short": ("evolved, raw, depth 0 to 0.6", ["masking=evolved", "mask.depth_range=[0,0.6]"]),
+    "shallow": ("hierarchical, only shallow (0.2)", ["masking=shallow", RAW]),
+    "deep": ("hierarchical, only deep (0.8)", ["masking=deep", RAW]),
+    "evolved": ("evolved, raw attention (the paper)", ["masking=evolved", RAW]),
+    "evolved-balanced": ("evolved, balanced", ["masking=evolved", BALANCED]),
+    "evolved-short": ("evolved, raw, depth 0 to 0.6", ["masking=evolved", RAW, "mask.depth_range=[0,0.6]"]),
     "evolved-balanced-short": (
         "evolved, balanced, depth 0 to 0.6",
-        ["masking=evolved", "mask.balance=sinkhorn", "mask.depth_range=[0,0.6]"],
+        ["masking=evolved", BALANCED, "mask.depth_range=[0,0.6]"],
     ),
 }
 MEASURES = {"linear": "linear probe", "knn": "k-NN", "finetune": "fine-tuning"}

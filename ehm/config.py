@@ -106,7 +106,7 @@ class MaskConfig(Section):
     schedule: Literal["linear", "sqrt"] = "linear"
     depth_range: Annotated[tuple[Unit, Unit], AfterValidator(_rising)] = (0.0, 1.0)
     blocks: Positive = 6
-    balance: Literal["none", "sinkhorn"] = "none"
+    balance: Literal["none", "sinkhorn"] = "sinkhorn"
     source: Literal["online", "ema"] = "online"
 
 
