@@ -62,7 +62,7 @@ def main() -> None:
     parser.add_argument("--patches", type=int, nargs="+", default=PATCHES)
     parser.add_argument("--turns", type=int, default=25)
     arguments = parser.parse_args()
-    print("                                                                     ehm / fastcluster")
+    print("                                                                ratio to fastcluster")
     print("similarity  patches  images      ehm  2 threads  fastcluster    SciPy  best  each turn")
     for kind in (random_similarity, attention_similarity):
         ours = {}
