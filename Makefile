@@ -62,7 +62,7 @@ format: $(INSTALLED) ## let ruff mend what it can
 	$(BIN)/ruff format .
 
 benchmark: $(INSTALLED) ## measure building hierarchies and loading images against their peers
-	$(BIN)/python benchmarks/hierarchy.py
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/hierarchy.py
 	$(BIN)/python benchmarks/loader.py
 
 study: $(INSTALLED) ## compare maskings on a small budget: about an hour on 2 cores, resumable
