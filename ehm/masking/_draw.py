@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ehm.masking._jit import kernel
 
-__all__ = ["cut", "draw"]
+__all__ = ["cut", "draw", "shuffle"]
 
 
 @kernel
@@ -30,31 +30,51 @@ def cut(parent: NDArray[np.int32], level: NDArray[np.int32], limit: NDArray[np.i
 
 
 @kernel
+def shuffle(uniform: NDArray[np.float64], ranks: NDArray[np.int32]) -> None:
+    """A permutation of 0 to M - 1 in each row of ``ranks`` (B, M) from ``uniform`` numbers in [0, 1)."""
+    for b in range(ranks.shape[0]):
+        for i in range(ranks.shape[1]):
+            ranks[b, i] = i
+        for i in range(ranks.shape[1] - 1, 0, -1):  # Durstenfeld, 1964
+            j = int(uniform[b, i] * (i + 1))
+            ranks[b, i], ranks[b, j] = ranks[b, j], ranks[b, i]
+
+
+@kernel
 def draw(
     parent: NDArray[np.int32],
     level: NDArray[np.int32],
     size: NDArray[np.int32],
     limit: NDArray[np.int32],
-    uniform: NDArray[np.float64],
+    ranks: NDArray[np.int32],
     count: int,
     mask: NDArray[np.bool_],
 ) -> None:
     """Hide the first ``count`` leaves of the parts at ``limit`` (B,), walked depth first, into ``mask`` (B, N).
 
-    ``uniform`` (B, M) numbers in [0, 1) shuffle the nodes: of two parts, or of two children, the one that comes first
-    is walked first. Leaves are not listed: each node's place in the walk follows from its parent's.
+    Of two parts, or of two children, the one of lower rank is walked first. ``ranks`` (B, M) goes by identity: a leaf's
+    is its number; an inner node's is N - 1 plus the larger of the smallest leaves below its two children, which no
+    other inner node has. So the mask follows from the shape of the tree, not from how its nodes are numbered. Leaves
+    are not listed: each node's place in the walk follows from its parent's.
     """
     nodes = parent.shape[1]
     leaves = mask.shape[1]
-    order = np.empty(nodes, np.int64)
+    order = np.empty(nodes, np.int32)
     place = np.empty(nodes, np.int32)
     sibling = np.empty(nodes, np.int32)
+    first = np.empty(nodes, np.int32)  # the smallest leaf below a node, -1 where no child has been met yet
     for b in range(parent.shape[0]):
-        for i in range(nodes):  # a shuffled order for every image (Durstenfeld, 1964), whatever the one before
-            order[i], sibling[i] = i, 0
-        for i in range(nodes - 1, 0, -1):
-            j = int(uniform[b, i] * (i + 1))
-            order[i], order[j] = order[j], order[i]
+        for v in range(nodes):
+            first[v], sibling[v] = v if v < leaves else -1, 0
+        for v in range(leaves):
+            order[ranks[b, v]] = v
+        for v in range(nodes - 1):  # both children are met before their parent
+            above = parent[b, v]
+            if first[above] < 0:
+                first[above] = first[v]
+            else:
+                order[ranks[b, leaves - 1 + max(first[above], first[v])]] = above
+                first[above] = min(first[above], first[v])
         walked = 0
         for node in order:
             above = parent[b, node]

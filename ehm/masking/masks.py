@@ -1,4 +1,7 @@
-"""Masks made of the parts of a hierarchy (Eq. 14-17)."""
+"""Masks made of the parts of a hierarchy (Eq. 14-17).
+
+Shapes: B images, N patches, M = 2N - 1 nodes.
+"""
 
 from __future__ import annotations
 
@@ -9,23 +12,53 @@ from ehm.masking.hierarchy import Hierarchy
 from ehm.masking.schedule import masking_level
 from ehm.masking.static import masked_count
 
-__all__ = ["hierarchical_mask"]
+__all__ = ["draw_ranks", "hierarchical_mask"]
+
+
+def draw_ranks(rng: np.random.Generator, batch: int, patches: int) -> NDArray[np.int32]:
+    """The order in which parts and children are taken: a random permutation of 0 to M - 1 for each image, (B, M).
+
+    All the randomness of a mask, whatever its tree, level and device. Takes exactly M doubles an image, in order:
+    ``rng.bit_generator.advance(k * M)`` passes over ``k`` images that another process draws. Raises ValueError for a
+    ``batch`` or ``patches`` below 1.
+    """
+    from ehm.masking._draw import shuffle  # numba: imported at first use
+
+    if batch < 1 or patches < 1:
+        raise ValueError(f"batch and patches must be at least 1, not {batch} and {patches}")
+    uniform = rng.random((batch, 2 * patches - 1))
+    ranks = np.empty(uniform.shape, np.int32)
+    shuffle(uniform, ranks)
+    return ranks
 
 
 def hierarchical_mask(
-    hierarchy: Hierarchy, progress: float, ratio: float, rng: np.random.Generator
+    hierarchy: Hierarchy,
+    progress: float,
+    ratio: float,
+    rng: np.random.Generator | None = None,
+    *,
+    ranks: NDArray[np.int32] | None = None,
 ) -> NDArray[np.bool_]:
     """Hide parts at the level of ``progress`` until round(ratio * N) patches are hidden: (B, N), True = masked.
 
     The parts are taken in random order; the last one is truncated along the tree: it is walked from its root, into a
     random child first, and keeps its first leaves. ``progress`` in [0, 1] sets the level (Eq. 14); level 1 is random
-    masking. ``ratio`` is in (0, 1). Raises ValueError for either out of range.
+    masking. ``ratio`` is in (0, 1). The order is drawn from ``rng`` by :func:`draw_ranks`, unless ``ranks`` of it are
+    given; trees of the same shape then give the same mask, however their nodes are numbered. Raises ValueError for a
+    number out of range, for ``ranks`` of another shape, and where neither or both of ``rng`` and ``ranks`` are given.
     """
     from ehm.masking._draw import draw  # numba: imported at first use
 
     count = masked_count(ratio, hierarchy.patches)
     level = masking_level(progress, hierarchy.height)
-    uniform = rng.random(hierarchy.parent.shape)  # all the randomness at once, as many numbers at every level
-    mask = np.empty((len(uniform), hierarchy.patches), np.bool_)
-    draw(hierarchy.parent, hierarchy.level, hierarchy.size, level, uniform, count, mask)
+    if (rng is None) == (ranks is None):
+        raise ValueError("either rng or ranks must be given")
+    if ranks is None:
+        assert rng is not None
+        ranks = draw_ranks(rng, len(hierarchy.parent), hierarchy.patches)
+    elif ranks.shape != hierarchy.parent.shape:
+        raise ValueError(f"ranks must have shape {hierarchy.parent.shape}, not {ranks.shape}")
+    mask = np.empty((len(ranks), hierarchy.patches), np.bool_)
+    draw(hierarchy.parent, hierarchy.level, hierarchy.size, level, np.ascontiguousarray(ranks, np.int32), count, mask)
     return mask
