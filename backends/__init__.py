@@ -1,8 +1,13 @@
-"""Backends by name, found lazily: asking for one imports its framework, and nothing else does."""
+"""Backends by name, found lazily: asking for one imports its framework, and nothing else does.
+
+Another package adds a device, or a whole backend, by an entry point of the group ``ehm.backends``: its name is the
+device's, its value a function ``(device: str) -> Backend`` that is called with what follows ``--device``.
+"""
 
 from __future__ import annotations
 
 from importlib import import_module
+from importlib.metadata import entry_points
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
@@ -11,13 +16,38 @@ from ehm.errors import BackendError
 if TYPE_CHECKING:
     from ehm.backends.base import Backend
 
-__all__ = ["DEVICES", "get"]
+__all__ = ["DEVICES", "GROUP", "devices", "framework", "get"]
 
 DEVICES: dict[str, str] = {
-    "cpu": "ehm.backends.torch",
-    "cuda": "ehm.backends.torch",
+    "cpu": "ehm.backends.torch:backend",
+    "cuda": "ehm.backends.torch:backend",
+    "npu": "ehm.backends.torch:backend",
 }
-"""Device names of ``--device`` and the package whose ``backend(device)`` serves them."""
+"""Device names of ``--device`` that ehm knows itself, and the function ``(device) -> Backend`` that serves each."""
+
+GROUP = "ehm.backends"
+"""The group of entry points by which other packages add devices."""
+
+
+def devices() -> dict[str, str]:
+    """All device names of this installation and the function behind each, as ``module:function``.
+
+    Raises BackendError where two packages claim one name.
+    """
+    known = dict(DEVICES)
+    for entry in entry_points(group=GROUP):
+        if known.get(entry.name, entry.value) != entry.value:
+            raise BackendError(
+                f"device {entry.name} is claimed twice, by {known[entry.name]} and by {entry.value} "
+                f"(entry points {GROUP}): uninstall one of the two packages"
+            )
+        known[entry.name] = entry.value
+    return known
+
+
+def framework(device: str) -> str:
+    """The package that a device of ehm's own needs, which is also the extra of ehm that installs it."""
+    return DEVICES[device].partition(":")[0].rpartition(".")[2]
 
 
 def get(device: str = "auto") -> Backend:
@@ -25,14 +55,17 @@ def get(device: str = "auto") -> Backend:
 
     Raises BackendError naming the devices that exist, or the package that is missing and the command that installs it.
     """
-    name = device.partition(":")[0]
-    if name != "auto" and name not in DEVICES:
-        raise BackendError(f"--device {device}: unknown; known are auto, {', '.join(DEVICES)}")
-    package = DEVICES["cpu" if name == "auto" else name]
-    framework = package.rpartition(".")[2]
-    if find_spec(framework) is None:
-        raise BackendError(
-            f"--device {device}: {framework} is not installed; pip install 'ehm[{framework}]' installs it"
-        )
-    backend: Backend = import_module(package).backend(device)
+    known = devices()
+    name = "cpu" if device == "auto" else device.partition(":")[0]
+    if name not in known:
+        raise BackendError(f"--device {device}: unknown; known are auto, {', '.join(known)}")
+    if name in DEVICES and find_spec(framework(name)) is None:
+        package = framework(name)
+        raise BackendError(f"--device {device}: {package} is not installed; pip install 'ehm[{package}]' installs it")
+    module, _, function = known[name].partition(":")
+    try:
+        make = getattr(import_module(module), function)
+    except (ImportError, AttributeError) as error:
+        raise BackendError(f"--device {device}: {known[name]} cannot be loaded: {error}") from error
+    backend: Backend = make(device)
     return backend

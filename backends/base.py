@@ -9,9 +9,9 @@ Shapes: B images, H x W pixels, N patches, D features, C classes, L = 1 + N toke
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol, SupportsFloat
+from typing import TYPE_CHECKING, Any, Literal, Protocol, SupportsFloat
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +19,18 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from ehm.config import FinetuneConfig, ModelSource, TrainConfig
 
-__all__ = ["Arrays", "Backend", "Classifier", "DeviceInfo", "Encoder", "Learner", "LearnerState"]
+__all__ = [
+    "ALONE",
+    "Arrays",
+    "Backend",
+    "Classifier",
+    "DeviceInfo",
+    "Encoder",
+    "Learner",
+    "LearnerState",
+    "OneProcess",
+    "Processes",
+]
 
 Arrays = dict[str, NDArray[Any]]
 """Plain arrays by name. Parameter names are timm's (``blocks.0.attn.qkv.weight``) on every backend."""
@@ -29,7 +40,8 @@ Arrays = dict[str, NDArray[Any]]
 class DeviceInfo:
     """What one machine offers, as data.
 
-    ``dtypes`` are the arithmetic types of a training step, the one that ``dtype: auto`` takes first.
+    ``dtypes`` are the arithmetic types of a training step, the one that ``dtype: auto`` takes first; ``hierarchy`` is
+    where ``mask.build: auto`` builds trees.
     """
 
     name: str
@@ -38,6 +50,40 @@ class DeviceInfo:
     memory_bytes: int | None
     dtypes: tuple[str, ...]
     versions: Mapping[str, str] = field(default_factory=dict)
+    hierarchy: Literal["host", "device"] = "host"
+
+
+class Processes(Protocol):
+    """The processes that train one model together, each on its own device and its own part of every batch."""
+
+    @property
+    def rank(self) -> int:
+        """The number of this one, from 0; number 0 writes the files and speaks."""
+        ...
+
+    @property
+    def size(self) -> int:
+        """How many there are."""
+        ...
+
+    def gather(self, value: Any) -> list[Any]:
+        """``value`` of every process, in the order of their ranks; all of them call this, and wait for each other."""
+        ...
+
+
+@dataclass(frozen=True)
+class OneProcess:
+    """A process that trains alone."""
+
+    rank: int = 0
+    size: int = 1
+
+    def gather(self, value: Any) -> list[Any]:
+        """See :meth:`Processes.gather`."""
+        return [value]
+
+
+ALONE = OneProcess()
 
 
 @dataclass
@@ -49,23 +95,38 @@ class LearnerState:
 
 
 class Learner(Protocol):
-    """A masked image model in pretraining."""
+    """A masked image model in pretraining; ``images`` are this process's part of a batch."""
 
-    def similarity(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Symmetrised mean attention of the first blocks (Eq. 6): (B, H, W, 3) -> (B, N, N), no gradient."""
+    def similarity(self, images: NDArray[np.uint8]) -> Iterable[NDArray[np.float32]]:
+        """Symmetrised mean attention of the first blocks (Eq. 6): (B, H, W, 3) -> (B, N, N), no gradient.
+
+        In parts (b, N, N), in order, so that trees of one part are built while the device works on the next.
+        """
+        ...
+
+    def evolved_mask(
+        self, images: NDArray[np.uint8], depth: float, ranks: NDArray[np.int32]
+    ) -> tuple[Any, Mapping[str, SupportsFloat]]:
+        """Similarity, hierarchy and mask of (B, H, W, 3) images at ``depth`` in [0, 1], all on the device.
+
+        ``ranks`` (B, 2N - 1) are those of :func:`ehm.masking.draw_ranks`. Gives a (B, N) mask that stays on the device,
+        and what a :class:`ehm.masking.Masker` logs. Both are those of the host's way. Called where ``mask.build`` is
+        ``device`` only; raises BackendError when the learner is made where the device has no such way.
+        """
         ...
 
     def train_step(
-        self, images: NDArray[np.uint8], mask: NDArray[np.bool_], lr: float, weight_decay: float
+        self, images: NDArray[np.uint8], mask: Any, lr: float, weight_decay: float
     ) -> Mapping[str, SupportsFloat]:
         """One optimiser step on (B, H, W, 3) images and a (B, N) mask, True = masked, equally many in every image.
 
-        The values returned stay on the device until ``float()`` reads them; ``loss`` is always among them.
+        ``mask`` is a NumPy array, or what ``evolved_mask`` gave. The values returned are means over all processes and
+        stay on the device until ``float()`` reads them; ``loss`` is always among them.
         """
         ...
 
     def state(self) -> LearnerState:
-        """Copies of everything that ``load`` needs to continue bit for bit."""
+        """Copies of everything that ``load`` needs to continue bit for bit; called in every process."""
         ...
 
     def load(self, state: LearnerState) -> None:
@@ -128,9 +189,10 @@ class Encoder(Protocol):
 
 
 class Backend(Protocol):
-    """One framework on one kind of device."""
+    """One framework on one kind of device; ``processes`` are those that train together, this one among them."""
 
     name: str
+    processes: Processes
 
     def info(self) -> DeviceInfo:
         """What the device offers."""

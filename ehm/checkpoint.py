@@ -25,7 +25,7 @@ from ehm import __version__
 from ehm.backends.base import Arrays, LearnerState
 from ehm.errors import CheckpointError
 
-__all__ = ["FORMAT", "newest", "prune", "read", "read_model", "resolve", "save", "sha256"]
+__all__ = ["FORMAT", "name", "newest", "prune", "read", "read_model", "resolve", "save", "sha256"]
 
 FORMAT = 1
 _MODEL, _OPTIMIZER, _STATE = "model.safetensors", "optimizer.safetensors", "state.json"
@@ -36,16 +36,16 @@ def save(folder: Path, state: LearnerState, meta: dict[str, Any]) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     for stale in folder.glob(".step-*"):
         shutil.rmtree(stale)
-    final = folder / f"step-{meta['step']:08d}"
+    final = name(folder, meta["step"])
     temporary = folder / f".{final.name}"
     temporary.mkdir()
-    for name, arrays in ((_MODEL, state.model), (_OPTIMIZER, state.optimizer)):
-        save_file({key: np.asarray(value, order="C") for key, value in arrays.items()}, temporary / name)
+    for file, arrays in ((_MODEL, state.model), (_OPTIMIZER, state.optimizer)):
+        save_file({key: np.asarray(value, order="C") for key, value in arrays.items()}, temporary / file)
     described = {
         "format": FORMAT,
         **meta,
         "versions": {"ehm": __version__, "numpy": np.__version__, **meta.get("versions", {})},
-        "sha256": {name: sha256(temporary / name) for name in (_MODEL, _OPTIMIZER)},
+        "sha256": {file: sha256(temporary / file) for file in (_MODEL, _OPTIMIZER)},
     }
     (temporary / _STATE).write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
     for path in (*temporary.iterdir(), temporary):
@@ -59,6 +59,11 @@ def save(folder: Path, state: LearnerState, meta: dict[str, Any]) -> Path:
         temporary.rename(final)
     _flush(folder)
     return final
+
+
+def name(folder: Path, step: int) -> Path:
+    """Where the checkpoint of ``step`` lies in ``folder``."""
+    return folder / f"step-{step:08d}"
 
 
 def newest(folder: Path) -> Path | None:

@@ -100,7 +100,10 @@ class ModelConfig(Section):
 
 
 class MaskConfig(Section):
-    """``mask``: how many patches are hidden, and how deep in the hierarchy (paper, sections III and IV)."""
+    """``mask``: how many patches are hidden, and how deep in the hierarchy (paper, sections III and IV).
+
+    ``build`` is where hierarchies are built, which changes no mask; ``auto`` is what suits the device.
+    """
 
     ratio: Fraction = 0.75
     schedule: Literal["linear", "sqrt"] = "linear"
@@ -108,6 +111,7 @@ class MaskConfig(Section):
     blocks: Positive = 6
     balance: Literal["none", "sinkhorn"] = "sinkhorn"
     source: Literal["online", "ema"] = "online"
+    build: Literal["auto", "host", "device"] = "auto"
 
 
 class DataConfig(Section):
@@ -128,7 +132,11 @@ class DataConfig(Section):
 
 
 class OptimConfig(Section):
-    """``optim``: AdamW and its schedule; the learning rate is ``base_lr * batch_size / 256``."""
+    """``optim``: AdamW and its schedule; the learning rate is ``base_lr * batch_size / 256``.
+
+    ``batch_size`` is that of all processes together, whatever their number; each passes its share through the device in
+    ``accumulate`` parts.
+    """
 
     epochs: Positive = 300
     batch_size: Positive = 4096
@@ -157,9 +165,19 @@ class OptimConfig(Section):
 
 
 class RunConfig(Section):
-    """``run``: seed, logging and checkpoints. ``max_steps`` stops early, on the schedule of the whole run."""
+    """``run``: seed, logging, checkpoints, and how to compute what the rest says.
+
+    ``max_steps`` stops early, on the schedule of the whole run. ``compile`` lets torch compile the model,
+    ``grad_checkpointing`` trades a third more time for the memory of activations, ``deterministic`` admits only
+    kernels that give the same result every time. Several processes hold a copy of the model each (``parallel: ddp``),
+    or share one (``fsdp``).
+    """
 
     seed: Annotated[int, Field(ge=0)] = 0
+    compile: bool = False
+    grad_checkpointing: bool = False
+    deterministic: bool = False
+    parallel: Literal["ddp", "fsdp"] = "ddp"
     log_every: Positive = 10
     checkpoint_every: PositiveReal = 1
     keep: Positive = 2

@@ -21,7 +21,7 @@ from ehm.config import TrainConfig
 from ehm.data import Loader, TrainTransform, open_source
 from ehm.masking import make_masker
 from ehm.runlog import RunLog, console
-from ehm.runs import Metrics, begin, say_broken, store
+from ehm.runs import Metrics, agree, begin, on, save, say_broken, store
 from ehm.schedule import warmup_cosine
 
 __all__ = ["DEFAULT_CONFIG", "TrainResult", "train"]
@@ -57,7 +57,9 @@ def train(
     """
     folder = Path(out) if out is not None else Path("runs") / "pretrain"
     settings, start = begin(TrainConfig, DEFAULT_CONFIG, config, overrides, folder, resume)
-    return _run(settings, backends.get(device), folder, start)
+    backend = backends.get(device)
+    agree(backend.processes, start)
+    return _run(settings, backend, folder, start)
 
 
 def _run(config: TrainConfig, backend: Backend, folder: Path, start: Path | None) -> TrainResult:
@@ -74,13 +76,16 @@ def _run(config: TrainConfig, backend: Backend, folder: Path, start: Path | None
         drop_last=True,
         workers=data.workers,
         strict=data.strict,
+        rank=backend.processes.rank,
+        world_size=backend.processes.size,
     )
     total = optim.epochs * loader.steps_per_epoch
     last = min(total, run.max_steps or total)
     every = max(1, round(run.checkpoint_every * loader.steps_per_epoch))
     warmup = optim.warmup_epochs * loader.steps_per_epoch
 
-    masker = make_masker(config.masking, config.mask, config.vit.grid)
+    build = backend.info().hierarchy if config.mask.build == "auto" else config.mask.build
+    masker = make_masker(config.masking, config.mask, config.vit.grid, build)
     learner = backend.learner(config)
     first = 0
     if start is not None:
@@ -89,17 +94,18 @@ def _run(config: TrainConfig, backend: Backend, folder: Path, start: Path | None
         first = int(meta["step"])
     _announce(config, backend, len(source), loader.steps_per_epoch, folder, start)
 
-    store(config, folder)
+    leads = backend.processes.rank == 0
+    if leads:
+        store(config, folder)
     saved, loss, pending = start, math.nan, Metrics()
-    with loader, RunLog(folder, last, first, "pretrain", run.tensorboard) as log:
+    with loader, RunLog(folder, last, first, "pretrain", run.tensorboard, silent=not leads) as log:
         clock, images = time.perf_counter(), 0
         for step, batch in enumerate(loader.batches(first, last), start=first):
             progress = step / total  # p = t / T of Eq. 14, with fractional epochs
             rng = np.random.default_rng([run.seed, step])
-            similarity = learner.similarity(batch.images) if masker.needs_similarity else None
-            mask, stats = masker(similarity, len(batch.images), progress, rng)
+            mask, figures = masker(learner, batch, progress, rng)
             lr = warmup_cosine(step, total, warmup, optim.lr, optim.min_lr)
-            done, images = step + 1, images + len(batch.images)
+            done, images = step + 1, images + batch.total
             pending.add(done, learner.train_step(batch.images, mask, lr, optim.weight_decay))
             log.advance(done)
             due = done % every == 0 or done == last
@@ -107,14 +113,17 @@ def _run(config: TrainConfig, backend: Backend, folder: Path, start: Path | None
                 values = pending.read(saved)
                 loss, seconds = values["loss"], time.perf_counter() - clock
                 speed = {"epoch": done / loader.steps_per_epoch, "lr": lr, "images_per_second": images / seconds}
-                log.log(done, {**values, **speed, **stats})
+                log.log(done, {**values, **speed, **{name: float(value) for name, value in figures.items()}})
                 clock, images = time.perf_counter(), 0
             if due:
                 saved = _save(folder, learner, config, backend, done, loader.steps_per_epoch)
 
     assert saved is not None  # a run has at least one step, and its last one is saved
-    encoder = _write_encoder(folder, learner, config) if last == total else None
-    _report(folder, loader.broken, saved, encoder)
+    encoder = _write_encoder(folder, learner, leads) if last == total else None
+    broken: dict[str, str] = {}
+    for theirs in backend.processes.gather(loader.broken):
+        broken |= theirs
+    _report(folder, broken, saved, encoder)
     return TrainResult(folder, saved, encoder, last, loss)
 
 
@@ -127,12 +136,10 @@ def _save(folder: Path, learner: Learner, config: TrainConfig, backend: Backend,
         "config": config.model_dump(mode="json"),
         "versions": dict(backend.info().versions),
     }
-    path = checkpoint.save(folder / "checkpoints", learner.state(), meta)
-    checkpoint.prune(folder / "checkpoints", config.run.keep)
-    return path
+    return save(folder / "checkpoints", learner, meta, config.run.keep, backend.processes)
 
 
-def _write_encoder(folder: Path, learner: Learner, config: TrainConfig) -> Path:
+def _write_encoder(folder: Path, learner: Learner, leads: bool) -> Path:
     """``encoder.safetensors`` (and ``encoder_ema``, where there is an average): timm's names, no decoder."""
     state = learner.state()
     averaged = {name.removeprefix("ema/"): value for name, value in state.optimizer.items() if name.startswith("ema/")}
@@ -140,7 +147,7 @@ def _write_encoder(folder: Path, learner: Learner, config: TrainConfig) -> Path:
         kept: Arrays = {
             key: value for key, value in arrays.items() if not key.startswith("decoder_") and key != "mask_token"
         }
-        if kept:
+        if kept and leads:
             temporary = folder / f".{name}.safetensors"
             save_file(kept, temporary)
             temporary.replace(folder / f"{name}.safetensors")
@@ -148,7 +155,7 @@ def _write_encoder(folder: Path, learner: Learner, config: TrainConfig) -> Path:
 
 
 def _announce(config: TrainConfig, backend: Backend, images: int, steps: int, folder: Path, start: Path | None) -> None:
-    vit, optim, info = config.vit, config.optim, backend.info()
+    vit, optim = config.vit, config.optim
     console.print(
         f"Pretraining {config.encoder} ({vit.width} wide, {vit.depth} blocks, {vit.image_size[0]} x "
         f"{vit.image_size[1]} pixels, {vit.patches} patches) with {config.objective} and {config.masking} masks "
@@ -156,7 +163,7 @@ def _announce(config: TrainConfig, backend: Backend, images: int, steps: int, fo
     )
     console.print(
         f"  on {config.data.source}: {images:,} images, {optim.epochs} epochs of {steps} steps, "
-        f"batch {optim.batch_size}, learning rate {optim.lr:.2e}; device {info.name} ({info.description})"
+        f"batch {optim.batch_size}, learning rate {optim.lr:.2e}; {on(backend)}"
     )
     console.print(f"  into {folder}" + (f", continuing {start.name}" if start else ""))
     if start is not None and start.name >= f"step-{config.run.max_steps or optim.epochs * steps:08d}":

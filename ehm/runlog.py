@@ -21,16 +21,22 @@ class RunLog:
     """Writes ``out/metrics.jsonl`` and ``out/tensorboard``, and draws progress on a terminal.
 
     Away from a terminal one line appears for every twentieth of the run. A resumed run (``first_step`` > 0) drops the
-    lines that it is going to write again.
+    lines that it is going to write again. A ``silent`` one does none of this: of several processes one speaks.
     """
 
     def __init__(
-        self, out: Path, total_steps: int, first_step: int = 0, title: str = "train", tensorboard: bool = True
+        self,
+        out: Path,
+        total_steps: int,
+        first_step: int = 0,
+        title: str = "train",
+        tensorboard: bool = True,
+        silent: bool = False,
     ) -> None:
         self._path = out / "metrics.jsonl"
         self._board_path = out / "tensorboard"
         self._total, self._first, self._title = total_steps, first_step, title
-        self._tensorboard = tensorboard
+        self._tensorboard, self._silent = tensorboard, silent
         self._board: Any = None
         self._file: IO[str] | None = None
         self._progress = Progress(
@@ -42,11 +48,13 @@ class RunLog:
             TimeRemainingColumn(),
             TextColumn("{task.fields[values]}"),
             console=console,
-            disable=not console.is_terminal,
+            disable=silent or not console.is_terminal,
         )
         self._spoken = -1
 
     def __enter__(self) -> RunLog:
+        if self._silent:
+            return self
         keep = _lines_before(self._path, self._first)
         temporary = self._path.with_suffix(".partial")
         temporary.write_text("".join(keep), encoding="utf-8")
@@ -71,10 +79,14 @@ class RunLog:
 
     def advance(self, step: int) -> None:
         """``step`` steps are done."""
+        if self._silent:
+            return
         self._progress.update(self._task, completed=step)
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Record ``values`` as they stand after ``step`` steps."""
+        if self._silent:
+            return
         assert self._file is not None
         self._file.write(json.dumps({"step": step, **values}) + "\n")
         self._file.flush()

@@ -10,15 +10,18 @@ from typing import Any, SupportsFloat, TypeVar
 import yaml
 
 from ehm import checkpoint
+from ehm.backends.base import Backend, Classifier, Learner, Processes
 from ehm.config import FinetuneConfig, TrainConfig, load_config
 from ehm.errors import CheckpointError, ConfigError, TrainingError
 from ehm.runlog import console
 
-__all__ = ["Metrics", "begin", "say_broken", "store"]
+__all__ = ["Metrics", "agree", "begin", "on", "save", "say_broken", "store"]
 
 C = TypeVar("C", bound=TrainConfig | FinetuneConfig)
 _CONFIG = "config.yaml"
-_FREE = {"data.workers", "data.source", "data.layout", "data.strict", "model.init"}
+_FREE = {
+    "data.workers", "data.source", "data.layout", "data.strict", "model.init", "mask.build", "optim.accumulate"
+}  # fmt: skip
 
 
 def begin(
@@ -59,6 +62,32 @@ def store(config: TrainConfig | FinetuneConfig, folder: Path) -> None:
     temporary = folder / f".{_CONFIG}"
     temporary.write_text(text, encoding="utf-8")
     temporary.replace(folder / _CONFIG)
+
+
+def agree(processes: Processes, start: Path | None) -> None:
+    """See that all processes start alike, and silence all but the first; CheckpointError where they do not."""
+    console.quiet = processes.rank != 0
+    starts = processes.gather(start.name if start else "the beginning")
+    if len(set(starts)) > 1:
+        raise CheckpointError(
+            f"--resume: process 0 starts from {starts[0]}, others from {', '.join(sorted(set(starts) - {starts[0]}))}; "
+            "--out must be a folder that all machines share"
+        )
+
+
+def on(backend: Backend) -> str:
+    """The device, or the devices, that a run computes on, in words."""
+    info, size = backend.info(), backend.processes.size
+    return f"device {info.name} ({info.description})" + (f", {size} processes" if size > 1 else "")
+
+
+def save(folder: Path, learner: Learner | Classifier, meta: dict[str, Any], keep: int, processes: Processes) -> Path:
+    """Write a checkpoint into ``folder`` and leave the newest ``keep`` there; the first process does, all call this."""
+    state = learner.state()
+    if processes.rank == 0:
+        checkpoint.save(folder, state, meta)
+        checkpoint.prune(folder, keep)
+    return checkpoint.name(folder, meta["step"])
 
 
 class Metrics:

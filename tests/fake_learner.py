@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ehm.backends.base import DeviceInfo, LearnerState
+from ehm.backends.base import ALONE, DeviceInfo, LearnerState
 
 
 class FakeLearner:
@@ -16,7 +16,7 @@ class FakeLearner:
     def similarity(self, images):
         self.calls.append(("similarity", len(images)))
         flat = images.reshape(len(images), -1)[:, : self.patches].astype(np.float32)
-        return 1 / (1 + np.abs(flat[:, :, None] - flat[:, None, :]))
+        yield 1 / (1 + np.abs(flat[:, :, None] - flat[:, None, :]))
 
     def train_step(self, images, mask, lr, weight_decay):
         self.steps += 1
@@ -36,6 +36,7 @@ class FakeLearner:
 
 class FakeBackend:
     name = "fake"
+    processes = ALONE
 
     def __init__(self, fail_at=None):
         self.fail_at = fail_at

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import os
+
+# torch imports every vendor's plug-in that is installed, and fails where a library of the vendor's is missing. The one
+# of the device that is asked for is imported by devices.pick, which can say what is wrong.
+os.environ.setdefault("TORCH_DEVICE_BACKEND_AUTOLOAD", "0")
+
 import torch
 
-from ehm.backends.base import Classifier, DeviceInfo, Encoder, Learner
+from ehm.backends.base import Classifier, DeviceInfo, Encoder, Learner, Processes
 from ehm.backends.torch.devices import describe, pick
+from ehm.backends.torch.distributed import join
+from ehm.backends.torch.training import reproducible
 from ehm.config import FinetuneConfig, ModelSource, TrainConfig
 
 __all__ = ["TorchBackend", "backend"]
@@ -14,8 +22,8 @@ __all__ = ["TorchBackend", "backend"]
 class TorchBackend:
     """Implements :class:`ehm.backends.base.Backend` on one torch device."""
 
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
+    def __init__(self, device: torch.device, processes: Processes) -> None:
+        self.device, self.processes = device, processes
         self.name = device.type
 
     def info(self) -> DeviceInfo:
@@ -26,13 +34,15 @@ class TorchBackend:
         """A model in pretraining, initialised from ``config.run.seed``."""
         from ehm.backends.torch.learner import TorchLearner
 
-        return TorchLearner(config, self.device)
+        reproducible(config.run.deterministic)
+        return TorchLearner(config, self.device, self.processes)
 
     def classifier(self, config: FinetuneConfig, classes: int) -> Classifier:
         """An encoder from ``config.model`` under a fresh linear head of ``classes``."""
         from ehm.backends.torch.classifier import TorchClassifier
 
-        return TorchClassifier(config, classes, self.device)
+        reproducible(config.run.deterministic)
+        return TorchClassifier(config, classes, self.device, self.processes)
 
     def encoder(self, source: ModelSource) -> Encoder:
         """A trained encoder in evaluation mode."""
@@ -43,4 +53,4 @@ class TorchBackend:
 
 def backend(device: str) -> TorchBackend:
     """The backend for a ``--device`` value that :func:`ehm.backends.get` sends here."""
-    return TorchBackend(pick(device))
+    return TorchBackend(*join(pick(device)))

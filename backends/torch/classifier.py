@@ -14,11 +14,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ehm.backends.base import LearnerState
-from ehm.backends.torch.devices import FACTS, arithmetic, autocast
+from ehm.backends.base import LearnerState, Processes
 from ehm.backends.torch.models.vit import layers_of
-from ehm.backends.torch.optim import LARS, load_optimizer_arrays, optimizer_arrays, param_groups, set_rates
-from ehm.backends.torch.tensors import chunks, load_arrays, to_arrays, to_pixels
+from ehm.backends.torch.optim import LARS, param_groups
+from ehm.backends.torch.tensors import Pixels, chunks, load_arrays, to_arrays, upload
+from ehm.backends.torch.training import Training
 from ehm.backends.torch.weights import classifier_name, load_model
 from ehm.config import FinetuneConfig
 from ehm.errors import ConfigError
@@ -31,8 +31,8 @@ _STEP = "step"
 class TorchClassifier:
     """Implements :class:`ehm.backends.base.Classifier`. ``model`` is the torch module: a timm model, whole."""
 
-    def __init__(self, config: FinetuneConfig, classes: int, device: torch.device) -> None:
-        self._config, self._device = config, device
+    def __init__(self, config: FinetuneConfig, classes: int, device: torch.device, processes: Processes) -> None:
+        self._config, self._device, self._rank = config, device, processes.rank
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.run.seed)
             loaded = load_model(config.model, classes, config.pool, fc_norm=False if config.frozen else None)
@@ -44,82 +44,90 @@ class TorchClassifier:
         self.notes = loaded.notes
         if self.notes and (loaded.mean, loaded.std) != (config.data.mean, config.data.std):
             self.notes += (f"these weights were trained with data.mean {loaded.mean} and data.std {loaded.std}",)
-        self._dtype = arithmetic(config.optim.dtype, device)
-        self._optimizer = _optimizer(self.model, config, device)
+        if config.run.grad_checkpointing:
+            self.model.set_grad_checkpointing(True)
+        self._training = Training(
+            self.model,
+            lambda fused: _optimizer(self.model, config, fused),
+            config.optim,
+            config.run,
+            device,
+            processes,
+            head=self._head,
+        )
+        self._pixels = Pixels(device, config.data.mean, config.data.std)
         self._steps = 0
 
     def train_step(
         self, images: NDArray[np.uint8], targets: NDArray[np.float32], lr: float, weight_decay: float
     ) -> Mapping[str, SupportsFloat]:
         """See :meth:`ehm.backends.base.Classifier.train_step`."""
-        set_rates(self._optimizer, lr, weight_decay)
-        self._optimizer.zero_grad(set_to_none=True)
-        wanted = torch.from_numpy(targets).to(self._device)
+        wanted = upload(targets, self._device)
         with self._random():
-            loss = self._fine_tune(images, wanted) if self._head is None else self._probe(self._head, images, wanted)
-        metrics: dict[str, SupportsFloat] = {"loss": loss}
-        if self._config.optim.clip_grad is not None:
-            trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-            metrics["grad_norm"] = nn.utils.clip_grad_norm_(trained, self._config.optim.clip_grad).detach()
-        self._optimizer.step()
+            if self._head is None:
+                metrics = self._fine_tune(images, wanted, lr, weight_decay)
+            else:
+                metrics = self._probe(self._head, images, wanted, lr, weight_decay)
         self._steps += 1
         return metrics
 
     def logits(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """See :meth:`ehm.backends.base.Classifier.logits`."""
         self.model.eval()
-        with torch.inference_mode(), autocast(self._device, self._dtype):
+        with torch.no_grad(), self._training.autocast():
             logits: NDArray[np.float32] = self.model(self._pixels(images)).float().cpu().numpy()
         return logits
 
     def state(self) -> LearnerState:
         """See :meth:`ehm.backends.base.Classifier.state`."""
-        optimizer = optimizer_arrays(self._optimizer, self.model.named_parameters())
-        return LearnerState(to_arrays(self.model), {**optimizer, _STEP: np.array(self._steps, np.int64)})
+        return LearnerState(to_arrays(self.model), {**self._training.state(), _STEP: np.array(self._steps, np.int64)})
 
     def load(self, state: LearnerState) -> None:
         """See :meth:`ehm.backends.base.Classifier.load`."""
         load_arrays(self.model, state.model)
         moments = dict(state.optimizer)
         self._steps = int(moments.pop(_STEP, np.array(0)))
-        load_optimizer_arrays(self._optimizer, self.model.named_parameters(), moments)
+        self._training.load(moments)
 
-    def _fine_tune(self, images: NDArray[np.uint8], targets: Tensor) -> Tensor:
+    def _fine_tune(
+        self, images: NDArray[np.uint8], targets: Tensor, lr: float, weight_decay: float
+    ) -> Mapping[str, SupportsFloat]:
         self.model.train()
-        total = torch.zeros((), device=self._device)
-        for rows in chunks(len(images), self._config.optim.accumulate):
-            with autocast(self._device, self._dtype):
-                logits = self.model(self._pixels(images[rows]))
-            loss = soft_cross_entropy(logits, targets[rows]) * (logits.shape[0] / len(images))
-            loss.backward()
-            total += loss.detach()
-        return total
 
-    def _probe(self, head: nn.Module, images: NDArray[np.uint8], targets: Tensor) -> Tensor:
-        """The encoder runs chunk by chunk without gradient; the head's batch norm sees the whole batch at once."""
+        def loss(rows: slice) -> Tensor:
+            with self._training.autocast():
+                logits = self._training.module(self._pixels(images[rows]))
+            return soft_cross_entropy(logits, targets[rows])
+
+        return self._training.step(len(images), loss, lr, weight_decay)
+
+    def _probe(
+        self, head: nn.Module, images: NDArray[np.uint8], targets: Tensor, lr: float, weight_decay: float
+    ) -> Mapping[str, SupportsFloat]:
+        """The encoder runs part by part without gradient; the head's batch norm sees the whole batch at once."""
         self.model.eval()
         head.train()
-        with torch.no_grad(), autocast(self._device, self._dtype):
+        with torch.no_grad(), self._training.autocast():
             features = torch.cat(
                 [self._features(images[rows]) for rows in chunks(len(images), self._config.optim.accumulate)]
             )
-        loss: Any = soft_cross_entropy(head(features.float()), targets)
-        loss.backward()
-        return loss.detach()
+
+        def loss(rows: slice) -> Tensor:
+            return soft_cross_entropy(self._training.module(features.float()), targets)
+
+        return self._training.step(len(images), loss, lr, weight_decay)
 
     def _features(self, images: NDArray[np.uint8]) -> Tensor:
         features: Tensor = self.model.forward_head(self.model.forward_features(self._pixels(images)), pre_logits=True)
         return features
 
-    def _pixels(self, images: NDArray[np.uint8]) -> Tensor:
-        return to_pixels(images, self._device, self._config.data.mean, self._config.data.std)
-
     @contextmanager
     def _random(self) -> Iterator[None]:
-        """Random numbers that depend on the seed and the step alone: drop path is the same in a resumed run."""
+        """Random numbers of the seed, the step and the process alone: drop path is the same in a resumed run."""
         on_device = [] if self._device.type == "cpu" else [self._device]
+        entropy = [self._config.run.seed, self._steps, *([self._rank] if self._rank else [])]
         with torch.random.fork_rng(on_device, device_type=self._device.type):
-            torch.manual_seed(int(np.random.SeedSequence([self._config.run.seed, self._steps]).generate_state(1)[0]))
+            torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1)[0]))
             yield
 
 
@@ -142,7 +150,7 @@ def probe_head(model: Any) -> nn.Module:
     return head
 
 
-def _optimizer(model: Any, config: FinetuneConfig, device: torch.device) -> torch.optim.Optimizer:
+def _optimizer(model: Any, config: FinetuneConfig, fused: bool) -> torch.optim.Optimizer:
     skip = model.no_weight_decay() if hasattr(model, "no_weight_decay") else ()
     layers = layers_of(model) if config.layer_decay < 1 else None
     groups = param_groups(model.named_parameters(), skip, config.layer_decay, layers)
@@ -150,4 +158,4 @@ def _optimizer(model: Any, config: FinetuneConfig, device: torch.device) -> torc
         return LARS(groups, lr=config.optim.lr)
     if config.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=config.optim.lr, momentum=0.9)
-    return torch.optim.AdamW(groups, lr=config.optim.lr, betas=config.optim.betas, fused=FACTS[device.type].fused_adamw)
+    return torch.optim.AdamW(groups, lr=config.optim.lr, betas=config.optim.betas, fused=fused)

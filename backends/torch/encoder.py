@@ -14,7 +14,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from ehm.backends.torch.models.attention import attention_probs, mean_attention, patch_similarity
-from ehm.backends.torch.tensors import to_pixels
+from ehm.backends.torch.tensors import Pixels
 from ehm.backends.torch.weights import load_model
 from ehm.config import ModelSource
 from ehm.errors import ConfigError
@@ -32,7 +32,7 @@ class TorchEncoder:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)  # `scratch` and untrained models are the same every time
             loaded = load_model(source, pool="avg", fc_norm=False)
-        self._device, self._mean, self._std = device, loaded.mean, loaded.std
+        self._pixels = Pixels(device, loaded.mean, loaded.std)
         self._origin = source.init
         self.model: Any = loaded.model.to(device).eval()
         self.image_size, self.notes = loaded.image_size, loaded.notes
@@ -72,9 +72,6 @@ class TorchEncoder:
         if not isinstance(self.model, VisionTransformer) or self.model.num_prefix_tokens != 1:
             raise ConfigError(f"model.init {self._origin}: attention needs a ViT with one class token")
         return self.model
-
-    def _pixels(self, images: NDArray[np.uint8]) -> Tensor:
-        return to_pixels(images, self._device, self._mean, self._std)
 
 
 def _grid(model: Any, image_size: tuple[int, int]) -> tuple[int, int]:

@@ -6,7 +6,7 @@ Shapes: B images of H x W pixels, N patches.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import SupportsFloat
 
 import numpy as np
@@ -14,26 +14,30 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ehm.backends.base import Arrays, LearnerState
-from ehm.backends.torch.devices import FACTS, arithmetic, autocast
+from ehm.backends.base import Arrays, LearnerState, Processes
+from ehm.backends.torch import hierarchy
+from ehm.backends.torch.distributed import unsharded, wrap
 from ehm.backends.torch.models.mae import MaskedAutoencoder
-from ehm.backends.torch.optim import load_optimizer_arrays, optimizer_arrays, param_groups, set_rates
-from ehm.backends.torch.tensors import chunks, load_arrays, to_arrays, to_pixels
+from ehm.backends.torch.optim import param_groups
+from ehm.backends.torch.tensors import Pixels, chunks, download, load_arrays, to_arrays, upload
+from ehm.backends.torch.training import Training, recompute
 from ehm.config import TrainConfig
 
 __all__ = ["TorchLearner"]
 
 _EMA = "ema/"
+_PIECE = 64
+"""Images of which similarities are computed, and sent to the host, together."""
 
 
 class TorchLearner:
     """Implements :class:`ehm.backends.base.Learner`.
 
-    A batch is split into ``optim.accumulate`` chunks inside the step. What :meth:`similarity` uploads and embeds is
-    kept for the :meth:`train_step` on the same images: the patch embedding runs once, with gradient (section V-E).
+    What the similarity pass uploads and embeds is kept for the :meth:`train_step` on the same images: the patch
+    embedding runs once, with gradient (section V-E).
     """
 
-    def __init__(self, config: TrainConfig, device: torch.device) -> None:
+    def __init__(self, config: TrainConfig, device: torch.device, processes: Processes) -> None:
         self._config, self._device = config, device
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.run.seed)
@@ -48,61 +52,67 @@ class TorchLearner:
         self._ema: MaskedAutoencoder | None = None
         if config.optim.ema_decay is not None:
             self._ema = copy.deepcopy(self.model).eval().requires_grad_(False)
-        self._optimizer = torch.optim.AdamW(
-            param_groups(self.model.named_parameters()),
-            lr=config.optim.lr,
-            betas=config.optim.betas,
-            fused=FACTS[device.type].fused_adamw,
+            if config.run.parallel == "fsdp":
+                wrap(self._ema, "fsdp", processes, device)
+        if config.run.grad_checkpointing:
+            recompute([*self.model.blocks, *self.model.decoder_blocks])
+        optim = config.optim
+        self._training = Training(
+            self.model,
+            lambda fused: torch.optim.AdamW(
+                param_groups(self.model.named_parameters()), lr=optim.lr, betas=optim.betas, fused=fused
+            ),
+            optim,
+            config.run,
+            device,
+            processes,
         )
-        self._dtype = arithmetic(config.optim.dtype, device)
+        # FSDP reduces gradients in the modules' own passes: there the embedding runs again, inside of them
+        self._shares_embedding = config.mask.source == "online" and not self._is_sharded(processes)
+        self._pixels = Pixels(device, config.data.mean, config.data.std)
         self._embedded: tuple[NDArray[np.uint8], list[tuple[Tensor, Tensor | None]]] | None = None
 
-    def similarity(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """See :meth:`ehm.backends.base.Learner.similarity`."""
-        parts, kept = [], []
-        for rows in chunks(len(images), self._config.optim.accumulate):
-            with autocast(self._device, self._dtype):
-                pixels = self._pixels(images[rows])
-                tokens = self.model.embed(pixels) if self._ema is None or self._online else None
-                with torch.no_grad():
-                    if tokens is not None:
-                        parts.append(self.model.similarity(tokens.detach(), self._config.mask.blocks))
-                    else:
-                        assert self._ema is not None
-                        parts.append(self._ema.similarity(self._ema.embed(pixels), self._config.mask.blocks))
-            kept.append((pixels, tokens))
-        self._embedded = images, kept
-        return torch.cat(parts).cpu().numpy()
+    def similarity(self, images: NDArray[np.uint8]) -> Iterable[NDArray[np.float32]]:
+        """See :meth:`ehm.backends.base.Learner.similarity`. All of it is on its way when this returns."""
+        arriving = [download(part) for part in self._similarities(images)]
+        return (wait() for wait in arriving)
+
+    def evolved_mask(
+        self, images: NDArray[np.uint8], depth: float, ranks: NDArray[np.int32]
+    ) -> tuple[Tensor, Mapping[str, SupportsFloat]]:
+        """See :meth:`ehm.backends.base.Learner.evolved_mask`."""
+        with torch.no_grad():
+            similarity = torch.cat(list(self._similarities(images)))
+            if self._config.mask.balance == "sinkhorn":
+                similarity = hierarchy.balance(similarity)
+            tree = hierarchy.build_hierarchy(similarity)
+            mask = hierarchy.hierarchical_mask(tree, depth, self._config.mask.ratio, upload(ranks, self._device))
+            return mask, hierarchy.statistics(tree, depth)
 
     def train_step(
-        self, images: NDArray[np.uint8], mask: NDArray[np.bool_], lr: float, weight_decay: float
+        self, images: NDArray[np.uint8], mask: NDArray[np.bool_] | Tensor, lr: float, weight_decay: float
     ) -> Mapping[str, SupportsFloat]:
         """See :meth:`ehm.backends.base.Learner.train_step`."""
-        set_rates(self._optimizer, lr, weight_decay)
-        self._optimizer.zero_grad(set_to_none=True)
-        visible, masked, restore = (torch.from_numpy(part).to(self._device) for part in split_mask(mask))
-        kept = self._embedded[1] if self._embedded is not None and self._embedded[0] is images else None
+        if isinstance(mask, Tensor):
+            parts = hierarchy.split_mask(mask, round(self._config.mask.ratio * mask.shape[1]))
+        else:
+            parts = tuple(upload(part, self._device) for part in split_mask(mask))
+        kept = iter(self._embedded[1]) if self._embedded is not None and self._embedded[0] is images else None
         self._embedded = None
-        total = torch.zeros((), device=self._device)
-        for index, rows in enumerate(chunks(len(images), self._config.optim.accumulate)):
-            pixels, tokens = kept[index] if kept is not None else (self._pixels(images[rows]), None)
-            with autocast(self._device, self._dtype):
-                loss = self.model(pixels, visible[rows], masked[rows], restore[rows], tokens)
-            loss = loss * (pixels.shape[0] / len(images))
-            loss.backward()
-            total += loss.detach()
-        metrics: dict[str, SupportsFloat] = {"loss": total}
-        if self._config.optim.clip_grad is not None:
-            metrics["grad_norm"] = torch.nn.utils.clip_grad_norm_(
-                self.model.parameters(), self._config.optim.clip_grad
-            ).detach()
-        self._optimizer.step()
+
+        def loss(rows: slice) -> Tensor:
+            pixels, tokens = next(kept) if kept is not None else (self._pixels(images[rows]), None)
+            with self._training.autocast():
+                value: Tensor = self._training.module(pixels, *(part[rows] for part in parts), tokens)
+            return value
+
+        metrics = self._training.step(len(images), loss, lr, weight_decay)
         self._average()
         return metrics
 
     def state(self) -> LearnerState:
         """See :meth:`ehm.backends.base.Learner.state`."""
-        optimizer = optimizer_arrays(self._optimizer, self.model.named_parameters())
+        optimizer = self._training.state()
         if self._ema is not None:
             optimizer |= {_EMA + name: array for name, array in to_arrays(self._ema).items()}
         return LearnerState(to_arrays(self.model), optimizer)
@@ -115,12 +125,25 @@ class TorchLearner:
         }
         if self._ema is not None:
             load_arrays(self._ema, averages)
-        rest = {name: array for name, array in state.optimizer.items() if not name.startswith(_EMA)}
-        load_optimizer_arrays(self._optimizer, self.model.named_parameters(), rest)
+        self._training.load({name: array for name, array in state.optimizer.items() if not name.startswith(_EMA)})
 
-    @property
-    def _online(self) -> bool:
-        return self._config.mask.source == "online"
+    def _similarities(self, images: NDArray[np.uint8]) -> Iterator[Tensor]:
+        """Similarities (b, N, N) of ``images`` in pieces, on the device."""
+        blocks, kept = self._config.mask.blocks, list[tuple[Tensor, Tensor | None]]()
+        model = self.model if self._config.mask.source == "online" or self._ema is None else self._ema
+        self._embedded = images, kept
+        for rows in chunks(len(images), self._config.optim.accumulate):
+            pixels = self._pixels(images[rows])
+            with unsharded(model.blocks[:blocks]), self._training.autocast():
+                with torch.set_grad_enabled(self._shares_embedding):
+                    tokens = model.embed(pixels)
+                kept.append((pixels, tokens if self._shares_embedding else None))
+                with torch.no_grad():
+                    for piece in tokens.detach().split(_PIECE):
+                        yield model.similarity(piece, blocks)
+
+    def _is_sharded(self, processes: Processes) -> bool:
+        return self._config.run.parallel == "fsdp" and processes.size > 1
 
     @torch.no_grad()
     def _average(self) -> None:
@@ -132,9 +155,6 @@ class TorchLearner:
             [parameter.detach() for parameter in self.model.parameters()],
             1 - self._config.optim.ema_decay,
         )
-
-    def _pixels(self, images: NDArray[np.uint8]) -> Tensor:
-        return to_pixels(images, self._device, self._config.data.mean, self._config.data.std)
 
 
 def split_mask(mask: NDArray[np.bool_]) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:

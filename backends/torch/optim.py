@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ehm.backends.base import Arrays
+from ehm.backends.torch.distributed import gathered, like
 from ehm.errors import CheckpointError
 
 __all__ = ["LARS", "decays", "load_optimizer_arrays", "optimizer_arrays", "param_groups", "set_rates"]
@@ -105,7 +106,7 @@ def optimizer_arrays(optimizer: Optimizer, named_parameters: NamedParameters) ->
     for name, parameter in named_parameters:
         for slot, value in optimizer.state.get(parameter, {}).items():
             if isinstance(value, Tensor):
-                arrays[f"{name}/{slot}"] = np.array(value.detach().cpu().numpy(), copy=True)
+                arrays[f"{name}/{slot}"] = np.array(gathered(value.detach()).cpu().numpy(), copy=True)
     return arrays
 
 
@@ -125,6 +126,8 @@ def load_optimizer_arrays(
         value = torch.from_numpy(np.array(array, copy=True))
         if value.ndim and value.shape != parameter.shape:
             raise CheckpointError(f"the optimiser's {key} is {tuple(value.shape)}, not {tuple(parameter.shape)}")
-        if value.ndim or on_device:
+        if value.ndim:
+            value = like(value, parameter)
+        elif on_device:
             value = value.to(parameter.device)
         optimizer.state[parameter][slot] = value

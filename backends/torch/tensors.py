@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,9 +11,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ehm.backends.base import Arrays
+from ehm.backends.torch.devices import device_module
+from ehm.backends.torch.distributed import gathered, like
 from ehm.errors import CheckpointError
 
-__all__ = ["chunks", "load_arrays", "to_arrays", "to_pixels"]
+__all__ = ["Pixels", "chunks", "download", "load_arrays", "to_arrays", "upload"]
 
 
 def chunks(batch: int, parts: int) -> Iterator[slice]:
@@ -22,22 +25,48 @@ def chunks(batch: int, parts: int) -> Iterator[slice]:
         yield slice(start, min(start + size, batch))
 
 
-def to_pixels(
-    images: NDArray[np.uint8],
-    device: torch.device,
-    mean: tuple[float, float, float],
-    std: tuple[float, float, float],
-) -> Tensor:
-    """Bytes (B, H, W, 3) -> normalised float32 (B, 3, H, W); bytes travel, ``device`` does the arithmetic."""
-    pixels = torch.from_numpy(images).to(device, non_blocking=True).permute(0, 3, 1, 2).float()
-    offset = torch.tensor(mean, device=device).view(1, 3, 1, 1) * 255
-    scale = torch.tensor(std, device=device).view(1, 3, 1, 1) * 255
-    return ((pixels - offset) / scale).contiguous()
+def upload(array: NDArray[Any], device: torch.device) -> Tensor:
+    """``array`` on ``device``. An accelerator copies while the host goes on, which needs memory that is not paged."""
+    tensor = torch.from_numpy(array)
+    return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
+
+
+def download(tensor: Tensor) -> Callable[[], NDArray[Any]]:
+    """Start to copy ``tensor`` to the host; the function returned waits for the copy alone, and gives it."""
+    if tensor.device.type == "cpu":
+        return tensor.numpy
+    copy = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    copy.copy_(tensor, non_blocking=True)
+    done = device_module(tensor.device).Event()
+    done.record()
+
+    def wait() -> NDArray[Any]:
+        done.synchronize()
+        array: NDArray[Any] = copy.numpy()
+        return array
+
+    return wait
+
+
+class Pixels:
+    """Bytes (B, H, W, 3) -> normalised float32 (B, 3, H, W): bytes travel, ``device`` does the arithmetic."""
+
+    def __init__(self, device: torch.device, mean: tuple[float, float, float], std: tuple[float, float, float]) -> None:
+        self._device = device
+        # made once: a small copy in every step would make the host wait for the device
+        self._offset, self._scale = (
+            torch.tensor(values).view(1, 3, 1, 1).mul(255).to(device) for values in (mean, std)
+        )
+
+    def __call__(self, images: NDArray[np.uint8]) -> Tensor:
+        """Upload and normalise ``images``."""
+        pixels = upload(images, self._device).permute(0, 3, 1, 2).float()
+        return ((pixels - self._offset) / self._scale).contiguous()
 
 
 def to_arrays(module: nn.Module) -> Arrays:
     """Copies of a module's parameters and buffers by name."""
-    return {name: value.detach().cpu().numpy().copy() for name, value in module.state_dict().items()}
+    return {name: gathered(value.detach()).cpu().numpy().copy() for name, value in module.state_dict().items()}
 
 
 def load_arrays(module: nn.Module, arrays: Arrays) -> None:
@@ -53,4 +82,4 @@ def load_arrays(module: nn.Module, arrays: Arrays) -> None:
     if problems:
         more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
         raise CheckpointError("the weights do not fit this model: " + "; ".join(sorted(problems)[:3]) + more)
-    module.load_state_dict({name: torch.from_numpy(np.array(array)) for name, array in arrays.items()})
+    module.load_state_dict({name: like(torch.from_numpy(np.array(arrays[name])), value) for name, value in own.items()})

@@ -20,11 +20,16 @@ __all__ = ["Batch", "Loader"]
 
 @dataclass(frozen=True)
 class Batch:
-    """``images`` (B, H, W, 3) C-contiguous, ``labels`` (B,) or None, and ``indices`` (B,) of the source."""
+    """``images`` (B, H, W, 3) C-contiguous, ``labels`` (B,) or None, and ``indices`` (B,) of the source.
+
+    They are rows ``first`` to ``first + B`` of a global batch of ``total``.
+    """
 
     images: NDArray[np.uint8]
     labels: NDArray[np.int64] | None
     indices: NDArray[np.int64]
+    first: int
+    total: int
 
 
 class Loader:
@@ -32,7 +37,8 @@ class Loader:
 
     ``batch_size`` is that of the global batch; rank r of ``world_size`` takes the r-th part of it, so that the ranks
     together see the same batches as one process would. The last, short batch of an epoch is dropped with ``drop_last``,
-    unless it is the only one; its parts may differ in size by one. ``workers`` processes decode; 0 decodes here.
+    unless it is the only one, which is then cut to a multiple of ``world_size``; without ``drop_last`` its parts may
+    differ in size by one. ``workers`` processes decode; 0 decodes here.
     ``subset`` are the indices to use (a fold), all if left out.
 
     A file that cannot be read is replaced by another one, drawn from (seed, epoch, index), and noted in ``broken``
@@ -81,11 +87,14 @@ class Loader:
         Workers start with the first batch, decode ahead over the ends of epochs, and wait for the next call when all
         batches have been taken.
         """
-        plans = self._sampler.plans(range(start, stop))
+        steps = range(start, stop)
+        plans = self._sampler.plans(steps)
         labels = self._samples.source.labels
-        for images, indices, broken in self._in_workers(plans) if self._count else map(self._here, plans):
+        results = self._in_workers(plans) if self._count else map(self._here, plans)
+        for step, (images, indices, broken) in zip(steps, results, strict=True):
             self.broken |= broken
-            yield Batch(images, None if labels is None else labels[indices], indices)
+            rows, total = self._sampler.rows(step)
+            yield Batch(images, None if labels is None else labels[indices], indices, rows.start, total)
 
     def _here(self, plan: Plan) -> Result:
         epoch, indices = plan[0], plan[1].copy()

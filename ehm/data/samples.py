@@ -43,9 +43,18 @@ class Sampler:
             epoch, number = divmod(step, self.steps_per_epoch)
             if self.shuffle and drawn != epoch:
                 drawn, order = epoch, np.random.default_rng([_ORDER, self.seed, epoch]).permutation(self.pool)
-            batch = order[number * self.batch_size : (number + 1) * self.batch_size]
-            first, last = (len(batch) * rank // self.world_size for rank in (self.rank, self.rank + 1))
-            yield epoch, batch[first:last]
+            yield epoch, order[number * self.batch_size :][self.rows(step)[0]]
+
+    def rows(self, step: int) -> tuple[slice, int]:
+        """This rank's rows of the global batch of ``step``, and how many rows that has.
+
+        With ``drop_last`` all ranks have equally many, as the mean of their gradients needs.
+        """
+        start = step % self.steps_per_epoch * self.batch_size
+        total = min(self.batch_size, len(self.pool) - start)
+        if self.drop_last:
+            total -= total % self.world_size
+        return slice(total * self.rank // self.world_size, total * (self.rank + 1) // self.world_size), total
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ Shapes: B images, N patches in row-major order of the grid, M = 2N - 1 nodes.
 
 from ehm.masking.hierarchy import Hierarchy, build_hierarchy
 from ehm.masking.masker import Masker, make_masker
-from ehm.masking.masks import hierarchical_mask
+from ehm.masking.masks import draw_ranks, hierarchical_mask
 from ehm.masking.schedule import depth, masking_level
 from ehm.masking.similarity import balance
 from ehm.masking.static import block_mask, grid_mask, random_mask
@@ -17,6 +17,7 @@ __all__ = [
     "block_mask",
     "build_hierarchy",
     "depth",
+    "draw_ranks",
     "grid_mask",
     "hierarchical_mask",
     "make_masker",

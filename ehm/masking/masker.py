@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Literal, Protocol, SupportsFloat
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ehm.masking.hierarchy import build_hierarchy
-from ehm.masking.masks import hierarchical_mask
+from ehm.masking.hierarchy import Hierarchy, build_hierarchy
+from ehm.masking.masks import draw_ranks, hierarchical_mask
 from ehm.masking.schedule import depth, masking_level
 from ehm.masking.similarity import balance
 from ehm.masking.static import block_mask, grid_mask, random_mask
@@ -22,15 +23,39 @@ _STATIC = {"random": random_mask, "grid": grid_mask, "block": block_mask}
 _FIXED = {"shallow": 0.2, "deep": 0.8}  # Tables III and IV
 
 
-class Masker(Protocol):
-    """Makes the masks of a step; ``needs_similarity`` says whether it looks at the images."""
+class Looks(Protocol):
+    """What a masker needs of a learner (:class:`ehm.backends.base.Learner`)."""
 
-    needs_similarity: bool
+    def similarity(self, images: NDArray[np.uint8]) -> Iterable[NDArray[np.float32]]: ...
+
+    def evolved_mask(
+        self, images: NDArray[np.uint8], depth: float, ranks: NDArray[np.int32]
+    ) -> tuple[Any, Mapping[str, SupportsFloat]]: ...
+
+
+class Rows(Protocol):
+    """What a masker needs of a batch (:class:`ehm.data.Batch`): rows ``first`` to ``first + B`` of ``total``."""
+
+    @property
+    def images(self) -> NDArray[np.uint8]: ...
+
+    @property
+    def first(self) -> int: ...
+
+    @property
+    def total(self) -> int: ...
+
+
+class Masker(Protocol):
+    """Makes the masks of a step."""
 
     def __call__(
-        self, similarity: NDArray[np.float32] | None, batch: int, progress: float, rng: np.random.Generator
-    ) -> tuple[NDArray[np.bool_], dict[str, float]]:
-        """Masks (B, N) and figures to log, from similarities (B, N, N) and training progress in [0, 1].
+        self, learner: Looks, batch: Rows, progress: float, rng: np.random.Generator
+    ) -> tuple[Any, Mapping[str, SupportsFloat]]:
+        """Masks (B, N) of ``batch`` and figures to log, at training progress in [0, 1].
+
+        ``rng`` is that of the step, the same in all processes: each takes the numbers of its own rows, so that an image
+        gets the same mask however many processes share the batch.
 
         Hierarchies give ``mask_level`` and ``tree_height``, the number of ``parts`` at the level and the share of the
         patches that the ``largest_part`` holds, each the mean over the batch; static masks give nothing.
@@ -38,59 +63,92 @@ class Masker(Protocol):
         ...
 
 
-def make_masker(masking: str, config: MaskConfig, grid: tuple[int, int]) -> Masker:
+def make_masker(
+    masking: str, config: MaskConfig, grid: tuple[int, int], build: Literal["host", "device"] = "host"
+) -> Masker:
     """The masking called ``masking`` for a ``grid`` = (height, width) of patches.
 
     ``random``, ``grid`` and ``block`` do not look at the image. ``evolved`` deepens with training progress by the
     configuration's schedule and depth range; ``shallow`` and ``deep`` stay at a fifth and four fifths of the height.
-    Raises ValueError for any other name.
+    ``build`` is where hierarchies are built. Raises ValueError for any other name.
     """
     if masking in _STATIC:
         return _Static(masking, config.ratio, grid)
     if masking == "evolved" or masking in _FIXED:
-        return _Hierarchical(_FIXED.get(masking), config, grid[0] * grid[1])
+        kind = _OnHost if build == "host" else _OnDevice
+        return kind(_FIXED.get(masking), config, grid[0] * grid[1])
     raise ValueError(f"masking must be one of {', '.join((*_STATIC, 'evolved', *_FIXED))}, not {masking!r}")
 
 
 class _Static:
-    needs_similarity = False
-
     def __init__(self, name: str, ratio: float, grid: tuple[int, int]) -> None:
-        self._mask, self._ratio, self._grid = _STATIC[name], ratio, grid
+        self._name, self._ratio, self._grid = name, ratio, grid
 
     def __call__(
-        self, similarity: NDArray[np.float32] | None, batch: int, progress: float, rng: np.random.Generator
+        self, learner: Looks, batch: Rows, progress: float, rng: np.random.Generator
     ) -> tuple[NDArray[np.bool_], dict[str, float]]:
-        return self._mask(batch, self._grid, self._ratio, rng), {}
+        count = len(batch.images)
+        if self._name == "random":  # one number a patch, so that other processes' images need not be masked
+            _skip(rng, batch.first * self._grid[0] * self._grid[1])
+            return random_mask(count, self._grid, self._ratio, rng), {}
+        return _STATIC[self._name](batch.total, self._grid, self._ratio, rng)[batch.first : batch.first + count], {}
 
 
 class _Hierarchical:
-    needs_similarity = True
-
     def __init__(self, fixed: float | None, config: MaskConfig, patches: int) -> None:
         self._fixed, self._config, self._patches = fixed, config, patches
 
-    def __call__(
-        self, similarity: NDArray[np.float32] | None, batch: int, progress: float, rng: np.random.Generator
-    ) -> tuple[NDArray[np.bool_], dict[str, float]]:
-        if similarity is None:
-            raise ValueError("similarity must be given: this masking looks at the images")
-        if len(similarity) != batch or similarity.shape[-1] != self._patches:
-            raise ValueError(
-                f"similarity must have shape {(batch, self._patches, self._patches)}, not {similarity.shape}"
-            )
+    def _depth(self, progress: float) -> float:
         config = self._config
-        if config.balance == "sinkhorn":
-            similarity = balance(similarity)
-        hierarchy = build_hierarchy(similarity)
-        at = depth(progress, config.schedule if self._fixed is None else self._fixed, config.depth_range)
-        mask = hierarchical_mask(hierarchy, at, config.ratio, rng)
-        level = masking_level(at, hierarchy.height)
-        parts = hierarchy.parts(level)
-        largest = np.where(parts, hierarchy.size, 0).max(axis=1)
-        return mask, {
-            "mask_level": float(level.mean()),
-            "tree_height": float(hierarchy.height.mean()),
-            "parts": float(parts.sum(axis=1).mean()),
-            "largest_part": float(largest.mean()) / hierarchy.patches,
-        }
+        return depth(progress, config.schedule if self._fixed is None else self._fixed, config.depth_range)
+
+    def _ranks(self, batch: Rows, rng: np.random.Generator) -> NDArray[np.int32]:
+        _skip(rng, batch.first * (2 * self._patches - 1))
+        return draw_ranks(rng, len(batch.images), self._patches)
+
+
+class _OnHost(_Hierarchical):
+    def __call__(
+        self, learner: Looks, batch: Rows, progress: float, rng: np.random.Generator
+    ) -> tuple[NDArray[np.bool_], dict[str, float]]:
+        at, ranks, config = self._depth(progress), self._ranks(batch, rng), self._config
+        masks, figures, done = [], [], 0
+        for similarity in learner.similarity(batch.images):
+            if similarity.shape[-1] != self._patches:
+                raise ValueError(f"similarity must be of {self._patches} patches; its shape is {similarity.shape}")
+            hierarchy = build_hierarchy(balance(similarity) if config.balance == "sinkhorn" else similarity)
+            part = ranks[done : done + len(similarity)]
+            masks.append(hierarchical_mask(hierarchy, at, config.ratio, ranks=part))
+            figures.append(_figures(hierarchy, at))
+            done += len(similarity)
+        if done != len(batch.images):
+            raise ValueError(f"similarity must be of all {len(batch.images)} images, not of {done}")
+        means = np.concatenate(figures, axis=1).mean(axis=1).tolist()
+        return np.concatenate(masks), dict(zip(_FIGURES, means, strict=True))
+
+
+class _OnDevice(_Hierarchical):
+    def __call__(
+        self, learner: Looks, batch: Rows, progress: float, rng: np.random.Generator
+    ) -> tuple[Any, Mapping[str, SupportsFloat]]:
+        return learner.evolved_mask(batch.images, self._depth(progress), self._ranks(batch, rng))
+
+
+_FIGURES = ("mask_level", "tree_height", "parts", "largest_part")
+
+
+def _figures(hierarchy: Hierarchy, at: float) -> NDArray[np.float64]:
+    """What to log of each image: (4, B), in the order of ``_FIGURES``."""
+    level = masking_level(at, hierarchy.height)
+    parts = hierarchy.parts(level)
+    largest = np.where(parts, hierarchy.size, 0).max(axis=1) / hierarchy.patches
+    return np.stack([level, hierarchy.height, parts.sum(axis=1), largest]).astype(np.float64)
+
+
+def _skip(rng: np.random.Generator, count: int) -> None:
+    """Pass over ``count`` numbers that ``rng.random`` would give."""
+    bits: Any = rng.bit_generator
+    if hasattr(bits, "advance"):  # PCG64, NumPy's default, at no cost
+        bits.advance(count)
+    else:
+        rng.random(count)

@@ -16,7 +16,7 @@ from ehm.config import FinetuneConfig, load_config
 from ehm.data import open_source
 from ehm.errors import CheckpointError, DataError
 from ehm.runlog import console
-from ehm.runs import say_broken
+from ehm.runs import agree, say_broken
 from ehm.tasks.labelled import Part, collect, eval_loader, labels_of, split
 from ehm.tasks.metrics import Report, report
 
@@ -45,13 +45,15 @@ def evaluate(
     classes = tuple(meta["classes"])
     part = _part(settings, meta["config"]["data"]["source"])
     numbers = _renumber(part, classes, settings.data.source)
+    processes = backend.processes
+    agree(processes, None)
     console.print(f"Evaluating {checkpoint} on {settings.data.source} ({part.title}): {len(part):,} images")
-    with eval_loader(part, classifier.image_size, settings) as loader:
-        labels, logits = collect(classifier.logits, loader, "evaluate")
+    with eval_loader(part, classifier.image_size, settings, processes) as loader:
+        labels, logits = collect(classifier.logits, loader, "evaluate", processes)
     result = report(numbers[labels], logits, classes)
     print_report(result)
     say_broken(loader.broken)
-    if out is not None:
+    if out is not None and processes.rank == 0:
         values = {"checkpoint": str(checkpoint), "source": settings.data.source, "part": part.title}
         path = write_json(Path(out) / "metrics.json", {**values, **result.to_json()})
         console.print(f"Report: {path}")

@@ -20,7 +20,7 @@ from ehm.backends.base import Backend, Classifier
 from ehm.config import FinetuneConfig
 from ehm.data import Batch, Loader, TrainTransform
 from ehm.runlog import RunLog, console
-from ehm.runs import Metrics, begin, say_broken, store
+from ehm.runs import Metrics, agree, begin, on, save, say_broken, store
 from ehm.schedule import warmup_cosine
 from ehm.tasks.evaluate import print_report, write_json
 from ehm.tasks.labelled import Part, collect, eval_loader, split
@@ -74,6 +74,9 @@ def fit(
 ) -> FinetuneResult:
     """Train the classifier of ``config`` into ``folder``, from the checkpoint ``start`` if there is one."""
     data, optim, augment, run = config.data, config.optim, config.augment, config.run
+    processes = backend.processes
+    agree(processes, start)
+    leads = processes.rank == 0
     train, val = split(config)
     classes = train.source.classes
     # a resumed run needs nothing but its checkpoint
@@ -104,17 +107,20 @@ def fit(
         workers=data.workers,
         strict=data.strict,
         subset=train.subset,
+        rank=processes.rank,
+        world_size=processes.size,
     )
     epoch = loader.steps_per_epoch
     total = optim.epochs * epoch
     last = min(total, run.max_steps or total)
     every = max(1, round(run.checkpoint_every * epoch))
     _announce(config, classifier, backend, train, val, epoch, folder, start)
-    store(config, folder)
+    if leads:
+        store(config, folder)
 
     metrics, saved = Metrics(), start
-    val_loader = eval_loader(val, classifier.image_size, config)
-    with loader, val_loader, RunLog(folder, last, first, title, run.tensorboard) as log:
+    val_loader = eval_loader(val, classifier.image_size, config, processes)
+    with loader, val_loader, RunLog(folder, last, first, title, run.tensorboard, silent=not leads) as log:
         clock, seen = time.perf_counter(), 0
         for step, batch in enumerate(loader.batches(first, last), start=first):
             rng = np.random.default_rng([run.seed, step])
@@ -122,14 +128,14 @@ def fit(
             lr = warmup_cosine(step, total, optim.warmup_epochs * epoch, optim.lr, optim.min_lr)
             metrics.add(step + 1, classifier.train_step(images, targets, lr, optim.weight_decay))
 
-            done, seen = step + 1, seen + len(images)
+            done, seen = step + 1, seen + batch.total
             log.advance(done)
             measure, due = done % epoch == 0 or done == last, done % every == 0 or done == last
             if measure or due or done % run.log_every == 0:
                 values = {**metrics.read(saved), "epoch": done / epoch, "lr": lr}
                 values["images_per_second"] = seen / (time.perf_counter() - clock)
                 if measure:
-                    result = report(*collect(classifier.logits, val_loader), classes)
+                    result = report(*collect(classifier.logits, val_loader, processes=processes), classes)
                     values |= {name: value for name, value in _summary(result).items() if value is not None}
                 log.log(done, values)
                 clock, seen = time.perf_counter(), 0
@@ -140,16 +146,17 @@ def fit(
             meta = _meta(config, backend, classifier, classes, done, epoch)
             meta |= {"best_score": best_score, "metrics": {} if result is None else _summary(result)}
             if better:
-                best = _save(folder / "best", classifier, meta, keep=1)
+                best = save(folder / "best", classifier, meta, 1, processes)
             if due:
-                saved = _save(folder / "checkpoints", classifier, meta, run.keep)
+                saved = save(folder / "checkpoints", classifier, meta, run.keep, processes)
         if result is None:  # resumed at its end
-            result = report(*collect(classifier.logits, val_loader), classes)
+            result = report(*collect(classifier.logits, val_loader, processes=processes), classes)
     assert saved is not None
     best = best or saved
     print_report(result)
     say_broken(loader.broken | val_loader.broken)
-    _write_metrics(folder, val, result, saved, best, best_score)
+    if leads:
+        _write_metrics(folder, val, result, saved, best, best_score)
     return FinetuneResult(folder, saved, best, result)
 
 
@@ -178,12 +185,6 @@ def _meta(
     }
 
 
-def _save(folder: Path, classifier: Classifier, meta: dict[str, Any], keep: int) -> Path:
-    path = checkpoint.save(folder, classifier.state(), meta)
-    checkpoint.prune(folder, keep)
-    return path
-
-
 def _summary(result: Report) -> dict[str, float | None]:
     return {"top1": result.top1, "balanced_accuracy": result.balanced_accuracy, "auc": result.auc}
 
@@ -206,13 +207,13 @@ def _announce(
     folder: Path,
     start: Path | None,
 ) -> None:
-    optim, info, (height, width) = config.optim, backend.info(), classifier.image_size
+    optim, (height, width) = config.optim, classifier.image_size
     verb = "Linear probing of" if config.frozen else "Fine-tuning"
     console.print(f"{verb} {config.model.init} at {height} x {width} pixels, {len(train.source.classes)} classes")
     console.print(
         f"  on {config.data.source}: {len(train):,} images ({train.title}), measured on {len(val):,} ({val.title}); "
         f"{optim.epochs} epochs of {epoch} steps, batch {optim.batch_size}, {config.optimizer}, "
-        f"learning rate {optim.lr:.2e}; device {info.name} ({info.description})"
+        f"learning rate {optim.lr:.2e}; {on(backend)}"
     )
     for note in classifier.notes:
         console.print(f"  {note}")

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.progress import track
 
+from ehm.backends.base import ALONE, Processes
 from ehm.config import FinetuneConfig
 from ehm.data import EvalTransform, Loader, Source, open_source, stratified_folds
 from ehm.errors import ConfigError, DataError
@@ -71,23 +72,30 @@ def labels_of(source: Source, name: str) -> NDArray[np.int64]:
     return source.labels
 
 
-def eval_loader(part: Part, image_size: tuple[int, int], config: FinetuneConfig) -> Loader:
-    """Every image of ``part`` once, in order, resized and centred."""
+def eval_loader(
+    part: Part, image_size: tuple[int, int], config: FinetuneConfig, processes: Processes = ALONE
+) -> Loader:
+    """Every image of ``part`` once, in order, resized and centred; a share of them for each of ``processes``."""
     return Loader(
         part.source,
         EvalTransform(image_size),
-        batch_size=min(256, config.optim.batch_size // config.optim.accumulate),
+        batch_size=max(1, min(256, config.optim.batch_size // config.optim.accumulate // processes.size))
+        * processes.size,
         seed=0,
         shuffle=False,
         drop_last=False,
         workers=config.data.workers,
         strict=config.data.strict,
         subset=part.subset,
+        rank=processes.rank,
+        world_size=processes.size,
     )
 
 
-def collect(predict: Predict, loader: Loader, title: str = "") -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Labels (n,) and ``predict``'s rows (n, …) for the loader's images, with a progress bar called ``title``.
+def collect(
+    predict: Predict, loader: Loader, title: str = "", processes: Processes = ALONE
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Labels (n,) and ``predict``'s rows (n, …) for the images of all ``processes``' loaders, with a progress bar.
 
     A file that cannot be read is left out: the loader puts another image in its place, which counts once only.
     """
@@ -99,5 +107,7 @@ def collect(predict: Predict, loader: Loader, title: str = "") -> tuple[NDArray[
         rows.append(predict(batch.images))
         indices.append(batch.indices)
         labels.append(batch.labels)
-    _, once = np.unique(np.concatenate(indices), return_index=True)
-    return np.concatenate(labels)[once], np.concatenate(rows)[once]
+    shares = processes.gather([np.concatenate(parts) for parts in (indices, labels, rows)])
+    numbers, truth, answers = (np.concatenate(parts) for parts in zip(*shares, strict=True))
+    _, once = np.unique(numbers, return_index=True)
+    return truth[once], answers[once]

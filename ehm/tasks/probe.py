@@ -15,7 +15,7 @@ from ehm import backends
 from ehm.backends.base import Backend
 from ehm.config import ProbeConfig
 from ehm.runlog import console
-from ehm.runs import begin
+from ehm.runs import agree, begin
 from ehm.tasks.evaluate import write_json
 from ehm.tasks.finetune import fit
 from ehm.tasks.labelled import collect, eval_loader, split
@@ -53,14 +53,14 @@ def probe(
     folder = Path(out) if out is not None else Path("runs") / "probe"
     settings, _ = begin(ProbeConfig, DEFAULT_CONFIG, config, overrides, folder, resume=False)
     backend = backends.get(device)
+    agree(backend.processes, None)
     neighbours = measure_neighbours(settings, backend)
     linear = fit(settings, backend, folder, title="probe")
-    path = write_json(
-        folder / "metrics.json",
-        {"checkpoint": str(linear.checkpoint), "linear": linear.report.to_json(), "neighbours": neighbours.to_json()},
-    )
     _print(settings, linear.report, neighbours)
-    console.print(f"Report: {path}")
+    if backend.processes.rank == 0:
+        values = {"linear": linear.report.to_json(), "neighbours": neighbours.to_json()}
+        path = write_json(folder / "metrics.json", {"checkpoint": str(linear.checkpoint), **values})
+        console.print(f"Report: {path}")
     return ProbeResult(folder, linear.checkpoint, linear.report, neighbours)
 
 
@@ -69,8 +69,8 @@ def measure_neighbours(config: ProbeConfig, backend: Backend) -> Report:
     encoder = backend.encoder(config.model)
     found = []
     for part, title in zip(split(config), ("features to search", "features to class"), strict=True):
-        with eval_loader(part, encoder.image_size, config) as loader:
-            found.append((part.source.classes, *collect(encoder.features, loader, title)))
+        with eval_loader(part, encoder.image_size, config, backend.processes) as loader:
+            found.append((part.source.classes, *collect(encoder.features, loader, title, backend.processes)))
     (classes, labels, features), (_, wanted, queries) = found
     return report(wanted, neighbour_votes(features, labels, queries, len(classes), config.neighbours), classes)
 

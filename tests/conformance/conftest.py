@@ -11,7 +11,7 @@ from ehm.errors import BackendError
 def present_devices():
     """Devices of this machine; the others are reported as absent, never as passed."""
     present = []
-    for device in backends.DEVICES:
+    for device in backends.devices():
         try:
             backends.get(device)
         except BackendError:

@@ -4,7 +4,16 @@ import numpy as np
 import pytest
 
 from ehm.config import MaskConfig
-from ehm.masking import balance, build_hierarchy, depth, hierarchical_mask, make_masker, masking_level, random_mask
+from ehm.masking import (
+    balance,
+    build_hierarchy,
+    depth,
+    draw_ranks,
+    hierarchical_mask,
+    make_masker,
+    masking_level,
+    random_mask,
+)
 
 
 def test_levels_rise_with_progress():
@@ -98,11 +107,31 @@ def test_balance_names_bad_values(value):
         balance(similarity)
 
 
+class Learner:
+    """Gives similarities in parts; learns nothing."""
+
+    def __init__(self, *parts):
+        self.parts = parts
+
+    def similarity(self, images):
+        yield from self.parts
+
+    def evolved_mask(self, images, depth, ranks):
+        return (depth, ranks), {}
+
+
+class Rows:
+    """Rows ``first`` to ``first + count`` of a batch of ``total``."""
+
+    def __init__(self, count, first=0, total=None):
+        self.images = np.zeros((count, 2, 2, 3), np.uint8)
+        self.first, self.total = first, total or count
+
+
 @pytest.mark.parametrize("masking", ["random", "grid", "block"])
 def test_static_maskers_need_no_similarity(masking):
     masker = make_masker(masking, MaskConfig(ratio=0.6), (6, 7))
-    assert not masker.needs_similarity
-    mask, stats = masker(None, 4, 0.5, np.random.default_rng(0))
+    mask, stats = masker(None, Rows(4), 0.5, np.random.default_rng(0))
     assert mask.shape == (4, 42)
     assert (mask.sum(axis=1) == 25).all()
     assert stats == {}
@@ -118,8 +147,7 @@ def test_hierarchical_maskers(masking, schedule, depth_range, at, mode):
     similarity = attention()
     config = MaskConfig(ratio=0.75, schedule=schedule, depth_range=depth_range, balance=mode)
     masker = make_masker(masking, config, (6, 6))
-    assert masker.needs_similarity
-    mask, stats = masker(similarity, 5, 0.36, np.random.default_rng(3))
+    mask, stats = masker(Learner(similarity[:2], similarity[2:]), Rows(5), 0.36, np.random.default_rng(3))
     hierarchy = build_hierarchy(balance(similarity) if mode == "sinkhorn" else similarity)
     np.testing.assert_array_equal(mask, hierarchical_mask(hierarchy, at, 0.75, np.random.default_rng(3)))
     level = masking_level(at, hierarchy.height)
@@ -136,7 +164,7 @@ def test_hierarchical_maskers(masking, schedule, depth_range, at, mode):
 
 
 def test_random_masker_is_random_masking():
-    mask, _ = make_masker("random", MaskConfig(ratio=0.75), (4, 4))(None, 3, 0, np.random.default_rng(1))
+    mask, _ = make_masker("random", MaskConfig(ratio=0.75), (4, 4))(None, Rows(3), 0, np.random.default_rng(1))
     np.testing.assert_array_equal(mask, random_mask(3, (4, 4), 0.75, np.random.default_rng(1)))
 
 
@@ -144,7 +172,27 @@ def test_maskers_name_what_is_wrong():
     with pytest.raises(ValueError, match="masking must be one of random, grid, block, evolved, shallow, deep, not 'x'"):
         make_masker("x", MaskConfig(), (6, 6))
     masker = make_masker("evolved", MaskConfig(), (6, 6))
-    with pytest.raises(ValueError, match="similarity must be given"):
-        masker(None, 5, 0, np.random.default_rng(0))
-    with pytest.raises(ValueError, match=r"similarity must have shape \(4, 36, 36\), not \(5, 36, 36\)"):
-        masker(attention(), 4, 0, np.random.default_rng(0))
+    with pytest.raises(ValueError, match="similarity must be of all 6 images, not of 5"):
+        masker(Learner(attention()), Rows(6), 0, np.random.default_rng(0))
+    with pytest.raises(ValueError, match=r"similarity must be of 36 patches; its shape is \(5, 16, 16\)"):
+        masker(Learner(attention()[:, :16, :16]), Rows(5), 0, np.random.default_rng(0))
+
+
+@pytest.mark.parametrize("masking", ["random", "grid", "block", "evolved", "deep"])
+def test_an_image_has_the_same_mask_however_many_processes_share_the_batch(masking):
+    masker = make_masker(masking, MaskConfig(ratio=0.6), (6, 6))
+    similarity = attention()
+    whole, _ = masker(Learner(similarity), Rows(5), 0.4, np.random.default_rng(9))
+    shares = [(0, 2), (2, 3), (3, 5)]
+    parts = [
+        masker(Learner(similarity[a:b]), Rows(b - a, first=a, total=5), 0.4, np.random.default_rng(9))[0]
+        for a, b in shares
+    ]
+    np.testing.assert_array_equal(whole, np.concatenate(parts))
+
+
+def test_the_device_gets_the_numbers_that_the_host_would_use():
+    masker = make_masker("shallow", MaskConfig(ratio=0.6), (6, 6), build="device")
+    (at, ranks), _ = masker(Learner(), Rows(2, first=3, total=5), 0.4, np.random.default_rng(9))
+    assert at == 0.2
+    np.testing.assert_array_equal(ranks, draw_ranks(np.random.default_rng(9), 5, 36)[3:])
