@@ -144,12 +144,17 @@ def _merge(similarity: Tensor, facts: Tensor, gone: Tensor, n: int, rounds: int)
     # means over leaf pairs, rows and then columns (Eq. 7, by the formula of Lance and Williams, 1967)
     share = torch.where(grows, other[:, SIZE] / size, 0.0)[:, :, None]
     rows = (partner + index.shape[0] * torch.arange(len(partner), device=partner.device)[:, None]).flatten()
-    for _ in range(2):
-        there = similarity.flatten(0, 1).index_select(0, rows).view_as(similarity)
-        similarity = torch.lerp(similarity, there, share).transpose(1, 2).contiguous()
-    similarity = torch.maximum(similarity, similarity.transpose(1, 2))  # symmetric to the last bit
+    rows_met = _toward(similarity, rows, share).transpose(1, 2).contiguous()
+    both_met = _toward(rows_met, rows, share)
+    similarity = torch.maximum(both_met, both_met.transpose(1, 2))  # symmetric to the last bit
     empty = goes[:, :, None] | goes[:, None] | _diagonal(similarity)
-    return similarity.masked_fill(empty, EMPTY), facts, gone | goes
+    return similarity.masked_fill_(empty, EMPTY), facts, gone | goes
+
+
+def _toward(similarity: Tensor, rows: Tensor, share: Tensor) -> Tensor:
+    """Move every row by ``share`` (B, W, 1) to the row of ``rows`` (B * W)."""
+    there = similarity.flatten(0, 1).index_select(0, rows)
+    return torch.lerp(similarity, there.view_as(similarity), share)
 
 
 def _narrow(similarity: Tensor, facts: Tensor, gone: Tensor, width: int) -> tuple[Tensor, Tensor, Tensor]:
