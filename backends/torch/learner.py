@@ -93,6 +93,7 @@ class TorchLearner:
         self, images: NDArray[np.uint8], mask: NDArray[np.bool_] | Tensor, lr: float, weight_decay: float
     ) -> Mapping[str, SupportsFloat]:
         """See :meth:`ehm.backends.base.Learner.train_step`."""
+        parts: tuple[Tensor, ...]
         if isinstance(mask, Tensor):
             parts = hierarchy.split_mask(mask, round(self._config.mask.ratio * mask.shape[1]))
         else:

@@ -3,7 +3,10 @@
 import numpy as np
 import pytest
 
+from ehm.backends.base import LearnerState
+from ehm.data import Batch
 from ehm.errors import BackendError, CheckpointError
+from ehm.masking import make_masker
 
 
 def steps(learner, images, mask, count, similarity=True):
@@ -122,7 +125,59 @@ def test_bad_states_and_types_are_refused(backend, config):
             backend.learner(config(optim={"dtype": dtype}))
 
 
-def test_mixed_precision_trains(backend, config, batch):
+def test_mixed_precision_trains_and_goes_on(backend, config, batch):
     for dtype in backend.info().dtypes:
-        losses = steps(backend.learner(config(optim={"dtype": dtype})), *batch, count=12)
+        settings = config(optim={"dtype": dtype, "clip_grad": 1.0})
+        learner = backend.learner(settings)
+        losses = steps(learner, *batch, count=12)
         assert losses[-1] < 0.95 * losses[0], dtype
+        again = backend.learner(settings)
+        again.load(learner.state())
+        assert steps(learner, *batch, count=3) == steps(again, *batch, count=3), dtype
+        assert_equal(learner.state(), again.state())
+
+
+def test_a_state_moves_between_types(backend, config, batch):
+    """A run that went on in another type has the other's weights; a loss scale is left behind, or starts afresh."""
+    dtypes = backend.info().dtypes
+    for before, after in zip(dtypes, (*dtypes[1:], dtypes[0]), strict=True):
+        first, second = (backend.learner(config(optim={"dtype": dtype})) for dtype in (before, after))
+        steps(first, *batch, count=2)
+        second.load(first.state())
+        assert_equal(LearnerState(first.state().model, {}), LearnerState(second.state().model, {}))
+        assert np.isfinite(steps(second, *batch, count=2)).all()
+
+
+@pytest.mark.parametrize(
+    "run", [{"grad_checkpointing": True}, {"deterministic": True}, {"grad_checkpointing": True, "deterministic": True}]
+)
+def test_how_to_compute_changes_no_result(backend, config, batch, run):
+    plain, other = backend.learner(config()), backend.learner(config(run=run))
+    np.testing.assert_allclose(steps(plain, *batch, count=4), steps(other, *batch, count=4), rtol=1e-6)
+    assert_equal(plain.state(), other.state(), atol=1e-6)
+
+
+@pytest.mark.parametrize("masking", ["evolved", "shallow"])
+@pytest.mark.parametrize("balance", ["none", "sinkhorn"])
+def test_masks_made_on_the_device_are_the_hosts(backend, config, batch, masking, balance):
+    settings = config(mask={"balance": balance})
+    images = batch[0]
+    learner = backend.learner(settings)
+    whole = Batch(images, None, np.arange(len(images)), 0, len(images))
+    for progress in (0.0, 0.4, 1.0):
+        masks, figures = [], []
+        for build in ("host", "device"):
+            masker = make_masker(masking, settings.mask, settings.vit.grid, build)
+            mask, seen_figures = masker(learner, whole, progress, np.random.default_rng(5))
+            losses = steps(fresh(backend, settings, learner), images, mask, count=2, similarity=False)
+            masks.append(losses)
+            figures.append({name: float(value) for name, value in seen_figures.items()})
+        assert masks[0] == masks[1]
+        assert figures[0] == pytest.approx(figures[1], rel=1e-6)
+
+
+def fresh(backend, settings, learner):
+    """Another learner in the same state."""
+    other = backend.learner(settings)
+    other.load(learner.state())
+    return other
