@@ -107,7 +107,7 @@ def build_hierarchy(similarity: Tensor) -> DeviceHierarchy:
         for _ in range(min(ROUNDS, n - 1 - rounds)):
             rounds += 1
             similarity, facts, gone = _merge(similarity, facts, gone, n, rounds)
-        left = int(torch.where(finite, (~gone).sum(dim=1, dtype=torch.float32), float(n)).max().item())
+        left = int((~gone).sum(dim=1, dtype=torch.float32).masked_fill(~finite, n).max().item())
         width = facts.shape[2]
         while (width + 1) // 2 >= left > 1:
             width = (width + 1) // 2
@@ -142,7 +142,7 @@ def _merge(similarity: Tensor, facts: Tensor, gone: Tensor, n: int, rounds: int)
     facts = torch.where(goes[:, None], merge, torch.where(grows[:, None], whole, facts))
 
     # means over leaf pairs, rows and then columns (Eq. 7, by the formula of Lance and Williams, 1967)
-    share = torch.where(grows, other[:, SIZE] / size, 0.0)[:, :, None]
+    share = (other[:, SIZE] / size).masked_fill(~grows, 0)[:, :, None]
     rows = (partner + index.shape[0] * torch.arange(len(partner), device=partner.device)[:, None]).flatten()
     rows_met = _toward(similarity, rows, share).transpose(1, 2).contiguous()
     both_met = _toward(rows_met, rows, share)
@@ -160,7 +160,7 @@ def _toward(similarity: Tensor, rows: Tensor, share: Tensor) -> Tensor:
 def _narrow(similarity: Tensor, facts: Tensor, gone: Tensor, width: int) -> tuple[Tensor, Tensor, Tensor]:
     """Keep ``width`` columns: those in use in their order, then empty ones."""
     n = gone.shape[1]
-    key = torch.where(gone, float(n), 0.0) + torch.arange(n, dtype=torch.float32, device=gone.device)
+    key = gone.float() * n + torch.arange(n, dtype=torch.float32, device=gone.device)
     kept = key.argsort(dim=1)[:, :width]
     rows = (kept + n * torch.arange(len(kept), device=kept.device)[:, None]).flatten()
     for _ in range(2):
@@ -175,10 +175,10 @@ def _number(facts: Tensor) -> DeviceHierarchy:
     merges = facts[:, :, 1:]
     low = merges[:, LOW]
     when = merges[:, ROUND] * n + torch.arange(n - 1, device=facts.device, dtype=torch.float32)
-    earlier = low[:, :, None] > low[:, None]
-    earlier |= (low[:, :, None] == low[:, None]) & (when[:, :, None] < when[:, None])
+    higher = low[:, :, None] > low[:, None]
+    tied = (low[:, :, None] == low[:, None]) & (when[:, :, None] < when[:, None])
     leaf = torch.arange(n, dtype=torch.float32, device=facts.device).expand(batch, n)
-    number = torch.cat([leaf, n + earlier.sum(dim=1, dtype=torch.float32)], dim=1)  # by identity
+    number = torch.cat([leaf, n + (higher | tied).sum(dim=1, dtype=torch.float32)], dim=1)  # by identity
     identity = number.argsort(dim=1)
 
     # every node is the left or the right child of one merge, or the root
@@ -215,11 +215,12 @@ def hierarchical_mask(tree: DeviceHierarchy, depth: float, ratio: float, ranks: 
     size = tree.size.float()
 
     order = rank.float().argsort(dim=1)
-    taken = torch.where(part, size, 0.0).gather(1, order)
+    taken = size.masked_fill(~part, 0).gather(1, order)
     start = (taken.cumsum(dim=1) - taken).gather(1, rank.long())  # leaves of the parts taken before
 
     # leaves of a part walked before a node: of first siblings, its own and those above it, by pointer jumping
-    before = torch.where(inside & (rank.gather(1, tree.sibling) < rank), size.gather(1, tree.sibling), 0.0)
+    second = inside & (rank.gather(1, tree.sibling) < rank)
+    before = size.gather(1, tree.sibling).masked_fill(~second, 0)
     top = torch.where(inside, tree.parent, torch.arange(ranks.shape[1], device=ranks.device))
     for _ in range(math.ceil(math.log2(n))):
         before = before + before.gather(1, top)
@@ -235,7 +236,7 @@ def statistics(tree: DeviceHierarchy, depth: float) -> dict[str, Tensor]:
         "mask_level": limit.float().mean(),
         "tree_height": tree.height.float().mean(),
         "parts": part.sum(dim=1, dtype=torch.float32).mean(),
-        "largest_part": torch.where(part, tree.size.float(), 0.0).amax(dim=1).mean() / tree.patches,
+        "largest_part": tree.size.float().masked_fill(~part, 0).amax(dim=1).mean() / tree.patches,
     }
 
 
@@ -245,7 +246,7 @@ def split_mask(mask: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
     ``mask`` is (B, N) bool, with ``count`` True in every row.
     """
     n = mask.shape[1]
-    key = torch.where(mask, float(n), 0.0) + torch.arange(n, dtype=torch.float32, device=mask.device)
+    key = mask.float() * n + torch.arange(n, dtype=torch.float32, device=mask.device)
     order = key.argsort(dim=1)
     return order[:, : n - count], order[:, n - count :], order.float().argsort(dim=1)
 
