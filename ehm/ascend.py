@@ -1,0 +1,246 @@
+"""What an Ascend NPU needs to be seen by torch: driver, CANN, torch and torch-npu, and which versions go together.
+
+Everything is read from files and from the metadata of packages: nothing is imported, and nothing of the vendor's runs.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import NamedTuple
+
+__all__ = [
+    "NEWEST",
+    "PAIRS",
+    "SOURCE",
+    "Installation",
+    "Pair",
+    "Trouble",
+    "explain",
+    "find",
+    "install",
+    "mismatch",
+    "pair_for",
+    "trouble",
+]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A release of torch-npu, and the torch and the CANN that were published to go with it."""
+
+    torch_npu: str
+    torch: str
+    cann: str
+
+    def __str__(self) -> str:
+        return f"torch-npu {self.torch_npu}, torch {self.torch} and CANN {self.cann}"
+
+
+SOURCE = "COMPATIBILITY.en.md of Ascend/pytorch, commit 9e73e708, 2026-08-21"
+PAIRS = (
+    Pair("2.12.0", "2.12.0", "9.1.0"),
+    Pair("2.11.0", "2.11.0", "9.1.0"),
+    Pair("2.10.0.post4", "2.10.0", "9.1.0"),
+    Pair("2.9.0.post6", "2.9.0", "9.1.0"),
+    Pair("2.9.0.post2", "2.9.0", "9.0.0"),
+    Pair("2.9.0", "2.9.0", "8.5.0"),
+    Pair("2.8.0.post4", "2.8.0", "9.0.0"),
+    Pair("2.8.0.post2", "2.8.0", "8.5.0"),
+    Pair("2.8.0", "2.8.0", "8.3.RC1"),
+    Pair("2.7.1.post8", "2.7.1", "9.1.0"),
+    Pair("2.7.1.post4", "2.7.1", "9.0.0"),
+    Pair("2.7.1.post2", "2.7.1", "8.5.0"),
+    Pair("2.7.1", "2.7.1", "8.3.RC1"),
+    Pair("2.6.0.post5", "2.6.0", "8.5.0"),
+    Pair("2.6.0.post3", "2.6.0", "8.3.RC1"),
+    Pair("2.6.0", "2.6.0", "8.2.RC1"),
+)
+"""The published table (SOURCE) from torch 2.6, the oldest that ehm takes."""
+NEWEST = PAIRS[0]
+
+_HOMES = ("usr/local/Ascend/cann", "usr/local/Ascend/ascend-toolkit/latest")
+"""Where CANN installs itself: since 8.5, and before."""
+
+
+@dataclass(frozen=True)
+class Installation:
+    """What was found; None where there is none. ``cann_home`` is CANN's folder, ``script`` its set_env.sh.
+
+    ``active`` says whether this process was started with CANN's environment; ``nodes`` are the NPUs that it may open,
+    ``hidden`` those that it may not; ``visible`` is ASCEND_RT_VISIBLE_DEVICES.
+    """
+
+    torch: str | None = None
+    torch_npu: str | None = None
+    cann: str | None = None
+    cann_home: Path | None = None
+    active: bool = False
+    driver: str | None = None
+    nodes: tuple[str, ...] = ()
+    hidden: tuple[str, ...] = ()
+    visible: str | None = None
+
+    @property
+    def cann_script(self) -> str:
+        """The script that makes CANN known to a shell."""
+        home = self.cann_home or Path("/", _HOMES[0])
+        return str(next((p for p in (home / "set_env.sh", home.parent / "set_env.sh") if p.exists()), home))
+
+
+class Trouble(NamedTuple):
+    """What is wrong, and the command or the deed that mends it."""
+
+    what: str
+    mend: str
+
+    def __str__(self) -> str:
+        return f"{self.what}: {self.mend}"
+
+
+def find(root: Path = Path("/"), environ: Mapping[str, str] = os.environ) -> Installation:
+    """Look for everything; ``root`` is where the file system begins."""
+    named = [environ[name] for name in ("ASCEND_HOME_PATH", "ASCEND_TOOLKIT_HOME") if environ.get(name)]
+    homes = [home for home in (*map(Path, named), *(root / home for home in _HOMES)) if home.is_dir()]
+    cann = next(((home, number) for home in homes if (number := _cann(home))), None)
+    nodes = sorted(str(path) for path in (root / "dev").glob("davinci[0-9]*"))
+    return Installation(
+        torch=_package("torch"),
+        torch_npu=_package("torch-npu"),
+        cann=cann[1] if cann else None,
+        cann_home=cann[0] if cann else None,
+        active=bool(named),
+        driver=_value(root / "usr/local/Ascend/driver/version.info", "version"),
+        nodes=tuple(node for node in nodes if os.access(node, os.R_OK | os.W_OK)),
+        hidden=tuple(node for node in nodes if not os.access(node, os.R_OK | os.W_OK)),
+        visible=environ.get("ASCEND_RT_VISIBLE_DEVICES"),
+    )
+
+
+def pair_for(torch_npu: str) -> Pair | None:
+    """The published pair of a release of torch-npu; for a later .postN the last one before, for others None."""
+    same = [pair for pair in PAIRS if pair.torch == _release(torch_npu)]
+    return next((pair for pair in same if _post(pair.torch_npu) <= _post(torch_npu)), None)
+
+
+def mismatch(found: Installation) -> Trouble | None:
+    """Which of the installed versions do not go together; None if they do, as far as is published."""
+    if found.torch_npu is None:
+        return None
+    pair = pair_for(found.torch_npu)
+    if found.torch is None or _release(found.torch) != _release(found.torch_npu):
+        wanted = pair.torch if pair else _release(found.torch_npu)
+        have = f"torch {found.torch} is installed" if found.torch else "torch is not installed"
+        return Trouble(
+            f"torch-npu {found.torch_npu} goes with torch {wanted}, but {have}", f"pip install torch=={wanted}"
+        )
+    if pair and found.cann and not _is(found.cann, pair.cann):
+        other = next((each for each in PAIRS if each.torch == pair.torch and _is(found.cann, each.cann)), None)
+        return Trouble(
+            f"{pair} go together, but CANN {found.cann} is installed in {found.cann_home}",
+            f"pip install torch-npu=={other.torch_npu}" if other else f"install CANN {pair.cann}",
+        )
+    return None
+
+
+def trouble(found: Installation) -> Trouble | None:
+    """The first thing that keeps torch from seeing an NPU, as far as files tell; None where everything is there."""
+    if found.torch_npu is None:
+        return Trouble("torch-npu is not installed", install(found.torch))
+    if wrong := mismatch(found):
+        return wrong
+    if found.cann is None:
+        pair = pair_for(found.torch_npu)
+        goes = f"goes with CANN {pair.cann}" if pair else f"is not among the published pairs, which end at {NEWEST}"
+        return Trouble(
+            f"CANN is not found in ASCEND_HOME_PATH or /usr/local/Ascend (torch-npu {found.torch_npu} {goes})",
+            "install CANN's toolkit and the operators for the NPU, and source its set_env.sh",
+        )
+    if not found.active:
+        return Trouble(
+            f"CANN {found.cann} in {found.cann_home} is not active in this shell", f"source {found.cann_script}"
+        )
+    if found.driver is None:
+        return Trouble(
+            "the Ascend driver is not found in /usr/local/Ascend/driver",
+            "install it on the host, and mount lib64 and version.info of that folder in a container",
+        )
+    if found.hidden and not found.nodes:
+        return Trouble(
+            f"{found.hidden[0]} may not be opened by this user", "make the user a member of the group HwHiAiUser"
+        )
+    if not found.nodes:
+        return Trouble(
+            f"driver {found.driver} is there, but no NPU (/dev/davinci0)",
+            "npu-smi info shows those of the host; a container needs --device /dev/davinci0 "
+            "--device /dev/davinci_manager --device /dev/devmm_svm --device /dev/hisi_hdc",
+        )
+    return None
+
+
+def explain(error: BaseException | str | None = None, found: Installation | None = None) -> str:
+    """Why torch sees no NPU here, and what mends it, in one sentence.
+
+    To be asked only once ``import torch_npu`` has failed (with ``error``), or has worked and shown no device: what
+    files say does not prove that an NPU is missing.
+    """
+    found = found or find()
+    if wrong := trouble(found):
+        return str(wrong)
+    known = f"torch-npu {found.torch_npu}, CANN {found.cann} and driver {found.driver} are there and"
+    if error is not None:
+        reason = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+        return f"{known} seem to go together, but importing torch_npu fails: {reason}"
+    if found.visible is not None:
+        return f"{known} show no NPU: ASCEND_RT_VISIBLE_DEVICES={found.visible} may hide it"
+    return f"{known} show no NPU: npu-smi info says whether the driver sees one"
+
+
+def install(torch: str | None = None) -> str:
+    """How to get torch-npu beside ``torch``, or the newest documented pair where it has none."""
+    pair = next((pair for pair in PAIRS if torch and pair.torch == _release(torch)), NEWEST)
+    instead = f" (no pair is published for torch {torch})" if torch and pair.torch != _release(torch) else ""
+    command = f"pip install 'ehm[npu]' torch=={pair.torch} torch-npu=={pair.torch_npu}"
+    return f"{command}, which go with CANN {pair.cann}{instead}"
+
+
+def _is(cann: str, wanted: str) -> bool:
+    """Whether a CANN is the release that is wanted, or a build of it: 9.1.0-beta.3 is 9.1.0."""
+    return cann.upper().startswith(wanted.upper())
+
+
+def _cann(home: Path) -> str | None:
+    for pattern in ("*/ascend_toolkit_install.info", "ascend_toolkit_install.info", "*/ascend_*_install.info"):
+        for file in sorted(home.glob(pattern)):
+            if number := _value(file, "version"):
+                return number
+    return None
+
+
+def _value(file: Path, key: str) -> str | None:
+    """The value of a ``key=value`` line, whose key may begin with a capital."""
+    try:
+        lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return None
+    pairs = (line.partition("=") for line in lines)
+    return next((value.strip() for name, _, value in pairs if name.strip().lower() == key), None) or None
+
+
+def _package(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _release(number: str) -> str:
+    """``2.12.0`` of ``2.12.0.post3`` and of ``2.12.0+cpu``."""
+    return ".".join(number.partition("+")[0].split(".")[:3]).partition("rc")[0]
+
+
+def _post(number: str) -> int:
+    return int(number.rpartition(".post")[2]) if ".post" in number else 0
