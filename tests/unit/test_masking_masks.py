@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 
-from ehm.masking import build_hierarchy, hierarchical_mask, masking_level, random_mask
+from ehm.masking import Hierarchy, build_hierarchy, hierarchical_mask, masking_level, random_mask
+from ehm.masking.masks import draw_ranks
 
 fractions = st.floats(0, 1)
 ratios = st.floats(0, 1, exclude_min=True, exclude_max=True)
@@ -92,6 +93,55 @@ def test_images_and_calls_get_different_masks():
     assert (first != second).any()
 
 
+def renumbered(hierarchy, rng):
+    """The same trees, their nodes merged in another order: any in which parts come before their whole."""
+    n, nodes = hierarchy.patches, hierarchy.parent.shape[1]
+    fields = [array.copy() for array in vars(hierarchy).values()]
+    for b, parent in enumerate(hierarchy.parent):
+        moment = np.zeros(nodes)
+        for v in range(nodes - 1):
+            moment[parent[v]] = max(moment[parent[v]], moment[v] + rng.random())
+        number = np.arange(nodes)
+        number[n + np.argsort(moment[n:])] = np.arange(n, nodes)
+        for array in fields:
+            array[b, number] = array[b].copy()
+        fields[0][b] = np.where(fields[0][b] >= 0, number[fields[0][b]], -1)
+    return Hierarchy(*fields)
+
+
+@settings(max_examples=30, deadline=None)
+@given(hierarchies(), fractions, ratios, st.integers(0, 2**32 - 1))
+def test_masks_follow_from_the_shape_of_the_trees(hierarchy, progress, ratio, seed):
+    rng = np.random.default_rng(seed)
+    ranks = draw_ranks(rng, 3, hierarchy.patches)
+    first, second = (
+        hierarchical_mask(tree, progress, ratio, ranks=ranks) for tree in (hierarchy, renumbered(hierarchy, rng))
+    )
+    np.testing.assert_array_equal(first, second)
+
+
+def test_ranks_are_all_the_randomness_of_a_mask():
+    rng, again = np.random.default_rng(4), np.random.default_rng(4)
+    mask = hierarchical_mask(pairs(5), 0.5, 0.4, rng)
+    np.testing.assert_array_equal(mask, hierarchical_mask(pairs(5), 0.5, 0.4, ranks=draw_ranks(again, 5, 8)))
+    assert rng.bit_generator.state == again.bit_generator.state
+
+
+def test_a_process_can_pass_over_the_ranks_of_others():
+    whole = draw_ranks(np.random.default_rng(6), 7, 9)
+    rng = np.random.default_rng(6)
+    rng.bit_generator.advance(3 * 17)
+    np.testing.assert_array_equal(draw_ranks(rng, 4, 9), whole[3:])
+
+
+def test_every_order_of_ranks_is_as_likely_as_any_other():
+    ranks = draw_ranks(np.random.default_rng(8), 24_000, 2)  # three nodes, six orders
+    assert ranks.dtype == np.int32
+    orders = list(itertools.permutations(range(3)))
+    assert chisquare([(ranks == order).all(axis=1).sum() for order in orders]).pvalue > 1e-3
+    assert (np.sort(draw_ranks(np.random.default_rng(8), 3, 196)) == np.arange(391)).all()
+
+
 def subsets(mask):
     """How often each set of masked patches occurs."""
     n, count = mask.shape[1], mask[0].sum()
@@ -148,3 +198,14 @@ def test_truncation_walks_into_either_child_alike():
 def test_bad_arguments_are_named(progress, ratio, message):
     with pytest.raises(ValueError, match=message):
         hierarchical_mask(pairs(1), progress, ratio, np.random.default_rng(0))
+
+
+def test_ranks_that_do_not_fit_are_refused():
+    ranks = draw_ranks(np.random.default_rng(0), 2, 8)
+    with pytest.raises(ValueError, match=r"ranks must have shape \(1, 15\), not \(2, 15\)"):
+        hierarchical_mask(pairs(1), 0.5, 0.5, ranks=ranks)
+    for arguments in ({}, {"rng": np.random.default_rng(0), "ranks": ranks}):
+        with pytest.raises(ValueError, match="either rng or ranks must be given"):
+            hierarchical_mask(pairs(2), 0.5, 0.5, **arguments)
+    with pytest.raises(ValueError, match="batch and patches must be at least 1, not 0 and 4"):
+        draw_ranks(np.random.default_rng(0), 0, 4)
