@@ -21,7 +21,7 @@ from ehm.config import TrainConfig
 from ehm.data import Loader, TrainTransform, open_source
 from ehm.masking import make_masker
 from ehm.runlog import RunLog, console
-from ehm.runs import Metrics, agree, begin, on, save, say_broken, store
+from ehm.runs import Metrics, agree, begin, mean, on, save, say_broken, store
 from ehm.schedule import warmup_cosine
 
 __all__ = ["DEFAULT_CONFIG", "TrainResult", "train"]
@@ -113,7 +113,7 @@ def _run(config: TrainConfig, backend: Backend, folder: Path, start: Path | None
                 values = pending.read(saved)
                 loss, seconds = values["loss"], time.perf_counter() - clock
                 speed = {"epoch": done / loader.steps_per_epoch, "lr": lr, "images_per_second": images / seconds}
-                log.log(done, {**values, **speed, **{name: float(value) for name, value in figures.items()}})
+                log.log(done, {**values, **speed, **mean(figures, backend.processes)})
                 clock, images = time.perf_counter(), 0
             if due:
                 saved = _save(folder, learner, config, backend, done, loader.steps_per_epoch)

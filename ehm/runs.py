@@ -15,7 +15,7 @@ from ehm.config import FinetuneConfig, TrainConfig, load_config
 from ehm.errors import CheckpointError, ConfigError, TrainingError
 from ehm.runlog import console
 
-__all__ = ["Metrics", "agree", "begin", "on", "save", "say_broken", "store"]
+__all__ = ["Metrics", "agree", "begin", "mean", "on", "save", "say_broken", "store"]
 
 C = TypeVar("C", bound=TrainConfig | FinetuneConfig)
 _CONFIG = "config.yaml"
@@ -117,6 +117,12 @@ class Metrics:
         values = {name: float(value) for name, value in self._pending[-1][1].items()}
         self._pending.clear()
         return {**values, "loss": sum(losses) / len(losses)}
+
+
+def mean(figures: Mapping[str, SupportsFloat], processes: Processes) -> dict[str, float]:
+    """``figures`` of a batch's parts, each averaged over all processes; all call this, and wait for each other."""
+    shares = processes.gather({name: float(value) for name, value in figures.items()})
+    return {name: sum(share[name] for share in shares) / len(shares) for name in figures}
 
 
 def say_broken(broken: Mapping[str, str]) -> None:

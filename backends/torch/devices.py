@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
@@ -10,6 +11,7 @@ from typing import Any
 
 import torch
 
+from ehm import ascend
 from ehm.backends.base import DeviceInfo
 from ehm.errors import BackendError
 
@@ -24,7 +26,8 @@ class DeviceFacts:
     collectives between processes. ``fused_adamw``: AdamW has a kernel of its own, and ``fused_adamw_scales`` says
     whether that kernel takes a gradient scaler's verdict, without which a float16 step must wait for it.
     ``compiler``: the backend of torch.compile, None where there is none to rely on. ``visible_devices``: the
-    environment variable that hides devices from a process. ``plugin``: the package that teaches torch the device.
+    environment variable that hides devices from a process. ``plugin``: the package that teaches torch the device, and
+    ``explain`` says in a sentence why it does not work here, given what its import raised, if it did.
     """
 
     dtypes: tuple[str, ...]
@@ -34,6 +37,7 @@ class DeviceFacts:
     compiler: str | None = "inductor"
     visible_devices: str | None = None
     plugin: str | None = None
+    explain: Callable[[BaseException | None], str] | None = None
 
 
 def _cpu_dtypes() -> tuple[str, ...]:
@@ -63,6 +67,7 @@ FACTS: dict[str, DeviceFacts] = {
         compiler=None,
         visible_devices="ASCEND_RT_VISIBLE_DEVICES",
         plugin="torch_npu",
+        explain=ascend.explain,
     ),
 }
 """By torch's name of the device. A package that adds a device to torch adds its row here (``ehm.backends``)."""
@@ -74,13 +79,13 @@ def pick(device: str) -> torch.device:
     Only the plug-in of the device that is asked for is imported; for ``auto`` every one that is installed.
     """
     kind = device.partition(":")[0]
-    failed: dict[str, ImportError] = {}
+    failed: dict[str, BaseException] = {}
     for name, facts in FACTS.items():
         if facts.plugin is not None and kind in ("auto", name) and find_spec(facts.plugin) is not None:
             try:
                 import_module(facts.plugin)
             except (ImportError, RuntimeError, OSError) as error:  # a library of the vendor's that is not there
-                failed[name] = error if isinstance(error, ImportError) else ImportError(str(error))
+                failed[name] = error
     present = torch.accelerator.current_accelerator(check_available=True)
     if device == "auto":
         return present if present is not None and present.type in FACTS else torch.device("cpu")
@@ -97,11 +102,11 @@ def pick(device: str) -> torch.device:
     return chosen
 
 
-def _why_absent(kind: str, error: ImportError | None) -> str:
-    plugin = FACTS[kind].plugin
-    if plugin is None:
-        return f"torch {torch.__version__} sees no such device; --device cpu works here"
-    return f"{plugin}: {error or 'sees no such device'}; --device cpu works here"
+def _why_absent(kind: str, error: BaseException | None) -> str:
+    explain = FACTS[kind].explain
+    if explain is not None:
+        return explain(error)
+    return f"{error or f'torch {torch.__version__} sees no such device'}; --device cpu works here"
 
 
 def device_module(device: torch.device) -> Any:

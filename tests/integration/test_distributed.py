@@ -1,0 +1,137 @@
+"""Several processes, as torchrun starts them: the same run as one process with the same global batch."""
+
+import json
+import os
+import subprocess
+import sys
+from itertools import count
+
+import numpy as np
+import pytest
+
+import ehm
+from ehm import checkpoint
+
+SETTINGS = {
+    "encoder": "vit_tiny",
+    "image_size": 32,
+    "patch_size": 8,
+    "model.width": 48,
+    "model.depth": 2,
+    "model.heads": 2,
+    "model.decoder_width": 32,
+    "model.decoder_depth": 1,
+    "model.decoder_heads": 2,
+    "mask.blocks": 2,
+    "optim.batch_size": 6,
+    "optim.epochs": 4,
+    "optim.warmup_epochs": 1,
+    "optim.base_lr": 0.02,
+    "optim.ema_decay": 0.9,
+    "optim.accumulate": 2,
+    "optim.clip_grad": 1,
+    "optim.dtype": "float32",
+    "data.workers": 0,
+    "run.log_every": 1,
+    "run.checkpoint_every": 2,
+    "run.tensorboard": "false",
+}
+LABELLED = {
+    "encoder": "vit_tiny", "width": 24, "depth": 2, "heads": 2, "image_size": 32, "patch_size": 8, "drop_path": 0.0
+}  # fmt: skip
+FINETUNE = {
+    "model.init": "scratch",
+    **{f"model.{key}": value for key, value in LABELLED.items()},
+    "augment.rand_augment": "null",
+    "augment.mixup": 0,
+    "augment.cutmix": 0,
+    "augment.random_erasing": 0,
+    "optim.batch_size": 8,
+    "optim.epochs": 2,
+    "optim.warmup_epochs": 0,
+    "optim.base_lr": 0.02,
+    "optim.dtype": "float32",
+    "data.workers": 0,
+    "run.log_every": 1,
+    "run.tensorboard": "false",
+}
+PORTS = count(29500 + os.getpid() % 400)
+
+
+def run(command, out, settings, processes=1, resume=False):
+    """``ehm COMMAND``: here, or in so many processes of torchrun's; returns what they say."""
+    overrides = [f"{key}={value}" for key, value in settings.items()]
+    if processes == 1:
+        getattr(ehm, command)(device="cpu", overrides=overrides, out=out, resume=resume)
+        return ""
+    line = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes)]
+    line += ["--master_port", str(next(PORTS)), "-m", "ehm.cli", command, "--device", "cpu", "--out", str(out)]
+    line += [f"--set={override}" for override in overrides] + ["--resume"] * resume
+    done = subprocess.run(line, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def curve(out, *names):
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return {name: [line[name] for line in lines] for name in names}
+
+
+def assert_same_run(one, several, *names, rtol=1e-5, atol=2e-5):
+    for name, values in curve(one, *names).items():
+        np.testing.assert_allclose(curve(several, name)[name], values, rtol=rtol, err_msg=name)
+    (first, meta), (second, again) = checkpoint.read(one), checkpoint.read(several)
+    assert meta["step"] == again["step"]
+    for ours, theirs in ((first.model, second.model), (first.optimizer, second.optimizer)):
+        assert ours.keys() == theirs.keys()
+        for name, value in ours.items():
+            used = weighs(name, len(value)) if value.ndim else ...
+            np.testing.assert_allclose(theirs[name][used], value[used], rtol=1e-3, atol=atol, err_msg=name)
+
+
+def weighs(name, length):
+    """All of a parameter but the bias of keys: softmax does not see that, so that its gradient is rounding alone."""
+    keys = range(length // 3, 2 * length // 3) if "attn.qkv.bias" in name else ()
+    return [place for place in range(length) if place not in keys]
+
+
+@pytest.fixture
+def settings(images):
+    return {**SETTINGS, "data.source": images}
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_two_processes_train_as_one_does(settings, tmp_path, parallel):
+    run("train", tmp_path / "one", settings)
+    said = run("train", tmp_path / "two", {**settings, "run.parallel": parallel}, 2)
+    assert said.count("Checkpoint: ") == 1  # the first process speaks, alone
+    assert "2 processes" in said
+    assert_same_run(tmp_path / "one", tmp_path / "two", "loss", "grad_norm", "mask_level", "largest_part", "lr")
+
+
+def test_a_run_goes_on_with_another_number_of_processes(settings, tmp_path):
+    whole, moved = tmp_path / "whole", tmp_path / "moved"
+    settings |= {"masking": "block"}
+    run("train", whole, settings)
+    run("train", moved, {**settings, "run.max_steps": 2}, 2)
+    run("train", moved, {**settings, "run.max_steps": 4, "optim.accumulate": 1}, 1, resume=True)
+    run("train", moved, {**settings, "run.max_steps": 99, "run.parallel": "fsdp"}, 2, resume=True)
+    assert_same_run(whole, moved, "loss", "grad_norm", "lr")
+
+
+def test_two_processes_fine_tune_and_measure_as_one_does(stripes, tmp_path):
+    settings = {**FINETUNE, "data.source": stripes}
+    for out, processes in (("one", 1), ("two", 2)):
+        run("finetune", tmp_path / out, settings, processes)
+    assert_same_run(tmp_path / "one", tmp_path / "two", "loss", "lr")
+    one, two = (json.loads((tmp_path / out / "metrics.json").read_text()) for out in ("one", "two"))
+    for key in ("samples", "top1", "confusion", "balanced_accuracy", "part"):
+        assert one[key] == two[key]
+
+
+def test_a_set_smaller_than_a_batch_is_shared_evenly(settings, tmp_path):
+    """Twelve images, a batch of fourteen: one short batch."""
+    settings |= {"optim.batch_size": 14, "optim.epochs": 2}
+    run("train", tmp_path / "two", settings, 2)
+    run("train", tmp_path / "one", settings)
+    assert_same_run(tmp_path / "one", tmp_path / "two", "loss")

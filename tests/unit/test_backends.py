@@ -1,0 +1,134 @@
+"""Devices by name: ehm's own, other packages', absent ones and processes that do not fit."""
+
+import os
+import subprocess
+import sys
+from importlib.metadata import EntryPoint
+from pathlib import Path
+
+import pytest
+import torch
+
+from ehm import backends
+from ehm.backends.base import ALONE
+from ehm.backends.torch import devices, distributed
+from ehm.errors import BackendError
+
+TESTS = Path(__file__).parents[1]
+
+
+def test_another_package_adds_a_backend(images, tmp_path):
+    """tests/example_backend is such a package, on the search path as if it were installed."""
+    path = os.pathsep.join([str(TESTS / "example_backend"), str(TESTS)])
+    settings = ["encoder=vit_tiny", "image_size=32", "patch_size=8", "optim.batch_size=4", "optim.epochs=2",
+                "optim.warmup_epochs=0", "data.workers=0", f"data.source={images}"]  # fmt: skip
+    command = [sys.executable, "-m", "ehm.cli", "train", "--device", "numpy", "--out", str(tmp_path / "out")]
+    command += [f"--set={setting}" for setting in settings]
+    done = subprocess.run(
+        command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=False, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    assert "device fake (NumPy)" in done.stdout
+    assert (tmp_path / "out/encoder.safetensors").is_file()
+
+
+def claim(monkeypatch, name, value):
+    monkeypatch.setattr(backends, "entry_points", lambda group: [EntryPoint(name, value, group)])
+
+
+def test_two_packages_cannot_claim_one_device(monkeypatch):
+    claim(monkeypatch, "cuda", "elsewhere:backend")
+    with pytest.raises(
+        BackendError, match=r"device cuda is claimed twice, by ehm.backends.torch:backend and by elsewhe"
+    ):
+        backends.get("cpu")
+
+
+def test_a_package_that_cannot_be_loaded_is_named(monkeypatch):
+    claim(monkeypatch, "tpu", "elsewhere:backend")
+    with pytest.raises(
+        BackendError, match=r"--device tpu:0: elsewhere:backend cannot be loaded: No module named 'elsewher"
+    ):
+        backends.get("tpu:0")
+    claim(monkeypatch, "tpu", "ehm.backends:nothing")
+    with pytest.raises(BackendError, match=r"--device tpu: ehm.backends:nothing cannot be loaded: .*nothing"):
+        backends.get("tpu")
+
+
+def test_unknown_devices_are_told_the_known_ones(monkeypatch):
+    claim(monkeypatch, "tpu", "elsewhere:backend")
+    with pytest.raises(BackendError, match="--device xpu: unknown; known are auto, cpu, cuda, npu, tpu"):
+        backends.get("xpu")
+
+
+def test_npu_without_its_plug_in_says_what_to_install(monkeypatch):
+    monkeypatch.setattr(devices, "find_spec", lambda name: None)
+    with pytest.raises(BackendError, match=r"^--device npu: .*torch-npu"):
+        devices.pick("npu")
+
+
+def test_a_plug_in_that_fails_gives_its_reason(monkeypatch):
+    def fail(name):
+        raise ImportError("libhccl.so: cannot open shared object file")
+
+    monkeypatch.setattr(devices, "find_spec", lambda name: True)
+    monkeypatch.setattr(devices, "import_module", fail)
+    with pytest.raises(BackendError, match=r"^--device npu: .*CANN"):
+        devices.pick("npu")
+    assert devices.pick("auto").type in devices.FACTS  # goes on without it
+    assert devices.pick("cpu") == torch.device("cpu")  # does not try
+
+
+class Accelerator:
+    """A machine with two devices of the kind ``cuda``."""
+
+    def __init__(self, monkeypatch):
+        self.chosen = None
+        monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available: torch.device("cuda"))
+        monkeypatch.setattr(torch.accelerator, "device_count", lambda: 2)
+        monkeypatch.setattr(distributed, "device_module", lambda device: self)
+
+    def set_device(self, device):
+        self.chosen = device
+
+
+@pytest.mark.parametrize(("device", "reason"), [("cuda:2", "there are 2, numbered from 0"), ("cuda:x", "cuda:N")])
+def test_numbers_of_devices_are_checked(monkeypatch, device, reason):
+    Accelerator(monkeypatch)
+    with pytest.raises(BackendError, match=f"--device {device}: .*{reason}"):
+        devices.pick(device)
+
+
+def test_auto_takes_the_accelerator(monkeypatch):
+    Accelerator(monkeypatch)
+    assert devices.pick("auto") == torch.device("cuda")
+
+
+def test_a_process_alone_takes_the_device_it_is_given(monkeypatch):
+    machine = Accelerator(monkeypatch)
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    assert distributed.join(torch.device("cuda:1")) == (torch.device("cuda:1"), ALONE)
+    assert distributed.join(torch.device("cuda")) == (torch.device("cuda:0"), ALONE)
+    assert machine.chosen == torch.device("cuda:0")
+    assert distributed.join(torch.device("cpu")) == (torch.device("cpu"), ALONE)
+
+
+@pytest.mark.parametrize(
+    ("device", "environment", "reason"),
+    [
+        ("cpu", {"RANK": "0"}, "WORLD_SIZE is 4, but LOCAL_RANK, MASTER_ADDR, MASTER_PORT is not set"),
+        (
+            "cuda",
+            {"LOCAL_RANK": "2"},
+            r"process 2 of this machine has none: it has 2 \(CUDA_VISIBLE_DEVICES may hide",
+        ),
+        ("cuda:1", {}, "torchrun gives every process a device of its own; use --device cuda"),
+    ],
+)
+def test_processes_that_do_not_fit_are_told_why(monkeypatch, device, environment, reason):
+    Accelerator(monkeypatch)
+    whole = {"RANK": "3", "LOCAL_RANK": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
+    for name, value in {"WORLD_SIZE": "4", **(environment if device == "cpu" else whole | environment)}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(BackendError, match=reason):
+        distributed.join(torch.device(device))
