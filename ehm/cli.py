@@ -77,9 +77,11 @@ def inspect(args: argparse.Namespace) -> None:
 
 def doctor(args: argparse.Namespace) -> int:
     """Say what this machine offers and what is missing."""
-    from ehm.doctor import doctor
+    from ehm.doctor import doctor, operators
 
-    return doctor(json=args.json)
+    if args.operators:
+        return operators(device=args.device, json=args.json)
+    return doctor(json=args.json, device=args.device)
 
 
 def _settled(args: argparse.Namespace, origin: str) -> None:
@@ -115,7 +117,7 @@ def _parser() -> argparse.ArgumentParser:
 
     common = argparse.ArgumentParser(add_help=False, parents=[debug])
     common.add_argument("--config", metavar="FILE", help="YAML file, or the name of a shipped one (elpv/pretrain)")
-    common.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
+    common.add_argument("--device", default="auto", help="auto, cpu, cuda, npu, or another that ehm doctor lists (default: auto)")
     common.add_argument(
         "--set", metavar="KEY=VALUE", action="append", default=[], help="override one key, as often as needed"
     )
@@ -156,7 +158,10 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--ratio", type=float, help="of masked patches (default: as in the run)")
     command.add_argument("--seed", type=int, default=0, help="of the masks (default: 0)")
 
-    add(doctor, [debug]).add_argument("--json", action="store_true", help="print JSON")
+    command = add(doctor, [debug])
+    command.add_argument("--device", default="auto", help="look at one device, and exit with 0 only if it can train")
+    command.add_argument("--operators", action="store_true", help="list the operators of training that an NPU lacks")
+    command.add_argument("--json", action="store_true", help="print JSON")
     return parser
 
 

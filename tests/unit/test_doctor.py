@@ -7,8 +7,9 @@ from importlib.metadata import version
 
 import pytest
 
-from ehm import doctor as module
-from ehm.doctor import doctor, examine
+from ehm import ascend
+from ehm.doctor import child, devices, doctor, examine, findings
+from ehm.errors import BackendError
 
 
 @pytest.fixture(autouse=True)
@@ -16,21 +17,22 @@ def _wide(monkeypatch):
     monkeypatch.setenv("COLUMNS", "250")
 
 
-def row(name):
-    return next(finding for finding in examine() if finding.name == name)
+def row(name, device="auto"):
+    return next(finding for finding in examine(device) if finding.name == name)
 
 
 def without(monkeypatch, *names):
     """Hide packages from the look-ups."""
-    real_version, real_spec = module.version, module.find_spec
+    real_version, real_spec = findings.version, devices.find_spec
 
     def hidden_version(name):
         if name in names:
-            raise module.PackageNotFoundError(name)
+            raise findings.PackageNotFoundError(name)
         return real_version(name)
 
-    monkeypatch.setattr(module, "version", hidden_version)
-    monkeypatch.setattr(module, "find_spec", lambda name: None if name in names else real_spec(name))
+    for module in (findings, ascend):
+        monkeypatch.setattr(module, "version", hidden_version)
+    monkeypatch.setattr(devices, "find_spec", lambda name: None if name in names else real_spec(name))
 
 
 def test_it_agrees_with_this_machine(capsys):
@@ -40,17 +42,8 @@ def test_it_agrees_with_this_machine(capsys):
     text = capsys.readouterr().out
     for expected in (sys.version.split()[0], version("torch"), version("numba"), "CPUExecutionProvider", "float32"):
         assert expected in text
-    state = row("cuda").state
+    state = row("cuda", "cuda").state
     assert state == ("ok" if torch.cuda.is_available() else "absent")
-
-
-def test_json_is_json_and_nothing_else(capsys):
-    assert doctor(json=True) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert found["works"] is True
-    rows = {finding["name"]: finding for finding in found["findings"]}
-    assert rows["cores"]["detail"] == str(os.cpu_count())
-    assert rows["cpu"]["state"] == "ok"
 
 
 def test_without_torch_it_says_what_to_install_and_exits_with_1(monkeypatch, capsys):
@@ -62,7 +55,7 @@ def test_without_torch_it_says_what_to_install_and_exits_with_1(monkeypatch, cap
 
 
 def test_each_missing_package_has_its_command(monkeypatch):
-    without(monkeypatch, *module.EXTRAS)
+    without(monkeypatch, *findings.EXTRAS)
     rows = {finding.name: finding for finding in examine()}
     assert rows["elpv-dataset"].state == "missing"
     assert rows["elpv-dataset"].mend == "pip install 'ehm[elpv]'"
@@ -73,30 +66,142 @@ def test_each_missing_package_has_its_command(monkeypatch):
 def test_the_extras_it_names_exist():
     from importlib.metadata import metadata
 
-    assert {extra for extra in module.EXTRAS.values() if extra} <= set(metadata("ehm").get_all("Provides-Extra"))
+    assert {extra for extra in findings.EXTRAS.values() if extra} <= set(metadata("ehm").get_all("Provides-Extra"))
 
 
 def test_a_framework_that_crashes_is_a_row(monkeypatch):
-    monkeypatch.setattr(module, "ASK_DEVICE", "import os; os.abort()")
-    assert (row("cpu").state, row("cpu").detail) == ("broken", "ended by signal or status -6")
+    monkeypatch.setattr(devices, "ASK_DEVICE", "import os; os.abort()")
+    cpu = row("cpu", "cpu")
+    assert (cpu.state, cpu.detail) == ("broken", "ended by signal or status -6")
     assert doctor(json=True) == 1
 
 
 def test_a_framework_that_cannot_be_imported_shows_its_reason(monkeypatch):
-    monkeypatch.setattr(module, "ASK_DEVICE", "raise ImportError('libascendcl.so: cannot open shared object file')")
-    assert row("cpu").detail == "ImportError: libascendcl.so: cannot open shared object file"
+    monkeypatch.setattr(devices, "ASK_DEVICE", "raise ImportError('libascendcl.so: cannot open shared object file')")
+    assert row("cpu", "cpu").detail == "ImportError: libascendcl.so: cannot open shared object file"
 
 
 def test_a_framework_that_hangs_is_a_row(monkeypatch):
-    monkeypatch.setattr(module, "PATIENCE", 0.2)
-    monkeypatch.setattr(module, "ASK_DEVICE", "import time; time.sleep(60)")
-    assert row("cpu").detail == "no answer within 0.2 seconds"
+    monkeypatch.setattr(child, "PATIENCE", 0.2)
+    monkeypatch.setattr(devices, "ASK_DEVICE", "import time; time.sleep(60)")
+    assert row("cpu", "cpu").detail == "no answer within 0.2 seconds"
 
 
-def test_children_do_not_wake_plug_ins(monkeypatch):
-    answer, reason = module._ask("import json, os; print(json.dumps(os.environ['TORCH_DEVICE_BACKEND_AUTOLOAD']))")
-    assert (answer, reason) == ("0", "")
+def test_children_wake_no_plug_ins_and_wait_for_no_other_process(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    code = "import json, os; print(json.dumps([os.environ['TORCH_DEVICE_BACKEND_AUTOLOAD'], os.environ['WORLD_SIZE']]))"
+    assert child.ask(code) == (["0", "1"], "")
 
 
 def test_noise_on_standard_output_is_no_answer():
-    assert module._ask("print('loading'); print('[1]')") == ([1], "")
+    assert child.ask("print('loading'); print('[1]')") == ([1], "")
+
+
+def test_one_device_decides_the_status_when_it_is_named(monkeypatch, capsys):
+    monkeypatch.setattr(devices, "ASK_DEVICE", "import sys; sys.exit('--device cuda:1: there are 1, numbered from 0')")
+    assert doctor(device="cuda:1") == 1
+    text = capsys.readouterr().out
+    assert "there are 1, numbered from 0" in text
+    assert "--device cuda:1 cannot train here." in text
+    assert "npu " not in text.partition("elpv-dataset")[2]
+
+
+def test_json_is_json_and_nothing_else_and_a_device_that_works_is_enough(capsys):
+    assert doctor(device="cpu", json=True) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert (said["device"], said["works"]) == ("cpu", True)
+    rows = {found["name"]: found for found in said["findings"]}
+    assert rows["cores"]["detail"] == str(os.cpu_count())
+    assert rows["onnxruntime"]["facts"]["providers"]
+    (cpu,) = (found for found in said["findings"] if found["kind"] == "device")
+    assert (cpu["name"], cpu["state"]) == ("cpu", "ok")
+    assert cpu["facts"]["memory_bytes"] == rows["memory"]["facts"]["bytes"]
+
+
+def test_a_device_that_nobody_offers_is_one_sentence():
+    with pytest.raises(BackendError, match="--device tpu: unknown; known are auto, cpu, cuda, npu"):
+        doctor(device="tpu")
+
+
+def test_variables_that_are_set_are_shown(monkeypatch):
+    monkeypatch.setenv("ASCEND_RT_VISIBLE_DEVICES", "0,1")
+    monkeypatch.delenv("HCCL_BUFFSIZE", raising=False)
+    shown = {found.name: found.detail for found in findings.variables()}
+    assert shown["ASCEND_RT_VISIBLE_DEVICES"] == "0,1"
+    assert "HCCL_BUFFSIZE" not in shown
+
+
+def test_drivers_are_read_from_files(monkeypatch, tmp_path):
+    module = tmp_path / "proc/driver/nvidia"
+    module.mkdir(parents=True)
+    (module / "version").write_text(
+        "NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.129.03  Thu Oct 19 18:56:32 UTC 2023\nGCC version: 12\n"
+    )
+    driver = tmp_path / "usr/local/Ascend/driver"
+    driver.mkdir(parents=True)
+    (driver / "version.info").write_text("Version=25.2.0\nascendhal_version=7.35.23\n")
+    monkeypatch.setattr(findings, "ROOT", tmp_path)
+    rows = {found.name: found for found in findings.machine()}
+    assert (rows["NVIDIA driver"].state, rows["NVIDIA driver"].detail) == ("ok", "535.129.03")
+    assert (rows["Ascend driver"].state, rows["Ascend driver"].detail) == ("ok", "25.2.0")
+    assert rows["CANN"].state == "absent"
+
+
+def test_cann_that_is_installed_but_not_active_has_its_command(monkeypatch, tmp_path):
+    home = tmp_path / "usr/local/Ascend/cann"
+    (home / "x86_64-linux").mkdir(parents=True)
+    (home / "x86_64-linux/ascend_toolkit_install.info").write_text("package_name=Ascend-cann-toolkit\nversion=9.1.0\n")
+    (home / "set_env.sh").touch()
+    for name in ("ASCEND_HOME_PATH", "ASCEND_TOOLKIT_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(findings, "ROOT", tmp_path)
+    row = next(found for found in findings.machine() if found.name == "CANN")
+    assert (row.state, row.mend) == ("broken", f"source {home}/set_env.sh")
+
+
+def versions(monkeypatch, **installed):
+    """Let these be the packages that are installed."""
+
+    def fake(name):
+        try:
+            return installed[name.replace("-", "_")]
+        except KeyError:
+            raise findings.PackageNotFoundError(name) from None
+
+    for module in (findings, ascend):
+        monkeypatch.setattr(module, "version", fake)
+
+
+def test_mindspore_beside_a_numpy_that_it_cannot_use_is_broken(monkeypatch):
+    versions(monkeypatch, mindspore="2.10.0", numpy="2.3.1")
+    found = findings.package("mindspore")
+    assert (found.state, found.mend) == ("broken", "pip install 'numpy<2'")
+    versions(monkeypatch, mindspore="2.10.0", numpy="1.26.4")
+    assert findings.package("mindspore").state == ("ok" if sys.version_info < (3, 13) else "broken")
+
+
+def test_torch_npu_beside_another_torch_is_broken(monkeypatch):
+    versions(monkeypatch, torch="2.14.0+cpu", torch_npu="2.12.0")
+    found = findings.package("torch-npu")
+    assert found.state == "broken"
+    assert found.detail == "torch-npu 2.12.0 goes with torch 2.12.0, but torch 2.14.0+cpu is installed"
+    assert found.mend == "pip install torch==2.12.0"
+
+
+def test_onnxruntime_counts_under_the_names_of_its_builds(monkeypatch):
+    versions(monkeypatch, onnxruntime_cann="1.23.0")
+    monkeypatch.setattr(findings, "ASK_PROVIDERS", """print('["CANNExecutionProvider", "CPUExecutionProvider"]')""")
+    found = findings.package("onnxruntime")
+    assert found.detail == "1.23.0 with CANNExecutionProvider, CPUExecutionProvider"
+
+
+def test_an_absent_npu_has_what_mends_it_in_a_column_of_its_own(monkeypatch, tmp_path):
+    versions(monkeypatch, torch="2.12.0", torch_npu="2.12.0")
+    monkeypatch.setattr(devices, "ROOT", tmp_path)
+    said = ascend.explain(ImportError("libhccl.so"), ascend.find(tmp_path, {}))
+    monkeypatch.setattr(devices, "ask", lambda *arguments: (None, f"--device npu: {said}"))
+    found = devices.device("npu", "")
+    assert found.state == "absent"
+    assert found.detail.startswith("CANN is not found")
+    assert found.mend.startswith("install CANN")
+    assert f"{found.detail}: {found.mend}" == said

@@ -1,0 +1,70 @@
+"""Whether attention on an accelerator is what it is on the CPU.
+
+An NPU whose attention silently came out uniform has happened (vllm-project/vllm-ascend issue 13699): nothing raises,
+losses fall, and every hierarchy is noise.
+
+Shapes: B images, N patches.
+"""
+
+from __future__ import annotations
+
+from math import isfinite
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ehm.backends.base import Backend, Learner, LearnerState
+from ehm.config import TrainConfig
+
+__all__ = ["TOLERANCE", "compare"]
+
+TOLERANCE = 0.1
+"""The largest difference that rounding makes; bfloat16 makes 0.02 on a CPU, and a uniform attention about 1."""
+
+_SHARPEN = 3.0
+"""Factor on the first blocks' query and key weights: attention of an untrained model is nearly uniform anyway."""
+
+
+def compare(backend: Backend, reference: Backend, dtype: str) -> float | None:
+    """How far similarities in ``dtype`` on ``backend`` are from those in float32 on ``reference``.
+
+    Both hold the same tiny model and see the same images. The largest difference, as a share of the largest deviation
+    of the reference's similarities from their mean; None where it is not a finite number.
+    """
+    images = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), dtype=np.uint8)
+    exact = reference.learner(_config("float32"))
+    state = exact.state()
+    for name, array in state.model.items():
+        if name.endswith("attn.qkv.weight"):
+            array *= _SHARPEN
+    exact.load(state)
+    learner = backend.learner(_config(dtype))
+    learner.load(LearnerState(state.model, learner.state().optimizer))
+    expected, got = _similarity(exact, images), _similarity(learner, images)
+    if got.shape != expected.shape:
+        raise ValueError(f"similarity has shape {got.shape}, not {expected.shape}")
+    difference = float(np.abs(got - expected).max() / np.abs(expected - expected.mean()).max())
+    return difference if isfinite(difference) else None
+
+
+def _similarity(learner: Learner, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    return np.concatenate(list(learner.similarity(images)))
+
+
+def _config(dtype: str) -> TrainConfig:
+    return TrainConfig.model_validate(
+        {
+            "encoder": "vit_tiny",
+            "image_size": 64,
+            "model": {
+                "width": 128,
+                "depth": 2,
+                "heads": 2,
+                "decoder_width": 32,
+                "decoder_depth": 1,
+                "decoder_heads": 1,
+            },
+            "mask": {"blocks": 2},
+            "optim": {"dtype": dtype, "batch_size": 2},
+        }
+    )

@@ -1,0 +1,33 @@
+"""Questions that need a framework, asked in child processes: one that crashes or hangs loses only its own answer."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from json import loads
+from typing import Any
+
+__all__ = ["PATIENCE", "ask"]
+
+PATIENCE = 120  # seconds for a child: importing a framework from a cold disk takes tens
+
+ENVIRONMENT = {
+    # Without the guard, importing torch also imports every vendor's plug-in that is installed, wanted or not.
+    "TORCH_DEVICE_BACKEND_AUTOLOAD": "0",
+    # A doctor among the processes of torchrun asks alone, and does not wait for the others.
+    "WORLD_SIZE": "1",
+}
+
+
+def ask(code: str, *arguments: str) -> tuple[Any, str]:
+    """Run ``code`` in a child; the JSON that it prints last, or None and the reason."""
+    command = [sys.executable, "-c", code, *arguments]
+    environment = {**os.environ, **ENVIRONMENT}
+    try:
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=PATIENCE, check=False)
+    except subprocess.TimeoutExpired:
+        return None, f"no answer within {PATIENCE} seconds"
+    if done.returncode:
+        return None, (done.stderr.strip().splitlines() or [f"ended by signal or status {done.returncode}"])[-1]
+    return loads(done.stdout.splitlines()[-1]), ""

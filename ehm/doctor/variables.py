@@ -1,0 +1,35 @@
+"""The environment variables that change what a device does; ``ehm doctor`` shows those that are set.
+
+Explained in docs/backends.md. Their names and meanings are those of torch 2.14, torch-npu (its list of environment
+variables, Ascend/pytorch, 2026-08-21) and CANN.
+"""
+
+from __future__ import annotations
+
+__all__ = ["VARIABLES"]
+
+VARIABLES = (
+    "CUDA_VISIBLE_DEVICES",
+    "ASCEND_RT_VISIBLE_DEVICES",
+    "ASCEND_HOME_PATH",
+    "TORCH_DEVICE_BACKEND_AUTOLOAD",
+    "TORCH_NPU_FALLBACK_CPU_DISABLE",
+    "TORCH_NPU_USE_COMPATIBLE_IMPL",
+    "TASK_QUEUE_ENABLE",
+    "ASCEND_LAUNCH_BLOCKING",
+    "CUDA_LAUNCH_BLOCKING",
+    "PYTORCH_ALLOC_CONF",
+    "PYTORCH_CUDA_ALLOC_CONF",
+    "PYTORCH_NPU_ALLOC_CONF",
+    "CUBLAS_WORKSPACE_CONFIG",
+    "HCCL_DETERMINISTIC",
+    "HCCL_BUFFSIZE",
+    "HCCL_CONNECT_TIMEOUT",
+    "HCCL_EXEC_TIMEOUT",
+    "OMP_NUM_THREADS",
+    "WORLD_SIZE",
+    "RANK",
+    "LOCAL_RANK",
+    "MASTER_ADDR",
+    "MASTER_PORT",
+)

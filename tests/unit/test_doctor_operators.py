@@ -1,0 +1,73 @@
+"""`ehm doctor --operators`: what a child reports becomes a table, JSON, and an exit status."""
+
+import json
+
+import pytest
+
+from ehm.cli import main
+from ehm.doctor import operators as command
+from ehm.doctor.operators import operators
+from ehm.errors import BackendError
+
+NATIVE = ("aten::mm", ("bfloat16",), "native", "backends/torch/models/mae.py:10 in forward", "")
+NEUTRAL = ("aten::t", ("float32",), "neutral", "backends/torch/models/mae.py:11 in forward", "a view")
+WAITS = ("aten::nonzero", ("bool",), "synchronises", "backends/torch/learner.py:5 in step", "waits for the device")
+FALLS = (
+    "aten::linalg_eigh",
+    ("float32",),
+    "falls back",
+    "backends/torch/learner.py:7 in step",
+    "no kernel [of its own]",
+)
+
+
+@pytest.fixture
+def reported(monkeypatch):
+    """Let the child report rows, and print something before."""
+    module = __import__("ehm.doctor.operators", fromlist=["ASK_OPERATORS"])
+    monkeypatch.setenv("COLUMNS", "300")
+
+    def set_rows(*rows):
+        names = ("operator", "dtypes", "verdict", "site", "reason")
+        text = json.dumps([dict(zip(names, row, strict=True)) for row in rows])
+        monkeypatch.setattr(module, "ASK_OPERATORS", f"import sys; print('noise', sys.argv[1]); print({text!r})")
+
+    set_rows.module = module
+    return set_rows
+
+
+def test_all_native_is_status_0(reported, capsys):
+    reported(NATIVE, NEUTRAL, WAITS)
+    assert operators() == 0
+    text = capsys.readouterr().out
+    assert "3 operators; none falls back to the CPU." in text
+    assert text.index("aten::nonzero") < text.index("aten::t ") < text.index("aten::mm")
+
+
+def test_one_that_falls_back_is_status_1_on_top_with_its_place(reported, capsys):
+    reported(NATIVE, FALLS)
+    assert operators() == 1
+    text = capsys.readouterr().out
+    assert "2 operators; fall back to the CPU: aten::linalg_eigh." in text
+    assert text.index("aten::linalg_eigh") < text.index("aten::mm")
+    assert "backends/torch/learner.py:7 in step" in text
+    assert "no kernel [of its own]" in text  # rich would take the brackets for a style
+
+
+def test_json_carries_the_rows(reported, capsys):
+    reported(NATIVE, FALLS)
+    assert main(["doctor", "--operators", "--device", "npu", "--json"]) == 1
+    said = json.loads(capsys.readouterr().out)
+    assert (said["device"], said["works"]) == ("npu", False)
+    assert [row["operator"] for row in said["operators"]] == ["aten::mm", "aten::linalg_eigh"]
+    assert said["operators"][1]["verdict"] == "falls back"
+
+
+def test_a_report_that_cannot_be_made_is_one_sentence(reported, monkeypatch, capsys):
+    monkeypatch.setattr(
+        reported.module, "ASK_OPERATORS", "import sys; sys.exit('--device npu: torch-npu is not installed')"
+    )
+    assert main(["doctor", "--operators", "--device", "npu"]) == 1
+    assert capsys.readouterr().err == "ehm doctor: --operators: --device npu: torch-npu is not installed\n"
+    with pytest.raises(BackendError):
+        command("npu")
