@@ -1,0 +1,120 @@
+"""A record of what torch runs: each operator with the dtypes of its tensors and the place that called it.
+
+On a machine without an accelerator the record is what torch does above that machine's own kernels: what it does for
+another device only, such as a copy to the host, is not in it. The simulated NPU of the tests shows that too.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import ehm
+
+__all__ = ["Call", "call_site", "dtypes_of", "record"]
+
+_OWN = os.path.dirname(__file__) + os.sep
+_TORCH = os.path.dirname(torch.__file__) + os.sep
+_ROOT = os.path.dirname(os.path.dirname(ehm.__file__)) + os.sep
+
+
+class Call(NamedTuple):
+    """An operator (``add.Tensor``; other namespaces than aten as ``ns::name``) as one place in the code calls it.
+
+    ``waits``: it copies between host and device, and the host waits for that.
+    """
+
+    operator: str
+    dtypes: tuple[str, ...]
+    site: str
+    waits: bool = False
+
+
+def call_site() -> str:
+    """``file:line`` of the innermost code of this backend that is running, or else of any that is not torch's.
+
+    What autograd runs has no such place: it is named after the operation whose gradient it computes.
+    """
+    frame: FrameType | None = sys._getframe(1)
+    other = ""
+    while frame is not None:
+        file = frame.f_code.co_filename
+        if file.startswith(_TORCH):
+            if frame.f_code.co_name == "_engine_run_backward":
+                break  # what is below called the backward pass, not this operator
+        elif file != __file__ and "/torch_npu/" not in file:
+            short = file.rpartition(f"site-packages{os.sep}")[2].removeprefix(_ROOT)
+            place = f"{short}:{frame.f_lineno}"
+            if file.startswith(_OWN):
+                return place
+            other = other or place
+        frame = frame.f_back
+    if other:
+        return other
+    node = torch._C._current_autograd_node()
+    return f"backward ({node.name()})" if node is not None else "backward"
+
+
+def dtypes_of(*values: Any) -> tuple[str, ...]:
+    """Dtypes of the tensors in ``values``, each once, in order; a float64 without dimension is told apart.
+
+    A single float64 value is what torch's own gradient scaler computes, and harmless.
+    """
+    found: dict[str, None] = {}
+
+    def visit(value: Any) -> None:
+        if isinstance(value, Tensor):
+            name = str(value.dtype).removeprefix("torch.")
+            found["one float64" if name == "float64" and not value.dim() else name] = None
+        elif isinstance(value, (list, tuple)):
+            for element in value:
+                visit(element)
+        elif isinstance(value, dict):
+            visit(tuple(value.values()))
+
+    visit(values)
+    return tuple(found)
+
+
+class _Recorder(TorchDispatchMode):
+    def __init__(self, device: str, calls: Counter[Call]) -> None:
+        super().__init__()
+        self._device, self._calls = device, calls
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        found = {value.device.type for value in _flatten((args, kwargs, result)) if isinstance(value, Tensor)}
+        if self._device in found:
+            name = func.name().removeprefix("aten::")
+            at_once = kwargs.get("non_blocking") or (name == "copy_" and args[2:] == (True,))
+            waits = len(found) > 1 and name in ("_to_copy", "copy_") and not at_once
+            self._calls[Call(name, dtypes_of(args, kwargs, result), call_site(), waits)] += 1
+        return result
+
+
+def _flatten(value: Any) -> Iterator[Any]:
+    if isinstance(value, (list, tuple)):
+        for element in value:
+            yield from _flatten(element)
+    elif isinstance(value, dict):
+        yield from _flatten(tuple(value.values()))
+    else:
+        yield value
+
+
+@contextmanager
+def record(device: str = "cpu") -> Iterator[Counter[Call]]:
+    """Count every operator on tensors of ``device`` (torch's name of a kind of device) within the block."""
+    calls: Counter[Call] = Counter()
+    with _Recorder(device, calls):
+        yield calls

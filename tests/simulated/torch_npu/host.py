@@ -1,0 +1,40 @@
+"""Entry points of torch that a backend in Python has to replace: pinned memory, and how a tensor is printed."""
+
+import torch
+
+
+def pin_memory(self, device=None):
+    """Pinned memory is a mark on the storage."""
+    if not self.is_cpu:
+        raise RuntimeError(f"cannot pin '{self.type()}': only dense CPU tensors can be pinned")
+    if is_pinned(self):
+        return self
+    pinned = self.clone(memory_format=torch.preserve_format)
+    pinned.untyped_storage()._pinned = True
+    return pinned
+
+
+def is_pinned(self, device=None):
+    return self.is_cpu and getattr(self.untyped_storage(), "_pinned", False)
+
+
+_empty, _repr = torch.empty, torch.Tensor.__repr__
+
+
+def empty(*size, pin_memory=False, **options):
+    tensor = _empty(*size, **options)
+    if pin_memory:
+        tensor.untyped_storage()._pinned = True
+    return tensor
+
+
+def show(self, *, tensor_contents=None):
+    """torch formats numbers in float64, on the tensor's own device."""
+    if self.device.type != "npu":
+        return _repr(self, tensor_contents=tensor_contents)
+    return f"{self.detach().cpu()!r}"[:-1] + f", device='{self.device}')"
+
+
+def install():
+    torch.empty, torch.Tensor.__repr__ = empty, show
+    torch.Tensor.pin_memory, torch.Tensor.is_pinned = pin_memory, is_pinned
