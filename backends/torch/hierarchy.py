@@ -115,7 +115,7 @@ def build_hierarchy(similarity: Tensor) -> DeviceHierarchy:
             wider.append((facts, gone))
             similarity, facts, gone = _narrow(similarity, facts, gone, width)
     if left > 1:
-        raise ValueError("similarity must be finite")
+        raise ValueError(f"similarity must be finite, and below {-EMPTY / 2:g} in magnitude")
     for outer, went in reversed(wider):  # a column that was not empty when the matrix was halved was emptied later
         place = ((~went).cumsum(dim=1, dtype=torch.float32) - 1).clamp(0, facts.shape[2] - 1).long()
         facts = torch.where(went[:, None], outer, _columns(facts, place))
@@ -126,7 +126,7 @@ def _merge(similarity: Tensor, facts: Tensor, gone: Tensor, n: int, rounds: int)
     """One round: unite all columns that are each other's nearest; the right one of a pair is emptied."""
     nearest, partner = similarity.max(dim=2)  # the first of equal ones, as torch promises
     index = torch.arange(partner.shape[1], device=partner.device)
-    mutual = (partner.gather(1, partner) == index) & (nearest > EMPTY / 2)
+    mutual = partner.gather(1, partner) == index  # an empty column's is 0, which is never empty
     grows, goes = mutual & (partner > index), mutual & (partner < index)
 
     other = _columns(facts, partner)
