@@ -20,14 +20,15 @@ ENVIRONMENT = {
 }
 
 
-def ask(code: str, *arguments: str) -> tuple[Any, str]:
-    """Run ``code`` in a child; the JSON that it prints last, or None and the reason."""
+def ask(code: str, *arguments: str, patience: float | None = None) -> tuple[Any, str]:
+    """Run ``code`` in a child for at most ``patience`` seconds; the JSON that it prints last, or None and the reason."""
+    patience = PATIENCE if patience is None else patience
     command = [sys.executable, "-c", code, *arguments]
     environment = {**os.environ, **ENVIRONMENT}
     try:
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=PATIENCE, check=False)
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=patience, check=False)
     except subprocess.TimeoutExpired:
-        return None, f"no answer within {PATIENCE} seconds"
+        return None, f"no answer within {patience} seconds"
     if done.returncode:
         return None, (done.stderr.strip().splitlines() or [f"ended by signal or status {done.returncode}"])[-1]
     return loads(done.stdout.splitlines()[-1]), ""

@@ -1,7 +1,8 @@
-"""``ehm doctor --operators``: every operator of a training step, and whether an NPU runs it itself."""
+"""``ehm doctor --operators``: every operator of training, and whether an NPU runs it itself."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from json import dumps
 from typing import Any
 
@@ -24,15 +25,17 @@ try:
 except (EhmError, ImportError) as error:
     sys.exit(str(error))
 """
+PATIENCE = 600  # seconds: a few dozen training steps, each operator looked at
+WORST_FIRST = (FALLS_BACK, "synchronises", "neutral", "native")
 STYLES = {"native": "green", "neutral": "green", "synchronises": "yellow", FALLS_BACK: "red"}
 
 
-def operators(device: str = "cpu", json: bool = False) -> int:
+def operators(device: str = "auto", json: bool = False) -> int:
     """Print the operators that arrive at ``device``, the worst first; 0 when an NPU runs all of them, else 1.
 
     Raises BackendError where they cannot be recorded.
     """
-    rows, reason = ask(ASK_OPERATORS, device)
+    rows, reason = ask(ASK_OPERATORS, device, patience=PATIENCE)
     if rows is None:
         raise BackendError(f"--operators: {reason}")
     falling = [row["operator"] for row in rows if row["verdict"] == FALLS_BACK]
@@ -45,8 +48,7 @@ def operators(device: str = "cpu", json: bool = False) -> int:
 
 def _show(device: str, rows: list[dict[str, Any]], falling: list[str]) -> None:
     table = Table("operator", "dtypes", "on an NPU", "called at", "reason", title=f"operators on {device}")
-    worst_first = [FALLS_BACK, "synchronises", "neutral", "native"]
-    for row in sorted(rows, key=lambda row: (worst_first.index(row["verdict"]), row["operator"])):
+    for row in sorted(_merged(rows), key=lambda row: (WORST_FIRST.index(row["verdict"]), row["operator"])):
         # Text and not str, in which rich would take [brackets] for a style.
         table.add_row(
             Text(row["operator"]),
@@ -57,5 +59,20 @@ def _show(device: str, rows: list[dict[str, Any]], falling: list[str]) -> None:
         )
     console = Console()
     console.print(table)
-    said = f"fall back to the CPU: {', '.join(falling)}" if falling else "none falls back to the CPU"
-    console.print(f"{len(rows)} operators; {said}.", markup=False)
+    said = f"fall back to the CPU: {', '.join(dict.fromkeys(falling))}" if falling else "none falls back to the CPU"
+    console.print(f"{len({row['operator'] for row in rows})} operators; {said}.", markup=False)
+
+
+def _merged(rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """One row for each operator that is all right, wherever it is called, and each call of one that is not."""
+    fine: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for row in rows:
+        if row["verdict"] in WORST_FIRST[:2]:
+            yield row
+        else:
+            fine.setdefault((row["operator"], row["reason"]), []).append(row)
+    for alike in fine.values():
+        sites = list(dict.fromkeys(row["site"] for row in alike))
+        dtypes = dict.fromkeys(dtype for row in alike for dtype in row["dtypes"])
+        more = f" and {len(sites) - 1} more" if len(sites) > 1 else ""
+        yield {**alike[0], "site": sites[0] + more, "dtypes": list(dtypes)}

@@ -54,6 +54,18 @@ def test_one_that_falls_back_is_status_1_on_top_with_its_place(reported, capsys)
     assert "no kernel [of its own]" in text  # rich would take the brackets for a style
 
 
+def test_an_operator_that_is_all_right_is_one_row_and_each_bad_call_is_its_own(reported, capsys):
+    elsewhere = ("backends/torch/optim.py:1 in f", "")
+    reported(NATIVE, ("aten::mm", ("float32",), "native", *elsewhere), FALLS, (*FALLS[:3], *elsewhere))
+    assert operators() == 1
+    text = capsys.readouterr().out
+    (mm,) = (line for line in text.splitlines() if "aten::mm" in line)
+    assert "bfloat16, float32" in mm
+    assert "mae.py:10 in forward and 1 more" in mm
+    assert text.count("aten::linalg_eigh") == 2 + 1  # each call, and the last line
+    assert "2 operators; fall back to the CPU: aten::linalg_eigh." in text
+
+
 def test_json_carries_the_rows(reported, capsys):
     reported(NATIVE, FALLS)
     assert main(["doctor", "--operators", "--device", "npu", "--json"]) == 1
