@@ -66,6 +66,11 @@ class Processes(Protocol):
         """How many there are."""
         ...
 
+    @property
+    def local_size(self) -> int:
+        """How many of them share this machine's processors."""
+        ...
+
     def gather(self, value: Any) -> list[Any]:
         """``value`` of every process, in the order of their ranks; all of them call this, and wait for each other."""
         ...
@@ -77,6 +82,7 @@ class OneProcess:
 
     rank: int = 0
     size: int = 1
+    local_size: int = 1
 
     def gather(self, value: Any) -> list[Any]:
         """See :meth:`Processes.gather`."""

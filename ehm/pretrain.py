@@ -85,7 +85,7 @@ def _run(config: TrainConfig, backend: Backend, folder: Path, start: Path | None
     warmup = optim.warmup_epochs * loader.steps_per_epoch
 
     build = backend.info().hierarchy if config.mask.build == "auto" else config.mask.build
-    masker = make_masker(config.masking, config.mask, config.vit.grid, build)
+    masker = make_masker(config.masking, config.mask, config.vit.grid, build, backend.processes.local_size)
     learner = backend.learner(config)
     first = 0
     if start is not None:

@@ -1,7 +1,7 @@
 """Processes that train one model together, as torchrun starts them: one for each device, one machine or several.
 
-torchrun says who is who by environment variables (RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT); the
-collectives are those of the device (nccl, hccl, gloo).
+torchrun says who is who by environment variables (RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR,
+MASTER_PORT); the collectives are those of the device (nccl, hccl, gloo).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ __all__ = ["gathered", "join", "like", "mean", "synchronised", "unsharded", "wra
 
 _PASSES = ("embed", "similarity")
 """Methods of a model that are called beside ``forward``, and need its parameters whole too."""
-_NEEDED = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+_NEEDED = ("RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,7 @@ class TorchProcesses:
 
     rank: int
     size: int
+    local_size: int
 
     def gather(self, value: Any) -> list[Any]:
         """See :meth:`ehm.backends.base.Processes.gather`."""
@@ -66,7 +67,7 @@ def join(device: torch.device) -> tuple[torch.device, Processes]:
     if not dist.is_initialized():
         dist.init_process_group(FACTS[device.type].distributed)
         atexit.register(_leave)
-    return device, TorchProcesses(dist.get_rank(), dist.get_world_size())
+    return device, TorchProcesses(dist.get_rank(), dist.get_world_size(), int(os.environ["LOCAL_WORLD_SIZE"]))
 
 
 def _own(device: torch.device, local_rank: int) -> torch.device:

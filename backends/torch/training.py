@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable
 from functools import partial
+from shutil import which
 from typing import Any, SupportsFloat
 
 import numpy as np
@@ -55,6 +56,8 @@ class Training:
         if run.compile:
             if facts.compiler is None:
                 raise BackendError(f"run.compile: there is no compiler to rely on for {device.type}; leave it false")
+            if facts.compiler == "inductor" and not any(map(which, ("g++", "clang++"))):
+                raise BackendError("run.compile: torch needs a C++ compiler, g++ or clang++, and finds none")
             trained.compile(backend=facts.compiler, dynamic=False)
         self.module = wrap(trained, run.parallel, processes, device)
         self.optimizer = optimizer(facts.fused_adamw and (facts.fused_adamw_scales or not scaled))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, SupportsFloat
 import numpy as np
 from numpy.typing import NDArray
 
+from ehm.masking._parallel import processors
 from ehm.masking.hierarchy import Hierarchy, build_hierarchy
 from ehm.masking.masks import draw_ranks, hierarchical_mask
 from ehm.masking.schedule import depth, masking_level
@@ -64,19 +65,26 @@ class Masker(Protocol):
 
 
 def make_masker(
-    masking: str, config: MaskConfig, grid: tuple[int, int], build: Literal["host", "device"] = "host"
+    masking: str,
+    config: MaskConfig,
+    grid: tuple[int, int],
+    build: Literal["host", "device"] = "host",
+    sharers: int = 1,
 ) -> Masker:
     """The masking called ``masking`` for a ``grid`` = (height, width) of patches.
 
     ``random``, ``grid`` and ``block`` do not look at the image. ``evolved`` deepens with training progress by the
     configuration's schedule and depth range; ``shallow`` and ``deep`` stay at a fifth and four fifths of the height.
-    ``build`` is where hierarchies are built. Raises ValueError for any other name.
+    ``build`` is where hierarchies are built, on the host by as many threads as it has processors, divided among
+    ``sharers`` processes that do the same. Raises ValueError for any other name.
     """
     if masking in _STATIC:
         return _Static(masking, config.ratio, grid)
     if masking == "evolved" or masking in _FIXED:
-        kind = _OnHost if build == "host" else _OnDevice
-        return kind(_FIXED.get(masking), config, grid[0] * grid[1])
+        fixed, patches = _FIXED.get(masking), grid[0] * grid[1]
+        if build == "device":
+            return _OnDevice(fixed, config, patches)
+        return _OnHost(fixed, config, patches, threads=max(1, processors() // sharers))
     raise ValueError(f"masking must be one of {', '.join((*_STATIC, 'evolved', *_FIXED))}, not {masking!r}")
 
 
@@ -108,6 +116,10 @@ class _Hierarchical:
 
 
 class _OnHost(_Hierarchical):
+    def __init__(self, fixed: float | None, config: MaskConfig, patches: int, threads: int) -> None:
+        super().__init__(fixed, config, patches)
+        self._threads = threads
+
     def __call__(
         self, learner: Looks, batch: Rows, progress: float, rng: np.random.Generator
     ) -> tuple[NDArray[np.bool_], dict[str, float]]:
@@ -116,7 +128,9 @@ class _OnHost(_Hierarchical):
         for similarity in learner.similarity(batch.images):
             if similarity.shape[-1] != self._patches:
                 raise ValueError(f"similarity must be of {self._patches} patches; its shape is {similarity.shape}")
-            hierarchy = build_hierarchy(balance(similarity) if config.balance == "sinkhorn" else similarity)
+            if config.balance == "sinkhorn":
+                similarity = balance(similarity, threads=self._threads)
+            hierarchy = build_hierarchy(similarity, threads=self._threads)
             part = ranks[done : done + len(similarity)]
             masks.append(hierarchical_mask(hierarchy, at, config.ratio, ranks=part))
             figures.append(_figures(hierarchy, at))

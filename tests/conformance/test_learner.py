@@ -157,6 +157,22 @@ def test_how_to_compute_changes_no_result(backend, config, batch, run):
     assert_equal(plain.state(), other.state(), atol=1e-6)
 
 
+# torch 2.14 looks at .grad of every input while it compiles, and warns about what is no leaf: the shared embedding.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
+def test_compiled_steps_are_the_same_or_refused(backend, config, batch, monkeypatch):
+    small = {"model": {"depth": 1}, "mask": {"blocks": 1}}
+    try:
+        compiled = backend.learner(config(**small, run={"compile": True}))
+    except BackendError as error:
+        assert str(error).startswith("run.compile: ")  # noqa: PT017 - the other of two right answers
+        return
+    plain = backend.learner(config(**small))
+    np.testing.assert_allclose(steps(plain, *batch, count=3), steps(compiled, *batch, count=3), rtol=1e-5)
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(BackendError, match=r"run\.compile: torch needs a C\+\+ compiler"):
+        backend.learner(config(run={"compile": True}))
+
+
 @pytest.mark.parametrize("masking", ["evolved", "shallow"])
 @pytest.mark.parametrize("balance", ["none", "sinkhorn"])
 def test_masks_made_on_the_device_are_the_hosts(backend, config, batch, masking, balance):

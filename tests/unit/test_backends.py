@@ -116,7 +116,11 @@ def test_a_process_alone_takes_the_device_it_is_given(monkeypatch):
 @pytest.mark.parametrize(
     ("device", "environment", "reason"),
     [
-        ("cpu", {"RANK": "0"}, "WORLD_SIZE is 4, but LOCAL_RANK, MASTER_ADDR, MASTER_PORT is not set"),
+        (
+            "cpu",
+            {"RANK": "0"},
+            "WORLD_SIZE is 4, but LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR, MASTER_PORT is not set",
+        ),
         (
             "cuda",
             {"LOCAL_RANK": "2"},
@@ -127,7 +131,7 @@ def test_a_process_alone_takes_the_device_it_is_given(monkeypatch):
 )
 def test_processes_that_do_not_fit_are_told_why(monkeypatch, device, environment, reason):
     Accelerator(monkeypatch)
-    whole = {"RANK": "3", "LOCAL_RANK": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
+    whole = {"RANK": "3", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
     for name, value in {"WORLD_SIZE": "4", **(environment if device == "cpu" else whole | environment)}.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(BackendError, match=reason):
