@@ -21,7 +21,7 @@ ENVIRONMENT = {
 
 
 def ask(code: str, *arguments: str, patience: float | None = None) -> tuple[Any, str]:
-    """Run ``code`` in a child for at most ``patience`` seconds; the JSON that it prints last, or None and the reason."""
+    """Run ``code`` in a child for at most ``patience`` seconds; the JSON that it prints last, or None and why not."""
     patience = PATIENCE if patience is None else patience
     command = [sys.executable, "-c", code, *arguments]
     environment = {**os.environ, **ENVIRONMENT}
