@@ -113,18 +113,18 @@ class Learner(Protocol):
     def evolved_mask(
         self, images: NDArray[np.uint8], depth: float, ranks: NDArray[np.int32]
     ) -> tuple[Any, Mapping[str, SupportsFloat]]:
-        """Similarity, hierarchy and mask of (B, H, W, 3) images at ``depth`` in [0, 1], all on the device.
+        """Similarity, hierarchy and masks of (B, H, W, 3) images at ``depth`` in [0, 1], all on the device.
 
-        ``ranks`` (B, 2N - 1) are those of :func:`ehm.masking.draw_ranks`. Gives a (B, N) mask that stays on the device,
-        and what a :class:`ehm.masking.Masker` logs. Both are those of the host's way. Called where ``mask.build`` is
-        ``device`` only; raises BackendError when the learner is made where the device has no such way.
+        ``ranks`` (B, views, 2N - 1) are those of :func:`ehm.masking.draw_ranks`. Gives masks (B * views, N), those of
+        one image together, that stay on the device, and what a :class:`ehm.masking.Masker` logs. Both are those of the
+        host's way. Called where ``mask.build`` is ``device`` only.
         """
         ...
 
     def train_step(
         self, images: NDArray[np.uint8], mask: Any, lr: float, weight_decay: float
     ) -> Mapping[str, SupportsFloat]:
-        """One optimiser step on (B, H, W, 3) images and a (B, N) mask, True = masked, equally many in every image.
+        """One optimiser step on (B, H, W, 3) images and (B * views, N) masks, True = masked, equally many in each.
 
         ``mask`` is a NumPy array, or what ``evolved_mask`` gave. The values returned are means over all processes and
         stay on the device until ``float()`` reads them; ``loss`` is always among them.

@@ -102,7 +102,9 @@ class ModelConfig(Section):
 class MaskConfig(Section):
     """``mask``: how many patches are hidden, and how deep in the hierarchy (paper, sections III and IV).
 
-    ``build`` is where hierarchies are built, which changes no mask; ``auto`` is what suits the device.
+    ``build`` is where hierarchies are built, which changes no mask; ``auto`` is what suits the device. Every image of
+    a batch is masked ``views`` times, after one look at it: ``optim.batch_size`` counts masked images, so that an epoch
+    has as many times more steps.
     """
 
     ratio: Fraction = 0.75
@@ -112,6 +114,7 @@ class MaskConfig(Section):
     balance: Literal["none", "sinkhorn"] = "sinkhorn"
     source: Literal["online", "ema"] = "online"
     build: Literal["auto", "host", "device"] = "auto"
+    views: Positive = 1
 
 
 class DataConfig(Section):
@@ -211,6 +214,10 @@ class TrainConfig(Section):
             raise ValueError(
                 f"model.decoder_width {self.model.decoder_width} is not a multiple of "
                 f"model.decoder_heads {self.model.decoder_heads}"
+            )
+        if self.optim.batch_size % self.mask.views:
+            raise ValueError(
+                f"optim.batch_size {self.optim.batch_size} is not a multiple of mask.views {self.mask.views}"
             )
         if self.mask.source == "ema" and self.optim.ema_decay is None:
             raise ValueError("mask.source ema needs optim.ema_decay, for example 0.9999")

@@ -70,7 +70,7 @@ def _run(config: TrainConfig, backend: Backend, folder: Path, start: Path | None
     loader = Loader(
         source,
         transform,
-        batch_size=optim.batch_size,
+        batch_size=optim.batch_size // config.mask.views,
         seed=run.seed,
         shuffle=True,
         drop_last=True,
@@ -156,6 +156,7 @@ def _write_encoder(folder: Path, learner: Learner, leads: bool) -> Path:
 
 def _announce(config: TrainConfig, backend: Backend, images: int, steps: int, folder: Path, start: Path | None) -> None:
     vit, optim = config.vit, config.optim
+    views = f" ({config.mask.views} masks an image)" if config.mask.views > 1 else ""
     console.print(
         f"Pretraining {config.encoder} ({vit.width} wide, {vit.depth} blocks, {vit.image_size[0]} x "
         f"{vit.image_size[1]} pixels, {vit.patches} patches) with {config.objective} and {config.masking} masks "
@@ -163,7 +164,7 @@ def _announce(config: TrainConfig, backend: Backend, images: int, steps: int, fo
     )
     console.print(
         f"  on {config.data.source}: {images:,} images, {optim.epochs} epochs of {steps} steps, "
-        f"batch {optim.batch_size}, learning rate {optim.lr:.2e}; {on(backend)}"
+        f"batch {optim.batch_size}{views}, learning rate {optim.lr:.2e}; {on(backend)}"
     )
     console.print(f"  into {folder}" + (f", continuing {start.name}" if start else ""))
     if start is not None and start.name >= f"step-{config.run.max_steps or optim.epochs * steps:08d}":

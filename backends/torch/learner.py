@@ -86,8 +86,9 @@ class TorchLearner:
             if self._config.mask.balance == "sinkhorn":
                 similarity = hierarchy.balance(similarity)
             tree = hierarchy.build_hierarchy(similarity)
-            mask = hierarchy.hierarchical_mask(tree, depth, self._config.mask.ratio, upload(ranks, self._device))
-            return mask, hierarchy.statistics(tree, depth)
+            ratio, views = self._config.mask.ratio, upload(ranks, self._device).unbind(1)
+            masks = [hierarchy.hierarchical_mask(tree, depth, ratio, view) for view in views]
+            return torch.stack(masks, dim=1).flatten(0, 1), hierarchy.statistics(tree, depth)
 
     def train_step(
         self, images: NDArray[np.uint8], mask: NDArray[np.bool_] | Tensor, lr: float, weight_decay: float
@@ -98,13 +99,19 @@ class TorchLearner:
             parts = hierarchy.split_mask(mask, round(self._config.mask.ratio * mask.shape[1]))
         else:
             parts = tuple(upload(part, self._device) for part in split_mask(mask))
+        views = len(mask) // len(images)
         kept = iter(self._embedded[1]) if self._embedded is not None and self._embedded[0] is images else None
         self._embedded = None
 
         def loss(rows: slice) -> Tensor:
             pixels, tokens = next(kept) if kept is not None else (self._pixels(images[rows]), None)
+            masked = slice(rows.start * views, rows.stop * views)
             with self._training.autocast():
-                value: Tensor = self._training.module(pixels, *(part[rows] for part in parts), tokens)
+                value: Tensor = self._training.module(
+                    _repeat(pixels, views),
+                    *(part[masked] for part in parts),
+                    None if tokens is None else _repeat(tokens, views),
+                )
             return value
 
         metrics = self._training.step(len(images), loss, lr, weight_decay)
@@ -156,6 +163,11 @@ class TorchLearner:
             [parameter.detach() for parameter in self.model.parameters()],
             1 - self._config.optim.ema_decay,
         )
+
+
+def _repeat(values: Tensor, times: int) -> Tensor:
+    """Each row ``times`` times, one after the other: (B, ...) -> (B * times, ...)."""
+    return values if times == 1 else values.unsqueeze(1).expand(-1, times, *values.shape[1:]).flatten(0, 1)
 
 
 def split_mask(mask: NDArray[np.bool_]) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:

@@ -53,7 +53,7 @@ class Masker(Protocol):
     def __call__(
         self, learner: Looks, batch: Rows, progress: float, rng: np.random.Generator
     ) -> tuple[Any, Mapping[str, SupportsFloat]]:
-        """Masks (B, N) of ``batch`` and figures to log, at training progress in [0, 1].
+        """Masks (B * views, N) of ``batch``, those of one image together, and figures to log, at progress in [0, 1].
 
         ``rng`` is that of the step, the same in all processes: each takes the numbers of its own rows, so that an image
         gets the same mask however many processes share the batch.
@@ -79,7 +79,7 @@ def make_masker(
     ``sharers`` processes that do the same. Raises ValueError for any other name.
     """
     if masking in _STATIC:
-        return _Static(masking, config.ratio, grid)
+        return _Static(masking, config, grid)
     if masking == "evolved" or masking in _FIXED:
         fixed, patches = _FIXED.get(masking), grid[0] * grid[1]
         if build == "device":
@@ -89,17 +89,17 @@ def make_masker(
 
 
 class _Static:
-    def __init__(self, name: str, ratio: float, grid: tuple[int, int]) -> None:
-        self._name, self._ratio, self._grid = name, ratio, grid
+    def __init__(self, name: str, config: MaskConfig, grid: tuple[int, int]) -> None:
+        self._name, self._ratio, self._views, self._grid = name, config.ratio, config.views, grid
 
     def __call__(
         self, learner: Looks, batch: Rows, progress: float, rng: np.random.Generator
     ) -> tuple[NDArray[np.bool_], dict[str, float]]:
-        count = len(batch.images)
+        first, count, total = (self._views * rows for rows in (batch.first, len(batch.images), batch.total))
         if self._name == "random":  # one number a patch, so that other processes' images need not be masked
-            _skip(rng, batch.first * self._grid[0] * self._grid[1])
+            _skip(rng, first * self._grid[0] * self._grid[1])
             return random_mask(count, self._grid, self._ratio, rng), {}
-        return _STATIC[self._name](batch.total, self._grid, self._ratio, rng)[batch.first : batch.first + count], {}
+        return _STATIC[self._name](total, self._grid, self._ratio, rng)[first : first + count], {}
 
 
 class _Hierarchical:
@@ -111,8 +111,10 @@ class _Hierarchical:
         return depth(progress, config.schedule if self._fixed is None else self._fixed, config.depth_range)
 
     def _ranks(self, batch: Rows, rng: np.random.Generator) -> NDArray[np.int32]:
-        _skip(rng, batch.first * (2 * self._patches - 1))
-        return draw_ranks(rng, len(batch.images), self._patches)
+        """Of each view of each image: (B, views, M)."""
+        nodes, views = 2 * self._patches - 1, self._config.views
+        _skip(rng, batch.first * views * nodes)
+        return draw_ranks(rng, len(batch.images) * views, self._patches).reshape(-1, views, nodes)
 
 
 class _OnHost(_Hierarchical):
@@ -132,7 +134,8 @@ class _OnHost(_Hierarchical):
                 similarity = balance(similarity, threads=self._threads)
             hierarchy = build_hierarchy(similarity, threads=self._threads)
             part = ranks[done : done + len(similarity)]
-            masks.append(hierarchical_mask(hierarchy, at, config.ratio, ranks=part))
+            views = [hierarchical_mask(hierarchy, at, config.ratio, ranks=view) for view in part.swapaxes(0, 1)]
+            masks.append(np.stack(views, axis=1).reshape(-1, self._patches))
             figures.append(_figures(hierarchy, at))
             done += len(similarity)
         if done != len(batch.images):

@@ -192,6 +192,25 @@ def test_masks_made_on_the_device_are_the_hosts(backend, config, batch, masking,
         assert figures[0] == pytest.approx(figures[1], rel=1e-6)
 
 
+@pytest.mark.parametrize("build", ["host", "device"])
+def test_several_masks_of_an_image_are_a_larger_batch(backend, config, batch, build):
+    """Three masks each of two images: the same step as on six images, each of the two three times."""
+    images = batch[0][:2]
+    whole = Batch(images, None, np.arange(2), 0, 2)
+    losses = []
+    for views in (3, 1):
+        settings = config(mask={"views": views, "balance": "none"})
+        learner = backend.learner(settings)
+        masker = make_masker("evolved", settings.mask, settings.vit.grid, build)
+        if views == 1:
+            images = np.repeat(images, 3, axis=0)
+            whole = Batch(images, None, np.arange(6), 0, 6)
+        mask, _ = masker(learner, whole, 0.6, np.random.default_rng(5))
+        assert mask.shape == (6, 24)
+        losses.append([float(learner.train_step(images, mask, 1e-3, 0.05)["loss"]) for _ in range(3)])
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-6)
+
+
 def fresh(backend, settings, learner):
     """Another learner in the same state."""
     other = backend.learner(settings)
