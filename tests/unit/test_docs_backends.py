@@ -1,0 +1,78 @@
+"""docs/backends.md says what the code says: versions, variables, facts of devices, and an example that works."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from ehm import ascend
+from ehm.doctor.attention import TOLERANCE
+from ehm.doctor.variables import VARIABLES
+
+ROOT = Path(__file__).parents[2]
+TEXT = (ROOT / "docs/backends.md").read_text(encoding="utf-8")
+
+
+def table(*header):
+    """The rows of the table with this header, as lists of cells."""
+    lines = TEXT.partition(f"| {' | '.join(header)} |\n")[2].splitlines()[1:]
+    assert lines, header
+    rows = []
+    for line in lines:
+        if not line.startswith("|"):
+            break
+        rows.append([cell.strip() for cell in line.strip("|").split("|")])
+    return rows
+
+
+def test_the_versions_are_those_that_the_code_goes_by():
+    rows = table("torch-npu", "torch", "CANN")
+    assert rows == [[pair.torch_npu, pair.torch, pair.cann] for pair in ascend.PAIRS]
+    newest = ascend.NEWEST
+    command = f"pip install 'ehm[npu]' torch=={newest.torch} torch-npu=={newest.torch_npu}"
+    assert f"CANN {newest.cann}, then `{command}`" in TEXT
+    assert ascend.install() == f"{command}, which go with CANN {newest.cann}"
+
+
+def test_the_variables_are_those_that_the_doctor_shows():
+    named = [name for cells in table("variable", "does") for name in re.findall(r"`(\w+)`", cells[0])]
+    assert sorted(named) == sorted(VARIABLES)
+
+
+def test_the_facts_of_devices_are_those_of_the_table():
+    from ehm.backends.torch.devices import FACTS
+
+    cells = {first: each for first, *each in table("setting", "`cpu`", "`cuda`", "`npu`")}
+    rows = {setting: dict(zip(("cpu", "cuda", "npu"), each, strict=True)) for setting, each in cells.items()}
+    for name, facts in FACTS.items():
+        assert rows["collectives"][name] == facts.distributed
+        compiles = rows["`run.compile=true`"][name]
+        assert compiles == facts.compiler if facts.compiler else compiles.startswith("refused")
+        assert rows["AdamW"][name].startswith("fused") == facts.fused_adamw
+        assert ("not in float16" in rows["AdamW"][name]) == (not facts.fused_adamw_scales)
+        assert set(facts.dtypes) == {"float32", "bfloat16", "float16"}
+        if name != "cpu":
+            assert rows["`optim.dtype=auto`"][name] == facts.dtypes[0]
+
+
+def test_the_tolerance_is_the_codes():
+    assert f"may be {TOLERANCE} of the largest deviation" in TEXT
+
+
+def test_the_example_of_a_device_works_with_a_device_that_torch_is_taught(tmp_path):
+    """The simulated NPU stands for the device of another package."""
+    (example,) = re.findall(r"```python\n(.*?)```", TEXT, re.S)
+    code = (
+        example.replace("torch_mychip", "torch_npu").replace("mychip", "npu") + "print(*backend('npu').info().dtypes)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": str(ROOT / "tests/simulated")},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["bfloat16", "float32"]
