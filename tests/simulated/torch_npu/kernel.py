@@ -5,7 +5,7 @@ import functools
 import torch
 
 from ehm.backends.torch.recording import dtypes_of
-from torch_npu import generator, record, storage
+from torch_npu import generator, npu, record, storage
 
 aten = torch.ops.aten
 _MIXES = {"copy_", "_copy_from", "_copy_from_and_resize", "index.Tensor", "index_put_", "_index_put_impl_", "set_"}
@@ -49,7 +49,11 @@ def kernel(operator, *args, **kwargs):
             return pairs[-1][1]
         if isinstance(value, (list, tuple)):
             return [down(element) for element in value]
-        return torch.device("cpu") if isinstance(value, torch.device) else value
+        if isinstance(value, torch.device):
+            if value.type == "npu":
+                npu.index_of(value)  # raises where there is no such one
+            return torch.device("cpu")
+        return value
 
     target = kwargs.get("device")
     stays = target is not None and torch.device(target).type == "cpu"  # empty_like(tensor, device="cpu")

@@ -68,7 +68,7 @@ class device:  # noqa: N801
     """Makes a device the current one within a block."""
 
     def __init__(self, device):
-        self._wanted = _current if device is None else _index(device)
+        self._wanted = _current if device is None else index_of(device)
 
     def __enter__(self):
         self._before = _current
@@ -81,7 +81,8 @@ class device:  # noqa: N801
 _stream = Stream()
 
 
-def _index(device):
+def index_of(device):
+    """Number of a device given as a number, a name or None, the current one."""
     index = device if isinstance(device, int) else torch.device("npu" if device is None else device).index
     index = _current if index is None else index
     if not 0 <= index < _COUNT:
@@ -91,7 +92,7 @@ def _index(device):
 
 def set_device(device):
     global _current
-    _current = _index(device)
+    _current = index_of(device)
 
 
 def current_device():
@@ -115,17 +116,17 @@ def get_amp_supported_dtype():
 
 
 def get_device_name(device=None):
-    _index(device)
+    index_of(device)
     return _NAME
 
 
 def get_device_properties(device=None):
-    _index(device)
+    index_of(device)
     return types.SimpleNamespace(name=_NAME, total_memory=SIZE)
 
 
 def mem_get_info(device=None):
-    _index(device)
+    index_of(device)
     return SIZE - Usage.current, SIZE
 
 
