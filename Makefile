@@ -48,8 +48,11 @@ quickstart: $(INSTALLED) ## pretrain, fine-tune, export and classify on real ima
 	@echo "  $(RUN)/bundle                   the classifier for ONNX Runtime"
 	@echo "Your own images: $(BIN)/ehm train --set data.source=FOLDER --out runs/mine"
 
-test: lint ## all checks: ruff, mypy, hadolint, then pytest (ARGS="-k name" for some of it)
+test: lint ## all checks: ruff, mypy, hadolint, pytest, conformance on a simulated NPU (ARGS="-k name" for some tests)
 	@$(BIN)/python -m pytest $(ARGS)
+ifeq ($(ARGS),)
+	@PYTHONPATH=tests/simulated $(BIN)/python -m pytest tests/conformance -k npu
+endif
 
 lint: $(INSTALLED) ## ruff, mypy and hadolint
 	$(BIN)/ruff check .

@@ -1,4 +1,4 @@
-"""One suite for every backend: a new device is a new entry in ``present_devices``."""
+"""One suite for every backend and device: what is present is run, what is absent is named."""
 
 import numpy as np
 import pytest
@@ -8,19 +8,30 @@ from ehm.config import TrainConfig
 from ehm.errors import BackendError
 
 
-def present_devices():
-    """Devices of this machine; the others are reported as absent, never as passed."""
-    present = []
+def look():
+    """Devices of this machine, and why others are absent."""
+    present, absent = [], {}
     for device in backends.devices():
         try:
-            backends.get(device)
-        except BackendError:
-            continue
-        present.append(device)
-    return present
+            info = backends.get(device).info()
+            present.append(device)
+            assert info.name == device
+        except BackendError as error:
+            absent[device] = str(error)
+    return present, absent
 
 
-@pytest.fixture(params=present_devices())
+PRESENT, ABSENT = look()
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Nobody should take an absent device for one that has passed."""
+    terminalreporter.write_line(f"conformance: ran on {', '.join(PRESENT)}")
+    for device, reason in ABSENT.items():
+        terminalreporter.write_line(f"conformance: {device} is absent: {reason}")
+
+
+@pytest.fixture(params=PRESENT)
 def backend(request):
     return backends.get(request.param)
 
