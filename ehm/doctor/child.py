@@ -21,7 +21,7 @@ ENVIRONMENT = {
 
 
 def ask(code: str, *arguments: str, patience: float | None = None) -> tuple[Any, str]:
-    """Run ``code`` in a child for at most ``patience`` seconds; the JSON that it prints last, or None and why not."""
+    """Run ``code`` in a child, ``patience`` seconds at most; the JSON line that it prints last, or None and why not."""
     patience = PATIENCE if patience is None else patience
     command = [sys.executable, "-c", code, *arguments]
     environment = {**os.environ, **ENVIRONMENT}
@@ -31,4 +31,10 @@ def ask(code: str, *arguments: str, patience: float | None = None) -> tuple[Any,
         return None, f"no answer within {patience} seconds"
     if done.returncode:
         return None, (done.stderr.strip().splitlines() or [f"ended by signal or status {done.returncode}"])[-1]
-    return loads(done.stdout.splitlines()[-1]), ""
+    for line in reversed(done.stdout.splitlines()):  # a vendor's library may have the last word
+        try:
+            answer = loads(line)
+        except ValueError:
+            continue
+        return answer, ""
+    return None, "no answer"

@@ -94,7 +94,8 @@ def test_children_wake_no_plug_ins_and_wait_for_no_other_process(monkeypatch):
 
 
 def test_noise_on_standard_output_is_no_answer():
-    assert child.ask("print('loading'); print('[1]')") == ([1], "")
+    assert child.ask("print('loading'); print('[1]'); print('[INFO] goodbye')") == ([1], "")
+    assert child.ask("print('[INFO] nothing else')") == (None, "no answer")
 
 
 def test_one_device_decides_the_status_when_it_is_named(monkeypatch, capsys):

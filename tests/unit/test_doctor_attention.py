@@ -1,5 +1,7 @@
 """Devices of other packages in `ehm doctor`, and its comparison of their attention with the CPU's."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -110,6 +112,15 @@ def test_uniform_attention_breaks_a_device(strange, capsys, monkeypatch):
     text = capsys.readouterr().out
     assert "attention is not the CPU's: off by " in text
     assert "in float32, where rounding stays below 0.1" in text
+
+
+def test_the_simulated_npu_is_a_device_like_a_real_one(monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1] / "simulated"))
+    found = next(row for row in examine("npu") if row.kind == "device")
+    assert found.state == "ok", found.detail
+    assert "(simulated)" in found.detail
+    assert set(found.facts["attention"]) == {"bfloat16", "float32", "float16"}
+    assert max(found.facts["attention"].values()) < TOLERANCE / 2
 
 
 def test_without_a_cpu_to_compare_with_the_device_still_counts(monkeypatch):
