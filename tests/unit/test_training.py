@@ -1,0 +1,79 @@
+"""The step around a loss: what float16 does with a loss that overflows, and what cannot be combined."""
+
+import numpy as np
+import pytest
+import torch
+
+from ehm.backends.base import ALONE, OneProcess
+from ehm.backends.torch import training as module
+from ehm.backends.torch.devices import FACTS, DeviceFacts
+from ehm.backends.torch.training import Training
+from ehm.config import OptimConfig, RunConfig
+from ehm.errors import BackendError
+
+CPU = torch.device("cpu")
+
+
+def make(run=None, processes=ALONE, **optim):
+    torch.manual_seed(0)
+    model = torch.nn.Linear(3, 2)
+    settings = OptimConfig(batch_size=4, epochs=1, warmup_epochs=0, **optim)
+    made = []
+
+    def optimizer(fused):
+        made.append(fused)
+        groups = [{"params": list(model.parameters()), "lr_scale": 1.0, "decays": False}]
+        return torch.optim.AdamW(groups, lr=0.1, fused=fused)
+
+    return model, Training(model, optimizer, settings, RunConfig(**run or {}), CPU, processes), made
+
+
+def weights(model):
+    return model.weight.detach().numpy().copy()
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_float16_skips_a_step_that_overflows_and_halves_the_scale(fused, monkeypatch):
+    monkeypatch.setitem(FACTS, "cpu", DeviceFacts(("float16",), distributed="gloo", fused_adamw_scales=fused))
+    model, training, made = make(dtype="float16", clip_grad=1.0)
+    assert made == [fused]
+    before, scale = weights(model), training.state()["scaler/scale"]
+
+    def loss(rows, times=1.0):
+        return training.module(torch.ones(4, 3)[rows]).square().mean() * times
+
+    training.step(4, lambda rows: loss(rows, torch.inf), 0.1, 0.0)
+    np.testing.assert_array_equal(weights(model), before)
+    state = training.state()
+    assert state["scaler/scale"] == scale / 2
+
+    metrics = training.step(4, loss, 0.1, 0.0)
+    assert np.abs(weights(model) - before).max() == pytest.approx(0.1, rel=1e-3)  # Adam's first step
+    exact = loss(slice(0, 4))
+    assert torch.isfinite(metrics["loss"])
+    assert float(metrics["loss"]) < 1e3  # not scaled
+    assert torch.isfinite(exact)
+
+    _, again, _ = make(dtype="float16")
+    again.load(training.state())
+    assert again.state()["scaler/scale"] == scale / 2
+    assert again.state()["scaler/growth_tracker"] == 1
+
+
+def test_what_cannot_be_combined_is_refused(monkeypatch):
+    with pytest.raises(BackendError, match=r"optim\.dtype float16: not with run\.parallel fsdp"):
+        make(run={"parallel": "fsdp"}, processes=OneProcess(size=2), dtype="float16")
+    monkeypatch.setitem(FACTS, "cpu", DeviceFacts(("float32",), distributed="gloo", compiler=None))
+    with pytest.raises(BackendError, match=r"run\.compile: there is no compiler to rely on for cpu"):
+        make(run={"compile": True}, dtype="float32")
+    with pytest.raises(BackendError, match=r"optim\.dtype float16: not available on cpu, which has float32"):
+        make(dtype="float16")
+
+
+def test_deterministic_mode_is_switched_on_and_off(monkeypatch):
+    for name in ("CUBLAS_WORKSPACE_CONFIG", "HCCL_DETERMINISTIC"):
+        monkeypatch.delenv(name, raising=False)
+    module.reproducible(True)
+    assert torch.are_deterministic_algorithms_enabled()
+    module.reproducible(False)
+    assert not torch.are_deterministic_algorithms_enabled()
