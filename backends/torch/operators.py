@@ -29,7 +29,9 @@ __all__ = ["OperatorRow", "Verdict", "classify", "judge", "native_operators", "r
 Kind = Literal["native", "neutral", "falls back", "synchronises"]
 
 WAITS = {"_local_scalar_dense", "equal", "masked_select", "nonzero", "unique_consecutive", "unique_dim", "_unique2"}
-"""Native, but what they give has a size or a value that the host waits for; so has an index by booleans."""
+"""Native, but what they give has a size or a value that the host waits for."""
+INDEXED = {"index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index"}
+"""These wait where an index is boolean."""
 UNDOCUMENTED = {"argsort": "bfloat16", "cumsum": "bfloat16", "gather": "bfloat16", "sort": "bfloat16"}
 """Not among the dtypes that torch-npu documents for the 910B (its list of torch's API, 2.13)."""
 COMPOSITE = ("CompositeImplicitAutograd", "CompositeExplicitAutograd")
@@ -73,7 +75,7 @@ def classify(name: str, dtypes: tuple[str, ...] = ()) -> Verdict:
     for dtype in dtypes:
         if UNDOCUMENTED.get(base) == dtype:
             return Verdict("falls back", f"{base} is not documented for {dtype}; cast to float32, or use index_select")
-    if base in WAITS or (base.lstrip("_").startswith("index") and "bool" in dtypes[1:] and ".Tensor" in name):
+    if base in WAITS or (base in INDEXED and "bool" in (dtypes[1:] or dtypes)):
         return Verdict("synchronises", "the host waits for a value or a size")
     if name.startswith("_scaled_dot_product"):  # which kernel that is differs between devices
         return Verdict("native", "one scaled_dot_product_attention there")

@@ -1,0 +1,275 @@
+"""``--device npu``, through the public command line, on the simulated NPU of ``tests/simulated``.
+
+Losses and weights equal those of ``--device cpu`` within float32's rounding (relative 1e-5, absolute 1e-6), and nothing
+arrives at the device that torch-npu has no kernel for. What a simulation cannot show stands in its docstring.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from itertools import count
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+from PIL import Image
+
+from ehm import checkpoint
+from ehm.backends.torch.operators import judge
+from ehm.backends.torch.recording import Call
+
+SIMULATED = Path(__file__).parents[1] / "simulated"
+CLOSE = {"rtol": 1e-5, "atol": 1e-6}
+PORTS = count(29900 + os.getpid() % 90)
+
+RUN = {
+    "optim.batch_size": 4,
+    "optim.epochs": 2,
+    "optim.warmup_epochs": 1,
+    "optim.base_lr": 0.05,
+    "optim.dtype": "float32",
+    "data.workers": 0,
+    "run.tensorboard": "false",
+    "run.log_every": 1,
+}
+PRETRAIN = {
+    **RUN,
+    "encoder": "vit_tiny",
+    "image_size": 32,
+    "patch_size": 8,
+    "model.width": 48,
+    "model.depth": 2,
+    "model.heads": 2,
+    "model.decoder_width": 32,
+    "model.decoder_depth": 1,
+    "model.decoder_heads": 2,
+    "mask.blocks": 2,
+}
+EVERYTHING = {
+    "mask.build": "device",
+    "optim.accumulate": 2,
+    "optim.clip_grad": 1,
+    "optim.ema_decay": 0.9,
+    "run.grad_checkpointing": "true",
+}
+COMMANDS = """
+import json, sys
+from ehm.cli import main
+for arguments in json.loads(sys.argv[1]):
+    status = main(arguments)
+    if status:
+        sys.exit(f"{arguments}: status {status}")
+"""
+
+
+def command(name, device, out, settings, *more):
+    overrides = [f"--set={key}={value}" for key, value in settings.items()]
+    return [name, "--device", device, "--out", str(out), *overrides, *more]
+
+
+def start(commands, log=None, before="", launcher=(), **variables):
+    """A process that runs ``commands`` one after the other, with the simulation where torch-npu would be."""
+    environment = {**os.environ, "PYTHONPATH": str(SIMULATED), "OMP_NUM_THREADS": "1", "COLUMNS": "200", **variables}
+    if log is not None:
+        environment["EHM_SIMULATED_NPU_LOG"] = str(log)
+    line = [sys.executable, "-c", before + COMMANDS, json.dumps(commands)]
+    if launcher:
+        (only,) = commands
+        line = [sys.executable, *launcher, "-m", "ehm.cli", *only]
+    return subprocess.Popen(line, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def finish(process):
+    said, _ = process.communicate(timeout=280)
+    assert process.returncode == 0, said
+    return said
+
+
+def recorded(folder):
+    """Rows of everything that arrived at the device, worst first."""
+    lines = [line for file in sorted(folder.glob("log.*")) for line in file.read_text().splitlines()]
+    assert lines
+    rows = map(json.loads, lines)
+    return judge({Call(row["operator"], tuple(row["dtypes"]), row["site"]) for row in rows})
+
+
+def complaints(rows):
+    return [f"{row.operator} {row.dtypes} at {row.site}: {row.reason}" for row in rows if row.verdict == "falls back"]
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """Twenty small pictures of two classes: smooth colour gradients."""
+    folder, rng = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
+    for index in range(20):
+        corners = Image.fromarray(rng.integers(0, 256, (3, 3, 3), dtype=np.uint8))
+        path = folder / ("even", "odd")[index % 2] / f"{index:02d}.png"
+        path.parent.mkdir(exist_ok=True)
+        corners.resize((40, 36), Image.Resampling.BICUBIC).save(path)
+    return folder
+
+
+def commands(device, out, pictures):
+    """Every command that trains, in float32."""
+    source = {"data.source": pictures}
+    pretrain, task = {**PRETRAIN, **source}, {**RUN, **source, "model.init": out / "evolved"}
+    return [
+        *(command("train", device, out / name, {**pretrain, "masking": name}) for name in MASKINGS),
+        command("train", device, out / "everything", {**pretrain, **EVERYTHING}),
+        command("train", device, out / "resumed", {**pretrain, "run.max_steps": 4}),
+        command("train", device, out / "resumed", {"run.max_steps": 10}, "--resume"),
+        command("finetune", device, out / "finetune", task),
+        command("probe", device, out / "probe", {**task, "neighbours": 3}),
+        ["export", str(out / "finetune"), "--out", str(out / "bundle")],
+    ]
+
+
+MASKINGS = ["evolved", "random", "grid", "block"]
+LOWER = {
+    "bfloat16": {"optim.dtype": "bfloat16"},
+    "float16": {"optim.dtype": "float16"},
+    "everything": {**EVERYTHING, "optim.dtype": "bfloat16"},
+}
+RUNS = [*MASKINGS, "everything", "resumed", "finetune", "probe"]
+
+
+@pytest.fixture(scope="module")
+def runs(pictures, tmp_path_factory):
+    """Folders of the runs on ``npu`` and on ``cpu``, and of those in lower precision on ``npu``."""
+    folders = {name: tmp_path_factory.mktemp(name) for name in ("npu", "cpu", "lower")}
+    lower = [
+        command("train", "npu", folders["lower"] / name, {**PRETRAIN, "data.source": pictures, **settings})
+        for name, settings in LOWER.items()
+    ]
+    processes = [
+        start(commands("npu", folders["npu"], pictures), folders["npu"] / "log"),
+        start(commands("cpu", folders["cpu"], pictures), folders["cpu"] / "log"),
+        start(lower, folders["lower"] / "log"),
+    ]
+    assert "device npu (Ascend910B (simulated))" in finish(processes[0])
+    assert "device cpu" in finish(processes[1])
+    finish(processes[2])
+    return folders
+
+
+def losses(folder):
+    lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    return [line["loss"] for line in lines if "loss" in line]
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_losses_and_weights_are_those_of_the_cpu(runs, name):
+    ours, theirs = losses(runs["npu"] / name), losses(runs["cpu"] / name)
+    assert len(ours) >= 8
+    np.testing.assert_allclose(ours, theirs, **CLOSE)
+    first, second = (checkpoint.read(runs[device] / name)[0] for device in ("npu", "cpu"))
+    for arrays, references in ((first.model, second.model), (first.optimizer, second.optimizer)):
+        assert arrays.keys() == references.keys()
+        for key in references:
+            np.testing.assert_allclose(arrays[key], references[key], err_msg=key, **CLOSE)
+
+
+def test_masks_differ_so_that_equal_losses_mean_something(runs):
+    assert len({tuple(losses(runs["npu"] / name)) for name in MASKINGS}) == len(MASKINGS)
+
+
+def test_a_resumed_run_ends_bit_for_bit_like_one_that_never_stopped(runs):
+    whole, resumed = (checkpoint.read(runs["npu"] / name)[0] for name in ("evolved", "resumed"))
+    for arrays, references in ((resumed.model, whole.model), (resumed.optimizer, whole.optimizer)):
+        for key in references:
+            np.testing.assert_array_equal(arrays[key], references[key], err_msg=key)
+
+
+def test_what_was_fine_tuned_there_is_exported(runs):
+    images = np.random.default_rng(0).random((2, 3, 32, 32), dtype=np.float32)
+    logits = []
+    for device in ("npu", "cpu"):
+        session = onnxruntime.InferenceSession(runs[device] / "bundle" / "model.onnx")
+        size = session.get_inputs()[0].shape[-1]
+        given = np.kron(images, np.ones((1, 1, size // 32, size // 32), np.float32))
+        logits.append(session.run(None, {session.get_inputs()[0].name: given})[0])
+    assert logits[0].shape == (2, 2)
+    np.testing.assert_allclose(logits[0], logits[1], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("device", ["npu", "lower"])
+def test_every_operator_is_native_or_neutral(runs, device):
+    rows = recorded(runs[device])
+    assert not complaints(rows), "\n".join(complaints(rows))
+    ran = {row.operator for row in rows}
+    assert {"scaled_dot_product_attention", "native_layer_norm", "convolution_backward", "gelu.out"} <= ran
+    assert len(ran) > 60
+    assert not list(runs["cpu"].glob("log.*"))
+
+
+def test_the_host_waits_only_where_it_reads(runs):
+    """float32: the metrics, and what the hierarchy on the device says that it reads every few rounds."""
+    waits = {row.site.rpartition(":")[0] for row in recorded(runs["npu"]) if row.verdict == "synchronises"}
+    assert waits == {"ehm/runs.py", "ehm/backends/torch/hierarchy.py"}
+
+
+def test_lower_precision_trains_too(runs):
+    reference = losses(runs["npu"] / "evolved")
+    for name in LOWER:
+        np.testing.assert_allclose(losses(runs["lower"] / name)[:3], reference[:3], rtol=0.02)
+    rows = recorded(runs["lower"])
+    assert {"bfloat16", "float16"} <= {dtype for row in rows if row.operator == "mm" for dtype in row.dtypes}
+    assert "_fused_adamw_" in {row.operator for row in rows}  # bfloat16
+    assert "_amp_foreach_non_finite_check_and_unscale_" in {row.operator for row in rows}
+
+
+PLANT = """
+import torch
+from ehm.backends.torch.models.mae import MaskedAutoencoder
+def loss(self, images, predicted, masked):
+    return {}
+MaskedAutoencoder.loss = loss
+"""
+
+
+def test_a_planted_operator_that_falls_back_is_named_with_its_place(pictures, tmp_path):
+    settings = {**PRETRAIN, "data.source": pictures, "run.max_steps": 1}
+    planted = PLANT.format("torch.nn.functional.huber_loss(predicted, torch.zeros_like(predicted))")
+    said = finish(start([command("train", "npu", tmp_path / "run", settings)], tmp_path / "log", planted))
+    assert "The operator 'aten::huber_loss' is not currently supported on the NPU backend" in said
+    found = complaints(recorded(tmp_path))
+    place = "ehm/backends/torch/models/mae.py:"
+    assert any(text.startswith(f"huber_loss ('float32',) at {place}") for text in found)
+    assert any(
+        text.startswith("huber_loss_backward.out ('float32',) at backward (HuberLossBackward0)") for text in found
+    )
+
+
+def test_a_planted_float64_ends_the_run_and_is_named_with_its_place(pictures, tmp_path):
+    settings = {**PRETRAIN, "data.source": pictures, "run.max_steps": 1}
+    planted = PLANT.format("predicted.double().square().mean()")
+    process = start([command("train", "npu", tmp_path / "run", settings)], before=planted)
+    said, _ = process.communicate(timeout=120)
+    assert process.returncode != 0
+    assert "float64 on the NPU: aten::" in said
+    assert " at ehm/backends/torch/models/mae.py:" in said
+
+
+def test_two_processes_over_hccl_are_one_run(runs, pictures, tmp_path):
+    settings = {**PRETRAIN, "data.source": pictures, **EVERYTHING}
+    torchrun = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(next(PORTS))]
+    run = command("train", "npu", tmp_path / "run", settings)
+    said = finish(start([run], tmp_path / "log", launcher=torchrun, EHM_SIMULATED_NPUS="2"))
+    assert "2 processes" in said
+    assert len(list(tmp_path.glob("log.*"))) == 2
+    one = runs["npu"] / "everything"
+    np.testing.assert_allclose(losses(tmp_path / "run"), losses(one), rtol=1e-5, atol=2e-5)
+    alone, together = checkpoint.read(one)[0].model, checkpoint.read(tmp_path / "run")[0].model
+    for key in alone:
+        np.testing.assert_allclose(together[key], alone[key], rtol=1e-4, atol=1e-4, err_msg=key)
+    assert not complaints(recorded(tmp_path)), "\n".join(complaints(recorded(tmp_path)))
+
+
+def test_a_device_that_is_not_there_is_one_sentence(pictures, tmp_path):
+    process = start([command("train", "npu:3", tmp_path / "run", {**PRETRAIN, "data.source": pictures})])
+    said, _ = process.communicate(timeout=120)
+    assert process.returncode != 0
+    assert "--device npu:3: there are 1, numbered from 0" in said
+    assert "Traceback" not in said
