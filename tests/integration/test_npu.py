@@ -223,20 +223,21 @@ def test_lower_precision_trains_too(runs):
 PLANT = """
 import torch
 from ehm.backends.torch.models.mae import MaskedAutoencoder
-def loss(self, images, predicted, masked):
-    return {}
-MaskedAutoencoder.loss = loss
+forward = MaskedAutoencoder.forward
+def planted(self, *args, **kwargs):
+    return forward(self, *args, **kwargs) + {}
+MaskedAutoencoder.forward = planted
 """
+PLACE = "ehm/backends/torch/learner.py:"
 
 
 def test_a_planted_operator_that_falls_back_is_named_with_its_place(pictures, tmp_path):
     settings = {**PRETRAIN, "data.source": pictures, "run.max_steps": 1}
-    planted = PLANT.format("torch.nn.functional.huber_loss(predicted, torch.zeros_like(predicted))")
+    planted = PLANT.format("torch.nn.functional.huber_loss(self.cls_token, torch.zeros_like(self.cls_token))")
     said = finish(start([command("train", "npu", tmp_path / "run", settings)], tmp_path / "log", planted))
     assert "The operator 'aten::huber_loss' is not currently supported on the NPU backend" in said
     found = complaints(recorded(tmp_path))
-    place = "ehm/backends/torch/models/mae.py:"
-    assert any(text.startswith(f"huber_loss ('float32',) at {place}") for text in found)
+    assert any(text.startswith(f"huber_loss ('float32',) at {PLACE}") for text in found)
     assert any(
         text.startswith("huber_loss_backward.out ('float32',) at backward (HuberLossBackward0)") for text in found
     )
@@ -244,12 +245,12 @@ def test_a_planted_operator_that_falls_back_is_named_with_its_place(pictures, tm
 
 def test_a_planted_float64_ends_the_run_and_is_named_with_its_place(pictures, tmp_path):
     settings = {**PRETRAIN, "data.source": pictures, "run.max_steps": 1}
-    planted = PLANT.format("predicted.double().square().mean()")
+    planted = PLANT.format("self.cls_token.double().sum()")
     process = start([command("train", "npu", tmp_path / "run", settings)], before=planted)
     said, _ = process.communicate(timeout=120)
     assert process.returncode != 0
     assert "float64 on the NPU: aten::" in said
-    assert " at ehm/backends/torch/models/mae.py:" in said
+    assert f" at {PLACE}" in said
 
 
 def test_two_processes_over_hccl_are_one_run(runs, pictures, tmp_path):

@@ -169,8 +169,9 @@ def half_precision_trains_and_the_scaler_skips_an_infinite_step():
 
 def random_numbers_have_their_own_stream():
     torch.manual_seed(3)
-    ours, host = torch.rand(5, device=NPU), torch.rand(5)
-    same(ours, host)  # each stream was seeded
+    first, second = torch.rand(5, device=NPU), torch.randn(5, device=NPU)
+    same(first, torch.rand(5))  # each stream was seeded, and goes its own way
+    same(second, torch.randn(5))
     state = torch.npu.get_rng_state()
     following = torch.randn(3, device=NPU)
     torch.npu.set_rng_state(state)
@@ -259,11 +260,14 @@ def operators_are_recorded_with_dtypes_and_place():
     before = record.calls.copy()
     y = x.bfloat16() @ x.bfloat16()
     y.sum().backward()
+    F.scaled_dot_product_attention(*[torch.ones(1, 1, 2, 8, device=NPU)] * 3)
     found = set(record.calls - before)
     line = operators_are_recorded_with_dtypes_and_place.__code__.co_firstlineno + 3
     place = next(site for name, dtypes, site in found if (name, dtypes) == ("mm", ("bfloat16",)) and FILE in site)
     assert place.endswith(f"{FILE}:{line}"), place
     assert ("mm", ("bfloat16",), "backward (MmBackward0)") in found
+    assert {"scaled_dot_product_attention"} <= {name for name, _, _ in found}
+    assert "_softmax" not in {name for name, _, _ in found}
 
 
 def what_torch_npu_lacks_warns_or_raises():

@@ -42,8 +42,6 @@ def _accelerator():
         "max_memory_allocated",
         "memory_stats",
         "reset_peak_memory_stats",
-        "device_count",
-        "current_stream",
     ):
         setattr(torch.accelerator, name, getattr(npu, name))
     torch.accelerator.current_device_index = npu.current_device
