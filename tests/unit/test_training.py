@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 
 from ehm.backends.base import ALONE, OneProcess
 from ehm.backends.torch import training as module
@@ -58,6 +59,37 @@ def test_float16_skips_a_step_that_overflows_and_halves_the_scale(fused, monkeyp
     again.load(training.state())
     assert again.state()["scaler/scale"] == scale / 2
     assert again.state()["scaler/growth_tracker"] == 1
+
+
+@pytest.fixture
+def group():
+    """A group of this process alone, which torch's DDP is content with."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+def test_gradients_travel_once_a_step_however_many_parts_it_has(group):
+    _, training, _ = make(processes=OneProcess(size=2), dtype="float32", accumulate=4)
+    travelled = []
+
+    def count(state, bucket):
+        travelled.append(bucket.buffer().clone())
+        return _done(bucket.buffer())
+
+    training.module.register_comm_hook(None, count)
+    data = torch.randn(4, 3)
+    for _ in range(2):
+        training.step(4, lambda rows: training.module(data[rows]).square().mean(), 0.0, 0.0)
+    assert len(travelled) == 2
+    whole = torch.autograd.grad(training.module(data).square().mean(), list(training.module.parameters()))
+    torch.testing.assert_close(travelled[1].abs().sum(), torch.cat([g.flatten() for g in whole]).abs().sum())
+
+
+def _done(value):
+    future = torch.futures.Future()
+    future.set_result(value)
+    return future
 
 
 def test_what_cannot_be_combined_is_refused(monkeypatch):
