@@ -9,6 +9,7 @@ import torch
 from scipy.special import erf
 
 from ehm.backends.torch.learner import split_mask
+from ehm.backends.torch.models import attention
 from ehm.backends.torch.models.mae import MaskedAutoencoder, patchify, sincos_positions
 from ehm.backends.torch.tensors import load_arrays
 from ehm.encoders import VitSpec
@@ -165,6 +166,44 @@ def test_similarity_is_the_symmetrised_mean_attention(blocks):
         similarity = model.similarity(model.embed(torch.from_numpy(images).float()), blocks)[0].numpy()
     np.testing.assert_allclose(similarity, (attention + attention.T) / 2, rtol=1e-4, atol=1e-7)
     assert similarity.dtype == np.float32
+
+
+def test_several_masks_of_an_image_are_as_many_images():
+    model = MaskedAutoencoder(SPEC, **DECODER)
+    load_arrays(model, published_weights())
+    images, _ = inputs()
+    images = torch.from_numpy(images).float()
+    masks = inputs(batch=6, seed=2)[1]
+    indices = [torch.from_numpy(part) for part in split_mask(masks)]
+    with torch.no_grad():
+        loss = model(images, *indices)
+        alone = [model(images[row // 2][None], *(part[row][None] for part in indices)) for row in range(6)]
+    assert float(loss) == pytest.approx(float(sum(alone)) / 6, rel=1e-5)
+
+
+def test_recomputed_backward_is_the_derivative_of_attention():
+    q, k, v = (torch.randn(2, 2, 5, 3, dtype=torch.float64, requires_grad=True) for _ in range(3))
+    assert torch.autograd.gradcheck(attention._Attend.apply, (q, k, v))
+
+
+def test_the_faster_backward_takes_the_place_of_the_slow_one(monkeypatch):
+    model = MaskedAutoencoder(SPEC, **DECODER)
+    load_arrays(model, published_weights())
+    images, mask = inputs()
+    indices = [torch.from_numpy(part) for part in split_mask(mask)]
+    calls, apply = [], attention._Attend.apply
+    monkeypatch.setattr(attention._Attend, "apply", lambda *heads: calls.append(1) or apply(*heads))
+
+    def gradient(slow):
+        monkeypatch.setattr(attention, "SLOW_BACKWARD", slow)
+        model.zero_grad()
+        model(torch.from_numpy(images).float(), *indices).backward()
+        return {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
+
+    plain = gradient(set())
+    assert not calls
+    torch.testing.assert_close(gradient({("cpu", torch.float32)}), plain, rtol=1e-4, atol=1e-6)
+    assert len(calls) == SPEC.depth + DECODER["decoder_depth"]
 
 
 def test_encoder_loads_into_timm_and_gives_its_features():

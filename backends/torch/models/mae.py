@@ -12,10 +12,9 @@ from typing import Any
 import numpy as np
 import torch
 from timm.layers.patch_embed import PatchEmbed
-from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from ehm.backends.torch.models.attention import mean_attention, patch_similarity
+from ehm.backends.torch.models.attention import MaskedBlock, mean_attention, patch_similarity
 from ehm.encoders import VitSpec
 
 __all__ = ["MaskedAutoencoder", "patchify", "sincos_positions"]
@@ -39,7 +38,7 @@ class MaskedAutoencoder(nn.Module):
 
         def stack(width: int, depth: int, heads: int) -> nn.ModuleList:
             return nn.ModuleList(
-                Block(width, heads, spec.mlp_ratio, qkv_bias=True, norm_layer=norm) for _ in range(depth)
+                MaskedBlock(width, heads, spec.mlp_ratio, qkv_bias=True, norm_layer=norm) for _ in range(depth)
             )
 
         self.patch_embed = PatchEmbed(spec.image_size, spec.patch_size, 3, spec.width)
@@ -77,14 +76,20 @@ class MaskedAutoencoder(nn.Module):
         return patch_similarity(mean_attention(self.blocks, self._with_class_token(tokens), blocks))
 
     def encode(self, tokens: Tensor, visible: Tensor) -> Tensor:
-        """Encode the patches at indices ``visible``: (B, N, D), (B, V) -> (B, 1 + V, D)."""
+        """Encode the patches at indices ``visible``: (B, N, D), (B, V) -> (B, 1 + V, D).
+
+        There may be several masks of an image, one after the other: (k * B, V) -> (k * B, 1 + V, D).
+        """
         tokens = self._with_class_token(_take(tokens, visible))
         for block in self.blocks:
             tokens = block(tokens)
         return self.norm(tokens)
 
-    def decode(self, encoded: Tensor, restore: Tensor) -> Tensor:
-        """Predict every patch: (B, 1 + V, D), each patch's place (B, N) among visible, then masked -> (B, N, P)."""
+    def decode(self, encoded: Tensor, restore: Tensor, wanted: Tensor) -> Tensor:
+        """Predict the patches at indices ``wanted``: (B, 1 + V, D) and (B, K) -> (B, K, P).
+
+        ``restore`` (B, N) is each patch's place among the visible, then the masked ones.
+        """
         tokens = self.decoder_embed(encoded)
         masked = restore.shape[1] + 1 - tokens.shape[1]
         fill = self.mask_token.to(tokens.dtype).expand(tokens.shape[0], masked, -1)
@@ -92,23 +97,27 @@ class MaskedAutoencoder(nn.Module):
         tokens = torch.cat([tokens[:, :1], patches], dim=1) + self.decoder_pos_embed
         for block in self.decoder_blocks:
             tokens = block(tokens)
-        return self.decoder_pred(self.decoder_norm(tokens))[:, 1:]
+        return self.decoder_pred(self.decoder_norm(_take(tokens[:, 1:], wanted)))
 
-    def loss(self, images: Tensor, predicted: Tensor, masked: Tensor) -> Tensor:
-        """Mean squared error of the patches at indices ``masked`` (B, N - V), normalised patch by patch if asked."""
+    def target(self, images: Tensor, masked: Tensor) -> Tensor:
+        """What the patches at indices ``masked`` (B, K) are, normalised patch by patch if asked: (B, K, P)."""
         target = _take(patchify(images, self.spec.patch_size), masked)
-        if self.norm_pix_loss:
-            mean, variance = target.mean(dim=-1, keepdim=True), target.var(dim=-1, keepdim=True)
-            target = (target - mean) / (variance + 1e-6) ** 0.5
-        return (_take(predicted, masked).float() - target).square().mean()
+        if not self.norm_pix_loss:
+            return target
+        variance, mean = torch.var_mean(target, dim=-1, keepdim=True)
+        return (target - mean) / (variance + 1e-6) ** 0.5
 
     def forward(
         self, images: Tensor, visible: Tensor, masked: Tensor, restore: Tensor, tokens: Tensor | None = None
     ) -> Tensor:
-        """Loss of normalised (B, 3, H, W); ``tokens`` spares the patch embedding if it has been computed."""
+        """Mean squared error of the masked patches of normalised (B, 3, H, W), from their indices (k * B, ...).
+
+        ``tokens`` (B, N, D) spares the patch embedding if it has been computed. The k masks of an image lie one after
+        the other.
+        """
         tokens = self.embed(images) if tokens is None else tokens
-        predicted = self.decode(self.encode(tokens, visible), restore)
-        return self.loss(images, predicted, masked)
+        predicted = self.decode(self.encode(tokens, visible), restore, masked)
+        return (predicted.float() - self.target(images, masked)).square().mean()
 
     def _with_class_token(self, tokens: Tensor) -> Tensor:
         first = (self.cls_token + self.pos_embed[:, :1]).to(tokens.dtype)
@@ -139,5 +148,7 @@ def sincos_positions(width: int, grid: tuple[int, int]) -> Tensor:
 
 
 def _take(tokens: Tensor, indices: Tensor) -> Tensor:
-    """Tokens at ``indices``: (B, N, D), (B, K) -> (B, K, D)."""
-    return tokens.gather(1, indices.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
+    """Tokens at ``indices``: (B, N, D), (B, K) -> (B, K, D); or (k * B, K) -> (k * B, K, D), k rows an image."""
+    flat = indices.reshape(tokens.shape[0], -1)
+    taken = tokens.gather(1, flat.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
+    return taken.view(*indices.shape, -1)
