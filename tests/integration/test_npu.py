@@ -71,7 +71,13 @@ def command(name, device, out, settings, *more):
 
 def start(commands, log=None, before="", launcher=(), **variables):
     """A process that runs ``commands`` one after the other, with the simulation where torch-npu would be."""
-    environment = {**os.environ, "PYTHONPATH": str(SIMULATED), "OMP_NUM_THREADS": "1", "COLUMNS": "200", **variables}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(SIMULATED),
+        "OMP_NUM_THREADS": "1",
+        "COLUMNS": "200",
+        **variables,
+    }
     if log is not None:
         environment["EHM_SIMULATED_NPU_LOG"] = str(log)
     line = [sys.executable, "-c", before + COMMANDS, json.dumps(commands)]
@@ -253,8 +259,9 @@ def test_a_planted_float64_ends_the_run_and_is_named_with_its_place(pictures, tm
     assert f" at {PLACE}" in said
 
 
-def test_two_processes_over_hccl_are_one_run(runs, pictures, tmp_path):
-    settings = {**PRETRAIN, "data.source": pictures, **EVERYTHING}
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_two_processes_over_hccl_are_one_run(runs, pictures, tmp_path, parallel):
+    settings = {**PRETRAIN, "data.source": pictures, **EVERYTHING, "run.parallel": parallel}
     torchrun = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(next(PORTS))]
     run = command("train", "npu", tmp_path / "run", settings)
     said = finish(start([run], tmp_path / "log", launcher=torchrun, EHM_SIMULATED_NPUS="2"))

@@ -18,9 +18,11 @@ Environment variables, read once:
 
 - ``EHM_SIMULATED_NPU_LOG=FILE``: at exit the process writes what arrived at the device to ``FILE.PID``, a JSON object a
   line with ``operator``, ``dtypes``, ``site`` and ``calls``.
-- ``EHM_SIMULATED_NPUS``: how many devices there are, 1 if unset. All are the same memory, and all are called ``npu:0``.
+- ``EHM_SIMULATED_NPUS``: how many devices there are, 1 if unset. All are the same memory, and ``npu:0``.
 - ``TORCH_NPU_FALLBACK_CPU_DISABLE=1``: an operator that would fall back to the CPU raises, as with the real torch-npu.
 """
+
+import importlib.metadata
 
 import torch
 
@@ -28,7 +30,7 @@ torch.utils.rename_privateuse1_backend("npu")  # before anything below says torc
 
 from torch_npu import autocast, generator, hccl, host, npu, registration  # noqa: E402
 
-__version__ = "2.14.0"
+__version__ = importlib.metadata.version("torch-npu")  # of the METADATA beside this folder: that of torch
 __all__ = ["npu"]
 
 registration.install()

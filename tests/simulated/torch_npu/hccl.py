@@ -6,10 +6,14 @@ import torch.distributed as dist
 from torch_npu.storage import to_cpu
 
 _COLLECTIVES = """
-allreduce allreduce_coalesced broadcast allgather _allgather_base allgather_into_tensor_coalesced reduce
-_reduce_scatter_base reduce_scatter reduce_scatter_tensor_coalesced gather scatter all_gather_single
-reduce_scatter_single alltoall alltoall_base send recv
+allreduce allreduce_coalesced broadcast allgather _allgather_base allgather_into_tensor_coalesced
+_reduce_scatter_base reduce_scatter_tensor_coalesced all_gather_single reduce_scatter_single scatter
 """
+_NAMES = {
+    "allgather_into_tensor_coalesced": "all_gather_single_coalesced",
+    "reduce_scatter_tensor_coalesced": "reduce_scatter_single_coalesced",
+}
+"""What a group of processes calls them, and what a backend does."""
 
 
 def _down(value):
@@ -46,6 +50,14 @@ class HCCL(dist.ProcessGroup):
     def getBackendName(self):  # noqa: N802
         return "hccl"
 
+    def _set_group_name(self, name):
+        self._name = name
+        super()._set_group_name(name)
+
+    @property
+    def group_name(self):
+        return self._name  # torch's own asks a backend in C++, which there is none of
+
     def barrier(self, opts=None):
         self._gloo.barrier().wait()
         return _done([])
@@ -53,7 +65,7 @@ class HCCL(dist.ProcessGroup):
 
 def _forward(name):
     def collective(self, *args, **kwargs):
-        call = getattr(self._gloo, name)
+        call = getattr(self._gloo, _NAMES.get(name, name))
         call(*map(_down, args), **{key: _down(value) for key, value in kwargs.items()}).wait()
         return _done(_tensors(args))
 

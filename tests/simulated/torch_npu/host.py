@@ -18,7 +18,7 @@ def is_pinned(self, device=None):
     return self.is_cpu and getattr(self.untyped_storage(), "_pinned", False)
 
 
-_empty, _repr = torch.empty, torch.Tensor.__repr__
+_empty, _repr, _resize = torch.empty, torch.Tensor.__repr__, torch.UntypedStorage.resize_
 
 
 def empty(*size, pin_memory=False, **options):
@@ -35,6 +35,12 @@ def show(self, *, tensor_contents=None):
     return f"{self.detach().cpu()!r}"[:-1] + f", device='{self.device}')"
 
 
+def resize_(self, size):
+    """FSDP frees and fills the same storages again; here they keep their memory."""
+    return self if self.device.type == "npu" else _resize(self, size)
+
+
 def install():
+    torch.UntypedStorage.resize_ = resize_
     torch.empty, torch.Tensor.__repr__ = empty, show
     torch.Tensor.pin_memory, torch.Tensor.is_pinned = pin_memory, is_pinned

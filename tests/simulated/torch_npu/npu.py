@@ -12,7 +12,6 @@ from torch_npu.storage import SIZE, Usage
 _COUNT = int(os.environ.get("EHM_SIMULATED_NPUS", "1"))
 _NAME = "Ascend910B (simulated)"
 _initialized = True  # torch.utils.checkpoint keeps the device's random state where this says so
-_current = 0
 
 
 class Event:
@@ -65,38 +64,35 @@ class Stream:
 
 
 class device:  # noqa: N801
-    """Makes a device the current one within a block."""
+    """A block on one device, which all are."""
 
     def __init__(self, device):
-        self._wanted = _current if device is None else index_of(device)
+        index_of(0 if device is None else device)
 
     def __enter__(self):
-        self._before = _current
-        set_device(self._wanted)
+        pass
 
     def __exit__(self, *problem):
-        set_device(self._before)
+        pass
 
 
 _stream = Stream()
 
 
 def index_of(device):
-    """Number of a device given as a number, a name or None, the current one."""
-    index = device if isinstance(device, int) else torch.device("npu" if device is None else device).index
-    index = _current if index is None else index
+    """Number of a device given as a number, a name or None."""
+    index = device if isinstance(device, int) else torch.device("npu" if device is None else device).index or 0
     if not 0 <= index < _COUNT:
         raise RuntimeError(f"invalid device ordinal npu:{index}: the simulation has {_COUNT} (EHM_SIMULATED_NPUS)")
     return index
 
 
 def set_device(device):
-    global _current
-    _current = index_of(device)
+    index_of(device)
 
 
 def current_device():
-    return _current
+    return 0  # whichever was set: FSDP compares it with where tensors are
 
 
 def device_count():
@@ -105,6 +101,10 @@ def device_count():
 
 def is_available():
     return _COUNT > 0
+
+
+def is_initialized():
+    return True
 
 
 def is_bf16_supported():
