@@ -204,6 +204,9 @@ def test_the_install_step_of_the_cpu_image_gives_a_working_ehm(tmp_path):
 
     # Offline, and with the setuptools that is here.
     run(opt / "bin/python", "-m", "pip", *words[1:], "--no-index", "--no-build-isolation", cwd=tmp_path / "src")
+    for part in ("configs", "backends", "deploy"):
+        held = {path.relative_to(ROOT) for path in (ROOT / part).rglob("*.yaml" if part == "configs" else "*.py")}
+        assert {path for path in held if not (site / "ehm" / path).exists()} == set()
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     where = run(opt / "bin/python", "-c", "import ehm; print(ehm.__file__)", cwd=elsewhere)
