@@ -181,29 +181,24 @@ def test_several_masks_of_an_image_are_as_many_images():
     assert float(loss) == pytest.approx(float(sum(alone)) / 6, rel=1e-5)
 
 
-def test_recomputed_backward_is_the_derivative_of_attention():
-    q, k, v = (torch.randn(2, 2, 5, 3, dtype=torch.float64, requires_grad=True) for _ in range(3))
-    assert torch.autograd.gradcheck(attention._Attend.apply, (q, k, v))
-
-
-def test_the_faster_backward_takes_the_place_of_the_slow_one(monkeypatch):
+def test_unfused_attention_has_the_gradients_of_the_fused_one(monkeypatch):
     model = MaskedAutoencoder(SPEC, **DECODER)
     load_arrays(model, published_weights())
     images, mask = inputs()
     indices = [torch.from_numpy(part) for part in split_mask(mask)]
-    calls, apply = [], attention._Attend.apply
-    monkeypatch.setattr(attention._Attend, "apply", lambda *heads: calls.append(1) or apply(*heads))
+    looks, probs = [], attention._probs
+    monkeypatch.setattr(attention, "_probs", lambda *heads: looks.append(1) or probs(*heads))
 
-    def gradient(slow):
-        monkeypatch.setattr(attention, "SLOW_BACKWARD", slow)
+    def gradients(unfused):
+        monkeypatch.setattr(attention, "UNFUSED", unfused)
         model.zero_grad()
         model(torch.from_numpy(images).float(), *indices).backward()
         return {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
 
-    plain = gradient(set())
-    assert not calls
-    torch.testing.assert_close(gradient({("cpu", torch.float32)}), plain, rtol=1e-4, atol=1e-6)
-    assert len(calls) == SPEC.depth + DECODER["decoder_depth"]
+    fused = gradients(set())
+    assert not looks
+    torch.testing.assert_close(gradients({("cpu", torch.float32)}), fused, rtol=1e-4, atol=1e-6)
+    assert len(looks) == SPEC.depth + DECODER["decoder_depth"]
 
 
 def test_encoder_loads_into_timm_and_gives_its_features():

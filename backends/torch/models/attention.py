@@ -11,48 +11,30 @@ from typing import Any
 import torch
 from timm.models.vision_transformer import Block
 from torch import Tensor
-from torch.nn.functional import linear, scaled_dot_product_attention
+from torch.nn.functional import linear
 
 __all__ = ["MaskedBlock", "attention_probs", "mean_attention", "patch_similarity"]
 
-SLOW_BACKWARD = {("cpu", torch.bfloat16)}
-"""Devices and types where the backward pass of torch's fused attention takes longer than plain matrix products.
+UNFUSED = {("cpu", torch.bfloat16)}
+"""Devices and types where attention trains faster as plain matrix products than by torch's fused kernel.
 
-torch 2.14 on a CPU with AMX: 110 ms for a ViT-B decoder block of 16 images, against 45 ms
-(``benchmarks/pretrain_step.py --parts``).
+torch 2.14 on a CPU with AMX, forward and backward of a decoder block (16 images, 16 heads, 197 tokens, one thread):
+124 ms fused, most of it backward, 46 ms so.
 """
 
 
 class MaskedBlock(Block):
-    """timm's block without masks and dropout, with the faster backward pass of the device in its attention."""
+    """timm's block without masks and dropout, its attention unfused where that is faster."""
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
         """(B, L, D) -> (B, L, D)."""
-        attn: Any = self.attn
-        q, k, v = attn.qkv(self.norm1(x)).unflatten(2, (3, attn.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
-        slow = (q.device.type, q.dtype) in SLOW_BACKWARD
-        mixed = _Attend.apply(q, k, v) if slow else scaled_dot_product_attention(q, k, v)
-        x = x + attn.proj(mixed.transpose(1, 2).flatten(2))
-        return x + self.mlp(self.norm2(x))
-
-
-class _Attend(torch.autograd.Function):
-    """Fused attention (B, h, L, d) with the probabilities computed again in the backward pass, as matrix products."""
-
-    @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        ctx.save_for_backward(q, k, v)
-        return scaled_dot_product_attention(q, k, v)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        scale = ctx.saved_tensors[0].shape[-1] ** -0.5
-        q, k, v, mixed = (tensor.contiguous() for tensor in (*ctx.saved_tensors, *gradients))
-        q = q * scale
-        probs = (q @ k.transpose(-2, -1)).softmax(dim=-1)
-        wanted = mixed @ v.transpose(-2, -1)
-        scores = torch.ops.aten._softmax_backward_data(wanted, probs, -1, probs.dtype)
-        return scores @ (k * scale), scores.transpose(-2, -1) @ q, probs.transpose(-2, -1) @ mixed
+        kind = x.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+        if (kind, dtype) not in UNFUSED:
+            return super().forward(x)
+        normed = self.norm1(x)
+        q, k, v = _heads(self, normed, 3)
+        return _finish(self, x, normed, torch.bmm(_probs(self, q, k), v))
 
 
 def attention_probs(block: Any, tokens: Tensor) -> Tensor:
@@ -76,7 +58,7 @@ def mean_attention(blocks: Iterable[Any], tokens: Tensor, count: int) -> Tensor:
         probs = _probs(block, q, k)
         total = total + probs.unflatten(0, (len(tokens), -1)).sum(dim=1, dtype=torch.float32)
         if not last:
-            tokens = _finish(block, tokens, normed, probs @ v[0])
+            tokens = _finish(block, tokens, normed, torch.bmm(probs, v[0]))
     mean: Tensor = total / sum(block.attn.num_heads for block in used)
     return mean
 
