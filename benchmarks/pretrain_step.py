@@ -1,0 +1,382 @@
+"""What a pretraining step costs, and its masks: random beside evolved, ehm beside its peers.
+
+    python benchmarks/pretrain_step.py [--models vit_small vit_base] [--dtypes bfloat16 float32] [--batch-size 16]
+        [--rounds 3] [--device cpu|cuda|npu] [--threads N] [--clock wall|cpu] [--rows ...] [--quick]
+
+Every row is a process of its own that holds its model and optimiser. The processes of a table take turns, one at a
+time. A round is two steps of each row, of which the second counts: in between, a row's free memory goes back to the
+system, or they would not all fit. Columns are milliseconds, the median of the rounds;
+"of random" and "of plain" compare with the rows of that name in the same round: median (lowest - highest). All rows
+see the same images of 224 x 224, mask 147 of 196 patches, have the same decoder (512 wide, 8 blocks), the same threads
+and, by autocast, the same type. --clock cpu with --threads 1 counts processor time, where other jobs are about.
+
+data is upload and normalisation; similarity the look at the first six blocks; hierarchy is balancing and trees, of
+which "tree" is the trees alone, in % of the step; memory is the peak of the process (of the device's allocator, on an
+accelerator) over its steps. "evolved" balances similarities (the default), "evolved, raw" is the paper's way, "evolved,
+4 views" masks each image of a quarter as many four times after one look at it (mask.views). "plain" is the step of
+the published MAE code: attention as matrix products and softmax, all patches predicted, AdamW parameter by parameter.
+Peers take part where they are installed (pip install transformers lightly), as their own examples train them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import gc
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import contextmanager
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ehm.backends.torch import devices
+from ehm.config import TrainConfig
+from ehm.encoders import VIT_PRESETS
+
+PROGRESS = 0.5  # half way through training: trees are cut in the middle
+COLUMNS = ("data", "similarity", "hierarchy", "mask", "forward/backward", "optimiser", "total")
+EVOLVED = {
+    "random": {},
+    "evolved": {"balance": "sinkhorn"},
+    "evolved, raw": {"balance": "none"},
+    "evolved, 4 views": {"balance": "sinkhorn", "views": 4},
+}
+PEERS = {"plain": None, "transformers": "transformers", "lightly": "lightly"}
+Step = Callable[[], float]
+
+
+class Clock:
+    """Seconds by name, of work that has ended; what runs inside of a measured part counts there only."""
+
+    def __init__(self, device: torch.device, cpu: bool) -> None:
+        self.seconds = dict.fromkeys((*COLUMNS, "tree"), 0.0)
+        self._device, self._inner, self._read = device, [0.0], time.process_time if cpu else time.perf_counter
+
+    def now(self) -> float:
+        """Seconds, when the device has done all that was asked of it."""
+        if self._device.type != "cpu":
+            torch.accelerator.synchronize()
+        return self._read()
+
+    @contextmanager
+    def part(self, name: str) -> Any:
+        """What happens inside counts as ``name``."""
+        start = self.now()
+        self._inner.append(0.0)
+        yield
+        passed = self.now() - start
+        self.seconds[name] += passed - self._inner.pop()
+        self._inner[-1] += passed
+
+    def timed(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """``function``, which counts as ``name``."""
+
+        def run(*args: Any, **kwargs: Any) -> Any:
+            with self.part(name):
+                return function(*args, **kwargs)
+
+        return run
+
+
+def ehm_step(row: str, model: str, dtype: str, images: NDArray[np.uint8], clock: Clock, device: str) -> Step:
+    """A step of ehm, as the training loop makes it."""
+    from ehm import backends
+    from ehm.data import Batch
+    from ehm.masking import make_masker, masker
+
+    config = TrainConfig.model_validate(
+        {
+            "encoder": model,
+            "masking": "random" if row == "random" else "evolved",
+            "mask": EVOLVED[row],
+            "optim": {"batch_size": len(images), "dtype": dtype},
+        }
+    )
+    backend = backends.get(device)
+    learner: Any = backend.learner(config)
+    build = backend.info().hierarchy
+    mask = clock.timed("mask", make_masker(config.masking, config.mask, config.vit.grid, build))
+    images = images[: len(images) // config.mask.views]
+    batch = Batch(images, None, np.arange(len(images)), 0, len(images))
+
+    learner._pixels = clock.timed("data", learner._pixels)
+    learner.similarity = clock.timed("similarity", learner.similarity)
+    learner.evolved_mask = clock.timed("similarity", learner.evolved_mask)  # and all that follows, where it is built
+    learner.model.embed = clock.timed("forward/backward", learner.model.embed)  # once for both
+    masker.balance = clock.timed("hierarchy", masker.balance)
+    masker.build_hierarchy = clock.timed("hierarchy", clock.timed("tree", masker.build_hierarchy))
+    optimizer = learner._training.optimizer
+    optimizer.step = clock.timed("optimiser", optimizer.step)
+
+    def step() -> float:
+        masks, _ = mask(learner, batch, PROGRESS, np.random.default_rng(0))
+        with clock.part("forward/backward"):
+            return learner.train_step(images, masks, 1e-4, 0.05)["loss"]
+
+    return step
+
+
+def peer_step(row: str, model: str, dtype: str, images: NDArray[np.uint8], clock: Clock, device: str) -> Step:
+    """A step of another implementation, under autocast as ehm's."""
+    from ehm.backends.torch.tensors import Pixels
+
+    place, config = devices.pick(device), TrainConfig(encoder=model)
+    loss, optimizer = {"plain": plain, "transformers": transformers_vit, "lightly": lightly_vit}[row](model, place)
+    pixels = Pixels(place, config.data.mean, config.data.std)
+    arithmetic = devices.arithmetic(dtype, place)
+
+    def step() -> float:
+        with clock.part("data"):
+            batch = pixels(images)
+        with clock.part("forward/backward"):
+            optimizer.zero_grad()
+            with devices.autocast(place, arithmetic):
+                value = loss(batch)
+            value.backward()
+        with clock.part("optimiser"):
+            optimizer.step()
+        return value.detach()
+
+    return step
+
+
+def plain(name: str, device: torch.device) -> tuple[Callable[..., Any], torch.optim.Optimizer]:
+    """MAE as its paper describes it (He et al., 2022), every operator by itself."""
+    from timm.models.vision_transformer import Block
+
+    from ehm.backends.torch.models.mae import MaskedAutoencoder, patchify
+
+    model = MaskedAutoencoder(TrainConfig(encoder=name).vit).to(device).train()
+    blocks = [*model.blocks, *model.decoder_blocks]
+    for block in blocks:
+        block.__class__, block.attn.fused_attn = Block, False  # timm's own, unfused
+
+    def take(tokens: Any, places: Any) -> Any:
+        return torch.gather(tokens, 1, places.unsqueeze(-1).repeat(1, 1, tokens.shape[-1]))
+
+    def loss(images: Any) -> Any:
+        tokens = model.embed(images)
+        batch, patches, _ = tokens.shape
+        visible = patches // 4
+        order = torch.rand(batch, patches, device=device).argsort(dim=1)
+        restore = order.argsort(dim=1)
+        tokens = model._with_class_token(take(tokens, order[:, :visible]))
+        for block in model.blocks:
+            tokens = block(tokens)
+        tokens = model.decoder_embed(model.norm(tokens))
+        fill = model.mask_token.repeat(batch, patches - visible, 1)
+        whole = take(torch.cat([tokens[:, 1:], fill], dim=1), restore)
+        tokens = torch.cat([tokens[:, :1], whole], dim=1) + model.decoder_pos_embed
+        for block in model.decoder_blocks:
+            tokens = block(tokens)
+        predicted = model.decoder_pred(model.decoder_norm(tokens))[:, 1:]
+        target = patchify(images, 16)
+        target = (target - target.mean(dim=-1, keepdim=True)) / (target.var(dim=-1, keepdim=True) + 1e-6).sqrt()
+        masked = torch.ones(batch, patches, device=device)
+        masked[:, :visible] = 0
+        masked = masked.gather(1, restore)
+        return (((predicted - target) ** 2).mean(dim=-1) * masked).sum() / masked.sum()
+
+    return loss, torch.optim.AdamW(
+        [p for p in model.parameters() if p.requires_grad], lr=1e-4, weight_decay=0.05, foreach=False, fused=False
+    )
+
+
+def transformers_vit(name: str, device: torch.device) -> tuple[Callable[..., Any], torch.optim.Optimizer]:
+    """Hugging Face's ViTMAE with its trainer's optimiser, fused AdamW."""
+    from transformers import ViTMAEConfig, ViTMAEForPreTraining
+
+    size = VIT_PRESETS[name]
+    model = ViTMAEForPreTraining(
+        ViTMAEConfig(
+            hidden_size=size["width"],
+            num_hidden_layers=size["depth"],
+            num_attention_heads=size["heads"],
+            intermediate_size=4 * size["width"],
+            norm_pix_loss=True,
+        )
+    )
+    model = model.to(device).train()
+    return lambda images: model(images).loss, torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+
+
+def lightly_vit(name: str, device: torch.device) -> tuple[Callable[..., Any], torch.optim.Optimizer]:
+    """lightly's MAE on a timm ViT, with torch's default AdamW, as in its example."""
+    import warnings
+
+    from lightly.models import utils
+    from lightly.models.modules import MAEDecoderTIMM, MaskedVisionTransformerTIMM
+    from timm.models.vision_transformer import VisionTransformer
+
+    warnings.simplefilter("ignore")
+    size = VIT_PRESETS[name]
+    vit = VisionTransformer(embed_dim=size["width"], depth=size["depth"], num_heads=size["heads"], num_classes=0)
+    encoder = MaskedVisionTransformerTIMM(vit=vit)
+    decoder = MAEDecoderTIMM(
+        num_patches=vit.patch_embed.num_patches, patch_size=16, embed_dim=size["width"], decoder_embed_dim=512
+    )
+    model = torch.nn.ModuleList([encoder, decoder]).to(device).train()
+
+    def loss(images: Any) -> Any:
+        batch, tokens = len(images), encoder.sequence_length
+        keep, hide = utils.random_token_mask(size=(batch, tokens), mask_ratio=0.75, device=device)
+        encoded = decoder.embed(encoder.encode(images=images, idx_keep=keep))
+        filled = utils.repeat_token(decoder.mask_token, (batch, tokens))
+        filled = utils.set_at_index(filled, keep, encoded.type_as(filled))
+        predicted = decoder.predict(utils.get_at_index(decoder.decode(filled), hide))
+        target = utils.get_at_index(utils.patchify(images, 16), hide - 1)
+        return torch.nn.functional.mse_loss(predicted, target)
+
+    return loss, torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)
+
+
+def work(row: str, model: str, dtype: str, batch_size: int, device: str, cpu: bool) -> None:
+    """One row's process: a step for every line that arrives, and its seconds as an answer."""
+    images = np.random.default_rng(0).integers(0, 256, (batch_size, 224, 224, 3), np.uint8)
+    place = devices.pick(device)
+    clock = Clock(place, cpu)
+    step = (ehm_step if row in EVOLVED else peer_step)(row, model, dtype, images, clock, device)
+    print("ready", flush=True)
+    for line in sys.stdin:
+        if line.strip() == "rest":
+            gc.collect()
+            trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
+            print(trim(0) if trim else "", flush=True)
+            continue
+        clock.seconds = dict.fromkeys(clock.seconds, 0.0)
+        start = clock.now()
+        loss = step()
+        seconds = {**clock.seconds, "total": clock.now() - start}
+        seconds["hierarchy"] += seconds["tree"]
+        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        if place.type != "cpu":
+            memory = devices.device_module(place).max_memory_allocated() / 2**20
+        print(json.dumps({**seconds, "memory": memory, "loss": float(loss)}), flush=True)
+
+
+class Row:
+    """The process of one row, from here."""
+
+    def __init__(self, row: str, model: str, dtype: str, arguments: argparse.Namespace) -> None:
+        command = [sys.executable, __file__, "--row", row, "--models", model, "--dtypes", dtype]
+        command += ["--batch-size", str(arguments.batch_size), "--device", arguments.device]
+        command += ["--clock", arguments.clock]
+        self.steps: list[dict[str, float]] = []
+        self._child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def wait(self) -> None:
+        """Until it has built its model."""
+        if self._read() != "ready":
+            raise SystemExit(f"{self._child.args}: did not start")
+
+    def step(self) -> dict[str, float]:
+        """Seconds by name, memory in MiB and the loss of one step."""
+        self._child.stdin.write("\n")
+        self._child.stdin.flush()
+        answer: dict[str, float] = json.loads(self._read())
+        return answer
+
+    def rest(self) -> None:
+        """Let it give free memory back."""
+        self._child.stdin.write("rest\n")
+        self._child.stdin.flush()
+        self._read()
+
+    def close(self) -> None:
+        """End it."""
+        self._child.stdin.close()
+        self._child.wait()
+
+    def _read(self) -> str:
+        line = self._child.stdout.readline()
+        if not line:
+            raise SystemExit(f"{' '.join(self._child.args)}: ended with status {self._child.wait()}")
+        return line.strip()
+
+
+def table(model: str, dtype: str, rows: list[str], arguments: argparse.Namespace) -> None:
+    """Measure the rows in turn, and print."""
+    processes = {row: Row(row, model, dtype, arguments) for row in rows}
+    for process in processes.values():
+        process.wait()
+    for number in range(arguments.rounds):
+        for row, process in processes.items():
+            process.step()
+            process.steps.append(process.step())
+            process.rest()
+            print(f"{model}, {dtype}, round {number}: {row} {process.steps[-1]['total']:.2f} s", file=sys.stderr)
+    for process in processes.values():
+        process.close()
+    print(f"\n{model}, {dtype}, {arguments.batch_size} masked images a step\n")
+    print(f"| row | {' | '.join(COLUMNS)} | tree, % | of random | of plain | memory, MiB |")
+    print("|---|" + "---|" * (len(COLUMNS) + 4))
+    for row, process in processes.items():
+        times = {name: np.array([step[name] for step in process.steps]) for name in (*COLUMNS, "tree")}
+        cells = [f"{1000 * np.median(times[name]):.1f}" for name in COLUMNS]
+        cells.append(f"{100 * np.median(times['tree'] / times['total']):.2f}")
+        for other in ("random", "plain"):
+            ratio = times["total"] / np.array([step["total"] for step in processes[other].steps])
+            cells.append(f"{np.median(ratio):.3f} ({ratio.min():.3f} - {ratio.max():.3f})")
+        cells.append(f"{process.steps[-1]['memory']:.0f}")
+        print(f"| {row} | {' | '.join(cells)} |", flush=True)
+
+
+def machine(device: str) -> str:
+    """One line on what this was measured on."""
+    place = devices.pick(device)
+    name = platform.processor() or platform.machine()
+    if os.path.exists("/proc/cpuinfo"):
+        with open("/proc/cpuinfo", encoding="ascii") as file:
+            name = next((line.partition(":")[2].strip() for line in file if line.startswith("model name")), name)
+    amx = ", AMX" if devices._has_cpu_flag("amx_bf16") else ""
+    accelerator = "" if place.type == "cpu" else f"{devices.describe(place).description}; "
+    threads, load = torch.get_num_threads(), os.getloadavg()[0]
+    cores = f"{os.cpu_count()} cores, {threads} threads, load {load:.1f} before the start"
+    return f"{accelerator}{name}{amx}, {cores}; torch {torch.__version__}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", default=["vit_small", "vit_base"], choices=VIT_PRESETS)
+    parser.add_argument("--dtypes", nargs="+", default=["bfloat16", "float32"])
+    parser.add_argument("--batch-size", type=int, default=16, help="masked images a step (16), a multiple of 4")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, help="of torch (its own choice)")
+    parser.add_argument(
+        "--clock", choices=["wall", "cpu"], default="wall", help="cpu: processor time, with --threads 1"
+    )
+    parser.add_argument("--rows", nargs="+", choices=[*EVOLVED, *PEERS], help="only these, random and plain")
+    parser.add_argument("--quick", action="store_true", help="one round of vit_small with 8 images")
+    parser.add_argument("--row", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.threads:
+        os.environ["OMP_NUM_THREADS"] = str(arguments.threads)  # of the rows' processes
+        torch.set_num_threads(arguments.threads)
+    if arguments.row:
+        model, dtype, cpu = arguments.models[0], arguments.dtypes[0], arguments.clock == "cpu"
+        work(arguments.row, model, dtype, arguments.batch_size, arguments.device, cpu)
+        return
+    if arguments.quick:
+        arguments.models, arguments.batch_size, arguments.rounds = ["vit_small"], 8, 1
+    rows = [row for row in (*EVOLVED, *PEERS) if row in EVOLVED or PEERS[row] is None or find_spec(PEERS[row])]
+    if arguments.rows:
+        rows = [row for row in rows if row in (*arguments.rows, "random", "plain")]
+    print(machine(arguments.device))
+    for model in arguments.models:
+        for dtype in arguments.dtypes:
+            table(model, dtype, rows, arguments)
+
+
+if __name__ == "__main__":
+    main()
