@@ -1,28 +1,28 @@
 """What a pretraining step costs, and its masks: random beside evolved, ehm beside its peers.
 
     python benchmarks/pretrain_step.py [--models vit_small vit_base] [--dtypes bfloat16 float32] [--batch-size 16]
-        [--rounds 3] [--device cpu|cuda|npu] [--threads N] [--clock wall|cpu] [--rows ...] [--quick]
+        [--rounds 3] [--steps 4] [--device cpu|cuda|npu] [--threads N] [--clock wall|cpu] [--rows ...] [--quick]
+        [--profile ROW]
 
-Every row is a process of its own that holds its model and optimiser. The processes of a table take turns, one at a
-time. A round is two steps of each row, of which the second counts: in between, a row's free memory goes back to the
-system, or they would not all fit. Columns are milliseconds, the median of the rounds;
-"of random" and "of plain" compare with the rows of that name in the same round: median (lowest - highest). All rows
-see the same images of 224 x 224, mask 147 of 196 patches, have the same decoder (512 wide, 8 blocks), the same threads
-and, by autocast, the same type. --clock cpu with --threads 1 counts processor time, where other jobs are about.
+A round starts a process for each row, one after the other: two steps that do not count, then --steps that do. Columns
+are milliseconds: the median of a round's steps, and of these the median; "of random" and "of plain" compare with the
+rows of that name in the same round: median (lowest - highest). All rows see the same images of 224 x 224, mask 147 of
+196 patches, have the same decoder (512 wide, 8 blocks), the same threads and, by autocast, the same type. --clock cpu
+with --threads 1 counts processor time, where other jobs are about. --profile ROW prints the operators of that row's
+step instead.
 
 data is upload and normalisation; similarity the look at the first six blocks; hierarchy is balancing and trees, of
 which "tree" is the trees alone, in % of the step; memory is the peak of the process (of the device's allocator, on an
 accelerator) over its steps. "evolved" balances similarities (the default), "evolved, raw" is the paper's way, "evolved,
-4 views" masks each image of a quarter as many four times after one look at it (mask.views). "plain" is the step of
-the published MAE code: attention as matrix products and softmax, all patches predicted, AdamW parameter by parameter.
+4 views" masks each image of a quarter as many four times after one look at it (mask.views); "compiled" is run.compile,
+whose first step takes a minute. "plain" is the step of the published MAE code: patches embedded by a convolution,
+attention as matrix products and softmax, all patches predicted, AdamW parameter by parameter.
 Peers take part where they are installed (pip install transformers lightly), as their own examples train them.
 """
 
 from __future__ import annotations
 
 import argparse
-import ctypes
-import gc
 import json
 import os
 import platform
@@ -50,6 +50,7 @@ EVOLVED = {
     "evolved": {"balance": "sinkhorn"},
     "evolved, raw": {"balance": "none"},
     "evolved, 4 views": {"balance": "sinkhorn", "views": 4},
+    "random, compiled": {},
 }
 PEERS = {"plain": None, "transformers": "transformers", "lightly": "lightly"}
 Step = Callable[[], float]
@@ -97,9 +98,10 @@ def ehm_step(row: str, model: str, dtype: str, images: NDArray[np.uint8], clock:
     config = TrainConfig.model_validate(
         {
             "encoder": model,
-            "masking": "random" if row == "random" else "evolved",
+            "masking": "random" if row.startswith("random") else "evolved",
             "mask": EVOLVED[row],
             "optim": {"batch_size": len(images), "dtype": dtype},
+            "run": {"compile": row.endswith("compiled")},
         }
     )
     backend = backends.get(device)
@@ -165,7 +167,7 @@ def plain(name: str, device: torch.device) -> tuple[Callable[..., Any], torch.op
         return torch.gather(tokens, 1, places.unsqueeze(-1).repeat(1, 1, tokens.shape[-1]))
 
     def loss(images: Any) -> Any:
-        tokens = model.embed(images)
+        tokens = model.patch_embed(images) + model.pos_embed[:, 1:]
         batch, patches, _ = tokens.shape
         visible = patches // 4
         order = torch.rand(batch, patches, device=device).argsort(dim=1)
@@ -240,94 +242,78 @@ def lightly_vit(name: str, device: torch.device) -> tuple[Callable[..., Any], to
     return loss, torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)
 
 
-def work(row: str, model: str, dtype: str, batch_size: int, device: str, cpu: bool) -> None:
-    """One row's process: a step for every line that arrives, and its seconds as an answer."""
+def work(row: str, model: str, dtype: str, batch_size: int, device: str, cpu: bool, steps: int) -> None:
+    """One row's process: two steps that do not count, then ``steps`` that do, a line of JSON for each."""
     images = np.random.default_rng(0).integers(0, 256, (batch_size, 224, 224, 3), np.uint8)
     place = devices.pick(device)
     clock = Clock(place, cpu)
     step = (ehm_step if row in EVOLVED else peer_step)(row, model, dtype, images, clock, device)
-    print("ready", flush=True)
-    for line in sys.stdin:
-        if line.strip() == "rest":
-            gc.collect()
-            trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
-            print(trim(0) if trim else "", flush=True)
-            continue
+    for number in range(-2, steps):
         clock.seconds = dict.fromkeys(clock.seconds, 0.0)
         start = clock.now()
-        loss = step()
+        step()
         seconds = {**clock.seconds, "total": clock.now() - start}
         seconds["hierarchy"] += seconds["tree"]
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         if place.type != "cpu":
             memory = devices.device_module(place).max_memory_allocated() / 2**20
-        print(json.dumps({**seconds, "memory": memory, "loss": float(loss)}), flush=True)
+        if number >= 0:
+            print(json.dumps({**seconds, "memory": memory}))
 
 
-class Row:
-    """The process of one row, from here."""
+def profile(row: str, model: str, dtype: str, batch_size: int, device: str) -> None:
+    """Where the time of a step goes, operator by operator."""
+    images = np.random.default_rng(0).integers(0, 256, (batch_size, 224, 224, 3), np.uint8)
+    place = devices.pick(device)
+    step = (ehm_step if row in EVOLVED else peer_step)(row, model, dtype, images, Clock(place, False), device)
+    for _ in range(2):
+        float(step())
+    with torch.profiler.profile() as profiler:
+        for _ in range(2):
+            float(step())
+    events = sorted(profiler.key_averages(), key=lambda event: -event.self_cpu_time_total)
+    whole = sum(event.self_cpu_time_total for event in events)
+    print(
+        f"\n{row}, {model}, {dtype}, {batch_size} masked images a step\n\n| operator | ms a step | share, % | calls |"
+    )
+    print("|---|---|---|---|")
+    for event in events[:16]:
+        milliseconds = event.self_cpu_time_total / 2000
+        print(f"| {event.key} | {milliseconds:.0f} | {milliseconds / whole * 2e5:.1f} | {event.count // 2} |")
 
-    def __init__(self, row: str, model: str, dtype: str, arguments: argparse.Namespace) -> None:
-        command = [sys.executable, __file__, "--row", row, "--models", model, "--dtypes", dtype]
-        command += ["--batch-size", str(arguments.batch_size), "--device", arguments.device]
-        command += ["--clock", arguments.clock]
-        self.steps: list[dict[str, float]] = []
-        self._child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
-    def wait(self) -> None:
-        """Until it has built its model."""
-        if self._read() != "ready":
-            raise SystemExit(f"{self._child.args}: did not start")
-
-    def step(self) -> dict[str, float]:
-        """Seconds by name, memory in MiB and the loss of one step."""
-        self._child.stdin.write("\n")
-        self._child.stdin.flush()
-        answer: dict[str, float] = json.loads(self._read())
-        return answer
-
-    def rest(self) -> None:
-        """Let it give free memory back."""
-        self._child.stdin.write("rest\n")
-        self._child.stdin.flush()
-        self._read()
-
-    def close(self) -> None:
-        """End it."""
-        self._child.stdin.close()
-        self._child.wait()
-
-    def _read(self) -> str:
-        line = self._child.stdout.readline()
-        if not line:
-            raise SystemExit(f"{' '.join(self._child.args)}: ended with status {self._child.wait()}")
-        return line.strip()
+def measure(row: str, model: str, dtype: str, arguments: argparse.Namespace) -> list[dict[str, float]]:
+    """The steps of one row, in a process of its own."""
+    command = [sys.executable, __file__, "--row", row, "--models", model, "--dtypes", dtype]
+    for name in ("batch_size", "device", "clock", "steps"):
+        command += [f"--{name.replace('_', '-')}", str(getattr(arguments, name))]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    return [json.loads(line) for line in done.stdout.splitlines()]
 
 
 def table(model: str, dtype: str, rows: list[str], arguments: argparse.Namespace) -> None:
     """Measure the rows in turn, and print."""
-    processes = {row: Row(row, model, dtype, arguments) for row in rows}
-    for process in processes.values():
-        process.wait()
+    measured: dict[str, list[list[dict[str, float]]]] = {row: [] for row in rows}
     for number in range(arguments.rounds):
-        for row, process in processes.items():
-            process.step()
-            process.steps.append(process.step())
-            process.rest()
-            print(f"{model}, {dtype}, round {number}: {row} {process.steps[-1]['total']:.2f} s", file=sys.stderr)
-    for process in processes.values():
-        process.close()
+        for row in rows:
+            measured[row].append(measure(row, model, dtype, arguments))
+            seconds = np.median([step["total"] for step in measured[row][-1]])
+            print(f"{model}, {dtype}, round {number}: {row} {seconds:.2f} s", file=sys.stderr)
+    # by row, column and round: the median of the round's steps
+    times = {
+        row: {name: np.array([np.median([step[name] for step in turn]) for turn in turns]) for name in turns[0][0]}
+        for row, turns in measured.items()
+    }
     print(f"\n{model}, {dtype}, {arguments.batch_size} masked images a step\n")
     print(f"| row | {' | '.join(COLUMNS)} | tree, % | of random | of plain | memory, MiB |")
     print("|---|" + "---|" * (len(COLUMNS) + 4))
-    for row, process in processes.items():
-        times = {name: np.array([step[name] for step in process.steps]) for name in (*COLUMNS, "tree")}
-        cells = [f"{1000 * np.median(times[name]):.1f}" for name in COLUMNS]
-        cells.append(f"{100 * np.median(times['tree'] / times['total']):.2f}")
+    for row in rows:
+        cells = [f"{1000 * np.median(times[row][name]):.1f}" for name in COLUMNS]
+        cells.append(f"{100 * np.median(times[row]['tree'] / times[row]['total']):.2f}")
         for other in ("random", "plain"):
-            ratio = times["total"] / np.array([step["total"] for step in processes[other].steps])
-            cells.append(f"{np.median(ratio):.3f} ({ratio.min():.3f} - {ratio.max():.3f})")
-        cells.append(f"{process.steps[-1]['memory']:.0f}")
+            ratio = times[row]["total"] / times[other]["total"]
+            cells.append(f"{np.median(ratio):.2f} ({ratio.min():.2f} - {ratio.max():.2f})")
+        cells.append(f"{np.median(times[row]['memory']):.0f}")
         print(f"| {row} | {' | '.join(cells)} |", flush=True)
 
 
@@ -351,12 +337,16 @@ def main() -> None:
     parser.add_argument("--dtypes", nargs="+", default=["bfloat16", "float32"])
     parser.add_argument("--batch-size", type=int, default=16, help="masked images a step (16), a multiple of 4")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=4, help="that count, of each row in each round (4)")
+    parser.add_argument("--profile", choices=[*EVOLVED, *PEERS], metavar="ROW", help="operators of this row's step")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, help="of torch (its own choice)")
     parser.add_argument(
         "--clock", choices=["wall", "cpu"], default="wall", help="cpu: processor time, with --threads 1"
     )
-    parser.add_argument("--rows", nargs="+", choices=[*EVOLVED, *PEERS], help="only these, random and plain")
+    parser.add_argument(
+        "--rows", nargs="+", choices=[*EVOLVED, *PEERS], help="only these, random and plain (all but compiled)"
+    )
     parser.add_argument("--quick", action="store_true", help="one round of vit_small with 8 images")
     parser.add_argument("--row", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -365,13 +355,18 @@ def main() -> None:
         torch.set_num_threads(arguments.threads)
     if arguments.row:
         model, dtype, cpu = arguments.models[0], arguments.dtypes[0], arguments.clock == "cpu"
-        work(arguments.row, model, dtype, arguments.batch_size, arguments.device, cpu)
+        work(arguments.row, model, dtype, arguments.batch_size, arguments.device, cpu, arguments.steps)
+        return
+    if arguments.profile:
+        model, dtype = arguments.models[-1], arguments.dtypes[0]
+        print(machine(arguments.device))
+        profile(arguments.profile, model, dtype, arguments.batch_size, arguments.device)
         return
     if arguments.quick:
         arguments.models, arguments.batch_size, arguments.rounds = ["vit_small"], 8, 1
     rows = [row for row in (*EVOLVED, *PEERS) if row in EVOLVED or PEERS[row] is None or find_spec(PEERS[row])]
-    if arguments.rows:
-        rows = [row for row in rows if row in (*arguments.rows, "random", "plain")]
+    wanted = arguments.rows or [row for row in rows if not row.endswith("compiled")]
+    rows = [row for row in rows if row in (*wanted, "random", "plain")]
     print(machine(arguments.device))
     for model in arguments.models:
         for dtype in arguments.dtypes:

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ehm.backends.base import LearnerState, Processes
+from ehm.backends.base import ALONE, LearnerState, Processes
 from ehm.backends.torch.models.vit import layers_of
 from ehm.backends.torch.optim import LARS, param_groups
 from ehm.backends.torch.tensors import Pixels, chunks, load_arrays, to_arrays, upload
@@ -31,7 +31,9 @@ _STEP = "step"
 class TorchClassifier:
     """Implements :class:`ehm.backends.base.Classifier`. ``model`` is the torch module: a timm model, whole."""
 
-    def __init__(self, config: FinetuneConfig, classes: int, device: torch.device, processes: Processes) -> None:
+    def __init__(
+        self, config: FinetuneConfig, classes: int, device: torch.device, processes: Processes = ALONE
+    ) -> None:
         self._config, self._device, self._rank = config, device, processes.rank
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.run.seed)

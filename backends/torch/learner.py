@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ehm.backends.base import Arrays, LearnerState, Processes
+from ehm.backends.base import ALONE, Arrays, LearnerState, Processes
 from ehm.backends.torch import hierarchy
 from ehm.backends.torch.distributed import unsharded, wrap
 from ehm.backends.torch.models.mae import MaskedAutoencoder
@@ -37,7 +37,7 @@ class TorchLearner:
     embedding runs once, with gradient (section V-E).
     """
 
-    def __init__(self, config: TrainConfig, device: torch.device, processes: Processes) -> None:
+    def __init__(self, config: TrainConfig, device: torch.device, processes: Processes = ALONE) -> None:
         self._config, self._device = config, device
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.run.seed)

@@ -107,6 +107,7 @@ def package_files():
         files = {path for path in files if path.parts[1] != name}
         suffix = "*.yaml" if name == "configs" else "*.py"
         files |= {Path("ehm") / path.relative_to(ROOT) for path in (ROOT / name).rglob(suffix)}
+    files.add(Path("ehm/backends/torch/npu_operators.txt"))
     return {str(path) for path in files if "__pycache__" not in path.parts}
 
 
