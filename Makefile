@@ -64,9 +64,10 @@ format: $(INSTALLED) ## let ruff mend what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-benchmark: $(INSTALLED) ## measure building hierarchies and loading images against their peers
+benchmark: $(INSTALLED) ## measure hierarchies, loading images and pretraining steps against their peers: 40 minutes
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/hierarchy.py
 	$(BIN)/python benchmarks/loader.py
+	$(BIN)/python benchmarks/pretrain_step.py
 
 study: $(INSTALLED) ## compare maskings on a small budget: about an hour on 2 cores, resumable
 	$(BIN)/python benchmarks/study.py run
