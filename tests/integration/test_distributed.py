@@ -8,21 +8,13 @@ from itertools import count
 
 import numpy as np
 import pytest
+from tiny import TINY
 
 import ehm
 from ehm import checkpoint
 
 SETTINGS = {
-    "encoder": "vit_tiny",
-    "image_size": 32,
-    "patch_size": 8,
-    "model.width": 48,
-    "model.depth": 2,
-    "model.heads": 2,
-    "model.decoder_width": 32,
-    "model.decoder_depth": 1,
-    "model.decoder_heads": 2,
-    "mask.blocks": 2,
+    **TINY,
     "optim.batch_size": 6,
     "optim.epochs": 4,
     "optim.warmup_epochs": 1,

@@ -15,6 +15,7 @@ import numpy as np
 import onnxruntime
 import pytest
 from PIL import Image
+from tiny import TINY
 
 from ehm import checkpoint
 from ehm.backends.torch.operators import judge
@@ -34,19 +35,7 @@ RUN = {
     "run.tensorboard": "false",
     "run.log_every": 1,
 }
-PRETRAIN = {
-    **RUN,
-    "encoder": "vit_tiny",
-    "image_size": 32,
-    "patch_size": 8,
-    "model.width": 48,
-    "model.depth": 2,
-    "model.heads": 2,
-    "model.decoder_width": 32,
-    "model.decoder_depth": 1,
-    "model.decoder_heads": 2,
-    "mask.blocks": 2,
-}
+PRETRAIN = {**RUN, **TINY}
 EVERYTHING = {
     "mask.build": "device",
     "optim.accumulate": 2,
