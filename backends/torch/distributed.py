@@ -25,7 +25,7 @@ from ehm.backends.base import ALONE, Processes
 from ehm.backends.torch.devices import FACTS, device_module
 from ehm.errors import BackendError
 
-__all__ = ["gathered", "join", "like", "mean", "synchronised", "unsharded", "wrap"]
+__all__ = ["gathered", "join", "like", "mean", "shards", "synchronised", "unsharded", "wrap"]
 
 _PASSES = ("embed", "similarity")
 """Methods of a model that are called beside ``forward``, and need its parameters whole too."""
@@ -99,6 +99,11 @@ def mean(value: Tensor, processes: Processes) -> Tensor:
     total = value.clone()
     dist.all_reduce(total)
     return total / processes.size
+
+
+def shards(parallel: Literal["ddp", "fsdp"], processes: Processes) -> bool:
+    """Whether parameters are spread over ``processes``."""
+    return parallel == "fsdp" and processes.size > 1
 
 
 def wrap(model: nn.Module, parallel: Literal["ddp", "fsdp"], processes: Processes, device: torch.device) -> nn.Module:

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ehm.backends.torch.tensors import upload
 from ehm.masking.schedule import masking_level
 from ehm.masking.static import masked_count
 
@@ -254,7 +255,7 @@ def split_mask(mask: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
 def _parts(tree: DeviceHierarchy, depth: float) -> tuple[Tensor, Tensor, Tensor]:
     """Masking level of each image (B, 1) int32, which nodes are parts at it, and which lie within one (B, M)."""
     levels = masking_level(depth, np.arange(1, tree.patches + 1, dtype=np.int32))  # by height
-    table = torch.from_numpy(levels).to(tree.parent.device, non_blocking=True)
+    table = upload(levels, tree.parent.device)
     limit = table.index_select(0, tree.height - 1)[:, None]
     inside = (tree.parent >= 0) & (tree.level.gather(1, tree.parent.clamp(min=0)) <= limit)
     return limit, (tree.level <= limit) & ~inside, inside

@@ -16,12 +16,13 @@ from torch import Tensor
 
 from ehm.backends.base import ALONE, Arrays, LearnerState, Processes
 from ehm.backends.torch import hierarchy
-from ehm.backends.torch.distributed import unsharded, wrap
+from ehm.backends.torch.distributed import shards, unsharded, wrap
 from ehm.backends.torch.models.mae import MaskedAutoencoder
 from ehm.backends.torch.optim import param_groups
 from ehm.backends.torch.tensors import Pixels, chunks, download, load_arrays, to_arrays, upload
 from ehm.backends.torch.training import Training, recompute
 from ehm.config import TrainConfig
+from ehm.masking.static import masked_count
 
 __all__ = ["TorchLearner"]
 
@@ -68,7 +69,7 @@ class TorchLearner:
             processes,
         )
         # FSDP reduces gradients in the modules' own passes: there the embedding runs again, inside of them
-        self._shares_embedding = config.mask.source == "online" and not self._is_sharded(processes)
+        self._shares_embedding = config.mask.source == "online" and not shards(config.run.parallel, processes)
         self._pixels = Pixels(device, config.data.mean, config.data.std)
         self._embedded: tuple[NDArray[np.uint8], list[tuple[Tensor, Tensor | None]]] | None = None
 
@@ -96,7 +97,7 @@ class TorchLearner:
         """See :meth:`ehm.backends.base.Learner.train_step`."""
         parts: tuple[Tensor, ...]
         if isinstance(mask, Tensor):
-            parts = hierarchy.split_mask(mask, round(self._config.mask.ratio * mask.shape[1]))
+            parts = hierarchy.split_mask(mask, masked_count(self._config.mask.ratio, mask.shape[1]))
         else:
             parts = tuple(upload(part, self._device) for part in split_mask(mask))
         views = len(mask) // len(images)
@@ -145,9 +146,6 @@ class TorchLearner:
                 with torch.no_grad():
                     for piece in tokens.detach().split(_PIECE):
                         yield model.similarity(piece, blocks)
-
-    def _is_sharded(self, processes: Processes) -> bool:
-        return self._config.run.parallel == "fsdp" and processes.size > 1
 
     @torch.no_grad()
     def _average(self) -> None:

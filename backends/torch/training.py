@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ehm.backends.base import Arrays, Processes
 from ehm.backends.torch.devices import FACTS, arithmetic, autocast
-from ehm.backends.torch.distributed import gathered, mean, synchronised, wrap
+from ehm.backends.torch.distributed import gathered, mean, shards, synchronised, wrap
 from ehm.backends.torch.optim import load_optimizer_arrays, optimizer_arrays, set_rates
 from ehm.backends.torch.tensors import chunks
 from ehm.config import OptimConfig, RunConfig
@@ -50,7 +50,7 @@ class Training:
         self.dtype = arithmetic(optim.dtype, device)
         self._model, self._optim, self._device, self._processes = model, optim, device, processes
         scaled = self.dtype == torch.float16
-        if scaled and run.parallel == "fsdp" and processes.size > 1:
+        if scaled and shards(run.parallel, processes):
             raise BackendError("optim.dtype float16: not with run.parallel fsdp; bfloat16 needs no loss scaling")
         trained = model if head is None else head
         self._parts = optim.accumulate if head is None else 1

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.cluster.hierarchy import linkage
 from scipy.spatial.distance import squareform
+from similarities import softmax, symmetric
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ehm import masking
@@ -25,15 +26,6 @@ if accelerator := torch.accelerator.current_accelerator(check_available=True):
     DEVICES.append(accelerator.type)
 
 every_device = pytest.mark.parametrize("device", DEVICES)
-
-
-def symmetric(values):
-    return (values + values.swapaxes(-1, -2)) / 2
-
-
-def softmax(logits):
-    logits = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    return logits / logits.sum(axis=-1, keepdims=True)
 
 
 def random(rng, n):

@@ -6,17 +6,9 @@ import numpy as np
 import pytest
 from scipy.cluster.hierarchy import cophenet, is_monotonic, is_valid_linkage, linkage
 from scipy.spatial.distance import squareform
+from similarities import softmax, symmetric
 
 from ehm.masking import build_hierarchy
-
-
-def symmetric(values):
-    return (values + values.swapaxes(-1, -2)) / 2
-
-
-def softmax(logits):
-    logits = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    return logits / logits.sum(axis=-1, keepdims=True)
 
 
 def random_similarity(rng, n):
