@@ -45,7 +45,8 @@ def doctor(json: bool = False, device: str = "auto") -> int:
     console = Console()
     console.print(table)
     if not works and device == "auto":
-        console.print("No device can train here. pip install 'ehm[torch]' is what most machines need.", markup=False)
+        advice = "pip install 'ehm[torch]' is what most machines need, or 'ehm[mindspore]' where there is no torch."
+        console.print(f"No device can train here. {advice}", markup=False)
     elif not works:
         console.print(f"--device {device} cannot train here.", markup=False)
     return 0 if works else 1

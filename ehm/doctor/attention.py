@@ -1,9 +1,7 @@
-"""Whether attention on an accelerator is what it is on the CPU.
+"""Whether attention on a device is what it is by arithmetic.
 
 An NPU whose attention silently came out uniform has happened (vllm-project/vllm-ascend issue 13699): nothing raises,
 losses fall, and every hierarchy is noise.
-
-Shapes: B images, N patches.
 """
 
 from __future__ import annotations
@@ -11,10 +9,10 @@ from __future__ import annotations
 from math import isfinite
 
 import numpy as np
-from numpy.typing import NDArray
 
-from ehm.backends.base import Backend, Learner, LearnerState
+from ehm.backends.base import Backend
 from ehm.config import TrainConfig
+from ehm.doctor import reference
 
 __all__ = ["TOLERANCE", "compare"]
 
@@ -22,33 +20,29 @@ TOLERANCE = 0.1
 """The largest difference that rounding makes; bfloat16 makes 0.02 on a CPU, and a uniform attention about 1."""
 
 _SHARPEN = 3.0
-"""Factor on the first blocks' query and key weights: attention of an untrained model is nearly uniform anyway."""
+"""Factor on the blocks' query and key weights: attention of an untrained model is nearly uniform anyway."""
 
 
-def compare(backend: Backend, reference: Backend, dtype: str) -> float | None:
-    """How far similarities in ``dtype`` on ``backend`` are from those in float32 on ``reference``.
+def compare(backend: Backend, dtype: str) -> float | None:
+    """How far similarities in ``dtype`` on ``backend`` are from those of :mod:`ehm.doctor.reference`.
 
-    Both hold the same tiny model and see the same images. The largest difference, as a share of the largest deviation
-    of the reference's similarities from their mean; None where it is not a finite number.
+    Both are of the same tiny model and images. The largest difference, as a share of the largest deviation of the
+    reference's similarities from their mean; None where it is not a finite number.
     """
+    config = _config(dtype)
     images = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), dtype=np.uint8)
-    exact = reference.learner(_config("float32"))
-    state = exact.state()
+    learner = backend.learner(config)
+    state = learner.state()
     for name, array in state.model.items():
         if name.endswith("attn.qkv.weight"):
             array *= _SHARPEN
-    exact.load(state)
-    learner = backend.learner(_config(dtype))
-    learner.load(LearnerState(state.model, learner.state().optimizer))
-    expected, got = _similarity(exact, images), _similarity(learner, images)
+    learner.load(state)
+    expected = reference.similarity(config, state.model, images)
+    got = np.concatenate(list(learner.similarity(images)))
     if got.shape != expected.shape:
         raise ValueError(f"similarity has shape {got.shape}, not {expected.shape}")
     difference = float(np.abs(got - expected).max() / np.abs(expected - expected.mean()).max())
     return difference if isfinite(difference) else None
-
-
-def _similarity(learner: Learner, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-    return np.concatenate(list(learner.similarity(images)))
 
 
 def _config(dtype: str) -> TrainConfig:

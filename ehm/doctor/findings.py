@@ -101,18 +101,16 @@ def _installs(name: str) -> str:
     if name == "torch-npu":
         return ascend.install(_version("torch"))
     if name == "mindspore":
-        return (
-            "pip install 'ehm[mindspore]', beside numpy below 2 and Python 3.12 at most: in an environment of its own"
-        )
+        return "pip install 'ehm[mindspore]' with Python 3.12 at most, in an environment of its own"
     return f"pip install 'ehm[{EXTRAS[name]}]'" if EXTRAS[name] else f"pip install {name}"
 
 
 def _mismatch(name: str, number: str) -> ascend.Trouble | None:
-    """What does not go together (MindSpore 2.10: numpy below 2, Python 3.9 to 3.12)."""
+    """What does not go together; of MindSpore, by its own metadata (2.7 to 2.10)."""
     if name == "torch-npu":
         return ascend.mismatch(ascend.find(ROOT))
     numpy = _version("numpy")
-    if name == "mindspore" and numpy and int(numpy.partition(".")[0]) >= 2:
+    if name == "mindspore" and _major_minor(number) < (2, 10) and numpy and _major_minor(numpy) >= (2, 0):
         return ascend.Trouble(
             f"mindspore {number} goes with numpy below 2, but numpy {numpy} is installed", "pip install 'numpy<2'"
         )
@@ -145,6 +143,11 @@ def nvidia_driver() -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return next(iter(done.stdout.split()), None)
+
+
+def _major_minor(number: str) -> tuple[int, int]:
+    major, minor, *_ = number.split(".")
+    return int(major), int(minor)
 
 
 def _version(name: str) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from importlib.util import find_spec
 from json import dumps
 from typing import Any
 
@@ -35,6 +36,10 @@ def operators(device: str = "auto", json: bool = False) -> int:
 
     Raises BackendError where they cannot be recorded.
     """
+    if find_spec("torch") is None:
+        raise BackendError(
+            "--operators: torch's are recorded, and it is not installed; pip install 'ehm[torch]' installs it"
+        )
     rows, reason = ask(ASK_OPERATORS, device, patience=PATIENCE)
     if rows is None:
         raise BackendError(f"--operators: {reason}")

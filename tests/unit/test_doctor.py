@@ -47,10 +47,11 @@ def test_it_agrees_with_this_machine(capsys):
 
 
 def test_without_torch_it_says_what_to_install_and_exits_with_1(monkeypatch, capsys):
-    without(monkeypatch, "torch")
+    without(monkeypatch, "torch", "mindspore")
     assert doctor() == 1
     text = capsys.readouterr().out
     assert "pip install 'ehm[torch]'" in text
+    assert "'ehm[mindspore]'" in text.splitlines()[-1]
     assert "No device can train here" in text
 
 
@@ -174,11 +175,12 @@ def versions(monkeypatch, **installed):
 
 
 def test_mindspore_beside_a_numpy_that_it_cannot_use_is_broken(monkeypatch):
-    versions(monkeypatch, mindspore="2.10.0", numpy="2.3.1")
+    versions(monkeypatch, mindspore="2.9.0", numpy="2.3.1")
     found = findings.package("mindspore")
     assert (found.state, found.mend) == ("broken", "pip install 'numpy<2'")
-    versions(monkeypatch, mindspore="2.10.0", numpy="1.26.4")
-    assert findings.package("mindspore").state == ("ok" if sys.version_info < (3, 13) else "broken")
+    for number, numpy in (("2.9.0", "1.26.4"), ("2.10.0", "1.26.4"), ("2.10.0", "2.3.1")):
+        versions(monkeypatch, mindspore=number, numpy=numpy)
+        assert findings.package("mindspore").state == ("ok" if sys.version_info < (3, 13) else "broken")
 
 
 def test_torch_npu_beside_another_torch_is_broken(monkeypatch):

@@ -83,3 +83,11 @@ def test_a_report_that_cannot_be_made_is_one_sentence(reported, monkeypatch, cap
     assert capsys.readouterr().err == "ehm doctor: --operators: --device npu: torch-npu is not installed\n"
     with pytest.raises(BackendError):
         command("npu")
+
+
+def test_without_torch_there_are_none_to_record(reported, monkeypatch, capsys):
+    monkeypatch.setattr(reported.module, "find_spec", lambda name: None)
+    assert main(["doctor", "--operators"]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("ehm doctor: --operators: ")
+    assert said.endswith("it is not installed; pip install 'ehm[torch]' installs it\n")
