@@ -1,31 +1,33 @@
-"""A trained model as one torch module, for export: normalised (B, 3, H, W) -> logits (B, C) or features (B, D).
+"""Trained models as torch modules, for export: normalised (B, 3, H, W) -> logits (B, C) or features (B, D).
 
-Always the encoder of the whole image: a mask exists in pretraining only.
+Our own ViTs are built from their arrays, to compare with; models of timm's are loaded as they are.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+import numpy as np
 import timm
 import torch
+from numpy.typing import NDArray
 from safetensors.torch import save
 from timm.data.imagenet_info import ImageNetInfo, infer_imagenet_subset
-from torch import Tensor, nn
+from torch import nn
 
 from ehm import checkpoint
+from ehm.backends.base import Arrays
 from ehm.backends.torch.classifier import probe_head
-from ehm.backends.torch.weights import Loaded, classifier_name, load_model, read_tensors
+from ehm.backends.torch.models.vit import build_vit
+from ehm.backends.torch.weights import Loaded, classifier_name, load_model
 from ehm.config import ModelSource, Triple
 from ehm.errors import CheckpointError
+from ehm.trained import Head, Reference, Trained, numbered
 
-__all__ = ["Head", "Module", "load_module"]
-
-Head = Literal["auto", "classifier", "features"]
+__all__ = ["Module", "build", "compute", "load_module", "reference"]
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class Module:
     """A module in evaluation mode on the CPU, and what a manifest says about it; ``labels`` is empty for features.
 
     ``origin`` is the checkpoint's folder where a run was named, else what was named.
-    ``sha256`` is that of the file of weights; for a model of timm's, of its tensors in the safetensors format.
+    ``sha256`` is that of the file of weights; for a model by name, of its tensors in the safetensors format.
     """
 
     module: nn.Module
@@ -46,57 +48,60 @@ class Module:
     sha256: str
 
 
-def load_module(source: ModelSource, head: Head = "auto") -> Module:
-    """The trained model that ``source.init`` names: a run folder or checkpoint, a file of weights, or ``timm:NAME``.
+def reference(trained: Trained) -> Reference:
+    """What torch computes for ``trained``."""
+    return compute(build(trained))
 
-    ``head`` auto takes the classifier where the weights have one. Raises CheckpointError where a classifier is asked
-    for and there is none, and as ``load_model`` does.
+
+def compute(module: nn.Module) -> Reference:
+    """``module`` as a function of arrays."""
+
+    @torch.inference_mode()
+    def forward(images: NDArray[np.float32]) -> NDArray[np.float32]:
+        outputs: NDArray[np.float32] = module(torch.from_numpy(images)).numpy()
+        return outputs
+
+    module.eval()
+    return forward, f"torch {torch.__version__}, cpu, float32"
+
+
+def build(trained: Trained) -> nn.Module:
+    """timm's own class with the arrays of ``trained``."""
+    arrays = trained.arrays
+    model: Any = build_vit(trained.spec, len(trained.labels), 0.0, trained.pool, "fc_norm.weight" in arrays)
+    tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    if "head.0.running_mean" in arrays:
+        probe_head(model)
+        tensors["head.0.num_batches_tracked"] = torch.tensor(0)  # counts batches in training, and nothing else
+    model.load_state_dict(tensors)
+    module: nn.Module = model.eval().requires_grad_(False)
+    return module
+
+
+def load_module(source: ModelSource, head: Head = "auto") -> Module:
+    """A model of timm's: ``timm:NAME``, or a checkpoint that was fine-tuned from one.
+
+    ``head`` auto takes the classifier where there is one. Raises CheckpointError where a classifier is asked for and
+    there is none, and as ``load_model`` does.
     """
-    init = source.init
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # an untrained model is the same every time
-        if init.startswith("timm:"):
-            return _timm(source, head)
-        if Path(init).is_file() and not (Path(init).parent / "state.json").is_file():
-            return _file(source, head)
-        return _checkpoint(source, head)
+        return _by_name(source, head) if source.init.startswith("timm:") else _checkpoint(source, head)
 
 
 def _checkpoint(source: ModelSource, head: Head) -> Module:
     path = checkpoint.resolve(Path(source.init).parent if Path(source.init).is_file() else source.init)
-    source = source.model_copy(update={"init": str(path)})
     arrays, meta = checkpoint.read_model(path)
-    kind, digest = meta["kind"], meta["sha256"]["model.safetensors"]
-    if kind == "pretrain":
-        if head == "classifier":
-            raise CheckpointError(f"{path}: a pretrained encoder has no classifier; ehm finetune gives it one")
-        return _describe(load_model(source, pool="avg", fc_norm=False), (), str(path), kind, digest)
-    config = meta["config"]
     labels = () if head == "features" else tuple(meta["classes"])
-    loaded = load_model(source, len(labels), config["pool"], fc_norm=False if config["frozen"] else None)
+    loaded = load_model(source.model_copy(update={"init": str(path)}), len(labels))
     if labels:
-        if config["frozen"]:
+        if meta["config"]["frozen"]:
             probe_head(loaded.model)
-        _fill_head(loaded.model, {name: torch.from_numpy(array) for name, array in arrays.items()})
-    return _describe(loaded, labels, str(path), kind, digest)
+        _fill_head(loaded.model, arrays)
+    return _describe(loaded, labels, str(path), meta["kind"], meta["sha256"]["model.safetensors"])
 
 
-def _file(source: ModelSource, head: Head) -> Module:
-    path = Path(source.init)
-    tensors = read_tensors(path)
-    classes = 0 if head == "features" or "head.weight" not in tensors else len(tensors["head.weight"])
-    if head == "classifier" and not classes:
-        raise CheckpointError(f"{path}: holds no classifier (head.weight); --head features exports the encoder")
-    averaged = (
-        "fc_norm.weight" in tensors
-    )  # as MAE's fine-tuning leaves it; a plain ViT's classifier has the class token
-    loaded = load_model(source, classes, "avg" if averaged or not classes else "token", fc_norm=averaged)
-    if classes:
-        _fill_head(loaded.model, tensors)
-    return _describe(loaded, _numbered(classes), str(path), "file", checkpoint.sha256(path))
-
-
-def _timm(source: ModelSource, head: Head) -> Module:
+def _by_name(source: ModelSource, head: Head) -> Module:
     name = source.init.removeprefix("timm:").partition("?")[0]
     facts = timm.get_pretrained_cfg(name) if timm.is_model(name.partition(".")[0]) else None
     classes = 0 if head == "features" or facts is None else facts.num_classes
@@ -104,15 +109,15 @@ def _timm(source: ModelSource, head: Head) -> Module:
         raise CheckpointError(f"{source.init}: timm gives it no classifier; --head features exports the encoder")
     loaded = load_model(source, classes)
     subset = infer_imagenet_subset(loaded.model) if classes else None
-    labels = tuple(ImageNetInfo(subset).label_descriptions()) if subset else _numbered(classes)
+    labels = tuple(ImageNetInfo(subset).label_descriptions()) if subset else numbered(classes)
     tensors = {key: value.contiguous() for key, value in loaded.model.state_dict().items()}
     return _describe(loaded, labels, source.init, "timm", hashlib.sha256(save(tensors)).hexdigest())
 
 
-def _fill_head(model: Any, tensors: Mapping[str, Tensor]) -> None:
+def _fill_head(model: Any, arrays: Arrays) -> None:
     """``load_model`` leaves the classifier fresh; here it belongs to the weights."""
     prefix = f"{classifier_name(model)}."
-    own = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+    own = {name.removeprefix(prefix): torch.from_numpy(a) for name, a in arrays.items() if name.startswith(prefix)}
     try:
         model.get_submodule(prefix[:-1]).load_state_dict(own)
     except RuntimeError as error:
@@ -122,7 +127,3 @@ def _fill_head(model: Any, tensors: Mapping[str, Tensor]) -> None:
 def _describe(loaded: Loaded, labels: tuple[str, ...], origin: str, kind: str, sha256: str) -> Module:
     module = loaded.model.eval().requires_grad_(False)
     return Module(module, labels, loaded.image_size, loaded.mean, loaded.std, origin, kind, sha256)
-
-
-def _numbered(classes: int) -> tuple[str, ...]:
-    return tuple(str(number) for number in range(classes))

@@ -1,19 +1,24 @@
-"""Export a trained model as a bundle: an ONNX file that was compared with torch, and a manifest beside it."""
+"""Export a trained model as a bundle: an ONNX file that was compared with a framework, and a manifest beside it.
+
+Our own ViTs are written from their arrays, the same with any framework; torch exports timm's models.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from importlib.metadata import version
-from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from ehm.config import ExportConfig, load_config
 from ehm.data.transforms import EvalTransform
 from ehm.deploy.bundle import Bundle, Manifest, ModelRecord, Preprocessing, Source, TensorRecord, staged
+from ehm.deploy.export.parity import compare
+from ehm.deploy.export.sources import demand, open_source
 from ehm.deploy.runtime import open_session
-from ehm.errors import BackendError, ConfigError
+from ehm.errors import ConfigError
 from ehm.runlog import console
+from ehm.trained import Head, Trained
 
 if TYPE_CHECKING:
     from ehm.backends.torch.module import Module
@@ -21,14 +26,14 @@ if TYPE_CHECKING:
 __all__ = ["export"]
 
 _MODEL = "model.onnx"
-_NEEDED = ("torch", "timm", "onnx", "onnxscript", "onnxruntime")
+_NEEDED = ("onnx", "onnxruntime")
 
 
 def export(
     checkpoint: str | Path,
     *,
     config: ExportConfig | str | Path | None = None,
-    head: Literal["auto", "classifier", "features"] = "auto",
+    head: Head = "auto",
     device: str = "auto",
     overrides: Sequence[str] = (),
     out: str | Path | None = None,
@@ -37,39 +42,34 @@ def export(
 
     ``checkpoint`` is a run folder or checkpoint, a ``.safetensors`` or ``.pth`` file, or ``timm:NAME``. A fine-tuned
     one gives ``logits`` (B, classes), a pretrained one ``features`` (B, D): the mean of the patch tokens of the whole
-    image, nothing masked. ``head`` insists on either. ``device`` runs the exported file in the comparison with torch,
-    which computes on the CPU in float32; ``auto`` is the CPU.
+    image, nothing masked. ``head`` insists on either. ``device`` runs the exported file in the comparison with the
+    framework (torch where it is installed, else MindSpore), which computes on the CPU in float32; ``auto`` is the CPU.
 
-    An earlier bundle at ``out`` is replaced. Raises ExportError, leaving nothing behind, where torch and ONNX Runtime
-    differ by more than 1e-4 or ``out`` holds something else; CheckpointError as ``load_module`` does.
+    An earlier bundle at ``out`` is replaced. Raises ExportError, leaving nothing behind, where framework and ONNX
+    Runtime differ by more than 1e-4 or ``out`` holds something else; CheckpointError as ``open_trained`` does;
+    BackendError where a package is missing.
     """
     if head not in ("auto", "classifier", "features"):
         raise ConfigError(f"--head {head}: expected auto, classifier or features")
     if not isinstance(config, ExportConfig):
         config = load_config(ExportConfig, config, overrides)
-    missing = [package for package in _NEEDED if find_spec(package) is None]
-    if missing:
-        raise BackendError(f"ehm export needs {', '.join(missing)}; pip install 'ehm[export]' installs what is missing")
-    from ehm.backends.torch.module import load_module
-    from ehm.deploy.export.graph import operators, write_onnx
-    from ehm.deploy.export.parity import compare
+    demand("export", *_NEEDED)
+    from ehm.deploy.export.saving import operators
 
     out = Path("runs") / "export" if out is None else Path(out)
     with staged(out) as folder:
-        loaded = load_module(config.model.model_copy(update={"init": str(checkpoint)}), head)
+        opened = open_source(config.model.model_copy(update={"init": str(checkpoint)}), head)
+        loaded = opened.about
         task, output = ("classification", "logits") if loaded.labels else ("features", "features")
         size = "{} x {}".format(*loaded.image_size)
         console.print(
             f"Exporting {output} of {loaded.origin} ({loaded.kind}, {size}) at opset {config.opset} to {out}",
             markup=False,
         )
-        model = write_onnx(
-            loaded.module, folder / _MODEL, image_size=loaded.image_size, output=output, opset=config.opset
-        )
+        model = opened.write(folder / _MODEL, config.opset)
         preprocessing = _preprocessing(loaded)
-        parity = compare(
-            loaded.module, open_session(folder / _MODEL, "cpu" if device == "auto" else device), preprocessing
-        )
+        session = open_session(folder / _MODEL, "cpu" if device == "auto" else device)
+        parity = compare(opened.reference, session, preprocessing)
         width = model.graph.output[0].type.tensor_type.shape.dim[1].dim_value
         manifest = Manifest(
             task=task,
@@ -79,18 +79,19 @@ def export(
             preprocessing=preprocessing,
             labels=loaded.labels,
             source=Source(checkpoint=loaded.origin, kind=loaded.kind, sha256=loaded.sha256),
-            versions={package: version(package) for package in ("ehm", *_NEEDED)},
+            versions={package: version(package) for package in ("ehm", *_NEEDED, *opened.packages)},
             parity=parity,
         )
         bundle = Bundle.seal(folder, manifest)
         megabytes = sum(record.bytes for record in bundle.manifest.files.values()) / 1e6
     console.print(
-        f"Differs from torch by at most {parity.max_abs:.1e} (allowed {parity.tolerance:g}), cosine {parity.cosine:.7f}"
+        f"Differs from {parity.reference.partition(' ')[0]} by at most {parity.max_abs:.1e} "
+        f"(allowed {parity.tolerance:g}), cosine {parity.cosine:.7f}"
     )
     console.print(f"Bundle in {out} ({megabytes:.1f} MB); try: ehm predict {out} IMAGE", markup=False)
     return out
 
 
-def _preprocessing(loaded: Module) -> Preprocessing:
+def _preprocessing(loaded: Trained | Module) -> Preprocessing:
     cover = EvalTransform(loaded.image_size).cover
     return Preprocessing(image_size=loaded.image_size, cover=cover, mean=loaded.mean, std=loaded.std)

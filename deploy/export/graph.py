@@ -1,4 +1,4 @@
-"""A torch module as a clean ONNX file: one dynamic dimension (the batch), plain operators, nothing about this machine.
+"""A model of timm's as a clean ONNX file: one dynamic dimension (the batch), plain operators, nothing of this machine.
 
 Ascend's converter (ATC) takes operator sets 11 to 18 and has neither Gelu nor Attention; 17 is the first with
 LayerNormalization. torch's exporter writes 18 and later, and its way down to 17 fails silently on reductions
@@ -8,28 +8,24 @@ LayerNormalization. torch's exporter writes 18 and later, and its way down to 17
 from __future__ import annotations
 
 import warnings
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import onnx
 import torch
 from onnx import ModelProto, helper, numpy_helper
 from torch import nn
 
+from ehm.deploy.export.saving import BATCH, save
 from ehm.errors import ExportError
 
-__all__ = ["BATCH", "EMBED_LIMIT", "operators", "write_onnx"]
+__all__ = ["write_onnx"]
 
-BATCH = "batch"
-EMBED_LIMIT = 2**31 - 2**20
-"""Weights of more bytes than this go into a file of their own: protobuf ends at 2 GiB."""
 _WRITTEN_BY_TORCH = 18
 
 
 def write_onnx(
-    module: nn.Module, path: Path, *, image_size: tuple[int, int], output: str, opset: int = 17
+    module: nn.Module, path: Path, opset: int = 17, *, image_size: tuple[int, int], output: str
 ) -> ModelProto:
     """Export ``module``, (B, 3, H, W) float32 ``images`` -> (B, C) ``output``, and check the file; returns its graph.
 
@@ -58,22 +54,8 @@ def write_onnx(
         _lower_reductions(model)
         next(domain for domain in model.opset_import if not domain.domain).version = opset
     _strip(model)
-    bytes_of_weights = sum(len(tensor.raw_data) for tensor in model.graph.initializer)
-    aside = bytes_of_weights > EMBED_LIMIT
-    onnx.save_model(model, path, save_as_external_data=aside, location=f"{path.name}.data", size_threshold=1024)
-    try:
-        onnx.checker.check_model(path, full_check=True)
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        reason = " ".join(str(error).split())
-        raise ExportError(
-            f"the graph is not valid at opset {opset} ({reason[:300]}); opset 18 may express it"
-        ) from error
+    save(model, path)
     return model
-
-
-def operators(model: ModelProto) -> dict[str, int]:
-    """How often each operator occurs, by name."""
-    return dict(sorted(Counter(node.op_type for node in model.graph.node).items()))
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Does the exported file compute what torch computes? Compared at several batch sizes, on two kinds of image."""
+"""Does the exported file compute what a framework computes? Compared at several batch sizes, on two kinds of image."""
 
 from __future__ import annotations
 
@@ -6,12 +6,11 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import nn
 
 from ehm.deploy.bundle import Parity, ParityCase, Preprocessing
 from ehm.errors import ExportError
+from ehm.trained import Reference
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
@@ -23,25 +22,26 @@ TOLERANCE = 1e-4
 
 
 def compare(
-    module: nn.Module, session: InferenceSession, preprocessing: Preprocessing, tolerance: float = TOLERANCE
+    reference: Reference, session: InferenceSession, preprocessing: Preprocessing, tolerance: float = TOLERANCE
 ) -> Parity:
     """Run both on the same images in float32; raises ExportError where an output differs by more than ``tolerance``."""
     import onnxruntime
 
+    forward, name = reference
     cases = []
     for kind, images in _inputs(preprocessing):
-        with torch.inference_mode():
-            expected = module.eval()(torch.from_numpy(images)).numpy().astype(np.float64)
+        expected = np.asarray(forward(images), np.float64)
         (found,) = session.run(None, {session.get_inputs()[0].name: images})
         cases.append(_case(kind, expected, np.asarray(found, np.float64)))
     worst = max(cases, key=lambda case: case.max_abs)
     if not worst.max_abs <= tolerance:
         raise ExportError(
-            f"parity: the exported model differs from torch by {worst.max_abs:.2g} on {worst.images} images in a batch "
-            f"of {worst.batch}, and at most {tolerance:g} is allowed; nothing was written"
+            f"parity: the exported model differs from {name.partition(' ')[0]} by {worst.max_abs:.2g} on "
+            f"{worst.images} images in a batch of {worst.batch}, and at most {tolerance:g} is allowed; "
+            "nothing was written"
         )
     return Parity(
-        reference=f"torch {torch.__version__}, cpu, float32",
+        reference=name,
         runtime=f"onnxruntime {onnxruntime.__version__}, {session.get_providers()[0]}",
         tolerance=tolerance,
         max_abs=worst.max_abs,
@@ -68,7 +68,7 @@ def _inputs(preprocessing: Preprocessing) -> Iterator[tuple[Literal["random", "n
 
 def _case(kind: Literal["random", "natural"], expected: NDArray[np.float64], found: NDArray[np.float64]) -> ParityCase:
     if expected.shape != found.shape:
-        raise ExportError(f"parity: the exported model gives {found.shape} where torch gives {expected.shape}")
+        raise ExportError(f"parity: the exported model gives {found.shape} where the framework gives {expected.shape}")
     if not (np.isfinite(expected).all() and np.isfinite(found).all()):
         raise ExportError(f"parity: an output is not finite on {kind} images; the weights may be damaged")
     norms = np.linalg.norm(expected, axis=1) * np.linalg.norm(found, axis=1)

@@ -1,0 +1,38 @@
+"""An ONNX graph as a checked file, whichever way the graph was made."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import onnx
+from onnx import ModelProto
+
+from ehm.errors import ExportError
+
+__all__ = ["BATCH", "EMBED_LIMIT", "operators", "save"]
+
+BATCH = "batch"
+"""Name of the one dynamic dimension."""
+EMBED_LIMIT = 2**31 - 2**20
+"""Weights of more bytes than this go into a file of their own: protobuf ends at 2 GiB."""
+
+
+def save(model: ModelProto, path: Path) -> None:
+    """Write ``model`` and check the file; ExportError where the graph is not valid. ``model`` loses large weights."""
+    bytes_of_weights = sum(len(tensor.raw_data) for tensor in model.graph.initializer)
+    aside = bytes_of_weights > EMBED_LIMIT
+    onnx.save_model(model, path, save_as_external_data=aside, location=f"{path.name}.data", size_threshold=1024)
+    try:
+        onnx.checker.check_model(path, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        reason = " ".join(str(error).split())
+        opset = next(domain.version for domain in model.opset_import if not domain.domain)
+        raise ExportError(
+            f"the graph is not valid at opset {opset} ({reason[:300]}); opset 18 may express it"
+        ) from error
+
+
+def operators(model: ModelProto) -> dict[str, int]:
+    """How often each operator occurs, by name."""
+    return dict(sorted(Counter(node.op_type for node in model.graph.node).items()))

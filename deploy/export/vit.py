@@ -1,0 +1,186 @@
+"""A trained ViT as an ONNX graph, written node by node: the same file whatever framework is installed, or none.
+
+Plain operators that Ascend's converter (ATC) takes at operator sets 17 and 18: it has neither Gelu nor Attention. All
+shapes but the batch are constants, so that nothing computes a shape at run time. Every constant has the name of the
+parameter that it is made of.
+
+Shapes: B images, N = h * w patches, L = 1 + N tokens, D features, C classes.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+
+from ehm import __version__
+from ehm.deploy.export.saving import BATCH, save
+from ehm.trained import Trained
+
+__all__ = ["write_vit"]
+
+_EPSILON = 1e-6
+
+
+def write_vit(trained: Trained, path: Path, opset: int = 17) -> ModelProto:
+    """Write ``trained``, (B, 3, H, W) float32 ``images`` -> ``logits`` (B, C) or ``features`` (B, D), check the file.
+
+    Returns the graph, without weights where they are stored beside it.
+    """
+    graph = _Graph(trained, opset)
+    tokens = _embed(graph)
+    for index in range(trained.spec.depth):
+        tokens = _block(graph, f"blocks.{index}", tokens)
+    output = _pool(graph, tokens)
+    if trained.labels:
+        output = _classify(graph, output)
+    size = len(trained.labels) or trained.spec.width
+    domain = [helper.make_opsetid("", opset)]
+    model = helper.make_model(
+        helper.make_graph(
+            graph.nodes,
+            "ehm",
+            [helper.make_tensor_value_info("images", TensorProto.FLOAT, [BATCH, 3, *trained.image_size])],
+            [helper.make_tensor_value_info(output, TensorProto.FLOAT, [BATCH, size])],
+        ),
+        producer_name="ehm",
+        producer_version=__version__,
+        opset_imports=domain,
+        ir_version=helper.find_min_ir_version_for(domain),
+    )
+    for name, array in graph.constants.items():  # one by one: protobuf copies no message of 2 GiB
+        model.graph.initializer.append(numpy_helper.from_array(np.asarray(array, order="C"), name))
+    save(model, path)
+    return model
+
+
+class _Graph:
+    """Nodes and constants so far; every method adds one node or two, and gives the name of its output."""
+
+    def __init__(self, trained: Trained, opset: int) -> None:
+        self.trained, self.opset = trained, opset
+        self.nodes: list[NodeProto] = []
+        self.constants: dict[str, NDArray[Any]] = {}
+
+    def constant(self, name: str, array: NDArray[Any]) -> str:
+        self.constants[name] = array
+        return name
+
+    def integers(self, name: str, *values: int) -> str:
+        return self.constant(name, np.array(values, np.int64))
+
+    def number(self, name: str, value: float) -> str:
+        return self.constant(name, np.array(value, np.float32))
+
+    def parameter(self, name: str) -> str:
+        return self.constant(name, self.trained.arrays[name])
+
+    def node(self, operator: str, inputs: list[str], output: str, **attributes: Any) -> str:
+        self.nodes.append(helper.make_node(operator, inputs, [output], output, **attributes))
+        return output
+
+    def norm(self, name: str, x: str, output: str | None = None) -> str:
+        parameters = [self.parameter(f"{name}.weight"), self.parameter(f"{name}.bias")]
+        return self.node("LayerNormalization", [x, *parameters], output or f"{name}/norm", axis=-1, epsilon=_EPSILON)
+
+    def linear(self, name: str, x: str, scale: NDArray[np.float32] | None = None) -> str:
+        """(..., D) -> (..., E), with rows of the weights multiplied by ``scale`` (E,)."""
+        weight, bias = (self.trained.arrays[f"{name}.{part}"] for part in ("weight", "bias"))
+        if scale is not None:
+            weight, bias = weight * scale[:, None], bias * scale
+        product = self.node("MatMul", [x, self.constant(f"{name}.weight", weight.T)], f"{name}/product")
+        return self.node("Add", [product, self.constant(f"{name}.bias", bias)], f"{name}/sum")
+
+
+def _embed(graph: _Graph) -> str:
+    """Images -> tokens (B, L, D): the class token takes a row of zeros before the patches, and adds with positions."""
+    arrays, spec = graph.trained.arrays, graph.trained.spec
+    name = "patch_embed.proj"
+    weights = [graph.parameter(f"{name}.weight"), graph.parameter(f"{name}.bias")]
+    size = [spec.patch_size, spec.patch_size]
+    grid = graph.node("Conv", ["images", *weights], "patch_embed/conv", kernel_shape=size, strides=size)
+    rows = graph.node("Reshape", [grid, graph.integers("patch_embed.shape", 0, spec.width, -1)], "patch_embed/rows")
+    patches = graph.node("Transpose", [rows], "patch_embed/patches", perm=[0, 2, 1])
+    padded = graph.node("Pad", [patches, graph.integers("cls_token.pads", 0, 1, 0, 0, 0, 0)], "cls_token/pad")
+    positions = arrays["pos_embed"].copy()
+    positions[:, :1] += arrays["cls_token"]
+    return graph.node("Add", [padded, graph.constant("pos_embed", positions)], "pos_embed/sum")
+
+
+def _block(graph: _Graph, name: str, tokens: str) -> str:
+    attended = _attention(graph, f"{name}.attn", graph.norm(f"{name}.norm1", tokens))
+    tokens = graph.node("Add", [tokens, attended], f"{name}.attn/residual")
+    hidden = _gelu(graph, f"{name}.mlp", graph.linear(f"{name}.mlp.fc1", graph.norm(f"{name}.norm2", tokens)))
+    return graph.node("Add", [tokens, graph.linear(f"{name}.mlp.fc2", hidden)], f"{name}.mlp/residual")
+
+
+def _attention(graph: _Graph, name: str, tokens: str) -> str:
+    """softmax(q k^T / sqrt(d)) v over heads of d features; the root is part of the queries' weights."""
+    spec = graph.trained.spec
+    heads, size = spec.heads, spec.width // spec.heads
+    scale = np.ones(3 * spec.width, np.float32)
+    scale[: spec.width] = size**-0.5
+    qkv = graph.linear(f"{name}.qkv", tokens, scale)
+    shape = graph.integers("attn.heads", 0, 1 + spec.patches, 3 * heads, size)
+    split = graph.node("Reshape", [qkv, shape], f"{name}/heads")
+    split = graph.node("Transpose", [split], f"{name}/qkv", perm=[0, 2, 1, 3])
+    query, key, value = (f"{name}/{part}" for part in ("query", "key", "value"))
+    parts = [split, graph.integers("attn.parts", heads, heads, heads)]
+    graph.nodes.append(helper.make_node("Split", parts, [query, key, value], f"{name}/split", axis=1))
+    key = graph.node("Transpose", [key], f"{name}/transposed", perm=[0, 1, 3, 2])
+    scores = graph.node("MatMul", [query, key], f"{name}/scores")
+    shares = graph.node("Softmax", [scores], f"{name}/softmax", axis=-1)
+    mixed = graph.node("MatMul", [shares, value], f"{name}/mixed")
+    mixed = graph.node("Transpose", [mixed], f"{name}/tokens", perm=[0, 2, 1, 3])
+    merged = graph.node(
+        "Reshape", [mixed, graph.integers("attn.merged", 0, 1 + spec.patches, spec.width)], f"{name}/merged"
+    )
+    return graph.linear(f"{name}.proj", merged)
+
+
+def _gelu(graph: _Graph, name: str, x: str) -> str:
+    """x (1 + erf(x / sqrt 2)) / 2, in the order that ONNX Runtime recognises."""
+    root = graph.node("Div", [x, graph.number("gelu.root", math.sqrt(2))], f"{name}/div")
+    error = graph.node("Erf", [root], f"{name}/erf")
+    error = graph.node("Add", [error, graph.number("gelu.one", 1)], f"{name}/one")
+    product = graph.node("Mul", [x, error], f"{name}/mul")
+    return graph.node("Mul", [product, graph.number("gelu.half", 0.5)], f"{name}/gelu")
+
+
+def _pool(graph: _Graph, tokens: str) -> str:
+    """(B, L, D) -> ``features`` (B, D); a norm over tokens is that of each alone, and follows the selection."""
+    trained = graph.trained
+    norm = "norm" if "norm.weight" in trained.arrays else "fc_norm"
+    if trained.pool == "token":
+        first = graph.node(
+            "Gather", [tokens, graph.constant("pool.token", np.array(0, np.int64))], "pool/token", axis=1
+        )
+        return graph.norm(norm, first, "features")
+    ends = [graph.integers("pool.start", 1), graph.integers("pool.end", 1 + trained.spec.patches)]
+    patches = graph.node("Slice", [tokens, *ends, graph.integers("pool.axis", 1)], "pool/patches")
+    if norm == "norm":
+        return _mean(graph, graph.norm(norm, patches), "features")
+    return graph.norm(norm, _mean(graph, patches, "pool/mean"), "features")
+
+
+def _mean(graph: _Graph, tokens: str, output: str) -> str:
+    """(B, N, D) -> (B, D); operator set 18 made the axes an input."""
+    if graph.opset < 18:
+        return graph.node("ReduceMean", [tokens], output, axes=[1], keepdims=0)
+    return graph.node("ReduceMean", [tokens, graph.integers("pool.axis", 1)], output, keepdims=0)
+
+
+def _classify(graph: _Graph, features: str) -> str:
+    """(B, D) -> ``logits`` (B, C); a probe's batch norm subtracts its mean, and divides in the classifier's weights."""
+    arrays = graph.trained.arrays
+    if "head.0.running_mean" not in arrays:
+        inputs = [features, graph.parameter("head.weight"), graph.parameter("head.bias")]
+        return graph.node("Gemm", inputs, "logits", transB=1)
+    centred = graph.node("Sub", [features, graph.parameter("head.0.running_mean")], "head/centred")
+    weight = arrays["head.1.weight"] / np.sqrt(arrays["head.0.running_var"] + np.float32(_EPSILON))
+    inputs = [centred, graph.constant("head.1.weight", weight), graph.parameter("head.1.bias")]
+    return graph.node("Gemm", inputs, "logits", transB=1)
