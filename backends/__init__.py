@@ -22,6 +22,7 @@ DEVICES: dict[str, str] = {
     "cpu": "ehm.backends.torch:backend",
     "cuda": "ehm.backends.torch:backend",
     "npu": "ehm.backends.torch:backend",
+    "mindspore": "ehm.backends.mindspore:backend",
 }
 """Device names of ``--device`` that ehm knows itself, and the function ``(device) -> Backend`` that serves each."""
 
@@ -56,7 +57,7 @@ def get(device: str = "auto") -> Backend:
     Raises BackendError naming the devices that exist, or the package that is missing and the command that installs it.
     """
     known = devices()
-    name = "cpu" if device == "auto" else device.partition(":")[0]
+    name = _automatic() if device == "auto" else device.partition(":")[0]
     if name not in known:
         raise BackendError(f"--device {device}: unknown; known are auto, {', '.join(known)}")
     if name in DEVICES and find_spec(framework(name)) is None:
@@ -67,5 +68,10 @@ def get(device: str = "auto") -> Backend:
         make = getattr(import_module(module), function)
     except (ImportError, AttributeError) as error:
         raise BackendError(f"--device {device}: {known[name]} cannot be loaded: {error}") from error
-    backend: Backend = make(device)
+    backend: Backend = make(name if device == "auto" and framework(name) != "torch" else device)
     return backend
+
+
+def _automatic() -> str:
+    """A device of the first framework that is installed, torch's if none is."""
+    return next((name for name in DEVICES if find_spec(framework(name)) is not None), "cpu")

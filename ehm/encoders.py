@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["VIT_PRESETS", "VitSpec"]
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["VIT_PRESETS", "VitSpec", "sincos_positions"]
 
 
 @dataclass(frozen=True)
@@ -37,3 +40,18 @@ VIT_PRESETS: dict[str, dict[str, int]] = {
     "vit_huge": {"width": 1280, "depth": 32, "heads": 16},
 }
 """Width, depth and heads of the published ViTs: Ti and S from DeiT (Touvron et al., 2021), B, L and H from ViT."""
+
+
+def sincos_positions(width: int, grid: tuple[int, int]) -> NDArray[np.float32]:
+    """Sine-cosine positions of a grid, zero for the class token first: (1, 1 + N, width).
+
+    The first half of the features encodes the column, the second the row, each as sines then cosines (MAE's layout).
+    """
+    frequencies = 1.0 / 10000 ** (np.arange(width // 4, dtype=np.float64) / (width / 4))
+    rows, columns = np.meshgrid(np.arange(grid[0]), np.arange(grid[1]), indexing="ij")
+    halves = []
+    for positions in (columns, rows):
+        angles = np.outer(positions.ravel().astype(np.float64), frequencies)
+        halves += [np.sin(angles), np.cos(angles)]
+    table = np.concatenate(halves, axis=1)
+    return np.concatenate([np.zeros((1, width)), table])[None].astype(np.float32)

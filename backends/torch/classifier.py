@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ehm.backends.base import ALONE, LearnerState, Processes
+from ehm.backends.common import chunks
 from ehm.backends.torch.models.vit import layers_of
 from ehm.backends.torch.optim import LARS, param_groups
-from ehm.backends.torch.tensors import Pixels, chunks, load_arrays, to_arrays, upload
+from ehm.backends.torch.tensors import Pixels, load_arrays, to_arrays, upload
 from ehm.backends.torch.training import Training
 from ehm.backends.torch.weights import classifier_name, load_model
 from ehm.config import FinetuneConfig

@@ -15,13 +15,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ehm.backends.base import ALONE, Arrays, LearnerState, Processes
+from ehm.backends.common import chunks
 from ehm.backends.torch import hierarchy
 from ehm.backends.torch.distributed import shards, unsharded, wrap
 from ehm.backends.torch.models.mae import MaskedAutoencoder
 from ehm.backends.torch.optim import param_groups
-from ehm.backends.torch.tensors import Pixels, chunks, download, load_arrays, to_arrays, upload
+from ehm.backends.torch.tensors import Pixels, download, load_arrays, to_arrays, upload
 from ehm.backends.torch.training import Training, recompute
 from ehm.config import TrainConfig
+from ehm.masking import split_mask
 from ehm.masking.static import masked_count
 
 __all__ = ["TorchLearner"]
@@ -157,13 +159,3 @@ class TorchLearner:
             [parameter.detach() for parameter in self.model.parameters()],
             1 - self._config.optim.ema_decay,
         )
-
-
-def split_mask(mask: NDArray[np.bool_]) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """Indices of the visible and of the masked patches, and each patch's place among both: (B, N) -> three arrays.
-
-    Computed on the host, with a fixed count in every image, so that no step depends on a mask's contents.
-    """
-    order = np.argsort(mask, axis=1, kind="stable")
-    visible = mask.shape[1] - int(mask[0].sum())
-    return order[:, :visible].copy(), order[:, visible:].copy(), np.argsort(order, axis=1)

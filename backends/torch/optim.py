@@ -15,17 +15,13 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ehm.backends.base import Arrays
+from ehm.backends.common import decays
 from ehm.backends.torch.distributed import gathered, like
 from ehm.errors import CheckpointError
 
-__all__ = ["LARS", "decays", "load_optimizer_arrays", "optimizer_arrays", "param_groups", "set_rates"]
+__all__ = ["LARS", "load_optimizer_arrays", "optimizer_arrays", "param_groups", "set_rates"]
 
 NamedParameters = Iterable[tuple[str, nn.Parameter]]
-
-
-def decays(name: str, parameter: Tensor, no_decay: Collection[str] = ()) -> bool:
-    """Whether weight decay applies: not to biases, norms and other vectors, nor to what ``no_decay`` names."""
-    return parameter.ndim > 1 and not name.endswith(".bias") and name not in no_decay
 
 
 def param_groups(
@@ -46,7 +42,7 @@ def param_groups(
     for name, parameter in named_parameters:
         if not parameter.requires_grad:
             continue
-        layer, decaying = layers.get(name, last), decays(name, parameter, no_decay)
+        layer, decaying = layers.get(name, last), decays(name, parameter.ndim, no_decay)
         scale = layer_decay ** (last - layer)
         group = groups.setdefault((layer, decaying), {"params": [], "lr_scale": scale, "decays": decaying})
         group["params"].append(parameter)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -11,18 +11,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ehm.backends.base import Arrays
+from ehm.backends.common import check_fit
 from ehm.backends.torch.devices import device_module
 from ehm.backends.torch.distributed import gathered, like
-from ehm.errors import CheckpointError
 
-__all__ = ["Pixels", "chunks", "download", "load_arrays", "to_arrays", "upload"]
-
-
-def chunks(batch: int, parts: int) -> Iterator[slice]:
-    """At most ``parts`` slices of a batch for gradient accumulation; a short batch gives fewer, none of them empty."""
-    size = -(-batch // parts)
-    for start in range(0, batch, size):
-        yield slice(start, min(start + size, batch))
+__all__ = ["Pixels", "download", "load_arrays", "to_arrays", "upload"]
 
 
 def upload(array: NDArray[Any], device: torch.device) -> Tensor:
@@ -72,14 +65,5 @@ def to_arrays(module: nn.Module) -> Arrays:
 def load_arrays(module: nn.Module, arrays: Arrays) -> None:
     """Copy ``arrays`` into a module; raises CheckpointError naming what is missing, surplus or of another shape."""
     own = module.state_dict()
-    problems = [f"{name} is missing" for name in own.keys() - arrays.keys()]
-    problems += [f"{name} is not part of the model" for name in arrays.keys() - own.keys()]
-    problems += [
-        f"{name} is {arrays[name].shape}, not {tuple(value.shape)}"
-        for name, value in own.items()
-        if name in arrays and arrays[name].shape != tuple(value.shape)
-    ]
-    if problems:
-        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
-        raise CheckpointError("the weights do not fit this model: " + "; ".join(sorted(problems)[:3]) + more)
+    check_fit({name: tuple(value.shape) for name, value in own.items()}, arrays)
     module.load_state_dict({name: like(torch.from_numpy(np.array(arrays[name])), value) for name, value in own.items()})

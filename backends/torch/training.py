@@ -15,10 +15,10 @@ from torch.optim import Optimizer
 from torch.utils.checkpoint import checkpoint
 
 from ehm.backends.base import Arrays, Processes
+from ehm.backends.common import chunks
 from ehm.backends.torch.devices import FACTS, arithmetic, autocast
 from ehm.backends.torch.distributed import gathered, mean, shards, synchronised, wrap
 from ehm.backends.torch.optim import load_optimizer_arrays, optimizer_arrays, set_rates
-from ehm.backends.torch.tensors import chunks
 from ehm.config import OptimConfig, RunConfig
 from ehm.errors import BackendError
 

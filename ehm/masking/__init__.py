@@ -5,7 +5,7 @@ Shapes: B images, N patches in row-major order of the grid, M = 2N - 1 nodes.
 
 from ehm.masking.hierarchy import Hierarchy, build_hierarchy
 from ehm.masking.masker import Masker, make_masker
-from ehm.masking.masks import draw_ranks, hierarchical_mask
+from ehm.masking.masks import draw_ranks, hierarchical_mask, split_mask
 from ehm.masking.schedule import depth, masking_level
 from ehm.masking.similarity import balance
 from ehm.masking.static import block_mask, grid_mask, random_mask
@@ -23,4 +23,5 @@ __all__ = [
     "make_masker",
     "masking_level",
     "random_mask",
+    "split_mask",
 ]

@@ -12,7 +12,7 @@ from ehm.masking.hierarchy import Hierarchy
 from ehm.masking.schedule import masking_level
 from ehm.masking.static import masked_count
 
-__all__ = ["draw_ranks", "hierarchical_mask"]
+__all__ = ["draw_ranks", "hierarchical_mask", "split_mask"]
 
 
 def draw_ranks(rng: np.random.Generator, batch: int, patches: int) -> NDArray[np.int32]:
@@ -62,3 +62,13 @@ def hierarchical_mask(
     mask = np.empty((len(ranks), hierarchy.patches), np.bool_)
     draw(hierarchy.parent, hierarchy.level, hierarchy.size, level, np.ascontiguousarray(ranks, np.int32), count, mask)
     return mask
+
+
+def split_mask(mask: NDArray[np.bool_]) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Indices of the visible and of the masked patches, and each patch's place among both: (B, N) -> three arrays.
+
+    Computed on the host, with a fixed count in every image, so that no step depends on a mask's contents.
+    """
+    order = np.argsort(mask, axis=1, kind="stable")
+    visible = mask.shape[1] - int(mask[0].sum())
+    return order[:, :visible].copy(), order[:, visible:].copy(), np.argsort(order, axis=1)

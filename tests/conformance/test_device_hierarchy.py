@@ -9,17 +9,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.cluster.hierarchy import linkage
 from scipy.spatial.distance import squareform
 from similarities import softmax, symmetric
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from ehm import masking
-from ehm.backends.torch import hierarchy as on_device
 from ehm.masking.masks import draw_ranks
+
+torch = pytest.importorskip("torch", reason="trees are built on torch's devices only")
+
+from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
+
+from ehm.backends.torch import hierarchy as on_device  # noqa: E402
 
 DEVICES = ["cpu"]
 if accelerator := torch.accelerator.current_accelerator(check_available=True):

@@ -159,7 +159,7 @@ def test_how_to_compute_changes_no_result(backend, config, batch, run):
 
 # torch 2.14 looks at .grad of every input while it compiles, and warns about what is no leaf: the shared embedding.
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
-def test_compiled_steps_are_the_same_or_refused(backend, config, batch, monkeypatch):
+def test_compiled_steps_are_the_same_or_refused(backend, config, batch):
     small = {"model": {"depth": 1}, "mask": {"blocks": 1}}
     try:
         compiled = backend.learner(config(**small, run={"compile": True}))
@@ -168,14 +168,12 @@ def test_compiled_steps_are_the_same_or_refused(backend, config, batch, monkeypa
         return
     plain = backend.learner(config(**small))
     np.testing.assert_allclose(steps(plain, *batch, count=3), steps(compiled, *batch, count=3), rtol=1e-5)
-    monkeypatch.setenv("PATH", "")
-    with pytest.raises(BackendError, match=r"run\.compile: torch needs a C\+\+ compiler"):
-        backend.learner(config(run={"compile": True}))
 
 
 @pytest.mark.parametrize("masking", ["evolved", "shallow"])
 @pytest.mark.parametrize("balance", ["none", "sinkhorn"])
 def test_masks_made_on_the_device_are_the_hosts(backend, config, batch, masking, balance):
+    skip_where_refused(backend, config(mask={"build": "device"}))
     settings = config(mask={"balance": balance})
     images = batch[0]
     learner = backend.learner(settings)
@@ -195,6 +193,7 @@ def test_masks_made_on_the_device_are_the_hosts(backend, config, batch, masking,
 @pytest.mark.parametrize("build", ["host", "device"])
 def test_several_masks_of_an_image_are_a_larger_batch(backend, config, batch, build):
     """Three masks each of two images: the same step as on six images, each of the two three times."""
+    skip_where_refused(backend, config(mask={"build": build}))
     images = batch[0][:2]
     whole = Batch(images, None, np.arange(2), 0, 2)
     losses = []
@@ -209,6 +208,15 @@ def test_several_masks_of_an_image_are_a_larger_batch(backend, config, batch, bu
         assert mask.shape == (6, 24)
         losses.append([float(learner.train_step(images, mask, 1e-3, 0.05)["loss"]) for _ in range(3)])
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-6)
+
+
+def skip_where_refused(backend, settings):
+    """A backend may build no trees on its device, if it says so before anything is trained."""
+    try:
+        backend.learner(settings)
+    except BackendError as error:
+        assert str(error).startswith("mask.build device: ")  # noqa: PT017 - the other of two right answers
+        pytest.skip(str(error))
 
 
 def fresh(backend, settings, learner):

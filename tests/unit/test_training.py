@@ -109,3 +109,9 @@ def test_deterministic_mode_is_switched_on_and_off(monkeypatch):
     assert torch.are_deterministic_algorithms_enabled()
     module.reproducible(False)
     assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_a_missing_compiler_is_said_before_training(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(BackendError, match=r"run\.compile: torch needs a C\+\+ compiler"):
+        make(run={"compile": True})

@@ -9,16 +9,15 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from timm.layers.patch_embed import PatchEmbed
 from torch import Tensor, nn
 from torch.nn.functional import embedding, linear
 
 from ehm.backends.torch.models.attention import MaskedBlock, mean_attention, patch_similarity
-from ehm.encoders import VitSpec
+from ehm.encoders import VitSpec, sincos_positions
 
-__all__ = ["MaskedAutoencoder", "patchify", "sincos_positions"]
+__all__ = ["MaskedAutoencoder", "patchify"]
 
 
 class MaskedAutoencoder(nn.Module):
@@ -59,7 +58,7 @@ class MaskedAutoencoder(nn.Module):
     def _initialise(self) -> None:
         """Fixed sine-cosine positions, Xavier for projections, 0.02 for tokens: as the published code does."""
         for positions in (self.pos_embed, self.decoder_pos_embed):
-            positions.data.copy_(sincos_positions(positions.shape[-1], self.spec.grid))
+            positions.data.copy_(torch.from_numpy(sincos_positions(positions.shape[-1], self.spec.grid)))
         nn.init.xavier_uniform_(self.patch_embed.proj.weight.view(self.spec.width, -1))
         nn.init.normal_(self.cls_token, std=0.02)
         nn.init.normal_(self.mask_token, std=0.02)
@@ -139,21 +138,6 @@ def patchify(images: Tensor, patch_size: int) -> Tensor:
 def _patches(images: Tensor, patch_size: int) -> Tensor:
     """(B, C, H, W) -> (B, C, rows, patch_size, columns, patch_size)."""
     return images.unflatten(3, (-1, patch_size)).unflatten(2, (-1, patch_size))
-
-
-def sincos_positions(width: int, grid: tuple[int, int]) -> Tensor:
-    """Sine-cosine positions of a grid, zero for the class token first: (1, 1 + N, width).
-
-    The first half of the features encodes the column, the second the row, each as sines then cosines (MAE's layout).
-    """
-    frequencies = 1.0 / 10000 ** (np.arange(width // 4, dtype=np.float64) / (width / 4))
-    rows, columns = np.meshgrid(np.arange(grid[0]), np.arange(grid[1]), indexing="ij")
-    halves = []
-    for positions in (columns, rows):
-        angles = np.outer(positions.ravel().astype(np.float64), frequencies)
-        halves += [np.sin(angles), np.cos(angles)]
-    table = np.concatenate(halves, axis=1)
-    return torch.from_numpy(np.concatenate([np.zeros((1, width)), table])[None].astype(np.float32))
 
 
 def _take(tokens: Tensor, indices: Tensor) -> Tensor:

@@ -1,0 +1,54 @@
+"""The MindSpore backend: one code for its Ascend and its CPU target, and no torch."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("GLOG_v", "3")  # MindSpore's log: errors only, as everybody's
+
+from ehm.backends.base import Classifier, DeviceInfo, Encoder, Learner, Processes
+from ehm.backends.mindspore.devices import Target, describe, pick
+from ehm.backends.mindspore.distributed import join
+from ehm.backends.mindspore.training import reproducible
+from ehm.config import FinetuneConfig, ModelSource, TrainConfig
+
+__all__ = ["MindsporeBackend", "backend"]
+
+
+class MindsporeBackend:
+    """Implements :class:`ehm.backends.base.Backend` on one MindSpore target."""
+
+    name = "mindspore"
+
+    def __init__(self, target: Target, processes: Processes) -> None:
+        self.target, self.processes = target, processes
+
+    def info(self) -> DeviceInfo:
+        """What the device offers."""
+        return describe(self.target)
+
+    def learner(self, config: TrainConfig) -> Learner:
+        """A model in pretraining, initialised from ``config.run.seed``."""
+        from ehm.backends.mindspore.learner import MindsporeLearner
+
+        reproducible(config.run.deterministic)
+        return MindsporeLearner(config, self.target, self.processes)
+
+    def classifier(self, config: FinetuneConfig, classes: int) -> Classifier:
+        """An encoder from ``config.model`` under a fresh linear head of ``classes``."""
+        from ehm.backends.mindspore.classifier import MindsporeClassifier
+
+        reproducible(config.run.deterministic)
+        return MindsporeClassifier(config, classes, self.target, self.processes)
+
+    def encoder(self, source: ModelSource) -> Encoder:
+        """A trained encoder in evaluation mode."""
+        from ehm.backends.mindspore.encoder import MindsporeEncoder
+
+        return MindsporeEncoder(source)
+
+
+def backend(device: str) -> MindsporeBackend:
+    """The backend for a ``--device`` value that :func:`ehm.backends.get` sends here."""
+    target = pick(device)
+    return MindsporeBackend(target, join(target))

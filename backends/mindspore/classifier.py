@@ -1,0 +1,118 @@
+"""An encoder with a linear head in fine-tuning, on one MindSpore target.
+
+Shapes: B images of H x W pixels, C classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, SupportsFloat
+
+import mindspore as ms
+import numpy as np
+from mindspore import Tensor, ops
+from numpy.typing import NDArray
+
+from ehm.backends.base import ALONE, LearnerState, Processes
+from ehm.backends.common import decays
+from ehm.backends.mindspore.devices import Target, arithmetic
+from ehm.backends.mindspore.models.vit import layer_of
+from ehm.backends.mindspore.optim import AdamW
+from ehm.backends.mindspore.tensors import Pixels, load_arrays, to_arrays
+from ehm.backends.mindspore.training import Training, refuse_unknown
+from ehm.backends.mindspore.weights import load_model
+from ehm.config import FinetuneConfig
+from ehm.errors import BackendError
+
+__all__ = ["MindsporeClassifier"]
+
+_STEP = "step"
+
+
+class MindsporeClassifier:
+    """Implements :class:`ehm.backends.base.Classifier`. Raises BackendError for settings that this backend lacks."""
+
+    def __init__(
+        self, config: FinetuneConfig, classes: int, target: Target, processes: Processes = ALONE
+    ) -> None:
+        if config.frozen:
+            raise BackendError("frozen: the MindSpore backend fine-tunes whole encoders; probe with --device cpu of torch")
+        if config.optimizer != "adamw":
+            raise BackendError(f"optimizer {config.optimizer}: the MindSpore backend has adamw")
+        refuse_unknown(config.run, processes)
+        self._config, self._rank, self._steps = config, processes.rank, 0
+        dtype = arithmetic(config.optim.dtype, target)
+        loaded = load_model(config.model, config.run.seed, classes, config.pool, dtype=dtype)
+        self.model = model = loaded.model
+        self._depth = loaded.spec.depth
+        self.image_size = loaded.spec.image_size
+        self.architecture: Mapping[str, Any] = loaded.architecture
+        self.notes = loaded.notes
+        if self.notes and (loaded.mean, loaded.std) != (config.data.mean, config.data.std):
+            self.notes += (f"these weights were trained with data.mean {loaded.mean} and data.std {loaded.std}",)
+        if config.run.grad_checkpointing:
+            for block in model.blocks:
+                block.recompute()
+        pixels = Pixels(config.data.mean, config.data.std)
+
+        def loss(images: Tensor, targets: Tensor, keep: Tensor | None) -> Tensor:
+            """Cross entropy against distributions (B, C), in float32: the mean over B."""
+            logits = model(pixels(images), keep).astype(ms.float32)
+            return -(targets * ops.log_softmax(logits, axis=-1)).sum(axis=-1).mean()
+
+        def logits(images: Tensor) -> Tensor:
+            return model(pixels(images)).astype(ms.float32)
+
+        self._logits = ms.jit(logits)
+        self._training = Training(loss, self._optimizer(), config.optim, dtype, processes)
+
+    def train_step(
+        self, images: NDArray[np.uint8], targets: NDArray[np.float32], lr: float, weight_decay: float
+    ) -> Mapping[str, SupportsFloat]:
+        """See :meth:`ehm.backends.base.Classifier.train_step`."""
+        keep = self._drop_path(len(images))
+
+        def inputs(rows: slice) -> tuple[Any, ...]:
+            return Tensor(images[rows]), Tensor(targets[rows]), None if keep is None else Tensor(keep[:, rows])
+
+        metrics = self._training.step(len(images), inputs, lr, weight_decay)
+        self._steps += 1
+        return metrics
+
+    def logits(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """See :meth:`ehm.backends.base.Classifier.logits`."""
+        logits: NDArray[np.float32] = self._logits(Tensor(images)).asnumpy()
+        return logits
+
+    def state(self) -> LearnerState:
+        """See :meth:`ehm.backends.base.Classifier.state`."""
+        return LearnerState(to_arrays(self.model), {**self._training.state(), _STEP: np.array(self._steps, np.int64)})
+
+    def load(self, state: LearnerState) -> None:
+        """See :meth:`ehm.backends.base.Classifier.load`."""
+        load_arrays(self.model, state.model)
+        moments = dict(state.optimizer)
+        self._steps = int(moments.pop(_STEP, np.array(0)))
+        self._training.load(moments)
+
+    def _drop_path(self, images: int) -> NDArray[np.float32] | None:
+        """Factors (2 * depth, images, 1, 1) of the branches: 0 or 1 / (1 - p), p rising from 0 to ``drop_path``.
+
+        Random numbers of the seed, the step and the process alone, as the whole of a resumed run needs.
+        """
+        if not self._config.model.drop_path:
+            return None
+        entropy = [self._config.run.seed, self._steps, *([self._rank] if self._rank else [])]
+        uniform = np.random.default_rng(entropy).random((2 * self._depth, images, 1, 1))
+        kept = 1 - np.linspace(0, self._config.model.drop_path, self._depth).repeat(2).reshape(-1, 1, 1, 1)
+        return ((uniform < kept) / kept).astype(np.float32)
+
+    def _optimizer(self) -> AdamW:
+        """Layer i of L learns at ``layer_decay ** (L - i)`` of the rate (BEiT, and MAE's ``lr_decay.py``)."""
+        own, last = dict(self.model.parameters_and_names()), self._depth + 1
+        return AdamW(
+            own,
+            scales=[self._config.layer_decay ** (last - layer_of(name, self._depth)) for name in own],
+            decaying=[decays(name, value.ndim, ("cls_token", "pos_embed")) for name, value in own.items()],
+            betas=self._config.optim.betas,
+        )

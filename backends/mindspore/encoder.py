@@ -1,0 +1,58 @@
+"""A trained encoder on one MindSpore target, for measurement and pictures.
+
+Shapes: B images of H x W pixels, N patches, D features, L = 1 + N tokens.
+"""
+
+from __future__ import annotations
+
+import mindspore as ms
+import numpy as np
+from mindspore import Tensor
+from numpy.typing import NDArray
+
+from ehm.backends.mindspore.models.blocks import attention_probs, mean_attention, patch_similarity
+from ehm.backends.mindspore.tensors import Pixels
+from ehm.backends.mindspore.weights import load_model
+from ehm.config import ModelSource
+
+__all__ = ["MindsporeEncoder"]
+
+
+class MindsporeEncoder:
+    """Implements :class:`ehm.backends.base.Encoder`, in float32; pixels are normalised as its weights were trained."""
+
+    def __init__(self, source: ModelSource) -> None:
+        loaded = load_model(source, seed=0, pool="avg", fc_norm=False)
+        self.model = model = loaded.model
+        model.set_train(False)
+        self.image_size, self.grid, self.notes = loaded.spec.image_size, loaded.spec.grid, loaded.notes
+        pixels = Pixels(loaded.mean, loaded.std)
+
+        def features(images: Tensor) -> Tensor:
+            return model.features(pixels(images))
+
+        def similarity(images: Tensor, blocks: int) -> Tensor:
+            return patch_similarity(mean_attention(model.blocks, model.embed(pixels(images)), blocks))
+
+        def attention(images: Tensor) -> Tensor:
+            tokens = model.embed(pixels(images))
+            for block in model.blocks[:-1]:
+                tokens = block(tokens)
+            return attention_probs(model.blocks[-1], tokens)
+
+        self._features, self._similarity, self._attention = ms.jit(features), ms.jit(similarity), ms.jit(attention)
+
+    def features(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """See :meth:`ehm.backends.base.Encoder.features`."""
+        features: NDArray[np.float32] = self._features(Tensor(images)).asnumpy()
+        return features
+
+    def similarity(self, images: NDArray[np.uint8], blocks: int) -> NDArray[np.float32]:
+        """See :meth:`ehm.backends.base.Encoder.similarity`."""
+        similarity: NDArray[np.float32] = self._similarity(Tensor(images), blocks).asnumpy()
+        return similarity
+
+    def attention(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """See :meth:`ehm.backends.base.Encoder.attention`."""
+        attention: NDArray[np.float32] = self._attention(Tensor(images)).asnumpy()
+        return attention

@@ -1,0 +1,146 @@
+"""The Transformer block of a ViT, and its attention as numbers (paper, section IV-A).
+
+Only operators that MindSpore has on its CPU and on its Ascend target. ``dtype`` is the type of matrix products;
+residuals, norms and softmax are float32. Shapes: B images, L tokens with the class token first, D features, h heads of
+d = D / h features.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import mindspore as ms
+import numpy as np
+from mindspore import Parameter, Tensor, nn, ops
+
+__all__ = ["Block", "Dense", "LayerNorm", "attention_probs", "linear", "mean_attention", "patch_similarity"]
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor, dtype: Any) -> Tensor:
+    """(..., I) times (O, I) transposed, plus (O,), in ``dtype``: (..., O)."""
+    rows = x.reshape((-1, x.shape[-1])).astype(dtype)
+    product = ops.MatMul(transpose_b=True)(rows, weight.astype(dtype)) + bias.astype(dtype)
+    return product.reshape((*x.shape[:-1], weight.shape[0]))
+
+
+class Dense(nn.Cell):
+    """A linear layer: (..., I) -> (..., O)."""
+
+    def __init__(self, inputs: int, outputs: int, dtype: Any) -> None:
+        super().__init__()
+        self.weight = Parameter(Tensor(np.zeros((outputs, inputs), np.float32)))
+        self.bias = Parameter(Tensor(np.zeros(outputs, np.float32)))
+        self.dtype = dtype
+
+    def construct(self, x: Tensor) -> Tensor:
+        """See :func:`linear`."""
+        return linear(x, self.weight, self.bias, self.dtype)
+
+
+class LayerNorm(nn.Cell):
+    """Layer normalisation of the last axis in float32, with timm's parameter names and the ViT's epsilon."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = Parameter(Tensor(np.ones(width, np.float32)))
+        self.bias = Parameter(Tensor(np.zeros(width, np.float32)))
+        self.norm = ops.LayerNorm(begin_norm_axis=-1, begin_params_axis=-1, epsilon=1e-6)
+
+    def construct(self, x: Tensor) -> Tensor:
+        """(..., D) -> (..., D)."""
+        return self.norm(x.astype(ms.float32), self.weight, self.bias)[0]
+
+
+class Attention(nn.Cell):
+    """Multi-head self-attention: (B, L, D) -> (B, L, D)."""
+
+    def __init__(self, width: int, heads: int, dtype: Any) -> None:
+        super().__init__()
+        self.qkv = Dense(width, 3 * width, dtype)
+        self.proj = Dense(width, width, dtype)
+        self.heads, self.scale = heads, (width // heads) ** -0.5
+
+    def split(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values: (B, L, D) -> (B, h, L, d) each."""
+        batch, tokens, width = x.shape
+        qkv = self.qkv(x).reshape((batch, tokens, 3, self.heads, width // self.heads)).transpose((2, 0, 3, 1, 4))
+        return qkv[0], qkv[1], qkv[2]
+
+    def probs(self, q: Tensor, k: Tensor) -> Tensor:
+        """Softmax attention in float32: (B, h, L, d) twice -> (B, h, L, L)."""
+        scores = ops.BatchMatMul(transpose_b=True)(q * self.scale, k)
+        return ops.softmax(scores.astype(ms.float32), axis=-1)
+
+    def mix(self, probs: Tensor, v: Tensor) -> Tensor:
+        """(B, h, L, L), (B, h, L, d) -> (B, L, D)."""
+        batch, heads, tokens, width = v.shape
+        mixed = ops.BatchMatMul()(probs.astype(v.dtype), v).transpose((0, 2, 1, 3))
+        return self.proj(mixed.reshape((batch, tokens, heads * width)))
+
+    def construct(self, x: Tensor) -> Tensor:
+        """(B, L, D) -> (B, L, D)."""
+        q, k, v = self.split(x)
+        return self.mix(self.probs(q, k), v)
+
+
+class Mlp(nn.Cell):
+    """Two linear layers with an exact GELU between them: (..., D) -> (..., D)."""
+
+    def __init__(self, width: int, hidden: int, dtype: Any) -> None:
+        super().__init__()
+        self.fc1 = Dense(width, hidden, dtype)
+        self.fc2 = Dense(hidden, width, dtype)
+
+    def construct(self, x: Tensor) -> Tensor:
+        """(..., D) -> (..., D)."""
+        return self.fc2(ops.gelu(self.fc1(x), approximate="none"))
+
+
+class Block(nn.Cell):
+    """A pre-norm Transformer block: (B, L, D) -> (B, L, D)."""
+
+    def __init__(self, width: int, heads: int, mlp_ratio: float, dtype: Any) -> None:
+        super().__init__()
+        self.norm1 = LayerNorm(width)
+        self.attn = Attention(width, heads, dtype)
+        self.norm2 = LayerNorm(width)
+        self.mlp = Mlp(width, int(width * mlp_ratio), dtype)
+
+    def construct(self, x: Tensor, keep_attn: Tensor | None = None, keep_mlp: Tensor | None = None) -> Tensor:
+        """``keep_attn`` and ``keep_mlp`` (B, 1, 1) are factors of drop path on the two branches."""
+        return self.finish(x, self.attn(self.norm1(x)), keep_attn, keep_mlp)
+
+    def finish(self, x: Tensor, mixed: Tensor, keep_attn: Tensor | None, keep_mlp: Tensor | None) -> Tensor:
+        """What follows attention; ``mixed`` (B, L, D) is its output for ``x``."""
+        x = x + (mixed if keep_attn is None else mixed * keep_attn)
+        refined = self.mlp(self.norm2(x))
+        return x + (refined if keep_mlp is None else refined * keep_mlp)
+
+
+def attention_probs(block: Block, tokens: Tensor) -> Tensor:
+    """Softmax attention of one block on its input: (B, L, D) -> (B, h, L, L)."""
+    q, k, _ = block.attn.split(block.norm1(tokens))
+    return block.attn.probs(q, k)
+
+
+def mean_attention(blocks: Any, tokens: Tensor, count: int) -> Tensor:
+    """Attention averaged over the heads of the first ``count`` blocks: (B, L, D) -> (B, L, L), float32.
+
+    Each block's probabilities serve twice, for the mean and for its output.
+    """
+    used = min(count, len(blocks))
+    total = ops.zeros((tokens.shape[0], tokens.shape[1], tokens.shape[1]), ms.float32)
+    for index in range(used):
+        block = blocks[index]
+        q, k, v = block.attn.split(block.norm1(tokens))
+        probs = block.attn.probs(q, k)
+        total = total + probs.mean(axis=1)
+        if index < used - 1:
+            tokens = block.finish(tokens, block.attn.mix(probs, v), None, None)
+    return total / used
+
+
+def patch_similarity(attention: Tensor) -> Tensor:
+    """Drop the class token's row and column and symmetrise (Eq. 6): (B, L, L) -> (B, L - 1, L - 1)."""
+    patches = attention[:, 1:, 1:]
+    return (patches + patches.swapaxes(1, 2)) / 2

@@ -1,0 +1,120 @@
+"""Masked autoencoder (He et al., 2022): an encoder of the visible patches, a light decoder of all of them.
+
+Shapes: B images, N patches, V visible ones, D width, P = patch_size**2 * 3 values of a patch.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import mindspore as ms
+import numpy as np
+from mindspore import Parameter, Tensor, nn, ops
+
+from ehm.backends.mindspore.models.blocks import Block, Dense, LayerNorm, mean_attention, patch_similarity
+from ehm.backends.mindspore.models.patches import PatchEmbed, with_class_token
+from ehm.backends.mindspore.models.initial import xavier
+from ehm.encoders import VitSpec, sincos_positions
+
+__all__ = ["MaskedAutoencoder", "patchify"]
+
+
+class MaskedAutoencoder(nn.Cell):
+    """MAE on a ViT of ``spec``, its weights drawn from ``rng``; ``construct`` gives the reconstruction loss."""
+
+    def __init__(
+        self,
+        spec: VitSpec,
+        rng: np.random.Generator,
+        decoder_width: int = 512,
+        decoder_depth: int = 8,
+        decoder_heads: int = 16,
+        norm_pix_loss: bool = True,
+        dtype: Any = ms.float32,
+    ) -> None:
+        super().__init__()
+        self.patch_size, self.norm_pix_loss = spec.patch_size, norm_pix_loss
+
+        def stack(width: int, depth: int, heads: int) -> nn.CellList:
+            return nn.CellList([Block(width, heads, spec.mlp_ratio, dtype) for _ in range(depth)])
+
+        def positions(width: int) -> Parameter:
+            return Parameter(Tensor(sincos_positions(width, spec.grid)), requires_grad=False)
+
+        self.patch_embed = PatchEmbed(spec, dtype)
+        self.cls_token = Parameter(Tensor(np.zeros((1, 1, spec.width), np.float32)))
+        self.pos_embed = positions(spec.width)
+        self.blocks = stack(spec.width, spec.depth, spec.heads)
+        self.norm = LayerNorm(spec.width)
+
+        self.decoder_embed = Dense(spec.width, decoder_width, dtype)
+        self.mask_token = Parameter(Tensor(np.zeros((1, 1, decoder_width), np.float32)))
+        self.decoder_pos_embed = positions(decoder_width)
+        self.decoder_blocks = stack(decoder_width, decoder_depth, decoder_heads)
+        self.decoder_norm = LayerNorm(decoder_width)
+        self.decoder_pred = Dense(decoder_width, spec.patch_size**2 * 3, dtype)
+        xavier(self, rng)
+
+    def similarity(self, images: Tensor, blocks: int) -> Tensor:
+        """Symmetrised mean attention of the first ``blocks`` blocks over all patches: (B, 3, H, W) -> (B, N, N)."""
+        tokens = with_class_token(self.embed(images), self.cls_token, self.pos_embed)
+        return patch_similarity(mean_attention(self.blocks, tokens, blocks))
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Normalised (B, 3, H, W) -> patch tokens with their positions (B, N, D)."""
+        return self.patch_embed(images) + self.pos_embed[:, 1:]
+
+    def encode(self, tokens: Tensor, visible: Tensor) -> Tensor:
+        """Encode the patches at indices ``visible``: (B, N, D), (k * B, V) -> (k * B, 1 + V, D)."""
+        tokens = with_class_token(_take(tokens, visible), self.cls_token, self.pos_embed)
+        for block in self.blocks:
+            tokens = block(tokens)
+        return self.norm(tokens)
+
+    def decode(self, encoded: Tensor, restore: Tensor, wanted: Tensor) -> Tensor:
+        """Predict the patches at indices ``wanted``: (B, 1 + V, D) and (B, K) -> (B, K, P).
+
+        ``restore`` (B, N) is each patch's place among the visible, then the masked ones.
+        """
+        tokens = self.decoder_embed(encoded)
+        batch, seen, width = tokens.shape
+        fill = ops.broadcast_to(self.mask_token.astype(tokens.dtype), (batch, restore.shape[1] + 1 - seen, width))
+        patches = _take(ops.concat((tokens[:, 1:], fill), axis=1), restore)
+        tokens = ops.concat((tokens[:, :1], patches), axis=1) + self.decoder_pos_embed
+        for block in self.decoder_blocks:
+            tokens = block(tokens)
+        return self.decoder_pred(self.decoder_norm(_take(tokens[:, 1:], wanted)))
+
+    def target(self, images: Tensor, masked: Tensor) -> Tensor:
+        """What the patches at indices ``masked`` (k * B, K) are, normalised patch by patch if asked: (k * B, K, P)."""
+        target = _take(patchify(images, self.patch_size), masked)
+        if not self.norm_pix_loss:
+            return target
+        centred = target - target.mean(axis=-1, keep_dims=True)
+        variance = ops.square(centred).sum(axis=-1, keepdims=True) / (target.shape[-1] - 1)
+        return centred / ops.sqrt(variance + 1e-6)
+
+    def construct(self, images: Tensor, visible: Tensor, masked: Tensor, restore: Tensor) -> Tensor:
+        """Mean squared error of the masked patches of normalised (B, 3, H, W), from their indices (k * B, ...).
+
+        The k masks of an image lie one after the other.
+        """
+        predicted = self.decode(self.encode(self.embed(images), visible), restore, masked)
+        return ops.square(predicted.astype(ms.float32) - self.target(images, masked)).mean()
+
+
+def patchify(images: Tensor, patch_size: int) -> Tensor:
+    """(B, 3, H, W) -> (B, N, P), values of a patch ordered row, column, channel as in the published code."""
+    batch, channels, height, width = images.shape
+    rows, columns = height // patch_size, width // patch_size
+    patches = images.reshape((batch, channels, rows, patch_size, columns, patch_size)).transpose((0, 2, 4, 3, 5, 1))
+    return patches.reshape((batch, rows * columns, -1))
+
+
+def _take(tokens: Tensor, indices: Tensor) -> Tensor:
+    """Tokens at ``indices``: (B, N, D), (k * B, K) -> (k * B, K, D), k rows an image."""
+    batch, count, width = tokens.shape
+    first = ops.arange(0, batch * count, count).astype(ms.int32).reshape((-1, 1))
+    rows = indices.reshape((batch, -1)) + first
+    taken = ops.gather(tokens.reshape((batch * count, width)), rows.reshape((-1,)), 0)
+    return taken.reshape((indices.shape[0], indices.shape[1], width))

@@ -1,0 +1,87 @@
+"""A Vision Transformer under a linear head, with timm's parameter names.
+
+Shapes: B images, N patches, L = 1 + N tokens, D features, C classes.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import mindspore as ms
+import numpy as np
+from mindspore import Parameter, Tensor, nn
+
+from ehm.backends.mindspore.models.blocks import Block, Dense, LayerNorm
+from ehm.backends.mindspore.models.initial import truncated
+from ehm.backends.mindspore.models.patches import PatchEmbed, with_class_token
+from ehm.encoders import VitSpec
+
+__all__ = ["VisionTransformer", "layer_of"]
+
+
+class VisionTransformer(nn.Cell):
+    """timm's ViT of ``spec``: normalised (B, 3, H, W) -> (B, classes), or pooled features (B, D) for 0 classes.
+
+    ``pool`` is ``avg`` (mean of the patch tokens) or ``token`` (the class token). As in MAE's fine-tuning the last norm
+    follows an average, unless ``fc_norm`` is False. Weights are drawn from ``rng``.
+    """
+
+    def __init__(
+        self,
+        spec: VitSpec,
+        rng: np.random.Generator,
+        classes: int = 0,
+        pool: Literal["avg", "token"] = "avg",
+        fc_norm: bool | None = None,
+        dtype: Any = ms.float32,
+    ) -> None:
+        super().__init__()
+        self.pool, self.classes = pool, classes
+        self.norms_pooled = pool == "avg" if fc_norm is None else fc_norm
+        self.patch_embed = PatchEmbed(spec, dtype)
+        self.cls_token = Parameter(Tensor(np.zeros((1, 1, spec.width), np.float32)))
+        self.pos_embed = Parameter(Tensor(np.zeros((1, spec.patches + 1, spec.width), np.float32)))
+        self.blocks = nn.CellList([Block(spec.width, spec.heads, spec.mlp_ratio, dtype) for _ in range(spec.depth)])
+        if self.norms_pooled:
+            self.fc_norm = LayerNorm(spec.width)
+        else:
+            self.norm = LayerNorm(spec.width)
+        if classes:
+            self.head = Dense(spec.width, classes, dtype)
+        truncated(self, rng)
+
+    def embed(self, images: Tensor) -> Tensor:
+        """What enters the first block: (B, 3, H, W) -> (B, L, D)."""
+        return with_class_token(self.patch_embed(images) + self.pos_embed[:, 1:], self.cls_token, self.pos_embed)
+
+    def features(self, images: Tensor, keep: Tensor | None = None) -> Tensor:
+        """What the head sees: (B, 3, H, W) -> (B, D)."""
+        tokens = self.embed(images)
+        for index, block in enumerate(self.blocks):
+            if keep is None:
+                tokens = block(tokens)
+            else:
+                tokens = block(tokens, keep[2 * index], keep[2 * index + 1])
+        if self.norms_pooled:
+            return self.fc_norm(self._pooled(tokens))
+        return self._pooled(self.norm(tokens))
+
+    def construct(self, images: Tensor, keep: Tensor | None = None) -> Tensor:
+        """``keep`` (2 * depth, B, 1, 1) are drop path's factors of every branch."""
+        features = self.features(images, keep)
+        return self.head(features) if self.classes else features
+
+    def _pooled(self, tokens: Tensor) -> Tensor:
+        return tokens[:, 1:].mean(axis=1) if self.pool == "avg" else tokens[:, 0]
+
+
+def layer_of(name: str, depth: int) -> int:
+    """Layer of a parameter as timm counts: 0 is the embedding, then the blocks, the norm with the last, last the head.
+
+    A norm behind the average belongs to the head.
+    """
+    if name.startswith("blocks."):
+        return int(name.split(".")[1]) + 1
+    if name.startswith("norm."):
+        return depth
+    return depth + 1 if name.startswith(("fc_norm.", "head.")) else 0

@@ -1,0 +1,33 @@
+"""A trained model as a function of NumPy arrays, to compare an exported one with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import mindspore as ms
+import numpy as np
+from mindspore import Tensor
+from numpy.typing import NDArray
+
+from ehm.backends.mindspore.devices import Target, use
+from ehm.backends.mindspore.models.vit import VisionTransformer
+from ehm.backends.mindspore.tensors import load_arrays
+from ehm.trained import Trained
+
+__all__ = ["reference"]
+
+
+def reference(trained: Trained) -> tuple[Callable[[NDArray[np.float32]], NDArray[np.float32]], str]:
+    """``trained`` in float32 on the CPU, normalised (B, 3, H, W) -> logits (B, C) or features (B, D), and its name."""
+    use(Target("cpu"))
+    fc_norm = "fc_norm.weight" in trained.arrays
+    model = VisionTransformer(trained.spec, np.random.default_rng(0), len(trained.labels), trained.pool, fc_norm)
+    load_arrays(model, trained.arrays)
+    model.set_train(False)
+    compiled = ms.jit(model)
+
+    def forward(images: NDArray[np.float32]) -> NDArray[np.float32]:
+        output: NDArray[np.float32] = compiled(Tensor(images)).asnumpy()
+        return output
+
+    return forward, f"mindspore {ms.__version__}, cpu, float32"

@@ -1,0 +1,141 @@
+"""What every training step does around its loss: accumulation, loss scaling, several processes, clipping."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any, SupportsFloat
+
+import mindspore as ms
+import numpy as np
+from mindspore import Tensor, nn, ops
+from mindspore.amp import DynamicLossScaler
+
+from ehm.backends.base import Arrays, Processes
+from ehm.backends.common import chunks
+from ehm.backends.mindspore.optim import AdamW
+from ehm.backends.mindspore.tensors import put
+from ehm.config import OptimConfig, RunConfig
+from ehm.errors import BackendError
+
+__all__ = ["Training", "refuse_unknown", "reproducible"]
+
+_SCALE, _TRACKER = "scaler/scale", "scaler/growth_tracker"
+_FIRST_SCALE, _GROWTH, _WINDOW = 2.0**16, 2, 2000  # as torch's GradScaler begins, grows and waits
+_EACH, _SUM, _PRODUCT = ops.HyperMap(), ops.Add(), ops.Mul()  # a list comprehension takes ten times as long to compile
+
+
+class Training:
+    """Steps of ``optimizer`` on the mean of ``loss(*inputs)``, in graphs that MindSpore compiles at the first step."""
+
+    def __init__(
+        self,
+        loss: Callable[..., Tensor],
+        optimizer: AdamW,
+        optim: OptimConfig,
+        dtype: Any,
+        processes: Processes,
+    ) -> None:
+        self._optimizer, self._optim = optimizer, optim
+        self._scaler = DynamicLossScaler(_FIRST_SCALE, _GROWTH, _WINDOW) if dtype == ms.float16 else None
+
+        def scaled(factor: Tensor, *inputs: Tensor) -> tuple[Tensor, Tensor]:
+            value = loss(*inputs)
+            return value * factor, value
+
+        self._gradients = ms.jit(ms.value_and_grad(scaled, None, optimizer.parameters, has_aux=True))
+        self._add = ms.jit(_add)
+        self._prepare = ms.jit(_preparation(optimizer, optim.clip_grad, self._scaler is not None, processes))
+
+    def step(
+        self, rows: int, inputs: Callable[[slice], tuple[Tensor, ...]], lr: float, weight_decay: float
+    ) -> dict[str, SupportsFloat]:
+        """One step on a batch of ``rows`` images; ``inputs`` gives what the loss of a slice of them takes.
+
+        The batch is split into ``optim.accumulate`` parts, whose gradients travel between processes once. The metrics
+        ``loss`` and, where gradients are clipped, ``grad_norm`` stay on the device; in float16 the host waits once.
+        """
+        scale = Tensor(1.0, ms.float32) if self._scaler is None else self._scaler.scale_value.value()
+        total: Any = 0.0
+        gradients: tuple[Tensor, ...] | None = None
+        for part in chunks(rows, self._optim.accumulate):
+            share = (part.stop - part.start) / rows
+            (_, value), found = self._gradients(scale * share, *inputs(part))
+            total = total + value * share
+            gradients = found if gradients is None else self._add(*gradients, *found)
+        total, norm, *gradients = self._prepare(total, scale, *gradients)
+        metrics: dict[str, SupportsFloat] = {"loss": total}
+        if self._optim.clip_grad is not None:
+            metrics["grad_norm"] = norm
+        finite = self._scaler is None or bool(np.isfinite(norm.asnumpy()))
+        if self._scaler is not None:
+            self._scaler.adjust(Tensor(finite))
+        if finite:
+            self._optimizer.step(gradients, lr, weight_decay)
+        return metrics
+
+    def state(self) -> Arrays:
+        """The optimiser's arrays, and the loss scale where there is one."""
+        arrays = self._optimizer.state()
+        if self._scaler is not None:
+            arrays[_SCALE] = np.array(self._scaler.scale_value.asnumpy(), np.float32)
+            arrays[_TRACKER] = np.array(self._scaler.counter.asnumpy(), np.int32)
+        return arrays
+
+    def load(self, arrays: Arrays) -> None:
+        """Go on from what :meth:`state` gave, whatever type that run computed in; CheckpointError where it misfits."""
+        moments = dict(arrays)
+        scale, tracker = moments.pop(_SCALE, None), moments.pop(_TRACKER, None)
+        self._optimizer.load(moments)
+        if scale is not None and tracker is not None and self._scaler is not None:
+            put(self._scaler.scale_value, scale)
+            put(self._scaler.counter, tracker)
+
+
+def refuse_unknown(run: RunConfig, processes: Processes) -> None:
+    """Raise BackendError for settings of a run that this backend does not have."""
+    if run.parallel == "fsdp" and processes.size > 1:
+        raise BackendError(
+            "run.parallel fsdp: the MindSpore backend keeps a copy of the model in each process; use ddp"
+        )
+
+
+def reproducible(wanted: bool) -> None:
+    """Let only deterministic kernels run in this process, where ``wanted``; MindSpore takes it back for none."""
+    if wanted and ms.get_context("deterministic") != "ON":
+        os.environ.setdefault("HCCL_DETERMINISTIC", "true")
+        ms.set_deterministic(True)
+
+
+def _add(*gradients: Tensor) -> tuple[Tensor, ...]:
+    """The sum of two equally long halves."""
+    half = len(gradients) // 2
+    return _EACH(_SUM, gradients[:half], gradients[half:])
+
+
+def _preparation(
+    optimizer: AdamW, clip: float | None, scaled: bool, processes: Processes
+) -> Callable[..., tuple[Tensor, ...]]:
+    """Of the loss and the gradients of this process: their means over all, the norm, and the gradients, clipped."""
+    several, size = processes.size > 1, processes.size
+    if several:
+        reduce, total_of_all = nn.DistributedGradReducer(optimizer.parameters, True, size), ops.AllReduce()
+
+    def prepare(total: Tensor, scale: Tensor, *gradients: Tensor) -> tuple[Tensor, ...]:
+        norm = total
+        if several:
+            gradients = reduce(gradients)
+            total = total_of_all(total) / size
+        if scaled:
+            gradients = _EACH(ops.partial(_PRODUCT, 1 / scale), gradients)
+        if scaled or clip is not None:
+            norm = ops.sqrt(ops.AddN()(_EACH(_square_sum, gradients)))
+        if clip is not None:
+            gradients = _EACH(ops.partial(_PRODUCT, ops.minimum(clip / (norm + 1e-6), 1.0)), gradients)
+        return total, norm, *gradients
+
+    return prepare
+
+
+def _square_sum(gradient: Tensor) -> Tensor:
+    return ops.ReduceSum()(ops.square(gradient))
