@@ -1,5 +1,7 @@
 """What an Ascend NPU needs to be seen by torch: driver, CANN, torch and torch-npu, and which versions go together.
 
+Of MindSpore, only which CANN goes with it.
+
 Everything is read from files and from the metadata of packages: nothing is imported, and nothing of the vendor's runs.
 """
 
@@ -13,6 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 __all__ = [
+    "MINDSPORE",
     "NEWEST",
     "PAIRS",
     "SOURCE",
@@ -22,6 +25,7 @@ __all__ = [
     "explain",
     "find",
     "install",
+    "mindspore_mismatch",
     "mismatch",
     "pair_for",
     "trouble",
@@ -61,6 +65,20 @@ PAIRS = (
 )
 """The published table (SOURCE) from torch 2.6, the oldest that ehm takes."""
 NEWEST = PAIRS[0]
+
+MINDSPORE = {
+    "2.10.0": "9.1.0",
+    "2.9.0": "9.0.0",
+    "2.7.2": "8.5.0",
+    "2.7.1": "8.3.RC1",
+    "2.7.0": "8.2.RC1",
+    "2.6.0": "8.1.RC1",
+}
+"""Releases of MindSpore, and the CANN that MindSpore Transformers runs each with.
+
+2.10.0 by the tag of its image (docs/mindformers of mindspore-ai/docs, r2.10.0), 2.9.0 by the installation guide of its
+release 1.9.0, the others by VERSION_MAP.json of mindspore-ai/mindformers, commit 167a50de, 2026-07-24.
+"""
 
 _HOMES = ("usr/local/Ascend/cann", "usr/local/Ascend/ascend-toolkit/latest")
 """Where CANN installs itself: since 8.5, and before."""
@@ -144,6 +162,17 @@ def mismatch(found: Installation) -> Trouble | None:
             f"pip install torch-npu=={other.torch_npu}" if other else f"install CANN {pair.cann}",
         )
     return None
+
+
+def mindspore_mismatch(mindspore: str, found: Installation) -> Trouble | None:
+    """Whether another CANN is installed than goes with a release of MindSpore; None if not, or if it is not known."""
+    wanted = MINDSPORE.get(mindspore)
+    if wanted is None or found.cann is None or _is(found.cann, wanted):
+        return None
+    return Trouble(
+        f"mindspore {mindspore} goes with CANN {wanted}, but CANN {found.cann} is installed in {found.cann_home}",
+        f"install CANN {wanted}",
+    )
 
 
 def trouble(found: Installation) -> Trouble | None:

@@ -15,8 +15,9 @@ PATIENCE = 120  # seconds for a child: importing a framework from a cold disk ta
 ENVIRONMENT = {
     # Without the guard, importing torch also imports every vendor's plug-in that is installed, wanted or not.
     "TORCH_DEVICE_BACKEND_AUTOLOAD": "0",
-    # A doctor among the processes of torchrun asks alone, and does not wait for the others.
+    # A doctor among the processes of torchrun or msrun asks alone, and does not wait for the others.
     "WORLD_SIZE": "1",
+    "MS_WORKER_NUM": "1",
 }
 
 

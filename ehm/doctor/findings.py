@@ -109,17 +109,19 @@ def _mismatch(name: str, number: str) -> ascend.Trouble | None:
     """What does not go together; of MindSpore, by its own metadata (2.7 to 2.10)."""
     if name == "torch-npu":
         return ascend.mismatch(ascend.find(ROOT))
+    if name != "mindspore":
+        return None
     numpy = _version("numpy")
-    if name == "mindspore" and _major_minor(number) < (2, 10) and numpy and _major_minor(numpy) >= (2, 0):
+    if _major_minor(number) < (2, 10) and numpy and _major_minor(numpy) >= (2, 0):
         return ascend.Trouble(
             f"mindspore {number} goes with numpy below 2, but numpy {numpy} is installed", "pip install 'numpy<2'"
         )
-    if name == "mindspore" and sys.version_info >= (3, 13):
+    if sys.version_info >= (3, 13):
         return ascend.Trouble(
             f"mindspore {number} goes with Python 3.12 at most, but this is {platform.python_version()}",
             "python3.12 -m venv for an environment of its own",
         )
-    return None
+    return ascend.mindspore_mismatch(number, ascend.find(ROOT))
 
 
 def _found(name: str, number: str | None, where: str = "") -> Finding:

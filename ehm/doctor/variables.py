@@ -1,7 +1,7 @@
 """The environment variables that change what a device does; ``ehm doctor`` shows those that are set.
 
 Explained in docs/backends.md. Their names and meanings are those of torch 2.14, torch-npu (its list of environment
-variables, Ascend/pytorch, 2026-08-21) and CANN.
+variables, Ascend/pytorch, 2026-08-21), MindSpore 2.10 and CANN.
 """
 
 from __future__ import annotations
@@ -34,4 +34,11 @@ VARIABLES = (
     "LOCAL_WORLD_SIZE",
     "MASTER_ADDR",
     "MASTER_PORT",
+    "GLOG_v",
+    "MS_ROLE",
+    "MS_WORKER_NUM",
+    "MS_SCHED_HOST",
+    "MS_SCHED_PORT",
+    "RANK_ID",
+    "DEVICE_ID",
 )

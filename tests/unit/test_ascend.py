@@ -177,6 +177,21 @@ def test_no_pair_is_made_up(torch_npu):
     assert pair_for(torch_npu) is None
 
 
+@pytest.mark.parametrize(("mindspore", "cann"), [("2.10.0", "8.5.0"), ("2.9.0", "9.1.0")])
+def test_mindspore_beside_another_cann_says_which_goes_with_it(host, mindspore, cann):
+    write(host.cann / "x86_64-linux/ascend_toolkit_install.info", f"version={cann}\n")
+    said = str(ascend.mindspore_mismatch(mindspore, find(host.root, host.environ)))
+    assert said.startswith(f"mindspore {mindspore} goes with CANN {ascend.MINDSPORE[mindspore]}, but CANN {cann} is")
+    assert said.endswith(f": install CANN {ascend.MINDSPORE[mindspore]}")
+
+
+def test_mindspore_and_its_own_cann_an_unknown_one_and_none_are_no_mismatch(host, tmp_path):
+    found = find(host.root, host.environ)
+    assert ascend.mindspore_mismatch("2.10.0", found) is None
+    assert ascend.mindspore_mismatch("2.8.0", found) is None
+    assert ascend.mindspore_mismatch("2.9.0", find(tmp_path / "empty", {})) is None
+
+
 def test_asking_imports_no_framework():
     code = (
         "import sys; from ehm.ascend import explain; explain(); print('torch' in sys.modules, 'numpy' in sys.modules)"

@@ -89,9 +89,11 @@ def test_a_framework_that_hangs_is_a_row(monkeypatch):
 
 
 def test_children_wake_no_plug_ins_and_wait_for_no_other_process(monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    code = "import json, os; print(json.dumps([os.environ['TORCH_DEVICE_BACKEND_AUTOLOAD'], os.environ['WORLD_SIZE']]))"
-    assert child.ask(code) == (["0", "1"], "")
+    names = ["TORCH_DEVICE_BACKEND_AUTOLOAD", "WORLD_SIZE", "MS_WORKER_NUM"]
+    for name in names:
+        monkeypatch.setenv(name, "2")
+    code = "import json, os, sys; print(json.dumps([os.environ[name] for name in sys.argv[1:]]))"
+    assert child.ask(code, *names) == (["0", "1", "1"], "")
 
 
 def test_noise_on_standard_output_is_no_answer():
@@ -181,6 +183,17 @@ def test_mindspore_beside_a_numpy_that_it_cannot_use_is_broken(monkeypatch):
     for number, numpy in (("2.9.0", "1.26.4"), ("2.10.0", "1.26.4"), ("2.10.0", "2.3.1")):
         versions(monkeypatch, mindspore=number, numpy=numpy)
         assert findings.package("mindspore").state == ("ok" if sys.version_info < (3, 13) else "broken")
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 13), reason="MindSpore has no wheel for this Python, which comes first")
+def test_mindspore_beside_another_cann_is_broken(monkeypatch, tmp_path):
+    install_info = tmp_path / "usr/local/Ascend/cann/x86_64-linux/ascend_toolkit_install.info"
+    install_info.parent.mkdir(parents=True)
+    install_info.write_text("version=8.5.0\n")
+    monkeypatch.setattr(findings, "ROOT", tmp_path)
+    versions(monkeypatch, mindspore="2.10.0", numpy="1.26.4")
+    found = findings.package("mindspore")
+    assert (found.state, found.mend) == ("broken", "install CANN 9.1.0")
 
 
 def test_torch_npu_beside_another_torch_is_broken(monkeypatch):
