@@ -32,11 +32,11 @@ _STEP = "step"
 class MindsporeClassifier:
     """Implements :class:`ehm.backends.base.Classifier`. Raises BackendError for settings that this backend lacks."""
 
-    def __init__(
-        self, config: FinetuneConfig, classes: int, target: Target, processes: Processes = ALONE
-    ) -> None:
+    def __init__(self, config: FinetuneConfig, classes: int, target: Target, processes: Processes = ALONE) -> None:
         if config.frozen:
-            raise BackendError("frozen: the MindSpore backend fine-tunes whole encoders; probe with --device cpu of torch")
+            raise BackendError(
+                "frozen: the MindSpore backend fine-tunes whole encoders; probe with --device cpu of torch"
+            )
         if config.optimizer != "adamw":
             raise BackendError(f"optimizer {config.optimizer}: the MindSpore backend has adamw")
         refuse_unknown(config.run, processes)

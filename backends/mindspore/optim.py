@@ -49,7 +49,7 @@ class AdamW:
         self._update(Tensor(lr, ms.float32), Tensor(weight_decay, ms.float32), *gradients)
 
     def state(self) -> Arrays:
-        """Copies as ``{parameter}/{slot}``, with torch's names: ``head.weight/exp_avg``; nothing before the first step."""
+        """Copies as ``{parameter}/{slot}`` with torch's names, ``head.weight/exp_avg``; none before the first step."""
         step: NDArray[np.float32] = self._step.asnumpy()
         arrays: Arrays = {}
         for name, first, second in zip(self._names, self._first, self._second, strict=True):
@@ -62,7 +62,7 @@ class AdamW:
     def load(self, arrays: Arrays) -> None:
         """Put back what :meth:`state`, or torch's optimiser, gave; CheckpointError where something does not fit."""
         known = {f"{name}/{slot}" for name in self._names for slot in (*_SLOTS, "step")}
-        for key, array in arrays.items():
+        for key in arrays:
             if key not in known:
                 raise CheckpointError(f"the optimiser's {key} belongs to no parameter of this model")
         steps = {float(array) for key, array in arrays.items() if key.endswith("/step")}

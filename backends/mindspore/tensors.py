@@ -42,4 +42,4 @@ def load_arrays(cell: nn.Cell, arrays: Arrays) -> None:
 
 def put(parameter: Parameter, array: NDArray[Any]) -> None:
     """Set the values of ``parameter``, in its own type."""
-    parameter.set_data(Tensor(np.ascontiguousarray(array), parameter.dtype))
+    parameter.set_data(Tensor(np.asarray(array, order="C"), parameter.dtype))

@@ -12,8 +12,8 @@ import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 
 from ehm.backends.mindspore.models.blocks import Block, Dense, LayerNorm, mean_attention, patch_similarity
-from ehm.backends.mindspore.models.patches import PatchEmbed, with_class_token
 from ehm.backends.mindspore.models.initial import xavier
+from ehm.backends.mindspore.models.patches import PatchEmbed, with_class_token
 from ehm.encoders import VitSpec, sincos_positions
 
 __all__ = ["MaskedAutoencoder", "patchify"]

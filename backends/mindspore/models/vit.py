@@ -58,10 +58,7 @@ class VisionTransformer(nn.Cell):
         """What the head sees: (B, 3, H, W) -> (B, D)."""
         tokens = self.embed(images)
         for index, block in enumerate(self.blocks):
-            if keep is None:
-                tokens = block(tokens)
-            else:
-                tokens = block(tokens, keep[2 * index], keep[2 * index + 1])
+            tokens = block(tokens) if keep is None else block(tokens, keep[2 * index], keep[2 * index + 1])
         if self.norms_pooled:
             return self.fc_norm(self._pooled(tokens))
         return self._pooled(self.norm(tokens))

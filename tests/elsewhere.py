@@ -1,0 +1,29 @@
+"""The environment that holds MindSpore and no torch; `make test` makes it and says where its Python is."""
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PYTHON = Path(os.environ.get("EHM_MINDSPORE_PYTHON") or ROOT / ".venv-mindspore/bin/python")
+
+needs_mindspore = pytest.mark.skipif(
+    not PYTHON.is_file(), reason=f"no environment with MindSpore at {PYTHON}: make test makes it"
+)
+
+
+def run(*arguments, **options):
+    """A Python process of that environment with ``arguments``; its output is text, and its status is not checked."""
+    environment = {**os.environ, "PYTHONPATH": "", **options.pop("env", {})}
+    return subprocess.run(
+        [PYTHON, *map(str, arguments)], capture_output=True, text=True, timeout=280, env=environment, **options
+    )
+
+
+def ehm(*arguments, **options):
+    """The command line of that environment, which has to succeed: its standard output."""
+    done = run("-m", "ehm.cli", *arguments, **options)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
