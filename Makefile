@@ -1,12 +1,15 @@
 # One command for each thing that people do here; `make help` lists them.
 PYTHON ?= python3
 VENV ?= .venv
+MINDSPORE ?= .venv-mindspore
 DEVICE ?= cpu
 RUN ?= runs/quickstart
 ARGS ?=
 
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+MINDSPORE_INSTALLED := $(MINDSPORE)/.installed
+MINDSPORE_PYTHON := $(abspath $(MINDSPORE)/bin/python)
 # Two photographs that fine-tuning holds out, a defective cell and a functional one.
 CELLS = $$($(BIN)/python -c "from elpv_dataset import __path__ as p; \
 	print(*(p[0] + '/data/images/cell' + n + '.png' for n in ('0007', '0064')))")
@@ -30,6 +33,19 @@ $(INSTALLED): pyproject.toml constraints.txt
 		-e '.[torch,export,tasks,elpv,dev]'
 	@touch $@
 
+# Where ehm has MindSpore and no torch; MindSpore has no wheel for Python 3.13 and newer, where the folder stays empty.
+# The pins are chosen as in docker/Dockerfile.mindspore.
+$(MINDSPORE_INSTALLED): pyproject.toml constraints.txt docker/constraints.mindspore.txt | $(INSTALLED)
+	@mkdir -p $(MINDSPORE)
+	@$(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 13))' || { \
+		echo "Installing into $(MINDSPORE): about 3 GB, mostly MindSpore; one minute"; \
+		awk -F== 'NR == FNR {own[$$1]; print; next} !($$1 in own)' docker/constraints.mindspore.txt constraints.txt \
+			> $(MINDSPORE)/pins.txt && \
+		$(BIN)/python -m venv $(MINDSPORE) && \
+		$(MINDSPORE_PYTHON) -m pip install -qq --disable-pip-version-check -c $(MINDSPORE)/pins.txt \
+			-e '.[mindspore,tasks,elpv]' onnx onnxruntime pytest pytest-timeout; }
+	@touch $@
+
 # Every step can be interrupted: the same command goes on where it stopped.
 quickstart: $(INSTALLED) ## pretrain, fine-tune, export and classify on real images: at most 15 minutes on 2 cores
 	$(BIN)/ehm train --config elpv/pretrain --device $(DEVICE) --out $(RUN)/pretrain --resume
@@ -48,10 +64,14 @@ quickstart: $(INSTALLED) ## pretrain, fine-tune, export and classify on real ima
 	@echo "  $(RUN)/bundle                   the classifier for ONNX Runtime"
 	@echo "Your own images: $(BIN)/ehm train --set data.source=FOLDER --out runs/mine"
 
-test: lint ## all checks: ruff, mypy, hadolint, pytest, conformance on a simulated NPU (ARGS="-k name" for some tests)
-	@$(BIN)/python -m pytest $(ARGS)
+# The tests ask EHM_MINDSPORE_PYTHON for what MindSpore is to do.
+test: lint $(MINDSPORE_INSTALLED) ## all checks: lint, pytest, a simulated NPU, MindSpore (ARGS="-k name": some tests)
+	@if [ -x $(MINDSPORE_PYTHON) ]; then export EHM_MINDSPORE_PYTHON=$(MINDSPORE_PYTHON); \
+		else echo "MindSpore is left out: it has no wheel for $$($(BIN)/python --version), only for 3.12 and older"; fi; \
+		$(BIN)/python -m pytest $(ARGS)
 ifeq ($(ARGS),)
 	@PYTHONPATH=tests/simulated $(BIN)/python -m pytest tests/conformance -k npu
+	@[ ! -x $(MINDSPORE_PYTHON) ] || $(MINDSPORE_PYTHON) -m pytest tests/conformance -k mindspore
 endif
 
 lint: $(INSTALLED) ## ruff, mypy and hadolint

@@ -173,6 +173,12 @@ def test_an_images_own_pins_count_instead_of_the_others(name, tmp_path):
     assert pins(tmp_path / "src/pins.txt") == image_pins(name)
 
 
+def test_make_installs_mindspore_with_the_pins_of_its_image():
+    """The same awk, in which make wants each $ twice."""
+    step = next(rest for word, rest in dockerfile("mindspore") if word == "RUN" and "awk" in rest).partition(" >")[0]
+    assert step.replace("$", "$$") in (ROOT / "Makefile").read_text()
+
+
 def test_the_install_step_of_the_cpu_image_gives_a_working_ehm(tmp_path):
     """Its own command in a new environment, from its own files.
 
