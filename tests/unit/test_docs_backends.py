@@ -1,5 +1,6 @@
 """docs/backends.md says what the code says: versions, variables, facts of devices, and an example that works."""
 
+import ast
 import os
 import re
 import subprocess
@@ -40,11 +41,25 @@ def test_the_variables_are_those_that_the_doctor_shows():
     assert sorted(named) == sorted(VARIABLES)
 
 
+def test_the_pairs_of_mindspore_are_those_that_the_code_goes_by():
+    rows = table("MindSpore", "CANN", "Python", "numpy")
+    assert {mindspore: cann for mindspore, cann, *_ in rows} == ascend.MINDSPORE
+    pins = dict(re.findall(r"^(\w+)==(\S+)$", (ROOT / "docker/constraints.mindspore.txt").read_text(), re.M))
+    assert rows[0][0] == pins["mindspore"]
+    assert f"Tested here: {pins['mindspore']} with numpy {pins['numpy']}" in TEXT
+
+
+def settings():
+    """The table of what a run may ask for: by setting, then by device."""
+    devices = ("cpu", "cuda", "npu", "mindspore:cpu", "mindspore:ascend")
+    rows = table("setting", *(f"`{device}`" for device in devices))
+    return {first: dict(zip(devices, cells, strict=True)) for first, *cells in rows}
+
+
 def test_the_facts_of_devices_are_those_of_the_table():
     from ehm.backends.torch.devices import FACTS
 
-    cells = {first: each for first, *each in table("setting", "`cpu`", "`cuda`", "`npu`")}
-    rows = {setting: dict(zip(("cpu", "cuda", "npu"), each, strict=True)) for setting, each in cells.items()}
+    rows = settings()
     for name, facts in FACTS.items():
         assert rows["collectives"][name] == facts.distributed
         compiles = rows["`run.compile=true`"][name]
@@ -54,6 +69,19 @@ def test_the_facts_of_devices_are_those_of_the_table():
         assert set(facts.dtypes) == {"float32", "bfloat16", "float16"}
         if name != "cpu":
             assert rows["`optim.dtype=auto`"][name] == facts.dtypes[0]
+
+
+def test_the_types_of_mindspores_targets_are_those_of_the_table():
+    """Read from the source, since MindSpore is not in this environment."""
+    tree = ast.parse((ROOT / "backends/mindspore/devices.py").read_text(encoding="utf-8"))
+    (facts,) = (node.value for node in tree.body if isinstance(node, ast.AnnAssign) and node.target.id == "FACTS")
+    every = ("float32", "bfloat16", "float16")
+    types, auto = settings()["`optim.dtype=float32`, `bfloat16`, `float16`"], settings()["`optim.dtype=auto`"]
+    for key, value in zip(facts.keys, facts.values, strict=True):
+        target, dtypes = f"mindspore:{key.value}", ast.literal_eval(value.args[1])
+        named = types[target].partition(";")[0]
+        assert set(dtypes) == set(every if named == "yes" else named.split(", "))
+        assert auto[target] == dtypes[0]
 
 
 def test_the_tolerance_is_the_codes():
