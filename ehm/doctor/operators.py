@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ehm import backends
 from ehm.doctor.child import ask
 from ehm.errors import BackendError
 
@@ -36,6 +37,9 @@ def operators(device: str = "auto", json: bool = False) -> int:
 
     Raises BackendError where they cannot be recorded.
     """
+    torchs = [name for name in backends.DEVICES if backends.framework(name) == "torch"]
+    if device.partition(":")[0] not in ("auto", *torchs):
+        raise BackendError(f"--operators --device {device}: torch's are recorded, on auto, {', '.join(torchs)}")
     if find_spec("torch") is None:
         raise BackendError(
             "--operators: torch's are recorded, and it is not installed; pip install 'ehm[torch]' installs it"

@@ -91,3 +91,10 @@ def test_without_torch_there_are_none_to_record(reported, monkeypatch, capsys):
     said = capsys.readouterr().err
     assert said.startswith("ehm doctor: --operators: ")
     assert said.endswith("it is not installed; pip install 'ehm[torch]' installs it\n")
+
+
+@pytest.mark.parametrize("device", ["mindspore", "mindspore:cpu", "tpu"])
+def test_a_device_that_is_not_torchs_is_one_sentence(device, capsys):
+    assert main(["doctor", "--operators", "--device", device]) == 1
+    said = f"--operators --device {device}: torch's are recorded, on auto, cpu, cuda, npu"
+    assert capsys.readouterr().err == f"ehm doctor: {said}\n"
