@@ -14,7 +14,7 @@ from ehm.config import ExportConfig, load_config
 from ehm.data.transforms import EvalTransform
 from ehm.deploy.bundle import Bundle, Manifest, ModelRecord, Preprocessing, Source, TensorRecord, staged
 from ehm.deploy.export.parity import compare
-from ehm.deploy.export.sources import demand, open_source
+from ehm.deploy.export.sources import demand, prepare
 from ehm.deploy.runtime import open_session
 from ehm.errors import ConfigError
 from ehm.runlog import console
@@ -58,7 +58,7 @@ def export(
 
     out = Path("runs") / "export" if out is None else Path(out)
     with staged(out) as folder:
-        opened = open_source(config.model.model_copy(update={"init": str(checkpoint)}), head)
+        opened = prepare(config.model.model_copy(update={"init": str(checkpoint)}), head)
         loaded = opened.about
         task, output = ("classification", "logits") if loaded.labels else ("features", "features")
         size = "{} x {}".format(*loaded.image_size)

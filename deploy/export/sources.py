@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from ehm.backends.torch.module import Module
 
-__all__ = ["Exportable", "demand", "open_source"]
+__all__ = ["Exportable", "demand", "prepare"]
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Exportable:
     packages: tuple[str, ...]
 
 
-def open_source(source: ModelSource, head: Head) -> Exportable:
+def prepare(source: ModelSource, head: Head) -> Exportable:
     """The model that ``source.init`` names; ``head`` as in :func:`ehm.trained.open_trained`, with its errors.
 
     BackendError where no framework is there to compare with, or a model of timm's lacks what builds it.

@@ -59,7 +59,7 @@ def write_vit(trained: Trained, path: Path, opset: int = 17) -> ModelProto:
 
 
 class _Graph:
-    """Nodes and constants so far; every method adds one node or two, and gives the name of its output."""
+    """Nodes and constants so far; every method adds a constant or nodes, and gives the name of what it added."""
 
     def __init__(self, trained: Trained, opset: int) -> None:
         self.trained, self.opset = trained, opset
