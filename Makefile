@@ -43,7 +43,7 @@ $(MINDSPORE_INSTALLED): pyproject.toml constraints.txt docker/constraints.mindsp
 			> $(MINDSPORE)/pins.txt && \
 		$(BIN)/python -m venv $(MINDSPORE) && \
 		$(MINDSPORE_PYTHON) -m pip install -qq --disable-pip-version-check -c $(MINDSPORE)/pins.txt \
-			-e '.[mindspore,tasks,elpv]' onnx onnxruntime hypothesis pytest pytest-timeout; }
+			-e '.[mindspore,export,tasks,elpv]' hypothesis pytest pytest-timeout; }
 	@touch $@
 
 # Every step can be interrupted: the same command goes on where it stopped.

@@ -106,13 +106,16 @@ def _installs(name: str) -> str:
 
 
 def _mismatch(name: str, number: str) -> ascend.Trouble | None:
-    """What does not go together; of MindSpore, by its own metadata (2.7 to 2.10)."""
+    """What does not go together.
+
+    MindSpore up to 2.10 is built for numpy 1. The metadata of 2.10.0 lets numpy 2 in, and ``Tensor(1.0) * 0.5`` raises.
+    """
     if name == "torch-npu":
         return ascend.mismatch(ascend.find(ROOT))
     if name != "mindspore":
         return None
     numpy = _version("numpy")
-    if _major_minor(number) < (2, 10) and numpy and _major_minor(numpy) >= (2, 0):
+    if numpy and int(numpy.partition(".")[0]) >= 2:
         return ascend.Trouble(
             f"mindspore {number} goes with numpy below 2, but numpy {numpy} is installed", "pip install 'numpy<2'"
         )
@@ -145,11 +148,6 @@ def nvidia_driver() -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return next(iter(done.stdout.split()), None)
-
-
-def _major_minor(number: str) -> tuple[int, int]:
-    major, minor, *_ = number.split(".")
-    return int(major), int(minor)
 
 
 def _version(name: str) -> str | None:
