@@ -39,7 +39,7 @@ class MindsporeLearner:
             raise BackendError(f"objective {config.objective}: the MindSpore backend has mae")
         if config.mask.build == "device":
             raise BackendError(
-                "mask.build device: the MindSpore backend builds hierarchies on the host; use host or auto"
+                "mask.build device: the MindSpore backend builds trees on the host; use host or auto"
             )
         refuse_unknown(config.run, processes)
         self._config = config

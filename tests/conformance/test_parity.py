@@ -47,13 +47,6 @@ def every_other_device(test):
     )(test)
 
 
-def trained(weights):
-    """Without the keys' biases: softmax does not see them, so that AdamW enlarges the rounding of their gradient."""
-    for name, value in weights.items():
-        parts = np.split(value, 3) if name.endswith("qkv.bias") else [value]
-        yield name, np.concatenate([parts[0], *parts[2:]])
-
-
 def compare(ours, theirs):
     """Raise AssertionError where the results of two checkpoints, or their weights, differ."""
     left, right = np.load(ours / "results.npz"), np.load(theirs / "results.npz")
@@ -63,8 +56,8 @@ def compare(ours, theirs):
     assert len(gradients) == 60  # every parameter but the two fixed positions
     for name in gradients:
         np.testing.assert_allclose(left[name], right[name], atol=2e-5 * np.abs(right[name]).max(), err_msg=name)
-    weights = dict(trained(checkpoint.read_model(theirs)[0]))
-    for name, value in trained(checkpoint.read_model(ours)[0]):
+    weights = dict(elsewhere.trained(checkpoint.read_model(theirs)[0]))
+    for name, value in elsewhere.trained(checkpoint.read_model(ours)[0]):
         np.testing.assert_allclose(value, weights[name], atol=4e-5, err_msg=name)
 
 

@@ -1,0 +1,181 @@
+"""``--device mindspore``, through the public command line, in an environment that has no torch."""
+
+import json
+import os
+from itertools import count
+
+import elsewhere
+import numpy as np
+import pytest
+from PIL import Image
+from tiny import TINY
+
+import ehm
+from ehm import checkpoint
+from ehm.deploy.predict import predict
+
+pytestmark = elsewhere.needs_mindspore
+
+RUN = {
+    "optim.batch_size": 4,
+    "optim.epochs": 4,
+    "optim.warmup_epochs": 1,
+    "optim.base_lr": 0.05,
+    "optim.dtype": "float32",
+    "data.workers": 0,
+    "run.tensorboard": "false",
+    "run.log_every": 1,
+}
+PRETRAIN = {**RUN, **TINY}
+FINETUNE = {
+    **RUN,
+    "optim.epochs": 12,
+    "optim.batch_size": 16,
+    "optim.base_lr": 0.06,
+    "augment.rand_augment": "null",
+    "model.drop_path": 0.1,
+    "layer_decay": 0.9,
+}
+POISON = "raise ImportError('{} was imported')"
+PORTS = count(28900 + os.getpid() % 90)
+
+
+def settings(values):
+    return [f"--set={key}={value}" for key, value in values.items()]
+
+
+def there(command, out, values, *more, device="mindspore", **options):
+    """Run a command with MindSpore."""
+    return elsewhere.ehm(command, "--device", device, "--out", out, *settings(values), *more, **options)
+
+
+def losses(folder):
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [values["loss"] for values in map(json.loads, lines)]
+
+
+def assert_same(ours, theirs, **close):
+    expected = dict(elsewhere.trained(checkpoint.read_model(theirs)[0]))
+    for name, value in elsewhere.trained(checkpoint.read_model(ours)[0]):
+        np.testing.assert_allclose(value, expected[name], err_msg=name, **close)
+
+
+@pytest.fixture(scope="module")
+def no_torch(tmp_path_factory):
+    """Variables of a process that cannot import torch, timm and torchvision unnoticed."""
+    folder = tmp_path_factory.mktemp("poison")
+    for name in ("torch", "timm", "torchvision"):
+        (folder / f"{name}.py").write_text(POISON.format(name))
+    return {"PYTHONPATH": str(folder)}
+
+
+def test_every_command_works_where_importing_torch_is_an_error(images, stripes, tmp_path, no_torch):
+    assert elsewhere.run("-c", "import torch", env=no_torch).returncode  # the poison works
+    run, values = tmp_path / "run", {**PRETRAIN, "data.source": images}
+    there("train", run, {**values, "run.max_steps": 3}, env=no_torch)
+    said = there("train", run, {**values, "run.max_steps": 12}, "--resume", env=no_torch)
+    assert "continuing step-00000003" in said
+    there("train", tmp_path / "whole", values, env=no_torch)
+    assert_same(run, tmp_path / "whole", rtol=0, atol=0)
+
+    for kind in ("hierarchy", "masks", "attention"):
+        pictures = tmp_path / "pictures"
+        there("inspect", pictures, {}, kind, images / "00.png", "--checkpoint", run, env=no_torch)
+        with Image.open(pictures / f"{kind}.png") as picture:
+            assert min(picture.size) > 100
+
+    task = {**FINETUNE, "data.source": stripes, "model.init": run, "run.max_steps": 1}
+    there("finetune", tmp_path / "task", task, env=no_torch)
+    said = elsewhere.ehm("evaluate", tmp_path / "task", "--device", "mindspore", env=no_torch)
+    assert "balanced accuracy" in said
+
+
+def test_doctor_and_auto_take_mindspore_where_torch_is_not_installed(images, tmp_path):
+    found = json.loads(elsewhere.ehm("doctor", "--device", "mindspore", "--json"))
+    (device,) = [row for row in found["findings"] if row["kind"] == "device"]
+    assert (found["works"], device["state"]) == (True, "ok")
+    assert max(device["facts"]["attention"].values()) < 0.02
+    values = {**PRETRAIN, "data.source": images, "run.max_steps": 1}
+    assert "device mindspore (CPU target" in there("train", tmp_path / "run", values, device="auto")
+
+
+def test_a_run_goes_on_in_the_other_framework_and_comes_back(images, tmp_path):
+    values = {**PRETRAIN, "data.source": images}
+
+    def torch(out, last, resume):
+        ehm.train(device="cpu", overrides=[f"{k}={v}" for k, v in values.items()] + [last], out=out, resume=resume)
+
+    torch(tmp_path / "stayed", "run.max_steps=12", False)
+    torch(tmp_path / "moved", "run.max_steps=4", False)
+    there("train", tmp_path / "moved", {**values, "run.max_steps": 8}, "--resume")
+    torch(tmp_path / "moved", "run.max_steps=12", True)
+    np.testing.assert_allclose(losses(tmp_path / "moved"), losses(tmp_path / "stayed"), rtol=1e-5)
+
+
+def test_a_classifier_learns_goes_on_and_is_exported(stripes, tmp_path):
+    values = {**FINETUNE, "data.source": stripes}
+    scratch = {"init": "scratch", "encoder": "vit_tiny", "width": 48, "depth": 2, "heads": 2, "image_size": 32}
+    scratch["patch_size"] = 8
+    values |= {f"model.{key}": value for key, value in scratch.items()}
+    run, bundle = tmp_path / "run", tmp_path / "bundle"
+    there("finetune", run, {**values, "run.max_steps": 7})
+    there("finetune", run, {"run.max_steps": "null"}, "--resume")
+    there("finetune", tmp_path / "whole", values)
+    assert_same(run, tmp_path / "whole", rtol=0, atol=0)
+    assert json.loads((run / "metrics.json").read_text())["top1"] > 0.9
+
+    elsewhere.ehm("export", run, "--out", bundle)
+    ehm.export(run, out=tmp_path / "with-torch")
+    assert (bundle / "model.onnx").read_bytes() == (tmp_path / "with-torch/model.onnx").read_bytes()
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    assert manifest["parity"]["reference"].startswith("mindspore ")
+    assert manifest["parity"]["max_abs"] < 1e-4
+    right = [found.classes[0][0] in found.image.split("/") for found in predict(bundle, stripes)]
+    assert np.mean(right) > 0.9
+
+
+def test_several_processes_are_one_with_the_same_batch(images, tmp_path):
+    values = {**PRETRAIN, "data.source": images, "optim.accumulate": 2, "optim.clip_grad": 1, "run.max_steps": 6}
+    there("train", tmp_path / "one", values)
+    launcher = ["-m", "mindspore.parallel.cluster.run", "--worker_num", 2, "--local_worker_num", 2, "--join", "True"]
+    launcher += ["--master_port", next(PORTS), "--log_dir", tmp_path / "log", "python", "-m", "ehm.cli"]
+    path = f"{elsewhere.PYTHON.parent}:{os.environ['PATH']}"
+    arguments = ["train", "--device", "mindspore", "--out", tmp_path / "two", *settings(values)]
+    done = elsewhere.run(*launcher, *arguments, env={"PATH": path})
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "2 processes" in (tmp_path / "log/worker_0.log").read_text()
+    np.testing.assert_allclose(losses(tmp_path / "two"), losses(tmp_path / "one"), rtol=1e-5)
+    assert_same(tmp_path / "two", tmp_path / "one", rtol=1e-4, atol=2e-5)
+
+
+ASKS_TOO_MUCH = {
+    "optim.dtype bfloat16: not available on mindspore:cpu, which has float32, float16": {"optim.dtype": "bfloat16"},
+    "mask.build device: the MindSpore backend builds trees on the host": {"mask.build": "device"},
+}
+
+
+@pytest.mark.parametrize("sentence", ASKS_TOO_MUCH)
+def test_what_the_backend_lacks_is_refused_in_a_sentence(sentence, images, tmp_path):
+    refused(sentence, "train", tmp_path, {**PRETRAIN, "data.source": images, **ASKS_TOO_MUCH[sentence]})
+    assert not (tmp_path / "run").exists()
+
+
+def test_devices_and_weights_that_are_not_there_are_said(stripes, tmp_path):
+    values = {**PRETRAIN, "data.source": stripes}
+    refused("sees no NPU", "train", tmp_path, values, device="mindspore:ascend")
+    refused("expected mindspore, mindspore:cpu, mindspore:ascend", "train", tmp_path, values, device="mindspore:gpu")
+    refused("torch is not installed", "train", tmp_path, values, device="cpu")
+    task = {**FINETUNE, "data.source": stripes}
+    refused("timm's models need torch", "finetune", tmp_path, {**task, "model.init": "timm:vit_tiny_patch16_224"})
+    (tmp_path / "weights.pth").write_bytes(b"")
+    refused("torch", "finetune", tmp_path, {**task, "model.init": tmp_path / "weights.pth"})
+
+
+def refused(sentence, command, tmp_path, values, device="mindspore:cpu"):
+    arguments = [command, "--device", device, "--out", tmp_path / "run", *settings(values)]
+    done = elsewhere.run("-m", "ehm.cli", *arguments)
+    assert done.returncode in (1, 2), done.stdout + done.stderr
+    said = done.stderr.strip()
+    assert said.startswith(f"ehm {command}: ")
+    assert sentence in said
+    assert "\n" not in said
