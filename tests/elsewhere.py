@@ -33,5 +33,7 @@ def ehm(*arguments, **options):
 def trained(weights):
     """Without the keys' biases: softmax does not see them, so that AdamW enlarges the rounding of their gradient."""
     for name, value in weights.items():
-        parts = np.split(value, 3) if name.endswith("qkv.bias") else [value]
-        yield name, np.concatenate([parts[0], *parts[2:]])
+        if name.endswith("qkv.bias"):
+            queries, _, values = np.split(value, 3)
+            value = np.concatenate([queries, values])
+        yield name, value

@@ -1,11 +1,11 @@
-"""An encoder with a linear head in fine-tuning, on one MindSpore target.
+"""An encoder with a linear head on one MindSpore target: fine-tuning, and linear probing where ``frozen``.
 
 Shapes: B images of H x W pixels, C classes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, SupportsFloat
 
 import mindspore as ms
@@ -14,15 +14,14 @@ from mindspore import Tensor, ops
 from numpy.typing import NDArray
 
 from ehm.backends.base import ALONE, LearnerState, Processes
-from ehm.backends.common import decays
+from ehm.backends.common import chunks, decays
 from ehm.backends.mindspore.devices import Target, arithmetic
 from ehm.backends.mindspore.models.vit import layer_of
-from ehm.backends.mindspore.optim import AdamW
+from ehm.backends.mindspore.optim import AdamW, Momentum, Optimizer
 from ehm.backends.mindspore.tensors import Pixels, load_arrays, to_arrays
 from ehm.backends.mindspore.training import Training, refuse_unknown
 from ehm.backends.mindspore.weights import load_model
 from ehm.config import FinetuneConfig
-from ehm.errors import BackendError
 
 __all__ = ["MindsporeClassifier"]
 
@@ -33,16 +32,11 @@ class MindsporeClassifier:
     """Implements :class:`ehm.backends.base.Classifier`. Raises BackendError for settings that this backend lacks."""
 
     def __init__(self, config: FinetuneConfig, classes: int, target: Target, processes: Processes = ALONE) -> None:
-        if config.frozen:
-            raise BackendError(
-                "frozen: the MindSpore backend fine-tunes whole encoders; probe with --device cpu of torch"
-            )
-        if config.optimizer != "adamw":
-            raise BackendError(f"optimizer {config.optimizer}: the MindSpore backend has adamw")
         refuse_unknown(config.run, processes)
         self._config, self._rank, self._steps = config, processes.rank, 0
         dtype = arithmetic(config.optim.dtype, target)
-        loaded = load_model(config.model, config.run.seed, classes, config.pool, dtype=dtype)
+        fc_norm = False if config.frozen else None
+        loaded = load_model(config.model, config.run.seed, classes, config.pool, fc_norm, dtype, config.frozen)
         self.model = model = loaded.model
         self._depth = loaded.spec.depth
         self.image_size = loaded.spec.image_size
@@ -56,31 +50,36 @@ class MindsporeClassifier:
         pixels = Pixels(config.data.mean, config.data.std)
 
         def loss(images: Tensor, targets: Tensor, keep: Tensor | None) -> Tensor:
-            """Cross entropy against distributions (B, C), in float32: the mean over B."""
-            logits = model(pixels(images), keep).astype(ms.float32)
-            return -(targets * ops.log_softmax(logits, axis=-1)).sum(axis=-1).mean()
+            return soft_cross_entropy(model(pixels(images), keep), targets)
+
+        def probe_loss(features: Tensor, targets: Tensor) -> Tensor:
+            return soft_cross_entropy(model.head(features), targets)
+
+        def features(images: Tensor) -> Tensor:
+            return model.features(pixels(images))
 
         def logits(images: Tensor) -> Tensor:
             return model(pixels(images)).astype(ms.float32)
 
-        self._logits = ms.jit(logits)
-        self._training = Training(loss, self._optimizer(), config.optim, dtype, processes)
+        self._features, self._logits = ms.jit(features), ms.jit(logits)
+        optimizer = self._optimizer()
+        if config.frozen:  # the head's batch norm sees the whole batch at once
+            self._training = Training(probe_loss, optimizer, config.optim, dtype, processes, parts=1)
+        else:
+            self._training = Training(loss, optimizer, config.optim, dtype, processes)
 
     def train_step(
         self, images: NDArray[np.uint8], targets: NDArray[np.float32], lr: float, weight_decay: float
     ) -> Mapping[str, SupportsFloat]:
         """See :meth:`ehm.backends.base.Classifier.train_step`."""
-        keep = self._drop_path(len(images))
-
-        def inputs(rows: slice) -> tuple[Any, ...]:
-            return Tensor(images[rows]), Tensor(targets[rows]), None if keep is None else Tensor(keep[:, rows])
-
+        inputs = self._probe_inputs(images, targets) if self._config.frozen else self._inputs(images, targets)
         metrics = self._training.step(len(images), inputs, lr, weight_decay)
         self._steps += 1
         return metrics
 
     def logits(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """See :meth:`ehm.backends.base.Classifier.logits`."""
+        self.model.set_train(False)
         logits: NDArray[np.float32] = self._logits(Tensor(images)).asnumpy()
         return logits
 
@@ -95,6 +94,25 @@ class MindsporeClassifier:
         self._steps = int(moments.pop(_STEP, np.array(0)))
         self._training.load(moments)
 
+    def _inputs(self, images: NDArray[np.uint8], targets: NDArray[np.float32]) -> Callable[[slice], tuple[Any, ...]]:
+        keep = self._drop_path(len(images))
+        self.model.set_train()
+        return lambda rows: (
+            Tensor(images[rows]),
+            Tensor(targets[rows]),
+            None if keep is None else Tensor(keep[:, rows]),
+        )
+
+    def _probe_inputs(
+        self, images: NDArray[np.uint8], targets: NDArray[np.float32]
+    ) -> Callable[[slice], tuple[Any, ...]]:
+        """The encoder runs part by part without gradient."""
+        self.model.set_train(False)
+        parts = [self._features(Tensor(images[rows])) for rows in chunks(len(images), self._config.optim.accumulate)]
+        self.model.head.set_train()
+        features = ops.concat([part.astype(ms.float32) for part in parts])
+        return lambda rows: (features, Tensor(targets))
+
     def _drop_path(self, images: int) -> NDArray[np.float32] | None:
         """Factors (2 * depth, images, 1, 1) of the branches: 0 or 1 / (1 - p), p rising from 0 to ``drop_path``.
 
@@ -107,12 +125,19 @@ class MindsporeClassifier:
         kept = 1 - np.linspace(0, self._config.model.drop_path, self._depth).repeat(2).reshape(-1, 1, 1, 1)
         return ((uniform < kept) / kept).astype(np.float32)
 
-    def _optimizer(self) -> AdamW:
+    def _optimizer(self) -> Optimizer:
         """Layer i of L learns at ``layer_decay ** (L - i)`` of the rate (BEiT, and MAE's ``lr_decay.py``)."""
-        own, last = dict(self.model.parameters_and_names()), self._depth + 1
-        return AdamW(
-            own,
-            scales=[self._config.layer_decay ** (last - layer_of(name, self._depth)) for name in own],
-            decaying=[decays(name, value.ndim, ("cls_token", "pos_embed")) for name, value in own.items()],
-            betas=self._config.optim.betas,
-        )
+        config, last = self._config, self._depth + 1
+        own = {name: value for name, value in self.model.parameters_and_names() if value.requires_grad}
+        if config.frozen:
+            own = {name: value for name, value in own.items() if name.startswith("head.")}
+        scales = [config.layer_decay ** (last - layer_of(name, self._depth)) for name in own]
+        decaying = [decays(name, value.ndim, ("cls_token", "pos_embed")) for name, value in own.items()]
+        if config.optimizer == "adamw":
+            return AdamW(own, scales, decaying, config.optim.betas)
+        return Momentum(own, scales, decaying, trust=0.001 if config.optimizer == "lars" else None)
+
+
+def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """Cross entropy against distributions, in float32: (B, C), (B, C) -> scalar mean over B."""
+    return -(targets * ops.log_softmax(logits.astype(ms.float32), axis=-1)).sum(axis=-1).mean()

@@ -38,15 +38,13 @@ class MindsporeLearner:
         if config.objective != "mae":
             raise BackendError(f"objective {config.objective}: the MindSpore backend has mae")
         if config.mask.build == "device":
-            raise BackendError(
-                "mask.build device: the MindSpore backend builds trees on the host; use host or auto"
-            )
+            raise BackendError("mask.build device: the MindSpore backend builds trees on the host; use host or auto")
         refuse_unknown(config.run, processes)
         self._config = config
         self._dtype = arithmetic(config.optim.dtype, target)
         self.model = self._build()
         self.model.set_train()
-        self._ema = None
+        self._ema: MaskedAutoencoder | None = None
         if config.optim.ema_decay is not None:
             self._ema = self._build()
             self._ema.update_parameters_name("ema.")  # names are unique within a graph
@@ -67,7 +65,7 @@ class MindsporeLearner:
             return model(pixels(images), visible, masked, restore)
 
         self._training = Training(loss, optimizer, config.optim, self._dtype, processes)
-        seeing, blocks = (self._ema if config.mask.source == "ema" else model), config.mask.blocks
+        seeing, blocks = (self._ema or model) if config.mask.source == "ema" else model, config.mask.blocks
 
         def similarity(images: Tensor) -> Tensor:
             return seeing.similarity(pixels(images), blocks)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import mindspore as ms
 import numpy as np
 from mindspore import Tensor
@@ -12,17 +10,20 @@ from numpy.typing import NDArray
 from ehm.backends.mindspore.devices import Target, use
 from ehm.backends.mindspore.models.vit import VisionTransformer
 from ehm.backends.mindspore.tensors import load_arrays
-from ehm.trained import Trained
+from ehm.trained import Reference, Trained
 
 __all__ = ["reference"]
 
 
-def reference(trained: Trained) -> tuple[Callable[[NDArray[np.float32]], NDArray[np.float32]], str]:
+def reference(trained: Trained) -> Reference:
     """``trained`` in float32 on the CPU, normalised (B, 3, H, W) -> logits (B, C) or features (B, D), and its name."""
     use(Target("cpu"))
-    fc_norm = "fc_norm.weight" in trained.arrays
-    model = VisionTransformer(trained.spec, np.random.default_rng(0), len(trained.labels), trained.pool, fc_norm)
-    load_arrays(model, trained.arrays)
+    arrays, rng = dict(trained.arrays), np.random.default_rng(0)
+    probe, fc_norm = "head.1.weight" in arrays, "fc_norm.weight" in arrays
+    if probe:
+        arrays["head.0.num_batches_tracked"] = np.array(0)  # which changes nothing in evaluation
+    model = VisionTransformer(trained.spec, rng, len(trained.labels), trained.pool, fc_norm, probe=probe)
+    load_arrays(model, arrays)
     model.set_train(False)
     compiled = ms.jit(model)
 

@@ -13,7 +13,7 @@ from mindspore.amp import DynamicLossScaler
 
 from ehm.backends.base import Arrays, Processes
 from ehm.backends.common import chunks
-from ehm.backends.mindspore.optim import AdamW
+from ehm.backends.mindspore.optim import Optimizer
 from ehm.backends.mindspore.tensors import put
 from ehm.config import OptimConfig, RunConfig
 from ehm.errors import BackendError
@@ -31,12 +31,14 @@ class Training:
     def __init__(
         self,
         loss: Callable[..., Tensor],
-        optimizer: AdamW,
+        optimizer: Optimizer,
         optim: OptimConfig,
         dtype: Any,
         processes: Processes,
+        parts: int | None = None,
     ) -> None:
         self._optimizer, self._optim = optimizer, optim
+        self._parts = optim.accumulate if parts is None else parts
         self._scaler = DynamicLossScaler(_FIRST_SCALE, _GROWTH, _WINDOW) if dtype == ms.float16 else None
 
         def scaled(factor: Tensor, *inputs: Tensor) -> tuple[Tensor, Tensor]:
@@ -52,13 +54,14 @@ class Training:
     ) -> dict[str, SupportsFloat]:
         """One step on a batch of ``rows`` images; ``inputs`` gives what the loss of a slice of them takes.
 
-        The batch is split into ``optim.accumulate`` parts, whose gradients travel between processes once. The metrics
-        ``loss`` and, where gradients are clipped, ``grad_norm`` stay on the device; in float16 the host waits once.
+        The batch is split into ``parts`` (``optim.accumulate`` if left out), whose gradients travel between processes
+        once. The metrics ``loss`` and, where gradients are clipped, ``grad_norm`` stay on the device; in float16 the
+        host waits once.
         """
         scale = Tensor(1.0, ms.float32) if self._scaler is None else self._scaler.scale_value.value()
         total: Any = 0.0
-        gradients: tuple[Tensor, ...] | None = None
-        for part in chunks(rows, self._optim.accumulate):
+        gradients: Any = None
+        for part in chunks(rows, self._parts):
             share = (part.stop - part.start) / rows
             (_, value), found = self._gradients(scale * share, *inputs(part))
             total = total + value * share
@@ -114,7 +117,7 @@ def _add(*gradients: Tensor) -> tuple[Tensor, ...]:
 
 
 def _preparation(
-    optimizer: AdamW, clip: float | None, scaled: bool, processes: Processes
+    optimizer: Optimizer, clip: float | None, scaled: bool, processes: Processes
 ) -> Callable[..., tuple[Tensor, ...]]:
     """Of the loss and the gradients of this process: their means over all, the norm, and the gradients, clipped."""
     several, size = processes.size > 1, processes.size

@@ -37,10 +37,11 @@ def load_model(
     pool: Literal["avg", "token"] = "avg",
     fc_norm: bool | None = None,
     dtype: Any = ms.float32,
+    probe: bool = False,
 ) -> Loaded:
     """The encoder that ``source`` names under a head of ``classes`` that ``seed`` starts (0: none, pooled features).
 
-    ``pool`` and ``fc_norm`` are :class:`VisionTransformer`'s. Position embeddings are resampled to
+    ``pool``, ``fc_norm`` and ``probe`` are :class:`VisionTransformer`'s. Position embeddings are resampled to
     ``source.image_size``. Raises CheckpointError where weights are missing or do not fit, ConfigError where the
     settings do not.
     """
@@ -52,14 +53,14 @@ def load_model(
             spec = vit_spec(source.encoder, source.image_size or (224, 224), source.patch_size, source)
         except ValueError as error:
             raise ConfigError(str(error)) from None
-        return Loaded(VisionTransformer(spec, rng, classes, pool, fc_norm, dtype), spec, describe(spec))
+        return Loaded(VisionTransformer(spec, rng, classes, pool, fc_norm, dtype, probe), spec, describe(spec))
     weights = read_weights(source)
     if weights.spec is None:
         raise ConfigError(f"model.init {source.init}: holds timm's {weights.timm}, which needs torch; {_TAKES}")
     spec, arrays = at_size(weights.spec, source), dict(weights.arrays)
     if pool == "avg" and "fc_norm.weight" in arrays and "norm.weight" not in arrays:
         fc_norm = True  # a fine-tuned encoder, whose norm stands behind the average already
-    model = VisionTransformer(spec, rng, classes, pool, fc_norm, dtype)
+    model = VisionTransformer(spec, rng, classes, pool, fc_norm, dtype, probe)
     arrays["pos_embed"] = resample_positions(arrays["pos_embed"], spec.grid, weights.spec.grid)
     own = dict(model.parameters_and_names())
     placed, notes = select({name: tuple(value.shape) for name, value in own.items()}, arrays, "head", source.init)

@@ -1,10 +1,10 @@
-"""What one device makes of given weights, images and masks: run as a script, in any environment.
+"""What one device makes of given weights and images: run as a script, in any environment.
 
     python parity.py DEVICE START STEPS OUT [broken]
 
-START is a checkpoint with ``images.npy`` (B, H, W, 3) beside it. OUT becomes the checkpoint after STEPS steps, with the
-same images beside it and ``results.npz``: the similarity before the first step, the gradients of the first step, and
-the loss of every step.
+START is a checkpoint, of a masked autoencoder or of a classifier, with ``images.npy`` (B, H, W, 3) beside it. OUT
+becomes the checkpoint after STEPS steps, with the same images beside it and ``results.npz``: what the model says before
+the first step, the gradients of the first step where AdamW shows them, and the loss of every step.
 """
 
 import shutil
@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 
 from ehm import backends, checkpoint
-from ehm.config import TrainConfig
+from ehm.config import FinetuneConfig, ModelSource, TrainConfig
 
-LR, DECAY = 1e-3, 0.05
+LR, DECAY = {"adamw": 1e-3, "sgd": 0.1, "lars": 1.0}, 0.05
 
 
 def masks(config, images, step):
@@ -26,31 +26,62 @@ def masks(config, images, step):
     return order < round(config.mask.ratio * config.vit.patches)
 
 
-def start(folder, config, backend, images):
-    """A checkpoint of a new learner that ``run`` begins with."""
-    path = checkpoint.save(folder, backend.learner(config).state(), {"step": 0, "config": config.model_dump()})
+def start(folder, state, images, **meta):
+    """A checkpoint that :func:`run` begins with."""
+    path = checkpoint.save(folder, state, {"step": 0, **meta})
     np.save(path / "images.npy", images)
     return path
+
+
+def pretraining(backend, meta, images, first):
+    """A learner, what it sees in the images, and its step."""
+    config = TrainConfig.model_validate(meta["config"])
+    learner = backend.learner(config)
+
+    def step(number):
+        return learner.train_step(images, masks(config, len(images), number), LR["adamw"], DECAY)
+
+    return learner, lambda: {"similarity": np.concatenate(list(learner.similarity(images)))}, step, config
+
+
+def classification(backend, meta, images, first):
+    """A classifier, what it and its encoder see in the images, and its step."""
+    config = FinetuneConfig.model_validate(meta["config"])
+    source = ModelSource(init=str(first))
+    model, encoder = config.model.model_copy(update={"init": str(first)}), backend.encoder(source)
+    classifier = backend.classifier(config.model_copy(update={"model": model}), len(meta["classes"]))
+    targets = np.eye(len(meta["classes"]), dtype=np.float32)[np.arange(len(images)) % len(meta["classes"])]
+
+    def seen():
+        return {
+            "logits": classifier.logits(images),
+            "features": encoder.features(images),
+            "similarity": encoder.similarity(images, 2),
+            "attention": encoder.attention(images),
+        }
+
+    lr = LR[config.optimizer]
+    return classifier, seen, lambda number: classifier.train_step(images, targets, lr, DECAY), config
 
 
 def run(device, first, steps, out, broken=False):
     """See the module; ``broken`` makes one block compute something slightly else."""
     state, meta = checkpoint.read(first)
-    config, images = TrainConfig.model_validate(meta["config"]), np.load(Path(first) / "images.npy")
-    learner = backends.get(device).learner(config)
+    images = np.load(Path(first) / "images.npy")
+    kind = pretraining if meta["kind"] == "pretrain" else classification
+    learner, seen, step, config = kind(backends.get(device), meta, images, first)
     learner.load(state)
     if broken:
         learner.model.blocks[1].attn.scale *= 1.001
-    results = {"similarity": np.concatenate(list(learner.similarity(images)))}
-    losses = []
-    for step in range(meta["step"], meta["step"] + steps):
-        losses.append(float(learner.train_step(images, masks(config, len(images), step), LR, DECAY)["loss"]))
-        if step == 0:  # AdamW's first moment is then a known share of the gradient
+    results, losses = seen(), []
+    for number in range(meta["step"], meta["step"] + steps):
+        losses.append(float(step(number)["loss"]))
+        if number == 0:  # AdamW's first moment is then a known share of the gradient
             for key, value in learner.state().optimizer.items():
                 name, _, slot = key.rpartition("/")
                 if slot == "exp_avg":
                     results[f"gradient/{name}"] = value / (1 - config.optim.betas[0])
-    path = checkpoint.save(Path(out), learner.state(), {"step": meta["step"] + steps, "config": meta["config"]})
+    path = checkpoint.save(Path(out), learner.state(), {**meta, "step": meta["step"] + steps})
     np.savez(path / "results.npz", losses=losses, **results)
     shutil.copy(Path(first) / "images.npy", path)
     return path

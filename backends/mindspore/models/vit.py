@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import mindspore as ms
 import numpy as np
-from mindspore import Parameter, Tensor, nn
+from mindspore import Parameter, Tensor, nn, ops
 
 from ehm.backends.mindspore.models.blocks import Block, Dense, LayerNorm
 from ehm.backends.mindspore.models.initial import truncated
@@ -23,7 +23,8 @@ class VisionTransformer(nn.Cell):
     """timm's ViT of ``spec``: normalised (B, 3, H, W) -> (B, classes), or pooled features (B, D) for 0 classes.
 
     ``pool`` is ``avg`` (mean of the patch tokens) or ``token`` (the class token). As in MAE's fine-tuning the last norm
-    follows an average, unless ``fc_norm`` is False. Weights are drawn from ``rng``.
+    follows an average, unless ``fc_norm`` is False. With ``probe`` a batch norm stands before the linear classifier.
+    Weights are drawn from ``rng``.
     """
 
     def __init__(
@@ -34,6 +35,7 @@ class VisionTransformer(nn.Cell):
         pool: Literal["avg", "token"] = "avg",
         fc_norm: bool | None = None,
         dtype: Any = ms.float32,
+        probe: bool = False,
     ) -> None:
         super().__init__()
         self.pool, self.classes = pool, classes
@@ -47,7 +49,8 @@ class VisionTransformer(nn.Cell):
         else:
             self.norm = LayerNorm(spec.width)
         if classes:
-            self.head = Dense(spec.width, classes, dtype)
+            head = Dense(spec.width, classes, dtype)
+            self.head = nn.SequentialCell(Standardise(spec.width), head) if probe else head
         truncated(self, rng)
 
     def embed(self, images: Tensor) -> Tensor:
@@ -70,6 +73,32 @@ class VisionTransformer(nn.Cell):
 
     def _pooled(self, tokens: Tensor) -> Tensor:
         return tokens[:, 1:].mean(axis=1) if self.pool == "avg" else tokens[:, 0]
+
+
+class Standardise(nn.Cell):
+    """Batch norm without affine, as MAE's linear probe has it: (B, D) -> (B, D), in float32.
+
+    In training by the batch, whose moments the running ones approach by a tenth; in evaluation by those.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.running_mean = Parameter(Tensor(np.zeros(width, np.float32)), requires_grad=False)
+        self.running_var = Parameter(Tensor(np.ones(width, np.float32)), requires_grad=False)
+        self.num_batches_tracked = Parameter(Tensor(0, ms.int64), requires_grad=False)
+
+    def construct(self, x: Tensor) -> Tensor:
+        """(B, D) -> (B, D)."""
+        x = x.astype(ms.float32)
+        mean, variance = self.running_mean, self.running_var
+        if self.training:
+            mean = x.mean(axis=0)
+            variance = ops.square(x - mean).mean(axis=0)
+            unbiased = variance * (x.shape[0] / max(x.shape[0] - 1, 1))
+            ops.assign(self.running_mean, self.running_mean * 0.9 + ops.stop_gradient(mean) * 0.1)
+            ops.assign(self.running_var, self.running_var * 0.9 + ops.stop_gradient(unbiased) * 0.1)
+            ops.assign_add(self.num_batches_tracked, 1)
+        return (x - mean) / ops.sqrt(variance + 1e-6)
 
 
 def layer_of(name: str, depth: int) -> int:
