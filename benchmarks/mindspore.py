@@ -1,0 +1,151 @@
+"""The MindSpore backend beside the torch backend, on this machine's CPU, float32, the configuration elpv/pretrain.
+
+    python benchmarks/mindspore.py curves    # trains three runs under runs/mindspore, resumable, about ten minutes
+    python benchmarks/mindspore.py steps     # seconds of a step, alternately in both
+
+``curves``: torch; MindSpore from the same weights, which torch's checkpoint after one step hands over; and MindSpore
+from weights of its own. The same images, crops and order in all, and the same masks as long as similarities agree.
+Prints a table by epoch and draws docs/images/mindspore.svg. MindSpore runs in the environment of `make test`.
+"""
+
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+RUNS, PICTURE = ROOT / "runs/mindspore", ROOT / "docs/images/mindspore.svg"
+PYTHONS = {
+    "cpu": sys.executable,
+    "mindspore:cpu": os.environ.get("EHM_MINDSPORE_PYTHON", str(ROOT / ".venv-mindspore/bin/python")),
+}
+CURVES = {
+    "torch": "#1f77b4",
+    "MindSpore, the same weights": "#d62728",
+    "MindSpore, weights of its own": "#2ca02c",
+}
+ROUNDS = 15
+
+
+def train(device, out, steps="null"):
+    settings = ["optim.dtype=float32", "run.keep=1", f"run.max_steps={steps}"]
+    arguments = ["--config", "elpv/pretrain", "--device", device, "--out", str(out), "--resume"]
+    overrides = [f"--set={setting}" for setting in settings]
+    subprocess.run([PYTHONS[device], "-m", "ehm.cli", "train", *arguments, *overrides], check=True)
+
+
+def curves():
+    names = list(CURVES)
+    folders = {name: RUNS / str(number) for number, name in enumerate(names)}
+    train("cpu", folders[names[0]], 1)
+    if not folders[names[1]].exists():
+        shutil.copytree(folders[names[0]], folders[names[1]])
+    train("cpu", folders[names[0]])
+    for name in names[1:]:
+        train("mindspore:cpu", folders[name])
+    report(folders)
+
+
+def report(folders):
+    losses, epochs = {}, {}
+    for name, folder in folders.items():
+        lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        losses[name] = {line["step"]: line["loss"] for line in lines}
+        epochs[name] = [line for line in lines if line["epoch"] == int(line["epoch"])]
+    print("| epoch |" + "".join(f" {name} |" for name in losses))
+    print("|---|" + "---|" * len(losses))
+    for rows in zip(*epochs.values(), strict=True):
+        print(f"| {rows[0]['epoch']:.0f} |" + "".join(f" {row['loss']:.4f} |" for row in rows))
+    first, second = (losses[name] for name in list(losses)[:2])
+    shared = sorted(first.keys() & second.keys())
+    apart = [(step, abs(second[step] / first[step] - 1)) for step in shared]
+    print(f"\nFrom the same weights, the losses of steps {shared[0]} to {shared[-1]} differ by a relative")
+    print(
+        ", ".join(f"{max(gap for step, gap in apart if step <= last):.1e} up to step {last}" for last in (82, 328, 656))
+    )
+    draw(losses)
+
+
+def draw(losses):
+    width, height, left, bottom, top = 640, 320, 50, 280, 1.3
+    low = 0.45
+    last = max(max(curve) for curve in losses.values())
+
+    def point(step, loss):
+        return (
+            f"{left + step / last * (width - left - 20):.1f},{bottom - (min(loss, top) - low) / (top - low) * 250:.1f}"
+        )
+
+    parts = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif">']
+    parts.append(f'<rect width="{width}" height="{height}" fill="white"/>')
+    for loss in (0.5, 0.7, 0.9, 1.1, 1.3):
+        x, y = point(0, loss).split(",")
+        parts.append(f'<path d="M{x},{y} H{width - 20}" stroke="#ddd"/>')
+        parts.append(f'<text x="{left - 8}" y="{y}" font-size="12" text-anchor="end" dy="4">{loss}</text>')
+    for epoch in range(0, 9, 2):
+        x = point(last * epoch / 8, low).split(",")[0]
+        parts.append(f'<text x="{x}" y="{bottom + 18}" font-size="12" text-anchor="middle">epoch {epoch}</text>')
+    for row, (name, curve) in enumerate(losses.items()):
+        dash = ' stroke-dasharray="6 4"' if row == 1 else ""
+        line = " ".join(point(step, loss) for step, loss in sorted(curve.items()))
+        parts.append(f'<polyline points="{line}" fill="none" stroke="{CURVES[name]}" stroke-width="2"{dash}/>')
+        parts.append(f'<text x="{width - 30}" y="{50 + 20 * row}" font-size="13" text-anchor="end"')
+        parts.append(f' fill="{CURVES[name]}">{name}</text>')
+    PICTURE.write_text("\n".join([*parts, "</svg>\n"]))
+    print(f"Picture: {PICTURE}")
+
+
+def steps():
+    """Each framework in a process of its own, which makes a step when it is told to."""
+    processes = {
+        device: subprocess.Popen(
+            [python, __file__, "serve", device], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        for device, python in PYTHONS.items()
+    }
+    times = {device: [] for device in processes}
+    for round_ in range(5 + ROUNDS):
+        for device, process in processes.items():
+            process.stdin.write("step\n")
+            process.stdin.flush()
+            seconds = json.loads(process.stdout.readline())
+            if round_ >= 5:  # MindSpore compiles, and tunes its kernels in the first three
+                times[device].append(seconds)
+    for process in processes.values():
+        process.stdin.close()
+        process.wait()
+    print("| | torch, ms | MindSpore, ms | ratio (quartiles) |")
+    print("|---|---|---|---|")
+    for part in ("masks", "step"):
+        ours, theirs = ([row[part] for row in times[device]] for device in ("cpu", "mindspore:cpu"))
+        low, middle, high = statistics.quantiles([b / a for a, b in zip(ours, theirs, strict=True)], n=4)
+        medians = [f"{statistics.median(values) * 1e3:.0f}" for values in (ours, theirs)]
+        print(f"| {part} | {medians[0]} | {medians[1]} | {middle:.2f} ({low:.2f} to {high:.2f}) |")
+
+
+def serve(device):
+    import numpy as np
+
+    from ehm import backends
+    from ehm.config import TrainConfig, load_config
+    from ehm.data import Batch
+    from ehm.masking import make_masker
+
+    config = load_config(TrainConfig, "elpv/pretrain", ["optim.dtype=float32"])
+    learner, count = backends.get(device).learner(config), config.optim.batch_size
+    images = np.random.default_rng(0).integers(0, 256, (count, *config.image_size, 3), dtype=np.uint8)
+    masker = make_masker(config.masking, config.mask, config.vit.grid)
+    for number, _ in enumerate(sys.stdin):
+        begun = time.perf_counter()
+        mask, _ = masker(learner, Batch(images, None, np.arange(count), 0, count), 0.3, np.random.default_rng(number))
+        masked = time.perf_counter()
+        float(learner.train_step(images, mask, 1e-4, 0.05)["loss"])
+        print(json.dumps({"masks": masked - begun, "step": time.perf_counter() - masked}), flush=True)
+
+
+if __name__ == "__main__":
+    {"curves": curves, "steps": steps, "serve": serve}[sys.argv[1]](*sys.argv[2:])
