@@ -1,7 +1,7 @@
 """The MindSpore backend beside the torch backend, on this machine's CPU, float32, the configuration elpv/pretrain.
 
-    python benchmarks/mindspore.py curves    # trains three runs under runs/mindspore, resumable, about ten minutes
-    python benchmarks/mindspore.py steps     # seconds of a step, alternately in both
+    python benchmarks/two_frameworks.py curves    # trains three runs under runs/mindspore, resumable, about ten minutes
+    python benchmarks/two_frameworks.py steps     # seconds of a step, alternately in both
 
 ``curves``: torch; MindSpore from the same weights, which torch's checkpoint after one step hands over; and MindSpore
 from weights of its own. The same images, crops and order in all, and the same masks as long as similarities agree.
