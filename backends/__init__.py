@@ -61,14 +61,17 @@ def get(device: str = "auto") -> Backend:
     if name not in known:
         raise BackendError(f"--device {device}: unknown; known are auto, {', '.join(known)}")
     if name in DEVICES and find_spec(framework(name)) is None:
-        package = framework(name)
-        raise BackendError(f"--device {device}: {package} is not installed; pip install 'ehm[{package}]' installs it")
+        package, other = framework(name), _automatic()
+        works = f", or --device {other} takes {framework(other)}, which is" if find_spec(framework(other)) else ""
+        raise BackendError(
+            f"--device {device}: {package} is not installed; pip install 'ehm[{package}]' installs it{works}"
+        )
     module, _, function = known[name].partition(":")
     try:
         make = getattr(import_module(module), function)
     except (ImportError, AttributeError) as error:
         raise BackendError(f"--device {device}: {known[name]} cannot be loaded: {error}") from error
-    backend: Backend = make(name if device == "auto" and framework(name) != "torch" else device)
+    backend: Backend = make(device)
     return backend
 
 

@@ -72,7 +72,6 @@ MINDSPORE = {
     "2.7.2": "8.5.0",
     "2.7.1": "8.3.RC1",
     "2.7.0": "8.2.RC1",
-    "2.6.0": "8.1.RC1",
 }
 """Releases of MindSpore, and the CANN that MindSpore Transformers runs each with.
 

@@ -118,7 +118,9 @@ def _parser() -> argparse.ArgumentParser:
     common = argparse.ArgumentParser(add_help=False, parents=[debug])
     common.add_argument("--config", metavar="FILE", help="YAML file, or the name of a shipped one (elpv/pretrain)")
     common.add_argument(
-        "--device", default="auto", help="auto, cpu, cuda, npu, or another that ehm doctor lists (default: auto)"
+        "--device",
+        default="auto",
+        help="auto, cpu, cuda, npu, mindspore[:cpu|:ascend], or another that ehm doctor lists (default: auto)",
     )
     common.add_argument(
         "--set", metavar="KEY=VALUE", action="append", default=[], help="override one key, as often as needed"

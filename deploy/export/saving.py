@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -23,6 +24,8 @@ def save(model: ModelProto, path: Path) -> None:
     bytes_of_weights = sum(len(tensor.raw_data) for tensor in model.graph.initializer)
     aside = bytes_of_weights > EMBED_LIMIT
     onnx.save_model(model, path, save_as_external_data=aside, location=f"{path.name}.data", size_threshold=1024)
+    if aside:  # which onnx lets its writer read, and nobody else
+        shutil.copymode(path, path.with_name(f"{path.name}.data"))
     try:
         onnx.checker.check_model(path, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from importlib.metadata import EntryPoint
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -37,7 +38,7 @@ def claim(monkeypatch, name, value):
 
 
 def test_two_packages_cannot_claim_one_device(monkeypatch):
-    claim(monkeypatch, "cuda", "elsewhere:backend")
+    claim(monkeypatch, "cuda", "nowhere:backend")
     with pytest.raises(
         BackendError, match=r"device cuda is claimed twice, by ehm.backends.torch:backend and by elsewhe"
     ):
@@ -45,9 +46,9 @@ def test_two_packages_cannot_claim_one_device(monkeypatch):
 
 
 def test_a_package_that_cannot_be_loaded_is_named(monkeypatch):
-    claim(monkeypatch, "tpu", "elsewhere:backend")
+    claim(monkeypatch, "tpu", "nowhere:backend")
     with pytest.raises(
-        BackendError, match=r"--device tpu:0: elsewhere:backend cannot be loaded: No module named 'elsewher"
+        BackendError, match=r"--device tpu:0: nowhere:backend cannot be loaded: No module named .nowher"
     ):
         backends.get("tpu:0")
     claim(monkeypatch, "tpu", "ehm.backends:nothing")
@@ -56,8 +57,8 @@ def test_a_package_that_cannot_be_loaded_is_named(monkeypatch):
 
 
 def test_unknown_devices_are_told_the_known_ones(monkeypatch):
-    claim(monkeypatch, "tpu", "elsewhere:backend")
-    with pytest.raises(BackendError, match="--device xpu: unknown; known are auto, cpu, cuda, npu, tpu"):
+    claim(monkeypatch, "tpu", "nowhere:backend")
+    with pytest.raises(BackendError, match="--device xpu: unknown; known are auto, cpu, cuda, npu, mindspore, tpu"):
         backends.get("xpu")
 
 
@@ -136,3 +137,17 @@ def test_processes_that_do_not_fit_are_told_why(monkeypatch, device, environment
         monkeypatch.setenv(name, value)
     with pytest.raises(BackendError, match=reason):
         distributed.join(torch.device(device))
+
+
+def test_auto_takes_the_framework_that_is_installed_and_other_devices_are_told_of_it(monkeypatch):
+    made = []
+    monkeypatch.setattr(backends, "find_spec", lambda name: name if name == "mindspore" else None)
+    monkeypatch.setattr(backends, "import_module", lambda name: SimpleNamespace(backend=made.append, __name__=name))
+    backends.get()
+    backends.get("mindspore:cpu")
+    assert made == ["auto", "mindspore:cpu"]
+    with pytest.raises(BackendError, match=r"--device npu: torch is not installed; .*, or --device mindspore takes"):
+        backends.get("npu")
+    monkeypatch.setattr(backends, "find_spec", lambda name: None)
+    with pytest.raises(BackendError, match=r"torch is not installed; pip install 'ehm\[torch\]' installs it$"):
+        backends.get()

@@ -108,6 +108,7 @@ def test_the_same_arrays_give_the_same_bytes_with_or_without_a_file_for_the_weig
     monkeypatch.setattr(saving, "EMBED_LIMIT", 10_000)
     write_vit(trained, tmp_path / "aside.onnx")
     assert (tmp_path / "aside.onnx.data").stat().st_size > 100_000
+    assert (tmp_path / "aside.onnx.data").stat().st_mode == (tmp_path / "aside.onnx").stat().st_mode
     images = np.random.default_rng(0).normal(size=(2, 3, 32, 32)).astype(np.float32)
     assert np.array_equal(run(tmp_path / "aside.onnx", images), run(tmp_path / "first.onnx", images))
 
