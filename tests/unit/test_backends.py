@@ -40,7 +40,7 @@ def claim(monkeypatch, name, value):
 def test_two_packages_cannot_claim_one_device(monkeypatch):
     claim(monkeypatch, "cuda", "nowhere:backend")
     with pytest.raises(
-        BackendError, match=r"device cuda is claimed twice, by ehm.backends.torch:backend and by elsewhe"
+        BackendError, match=r"device cuda is claimed twice, by ehm.backends.torch:backend and by nowhere"
     ):
         backends.get("cpu")
 
