@@ -77,14 +77,14 @@ def draw(losses):
 
     def point(step, loss):
         return (
-            f"{left + step / last * (width - left - 20):.1f},{bottom - (min(loss, top) - low) / (top - low) * 250:.1f}"
+            f"{left + step / last * (width - left - 40):.1f},{bottom - (min(loss, top) - low) / (top - low) * 250:.1f}"
         )
 
     parts = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif">']
     parts.append(f'<rect width="{width}" height="{height}" fill="white"/>')
     for loss in (0.5, 0.7, 0.9, 1.1, 1.3):
         x, y = point(0, loss).split(",")
-        parts.append(f'<path d="M{x},{y} H{width - 20}" stroke="#ddd"/>')
+        parts.append(f'<path d="M{x},{y} H{width - 40}" stroke="#ddd"/>')
         parts.append(f'<text x="{left - 8}" y="{y}" font-size="12" text-anchor="end" dy="4">{loss}</text>')
     for epoch in range(0, 9, 2):
         x = point(last * epoch / 8, low).split(",")[0]
