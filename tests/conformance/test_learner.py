@@ -137,6 +137,22 @@ def test_mixed_precision_trains_and_goes_on(backend, config, batch):
         assert_equal(learner.state(), again.state())
 
 
+def test_a_float16_step_that_overflows_is_skipped_and_halves_the_scale(backend, config, batch):
+    if "float16" not in backend.info().dtypes:
+        pytest.skip("no float16")
+    learner = backend.learner(config(optim={"dtype": "float16"}))
+    steps(learner, *batch, count=1)
+    state = learner.state()
+    state.optimizer["scaler/scale"] = np.array(2.0**120, np.float32)
+    learner.load(state)
+    loss = float(learner.train_step(*batch, 1e-3, 0.05)["loss"])
+    after = learner.state()
+    assert np.isfinite(loss)
+    assert_equal(LearnerState(state.model, {}), LearnerState(after.model, {}))
+    assert after.optimizer["scaler/scale"] == 2.0**119
+    assert after.optimizer["scaler/growth_tracker"] == 0
+
+
 def test_a_state_moves_between_types(backend, config, batch):
     """A run that went on in another type has the other's weights; a loss scale is left behind, or starts afresh."""
     dtypes = backend.info().dtypes
