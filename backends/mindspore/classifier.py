@@ -110,7 +110,7 @@ class MindsporeClassifier:
         self.model.set_train(False)
         parts = [self._features(Tensor(images[rows])) for rows in chunks(len(images), self._config.optim.accumulate)]
         self.model.head.set_train()
-        features = ops.concat([part.astype(ms.float32) for part in parts])
+        features = ops.cat([part.astype(ms.float32) for part in parts])
         return lambda rows: (features, Tensor(targets))
 
     def _drop_path(self, images: int) -> NDArray[np.float32] | None:

@@ -79,8 +79,8 @@ class MaskedAutoencoder(nn.Cell):
         tokens = self.decoder_embed(encoded)
         batch, seen, width = tokens.shape
         fill = ops.broadcast_to(self.mask_token.astype(tokens.dtype), (batch, restore.shape[1] + 1 - seen, width))
-        patches = _take(ops.concat((tokens[:, 1:], fill), axis=1), restore)
-        tokens = ops.concat((tokens[:, :1], patches), axis=1) + self.decoder_pos_embed
+        patches = _take(ops.cat((tokens[:, 1:], fill), 1), restore)
+        tokens = ops.cat((tokens[:, :1], patches), 1) + self.decoder_pos_embed
         for block in self.decoder_blocks:
             tokens = block(tokens)
         return self.decoder_pred(self.decoder_norm(_take(tokens[:, 1:], wanted)))

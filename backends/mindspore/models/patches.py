@@ -43,4 +43,4 @@ class PatchEmbed(nn.Cell):
 def with_class_token(tokens: Tensor, cls_token: Tensor, positions: Tensor) -> Tensor:
     """Put the class token, with its position, before ``tokens``: (B, N, D) -> (B, 1 + N, D)."""
     first = (cls_token + positions[:, :1]).astype(tokens.dtype)
-    return ops.concat((ops.broadcast_to(first, (tokens.shape[0], 1, tokens.shape[2])), tokens), axis=1)
+    return ops.cat((ops.broadcast_to(first, (tokens.shape[0], 1, tokens.shape[2])), tokens), 1)
