@@ -1,0 +1,40 @@
+"""Typed configuration: YAML in, validated objects out, every error at once with the file and the key that caused it.
+
+A configuration is a YAML file (a path, or the name of one shipped in ``configs/``) plus ``--set key=value`` overrides
+with dotted keys. Unknown keys are errors. Nothing here imports a framework.
+"""
+
+from ehm.config.loading import load_config, shipped_configs
+from ehm.config.sections import (
+    AugmentConfig,
+    DataConfig,
+    ExportConfig,
+    FinetuneConfig,
+    MaskConfig,
+    ModelConfig,
+    ModelSource,
+    OptimConfig,
+    ProbeConfig,
+    RunConfig,
+    TrainConfig,
+    Triple,
+    vit_spec,
+)
+
+__all__ = [
+    "AugmentConfig",
+    "DataConfig",
+    "ExportConfig",
+    "FinetuneConfig",
+    "MaskConfig",
+    "ModelConfig",
+    "ModelSource",
+    "OptimConfig",
+    "ProbeConfig",
+    "RunConfig",
+    "TrainConfig",
+    "Triple",
+    "load_config",
+    "shipped_configs",
+    "vit_spec",
+]

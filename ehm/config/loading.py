@@ -1,0 +1,111 @@
+"""From YAML and ``--set`` to a validated configuration, with every error at once, its file and its key."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from ehm.config.sections import Section
+from ehm.errors import ConfigError
+
+__all__ = ["load_config", "shipped_configs"]
+
+C = TypeVar("C", bound=Section)
+
+
+def load_config(kind: type[C], file: str | Path | Mapping[str, Any] | None, overrides: Sequence[str] = ()) -> C:
+    """Read ``file`` (a path or the name of a shipped one), apply ``key=value`` overrides and validate.
+
+    A mapping is taken for a file's contents, for example the configuration that a checkpoint keeps.
+    Raises ConfigError with one line for each thing that is wrong.
+    """
+    values: dict[str, Any] = {}
+    origin = "the defaults"
+    if isinstance(file, Mapping):
+        origin = "the stored configuration"
+        values = deepcopy(dict(file))
+    elif file is not None:
+        origin = str(file)
+        values = _read(_locate(origin), origin)
+    for override in overrides:
+        _apply(values, override)
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        lines = [_explain(detail, kind) for detail in error.errors()]
+        where = origin + (" with --set" if overrides else "")
+        raise ConfigError(f"{where}: " + "; ".join(lines)) from None
+
+
+def shipped_configs() -> list[str]:
+    """Names that ``--config`` takes besides paths, for example ``pretrain/vit_small_evolved``."""
+    root = Path(str(files("ehm") / "configs"))
+    return sorted(str(path.relative_to(root).with_suffix("")) for path in root.rglob("*.yaml"))
+
+
+def _locate(name: str) -> Path:
+    path = Path(name)
+    if path.is_file():
+        return path
+    shipped = Path(str(files("ehm") / "configs")) / f"{name.removesuffix('.yaml')}.yaml"
+    if shipped.is_file():
+        return shipped
+    raise ConfigError(f"--config {name}: no such file, and no shipped one; shipped are {', '.join(shipped_configs())}")
+
+
+def _read(path: Path, origin: str) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{origin}: not valid YAML: {' '.join(str(error).split())}") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ConfigError(f"{origin}: the file must be a mapping of keys to values, not a {type(values).__name__}")
+    return values
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"--set {override}: expected key=value, for example optim.epochs=20")
+    *parents, leaf = key.split(".")
+    for parent in parents:
+        values = values.setdefault(parent, {})
+        if not isinstance(values, dict):
+            raise ConfigError(f"--set {override}: {parent} is a value, not a section")
+    try:
+        values[leaf] = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise ConfigError(f"--set {override}: {text!r} is not a YAML value") from None
+
+
+_PLAIN = {
+    "tuple_type": "should be a list",
+    "model_type": "should be a section of keys and values",
+    "bool_parsing": "should be true or false",
+}
+"""Pydantic's words where they speak of Python instead of YAML."""
+
+
+def _explain(detail: Any, kind: type[BaseModel]) -> str:
+    """One error of pydantic as a line: the key, what would be right, what was there."""
+    key = ".".join(str(part) for part in detail["loc"])
+    if detail["type"] == "extra_forbidden":
+        section: Any = kind
+        for part in detail["loc"][:-1]:
+            section = section.model_fields[part].annotation
+        return f"{key}: unknown key; known here are {', '.join(section.model_fields)}"
+    message = str(detail["msg"]).removeprefix("Value error, ").removeprefix("Input ").split(", unable to parse")[0]
+    message = _PLAIN.get(detail["type"], message)
+    if detail["type"] in ("missing", "too_long"):
+        return f"{key.rstrip('.0123456789')}: wrong number of values in {detail['input']!r}"
+    if not key:
+        return message
+    return f"{key}: {message}" + (f", not {detail['input']!r}" if not isinstance(detail["input"], dict) else "")
