@@ -75,6 +75,13 @@ def inspect(args: argparse.Namespace) -> None:
     )
 
 
+def configs(args: argparse.Namespace) -> None:
+    """List the shipped configurations, and what they reproduce."""
+    from ehm.config.listing import configs
+
+    configs(args.name, json=args.json)
+
+
 def doctor(args: argparse.Namespace) -> int:
     """Say what this machine offers and what is missing."""
     from ehm.doctor import doctor, operators
@@ -116,7 +123,7 @@ def _parser() -> argparse.ArgumentParser:
     debug.add_argument("--debug", action="store_true", help="show a traceback on errors")
 
     common = argparse.ArgumentParser(add_help=False, parents=[debug])
-    common.add_argument("--config", metavar="FILE", help="YAML file, or the name of a shipped one (elpv/pretrain)")
+    common.add_argument("--config", metavar="FILE", help="YAML file, or a shipped one's name, which ehm configs lists")
     common.add_argument(
         "--device",
         default="auto",
@@ -161,6 +168,10 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--patches", nargs="+", metavar="ROW,COLUMN", default=(), help="whose attention to draw")
     command.add_argument("--ratio", type=float, help="of masked patches (default: as in the run)")
     command.add_argument("--seed", type=int, default=0, help="of the masks (default: 0)")
+
+    command = add(configs, [debug])
+    command.add_argument("name", nargs="?", help="show one of them, whole")
+    command.add_argument("--json", action="store_true", help="print JSON")
 
     command = add(doctor, [debug])
     command.add_argument("--device", default="auto", help="look at one device, and exit with 0 only if it can train")

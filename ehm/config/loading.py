@@ -14,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 from ehm.config.sections import Section
 from ehm.errors import ConfigError
 
-__all__ = ["load_config", "shipped_configs"]
+__all__ = ["load_config", "locate", "shipped_configs"]
 
 C = TypeVar("C", bound=Section)
 
@@ -32,7 +32,7 @@ def load_config(kind: type[C], file: str | Path | Mapping[str, Any] | None, over
         values = deepcopy(dict(file))
     elif file is not None:
         origin = str(file)
-        values = _read(_locate(origin), origin)
+        values = _read(locate(origin), origin)
     for override in overrides:
         _apply(values, override)
     try:
@@ -49,7 +49,8 @@ def shipped_configs() -> list[str]:
     return sorted(str(path.relative_to(root).with_suffix("")) for path in root.rglob("*.yaml"))
 
 
-def _locate(name: str) -> Path:
+def locate(name: str) -> Path:
+    """The file that ``name`` means: a path, or a shipped one; ConfigError where there is none."""
     path = Path(name)
     if path.is_file():
         return path

@@ -1,11 +1,14 @@
 """Every shipped recipe loads, and the recipes of the paper have the published numbers."""
 
+import json
 from pathlib import Path
 
 import pytest
 import yaml
 
+from ehm.cli import main
 from ehm.config import FinetuneConfig, ProbeConfig, TrainConfig, load_config, shipped_configs
+from ehm.config.listing import describe
 
 KINDS = {"pretrain": TrainConfig, "finetune": FinetuneConfig, "probe": ProbeConfig}
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -27,9 +30,12 @@ def test_the_shipped_names_are_the_files():
 @pytest.mark.parametrize("name", shipped_configs())
 def test_it_loads_and_says_what_it_is_and_how_to_run_it(name):
     load_config(kind(name), name)
-    header = [line for line in (CONFIGS / f"{name}.yaml").read_text().splitlines() if line.startswith("#")]
-    assert len(header) >= 2
-    assert any(f"--config {name}" in line for line in header)
+    said = describe(name)
+    assert said.about.endswith(".")
+    assert f"--config {name}" in " ".join(said.command)
+    assert "\\" not in said.command
+    assert said.cost or name.startswith("elpv/")
+    assert said.reproduces or name.startswith("elpv/")
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -62,3 +68,27 @@ def test_the_recipes_of_the_paper_differ_in_the_mask_alone():
         for recipe in recipes:
             del recipe["masking"], recipe["mask"]["balance"]  # raw attention, where a mask looks at it
         assert all(recipe == recipes[0] for recipe in recipes)
+
+
+def test_a_header_is_read_to_the_end_of_each_part():
+    said = describe("pretrain/vit_small_evolved")
+    assert said.about == "MAE ViT-S/16 on ImageNet-1K, evolved hierarchical masks."
+    assert said.reproduces.startswith("Tables I and II, ours: 80.06% top-1 after fine-tuning and 40.59 mIoU")
+    assert said.reproduces.endswith("Table IV gives the 400-epoch numbers).")
+    assert said.cost.endswith("(10% more than with random masks).")
+    assert said.command[:4] == ("ehm", "train", "--config", "pretrain/vit_small_evolved")
+    assert describe("finetune/imagenet_vit_base_mae").command[-2:] == ("--out", "runs/finetune_vit_base")
+
+
+def test_the_command_lists_them_all_and_shows_one(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "250")
+    assert main(["configs"]) == 0
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in shipped_configs())
+    assert "84.9% top-1 after fine-tuning, 66.1% by linear probe" in shown
+    assert main(["configs", "--json"]) == 0
+    assert [found["name"] for found in json.loads(capsys.readouterr().out)] == shipped_configs()
+    assert main(["configs", "elpv/probe"]) == 0
+    assert capsys.readouterr().out == (CONFIGS / "elpv/probe.yaml").read_text()
+    assert main(["configs", "elpv/nothing"]) == 2
+    assert "--config elpv/nothing: no such file, and no shipped one" in capsys.readouterr().err

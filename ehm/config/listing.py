@@ -1,0 +1,78 @@
+"""``ehm configs``: the shipped configurations, what they are and what they reproduce, as their own headers say.
+
+A header is the comment that a file begins with: first what it is, then lines ``Paper:`` or ``Reproduces:`` and
+``Cost:``, each of which may go on in indented lines, and indented, without a label, the command that runs it.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from dataclasses import asdict, dataclass
+from json import dumps
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from ehm.config.loading import locate, shipped_configs
+
+__all__ = ["Shipped", "configs", "describe"]
+
+_LABEL = re.compile(r"([A-Z][a-z ]+): (.*)")
+
+
+@dataclass(frozen=True)
+class Shipped:
+    """A shipped configuration: ``about`` is its first sentence, ``command`` the words that run it.
+
+    ``reproduces`` are a publication's table and number, ``cost`` is counted from the shapes; empty where it has none.
+    """
+
+    name: str
+    about: str
+    reproduces: str
+    cost: str
+    command: tuple[str, ...]
+
+
+def configs(name: str | None = None, json: bool = False) -> None:
+    """Print a table of all shipped configurations, or JSON; or the file called ``name``, whole.
+
+    Raises ConfigError for a name that is not among them.
+    """
+    console = Console()
+    if name is not None:
+        console.out(locate(name).read_text(encoding="utf-8"), end="", highlight=False)
+        return
+    found = [describe(each) for each in shipped_configs()]
+    if json:
+        print(dumps([asdict(each) for each in found], indent=2))
+        return
+    table = Table("--config", "what it is", "reproduces", title="shipped configurations")
+    for each in found:
+        last = each is found[-1] or Path(each.name).parent != Path(found[found.index(each) + 1].name).parent
+        table.add_row(Text(each.name, overflow="fold"), Text(each.about), Text(each.reproduces), end_section=last)
+    console.print(table)
+    console.print("ehm configs NAME shows one, with its cost and the command that runs it.")
+
+
+def describe(name: str) -> Shipped:
+    """What the header of the shipped configuration ``name`` says."""
+    parts, label = {"": ""}, ""
+    command: list[str] = []
+    for line in locate(name).read_text(encoding="utf-8").splitlines():
+        if not line.startswith("#"):
+            break
+        text = line.removeprefix("#")
+        if text.startswith("   ehm ") or command:
+            command += shlex.split(text.removesuffix("\\"))
+        elif found := _LABEL.fullmatch(text.strip()):
+            label = found[1]
+            parts[label] = found[2]
+        else:
+            parts[label] = f"{parts[label]} {text.strip()}".strip()
+    reproduces = parts.get("Paper") or parts.get("Reproduces", "")
+    about = re.split(r"(?<=\.) (?=[A-Z])", parts[""])[0]
+    return Shipped(name, about, reproduces, parts.get("Cost", ""), tuple(command))
