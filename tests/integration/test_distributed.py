@@ -92,8 +92,9 @@ def settings(images):
     return {**SETTINGS, "data.source": images}
 
 
-@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
-def test_two_processes_train_as_one_does(settings, tmp_path, parallel):
+@pytest.mark.parametrize(("parallel", "source"), [("ddp", "online"), ("fsdp", "online"), ("fsdp", "ema")])
+def test_two_processes_train_as_one_does(settings, tmp_path, parallel, source):
+    settings |= {"mask.source": source}
     run("train", tmp_path / "one", settings)
     said = run("train", tmp_path / "two", {**settings, "run.parallel": parallel}, 2)
     assert said.count("Checkpoint: ") == 1  # the first process speaks, alone
