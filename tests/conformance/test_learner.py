@@ -67,6 +67,19 @@ def test_saliency_is_that_of_the_encoder(backend, config, batch, tmp_path):
     np.testing.assert_allclose(seen(learner, batch[0], "saliency"), attention.mean(axis=1)[:, 0, 1:], atol=1e-6)
 
 
+@pytest.mark.parametrize("masking", ["attmask_high", "attmask_hint", "attmask_low", "mst", "epm"])
+def test_masks_by_what_the_model_sees_are_steps_like_others(backend, config, batch, masking):
+    settings = config(mask={"views": 2})
+    learner = backend.learner(settings)
+    masker = make_masker(masking, settings.mask, settings.vit.grid)
+    whole = Batch(batch[0], None, np.arange(6), 0, 6)
+    for progress in (0.0, 1.0):
+        mask, _ = masker(learner, whole, progress, np.random.default_rng(5))
+        assert mask.shape == (12, 24)
+        assert (mask.sum(axis=1) == 18).all()
+        assert np.isfinite(float(learner.train_step(batch[0], mask, 1e-3, 0.05)["loss"]))
+
+
 def test_training_lowers_the_loss_and_state_is_complete(backend, config, batch):
     learner = backend.learner(config())
     losses = steps(learner, *batch, count=12)
