@@ -110,6 +110,14 @@ class Learner(Protocol):
         """
         ...
 
+    def saliency(self, images: NDArray[np.uint8]) -> Iterable[NDArray[np.float32]]:
+        """The class token's attention to each patch in the last block, mean over heads: (B, H, W, 3) -> (B, N).
+
+        With all patches visible, without gradient, of the model that ``mask.source`` says. Rows sum to less than 1, as
+        the class token attends to itself too. In parts (b, N), in order.
+        """
+        ...
+
     def evolved_mask(
         self, images: NDArray[np.uint8], depth: float, ranks: NDArray[np.int32]
     ) -> tuple[Any, Mapping[str, SupportsFloat]]:

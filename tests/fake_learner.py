@@ -18,6 +18,11 @@ class FakeLearner:
         flat = images.reshape(len(images), -1)[:, : self.patches].astype(np.float32)
         yield 1 / (1 + np.abs(flat[:, :, None] - flat[:, None, :]))
 
+    def saliency(self, images):
+        self.calls.append(("saliency", len(images)))
+        flat = images.reshape(len(images), -1)[:, : self.patches].astype(np.float32) + 1
+        yield flat / (flat.sum(axis=1, keepdims=True) + 1)
+
     def train_step(self, images, mask, lr, weight_decay):
         self.steps += 1
         self.calls.append(("train_step", mask, lr, weight_decay))

@@ -5,7 +5,7 @@ Shapes: B images of H x W pixels, N patches.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, SupportsFloat
 
 import mindspore as ms
@@ -28,7 +28,7 @@ __all__ = ["MindsporeLearner"]
 
 _EMA = "ema/"
 _PIECE = 64
-"""Images of which similarities are computed, and sent to the host, together."""
+"""Images that are looked at together; what is seen is sent to the host."""
 
 
 class MindsporeLearner:
@@ -70,16 +70,18 @@ class MindsporeLearner:
         def similarity(images: Tensor) -> Tensor:
             return seeing.similarity(pixels(images), blocks)
 
-        self._similarity = ms.jit(similarity)
+        def saliency(images: Tensor) -> Tensor:
+            return seeing.saliency(pixels(images))
+
+        self._similarity, self._saliency = ms.jit(similarity), ms.jit(saliency)
 
     def similarity(self, images: NDArray[np.uint8]) -> Iterable[NDArray[np.float32]]:
         """See :meth:`ehm.backends.base.Learner.similarity`. All of it is on its way when this returns."""
-        pieces = [
-            self._similarity(Tensor(images[rows][start : start + _PIECE]))
-            for rows in chunks(len(images), self._config.optim.accumulate)
-            for start in range(0, rows.stop - rows.start, _PIECE)
-        ]
-        return (piece.asnumpy() for piece in pieces)
+        return self._look(images, self._similarity)
+
+    def saliency(self, images: NDArray[np.uint8]) -> Iterable[NDArray[np.float32]]:
+        """See :meth:`ehm.backends.base.Learner.saliency`. All of it is on its way when this returns."""
+        return self._look(images, self._saliency)
 
     def evolved_mask(
         self, images: NDArray[np.uint8], depth: float, ranks: NDArray[np.int32]
@@ -119,6 +121,15 @@ class MindsporeLearner:
         if self._ema is not None:
             load_arrays(self._ema, averages)
         self._training.load({name: array for name, array in state.optimizer.items() if not name.startswith(_EMA)})
+
+    def _look(self, images: NDArray[np.uint8], see: Callable[[Tensor], Tensor]) -> Iterable[NDArray[np.float32]]:
+        """What ``see`` makes of ``images``, in pieces."""
+        pieces = [
+            see(Tensor(images[rows][start : start + _PIECE]))
+            for rows in chunks(len(images), self._config.optim.accumulate)
+            for start in range(0, rows.stop - rows.start, _PIECE)
+        ]
+        return (piece.asnumpy() for piece in pieces)
 
     def _build(self) -> MaskedAutoencoder:
         """The model as the seed starts it."""

@@ -27,7 +27,7 @@ from ehm.errors import BackendError
 
 __all__ = ["gathered", "join", "like", "mean", "shards", "synchronised", "unsharded", "wrap"]
 
-_PASSES = ("embed", "similarity")
+_PASSES = ("embed", "similarity", "saliency")
 """Methods of a model that are called beside ``forward``, and need its parameters whole too."""
 _NEEDED = ("RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 

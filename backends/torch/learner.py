@@ -6,7 +6,7 @@ Shapes: B images of H x W pixels, N patches.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import SupportsFloat
 
 import numpy as np
@@ -30,14 +30,14 @@ __all__ = ["TorchLearner"]
 
 _EMA = "ema/"
 _PIECE = 64
-"""Images of which similarities are computed, and sent to the host, together."""
+"""Images that are looked at together; what is seen is sent to the host."""
 
 
 class TorchLearner:
     """Implements :class:`ehm.backends.base.Learner`.
 
-    What the similarity pass uploads and embeds is kept for the :meth:`train_step` on the same images: the patch
-    embedding runs once, with gradient (section V-E).
+    What the similarity or the saliency pass uploads and embeds is kept for the :meth:`train_step` on the same images:
+    the patch embedding runs once, with gradient (section V-E).
     """
 
     def __init__(self, config: TrainConfig, device: torch.device, processes: Processes = ALONE) -> None:
@@ -77,8 +77,11 @@ class TorchLearner:
 
     def similarity(self, images: NDArray[np.uint8]) -> Iterable[NDArray[np.float32]]:
         """See :meth:`ehm.backends.base.Learner.similarity`. All of it is on its way when this returns."""
-        arriving = [download(part) for part in self._similarities(images)]
-        return (wait() for wait in arriving)
+        return _arriving(self._similarities(images))
+
+    def saliency(self, images: NDArray[np.uint8]) -> Iterable[NDArray[np.float32]]:
+        """See :meth:`ehm.backends.base.Learner.saliency`. All of it is on its way when this returns."""
+        return _arriving(self._look(images, slice(-1, None), lambda model, tokens: model.saliency(tokens)))
 
     def evolved_mask(
         self, images: NDArray[np.uint8], depth: float, ranks: NDArray[np.int32]
@@ -136,18 +139,25 @@ class TorchLearner:
 
     def _similarities(self, images: NDArray[np.uint8]) -> Iterator[Tensor]:
         """Similarities (b, N, N) of ``images`` in pieces, on the device."""
-        blocks, kept = self._config.mask.blocks, list[tuple[Tensor, Tensor | None]]()
+        blocks = self._config.mask.blocks
+        return self._look(images, slice(blocks), lambda model, tokens: model.similarity(tokens, blocks))
+
+    def _look(
+        self, images: NDArray[np.uint8], read: slice, see: Callable[[MaskedAutoencoder, Tensor], Tensor]
+    ) -> Iterator[Tensor]:
+        """What ``see`` makes of patch tokens (b, N, D), in pieces; of blocks ``read`` it uses the parameters alone."""
+        kept = list[tuple[Tensor, Tensor | None]]()
         model = self.model if self._config.mask.source == "online" or self._ema is None else self._ema
         self._embedded = images, kept
         for rows in chunks(len(images), self._config.optim.accumulate):
             pixels = self._pixels(images[rows])
-            with unsharded(model.blocks[:blocks]), self._training.autocast():
+            with unsharded([model, *model.blocks[read]]), self._training.autocast():
                 with torch.set_grad_enabled(self._shares_embedding):
                     tokens = model.embed(pixels)
                 kept.append((pixels, tokens if self._shares_embedding else None))
                 with torch.no_grad():
                     for piece in tokens.detach().split(_PIECE):
-                        yield model.similarity(piece, blocks)
+                        yield see(model, piece)
 
     @torch.no_grad()
     def _average(self) -> None:
@@ -159,3 +169,9 @@ class TorchLearner:
             [parameter.detach() for parameter in self.model.parameters()],
             1 - self._config.optim.ema_decay,
         )
+
+
+def _arriving(parts: Iterable[Tensor]) -> Iterator[NDArray[np.float32]]:
+    """``parts`` on the host, each as soon as it is there; all are on their way when this returns."""
+    waits = [download(part) for part in parts]
+    return (wait() for wait in waits)

@@ -138,8 +138,9 @@ def judge(calls: Iterable[Call]) -> list[OperatorRow]:
 def report(device: str) -> list[OperatorRow]:
     """Run tiny steps on ``device`` in each of its dtypes and say of every operator what an NPU makes of it.
 
-    Pretraining with random masks and with evolved ones, built on the host and on the device; fine-tuning and a probe,
-    with the logits that they are measured by. Raises BackendError where ``device`` is not there.
+    Pretraining with random masks, with those by the class token's attention, and with evolved ones, built on the host
+    and on the device; fine-tuning and a probe, with the logits that they are measured by. Raises BackendError where
+    ``device`` is not there.
     """
     backend = ehm.backends.torch.backend(device)
     calls: Counter[Call] = Counter()
@@ -153,6 +154,7 @@ def report(device: str) -> list[OperatorRow]:
 
 _MASKINGS: tuple[tuple[str, Literal["host", "device"]], ...] = (
     ("random", "host"),
+    ("attmask_high", "host"),
     ("evolved", "host"),
     ("evolved", "device"),
 )

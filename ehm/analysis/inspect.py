@@ -43,8 +43,9 @@ def inspect(
 
     ``kind`` is ``hierarchy`` (partitions at the fractions ``depths`` of the tree's height), ``masks`` (masks of
     ``ratio`` at ``progress`` through training, drawn with ``seed``) or ``attention`` (of the last block, from
-    ``patches``, each (row, column) counted from 0, or "row,column"; three on the diagonal if left out). Blocks, balance
-    (``none`` or ``sinkhorn``), ratio and schedule are those of the run behind the checkpoint unless given.
+    ``patches``, each (row, column) counted from 0, or "row,column"; three on the diagonal if left out). Masking,
+    blocks, balance (``none`` or ``sinkhorn``), ratio and schedule are those of the run behind the checkpoint unless
+    given.
 
     Writes ``out/KIND.png`` (``runs/inspect`` if ``out`` is left out), one more file for every further eight images, and
     returns the paths. Raises ConfigError for a wrong argument, DataError for an image that is missing or broken, and
@@ -56,8 +57,8 @@ def inspect(
         if not fractions or not all(0 <= fraction <= 1 for fraction in fractions):
             raise ConfigError(f"{name} {list(fractions)}: must be numbers from 0 to 1")
     files = _files(images)
-    mask, origin = _settings(str(checkpoint), balance, ratio)
-    model = Model(backends.get(device).encoder(ModelSource(init=str(checkpoint))), origin, mask)
+    masking, mask, origin = _settings(str(checkpoint), balance, ratio)
+    model = Model(backends.get(device).encoder(ModelSource(init=str(checkpoint))), origin, masking, mask)
     chosen = _patches(patches, model.encoder.grid)
 
     folder = Path(out) if out is not None else Path("runs") / "inspect"
@@ -79,19 +80,21 @@ def inspect(
     return written
 
 
-def _settings(checkpoint: str, balance: str | None, ratio: float | None) -> tuple[MaskConfig, str]:
-    """The mask settings of the run behind ``checkpoint``, with what is given instead; and the checkpoint in words."""
+def _settings(checkpoint: str, balance: str | None, ratio: float | None) -> tuple[str, MaskConfig, str]:
+    """Masking and mask settings of the run behind ``checkpoint``, or what is given; and the checkpoint in words."""
     if balance not in (None, "none", "sinkhorn"):
         raise ConfigError(f"balance {balance}: must be none or sinkhorn")
     if ratio is not None and not 0 < ratio < 1:
         raise ConfigError(f"ratio {ratio:g}: must lie between 0 and 1")
-    config, origin = MaskConfig(), checkpoint
+    masking, config, origin = "evolved", MaskConfig(), checkpoint
     if Path(checkpoint).is_dir():
         meta = read_model(checkpoint)[1]
+        masking = meta["config"].get("masking", masking)
         config = MaskConfig.model_validate(meta["config"].get("mask", {}))
         origin = f"{checkpoint} ({meta['kind']}, step {meta['step']}, epoch {meta['epoch']:g})"
     given = {"balance": balance, "ratio": ratio}
-    return config.model_copy(update={key: value for key, value in given.items() if value is not None}), origin
+    update = {key: value for key, value in given.items() if value is not None}
+    return masking, config.model_copy(update=update), origin
 
 
 def _files(images: Sequence[str | Path]) -> list[Path]:

@@ -5,9 +5,11 @@ Shapes: B images, H x W pixels, N = h * w patches, L = 1 + N tokens.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any, SupportsFloat
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,22 +22,26 @@ from ehm.analysis.mosaic import Tile, mosaic
 from ehm.backends.base import Encoder
 from ehm.config import MaskConfig
 from ehm.data import EvalTransform, decode
+from ehm.masking import Hierarchy
 
 __all__ = ["Model", "attention_page", "hierarchy_page", "masks_page"]
 
 WIDTH = 1700
 """A page's width in pixels, about; tiles are sized to fit."""
+BY_SIMILARITY = ("evolved", "shallow", "deep", "epm")
+"""Maskings that go by the similarity of patches."""
 
 
 @dataclass(frozen=True)
 class Model:
-    """An encoder, ``origin`` in words, and the mask settings that it was or would be trained with."""
+    """An encoder, ``origin`` in words, and the masking and its settings that it was or would be trained with."""
 
     encoder: Encoder
     origin: str
+    masking: str
     mask: MaskConfig
 
-    def hierarchy(self, images: NDArray[np.uint8]) -> masking.Hierarchy:
+    def hierarchy(self, images: NDArray[np.uint8]) -> Hierarchy:
         """The trees of (B, H, W, 3) images."""
         similarity = self.encoder.similarity(images, self.mask.blocks)
         return masking.build_hierarchy(masking.balance(similarity) if self.mask.balance == "sinkhorn" else similarity)
@@ -54,6 +60,34 @@ class Model:
         return f"Similarity: mean attention of the first blocks (at most {self.mask.blocks}), {treatment}."
 
 
+class _OneOf:
+    """One image of a page: to a masker, the learner that looks at it and the batch that it is a row of."""
+
+    def __init__(self, model: Model, images: NDArray[np.uint8], index: int) -> None:
+        self.images, self.first, self.total = images[index : index + 1], index, len(images)
+        self._model = model
+
+    def similarity(self, images: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
+        """See :meth:`ehm.backends.base.Learner.similarity`."""
+        return [self._similarity]
+
+    def saliency(self, images: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
+        """See :meth:`ehm.backends.base.Learner.saliency`."""
+        return [self._saliency]
+
+    def evolved_mask(self, images: NDArray[np.uint8], depth: float, ranks: NDArray[np.int32]) -> Any:
+        """Never called: pictures are made on the host."""
+        raise NotImplementedError
+
+    @cached_property
+    def _similarity(self) -> NDArray[np.float32]:
+        return self._model.encoder.similarity(self.images, self._model.mask.blocks)
+
+    @cached_property
+    def _saliency(self) -> NDArray[np.float32]:
+        return self._model.encoder.attention(self.images)[:, :, 0, 1:].mean(1)
+
+
 def hierarchy_page(model: Model, files: Sequence[Path], depths: Sequence[float]) -> Image.Image:
     """Partitions at fractions ``depths`` of each tree's height (Fig. 6)."""
     images, shown, _ = _load(model.encoder, files, 1 + len(depths))
@@ -69,7 +103,7 @@ def hierarchy_page(model: Model, files: Sequence[Path], depths: Sequence[float])
         row = [Tile(shown[index], (file.name, f"tree height {height}"))]
         for level, part in zip(levels, parts, strict=True):
             picture = draw.partition(shown[index], part.reshape(grid), colours)
-            row.append(Tile(picture, (_count(part), f"level {level[index]} of {height}")))
+            row.append(Tile(picture, (_count(len(np.unique(part))), f"level {level[index]} of {height}")))
         rows.append(row)
     notes = [
         model.note(),
@@ -86,27 +120,23 @@ def masks_page(model: Model, files: Sequence[Path], progress: Sequence[float], s
     """Masks at fractions ``progress`` of a training run, all from this one model (Fig. 7)."""
     images, shown, _ = _load(model.encoder, files, 1 + len(progress))
     grid = model.encoder.grid
-    hierarchy = model.hierarchy(images)
-    rows = [
-        [Tile(picture, (file.name, f"tree height {height}"))]
-        for file, picture, height in zip(files, shown, hierarchy.height, strict=True)
-    ]
-    for moment in progress:
-        depth = masking.depth(moment, model.mask.schedule, model.mask.depth_range)
-        levels = masking.masking_level(depth, hierarchy.height)
-        cut = hierarchy.cut(levels)
-        masks = masking.hierarchical_mask(hierarchy, depth, model.mask.ratio, np.random.default_rng(seed))
-        for index, row in enumerate(rows):
-            picture = draw.masked(shown[index], masks[index].reshape(grid))
-            row.append(Tile(picture, (_count(cut[index]), f"level {levels[index]} of {hierarchy.height[index]}")))
+    masker = masking.make_masker(model.masking, model.mask.model_copy(update={"views": 1}), grid)
+    rows = []
+    for index, (file, picture) in enumerate(zip(files, shown, strict=True)):
+        image = _OneOf(model, images, index)
+        row = [Tile(picture, (file.name,))]
+        for moment in progress:
+            mask, figures = masker(image, image, moment, np.random.default_rng(seed))
+            row.append(Tile(draw.masked(picture, mask.reshape(grid)), _lines(figures)))
+        rows.append(row)
     patches = grid[0] * grid[1]
     low, high = model.mask.depth_range
+    deepening = f" Parts grow with the progress of training: {model.mask.schedule} schedule, depth {low:g} to {high:g}."
     notes = [
         model.note(),
-        model.similarity_note(),
+        *([model.similarity_note()] if model.masking in BY_SIMILARITY else []),
         f"Grey patches are masked: {round(model.mask.ratio * patches)} of {patches} (ratio {model.mask.ratio:g}), "
-        f"by whole parts in random order (seed {seed}). Parts grow with the progress of training: "
-        f"{model.mask.schedule} schedule, depth {low:g} to {high:g}. "
+        f"by {model.masking} masking (seed {seed}).{deepening if model.masking == 'evolved' else ''} "
         "All masks here come from this one model; in a run it learns between them.",
     ]
     headings = ["image", *(f"progress {moment:g}" for moment in progress)]
@@ -151,9 +181,17 @@ def _load(
     return taken, shown, cell
 
 
-def _count(parts: NDArray[np.int32]) -> str:
-    count = len(np.unique(parts))
+def _count(count: int) -> str:
     return f"{count} part{'s' * (count != 1)}"
+
+
+def _lines(figures: Mapping[str, SupportsFloat]) -> tuple[str, ...]:
+    """What to write below the mask of one image, of the figures that its masker gives."""
+    known = {name: round(float(value)) for name, value in figures.items()}
+    lines = [_count(known["parts"])] if "parts" in known else []
+    if "mask_level" in known:
+        lines.append(f"level {known['mask_level']} of {known['tree_height']}")
+    return tuple(lines)
 
 
 def _mark(number: int) -> draw.Colour:

@@ -53,6 +53,20 @@ def _known(encoder: str) -> str:
     return encoder
 
 
+Masking = Literal[
+    "random",
+    "grid",
+    "block",
+    "large_block",
+    "attmask_high",
+    "attmask_hint",
+    "attmask_low",
+    "mst",
+    "epm",
+    "evolved",
+    "shallow",
+    "deep",
+]
 EncoderName = Annotated[str, AfterValidator(_known)]
 ImageSize = Annotated[tuple[Positive, Positive], BeforeValidator(_both)]
 """Height and width in pixels; one number means a square."""
@@ -93,6 +107,7 @@ class ModelConfig(Section):
 class MaskConfig(Section):
     """``mask``: how many patches are hidden, and how deep in the hierarchy (paper, sections III and IV).
 
+    ``blocks`` and ``balance`` say what similarity hierarchies and parts are made of, ``source`` whose attention counts.
     ``build`` is where hierarchies are built, which changes no mask; ``auto`` is what suits the device. Every image of
     a batch is masked ``views`` times, after one look at it: ``optim.batch_size`` counts masked images, so that an epoch
     has as many times more steps.
@@ -184,7 +199,7 @@ class TrainConfig(Section):
 
     objective: Literal["mae"] = "mae"
     encoder: EncoderName = "vit_base"
-    masking: Literal["random", "grid", "block", "evolved", "shallow", "deep"] = "evolved"
+    masking: Masking = "evolved"
     image_size: ImageSize = (224, 224)
     patch_size: Positive = 16
     model: ModelConfig = ModelConfig()

@@ -1,4 +1,4 @@
-"""Evolved Hierarchical Masking: similarity -> hierarchy -> mask, and the static masks beside it. No framework inside.
+"""Evolved Hierarchical Masking: similarity -> hierarchy -> mask, and the masks beside it. No framework inside.
 
 Shapes: B images, N patches in row-major order of the grid, M = 2N - 1 nodes.
 """
@@ -6,22 +6,32 @@ Shapes: B images, N patches in row-major order of the grid, M = 2N - 1 nodes.
 from ehm.masking.hierarchy import Hierarchy, build_hierarchy
 from ehm.masking.masker import Masker, make_masker
 from ehm.masking.masks import draw_ranks, hierarchical_mask, split_mask
+from ehm.masking.parts import em_parts, part_count, part_mask
+from ehm.masking.saliency import attmask_high, attmask_hint, attmask_low, mst_mask
 from ehm.masking.schedule import depth, masking_level
 from ehm.masking.similarity import balance
-from ehm.masking.static import block_mask, grid_mask, random_mask
+from ehm.masking.static import block_mask, grid_mask, large_block_mask, random_mask
 
 __all__ = [
     "Hierarchy",
     "Masker",
+    "attmask_high",
+    "attmask_hint",
+    "attmask_low",
     "balance",
     "block_mask",
     "build_hierarchy",
     "depth",
     "draw_ranks",
+    "em_parts",
     "grid_mask",
     "hierarchical_mask",
+    "large_block_mask",
     "make_masker",
     "masking_level",
+    "mst_mask",
+    "part_count",
+    "part_mask",
     "random_mask",
     "split_mask",
 ]

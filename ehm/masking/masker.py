@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Literal, Protocol, SupportsFloat
 
 import numpy as np
@@ -11,16 +12,19 @@ from numpy.typing import NDArray
 from ehm.masking._parallel import processors
 from ehm.masking.hierarchy import Hierarchy, build_hierarchy
 from ehm.masking.masks import draw_ranks, hierarchical_mask
+from ehm.masking.parts import em_parts, part_count, part_mask
+from ehm.masking.saliency import attmask_high, attmask_hint, attmask_low, mst_mask
 from ehm.masking.schedule import depth, masking_level
 from ehm.masking.similarity import balance
-from ehm.masking.static import block_mask, grid_mask, random_mask
+from ehm.masking.static import block_mask, grid_mask, large_block_mask, random_mask
 
 if TYPE_CHECKING:
     from ehm.config import MaskConfig
 
 __all__ = ["Masker", "make_masker"]
 
-_STATIC = {"random": random_mask, "grid": grid_mask, "block": block_mask}
+_STATIC = {"random": random_mask, "grid": grid_mask, "block": block_mask, "large_block": large_block_mask}
+_SALIENCY = {"attmask_high": attmask_high, "attmask_hint": attmask_hint, "attmask_low": attmask_low, "mst": mst_mask}
 _FIXED = {"shallow": 0.2, "deep": 0.8}  # Tables III and IV
 
 
@@ -28,6 +32,8 @@ class Looks(Protocol):
     """What a masker needs of a learner (:class:`ehm.backends.base.Learner`)."""
 
     def similarity(self, images: NDArray[np.uint8]) -> Iterable[NDArray[np.float32]]: ...
+
+    def saliency(self, images: NDArray[np.uint8]) -> Iterable[NDArray[np.float32]]: ...
 
     def evolved_mask(
         self, images: NDArray[np.uint8], depth: float, ranks: NDArray[np.int32]
@@ -59,7 +65,8 @@ class Masker(Protocol):
         gets the same mask however many processes share the batch.
 
         Hierarchies give ``mask_level`` and ``tree_height``, the number of ``parts`` at the level and the share of the
-        patches that the ``largest_part`` holds, each the mean over the batch; static masks give nothing.
+        patches that the ``largest_part`` holds, each the mean over the batch; ``epm`` gives the latter two, other masks
+        nothing.
         """
         ...
 
@@ -73,19 +80,27 @@ def make_masker(
 ) -> Masker:
     """The masking called ``masking`` for a ``grid`` = (height, width) of patches.
 
-    ``random``, ``grid`` and ``block`` do not look at the image. ``evolved`` deepens with training progress by the
-    configuration's schedule and depth range; ``shallow`` and ``deep`` stay at a fifth and four fifths of the height.
-    ``build`` is where hierarchies are built, on the host by as many threads as it has processors, divided among
-    ``sharers`` processes that do the same. Raises ValueError for any other name.
+    ``random``, ``grid``, ``block`` and ``large_block`` do not look at the image; ``attmask_high``, ``attmask_hint``,
+    ``attmask_low`` and ``mst`` go by what the class token attends to, ``epm`` by parts that EM finds. ``evolved``
+    deepens with training progress by the configuration's schedule and depth range; ``shallow`` and ``deep`` stay at a
+    fifth and four fifths of the height. ``build`` is where hierarchies are built; what is built on the host takes as
+    many threads as it has processors, divided among ``sharers`` processes that do the same. Raises ValueError for any
+    other name.
     """
+    threads = max(1, processors() // sharers)
     if masking in _STATIC:
         return _Static(masking, config, grid)
+    if masking in _SALIENCY:
+        return _ByClassToken(masking, config, grid)
+    if masking == "epm":
+        return _ByParts(config, grid, threads)
     if masking == "evolved" or masking in _FIXED:
         fixed, patches = _FIXED.get(masking), grid[0] * grid[1]
         if build == "device":
             return _OnDevice(fixed, config, patches)
-        return _OnHost(fixed, config, patches, threads=max(1, processors() // sharers))
-    raise ValueError(f"masking must be one of {', '.join((*_STATIC, 'evolved', *_FIXED))}, not {masking!r}")
+        return _OnHost(fixed, config, patches, threads)
+    known = (*_STATIC, *_SALIENCY, "epm", "evolved", *_FIXED)
+    raise ValueError(f"masking must be one of {', '.join(known)}, not {masking!r}")
 
 
 class _Static:
@@ -100,6 +115,46 @@ class _Static:
             _skip(rng, first * self._grid[0] * self._grid[1])
             return random_mask(count, self._grid, self._ratio, rng), {}
         return _STATIC[self._name](total, self._grid, self._ratio, rng)[first : first + count], {}
+
+
+class _ByClassToken:
+    def __init__(self, name: str, config: MaskConfig, grid: tuple[int, int]) -> None:
+        self._draw, self._patches = _SALIENCY[name], math.prod(grid)
+        self._ratio, self._views = config.ratio, config.views
+
+    def __call__(
+        self, learner: Looks, batch: Rows, progress: float, rng: np.random.Generator
+    ) -> tuple[NDArray[np.bool_], dict[str, float]]:
+        _skip(rng, batch.first * self._views * self._patches)
+        masks = [
+            self._draw(np.repeat(saliency, self._views, axis=0), self._ratio, rng)
+            for saliency in _checked("saliency", learner.saliency(batch.images), batch, self._patches)
+        ]
+        return np.concatenate(masks), {}
+
+
+class _ByParts:
+    def __init__(self, config: MaskConfig, grid: tuple[int, int], threads: int) -> None:
+        self._config, self._grid, self._threads = config, grid, threads
+
+    def __call__(
+        self, learner: Looks, batch: Rows, progress: float, rng: np.random.Generator
+    ) -> tuple[NDArray[np.bool_], dict[str, float]]:
+        config, patches = self._config, math.prod(self._grid)
+        # the numbers of all clusterings come before those of all masks, each in order of the images
+        _skip(rng, batch.first * patches)
+        found = []
+        for similarity in _checked("similarity", learner.similarity(batch.images), batch, patches):
+            if config.balance == "sinkhorn":
+                similarity = balance(similarity, threads=self._threads)
+            found.append(em_parts(similarity, part_count(progress, patches), rng, self._threads))
+        part = np.concatenate(found)
+        _skip(rng, (batch.total - batch.first - len(part)) * patches)
+        _skip(rng, batch.first * config.views * (2 * patches + 4))
+        mask = part_mask(np.repeat(part, config.views, axis=0), self._grid, progress, config.ratio, rng)
+        sizes = (part[:, :, None] == np.arange(part.max() + 1)).sum(axis=1)
+        figures = {"parts": (sizes > 0).sum(axis=1).mean(), "largest_part": sizes.max(axis=1).mean() / patches}
+        return mask, {name: float(value) for name, value in figures.items()}
 
 
 class _Hierarchical:
@@ -127,9 +182,7 @@ class _OnHost(_Hierarchical):
     ) -> tuple[NDArray[np.bool_], dict[str, float]]:
         at, ranks, config = self._depth(progress), self._ranks(batch, rng), self._config
         masks, figures, done = [], [], 0
-        for similarity in learner.similarity(batch.images):
-            if similarity.shape[-1] != self._patches:
-                raise ValueError(f"similarity must be of {self._patches} patches; its shape is {similarity.shape}")
+        for similarity in _checked("similarity", learner.similarity(batch.images), batch, self._patches):
             if config.balance == "sinkhorn":
                 similarity = balance(similarity, threads=self._threads)
             hierarchy = build_hierarchy(similarity, threads=self._threads)
@@ -138,8 +191,6 @@ class _OnHost(_Hierarchical):
             masks.append(np.stack(views, axis=1).reshape(-1, self._patches))
             figures.append(_figures(hierarchy, at))
             done += len(similarity)
-        if done != len(batch.images):
-            raise ValueError(f"similarity must be of all {len(batch.images)} images, not of {done}")
         means = np.concatenate(figures, axis=1).mean(axis=1).tolist()
         return np.concatenate(masks), dict(zip(_FIGURES, means, strict=True))
 
@@ -160,6 +211,20 @@ def _figures(hierarchy: Hierarchy, at: float) -> NDArray[np.float64]:
     parts = hierarchy.parts(level)
     largest = np.where(parts, hierarchy.size, 0).max(axis=1) / hierarchy.patches
     return np.stack([level, hierarchy.height, parts.sum(axis=1), largest]).astype(np.float64)
+
+
+def _checked(
+    name: str, parts: Iterable[NDArray[np.float32]], batch: Rows, patches: int
+) -> Iterator[NDArray[np.float32]]:
+    """``parts`` of what a learner saw; ValueError unless they are of all images of ``batch`` and of ``patches``."""
+    done = 0
+    for part in parts:
+        if part.shape[-1] != patches:
+            raise ValueError(f"{name} must be of {patches} patches; its shape is {part.shape}")
+        done += len(part)
+        yield part
+    if done != len(batch.images):
+        raise ValueError(f"{name} must be of all {len(batch.images)} images, not of {done}")
 
 
 def _skip(rng: np.random.Generator, count: int) -> None:

@@ -6,11 +6,12 @@ Shapes: B images, a grid of h x w patches, N = h * w in row-major order. True = 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["block_mask", "grid_mask", "masked_count", "random_mask"]
+__all__ = ["block_mask", "grid_mask", "large_block_mask", "lowest", "masked_count", "random_mask"]
 
 MIN_BLOCK = 16  # patches; BEiT's min_num_patches
 MIN_ASPECT = 0.3  # BEiT's min_aspect; the largest is its inverse
@@ -27,11 +28,11 @@ def masked_count(ratio: float, patches: int) -> int:
 def random_mask(batch: int, grid: tuple[int, int], ratio: float, rng: np.random.Generator) -> NDArray[np.bool_]:
     """Each set of round(ratio * N) patches is as likely as any other (MAE): (B, N)."""
     count = _check(batch, grid, ratio)
-    return _lowest(rng.random((batch, grid[0] * grid[1])), count)
+    return lowest(rng.random((batch, grid[0] * grid[1])), count)
 
 
 def grid_mask(batch: int, grid: tuple[int, int], ratio: float, rng: np.random.Generator) -> NDArray[np.bool_]:
-    """Keep a regular lattice of visible patches: (B, N).
+    """Keep a regular lattice of visible patches (MAE's grid-wise sampling, the paper's "grid-like", Table III): (B, N).
 
     The lattice is every a-th row and b-th column, as near to the share 1 - ratio as can be, at a random phase in each
     image; below a ratio of a half the lattice is hidden and the rest kept. Patches drawn at random bring it to the
@@ -46,7 +47,7 @@ def grid_mask(batch: int, grid: tuple[int, int], ratio: float, rng: np.random.Ge
     rows = (np.arange(height) + phase[:, :1]) % a == 0
     columns = (np.arange(width) + phase[:, 1:]) % b == 0
     lattice = (rows[:, :, None] & columns[:, None, :]).reshape(batch, -1)
-    return _lowest(rng.random(lattice.shape) + (lattice if ratio >= 0.5 else ~lattice), count)
+    return lowest(rng.random(lattice.shape) + (lattice if ratio >= 0.5 else ~lattice), count)
 
 
 def block_mask(batch: int, grid: tuple[int, int], ratio: float, rng: np.random.Generator) -> NDArray[np.bool_]:
@@ -78,13 +79,46 @@ def block_mask(batch: int, grid: tuple[int, int], ratio: float, rng: np.random.G
         fits = (h < height) & (w < width) & (added > 0) & (added <= missing)
         mask[open_] |= block & fits
         failures[open_] = np.where(fits.ravel(), 0, failures[open_] + 1)
+    return _filled(mask, count, rng)
+
+
+def large_block_mask(batch: int, grid: tuple[int, int], ratio: float, rng: np.random.Generator) -> NDArray[np.bool_]:
+    """Hide one rectangle, as large as the mask (the paper's "large block", Table III): (B, N).
+
+    The paper says no more than "randomly large block masking"; read as one block of BEiT's kind for the whole count:
+    its aspect ratio is log-uniform in [0.3, 1 / 0.3] as far as the grid has room, its place is uniform. What is missing
+    to the count, less than one side, is drawn at random from the patches beside it.
+    """
+    count = _check(batch, grid, ratio)
+    height, width = grid
+    area = max(count, 1)
+    shortest = -(-area // width)
+    low, high = np.clip([MIN_ASPECT, 1 / MIN_ASPECT], shortest**2 / area, height**2 / area)
+    u = rng.random((3, batch, 1, 1))
+    h = np.rint(np.sqrt(area * low * (high / low) ** u[0])).clip(shortest, height)
+    w = count // h
+    top, left = np.floor(u[1] * (height - h + 1)), np.floor(u[2] * (width - w + 1))
+    row, column = np.arange(height)[:, None], np.arange(width)
+    block = (row >= top) & (row < top + h) & (column >= left) & (column < left + w)
+    return _filled(block, count, rng)
+
+
+def lowest(score: NDArray[Any], count: int) -> NDArray[np.bool_]:
+    """Mask the ``count`` patches of the lowest score in each image: (B, N) -> (B, N)."""
+    mask = np.zeros(score.shape, np.bool_)
+    np.put_along_axis(mask, np.argsort(score, axis=1, kind="stable")[:, :count], True, axis=1)
+    return mask
+
+
+def _filled(mask: NDArray[np.bool_], count: int, rng: np.random.Generator) -> NDArray[np.bool_]:
+    """``mask`` (B, h, w) and random patches, those beside it first, up to the exact count: (B, N)."""
     near = np.zeros_like(mask)
     near[:, 1:] |= mask[:, :-1]
     near[:, :-1] |= mask[:, 1:]
     near[:, :, 1:] |= mask[:, :, :-1]
     near[:, :, :-1] |= mask[:, :, 1:]
     score = rng.random(mask.shape) - near - 2.0 * mask
-    return _lowest(score.reshape(batch, -1), count)
+    return lowest(score.reshape(len(mask), -1), count)
 
 
 def _check(batch: int, grid: tuple[int, int], ratio: float) -> int:
@@ -93,10 +127,3 @@ def _check(batch: int, grid: tuple[int, int], ratio: float) -> int:
     if len(grid) != 2 or min(grid) < 1:
         raise ValueError(f"grid must be (height, width) in patches, not {grid}")
     return masked_count(ratio, grid[0] * grid[1])
-
-
-def _lowest(score: NDArray[np.float64], count: int) -> NDArray[np.bool_]:
-    """Mask the ``count`` patches of the lowest score in each image."""
-    mask = np.zeros(score.shape, np.bool_)
-    np.put_along_axis(mask, np.argsort(score, axis=1, kind="stable")[:, :count], True, axis=1)
-    return mask

@@ -41,7 +41,10 @@ def pretraining(backend, meta, images, first):
     def step(number):
         return learner.train_step(images, masks(config, len(images), number), LR["adamw"], DECAY)
 
-    return learner, lambda: {"similarity": np.concatenate(list(learner.similarity(images)))}, step, config
+    def seen():
+        return {look: np.concatenate(list(getattr(learner, look)(images))) for look in ("similarity", "saliency")}
+
+    return learner, seen, step, config
 
 
 def classification(backend, meta, images, first):

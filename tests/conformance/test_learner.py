@@ -3,24 +3,30 @@
 import numpy as np
 import pytest
 
+from ehm import checkpoint
 from ehm.backends.base import LearnerState
+from ehm.config import ModelSource
 from ehm.data import Batch
 from ehm.errors import BackendError, CheckpointError
 from ehm.masking import make_masker
 
+LOOKS = ("similarity", "saliency")
 
-def steps(learner, images, mask, count, similarity=True):
+either_look = pytest.mark.parametrize("look", LOOKS)
+
+
+def steps(learner, images, mask, count, look="similarity"):
     losses = []
     for _ in range(count):
-        if similarity:
-            learner.similarity(images)
+        if look is not None:
+            getattr(learner, look)(images)
         losses.append(float(learner.train_step(images, mask, 1e-3, 0.05)["loss"]))
     return losses
 
 
-def seen(learner, images):
-    """Similarity of all images at once."""
-    return np.concatenate(list(learner.similarity(images)))
+def seen(learner, images, look="similarity"):
+    """Similarity, or saliency, of all images at once."""
+    return np.concatenate(list(getattr(learner, look)(images)))
 
 
 def assert_equal(left, right, rtol=0.0, atol=0.0):
@@ -38,6 +44,40 @@ def test_similarity_is_a_symmetric_matrix_of_attention(backend, config, batch):
     np.testing.assert_array_equal(similarity, similarity.transpose(0, 2, 1))
     assert np.all(similarity > 0)
     assert np.all(similarity.sum((1, 2)) < 24)  # the class token takes its share of every row
+
+
+def test_saliency_is_the_share_of_its_attention_that_the_class_token_gives_to_patches(backend, config, batch):
+    for dtype in backend.info().dtypes:
+        saliency = seen(backend.learner(config(optim={"dtype": dtype})), batch[0], "saliency")
+        assert saliency.shape == (6, 24)
+        assert saliency.dtype == np.float32
+        assert np.all(saliency > 0)
+        assert np.all(saliency.sum(axis=1) < 1)  # it looks at itself, too
+        assert np.all(saliency.sum(axis=1) > 0.5)
+
+
+def test_saliency_is_that_of_the_encoder(backend, config, batch, tmp_path):
+    """The last block's attention as the backend's encoder gives it, from the same weights."""
+    settings = config()
+    learner = backend.learner(settings)
+    steps(learner, *batch, count=3)
+    meta = {"kind": "pretrain", "step": 3, "config": settings.model_dump(mode="json")}
+    path = checkpoint.save(tmp_path, learner.state(), meta)
+    attention = backend.encoder(ModelSource(init=str(path))).attention(batch[0])
+    np.testing.assert_allclose(seen(learner, batch[0], "saliency"), attention.mean(axis=1)[:, 0, 1:], atol=1e-6)
+
+
+@pytest.mark.parametrize("masking", ["attmask_high", "attmask_hint", "attmask_low", "mst", "epm"])
+def test_masks_by_what_the_model_sees_are_steps_like_others(backend, config, batch, masking):
+    settings = config(mask={"views": 2})
+    learner = backend.learner(settings)
+    masker = make_masker(masking, settings.mask, settings.vit.grid)
+    whole = Batch(batch[0], None, np.arange(6), 0, 6)
+    for progress in (0.0, 1.0):
+        mask, _ = masker(learner, whole, progress, np.random.default_rng(5))
+        assert mask.shape == (12, 24)
+        assert (mask.sum(axis=1) == 18).all()
+        assert np.isfinite(float(learner.train_step(batch[0], mask, 1e-3, 0.05)["loss"]))
 
 
 def test_training_lowers_the_loss_and_state_is_complete(backend, config, batch):
@@ -58,18 +98,20 @@ def test_equal_seeds_start_equal_and_others_do_not(backend, config):
     assert not np.array_equal(first.model["blocks.0.attn.qkv.weight"], other.model["blocks.0.attn.qkv.weight"])
 
 
-def test_the_similarity_pass_changes_no_update(backend, config, batch):
-    with_pass, without = backend.learner(config()), backend.learner(config())
-    steps(with_pass, *batch, count=3)
-    steps(without, *batch, count=3, similarity=False)
-    assert_equal(with_pass.state(), without.state(), atol=1e-6)
+@either_look
+def test_a_look_changes_no_update(backend, config, batch, look):
+    with_look, without = backend.learner(config()), backend.learner(config())
+    steps(with_look, *batch, count=3, look=look)
+    steps(without, *batch, count=3, look=None)
+    assert_equal(with_look.state(), without.state(), atol=1e-6)
 
 
 def test_accumulation_equals_the_whole_batch(backend, config, batch):
     whole = backend.learner(config())
     parts = backend.learner(config(optim={"accumulate": 3}))
     np.testing.assert_allclose(steps(whole, *batch, count=4), steps(parts, *batch, count=4), rtol=1e-5)
-    np.testing.assert_allclose(seen(whole, batch[0]), seen(parts, batch[0]), rtol=1e-3, atol=1e-6)
+    for look in LOOKS:
+        np.testing.assert_allclose(seen(whole, batch[0], look), seen(parts, batch[0], look), rtol=1e-3, atol=1e-6)
 
 
 def test_a_short_last_batch_still_steps(backend, config, batch):
@@ -93,24 +135,25 @@ def test_clipping_reports_the_norm_and_shortens_the_gradient(backend, config, ba
     assert float(metrics["grad_norm"]) > 1e-3
 
 
-def test_average_of_weights_follows_them_and_gives_the_similarity(backend, config, batch):
+@either_look
+def test_average_of_weights_follows_them_and_looks(backend, config, batch, look):
     settings = config(optim={"ema_decay": 0.75}, mask={"source": "ema"})
     learner = backend.learner(settings)
     name = "decoder_pred.weight"
     start = learner.state().model[name]
-    first = seen(learner, batch[0])
+    first = seen(learner, batch[0], look)
     learner.train_step(*batch, 1e-2, 0.0)
     state = learner.state()
     np.testing.assert_allclose(state.optimizer["ema/" + name], 0.75 * start + 0.25 * state.model[name], atol=1e-6)
 
     online = backend.learner(config())
-    np.testing.assert_allclose(first, seen(online, batch[0]), atol=1e-6)  # equal until the first step
+    np.testing.assert_allclose(first, seen(online, batch[0], look), atol=1e-6)  # equal until the first step
     online.train_step(*batch, 1e-2, 0.0)
-    assert not np.allclose(seen(learner, batch[0]), seen(online, batch[0]), atol=1e-6)
+    assert not np.allclose(seen(learner, batch[0], look), seen(online, batch[0], look), atol=1e-6)
 
     again = backend.learner(settings)
     again.load(learner.state())
-    np.testing.assert_array_equal(seen(learner, batch[0]), seen(again, batch[0]))
+    np.testing.assert_array_equal(seen(learner, batch[0], look), seen(again, batch[0], look))
 
 
 def test_bad_states_and_types_are_refused(backend, config):
@@ -171,6 +214,8 @@ def test_how_to_compute_changes_no_result(backend, config, batch, run):
     plain, other = backend.learner(config()), backend.learner(config(run=run))
     np.testing.assert_allclose(steps(plain, *batch, count=4), steps(other, *batch, count=4), rtol=1e-6)
     assert_equal(plain.state(), other.state(), atol=1e-6)
+    for look in LOOKS:
+        np.testing.assert_allclose(seen(plain, batch[0], look), seen(other, batch[0], look), atol=1e-6)
 
 
 # torch 2.14 looks at .grad of every input while it compiles, and warns about what is no leaf: the shared embedding.
@@ -199,7 +244,7 @@ def test_masks_made_on_the_device_are_the_hosts(backend, config, batch, masking,
         for build in ("host", "device"):
             masker = make_masker(masking, settings.mask, settings.vit.grid, build)
             mask, seen_figures = masker(learner, whole, progress, np.random.default_rng(5))
-            losses = steps(fresh(backend, settings, learner), images, mask, count=2, similarity=False)
+            losses = steps(fresh(backend, settings, learner), images, mask, count=2, look=None)
             masks.append(losses)
             figures.append({name: float(value) for name, value in seen_figures.items()})
         assert masks[0] == masks[1]

@@ -1,8 +1,8 @@
 """Every device against torch on the CPU: from the same weights, images and masks, the same numbers in float32.
 
-Tolerances are about ten times what was measured between torch 2.14 and MindSpore 2.10: similarity 3e-8, loss 1e-7,
-gradients 2e-6 of each tensor's largest, weights after 20 steps of 1e-3 4e-6. A block that is off by a thousandth is far
-outside of them.
+Tolerances are about ten times what was measured between torch 2.14 and MindSpore 2.10: similarity 3e-8, saliency 7e-8,
+loss 1e-7, gradients 2e-6 of each tensor's largest, weights after 20 steps of 1e-3 4e-6. A block that is off by a
+thousandth is far outside of them.
 """
 
 from pathlib import Path
@@ -57,6 +57,8 @@ def compare(ours, theirs):
     for name in right.files:
         largest = np.abs(right[name]).max()
         limit = 2e-5 * largest if name.startswith("gradient/") else 5e-6 * max(largest, 1)
+        if name == "saliency":
+            limit = 1e-6
         np.testing.assert_allclose(left[name], right[name], rtol=0, atol=limit, err_msg=name)
     weights = dict(elsewhere.trained(checkpoint.read_model(theirs)[0]))
     for name, value in elsewhere.trained(checkpoint.read_model(ours)[0]):
@@ -65,7 +67,7 @@ def compare(ours, theirs):
 
 
 @every_other_device
-def test_similarity_loss_gradients_and_weights_are_torchs(device, first, tmp_path):
+def test_similarity_saliency_loss_gradients_and_weights_are_torchs(device, first, tmp_path):
     found = compare(device(first, 20, tmp_path / "there"), parity.run("cpu", first, 20, tmp_path / "here"))
     assert sum(name.startswith("gradient/") for name in found) == 60  # every parameter but the two fixed positions
 

@@ -92,13 +92,21 @@ def settings(images):
     return {**SETTINGS, "data.source": images}
 
 
-@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
-def test_two_processes_train_as_one_does(settings, tmp_path, parallel):
+FIGURES = {"evolved": ("mask_level", "largest_part"), "epm": ("parts", "largest_part"), "attmask_hint": ()}
+
+
+@pytest.mark.parametrize(
+    ("parallel", "masking", "source"),
+    [("ddp", "evolved", "online"), ("fsdp", "evolved", "online"), ("ddp", "epm", "online"),
+     ("fsdp", "attmask_hint", "ema")],
+)  # fmt: skip
+def test_two_processes_train_as_one_does(settings, tmp_path, parallel, masking, source):
+    settings |= {"masking": masking, "mask.source": source}
     run("train", tmp_path / "one", settings)
     said = run("train", tmp_path / "two", {**settings, "run.parallel": parallel}, 2)
     assert said.count("Checkpoint: ") == 1  # the first process speaks, alone
     assert "2 processes" in said
-    assert_same_run(tmp_path / "one", tmp_path / "two", "loss", "grad_norm", "mask_level", "largest_part", "lr")
+    assert_same_run(tmp_path / "one", tmp_path / "two", "loss", "grad_norm", "lr", *FIGURES[masking])
 
 
 def test_a_run_goes_on_with_another_number_of_processes(settings, tmp_path):

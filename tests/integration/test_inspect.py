@@ -1,5 +1,7 @@
 """``ehm inspect`` from files to pictures: what each tile shows is what the model and the masks say."""
 
+import re
+
 import numpy as np
 import pytest
 from fakes import FakeEncoder
@@ -11,7 +13,7 @@ from ehm.analysis.colours import PALETTE
 from ehm.analysis.inspect import inspect
 from ehm.backends.base import LearnerState
 from ehm.cli import main
-from ehm.config import TrainConfig
+from ehm.config import MaskConfig, TrainConfig
 from ehm.data import EvalTransform, decode
 from ehm.errors import CheckpointError, ConfigError, DataError
 
@@ -92,6 +94,38 @@ def test_masks_are_those_of_the_run(encoder, run, images, tmp_path, pages_drawn)
             hidden = (centres(row[column]) == draw.HIDDEN).all(-1)
             assert hidden.sum() == 12
             assert (hidden == mask.reshape(GRID)).all()
+
+
+@pytest.mark.parametrize("name", ["attmask_high", "attmask_hint", "mst", "epm", "large_block", "random", "deep"])
+def test_other_masks_are_those_of_the_run_too(name, encoder, images, tmp_path, pages_drawn):
+    empty = LearnerState({"weight": np.zeros(1, np.float32)}, {})
+    config = {"masking": name, "mask": {**MASK, "views": 2}}
+    meta = {"kind": "pretrain", "step": 7, "epoch": 1.5, "seed": 0, "config": config}
+    run = checkpoint.save(tmp_path / "checkpoints", empty, meta)
+    files = [images / "00.png", images / "01.png"]
+    inspect("masks", files, checkpoint=run, out=tmp_path, progress=(0, 1), seed=3)
+    ((notes, _, rows),) = pages_drawn
+    assert name in notes
+    assert ("Similarity" in notes) == (name in ("epm", "deep"))
+
+    class Batch:
+        images, first, total = taken(files), 0, 2
+
+    class Learner:
+        def similarity(self, images):
+            yield encoder.similarity(images, 2)
+
+        def saliency(self, images):
+            yield encoder.attention(images)[:, :, 0, 1:].mean(axis=1)
+
+    masker = masking.make_masker(name, MaskConfig(**MASK), GRID)
+    for column, progress in enumerate((0, 1), 1):
+        expected, _ = masker(Learner(), Batch(), progress, np.random.default_rng(3))
+        for row, mask in zip(rows, expected, strict=True):
+            hidden = (centres(row[column]) == draw.HIDDEN).all(-1)
+            assert (hidden == mask.reshape(GRID)).all()
+    lines = {"epm": r"(\d+) parts?", "deep": r"(\d+) parts?, level \d+ of \d+"}.get(name, "")
+    assert re.fullmatch(lines, ", ".join(rows[0][1].lines))
 
 
 def test_arguments_outrank_the_run(encoder, run, images, tmp_path, pages_drawn):

@@ -121,7 +121,7 @@ def commands(device, out, pictures):
     ]
 
 
-MASKINGS = ["evolved", "random", "grid", "block"]
+MASKINGS = ["evolved", "random", "grid", "block", "attmask_hint"]
 LOWER = {
     "bfloat16": {"optim.dtype": "bfloat16"},
     "float16": {"optim.dtype": "float16"},

@@ -168,6 +168,23 @@ def test_similarity_is_the_symmetrised_mean_attention(blocks):
     assert similarity.dtype == np.float32
 
 
+def test_saliency_is_the_class_tokens_attention_in_the_last_block():
+    weights = published_weights()
+    model = MaskedAutoencoder(SPEC, **DECODER)
+    load_arrays(model, weights)
+    images, _ = inputs(batch=2)
+    exact = {key: value.astype(np.float64) for key, value in weights.items()}
+    with torch.no_grad():
+        saliency = model.saliency(model.embed(torch.from_numpy(images).float())).numpy()
+    assert saliency.dtype == np.float32
+    for image, row in zip(images, saliency, strict=True):
+        x = np.concatenate([exact["cls_token"][0] + exact["pos_embed"][0, :1], embed(image, exact)])
+        for index in range(SPEC.depth - 1):
+            x = block(x, exact, f"blocks.{index}", SPEC.heads)
+        attention = probabilities(x, exact, f"blocks.{SPEC.depth - 1}", SPEC.heads)
+        np.testing.assert_allclose(row, attention.mean(0)[0, 1:], rtol=1e-4, atol=1e-7)
+
+
 def test_several_masks_of_an_image_are_as_many_images():
     model = MaskedAutoencoder(SPEC, **DECODER)
     load_arrays(model, published_weights())

@@ -3,15 +3,21 @@
 import numpy as np
 import pytest
 
-from ehm.config import MaskConfig
+from ehm.config import MaskConfig, TrainConfig
 from ehm.masking import (
+    attmask_high,
+    attmask_hint,
+    attmask_low,
     balance,
     build_hierarchy,
     depth,
     draw_ranks,
+    em_parts,
     hierarchical_mask,
     make_masker,
     masking_level,
+    mst_mask,
+    part_mask,
     random_mask,
 )
 
@@ -108,12 +114,17 @@ def test_balance_names_bad_values(value):
 
 
 class Learner:
-    """Gives similarities in parts; learns nothing."""
+    """Gives what it sees in parts, a similarity (b, N, N) or a saliency (b, N); learns nothing."""
 
     def __init__(self, *parts):
         self.parts = parts
 
     def similarity(self, images):
+        assert self.parts[0].ndim == 3
+        yield from self.parts
+
+    def saliency(self, images):
+        assert self.parts[0].ndim == 2
         yield from self.parts
 
     def evolved_mask(self, images, depth, ranks):
@@ -128,7 +139,13 @@ class Rows:
         self.first, self.total = first, total or count
 
 
-@pytest.mark.parametrize("masking", ["random", "grid", "block"])
+STATIC = ["random", "grid", "block", "large_block"]
+BY_CLASS_TOKEN = {
+    "attmask_high": attmask_high, "attmask_hint": attmask_hint, "attmask_low": attmask_low, "mst": mst_mask
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("masking", STATIC)
 def test_static_maskers_need_no_similarity(masking):
     masker = make_masker(masking, MaskConfig(ratio=0.6), (6, 7))
     mask, stats = masker(None, Rows(4), 0.5, np.random.default_rng(0))
@@ -168,29 +185,68 @@ def test_random_masker_is_random_masking():
     np.testing.assert_array_equal(mask, random_mask(3, (4, 4), 0.75, np.random.default_rng(1)))
 
 
+@pytest.mark.parametrize("masking", BY_CLASS_TOKEN)
+def test_maskers_by_the_class_token(masking):
+    saliency = attention()[:, 0]
+    masker = make_masker(masking, MaskConfig(ratio=0.6, views=2), (6, 6))
+    mask, stats = masker(Learner(saliency[:2], saliency[2:]), Rows(5), 0.36, np.random.default_rng(3))
+    expected = BY_CLASS_TOKEN[masking](np.repeat(saliency, 2, axis=0), 0.6, np.random.default_rng(3))
+    np.testing.assert_array_equal(mask, expected)
+    assert stats == {}
+
+
+@pytest.mark.parametrize("mode", ["none", "sinkhorn"])
+def test_masker_by_parts(mode):
+    similarity = attention()
+    masker = make_masker("epm", MaskConfig(ratio=0.75, balance=mode), (6, 6))
+    mask, stats = masker(Learner(similarity[:2], similarity[2:]), Rows(5), 0.5, np.random.default_rng(3))
+    rng = np.random.default_rng(3)
+    part = em_parts(balance(similarity) if mode == "sinkhorn" else similarity, 25, rng)
+    np.testing.assert_array_equal(mask, part_mask(part, (6, 6), 0.5, 0.75, rng))
+    counts = [np.unique(row, return_counts=True)[1] for row in part]
+    assert stats == pytest.approx(
+        {"parts": np.mean([len(c) for c in counts]), "largest_part": np.mean([c.max() / 36 for c in counts])}
+    )
+    assert all(type(value) is float for value in stats.values())
+
+
 def test_maskers_name_what_is_wrong():
-    with pytest.raises(ValueError, match="masking must be one of random, grid, block, evolved, shallow, deep, not 'x'"):
+    known = (
+        "random, grid, block, large_block, attmask_high, attmask_hint, attmask_low, mst, epm, evolved, shallow, deep"
+    )
+    with pytest.raises(ValueError, match=f"masking must be one of {known}, not 'x'"):
         make_masker("x", MaskConfig(), (6, 6))
-    masker = make_masker("evolved", MaskConfig(), (6, 6))
-    with pytest.raises(ValueError, match="similarity must be of all 6 images, not of 5"):
-        masker(Learner(attention()), Rows(6), 0, np.random.default_rng(0))
-    with pytest.raises(ValueError, match=r"similarity must be of 36 patches; its shape is \(5, 16, 16\)"):
-        masker(Learner(attention()[:, :16, :16]), Rows(5), 0, np.random.default_rng(0))
+    for masking, sees, seen in (
+        ("evolved", "similarity", attention()),
+        ("epm", "similarity", attention()),
+        ("mst", "saliency", attention()[:, 0]),
+    ):
+        masker = make_masker(masking, MaskConfig(), (6, 6))
+        with pytest.raises(ValueError, match=f"{sees} must be of all 6 images, not of 5"):
+            masker(Learner(seen), Rows(6), 0, np.random.default_rng(0))
+        with pytest.raises(ValueError, match=rf"{sees} must be of 36 patches; its shape is \(5, .*16\)"):
+            masker(Learner(seen[..., :16]), Rows(5), 0, np.random.default_rng(0))
+
+
+def test_the_maskings_of_a_configuration_are_those_that_there_are():
+    names = TrainConfig.model_fields["masking"].annotation.__args__
+    with pytest.raises(ValueError, match=f"must be one of {', '.join(names)}, not"):
+        make_masker("x", MaskConfig(), (6, 6))
 
 
 @pytest.mark.parametrize("views", [1, 3])
-@pytest.mark.parametrize("masking", ["random", "grid", "block", "evolved", "deep"])
+@pytest.mark.parametrize("masking", [*STATIC, *BY_CLASS_TOKEN, "epm", "evolved", "deep"])
 def test_an_image_has_the_same_masks_however_many_processes_share_the_batch(masking, views):
     masker = make_masker(masking, MaskConfig(ratio=0.6, views=views), (6, 6))
-    similarity = attention()
-    whole, _ = masker(Learner(similarity), Rows(5), 0.4, np.random.default_rng(9))
+    seen = attention()[:, 0] if masking in BY_CLASS_TOKEN else attention()
+    whole, _ = masker(Learner(seen), Rows(5), 0.4, np.random.default_rng(9))
     shares = [(0, 2), (2, 3), (3, 5)]
     parts = [
-        masker(Learner(similarity[a:b]), Rows(b - a, first=a, total=5), 0.4, np.random.default_rng(9))[0]
-        for a, b in shares
+        masker(Learner(seen[a:b]), Rows(b - a, first=a, total=5), 0.4, np.random.default_rng(9))[0] for a, b in shares
     ]
     assert whole.shape == (5 * views, 36)
-    assert len(np.unique(whole, axis=0)) > 5 * views // 2
+    different = 5 if masking in ("attmask_high", "attmask_low") else 5 * views  # these are the same in every view
+    assert len(np.unique(whole, axis=0)) > different // 2
     np.testing.assert_array_equal(whole, np.concatenate(parts))
 
 

@@ -1,4 +1,4 @@
-"""Random, grid and block masks."""
+"""Random, grid, block and large-block masks."""
 
 import itertools
 import math
@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import ndimage
 
-from ehm.masking import block_mask, grid_mask, random_mask
+from ehm.masking import block_mask, grid_mask, large_block_mask, random_mask
 
-ALL = [random_mask, grid_mask, block_mask]
+ALL = [random_mask, grid_mask, block_mask, large_block_mask]
 
 
 @pytest.mark.parametrize("draw", ALL)
@@ -32,7 +33,8 @@ def test_every_image_masks_exactly_the_count(draw, batch, grid, ratio, seed):
 
 @pytest.mark.parametrize("draw", ALL)
 def test_images_differ_and_no_patch_is_spared(draw):
-    mask = draw(500, (14, 14), 0.75, np.random.default_rng(0))
+    ratio = 0.25 if draw is large_block_mask else 0.75  # a block of three quarters always holds the middle
+    mask = draw(500, (14, 14), ratio, np.random.default_rng(0))
     assert len(np.unique(mask, axis=0)) > 1
     assert mask.any(axis=0).all()
     assert not mask.all(axis=0).any()
@@ -95,6 +97,40 @@ def test_blocks_are_those_of_beit(ratio):
     assert edges(ours).mean() == pytest.approx(edges(theirs).mean(), rel=0.15)
 
 
+def largest_rectangle(image):
+    """Area of the largest rectangle of masked patches, by trying all of them."""
+    height, width = image.shape
+    areas = [
+        (bottom - top) * (right - left)
+        for top, bottom in itertools.combinations(range(height + 1), 2)
+        for left, right in itertools.combinations(range(width + 1), 2)
+        if image[top:bottom, left:right].all()
+    ]
+    return max(areas, default=0)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(2, 12), st.integers(2, 12), st.floats(0.05, 0.95), st.integers(0, 2**32 - 1))
+def test_a_large_block_is_one_rectangle_and_less_than_a_side_beside_it(height, width, ratio, seed):
+    mask = large_block_mask(3, (height, width), ratio, np.random.default_rng(seed)).reshape(3, height, width)
+    for image in mask:
+        missing = image.sum() - largest_rectangle(image)
+        sides = np.ptp(np.nonzero(image), axis=1) + 1 if image.any() else [1]
+        assert missing < max(sides)
+        assert ndimage.label(image)[1] == image.any()
+
+
+def test_large_blocks_have_beits_shapes_and_lie_anywhere():
+    mask = large_block_mask(4000, (20, 20), 0.25, np.random.default_rng(3)).reshape(-1, 20, 20)
+    tall, wide = mask.any(axis=2).sum(axis=1), mask.any(axis=1).sum(axis=1)
+    assert (tall - 2 <= np.sqrt(100 / 0.3) + 1).all()  # a patch beside the block may lie on each side of it
+    assert (tall + 2 >= np.sqrt(100 * 0.3) - 1).all()
+    assert np.log(tall / wide).mean() == pytest.approx(0, abs=0.05)
+    assert np.log(tall / wide).std() == pytest.approx(np.log(1 / 0.3) / np.sqrt(3), rel=0.15)  # uniform
+    assert mask[:, 0].any(axis=1).mean() > 0.05
+    assert mask[:, -1].any(axis=1).mean() == pytest.approx(mask[:, 0].any(axis=1).mean(), abs=0.03)
+
+
 @pytest.mark.parametrize("draw", ALL)
 @pytest.mark.parametrize(
     ("batch", "grid", "ratio", "message"),
@@ -117,3 +153,4 @@ def test_small_grids_end():
     for grid in itertools.product(range(1, 7), repeat=2):
         for ratio in (0.05, 0.5, 0.95):
             block_mask(3, grid, ratio, np.random.default_rng(0))
+            large_block_mask(3, grid, ratio, np.random.default_rng(0))

@@ -13,7 +13,16 @@ import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 
-__all__ = ["Block", "Dense", "LayerNorm", "attention_probs", "linear", "mean_attention", "patch_similarity"]
+__all__ = [
+    "Block",
+    "Dense",
+    "LayerNorm",
+    "attention_probs",
+    "class_attention",
+    "linear",
+    "mean_attention",
+    "patch_similarity",
+]
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor, dtype: Any) -> Tensor:
@@ -139,6 +148,18 @@ def mean_attention(blocks: Any, tokens: Tensor, count: int) -> Tensor:
         if index < used - 1:
             tokens = block.finish(tokens, block.attn.mix(probs, v), None, None)
     return total / used
+
+
+def class_attention(blocks: Any, tokens: Tensor) -> Tensor:
+    """The class token's attention to the patches in the last of ``blocks``: (B, L, D) -> (B, L - 1), float32.
+
+    Mean over heads.
+    """
+    last = len(blocks) - 1
+    for index in range(last):
+        tokens = blocks[index](tokens)
+    q, k, _ = blocks[last].attn.split(blocks[last].norm1(tokens))
+    return blocks[last].attn.probs(q[:, :, :1], k)[:, :, 0, 1:].mean(axis=1)
 
 
 def patch_similarity(attention: Tensor) -> Tensor:

@@ -11,7 +11,14 @@ import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 
-from ehm.backends.mindspore.models.blocks import Block, Dense, LayerNorm, mean_attention, patch_similarity
+from ehm.backends.mindspore.models.blocks import (
+    Block,
+    Dense,
+    LayerNorm,
+    class_attention,
+    mean_attention,
+    patch_similarity,
+)
 from ehm.backends.mindspore.models.initial import xavier
 from ehm.backends.mindspore.models.patches import PatchEmbed, with_class_token
 from ehm.encoders import VitSpec, sincos_positions
@@ -59,6 +66,10 @@ class MaskedAutoencoder(nn.Cell):
         """Symmetrised mean attention of the first ``blocks`` blocks over all patches: (B, 3, H, W) -> (B, N, N)."""
         tokens = with_class_token(self.embed(images), self.cls_token, self.pos_embed)
         return patch_similarity(mean_attention(self.blocks, tokens, blocks))
+
+    def saliency(self, images: Tensor) -> Tensor:
+        """The class token's attention to the patches in the last block, all visible: (B, 3, H, W) -> (B, N)."""
+        return class_attention(self.blocks, with_class_token(self.embed(images), self.cls_token, self.pos_embed))
 
     def embed(self, images: Tensor) -> Tensor:
         """Normalised (B, 3, H, W) -> patch tokens with their positions (B, N, D)."""

@@ -13,7 +13,7 @@ from timm.models.vision_transformer import Block
 from torch import Tensor
 from torch.nn.functional import linear
 
-__all__ = ["MaskedBlock", "attention_probs", "mean_attention", "patch_similarity"]
+__all__ = ["MaskedBlock", "attention_probs", "class_attention", "mean_attention", "patch_similarity"]
 
 UNFUSED = {("cpu", torch.bfloat16)}
 """Devices and types where attention trains faster as plain matrix products than by torch's fused kernel.
@@ -61,6 +61,19 @@ def mean_attention(blocks: Iterable[Any], tokens: Tensor, count: int) -> Tensor:
             tokens = _finish(block, tokens, normed, torch.bmm(probs, v[0]))
     mean: Tensor = total / sum(block.attn.num_heads for block in used)
     return mean
+
+
+def class_attention(blocks: Iterable[Any], tokens: Tensor) -> Tensor:
+    """The class token's attention to the patches in the last of timm's ``blocks``: (B, L, D) -> (B, L - 1), float32.
+
+    Mean over heads. Of the last block, keys and one query a head are used. For use without gradient.
+    """
+    *before, last = blocks
+    for block in before:
+        tokens = block(tokens)
+    q, k = _heads(last, last.norm1(tokens), 2)
+    probs = _probs(last, q[:, :1], k).unflatten(0, (len(tokens), -1))
+    return probs[:, :, 0, 1:].mean(dim=1, dtype=torch.float32)
 
 
 def patch_similarity(attention: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from timm.layers.patch_embed import PatchEmbed
 from torch import Tensor, nn
 from torch.nn.functional import embedding, linear
 
-from ehm.backends.torch.models.attention import MaskedBlock, mean_attention, patch_similarity
+from ehm.backends.torch.models.attention import MaskedBlock, class_attention, mean_attention, patch_similarity
 from ehm.encoders import VitSpec, sincos_positions
 
 __all__ = ["MaskedAutoencoder", "patchify"]
@@ -80,6 +80,10 @@ class MaskedAutoencoder(nn.Module):
     def similarity(self, tokens: Tensor, blocks: int) -> Tensor:
         """Symmetrised mean attention of the first ``blocks`` blocks over all patches: (B, N, D) -> (B, N, N)."""
         return patch_similarity(mean_attention(self.blocks, self._with_class_token(tokens), blocks))
+
+    def saliency(self, tokens: Tensor) -> Tensor:
+        """The class token's attention to the patches in the last block, all of them visible: (B, N, D) -> (B, N)."""
+        return class_attention(self.blocks, self._with_class_token(tokens))
 
     def encode(self, tokens: Tensor, visible: Tensor) -> Tensor:
         """Encode the patches at indices ``visible``: (B, N, D), (B, V) -> (B, 1 + V, D).
