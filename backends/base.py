@@ -28,6 +28,7 @@ __all__ = [
     "Encoder",
     "Learner",
     "LearnerState",
+    "MasksOnDevice",
     "OneProcess",
     "Processes",
 ]
@@ -118,24 +119,13 @@ class Learner(Protocol):
         """
         ...
 
-    def evolved_mask(
-        self, images: NDArray[np.uint8], depth: float, ranks: NDArray[np.int32]
-    ) -> tuple[Any, Mapping[str, SupportsFloat]]:
-        """Similarity, hierarchy and masks of (B, H, W, 3) images at ``depth`` in [0, 1], all on the device.
-
-        ``ranks`` (B, views, 2N - 1) are those of :func:`ehm.masking.draw_ranks`. Gives masks (B * views, N), those of
-        one image together, that stay on the device, and what a :class:`ehm.masking.Masker` logs. Both are those of the
-        host's way. Called where ``mask.build`` is ``device`` only.
-        """
-        ...
-
     def train_step(
         self, images: NDArray[np.uint8], mask: Any, lr: float, weight_decay: float
     ) -> Mapping[str, SupportsFloat]:
         """One optimiser step on (B, H, W, 3) images and (B * views, N) masks, True = masked, equally many in each.
 
-        ``mask`` is a NumPy array, or what ``evolved_mask`` gave. The values returned are means over all processes and
-        stay on the device until ``float()`` reads them; ``loss`` is always among them.
+        ``mask`` is a NumPy array, or what :class:`MasksOnDevice` gave. The values returned are means over all processes
+        and stay on the device until ``float()`` reads them; ``loss`` is always among them.
         """
         ...
 
@@ -145,6 +135,21 @@ class Learner(Protocol):
 
     def load(self, state: LearnerState) -> None:
         """Continue from ``state``; raises CheckpointError naming what is missing, surplus or of another shape."""
+        ...
+
+
+class MasksOnDevice(Protocol):
+    """What a learner has besides where hierarchies can be built on its device (``mask.build: device``)."""
+
+    def evolved_mask(
+        self, images: NDArray[np.uint8], depth: float, ranks: NDArray[np.int32]
+    ) -> tuple[Any, Mapping[str, SupportsFloat]]:
+        """Similarity, hierarchy and masks of (B, H, W, 3) images at ``depth`` in [0, 1], all on the device.
+
+        ``ranks`` (B, views, 2N - 1) are those of :func:`ehm.masking.draw_ranks`. Gives masks (B * views, N), those of
+        one image together, that stay on the device, and what a :class:`ehm.masking.Masker` logs. Both are those of the
+        host's way.
+        """
         ...
 
 

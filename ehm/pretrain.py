@@ -17,6 +17,7 @@ from safetensors.numpy import save_file
 
 from ehm import backends, checkpoint
 from ehm.backends.base import Arrays, Backend, Learner
+from ehm.backends.common import split_average
 from ehm.config import TrainConfig
 from ehm.data import Loader, TrainTransform, open_source
 from ehm.masking import make_masker
@@ -142,7 +143,7 @@ def _save(folder: Path, learner: Learner, config: TrainConfig, backend: Backend,
 def _write_encoder(folder: Path, learner: Learner, leads: bool) -> Path:
     """``encoder.safetensors`` (and ``encoder_ema``, where there is an average): timm's names, no decoder."""
     state = learner.state()
-    averaged = {name.removeprefix("ema/"): value for name, value in state.optimizer.items() if name.startswith("ema/")}
+    _, averaged = split_average(state.optimizer)
     for name, arrays in (("encoder", state.model), ("encoder_ema", averaged)):
         kept: Arrays = {
             key: value for key, value in arrays.items() if not key.startswith("decoder_") and key != "mask_token"

@@ -21,6 +21,7 @@ from safetensors import SafetensorError, deserialize
 
 from ehm import checkpoint
 from ehm.backends.base import Arrays
+from ehm.backends.common import first_of, misfits
 from ehm.config import ModelSource, TrainConfig, Triple
 from ehm.encoders import VIT_PRESETS, VitSpec
 from ehm.errors import CheckpointError, ConfigError
@@ -171,15 +172,8 @@ def resample_positions(positions: NDArray[Any], new: tuple[int, int], old: tuple
 
 def fit(shapes: Mapping[str, tuple[int, ...]], arrays: Arrays, origin: str) -> Arrays:
     """Those of ``arrays`` that ``shapes`` names; a CheckpointError, which begins with ``origin``, where one differs."""
-    problems = [f"{name} is missing" for name in shapes if name not in arrays]
-    problems += [
-        f"{name} is {arrays[name].shape}, not {tuple(shape)}"
-        for name, shape in shapes.items()
-        if name in arrays and arrays[name].shape != tuple(shape)
-    ]
-    if problems:
-        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
-        raise CheckpointError(f"{origin}: does not fit the encoder: " + "; ".join(problems[:3]) + more)
+    if problems := misfits(shapes, arrays):
+        raise CheckpointError(f"{origin}: does not fit the encoder: {first_of(problems)}")
     return {name: arrays[name] for name in shapes}
 
 

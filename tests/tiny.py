@@ -1,4 +1,4 @@
-"""The model that commands train in tests, as settings."""
+"""The model that commands train in tests, and how, as settings."""
 
 TINY = {
     "encoder": "vit_tiny",
@@ -11,4 +11,15 @@ TINY = {
     "model.decoder_depth": 1,
     "model.decoder_heads": 2,
     "mask.blocks": 2,
+}
+
+RUN = {
+    "optim.batch_size": 4,
+    "optim.epochs": 2,
+    "optim.warmup_epochs": 1,
+    "optim.base_lr": 0.05,
+    "optim.dtype": "float32",
+    "data.workers": 0,
+    "run.tensorboard": "false",
+    "run.log_every": 1,
 }

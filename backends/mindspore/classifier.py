@@ -14,7 +14,7 @@ from mindspore import Tensor, ops
 from numpy.typing import NDArray
 
 from ehm.backends.base import ALONE, LearnerState, Processes
-from ehm.backends.common import chunks, decays
+from ehm.backends.common import chunks, decays, entropy
 from ehm.backends.mindspore.devices import Target, arithmetic
 from ehm.backends.mindspore.models.vit import layer_of
 from ehm.backends.mindspore.optim import AdamW, Momentum, Optimizer
@@ -79,7 +79,7 @@ class MindsporeClassifier:
 
     def logits(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """See :meth:`ehm.backends.base.Classifier.logits`."""
-        self.model.set_train(False)
+        self.model.head.set_train(False)
         logits: NDArray[np.float32] = self._logits(Tensor(images)).asnumpy()
         return logits
 
@@ -96,7 +96,6 @@ class MindsporeClassifier:
 
     def _inputs(self, images: NDArray[np.uint8], targets: NDArray[np.float32]) -> Callable[[slice], tuple[Any, ...]]:
         keep = self._drop_path(len(images))
-        self.model.set_train()
         return lambda rows: (
             Tensor(images[rows]),
             Tensor(targets[rows]),
@@ -107,7 +106,6 @@ class MindsporeClassifier:
         self, images: NDArray[np.uint8], targets: NDArray[np.float32]
     ) -> Callable[[slice], tuple[Any, ...]]:
         """The encoder runs part by part without gradient."""
-        self.model.set_train(False)
         parts = [self._features(Tensor(images[rows])) for rows in chunks(len(images), self._config.optim.accumulate)]
         self.model.head.set_train()
         features = ops.cat([part.astype(ms.float32) for part in parts])
@@ -120,8 +118,8 @@ class MindsporeClassifier:
         """
         if not self._config.model.drop_path:
             return None
-        entropy = [self._config.run.seed, self._steps, *([self._rank] if self._rank else [])]
-        uniform = np.random.default_rng(entropy).random((2 * self._depth, images, 1, 1))
+        numbers = entropy(self._config.run.seed, self._steps, self._rank)
+        uniform = np.random.default_rng(numbers).random((2 * self._depth, images, 1, 1))
         kept = 1 - np.linspace(0, self._config.model.drop_path, self._depth).repeat(2).reshape(-1, 1, 1, 1)
         return ((uniform < kept) / kept).astype(np.float32)
 

@@ -9,6 +9,7 @@ from typing import Any
 import mindspore as ms
 
 from ehm.backends.base import DeviceInfo
+from ehm.backends.common import host_memory
 from ehm.errors import BackendError
 
 __all__ = ["FACTS", "Target", "TargetFacts", "arithmetic", "describe", "pick", "use"]
@@ -87,7 +88,7 @@ def arithmetic(dtype: str, target: Target) -> Any:
 def describe(target: Target) -> DeviceInfo:
     """Name, number, memory and types of ``target``."""
     if target.kind == "cpu":
-        count, memory = 1, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        count, memory = 1, host_memory()
         text = f"CPU target, {os.cpu_count()} cores"
     else:
         count = ms.device_context.ascend.device_count()

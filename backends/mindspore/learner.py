@@ -13,8 +13,8 @@ import numpy as np
 from mindspore import Tensor, ops
 from numpy.typing import NDArray
 
-from ehm.backends.base import ALONE, Arrays, LearnerState, Processes
-from ehm.backends.common import chunks, decays
+from ehm.backends.base import ALONE, LearnerState, Processes
+from ehm.backends.common import chunks, decays, split_average, with_average
 from ehm.backends.mindspore.devices import Target, arithmetic
 from ehm.backends.mindspore.models.mae import MaskedAutoencoder
 from ehm.backends.mindspore.optim import AdamW
@@ -26,7 +26,6 @@ from ehm.masking import split_mask
 
 __all__ = ["MindsporeLearner"]
 
-_EMA = "ema/"
 _PIECE = 64
 """Images that are looked at together; what is seen is sent to the host."""
 
@@ -83,12 +82,6 @@ class MindsporeLearner:
         """See :meth:`ehm.backends.base.Learner.saliency`. All of it is on its way when this returns."""
         return self._look(images, self._saliency)
 
-    def evolved_mask(
-        self, images: NDArray[np.uint8], depth: float, ranks: NDArray[np.int32]
-    ) -> tuple[Any, Mapping[str, SupportsFloat]]:
-        """Never called: ``mask.build: device`` is refused."""
-        raise NotImplementedError
-
     def train_step(
         self, images: NDArray[np.uint8], mask: NDArray[np.bool_], lr: float, weight_decay: float
     ) -> Mapping[str, SupportsFloat]:
@@ -109,18 +102,16 @@ class MindsporeLearner:
         """See :meth:`ehm.backends.base.Learner.state`."""
         optimizer = self._training.state()
         if self._ema is not None:
-            optimizer |= {_EMA + name: array for name, array in to_arrays(self._ema).items()}
+            optimizer = with_average(optimizer, to_arrays(self._ema))
         return LearnerState(to_arrays(self.model), optimizer)
 
     def load(self, state: LearnerState) -> None:
         """See :meth:`ehm.backends.base.Learner.load`."""
         load_arrays(self.model, state.model)
-        averages: Arrays = {
-            name.removeprefix(_EMA): array for name, array in state.optimizer.items() if name.startswith(_EMA)
-        }
+        optimizer, average = split_average(state.optimizer)
         if self._ema is not None:
-            load_arrays(self._ema, averages)
-        self._training.load({name: array for name, array in state.optimizer.items() if not name.startswith(_EMA)})
+            load_arrays(self._ema, average)
+        self._training.load(optimizer)
 
     def _look(self, images: NDArray[np.uint8], see: Callable[[Tensor], Tensor]) -> Iterable[NDArray[np.float32]]:
         """What ``see`` makes of ``images``, in pieces."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -18,7 +19,7 @@ __all__ = ["AdamW", "Momentum", "Optimizer"]
 _EPSILON = 1e-8
 
 
-class Optimizer:
+class Optimizer(ABC):
     """What all share: ``slots`` are names of arrays that each parameter has, with torch's names for them.
 
     ``scales`` are factors of the learning rate, ``decaying`` says where weight decay applies, both for each parameter.
@@ -72,9 +73,9 @@ class Optimizer:
                 put(moment, array)
         put(self._count, np.array(steps.pop(), np.float32))
 
+    @abstractmethod
     def _compose(self) -> Callable[..., Any]:
         """The function of a learning rate, a weight decay and gradients that :meth:`step` compiles."""
-        raise NotImplementedError
 
 
 class AdamW(Optimizer):

@@ -12,7 +12,7 @@ from mindspore import Tensor, nn, ops
 from mindspore.amp import DynamicLossScaler
 
 from ehm.backends.base import Arrays, Processes
-from ehm.backends.common import chunks
+from ehm.backends.common import SCALE, TRACKER, chunks
 from ehm.backends.mindspore.optim import Optimizer
 from ehm.backends.mindspore.tensors import put
 from ehm.config import OptimConfig, RunConfig
@@ -20,7 +20,6 @@ from ehm.errors import BackendError
 
 __all__ = ["Training", "refuse_unknown", "reproducible"]
 
-_SCALE, _TRACKER = "scaler/scale", "scaler/growth_tracker"
 _FIRST_SCALE, _GROWTH, _WINDOW = 2.0**16, 2, 2000  # as torch's GradScaler begins, grows and waits
 _EACH, _SUM, _PRODUCT = ops.HyperMap(), ops.Add(), ops.Mul()  # a list comprehension takes ten times as long to compile
 
@@ -81,14 +80,14 @@ class Training:
         """The optimiser's arrays, and the loss scale where there is one."""
         arrays = self._optimizer.state()
         if self._scaler is not None:
-            arrays[_SCALE] = np.array(self._scaler.scale_value.asnumpy(), np.float32)
-            arrays[_TRACKER] = np.array(self._scaler.counter.asnumpy(), np.int32)
+            arrays[SCALE] = np.array(self._scaler.scale_value.asnumpy(), np.float32)
+            arrays[TRACKER] = np.array(self._scaler.counter.asnumpy(), np.int32)
         return arrays
 
     def load(self, arrays: Arrays) -> None:
         """Go on from what :meth:`state` gave, whatever type that run computed in; CheckpointError where it misfits."""
         moments = dict(arrays)
-        scale, tracker = moments.pop(_SCALE, None), moments.pop(_TRACKER, None)
+        scale, tracker = moments.pop(SCALE, None), moments.pop(TRACKER, None)
         self._optimizer.load(moments)
         if scale is not None and tracker is not None and self._scaler is not None:
             put(self._scaler.scale_value, scale)

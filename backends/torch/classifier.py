@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ehm.backends.base import ALONE, LearnerState, Processes
-from ehm.backends.common import chunks
+from ehm.backends.common import chunks, entropy
 from ehm.backends.torch.models.vit import layers_of
 from ehm.backends.torch.optim import LARS, param_groups
 from ehm.backends.torch.tensors import Pixels, load_arrays, to_arrays, upload
@@ -128,9 +128,9 @@ class TorchClassifier:
     def _random(self) -> Iterator[None]:
         """Random numbers of the seed, the step and the process alone: drop path is the same in a resumed run."""
         on_device = [] if self._device.type == "cpu" else [self._device]
-        entropy = [self._config.run.seed, self._steps, *([self._rank] if self._rank else [])]
+        numbers = entropy(self._config.run.seed, self._steps, self._rank)
         with torch.random.fork_rng(on_device, device_type=self._device.type):
-            torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1)[0]))
+            torch.manual_seed(int(np.random.SeedSequence(numbers).generate_state(1)[0]))
             yield
 
 

@@ -14,6 +14,7 @@ import torch
 
 from ehm import ascend
 from ehm.backends.base import DeviceInfo
+from ehm.backends.common import host_memory
 from ehm.errors import BackendError
 
 __all__ = ["FACTS", "DeviceFacts", "arithmetic", "autocast", "describe", "device_module", "pick"]
@@ -154,7 +155,7 @@ def describe(device: torch.device) -> DeviceInfo:
     if plugin is not None:
         versions[plugin.replace("_", "-")] = str(import_module(plugin).__version__)
     if device.type == "cpu":
-        count, memory, text = 1, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), f"{os.cpu_count()} cores"
+        count, memory, text = 1, host_memory(), f"{os.cpu_count()} cores"
     else:
         count = torch.accelerator.device_count()
         module = device_module(device)

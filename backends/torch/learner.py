@@ -14,8 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ehm.backends.base import ALONE, Arrays, LearnerState, Processes
-from ehm.backends.common import chunks
+from ehm.backends.base import ALONE, LearnerState, Processes
+from ehm.backends.common import chunks, split_average, with_average
 from ehm.backends.torch import hierarchy
 from ehm.backends.torch.distributed import shards, unsharded, wrap
 from ehm.backends.torch.models.mae import MaskedAutoencoder
@@ -28,13 +28,12 @@ from ehm.masking.static import masked_count
 
 __all__ = ["TorchLearner"]
 
-_EMA = "ema/"
 _PIECE = 64
 """Images that are looked at together; what is seen is sent to the host."""
 
 
 class TorchLearner:
-    """Implements :class:`ehm.backends.base.Learner`.
+    """Implements :class:`ehm.backends.base.Learner` and :class:`ehm.backends.base.MasksOnDevice`.
 
     What the similarity or the saliency pass uploads and embeds is kept for the :meth:`train_step` on the same images:
     the patch embedding runs once, with gradient (section V-E).
@@ -86,7 +85,7 @@ class TorchLearner:
     def evolved_mask(
         self, images: NDArray[np.uint8], depth: float, ranks: NDArray[np.int32]
     ) -> tuple[Tensor, Mapping[str, SupportsFloat]]:
-        """See :meth:`ehm.backends.base.Learner.evolved_mask`."""
+        """See :meth:`ehm.backends.base.MasksOnDevice.evolved_mask`."""
         with torch.no_grad():
             similarity = torch.cat(list(self._similarities(images)))
             if self._config.mask.balance == "sinkhorn":
@@ -124,18 +123,16 @@ class TorchLearner:
         """See :meth:`ehm.backends.base.Learner.state`."""
         optimizer = self._training.state()
         if self._ema is not None:
-            optimizer |= {_EMA + name: array for name, array in to_arrays(self._ema).items()}
+            optimizer = with_average(optimizer, to_arrays(self._ema))
         return LearnerState(to_arrays(self.model), optimizer)
 
     def load(self, state: LearnerState) -> None:
         """See :meth:`ehm.backends.base.Learner.load`."""
         load_arrays(self.model, state.model)
-        averages: Arrays = {
-            name.removeprefix(_EMA): array for name, array in state.optimizer.items() if name.startswith(_EMA)
-        }
+        optimizer, average = split_average(state.optimizer)
         if self._ema is not None:
-            load_arrays(self._ema, averages)
-        self._training.load({name: array for name, array in state.optimizer.items() if not name.startswith(_EMA)})
+            load_arrays(self._ema, average)
+        self._training.load(optimizer)
 
     def _similarities(self, images: NDArray[np.uint8]) -> Iterator[Tensor]:
         """Similarities (b, N, N) of ``images`` in pieces, on the device."""

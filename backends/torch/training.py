@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from torch.utils.checkpoint import checkpoint
 
 from ehm.backends.base import Arrays, Processes
-from ehm.backends.common import chunks
+from ehm.backends.common import SCALE, TRACKER, chunks
 from ehm.backends.torch.devices import FACTS, arithmetic, autocast
 from ehm.backends.torch.distributed import gathered, mean, shards, synchronised, wrap
 from ehm.backends.torch.optim import load_optimizer_arrays, optimizer_arrays, set_rates
@@ -23,8 +23,6 @@ from ehm.config import OptimConfig, RunConfig
 from ehm.errors import BackendError
 
 __all__ = ["Training", "recompute", "reproducible"]
-
-_SCALE, _TRACKER = "scaler/scale", "scaler/growth_tracker"
 
 
 class Training:
@@ -99,14 +97,14 @@ class Training:
         arrays = optimizer_arrays(self.optimizer, self._model.named_parameters())
         if self._scaler.is_enabled():
             scaler = self._scaler.state_dict()
-            arrays[_SCALE] = np.array(scaler["scale"], np.float32)
-            arrays[_TRACKER] = np.array(scaler["_growth_tracker"], np.int32)
+            arrays[SCALE] = np.array(scaler["scale"], np.float32)
+            arrays[TRACKER] = np.array(scaler["_growth_tracker"], np.int32)
         return arrays
 
     def load(self, arrays: Arrays) -> None:
         """Go on from what :meth:`state` gave, whatever type that run computed in; CheckpointError where it misfits."""
         moments = dict(arrays)
-        scale, tracker = moments.pop(_SCALE, None), moments.pop(_TRACKER, None)
+        scale, tracker = moments.pop(SCALE, None), moments.pop(TRACKER, None)
         load_optimizer_arrays(self.optimizer, self._model.named_parameters(), moments)
         if scale is not None and tracker is not None and self._scaler.is_enabled():
             scaler: dict[str, Any] = {**self._scaler.state_dict(), "scale": float(scale)}

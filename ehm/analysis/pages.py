@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, SupportsFloat
+from typing import SupportsFloat
 
 import numpy as np
 from numpy.typing import NDArray
@@ -74,10 +74,6 @@ class _OneOf:
     def saliency(self, images: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
         """See :meth:`ehm.backends.base.Learner.saliency`."""
         return [self._saliency]
-
-    def evolved_mask(self, images: NDArray[np.uint8], depth: float, ranks: NDArray[np.int32]) -> Any:
-        """Never called: pictures are made on the host."""
-        raise NotImplementedError
 
     @cached_property
     def _similarity(self) -> NDArray[np.float32]:

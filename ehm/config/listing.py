@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import shlex
 from dataclasses import asdict, dataclass
+from itertools import groupby
 from json import dumps
 from pathlib import Path
 
@@ -51,9 +52,10 @@ def configs(name: str | None = None, json: bool = False) -> None:
         print(dumps([asdict(each) for each in found], indent=2))
         return
     table = Table("--config", "what it is", "reproduces", title="shipped configurations")
-    for each in found:
-        last = each is found[-1] or Path(each.name).parent != Path(found[found.index(each) + 1].name).parent
-        table.add_row(Text(each.name, overflow="fold"), Text(each.about), Text(each.reproduces), end_section=last)
+    for _, folder in groupby(found, lambda each: Path(each.name).parent):
+        for each in folder:
+            table.add_row(Text(each.name, overflow="fold"), Text(each.about), Text(each.reproduces))
+        table.add_section()
     console.print(table)
     console.print("ehm configs NAME shows one, with its cost and the command that runs it.")
 

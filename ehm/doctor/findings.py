@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ehm import ascend
+from ehm.backends.common import host_memory
 from ehm.doctor.child import ask
 from ehm.doctor.variables import VARIABLES
 
@@ -61,7 +62,7 @@ def machine() -> Iterator[Finding]:
     """Python, cores, memory, and the drivers of accelerators."""
     yield Finding("machine", "python", "ok", f"{platform.python_version()} on {platform.platform()}")
     yield Finding("machine", "cores", "ok", str(os.cpu_count()))
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    memory = host_memory()
     yield Finding("machine", "memory", "ok", f"{memory / 2**30:.1f} GiB", facts={"bytes": memory})
     yield _found("NVIDIA driver", nvidia_driver())
     found = ascend.find(ROOT)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, Literal, Protocol, SupportsFloat
+from typing import TYPE_CHECKING, Any, Literal, Protocol, SupportsFloat, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ehm.errors import BackendError
 from ehm.masking._parallel import processors
 from ehm.masking.hierarchy import Hierarchy, build_hierarchy
 from ehm.masking.masks import draw_ranks, hierarchical_mask
@@ -34,6 +35,11 @@ class Looks(Protocol):
     def similarity(self, images: NDArray[np.uint8]) -> Iterable[NDArray[np.float32]]: ...
 
     def saliency(self, images: NDArray[np.uint8]) -> Iterable[NDArray[np.float32]]: ...
+
+
+@runtime_checkable
+class LooksOnDevice(Protocol):
+    """What a masker needs where hierarchies are built on the device (:class:`ehm.backends.base.MasksOnDevice`)."""
 
     def evolved_mask(
         self, images: NDArray[np.uint8], depth: float, ranks: NDArray[np.int32]
@@ -199,6 +205,8 @@ class _OnDevice(_Hierarchical):
     def __call__(
         self, learner: Looks, batch: Rows, progress: float, rng: np.random.Generator
     ) -> tuple[Any, Mapping[str, SupportsFloat]]:
+        if not isinstance(learner, LooksOnDevice):
+            raise BackendError("mask.build device: this backend builds no trees on its device; use host or auto")
         return learner.evolved_mask(batch.images, self._depth(progress), self._ranks(batch, rng))
 
 

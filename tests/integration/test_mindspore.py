@@ -8,7 +8,7 @@ import elsewhere
 import numpy as np
 import pytest
 from PIL import Image
-from tiny import TINY
+from tiny import RUN, TINY
 
 import ehm
 from ehm import checkpoint
@@ -16,17 +16,7 @@ from ehm.deploy.predict import predict
 
 pytestmark = elsewhere.needs_mindspore
 
-RUN = {
-    "optim.batch_size": 4,
-    "optim.epochs": 4,
-    "optim.warmup_epochs": 1,
-    "optim.base_lr": 0.05,
-    "optim.dtype": "float32",
-    "data.workers": 0,
-    "run.tensorboard": "false",
-    "run.log_every": 1,
-}
-PRETRAIN = {**RUN, **TINY}
+PRETRAIN = {**RUN, **TINY, "optim.epochs": 4}
 FINETUNE = {
     **RUN,
     "optim.epochs": 12,

@@ -15,7 +15,7 @@ import numpy as np
 import onnxruntime
 import pytest
 from PIL import Image
-from tiny import TINY
+from tiny import RUN, TINY
 
 from ehm import checkpoint
 from ehm.backends.torch.operators import judge
@@ -25,16 +25,6 @@ SIMULATED = Path(__file__).parents[1] / "simulated"
 CLOSE = {"rtol": 1e-5, "atol": 1e-6}
 PORTS = count(29900 + os.getpid() % 90)
 
-RUN = {
-    "optim.batch_size": 4,
-    "optim.epochs": 2,
-    "optim.warmup_epochs": 1,
-    "optim.base_lr": 0.05,
-    "optim.dtype": "float32",
-    "data.workers": 0,
-    "run.tensorboard": "false",
-    "run.log_every": 1,
-}
 PRETRAIN = {**RUN, **TINY}
 EVERYTHING = {
     "mask.build": "device",

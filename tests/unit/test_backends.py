@@ -7,13 +7,17 @@ from importlib.metadata import EntryPoint
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
+from fake_learner import FakeLearner
 
 from ehm import backends
 from ehm.backends.base import ALONE
 from ehm.backends.torch import devices, distributed
+from ehm.config import MaskConfig
 from ehm.errors import BackendError
+from ehm.masking import make_masker
 
 TESTS = Path(__file__).parents[1]
 
@@ -137,6 +141,14 @@ def test_processes_that_do_not_fit_are_told_why(monkeypatch, device, environment
         monkeypatch.setenv(name, value)
     with pytest.raises(BackendError, match=reason):
         distributed.join(torch.device(device))
+
+
+def test_a_backend_without_trees_on_its_device_says_so():
+    masker = make_masker("evolved", MaskConfig(), (2, 2), build="device")
+    config = SimpleNamespace(vit=SimpleNamespace(patches=4))
+    batch = SimpleNamespace(images=np.zeros((1, 2, 2, 3), np.uint8), first=0, total=1)
+    with pytest.raises(BackendError, match=r"mask\.build device: this backend builds no trees on its device; use host"):
+        masker(FakeLearner(config), batch, 0.5, np.random.default_rng(0))
 
 
 def test_auto_takes_the_framework_that_is_installed_and_other_devices_are_told_of_it(monkeypatch):
