@@ -177,7 +177,7 @@ def _pretrain(backend: Any, dtype: str, masking: str, build: Literal["host", "de
         }
     )
     learner = backend.learner(config)
-    masker = make_masker(masking, config.mask, config.vit.grid, build)
+    masker = make_masker(masking, config.masks, config.units, build)
     batch = _Batch(np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), dtype=np.uint8))
     with record(backend.name) as calls:
         for step in range(2):  # the first one also makes the optimiser's state

@@ -18,8 +18,8 @@ from ehm.config.sections import (
     RunConfig,
     TrainConfig,
     Triple,
-    vit_spec,
 )
+from ehm.config.specs import encoder_spec
 
 __all__ = [
     "AugmentConfig",
@@ -34,7 +34,7 @@ __all__ = [
     "RunConfig",
     "TrainConfig",
     "Triple",
+    "encoder_spec",
     "load_config",
     "shipped_configs",
-    "vit_spec",
 ]
