@@ -139,8 +139,8 @@ def report(device: str) -> list[OperatorRow]:
     """Run tiny steps on ``device`` in each of its dtypes and say of every operator what an NPU makes of it.
 
     Pretraining with random masks, with those by the class token's attention, and with evolved ones, built on the host
-    and on the device, by each objective; fine-tuning of each encoder and a probe, with the logits that they are measured
-    by. Raises BackendError where ``device`` is not there.
+    and on the device, by each objective; fine-tuning of each encoder and a probe, with the logits that they are
+    measured by. Raises BackendError where ``device`` is not there.
     """
     backend = ehm.backends.torch.backend(device)
     calls: Counter[Call] = Counter()
