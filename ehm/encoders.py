@@ -8,7 +8,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["PRESETS", "SWIN_PRESETS", "VIT_PRESETS", "EncoderSpec", "SwinSpec", "VitSpec", "sincos_positions"]
+__all__ = [
+    "PRESETS",
+    "SWIN_PRESETS",
+    "VIT_PRESETS",
+    "EncoderSpec",
+    "SwinSpec",
+    "VitSpec",
+    "relative_index",
+    "sincos_positions",
+]
 
 
 @dataclass(frozen=True)
@@ -130,3 +139,20 @@ def sincos_positions(width: int, grid: tuple[int, int]) -> NDArray[np.float32]:
         halves += [np.sin(angles), np.cos(angles)]
     table = np.concatenate(halves, axis=1)
     return np.concatenate([np.zeros((1, width)), table])[None].astype(np.float32)
+
+
+def relative_index(grid: tuple[int, int]) -> NDArray[np.int32]:
+    """Row of a table of biases for each query and key of a ``grid`` = (h, w) with the class token first: (L, L).
+
+    Pairs of patches equally far apart, down and across, share one of (2h - 1) * (2w - 1) rows, down first. Then come
+    the class token to a patch, a patch to the class token, and that token to itself (Bao et al., 2022, and timm's
+    ``gen_relative_position_index``).
+    """
+    height, width = grid
+    distances = (2 * height - 1) * (2 * width - 1)
+    rows, columns = (axis.ravel() for axis in np.mgrid[:height, :width])
+    index = np.empty((1 + height * width,) * 2, np.int32)
+    index[0], index[:, 0], index[0, 0] = distances, distances + 1, distances + 2
+    down, across = rows[:, None] - rows + height - 1, columns[:, None] - columns + width - 1
+    index[1:, 1:] = down * (2 * width - 1) + across
+    return index

@@ -14,18 +14,16 @@ from mindspore import Tensor, ops
 from numpy.typing import NDArray
 
 from ehm.backends.base import ALONE, LearnerState, Processes
-from ehm.backends.common import chunks, decays, entropy
+from ehm.backends.common import STEP, chunks, decays, entropy
 from ehm.backends.mindspore.devices import Target, arithmetic
 from ehm.backends.mindspore.models.vit import layer_of
 from ehm.backends.mindspore.optim import AdamW, Momentum, Optimizer
 from ehm.backends.mindspore.tensors import Pixels, load_arrays, to_arrays
-from ehm.backends.mindspore.training import Training, refuse_unknown
+from ehm.backends.mindspore.training import Training, drop_path, refuse_unknown
 from ehm.backends.mindspore.weights import load_model
 from ehm.config import FinetuneConfig
 
 __all__ = ["MindsporeClassifier"]
-
-_STEP = "step"
 
 
 class MindsporeClassifier:
@@ -85,17 +83,18 @@ class MindsporeClassifier:
 
     def state(self) -> LearnerState:
         """See :meth:`ehm.backends.base.Classifier.state`."""
-        return LearnerState(to_arrays(self.model), {**self._training.state(), _STEP: np.array(self._steps, np.int64)})
+        return LearnerState(to_arrays(self.model), {**self._training.state(), STEP: np.array(self._steps, np.int64)})
 
     def load(self, state: LearnerState) -> None:
         """See :meth:`ehm.backends.base.Classifier.load`."""
         load_arrays(self.model, state.model)
         moments = dict(state.optimizer)
-        self._steps = int(moments.pop(_STEP, np.array(0)))
+        self._steps = int(moments.pop(STEP, np.array(0)))
         self._training.load(moments)
 
     def _inputs(self, images: NDArray[np.uint8], targets: NDArray[np.float32]) -> Callable[[slice], tuple[Any, ...]]:
-        keep = self._drop_path(len(images))
+        numbers = entropy(self._config.run.seed, self._steps, self._rank)
+        keep = drop_path(self._config.model.drop_path, self._depth, len(images), numbers)
         return lambda rows: (
             Tensor(images[rows]),
             Tensor(targets[rows]),
@@ -110,18 +109,6 @@ class MindsporeClassifier:
         self.model.head.set_train()
         features = ops.cat([part.astype(ms.float32) for part in parts])
         return lambda rows: (features, Tensor(targets))
-
-    def _drop_path(self, images: int) -> NDArray[np.float32] | None:
-        """Factors (2 * depth, images, 1, 1) of the branches: 0 or 1 / (1 - p), p rising from 0 to ``drop_path``.
-
-        Random numbers of the seed, the step and the process alone, as the whole of a resumed run needs.
-        """
-        if not self._config.model.drop_path:
-            return None
-        numbers = entropy(self._config.run.seed, self._steps, self._rank)
-        uniform = np.random.default_rng(numbers).random((2 * self._depth, images, 1, 1))
-        kept = 1 - np.linspace(0, self._config.model.drop_path, self._depth).repeat(2).reshape(-1, 1, 1, 1)
-        return ((uniform < kept) / kept).astype(np.float32)
 
     def _optimizer(self) -> Optimizer:
         """Layer i of L learns at ``layer_decay ** (L - i)`` of the rate (BEiT, and MAE's ``lr_decay.py``)."""

@@ -10,7 +10,7 @@ import numpy as np
 from mindspore import Tensor
 from numpy.typing import NDArray
 
-from ehm.backends.mindspore.models.blocks import attention_probs, mean_attention, patch_similarity
+from ehm.backends.mindspore.models.blocks import attention_probs, mean_attention, patch_similarity, run_blocks
 from ehm.backends.mindspore.tensors import Pixels
 from ehm.backends.mindspore.weights import load_model
 from ehm.config import ModelSource
@@ -35,10 +35,8 @@ class MindsporeEncoder:
             return patch_similarity(mean_attention(model.blocks, model.embed(pixels(images)), blocks))
 
         def attention(images: Tensor) -> Tensor:
-            tokens = model.embed(pixels(images))
-            for block in model.blocks[:-1]:
-                tokens = block(tokens)
-            return attention_probs(model.blocks[-1], tokens)
+            before = run_blocks(model.blocks[:-1], model.embed(pixels(images)))
+            return attention_probs(model.blocks[-1], before)
 
         self._features, self._similarity, self._attention = ms.jit(features), ms.jit(similarity), ms.jit(attention)
 

@@ -1,6 +1,6 @@
-"""A masked autoencoder in pretraining on one MindSpore target: the similarity pass, the training step, its state.
+"""A masked image model in pretraining on one MindSpore target: the similarity pass, the training step, its state.
 
-Shapes: B images of H x W pixels, N patches.
+Shapes: B images of H x W pixels, N output tokens of the encoder, U mask units.
 """
 
 from __future__ import annotations
@@ -14,15 +14,16 @@ from mindspore import Tensor, ops
 from numpy.typing import NDArray
 
 from ehm.backends.base import ALONE, LearnerState, Processes
-from ehm.backends.common import chunks, decays, split_average, with_average
+from ehm.backends.common import STEP, chunks, decays, entropy, split_average, undecayed, with_average
 from ehm.backends.mindspore.devices import Target, arithmetic
-from ehm.backends.mindspore.models.mae import MaskedAutoencoder
+from ehm.backends.mindspore.models.blocks import Block, cosine_similarity
+from ehm.backends.mindspore.models.pretraining import Model, build_model
 from ehm.backends.mindspore.optim import AdamW
 from ehm.backends.mindspore.tensors import Pixels, load_arrays, to_arrays
-from ehm.backends.mindspore.training import Training, refuse_unknown
+from ehm.backends.mindspore.training import Training, drop_path, refuse_unknown
 from ehm.config import TrainConfig
 from ehm.errors import BackendError
-from ehm.masking import split_mask
+from ehm.masking import split_mask, spread_mask
 
 __all__ = ["MindsporeLearner"]
 
@@ -34,47 +35,50 @@ class MindsporeLearner:
     """Implements :class:`ehm.backends.base.Learner`. Raises BackendError for settings that this backend lacks."""
 
     def __init__(self, config: TrainConfig, target: Target, processes: Processes = ALONE) -> None:
-        if config.objective != "mae":
-            raise BackendError(f"objective {config.objective}: the MindSpore backend has mae")
-        if config.mask.similarity != "attention":
-            raise BackendError(f"mask.similarity {config.mask.similarity}: the MindSpore backend has attention")
         if config.mask.build == "device":
             raise BackendError("mask.build device: the MindSpore backend builds trees on the host; use host or auto")
         refuse_unknown(config.run, processes)
-        self._config = config
-        self._dtype = arithmetic(config.optim.dtype, target)
-        self.model = self._build()
+        self._config, self._rank, self._steps = config, processes.rank, 0
+        dtype = arithmetic(config.optim.dtype, target)
+        self.model = build_model(config, dtype)
         self.model.set_train()
-        self._ema: MaskedAutoencoder | None = None
+        self._ema: Model | None = None
         if config.optim.ema_decay is not None:
-            self._ema = self._build()
+            self._ema = build_model(config, dtype)
             self._ema.update_parameters_name("ema.")  # names are unique within a graph
             self._average = ms.jit(_averaging(self._ema, self.model, config.optim.ema_decay))
         if config.run.grad_checkpointing:
-            for block in (*self.model.blocks, *self.model.decoder_blocks):
-                block.recompute()
+            for _, cell in self.model.cells_and_names():
+                if isinstance(cell, Block):
+                    cell.recompute()
         trained = {name: value for name, value in self.model.parameters_and_names() if value.requires_grad}
+        skip = undecayed(config.objective)
         optimizer = AdamW(
             trained,
             scales=[1.0] * len(trained),
-            decaying=[decays(name, value.ndim) for name, value in trained.items()],
+            decaying=[decays(name, value.ndim, skip) for name, value in trained.items()],
             betas=config.optim.betas,
         )
         model, pixels = self.model, Pixels(config.data.mean, config.data.std)
 
-        def loss(images: Tensor, visible: Tensor, masked: Tensor, restore: Tensor) -> Tensor:
-            return model(pixels(images), visible, masked, restore)
+        def loss(images: Tensor, *mask: Tensor | None) -> Tensor:
+            return model(pixels(images), *mask)
 
-        self._training = Training(loss, optimizer, config.optim, self._dtype, processes)
+        self._training = Training(loss, optimizer, config.optim, dtype, processes)
         seeing, blocks = (self._ema or model) if config.mask.source == "ema" else model, config.mask.blocks
+        pool = _pooling(config.spec.grid, config.units)
 
-        def similarity(images: Tensor) -> Tensor:
-            return seeing.similarity(pixels(images), blocks)
+        def attention(images: Tensor) -> Tensor:
+            return pool(pool(seeing.similarity(pixels(images), blocks)).swapaxes(1, 2))
+
+        def cosine(images: Tensor) -> Tensor:
+            return cosine_similarity(pool(seeing.features(pixels(images), blocks).swapaxes(1, 2)).swapaxes(1, 2))
 
         def saliency(images: Tensor) -> Tensor:
-            return seeing.saliency(pixels(images))
+            return pool(seeing.saliency(pixels(images)))
 
-        self._similarity, self._saliency = ms.jit(similarity), ms.jit(saliency)
+        self._similarity = ms.jit(attention if config.mask.similarity == "attention" else cosine)
+        self._saliency = ms.jit(saliency)
 
     def similarity(self, images: NDArray[np.uint8]) -> Iterable[NDArray[np.float32]]:
         """See :meth:`ehm.backends.base.Learner.similarity`. All of it is on its way when this returns."""
@@ -88,14 +92,20 @@ class MindsporeLearner:
         self, images: NDArray[np.uint8], mask: NDArray[np.bool_], lr: float, weight_decay: float
     ) -> Mapping[str, SupportsFloat]:
         """See :meth:`ehm.backends.base.Learner.train_step`."""
-        parts = [part.astype(np.int32) for part in split_mask(mask)]
+        config = self._config
+        factor = config.unit // config.spec.stride
+        parts = [part.astype(np.int32) for part in split_mask(spread_mask(mask, config.units, factor))]
         views = len(mask) // len(images)
+        numbers = entropy(config.run.seed, self._steps, self._rank)
+        keep = drop_path(config.model.drop_path, config.spec.blocks, len(mask), numbers)
 
         def inputs(rows: slice) -> tuple[Tensor, ...]:
             masked = slice(rows.start * views, rows.stop * views)
-            return Tensor(images[rows]), *(Tensor(part[masked]) for part in parts)
+            kept = () if keep is None else (Tensor(keep[:, masked]),)
+            return Tensor(images[rows]), *(Tensor(part[masked]) for part in parts), *kept
 
         metrics = self._training.step(len(images), inputs, lr, weight_decay)
+        self._steps += 1
         if self._ema is not None:
             self._average()
         return metrics
@@ -103,6 +113,8 @@ class MindsporeLearner:
     def state(self) -> LearnerState:
         """See :meth:`ehm.backends.base.Learner.state`."""
         optimizer = self._training.state()
+        if self._config.model.drop_path:
+            optimizer[STEP] = np.array(self._steps, np.int64)
         if self._ema is not None:
             optimizer = with_average(optimizer, to_arrays(self._ema))
         return LearnerState(to_arrays(self.model), optimizer)
@@ -113,6 +125,7 @@ class MindsporeLearner:
         optimizer, average = split_average(state.optimizer)
         if self._ema is not None:
             load_arrays(self._ema, average)
+        self._steps = int(optimizer.pop(STEP, np.array(0)))
         self._training.load(optimizer)
 
     def _look(self, images: NDArray[np.uint8], see: Callable[[Tensor], Tensor]) -> Iterable[NDArray[np.float32]]:
@@ -124,21 +137,21 @@ class MindsporeLearner:
         ]
         return (piece.asnumpy() for piece in pieces)
 
-    def _build(self) -> MaskedAutoencoder:
-        """The model as the seed starts it."""
-        config = self._config
-        return MaskedAutoencoder(
-            config.spec,
-            np.random.default_rng(config.run.seed),
-            config.model.decoder_width,
-            config.model.decoder_depth,
-            config.model.decoder_heads,
-            config.model.norm_pix_loss,
-            self._dtype,
-        )
+
+def _pooling(grid: tuple[int, int], units: tuple[int, int]) -> Callable[[Tensor], Tensor]:
+    """Mean over the tokens of each mask unit, along the last axis: (..., N) -> (..., U)."""
+    (height, width), (down, across) = grid, units
+
+    def pool(values: Tensor) -> Tensor:
+        if units == grid:
+            return values
+        cells = values.reshape((*values.shape[:-1], down, height // down, across, width // across))
+        return cells.mean(axis=(-3, -1)).reshape((*values.shape[:-1], down * across))
+
+    return pool
 
 
-def _averaging(average: MaskedAutoencoder, model: MaskedAutoencoder, decay: float) -> Any:
+def _averaging(average: Model, model: Model, decay: float) -> Any:
     """Exponential moving average of the parameters: ema = decay * ema + (1 - decay) * model."""
     theirs = ms.ParameterTuple(average.get_parameters())
     ours = ms.ParameterTuple(model.get_parameters())

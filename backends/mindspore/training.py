@@ -10,6 +10,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn, ops
 from mindspore.amp import DynamicLossScaler
+from numpy.typing import NDArray
 
 from ehm.backends.base import Arrays, Processes
 from ehm.backends.common import SCALE, TRACKER, chunks
@@ -18,7 +19,7 @@ from ehm.backends.mindspore.tensors import put
 from ehm.config import OptimConfig, RunConfig
 from ehm.errors import BackendError
 
-__all__ = ["Training", "refuse_unknown", "reproducible"]
+__all__ = ["Training", "drop_path", "refuse_unknown", "reproducible"]
 
 _FIRST_SCALE, _GROWTH, _WINDOW = 2.0**16, 2, 2000  # as torch's GradScaler begins, grows and waits
 _EACH, _SUM, _PRODUCT = ops.HyperMap(), ops.Add(), ops.Mul()  # a list comprehension takes ten times as long to compile
@@ -49,7 +50,7 @@ class Training:
         self._prepare = ms.jit(_preparation(optimizer, optim.clip_grad, self._scaler is not None, processes))
 
     def step(
-        self, rows: int, inputs: Callable[[slice], tuple[Tensor, ...]], lr: float, weight_decay: float
+        self, rows: int, inputs: Callable[[slice], tuple[Tensor | None, ...]], lr: float, weight_decay: float
     ) -> dict[str, SupportsFloat]:
         """One step on a batch of ``rows`` images; ``inputs`` gives what the loss of a slice of them takes.
 
@@ -100,6 +101,18 @@ def refuse_unknown(run: RunConfig, processes: Processes) -> None:
         raise BackendError(
             "run.parallel fsdp: the MindSpore backend keeps a copy of the model in each process; use ddp"
         )
+
+
+def drop_path(rate: float, depth: int, images: int, numbers: list[int]) -> NDArray[np.float32] | None:
+    """Factors (2 * depth, images, 1, 1) of branches: 0 or 1 / (1 - p), p rising from 0 to ``rate`` over the blocks.
+
+    They follow from ``numbers`` alone, as the whole of a resumed run needs; None where no branch is left out.
+    """
+    if not rate:
+        return None
+    uniform = np.random.default_rng(numbers).random((2 * depth, images, 1, 1))
+    kept = 1 - np.linspace(0, rate, depth).repeat(2).reshape(-1, 1, 1, 1)
+    return ((uniform < kept) / kept).astype(np.float32)
 
 
 def reproducible(wanted: bool) -> None:

@@ -38,7 +38,7 @@ def backend(request):
 
 @pytest.fixture
 def config():
-    """Make a tiny run, with dotted overrides as keywords."""
+    """Make a tiny run, with what overrides it, section by section, as keywords."""
 
     def make(**sections):
         values = {
@@ -50,7 +50,7 @@ def config():
             "optim": {"batch_size": 6, "epochs": 2, "warmup_epochs": 0, "dtype": "float32"},
         }
         for name, section in sections.items():
-            values[name] = {**values.get(name, {}), **section}
+            values[name] = {**values.get(name, {}), **section} if isinstance(section, dict) else section
         return TrainConfig.model_validate(values)
 
     return make

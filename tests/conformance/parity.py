@@ -2,7 +2,7 @@
 
     python parity.py DEVICE START STEPS OUT [broken]
 
-START is a checkpoint, of a masked autoencoder or of a classifier, with ``images.npy`` (B, H, W, 3) beside it. OUT
+START is a checkpoint, of a model in pretraining or of a classifier, with ``images.npy`` (B, H, W, 3) beside it. OUT
 becomes the checkpoint after STEPS steps, with the same images beside it and ``results.npz``: what the model says before
 the first step, the gradients of the first step where AdamW shows them, and the loss of every step.
 """
@@ -20,10 +20,10 @@ LR, DECAY = {"adamw": 1e-3, "sgd": 0.1, "lars": 1.0}, 0.05
 
 
 def masks(config, images, step):
-    """Random masks (B, N) of a step, the same everywhere."""
-    rng = np.random.default_rng([7, step])
-    order = rng.random((images, config.spec.patches)).argsort(axis=1)
-    return order < round(config.mask.ratio * config.spec.patches)
+    """Random masks (B * views, U) of a step, the same everywhere."""
+    rng, units = np.random.default_rng([7, step]), config.units[0] * config.units[1]
+    order = rng.random((images * config.mask.views, units)).argsort(axis=1)
+    return order < round(config.masks.ratio * units)
 
 
 def start(folder, state, images, **meta):
@@ -37,12 +37,16 @@ def pretraining(backend, meta, images, first):
     """A learner, what it sees in the images, and its step."""
     config = TrainConfig.model_validate(meta["config"])
     learner = backend.learner(config)
+    by_cosine = config.mask.model_copy(update={"similarity": "cosine"})
+    cosine = backend.learner(config.model_copy(update={"mask": by_cosine}))
 
     def step(number):
         return learner.train_step(images, masks(config, len(images), number), LR["adamw"], DECAY)
 
     def seen():
-        return {look: np.concatenate(list(getattr(learner, look)(images))) for look in ("similarity", "saliency")}
+        cosine.load(learner.state())
+        looks = {"similarity": learner.similarity, "saliency": learner.saliency, "cosine": cosine.similarity}
+        return {name: np.concatenate(list(look(images))) for name, look in looks.items()}
 
     return learner, seen, step, config
 

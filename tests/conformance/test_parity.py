@@ -2,7 +2,8 @@
 
 Tolerances are about ten times what was measured between torch 2.14 and MindSpore 2.10: similarity 3e-8, saliency 7e-8,
 loss 1e-7, gradients 2e-6 of each tensor's largest, weights after 20 steps of 1e-3 4e-6. A block that is off by a
-thousandth is far outside of them.
+thousandth is far outside of them. SimMIM's loss has a gradient that jumps where a pixel is met, which its head shows
+most: its weights differ by 8e-5, those of the encoder by 1.3e-5.
 """
 
 from pathlib import Path
@@ -24,10 +25,27 @@ SCRIPT = Path(parity.__file__)
 
 
 @pytest.fixture
-def first(config, batch, tmp_path):
-    settings = config()
+def objective():
+    return "mae"
+
+
+@pytest.fixture
+def first(objective, config, batch, tmp_path):
+    more = {"objective": "simmim", "mask": {"views": 2, "unit": 16}, "model": {"drop_path": 0}}
+    settings = config(**more if objective == "simmim" else {})
     state = backends.get("cpu").learner(settings).state()
+    scatter(state.model)
     return parity.start(tmp_path / "start", state, batch[0], kind="pretrain", config=settings.model_dump())
+
+
+def scatter(weights):
+    """Replace what the relative form starts with, zeros and small factors, in whose presence errors would not show."""
+    rng = np.random.default_rng(1)
+    for name, value in weights.items():
+        if name.endswith(("q_bias", "v_bias", "bias_table")):
+            value[:] = rng.normal(size=value.shape)
+        elif "gamma_" in name:
+            value[:] = rng.uniform(0.5, 1.5, value.shape)
 
 
 def in_process(device):
@@ -62,14 +80,16 @@ def compare(ours, theirs):
         np.testing.assert_allclose(left[name], right[name], rtol=0, atol=limit, err_msg=name)
     weights = dict(elsewhere.trained(checkpoint.read_model(theirs)[0]))
     for name, value in elsewhere.trained(checkpoint.read_model(ours)[0]):
-        np.testing.assert_allclose(value, weights[name], rtol=1e-5, atol=4e-5, err_msg=name)
+        limit = 8e-4 if name.startswith("decoder.0.") else 4e-5
+        np.testing.assert_allclose(value, weights[name], rtol=1e-5, atol=limit, err_msg=name)
     return right.files
 
 
 @every_other_device
-def test_similarity_saliency_loss_gradients_and_weights_are_torchs(device, first, tmp_path):
+@pytest.mark.parametrize(("objective", "parameters"), [("mae", 60), ("simmim", 54)])
+def test_similarity_saliency_loss_gradients_and_weights_are_torchs(device, first, objective, parameters, tmp_path):
     found = compare(device(first, 20, tmp_path / "there"), parity.run("cpu", first, 20, tmp_path / "here"))
-    assert sum(name.startswith("gradient/") for name in found) == 60  # every parameter but the two fixed positions
+    assert sum(name.startswith("gradient/") for name in found) == parameters  # all but MAE's two fixed positions
 
 
 @elsewhere.needs_mindspore

@@ -14,14 +14,17 @@ import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 
 __all__ = [
+    "Attention",
     "Block",
     "Dense",
     "LayerNorm",
     "attention_probs",
     "class_attention",
+    "cosine_similarity",
     "linear",
     "mean_attention",
     "patch_similarity",
+    "run_blocks",
 ]
 
 
@@ -33,12 +36,13 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor, dtype: Any) -> Tensor:
 
 
 class Dense(nn.Cell):
-    """A linear layer: (..., I) -> (..., O)."""
+    """A linear layer: (..., I) -> (..., O); without ``bias``, its weights alone."""
 
-    def __init__(self, inputs: int, outputs: int, dtype: Any) -> None:
+    def __init__(self, inputs: int, outputs: int, dtype: Any, bias: bool = True) -> None:
         super().__init__()
         self.weight = Parameter(Tensor(np.zeros((outputs, inputs), np.float32)))
-        self.bias = Parameter(Tensor(np.zeros(outputs, np.float32)))
+        if bias:
+            self.bias = Parameter(Tensor(np.zeros(outputs, np.float32)))
         self.dtype = dtype
 
     def construct(self, x: Tensor) -> Tensor:
@@ -63,9 +67,9 @@ class LayerNorm(nn.Cell):
 class Attention(nn.Cell):
     """Multi-head self-attention: (B, L, D) -> (B, L, D)."""
 
-    def __init__(self, width: int, heads: int, dtype: Any) -> None:
+    def __init__(self, width: int, heads: int, dtype: Any, bias: bool = True) -> None:
         super().__init__()
-        self.qkv = Dense(width, 3 * width, dtype)
+        self.qkv = Dense(width, 3 * width, dtype, bias)
         self.proj = Dense(width, width, dtype)
         self.heads, self.scale = heads, (width // heads) ** -0.5
         self.unstack = ops.Unstack(axis=0, num=3)
@@ -73,13 +77,22 @@ class Attention(nn.Cell):
     def split(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values: (B, L, D) -> (B, h, L, d) each."""
         batch, tokens, width = x.shape
-        qkv = self.qkv(x).reshape((batch, tokens, 3, self.heads, width // self.heads)).transpose((2, 0, 3, 1, 4))
+        qkv = self.project(x).reshape((batch, tokens, 3, self.heads, width // self.heads)).transpose((2, 0, 3, 1, 4))
         return self.unstack(qkv)  # indexing took three tenths of a step on a CPU
 
-    def probs(self, q: Tensor, k: Tensor) -> Tensor:
-        """Softmax attention in float32: (B, h, L, d) twice -> (B, h, L, L)."""
-        scores = ops.BatchMatMul(transpose_b=True)(q * self.scale, k)
-        return ops.softmax(scores.astype(ms.float32), axis=-1)
+    def project(self, x: Tensor) -> Tensor:
+        """(B, L, D) -> (B, L, 3 * D)."""
+        return self.qkv(x)
+
+    def probs(self, q: Tensor, k: Tensor, bias: Tensor | None = None) -> Tensor:
+        """Softmax attention in float32: (B, h, K, d), (B, h, L, d) -> (B, h, K, L) of the first K tokens.
+
+        ``bias`` (h, L, L) is added to the scores.
+        """
+        scores = ops.BatchMatMul(transpose_b=True)(q * self.scale, k).astype(ms.float32)
+        if bias is not None:
+            scores = scores + bias[:, : q.shape[2]]
+        return ops.softmax(scores, axis=-1)
 
     def mix(self, probs: Tensor, v: Tensor) -> Tensor:
         """(B, h, L, L), (B, h, L, d) -> (B, L, D)."""
@@ -87,10 +100,10 @@ class Attention(nn.Cell):
         mixed = ops.BatchMatMul()(probs.astype(v.dtype), v).transpose((0, 2, 1, 3))
         return self.proj(mixed.reshape((batch, tokens, heads * width)))
 
-    def construct(self, x: Tensor) -> Tensor:
-        """(B, L, D) -> (B, L, D)."""
+    def construct(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        """(B, L, D) -> (B, L, D); for ``bias`` see :meth:`probs`."""
         q, k, v = self.split(x)
-        return self.mix(self.probs(q, k), v)
+        return self.mix(self.probs(q, k, bias), v)
 
 
 class Mlp(nn.Cell):
@@ -109,16 +122,18 @@ class Mlp(nn.Cell):
 class Block(nn.Cell):
     """A pre-norm Transformer block: (B, L, D) -> (B, L, D)."""
 
-    def __init__(self, width: int, heads: int, mlp_ratio: float, dtype: Any) -> None:
+    def __init__(self, width: int, heads: int, mlp_ratio: float, dtype: Any, attn: Attention | None = None) -> None:
         super().__init__()
         self.norm1 = LayerNorm(width)
-        self.attn = Attention(width, heads, dtype)
+        self.attn = Attention(width, heads, dtype) if attn is None else attn
         self.norm2 = LayerNorm(width)
         self.mlp = Mlp(width, int(width * mlp_ratio), dtype)
 
-    def construct(self, x: Tensor, keep_attn: Tensor | None = None, keep_mlp: Tensor | None = None) -> Tensor:
-        """``keep_attn`` and ``keep_mlp`` (B, 1, 1) are factors of drop path on the two branches."""
-        return self.finish(x, self.attn(self.norm1(x)), keep_attn, keep_mlp)
+    def construct(
+        self, x: Tensor, bias: Tensor | None = None, keep_attn: Tensor | None = None, keep_mlp: Tensor | None = None
+    ) -> Tensor:
+        """``bias`` is the attention's; ``keep_attn`` and ``keep_mlp`` (B, 1, 1) scale the branches: drop path."""
+        return self.finish(x, self.attn(self.norm1(x), bias), keep_attn, keep_mlp)
 
     def finish(self, x: Tensor, mixed: Tensor, keep_attn: Tensor | None, keep_mlp: Tensor | None) -> Tensor:
         """What follows attention; ``mixed`` (B, L, D) is its output for ``x``."""
@@ -127,42 +142,62 @@ class Block(nn.Cell):
         return x + (refined if keep_mlp is None else refined * keep_mlp)
 
 
+def run_blocks(blocks: Any, tokens: Tensor, bias: Tensor | None = None, keep: Tensor | None = None) -> Tensor:
+    """All of ``blocks``: (B, L, D) -> (B, L, D); ``keep`` (2 * depth, B, 1, 1) are drop path's factors."""
+    for index, block in enumerate(blocks):
+        tokens = block(tokens, bias) if keep is None else block(tokens, bias, keep[2 * index], keep[2 * index + 1])
+    return tokens
+
+
 def attention_probs(block: Block, tokens: Tensor) -> Tensor:
     """Softmax attention of one block on its input: (B, L, D) -> (B, h, L, L)."""
     q, k, _ = block.attn.split(block.norm1(tokens))
     return block.attn.probs(q, k)
 
 
-def mean_attention(blocks: Any, tokens: Tensor, count: int) -> Tensor:
+def mean_attention(blocks: Any, tokens: Tensor, count: int, bias: Tensor | None = None) -> Tensor:
     """Attention averaged over the heads of the first ``count`` blocks: (B, L, D) -> (B, L, L), float32.
 
-    Each block's probabilities serve twice, for the mean and for its output.
+    Each block's probabilities serve twice, for the mean and for its output. All blocks share the ``bias``, if any.
     """
     used = min(count, len(blocks))
     total = ops.zeros((tokens.shape[0], tokens.shape[1], tokens.shape[1]), ms.float32)
     for index in range(used):
         block = blocks[index]
         q, k, v = block.attn.split(block.norm1(tokens))
-        probs = block.attn.probs(q, k)
+        probs = block.attn.probs(q, k, bias)
         total = total + probs.mean(axis=1)
         if index < used - 1:
             tokens = block.finish(tokens, block.attn.mix(probs, v), None, None)
     return total / used
 
 
-def class_attention(blocks: Any, tokens: Tensor) -> Tensor:
+def class_attention(blocks: Any, tokens: Tensor, bias: Tensor | None = None) -> Tensor:
     """The class token's attention to the patches in the last of ``blocks``: (B, L, D) -> (B, L - 1), float32.
 
-    Mean over heads.
+    Mean over heads. All blocks share the ``bias``, if any.
     """
-    last = len(blocks) - 1
-    for index in range(last):
-        tokens = blocks[index](tokens)
-    q, k, _ = blocks[last].attn.split(blocks[last].norm1(tokens))
-    return blocks[last].attn.probs(q[:, :, :1], k)[:, :, 0, 1:].mean(axis=1)
+    tokens, last = run_blocks(blocks[:-1], tokens, bias), blocks[-1]
+    q, k, _ = last.attn.split(last.norm1(tokens))
+    return last.attn.probs(q[:, :, :1], k, bias)[:, :, 0, 1:].mean(axis=1)
 
 
 def patch_similarity(attention: Tensor) -> Tensor:
     """Drop the class token's row and column and symmetrise (Eq. 6): (B, L, L) -> (B, L - 1, L - 1)."""
-    patches = attention[:, 1:, 1:]
-    return (patches + patches.swapaxes(1, 2)) / 2
+    return symmetric(attention[:, 1:, 1:])
+
+
+def cosine_similarity(features: Tensor) -> Tensor:
+    """Cosine of the angles between features, moved to [0, 1]: (B, N, D) -> (B, N, N), float32.
+
+    The trees are those of the cosine itself, and no entry is negative, as balancing needs it.
+    """
+    features = features.astype(ms.float32)
+    length = ops.sqrt(ops.square(features).sum(axis=-1, keepdims=True))
+    directions = features / ops.maximum(length, 1e-12)
+    return symmetric((1 + ops.BatchMatMul(transpose_b=True)(directions, directions)) / 2)
+
+
+def symmetric(matrix: Tensor) -> Tensor:
+    """(A + A^T) / 2 of each of (B, N, N)."""
+    return (matrix + matrix.swapaxes(1, 2)) / 2

@@ -8,7 +8,7 @@ import numpy as np
 from mindspore import Parameter, Tensor, nn
 from numpy.typing import NDArray
 
-__all__ = ["truncated", "xavier"]
+__all__ = ["beit", "truncated", "xavier"]
 
 
 def xavier(cell: nn.Cell, rng: np.random.Generator) -> None:
@@ -20,6 +20,23 @@ def xavier(cell: nn.Cell, rng: np.random.Generator) -> None:
             outputs, inputs = parameter.shape[0], math.prod(parameter.shape[1:])
             limit = math.sqrt(6 / (inputs + outputs))
             _set(parameter, rng.uniform(-limit, limit, parameter.shape))
+
+
+def beit(cell: nn.Cell, rng: np.random.Generator) -> None:
+    """As timm's ``Beit`` under a convolutional head: std 0.02 for projections and tokens, torch's own range for both
+    convolutions, zero for other biases and for tables.
+
+    What writes into the residuals of block l, counted from 1, is divided by sqrt(2 l).
+    """
+    own = dict(cell.parameters_and_names())
+    for name, parameter in own.items():
+        if name.startswith(("patch_embed.", "decoder.")):
+            limit = 1 / math.sqrt(math.prod(own[f"{name.rpartition('.')[0]}.weight"].shape[1:]))
+            _set(parameter, rng.uniform(-limit, limit, parameter.shape))
+        elif name.endswith("_token") or (name.endswith(".weight") and parameter.ndim > 1):
+            writes = name.endswith(("attn.proj.weight", "mlp.fc2.weight"))
+            scale = math.sqrt(2 * (1 + int(name.split(".")[1]))) if writes else 1
+            _set(parameter, rng.normal(0, 0.02, parameter.shape) / scale)
 
 
 def truncated(cell: nn.Cell, rng: np.random.Generator) -> None:

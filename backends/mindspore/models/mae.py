@@ -18,12 +18,13 @@ from ehm.backends.mindspore.models.blocks import (
     class_attention,
     mean_attention,
     patch_similarity,
+    run_blocks,
 )
 from ehm.backends.mindspore.models.initial import xavier
-from ehm.backends.mindspore.models.patches import PatchEmbed, with_class_token
+from ehm.backends.mindspore.models.patches import PatchEmbed, patchify, take, with_class_token
 from ehm.encoders import VitSpec, sincos_positions
 
-__all__ = ["MaskedAutoencoder", "patchify"]
+__all__ = ["MaskedAutoencoder"]
 
 
 class MaskedAutoencoder(nn.Cell):
@@ -64,12 +65,15 @@ class MaskedAutoencoder(nn.Cell):
 
     def similarity(self, images: Tensor, blocks: int) -> Tensor:
         """Symmetrised mean attention of the first ``blocks`` blocks over all patches: (B, 3, H, W) -> (B, N, N)."""
-        tokens = with_class_token(self.embed(images), self.cls_token, self.pos_embed)
-        return patch_similarity(mean_attention(self.blocks, tokens, blocks))
+        return patch_similarity(mean_attention(self.blocks, self._with_class_token(self.embed(images)), blocks))
+
+    def features(self, images: Tensor, blocks: int) -> Tensor:
+        """Tokens behind the first ``blocks`` blocks over all patches: (B, 3, H, W) -> (B, N, D)."""
+        return run_blocks(self.blocks[:blocks], self._with_class_token(self.embed(images)))[:, 1:]
 
     def saliency(self, images: Tensor) -> Tensor:
         """The class token's attention to the patches in the last block, all visible: (B, 3, H, W) -> (B, N)."""
-        return class_attention(self.blocks, with_class_token(self.embed(images), self.cls_token, self.pos_embed))
+        return class_attention(self.blocks, self._with_class_token(self.embed(images)))
 
     def embed(self, images: Tensor) -> Tensor:
         """Normalised (B, 3, H, W) -> patch tokens with their positions (B, N, D)."""
@@ -77,10 +81,7 @@ class MaskedAutoencoder(nn.Cell):
 
     def encode(self, tokens: Tensor, visible: Tensor) -> Tensor:
         """Encode the patches at indices ``visible``: (B, N, D), (k * B, V) -> (k * B, 1 + V, D)."""
-        tokens = with_class_token(_take(tokens, visible), self.cls_token, self.pos_embed)
-        for block in self.blocks:
-            tokens = block(tokens)
-        return self.norm(tokens)
+        return self.norm(run_blocks(self.blocks, self._with_class_token(take(tokens, visible))))
 
     def decode(self, encoded: Tensor, restore: Tensor, wanted: Tensor) -> Tensor:
         """Predict the patches at indices ``wanted``: (B, 1 + V, D) and (B, K) -> (B, K, P).
@@ -90,15 +91,14 @@ class MaskedAutoencoder(nn.Cell):
         tokens = self.decoder_embed(encoded)
         batch, seen, width = tokens.shape
         fill = ops.broadcast_to(self.mask_token.astype(tokens.dtype), (batch, restore.shape[1] + 1 - seen, width))
-        patches = _take(ops.cat((tokens[:, 1:], fill), 1), restore)
+        patches = take(ops.cat((tokens[:, 1:], fill), 1), restore)
         tokens = ops.cat((tokens[:, :1], patches), 1) + self.decoder_pos_embed
-        for block in self.decoder_blocks:
-            tokens = block(tokens)
-        return self.decoder_pred(self.decoder_norm(_take(tokens[:, 1:], wanted)))
+        tokens = run_blocks(self.decoder_blocks, tokens)
+        return self.decoder_pred(self.decoder_norm(take(tokens[:, 1:], wanted)))
 
     def target(self, images: Tensor, masked: Tensor) -> Tensor:
         """What the patches at indices ``masked`` (k * B, K) are, normalised patch by patch if asked: (k * B, K, P)."""
-        target = _take(patchify(images, self.patch_size), masked)
+        target = take(patchify(images, self.patch_size), masked)
         if not self.norm_pix_loss:
             return target
         centred = target - target.mean(axis=-1, keep_dims=True)
@@ -113,19 +113,5 @@ class MaskedAutoencoder(nn.Cell):
         predicted = self.decode(self.encode(self.embed(images), visible), restore, masked)
         return ops.square(predicted.astype(ms.float32) - self.target(images, masked)).mean()
 
-
-def patchify(images: Tensor, patch_size: int) -> Tensor:
-    """(B, 3, H, W) -> (B, N, P), values of a patch ordered row, column, channel as in the published code."""
-    batch, channels, height, width = images.shape
-    rows, columns = height // patch_size, width // patch_size
-    patches = images.reshape((batch, channels, rows, patch_size, columns, patch_size)).transpose((0, 2, 4, 3, 5, 1))
-    return patches.reshape((batch, rows * columns, -1))
-
-
-def _take(tokens: Tensor, indices: Tensor) -> Tensor:
-    """Tokens at ``indices``: (B, N, D), (k * B, K) -> (k * B, K, D), k rows an image."""
-    batch, count, width = tokens.shape
-    first = ops.arange(0, batch * count, count).astype(ms.int32).reshape((-1, 1))
-    rows = indices.reshape((batch, -1)) + first
-    taken = ops.gather(tokens.reshape((batch * count, width)), rows.reshape((-1,)), 0)
-    return taken.reshape((indices.shape[0], indices.shape[1], width))
+    def _with_class_token(self, tokens: Tensor) -> Tensor:
+        return with_class_token(tokens, self.cls_token + self.pos_embed[:, :1])

@@ -1,46 +1,75 @@
-"""From pixels to tokens. Shapes: B images, N patches, D features."""
+"""From pixels to patches and tokens, and back to those of interest. Shapes: B images, N patches, D features."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 
 from ehm.backends.mindspore.models.blocks import linear
 from ehm.encoders import VitSpec
 
-__all__ = ["PatchEmbed", "with_class_token"]
+__all__ = ["PatchEmbed", "Projection", "patchify", "pixels_of", "take", "with_class_token"]
 
 
 class Projection(nn.Cell):
-    """The parameters of a convolution whose windows do not overlap, under timm's names."""
+    """The parameters of a convolution whose windows do not overlap, under timm's names, and what it makes of them.
 
-    def __init__(self, width: int, patch_size: int) -> None:
+    As one matrix product: on Ascend, convolutions run in HF32.
+    """
+
+    def __init__(self, outputs: int, inputs: int, side: int, dtype: Any) -> None:
         super().__init__()
-        self.weight = Parameter(Tensor(np.zeros((width, 3, patch_size, patch_size), np.float32)))
-        self.bias = Parameter(Tensor(np.zeros(width, np.float32)))
+        self.weight = Parameter(Tensor(np.zeros((outputs, inputs, side, side), np.float32)))
+        self.bias = Parameter(Tensor(np.zeros(outputs, np.float32)))
+        self.dtype = dtype
+
+    def construct(self, windows: Tensor) -> Tensor:
+        """(B, N, inputs * side**2) -> (B, N, outputs)."""
+        return linear(windows, self.weight.reshape((self.weight.shape[0], -1)), self.bias, self.dtype)
 
 
 class PatchEmbed(nn.Cell):
-    """Normalised (B, 3, H, W) -> (B, N, D), as one matrix product: on Ascend, convolutions run in HF32."""
+    """Normalised (B, 3, H, W) -> (B, N, D)."""
 
     def __init__(self, spec: VitSpec, dtype: Any) -> None:
         super().__init__()
-        self.proj = Projection(spec.width, spec.patch_size)
-        self.patch_size, self.dtype = spec.patch_size, dtype
+        self.proj = Projection(spec.width, 3, spec.patch_size, dtype)
+        self.patch_size = spec.patch_size
 
     def construct(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, N, D)."""
-        size = self.patch_size
-        batch, channels, height, width = images.shape
-        rows, columns = height // size, width // size
-        patches = images.reshape((batch, channels, rows, size, columns, size)).transpose((0, 2, 4, 1, 3, 5))
-        weight = self.proj.weight.reshape((self.proj.weight.shape[0], -1))
-        return linear(patches.reshape((batch, rows * columns, -1)), weight, self.proj.bias, self.dtype)
+        return self.proj(pixels_of(images, self.patch_size))
 
 
-def with_class_token(tokens: Tensor, cls_token: Tensor, positions: Tensor) -> Tensor:
-    """Put the class token, with its position, before ``tokens``: (B, N, D) -> (B, 1 + N, D)."""
-    first = (cls_token + positions[:, :1]).astype(tokens.dtype)
+def pixels_of(images: Tensor, patch_size: int) -> Tensor:
+    """(B, C, H, W) -> (B, N, C * patch_size**2), values of a patch ordered channel, row, column as in convolutions."""
+    batch, channels, height, width = images.shape
+    rows, columns = height // patch_size, width // patch_size
+    patches = images.reshape((batch, channels, rows, patch_size, columns, patch_size)).transpose((0, 2, 4, 1, 3, 5))
+    return patches.reshape((batch, rows * columns, -1))
+
+
+def patchify(images: Tensor, patch_size: int) -> Tensor:
+    """(B, C, H, W) -> (B, N, P), values of a patch ordered row, column, channel as in MAE's published code."""
+    batch, channels, height, width = images.shape
+    rows, columns = height // patch_size, width // patch_size
+    patches = images.reshape((batch, channels, rows, patch_size, columns, patch_size)).transpose((0, 2, 4, 3, 5, 1))
+    return patches.reshape((batch, rows * columns, -1))
+
+
+def take(tokens: Tensor, indices: Tensor) -> Tensor:
+    """Tokens at ``indices``: (B, N, D), (k * B, K) -> (k * B, K, D), k rows an image."""
+    batch, count, width = tokens.shape
+    first = ops.arange(0, batch * count, count).astype(ms.int32).reshape((-1, 1))
+    rows = indices.reshape((batch, -1)) + first
+    taken = ops.gather(tokens.reshape((batch * count, width)), rows.reshape((-1,)), 0)
+    return taken.reshape((indices.shape[0], indices.shape[1], width))
+
+
+def with_class_token(tokens: Tensor, cls_token: Tensor) -> Tensor:
+    """Put the class token before ``tokens``: (B, N, D) -> (B, 1 + N, D)."""
+    first = cls_token.astype(tokens.dtype)
     return ops.cat((ops.broadcast_to(first, (tokens.shape[0], 1, tokens.shape[2])), tokens), 1)

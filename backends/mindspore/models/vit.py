@@ -11,9 +11,10 @@ import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 
-from ehm.backends.mindspore.models.blocks import Block, Dense, LayerNorm
+from ehm.backends.mindspore.models.blocks import Block, Dense, LayerNorm, run_blocks
 from ehm.backends.mindspore.models.initial import truncated
 from ehm.backends.mindspore.models.patches import PatchEmbed, with_class_token
+from ehm.backends.mindspore.models.relative import RelativeBlock
 from ehm.encoders import VitSpec
 
 __all__ = ["VisionTransformer", "layer_of"]
@@ -22,6 +23,7 @@ __all__ = ["VisionTransformer", "layer_of"]
 class VisionTransformer(nn.Cell):
     """timm's ViT of ``spec``: normalised (B, 3, H, W) -> (B, classes), or pooled features (B, D) for 0 classes.
 
+    The relative form is timm's ``Beit``, with a table of biases in every block, as BEiT and SimMIM fine-tune.
     ``pool`` is ``avg`` (mean of the patch tokens) or ``token`` (the class token). As in MAE's fine-tuning the last norm
     follows an average, unless ``fc_norm`` is False. With ``probe`` a batch norm stands before the linear classifier.
     Weights are drawn from ``rng``.
@@ -38,12 +40,16 @@ class VisionTransformer(nn.Cell):
         probe: bool = False,
     ) -> None:
         super().__init__()
-        self.pool, self.classes = pool, classes
+        self.pool, self.classes, self.relative = pool, classes, spec.relative
         self.norms_pooled = pool == "avg" if fc_norm is None else fc_norm
         self.patch_embed = PatchEmbed(spec, dtype)
         self.cls_token = Parameter(Tensor(np.zeros((1, 1, spec.width), np.float32)))
-        self.pos_embed = Parameter(Tensor(np.zeros((1, spec.patches + 1, spec.width), np.float32)))
-        self.blocks = nn.CellList([Block(spec.width, spec.heads, spec.mlp_ratio, dtype) for _ in range(spec.depth)])
+        sizes = spec.width, spec.heads, spec.mlp_ratio, dtype
+        if spec.relative:
+            self.blocks = nn.CellList([RelativeBlock(*sizes, spec.grid) for _ in range(spec.depth)])
+        else:
+            self.pos_embed = Parameter(Tensor(np.zeros((1, spec.patches + 1, spec.width), np.float32)))
+            self.blocks = nn.CellList([Block(*sizes) for _ in range(spec.depth)])
         if self.norms_pooled:
             self.fc_norm = LayerNorm(spec.width)
         else:
@@ -55,13 +61,14 @@ class VisionTransformer(nn.Cell):
 
     def embed(self, images: Tensor) -> Tensor:
         """What enters the first block: (B, 3, H, W) -> (B, L, D)."""
-        return with_class_token(self.patch_embed(images) + self.pos_embed[:, 1:], self.cls_token, self.pos_embed)
+        patches = self.patch_embed(images)
+        if self.relative:
+            return with_class_token(patches.astype(ms.float32), self.cls_token)
+        return with_class_token(patches + self.pos_embed[:, 1:], self.cls_token + self.pos_embed[:, :1])
 
     def features(self, images: Tensor, keep: Tensor | None = None) -> Tensor:
         """What the head sees: (B, 3, H, W) -> (B, D)."""
-        tokens = self.embed(images)
-        for index, block in enumerate(self.blocks):
-            tokens = block(tokens) if keep is None else block(tokens, keep[2 * index], keep[2 * index + 1])
+        tokens = run_blocks(self.blocks, self.embed(images), None, keep)
         if self.norms_pooled:
             return self.fc_norm(self._pooled(tokens))
         return self._pooled(self.norm(tokens))

@@ -1,0 +1,81 @@
+"""The relative form of a ViT's block, as in BEiT and in SimMIM's ViT, with the names of timm's ``Beit``.
+
+Attention has a bias for every relative position and keys have none; each branch is scaled feature by feature.
+Shapes: L tokens with the class token first, D features, h heads, T entries of a table of biases.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from mindspore import Parameter, Tensor, nn, ops
+
+from ehm.backends.mindspore.models.blocks import Attention, Block, linear
+from ehm.encoders import relative_index
+
+__all__ = ["RelativeBias", "RelativeBlock"]
+
+LAYER_SCALE = 0.1
+"""What the factors of both branches begin with (BEiT-B, SimMIM's ViT-B)."""
+
+
+class RelativeBias(nn.Cell):
+    """Biases of all pairs of the tokens of a ``grid``: (h, L, L)."""
+
+    def __init__(self, grid: tuple[int, int], heads: int) -> None:
+        super().__init__()
+        self.relative_position_bias_table, self.index = _table(grid, heads)
+
+    def construct(self) -> Tensor:
+        """(h, L, L)."""
+        return _biases(self.relative_position_bias_table, self.index)
+
+
+class RelativeAttention(Attention):
+    """Attention to whose scores a bias is added: that of its own table for a ``grid``, else the one it is given."""
+
+    def __init__(self, width: int, heads: int, dtype: Any, grid: tuple[int, int] | None) -> None:
+        super().__init__(width, heads, dtype, bias=False)
+        self.q_bias, self.v_bias = (Parameter(Tensor(np.zeros(width, np.float32))) for _ in range(2))
+        self.dtype, self.own = dtype, grid is not None
+        if grid is not None:
+            self.relative_position_bias_table, self.index = _table(grid, heads)
+
+    def project(self, x: Tensor) -> Tensor:
+        """(B, L, D) -> (B, L, 3 * D)."""
+        bias = ops.cat((self.q_bias, ops.zeros_like(self.q_bias), self.v_bias))
+        return linear(x, self.qkv.weight, bias, self.dtype)
+
+    def probs(self, q: Tensor, k: Tensor, bias: Tensor | None = None) -> Tensor:
+        """See :meth:`Attention.probs`."""
+        own = _biases(self.relative_position_bias_table, self.index) if self.own else bias
+        return super().probs(q, k, own)
+
+
+class RelativeBlock(Block):
+    """A block of the relative form; with a table of its own for a ``grid``, without one its bias is handed in."""
+
+    def __init__(
+        self, width: int, heads: int, mlp_ratio: float, dtype: Any, grid: tuple[int, int] | None = None
+    ) -> None:
+        super().__init__(width, heads, mlp_ratio, dtype, RelativeAttention(width, heads, dtype, grid))
+        self.gamma_1, self.gamma_2 = (Parameter(Tensor(np.full(width, LAYER_SCALE, np.float32))) for _ in range(2))
+
+    def finish(self, x: Tensor, mixed: Tensor, keep_attn: Tensor | None, keep_mlp: Tensor | None) -> Tensor:
+        """See :meth:`Block.finish`."""
+        scale_attn = self.gamma_1 if keep_attn is None else self.gamma_1 * keep_attn
+        scale_mlp = self.gamma_2 if keep_mlp is None else self.gamma_2 * keep_mlp
+        return super().finish(x, mixed, scale_attn, scale_mlp)
+
+
+def _table(grid: tuple[int, int], heads: int) -> tuple[Parameter, Tensor]:
+    """A table of zeros, (T, h), and the entry of each pair of tokens, (L, L)."""
+    index = relative_index(grid)
+    return Parameter(Tensor(np.zeros((index.max() + 1, heads), np.float32))), Tensor(index)
+
+
+def _biases(table: Tensor, index: Tensor) -> Tensor:
+    """(T, h), (L, L) -> (h, L, L)."""
+    length = index.shape[0]
+    return ops.gather(table, index.reshape((-1,)), 0).reshape((length, length, -1)).transpose((2, 0, 1))
