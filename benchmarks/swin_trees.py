@@ -5,9 +5,9 @@
     python benchmarks/swin_trees.py --picture docs/images/swin_trees.png
 
 The measure needs to know the parts. So images are composed: a map of 6 x 6 cells is divided into four regions (each
-cell belongs to the nearest of four seeds), and each region shows a crop of another photograph. A tree is cut into four parts
-by SciPy, and compared with the regions by the adjusted Rand index (Hubert and Arabie, 1985): 1 where they are equal, 0
-on average for parts drawn at random. Beside it stand the tree's height and its largest part at half of it.
+cell belongs to the nearest of four seeds), and each region shows a crop of another photograph. A tree is cut into four
+parts by SciPy, and compared with the regions by the adjusted Rand index (Hubert and Arabie, 1985): 1 where they are
+equal, 0 on average for parts drawn at random. Beside it stand the tree's height and its largest part at half of it.
 
 The photographs are those in the wheel of scikit-image. The Swin sees crops of their left three fifths in pretraining
 (SimMIM with random masks, three seeds); images are composed of their right two fifths. It has three stages: 24 x 24, 12
