@@ -26,6 +26,7 @@ from ehm.backends.torch.models.pretraining import build_model
 from ehm.backends.torch.optim import param_groups
 from ehm.backends.torch.tensors import Pixels, download, load_arrays, to_arrays, upload
 from ehm.backends.torch.training import Training, recompute, seeded
+from ehm.backends.torch.weights import begin_with
 from ehm.config import TrainConfig
 from ehm.masking import split_mask, spread_mask
 from ehm.masking.static import masked_count
@@ -50,6 +51,7 @@ class TorchLearner:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.run.seed)
             self.model = build_model(config, self._words.vocabulary if self._words else 0)
+        self.notes = begin_with(self.model, config)
         self.model.to(device).train()
         self._ema: Any = None
         if config.optim.ema_decay is not None:
