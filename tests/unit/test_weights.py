@@ -141,6 +141,7 @@ def test_a_safetensors_file_is_read_and_what_is_wrong_is_named(tmp_path, bare):
             "depth": 2,
             "heads": 3,
             "mlp_ratio": 4.0,
+            "relative": False,
         }
         return
     for change, message in (
