@@ -21,6 +21,7 @@ from ehm.backends.mindspore.models.pretraining import Model, build_model
 from ehm.backends.mindspore.optim import AdamW
 from ehm.backends.mindspore.tensors import Pixels, load_arrays, to_arrays
 from ehm.backends.mindspore.training import Training, drop_path, refuse_unknown
+from ehm.backends.mindspore.weights import begin_with
 from ehm.config import TrainConfig
 from ehm.errors import BackendError
 from ehm.masking import split_mask, spread_mask
@@ -41,10 +42,12 @@ class MindsporeLearner:
         self._config, self._rank, self._steps = config, processes.rank, 0
         dtype = arithmetic(config.optim.dtype, target)
         self.model = build_model(config, dtype)
+        self.notes = begin_with(self.model, config)
         self.model.set_train()
         self._ema: Model | None = None
         if config.optim.ema_decay is not None:
             self._ema = build_model(config, dtype)
+            begin_with(self._ema, config)
             self._ema.update_parameters_name("ema.")  # names are unique within a graph
             self._average = ms.jit(_averaging(self._ema, self.model, config.optim.ema_decay))
         if config.run.grad_checkpointing:

@@ -1,21 +1,28 @@
-"""The encoder that a downstream task starts from, as a MindSpore cell: our runs and files of weights, or nothing."""
+"""Where weights come from, in MindSpore cells: our runs and files of weights, or nothing.
+
+:mod:`ehm.weights` and :mod:`ehm.initial` say which arrays a model takes; here they are copied.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import mindspore as ms
 import numpy as np
+from mindspore import Parameter, nn
 
+from ehm.backends.base import Arrays
 from ehm.backends.mindspore.models.vit import VisionTransformer
 from ehm.backends.mindspore.tensors import put
-from ehm.config import ModelSource, Triple, encoder_spec
-from ehm.encoders import VitSpec
+from ehm.config import ModelSource, TrainConfig, Triple, encoder_spec
+from ehm.encoders import EncoderSpec, VitSpec
 from ehm.errors import ConfigError
-from ehm.weights import MEAN, STD, at_size, describe, read_weights, resample_positions, select
+from ehm.initial import initial_weights
+from ehm.weights import MEAN, STD, at_size, describe, fitted, read_weights, select
 
-__all__ = ["Loaded", "load_model"]
+__all__ = ["Loaded", "begin_with", "load_model"]
 
 
 @dataclass(frozen=True)
@@ -41,32 +48,56 @@ def load_model(
 ) -> Loaded:
     """The encoder that ``source`` names under a head of ``classes`` that ``seed`` starts (0: none, pooled features).
 
-    ``pool``, ``fc_norm`` and ``probe`` are :class:`VisionTransformer`'s. Position embeddings are resampled to
-    ``source.image_size``. Raises CheckpointError where weights are missing or do not fit, ConfigError where the
-    settings do not.
+    ``pool``, ``fc_norm`` and ``probe`` are :class:`VisionTransformer`'s. Positions and tables of relative ones are
+    resampled to ``source.image_size``. Raises CheckpointError where weights are missing or do not fit, ConfigError
+    where the settings do not.
     """
     rng = np.random.default_rng(seed)
     if source.init.startswith("timm:"):
         raise ConfigError(f"model.init {source.init}: timm's models need torch; {_TAKES}")
     if source.init == "scratch":
         try:
-            spec = encoder_spec(source.encoder, source.image_size or (224, 224), source.patch_size, source)
+            named = encoder_spec(source.encoder, source.image_size or (224, 224), source.patch_size, source)
         except ValueError as error:
             raise ConfigError(str(error)) from None
+        spec = _vit(named, f"model.encoder {source.encoder}")
         return Loaded(VisionTransformer(spec, rng, classes, pool, fc_norm, dtype, probe), spec, describe(spec))
     weights = read_weights(source)
     if weights.spec is None:
         raise ConfigError(f"model.init {source.init}: holds timm's {weights.timm}, which needs torch; {_TAKES}")
-    spec, arrays = at_size(weights.spec, source), dict(weights.arrays)
+    spec = _vit(at_size(weights.spec, source), f"model.init {source.init}: holds a Swin, which")
+    arrays = fitted(weights, spec)
     if pool == "avg" and "fc_norm.weight" in arrays and "norm.weight" not in arrays:
         fc_norm = True  # a fine-tuned encoder, whose norm stands behind the average already
     model = VisionTransformer(spec, rng, classes, pool, fc_norm, dtype, probe)
-    arrays["pos_embed"] = resample_positions(arrays["pos_embed"], spec.grid, weights.spec.grid)
     own = dict(model.parameters_and_names())
-    placed, notes = select({name: tuple(value.shape) for name, value in own.items()}, arrays, "head", source.init)
-    for name, array in placed.items():
-        put(own[name], array)
+    placed, notes = select(_shapes(own), arrays, "head", source.init)
+    _place(own, placed)
     return Loaded(model, spec, describe(spec), weights.mean, weights.std, notes)
+
+
+def begin_with(model: nn.Cell, config: TrainConfig) -> tuple[str, ...]:
+    """Copy what weights ``config.model.init`` names into ``model``, one that is pretrained; notes on what was done."""
+    own = dict(model.parameters_and_names())
+    placed, notes = initial_weights(config, _shapes(own))
+    _place(own, placed)
+    return notes
+
+
+def _vit(spec: EncoderSpec, named: str) -> VitSpec:
+    """``spec``; ConfigError, which begins with what is ``named``, for another encoder."""
+    if not isinstance(spec, VitSpec):
+        raise ConfigError(f"{named} needs torch; the MindSpore backend has ViTs")
+    return spec
+
+
+def _shapes(parameters: Mapping[str, Parameter]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(value.shape) for name, value in parameters.items()}
+
+
+def _place(parameters: Mapping[str, Parameter], arrays: Arrays) -> None:
+    for name, array in arrays.items():
+        put(parameters[name], array)
 
 
 _TAKES = "the MindSpore backend takes a run folder, a .safetensors file or scratch"
