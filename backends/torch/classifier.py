@@ -5,8 +5,7 @@ Shapes: B images of H x W pixels, C classes, D features.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any, SupportsFloat
 
 import numpy as np
@@ -15,11 +14,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ehm.backends.base import ALONE, LearnerState, Processes
-from ehm.backends.common import chunks, entropy
+from ehm.backends.common import chunks
 from ehm.backends.torch.models.vit import layers_of
 from ehm.backends.torch.optim import LARS, param_groups
 from ehm.backends.torch.tensors import Pixels, load_arrays, to_arrays, upload
-from ehm.backends.torch.training import Training
+from ehm.backends.torch.training import Training, randomness
 from ehm.backends.torch.weights import classifier_name, load_model
 from ehm.config import FinetuneConfig
 from ehm.errors import ConfigError
@@ -66,7 +65,7 @@ class TorchClassifier:
     ) -> Mapping[str, SupportsFloat]:
         """See :meth:`ehm.backends.base.Classifier.train_step`."""
         wanted = upload(targets, self._device)
-        with self._random():
+        with randomness(self._device, self._config.run.seed, self._steps, self._rank):
             if self._head is None:
                 metrics = self._fine_tune(images, wanted, lr, weight_decay)
             else:
@@ -123,15 +122,6 @@ class TorchClassifier:
     def _features(self, images: NDArray[np.uint8]) -> Tensor:
         features: Tensor = self.model.forward_head(self.model.forward_features(self._pixels(images)), pre_logits=True)
         return features
-
-    @contextmanager
-    def _random(self) -> Iterator[None]:
-        """Random numbers of the seed, the step and the process alone: drop path is the same in a resumed run."""
-        on_device = [] if self._device.type == "cpu" else [self._device]
-        numbers = entropy(self._config.run.seed, self._steps, self._rank)
-        with torch.random.fork_rng(on_device, device_type=self._device.type):
-            torch.manual_seed(int(np.random.SeedSequence(numbers).generate_state(1)[0]))
-            yield
 
 
 def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:

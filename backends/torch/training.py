@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from shutil import which
 from typing import Any, SupportsFloat
@@ -15,14 +16,14 @@ from torch.optim import Optimizer
 from torch.utils.checkpoint import checkpoint
 
 from ehm.backends.base import Arrays, Processes
-from ehm.backends.common import SCALE, TRACKER, chunks
+from ehm.backends.common import SCALE, TRACKER, chunks, entropy
 from ehm.backends.torch.devices import FACTS, arithmetic, autocast
 from ehm.backends.torch.distributed import gathered, mean, shards, synchronised, wrap
 from ehm.backends.torch.optim import load_optimizer_arrays, optimizer_arrays, set_rates
 from ehm.config import OptimConfig, RunConfig
 from ehm.errors import BackendError
 
-__all__ = ["Training", "recompute", "reproducible"]
+__all__ = ["Training", "randomness", "recompute", "reproducible"]
 
 
 class Training:
@@ -116,6 +117,15 @@ def recompute(blocks: Iterable[nn.Module]) -> None:
     for block in blocks:
         # nothing in them is random, so that no generator's state has to be kept either
         block.forward = partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False)
+
+
+@contextmanager
+def randomness(device: torch.device, seed: int, step: int, rank: int) -> Iterator[None]:
+    """Random numbers of the seed, the step and the process alone, so that they are the same in a resumed run."""
+    on_device = [] if device.type == "cpu" else [device]
+    with torch.random.fork_rng(on_device, device_type=device.type):
+        torch.manual_seed(int(np.random.SeedSequence(entropy(seed, step, rank)).generate_state(1)[0]))
+        yield
 
 
 def reproducible(wanted: bool) -> None:
