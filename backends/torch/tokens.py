@@ -6,6 +6,7 @@ makes tensors and containers, and for each class that the module consists of an 
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -87,11 +88,15 @@ def _read_file(path: Path) -> Arrays:
         tensors = dict(_tensors(content)) if isinstance(content, _StandIn) else dict(content)
         return {name: value.detach().float().numpy() for name, value in tensors.items()}
     except Exception as error:  # a file of unknown origin can fail in any way, at any opcode
-        said = str(error).strip().splitlines() or [type(error).__name__]
-        reason = next((line for line in said if "Unsupported" in line), said[0])
         raise CheckpointError(
-            f"neither DALL-E's encoder.pkl nor a file of its tensors, and nothing in it was executed: {reason}"
+            f"neither DALL-E's encoder.pkl nor a file of its tensors, and nothing in it was executed: {_reason(error)}"
         ) from None
+
+
+def _reason(error: Exception) -> str:
+    """What torch's unpickler met, without its advice to load the file all the same."""
+    found = re.search(r"WeightsUnpickler error: (.*?)(?: was not an allowed global| *$)", str(error), re.MULTILINE)
+    return found[1] if found else (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 class _StandIn:
