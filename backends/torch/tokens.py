@@ -95,8 +95,12 @@ def _read_file(path: Path) -> Arrays:
 
 def _reason(error: Exception) -> str:
     """What torch's unpickler met, without its advice to load the file all the same."""
-    found = re.search(r"WeightsUnpickler error: (.*?)(?: was not an allowed global| *$)", str(error), re.MULTILINE)
-    return found[1] if found else (str(error).strip().splitlines() or [type(error).__name__])[0]
+    found = re.search(
+        r"(?:WeightsUnpickler error:\s*|Trying to load )(\S.*?)(?: was not an allowed global|\.? *$)",
+        str(error),
+        re.MULTILINE,
+    )
+    return found[1] if found else type(error).__name__
 
 
 class _StandIn:
