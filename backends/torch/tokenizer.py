@@ -58,6 +58,7 @@ class TorchTokenizer:
         self, images: NDArray[np.uint8], temperature: float, lr: float, weight_decay: float
     ) -> Mapping[str, SupportsFloat]:
         """See :meth:`ehm.backends.base.TokenizerLearner.train_step`."""
+        self.model.train()
         heat = torch.full((), temperature, device=self._device)
         terms, counts = torch.zeros(2, device=self._device), torch.zeros(self._config.vocabulary, device=self._device)
 
@@ -78,6 +79,7 @@ class TorchTokenizer:
 
     def reconstruct(self, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """See :meth:`ehm.backends.base.TokenizerLearner.reconstruct`."""
+        self.model.eval()
         seen, tokens = self.model.reconstruct(self._pixels(images))
         return seen.permute(0, 2, 3, 1).cpu().numpy(), tokens.cpu().numpy()
 

@@ -335,8 +335,8 @@ class TokenizerConfig(Section):
 
     ``vocabulary`` is the number of codes, ``stride`` the side in pixels of the square that each stands for, ``width``
     the features of a code. The Gumbel-softmax cools from the first ``temperature`` to the second along half a cosine
-    (DALL-E: 1 to 1/16); ``kl_weight`` holds the codes' distribution at each place to the uniform one. Pixels are
-    reconstructed as they are: ``data.mean`` and ``data.std`` play no part.
+    (DALL-E: 1 to 1/16); ``kl_weight`` holds the distribution of all codes to the uniform one. Pixels are reconstructed
+    as they are: ``data.mean`` and ``data.std`` play no part.
     """
 
     vocabulary: Annotated[int, Field(ge=2)] = 8192

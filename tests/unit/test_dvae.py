@@ -87,7 +87,7 @@ def test_the_encoder_computes_what_the_published_one_does():
 
 
 def test_tokens_are_the_same_under_autocast_and_carry_no_gradient():
-    vae = DiscreteVae(64, 16, stride=4)
+    vae = DiscreteVae(64, 16, stride=4).eval()
     images = pictures(2, 3, 16, 24)
     tokens = vae.tokens(images)
     assert tokens.shape == (2, 24)
@@ -100,9 +100,19 @@ def test_tokens_are_the_same_under_autocast_and_carry_no_gradient():
         vae.tokens(pictures(1, 3, 18, 24))
 
 
+def test_in_evaluation_tokens_are_of_an_image_alone_and_in_training_places_differ_from_the_start():
+    vae, images = DiscreteVae(64, 16, stride=4), pictures(4, 3, 32, 32)
+    alike = 0.5 + 0.05 * (images - 0.5)  # nearly grey
+    _, _, tokens = vae(alike, torch.tensor(1.0))
+    counts = torch.bincount(tokens.flatten(), minlength=64).float()
+    assert float(usage(counts)["perplexity"]) > 10
+    vae.eval()
+    assert torch.equal(vae.tokens(images)[:1], vae.tokens(images[:1]))
+
+
 @pytest.mark.parametrize("stride", [2, 4, 16])
 def test_the_vae_has_a_code_for_every_square(stride):
-    vae = DiscreteVae(10, 16, stride)
+    vae = DiscreteVae(10, 16, stride).eval()
     images = pictures(2, 3, 32, 48)
     assert vae.logits(images).shape == (2, 10, 32 // stride, 48 // stride)
     seen, tokens = vae.reconstruct(images)
@@ -117,8 +127,8 @@ def test_the_terms_of_the_loss_are_the_error_and_the_divergence_from_uniform():
     torch.manual_seed(3)
     error, divergence, tokens = vae(images, torch.tensor(0.7))
     logits = vae.logits(images).detach()
-    q = logits.softmax(1).double().numpy()
-    expected = np.mean(np.sum(q * np.log(q / (1 / 5)), axis=1))
+    q = logits.softmax(1).double().numpy().mean((0, 2, 3))
+    expected = np.sum(q * np.log(q / (1 / 5)))
     assert divergence.item() == pytest.approx(expected, rel=1e-5)
     assert torch.equal(tokens, logits.argmax(1).flatten(1))
 
@@ -160,13 +170,13 @@ def test_gradients_pass_through_the_codes_to_every_parameter():
 
 
 def test_cold_codes_are_the_tokens_reconstruction():
-    vae, images = DiscreteVae(4, 8, stride=2), pictures(1, 3, 8, 8)
+    vae, images = DiscreteVae(4, 8, stride=2).eval(), pictures(1, 3, 8, 8)
     with torch.no_grad():
         vae.encoder[-1].weight.mul_(1e4)  # so sure of its codes that the noise changes none
         error, _, tokens = vae(images, torch.tensor(0.01))
     seen, same = vae.reconstruct(images)
     assert torch.equal(tokens, same)
-    unclamped = vae._decode(torch.eye(4)[tokens.reshape(1, 4, 4)].permute(0, 3, 1, 2)).detach()
+    unclamped = (vae.decoder(vae.codebook[tokens.reshape(1, 4, 4)].permute(0, 3, 1, 2)).detach() + 1) / 2
     assert error.item() == pytest.approx(((unclamped - images) ** 2).mean().item(), rel=1e-4)
     torch.testing.assert_close(seen, unclamped.clamp(0, 1))
 

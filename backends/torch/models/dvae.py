@@ -5,13 +5,12 @@ Shapes: B images of H x W pixels in [0, 1], K codes of a vocabulary, (h, w) = (H
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import gumbel_softmax, mse_loss, one_hot
+from torch.nn.functional import embedding, mse_loss
 
 __all__ = ["DiscreteVae", "Residual", "Tokenizer"]
 
@@ -44,6 +43,8 @@ class DiscreteVae(Tokenizer):
     """A convolutional encoder to logits of ``vocabulary`` codes, a codebook (K, D), and a decoder back to pixels.
 
     ``stride`` is a power of two. ``width`` D is the number of channels at that stride; each halving of it halves them.
+    Batch norm before the logits takes off what all places have in common, which would else give them all one code.
+    In evaluation mode an image has the same tokens in any batch.
     """
 
     def __init__(self, vocabulary: int, width: int, stride: int = 8) -> None:
@@ -52,7 +53,12 @@ class DiscreteVae(Tokenizer):
         stages = stride.bit_length() - 1
         channels = [3, *(width >> (stages - 1 - stage) for stage in range(stages))]
         self.encoder = nn.Sequential(
-            *_stages(channels, nn.Conv2d), Residual(width), Residual(width), nn.ReLU(), nn.Conv2d(width, vocabulary, 1)
+            *_stages(channels, nn.Conv2d),
+            Residual(width),
+            Residual(width),
+            nn.ReLU(),
+            nn.BatchNorm2d(width, affine=False),
+            nn.Conv2d(width, vocabulary, 1),
         )
         self.codebook = nn.Parameter(torch.randn(vocabulary, width))
         self.decoder = nn.Sequential(Residual(width), Residual(width), *_stages(channels[::-1], nn.ConvTranspose2d))
@@ -65,15 +71,19 @@ class DiscreteVae(Tokenizer):
     def forward(self, images: Tensor, temperature: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Reconstruct (B, 3, H, W) images through relaxed codes: the two terms of the loss, and the tokens (B, h * w).
 
-        The first term is the mean squared error of the pixels (where DALL-E has a logit-Laplace likelihood), the second
-        the divergence KL(q || uniform) in nats, mean over places. Codes are Gumbel-softmax samples of ``temperature``
-        (Jang et al., 2017), a scalar; their noise is torch's own random numbers, on the device of ``images``.
+        The first term is the mean squared error of the pixels (where DALL-E has a logit-Laplace likelihood). The second
+        is KL(q || uniform) in nats, q being the codes' mean distribution over images and places: that part of the
+        ELBO's divergence which says how unevenly codes are used, without the part that says how surely each place has
+        one (Hoffman and Johnson, "ELBO surgery", 2016). Codes are Gumbel-softmax samples of ``temperature`` (Jang et
+        al., 2017), a scalar; their noise is torch's own random numbers, on the device of ``images``.
         """
         logits = self.logits(images).float()
-        samples = gumbel_softmax(logits, temperature, dim=1)
-        error = mse_loss(self._decode(samples).float(), images)
-        log_q = logits.log_softmax(dim=1)
-        divergence = math.log(self.vocabulary) + (log_q.exp() * log_q).sum(dim=1).mean()
+        noise = -torch.empty_like(logits).exponential_().log()
+        samples = ((logits + noise) / temperature).softmax(dim=1)
+        features = torch.einsum("bkhw,kd->bdhw", samples, self.codebook)
+        error = mse_loss(self._decode(features).float(), images)
+        q = logits.softmax(dim=1).mean(dim=(0, 2, 3))
+        divergence = (q * (self.vocabulary * q).clamp_min(1e-12).log()).sum()
         return error, divergence, logits.detach().argmax(dim=1).flatten(1)
 
     @torch.no_grad()
@@ -81,12 +91,12 @@ class DiscreteVae(Tokenizer):
         """What the tokens of (B, 3, H, W) images keep of them: images of that shape in [0, 1], and the tokens."""
         height, width = (side // self.stride for side in images.shape[-2:])
         tokens = self.tokens(images)
-        codes = one_hot(tokens, self.vocabulary).float().unflatten(1, (height, width)).permute(0, 3, 1, 2)
-        return self._decode(codes).clamp(0, 1), tokens
+        features = embedding(tokens, self.codebook).unflatten(1, (height, width)).permute(0, 3, 1, 2)
+        return self._decode(features).clamp(0, 1), tokens
 
-    def _decode(self, codes: Tensor) -> Tensor:
-        """Shares of codes (B, K, h, w) -> images (B, 3, H, W)."""
-        decoded: Tensor = self.decoder(torch.einsum("bkhw,kd->bdhw", codes, self.codebook))
+    def _decode(self, features: Tensor) -> Tensor:
+        """Features of codes (B, D, h, w) -> images (B, 3, H, W)."""
+        decoded: Tensor = self.decoder(features)
         return (decoded + 1) / 2
 
 
