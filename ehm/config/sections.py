@@ -343,8 +343,8 @@ class TokenizerConfig(Section):
     width: Positive = 256
     stride: Literal[2, 4, 8, 16, 32] = 8
     image_size: ImageSize = (112, 112)
-    temperature: tuple[PositiveReal, PositiveReal] = (1.0, 0.0625)
-    kl_weight: Annotated[float, Field(ge=0)] = 1e-4
+    temperature: tuple[PositiveReal, PositiveReal] = (0.5, 0.05)
+    kl_weight: Annotated[float, Field(ge=0)] = 1e-3
     data: DataConfig = DataConfig()
     optim: OptimConfig = OptimConfig(
         epochs=50, batch_size=256, base_lr=1e-3, warmup_epochs=1, weight_decay=1e-4, betas=(0.9, 0.999), clip_grad=1.0

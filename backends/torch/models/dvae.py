@@ -52,13 +52,15 @@ class DiscreteVae(Tokenizer):
         self.vocabulary, self.stride = vocabulary, stride
         stages = stride.bit_length() - 1
         channels = [3, *(width >> (stages - 1 - stage) for stage in range(stages))]
+        logits = nn.Conv2d(width, vocabulary, 1)
+        nn.init.normal_(logits.weight, std=4 / width**0.5)  # sure enough of codes to be heard above the Gumbel noise
         self.encoder = nn.Sequential(
             *_stages(channels, nn.Conv2d),
             Residual(width),
             Residual(width),
             nn.ReLU(),
             nn.BatchNorm2d(width, affine=False),
-            nn.Conv2d(width, vocabulary, 1),
+            logits,
         )
         self.codebook = nn.Parameter(torch.randn(vocabulary, width))
         self.decoder = nn.Sequential(Residual(width), Residual(width), *_stages(channels[::-1], nn.ConvTranspose2d))
