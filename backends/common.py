@@ -10,6 +10,7 @@ from ehm.errors import CheckpointError
 
 __all__ = [
     "SCALE",
+    "STEP",
     "TRACKER",
     "check_fit",
     "chunks",
@@ -19,11 +20,14 @@ __all__ = [
     "host_memory",
     "misfits",
     "split_average",
+    "undecayed",
     "with_average",
 ]
 
 SCALE, TRACKER = "scaler/scale", "scaler/growth_tracker"
 """Names, among the optimiser's arrays, of float16's loss scale and of the steps since it last changed."""
+STEP = "step"
+"""Name there of the number of steps made, where random numbers depend on it."""
 _AVERAGE = "ema/"
 
 
@@ -35,8 +39,16 @@ def chunks(batch: int, parts: int) -> Iterator[slice]:
 
 
 def decays(name: str, dimensions: int, no_decay: Collection[str] = ()) -> bool:
-    """Whether weight decay applies: not to biases, norms and other vectors, nor to what ``no_decay`` names."""
-    return dimensions > 1 and not name.endswith(".bias") and name not in no_decay
+    """Whether weight decay applies: not to biases, norms and other vectors, nor to what ``no_decay`` names.
+
+    Nor to tables of biases for relative positions.
+    """
+    return dimensions > 1 and not name.endswith((".bias", "bias_table")) and name not in no_decay
+
+
+def undecayed(objective: str) -> tuple[str, ...]:
+    """Parameters that a pretraining objective's published code does not decay besides; MAE's decays its tokens."""
+    return () if objective == "mae" else ("cls_token", "mask_token")
 
 
 def check_fit(shapes: Mapping[str, tuple[int, ...]], arrays: Arrays) -> None:

@@ -107,7 +107,7 @@ def ehm_step(row: str, model: str, dtype: str, images: NDArray[np.uint8], clock:
     backend = backends.get(device)
     learner: Any = backend.learner(config)
     build = backend.info().hierarchy
-    mask = clock.timed("mask", make_masker(config.masking, config.mask, config.vit.grid, build))
+    mask = clock.timed("mask", make_masker(config.masking, config.masks, config.units, build))
     images = images[: len(images) // config.mask.views]
     batch = Batch(images, None, np.arange(len(images)), 0, len(images))
 
@@ -158,7 +158,7 @@ def plain(name: str, device: torch.device) -> tuple[Callable[..., Any], torch.op
 
     from ehm.backends.torch.models.mae import MaskedAutoencoder, patchify
 
-    model = MaskedAutoencoder(TrainConfig(encoder=name).vit).to(device).train()
+    model = MaskedAutoencoder(TrainConfig(encoder=name).spec).to(device).train()
     blocks = [*model.blocks, *model.decoder_blocks]
     for block in blocks:
         block.__class__, block.attn.fused_attn = Block, False  # timm's own, unfused

@@ -138,7 +138,7 @@ def serve(device):
     config = load_config(TrainConfig, "elpv/pretrain", ["optim.dtype=float32"])
     learner, count = backends.get(device).learner(config), config.optim.batch_size
     images = np.random.default_rng(0).integers(0, 256, (count, *config.image_size, 3), dtype=np.uint8)
-    masker = make_masker(config.masking, config.mask, config.vit.grid)
+    masker = make_masker(config.masking, config.masks, config.units)
     for number, _ in enumerate(sys.stdin):
         begun = time.perf_counter()
         mask, _ = masker(learner, Batch(images, None, np.arange(count), 0, count), 0.3, np.random.default_rng(number))

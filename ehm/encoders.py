@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["VIT_PRESETS", "VitSpec", "sincos_positions"]
+__all__ = ["PRESETS", "SWIN_PRESETS", "VIT_PRESETS", "EncoderSpec", "SwinSpec", "VitSpec", "sincos_positions"]
 
 
 @dataclass(frozen=True)
 class VitSpec:
-    """A Vision Transformer (Dosovitskiy et al., 2021) over ``image_size`` = (height, width) pixels."""
+    """A Vision Transformer (Dosovitskiy et al., 2021) over ``image_size`` = (height, width) pixels.
+
+    ``relative`` is the form of BEiT and of SimMIM's ViT: attention has a bias for every relative position and keys have
+    none, no positions are added to the tokens, and each branch is scaled by a factor for every feature (layer scale).
+    """
 
     image_size: tuple[int, int]
     patch_size: int
@@ -20,17 +25,77 @@ class VitSpec:
     depth: int
     heads: int
     mlp_ratio: float = 4.0
+    relative: bool = False
+
+    @property
+    def stride(self) -> int:
+        """Pixels from one output token to the next."""
+        return self.patch_size
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Patches down and across."""
-        return self.image_size[0] // self.patch_size, self.image_size[1] // self.patch_size
+        """Output tokens down and across: the patches."""
+        return self.image_size[0] // self.stride, self.image_size[1] // self.stride
 
     @property
     def patches(self) -> int:
-        """Number of patches, N."""
+        """Number of output tokens, N."""
         return self.grid[0] * self.grid[1]
 
+    @property
+    def features(self) -> int:
+        """Width of an output token, D."""
+        return self.width
+
+    @property
+    def blocks(self) -> int:
+        """Number of Transformer blocks."""
+        return self.depth
+
+
+@dataclass(frozen=True)
+class SwinSpec:
+    """A Swin Transformer (Liu et al., 2021): stages of blocks whose attention stays within windows of tokens.
+
+    The tokens of the first stage are patches; each further stage merges 2 x 2 tokens and doubles their ``width``.
+    ``window`` is the side of a window in tokens; every second block has its windows moved by half of it.
+    """
+
+    image_size: tuple[int, int]
+    patch_size: int
+    width: int
+    depths: tuple[int, ...]
+    heads: tuple[int, ...]
+    window: int
+    mlp_ratio: float = 4.0
+
+    @property
+    def stride(self) -> int:
+        """Pixels from one output token to the next."""
+        return self.patch_size * 2 ** (len(self.depths) - 1)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Output tokens down and across."""
+        return self.image_size[0] // self.stride, self.image_size[1] // self.stride
+
+    @property
+    def patches(self) -> int:
+        """Number of output tokens, N."""
+        return self.grid[0] * self.grid[1]
+
+    @property
+    def features(self) -> int:
+        """Width of an output token, D."""
+        return self.width * 2 ** (len(self.depths) - 1)
+
+    @property
+    def blocks(self) -> int:
+        """Number of Transformer blocks."""
+        return sum(self.depths)
+
+
+EncoderSpec = VitSpec | SwinSpec
 
 VIT_PRESETS: dict[str, dict[str, int]] = {
     "vit_tiny": {"width": 192, "depth": 12, "heads": 3},
@@ -40,6 +105,16 @@ VIT_PRESETS: dict[str, dict[str, int]] = {
     "vit_huge": {"width": 1280, "depth": 32, "heads": 16},
 }
 """Width, depth and heads of the published ViTs: Ti and S from DeiT (Touvron et al., 2021), B, L and H from ViT."""
+
+SWIN_PRESETS: dict[str, dict[str, Any]] = {
+    "swin_tiny": {"width": 96, "depth": (2, 2, 6, 2), "heads": (3, 6, 12, 24)},
+    "swin_small": {"width": 96, "depth": (2, 2, 18, 2), "heads": (3, 6, 12, 24)},
+    "swin_base": {"width": 128, "depth": (2, 2, 18, 2), "heads": (4, 8, 16, 32)},
+    "swin_large": {"width": 192, "depth": (2, 2, 18, 2), "heads": (6, 12, 24, 48)},
+}
+"""Width of the first stage, depth and heads of each stage (Liu et al., 2021, section 3.3)."""
+
+PRESETS: dict[str, dict[str, Any]] = {**VIT_PRESETS, **SWIN_PRESETS}
 
 
 def sincos_positions(width: int, grid: tuple[int, int]) -> NDArray[np.float32]:

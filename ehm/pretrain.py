@@ -23,7 +23,7 @@ from ehm.data import Loader, TrainTransform, open_source
 from ehm.masking import make_masker
 from ehm.runlog import RunLog, console
 from ehm.runs import Metrics, agree, begin, mean, on, save, say_broken, store
-from ehm.schedule import warmup_cosine
+from ehm.schedule import learning_rate
 
 __all__ = ["DEFAULT_CONFIG", "TrainResult", "train"]
 
@@ -67,7 +67,9 @@ def _run(config: TrainConfig, backend: Backend, folder: Path, start: Path | None
     """The loop."""
     source = open_source(config.data, "train")
     data, optim, run = config.data, config.optim, config.run
-    transform = TrainTransform(config.image_size, data.crop_scale, data.flip, mean=data.mean, std=data.std)
+    transform = TrainTransform(
+        config.image_size, data.crop_scale, data.flip, data.color_jitter, mean=data.mean, std=data.std
+    )
     loader = Loader(
         source,
         transform,
@@ -86,7 +88,7 @@ def _run(config: TrainConfig, backend: Backend, folder: Path, start: Path | None
     warmup = optim.warmup_epochs * loader.steps_per_epoch
 
     build = backend.info().hierarchy if config.mask.build == "auto" else config.mask.build
-    masker = make_masker(config.masking, config.mask, config.vit.grid, build, backend.processes.local_size)
+    masker = make_masker(config.masking, config.masks, config.units, build, backend.processes.local_size)
     learner = backend.learner(config)
     first = 0
     if start is not None:
@@ -105,7 +107,7 @@ def _run(config: TrainConfig, backend: Backend, folder: Path, start: Path | None
             progress = step / total  # p = t / T of Eq. 14, with fractional epochs
             rng = np.random.default_rng([run.seed, step])
             mask, figures = masker(learner, batch, progress, rng)
-            lr = warmup_cosine(step, total, warmup, optim.lr, optim.min_lr)
+            lr = learning_rate(step, total, warmup, optim.lr, optim.min_lr, optim.schedule)
             done, images = step + 1, images + batch.total
             pending.add(done, learner.train_step(batch.images, mask, lr, optim.weight_decay))
             log.advance(done)
@@ -156,12 +158,13 @@ def _write_encoder(folder: Path, learner: Learner, leads: bool) -> Path:
 
 
 def _announce(config: TrainConfig, backend: Backend, images: int, steps: int, folder: Path, start: Path | None) -> None:
-    vit, optim = config.vit, config.optim
+    spec, optim, unit = config.spec, config.optim, config.unit
     views = f" ({config.mask.views} masks an image)" if config.mask.views > 1 else ""
+    units = f"units of {unit} pixels" if unit != spec.stride else "patches"
     console.print(
-        f"Pretraining {config.encoder} ({vit.width} wide, {vit.depth} blocks, {vit.image_size[0]} x "
-        f"{vit.image_size[1]} pixels, {vit.patches} patches) with {config.objective} and {config.masking} masks "
-        f"({config.mask.ratio:.0%} hidden)"
+        f"Pretraining {config.encoder} ({spec.width} wide, {spec.blocks} blocks, {spec.image_size[0]} x "
+        f"{spec.image_size[1]} pixels, {math.prod(config.units)} {units}) with {config.objective} and {config.masking} "
+        f"masks ({config.mask.ratio:.0%} hidden)"
     )
     console.print(
         f"  on {config.data.source}: {images:,} images, {optim.epochs} epochs of {steps} steps, "

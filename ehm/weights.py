@@ -25,6 +25,7 @@ from ehm.backends.common import first_of, misfits
 from ehm.config import ModelSource, TrainConfig, Triple
 from ehm.encoders import VIT_PRESETS, VitSpec
 from ehm.errors import CheckpointError, ConfigError
+from ehm.resample import bicubic
 
 __all__ = [
     "MEAN",
@@ -107,7 +108,7 @@ def of_checkpoint(arrays: Arrays, meta: Mapping[str, Any]) -> Weights:
     data = meta["config"]["data"]
     weights = Weights(_floats(arrays), mean=tuple(data["mean"]), std=tuple(data["std"]))
     if meta["kind"] == "pretrain":
-        return replace(weights, spec=TrainConfig.model_validate(meta["config"]).vit)
+        return replace(weights, spec=TrainConfig.model_validate(meta["config"]).spec)
     encoder = dict(meta["encoder"])
     size = (encoder["image_size"][0], encoder["image_size"][1])
     if encoder.pop("family") == "timm":
@@ -166,7 +167,7 @@ def resample_positions(positions: NDArray[Any], new: tuple[int, int], old: tuple
     """
     token, patches = np.split(np.asarray(positions, np.float64), [1], axis=1)
     grid = patches.reshape(*old, -1)
-    grid = np.einsum("yh,xw,hwd->yxd", _bicubic(new[0], old[0]), _bicubic(new[1], old[1]), grid, optimize=True)
+    grid = np.einsum("yh,xw,hwd->yxd", bicubic(new[0], old[0]), bicubic(new[1], old[1]), grid, optimize=True)
     return np.concatenate([token, grid.reshape(1, new[0] * new[1], -1)], axis=1).astype(np.float32)
 
 
@@ -215,19 +216,6 @@ def _floats(arrays: Arrays) -> Arrays:
         name: array.astype(np.float32, copy=False) if np.issubdtype(array.dtype, np.floating) else array
         for name, array in arrays.items()
     }
-
-
-def _bicubic(new: int, old: int) -> NDArray[np.float64]:
-    """(new, old) weights of one axis: Keys's cubic kernel, a = -1/2, widened when shrinking and normalised at borders.
-
-    Keys, "Cubic convolution interpolation for digital image processing" (1981), Eq. 15.
-    """
-    scale = old / new
-    centres = (np.arange(new) + 0.5) * scale
-    x = np.abs((np.arange(old) + 0.5 - centres[:, None]) / max(scale, 1))
-    weights = np.where(x < 1, (1.5 * x - 2.5) * x * x + 1, np.where(x < 2, ((2.5 - 0.5 * x) * x - 4) * x + 2, 0))
-    normalised: NDArray[np.float64] = weights / weights.sum(axis=1, keepdims=True)
-    return normalised
 
 
 def _groups(names: Iterable[str]) -> str:

@@ -9,7 +9,7 @@ class FakeLearner:
     """Counts what the loop asks for; its one parameter moves by lr times the share of bright masked patches."""
 
     def __init__(self, config, fail_at=None):
-        self.patches, self.fail_at = config.vit.patches, fail_at
+        self.patches, self.fail_at = config.spec.patches, fail_at
         self.weight, self.steps = np.zeros(1, np.float64), 0
         self.calls = []
 

@@ -36,6 +36,8 @@ class MindsporeLearner:
     def __init__(self, config: TrainConfig, target: Target, processes: Processes = ALONE) -> None:
         if config.objective != "mae":
             raise BackendError(f"objective {config.objective}: the MindSpore backend has mae")
+        if config.mask.similarity != "attention":
+            raise BackendError(f"mask.similarity {config.mask.similarity}: the MindSpore backend has attention")
         if config.mask.build == "device":
             raise BackendError("mask.build device: the MindSpore backend builds trees on the host; use host or auto")
         refuse_unknown(config.run, processes)
@@ -126,7 +128,7 @@ class MindsporeLearner:
         """The model as the seed starts it."""
         config = self._config
         return MaskedAutoencoder(
-            config.vit,
+            config.spec,
             np.random.default_rng(config.run.seed),
             config.model.decoder_width,
             config.model.decoder_depth,

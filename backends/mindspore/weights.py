@@ -10,7 +10,7 @@ import numpy as np
 
 from ehm.backends.mindspore.models.vit import VisionTransformer
 from ehm.backends.mindspore.tensors import put
-from ehm.config import ModelSource, Triple, vit_spec
+from ehm.config import ModelSource, Triple, encoder_spec
 from ehm.encoders import VitSpec
 from ehm.errors import ConfigError
 from ehm.weights import MEAN, STD, at_size, describe, read_weights, resample_positions, select
@@ -50,7 +50,7 @@ def load_model(
         raise ConfigError(f"model.init {source.init}: timm's models need torch; {_TAKES}")
     if source.init == "scratch":
         try:
-            spec = vit_spec(source.encoder, source.image_size or (224, 224), source.patch_size, source)
+            spec = encoder_spec(source.encoder, source.image_size or (224, 224), source.patch_size, source)
         except ValueError as error:
             raise ConfigError(str(error)) from None
         return Loaded(VisionTransformer(spec, rng, classes, pool, fc_norm, dtype, probe), spec, describe(spec))

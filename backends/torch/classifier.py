@@ -14,18 +14,16 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ehm.backends.base import ALONE, LearnerState, Processes
-from ehm.backends.common import chunks
+from ehm.backends.common import STEP, chunks, entropy
 from ehm.backends.torch.models.vit import layers_of
 from ehm.backends.torch.optim import LARS, param_groups
 from ehm.backends.torch.tensors import Pixels, load_arrays, to_arrays, upload
-from ehm.backends.torch.training import Training, randomness
+from ehm.backends.torch.training import Training, seeded
 from ehm.backends.torch.weights import classifier_name, load_model
 from ehm.config import FinetuneConfig
 from ehm.errors import ConfigError
 
 __all__ = ["TorchClassifier", "probe_head"]
-
-_STEP = "step"
 
 
 class TorchClassifier:
@@ -65,7 +63,7 @@ class TorchClassifier:
     ) -> Mapping[str, SupportsFloat]:
         """See :meth:`ehm.backends.base.Classifier.train_step`."""
         wanted = upload(targets, self._device)
-        with randomness(self._device, self._config.run.seed, self._steps, self._rank):
+        with seeded(self._device, entropy(self._config.run.seed, self._steps, self._rank)):  # drop path
             if self._head is None:
                 metrics = self._fine_tune(images, wanted, lr, weight_decay)
             else:
@@ -82,13 +80,13 @@ class TorchClassifier:
 
     def state(self) -> LearnerState:
         """See :meth:`ehm.backends.base.Classifier.state`."""
-        return LearnerState(to_arrays(self.model), {**self._training.state(), _STEP: np.array(self._steps, np.int64)})
+        return LearnerState(to_arrays(self.model), {**self._training.state(), STEP: np.array(self._steps, np.int64)})
 
     def load(self, state: LearnerState) -> None:
         """See :meth:`ehm.backends.base.Classifier.load`."""
         load_arrays(self.model, state.model)
         moments = dict(state.optimizer)
-        self._steps = int(moments.pop(_STEP, np.array(0)))
+        self._steps = int(moments.pop(STEP, np.array(0)))
         self._training.load(moments)
 
     def _fine_tune(

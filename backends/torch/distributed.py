@@ -27,7 +27,7 @@ from ehm.errors import BackendError
 
 __all__ = ["gathered", "join", "like", "mean", "shards", "synchronised", "unsharded", "wrap"]
 
-_PASSES = ("embed", "similarity", "saliency")
+_PASSES = ("embed", "similarity", "features", "saliency")
 """Methods of a model that are called beside ``forward``, and need its parameters whole too."""
 _NEEDED = ("RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
@@ -125,7 +125,8 @@ def _shard(model: nn.Module, processes: Processes, device: torch.device) -> None
     for module in list(model.children()):
         if isinstance(module, (nn.ModuleList, nn.Sequential)):
             for block in module:
-                fully_shard(block, mesh=mesh)
+                if any(block.children()):  # not a single layer, whose parameters may be read beside its forward
+                    fully_shard(block, mesh=mesh)
     fully_shard(model, mesh=mesh)
     for name in _PASSES:
         if hasattr(model, name):

@@ -26,7 +26,15 @@ from ehm.backends.torch.tensors import upload
 from ehm.masking.schedule import masking_level
 from ehm.masking.static import masked_count
 
-__all__ = ["DeviceHierarchy", "balance", "build_hierarchy", "hierarchical_mask", "split_mask", "statistics"]
+__all__ = [
+    "DeviceHierarchy",
+    "balance",
+    "build_hierarchy",
+    "hierarchical_mask",
+    "split_mask",
+    "spread_mask",
+    "statistics",
+]
 
 ROUNDS = 8
 """Rounds of merging between two reads of the number of clusters."""
@@ -250,6 +258,12 @@ def split_mask(mask: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
     key = mask.float() * n + torch.arange(n, dtype=torch.float32, device=mask.device)
     order = key.argsort(dim=1)
     return order[:, : n - count], order[:, n - count :], order.float().argsort(dim=1)
+
+
+def spread_mask(mask: Tensor, units: tuple[int, int], factor: int) -> Tensor:
+    """A mask of units as one of tokens, ``factor`` x ``factor`` to a unit: (B, h * w) -> (B, N)."""
+    down, across = units
+    return mask.view(-1, down, 1, across, 1).expand(-1, -1, factor, -1, factor).flatten(1)
 
 
 def _parts(tree: DeviceHierarchy, depth: float) -> tuple[Tensor, Tensor, Tensor]:

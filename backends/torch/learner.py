@@ -1,13 +1,14 @@
-"""A masked autoencoder in pretraining on one torch device: the similarity pass, the training step, its state.
+"""A masked image model in pretraining on one torch device: the similarity pass, the training step, its state.
 
-Shapes: B images of H x W pixels, N patches.
+Shapes: B images of H x W pixels, N output tokens of the encoder, U mask units.
 """
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import SupportsFloat
+from contextlib import contextmanager, nullcontext
+from functools import partial
+from typing import Any, SupportsFloat
 
 import numpy as np
 import torch
@@ -15,15 +16,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ehm.backends.base import ALONE, LearnerState, Processes
-from ehm.backends.common import chunks, split_average, with_average
+from ehm.backends.common import STEP, chunks, entropy, split_average, undecayed, with_average
 from ehm.backends.torch import hierarchy
 from ehm.backends.torch.distributed import shards, unsharded, wrap
-from ehm.backends.torch.models.mae import MaskedAutoencoder
+from ehm.backends.torch.models.attention import cosine_similarity
+from ehm.backends.torch.models.beit import VisualTokens
+from ehm.backends.torch.models.pretraining import build_model
 from ehm.backends.torch.optim import param_groups
 from ehm.backends.torch.tensors import Pixels, download, load_arrays, to_arrays, upload
-from ehm.backends.torch.training import Training, recompute
+from ehm.backends.torch.training import Training, recompute, seeded
 from ehm.config import TrainConfig
-from ehm.masking import split_mask
+from ehm.masking import split_mask, spread_mask
 from ehm.masking.static import masked_count
 
 __all__ = ["TorchLearner"]
@@ -40,29 +43,22 @@ class TorchLearner:
     """
 
     def __init__(self, config: TrainConfig, device: torch.device, processes: Processes = ALONE) -> None:
-        self._config, self._device = config, device
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(config.run.seed)
-            self.model = MaskedAutoencoder(
-                config.vit,
-                config.model.decoder_width,
-                config.model.decoder_depth,
-                config.model.decoder_heads,
-                config.model.norm_pix_loss,
-            )
-        self.model.to(device).train()
-        self._ema: MaskedAutoencoder | None = None
+        self._config, self._device, self._rank, self._steps = config, device, processes.rank, 0
+        self._pixels = Pixels(device, config.data.mean, config.data.std)
+        self._words = self._visual_tokens() if config.objective == "beit" else None
+        self.model = self._build().train()
+        self._ema: Any = None
         if config.optim.ema_decay is not None:
-            self._ema = copy.deepcopy(self.model).eval().requires_grad_(False)
+            self._ema = self._build().eval().requires_grad_(False)
             if config.run.parallel == "fsdp":
                 wrap(self._ema, "fsdp", processes, device)
         if config.run.grad_checkpointing:
-            recompute([*self.model.blocks, *self.model.decoder_blocks])
-        optim = config.optim
+            recompute(self.model, random=config.model.drop_path > 0)
+        optim, skip = config.optim, undecayed(config.objective)
         self._training = Training(
             self.model,
             lambda fused: torch.optim.AdamW(
-                param_groups(self.model.named_parameters()), lr=optim.lr, betas=optim.betas, fused=fused
+                param_groups(self.model.named_parameters(), skip), lr=optim.lr, betas=optim.betas, fused=fused
             ),
             optim,
             config.run,
@@ -71,7 +67,6 @@ class TorchLearner:
         )
         # FSDP reduces gradients in the modules' own passes: there the embedding runs again, inside of them
         self._shares_embedding = config.mask.source == "online" and not shards(config.run.parallel, processes)
-        self._pixels = Pixels(device, config.data.mean, config.data.std)
         self._embedded: tuple[NDArray[np.uint8], list[tuple[Tensor, Tensor | None]]] | None = None
 
     def similarity(self, images: NDArray[np.uint8]) -> Iterable[NDArray[np.float32]]:
@@ -80,7 +75,8 @@ class TorchLearner:
 
     def saliency(self, images: NDArray[np.uint8]) -> Iterable[NDArray[np.float32]]:
         """See :meth:`ehm.backends.base.Learner.saliency`. All of it is on its way when this returns."""
-        return _arriving(self._look(images, slice(-1, None), lambda model, tokens: model.saliency(tokens)))
+        pool = partial(_to_units, grid=self._config.spec.grid, units=self._config.units)
+        return _arriving(self._look(images, slice(-1, None), lambda model, tokens: pool(model.saliency(tokens))))
 
     def evolved_mask(
         self, images: NDArray[np.uint8], depth: float, ranks: NDArray[np.int32]
@@ -91,7 +87,7 @@ class TorchLearner:
             if self._config.mask.balance == "sinkhorn":
                 similarity = hierarchy.balance(similarity)
             tree = hierarchy.build_hierarchy(similarity)
-            ratio, views = self._config.mask.ratio, upload(ranks, self._device).unbind(1)
+            ratio, views = self._config.masks.ratio, upload(ranks, self._device).unbind(1)
             masks = [hierarchy.hierarchical_mask(tree, depth, ratio, view) for view in views]
             return torch.stack(masks, dim=1).flatten(0, 1), hierarchy.statistics(tree, depth)
 
@@ -99,11 +95,7 @@ class TorchLearner:
         self, images: NDArray[np.uint8], mask: NDArray[np.bool_] | Tensor, lr: float, weight_decay: float
     ) -> Mapping[str, SupportsFloat]:
         """See :meth:`ehm.backends.base.Learner.train_step`."""
-        parts: tuple[Tensor, ...]
-        if isinstance(mask, Tensor):
-            parts = hierarchy.split_mask(mask, masked_count(self._config.mask.ratio, mask.shape[1]))
-        else:
-            parts = tuple(upload(part, self._device) for part in split_mask(mask))
+        parts = self._split(mask)
         views = len(mask) // len(images)
         kept = iter(self._embedded[1]) if self._embedded is not None and self._embedded[0] is images else None
         self._embedded = None
@@ -111,17 +103,23 @@ class TorchLearner:
         def loss(rows: slice) -> Tensor:
             pixels, tokens = next(kept) if kept is not None else (self._pixels(images[rows]), None)
             masked = slice(rows.start * views, rows.stop * views)
+            words = {} if self._words is None else {"words": self._words(pixels)}
             with self._training.autocast():
-                value: Tensor = self._training.module(pixels, *(part[masked] for part in parts), tokens)
+                value: Tensor = self._training.module(pixels, *(part[masked] for part in parts), tokens, **words)
             return value
 
-        metrics = self._training.step(len(images), loss, lr, weight_decay)
+        random = self._config.model.drop_path > 0
+        with seeded(self._device, entropy(self._config.run.seed, self._steps, self._rank)) if random else nullcontext():
+            metrics = self._training.step(len(images), loss, lr, weight_decay)
+        self._steps += 1
         self._average()
         return metrics
 
     def state(self) -> LearnerState:
         """See :meth:`ehm.backends.base.Learner.state`."""
         optimizer = self._training.state()
+        if self._config.model.drop_path:
+            optimizer[STEP] = np.array(self._steps, np.int64)
         if self._ema is not None:
             optimizer = with_average(optimizer, to_arrays(self._ema))
         return LearnerState(to_arrays(self.model), optimizer)
@@ -132,23 +130,55 @@ class TorchLearner:
         optimizer, average = split_average(state.optimizer)
         if self._ema is not None:
             load_arrays(self._ema, average)
+        self._steps = int(optimizer.pop(STEP, np.array(0)))
         self._training.load(optimizer)
 
-    def _similarities(self, images: NDArray[np.uint8]) -> Iterator[Tensor]:
-        """Similarities (b, N, N) of ``images`` in pieces, on the device."""
-        blocks = self._config.mask.blocks
-        return self._look(images, slice(blocks), lambda model, tokens: model.similarity(tokens, blocks))
+    def _build(self) -> Any:
+        """The model as the seed starts it."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self._config.run.seed)
+            return build_model(self._config, self._words.vocabulary if self._words else 0).to(self._device)
 
-    def _look(
-        self, images: NDArray[np.uint8], read: slice, see: Callable[[MaskedAutoencoder, Tensor], Tensor]
-    ) -> Iterator[Tensor]:
-        """What ``see`` makes of patch tokens (b, N, D), in pieces; of blocks ``read`` it uses the parameters alone."""
+    def _visual_tokens(self) -> VisualTokens:
+        """What BEiT predicts."""
+        from ehm.backends.torch.models.dvae import load_tokenizer
+
+        config = self._config
+        tokenizer = load_tokenizer(config.model.tokenizer, self._device)
+        return VisualTokens(tokenizer, config.spec.grid, config.data.mean, config.data.std)
+
+    def _split(self, mask: NDArray[np.bool_] | Tensor) -> tuple[Tensor, ...]:
+        """Indices of what of the output grid is visible, of what is masked, and each token's place among both."""
+        units = self._config.units
+        factor = self._config.unit // self._config.spec.stride
+        if isinstance(mask, Tensor):
+            hidden = masked_count(self._config.masks.ratio, mask.shape[1]) * factor**2
+            return hierarchy.split_mask(hierarchy.spread_mask(mask, units, factor), hidden)
+        return tuple(upload(part, self._device) for part in split_mask(spread_mask(mask, units, factor)))
+
+    def _similarities(self, images: NDArray[np.uint8]) -> Iterator[Tensor]:
+        """Similarities (b, U, U) of the mask units of ``images`` in pieces, on the device."""
+        blocks = self._config.mask.blocks
+        pool = partial(_to_units, grid=self._config.spec.grid, units=self._config.units)
+
+        def attention(model: Any, tokens: Tensor) -> Tensor:
+            similarity: Tensor = model.similarity(tokens, blocks)
+            return pool(pool(similarity).transpose(1, 2))
+
+        def cosine(model: Any, tokens: Tensor) -> Tensor:
+            features: Tensor = model.features(tokens, blocks)
+            return cosine_similarity(pool(features.transpose(1, 2)).transpose(1, 2))
+
+        return self._look(images, slice(blocks), attention if self._config.mask.similarity == "attention" else cosine)
+
+    def _look(self, images: NDArray[np.uint8], read: slice, see: Callable[[Any, Tensor], Tensor]) -> Iterator[Tensor]:
+        """What ``see`` makes of patch tokens, in pieces; of the modules ``read`` it uses the parameters alone."""
         kept = list[tuple[Tensor, Tensor | None]]()
         model = self.model if self._config.mask.source == "online" or self._ema is None else self._ema
         self._embedded = images, kept
         for rows in chunks(len(images), self._config.optim.accumulate):
             pixels = self._pixels(images[rows])
-            with unsharded([model, *model.blocks[read]]), self._training.autocast():
+            with unsharded([model, *model.stack[read]]), self._training.autocast(), _evaluating(model):
                 with torch.set_grad_enabled(self._shares_embedding):
                     tokens = model.embed(pixels)
                 kept.append((pixels, tokens if self._shares_embedding else None))
@@ -172,3 +202,22 @@ def _arriving(parts: Iterable[Tensor]) -> Iterator[NDArray[np.float32]]:
     """``parts`` on the host, each as soon as it is there; all are on their way when this returns."""
     waits = [download(part) for part in parts]
     return (wait() for wait in waits)
+
+
+@contextmanager
+def _evaluating(model: Any) -> Iterator[None]:
+    """Without drop path."""
+    training = model.training
+    model.train(False)
+    try:
+        yield
+    finally:
+        model.train(training)
+
+
+def _to_units(values: Tensor, grid: tuple[int, int], units: tuple[int, int]) -> Tensor:
+    """Mean over the tokens of each mask unit, along the last axis: (..., N) -> (..., U)."""
+    if units == grid:
+        return values
+    cells = values.unflatten(-1, (units[0], grid[0] // units[0], units[1], grid[1] // units[1]))
+    return cells.mean(dim=(-3, -1)).flatten(-2)

@@ -15,17 +15,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ehm.backends.base import ALONE, LearnerState, Processes
+from ehm.backends.common import STEP, entropy
 from ehm.backends.torch.distributed import mean
-from ehm.backends.torch.models.dvae import Residual
+from ehm.backends.torch.models.dvae import build
 from ehm.backends.torch.optim import param_groups
 from ehm.backends.torch.tensors import Pixels, load_arrays, to_arrays
-from ehm.backends.torch.tokens import build
-from ehm.backends.torch.training import Training, randomness, recompute
+from ehm.backends.torch.training import Training, seeded
 from ehm.config import TokenizerConfig
 
 __all__ = ["TorchTokenizer"]
-
-_STEP = "step"
 
 
 class TorchTokenizer:
@@ -37,8 +35,6 @@ class TorchTokenizer:
             torch.manual_seed(config.run.seed)
             self.model = build(config)
         self.model.to(device)
-        if config.run.grad_checkpointing:
-            recompute(module for module in self.model.modules() if isinstance(module, Residual))
         optim = config.optim
         self._training = Training(
             self.model,
@@ -70,7 +66,7 @@ class TorchTokenizer:
             value: Tensor = error + self._config.kl_weight * divergence
             return value
 
-        with randomness(self._device, self._config.run.seed, self._steps, self._processes.rank):
+        with seeded(self._device, entropy(self._config.run.seed, self._steps, self._processes.rank)):
             metrics = self._training.step(len(images), loss, lr, weight_decay)
         self._steps += 1
         self._recent.append(mean(counts, self._processes))
@@ -85,13 +81,13 @@ class TorchTokenizer:
 
     def state(self) -> LearnerState:
         """See :meth:`ehm.backends.base.TokenizerLearner.state`."""
-        return LearnerState(to_arrays(self.model), {**self._training.state(), _STEP: np.array(self._steps, np.int64)})
+        return LearnerState(to_arrays(self.model), {**self._training.state(), STEP: np.array(self._steps, np.int64)})
 
     def load(self, state: LearnerState) -> None:
         """See :meth:`ehm.backends.base.TokenizerLearner.load`."""
         load_arrays(self.model, state.model)
         moments = dict(state.optimizer)
-        self._steps = int(moments.pop(_STEP, np.array(0)))
+        self._steps = int(moments.pop(STEP, np.array(0)))
         self._training.load(moments)
 
 

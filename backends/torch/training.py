@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from shutil import which
@@ -11,19 +11,24 @@ from typing import Any, SupportsFloat
 
 import numpy as np
 import torch
+from timm.models.beit import Block as BeitBlock
+from timm.models.swin_transformer import SwinTransformerBlock
+from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.checkpoint import checkpoint
 
 from ehm.backends.base import Arrays, Processes
-from ehm.backends.common import SCALE, TRACKER, chunks, entropy
+from ehm.backends.common import SCALE, TRACKER, chunks
 from ehm.backends.torch.devices import FACTS, arithmetic, autocast
 from ehm.backends.torch.distributed import gathered, mean, shards, synchronised, wrap
 from ehm.backends.torch.optim import load_optimizer_arrays, optimizer_arrays, set_rates
 from ehm.config import OptimConfig, RunConfig
 from ehm.errors import BackendError
 
-__all__ = ["Training", "randomness", "recompute", "reproducible"]
+__all__ = ["Training", "recompute", "reproducible", "seeded"]
+
+_BLOCKS = (Block, BeitBlock, SwinTransformerBlock)
 
 
 class Training:
@@ -112,19 +117,23 @@ class Training:
             self._scaler.load_state_dict({**scaler, "_growth_tracker": int(tracker)})
 
 
-def recompute(blocks: Iterable[nn.Module]) -> None:
-    """Keep no activations inside ``blocks``: the backward pass computes them again (Chen et al., 2016)."""
-    for block in blocks:
-        # nothing in them is random, so that no generator's state has to be kept either
-        block.forward = partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False)
+def recompute(model: nn.Module, random: bool = False) -> None:
+    """Keep no activations inside Transformer blocks: the backward pass computes them again (Chen et al., 2016).
+
+    ``random`` says whether they draw random numbers, which have to be the same then.
+    """
+    for block in model.modules():
+        if isinstance(block, _BLOCKS):
+            whole: Any = block
+            whole.forward = partial(checkpoint, whole.forward, use_reentrant=False, preserve_rng_state=random)
 
 
 @contextmanager
-def randomness(device: torch.device, seed: int, step: int, rank: int) -> Iterator[None]:
-    """Random numbers of the seed, the step and the process alone, so that they are the same in a resumed run."""
+def seeded(device: torch.device, numbers: list[int]) -> Iterator[None]:
+    """Random numbers of ``numbers`` alone, on the host and on ``device``: the same in a resumed run."""
     on_device = [] if device.type == "cpu" else [device]
     with torch.random.fork_rng(on_device, device_type=device.type):
-        torch.manual_seed(int(np.random.SeedSequence(entropy(seed, step, rank)).generate_state(1)[0]))
+        torch.manual_seed(int(np.random.SeedSequence(numbers).generate_state(1)[0]))
         yield
 
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from ehm.backends.base import Arrays
 from ehm.backends.torch.models.vit import build_vit
-from ehm.config import ModelSource, Triple, vit_spec
+from ehm.config import ModelSource, Triple, encoder_spec
 from ehm.errors import CheckpointError, ConfigError
 from ehm.weights import MEAN, STD, at_size, describe, read_safetensors, read_weights, resample_positions, select
 
@@ -60,7 +60,7 @@ def load_model(
         return _load_timm(source, classes)
     if source.init == "scratch":
         try:
-            spec = vit_spec(source.encoder, source.image_size or (224, 224), source.patch_size, source)
+            spec = encoder_spec(source.encoder, source.image_size or (224, 224), source.patch_size, source)
         except ValueError as error:
             raise ConfigError(str(error)) from None
         return Loaded(build_vit(spec, classes, source.drop_path, pool, fc_norm), describe(spec))

@@ -19,8 +19,8 @@ from ehm.config.sections import (
     TokenizerConfig,
     TrainConfig,
     Triple,
-    vit_spec,
 )
+from ehm.config.specs import encoder_spec
 
 __all__ = [
     "AugmentConfig",
@@ -36,7 +36,7 @@ __all__ = [
     "TokenizerConfig",
     "TrainConfig",
     "Triple",
+    "encoder_spec",
     "load_config",
     "shipped_configs",
-    "vit_spec",
 ]

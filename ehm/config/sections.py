@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from ehm.encoders import VIT_PRESETS, VitSpec
+from ehm.config.methods import with_recipe
+from ehm.config.specs import encoder_spec
+from ehm.encoders import PRESETS, SWIN_PRESETS, EncoderSpec
 
 __all__ = [
     "AugmentConfig",
@@ -23,7 +26,6 @@ __all__ = [
     "TokenizerConfig",
     "TrainConfig",
     "Triple",
-    "vit_spec",
 ]
 
 Fraction = Annotated[float, Field(gt=0, lt=1)]
@@ -49,8 +51,8 @@ def _rising(value: tuple[float, float]) -> tuple[float, float]:
 
 
 def _known(encoder: str) -> str:
-    if encoder not in VIT_PRESETS:
-        raise ValueError(f"should be one of {', '.join(VIT_PRESETS)}")
+    if encoder not in PRESETS:
+        raise ValueError(f"should be one of {', '.join(PRESETS)}")
     return encoder
 
 
@@ -68,9 +70,13 @@ Masking = Literal[
     "shallow",
     "deep",
 ]
+Objective = Literal["mae", "simmim", "beit"]
+_BY_CLASS_TOKEN = ("attmask_high", "attmask_hint", "attmask_low", "mst")
 EncoderName = Annotated[str, AfterValidator(_known)]
 ImageSize = Annotated[tuple[Positive, Positive], BeforeValidator(_both)]
 """Height and width in pixels; one number means a square."""
+Stages = Positive | tuple[Positive, ...] | None
+"""One number, or of a Swin one for each stage; None is the published one."""
 
 
 class Section(BaseModel):
@@ -94,11 +100,21 @@ class Section(BaseModel):
 
 
 class ModelConfig(Section):
-    """``model``: what the preset named by ``encoder`` leaves open, and the decoder (MAE, section 3)."""
+    """``model``: what the preset named by ``encoder`` leaves open, and what the objective needs besides.
 
+    A Swin's ``depth`` and ``heads`` are lists, one number a stage, and ``window`` is in tokens. ``init`` is what
+    weights to begin with: a run, a checkpoint or a published file; random ones if left out. ``drop_path`` is the share
+    of branches that the last block leaves out. The decoder and ``norm_pix_loss`` are MAE's (section 3), ``tokenizer``
+    is BEiT's: a run of ``ehm tokenizer train``, or DALL-E's ``encoder.pkl``.
+    """
+
+    init: str | None = None
     width: Positive | None = None
-    depth: Positive | None = None
-    heads: Positive | None = None
+    depth: Stages = None
+    heads: Stages = None
+    window: Positive | None = None
+    drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    tokenizer: str | None = None
     decoder_width: Positive = 512
     decoder_depth: Positive = 8
     decoder_heads: Positive = 16
@@ -106,17 +122,22 @@ class ModelConfig(Section):
 
 
 class MaskConfig(Section):
-    """``mask``: how many patches are hidden, and how deep in the hierarchy (paper, sections III and IV).
+    """``mask``: how much is hidden, and how deep in the hierarchy (paper, sections III and IV).
 
-    ``blocks`` and ``balance`` say what similarity hierarchies and parts are made of, ``source`` whose attention counts.
+    A mask unit is a square of ``unit`` pixels, by default one output token of the encoder, that is hidden as a whole;
+    ``ratio`` is the share of them. Hierarchies and parts are made of the ``similarity`` of units: the ``attention`` of
+    the first ``blocks`` blocks, or the ``cosine`` of the features behind them; ``balance`` evens it out, and ``source``
+    is whose it is.
     ``build`` is where hierarchies are built, which changes no mask; ``auto`` is what suits the device. Every image of
     a batch is masked ``views`` times, after one look at it: ``optim.batch_size`` counts masked images, so that an epoch
     has as many times more steps.
     """
 
     ratio: Fraction = 0.75
+    unit: Positive | None = None
     schedule: Literal["linear", "sqrt"] = "linear"
     depth_range: Annotated[tuple[Unit, Unit], AfterValidator(_rising)] = (0.0, 1.0)
+    similarity: Literal["attention", "cosine"] = "attention"
     blocks: Positive = 6
     balance: Literal["none", "sinkhorn"] = "sinkhorn"
     source: Literal["online", "ema"] = "online"
@@ -125,7 +146,7 @@ class MaskConfig(Section):
 
 
 class DataConfig(Section):
-    """``data``: where images come from and how they are cropped and normalised.
+    """``data``: where images come from, how they are cropped and normalised, and how strongly colours vary.
 
     ``source`` is ``elpv`` (the photographs that the package elpv-dataset ships), a folder, ImageNet's root, or tar
     shards (``/data/shard-{000000..000146}.tar`` or a folder of them).
@@ -135,6 +156,7 @@ class DataConfig(Section):
     layout: Literal["auto", "elpv", "folder", "imagenet", "shards"] = "auto"
     crop_scale: Annotated[tuple[Share, Share], AfterValidator(_rising)] = (0.2, 1)
     flip: bool = True
+    color_jitter: Unit = 0.0
     mean: Triple = (0.485, 0.456, 0.406)
     std: tuple[PositiveReal, PositiveReal, PositiveReal] = (0.229, 0.224, 0.225)
     workers: Annotated[int, Field(ge=0)] = 2
@@ -143,6 +165,9 @@ class DataConfig(Section):
 
 class OptimConfig(Section):
     """``optim``: AdamW and its schedule; the learning rate is ``base_lr * batch_size / 256``.
+
+    After the warm-up it falls along half a ``cosine`` to ``min_lr``, or by one ``step`` to a tenth when seven eighths
+    of the epochs are over, which is SimMIM's for 800.
 
     ``batch_size`` is that of all processes together, whatever their number; each passes its share through the device in
     ``accumulate`` parts.
@@ -154,6 +179,7 @@ class OptimConfig(Section):
     base_lr: PositiveReal = 1.5e-4
     min_lr: Annotated[float, Field(ge=0)] = 0.0
     warmup_epochs: Annotated[float, Field(ge=0)] = 40
+    schedule: Literal["cosine", "step"] = "cosine"
     weight_decay: Annotated[float, Field(ge=0)] = 0.05
     betas: tuple[Fraction, Fraction] = (0.9, 0.95)
     clip_grad: PositiveReal | None = None
@@ -196,9 +222,9 @@ class RunConfig(Section):
 
 
 class TrainConfig(Section):
-    """A pretraining run. The defaults are MAE's published recipe at the paper's 300 epochs."""
+    """A pretraining run. The defaults are the published recipe of its objective, MAE's at the paper's 300 epochs."""
 
-    objective: Literal["mae"] = "mae"
+    objective: Objective = "mae"
     encoder: EncoderName = "vit_base"
     masking: Masking = "evolved"
     image_size: ImageSize = (224, 224)
@@ -209,19 +235,24 @@ class TrainConfig(Section):
     optim: OptimConfig = OptimConfig()
     run: RunConfig = RunConfig()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _recipe(cls, values: Any) -> Any:
+        return with_recipe(values) if isinstance(values, dict) else values
+
     @model_validator(mode="after")
     def _fits(self) -> TrainConfig:
-        spec = vit_spec(self.encoder, self.image_size, self.patch_size, self.model)
-        hidden = round(self.mask.ratio * spec.patches)
-        if not 0 < hidden < spec.patches:
-            raise ValueError(f"mask.ratio {self.mask.ratio} hides {hidden} of {spec.patches} patches; some must stay")
-        if self.model.decoder_width % 4:
-            raise ValueError(f"model.decoder_width {self.model.decoder_width} is not a multiple of 4")
-        if self.model.decoder_width % self.model.decoder_heads:
+        swin = self.encoder in SWIN_PRESETS
+        if swin and self.objective == "mae":
             raise ValueError(
-                f"model.decoder_width {self.model.decoder_width} is not a multiple of "
-                f"model.decoder_heads {self.model.decoder_heads}"
+                f"objective mae leaves hidden patches out of the encoder, which {self.encoder} cannot do: its windows "
+                "hold all of them; take objective simmim or beit, or a ViT"
             )
+        if swin and self.masking in _BY_CLASS_TOKEN:
+            raise ValueError(f"masking {self.masking} goes by the class token's attention, and {self.encoder} has none")
+        self._check_units()
+        if self.objective == "mae":
+            self._check_decoder()
         if self.optim.batch_size % self.mask.views:
             raise ValueError(
                 f"optim.batch_size {self.optim.batch_size} is not a multiple of mask.views {self.mask.views}"
@@ -230,10 +261,60 @@ class TrainConfig(Section):
             raise ValueError("mask.source ema needs optim.ema_decay, for example 0.9999")
         return self
 
+    def _check_units(self) -> None:
+        spec, unit = self.spec, self.unit
+        fitting = [
+            side
+            for side in range(spec.stride, min(spec.image_size) + 1, spec.stride)
+            if not (spec.image_size[0] % side or spec.image_size[1] % side)
+        ]
+        if unit not in fitting:
+            raise ValueError(
+                f"mask.unit {unit} should be a multiple of the encoder's stride {spec.stride} that divides image_size "
+                f"{list(spec.image_size)}, for example {min(fitting, key=lambda side: abs(side - unit))}"
+            )
+        units = self.units[0] * self.units[1]
+        hidden = round(self.masks.ratio * units)
+        if not 0 < hidden < units:
+            raise ValueError(
+                f"mask.ratio {self.mask.ratio} hides {hidden} of {units} units of {unit} pixels; some must stay"
+            )
+
+    def _check_decoder(self) -> None:
+        if self.model.decoder_width % 4:
+            raise ValueError(f"model.decoder_width {self.model.decoder_width} is not a multiple of 4")
+        if self.model.decoder_width % self.model.decoder_heads:
+            raise ValueError(
+                f"model.decoder_width {self.model.decoder_width} is not a multiple of "
+                f"model.decoder_heads {self.model.decoder_heads}"
+            )
+        if self.model.drop_path:
+            raise ValueError(f"model.drop_path {self.model.drop_path}: not with objective mae, which has none")
+
     @property
-    def vit(self) -> VitSpec:
-        """The encoder's numbers."""
-        return vit_spec(self.encoder, self.image_size, self.patch_size, self.model)
+    def spec(self) -> EncoderSpec:
+        """The encoder's numbers. BEiT and SimMIM have their ViT in the relative form."""
+        return encoder_spec(
+            self.encoder, self.image_size, self.patch_size, self.model, relative=self.objective != "mae"
+        )
+
+    @property
+    def unit(self) -> int:
+        """Side of a mask unit in pixels."""
+        return self.mask.unit or self.spec.stride
+
+    @property
+    def units(self) -> tuple[int, int]:
+        """Mask units down and across."""
+        return self.image_size[0] // self.unit, self.image_size[1] // self.unit
+
+    @property
+    def masks(self) -> MaskConfig:
+        """``mask`` with the share that is really hidden: SimMIM's published code rounds the number of units up."""
+        units = self.units[0] * self.units[1]
+        if self.objective != "simmim":
+            return self.mask
+        return self.mask.model_copy(update={"ratio": math.ceil(round(self.mask.ratio * units, 6)) / units})
 
 
 class ModelSource(Section):
@@ -246,10 +327,11 @@ class ModelSource(Section):
     init: str = "scratch"
     encoder: EncoderName = "vit_small"
     width: Positive | None = None
-    depth: Positive | None = None
-    heads: Positive | None = None
+    depth: Stages = None
+    heads: Stages = None
+    window: Positive | None = None
     image_size: ImageSize | None = None
-    patch_size: Positive = 16
+    patch_size: Positive | None = None
     drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
 
@@ -316,20 +398,6 @@ class ExportConfig(Section):
     model: ModelSource = ModelSource()
 
 
-def vit_spec(encoder: str, image_size: tuple[int, int], patch_size: int, model: ModelConfig | ModelSource) -> VitSpec:
-    """The numbers of a named encoder, with what ``model`` overrides; ValueError where they do not fit together."""
-    if image_size[0] % patch_size or image_size[1] % patch_size:
-        raise ValueError(f"image_size {list(image_size)} is not a multiple of patch_size {patch_size}")
-    preset = VIT_PRESETS[encoder]
-    width = model.width or preset["width"]
-    heads = model.heads or preset["heads"]
-    if width % heads:
-        raise ValueError(f"model.width {width} is not a multiple of model.heads {heads}")
-    if width % 4:
-        raise ValueError(f"model.width {width} is not a multiple of 4, which sine-cosine positions need")
-    return VitSpec(image_size, patch_size, width, model.depth or preset["depth"], heads)
-
-
 class TokenizerConfig(Section):
     """A run of ``ehm tokenizer train``: a small discrete VAE, which gives BEiT its visual tokens.
 
@@ -359,6 +427,6 @@ class TokenizerConfig(Section):
             raise ValueError(f"width {self.width} is not a multiple of {self.stride // 2}, half of the stride")
         if self.optim.ema_decay is not None:
             raise ValueError("optim.ema_decay: a tokenizer has no moving average; leave it out")
-        if self.run.parallel == "fsdp":
-            raise ValueError("run.parallel fsdp: a tokenizer is small enough for ddp")
+        if self.run.parallel == "fsdp" or self.run.grad_checkpointing:
+            raise ValueError("run.parallel fsdp and run.grad_checkpointing: a tokenizer is small enough without")
         return self

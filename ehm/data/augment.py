@@ -1,4 +1,4 @@
-"""RandAugment (Cubuk et al., 2020) and random erasing (Zhong et al., 2020), as timm does them and MAE uses them.
+"""RandAugment (Cubuk et al., 2020) and random erasing (Zhong et al., 2020) as timm does them and MAE uses them; jitter.
 
 The operations and their strengths are timm's, on PIL images; randomness comes from the NumPy generator of the sample.
 """
@@ -16,7 +16,7 @@ from PIL import Image, ImageEnhance, ImageOps
 
 from ehm.errors import ConfigError
 
-__all__ = ["OPERATIONS", "RandAugment", "RandomErasing", "strength"]
+__all__ = ["OPERATIONS", "RandAugment", "RandomErasing", "color_jitter", "strength"]
 
 Colour = tuple[int, int, int]
 Operation = Callable[[Image.Image, float, Colour], Image.Image]
@@ -154,3 +154,14 @@ class RandomErasing:
                 pixels[top : top + h, left : left + w] = np.clip(np.round(noise), 0, 255).astype(np.uint8)
                 break
         return pixels
+
+
+def color_jitter(image: Image.Image, strength: float, rng: np.random.Generator) -> Image.Image:
+    """Change brightness, contrast and saturation in random order, each by a factor uniform in [1 - s, 1 + s].
+
+    torchvision's ``ColorJitter(s, s, s)`` with s = ``strength`` in [0, 1], which BEiT's pretraining applies at 0.4.
+    """
+    enhancements = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
+    for index in rng.permutation(3):
+        image = enhancements[index](image).enhance(rng.uniform(1 - strength, 1 + strength))
+    return image

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ehm.data.augment import RandAugment, RandomErasing
+from ehm.data.augment import RandAugment, RandomErasing, color_jitter
 
 __all__ = ["EvalTransform", "TrainTransform", "Transform", "random_resized_crop_box"]
 
@@ -42,14 +42,16 @@ class TrainTransform:
     """Random resized crop (bicubic) and flip, as MAE pretrains; RandAugment and random erasing for fine-tuning.
 
     ``image_size`` is (height, width); ``crop_scale`` the range of the crop's share of the image's area; ``flip`` a
-    horizontal flip half of the time; ``rand_augment`` timm's string, for example ``rand-m9-mstd0.5-inc1``;
-    ``random_erasing`` a probability; ``mean`` and ``std`` of the normalisation (of values 0 to 1) colour what
+    horizontal flip half of the time; ``color_jitter`` how far brightness, contrast and saturation may go from 1, as
+    BEiT pretrains; ``rand_augment`` timm's string, for example ``rand-m9-mstd0.5-inc1``; ``random_erasing`` a
+    probability; ``mean`` and ``std`` of the normalisation (of values 0 to 1) colour what
     RandAugment uncovers and the noise of erased rectangles. Raises ConfigError for a ``rand_augment`` it cannot read.
     """
 
     image_size: tuple[int, int]
     crop_scale: tuple[float, float] = (0.2, 1.0)
     flip: bool = True
+    color_jitter: float = 0.0
     rand_augment: str | None = None
     random_erasing: float = 0.0
     mean: Triple = IMAGENET_MEAN
@@ -72,6 +74,8 @@ class TrainTransform:
         image = image.crop((left, top, left + w, top + h)).resize((width, height), Image.Resampling.BICUBIC)
         if self.flip and rng.random() < 0.5:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        if self.color_jitter:
+            image = color_jitter(image, self.color_jitter, rng)
         if self._augment is not None:
             image = self._augment(image, rng)
         pixels = np.asarray(image)

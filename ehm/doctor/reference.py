@@ -25,7 +25,7 @@ def similarity(config: TrainConfig, model: Arrays, images: NDArray[np.uint8]) ->
     tokens = _embed(config, weights, images)
     attention = []
     for index in range(config.mask.blocks):
-        tokens, probs = _block(weights, f"blocks.{index}.", tokens, config.vit.heads)
+        tokens, probs = _block(weights, f"blocks.{index}.", tokens, config.spec.heads)
         attention.append(probs)
     patches: Floats = np.mean(attention, axis=(0, 2))[:, 1:, 1:]
     return (patches + patches.swapaxes(1, 2)) / 2
@@ -34,11 +34,11 @@ def similarity(config: TrainConfig, model: Arrays, images: NDArray[np.uint8]) ->
 def _embed(config: TrainConfig, weights: dict[str, Floats], images: NDArray[np.uint8]) -> Floats:
     """Normalised patches, projected, with positions, after the class token: (B, H, W, 3) -> (B, L, D)."""
     pixels = (images / 255 - config.data.mean) / config.data.std
-    (down, across), size = config.vit.grid, config.vit.patch_size
+    (down, across), size = config.spec.grid, config.spec.patch_size
     patches = pixels.reshape(-1, down, size, across, size, 3).transpose(0, 1, 3, 5, 2, 4)
-    kernel = weights["patch_embed.proj.weight"].reshape(config.vit.width, -1)
+    kernel = weights["patch_embed.proj.weight"].reshape(config.spec.width, -1)
     tokens = patches.reshape(len(images), down * across, -1) @ kernel.T + weights["patch_embed.proj.bias"]
-    first = np.broadcast_to(weights["cls_token"], (len(images), 1, config.vit.width))
+    first = np.broadcast_to(weights["cls_token"], (len(images), 1, config.spec.width))
     return np.concatenate([first, tokens], axis=1) + weights["pos_embed"]
 
 

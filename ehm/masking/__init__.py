@@ -5,7 +5,7 @@ Shapes: B images, N patches in row-major order of the grid, M = 2N - 1 nodes.
 
 from ehm.masking.hierarchy import Hierarchy, build_hierarchy
 from ehm.masking.masker import Masker, make_masker
-from ehm.masking.masks import draw_ranks, hierarchical_mask, split_mask
+from ehm.masking.masks import draw_ranks, hierarchical_mask, split_mask, spread_mask
 from ehm.masking.parts import em_parts, part_count, part_mask
 from ehm.masking.saliency import attmask_high, attmask_hint, attmask_low, mst_mask
 from ehm.masking.schedule import depth, masking_level
@@ -34,4 +34,5 @@ __all__ = [
     "part_mask",
     "random_mask",
     "split_mask",
+    "spread_mask",
 ]

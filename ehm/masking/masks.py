@@ -12,7 +12,7 @@ from ehm.masking.hierarchy import Hierarchy
 from ehm.masking.schedule import masking_level
 from ehm.masking.static import masked_count
 
-__all__ = ["draw_ranks", "hierarchical_mask", "split_mask"]
+__all__ = ["draw_ranks", "hierarchical_mask", "split_mask", "spread_mask"]
 
 
 def draw_ranks(rng: np.random.Generator, batch: int, patches: int) -> NDArray[np.int32]:
@@ -72,3 +72,9 @@ def split_mask(mask: NDArray[np.bool_]) -> tuple[NDArray[np.int64], NDArray[np.i
     order = np.argsort(mask, axis=1, kind="stable")
     visible = mask.shape[1] - int(mask[0].sum())
     return order[:, :visible].copy(), order[:, visible:].copy(), np.argsort(order, axis=1)
+
+
+def spread_mask(mask: NDArray[np.bool_], units: tuple[int, int], factor: int) -> NDArray[np.bool_]:
+    """A mask of ``units`` = (h, w) as one of tokens, ``factor`` x ``factor`` to a unit: (B, h * w) -> (B, N)."""
+    grid = mask.reshape(-1, *units)
+    return grid.repeat(factor, axis=1).repeat(factor, axis=2).reshape(len(mask), -1)

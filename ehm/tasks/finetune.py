@@ -21,7 +21,7 @@ from ehm.config import FinetuneConfig
 from ehm.data import Batch, Loader, TrainTransform
 from ehm.runlog import RunLog, console
 from ehm.runs import Metrics, agree, begin, on, save, say_broken, store
-from ehm.schedule import warmup_cosine
+from ehm.schedule import learning_rate
 from ehm.tasks.evaluate import print_report, write_json
 from ehm.tasks.labelled import Part, collect, eval_loader, split
 from ehm.tasks.metrics import Report, report
@@ -92,6 +92,7 @@ def fit(
         classifier.image_size,
         data.crop_scale,
         data.flip,
+        data.color_jitter,
         augment.rand_augment,
         augment.random_erasing,
         data.mean,
@@ -125,7 +126,7 @@ def fit(
         for step, batch in enumerate(loader.batches(first, last), start=first):
             rng = np.random.default_rng([run.seed, step])
             images, targets = _mixed(batch, config, len(classes), rng)
-            lr = warmup_cosine(step, total, optim.warmup_epochs * epoch, optim.lr, optim.min_lr)
+            lr = learning_rate(step, total, optim.warmup_epochs * epoch, optim.lr, optim.min_lr, optim.schedule)
             metrics.add(step + 1, classifier.train_step(images, targets, lr, optim.weight_decay))
 
             done, seen = step + 1, seen + batch.total

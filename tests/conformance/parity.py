@@ -22,8 +22,8 @@ LR, DECAY = {"adamw": 1e-3, "sgd": 0.1, "lars": 1.0}, 0.05
 def masks(config, images, step):
     """Random masks (B, N) of a step, the same everywhere."""
     rng = np.random.default_rng([7, step])
-    order = rng.random((images, config.vit.patches)).argsort(axis=1)
-    return order < round(config.mask.ratio * config.vit.patches)
+    order = rng.random((images, config.spec.patches)).argsort(axis=1)
+    return order < round(config.mask.ratio * config.spec.patches)
 
 
 def start(folder, state, images, **meta):

@@ -71,7 +71,7 @@ def test_saliency_is_that_of_the_encoder(backend, config, batch, tmp_path):
 def test_masks_by_what_the_model_sees_are_steps_like_others(backend, config, batch, masking):
     settings = config(mask={"views": 2})
     learner = backend.learner(settings)
-    masker = make_masker(masking, settings.mask, settings.vit.grid)
+    masker = make_masker(masking, settings.masks, settings.units)
     whole = Batch(batch[0], None, np.arange(6), 0, 6)
     for progress in (0.0, 1.0):
         mask, _ = masker(learner, whole, progress, np.random.default_rng(5))
@@ -242,7 +242,7 @@ def test_masks_made_on_the_device_are_the_hosts(backend, config, batch, masking,
     for progress in (0.0, 0.4, 1.0):
         masks, figures = [], []
         for build in ("host", "device"):
-            masker = make_masker(masking, settings.mask, settings.vit.grid, build)
+            masker = make_masker(masking, settings.masks, settings.units, build)
             mask, seen_figures = masker(learner, whole, progress, np.random.default_rng(5))
             losses = steps(fresh(backend, settings, learner), images, mask, count=2, look=None)
             masks.append(losses)
@@ -261,7 +261,7 @@ def test_several_masks_of_an_image_are_a_larger_batch(backend, config, batch, bu
     for views in (3, 1):
         settings = config(mask={"views": views, "balance": "none"})
         learner = backend.learner(settings)
-        masker = make_masker("evolved", settings.mask, settings.vit.grid, build)
+        masker = make_masker("evolved", settings.masks, settings.units, build)
         if views == 1:
             images = np.repeat(images, 3, axis=0)
             whole = Batch(images, None, np.arange(6), 0, 6)

@@ -10,8 +10,8 @@ from safetensors.numpy import load_file
 
 from ehm import backends, checkpoint
 from ehm.backends.torch import operators
+from ehm.backends.torch.models.dvae import load_tokenizer
 from ehm.backends.torch.recording import record
-from ehm.backends.torch.tokens import load_tokenizer
 from ehm.cli import main
 from ehm.config import TokenizerConfig
 from ehm.data import EvalTransform, decode
@@ -142,7 +142,7 @@ def test_the_temperature_falls_on_half_a_cosine():
         ("vocabulary=1", "vocabulary: "),
         ("temperature=[1,0]", "temperature.1: "),
         ("optim.ema_decay=0.9", "a tokenizer has no moving average"),
-        ("run.parallel=fsdp", "small enough for ddp"),
+        ("run.parallel=fsdp", "small enough without"),
     ],
 )
 def test_wrong_settings_are_one_sentence(setting, sentence, tmp_path):

@@ -29,7 +29,7 @@ def test_a_file_and_overrides_make_one_configuration(tmp_path):
     assert (config.optim.epochs, config.optim.base_lr) == (60, 0.002)
     assert config.data.source == "/data/a=b"
     assert config.mask.depth_range == (0, 0.5)
-    assert (config.vit.grid, config.vit.patches, config.vit.width) == ((12, 8), 96, 384)
+    assert (config.spec.grid, config.spec.patches, config.spec.width) == ((12, 8), 96, 384)
 
 
 def test_nothing_given_is_the_default():
@@ -80,7 +80,7 @@ def test_a_section_given_in_part_keeps_the_other_defaults_of_its_recipe():
     [
         (["optim.epoch=3"], "optim.epoch: unknown key; known here are epochs, batch_size, "),
         (["epochs=3"], "epochs: unknown key; known here are objective, encoder, "),
-        (["model.x.y=1"], "model.x: unknown key; known here are width, depth, "),
+        (["model.x.y=1"], "model.x: unknown key; known here are init, width, depth, "),
         (
             ["encoder=vit_x"],
             "encoder: should be one of vit_tiny, vit_small, vit_base, vit_large, vit_huge, not 'vit_x'",

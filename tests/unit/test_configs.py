@@ -43,8 +43,8 @@ def test_it_loads_and_says_what_it_is_and_how_to_run_it(name):
 def test_the_recipes_of_the_paper_are_maes_published_numbers(size, masking):
     config = load_config(TrainConfig, f"pretrain/vit_{size}_{masking}")
     assert config.masking == masking
-    assert (config.vit.width, config.vit.depth, config.vit.heads) == SIZES[size]
-    assert (config.image_size, config.patch_size, config.vit.patches) == ((224, 224), 16, 196)
+    assert (config.spec.width, config.spec.depth, config.spec.heads) == SIZES[size]
+    assert (config.image_size, config.patch_size, config.spec.patches) == ((224, 224), 16, 196)
     assert (config.model.decoder_width, config.model.decoder_depth, config.model.decoder_heads) == (512, 8, 16)
     assert config.model.norm_pix_loss
     assert (config.mask.ratio, config.mask.blocks, config.mask.depth_range) == (0.75, 6, (0, 1))

@@ -15,10 +15,10 @@ from torch.nn.functional import conv2d, max_pool2d
 from ehm import checkpoint
 from ehm.backends.base import LearnerState
 from ehm.backends.torch.models.dalle import DalleEncoder
-from ehm.backends.torch.models.dvae import DiscreteVae
+from ehm.backends.torch.models.dvae import load_tokenizer
+from ehm.backends.torch.models.tokenizers import DiscreteVae
 from ehm.backends.torch.tensors import to_arrays
 from ehm.backends.torch.tokenizer import usage
-from ehm.backends.torch.tokens import load_tokenizer
 from ehm.errors import CheckpointError, ConfigError
 
 CPU = torch.device("cpu")

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import conv2d
 
 from ehm.backends.base import Arrays
-from ehm.backends.torch.models.dvae import Tokenizer
+from ehm.backends.torch.models.tokenizers import Tokenizer
 from ehm.backends.torch.tensors import load_arrays
 from ehm.errors import CheckpointError
 

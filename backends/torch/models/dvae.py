@@ -1,125 +1,115 @@
-"""Visual tokenizers, and a small discrete VAE of ours (Rolfe, 2017; trained as in Ramesh et al., 2021, section 2.1).
+"""Where BEiT's visual tokens come from: a run of ``ehm tokenizer train``, or DALL-E's published encoder.
 
-Shapes: B images of H x W pixels in [0, 1], K codes of a vocabulary, (h, w) = (H, W) / stride, D features.
+``encoder.pkl`` is a pickled module of the package ``dall_e``. Reading it executes nothing: torch's restricted unpickler
+makes tensors and containers, and for each class that the module consists of an empty stand-in, known by name alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from itertools import pairwise
+import re
+from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn.functional import embedding, mse_loss
+from torch import Tensor
 
-__all__ = ["DiscreteVae", "Residual", "Tokenizer"]
+from ehm import checkpoint
+from ehm.backends.base import Arrays
+from ehm.backends.torch.models.dalle import DalleEncoder
+from ehm.backends.torch.models.tokenizers import DiscreteVae, Tokenizer
+from ehm.backends.torch.tensors import load_arrays
+from ehm.config import TokenizerConfig
+from ehm.errors import CheckpointError, ConfigError
+from ehm.weights import read_safetensors
+
+__all__ = ["build", "load_tokenizer"]
+
+_ABSENT = (
+    "objective beit needs visual tokens: give DALL-E's encoder.pkl or a tokenizer of your own images "
+    "(ehm tokenizer train --out runs/tokenizer) as model.tokenizer"
+)
+_CLASSES = (
+    "dall_e.encoder.Encoder",
+    "dall_e.encoder.EncoderBlock",
+    "dall_e.utils.Conv2d",
+    "torch.nn.modules.activation.ReLU",
+    "torch.nn.modules.container.Sequential",
+    "torch.nn.modules.linear.Identity",
+    "torch.nn.modules.pooling.MaxPool2d",
+)
+"""What the published module consists of."""
 
 
-class Tokenizer(nn.Module):
-    """Images -> visual tokens, what BEiT predicts: ``vocabulary`` of them, one for ``stride`` x ``stride`` pixels."""
+def load_tokenizer(source: str | None, device: torch.device) -> Tokenizer:
+    """The frozen tokenizer that ``source`` names, on ``device``.
 
-    vocabulary: int
-    stride: int
-
-    def logits(self, images: Tensor) -> Tensor:
-        """How well each code suits each place: (B, 3, H, W) -> (B, K, h, w)."""
-        raise NotImplementedError
-
-    @torch.no_grad()
-    def tokens(self, images: Tensor) -> Tensor:
-        """The best code of each place, row by row: (B, 3, H, W) in [0, 1] -> (B, h * w) int64.
-
-        In float32 whatever the caller computes in, so that images have the same tokens in every run. Raises ValueError
-        where H or W is not a multiple of ``stride``.
-        """
-        height, width = images.shape[-2:]
-        if height % self.stride or width % self.stride:
-            raise ValueError(f"images of {height} x {width} pixels: not multiples of the tokenizer's {self.stride}")
-        with torch.autocast(images.device.type, enabled=False):
-            return self.logits(images.float()).argmax(dim=1).flatten(1)
-
-
-class DiscreteVae(Tokenizer):
-    """A convolutional encoder to logits of ``vocabulary`` codes, a codebook (K, D), and a decoder back to pixels.
-
-    ``stride`` is a power of two. ``width`` D is the number of channels at that stride; each halving of it halves them.
-    Batch norm before the logits takes off what all places have in common, which would else give them all one code.
-    In evaluation mode an image has the same tokens in any batch.
+    ``source`` is a run folder or checkpoint of ``ehm tokenizer train``, DALL-E's ``encoder.pkl``, or its tensors in a
+    ``.safetensors`` or torch file. Raises ConfigError where there is none, and CheckpointError where it is no
+    tokenizer, was altered, or is a pickle of anything else.
     """
-
-    def __init__(self, vocabulary: int, width: int, stride: int = 8) -> None:
-        super().__init__()
-        self.vocabulary, self.stride = vocabulary, stride
-        stages = stride.bit_length() - 1
-        channels = [3, *(width >> (stages - 1 - stage) for stage in range(stages))]
-        logits = nn.Conv2d(width, vocabulary, 1)
-        nn.init.normal_(logits.weight, std=4 / width**0.5)  # sure enough of codes to be heard above the Gumbel noise
-        self.encoder = nn.Sequential(
-            *_stages(channels, nn.Conv2d),
-            Residual(width),
-            Residual(width),
-            nn.ReLU(),
-            nn.BatchNorm2d(width, affine=False),
-            logits,
-        )
-        self.codebook = nn.Parameter(torch.randn(vocabulary, width))
-        self.decoder = nn.Sequential(Residual(width), Residual(width), *_stages(channels[::-1], nn.ConvTranspose2d))
-
-    def logits(self, images: Tensor) -> Tensor:
-        """See :meth:`Tokenizer.logits`."""
-        logits: Tensor = self.encoder(2 * images - 1)
-        return logits
-
-    def forward(self, images: Tensor, temperature: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Reconstruct (B, 3, H, W) images through relaxed codes: the two terms of the loss, and the tokens (B, h * w).
-
-        The first term is the mean squared error of the pixels (where DALL-E has a logit-Laplace likelihood). The second
-        is KL(q || uniform) in nats, q being the codes' mean distribution over images and places: that part of the
-        ELBO's divergence which says how unevenly codes are used, without the part that says how surely each place has
-        one (Hoffman and Johnson, "ELBO surgery", 2016). Codes are Gumbel-softmax samples of ``temperature`` (Jang et
-        al., 2017), a scalar; their noise is torch's own random numbers, on the device of ``images``.
-        """
-        logits = self.logits(images).float()
-        noise = -torch.empty_like(logits).exponential_().log()
-        samples = ((logits + noise) / temperature).softmax(dim=1)
-        features = torch.einsum("bkhw,kd->bdhw", samples, self.codebook)
-        error = mse_loss(self._decode(features).float(), images)
-        q = logits.softmax(dim=1).mean(dim=(0, 2, 3))
-        divergence = (q * (self.vocabulary * q).clamp_min(1e-12).log()).sum()
-        return error, divergence, logits.detach().argmax(dim=1).flatten(1)
-
-    @torch.no_grad()
-    def reconstruct(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """What the tokens of (B, 3, H, W) images keep of them: images of that shape in [0, 1], and the tokens."""
-        height, width = (side // self.stride for side in images.shape[-2:])
-        tokens = self.tokens(images)
-        features = embedding(tokens, self.codebook).unflatten(1, (height, width)).permute(0, 3, 1, 2)
-        return self._decode(features).clamp(0, 1), tokens
-
-    def _decode(self, features: Tensor) -> Tensor:
-        """Features of codes (B, D, h, w) -> images (B, 3, H, W)."""
-        decoded: Tensor = self.decoder(features)
-        return (decoded + 1) / 2
+    path = Path(source or "")
+    if not source or not path.exists():
+        raise ConfigError(f"{_ABSENT}, not {source}, which does not exist" if source else _ABSENT)
+    if path.is_file() and not (path.parent / "state.json").is_file():
+        try:
+            tokenizer: Tokenizer = DalleEncoder.of(_read_file(path))
+        except CheckpointError as error:
+            raise CheckpointError(f"{path}: {str(error).removeprefix(f'{path}: ')}") from None
+    else:
+        tokenizer = _own(path.parent if path.is_file() else path)
+    return tokenizer.to(device).eval().requires_grad_(False)
 
 
-class Residual(nn.Module):
-    """``x`` and two convolutions of it: (B, D, h, w) -> (B, D, h, w)."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.path = nn.Sequential(
-            nn.ReLU(), nn.Conv2d(width, width, 3, padding=1), nn.ReLU(), nn.Conv2d(width, width, 1)
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Add the path to ``x``."""
-        refined: Tensor = x + self.path(x)
-        return refined
+def build(config: TokenizerConfig) -> DiscreteVae:
+    """The network of ``config``, with fresh parameters."""
+    return DiscreteVae(config.vocabulary, config.width, config.stride)
 
 
-def _stages(channels: list[int], convolution: type[nn.Conv2d] | type[nn.ConvTranspose2d]) -> Iterator[nn.Module]:
-    """Convolutions that halve or double height and width, with ReLUs between them."""
-    for stage, (before, after) in enumerate(pairwise(channels)):
-        if stage:
-            yield nn.ReLU()
-        yield convolution(before, after, kernel_size=4, stride=2, padding=1)
+def _own(path: Path) -> DiscreteVae:
+    arrays, meta = checkpoint.read_model(path)
+    if meta["kind"] != "tokenizer":
+        raise CheckpointError(f"{path}: a run of ehm {_COMMANDS.get(meta['kind'], meta['kind'])}, not of ehm tokenizer")
+    tokenizer = build(TokenizerConfig.model_validate(meta["config"]))
+    load_arrays(tokenizer, arrays)
+    return tokenizer
+
+
+_COMMANDS = {"pretrain": "train", "classifier": "finetune"}
+
+
+def _read_file(path: Path) -> Arrays:
+    """Arrays by name; CheckpointError where torch's restricted unpickler finds anything but tensors and stand-ins."""
+    if path.suffix == ".safetensors":
+        return read_safetensors(path)
+    stand_ins: list[Any] = [(_StandIn, name) for name in _CLASSES]
+    try:
+        with torch.serialization.safe_globals(stand_ins):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+        tensors = dict(_tensors(content)) if isinstance(content, _StandIn) else dict(content)
+        return {name: value.detach().float().numpy() for name, value in tensors.items()}
+    except Exception as error:  # a file of unknown origin can fail in any way, at any opcode
+        raise CheckpointError(
+            f"neither DALL-E's encoder.pkl nor a file of its tensors, and nothing in it was executed: {_reason(error)}"
+        ) from None
+
+
+def _reason(error: Exception) -> str:
+    """What torch's unpickler met, without its advice to load the file all the same."""
+    found = re.search(
+        r"(?:WeightsUnpickler error:\s*|Trying to load )(\S.*?)(?: was not an allowed global|\.? *$)",
+        str(error),
+        re.MULTILINE,
+    )
+    return found[1] if found else type(error).__name__
+
+
+class _StandIn:
+    """What stands where the file names a class of a module: attributes, and no code."""
+
+
+def _tensors(module: Any, prefix: str = "") -> list[tuple[str, Tensor]]:
+    """Parameters of a tree of stand-ins, as ``torch.nn.Module.state_dict`` names them."""
+    own = [(prefix + name, value) for name, value in module._parameters.items() if value is not None]
+    for name, child in module._modules.items():
+        own += _tensors(child, f"{prefix}{name}.")
+    return own

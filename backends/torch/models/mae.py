@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from timm.layers.patch_embed import PatchEmbed
 from torch import Tensor, nn
-from torch.nn.functional import embedding, linear
 
 from ehm.backends.torch.models.attention import MaskedBlock, class_attention, mean_attention, patch_similarity
+from ehm.backends.torch.models.patches import embed, patchify, take
 from ehm.encoders import VitSpec, sincos_positions
 
-__all__ = ["MaskedAutoencoder", "patchify"]
+__all__ = ["MaskedAutoencoder"]
 
 
 class MaskedAutoencoder(nn.Module):
@@ -67,19 +67,25 @@ class MaskedAutoencoder(nn.Module):
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
 
-    def embed(self, images: Tensor) -> Tensor:
-        """Normalised (B, 3, H, W) -> patch tokens with their positions (B, N, D).
+    @property
+    def stack(self) -> nn.ModuleList:
+        """What the encoder is made of."""
+        return self.blocks
 
-        The convolution of timm's patch embedding, whose windows do not overlap, as one matrix product: its gradient
-        takes a tenth of the time on a CPU, and on an NPU it escapes the HF32 of convolutions.
-        """
-        projection = self.patch_embed.proj
-        patches = _patches(images, self.spec.patch_size).permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
-        return linear(patches, projection.weight.flatten(1), projection.bias) + self.pos_embed[:, 1:]
+    def embed(self, images: Tensor) -> Tensor:
+        """Normalised (B, 3, H, W) -> patch tokens with their positions (B, N, D)."""
+        return embed(images, self.patch_embed.proj, self.spec.patch_size) + self.pos_embed[:, 1:]
 
     def similarity(self, tokens: Tensor, blocks: int) -> Tensor:
         """Symmetrised mean attention of the first ``blocks`` blocks over all patches: (B, N, D) -> (B, N, N)."""
         return patch_similarity(mean_attention(self.blocks, self._with_class_token(tokens), blocks))
+
+    def features(self, tokens: Tensor, blocks: int) -> Tensor:
+        """Tokens behind the first ``blocks`` blocks over all patches: (B, N, D) -> (B, N, D)."""
+        tokens = self._with_class_token(tokens)
+        for block in self.blocks[:blocks]:
+            tokens = block(tokens)
+        return tokens[:, 1:]
 
     def saliency(self, tokens: Tensor) -> Tensor:
         """The class token's attention to the patches in the last block, all of them visible: (B, N, D) -> (B, N)."""
@@ -90,7 +96,7 @@ class MaskedAutoencoder(nn.Module):
 
         There may be several masks of an image, one after the other: (k * B, V) -> (k * B, 1 + V, D).
         """
-        tokens = self._with_class_token(_take(tokens, visible))
+        tokens = self._with_class_token(take(tokens, visible))
         for block in self.blocks:
             tokens = block(tokens)
         return self.norm(tokens)
@@ -103,15 +109,15 @@ class MaskedAutoencoder(nn.Module):
         tokens = self.decoder_embed(encoded)
         masked = restore.shape[1] + 1 - tokens.shape[1]
         fill = self.mask_token.to(tokens.dtype).expand(tokens.shape[0], masked, -1)
-        patches = _take(torch.cat([tokens[:, 1:], fill], dim=1), restore)
+        patches = take(torch.cat([tokens[:, 1:], fill], dim=1), restore)
         tokens = torch.cat([tokens[:, :1], patches], dim=1) + self.decoder_pos_embed
         for block in self.decoder_blocks:
             tokens = block(tokens)
-        return self.decoder_pred(self.decoder_norm(_take(tokens[:, 1:], wanted)))
+        return self.decoder_pred(self.decoder_norm(take(tokens[:, 1:], wanted)))
 
     def target(self, images: Tensor, masked: Tensor) -> Tensor:
         """What the patches at indices ``masked`` (B, K) are, normalised patch by patch if asked: (B, K, P)."""
-        target = _take(patchify(images, self.spec.patch_size), masked)
+        target = take(patchify(images, self.spec.patch_size), masked)
         if not self.norm_pix_loss:
             return target
         variance, mean = torch.var_mean(target, dim=-1, keepdim=True)
@@ -132,23 +138,3 @@ class MaskedAutoencoder(nn.Module):
     def _with_class_token(self, tokens: Tensor) -> Tensor:
         first = (self.cls_token + self.pos_embed[:, :1]).to(tokens.dtype)
         return torch.cat([first.expand(tokens.shape[0], -1, -1), tokens], dim=1)
-
-
-def patchify(images: Tensor, patch_size: int) -> Tensor:
-    """(B, 3, H, W) -> (B, N, P), values of a patch ordered row, column, channel as in the published code."""
-    return _patches(images, patch_size).permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
-
-
-def _patches(images: Tensor, patch_size: int) -> Tensor:
-    """(B, C, H, W) -> (B, C, rows, patch_size, columns, patch_size)."""
-    return images.unflatten(3, (-1, patch_size)).unflatten(2, (-1, patch_size))
-
-
-def _take(tokens: Tensor, indices: Tensor) -> Tensor:
-    """Tokens at ``indices``: (B, N, D), (B, K) -> (B, K, D); or (k * B, K) -> (k * B, K, D), k rows an image.
-
-    As an embedding: torch-npu documents neither gather nor the gradient of index_select for bfloat16 on the 910B.
-    """
-    flat = indices.reshape(tokens.shape[0], -1)
-    rows = flat + tokens.shape[1] * torch.arange(len(flat), device=flat.device)[:, None]
-    return embedding(rows, tokens.flatten(0, 1)).view(*indices.shape, -1)

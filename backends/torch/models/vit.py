@@ -1,4 +1,4 @@
-"""Vision Transformers by numbers: timm's own class, so that every parameter has timm's name."""
+"""Vision Transformers by numbers: timm's own classes, so that every parameter has timm's name."""
 
 from __future__ import annotations
 
@@ -6,12 +6,16 @@ from functools import partial
 from typing import Any, Literal
 
 from timm.models import group_parameters
+from timm.models.beit import Beit
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from ehm.encoders import VitSpec
 
-__all__ = ["build_vit", "layers_of"]
+__all__ = ["LAYER_SCALE", "build_vit", "layers_of"]
+
+LAYER_SCALE = 0.1
+"""What the factors of both branches begin with in the relative form (BEiT-B, SimMIM's ViT-B)."""
 
 
 def build_vit(
@@ -20,25 +24,32 @@ def build_vit(
     drop_path: float = 0.0,
     global_pool: Literal["avg", "token"] = "avg",
     fc_norm: bool | None = None,
-) -> VisionTransformer:
+) -> VisionTransformer | Beit:
     """A ViT of ``spec``: normalised (B, 3, H, W) -> (B, classes), or pooled features (B, D) for 0 classes.
 
     ``global_pool`` is ``avg`` (mean of the patch tokens) or ``token`` (the class token). As in MAE's fine-tuning the
-    last norm follows an average, unless ``fc_norm`` is False, and the head starts near zero (std 2e-5).
+    last norm follows an average, unless ``fc_norm`` is False, and the head starts near zero (std 2e-5). The relative
+    form has a table of biases in every block, as BEiT and SimMIM fine-tune.
     """
-    model = VisionTransformer(
-        img_size=spec.image_size,
-        patch_size=spec.patch_size,
-        num_classes=classes,
-        global_pool=global_pool,
-        embed_dim=spec.width,
-        depth=spec.depth,
-        num_heads=spec.heads,
-        mlp_ratio=spec.mlp_ratio,
-        fc_norm=fc_norm,
-        drop_path_rate=drop_path,
-        norm_layer=partial(nn.LayerNorm, eps=1e-6),
-    )
+    sizes: dict[str, Any] = {
+        "img_size": spec.image_size,
+        "patch_size": spec.patch_size,
+        "num_classes": classes,
+        "global_pool": global_pool,
+        "embed_dim": spec.width,
+        "depth": spec.depth,
+        "num_heads": spec.heads,
+        "mlp_ratio": spec.mlp_ratio,
+        "drop_path_rate": drop_path,
+        "norm_layer": partial(nn.LayerNorm, eps=1e-6),
+    }
+    model: VisionTransformer | Beit
+    if spec.relative:
+        model = Beit(
+            **sizes, use_fc_norm=fc_norm, use_abs_pos_emb=False, use_rel_pos_bias=True, init_values=LAYER_SCALE
+        )
+    else:
+        model = VisionTransformer(**sizes, fc_norm=fc_norm)
     if isinstance(model.head, nn.Linear):
         nn.init.trunc_normal_(model.head.weight, std=2e-5)
     return model

@@ -1,0 +1,167 @@
+"""Encoders that see a mask token in place of what is hidden, as SimMIM and BEiT pretrain.
+
+They are timm's classes with a ``mask_token`` more, so that every parameter has timm's name; a method (``simmim.py``,
+``beit.py``) adds its head and its loss.
+
+Shapes: B images, N output tokens of D features, k masks an image.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, Protocol
+
+import torch
+from timm.models.beit import Beit
+from timm.models.swin_transformer import SwinTransformer
+from torch import Tensor, nn
+
+from ehm.backends.torch.models.attention import class_attention, mean_attention, patch_similarity, symmetric
+from ehm.backends.torch.models.patches import embed
+from ehm.backends.torch.models.swin import cell_attention, first_blocks, mean_cells
+from ehm.backends.torch.models.vit import LAYER_SCALE
+from ehm.encoders import SwinSpec, VitSpec
+
+__all__ = ["MaskedEncoder", "MaskedSwin", "MaskedVit"]
+
+
+_NORM: Any = partial(nn.LayerNorm, eps=1e-6)
+
+
+class MaskedEncoder(Protocol):
+    """What the heads need of an encoder."""
+
+    spec: Any
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Normalised (B, 3, H, W) -> tokens of the first block."""
+        ...
+
+    def encode(self, tokens: Tensor, hidden: Tensor) -> Tensor:
+        """Tokens of :meth:`embed` and what of the output grid is hidden, (k * B, N) bool -> (k * B, N, D)."""
+        ...
+
+
+class MaskedVit(Beit):
+    """A ViT in the relative form with one table of biases for all blocks, as BEiT and SimMIM pretrain it."""
+
+    def __init__(self, spec: VitSpec, drop_path: float = 0.0) -> None:
+        super().__init__(
+            img_size=spec.image_size,
+            patch_size=spec.patch_size,
+            num_classes=0,
+            embed_dim=spec.width,
+            depth=spec.depth,
+            num_heads=spec.heads,
+            mlp_ratio=spec.mlp_ratio,
+            drop_path_rate=drop_path,
+            norm_layer=_NORM,
+            init_values=LAYER_SCALE,
+            use_abs_pos_emb=False,
+            use_shared_rel_pos_bias=True,
+            use_fc_norm=False,
+        )
+        self.spec = spec
+        self.mask_token = _mask_token(spec.width)
+
+    @property
+    def stack(self) -> nn.ModuleList:
+        """What the encoder is made of."""
+        return self.blocks
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Normalised (B, 3, H, W) -> patch tokens (B, N, D)."""
+        return embed(images, self.patch_embed.proj, self.spec.patch_size)
+
+    def encode(self, tokens: Tensor, hidden: Tensor) -> Tensor:
+        """See :meth:`MaskedEncoder.encode`."""
+        tokens, share = self._with_class_token(_covered(tokens, self.mask_token, hidden)), self.rel_pos_bias()
+        for block in self.blocks:
+            tokens = block(tokens, shared_rel_pos_bias=share)
+        encoded: Tensor = self.norm(tokens)[:, 1:]
+        return encoded
+
+    def similarity(self, tokens: Tensor, blocks: int) -> Tensor:
+        """Symmetrised mean attention of the first ``blocks`` blocks over all patches: (B, N, D) -> (B, N, N)."""
+        share = self.rel_pos_bias()
+        return patch_similarity(mean_attention(self.blocks, self._with_class_token(tokens), blocks, share))
+
+    def features(self, tokens: Tensor, blocks: int) -> Tensor:
+        """Tokens behind the first ``blocks`` blocks over all patches: (B, N, D) -> (B, N, D)."""
+        tokens, share = self._with_class_token(tokens), self.rel_pos_bias()
+        for block in self.blocks[:blocks]:
+            tokens = block(tokens, shared_rel_pos_bias=share)
+        return tokens[:, 1:]
+
+    def saliency(self, tokens: Tensor) -> Tensor:
+        """The class token's attention to the patches in the last block, all of them visible: (B, N, D) -> (B, N)."""
+        return class_attention(self.blocks, self._with_class_token(tokens), self.rel_pos_bias())
+
+    def _with_class_token(self, tokens: Tensor) -> Tensor:
+        first = self.cls_token.to(tokens.dtype).expand(tokens.shape[0], -1, -1)
+        return torch.cat([first, tokens], dim=1)
+
+
+class MaskedSwin(SwinTransformer):
+    """A Swin as SimMIM pretrains it; N are the tokens of its last stage, and tokens of its first are (B, h, w, D)."""
+
+    def __init__(self, spec: SwinSpec, drop_path: float = 0.0) -> None:
+        super().__init__(
+            img_size=spec.image_size,
+            patch_size=spec.patch_size,
+            num_classes=0,
+            embed_dim=spec.width,
+            depths=spec.depths,
+            num_heads=spec.heads,
+            window_size=spec.window,
+            mlp_ratio=spec.mlp_ratio,
+            drop_path_rate=drop_path,
+        )
+        self.spec = spec
+        self.mask_token = _mask_token(spec.width)
+
+    @property
+    def stack(self) -> nn.Sequential:
+        """What the encoder is made of: its stages, the first k of which hold the first k blocks."""
+        return self.layers
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Normalised (B, 3, H, W) -> patch tokens (B, h, w, D of the first stage)."""
+        tokens = embed(images, self.patch_embed.proj, self.spec.patch_size)
+        norm: Any = self.patch_embed.norm
+        normed: Tensor = norm(tokens)
+        return normed.unflatten(1, (images.shape[2] // self.spec.patch_size, -1))
+
+    def encode(self, tokens: Tensor, hidden: Tensor) -> Tensor:
+        """See :meth:`MaskedEncoder.encode`."""
+        (down, across), factor = self.spec.grid, self.spec.stride // self.spec.patch_size
+        spread = hidden.view(-1, down, 1, across, 1).expand(-1, -1, factor, -1, factor).flatten(1)
+        covered = _covered(tokens.flatten(1, 2), self.mask_token, spread).unflatten(1, tokens.shape[1:3])
+        encoded: Tensor = self.norm(self.layers(covered)).flatten(1, 2)
+        return encoded
+
+    def similarity(self, tokens: Tensor, blocks: int) -> Tensor:
+        """Symmetrised mean of what the first ``blocks`` blocks attend to, between output cells: -> (B, N, N).
+
+        See :func:`ehm.backends.torch.models.swin.cell_attention`.
+        """
+        found, _ = first_blocks(self.layers, tokens, blocks)
+        cells = [cell_attention(block, seen, self.spec.grid) for block, seen in found]
+        return symmetric(torch.stack(cells).mean(dim=0))
+
+    def features(self, tokens: Tensor, blocks: int) -> Tensor:
+        """Tokens behind the first ``blocks`` blocks, mean over each output cell: -> (B, N, D of their stage)."""
+        _, behind = first_blocks(self.layers, tokens, blocks)
+        return mean_cells(behind, self.spec.grid)
+
+
+def _mask_token(width: int) -> nn.Parameter:
+    return nn.Parameter(nn.init.trunc_normal_(torch.empty(1, 1, width), std=0.02))
+
+
+def _covered(tokens: Tensor, mask_token: Tensor, hidden: Tensor) -> Tensor:
+    """The mask token where ``hidden`` (k * B, N) says so, the patch's own elsewhere: (B, N, D) -> (k * B, N, D)."""
+    views = len(hidden) // len(tokens)
+    if views > 1:
+        tokens = tokens.unsqueeze(1).expand(-1, views, -1, -1).flatten(0, 1)
+    return torch.where(hidden.unsqueeze(-1), mask_token.to(tokens.dtype), tokens)

@@ -1,0 +1,108 @@
+"""Swin Transformers by numbers, timm's own class, and their attention between the cells of the output grid.
+
+Attention exists within windows only. Here that of each block, shifted or not and of whatever stage, is added up to the
+cells that its tokens lie in: how much of its attention the tokens of a cell give to those of another. Cells that no
+window holds together get nothing from that block.
+
+Shapes: B images, a map of h x w tokens of D features, nW windows of T tokens, heads n, N cells of the output grid.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from timm.models.swin_transformer import SwinTransformer, window_partition
+from torch import Tensor, nn
+from torch.nn.functional import pad
+
+from ehm.encoders import SwinSpec
+
+__all__ = ["build_swin", "cell_attention", "first_blocks", "mean_cells", "window_attention"]
+
+
+def build_swin(spec: SwinSpec, classes: int = 0, drop_path: float = 0.0) -> SwinTransformer:
+    """A Swin of ``spec``: normalised (B, 3, H, W) -> (B, classes), or mean features (B, D) for 0 classes.
+
+    The head starts near zero (std 2e-5), as those of our ViTs.
+    """
+    model = SwinTransformer(
+        img_size=spec.image_size,
+        patch_size=spec.patch_size,
+        num_classes=classes,
+        embed_dim=spec.width,
+        depths=spec.depths,
+        num_heads=spec.heads,
+        window_size=spec.window,
+        mlp_ratio=spec.mlp_ratio,
+        drop_path_rate=drop_path,
+    )
+    if isinstance(model.head.fc, nn.Linear):
+        nn.init.trunc_normal_(model.head.fc.weight, std=2e-5)
+    return model
+
+
+def window_attention(block: Any, tokens: Tensor) -> Tensor:
+    """Softmax attention of one timm block on its input: (B, h, w, D) -> (B, nW, n, T, T). Queries and keys only."""
+    attn = block.attn
+    windows = _windows(block, block.norm1(tokens)).flatten(0, 1)  # (B * nW, T, D)
+    rows = 2 * attn.qkv.weight.shape[0] // 3
+    bias = None if attn.qkv.bias is None else attn.qkv.bias[:rows]
+    q, k = nn.functional.linear(windows, attn.qkv.weight[:rows], bias).unflatten(2, (2, attn.num_heads, -1)).unbind(2)
+    scores = (q * attn.scale).transpose(1, 2) @ k.permute(0, 2, 3, 1) + attn._get_rel_pos_bias()
+    scores = scores.unflatten(0, (len(tokens), -1))
+    if block.attn_mask is not None:
+        scores = scores + block.attn_mask.unsqueeze(1)
+    return scores.softmax(dim=-1)
+
+
+def cell_attention(block: Any, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Attention between cells of ``grid``, mean over heads: (B, h, w, D) -> (B, N, N), float32.
+
+    Entry (i, j) is the share of its attention that a token of cell i gives to cell j, mean over the tokens of the cell.
+    ``grid`` divides h and w.
+    """
+    probs = window_attention(block, tokens).mean(dim=2, dtype=torch.float32)  # (B, nW, T, T)
+    owner = _windows(block, _owners(tokens, grid))[0]  # (nW, T, N)
+    with torch.autocast(tokens.device.type, enabled=False):
+        to_cells = (probs @ owner).flatten(1, 2)  # (B, nW * T, N)
+        total = owner.flatten(0, 1).T @ to_cells
+    return total * (grid[0] * grid[1] / (tokens.shape[1] * tokens.shape[2]))
+
+
+def first_blocks(stages: Any, tokens: Tensor, count: int) -> tuple[list[tuple[Any, Tensor]], Tensor]:
+    """The first ``count`` blocks, each with its input (B, h, w, D), and the output of the last of them."""
+    found: list[tuple[Any, Tensor]] = []
+    for stage in stages:
+        if len(found) == count:
+            break
+        tokens = stage.downsample(tokens)
+        for block in stage.blocks[: count - len(found)]:
+            found.append((block, tokens))
+            tokens = block(tokens)
+    return found, tokens
+
+
+def mean_cells(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Mean of the tokens in each cell of ``grid``, which divides their map: (B, h, w, D) -> (B, N, D)."""
+    cells = tokens.unflatten(2, (grid[1], -1)).unflatten(1, (grid[0], -1)).mean(dim=(2, 4))
+    return cells.flatten(1, 2)
+
+
+def _windows(block: Any, tokens: Tensor) -> Tensor:
+    """Tokens as ``block`` divides them: moved by its shift, padded, (B, h, w, D) -> (B, nW, T, D)."""
+    (height, width), (down, across) = tokens.shape[1:3], block.window_size
+    if any(block.shift_size):
+        tokens = tokens.roll((-block.shift_size[0], -block.shift_size[1]), dims=(1, 2))
+    tokens = pad(tokens, (0, 0, 0, -width % across, 0, -height % down))
+    windows: Tensor = window_partition(tokens, block.window_size)
+    return windows.flatten(1, 2).unflatten(0, (len(tokens), -1))
+
+
+def _owners(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Which cell each place of the map lies in, as zeros and a one: (B, h, w, D) -> (1, h, w, N), float32."""
+    height, width = tokens.shape[1:3]
+    rows = torch.arange(height, device=tokens.device) // (height // grid[0])
+    columns = torch.arange(width, device=tokens.device) // (width // grid[1])
+    cells = torch.arange(grid[0] * grid[1], device=tokens.device)
+    return (rows[:, None, None] * grid[1] + columns[:, None] == cells).float()[None]
