@@ -24,7 +24,7 @@ from ehm.config import TokenizerConfig
 from ehm.data import EvalTransform, Loader, Source, TrainTransform, open_source
 from ehm.runlog import RunLog, console
 from ehm.runs import Metrics, agree, begin, on, save, say_broken, store
-from ehm.schedule import warmup_cosine
+from ehm.schedule import learning_rate
 from ehm.tasks.evaluate import write_json
 
 __all__ = ["DEFAULT_CONFIG", "Quality", "TokenizerResult", "train_tokenizer"]
@@ -87,7 +87,7 @@ def _run(config: TokenizerConfig, backend: Backend, folder: Path, start: Path | 
     data, optim, run = config.data, config.optim, config.run
     loader = Loader(
         source,
-        TrainTransform(config.image_size, data.crop_scale, data.flip),
+        TrainTransform(config.image_size, data.crop_scale, data.flip, data.color_jitter),
         batch_size=optim.batch_size,
         seed=run.seed,
         shuffle=True,
@@ -117,7 +117,7 @@ def _run(config: TokenizerConfig, backend: Backend, folder: Path, start: Path | 
         clock, images = time.perf_counter(), 0
         for step, batch in enumerate(loader.batches(first, last), start=first):
             temperature = cooled(config.temperature, step / total)
-            lr = warmup_cosine(step, total, optim.warmup_epochs * epoch, optim.lr, optim.min_lr)
+            lr = learning_rate(step, total, optim.warmup_epochs * epoch, optim.lr, optim.min_lr, optim.schedule)
             done, images = step + 1, images + batch.total
             pending.add(done, tokenizer.train_step(batch.images, temperature, lr, optim.weight_decay))
             log.advance(done)

@@ -72,7 +72,7 @@ def tokenizer(tmp_path_factory):
     """An untrained tokenizer of visual tokens, where ehm tokenizer train would leave it."""
     pytest.importorskip("torch", reason="tokenizers are torch's")
     config = TokenizerConfig(vocabulary=16, width=8)
-    meta = {"kind": "tokenizer", "step": 0, "config": config.model_dump(mode="json")}
+    meta = {"kind": "tokenizer", "step": 0, "epoch": 0, "config": config.model_dump(mode="json")}
     run = tmp_path_factory.mktemp("tokenizer")
     checkpoint.save(run / "checkpoints", backends.get("cpu").tokenizer(config).state(), meta)
     return run
