@@ -6,7 +6,6 @@ The encoder has to be the run's own kind; its image size, and a Swin's window, m
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -59,13 +58,20 @@ def initial_weights(
 def _of_same_kind(weights: Weights, spec: EncoderSpec, init: str) -> Arrays:
     """The arrays, resampled to ``spec``; CheckpointError where their encoder is another one at any size."""
     found = weights.spec
-    if found is not None:
-        moved = replace(found, image_size=spec.image_size)
-        if isinstance(moved, SwinSpec) and isinstance(spec, SwinSpec):
-            moved = replace(moved, window=spec.window)
-        if moved == spec:
-            return resample_arrays(weights.arrays, spec, found)
-    raise CheckpointError(f"model.init {init}: holds {found or weights.timm}, which is not the run's encoder, {spec}")
+    if found is None or _kind(found) != _kind(spec):
+        holds = weights.timm if found is None else _kind(found)
+        raise CheckpointError(f"model.init {init}: holds {holds}, and the run's encoder is {_kind(spec)}")
+    sizes = [name for name in vars(spec) if name not in _RESAMPLED and getattr(found, name) != getattr(spec, name)]
+    if sizes:
+        theirs, ours = (", ".join(f"{name} {getattr(each, name)}" for name in sizes) for each in (found, spec))
+        raise CheckpointError(f"model.init {init}: its encoder has {theirs}, and the run's has {ours}")
+    return resample_arrays(weights.arrays, spec, found)
+
+
+def _kind(spec: EncoderSpec) -> str:
+    if isinstance(spec, SwinSpec):
+        return "a Swin"
+    return "a ViT with relative positions, as SimMIM's and BEiT's" if spec.relative else "a plain ViT, as MAE's"
 
 
 def _shared(arrays: Arrays, wanted: bool) -> tuple[Arrays, list[str]]:
@@ -86,3 +92,7 @@ def _fresh(shapes: Mapping[str, tuple[int, ...]], arrays: Arrays) -> set[str]:
         if misfits(part, arrays):
             fresh |= part.keys()
     return fresh
+
+
+_RESAMPLED = ("image_size", "window")
+"""What of an encoder may be another than that of the weights."""

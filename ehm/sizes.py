@@ -29,16 +29,14 @@ def sizes(arrays: Arrays, source: ModelSource) -> EncoderSpec:
     of its tables. The grid is taken as square, a Swin's as one window of its last stage, which changes no weight.
     Raises CheckpointError where they are none of these, or ``source`` has to say what the shapes leave open.
     """
-    swin = f"layers.0.blocks.0.attn.{TABLE}" in arrays
-    relative = SHARED_TABLE in arrays or f"blocks.0.attn.{TABLE}" in arrays
-    tables = (SHARED_TABLE if SHARED_TABLE in arrays else f"blocks.0.attn.{TABLE}",) if relative else ("pos_embed",)
-    needed = _SWIN if swin else (*_VIT, *tables)
-    missing = [name for name in needed if name not in arrays]
+    swin, own = f"layers.0.blocks.0.attn.{TABLE}" in arrays, f"blocks.0.attn.{TABLE}"
+    places = next((name for name in (SHARED_TABLE, own) if name in arrays), "pos_embed")
+    missing = [name for name in (_SWIN if swin else (*_VIT, places)) if name not in arrays]
     if missing:
         raise CheckpointError(f"{source.init}: no ViT and no Swin with timm's names: {', '.join(missing)} missing")
-    foreign = [name for name in ("pos_embed", "absolute_pos_embed") if name in arrays and (swin or relative)]
-    if foreign:
-        raise CheckpointError(f"{source.init}: {foreign[0]} beside relative positions; only encoders with either load")
+    others = [name for name in (own, "pos_embed", "absolute_pos_embed") if name in arrays and name != places]
+    if others:
+        raise CheckpointError(f"{source.init}: has {others[0]} beside other positions; encoders with one kind load")
     width, channels, patch, across = arrays["patch_embed.proj.weight"].shape
     if channels != 3 or patch != across:
         raise CheckpointError(
@@ -46,15 +44,13 @@ def sizes(arrays: Arrays, source: ModelSource) -> EncoderSpec:
         )
     if swin:
         return _swin(arrays, source, width, patch)
-    depth = _count(arrays, r"blocks\.(\d+)\.")
-    heads = _heads(source, width) if not relative else arrays[tables[0]].shape[1]
-    ratio = arrays["blocks.0.mlp.fc1.weight"].shape[0] / width
-    spec = VitSpec((0, 0), patch, width, depth, heads, ratio, relative)
-    if relative:
-        size = _table_size(tables[0], len(arrays[tables[0]]) - _TO_CLASS_TOKEN, patch, source)
-    else:
-        size = _positions_size(arrays["pos_embed"].shape[1] - 1, patch, source)
-    spec = replace(spec, image_size=size)
+    depth, ratio = _count(arrays, r"blocks\.(\d+)\."), arrays["blocks.0.mlp.fc1.weight"].shape[0] / width
+    if places == "pos_embed":
+        size = _positions_size(arrays[places].shape[1] - 1, patch, source)
+        return VitSpec(size, patch, width, depth, _heads(source, width), ratio)
+    rows, heads = arrays[places].shape
+    size = _table_size(places, rows - _TO_CLASS_TOKEN, patch, source)
+    spec = VitSpec(size, patch, width, depth, heads, ratio, relative=True)
     _check_tables(arrays, spec, source)
     return spec
 

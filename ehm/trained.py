@@ -20,10 +20,10 @@ from ehm.backends.base import Arrays
 from ehm.config import ModelSource, Triple
 from ehm.encoders import SwinSpec, VitSpec
 from ehm.errors import CheckpointError
+from ehm.sizes import at_size
 from ehm.weights import (
     ReadFile,
     Weights,
-    at_size,
     fit,
     fitted,
     is_bare_file,

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from ehm import backends
-from ehm.config import TrainConfig
+from ehm import backends, checkpoint
+from ehm.config import TokenizerConfig, TrainConfig
 from ehm.errors import BackendError
 
 
@@ -70,4 +70,9 @@ def batch():
 @pytest.fixture(scope="session")
 def tokenizer(tmp_path_factory):
     """An untrained tokenizer of visual tokens, where ehm tokenizer train would leave it."""
-    raise NotImplementedError
+    pytest.importorskip("torch", reason="tokenizers are torch's")
+    config = TokenizerConfig(vocabulary=16, width=8)
+    meta = {"kind": "tokenizer", "step": 0, "epoch": 0, "config": config.model_dump(mode="json")}
+    run = tmp_path_factory.mktemp("tokenizer")
+    checkpoint.save(run / "checkpoints", backends.get("cpu").tokenizer(config).state(), meta)
+    return run

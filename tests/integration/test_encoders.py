@@ -12,8 +12,11 @@ from tiny import RUN
 
 from ehm import checkpoint
 from ehm.analysis.inspect import inspect
+from ehm.analysis.pages import Model
+from ehm.backends.torch.encoder import TorchEncoder
+from ehm.backends.torch.learner import TorchLearner
 from ehm.backends.torch.module import load_module
-from ehm.config import ModelSource
+from ehm.config import MaskConfig, ModelSource, TrainConfig
 from ehm.deploy.bundle import Bundle
 from ehm.deploy.export import export
 from ehm.errors import ConfigError
@@ -147,13 +150,15 @@ def test_a_probe_measures_it_and_is_opened(kind, run, pictures, tmp_path):
 
 def test_pretraining_goes_on_from_a_run_and_resumes_without_it(kind, run, pictures, tmp_path, capsys):
     first = tmp_path / "first"
-    pretrain(kind, pictures, first, **{"run.max_steps": 1, "model.init": run.out, "optim.base_lr": 1e-12})
+    given = {"run.max_steps": 1, "model.init": run.out, "optim.base_lr": 1e-12, "optim.ema_decay": 0.9}
+    pretrain(kind, pictures, first, **given)
     said = " ".join(capsys.readouterr().out.split())
     assert f"begins with the weights of {run.out}" in said
-    before, after = (checkpoint.read_model(folder)[0] for folder in (run.out, first))
-    assert before.keys() == after.keys()
+    before, state = checkpoint.read_model(run.out)[0], checkpoint.read(first)[0]
+    assert before.keys() == state.model.keys()
     for name, array in before.items():
-        np.testing.assert_allclose(after[name], array, atol=1e-6, err_msg=name)
+        np.testing.assert_allclose(state.model[name], array, atol=1e-6, err_msg=name)
+        np.testing.assert_allclose(state.optimizer[f"ema/{name}"], array, atol=1e-6, err_msg=name)
     (tmp_path / "encoder.safetensors").write_bytes(run.encoder.read_bytes())
     second = tmp_path / "second"
     given = {"run.max_steps": 1, "model.init": tmp_path / "encoder.safetensors"}
@@ -163,6 +168,21 @@ def test_pretraining_goes_on_from_a_run_and_resumes_without_it(kind, run, pictur
     (tmp_path / "encoder.safetensors").unlink()
     train(overrides=["run.max_steps=2"], out=second, resume=True)
     assert checkpoint.resolve(second).name == "step-00000002"
+
+
+def test_an_encoder_sees_the_similarity_of_its_runs_learner(kind, run):
+    """Units of the learner's own model, which has one table for all blocks, and of timm's class downstream."""
+    state, meta = checkpoint.read(run.out)
+    learner = TorchLearner(TrainConfig.model_validate(meta["config"]), torch.device("cpu"))
+    learner.load(state)
+    images = np.random.default_rng(2).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
+    encoder = TorchEncoder(ModelSource(init=str(run.out)), torch.device("cpu"))
+    model = Model(encoder, "", "evolved", MaskConfig(blocks=3), side=2 if kind == "vit" else 4)
+    expected = np.concatenate(list(learner.similarity(images)))
+    assert expected.shape == (3, 4, 4)
+    np.testing.assert_allclose(model.similarity(images), expected, atol=1e-6)
+    if kind == "vit":
+        np.testing.assert_allclose(model.saliency(images), np.concatenate(list(learner.saliency(images))), atol=1e-6)
 
 
 def test_pictures_show_the_mask_units_of_the_run(kind, run, pictures, tmp_path):

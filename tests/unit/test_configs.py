@@ -7,10 +7,10 @@ import pytest
 import yaml
 
 from ehm.cli import main
-from ehm.config import FinetuneConfig, ProbeConfig, TrainConfig, load_config, shipped_configs
+from ehm.config import FinetuneConfig, ProbeConfig, TokenizerConfig, TrainConfig, load_config, shipped_configs
 from ehm.config.listing import describe
 
-KINDS = {"pretrain": TrainConfig, "finetune": FinetuneConfig, "probe": ProbeConfig}
+KINDS = {"pretrain": TrainConfig, "finetune": FinetuneConfig, "probe": ProbeConfig, "tokenizer": TokenizerConfig}
 CONFIGS = Path(__file__).parents[2] / "configs"
 SIZES = {"small": (384, 12, 6), "base": (768, 12, 12)}  # width, depth, heads: DeiT-S and ViT-B
 MASKINGS = ("random", "grid", "block", "evolved", "shallow", "deep")

@@ -327,15 +327,20 @@ def test_what_does_not_fit_is_one_sentence(files, tmp_path):
         load_model(ModelSource(init=swin_file, depth=(2, 2, 6, 2)))
     with pytest.raises(CheckpointError, match="no such file or folder; ehm train takes"):
         begun("simmim_vit", tmp_path / "nothing")
-    with pytest.raises(CheckpointError, match="is not the run's encoder"):
+    with pytest.raises(CheckpointError, match="holds a Swin, and the run's encoder is a ViT with relative positions"):
         begun("simmim_vit", swin_file)
-    with pytest.raises(CheckpointError, match="is not the run's encoder"):
+    with pytest.raises(CheckpointError, match="its encoder has depth 12, and the run's has depth 11"):
         begun("simmim_vit", vit, model={"depth": 11})
     tensors = random(beit(1))
     for change, message in (
         ({f"rel_pos_bias.{TABLE}": torch.zeros(5 * 7 + 3, HEADS)}, "35 relative positions .* model.image_size"),
-        ({"pos_embed": torch.zeros(1, 197, WIDTH)}, "pos_embed beside relative positions"),
-        ({f"blocks.0.attn.{TABLE}": torch.zeros(7, HEADS)}, r"has 7 rows, where 14 x 14 tokens have 732"),
+        ({"pos_embed": torch.zeros(1, 197, WIDTH)}, "has pos_embed beside other positions"),
+        ({f"blocks.0.attn.{TABLE}": torch.zeros(732, HEADS)}, "attn.relative_position_bias_table beside other"),
+        (
+            {f"rel_pos_bias.{TABLE}": None}
+            | {f"blocks.{block}.attn.{TABLE}": torch.zeros(732 * (1 - block), HEADS) for block in (0, 1)},
+            "has 0 rows, where 14 x 14 tokens have 732",
+        ),
         ({"cls_token": None}, "no ViT and no Swin with timm's names: cls_token missing"),
     ):
         torch.save({k: v for k, v in {**tensors, **change}.items() if v is not None}, tmp_path / "wrong.pth")
