@@ -29,7 +29,7 @@ class MindsporeBackend:
         return describe(self.target)
 
     def learner(self, config: TrainConfig) -> Learner:
-        """A model in pretraining, initialised from ``config.run.seed``."""
+        """A model in pretraining, initialised from ``config.run.seed`` and from ``config.model.init``."""
         from ehm.backends.mindspore.learner import MindsporeLearner
 
         reproducible(config.run.deterministic)

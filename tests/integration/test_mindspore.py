@@ -11,7 +11,8 @@ from PIL import Image
 from tiny import RUN, TINY
 
 import ehm
-from ehm import checkpoint
+from ehm import backends, checkpoint
+from ehm.config import TrainConfig
 from ehm.deploy.predict import predict
 
 pytestmark = elsewhere.needs_mindspore
@@ -89,8 +90,9 @@ def test_doctor_and_auto_take_mindspore_where_torch_is_not_installed(images, tmp
     assert "device mindspore (CPU target" in there("train", tmp_path / "run", values, device="auto")
 
 
-def test_a_run_goes_on_in_the_other_framework_and_comes_back(images, tmp_path):
-    values = {**PRETRAIN, "data.source": images}
+def test_a_run_goes_on_in_the_other_framework_and_comes_back(images, stripes, tmp_path):
+    """And what SimMIM has pretrained here is fine-tuned there."""
+    values = {**PRETRAIN, "data.source": images, "objective": "simmim", "mask.unit": 16, "model.drop_path": 0}
 
     def torch(out, last, resume):
         ehm.train(device="cpu", overrides=[f"{k}={v}" for k, v in values.items()] + [last], out=out, resume=resume)
@@ -100,6 +102,12 @@ def test_a_run_goes_on_in_the_other_framework_and_comes_back(images, tmp_path):
     there("train", tmp_path / "moved", {**values, "run.max_steps": 8}, "--resume")
     torch(tmp_path / "moved", "run.max_steps=12", True)
     np.testing.assert_allclose(losses(tmp_path / "moved"), losses(tmp_path / "stayed"), rtol=1e-5)
+
+    task = {**FINETUNE, "data.source": stripes, "model.init": tmp_path / "moved", "model.image_size": 32}
+    there("finetune", tmp_path / "task", {**task, "run.max_steps": 1})
+    pretrained = checkpoint.read_model(tmp_path / "moved")[0]["rel_pos_bias.relative_position_bias_table"]
+    table = checkpoint.read_model(tmp_path / "task")[0]["blocks.1.attn.relative_position_bias_table"]
+    np.testing.assert_allclose(table, pretrained, atol=1e-3)
 
 
 def test_a_classifier_learns_goes_on_and_is_exported(stripes, tmp_path):
@@ -138,9 +146,13 @@ def test_several_processes_are_one_with_the_same_batch(images, tmp_path):
     assert_same(tmp_path / "two", tmp_path / "one", rtol=1e-4, atol=2e-5)
 
 
+SWIN = {"objective": "simmim", "encoder": "swin_tiny", "patch_size": 4, "mask.unit": 8}
+SWIN |= {"model.width": 12, "model.depth": "[1, 1]", "model.heads": "[1, 2]"}
 ASKS_TOO_MUCH = {
     "optim.dtype bfloat16: not available on mindspore:cpu, which has float32, float16": {"optim.dtype": "bfloat16"},
     "mask.build device: the MindSpore backend builds trees on the host": {"mask.build": "device"},
+    "objective beit: the MindSpore backend has mae and simmim": {"objective": "beit", "model.tokenizer": "runs/dvae"},
+    "encoder swin_tiny: the MindSpore backend has ViTs": SWIN,
 }
 
 
@@ -157,6 +169,12 @@ def test_devices_and_weights_that_are_not_there_are_said(stripes, tmp_path):
     refused("torch is not installed", "train", tmp_path, values, device="cpu")
     task = {**FINETUNE, "data.source": stripes}
     refused("timm's models need torch", "finetune", tmp_path, {**task, "model.init": "timm:vit_tiny_patch16_224"})
+    swin = TrainConfig.model_validate(
+        {"objective": "simmim", "encoder": "swin_tiny", "model": {"width": 12, "depth": [1, 1], "heads": [1, 2]}}
+    )
+    state = backends.get("cpu").learner(swin).state()
+    path = checkpoint.save(tmp_path / "swin", state, {"kind": "pretrain", "step": 0, "config": swin.model_dump()})
+    refused("holds a Swin, which needs torch", "finetune", tmp_path, {**task, "model.init": path})
     (tmp_path / "weights.pth").write_bytes(b"")
     refused("torch", "finetune", tmp_path, {**task, "model.init": tmp_path / "weights.pth"})
 
