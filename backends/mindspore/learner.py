@@ -64,7 +64,7 @@ class MindsporeLearner:
         )
         model, pixels = self.model, Pixels(config.data.mean, config.data.std)
 
-        def loss(images: Tensor, *mask: Tensor | None) -> Tensor:
+        def loss(images: Tensor, *mask: Tensor) -> Tensor:
             return model(pixels(images), *mask)
 
         self._training = Training(loss, optimizer, config.optim, dtype, processes)
