@@ -103,7 +103,12 @@ class LearnerState:
 
 
 class Learner(Protocol):
-    """A masked image model in pretraining; ``images`` are this process's part of a batch."""
+    """A masked image model in pretraining; ``images`` are this process's part of a batch.
+
+    ``notes`` says what weights it began with, where ``config.model.init`` names some.
+    """
+
+    notes: tuple[str, ...]
 
     def similarity(self, images: NDArray[np.uint8]) -> Iterable[NDArray[np.float32]]:
         """Symmetrised mean attention of the first blocks (Eq. 6): (B, H, W, 3) -> (B, N, N), no gradient.
@@ -246,7 +251,7 @@ class Backend(Protocol):
         ...
 
     def learner(self, config: TrainConfig) -> Learner:
-        """A model in pretraining, initialised from ``config.run.seed``."""
+        """A model in pretraining, initialised from ``config.run.seed`` and from ``config.model.init``."""
         ...
 
     def classifier(self, config: FinetuneConfig, classes: int) -> Classifier:
