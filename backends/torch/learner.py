@@ -147,7 +147,8 @@ class TorchLearner:
         """What BEiT predicts."""
         config = self._config
         tokenizer = load_tokenizer(config.model.tokenizer, self._device)
-        return VisualTokens(tokenizer, config.spec.grid, config.data.mean, config.data.std)
+        spec, data = config.spec, config.data
+        return VisualTokens(tokenizer, spec.grid, spec.image_size, data.mean, data.std, self._device)
 
     def _split(self, mask: NDArray[np.bool_] | Tensor) -> tuple[Tensor, ...]:
         """Indices of what of the output grid is visible, of what is masked, and each token's place among both."""
