@@ -11,6 +11,7 @@ from ehm.config import FinetuneConfig, ProbeConfig, TokenizerConfig, TrainConfig
 from ehm.config.listing import describe
 
 KINDS = {"pretrain": TrainConfig, "finetune": FinetuneConfig, "probe": ProbeConfig, "tokenizer": TokenizerConfig}
+KINDS |= dict.fromkeys(("simmim", "beit"), TrainConfig)
 CONFIGS = Path(__file__).parents[2] / "configs"
 SIZES = {"small": (384, 12, 6), "base": (768, 12, 12)}  # width, depth, heads: DeiT-S and ViT-B
 MASKINGS = ("random", "grid", "block", "evolved", "shallow", "deep")
