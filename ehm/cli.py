@@ -170,7 +170,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--seed", type=int, default=0, help="of the masks (default: 0)")
 
     command = add(configs, [debug])
-    command.add_argument("name", nargs="?", help="show one of them, whole")
+    command.add_argument("name", nargs="?", help="list one folder of them, or show one, whole")
     command.add_argument("--json", action="store_true", help="print JSON")
 
     command = add(doctor, [debug])
