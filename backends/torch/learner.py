@@ -5,7 +5,6 @@ Shapes: B images of H x W pixels, N output tokens of the encoder, U mask units.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from functools import partial
@@ -47,13 +46,10 @@ class TorchLearner:
         self._config, self._device, self._rank, self._steps = config, device, processes.rank, 0
         self._pixels = Pixels(device, config.data.mean, config.data.std)
         self._words = self._visual_tokens() if config.objective == "beit" else None
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(config.run.seed)
-            self.model = build_model(config, self._words.vocabulary if self._words else 0)
-        self.model.to(device).train()
+        self.model = self._build().train()
         self._ema: Any = None
         if config.optim.ema_decay is not None:
-            self._ema = copy.deepcopy(self.model).eval().requires_grad_(False)
+            self._ema = self._build().eval().requires_grad_(False)
             if config.run.parallel == "fsdp":
                 wrap(self._ema, "fsdp", processes, device)
         if config.run.grad_checkpointing:
@@ -136,6 +132,12 @@ class TorchLearner:
             load_arrays(self._ema, average)
         self._steps = int(optimizer.pop(STEP, np.array(0)))
         self._training.load(optimizer)
+
+    def _build(self) -> Any:
+        """The model as the seed starts it."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self._config.run.seed)
+            return build_model(self._config, self._words.vocabulary if self._words else 0).to(self._device)
 
     def _visual_tokens(self) -> VisualTokens:
         """What BEiT predicts."""

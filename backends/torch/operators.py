@@ -9,7 +9,7 @@ on the device, counts as falling back.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -139,16 +139,19 @@ def report(device: str) -> list[OperatorRow]:
     """Run tiny steps on ``device`` in each of its dtypes and say of every operator what an NPU makes of it.
 
     Pretraining with random masks, with those by the class token's attention, and with evolved ones, built on the host
-    and on the device; fine-tuning and a probe, with the logits that they are measured by. Raises BackendError where
-    ``device`` is not there.
+    and on the device, by each objective; fine-tuning of each encoder and a probe, with the logits that they are
+    measured by. Raises BackendError where ``device`` is not there.
     """
     backend = ehm.backends.torch.backend(device)
     calls: Counter[Call] = Counter()
     for dtype in backend.info().dtypes:
         for masking, build in _MASKINGS:
-            calls += _pretrain(backend, dtype, masking, build)
-        for kind in (FinetuneConfig, ProbeConfig):
-            calls += _classify(backend, kind, dtype)
+            calls += _pretrain(backend, dtype, masking, build, "mae", _VIT)
+        for objective, model in (("simmim", _VIT), ("simmim", _SWIN)):
+            calls += _pretrain(backend, dtype, "evolved", "device", objective, model)
+        for model in (_VIT, _SWIN):
+            calls += _classify(backend, FinetuneConfig, dtype, model)
+        calls += _classify(backend, ProbeConfig, dtype, _VIT)
     return judge(calls)
 
 
@@ -158,20 +161,30 @@ _MASKINGS: tuple[tuple[str, Literal["host", "device"]], ...] = (
     ("evolved", "host"),
     ("evolved", "device"),
 )
-_MODEL = {"width": 24, "depth": 2, "heads": 2}
+_VIT: dict[str, Any] = {"encoder": "vit_tiny", "patch_size": 8, "width": 24, "depth": 2, "heads": 2}
+_SWIN: dict[str, Any] = {"encoder": "swin_tiny", "patch_size": 2, "width": 8, "depth": [2, 2, 1], "heads": [1, 2, 2]}
 _OPTIM = {"batch_size": 4, "epochs": 1, "warmup_epochs": 0, "accumulate": 2, "clip_grad": 1.0}
 
 
-def _pretrain(backend: Any, dtype: str, masking: str, build: Literal["host", "device"]) -> Counter[Call]:
+def _pretrain(
+    backend: Any,
+    dtype: str,
+    masking: str,
+    build: Literal["host", "device"],
+    objective: str,
+    model: Mapping[str, Any],
+) -> Counter[Call]:
+    sizes = dict(model)
     decoder = {"decoder_width": 16, "decoder_depth": 1, "decoder_heads": 2}
     config = TrainConfig.model_validate(
         {
-            "encoder": "vit_tiny",
+            "objective": objective,
+            "encoder": sizes.pop("encoder"),
             "image_size": 32,
-            "patch_size": 8,
+            "patch_size": sizes.pop("patch_size"),
             "masking": masking,
-            "model": {**_MODEL, **decoder},
-            "mask": {"blocks": 2, "build": build},
+            "model": {**sizes, **decoder},
+            "mask": {"blocks": 3, "build": build, "unit": 8 if objective == "mae" else 16},
             "optim": {**_OPTIM, "ema_decay": 0.9, "dtype": dtype},
             "run": {"grad_checkpointing": build == "device"},
         }
@@ -186,10 +199,9 @@ def _pretrain(backend: Any, dtype: str, masking: str, build: Literal["host", "de
     return calls
 
 
-def _classify(backend: Any, kind: type[FinetuneConfig], dtype: str) -> Counter[Call]:
-    model = {"encoder": "vit_tiny", "image_size": 32, "patch_size": 8, **_MODEL, "drop_path": 0.1}
-    config = kind.model_validate({"model": model, "optim": {**_OPTIM, "dtype": dtype}})
-    classifier = backend.classifier(config, 3)
+def _classify(backend: Any, kind: type[FinetuneConfig], dtype: str, model: Mapping[str, Any]) -> Counter[Call]:
+    settings = {"model": {**model, "image_size": 32, "drop_path": 0.1}, "optim": {**_OPTIM, "dtype": dtype}}
+    classifier = backend.classifier(kind.model_validate(settings), 3)
     images = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), dtype=np.uint8)
     targets = np.eye(3, dtype=np.float32)[[0, 1, 2, 0]]
     with record(backend.name) as calls:

@@ -109,6 +109,21 @@ def test_two_processes_train_as_one_does(settings, tmp_path, parallel, masking, 
     assert_same_run(tmp_path / "one", tmp_path / "two", "loss", "grad_norm", "lr", *FIGURES[masking])
 
 
+SIMMIM = {
+    "vit_tiny": {"patch_size": 8, "model.depth": 2, "model.heads": 2},
+    "swin_tiny": {"patch_size": 2, "model.depth": "[2, 1, 1]", "model.heads": "[1, 2, 2]", "model.width": 16},
+}
+
+
+@pytest.mark.parametrize(("encoder", "parallel"), [("vit_tiny", "fsdp"), ("swin_tiny", "fsdp")])
+def test_two_processes_train_simmim_as_one_does(settings, tmp_path, encoder, parallel):
+    settings |= {**SIMMIM[encoder], "objective": "simmim", "encoder": encoder, "mask.unit": 16, "mask.ratio": 0.5}
+    settings |= {"model.drop_path": 0, "optim.epochs": 2, "optim.base_lr": 0.005}
+    run("train", tmp_path / "one", settings)
+    run("train", tmp_path / "two", {**settings, "run.parallel": parallel}, 2)
+    assert_same_run(tmp_path / "one", tmp_path / "two", "loss", "grad_norm", "lr", *FIGURES["evolved"])
+
+
 def test_a_run_goes_on_with_another_number_of_processes(settings, tmp_path):
     whole, moved = tmp_path / "whole", tmp_path / "moved"
     settings |= {"masking": "block"}
