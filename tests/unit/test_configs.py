@@ -5,20 +5,15 @@ from pathlib import Path
 
 import pytest
 import yaml
+from shipped import kind
 
 from ehm.cli import main
-from ehm.config import FinetuneConfig, ProbeConfig, TrainConfig, load_config, shipped_configs
+from ehm.config import TrainConfig, load_config, shipped_configs
 from ehm.config.listing import describe
 
-KINDS = {"pretrain": TrainConfig, "finetune": FinetuneConfig, "probe": ProbeConfig}
 CONFIGS = Path(__file__).parents[2] / "configs"
 SIZES = {"small": (384, 12, 6), "base": (768, 12, 12)}  # width, depth, heads: DeiT-S and ViT-B
 MASKINGS = ("random", "grid", "block", "evolved", "shallow", "deep")
-
-
-def kind(name):
-    """The class of a configuration: its folder says, or its file where the folder is a data set's."""
-    return next(KINDS[word] for part in reversed(name.split("/")) for word in KINDS if part.startswith(word))
 
 
 def test_the_shipped_names_are_the_files():

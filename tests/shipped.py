@@ -1,0 +1,36 @@
+"""Shipped configurations: of which class each is, and what it is when made tiny."""
+
+from ehm.config import FinetuneConfig, ProbeConfig, TrainConfig
+from ehm.encoders import SWIN_PRESETS
+
+KINDS = {"pretrain": TrainConfig, "finetune": FinetuneConfig, "probe": ProbeConfig, "paper": TrainConfig}
+SCALE = 4
+"""Of pixels, in images, patches and mask units alike: grids stay what they are."""
+
+
+def kind(name):
+    """The class of a configuration: its file says, or its folder."""
+    return next(KINDS[word] for part in reversed(name.split("/")) for word in KINDS if part.startswith(word))
+
+
+def tiny_training(config):
+    """``config`` with narrow, shallow networks and small images: objective, encoder's kind, masking and schedule stay."""
+    swin = config.encoder in SWIN_PRESETS
+    stages = (1, 1, 1, 1) if swin else 2
+    values = config.model_dump() | {"encoder": "swin_tiny" if swin else "vit_tiny"}
+    values["image_size"] = tuple(side // SCALE for side in config.image_size)
+    values["patch_size"] = config.patch_size // SCALE
+    values["model"] |= {"width": 8, "depth": stages, "heads": stages}
+    values["model"] |= {"decoder_width": 8, "decoder_depth": 1, "decoder_heads": 2}
+    values["mask"] |= {"blocks": min(config.mask.blocks, 2)}
+    values["mask"] |= {"unit": config.mask.unit and config.mask.unit // SCALE}
+    values["optim"] |= {"batch_size": 2, "accumulate": 1, "dtype": "float32", "epochs": 10, "warmup_epochs": 1}
+    return TrainConfig.model_validate(values)
+
+
+def tiny_classifier(config):
+    """``config`` on a narrow, shallow ViT from random weights."""
+    values = config.model_dump()
+    values["model"] |= {"init": "scratch", "image_size": 16, "patch_size": 8, "width": 8, "depth": 2, "heads": 2}
+    values["optim"] |= {"batch_size": 4, "accumulate": 1, "dtype": "float32"}
+    return type(config).model_validate(values)
