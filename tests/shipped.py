@@ -14,7 +14,7 @@ def kind(name):
 
 
 def tiny_training(config):
-    """``config`` with narrow, shallow networks and small images: objective, encoder's kind, masking and schedule stay."""
+    """``config`` with narrow, shallow networks and small images; objective, masking and schedule stay."""
     swin = config.encoder in SWIN_PRESETS
     stages = (1, 1, 1, 1) if swin else 2
     values = config.model_dump() | {"encoder": "swin_tiny" if swin else "vit_tiny"}

@@ -60,7 +60,9 @@ def configs(name: str | None = None, json: bool = False) -> None:
             table.add_row(Text(f"  {Path(each.name).name}", overflow="fold"), Text(each.about), Text(each.reproduces))
         table.add_section()
     console.print(table)
-    console.print("ehm configs FOLDER lists one folder; ehm configs FOLDER/NAME shows a file: its cost and its command.")
+    console.print(
+        "ehm configs FOLDER lists one folder; ehm configs FOLDER/NAME shows a file: its cost and its command."
+    )
 
 
 def describe(name: str) -> Shipped:
