@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import shutil
 import statistics
@@ -29,8 +28,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import study_tables
 from PIL import Image
-from scipy import stats
 from sklearn.linear_model import LogisticRegressionCV
 from sklearn.metrics import roc_auc_score
 from sklearn.pipeline import make_pipeline
@@ -67,7 +66,19 @@ ARMS: dict[str, tuple[str, list[str]]] = {
         ["masking=evolved", BALANCED, "mask.depth_range=[0,0.6]"],
     ),
 }
-MEASURES = {"linear": "linear probe", "knn": "k-NN", "finetune": "fine-tuning"}
+# Table VIII: each objective with its own masks, and with evolved ones. Rates were chosen among 1.5e-3, 3e-3 and 6e-3 by
+# the loss of its own masks after two epochs, as MAE's was.
+TOKENIZER = ROOT / "tokenizer"
+_SIMMIM = ["objective=simmim", "mask.unit=12"]
+_BEIT = ["objective=beit", f"model.tokenizer={TOKENIZER}"]
+OBJECTIVES: dict[str, tuple[str, list[str]]] = {
+    "mae": ("MAE, random patches", ["masking=random"]),
+    "mae-evolved": ("MAE, evolved", ["masking=evolved"]),
+    "beit": ("BEiT, blocks", [*_BEIT, "masking=block"]),
+    "beit-evolved": ("BEiT, evolved", [*_BEIT, "masking=evolved"]),
+    "simmim": ("SimMIM, random units", [*_SIMMIM, "masking=random"]),
+    "simmim-evolved": ("SimMIM, evolved", [*_SIMMIM, "masking=evolved"]),
+}
 FINETUNE = [
     *SOURCE,
     "data.workers=0",
@@ -84,6 +95,8 @@ def run(names: list[str], seeds: list[int], jobs: int) -> None:
     reduce_photographs()
     missing = [(name, seed) for seed in seeds for name in names if not result_of(name, seed).is_file()]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    if any(name.startswith("beit") for name, _ in missing):
+        train_tokenizer()
 
     def launch(job: tuple[str, int]) -> None:
         name, seed = job
@@ -116,6 +129,11 @@ def reduce_photographs() -> None:
     temporary.rename(PHOTOGRAPHS)
 
 
+def train_tokenizer() -> None:
+    """BEiT's, from the same photographs, the same one for every seed."""
+    ehm.train_tokenizer("elpv/tokenizer", device="cpu", overrides=SOURCE, out=TOKENIZER, resume=True)
+
+
 def one(name: str, seed: int) -> None:
     """Train and measure one run."""
     folder, started = ROOT / f"{name}-{seed}", time.perf_counter()
@@ -123,7 +141,7 @@ def one(name: str, seed: int) -> None:
     if name == "untrained":  # one step of no length: the weights that every run of this seed starts from
         overrides += ["masking=random", "run.max_steps=1"]
     else:
-        overrides += ARMS[name][1]
+        overrides += (ARMS | OBJECTIVES)[name][1]
     resume = (folder / "checkpoints").is_dir()
     ehm.train(CONFIG, device="cpu", overrides=overrides, out=folder, resume=resume)
     trained = time.perf_counter() - started
@@ -212,75 +230,32 @@ def trees(folder: Path) -> dict[str, float]:
 
 
 def report(seeds: list[int]) -> None:
+    """Rewrite the tables of ``REPORT`` from what is there."""
+    names = ("untrained", *ARMS, *OBJECTIVES)
     results = {
         name: {seed: json.loads(path.read_text()) for seed in seeds if (path := result_of(name, seed)).is_file()}
-        for name in ("untrained", *ARMS)
+        for name in names
     }
-    lines = table(results)
-    text = REPORT.read_text() if REPORT.is_file() else "<!-- table -->\n<!-- end -->\n"
-    before, _, rest = text.partition("<!-- table -->\n")
-    _, _, after = rest.partition("<!-- end -->\n")
-    REPORT.write_text(before + "<!-- table -->\n" + "\n".join(lines) + "\n<!-- end -->\n" + after)
-    print("\n".join(lines))
+    titles = {"untrained": "untrained", **{name: arm[0] for name, arm in (ARMS | OBJECTIVES).items()}}
+    text = REPORT.read_text() if REPORT.is_file() else ""
+    for mark, lines in (
+        ("table", study_tables.maskings({name: results[name] for name in ("untrained", *ARMS)}, titles)),
+        ("objectives", study_tables.objectives({name: results[name] for name in OBJECTIVES}, titles)),
+    ):
+        if lines:
+            text = study_tables.replaced(text, mark, lines)
+            print("\n".join([*lines, ""]))
+    REPORT.write_text(text)
 
 
-def table(results: dict[str, dict[int, dict[str, Any]]]) -> list[str]:
-    runs = [run for arm in results.values() for run in arm.values()]
-    lines = [
-        f"{len(runs)} runs, {sum(run['seconds'] for run in runs) / 60:.0f} minutes in all.",
-        "",
-        "AUC, mean ± standard deviation over seeds:",
-        "",
-        "| masking | seeds | " + " | ".join(MEASURES.values()) + " | tree height | largest part | minutes a run |",
-        "|---|---|" + "---|" * (len(MEASURES) + 3),
-    ]
-    for name, arm in results.items():
-        if not arm:
-            continue
-        rows = list(arm.values())
-        cells = [spread([row[measure] for row in rows]) for measure in MEASURES]
-        cells += [f"{mean(rows, 'tree_height'):.1f}" if "tree_height" in rows[0] else "–"]
-        cells += [f"{mean(rows, 'largest_part'):.0%}" if "largest_part" in rows[0] else "–"]
-        cells += [f"{mean(rows, 'seconds') / 60:.1f}"]
-        lines.append(f"| {title(name)} | {len(rows)} | " + " | ".join(cells) + " |")
-    lines += [
-        "",
-        "Difference from random masks, paired by seed, with its 95 % interval (Student's t):",
-        "",
-        "| masking | " + " | ".join(MEASURES.values()) + " |",
-        "|---|" + "---|" * len(MEASURES),
-    ]
-    for name, arm in results.items():
-        shared = [seed for seed in arm if seed in results["random"]]
-        if name == "random" or len(shared) < 2:
-            continue
-        cells = [paired([arm[s][m] - results["random"][s][m] for s in shared]) for m in MEASURES]
-        lines.append(f"| {title(name)} | " + " | ".join(cells) + " |")
-    return lines
-
-
-def title(name: str) -> str:
-    return "untrained" if name == "untrained" else ARMS[name][0]
-
-
-def mean(rows: list[dict[str, Any]], key: str) -> float:
-    return statistics.mean(row[key] for row in rows)
-
-
-def spread(values: list[float]) -> str:
-    return f"{statistics.mean(values):.3f}" + (f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else "")
-
-
-def paired(differences: list[float]) -> str:
-    half = stats.t.ppf(0.975, len(differences) - 1) * statistics.stdev(differences) / math.sqrt(len(differences))
-    return f"{statistics.mean(differences):+.3f} ± {half:.3f}"
+_NAMES = ["untrained", *ARMS, *OBJECTIVES]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("action", choices=["run", "one", "report"])
     parser.add_argument("--jobs", type=int, default=2, help="runs side by side")
-    parser.add_argument("--arms", nargs="+", choices=["untrained", *ARMS], default=["untrained", *ARMS])
+    parser.add_argument("--arms", nargs="+", choices=_NAMES, default=_NAMES)
     parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS))
     args = parser.parse_args()
     if args.action == "one":
