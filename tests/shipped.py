@@ -1,22 +1,23 @@
 """Shipped configurations: of which class each is, and what it is when made tiny."""
 
 from ehm.config import FinetuneConfig, ProbeConfig, TrainConfig
-from ehm.encoders import SWIN_PRESETS
+from ehm.encoders import SwinSpec
 
-KINDS = {"pretrain": TrainConfig, "finetune": FinetuneConfig, "probe": ProbeConfig, "paper": TrainConfig}
+KINDS = {"finetune": FinetuneConfig, "probe": ProbeConfig}
 SCALE = 4
 """Of pixels, in images, patches and mask units alike: grids stay what they are."""
 
 
 def kind(name):
-    """The class of a configuration: its file says, or its folder."""
-    return next(KINDS[word] for part in reversed(name.split("/")) for word in KINDS if part.startswith(word))
+    """The class of a configuration: its file or its folder says, if it is not for pretraining."""
+    parts = reversed(name.split("/"))
+    return next((KINDS[word] for part in parts for word in KINDS if part.startswith(word)), TrainConfig)
 
 
 def tiny_training(config):
     """``config`` with narrow, shallow networks and small images; objective, masking and schedule stay."""
-    swin = config.encoder in SWIN_PRESETS
-    stages = (1, 1, 1, 1) if swin else 2
+    swin = isinstance(config.spec, SwinSpec)
+    stages = (1,) * len(config.spec.depths) if swin else 2
     values = config.model_dump() | {"encoder": "swin_tiny" if swin else "vit_tiny"}
     values["image_size"] = tuple(side // SCALE for side in config.image_size)
     values["patch_size"] = config.patch_size // SCALE

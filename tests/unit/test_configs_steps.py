@@ -11,13 +11,13 @@ from shipped import kind, tiny_classifier, tiny_training
 from ehm import backends
 from ehm.backends.torch.learner import TorchLearner
 from ehm.backends.torch.models.beit import VisualTokens
-from ehm.config import TrainConfig, load_config, shipped_configs
+from ehm.config import FinetuneConfig, TrainConfig, load_config, shipped_configs
 from ehm.data import Batch
 from ehm.masking import make_masker
 from ehm.schedule import learning_rate
 
 TRAINING = [name for name in shipped_configs() if kind(name) is TrainConfig]
-DOWNSTREAM = [name for name in shipped_configs() if kind(name) is not TrainConfig]
+DOWNSTREAM = [name for name in shipped_configs() if issubclass(kind(name), FinetuneConfig)]
 
 
 class Darkness:
