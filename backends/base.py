@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from ehm.config import FinetuneConfig, ModelSource, TrainConfig
+    from ehm.config import FinetuneConfig, ModelSource, TokenizerConfig, TrainConfig
 
 __all__ = [
     "ALONE",
@@ -31,6 +31,7 @@ __all__ = [
     "MasksOnDevice",
     "OneProcess",
     "Processes",
+    "TokenizerLearner",
 ]
 
 Arrays = dict[str, NDArray[Any]]
@@ -102,7 +103,12 @@ class LearnerState:
 
 
 class Learner(Protocol):
-    """A masked image model in pretraining; ``images`` are this process's part of a batch."""
+    """A masked image model in pretraining; ``images`` are this process's part of a batch.
+
+    ``notes`` says what weights it began with, where ``config.model.init`` names some.
+    """
+
+    notes: tuple[str, ...]
 
     def similarity(self, images: NDArray[np.uint8]) -> Iterable[NDArray[np.float32]]:
         """Symmetrised mean attention of the first blocks (Eq. 6): (B, H, W, 3) -> (B, N, N), no gradient.
@@ -183,6 +189,33 @@ class Classifier(Protocol):
         ...
 
 
+class TokenizerLearner(Protocol):
+    """A discrete VAE in training, whose codes become BEiT's visual tokens."""
+
+    def train_step(
+        self, images: NDArray[np.uint8], temperature: float, lr: float, weight_decay: float
+    ) -> Mapping[str, SupportsFloat]:
+        """One optimiser step on (B, H, W, 3) images, codes relaxed at ``temperature``.
+
+        Among the metrics are ``loss``, ``mse`` and ``kl``, its two terms, and of the codes in the latest
+        ``run.log_every`` batches ``codes_used`` in [0, 1], the share of the vocabulary that occurs, and ``perplexity``,
+        the exponential of their distribution's entropy: the vocabulary's size where all are used equally often.
+        """
+        ...
+
+    def reconstruct(self, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """What is left of (B, H, W, 3) images in their tokens: (B, H, W, 3) in [0, 1], and the tokens (B, h * w)."""
+        ...
+
+    def state(self) -> LearnerState:
+        """See :meth:`Learner.state`."""
+        ...
+
+    def load(self, state: LearnerState) -> None:
+        """See :meth:`Learner.load`."""
+        ...
+
+
 class Encoder(Protocol):
     """A trained encoder, for measurement and pictures: evaluation mode, no gradient.
 
@@ -218,7 +251,7 @@ class Backend(Protocol):
         ...
 
     def learner(self, config: TrainConfig) -> Learner:
-        """A model in pretraining, initialised from ``config.run.seed``."""
+        """A model in pretraining, initialised from ``config.run.seed`` and from ``config.model.init``."""
         ...
 
     def classifier(self, config: FinetuneConfig, classes: int) -> Classifier:
@@ -227,4 +260,8 @@ class Backend(Protocol):
 
     def encoder(self, source: ModelSource) -> Encoder:
         """A trained encoder in evaluation mode."""
+        ...
+
+    def tokenizer(self, config: TokenizerConfig) -> TokenizerLearner:
+        """A discrete VAE in training, initialised from ``config.run.seed``."""
         ...

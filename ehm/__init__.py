@@ -1,7 +1,7 @@
 """Pretrain vision encoders with Evolved Hierarchical Masking; fine-tune, evaluate, export and serve them.
 
 Importing this package imports no framework. The functions below do on first use, and take the same arguments as the
-commands of the same name.
+commands of the same name; ``train_tokenizer`` is ``ehm tokenizer train``.
 """
 
 from importlib import import_module
@@ -9,12 +9,13 @@ from importlib.metadata import version
 from typing import Any
 
 __version__ = version("ehm")
-__all__ = ["__version__", "evaluate", "export", "finetune", "inspect", "predict", "probe", "train"]
+__all__ = ["__version__", "evaluate", "export", "finetune", "inspect", "predict", "probe", "train", "train_tokenizer"]
 
 _HOMES = {
     "train": "ehm.pretrain",
     "finetune": "ehm.tasks.finetune",
     "probe": "ehm.tasks.probe",
+    "train_tokenizer": "ehm.tasks.tokenizer",
     "evaluate": "ehm.tasks.evaluate",
     "inspect": "ehm.analysis.inspect",
     "export": "ehm.deploy.export",

@@ -75,6 +75,13 @@ def inspect(args: argparse.Namespace) -> None:
     )
 
 
+def tokenizer(args: argparse.Namespace) -> None:
+    """Train the visual tokens that the objective beit needs, on unlabelled images."""
+    from ehm.tasks.tokenizer import train_tokenizer
+
+    train_tokenizer(args.config, device=args.device, overrides=args.set, out=args.out, resume=args.resume)
+
+
 def configs(args: argparse.Namespace) -> None:
     """List the shipped configurations, and what they reproduce."""
     from ehm.config.listing import configs
@@ -168,6 +175,10 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--patches", nargs="+", metavar="ROW,COLUMN", default=(), help="whose attention to draw")
     command.add_argument("--ratio", type=float, help="of masked patches (default: as in the run)")
     command.add_argument("--seed", type=int, default=0, help="of the masks (default: 0)")
+
+    command = add(tokenizer, [common])
+    command.add_argument("action", choices=["train"], help="what to do with it")
+    command.add_argument("--resume", action="store_true", help="continue the run in --out")
 
     command = add(configs, [debug])
     command.add_argument("name", nargs="?", help="list one folder of them, or show one, whole")

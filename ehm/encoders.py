@@ -94,6 +94,15 @@ class SwinSpec:
         """Number of Transformer blocks."""
         return sum(self.depths)
 
+    @property
+    def windows(self) -> tuple[tuple[int, int], ...]:
+        """Tokens of a window down and across in each stage: no more than the stage has, as in the published code."""
+        scale = 2 ** (len(self.depths) - 1)
+        sides = [
+            (self.grid[0] * scale // 2**stage, self.grid[1] * scale // 2**stage) for stage in range(len(self.depths))
+        ]
+        return tuple((min(self.window, down), min(self.window, across)) for down, across in sides)
+
 
 EncoderSpec = VitSpec | SwinSpec
 

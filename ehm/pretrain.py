@@ -16,7 +16,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from ehm import backends, checkpoint
-from ehm.backends.base import Arrays, Backend, Learner
+from ehm.backends.base import Backend, Learner
 from ehm.backends.common import split_average
 from ehm.config import TrainConfig
 from ehm.data import Loader, TrainTransform, open_source
@@ -24,6 +24,7 @@ from ehm.masking import make_masker
 from ehm.runlog import RunLog, console
 from ehm.runs import Metrics, agree, begin, mean, on, save, say_broken, store
 from ehm.schedule import learning_rate
+from ehm.weights import encoder_arrays
 
 __all__ = ["DEFAULT_CONFIG", "TrainResult", "train"]
 
@@ -89,13 +90,13 @@ def _run(config: TrainConfig, backend: Backend, folder: Path, start: Path | None
 
     build = backend.info().hierarchy if config.mask.build == "auto" else config.mask.build
     masker = make_masker(config.masking, config.masks, config.units, build, backend.processes.local_size)
-    learner = backend.learner(config)
+    learner = backend.learner(config if start is None else _without_init(config))
     first = 0
     if start is not None:
         state, meta = checkpoint.read(start)
         learner.load(state)
         first = int(meta["step"])
-    _announce(config, backend, len(source), loader.steps_per_epoch, folder, start)
+    _announce(config, backend, learner, len(source), loader.steps_per_epoch, folder, start)
 
     leads = backend.processes.rank == 0
     if leads:
@@ -122,7 +123,7 @@ def _run(config: TrainConfig, backend: Backend, folder: Path, start: Path | None
                 saved = _save(folder, learner, config, backend, done, loader.steps_per_epoch)
 
     assert saved is not None  # a run has at least one step, and its last one is saved
-    encoder = _write_encoder(folder, learner, leads) if last == total else None
+    encoder = _write_encoder(folder, learner, config.spec.blocks, leads) if last == total else None
     broken: dict[str, str] = {}
     for theirs in backend.processes.gather(loader.broken):
         broken |= theirs
@@ -142,14 +143,17 @@ def _save(folder: Path, learner: Learner, config: TrainConfig, backend: Backend,
     return save(folder / "checkpoints", learner, meta, config.run.keep, backend.processes)
 
 
-def _write_encoder(folder: Path, learner: Learner, leads: bool) -> Path:
-    """``encoder.safetensors`` (and ``encoder_ema``, where there is an average): timm's names, no decoder."""
+def _without_init(config: TrainConfig) -> TrainConfig:
+    """A resumed run needs nothing but its checkpoint."""
+    return config.model_copy(update={"model": config.model.model_copy(update={"init": None})})
+
+
+def _write_encoder(folder: Path, learner: Learner, blocks: int, leads: bool) -> Path:
+    """``encoder.safetensors`` (and ``encoder_ema``, where there is an average): timm's names, the encoder alone."""
     state = learner.state()
     _, averaged = split_average(state.optimizer)
     for name, arrays in (("encoder", state.model), ("encoder_ema", averaged)):
-        kept: Arrays = {
-            key: value for key, value in arrays.items() if not key.startswith("decoder_") and key != "mask_token"
-        }
+        kept = encoder_arrays(arrays, blocks)
         if kept and leads:
             temporary = folder / f".{name}.safetensors"
             save_file(kept, temporary)
@@ -157,7 +161,15 @@ def _write_encoder(folder: Path, learner: Learner, leads: bool) -> Path:
     return folder / "encoder.safetensors"
 
 
-def _announce(config: TrainConfig, backend: Backend, images: int, steps: int, folder: Path, start: Path | None) -> None:
+def _announce(
+    config: TrainConfig,
+    backend: Backend,
+    learner: Learner,
+    images: int,
+    steps: int,
+    folder: Path,
+    start: Path | None,
+) -> None:
     spec, optim, unit = config.spec, config.optim, config.unit
     views = f" ({config.mask.views} masks an image)" if config.mask.views > 1 else ""
     units = f"units of {unit} pixels" if unit != spec.stride else "patches"
@@ -170,6 +182,8 @@ def _announce(config: TrainConfig, backend: Backend, images: int, steps: int, fo
         f"  on {config.data.source}: {images:,} images, {optim.epochs} epochs of {steps} steps, "
         f"batch {optim.batch_size}{views}, learning rate {optim.lr:.2e}; {on(backend)}"
     )
+    for note in learner.notes:
+        console.print(f"  {note}")
     console.print(f"  into {folder}" + (f", continuing {start.name}" if start else ""))
     if start is not None and start.name >= f"step-{config.run.max_steps or optim.epochs * steps:08d}":
         console.print("  all of its steps are done already")

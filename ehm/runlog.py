@@ -109,7 +109,17 @@ class RunLog:
         return "" if remaining is None else f"  ETA {int(remaining) // 60}:{int(remaining) % 60:02d}"
 
 
-_SHOWN = ("loss", "images_per_second", "mask_level", "top1", "balanced_accuracy")
+_SHOWN = (
+    "loss",
+    "images_per_second",
+    "mask_level",
+    "top1",
+    "balanced_accuracy",
+    "mse",
+    "codes_used",
+    "perplexity",
+    "temperature",
+)
 
 
 def _lines_before(path: Path, step: int) -> list[str]:

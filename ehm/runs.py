@@ -10,14 +10,14 @@ from typing import Any, SupportsFloat, TypeVar
 import yaml
 
 from ehm import checkpoint
-from ehm.backends.base import Backend, Classifier, Learner, Processes
-from ehm.config import FinetuneConfig, TrainConfig, load_config
+from ehm.backends.base import Backend, Classifier, Learner, Processes, TokenizerLearner
+from ehm.config import FinetuneConfig, TokenizerConfig, TrainConfig, load_config
 from ehm.errors import CheckpointError, ConfigError, TrainingError
 from ehm.runlog import console
 
 __all__ = ["Metrics", "agree", "begin", "mean", "on", "save", "say_broken", "store"]
 
-C = TypeVar("C", bound=TrainConfig | FinetuneConfig)
+C = TypeVar("C", bound=TrainConfig | FinetuneConfig | TokenizerConfig)
 _CONFIG = "config.yaml"
 _FREE = {
     "data.workers", "data.source", "data.layout", "data.strict", "model.init", "mask.build", "optim.accumulate"
@@ -55,7 +55,7 @@ def begin(
     return settings, start
 
 
-def store(config: TrainConfig | FinetuneConfig, folder: Path) -> None:
+def store(config: TrainConfig | FinetuneConfig | TokenizerConfig, folder: Path) -> None:
     """Write ``config`` into the run's folder, for people and for ``--resume``."""
     folder.mkdir(parents=True, exist_ok=True)
     text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
@@ -81,7 +81,13 @@ def on(backend: Backend) -> str:
     return f"device {info.name} ({info.description})" + (f", {size} processes" if size > 1 else "")
 
 
-def save(folder: Path, learner: Learner | Classifier, meta: dict[str, Any], keep: int, processes: Processes) -> Path:
+def save(
+    folder: Path,
+    learner: Learner | Classifier | TokenizerLearner,
+    meta: dict[str, Any],
+    keep: int,
+    processes: Processes,
+) -> Path:
     """Write a checkpoint into ``folder`` and leave the newest ``keep`` there; the first process does, all call this."""
     state = learner.state()
     if processes.rank == 0:

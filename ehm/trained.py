@@ -18,21 +18,21 @@ from numpy.typing import NDArray
 from ehm import checkpoint
 from ehm.backends.base import Arrays
 from ehm.config import ModelSource, Triple
-from ehm.encoders import VitSpec
+from ehm.encoders import SwinSpec, VitSpec
 from ehm.errors import CheckpointError
+from ehm.sizes import at_size
 from ehm.weights import (
     ReadFile,
     Weights,
-    at_size,
     fit,
+    fitted,
     is_bare_file,
     of_checkpoint,
     of_file,
     read_safetensors,
-    resample_positions,
 )
 
-__all__ = ["Forward", "Head", "Pool", "Reference", "Trained", "numbered", "open_trained"]
+__all__ = ["Forward", "Found", "Head", "Pool", "Reference", "Trained", "find", "numbered", "open_trained"]
 
 Head = Literal["auto", "classifier", "features"]
 Pool = Literal["avg", "token"]
@@ -40,6 +40,22 @@ Forward = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 """A network: normalised images (B, 3, H, W) -> logits (B, C) or features (B, D)."""
 Reference = tuple[Forward, str]
 """A framework's own computation of a network, and what computes it: ``torch 2.14.1, cpu, float32``."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """Weights and what a manifest says about them; ``labels`` is empty for features.
+
+    ``pool`` is what a classifier sees: the mean of the patch tokens or the class token. ``origin`` is the checkpoint's
+    folder where a run was named, else the file; ``sha256`` is that of the weights' file.
+    """
+
+    weights: Weights
+    pool: Pool
+    labels: tuple[str, ...]
+    origin: str
+    kind: str
+    sha256: str
 
 
 @dataclass(frozen=True)
@@ -74,12 +90,27 @@ class Trained:
 def open_trained(source: ModelSource, head: Head = "auto", read_file: ReadFile = read_safetensors) -> Trained | None:
     """The model that ``source.init`` names: a run folder, a checkpoint, or a file of weights.
 
-    None for a model of timm's, which only timm builds: ``timm:NAME``, and a checkpoint fine-tuned from one. ``head``
-    auto takes the classifier where the weights have one. Raises CheckpointError where a classifier is asked for and
-    there is none, where weights are missing or do not fit, and where a file's ViT has more than a plain one.
+    None for what only timm's classes build: a Swin, a ViT in the relative form, ``timm:NAME``, and a checkpoint that
+    was fine-tuned from one. Raises CheckpointError as :func:`find` does, where weights are missing or do not fit, and
+    where a file's ViT has more than a plain one.
     """
     if source.init.startswith("timm:"):
         return None
+    found = find(source, head, read_file)
+    spec = found.weights.spec
+    if not isinstance(spec, VitSpec) or spec.relative:
+        return None
+    moved = at_size(spec, source)
+    assert isinstance(moved, VitSpec)
+    return _assemble(found, moved)
+
+
+def find(source: ModelSource, head: Head, read_file: ReadFile) -> Found:
+    """The weights of a run, a checkpoint or a file, and their classifier.
+
+    ``head`` auto takes the classifier where the weights have one. Raises CheckpointError where a classifier is asked
+    for and there is none, and as :func:`ehm.weights.read_weights` does.
+    """
     return _file(source, head, read_file) if is_bare_file(source) else _checkpoint(source, head)
 
 
@@ -88,13 +119,10 @@ def numbered(classes: int) -> tuple[str, ...]:
     return tuple(str(number) for number in range(classes))
 
 
-def _checkpoint(source: ModelSource, head: Head) -> Trained | None:
+def _checkpoint(source: ModelSource, head: Head) -> Found:
     init = Path(source.init)
     path = checkpoint.resolve(init.parent if init.is_file() else init)
     arrays, meta = checkpoint.read_model(path)
-    weights = of_checkpoint(arrays, meta)
-    if weights.timm is not None:
-        return None
     kind, digest = meta["kind"], meta["sha256"]["model.safetensors"]
     pool: Pool = "avg"
     labels: tuple[str, ...] = ()
@@ -103,28 +131,25 @@ def _checkpoint(source: ModelSource, head: Head) -> Trained | None:
         labels = () if head == "features" else tuple(meta["classes"])
     elif head == "classifier":
         raise CheckpointError(f"{path}: a pretrained encoder has no classifier; ehm finetune gives it one")
-    source = source.model_copy(update={"init": str(path)})
-    return _assemble(weights, source, pool, labels, kind, digest)
+    return Found(of_checkpoint(arrays, meta), pool, labels, str(path), kind, digest)
 
 
-def _file(source: ModelSource, head: Head, read_file: ReadFile) -> Trained:
+def _file(source: ModelSource, head: Head, read_file: ReadFile) -> Found:
     path = Path(source.init)
-    arrays = read_file(path)
-    classes = 0 if head == "features" or "head.weight" not in arrays else len(arrays["head.weight"])
-    if head == "classifier" and not classes:
+    weights = of_file(read_file(path), source)
+    swin = isinstance(weights.spec, SwinSpec)
+    classifier = weights.arrays.get("head.fc.weight" if swin else "head.weight")
+    labels = () if head == "features" or classifier is None else numbered(len(classifier))
+    if head == "classifier" and not labels:
         raise CheckpointError(f"{path}: holds no classifier (head.weight); --head features exports the encoder")
     # MAE's fine-tuning leaves fc_norm behind the average; a plain ViT's classifier has the class token
-    pool: Pool = "avg" if "fc_norm.weight" in arrays or not classes else "token"
-    return _assemble(of_file(arrays, source), source, pool, numbered(classes), "file", checkpoint.sha256(path))
+    pool: Pool = "avg" if swin or "fc_norm.weight" in weights.arrays or not labels else "token"
+    return Found(weights, pool, labels, str(path), "file", checkpoint.sha256(path))
 
 
-def _assemble(
-    weights: Weights, source: ModelSource, pool: Pool, labels: tuple[str, ...], kind: str, sha256: str
-) -> Trained:
-    assert weights.spec is not None
-    spec, origin = at_size(weights.spec, source), source.init
-    positions = resample_positions(weights.arrays["pos_embed"], spec.grid, weights.spec.grid)
-    arrays = {**weights.arrays, "pos_embed": positions}
+def _assemble(found: Found, spec: VitSpec) -> Trained:
+    origin, weights, labels = found.origin, found.weights, found.labels
+    arrays = fitted(weights, spec)
     shapes = _encoder(spec, "fc_norm" if "fc_norm.weight" in arrays else "norm")
     foreign = [name for name in arrays if name.startswith(_PLAIN) and name not in shapes]
     if foreign:
@@ -134,7 +159,8 @@ def _assemble(
         )
     if labels:
         shapes |= _classifier(len(labels), spec.width, probe="head.1.weight" in arrays)
-    return Trained(fit(shapes, arrays, origin), spec, pool, labels, weights.mean, weights.std, origin, kind, sha256)
+    arrays = fit(shapes, arrays, origin)
+    return Trained(arrays, spec, found.pool, labels, weights.mean, weights.std, origin, found.kind, found.sha256)
 
 
 def _encoder(spec: VitSpec, norm: str) -> dict[str, tuple[int, ...]]:

@@ -1,17 +1,14 @@
 """Encoder weights as plain arrays: where they lie, what sizes they have, and what of them a network takes.
 
-A source is a run of ours, one of its checkpoints, or a file. Files keep the names of timm and of the published MAE
-checkpoints, which are the same for an encoder. No framework here: a backend passes its own reader for files that only
-its framework can read, and copies the arrays into its network. Reading a file never executes anything in it.
-
-Shapes: N = h * w patches, D features.
+A source is a run of ours, one of its checkpoints, or a file, under timm's names or those of a published checkpoint
+(:mod:`ehm.published`). No framework here: a backend passes its own reader for files that only its framework can read,
+and copies the arrays into its network. Reading a file never executes anything in it.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,18 +20,24 @@ from ehm import checkpoint
 from ehm.backends.base import Arrays
 from ehm.backends.common import first_of, misfits
 from ehm.config import ModelSource, TrainConfig, Triple
-from ehm.encoders import VIT_PRESETS, VitSpec
-from ehm.errors import CheckpointError, ConfigError
-from ehm.resample import bicubic
+from ehm.encoders import EncoderSpec
+from ehm.errors import CheckpointError
+from ehm.published import timm_names
+from ehm.resample import TABLE, resample_arrays, resample_positions
+from ehm.sizes import SHARED_TABLE, at_size, describe, described, sizes
 
 __all__ = [
+    "HEADS",
     "MEAN",
     "STD",
     "ReadFile",
     "Weights",
     "at_size",
     "describe",
+    "encoder_arrays",
     "fit",
+    "fitted",
+    "groups",
     "is_bare_file",
     "of_checkpoint",
     "of_file",
@@ -42,11 +45,14 @@ __all__ = [
     "read_weights",
     "resample_positions",
     "select",
+    "shared_to_blocks",
 ]
 
 MEAN: Triple = (0.485, 0.456, 0.406)
 STD: Triple = (0.229, 0.224, 0.225)
-"""ImageNet's, with which the published MAE checkpoints were trained."""
+"""ImageNet's, with which most published checkpoints were trained."""
+_HALF: Triple = (0.5, 0.5, 0.5)
+"""Mean and std of BEiT's pretraining."""
 
 ReadFile = Callable[[Path], Arrays]
 """Reads a file of weights: arrays by name, or a CheckpointError."""
@@ -60,7 +66,7 @@ class Weights:
     """
 
     arrays: Arrays
-    spec: VitSpec | None = None
+    spec: EncoderSpec | None = None
     timm: str | None = None
     image_size: tuple[int, int] | None = None
     mean: Triple = MEAN
@@ -109,66 +115,43 @@ def of_checkpoint(arrays: Arrays, meta: Mapping[str, Any]) -> Weights:
     weights = Weights(_floats(arrays), mean=tuple(data["mean"]), std=tuple(data["std"]))
     if meta["kind"] == "pretrain":
         return replace(weights, spec=TrainConfig.model_validate(meta["config"]).spec)
-    encoder = dict(meta["encoder"])
-    size = (encoder["image_size"][0], encoder["image_size"][1])
-    if encoder.pop("family") == "timm":
-        return replace(weights, timm=encoder["name"], image_size=size)
-    return replace(weights, spec=VitSpec(**{**encoder, "image_size": size}))
+    encoder = meta["encoder"]
+    if encoder["family"] == "timm":
+        return replace(weights, timm=encoder["name"], image_size=tuple(encoder["image_size"]))
+    return replace(weights, spec=described(encoder))
 
 
 def of_file(arrays: Arrays, source: ModelSource) -> Weights:
-    """A bare file's: sizes from its shapes, heads from the published ViT of that width, the grid taken as square.
+    """A bare file's, published or ours; see :func:`ehm.sizes.sizes` for what is read from its shapes, and its errors.
 
-    Raises CheckpointError where they are no ViT's, or ``source`` has to say what the shapes leave open.
+    Its images were normalised with BEiT's mean and std where it has BEiT's head, else it is taken, with ImageNet's.
     """
-    missing = [name for name in _NEEDED if name not in arrays]
-    if missing:
-        raise CheckpointError(f"{source.init}: not a ViT with timm's names: {', '.join(missing)} missing")
-    width, channels, patch, across = arrays["patch_embed.proj.weight"].shape
-    if channels != 3 or patch != across:
-        raise CheckpointError(
-            f"{source.init}: its patches are {patch} x {across} of {channels} channels; only square ones of 3 load"
-        )
-    depth = 1 + max(int(name.split(".")[1]) for name in arrays if name.startswith("blocks."))
-    heads = source.heads or {preset["width"]: preset["heads"] for preset in VIT_PRESETS.values()}.get(width)
-    if heads is None:
-        raise CheckpointError(
-            f"{source.init}: no published ViT is {width} wide; give the number of heads as model.heads"
-        )
-    patches = arrays["pos_embed"].shape[1] - 1
-    side = math.isqrt(patches)
-    size = (side * patch, side * patch)
-    if side * side != patches:
-        size = source.image_size or (0, 0)
-        if (size[0] // patch) * (size[1] // patch) != patches:
-            raise CheckpointError(
-                f"{source.init}: its {patches} patches make no square; give the height and width as model.image_size"
-            )
-    ratio = arrays["blocks.0.mlp.fc1.weight"].shape[0] / width
-    return Weights(_floats(arrays), VitSpec(size, patch, width, depth, heads, ratio))
+    arrays = timm_names(arrays)
+    weights = Weights(_floats(arrays), sizes(arrays, source))
+    return replace(weights, mean=_HALF, std=_HALF) if "lm_head.weight" in arrays else weights
 
 
-def at_size(spec: VitSpec, source: ModelSource) -> VitSpec:
-    """``spec`` at the image size that is asked for; what ``source`` says about the other sizes must be true."""
-    for key in ("width", "depth", "heads"):
-        wanted, found = getattr(source, key), getattr(spec, key)
-        if wanted is not None and wanted != found:
-            raise CheckpointError(f"model.{key} {wanted}: the weights in {source.init} have {key} {found}")
-    size = source.image_size or spec.image_size
-    if size[0] % spec.patch_size or size[1] % spec.patch_size:
-        raise ConfigError(f"model.image_size {list(size)}: not a multiple of the weights' patch size {spec.patch_size}")
-    return replace(spec, image_size=size)
+def fitted(weights: Weights, spec: EncoderSpec) -> Arrays:
+    """Arrays for an encoder of ``spec`` downstream: positions and tables of its size, and a table in every block."""
+    assert weights.spec is not None
+    return shared_to_blocks(resample_arrays(weights.arrays, spec, weights.spec), spec.blocks)
 
 
-def resample_positions(positions: NDArray[Any], new: tuple[int, int], old: tuple[int, int]) -> NDArray[np.float32]:
-    """Position embeddings (1, 1 + N, D) of an ``old`` (h, w) grid for a ``new`` one; the class token's stays.
+def shared_to_blocks(arrays: Arrays, depth: int) -> Arrays:
+    """``arrays`` with the table that a ViT's ``depth`` blocks share in pretraining, if there is one, in each of them.
 
-    Bicubic with antialiasing, as timm's ``resample_abs_pos_embed`` does with ``torch.nn.functional.interpolate``.
+    So the published code of BEiT and of SimMIM fine-tunes.
     """
-    token, patches = np.split(np.asarray(positions, np.float64), [1], axis=1)
-    grid = patches.reshape(*old, -1)
-    grid = np.einsum("yh,xw,hwd->yxd", bicubic(new[0], old[0]), bicubic(new[1], old[1]), grid, optimize=True)
-    return np.concatenate([token, grid.reshape(1, new[0] * new[1], -1)], axis=1).astype(np.float32)
+    if SHARED_TABLE not in arrays:
+        return arrays
+    rest = {name: array for name, array in arrays.items() if name != SHARED_TABLE}
+    return rest | {f"blocks.{block}.attn.{TABLE}": arrays[SHARED_TABLE].copy() for block in range(depth)}
+
+
+def encoder_arrays(arrays: Arrays, depth: int) -> Arrays:
+    """The encoder of ``depth`` blocks in a pretraining model's ``arrays``, as timm's class takes it strictly."""
+    kept = {name: array for name, array in arrays.items() if not name.startswith(HEADS)}
+    return shared_to_blocks(kept, depth)
 
 
 def fit(shapes: Mapping[str, tuple[int, ...]], arrays: Arrays, origin: str) -> Arrays:
@@ -192,15 +175,10 @@ def select(
     unused = [name for name in arrays if name not in taken]
     notes = [f"encoder from {origin}"]
     if fresh:
-        notes.append("starts afresh: " + _groups(fresh))
+        notes.append("starts afresh: " + groups(fresh))
     if unused:
-        notes.append("not used from there: " + _groups(unused))
+        notes.append("not used from there: " + groups(unused))
     return taken, tuple(notes)
-
-
-def describe(spec: VitSpec) -> dict[str, Any]:
-    """``spec`` as plain JSON, from which a checkpoint's reader rebuilds it."""
-    return {"family": "vit", **asdict(spec), "image_size": list(spec.image_size)}
 
 
 def _array(tensor: Mapping[str, Any]) -> NDArray[Any]:
@@ -218,7 +196,7 @@ def _floats(arrays: Arrays) -> Arrays:
     }
 
 
-def _groups(names: Iterable[str]) -> str:
+def groups(names: Iterable[str]) -> str:
     """Names shortened to their first parts, each with its number of tensors."""
     counts: dict[str, int] = {}
     for name in names:
@@ -227,7 +205,8 @@ def _groups(names: Iterable[str]) -> str:
     return ", ".join(f"{first} ({count} tensors)" if count > 1 else first for first, count in sorted(counts.items()))
 
 
-_NEEDED = ("cls_token", "pos_embed", "patch_embed.proj.weight", "blocks.0.mlp.fc1.weight")
+HEADS = ("decoder", "mask_token", "lm_head")
+"""Beginnings of the names of what pretraining has beside the encoder."""
 _TYPES = {
     **{"F64": np.float64, "F32": np.float32, "F16": np.float16},
     **{"I64": np.int64, "I32": np.int32, "I16": np.int16, "I8": np.int8},

@@ -8,6 +8,8 @@ from ehm.backends.base import ALONE, DeviceInfo, LearnerState
 class FakeLearner:
     """Counts what the loop asks for; its one parameter moves by lr times the share of bright masked patches."""
 
+    notes = ()
+
     def __init__(self, config, fail_at=None):
         self.patches, self.fail_at = config.spec.patches, fail_at
         self.weight, self.steps = np.zeros(1, np.float64), 0

@@ -6,11 +6,12 @@ import os
 
 os.environ.setdefault("GLOG_v", "3")  # MindSpore's log: errors only, as everybody's
 
-from ehm.backends.base import Classifier, DeviceInfo, Encoder, Learner, Processes
+from ehm.backends.base import Classifier, DeviceInfo, Encoder, Learner, Processes, TokenizerLearner
 from ehm.backends.mindspore.devices import Target, describe, pick
 from ehm.backends.mindspore.distributed import join
 from ehm.backends.mindspore.training import reproducible
-from ehm.config import FinetuneConfig, ModelSource, TrainConfig
+from ehm.config import FinetuneConfig, ModelSource, TokenizerConfig, TrainConfig
+from ehm.errors import BackendError
 
 __all__ = ["MindsporeBackend", "backend"]
 
@@ -46,6 +47,10 @@ class MindsporeBackend:
         from ehm.backends.mindspore.encoder import MindsporeEncoder
 
         return MindsporeEncoder(source)
+
+    def tokenizer(self, config: TokenizerConfig) -> TokenizerLearner:
+        """There is none: raises BackendError."""
+        raise BackendError("ehm tokenizer: not in MindSpore; --device cpu, cuda or npu trains one with torch")
 
 
 def backend(device: str) -> MindsporeBackend:

@@ -10,11 +10,11 @@ os.environ.setdefault("TORCH_DEVICE_BACKEND_AUTOLOAD", "0")
 
 import torch
 
-from ehm.backends.base import Classifier, DeviceInfo, Encoder, Learner, Processes
+from ehm.backends.base import Classifier, DeviceInfo, Encoder, Learner, Processes, TokenizerLearner
 from ehm.backends.torch.devices import describe, pick
 from ehm.backends.torch.distributed import join
 from ehm.backends.torch.training import reproducible
-from ehm.config import FinetuneConfig, ModelSource, TrainConfig
+from ehm.config import FinetuneConfig, ModelSource, TokenizerConfig, TrainConfig
 
 __all__ = ["TorchBackend", "backend"]
 
@@ -49,6 +49,13 @@ class TorchBackend:
         from ehm.backends.torch.encoder import TorchEncoder
 
         return TorchEncoder(source, self.device)
+
+    def tokenizer(self, config: TokenizerConfig) -> TokenizerLearner:
+        """A discrete VAE in training, initialised from ``config.run.seed``."""
+        from ehm.backends.torch.tokenizer import TorchTokenizer
+
+        reproducible(config.run.deterministic)
+        return TorchTokenizer(config, self.device, self.processes)
 
 
 def backend(device: str) -> TorchBackend:

@@ -10,10 +10,13 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from timm.models.beit import Beit
+from timm.models.swin_transformer import SwinTransformer
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from ehm.backends.torch.models.attention import attention_probs, mean_attention, patch_similarity
+from ehm.backends.torch.models.swin import stage_similarity
 from ehm.backends.torch.tensors import Pixels
 from ehm.backends.torch.weights import load_model
 from ehm.config import ModelSource
@@ -48,8 +51,12 @@ class TorchEncoder:
     @torch.inference_mode()
     def similarity(self, images: NDArray[np.uint8], blocks: int) -> NDArray[np.float32]:
         """See :meth:`ehm.backends.base.Encoder.similarity`."""
-        attention = mean_attention(self._vit().blocks, self._tokens(images), blocks)
-        similarity: NDArray[np.float32] = patch_similarity(attention).cpu().numpy()
+        if isinstance(self.model, SwinTransformer):
+            tokens = self.model.patch_embed(self._pixels(images))
+            found = stage_similarity(self.model.layers, tokens, blocks, self.grid)
+        else:
+            found = patch_similarity(mean_attention(self._vit().blocks, self._tokens(images), blocks))
+        similarity: NDArray[np.float32] = found.cpu().numpy()
         return similarity
 
     @torch.inference_mode()
@@ -65,18 +72,23 @@ class TorchEncoder:
     def _tokens(self, images: NDArray[np.uint8]) -> Tensor:
         """What enters the first block: (B, L, D)."""
         model = self._vit()
-        tokens: Tensor = model.norm_pre(model._pos_embed(model.patch_embed(self._pixels(images))))
+        patches = model.patch_embed(self._pixels(images))
+        tokens: Tensor
+        if isinstance(model, Beit):
+            tokens = torch.cat([model.cls_token.expand(len(patches), -1, -1), patches], dim=1)
+            return tokens if model.pos_embed is None else tokens + model.pos_embed
+        tokens = model.norm_pre(model._pos_embed(patches))
         return tokens
 
     def _vit(self) -> Any:
-        if not isinstance(self.model, VisionTransformer) or self.model.num_prefix_tokens != 1:
+        if not isinstance(self.model, VisionTransformer | Beit) or self.model.num_prefix_tokens != 1:
             raise ConfigError(f"model.init {self._origin}: attention needs a ViT with one class token")
         return self.model
 
 
 def _grid(model: Any, image_size: tuple[int, int]) -> tuple[int, int]:
-    """Patches down and across; of a convolutional network, the cells of its last feature map."""
-    if isinstance(model, VisionTransformer):
+    """Patches down and across; of a Swin or a convolutional network, the cells of its last feature map."""
+    if isinstance(model, VisionTransformer | Beit):
         return tuple(model.patch_embed.grid_size)
     reduction = model.feature_info[-1]["reduction"]
     return image_size[0] // reduction, image_size[1] // reduction

@@ -25,6 +25,7 @@ from ehm.backends.torch.models.pretraining import build_model
 from ehm.backends.torch.optim import param_groups
 from ehm.backends.torch.tensors import Pixels, download, load_arrays, to_arrays, upload
 from ehm.backends.torch.training import Training, recompute, seeded
+from ehm.backends.torch.weights import begin_with
 from ehm.config import TrainConfig
 from ehm.masking import split_mask, spread_mask
 from ehm.masking.static import masked_count
@@ -134,10 +135,12 @@ class TorchLearner:
         self._training.load(optimizer)
 
     def _build(self) -> Any:
-        """The model as the seed starts it."""
+        """The model as the seed starts it, or the weights that ``model.init`` names."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self._config.run.seed)
-            return build_model(self._config, self._words.vocabulary if self._words else 0).to(self._device)
+            model = build_model(self._config, self._words.vocabulary if self._words else 0)
+        self.notes = begin_with(model, self._config)
+        return model.to(self._device)
 
     def _visual_tokens(self) -> VisualTokens:
         """What BEiT predicts."""

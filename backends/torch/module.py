@@ -1,13 +1,12 @@
 """Trained models as torch modules, for export: normalised (B, 3, H, W) -> logits (B, C) or features (B, D).
 
-Our own ViTs are built from their arrays, to compare with; models of timm's are loaded as they are.
+Our own plain ViTs are built from their arrays, to compare with; all others are loaded as timm's classes.
 """
 
 from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,14 +17,13 @@ from safetensors.torch import save
 from timm.data.imagenet_info import ImageNetInfo, infer_imagenet_subset
 from torch import nn
 
-from ehm import checkpoint
 from ehm.backends.base import Arrays
 from ehm.backends.torch.classifier import probe_head
 from ehm.backends.torch.models.vit import build_vit
-from ehm.backends.torch.weights import Loaded, classifier_name, load_model
+from ehm.backends.torch.weights import Loaded, classifier_name, load_model, read_arrays
 from ehm.config import ModelSource, Triple
 from ehm.errors import CheckpointError
-from ehm.trained import Head, Reference, Trained, numbered
+from ehm.trained import Head, Reference, Trained, find, numbered
 
 __all__ = ["Module", "build", "compute", "load_module", "reference"]
 
@@ -79,26 +77,27 @@ def build(trained: Trained) -> nn.Module:
 
 
 def load_module(source: ModelSource, head: Head = "auto") -> Module:
-    """A model of timm's: ``timm:NAME``, or a checkpoint that was fine-tuned from one.
+    """A model that only timm's classes build: ``timm:NAME``, or a run, a checkpoint or a file of weights.
 
     ``head`` auto takes the classifier where there is one. Raises CheckpointError where a classifier is asked for and
     there is none, and as ``load_model`` does.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # an untrained model is the same every time
-        return _by_name(source, head) if source.init.startswith("timm:") else _checkpoint(source, head)
+        return _by_name(source, head) if source.init.startswith("timm:") else _found(source, head)
 
 
-def _checkpoint(source: ModelSource, head: Head) -> Module:
-    path = checkpoint.resolve(Path(source.init).parent if Path(source.init).is_file() else source.init)
-    arrays, meta = checkpoint.read_model(path)
-    labels = () if head == "features" else tuple(meta["classes"])
-    loaded = load_model(source.model_copy(update={"init": str(path)}), len(labels))
-    if labels:
-        if meta["config"]["frozen"]:
+def _found(source: ModelSource, head: Head) -> Module:
+    found = find(source, head, read_arrays)
+    source = source.model_copy(update={"init": found.origin})
+    loaded = load_model(source, len(found.labels), found.pool if found.labels else "avg", fc_norm=False)
+    if found.labels:
+        prefix = f"{classifier_name(loaded.model)}."
+        own = {name.removeprefix(prefix): a for name, a in found.weights.arrays.items() if name.startswith(prefix)}
+        if "0.running_mean" in own:
             probe_head(loaded.model)
-        _fill_head(loaded.model, arrays)
-    return _describe(loaded, labels, str(path), meta["kind"], meta["sha256"]["model.safetensors"])
+        _fill_head(loaded.model, prefix[:-1], own)
+    return _describe(loaded, found.labels, found.origin, found.kind, found.sha256)
 
 
 def _by_name(source: ModelSource, head: Head) -> Module:
@@ -114,12 +113,10 @@ def _by_name(source: ModelSource, head: Head) -> Module:
     return _describe(loaded, labels, source.init, "timm", hashlib.sha256(save(tensors)).hexdigest())
 
 
-def _fill_head(model: Any, arrays: Arrays) -> None:
+def _fill_head(model: nn.Module, name: str, arrays: Arrays) -> None:
     """``load_model`` leaves the classifier fresh; here it belongs to the weights."""
-    prefix = f"{classifier_name(model)}."
-    own = {name.removeprefix(prefix): torch.from_numpy(a) for name, a in arrays.items() if name.startswith(prefix)}
     try:
-        model.get_submodule(prefix[:-1]).load_state_dict(own)
+        model.get_submodule(name).load_state_dict({key: torch.from_numpy(array) for key, array in arrays.items()})
     except RuntimeError as error:
         raise CheckpointError(f"the classifier does not fit: {' '.join(str(error).split())}") from None
 

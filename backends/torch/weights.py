@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import pickle
+from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,15 +18,18 @@ from typing import Any, Literal
 
 import timm
 import torch
+from timm.models.swin_transformer import SwinTransformer
 from torch import Tensor, nn
 
 from ehm.backends.base import Arrays
-from ehm.backends.torch.models.vit import build_vit
-from ehm.config import ModelSource, Triple, encoder_spec
+from ehm.backends.torch.models.build import build_encoder
+from ehm.config import ModelSource, TrainConfig, Triple, encoder_spec
 from ehm.errors import CheckpointError, ConfigError
-from ehm.weights import MEAN, STD, at_size, describe, read_safetensors, read_weights, resample_positions, select
+from ehm.initial import initial_weights
+from ehm.sizes import at_size, describe
+from ehm.weights import MEAN, STD, fitted, read_safetensors, read_weights, select
 
-__all__ = ["Loaded", "classifier_name", "load_model", "read_arrays"]
+__all__ = ["Loaded", "begin_with", "classifier_name", "load_model", "read_arrays"]
 
 
 @dataclass(frozen=True)
@@ -50,9 +54,9 @@ def load_model(
 ) -> Loaded:
     """The encoder that ``source`` names under a fresh head of ``classes`` (0: none, the model gives pooled features).
 
-    ``pool`` and ``fc_norm`` are :func:`build_vit`'s; a timm model keeps its own pooling. Position embeddings are
-    resampled to ``source.image_size``. A norm behind an average starts afresh, as in MAE's fine-tuning, unless the
-    weights are those of a fine-tuned encoder.
+    ``pool`` and ``fc_norm`` are :func:`build_encoder`'s; a timm model keeps its own pooling. Positions and tables of
+    relative ones are resampled to ``source.image_size``. A norm behind an average starts afresh, as in MAE's
+    fine-tuning, unless the weights are those of a fine-tuned encoder.
 
     Raises CheckpointError where weights are missing or do not fit, ConfigError where the settings do not.
     """
@@ -63,7 +67,7 @@ def load_model(
             spec = encoder_spec(source.encoder, source.image_size or (224, 224), source.patch_size, source)
         except ValueError as error:
             raise ConfigError(str(error)) from None
-        return Loaded(build_vit(spec, classes, source.drop_path, pool, fc_norm), describe(spec))
+        return Loaded(build_encoder(spec, classes, source.drop_path, pool, fc_norm), describe(spec))
     weights = read_weights(source, read_arrays)
     arrays = weights.arrays
     if weights.timm is not None:
@@ -75,28 +79,38 @@ def load_model(
         spec = at_size(weights.spec, source)
         if pool == "avg" and "fc_norm.weight" in arrays and "norm.weight" not in arrays:
             fc_norm = True  # a fine-tuned encoder, whose norm stands behind the average already
-        model, architecture = build_vit(spec, classes, source.drop_path, pool, fc_norm), describe(spec)
-        positions = resample_positions(arrays["pos_embed"], spec.grid, weights.spec.grid)
-        arrays = {**arrays, "pos_embed": positions}
+        model, architecture = build_encoder(spec, classes, source.drop_path, pool, fc_norm), describe(spec)
+        arrays = fitted(weights, spec)
     return Loaded(model, architecture, weights.mean, weights.std, _fill(model, arrays, source.init))
+
+
+def begin_with(model: nn.Module, config: TrainConfig) -> tuple[str, ...]:
+    """Copy what weights ``config.model.init`` names into ``model``, one that is pretrained; notes on what was done."""
+    return _copy(model, *initial_weights(config, _shapes(model), read_arrays))
 
 
 def classifier_name(model: Any) -> str:
     """Name of a timm model's last linear layer: ``head``, ``fc``, ``head.fc`` ..."""
-    return str(getattr(model, "pretrained_cfg", {}).get("classifier", "head"))
+    default = "head.fc" if isinstance(model, SwinTransformer) else "head"
+    return str(getattr(model, "pretrained_cfg", {}).get("classifier", default))
 
 
 def read_arrays(path: Path) -> Arrays:
-    """Arrays of a ``.safetensors`` file, or of a torch file that holds tensors itself or under ``model``."""
+    """Arrays of a ``.safetensors`` file, or of a torch file that holds tensors itself or under ``model`` or ``module``.
+
+    Of the objects that published files hold beside them, ``argparse.Namespace`` is inert, and a plain dictionary stands
+    in for yacs's; any other is refused.
+    """
     if path.suffix == ".safetensors":
         return read_safetensors(path)
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):  # `args` of the published full checkpoints
+        with torch.serialization.safe_globals([argparse.Namespace, (OrderedDict, "yacs.config.CfgNode")]):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
         raise CheckpointError(f"{path}: not a file of tensors that torch reads safely: {_first_line(error)}") from None
-    if isinstance(content, Mapping) and isinstance(content.get("model"), Mapping):
-        content = content["model"]
+    for key in ("model", "module"):
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
     if not isinstance(content, Mapping):
         raise CheckpointError(f"{path}: holds a {type(content).__name__}, not tensors by name")
     return {
@@ -108,10 +122,15 @@ def read_arrays(path: Path) -> Arrays:
 
 def _fill(model: nn.Module, arrays: Arrays, origin: str) -> tuple[str, ...]:
     """Copy ``arrays`` into ``model``; its head and a norm behind the average may stay fresh, nothing else."""
-    own = model.state_dict()
-    shapes = {name: tuple(value.shape) for name, value in own.items()}
-    taken, notes = select(shapes, arrays, classifier_name(model), origin)
-    model.load_state_dict({**own, **{name: torch.from_numpy(array) for name, array in taken.items()}})
+    return _copy(model, *select(_shapes(model), arrays, classifier_name(model), origin))
+
+
+def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(value.shape) for name, value in model.state_dict().items()}
+
+
+def _copy(model: nn.Module, arrays: Arrays, notes: tuple[str, ...]) -> tuple[str, ...]:
+    model.load_state_dict({**model.state_dict(), **{name: torch.from_numpy(array) for name, array in arrays.items()}})
     return notes
 
 

@@ -1,6 +1,7 @@
 """Export a trained model as a bundle: an ONNX file that was compared with a framework, and a manifest beside it.
 
-Our own ViTs are written from their arrays, the same with any framework; torch exports timm's models.
+Our own plain ViTs are written from their arrays, the same with any framework; torch exports timm's models, Swins and
+ViTs in the relative form.
 """
 
 from __future__ import annotations

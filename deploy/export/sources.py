@@ -1,4 +1,4 @@
-"""What can be exported, and how: our own ViTs from their arrays, with any framework; timm's models by torch."""
+"""What can be exported, and how: our own plain ViTs from their arrays, with any framework; the rest by torch."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Exportable:
 def prepare(source: ModelSource, head: Head) -> Exportable:
     """The model that ``source.init`` names; ``head`` as in :func:`ehm.trained.open_trained`, with its errors.
 
-    BackendError where no framework is there to compare with, or a model of timm's lacks what builds it.
+    BackendError where no framework is there to compare with, or a model that torch writes lacks what builds it.
     """
     framework = next((name for name, packages in _FRAMEWORKS.items() if all(map(find_spec, packages))), None)
     read_file: ReadFile = read_safetensors
@@ -47,7 +47,7 @@ def prepare(source: ModelSource, head: Head) -> Exportable:
         from ehm.backends.torch.weights import read_arrays as read_file
     trained = open_trained(source, head, read_file)
     if trained is None:
-        return _of_timm(source, head)
+        return _by_torch(source, head)
     if framework is None:
         raise BackendError(
             "ehm export compares the file with what a framework computes, and neither torch nor MindSpore is there; "
@@ -68,7 +68,7 @@ def demand(extras: str, *packages: str) -> None:
         )
 
 
-def _of_timm(source: ModelSource, head: Head) -> Exportable:
+def _by_torch(source: ModelSource, head: Head) -> Exportable:
     packages = ("torch", "timm", "onnxscript")
     demand("torch,export", *packages)
     from ehm.backends.torch.module import compute, load_module

@@ -11,7 +11,7 @@ from PIL import Image
 from ehm import backends
 from ehm.analysis.pages import Model, attention_page, hierarchy_page, masks_page
 from ehm.checkpoint import read_model
-from ehm.config import MaskConfig, ModelSource
+from ehm.config import MaskConfig, ModelSource, TrainConfig
 from ehm.data.decode import SUFFIXES
 from ehm.errors import ConfigError, DataError
 
@@ -57,8 +57,8 @@ def inspect(
         if not fractions or not all(0 <= fraction <= 1 for fraction in fractions):
             raise ConfigError(f"{name} {list(fractions)}: must be numbers from 0 to 1")
     files = _files(images)
-    masking, mask, origin = _settings(str(checkpoint), balance, ratio)
-    model = Model(backends.get(device).encoder(ModelSource(init=str(checkpoint))), origin, masking, mask)
+    masking, mask, side, origin = _settings(str(checkpoint), balance, ratio)
+    model = Model(backends.get(device).encoder(ModelSource(init=str(checkpoint))), origin, masking, mask, side)
     chosen = _patches(patches, model.encoder.grid)
 
     folder = Path(out) if out is not None else Path("runs") / "inspect"
@@ -80,21 +80,24 @@ def inspect(
     return written
 
 
-def _settings(checkpoint: str, balance: str | None, ratio: float | None) -> tuple[str, MaskConfig, str]:
-    """Masking and mask settings of the run behind ``checkpoint``, or what is given; and the checkpoint in words."""
+def _settings(checkpoint: str, balance: str | None, ratio: float | None) -> tuple[str, MaskConfig, int, str]:
+    """Masking and mask settings of the run behind ``checkpoint``, or what is given, and the side of its mask units in
+    patches; and the checkpoint in words.
+    """
     if balance not in (None, "none", "sinkhorn"):
         raise ConfigError(f"balance {balance}: must be none or sinkhorn")
     if ratio is not None and not 0 < ratio < 1:
         raise ConfigError(f"ratio {ratio:g}: must lie between 0 and 1")
-    masking, config, origin = "evolved", MaskConfig(), checkpoint
+    masking, config, side, origin = "evolved", MaskConfig(), 1, checkpoint
     if Path(checkpoint).is_dir():
         meta = read_model(checkpoint)[1]
-        masking = meta["config"].get("masking", masking)
-        config = MaskConfig.model_validate(meta["config"].get("mask", {}))
+        if meta["kind"] == "pretrain":
+            run = TrainConfig.model_validate(meta["config"])
+            masking, config, side = run.masking, run.masks, run.unit // run.spec.stride
         origin = f"{checkpoint} ({meta['kind']}, step {meta['step']}, epoch {meta['epoch']:g})"
     given = {"balance": balance, "ratio": ratio}
     update = {key: value for key, value in given.items() if value is not None}
-    return masking, config.model_copy(update=update), origin
+    return masking, config.model_copy(update=update), side, origin
 
 
 def _files(images: Sequence[str | Path]) -> list[Path]:

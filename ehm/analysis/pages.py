@@ -34,24 +34,49 @@ BY_SIMILARITY = ("evolved", "shallow", "deep", "epm")
 
 @dataclass(frozen=True)
 class Model:
-    """An encoder, ``origin`` in words, and the masking and its settings that it was or would be trained with."""
+    """An encoder, ``origin`` in words, and the masking and its settings that it was or would be trained with.
+
+    A mask unit is ``side`` x ``side`` patches.
+    """
 
     encoder: Encoder
     origin: str
     masking: str
     mask: MaskConfig
+    side: int = 1
+
+    @property
+    def units(self) -> tuple[int, int]:
+        """Mask units down and across, U in all."""
+        return self.encoder.grid[0] // self.side, self.encoder.grid[1] // self.side
+
+    def similarity(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Mean similarity between the patches of each two units of (B, H, W, 3) images: (B, U, U)."""
+        rows = self._pooled(self.encoder.similarity(images, self.mask.blocks))
+        return self._pooled(rows.swapaxes(1, 2))
+
+    def saliency(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Mean attention of the class token to the patches of each unit of (B, H, W, 3) images: (B, U)."""
+        return self._pooled(self.encoder.attention(images)[:, :, 0, 1:].mean(1))
+
+    def _pooled(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Mean over the patches of each unit, along the last axis: (..., N) -> (..., U)."""
+        (down, across), side = self.units, self.side
+        pooled: NDArray[np.float32] = values.reshape(*values.shape[:-1], down, side, across, side).mean((-3, -1))
+        return pooled.reshape(*values.shape[:-1], down * across)
 
     def hierarchy(self, images: NDArray[np.uint8]) -> Hierarchy:
         """The trees of (B, H, W, 3) images."""
-        similarity = self.encoder.similarity(images, self.mask.blocks)
+        similarity = self.similarity(images)
         return masking.build_hierarchy(masking.balance(similarity) if self.mask.balance == "sinkhorn" else similarity)
 
     def note(self) -> str:
         """What the model is and sees, for the foot of a page."""
         (height, width), (down, across) = self.encoder.image_size, self.encoder.grid
+        units = f", masked in units of {self.side} x {self.side}" if self.side > 1 else ""
         return (
             f"Model: {self.origin}. It sees the middle of each image at {height} x {width} pixels, "
-            f"as {down} x {across} patches."
+            f"as {down} x {across} patches{units}."
         )
 
     def similarity_note(self) -> str:
@@ -77,17 +102,17 @@ class _OneOf:
 
     @cached_property
     def _similarity(self) -> NDArray[np.float32]:
-        return self._model.encoder.similarity(self.images, self._model.mask.blocks)
+        return self._model.similarity(self.images)
 
     @cached_property
     def _saliency(self) -> NDArray[np.float32]:
-        return self._model.encoder.attention(self.images)[:, :, 0, 1:].mean(1)
+        return self._model.saliency(self.images)
 
 
 def hierarchy_page(model: Model, files: Sequence[Path], depths: Sequence[float]) -> Image.Image:
     """Partitions at fractions ``depths`` of each tree's height (Fig. 6)."""
     images, shown, _ = _load(model.encoder, files, 1 + len(depths))
-    grid = model.encoder.grid
+    grid = model.units
     hierarchy = model.hierarchy(images)
     levels = [masking.masking_level(depth, hierarchy.height) for depth in depths]
     cuts = [hierarchy.cut(level) for level in levels]
@@ -115,7 +140,7 @@ def hierarchy_page(model: Model, files: Sequence[Path], depths: Sequence[float])
 def masks_page(model: Model, files: Sequence[Path], progress: Sequence[float], seed: int) -> Image.Image:
     """Masks at fractions ``progress`` of a training run, all from this one model (Fig. 7)."""
     images, shown, _ = _load(model.encoder, files, 1 + len(progress))
-    grid = model.encoder.grid
+    grid = model.units
     masker = masking.make_masker(model.masking, model.mask.model_copy(update={"views": 1}), grid)
     rows = []
     for index, (file, picture) in enumerate(zip(files, shown, strict=True)):
@@ -125,13 +150,13 @@ def masks_page(model: Model, files: Sequence[Path], progress: Sequence[float], s
             mask, figures = masker(image, image, moment, np.random.default_rng(seed))
             row.append(Tile(draw.masked(picture, mask.reshape(grid)), _lines(figures)))
         rows.append(row)
-    patches = grid[0] * grid[1]
+    units, what = grid[0] * grid[1], "patches" if model.side == 1 else "units"
     low, high = model.mask.depth_range
     deepening = f" Parts grow with the progress of training: {model.mask.schedule} schedule, depth {low:g} to {high:g}."
     notes = [
         model.note(),
         *([model.similarity_note()] if model.masking in BY_SIMILARITY else []),
-        f"Grey patches are masked: {round(model.mask.ratio * patches)} of {patches} (ratio {model.mask.ratio:g}), "
+        f"Grey {what} are masked: {round(model.mask.ratio * units)} of {units} (ratio {model.mask.ratio:g}), "
         f"by {model.masking} masking (seed {seed}).{deepening if model.masking == 'evolved' else ''} "
         "All masks here come from this one model; in a run it learns between them.",
     ]

@@ -16,6 +16,7 @@ from ehm.config.sections import (
     OptimConfig,
     ProbeConfig,
     RunConfig,
+    TokenizerConfig,
     TrainConfig,
     Triple,
 )
@@ -32,6 +33,7 @@ __all__ = [
     "OptimConfig",
     "ProbeConfig",
     "RunConfig",
+    "TokenizerConfig",
     "TrainConfig",
     "Triple",
     "encoder_spec",

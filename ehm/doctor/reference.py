@@ -21,11 +21,12 @@ Floats = NDArray[np.float64]
 
 def similarity(config: TrainConfig, model: Arrays, images: NDArray[np.uint8]) -> Floats:
     """Symmetrised mean attention of the first ``config.mask.blocks`` blocks (Eq. 6): (B, H, W, 3) -> (B, N, N)."""
-    weights = {name: array.astype(np.float64) for name, array in model.items()}
+    weights, heads = {name: array.astype(np.float64) for name, array in model.items()}, config.spec.heads
+    assert isinstance(heads, int)
     tokens = _embed(config, weights, images)
     attention = []
     for index in range(config.mask.blocks):
-        tokens, probs = _block(weights, f"blocks.{index}.", tokens, config.spec.heads)
+        tokens, probs = _block(weights, f"blocks.{index}.", tokens, heads)
         attention.append(probs)
     patches: Floats = np.mean(attention, axis=(0, 2))[:, 1:, 1:]
     return (patches + patches.swapaxes(1, 2)) / 2

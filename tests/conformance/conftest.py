@@ -65,9 +65,3 @@ def batch():
     for row in mask:
         row[rng.permutation(24)[:18]] = True
     return images, mask
-
-
-@pytest.fixture(scope="session")
-def tokenizer(tmp_path_factory):
-    """An untrained tokenizer of visual tokens, where ehm tokenizer train would leave it."""
-    raise NotImplementedError

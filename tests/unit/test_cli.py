@@ -11,7 +11,18 @@ def test_help_names_every_command(capsys):
         main(["--help"])
     assert stop.value.code == 0
     shown = capsys.readouterr().out
-    for command in ("train", "finetune", "probe", "evaluate", "export", "predict", "inspect", "configs", "doctor"):
+    for command in (
+        "train",
+        "finetune",
+        "probe",
+        "evaluate",
+        "export",
+        "predict",
+        "inspect",
+        "tokenizer",
+        "configs",
+        "doctor",
+    ):
         assert command in shown
 
 

@@ -5,39 +5,17 @@ from functools import cache
 
 import numpy as np
 import pytest
-import torch
-from shipped import kind, tiny_classifier, tiny_training
+from shipped import kind, tiny_classifier, tiny_tokenizer, tiny_training
 
 from ehm import backends
-from ehm.backends.torch.learner import TorchLearner
-from ehm.backends.torch.models.beit import VisualTokens
-from ehm.config import FinetuneConfig, TrainConfig, load_config, shipped_configs
+from ehm.config import FinetuneConfig, TokenizerConfig, TrainConfig, load_config, shipped_configs
 from ehm.data import Batch
 from ehm.masking import make_masker
 from ehm.schedule import learning_rate
 
 TRAINING = [name for name in shipped_configs() if kind(name) is TrainConfig]
 DOWNSTREAM = [name for name in shipped_configs() if issubclass(kind(name), FinetuneConfig)]
-
-
-class Darkness:
-    """A tokenizer of two tokens, in place of DALL-E's: is a cell dark?"""
-
-    vocabulary, stride = 2, 8
-
-    def tokens(self, images):
-        return (torch.nn.functional.avg_pool2d(images.mean(1), self.stride) < 0.5).long().flatten(1)
-
-
-@pytest.fixture
-def visual_tokens(monkeypatch):
-    """BEiT's targets without the file that ``model.tokenizer`` names."""
-
-    def words(self):
-        config = self._config
-        return VisualTokens(Darkness(), config.spec.grid, config.data.mean, config.data.std)
-
-    monkeypatch.setattr(TorchLearner, "_visual_tokens", words)
+TOKENIZERS = [name for name in shipped_configs() if kind(name) is TokenizerConfig]
 
 
 def rate(optim):
@@ -58,10 +36,9 @@ def step(config):
 
 
 @pytest.mark.parametrize("name", TRAINING)
-@pytest.mark.usefixtures("visual_tokens")
-def test_it_pretrains(name):
+def test_it_pretrains(name, tokenizer):
     config = load_config(TrainConfig, name)
-    tiny = tiny_training(config)
+    tiny = tiny_training(config, tokenizer)
     assert (tiny.units, tiny.spec.grid) == (config.units, config.spec.grid)
     mask, loss = step(tiny.model_dump_json())
     units = math.prod(config.units)
@@ -80,3 +57,14 @@ def test_it_classifies(name):
     first = float(classifier.train_step(images, targets, rate(config.optim), config.optim.weight_decay)["loss"])
     assert first == pytest.approx(math.log(3), abs=0.1)  # the head begins near zero
     assert np.isfinite(classifier.logits(images)).all()
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_it_makes_tokens(name):
+    config = tiny_tokenizer(load_config(TokenizerConfig, name))
+    images = np.random.default_rng(0).integers(0, 256, (2, *config.image_size, 3), dtype=np.uint8)
+    tokenizer = backends.get("cpu").tokenizer(config)
+    metrics = tokenizer.train_step(images, config.temperature[0], rate(config.optim), config.optim.weight_decay)
+    assert np.isfinite(float(metrics["loss"]))
+    _, tokens = tokenizer.reconstruct(images)
+    assert tokens.shape == (2, 16)

@@ -9,6 +9,7 @@ import pytest
 import timm
 import torch
 from safetensors.torch import save_file
+from timm.layers.pos_embed import resample_abs_pos_embed
 
 from ehm import checkpoint
 from ehm.backends.torch.learner import TorchLearner
@@ -141,6 +142,7 @@ def test_a_safetensors_file_is_read_and_what_is_wrong_is_named(tmp_path, bare):
             "depth": 2,
             "heads": 3,
             "mlp_ratio": 4.0,
+            "relative": False,
         }
         return
     for change, message in (
@@ -203,6 +205,38 @@ def test_positions_that_rise_with_row_and_column_still_do_after_resampling(mae_f
     expected_columns = ((torch.arange(columns) + 0.5) / columns)[columns // 3 : columns - columns // 3]
     assert (middle[..., 0] - expected_rows[:, None]).abs().max() < 0.03
     assert (middle[..., 1] - expected_columns[None]).abs().max() < 0.03
+
+
+def going_on(path, side, **model):
+    """A run of the file's encoder, on images of another size, that begins with it."""
+    sizes = {"depth": DEPTH, "decoder_width": 64, "decoder_depth": 1, "decoder_heads": 2, **model}
+    config = TrainConfig.model_validate(
+        {"encoder": "vit_tiny", "image_size": side, "model": {**sizes, "init": str(path)}}
+    )
+    learner = TorchLearner(config, CPU)
+    return learner.model.state_dict(), learner.notes
+
+
+def test_pretraining_goes_on_from_a_published_file(mae_file):
+    path, tensors = mae_file
+    full = "mask_token" in tensors
+    found, notes = going_on(path, 16 * SIDE)
+    assert notes == (f"begins with the weights of {path}", *(() if full else ("starts afresh: decoder (20 tensors)",)))
+    assert all(torch.equal(found[name], value) for name, value in tensors.items())
+    assert (found.keys() == tensors.keys()) == full
+
+
+def test_pretraining_goes_on_at_another_size_and_without_a_decoder_that_is_another(mae_file):
+    path, tensors = mae_file
+    found, _ = going_on(path, 80)
+    for name in {"pos_embed", "decoder_pos_embed"} & tensors.keys():
+        expected = resample_abs_pos_embed(tensors[name], [5, 5], [SIDE, SIDE], num_prefix_tokens=1)
+        torch.testing.assert_close(found[name], expected, rtol=1e-4, atol=1e-5)
+    found, notes = going_on(path, 16 * SIDE, decoder_depth=2)
+    assert "starts afresh: decoder" in notes[1]
+    assert torch.equal(found["norm.weight"], tensors["norm.weight"])
+    with pytest.raises(CheckpointError, match="its encoder has depth 2, and the run's has depth 3"):
+        going_on(path, 16 * SIDE, depth=3)
 
 
 @pytest.fixture

@@ -10,7 +10,9 @@ from ehm.backends.torch.weights import read_arrays
 from ehm.config import ModelSource
 from ehm.encoders import VitSpec
 from ehm.errors import CheckpointError
-from ehm.weights import at_size, describe, read_safetensors, read_weights, resample_positions, select
+from ehm.resample import resample_positions
+from ehm.sizes import at_size, describe
+from ehm.weights import read_safetensors, read_weights, select
 
 
 @pytest.mark.parametrize(

@@ -16,9 +16,10 @@ from timm.models.swin_transformer import SwinTransformer, window_partition
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
+from ehm.backends.torch.models.attention import symmetric
 from ehm.encoders import SwinSpec
 
-__all__ = ["build_swin", "cell_attention", "first_blocks", "mean_cells", "window_attention"]
+__all__ = ["build_swin", "cell_attention", "first_blocks", "mean_cells", "stage_similarity", "window_attention"]
 
 
 def build_swin(spec: SwinSpec, classes: int = 0, drop_path: float = 0.0) -> SwinTransformer:
@@ -81,6 +82,12 @@ def first_blocks(stages: Any, tokens: Tensor, count: int) -> tuple[list[tuple[An
             found.append((block, tokens))
             tokens = block(tokens)
     return found, tokens
+
+
+def stage_similarity(stages: Any, tokens: Tensor, count: int, grid: tuple[int, int]) -> Tensor:
+    """Symmetrised mean of :func:`cell_attention` over the first ``count`` blocks: (B, h, w, D) -> (B, N, N)."""
+    found, _ = first_blocks(stages, tokens, count)
+    return symmetric(torch.stack([cell_attention(block, seen, grid) for block, seen in found]).mean(dim=0))
 
 
 def mean_cells(tokens: Tensor, grid: tuple[int, int]) -> Tensor:

@@ -1,0 +1,115 @@
+"""Where BEiT's visual tokens come from: a run of ``ehm tokenizer train``, or DALL-E's published encoder.
+
+``encoder.pkl`` is a pickled module of the package ``dall_e``. Reading it executes nothing: torch's restricted unpickler
+makes tensors and containers, and for each class that the module consists of an empty stand-in, known by name alone.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ehm import checkpoint
+from ehm.backends.base import Arrays
+from ehm.backends.torch.models.dalle import DalleEncoder
+from ehm.backends.torch.models.tokenizers import DiscreteVae, Tokenizer
+from ehm.backends.torch.tensors import load_arrays
+from ehm.config import TokenizerConfig
+from ehm.errors import CheckpointError, ConfigError
+from ehm.weights import read_safetensors
+
+__all__ = ["build", "load_tokenizer"]
+
+_ABSENT = (
+    "objective beit needs visual tokens: give DALL-E's encoder.pkl or a tokenizer of your own images "
+    "(ehm tokenizer train --out runs/tokenizer) as model.tokenizer"
+)
+_CLASSES = (
+    "dall_e.encoder.Encoder",
+    "dall_e.encoder.EncoderBlock",
+    "dall_e.utils.Conv2d",
+    "torch.nn.modules.activation.ReLU",
+    "torch.nn.modules.container.Sequential",
+    "torch.nn.modules.linear.Identity",
+    "torch.nn.modules.pooling.MaxPool2d",
+)
+"""What the published module consists of."""
+
+
+def load_tokenizer(source: str | None, device: torch.device) -> Tokenizer:
+    """The frozen tokenizer that ``source`` names, on ``device``.
+
+    ``source`` is a run folder or checkpoint of ``ehm tokenizer train``, DALL-E's ``encoder.pkl``, or its tensors in a
+    ``.safetensors`` or torch file. Raises ConfigError where there is none, and CheckpointError where it is no
+    tokenizer, was altered, or is a pickle of anything else.
+    """
+    path = Path(source or "")
+    if not source or not path.exists():
+        raise ConfigError(f"{_ABSENT}, not {source}, which does not exist" if source else _ABSENT)
+    if path.is_file() and not (path.parent / "state.json").is_file():
+        try:
+            tokenizer: Tokenizer = DalleEncoder.of(_read_file(path))
+        except CheckpointError as error:
+            raise CheckpointError(f"{path}: {str(error).removeprefix(f'{path}: ')}") from None
+    else:
+        tokenizer = _own(path.parent if path.is_file() else path)
+    return tokenizer.to(device).eval().requires_grad_(False)
+
+
+def build(config: TokenizerConfig) -> DiscreteVae:
+    """The network of ``config``, with fresh parameters."""
+    return DiscreteVae(config.vocabulary, config.width, config.stride)
+
+
+def _own(path: Path) -> DiscreteVae:
+    arrays, meta = checkpoint.read_model(path)
+    if meta["kind"] != "tokenizer":
+        raise CheckpointError(f"{path}: a run of ehm {_COMMANDS.get(meta['kind'], meta['kind'])}, not of ehm tokenizer")
+    tokenizer = build(TokenizerConfig.model_validate(meta["config"]))
+    load_arrays(tokenizer, arrays)
+    return tokenizer
+
+
+_COMMANDS = {"pretrain": "train", "classifier": "finetune"}
+
+
+def _read_file(path: Path) -> Arrays:
+    """Arrays by name; CheckpointError where torch's restricted unpickler finds anything but tensors and stand-ins."""
+    if path.suffix == ".safetensors":
+        return read_safetensors(path)
+    stand_ins: list[Any] = [(_StandIn, name) for name in _CLASSES]
+    try:
+        with torch.serialization.safe_globals(stand_ins):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+        tensors = dict(_tensors(content)) if isinstance(content, _StandIn) else dict(content)
+        return {name: value.detach().float().numpy() for name, value in tensors.items()}
+    except Exception as error:  # a file of unknown origin can fail in any way, at any opcode
+        raise CheckpointError(
+            f"neither DALL-E's encoder.pkl nor a file of its tensors, and nothing in it was executed: {_reason(error)}"
+        ) from None
+
+
+def _reason(error: Exception) -> str:
+    """What torch's unpickler met, without its advice to load the file all the same."""
+    found = re.search(
+        r"(?:WeightsUnpickler error:\s*|Trying to load )(\S.*?)(?: was not an allowed global|\.? *$)",
+        str(error),
+        re.MULTILINE,
+    )
+    return found[1] if found else type(error).__name__
+
+
+class _StandIn:
+    """What stands where the file names a class of a module: attributes, and no code."""
+
+
+def _tensors(module: Any, prefix: str = "") -> list[tuple[str, Tensor]]:
+    """Parameters of a tree of stand-ins, as ``torch.nn.Module.state_dict`` names them."""
+    own = [(prefix + name, value) for name, value in module._parameters.items() if value is not None]
+    for name, child in module._modules.items():
+        own += _tensors(child, f"{prefix}{name}.")
+    return own
