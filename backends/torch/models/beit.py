@@ -44,7 +44,7 @@ class VisualTokens:
                 sizes = zip(self._grid, images.shape[2:], strict=True)
                 resampling = [bicubic(cells * self._tokenizer.stride, pixels) for cells, pixels in sizes]
                 moments = [np.array(values).reshape(1, 3, 1, 1) for values in self._moments]
-                self._made = tuple(images.new_tensor(array) for array in (*resampling, *moments))
+                self._made = tuple(images.new_tensor(array.astype(np.float32)) for array in (*resampling, *moments))
             rows, columns, mean, std = self._made
             small = rows @ (images * std + mean) @ columns.T
             tokens: Tensor = self._tokenizer.tokens(small.clamp(0, 1))
