@@ -327,7 +327,7 @@ class TrainConfig(Section):
 class ModelSource(Section):
     """``model`` of a downstream task: an encoder and where its weights come from.
 
-    ``init`` is a run folder or checkpoint of ours, a ``.safetensors`` or published MAE ``.pth`` file, ``timm:NAME``, or
+    ``init`` is a run folder or checkpoint of ours, a ``.safetensors`` or published ``.pth`` file, ``timm:NAME``, or
     ``scratch``. Sizes left open are those of the weights; ``encoder`` and ``patch_size`` are for ``scratch`` only.
     """
 
