@@ -181,7 +181,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--resume", action="store_true", help="continue the run in --out")
 
     command = add(configs, [debug])
-    command.add_argument("name", nargs="?", help="show one of them, whole")
+    command.add_argument("name", nargs="?", help="list one folder of them, or show one, whole")
     command.add_argument("--json", action="store_true", help="print JSON")
 
     command = add(doctor, [debug])

@@ -110,7 +110,9 @@ def is_bare_file(source: ModelSource) -> bool:
 
 
 def of_checkpoint(arrays: Arrays, meta: Mapping[str, Any]) -> Weights:
-    """What :func:`ehm.checkpoint.read_model` gave."""
+    """What :func:`ehm.checkpoint.read_model` gave; CheckpointError where that is no encoder."""
+    if meta["kind"] == "tokenizer":
+        raise CheckpointError("model.init: holds a tokenizer, which is for model.tokenizer, and no encoder")
     data = meta["config"]["data"]
     weights = Weights(_floats(arrays), mean=tuple(data["mean"]), std=tuple(data["std"]))
     if meta["kind"] == "pretrain":
@@ -200,7 +202,7 @@ def groups(names: Iterable[str]) -> str:
     """Names shortened to their first parts, each with its number of tensors."""
     counts: dict[str, int] = {}
     for name in names:
-        first = "decoder" if name.startswith(("decoder", "mask_token")) else name.partition(".")[0]
+        first = "decoder" if name.startswith("decoder") else name.partition(".")[0]
         counts[first] = counts.get(first, 0) + 1
     return ", ".join(f"{first} ({count} tensors)" if count > 1 else first for first, count in sorted(counts.items()))
 

@@ -4,6 +4,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ehm import backends, checkpoint
+from ehm.config import TokenizerConfig
+
 
 @pytest.fixture
 def images(tmp_path):
@@ -31,3 +34,14 @@ def stripes(tmp_path):
             pixels = 127 + 100 * pattern[..., None] * colour + rng.normal(0, 10, (32, 32, 3))
             Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / f"{index:02d}.png")
     return tmp_path / "stripes"
+
+
+@pytest.fixture(scope="session")
+def tokenizer(tmp_path_factory):
+    """An untrained tokenizer of visual tokens, where ehm tokenizer train would leave it."""
+    pytest.importorskip("torch", reason="tokenizers are torch's")
+    config = TokenizerConfig(vocabulary=16, width=8)
+    meta = {"kind": "tokenizer", "step": 0, "epoch": 0, "config": config.model_dump(mode="json")}
+    run = tmp_path_factory.mktemp("tokenizer")
+    checkpoint.save(run / "checkpoints", backends.get("cpu").tokenizer(config).state(), meta)
+    return run

@@ -21,6 +21,7 @@ from ehm.backends.torch import hierarchy
 from ehm.backends.torch.distributed import shards, unsharded, wrap
 from ehm.backends.torch.models.attention import cosine_similarity
 from ehm.backends.torch.models.beit import VisualTokens
+from ehm.backends.torch.models.dvae import load_tokenizer
 from ehm.backends.torch.models.pretraining import build_model
 from ehm.backends.torch.optim import param_groups
 from ehm.backends.torch.tensors import Pixels, download, load_arrays, to_arrays, upload
@@ -144,11 +145,10 @@ class TorchLearner:
 
     def _visual_tokens(self) -> VisualTokens:
         """What BEiT predicts."""
-        from ehm.backends.torch.models.dvae import load_tokenizer
-
         config = self._config
         tokenizer = load_tokenizer(config.model.tokenizer, self._device)
-        return VisualTokens(tokenizer, config.spec.grid, config.data.mean, config.data.std)
+        spec, data = config.spec, config.data
+        return VisualTokens(tokenizer, spec.grid, spec.image_size, data.mean, data.std, self._device)
 
     def _split(self, mask: NDArray[np.bool_] | Tensor) -> tuple[Tensor, ...]:
         """Indices of what of the output grid is visible, of what is masked, and each token's place among both."""

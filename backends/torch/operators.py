@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import numpy as np
@@ -20,8 +21,9 @@ import torch
 from numpy.typing import NDArray
 
 import ehm.backends.torch
+from ehm import checkpoint
 from ehm.backends.torch.recording import Call, record
-from ehm.config import FinetuneConfig, ProbeConfig, TrainConfig
+from ehm.config import FinetuneConfig, ProbeConfig, TokenizerConfig, TrainConfig
 from ehm.masking import make_masker
 
 __all__ = ["OperatorRow", "Verdict", "classify", "judge", "native_operators", "record", "report"]
@@ -147,8 +149,10 @@ def report(device: str) -> list[OperatorRow]:
     for dtype in backend.info().dtypes:
         for masking, build in _MASKINGS:
             calls += _pretrain(backend, dtype, masking, build, "mae", _VIT)
-        for objective, model in (("simmim", _VIT), ("simmim", _SWIN)):
-            calls += _pretrain(backend, dtype, "evolved", "device", objective, model)
+        calls += _pretrain(backend, dtype, "evolved", "device", "simmim", _SWIN)
+        with TemporaryDirectory() as folder:
+            beit = _VIT | {"tokenizer": _tokenizer(backend, Path(folder))}
+            calls += _pretrain(backend, dtype, "evolved", "device", "beit", beit)
         for model in (_VIT, _SWIN):
             calls += _classify(backend, FinetuneConfig, dtype, model)
         calls += _classify(backend, ProbeConfig, dtype, _VIT)
@@ -197,6 +201,13 @@ def _pretrain(
             mask, _ = masker(learner, batch, 0.5, np.random.default_rng(step))
             learner.train_step(batch.images, mask, 1e-3, 0.05)
     return calls
+
+
+def _tokenizer(backend: Any, folder: Path) -> str:
+    """An untrained tokenizer, saved in ``folder``."""
+    config = TokenizerConfig(vocabulary=16, width=8)
+    meta = {"kind": "tokenizer", "step": 0, "epoch": 0, "config": config.model_dump(mode="json")}
+    return str(checkpoint.save(folder, backend.tokenizer(config).state(), meta))
 
 
 def _classify(backend: Any, kind: type[FinetuneConfig], dtype: str, model: Mapping[str, Any]) -> Counter[Call]:

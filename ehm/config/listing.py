@@ -39,25 +39,30 @@ class Shipped:
 
 
 def configs(name: str | None = None, json: bool = False) -> None:
-    """Print a table of all shipped configurations, or JSON; or the file called ``name``, whole.
+    """Print a table of all shipped configurations, or JSON: of those in the folder ``name``; or that file, whole.
 
-    Raises ConfigError for a name that is not among them.
+    Raises ConfigError for a name that is neither.
     """
     console = Console()
-    if name is not None:
+    known = shipped_configs()
+    names = known if name is None else [each for each in known if each.startswith(f"{name.rstrip('/')}/")]
+    if name is not None and not names:
         console.out(locate(name).read_text(encoding="utf-8"), end="", highlight=False)
         return
-    found = [describe(each) for each in shipped_configs()]
+    found = [describe(each) for each in names]
     if json:
         print(dumps([asdict(each) for each in found], indent=2))
         return
-    table = Table("--config", "what it is", "reproduces", title="shipped configurations")
-    for _, folder in groupby(found, lambda each: Path(each.name).parent):
-        for each in folder:
-            table.add_row(Text(each.name, overflow="fold"), Text(each.about), Text(each.reproduces))
+    table = Table("--config", "what it is", "reproduces: published, not measured here", title="shipped configurations")
+    for folder, group in groupby(found, lambda each: Path(each.name).parent):
+        table.add_row(Text(f"{folder}/", style="bold"))
+        for each in group:
+            table.add_row(Text(f"  {Path(each.name).name}", overflow="fold"), Text(each.about), Text(each.reproduces))
         table.add_section()
     console.print(table)
-    console.print("ehm configs NAME shows one, with its cost and the command that runs it.")
+    console.print(
+        "ehm configs FOLDER lists one folder; ehm configs FOLDER/NAME shows a file: its cost and its command."
+    )
 
 
 def describe(name: str) -> Shipped:

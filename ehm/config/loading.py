@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from importlib.resources import files
@@ -44,9 +45,10 @@ def load_config(kind: type[C], file: str | Path | Mapping[str, Any] | None, over
 
 
 def shipped_configs() -> list[str]:
-    """Names that ``--config`` takes besides paths, for example ``pretrain/vit_small_evolved``."""
+    """Names that ``--config`` takes besides paths, for example ``pretrain/vit_small_evolved``; 10 comes after 2."""
     root = Path(str(files("ehm") / "configs"))
-    return sorted(str(path.relative_to(root).with_suffix("")) for path in root.rglob("*.yaml"))
+    names = (str(path.relative_to(root).with_suffix("")) for path in root.rglob("*.yaml"))
+    return sorted(names, key=lambda name: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)])
 
 
 def locate(name: str) -> Path:
@@ -57,7 +59,7 @@ def locate(name: str) -> Path:
     shipped = Path(str(files("ehm") / "configs")) / f"{name.removesuffix('.yaml')}.yaml"
     if shipped.is_file():
         return shipped
-    raise ConfigError(f"--config {name}: no such file, and no shipped one; shipped are {', '.join(shipped_configs())}")
+    raise ConfigError(f"--config {name}: no such file, and no shipped one; ehm configs lists those")
 
 
 def _read(path: Path, origin: str) -> dict[str, Any]:

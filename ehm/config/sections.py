@@ -50,6 +50,13 @@ def _rising(value: tuple[float, float]) -> tuple[float, float]:
     return value
 
 
+def _numbers(value: Any) -> Any:
+    each = value if isinstance(value, (list, tuple)) else [value]
+    if not each or any(type(number) is not int or number < 1 for number in each):
+        raise ValueError("should be a whole number from 1, or of a Swin a list of them, one for each stage")
+    return value
+
+
 def _known(encoder: str) -> str:
     if encoder not in PRESETS:
         raise ValueError(f"should be one of {', '.join(PRESETS)}")
@@ -75,7 +82,7 @@ _BY_CLASS_TOKEN = ("attmask_high", "attmask_hint", "attmask_low", "mst")
 EncoderName = Annotated[str, AfterValidator(_known)]
 ImageSize = Annotated[tuple[Positive, Positive], BeforeValidator(_both)]
 """Height and width in pixels; one number means a square."""
-Stages = Positive | tuple[Positive, ...] | None
+Stages = Annotated[Positive | tuple[Positive, ...], BeforeValidator(_numbers)] | None
 """One number, or of a Swin one for each stage; None is the published one."""
 
 
@@ -320,7 +327,7 @@ class TrainConfig(Section):
 class ModelSource(Section):
     """``model`` of a downstream task: an encoder and where its weights come from.
 
-    ``init`` is a run folder or checkpoint of ours, a ``.safetensors`` or published MAE ``.pth`` file, ``timm:NAME``, or
+    ``init`` is a run folder or checkpoint of ours, a ``.safetensors`` or published ``.pth`` file, ``timm:NAME``, or
     ``scratch``. Sizes left open are those of the weights; ``encoder`` and ``patch_size`` are for ``scratch`` only.
     """
 

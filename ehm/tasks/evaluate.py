@@ -87,8 +87,10 @@ def open_classifier(
 def print_report(result: Report) -> None:
     """Figures for people: the whole, each class (the worst ones of many), and the confusion matrix of a few."""
     auc = "" if result.auc is None else f", AUC {result.auc:.3f} ({result.classes[1]} against {result.classes[0]})"
+    top5 = "" if result.top5 is None else f", top-5 {result.top5:.1%}"
     console.print(
-        f"top-1 {result.top1:.1%}, balanced accuracy {result.balanced_accuracy:.1%}{auc} on {result.samples:,} images"
+        f"top-1 {result.top1:.1%}{top5}, balanced accuracy {result.balanced_accuracy:.1%}{auc} "
+        f"on {result.samples:,} images"
     )
     few = len(result.classes) <= _SHOWN_CLASSES
     order = np.arange(len(result.classes)) if few else np.argsort(result.recall, kind="stable")[:_SHOWN_CLASSES]

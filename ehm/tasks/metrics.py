@@ -16,12 +16,14 @@ __all__ = ["Report", "confusion_matrix", "precision_recall_f1", "report", "roc_a
 class Report:
     """What an evaluation says. Shares are in [0, 1]; per-class figures follow the order of ``classes``.
 
+    ``top5`` counts samples whose class is among the five of the highest scores, and exists for more classes than that.
     ``balanced_accuracy`` is the mean recall of the classes that occur; ``auc`` exists for two classes, the second being
     the positive one; ``confusion[i][j]`` counts samples of class i called j.
     """
 
     samples: int
     top1: float
+    top5: float | None
     balanced_accuracy: float
     auc: float | None
     classes: tuple[str, ...]
@@ -47,6 +49,7 @@ def report(labels: NDArray[np.int64], scores: NDArray[np.floating[Any]], classes
     return Report(
         samples=len(labels),
         top1=float(np.trace(confusion) / len(labels)),
+        top5=_top5(labels, scores) if len(classes) > 5 else None,
         balanced_accuracy=float(recall[support > 0].mean()),
         auc=roc_auc(labels == 1, scores[:, 1] - scores[:, 0]) if two else None,
         classes=tuple(classes),
@@ -56,6 +59,12 @@ def report(labels: NDArray[np.int64], scores: NDArray[np.floating[Any]], classes
         support=tuple(support.tolist()),
         confusion=tuple(tuple(row) for row in confusion.tolist()),
     )
+
+
+def _top5(labels: NDArray[np.int64], scores: NDArray[np.floating[Any]]) -> float:
+    """Share of samples whose class is among their first five; of equal scores, lower classes come first."""
+    first = np.argsort(-scores, axis=1, kind="stable")[:, :5]
+    return float((first == labels[:, None]).any(axis=1).mean())
 
 
 def confusion_matrix(labels: NDArray[np.int64], predictions: NDArray[np.int64], classes: int) -> NDArray[np.int64]:

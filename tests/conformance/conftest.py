@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from ehm import backends, checkpoint
-from ehm.config import TokenizerConfig, TrainConfig
+from ehm import backends
+from ehm.config import TrainConfig
 from ehm.errors import BackendError
 
 
@@ -65,14 +65,3 @@ def batch():
     for row in mask:
         row[rng.permutation(24)[:18]] = True
     return images, mask
-
-
-@pytest.fixture(scope="session")
-def tokenizer(tmp_path_factory):
-    """An untrained tokenizer of visual tokens, where ehm tokenizer train would leave it."""
-    pytest.importorskip("torch", reason="tokenizers are torch's")
-    config = TokenizerConfig(vocabulary=16, width=8)
-    meta = {"kind": "tokenizer", "step": 0, "epoch": 0, "config": config.model_dump(mode="json")}
-    run = tmp_path_factory.mktemp("tokenizer")
-    checkpoint.save(run / "checkpoints", backends.get("cpu").tokenizer(config).state(), meta)
-    return run

@@ -83,7 +83,8 @@ def test_a_section_given_in_part_keeps_the_other_defaults_of_its_recipe():
         (["model.x.y=1"], "model.x: unknown key; known here are init, width, depth, "),
         (
             ["encoder=vit_x"],
-            "encoder: should be one of vit_tiny, vit_small, vit_base, vit_large, vit_huge, not 'vit_x'",
+            "encoder: should be one of vit_tiny, vit_small, vit_base, vit_large, vit_huge, "
+            "swin_tiny, swin_small, swin_base, swin_large, not 'vit_x'",
         ),
         (["mask.ratio=2"], "mask.ratio: should be less than 1, not 2"),
         (["mask.ratio=0"], "mask.ratio: should be greater than 0, not 0"),
@@ -104,8 +105,8 @@ def test_a_section_given_in_part_keeps_the_other_defaults_of_its_recipe():
         (["model.width=90", "model.heads=3"], "model.width 90 is not a multiple of 4"),
         (["model.decoder_width=90", "model.decoder_heads=3"], "model.decoder_width 90 is not a multiple of 4"),
         (["model.decoder_width=100"], "model.decoder_width 100 is not a multiple of model.decoder_heads 16"),
-        (["mask.ratio=0.001"], "mask.ratio 0.001 hides 0 of 196 patches; some must stay"),
-        (["mask.ratio=0.999"], "mask.ratio 0.999 hides 196 of 196 patches; some must stay"),
+        (["mask.ratio=0.001"], "mask.ratio 0.001 hides 0 of 196 units of 16 pixels; some must stay"),
+        (["mask.ratio=0.999"], "mask.ratio 0.999 hides 196 of 196 units of 16 pixels; some must stay"),
         (["mask.source=ema"], "mask.source ema needs optim.ema_decay, for example 0.9999"),
         (
             ["masking=blocks"],
@@ -178,8 +179,8 @@ def test_a_binary_file_is_one_sentence(tmp_path):
         load_config(TrainConfig, tmp_path / "run.yaml")
 
 
-def test_a_missing_file_names_the_shipped_ones():
-    said = "--config nowhere: no such file, and no shipped one; shipped are .*elpv/pretrain"
+def test_a_missing_file_says_where_names_are_listed():
+    said = "--config nowhere: no such file, and no shipped one; ehm configs lists those"
     with pytest.raises(ConfigError, match=said):
         load_config(TrainConfig, "nowhere")
 

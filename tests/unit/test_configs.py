@@ -5,20 +5,15 @@ from pathlib import Path
 
 import pytest
 import yaml
+from shipped import kind
 
 from ehm.cli import main
-from ehm.config import FinetuneConfig, ProbeConfig, TokenizerConfig, TrainConfig, load_config, shipped_configs
+from ehm.config import TrainConfig, load_config, shipped_configs
 from ehm.config.listing import describe
 
-KINDS = {"pretrain": TrainConfig, "finetune": FinetuneConfig, "probe": ProbeConfig, "tokenizer": TokenizerConfig}
 CONFIGS = Path(__file__).parents[2] / "configs"
 SIZES = {"small": (384, 12, 6), "base": (768, 12, 12)}  # width, depth, heads: DeiT-S and ViT-B
 MASKINGS = ("random", "grid", "block", "evolved", "shallow", "deep")
-
-
-def kind(name):
-    """The class of a configuration: its folder says, or its file where the folder is a data set's."""
-    return next(KINDS[word] for part in reversed(name.split("/")) for word in KINDS if part.startswith(word))
 
 
 def test_the_shipped_names_are_the_files():
@@ -62,6 +57,53 @@ def test_the_recipes_of_the_paper_never_fall_back_on_the_small_example_images(na
     assert yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())["data"]["source"] == "imagenet"
 
 
+PAPER = [name for name in shipped_configs() if name.startswith("paper/")]
+ROMAN = ("I", "II", "III", "IV", "V", "VI", "VII", "VIII", "IX", "X")
+EPOCHS = {
+    "table_2": 300,
+    "table_3": 400,
+    "table_4": 400,
+    "table_7": 300,
+    "table_8": 200,
+    "table_9": 300,
+    "table_10": 300,
+}
+
+
+def test_each_table_of_the_paper_has_a_folder_in_order():
+    folders = list(dict.fromkeys(name.split("/")[1] for name in PAPER))
+    assert folders == [f"table_{number}" for number in range(1, 11)]
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_a_row_of_the_paper_says_its_table_and_trains_as_long_as_it_says(name):
+    table, row = name.split("/")[1:]
+    assert describe(name).reproduces.startswith(f"Table {ROMAN[int(table[6:]) - 1]}, ")
+    config = load_config(kind(name), name)
+    assert config.data.source == "imagenet"
+    if kind(name) is TrainConfig:
+        assert config.optim.epochs == EPOCHS.get(table) or row.endswith(f"_{config.optim.epochs}")
+
+
+def with_mae(name):
+    """Is it a row that configs/pretrain has a recipe for?"""
+    config = load_config(kind(name), name)
+    return isinstance(config, TrainConfig) and config.objective == "mae" and config.masking in MASKINGS
+
+
+@pytest.mark.parametrize("name", list(filter(with_mae, PAPER)))
+def test_a_row_with_mae_differs_from_its_recipe_in_epochs_and_ratio_alone(name):
+    config = load_config(TrainConfig, name)
+    recipe = load_config(TrainConfig, f"pretrain/{config.encoder}_{config.masking}")
+    ratio = {"random_25": 0.25, "evolved_25": 0.25, "random_50": 0.5, "evolved_50": 0.5}.get(name.split("/")[2], 0.75)
+    mask = recipe.mask.model_copy(update={"ratio": ratio})
+    optim = recipe.optim.model_copy(update={"epochs": config.optim.epochs})
+    assert config == recipe.model_copy(update={"mask": mask, "optim": optim})
+    assert config.encoder == (
+        "vit_base" if name.split("/")[1] in ("table_6", "table_7", "table_9", "table_10") else "vit_small"
+    )
+
+
 def test_the_recipes_of_the_paper_differ_in_the_mask_alone():
     for size in SIZES:
         recipes = [load_config(TrainConfig, f"pretrain/vit_{size}_{masking}").model_dump() for masking in MASKINGS]
@@ -80,15 +122,33 @@ def test_a_header_is_read_to_the_end_of_each_part():
     assert describe("finetune/imagenet_vit_base_mae").command[-2:] == ("--out", "runs/finetune_vit_base")
 
 
-def test_the_command_lists_them_all_and_shows_one(capsys, monkeypatch):
+def test_the_command_lists_them_all_by_folder(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "250")
     assert main(["configs"]) == 0
-    shown = capsys.readouterr().out
-    assert all(name in shown for name in shipped_configs())
-    assert "84.9% top-1 after fine-tuning, 66.1% by linear probe" in shown
+    lines = [[cell.strip() for cell in line.strip("│").split("│")] for line in capsys.readouterr().out.splitlines()]
+    folder, found = "", []
+    for name, *rest in lines:
+        if name.endswith("/"):
+            folder = name
+        elif name and rest and rest[0]:
+            found.append(folder + name)
+    assert found == shipped_configs()
+    assert ["evolved_300", "MAE ViT-B/16, evolved hierarchical masks, 300 epochs."] in [line[:2] for line in lines]
+    assert any(
+        "Table VI, ours, 300 epochs: 84.9% top-1 after fine-tuning, 66.1% by linear probe." in line for line in lines
+    )
+
+
+def test_the_command_lists_one_folder_or_shows_one_file(capsys):
     assert main(["configs", "--json"]) == 0
     assert [found["name"] for found in json.loads(capsys.readouterr().out)] == shipped_configs()
+    for folder in ("paper/table_1", "paper/table_1/"):
+        assert main(["configs", folder, "--json"]) == 0
+        names = [found["name"] for found in json.loads(capsys.readouterr().out)]
+        assert len(names) == 18
+        assert names[:4] == [f"paper/table_1/block_{epochs}" for epochs in (100, 200, 400, 800)]
     assert main(["configs", "elpv/probe"]) == 0
     assert capsys.readouterr().out == (CONFIGS / "elpv/probe.yaml").read_text()
     assert main(["configs", "elpv/nothing"]) == 2
-    assert "--config elpv/nothing: no such file, and no shipped one" in capsys.readouterr().err
+    said = "--config elpv/nothing: no such file, and no shipped one; ehm configs lists those"
+    assert said in capsys.readouterr().err

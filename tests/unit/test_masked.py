@@ -129,7 +129,7 @@ def test_visual_tokens_are_those_of_a_smaller_image(images):
             means = small.mean(1).unflatten(2, (-1, 4)).unflatten(1, (-1, 4)).mean((2, 4))
             return (means * 8).long().clamp(0, 7).flatten(1)
 
-    words = VisualTokens(Brightness(), (4, 6), mean, std)
+    words = VisualTokens(Brightness(), (4, 6), (32, 48), mean, std, torch.device("cpu"))
     assert words.vocabulary == 8
     with torch.autocast("cpu", torch.bfloat16):
         found = words(images)

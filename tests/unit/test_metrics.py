@@ -11,9 +11,9 @@ from ehm.tasks.metrics import confusion_matrix, precision_recall_f1, report, roc
 
 @pytest.fixture(params=range(5))
 def answers(request):
-    """Labels and scores of 60 samples in 2 to 6 classes; many scores are tied, some classes never predicted."""
+    """Labels and scores of 60 samples in 2 to 10 classes; many scores are tied, some classes never predicted."""
     rng = np.random.default_rng(request.param)
-    classes = 2 + request.param
+    classes = 2 + 2 * request.param
     labels = rng.integers(0, classes, 60)
     scores = np.round(rng.normal(size=(60, classes)) + np.eye(classes)[labels], 1)
     scores[:, -1] -= 2 * (request.param % 2)
@@ -32,6 +32,11 @@ def test_counts_and_shares_are_scikit_learns(answers):
     for ours, theirs in zip((result.precision, result.recall, result.f1, result.support), expected, strict=True):
         assert ours == pytest.approx(theirs)
     assert (result.auc is None) == (len(classes) > 2)
+    assert (result.top5 is None) == (len(classes) <= 5)
+    if result.top5 is not None:
+        untied = scores - 1e-6 * np.arange(len(classes))  # of equal scores the lower class is before the higher
+        expected = reference.top_k_accuracy_score(labels, untied, k=5, labels=range(len(classes)))
+        assert result.top5 == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -5,6 +5,7 @@ import os
 from collections import OrderedDict
 
 import huggingface_hub.constants
+import numpy as np
 import pytest
 import timm
 import torch
@@ -12,6 +13,7 @@ from safetensors.torch import save_file
 from timm.layers.pos_embed import resample_abs_pos_embed
 
 from ehm import checkpoint
+from ehm.backends.base import LearnerState
 from ehm.backends.torch.learner import TorchLearner
 from ehm.backends.torch.weights import load_model
 from ehm.config import ModelSource, TrainConfig
@@ -115,7 +117,7 @@ def test_fine_tuning_starts_with_a_fresh_norm_behind_the_average(mae_file, pixel
     expected = torch.nn.functional.layer_norm(before_norm, (WIDTH,), eps=1e-6)
     torch.testing.assert_close(loaded.model.eval().forward_head(loaded.model.forward_features(pixels), True), expected)
     assert loaded.model.head.weight.std() < 1e-4
-    assert ("decoder (20 tensors)" in str(loaded.notes)) == ("mask_token" in tensors)
+    assert ("decoder (19 tensors), mask_token" in str(loaded.notes)) == ("mask_token" in tensors)
     assert "starts afresh: fc_norm (2 tensors), head (2 tensors)" in loaded.notes
     assert "norm (2 tensors)" in loaded.notes[-1]
 
@@ -221,7 +223,10 @@ def test_pretraining_goes_on_from_a_published_file(mae_file):
     path, tensors = mae_file
     full = "mask_token" in tensors
     found, notes = going_on(path, 16 * SIDE)
-    assert notes == (f"begins with the weights of {path}", *(() if full else ("starts afresh: decoder (20 tensors)",)))
+    assert notes == (
+        f"begins with the weights of {path}",
+        *(() if full else ("starts afresh: decoder (19 tensors), mask_token",)),
+    )
     assert all(torch.equal(found[name], value) for name, value in tensors.items())
     assert (found.keys() == tensors.keys()) == full
 
@@ -270,6 +275,13 @@ def test_a_run_of_ours_loads_with_its_shape_and_normalisation(run):
         assert loaded.image_size == (32, 48)
         assert loaded.mean == (0.5, 0.4, 0.3)
         assert "decoder" in loaded.notes[-1]
+
+
+def test_a_tokenizer_is_no_encoder(tmp_path):
+    meta = {"kind": "tokenizer", "step": 1, "config": {"data": {"mean": [0.5] * 3, "std": [0.5] * 3}}}
+    checkpoint.save(tmp_path / "checkpoints", LearnerState({"weight": np.zeros(1)}, {}), meta)
+    with pytest.raises(CheckpointError, match=r"holds a tokenizer, which is for model\.tokenizer"):
+        load_model(ModelSource(init=str(tmp_path)))
 
 
 def test_an_altered_checkpoint_is_refused(run):

@@ -91,7 +91,7 @@ def test_what_fits_is_selected_and_the_rest_is_noted():
     assert notes == (
         "encoder from FILE",
         "starts afresh: fc_norm, head",
-        "not used from there: decoder, head",
+        "not used from there: head, mask_token",
     )
     taken, notes = select(SHAPES, arrays | {"fc_norm.weight": np.ones(4)}, "head", "FILE")
     assert set(taken) == {"cls_token", "fc_norm.weight"}

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from ehm.backends.torch.models.masked import MaskedEncoder, MaskedSwin, MaskedVit
 from ehm.backends.torch.models.patches import take
+from ehm.backends.torch.models.tokenizers import Tokenizer
 from ehm.config import Triple
 from ehm.resample import bicubic
 
@@ -21,34 +21,39 @@ __all__ = ["BeitSwin", "BeitVit", "VisualTokens"]
 
 
 class VisualTokens:
-    """The visual token of each output cell, by a frozen ``tokenizer`` (:func:`ehm.backends.torch.models.dvae`).
+    """The visual token of each output cell, by a frozen ``tokenizer`` (:mod:`ehm.backends.torch.models.dvae`).
 
-    The tokenizer sees the images at the size at which its tokens are those of the output ``grid``: BEiT's 112 pixels
-    for 14 x 14. ``mean`` and ``std`` are those that the images were normalised with.
+    The tokenizer sees images of ``image_size`` at the size at which its tokens are those of the output ``grid``: BEiT's
+    112 pixels for 14 x 14. ``mean`` and ``std`` are those that the images were normalised with.
     """
 
-    def __init__(self, tokenizer: Any, grid: tuple[int, int], mean: Triple, std: Triple) -> None:
-        self._tokenizer, self._grid, self._moments = tokenizer, grid, (mean, std)
-        self._made: tuple[Tensor, ...] | None = None
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        grid: tuple[int, int],
+        image_size: tuple[int, int],
+        mean: Triple,
+        std: Triple,
+        device: torch.device,
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._rows, self._columns = (
+            torch.from_numpy(bicubic(cells * tokenizer.stride, pixels)).float().to(device)
+            for cells, pixels in zip(grid, image_size, strict=True)
+        )
+        self._mean, self._std = (torch.tensor(values).view(1, 3, 1, 1).to(device) for values in (mean, std))
 
     @property
     def vocabulary(self) -> int:
         """Number of visual tokens, C."""
-        return int(self._tokenizer.vocabulary)
+        return self._tokenizer.vocabulary
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
         """Normalised (B, 3, H, W) -> (B, N) in [0, C), in float32."""
         with torch.autocast(images.device.type, enabled=False):
-            if self._made is None:  # once: a small copy in every step would make the host wait for the device
-                sizes = zip(self._grid, images.shape[2:], strict=True)
-                resampling = [bicubic(cells * self._tokenizer.stride, pixels) for cells, pixels in sizes]
-                moments = [np.array(values).reshape(1, 3, 1, 1) for values in self._moments]
-                self._made = tuple(images.new_tensor(array) for array in (*resampling, *moments))
-            rows, columns, mean, std = self._made
-            small = rows @ (images * std + mean) @ columns.T
-            tokens: Tensor = self._tokenizer.tokens(small.clamp(0, 1))
-        return tokens
+            small = self._rows @ (images * self._std + self._mean) @ self._columns.T
+            return self._tokenizer.tokens(small.clamp(0, 1))
 
 
 class _TokenHead(nn.Module):

@@ -16,9 +16,9 @@ from timm.models.beit import Beit
 from timm.models.swin_transformer import SwinTransformer
 from torch import Tensor, nn
 
-from ehm.backends.torch.models.attention import class_attention, mean_attention, patch_similarity, symmetric
+from ehm.backends.torch.models.attention import class_attention, mean_attention, patch_similarity
 from ehm.backends.torch.models.patches import embed
-from ehm.backends.torch.models.swin import cell_attention, first_blocks, mean_cells
+from ehm.backends.torch.models.swin import first_blocks, mean_cells, stage_similarity
 from ehm.backends.torch.models.vit import LAYER_SCALE
 from ehm.encoders import SwinSpec, VitSpec
 
@@ -145,9 +145,7 @@ class MaskedSwin(SwinTransformer):
 
         See :func:`ehm.backends.torch.models.swin.cell_attention`.
         """
-        found, _ = first_blocks(self.layers, tokens, blocks)
-        cells = [cell_attention(block, seen, self.spec.grid) for block, seen in found]
-        return symmetric(torch.stack(cells).mean(dim=0))
+        return stage_similarity(self.layers, tokens, blocks, self.spec.grid)
 
     def features(self, tokens: Tensor, blocks: int) -> Tensor:
         """Tokens behind the first ``blocks`` blocks, mean over each output cell: -> (B, N, D of their stage)."""

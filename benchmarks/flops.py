@@ -1,0 +1,83 @@
+"""How many floating-point operations a shipped configuration takes on ImageNet-1K, counted from the shapes.
+
+    python benchmarks/flops.py paper/table_1/evolved_100 paper/table_8/beit [...]
+    python benchmarks/flops.py --encoder vit_base finetune/imagenet_vit_base_mae
+
+One image passes through the model, forward and backward, and torch counts its matrix products and convolutions: two
+operations a multiplication. Similarity or saliency is counted where the masking looks at the image. Everything else is
+left out: trees, optimiser, data, BEiT's tokenizer, evaluation. Fine-tuned or probed is a plain ViT, ``--encoder``.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+import numpy as np
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from ehm.backends.torch.models.pretraining import build_model
+from ehm.backends.torch.models.vit import build_vit
+from ehm.config import FinetuneConfig, ModelConfig, ProbeConfig, TrainConfig, encoder_spec, load_config
+from ehm.encoders import VitSpec
+from ehm.masking import split_mask, spread_mask
+
+IMAGES, CLASSES, VOCABULARY = 1_281_167, 1000, 8192
+SIMILARITY, SALIENCY = ("evolved", "shallow", "deep", "epm"), ("attmask_high", "attmask_hint", "attmask_low", "mst")
+
+
+def pretraining(config: TrainConfig) -> int:
+    """Operations of one image that is masked ``mask.views`` times."""
+    model = build_model(config, VOCABULARY)
+    units = config.units[0] * config.units[1]
+    masks = np.tile(np.arange(units) < round(config.masks.ratio * units), (config.mask.views, 1))
+    parts = split_mask(spread_mask(masks, config.units, config.unit // config.spec.stride))
+    words = {"words": torch.zeros(1, config.spec.patches, dtype=torch.int64)} if config.objective == "beit" else {}
+    images = torch.zeros(1, 3, *config.image_size)
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        tokens = model.embed(images)
+        with torch.no_grad():
+            if config.masking in SIMILARITY:
+                model.similarity(tokens.detach(), config.mask.blocks)
+            if config.masking in SALIENCY:
+                model.saliency(tokens.detach())
+        model(images, *(torch.from_numpy(part) for part in parts), tokens, **words).backward()
+    return int(counter.get_total_flops())
+
+
+def downstream(config: FinetuneConfig, encoder: str) -> int:
+    """Operations of one image: forward and, where the encoder is not frozen, backward."""
+    size = config.model.image_size or (224, 224)
+    spec = encoder_spec(encoder, size, config.model.patch_size, ModelConfig())
+    assert isinstance(spec, VitSpec)
+    model = build_vit(spec, CLASSES).requires_grad_(not config.frozen)
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        logits = model(torch.zeros(1, 3, *size))
+        if not config.frozen:
+            logits.sum().backward()
+    return int(counter.get_total_flops())
+
+
+def main() -> None:
+    """Print a line for each configuration."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="+", metavar="NAME", help="configuration, as --config takes it")
+    parser.add_argument("--encoder", default="vit_small", help="what is fine-tuned or probed (default: vit_small)")
+    args = parser.parse_args()
+    print("| configuration | steps | images a step | GFLOP an image | FLOP |\n|---|---|---|---|---|")
+    for name in args.names:
+        config: FinetuneConfig | TrainConfig
+        if "finetune" in name or "probe" in name:
+            config = load_config(FinetuneConfig if "finetune" in name else ProbeConfig, name)
+            views, operations = 1, downstream(config, args.encoder)
+        else:
+            config = load_config(TrainConfig, name)
+            views, operations = config.mask.views, pretraining(config)
+        batch, each = config.optim.batch_size, operations / views
+        steps = config.optim.epochs * (IMAGES * views // batch)
+        print(f"| {name} | {steps:,} | {batch:,} | {each / 1e9:.2f} | {steps * batch * each:.1e} |")
+
+
+if __name__ == "__main__":
+    main()

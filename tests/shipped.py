@@ -1,0 +1,48 @@
+"""Shipped configurations: of which class each is, and what it is when made tiny."""
+
+from ehm.config import FinetuneConfig, ProbeConfig, TokenizerConfig, TrainConfig
+from ehm.encoders import SwinSpec
+
+KINDS = {"finetune": FinetuneConfig, "probe": ProbeConfig, "tokenizer": TokenizerConfig}
+SCALE = 4
+"""Of pixels, in images, patches and mask units alike: grids stay what they are."""
+
+
+def kind(name):
+    """The class of a configuration: its file or its folder says, if it is not for pretraining."""
+    parts = reversed(name.split("/"))
+    return next((KINDS[word] for part in parts for word in KINDS if part.startswith(word)), TrainConfig)
+
+
+def tiny_training(config, tokenizer):
+    """``config`` with narrow, shallow networks and small images; objective, masking and schedule stay.
+
+    ``tokenizer`` is in place of BEiT's.
+    """
+    swin = isinstance(config.spec, SwinSpec)
+    stages = (1,) * len(config.spec.depths) if swin else 2
+    values = config.model_dump() | {"encoder": "swin_tiny" if swin else "vit_tiny"}
+    values["image_size"] = tuple(side // SCALE for side in config.image_size)
+    values["patch_size"] = config.patch_size // SCALE
+    values["model"] |= {"width": 8, "depth": stages, "heads": stages}
+    values["model"] |= {"decoder_width": 8, "decoder_depth": 1, "decoder_heads": 2}
+    values["model"] |= {"tokenizer": str(tokenizer)} if config.objective == "beit" else {}
+    values["mask"] |= {"blocks": min(config.mask.blocks, 2)}
+    values["mask"] |= {"unit": config.mask.unit and config.mask.unit // SCALE}
+    values["optim"] |= {"batch_size": 2, "accumulate": 1, "dtype": "float32", "epochs": 10, "warmup_epochs": 1}
+    return TrainConfig.model_validate(values)
+
+
+def tiny_classifier(config):
+    """``config`` on a narrow, shallow ViT from random weights."""
+    values = config.model_dump()
+    values["model"] |= {"init": "scratch", "image_size": 16, "patch_size": 8, "width": 8, "depth": 2, "heads": 2}
+    values["optim"] |= {"batch_size": 4, "accumulate": 1, "dtype": "float32"}
+    return type(config).model_validate(values)
+
+
+def tiny_tokenizer(config):
+    """``config`` with few features."""
+    values = config.model_dump() | {"image_size": (4 * config.stride,) * 2, "width": config.stride}
+    values["optim"] |= {"batch_size": 2, "accumulate": 1, "dtype": "float32"}
+    return TokenizerConfig.model_validate(values)

@@ -1,0 +1,70 @@
+"""Every shipped configuration, made tiny, is built, hides what it says and takes a step."""
+
+import math
+from functools import cache
+
+import numpy as np
+import pytest
+from shipped import kind, tiny_classifier, tiny_tokenizer, tiny_training
+
+from ehm import backends
+from ehm.config import FinetuneConfig, TokenizerConfig, TrainConfig, load_config, shipped_configs
+from ehm.data import Batch
+from ehm.masking import make_masker
+from ehm.schedule import learning_rate
+
+TRAINING = [name for name in shipped_configs() if kind(name) is TrainConfig]
+DOWNSTREAM = [name for name in shipped_configs() if issubclass(kind(name), FinetuneConfig)]
+TOKENIZERS = [name for name in shipped_configs() if kind(name) is TokenizerConfig]
+
+
+def rate(optim):
+    """Of the middle of ten steps an epoch."""
+    steps, warmup = 10 * optim.epochs, 10 * optim.warmup_epochs
+    return learning_rate(steps // 2, steps, warmup, optim.lr, optim.min_lr, optim.schedule)
+
+
+@cache
+def step(config):
+    """A mask and a loss of a tiny configuration (its JSON); many are alike when tiny."""
+    config = TrainConfig.model_validate_json(config)
+    images = np.random.default_rng(0).integers(0, 256, (2, *config.image_size, 3), dtype=np.uint8)
+    learner = backends.get("cpu").learner(config)
+    masker = make_masker(config.masking, config.masks, config.units)
+    mask, _ = masker(learner, Batch(images, None, np.arange(2), 0, 2), 0.5, np.random.default_rng(1))
+    return mask, float(learner.train_step(images, mask, rate(config.optim), 0.05)["loss"])
+
+
+@pytest.mark.parametrize("name", TRAINING)
+def test_it_pretrains(name, tokenizer):
+    config = load_config(TrainConfig, name)
+    tiny = tiny_training(config, tokenizer)
+    assert (tiny.units, tiny.spec.grid) == (config.units, config.spec.grid)
+    mask, loss = step(tiny.model_dump_json())
+    units = math.prod(config.units)
+    hidden = config.mask.ratio * units
+    assert mask.shape == (2, units)
+    assert (mask.sum(axis=1) == (math.ceil(hidden) if config.objective == "simmim" else round(hidden))).all()
+    assert np.isfinite(loss)
+
+
+@pytest.mark.parametrize("name", DOWNSTREAM)
+def test_it_classifies(name):
+    config = tiny_classifier(load_config(kind(name), name))
+    images = np.random.default_rng(0).integers(0, 256, (4, 16, 16, 3), dtype=np.uint8)
+    classifier = backends.get("cpu").classifier(config, classes=3)
+    targets = np.eye(3, dtype=np.float32)[[0, 1, 2, 0]]
+    first = float(classifier.train_step(images, targets, rate(config.optim), config.optim.weight_decay)["loss"])
+    assert first == pytest.approx(math.log(3), abs=0.1)  # the head begins near zero
+    assert np.isfinite(classifier.logits(images)).all()
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_it_makes_tokens(name):
+    config = tiny_tokenizer(load_config(TokenizerConfig, name))
+    images = np.random.default_rng(0).integers(0, 256, (2, *config.image_size, 3), dtype=np.uint8)
+    tokenizer = backends.get("cpu").tokenizer(config)
+    metrics = tokenizer.train_step(images, config.temperature[0], rate(config.optim), config.optim.weight_decay)
+    assert np.isfinite(float(metrics["loss"]))
+    _, tokens = tokenizer.reconstruct(images)
+    assert tokens.shape == (2, 16)
