@@ -235,6 +235,10 @@ class Encoder(Protocol):
         """Symmetrised mean attention of the first ``blocks`` blocks: (B, H, W, 3) -> (B, N, N)."""
         ...
 
+    def tokens(self, images: NDArray[np.uint8], blocks: int) -> NDArray[np.float32]:
+        """What the patches have become behind the first ``blocks`` blocks: (B, H, W, 3) -> (B, N, D)."""
+        ...
+
     def attention(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Softmax attention of the last block: (B, H, W, 3) -> (B, heads, L, L)."""
         ...

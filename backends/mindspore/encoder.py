@@ -34,11 +34,15 @@ class MindsporeEncoder:
         def similarity(images: Tensor, blocks: int) -> Tensor:
             return patch_similarity(mean_attention(model.blocks, model.embed(pixels(images)), blocks))
 
+        def tokens(images: Tensor, blocks: int) -> Tensor:
+            return run_blocks(model.blocks[:blocks], model.embed(pixels(images)))[:, 1:]
+
         def attention(images: Tensor) -> Tensor:
             before = run_blocks(model.blocks[:-1], model.embed(pixels(images)))
             return attention_probs(model.blocks[-1], before)
 
         self._features, self._similarity, self._attention = ms.jit(features), ms.jit(similarity), ms.jit(attention)
+        self._tokens = ms.jit(tokens)
 
     def features(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """See :meth:`ehm.backends.base.Encoder.features`."""
@@ -49,6 +53,11 @@ class MindsporeEncoder:
         """See :meth:`ehm.backends.base.Encoder.similarity`."""
         similarity: NDArray[np.float32] = self._similarity(Tensor(images), blocks).asnumpy()
         return similarity
+
+    def tokens(self, images: NDArray[np.uint8], blocks: int) -> NDArray[np.float32]:
+        """See :meth:`ehm.backends.base.Encoder.tokens`."""
+        tokens: NDArray[np.float32] = self._tokens(Tensor(images), blocks).asnumpy()
+        return tokens
 
     def attention(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """See :meth:`ehm.backends.base.Encoder.attention`."""

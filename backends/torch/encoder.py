@@ -16,7 +16,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from ehm.backends.torch.models.attention import attention_probs, mean_attention, patch_similarity
-from ehm.backends.torch.models.swin import stage_similarity
+from ehm.backends.torch.models.swin import first_blocks, mean_cells, stage_similarity
 from ehm.backends.torch.tensors import Pixels
 from ehm.backends.torch.weights import load_model
 from ehm.config import ModelSource
@@ -58,6 +58,20 @@ class TorchEncoder:
             found = patch_similarity(mean_attention(self._vit().blocks, self._tokens(images), blocks))
         similarity: NDArray[np.float32] = found.cpu().numpy()
         return similarity
+
+    @torch.inference_mode()
+    def tokens(self, images: NDArray[np.uint8], blocks: int) -> NDArray[np.float32]:
+        """See :meth:`ehm.backends.base.Encoder.tokens`; of a Swin, the mean over each cell of its output."""
+        if isinstance(self.model, SwinTransformer):
+            _, behind = first_blocks(self.model.layers, self.model.patch_embed(self._pixels(images)), blocks)
+            behind = mean_cells(behind, self.grid)
+        else:
+            behind = self._tokens(images)
+            for block in self._vit().blocks[:blocks]:
+                behind = block(behind)
+            behind = behind[:, 1:]
+        tokens: NDArray[np.float32] = behind.cpu().numpy()
+        return tokens
 
     @torch.inference_mode()
     def attention(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:

@@ -51,7 +51,10 @@ class Model:
         return self.encoder.grid[0] // self.side, self.encoder.grid[1] // self.side
 
     def similarity(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Mean similarity between the patches of each two units of (B, H, W, 3) images: (B, U, U)."""
+        """Similarity of each two units of (B, H, W, 3) images, as ``mask.similarity`` says: (B, U, U)."""
+        if self.mask.similarity == "cosine":
+            tokens = self.encoder.tokens(images, self.mask.blocks)
+            return masking.cosine_similarity(self._pooled(tokens.swapaxes(1, 2)).swapaxes(1, 2))
         rows = self._pooled(self.encoder.similarity(images, self.mask.blocks))
         return self._pooled(rows.swapaxes(1, 2))
 
@@ -82,7 +85,8 @@ class Model:
     def similarity_note(self) -> str:
         """Where the hierarchy comes from."""
         treatment = "balanced (Sinkhorn)" if self.mask.balance == "sinkhorn" else "raw"
-        return f"Similarity: mean attention of the first blocks (at most {self.mask.blocks}), {treatment}."
+        what = "mean attention of" if self.mask.similarity == "attention" else "cosine of the tokens behind"
+        return f"Similarity: {what} the first blocks (at most {self.mask.blocks}), {treatment}."
 
 
 class _OneOf:

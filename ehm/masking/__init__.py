@@ -9,7 +9,7 @@ from ehm.masking.masks import draw_ranks, hierarchical_mask, split_mask, spread_
 from ehm.masking.parts import em_parts, part_count, part_mask
 from ehm.masking.saliency import attmask_high, attmask_hint, attmask_low, mst_mask
 from ehm.masking.schedule import depth, masking_level
-from ehm.masking.similarity import balance
+from ehm.masking.similarity import balance, cosine_similarity
 from ehm.masking.static import block_mask, grid_mask, large_block_mask, random_mask
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "balance",
     "block_mask",
     "build_hierarchy",
+    "cosine_similarity",
     "depth",
     "draw_ranks",
     "em_parts",

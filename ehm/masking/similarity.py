@@ -1,4 +1,4 @@
-"""Checks of a similarity, and its balancing against hubs.
+"""Checks of a similarity, its balancing against hubs, and one of features.
 
 Raw attention has patches that everybody attends to. Average linkage merges these first and then swallows the rest one
 by one: the tree becomes a chain, and "level l" one huge part beside single patches. Balancing gives every patch the
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ehm.masking._parallel import over_batch
 
-__all__ = ["as_similarity", "balance", "symmetric"]
+__all__ = ["as_similarity", "balance", "cosine_similarity", "symmetric"]
 
 Array = NDArray[np.floating[Any]]
 
@@ -44,6 +44,17 @@ def balance(similarity: Any, iterations: int = 20, threads: int | None = None) -
     if not np.isfinite(balanced).all():
         raise ValueError("similarity must be finite, but holds infinity")
     return balanced
+
+
+def cosine_similarity(features: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
+    """Cosine of the angles between features, moved to [0, 1]: (B, N, D) -> (B, N, N).
+
+    The trees are those of the cosine itself, and no entry is negative, as :func:`balance` needs it.
+    """
+    directions = features / np.maximum(np.linalg.norm(features, axis=-1, keepdims=True), 1e-12)
+    cosine = (1 + directions @ directions.swapaxes(1, 2)) / 2
+    similarity: NDArray[np.float32] = ((cosine + cosine.swapaxes(1, 2)) / 2).astype(np.float32)
+    return similarity
 
 
 def as_similarity(similarity: Any) -> Array:

@@ -3,13 +3,14 @@
 import numpy as np
 import pytest
 
-from ehm.config import TrainConfig
+from ehm import checkpoint
+from ehm.config import ModelSource, TrainConfig
 from ehm.data import Batch
 from ehm.errors import BackendError
-from ehm.masking import make_masker
+from ehm.masking import cosine_similarity, make_masker
 
 SIZES = {
-    "vit_tiny": {"patch_size": 4, "model": {"width": 24, "depth": 3, "heads": 3, "decoder_depth": 1}},
+    "vit_tiny": {"patch_size": 4, "model": {"width": 24, "depth": 2, "heads": 3, "decoder_depth": 1}},
     "swin_tiny": {"patch_size": 2, "model": {"width": 8, "depth": [2, 2, 1], "heads": [1, 2, 2]}},
 }
 COMBINATIONS = [
@@ -41,6 +42,8 @@ def make(backend, request):
         for name, section in sections.items():
             values[name] = {**values.get(name, {}), **section}
         config = TrainConfig.model_validate(values)
+        if backend.name == "mindspore" and objective == "mae":
+            pytest.skip("every graph takes seconds to compile there; test_learner.py and test_parity.py have mae")
         try:
             return config, backend.learner(config)
         except BackendError as error:
@@ -67,10 +70,10 @@ def seen(learner, images, look="similarity"):
 
 @every_combination
 def test_it_learns_goes_on_and_repeats(make, images, objective, encoder):
-    drop = {} if objective == "mae" else {"model": {"drop_path": 0.3}}
-    sections = {**drop, "optim": {"ema_decay": 0.9, "accumulate": 2}}
-    if drop:
-        sections["model"] = {**SIZES[encoder]["model"], **drop["model"]}
+    sections = {
+        "optim": {"ema_decay": 0.9, "accumulate": 2},
+        "model": {"drop_path": 0.0 if objective == "mae" else 0.3},
+    }
     config, learner = make(objective, encoder, **sections)
     mask = masks(config, 6)
     losses = [float(learner.train_step(images, mask, 3e-3, 0.05)["loss"]) for _ in range(15)]
@@ -121,23 +124,39 @@ def test_units_are_the_mean_of_their_tokens(make, images, objective, encoder):
 
 
 @every_combination
+def test_the_encoder_of_a_run_sees_what_its_learner_saw(backend, make, images, tmp_path, objective, encoder):
+    """Downstream the same weights make another network, in which every block has a table of biases."""
+    stride = SIZES[encoder]["patch_size"] * (4 if encoder == "swin_tiny" else 1)
+    config, learner = make(objective, encoder, mask={"unit": stride})
+    for _ in range(2):
+        learner.train_step(images, masks(config, 6), 1e-2, 0.05)
+    meta = {"kind": "pretrain", "step": 2, "config": config.model_dump(mode="json")}
+    path = checkpoint.save(tmp_path, learner.state(), meta)
+    trained = backend.encoder(ModelSource(init=str(path)))
+    assert trained.grid == config.units
+    np.testing.assert_allclose(trained.similarity(images, 3), seen(learner, images), atol=1e-6)
+    _, other = make(objective, encoder, mask={"unit": stride, "similarity": "cosine"})
+    other.load(learner.state())
+    np.testing.assert_allclose(cosine_similarity(trained.tokens(images, 3)), seen(other, images), atol=1e-6)
+
+
+@every_combination
 def test_recomputing_and_types(backend, make, images, objective, encoder):
     config, plain = make(objective, encoder)
     mask = masks(config, 6)
     _, recomputed = make(objective, encoder, run={"grad_checkpointing": True})
-    for _ in range(3):
-        losses = [float(one.train_step(images, mask, 1e-3, 0.05)["loss"]) for one in (plain, recomputed)]
-        assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+    losses = [
+        [float(one.train_step(images, mask, 1e-3, 0.05)["loss"]) for _ in range(3)] for one in (plain, recomputed)
+    ]
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-6)
     for dtype in set(backend.info().dtypes) - {"float32"}:
         _, lower = make(objective, encoder, optim={"dtype": dtype})
-        assert float(lower.train_step(images, mask, 1e-3, 0.05)["loss"]) == pytest.approx(
-            float(make(objective, encoder)[1].train_step(images, mask, 1e-3, 0.05)["loss"]), rel=0.02
-        )
+        assert float(lower.train_step(images, mask, 1e-3, 0.05)["loss"]) == pytest.approx(losses[0][0], rel=0.02)
 
 
 @every_combination
 def test_masks_made_on_the_device_are_the_hosts(make, images, objective, encoder):
-    config, learner = make(objective, encoder, mask={"build": "device"})
+    config, learner = make(objective, encoder, mask={"build": "device"}, model={"drop_path": 0.0})
     results = []
     for build in ("host", "device"):
         masker = make_masker("evolved", config.masks, config.units, build)
@@ -148,8 +167,8 @@ def test_masks_made_on_the_device_are_the_hosts(make, images, objective, encoder
 
 def test_what_decays(make, images):
     """Not the mask token, the class token and tables of biases, as in the published code."""
-    config, plain = make("simmim", "vit_tiny", model={**SIZES["vit_tiny"]["model"], "drop_path": 0.0})
-    _, decayed = make("simmim", "vit_tiny", model={**SIZES["vit_tiny"]["model"], "drop_path": 0.0})
+    config, plain = make("simmim", "vit_tiny", model={"drop_path": 0.0})
+    _, decayed = make("simmim", "vit_tiny", model={"drop_path": 0.0})
     mask = masks(config, 6)
     plain.train_step(images, mask, 1e-3, 0.0)
     decayed.train_step(images, mask, 1e-3, 0.5)

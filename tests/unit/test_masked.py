@@ -8,6 +8,7 @@ import torch
 from scipy.spatial.distance import cdist
 from torch.nn.functional import interpolate, l1_loss, pixel_shuffle
 
+from ehm import masking
 from ehm.backends.torch import hierarchy
 from ehm.backends.torch.models.attention import class_attention, cosine_similarity
 from ehm.backends.torch.models.beit import BeitSwin, BeitVit, VisualTokens
@@ -241,6 +242,7 @@ def test_cosines_and_means_of_cells(images):
     assert features.shape == (4, 24, 16)  # of the second stage
     each = 1 - cdist(features[1], features[1], "cosine")
     np.testing.assert_allclose(cosine[1], (1 + each) / 2, atol=1e-5)
+    np.testing.assert_allclose(masking.cosine_similarity(features.numpy())[1], (1 + each) / 2, atol=1e-5)
 
 
 def test_masks_of_units_become_masks_of_tokens():
