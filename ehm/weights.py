@@ -23,8 +23,8 @@ from ehm.config import ModelSource, TrainConfig, Triple
 from ehm.encoders import EncoderSpec
 from ehm.errors import CheckpointError
 from ehm.published import timm_names
-from ehm.resample import TABLE, resample_arrays, resample_positions
-from ehm.sizes import SHARED_TABLE, at_size, describe, described, sizes
+from ehm.resample import TABLE, resample_arrays
+from ehm.sizes import SHARED_TABLE, described, sizes
 
 __all__ = [
     "HEADS",
@@ -32,8 +32,6 @@ __all__ = [
     "STD",
     "ReadFile",
     "Weights",
-    "at_size",
-    "describe",
     "encoder_arrays",
     "fit",
     "fitted",
@@ -43,7 +41,6 @@ __all__ = [
     "of_file",
     "read_safetensors",
     "read_weights",
-    "resample_positions",
     "select",
     "shared_to_blocks",
 ]

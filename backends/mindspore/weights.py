@@ -20,7 +20,8 @@ from ehm.config import ModelSource, TrainConfig, Triple, encoder_spec
 from ehm.encoders import EncoderSpec, VitSpec
 from ehm.errors import ConfigError
 from ehm.initial import initial_weights
-from ehm.weights import MEAN, STD, at_size, describe, fitted, read_weights, select
+from ehm.sizes import at_size, describe
+from ehm.weights import MEAN, STD, fitted, read_weights, select
 
 __all__ = ["Loaded", "begin_with", "load_model"]
 

@@ -70,10 +70,8 @@ def seen(learner, images, look="similarity"):
 
 @every_combination
 def test_it_learns_goes_on_and_repeats(make, images, objective, encoder):
-    sections = {
-        "optim": {"ema_decay": 0.9, "accumulate": 2},
-        "model": {"drop_path": 0.0 if objective == "mae" else 0.3},
-    }
+    drop = 0.0 if objective == "mae" else 0.3
+    sections = {"optim": {"ema_decay": 0.9, "accumulate": 2}, "model": {"drop_path": drop}}
     config, learner = make(objective, encoder, **sections)
     mask = masks(config, 6)
     losses = [float(learner.train_step(images, mask, 3e-3, 0.05)["loss"]) for _ in range(15)]
