@@ -90,7 +90,7 @@ benchmark: $(INSTALLED) $(MINDSPORE_INSTALLED) ## measure hierarchies, loading a
 	$(BIN)/python benchmarks/pretrain_step.py
 	[ ! -x $(MINDSPORE_PYTHON) ] || $(BIN)/python benchmarks/two_frameworks.py steps
 
-study: $(INSTALLED) ## compare maskings on a small budget: about an hour on 2 cores, resumable
+study: $(INSTALLED) ## compare maskings, and objectives, on a small budget: about two hours on 2 cores, resumable
 	$(BIN)/python benchmarks/study.py run
 	$(BIN)/python benchmarks/study.py report
 

@@ -21,8 +21,10 @@ def replaced(text: str, mark: str, lines: list[str]) -> str:
 
 
 def maskings(results: dict[str, dict[int, dict[str, Any]]], titles: dict[str, str]) -> list[str]:
-    """All maskings of one objective."""
+    """All maskings of one objective; none without runs."""
     runs = [run for arm in results.values() for run in arm.values()]
+    if not runs:
+        return []
     lines = [
         f"{len(runs)} runs, {sum(run['seconds'] for run in runs) / 60:.0f} minutes in all.",
         "",

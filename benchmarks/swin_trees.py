@@ -137,9 +137,7 @@ def judge(similarity: NDArray[Any], regions: NDArray[np.int64], balance: str) ->
     if balance == "sinkhorn":
         similarity = masking.balance(similarity)
     tree = masking.build_hierarchy(similarity)
-    indices = [
-        adjusted_rand_score(region, fcluster(tree.linkage(b), REGIONS, "maxclust")) for b, region in enumerate(regions)
-    ]
+    indices = [adjusted_rand_score(region, four_parts(tree, b)) for b, region in enumerate(regions)]
     half = tree.cut(np.ceil(tree.height / 2).astype(int))
     largest = [np.bincount(row).max() / len(row) for row in half]
     return {"ari": float(np.mean(indices)), "height": float(tree.height.mean()), "largest": float(np.mean(largest))}
@@ -189,6 +187,13 @@ def table() -> list[str]:
     return lines
 
 
+def four_parts(tree: masking.Hierarchy, b: int) -> NDArray[np.int64]:
+    """The part that each cell belongs to where the tree of image ``b`` is cut into four: (36,)."""
+    linkage = tree.linkage(b)
+    linkage[:, 2] = np.maximum(linkage[:, 2], 0)  # a balanced similarity may exceed 1 by rounding
+    return fcluster(linkage, REGIONS, "maxclust")
+
+
 def spread(values: list[float]) -> str:
     return f"{statistics.mean(values):.3f} ± {statistics.stdev(values):.3f}"
 
@@ -203,7 +208,7 @@ def picture(path: Path, count: int = 4) -> None:
             tree = masking.build_hierarchy(
                 masking.balance(similarities(ROOT / "seed-0", images, kind, blocks, SEEDS[0]))
             )
-            grids.append(np.stack([fcluster(tree.linkage(b), REGIONS, "maxclust") for b in range(count)]))
+            grids.append(np.stack([four_parts(tree, b) for b in range(count)]))
             headings.append(f"{kind}, {blocks} blocks")
     colours = np.array([(230, 75, 60), (60, 140, 230), (70, 180, 90), (240, 190, 50), (150, 90, 200)], np.uint8)
     large = [np.asarray(Image.fromarray(image).resize((2 * SIDE, 2 * SIDE))) for image in images]
