@@ -41,14 +41,14 @@ def chunks(batch: int, parts: int) -> Iterator[slice]:
 def decays(name: str, dimensions: int, no_decay: Collection[str] = ()) -> bool:
     """Whether weight decay applies: not to biases, norms and other vectors, nor to what ``no_decay`` names.
 
-    Nor to tables of biases for relative positions.
+    Nor to tables of biases for relative positions, as in timm and in SimMIM's Swin.
     """
     return dimensions > 1 and not name.endswith((".bias", "bias_table")) and name not in no_decay
 
 
 def undecayed(objective: str) -> tuple[str, ...]:
-    """Parameters that a pretraining objective's published code does not decay besides; MAE's decays its tokens."""
-    return () if objective == "mae" else ("cls_token", "mask_token")
+    """Tokens that a pretraining objective's published code does not decay."""
+    return {"simmim": ("cls_token", "mask_token"), "beit": ("cls_token",)}.get(objective, ())
 
 
 def check_fit(shapes: Mapping[str, tuple[int, ...]], arrays: Arrays) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 __all__ = [
+    "LAYER_SCALE",
     "PRESETS",
     "SWIN_PRESETS",
     "VIT_PRESETS",
@@ -114,6 +115,9 @@ class SwinSpec:
 
 
 EncoderSpec = VitSpec | SwinSpec
+
+LAYER_SCALE = 0.1
+"""What the factors of both branches of a block begin with in the relative form (BEiT-B, SimMIM's ViT-B)."""
 
 VIT_PRESETS: dict[str, dict[str, int]] = {
     "vit_tiny": {"width": 192, "depth": 12, "heads": 3},

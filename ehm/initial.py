@@ -51,7 +51,7 @@ def initial_weights(
     if unused := [name for name in arrays if name not in taken]:
         notes.append("not used from there: " + groups(unused))
     if (weights.mean, weights.std) != (config.data.mean, config.data.std):
-        notes.append(f"these weights were trained with data.mean {weights.mean} and data.std {weights.std}")
+        notes.append(f"these weights are taken as trained with data.mean {weights.mean} and data.std {weights.std}")
     return taken, tuple(notes)
 
 
@@ -85,9 +85,12 @@ def _shared(arrays: Arrays, wanted: bool) -> tuple[Arrays, list[str]]:
 
 
 def _fresh(shapes: Mapping[str, tuple[int, ...]], arrays: Arrays) -> set[str]:
-    """Names of those parts beside the encoder that ``arrays`` do not have whole."""
+    """Names of those parts beside the encoder that ``arrays`` do not have whole.
+
+    And of the last norm, where it stands behind an average in a fine-tuned encoder, which pretraining has not.
+    """
     fresh: set[str] = set()
-    for head in HEADS:
+    for head in (*HEADS, "norm.") if "fc_norm.weight" in arrays else HEADS:
         part = {name: shape for name, shape in shapes.items() if name.startswith(head)}
         if misfits(part, arrays):
             fresh |= part.keys()

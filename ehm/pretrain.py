@@ -6,6 +6,7 @@ A run's folder holds ``config.yaml``, ``metrics.jsonl``, ``tensorboard/``, ``che
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -20,9 +21,10 @@ from ehm.backends.base import Backend, Learner
 from ehm.backends.common import split_average
 from ehm.config import TrainConfig
 from ehm.data import Loader, TrainTransform, open_source
+from ehm.errors import CheckpointError
 from ehm.masking import make_masker
 from ehm.runlog import RunLog, console
-from ehm.runs import Metrics, agree, begin, mean, on, save, say_broken, store
+from ehm.runs import Metrics, agree, all_broken, begin, mean, on, save, say_broken, store
 from ehm.schedule import learning_rate
 from ehm.weights import encoder_arrays
 
@@ -91,9 +93,14 @@ def _run(config: TrainConfig, backend: Backend, folder: Path, start: Path | None
     build = backend.info().hierarchy if config.mask.build == "auto" else config.mask.build
     masker = make_masker(config.masking, config.masks, config.units, build, backend.processes.local_size)
     learner = backend.learner(config if start is None else _without_init(config))
-    first = 0
+    first, tokens = 0, _tokenizer_digest(config)
     if start is not None:
         state, meta = checkpoint.read(start)
+        if meta.get("tokenizer") not in (None, tokens):
+            raise CheckpointError(
+                f"model.tokenizer {config.model.tokenizer}: is not the one that this run began with, and its tokens "
+                "mean other things; give that one, or start a new run"
+            )
         learner.load(state)
         first = int(meta["step"])
     _announce(config, backend, learner, len(source), loader.steps_per_epoch, folder, start)
@@ -123,11 +130,8 @@ def _run(config: TrainConfig, backend: Backend, folder: Path, start: Path | None
                 saved = _save(folder, learner, config, backend, done, loader.steps_per_epoch)
 
     assert saved is not None  # a run has at least one step, and its last one is saved
-    encoder = _write_encoder(folder, learner, config.spec.blocks, leads) if last == total else None
-    broken: dict[str, str] = {}
-    for theirs in backend.processes.gather(loader.broken):
-        broken |= theirs
-    _report(folder, broken, saved, encoder)
+    encoder = _write_encoder(folder, learner, config, leads) if last == total else None
+    _report(folder, all_broken(loader.broken, backend.processes), saved, encoder)
     return TrainResult(folder, saved, encoder, last, loss)
 
 
@@ -140,23 +144,37 @@ def _save(folder: Path, learner: Learner, config: TrainConfig, backend: Backend,
         "config": config.model_dump(mode="json"),
         "versions": dict(backend.info().versions),
     }
+    if tokens := _tokenizer_digest(config):
+        meta["tokenizer"] = tokens
     return save(folder / "checkpoints", learner, meta, config.run.keep, backend.processes)
 
 
 def _without_init(config: TrainConfig) -> TrainConfig:
-    """A resumed run needs nothing but its checkpoint."""
+    """A resumed run begins with its checkpoint alone."""
     return config.model_copy(update={"model": config.model.model_copy(update={"init": None})})
 
 
-def _write_encoder(folder: Path, learner: Learner, blocks: int, leads: bool) -> Path:
-    """``encoder.safetensors`` (and ``encoder_ema``, where there is an average): timm's names, the encoder alone."""
+def _tokenizer_digest(config: TrainConfig) -> str | None:
+    """SHA-256 of the weights that BEiT's visual tokens come from."""
+    if config.objective != "beit" or config.model.tokenizer is None:
+        return None
+    path = Path(config.model.tokenizer)
+    return checkpoint.sha256(path if path.is_file() else checkpoint.resolve(path) / "model.safetensors")
+
+
+def _write_encoder(folder: Path, learner: Learner, config: TrainConfig, leads: bool) -> Path:
+    """``encoder.safetensors`` (and ``encoder_ema``, where there is an average): timm's names, the encoder alone.
+
+    Its metadata say what mean and deviation images were normalised with.
+    """
+    moments = {"mean": config.data.mean, "std": config.data.std}
     state = learner.state()
     _, averaged = split_average(state.optimizer)
     for name, arrays in (("encoder", state.model), ("encoder_ema", averaged)):
-        kept = encoder_arrays(arrays, blocks)
+        kept = encoder_arrays(arrays, config.spec.blocks)
         if kept and leads:
             temporary = folder / f".{name}.safetensors"
-            save_file(kept, temporary)
+            save_file(kept, temporary, {key: json.dumps(list(value)) for key, value in moments.items()})
             temporary.replace(folder / f"{name}.safetensors")
     return folder / "encoder.safetensors"
 
@@ -176,7 +194,7 @@ def _announce(
     console.print(
         f"Pretraining {config.encoder} ({spec.width} wide, {spec.blocks} blocks, {spec.image_size[0]} x "
         f"{spec.image_size[1]} pixels, {math.prod(config.units)} {units}) with {config.objective} and {config.masking} "
-        f"masks ({config.mask.ratio:.0%} hidden)"
+        f"masks ({config.masks.ratio:.0%} hidden)"
     )
     console.print(
         f"  on {config.data.source}: {images:,} images, {optim.epochs} epochs of {steps} steps, "
@@ -186,7 +204,8 @@ def _announce(
         console.print(f"  {note}")
     console.print(f"  into {folder}" + (f", continuing {start.name}" if start else ""))
     if start is not None and start.name >= f"step-{config.run.max_steps or optim.epochs * steps:08d}":
-        console.print("  all of its steps are done already")
+        stop = f", up to run.max_steps {config.run.max_steps}" if config.run.max_steps else ""
+        console.print(f"  all of its steps are done already{stop}")
 
 
 def _report(folder: Path, broken: Mapping[str, str], saved: Path, encoder: Path | None) -> None:
@@ -194,4 +213,6 @@ def _report(folder: Path, broken: Mapping[str, str], saved: Path, encoder: Path 
     console.print(f"Checkpoint: {saved}")
     if encoder is not None:
         console.print(f"Encoder for timm: {encoder}")
+    else:
+        console.print("Stopped by run.max_steps: --resume --set run.max_steps=null goes on, to encoder.safetensors")
     console.print(f"Curves: {folder / 'metrics.jsonl'} (tensorboard --logdir {folder})")

@@ -15,12 +15,13 @@ from ehm.config import FinetuneConfig, TokenizerConfig, TrainConfig, load_config
 from ehm.errors import CheckpointError, ConfigError, TrainingError
 from ehm.runlog import console
 
-__all__ = ["Metrics", "agree", "begin", "mean", "on", "save", "say_broken", "store"]
+__all__ = ["Metrics", "agree", "all_broken", "begin", "mean", "on", "save", "say_broken", "store"]
 
 C = TypeVar("C", bound=TrainConfig | FinetuneConfig | TokenizerConfig)
 _CONFIG = "config.yaml"
 _FREE = {
-    "data.workers", "data.source", "data.layout", "data.strict", "model.init", "mask.build", "optim.accumulate"
+    "data.workers", "data.source", "data.layout", "data.strict", "model.init", "model.tokenizer", "mask.build",
+    "optim.accumulate"
 }  # fmt: skip
 
 
@@ -34,7 +35,8 @@ def begin(
 ) -> tuple[C, Path | None]:
     """The configuration of a run in ``folder`` and, where it is resumed, the checkpoint that it starts from.
 
-    Without ``config`` a resumed run keeps the one stored in ``folder`` and a new one takes the shipped ``default``.
+    Without ``config`` a resumed run keeps the one stored in ``folder`` and a new one takes the shipped ``default``, or
+    where ``overrides`` name an objective its published recipe alone.
     """
     start = checkpoint.newest(folder / "checkpoints")
     if start is not None and not resume:
@@ -47,9 +49,12 @@ def begin(
         settings = config
     else:
         assert config is None or isinstance(config, (str, Path))
-        if config is None:
+        if config is None and any(override.startswith("objective=") for override in overrides):
+            console.print("No --config: taking the objective's published recipe")
+        elif config is None:
             console.print(f"No --config: taking the shipped {default}")
-        settings = load_config(kind, config if config is not None else default, overrides)
+            config = default
+        settings = load_config(kind, config, overrides)
     if start is not None:
         _same_run(kind, settings, folder / _CONFIG)
     return settings, start
@@ -94,6 +99,11 @@ def save(
         checkpoint.save(folder, state, meta)
         checkpoint.prune(folder, keep)
     return checkpoint.name(folder, meta["step"])
+
+
+def all_broken(broken: Mapping[str, str], processes: Processes) -> dict[str, str]:
+    """The broken files of all ``processes``, which all call this, and why each is."""
+    return {name: reason for theirs in processes.gather(dict(broken)) for name, reason in theirs.items()}
 
 
 class Metrics:

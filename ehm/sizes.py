@@ -26,7 +26,8 @@ def sizes(arrays: Arrays, source: ModelSource) -> EncoderSpec:
     """Those of a ViT, a ViT in the relative form or a Swin, from the shapes of ``arrays`` under timm's names.
 
     Heads are those of the tables of relative positions, or of the published ViT of that width; a Swin's windows those
-    of its tables. The grid is taken as square, a Swin's as one window of its last stage, which changes no weight.
+    of its tables. The grid is that of ``source.image_size`` where it has as many places, else taken as square, a Swin's
+    as one window of its last stage, which changes no weight.
     Raises CheckpointError where they are none of these, or ``source`` has to say what the shapes leave open.
     """
     swin, own = f"layers.0.blocks.0.attn.{TABLE}" in arrays, f"blocks.0.attn.{TABLE}"
@@ -111,28 +112,28 @@ def _swin(arrays: Arrays, source: ModelSource, width: int, patch: int) -> SwinSp
 
 def _table_size(name: str, rows: int, stride: int, source: ModelSource) -> tuple[int, int]:
     """Height and width in pixels of the tokens whose relative positions the ``rows`` of table ``name`` are."""
-    side = _side(rows)
-    if side is not None:
-        return side * stride, side * stride
     size = source.image_size or (0, 0)
-    if (2 * (size[0] // stride) - 1) * (2 * (size[1] // stride) - 1) != rows:
+    if (2 * (size[0] // stride) - 1) * (2 * (size[1] // stride) - 1) == rows:
+        return size
+    side = _side(rows)
+    if side is None:
         raise CheckpointError(
             f"{source.init}: the {rows} relative positions of {name} are those of no square; "
             "give the height and width as model.image_size"
         )
-    return size
+    return side * stride, side * stride
 
 
 def _positions_size(patches: int, patch: int, source: ModelSource) -> tuple[int, int]:
-    side = math.isqrt(patches)
-    if side * side == patches:
-        return side * patch, side * patch
     size = source.image_size or (0, 0)
-    if (size[0] // patch) * (size[1] // patch) != patches:
+    if (size[0] // patch) * (size[1] // patch) == patches:
+        return size
+    side = math.isqrt(patches)
+    if side * side != patches:
         raise CheckpointError(
             f"{source.init}: its {patches} patches make no square; give the height and width as model.image_size"
         )
-    return size
+    return side * patch, side * patch
 
 
 def _check_tables(arrays: Arrays, spec: EncoderSpec, source: ModelSource) -> None:

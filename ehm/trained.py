@@ -131,7 +131,7 @@ def _checkpoint(source: ModelSource, head: Head) -> Found:
         labels = () if head == "features" else tuple(meta["classes"])
     elif head == "classifier":
         raise CheckpointError(f"{path}: a pretrained encoder has no classifier; ehm finetune gives it one")
-    return Found(of_checkpoint(arrays, meta), pool, labels, str(path), kind, digest)
+    return Found(of_checkpoint(arrays, meta, str(path)), pool, labels, str(path), kind, digest)
 
 
 def _file(source: ModelSource, head: Head, read_file: ReadFile) -> Found:

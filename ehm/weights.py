@@ -7,6 +7,7 @@ and copies the arrays into its network. Reading a file never executes anything i
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError, deserialize
+from safetensors import SafetensorError, deserialize, safe_open
 
 from ehm import checkpoint
 from ehm.backends.base import Arrays
@@ -91,9 +92,10 @@ def read_weights(source: ModelSource, read_file: ReadFile = read_safetensors) ->
     """
     path = Path(source.init)
     if is_bare_file(source):
-        return of_file(read_file(path), source)
+        weights = of_file(read_file(path), source)
+        return replace(weights, **_moments(path)) if path.suffix == ".safetensors" else weights
     if path.is_file() or path.is_dir():
-        return of_checkpoint(*checkpoint.read_model(path.parent if path.is_file() else path))
+        return of_checkpoint(*checkpoint.read_model(path.parent if path.is_file() else path), source.init)
     raise CheckpointError(
         f"model.init {source.init}: no such file or folder; it takes a run folder, a .safetensors or .pth file, "
         "timm:NAME or scratch"
@@ -106,10 +108,10 @@ def is_bare_file(source: ModelSource) -> bool:
     return path.is_file() and not (path.parent / "state.json").is_file()
 
 
-def of_checkpoint(arrays: Arrays, meta: Mapping[str, Any]) -> Weights:
-    """What :func:`ehm.checkpoint.read_model` gave; CheckpointError where that is no encoder."""
+def of_checkpoint(arrays: Arrays, meta: Mapping[str, Any], origin: str) -> Weights:
+    """What :func:`ehm.checkpoint.read_model` gave; CheckpointError, of ``origin``, where that is no encoder."""
     if meta["kind"] == "tokenizer":
-        raise CheckpointError("model.init: holds a tokenizer, which is for model.tokenizer, and no encoder")
+        raise CheckpointError(f"{origin}: holds a tokenizer, which is for model.tokenizer, and no encoder")
     data = meta["config"]["data"]
     weights = Weights(_floats(arrays), mean=tuple(data["mean"]), std=tuple(data["std"]))
     if meta["kind"] == "pretrain":
@@ -123,7 +125,7 @@ def of_checkpoint(arrays: Arrays, meta: Mapping[str, Any]) -> Weights:
 def of_file(arrays: Arrays, source: ModelSource) -> Weights:
     """A bare file's, published or ours; see :func:`ehm.sizes.sizes` for what is read from its shapes, and its errors.
 
-    Its images were normalised with BEiT's mean and std where it has BEiT's head, else it is taken, with ImageNet's.
+    Its images are taken as normalised with BEiT's mean and std where it has BEiT's head, else with ImageNet's.
     """
     arrays = timm_names(arrays)
     weights = Weights(_floats(arrays), sizes(arrays, source))
@@ -178,6 +180,16 @@ def select(
     if unused:
         notes.append("not used from there: " + groups(unused))
     return taken, tuple(notes)
+
+
+def _moments(path: Path) -> dict[str, Any]:
+    """Mean and std that a file of ours names in its metadata; nothing of another's."""
+    with safe_open(path, "np") as file:
+        named = file.metadata() or {}
+    try:
+        return {key: tuple(map(float, json.loads(named[key]))) for key in ("mean", "std")}
+    except (KeyError, TypeError, ValueError):
+        return {}
 
 
 def _array(tensor: Mapping[str, Any]) -> NDArray[Any]:

@@ -50,7 +50,7 @@ class MindsporeBackend:
 
     def tokenizer(self, config: TokenizerConfig) -> TokenizerLearner:
         """There is none: raises BackendError."""
-        raise BackendError("ehm tokenizer: not in MindSpore; --device cpu, cuda or npu trains one with torch")
+        raise BackendError("not in MindSpore; --device cpu, cuda or npu trains one with torch")
 
 
 def backend(device: str) -> MindsporeBackend:

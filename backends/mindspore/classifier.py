@@ -41,7 +41,9 @@ class MindsporeClassifier:
         self.architecture: Mapping[str, Any] = loaded.architecture
         self.notes = loaded.notes
         if self.notes and (loaded.mean, loaded.std) != (config.data.mean, config.data.std):
-            self.notes += (f"these weights were trained with data.mean {loaded.mean} and data.std {loaded.std}",)
+            self.notes += (
+                f"these weights are taken as trained with data.mean {loaded.mean} and data.std {loaded.std}",
+            )
         if config.run.grad_checkpointing:
             for block in model.blocks:
                 block.recompute()

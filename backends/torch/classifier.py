@@ -43,7 +43,9 @@ class TorchClassifier:
         self.architecture: Mapping[str, Any] = loaded.architecture
         self.notes = loaded.notes
         if self.notes and (loaded.mean, loaded.std) != (config.data.mean, config.data.std):
-            self.notes += (f"these weights were trained with data.mean {loaded.mean} and data.std {loaded.std}",)
+            self.notes += (
+                f"these weights are taken as trained with data.mean {loaded.mean} and data.std {loaded.std}",
+            )
         if config.run.grad_checkpointing:
             self.model.set_grad_checkpointing(True)
         self._training = Training(

@@ -284,7 +284,8 @@ class TrainConfig(Section):
         hidden = round(self.masks.ratio * units)
         if not 0 < hidden < units:
             raise ValueError(
-                f"mask.ratio {self.mask.ratio} hides {hidden} of {units} units of {unit} pixels; some must stay"
+                f"mask.ratio {self.mask.ratio} hides {hidden} of {units} units of {unit} pixels; "
+                "some must be, and some stay"
             )
 
     def _check_decoder(self) -> None:

@@ -23,7 +23,7 @@ from ehm.backends.base import Backend, TokenizerLearner
 from ehm.config import TokenizerConfig
 from ehm.data import EvalTransform, Loader, Source, TrainTransform, open_source
 from ehm.runlog import RunLog, console
-from ehm.runs import Metrics, agree, begin, on, save, say_broken, store
+from ehm.runs import Metrics, agree, all_broken, begin, on, save, say_broken, store
 from ehm.schedule import learning_rate
 from ehm.tasks.evaluate import write_json
 
@@ -134,7 +134,7 @@ def _run(config: TokenizerConfig, backend: Backend, folder: Path, start: Path | 
 
     assert saved is not None  # a run has at least one step, and its last one is saved
     quality = _measure(tokenizer, source, config, folder, leads)
-    say_broken(loader.broken)
+    say_broken(all_broken(loader.broken, processes))
     _report(folder, saved, quality, leads)
     return TokenizerResult(folder, saved, quality)
 

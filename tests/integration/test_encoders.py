@@ -24,6 +24,7 @@ from ehm.pretrain import train
 from ehm.tasks.evaluate import evaluate
 from ehm.tasks.finetune import finetune
 from ehm.tasks.probe import probe
+from ehm.weights import read_weights
 
 ENCODERS = {
     "vit": {"encoder": "vit_tiny", "patch_size": 8, "model.width": 24, "model.depth": 2, "model.heads": 3},
@@ -168,6 +169,18 @@ def test_pretraining_goes_on_from_a_run_and_resumes_without_it(kind, run, pictur
     (tmp_path / "encoder.safetensors").unlink()
     train(overrides=["run.max_steps=2"], out=second, resume=True)
     assert checkpoint.resolve(second).name == "step-00000002"
+
+
+def test_an_encoders_file_says_how_its_images_were_normalised(kind, pictures, tmp_path):
+    mean = [0.1, 0.2, 0.3]
+    out = pretrain(kind, pictures, tmp_path / "run", **{"data.mean": mean}).encoder
+    assert read_weights(ModelSource(init=str(out))).mean == tuple(mean)
+
+
+def test_pretraining_goes_on_from_a_fine_tuned_encoder(kind, classifier, pictures, tmp_path, capsys):
+    pretrain(kind, pictures, tmp_path / "on", **{"run.max_steps": 1, "model.init": classifier.out})
+    said = " ".join(capsys.readouterr().out.split())
+    assert ("norm (2 tensors)" in said.partition("starts afresh:")[2].partition("not used")[0]) == (kind == "vit")
 
 
 def test_an_encoder_sees_the_similarity_of_its_runs_learner(kind, run):

@@ -16,6 +16,7 @@ from ehm.cli import main
 from ehm.config import TokenizerConfig
 from ehm.data import EvalTransform, decode
 from ehm.errors import CheckpointError, ConfigError
+from ehm.pretrain import train
 from ehm.tasks.tokenizer import cooled, train_tokenizer
 
 SETTINGS = {
@@ -148,3 +149,29 @@ def test_the_temperature_falls_on_half_a_cosine():
 def test_wrong_settings_are_one_sentence(setting, sentence, tmp_path):
     with pytest.raises(ConfigError, match=sentence):
         train_tokenizer(device="cpu", overrides=[setting], out=tmp_path / "run")
+
+
+def test_a_beit_run_goes_on_with_its_tokenizer_wherever_it_lies_and_with_no_other(stripes, tmp_path, capsys):
+    for name, seed in (("one", 0), ("other", 1)):
+        given = settings(stripes, run__max_steps=1, run__seed=seed)
+        train_tokenizer(device="cpu", overrides=given, out=tmp_path / name)
+    sizes = {"encoder": "vit_tiny", "image_size": 32, "patch_size": 8, "model.width": 24, "model.depth": 1}
+    given = {
+        "objective": "beit",
+        **sizes,
+        "model.heads": 2,
+        "data.source": stripes,
+        "data.workers": 0,
+        "mask.blocks": 1,
+    }
+    given |= {"optim.epochs": 1, "optim.batch_size": 8, "optim.warmup_epochs": 0, "run.tensorboard": "false"}
+    given |= {"model.tokenizer": tmp_path / "one", "run.max_steps": 1}
+    run = [f"{key}={value}" for key, value in given.items()]
+    train(device="cpu", overrides=run, out=tmp_path / "run")
+    assert "taking the objective's published recipe" in " ".join(capsys.readouterr().out.split())
+    moved = (tmp_path / "one").rename(tmp_path / "moved")
+    with pytest.raises(CheckpointError, match="is not the one that this run began with"):
+        train(device="cpu", overrides=[f"model.tokenizer={tmp_path / 'other'}"], out=tmp_path / "run", resume=True)
+    on = [f"model.tokenizer={moved}", "run.max_steps=2"]
+    result = train(device="cpu", overrides=on, out=tmp_path / "run", resume=True)
+    assert result.steps == 2

@@ -105,8 +105,8 @@ def test_a_section_given_in_part_keeps_the_other_defaults_of_its_recipe():
         (["model.width=90", "model.heads=3"], "model.width 90 is not a multiple of 4"),
         (["model.decoder_width=90", "model.decoder_heads=3"], "model.decoder_width 90 is not a multiple of 4"),
         (["model.decoder_width=100"], "model.decoder_width 100 is not a multiple of model.decoder_heads 16"),
-        (["mask.ratio=0.001"], "mask.ratio 0.001 hides 0 of 196 units of 16 pixels; some must stay"),
-        (["mask.ratio=0.999"], "mask.ratio 0.999 hides 196 of 196 units of 16 pixels; some must stay"),
+        (["mask.ratio=0.001"], "mask.ratio 0.001 hides 0 of 196 units of 16 pixels; some must be, and some stay"),
+        (["mask.ratio=0.999"], "mask.ratio 0.999 hides 196 of 196 units of 16 pixels; some must be, and some stay"),
         (["mask.source=ema"], "mask.source ema needs optim.ema_decay, for example 0.9999"),
         (
             ["masking=blocks"],

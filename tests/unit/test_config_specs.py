@@ -92,7 +92,10 @@ def test_mask_units_and_how_many_are_hidden(overrides, side, units, hidden):
         ([*SWIN, "mask.unit=16"], "mask.unit 16 should be a multiple of the encoder's stride 32 that divides"),
         (["mask.unit=96"], "mask.unit 96 should be a multiple of the encoder's stride 16 that divides image_size"),
         (["mask.unit=0"], "mask.unit: should be greater than or equal to 1, not 0"),
-        (["objective=simmim", "mask.ratio=0.99"], "mask.ratio 0.99 hides 49 of 49 units of 32 pixels; some must stay"),
+        (
+            ["objective=simmim", "mask.ratio=0.99"],
+            "mask.ratio 0.99 hides 49 of 49 units of 32 pixels; some must be, and some stay",
+        ),
         (["data.color_jitter=2"], "data.color_jitter: should be less than or equal to 1, not 2"),
     ],
 )

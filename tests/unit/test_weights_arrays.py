@@ -111,3 +111,13 @@ def test_a_description_gives_the_same_encoder_at_another_size():
     described = describe(at_size(spec, ModelSource(init="FILE", image_size=(16, 64), heads=2)))
     assert described.pop("family") == "vit"
     assert VitSpec(**{**described, "image_size": tuple(described["image_size"])}) == VitSpec((16, 64), 8, 24, 2, 2)
+
+
+def test_a_grid_that_could_be_square_is_what_the_image_size_says(tmp_path):
+    """2 x 8 patches are as many as 4 x 4."""
+    shapes = {"cls_token": (1, 1, 192), "pos_embed": (1, 17, 192), "patch_embed.proj.weight": (192, 3, 16, 16)}
+    shapes |= {"blocks.0.mlp.fc1.weight": (768, 192)}
+    save_file({name: torch.zeros(shape) for name, shape in shapes.items()}, tmp_path / "vit.safetensors")
+    for asked, found in ((None, (64, 64)), ((32, 128), (32, 128)), ((64, 128), (64, 64))):
+        source = ModelSource(init=str(tmp_path / "vit.safetensors"), image_size=asked)
+        assert read_weights(source).spec.image_size == found

@@ -12,12 +12,9 @@ import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 
 from ehm.backends.mindspore.models.blocks import Attention, Block, linear
-from ehm.encoders import relative_index
+from ehm.encoders import LAYER_SCALE, relative_index
 
 __all__ = ["RelativeBias", "RelativeBlock"]
-
-LAYER_SCALE = 0.1
-"""What the factors of both branches begin with (BEiT-B, SimMIM's ViT-B)."""
 
 
 class RelativeBias(nn.Cell):

@@ -100,7 +100,9 @@ def _reason(error: Exception) -> str:
         str(error),
         re.MULTILINE,
     )
-    return found[1] if found else type(error).__name__
+    if found is None or found[1].startswith("Unsupported operand"):
+        return "it is no file of torch's"
+    return found[1]
 
 
 class _StandIn:

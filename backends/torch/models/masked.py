@@ -16,11 +16,11 @@ from timm.models.beit import Beit
 from timm.models.swin_transformer import SwinTransformer
 from torch import Tensor, nn
 
+from ehm.backends.torch.hierarchy import spread_mask
 from ehm.backends.torch.models.attention import class_attention, mean_attention, patch_similarity
 from ehm.backends.torch.models.patches import embed
 from ehm.backends.torch.models.swin import first_blocks, mean_cells, stage_similarity
-from ehm.backends.torch.models.vit import LAYER_SCALE
-from ehm.encoders import SwinSpec, VitSpec
+from ehm.encoders import LAYER_SCALE, SwinSpec, VitSpec
 
 __all__ = ["MaskedEncoder", "MaskedSwin", "MaskedVit"]
 
@@ -134,8 +134,7 @@ class MaskedSwin(SwinTransformer):
 
     def encode(self, tokens: Tensor, hidden: Tensor) -> Tensor:
         """See :meth:`MaskedEncoder.encode`."""
-        (down, across), factor = self.spec.grid, self.spec.stride // self.spec.patch_size
-        spread = hidden.view(-1, down, 1, across, 1).expand(-1, -1, factor, -1, factor).flatten(1)
+        spread = spread_mask(hidden, self.spec.grid, self.spec.stride // self.spec.patch_size)
         covered = _covered(tokens.flatten(1, 2), self.mask_token, spread).unflatten(1, tokens.shape[1:3])
         encoded: Tensor = self.norm(self.layers(covered)).flatten(1, 2)
         return encoded

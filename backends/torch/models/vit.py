@@ -10,12 +10,9 @@ from timm.models.beit import Beit
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from ehm.encoders import VitSpec
+from ehm.encoders import LAYER_SCALE, VitSpec
 
-__all__ = ["LAYER_SCALE", "build_vit", "layers_of"]
-
-LAYER_SCALE = 0.1
-"""What the factors of both branches begin with in the relative form (BEiT-B, SimMIM's ViT-B)."""
+__all__ = ["build_vit", "layers_of"]
 
 
 def build_vit(
