@@ -190,7 +190,7 @@ def _announce(
 ) -> None:
     spec, optim, unit = config.spec, config.optim, config.unit
     views = f" ({config.mask.views} masks an image)" if config.mask.views > 1 else ""
-    units = f"units of {unit} pixels" if unit != spec.stride else "patches"
+    units = "patches" if unit == config.patch_size else f"units of {unit} pixels"
     console.print(
         f"Pretraining {config.encoder} ({spec.width} wide, {spec.blocks} blocks, {spec.image_size[0]} x "
         f"{spec.image_size[1]} pixels, {math.prod(config.units)} {units}) with {config.objective} and {config.masking} "

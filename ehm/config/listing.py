@@ -57,7 +57,7 @@ def configs(name: str | None = None, json: bool = False) -> None:
     for folder, group in groupby(found, lambda each: Path(each.name).parent):
         table.add_row(Text(f"{folder}/", style="bold"))
         for each in group:
-            table.add_row(Text(f"  {Path(each.name).name}", overflow="fold"), Text(each.about), Text(each.reproduces))
+            table.add_row(Text(f"  {Path(each.name).name}", no_wrap=True), Text(each.about), Text(each.reproduces))
         table.add_section()
     console.print(table)
     console.print(

@@ -257,6 +257,8 @@ class TrainConfig(Section):
             )
         if swin and self.masking in _BY_CLASS_TOKEN:
             raise ValueError(f"masking {self.masking} goes by the class token's attention, and {self.encoder} has none")
+        if self.model.tokenizer is not None and self.objective != "beit":
+            raise ValueError(f"model.tokenizer {self.model.tokenizer}: is for objective beit, not {self.objective}")
         self._check_units()
         if self.objective == "mae":
             self._check_decoder()

@@ -91,6 +91,7 @@ def test_mask_units_and_how_many_are_hidden(overrides, side, units, hidden):
         ),
         ([*SWIN, "mask.unit=16"], "mask.unit 16 should be a multiple of the encoder's stride 32 that divides"),
         (["mask.unit=96"], "mask.unit 96 should be a multiple of the encoder's stride 16 that divides image_size"),
+        (["model.tokenizer=runs/t"], "model.tokenizer runs/t: is for objective beit, not mae"),
         (["mask.unit=0"], "mask.unit: should be greater than or equal to 1, not 0"),
         (
             ["objective=simmim", "mask.ratio=0.99"],
