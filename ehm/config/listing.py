@@ -14,7 +14,7 @@ from json import dumps
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from ehm.config.loading import locate, shipped_configs
@@ -53,11 +53,16 @@ def configs(name: str | None = None, json: bool = False) -> None:
     if json:
         print(dumps([asdict(each) for each in found], indent=2))
         return
-    table = Table("--config", "what it is", "reproduces: published, not measured here", title="shipped configurations")
+    table = Table(
+        Column("--config", min_width=2 + max(len(Path(each.name).name) for each in found)),  # names are there to copy
+        "what it is",
+        "reproduces: published, not measured here",
+        title="shipped configurations",
+    )
     for folder, group in groupby(found, lambda each: Path(each.name).parent):
         table.add_row(Text(f"{folder}/", style="bold"))
         for each in group:
-            table.add_row(Text(f"  {Path(each.name).name}", no_wrap=True), Text(each.about), Text(each.reproduces))
+            table.add_row(Text(f"  {Path(each.name).name}"), Text(each.about), Text(each.reproduces))
         table.add_section()
     console.print(table)
     console.print(
