@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,8 +22,29 @@ __all__ = [
 ]
 
 
+class _Grid(ABC):
+    """The output tokens of an encoder, ``stride`` pixels apart."""
+
+    image_size: tuple[int, int]
+
+    @property
+    @abstractmethod
+    def stride(self) -> int:
+        """Pixels from one output token to the next."""
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Output tokens down and across."""
+        return self.image_size[0] // self.stride, self.image_size[1] // self.stride
+
+    @property
+    def patches(self) -> int:
+        """Number of output tokens, N."""
+        return self.grid[0] * self.grid[1]
+
+
 @dataclass(frozen=True)
-class VitSpec:
+class VitSpec(_Grid):
     """A Vision Transformer (Dosovitskiy et al., 2021) over ``image_size`` = (height, width) pixels.
 
     ``relative`` is the form of BEiT and of SimMIM's ViT: attention has a bias for every relative position and keys have
@@ -43,16 +65,6 @@ class VitSpec:
         return self.patch_size
 
     @property
-    def grid(self) -> tuple[int, int]:
-        """Output tokens down and across: the patches."""
-        return self.image_size[0] // self.stride, self.image_size[1] // self.stride
-
-    @property
-    def patches(self) -> int:
-        """Number of output tokens, N."""
-        return self.grid[0] * self.grid[1]
-
-    @property
     def features(self) -> int:
         """Width of an output token, D."""
         return self.width
@@ -64,7 +76,7 @@ class VitSpec:
 
 
 @dataclass(frozen=True)
-class SwinSpec:
+class SwinSpec(_Grid):
     """A Swin Transformer (Liu et al., 2021): stages of blocks whose attention stays within windows of tokens.
 
     The tokens of the first stage are patches; each further stage merges 2 x 2 tokens and doubles their ``width``.
@@ -83,16 +95,6 @@ class SwinSpec:
     def stride(self) -> int:
         """Pixels from one output token to the next."""
         return self.patch_size * 2 ** (len(self.depths) - 1)
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        """Output tokens down and across."""
-        return self.image_size[0] // self.stride, self.image_size[1] // self.stride
-
-    @property
-    def patches(self) -> int:
-        """Number of output tokens, N."""
-        return self.grid[0] * self.grid[1]
 
     @property
     def features(self) -> int:

@@ -24,7 +24,7 @@ from ehm.data import Loader, TrainTransform, open_source
 from ehm.errors import CheckpointError
 from ehm.masking import make_masker
 from ehm.runlog import RunLog, console
-from ehm.runs import Metrics, agree, all_broken, begin, mean, on, save, say_broken, store
+from ehm.runs import Metrics, agree, all_broken, begin, describe_run, mean, on, save, say_broken, store
 from ehm.schedule import learning_rate
 from ehm.weights import encoder_arrays
 
@@ -93,16 +93,16 @@ def _run(config: TrainConfig, backend: Backend, folder: Path, start: Path | None
     build = backend.info().hierarchy if config.mask.build == "auto" else config.mask.build
     masker = make_masker(config.masking, config.masks, config.units, build, backend.processes.local_size)
     learner = backend.learner(config if start is None else _without_init(config))
-    first, tokens = 0, _tokenizer_digest(config)
+    first, stored, tokenizer = 0, config.model_dump(mode="json"), _tokenizer(config)
     if start is not None:
-        state, meta = checkpoint.read(start)
-        if meta.get("tokenizer") not in (None, tokens):
+        state, begun = checkpoint.read(start)
+        if begun.get("tokenizer") not in (None, tokenizer.get("tokenizer")):
             raise CheckpointError(
                 f"model.tokenizer {config.model.tokenizer}: is not the one that this run began with, and its tokens "
                 "mean other things; give that one, or start a new run"
             )
         learner.load(state)
-        first = int(meta["step"])
+        first = int(begun["step"])
     _announce(config, backend, learner, len(source), loader.steps_per_epoch, folder, start)
 
     leads = backend.processes.rank == 0
@@ -127,7 +127,8 @@ def _run(config: TrainConfig, backend: Backend, folder: Path, start: Path | None
                 log.log(done, {**values, **speed, **mean(figures, backend.processes)})
                 clock, images = time.perf_counter(), 0
             if due:
-                saved = _save(folder, learner, config, backend, done, loader.steps_per_epoch)
+                said = describe_run("pretrain", stored, backend, done, loader.steps_per_epoch) | tokenizer
+                saved = save(folder / "checkpoints", learner, said, run.keep, backend.processes)
 
     assert saved is not None  # a run has at least one step, and its last one is saved
     encoder = _write_encoder(folder, learner, config, leads) if last == total else None
@@ -135,31 +136,17 @@ def _run(config: TrainConfig, backend: Backend, folder: Path, start: Path | None
     return TrainResult(folder, saved, encoder, last, loss)
 
 
-def _save(folder: Path, learner: Learner, config: TrainConfig, backend: Backend, step: int, epoch: int) -> Path:
-    meta = {
-        "kind": "pretrain",
-        "epoch": step / epoch,
-        "step": step,
-        "seed": config.run.seed,
-        "config": config.model_dump(mode="json"),
-        "versions": dict(backend.info().versions),
-    }
-    if tokens := _tokenizer_digest(config):
-        meta["tokenizer"] = tokens
-    return save(folder / "checkpoints", learner, meta, config.run.keep, backend.processes)
-
-
 def _without_init(config: TrainConfig) -> TrainConfig:
     """A resumed run begins with its checkpoint alone."""
     return config.model_copy(update={"model": config.model.model_copy(update={"init": None})})
 
 
-def _tokenizer_digest(config: TrainConfig) -> str | None:
-    """SHA-256 of the weights that BEiT's visual tokens come from."""
-    if config.objective != "beit" or config.model.tokenizer is None:
-        return None
+def _tokenizer(config: TrainConfig) -> dict[str, str]:
+    """SHA-256 of the weights that BEiT's visual tokens come from, as checkpoints keep it; nothing without them."""
+    if config.model.tokenizer is None:
+        return {}
     path = Path(config.model.tokenizer)
-    return checkpoint.sha256(path if path.is_file() else checkpoint.resolve(path) / "model.safetensors")
+    return {"tokenizer": checkpoint.sha256(path if path.is_file() else checkpoint.resolve(path) / "model.safetensors")}
 
 
 def _write_encoder(folder: Path, learner: Learner, config: TrainConfig, leads: bool) -> Path:

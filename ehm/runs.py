@@ -15,7 +15,7 @@ from ehm.config import FinetuneConfig, TokenizerConfig, TrainConfig, load_config
 from ehm.errors import CheckpointError, ConfigError, TrainingError
 from ehm.runlog import console
 
-__all__ = ["Metrics", "agree", "all_broken", "begin", "mean", "on", "save", "say_broken", "store"]
+__all__ = ["Metrics", "agree", "all_broken", "begin", "describe_run", "mean", "on", "save", "say_broken", "store"]
 
 C = TypeVar("C", bound=TrainConfig | FinetuneConfig | TokenizerConfig)
 _CONFIG = "config.yaml"
@@ -104,6 +104,18 @@ def save(
 def all_broken(broken: Mapping[str, str], processes: Processes) -> dict[str, str]:
     """The broken files of all ``processes``, which all call this, and why each is."""
     return {name: reason for theirs in processes.gather(dict(broken)) for name, reason in theirs.items()}
+
+
+def describe_run(kind: str, config: dict[str, Any], backend: Backend, step: int, epoch: int) -> dict[str, Any]:
+    """What ``state.json`` says of each run; ``config`` is its configuration as JSON, ``epoch`` the steps of one."""
+    return {
+        "kind": kind,
+        "epoch": step / epoch,
+        "step": step,
+        "seed": config["run"]["seed"],
+        "config": config,
+        "versions": dict(backend.info().versions),
+    }
 
 
 class Metrics:

@@ -178,10 +178,11 @@ class TorchLearner:
         """What ``see`` makes of patch tokens, in pieces; of the modules ``read`` it uses the parameters alone."""
         kept = list[tuple[Tensor, Tensor | None]]()
         model = self.model if self._config.mask.source == "online" or self._ema is None else self._ema
+        evaluating = _without_drop_path if self._config.model.drop_path else nullcontext
         self._embedded = images, kept
         for rows in chunks(len(images), self._config.optim.accumulate):
             pixels = self._pixels(images[rows])
-            with unsharded([model, *model.stack[read]]), self._training.autocast(), _evaluating(model):
+            with unsharded([model, *model.stack[read]]), self._training.autocast(), evaluating(model):
                 with torch.set_grad_enabled(self._shares_embedding):
                     tokens = model.embed(pixels)
                 kept.append((pixels, tokens if self._shares_embedding else None))
@@ -208,8 +209,8 @@ def _arriving(parts: Iterable[Tensor]) -> Iterator[NDArray[np.float32]]:
 
 
 @contextmanager
-def _evaluating(model: Any) -> Iterator[None]:
-    """Without drop path."""
+def _without_drop_path(model: Any) -> Iterator[None]:
+    """``model`` in evaluation mode, in which nothing else of it differs."""
     training = model.training
     model.train(False)
     try:

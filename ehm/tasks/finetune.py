@@ -20,7 +20,7 @@ from ehm.backends.base import Backend, Classifier
 from ehm.config import FinetuneConfig
 from ehm.data import Batch, Loader, TrainTransform
 from ehm.runlog import RunLog, console
-from ehm.runs import Metrics, agree, begin, on, save, say_broken, store
+from ehm.runs import Metrics, agree, begin, describe_run, on, save, say_broken, store
 from ehm.schedule import learning_rate
 from ehm.tasks.evaluate import print_report, write_json
 from ehm.tasks.labelled import Part, collect, eval_loader, split
@@ -173,16 +173,11 @@ def _meta(
     config: FinetuneConfig, backend: Backend, classifier: Classifier, classes: Sequence[str], step: int, epoch: int
 ) -> dict[str, Any]:
     """What ``state.json`` says of a classifier, enough to open it without anything else."""
-    return {
-        "kind": "classifier",
-        "epoch": step / epoch,
-        "step": step,
-        "seed": config.run.seed,
-        "config": config.model_dump(mode="json", include=set(FinetuneConfig.model_fields)),
+    stored = config.model_dump(mode="json", include=set(FinetuneConfig.model_fields))
+    return describe_run("classifier", stored, backend, step, epoch) | {
         "classes": list(classes),
         "image_size": list(classifier.image_size),
         "encoder": dict(classifier.architecture),
-        "versions": dict(backend.info().versions),
     }
 
 

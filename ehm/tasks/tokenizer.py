@@ -11,7 +11,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +22,7 @@ from ehm.backends.base import Backend, TokenizerLearner
 from ehm.config import TokenizerConfig
 from ehm.data import EvalTransform, Loader, Source, TrainTransform, open_source
 from ehm.runlog import RunLog, console
-from ehm.runs import Metrics, agree, all_broken, begin, on, save, say_broken, store
+from ehm.runs import Metrics, agree, all_broken, begin, describe_run, on, save, say_broken, store
 from ehm.schedule import learning_rate
 from ehm.tasks.evaluate import write_json
 
@@ -104,9 +103,9 @@ def _run(config: TokenizerConfig, backend: Backend, folder: Path, start: Path | 
     tokenizer = backend.tokenizer(config)
     first = 0
     if start is not None:
-        state, meta = checkpoint.read(start)
+        state, begun = checkpoint.read(start)
         tokenizer.load(state)
-        first = int(meta["step"])
+        first = int(begun["step"])
     _announce(config, backend, len(source), epoch, folder, start)
     leads = processes.rank == 0
     if leads:
@@ -128,9 +127,8 @@ def _run(config: TokenizerConfig, backend: Backend, folder: Path, start: Path | 
                 log.log(done, {**pending.read(saved), **settings})
                 clock, images = time.perf_counter(), 0
             if due:
-                saved = save(
-                    folder / "checkpoints", tokenizer, _meta(config, backend, done, epoch), run.keep, processes
-                )
+                said = describe_run("tokenizer", config.model_dump(mode="json"), backend, done, epoch)
+                saved = save(folder / "checkpoints", tokenizer, said, run.keep, processes)
 
     assert saved is not None  # a run has at least one step, and its last one is saved
     quality = _measure(tokenizer, source, config, folder, leads)
@@ -143,17 +141,6 @@ def cooled(temperature: tuple[float, float], progress: float) -> float:
     """The Gumbel-softmax's temperature at ``progress`` in [0, 1]: from the first to the second on half a cosine."""
     first, last = temperature
     return last + (first - last) * (1 + math.cos(math.pi * progress)) / 2
-
-
-def _meta(config: TokenizerConfig, backend: Backend, step: int, epoch: int) -> dict[str, Any]:
-    return {
-        "kind": "tokenizer",
-        "epoch": step / epoch,
-        "step": step,
-        "seed": config.run.seed,
-        "config": config.model_dump(mode="json"),
-        "versions": dict(backend.info().versions),
-    }
 
 
 def _measure(

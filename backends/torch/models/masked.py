@@ -8,7 +8,6 @@ Shapes: B images, N output tokens of D features, k masks an image.
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -19,13 +18,11 @@ from torch import Tensor, nn
 from ehm.backends.torch.hierarchy import spread_mask
 from ehm.backends.torch.models.attention import class_attention, mean_attention, patch_similarity
 from ehm.backends.torch.models.patches import embed
-from ehm.backends.torch.models.swin import first_blocks, mean_cells, stage_similarity
-from ehm.encoders import LAYER_SCALE, SwinSpec, VitSpec
+from ehm.backends.torch.models.swin import first_blocks, mean_cells, stage_similarity, swin_sizes
+from ehm.backends.torch.models.vit import vit_sizes
+from ehm.encoders import SwinSpec, VitSpec
 
 __all__ = ["MaskedEncoder", "MaskedSwin", "MaskedVit"]
-
-
-_NORM: Any = partial(nn.LayerNorm, eps=1e-6)
 
 
 class MaskedEncoder(Protocol):
@@ -46,21 +43,8 @@ class MaskedVit(Beit):
     """A ViT in the relative form with one table of biases for all blocks, as BEiT and SimMIM pretrain it."""
 
     def __init__(self, spec: VitSpec, drop_path: float = 0.0) -> None:
-        super().__init__(
-            img_size=spec.image_size,
-            patch_size=spec.patch_size,
-            num_classes=0,
-            embed_dim=spec.width,
-            depth=spec.depth,
-            num_heads=spec.heads,
-            mlp_ratio=spec.mlp_ratio,
-            drop_path_rate=drop_path,
-            norm_layer=_NORM,
-            init_values=LAYER_SCALE,
-            use_abs_pos_emb=False,
-            use_shared_rel_pos_bias=True,
-            use_fc_norm=False,
-        )
+        sizes = vit_sizes(spec, drop_path)
+        super().__init__(**sizes, num_classes=0, use_shared_rel_pos_bias=True, use_fc_norm=False)
         self.spec = spec
         self.mask_token = _mask_token(spec.width)
 
@@ -106,17 +90,7 @@ class MaskedSwin(SwinTransformer):
     """A Swin as SimMIM pretrains it; N are the tokens of its last stage, and tokens of its first are (B, h, w, D)."""
 
     def __init__(self, spec: SwinSpec, drop_path: float = 0.0) -> None:
-        super().__init__(
-            img_size=spec.image_size,
-            patch_size=spec.patch_size,
-            num_classes=0,
-            embed_dim=spec.width,
-            depths=spec.depths,
-            num_heads=spec.heads,
-            window_size=spec.window,
-            mlp_ratio=spec.mlp_ratio,
-            drop_path_rate=drop_path,
-        )
+        super().__init__(**swin_sizes(spec, drop_path), num_classes=0)
         self.spec = spec
         self.mask_token = _mask_token(spec.width)
 

@@ -27,20 +27,24 @@ def build_swin(spec: SwinSpec, classes: int = 0, drop_path: float = 0.0) -> Swin
 
     The head starts near zero (std 2e-5), as those of our ViTs.
     """
-    model = SwinTransformer(
-        img_size=spec.image_size,
-        patch_size=spec.patch_size,
-        num_classes=classes,
-        embed_dim=spec.width,
-        depths=spec.depths,
-        num_heads=spec.heads,
-        window_size=spec.window,
-        mlp_ratio=spec.mlp_ratio,
-        drop_path_rate=drop_path,
-    )
+    model = SwinTransformer(**swin_sizes(spec, drop_path), num_classes=classes)
     if isinstance(model.head.fc, nn.Linear):
         nn.init.trunc_normal_(model.head.fc.weight, std=2e-5)
     return model
+
+
+def swin_sizes(spec: SwinSpec, drop_path: float) -> dict[str, Any]:
+    """``spec`` as timm's class takes it."""
+    return {
+        "img_size": spec.image_size,
+        "patch_size": spec.patch_size,
+        "embed_dim": spec.width,
+        "depths": spec.depths,
+        "num_heads": spec.heads,
+        "window_size": spec.window,
+        "mlp_ratio": spec.mlp_ratio,
+        "drop_path_rate": drop_path,
+    }
 
 
 def window_attention(block: Any, tokens: Tensor) -> Tensor:

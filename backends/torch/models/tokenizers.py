@@ -5,6 +5,7 @@ Shapes: B images of H x W pixels in [0, 1], K codes of a vocabulary, (h, w) = (H
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from itertools import pairwise
 
@@ -15,15 +16,15 @@ from torch.nn.functional import embedding, mse_loss
 __all__ = ["DiscreteVae", "Tokenizer"]
 
 
-class Tokenizer(nn.Module):
+class Tokenizer(nn.Module, ABC):
     """Images -> visual tokens, what BEiT predicts: ``vocabulary`` of them, one for ``stride`` x ``stride`` pixels."""
 
     vocabulary: int
     stride: int
 
+    @abstractmethod
     def logits(self, images: Tensor) -> Tensor:
         """How well each code suits each place: (B, 3, H, W) -> (B, K, h, w)."""
-        raise NotImplementedError
 
     @torch.no_grad()
     def tokens(self, images: Tensor) -> Tensor:

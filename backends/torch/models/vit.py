@@ -12,7 +12,7 @@ from torch import nn
 
 from ehm.encoders import LAYER_SCALE, VitSpec
 
-__all__ = ["build_vit", "layers_of"]
+__all__ = ["build_vit", "layers_of", "vit_sizes"]
 
 
 def build_vit(
@@ -28,28 +28,31 @@ def build_vit(
     last norm follows an average, unless ``fc_norm`` is False, and the head starts near zero (std 2e-5). The relative
     form has a table of biases in every block, as BEiT and SimMIM fine-tune.
     """
-    sizes: dict[str, Any] = {
+    sizes = {**vit_sizes(spec, drop_path), "num_classes": classes, "global_pool": global_pool}
+    model: VisionTransformer | Beit
+    if spec.relative:
+        model = Beit(**sizes, use_fc_norm=fc_norm, use_rel_pos_bias=True)
+    else:
+        model = VisionTransformer(**sizes, fc_norm=fc_norm)
+    if isinstance(model.head, nn.Linear):
+        nn.init.trunc_normal_(model.head.weight, std=2e-5)
+    return model
+
+
+def vit_sizes(spec: VitSpec, drop_path: float) -> dict[str, Any]:
+    """``spec`` as timm's class of its form takes it: VisionTransformer, or Beit without positions that are added."""
+    relative = {"use_abs_pos_emb": False, "init_values": LAYER_SCALE} if spec.relative else {}
+    return {
         "img_size": spec.image_size,
         "patch_size": spec.patch_size,
-        "num_classes": classes,
-        "global_pool": global_pool,
         "embed_dim": spec.width,
         "depth": spec.depth,
         "num_heads": spec.heads,
         "mlp_ratio": spec.mlp_ratio,
         "drop_path_rate": drop_path,
         "norm_layer": partial(nn.LayerNorm, eps=1e-6),
+        **relative,
     }
-    model: VisionTransformer | Beit
-    if spec.relative:
-        model = Beit(
-            **sizes, use_fc_norm=fc_norm, use_abs_pos_emb=False, use_rel_pos_bias=True, init_values=LAYER_SCALE
-        )
-    else:
-        model = VisionTransformer(**sizes, fc_norm=fc_norm)
-    if isinstance(model.head, nn.Linear):
-        nn.init.trunc_normal_(model.head.weight, std=2e-5)
-    return model
 
 
 def layers_of(model: Any) -> dict[str, int]:
