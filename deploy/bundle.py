@@ -1,7 +1,11 @@
 """A bundle: one folder that holds a model and all that a service must know to run it. No framework here.
 
-    DIR/model.onnx      the network, weights included (beyond 2 GB they lie in model.onnx.data beside it)
-        manifest.json   input, preprocessing, labels, source, versions, parity with the framework, SHA-256 of every file
+    DIR/model.onnx           the network, weights included (beyond 2 GB they lie in model.onnx.data beside it)
+        model.int8.onnx      the same network in other numbers, where they were asked for
+        model.float16.onnx
+        manifest.json        input, outputs, preprocessing, labels, source, versions, parity with the framework,
+                             quality of the other numbers, SHA-256 of every file
+        README.md            the model card
 
 A bundle is written into a temporary folder beside its place and renamed: what carries the final name is complete.
 """
@@ -30,13 +34,18 @@ __all__ = [
     "ModelRecord",
     "Parity",
     "ParityCase",
+    "Precision",
     "Preprocessing",
+    "Quality",
     "Source",
+    "Target",
     "TensorRecord",
     "staged",
 ]
 
-FORMAT = 1
+FORMAT = 2
+Precision = Literal["float32", "float16", "int8"]
+Target = Literal["onnxruntime", "portable", "ascend"]
 _MANIFEST = "manifest.json"
 Triple = tuple[float, float, float]
 
@@ -50,8 +59,8 @@ class TensorRecord(_Section):
     """An input or output of the network; a text in ``shape`` names a dynamic dimension."""
 
     name: str
-    dtype: Literal["float32"]
-    layout: Literal["NCHW", "NC"]
+    dtype: Literal["float32", "uint8"]
+    layout: Literal["NCHW", "NHWC", "NC"]
     shape: tuple[int | str, ...]
 
 
@@ -59,8 +68,11 @@ class Preprocessing(_Section):
     """From an image file to the input, in this order.
 
     Decode to RGB; resize, proportions kept, until the image just covers ``cover`` (height, width); cut ``image_size``
-    from its centre; divide the bytes by 255; subtract ``mean`` and divide by ``std``.
+    from its centre; divide the bytes by 255; subtract ``mean`` and divide by ``std``. ``in_graph`` says that the
+    network does everything behind the decoding itself, on bytes (B, H, W, 3) of any size.
     """
+
+    in_graph: bool = False
 
     colour: Literal["RGB"] = "RGB"
     image_size: tuple[int, int]
@@ -72,13 +84,35 @@ class Preprocessing(_Section):
     std: Triple
 
 
+class Quality(_Section):
+    """A network in other numbers beside the one in float32, on ``images`` photographs of ``source``.
+
+    ``cosine`` is the mean cosine between the outputs of both, ``cosine_min`` the smallest, of features where the
+    network gives them and of logits else; ``agreement`` the share of images with the same likeliest class;
+    ``accuracy`` and ``accuracy_float32`` the shares of right ones, where the images have labels of the model's.
+    """
+
+    source: str
+    images: int
+    cosine: float
+    cosine_min: float
+    agreement: float | None = None
+    accuracy: float | None = None
+    accuracy_float32: float | None = None
+
+
 class ModelRecord(_Section):
-    """The network file: its number type, ONNX operator set and how often each operator occurs."""
+    """A network file: its ONNX operator sets and how often each operator occurs.
+
+    ``domains`` are the operator sets beside ONNX's own; their operators are named with their domain. ``quality``
+    compares other numbers than float32 with float32.
+    """
 
     file: str
-    precision: Literal["float32"] = "float32"
     opset: int
+    domains: dict[str, int] = {}
     operators: dict[str, int]
+    quality: Quality | None = None
 
 
 class Source(_Section):
@@ -99,7 +133,7 @@ class ParityCase(_Section):
 
 
 class Parity(_Section):
-    """Comparison with the framework that the weights came from; no case exceeds ``tolerance``."""
+    """Comparison of float32 with the framework that the weights came from; no case exceeds ``tolerance``."""
 
     reference: str
     runtime: str
@@ -119,11 +153,12 @@ class FileRecord(_Section):
 class Manifest(_Section):
     """``manifest.json``: docs/export.md explains each field."""
 
-    format: Literal[1] = 1
+    format: Literal[2] = 2
     task: Literal["classification", "features"]
-    model: ModelRecord
+    target: Target = "portable"
+    models: dict[Precision, ModelRecord]
     input: TensorRecord
-    output: TensorRecord
+    outputs: tuple[TensorRecord, ...]
     preprocessing: Preprocessing
     labels: tuple[str, ...] = ()
     source: Source
@@ -132,10 +167,22 @@ class Manifest(_Section):
     files: dict[str, FileRecord] = {}
 
     @model_validator(mode="after")
-    def _labelled(self) -> Manifest:
-        if self.task == "classification" and len(self.labels) != self.output.shape[-1]:
-            raise ValueError(f"{len(self.labels)} labels for an output of {self.output.shape[-1]}")
+    def _whole(self) -> Manifest:
+        if "float32" not in self.models:
+            raise ValueError("models has no float32")
+        if not self.outputs:
+            raise ValueError("outputs is empty")
+        if self.task == "classification":
+            logits = self.output("logits")
+            if logits is None:
+                raise ValueError("a classification without the output logits")
+            if len(self.labels) != logits.shape[-1]:
+                raise ValueError(f"{len(self.labels)} labels for an output of {logits.shape[-1]}")
         return self
+
+    def output(self, name: str) -> TensorRecord | None:
+        """The output of that name: ``logits`` (B, C), ``features`` (B, D) or ``patches`` (B, D, h, w)."""
+        return next((output for output in self.outputs if output.name == name), None)
 
 
 @dataclass(frozen=True)
@@ -145,10 +192,11 @@ class Bundle:
     path: Path
     manifest: Manifest
 
-    @property
-    def model(self) -> Path:
-        """The ONNX file."""
-        return self.path / self.manifest.model.file
+    def model(self, precision: Precision = "float32") -> Path:
+        """The ONNX file in those numbers; raises ExportError where the bundle has none."""
+        if precision not in self.manifest.models:
+            raise ExportError(f"{self.path}: holds no {precision} model, only {', '.join(self.manifest.models)}")
+        return self.path / self.manifest.models[precision].file
 
     @classmethod
     def open(cls, path: str | Path) -> Bundle:
@@ -163,8 +211,9 @@ class Bundle:
                 raise ExportError(f"{file}: missing; the bundle is incomplete")
             if sha256(file) != record.sha256:
                 raise ExportError(f"{file}: does not match the SHA-256 in {_MANIFEST}; it was altered or damaged")
-        if manifest.model.file not in manifest.files:
-            raise ExportError(f"{path / _MANIFEST}: model.file {manifest.model.file!r} is not among its files")
+        for precision, model in manifest.models.items():
+            if model.file not in manifest.files:
+                raise ExportError(f"{path / _MANIFEST}: models.{precision}: {model.file!r} is not among its files")
         return cls(path, manifest)
 
     @classmethod
@@ -232,7 +281,9 @@ def _read_manifest(path: Path) -> Manifest:
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise ExportError(f"{file}: not a bundle's manifest: {error!r}") from None
     if found != FORMAT:
-        raise ExportError(f"{file}: bundle format {found!r}; this version of ehm reads {FORMAT}")
+        raise ExportError(
+            f"{file}: bundle format {found!r}; this version of ehm reads {FORMAT}, and ehm export writes it"
+        )
     try:
         return Manifest.model_validate(values)
     except ValidationError as error:

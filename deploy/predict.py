@@ -5,7 +5,7 @@ from __future__ import annotations
 import json as json_module
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,7 @@ from rich.progress import Progress
 
 from ehm.data.decode import SUFFIXES, decode
 from ehm.data.transforms import EvalTransform
-from ehm.deploy.bundle import Bundle, Preprocessing
+from ehm.deploy.bundle import Bundle, Precision, Preprocessing
 from ehm.deploy.runtime import open_session
 from ehm.errors import BrokenImage, ConfigError, DataError, ExportError
 
@@ -56,10 +56,10 @@ class Prediction:
 class Predictor:
     """A verified bundle loaded into ONNX Runtime, ready for images; safe to share between threads."""
 
-    def __init__(self, bundle: str | Path | Bundle, device: str = "cpu") -> None:
+    def __init__(self, bundle: str | Path | Bundle, device: str = "cpu", precision: Precision = "float32") -> None:
         self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
         self.manifest = self.bundle.manifest
-        self._session = open_session(self.bundle.model, device)
+        self._session = open_session(self.bundle.model(precision), device)
         self.provider: str = self._session.get_providers()[0]
         self._transform = _transform(self.manifest.preprocessing, self.bundle.path)
         mean, std = self.manifest.preprocessing.mean, self.manifest.preprocessing.std
@@ -72,18 +72,16 @@ class Predictor:
         normalised: NDArray[np.float32] = (pixels - self._offset) / self._scale
         return normalised
 
-    def run(self, inputs: NDArray[np.float32]) -> NDArray[np.float32]:
-        """(B, 3, H, W) -> logits (B, C) or features (B, D)."""
-        outputs: NDArray[np.float32] = self._session.run(
-            [self.manifest.output.name], {self.manifest.input.name: inputs}
-        )[0]
-        return outputs
+    def run(self, inputs: NDArray[np.float32], names: Sequence[str] = ()) -> dict[str, NDArray[np.float32]]:
+        """(B, 3, H, W) -> the outputs of those names, by default all: arrays of B rows."""
+        names = list(names) or [output.name for output in self.manifest.outputs]
+        return dict(zip(names, self._session.run(names, {self.manifest.input.name: inputs}), strict=True))
 
-    def describe(self, image: str, output: NDArray[np.float32], top: int) -> Prediction:
-        """One row of :meth:`run`'s result as a prediction."""
+    def describe(self, image: str, outputs: Mapping[str, NDArray[np.float32]], top: int) -> Prediction:
+        """One image's row of :meth:`run`'s outputs as a prediction."""
         if self.manifest.task == "features":
-            return Prediction(image, features=output)
-        shares = softmax(output)
+            return Prediction(image, features=outputs[self.manifest.outputs[0].name])
+        shares = softmax(outputs["logits"])
         best = np.argsort(-shares, kind="stable")[:top]
         return Prediction(image, classes=tuple((self.manifest.labels[index], float(shares[index])) for index in best))
 
@@ -122,7 +120,7 @@ def main(
     predictor = Predictor(bundle, device)
     notes = Console(stderr=True, highlight=False, soft_wrap=True)
     manifest = predictor.manifest
-    what = f"{len(manifest.labels)} classes" if manifest.labels else f"{manifest.output.shape[-1]} features"
+    what = f"{len(manifest.labels)} classes" if manifest.labels else f"{manifest.outputs[0].shape[-1]} features"
     notes.print(f"{len(files)} images with {bundle} ({what}) on {predictor.provider}", markup=False)
     done: list[Prediction] = []
     hidden = sys.stdout.isatty() or not notes.is_terminal
@@ -185,12 +183,13 @@ def _predictions(predictor: Predictor, files: Sequence[Path], top: int) -> Itera
             chunk = files[start : start + _BATCH]
             read = list(pool.map(lambda file: _read(predictor, file), chunk))
             inputs = [item for item in read if isinstance(item, np.ndarray)]
-            outputs = iter(predictor.run(np.stack(inputs))) if inputs else iter(())
+            outputs = predictor.run(np.stack(inputs)) if inputs else {}
+            rows = ({name: values[row] for name, values in outputs.items()} for row in range(len(inputs)))
             for file, item in zip(chunk, read, strict=True):
                 if isinstance(item, str):
                     yield Prediction(str(file), error=item)
                 else:
-                    yield predictor.describe(str(file), next(outputs), top)
+                    yield predictor.describe(str(file), next(rows), top)
 
 
 def _read(predictor: Predictor, file: Path) -> NDArray[np.float32] | str:

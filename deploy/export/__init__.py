@@ -74,9 +74,9 @@ def export(
         width = model.graph.output[0].type.tensor_type.shape.dim[1].dim_value
         manifest = Manifest(
             task=task,
-            model=ModelRecord(file=_MODEL, opset=config.opset, operators=operators(model)),
+            models={"float32": ModelRecord(file=_MODEL, opset=config.opset, operators=operators(model))},
             input=TensorRecord(name="images", dtype="float32", layout="NCHW", shape=("batch", 3, *loaded.image_size)),
-            output=TensorRecord(name=output, dtype="float32", layout="NC", shape=("batch", width)),
+            outputs=(TensorRecord(name=output, dtype="float32", layout="NC", shape=("batch", width)),),
             preprocessing=preprocessing,
             labels=loaded.labels,
             source=Source(checkpoint=loaded.origin, kind=loaded.kind, sha256=loaded.sha256),

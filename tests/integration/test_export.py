@@ -84,6 +84,12 @@ def pretrained(folder, size):
     return save(folder, arrays, {"kind": "pretrain", "config": config.model_dump(mode="json")})
 
 
+def only(outputs):
+    """The one output of a bundle that has one."""
+    (values,) = outputs.values()
+    return values
+
+
 def timm_vit(path, size, **options):
     """timm's own class with the encoder's tensors in a checkpoint; ``strict`` but for the decoder's."""
     tensors = {
@@ -138,7 +144,7 @@ def test_every_batch_size_gives_what_timm_gives(finetuned):
         images = rng.normal(size=(batch, 3, 48, 64)).astype(np.float32)
         expected = reference_logits(run, images)
         assert np.ptp(expected, axis=0).min() > 0.01 or batch == 1  # the weights tell images apart
-        assert np.abs(predictor.run(images) - expected).max() < 1e-5
+        assert np.abs(only(predictor.run(images)) - expected).max() < 1e-5
 
 
 def test_prediction_of_files_is_that_of_timm_with_hand_written_preprocessing(finetuned, photographs):
@@ -180,7 +186,7 @@ def test_features_are_the_whole_pictures_by_torchvision_and_timm(encoder, photog
     with torch.inference_mode():
         expected = model.forward_features(images)[:, 1:].mean(dim=1).numpy()
     found = np.stack([prediction.features for prediction in predict(bundle, photographs)])
-    assert Bundle.open(bundle).manifest.output.name == "features"
+    assert Bundle.open(bundle).manifest.outputs[0].name == "features"
     assert np.abs(found - expected).max() < 1e-5
 
 
@@ -231,7 +237,7 @@ def test_the_manifest_says_where_it_comes_from(finetuned):
         or manifest.versions["torch"] in torch.__version__
     )
     operators = [node.op_type for node in onnx.load(bundle / "model.onnx").graph.node]
-    assert manifest.model.operators == {name: operators.count(name) for name in operators}
+    assert manifest.models["float32"].operators == {name: operators.count(name) for name in operators}
     cases = {(case.images, case.batch) for case in manifest.parity.cases}
     assert cases == {(kind, batch) for kind in ("random", "natural") for batch in (1, 2, 5, 8)}
     assert 0 < manifest.parity.max_abs < 1e-4
@@ -246,7 +252,7 @@ def test_a_probe_keeps_its_batch_norm(tmp_path):
     model.load_state_dict(tensors)
     images = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
-        assert np.abs(Predictor(bundle).run(images.numpy()) - model.eval()(images).numpy()).max() < 1e-5
+        assert np.abs(only(Predictor(bundle).run(images.numpy())) - model.eval()(images).numpy()).max() < 1e-5
 
 
 def test_a_published_file_keeps_its_classifier(tmp_path):
@@ -262,7 +268,7 @@ def test_a_published_file_keeps_its_classifier(tmp_path):
     assert manifest.source.sha256 == checkpoint.sha256(tmp_path / "mae.pth")
     images = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
-        assert np.abs(Predictor(bundle).run(images.numpy()) - model(images).numpy()).max() < 1e-5
+        assert np.abs(only(Predictor(bundle).run(images.numpy())) - model(images).numpy()).max() < 1e-5
 
 
 def test_timms_models_export_by_name(tmp_path):
@@ -283,7 +289,7 @@ def test_a_classifier_gives_features_and_large_weights_lie_beside_the_graph(fine
     images = torch.randn(2, 3, 48, 64, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         expected = model.forward_head(model.forward_features(images), pre_logits=True).numpy()
-    assert np.abs(Predictor(bundle).run(images.numpy()) - expected).max() < 1e-5
+    assert np.abs(only(Predictor(bundle).run(images.numpy())) - expected).max() < 1e-5
     with (bundle / "model.onnx.data").open("r+b") as file:
         file.seek(5000)
         file.write(b"\x01")
@@ -303,7 +309,7 @@ def test_another_image_size_resamples_the_positions(encoder, tmp_path):
     bundle = export(run, out=tmp_path / "larger", overrides=["model.image_size=[64,96]", "opset=18"])
     manifest = Bundle.open(bundle).manifest
     assert manifest.input.shape == ("batch", 3, 64, 96)
-    assert onnx.load(bundle / "model.onnx").opset_import[0].version == manifest.model.opset == 18
+    assert onnx.load(bundle / "model.onnx").opset_import[0].version == manifest.models["float32"].opset == 18
 
 
 def nothing_left(folder):
@@ -430,7 +436,7 @@ def test_a_run_that_started_from_one_of_timms_models_goes_through_torch(tmp_path
     model.load_state_dict(load_file(path / "model.safetensors"))
     images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
-        assert np.abs(Predictor(bundle).run(images.numpy()) - model.eval()(images).numpy()).max() < 1e-5
+        assert np.abs(only(Predictor(bundle).run(images.numpy())) - model.eval()(images).numpy()).max() < 1e-5
 
 
 def test_the_documented_snippet_runs(finetuned, photographs, capsys):

@@ -22,11 +22,11 @@ MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.5)
 def manifest(task="features", labels=(), **changes):
     output = "logits" if labels else "features"
     values = {
-        "format": 1,
+        "format": 2,
         "task": task,
-        "model": {"file": "model.onnx", "opset": 17, "operators": {"ReduceMean": 1}},
+        "models": {"float32": {"file": "model.onnx", "opset": 17, "operators": {"ReduceMean": 1}}},
         "input": {"name": "images", "dtype": "float32", "layout": "NCHW", "shape": ["batch", 3, 28, 42]},
-        "output": {"name": output, "dtype": "float32", "layout": "NC", "shape": ["batch", 3]},
+        "outputs": [{"name": output, "dtype": "float32", "layout": "NC", "shape": ["batch", 3]}],
         "preprocessing": {"image_size": [28, 42], "cover": [32, 48], "mean": MEAN, "std": STD},
         "labels": labels,
         "source": {"checkpoint": "run", "kind": "pretrain", "sha256": "0" * 64},
@@ -68,9 +68,9 @@ def plain(path, colour, size=(90, 70)):
 
 def test_what_was_sealed_opens(bundle):
     opened = Bundle.open(bundle)
-    assert opened.model == bundle / "model.onnx"
+    assert opened.model() == bundle / "model.onnx"
     assert set(opened.manifest.files) == {"model.onnx"}
-    assert opened.manifest.files["model.onnx"].bytes == opened.model.stat().st_size
+    assert opened.manifest.files["model.onnx"].bytes == opened.model().stat().st_size
     assert {path.name for path in bundle.iterdir()} == {"model.onnx", "manifest.json"}
     assert [path.name for path in bundle.parent.iterdir()] == ["bundle"]
 
@@ -91,7 +91,7 @@ def rewrite(bundle, **changes):
         *parents, leaf = key.split("__")
         place = values
         for parent in parents:
-            place = place[parent]
+            place = place[int(parent) if parent.isdecimal() else parent]
         place[leaf] = value
     path.write_text(json.dumps(values), encoding="utf-8")
 
@@ -117,11 +117,14 @@ def test_a_damaged_manifest_is_one_sentence(bundle, text):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"format": 2}, "bundle format 2; this version of ehm reads 1"),
+        ({"format": 1}, "bundle format 1; this version of ehm reads 2"),
         ({"preprocessing__interpolation": "nearest"}, r"preprocessing\.interpolation"),
         ({"preprocessing__mean": [0.5]}, r"preprocessing\.mean"),
-        ({"task": "classification"}, "0 labels for an output of 3"),
-        ({"model__file": "other.onnx"}, "'other.onnx' is not among its files"),
+        ({"task": "classification"}, "a classification without the output logits"),
+        ({"outputs__0__name": "logits", "task": "classification"}, "0 labels for an output of 3"),
+        ({"models": {}}, "models has no float32"),
+        ({"outputs": []}, "outputs is empty"),
+        ({"models__float32__file": "other.onnx"}, "'other.onnx' is not among its files"),
         ({"files": {"../model.onnx": {"bytes": 1, "sha256": ""}}}, "may not lie outside the bundle"),
     ],
 )
@@ -132,7 +135,7 @@ def test_a_wrong_manifest_is_named(bundle, changes, message):
 
 
 def test_keys_of_later_versions_are_ignored(bundle):
-    rewrite(bundle, novelty=1, model__novelty={"a": 1})
+    rewrite(bundle, novelty=1, models__float32__novelty={"a": 1})
     assert Bundle.open(bundle).manifest.task == "features"
 
 
