@@ -44,7 +44,9 @@ def export(args: argparse.Namespace) -> None:
     """Write an ONNX bundle of a classifier or an encoder."""
     from ehm.deploy.export import export
 
-    export(args.checkpoint, config=args.config, head=args.head, device=args.device, overrides=args.set, out=args.out)
+    numbers = [f"{name}=true" for name in ("int8", "float16") if getattr(args, name)]
+    overrides = [*args.set, *numbers]
+    export(args.checkpoint, config=args.config, head=args.head, device=args.device, overrides=overrides, out=args.out)
 
 
 def predict(args: argparse.Namespace) -> int:
@@ -158,6 +160,8 @@ def _parser() -> argparse.ArgumentParser:
     command = add(export, [common])
     command.add_argument("checkpoint", help="run or checkpoint folder, weights file, or timm:NAME")
     command.add_argument("--head", choices=["auto", "classifier", "features"], default="auto", help="what to export")
+    command.add_argument("--int8", action="store_true", help="write it in int8 too, calibrated on images")
+    command.add_argument("--float16", action="store_true", help="write it in float16 too")
 
     command = add(predict, [common])
     command.add_argument("bundle", help="folder that ehm export wrote")

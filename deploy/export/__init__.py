@@ -55,6 +55,7 @@ def export(
     if not isinstance(config, ExportConfig):
         config = load_config(ExportConfig, config, overrides)
     demand("export", *_NEEDED)
+    from ehm.deploy.export.numbers import other_numbers
     from ehm.deploy.export.saving import operators
 
     out = Path("runs") / "export" if out is None else Path(out)
@@ -83,7 +84,8 @@ def export(
             versions={package: version(package) for package in ("ehm", *_NEEDED, *opened.packages)},
             parity=parity,
         )
-        bundle = Bundle.seal(folder, manifest)
+        others = other_numbers(Bundle(folder, manifest), config, "cpu" if device == "auto" else device)
+        bundle = Bundle.seal(folder, manifest.model_copy(update={"models": manifest.models | others}))
         megabytes = sum(record.bytes for record in bundle.manifest.files.values()) / 1e6
     console.print(
         f"Differs from {parity.reference.partition(' ')[0]} by at most {parity.max_abs:.1e} "

@@ -7,6 +7,7 @@ with dotted keys. Unknown keys are errors. Nothing here imports a framework.
 from ehm.config.loading import load_config, shipped_configs
 from ehm.config.sections import (
     AugmentConfig,
+    CalibrationConfig,
     DataConfig,
     ExportConfig,
     FinetuneConfig,
@@ -24,6 +25,7 @@ from ehm.config.specs import encoder_spec
 
 __all__ = [
     "AugmentConfig",
+    "CalibrationConfig",
     "DataConfig",
     "ExportConfig",
     "FinetuneConfig",

@@ -13,6 +13,7 @@ from ehm.encoders import PRESETS, SWIN_PRESETS, EncoderSpec
 
 __all__ = [
     "AugmentConfig",
+    "CalibrationConfig",
     "DataConfig",
     "ExportConfig",
     "FinetuneConfig",
@@ -398,14 +399,32 @@ class ProbeConfig(FinetuneConfig):
     neighbours: Positive = 20
 
 
+class CalibrationConfig(Section):
+    """``calibration``: photographs that int8 takes its ranges from, and others that its quality is measured on.
+
+    ``source`` and ``measure`` are what ``data.source`` may be. Left out, they are what the checkpoint was trained on and
+    what its training held out; with ``source`` alone, its validation part, or images that calibrated nothing.
+    ``images`` and ``measure_images`` are how many to take at most.
+    """
+
+    source: str | None = None
+    images: Positive = 128
+    measure: str | None = None
+    measure_images: Positive = 512
+
+
 class ExportConfig(Section):
     """``ehm export``: the ONNX operator set (Ascend's converter takes 17 and 18), and what the weights leave open.
 
-    ``model.init`` is the command's own argument; ``model.image_size`` resamples the positions.
+    ``model.init`` is the command's own argument; ``model.image_size`` resamples the positions. ``int8`` and ``float16``
+    write the network in these numbers too.
     """
 
     opset: Annotated[int, Field(ge=17, le=20)] = 17
     model: ModelSource = ModelSource()
+    int8: bool = False
+    float16: bool = False
+    calibration: CalibrationConfig = CalibrationConfig()
 
 
 class TokenizerConfig(Section):
