@@ -126,7 +126,7 @@ def _quantised_input(name: str, low: Floats, high: Floats, new: dict[str, NDArra
     """To uint8 and back, so that 0 is exact; constants go into ``new``."""
     least, most = min(low.min(), 0), max(high.max(), 0)
     scale = np.float32(max((most - least) / 255, _TINY))
-    new[f"{name}/scale"], new[f"{name}/zero"] = scale, np.uint8(np.rint(-least / scale))
+    new[f"{name}/scale"], new[f"{name}/zero"] = np.array(scale), np.array(np.rint(-least / scale), np.uint8)
     parameters = [f"{name}/scale", f"{name}/zero"]
     quantised, dequantised = f"{name}/quantised", f"{name}/dequantised"
     return [

@@ -402,8 +402,8 @@ class ProbeConfig(FinetuneConfig):
 class CalibrationConfig(Section):
     """``calibration``: photographs that int8 takes its ranges from, and others that its quality is measured on.
 
-    ``source`` and ``measure`` are what ``data.source`` may be. Left out, they are what the checkpoint was trained on and
-    what its training held out; with ``source`` alone, its validation part, or images that calibrated nothing.
+    ``source`` and ``measure`` are what ``data.source`` may be. Left out, they are what the checkpoint was trained on
+    and what its training held out; with ``source`` alone, its validation part, or images that calibrated nothing.
     ``images`` and ``measure_images`` are how many to take at most.
     """
 
