@@ -57,6 +57,21 @@ def predict(args: argparse.Namespace) -> int:
     return main(args.bundle, args.images, top=args.top, device=args.device, out=args.out, json=args.json)
 
 
+def bench(args: argparse.Namespace) -> None:
+    """Measure the latency and throughput of an exported bundle, beside torch where it is installed."""
+    from ehm.deploy.bench import bench_export
+
+    bench_export(
+        args.bundle,
+        batches=args.batch,
+        devices=args.device,
+        images=args.images,
+        rounds=args.rounds,
+        json=args.json,
+        out=args.out,
+    )
+
+
 def inspect(args: argparse.Namespace) -> None:
     """Draw hierarchies, masks or attention of a pretrained encoder as PNG pictures."""
     from ehm.analysis.inspect import DEPTHS, PROGRESS, inspect
@@ -168,6 +183,16 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("images", nargs="+", metavar="IMAGE", help="image file or folder")
     command.add_argument("--top", type=int, default=5, help="classes to print (default: 5)")
     command.add_argument("--json", action="store_true", help="one JSON object a line")
+
+    command = add(bench, [debug])
+    command.add_argument("kind", choices=["export"], help="what to measure")
+    command.add_argument("bundle", help="folder that ehm export wrote")
+    command.add_argument("--batch", type=int, nargs="+", metavar="B", default=[1, 8], help="images a batch (1 and 8)")
+    command.add_argument("--device", nargs="+", default=[], help="cpu, cuda, npu or openvino (default: all there are)")
+    command.add_argument("--images", nargs="+", metavar="IMAGE", default=[], help="files (default: random pictures)")
+    command.add_argument("--rounds", type=int, default=20, help="runs of each (default: 20)")
+    command.add_argument("--json", action="store_true", help="print JSON")
+    command.add_argument("--out", metavar="DIR", help="folder for bench.json")
 
     command = add(inspect, [common])
     command.add_argument("kind", choices=["hierarchy", "masks", "attention"], help="which picture")

@@ -15,7 +15,7 @@ from ehm.deploy.bundle import Bundle, ModelRecord, Precision, Quality
 from ehm.deploy.export.int8 import write_int8
 from ehm.deploy.export.photographs import Photographs, choose
 from ehm.deploy.export.saving import operators, save
-from ehm.deploy.predict import Predictor
+from ehm.deploy.predict import Predictor, cosine
 from ehm.errors import ExportError
 from ehm.runlog import console
 
@@ -134,14 +134,6 @@ def _quality(
     return Quality(
         source=source, images=len(cosines), cosine=float(cosines.mean()), cosine_min=float(cosines.min()), **values
     )
-
-
-def cosine(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float64]:
-    """(B, …) and (B, …) -> the cosine of each pair of rows (B,)."""
-    x, y = (values.reshape(len(values), -1).astype(np.float64) for values in (a, b))
-    norms = np.linalg.norm(x, axis=1) * np.linalg.norm(y, axis=1)
-    cosines: NDArray[np.float64] = np.sum(x * y, axis=1) / np.maximum(norms, np.finfo(np.float64).tiny)
-    return cosines
 
 
 def _labels(photographs: Photographs, classes: tuple[str, ...], numbers: NDArray[np.int64]) -> NDArray[np.int64] | None:
