@@ -193,8 +193,8 @@ def _timing(name: str, batch: int, seconds: NDArray[np.float64], ratios: NDArray
 
 
 def _print(timings: Sequence[Timing], title: str) -> None:
-    table = Table(title=title, box=box.SIMPLE)
-    for name in ("batch", "network", "median ms", "p95 ms", "images/s", "ratio (quartiles)", "cosine"):
+    table = Table(title=title, box=box.SIMPLE, padding=0, pad_edge=False)
+    for name in ("batch", "network", "ms", "p95", "images/s", "ratio (quartiles)", "cosine"):
         table.add_column(name, justify="left" if name == "network" else "right", no_wrap=True)
     for timing in timings:
         table.add_row(
@@ -203,7 +203,7 @@ def _print(timings: Sequence[Timing], title: str) -> None:
             f"{timing.median_ms:.1f}",
             f"{timing.p95_ms:.1f}",
             f"{timing.images_per_second:.1f}",
-            f"{timing.ratio:.2f} ({timing.ratio_low:.2f}, {timing.ratio_high:.2f})",
+            f"{timing.ratio:.2f} ({timing.ratio_low:.2f}-{timing.ratio_high:.2f})",
             f"{timing.cosine:.6f}",
         )
     console.print(table)
