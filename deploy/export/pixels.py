@@ -19,7 +19,8 @@ def take_bytes(model: ModelProto, preprocessing: Preprocessing) -> None:
     """Let ``model``, of normalised (B, 3, H, W), take uint8 (B, H, W, 3) of any size; operator set 18 or later.
 
     ONNX Runtime resizes bytes as Pillow does, along the width first and with 8 bits between the two passes; its
-    kernel's weights are float32, so that one value in some thousands is rounded to the next grey level.
+    kernel's weights are float32, so that one value in some thousands is rounded to the next grey level. Of tall images
+    Pillow 13 takes the height first, which rounds and clips other values: 2 grey levels in smooth ones.
     """
     (images,) = model.graph.input
     graph = Nodes()
