@@ -44,7 +44,16 @@ def export(args: argparse.Namespace) -> None:
     """Write an ONNX bundle of a classifier or an encoder."""
     from ehm.deploy.export import export
 
-    export(args.checkpoint, config=args.config, head=args.head, device=args.device, overrides=args.set, out=args.out)
+    export(
+        args.checkpoint,
+        config=args.config,
+        head=args.head,
+        device=args.device,
+        overrides=args.set,
+        out=args.out,
+        triton=args.triton,
+        kserve=args.kserve,
+    )
 
 
 def predict(args: argparse.Namespace) -> int:
@@ -156,8 +165,10 @@ def _parser() -> argparse.ArgumentParser:
     add(evaluate, [common]).add_argument("checkpoint", help="run or checkpoint folder of a fine-tuned classifier")
 
     command = add(export, [common])
-    command.add_argument("checkpoint", help="run or checkpoint folder, weights file, or timm:NAME")
+    command.add_argument("checkpoint", help="run or checkpoint folder, weights file, timm:NAME, or a bundle")
     command.add_argument("--head", choices=["auto", "classifier", "features"], default="auto", help="what to export")
+    command.add_argument("--triton", metavar="DIR", help="also write models of Triton's into this model repository")
+    command.add_argument("--kserve", metavar="FILE", help="also write an InferenceService of KServe's")
 
     command = add(predict, [common])
     command.add_argument("bundle", help="folder that ehm export wrote")
