@@ -34,7 +34,9 @@ def write_kserve(bundle: Bundle, file: Path, config: TritonConfig | None = None,
     """
     config = config or TritonConfig()
     name = model_name(bundle, config)
-    models = ", ".join(name if precision == "float32" else f"{name}_{precision}" for precision in bundle.manifest.models)
+    models = ", ".join(
+        name if precision == "float32" else f"{name}_{precision}" for precision in bundle.manifest.models
+    )
     text = _HEADER.format(models=models) + yaml.safe_dump(_service(bundle, name, config, device), sort_keys=False)
     file = Path(os.path.abspath(file))
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -72,4 +74,4 @@ def _service(bundle: Bundle, name: str, config: TritonConfig, device: str) -> di
 
 def _dns_name(name: str) -> str:
     """KServe's names: small letters, digits and hyphens, a letter first; short enough for what it appends."""
-    return "ehm-" + re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:40].rstrip("-")
+    return re.sub(r"[^a-z0-9]+", "-", f"ehm-{name.lower()}")[:44].rstrip("-")

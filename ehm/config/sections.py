@@ -433,7 +433,12 @@ class AscendConfig(Section):
 
     soc_version: Annotated[str, Field(pattern=r"^\w+$")] = "Ascend910B3"
     batch_sizes: Annotated[tuple[Annotated[int, Field(ge=1, le=2048)], ...], Field(min_length=2, max_length=100)] = (
-        1, 2, 4, 8, 16, 32,
+        1,
+        2,
+        4,
+        8,
+        16,
+        32,
     )
 
 

@@ -1,0 +1,128 @@
+"""ATC's command against the grammar that its reference documents, by a stand-in for ``atc`` that is strict about it.
+
+The real one needs CANN. What it accepts of a graph is held against its operators in tests/integration/test_export.py.
+"""
+
+import os
+import stat
+import subprocess
+import sys
+
+import pytest
+
+from ehm.config import AscendConfig
+from ehm.deploy.bundle import TensorRecord
+from ehm.deploy.export.ascend import write_om
+from ehm.errors import ExportError
+
+IMAGES = TensorRecord(name="images", dtype="float32", layout="NCHW", shape=("batch", 3, 28, 42))
+FAKE = """#!{python}
+import os, re, sys
+words = dict(re.fullmatch(r"--([a-z_0-9]+)=(.+)", word).groups() for word in sys.argv[1:])
+assert len(words) == len(sys.argv) - 1, "an option twice"
+assert words.pop("framework") == "5"
+model, output = words.pop("model"), words.pop("output")
+assert os.path.isfile(model) and model.endswith(".onnx"), model
+assert re.fullmatch(r"\\w+:-1(,[1-9][0-9]*)+", words.pop("input_shape"))
+sizes = [int(size) for size in words.pop("dynamic_batch_size").split(",")]
+assert 2 <= len(sizes) <= 100 and all(1 <= size <= 2048 for size in sizes)
+assert re.fullmatch(r"Ascend(910B[1-4]|310P3)", words.pop("soc_version"))
+assert words.pop("precision_mode_v2") in ("fp16", "origin", "cube_fp16in_fp32out", "mixed_float16", "mixed_bfloat16")
+assert not words, words
+open("fusion_result.json", "w").write("notes")
+os.mkdir("kernel_meta")
+open(output + ".om", "wb").write(b"om of " + open(model, "rb").read())
+print("ATC run success")
+"""
+FAILING = """#!/bin/sh
+echo 'ATC start working now, please wait for a moment.'
+touch fusion_result.json model.om
+echo 'ATC run failed, Please check the detail log, Try atc --help'
+echo 'E10001: Value [Ascend1] for parameter [--soc_version] is invalid.' >&2
+exit 255
+"""
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Where an export is being written; its name is one that a shell would take apart."""
+    place = tmp_path / "a bundle"
+    place.mkdir()
+    (place / "model.onnx").write_bytes(b"network")
+    return place
+
+
+@pytest.fixture
+def install(tmp_path, monkeypatch):
+    """Put an ``atc`` on the PATH, beside what a shell needs."""
+
+    def put(text):
+        tools = tmp_path / "bin"
+        tools.mkdir()
+        (tools / "atc").write_text(text)
+        (tools / "atc").chmod(0o755)
+        monkeypatch.setenv("PATH", f"{tools}{os.pathsep}{os.environ['PATH']}")
+
+    return put
+
+
+def test_the_command_is_there_where_atc_is_not(folder, capsys):
+    write_om(folder, "model.onnx", IMAGES)
+    assert sorted(path.name for path in folder.iterdir()) == ["atc.sh", "model.onnx"]
+    command = (
+        "atc --framework=5 --input_shape=images:-1,3,28,42 --dynamic_batch_size=1,2,4,8,16,32 "
+        "--soc_version=Ascend910B3 --precision_mode_v2=origin"
+    )
+    assert command in (folder / "atc.sh").read_text()
+    assert command in capsys.readouterr().out
+    assert (folder / "atc.sh").stat().st_mode & stat.S_IXUSR
+
+
+def test_the_script_runs_from_anywhere_and_leaves_the_bundle_alone(folder, install, tmp_path):
+    write_om(folder, "model.onnx", IMAGES)
+    install(FAKE.format(python=sys.executable))
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    for words, made in [([], "model.om"), (["mine"], "mine.om")]:
+        subprocess.run([folder / "atc.sh", *words], cwd=elsewhere, check=True, capture_output=True, timeout=30)
+        assert (elsewhere / made).read_bytes() == b"om of network"
+        (elsewhere / "kernel_meta").rmdir()
+    assert sorted(path.name for path in folder.iterdir()) == ["atc.sh", "model.onnx"]
+
+
+def test_atc_is_run_where_it_is_installed(folder, install):
+    install(FAKE.format(python=sys.executable))
+    config = AscendConfig(soc_version="Ascend310P3", batch_sizes=(1, 16))
+    write_om(folder, "model.onnx", IMAGES, config)
+    assert sorted(path.name for path in folder.iterdir()) == ["atc.sh", "model.om", "model.onnx"]
+    assert (folder / "model.om").read_bytes() == b"om of network"
+    assert "--dynamic_batch_size=1,16 --soc_version=Ascend310P3" in (folder / "atc.sh").read_text()
+
+
+def test_a_failing_atc_is_one_sentence_with_the_end_of_what_it_said(folder, install):
+    install(FAILING)
+    with pytest.raises(
+        ExportError, match=r"atc failed with status 255: .*E10001: Value \[Ascend1\].*; ascend\.soc_v"
+    ) as error:
+        write_om(folder, "model.onnx", IMAGES)
+    assert "\n" not in str(error.value)
+    assert not (folder / "model.om").exists()
+
+
+def test_an_atc_that_makes_nothing_is_an_error(folder, install):
+    install("#!/bin/sh\n")
+    with pytest.raises(ExportError, match="atc failed with status 0: it printed nothing"):
+        write_om(folder, "model.onnx", IMAGES)
+
+
+@pytest.mark.parametrize("shape", [("batch", 3, "height", "width"), ("batch", "height", "width", 3)])
+def test_sizes_that_atc_does_not_take_are_refused(folder, shape):
+    images = IMAGES.model_copy(update={"shape": shape})
+    with pytest.raises(ExportError, match="--target ascend: the input images has the shape"):
+        write_om(folder, "model.onnx", images)
+
+
+@pytest.mark.parametrize("sizes", [(), (8,), (0, 1), (1, 4096), range(1, 102)])
+def test_batch_sizes_outside_atcs_are_refused(sizes):
+    with pytest.raises(ValueError, match="batch_sizes"):
+        AscendConfig(batch_sizes=tuple(sizes))
