@@ -4,17 +4,23 @@ The real one needs CANN. What it accepts of a graph is held against its operator
 """
 
 import os
+import shutil
 import stat
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+from made_bundles import make_bundle
+from PIL import Image
 
 from ehm.config import AscendConfig
 from ehm.deploy.bundle import TensorRecord
 from ehm.deploy.export.ascend import write_om
+from ehm.deploy.runtime import PROVIDERS
 from ehm.errors import ExportError
 
+ROOT = Path(__file__).parents[2]
 IMAGES = TensorRecord(name="images", dtype="float32", layout="NCHW", shape=("batch", 3, 28, 42))
 FAKE = """#!{python}
 import os, re, sys
@@ -126,3 +132,53 @@ def test_sizes_that_atc_does_not_take_are_refused(folder, shape):
 def test_batch_sizes_outside_atcs_are_refused(sizes):
     with pytest.raises(ValueError, match="batch_sizes"):
         AscendConfig(batch_sizes=tuple(sizes))
+
+
+STAND_IN = """
+import onnxruntime
+class InferSession:
+    def __init__(self, device_id, model_path):
+        self.network = onnxruntime.InferenceSession(model_path, providers=["CPUExecutionProvider"])
+    def infer(self, feeds, mode):
+        assert mode == "dymbatch"
+        outputs = self.network.run(None, {{"images": feeds[0]}})
+        return [values + {error} * (values == values[0, 0]) for values in outputs]
+"""
+
+
+@pytest.mark.parametrize(("error", "status"), [(0, 0), (0.5, 1)])
+def test_the_comparison_with_an_om_tells_a_wrong_one(error, status, tmp_path):
+    """ais_bench runs on NPUs alone; the stand-in for it runs the ONNX file, with an error in one of three classes."""
+    bundle = make_bundle(tmp_path / "bundle")
+    shutil.copy(bundle.model(), tmp_path / "model.om")
+    (tmp_path / "images").mkdir()
+    Image.new("RGB", (60, 50), (250, 40, 90)).save(tmp_path / "images/a.png")
+    package = tmp_path / "ais_bench/infer"
+    package.mkdir(parents=True)
+    (package / "interface.py").write_text(STAND_IN.format(error=error))
+    script = ROOT / "benchmarks/om_parity.py"
+    done = subprocess.run(
+        [
+            sys.executable,
+            script,
+            tmp_path / "bundle",
+            tmp_path / "images",
+            "--batches",
+            "1",
+            "4",
+            "--om",
+            tmp_path / "model.om",
+        ],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == status, done.stderr
+    assert [line.split()[:2] for line in done.stdout.splitlines()[1:]] == [["1", "logits"], ["4", "logits"]]
+
+
+def test_cann_computes_in_the_networks_types_and_keeps_nothing_of_a_replaced_network():
+    """Options of CANN's provider in onnxruntime-cann up to 1.24.4; it refuses any that it does not know."""
+    assert PROVIDERS["npu"].options == {"precision_mode": "must_keep_origin_dtype", "dump_om_model": "0"}
