@@ -36,10 +36,10 @@ PROVIDERS: dict[str, Provider] = {
 }
 """By device name, fastest first: ``auto`` takes the first that is installed and starts.
 
-The options keep float32 as float32: CANN computes in float16 by default, CUDA multiplies in TF32. What CANN compiles is
-not kept in the working folder: its name there depends on the network's path and not on its weights, and a replaced bundle
-would go on as the old one (ONNX Runtime, cann_execution_provider.cc and model_metadef_id_generator.cc). After 1.24.4, the
-precision is an option of another name, ``precision_mode_v2``: ``origin``."""
+The options keep float32 as float32: CANN computes in float16 by default, CUDA multiplies in TF32. What CANN compiles
+is not kept in the working folder: its name there depends on the network's path and not on its weights, and a replaced
+bundle would go on as the old one (ONNX Runtime's cann_execution_provider.cc and model_metadef_id_generator.cc). After
+1.24.4, the precision is an option of another name, ``precision_mode_v2``: ``origin``."""
 
 
 def open_session(model: Path, device: str = "cpu") -> InferenceSession:
