@@ -19,7 +19,7 @@ from ehm.deploy.bundle import TensorRecord
 from ehm.errors import ExportError
 from ehm.runlog import console
 
-__all__ = ["SCRIPT", "write_om"]
+__all__ = ["SCRIPT", "command", "write_om"]
 
 SCRIPT = "atc.sh"
 _OM = "model.om"
@@ -38,12 +38,13 @@ def write_om(folder: Path, model: str, images: TensorRecord, config: AscendConfi
     ``images`` is the network's input. Raises ExportError where another dimension than the batch is dynamic, or where
     ``atc`` fails.
     """
+    line = command(images, config or AscendConfig())
     script = folder / SCRIPT
-    script.write_text(_TEXT.format(command=_command(images, config or AscendConfig()), model=model), encoding="utf-8")
+    script.write_text(_TEXT.format(command=line, model=model), encoding="utf-8")
     script.chmod(0o755)
     if shutil.which("atc") is None:
         console.print(f"No atc here, CANN's converter; where it is installed, run {SCRIPT} of the bundle:")
-        console.print(_command(images, config or AscendConfig()), markup=False, soft_wrap=True)
+        console.print(line, markup=False, soft_wrap=True)
         return
     with tempfile.TemporaryDirectory() as place:  # ATC writes notes into its working folder
         console.print(f"Running {SCRIPT}, which takes minutes", markup=False)
@@ -60,7 +61,8 @@ def write_om(folder: Path, model: str, images: TensorRecord, config: AscendConfi
         shutil.move(made, folder / _OM)
 
 
-def _command(images: TensorRecord, config: AscendConfig) -> str:
+def command(images: TensorRecord, config: AscendConfig) -> str:
+    """ATC's command for a network with the input ``images``, without the files; ExportError as of :func:`write_om`."""
     sizes = images.shape[1:]
     if any(isinstance(size, str) for size in sizes):
         raise ExportError(

@@ -102,7 +102,8 @@ def _write_model(bundle: Bundle, precision: Precision, folder: Path, config: Tri
 def _config(bundle: Bundle, precision: Precision, name: str, config: TritonConfig, group: str) -> str:
     manifest = bundle.manifest
     outputs = ",\n".join(f"  {{ {_tensor(output)}{_labels(output)} }}" for output in manifest.outputs)
-    preferred = f"preferred_batch_size: {_list(config.preferred_batch_size)}" if config.preferred_batch_size else ""
+    sizes = config.preferred_batch_size
+    preferred = f"preferred_batch_size: {_list(sizes)}\n  " if sizes else ""
     # the first batch of a size is slow: kernels are chosen and memory is taken
     warm = ",\n".join(_warm_up(manifest.input, manifest.preprocessing.image_size, size) for size in _sizes(config))
     return f"""\
@@ -118,8 +119,7 @@ output [
 {outputs}
 ]
 dynamic_batching {{
-  {preferred}
-  max_queue_delay_microseconds: {config.max_queue_delay}
+  {preferred}max_queue_delay_microseconds: {config.max_queue_delay}
   default_queue_policy {{ max_queue_size: {config.max_queue_size} }}
 }}
 instance_group [

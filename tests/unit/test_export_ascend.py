@@ -8,15 +8,17 @@ import shutil
 import stat
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
+import made_bundles
 import pytest
-from made_bundles import make_bundle
+from made_bundles import make_bundle, write_network
 from PIL import Image
 
 from ehm.config import AscendConfig
-from ehm.deploy.bundle import TensorRecord
-from ehm.deploy.export.ascend import write_om
+from ehm.deploy.bundle import Bundle, TensorRecord, staged
+from ehm.deploy.export.ascend import command, write_om
 from ehm.deploy.runtime import PROVIDERS
 from ehm.errors import ExportError
 
@@ -62,12 +64,11 @@ def folder(tmp_path):
 def install(tmp_path, monkeypatch):
     """Put an ``atc`` on the PATH, beside what a shell needs."""
 
-    def put(text):
-        tools = tmp_path / "bin"
-        tools.mkdir()
+    def put(text, patch=monkeypatch):
+        tools = Path(tempfile.mkdtemp(dir=tmp_path))
         (tools / "atc").write_text(text)
         (tools / "atc").chmod(0o755)
-        monkeypatch.setenv("PATH", f"{tools}{os.pathsep}{os.environ['PATH']}")
+        patch.setenv("PATH", f"{tools}{os.pathsep}{os.environ['PATH']}")
 
     return put
 
@@ -75,12 +76,12 @@ def install(tmp_path, monkeypatch):
 def test_the_command_is_there_where_atc_is_not(folder, capsys):
     write_om(folder, "model.onnx", IMAGES)
     assert sorted(path.name for path in folder.iterdir()) == ["atc.sh", "model.onnx"]
-    command = (
+    shown = (
         "atc --framework=5 --input_shape=images:-1,3,28,42 --dynamic_batch_size=1,2,4,8,16,32 "
         "--soc_version=Ascend910B3 --precision_mode_v2=origin"
     )
-    assert command in (folder / "atc.sh").read_text()
-    assert command in capsys.readouterr().out
+    assert shown in (folder / "atc.sh").read_text()
+    assert shown in capsys.readouterr().out
     assert (folder / "atc.sh").stat().st_mode & stat.S_IXUSR
 
 
@@ -113,6 +114,33 @@ def test_a_failing_atc_is_one_sentence_with_the_end_of_what_it_said(folder, inst
         write_om(folder, "model.onnx", IMAGES)
     assert "\n" not in str(error.value)
     assert not (folder / "model.om").exists()
+
+
+def test_a_bundle_holds_what_atc_made_and_there_is_none_where_it_failed(install, tmp_path, monkeypatch):
+    """Written as the export writes: into a folder that gets its name at the end."""
+
+    def bundle(place):
+        with staged(place) as folder:
+            write_network(folder / "model.onnx", made_bundles.IMAGES, ["features"])
+            write_om(folder, "model.onnx", IMAGES)
+            Bundle.seal(folder, make_bundle(tmp_path / "other", outputs=["features"]).manifest)
+        return Bundle.open(place)
+
+    with monkeypatch.context() as patch:
+        install(FAKE.format(python=sys.executable), patch)
+        assert set(bundle(tmp_path / "good").manifest.files) == {"atc.sh", "model.om", "model.onnx"}
+        assert os.access(tmp_path / "good/atc.sh", os.X_OK)
+    install(FAILING)
+    with pytest.raises(ExportError, match="atc failed"):
+        bundle(tmp_path / "bad")
+    assert not [path.name for path in tmp_path.iterdir() if "bad" in path.name]
+
+
+def test_the_guide_shows_the_command():
+    guide = (ROOT / "docs/export.md").read_text(encoding="utf-8").replace("\\\n", "")
+    shown = next(line for line in guide.splitlines() if line.strip().startswith("atc "))
+    images = IMAGES.model_copy(update={"shape": ("batch", 3, 224, 224)})
+    assert shown.split()[:-2] == command(images, AscendConfig()).split()
 
 
 def test_an_atc_that_makes_nothing_is_an_error(folder, install):

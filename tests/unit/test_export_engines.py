@@ -277,6 +277,17 @@ def test_a_service_has_a_valid_name_whatever_the_models(tmp_path):
         service((tmp_path / "service.yaml").read_text(encoding="utf-8"))
 
 
+def test_the_guide_has_every_setting_and_a_service_that_follows_the_definition():
+    guide = (Path(__file__).parents[2] / "docs/serving_scale.md").read_text(encoding="utf-8")
+    (container,) = service(re.search(r"```yaml\n(.*?)```", guide, re.S)[1])["spec"]["predictor"]["containers"]
+    assert container["name"] == "kserve-container"  # the one that KServe looks for STORAGE_URI in
+    rows = dict(re.findall(r"^\| `(\w+)` \| `?([^|`]*)`? \|", guide, re.M))
+    said = {"name": "the bundle's folder", "preferred_batch_size": "none"}
+    assert {name: value.strip() for name, value in rows.items()} == {
+        name: said.get(name, str(value)) for name, value in TritonConfig()
+    }
+
+
 def test_a_bundle_that_is_there_is_converted_and_stays_as_it_is(tmp_path, capsys):
     bundle = make_bundle(tmp_path / "bundle")
     before = {path: path.stat().st_mtime_ns for path in bundle.path.iterdir()}
