@@ -12,6 +12,7 @@ from ehm.config.specs import encoder_spec
 from ehm.encoders import PRESETS, SWIN_PRESETS, EncoderSpec
 
 __all__ = [
+    "AscendConfig",
     "AugmentConfig",
     "DataConfig",
     "ExportConfig",
@@ -26,6 +27,7 @@ __all__ = [
     "TokenizerConfig",
     "TrainConfig",
     "Triple",
+    "TritonConfig",
 ]
 
 Fraction = Annotated[float, Field(gt=0, lt=1)]
@@ -398,6 +400,48 @@ class ProbeConfig(FinetuneConfig):
     neighbours: Positive = 20
 
 
+class TritonConfig(Section):
+    """What ``ehm export --triton`` and ``--kserve`` write.
+
+    ``name`` is the model's, by default that of the bundle's folder. A request waits up to ``max_queue_delay`` (µs) for
+    others to share a batch with, of one of ``preferred_batch_size`` where there are any; beyond ``max_queue_size``
+    waiting ones it is refused. ``instances`` of the network run at once, each with ``threads`` on the CPU (0: one for
+    each core of the machine). ``storage_uri`` is where KServe finds the repository.
+    """
+
+    name: Annotated[str, Field(pattern=r"^[\w.-]*$")] = ""
+    max_batch_size: Positive = 32
+    preferred_batch_size: tuple[Positive, ...] = ()
+    max_queue_delay: Annotated[int, Field(ge=0)] = 2000
+    max_queue_size: Positive = 256
+    instances: Positive = 1
+    threads: Annotated[int, Field(ge=0)] = 0
+    storage_uri: Annotated[str, Field(pattern=r"^[a-z0-9+]+://.+$")] = "s3://BUCKET/FOLDER"
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> TritonConfig:
+        if max(self.preferred_batch_size, default=0) > self.max_batch_size:
+            raise ValueError(f"preferred_batch_size goes beyond max_batch_size {self.max_batch_size}")
+        return self
+
+
+class AscendConfig(Section):
+    """What ``ehm export --target ascend`` hands to ATC: the processor (``npu-smi info`` shows it) and the batch sizes.
+
+    ATC takes 2 to 100 batch sizes, each up to 2048 (its reference, ``--dynamic_batch_size``).
+    """
+
+    soc_version: Annotated[str, Field(pattern=r"^\w+$")] = "Ascend910B3"
+    batch_sizes: Annotated[tuple[Annotated[int, Field(ge=1, le=2048)], ...], Field(min_length=2, max_length=100)] = (
+        1,
+        2,
+        4,
+        8,
+        16,
+        32,
+    )
+
+
 class ExportConfig(Section):
     """``ehm export``: what the graph is written for, and what the weights leave open.
 
@@ -417,6 +461,8 @@ class ExportConfig(Section):
     license: str | None = None
     data_license: str | None = None
     model: ModelSource = ModelSource()
+    triton: TritonConfig = TritonConfig()
+    ascend: AscendConfig = AscendConfig()
 
     @model_validator(mode="before")
     @classmethod
