@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, get_args
 from ehm.config import ExportConfig, load_config
 from ehm.data.transforms import EvalTransform
 from ehm.deploy.bundle import Bundle, Manifest, ModelRecord, Preprocessing, Source, TensorRecord, staged
+from ehm.deploy.export.ascend import write_om
 from ehm.deploy.export.engines import convert, is_bundle, write_engines
 from ehm.deploy.export.parity import compare
 from ehm.deploy.export.sources import demand, prepare
@@ -67,6 +68,7 @@ def export(
     if is_bundle(checkpoint):
         return convert(checkpoint, triton=triton, kserve=kserve, config=config, device=device, out=out)
     demand("export", *_NEEDED)
+    from ehm.deploy.export.numbers import other_numbers
     from ehm.deploy.export.saving import domains, operators
 
     out = Path("runs") / "export" if out is None else Path(out)
@@ -98,7 +100,10 @@ def export(
             versions={package: version(package) for package in ("ehm", *_NEEDED, *opened.packages)},
             parity=parity,
         )
-        bundle = Bundle.seal(folder, manifest)
+        if target == "ascend":
+            write_om(folder, _MODEL, manifest.input, config.ascend)
+        others = other_numbers(Bundle(folder, manifest), config, "cpu" if device == "auto" else device)
+        bundle = Bundle.seal(folder, manifest.model_copy(update={"models": manifest.models | others}))
         megabytes = sum(record.bytes for record in bundle.manifest.files.values()) / 1e6
     console.print(
         f"Differs from {parity.reference.partition(' ')[0]} by at most {parity.max_abs:.1e} "
