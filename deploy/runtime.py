@@ -36,7 +36,11 @@ class Provider:
 
 
 PROVIDERS: dict[str, Provider] = {
-    "npu": Provider("CANNExecutionProvider", "onnxruntime-cann", {"precision_mode": "must_keep_origin_dtype"}),
+    "npu": Provider(
+        "CANNExecutionProvider",
+        "onnxruntime-cann",
+        {"precision_mode": "must_keep_origin_dtype", "dump_om_model": "0"},
+    ),
     "cuda": Provider("CUDAExecutionProvider", "onnxruntime-gpu", {"use_tf32": "0"}),
     "openvino": Provider(
         "OpenVINOExecutionProvider",
@@ -50,8 +54,11 @@ PROVIDERS: dict[str, Provider] = {
 }
 """By device name, fastest first: ``auto`` takes the first that is installed and starts.
 
-The options keep float32 as float32: CANN computes in float16 by default, CUDA multiplies in TF32. OpenVINO (Intel's
-processors) computes what is not int8 in bfloat16 where the network is in lower precision and the processor has it."""
+The options keep float32 as float32: CANN computes in float16 by default, CUDA multiplies in TF32. What CANN compiles
+is not kept in the working folder: its name there depends on the network's path and not on its weights, and a replaced
+bundle would go on as the old one (ONNX Runtime's cann_execution_provider.cc and model_metadef_id_generator.cc). After
+1.24.4, the precision is an option of another name, ``precision_mode_v2``: ``origin``. OpenVINO (Intel's processors)
+computes what is not int8 in bfloat16 where the network is in lower precision and the processor has it."""
 
 _log = logging.getLogger(__name__)
 

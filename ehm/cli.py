@@ -44,9 +44,17 @@ def export(args: argparse.Namespace) -> None:
     """Write an ONNX bundle of a classifier or an encoder."""
     from ehm.deploy.export import export
 
-    numbers = [f"{name}=true" for name in ("int8", "float16") if getattr(args, name)]
-    overrides = [*args.set, *numbers]
-    export(args.checkpoint, config=args.config, head=args.head, device=args.device, overrides=overrides, out=args.out)
+    chosen = {"target": args.target, "int8": args.int8, "float16": args.float16}
+    export(
+        args.checkpoint,
+        config=args.config,
+        head=args.head,
+        device=args.device,
+        overrides=[*args.set, *(f"{key}={value}" for key, value in chosen.items() if value)],
+        out=args.out,
+        triton=args.triton,
+        kserve=args.kserve,
+    )
 
 
 def predict(args: argparse.Namespace) -> int:
@@ -173,8 +181,13 @@ def _parser() -> argparse.ArgumentParser:
     add(evaluate, [common]).add_argument("checkpoint", help="run or checkpoint folder of a fine-tuned classifier")
 
     command = add(export, [common])
-    command.add_argument("checkpoint", help="run or checkpoint folder, weights file, or timm:NAME")
-    command.add_argument("--head", choices=["auto", "classifier", "features"], default="auto", help="what to export")
+    command.add_argument("checkpoint", help="run or checkpoint folder, weights file, timm:NAME, or a bundle")
+    heads = ["auto", "classifier", "features", "patches", "multi"]
+    command.add_argument("--head", choices=heads, default="auto", help="what to export; multi is all there is")
+    targets = ["onnxruntime", "portable", "ascend"]
+    command.add_argument("--target", choices=targets, help="what the graph is written for (default: portable)")
+    command.add_argument("--triton", metavar="DIR", help="also write models of Triton's into this model repository")
+    command.add_argument("--kserve", metavar="FILE", help="also write an InferenceService of KServe's")
     command.add_argument("--int8", action="store_true", help="write it in int8 too, calibrated on images")
     command.add_argument("--float16", action="store_true", help="write it in float16 too")
 
