@@ -101,6 +101,16 @@ def test_quality_is_what_onnx_runtime_gives_on_the_pictures_that_training_held_o
     assert quality.accuracy_float32 == (before[1].argmax(1) == truth).mean()
 
 
+def test_accuracy_is_that_of_each_network():
+    float32 = {"logits": np.array([[2, 1], [2, 1], [2, 1.9], [1, 2]], np.float32)}
+    other = {"logits": np.array([[2, 1], [2, 1], [1.9, 2], [1, 2]], np.float32)}
+    quality = numbers._quality("four", float32, other, ["logits"], "int8", np.array([0, 1, 0, 1]))
+    assert (quality.agreement, quality.accuracy, quality.accuracy_float32) == (0.75, 0.5, 0.75)
+    other["logits"][0] = np.nan
+    with pytest.raises(ExportError, match="--int8: logits are not finite on images of four"):
+        numbers._quality("four", float32, other, ["logits"], "int8", None)
+
+
 def test_the_same_checkpoint_gives_the_same_bytes(bundle, run, tmp_path):
     again = Bundle.open(export(run, head="multi", overrides=BOTH, out=tmp_path / "bundle"))
     assert again.manifest.files == bundle.manifest.files
@@ -131,8 +141,10 @@ def test_features_that_are_far_larger_than_others_cost_nothing(bundle, tmp_path)
 
 def test_preprocessing_in_the_graph_stays_in_float32(run, images, tmp_path):
     made = Bundle.open(export(run, overrides=[*BOTH, "preprocessing=true"], out=tmp_path / "bundle"))
-    nodes = onnx.load(made.model("float16")).graph.node
-    assert [node.op_type for node in nodes if node.name == "pixels/normalised"] == ["Div"]
+    graph = onnx.load(made.model("float16")).graph
+    (last,) = (node for node in graph.node if node.name == "pixels/normalised")
+    kinds = {tensor.name: tensor.data_type for tensor in graph.initializer}
+    assert [kinds[name] for name in last.input if name in kinds] == [TensorProto.FLOAT]
     picture = Image.open(images / "cat" / "0.png")
     rows = {precision: Predictor(made, "cpu", precision) for precision in made.manifest.models}
     found = {name: each.run(each.prepare(picture)[None])["logits"][0] for name, each in rows.items()}

@@ -308,6 +308,37 @@ def test_a_provider_that_falls_back_to_the_cpu_is_an_error_unless_auto(bundle, m
     assert [name for name, _ in asked[1:]] == both
 
 
+def test_openvino_computes_in_bfloat16_only_where_the_network_is_in_lower_precision(bundle, monkeypatch):
+    asked = []
+
+    class Session:
+        def __init__(self, model, settings, providers):
+            asked.append((settings.intra_op_num_threads, dict(providers)["OpenVINOExecutionProvider"]))
+
+        def get_providers(self):
+            return ["OpenVINOExecutionProvider"]
+
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["OpenVINOExecutionProvider"])
+    monkeypatch.setattr(onnxruntime, "InferenceSession", Session)
+    open_session(bundle / "model.onnx", "openvino")
+    open_session(bundle / "model.onnx", "auto", threads=3, precision="int8")
+    assert asked[0] == (0, {"device_type": "CPU"})
+    threads, options = asked[1]
+    assert (threads, options["num_of_threads"]) == (3, "3")
+    assert json.loads(options["load_config"]) == {"CPU": {"INFERENCE_PRECISION_HINT": "bf16"}}
+
+
+def test_auto_says_which_provider_could_not_start(bundle, monkeypatch, caplog):
+    both = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    real = onnxruntime.InferenceSession
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: both)
+    monkeypatch.setattr(
+        onnxruntime, "InferenceSession", lambda m, s, providers: real(m, s, providers=["CPUExecutionProvider"])
+    )
+    open_session(bundle / "model.onnx", "auto")
+    assert "--device auto: CUDAExecutionProvider is installed but cannot start; trying the next" in caplog.text
+
+
 def test_a_file_that_is_no_model_is_one_sentence(tmp_path):
     (tmp_path / "model.onnx").write_bytes(b"text")
     with pytest.raises(ExportError, match=r"ONNX Runtime .* cannot load it"):
