@@ -168,6 +168,7 @@ def test_a_failed_copy_leaves_what_was_there(tmp_path, monkeypatch):
     before = {path: path.read_bytes() for path in repository.rglob("*") if path.is_file()}
 
     def full(*_):
+        assert [path.name for path in repository.iterdir()] == ["bundle"]  # Triton may be watching
         raise OSError("no space left")
 
     monkeypatch.setattr("shutil.copyfile", full)
