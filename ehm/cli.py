@@ -44,12 +44,13 @@ def export(args: argparse.Namespace) -> None:
     """Write an ONNX bundle of a classifier or an encoder."""
     from ehm.deploy.export import export
 
+    overrides = args.set if args.target is None else [*args.set, f"target={args.target}"]
     export(
         args.checkpoint,
         config=args.config,
         head=args.head,
         device=args.device,
-        overrides=args.set,
+        overrides=overrides,
         out=args.out,
         triton=args.triton,
         kserve=args.kserve,
@@ -166,7 +167,10 @@ def _parser() -> argparse.ArgumentParser:
 
     command = add(export, [common])
     command.add_argument("checkpoint", help="run or checkpoint folder, weights file, timm:NAME, or a bundle")
-    command.add_argument("--head", choices=["auto", "classifier", "features"], default="auto", help="what to export")
+    heads = ["auto", "classifier", "features", "patches", "multi"]
+    command.add_argument("--head", choices=heads, default="auto", help="what to export; multi is all there is")
+    targets = ["onnxruntime", "portable", "ascend"]
+    command.add_argument("--target", choices=targets, help="what the graph is written for (default: portable)")
     command.add_argument("--triton", metavar="DIR", help="also write models of Triton's into this model repository")
     command.add_argument("--kserve", metavar="FILE", help="also write an InferenceService of KServe's")
 

@@ -21,6 +21,10 @@ RULES: list[tuple[str, set[str]]] = [
     ("ehm.backends.torch", LOOPS | (FRAMEWORKS - TORCH) | {"ehm.backends.mindspore"}),
     ("ehm.backends.mindspore", LOOPS | (FRAMEWORKS - {"mindspore"}) | {"ehm.backends.torch"}),
     ("ehm.backends", LOOPS | FRAMEWORKS | {"ehm.masking", "ehm.data", "ehm.config"}),
+    *(
+        (f"ehm.deploy.export.{name}", {"ehm.cli", "ehm.backends"} | FRAMEWORKS)
+        for name in ("ascend", "engines", "kserve", "triton")
+    ),
     ("ehm.deploy.export", {"ehm.cli", "mindspore", "torch_npu", "timm"}),
     ("ehm.deploy", {"ehm.cli", "ehm.pretrain", "ehm.backends"} | (FRAMEWORKS - {"onnxruntime"})),
     ("ehm.masking", LOOPS | FRAMEWORKS | {"ehm.backends", "ehm.data"}),
@@ -91,6 +95,7 @@ def test_imports_point_one_way(name, path):
         ("ehm.backends.base", "import torch"),
         ("ehm.backends.base", "from ehm.config import TrainConfig"),
         ("ehm.deploy.predict", "import torch"),
+        ("ehm.deploy.export.triton", "import onnx"),
         ("ehm.deploy.serve.app", "from ehm.backends import get"),
     ],
 )
