@@ -9,7 +9,7 @@ import json
 import re
 from pathlib import Path
 
-import jsonschema
+import jsonschema_rs
 import numpy as np
 import onnxruntime
 import pytest
@@ -238,7 +238,7 @@ def schema(fields):
 def service(text):
     """An InferenceService that was validated."""
     found = yaml.safe_load(text)
-    jsonschema.Draft202012Validator(schema(SERVICE)).validate(found)
+    jsonschema_rs.validate(schema(SERVICE), found)
     return found
 
 
