@@ -68,6 +68,7 @@ def export(
     if is_bundle(checkpoint):
         return convert(checkpoint, triton=triton, kserve=kserve, config=config, head=head, device=device, out=out)
     demand("export", *_NEEDED)
+    from ehm.deploy.export.numbers import other_numbers
     from ehm.deploy.export.saving import domains, operators
 
     out = Path("runs") / "export" if out is None else Path(out)
@@ -101,7 +102,8 @@ def export(
         )
         if target == "ascend":
             write_om(folder, _MODEL, manifest.input, config.ascend)
-        bundle = Bundle.seal(folder, manifest)
+        others = other_numbers(Bundle(folder, manifest), config, "cpu" if device == "auto" else device)
+        bundle = Bundle.seal(folder, manifest.model_copy(update={"models": manifest.models | others}))
         megabytes = sum(record.bytes for record in bundle.manifest.files.values()) / 1e6
     console.print(
         f"Differs from {parity.reference.partition(' ')[0]} by at most {parity.max_abs:.1e} "

@@ -8,6 +8,7 @@ from ehm.config.loading import load_config, shipped_configs
 from ehm.config.sections import (
     AscendConfig,
     AugmentConfig,
+    CalibrationConfig,
     DataConfig,
     ExportConfig,
     FinetuneConfig,
@@ -27,6 +28,7 @@ from ehm.config.specs import encoder_spec
 __all__ = [
     "AscendConfig",
     "AugmentConfig",
+    "CalibrationConfig",
     "DataConfig",
     "ExportConfig",
     "FinetuneConfig",

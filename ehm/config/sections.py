@@ -14,6 +14,7 @@ from ehm.encoders import PRESETS, SWIN_PRESETS, EncoderSpec
 __all__ = [
     "AscendConfig",
     "AugmentConfig",
+    "CalibrationConfig",
     "DataConfig",
     "ExportConfig",
     "FinetuneConfig",
@@ -442,6 +443,20 @@ class AscendConfig(Section):
     )
 
 
+class CalibrationConfig(Section):
+    """``calibration``: photographs that int8 takes its ranges from, and others that its quality is measured on.
+
+    ``source`` and ``measure`` are what ``data.source`` may be. Left out, they are what the checkpoint was trained on
+    and what its training held out; with ``source`` alone, its validation part, or images that calibrated nothing.
+    ``images`` and ``measure_images`` are how many to take at most.
+    """
+
+    source: str | None = None
+    images: Positive = 128
+    measure: str | None = None
+    measure_images: Positive = 512
+
+
 class ExportConfig(Section):
     """``ehm export``: what the graph is written for, and what the weights leave open.
 
@@ -451,7 +466,8 @@ class ExportConfig(Section):
     decoding; with ``dynamic_size`` a plain ViT takes images of any multiple of its patches. Both need ``opset`` 18,
     which is then the default. ``license`` and ``data_license`` are for the model card.
 
-    ``model.init`` is the command's own argument; ``model.image_size`` resamples the positions.
+    ``model.init`` is the command's own argument; ``model.image_size`` resamples the positions. ``int8`` and ``float16``
+    write the network in these numbers too.
     """
 
     opset: Annotated[int, Field(ge=17, le=20)] = 17
@@ -461,6 +477,9 @@ class ExportConfig(Section):
     license: str | None = None
     data_license: str | None = None
     model: ModelSource = ModelSource()
+    int8: bool = False
+    float16: bool = False
+    calibration: CalibrationConfig = CalibrationConfig()
     triton: TritonConfig = TritonConfig()
     ascend: AscendConfig = AscendConfig()
 
@@ -478,6 +497,8 @@ class ExportConfig(Section):
             raise ValueError("preprocessing brings every image to one size; leave dynamic_size out")
         if self.target == "ascend" and wanted:
             raise ValueError(f"target ascend: only the batch may be dynamic; leave {wanted[0]} out")
+        if self.target == "ascend" and self.int8:
+            raise ValueError("target ascend: its converter knows no quantised operators; leave int8 out")
         if self.target == "ascend" and self.opset > 18:
             raise ValueError(f"target ascend: opset {self.opset}: its converter takes 17 and 18")
         if wanted and self.opset < 18:
