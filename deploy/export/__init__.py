@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, get_args
 from ehm.config import ExportConfig, load_config
 from ehm.data.transforms import EvalTransform
 from ehm.deploy.bundle import Bundle, Manifest, ModelRecord, Preprocessing, Source, TensorRecord, staged
+from ehm.deploy.export.card import write_card
 from ehm.deploy.export.parity import compare
 from ehm.deploy.export.sources import demand, prepare
 from ehm.deploy.runtime import open_session
@@ -90,6 +91,7 @@ def export(
             versions={package: version(package) for package in ("ehm", *_NEEDED, *opened.packages)},
             parity=parity,
         )
+        write_card(manifest, config, folder / "README.md")
         bundle = Bundle.seal(folder, manifest)
         megabytes = sum(record.bytes for record in bundle.manifest.files.values()) / 1e6
     console.print(

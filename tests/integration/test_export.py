@@ -237,7 +237,7 @@ def test_a_classifier_gives_features_and_large_weights_lie_beside_the_graph(fine
     run, _ = finetuned
     monkeypatch.setattr(saving, "EMBED_LIMIT", 10_000)
     bundle = export(run, out=tmp_path / "features", head="features")
-    assert {path.name for path in bundle.iterdir()} == {"manifest.json", "model.onnx", "model.onnx.data"}
+    assert {path.name for path in bundle.iterdir()} == {"README.md", "manifest.json", "model.onnx", "model.onnx.data"}
     assert Bundle.open(bundle).manifest.labels == ()
     model, tensors = timm_vit(checkpoint.resolve(run), (48, 64), num_classes=3, global_pool="avg")
     model.load_state_dict(tensors)
