@@ -224,10 +224,11 @@ def test_a_published_file_keeps_its_classifier(tmp_path):
 
 def test_timms_models_export_by_name(tmp_path):
     """A convolutional network without attention, LayerNormalization or positions: nothing here is for ViTs alone."""
-    name, size = "timm:test_resnet?pretrained=false", ["model.image_size=64"]
-    bundle = export(name, head="multi", out=tmp_path / "bundle", overrides=size)
+    name, given = "timm:test_resnet?pretrained=false", ["model.image_size=64", "target=onnxruntime"]
+    bundle = export(name, head="multi", out=tmp_path / "bundle", overrides=given)
     manifest = Bundle.open(bundle).manifest
     assert (manifest.source.kind, len(manifest.labels), manifest.labels[0]) == ("timm", 1000, "tench, Tinca tinca")
+    assert (manifest.target, manifest.models["float32"].domains) == ("portable", {})  # which is what torch writes
     assert [output.shape[1:] for output in manifest.outputs] == [(1000,), (96,), (96, 2, 2)]
     counts = manifest.models["float32"].operators
     assert counts.get("GlobalAveragePool", 0) + counts.get("ReduceMean", 0) == 1  # shared by logits and features
