@@ -78,7 +78,7 @@ lint: $(INSTALLED) ## ruff, mypy and hadolint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/hadolint docker/Dockerfile.*
+	$(BIN)/hadolint docker/Dockerfile.* docker/*.Dockerfile
 
 format: $(INSTALLED) ## let ruff mend what it can
 	$(BIN)/ruff check --fix .

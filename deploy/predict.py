@@ -23,7 +23,7 @@ from ehm.deploy.bundle import Bundle, Precision, Preprocessing
 from ehm.deploy.runtime import open_session
 from ehm.errors import BrokenImage, ConfigError, DataError, ExportError
 
-__all__ = ["Prediction", "Predictor", "main", "normalise", "predict", "softmax"]
+__all__ = ["Prediction", "Predictor", "cosine", "main", "normalise", "predict", "softmax"]
 
 _BATCH = 8
 
@@ -70,10 +70,12 @@ class Prediction:
 class Predictor:
     """A verified bundle loaded into ONNX Runtime, ready for images; safe to share between threads."""
 
-    def __init__(self, bundle: str | Path | Bundle, device: str = "cpu", precision: Precision = "float32") -> None:
+    def __init__(
+        self, bundle: str | Path | Bundle, device: str = "cpu", precision: Precision = "float32", threads: int = 0
+    ) -> None:
         self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
         self.manifest = self.bundle.manifest
-        self._session = open_session(self.bundle.model(precision), device)
+        self._session = open_session(self.bundle.model(precision), device, threads, precision)
         self.provider: str = self._session.get_providers()[0]
         self._transform = _transform(self.manifest.preprocessing, self.bundle.path)
 
@@ -167,6 +169,14 @@ def softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
     weights = np.exp(shifted)
     shares: NDArray[np.float64] = weights / weights.sum(axis=-1, keepdims=True)
     return shares
+
+
+def cosine(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float64]:
+    """(B, …) and (B, …) -> the cosine of each pair of rows (B,)."""
+    x, y = (values.reshape(len(values), -1).astype(np.float64) for values in (a, b))
+    norms = np.linalg.norm(x, axis=1) * np.linalg.norm(y, axis=1)
+    cosines: NDArray[np.float64] = np.sum(x * y, axis=1) / np.maximum(norms, np.finfo(np.float64).tiny)
+    return cosines
 
 
 def _transform(preprocessing: Preprocessing, path: Path) -> EvalTransform:

@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, get_args
 from ehm.config import ExportConfig, load_config
 from ehm.data.transforms import EvalTransform
 from ehm.deploy.bundle import Bundle, Manifest, ModelRecord, Preprocessing, Source, TensorRecord, staged
+from ehm.deploy.export.ascend import write_om
 from ehm.deploy.export.card import write_card
+from ehm.deploy.export.engines import convert, is_bundle, write_engines
 from ehm.deploy.export.parity import compare
 from ehm.deploy.export.sources import demand, prepare
 from ehm.deploy.runtime import open_session
@@ -41,6 +43,8 @@ def export(
     device: str = "auto",
     overrides: Sequence[str] = (),
     out: str | Path | None = None,
+    triton: str | Path | None = None,
+    kserve: str | Path | None = None,
 ) -> Path:
     """Write the model of ``checkpoint`` as a bundle at ``out`` (``runs/export`` if left out), and return that path.
 
@@ -51,6 +55,9 @@ def export(
     with the framework (torch where it is installed, else MindSpore), which computes on the CPU in float32; ``auto`` is
     the CPU.
 
+    ``triton`` is a model repository that gets the bundle's models, ``kserve`` a file for an InferenceService; where
+    ``checkpoint`` is a bundle already, it stays as it is and only they are written.
+
     An earlier bundle at ``out`` is replaced. Raises ExportError, leaving nothing behind, where framework and ONNX
     Runtime differ by more than 1e-4 or ``out`` holds something else; CheckpointError as ``open_trained`` does;
     BackendError where a package is missing.
@@ -59,7 +66,10 @@ def export(
         raise ConfigError(f"--head {head}: expected one of {', '.join(get_args(Head))}")
     if not isinstance(config, ExportConfig):
         config = load_config(ExportConfig, config, overrides)
+    if is_bundle(checkpoint):
+        return convert(checkpoint, triton=triton, kserve=kserve, config=config, device=device, out=out)
     demand("export", *_NEEDED)
+    from ehm.deploy.export.numbers import other_numbers
     from ehm.deploy.export.saving import domains, operators
 
     out = Path("runs") / "export" if out is None else Path(out)
@@ -91,6 +101,10 @@ def export(
             versions={package: version(package) for package in ("ehm", *_NEEDED, *opened.packages)},
             parity=parity,
         )
+        if target == "ascend":
+            write_om(folder, _MODEL, manifest.input, config.ascend)
+        others = other_numbers(Bundle(folder, manifest), config, "cpu" if device == "auto" else device)
+        manifest = manifest.model_copy(update={"models": manifest.models | others})
         write_card(manifest, config, folder / "README.md")
         bundle = Bundle.seal(folder, manifest)
         megabytes = sum(record.bytes for record in bundle.manifest.files.values()) / 1e6
@@ -99,6 +113,7 @@ def export(
         f"(allowed {parity.tolerance:g}), cosine {parity.cosine:.7f}"
     )
     console.print(f"Bundle in {out} ({megabytes:.1f} MB); try: ehm predict {out} IMAGE", markup=False)
+    write_engines(Bundle(out, bundle.manifest), triton=triton, kserve=kserve, config=config, device=device)
     return out
 
 
