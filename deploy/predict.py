@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,27 +30,41 @@ _BATCH = 8
 
 @dataclass(frozen=True)
 class Prediction:
-    """What one image gave: its likeliest ``classes`` with probabilities, or ``features`` (D,), or why neither."""
+    """What one image gave, or the ``error`` that kept it from it.
+
+    Its likeliest ``classes`` with probabilities, ``features`` (D,) and ``patches`` (D, h, w), as far as the bundle has
+    them.
+    """
 
     image: str
     classes: tuple[tuple[str, float], ...] = ()
     features: NDArray[np.float32] | None = None
+    patches: NDArray[np.float32] | None = None
     error: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """What ``--json`` prints."""
         if self.error is not None:
             return {"image": self.image, "error": self.error}
+        found: dict[str, Any] = {"image": self.image}
+        if self.classes:
+            found["classes"] = [{"label": name, "probability": share} for name, share in self.classes]
         if self.features is not None:
-            return {"image": self.image, "features": self.features.tolist()}
-        return {"image": self.image, "classes": [{"label": name, "probability": share} for name, share in self.classes]}
+            found["features"] = self.features.tolist()
+        if self.patches is not None:
+            found["patches"] = self.patches.tolist()
+        return found
 
     def __str__(self) -> str:
         if self.error is not None:
             return f"{self.image}: {self.error}"
+        lines = [f"  {share:.4f}  {name}" for name, share in self.classes]
         if self.features is not None:
-            return f"{self.image}\n  {len(self.features)} features, norm {np.linalg.norm(self.features):.4f}"
-        return "\n".join([self.image, *(f"  {share:.4f}  {name}" for name, share in self.classes)])
+            lines.append(f"  {len(self.features)} features, norm {np.linalg.norm(self.features):.4f}")
+        if self.patches is not None:
+            width, down, across = self.patches.shape
+            lines.append(f"  {width} features of {down} x {across} patches")
+        return "\n".join([self.image, *lines])
 
 
 class Predictor:
@@ -79,11 +93,12 @@ class Predictor:
 
     def describe(self, image: str, outputs: Mapping[str, NDArray[np.float32]], top: int) -> Prediction:
         """One image's row of :meth:`run`'s outputs as a prediction."""
-        if self.manifest.task == "features":
-            return Prediction(image, features=outputs[self.manifest.outputs[0].name])
-        shares = softmax(outputs["logits"])
-        best = np.argsort(-shares, kind="stable")[:top]
-        return Prediction(image, classes=tuple((self.manifest.labels[index], float(shares[index])) for index in best))
+        classes: tuple[tuple[str, float], ...] = ()
+        if "logits" in outputs:
+            shares = softmax(outputs["logits"])
+            best = np.argsort(-shares, kind="stable")[:top]
+            classes = tuple((self.manifest.labels[index], float(shares[index])) for index in best)
+        return Prediction(image, classes, outputs.get("features"), outputs.get("patches"))
 
 
 def predict(
@@ -114,13 +129,13 @@ def main(
     """The command ``ehm predict``: print a prediction an image; returns 1 if any could not be read, else 0.
 
     ``json`` prints one object a line and nothing else on standard output. ``out`` also gets ``predictions.jsonl`` and,
-    from a feature bundle, ``features.npy`` (n, D) float32 with a row for each image that was read, in the same order.
+    from a bundle that gives them, ``features.npy`` (n, D) float32 with a row for each image that was read, in the same
+    order; from one that gives nothing else, ``patches.npy`` (n, D, h, w).
     """
     files = _files(images)
     predictor = Predictor(bundle, device)
     notes = Console(stderr=True, highlight=False, soft_wrap=True)
-    manifest = predictor.manifest
-    what = f"{len(manifest.labels)} classes" if manifest.labels else f"{manifest.outputs[0].shape[-1]} features"
+    what = ", ".join(f"{output.name} {' x '.join(map(str, output.shape[1:]))}" for output in predictor.manifest.outputs)
     notes.print(f"{len(files)} images with {bundle} ({what}) on {predictor.provider}", markup=False)
     done: list[Prediction] = []
     hidden = sys.stdout.isatty() or not notes.is_terminal
@@ -178,12 +193,14 @@ def _files(images: str | Path | Sequence[str | Path]) -> list[Path]:
 def _predictions(predictor: Predictor, files: Sequence[Path], top: int) -> Iterator[Prediction]:
     if top < 1:
         raise ConfigError(f"--top {top}: expected at least 1")
+    given = [output.name for output in predictor.manifest.outputs]
+    names = [name for name in given if name != "patches"] or given  # which are large, and nobody reads beside others
     with ThreadPoolExecutor(thread_name_prefix="decode") as pool:
         for start in range(0, len(files), _BATCH):
             chunk = files[start : start + _BATCH]
             read = list(pool.map(lambda file: _read(predictor, file), chunk))
             inputs = [item for item in read if isinstance(item, np.ndarray)]
-            outputs = predictor.run(np.stack(inputs)) if inputs else {}
+            outputs = predictor.run(np.stack(inputs), names) if inputs else {}
             rows = ({name: values[row] for name, values in outputs.items()} for row in range(len(inputs)))
             for file, item in zip(chunk, read, strict=True):
                 if isinstance(item, str):
@@ -202,14 +219,12 @@ def _read(predictor: Predictor, file: Path) -> NDArray[np.float32] | str:
 
 def _save(out: Path, predictions: Sequence[Prediction]) -> None:
     out.mkdir(parents=True, exist_ok=True)
-    lines = []
-    for prediction in predictions:
-        entry = prediction.as_dict()
-        entry.pop("features", None)  # they are in features.npy
-        lines.append(json_module.dumps(entry) + "\n")
-    (out / ".predictions.jsonl").write_text("".join(lines), encoding="utf-8")
+    bare = (replace(prediction, features=None, patches=None) for prediction in predictions)  # which are arrays below
+    lines = "".join(json_module.dumps(prediction.as_dict()) + "\n" for prediction in bare)
+    (out / ".predictions.jsonl").write_text(lines, encoding="utf-8")
     os.replace(out / ".predictions.jsonl", out / "predictions.jsonl")
-    rows = [prediction.features for prediction in predictions if prediction.features is not None]
-    if rows:
-        np.save(out / ".features.npy", np.stack(rows))
-        os.replace(out / ".features.npy", out / "features.npy")
+    for name in ("features", "patches"):
+        rows = [values for prediction in predictions if (values := getattr(prediction, name)) is not None]
+        if rows:
+            np.save(out / f".{name}.npy", np.stack(rows))
+            os.replace(out / f".{name}.npy", out / f"{name}.npy")

@@ -157,7 +157,8 @@ def _parser() -> argparse.ArgumentParser:
 
     command = add(export, [common])
     command.add_argument("checkpoint", help="run or checkpoint folder, weights file, or timm:NAME")
-    command.add_argument("--head", choices=["auto", "classifier", "features"], default="auto", help="what to export")
+    heads = ["auto", "classifier", "features", "patches", "multi"]
+    command.add_argument("--head", choices=heads, default="auto", help="what to export; multi is all there is")
 
     command = add(predict, [common])
     command.add_argument("bundle", help="folder that ehm export wrote")

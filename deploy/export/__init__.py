@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from ehm.config import ExportConfig, load_config
 from ehm.data.transforms import EvalTransform
@@ -22,6 +22,8 @@ from ehm.runlog import console
 from ehm.trained import Head, Trained
 
 if TYPE_CHECKING:
+    from onnx import ValueInfoProto
+
     from ehm.backends.torch.module import Module
 
 __all__ = ["export"]
@@ -43,15 +45,17 @@ def export(
 
     ``checkpoint`` is a run folder or checkpoint, a ``.safetensors`` or ``.pth`` file, or ``timm:NAME``. A fine-tuned
     one gives ``logits`` (B, classes), a pretrained one ``features`` (B, D): the mean of the patch tokens of the whole
-    image, nothing masked. ``head`` insists on either. ``device`` runs the exported file in the comparison with the
-    framework (torch where it is installed, else MindSpore), which computes on the CPU in float32; ``auto`` is the CPU.
+    image, nothing masked. ``head`` insists on either, or asks for ``patches`` (B, D, h, w), every patch token behind
+    the last norm, or for all that the checkpoint has (``multi``). ``device`` runs the exported file in the comparison
+    with the framework (torch where it is installed, else MindSpore), which computes on the CPU in float32; ``auto`` is
+    the CPU.
 
     An earlier bundle at ``out`` is replaced. Raises ExportError, leaving nothing behind, where framework and ONNX
     Runtime differ by more than 1e-4 or ``out`` holds something else; CheckpointError as ``open_trained`` does;
     BackendError where a package is missing.
     """
-    if head not in ("auto", "classifier", "features"):
-        raise ConfigError(f"--head {head}: expected auto, classifier or features")
+    if head not in get_args(Head):
+        raise ConfigError(f"--head {head}: expected one of {', '.join(get_args(Head))}")
     if not isinstance(config, ExportConfig):
         config = load_config(ExportConfig, config, overrides)
     demand("export", *_NEEDED)
@@ -61,22 +65,20 @@ def export(
     with staged(out) as folder:
         opened = prepare(config.model.model_copy(update={"init": str(checkpoint)}), head)
         loaded = opened.about
-        task, output = ("classification", "logits") if loaded.labels else ("features", "features")
-        size = "{} x {}".format(*loaded.image_size)
+        what, size = ", ".join(loaded.outputs), "{} x {}".format(*loaded.image_size)
         console.print(
-            f"Exporting {output} of {loaded.origin} ({loaded.kind}, {size}) at opset {config.opset} to {out}",
+            f"Exporting {what} of {loaded.origin} ({loaded.kind}, {size}) at opset {config.opset} to {out}",
             markup=False,
         )
         model = opened.write(folder / _MODEL, config.opset)
         preprocessing = _preprocessing(loaded)
         session = open_session(folder / _MODEL, "cpu" if device == "auto" else device)
         parity = compare(opened.reference, session, preprocessing)
-        width = model.graph.output[0].type.tensor_type.shape.dim[1].dim_value
         manifest = Manifest(
-            task=task,
+            task="classification" if loaded.labels else "features",
             models={"float32": ModelRecord(file=_MODEL, opset=config.opset, operators=operators(model))},
             input=TensorRecord(name="images", dtype="float32", layout="NCHW", shape=("batch", 3, *loaded.image_size)),
-            outputs=(TensorRecord(name=output, dtype="float32", layout="NC", shape=("batch", width)),),
+            outputs=tuple(map(_record, model.graph.output)),
             preprocessing=preprocessing,
             labels=loaded.labels,
             source=Source(checkpoint=loaded.origin, kind=loaded.kind, sha256=loaded.sha256),
@@ -91,6 +93,11 @@ def export(
     )
     console.print(f"Bundle in {out} ({megabytes:.1f} MB); try: ehm predict {out} IMAGE", markup=False)
     return out
+
+
+def _record(value: ValueInfoProto) -> TensorRecord:
+    shape = tuple(dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim)
+    return TensorRecord(name=value.name, dtype="float32", layout="NCHW" if len(shape) == 4 else "NC", shape=shape)
 
 
 def _preprocessing(loaded: Trained | Module) -> Preprocessing:

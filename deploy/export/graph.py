@@ -8,7 +8,7 @@ LayerNormalization. torch's exporter writes 18 and later, and its way down to 17
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -25,9 +25,9 @@ _WRITTEN_BY_TORCH = 18
 
 
 def write_onnx(
-    module: nn.Module, path: Path, opset: int = 17, *, image_size: tuple[int, int], output: str
+    module: nn.Module, path: Path, opset: int = 17, *, image_size: tuple[int, int], outputs: Sequence[str]
 ) -> ModelProto:
-    """Export ``module``, (B, 3, H, W) float32 ``images`` -> (B, C) ``output``, and check the file; returns its graph.
+    """Export ``module``, (B, 3, H, W) float32 ``images`` -> ``outputs``, and check the file; returns its graph.
 
     The graph comes without weights where they are stored beside it. Raises ExportError where the module, or one of its
     operators at ``opset``, cannot be expressed.
@@ -41,7 +41,7 @@ def write_onnx(
                 dynamo=True,
                 opset_version=max(opset, _WRITTEN_BY_TORCH),
                 input_names=["images"],
-                output_names=[output],
+                output_names=outputs,
                 dynamic_shapes=({0: torch.export.Dim(BATCH)},),
                 verbose=False,
             )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -30,9 +30,10 @@ def compare(
     forward, name = reference
     cases = []
     for kind, images in _inputs(preprocessing):
-        expected = np.asarray(forward(images), np.float64)
-        (found,) = session.run(None, {session.get_inputs()[0].name: images})
-        cases.append(_case(kind, expected, np.asarray(found, np.float64)))
+        expected = forward(images)
+        found = session.run(list(expected), {session.get_inputs()[0].name: images})
+        pairs = zip(expected.values(), found, strict=True)
+        cases.append(_case(kind, [(np.asarray(one, np.float64), np.asarray(two, np.float64)) for one, two in pairs]))
     worst = max(cases, key=lambda case: case.max_abs)
     if not worst.max_abs <= tolerance:
         raise ExportError(
@@ -66,16 +67,20 @@ def _inputs(preprocessing: Preprocessing) -> Iterator[tuple[Literal["random", "n
         yield "natural", ((pixels - mean) / std).astype(np.float32)
 
 
-def _case(kind: Literal["random", "natural"], expected: NDArray[np.float64], found: NDArray[np.float64]) -> ParityCase:
-    if expected.shape != found.shape:
-        raise ExportError(f"parity: the exported model gives {found.shape} where the framework gives {expected.shape}")
-    if not (np.isfinite(expected).all() and np.isfinite(found).all()):
-        raise ExportError(f"parity: an output is not finite on {kind} images; the weights may be damaged")
-    norms = np.linalg.norm(expected, axis=1) * np.linalg.norm(found, axis=1)
-    cosine = np.sum(expected * found, axis=1) / np.maximum(norms, np.finfo(np.float64).tiny)
-    return ParityCase(
-        images=kind,
-        batch=len(expected),
-        max_abs=float(np.abs(expected - found).max()),
-        cosine=float(cosine.min()),
-    )
+def _case(
+    kind: Literal["random", "natural"], pairs: Sequence[tuple[NDArray[np.float64], NDArray[np.float64]]]
+) -> ParityCase:
+    """The worst of each output, as it was expected and as it was found."""
+    differences, cosines = [], []
+    for expected, found in pairs:
+        if expected.shape != found.shape:
+            raise ExportError(
+                f"parity: the exported model gives {found.shape} where the framework gives {expected.shape}"
+            )
+        if not (np.isfinite(expected).all() and np.isfinite(found).all()):
+            raise ExportError(f"parity: an output is not finite on {kind} images; the weights may be damaged")
+        norms = np.linalg.norm(expected, axis=1) * np.linalg.norm(found, axis=1)
+        cosine = np.sum(expected * found, axis=1) / np.maximum(norms, np.finfo(np.float64).tiny)
+        differences.append(np.abs(expected - found).max())
+        cosines.append(cosine.min())
+    return ParityCase(images=kind, batch=len(expected), max_abs=float(max(differences)), cosine=float(min(cosines)))

@@ -10,6 +10,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from ehm.config import ModelSource
 from ehm.errors import BackendError
 from ehm.trained import Head, Reference, Trained, open_trained
@@ -71,13 +73,16 @@ def demand(extras: str, *packages: str) -> None:
 def _by_torch(source: ModelSource, head: Head) -> Exportable:
     packages = ("torch", "timm", "onnxscript")
     demand("torch,export", *packages)
+    from ehm.backends.torch.heads import Heads
     from ehm.backends.torch.module import compute, load_module
     from ehm.deploy.export.graph import write_onnx
 
     loaded = load_module(source, head)
-    output = "logits" if loaded.labels else "features"
-    write = partial(write_onnx, loaded.module, image_size=loaded.image_size, output=output)
-    return Exportable(loaded, write, compute(loaded.module), packages)
+    heads = Heads(loaded.module, loaded.outputs)
+    reference = compute(heads)
+    reference[0](np.zeros((1, 3, *loaded.image_size), np.float32))  # what it cannot give is said before torch.onnx
+    write = partial(write_onnx, heads, image_size=loaded.image_size, outputs=loaded.outputs)
+    return Exportable(loaded, write, reference, packages)
 
 
 _FRAMEWORKS = {"torch": ("torch", "timm"), "mindspore": ("mindspore",)}

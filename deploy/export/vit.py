@@ -27,7 +27,7 @@ _EPSILON = 1e-6
 
 
 def write_vit(trained: Trained, path: Path, opset: int = 17) -> ModelProto:
-    """Write ``trained``, (B, 3, H, W) float32 ``images`` -> ``logits`` (B, C) or ``features`` (B, D), check the file.
+    """Write ``trained``, (B, 3, H, W) float32 ``images`` -> its outputs, check the file.
 
     Returns the graph, without weights where they are stored beside it.
     """
@@ -35,17 +35,20 @@ def write_vit(trained: Trained, path: Path, opset: int = 17) -> ModelProto:
     tokens = _embed(graph)
     for index in range(trained.spec.depth):
         tokens = _block(graph, f"blocks.{index}", tokens)
-    output = _pool(graph, tokens)
-    if trained.labels:
-        output = _classify(graph, output)
-    size = len(trained.labels) or trained.spec.width
+    _outputs(graph, tokens)
+    width = trained.spec.width
+    shapes = {"logits": [len(trained.labels)], "features": [width], "patches": [width, *trained.spec.grid]}
+    images, *outputs = (
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, [BATCH, *shape])
+        for name, shape in [("images", [3, *trained.image_size]), *((name, shapes[name]) for name in trained.outputs)]
+    )
     domain = [helper.make_opsetid("", opset)]
     model = helper.make_model(
         helper.make_graph(
-            graph.nodes,
+            list(graph.nodes.values()),
             "ehm",
-            [helper.make_tensor_value_info("images", TensorProto.FLOAT, [BATCH, 3, *trained.image_size])],
-            [helper.make_tensor_value_info(output, TensorProto.FLOAT, [BATCH, size])],
+            [images],
+            outputs,
         ),
         producer_name="ehm",
         producer_version=__version__,
@@ -59,11 +62,14 @@ def write_vit(trained: Trained, path: Path, opset: int = 17) -> ModelProto:
 
 
 class _Graph:
-    """Nodes and constants so far; every method adds a constant or nodes, and gives the name of what it added."""
+    """Nodes and constants so far; every method adds a constant or nodes, and gives the name of what it added.
+
+    Nodes are known by their output: what several outputs of the network need is computed once.
+    """
 
     def __init__(self, trained: Trained, opset: int) -> None:
         self.trained, self.opset = trained, opset
-        self.nodes: list[NodeProto] = []
+        self.nodes: dict[str, NodeProto] = {}
         self.constants: dict[str, NDArray[Any]] = {}
 
     def constant(self, name: str, array: NDArray[Any]) -> str:
@@ -79,9 +85,9 @@ class _Graph:
     def parameter(self, name: str) -> str:
         return self.constant(name, self.trained.arrays[name])
 
-    def node(self, operator: str, inputs: list[str], output: str, **attributes: Any) -> str:
-        self.nodes.append(helper.make_node(operator, inputs, [output], output, **attributes))
-        return output
+    def node(self, operator: str, inputs: list[str], *outputs: str, **attributes: Any) -> str:
+        self.nodes[outputs[0]] = helper.make_node(operator, inputs, outputs, outputs[0], **attributes)
+        return outputs[0]
 
     def norm(self, name: str, x: str, output: str | None = None) -> str:
         parameters = [self.parameter(f"{name}.weight"), self.parameter(f"{name}.bias")]
@@ -130,7 +136,7 @@ def _attention(graph: _Graph, name: str, tokens: str) -> str:
     split = graph.node("Transpose", [split], f"{name}/qkv", perm=[0, 2, 1, 3])
     query, key, value = (f"{name}/{part}" for part in ("query", "key", "value"))
     parts = [split, graph.integers("attn.parts", heads, heads, heads)]
-    graph.nodes.append(helper.make_node("Split", parts, [query, key, value], f"{name}/split", axis=1))
+    graph.node("Split", parts, query, key, value, axis=1)
     key = graph.node("Transpose", [key], f"{name}/transposed", perm=[0, 1, 3, 2])
     scores = graph.node("MatMul", [query, key], f"{name}/scores")
     shares = graph.node("Softmax", [scores], f"{name}/softmax", axis=-1)
@@ -151,20 +157,36 @@ def _gelu(graph: _Graph, name: str, x: str) -> str:
     return graph.node("Mul", [product, graph.number("gelu.half", 0.5)], f"{name}/gelu")
 
 
-def _pool(graph: _Graph, tokens: str) -> str:
-    """(B, L, D) -> ``features`` (B, D); a norm over tokens is that of each alone, and follows the selection."""
+def _outputs(graph: _Graph, tokens: str) -> None:
+    """(B, L, D) -> what is asked for; a norm over tokens is that of each alone, and follows the selection."""
     trained = graph.trained
     norm = "norm" if "norm.weight" in trained.arrays else "fc_norm"
-    if trained.pool == "token":
-        first = graph.node(
-            "Gather", [tokens, graph.constant("pool.token", np.array(0, np.int64))], "pool/token", axis=1
-        )
-        return graph.norm(norm, first, "features")
-    ends = [graph.integers("pool.start", 1), graph.integers("pool.end", 1 + trained.spec.patches)]
+    if "patches" in trained.outputs:
+        columns = graph.node("Transpose", [_patches(graph, tokens, norm)], "patches/columns", perm=[0, 2, 1])
+        shape = graph.integers("patches.shape", 0, trained.spec.width, *trained.spec.grid)
+        graph.node("Reshape", [columns, shape], "patches")
+    if trained.outputs != ("patches",):
+        _pool(graph, tokens, norm)
+    if "logits" in trained.outputs:
+        _classify(graph, "features")
+
+
+def _pool(graph: _Graph, tokens: str, norm: str) -> None:
+    """(B, L, D) -> ``features`` (B, D)."""
+    if graph.trained.pool == "token":
+        index = graph.constant("pool.token", np.array(0, np.int64))
+        graph.norm(norm, graph.node("Gather", [tokens, index], "pool/token", axis=1), "features")
+    elif norm == "norm":
+        _mean(graph, _patches(graph, tokens, norm), "features")
+    else:
+        graph.norm(norm, _mean(graph, _patches(graph, tokens), "pool/mean"), "features")
+
+
+def _patches(graph: _Graph, tokens: str, norm: str | None = None) -> str:
+    """(B, L, D) -> the patches (B, N, D), behind ``norm`` if it is given."""
+    ends = [graph.integers("pool.start", 1), graph.integers("pool.end", 1 + graph.trained.spec.patches)]
     patches = graph.node("Slice", [tokens, *ends, graph.integers("pool.axis", 1)], "pool/patches")
-    if norm == "norm":
-        return _mean(graph, graph.norm(norm, patches), "features")
-    return graph.norm(norm, _mean(graph, patches, "pool/mean"), "features")
+    return graph.norm(norm, patches) if norm else patches
 
 
 def _mean(graph: _Graph, tokens: str, output: str) -> str:
