@@ -70,10 +70,12 @@ class Prediction:
 class Predictor:
     """A verified bundle loaded into ONNX Runtime, ready for images; safe to share between threads."""
 
-    def __init__(self, bundle: str | Path | Bundle, device: str = "cpu", precision: Precision = "float32") -> None:
+    def __init__(
+        self, bundle: str | Path | Bundle, device: str = "cpu", precision: Precision = "float32", threads: int = 0
+    ) -> None:
         self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
         self.manifest = self.bundle.manifest
-        self._session = open_session(self.bundle.model(precision), device)
+        self._session = open_session(self.bundle.model(precision), device, threads)
         self.provider: str = self._session.get_providers()[0]
         self._transform = _transform(self.manifest.preprocessing, self.bundle.path)
         mean, std = self.manifest.preprocessing.mean, self.manifest.preprocessing.std

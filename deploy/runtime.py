@@ -35,8 +35,10 @@ PROVIDERS: dict[str, Provider] = {
 The options keep float32 as float32: CANN computes in float16 by default, CUDA multiplies in TF32."""
 
 
-def open_session(model: Path, device: str = "cpu") -> InferenceSession:
+def open_session(model: Path, device: str = "cpu", threads: int = 0) -> InferenceSession:
     """Load ``model`` on ``cpu``, ``cuda``, ``npu``, one of them by number (``cuda:1``), or ``auto``.
+
+    ``threads`` are those of one operator on the CPU, by default one a core.
 
     ONNX Runtime falls back to the CPU without a word when a provider cannot start; here that is a BackendError.
     """
@@ -55,6 +57,7 @@ def open_session(model: Path, device: str = "cpu") -> InferenceSession:
             f"{PROVIDERS[name].package} brings; --device cpu works here"
         )
     settings = onnxruntime.SessionOptions()
+    settings.intra_op_num_threads = threads
     settings.log_severity_level = 3  # errors only: remarks about graph optimisation tell the user nothing
     for provider in [PROVIDERS[name]] if known else PROVIDERS.values():
         if provider.name not in available:
