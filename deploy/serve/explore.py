@@ -19,9 +19,8 @@ from ehm.deploy.serve.images import FORMATS
 from ehm.deploy.serve.models import ServedModel
 from ehm.deploy.serve.neighbours import Index
 from ehm.deploy.serve.parts import region, take_apart, warm_up
-from ehm.deploy.serve.service import Service
+from ehm.deploy.serve.service import Served, Service
 from ehm.deploy.serve.v1 import IMAGE, Model
-from ehm.deploy.serve.v2 import Served
 from ehm.errors import BrokenImage, DataError, RequestError
 
 __all__ = ["STATIC", "make_ready", "router"]
@@ -156,7 +155,9 @@ async def parts(service: Served, request: Request, model: Model = None) -> dict[
     """
     served = service.model(request, model)
     if served.manifest.output("patches") is None:
-        raise RequestError(400, f"the model {served.name} gives no patches; ehm export --head multi writes one that does")
+        raise RequestError(
+            400, f"the model {served.name} gives no patches; ehm export --head multi writes one that does"
+        )
     patches = await _row(service, request, served, "patches")
     try:
         found = await service.offload(request, take_apart, patches)

@@ -19,7 +19,7 @@ _HOW = "ehm predict BUNDLE IMAGES --out DIR writes it, with a bundle that gives 
 
 @dataclass(frozen=True)
 class Neighbour:
-    """An image of the index: its ``number``, its ``name`` and its cosine ``similarity`` (-1 to 1) to what was sought."""
+    """An image of the index: ``number``, ``name`` and cosine ``similarity`` (-1 to 1) to what was sought."""
 
     number: int
     name: str
@@ -77,10 +77,11 @@ def _files(file: Path) -> list[Path]:
     number = 1
     try:
         with file.open(encoding="utf-8") as lines:
-            for number, line in enumerate(lines, 1):
+            for line in lines:
                 entry = json.loads(line)
                 if "error" not in entry:
                     files.append(Path(os.path.abspath(entry["image"])))
+                number += 1
     except FileNotFoundError:
         raise DataError(f"{file}: missing; {_HOW}") from None
     except OSError as error:

@@ -9,11 +9,11 @@ from fastapi import APIRouter, Query, Request
 from ehm.deploy.serve.service import Served, Service
 from ehm.errors import RequestError
 
-__all__ = ["router"]
+__all__ = ["IMAGE", "Model", "router"]
 
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
 _FORM = {"type": "object", "required": ["image"], "properties": {"image": _BINARY["schema"]}}
-_IMAGE: dict[str, Any] = {
+IMAGE: dict[str, Any] = {
     "requestBody": {
         "required": True,
         "content": {
@@ -29,7 +29,7 @@ Model = Annotated[str | None, Query(description="its name; needed where several 
 router = APIRouter(prefix="/v1", tags=["Images"])
 
 
-@router.post("/classify", openapi_extra=_IMAGE)
+@router.post("/classify", openapi_extra=IMAGE)
 async def classify(
     service: Served,
     request: Request,
@@ -46,7 +46,7 @@ async def classify(
     return answer | {"classes": [{"label": label, "probability": share} for label, share in classes]}
 
 
-@router.post("/embed", openapi_extra=_IMAGE)
+@router.post("/embed", openapi_extra=IMAGE)
 async def embed(service: Served, request: Request, model: Model = None) -> dict[str, Any]:
     """The features of an image, sent as for classify."""
     answer, outputs, _ = await _run(service, request, model, "features")

@@ -1,9 +1,10 @@
-"""The page's requests on a hand-made network whose outputs are means of pixels, so that all of it can be computed here."""
+"""The page's requests, on a hand-made network whose outputs are means of pixels: everything can be computed here."""
 
 import base64
 import io
 import json
 import re
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -16,13 +17,15 @@ from PIL import Image
 from ehm import masking
 from ehm.deploy.bundle import Bundle, Manifest, staged
 from ehm.deploy.predict import Predictor
-from ehm.deploy.serve import neighbours
+from ehm.deploy.serve import explore
+from ehm.deploy.serve.app import create_app
 from ehm.deploy.serve.neighbours import Index
 from ehm.deploy.serve.parts import region, take_apart, warm_up
-from ehm.deploy.serve.standin import create_app
+from ehm.deploy.serve.service import Service
+from ehm.deploy.serve.settings import Settings
 from ehm.errors import DataError
 
-STATIC = Path(neighbours.__file__).parent / "static"
+STATIC = Path(explore.__file__).parent / "static"
 OUTPUTS = {"logits": ["batch", 3], "features": ["batch", 3], "patches": ["batch", 3, 4, 6]}
 HOSTILE = "<script>alert(1)</script>"
 
@@ -88,9 +91,19 @@ def folder(multi, tmp_path_factory):
     return root
 
 
+@contextmanager
+def serving(bundle, index=None, key=None):
+    service = Service({bundle.name: bundle}, Settings(), key)
+    images = Index(index) if index is not None else None
+    with TestClient(create_app(service, images)) as client:
+        client.portal.call(service.models.load_all)
+        explore.make_ready(service, images)
+        yield client
+
+
 @pytest.fixture(scope="module")
 def client(multi, folder):
-    with TestClient(create_app({"cells": multi}, folder)) as made:
+    with serving(multi, folder) as made:
         yield made
 
 
@@ -159,8 +172,9 @@ def test_a_file_that_has_gone_is_said(multi, folder, tmp_path):
     (tmp_path / "features.npy").write_bytes((folder / "features.npy").read_bytes())
     lines = [json.dumps({"image": f"gone/{number}.png"}) + "\n" for number in range(10)]
     (tmp_path / "predictions.jsonl").write_text("".join(lines))
-    reply = TestClient(create_app({"cells": multi}, tmp_path)).get("/v1/index/3")
-    assert (reply.status_code, reply.json()) == (404, {"error": "image 3: cannot be read any more"})
+    with serving(multi, tmp_path) as client:
+        reply = client.get("/v1/index/3")
+    assert (reply.status_code, reply.json()) == (404, {"error": "image 3 of the index cannot be read any more"})
 
 
 def test_parts_are_those_of_the_hierarchy(client, multi):
@@ -251,7 +265,7 @@ def test_bad_requests_get_a_sentence(client, path):
 
 def test_what_a_bundle_does_not_give_is_said(folder, tmp_path):
     plain = multi_head(tmp_path / "plain", "logits")
-    with TestClient(create_app({"plain": plain}, None)) as client:
+    with serving(plain) as client:
         assert client.get("/").status_code == 200
         assert client.get("/v1/about").json() == {
             "models": [
@@ -312,3 +326,19 @@ def test_what_is_not_an_index_is_one_sentence(folder, tmp_path, name, content, r
     with pytest.raises(DataError, match=reason) as caught:
         Index(tmp_path)
     assert "\n" not in str(caught.value)
+
+
+def test_an_index_of_another_model_is_refused(multi, folder, tmp_path):
+    (tmp_path / "predictions.jsonl").write_bytes((folder / "predictions.jsonl").read_bytes())
+    np.save(tmp_path / "features.npy", np.ones((10, 4), np.float32))
+    with pytest.raises(DataError, match="--index: its features have 4 numbers"), serving(multi, tmp_path):
+        pass
+
+
+def test_with_an_api_key_the_page_is_open_and_what_it_asks_is_not(multi, folder):
+    with serving(multi, folder, "secret") as client:
+        assert {client.get(path).status_code for path in ("/", *explore.STATIC)} == {200}
+        assert {client.get(path).status_code for path in ("/v1/about", "/v1/index/0")} == {401}
+        assert client.post("/v1/parts", content=png(halves())).status_code == 401
+        allowed = {"Authorization": "Bearer secret"}
+        assert {client.get(path, headers=allowed).status_code for path in ("/v1/about", "/v1/index/0")} == {200}
