@@ -57,9 +57,10 @@ def serve(
     network's numbers, ``threads`` the cores of one batch (0: all). At most ``max_batch`` images run together, after a
     wait of at most ``max_delay`` milliseconds; ``queue`` requests of a model wait at most. An answer takes at most
     ``timeout`` seconds, stopping ``drain``. ``max_bytes`` and ``max_pixels`` bound what is sent, ``poll`` is how often
-    in seconds folders are looked at. ``index`` is a folder that ``ehm predict --out`` wrote: images among which
-    the page at ``/`` finds those most like another. Requests need the key in ``api_key_file``, or in the environment variable
-    EHM_API_KEY, if there is one; ``model_control`` lets them load and unload models. docs/serving.md has the details.
+    in seconds folders are looked at. ``index`` is a folder that ``ehm predict --out`` wrote: images among which the
+    page at ``/`` finds those most like another. Requests need the key in ``api_key_file``, or in the environment
+    variable EHM_API_KEY, if there is one; ``model_control`` lets them load and unload models. docs/serving.md has the
+    details.
 
     Raises ConfigError for a wrong argument, ExportError for a damaged bundle, BackendError for an absent device,
     DataError for an index that is damaged or fits no bundle.

@@ -12,12 +12,12 @@ let indexed = 0; // images of the index
 let key = "";
 let file = null;
 let running = new AbortController(); // of the requests for the image that is shown
-let view = null; // the image, its size and the region of it that the model sees
+let view = null; // the image, its name and size, and the region of it that the model sees
 let parts = null; // as /v1/parts gives them
 
 /** A request to this server; its errors are thrown as the sentence that it answered with. */
 async function call(path, options = {}) {
-  const headers = key ? { Authorization: `Bearer ${key}` } : {};
+  const headers = { "Content-Type": "application/octet-stream", ...(key && { Authorization: `Bearer ${key}` }) };
   let response;
   try {
     response = await fetch(path, { ...options, headers });
@@ -25,7 +25,11 @@ async function call(path, options = {}) {
     throw error.name === "AbortError" ? error : new Error("The server does not answer.");
   }
   if (response.ok) return response;
-  if (response.status === 401) at("key-field").hidden = false;
+  if (response.status === 401) {
+    at("key-field").hidden = false;
+    at("key").focus();
+    throw new Error(key ? "The server does not accept this API key." : "This server needs its API key.");
+  }
   const said = await response.json().catch(() => ({}));
   throw new Error(said.error ?? `The server answered ${response.status} ${response.statusText}.`);
 }
@@ -121,7 +125,7 @@ async function look() {
     image.src = seen.preview;
     await image.decode();
     if (signal.aborted) return;
-    [view, parts] = [{ ...seen, image }, null];
+    [view, parts] = [{ ...seen, image, name: file.name }, null];
   } catch (error) {
     if (signal.aborted) return;
     at("problem").textContent = `${file.name}: ${error.message}`;
@@ -133,7 +137,6 @@ async function look() {
   caption(model);
   draw();
 
-  const features = model.outputs.includes("features");
   await Promise.all([
     answer(
       "classes",
@@ -142,10 +145,7 @@ async function look() {
     ),
     answer(
       "neighbours",
-      !model.neighbours && (features && indexed
-        ? "The index was made with another model: its features do not fit this one."
-        : "Neighbours need an index, and a model that gives features: ehm predict BUNDLE IMAGES --out DIR, then " +
-          "ehm serve BUNDLE --index DIR."),
+      !model.neighbours && whyNoNeighbours(model),
       (reply) => showNeighbours(reply, signal), "neighbours", "v1/neighbours", `&top=${NEIGHBOURS}`,
     ),
     answer(
@@ -158,13 +158,22 @@ async function look() {
   if (!signal.aborted) at("timing").textContent = `Answered in: ${times.join(", ")}.`;
 }
 
+function whyNoNeighbours(model) {
+  if (!model.outputs.includes("features")) {
+    return "Neighbours need features: ehm export CHECKPOINT --head multi writes a bundle that gives them.";
+  }
+  return indexed
+    ? "The index was made with another model: its features do not fit this one."
+    : "Neighbours need an index: ehm predict BUNDLE IMAGES --out DIR makes one for ehm serve BUNDLE --index DIR.";
+}
+
 function caption(model) {
   const [width, height] = view.size;
   const [left, top] = view.region;
   const [down, across] = model.image_size;
   const cut = left >= 1 || top >= 1 ? "; what is hatched is cut away" : "";
   at("seen").textContent =
-    `${file.name}, ${width} × ${height} pixels. The model sees the middle as ${across} × ${down}${cut}.`;
+    `${view.name}, ${width} × ${height} pixels. The model sees the middle as ${across} × ${down}${cut}.`;
 }
 
 function showClasses(reply) {
@@ -216,7 +225,7 @@ function draw() {
   context.drawImage(view.image, 0, 0, canvas.width, canvas.height);
   const region = view.region.map((length) => length * scale);
 
-  let words = `The image ${file.name}`;
+  let words = `The image ${view.name}`;
   if (parts) {
     const level = parts.levels[parts.levels.length - 1 - at("level").value];
     const count = `${level.parts} ${level.parts === 1 ? "part" : "parts"}`;
