@@ -73,6 +73,7 @@ def serve(args: argparse.Namespace) -> None:
         drain=args.drain,
         max_bytes=args.max_bytes,
         max_pixels=args.max_pixels,
+        max_memory=args.max_memory,
         poll=args.poll,
         index=args.index,
         api_key_file=args.api_key_file,
@@ -206,6 +207,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--drain", type=float, default=30, metavar="S", help="to stop in (default: 30)")
     command.add_argument("--max-bytes", type=int, default=16 * 2**20, metavar="N", help="of a body (default: 16 MiB)")
     command.add_argument("--max-pixels", type=int, default=50_000_000, metavar="N", help="(default: 50 million)")
+    command.add_argument("--max-memory", type=int, default=2**30, metavar="N", help="of all requests (default: 1 GiB)")
     command.add_argument("--poll", type=float, default=1, metavar="S", help="for replaced bundles (default: 1)")
     command.add_argument("--index", metavar="DIR", help="images to search, as ehm predict --out wrote them")
     command.add_argument("--api-key-file", metavar="FILE", help="(default: the variable EHM_API_KEY, if it is set)")

@@ -81,9 +81,9 @@ def _page(app: FastAPI) -> str:
     """What /openapi.json says, for people."""
     schema = app.openapi()
     rows = [
-        f"<dt><code>{method.upper()} {escape(path)}</code></dt><dd><pre>{escape(route['description'])}</pre></dd>"
+        f"<dt><code>{name.upper()} {escape(path)}</code></dt><dd><pre>{escape(route.get('description', ''))}</pre></dd>"
         for path, methods in schema["paths"].items()
-        for method, route in methods.items()
+        for name, route in methods.items()
     ]
     return (
         f"<!doctype html><html lang=en><meta charset=utf-8><title>{escape(schema['info']['title'])}</title>"

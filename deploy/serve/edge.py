@@ -71,6 +71,7 @@ class Edge:
             _LOG.exception("request %s failed", record.id)
         finally:
             self._within -= 1
+            service.held -= record.held
             seconds = loop.time() - began
             route = getattr(scope.get("route"), "path", "")
             service.metrics.request(record.model, route, status, seconds)

@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import base64
-from dataclasses import asdict
 from io import BytesIO
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
-import numpy as np
 from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.responses import FileResponse
-from numpy.typing import NDArray
 from PIL import Image
+from pydantic import BaseModel
 
 from ehm.data.decode import decode
 from ehm.deploy.serve.images import FORMATS
 from ehm.deploy.serve.models import ServedModel
-from ehm.deploy.serve.neighbours import Index
-from ehm.deploy.serve.parts import region, take_apart, warm_up
+from ehm.deploy.serve.neighbours import Index, Neighbour
+from ehm.deploy.serve.parts import Level, region, take_apart, warm_up
 from ehm.deploy.serve.service import Served, Service
-from ehm.deploy.serve.v1 import IMAGE, Model
+from ehm.deploy.serve.v1 import IMAGE, Answer, Model, row_of
 from ehm.errors import BrokenImage, DataError, RequestError
 
 __all__ = ["STATIC", "make_ready", "router"]
@@ -78,63 +76,108 @@ async def static(request: Request, name: str) -> FileResponse:
     return FileResponse(_FOLDER / name, media_type=kind, headers=_HEADERS)
 
 
-@router.get("/v1/about")
-async def about(service: Served, index: Searched) -> dict[str, Any]:
-    """The models, what they give and whether they fit the index, and how many images that has (0 without one)."""
-    return {
-        "models": [
-            {
-                "name": name,
-                "image_size": model.manifest.preprocessing.image_size,
-                "outputs": [output.name for output in model.manifest.outputs],
-                "labels": len(model.manifest.labels),
-                "neighbours": index is not None and _fits(model, index),
-            }
-            for name, model in service.models.items()
-        ],
-        "index": 0 if index is None else len(index),
-    }
-
-
-@router.post("/v1/view", openapi_extra=IMAGE)
-async def view(service: Served, request: Request, model: Model = None) -> dict[str, Any]:
-    """The image as the server reads it: size (width, height), a preview, and the region that the model sees.
-
-    The region is left, top, width and height, in pixels of the image.
+class ModelFacts(BaseModel):
+    """A model: the ``image_size`` (height, width) that it sees, its ``outputs``, how many ``labels`` it knows, and
+    whether its features can be searched for ``neighbours``.
     """
+
+    name: str
+    image_size: tuple[int, int]
+    outputs: list[str]
+    labels: int
+    neighbours: bool
+
+
+class Facts(BaseModel):
+    """What is served, and how many images the index has; 0 without one."""
+
+    models: list[ModelFacts]
+    index: int
+
+
+class View(Answer):
+    """An image as the server reads it.
+
+    Its ``size`` (width, height); the ``region`` that the model sees, as left, top, width and height in its pixels; and
+    a ``preview``, a JPEG in a data: URL.
+    """
+
+    size: tuple[int, int]
+    region: tuple[float, float, float, float]
+    preview: str
+
+
+class Neighbours(Answer):
+    """The images of the index that are most alike, the most alike first."""
+
+    neighbours: list[Neighbour]
+
+
+class Hierarchy(Answer):
+    """The tree of parts over the patches of the ``grid`` (rows, columns), and partitions from fine to coarse.
+
+    ``height`` is the tree's; its nodes have ``colours``, #rrggbb by number. A level tells, row by row, the node that
+    each patch belongs to.
+    """
+
+    grid: tuple[int, int]
+    height: int
+    levels: list[Level]
+    colours: list[str]
+
+
+@router.get("/v1/about")
+async def about(service: Served, index: Searched) -> Facts:
+    """The models, what they give, and the index."""
+    models = [
+        ModelFacts(
+            name=name,
+            image_size=model.manifest.preprocessing.image_size,
+            outputs=[output.name for output in model.manifest.outputs],
+            labels=len(model.manifest.labels),
+            neighbours=index is not None and _fits(model, index),
+        )
+        for name, model in service.models.items()
+    ]
+    return Facts(models=models, index=0 if index is None else len(index))
+
+
+@router.post("/v1/view", openapi_extra=IMAGE, response_model_exclude_none=True)
+async def view(service: Served, request: Request, model: Model = None) -> View:
+    """The image as the server reads it, and the region of it that a model sees."""
     served = service.model(request, model)
-    image = (await service.read_image(request)).image
-    preview = await service.offload(request, _jpeg, image, _PREVIEW)
-    return {
-        "size": image.size,
-        "region": region(*image.size, served.manifest.preprocessing),
-        "preview": f"data:image/jpeg;base64,{base64.b64encode(preview).decode()}",
-    }
+    upload = await service.read_image(request)
+    preview = await service.offload(request, _jpeg, upload.image, _PREVIEW)
+    return View(
+        model=served.name,
+        version=served.version,
+        image=upload.name,
+        size=upload.image.size,
+        region=region(*upload.image.size, served.manifest.preprocessing),
+        preview=f"data:image/jpeg;base64,{base64.b64encode(preview).decode()}",
+    )
 
 
-@router.post("/v1/neighbours", openapi_extra=IMAGE)
+@router.post("/v1/neighbours", openapi_extra=IMAGE, response_model_exclude_none=True)
 async def neighbours(
     service: Served,
     index: Searched,
     request: Request,
     model: Model = None,
     top: Annotated[int, Query(ge=1, le=100, description="how many images")] = 8,
-) -> dict[str, Any]:
+) -> Neighbours:
     """The images of the index whose features are most like this image's, by cosine."""
     if index is None:
         raise RequestError(404, "this server has no index; ehm serve --index DIR gives it one")
     served = service.model(request, model)
     if not _fits(served, index):
         raise RequestError(400, f"the model {served.name} does not give {index.width} features, as the index has")
-    features = await _row(service, request, served, "features")
+    features, name = await row_of(service, request, served, "features")
     found = await service.offload(request, index.search, features, top)
-    return {
-        "model": served.name,
-        "neighbours": [{"number": n.number, "image": n.name, "similarity": n.similarity} for n in found],
-    }
+    return Neighbours(model=served.name, version=served.version, image=name, neighbours=found)
 
 
-@router.get("/v1/index/{number}", response_class=Response)
+@router.get("/v1/index/{number}", response_class=Response, responses={200: {"content": {"image/jpeg": {}}}})
 async def thumbnail(service: Served, index: Searched, request: Request, number: int) -> Response:
     """A small JPEG of an image of the index, by its number."""
     if index is None or not 0 <= number < len(index):
@@ -146,37 +189,26 @@ async def thumbnail(service: Served, index: Searched, request: Request, number: 
     return Response(small, media_type="image/jpeg", headers=_HEADERS | {"Cache-Control": "private, max-age=600"})
 
 
-@router.post("/v1/parts", openapi_extra=IMAGE)
-async def parts(service: Served, request: Request, model: Model = None) -> dict[str, Any]:
-    """The parts of what the model sees, at several depths of their hierarchy.
-
-    Each level gives the part of every patch of the grid (h, w), row by row: the number of a node of the tree, which
-    has a colour.
-    """
+@router.post("/v1/parts", openapi_extra=IMAGE, response_model_exclude_none=True)
+async def parts(service: Served, request: Request, model: Model = None) -> Hierarchy:
+    """The parts of what a model sees of an image, at several depths of their hierarchy."""
     served = service.model(request, model)
     if served.manifest.output("patches") is None:
         raise RequestError(
-            400, f"the model {served.name} gives no patches; ehm export --head multi writes one that does"
+            400, f"the model {served.name} gives no patches; ehm export --head multi writes a bundle that does"
         )
-    patches = await _row(service, request, served, "patches")
+    patches, name = await row_of(service, request, served, "patches")
     try:
         found = await service.offload(request, take_apart, patches)
     except DataError as error:
         raise RequestError(422, str(error)) from None
-    return {"model": served.name, **asdict(found)}
+    return Hierarchy(model=served.name, version=served.version, image=name, **vars(found))
 
 
 def _fits(model: ServedModel, index: Index) -> bool:
     """Whether the model gives as many features as the index has."""
     features = model.manifest.output("features")
     return features is not None and features.shape[1] == index.width
-
-
-async def _row(service: Service, request: Request, model: ServedModel, output: str) -> NDArray[np.float32]:
-    """An output of a model for the image of a request."""
-    image, _ = await service.prepare(request, model)
-    row: NDArray[np.float32] = (await service.answer(request, model, image, [output]))[output][0]
-    return row
 
 
 def _jpeg(image: Image.Image, side: int) -> bytes:

@@ -177,7 +177,7 @@ class Models(Mapping[str, ServedModel]):
             if place.wanted and (every or (now is not None and now != place.seen)):
                 try:
                     await self.load(name)
-                except EhmError as error:
+                except Exception as error:  # whatever is wrong with a new bundle, the old one goes on
                     _LOG.error("%s: the new bundle is refused, the old one goes on: %s", name, error)
 
     async def watch(self) -> None:

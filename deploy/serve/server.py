@@ -44,6 +44,7 @@ def serve(
     drain: float = 30.0,
     max_bytes: int = 16 * 2**20,
     max_pixels: int = 50_000_000,
+    max_memory: int = 2**30,
     poll: float = 1.0,
     index: str | Path | None = None,
     api_key_file: str | Path | None = None,
@@ -56,11 +57,11 @@ def serve(
     the server runs. ``port`` 0 takes a free one. ``device`` and ``precision`` choose ONNX Runtime's provider and the
     network's numbers, ``threads`` the cores of one batch (0: all). At most ``max_batch`` images run together, after a
     wait of at most ``max_delay`` milliseconds; ``queue`` requests of a model wait at most. An answer takes at most
-    ``timeout`` seconds, stopping ``drain``. ``max_bytes`` and ``max_pixels`` bound what is sent, ``poll`` is how often
-    in seconds folders are looked at. ``index`` is a folder that ``ehm predict --out`` wrote: images among which the
-    page at ``/`` finds those most like another. Requests need the key in ``api_key_file``, or in the environment
-    variable EHM_API_KEY, if there is one; ``model_control`` lets them load and unload models. docs/serving.md has the
-    details.
+    ``timeout`` seconds, stopping ``drain``. ``max_bytes`` and ``max_pixels`` bound a request, ``max_memory`` the bytes
+    of all together; ``poll`` is how often in seconds folders are looked at. ``index`` is a folder that ``ehm predict
+    --out`` wrote: images among which the page at ``/`` finds those most like another. Requests need the key in
+    ``api_key_file``, or in the environment variable EHM_API_KEY, if there is one; ``model_control`` lets clients load
+    and unload models. docs/serving.md has the details.
 
     Raises ConfigError for a wrong argument, ExportError for a damaged bundle, BackendError for an absent device,
     DataError for an index that is damaged or fits no bundle.
@@ -76,6 +77,7 @@ def serve(
         drain=drain,
         max_bytes=max_bytes,
         max_pixels=max_pixels,
+        max_memory=max_memory,
         poll=poll,
         model_control=model_control,
         log=log,
@@ -84,7 +86,7 @@ def serve(
     key = _api_key(api_key_file)
     images = Index(index) if index is not None else None
     configure(settings.log)
-    with _listening(host, port) as listener:
+    with _bound(host, port) as listener:
         asyncio.run(_serve(Service(places, settings, key), images, listener))
 
 
@@ -117,6 +119,7 @@ async def _serve(service: Service, index: Index | None, listener: socket.socket)
         loop.add_signal_handler(number, action)
     host, port = listener.getsockname()[:2]
     url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    listener.listen()  # who connects from here on is answered, and not refused
     _LOG.info("ready at %s, which shows a page: /v1/classify /v1/embed /v2 /metrics /docs", url)
     await server.serve(sockets=[listener])
     for task in tasks:
@@ -131,15 +134,18 @@ class _Server(uvicorn.Server):
         yield
 
 
-@contextlib.contextmanager
-def _listening(host: str, port: int) -> Iterator[socket.socket]:
-    """A bound socket; raises ConfigError where it cannot be."""
+def _bound(host: str, port: int) -> socket.socket:
+    """A socket that does not listen yet; raises ConfigError where the address cannot be had."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        with socket.socket(family, kind, protocol) as listener:
+        listener = socket.socket(family, kind, protocol)
+        try:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind(address)
-            yield listener
+        except BaseException:
+            listener.close()
+            raise
+        return listener
     except (OSError, OverflowError) as error:
         raise ConfigError(f"--host {host} --port {port}: {getattr(error, 'strerror', None) or error}") from None
 
@@ -147,11 +153,15 @@ def _listening(host: str, port: int) -> Iterator[socket.socket]:
 def _api_key(file: str | Path | None) -> str | None:
     """The key of a file, or of EHM_API_KEY; never an argument, which every user of the machine could read."""
     if file is None:
-        return os.environ.get("EHM_API_KEY") or None
-    try:
-        key = Path(file).read_text(encoding="utf-8").strip()
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"--api-key-file {file}: {getattr(error, 'strerror', None) or 'not text'}") from None
-    if not key:
-        raise ConfigError(f"--api-key-file {file}: it is empty")
+        origin, key = "EHM_API_KEY", os.environ.get("EHM_API_KEY")
+        if key is None:
+            return None
+    else:
+        origin = f"--api-key-file {file}"
+        try:
+            key = Path(file).read_text(encoding="utf-8").strip()
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"{origin}: {getattr(error, 'strerror', None) or 'not text'}") from None
+    if not (key and key.isascii() and key.isprintable()):
+        raise ConfigError(f"{origin}: expected a key of printable ASCII characters")
     return key

@@ -35,12 +35,13 @@ _GONE = 499  # nginx's number for a client that left; nobody receives it, the lo
 
 @dataclass
 class Record:
-    """What is logged about a request. ``deadline`` is on the event loop's clock."""
+    """What is known about a request: ``deadline`` on the event loop's clock, the bytes that are ``held`` for it."""
 
     id: str
     deadline: float
     model: str = ""
     batch: int = 0
+    held: int = 0
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,7 @@ class Service:
         self.metrics = Metrics()
         self.models = Models(bundles, settings, self.metrics)
         self.stopping = False
+        self.held = 0
         self._key = api_key.encode() if api_key else None
         self._decoders = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="decode")
         Image.init()  # which registers formats, and is no work for several threads at once
@@ -86,6 +88,18 @@ class Service:
         """What is logged about a request."""
         record: Record = request.state.record
         return record
+
+    def hold(self, request: Request, count: int) -> None:
+        """Account for so many bytes until the request is answered; RequestError where there are too many."""
+        record, most = self.record(request), self.settings.max_memory
+        if record.held + count > most:
+            raise RequestError(413, f"the request takes more than {most} bytes of memory")
+        if self.held + count > most:
+            raise RequestError(
+                429, f"all requests together take more than {most} bytes of memory; try again in a second"
+            )
+        record.held += count
+        self.held += count
 
     async def infer(
         self, name: str, images: Images, names: Sequence[str] = (), deadline: float | None = None
@@ -135,16 +149,40 @@ class Service:
             raise RequestError(413, f"the body has {length} bytes, more than {limit}")
         try:
             left = self.record(request).deadline - asyncio.get_running_loop().time()
-            raw = await asyncio.wait_for(_read(request, limit), left)
+            raw = await asyncio.wait_for(self._read(request, limit), left)
         except asyncio.TimeoutError:
             raise RequestError(408, "the body did not arrive in time") from None
         except ClientDisconnect:
             raise RequestError(_GONE, "the client has left") from None
         coding = request.headers.get("content-encoding", "").strip().lower()
-        return await self.offload(request, unpack, raw, coding, limit) if coding else raw
+        if not coding:
+            return raw
+        body = await self.offload(request, unpack, raw, coding, limit)
+        self.hold(request, len(body))
+        return body
 
     async def read_image(self, request: Request) -> Upload:
-        """The image of a request: its whole body, or the part ``image`` of a form; raises RequestError."""
+        """The image of a request and its file's name; raises RequestError."""
+        data, name = await self._file(request)
+        image = await self.offload(request, read_image, data, self.settings.max_pixels)
+        self.hold(request, 3 * image.width * image.height)
+        return Upload(image, name)
+
+    async def prepare(self, request: Request, model: ServedModel) -> tuple[NDArray[Any], str | None]:
+        """The image of a request as the input of one row (1, ...) for a model, and its file's name."""
+        data, name = await self._file(request)
+
+        def prepared() -> NDArray[Any]:  # in one go, so that no more images are unpacked at a time than there are cores
+            image = read_image(data, self.settings.max_pixels)
+            model.check_size(image.height, image.width, self.settings.max_pixels)
+            return model.predictor.prepare(image)[np.newaxis]
+
+        images = await self.offload(request, prepared)
+        self.hold(request, images.nbytes)
+        return images, name
+
+    async def _file(self, request: Request) -> tuple[bytes, str | None]:
+        """An image file and its name: the whole body, or the part ``image`` of a form; raises RequestError."""
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind == "application/json" or kind.startswith("text/"):
             raise RequestError(
@@ -153,17 +191,16 @@ class Service:
         data, name = await self.body(request), None
         if kind == "multipart/form-data":
             data, name = await _form_image(request, data)
-        return Upload(await self.offload(request, read_image, data, self.settings.max_pixels), name)
+        return data, name
 
-    async def prepare(self, request: Request, model: ServedModel) -> tuple[NDArray[Any], str | None]:
-        """The image of a request as the input of one row (1, ...) for a model, and its file's name."""
-        upload = await self.read_image(request)
-
-        def prepared() -> NDArray[Any]:
-            model.check_size(upload.image.height, upload.image.width, self.settings.max_pixels)
-            return model.predictor.prepare(upload.image)[np.newaxis]
-
-        return await self.offload(request, prepared), upload.name
+    async def _read(self, request: Request, limit: int) -> bytes:
+        body = bytearray()
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > limit:
+                raise RequestError(413, f"the body has more than {limit} bytes")
+            self.hold(request, len(chunk))
+        return bytes(body)
 
 
 def service_of(request: Request) -> Service:
@@ -174,15 +211,6 @@ def service_of(request: Request) -> Service:
 
 Served = Annotated[Service, Depends(service_of)]
 """A route's parameter that is the service."""
-
-
-async def _read(request: Request, limit: int) -> bytes:
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > limit:
-            raise RequestError(413, f"the body has more than {limit} bytes")
-    return bytes(body)
 
 
 async def _left(request: Request) -> None:

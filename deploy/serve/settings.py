@@ -25,7 +25,7 @@ class Settings(BaseModel):
     max_delay: float = Field(2.0, ge=0, le=1000)
     """Milliseconds that the first request of a batch waits for others."""
     queue: int = Field(128, ge=1)
-    """Requests of a model that may wait; as many may be read and decoded at a time."""
+    """Requests of a model that may wait or run; as many may be read and decoded at a time."""
     timeout: float = Field(10.0, gt=0)
     """Seconds from a request's first byte to its answer."""
     drain: float = Field(30.0, ge=0)
@@ -34,6 +34,8 @@ class Settings(BaseModel):
     """Of a request's body, as sent and unpacked."""
     max_pixels: int = Field(50_000_000, ge=1, le=Image.MAX_IMAGE_PIXELS)
     """Of an image, as sent and resized."""
+    max_memory: int = Field(2**30, ge=1)
+    """Bytes that all requests may hold together: their bodies, and their images as the model takes them."""
     poll: float = Field(1.0, gt=0)
     """Seconds between looks for replaced bundles."""
     model_control: bool = False

@@ -18,13 +18,23 @@ __all__ = ["router"]
 
 _HEADER = "Inference-Header-Content-Length"
 _EXTENSIONS = ["binary_tensor_data", "classification", "model_repository"]
+
+
+def _inlined(schema: dict[str, Any]) -> dict[str, Any]:
+    """A schema with its definitions where they are used: OpenAPI looks for them elsewhere."""
+    text = json.dumps(schema)
+    for name, definition in schema["$defs"].items():
+        text = text.replace(json.dumps({"$ref": f"#/$defs/{name}"}), json.dumps(definition))
+    inlined: dict[str, Any] = json.loads(text)
+    del inlined["$defs"]
+    return inlined
+
+
 _INFER: dict[str, Any] = {
     "requestBody": {
         "required": True,
         "content": {
-            "application/json": {
-                "schema": InferenceRequest.model_json_schema(ref_template="#/components/schemas/{model}")
-            },
+            "application/json": {"schema": _inlined(InferenceRequest.model_json_schema())},
             "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
         },
     }

@@ -86,7 +86,7 @@ def test_images_of_the_index_go_by_number_and_without_their_common_folder(client
     assert len(found) == len(index) == 10
     for entry in found:
         file = index.files[entry["number"]]
-        assert entry["image"] == f"{file.parent.name}/{file.name}"
+        assert entry["name"] == f"{file.parent.name}/{file.name}"
         reply = client.get(f"/v1/index/{entry['number']}")
         assert reply.headers["content-type"] == "image/jpeg"
         small = np.asarray(Image.open(io.BytesIO(reply.content)), float)

@@ -187,21 +187,21 @@ function showClasses(reply) {
 }
 
 function showNeighbours(reply, signal) {
-  const rows = reply.neighbours.map(({ number, image, similarity }) => {
+  const rows = reply.neighbours.map(({ number, name, similarity }) => {
     const frame = element("div", "missing", "…");
     call(`v1/index/${number}`, { signal })
       .then((response) => response.blob())
       .then((blob) => {
         const picture = new Image();
-        picture.alt = image;
+        picture.alt = name;
         picture.onload = () => URL.revokeObjectURL(picture.src);
         picture.src = URL.createObjectURL(blob);
         frame.replaceWith(picture);
       })
       .catch((error) => frame.replaceChildren(error.message));
-    const name = element("span", "name", image);
-    name.title = image;
-    return element("li", "", frame, element("span", "number", similarity.toFixed(3)), name);
+    const caption = element("span", "name", name);
+    caption.title = name;
+    return element("li", "", frame, element("span", "number", similarity.toFixed(3)), caption);
   });
   at("neighbours").querySelector("ol").replaceChildren(...rows);
 }
