@@ -27,6 +27,7 @@ canvas.toBlob((blob) => {
   document.body.dispatchEvent(new DragEvent("drop", {dataTransfer: data, bubbles: true, cancelable: true}));
 });
 """
+PIXEL = "return [...document.getElementById('canvas').getContext('2d').getImageData(...arguments, 1, 1).data]"
 
 
 @pytest.fixture(scope="module")
@@ -116,6 +117,11 @@ def test_an_image_is_answered_in_a_browser(served, browser, tmp_path):
 
     browser.execute_script(DROP, 90, 60, "dropped.png")
     until(lambda: text("#seen").startswith("dropped.png, 90 × 60 pixels") and answered())
+    # 90 x 60 covers 27 x 18 and loses 1.5 of 27 on either side: 5 of 90, or 71 of the canvas's 1280
+    outside, inside = (browser.execute_script(PIXEL, x, 426) for x in (64, 78))
+    assert inside == pytest.approx([255, 0, 0, 255], abs=8)
+    assert outside[0] < 200
+    assert outside[1] > 60
     (tmp_path / "words.txt").write_text("not an image")
     browser.find_element(By.ID, "file").send_keys(str(tmp_path / "words.txt"))
     until(lambda: "words.txt: not an image" in text("#problem"))
