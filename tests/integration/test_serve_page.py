@@ -117,8 +117,8 @@ def test_an_image_is_answered_in_a_browser(served, browser, tmp_path):
 
     browser.execute_script(DROP, 90, 60, "dropped.png")
     until(lambda: text("#seen").startswith("dropped.png, 90 × 60 pixels") and answered())
-    # 90 x 60 covers 27 x 18 and loses 1.5 of 27 on either side: 5 of 90, or 71 of the canvas's 1280
-    outside, inside = (browser.execute_script(PIXEL, x, 426) for x in (64, 78))
+    # resized to 27 x 18 it loses 2 columns at the left (a half of 27 - 24, rounded to even), 95 of the canvas's 1280
+    outside, inside = (browser.execute_script(PIXEL, x, 426) for x in (88, 101))
     assert inside == pytest.approx([255, 0, 0, 255], abs=8)
     assert outside[0] < 200
     assert outside[1] > 60
