@@ -88,11 +88,17 @@ class Batcher:
         self._arrival.set()
         if self._runner is None or self._runner.done():
             self._runner = loop.create_task(self._serve())
+        futures = [entry.future for entry in entries]
         try:
-            every = asyncio.gather(*(entry.future for entry in entries))
-            results = await asyncio.wait_for(every, deadline - loop.time())
-        except asyncio.TimeoutError:
-            raise RequestError(504, "the deadline passed before the model had answered") from None
+            done, _ = await asyncio.wait(
+                futures, timeout=max(0, deadline - loop.time()), return_when=asyncio.FIRST_EXCEPTION
+            )
+            failed = [error for future in done if (error := future.exception())]
+            if failed:
+                raise failed[0]
+            if len(done) < len(futures):
+                raise RequestError(504, "the deadline passed before the model had answered")
+            results = [future.result() for future in futures]
         finally:
             self._requests -= 1
             for entry in entries:

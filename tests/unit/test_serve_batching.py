@@ -52,7 +52,7 @@ async def until(condition):
 
 def test_each_request_gets_its_rows_under_shuffled_concurrency():
     async def main():
-        made = batcher(max_batch=5)
+        made = batcher(max_batch=5, queue=300)
         draw = random.Random(0)
 
         async def ask(value):
@@ -175,7 +175,7 @@ def test_a_failing_batch_fails_its_requests_and_no_others():
 
 def test_a_model_that_loses_rows_is_not_believed():
     async def main():
-        made = batcher(lambda images, names: {name: images[:1] for name in names})
+        made = batcher(lambda images, names: dict.fromkeys(names, images[:1]))
         with pytest.raises(RequestError, match="a has 1 rows for 2 images"):
             await made.infer(ones(1, 2), ["a"], soon())
 
