@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -122,7 +123,8 @@ class Batcher:
                 self._take(batch)
                 return batch
             self._arrival.clear()
-            await asyncio.wait([asyncio.ensure_future(self._arrival.wait())], timeout=left)
+            with suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._arrival.wait(), left)
         return []
 
     def _fitting(self) -> tuple[list[_Entry], bool]:
