@@ -47,7 +47,6 @@ def create_app(service: Service, index: Index | None = None) -> FastAPI:
     app.add_exception_handler(RequestError, _refused)
     app.add_exception_handler(HTTPException, _refused)
     app.add_exception_handler(RequestValidationError, _invalid)
-    app.add_exception_handler(Exception, _failed)
     app.add_middleware(Edge, service=service)
     return app
 
@@ -71,10 +70,6 @@ async def _invalid(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     first: dict[str, Sequence[object]] = error.errors()[0]
     return _answer(422, f"{'.'.join(map(str, first['loc'][1:]))}: {first['msg']}")
-
-
-async def _failed(request: Request, error: Exception) -> Response:
-    return _answer(500, "the server failed on this request; its log has the reason under the X-Request-ID")
 
 
 def _page(app: FastAPI) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -88,11 +89,17 @@ class Batcher:
         self._arrival.set()
         if self._runner is None or self._runner.done():
             self._runner = loop.create_task(self._serve())
+        futures = [entry.future for entry in entries]
         try:
-            every = asyncio.gather(*(entry.future for entry in entries))
-            results = await asyncio.wait_for(every, deadline - loop.time())
-        except asyncio.TimeoutError:
-            raise RequestError(504, "the deadline passed before the model had answered") from None
+            done, _ = await asyncio.wait(
+                futures, timeout=max(0, deadline - loop.time()), return_when=asyncio.FIRST_EXCEPTION
+            )
+            failed = [error for future in done if (error := future.exception())]
+            if failed:
+                raise failed[0]
+            if len(done) < len(futures):
+                raise RequestError(504, "the deadline passed before the model had answered")
+            results = [future.result() for future in futures]
         finally:
             self._requests -= 1
             for entry in entries:
@@ -116,7 +123,8 @@ class Batcher:
                 self._take(batch)
                 return batch
             self._arrival.clear()
-            await asyncio.wait([asyncio.ensure_future(self._arrival.wait())], timeout=left)
+            with suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._arrival.wait(), left)
         return []
 
     def _fitting(self) -> tuple[list[_Entry], bool]:

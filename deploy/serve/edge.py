@@ -67,8 +67,12 @@ class Edge:
             if not (service.stopping and status == 0):
                 raise
             await _refuse(sending, 503, "the server stops, and its time for answers is over")
-        except Exception:  # the application has answered, with 500; what it was belongs into the log
+        except Exception:
             _LOG.exception("request %s failed", record.id)
+            if status == 0:
+                await _refuse(
+                    sending, 500, f"the server failed on this request; its log has the reason under {record.id}"
+                )
         finally:
             self._within -= 1
             service.held -= record.held
