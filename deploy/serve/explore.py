@@ -82,7 +82,7 @@ class ModelFacts(BaseModel):
     """
 
     name: str
-    image_size: tuple[int, int]
+    image_size: list[int]
     outputs: list[str]
     labels: int
     neighbours: bool
@@ -102,8 +102,8 @@ class View(Answer):
     a ``preview``, a JPEG in a data: URL.
     """
 
-    size: tuple[int, int]
-    region: tuple[float, float, float, float]
+    size: list[int]
+    region: list[float]
     preview: str
 
 
@@ -120,7 +120,7 @@ class Hierarchy(Answer):
     each patch belongs to.
     """
 
-    grid: tuple[int, int]
+    grid: list[int]
     height: int
     levels: list[Level]
     colours: list[str]
@@ -132,7 +132,7 @@ async def about(service: Served, index: Searched) -> Facts:
     models = [
         ModelFacts(
             name=name,
-            image_size=model.manifest.preprocessing.image_size,
+            image_size=list(model.manifest.preprocessing.image_size),
             outputs=[output.name for output in model.manifest.outputs],
             labels=len(model.manifest.labels),
             neighbours=index is not None and _fits(model, index),
@@ -147,13 +147,14 @@ async def view(service: Served, request: Request, model: Model = None) -> View:
     """The image as the server reads it, and the region of it that a model sees."""
     served = service.model(request, model)
     upload = await service.read_image(request)
+    size = upload.image.size
     preview = await service.offload(request, _jpeg, upload.image, _PREVIEW)
     return View(
         model=served.name,
         version=served.version,
         image=upload.name,
-        size=upload.image.size,
-        region=region(*upload.image.size, served.manifest.preprocessing),
+        size=list(size),
+        region=list(region(*size, served.manifest.preprocessing)),
         preview=f"data:image/jpeg;base64,{base64.b64encode(preview).decode()}",
     )
 
@@ -212,8 +213,8 @@ def _fits(model: ServedModel, index: Index) -> bool:
 
 
 def _jpeg(image: Image.Image, side: int) -> bytes:
-    small = image.copy()  # which thumbnail() changes
-    small.thumbnail((side, side), Image.Resampling.BICUBIC)
+    """The image as a JPEG of at most ``side`` pixels; it is shrunk in place, as a large one has no room for another."""
+    image.thumbnail((side, side), Image.Resampling.BICUBIC)
     content = BytesIO()
-    small.save(content, "JPEG", quality=90)
+    image.save(content, "JPEG", quality=90)
     return content.getvalue()

@@ -126,5 +126,6 @@ def test_an_image_is_answered_in_a_browser(served, browser, tmp_path):
     browser.find_element(By.ID, "file").send_keys(str(tmp_path / "words.txt"))
     until(lambda: "words.txt: not an image" in text("#problem"))
     said = [entry["message"] for entry in browser.get_log("browser")]
+    said = [message for message in said if "getImageData" not in message]  # advice for this test, which reads pixels
     assert len(said) == 1, said  # the answer with 422, and nothing that the page's own policy has stopped
     assert "422" in said[0]
