@@ -79,6 +79,7 @@ def browser(tmp_path):
 
 
 def test_an_image_is_answered_in_a_browser(served, browser, tmp_path):
+    from selenium.webdriver.common.action_chains import ActionChains
     from selenium.webdriver.common.by import By
     from selenium.webdriver.support.ui import Select, WebDriverWait
 
@@ -110,6 +111,9 @@ def test_an_image_is_answered_in_a_browser(served, browser, tmp_path):
         label = browser.find_element(By.ID, "canvas").get_attribute("aria-label")
         shown.append((text("#cut").partition(" at ")[0], label.rpartition(" into ")[2]))
     assert shown == [("1 part", "1 part"), ("24 parts", "24 parts")]
+
+    ActionChains(browser).move_to_element(browser.find_element(By.ID, "canvas")).perform()
+    assert text("#cut").endswith("; the marked one: 1 of 24 patches")
 
     Select(browser.find_element(By.ID, "model")).select_by_visible_text("plain")
     until(lambda: "--head multi" in text("#parts .note") and answered())

@@ -14,6 +14,7 @@ let file = null;
 let running = new AbortController(); // of the requests for the image that is shown
 let view = null; // the image, its name and size, and the region of it that the model sees
 let parts = null; // as /v1/parts gives them
+let pointed = null; // the part under the pointer
 
 /** A request to this server; its errors are thrown as the sentence that it answered with. */
 async function call(path, options = {}) {
@@ -125,7 +126,7 @@ async function look() {
     image.src = seen.preview;
     await image.decode();
     if (signal.aborted) return;
-    [view, parts] = [{ ...seen, image, name: file.name }, null];
+    [view, parts, pointed] = [{ ...seen, image, name: file.name }, null, null];
   } catch (error) {
     if (signal.aborted) return;
     at("problem").textContent = `${file.name}: ${error.message}`;
@@ -214,6 +215,29 @@ function showParts(reply) {
   draw();
 }
 
+/** The partition at the chosen depth. */
+function chosen() {
+  return parts.levels[parts.levels.length - 1 - at("level").value];
+}
+
+/** The part that lies under the pointer, if one does. */
+function partUnder(event) {
+  if (!parts || !at("show").checked) return null;
+  const [left, top, width, height] = view.region;
+  const [down, across] = parts.grid;
+  const scale = view.size[0] / canvas.clientWidth;
+  const column = Math.floor(((event.offsetX * scale - left) / width) * across);
+  const row = Math.floor(((event.offsetY * scale - top) / height) * down);
+  const within = column >= 0 && column < across && row >= 0 && row < down;
+  return within ? chosen().ids[row * across + column] : null;
+}
+
+function point(part) {
+  if (part === pointed) return;
+  pointed = part;
+  draw();
+}
+
 /** Draw the image, the parts at the chosen depth in the region that the model sees, and hatch what is cut away. */
 function draw() {
   const [width, height] = view.size;
@@ -227,9 +251,11 @@ function draw() {
 
   let words = `The image ${view.name}`;
   if (parts) {
-    const level = parts.levels[parts.levels.length - 1 - at("level").value];
+    const level = chosen();
     const count = `${level.parts} ${level.parts === 1 ? "part" : "parts"}`;
-    at("cut").textContent = `${count} at level ${level.level} of ${parts.height}`;
+    const marked = level.ids.filter((id) => id === pointed).length;
+    const size = marked ? `; the marked one: ${marked} of ${level.ids.length} patches` : "";
+    at("cut").textContent = `${count} at level ${level.level} of ${parts.height}${size}`;
     at("level").setAttribute("aria-valuetext", at("cut").textContent);
     if (at("show").checked) {
       paint(context, region, level.ids);
@@ -259,6 +285,11 @@ function paint(context, [left, top, width, height], ids) {
     context.globalAlpha = sizes.get(id) === 1 ? 0.2 : 0.55;
     context.fillStyle = parts.colours[id];
     context.fillRect(x(column), y(row), x(column + 1) - x(column), y(row + 1) - y(row));
+    if (pointed !== null && pointed !== id) {
+      context.globalAlpha = 0.5;
+      context.fillStyle = "#000";
+      context.fillRect(x(column), y(row), x(column + 1) - x(column), y(row + 1) - y(row));
+    }
     if (column + 1 < across && ids[patch + 1] !== id) {
       contours.moveTo(x(column + 1), y(row));
       contours.lineTo(x(column + 1), y(row + 1));
@@ -302,8 +333,13 @@ at("key").addEventListener("change", () => {
   key = at("key").value;
   start();
 });
-at("level").addEventListener("input", draw);
+at("level").addEventListener("input", () => {
+  pointed = null;
+  draw();
+});
 at("show").addEventListener("change", draw);
+for (const kind of ["pointermove", "pointerdown"]) canvas.addEventListener(kind, (event) => point(partUnder(event)));
+canvas.addEventListener("pointerleave", () => point(null));
 at("file").addEventListener("change", () => {
   if (at("file").files.length) take(at("file").files[0]);
   at("file").value = ""; // so that the same file, changed, can be chosen again
