@@ -24,7 +24,12 @@ from ehm.errors import BrokenImage, DataError, RequestError
 __all__ = ["STATIC", "make_ready", "router"]
 
 _FOLDER = Path(__file__).parent / "static"
-STATIC = {"/static/page.css": "text/css", "/static/page.js": "text/javascript", "/static/icon.svg": "image/svg+xml"}
+STATIC = {
+    "/static/page.css": "text/css",
+    "/static/page.js": "text/javascript",
+    "/static/draw.js": "text/javascript",
+    "/static/icon.svg": "image/svg+xml",
+}
 """What the page is made of, by path, with its type."""
 _HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
@@ -68,7 +73,7 @@ async def page() -> FileResponse:
 
 
 @router.get("/static/{name}", include_in_schema=False)
-async def static(request: Request, name: str) -> FileResponse:
+async def static(name: str) -> FileResponse:
     """What it is made of."""
     kind = STATIC.get(f"/static/{name}")
     if kind is None:

@@ -226,7 +226,7 @@ def test_what_a_bundle_does_not_give_is_said(folder, tmp_path):
 
 def test_the_page_allows_nothing_from_elsewhere(client):
     names = set()
-    for path in ("/", "/static/page.css", "/static/page.js", "/static/icon.svg"):
+    for path in ("/", *explore.STATIC):
         reply = client.get(path)
         assert reply.status_code == 200
         policy = dict(rule.split(" ", 1) for rule in reply.headers["content-security-policy"].split("; "))
@@ -236,7 +236,9 @@ def test_the_page_allows_nothing_from_elsewhere(client):
         assert "https:" not in reply.text
         assert not re.search(r"http:(?!//www\.w3\.org/2000/svg)", reply.text)
     assert names == {"text/html", "text/css", "text/javascript", "image/svg+xml"}
-    html, script = ((STATIC / name).read_text(encoding="utf-8") for name in ("index.html", "page.js"))
+    assert {f"/static/{file.name}" for file in STATIC.iterdir()} - {"/static/index.html"} == set(explore.STATIC)
+    html = (STATIC / "index.html").read_text(encoding="utf-8")
+    script = "".join(file.read_text(encoding="utf-8") for file in STATIC.glob("*.js"))
     assert not re.search(r"<style|<script(?! type=\"module\" src)|\son\w+=|\sstyle=", html)
     assert not re.search("innerHTML|outerHTML|insertAdjacentHTML|document.write|eval|localStorage|cookie", script)
     used = set(re.findall(r'\bat\("([\w-]+)"\)', script))

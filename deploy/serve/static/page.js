@@ -1,7 +1,8 @@
 // The page of ehm serve: an image goes to the server as it is, and what it answers is shown.
 // Names, labels and messages are set as text, never as HTML. The API key stays in this script's memory.
 
-const SIDE = 1280; // pixels of the canvas along the longer side of the image
+import { drawImage, patchUnder } from "./draw.js";
+
 const NEIGHBOURS = 8;
 
 const at = (id) => document.getElementById(id);
@@ -220,111 +221,28 @@ function chosen() {
   return parts.levels[parts.levels.length - 1 - at("level").value];
 }
 
-/** The part that lies under the pointer, if one does. */
-function partUnder(event) {
-  if (!parts || !at("show").checked) return null;
-  const [left, top, width, height] = view.region;
-  const [down, across] = parts.grid;
-  const scale = view.size[0] / canvas.clientWidth;
-  const column = Math.floor(((event.offsetX * scale - left) / width) * across);
-  const row = Math.floor(((event.offsetY * scale - top) / height) * down);
-  const within = column >= 0 && column < across && row >= 0 && row < down;
-  return within ? chosen().ids[row * across + column] : null;
-}
-
 function point(part) {
   if (part === pointed) return;
   pointed = part;
   draw();
 }
 
-/** Draw the image, the parts at the chosen depth in the region that the model sees, and hatch what is cut away. */
+/** Draw the image with the parts at the chosen depth, and say how many these are. */
 function draw() {
-  const [width, height] = view.size;
-  const scale = SIDE / Math.max(width, height);
-  canvas.width = Math.max(1, Math.round(width * scale));
-  canvas.height = Math.max(1, Math.round(height * scale));
-  const context = canvas.getContext("2d");
-  context.imageSmoothingQuality = "high";
-  context.drawImage(view.image, 0, 0, canvas.width, canvas.height);
-  const region = view.region.map((length) => length * scale);
-
+  let level = null;
   let words = `The image ${view.name}`;
   if (parts) {
-    const level = chosen();
+    level = chosen();
     const count = `${level.parts} ${level.parts === 1 ? "part" : "parts"}`;
     const marked = level.ids.filter((id) => id === pointed).length;
     const size = marked ? `; the marked one: ${marked} of ${level.ids.length} patches` : "";
     at("cut").textContent = `${count} at level ${level.level} of ${parts.height}${size}`;
     at("level").setAttribute("aria-valuetext", at("cut").textContent);
-    if (at("show").checked) {
-      paint(context, region, level.ids);
-      words += `, divided into ${count}`;
-    }
+    if (at("show").checked) words += `, divided into ${count}`;
+    else level = null;
   }
   canvas.setAttribute("aria-label", words);
-  hatch(context, region);
-}
-
-function paint(context, [left, top, width, height], ids) {
-  const [down, across] = parts.grid;
-  const x = (column) => Math.round(left + (column * width) / across);
-  const y = (row) => Math.round(top + (row * height) / down);
-  const sizes = new Map();
-  for (const id of ids) sizes.set(id, (sizes.get(id) ?? 0) + 1);
-
-  // as ehm inspect draws them: below the tints lies the image in grey, without its darkest tones
-  for (const [operation, colour] of [["saturation", "#808080"], ["source-over", "#ffffff40"]]) {
-    context.globalCompositeOperation = operation;
-    context.fillStyle = colour;
-    context.fillRect(x(0), y(0), x(across) - x(0), y(down) - y(0));
-  }
-  const contours = new Path2D();
-  ids.forEach((id, patch) => {
-    const [row, column] = [Math.floor(patch / across), patch % across];
-    context.globalAlpha = sizes.get(id) === 1 ? 0.2 : 0.55;
-    context.fillStyle = parts.colours[id];
-    context.fillRect(x(column), y(row), x(column + 1) - x(column), y(row + 1) - y(row));
-    if (pointed !== null && pointed !== id) {
-      context.globalAlpha = 0.5;
-      context.fillStyle = "#000";
-      context.fillRect(x(column), y(row), x(column + 1) - x(column), y(row + 1) - y(row));
-    }
-    if (column + 1 < across && ids[patch + 1] !== id) {
-      contours.moveTo(x(column + 1), y(row));
-      contours.lineTo(x(column + 1), y(row + 1));
-    }
-    if (row + 1 < down && ids[patch + across] !== id) {
-      contours.moveTo(x(column), y(row + 1));
-      contours.lineTo(x(column + 1), y(row + 1));
-    }
-  });
-  context.globalAlpha = 1;
-  context.lineCap = "square";
-  for (const [colour, line] of [["#0008", 6], ["#fff", 3]]) {
-    context.strokeStyle = colour;
-    context.lineWidth = line;
-    context.stroke(contours);
-  }
-}
-
-function hatch(context, [left, top, width, height]) {
-  const outside = new Path2D();
-  outside.rect(0, 0, canvas.width, canvas.height);
-  outside.rect(left, top, width, height);
-  context.save();
-  context.clip(outside, "evenodd");
-  context.fillStyle = "#808080b0";
-  context.fillRect(0, 0, canvas.width, canvas.height);
-  context.strokeStyle = "#ffffff60";
-  context.lineWidth = 3;
-  context.beginPath();
-  for (let start = -canvas.height; start < canvas.width; start += 24) {
-    context.moveTo(start, canvas.height);
-    context.lineTo(start + canvas.height, 0);
-  }
-  context.stroke();
-  context.restore();
+  drawImage(canvas, view, level && { ...parts, ids: level.ids, pointed });
 }
 
 at("settings").addEventListener("submit", (event) => event.preventDefault());
@@ -338,7 +256,11 @@ at("level").addEventListener("input", () => {
   draw();
 });
 at("show").addEventListener("change", draw);
-for (const kind of ["pointermove", "pointerdown"]) canvas.addEventListener(kind, (event) => point(partUnder(event)));
+for (const kind of ["pointermove", "pointerdown"]) {
+  canvas.addEventListener(kind, (event) => {
+    if (parts && at("show").checked) point(chosen().ids[patchUnder(event, view, parts.grid)] ?? null);
+  });
+}
 canvas.addEventListener("pointerleave", () => point(null));
 at("file").addEventListener("change", () => {
   if (at("file").files.length) take(at("file").files[0]);
