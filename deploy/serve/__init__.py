@@ -10,6 +10,11 @@ Each module stands on those above it:
     server       the process: socket, signals, end
 """
 
-from ehm.deploy.serve.server import serve
+from ehm.errors import BackendError
+
+try:
+    from ehm.deploy.serve.server import serve
+except ModuleNotFoundError as error:
+    raise BackendError(f"{error.name} is not installed; pip install 'ehm[serve]' installs it") from None
 
 __all__ = ["serve"]

@@ -117,10 +117,6 @@ async def _serve(service: Service, index: Index | None, listener: socket.socket)
     tasks = [loop.create_task(service.models.watch())]
     for number, action in ((signal.SIGTERM, stop), (signal.SIGINT, stop), (signal.SIGHUP, reload)):
         loop.add_signal_handler(number, action)
-    host, port = listener.getsockname()[:2]
-    url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-    listener.listen()  # who connects from here on is answered, and not refused
-    _LOG.info("ready at %s, which shows a page: /v1/classify /v1/embed /v2 /metrics /docs", url)
     await server.serve(sockets=[listener])
     for task in tasks:
         task.cancel()
@@ -128,6 +124,14 @@ async def _serve(service: Service, index: Index | None, listener: socket.socket)
 
 
 class _Server(uvicorn.Server):
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Say where it listens, once it does."""
+        await super().startup(sockets)
+        for listener in sockets or []:
+            host, port = listener.getsockname()[:2]
+            url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+            _LOG.info("ready at %s, which shows a page: /v1/classify /v1/embed /v2 /metrics /docs", url)
+
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         """Leave signals alone: uvicorn would raise them again at the end, and the process would not exit with 0."""
@@ -136,6 +140,8 @@ class _Server(uvicorn.Server):
 
 def _bound(host: str, port: int) -> socket.socket:
     """A socket that does not listen yet; raises ConfigError where the address cannot be had."""
+    if not 0 <= port < 2**16:
+        raise ConfigError(f"--port {port}: expected a number from 0 to {2**16 - 1}")
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listener = socket.socket(family, kind, protocol)
@@ -146,8 +152,8 @@ def _bound(host: str, port: int) -> socket.socket:
             listener.close()
             raise
         return listener
-    except (OSError, OverflowError) as error:
-        raise ConfigError(f"--host {host} --port {port}: {getattr(error, 'strerror', None) or error}") from None
+    except OSError as error:
+        raise ConfigError(f"--host {host} --port {port}: {error.strerror}") from None
 
 
 def _api_key(file: str | Path | None) -> str | None:

@@ -168,6 +168,15 @@ def test_training_without_a_framework_is_one_clear_sentence(core, tmp_path):
     assert "Traceback" not in said
 
 
+def test_serving_needs_its_extra_and_no_framework(core, built, tmp_path):
+    said = run(core / "ehm", "serve", "bundle", status=1, cwd=tmp_path)
+    assert "pip install 'ehm[serve]'" in said
+    assert said.count("\n") == 1
+    commands = environment(tmp_path / "venv", built[1], extras=("serve",))
+    said = run(commands / "ehm", "serve", "bundle", status=1, cwd=tmp_path)
+    assert said.strip() == "ehm serve: bundle: not a bundle: it has no manifest.json; ehm export writes one"
+
+
 def test_from_another_folder_it_trains_two_steps(built, tmp_path):
     commands = environment(tmp_path / "venv", built[1], extras=("torch", "elpv"))
     elsewhere = tmp_path / "elsewhere"
