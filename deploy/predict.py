@@ -23,7 +23,7 @@ from ehm.deploy.bundle import Bundle, Precision, Preprocessing
 from ehm.deploy.runtime import open_session
 from ehm.errors import BrokenImage, ConfigError, DataError, ExportError
 
-__all__ = ["Prediction", "Predictor", "main", "predict", "softmax"]
+__all__ = ["Prediction", "Predictor", "main", "normalise", "predict", "softmax"]
 
 _BATCH = 8
 
@@ -78,18 +78,15 @@ class Predictor:
         self._session = open_session(self.bundle.model(precision), device, threads)
         self.provider: str = self._session.get_providers()[0]
         self._transform = _transform(self.manifest.preprocessing, self.bundle.path)
-        mean, std = self.manifest.preprocessing.mean, self.manifest.preprocessing.std
-        self._offset = np.asarray(mean, np.float32).reshape(3, 1, 1) * 255
-        self._scale = np.asarray(std, np.float32).reshape(3, 1, 1) * 255
 
-    def prepare(self, image: Image.Image) -> NDArray[np.float32]:
-        """An RGB image of any size -> one normalised input (3, H, W)."""
-        pixels = self._transform(image).astype(np.float32).transpose(2, 0, 1)
-        normalised: NDArray[np.float32] = (pixels - self._offset) / self._scale
-        return normalised
+    def prepare(self, image: Image.Image) -> NDArray[np.float32] | NDArray[np.uint8]:
+        """An RGB image of any size -> one input: normalised (3, H, W), or its bytes where the graph does the rest."""
+        if self.manifest.preprocessing.in_graph:
+            return np.asarray(image)
+        return normalise(self._transform(image), self.manifest.preprocessing)
 
-    def run(self, inputs: NDArray[np.float32], names: Sequence[str] = ()) -> dict[str, NDArray[np.float32]]:
-        """(B, 3, H, W) -> the outputs of those names, by default all: arrays of B rows."""
+    def run(self, inputs: NDArray[Any], names: Sequence[str] = ()) -> dict[str, NDArray[np.float32]]:
+        """Inputs of one size, one above the other -> the outputs of those names, by default all: arrays of B rows."""
         names = list(names) or [output.name for output in self.manifest.outputs]
         return dict(zip(names, self._session.run(names, {self.manifest.input.name: inputs}), strict=True))
 
@@ -159,6 +156,13 @@ def main(
     return 1 if failed else 0
 
 
+def normalise(pixels: NDArray[np.uint8], preprocessing: Preprocessing) -> NDArray[np.float32]:
+    """Bytes (..., H, W, 3) -> (..., 3, H, W): minus the mean, divided by the standard deviation."""
+    mean, std = (np.asarray(values, np.float32).reshape(3, 1, 1) for values in (preprocessing.mean, preprocessing.std))
+    normalised: NDArray[np.float32] = (np.moveaxis(pixels.astype(np.float32), -1, -3) - mean * 255) / (std * 255)
+    return normalised
+
+
 def softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
     """Probabilities over the last axis, in float64; the largest logit is subtracted so that nothing overflows."""
     shifted = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
@@ -201,17 +205,22 @@ def _predictions(predictor: Predictor, files: Sequence[Path], top: int) -> Itera
         for start in range(0, len(files), _BATCH):
             chunk = files[start : start + _BATCH]
             read = list(pool.map(lambda file: _read(predictor, file), chunk))
-            inputs = [item for item in read if isinstance(item, np.ndarray)]
-            outputs = predictor.run(np.stack(inputs), names) if inputs else {}
-            rows = ({name: values[row] for name, values in outputs.items()} for row in range(len(inputs)))
-            for file, item in zip(chunk, read, strict=True):
+            sizes: dict[tuple[int, ...], list[int]] = {}
+            for index, item in enumerate(read):
+                if isinstance(item, np.ndarray):
+                    sizes.setdefault(item.shape, []).append(index)
+            rows: dict[int, dict[str, NDArray[np.float32]]] = {}
+            for indices in sizes.values():  # one, unless the graph takes images of any size
+                outputs = predictor.run(np.stack([read[index] for index in indices]), names)
+                rows |= {index: {key: v[row] for key, v in outputs.items()} for row, index in enumerate(indices)}
+            for index, (file, item) in enumerate(zip(chunk, read, strict=True)):
                 if isinstance(item, str):
                     yield Prediction(str(file), error=item)
                 else:
-                    yield predictor.describe(str(file), next(rows), top)
+                    yield predictor.describe(str(file), rows[index], top)
 
 
-def _read(predictor: Predictor, file: Path) -> NDArray[np.float32] | str:
+def _read(predictor: Predictor, file: Path) -> NDArray[np.float32] | NDArray[np.uint8] | str:
     """The input that ``file`` gives, or the reason why it gives none."""
     try:
         return predictor.prepare(decode(file))

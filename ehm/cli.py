@@ -44,7 +44,8 @@ def export(args: argparse.Namespace) -> None:
     """Write an ONNX bundle of a classifier or an encoder."""
     from ehm.deploy.export import export
 
-    export(args.checkpoint, config=args.config, head=args.head, device=args.device, overrides=args.set, out=args.out)
+    overrides = args.set if args.target is None else [*args.set, f"target={args.target}"]
+    export(args.checkpoint, config=args.config, head=args.head, device=args.device, overrides=overrides, out=args.out)
 
 
 def predict(args: argparse.Namespace) -> int:
@@ -186,6 +187,8 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("checkpoint", help="run or checkpoint folder, weights file, or timm:NAME")
     heads = ["auto", "classifier", "features", "patches", "multi"]
     command.add_argument("--head", choices=heads, default="auto", help="what to export; multi is all there is")
+    targets = ["onnxruntime", "portable", "ascend"]
+    command.add_argument("--target", choices=targets, help="what the graph is written for (default: portable)")
 
     command = add(predict, [common])
     command.add_argument("bundle", help="folder that ehm export wrote")

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, get_args
 from ehm.config import ExportConfig, load_config
 from ehm.data.transforms import EvalTransform
 from ehm.deploy.bundle import Bundle, Manifest, ModelRecord, Preprocessing, Source, TensorRecord, staged
+from ehm.deploy.export.card import write_card
 from ehm.deploy.export.parity import compare
 from ehm.deploy.export.sources import demand, prepare
 from ehm.deploy.runtime import open_session
@@ -59,25 +60,30 @@ def export(
     if not isinstance(config, ExportConfig):
         config = load_config(ExportConfig, config, overrides)
     demand("export", *_NEEDED)
-    from ehm.deploy.export.saving import operators
+    from ehm.deploy.export.saving import domains, operators
 
     out = Path("runs") / "export" if out is None else Path(out)
     with staged(out) as folder:
         opened = prepare(config.model.model_copy(update={"init": str(checkpoint)}), head)
         loaded = opened.about
+        target = opened.target(config)
         what, size = ", ".join(loaded.outputs), "{} x {}".format(*loaded.image_size)
         console.print(
-            f"Exporting {what} of {loaded.origin} ({loaded.kind}, {size}) at opset {config.opset} to {out}",
+            f"Exporting {what} of {loaded.origin} ({loaded.kind}, {size}), target {target}, opset {config.opset}, "
+            f"to {out}",
             markup=False,
         )
-        model = opened.write(folder / _MODEL, config.opset)
-        preprocessing = _preprocessing(loaded)
+        preprocessing = _preprocessing(loaded, config)
+        model = opened.write(folder / _MODEL, config, preprocessing)
+        versions = domains(model)
+        opset = versions.pop("")
         session = open_session(folder / _MODEL, "cpu" if device == "auto" else device)
         parity = compare(opened.reference, session, preprocessing)
         manifest = Manifest(
             task="classification" if loaded.labels else "features",
-            models={"float32": ModelRecord(file=_MODEL, opset=config.opset, operators=operators(model))},
-            input=TensorRecord(name="images", dtype="float32", layout="NCHW", shape=("batch", 3, *loaded.image_size)),
+            target=target,
+            models={"float32": ModelRecord(file=_MODEL, opset=opset, domains=versions, operators=operators(model))},
+            input=_record(model.graph.input[0]),
             outputs=tuple(map(_record, model.graph.output)),
             preprocessing=preprocessing,
             labels=loaded.labels,
@@ -85,6 +91,7 @@ def export(
             versions={package: version(package) for package in ("ehm", *_NEEDED, *opened.packages)},
             parity=parity,
         )
+        write_card(manifest, config, folder / "README.md")
         bundle = Bundle.seal(folder, manifest)
         megabytes = sum(record.bytes for record in bundle.manifest.files.values()) / 1e6
     console.print(
@@ -96,10 +103,19 @@ def export(
 
 
 def _record(value: ValueInfoProto) -> TensorRecord:
+    from onnx import TensorProto
+
     shape = tuple(dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim)
+    if value.type.tensor_type.elem_type == TensorProto.UINT8:
+        return TensorRecord(name=value.name, dtype="uint8", layout="NHWC", shape=shape)
     return TensorRecord(name=value.name, dtype="float32", layout="NCHW" if len(shape) == 4 else "NC", shape=shape)
 
 
-def _preprocessing(loaded: Trained | Module) -> Preprocessing:
-    cover = EvalTransform(loaded.image_size).cover
-    return Preprocessing(image_size=loaded.image_size, cover=cover, mean=loaded.mean, std=loaded.std)
+def _preprocessing(loaded: Trained | Module, config: ExportConfig) -> Preprocessing:
+    return Preprocessing(
+        in_graph=config.preprocessing,
+        image_size=loaded.image_size,
+        cover=EvalTransform(loaded.image_size).cover,
+        mean=loaded.mean,
+        std=loaded.std,
+    )

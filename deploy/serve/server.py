@@ -130,7 +130,7 @@ class _Server(uvicorn.Server):
         for listener in sockets or []:
             host, port = listener.getsockname()[:2]
             url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-            _LOG.info("ready at %s, which shows a page: /v1/classify /v1/embed /v2 /metrics /docs", url)
+            _LOG.info("ready at %s: / /v1/classify /v1/embed /v2 /metrics /docs", url)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:

@@ -399,13 +399,44 @@ class ProbeConfig(FinetuneConfig):
 
 
 class ExportConfig(Section):
-    """``ehm export``: the ONNX operator set (Ascend's converter takes 17 and 18), and what the weights leave open.
+    """``ehm export``: what the graph is written for, and what the weights leave open.
+
+    ``opset`` is the ONNX operator set. ``target`` is ``portable`` (ONNX's plain operators), ``onnxruntime`` (its own
+    attention beside them) or ``ascend`` (what its converter takes: operator sets 17 and 18, and the batch as only
+    dynamic dimension). With ``preprocessing`` the graph takes bytes of any size and does everything behind the
+    decoding; with ``dynamic_size`` a plain ViT takes images of any multiple of its patches. Both need ``opset`` 18,
+    which is then the default. ``license`` and ``data_license`` are for the model card.
 
     ``model.init`` is the command's own argument; ``model.image_size`` resamples the positions.
     """
 
     opset: Annotated[int, Field(ge=17, le=20)] = 17
+    target: Literal["onnxruntime", "portable", "ascend"] = "portable"
+    preprocessing: bool = False
+    dynamic_size: bool = False
+    license: str | None = None
+    data_license: str | None = None
     model: ModelSource = ModelSource()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_opset(cls, values: Any) -> Any:
+        if isinstance(values, dict) and (values.get("preprocessing") or values.get("dynamic_size")):
+            return {"opset": 18, **values}
+        return values
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> ExportConfig:
+        wanted = [key for key in ("preprocessing", "dynamic_size") if getattr(self, key)]
+        if len(wanted) > 1:
+            raise ValueError("preprocessing brings every image to one size; leave dynamic_size out")
+        if self.target == "ascend" and wanted:
+            raise ValueError(f"target ascend: only the batch may be dynamic; leave {wanted[0]} out")
+        if self.target == "ascend" and self.opset > 18:
+            raise ValueError(f"target ascend: opset {self.opset}: its converter takes 17 and 18")
+        if wanted and self.opset < 18:
+            raise ValueError(f"opset {self.opset}: {wanted[0]} needs 18, the first with an antialiased resize")
+        return self
 
 
 class TokenizerConfig(Section):

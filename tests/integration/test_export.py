@@ -22,7 +22,7 @@ from torchvision import transforms
 from ehm import checkpoint
 from ehm.config import ModelSource
 from ehm.deploy.bundle import Bundle
-from ehm.deploy.export import export, parity, saving, sources, vit
+from ehm.deploy.export import export, parity, saving, sources
 from ehm.deploy.predict import Predictor, predict
 from ehm.errors import BackendError, CheckpointError, ConfigError, ExportError
 
@@ -237,7 +237,7 @@ def test_a_classifier_gives_features_and_large_weights_lie_beside_the_graph(fine
     run, _ = finetuned
     monkeypatch.setattr(saving, "EMBED_LIMIT", 10_000)
     bundle = export(run, out=tmp_path / "features", head="features")
-    assert {path.name for path in bundle.iterdir()} == {"manifest.json", "model.onnx", "model.onnx.data"}
+    assert {path.name for path in bundle.iterdir()} == {"README.md", "manifest.json", "model.onnx", "model.onnx.data"}
     assert Bundle.open(bundle).manifest.labels == ()
     model, tensors = timm_vit(checkpoint.resolve(run), (48, 64), num_classes=3, global_pool="avg")
     model.load_state_dict(tensors)
@@ -277,9 +277,10 @@ def test_one_wrong_weight_stops_the_export_and_leaves_nothing(encoder, tmp_path,
         values = onnx.numpy_helper.to_array(tensor).copy()
         values[5] += 0.01
         tensor.raw_data = values.tobytes()
-        saving.save(model, path)
+        save(model, path)
 
-    monkeypatch.setattr(vit, "save", spoil)
+    save = saving.save
+    monkeypatch.setattr(saving, "save", spoil)
     with pytest.raises(
         ExportError, match=r"parity: the exported model differs from torch by 0\.0.* nothing was written"
     ):
@@ -446,7 +447,8 @@ def test_the_command_exports_the_same_bytes_without_a_word_of_the_exporters(enco
     assert (done.returncode, done.stderr) == (0, "")
     first, parity, last = done.stdout.splitlines()
     source = checkpoint.resolve(encoder[0])
-    assert first == f"Exporting features of {source} (pretrain, 48 x 48) at opset 17 to {tmp_path / 'bundle'}"
+    what = f"Exporting features of {source} (pretrain, 48 x 48), target portable, opset 17, "
+    assert first == f"{what}to {tmp_path / 'bundle'}"
     assert parity.startswith("Differs from torch by at most ")
     assert str(tmp_path / "bundle") in last
     assert (tmp_path / "bundle" / "model.onnx").read_bytes() == (encoder[1] / "model.onnx").read_bytes()

@@ -14,8 +14,8 @@ from ehm.backends.torch.heads import Heads
 from ehm.backends.torch.models.vit import build_vit
 from ehm.backends.torch.module import build
 from ehm.deploy.export import saving
-from ehm.deploy.export.graph import write_onnx
-from ehm.deploy.export.vit import write_vit
+from ehm.deploy.export.graph import make_onnx
+from ehm.deploy.export.vit import make_vit
 from ehm.encoders import VitSpec
 from ehm.trained import Trained
 
@@ -52,6 +52,12 @@ CASES = {
 }
 
 
+def write_vit(trained, path, opset=17, target="portable"):
+    model = make_vit(trained, opset, target)
+    saving.save(model, path)
+    return model
+
+
 def run(path, images):
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     (outputs,) = session.run(None, {"images": images})
@@ -63,7 +69,8 @@ def test_the_file_computes_what_torchs_export_and_torch_compute(case, tmp_path):
     trained = make(**CASES[case])
     module = build(trained)
     heads = Heads(module, trained.outputs)
-    write_onnx(heads, tmp_path / "torch.onnx", image_size=trained.image_size, outputs=trained.outputs)
+    model = make_onnx(heads, image_size=trained.image_size, outputs=trained.outputs)
+    saving.save(model, tmp_path / "torch.onnx")
     for opset in (17, 18):
         write_vit(trained, tmp_path / f"{opset}.onnx", opset)
     for batch in (1, 2, 7):
