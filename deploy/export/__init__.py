@@ -15,6 +15,7 @@ from ehm.config import ExportConfig, load_config
 from ehm.data.transforms import EvalTransform
 from ehm.deploy.bundle import Bundle, Manifest, ModelRecord, Preprocessing, Source, TensorRecord, staged
 from ehm.deploy.export.ascend import write_om
+from ehm.deploy.export.card import write_card
 from ehm.deploy.export.engines import convert, is_bundle, write_engines
 from ehm.deploy.export.parity import compare
 from ehm.deploy.export.sources import demand, prepare
@@ -66,7 +67,7 @@ def export(
     if not isinstance(config, ExportConfig):
         config = load_config(ExportConfig, config, overrides)
     if is_bundle(checkpoint):
-        return convert(checkpoint, triton=triton, kserve=kserve, config=config, device=device, out=out)
+        return convert(checkpoint, triton=triton, kserve=kserve, config=config, head=head, device=device, out=out)
     demand("export", *_NEEDED)
     from ehm.deploy.export.numbers import other_numbers
     from ehm.deploy.export.saving import domains, operators
@@ -103,7 +104,9 @@ def export(
         if target == "ascend":
             write_om(folder, _MODEL, manifest.input, config.ascend)
         others = other_numbers(Bundle(folder, manifest), config, "cpu" if device == "auto" else device)
-        bundle = Bundle.seal(folder, manifest.model_copy(update={"models": manifest.models | others}))
+        manifest = manifest.model_copy(update={"models": manifest.models | others})
+        write_card(manifest, config, folder / "README.md")
+        bundle = Bundle.seal(folder, manifest)
         megabytes = sum(record.bytes for record in bundle.manifest.files.values()) / 1e6
     console.print(
         f"Differs from {parity.reference.partition(' ')[0]} by at most {parity.max_abs:.1e} "

@@ -224,10 +224,11 @@ def test_a_published_file_keeps_its_classifier(tmp_path):
 
 def test_timms_models_export_by_name(tmp_path):
     """A convolutional network without attention, LayerNormalization or positions: nothing here is for ViTs alone."""
-    name, size = "timm:test_resnet?pretrained=false", ["model.image_size=64"]
-    bundle = export(name, head="multi", out=tmp_path / "bundle", overrides=size)
+    name, given = "timm:test_resnet?pretrained=false", ["model.image_size=64", "target=onnxruntime"]
+    bundle = export(name, head="multi", out=tmp_path / "bundle", overrides=given)
     manifest = Bundle.open(bundle).manifest
     assert (manifest.source.kind, len(manifest.labels), manifest.labels[0]) == ("timm", 1000, "tench, Tinca tinca")
+    assert (manifest.target, manifest.models["float32"].domains) == ("portable", {})  # which is what torch writes
     assert [output.shape[1:] for output in manifest.outputs] == [(1000,), (96,), (96, 2, 2)]
     counts = manifest.models["float32"].operators
     assert counts.get("GlobalAveragePool", 0) + counts.get("ReduceMean", 0) == 1  # shared by logits and features
@@ -237,7 +238,7 @@ def test_a_classifier_gives_features_and_large_weights_lie_beside_the_graph(fine
     run, _ = finetuned
     monkeypatch.setattr(saving, "EMBED_LIMIT", 10_000)
     bundle = export(run, out=tmp_path / "features", head="features")
-    assert {path.name for path in bundle.iterdir()} == {"manifest.json", "model.onnx", "model.onnx.data"}
+    assert {path.name for path in bundle.iterdir()} == {"README.md", "manifest.json", "model.onnx", "model.onnx.data"}
     assert Bundle.open(bundle).manifest.labels == ()
     model, tensors = timm_vit(checkpoint.resolve(run), (48, 64), num_classes=3, global_pool="avg")
     model.load_state_dict(tensors)

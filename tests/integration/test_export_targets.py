@@ -43,12 +43,6 @@ def test_the_graph_for_onnxruntime_has_its_attention_and_gives_the_same(run, tmp
         np.testing.assert_allclose(found["onnxruntime"][name], values, atol=1e-5)
 
 
-def test_what_torch_writes_for_onnxruntime_is_called_portable(tmp_path):
-    name, given = "timm:test_resnet?pretrained=false", ["target=onnxruntime", "model.image_size=64"]
-    manifest = Bundle.open(export(name, out=tmp_path / "bundle", overrides=given)).manifest
-    assert (manifest.target, manifest.models["float32"].domains) == ("portable", {})
-
-
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
