@@ -75,13 +75,17 @@ def bench_export(
     devices: Sequence[str] = (),
     images: Sequence[str | Path] = (),
     rounds: int = 20,
+    threads: int = 0,
+    processor_time: bool = False,
     json: bool = False,
     out: str | Path | None = None,
 ) -> list[Timing]:
     """Time the networks of a bundle, and torch where it and the checkpoint are still here; print a table, or JSON.
 
     ``devices`` are those of ``PROVIDERS``, by default all that are installed; ``images`` are files, by default smooth
-    random pictures. With ``out`` the figures also go to ``out/bench.json``. Raises ConfigError for wrong numbers,
+    random pictures; ``threads`` are those of each network, by default one a core. ``processor_time`` counts that of all
+    threads instead of the clock's, which other programs disturb little. With ``out`` the figures also go to
+    ``out/bench.json``. Raises ConfigError for wrong numbers,
     ExportError for a damaged bundle, BackendError for a device that is not there.
     """
     for option, values in (("--batch", batches), ("--rounds", (rounds,))):
@@ -89,18 +93,19 @@ def bench_export(
             raise ConfigError(f"{option} {min(values)}: expected at least 1")
     opened = Bundle.open(bundle)
     notes = Console(stderr=True, highlight=False, soft_wrap=True)
-    reference, ways = _exported(opened, devices or _installed())
+    reference, ways = _exported(opened, devices or _installed(), threads)
     try:
-        ways = _torch(opened.manifest) + ways
+        ways = _torch(opened.manifest, threads) + ways
     except EhmError as error:
         notes.print(f"torch is left out: {error}", markup=False)
     pictures = [decode(file) for file in images] or _pictures(max(batches))
+    clock = time.process_time if processor_time else time.perf_counter
     timings: list[Timing] = []
     with Progress(console=notes, transient=True, disable=not notes.is_terminal) as progress:
         task = progress.add_task("bench", total=len(batches) * rounds)
         for batch in batches:
             inputs = _inputs(reference, list(islice(cycle(pictures), batch)))
-            timings += _time(reference, ways, inputs, rounds, lambda: progress.advance(task))
+            timings += _time(reference, ways, inputs, rounds, clock, lambda: progress.advance(task))
     report = {"bundle": str(bundle), "cores": os.cpu_count(), "timings": [asdict(timing) for timing in timings]}
     if json:
         print(json_module.dumps(report, indent=2))
@@ -116,14 +121,14 @@ def _installed() -> list[str]:
     return [device for device, provider in PROVIDERS.items() if provider.name in available]
 
 
-def _exported(bundle: Bundle, devices: Sequence[str]) -> tuple[Predictor, list[_Way]]:
+def _exported(bundle: Bundle, devices: Sequence[str], threads: int) -> tuple[Predictor, list[_Way]]:
     """The network in float32 on the first device, and every network on every device."""
     manifest = bundle.manifest
     output = next(name for name in ("features", "logits", "patches") if manifest.output(name))
     ways, predictors = [], []
     for device in devices:
         for precision in manifest.models:
-            predictor = Predictor(bundle, device, precision)
+            predictor = Predictor(bundle, device, precision, threads)
             run = partial(_run, predictor, output)
             ways.append(_Way(f"{predictor.provider.removesuffix('ExecutionProvider')} {precision}", output, False, run))
             predictors.append(predictor)
@@ -134,14 +139,14 @@ def _run(predictor: Predictor, output: str, inputs: NDArray[Any]) -> NDArray[np.
     return predictor.run(inputs, [output])[output]
 
 
-def _torch(manifest: Manifest) -> list[_Way]:
+def _torch(manifest: Manifest, threads: int) -> list[_Way]:
     """Torch computes the logits of a classifier and the features of an encoder."""
     from ehm.deploy.export.rivals import torch_rivals
 
     output = "logits" if manifest.labels else "features"
     if manifest.output(output) is None:
         raise EhmError(f"the bundle has no {output}, which torch computes")
-    return [_Way(f"torch {name}", output, True, run) for name, run in torch_rivals(manifest).items()]
+    return [_Way(f"torch {name}", output, True, run) for name, run in torch_rivals(manifest, threads).items()]
 
 
 def _pictures(count: int) -> list[Image.Image]:
@@ -165,6 +170,7 @@ def _time(
     ways: Sequence[_Way],
     inputs: tuple[NDArray[Any], NDArray[np.float32]],
     rounds: int,
+    clock: Callable[[], float],
     advance: Callable[[], None],
 ) -> list[Timing]:
     """One run of each in every round; the first of ``ways`` is the baseline."""
@@ -176,9 +182,9 @@ def _time(
     for row in seconds:
         for column, way in enumerate(ways):
             time.sleep(_PAUSE)
-            start = time.perf_counter()
+            start = clock()
             way.run(inputs[way.normalised])
-            row[column] = time.perf_counter() - start
+            row[column] = clock() - start
         advance()
     return [
         _timing(way.name, len(inputs[0]), column, seconds[:, 0] / column, similar)

@@ -75,6 +75,8 @@ def bench(args: argparse.Namespace) -> None:
         devices=args.device,
         images=args.images,
         rounds=args.rounds,
+        threads=args.threads,
+        processor_time=args.processor_time,
         json=args.json,
         out=args.out,
     )
@@ -231,6 +233,8 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--device", nargs="+", default=[], help="cpu, cuda, npu or openvino (default: all there are)")
     command.add_argument("--images", nargs="+", metavar="IMAGE", default=[], help="files (default: random pictures)")
     command.add_argument("--rounds", type=int, default=20, help="runs of each (default: 20)")
+    command.add_argument("--threads", type=int, default=0, help="of each network (default: one a core)")
+    command.add_argument("--processor-time", action="store_true", help="of all threads, instead of the clock's")
     command.add_argument("--json", action="store_true", help="print JSON")
     command.add_argument("--out", metavar="DIR", help="folder for bench.json")
 

@@ -19,11 +19,11 @@ __all__ = ["torch_rivals"]
 Run = Callable[[NDArray[np.float32]], Any]
 
 
-def torch_rivals(manifest: Manifest) -> dict[str, Run]:
+def torch_rivals(manifest: Manifest, threads: int = 0) -> dict[str, Run]:
     """Functions of normalised images (B, 3, H, W), by name: torch eager in float32, compiled, and in bfloat16.
 
-    All compute on the CPU what the bundle's first output is. Raises EhmError, with the reason, where torch is not
-    installed or the checkpoint is no longer what was exported.
+    All compute what the bundle's first output is, on the CPU, by ``threads`` where that is not 0. Raises EhmError, with
+    the reason, where torch is not installed or the checkpoint is no longer what was exported.
     """
     if find_spec("torch") is None or find_spec("timm") is None:
         raise BackendError("torch and timm are not installed")
@@ -39,6 +39,8 @@ def torch_rivals(manifest: Manifest) -> dict[str, Run]:
     if loaded.sha256 != manifest.source.sha256:
         raise EhmError(f"{manifest.source.checkpoint} has changed since it was exported")
     module = load_module(source, head).module if trained is None else build(trained)
+    if threads:
+        torch.set_num_threads(threads)
     compiled = torch.compile(module, dynamic=False)
 
     @torch.inference_mode()

@@ -235,7 +235,7 @@ def test_the_bench_times_every_network_beside_torch(bundle, tmp_path, monkeypatc
 
 
 def test_the_bench_says_why_torch_is_left_out(bundle, monkeypatch, capsys):
-    def gone(manifest):
+    def gone(manifest, threads):
         raise EhmError(f"{manifest.source.checkpoint} has changed since it was exported")
 
     monkeypatch.setattr("ehm.deploy.export.rivals.torch_rivals", gone)
@@ -249,10 +249,9 @@ def test_the_bench_says_why_torch_is_left_out(bundle, monkeypatch, capsys):
         bench_export(bundle.path, batches=[0])
 
 
-def test_the_bench_measures_time_against_the_baseline_of_the_same_round(bundle, monkeypatch):
+def test_the_bench_measures_time_against_the_baseline_of_the_same_round(bundle):
     clock = iter(np.cumsum([0, 8, 0, 2, 0, 4, 0, 4]))  # seconds: rounds of 8 and 2, then 4 and 4
-    monkeypatch.setattr(bench.time, "perf_counter", lambda: float(next(clock)))
-    reference, ways = bench._exported(bundle, ["cpu"])
+    reference, ways = bench._exported(bundle, ["cpu"], 1)
     inputs = bench._inputs(reference, bench._pictures(2))
-    _, timing = bench._time(reference, ways[:2], inputs, 2, lambda: None)
+    _, timing = bench._time(reference, ways[:2], inputs, 2, lambda: float(next(clock)), lambda: None)
     assert (timing.batch, timing.median_ms, timing.ratio) == (2, 3000, 2.5)
