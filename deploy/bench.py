@@ -27,7 +27,7 @@ from rich.table import Table
 from ehm.data.decode import decode
 from ehm.data.transforms import EvalTransform
 from ehm.deploy.bundle import Bundle, Manifest
-from ehm.deploy.predict import Predictor, cosine
+from ehm.deploy.predict import Predictor, cosine, normalise
 from ehm.deploy.runtime import PROVIDERS
 from ehm.errors import ConfigError, EhmError
 from ehm.runlog import console
@@ -155,9 +155,9 @@ def _inputs(reference: Predictor, pictures: Sequence[Image.Image]) -> tuple[NDAr
     rule = reference.manifest.preprocessing
     if rule.in_graph:
         pictures = [picture.resize(pictures[0].size) for picture in pictures]  # what is one batch has one size
-    pixels = np.stack([EvalTransform(rule.image_size)(picture) for picture in pictures]) / 255
-    normalised = ((pixels - rule.mean) / rule.std).astype(np.float32).transpose(0, 3, 1, 2)
-    return np.stack([reference.prepare(picture) for picture in pictures]), np.ascontiguousarray(normalised)
+    pixels = np.stack([EvalTransform(rule.image_size)(picture) for picture in pictures])
+    normalised = np.ascontiguousarray(normalise(pixels, rule))
+    return np.stack([reference.prepare(picture) for picture in pictures]), normalised
 
 
 def _time(
@@ -193,8 +193,8 @@ def _timing(name: str, batch: int, seconds: NDArray[np.float64], ratios: NDArray
 
 
 def _print(timings: Sequence[Timing], title: str) -> None:
-    table = Table(title=title, box=box.SIMPLE)
-    for name in ("batch", "network", "median ms", "p95 ms", "images/s", "ratio (quartiles)", "cosine"):
+    table = Table(title=title, box=box.SIMPLE, padding=0, pad_edge=False)
+    for name in ("batch", "network", "ms", "p95", "images/s", "ratio (quartiles)", "cosine"):
         table.add_column(name, justify="left" if name == "network" else "right", no_wrap=True)
     for timing in timings:
         table.add_row(
@@ -203,7 +203,7 @@ def _print(timings: Sequence[Timing], title: str) -> None:
             f"{timing.median_ms:.1f}",
             f"{timing.p95_ms:.1f}",
             f"{timing.images_per_second:.1f}",
-            f"{timing.ratio:.2f} ({timing.ratio_low:.2f}, {timing.ratio_high:.2f})",
+            f"{timing.ratio:.2f} ({timing.ratio_low:.2f}-{timing.ratio_high:.2f})",
             f"{timing.cosine:.6f}",
         )
     console.print(table)

@@ -9,7 +9,18 @@ from importlib.metadata import version
 from typing import Any
 
 __version__ = version("ehm")
-__all__ = ["__version__", "evaluate", "export", "finetune", "inspect", "predict", "probe", "train", "train_tokenizer"]
+__all__ = [
+    "__version__",
+    "evaluate",
+    "export",
+    "finetune",
+    "inspect",
+    "predict",
+    "probe",
+    "serve",
+    "train",
+    "train_tokenizer",
+]
 
 _HOMES = {
     "train": "ehm.pretrain",
@@ -20,6 +31,7 @@ _HOMES = {
     "inspect": "ehm.analysis.inspect",
     "export": "ehm.deploy.export",
     "predict": "ehm.deploy.predict",
+    "serve": "ehm.deploy.serve",
 }
 
 

@@ -80,6 +80,33 @@ def bench(args: argparse.Namespace) -> None:
     )
 
 
+def serve(args: argparse.Namespace) -> None:
+    """Serve exported bundles over HTTP: the Open Inference Protocol v2, and image files."""
+    from ehm.deploy.serve import serve
+
+    serve(
+        args.bundles,
+        host=args.host,
+        port=args.port,
+        device=args.device,
+        precision=args.precision,
+        threads=args.threads,
+        max_batch=args.max_batch,
+        max_delay=args.max_delay,
+        queue=args.queue,
+        timeout=args.timeout,
+        drain=args.drain,
+        max_bytes=args.max_bytes,
+        max_pixels=args.max_pixels,
+        max_memory=args.max_memory,
+        poll=args.poll,
+        index=args.index,
+        api_key_file=args.api_key_file,
+        model_control=args.model_control,
+        log=args.log,
+    )
+
+
 def inspect(args: argparse.Namespace) -> None:
     """Draw hierarchies, masks or attention of a pretrained encoder as PNG pictures."""
     from ehm.analysis.inspect import DEPTHS, PROGRESS, inspect
@@ -206,6 +233,27 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--rounds", type=int, default=20, help="runs of each (default: 20)")
     command.add_argument("--json", action="store_true", help="print JSON")
     command.add_argument("--out", metavar="DIR", help="folder for bench.json")
+
+    command = add(serve, [debug])
+    command.add_argument("bundles", nargs="+", metavar="[NAME=]DIR", help="folder that ehm export wrote")
+    command.add_argument("--host", default="127.0.0.1", help="address to listen at (default: this machine only)")
+    command.add_argument("--port", type=int, default=8000, help="0 takes a free one (default: 8000)")
+    command.add_argument("--device", default="cpu", help="cpu, cuda, npu or auto (default: cpu)")
+    command.add_argument("--precision", default="float32", help="float32, float16 or int8 (default: float32)")
+    command.add_argument("--threads", type=int, default=0, help="cores of one batch (default: all)")
+    command.add_argument("--max-batch", type=int, default=8, metavar="N", help="images of a batch (default: 8)")
+    command.add_argument("--max-delay", type=float, default=2, metavar="MS", help="wait for a batch (default: 2)")
+    command.add_argument("--queue", type=int, default=128, metavar="N", help="requests that may wait (default: 128)")
+    command.add_argument("--timeout", type=float, default=10, metavar="S", help="of a request (default: 10)")
+    command.add_argument("--drain", type=float, default=30, metavar="S", help="to stop in (default: 30)")
+    command.add_argument("--max-bytes", type=int, default=16 * 2**20, metavar="N", help="of a body (default: 16 MiB)")
+    command.add_argument("--max-pixels", type=int, default=50_000_000, metavar="N", help="(default: 50 million)")
+    command.add_argument("--max-memory", type=int, default=2**30, metavar="N", help="of all requests (default: 1 GiB)")
+    command.add_argument("--poll", type=float, default=1, metavar="S", help="for replaced bundles (default: 1)")
+    command.add_argument("--index", metavar="DIR", help="images to search, as ehm predict --out wrote them")
+    command.add_argument("--api-key-file", metavar="FILE", help="(default: the variable EHM_API_KEY, if it is set)")
+    command.add_argument("--model-control", action="store_true", help="let clients load and unload models")
+    command.add_argument("--log", default="text", help="text or json (default: text)")
 
     command = add(inspect, [common])
     command.add_argument("kind", choices=["hierarchy", "masks", "attention"], help="which picture")

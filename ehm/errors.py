@@ -7,7 +7,8 @@
     ├── CheckpointError   a checkpoint is missing, incomplete, altered or does not fit
     ├── BackendError      a device or a framework is missing or cannot do what is asked
     ├── TrainingError     a run cannot go on (a loss that is not finite)
-    └── ExportError       a bundle cannot be written, verified or loaded
+    ├── ExportError       a bundle cannot be written, verified or loaded
+    └── RequestError      a server refuses a request, with an HTTP status
 
 Each message is one sentence that names the key, file or argument and says what would be right. The command line prints
 it without a traceback and exits with status 1 (2 for a ConfigError, as argument parsers do).
@@ -22,6 +23,7 @@ __all__ = [
     "DataError",
     "EhmError",
     "ExportError",
+    "RequestError",
     "TrainingError",
 ]
 
@@ -56,3 +58,11 @@ class TrainingError(EhmError):
 
 class ExportError(EhmError):
     """A bundle cannot be written, verified or loaded."""
+
+
+class RequestError(EhmError):
+    """A server refuses a request; ``status`` is HTTP's."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status

@@ -1,7 +1,14 @@
-"""Bundles made by hand: a small network with any inputs and outputs, without a framework or an export."""
+"""Bundles made by hand: a small network with any inputs and outputs, without a framework or an export.
+
+And Triton's view of what becomes of one.
+"""
+
+import importlib.util
+from pathlib import Path
 
 import numpy as np
 import onnx
+from google.protobuf import text_format
 from onnx import TensorProto, helper, numpy_helper
 
 from ehm.deploy.bundle import Bundle, Manifest, staged
@@ -59,3 +66,12 @@ def make_bundle(place, images=IMAGES, outputs=("logits",), precisions=("float32"
         }
         Bundle.seal(folder, Manifest.model_validate(values))
     return Bundle.open(place)
+
+
+def model_config(file):
+    """A config.pbtxt as tritonclient's ModelConfig; the package itself would load gRPC."""
+    place = importlib.util.find_spec("tritonclient").submodule_search_locations[0]
+    spec = importlib.util.spec_from_file_location("model_config_pb2", Path(place) / "grpc/model_config_pb2.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return text_format.Parse(file.read_text(encoding="utf-8"), module.ModelConfig())

@@ -67,7 +67,7 @@ def export(
     if not isinstance(config, ExportConfig):
         config = load_config(ExportConfig, config, overrides)
     if is_bundle(checkpoint):
-        return convert(checkpoint, triton=triton, kserve=kserve, config=config, device=device, out=out)
+        return convert(checkpoint, triton=triton, kserve=kserve, config=config, head=head, device=device, out=out)
     demand("export", *_NEEDED)
     from ehm.deploy.export.numbers import other_numbers
     from ehm.deploy.export.saving import domains, operators

@@ -10,6 +10,7 @@ from ehm.deploy.export.kserve import write_kserve
 from ehm.deploy.export.triton import write_triton
 from ehm.errors import ConfigError
 from ehm.runlog import console
+from ehm.trained import Head
 
 __all__ = ["convert", "is_bundle", "write_engines"]
 
@@ -25,17 +26,19 @@ def convert(
     triton: str | Path | None,
     kserve: str | Path | None,
     config: ExportConfig,
+    head: Head,
     device: str,
     out: str | Path | None,
 ) -> Path:
     """Write what other engines want of the bundle at ``path``, which stays as it is; returns ``path``.
 
-    Raises ConfigError where neither is asked for, or where settings or ``out`` would change nothing.
+    Raises ConfigError where neither is asked for, or where settings, ``head`` or ``out`` would change nothing.
     """
     if triton is None and kserve is None:
         raise ConfigError(f"{path}: is a bundle already; --triton DIR or --kserve FILE says what to make of it")
-    if out is not None or config.model_copy(update={"triton": ExportConfig().triton}) != ExportConfig():
-        raise ConfigError(f"{path}: is a bundle already, of which --out and other settings than triton change nothing")
+    settings = config.model_copy(update={"triton": ExportConfig().triton})
+    if out is not None or head != "auto" or settings != ExportConfig():
+        raise ConfigError(f"{path}: is a bundle already: --out, --head and settings but triton's change nothing")
     write_engines(Bundle.open(path), triton=triton, kserve=kserve, config=config, device=device)
     return Path(path)
 

@@ -14,7 +14,7 @@ from ehm.config import ExportConfig
 from ehm.deploy.bundle import Bundle, ModelRecord, Precision, Quality
 from ehm.deploy.export.int8 import write_int8
 from ehm.deploy.export.photographs import Photographs, choose
-from ehm.deploy.export.saving import operators, save
+from ehm.deploy.export.saving import domains, operators, save
 from ehm.deploy.predict import Predictor, cosine
 from ehm.errors import ExportError
 from ehm.runlog import console
@@ -57,8 +57,8 @@ def other_numbers(bundle: Bundle, config: ExportConfig, device: str) -> dict[Pre
 
 
 def _record(file: str, model: ModelProto) -> ModelRecord:
-    domains = {entry.domain: entry.version for entry in model.opset_import}
-    return ModelRecord(file=file, opset=domains.pop(""), domains=domains, operators=operators(model))
+    versions = domains(model)
+    return ModelRecord(file=file, opset=versions.pop(""), domains=versions, operators=operators(model))
 
 
 def _write_float16(source: Path, path: Path) -> ModelProto:

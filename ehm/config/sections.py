@@ -501,6 +501,10 @@ class ExportConfig(Section):
             raise ValueError("target ascend: its converter knows no quantised operators; leave int8 out")
         if self.target == "ascend" and self.opset > 18:
             raise ValueError(f"target ascend: opset {self.opset}: its converter takes 17 and 18")
+        if self.target == "ascend" and self.int8:
+            raise ValueError(
+                "target ascend: its converter has neither QuantizeLinear nor DequantizeLinear; leave int8 out"
+            )
         if wanted and self.opset < 18:
             raise ValueError(f"opset {self.opset}: {wanted[0]} needs 18, the first with an antialiased resize")
         return self

@@ -45,8 +45,10 @@ _UPRIGHT = {
 """EXIF 2.32, section 4.6.4: what turns an image of that orientation upright."""
 
 
-def decode(file: str | Path | BytesIO, name: str | None = None) -> Image.Image:
+def decode(file: str | Path | BytesIO, name: str | None = None, formats: tuple[str, ...] | None = None) -> Image.Image:
     """Read ``file`` as an RGB image; raises BrokenImage with ``name`` (the path if left out) and the reason.
+
+    ``formats`` are Pillow's names of the formats to try, by default all that it knows.
 
     An image of more pixels than ``PIL.Image.MAX_IMAGE_PIXELS`` (89 million) is refused as a decompression bomb.
     """
@@ -55,7 +57,7 @@ def decode(file: str | Path | BytesIO, name: str | None = None) -> Image.Image:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(file) as image:
+            with Image.open(file, formats=formats) as image:
                 image.load()
                 if image.mode == "CMYK" and image.format == "JPEG" and "adobe" not in image.info:
                     return _to_rgb(_upright(ImageChops.invert(image)))  # Pillow takes every CMYK JPEG for Adobe's

@@ -108,6 +108,7 @@ def package_files():
         suffix = "*.yaml" if name == "configs" else "*.py"
         files |= {Path("ehm") / path.relative_to(ROOT) for path in (ROOT / name).rglob(suffix)}
     files.add(Path("ehm/backends/torch/npu_operators.txt"))
+    files |= {Path("ehm") / path.relative_to(ROOT) for path in (ROOT / "deploy/serve/static").iterdir()}
     return {str(path) for path in files if "__pycache__" not in path.parts}
 
 
@@ -165,6 +166,15 @@ def test_training_without_a_framework_is_one_clear_sentence(core, tmp_path):
     said = run(core / "ehm", "train", "--device", "cpu", "--out", "run", status=1, cwd=tmp_path).strip()
     assert "pip install 'ehm[torch]'" in said
     assert "Traceback" not in said
+
+
+def test_serving_needs_its_extra_and_no_framework(core, built, tmp_path):
+    said = run(core / "ehm", "serve", "bundle", status=1, cwd=tmp_path)
+    assert "pip install 'ehm[serve]'" in said
+    assert said.count("\n") == 1
+    commands = environment(tmp_path / "venv", built[1], extras=("serve",))
+    said = run(commands / "ehm", "serve", "bundle", status=1, cwd=tmp_path)
+    assert said.strip() == "ehm serve: bundle: not a bundle: it has no manifest.json; ehm export writes one"
 
 
 def test_from_another_folder_it_trains_two_steps(built, tmp_path):

@@ -18,6 +18,7 @@ def test_help_names_every_command(capsys):
         "evaluate",
         "export",
         "predict",
+        "serve",
         "inspect",
         "tokenizer",
         "configs",

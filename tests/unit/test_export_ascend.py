@@ -13,6 +13,7 @@ from pathlib import Path
 
 import made_bundles
 import pytest
+from fake_atc import FAKE_ATC
 from made_bundles import make_bundle, write_network
 from PIL import Image
 
@@ -24,24 +25,6 @@ from ehm.errors import ExportError
 
 ROOT = Path(__file__).parents[2]
 IMAGES = TensorRecord(name="images", dtype="float32", layout="NCHW", shape=("batch", 3, 28, 42))
-FAKE = """#!{python}
-import os, re, sys
-words = dict(re.fullmatch(r"--([a-z_0-9]+)=(.+)", word).groups() for word in sys.argv[1:])
-assert len(words) == len(sys.argv) - 1, "an option twice"
-assert words.pop("framework") == "5"
-model, output = words.pop("model"), words.pop("output")
-assert os.path.isfile(model) and model.endswith(".onnx"), model
-assert re.fullmatch(r"\\w+:-1(,[1-9][0-9]*)+", words.pop("input_shape"))
-sizes = [int(size) for size in words.pop("dynamic_batch_size").split(",")]
-assert 2 <= len(sizes) <= 100 and all(1 <= size <= 2048 for size in sizes)
-assert re.fullmatch(r"Ascend(910B[1-4]|310P3)", words.pop("soc_version"))
-assert words.pop("precision_mode_v2") in ("fp16", "origin", "cube_fp16in_fp32out", "mixed_float16", "mixed_bfloat16")
-assert not words, words
-open("fusion_result.json", "w").write("notes")
-os.mkdir("kernel_meta")
-open(output + ".om", "wb").write(b"om of " + open(model, "rb").read())
-print("ATC run success")
-"""
 FAILING = """#!/bin/sh
 echo 'ATC start working now, please wait for a moment.'
 touch fusion_result.json model.om
@@ -87,7 +70,7 @@ def test_the_command_is_there_where_atc_is_not(folder, capsys):
 
 def test_the_script_runs_from_anywhere_and_leaves_the_bundle_alone(folder, install, tmp_path):
     write_om(folder, "model.onnx", IMAGES)
-    install(FAKE.format(python=sys.executable))
+    install(FAKE_ATC.format(python=sys.executable))
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     for words, made in [([], "model.om"), (["mine"], "mine.om")]:
@@ -98,7 +81,7 @@ def test_the_script_runs_from_anywhere_and_leaves_the_bundle_alone(folder, insta
 
 
 def test_atc_is_run_where_it_is_installed(folder, install):
-    install(FAKE.format(python=sys.executable))
+    install(FAKE_ATC.format(python=sys.executable))
     config = AscendConfig(soc_version="Ascend310P3", batch_sizes=(1, 16))
     write_om(folder, "model.onnx", IMAGES, config)
     assert sorted(path.name for path in folder.iterdir()) == ["atc.sh", "model.om", "model.onnx"]
@@ -127,7 +110,7 @@ def test_a_bundle_holds_what_atc_made_and_there_is_none_where_it_failed(install,
         return Bundle.open(place)
 
     with monkeypatch.context() as patch:
-        install(FAKE.format(python=sys.executable), patch)
+        install(FAKE_ATC.format(python=sys.executable), patch)
         assert set(bundle(tmp_path / "good").manifest.files) == {"atc.sh", "model.om", "model.onnx"}
         assert os.access(tmp_path / "good/atc.sh", os.X_OK)
     install(FAILING)

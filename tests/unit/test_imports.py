@@ -16,13 +16,22 @@ TORCH = {"torch", "torchvision", "timm", "torch_npu"}
 FRAMEWORKS = TORCH | {"mindspore", "jax", "tensorflow", "onnx", "onnxscript", "onnxruntime"}
 LOOPS = {"ehm.pretrain", "ehm.tasks", "ehm.analysis", "ehm.deploy", "ehm.cli", "ehm.doctor"}
 
+DEPLOYING = {"ehm.cli", "ehm.pretrain", "ehm.backends"} | (FRAMEWORKS - {"onnxruntime"})
+WEB = {"fastapi", "starlette", "uvicorn"}
+
 RULES: list[tuple[str, set[str]]] = [
     ("ehm.cli", FRAMEWORKS),  # wires everything
     ("ehm.backends.torch", LOOPS | (FRAMEWORKS - TORCH) | {"ehm.backends.mindspore"}),
     ("ehm.backends.mindspore", LOOPS | (FRAMEWORKS - {"mindspore"}) | {"ehm.backends.torch"}),
     ("ehm.backends", LOOPS | FRAMEWORKS | {"ehm.masking", "ehm.data", "ehm.config"}),
+    *(
+        (f"ehm.deploy.export.{name}", {"ehm.cli", "ehm.backends"} | FRAMEWORKS)
+        for name in ("ascend", "engines", "kserve", "triton")
+    ),
     ("ehm.deploy.export", {"ehm.cli", "mindspore", "torch_npu", "timm"}),
-    ("ehm.deploy", {"ehm.cli", "ehm.pretrain", "ehm.backends"} | (FRAMEWORKS - {"onnxruntime"})),
+    *((f"ehm.deploy.serve.{name}", DEPLOYING | WEB) for name in ("batching", "images", "models", "protocol")),
+    ("ehm.deploy.serve", DEPLOYING | {"ehm.deploy.export"}),
+    ("ehm.deploy", DEPLOYING | WEB),
     ("ehm.masking", LOOPS | FRAMEWORKS | {"ehm.backends", "ehm.data"}),
     ("ehm.data", LOOPS | FRAMEWORKS | {"ehm.backends", "ehm.masking"}),
     ("ehm.tasks", {"ehm.deploy", "ehm.cli", "ehm.backends.torch", "ehm.backends.mindspore"} | FRAMEWORKS),
@@ -91,7 +100,10 @@ def test_imports_point_one_way(name, path):
         ("ehm.backends.base", "import torch"),
         ("ehm.backends.base", "from ehm.config import TrainConfig"),
         ("ehm.deploy.predict", "import torch"),
+        ("ehm.deploy.export.triton", "import onnx"),
         ("ehm.deploy.serve.app", "from ehm.backends import get"),
+        ("ehm.deploy.serve.protocol", "from fastapi import Request"),
+        ("ehm.deploy.predict", "import uvicorn"),
     ],
 )
 def test_a_wrong_import_is_seen(name, source):

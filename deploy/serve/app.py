@@ -1,0 +1,89 @@
+"""The web application: routes, errors as JSON, metrics, and a page of documentation that needs no network."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import HTMLResponse, JSONResponse
+from starlette.exceptions import HTTPException
+
+import ehm
+from ehm.deploy.serve import explore, v1, v2
+from ehm.deploy.serve.edge import RETRY, Edge
+from ehm.deploy.serve.neighbours import Index
+from ehm.deploy.serve.service import Service
+from ehm.errors import RequestError
+
+__all__ = ["create_app"]
+
+
+def create_app(service: Service, index: Index | None = None) -> FastAPI:
+    """The application around a service, which is its ``state.service``, and images to search, its ``state.index``."""
+    error = {"description": "refused, with the reason", "content": {"application/json": {"schema": _ERROR}}}
+    app = FastAPI(
+        title="ehm serve",
+        version=ehm.__version__,
+        docs_url=None,  # FastAPI's own pages load their scripts from elsewhere
+        redoc_url=None,
+        responses={"4XX": error, "5XX": error},
+    )
+    app.state.service = service
+    app.state.index = index
+    app.include_router(explore.router)
+    app.include_router(v1.router)
+    app.include_router(v2.router)
+
+    @app.get("/metrics", include_in_schema=False)
+    async def metrics() -> Response:
+        return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> HTMLResponse:
+        return HTMLResponse(_page(app))
+
+    app.add_exception_handler(RequestError, _refused)
+    app.add_exception_handler(HTTPException, _refused)
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_middleware(Edge, service=service)
+    return app
+
+
+_ERROR = {"type": "object", "required": ["error"], "properties": {"error": {"type": "string"}}}
+
+
+def _answer(status: int, reason: str, headers: dict[str, str] | None = None) -> JSONResponse:
+    return JSONResponse({"error": reason}, status, headers)
+
+
+async def _refused(request: Request, error: Exception) -> Response:
+    if isinstance(error, RequestError):
+        return _answer(error.status, str(error), RETRY if error.status in (429, 503) else None)
+    assert isinstance(error, HTTPException)
+    reasons = {404: f"there is nothing at {request.url.path[:100]}", 405: f"not by {request.method}"}
+    return _answer(error.status_code, reasons.get(error.status_code, error.detail), dict(error.headers or {}))
+
+
+async def _invalid(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    first: dict[str, Sequence[object]] = error.errors()[0]
+    return _answer(422, f"{'.'.join(map(str, first['loc'][1:]))}: {first['msg']}")
+
+
+def _page(app: FastAPI) -> str:
+    """What /openapi.json says, for people."""
+    schema = app.openapi()
+    rows = [
+        f"<dt><code>{name.upper()} {escape(path)}</code></dt><dd><pre>{escape(route.get('description', ''))}</pre></dd>"
+        for path, methods in schema["paths"].items()
+        for name, route in methods.items()
+    ]
+    return (
+        f"<!doctype html><html lang=en><meta charset=utf-8><title>{escape(schema['info']['title'])}</title>"
+        "<style>body{font:16px sans-serif;max-width:50em;margin:2em auto}pre{white-space:pre-wrap;font:inherit}</style>"
+        f"<h1>{escape(schema['info']['title'])} {escape(schema['info']['version'])}</h1>"
+        "<p>The whole description is <a href=openapi.json>openapi.json</a>; <a href=metrics>metrics</a>.</p>"
+        f"<dl>{''.join(rows)}</dl></html>"
+    )

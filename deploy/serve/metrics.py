@@ -1,0 +1,106 @@
+"""What Prometheus reads at ``/metrics``. Times are in seconds; a name that is not a model's is never a label."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    disable_created_metrics,
+    generate_latest,
+)
+
+__all__ = ["Metrics", "ModelMetrics"]
+
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+_IMAGES = (1, 2, 4, 8, 16, 32, 64, 128)
+
+
+class Metrics:
+    """Every metric of one server, in a registry of its own."""
+
+    def __init__(self) -> None:
+        disable_created_metrics()  # a gauge beside every series that says when it began
+        self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        self._requests = Counter(
+            "ehm_requests", "Requests answered", ["model", "route", "status"], registry=self.registry
+        )
+        self._seconds = Histogram(
+            "ehm_request_seconds",
+            "From a request's first byte to its answer",
+            ["model"],
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
+        self._reloads = Counter(
+            "ehm_model_loads", "Bundles loaded, at the start and later", ["model", "result"], registry=self.registry
+        )
+        self._info = Gauge(
+            "ehm_model_info",
+            "1 for each model that is served",
+            ["model", "version", "task", "precision", "provider"],
+            registry=self.registry,
+        )
+        self.waiting = Gauge("ehm_queue_images", "Images that wait for a batch", ["model"], registry=self.registry)
+        self.batch_size = Histogram(
+            "ehm_batch_images", "Images of a batch", ["model"], buckets=_IMAGES, registry=self.registry
+        )
+        self.queue_seconds = Histogram(
+            "ehm_queue_seconds", "From queueing to running", ["model"], buckets=_SECONDS, registry=self.registry
+        )
+        self.batch_seconds = Histogram(
+            "ehm_inference_seconds", "Running a batch", ["model"], buckets=_SECONDS, registry=self.registry
+        )
+        self._shown: dict[str, tuple[str, ...]] = {}
+
+    def model(self, name: str) -> ModelMetrics:
+        """The metrics of one model."""
+        return ModelMetrics(self, name)
+
+    def request(self, model: str, route: str, status: int, seconds: float) -> None:
+        """Count an answer; ``route`` is the path's template, or empty where there is none."""
+        self._requests.labels(model, route, str(status)).inc()
+        if model:
+            self._seconds.labels(model).observe(seconds)
+
+    def loaded(self, model: str, well: bool) -> None:
+        """Count an attempt to load a bundle."""
+        self._reloads.labels(model, "success" if well else "failure").inc()
+
+    def show(self, model: str, labels: tuple[str, str, str, str] | None) -> None:
+        """Say what is served under a name: version, task, precision and provider, or nothing any more."""
+        if model in self._shown:
+            self._info.remove(model, *self._shown.pop(model))
+        if labels:
+            self._info.labels(model, *labels).set(1)
+            self._shown[model] = labels
+
+    def text(self) -> bytes:
+        """Prometheus' text format, version 0.0.4."""
+        return generate_latest(self.registry)
+
+
+class ModelMetrics:
+    """What the batcher of one model reports."""
+
+    def __init__(self, metrics: Metrics, name: str) -> None:
+        self._waiting = metrics.waiting.labels(name)
+        self._size = metrics.batch_size.labels(name)
+        self._queue = metrics.queue_seconds.labels(name)
+        self._run = metrics.batch_seconds.labels(name)
+
+    def waiting(self, change: int) -> None:
+        """So many images more, or fewer, wait."""
+        self._waiting.inc(change)
+
+    def batch(self, size: int, waited: Sequence[float], seconds: float) -> None:
+        """A batch of ``size`` images ran for ``seconds``, after its parts had waited."""
+        self._size.observe(size)
+        self._run.observe(seconds)
+        for each in waited:
+            self._queue.observe(each)

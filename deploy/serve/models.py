@@ -1,0 +1,238 @@
+"""The models that a server has: loaded, verified and warmed up, replaced while they serve.
+
+A request keeps the `ServedModel` that it began with until it is answered, so that a replaced one answers what it has
+accepted and is freed with its last request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+
+from ehm.deploy.bundle import Bundle, Manifest
+from ehm.deploy.predict import Predictor
+from ehm.deploy.runtime import PROVIDERS
+from ehm.deploy.serve.batching import Batcher, Images, Result
+from ehm.deploy.serve.metrics import Metrics
+from ehm.deploy.serve.settings import Settings
+from ehm.errors import ConfigError, EhmError, ExportError, RequestError
+
+__all__ = ["Models", "ServedModel", "named"]
+
+_LOG = logging.getLogger("ehm.serve")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+Signature = tuple[int, int, int] | None
+
+
+def named(bundles: Sequence[str | Path]) -> dict[str, Path]:
+    """``NAME=DIR``, or ``DIR`` whose last part is the name, as a table; raises ConfigError."""
+    if not bundles:
+        raise ConfigError("DIR: expected at least one bundle, which ehm export writes")
+    found: dict[str, Path] = {}
+    for text in map(str, bundles):
+        name, equals, folder = text.partition("=")
+        if not (equals and _NAME.fullmatch(name)):
+            name, folder = Path(text).resolve().name, text
+        if not _NAME.fullmatch(name):
+            raise ConfigError(f"{text}: {name!r} is no name for a model; give one of letters and digits: NAME={folder}")
+        if name in found:
+            raise ConfigError(f"{text}: there is a model {name!r} already; give it another name: NAME={folder}")
+        found[name] = Path(folder)
+    return found
+
+
+@dataclass(frozen=True, eq=False)
+class ServedModel:
+    """One bundle in service. ``version`` is the beginning of its network's SHA-256."""
+
+    name: str
+    version: str
+    predictor: Predictor
+    batcher: Batcher
+
+    @property
+    def bundle(self) -> Bundle:
+        """What it was loaded from."""
+        return self.predictor.bundle
+
+    @property
+    def manifest(self) -> Manifest:
+        """Its inputs, outputs, labels and preprocessing."""
+        return self.predictor.manifest
+
+    async def infer(self, images: Images, names: Sequence[str], deadline: float) -> Result:
+        """Prepared ``images`` (B, ...) -> those outputs, all by default; errors as of :meth:`Batcher.infer`."""
+        known = [output.name for output in self.manifest.outputs]
+        missing = [name for name in names if name not in known]
+        if missing:
+            raise RequestError(400, f"the model {self.name} has no output {missing[0]!r}, only {', '.join(known)}")
+        return await self.batcher.infer(images, names or known, deadline)
+
+    def check_size(self, height: int, width: int, max_pixels: int) -> None:
+        """Refuse (413) an image that resizing would blow up: proportions are kept, so a thin one grows very long."""
+        cover_h, cover_w = self.manifest.preprocessing.cover
+        scale = max(cover_h / height, cover_w / width)
+        if height * width * max(1, scale**2) > max_pixels:
+            raise RequestError(413, f"an image of {width} x {height} takes more than {max_pixels} pixels once resized")
+
+
+@dataclass
+class _Place:
+    """A name, the folder behind it, and what is served from there."""
+
+    path: Path
+    model: ServedModel | None = None
+    wanted: bool = True
+    seen: Signature = None
+    reason: str = ""
+
+
+class Models(Mapping[str, ServedModel]):
+    """What is served, by name. Every method runs on the event loop."""
+
+    def __init__(self, bundles: Mapping[str, Path], settings: Settings, metrics: Metrics) -> None:
+        self._places = {name: _Place(path) for name, path in bundles.items()}
+        self._settings = settings
+        self._metrics = metrics
+        self._loading = asyncio.Lock()
+
+    def __getitem__(self, name: str) -> ServedModel:
+        model = self._places[name].model
+        if model is None:
+            raise KeyError(name)
+        return model
+
+    def __iter__(self) -> Iterator[str]:
+        return (name for name, place in self._places.items() if place.model is not None)
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    @property
+    def ready(self) -> bool:
+        """Whether every model that is wanted is there."""
+        return all(place.model is not None for place in self._places.values() if place.wanted)
+
+    def find(self, name: str, version: str | None = None) -> ServedModel:
+        """The model of that name; raises RequestError (404) that names those there are."""
+        if name not in self:
+            raise RequestError(404, f"there is no model {name[:60]!r}; there are {', '.join(self) or 'none'}")
+        if version not in (None, self[name].version):
+            raise RequestError(404, f"{name} has the version {self[name].version}, no other")
+        return self[name]
+
+    def index(self) -> list[dict[str, str]]:
+        """``$repository_index_response`` of Triton's repository extension."""
+        return [
+            {
+                "name": name,
+                "version": place.model.version if place.model else "",
+                "state": "READY" if place.model else "UNAVAILABLE",
+                "reason": place.reason,
+            }
+            for name, place in self._places.items()
+        ]
+
+    async def load(self, name: str) -> None:
+        """Load, or load again; raises EhmError, and what was served goes on being served."""
+        place = self._place(name)
+        async with self._loading:
+            try:
+                model = None
+                while model is None or place.seen != _signature(place.path):  # replaced while it was read
+                    place.seen = _signature(place.path)
+                    model = await asyncio.to_thread(self._open, name, place.path)
+            except EhmError as error:
+                place.reason = str(error)
+                self._metrics.loaded(name, well=False)
+                raise
+            place.model, place.wanted, place.reason = model, True, ""
+            self._metrics.loaded(name, well=True)
+            manifest, provider = model.manifest, model.predictor.provider
+            self._metrics.show(name, (model.version, manifest.task, self._settings.precision, provider))
+            _LOG.info("%s", _said(model, self._settings))
+
+    async def load_all(self) -> None:
+        """Load every model; raises EhmError at the first that cannot be."""
+        for name in self._places:
+            await self.load(name)
+
+    def unload(self, name: str) -> None:
+        """Serve a model no longer; what it has accepted is answered."""
+        place = self._place(name)
+        place.model, place.wanted, place.reason = None, False, "unloaded"
+        self._metrics.show(name, None)
+
+    async def refresh(self, every: bool = False) -> None:
+        """Load what was replaced since it was last looked at, or ``every`` model; failures are only logged."""
+        for name, place in self._places.items():
+            now = _signature(place.path)
+            if place.wanted and (every or (now is not None and now != place.seen)):
+                try:
+                    await self.load(name)
+                except Exception as error:  # whatever is wrong with a new bundle, the old one goes on
+                    _LOG.error("%s: the new bundle is refused, the old one goes on: %s", name, error)
+
+    async def watch(self) -> None:
+        """Refresh again and again."""
+        while True:
+            await asyncio.sleep(self._settings.poll)
+            await self.refresh()
+
+    def _place(self, name: str) -> _Place:
+        if name not in self._places:
+            raise RequestError(404, f"there is no model {name[:60]!r}; there are {', '.join(self._places)}")
+        return self._places[name]
+
+    def _open(self, name: str, path: Path) -> ServedModel:
+        settings = self._settings
+        bundle = Bundle.open(path)
+        predictor = Predictor(bundle, settings.device, settings.precision, settings.threads)
+        file = bundle.manifest.models[settings.precision].file
+        self._warm_up(predictor)
+        batcher = Batcher(
+            predictor.run,
+            max_batch=settings.max_batch,
+            max_delay=settings.max_delay / 1000,
+            queue=settings.queue,
+            metrics=self._metrics.model(name),
+        )
+        return ServedModel(name, bundle.manifest.files[file].sha256[:12], predictor, batcher)
+
+    def _warm_up(self, predictor: Predictor) -> None:
+        """Run one image and a whole batch, so that no request pays for what a runtime does at first."""
+        record = predictor.manifest.input
+        height, width = predictor.manifest.preprocessing.image_size
+        size = (height, width, 3) if record.layout == "NHWC" else (3, height, width)
+        for batch in (1, self._settings.max_batch):
+            try:
+                predictor.run(np.zeros((batch, *size), record.dtype))
+            except Exception as error:  # ONNX Runtime's exceptions share no base of their own
+                raise ExportError(f"{predictor.bundle.path}: its network does not run: {error}") from None
+
+
+def _signature(path: Path) -> Signature:
+    """What changes when a bundle is replaced; None while there is none."""
+    try:
+        found = (path / "manifest.json").stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns, found.st_size
+
+
+def _said(model: ServedModel, settings: Settings) -> str:
+    outputs = ", ".join(f"{output.name} {' x '.join(map(str, output.shape[1:]))}" for output in model.manifest.outputs)
+    provider = model.predictor.provider
+    said = f"{model.name}: {outputs}; {settings.precision} on {provider}; version {model.version}"
+    faster = [each.name for each in PROVIDERS.values()]
+    skipped = set(faster[: faster.index(provider)]) & set(onnxruntime.get_available_providers())
+    if skipped:  # --device auto: where a device was named, this would have been an error
+        said += f"; {', '.join(sorted(skipped))} is installed but could not start"
+    return said

@@ -1,0 +1,173 @@
+"""The process: opens the socket, loads, serves, and stops in order."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Literal
+
+import uvicorn
+
+from ehm.deploy.bundle import Precision
+from ehm.deploy.serve import explore
+from ehm.deploy.serve.app import create_app
+from ehm.deploy.serve.logs import configure
+from ehm.deploy.serve.models import named
+from ehm.deploy.serve.neighbours import Index
+from ehm.deploy.serve.service import Service
+from ehm.deploy.serve.settings import Settings
+from ehm.errors import ConfigError
+
+__all__ = ["serve"]
+
+_LOG = logging.getLogger("ehm.serve")
+
+
+def serve(
+    bundles: str | Path | Sequence[str | Path],
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    device: str = "cpu",
+    precision: Precision = "float32",
+    threads: int = 0,
+    max_batch: int = 8,
+    max_delay: float = 2.0,
+    queue: int = 128,
+    timeout: float = 10.0,
+    drain: float = 30.0,
+    max_bytes: int = 16 * 2**20,
+    max_pixels: int = 50_000_000,
+    max_memory: int = 2**30,
+    poll: float = 1.0,
+    index: str | Path | None = None,
+    api_key_file: str | Path | None = None,
+    model_control: bool = False,
+    log: Literal["text", "json"] = "text",
+) -> None:
+    """Serve bundles until SIGTERM or SIGINT; returns once everything that was accepted is answered.
+
+    ``bundles`` are folders that ``ehm export`` wrote, each as ``DIR`` or ``NAME=DIR``; a replaced one is loaded while
+    the server runs. ``port`` 0 takes a free one. ``device`` and ``precision`` choose ONNX Runtime's provider and the
+    network's numbers, ``threads`` the cores of one batch (0: all). At most ``max_batch`` images run together, after a
+    wait of at most ``max_delay`` milliseconds; ``queue`` requests of a model wait at most. An answer takes at most
+    ``timeout`` seconds, stopping ``drain``. ``max_bytes`` and ``max_pixels`` bound a request, ``max_memory`` the bytes
+    of all together; ``poll`` is how often in seconds folders are looked at. ``index`` is a folder that ``ehm predict
+    --out`` wrote: images among which the page at ``/`` finds those most like another. Requests need the key in
+    ``api_key_file``, or in the environment variable EHM_API_KEY, if there is one; ``model_control`` lets clients load
+    and unload models. docs/serving.md has the details.
+
+    Raises ConfigError for a wrong argument, ExportError for a damaged bundle, BackendError for an absent device,
+    DataError for an index that is damaged or fits no bundle.
+    """
+    settings = Settings.checked(
+        device=device,
+        precision=precision,
+        threads=threads,
+        max_batch=max_batch,
+        max_delay=max_delay,
+        queue=queue,
+        timeout=timeout,
+        drain=drain,
+        max_bytes=max_bytes,
+        max_pixels=max_pixels,
+        max_memory=max_memory,
+        poll=poll,
+        model_control=model_control,
+        log=log,
+    )
+    places = named([bundles] if isinstance(bundles, str | Path) else bundles)
+    key = _api_key(api_key_file)
+    images = Index(index) if index is not None else None
+    configure(settings.log)
+    with _bound(host, port) as listener:
+        asyncio.run(_serve(Service(places, settings, key), images, listener))
+
+
+async def _serve(service: Service, index: Index | None, listener: socket.socket) -> None:
+    await service.models.load_all()
+    await asyncio.to_thread(explore.make_ready, service, index)
+    config = uvicorn.Config(
+        create_app(service, index),
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        lifespan="off",
+        ws="none",
+        timeout_keep_alive=75,  # longer than the minute of common proxies, which would else use a closing connection
+        timeout_graceful_shutdown=service.settings.drain,  # type: ignore[arg-type]  # it is passed on to asyncio
+    )
+    server = _Server(config)
+    loop = asyncio.get_running_loop()
+
+    def stop() -> None:
+        if not service.stopping:
+            _LOG.info("stopping: what was accepted is answered, for %g seconds at most", service.settings.drain)
+        service.stopping = server.should_exit = True
+
+    def reload() -> None:
+        tasks.append(loop.create_task(service.models.refresh(every=True)))
+
+    tasks = [loop.create_task(service.models.watch())]
+    for number, action in ((signal.SIGTERM, stop), (signal.SIGINT, stop), (signal.SIGHUP, reload)):
+        loop.add_signal_handler(number, action)
+    await server.serve(sockets=[listener])
+    for task in tasks:
+        task.cancel()
+    _LOG.info("stopped")
+
+
+class _Server(uvicorn.Server):
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Say where it listens, once it does."""
+        await super().startup(sockets)
+        for listener in sockets or []:
+            host, port = listener.getsockname()[:2]
+            url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+            _LOG.info("ready at %s: / /v1/classify /v1/embed /v2 /metrics /docs", url)
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leave signals alone: uvicorn would raise them again at the end, and the process would not exit with 0."""
+        yield
+
+
+def _bound(host: str, port: int) -> socket.socket:
+    """A socket that does not listen yet; raises ConfigError where the address cannot be had."""
+    if not 0 <= port < 2**16:
+        raise ConfigError(f"--port {port}: expected a number from 0 to {2**16 - 1}")
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, kind, protocol)
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+        except BaseException:
+            listener.close()
+            raise
+        return listener
+    except OSError as error:
+        raise ConfigError(f"--host {host} --port {port}: {error.strerror}") from None
+
+
+def _api_key(file: str | Path | None) -> str | None:
+    """The key of a file, or of EHM_API_KEY; never an argument, which every user of the machine could read."""
+    if file is None:
+        origin, key = "EHM_API_KEY", os.environ.get("EHM_API_KEY")
+        if key is None:
+            return None
+    else:
+        origin = f"--api-key-file {file}"
+        try:
+            key = Path(file).read_text(encoding="utf-8").strip()
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"{origin}: {getattr(error, 'strerror', None) or 'not text'}") from None
+    if not (key and key.isascii() and key.isprintable()):
+        raise ConfigError(f"{origin}: expected a key of printable ASCII characters")
+    return key

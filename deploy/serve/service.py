@@ -1,0 +1,239 @@
+"""What the routes share: the models, the limits, and the way of a request through them."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import os
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import numpy as np
+from fastapi import Depends, Request
+from numpy.typing import NDArray
+from PIL import Image
+from starlette.datastructures import UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import ClientDisconnect
+
+from ehm.deploy.serve.batching import Images, Outputs
+from ehm.deploy.serve.compression import unpack
+from ehm.deploy.serve.images import read_image
+from ehm.deploy.serve.metrics import Metrics
+from ehm.deploy.serve.models import Models, ServedModel
+from ehm.deploy.serve.settings import Settings
+from ehm.errors import RequestError
+
+__all__ = ["Record", "Served", "Service", "Upload", "service_of"]
+
+T = TypeVar("T")
+_GONE = 499  # nginx's number for a client that left; nobody receives it, the log and the metrics show it
+
+
+@dataclass
+class Record:
+    """What is known about a request: ``deadline`` on the event loop's clock, the bytes that are ``held`` for it."""
+
+    id: str
+    deadline: float
+    model: str = ""
+    batch: int = 0
+    held: int = 0
+
+
+@dataclass(frozen=True)
+class Upload:
+    """An image that was sent: an RGB picture, and its file's name where the client gave one."""
+
+    image: Image.Image
+    name: str | None = None
+
+
+class Service:
+    """A running server, as ``app.state.service``: ``models`` by name, ``settings``, and what requests go through."""
+
+    def __init__(self, bundles: Mapping[str, Path], settings: Settings, api_key: str | None = None) -> None:
+        self.settings = settings
+        self.metrics = Metrics()
+        self.models = Models(bundles, settings, self.metrics)
+        self.stopping = False
+        self.held = 0
+        self._key = api_key.encode() if api_key else None
+        self._decoders = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="decode")
+        Image.init()  # which registers formats, and is no work for several threads at once
+
+    @property
+    def ready(self) -> bool:
+        """Whether requests are taken."""
+        return self.models.ready and not self.stopping
+
+    def allows(self, key: str | None) -> bool:
+        """Whether a request with that API key may pass; the time that it takes tells nothing about the right one."""
+        return self._key is None or (key is not None and hmac.compare_digest(key.encode(), self._key))
+
+    def model(self, request: Request, name: str | None, version: str | None = None) -> ServedModel:
+        """The model that a request is for, by default the only one; RequestError: 404, 400 where there are several."""
+        if name is None:
+            if len(self.models) > 1:
+                raise RequestError(400, f"?model=: expected one of {', '.join(self.models)}")
+            name = next(iter(self.models), "")
+        model = self.models.find(name, version)
+        self.record(request).model = name
+        return model
+
+    def record(self, request: Request) -> Record:
+        """What is logged about a request."""
+        record: Record = request.state.record
+        return record
+
+    def hold(self, request: Request, count: int) -> None:
+        """Account for so many bytes until the request is answered; RequestError where there are too many."""
+        record, most = self.record(request), self.settings.max_memory
+        if record.held + count > most:
+            raise RequestError(413, f"the request takes more than {most} bytes of memory")
+        if self.held + count > most:
+            raise RequestError(
+                429, f"all requests together take more than {most} bytes of memory; try again in a second"
+            )
+        record.held += count
+        self.held += count
+
+    async def infer(
+        self, name: str, images: Images, names: Sequence[str] = (), deadline: float | None = None
+    ) -> Outputs:
+        """Prepared ``images`` (B, ...) -> outputs of the model ``name``: those ``names``, or all.
+
+        ``deadline`` is on the event loop's clock, by default the server's timeout from now. Raises RequestError.
+        """
+        limit = asyncio.get_running_loop().time() + self.settings.timeout
+        result = await self.models.find(name).infer(images, names, limit if deadline is None else deadline)
+        return result.outputs
+
+    async def answer(
+        self, request: Request, model: ServedModel, images: Images, names: Sequence[str], timeout: float | None = None
+    ) -> Outputs:
+        """As :meth:`infer` for an HTTP request, within ``timeout`` seconds too: it leaves the queue with its client."""
+        record = self.record(request)
+        if timeout is not None:
+            record.deadline = min(record.deadline, asyncio.get_running_loop().time() + timeout)
+        work = asyncio.ensure_future(model.infer(images, names, record.deadline))
+        gone = asyncio.ensure_future(_left(request))
+        try:
+            await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
+            if not work.done():
+                raise RequestError(_GONE, "the client has left")
+            result = work.result()
+        finally:
+            work.cancel()
+            gone.cancel()
+        record.batch = result.batch
+        return result.outputs
+
+    async def offload(self, request: Request, function: Callable[..., T], *args: Any) -> T:
+        """Call a function that takes a while in a thread, within the request's deadline (504)."""
+        loop = asyncio.get_running_loop()
+        call = loop.run_in_executor(self._decoders, lambda: function(*args))
+        try:
+            return await asyncio.wait_for(call, self.record(request).deadline - loop.time())
+        except asyncio.TimeoutError:
+            raise RequestError(504, "the deadline passed before the request was decoded") from None
+
+    async def body(self, request: Request) -> bytes:
+        """The whole body, unpacked; RequestError: 413 too large, 408 too slow, 415 and 400 as of :func:`unpack`."""
+        limit = self.settings.max_bytes
+        length = request.headers.get("content-length", "0")
+        if length.isdecimal() and int(length) > limit:
+            raise RequestError(413, f"the body has {length} bytes, more than {limit}")
+        try:
+            left = self.record(request).deadline - asyncio.get_running_loop().time()
+            raw = await asyncio.wait_for(self._read(request, limit), left)
+        except asyncio.TimeoutError:
+            raise RequestError(408, "the body did not arrive in time") from None
+        except ClientDisconnect:
+            raise RequestError(_GONE, "the client has left") from None
+        coding = request.headers.get("content-encoding", "").strip().lower()
+        if not coding:
+            return raw
+        body = await self.offload(request, unpack, raw, coding, limit)
+        self.hold(request, len(body))
+        return body
+
+    async def read_image(self, request: Request) -> Upload:
+        """The image of a request and its file's name; raises RequestError."""
+        data, name = await self._file(request)
+        image = await self.offload(request, read_image, data, self.settings.max_pixels)
+        self.hold(request, 3 * image.width * image.height)
+        return Upload(image, name)
+
+    async def prepare(self, request: Request, model: ServedModel) -> tuple[NDArray[Any], str | None]:
+        """The image of a request as the input of one row (1, ...) for a model, and its file's name."""
+        data, name = await self._file(request)
+
+        def prepared() -> NDArray[Any]:  # in one go, so that no more images are unpacked at a time than there are cores
+            image = read_image(data, self.settings.max_pixels)
+            model.check_size(image.height, image.width, self.settings.max_pixels)
+            return model.predictor.prepare(image)[np.newaxis]
+
+        images = await self.offload(request, prepared)
+        self.hold(request, images.nbytes)
+        return images, name
+
+    async def _file(self, request: Request) -> tuple[bytes, str | None]:
+        """An image file and its name: the whole body, or the part ``image`` of a form; raises RequestError."""
+        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if kind == "application/json" or kind.startswith("text/"):
+            raise RequestError(
+                415, f"Content-Type: expected an image file, as it is or as the form field image, not {kind}"
+            )
+        data, name = await self.body(request), None
+        if kind == "multipart/form-data":
+            data, name = await _form_image(request, data)
+        return data, name
+
+    async def _read(self, request: Request, limit: int) -> bytes:
+        body = bytearray()
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > limit:
+                raise RequestError(413, f"the body has more than {limit} bytes")
+            self.hold(request, len(chunk))
+        return bytes(body)
+
+
+def service_of(request: Request) -> Service:
+    """The service, for routes."""
+    service: Service = request.app.state.service
+    return service
+
+
+Served = Annotated[Service, Depends(service_of)]
+"""A route's parameter that is the service."""
+
+
+async def _left(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+class _InMemory(MultiPartParser):
+    spool_max_size = 2**62  # the body is in memory already, and a container may have no folder to write to
+
+
+async def _form_image(request: Request, body: bytes) -> tuple[bytes, str | None]:
+    async def chunks() -> AsyncGenerator[bytes, None]:
+        yield body
+
+    try:
+        form = await _InMemory(request.headers, chunks(), max_files=1, max_fields=0).parse()
+    except MultiPartException as error:
+        raise RequestError(400, f"the form cannot be read: {error.message}") from None
+    try:
+        part = form.get("image")
+        if not isinstance(part, UploadFile):
+            raise RequestError(400, "the form has no file in the field image")
+        return await part.read(), part.filename
+    finally:
+        await form.close()

@@ -1,0 +1,155 @@
+"""Routes of the Open Inference Protocol v2, and Triton's extension that lists, loads and unloads models."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import JSONResponse
+
+import ehm
+from ehm.deploy.serve.compression import pack
+from ehm.deploy.serve.protocol import InferenceRequest, InferRequest, decode, encode, metadata
+from ehm.deploy.serve.service import Served, Service
+from ehm.errors import EhmError, RequestError
+
+__all__ = ["router"]
+
+_HEADER = "Inference-Header-Content-Length"
+_EXTENSIONS = ["binary_tensor_data", "classification", "model_repository"]
+
+
+def _inlined(schema: dict[str, Any]) -> dict[str, Any]:
+    """A schema with its definitions where they are used: OpenAPI looks for them elsewhere."""
+    text = json.dumps(schema)
+    for name, definition in schema["$defs"].items():
+        text = text.replace(json.dumps({"$ref": f"#/$defs/{name}"}), json.dumps(definition))
+    inlined: dict[str, Any] = json.loads(text)
+    del inlined["$defs"]
+    return inlined
+
+
+_INFER: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/json": {"schema": _inlined(InferenceRequest.model_json_schema())},
+            "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
+        },
+    }
+}
+router = APIRouter(prefix="/v2", tags=["Open Inference Protocol v2"])
+
+
+@router.get("")
+async def server() -> dict[str, Any]:
+    """Name, version and extensions of the server."""
+    return {"name": "ehm", "version": ehm.__version__, "extensions": _EXTENSIONS}
+
+
+@router.get("/health/live")
+async def live() -> dict[str, bool]:
+    """Whether the process answers."""
+    return {"live": True}
+
+
+@router.get("/health/ready", responses={503: {"description": "not yet, or not any more"}})
+async def ready(service: Served) -> JSONResponse:
+    """Whether every model can be asked; not so from the moment when the server is told to stop."""
+    return JSONResponse({"ready": service.ready}, 200 if service.ready else 503)
+
+
+@router.get("/models/{model}")
+@router.get("/models/{model}/versions/{version}")
+async def describe(service: Served, request: Request, model: str, version: str | None = None) -> dict[str, Any]:
+    """Inputs and outputs of a model."""
+    served = service.model(request, model, version)
+    return metadata(served.manifest, served.name, served.version)
+
+
+@router.get("/models/{model}/ready")
+@router.get("/models/{model}/versions/{version}/ready")
+async def model_ready(service: Served, request: Request, model: str, version: str | None = None) -> dict[str, Any]:
+    """Whether a model can be asked."""
+    return {"name": service.model(request, model, version).name, "ready": True}
+
+
+@router.post("/models/{model}/infer", openapi_extra=_INFER)
+@router.post("/models/{model}/versions/{version}/infer", openapi_extra=_INFER)
+async def infer(service: Served, request: Request, model: str, version: str | None = None) -> Response:
+    """Run a model on tensors, in JSON or in binary."""
+    served = service.model(request, model, version)
+    length = request.headers.get(_HEADER)
+    if length is not None and not (length.isascii() and length.isdecimal() and len(length) < 19):
+        raise RequestError(400, f"{_HEADER}: expected the number of bytes of the JSON")
+    body = await service.body(request)
+    asked: InferRequest = await service.offload(
+        request, decode, body, None if length is None else int(length), served.manifest
+    )
+    if len(asked.images.shape) == 4 and served.manifest.input.layout == "NHWC":
+        served.check_size(*asked.images.shape[1:3], service.settings.max_pixels)
+    names = [output.name for output in asked.outputs]
+    outputs = await service.answer(request, served, asked.images, names, asked.timeout)
+
+    def packed() -> tuple[bytes, dict[str, str]]:
+        body, head = encode(asked, outputs, served.name, served.version, served.manifest.labels)
+        headers = {"content-type": "application/json"}
+        if head is not None:
+            headers = {"content-type": "application/octet-stream", _HEADER: str(head)}
+        body, coding = pack(body, request.headers.get("accept-encoding", ""))
+        return body, headers | ({"content-encoding": coding, "vary": "accept-encoding"} if coding else {})
+
+    body, headers = await service.offload(request, packed)
+    return Response(body, headers=headers)
+
+
+@router.post("/repository/index")
+async def index(service: Served, request: Request) -> list[dict[str, str]]:
+    """Every model, whether it can be asked, and why not."""
+    found = service.models.index()
+    only_ready = (await _options(service, request)).get("ready") is True
+    return [entry for entry in found if entry["state"] == "READY" or not only_ready]
+
+
+@router.post("/repository/models/{model}/load")
+async def load(service: Served, request: Request, model: str) -> Response:
+    """Load a model, or load it again from its folder."""
+    _controlled(service)
+    parameters = (await _options(service, request)).get("parameters") or {}
+    if parameters:
+        raise RequestError(400, "parameters: a model is loaded as it lies in its folder, expected none")
+    try:
+        await service.models.load(model)
+    except RequestError:
+        raise
+    except EhmError as error:
+        raise RequestError(400, f"{model} cannot be loaded: {error}") from None
+    return Response()
+
+
+@router.post("/repository/models/{model}/unload")
+async def unload(service: Served, model: str) -> Response:
+    """Serve a model no longer; what it has accepted is answered."""
+    _controlled(service)
+    service.models.unload(model)
+    return Response()
+
+
+def _controlled(service: Service) -> None:
+    if not service.settings.model_control:
+        raise RequestError(
+            403, "models are loaded and unloaded by the server alone; --model-control lets clients do so"
+        )
+
+
+async def _options(service: Service, request: Request) -> dict[str, Any]:
+    """The JSON object of a request, empty where there is none."""
+    body = await service.body(request)
+    try:
+        options = json.loads(body or b"{}")
+    except (ValueError, RecursionError):
+        options = None
+    if not isinstance(options, dict):
+        raise RequestError(400, "the body: expected a JSON object, or nothing")
+    return options

@@ -1,0 +1,182 @@
+"""Dynamic batching: every request gets its own rows, and nobody waits for what concerns others."""
+
+import asyncio
+import random
+import threading
+
+import numpy as np
+import pytest
+
+from ehm.deploy.serve.batching import Batcher
+from ehm.deploy.serve.metrics import Metrics
+from ehm.errors import RequestError
+
+
+def double(images, names):
+    return {name: images.reshape(len(images), -1).sum(axis=1, keepdims=True) * 2 for name in names}
+
+
+class Gate:
+    """A model that waits until it is let go, and remembers its batches."""
+
+    def __init__(self):
+        self.open = threading.Event()
+        self.batches = []
+
+    def __call__(self, images, names):
+        self.batches.append((images.shape, tuple(names)))
+        assert self.open.wait(20)
+        return double(images, names)
+
+
+def batcher(run=double, **changes):
+    metrics = Metrics()
+    options = {"max_batch": 4, "max_delay": 0.005, "queue": 100, **changes}
+    made = Batcher(run, metrics=metrics.model("m"), **options)
+    made.values = lambda name: metrics.registry.get_sample_value(name, {"model": "m"})
+    return made
+
+
+def ones(value, count=1, shape=(2,)):
+    return np.full((count, *shape), value, np.float32)
+
+
+def soon(seconds=20.0):
+    return asyncio.get_running_loop().time() + seconds
+
+
+async def until(condition):
+    while not condition():
+        await asyncio.sleep(0.001)
+
+
+def test_each_request_gets_its_rows_under_shuffled_concurrency():
+    async def main():
+        made = batcher(max_batch=5, queue=300)
+        draw = random.Random(0)
+
+        async def ask(value):
+            await asyncio.sleep(draw.random() / 50)
+            count = draw.randint(1, 12)
+            shape = draw.choice([(2,), (3,), (1, 2)])
+            images = np.arange(count, dtype=np.float32).reshape(count, *[1] * len(shape)) + ones(value, count, shape)
+            names = draw.choice([["a"], ["b"], ["a", "b"]])
+            result = await made.infer(images, names, soon())
+            expected = 2 * images.reshape(count, -1).sum(axis=1, keepdims=True)
+            assert list(result.outputs) == names
+            assert all(np.array_equal(rows, expected) for rows in result.outputs.values())
+            return result.batch
+
+        sizes = await asyncio.gather(*(ask(100 * value) for value in range(300)))
+        assert 1 < max(sizes) <= 5
+        assert made.values("ehm_queue_images") == 0
+
+    asyncio.run(main())
+
+
+def test_what_waits_together_runs_together_and_other_shapes_and_types_apart():
+    async def main():
+        gate = Gate()
+        made = batcher(gate)
+        first = asyncio.ensure_future(made.infer(ones(0, 4), ["a"], soon()))
+        await until(lambda: gate.batches)
+        rest = [made.infer(ones(1), ["a"], soon()), made.infer(ones(2, 1, (3,)), ["a"], soon())]
+        rest += [made.infer(ones(3, 2), ["b"], soon()), made.infer(ones(4).astype(np.uint8), ["a"], soon())]
+        tasks = [asyncio.ensure_future(each) for each in rest]
+        await asyncio.sleep(0.01)
+        gate.open.set()
+        await asyncio.gather(first, *tasks)
+        assert gate.batches == [
+            ((4, 2), ("a",)),
+            ((3, 2), ("a", "b")),
+            ((1, 3), ("a",)),
+            ((1, 2), ("a",)),
+        ]
+        assert made.values("ehm_batch_images_sum") == 9
+        assert made.values("ehm_batch_images_count") == 4
+
+    asyncio.run(main())
+
+
+def test_a_full_batch_does_not_wait_and_a_large_request_is_split_and_joined():
+    async def main():
+        made = batcher(max_delay=1000)
+        images = np.arange(16, dtype=np.float32).reshape(8, 2)
+        result = await made.infer(images, ["a"], soon(5))
+        assert result.outputs["a"].tolist() == (2 * images.sum(axis=1, keepdims=True)).tolist()
+        assert result.batch == 4
+
+    asyncio.run(main())
+
+
+def test_the_deadline_and_the_full_queue_are_named():
+    async def main():
+        gate = Gate()
+        made = batcher(gate, queue=2)
+        running = asyncio.ensure_future(made.infer(ones(1), ["a"], soon()))
+        await until(lambda: gate.batches)
+        with pytest.raises(RequestError, match="deadline") as late:
+            await made.infer(ones(2), ["a"], soon(0.02))
+        waiting = asyncio.ensure_future(made.infer(ones(3), ["a"], soon()))
+        await asyncio.sleep(0.01)
+        with pytest.raises(RequestError, match="queue of 2 requests is full") as full:
+            await made.infer(ones(4), ["a"], soon())
+        assert (late.value.status, full.value.status) == (504, 429)
+        gate.open.set()
+        assert [(await each).outputs["a"].item() for each in (running, waiting)] == [4, 12]
+        assert [shape for shape, _ in gate.batches] == [(1, 2), (1, 2)]  # neither of the refused ones ran
+        with pytest.raises(RequestError, match="deadline"):
+            await made.infer(ones(5), ["a"], soon(-1))
+
+    asyncio.run(main())
+
+
+def test_a_cancelled_request_leaves_the_queue():
+    async def main():
+        gate = Gate()
+        made = batcher(gate, queue=2)
+        running = asyncio.ensure_future(made.infer(ones(1), ["a"], soon()))
+        await until(lambda: gate.batches)
+        gone = asyncio.ensure_future(made.infer(ones(2, 9), ["a"], soon()))
+        await until(lambda: made.values("ehm_queue_images") == 9)
+        gone.cancel()
+        await asyncio.wait([gone])
+        assert made.values("ehm_queue_images") == 0
+        after = asyncio.ensure_future(made.infer(ones(3), ["a"], soon()))
+        running.cancel()
+        gate.open.set()
+        assert (await after).outputs["a"].item() == 12
+        assert [shape for shape, _ in gate.batches] == [(1, 2), (1, 2)]
+
+    asyncio.run(main())
+
+
+def test_a_failing_batch_fails_its_requests_and_no_others():
+    def picky(images, names):
+        if images.shape[1] == 3:
+            raise RuntimeError("no\nthrees")
+        return double(images, names)
+
+    async def main():
+        made = batcher(picky)
+        asked = [made.infer(ones(value, 1, (2 + value % 2,)), ["a"], soon()) for value in range(8)]
+        results = await asyncio.gather(*asked, return_exceptions=True)
+        for value, result in enumerate(results):
+            if value % 2:
+                assert (result.status, str(result)) == (500, "the model failed on this batch: no threes")
+            else:
+                assert result.outputs["a"].item() == 4 * value
+        with pytest.raises(RequestError, match="failed"):
+            await made.infer(ones(1, 9, (3,)), ["a"], soon())
+        assert made.values("ehm_queue_images") == 0
+
+    asyncio.run(main())
+
+
+def test_a_model_that_loses_rows_is_not_believed():
+    async def main():
+        made = batcher(lambda images, names: dict.fromkeys(names, images[:1]))
+        with pytest.raises(RequestError, match="a has 1 rows for 2 images"):
+            await made.infer(ones(1, 2), ["a"], soon())
+
+    asyncio.run(main())
