@@ -43,14 +43,14 @@ $(MINDSPORE_INSTALLED): pyproject.toml constraints.txt docker/constraints.mindsp
 			> $(MINDSPORE)/pins.txt && \
 		$(BIN)/python -m venv $(MINDSPORE) && \
 		$(MINDSPORE_PYTHON) -m pip install -qq --disable-pip-version-check -c $(MINDSPORE)/pins.txt \
-			-e '.[mindspore,export,tasks,elpv]' hypothesis pytest pytest-timeout; }
+			-e '.[mindspore,export,tasks,elpv]' hypothesis pytest pytest-timeout pytest-xdist; }
 	@touch $@
 
 # Every step can be interrupted: the same command goes on where it stopped.
 quickstart: $(INSTALLED) ## pretrain, fine-tune, export and classify on real images: at most 15 minutes on 2 cores
 	$(BIN)/ehm train --config elpv/pretrain --device $(DEVICE) --out $(RUN)/pretrain --resume
 	$(BIN)/ehm finetune --config elpv/finetune --set model.init=$(RUN)/pretrain --device $(DEVICE) --out $(RUN)/finetune --resume
-	$(BIN)/ehm export $(RUN)/finetune --out $(RUN)/bundle
+	$(BIN)/ehm export $(RUN)/finetune --head multi --out $(RUN)/bundle
 	@echo "$(BIN)/ehm predict $(RUN)/bundle (a defective and a functional cell, held out of fine-tuning)"
 	@$(BIN)/ehm predict $(RUN)/bundle $(CELLS) --top 2
 	@for kind in hierarchy masks; do \
@@ -61,24 +61,28 @@ quickstart: $(INSTALLED) ## pretrain, fine-tune, export and classify on real ima
 	@echo "  $(RUN)/pictures/hierarchy.png   how the trained encoder divides the two cells into parts"
 	@echo "  $(RUN)/pretrain                 the pretrained encoder, and the curves of its training"
 	@echo "  $(RUN)/finetune                 the classifier, and how well it does on the cells held out"
-	@echo "  $(RUN)/bundle                   the classifier for ONNX Runtime"
+	@echo "  $(RUN)/bundle                   the classifier for ONNX Runtime; $(BIN)/ehm serve $(RUN)/bundle answers requests"
 	@echo "Your own images: $(BIN)/ehm train --set data.source=FOLDER --out runs/mine"
+
+# A process a core, one thread each; a file's tests stay together, as they share what they prepare.
+PARALLEL := OMP_NUM_THREADS=1
+WORKERS := -n logical --maxprocesses 8 --dist loadfile -q
 
 # The tests ask EHM_MINDSPORE_PYTHON for what MindSpore is to do.
 test: lint $(MINDSPORE_INSTALLED) ## all checks: lint, pytest, a simulated NPU, MindSpore (ARGS="-k name": some tests)
 	@if [ -x $(MINDSPORE_PYTHON) ]; then export EHM_MINDSPORE_PYTHON=$(MINDSPORE_PYTHON); \
 		else echo "MindSpore is left out: it has no wheel for $$($(BIN)/python --version), only for 3.12 and older"; fi; \
-		$(BIN)/python -m pytest $(ARGS)
+		$(PARALLEL) $(BIN)/python -m pytest $(or $(ARGS),$(WORKERS))
 ifeq ($(ARGS),)
-	@PYTHONPATH=tests/simulated $(BIN)/python -m pytest tests/conformance -k npu
-	@[ ! -x $(MINDSPORE_PYTHON) ] || $(MINDSPORE_PYTHON) -m pytest tests/conformance -k mindspore
+	@PYTHONPATH=tests/simulated $(PARALLEL) $(BIN)/python -m pytest $(WORKERS) tests/conformance -k npu
+	@[ ! -x $(MINDSPORE_PYTHON) ] || $(PARALLEL) $(MINDSPORE_PYTHON) -m pytest $(WORKERS) tests/conformance -k mindspore
 endif
 
 lint: $(INSTALLED) ## ruff, mypy and hadolint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/hadolint docker/Dockerfile.*
+	$(BIN)/hadolint docker/Dockerfile.* docker/*.Dockerfile
 
 format: $(INSTALLED) ## let ruff mend what it can
 	$(BIN)/ruff check --fix .

@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,34 +23,48 @@ from ehm.deploy.bundle import Bundle, Precision, Preprocessing
 from ehm.deploy.runtime import open_session
 from ehm.errors import BrokenImage, ConfigError, DataError, ExportError
 
-__all__ = ["Prediction", "Predictor", "main", "predict", "softmax"]
+__all__ = ["Prediction", "Predictor", "cosine", "main", "normalise", "predict", "softmax"]
 
 _BATCH = 8
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What one image gave: its likeliest ``classes`` with probabilities, or ``features`` (D,), or why neither."""
+    """What one image gave, or the ``error`` that kept it from it.
+
+    Its likeliest ``classes`` with probabilities, ``features`` (D,) and ``patches`` (D, h, w), as far as the bundle has
+    them.
+    """
 
     image: str
     classes: tuple[tuple[str, float], ...] = ()
     features: NDArray[np.float32] | None = None
+    patches: NDArray[np.float32] | None = None
     error: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """What ``--json`` prints."""
         if self.error is not None:
             return {"image": self.image, "error": self.error}
+        found: dict[str, Any] = {"image": self.image}
+        if self.classes:
+            found["classes"] = [{"label": name, "probability": share} for name, share in self.classes]
         if self.features is not None:
-            return {"image": self.image, "features": self.features.tolist()}
-        return {"image": self.image, "classes": [{"label": name, "probability": share} for name, share in self.classes]}
+            found["features"] = self.features.tolist()
+        if self.patches is not None:
+            found["patches"] = self.patches.tolist()
+        return found
 
     def __str__(self) -> str:
         if self.error is not None:
             return f"{self.image}: {self.error}"
+        lines = [f"  {share:.4f}  {name}" for name, share in self.classes]
         if self.features is not None:
-            return f"{self.image}\n  {len(self.features)} features, norm {np.linalg.norm(self.features):.4f}"
-        return "\n".join([self.image, *(f"  {share:.4f}  {name}" for name, share in self.classes)])
+            lines.append(f"  {len(self.features)} features, norm {np.linalg.norm(self.features):.4f}")
+        if self.patches is not None:
+            width, down, across = self.patches.shape
+            lines.append(f"  {width} features of {down} x {across} patches")
+        return "\n".join([self.image, *lines])
 
 
 class Predictor:
@@ -61,31 +75,29 @@ class Predictor:
     ) -> None:
         self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
         self.manifest = self.bundle.manifest
-        self._session = open_session(self.bundle.model(precision), device, threads)
+        self._session = open_session(self.bundle.model(precision), device, threads, precision)
         self.provider: str = self._session.get_providers()[0]
         self._transform = _transform(self.manifest.preprocessing, self.bundle.path)
-        mean, std = self.manifest.preprocessing.mean, self.manifest.preprocessing.std
-        self._offset = np.asarray(mean, np.float32).reshape(3, 1, 1) * 255
-        self._scale = np.asarray(std, np.float32).reshape(3, 1, 1) * 255
 
-    def prepare(self, image: Image.Image) -> NDArray[np.float32]:
-        """An RGB image of any size -> one normalised input (3, H, W)."""
-        pixels = self._transform(image).astype(np.float32).transpose(2, 0, 1)
-        normalised: NDArray[np.float32] = (pixels - self._offset) / self._scale
-        return normalised
+    def prepare(self, image: Image.Image) -> NDArray[np.float32] | NDArray[np.uint8]:
+        """An RGB image of any size -> one input: normalised (3, H, W), or its bytes where the graph does the rest."""
+        if self.manifest.preprocessing.in_graph:
+            return np.asarray(image)
+        return normalise(self._transform(image), self.manifest.preprocessing)
 
-    def run(self, inputs: NDArray[np.float32], names: Sequence[str] = ()) -> dict[str, NDArray[np.float32]]:
-        """(B, 3, H, W) -> the outputs of those names, by default all: arrays of B rows."""
+    def run(self, inputs: NDArray[Any], names: Sequence[str] = ()) -> dict[str, NDArray[np.float32]]:
+        """Inputs of one size, one above the other -> the outputs of those names, by default all: arrays of B rows."""
         names = list(names) or [output.name for output in self.manifest.outputs]
         return dict(zip(names, self._session.run(names, {self.manifest.input.name: inputs}), strict=True))
 
     def describe(self, image: str, outputs: Mapping[str, NDArray[np.float32]], top: int) -> Prediction:
         """One image's row of :meth:`run`'s outputs as a prediction."""
-        if self.manifest.task == "features":
-            return Prediction(image, features=outputs[self.manifest.outputs[0].name])
-        shares = softmax(outputs["logits"])
-        best = np.argsort(-shares, kind="stable")[:top]
-        return Prediction(image, classes=tuple((self.manifest.labels[index], float(shares[index])) for index in best))
+        classes: tuple[tuple[str, float], ...] = ()
+        if "logits" in outputs:
+            shares = softmax(outputs["logits"])
+            best = np.argsort(-shares, kind="stable")[:top]
+            classes = tuple((self.manifest.labels[index], float(shares[index])) for index in best)
+        return Prediction(image, classes, outputs.get("features"), outputs.get("patches"))
 
 
 def predict(
@@ -116,13 +128,13 @@ def main(
     """The command ``ehm predict``: print a prediction an image; returns 1 if any could not be read, else 0.
 
     ``json`` prints one object a line and nothing else on standard output. ``out`` also gets ``predictions.jsonl`` and,
-    from a feature bundle, ``features.npy`` (n, D) float32 with a row for each image that was read, in the same order.
+    from a bundle that gives them, ``features.npy`` (n, D) float32 with a row for each image that was read, in the same
+    order; from one that gives nothing else, ``patches.npy`` (n, D, h, w).
     """
     files = _files(images)
     predictor = Predictor(bundle, device)
     notes = Console(stderr=True, highlight=False, soft_wrap=True)
-    manifest = predictor.manifest
-    what = f"{len(manifest.labels)} classes" if manifest.labels else f"{manifest.outputs[0].shape[-1]} features"
+    what = ", ".join(f"{output.name} {' x '.join(map(str, output.shape[1:]))}" for output in predictor.manifest.outputs)
     notes.print(f"{len(files)} images with {bundle} ({what}) on {predictor.provider}", markup=False)
     done: list[Prediction] = []
     hidden = sys.stdout.isatty() or not notes.is_terminal
@@ -144,12 +156,27 @@ def main(
     return 1 if failed else 0
 
 
+def normalise(pixels: NDArray[np.uint8], preprocessing: Preprocessing) -> NDArray[np.float32]:
+    """Bytes (..., H, W, 3) -> (..., 3, H, W): minus the mean, divided by the standard deviation."""
+    mean, std = (np.asarray(values, np.float32).reshape(3, 1, 1) for values in (preprocessing.mean, preprocessing.std))
+    normalised: NDArray[np.float32] = (np.moveaxis(pixels.astype(np.float32), -1, -3) - mean * 255) / (std * 255)
+    return normalised
+
+
 def softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
     """Probabilities over the last axis, in float64; the largest logit is subtracted so that nothing overflows."""
     shifted = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
     weights = np.exp(shifted)
     shares: NDArray[np.float64] = weights / weights.sum(axis=-1, keepdims=True)
     return shares
+
+
+def cosine(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float64]:
+    """(B, …) and (B, …) -> the cosine of each pair of rows (B,)."""
+    x, y = (values.reshape(len(values), -1).astype(np.float64) for values in (a, b))
+    norms = np.linalg.norm(x, axis=1) * np.linalg.norm(y, axis=1)
+    cosines: NDArray[np.float64] = np.sum(x * y, axis=1) / np.maximum(norms, np.finfo(np.float64).tiny)
+    return cosines
 
 
 def _transform(preprocessing: Preprocessing, path: Path) -> EvalTransform:
@@ -180,21 +207,28 @@ def _files(images: str | Path | Sequence[str | Path]) -> list[Path]:
 def _predictions(predictor: Predictor, files: Sequence[Path], top: int) -> Iterator[Prediction]:
     if top < 1:
         raise ConfigError(f"--top {top}: expected at least 1")
+    given = [output.name for output in predictor.manifest.outputs]
+    names = [name for name in given if name != "patches"] or given  # which are large, and nobody reads beside others
     with ThreadPoolExecutor(thread_name_prefix="decode") as pool:
         for start in range(0, len(files), _BATCH):
             chunk = files[start : start + _BATCH]
             read = list(pool.map(lambda file: _read(predictor, file), chunk))
-            inputs = [item for item in read if isinstance(item, np.ndarray)]
-            outputs = predictor.run(np.stack(inputs)) if inputs else {}
-            rows = ({name: values[row] for name, values in outputs.items()} for row in range(len(inputs)))
-            for file, item in zip(chunk, read, strict=True):
+            sizes: dict[tuple[int, ...], list[int]] = {}
+            for index, item in enumerate(read):
+                if isinstance(item, np.ndarray):
+                    sizes.setdefault(item.shape, []).append(index)
+            rows: dict[int, dict[str, NDArray[np.float32]]] = {}
+            for indices in sizes.values():  # one, unless the graph takes images of any size
+                outputs = predictor.run(np.stack([read[index] for index in indices]), names)
+                rows |= {index: {key: v[row] for key, v in outputs.items()} for row, index in enumerate(indices)}
+            for index, (file, item) in enumerate(zip(chunk, read, strict=True)):
                 if isinstance(item, str):
                     yield Prediction(str(file), error=item)
                 else:
-                    yield predictor.describe(str(file), next(rows), top)
+                    yield predictor.describe(str(file), rows[index], top)
 
 
-def _read(predictor: Predictor, file: Path) -> NDArray[np.float32] | str:
+def _read(predictor: Predictor, file: Path) -> NDArray[np.float32] | NDArray[np.uint8] | str:
     """The input that ``file`` gives, or the reason why it gives none."""
     try:
         return predictor.prepare(decode(file))
@@ -204,14 +238,12 @@ def _read(predictor: Predictor, file: Path) -> NDArray[np.float32] | str:
 
 def _save(out: Path, predictions: Sequence[Prediction]) -> None:
     out.mkdir(parents=True, exist_ok=True)
-    lines = []
-    for prediction in predictions:
-        entry = prediction.as_dict()
-        entry.pop("features", None)  # they are in features.npy
-        lines.append(json_module.dumps(entry) + "\n")
-    (out / ".predictions.jsonl").write_text("".join(lines), encoding="utf-8")
+    bare = (replace(prediction, features=None, patches=None) for prediction in predictions)  # which are arrays below
+    lines = "".join(json_module.dumps(prediction.as_dict()) + "\n" for prediction in bare)
+    (out / ".predictions.jsonl").write_text(lines, encoding="utf-8")
     os.replace(out / ".predictions.jsonl", out / "predictions.jsonl")
-    rows = [prediction.features for prediction in predictions if prediction.features is not None]
-    if rows:
-        np.save(out / ".features.npy", np.stack(rows))
-        os.replace(out / ".features.npy", out / "features.npy")
+    for name in ("features", "patches"):
+        rows = [values for prediction in predictions if (values := getattr(prediction, name)) is not None]
+        if rows:
+            np.save(out / f".{name}.npy", np.stack(rows))
+            os.replace(out / f".{name}.npy", out / f"{name}.npy")

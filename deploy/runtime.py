@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+import logging
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,35 +14,64 @@ from ehm.errors import BackendError, ExportError
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
 
+    from ehm.deploy.bundle import Precision
+
 __all__ = ["PROVIDERS", "Provider", "open_session"]
 
 
 @dataclass(frozen=True)
 class Provider:
-    """An execution provider of ONNX Runtime and the package that brings it."""
+    """An execution provider of ONNX Runtime and the package that brings it.
+
+    ``options`` are for all networks; ``lower`` are added for those in other numbers than float32; ``threads`` is the
+    name of the option for their number, where it is not that of the session.
+    """
 
     name: str
     package: str
     options: dict[str, str]
     numbered: bool = True
+    lower: dict[str, str] = field(default_factory=dict)
+    threads: str | None = None
 
 
 PROVIDERS: dict[str, Provider] = {
-    "npu": Provider("CANNExecutionProvider", "onnxruntime-cann", {"precision_mode": "must_keep_origin_dtype"}),
+    "npu": Provider(
+        "CANNExecutionProvider",
+        "onnxruntime-cann",
+        {"precision_mode": "must_keep_origin_dtype", "dump_om_model": "0"},
+    ),
     "cuda": Provider("CUDAExecutionProvider", "onnxruntime-gpu", {"use_tf32": "0"}),
+    "openvino": Provider(
+        "OpenVINOExecutionProvider",
+        "onnxruntime-openvino",
+        {"device_type": "CPU"},
+        numbered=False,
+        lower={"load_config": json.dumps({"CPU": {"INFERENCE_PRECISION_HINT": "bf16"}})},
+        threads="num_of_threads",
+    ),
     "cpu": Provider("CPUExecutionProvider", "onnxruntime", {}, numbered=False),
 }
 """By device name, fastest first: ``auto`` takes the first that is installed and starts.
 
-The options keep float32 as float32: CANN computes in float16 by default, CUDA multiplies in TF32."""
+The options keep float32 as float32: CANN computes in float16 by default, CUDA multiplies in TF32. What CANN compiles
+is not kept in the working folder: its name there depends on the network's path and not on its weights, and a replaced
+bundle would go on as the old one (ONNX Runtime's cann_execution_provider.cc and model_metadef_id_generator.cc). After
+1.24.4, the precision is an option of another name, ``precision_mode_v2``: ``origin``. OpenVINO (Intel's processors)
+computes what is not int8 in bfloat16 where the network is in lower precision and the processor has it."""
+
+_log = logging.getLogger(__name__)
 
 
-def open_session(model: Path, device: str = "cpu", threads: int = 0) -> InferenceSession:
-    """Load ``model`` on ``cpu``, ``cuda``, ``npu``, one of them by number (``cuda:1``), or ``auto``.
+def open_session(
+    model: Path, device: str = "cpu", threads: int = 0, precision: Precision = "float32"
+) -> InferenceSession:
+    """Load ``model``, a network in ``precision``, on a device of ``PROVIDERS`` or ``auto``.
 
-    ``threads`` are those of one operator on the CPU, by default one a core.
+    A number chooses among several (``cuda:1``). ``threads`` are those of one operator on a CPU, by default one a core.
 
-    ONNX Runtime falls back to the CPU without a word when a provider cannot start; here that is a BackendError.
+    ONNX Runtime falls back to the CPU without a word when a provider cannot start; here that is a BackendError, and of
+    ``auto`` a warning in the log.
     """
     if find_spec("onnxruntime") is None:
         raise BackendError("onnxruntime is not installed; pip install 'ehm[serve]' installs it")
@@ -62,11 +93,17 @@ def open_session(model: Path, device: str = "cpu", threads: int = 0) -> Inferenc
     for provider in [PROVIDERS[name]] if known else PROVIDERS.values():
         if provider.name not in available:
             continue
-        options = {**provider.options, "device_id": number} if number else provider.options
+        options = provider.options | ({} if precision == "float32" else provider.lower)
+        if number:
+            options["device_id"] = number
+        if threads and provider.threads:
+            options[provider.threads] = str(threads)
         try:
             session = onnxruntime.InferenceSession(model, settings, providers=[(provider.name, options)])
         except Exception as error:  # ONNX Runtime's exceptions share no base of their own
             raise ExportError(f"{model}: ONNX Runtime {onnxruntime.__version__} cannot load it: {error}") from None
         if session.get_providers()[0] == provider.name:
             return session
+        if not known:
+            _log.warning("--device auto: %s is installed but cannot start; trying the next", provider.name)
     raise BackendError(f"--device {device}: {provider.name} is installed but cannot start; --device cpu works here")

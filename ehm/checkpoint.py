@@ -25,7 +25,7 @@ from ehm import __version__
 from ehm.backends.base import Arrays, LearnerState
 from ehm.errors import CheckpointError
 
-__all__ = ["FORMAT", "name", "newest", "prune", "read", "read_model", "resolve", "save", "sha256"]
+__all__ = ["FORMAT", "describe", "name", "newest", "prune", "read", "read_model", "resolve", "save", "sha256"]
 
 FORMAT = 1
 _MODEL, _OPTIMIZER, _STATE = "model.safetensors", "optimizer.safetensors", "state.json"
@@ -92,14 +92,14 @@ def resolve(path: str | Path) -> Path:
 def read(path: str | Path) -> tuple[LearnerState, dict[str, Any]]:
     """State and description of the checkpoint that ``path`` means; raises CheckpointError where a file was altered."""
     path = resolve(path)
-    meta = _describe(path)
+    meta = describe(path)
     return LearnerState(_load(path, _MODEL, meta), _load(path, _OPTIMIZER, meta)), meta
 
 
 def read_model(path: str | Path) -> tuple[Arrays, dict[str, Any]]:
     """Like :func:`read`, the model's arrays alone."""
     path = resolve(path)
-    meta = _describe(path)
+    meta = describe(path)
     return _load(path, _MODEL, meta), meta
 
 
@@ -112,7 +112,8 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _describe(path: Path) -> dict[str, Any]:
+def describe(path: Path) -> dict[str, Any]:
+    """What ``state.json`` of the checkpoint folder ``path`` says; raises CheckpointError where it cannot be read."""
     try:
         meta: dict[str, Any] = json.loads((path / _STATE).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

@@ -44,7 +44,17 @@ def export(args: argparse.Namespace) -> None:
     """Write an ONNX bundle of a classifier or an encoder."""
     from ehm.deploy.export import export
 
-    export(args.checkpoint, config=args.config, head=args.head, device=args.device, overrides=args.set, out=args.out)
+    chosen = {"target": args.target, "int8": args.int8, "float16": args.float16}
+    export(
+        args.checkpoint,
+        config=args.config,
+        head=args.head,
+        device=args.device,
+        overrides=[*args.set, *(f"{key}={value}" for key, value in chosen.items() if value)],
+        out=args.out,
+        triton=args.triton,
+        kserve=args.kserve,
+    )
 
 
 def predict(args: argparse.Namespace) -> int:
@@ -53,6 +63,21 @@ def predict(args: argparse.Namespace) -> int:
 
     _settled(args, "the bundle")
     return main(args.bundle, args.images, top=args.top, device=args.device, out=args.out, json=args.json)
+
+
+def bench(args: argparse.Namespace) -> None:
+    """Measure the latency and throughput of an exported bundle, beside torch where it is installed."""
+    from ehm.deploy.bench import bench_export
+
+    bench_export(
+        args.bundle,
+        batches=args.batch,
+        devices=args.device,
+        images=args.images,
+        rounds=args.rounds,
+        json=args.json,
+        out=args.out,
+    )
 
 
 def serve(args: argparse.Namespace) -> None:
@@ -75,6 +100,7 @@ def serve(args: argparse.Namespace) -> None:
         max_pixels=args.max_pixels,
         max_memory=args.max_memory,
         poll=args.poll,
+        index=args.index,
         api_key_file=args.api_key_file,
         model_control=args.model_control,
         log=args.log,
@@ -182,14 +208,31 @@ def _parser() -> argparse.ArgumentParser:
     add(evaluate, [common]).add_argument("checkpoint", help="run or checkpoint folder of a fine-tuned classifier")
 
     command = add(export, [common])
-    command.add_argument("checkpoint", help="run or checkpoint folder, weights file, or timm:NAME")
-    command.add_argument("--head", choices=["auto", "classifier", "features"], default="auto", help="what to export")
+    command.add_argument("checkpoint", help="run or checkpoint folder, weights file, timm:NAME, or a bundle")
+    heads = ["auto", "classifier", "features", "patches", "multi"]
+    command.add_argument("--head", choices=heads, default="auto", help="what to export; multi is all there is")
+    targets = ["onnxruntime", "portable", "ascend"]
+    command.add_argument("--target", choices=targets, help="what the graph is written for (default: portable)")
+    command.add_argument("--triton", metavar="DIR", help="also write models of Triton's into this model repository")
+    command.add_argument("--kserve", metavar="FILE", help="also write an InferenceService of KServe's")
+    command.add_argument("--int8", action="store_true", help="write it in int8 too, calibrated on images")
+    command.add_argument("--float16", action="store_true", help="write it in float16 too")
 
     command = add(predict, [common])
     command.add_argument("bundle", help="folder that ehm export wrote")
     command.add_argument("images", nargs="+", metavar="IMAGE", help="image file or folder")
     command.add_argument("--top", type=int, default=5, help="classes to print (default: 5)")
     command.add_argument("--json", action="store_true", help="one JSON object a line")
+
+    command = add(bench, [debug])
+    command.add_argument("kind", choices=["export"], help="what to measure")
+    command.add_argument("bundle", help="folder that ehm export wrote")
+    command.add_argument("--batch", type=int, nargs="+", metavar="B", default=[1, 8], help="images a batch (1 and 8)")
+    command.add_argument("--device", nargs="+", default=[], help="cpu, cuda, npu or openvino (default: all there are)")
+    command.add_argument("--images", nargs="+", metavar="IMAGE", default=[], help="files (default: random pictures)")
+    command.add_argument("--rounds", type=int, default=20, help="runs of each (default: 20)")
+    command.add_argument("--json", action="store_true", help="print JSON")
+    command.add_argument("--out", metavar="DIR", help="folder for bench.json")
 
     command = add(serve, [debug])
     command.add_argument("bundles", nargs="+", metavar="[NAME=]DIR", help="folder that ehm export wrote")
@@ -207,6 +250,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--max-pixels", type=int, default=50_000_000, metavar="N", help="(default: 50 million)")
     command.add_argument("--max-memory", type=int, default=2**30, metavar="N", help="of all requests (default: 1 GiB)")
     command.add_argument("--poll", type=float, default=1, metavar="S", help="for replaced bundles (default: 1)")
+    command.add_argument("--index", metavar="DIR", help="images to search, as ehm predict --out wrote them")
     command.add_argument("--api-key-file", metavar="FILE", help="(default: the variable EHM_API_KEY, if it is set)")
     command.add_argument("--model-control", action="store_true", help="let clients load and unload models")
     command.add_argument("--log", default="text", help="text or json (default: text)")

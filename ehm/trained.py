@@ -1,8 +1,8 @@
-"""A trained model as plain arrays, ready to be rebuilt elsewhere: normalised images -> class logits or features.
+"""A trained model as plain arrays, ready to be rebuilt elsewhere: normalised images -> class logits, features, patches.
 
 Always the encoder of the whole image: a mask exists in pretraining only. No framework here.
 
-Shapes: N = h * w patches, D features, C classes.
+Shapes: B images, N = h * w patches, D features, C classes.
 """
 
 from __future__ import annotations
@@ -32,12 +32,29 @@ from ehm.weights import (
     read_safetensors,
 )
 
-__all__ = ["Forward", "Found", "Head", "Pool", "Reference", "Trained", "find", "numbered", "open_trained"]
+__all__ = [
+    "Forward",
+    "Found",
+    "Head",
+    "Output",
+    "Pool",
+    "Reference",
+    "Trained",
+    "find",
+    "numbered",
+    "open_trained",
+    "outputs_of",
+]
 
-Head = Literal["auto", "classifier", "features"]
+Head = Literal["auto", "classifier", "features", "patches", "multi"]
+Output = Literal["logits", "features", "patches"]
 Pool = Literal["avg", "token"]
-Forward = Callable[[NDArray[np.float32]], NDArray[np.float32]]
-"""A network: normalised images (B, 3, H, W) -> logits (B, C) or features (B, D)."""
+Forward = Callable[[NDArray[np.float32]], dict[str, NDArray[np.float32]]]
+"""A network: normalised images (B, 3, H, W) -> its outputs by name.
+
+They are any of ``logits`` (B, C); ``features`` (B, D), what the classifier sees; and ``patches`` (B, D, h, w), every
+patch token behind the last norm.
+"""
 Reference = tuple[Forward, str]
 """A framework's own computation of a network, and what computes it: ``torch 2.14.1, cpu, float32``."""
 
@@ -46,8 +63,8 @@ Reference = tuple[Forward, str]
 class Found:
     """Weights and what a manifest says about them; ``labels`` is empty for features.
 
-    ``pool`` is what a classifier sees: the mean of the patch tokens or the class token. ``origin`` is the checkpoint's
-    folder where a run was named, else the file; ``sha256`` is that of the weights' file.
+    ``pool`` is what a classifier sees, and the features are: the mean of the patch tokens or the class token.
+    ``origin`` is the checkpoint's folder where a run was named, else the file; ``sha256`` is that of the weights' file.
     """
 
     weights: Weights
@@ -60,7 +77,7 @@ class Found:
 
 @dataclass(frozen=True)
 class Trained:
-    """A plain ViT and what a manifest says about it; ``labels`` is empty for features.
+    """A plain ViT and what a manifest says about it; ``labels`` is empty where ``head`` gives no logits.
 
     ``arrays`` (float32) are all parameters of the network and nothing else, under timm's names: the encoder with its
     positions for ``spec``'s grid; ``norm.*`` over all tokens, or ``fc_norm.*`` behind the pooling; with labels
@@ -80,11 +97,17 @@ class Trained:
     origin: str
     kind: str
     sha256: str
+    head: Head = "auto"
 
     @property
     def image_size(self) -> tuple[int, int]:
         """Height and width in pixels."""
         return self.spec.image_size
+
+    @property
+    def outputs(self) -> tuple[Output, ...]:
+        """What the network gives, in order."""
+        return outputs_of(self.head, bool(self.labels))
 
 
 def open_trained(source: ModelSource, head: Head = "auto", read_file: ReadFile = read_safetensors) -> Trained | None:
@@ -102,16 +125,25 @@ def open_trained(source: ModelSource, head: Head = "auto", read_file: ReadFile =
         return None
     moved = at_size(spec, source)
     assert isinstance(moved, VitSpec)
-    return _assemble(found, moved)
+    return _assemble(found, moved, head)
 
 
 def find(source: ModelSource, head: Head, read_file: ReadFile) -> Found:
     """The weights of a run, a checkpoint or a file, and their classifier.
 
-    ``head`` auto takes the classifier where the weights have one. Raises CheckpointError where a classifier is asked
-    for and there is none, and as :func:`ehm.weights.read_weights` does.
+    ``head`` auto and multi take the classifier where the weights have one. Raises CheckpointError where a classifier
+    is asked for and there is none, and as :func:`ehm.weights.read_weights` does.
     """
     return _file(source, head, read_file) if is_bare_file(source) else _checkpoint(source, head)
+
+
+def outputs_of(head: Head, classifier: bool) -> tuple[Output, ...]:
+    """What ``head`` means for weights that have a ``classifier``, or none; multi is everything that they can give."""
+    if head == "multi":
+        return ("logits", "features", "patches") if classifier else ("features", "patches")
+    if head == "patches":
+        return ("patches",)
+    return ("logits",) if classifier else ("features",)
 
 
 def numbered(classes: int) -> tuple[str, ...]:
@@ -128,7 +160,7 @@ def _checkpoint(source: ModelSource, head: Head) -> Found:
     labels: tuple[str, ...] = ()
     if kind != "pretrain":
         pool = meta["config"]["pool"]
-        labels = () if head == "features" else tuple(meta["classes"])
+        labels = () if head in _HEADLESS else tuple(meta["classes"])
     elif head == "classifier":
         raise CheckpointError(f"{path}: a pretrained encoder has no classifier; ehm finetune gives it one")
     return Found(of_checkpoint(arrays, meta, str(path)), pool, labels, str(path), kind, digest)
@@ -139,15 +171,15 @@ def _file(source: ModelSource, head: Head, read_file: ReadFile) -> Found:
     weights = of_file(read_file(path), source)
     swin = isinstance(weights.spec, SwinSpec)
     classifier = weights.arrays.get("head.fc.weight" if swin else "head.weight")
-    labels = () if head == "features" or classifier is None else numbered(len(classifier))
+    labels = () if head in _HEADLESS or classifier is None else numbered(len(classifier))
     if head == "classifier" and not labels:
         raise CheckpointError(f"{path}: holds no classifier (head.weight); --head features exports the encoder")
     # MAE's fine-tuning leaves fc_norm behind the average; a plain ViT's classifier has the class token
-    pool: Pool = "avg" if swin or "fc_norm.weight" in weights.arrays or not labels else "token"
+    pool: Pool = "avg" if swin or "fc_norm.weight" in weights.arrays or classifier is None else "token"
     return Found(weights, pool, labels, str(path), "file", checkpoint.sha256(path))
 
 
-def _assemble(found: Found, spec: VitSpec) -> Trained:
+def _assemble(found: Found, spec: VitSpec, head: Head) -> Trained:
     origin, weights, labels = found.origin, found.weights, found.labels
     arrays = fitted(weights, spec)
     shapes = _encoder(spec, "fc_norm" if "fc_norm.weight" in arrays else "norm")
@@ -160,7 +192,7 @@ def _assemble(found: Found, spec: VitSpec) -> Trained:
     if labels:
         shapes |= _classifier(len(labels), spec.width, probe="head.1.weight" in arrays)
     arrays = fit(shapes, arrays, origin)
-    return Trained(arrays, spec, found.pool, labels, weights.mean, weights.std, origin, found.kind, found.sha256)
+    return Trained(arrays, spec, found.pool, labels, weights.mean, weights.std, origin, found.kind, found.sha256, head)
 
 
 def _encoder(spec: VitSpec, norm: str) -> dict[str, tuple[int, ...]]:
@@ -192,5 +224,7 @@ def _classifier(classes: int, width: int, probe: bool) -> dict[str, tuple[int, .
     return {"head.0.running_mean": (width,), "head.0.running_var": (width,), **shapes} if probe else shapes
 
 
+_HEADLESS = ("features", "patches")
+"""Heads that leave a classifier out."""
 _PLAIN = ("blocks.", "patch_embed.", "norm_pre.", "reg_token", "attn_pool.")
 """Beginnings of names that belong to the encoder in timm: leaving one out would change its results."""

@@ -16,7 +16,7 @@ __all__ = ["reference"]
 
 
 def reference(trained: Trained) -> Reference:
-    """``trained`` in float32 on the CPU, normalised (B, 3, H, W) -> logits (B, C) or features (B, D), and its name."""
+    """What MindSpore computes for ``trained``, in float32 on the CPU."""
     use(Target("cpu"))
     arrays, rng = dict(trained.arrays), np.random.default_rng(0)
     probe, fc_norm = "head.1.weight" in arrays, "fc_norm.weight" in arrays
@@ -25,10 +25,17 @@ def reference(trained: Trained) -> Reference:
     model = VisionTransformer(trained.spec, rng, len(trained.labels), trained.pool, fc_norm, probe=probe)
     load_arrays(model, arrays)
     model.set_train(False)
-    compiled = ms.jit(model)
 
-    def forward(images: NDArray[np.float32]) -> NDArray[np.float32]:
-        output: NDArray[np.float32] = compiled(Tensor(images)).asnumpy()
-        return output
+    @ms.jit
+    def compute(images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        tokens = model.tokens(images)
+        features = model.pooled(tokens)
+        return model.head(features) if model.classes else features, features, model.patches(tokens)
+
+    def forward(images: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
+        logits, features, patches = (output.asnumpy() for output in compute(Tensor(images)))
+        grid = patches.swapaxes(1, 2).reshape(len(images), trained.spec.width, *trained.spec.grid)
+        found = {"logits": logits, "features": features, "patches": grid}
+        return {name: found[name] for name in trained.outputs}
 
     return forward, f"mindspore {ms.__version__}, cpu, float32"

@@ -1,4 +1,4 @@
-"""Trained models as torch modules, for export: normalised (B, 3, H, W) -> logits (B, C) or features (B, D).
+"""Trained models as torch modules, for export: normalised (B, 3, H, W) -> logits (B, C), or features (B, D) without.
 
 Our own plain ViTs are built from their arrays, to compare with; all others are loaded as timm's classes.
 """
@@ -19,21 +19,23 @@ from torch import nn
 
 from ehm.backends.base import Arrays
 from ehm.backends.torch.classifier import probe_head
+from ehm.backends.torch.heads import Heads
 from ehm.backends.torch.models.vit import build_vit
 from ehm.backends.torch.weights import Loaded, classifier_name, load_model, read_arrays
 from ehm.config import ModelSource, Triple
 from ehm.errors import CheckpointError
-from ehm.trained import Head, Reference, Trained, find, numbered
+from ehm.trained import Head, Output, Reference, Trained, find, numbered, outputs_of
 
 __all__ = ["Module", "build", "compute", "load_module", "reference"]
 
 
 @dataclass(frozen=True)
 class Module:
-    """A module in evaluation mode on the CPU, and what a manifest says about it; ``labels`` is empty for features.
+    """A module in evaluation mode on the CPU, and what a manifest says about it.
 
-    ``origin`` is the checkpoint's folder where a run was named, else what was named.
-    ``sha256`` is that of the file of weights; for a model by name, of its tensors in the safetensors format.
+    ``labels`` is empty where ``head`` gives no logits. ``origin`` is the checkpoint's folder where a run was named,
+    else what was named. ``sha256`` is that of the file of weights; for a model by name, of its tensors in the
+    safetensors format.
     """
 
     module: nn.Module
@@ -44,22 +46,28 @@ class Module:
     origin: str
     kind: str
     sha256: str
+    head: Head = "auto"
+
+    @property
+    def outputs(self) -> tuple[Output, ...]:
+        """What the network gives, in order."""
+        return outputs_of(self.head, bool(self.labels))
 
 
 def reference(trained: Trained) -> Reference:
     """What torch computes for ``trained``."""
-    return compute(build(trained))
+    return compute(Heads(build(trained), trained.outputs))
 
 
-def compute(module: nn.Module) -> Reference:
-    """``module`` as a function of arrays."""
+def compute(heads: Heads) -> Reference:
+    """``heads`` as a function of arrays."""
 
     @torch.inference_mode()
-    def forward(images: NDArray[np.float32]) -> NDArray[np.float32]:
-        outputs: NDArray[np.float32] = module(torch.from_numpy(images)).numpy()
-        return outputs
+    def forward(images: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
+        values = heads(torch.from_numpy(images))
+        return {name: value.numpy() for name, value in zip(heads.outputs, values, strict=True)}
 
-    module.eval()
+    heads.eval()
     return forward, f"torch {torch.__version__}, cpu, float32"
 
 
@@ -90,27 +98,27 @@ def load_module(source: ModelSource, head: Head = "auto") -> Module:
 def _found(source: ModelSource, head: Head) -> Module:
     found = find(source, head, read_arrays)
     source = source.model_copy(update={"init": found.origin})
-    loaded = load_model(source, len(found.labels), found.pool if found.labels else "avg", fc_norm=False)
+    loaded = load_model(source, len(found.labels), found.pool, fc_norm=False)
     if found.labels:
         prefix = f"{classifier_name(loaded.model)}."
         own = {name.removeprefix(prefix): a for name, a in found.weights.arrays.items() if name.startswith(prefix)}
         if "0.running_mean" in own:
             probe_head(loaded.model)
         _fill_head(loaded.model, prefix[:-1], own)
-    return _describe(loaded, found.labels, found.origin, found.kind, found.sha256)
+    return _describe(loaded, found.labels, found.origin, found.kind, found.sha256, head)
 
 
 def _by_name(source: ModelSource, head: Head) -> Module:
     name = source.init.removeprefix("timm:").partition("?")[0]
     facts = timm.get_pretrained_cfg(name) if timm.is_model(name.partition(".")[0]) else None
-    classes = 0 if head == "features" or facts is None else facts.num_classes
+    classes = 0 if head in ("features", "patches") or facts is None else facts.num_classes
     if head == "classifier" and facts is not None and not classes:
         raise CheckpointError(f"{source.init}: timm gives it no classifier; --head features exports the encoder")
     loaded = load_model(source, classes)
     subset = infer_imagenet_subset(loaded.model) if classes else None
     labels = tuple(ImageNetInfo(subset).label_descriptions()) if subset else numbered(classes)
     tensors = {key: value.contiguous() for key, value in loaded.model.state_dict().items()}
-    return _describe(loaded, labels, source.init, "timm", hashlib.sha256(save(tensors)).hexdigest())
+    return _describe(loaded, labels, source.init, "timm", hashlib.sha256(save(tensors)).hexdigest(), head)
 
 
 def _fill_head(model: nn.Module, name: str, arrays: Arrays) -> None:
@@ -121,6 +129,6 @@ def _fill_head(model: nn.Module, name: str, arrays: Arrays) -> None:
         raise CheckpointError(f"the classifier does not fit: {' '.join(str(error).split())}") from None
 
 
-def _describe(loaded: Loaded, labels: tuple[str, ...], origin: str, kind: str, sha256: str) -> Module:
+def _describe(loaded: Loaded, labels: tuple[str, ...], origin: str, kind: str, sha256: str, head: Head) -> Module:
     module = loaded.model.eval().requires_grad_(False)
-    return Module(module, labels, loaded.image_size, loaded.mean, loaded.std, origin, kind, sha256)
+    return Module(module, labels, loaded.image_size, loaded.mean, loaded.std, origin, kind, sha256, head)

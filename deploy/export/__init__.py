@@ -9,11 +9,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from ehm.config import ExportConfig, load_config
 from ehm.data.transforms import EvalTransform
 from ehm.deploy.bundle import Bundle, Manifest, ModelRecord, Preprocessing, Source, TensorRecord, staged
+from ehm.deploy.export.ascend import write_om
+from ehm.deploy.export.card import write_card
+from ehm.deploy.export.engines import convert, is_bundle, write_engines
 from ehm.deploy.export.parity import compare
 from ehm.deploy.export.sources import demand, prepare
 from ehm.deploy.runtime import open_session
@@ -22,6 +25,8 @@ from ehm.runlog import console
 from ehm.trained import Head, Trained
 
 if TYPE_CHECKING:
+    from onnx import ValueInfoProto
+
     from ehm.backends.torch.module import Module
 
 __all__ = ["export"]
@@ -38,51 +43,69 @@ def export(
     device: str = "auto",
     overrides: Sequence[str] = (),
     out: str | Path | None = None,
+    triton: str | Path | None = None,
+    kserve: str | Path | None = None,
 ) -> Path:
     """Write the model of ``checkpoint`` as a bundle at ``out`` (``runs/export`` if left out), and return that path.
 
     ``checkpoint`` is a run folder or checkpoint, a ``.safetensors`` or ``.pth`` file, or ``timm:NAME``. A fine-tuned
     one gives ``logits`` (B, classes), a pretrained one ``features`` (B, D): the mean of the patch tokens of the whole
-    image, nothing masked. ``head`` insists on either. ``device`` runs the exported file in the comparison with the
-    framework (torch where it is installed, else MindSpore), which computes on the CPU in float32; ``auto`` is the CPU.
+    image, nothing masked. ``head`` insists on either, or asks for ``patches`` (B, D, h, w), every patch token behind
+    the last norm, or for all that the checkpoint has (``multi``). ``device`` runs the exported file in the comparison
+    with the framework (torch where it is installed, else MindSpore), which computes on the CPU in float32; ``auto`` is
+    the CPU.
+
+    ``triton`` is a model repository that gets the bundle's models, ``kserve`` a file for an InferenceService; where
+    ``checkpoint`` is a bundle already, it stays as it is and only they are written.
 
     An earlier bundle at ``out`` is replaced. Raises ExportError, leaving nothing behind, where framework and ONNX
     Runtime differ by more than 1e-4 or ``out`` holds something else; CheckpointError as ``open_trained`` does;
     BackendError where a package is missing.
     """
-    if head not in ("auto", "classifier", "features"):
-        raise ConfigError(f"--head {head}: expected auto, classifier or features")
+    if head not in get_args(Head):
+        raise ConfigError(f"--head {head}: expected one of {', '.join(get_args(Head))}")
     if not isinstance(config, ExportConfig):
         config = load_config(ExportConfig, config, overrides)
+    if is_bundle(checkpoint):
+        return convert(checkpoint, triton=triton, kserve=kserve, config=config, head=head, device=device, out=out)
     demand("export", *_NEEDED)
-    from ehm.deploy.export.saving import operators
+    from ehm.deploy.export.numbers import other_numbers
+    from ehm.deploy.export.saving import domains, operators
 
     out = Path("runs") / "export" if out is None else Path(out)
     with staged(out) as folder:
         opened = prepare(config.model.model_copy(update={"init": str(checkpoint)}), head)
         loaded = opened.about
-        task, output = ("classification", "logits") if loaded.labels else ("features", "features")
-        size = "{} x {}".format(*loaded.image_size)
+        target = opened.target(config)
+        what, size = ", ".join(loaded.outputs), "{} x {}".format(*loaded.image_size)
         console.print(
-            f"Exporting {output} of {loaded.origin} ({loaded.kind}, {size}) at opset {config.opset} to {out}",
+            f"Exporting {what} of {loaded.origin} ({loaded.kind}, {size}), target {target}, opset {config.opset}, "
+            f"to {out}",
             markup=False,
         )
-        model = opened.write(folder / _MODEL, config.opset)
-        preprocessing = _preprocessing(loaded)
+        preprocessing = _preprocessing(loaded, config)
+        model = opened.write(folder / _MODEL, config, preprocessing)
+        versions = domains(model)
+        opset = versions.pop("")
         session = open_session(folder / _MODEL, "cpu" if device == "auto" else device)
         parity = compare(opened.reference, session, preprocessing)
-        width = model.graph.output[0].type.tensor_type.shape.dim[1].dim_value
         manifest = Manifest(
-            task=task,
-            models={"float32": ModelRecord(file=_MODEL, opset=config.opset, operators=operators(model))},
-            input=TensorRecord(name="images", dtype="float32", layout="NCHW", shape=("batch", 3, *loaded.image_size)),
-            outputs=(TensorRecord(name=output, dtype="float32", layout="NC", shape=("batch", width)),),
+            task="classification" if loaded.labels else "features",
+            target=target,
+            models={"float32": ModelRecord(file=_MODEL, opset=opset, domains=versions, operators=operators(model))},
+            input=_record(model.graph.input[0]),
+            outputs=tuple(map(_record, model.graph.output)),
             preprocessing=preprocessing,
             labels=loaded.labels,
             source=Source(checkpoint=loaded.origin, kind=loaded.kind, sha256=loaded.sha256),
             versions={package: version(package) for package in ("ehm", *_NEEDED, *opened.packages)},
             parity=parity,
         )
+        if target == "ascend":
+            write_om(folder, _MODEL, manifest.input, config.ascend)
+        others = other_numbers(Bundle(folder, manifest), config, "cpu" if device == "auto" else device)
+        manifest = manifest.model_copy(update={"models": manifest.models | others})
+        write_card(manifest, config, folder / "README.md")
         bundle = Bundle.seal(folder, manifest)
         megabytes = sum(record.bytes for record in bundle.manifest.files.values()) / 1e6
     console.print(
@@ -90,9 +113,24 @@ def export(
         f"(allowed {parity.tolerance:g}), cosine {parity.cosine:.7f}"
     )
     console.print(f"Bundle in {out} ({megabytes:.1f} MB); try: ehm predict {out} IMAGE", markup=False)
+    write_engines(Bundle(out, bundle.manifest), triton=triton, kserve=kserve, config=config, device=device)
     return out
 
 
-def _preprocessing(loaded: Trained | Module) -> Preprocessing:
-    cover = EvalTransform(loaded.image_size).cover
-    return Preprocessing(image_size=loaded.image_size, cover=cover, mean=loaded.mean, std=loaded.std)
+def _record(value: ValueInfoProto) -> TensorRecord:
+    from onnx import TensorProto
+
+    shape = tuple(dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim)
+    if value.type.tensor_type.elem_type == TensorProto.UINT8:
+        return TensorRecord(name=value.name, dtype="uint8", layout="NHWC", shape=shape)
+    return TensorRecord(name=value.name, dtype="float32", layout="NCHW" if len(shape) == 4 else "NC", shape=shape)
+
+
+def _preprocessing(loaded: Trained | Module, config: ExportConfig) -> Preprocessing:
+    return Preprocessing(
+        in_graph=config.preprocessing,
+        image_size=loaded.image_size,
+        cover=EvalTransform(loaded.image_size).cover,
+        mean=loaded.mean,
+        std=loaded.std,
+    )

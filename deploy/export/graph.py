@@ -8,29 +8,25 @@ LayerNormalization. torch's exporter writes 18 and later, and its way down to 17
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 
 import torch
 from onnx import ModelProto, helper, numpy_helper
 from torch import nn
 
-from ehm.deploy.export.saving import BATCH, save
+from ehm.deploy.export.saving import BATCH
 from ehm.errors import ExportError
 
-__all__ = ["write_onnx"]
+__all__ = ["make_onnx"]
 
 _WRITTEN_BY_TORCH = 18
 
 
-def write_onnx(
-    module: nn.Module, path: Path, opset: int = 17, *, image_size: tuple[int, int], output: str
-) -> ModelProto:
-    """Export ``module``, (B, 3, H, W) float32 ``images`` -> (B, C) ``output``, and check the file; returns its graph.
+def make_onnx(module: nn.Module, opset: int = 17, *, image_size: tuple[int, int], outputs: Sequence[str]) -> ModelProto:
+    """``module`` as a graph: (B, 3, H, W) float32 ``images`` -> ``outputs``.
 
-    The graph comes without weights where they are stored beside it. Raises ExportError where the module, or one of its
-    operators at ``opset``, cannot be expressed.
+    Raises ExportError where the module cannot be expressed.
     """
     example = torch.zeros(2, 3, *image_size)  # a batch of one would be taken for a constant
     try:
@@ -41,7 +37,7 @@ def write_onnx(
                 dynamo=True,
                 opset_version=max(opset, _WRITTEN_BY_TORCH),
                 input_names=["images"],
-                output_names=[output],
+                output_names=outputs,
                 dynamic_shapes=({0: torch.export.Dim(BATCH)},),
                 verbose=False,
             )
@@ -54,7 +50,6 @@ def write_onnx(
         _lower_reductions(model)
         next(domain for domain in model.opset_import if not domain.domain).version = opset
     _strip(model)
-    save(model, path)
     return model
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
+from ehm.data.transforms import EvalTransform
 from ehm.deploy.bundle import Parity, ParityCase, Preprocessing
+from ehm.deploy.predict import normalise
 from ehm.errors import ExportError
 from ehm.trained import Reference
 
@@ -19,6 +22,7 @@ __all__ = ["BATCHES", "TOLERANCE", "compare"]
 
 BATCHES = (1, 2, 5, 8)
 TOLERANCE = 1e-4
+_Kind = Literal["random", "natural"]
 
 
 def compare(
@@ -29,10 +33,11 @@ def compare(
 
     forward, name = reference
     cases = []
-    for kind, images in _inputs(preprocessing):
-        expected = np.asarray(forward(images), np.float64)
-        (found,) = session.run(None, {session.get_inputs()[0].name: images})
-        cases.append(_case(kind, expected, np.asarray(found, np.float64)))
+    for kind, fed, normalised in _inputs(preprocessing):
+        expected = forward(normalised)
+        found = session.run(list(expected), {session.get_inputs()[0].name: fed})
+        pairs = zip(expected.values(), found, strict=True)
+        cases.append(_case(kind, [(np.asarray(one, np.float64), np.asarray(two, np.float64)) for one, two in pairs]))
     worst = max(cases, key=lambda case: case.max_abs)
     if not worst.max_abs <= tolerance:
         raise ExportError(
@@ -50,32 +55,53 @@ def compare(
     )
 
 
-def _inputs(preprocessing: Preprocessing) -> Iterator[tuple[Literal["random", "natural"], NDArray[np.float32]]]:
-    """Normalised (B, 3, H, W): white noise, and pictures with the 1/f spectrum of photographs, after their 8 bits."""
+def _inputs(preprocessing: Preprocessing) -> Iterator[tuple[_Kind, NDArray[Any], NDArray[np.float32]]]:
+    """What the session is given and the framework is: white noise, and pictures with the 1/f spectrum of photographs.
+
+    The framework, and in most bundles the session, gets normalised (B, 3, H, W). A graph that takes bytes gets them in
+    the size that it resizes to, so that it cuts and normalises them: what it makes of other sizes is Pillow's within a
+    grey level, not within the tolerance.
+    """
     rng = np.random.default_rng(0)
-    height, width = preprocessing.image_size
-    mean, std = (np.asarray(values).reshape(3, 1, 1) for values in (preprocessing.mean, preprocessing.std))
+    height, width = preprocessing.cover if preprocessing.in_graph else preprocessing.image_size
     frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None])
     frequency[0, 0] = np.inf
     for batch in BATCHES:
         noise = rng.standard_normal((batch, 3, height, width))
-        yield "random", noise.astype(np.float32)
         smooth = np.fft.irfft2(np.fft.rfft2(noise) / frequency, s=(height, width))
         smooth /= smooth.std(axis=(1, 2, 3), keepdims=True)
-        pixels = np.clip(np.rint(128 + 55 * smooth), 0, 255) / 255
-        yield "natural", ((pixels - mean) / std).astype(np.float32)
+        if preprocessing.in_graph:
+            yield "random", *_cut(_bytes(noise), preprocessing)
+            yield "natural", *_cut(_bytes(smooth), preprocessing)
+        else:
+            yield "random", noise.astype(np.float32), noise.astype(np.float32)
+            yield "natural", normalise(_bytes(smooth), preprocessing), normalise(_bytes(smooth), preprocessing)
 
 
-def _case(kind: Literal["random", "natural"], expected: NDArray[np.float64], found: NDArray[np.float64]) -> ParityCase:
-    if expected.shape != found.shape:
-        raise ExportError(f"parity: the exported model gives {found.shape} where the framework gives {expected.shape}")
-    if not (np.isfinite(expected).all() and np.isfinite(found).all()):
-        raise ExportError(f"parity: an output is not finite on {kind} images; the weights may be damaged")
-    norms = np.linalg.norm(expected, axis=1) * np.linalg.norm(found, axis=1)
-    cosine = np.sum(expected * found, axis=1) / np.maximum(norms, np.finfo(np.float64).tiny)
-    return ParityCase(
-        images=kind,
-        batch=len(expected),
-        max_abs=float(np.abs(expected - found).max()),
-        cosine=float(cosine.min()),
-    )
+def _cut(pixels: NDArray[np.uint8], preprocessing: Preprocessing) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    """Bytes (B, H, W, 3), and what a framework gets of them."""
+    transform = EvalTransform(preprocessing.image_size)
+    cut = np.stack([transform(Image.fromarray(image)) for image in pixels])
+    return pixels, normalise(cut, preprocessing)
+
+
+def _bytes(values: NDArray[np.float64]) -> NDArray[np.uint8]:
+    """(B, 3, H, W) of standard deviation 1 -> (B, H, W, 3) around the middle grey."""
+    return np.clip(np.rint(128 + 55 * np.moveaxis(values, 1, -1)), 0, 255).astype(np.uint8)
+
+
+def _case(kind: _Kind, pairs: Sequence[tuple[NDArray[np.float64], NDArray[np.float64]]]) -> ParityCase:
+    """The worst of each output, as it was expected and as it was found."""
+    differences, cosines = [], []
+    for expected, found in pairs:
+        if expected.shape != found.shape:
+            raise ExportError(
+                f"parity: the exported model gives {found.shape} where the framework gives {expected.shape}"
+            )
+        if not (np.isfinite(expected).all() and np.isfinite(found).all()):
+            raise ExportError(f"parity: an output is not finite on {kind} images; the weights may be damaged")
+        norms = np.linalg.norm(expected, axis=1) * np.linalg.norm(found, axis=1)
+        cosine = np.sum(expected * found, axis=1) / np.maximum(norms, np.finfo(np.float64).tiny)
+        differences.append(np.abs(expected - found).max())
+        cosines.append(cosine.min())
+    return ParityCase(images=kind, batch=len(expected), max_abs=float(max(differences)), cosine=float(min(cosines)))

@@ -11,7 +11,7 @@ from onnx import ModelProto
 
 from ehm.errors import ExportError
 
-__all__ = ["BATCH", "EMBED_LIMIT", "operators", "save"]
+__all__ = ["BATCH", "EMBED_LIMIT", "domains", "operators", "save"]
 
 BATCH = "batch"
 """Name of the one dynamic dimension."""
@@ -30,12 +30,18 @@ def save(model: ModelProto, path: Path) -> None:
         onnx.checker.check_model(path, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         reason = " ".join(str(error).split())
-        opset = next(domain.version for domain in model.opset_import if not domain.domain)
+        opset = domains(model)[""]
         raise ExportError(
             f"the graph is not valid at opset {opset} ({reason[:300]}); opset 18 may express it"
         ) from error
 
 
 def operators(model: ModelProto) -> dict[str, int]:
-    """How often each operator occurs, by name."""
-    return dict(sorted(Counter(node.op_type for node in model.graph.node).items()))
+    """How often each operator occurs, by name: with its domain where that is not ONNX's own."""
+    names = (f"{node.domain}.{node.op_type}" if node.domain else node.op_type for node in model.graph.node)
+    return dict(sorted(Counter(names).items()))
+
+
+def domains(model: ModelProto) -> dict[str, int]:
+    """Versions of the operator sets, by domain; ONNX's own is ``""``."""
+    return {entry.domain: entry.version for entry in model.opset_import}

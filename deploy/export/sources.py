@@ -10,8 +10,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ehm.config import ModelSource
-from ehm.errors import BackendError
+import numpy as np
+
+from ehm.config import ExportConfig, ModelSource
+from ehm.deploy.bundle import Preprocessing, Target
+from ehm.errors import BackendError, ConfigError
 from ehm.trained import Head, Reference, Trained, open_trained
 from ehm.weights import ReadFile, read_safetensors
 
@@ -25,15 +28,32 @@ __all__ = ["Exportable", "demand", "prepare"]
 
 @dataclass(frozen=True)
 class Exportable:
-    """A trained model, ``write(path, opset)`` that makes its ONNX file, and what that file is compared with.
+    """A trained model, ``make(opset, target, dynamic_size)`` its graph, and what that is compared with.
 
-    ``packages`` took part, besides onnx and ONNX Runtime.
+    ``packages`` took part, besides onnx and ONNX Runtime. It ``fuses`` where ONNX Runtime has operators
+    of its own for the graph.
     """
 
     about: Trained | Module
-    write: Callable[[Path, int], ModelProto]
+    make: Callable[[int, Target, bool], ModelProto]
     reference: Reference
     packages: tuple[str, ...]
+    fuses: bool
+
+    def target(self, config: ExportConfig) -> Target:
+        """What the graph is written for: what torch writes for ONNX Runtime is the portable graph."""
+        return "portable" if config.target == "onnxruntime" and not self.fuses else config.target
+
+    def write(self, path: Path, config: ExportConfig, preprocessing: Preprocessing) -> ModelProto:
+        """Write the ONNX file and check it; the graph comes without weights where they are stored beside it."""
+        from ehm.deploy.export.pixels import take_bytes
+        from ehm.deploy.export.saving import save
+
+        model = self.make(config.opset, config.target, config.dynamic_size)
+        if config.preprocessing:
+            take_bytes(model, preprocessing)
+        save(model, path)
+        return model
 
 
 def prepare(source: ModelSource, head: Head) -> Exportable:
@@ -53,10 +73,10 @@ def prepare(source: ModelSource, head: Head) -> Exportable:
             "ehm export compares the file with what a framework computes, and neither torch nor MindSpore is there; "
             "pip install 'ehm[torch]' or 'ehm[mindspore]' installs one"
         )
-    from ehm.deploy.export.vit import write_vit
+    from ehm.deploy.export.vit import make_vit
 
     reference = import_module(f"ehm.backends.{framework}.module").reference(trained)
-    return Exportable(trained, partial(write_vit, trained), reference, _FRAMEWORKS[framework])
+    return Exportable(trained, partial(make_vit, trained), reference, _FRAMEWORKS[framework], fuses=True)
 
 
 def demand(extras: str, *packages: str) -> None:
@@ -71,13 +91,24 @@ def demand(extras: str, *packages: str) -> None:
 def _by_torch(source: ModelSource, head: Head) -> Exportable:
     packages = ("torch", "timm", "onnxscript")
     demand("torch,export", *packages)
+    from ehm.backends.torch.heads import Heads
     from ehm.backends.torch.module import compute, load_module
-    from ehm.deploy.export.graph import write_onnx
+    from ehm.deploy.export.graph import make_onnx
 
     loaded = load_module(source, head)
-    output = "logits" if loaded.labels else "features"
-    write = partial(write_onnx, loaded.module, image_size=loaded.image_size, output=output)
-    return Exportable(loaded, write, compute(loaded.module), packages)
+    heads = Heads(loaded.module, loaded.outputs)
+    reference = compute(heads)
+    reference[0](np.zeros((1, 3, *loaded.image_size), np.float32))  # what it cannot give is said before torch.onnx
+
+    def make(opset: int, target: Target, dynamic_size: bool) -> ModelProto:
+        if dynamic_size:
+            raise ConfigError(
+                f"dynamic_size: {loaded.origin} is no plain ViT of ours, whose positions the graph could resample; "
+                "leave it out"
+            )
+        return make_onnx(heads, opset, image_size=loaded.image_size, outputs=loaded.outputs)
+
+    return Exportable(loaded, make, reference, packages, fuses=False)
 
 
 _FRAMEWORKS = {"torch": ("torch", "timm"), "mindspore": ("mindspore",)}

@@ -1,8 +1,8 @@
 """A trained ViT as an ONNX graph, written node by node: the same file whatever framework is installed, or none.
 
 Plain operators that Ascend's converter (ATC) takes at operator sets 17 and 18: it has neither Gelu nor Attention. All
-shapes but the batch are constants, so that nothing computes a shape at run time. Every constant has the name of the
-parameter that it is made of.
+shapes but the batch are constants, so that nothing computes a shape at run time; unless the image may have any size.
+For ONNX Runtime attention is one of its own operators. Every constant has the name of the parameter that it is made of.
 
 Shapes: B images, N = h * w patches, L = 1 + N tokens, D features, C classes.
 """
@@ -10,78 +10,67 @@ Shapes: B images, N = h * w patches, L = 1 + N tokens, D features, C classes.
 from __future__ import annotations
 
 import math
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx import ModelProto, TensorProto, helper
 
 from ehm import __version__
-from ehm.deploy.export.saving import BATCH, save
+from ehm.deploy.bundle import Target
+from ehm.deploy.export.nodes import BICUBIC, MICROSOFT, Nodes
+from ehm.deploy.export.saving import BATCH
 from ehm.trained import Trained
 
-__all__ = ["write_vit"]
+__all__ = ["make_vit"]
 
 _EPSILON = 1e-6
+_END = 2**63 - 1
 
 
-def write_vit(trained: Trained, path: Path, opset: int = 17) -> ModelProto:
-    """Write ``trained``, (B, 3, H, W) float32 ``images`` -> ``logits`` (B, C) or ``features`` (B, D), check the file.
+def make_vit(trained: Trained, opset: int = 17, target: Target = "portable", dynamic_size: bool = False) -> ModelProto:
+    """``trained`` as a graph: (B, 3, H, W) float32 ``images`` -> its outputs.
 
-    Returns the graph, without weights where they are stored beside it.
+    With ``dynamic_size`` (from ``opset`` 18) H and W are any multiples of the patch size, and the positions are
+    resampled as :func:`ehm.resample.resample_positions` does.
     """
-    graph = _Graph(trained, opset)
+    graph = _Graph(trained, opset, target, dynamic_size)
     tokens = _embed(graph)
     for index in range(trained.spec.depth):
         tokens = _block(graph, f"blocks.{index}", tokens)
-    output = _pool(graph, tokens)
-    if trained.labels:
-        output = _classify(graph, output)
-    size = len(trained.labels) or trained.spec.width
-    domain = [helper.make_opsetid("", opset)]
+    _outputs(graph, tokens)
+    size, grid = (("height", "width"), ("rows", "columns")) if dynamic_size else (trained.image_size, trained.spec.grid)
+    width = trained.spec.width
+    shapes = {"logits": [len(trained.labels)], "features": [width], "patches": [width, *grid]}
+    images, *outputs = (
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, [BATCH, *shape])
+        for name, shape in [("images", [3, *size]), *((name, shapes[name]) for name in trained.outputs)]
+    )
+    domains = [helper.make_opsetid("", opset)]
+    ir_version = helper.find_min_ir_version_for(domains)
+    if any(node.domain for node in graph.nodes.values()):
+        domains.append(helper.make_opsetid(MICROSOFT, 1))
     model = helper.make_model(
-        helper.make_graph(
-            graph.nodes,
-            "ehm",
-            [helper.make_tensor_value_info("images", TensorProto.FLOAT, [BATCH, 3, *trained.image_size])],
-            [helper.make_tensor_value_info(output, TensorProto.FLOAT, [BATCH, size])],
-        ),
+        helper.make_graph(list(graph.nodes.values()), "ehm", [images], outputs),
         producer_name="ehm",
         producer_version=__version__,
-        opset_imports=domain,
-        ir_version=helper.find_min_ir_version_for(domain),
+        opset_imports=domains,
+        ir_version=ir_version,
     )
-    for name, array in graph.constants.items():  # one by one: protobuf copies no message of 2 GiB
-        model.graph.initializer.append(numpy_helper.from_array(np.asarray(array, order="C"), name))
-    save(model, path)
+    graph.store_constants(model)
     return model
 
 
-class _Graph:
-    """Nodes and constants so far; every method adds a constant or nodes, and gives the name of what it added."""
+class _Graph(Nodes):
+    """A graph of ``trained``; ``length`` is the number of tokens, -1 where the image's size decides."""
 
-    def __init__(self, trained: Trained, opset: int) -> None:
-        self.trained, self.opset = trained, opset
-        self.nodes: list[NodeProto] = []
-        self.constants: dict[str, NDArray[Any]] = {}
-
-    def constant(self, name: str, array: NDArray[Any]) -> str:
-        self.constants[name] = array
-        return name
-
-    def integers(self, name: str, *values: int) -> str:
-        return self.constant(name, np.array(values, np.int64))
-
-    def number(self, name: str, value: float) -> str:
-        return self.constant(name, np.array(value, np.float32))
+    def __init__(self, trained: Trained, opset: int, target: Target, dynamic_size: bool) -> None:
+        super().__init__()
+        self.trained, self.opset, self.attention = trained, opset, _ATTENTION[target]
+        self.dynamic_size, self.length = dynamic_size, -1 if dynamic_size else 1 + trained.spec.patches
 
     def parameter(self, name: str) -> str:
         return self.constant(name, self.trained.arrays[name])
-
-    def node(self, operator: str, inputs: list[str], output: str, **attributes: Any) -> str:
-        self.nodes.append(helper.make_node(operator, inputs, [output], output, **attributes))
-        return output
 
     def norm(self, name: str, x: str, output: str | None = None) -> str:
         parameters = [self.parameter(f"{name}.weight"), self.parameter(f"{name}.bias")]
@@ -108,11 +97,24 @@ def _embed(graph: _Graph) -> str:
     padded = graph.node("Pad", [patches, graph.integers("cls_token.pads", 0, 1, 0, 0, 0, 0)], "cls_token/pad")
     positions = arrays["pos_embed"].copy()
     positions[:, :1] += arrays["cls_token"]
-    return graph.node("Add", [padded, graph.constant("pos_embed", positions)], "pos_embed/sum")
+    added = _resampled(graph, positions, grid) if graph.dynamic_size else graph.constant("pos_embed", positions)
+    return graph.node("Add", [padded, added], "pos_embed/sum")
+
+
+def _resampled(graph: _Graph, positions: NDArray[np.float32], grid: str) -> str:
+    """Positions (1, L, D) for the tokens of ``grid`` (B, D, h, w)."""
+    spec = graph.trained.spec
+    token, patches = np.split(positions, [1], axis=1)
+    stored = graph.constant("pos_embed", patches.swapaxes(1, 2).reshape(1, spec.width, *spec.grid))
+    size = graph.node("Shape", [grid], "grid/size", start=2)
+    resized = graph.node("Resize", [stored, "", "", size], "pos_embed/resized", axes=[2, 3], **BICUBIC)
+    rows = graph.node("Reshape", [resized, "patch_embed.shape"], "pos_embed/rows")
+    columns = graph.node("Transpose", [rows], "pos_embed/patches", perm=[0, 2, 1])
+    return graph.node("Concat", [graph.constant("cls_token", token), columns], "pos_embed/tokens", axis=1)
 
 
 def _block(graph: _Graph, name: str, tokens: str) -> str:
-    attended = _attention(graph, f"{name}.attn", graph.norm(f"{name}.norm1", tokens))
+    attended = graph.attention(graph, f"{name}.attn", graph.norm(f"{name}.norm1", tokens))
     tokens = graph.node("Add", [tokens, attended], f"{name}.attn/residual")
     hidden = _gelu(graph, f"{name}.mlp", graph.linear(f"{name}.mlp.fc1", graph.norm(f"{name}.norm2", tokens)))
     return graph.node("Add", [tokens, graph.linear(f"{name}.mlp.fc2", hidden)], f"{name}.mlp/residual")
@@ -125,21 +127,29 @@ def _attention(graph: _Graph, name: str, tokens: str) -> str:
     scale = np.ones(3 * spec.width, np.float32)
     scale[: spec.width] = size**-0.5
     qkv = graph.linear(f"{name}.qkv", tokens, scale)
-    shape = graph.integers("attn.heads", 0, 1 + spec.patches, 3 * heads, size)
+    shape = graph.integers("attn.heads", 0, graph.length, 3 * heads, size)
     split = graph.node("Reshape", [qkv, shape], f"{name}/heads")
     split = graph.node("Transpose", [split], f"{name}/qkv", perm=[0, 2, 1, 3])
     query, key, value = (f"{name}/{part}" for part in ("query", "key", "value"))
     parts = [split, graph.integers("attn.parts", heads, heads, heads)]
-    graph.nodes.append(helper.make_node("Split", parts, [query, key, value], f"{name}/split", axis=1))
+    graph.node("Split", parts, query, key, value, axis=1)
     key = graph.node("Transpose", [key], f"{name}/transposed", perm=[0, 1, 3, 2])
     scores = graph.node("MatMul", [query, key], f"{name}/scores")
     shares = graph.node("Softmax", [scores], f"{name}/softmax", axis=-1)
     mixed = graph.node("MatMul", [shares, value], f"{name}/mixed")
     mixed = graph.node("Transpose", [mixed], f"{name}/tokens", perm=[0, 2, 1, 3])
     merged = graph.node(
-        "Reshape", [mixed, graph.integers("attn.merged", 0, 1 + spec.patches, spec.width)], f"{name}/merged"
+        "Reshape", [mixed, graph.integers("attn.merged", 0, graph.length, spec.width)], f"{name}/merged"
     )
     return graph.linear(f"{name}.proj", merged)
+
+
+def _fused_attention(graph: _Graph, name: str, tokens: str) -> str:
+    """The same as one operator of ONNX Runtime's, which scales by the root itself."""
+    weight = graph.constant(f"{name}.qkv.weight", graph.trained.arrays[f"{name}.qkv.weight"].T)
+    inputs = [tokens, weight, graph.parameter(f"{name}.qkv.bias")]
+    options = {"domain": MICROSOFT, "num_heads": graph.trained.spec.heads}
+    return graph.linear(f"{name}.proj", graph.node("Attention", inputs, f"{name}/merged", **options))
 
 
 def _gelu(graph: _Graph, name: str, x: str) -> str:
@@ -151,20 +161,40 @@ def _gelu(graph: _Graph, name: str, x: str) -> str:
     return graph.node("Mul", [product, graph.number("gelu.half", 0.5)], f"{name}/gelu")
 
 
-def _pool(graph: _Graph, tokens: str) -> str:
-    """(B, L, D) -> ``features`` (B, D); a norm over tokens is that of each alone, and follows the selection."""
+def _outputs(graph: _Graph, tokens: str) -> None:
+    """(B, L, D) -> what is asked for; a norm over tokens is that of each alone, and follows the selection."""
     trained = graph.trained
     norm = "norm" if "norm.weight" in trained.arrays else "fc_norm"
-    if trained.pool == "token":
-        first = graph.node(
-            "Gather", [tokens, graph.constant("pool.token", np.array(0, np.int64))], "pool/token", axis=1
-        )
-        return graph.norm(norm, first, "features")
-    ends = [graph.integers("pool.start", 1), graph.integers("pool.end", 1 + trained.spec.patches)]
+    if "patches" in trained.outputs:
+        columns = graph.node("Transpose", [_patches(graph, tokens, norm)], "patches/columns", perm=[0, 2, 1])
+        if graph.dynamic_size:
+            first = graph.integers("patches.shape", 0, trained.spec.width)
+            shape = graph.node("Concat", [first, "grid/size"], "patches/shape", axis=0)
+        else:
+            shape = graph.integers("patches.shape", 0, trained.spec.width, *trained.spec.grid)
+        graph.node("Reshape", [columns, shape], "patches")
+    if trained.outputs != ("patches",):
+        _pool(graph, tokens, norm)
+    if "logits" in trained.outputs:
+        _classify(graph, "features")
+
+
+def _pool(graph: _Graph, tokens: str, norm: str) -> None:
+    """(B, L, D) -> ``features`` (B, D)."""
+    if graph.trained.pool == "token":
+        index = graph.constant("pool.token", np.array(0, np.int64))
+        graph.norm(norm, graph.node("Gather", [tokens, index], "pool/token", axis=1), "features")
+    elif norm == "norm":
+        _mean(graph, _patches(graph, tokens, norm), "features")
+    else:
+        graph.norm(norm, _mean(graph, _patches(graph, tokens), "pool/mean"), "features")
+
+
+def _patches(graph: _Graph, tokens: str, norm: str | None = None) -> str:
+    """(B, L, D) -> the patches (B, N, D), behind ``norm`` if it is given."""
+    ends = [graph.integers("pool.start", 1), graph.integers("pool.end", _END if graph.dynamic_size else graph.length)]
     patches = graph.node("Slice", [tokens, *ends, graph.integers("pool.axis", 1)], "pool/patches")
-    if norm == "norm":
-        return _mean(graph, graph.norm(norm, patches), "features")
-    return graph.norm(norm, _mean(graph, patches, "pool/mean"), "features")
+    return graph.norm(norm, patches) if norm else patches
 
 
 def _mean(graph: _Graph, tokens: str, output: str) -> str:
@@ -184,3 +214,11 @@ def _classify(graph: _Graph, features: str) -> str:
     weight = arrays["head.1.weight"] / np.sqrt(arrays["head.0.running_var"] + np.float32(_EPSILON))
     inputs = [centred, graph.constant("head.1.weight", weight), graph.parameter("head.1.bias")]
     return graph.node("Gemm", inputs, "logits", transB=1)
+
+
+_ATTENTION: dict[Target, Callable[[_Graph, str, str], str]] = {
+    "portable": _attention,
+    "ascend": _attention,
+    "onnxruntime": _fused_attention,
+}
+"""How each target writes attention: ONNX Runtime fuses all that it gains by at loading, but this."""

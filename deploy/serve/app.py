@@ -11,16 +11,17 @@ from fastapi.responses import HTMLResponse, JSONResponse
 from starlette.exceptions import HTTPException
 
 import ehm
-from ehm.deploy.serve import v1, v2
+from ehm.deploy.serve import explore, v1, v2
 from ehm.deploy.serve.edge import RETRY, Edge
+from ehm.deploy.serve.neighbours import Index
 from ehm.deploy.serve.service import Service
 from ehm.errors import RequestError
 
 __all__ = ["create_app"]
 
 
-def create_app(service: Service) -> FastAPI:
-    """The application around a service, which is its ``state.service``."""
+def create_app(service: Service, index: Index | None = None) -> FastAPI:
+    """The application around a service, which is its ``state.service``, and images to search, its ``state.index``."""
     error = {"description": "refused, with the reason", "content": {"application/json": {"schema": _ERROR}}}
     app = FastAPI(
         title="ehm serve",
@@ -30,6 +31,8 @@ def create_app(service: Service) -> FastAPI:
         responses={"4XX": error, "5XX": error},
     )
     app.state.service = service
+    app.state.index = index
+    app.include_router(explore.router)
     app.include_router(v1.router)
     app.include_router(v2.router)
 

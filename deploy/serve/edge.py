@@ -11,13 +11,14 @@ import uuid
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from ehm.deploy.serve import explore
 from ehm.deploy.serve.service import Record, Service
 
 __all__ = ["OPEN", "Edge"]
 
 _LOG = logging.getLogger("ehm.serve")
 _ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
-OPEN = frozenset({"/", "/docs", "/metrics", "/openapi.json", "/v2/health/live", "/v2/health/ready"})
+OPEN = frozenset({"/", "/docs", "/metrics", "/openapi.json", "/v2/health/live", "/v2/health/ready", *explore.STATIC})
 """Paths that need no API key, and that are answered while the server stops."""
 
 

@@ -14,9 +14,11 @@ from typing import Literal
 import uvicorn
 
 from ehm.deploy.bundle import Precision
+from ehm.deploy.serve import explore
 from ehm.deploy.serve.app import create_app
 from ehm.deploy.serve.logs import configure
 from ehm.deploy.serve.models import named
+from ehm.deploy.serve.neighbours import Index
 from ehm.deploy.serve.service import Service
 from ehm.deploy.serve.settings import Settings
 from ehm.errors import ConfigError
@@ -43,6 +45,7 @@ def serve(
     max_pixels: int = 50_000_000,
     max_memory: int = 2**30,
     poll: float = 1.0,
+    index: str | Path | None = None,
     api_key_file: str | Path | None = None,
     model_control: bool = False,
     log: Literal["text", "json"] = "text",
@@ -54,11 +57,13 @@ def serve(
     network's numbers, ``threads`` the cores of one batch (0: all). At most ``max_batch`` images run together, after a
     wait of at most ``max_delay`` milliseconds; ``queue`` requests of a model wait at most. An answer takes at most
     ``timeout`` seconds, stopping ``drain``. ``max_bytes`` and ``max_pixels`` bound a request, ``max_memory`` the bytes
-    of all together; ``poll`` is how often in seconds folders are looked at. Requests need the key in ``api_key_file``,
-    or in the environment variable EHM_API_KEY, if there is one; ``model_control`` lets clients load and unload models.
-    docs/serving.md has the details.
+    of all together; ``poll`` is how often in seconds folders are looked at. ``index`` is a folder that ``ehm predict
+    --out`` wrote: images among which the page at ``/`` finds those most like another. Requests need the key in
+    ``api_key_file``, or in the environment variable EHM_API_KEY, if there is one; ``model_control`` lets clients load
+    and unload models. docs/serving.md has the details.
 
-    Raises ConfigError for a wrong argument, ExportError for a damaged bundle, BackendError for an absent device.
+    Raises ConfigError for a wrong argument, ExportError for a damaged bundle, BackendError for an absent device,
+    DataError for an index that is damaged or fits no bundle.
     """
     settings = Settings.checked(
         device=device,
@@ -78,15 +83,17 @@ def serve(
     )
     places = named([bundles] if isinstance(bundles, str | Path) else bundles)
     key = _api_key(api_key_file)
+    images = Index(index) if index is not None else None
     configure(settings.log)
     with _bound(host, port) as listener:
-        asyncio.run(_serve(Service(places, settings, key), listener))
+        asyncio.run(_serve(Service(places, settings, key), images, listener))
 
 
-async def _serve(service: Service, listener: socket.socket) -> None:
+async def _serve(service: Service, index: Index | None, listener: socket.socket) -> None:
     await service.models.load_all()
+    await asyncio.to_thread(explore.make_ready, service, index)
     config = uvicorn.Config(
-        create_app(service),
+        create_app(service, index),
         log_config=None,
         access_log=False,
         server_header=False,
@@ -122,7 +129,7 @@ class _Server(uvicorn.Server):
         for listener in sockets or []:
             host, port = listener.getsockname()[:2]
             url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-            _LOG.info("ready at %s: /v1/classify /v1/embed /v2 /metrics /docs", url)
+            _LOG.info("ready at %s: / /v1/classify /v1/embed /v2 /metrics /docs", url)
 
 
 def _bound(host: str, port: int) -> socket.socket:

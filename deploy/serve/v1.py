@@ -13,11 +13,11 @@ from ehm.deploy.serve.models import ServedModel
 from ehm.deploy.serve.service import Served, Service
 from ehm.errors import RequestError
 
-__all__ = ["router"]
+__all__ = ["IMAGE", "Answer", "Model", "router", "row_of"]
 
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
 _FORM = {"type": "object", "required": ["image"], "properties": {"image": _BINARY["schema"]}}
-_IMAGE: dict[str, Any] = {
+IMAGE: dict[str, Any] = {
     "requestBody": {
         "required": True,
         "content": {
@@ -61,7 +61,7 @@ Model = Annotated[str | None, Query(description="its name; needed where several 
 router = APIRouter(prefix="/v1", tags=["Images"])
 
 
-@router.post("/classify", openapi_extra=_IMAGE, response_model_exclude_none=True)
+@router.post("/classify", openapi_extra=IMAGE, response_model_exclude_none=True)
 async def classify(
     service: Served,
     request: Request,
@@ -74,21 +74,21 @@ async def classify(
     (`curl -F image=@photo.jpg`).
     """
     served = service.model(request, model)
-    row, file = await _run(service, request, served, "logits")
+    row, file = await row_of(service, request, served, "logits")
     found = served.predictor.describe("", {"logits": row}, top).classes
     classes = [Class(label=label, probability=share) for label, share in found]
     return Classes(model=served.name, version=served.version, image=file, classes=classes)
 
 
-@router.post("/embed", openapi_extra=_IMAGE, response_model_exclude_none=True)
+@router.post("/embed", openapi_extra=IMAGE, response_model_exclude_none=True)
 async def embed(service: Served, request: Request, model: Model = None) -> Features:
     """The features of an image, sent as for classify."""
     served = service.model(request, model)
-    row, file = await _run(service, request, served, "features")
+    row, file = await row_of(service, request, served, "features")
     return Features(model=served.name, version=served.version, image=file, features=row.tolist())
 
 
-async def _run(
+async def row_of(
     service: Service, request: Request, model: ServedModel, output: str
 ) -> tuple[NDArray[np.float32], str | None]:
     """A model's output for the image of a request, one row, and the file's name."""

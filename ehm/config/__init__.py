@@ -6,7 +6,9 @@ with dotted keys. Unknown keys are errors. Nothing here imports a framework.
 
 from ehm.config.loading import load_config, shipped_configs
 from ehm.config.sections import (
+    AscendConfig,
     AugmentConfig,
+    CalibrationConfig,
     DataConfig,
     ExportConfig,
     FinetuneConfig,
@@ -19,11 +21,14 @@ from ehm.config.sections import (
     TokenizerConfig,
     TrainConfig,
     Triple,
+    TritonConfig,
 )
 from ehm.config.specs import encoder_spec
 
 __all__ = [
+    "AscendConfig",
     "AugmentConfig",
+    "CalibrationConfig",
     "DataConfig",
     "ExportConfig",
     "FinetuneConfig",
@@ -36,6 +41,7 @@ __all__ = [
     "TokenizerConfig",
     "TrainConfig",
     "Triple",
+    "TritonConfig",
     "encoder_spec",
     "load_config",
     "shipped_configs",

@@ -100,16 +100,20 @@ class EvalTransform:
         height, width = self.image_size
         return (height, width) if max(height, width) > 224 else (int(height / 0.875), int(width / 0.875))
 
+    def layout(self, width: int, height: int) -> tuple[tuple[int, int], tuple[int, int]]:
+        """For an image of that size: (width, height) that it is resized to, and (left, top) of the crop in that."""
+        cover_h, cover_w = self.cover
+        if width * cover_h < height * cover_w:
+            size = (cover_w, height * cover_w // width)
+        else:
+            size = (width * cover_h // height, cover_h)
+        return size, (round((size[0] - self.image_size[1]) / 2), round((size[1] - self.image_size[0]) / 2))
+
     def __call__(self, image: Image.Image, rng: np.random.Generator | None = None) -> NDArray[np.uint8]:
         """An RGB image of any size -> (H, W, 3)."""
-        (height, width), (cover_h, cover_w) = self.image_size, self.cover
-        if image.width * cover_h < image.height * cover_w:
-            size = (cover_w, image.height * cover_w // image.width)
-        else:
-            size = (image.width * cover_h // image.height, cover_h)
+        size, (left, top) = self.layout(*image.size)
         image = image.resize(size, Image.Resampling.BICUBIC)
-        left, top = round((size[0] - width) / 2), round((size[1] - height) / 2)
-        return np.asarray(image.crop((left, top, left + width, top + height)))
+        return np.asarray(image.crop((left, top, left + self.image_size[1], top + self.image_size[0])))
 
 
 def random_resized_crop_box(

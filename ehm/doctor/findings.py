@@ -36,7 +36,7 @@ EXTRAS = {
 }
 """Packages to look for, each with the extra of ehm that installs it."""
 
-OTHER_NAMES = {"onnxruntime": ("onnxruntime-gpu", "onnxruntime-cann")}
+OTHER_NAMES = {"onnxruntime": ("onnxruntime-gpu", "onnxruntime-cann", "onnxruntime-openvino")}
 """Packages that bring the same module."""
 
 ASK_PROVIDERS = "import json, onnxruntime; print(json.dumps(onnxruntime.get_available_providers()))"

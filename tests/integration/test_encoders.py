@@ -45,7 +45,7 @@ PIXELS = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 def by_onnxruntime(bundle):
     """What ONNX Runtime makes of ``PIXELS``."""
     session = onnxruntime.InferenceSession(bundle / "model.onnx", providers=["CPUExecutionProvider"])
-    return session.run(None, {"images": PIXELS.numpy()})[0]
+    return session.run(None, {"images": PIXELS.numpy()})
 
 
 def timms(kind, **options):
@@ -122,12 +122,17 @@ def test_the_encoder_of_a_run_loads_into_timm_strictly(kind, run):
 def test_fine_tuning_makes_a_classifier_that_is_measured_exported_and_opened(kind, run, classifier, pictures, tmp_path):
     assert classifier.checkpoint.name == "step-00000002"
     assert evaluate(classifier.out).top1 == classifier.report.top1
-    bundle = export(classifier.out, out=tmp_path / "bundle")
+    bundle = export(classifier.out, head="multi", out=tmp_path / "bundle")
     assert Bundle.open(bundle).manifest.labels == ("dark", "light")
     arrays, _ = checkpoint.read_model(classifier.out)
     model = timms(kind, num_classes=2)
     model.load_state_dict({name: torch.from_numpy(array) for name, array in arrays.items()}, strict=True)
-    np.testing.assert_allclose(by_onnxruntime(bundle), model(PIXELS).detach().numpy(), atol=1e-5)
+    logits, features, patches = by_onnxruntime(bundle)
+    tokens = model.forward_features(PIXELS)
+    grid = tokens.permute(0, 3, 1, 2) if kind == "swin" else model.fc_norm(tokens)[:, 1:].mT.unflatten(2, (4, 4))
+    np.testing.assert_allclose(logits, model(PIXELS).detach().numpy(), atol=1e-5)
+    np.testing.assert_allclose(features, model.forward_head(tokens, pre_logits=True).detach().numpy(), atol=1e-5)
+    np.testing.assert_allclose(patches, grid.detach().numpy(), atol=1e-5)
     assert not np.array_equal(arrays["patch_embed.proj.weight"], load_file(run.encoder)["patch_embed.proj.weight"])
 
 

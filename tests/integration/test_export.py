@@ -7,7 +7,6 @@ model.safetensors, and pictures go through torchvision or Pillow as written here
 import json
 import subprocess
 import sys
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,21 +14,18 @@ import onnx
 import pytest
 import timm
 import torch
+from checkpoints import LABELS, MEAN, STD, classifier, pretrained, timm_vit
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from timm.models.vision_transformer import VisionTransformer
 from torchvision import transforms
 
-from ehm import backends, checkpoint
-from ehm.config import DataConfig, FinetuneConfig, ModelSource, TrainConfig
+from ehm import checkpoint
+from ehm.config import ModelSource
 from ehm.deploy.bundle import Bundle
-from ehm.deploy.export import export, parity, saving, sources, vit
+from ehm.deploy.export import export, parity, saving, sources
 from ehm.deploy.predict import Predictor, predict
 from ehm.errors import BackendError, CheckpointError, ConfigError, ExportError
 
-LABELS = ["cat", "dog", "Käfer"]
-MEAN, STD = (0.5, 0.45, 0.4), (0.2, 0.25, 0.3)
-NUMBERS = {"patch_size": 16, "embed_dim": 32, "depth": 1, "num_heads": 2}
 ASCEND = {
     *("Add", "Cast", "Concat", "Conv", "Div", "Erf", "Expand", "Flatten", "Gather", "Gemm", "Identity"),
     *(
@@ -50,55 +46,10 @@ ASCEND = {
 """Operators of a transformer that Ascend's converter registers (npu/cann_onnx_ops.tsv); Gelu and Attention are not."""
 
 
-def save(folder, arrays, meta):
-    """A checkpoint with random weights everywhere: published initialisations leave heads and biases near zero."""
-    rng = np.random.default_rng(7)
-    for name, values in arrays.items():
-        if name.endswith("running_var"):
-            arrays[name] = rng.uniform(0.5, 2, values.shape).astype(np.float32)
-        elif values.dtype == np.float32 and "norm" not in name:
-            arrays[name] = rng.normal(0, 0.1, values.shape).astype(np.float32)
-        elif values.dtype == np.float32:
-            arrays[name] = rng.normal(0.8, 0.3, values.shape).astype(np.float32)
-    state = backends.base.LearnerState(arrays, {})
-    return checkpoint.save(folder / "checkpoints", state, {"step": 3, "epoch": 1.0, "seed": 0, **meta})
-
-
-def classifier(folder, size, **settings):
-    source = ModelSource(init="scratch", width=32, depth=1, heads=2, image_size=size)
-    config = FinetuneConfig(**{"model": source, "data": DataConfig(mean=MEAN, std=STD), **settings})
-    made = backends.get("cpu").classifier(config, len(LABELS))
-    meta = {
-        "kind": "classifier",
-        "classes": LABELS,
-        "encoder": made.architecture,
-        "config": config.model_dump(mode="json"),
-    }
-    return save(folder, made.state().model, meta)
-
-
-def pretrained(folder, size):
-    model = {"width": 32, "depth": 1, "heads": 2, "decoder_width": 32, "decoder_depth": 1, "decoder_heads": 2}
-    config = TrainConfig(model=model, image_size=size)
-    arrays = backends.get("cpu").learner(config).state().model
-    return save(folder, arrays, {"kind": "pretrain", "config": config.model_dump(mode="json")})
-
-
 def only(outputs):
     """The one output of a bundle that has one."""
     (values,) = outputs.values()
     return values
-
-
-def timm_vit(path, size, **options):
-    """timm's own class with the encoder's tensors in a checkpoint; ``strict`` but for the decoder's."""
-    tensors = {
-        name: value
-        for name, value in load_file(path / "model.safetensors").items()
-        if not name.startswith(("decoder", "mask_token"))
-    }
-    model = VisionTransformer(img_size=size, norm_layer=partial(torch.nn.LayerNorm, eps=1e-6), **NUMBERS, **options)
-    return model.eval(), tensors
 
 
 @pytest.fixture(scope="module")
@@ -273,16 +224,21 @@ def test_a_published_file_keeps_its_classifier(tmp_path):
 
 def test_timms_models_export_by_name(tmp_path):
     """A convolutional network without attention, LayerNormalization or positions: nothing here is for ViTs alone."""
-    bundle = export("timm:test_resnet?pretrained=false", out=tmp_path / "bundle", overrides=["model.image_size=64"])
+    name, given = "timm:test_resnet?pretrained=false", ["model.image_size=64", "target=onnxruntime"]
+    bundle = export(name, head="multi", out=tmp_path / "bundle", overrides=given)
     manifest = Bundle.open(bundle).manifest
     assert (manifest.source.kind, len(manifest.labels), manifest.labels[0]) == ("timm", 1000, "tench, Tinca tinca")
+    assert (manifest.target, manifest.models["float32"].domains) == ("portable", {})  # which is what torch writes
+    assert [output.shape[1:] for output in manifest.outputs] == [(1000,), (96,), (96, 2, 2)]
+    counts = manifest.models["float32"].operators
+    assert counts.get("GlobalAveragePool", 0) + counts.get("ReduceMean", 0) == 1  # shared by logits and features
 
 
 def test_a_classifier_gives_features_and_large_weights_lie_beside_the_graph(finetuned, tmp_path, monkeypatch):
     run, _ = finetuned
     monkeypatch.setattr(saving, "EMBED_LIMIT", 10_000)
     bundle = export(run, out=tmp_path / "features", head="features")
-    assert {path.name for path in bundle.iterdir()} == {"manifest.json", "model.onnx", "model.onnx.data"}
+    assert {path.name for path in bundle.iterdir()} == {"README.md", "manifest.json", "model.onnx", "model.onnx.data"}
     assert Bundle.open(bundle).manifest.labels == ()
     model, tensors = timm_vit(checkpoint.resolve(run), (48, 64), num_classes=3, global_pool="avg")
     model.load_state_dict(tensors)
@@ -301,7 +257,7 @@ def test_a_classifier_gives_features_and_large_weights_lie_beside_the_graph(fine
 def test_parity_sees_what_a_maximum_would_miss(found, message):
     outputs = np.full((2, 3), found)
     with pytest.raises(ExportError, match=message):
-        parity._case("random", np.ones((2, 4)) if found == 1 else np.ones((2, 3)), outputs)
+        parity._case("random", [(np.ones((2, 4)) if found == 1 else np.ones((2, 3)), outputs)])
 
 
 def test_another_image_size_resamples_the_positions(encoder, tmp_path):
@@ -322,9 +278,10 @@ def test_one_wrong_weight_stops_the_export_and_leaves_nothing(encoder, tmp_path,
         values = onnx.numpy_helper.to_array(tensor).copy()
         values[5] += 0.01
         tensor.raw_data = values.tobytes()
-        saving.save(model, path)
+        save(model, path)
 
-    monkeypatch.setattr(vit, "save", spoil)
+    save = saving.save
+    monkeypatch.setattr(saving, "save", spoil)
     with pytest.raises(
         ExportError, match=r"parity: the exported model differs from torch by 0\.0.* nothing was written"
     ):
@@ -336,7 +293,7 @@ def test_one_wrong_weight_stops_the_export_and_leaves_nothing(encoder, tmp_path,
     ("arguments", "error", "message"),
     [
         ({"head": "classifier"}, CheckpointError, "a pretrained encoder has no classifier; ehm finetune gives it one"),
-        ({"head": "segmenter"}, ConfigError, "expected auto, classifier or features"),
+        ({"head": "segmenter"}, ConfigError, "expected one of auto, classifier, features, patches, multi"),
         ({"overrides": ["opset=16"]}, ConfigError, "opset: .* greater than or equal to 17"),
         ({"overrides": ["model.image_size=50"]}, ConfigError, "patch size 16"),
     ],
@@ -390,7 +347,8 @@ for name in ("torch", "torchvision", "timm", "onnxscript"):
 session = onnxruntime.InferenceSession(sys.argv.pop(1))
 mindspore, module = types.ModuleType("mindspore"), types.ModuleType("module")
 mindspore.__spec__ = importlib.machinery.ModuleSpec("mindspore", None)
-module.reference = lambda trained: (lambda x: session.run(None, {"images": x})[0], "mindspore 2.10.0, cpu, float32")
+forward = lambda x: dict(zip(["logits"], session.run(None, {"images": x})))
+module.reference = lambda trained: (forward, "mindspore 2.10.0, cpu, float32")
 sys.modules |= {"mindspore": mindspore, "ehm.backends.mindspore.module": module}
 version = importlib.metadata.version
 importlib.metadata.version = lambda name: "2.10.0" if name == "mindspore" else version(name)
@@ -490,7 +448,8 @@ def test_the_command_exports_the_same_bytes_without_a_word_of_the_exporters(enco
     assert (done.returncode, done.stderr) == (0, "")
     first, parity, last = done.stdout.splitlines()
     source = checkpoint.resolve(encoder[0])
-    assert first == f"Exporting features of {source} (pretrain, 48 x 48) at opset 17 to {tmp_path / 'bundle'}"
+    what = f"Exporting features of {source} (pretrain, 48 x 48), target portable, opset 17, "
+    assert first == f"{what}to {tmp_path / 'bundle'}"
     assert parity.startswith("Differs from torch by at most ")
     assert str(tmp_path / "bundle") in last
     assert (tmp_path / "bundle" / "model.onnx").read_bytes() == (encoder[1] / "model.onnx").read_bytes()

@@ -122,8 +122,8 @@ def test_a_classifier_learns_goes_on_and_is_exported(stripes, tmp_path):
     assert_same(run, tmp_path / "whole", rtol=0, atol=0)
     assert json.loads((run / "metrics.json").read_text())["top1"] > 0.9
 
-    elsewhere.ehm("export", run, "--out", bundle)
-    ehm.export(run, out=tmp_path / "with-torch")
+    elsewhere.ehm("export", run, "--head", "multi", "--out", bundle)
+    ehm.export(run, head="multi", out=tmp_path / "with-torch")
     assert (bundle / "model.onnx").read_bytes() == (tmp_path / "with-torch/model.onnx").read_bytes()
     manifest = json.loads((bundle / "manifest.json").read_text())
     assert manifest["parity"]["reference"].startswith("mindspore ")

@@ -274,16 +274,16 @@ def test_out_gets_features_and_their_images(bundle, tmp_path, capsys):
     assert "3 features, norm" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("device", ["cuda", "cuda:1", "npu"])
+@pytest.mark.parametrize("device", ["cuda", "cuda:1", "npu", "openvino"])
 def test_a_provider_that_is_not_installed_is_one_sentence(bundle, device):
     package = PROVIDERS[device.partition(":")[0]].package
     with pytest.raises(BackendError, match=f"--device {device}: ONNX Runtime here lacks .* {package} brings"):
         predict(bundle, [], device=device)
 
 
-@pytest.mark.parametrize("device", ["tpu", "cpu:1", "cuda:x", ""])
+@pytest.mark.parametrize("device", ["tpu", "cpu:1", "openvino:1", "cuda:x", ""])
 def test_an_unknown_device_names_the_known_ones(bundle, device):
-    with pytest.raises(BackendError, match="known are auto, npu, cuda, cpu"):
+    with pytest.raises(BackendError, match="known are auto, npu, cuda, openvino, cpu"):
         predict(bundle, [], device=device)
 
 

@@ -10,11 +10,12 @@ import torch
 from onnx import numpy_helper
 
 from ehm.backends.torch.classifier import probe_head
+from ehm.backends.torch.heads import Heads
 from ehm.backends.torch.models.vit import build_vit
 from ehm.backends.torch.module import build
 from ehm.deploy.export import saving
-from ehm.deploy.export.graph import write_onnx
-from ehm.deploy.export.vit import write_vit
+from ehm.deploy.export.graph import make_onnx
+from ehm.deploy.export.vit import make_vit
 from ehm.encoders import VitSpec
 from ehm.trained import Trained
 
@@ -26,7 +27,7 @@ PLAIN = {
 LABELS = ("a", "b", "c")
 
 
-def make(pool="avg", labels=LABELS, fc_norm=None, probe=False, size=(32, 32)):
+def make(pool="avg", labels=LABELS, fc_norm=None, probe=False, size=(32, 32), head="auto"):
     """Random weights that give softmaxes, norms and GELUs something to do."""
     spec = VitSpec(size, 16, 48, 2, 3)
     model = build_vit(spec, len(labels), 0.0, pool, fc_norm)
@@ -40,7 +41,7 @@ def make(pool="avg", labels=LABELS, fc_norm=None, probe=False, size=(32, 32)):
         elif not name.endswith("num_batches_tracked"):
             arrays[name] = rng.normal(float("norm" in name and name.endswith("weight")), 0.3, tensor.shape)
     arrays = {name: array.astype(np.float32) for name, array in arrays.items()}
-    return Trained(arrays, spec, pool, labels, (0.5,) * 3, (0.25,) * 3, "origin", "classifier", "0" * 64)
+    return Trained(arrays, spec, pool, labels, (0.5,) * 3, (0.25,) * 3, "origin", "classifier", "0" * 64, head)
 
 
 CASES = {
@@ -49,6 +50,12 @@ CASES = {
     "probe": {"fc_norm": False, "probe": True},
     "features": {"labels": (), "fc_norm": False, "size": (32, 80)},
 }
+
+
+def write_vit(trained, path, opset=17, target="portable"):
+    model = make_vit(trained, opset, target)
+    saving.save(model, path)
+    return model
 
 
 def run(path, images):
@@ -60,8 +67,10 @@ def run(path, images):
 @pytest.mark.parametrize("case", CASES)
 def test_the_file_computes_what_torchs_export_and_torch_compute(case, tmp_path):
     trained = make(**CASES[case])
-    module, output = build(trained), "logits" if trained.labels else "features"
-    write_onnx(module, tmp_path / "torch.onnx", image_size=trained.image_size, output=output)
+    module = build(trained)
+    heads = Heads(module, trained.outputs)
+    model = make_onnx(heads, image_size=trained.image_size, outputs=trained.outputs)
+    saving.save(model, tmp_path / "torch.onnx")
     for opset in (17, 18):
         write_vit(trained, tmp_path / f"{opset}.onnx", opset)
     for batch in (1, 2, 7):

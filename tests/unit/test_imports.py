@@ -24,6 +24,10 @@ RULES: list[tuple[str, set[str]]] = [
     ("ehm.backends.torch", LOOPS | (FRAMEWORKS - TORCH) | {"ehm.backends.mindspore"}),
     ("ehm.backends.mindspore", LOOPS | (FRAMEWORKS - {"mindspore"}) | {"ehm.backends.torch"}),
     ("ehm.backends", LOOPS | FRAMEWORKS | {"ehm.masking", "ehm.data", "ehm.config"}),
+    *(
+        (f"ehm.deploy.export.{name}", {"ehm.cli", "ehm.backends"} | FRAMEWORKS)
+        for name in ("ascend", "engines", "kserve", "triton")
+    ),
     ("ehm.deploy.export", {"ehm.cli", "mindspore", "torch_npu", "timm"}),
     *((f"ehm.deploy.serve.{name}", DEPLOYING | WEB) for name in ("batching", "images", "models", "protocol")),
     ("ehm.deploy.serve", DEPLOYING | {"ehm.deploy.export"}),
@@ -96,6 +100,7 @@ def test_imports_point_one_way(name, path):
         ("ehm.backends.base", "import torch"),
         ("ehm.backends.base", "from ehm.config import TrainConfig"),
         ("ehm.deploy.predict", "import torch"),
+        ("ehm.deploy.export.triton", "import onnx"),
         ("ehm.deploy.serve.app", "from ehm.backends import get"),
         ("ehm.deploy.serve.protocol", "from fastapi import Request"),
         ("ehm.deploy.predict", "import uvicorn"),

@@ -66,12 +66,23 @@ class VisionTransformer(nn.Cell):
             return with_class_token(patches.astype(ms.float32), self.cls_token)
         return with_class_token(patches + self.pos_embed[:, 1:], self.cls_token + self.pos_embed[:, :1])
 
-    def features(self, images: Tensor, keep: Tensor | None = None) -> Tensor:
-        """What the head sees: (B, 3, H, W) -> (B, D)."""
-        tokens = run_blocks(self.blocks, self.embed(images), None, keep)
+    def tokens(self, images: Tensor, keep: Tensor | None = None) -> Tensor:
+        """What leaves the last block: (B, 3, H, W) -> (B, L, D)."""
+        return run_blocks(self.blocks, self.embed(images), None, keep)
+
+    def pooled(self, tokens: Tensor) -> Tensor:
+        """What the head sees of :meth:`tokens`: (B, L, D) -> (B, D)."""
         if self.norms_pooled:
             return self.fc_norm(self._pooled(tokens))
         return self._pooled(self.norm(tokens))
+
+    def patches(self, tokens: Tensor) -> Tensor:
+        """The patches of :meth:`tokens` behind the last norm: (B, L, D) -> (B, N, D)."""
+        return self.fc_norm(tokens[:, 1:]) if self.norms_pooled else self.norm(tokens[:, 1:])
+
+    def features(self, images: Tensor, keep: Tensor | None = None) -> Tensor:
+        """What the head sees: (B, 3, H, W) -> (B, D)."""
+        return self.pooled(self.tokens(images, keep))
 
     def construct(self, images: Tensor, keep: Tensor | None = None) -> Tensor:
         """``keep`` (2 * depth, B, 1, 1) are drop path's factors of every branch."""

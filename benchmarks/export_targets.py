@@ -1,0 +1,137 @@
+"""The graphs that ehm export writes for its targets, in ONNX Runtime on this CPU, beside torch's eager float32.
+
+    OMP_NUM_THREADS=1 python benchmarks/export_targets.py [--models vit_small vit_tiny] [--batches 1 8] [--turns 20]
+
+Milliseconds of one thread's processor time a batch, which other programs disturb little; all contestants take turns in
+one process. "speed" is the portable graph's time / theirs, turn by turn: the median and the quartiles. Beside the
+targets stand two ways to write attention that are not taken: ONNX Runtime's MultiHeadAttention and ONNX's own Attention
+(operator set 23). Weights are random.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import torch
+from numpy.typing import NDArray
+
+from ehm.backends.torch.models.vit import build_vit
+from ehm.backends.torch.module import build
+from ehm.deploy.export import vit
+from ehm.deploy.export.nodes import MICROSOFT
+from ehm.encoders import VitSpec
+from ehm.trained import Trained
+
+MODELS = {
+    "vit_small": VitSpec((224, 224), 16, 384, 12, 6),
+    "vit_tiny": VitSpec((96, 96), 12, 192, 12, 3),
+}
+Run = Callable[[NDArray[np.float32]], NDArray[np.float32]]
+
+
+def trained(spec: VitSpec) -> Trained:
+    """A classifier of ten classes with random weights."""
+    rng = np.random.default_rng(0)
+    arrays = {
+        name: rng.normal(float("norm" in name and "weight" in name), 0.02, value.shape).astype(np.float32)
+        for name, value in build_vit(spec, 10).state_dict().items()
+    }
+    return Trained(arrays, spec, "avg", tuple("0123456789"), (0.5,) * 3, (0.5,) * 3, "random", "file", "")
+
+
+def split(graph: Any, name: str, tokens: str) -> list[str]:
+    """Queries, keys and values (B, L, D)."""
+    width = graph.trained.spec.width
+    parts = [f"{name}/{part}" for part in ("query", "key", "value")]
+    sizes = graph.integers("attn.parts", width, width, width)
+    graph.node("Split", [graph.linear(f"{name}.qkv", tokens), sizes], *parts, axis=2)
+    return parts
+
+
+def multi_head(graph: Any, name: str, tokens: str) -> str:
+    options = {"domain": MICROSOFT, "num_heads": graph.trained.spec.heads}
+    parts = split(graph, name, tokens)
+    return str(graph.linear(f"{name}.proj", graph.node("MultiHeadAttention", parts, f"{name}/merged", **options)))
+
+
+def attention_23(graph: Any, name: str, tokens: str) -> str:
+    heads = graph.trained.spec.heads
+    options = {"q_num_heads": heads, "kv_num_heads": heads}
+    parts = split(graph, name, tokens)
+    return str(graph.linear(f"{name}.proj", graph.node("Attention", parts, f"{name}/merged", **options)))
+
+
+def by_onnxruntime(model: Trained, opset: int, attention: Callable[[Any, str, str], str]) -> Run:
+    kept = vit._ATTENTION["onnxruntime"]
+    vit._ATTENTION["onnxruntime"] = attention
+    try:
+        graph = vit.make_vit(model, opset, "onnxruntime")
+    finally:
+        vit._ATTENTION["onnxruntime"] = kept
+    graph.ir_version = min(graph.ir_version, 11)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(graph.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return lambda images: session.run(None, {"images": images})[0]
+
+
+def by_torch(model: Trained) -> Run:
+    module = build(model)
+
+    @torch.inference_mode()
+    def run(images: NDArray[np.float32]) -> NDArray[np.float32]:
+        logits: NDArray[np.float32] = module(torch.from_numpy(images)).numpy()
+        return logits
+
+    return run
+
+
+def measure(model: Trained, batch: int, turns: int) -> dict[str, NDArray[np.float64]]:
+    """Milliseconds a batch of each contestant, (turns,) each."""
+    contestants: dict[str, Run] = {
+        "portable": by_onnxruntime(model, 17, vit._ATTENTION["portable"]),
+        "onnxruntime": by_onnxruntime(model, 17, vit._ATTENTION["onnxruntime"]),
+        "MultiHeadAttention": by_onnxruntime(model, 17, multi_head),
+        "Attention, opset 23": by_onnxruntime(model, 23, attention_23),
+        "torch, eager": by_torch(model),
+    }
+    images = np.random.default_rng(1).normal(size=(batch, 3, *model.image_size)).astype(np.float32)
+    expected = contestants["torch, eager"](images)
+    for name, run in contestants.items():
+        assert np.abs(run(images) - expected).max() < 1e-4, name
+    times: dict[str, list[float]] = {name: [] for name in contestants}
+    for _ in range(turns):
+        for name, run in contestants.items():
+            start = time.thread_time()
+            run(images)
+            times[name].append((time.thread_time() - start) * 1e3)
+    return {name: np.array(values) for name, values in times.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 8])
+    parser.add_argument("--turns", type=int, default=20)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    print(f"onnxruntime {onnxruntime.__version__}, torch {torch.__version__}\n")
+    print("| model | batch | graph | best ms | median ms | speed (quartiles) |")
+    print("|---|---|---|---|---|---|")
+    for name in arguments.models:
+        model = trained(MODELS[name])
+        for batch in arguments.batches:
+            times = measure(model, batch, arguments.turns)
+            for graph, values in times.items():
+                low, middle, high = np.quantile(times["portable"] / values, [0.25, 0.5, 0.75])
+                figures = f"{values.min():.1f} | {np.median(values):.1f} | {middle:.3f} ({low:.3f} to {high:.3f})"
+                print(f"| {name} | {batch} | {graph} | {figures} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

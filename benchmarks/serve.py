@@ -1,0 +1,204 @@
+"""What `ehm serve` takes under load, and whether it grows: wrk (Debian's package) against a bundle.
+
+    python benchmarks/serve.py load BUNDLE [--image FILE] [--connections 1 4 16 64] [--seconds 8] [--rounds 3]
+    python benchmarks/serve.py soak BUNDLE [--image FILE] [--connections 16] [--minutes 10]
+
+`load` starts the server twice, with batches of up to 8 images and without, and lets wrk take them in turn, round after
+round, through `POST /v1/classify` (an image file) and the v2 protocol (a binary tensor, ready for the network). Figures
+are medians over the rounds, with their range where it says so; the generator has its share of the same cores. `soak`
+keeps one server busy and reads its resident memory every half minute.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.error import URLError
+from urllib.request import urlopen
+
+import numpy as np
+import psutil
+
+from ehm.deploy.bundle import Bundle
+
+SETTINGS = {"batches of 8": ("--max-batch", "8"), "one by one": ("--max-batch", "1", "--max-delay", "0")}
+SCRIPT = """
+wrk.method = "POST"
+local file = io.open("{body}", "rb")
+wrk.body = file:read("*a")
+file:close()
+{headers}
+function done(summary, latency, requests)
+    io.write(string.format(
+        '\\nRESULT {{"requests": %d, "seconds": %f, "status": %d, "broken": %d, "p50": %f, "p99": %f}}\\n',
+        summary.requests, summary.duration / 1e6, summary.errors.status,
+        summary.errors.connect + summary.errors.read + summary.errors.write + summary.errors.timeout,
+        latency:percentile(50) / 1e3, latency:percentile(99) / 1e3))
+end
+"""
+
+
+@dataclass(frozen=True)
+class Server:
+    """A running `ehm serve`."""
+
+    url: str
+    process: psutil.Process
+
+
+@dataclass(frozen=True)
+class Request:
+    """What wrk sends, again and again: a Lua script with the body and headers of one request."""
+
+    name: str
+    path: str
+    script: Path
+
+
+@contextmanager
+def serving(bundle: Path, *options: str) -> Iterator[Server]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "ehm.cli", "serve", f"model={bundle}", "--port", str(port), *options]
+    with tempfile.TemporaryFile() as log, subprocess.Popen(command, stdout=log, stderr=log) as process:
+        try:
+            url = f"http://127.0.0.1:{port}"
+            while not _ready(url):
+                if process.poll() is not None:
+                    log.seek(0)
+                    raise SystemExit(log.read().decode())
+                time.sleep(0.1)
+            yield Server(url, psutil.Process(process.pid))
+        finally:
+            process.terminate()
+            process.wait()
+
+
+def _ready(url: str) -> bool:
+    try:
+        with urlopen(f"{url}/v2/health/ready") as answer:
+            return bool(answer.status == 200)
+    except URLError:
+        return False
+
+
+def requests(bundle: Path, image: Path, folder: Path) -> Iterator[Request]:
+    """The same picture as a file, and as a tensor of the v2 protocol's binary extension."""
+    from ehm.data.decode import decode
+    from ehm.deploy.predict import Predictor
+
+    yield _request(folder, "image file", "/v1/classify", image.read_bytes(), {"Content-Type": "image/png"})
+    manifest = Bundle.open(bundle).manifest
+    pixels = Predictor(bundle).prepare(decode(image))[None]
+    datatype = {"float32": "FP32", "uint8": "UINT8"}[manifest.input.dtype]
+    tensor = {"name": manifest.input.name, "datatype": datatype, "shape": pixels.shape}
+    tensor["parameters"] = {"binary_data_size": pixels.nbytes}
+    outputs = [{"name": manifest.outputs[0].name, "parameters": {"binary_data": True}}]
+    header = json.dumps({"inputs": [tensor], "outputs": outputs}).encode()
+    headers = {"Content-Type": "application/octet-stream", "Inference-Header-Content-Length": str(len(header))}
+    yield _request(folder, "v2, binary", "/v2/models/model/infer", header + np.asarray(pixels).tobytes(), headers)
+
+
+def _request(folder: Path, name: str, path: str, body: bytes, headers: dict[str, str]) -> Request:
+    file, script = (folder / f"{path.rsplit('/', 1)[1]}.{suffix}" for suffix in ("body", "lua"))
+    file.write_bytes(body)
+    lines = "\n".join(f'wrk.headers["{key}"] = "{value}"' for key, value in headers.items())
+    script.write_text(SCRIPT.format(body=file, headers=lines))
+    return Request(name, path, script)
+
+
+def wrk(server: Server, request: Request, connections: int, seconds: float) -> dict[str, float]:
+    """One run: requests, seconds, answers that were not 2xx (status) or broken, p50 and p99 in milliseconds."""
+    command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds:g}s", "--timeout", "30s", "-s", str(request.script)]
+    output = subprocess.run([*command, server.url + request.path], check=True, capture_output=True, text=True).stdout
+    line = next(line for line in output.splitlines() if line.startswith("RESULT "))
+    result: dict[str, float] = json.loads(line.removeprefix("RESULT "))
+    return result
+
+
+def load(args: argparse.Namespace) -> None:
+    found: dict[tuple[str, int, str], list[dict[str, float]]] = {}
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        kinds = list(requests(args.bundle, args.image, folder))
+        servers = {name: stack.enter_context(serving(args.bundle, *options)) for name, options in SETTINGS.items()}
+        for server in servers.values():
+            for kind in kinds:
+                wrk(server, kind, 4, 1)
+        for number in range(args.rounds):
+            for kind in kinds:
+                for connections in args.connections:
+                    for name, server in servers.items():
+                        result = wrk(server, kind, connections, args.seconds)
+                        found.setdefault((kind.name, connections, name), []).append(result)
+            print(f"round {number + 1} of {args.rounds} done", file=sys.stderr, flush=True)
+    print(
+        "| request | connections | server | requests/s (range) | p50 ms | p99 ms | not 2xx | batching's gain (range) |"
+    )
+    print("|---|---|---|---|---|---|---|---|")
+    for (kind, connections, name), results in found.items():
+        rates = [result["requests"] / result["seconds"] for result in results]
+        alone = [run["requests"] / run["seconds"] for run in found[kind, connections, "one by one"]]
+        gains = [rate / one for rate, one in zip(rates, alone, strict=True)]
+        p50, p99 = (statistics.median(result[key] for result in results) for key in ("p50", "p99"))
+        failed = sum(result["status"] + result["broken"] for result in results)
+        gain = "" if name == "one by one" else f"{statistics.median(gains):.2f} ({min(gains):.2f} - {max(gains):.2f})"
+        print(
+            f"| {kind} | {connections} | {name} | {statistics.median(rates):.0f} ({min(rates):.0f} - {max(rates):.0f}) "
+            f"| {p50:.1f} | {p99:.1f} | {failed:.0f} | {gain} |"
+        )
+
+
+def soak(args: argparse.Namespace) -> None:
+    with tempfile.TemporaryDirectory() as folder, serving(args.bundle) as server:
+        kinds = list(requests(args.bundle, args.image, Path(folder)))
+        print("| minute | requests so far | not 2xx | resident MiB | threads | open files |\n|---|---|---|---|---|---|")
+        start, total, failed, memory = time.monotonic(), 0.0, 0.0, []
+        while time.monotonic() - start < 60 * args.minutes:
+            for kind in kinds:
+                result = wrk(server, kind, args.connections[0], 15)
+                total += result["requests"]
+                failed += result["status"] + result["broken"]
+            memory.append(server.process.memory_info().rss / 2**20)
+            minute = (time.monotonic() - start) / 60
+            print(
+                f"| {minute:.1f} | {total:.0f} | {failed:.0f} | {memory[-1]:.1f} | {server.process.num_threads()} "
+                f"| {server.process.num_fds()} |",
+                flush=True,
+            )
+    half = len(memory) // 2
+    slope = np.polyfit(range(half, len(memory)), memory[half:], 1)[0] * 2 if half > 1 else float("nan")
+    print(f"\nsecond half: {slope:+.2f} MiB a minute, {min(memory[half:]):.1f} to {max(memory[half:]):.1f} MiB")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["load", "soak"])
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("--image", type=Path, help="PNG to send (default: a photograph of elpv-dataset)")
+    parser.add_argument("--connections", type=int, nargs="+", default=None)
+    parser.add_argument("--seconds", type=float, default=8)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--minutes", type=float, default=10)
+    args = parser.parse_args()
+    if args.image is None:
+        from elpv_dataset import __path__ as package
+
+        args.image = Path(package[0], "data", "images", "cell0007.png")
+    args.connections = args.connections or ([1, 4, 16, 64] if args.what == "load" else [16])
+    (load if args.what == "load" else soak)(args)
+
+
+if __name__ == "__main__":
+    main()

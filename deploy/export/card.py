@@ -1,0 +1,191 @@
+"""The model card of a bundle: a README.md with the front matter that the Hugging Face Hub reads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ehm import checkpoint
+from ehm.config import ExportConfig
+from ehm.deploy.bundle import Manifest, Preprocessing
+from ehm.errors import CheckpointError
+
+__all__ = ["write_card"]
+
+_UNSTATED = "not stated"
+_FEW = 20
+"""Classes that are named one by one."""
+_OF_A_RUN = ("encoder.safetensors", "model.safetensors")
+"""Files in the folder of a run or of a checkpoint."""
+
+
+def write_card(manifest: Manifest, config: ExportConfig, path: Path) -> None:
+    """Write the card of ``manifest`` at ``path``: what its checkpoint, and those that it began with, say of training.
+
+    A licence that ``config`` leaves out is called ``not stated``. Of the places where images lay only their last
+    name is given.
+    """
+    runs = _runs(manifest.source.checkpoint)
+    data = list(dict.fromkeys(_name(run["config"]["data"]["source"]) for run in runs))
+    classifier = manifest.task == "classification"
+    front = {
+        "license": config.license or "unknown",
+        "library_name": "ehm",
+        "pipeline_tag": "image-classification" if classifier else "image-feature-extraction",
+        "tags": ["onnx", "vision", *sorted({run["config"]["masking"] for run in runs if run["kind"] == "pretrain"})],
+        **({"datasets": data} if data else {}),
+        **({"metrics": ["accuracy"]} if classifier else {}),
+    }
+    sections = {
+        f"# Image {'classifier' if classifier else 'encoder'}": _about(manifest),
+        "## Training": "\n".join(f"- {line}" for line in _training(manifest, runs)),
+        "## Metrics": _metrics(runs),
+        "## Input and outputs": _tensors(manifest),
+        "## Use": _use(manifest),
+        "## Parity and number types": _numbers(manifest),
+        "## Licence": f"- model: {config.license or _UNSTATED}\n- data: {config.data_license or _UNSTATED}",
+    }
+    text = yaml.safe_dump(front, sort_keys=False, allow_unicode=True)
+    body = "\n\n".join(f"{title}\n\n{content}" for title, content in sections.items())
+    path.write_text(f"---\n{text}---\n\n{body}\n", encoding="utf-8")
+
+
+def _runs(origin: str | None) -> list[dict[str, Any]]:
+    """What ``state.json`` says of a checkpoint and of those that it began with, newest first, while they are there."""
+    runs: list[dict[str, Any]] = []
+    seen: set[Path] = set()
+    while origin not in (None, "scratch"):
+        path = Path(origin)
+        try:
+            path = checkpoint.resolve(path.parent if path.name in _OF_A_RUN else path)
+            run = checkpoint.describe(path)
+        except CheckpointError:  # timm's, a file, or moved since: the card tells what is left
+            break
+        if path in seen:
+            break
+        seen.add(path)
+        runs.append(run)
+        origin = run["config"]["model"]["init"]
+    return runs
+
+
+def _name(source: str) -> str:
+    return Path(source).name or source
+
+
+def _about(manifest: Manifest) -> str:
+    gives = ", ".join(f"`{output.name}`" for output in manifest.outputs)
+    lines = [f"An ONNX network that gives {gives} of an image. Exported by ehm {manifest.versions['ehm']}."]
+    if manifest.labels:
+        named = ", ".join(manifest.labels[:_FEW]) + (", ..." if len(manifest.labels) > _FEW else "")
+        lines.append(f"Its {len(manifest.labels)} classes: {named}.")
+    return "\n\n".join(lines)
+
+
+def _training(manifest: Manifest, runs: list[dict[str, Any]]) -> list[str]:
+    if not runs:
+        what = f"a model of timm's, {manifest.source.checkpoint}" if manifest.source.kind == "timm" else "a file"
+        return [f"The weights come from {what}, which says nothing of its training (SHA-256 {manifest.source.sha256})."]
+    lines = [_trained(run) for run in runs]
+    init = runs[-1]["config"]["model"]["init"]
+    scratch = init in (None, "scratch")
+    lines.append("Before that, nothing: the first weights were random." if scratch else f"Before that: {_name(init)}.")
+    return lines
+
+
+def _trained(run: dict[str, Any]) -> str:
+    """One run in a sentence."""
+    config = run["config"]
+    if run["kind"] == "pretrain":
+        how = (
+            f"Pretrained without labels by {config['objective']}, masking {config['masking']} "
+            f"({config['mask']['ratio']:.0%} of the patches hidden)"
+        )
+    elif config["frozen"]:
+        how = f"A linear classifier of {len(run['classes'])} classes trained on the frozen encoder"
+    else:
+        how = f"Fine-tuned to {len(run['classes'])} classes"
+    optim = config["optim"]
+    batch = optim["batch_size"] * optim["accumulate"]
+    images = f", about {round(run['step'] / run['epoch'] * batch):,} images each" if run["epoch"] else ""
+    return (
+        f"{how} on {_name(config['data']['source'])}: {run['epoch']:g} of {optim['epochs']} epochs{images} "
+        f"({run['step']:,} steps of {batch} images), seed {run['seed']}."
+    )
+
+
+def _metrics(runs: list[dict[str, Any]]) -> str:
+    found = (runs[0].get("metrics") if runs else None) or {}
+    lines = [f"| {name.replace('_', ' ')} | {value:.4f} |" for name, value in found.items() if value is not None]
+    if not lines:
+        return "The checkpoint records none."
+    return "\n".join(
+        ["On the images that its run held out, as the checkpoint records:\n", "| | |", "|---|---|", *lines]
+    )
+
+
+def _tensors(manifest: Manifest) -> str:
+    rows = [
+        f"| `{tensor.name}` | {tensor.dtype} | {tensor.layout} | {' x '.join(map(str, tensor.shape))} |"
+        for tensor in (manifest.input, *manifest.outputs)
+    ]
+    rule = manifest.preprocessing
+    values = f"mean {list(rule.mean)}, std {list(rule.std)} of bytes / 255"
+    how = (
+        f"resize (bicubic, proportions kept) to just cover {rule.cover[0]} x {rule.cover[1]}, "
+        f"cut {rule.image_size[0]} x {rule.image_size[1]} from the centre, normalise ({values})"
+    )
+    first = "The graph takes decoded RGB bytes and does this itself" if rule.in_graph else "Before the graph, in RGB"
+    return "\n".join(["| | type | layout | shape |", "|---|---|---|---|", *rows, "", f"{first}: {how}."])
+
+
+def _use(manifest: Manifest) -> str:
+    file, name = manifest.models["float32"].file, manifest.outputs[0].name
+    python = [
+        "import numpy, onnxruntime",
+        "from PIL import Image",
+        'image = Image.open("photo.png").convert("RGB")',
+        *_prepared(manifest.preprocessing),
+        f'session = onnxruntime.InferenceSession("{file}", providers=["CPUExecutionProvider"])',
+        f'(values,) = session.run(["{name}"], {{"{manifest.input.name}": inputs}})',
+    ]
+    shell = ["ehm predict BUNDLE photo.png", "ehm serve BUNDLE"]
+    return "\n".join(["```sh", *shell, "```", "", "Or, in this folder:", "", "```python", *python, "```"])
+
+
+def _prepared(rule: Preprocessing) -> list[str]:
+    """Lines of Python from ``image`` to ``inputs``."""
+    if rule.in_graph:
+        return ["inputs = numpy.asarray(image)[None]"]
+    (height, width), (cover_h, cover_w) = rule.image_size, rule.cover
+    return [
+        f"scaled = image.width * {cover_h} // image.height, image.height * {cover_w} // image.width",
+        f"image = image.resize((max({cover_w}, scaled[0]), max({cover_h}, scaled[1])), Image.Resampling.BICUBIC)",
+        f"left, top = round((image.width - {width}) / 2), round((image.height - {height}) / 2)",
+        f"pixels = numpy.asarray(image.crop((left, top, left + {width}, top + {height}))) / 255",
+        f"inputs = ((pixels - {list(rule.mean)}) / {list(rule.std)}).transpose(2, 0, 1)[None].astype('float32')",
+    ]
+
+
+def _numbers(manifest: Manifest) -> str:
+    parity = manifest.parity
+    lines = [
+        f"float32 differs from {parity.reference} by at most {parity.max_abs:.1e} (allowed {parity.tolerance:g}), "
+        f"with {parity.runtime}; the smallest cosine is {parity.cosine:.7f}. The graph is written for "
+        f"`{manifest.target}`, operator set {manifest.models['float32'].opset}."
+    ]
+    for precision, model in manifest.models.items():
+        if (quality := model.quality) is None:
+            continue
+        line = (
+            f"{precision} (`{model.file}`), beside float32 on {quality.images} images of {_name(quality.source)}: "
+            f"cosine {quality.cosine:.5f}, at least {quality.cosine_min:.5f}"
+        )
+        if quality.agreement is not None:
+            line += f"; the same class for {quality.agreement:.1%}"
+        if quality.accuracy is not None and quality.accuracy_float32 is not None:
+            line += f"; right {quality.accuracy:.1%}, float32 {quality.accuracy_float32:.1%}"
+        lines.append(f"{line}.")
+    return "\n\n".join(lines)

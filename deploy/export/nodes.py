@@ -1,0 +1,58 @@
+"""Writing an ONNX graph node by node."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import ModelProto, NodeProto, numpy_helper
+from onnx.helper import make_node
+
+__all__ = ["BICUBIC", "MICROSOFT", "Nodes"]
+
+BICUBIC: dict[str, Any] = {
+    "mode": "cubic",
+    "cubic_coeff_a": -0.5,
+    "antialias": 1,
+    "exclude_outside": 1,
+    "coordinate_transformation_mode": "half_pixel",
+}
+"""Resize as Pillow's BICUBIC: Keys's kernel, widened when shrinking and normalised at borders (operator set 18)."""
+
+MICROSOFT = "com.microsoft"
+"""Domain of the operators that ONNX Runtime has beside ONNX's."""
+
+
+class Nodes:
+    """Nodes and constants so far; every method adds a constant or nodes, and gives the name of what it added.
+
+    Nodes are known by their output: what several outputs of the network need is computed once.
+    """
+
+    def __init__(self) -> None:
+        self.nodes: dict[str, NodeProto] = {}
+        self.constants: dict[str, NDArray[Any]] = {}
+
+    def constant(self, name: str, array: NDArray[Any]) -> str:
+        """``array`` under its own name."""
+        self.constants[name] = array
+        return name
+
+    def integers(self, name: str, *values: int) -> str:
+        """An int64 vector."""
+        return self.constant(name, np.array(values, np.int64))
+
+    def number(self, name: str, value: float) -> str:
+        """A float32 scalar."""
+        return self.constant(name, np.array(value, np.float32))
+
+    def node(self, operator: str, inputs: list[str], *outputs: str, **attributes: Any) -> str:
+        """A node named as its first output; ``domain`` is among the ``attributes`` where it is not ONNX's own."""
+        self.nodes[outputs[0]] = make_node(operator, inputs, outputs, outputs[0], **attributes)
+        return outputs[0]
+
+    def store_constants(self, model: ModelProto) -> None:
+        """Make the constants initializers of ``model``."""
+        for name, array in self.constants.items():  # one by one: protobuf copies no message of 2 GiB
+            model.graph.initializer.append(numpy_helper.from_array(np.asarray(array, order="C"), name))

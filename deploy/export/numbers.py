@@ -1,0 +1,169 @@
+"""The same network in other numbers than float32: int8 and float16, and how much that changes what it says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import GraphProto, ModelProto
+from rich.table import Table
+
+from ehm.config import ExportConfig
+from ehm.deploy.bundle import Bundle, ModelRecord, Precision, Quality
+from ehm.deploy.export.int8 import write_int8
+from ehm.deploy.export.photographs import Photographs, choose
+from ehm.deploy.export.saving import domains, operators, save
+from ehm.deploy.predict import Predictor, cosine
+from ehm.errors import ExportError
+from ehm.runlog import console
+
+__all__ = ["FLOOR", "other_numbers"]
+
+FLOOR = 0.99
+"""Smallest mean cosine to float32 that is accepted."""
+_BATCH = 8
+
+
+def other_numbers(bundle: Bundle, config: ExportConfig, device: str) -> dict[Precision, ModelRecord]:
+    """Write those that ``config`` asks for into the folder of ``bundle``, which holds float32; measure and print them.
+
+    ``device`` runs them on photographs, as in :func:`ehm.deploy.runtime.open_session`. Raises ExportError where an
+    output is not finite or the mean cosine is below ``FLOOR``, and as :func:`choose` and :func:`write_int8` do.
+    """
+    if not (config.int8 or config.float16):
+        return {}
+    calibration, measured = choose(config.calibration, bundle.manifest.source)
+    reference = Predictor(bundle, device)
+    size = 1 if bundle.manifest.preprocessing.in_graph else _BATCH  # of any size there, and not to be stacked
+    written: dict[Precision, ModelProto] = {}
+    source = bundle.model("float32")
+    if config.int8:
+        console.print(f"Calibrating int8 on {calibration.count} images of {calibration}", markup=False)
+        batches = calibration.batches(reference.prepare, size, "calibrate")
+        written["int8"] = write_int8(source, bundle.path / "model.int8.onnx", (inputs for _, inputs in batches))
+    if config.float16:
+        written["float16"] = _write_float16(source, bundle.path / "model.float16.onnx")
+    records: dict[Precision, ModelRecord] = {
+        precision: _record(f"model.{precision}.onnx", model) for precision, model in written.items()
+    }
+    models = {**bundle.manifest.models, **records}
+    whole = Bundle(bundle.path, bundle.manifest.model_copy(update={"models": models}))
+    rivals = {precision: Predictor(whole, device, precision) for precision in written}
+    qualities = _measure(reference, rivals, measured, size)
+    _print(qualities, {precision: whole.model(precision) for precision in models})
+    return {key: record.model_copy(update={"quality": qualities[key]}) for key, record in records.items()}
+
+
+def _record(file: str, model: ModelProto) -> ModelRecord:
+    versions = domains(model)
+    return ModelRecord(file=file, opset=versions.pop(""), domains=versions, operators=operators(model))
+
+
+def _write_float16(source: Path, path: Path) -> ModelProto:
+    """Inputs and outputs stay float32, as does what lies before the first convolution: preprocessing in the graph."""
+    from onnxruntime.transformers.float16 import convert_float_to_float16
+
+    nodes = onnx.load(source, load_external_data=False).graph.node
+    first = next((index for index, node in enumerate(nodes) if node.op_type == "Conv"), 0)
+    kept = [node.name for node in nodes[:first]]
+    model: ModelProto = convert_float_to_float16(str(source), keep_io_types=True, node_block_list=kept)
+    _sort(model.graph)
+    save(model, path)
+    return model
+
+
+def _sort(graph: GraphProto) -> None:
+    """Bring nodes behind those that they take from: the converter puts its casts at the end."""
+    known = {"", *(value.name for value in (*graph.input, *graph.initializer))}
+    waiting = list(graph.node)
+    del graph.node[:]
+    while waiting:
+        ready = []
+        for node in waiting:
+            if known.issuperset(node.input):
+                known.update(node.output)
+                ready.append(node)
+        graph.node.extend(ready)
+        waiting = [node for node in waiting if not known.issuperset(node.output)]
+
+
+def _measure(
+    reference: Predictor, rivals: dict[Precision, Predictor], photographs: Photographs, size: int
+) -> dict[Precision, Quality]:
+    manifest = reference.manifest
+    names = [name for name in ("features", "logits") if manifest.output(name)] or ["patches"]
+    numbers: list[NDArray[np.int64]] = []
+    found: dict[str, list[dict[str, NDArray[np.float32]]]] = {key: [] for key in ("float32", *rivals)}
+    for indices, inputs in photographs.batches(reference.prepare, size, "measure"):
+        numbers.append(indices)
+        for key, predictor in (("float32", reference), *rivals.items()):
+            found[key].append(predictor.run(inputs, names))
+    outputs = {
+        key: {name: np.concatenate([batch[name] for batch in batches]) for name in names}
+        for key, batches in found.items()
+    }
+    labels = _labels(photographs, manifest.labels, np.concatenate(numbers))
+    return {key: _quality(str(photographs), outputs["float32"], outputs[key], names, key, labels) for key in rivals}
+
+
+def _quality(
+    source: str,
+    expected: dict[str, NDArray[np.float32]],
+    found: dict[str, NDArray[np.float32]],
+    names: list[str],
+    precision: Precision,
+    labels: NDArray[np.int64] | None,
+) -> Quality:
+    for name in names:
+        if not np.isfinite(found[name]).all():
+            raise ExportError(f"--{precision}: {name} are not finite on images of {source}; leave it out")
+    cosines = cosine(expected[names[0]], found[names[0]])
+    if cosines.mean() < FLOOR:
+        raise ExportError(
+            f"--{precision}: the mean cosine to float32 is {cosines.mean():.4f} on {len(cosines)} images of {source}, "
+            f"and at least {FLOOR} is asked for; calibrate on more images, or leave it out"
+        )
+    values = {}
+    if "logits" in names:
+        before, after = expected["logits"].argmax(axis=1), found["logits"].argmax(axis=1)
+        values["agreement"] = float((before == after).mean())
+        if labels is not None:
+            values["accuracy"], values["accuracy_float32"] = (float((y == labels).mean()) for y in (after, before))
+    return Quality(
+        source=source, images=len(cosines), cosine=float(cosines.mean()), cosine_min=float(cosines.min()), **values
+    )
+
+
+def _labels(photographs: Photographs, classes: tuple[str, ...], numbers: NDArray[np.int64]) -> NDArray[np.int64] | None:
+    """Classes of the images in the network's numbers, where all of theirs are among its."""
+    source = photographs.part.source
+    if source.labels is None or not set(source.classes) <= set(classes):
+        return None
+    own = np.array([classes.index(name) for name in source.classes])
+    labels: NDArray[np.int64] = own[source.labels[numbers]]
+    return labels
+
+
+def _print(qualities: dict[Precision, Quality], files: dict[Precision, Path]) -> None:
+    first = next(iter(qualities.values()))
+    table = Table(title=f"beside float32, on {first.images} images of {first.source}")
+    for name in ("", "MB", "mean cosine", "least", "same class", "accuracy"):
+        table.add_column(name, justify="right" if name else "left")
+
+    def share(value: float | None) -> str:
+        return "" if value is None else f"{value:.1%}"
+
+    for precision, file in files.items():
+        row = ["", "", "", share(first.accuracy_float32)]
+        if precision in qualities:
+            quality = qualities[precision]
+            row = [
+                f"{quality.cosine:.6f}",
+                f"{quality.cosine_min:.6f}",
+                share(quality.agreement),
+                share(quality.accuracy),
+            ]
+        table.add_row(precision, f"{file.stat().st_size / 1e6:.1f}", *row)
+    console.print(table)

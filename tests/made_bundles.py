@@ -1,0 +1,77 @@
+"""Bundles made by hand: a small network with any inputs and outputs, without a framework or an export.
+
+And Triton's view of what becomes of one.
+"""
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import onnx
+from google.protobuf import text_format
+from onnx import TensorProto, helper, numpy_helper
+
+from ehm.deploy.bundle import Bundle, Manifest, staged
+
+LABELS = ["red", 'a "quoted"\nclass', "Käfer"]
+OUTPUTS = {"logits": ("NC", 3), "features": ("NC", 3), "patches": ("NCHW", 3, 2, 2)}
+IMAGES = {"name": "images", "dtype": "float32", "layout": "NCHW", "shape": ("batch", 3, 28, 42)}
+PIXELS = {"name": "images", "dtype": "uint8", "layout": "NHWC", "shape": ("batch", "height", "width", 3)}
+
+
+def write_network(path, images, outputs, external=False):
+    """Means of each channel times one, in the shape of each output."""
+    kind = {"float32": TensorProto.FLOAT, "uint8": TensorProto.UINT8}[images["dtype"]]
+    axes = [2, 3] if images["layout"] == "NCHW" else [1, 2]
+    nodes = [
+        helper.make_node("Cast", ["images"], ["pixels"], to=TensorProto.FLOAT),
+        helper.make_node("ReduceMean", ["pixels"], ["means"], axes=axes, keepdims=0),
+        helper.make_node("ReduceMean", ["ones"], ["one"], axes=[0], keepdims=0),
+        helper.make_node("Mul", ["means", "one"], ["scaled"]),
+    ]
+    constants = [numpy_helper.from_array(np.ones((16, 3), np.float32), "ones")]
+    results = []
+    for name in outputs:
+        _, *shape = OUTPUTS[name]
+        constants += [numpy_helper.from_array(np.array([-1, 3, 1, 1][: len(shape) + 1]), f"{name}.first")]
+        constants += [numpy_helper.from_array(np.array([1, *shape]), f"{name}.shape")]
+        nodes += [helper.make_node("Reshape", ["scaled", f"{name}.first"], [f"{name}.as"])]
+        nodes += [helper.make_node("Expand", [f"{name}.as", f"{name}.shape"], [name])]
+        results += [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", *shape])]
+    inputs = [helper.make_tensor_value_info("images", kind, list(images["shape"]))]
+    graph = helper.make_graph(nodes, "means", inputs, results, constants)
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save_model(made, path, save_as_external_data=external, location=f"{path.name}.data", size_threshold=128)
+
+
+def make_bundle(place, images=IMAGES, outputs=("logits",), precisions=("float32",)):
+    files = {precision: f"model.{precision}.onnx".replace(".float32", "") for precision in precisions}
+    with staged(place) as folder:
+        for precision, file in files.items():
+            write_network(folder / file, images, outputs, external=precision == "int8")
+        tensors = [
+            {"name": name, "dtype": "float32", "layout": OUTPUTS[name][0], "shape": ["batch", *OUTPUTS[name][1:]]}
+            for name in outputs
+        ]
+        values = {
+            "task": "classification" if "logits" in outputs else "features",
+            "models": {name: {"file": file, "opset": 17, "operators": {}} for name, file in files.items()},
+            "input": images,
+            "outputs": tensors,
+            "preprocessing": {"image_size": [28, 42], "cover": [32, 48], "mean": [0.5] * 3, "std": [0.2] * 3},
+            "labels": LABELS if "logits" in outputs else [],
+            "source": {"checkpoint": "run", "kind": "pretrain", "sha256": "0" * 64},
+            "versions": {"ehm": "0"},
+            "parity": {"reference": "", "runtime": "", "tolerance": 1e-4, "max_abs": 0, "cosine": 1, "cases": []},
+        }
+        Bundle.seal(folder, Manifest.model_validate(values))
+    return Bundle.open(place)
+
+
+def model_config(file):
+    """A config.pbtxt as tritonclient's ModelConfig; the package itself would load gRPC."""
+    place = importlib.util.find_spec("tritonclient").submodule_search_locations[0]
+    spec = importlib.util.spec_from_file_location("model_config_pb2", Path(place) / "grpc/model_config_pb2.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return text_format.Parse(file.read_text(encoding="utf-8"), module.ModelConfig())

@@ -1,0 +1,195 @@
+"""ATC's command against the grammar that its reference documents, by a stand-in for ``atc`` that is strict about it.
+
+The real one needs CANN. What it accepts of a graph is held against its operators in tests/integration/test_export.py.
+"""
+
+import os
+import shutil
+import stat
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import made_bundles
+import pytest
+from fake_atc import FAKE_ATC
+from made_bundles import make_bundle, write_network
+from PIL import Image
+
+from ehm.config import AscendConfig
+from ehm.deploy.bundle import Bundle, TensorRecord, staged
+from ehm.deploy.export.ascend import command, write_om
+from ehm.deploy.runtime import PROVIDERS
+from ehm.errors import ExportError
+
+ROOT = Path(__file__).parents[2]
+IMAGES = TensorRecord(name="images", dtype="float32", layout="NCHW", shape=("batch", 3, 28, 42))
+FAILING = """#!/bin/sh
+echo 'ATC start working now, please wait for a moment.'
+touch fusion_result.json model.om
+echo 'ATC run failed, Please check the detail log, Try atc --help'
+echo 'E10001: Value [Ascend1] for parameter [--soc_version] is invalid.' >&2
+exit 255
+"""
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Where an export is being written; its name is one that a shell would take apart."""
+    place = tmp_path / "a bundle"
+    place.mkdir()
+    (place / "model.onnx").write_bytes(b"network")
+    return place
+
+
+@pytest.fixture
+def install(tmp_path, monkeypatch):
+    """Put an ``atc`` on the PATH, beside what a shell needs."""
+
+    def put(text, patch=monkeypatch):
+        tools = Path(tempfile.mkdtemp(dir=tmp_path))
+        (tools / "atc").write_text(text)
+        (tools / "atc").chmod(0o755)
+        patch.setenv("PATH", f"{tools}{os.pathsep}{os.environ['PATH']}")
+
+    return put
+
+
+def test_the_command_is_there_where_atc_is_not(folder, capsys):
+    write_om(folder, "model.onnx", IMAGES)
+    assert sorted(path.name for path in folder.iterdir()) == ["atc.sh", "model.onnx"]
+    shown = (
+        "atc --framework=5 --input_shape=images:-1,3,28,42 --dynamic_batch_size=1,2,4,8,16,32 "
+        "--soc_version=Ascend910B3 --precision_mode_v2=origin"
+    )
+    assert shown in (folder / "atc.sh").read_text()
+    assert shown in capsys.readouterr().out
+    assert (folder / "atc.sh").stat().st_mode & stat.S_IXUSR
+
+
+def test_the_script_runs_from_anywhere_and_leaves_the_bundle_alone(folder, install, tmp_path):
+    write_om(folder, "model.onnx", IMAGES)
+    install(FAKE_ATC.format(python=sys.executable))
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    for words, made in [([], "model.om"), (["mine"], "mine.om")]:
+        subprocess.run([folder / "atc.sh", *words], cwd=elsewhere, check=True, capture_output=True, timeout=30)
+        assert (elsewhere / made).read_bytes() == b"om of network"
+        (elsewhere / "kernel_meta").rmdir()
+    assert sorted(path.name for path in folder.iterdir()) == ["atc.sh", "model.onnx"]
+
+
+def test_atc_is_run_where_it_is_installed(folder, install):
+    install(FAKE_ATC.format(python=sys.executable))
+    config = AscendConfig(soc_version="Ascend310P3", batch_sizes=(1, 16))
+    write_om(folder, "model.onnx", IMAGES, config)
+    assert sorted(path.name for path in folder.iterdir()) == ["atc.sh", "model.om", "model.onnx"]
+    assert (folder / "model.om").read_bytes() == b"om of network"
+    assert "--dynamic_batch_size=1,16 --soc_version=Ascend310P3" in (folder / "atc.sh").read_text()
+
+
+def test_a_failing_atc_is_one_sentence_with_the_end_of_what_it_said(folder, install):
+    install(FAILING)
+    with pytest.raises(
+        ExportError, match=r"atc failed with status 255: .*E10001: Value \[Ascend1\].*; ascend\.soc_v"
+    ) as error:
+        write_om(folder, "model.onnx", IMAGES)
+    assert "\n" not in str(error.value)
+    assert not (folder / "model.om").exists()
+
+
+def test_a_bundle_holds_what_atc_made_and_there_is_none_where_it_failed(install, tmp_path, monkeypatch):
+    """Written as the export writes: into a folder that gets its name at the end."""
+
+    def bundle(place):
+        with staged(place) as folder:
+            write_network(folder / "model.onnx", made_bundles.IMAGES, ["features"])
+            write_om(folder, "model.onnx", IMAGES)
+            Bundle.seal(folder, make_bundle(tmp_path / "other", outputs=["features"]).manifest)
+        return Bundle.open(place)
+
+    with monkeypatch.context() as patch:
+        install(FAKE_ATC.format(python=sys.executable), patch)
+        assert set(bundle(tmp_path / "good").manifest.files) == {"atc.sh", "model.om", "model.onnx"}
+        assert os.access(tmp_path / "good/atc.sh", os.X_OK)
+    install(FAILING)
+    with pytest.raises(ExportError, match="atc failed"):
+        bundle(tmp_path / "bad")
+    assert not [path.name for path in tmp_path.iterdir() if "bad" in path.name]
+
+
+def test_the_guide_shows_the_command():
+    guide = (ROOT / "docs/export.md").read_text(encoding="utf-8").replace("\\\n", "")
+    shown = next(line for line in guide.splitlines() if line.strip().startswith("atc "))
+    images = IMAGES.model_copy(update={"shape": ("batch", 3, 224, 224)})
+    assert shown.split()[:-2] == command(images, AscendConfig()).split()
+
+
+def test_an_atc_that_makes_nothing_is_an_error(folder, install):
+    install("#!/bin/sh\n")
+    with pytest.raises(ExportError, match="atc failed with status 0: it printed nothing"):
+        write_om(folder, "model.onnx", IMAGES)
+
+
+@pytest.mark.parametrize("shape", [("batch", 3, "height", "width"), ("batch", "height", "width", 3)])
+def test_sizes_that_atc_does_not_take_are_refused(folder, shape):
+    images = IMAGES.model_copy(update={"shape": shape})
+    with pytest.raises(ExportError, match="--target ascend: the input images has the shape"):
+        write_om(folder, "model.onnx", images)
+
+
+@pytest.mark.parametrize("sizes", [(), (8,), (0, 1), (1, 4096), range(1, 102)])
+def test_batch_sizes_outside_atcs_are_refused(sizes):
+    with pytest.raises(ValueError, match="batch_sizes"):
+        AscendConfig(batch_sizes=tuple(sizes))
+
+
+STAND_IN = """
+import onnxruntime
+class InferSession:
+    def __init__(self, device_id, model_path):
+        self.network = onnxruntime.InferenceSession(model_path, providers=["CPUExecutionProvider"])
+    def infer(self, feeds, mode):
+        assert mode == "dymbatch"
+        outputs = self.network.run(None, {{"images": feeds[0]}})
+        return [values + {error} * (values == values[0, 0]) for values in outputs]
+"""
+
+
+@pytest.mark.parametrize(("error", "status"), [(0, 0), (0.5, 1)])
+def test_the_comparison_with_an_om_tells_a_wrong_one(error, status, tmp_path):
+    """ais_bench runs on NPUs alone; the stand-in for it runs the ONNX file, with an error in one of three classes."""
+    bundle = make_bundle(tmp_path / "bundle")
+    shutil.copy(bundle.model(), tmp_path / "model.om")
+    (tmp_path / "images").mkdir()
+    Image.new("RGB", (60, 50), (250, 40, 90)).save(tmp_path / "images/a.png")
+    package = tmp_path / "ais_bench/infer"
+    package.mkdir(parents=True)
+    (package / "interface.py").write_text(STAND_IN.format(error=error))
+    script = ROOT / "benchmarks/om_parity.py"
+    done = subprocess.run(
+        [
+            sys.executable,
+            script,
+            tmp_path / "bundle",
+            tmp_path / "images",
+            "--batches",
+            "1",
+            "4",
+            "--om",
+            tmp_path / "model.om",
+        ],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == status, done.stderr
+    assert [line.split()[:2] for line in done.stdout.splitlines()[1:]] == [["1", "logits"], ["4", "logits"]]
+
+
+def test_cann_computes_in_the_networks_types_and_keeps_nothing_of_a_replaced_network():
+    """Options of CANN's provider in onnxruntime-cann up to 1.24.4; it refuses any that it does not know."""
+    assert PROVIDERS["npu"].options == {"precision_mode": "must_keep_origin_dtype", "dump_om_model": "0"}
