@@ -242,7 +242,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("bundles", nargs="+", metavar="[NAME=]DIR", help="folder that ehm export wrote")
     command.add_argument("--host", default="127.0.0.1", help="address to listen at (default: this machine only)")
     command.add_argument("--port", type=int, default=8000, help="0 takes a free one (default: 8000)")
-    command.add_argument("--device", default="cpu", help="cpu, cuda, npu or auto (default: cpu)")
+    command.add_argument("--device", default="cpu", help="cpu, cuda, npu, openvino or auto (default: cpu)")
     command.add_argument("--precision", default="float32", help="float32, float16 or int8 (default: float32)")
     command.add_argument("--threads", type=int, default=0, help="cores of one batch (default: all)")
     command.add_argument("--max-batch", type=int, default=8, metavar="N", help="images of a batch (default: 8)")

@@ -12,10 +12,10 @@ __all__ = ["configure"]
 
 
 def configure(form: Literal["text", "json"]) -> None:
-    """Send the server's and uvicorn's records to standard error in that form."""
+    """Send ehm's and uvicorn's records to standard error in that form."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Json() if form == "json" else _Text())
-    for name, level in (("ehm.serve", logging.INFO), ("uvicorn", logging.WARNING)):
+    for name, level in (("ehm", logging.INFO), ("uvicorn", logging.WARNING)):
         logger = logging.getLogger(name)
         logger.handlers = [handler]
         logger.setLevel(level)

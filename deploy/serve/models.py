@@ -14,11 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 
 from ehm.deploy.bundle import Bundle, Manifest
 from ehm.deploy.predict import Predictor
-from ehm.deploy.runtime import PROVIDERS
 from ehm.deploy.serve.batching import Batcher, Images, Result
 from ehm.deploy.serve.metrics import Metrics
 from ehm.deploy.serve.settings import Settings
@@ -229,10 +227,4 @@ def _signature(path: Path) -> Signature:
 
 def _said(model: ServedModel, settings: Settings) -> str:
     outputs = ", ".join(f"{output.name} {' x '.join(map(str, output.shape[1:]))}" for output in model.manifest.outputs)
-    provider = model.predictor.provider
-    said = f"{model.name}: {outputs}; {settings.precision} on {provider}; version {model.version}"
-    faster = [each.name for each in PROVIDERS.values()]
-    skipped = set(faster[: faster.index(provider)]) & set(onnxruntime.get_available_providers())
-    if skipped:  # --device auto: where a device was named, this would have been an error
-        said += f"; {', '.join(sorted(skipped))} is installed but could not start"
-    return said
+    return f"{model.name}: {outputs}; {settings.precision} on {model.predictor.provider}; version {model.version}"

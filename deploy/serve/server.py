@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
 import signal
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -131,11 +130,6 @@ class _Server(uvicorn.Server):
             host, port = listener.getsockname()[:2]
             url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
             _LOG.info("ready at %s: / /v1/classify /v1/embed /v2 /metrics /docs", url)
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Leave signals alone: uvicorn would raise them again at the end, and the process would not exit with 0."""
-        yield
 
 
 def _bound(host: str, port: int) -> socket.socket:

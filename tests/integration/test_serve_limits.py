@@ -135,6 +135,15 @@ def test_every_format_is_read(kind):
     assert (read.mode, read.size) == ("RGB", (40, 30))
 
 
+def test_formats_that_start_programs_are_not_even_tried(monkeypatch):
+    tried = []
+    for kind in set(Image.OPEN) - set(FORMATS):
+        monkeypatch.setitem(Image.OPEN, kind, (lambda *arguments: tried.append(arguments), lambda prefix: True))
+    with pytest.raises(RequestError, match="not an image of a known format"):
+        read_image(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", 40_000)
+    assert tried == []
+
+
 IMAGES = [
     file("PNG"),
     file("JPEG"),

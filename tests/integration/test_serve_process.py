@@ -3,6 +3,7 @@
 import collections
 import http.client
 import json
+import logging
 import os
 import shutil
 import signal
@@ -226,6 +227,16 @@ def test_draining_is_not_ready_at_once_and_has_an_end(tmp_path, start, drain, st
     assert [found for found, _, _ in load.answers] == [status]
 
 
+@pytest.fixture
+def logs():
+    """Log as before after a server was started in this process."""
+    yield
+    for name in ("ehm", "uvicorn"):
+        logging.getLogger(name).handlers.clear()
+        logging.getLogger(name).propagate = True
+
+
+@pytest.mark.usefixtures("logs")
 def test_wrong_arguments_are_one_sentence(tmp_path, capsys, monkeypatch):
     good = str(means_bundle(tmp_path / "m"))
     (tmp_path / "empty").touch()
