@@ -165,5 +165,6 @@ def _print(qualities: dict[Precision, Quality], files: dict[Precision, Path]) ->
                 share(quality.agreement),
                 share(quality.accuracy),
             ]
-        table.add_row(precision, f"{file.stat().st_size / 1e6:.1f}", *row)
+        megabytes = sum(part.stat().st_size for part in file.parent.glob(f"{file.name}*")) / 1e6  # with external data
+        table.add_row(precision, f"{megabytes:.1f}", *row)
     console.print(table)
