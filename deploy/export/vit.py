@@ -1,8 +1,8 @@
 """A trained ViT as an ONNX graph, written node by node: the same file whatever framework is installed, or none.
 
-Plain operators that Ascend's converter (ATC) takes at operator sets 17 and 18: it has neither Gelu nor Attention. All
-shapes but the batch are constants, so that nothing computes a shape at run time; unless the image may have any size.
-For ONNX Runtime attention is one of its own operators. Every constant has the name of the parameter that it is made of.
+Plain operators at operator sets 17 and 18: neither Gelu nor Attention. All shapes but the batch are constants, so that
+nothing computes a shape at run time; unless the image may have any size. Targets differ in what `_SPELLING` says. Every
+constant has the name of the parameter that it is made of.
 
 Shapes: B images, N = h * w patches, L = 1 + N tokens, D features, C classes.
 """
@@ -66,15 +66,15 @@ class _Graph(Nodes):
 
     def __init__(self, trained: Trained, opset: int, target: Target, dynamic_size: bool) -> None:
         super().__init__()
-        self.trained, self.opset, self.attention = trained, opset, _ATTENTION[target]
+        self.trained, self.opset = trained, opset
+        self.attention, self.layer_norm = _SPELLING[target]
         self.dynamic_size, self.length = dynamic_size, -1 if dynamic_size else 1 + trained.spec.patches
 
     def parameter(self, name: str) -> str:
         return self.constant(name, self.trained.arrays[name])
 
     def norm(self, name: str, x: str, output: str | None = None) -> str:
-        parameters = [self.parameter(f"{name}.weight"), self.parameter(f"{name}.bias")]
-        return self.node("LayerNormalization", [x, *parameters], output or f"{name}/norm", axis=-1, epsilon=_EPSILON)
+        return self.layer_norm(self, name, x, output or f"{name}/norm")
 
     def linear(self, name: str, x: str, scale: NDArray[np.float32] | None = None) -> str:
         """(..., D) -> (..., E), with rows of the weights multiplied by ``scale`` (E,)."""
@@ -152,6 +152,23 @@ def _fused_attention(graph: _Graph, name: str, tokens: str) -> str:
     return graph.linear(f"{name}.proj", graph.node("Attention", inputs, f"{name}/merged", **options))
 
 
+def _layer_norm(graph: _Graph, name: str, x: str, output: str) -> str:
+    parameters = [graph.parameter(f"{name}.weight"), graph.parameter(f"{name}.bias")]
+    return graph.node("LayerNormalization", [x, *parameters], output, axis=-1, epsilon=_EPSILON)
+
+
+def _plain_norm(graph: _Graph, name: str, x: str, output: str) -> str:
+    """The same by its definition (Ba et al., 2016); two outputs may need one norm, of the patches and of their mean."""
+    centred = graph.node("Sub", [x, _mean(graph, x, f"{output}/mean", -1, keep=True)], f"{output}/centred")
+    squares = graph.node("Mul", [centred, centred], f"{output}/squares")
+    variance = _mean(graph, squares, f"{output}/variance", -1, keep=True)
+    deviation = graph.node("Add", [variance, graph.number("norm.epsilon", _EPSILON)], f"{output}/positive")
+    deviation = graph.node("Sqrt", [deviation], f"{output}/deviation")
+    normal = graph.node("Div", [centred, deviation], f"{output}/normal")
+    scaled = graph.node("Mul", [normal, graph.parameter(f"{name}.weight")], f"{output}/scaled")
+    return graph.node("Add", [scaled, graph.parameter(f"{name}.bias")], output)
+
+
 def _gelu(graph: _Graph, name: str, x: str) -> str:
     """x (1 + erf(x / sqrt 2)) / 2, in the order that ONNX Runtime recognises."""
     root = graph.node("Div", [x, graph.number("gelu.root", math.sqrt(2))], f"{name}/div")
@@ -197,11 +214,12 @@ def _patches(graph: _Graph, tokens: str, norm: str | None = None) -> str:
     return graph.norm(norm, patches) if norm else patches
 
 
-def _mean(graph: _Graph, tokens: str, output: str) -> str:
-    """(B, N, D) -> (B, D); operator set 18 made the axes an input."""
+def _mean(graph: _Graph, x: str, output: str, axis: int = 1, keep: bool = False) -> str:
+    """The mean over an axis, by default (B, N, D) -> (B, D); operator set 18 made the axes an input."""
     if graph.opset < 18:
-        return graph.node("ReduceMean", [tokens], output, axes=[1], keepdims=0)
-    return graph.node("ReduceMean", [tokens, graph.integers("pool.axis", 1)], output, keepdims=0)
+        return graph.node("ReduceMean", [x], output, axes=[axis], keepdims=int(keep))
+    axes = graph.integers("pool.axis" if axis == 1 else "norm.axis", axis)
+    return graph.node("ReduceMean", [x, axes], output, keepdims=int(keep))
 
 
 def _classify(graph: _Graph, features: str) -> str:
@@ -216,9 +234,13 @@ def _classify(graph: _Graph, features: str) -> str:
     return graph.node("Gemm", inputs, "logits", transB=1)
 
 
-_ATTENTION: dict[Target, Callable[[_Graph, str, str], str]] = {
-    "portable": _attention,
-    "ascend": _attention,
-    "onnxruntime": _fused_attention,
+_SPELLING: dict[Target, tuple[Callable[[_Graph, str, str], str], Callable[[_Graph, str, str, str], str]]] = {
+    "portable": (_attention, _layer_norm),
+    "ascend": (_attention, _plain_norm),
+    "onnxruntime": (_fused_attention, _layer_norm),
 }
-"""How each target writes attention: ONNX Runtime fuses all that it gains by at loading, but this."""
+"""How each target writes attention and layer normalisation.
+
+ONNX Runtime fuses all that it gains by at loading, but attention. Its CANN provider has no LayerNormalization
+(1.24.4 and the source after it, cann_graph.cc): it would leave each to the CPU, and run the network in pieces between.
+"""
