@@ -90,8 +90,6 @@ def serve(
 
 
 async def _serve(service: Service, index: Index | None, listener: socket.socket) -> None:
-    await service.models.load_all()
-    await asyncio.to_thread(explore.make_ready, service, index)
     config = uvicorn.Config(
         create_app(service, index),
         log_config=None,
@@ -113,9 +111,12 @@ async def _serve(service: Service, index: Index | None, listener: socket.socket)
     def reload() -> None:
         tasks.append(loop.create_task(service.models.refresh(every=True)))
 
-    tasks = [loop.create_task(service.models.watch())]
+    tasks: list[asyncio.Task[None]] = []
     for number, action in ((signal.SIGTERM, stop), (signal.SIGINT, stop), (signal.SIGHUP, reload)):
         loop.add_signal_handler(number, action)
+    await service.models.load_all()
+    await asyncio.to_thread(explore.make_ready, service, index)
+    tasks.append(loop.create_task(service.models.watch()))
     await server.serve(sockets=[listener])
     for task in tasks:
         task.cancel()
@@ -126,7 +127,7 @@ class _Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Say where it listens, once it does."""
         await super().startup(sockets)
-        for listener in sockets or []:
+        for listener in [] if self.should_exit else sockets or []:
             host, port = listener.getsockname()[:2]
             url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
             _LOG.info("ready at %s: / /v1/classify /v1/embed /v2 /metrics /docs", url)

@@ -30,8 +30,10 @@ class Process:
         self.lines = []
         self._reader = threading.Thread(target=self._read)
         self._reader.start()
-        url = self.until("ready at")["message"].split()[2]
-        self.address = url.removeprefix("http://").removesuffix(":")
+
+    @property
+    def address(self):
+        return self.until("ready at")["message"].split()[2].removeprefix("http://").removesuffix(":")
 
     def _read(self):
         for line in self.process.stderr:
@@ -186,6 +188,25 @@ def test_stopping_under_load_answers_what_was_accepted_once_and_exits_with_0(tmp
     assert 200 in served.values()
     assert server.lines[-1]["message"] == "stopped"
     assert server.lines[-1]["level"] == "info"
+
+
+LOADING = """
+import logging, time
+from ehm.deploy.predict import Predictor
+run = Predictor.run
+def slow(self, images, names=()):
+    logging.getLogger("ehm.serve").info("warming up")
+    time.sleep(0.3)
+    return run(self, images, names)
+Predictor.run = slow
+"""
+
+
+def test_stopping_while_it_loads_is_in_order_too(tmp_path, start):
+    server = start(means_bundle(tmp_path / "m"), before=LOADING)
+    server.until("warming up")
+    assert server.end() == 0
+    assert not [line for line in server.lines if "ready" in line["message"]]
 
 
 SLOW = """
