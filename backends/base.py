@@ -31,6 +31,7 @@ __all__ = [
     "MasksOnDevice",
     "OneProcess",
     "Processes",
+    "TaskLearner",
     "TokenizerLearner",
 ]
 
@@ -159,8 +160,8 @@ class MasksOnDevice(Protocol):
         ...
 
 
-class Classifier(Protocol):
-    """An encoder with a linear head, in fine-tuning or, with a frozen encoder, in linear probing.
+class TaskLearner(Protocol):
+    """What the learners of all tasks have: an encoder under a head.
 
     It takes images of ``image_size`` = (H, W) pixels. ``architecture`` (plain JSON) says what the encoder is, so that a
     checkpoint can be opened without the weights that it started from; ``notes`` what was loaded and what was left.
@@ -170,6 +171,18 @@ class Classifier(Protocol):
     architecture: Mapping[str, Any]
     notes: tuple[str, ...]
 
+    def state(self) -> LearnerState:
+        """See :meth:`Learner.state`."""
+        ...
+
+    def load(self, state: LearnerState) -> None:
+        """See :meth:`Learner.load`."""
+        ...
+
+
+class Classifier(TaskLearner, Protocol):
+    """An encoder with a linear head, in fine-tuning or, with a frozen encoder, in linear probing."""
+
     def train_step(
         self, images: NDArray[np.uint8], targets: NDArray[np.float32], lr: float, weight_decay: float
     ) -> Mapping[str, SupportsFloat]:
@@ -178,14 +191,6 @@ class Classifier(Protocol):
 
     def logits(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Evaluation mode: (B, H, W, 3) -> (B, C)."""
-        ...
-
-    def state(self) -> LearnerState:
-        """See :meth:`Learner.state`."""
-        ...
-
-    def load(self, state: LearnerState) -> None:
-        """See :meth:`Learner.load`."""
         ...
 
 

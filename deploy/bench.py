@@ -31,7 +31,7 @@ from ehm.deploy.predict import Predictor, cosine, normalise
 from ehm.deploy.runtime import PROVIDERS
 from ehm.errors import ConfigError, EhmError
 from ehm.runlog import console
-from ehm.tasks.evaluate import write_json
+from ehm.runs import write_json
 
 __all__ = ["Timing", "bench_export"]
 

@@ -20,10 +20,10 @@ def train(args: argparse.Namespace) -> None:
 
 
 def finetune(args: argparse.Namespace) -> None:
-    """Train a classifier from a pretrained encoder."""
+    """Train an encoder for a task: classification, unless --task or the configuration says otherwise."""
     from ehm.tasks.finetune import finetune
 
-    finetune(args.config, device=args.device, overrides=args.set, out=args.out, resume=args.resume)
+    finetune(args.config, task=args.task, device=args.device, overrides=args.set, out=args.out, resume=args.resume)
 
 
 def probe(args: argparse.Namespace) -> None:
@@ -34,7 +34,7 @@ def probe(args: argparse.Namespace) -> None:
 
 
 def evaluate(args: argparse.Namespace) -> None:
-    """Evaluate a fine-tuned classifier on labelled images."""
+    """Measure a fine-tuned model on labelled images."""
     from ehm.tasks.evaluate import evaluate
 
     evaluate(args.checkpoint, config=args.config, device=args.device, overrides=args.set, out=args.out)
@@ -205,7 +205,9 @@ def _parser() -> argparse.ArgumentParser:
         return command
 
     for function in (train, finetune):
-        add(function, [common]).add_argument("--resume", action="store_true", help="continue the run in --out")
+        command = add(function, [common])
+        command.add_argument("--resume", action="store_true", help="continue the run in --out")
+    command.add_argument("--task", help="classification (the default), or what the configuration says")
     add(probe, [common])
     add(evaluate, [common]).add_argument("checkpoint", help="run or checkpoint folder of a fine-tuned classifier")
 

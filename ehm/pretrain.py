@@ -25,7 +25,7 @@ from ehm.errors import CheckpointError
 from ehm.masking import make_masker
 from ehm.runlog import RunLog, console
 from ehm.runs import Metrics, agree, all_broken, begin, describe_run, mean, on, save, say_broken, store
-from ehm.schedule import learning_rate
+from ehm.schedule import rate
 from ehm.weights import encoder_arrays
 
 __all__ = ["DEFAULT_CONFIG", "TrainResult", "train"]
@@ -85,10 +85,9 @@ def _run(config: TrainConfig, backend: Backend, folder: Path, start: Path | None
         rank=backend.processes.rank,
         world_size=backend.processes.size,
     )
-    total = optim.epochs * loader.steps_per_epoch
+    total = optim.total(loader.steps_per_epoch)
     last = min(total, run.max_steps or total)
     every = max(1, round(run.checkpoint_every * loader.steps_per_epoch))
-    warmup = optim.warmup_epochs * loader.steps_per_epoch
 
     build = backend.info().hierarchy if config.mask.build == "auto" else config.mask.build
     masker = make_masker(config.masking, config.masks, config.units, build, backend.processes.local_size)
@@ -115,7 +114,7 @@ def _run(config: TrainConfig, backend: Backend, folder: Path, start: Path | None
             progress = step / total  # p = t / T of Eq. 14, with fractional epochs
             rng = np.random.default_rng([run.seed, step])
             mask, figures = masker(learner, batch, progress, rng)
-            lr = learning_rate(step, total, warmup, optim.lr, optim.min_lr, optim.schedule)
+            lr = rate(optim, step, loader.steps_per_epoch)
             done, images = step + 1, images + batch.total
             pending.add(done, learner.train_step(batch.images, mask, lr, optim.weight_decay))
             log.advance(done)
@@ -190,7 +189,7 @@ def _announce(
     for note in learner.notes:
         console.print(f"  {note}")
     console.print(f"  into {folder}" + (f", continuing {start.name}" if start else ""))
-    if start is not None and start.name >= f"step-{config.run.max_steps or optim.epochs * steps:08d}":
+    if start is not None and start.name >= f"step-{config.run.max_steps or optim.total(steps):08d}":
         stop = f", up to run.max_steps {config.run.max_steps}" if config.run.max_steps else ""
         console.print(f"  all of its steps are done already{stop}")
 

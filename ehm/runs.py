@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,15 +11,28 @@ from typing import Any, SupportsFloat, TypeVar
 import yaml
 
 from ehm import checkpoint
-from ehm.backends.base import Backend, Classifier, Learner, Processes, TokenizerLearner
-from ehm.config import FinetuneConfig, TokenizerConfig, TrainConfig, load_config
+from ehm.backends.base import Backend, Learner, Processes, TaskLearner, TokenizerLearner
+from ehm.config import TaskConfig, TokenizerConfig, TrainConfig, load_config
 from ehm.errors import CheckpointError, ConfigError, TrainingError
 from ehm.runlog import console
 
-__all__ = ["Metrics", "agree", "all_broken", "begin", "describe_run", "mean", "on", "save", "say_broken", "store"]
+__all__ = [
+    "CONFIG_FILE",
+    "Metrics",
+    "agree",
+    "all_broken",
+    "begin",
+    "describe_run",
+    "mean",
+    "on",
+    "save",
+    "say_broken",
+    "store",
+    "write_json",
+]
 
-C = TypeVar("C", bound=TrainConfig | FinetuneConfig | TokenizerConfig)
-_CONFIG = "config.yaml"
+C = TypeVar("C", bound=TrainConfig | TaskConfig | TokenizerConfig)
+CONFIG_FILE = "config.yaml"
 _FREE = {
     "data.workers", "data.source", "data.layout", "data.strict", "model.init", "model.tokenizer", "mask.build",
     "optim.accumulate"
@@ -42,7 +56,7 @@ def begin(
     if start is not None and not resume:
         raise ConfigError(f"--out {folder}: holds a run already; --resume continues it, another --out starts a new one")
     if resume and config is None:
-        config = folder / _CONFIG
+        config = folder / CONFIG_FILE
         if not config.is_file():
             raise CheckpointError(f"--resume: no run in {folder}; --out names the folder of the run to continue")
     if isinstance(config, kind):
@@ -56,17 +70,17 @@ def begin(
             config = default
         settings = load_config(kind, config, overrides)
     if start is not None:
-        _same_run(kind, settings, folder / _CONFIG)
+        _same_run(kind, settings, folder / CONFIG_FILE)
     return settings, start
 
 
-def store(config: TrainConfig | FinetuneConfig | TokenizerConfig, folder: Path) -> None:
+def store(config: TrainConfig | TaskConfig | TokenizerConfig, folder: Path) -> None:
     """Write ``config`` into the run's folder, for people and for ``--resume``."""
     folder.mkdir(parents=True, exist_ok=True)
     text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
-    temporary = folder / f".{_CONFIG}"
+    temporary = folder / f".{CONFIG_FILE}"
     temporary.write_text(text, encoding="utf-8")
-    temporary.replace(folder / _CONFIG)
+    temporary.replace(folder / CONFIG_FILE)
 
 
 def agree(processes: Processes, start: Path | None) -> None:
@@ -88,7 +102,7 @@ def on(backend: Backend) -> str:
 
 def save(
     folder: Path,
-    learner: Learner | Classifier | TokenizerLearner,
+    learner: Learner | TaskLearner | TokenizerLearner,
     meta: dict[str, Any],
     keep: int,
     processes: Processes,
@@ -162,6 +176,15 @@ def say_broken(broken: Mapping[str, str]) -> None:
         console.print(f"  {name}: {reason}")
     if len(broken) > 20:
         console.print(f"  and {len(broken) - 20} more")
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> Path:
+    """Write ``values`` to ``path``, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}")
+    temporary.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    temporary.replace(path)
+    return path
 
 
 def _same_run(kind: type[C], config: C, stored: Path) -> None:

@@ -112,6 +112,9 @@ def of_checkpoint(arrays: Arrays, meta: Mapping[str, Any], origin: str) -> Weigh
     """What :func:`ehm.checkpoint.read_model` gave; CheckpointError, of ``origin``, where that is no encoder."""
     if meta["kind"] == "tokenizer":
         raise CheckpointError(f"{origin}: holds a tokenizer, which is for model.tokenizer, and no encoder")
+    if meta["kind"] not in ("pretrain", "classifier"):
+        parts = {name: name.partition(INNER)[2] for name in arrays}
+        arrays = {inner: arrays[name] for name, inner in parts.items() if inner}
     data = meta["config"]["data"]
     weights = Weights(_floats(arrays), mean=tuple(data["mean"]), std=tuple(data["std"]))
     if meta["kind"] == "pretrain":
@@ -216,6 +219,8 @@ def groups(names: Iterable[str]) -> str:
     return ", ".join(f"{first} ({count} tensors)" if count > 1 else first for first, count in sorted(counts.items()))
 
 
+INNER = "encoder."
+"""Before the names of the encoder's parameters in the checkpoints of all tasks but classification."""
 HEADS = ("decoder", "mask_token", "lm_head")
 """Beginnings of the names of what pretraining has beside the encoder."""
 _TYPES = {

@@ -1,6 +1,6 @@
 """Shipped configurations: of which class each is, and what it is when made tiny."""
 
-from ehm.config import FinetuneConfig, ProbeConfig, TokenizerConfig, TrainConfig
+from ehm.config import TASKS, FinetuneConfig, ProbeConfig, TokenizerConfig, TrainConfig, read_config
 from ehm.encoders import SwinSpec
 
 KINDS = {"finetune": FinetuneConfig, "probe": ProbeConfig, "tokenizer": TokenizerConfig}
@@ -9,7 +9,10 @@ SCALE = 4
 
 
 def kind(name):
-    """The class of a configuration: its file or its folder says, if it is not for pretraining."""
+    """The class of a configuration: its task or its file or folder says, if it is not for pretraining."""
+    task = read_config(name).get("task")
+    if task is not None:
+        return TASKS[task]
     parts = reversed(name.split("/"))
     return next((KINDS[word] for part in parts for word in KINDS if part.startswith(word)), TrainConfig)
 

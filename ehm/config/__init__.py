@@ -4,19 +4,16 @@ A configuration is a YAML file (a path, or the name of one shipped in ``configs/
 with dotted keys. Unknown keys are errors. Nothing here imports a framework.
 """
 
-from ehm.config.loading import load_config, shipped_configs
+from ehm.config.loading import load_config, read_config, shipped_configs
 from ehm.config.sections import (
     AscendConfig,
-    AugmentConfig,
     CalibrationConfig,
     DataConfig,
     ExportConfig,
-    FinetuneConfig,
     MaskConfig,
     ModelConfig,
     ModelSource,
     OptimConfig,
-    ProbeConfig,
     RunConfig,
     TokenizerConfig,
     TrainConfig,
@@ -24,8 +21,10 @@ from ehm.config.sections import (
     TritonConfig,
 )
 from ehm.config.specs import encoder_spec
+from ehm.config.tasks import TASKS, AugmentConfig, FinetuneConfig, ProbeConfig, TaskConfig
 
 __all__ = [
+    "TASKS",
     "AscendConfig",
     "AugmentConfig",
     "CalibrationConfig",
@@ -38,11 +37,13 @@ __all__ = [
     "OptimConfig",
     "ProbeConfig",
     "RunConfig",
+    "TaskConfig",
     "TokenizerConfig",
     "TrainConfig",
     "Triple",
     "TritonConfig",
     "encoder_spec",
     "load_config",
+    "read_config",
     "shipped_configs",
 ]

@@ -13,16 +13,13 @@ from ehm.encoders import PRESETS, SWIN_PRESETS, EncoderSpec
 
 __all__ = [
     "AscendConfig",
-    "AugmentConfig",
     "CalibrationConfig",
     "DataConfig",
     "ExportConfig",
-    "FinetuneConfig",
     "MaskConfig",
     "ModelConfig",
     "ModelSource",
     "OptimConfig",
-    "ProbeConfig",
     "RunConfig",
     "Section",
     "TokenizerConfig",
@@ -176,20 +173,24 @@ class DataConfig(Section):
 class OptimConfig(Section):
     """``optim``: AdamW and its schedule; the learning rate is ``base_lr * batch_size / 256``.
 
-    After the warm-up it falls along half a ``cosine`` to ``min_lr``, or by one ``step`` to a tenth when seven eighths
-    of the epochs are over, which is SimMIM's for 800.
+    A run has ``epochs``, or exactly ``steps`` where that is set. After the warm-up, of ``warmup_epochs`` or exactly
+    ``warmup_steps``, the rate falls to ``min_lr`` along half a ``cosine`` or ``linear``ly, or by a ``step`` to a tenth
+    at each of ``milestones``, shares of the run: SimMIM's is seven eighths.
 
     ``batch_size`` is that of all processes together, whatever their number; each passes its share through the device in
     ``accumulate`` parts.
     """
 
     epochs: Positive = 300
+    steps: Positive | None = None
     batch_size: Positive = 4096
     accumulate: Positive = 1
     base_lr: PositiveReal = 1.5e-4
     min_lr: Annotated[float, Field(ge=0)] = 0.0
     warmup_epochs: Annotated[float, Field(ge=0)] = 40
-    schedule: Literal["cosine", "step"] = "cosine"
+    warmup_steps: Annotated[int, Field(ge=0)] | None = None
+    schedule: Literal["cosine", "step", "linear"] = "cosine"
+    milestones: tuple[Fraction, ...] = (0.875,)
     weight_decay: Annotated[float, Field(ge=0)] = 0.05
     betas: tuple[Fraction, Fraction] = (0.9, 0.95)
     clip_grad: PositiveReal | None = None
@@ -200,7 +201,7 @@ class OptimConfig(Section):
     def _divides(self) -> OptimConfig:
         if self.batch_size % self.accumulate:
             raise ValueError(f"batch_size {self.batch_size} is not a multiple of accumulate {self.accumulate}")
-        if self.warmup_epochs > self.epochs:
+        if self.steps is None and self.warmup_steps is None and self.warmup_epochs > self.epochs:
             raise ValueError(f"warmup_epochs {self.warmup_epochs:g} is more than epochs {self.epochs}")
         return self
 
@@ -209,6 +210,14 @@ class OptimConfig(Section):
         """Peak learning rate, by the linear scaling rule."""
         return self.base_lr * self.batch_size / 256
 
+    def total(self, epoch: int) -> int:
+        """Steps of the run, where an epoch has so many."""
+        return self.steps or self.epochs * epoch
+
+    def warmup(self, epoch: int) -> float:
+        """Steps of the warm-up, where an epoch has so many."""
+        return self.warmup_epochs * epoch if self.warmup_steps is None else self.warmup_steps
+
 
 class RunConfig(Section):
     """``run``: seed, logging, checkpoints, and how to compute what the rest says.
@@ -216,7 +225,7 @@ class RunConfig(Section):
     ``max_steps`` stops early, on the schedule of the whole run. ``compile`` lets torch compile the model,
     ``grad_checkpointing`` trades a third more time for the memory of activations, ``deterministic`` admits only
     kernels that give the same result every time. Several processes hold a copy of the model each (``parallel: ddp``),
-    or share one (``fsdp``).
+    or share one (``fsdp``). ``checkpoint_every`` and ``measure_every`` are in epochs.
     """
 
     seed: Annotated[int, Field(ge=0)] = 0
@@ -226,6 +235,7 @@ class RunConfig(Section):
     parallel: Literal["ddp", "fsdp"] = "ddp"
     log_every: Positive = 10
     checkpoint_every: PositiveReal = 1
+    measure_every: PositiveReal = 1
     keep: Positive = 2
     max_steps: Positive | None = None
     tensorboard: bool = True
@@ -346,59 +356,6 @@ class ModelSource(Section):
     image_size: ImageSize | None = None
     patch_size: Positive | None = None
     drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.0
-
-
-class AugmentConfig(Section):
-    """``augment``: MAE's fine-tuning recipe. ``rand_augment`` is timm's string; ``null`` switches it off."""
-
-    rand_augment: str | None = "rand-m9-mstd0.5-inc1"
-    mixup: Annotated[float, Field(ge=0)] = 0.8
-    cutmix: Annotated[float, Field(ge=0)] = 1.0
-    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    random_erasing: Unit = 0.25
-
-
-class FinetuneConfig(Section):
-    """Supervised training of a classifier. The defaults are MAE's published recipe for ViT-B.
-
-    ``fold`` of ``folds`` stratified parts is held out where the source has no validation split of its own.
-    ``pool`` is what the head sees: the mean of the patch tokens, or the class token.
-    """
-
-    model: ModelSource = ModelSource(drop_path=0.1)
-    data: DataConfig = DataConfig(crop_scale=(0.08, 1))
-    augment: AugmentConfig = AugmentConfig()
-    optim: OptimConfig = OptimConfig(
-        epochs=100, batch_size=1024, base_lr=5e-4, min_lr=1e-6, warmup_epochs=5, betas=(0.9, 0.999)
-    )
-    pool: Literal["avg", "token"] = "avg"
-    layer_decay: Share = 0.65
-    frozen: bool = False
-    optimizer: Literal["adamw", "lars", "sgd"] = "adamw"
-    folds: Annotated[int, Field(ge=2)] = 5
-    fold: Annotated[int, Field(ge=0)] = 0
-    run: RunConfig = RunConfig()
-
-    @model_validator(mode="after")
-    def _fold_exists(self) -> FinetuneConfig:
-        if self.fold >= self.folds:
-            raise ValueError(f"fold {self.fold} does not exist: with folds {self.folds} it is 0 to {self.folds - 1}")
-        return self
-
-
-class ProbeConfig(FinetuneConfig):
-    """Linear probing as in MAE (appendix A.1): frozen encoder, BatchNorm without affine, LARS, crop and flip only."""
-
-    model: ModelSource = ModelSource()
-    augment: AugmentConfig = AugmentConfig(rand_augment=None, mixup=0, cutmix=0, label_smoothing=0, random_erasing=0)
-    optim: OptimConfig = OptimConfig(
-        epochs=90, batch_size=16384, base_lr=0.1, warmup_epochs=10, weight_decay=0, betas=(0.9, 0.999)
-    )
-    pool: Literal["avg", "token"] = "token"
-    layer_decay: Annotated[float, Field(ge=1, le=1)] = 1.0
-    frozen: Literal[True] = True
-    optimizer: Literal["adamw", "lars", "sgd"] = "lars"
-    neighbours: Positive = 20
 
 
 class TritonConfig(Section):

@@ -98,7 +98,7 @@ class Loader:
 
     def _here(self, plan: Plan) -> Result:
         epoch, indices = plan[0], plan[1].copy()
-        images = np.empty((len(indices), *self._samples.transform.image_size, 3), np.uint8)
+        images = np.empty((len(indices), *self._samples.transform.shape), np.uint8)
         broken = self._samples.fill(images, indices, epoch)
         return images, indices, broken
 

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,8 +39,8 @@ class Source(Protocol):
 
     def __len__(self) -> int: ...
 
-    def load(self, index: int) -> Image.Image:
-        """The image in RGB; raises BrokenImage with its name and the reason."""
+    def load(self, index: int) -> Any:
+        """The image in RGB, with what belongs to it where a task needs more; BrokenImage names it and the reason."""
         ...
 
     def name(self, index: int) -> str:

@@ -1,6 +1,6 @@
 """From an RGB image to the (H, W, 3) bytes of one sample, for training and for evaluation.
 
-A transform is called with a PIL image in RGB and a NumPy generator, and has an ``image_size``. Normalisation happens on
+A transform is called with a PIL image in RGB and a NumPy generator, and has a ``shape``. Normalisation happens on
 the device: images travel as uint8.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,15 +25,15 @@ IMAGENET_STD: Triple = (0.229, 0.224, 0.225)
 
 
 class Transform(Protocol):
-    """What the loader applies to each image."""
+    """What the loader applies to what a source gives: an image, or an image and what belongs to it."""
 
     @property
-    def image_size(self) -> tuple[int, int]:
-        """Height and width of what comes out, in pixels."""
+    def shape(self) -> tuple[int, int, int]:
+        """Of what comes out: height and width in pixels, and channels."""
         ...
 
-    def __call__(self, image: Image.Image, rng: np.random.Generator) -> NDArray[np.uint8]:
-        """An RGB image of any size -> (H, W, 3)."""
+    def __call__(self, image: Any, rng: np.random.Generator) -> NDArray[np.uint8]:
+        """An RGB image of any size -> (H, W, 3); with a map of labels (H, W, 4), the map last."""
         ...
 
 
@@ -56,6 +56,11 @@ class TrainTransform:
     random_erasing: float = 0.0
     mean: Triple = IMAGENET_MEAN
     std: Triple = IMAGENET_STD
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """See :class:`Transform`."""
+        return (*self.image_size, 3)
 
     def __post_init__(self) -> None:
         _ = self._augment  # a wrong string is an error here, not in a worker
@@ -93,6 +98,11 @@ class EvalTransform:
     """
 
     image_size: tuple[int, int]
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """See :class:`Transform`."""
+        return (*self.image_size, 3)
 
     @property
     def cover(self) -> tuple[int, int]:

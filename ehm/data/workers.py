@@ -51,7 +51,7 @@ class _Setup:
 
     @property
     def _shape(self) -> tuple[int, ...]:
-        return (self.slots, self.rows, *self.samples.transform.image_size, 3)
+        return (self.slots, self.rows, *self.samples.transform.shape)
 
     @property
     def bytes(self) -> int:

@@ -1,4 +1,4 @@
-"""Figures of a classifier, in NumPy: n samples, C classes."""
+"""Figures of a classifier: n samples, C classes."""
 
 from __future__ import annotations
 
@@ -8,8 +8,13 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from rich.table import Table
+
+from ehm.runlog import console
 
 __all__ = ["Report", "confusion_matrix", "precision_recall_f1", "report", "roc_auc"]
+
+_SHOWN_CLASSES = 20
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,36 @@ class Report:
     def to_json(self) -> dict[str, Any]:
         """Plain values for ``metrics.json``."""
         return asdict(self)
+
+    @property
+    def figures(self) -> dict[str, float | None]:
+        """Those for the whole."""
+        return {"balanced_accuracy": self.balanced_accuracy, "top1": self.top1, "auc": self.auc}
+
+    @property
+    def score(self) -> float:
+        """What the best checkpoint is chosen by."""
+        return self.balanced_accuracy
+
+    def show(self) -> None:
+        """Print the whole, each class (the worst ones of many), and the confusion matrix of a few."""
+        auc = "" if self.auc is None else f", AUC {self.auc:.3f} ({self.classes[1]} against {self.classes[0]})"
+        top5 = "" if self.top5 is None else f", top-5 {self.top5:.1%}"
+        console.print(
+            f"top-1 {self.top1:.1%}{top5}, balanced accuracy {self.balanced_accuracy:.1%}{auc} "
+            f"on {self.samples:,} images"
+        )
+        few = len(self.classes) <= _SHOWN_CLASSES
+        order = np.arange(len(self.classes)) if few else np.argsort(self.recall, kind="stable")[:_SHOWN_CLASSES]
+        table = Table(title=None if few else f"the {_SHOWN_CLASSES} classes of lowest recall")
+        table.add_column("class")
+        for name in ("precision", "recall", "F1", "images", *(f"called {self.classes[i]}" for i in order if few)):
+            table.add_column(name, justify="right")
+        for i in order:
+            shares = (f"{values[i]:.3f}" for values in (self.precision, self.recall, self.f1))
+            counts = (str(count) for count in (self.support[i], *(self.confusion[i] if few else ())))
+            table.add_row(self.classes[i], *shares, *counts)
+        console.print(table)
 
 
 def report(labels: NDArray[np.int64], scores: NDArray[np.floating[Any]], classes: Sequence[str]) -> Report:

@@ -15,10 +15,10 @@ from ehm import backends
 from ehm.backends.base import Backend
 from ehm.config import ProbeConfig
 from ehm.runlog import console
-from ehm.runs import agree, begin
-from ehm.tasks.evaluate import write_json
-from ehm.tasks.finetune import fit
+from ehm.runs import agree, begin, write_json
+from ehm.tasks.classification import Classification
 from ehm.tasks.labelled import collect, eval_loader, split
+from ehm.tasks.loop import fit
 from ehm.tasks.metrics import Report, report
 
 __all__ = ["DEFAULT_CONFIG", "TEMPERATURE", "ProbeResult", "neighbour_votes", "probe"]
@@ -55,7 +55,7 @@ def probe(
     backend = backends.get(device)
     agree(backend.processes, None)
     neighbours = measure_neighbours(settings, backend)
-    linear = fit(settings, backend, folder, title="probe")
+    linear = fit(Classification(settings, backend), backend, folder, title="probe")
     _print(settings, linear.report, neighbours)
     if backend.processes.rank == 0:
         values = {"linear": linear.report.to_json(), "neighbours": neighbours.to_json()}

@@ -22,9 +22,8 @@ from ehm.backends.base import Backend, TokenizerLearner
 from ehm.config import TokenizerConfig
 from ehm.data import EvalTransform, Loader, Source, TrainTransform, open_source
 from ehm.runlog import RunLog, console
-from ehm.runs import Metrics, agree, all_broken, begin, describe_run, on, save, say_broken, store
-from ehm.schedule import learning_rate
-from ehm.tasks.evaluate import write_json
+from ehm.runs import Metrics, agree, all_broken, begin, describe_run, on, save, say_broken, store, write_json
+from ehm.schedule import rate
 
 __all__ = ["DEFAULT_CONFIG", "Quality", "TokenizerResult", "train_tokenizer"]
 
@@ -97,7 +96,7 @@ def _run(config: TokenizerConfig, backend: Backend, folder: Path, start: Path | 
         world_size=processes.size,
     )
     epoch = loader.steps_per_epoch
-    total = optim.epochs * epoch
+    total = optim.total(epoch)
     last = min(total, run.max_steps or total)
     every = max(1, round(run.checkpoint_every * epoch))
     tokenizer = backend.tokenizer(config)
@@ -116,7 +115,7 @@ def _run(config: TokenizerConfig, backend: Backend, folder: Path, start: Path | 
         clock, images = time.perf_counter(), 0
         for step, batch in enumerate(loader.batches(first, last), start=first):
             temperature = cooled(config.temperature, step / total)
-            lr = learning_rate(step, total, optim.warmup_epochs * epoch, optim.lr, optim.min_lr, optim.schedule)
+            lr = rate(optim, step, epoch)
             done, images = step + 1, images + batch.total
             pending.add(done, tokenizer.train_step(batch.images, temperature, lr, optim.weight_decay))
             log.advance(done)

@@ -58,7 +58,7 @@ class Plain:
 class Tiny:
     """One pixel of an image."""
 
-    image_size = (1, 1)
+    shape = (1, 1, 3)
 
     def __call__(self, image, rng):
         return np.asarray(image)[:1, :1]

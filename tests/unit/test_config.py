@@ -78,7 +78,7 @@ def test_a_section_given_in_part_keeps_the_other_defaults_of_its_recipe():
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
-        (["optim.epoch=3"], "optim.epoch: unknown key; known here are epochs, batch_size, "),
+        (["optim.epoch=3"], "optim.epoch: unknown key; known here are epochs, steps, batch_size, "),
         (["epochs=3"], "epochs: unknown key; known here are objective, encoder, "),
         (["model.x.y=1"], "model.x: unknown key; known here are init, width, depth, "),
         (

@@ -2,9 +2,10 @@
 
 import pytest
 import torch
-from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, MultiStepLR, SequentialLR
+from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, MultiStepLR, PolynomialLR, SequentialLR
 
-from ehm.schedule import learning_rate
+from ehm.config import OptimConfig
+from ehm.schedule import learning_rate, rate
 
 PEAK, FLOOR = 4e-4, 1e-5
 
@@ -32,6 +33,24 @@ def test_cosine_is_cosine_annealing(floor):
     ours = [learning_rate(step, 200, 0, PEAK, floor) for step in range(200)]
     theirs = rates(200, lambda optimizer: CosineAnnealingLR(optimizer, 200, eta_min=floor))
     assert ours == pytest.approx(theirs, rel=1e-6, abs=1e-12)
+
+
+def test_steps_fall_at_each_milestone():
+    ours = [learning_rate(step, 12, 0, PEAK, schedule="step", milestones=(8 / 12, 11 / 12)) for step in range(12)]
+    assert ours == pytest.approx(rates(12, lambda optimizer: MultiStepLR(optimizer, [8, 11], gamma=0.1)))
+
+
+def test_linear_is_polynomial_of_power_one():
+    ours = [learning_rate(step, 160, 0, PEAK, schedule="linear") for step in range(160)]
+    assert ours == pytest.approx(rates(160, lambda optimizer: PolynomialLR(optimizer, 160, power=1.0)))
+
+
+def test_a_run_is_as_long_as_its_epochs_or_its_steps_say():
+    epochs = OptimConfig(epochs=10, warmup_epochs=2, batch_size=256, base_lr=PEAK)
+    steps = OptimConfig(steps=50, warmup_steps=10, batch_size=256, base_lr=PEAK)
+    assert (epochs.total(5), epochs.warmup(5), steps.total(7), steps.warmup(7)) == (50, 10, 50, 10)
+    assert [rate(epochs, step, 5) for step in range(50)] == [rate(steps, step, 7) for step in range(50)]
+    assert rate(steps, 5, 7) == PEAK / 2
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,137 @@
+"""Four maps of features, at strides 4, 8, 16 and 32, from any encoder: what dense prediction builds on.
+
+Shapes: B images of H x W pixels, C channels of a level.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from timm.layers.format import Format
+from timm.models.beit import Beit
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ehm.backends.torch.models.vit import layers_of
+from ehm.backends.torch.weights import Loaded, load_model
+from ehm.config import ModelSource
+from ehm.errors import ConfigError
+
+__all__ = ["STRIDES", "Pyramid", "load_pyramid", "nested_layers", "quarters", "thirds"]
+
+STRIDES = (4, 8, 16, 32)
+
+
+def quarters(depth: int) -> tuple[int, ...]:
+    """The last block of each quarter, as MAE detects (Li et al., 2021) and the paper does (V-B): 2, 5, 8, 11 of 12."""
+    return tuple(depth * part // 4 - 1 for part in (1, 2, 3, 4))
+
+
+def thirds(depth: int) -> tuple[int, ...]:
+    """The last block of each third and the middle one, as BEiT and MAE segment: 3, 5, 7, 11 of 12."""
+    return depth // 3 - 1, depth // 2 - 1, depth * 2 // 3 - 1, depth - 1
+
+
+class Pyramid(nn.Module):
+    """A timm model, ``encoder``, whose maps are brought to :data:`STRIDES` where they do not have them already.
+
+    Normalised (B, 3, H, W) -> four maps (B, C_i, H / s_i, W / s_i). A ViT gives what its blocks ``taps`` leave,
+    enlarged by transposed convolutions or reduced by a maximum, as BEiT's published code does for patches of 16; where
+    the side of its patches is no power of two, images are resized so that they become one (448 pixels for 512, of 14).
+    A Swin, or a convolutional network of timm's, has stages of these strides. ``channels`` are the C_i.
+
+    ``any_size`` says whether H and W may be any multiples of 32, as with ViTs whose positions are added, and with
+    convolutions; others take images of the size that they were made for. ConfigError for an encoder without such maps.
+    """
+
+    def __init__(self, encoder: Any, taps: Sequence[int] | None = None) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.neck: nn.ModuleList | None = None
+        self._scale = 1.0
+        if isinstance(encoder, VisionTransformer | Beit):
+            self._init_vit(encoder, thirds(len(encoder.blocks)) if taps is None else tuple(taps))
+        else:
+            self._init_stages(encoder)
+
+    def _init_vit(self, encoder: Any, taps: tuple[int, ...]) -> None:
+        if min(taps) < 0 or max(taps) >= len(encoder.blocks):
+            raise ConfigError(f"model: maps behind blocks {list(taps)}; the encoder has {len(encoder.blocks)}")
+        patch, width = encoder.patch_embed.patch_size[0], encoder.embed_dim
+        stride = 2 ** round(math.log2(patch))
+        self._scale = patch / stride
+        self.any_size = isinstance(encoder, VisionTransformer)
+        if self.any_size:
+            _take_any_size(encoder)
+        elif self._scale != 1:
+            raise ConfigError(f"model: patches of {patch} pixels; with relative positions they need a power of two")
+        self.taps: tuple[int, ...] = taps
+        self.channels: tuple[int, ...] = (width,) * len(STRIDES)
+        self.neck = nn.ModuleList(_resize(width, stride, wanted) for wanted in STRIDES)
+
+    def _init_stages(self, encoder: Any) -> None:
+        stages = {facts["reduction"]: index for index, facts in enumerate(encoder.feature_info)}
+        if not set(STRIDES) <= set(stages):
+            raise ConfigError(f"model: {type(encoder).__name__} has maps at strides {sorted(stages)}, not 4, 8, 16, 32")
+        self.any_size = not hasattr(encoder, "set_input_size")
+        self.taps = tuple(stages[stride] for stride in STRIDES)
+        self.channels = tuple(encoder.feature_info[index]["num_chs"] for index in self.taps)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """See the class."""
+        if self._scale != 1:
+            size = [round(side * self._scale) for side in images.shape[2:]]
+            images = F.interpolate(images, size, mode="bilinear", align_corners=False)
+        maps: list[Tensor] = self.encoder.forward_intermediates(
+            images, indices=list(self.taps), output_fmt="NCHW", intermediates_only=True
+        )
+        return maps if self.neck is None else [layer(level) for layer, level in zip(self.neck, maps, strict=True)]
+
+
+def load_pyramid(
+    source: ModelSource, image_size: tuple[int, int], taps: Sequence[int] | None = None
+) -> tuple[Pyramid, Loaded]:
+    """The encoder that ``source`` names, without head, as a pyramid for images of ``image_size`` = (H, W).
+
+    Where images of any size pass, the positions stay those of the weights and are resampled in every pass; otherwise
+    the encoder is made for ``image_size``. The rest of the pyramid begins with random weights. Raises as
+    ``load_model`` and :class:`Pyramid` do.
+    """
+    loaded = load_model(source)
+    pyramid = Pyramid(loaded.model, taps)
+    if not pyramid.any_size and loaded.image_size != image_size:
+        loaded = load_model(source.model_copy(update={"image_size": image_size}))
+        pyramid = Pyramid(loaded.model, taps)
+    return pyramid, loaded
+
+
+def nested_layers(model: nn.Module) -> dict[str, int]:
+    """Layer of every parameter of the encoder inside ``model``; see :func:`layers_of`. What is missing is the head's.
+
+    The encoder is the one module that has the name ``encoder``.
+    """
+    ((name, encoder),) = ((name, module) for name, module in model.named_modules() if name.split(".")[-1] == "encoder")
+    return {f"{name}.{parameter}": layer for parameter, layer in layers_of(encoder).items()}
+
+
+def _resize(width: int, stride: int, wanted: int) -> nn.Module:
+    """From maps at ``stride`` to such at ``wanted``."""
+    if wanted > stride:
+        return nn.MaxPool2d(wanted // stride)
+    layers: list[nn.Module] = []
+    while stride > wanted:
+        layers += [nn.BatchNorm2d(width), nn.GELU()] if layers else []
+        layers.append(nn.ConvTranspose2d(width, width, 2, stride=2))
+        stride //= 2
+    return nn.Sequential(*layers)
+
+
+def _take_any_size(model: Any) -> None:
+    """Let timm resample the positions in every pass: what ``dynamic_img_size`` does when a ViT is made."""
+    model.dynamic_img_size = True
+    model.patch_embed.strict_img_size = False
+    model.patch_embed.flatten = False
+    model.patch_embed.output_fmt = Format.NHWC

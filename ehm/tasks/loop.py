@@ -1,0 +1,217 @@
+"""Supervised training, written once for every task and backend: read it from top to bottom.
+
+A run's folder holds ``config.yaml``, ``metrics.jsonl``, ``tensorboard/``, ``checkpoints/`` (the newest), ``best/`` (the
+one of the highest score) and, at the end, ``metrics.json``.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, Protocol, SupportsFloat, TypeVar
+
+from ehm import checkpoint
+from ehm.backends.base import Backend, TaskLearner
+from ehm.config import TaskConfig
+from ehm.runlog import RunLog, console
+from ehm.runs import Metrics, all_broken, describe_run, on, save, say_broken, store, write_json
+from ehm.schedule import rate
+from ehm.tasks.labelled import Part
+
+__all__ = ["Batches", "Measured", "Result", "Task", "fit"]
+
+
+class Measured(Protocol):
+    """What a task found on the images that it is measured on."""
+
+    @property
+    def figures(self) -> Mapping[str, float | None]:
+        """The figures for the whole, which are logged; ``score`` names the first of them."""
+        ...
+
+    @property
+    def score(self) -> float:
+        """The higher, the better: ``best/`` goes by it."""
+        ...
+
+    def to_json(self) -> dict[str, Any]:
+        """All figures, as plain values for ``metrics.json``."""
+        ...
+
+    def show(self) -> None:
+        """Print them for people."""
+        ...
+
+
+R = TypeVar("R", bound=Measured)
+R_co = TypeVar("R_co", bound=Measured, covariant=True)
+
+
+class Batches(Protocol):
+    """What a task trains on: a :class:`ehm.data.Loader`, or what numbers its batches as that does."""
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches of an epoch, at least 1."""
+        ...
+
+    def batches(self, start: int, stop: int) -> Iterator[Any]:
+        """The batches of these global steps; each has ``total``, how many images all processes have in it."""
+        ...
+
+
+class Task(Protocol[R_co]):
+    """One kind of supervised training.
+
+    ``kind`` names its checkpoints, ``headline`` says what is trained, ``train`` and ``val`` on which images.
+    """
+
+    kind: str
+    headline: str
+    train: Part
+    val: Part
+    classes: tuple[str, ...]
+
+    @property
+    def config(self) -> TaskConfig:
+        """What the task was made from."""
+        ...
+
+    @property
+    def loader(self) -> Batches:
+        """What it trains on."""
+        ...
+
+    @property
+    def learner(self) -> TaskLearner:
+        """What is trained; the loop saves and loads it."""
+        ...
+
+    @property
+    def stored(self) -> dict[str, Any]:
+        """``config`` as JSON, without what a checkpoint need not keep."""
+        ...
+
+    @property
+    def broken(self) -> Mapping[str, str]:
+        """Files that could not be read, and why."""
+        ...
+
+    def step(self, batch: Any, step: int, lr: float) -> Mapping[str, SupportsFloat]:
+        """One optimiser step on a batch of ``loader``; ``loss`` is among the metrics."""
+        ...
+
+    def measure(self) -> R_co:
+        """Measure ``learner`` on ``val``; every process calls this."""
+        ...
+
+    def close(self) -> None:
+        """End what reads images."""
+        ...
+
+
+@dataclass(frozen=True)
+class Result(Generic[R]):
+    """Where a run's results are. ``report`` measures the end of training, which ``checkpoint`` holds.
+
+    ``best`` is the checkpoint of the highest score: chosen on the images that it is measured on.
+    """
+
+    out: Path
+    checkpoint: Path
+    best: Path
+    report: R
+
+    @property
+    def metrics(self) -> Mapping[str, float | None]:
+        """The report's figures for the whole."""
+        return self.report.figures
+
+
+def fit(task: Task[R], backend: Backend, folder: Path, start: Path | None = None, title: str = "finetune") -> Result[R]:
+    """Train ``task`` into ``folder``, from the checkpoint ``start`` if there is one."""
+    config, learner, loader, processes = task.config, task.learner, task.loader, backend.processes
+    optim, run, leads = config.optim, config.run, processes.rank == 0
+    first, best_score, best, result = 0, -1.0, None, None
+    if start is not None:
+        state, meta = checkpoint.read(start)
+        learner.load(state)
+        first, best_score = int(meta["step"]), float(meta["best_score"])
+        best = checkpoint.newest(folder / "best")
+    epoch = loader.steps_per_epoch
+    total = optim.total(epoch)
+    last = min(total, run.max_steps or total)
+    saving, measuring = (max(1, round(share * epoch)) for share in (run.checkpoint_every, run.measure_every))
+    _announce(task, backend, total, folder, start)
+    if leads:
+        store(config, folder)
+
+    metrics, saved = Metrics(), start
+    with closing(task), RunLog(folder, last, first, title, run.tensorboard, silent=not leads) as log:
+        clock, seen = time.perf_counter(), 0
+        for step, batch in enumerate(loader.batches(first, last), start=first):
+            lr = rate(optim, step, epoch)
+            metrics.add(step + 1, task.step(batch, step, lr))
+
+            done, seen = step + 1, seen + batch.total
+            log.advance(done)
+            measure, due = done % measuring == 0 or done == last, done % saving == 0 or done == last
+            if measure or due or done % run.log_every == 0:
+                values = {**metrics.read(saved), "epoch": done / epoch, "lr": lr}
+                values["images_per_second"] = seen / (time.perf_counter() - clock)
+                if measure:
+                    result = task.measure()
+                    values |= {name: value for name, value in result.figures.items() if value is not None}
+                log.log(done, values)
+                clock, seen = time.perf_counter(), 0
+            if not (measure or due):
+                continue
+            better = measure and result is not None and result.score > best_score
+            best_score = result.score if result is not None and better else best_score
+            said = describe_run(task.kind, task.stored, backend, done, epoch) | {
+                "classes": list(task.classes),
+                "image_size": list(learner.image_size),
+                "encoder": dict(learner.architecture),
+                "best_score": best_score,
+                "metrics": {} if result is None else dict(result.figures),
+            }
+            if better:
+                best = save(folder / "best", learner, said, 1, processes)
+            if due:
+                saved = save(folder / "checkpoints", learner, said, run.keep, processes)
+        if result is None:  # resumed at its end
+            result = task.measure()
+    assert saved is not None
+    best = best or saved
+    result.show()
+    say_broken(all_broken(task.broken, processes))
+    if leads:
+        _write_metrics(folder, task.val, result, saved, best, best_score)
+    return Result(folder, saved, best, result)
+
+
+def _write_metrics(folder: Path, val: Part, result: Measured, saved: Path, best: Path, best_score: float) -> None:
+    name = next(iter(result.figures))
+    chosen = {"checkpoint": str(best), name: best_score}
+    values = {"checkpoint": str(saved), "part": val.title, **result.to_json(), "best": chosen}
+    path = write_json(folder / "metrics.json", values)
+    console.print(f"Checkpoint: {saved} (the highest {name.replace('_', ' ')}, {best_score:.1%}: {best})")
+    console.print(f"Report: {path}")
+
+
+def _announce(task: Task[Any], backend: Backend, total: int, folder: Path, start: Path | None) -> None:
+    config, epoch = task.config, task.loader.steps_per_epoch
+    optim, (height, width) = config.optim, task.learner.image_size
+    length = f"{total:,} steps" if optim.steps else f"{optim.epochs} epochs of {epoch:,} steps"
+    console.print(f"{task.headline} at {height} x {width} pixels, {len(task.classes):,} classes")
+    console.print(
+        f"  on {config.data.source}: {len(task.train):,} images ({task.train.title}), measured on {len(task.val):,} "
+        f"({task.val.title}); {length}, batch {optim.batch_size}, {config.optimizer}, "
+        f"learning rate {optim.lr:.2e}; {on(backend)}"
+    )
+    for note in task.learner.notes:
+        console.print(f"  {note}")
+    console.print(f"  into {folder}" + (f", continuing {start.name}" if start else ""))
