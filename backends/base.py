@@ -9,7 +9,7 @@ Shapes: B images, H x W pixels, N patches, D features, C classes, L = 1 + N toke
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol, SupportsFloat
 
@@ -17,15 +17,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from ehm.config import FinetuneConfig, ModelSource, TokenizerConfig, TrainConfig
+    from ehm.config import DetectionConfig, FinetuneConfig, ModelSource, TokenizerConfig, TrainConfig
 
 __all__ = [
     "ALONE",
     "Arrays",
     "Backend",
     "Classifier",
+    "Detections",
+    "Detector",
     "DeviceInfo",
     "Encoder",
+    "Instances",
     "Learner",
     "LearnerState",
     "MasksOnDevice",
@@ -194,6 +197,44 @@ class Classifier(TaskLearner, Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Instances:
+    """The n objects of an image of H x W pixels, as they were annotated.
+
+    ``boxes`` (n, 4) float32 are left, top, right and bottom in pixels, right > left and bottom > top; ``labels`` (n,)
+    int64 are class numbers; ``masks`` (n, H, W) bool, or None where objects have boxes alone.
+    """
+
+    boxes: NDArray[np.float32]
+    labels: NDArray[np.int64]
+    masks: NDArray[np.bool_] | None = None
+
+
+@dataclass(frozen=True)
+class Detections(Instances):
+    """Objects as they were found, the likeliest first; ``scores`` (n,) float32 in [0, 1]."""
+
+    scores: NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, np.float32))
+
+
+class Detector(TaskLearner, Protocol):
+    """An encoder under the heads of Mask R-CNN, or of Faster R-CNN where objects have boxes alone.
+
+    Its images, (H, W, 3) uint8, may have any size and need not be alike: they are resized inside, to ``image_size`` at
+    most.
+    """
+
+    def train_step(
+        self, images: Sequence[NDArray[np.uint8]], targets: Sequence[Instances], lr: float, weight_decay: float
+    ) -> Mapping[str, SupportsFloat]:
+        """One optimiser step; among the metrics are ``loss`` and its terms, each with a name of its own."""
+        ...
+
+    def detect(self, images: Sequence[NDArray[np.uint8]]) -> list[Detections]:
+        """Evaluation mode: the objects in each image, in pixels of that image as it was given."""
+        ...
+
+
 class TokenizerLearner(Protocol):
     """A discrete VAE in training, whose codes become BEiT's visual tokens."""
 
@@ -265,6 +306,10 @@ class Backend(Protocol):
 
     def classifier(self, config: FinetuneConfig, classes: int) -> Classifier:
         """An encoder from ``config.model`` under a fresh linear head of ``classes``."""
+        ...
+
+    def detector(self, config: DetectionConfig, classes: int) -> Detector:
+        """An encoder from ``config.model`` under fresh heads for ``classes`` kinds of objects."""
         ...
 
     def encoder(self, source: ModelSource) -> Encoder:

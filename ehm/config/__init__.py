@@ -21,7 +21,7 @@ from ehm.config.sections import (
     TritonConfig,
 )
 from ehm.config.specs import encoder_spec
-from ehm.config.tasks import TASKS, AugmentConfig, FinetuneConfig, ProbeConfig, TaskConfig
+from ehm.config.tasks import TASKS, AugmentConfig, DetectionConfig, FinetuneConfig, ProbeConfig, TaskConfig
 
 __all__ = [
     "TASKS",
@@ -29,6 +29,7 @@ __all__ = [
     "AugmentConfig",
     "CalibrationConfig",
     "DataConfig",
+    "DetectionConfig",
     "ExportConfig",
     "FinetuneConfig",
     "MaskConfig",

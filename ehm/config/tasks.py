@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from ehm.config.sections import DataConfig, ModelSource, OptimConfig, Positive, RunConfig, Section, Share, Unit
 
-__all__ = ["TASKS", "AugmentConfig", "FinetuneConfig", "ProbeConfig", "TaskConfig"]
+__all__ = ["TASKS", "AugmentConfig", "DetectionConfig", "FinetuneConfig", "ProbeConfig", "TaskConfig"]
+
+
+def _listed(value: Any) -> Any:
+    return (value,) if isinstance(value, int) else value
 
 
 class AugmentConfig(Section):
@@ -78,5 +82,51 @@ class ProbeConfig(FinetuneConfig):
     neighbours: Positive = 20
 
 
-TASKS: dict[str, type[TaskConfig]] = {"classification": FinetuneConfig}
+class DetectionConfig(TaskConfig):
+    """Mask R-CNN on the encoder's maps at strides 4, 8, 16 and 32 (paper, V-B). The defaults are the 1x schedule.
+
+    Images are enlarged or reduced until their shorter side has ``min_size`` pixels, or their longer one ``max_size``;
+    of several ``min_size`` each image in training draws one, and the last one measures. Encoders that take one size
+    only (Swin, relative positions) get that of ``model.image_size``, a square: images are fitted into it and padded.
+    ``masks`` false trains Faster R-CNN on boxes alone. ``anchor_sizes`` are the sides in pixels of the boxes that the
+    strides 4 to 64 start from; ``width`` is the number of features of the pyramid and the heads, and ``proposals`` of
+    an image's boxes teach the heads in a step. ``detections`` is how many an image may have, of ``score_threshold`` at
+    least. Folds hold out images.
+
+    Of ``data``, ``flip`` alone augments.
+    """
+
+    task: Literal["detection"] = "detection"
+    model: ModelSource = ModelSource(drop_path=0.1)
+    data: DataConfig = DataConfig(source="coco", crop_scale=(1, 1))
+    optim: OptimConfig = OptimConfig(
+        epochs=12,
+        batch_size=16,
+        base_lr=1.6e-3,
+        warmup_epochs=0,
+        warmup_steps=500,
+        schedule="step",
+        milestones=(8 / 12, 11 / 12),
+        betas=(0.9, 0.999),
+    )
+    optimizer: Literal["adamw"] = "adamw"
+    min_size: Annotated[tuple[Positive, ...], Field(min_length=1), BeforeValidator(_listed)] = (800,)
+    max_size: Positive = 1333
+    masks: bool = True
+    anchor_sizes: tuple[Positive, Positive, Positive, Positive, Positive] = (32, 64, 128, 256, 512)
+    width: Positive = 256
+    proposals: Positive = 512
+    detections: Positive = 100
+    score_threshold: Annotated[float, Field(ge=0, lt=1)] = 0.05
+
+    @model_validator(mode="after")
+    def _fits(self) -> DetectionConfig:
+        if max(self.min_size) > self.max_size:
+            raise ValueError(f"min_size {max(self.min_size)} is more than max_size {self.max_size}")
+        if self.data.layout != "auto" or self.data.crop_scale != (1, 1) or self.data.color_jitter:
+            raise ValueError("data: detection reads COCO's layout and neither crops images nor changes their colours")
+        return self
+
+
+TASKS: dict[str, type[TaskConfig]] = {"classification": FinetuneConfig, "detection": DetectionConfig}
 """The configuration of each task, by what ``--task`` and the key ``task`` say."""

@@ -22,7 +22,7 @@ __all__ = ["Evaluation", "Stored", "evaluate"]
 C = TypeVar("C", bound=TaskConfig)
 R = TypeVar("R", bound=Measured)
 
-_HOMES = {"classifier": "ehm.tasks.classification"}
+_HOMES = {"classifier": "ehm.tasks.classification", "detector": "ehm.tasks.detection"}
 """Where ``reopen`` is for each kind of checkpoint."""
 
 
@@ -49,12 +49,16 @@ class Stored:
 
 @dataclass(frozen=True)
 class Evaluation(Generic[R]):
-    """What is going to be measured; ``broken`` are the files that could not be read, and why."""
+    """What is going to be measured; ``broken`` are the files that could not be read, and why.
+
+    ``draw`` writes pictures of results into a folder, after the measurement.
+    """
 
     source: str
     part: Part
     measure: Callable[[], R]
     broken: Mapping[str, str]
+    draw: Callable[[Path], None] | None = None
 
 
 def evaluate(
@@ -69,8 +73,8 @@ def evaluate(
 
     On the images that its training held out; or, where ``config`` or ``overrides`` name another ``data.source``, on
     that one's validation part, or on all of it if it has no parts. The model's settings are always the checkpoint's.
-    With ``out`` the report goes to ``out/metrics.json``. The report is that of the task, for example
-    :class:`ehm.tasks.metrics.Report`.
+    With ``out`` the report goes to ``out/metrics.json``, and what a task draws beside it. The report is that of the
+    task, for example :class:`ehm.tasks.metrics.Report`.
     Raises CheckpointError where no task's model is there, DataError where the images do not fit it.
     """
     backend = backends.get(device)
@@ -88,6 +92,8 @@ def evaluate(
         values = {"checkpoint": str(checkpoint), "source": evaluation.source, "part": part.title}
         path = write_json(Path(out) / "metrics.json", {**values, **result.to_json()})
         console.print(f"Report: {path}")
+        if evaluation.draw is not None:
+            evaluation.draw(Path(out))
     return result
 
 
