@@ -18,17 +18,16 @@ from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     from ehm.config import DetectionConfig, FinetuneConfig, ModelSource, TokenizerConfig, TrainConfig
+    from ehm.instances import Detections, Instances
 
 __all__ = [
     "ALONE",
     "Arrays",
     "Backend",
     "Classifier",
-    "Detections",
     "Detector",
     "DeviceInfo",
     "Encoder",
-    "Instances",
     "Learner",
     "LearnerState",
     "MasksOnDevice",
@@ -195,26 +194,6 @@ class Classifier(TaskLearner, Protocol):
     def logits(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Evaluation mode: (B, H, W, 3) -> (B, C)."""
         ...
-
-
-@dataclass(frozen=True)
-class Instances:
-    """The n objects of an image of H x W pixels, as they were annotated.
-
-    ``boxes`` (n, 4) float32 are left, top, right and bottom in pixels, right > left and bottom > top; ``labels`` (n,)
-    int64 are class numbers; ``masks`` (n, H, W) bool, or None where objects have boxes alone.
-    """
-
-    boxes: NDArray[np.float32]
-    labels: NDArray[np.int64]
-    masks: NDArray[np.bool_] | None = None
-
-
-@dataclass(frozen=True)
-class Detections(Instances):
-    """Objects as they were found, the likeliest first; ``scores`` (n,) float32 in [0, 1]."""
-
-    scores: NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, np.float32))
 
 
 class Detector(TaskLearner, Protocol):

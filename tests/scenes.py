@@ -1,6 +1,6 @@
 """Photographed objects on other photographs, with their boxes and masks in COCO's format.
 
-Coins (of scikit-image's photograph), and a cat's face, lie on solar cells (of elpv-dataset) and on gravel.
+Cat's faces and cups (of scikit-image's photographs) lie on solar cells (of elpv-dataset) and on gravel.
 """
 
 import json
@@ -10,13 +10,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 from pycocotools import mask as tools
-from scipy import ndimage
-from skimage import data, filters
+from skimage import data
 
-from ehm.data import open_source
 from ehm.config import DataConfig
+from ehm.data import open_source
 
-CLASSES = ("coin", "cat")
+CLASSES = ("cat", "cup")
 
 
 def write_scenes(root: Path, images: int, seed: int, name: str, side: int = 96) -> None:
@@ -59,8 +58,8 @@ def scene(rng, side):
     free, objects = np.ones((height, width), bool), []
     for _ in range(int(rng.integers(1, 4))):
         label = int(rng.integers(2))
-        cut, mask = resized(*things()[label][rng.integers(len(things()[label]))], int(rng.integers(26, 44)))
-        top, left = (int(rng.integers(0, most - size + 1)) for most, size in zip((height, width), mask.shape))
+        cut, mask = resized(*things()[label][rng.integers(len(things()[label]))], int(side * rng.uniform(0.3, 0.48)))
+        top, left = rng.integers(0, np.subtract((height, width), mask.shape) + 1)
         place = np.s_[top : top + mask.shape[0], left : left + mask.shape[1]]
         if not free[place].all():
             continue
@@ -74,19 +73,12 @@ def scene(rng, side):
 
 @cache
 def things():
-    """Cut-outs and masks of each class."""
-    coins = data.coins()
-    filled = ndimage.binary_fill_holes(ndimage.binary_closing(coins > filters.threshold_otsu(coins), iterations=2))
-    parts, _ = ndimage.label(ndimage.binary_opening(filled, iterations=3))
-    found = []
-    for number, place in enumerate(ndimage.find_objects(parts), start=1):
-        mask = parts[place] == number
-        if 0.7 < mask.mean() < 0.85 and 900 < mask.sum() < 4000:  # an ellipse fills pi / 4 of its box
-            found.append((np.repeat(coins[place][..., None], 3, 2), mask))
-    assert len(found) > 8
-    cat = data.chelsea()[10:250, 80:340]
-    rows, columns = np.ogrid[-1 : 1 : cat.shape[0] * 1j, -1 : 1 : cat.shape[1] * 1j]
-    return found, [(cat, rows**2 + columns**2 < 1)]
+    """Cut-outs and masks of each class: ellipses around a cat's face, and around a cup."""
+    return [
+        [(cut, rows**2 + columns**2 < 1)]
+        for cut in (data.chelsea()[10:250, 80:340], data.coffee()[50:340, 150:470])
+        for rows, columns in [np.ogrid[-1 : 1 : cut.shape[0] * 1j, -1 : 1 : cut.shape[1] * 1j]]
+    ]
 
 
 @cache

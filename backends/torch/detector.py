@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ehm.backends.base import ALONE, Detections, Instances, LearnerState, Processes
+from ehm.backends.base import ALONE, LearnerState, Processes
 from ehm.backends.common import STEP, entropy
 from ehm.backends.torch.distributed import mean
 from ehm.backends.torch.models.pyramid import nested_layers
@@ -22,6 +22,7 @@ from ehm.backends.torch.optim import param_groups
 from ehm.backends.torch.tensors import Pixels, load_arrays, to_arrays, upload
 from ehm.backends.torch.training import Training, recompute, seeded
 from ehm.config import DetectionConfig
+from ehm.instances import Detections, Instances
 
 __all__ = ["TorchDetector"]
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from ehm.analysis.colours import PALETTE
-from ehm.backends.base import Detections
+from ehm.instances import Detections
 
 __all__ = ["draw_objects"]
 

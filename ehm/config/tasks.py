@@ -106,7 +106,7 @@ class DetectionConfig(TaskConfig):
         warmup_epochs=0,
         warmup_steps=500,
         schedule="step",
-        milestones=(8 / 12, 11 / 12),
+        milestones=(0.6666667, 0.9166667),
         betas=(0.9, 0.999),
     )
     optimizer: Literal["adamw"] = "adamw"

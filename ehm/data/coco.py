@@ -20,10 +20,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ehm.backends.base import Instances
 from ehm.data.decode import decode
 from ehm.data.source import Split
 from ehm.errors import BrokenImage, DataError
+from ehm.instances import Instances
 
 __all__ = ["CocoSource", "coco", "mask_tools"]
 
@@ -111,11 +111,11 @@ def coco(source: str, split: Split, masks: bool = True) -> CocoSource:
 
 
 def mask_tools() -> Any:
-    """pycocotools.mask: run-length encoded masks. Raises DataError where it is not installed."""
+    """Run-length encoded masks: the functions of pycocotools.mask. Raises DataError where they are not installed."""
     try:
-        return import_module("pycocotools.mask")
+        return import_module("faster_coco_eval.core.mask")
     except ImportError:
-        raise DataError("COCO's annotations are read by pycocotools; pip install 'ehm[tasks]' installs it") from None
+        raise DataError("COCO's masks are read by faster-coco-eval; pip install 'ehm[tasks]' installs it") from None
 
 
 def _read(file: Path, folder: Path, split: Split, masks: bool) -> CocoSource:

@@ -10,10 +10,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from ehm.backends.base import Instances
 from ehm.data.coco import CocoSource
 from ehm.data.samples import Sampler
 from ehm.errors import BrokenImage, ConfigError, DataError
+from ehm.instances import Instances
 
 __all__ = ["ListBatch", "ListLoader", "mirrored"]
 

@@ -1,4 +1,6 @@
-"""Average precision of boxes and of masks as COCO counts it (Lin et al., 2014), by pycocotools.
+"""Average precision of boxes and of masks as COCO counts it (Lin et al., 2014).
+
+faster-coco-eval counts: the same numbers as pycocotools', of which it is many times as fast.
 
 An average precision is the mean of the precision at 101 recalls; AP is its mean over classes and over the overlaps
 0.50, 0.55, … 0.95 from which on a detection counts, AP50 that at 0.50. Small are objects below 32 x 32 pixels, large
@@ -7,9 +9,7 @@ from 96 x 96. Crowds are ignored: a detection inside one is neither right nor wr
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
-from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from typing import Any, Literal
@@ -17,14 +17,14 @@ from typing import Any, Literal
 import numpy as np
 from rich.table import Table
 
-from ehm.backends.base import Detections
 from ehm.data.coco import mask_tools
+from ehm.instances import Detections
 from ehm.runlog import console
 
 __all__ = ["AveragePrecision", "Precision", "as_results", "average_precision"]
 
 Row = dict[str, Any]
-"""A detection or an annotation as pycocotools takes it, ``category_id`` being the class number."""
+"""A detection or an annotation as COCO has it, ``category_id`` being the class number."""
 _SHOWN_CLASSES = 20
 
 
@@ -134,9 +134,8 @@ def average_precision(
     def measure(kind: Literal["bbox", "segm"]) -> Precision:
         rows = [dict(row) for row in found]
         for row in rows:
-            row.pop("bbox" if kind == "segm" else "segmentation", None)  # which pycocotools would take areas from
-        with redirect_stdout(io.StringIO()):
-            answers = right.loadRes(rows) if rows else _database(images, categories, [])
+            row.pop("bbox" if kind == "segm" else "segmentation", None)  # from which areas would be taken
+        answers = right.loadRes(rows) if rows else _database(images, categories, [])
         return _evaluate(right, answers, kind, len(classes), detections)
 
     counts = np.bincount([row["category_id"] for row in objects if not row["iscrowd"]], minlength=len(classes))
@@ -150,7 +149,7 @@ def average_precision(
 
 
 def _complete(row: Row, number: int, size: tuple[int, int]) -> Row:
-    """With an id of its own, which pycocotools wants from 1 on, and with what COCO's files have besides."""
+    """With an id of its own, which starts at 1 as 0 means no match, and with what COCO's files have besides."""
     whole = {**row, "id": number, "iscrowd": int(row.get("iscrowd") or 0)}
     if "area" not in whole:
         whole["area"] = _area(row, size)
@@ -171,19 +170,17 @@ def _area(row: Row, size: tuple[int, int]) -> float:
 
 
 def _database(images: Sequence[Mapping[str, Any]], categories: list[Row], annotations: list[Row]) -> Any:
-    database = import_module("pycocotools.coco").COCO()
+    database = import_module("faster_coco_eval").COCO()
     database.dataset = {"images": list(images), "categories": categories, "annotations": annotations}
-    with redirect_stdout(io.StringIO()):
-        database.createIndex()
+    database.createIndex()
     return database
 
 
 def _evaluate(right: Any, answers: Any, kind: Literal["bbox", "segm"], classes: int, detections: int) -> Precision:
-    evaluation = import_module("pycocotools.cocoeval").COCOeval(right, answers, kind)
-    evaluation.params.maxDets = [1, 10, detections]
-    with redirect_stdout(io.StringIO()):
-        evaluation.evaluate()
-        evaluation.accumulate()
+    evaluation = import_module("faster_coco_eval").COCOeval_faster(right, answers, kind)
+    evaluation.params.maxDets = [detections]
+    evaluation.evaluate()
+    evaluation.accumulate()
     # (overlaps, recalls, classes, areas, detections), -1 where no object counts
     precision = evaluation.eval["precision"][:, :, :, :, -1]
     of_class = (_mean(precision[:, :, number, 0]) for number in range(classes))
