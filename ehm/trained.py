@@ -158,7 +158,9 @@ def _checkpoint(source: ModelSource, head: Head) -> Found:
     kind, digest = meta["kind"], meta["sha256"]["model.safetensors"]
     pool: Pool = "avg"
     labels: tuple[str, ...] = ()
-    if kind != "pretrain":
+    if kind == "detector" and head not in _HEADLESS:
+        raise CheckpointError(f"{path}: holds a detector, which has no bundle yet; --head features exports its encoder")
+    if kind == "classifier":
         pool = meta["config"]["pool"]
         labels = () if head in _HEADLESS else tuple(meta["classes"])
     elif head == "classifier":

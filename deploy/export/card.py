@@ -108,7 +108,7 @@ def _trained(run: dict[str, Any]) -> str:
             f"Pretrained without labels by {config['objective']}, masking {config['masking']} "
             f"({config['mask']['ratio']:.0%} of the patches hidden)"
         )
-    elif config["frozen"]:
+    elif config.get("frozen"):
         how = f"A linear classifier of {len(run['classes'])} classes trained on the frozen encoder"
     else:
         how = f"Fine-tuned to {len(run['classes'])} classes"
@@ -128,7 +128,7 @@ def _metrics(manifest: Manifest, runs: list[dict[str, Any]]) -> str:
         return "The checkpoint records none."
     which = f"Of the checkpoint {_name(manifest.source.checkpoint)}, on all images that its run held out"
     if Path(manifest.source.checkpoint).parent.name == "best":
-        which += "; it was chosen for its balanced accuracy on the same ones, which flatters it"
+        which += f"; it was chosen for its {next(iter(found)).replace('_', ' ')} on the same ones, which flatters it"
     return "\n".join([f"{which}:\n", "| | |", "|---|---|", *lines])
 
 

@@ -19,6 +19,8 @@ from ehm.backends.torch.detector import TorchDetector
 from ehm.cli import main
 from ehm.config import DetectionConfig, FinetuneConfig
 from ehm.data.coco import coco
+from ehm.deploy.export import export
+from ehm.deploy.predict import predict
 from ehm.errors import CheckpointError, ConfigError, DataError
 from ehm.tasks.evaluate import evaluate
 from ehm.tasks.finetune import finetune
@@ -188,6 +190,17 @@ def test_its_encoder_begins_with_weights_and_gives_its_own_on(config, learned, f
     np.testing.assert_array_equal(
         theirs["blocks.3.attn.qkv.weight"], arrays["backbone.pyramid.encoder.blocks.3.attn.qkv.weight"]
     )
+
+
+def test_its_encoder_is_exported_and_it_is_not(learned, tmp_path):
+    with pytest.raises(CheckpointError, match="holds a detector, which has no bundle yet; --head features"):
+        export(learned.out, out=tmp_path / "bundle")
+    bundle = export(learned.out, head="features", out=tmp_path / "bundle")
+    picture = Image.fromarray(np.full((SIDE, SIDE, 3), 90, np.uint8))
+    picture.save(tmp_path / "grey.png")
+    (prediction,) = predict(bundle, tmp_path / "grey.png")
+    assert prediction.features.shape == (48,)
+    assert "Fine-tuned to 2 classes" in (bundle / "README.md").read_text()
 
 
 def test_boxes_alone_train_too(config, few, tmp_path):
