@@ -25,7 +25,7 @@ def runs(tmp_path_factory):
     path = classifier(folder / "finetune", SIZE, data=DataConfig(source="/secret/place/cells"), model=source)
     state = json.loads((path / "state.json").read_text())
     state["config"]["model"]["init"] = str(folder / "pretrain")
-    state["metrics"] = {"top1": 0.75, "balanced_accuracy": 0.5, "auc": None}
+    state["metrics"] = {"balanced_accuracy": 0.5, "top1": 0.75, "auc": None}
     (path / "state.json").write_text(json.dumps(state))
     return folder
 
