@@ -31,6 +31,7 @@ __all__ = [
     "FORMAT",
     "Bundle",
     "FileRecord",
+    "Fit",
     "Manifest",
     "ModelRecord",
     "Parity",
@@ -62,8 +63,8 @@ class TensorRecord(_Section):
     """An input or output of the network; a text in ``shape`` names a dynamic dimension."""
 
     name: str
-    dtype: Literal["float32", "uint8"]
-    layout: Literal["NCHW", "NHWC", "NC"]
+    dtype: Literal["float32", "uint8", "int64"]
+    layout: Literal["NCHW", "NHWC", "NC", "NHW", "N"]
     shape: tuple[int | str, ...]
 
 
@@ -85,6 +86,19 @@ class Preprocessing(_Section):
     interpolation: Literal["bicubic"] = "bicubic"
     mean: Triple
     std: Triple
+
+
+class Fit(_Section):
+    """How an image of any size becomes the input of a detector, and its outputs objects of the image.
+
+    Resize it (bilinear, no smoothing first), proportions kept, until its shorter side has ``shorter`` pixels or its
+    longer one ``longer``, and no larger than ``image_size``; normalise it and put it into the upper left of zeros of
+    that size. Of the objects those of a score above ``threshold`` count.
+    """
+
+    shorter: int
+    longer: int
+    threshold: float
 
 
 class Quality(_Section):
@@ -158,12 +172,13 @@ class Manifest(_Section):
     """``manifest.json``: docs/export.md explains each field."""
 
     format: Literal[2] = 2
-    task: Literal["classification", "features"]
+    task: Literal["classification", "features", "detection"]
     target: Target = "portable"
     models: dict[Precision, ModelRecord]
     input: TensorRecord
     outputs: tuple[TensorRecord, ...]
     preprocessing: Preprocessing
+    fit: Fit | None = None
     labels: tuple[str, ...] = ()
     source: Source
     versions: dict[str, str]
@@ -182,6 +197,8 @@ class Manifest(_Section):
                 raise ValueError("a classification without the output logits")
             if len(self.labels) != logits.shape[-1]:
                 raise ValueError(f"{len(self.labels)} labels for an output of {logits.shape[-1]}")
+        if self.task == "detection" and (self.fit is None or self.output("boxes") is None):
+            raise ValueError("a detection without fit, or without the output boxes")
         return self
 
     @property
@@ -206,6 +223,11 @@ class Bundle:
         if precision not in self.manifest.models:
             raise ExportError(f"{self.path}: holds no {precision} model, only {', '.join(self.manifest.models)}")
         return self.path / self.manifest.models[precision].file
+
+    def want_batches(self, command: str) -> None:
+        """ExportError where the network takes one image at a time, a detector's, and ``command`` gives it batches."""
+        if self.manifest.task == "detection":
+            raise ExportError(f"{self.path}: a detector, which ehm predict runs, and {command} does not yet")
 
     @classmethod
     def open(cls, path: str | Path) -> Bundle:

@@ -1,4 +1,4 @@
-"""Classify images, or extract features, with a bundle: ONNX Runtime, Pillow and NumPy, and no training framework."""
+"""Classify images, detect objects or extract features with a bundle: ONNX Runtime, Pillow and NumPy alone."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from rich.progress import Progress
 from ehm.data.decode import SUFFIXES, decode
 from ehm.data.transforms import EvalTransform
 from ehm.deploy.bundle import Bundle, Precision, Preprocessing
+from ehm.deploy.detect import Found, found_in, place
 from ehm.deploy.runtime import open_session
 from ehm.errors import BrokenImage, ConfigError, DataError, ExportError
 
@@ -33,13 +34,14 @@ class Prediction:
     """What one image gave, or the ``error`` that kept it from it.
 
     Its likeliest ``classes`` with probabilities, ``features`` (D,) and ``patches`` (D, h, w), as far as the bundle has
-    them.
+    them; of a detector ``objects``, the likeliest first.
     """
 
     image: str
     classes: tuple[tuple[str, float], ...] = ()
     features: NDArray[np.float32] | None = None
     patches: NDArray[np.float32] | None = None
+    objects: tuple[Found, ...] | None = None
     error: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
@@ -49,6 +51,8 @@ class Prediction:
         found: dict[str, Any] = {"image": self.image}
         if self.classes:
             found["classes"] = [{"label": name, "probability": share} for name, share in self.classes]
+        if self.objects is not None:
+            found["objects"] = [each.as_dict() for each in self.objects]
         if self.features is not None:
             found["features"] = self.features.tolist()
         if self.patches is not None:
@@ -59,6 +63,8 @@ class Prediction:
         if self.error is not None:
             return f"{self.image}: {self.error}"
         lines = [f"  {share:.4f}  {name}" for name, share in self.classes]
+        for each in self.objects or ():
+            lines.append(f"  {each.score:.4f}  {each.label}  at {', '.join(f'{side:.0f}' for side in each.box)}")
         if self.features is not None:
             lines.append(f"  {len(self.features)} features, norm {np.linalg.norm(self.features):.4f}")
         if self.patches is not None:
@@ -89,6 +95,15 @@ class Predictor:
         """Inputs of one size, one above the other -> the outputs of those names, by default all: arrays of B rows."""
         names = list(names) or [output.name for output in self.manifest.outputs]
         return dict(zip(names, self._session.run(names, {self.manifest.input.name: inputs}), strict=True))
+
+    def detect(self, image: Image.Image) -> list[Found]:
+        """The objects in an RGB image of any size, of a detector's bundle."""
+        rule, preprocessing = self.manifest.fit, self.manifest.preprocessing
+        assert rule is not None
+        blank = np.asarray(preprocessing.mean, np.float32) * 255  # which normalising makes 0
+        placed = place(np.asarray(image), rule, preprocessing.image_size, blank)
+        outputs = self.run(normalise(placed.pixels, preprocessing)[None])
+        return found_in(outputs, placed, rule, self.manifest.labels)
 
     def describe(self, image: str, outputs: Mapping[str, NDArray[np.float32]], top: int) -> Prediction:
         """One image's row of :meth:`run`'s outputs as a prediction."""
@@ -149,7 +164,10 @@ def main(
     files = _inputs(images, out)
     predictor = Predictor(bundle, device, precision)
     notes = Console(stderr=True, highlight=False, soft_wrap=True)
-    what = ", ".join(f"{output.name} {' x '.join(map(str, output.shape[1:]))}" for output in predictor.manifest.outputs)
+    each = 0 if predictor.manifest.fit else 1  # a detector's outputs are those of one image
+    what = ", ".join(
+        f"{output.name} {' x '.join(map(str, output.shape[each:]))}" for output in predictor.manifest.outputs
+    )
     count = f"{len(files)} image{'s' * (len(files) != 1)}"
     notes.print(f"{count} with {bundle} ({what}; {precision}) on {predictor.provider}", markup=False)
     done: list[Prediction] = []
@@ -172,7 +190,7 @@ def main(
     return 1 if failed else 0
 
 
-def normalise(pixels: NDArray[np.uint8], preprocessing: Preprocessing) -> NDArray[np.float32]:
+def normalise(pixels: NDArray[Any], preprocessing: Preprocessing) -> NDArray[np.float32]:
     """Bytes (..., H, W, 3) -> (..., 3, H, W): minus the mean, divided by the standard deviation."""
     mean, std = (np.asarray(values, np.float32).reshape(3, 1, 1) for values in (preprocessing.mean, preprocessing.std))
     normalised: NDArray[np.float32] = (np.moveaxis(pixels.astype(np.float32), -1, -3) - mean * 255) / (std * 255)
@@ -230,6 +248,9 @@ def _files(images: str | Path | Sequence[str | Path]) -> list[Path]:
 def _predictions(predictor: Predictor, files: Sequence[Path], top: int) -> Iterator[Prediction]:
     if top < 1:
         raise ConfigError(f"--top {top}: expected at least 1")
+    if predictor.manifest.fit is not None:
+        yield from _detections(predictor, files)
+        return
     given = [output.name for output in predictor.manifest.outputs]
     names = [name for name in given if name != "patches"] or given  # which are large, and nobody reads beside others
     with ThreadPoolExecutor(thread_name_prefix="decode") as pool:
@@ -249,6 +270,16 @@ def _predictions(predictor: Predictor, files: Sequence[Path], top: int) -> Itera
                     yield Prediction(str(file), error=item)
                 else:
                     yield predictor.describe(str(file), rows[index], top)
+
+
+def _detections(predictor: Predictor, files: Sequence[Path]) -> Iterator[Prediction]:
+    for file in files:
+        try:
+            image = decode(file)
+        except BrokenImage as error:
+            yield Prediction(str(file), error=str(error).removeprefix(f"{file}: "))
+        else:
+            yield Prediction(str(file), objects=tuple(predictor.detect(image)))
 
 
 def _read(predictor: Predictor, file: Path) -> NDArray[np.float32] | NDArray[np.uint8] | str:

@@ -159,7 +159,7 @@ def _checkpoint(source: ModelSource, head: Head) -> Found:
     pool: Pool = "avg"
     labels: tuple[str, ...] = ()
     if kind == "detector" and head not in _HEADLESS:
-        raise CheckpointError(f"{path}: holds a detector, which has no bundle yet; --head features exports its encoder")
+        raise CheckpointError(f"{path}: a detector has no classifier of images; --head auto exports it whole")
     if kind == "classifier":
         pool = meta["config"]["pool"]
         labels = () if head in _HEADLESS else tuple(meta["classes"])

@@ -16,6 +16,7 @@ from ehm.data.transforms import EvalTransform
 from ehm.deploy.bundle import CARD, Bundle, Manifest, ModelRecord, Preprocessing, Source, Target, TensorRecord, staged
 from ehm.deploy.export.ascend import write_om
 from ehm.deploy.export.card import write_card
+from ehm.deploy.export.detector import export_detector, is_detector
 from ehm.deploy.export.engines import check_engines, convert, is_bundle, write_engines
 from ehm.deploy.export.parity import compare
 from ehm.deploy.export.sources import demand, prepare
@@ -53,10 +54,11 @@ def export(
 
     ``checkpoint`` is a run folder or checkpoint, a ``.safetensors`` or ``.pth`` file, or ``timm:NAME``. A fine-tuned
     one gives ``logits`` (B, classes), a pretrained one ``features`` (B, D): the mean of the patch tokens of the whole
-    image, nothing masked. ``head`` insists on either, or asks for ``patches`` (B, D, h, w), every patch token behind
-    the last norm, or for all that the checkpoint has (``multi``). ``device`` runs the exported file in the comparison
-    with the framework (torch where it is installed, else MindSpore), which computes on the CPU in float32; ``auto`` is
-    the CPU. ``target``, ``int8`` and ``float16`` go before the configuration's keys of these names.
+    image, nothing masked; a detector boxes, labels, scores and masks of one image. ``head`` insists on one of the first
+    two, or asks for ``patches`` (B, D, h, w), every patch token behind the last norm, or for all that the checkpoint
+    has (``multi``). ``device`` runs the exported file in the comparison with the framework (torch where it is
+    installed, else MindSpore), which computes on the CPU in float32; ``auto`` is the CPU. ``target``, ``int8`` and
+    ``float16`` go before the configuration's keys of these names.
 
     ``triton`` is a model repository that gets the bundle's models, ``kserve`` a file for an InferenceService; where
     ``checkpoint`` is a bundle already, it stays as it is and only they are written.
@@ -72,6 +74,10 @@ def export(
     config = load_config(ExportConfig, given, [*overrides, *(f"{key}={v}" for key, v in asked.items() if v)])
     if is_bundle(checkpoint):
         return convert(checkpoint, triton=triton, kserve=kserve, config=config, head=head, device=device, out=out)
+    if head in ("auto", "multi") and is_detector(checkpoint):
+        if triton is not None or kserve is not None:
+            raise ConfigError("--triton, --kserve: not for a detector, whose network takes no batches; leave them out")
+        return export_detector(checkpoint, config, device, Path("runs") / "export" if out is None else Path(out))
     demand("export", *_NEEDED)
     from ehm.deploy.export.numbers import other_numbers
     from ehm.deploy.export.saving import domains, operators

@@ -22,6 +22,12 @@ _ELPV = (
 """The licence of the photographs that ehm takes where no others are named."""
 _FEW = 20
 """Classes that are named one by one."""
+_KINDS: dict[str, tuple[str, str, list[str]]] = {
+    "classification": ("Image classifier", "image-classification", ["accuracy"]),
+    "features": ("Image encoder", "image-feature-extraction", []),
+    "detection": ("Object detector", "object-detection", []),
+}
+"""What a bundle of each task is called, its tag on the Hub, and its metrics there."""
 _OF_A_RUN = ("encoder.safetensors", "model.safetensors")
 """Files in the folder of a run or of a checkpoint."""
 
@@ -34,17 +40,17 @@ def write_card(manifest: Manifest, config: ExportConfig, path: Path) -> None:
     """
     runs = _runs(manifest.source.checkpoint)
     data = list(dict.fromkeys(_name(run["config"]["data"]["source"]) for run in runs))
-    classifier = manifest.task == "classification"
+    kind, tag, metrics = _KINDS[manifest.task]
     front = {
         "license": config.license or "unknown",
         "library_name": "ehm",
-        "pipeline_tag": "image-classification" if classifier else "image-feature-extraction",
+        "pipeline_tag": tag,
         "tags": ["onnx", "vision", *sorted({run["config"]["masking"] for run in runs if run["kind"] == "pretrain"})],
         **({"datasets": data} if data else {}),
-        **({"metrics": ["accuracy"]} if classifier else {}),
+        **({"metrics": metrics} if metrics else {}),
     }
     sections = {
-        f"# Image {'classifier' if classifier else 'encoder'}": _about(manifest),
+        f"# {kind}": _about(manifest),
         "## Training": "\n".join(f"- {line}" for line in _training(manifest, runs)),
         "## Metrics": _metrics(manifest, runs),
         "## Input and outputs": _tensors(manifest),
@@ -147,6 +153,14 @@ def _tensors(manifest: Manifest) -> str:
     ]
     rule = manifest.preprocessing
     values = f"mean {list(rule.mean)}, std {list(rule.std)} of bytes / 255"
+    if manifest.fit is not None:
+        how = (
+            f"resize (bilinear, proportions kept) until the shorter side has {manifest.fit.shorter} pixels or the "
+            f"longer one {manifest.fit.longer}, at most {rule.image_size[0]} x {rule.image_size[1]}; normalise "
+            f"({values}); put it into the upper left of zeros of that size"
+        )
+        objects = f"Objects are those of a score above {manifest.fit.threshold:g}; masks lie inside their boxes."
+        return "\n".join(["| | type | layout | shape |", "|---|---|---|---|", *rows, "", f"In RGB: {how}. {objects}"])
     how = (
         f"resize (bicubic, proportions kept) to just cover {rule.cover[0]} x {rule.cover[1]}, "
         f"cut {rule.image_size[0]} x {rule.image_size[1]} from the centre, normalise ({values})"
@@ -156,6 +170,8 @@ def _tensors(manifest: Manifest) -> str:
 
 
 def _use(manifest: Manifest) -> str:
+    if manifest.fit is not None:
+        return "\n".join(["```sh", "ehm predict BUNDLE photo.png", "```"])
     file, name = manifest.models["float32"].file, manifest.outputs[0].name
     python = [
         "import numpy, onnxruntime",

@@ -7,6 +7,7 @@ LayerNormalization. torch's exporter writes 18 and later, and its way down to 17
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -23,12 +24,19 @@ __all__ = ["make_onnx"]
 _WRITTEN_BY_TORCH = 18
 
 
-def make_onnx(module: nn.Module, opset: int = 17, *, image_size: tuple[int, int], outputs: Sequence[str]) -> ModelProto:
-    """``module`` as a graph: (B, 3, H, W) float32 ``images`` -> ``outputs``.
+def make_onnx(
+    module: nn.Module,
+    opset: int = 17,
+    *,
+    image_size: tuple[int, int],
+    outputs: Sequence[str],
+    batch: int | None = None,
+) -> ModelProto:
+    """``module`` as a graph: (B, 3, H, W) float32 ``images`` -> ``outputs``; B is ``batch``, or any.
 
     Raises ExportError where the module cannot be expressed.
     """
-    example = torch.zeros(2, 3, *image_size)  # a batch of one would be taken for a constant
+    example = torch.zeros(batch or 2, 3, *image_size)  # a batch of one would be taken for a constant
     try:
         with _quiet(), _plain_attention(module), torch.no_grad():
             program = torch.onnx.export(
@@ -38,7 +46,7 @@ def make_onnx(module: nn.Module, opset: int = 17, *, image_size: tuple[int, int]
                 opset_version=max(opset, _WRITTEN_BY_TORCH),
                 input_names=["images"],
                 output_names=outputs,
-                dynamic_shapes=({0: torch.export.Dim(BATCH)},),
+                dynamic_shapes=None if batch else ({0: torch.export.Dim(BATCH)},),
                 verbose=False,
             )
     except torch.onnx.errors.OnnxExporterError as error:
@@ -56,9 +64,15 @@ def make_onnx(module: nn.Module, opset: int = 17, *, image_size: tuple[int, int]
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Keep the exporter's remarks about its own internals from the user; errors still raise."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+    logger = logging.getLogger("onnx_ir")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
 
 
 @contextmanager

@@ -14,14 +14,19 @@ from safetensors.numpy import load_file
 from scenes import CLASSES, annotate, write_scenes
 
 from ehm import checkpoint
+from ehm.backends.base import LearnerState
 from ehm.backends.torch.classifier import TorchClassifier
 from ehm.backends.torch.detector import TorchDetector
+from ehm.backends.torch.detector_module import load_detector
 from ehm.cli import main
 from ehm.config import DetectionConfig, FinetuneConfig
 from ehm.data.coco import coco
+from ehm.deploy.bench import bench_export
+from ehm.deploy.bundle import Bundle
 from ehm.deploy.export import export
+from ehm.deploy.export.detector import compare_detector
 from ehm.deploy.predict import predict
-from ehm.errors import CheckpointError, ConfigError, DataError
+from ehm.errors import CheckpointError, ConfigError, DataError, ExportError
 from ehm.tasks.evaluate import evaluate
 from ehm.tasks.finetune import finetune
 
@@ -192,9 +197,77 @@ def test_its_encoder_begins_with_weights_and_gives_its_own_on(config, learned, f
     )
 
 
-def test_its_encoder_is_exported_and_it_is_not(learned, tmp_path):
-    with pytest.raises(CheckpointError, match="holds a detector, which has no bundle yet; --head features"):
-        export(learned.out, out=tmp_path / "bundle")
+@pytest.fixture(scope="module")
+def bundle(learned, tmp_path_factory):
+    return export(learned.out, out=tmp_path_factory.mktemp("bundle") / "b", overrides=[f"model.image_size={SIDE}"])
+
+
+def test_its_bundle_finds_what_it_finds(config, learned, bundle, scenes, tmp_path):
+    manifest = Bundle.open(bundle).manifest
+    assert (manifest.task, manifest.labels, manifest.preprocessing.image_size) == ("detection", CLASSES, (SIDE, SIDE))
+    assert manifest.parity.max_abs < 1e-3
+    source = coco(str(scenes), "val")
+    square = [index for index in range(len(source)) if source.images[index]["width"] == SIDE]  # nothing is padded
+    predictions = predict(bundle, [source.name(index) for index in square], out=tmp_path)
+    arrays, _ = checkpoint.read_model(learned.checkpoint)
+    detector = TorchDetector(config(), 2, torch.device("cpu"))
+    detector.load(LearnerState(arrays, {}))
+    assert len(square) >= 2
+    for index, prediction in zip(square, predictions, strict=True):
+        (expected,) = detector.detect([source.load(index)[0]])
+        assert [each.label for each in prediction.objects] == [CLASSES[label] for label in expected.labels]
+        np.testing.assert_allclose([each.box for each in prediction.objects], expected.boxes, atol=0.02)
+        np.testing.assert_allclose([each.score for each in prediction.objects], expected.scores, atol=1e-3)
+        assert np.mean([each.mask for each in prediction.objects] != expected.masks) < 0.001
+    written = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text().splitlines()]
+    assert [len(each["objects"]) for each in written] == [len(each.objects) for each in predictions]
+    assert written[0]["objects"][0]["mask"]["size"] == [SIDE, SIDE]
+    assert "# Object detector" in (bundle / "README.md").read_text()
+
+
+def test_what_a_bundle_cannot_do_yet_is_said(learned, bundle, tmp_path):
+    with pytest.raises(ExportError, match="a detector, which ehm predict runs, and ehm serve does not yet"):
+        Bundle.open(bundle).want_batches("ehm serve")
+    with pytest.raises(ExportError, match="and ehm bench does not yet"):
+        bench_export(bundle)
+    with pytest.raises(ConfigError, match="not for a detector"):
+        export(learned.out, out=tmp_path / "other", triton=tmp_path / "models")
+    for refused in ({"int8": True}, {"target": "ascend"}, {"overrides": ["preprocessing=true"]}):
+        with pytest.raises(ConfigError, match="a detector is written in float32 for one size"):
+            export(learned.out, out=tmp_path / "other", **refused)
+    with pytest.raises(ConfigError, match=r"model.image_size \[50, 64\]: of this detector it should be two multiples"):
+        export(learned.out, out=tmp_path / "other", overrides=["model.image_size=[50, 64]"])
+    assert not (tmp_path / "other").exists()
+
+
+class Runtime:
+    """What ONNX Runtime would give if the graph were right, but for ``change`` of it."""
+
+    def __init__(self, graph, change):
+        self.graph, self.change = graph, change
+
+    def run(self, names, given):
+        with torch.inference_mode():
+            values = self.graph(torch.from_numpy(given["images"]))
+        return [self.change(name, value.numpy()) for name, value in zip(names, values, strict=True)]
+
+    def get_providers(self):
+        return ["Other"]
+
+
+def test_a_graph_is_torchvisions_and_one_that_is_not_is_refused(learned):
+    graph, _ = load_detector(learned.checkpoint, *checkpoint.read_model(learned.checkpoint), None)
+    assert graph.image_size == (SIDE, 96)  # for images that are wider than high
+    assert compare_detector(graph, Runtime(graph, lambda name, value: value)).max_abs < 1e-6
+    with pytest.raises(ExportError, match="parity: the exported model differs"):
+        compare_detector(graph, Runtime(graph, lambda name, value: value + 0.1 * (name == "masks")))
+    with pytest.raises(ExportError, match="parity: of 100 objects that torchvision finds"):
+        compare_detector(graph, Runtime(graph, lambda name, value: value + (name == "boxes")))
+
+
+def test_its_encoder_is_exported_by_itself(learned, tmp_path):
+    with pytest.raises(CheckpointError, match="a detector has no classifier of images; --head auto"):
+        export(learned.out, out=tmp_path / "bundle", head="classifier")
     bundle = export(learned.out, head="features", out=tmp_path / "bundle")
     picture = Image.fromarray(np.full((SIDE, SIDE, 3), 90, np.uint8))
     picture.save(tmp_path / "grey.png")
