@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from ehm.config import FinetuneConfig, ModelSource, TokenizerConfig, TrainConfig
+    from ehm.config import FinetuneConfig, ModelSource, RetrievalConfig, TokenizerConfig, TrainConfig
 
 __all__ = [
     "ALONE",
@@ -25,6 +25,7 @@ __all__ = [
     "Backend",
     "Classifier",
     "DeviceInfo",
+    "Embedder",
     "Encoder",
     "Learner",
     "LearnerState",
@@ -194,6 +195,20 @@ class Classifier(TaskLearner, Protocol):
         ...
 
 
+class Embedder(TaskLearner, Protocol):
+    """An encoder whose patch tokens become one descriptor of an image, in training by ArcFace."""
+
+    def train_step(
+        self, images: NDArray[np.uint8], labels: NDArray[np.int64], lr: float, weight_decay: float
+    ) -> Mapping[str, SupportsFloat]:
+        """One optimiser step on (B, H, W, 3) images and their class numbers (B,); ``loss`` is among the metrics."""
+        ...
+
+    def descriptors(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Evaluation mode: (B, sH, sW, 3), where s is the largest of ``config.scales``, -> (B, D), rows of length 1."""
+        ...
+
+
 class TokenizerLearner(Protocol):
     """A discrete VAE in training, whose codes become BEiT's visual tokens."""
 
@@ -265,6 +280,14 @@ class Backend(Protocol):
 
     def classifier(self, config: FinetuneConfig, classes: int) -> Classifier:
         """An encoder from ``config.model`` under a fresh linear head of ``classes``."""
+        ...
+
+    def embedder(self, config: RetrievalConfig, classes: int) -> Embedder:
+        """An encoder from ``config.model`` under a fresh descriptor, and ArcFace's weights of ``classes``.
+
+        0 of them is for use without training: ``config.dim`` should be null, and pixels are normalised as the
+        encoder's weights were trained, whatever ``config.data`` says.
+        """
         ...
 
     def encoder(self, source: ModelSource) -> Encoder:

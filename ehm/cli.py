@@ -175,7 +175,8 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument("--task", help="what for (default: what the configuration says, or classification)")
 
     command = add(evaluate)
-    command.add_argument("checkpoint", help="run or checkpoint folder of a fine-tuned model")
+    command.add_argument("checkpoint", help="run or checkpoint folder of a fine-tuned model; with --task an encoder")
+    command.add_argument("--task", help="retrieval: measure an encoder, timm:NAME too, that was not trained for it")
     _add_settings(command)
     _add_training_device(command)
     _add_out(command, "", "metrics.json")

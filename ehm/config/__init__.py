@@ -21,7 +21,7 @@ from ehm.config.sections import (
     TritonConfig,
 )
 from ehm.config.specs import encoder_spec
-from ehm.config.tasks import TASKS, AugmentConfig, FinetuneConfig, ProbeConfig, TaskConfig
+from ehm.config.tasks import TASKS, AugmentConfig, FinetuneConfig, ProbeConfig, RetrievalConfig, TaskConfig
 
 __all__ = [
     "TASKS",
@@ -36,6 +36,7 @@ __all__ = [
     "ModelSource",
     "OptimConfig",
     "ProbeConfig",
+    "RetrievalConfig",
     "RunConfig",
     "TaskConfig",
     "TokenizerConfig",

@@ -15,7 +15,10 @@ from ehm.tasks.loop import Result, fit
 
 __all__ = ["finetune"]
 
-_HOMES = {"classification": ("ehm.tasks.classification:Classification", "elpv/finetune")}
+_HOMES = {
+    "classification": ("ehm.tasks.classification:Classification", "elpv/finetune"),
+    "retrieval": ("ehm.tasks.retrieval:Retrieval", "retrieval/gldv2_vit_base"),
+}
 """The :class:`ehm.tasks.loop.Task` of each task, and the shipped configuration that is taken if none is given."""
 
 
