@@ -11,6 +11,7 @@ from typing import Any, SupportsFloat
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -104,7 +105,7 @@ def _sizes(encoder: Any, size: tuple[int, int], scales: tuple[float, ...]) -> li
     """Height and width at each scale, multiples of the encoder's stride; the encoder is made to take them."""
     if scales == (1.0,):
         return [size]
-    if hasattr(encoder, "dynamic_img_size"):
+    if isinstance(encoder, VisionTransformer):
         take_any_size(encoder)
     elif hasattr(encoder, "set_input_size"):
         raise ConfigError(f"scales {list(scales)}: a {type(encoder).__name__} takes images of one size; leave [1.0]")

@@ -99,7 +99,7 @@ def _of_checkpoint(source: Source) -> tuple[str, Part, Part | None]:
             "--set calibration.source=FOLDER names images like those that it will see"
         )
     values = checkpoint.read_model(source.checkpoint)[1]["config"]
-    if source.kind == "pretrain":
+    if source.kind != "classifier":
         return _of(values["data"]["source"], values["data"]["layout"])
     config = FinetuneConfig.model_validate(values)
     return config.data.source, *split(config)

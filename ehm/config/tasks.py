@@ -98,6 +98,8 @@ class RetrievalConfig(TaskConfig):
     """
 
     task: Literal["retrieval"] = "retrieval"
+    model: ModelSource = ModelSource()
+    data: DataConfig = DataConfig()
     optim: OptimConfig = OptimConfig(
         steps=500_000, batch_size=32, base_lr=0.08, warmup_steps=0, schedule="linear", weight_decay=1e-4
     )

@@ -156,8 +156,8 @@ class _Numbers(pickle.Unpickler):
         """What stands for a name in the pickle."""
         if module.partition(".")[0] == "numpy" and name in _NUMPY:
             return _NUMPY[name]
-        if (module, name) == ("_codecs", "encode"):
-            return _encode
+        if (module, name) in _BYTES:
+            return _BYTES[module, name]
         raise pickle.UnpicklingError(f"it names {module}.{name}, and only numbers, texts and arrays are read")
 
 
@@ -169,13 +169,15 @@ def _number(kind: Any, *_: Any) -> np.dtype[Any]:
     return dtype
 
 
-def _encode(text: str, encoding: str) -> bytes:
-    """How older pickles write bytes."""
+def _encode(text: str = "", encoding: str = "latin1") -> bytes:
+    """How older pickles write bytes: encoded, or none at all."""
     return text.encode("latin1")
 
 
+_BYTES = dict.fromkeys([("_codecs", "encode"), ("__builtin__", "bytes"), ("builtins", "bytes")], _encode)
 _NUMPY: dict[str, Any] = {
     "_reconstruct": np.zeros(0).__reduce__()[0],
+    "_frombuffer": np.zeros(0).__reduce_ex__(5)[0],
     "scalar": np.int64(0).__reduce__()[0],
     "ndarray": np.ndarray,
     "dtype": _number,

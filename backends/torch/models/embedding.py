@@ -35,7 +35,6 @@ class Embedding(nn.Module):
     ) -> None:
         super().__init__()
         self.encoder = encoder
-        self.num_prefix_tokens = getattr(encoder, "num_prefix_tokens", 0)
         self.power = nn.Parameter(torch.full((1,), 3.0))
         width = encoder.num_features
         self.whitening = nn.Identity() if dim is None else nn.Linear(width, dim)
