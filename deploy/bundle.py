@@ -31,6 +31,7 @@ __all__ = [
     "FORMAT",
     "Bundle",
     "FileRecord",
+    "IndexKind",
     "Manifest",
     "ModelRecord",
     "Parity",
@@ -46,6 +47,7 @@ __all__ = [
 
 FORMAT = 2
 Precision = Literal["float32", "float16", "int8"]
+IndexKind = Literal["flat", "hnsw", "ivf"]
 Target = Literal["onnxruntime", "portable", "ascend"]
 CARD = "README.md"
 """The one file that no network needs: people complete it before they publish, so it is hashed and never refused."""

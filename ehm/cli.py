@@ -202,6 +202,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--device", help=f"{_DEVICES} (default: auto)")
     command.add_argument("--precision", help=_PRECISIONS)
     _add_out(command, "", "predictions.jsonl, features.npy, patches.npy")
+    command.add_argument("--index", metavar="KIND", help="flat, hnsw or ivf: also a faiss index of the features")
     command.add_argument("--top", type=int, help="classes to print (default: 5)")
     command.add_argument("--json", action="store_true", help="one JSON object a line")
 

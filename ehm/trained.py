@@ -114,8 +114,8 @@ def open_trained(source: ModelSource, head: Head = "auto", read_file: ReadFile =
     """The model that ``source.init`` names: a run folder, a checkpoint, or a file of weights.
 
     None for what only timm's classes build: a Swin, a ViT in the relative form, ``timm:NAME``, and a checkpoint that
-    was fine-tuned from one; and for a descriptor. Raises CheckpointError as :func:`find` does, where weights are missing
-    or do not fit, and where a file's ViT has more than a plain one.
+    was fine-tuned from one; and for a descriptor. Raises CheckpointError as :func:`find` does, where weights are
+    missing or do not fit, and where a file's ViT has more than a plain one.
     """
     if source.init.startswith("timm:"):
         return None
