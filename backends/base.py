@@ -9,7 +9,7 @@ Shapes: B images, H x W pixels, N patches, D features, C classes, L = 1 + N toke
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol, SupportsFloat
 
@@ -194,6 +194,16 @@ class Classifier(TaskLearner, Protocol):
         """Evaluation mode: (B, H, W, 3) -> (B, C)."""
         ...
 
+    def gradients(self, images: NDArray[np.uint8], targets: NDArray[np.float32]) -> NDArray[np.float64]:
+        """Gradients of each layer below the head at the present weights: (B, H, W, 3), (B, C) -> (K, 2).
+
+        The embedding's first, then the blocks': the mean magnitude of their entries, and their length. Of the loss of
+        :meth:`train_step` in evaluation mode, in float32, on pixels that are normalised as the encoder's weights were
+        trained. The head has normal weights (standard deviation 0.02, always the same ones) and no bias meanwhile, as
+        those of a fresh one are of another size in every library, and gradients below are in proportion to them.
+        """
+        ...
+
 
 class Embedder(TaskLearner, Protocol):
     """An encoder whose patch tokens become one descriptor of an image, in training by ArcFace."""
@@ -261,6 +271,10 @@ class Encoder(Protocol):
 
     def attention(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Softmax attention of the last block: (B, H, W, 3) -> (B, heads, L, L)."""
+        ...
+
+    def attentions(self, images: NDArray[np.uint8]) -> Iterator[NDArray[np.float32]]:
+        """That of every block, one after the other."""
         ...
 
 

@@ -76,7 +76,7 @@ def serve(**options: Any) -> None:
 
 
 def inspect(**options: Any) -> None:
-    """Draw hierarchies, masks or attention of a pretrained encoder as PNG pictures."""
+    """Draw hierarchies, masks or attention of an encoder, or attention distances and gradients of several."""
     from ehm.analysis.inspect import inspect
 
     inspect(**options)
@@ -243,18 +243,21 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--log", help="text or json (default: text)")
 
     command = add(inspect)
-    command.add_argument("kind", choices=["hierarchy", "masks", "attention"], help="which picture")
+    command.add_argument(
+        "kind", choices=["hierarchy", "masks", "attention", "distance", "gradients"], help="which picture"
+    )
     command.add_argument("images", nargs="+", metavar="IMAGE", help="image file or folder")
     _refuse_later(command)
     _add_training_device(command)
     _add_out(command, "runs/inspect")
-    command.add_argument("--checkpoint", required=True, help="run or checkpoint folder, weights file, or timm:NAME")
+    named = "run or checkpoint folder, weights file, or timm:NAME; several for distance and gradients"
+    command.add_argument("--checkpoint", required=True, nargs="+", metavar="CHECKPOINT", help=named)
     command.add_argument("--balance", choices=["none", "sinkhorn"], help="of the similarity (default: as in the run)")
     command.add_argument("--depths", type=float, nargs="+", metavar="D", help="of the partitions, each from 0 to 1")
     command.add_argument("--progress", type=float, nargs="+", metavar="P", help="of the masks, each from 0 to 1")
     command.add_argument("--patches", nargs="+", metavar="ROW,COLUMN", help="whose attention to draw")
     command.add_argument("--ratio", type=float, help="of masked patches (default: as in the run)")
-    command.add_argument("--seed", type=int, help="of the masks (default: 0)")
+    command.add_argument("--seed", type=int, help="of the masks, or of the images for gradients (default: 0)")
 
     command = add(configs)
     command.add_argument("name", nargs="?", help="list one folder of them, or show one, whole")
