@@ -56,12 +56,16 @@ class _Section(BaseModel):
 
 
 class TensorRecord(_Section):
-    """An input or output of the network; a text in ``shape`` names a dynamic dimension."""
+    """An input or output of the network; a text in ``shape`` names a dynamic dimension.
+
+    A dynamic height or width of the input has ``smallest`` pixels at least, where that is known: those of a patch.
+    """
 
     name: str
     dtype: Literal["float32", "uint8"]
     layout: Literal["NCHW", "NHWC", "NC"]
     shape: tuple[int | str, ...]
+    smallest: int | None = None
 
 
 class Preprocessing(_Section):

@@ -87,7 +87,8 @@ def serve(args: argparse.Namespace) -> None:
     from ehm.deploy.serve import serve
 
     serve(
-        args.bundles,
+        args.bundles or None,
+        config=args.config,
         host=args.host,
         port=args.port,
         device=args.device,
@@ -239,25 +240,28 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--out", metavar="DIR", help="folder for bench.json")
 
     command = add(serve, [debug])
-    command.add_argument("bundles", nargs="+", metavar="[NAME=]DIR", help="folder that ehm export wrote")
-    command.add_argument("--host", default="127.0.0.1", help="address to listen at (default: this machine only)")
-    command.add_argument("--port", type=int, default=8000, help="0 takes a free one (default: 8000)")
-    command.add_argument("--device", default="cpu", help="cpu, cuda, npu, openvino or auto (default: cpu)")
-    command.add_argument("--precision", default="float32", help="float32, float16 or int8 (default: float32)")
-    command.add_argument("--threads", type=int, default=0, help="cores of one batch (default: all)")
-    command.add_argument("--max-batch", type=int, default=8, metavar="N", help="images of a batch (default: 8)")
-    command.add_argument("--max-delay", type=float, default=2, metavar="MS", help="wait for a batch (default: 2)")
-    command.add_argument("--queue", type=int, default=128, metavar="N", help="requests that may wait (default: 128)")
-    command.add_argument("--timeout", type=float, default=10, metavar="S", help="of a request (default: 10)")
-    command.add_argument("--drain", type=float, default=30, metavar="S", help="to stop in (default: 30)")
-    command.add_argument("--max-bytes", type=int, default=16 * 2**20, metavar="N", help="of a body (default: 16 MiB)")
-    command.add_argument("--max-pixels", type=int, default=50_000_000, metavar="N", help="(default: 50 million)")
-    command.add_argument("--max-memory", type=int, default=2**30, metavar="N", help="of all requests (default: 1 GiB)")
-    command.add_argument("--poll", type=float, default=1, metavar="S", help="for replaced bundles (default: 1)")
+    command.add_argument("bundles", nargs="*", metavar="[NAME=]DIR", help="folder that ehm export wrote")
+    command.add_argument("--config", metavar="FILE", help="YAML with these options' names as keys; options count first")
+    command.add_argument("--host", help="address to listen at (default: this machine only)")
+    command.add_argument("--port", type=int, help="0 takes a free one (default: 8000)")
+    command.add_argument("--device", help="cpu, cuda, npu, openvino or auto (default: cpu)")
+    command.add_argument("--precision", help="float32, float16 or int8 (default: float32)")
+    command.add_argument("--threads", type=int, help="cores of one batch (default: all)")
+    command.add_argument("--max-batch", type=int, metavar="N", help="images of a batch (default: 8)")
+    command.add_argument("--max-delay", type=float, metavar="MS", help="wait for a batch (default: 2)")
+    command.add_argument("--queue", type=int, metavar="N", help="requests that may wait (default: 128)")
+    command.add_argument("--timeout", type=float, metavar="S", help="of a request (default: 10)")
+    command.add_argument("--drain", type=float, metavar="S", help="to stop in (default: 30)")
+    command.add_argument("--max-bytes", type=int, metavar="N", help="of a body (default: 16 MiB)")
+    command.add_argument("--max-pixels", type=int, metavar="N", help="(default: 50 million)")
+    command.add_argument("--max-memory", type=int, metavar="N", help="of all requests (default: 1 GiB)")
+    command.add_argument("--poll", type=float, metavar="S", help="for replaced bundles (default: 1)")
     command.add_argument("--index", metavar="DIR", help="images to search, as ehm predict --out wrote them")
     command.add_argument("--api-key-file", metavar="FILE", help="(default: the variable EHM_API_KEY, if it is set)")
-    command.add_argument("--model-control", action="store_true", help="let clients load and unload models")
-    command.add_argument("--log", default="text", help="text or json (default: text)")
+    command.add_argument(
+        "--model-control", action=argparse.BooleanOptionalAction, help="let clients load and unload models"
+    )
+    command.add_argument("--log", help="text or json (default: text)")
 
     command = add(inspect, [common])
     command.add_argument("kind", choices=["hierarchy", "masks", "attention"], help="which picture")

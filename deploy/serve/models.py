@@ -36,6 +36,8 @@ def named(bundles: Sequence[str | Path]) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for text in map(str, bundles):
         name, equals, folder = text.partition("=")
+        if equals and not name:
+            raise ConfigError(f"{text}: the name is empty; expected NAME={folder}, or {folder or 'DIR'} alone")
         if not (equals and _NAME.fullmatch(name)):
             name, folder = Path(text).resolve().name, text
         if not _NAME.fullmatch(name):
@@ -147,6 +149,7 @@ class Models(Mapping[str, ServedModel]):
                 while model is None or place.seen != _signature(place.path):  # replaced while it was read
                     place.seen = _signature(place.path)
                     model = await asyncio.to_thread(self._open, name, place.path)
+                _same_task(place.model, model)
             except EhmError as error:
                 place.reason = str(error)
                 self._metrics.loaded(name, well=False)
@@ -172,6 +175,9 @@ class Models(Mapping[str, ServedModel]):
         """Load what was replaced since it was last looked at, or ``every`` model; failures are only logged."""
         for name, place in self._places.items():
             now = _signature(place.path)
+            if place.wanted and now is None and place.seen is not None and not every:
+                place.seen = None  # so that it is said once, and loaded when it is there again
+                _LOG.warning("%s: there is no bundle at %s any more; what was loaded goes on", name, place.path)
             if place.wanted and (every or (now is not None and now != place.seen)):
                 try:
                     await self.load(name)
@@ -223,6 +229,14 @@ def _signature(path: Path) -> Signature:
     except OSError:
         return None
     return found.st_ino, found.st_mtime_ns, found.st_size
+
+
+def _same_task(old: ServedModel | None, new: ServedModel) -> None:
+    if old is not None and old.manifest.task != new.manifest.task:
+        raise ExportError(
+            f"{new.bundle.path}: its task is {new.manifest.task}, that of the model in service {old.manifest.task}; "
+            "serve it under another name, or unload the old one first"
+        )
 
 
 def _said(model: ServedModel, settings: Settings) -> str:

@@ -35,13 +35,17 @@ _GONE = 499  # nginx's number for a client that left; nobody receives it, the lo
 
 @dataclass
 class Record:
-    """What is known about a request: ``deadline`` on the event loop's clock, the bytes that are ``held`` for it."""
+    """What is known about a request.
+
+    ``deadline`` is on the event loop's clock, ``held`` the bytes it holds, ``error`` the sentence that refuses it.
+    """
 
     id: str
     deadline: float
     model: str = ""
     batch: int = 0
     held: int = 0
+    error: str = ""
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,11 @@ class Service:
     def ready(self) -> bool:
         """Whether requests are taken."""
         return self.models.ready and not self.stopping
+
+    @property
+    def guarded(self) -> bool:
+        """Whether requests need an API key."""
+        return self._key is not None
 
     def allows(self, key: str | None) -> bool:
         """Whether a request with that API key may pass; the time that it takes tells nothing about the right one."""

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ValidationError
 from ehm.config.sections import Section
 from ehm.errors import ConfigError
 
-__all__ = ["load_config", "locate", "shipped_configs"]
+__all__ = ["load_config", "locate", "read_mapping", "shipped_configs"]
 
 C = TypeVar("C", bound=Section)
 
@@ -33,7 +33,7 @@ def load_config(kind: type[C], file: str | Path | Mapping[str, Any] | None, over
         values = deepcopy(dict(file))
     elif file is not None:
         origin = str(file)
-        values = _read(locate(origin), origin)
+        values = read_mapping(locate(origin), origin)
     for override in overrides:
         _apply(values, override)
     try:
@@ -62,7 +62,8 @@ def locate(name: str) -> Path:
     raise ConfigError(f"--config {name}: no such file, and no shipped one; ehm configs lists those")
 
 
-def _read(path: Path, origin: str) -> dict[str, Any]:
+def read_mapping(path: Path, origin: str) -> dict[str, Any]:
+    """What a YAML file holds, nothing for an empty one; ConfigError, after ``origin``, where it is no mapping."""
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:

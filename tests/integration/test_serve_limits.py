@@ -2,6 +2,7 @@
 
 import asyncio
 import concurrent.futures
+import contextlib
 import http.client
 import json
 import logging
@@ -81,11 +82,15 @@ def infer_body(seed=0, batch=1, **parameters):
     ("method", "path", "body", "headers", "status", "sentence"),
     [
         ("GET", "/nothing", None, {}, 404, "there is nothing at /nothing"),
-        ("GET", "/v1/classify", None, {}, 405, "not by GET"),
+        ("GET", "/v1/classify", None, {}, 405, "/v1/classify takes POST, not GET"),
+        ("GET", "/v2/", None, {}, 404, "there is nothing at /v2/; try it without the / at its end"),
+        ("GET", "/v2/models/both/config", None, {}, 404, "/v2/models/both has inputs and outputs"),
+        ("GET", "/v2/models/both/stats", None, {}, 404, "/metrics has such figures"),
+        ("GET", "/v2/models/none/stats", None, {}, 404, "there is no model 'none'"),
         ("POST", "/v1/classify?model=x", b"", {}, 404, "there is no model 'x'; there are both"),
         ("GET", "/v2/models/both/versions/9", None, {}, 404, "both has the version"),
         ("POST", "/v1/classify?top=0", file(), {}, 422, "top: "),
-        ("POST", "/v1/classify", b"", {}, 422, "not an image of a known format"),
+        ("POST", "/v1/classify", b"", {}, 422, "the image is empty"),
         ("POST", "/v1/classify", b"text", {}, 422, "not an image of a known format"),
         (
             "POST",
@@ -368,7 +373,7 @@ def test_a_request_is_one_line_that_its_client_cannot_break(server, formatter, c
     given = 'a" status=200\\'
     with caplog.at_level(logging.INFO, "ehm.serve"):
         _, own, _ = ask(server, "POST", "/v1/classify?top=1", file(), {"x-request-id": "seven-7"})
-        _, made, _ = ask(server, "GET", "/x%0Ay%22z", None, {"x-request-id": given})
+        _, made, made_answer = ask(server, "GET", "/x%0Ay%22z", None, {"x-request-id": given})
         eventually(lambda: len(caplog.records) == 2)  # the line is written after the answer
     assert own["x-request-id"] == "seven-7"
     assert made["x-request-id"] not in ("", given)
@@ -379,9 +384,54 @@ def test_a_request_is_one_line_that_its_client_cannot_break(server, formatter, c
         assert (line["id"], line["model"], line["status"], line["batch"]) == ("seven-7", "both", 200, 1)
         assert line["ms"] > 0
         assert json.loads(second)["path"] == '/x\ny"z'
+        assert "error" not in line
+        assert json.loads(second)["error"] == made_answer["error"]
     else:
         assert ' id="seven-7" method="POST" path="/v1/classify" status=200 model="both" ms=' in first
         assert r'path="/x\ny\"z" status=404' in second
+
+
+def test_a_description_has_names_answers_and_the_key(bundle):
+    operations = {}
+    for key in (None, "secret"):
+        with running([bundle], key=key) as (address, _):
+            schema = ask(address, "GET", "/openapi.json")[2]
+        for path, methods in schema["paths"].items():
+            for operation in methods.values():
+                asked = {each["name"] for each in operation.get("parameters", ()) if each["in"] == "query"}
+                assert asked <= ({"model", "top"} if path.startswith("/v1/") else set())
+                content = operation["responses"]["200"].get("content", {})
+                assert all(kind["schema"] for kind in content.values())
+                assert operation["operationId"] not in operations.setdefault(key, set())
+                operations[key].add(operation["operationId"])
+        versioned = schema["paths"]["/v2/models/{model}/versions/{version}"]["get"]
+        assert [(each["name"], each["in"]) for each in versioned["parameters"]] == [
+            ("model", "path"),
+            ("version", "path"),
+        ]
+        assert schema.get("security") == (None if key is None else [{"bearer": []}, {"key": []}])
+        assert schema["paths"]["/v2/health/live"]["get"].get("security") == (None if key is None else [])
+    assert schema["components"]["securitySchemes"].keys() == {"bearer", "key"}
+    assert {"model_infer", "model_infer_of_version", "classify"} < operations[None] == operations["secret"]
+
+
+@pytest.mark.parametrize("path", ["/", "/v2/health/live", "/v2/health/ready", "/static/page.js"])
+def test_head_is_get_without_a_body_where_probes_ask(server, path):
+    with contextlib.closing(http.client.HTTPConnection(server, timeout=30)) as connection:
+        connection.request("HEAD", path)
+        answer = connection.getresponse()
+        assert (answer.status, answer.read()) == (200, b"")
+        connection.request("GET", path)  # on the same connection, where a body would be in the way
+        assert int(answer.headers["content-length"]) == len(connection.getresponse().read())
+
+
+def test_outputs_that_are_not_finite_are_a_sentence(bundle, monkeypatch):
+    run = Predictor.run
+    monkeypatch.setattr(Predictor, "run", lambda *given: {key: v * np.nan for key, v in run(*given).items()})
+    with running([bundle]) as (address, _):
+        for route, output in (("classify", "logits"), ("embed", "features")):
+            status, _, answer = ask(address, "POST", f"/v1/{route}", file())
+            assert (status, answer) == (500, {"error": f"the model both gave {output} that are not finite"})
 
 
 def test_the_documentation_needs_no_network(server):
