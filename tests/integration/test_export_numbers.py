@@ -213,6 +213,31 @@ def test_numbers_that_change_too_much_are_an_error_and_leave_nothing(run, tmp_pa
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_norm_that_something_else_takes_too_stays_as_it_is(tmp_path):
+    rng = np.random.default_rng(0)
+    nodes = [
+        helper.make_node("LayerNormalization", ["images", "scale", "bias"], ["norm"], axis=-1),
+        helper.make_node("MatMul", ["norm", "weight"], ["product"]),
+        helper.make_node("Add", ["norm", "product"], ["sum"]),
+    ]
+    constants = {"scale": [9, 1, 1, 1], "bias": [0, 0, 0, 0], "weight": rng.standard_normal((4, 4)) / 100}
+    graph = helper.make_graph(
+        nodes,
+        "norm",
+        [helper.make_tensor_value_info("images", TensorProto.FLOAT, ["batch", 4])],
+        [helper.make_tensor_value_info("sum", TensorProto.FLOAT, ["batch", 4])],
+        [numpy_helper.from_array(np.array(value, np.float32), name) for name, value in constants.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(model, tmp_path / "model.onnx")
+    images = rng.standard_normal((8, 4)).astype(np.float32)
+    write_int8(tmp_path / "model.onnx", tmp_path / "model.int8.onnx", [images])
+    one, other = (
+        open_session(tmp_path / name).run(None, {"images": images})[0] for name in ("model.onnx", "model.int8.onnx")
+    )
+    assert np.allclose(one, other, atol=0.01)
+
+
 def wide_sum(path):
     """(B, 64) -> 64 times their mean: the largest int8 weights and uint8 inputs that there can be."""
     node = helper.make_node("MatMul", ["images", "ones"], ["sum"])

@@ -65,6 +65,22 @@ def test_files_that_still_change_are_left_alone(folders, caplog):
     assert not caplog.records
 
 
+def test_a_bundle_that_is_replaced_while_it_is_read_is_read_again(folders, monkeypatch):
+    """Its manifest may be of the one, its network of the other."""
+    served, _ = folders
+    really = Models._open
+    newer = [3.0]
+
+    def replaced(*args):
+        model = really(*args)
+        if newer:
+            means_bundle(served, scale=newer.pop())
+        return model
+
+    monkeypatch.setattr(Models, "_open", replaced)
+    assert np.isclose(scale(asyncio.run(serving(served))), 3)
+
+
 def test_unloading_stays_although_a_reload_was_under_way(folders, monkeypatch):
     served, _ = folders
     really = Models._open
