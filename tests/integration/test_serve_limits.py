@@ -2,6 +2,7 @@
 
 import asyncio
 import concurrent.futures
+import gzip
 import http.client
 import json
 import logging
@@ -273,6 +274,43 @@ def test_the_memory_of_all_requests_is_bounded(bundle, monkeypatch):
         slow.open.set()
         assert asked.result()[0] == 200
         eventually(lambda: service.held == 0)
+
+
+def test_an_image_counts_as_the_model_takes_it(bundle):
+    body = file()
+    with running([bundle], max_memory=len(body) + 3 * 8 * 12 * 4 - 1) as (address, service):
+        status, _, answer = ask(address, "POST", "/v1/classify", body)
+        assert (status, answer.get("error", "")[:22]) == (413, "the request takes more")
+        eventually(lambda: service.held == 0)
+
+
+def test_a_body_counts_as_it_was_sent_and_unpacked(bundle):
+    body = infer_body()
+    with running([bundle], max_memory=len(body)) as (address, _):
+        assert ask(address, "POST", "/v2/models/both/infer", body)[0] == 200
+        packed = gzip.compress(body)
+        status, _, answer = ask(address, "POST", "/v2/models/both/infer", packed, {"content-encoding": "gzip"})
+        assert (status, answer.get("error", "")[:22]) == (413, "the request takes more")
+
+
+def test_only_so_many_requests_are_read_at_a_time(bundle):
+    """Twice the queue; health is always answered."""
+    with running([bundle], queue=1) as (address, _):
+        host, port = address.split(":")
+        half = b"POST /v1/classify HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\n"
+        slow = [socket.create_connection((host, int(port))) for _ in range(2)]
+        try:
+            for connection in slow:
+                connection.sendall(half)
+            status, end = 0, time.monotonic() + 20
+            while status != 429 and time.monotonic() < end:
+                status, headers, answer = ask(address, "POST", "/v1/classify", file())
+            assert (status, headers["retry-after"]) == (429, "1")
+            assert answer["error"] == "2 requests are under way; try again in a second"
+            assert ask(address, "GET", "/v2/health/ready")[0] == 200
+        finally:
+            for connection in slow:
+                connection.close()
 
 
 def test_a_client_that_leaves_is_dropped_from_the_queue(bundle, monkeypatch):
