@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 from numpy.typing import NDArray
 from PIL import Image
 from rich import box
@@ -28,7 +27,7 @@ from ehm.data.decode import decode
 from ehm.data.transforms import EvalTransform
 from ehm.deploy.bundle import Bundle, Manifest
 from ehm.deploy.predict import Predictor, cosine, normalise
-from ehm.deploy.runtime import PROVIDERS
+from ehm.deploy.runtime import installed
 from ehm.errors import ConfigError, EhmError
 from ehm.runlog import console
 from ehm.tasks.evaluate import write_json
@@ -71,8 +70,8 @@ class _Way:
 def bench_export(
     bundle: str | Path,
     *,
-    batches: Sequence[int] = (1, 8),
-    devices: Sequence[str] = (),
+    batch: Sequence[int] = (1, 8),
+    device: str | Sequence[str] = (),
     images: Sequence[str | Path] = (),
     rounds: int = 20,
     threads: int = 0,
@@ -82,43 +81,39 @@ def bench_export(
 ) -> list[Timing]:
     """Time the networks of a bundle, and torch where it and the checkpoint are still here; print a table, or JSON.
 
-    ``devices`` are those of ``PROVIDERS``, by default all that are installed; ``images`` are files, by default smooth
-    random pictures; ``threads`` are those of each network, by default one a core. ``processor_time`` counts that of all
-    threads instead of the clock's, which other programs disturb little. With ``out`` the figures also go to
-    ``out/bench.json``. Raises ConfigError for wrong numbers,
+    ``batch`` are sizes of batches; ``device`` one or several of ``runtime.PROVIDERS``, by default all that are
+    installed; ``images`` are files, by default smooth random pictures; ``threads`` are those of each network, by
+    default one a core. ``processor_time`` counts that of all threads instead of the clock's, which other programs
+    disturb little. With ``out`` the figures also go to ``out/bench.json``. Raises ConfigError for wrong numbers,
     ExportError for a damaged bundle, BackendError for a device that is not there.
     """
-    for option, values in (("--batch", batches), ("--rounds", (rounds,))):
+    for option, values in (("--batch", batch), ("--rounds", (rounds,))):
         if any(value < 1 for value in values):
             raise ConfigError(f"{option} {min(values)}: expected at least 1")
     opened = Bundle.open(bundle)
     notes = Console(stderr=True, highlight=False, soft_wrap=True)
-    reference, ways = _exported(opened, devices or _installed(), threads)
+    devices = [device] if isinstance(device, str) else device or installed()
+    reference, ways = _exported(opened, devices, threads)
     try:
         ways = _torch(opened.manifest, threads) + ways
     except EhmError as error:
         notes.print(f"torch is left out: {error}", markup=False)
-    pictures = [decode(file) for file in images] or _pictures(max(batches))
+    pictures = [decode(file) for file in images] or _pictures(max(batch))
     clock = time.process_time if processor_time else time.perf_counter
     timings: list[Timing] = []
     with Progress(console=notes, transient=True, disable=not notes.is_terminal) as progress:
-        task = progress.add_task("bench", total=len(batches) * rounds)
-        for batch in batches:
-            inputs = _inputs(reference, list(islice(cycle(pictures), batch)))
+        task = progress.add_task("bench", total=len(batch) * rounds)
+        for size in batch:
+            inputs = _inputs(reference, list(islice(cycle(pictures), size)))
             timings += _time(reference, ways, inputs, rounds, clock, lambda: progress.advance(task))
     report = {"bundle": str(bundle), "cores": os.cpu_count(), "timings": [asdict(timing) for timing in timings]}
     if json:
         print(json_module.dumps(report, indent=2))
     else:
-        _print(timings, f"{bundle}: {rounds} rounds, ratios to {timings[0].name}")
+        _print(timings, f"{bundle}: {rounds} round{'s' * (rounds != 1)}, ratios to {timings[0].name}")
     if out is not None:
         notes.print(f"figures in {write_json(Path(out) / 'bench.json', report)}", markup=False)
     return timings
-
-
-def _installed() -> list[str]:
-    available = onnxruntime.get_available_providers()
-    return [device for device, provider in PROVIDERS.items() if provider.name in available]
 
 
 def _exported(bundle: Bundle, devices: Sequence[str], threads: int) -> tuple[Predictor, list[_Way]]:

@@ -5,7 +5,7 @@
         model.float16.onnx
         manifest.json        input, outputs, preprocessing, labels, source, versions, parity with the framework,
                              quality of the other numbers, SHA-256 of every file
-        README.md            the model card
+        README.md            the model card: documentation, which may be edited or left out
 
 A bundle is written into a temporary folder beside its place and renamed: what carries the final name is complete.
 """
@@ -27,6 +27,7 @@ from ehm.checkpoint import flush, sha256
 from ehm.errors import ExportError
 
 __all__ = [
+    "CARD",
     "FORMAT",
     "Bundle",
     "FileRecord",
@@ -46,6 +47,8 @@ __all__ = [
 FORMAT = 2
 Precision = Literal["float32", "float16", "int8"]
 Target = Literal["onnxruntime", "portable", "ascend"]
+CARD = "README.md"
+"""The one file that no network needs: people complete it before they publish, so it is hashed and never refused."""
 _MANIFEST = "manifest.json"
 Triple = tuple[float, float, float]
 
@@ -88,8 +91,9 @@ class Quality(_Section):
     """A network in other numbers beside the one in float32, on ``images`` photographs of ``source``.
 
     ``cosine`` is the mean cosine between the outputs of both, ``cosine_min`` the smallest, of features where the
-    network gives them and of logits else; ``agreement`` the share of images with the same likeliest class;
-    ``accuracy`` and ``accuracy_float32`` the shares of right ones, where the images have labels of the model's.
+    network gives them and of logits else, whose direction means little where all are near 0; ``agreement`` the share
+    of images with the same likeliest class; ``accuracy`` and ``accuracy_float32`` the shares of right ones, where the
+    images have labels of the model's.
     """
 
     source: str
@@ -180,6 +184,11 @@ class Manifest(_Section):
                 raise ValueError(f"{len(self.labels)} labels for an output of {logits.shape[-1]}")
         return self
 
+    @property
+    def compared(self) -> str:
+        """The output whose cosines :class:`Quality` has."""
+        return next(name for name in ("features", "logits", "patches") if self.output(name))
+
     def output(self, name: str) -> TensorRecord | None:
         """The output of that name: ``logits`` (B, C), ``features`` (B, D) or ``patches`` (B, D, h, w)."""
         return next((output for output in self.outputs if output.name == name), None)
@@ -200,13 +209,18 @@ class Bundle:
 
     @classmethod
     def open(cls, path: str | Path) -> Bundle:
-        """Read and verify the bundle at ``path``; raises ExportError naming the file that is missing or was altered."""
+        """Read and verify the bundle at ``path``; raises ExportError naming the file that is missing or was altered.
+
+        Its card may be either.
+        """
         path = Path(path)
         manifest = _read_manifest(path)
         for name, record in manifest.files.items():
             file = path / name
             if Path(name).name != name:
                 raise ExportError(f"{path / _MANIFEST}: files may not lie outside the bundle: {name!r}")
+            if name == CARD:
+                continue
             if not file.is_file():
                 raise ExportError(f"{file}: missing; the bundle is incomplete")
             if sha256(file) != record.sha256:
@@ -234,7 +248,8 @@ class Bundle:
 def staged(out: Path) -> Iterator[Path]:
     """A temporary folder that becomes ``out`` when the block ends, and vanishes if it raises.
 
-    An earlier bundle at ``out`` is replaced; anything else there raises ExportError before the block begins.
+    An earlier bundle at ``out`` is replaced; anything else there, an edited card included, raises ExportError before
+    the block begins.
     """
     out = Path(os.path.abspath(out))
     folder, replaced = (out.with_name(f".{out.name}-{suffix}") for suffix in ("partial", "replaced"))
@@ -269,11 +284,15 @@ def _refuse_foreign(out: Path) -> None:
     if not names:
         return
     try:
-        own = {_MANIFEST, *json.loads((out / _MANIFEST).read_text(encoding="utf-8"))["files"]}
+        files = json.loads((out / _MANIFEST).read_text(encoding="utf-8"))["files"]
+        own = {_MANIFEST, *files}
+        card = files[CARD]["sha256"] if CARD in files else None
     except (OSError, ValueError, TypeError, KeyError):
         raise ExportError(f"{out}: exists and is not a bundle; {advice}") from None
     if names - own:
         raise ExportError(f"{out}: holds {sorted(names - own)[0]}, which is not part of the bundle; {advice}")
+    if CARD in names and sha256(out / CARD) != card:
+        raise ExportError(f"{out}: its {CARD} was edited, and would be lost; {advice}")
 
 
 def _read_manifest(path: Path) -> Manifest:

@@ -105,15 +105,32 @@ def predict(
     images: str | Path | Sequence[str | Path],
     *,
     top: int = 5,
-    device: str = "cpu",
+    device: str = "auto",
+    precision: Precision = "float32",
+    out: str | Path | None = None,
+    json: bool = False,
 ) -> list[Prediction]:
     """Run ``bundle`` on image files and on all images below folders: one prediction each, in order.
 
     A file that cannot be read gives a prediction with an ``error`` and does not stop the others. ``top`` is how many
-    classes to keep; ``device`` is ``cpu``, ``cuda``, ``npu`` or ``auto``. Raises ExportError for a damaged bundle,
-    BackendError for a device that is not there, DataError for a folder without images.
+    classes to keep; ``device`` is ``cpu``, ``cuda``, ``npu``, ``openvino`` or ``auto``, and ``precision`` which of the
+    bundle's networks runs.
+
+    ``out`` gets ``predictions.jsonl`` and, from a bundle that gives them, ``features.npy`` (n, D) float32 with a row
+    for each image that was read, in the same order; from one that gives nothing else, ``patches.npy`` (n, D, h, w).
+    They take the place of all three of an earlier call. ``json`` prints one object a line; else nothing is printed.
+
+    Raises ExportError for a damaged bundle or one without that precision, BackendError for a device that is not there,
+    DataError for a folder without images.
     """
-    return list(_predictions(Predictor(bundle, device), _files(images), top))
+    files, done = _inputs(images, out), []
+    for prediction in _predictions(Predictor(bundle, device, precision), files, top):
+        done.append(prediction)
+        if json:
+            _print_json(prediction)
+    if out is not None:
+        _save(Path(out), done)
+    return done
 
 
 def main(
@@ -121,28 +138,27 @@ def main(
     images: Sequence[str | Path],
     *,
     top: int = 5,
-    device: str = "cpu",
+    device: str = "auto",
+    precision: Precision = "float32",
     out: str | Path | None = None,
     json: bool = False,
 ) -> int:
-    """The command ``ehm predict``: print a prediction an image; returns 1 if any could not be read, else 0.
-
-    ``json`` prints one object a line and nothing else on standard output. ``out`` also gets ``predictions.jsonl`` and,
-    from a bundle that gives them, ``features.npy`` (n, D) float32 with a row for each image that was read, in the same
-    order; from one that gives nothing else, ``patches.npy`` (n, D, h, w).
+    """The command ``ehm predict``: :func:`predict` that says what it does, prints a prediction an image, and returns 1
+    if any could not be read, else 0. With ``json`` standard output has the objects and nothing else.
     """
-    files = _files(images)
-    predictor = Predictor(bundle, device)
+    files = _inputs(images, out)
+    predictor = Predictor(bundle, device, precision)
     notes = Console(stderr=True, highlight=False, soft_wrap=True)
     what = ", ".join(f"{output.name} {' x '.join(map(str, output.shape[1:]))}" for output in predictor.manifest.outputs)
-    notes.print(f"{len(files)} images with {bundle} ({what}) on {predictor.provider}", markup=False)
+    count = f"{len(files)} image{'s' * (len(files) != 1)}"
+    notes.print(f"{count} with {bundle} ({what}; {precision}) on {predictor.provider}", markup=False)
     done: list[Prediction] = []
     hidden = sys.stdout.isatty() or not notes.is_terminal
     with Progress(console=notes, transient=True, disable=hidden) as progress:
         for prediction in progress.track(_predictions(predictor, files, top), total=len(files), description="predict"):
             done.append(prediction)
             if json:
-                print(json_module.dumps(prediction.as_dict()), flush=True)
+                _print_json(prediction)
             elif prediction.error is None:
                 print(prediction, flush=True)
             else:
@@ -152,7 +168,7 @@ def main(
         notes.print(f"results in {out}", markup=False)
     failed = sum(prediction.error is not None for prediction in done)
     if failed:
-        notes.print(f"ehm predict: {failed} of {len(done)} images could not be read", markup=False)
+        notes.print(f"ehm predict: {failed} of {count} could not be read", markup=False)
     return 1 if failed else 0
 
 
@@ -187,6 +203,13 @@ def _transform(preprocessing: Preprocessing, path: Path) -> EvalTransform:
             f"{list(transform.cover)}; use the version that exported it, or export it again"
         )
     return transform
+
+
+def _inputs(images: str | Path | Sequence[str | Path], out: str | Path | None) -> list[Path]:
+    """The files; a place that cannot hold results is said before there are any."""
+    if out is not None and Path(out).exists() and not Path(out).is_dir():
+        raise ConfigError(f"--out {out}: is no folder")
+    return _files(images)
 
 
 def _files(images: str | Path | Sequence[str | Path]) -> list[Path]:
@@ -236,14 +259,19 @@ def _read(predictor: Predictor, file: Path) -> NDArray[np.float32] | NDArray[np.
         return str(error).removeprefix(f"{file}: ")
 
 
+def _print_json(prediction: Prediction) -> None:
+    print(json_module.dumps(prediction.as_dict()), flush=True)
+
+
 def _save(out: Path, predictions: Sequence[Prediction]) -> None:
     out.mkdir(parents=True, exist_ok=True)
     bare = (replace(prediction, features=None, patches=None) for prediction in predictions)  # which are arrays below
     lines = "".join(json_module.dumps(prediction.as_dict()) + "\n" for prediction in bare)
     (out / ".predictions.jsonl").write_text(lines, encoding="utf-8")
-    os.replace(out / ".predictions.jsonl", out / "predictions.jsonl")
     for name in ("features", "patches"):
         rows = [values for prediction in predictions if (values := getattr(prediction, name)) is not None]
+        (out / f"{name}.npy").unlink(missing_ok=True)  # an earlier call's, whose rows are other images
         if rows:
             np.save(out / f".{name}.npy", np.stack(rows))
             os.replace(out / f".{name}.npy", out / f"{name}.npy")
+    os.replace(out / ".predictions.jsonl", out / "predictions.jsonl")

@@ -7,7 +7,7 @@ import logging
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ehm.errors import BackendError, ExportError
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from ehm.deploy.bundle import Precision
 
-__all__ = ["PROVIDERS", "Provider", "open_session"]
+__all__ = ["PROVIDERS", "Provider", "installed", "open_session"]
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,12 @@ computes what is not int8 in bfloat16 where the network is in lower precision an
 _log = logging.getLogger(__name__)
 
 
+def installed() -> list[str]:
+    """Devices whose providers this ONNX Runtime has, fastest first; they need not start."""
+    available = _onnxruntime().get_available_providers()
+    return [device for device, provider in PROVIDERS.items() if provider.name in available]
+
+
 def open_session(
     model: Path, device: str = "cpu", threads: int = 0, precision: Precision = "float32"
 ) -> InferenceSession:
@@ -73,10 +79,7 @@ def open_session(
     ONNX Runtime falls back to the CPU without a word when a provider cannot start; here that is a BackendError, and of
     ``auto`` a warning in the log.
     """
-    if find_spec("onnxruntime") is None:
-        raise BackendError("onnxruntime is not installed; pip install 'ehm[serve]' installs it")
-    import onnxruntime
-
+    onnxruntime = _onnxruntime()
     name, _, number = device.partition(":")
     known = name in PROVIDERS and (not number or (PROVIDERS[name].numbered and number.isdecimal()))
     if name != "auto" and not known:
@@ -110,3 +113,12 @@ def open_session(
         if not known:
             _log.warning("--device auto: %s is installed but cannot start; trying the next", provider.name)
     raise BackendError(f"--device {device}: {provider.name} is installed but cannot start; --device cpu works here")
+
+
+def _onnxruntime() -> Any:
+    """The package, which is looked for when it is needed: a bundle is converted without."""
+    if find_spec("onnxruntime") is None:
+        raise BackendError("onnxruntime is not installed; pip install 'ehm[serve]' installs it")
+    import onnxruntime
+
+    return onnxruntime

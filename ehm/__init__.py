@@ -1,7 +1,8 @@
 """Pretrain vision encoders with Evolved Hierarchical Masking; fine-tune, evaluate, export and serve them.
 
-Importing this package imports no framework. The functions below do on first use, and take the same arguments as the
-commands of the same name; ``train_tokenizer`` is ``ehm tokenizer train``.
+Importing this package imports no framework. The functions below do on first use, and take as arguments the flags of
+the commands of the same name; ``overrides`` is ``--set``, ``train_tokenizer`` is ``ehm tokenizer train``, and
+``bench_export`` is ``ehm bench export``.
 """
 
 from importlib import import_module
@@ -11,6 +12,7 @@ from typing import Any
 __version__ = version("ehm")
 __all__ = [
     "__version__",
+    "bench_export",
     "evaluate",
     "export",
     "finetune",
@@ -31,6 +33,7 @@ _HOMES = {
     "inspect": "ehm.analysis.inspect",
     "export": "ehm.deploy.export",
     "predict": "ehm.deploy.predict",
+    "bench_export": "ehm.deploy.bench",
     "serve": "ehm.deploy.serve",
 }
 
@@ -39,3 +42,7 @@ def __getattr__(name: str) -> Any:
     if name in _HOMES:
         return getattr(import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'ehm' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

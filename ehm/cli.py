@@ -1,10 +1,17 @@
-"""The command line: one function a command, no logic. ``ehm COMMAND --help`` explains each."""
+"""The command line: one function a command, no logic. ``ehm COMMAND --help`` explains each.
+
+A flag is a parameter of the command's function, ``--set`` is ``overrides``, and one that is not given is not passed on:
+defaults are the functions'.
+"""
 
 from __future__ import annotations
 
 import argparse
+import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from ehm import __version__
 from ehm.errors import ConfigError, EhmError
@@ -12,165 +19,129 @@ from ehm.errors import ConfigError, EhmError
 __all__ = ["main"]
 
 
-def train(args: argparse.Namespace) -> None:
+def train(**options: Any) -> None:
     """Pretrain an encoder on unlabelled images."""
     from ehm.pretrain import train
 
-    train(args.config, device=args.device, overrides=args.set, out=args.out, resume=args.resume)
+    train(**options)
 
 
-def finetune(args: argparse.Namespace) -> None:
+def finetune(**options: Any) -> None:
     """Train a classifier from a pretrained encoder."""
     from ehm.tasks.finetune import finetune
 
-    finetune(args.config, device=args.device, overrides=args.set, out=args.out, resume=args.resume)
+    finetune(**options)
 
 
-def probe(args: argparse.Namespace) -> None:
+def probe(**options: Any) -> None:
     """Measure a frozen encoder by a linear probe and by nearest neighbours."""
     from ehm.tasks.probe import probe
 
-    probe(args.config, device=args.device, overrides=args.set, out=args.out)
+    probe(**options)
 
 
-def evaluate(args: argparse.Namespace) -> None:
+def evaluate(**options: Any) -> None:
     """Evaluate a fine-tuned classifier on labelled images."""
     from ehm.tasks.evaluate import evaluate
 
-    evaluate(args.checkpoint, config=args.config, device=args.device, overrides=args.set, out=args.out)
+    evaluate(**options)
 
 
-def export(args: argparse.Namespace) -> None:
+def export(**options: Any) -> None:
     """Write an ONNX bundle of a classifier or an encoder."""
     from ehm.deploy.export import export
 
-    chosen = {"target": args.target, "int8": args.int8, "float16": args.float16}
-    export(
-        args.checkpoint,
-        config=args.config,
-        head=args.head,
-        device=args.device,
-        overrides=[*args.set, *(f"{key}={value}" for key, value in chosen.items() if value)],
-        out=args.out,
-        triton=args.triton,
-        kserve=args.kserve,
-    )
+    export(**options)
 
 
-def predict(args: argparse.Namespace) -> int:
+def predict(**options: Any) -> int:
     """Classify images, or extract features, with an exported bundle and ONNX Runtime alone."""
     from ehm.deploy.predict import main
 
-    _settled(args, "the bundle")
-    return main(args.bundle, args.images, top=args.top, device=args.device, out=args.out, json=args.json)
+    return main(**options)
 
 
-def bench(args: argparse.Namespace) -> None:
+def bench(kind: str, **options: Any) -> None:
     """Measure the latency and throughput of an exported bundle, beside torch where it is installed."""
     from ehm.deploy.bench import bench_export
 
-    bench_export(
-        args.bundle,
-        batches=args.batch,
-        devices=args.device,
-        images=args.images,
-        rounds=args.rounds,
-        threads=args.threads,
-        processor_time=args.processor_time,
-        json=args.json,
-        out=args.out,
-    )
+    bench_export(**options)
 
 
-def serve(args: argparse.Namespace) -> None:
+def serve(**options: Any) -> None:
     """Serve exported bundles over HTTP: the Open Inference Protocol v2, and image files."""
     from ehm.deploy.serve import serve
 
-    serve(
-        args.bundles,
-        host=args.host,
-        port=args.port,
-        device=args.device,
-        precision=args.precision,
-        threads=args.threads,
-        max_batch=args.max_batch,
-        max_delay=args.max_delay,
-        queue=args.queue,
-        timeout=args.timeout,
-        drain=args.drain,
-        max_bytes=args.max_bytes,
-        max_pixels=args.max_pixels,
-        max_memory=args.max_memory,
-        poll=args.poll,
-        index=args.index,
-        api_key_file=args.api_key_file,
-        model_control=args.model_control,
-        log=args.log,
-    )
+    serve(**options)
 
 
-def inspect(args: argparse.Namespace) -> None:
+def inspect(**options: Any) -> None:
     """Draw hierarchies, masks or attention of a pretrained encoder as PNG pictures."""
-    from ehm.analysis.inspect import DEPTHS, PROGRESS, inspect
+    from ehm.analysis.inspect import inspect
 
-    _settled(args, "--checkpoint")
-    inspect(
-        args.kind,
-        args.images,
-        checkpoint=args.checkpoint,
-        device=args.device,
-        out=args.out,
-        balance=args.balance,
-        depths=args.depths or DEPTHS,
-        progress=args.progress or PROGRESS,
-        patches=args.patches,
-        ratio=args.ratio,
-        seed=args.seed,
-    )
+    inspect(**options)
 
 
-def tokenizer(args: argparse.Namespace) -> None:
+def tokenizer(action: str, **options: Any) -> None:
     """Train the visual tokens that the objective beit needs, on unlabelled images."""
     from ehm.tasks.tokenizer import train_tokenizer
 
-    train_tokenizer(args.config, device=args.device, overrides=args.set, out=args.out, resume=args.resume)
+    train_tokenizer(**options)
 
 
-def configs(args: argparse.Namespace) -> None:
+def configs(**options: Any) -> None:
     """List the shipped configurations, and what they reproduce."""
     from ehm.config.listing import configs
 
-    configs(args.name, json=args.json)
+    configs(**options)
 
 
-def doctor(args: argparse.Namespace) -> int:
+def doctor(operators: bool = False, **options: Any) -> int:
     """Say what this machine offers and what is missing."""
-    from ehm.doctor import doctor, operators
+    from ehm import doctor
 
-    if args.operators:
-        return operators(device=args.device, json=args.json)
-    return doctor(json=args.json, device=args.device)
-
-
-def _settled(args: argparse.Namespace, origin: str) -> None:
-    """Refuse settings where they would change nothing, rather than ignore them."""
-    if args.config or args.set:
-        raise ConfigError(f"--{'config' if args.config else 'set'}: {args.command} takes its settings from {origin}")
+    return doctor.operators(**options) if operators else doctor.doctor(**options)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; 0 on success, 1 on an error, 2 on a wrong configuration or argument, 130 when interrupted."""
-    args = _parser().parse_args(argv)
+    """Run a command; 0 on success, 1 on an error, 2 on a wrong configuration or argument, 130 when interrupted.
+
+    A reader of the output that has gone away (``| head``) ends it quietly, with the status that shells give: 141.
+    """
+    options = vars(_parser().parse_args(argv))
+    run, command, debug = options.pop("run"), options.pop("command"), options.pop("debug", False)
     try:
-        return args.run(args) or 0
+        _refuse_settings(command, options.pop("unused", []))
+        status = run(**options) or 0
+        sys.stdout.flush()
+        return status
     except EhmError as error:
-        if args.debug:
+        if debug:
             raise
-        print(f"ehm {args.command}: {error}", file=sys.stderr)
+        print(f"ehm {command}: {error}", file=sys.stderr)
         return 2 if isinstance(error, ConfigError) else 1
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or flushing it at exit fails once more
+        return 128 + signal.SIGPIPE
+    except OSError as error:  # a disk that is full, a place that may not be written to
+        if debug or error.filename is None:
+            raise
+        print(f"ehm {command}: {error.filename}: {error.strerror}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
-        print(f"ehm {args.command}: interrupted", file=sys.stderr)
+        print(f"ehm {command}: interrupted", file=sys.stderr)
         return 130
+
+
+def _refuse_settings(command: str, given: Sequence[str]) -> None:
+    """Refuse ``--config`` and ``--set`` where they would change nothing, rather than ignore them."""
+    if given:
+        origin = "what --checkpoint names" if command == "inspect" else "the bundle"
+        raise ConfigError(f"takes neither --config nor --set: its settings are its other flags and {origin}")
+
+
+_DEVICES = "auto, cpu, cuda, npu or openvino, of ONNX Runtime; cuda:1 is one of several"
+_PRECISIONS = "float32, float16 or int8: which of its networks (default: float32)"
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -180,39 +151,40 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"ehm {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    debug = argparse.ArgumentParser(add_help=False)
-    debug.add_argument("--debug", action="store_true", help="show a traceback on errors")
-
-    common = argparse.ArgumentParser(add_help=False, parents=[debug])
-    common.add_argument("--config", metavar="FILE", help="YAML file, or a shipped one's name, which ehm configs lists")
-    common.add_argument(
-        "--device",
-        default="auto",
-        help="auto, cpu, cuda, npu, mindspore[:cpu|:ascend], or another that ehm doctor lists (default: auto)",
-    )
-    common.add_argument(
-        "--set", metavar="KEY=VALUE", action="append", default=[], help="override one key, as often as needed"
-    )
-    common.add_argument("--out", metavar="DIR", help="folder for the results")
-
-    def add(
-        function: Callable[[argparse.Namespace], int | None], parents: list[argparse.ArgumentParser]
-    ) -> argparse.ArgumentParser:
+    def add(function: Callable[..., int | None]) -> argparse.ArgumentParser:
         command = commands.add_parser(
-            function.__name__, parents=parents, help=function.__doc__, description=function.__doc__
+            function.__name__,
+            help=function.__doc__,
+            description=function.__doc__,
+            argument_default=argparse.SUPPRESS,  # of what is not given, the function has the default
         )
         command.set_defaults(run=function)
+        command.add_argument("--debug", action="store_true", help="show a traceback on errors")
         return command
 
-    for function in (train, finetune):
-        add(function, [common]).add_argument("--resume", action="store_true", help="continue the run in --out")
-    add(probe, [common])
-    add(evaluate, [common]).add_argument("checkpoint", help="run or checkpoint folder of a fine-tuned classifier")
+    for function, out in ((train, "pretrain"), (finetune, "finetune"), (probe, "probe"), (tokenizer, "tokenizer")):
+        command = add(function)
+        if function is tokenizer:
+            command.add_argument("action", choices=["train"], help="what to do with it")
+        _add_settings(command)
+        _add_training_device(command)
+        _add_out(command, f"runs/{out}")
+        if function is not probe:
+            command.add_argument("--resume", action="store_true", help="continue the run in --out")
 
-    command = add(export, [common])
+    command = add(evaluate)
+    command.add_argument("checkpoint", help="run or checkpoint folder of a fine-tuned classifier")
+    _add_settings(command)
+    _add_training_device(command)
+    _add_out(command, "", "metrics.json")
+
+    command = add(export)
     command.add_argument("checkpoint", help="run or checkpoint folder, weights file, timm:NAME, or a bundle")
+    _add_settings(command)
+    command.add_argument("--device", help=f"that runs the file to compare it: {_DEVICES} (default: auto, the CPU)")
+    _add_out(command, "runs/export", "the bundle")
     heads = ["auto", "classifier", "features", "patches", "multi"]
-    command.add_argument("--head", choices=heads, default="auto", help="what to export; multi is all there is")
+    command.add_argument("--head", choices=heads, help="what to export; multi is all there is (default: auto)")
     targets = ["onnxruntime", "portable", "ascend"]
     command.add_argument("--target", choices=targets, help="what the graph is written for (default: portable)")
     command.add_argument("--triton", metavar="DIR", help="also write models of Triton's into this model repository")
@@ -220,69 +192,97 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--int8", action="store_true", help="write it in int8 too, calibrated on images")
     command.add_argument("--float16", action="store_true", help="write it in float16 too")
 
-    command = add(predict, [common])
+    command = add(predict)
     command.add_argument("bundle", help="folder that ehm export wrote")
     command.add_argument("images", nargs="+", metavar="IMAGE", help="image file or folder")
-    command.add_argument("--top", type=int, default=5, help="classes to print (default: 5)")
+    _refuse_later(command)
+    command.add_argument("--device", help=f"{_DEVICES} (default: auto)")
+    command.add_argument("--precision", help=_PRECISIONS)
+    _add_out(command, "", "predictions.jsonl, features.npy, patches.npy")
+    command.add_argument("--top", type=int, help="classes to print (default: 5)")
     command.add_argument("--json", action="store_true", help="one JSON object a line")
 
-    command = add(bench, [debug])
+    command = add(bench)
     command.add_argument("kind", choices=["export"], help="what to measure")
     command.add_argument("bundle", help="folder that ehm export wrote")
-    command.add_argument("--batch", type=int, nargs="+", metavar="B", default=[1, 8], help="images a batch (1 and 8)")
-    command.add_argument("--device", nargs="+", default=[], help="cpu, cuda, npu or openvino (default: all there are)")
-    command.add_argument("--images", nargs="+", metavar="IMAGE", default=[], help="files (default: random pictures)")
-    command.add_argument("--rounds", type=int, default=20, help="runs of each (default: 20)")
-    command.add_argument("--threads", type=int, default=0, help="of each network (default: one a core)")
+    _refuse_later(command)
+    command.add_argument("--batch", type=int, nargs="+", metavar="B", help="images a batch (default: 1 and 8)")
+    command.add_argument("--device", nargs="+", help="cpu, cuda, npu or openvino (default: all there are)")
+    command.add_argument("--images", nargs="+", metavar="IMAGE", help="files (default: random pictures)")
+    command.add_argument("--rounds", type=int, help="runs of each (default: 20)")
+    command.add_argument("--threads", type=int, help="of each network (default: one a core)")
     command.add_argument("--processor-time", action="store_true", help="of all threads, instead of the clock's")
     command.add_argument("--json", action="store_true", help="print JSON")
-    command.add_argument("--out", metavar="DIR", help="folder for bench.json")
+    _add_out(command, "", "bench.json")
 
-    command = add(serve, [debug])
+    command = add(serve)
     command.add_argument("bundles", nargs="+", metavar="[NAME=]DIR", help="folder that ehm export wrote")
-    command.add_argument("--host", default="127.0.0.1", help="address to listen at (default: this machine only)")
-    command.add_argument("--port", type=int, default=8000, help="0 takes a free one (default: 8000)")
-    command.add_argument("--device", default="cpu", help="cpu, cuda, npu, openvino or auto (default: cpu)")
-    command.add_argument("--precision", default="float32", help="float32, float16 or int8 (default: float32)")
-    command.add_argument("--threads", type=int, default=0, help="cores of one batch (default: all)")
-    command.add_argument("--max-batch", type=int, default=8, metavar="N", help="images of a batch (default: 8)")
-    command.add_argument("--max-delay", type=float, default=2, metavar="MS", help="wait for a batch (default: 2)")
-    command.add_argument("--queue", type=int, default=128, metavar="N", help="requests that may wait (default: 128)")
-    command.add_argument("--timeout", type=float, default=10, metavar="S", help="of a request (default: 10)")
-    command.add_argument("--drain", type=float, default=30, metavar="S", help="to stop in (default: 30)")
-    command.add_argument("--max-bytes", type=int, default=16 * 2**20, metavar="N", help="of a body (default: 16 MiB)")
-    command.add_argument("--max-pixels", type=int, default=50_000_000, metavar="N", help="(default: 50 million)")
-    command.add_argument("--max-memory", type=int, default=2**30, metavar="N", help="of all requests (default: 1 GiB)")
-    command.add_argument("--poll", type=float, default=1, metavar="S", help="for replaced bundles (default: 1)")
+    _refuse_later(command)
+    command.add_argument("--host", help="address to listen at (default: 127.0.0.1, this machine only)")
+    command.add_argument("--port", type=int, help="0 takes a free one (default: 8000)")
+    command.add_argument("--device", help=f"{_DEVICES} (default: cpu)")
+    command.add_argument("--precision", help=_PRECISIONS)
+    command.add_argument("--threads", type=int, help="cores of one batch (default: all)")
+    command.add_argument("--max-batch", type=int, metavar="N", help="images of a batch (default: 8)")
+    command.add_argument("--max-delay", type=float, metavar="MS", help="wait for a batch (default: 2)")
+    command.add_argument("--queue", type=int, metavar="N", help="requests of a model that may wait (default: 128)")
+    command.add_argument("--timeout", type=float, metavar="S", help="of a request (default: 10)")
+    command.add_argument("--drain", type=float, metavar="S", help="to stop in (default: 30)")
+    command.add_argument("--max-bytes", type=int, metavar="N", help="of a body (default: 16 MiB)")
+    pixels = "of an image, as sent and as resized (default: 50 million, at most 89 million)"
+    command.add_argument("--max-pixels", type=int, metavar="N", help=pixels)
+    command.add_argument("--max-memory", type=int, metavar="N", help="bytes of all requests (default: 1 GiB)")
+    command.add_argument("--poll", type=float, metavar="S", help="for replaced bundles (default: 1)")
     command.add_argument("--index", metavar="DIR", help="images to search, as ehm predict --out wrote them")
     command.add_argument("--api-key-file", metavar="FILE", help="(default: the variable EHM_API_KEY, if it is set)")
     command.add_argument("--model-control", action="store_true", help="let clients load and unload models")
-    command.add_argument("--log", default="text", help="text or json (default: text)")
+    command.add_argument("--log", help="text or json (default: text)")
 
-    command = add(inspect, [common])
+    command = add(inspect)
     command.add_argument("kind", choices=["hierarchy", "masks", "attention"], help="which picture")
     command.add_argument("images", nargs="+", metavar="IMAGE", help="image file or folder")
+    _refuse_later(command)
+    _add_training_device(command)
+    _add_out(command, "runs/inspect")
     command.add_argument("--checkpoint", required=True, help="run or checkpoint folder, weights file, or timm:NAME")
     command.add_argument("--balance", choices=["none", "sinkhorn"], help="of the similarity (default: as in the run)")
     command.add_argument("--depths", type=float, nargs="+", metavar="D", help="of the partitions, each from 0 to 1")
     command.add_argument("--progress", type=float, nargs="+", metavar="P", help="of the masks, each from 0 to 1")
-    command.add_argument("--patches", nargs="+", metavar="ROW,COLUMN", default=(), help="whose attention to draw")
+    command.add_argument("--patches", nargs="+", metavar="ROW,COLUMN", help="whose attention to draw")
     command.add_argument("--ratio", type=float, help="of masked patches (default: as in the run)")
-    command.add_argument("--seed", type=int, default=0, help="of the masks (default: 0)")
+    command.add_argument("--seed", type=int, help="of the masks (default: 0)")
 
-    command = add(tokenizer, [common])
-    command.add_argument("action", choices=["train"], help="what to do with it")
-    command.add_argument("--resume", action="store_true", help="continue the run in --out")
-
-    command = add(configs, [debug])
+    command = add(configs)
     command.add_argument("name", nargs="?", help="list one folder of them, or show one, whole")
     command.add_argument("--json", action="store_true", help="print JSON")
 
-    command = add(doctor, [debug])
-    command.add_argument("--device", default="auto", help="look at one device, and exit with 0 only if it can train")
+    command = add(doctor)
+    command.add_argument("--device", help="look at one device, and exit with 0 only if it can train (default: auto)")
     command.add_argument("--operators", action="store_true", help="list the operators of training that an NPU lacks")
     command.add_argument("--json", action="store_true", help="print JSON")
     return parser
+
+
+def _add_settings(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--config", metavar="FILE", help="YAML file, or a shipped one's name, which ehm configs lists")
+    often = "override one key, as often as needed"
+    command.add_argument("--set", metavar="KEY=VALUE", action="append", dest="overrides", help=often)
+
+
+def _refuse_later(command: argparse.ArgumentParser) -> None:
+    """Take ``--config`` and ``--set`` of a command without settings, to say so instead of "unrecognized"."""
+    for flag in ("--config", "--set"):
+        command.add_argument(flag, action="append", dest="unused", help=argparse.SUPPRESS)
+
+
+def _add_training_device(command: argparse.ArgumentParser) -> None:
+    known = "auto, cpu, cuda, npu, mindspore[:cpu|:ascend], or another that ehm doctor lists (default: auto)"
+    command.add_argument("--device", help=known)
+
+
+def _add_out(command: argparse.ArgumentParser, place: str, holds: str = "results") -> None:
+    default = f"default: {place}" if place else "default: no files"
+    command.add_argument("--out", metavar="DIR", help=f"folder for {holds} ({default})")
 
 
 if __name__ == "__main__":

@@ -12,16 +12,19 @@ import difflib
 import pickle
 from collections import OrderedDict
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import timm
 import torch
+from huggingface_hub.errors import LocalEntryNotFoundError
 from timm.models.swin_transformer import SwinTransformer
 from torch import Tensor, nn
 
 from ehm.backends.base import Arrays
+from ehm.backends.torch.hub import reachable_or_offline
 from ehm.backends.torch.models.build import build_encoder
 from ehm.config import ModelSource, TrainConfig, Triple, encoder_spec
 from ehm.errors import CheckpointError, ConfigError
@@ -143,7 +146,8 @@ def _load_timm(source: ModelSource, classes: int) -> Loaded:
         close = ", ".join(difflib.get_close_matches(name, timm.list_models(), 3)) or "timm.list_models() names them"
         raise ConfigError(f"model.init {source.init}: timm {timm.__version__} has no such model; near it: {close}")
     pretrained = option != "pretrained=false"
-    model = _create(name, pretrained, source, classes, None)
+    with reachable_or_offline() if pretrained else nullcontext():
+        model = _create(name, pretrained, source, classes, None)
     facts = model.pretrained_cfg
     size = source.image_size or facts["input_size"][1:]
     architecture = {"family": "timm", "name": name, "image_size": list(size)}
@@ -160,8 +164,10 @@ def _create(name: str, pretrained: bool, source: ModelSource, classes: int, size
         except TypeError:  # convolutional networks take images of any size, and no img_size
             return timm.create_model(name, pretrained=pretrained, **{**options, "img_size": None})
     except (OSError, RuntimeError, TypeError) as error:
+        absent = isinstance(error, LocalEntryNotFoundError)  # whose own words are long
+        reason = "its weights are not here, and the hub does not answer" if absent else _first_line(error)
         raise CheckpointError(
-            f"model.init {source.init}: timm cannot make it: {_first_line(error)} "
+            f"model.init {source.init}: timm cannot make it: {reason} "
             f"(timm:{name}?pretrained=false needs no download, and starts untrained)"
         ) from None
 

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, get_args
 
 from ehm.config import ExportConfig, load_config
 from ehm.data.transforms import EvalTransform
-from ehm.deploy.bundle import Bundle, Manifest, ModelRecord, Preprocessing, Source, TensorRecord, staged
+from ehm.deploy.bundle import CARD, Bundle, Manifest, ModelRecord, Preprocessing, Source, Target, TensorRecord, staged
 from ehm.deploy.export.ascend import write_om
 from ehm.deploy.export.card import write_card
-from ehm.deploy.export.engines import convert, is_bundle, write_engines
+from ehm.deploy.export.engines import check_engines, convert, is_bundle, write_engines
 from ehm.deploy.export.parity import compare
 from ehm.deploy.export.sources import demand, prepare
 from ehm.deploy.runtime import open_session
@@ -43,6 +43,9 @@ def export(
     device: str = "auto",
     overrides: Sequence[str] = (),
     out: str | Path | None = None,
+    target: Target | None = None,
+    int8: bool = False,
+    float16: bool = False,
     triton: str | Path | None = None,
     kserve: str | Path | None = None,
 ) -> Path:
@@ -53,19 +56,20 @@ def export(
     image, nothing masked. ``head`` insists on either, or asks for ``patches`` (B, D, h, w), every patch token behind
     the last norm, or for all that the checkpoint has (``multi``). ``device`` runs the exported file in the comparison
     with the framework (torch where it is installed, else MindSpore), which computes on the CPU in float32; ``auto`` is
-    the CPU.
+    the CPU. ``target``, ``int8`` and ``float16`` go before the configuration's keys of these names.
 
     ``triton`` is a model repository that gets the bundle's models, ``kserve`` a file for an InferenceService; where
     ``checkpoint`` is a bundle already, it stays as it is and only they are written.
 
     An earlier bundle at ``out`` is replaced. Raises ExportError, leaving nothing behind, where framework and ONNX
-    Runtime differ by more than 1e-4 or ``out`` holds something else; CheckpointError as ``open_trained`` does;
-    BackendError where a package is missing.
+    Runtime differ by more than 1e-4 or ``out`` holds something else; ConfigError where the other two would end in a
+    bundle or a run; CheckpointError as ``open_trained`` does; BackendError where a package is missing.
     """
     if head not in get_args(Head):
         raise ConfigError(f"--head {head}: expected one of {', '.join(get_args(Head))}")
-    if not isinstance(config, ExportConfig):
-        config = load_config(ExportConfig, config, overrides)
+    asked = {"target": target, "int8": int8, "float16": float16}
+    given = config.model_dump(exclude_unset=True) if isinstance(config, ExportConfig) else config
+    config = load_config(ExportConfig, given, [*overrides, *(f"{key}={v}" for key, v in asked.items() if v)])
     if is_bundle(checkpoint):
         return convert(checkpoint, triton=triton, kserve=kserve, config=config, head=head, device=device, out=out)
     demand("export", *_NEEDED)
@@ -73,6 +77,7 @@ def export(
     from ehm.deploy.export.saving import domains, operators
 
     out = Path("runs") / "export" if out is None else Path(out)
+    check_engines(out, triton=triton, kserve=kserve, config=config, device=device)
     with staged(out) as folder:
         opened = prepare(config.model.model_copy(update={"init": str(checkpoint)}), head)
         loaded = opened.about
@@ -105,7 +110,7 @@ def export(
             write_om(folder, _MODEL, manifest.input, config.ascend)
         others = other_numbers(Bundle(folder, manifest), config, "cpu" if device == "auto" else device)
         manifest = manifest.model_copy(update={"models": manifest.models | others})
-        write_card(manifest, config, folder / "README.md")
+        write_card(manifest, config, folder / CARD)
         bundle = Bundle.seal(folder, manifest)
         megabytes = sum(record.bytes for record in bundle.manifest.files.values()) / 1e6
     console.print(

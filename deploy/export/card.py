@@ -15,6 +15,11 @@ from ehm.errors import CheckpointError
 __all__ = ["write_card"]
 
 _UNSTATED = "not stated"
+_ELPV = (
+    "[CC BY-NC-SA 4.0](https://creativecommons.org/licenses/by-nc-sa/4.0/), for non-commercial use, of elpv-dataset "
+    "(Buerhop-Lutz et al. 2018, Deitsch et al. 2019 and 2021)"
+)
+"""The licence of the photographs that ehm takes where no others are named."""
 _FEW = 20
 """Classes that are named one by one."""
 _OF_A_RUN = ("encoder.safetensors", "model.safetensors")
@@ -24,8 +29,8 @@ _OF_A_RUN = ("encoder.safetensors", "model.safetensors")
 def write_card(manifest: Manifest, config: ExportConfig, path: Path) -> None:
     """Write the card of ``manifest`` at ``path``: what its checkpoint, and those that it began with, say of training.
 
-    A licence that ``config`` leaves out is called ``not stated``. Of the places where images lay only their last
-    name is given.
+    A licence that ``config`` leaves out is called ``not stated``, but for that of elpv-dataset. Of the places where
+    images lay only their last name is given.
     """
     runs = _runs(manifest.source.checkpoint)
     data = list(dict.fromkeys(_name(run["config"]["data"]["source"]) for run in runs))
@@ -41,11 +46,11 @@ def write_card(manifest: Manifest, config: ExportConfig, path: Path) -> None:
     sections = {
         f"# Image {'classifier' if classifier else 'encoder'}": _about(manifest),
         "## Training": "\n".join(f"- {line}" for line in _training(manifest, runs)),
-        "## Metrics": _metrics(runs),
+        "## Metrics": _metrics(manifest, runs),
         "## Input and outputs": _tensors(manifest),
         "## Use": _use(manifest),
         "## Parity and number types": _numbers(manifest),
-        "## Licence": f"- model: {config.license or _UNSTATED}\n- data: {config.data_license or _UNSTATED}",
+        "## Licence": f"- model: {config.license or _UNSTATED}\n- data: {config.data_license or _data_license(runs)}",
     }
     text = yaml.safe_dump(front, sort_keys=False, allow_unicode=True)
     body = "\n\n".join(f"{title}\n\n{content}" for title, content in sections.items())
@@ -111,19 +116,28 @@ def _trained(run: dict[str, Any]) -> str:
     batch = optim["batch_size"] * optim["accumulate"]
     images = f", about {round(run['step'] / run['epoch'] * batch):,} images each" if run["epoch"] else ""
     return (
-        f"{how} on {_name(config['data']['source'])}: {run['epoch']:g} of {optim['epochs']} epochs{images} "
+        f"{how} on {_name(config['data']['source'])}: {run['epoch']:.4g} of {optim['epochs']} epochs{images} "
         f"({run['step']:,} steps of {batch} images), seed {run['seed']}."
     )
 
 
-def _metrics(runs: list[dict[str, Any]]) -> str:
+def _metrics(manifest: Manifest, runs: list[dict[str, Any]]) -> str:
     found = (runs[0].get("metrics") if runs else None) or {}
     lines = [f"| {name.replace('_', ' ')} | {value:.4f} |" for name, value in found.items() if value is not None]
     if not lines:
         return "The checkpoint records none."
-    return "\n".join(
-        ["On the images that its run held out, as the checkpoint records:\n", "| | |", "|---|---|", *lines]
-    )
+    which = f"Of the checkpoint {_name(manifest.source.checkpoint)}, on all images that its run held out"
+    if Path(manifest.source.checkpoint).parent.name == "best":
+        which += "; it was chosen for its balanced accuracy on the same ones, which flatters it"
+    return "\n".join([f"{which}:\n", "| | |", "|---|---|", *lines])
+
+
+def _data_license(runs: list[dict[str, Any]]) -> str:
+    """What is known without being told: the licence of ELPV's photographs, which need not be the only ones."""
+    elpv = ["elpv" in (run["config"]["data"]["source"], run["config"]["data"]["layout"]) for run in runs]
+    if not any(elpv):
+        return _UNSTATED
+    return _ELPV if all(elpv) else f"{_ELPV}; of the others {_UNSTATED}"
 
 
 def _tensors(manifest: Manifest) -> str:
@@ -181,11 +195,13 @@ def _numbers(manifest: Manifest) -> str:
             continue
         line = (
             f"{precision} (`{model.file}`), beside float32 on {quality.images} images of {_name(quality.source)}: "
-            f"cosine {quality.cosine:.5f}, at least {quality.cosine_min:.5f}"
+            f"mean cosine of the {manifest.compared} {quality.cosine:.5f}, least {quality.cosine_min:.5f}"
         )
+        if manifest.compared == "logits":
+            line += " (little is meant by it where logits are near 0)"
         if quality.agreement is not None:
             line += f"; the same class for {quality.agreement:.1%}"
         if quality.accuracy is not None and quality.accuracy_float32 is not None:
-            line += f"; right {quality.accuracy:.1%}, float32 {quality.accuracy_float32:.1%}"
+            line += f"; accuracy on these {quality.accuracy:.1%}, of float32 {quality.accuracy_float32:.1%}"
         lines.append(f"{line}.")
     return "\n\n".join(lines)

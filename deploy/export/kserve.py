@@ -33,7 +33,7 @@ def write_kserve(bundle: Bundle, file: Path, config: TritonConfig | None = None,
     wrote. Raises ConfigError for a name that Triton does not take.
     """
     config = config or TritonConfig()
-    name = model_name(bundle, config)
+    name = model_name(bundle.path, config)
     models = ", ".join(
         name if precision == "float32" else f"{name}_{precision}" for precision in bundle.manifest.models
     )

@@ -52,7 +52,7 @@ def other_numbers(bundle: Bundle, config: ExportConfig, device: str) -> dict[Pre
     whole = Bundle(bundle.path, bundle.manifest.model_copy(update={"models": models}))
     rivals = {precision: Predictor(whole, device, precision) for precision in written}
     qualities = _measure(reference, rivals, measured, size)
-    _print(qualities, {precision: whole.model(precision) for precision in models})
+    _print(qualities, {precision: whole.model(precision) for precision in models}, bundle.manifest.compared)
     return {key: record.model_copy(update={"quality": qualities[key]}) for key, record in records.items()}
 
 
@@ -93,7 +93,7 @@ def _measure(
     reference: Predictor, rivals: dict[Precision, Predictor], photographs: Photographs, size: int
 ) -> dict[Precision, Quality]:
     manifest = reference.manifest
-    names = [name for name in ("features", "logits") if manifest.output(name)] or ["patches"]
+    names = [manifest.compared, *(["logits"] if manifest.compared != "logits" and manifest.output("logits") else [])]
     numbers: list[NDArray[np.int64]] = []
     found: dict[str, list[dict[str, NDArray[np.float32]]]] = {key: [] for key in ("float32", *rivals)}
     for indices, inputs in photographs.batches(reference.prepare, size, "measure"):
@@ -146,9 +146,9 @@ def _labels(photographs: Photographs, classes: tuple[str, ...], numbers: NDArray
     return labels
 
 
-def _print(qualities: dict[Precision, Quality], files: dict[Precision, Path]) -> None:
+def _print(qualities: dict[Precision, Quality], files: dict[Precision, Path], output: str) -> None:
     first = next(iter(qualities.values()))
-    table = Table(title=f"beside float32, on {first.images} images of {first.source}")
+    table = Table(title=f"beside float32, on {first.images} images of {first.source}; cosine of the {output}")
     for name in ("", "MB", "mean cosine", "least", "same class", "accuracy"):
         table.add_column(name, justify="right" if name else "left")
 

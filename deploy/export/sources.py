@@ -61,7 +61,7 @@ def prepare(source: ModelSource, head: Head) -> Exportable:
 
     BackendError where no framework is there to compare with, or a model that torch writes lacks what builds it.
     """
-    framework = next((name for name, packages in _FRAMEWORKS.items() if all(map(find_spec, packages))), None)
+    framework = _framework()
     read_file: ReadFile = read_safetensors
     if framework == "torch":
         from ehm.backends.torch.weights import read_arrays as read_file
@@ -80,12 +80,23 @@ def prepare(source: ModelSource, head: Head) -> Exportable:
 
 
 def demand(extras: str, *packages: str) -> None:
-    """BackendError that names those of ``packages`` that are not installed, and the extras of ehm that bring them."""
+    """BackendError that names those of ``packages`` that are not installed, and the extras of ehm that bring them.
+
+    And a framework, where there is none and ``packages`` name none: it would be missed next.
+    """
     missing = [package for package in packages if find_spec(package) is None]
-    if missing:
-        raise BackendError(
-            f"ehm export needs {', '.join(missing)}; pip install 'ehm[{extras}]' installs what is missing"
-        )
+    if not missing:
+        return
+    ways = [extras]
+    if "torch" not in packages and _framework() is None:
+        missing.append("torch or MindSpore")
+        ways = [f"{framework},{extras}" for framework in _FRAMEWORKS]
+    commands = " or ".join(f"pip install 'ehm[{way}]'" for way in ways)
+    raise BackendError(f"ehm export needs {', '.join(missing)}; {commands} installs what is missing")
+
+
+def _framework() -> str | None:
+    return next((name for name, packages in _FRAMEWORKS.items() if all(map(find_spec, packages))), None)
 
 
 def _by_torch(source: ModelSource, head: Head) -> Exportable:

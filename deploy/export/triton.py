@@ -19,7 +19,7 @@ from ehm.config import TritonConfig
 from ehm.deploy.bundle import Bundle, Precision, TensorRecord
 from ehm.errors import ConfigError, ExportError
 
-__all__ = ["model_name", "write_triton"]
+__all__ = ["check_triton", "model_name", "write_triton"]
 
 _TYPES = {"float32": "TYPE_FP32", "uint8": "TYPE_UINT8"}
 _KINDS = {"auto": "KIND_AUTO", "cpu": "KIND_CPU", "cuda": "KIND_GPU"}
@@ -36,11 +36,8 @@ def write_triton(
     ConfigError for a name or a device that Triton does not take.
     """
     config = config or TritonConfig()
-    name = model_name(bundle, config)
+    places = check_triton(bundle.path, repository, config, device)
     group = _instances(config, device)
-    places = {precision: repository / _variant(name, precision) for precision in get_args(Precision)}
-    for place in places.values():
-        _refuse_foreign(place)
     # beside the repository, which a running Triton may be watching
     repository = Path(os.path.abspath(repository))
     staging = repository.with_name(f".{repository.name}-partial")
@@ -59,14 +56,24 @@ def write_triton(
     return [places[precision] for precision in bundle.manifest.models]
 
 
-def model_name(bundle: Bundle, config: TritonConfig) -> str:
+def check_triton(bundle: Path, repository: Path, config: TritonConfig, device: str) -> dict[Precision, Path]:
+    """Folders in ``repository`` of the models of a ``bundle`` that need not be there yet; errors of `write_triton`."""
+    name = model_name(bundle, config)
+    _instances(config, device)
+    places = {precision: repository / _variant(name, precision) for precision in get_args(Precision)}
+    for place in places.values():
+        _refuse_foreign(place)
+    return places
+
+
+def model_name(bundle: Path, config: TritonConfig) -> str:
     """What clients call the model: ``triton.name``, or that of the bundle's folder where a URL can hold it."""
-    name = config.name or Path(os.path.abspath(bundle.path)).name
+    name = config.name or Path(os.path.abspath(bundle)).name
     try:
         return TritonConfig(name=name).name
     except ValueError:
         raise ConfigError(
-            f"{bundle.path}: the name of the folder is no model name; --set triton.name=NAME gives it one of letters, "
+            f"{bundle}: the name of the folder is no model name; --set triton.name=NAME gives it one of letters, "
             "digits, '_', '-' and '.'"
         ) from None
 

@@ -40,7 +40,7 @@ def load_config(kind: type[C], file: str | Path | Mapping[str, Any] | None, over
         return kind.model_validate(values)
     except ValidationError as error:
         lines = [_explain(detail, kind) for detail in error.errors()]
-        where = origin + (" with --set" if overrides else "")
+        where = "--set" if overrides and file is None else origin + (" with --set" if overrides else "")
         raise ConfigError(f"{where}: " + "; ".join(lines)) from None
 
 
@@ -93,6 +93,12 @@ _PLAIN = {
     "tuple_type": "should be a list",
     "model_type": "should be a section of keys and values",
     "bool_parsing": "should be true or false",
+    "int_parsing": "should be a whole number",
+    "int_type": "should be a whole number",
+    "int_from_float": "should be a whole number",
+    "float_parsing": "should be a number",
+    "float_type": "should be a number",
+    "string_type": "should be text",
 }
 """Pydantic's words where they speak of Python instead of YAML."""
 
@@ -101,14 +107,23 @@ def _explain(detail: Any, kind: type[BaseModel]) -> str:
     """One error of pydantic as a line: the key, what would be right, what was there."""
     key = ".".join(str(part) for part in detail["loc"])
     if detail["type"] == "extra_forbidden":
-        section: Any = kind
-        for part in detail["loc"][:-1]:
-            section = section.model_fields[part].annotation
-        return f"{key}: unknown key; known here are {', '.join(section.model_fields)}"
+        return f"{key}: unknown key; known here are {', '.join(_section(detail, kind).model_fields)}"
     message = str(detail["msg"]).removeprefix("Value error, ").removeprefix("Input ").split(", unable to parse")[0]
     message = _PLAIN.get(detail["type"], message)
+    if detail["type"] == "string_pattern_mismatch":
+        message = f"should be {_section(detail, kind).model_fields[detail['loc'][-1]].description}"
+    if detail["type"] == "too_short":
+        message = f"should have at least {detail['ctx']['min_length']} values"
     if detail["type"] in ("missing", "too_long"):
         return f"{key.rstrip('.0123456789')}: wrong number of values in {detail['input']!r}"
     if not key:
         return message
     return f"{key}: {message}" + (f", not {detail['input']!r}" if not isinstance(detail["input"], dict) else "")
+
+
+def _section(detail: Any, kind: type[BaseModel]) -> Any:
+    """The class of the section that an error's key is in."""
+    section: Any = kind
+    for part in detail["loc"][:-1]:
+        section = section.model_fields[part].annotation
+    return section

@@ -410,14 +410,16 @@ class TritonConfig(Section):
     each core of the machine). ``storage_uri`` is where KServe finds the repository.
     """
 
-    name: Annotated[str, Field(pattern=r"^[\w.-]*$")] = ""
+    name: Annotated[str, Field(pattern=r"^[\w.-]*$", description="of letters, digits, '_', '-' and '.'")] = ""
     max_batch_size: Positive = 32
     preferred_batch_size: tuple[Positive, ...] = ()
     max_queue_delay: Annotated[int, Field(ge=0)] = 2000
     max_queue_size: Positive = 256
     instances: Positive = 1
     threads: Annotated[int, Field(ge=0)] = 0
-    storage_uri: Annotated[str, Field(pattern=r"^[a-z0-9+]+://.+$")] = "s3://BUCKET/FOLDER"
+    storage_uri: Annotated[
+        str, Field(pattern=r"^[a-z0-9+]+://.+$", description="a URI, for example s3://BUCKET/FOLDER")
+    ] = "s3://BUCKET/FOLDER"
 
     @model_validator(mode="after")
     def _fits_together(self) -> TritonConfig:
@@ -432,7 +434,9 @@ class AscendConfig(Section):
     ATC takes 2 to 100 batch sizes, each up to 2048 (its reference, ``--dynamic_batch_size``).
     """
 
-    soc_version: Annotated[str, Field(pattern=r"^\w+$")] = "Ascend910B3"
+    soc_version: Annotated[str, Field(pattern=r"^\w+$", description="one word, for example Ascend910B3")] = (
+        "Ascend910B3"
+    )
     batch_sizes: Annotated[tuple[Annotated[int, Field(ge=1, le=2048)], ...], Field(min_length=2, max_length=100)] = (
         1,
         2,

@@ -315,6 +315,12 @@ def test_a_missing_checkpoint_is_one_sentence(tmp_path):
     [
         ({"onnx"}, "RUN", BackendError, r"needs onnx; pip install 'ehm\[export\]' installs what is missing"),
         (
+            {"onnx", "torch", "mindspore"},
+            "RUN",
+            BackendError,
+            r"needs onnx, torch or MindSpore; pip .*'ehm\[torch,export\]' or .*'ehm\[mindspore,export\]' installs",
+        ),
+        (
             {"onnxscript", "torch"},
             "timm:test_resnet",
             BackendError,

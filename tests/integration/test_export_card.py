@@ -56,7 +56,24 @@ def test_the_card_tells_of_the_whole_chain(runs, tmp_path):
     export(runs / "finetune", out=bundle)  # a card is part of the bundle, which may be replaced
     front, text = read(bundle)
     assert front["license"] == "unknown"
-    assert text.count("not stated") == 2
+    assert "- model: not stated\n" in text
+    assert "- data: [CC BY-NC-SA 4.0]" in text  # of the pretraining
+    assert "of the others not stated" in text
+    assert "Of the checkpoint step-" in text
+    assert "flatters" not in text
+
+
+def test_a_licence_that_nobody_stated_is_not_guessed_and_the_best_checkpoint_says_how_it_was_chosen(tmp_path):
+    path = classifier(tmp_path / "run", SIZE, data=DataConfig(source="/photos"))
+    state = json.loads((path / "state.json").read_text())
+    state["metrics"] = {"top1": 0.75}
+    (path / "state.json").write_text(json.dumps(state))
+    best = path.parent.parent / "best" / path.name
+    best.parent.mkdir()
+    path.rename(best)
+    _, text = read(export(best, out=tmp_path / "bundle"))
+    assert "- data: not stated" in text
+    assert "chosen for its balanced accuracy on the same ones, which flatters it:" in text
 
 
 def test_a_checkpoint_whose_origin_is_gone_says_its_name(runs, tmp_path):
@@ -99,5 +116,6 @@ def test_other_numbers_are_reported_beside_float32(runs, tmp_path):
     manifest = manifest.model_copy(update={"models": {**manifest.models, "int8": small}})
     card.write_card(manifest, ExportConfig(), tmp_path / "README.md")
     text = (tmp_path / "README.md").read_text(encoding="utf-8")
-    assert "int8 (`model.int8.onnx`), beside float32 on 40 images of photos: cosine 0.99950, at least 0.99000" in text
-    assert "the same class for 97.5%; right 50.0%, float32 52.5%." in text
+    assert "int8 (`model.int8.onnx`), beside float32 on 40 images of photos: mean cosine of the logits 0.99950" in text
+    assert "least 0.99000 (little is meant by it where logits are near 0)" in text
+    assert "the same class for 97.5%; accuracy on these 50.0%, of float32 52.5%." in text

@@ -293,7 +293,7 @@ def test_a_network_without_linear_layers_has_nothing_to_quantise(tmp_path):
 
 def test_the_bench_times_every_network_beside_torch(bundle, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("torch.compile", lambda module, **_: module)  # which takes a compiler and half a minute
-    timings = bench_export(bundle.path, batches=[2], devices=["cpu"], rounds=3, json=True, out=tmp_path)
+    timings = bench_export(bundle.path, batch=[2], device="cpu", rounds=3, json=True, out=tmp_path)
     torch_ways = ["torch float32", "torch float32 compiled", "torch bfloat16"]
     assert [timing.name for timing in timings] == [*torch_ways, "CPU float32", "CPU int8", "CPU float16"]
     assert timings[0].ratio == timings[0].ratio_low == 1
@@ -309,14 +309,14 @@ def test_the_bench_says_why_torch_is_left_out(bundle, monkeypatch, capsys):
         raise EhmError(f"{manifest.source.checkpoint} has changed since it was exported")
 
     monkeypatch.setattr("ehm.deploy.export.rivals.torch_rivals", gone)
-    timings = bench_export(bundle.path, batches=[1], rounds=1)
+    timings = bench_export(bundle.path, batch=[1], rounds=1)
     assert timings[0].name.endswith("float32")
     out, err = capsys.readouterr()
     assert "torch is left out:" in err
     assert "has changed since" in err
     assert "ratio (quartiles)" in out
     with pytest.raises(ConfigError, match="--batch 0: expected at least 1"):
-        bench_export(bundle.path, batches=[0])
+        bench_export(bundle.path, batch=[0])
 
 
 def test_the_bench_measures_time_against_the_baseline_of_the_same_round(bundle):

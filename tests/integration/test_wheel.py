@@ -168,6 +168,14 @@ def test_training_without_a_framework_is_one_clear_sentence(core, tmp_path):
     assert "Traceback" not in said
 
 
+def test_exporting_without_its_extra_names_both_ways_and_measuring_gets_as_far_as_the_bundle(core, tmp_path):
+    said = run(core / "ehm", "export", "run", status=1, cwd=tmp_path)
+    assert "'ehm[torch,export]' or pip install 'ehm[mindspore,export]'" in said
+    assert said.count("\n") == 1
+    said = run(core / "ehm", "bench", "export", "bundle", status=1, cwd=tmp_path)
+    assert said.strip() == "ehm bench: bundle: not a bundle: it has no manifest.json; ehm export writes one"
+
+
 def test_serving_needs_its_extra_and_no_framework(core, built, tmp_path):
     said = run(core / "ehm", "serve", "bundle", status=1, cwd=tmp_path)
     assert "pip install 'ehm[serve]'" in said

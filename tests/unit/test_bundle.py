@@ -102,6 +102,33 @@ def test_a_missing_file_is_named(bundle):
         Bundle.open(bundle)
 
 
+def carded(place):
+    with staged(place) as folder:
+        channel_means(folder / "model.onnx")
+        (folder / "README.md").write_text("# Model\n", encoding="utf-8")
+        Bundle.seal(folder, manifest())
+    return place
+
+
+@pytest.mark.parametrize("change", ["edited", "missing"])
+def test_a_card_is_hashed_and_may_be_edited_or_left_out(change, tmp_path):
+    bundle = carded(tmp_path / "bundle")
+    assert "README.md" in Bundle.open(bundle).manifest.files
+    if change == "edited":
+        (bundle / "README.md").write_text("# My model\n", encoding="utf-8")
+    else:
+        (bundle / "README.md").unlink()
+    assert len(predict(bundle, plain(tmp_path / "a.png", "red"))) == 1
+
+
+def test_an_edited_card_is_not_overwritten_and_a_card_as_it_was_is(tmp_path):
+    carded(carded(tmp_path / "bundle"))
+    (tmp_path / "bundle/README.md").write_text("# My model\n", encoding="utf-8")
+    with pytest.raises(ExportError, match=r"its README\.md was edited, and would be lost; choose another --out"):
+        carded(tmp_path / "bundle")
+    assert (tmp_path / "bundle/README.md").read_text(encoding="utf-8") == "# My model\n"
+
+
 def test_a_folder_without_a_manifest_is_no_bundle(tmp_path):
     with pytest.raises(ExportError, match=r"not a bundle: it has no manifest\.json"):
         Bundle.open(tmp_path)
@@ -281,6 +308,52 @@ def test_out_gets_features_and_their_images(bundle, tmp_path, capsys):
     assert [Path(line["image"]).name for line in lines if "error" not in line] == ["a.png", "b.png"]
     assert np.allclose(features, (np.array([[1, 0, 0], [0, 1, 0]]) - MEAN) / STD, atol=1e-5)
     assert "3 features, norm" in capsys.readouterr().out
+
+
+def test_results_of_an_earlier_call_do_not_stay_beside_new_ones(bundle, classifier, tmp_path):
+    out, image = tmp_path / "out", plain(tmp_path / "a.png", "red")
+    predict(bundle, [image, image], out=out)
+    np.save(out / "patches.npy", np.zeros(1))
+    assert np.load(out / "features.npy").shape == (2, 3)
+    (out / "notes.txt").touch()
+    predict(classifier, image, out=out)
+    assert sorted(path.name for path in out.iterdir()) == ["notes.txt", "predictions.jsonl"]
+    assert len((out / "predictions.jsonl").read_text().splitlines()) == 1
+
+
+def test_out_that_is_a_file_is_said_before_anything_runs(bundle, tmp_path):
+    image = plain(tmp_path / "a.png", "red")
+    with pytest.raises(ConfigError, match=r"--out .*a\.png: is no folder"):
+        predict(bundle, image, out=image)
+
+
+def test_the_function_prints_nothing_but_json(classifier, tmp_path, capsys):
+    image = plain(tmp_path / "a.png", "red")
+    predict(classifier, image)
+    assert capsys.readouterr() == ("", "")
+    (found,) = predict(classifier, image, json=True)
+    assert json.loads(capsys.readouterr().out) == json.loads(json.dumps(found.as_dict()))
+
+
+def test_precision_chooses_the_network(tmp_path, capsys):
+    """The network in int8 gives twice the features here, to be told apart."""
+    with staged(tmp_path / "bundle") as folder:
+        channel_means(folder / "model.onnx")
+        model = onnx.load(folder / "model.onnx")
+        model.graph.node[0].output[0] = "means"
+        model.graph.node.append(helper.make_node("Add", ["means", "means"], ["features"]))
+        onnx.save(model, folder / "model.int8.onnx")
+        record = {"opset": 17, "operators": {}}
+        models = {"float32": {"file": "model.onnx", **record}, "int8": {"file": "model.int8.onnx", **record}}
+        Bundle.seal(folder, manifest(models=models))
+    image = plain(tmp_path / "a.png", "red")
+    (exact,), (small,) = (predict(folder.parent / "bundle", image, precision=kind) for kind in ("float32", "int8"))
+    assert np.allclose(small.features, 2 * exact.features)
+    assert main(tmp_path / "bundle", [image], precision="int8") == 0
+    assert "1 image with" in (said := capsys.readouterr().err)
+    assert "; int8) on" in said
+    with pytest.raises(ExportError, match="holds no float16 model, only float32, int8"):
+        predict(tmp_path / "bundle", image, precision="float16")
 
 
 @pytest.mark.parametrize("device", ["cuda", "cuda:1", "npu", "openvino"])

@@ -1,9 +1,88 @@
 """The command line's manners: exit statuses, one sentence, no traceback unless asked for."""
 
+import argparse
+import inspect
+import os
+import re
+import subprocess
+import sys
+
 import pytest
 
-from ehm.cli import main
+import ehm
+from ehm.cli import _parser, main
+from ehm.config.listing import configs
+from ehm.deploy import predict
+from ehm.doctor import doctor
 from ehm.errors import ConfigError
+
+COMMANDS = {name: getattr(ehm, name) for name in ehm._HOMES if name not in ("train_tokenizer", "bench_export")}
+COMMANDS |= {"tokenizer": ehm.train_tokenizer, "bench": ehm.bench_export, "configs": configs, "doctor": doctor}
+NO_PARAMETERS = {"help", "debug", "unused", "run"}
+WORDS = {("bench", "kind"), ("tokenizer", "action"), ("doctor", "operators")}
+"""What chooses the function."""
+
+
+def commands():
+    """Every command's parser by its name."""
+    return next(action for action in _parser()._actions if action.dest == "command").choices
+
+
+def test_every_command_has_a_function():
+    assert set(commands()) == set(COMMANDS)
+
+
+@pytest.mark.parametrize("name", list(COMMANDS))
+def test_the_flags_of_a_command_are_the_parameters_of_its_function(name):
+    actions = {action.dest: action for action in commands()[name]._actions if action.dest not in NO_PARAMETERS}
+    actions = {dest: action for dest, action in actions.items() if (name, dest) not in WORDS}
+    parameters = inspect.signature(COMMANDS[name]).parameters
+    assert set(actions) == set(parameters)
+    for dest, action in actions.items():
+        default = parameters[dest].default
+        assert (default is inspect.Parameter.empty) == action.required, dest
+        assert action.default is argparse.SUPPRESS, "the function's default is the only one"
+        said = re.search(r"default: ([\w.]+)[,)]", action.help or "")
+        if said and isinstance(default, str | int | float) and dest != "threads":
+            assert said[1] == f"{default:g}" if isinstance(default, int | float) else said[1] == default, dest
+
+
+def test_what_the_command_predict_calls_takes_what_the_function_takes():
+    assert list(inspect.signature(predict.main).parameters) == list(inspect.signature(ehm.predict).parameters)
+    for name, parameter in inspect.signature(predict.main).parameters.items():
+        assert parameter.default == inspect.signature(ehm.predict).parameters[name].default
+
+
+def test_flags_arrive_and_what_is_not_given_is_not_passed(monkeypatch):
+    calls = []
+    monkeypatch.setattr("ehm.deploy.export.export", lambda *args, **options: calls.append(options))
+    monkeypatch.setattr("ehm.pretrain.train", lambda *args, **options: calls.append(options))
+    assert main(["export", "run", "--int8", "--set", "a=1", "--set", "b=2", "--target", "ascend"]) == 0
+    assert main(["train"]) == 0
+    assert calls == [{"checkpoint": "run", "int8": True, "overrides": ["a=1", "b=2"], "target": "ascend"}, {}]
+
+
+@pytest.mark.parametrize("argv", [["configs", "--json"], ["doctor", "--json"], ["configs"]])
+def test_a_reader_that_goes_away_ends_a_command_quietly(argv):
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(
+        [sys.executable, "-m", "ehm.cli", *argv], stdout=writing, stderr=subprocess.PIPE, text=True, check=False
+    )
+    os.close(writing)
+    assert done.stderr == ""
+    assert done.returncode in (1, 141)  # rich's own, of tables
+
+
+def test_a_place_that_cannot_be_written_to_is_one_sentence(monkeypatch, capsys):
+    def fail(**options):
+        raise PermissionError(13, "Permission denied", "runs/x")
+
+    monkeypatch.setattr("ehm.pretrain.train", fail)
+    assert main(["train"]) == 1
+    assert capsys.readouterr().err == "ehm train: runs/x: Permission denied\n"
+    with pytest.raises(PermissionError):
+        main(["train", "--debug"])
 
 
 def test_help_names_every_command(capsys):
@@ -38,7 +117,8 @@ def test_help_names_every_command(capsys):
         (["train", "--resume"], 1, "--resume: no run in"),
         (["export", "/nowhere"], 1, "/nowhere"),
         (["predict", "/nowhere", "image.png"], 1, "/nowhere"),
-        (["predict", "/nowhere", "image.png", "--set", "a=1"], 2, "--set: predict takes its settings from the bundle"),
+        (["predict", "/nowhere", "image.png", "--set", "a=1"], 2, "takes neither --config nor --set: its settings are"),
+        (["bench", "export", "/nowhere", "--config", "a"], 2, "takes neither --config nor --set: its settings are"),
     ],
 )
 def test_bad_input_is_one_sentence_and_a_status(argv, status, sentence, capsys, tmp_path, monkeypatch):

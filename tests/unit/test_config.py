@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from ehm.config import FinetuneConfig, ModelConfig, ProbeConfig, TrainConfig, load_config, shipped_configs
+from ehm.config import ExportConfig, FinetuneConfig, ModelConfig, ProbeConfig, TrainConfig, load_config, shipped_configs
 from ehm.errors import ConfigError
 
 
@@ -96,7 +96,7 @@ def test_a_section_given_in_part_keeps_the_other_defaults_of_its_recipe():
         (["data.mean=[1, 2, 3, 4]"], "data.mean: wrong number of values in [1, 2, 3, 4]"),
         (["data.mean=0.5"], "data.mean: should be a list, not 0.5"),
         (["data.flip=maybe"], "data.flip: should be true or false, not 'maybe'"),
-        (["data.workers=two"], "data.workers: should be a valid integer, not 'two'"),
+        (["data.workers=two"], "data.workers: should be a whole number, not 'two'"),
         (["image_size=wide"], "image_size: should be a number of pixels or [height, width], not 'wide'"),
         (["image_size=[96, 96, 3]"], "image_size: wrong number of values in [96, 96, 3]"),
         (["image_size=100"], "image_size [100, 100] is not a multiple of patch_size 16"),
@@ -113,16 +113,18 @@ def test_a_section_given_in_part_keeps_the_other_defaults_of_its_recipe():
             "masking: should be 'random', 'grid', 'block', 'large_block', 'attmask_high', 'attmask_hint', "
             "'attmask_low', 'mst', 'epm', 'evolved', 'shallow' or 'deep', not 'blocks'",
         ),
-        (["optim.base_lr=fast"], "optim.base_lr: should be a valid number, not 'fast'"),
+        (["optim.base_lr=fast"], "optim.base_lr: should be a number, not 'fast'"),
         (["optim.base_lr=.nan"], "optim.base_lr: should be a finite number, not nan"),
         (["optim.base_lr=.inf"], "optim.base_lr: should be a finite number, not inf"),
+        (["data.source=[a]"], "data.source: should be text, not ['a']"),
+        (["optim.epochs=1.5"], "optim.epochs: should be a whole number, not 1.5"),
         (["optim.batch_size=10", "optim.accumulate=3"], "optim: batch_size 10 is not a multiple of accumulate 3"),
         (["optim.epochs=10"], "optim: warmup_epochs 40 is more than epochs 10"),
     ],
 )
 def test_what_is_wrong_is_named(overrides, said):
     text = message(TrainConfig, overrides)
-    assert text.startswith("the defaults with --set: ")
+    assert text.startswith("--set: ")
     assert said in text
     assert "\n" not in text
 
@@ -143,6 +145,22 @@ def test_errors_of_the_downstream_tasks():
     text = message(ProbeConfig, ["frozen=false", "layer_decay=0.5"])
     assert "frozen: should be True, not False" in text
     assert "layer_decay: " in text
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("triton.name=a/b", "triton.name: should be of letters, digits, '_', '-' and '.', not 'a/b'"),
+        (
+            "triton.storage_uri=models",
+            "triton.storage_uri: should be a URI, for example s3://BUCKET/FOLDER, not 'models'",
+        ),
+        ("ascend.soc_version=a-b", "ascend.soc_version: should be one word, for example Ascend910B3, not 'a-b'"),
+        ("ascend.batch_sizes=[1]", "ascend.batch_sizes: should have at least 2 values, not [1]"),
+    ],
+)
+def test_errors_of_an_export(override, said):
+    assert message(ExportConfig, [override]) == f"--set: {said}"
 
 
 @pytest.mark.parametrize(

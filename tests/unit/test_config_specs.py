@@ -103,7 +103,7 @@ def test_mask_units_and_how_many_are_hidden(overrides, side, units, hidden):
 def test_what_is_refused_and_what_would_be_right(overrides, said):
     with pytest.raises(ConfigError) as error:
         settings(*overrides)
-    assert str(error.value).startswith(f"the defaults with --set: {said}")
+    assert str(error.value).startswith(f"--set: {said}")
 
 
 @pytest.mark.parametrize("value", ["abc", "[1, 'x']", "[]", "0", "[2, 0]", "True", "1.5"])
@@ -114,6 +114,6 @@ def test_wrong_stages_are_one_sentence(kind, value):
         with pytest.raises(ConfigError) as error:
             load_config(kind, None, [f"{key}={value}"])
         assert str(error.value) == (
-            f"the defaults with --set: {key}: should be a whole number from 1, or of a Swin a list of them, "
+            f"--set: {key}: should be a whole number from 1, or of a Swin a list of them, "
             f"one for each stage, not {shown}"
         )

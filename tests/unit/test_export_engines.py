@@ -294,11 +294,16 @@ def test_a_bundle_that_is_there_is_converted_and_stays_as_it_is(tmp_path, capsys
     ("arguments", "message"),
     [
         ([], "is a bundle already; --triton DIR or --kserve FILE says"),
-        (
-            ["--triton", "models", "--out", "other"],
-            "is a bundle already: --out, --head and settings but triton's",
-        ),
-        (["--triton", "models", "--set", "opset=18"], "is a bundle already: --out, --head and"),
+        (["--triton", "models", "--out", "other"], "already, and final; for --out export run again with that"),
+        (["--triton", "models", "--set", "opset=18"], "already, and final; for --set opset export run again"),
+        (["--int8", "--head", "multi", "--kserve", "file"], "for --head, --int8 export run again with that"),
+        (["--float16"], "for --float16 export run again"),
+        (["--target", "ascend"], "for --target export run again"),
+        (["--triton", "bundle/models"], "--triton bundle/models: neither the repository nor the bundle"),
+        (["--triton", "bundle"], "--triton bundle: neither the repository nor the bundle"),
+        (["--triton", "."], "--triton .: neither the repository nor the bundle"),
+        (["--kserve", "bundle/service.yaml"], "--kserve bundle/service.yaml: lies in a bundle"),
+        (["--kserve", "."], "--kserve .: is a folder"),
         (["--triton", "models", "--set", "triton.preferred_batch_size=[64]"], "goes beyond max_batch_size 32"),
         (["--kserve", "file", "--set", "triton.storage_uri=models"], "triton.storage_uri"),
         (["--triton", "models", "--set", "triton.name=a/b"], "triton.name"),
@@ -310,6 +315,38 @@ def test_what_would_change_nothing_is_refused(arguments, message, tmp_path, monk
     assert main(["export", "bundle", *arguments]) == 2
     assert message in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+
+
+@pytest.mark.parametrize("holds", ["checkpoints/step-1/state.json", "state.json", "manifest.json"])
+def test_a_run_or_another_bundle_gets_no_models(holds, tmp_path, capsys):
+    bundle, other = make_bundle(tmp_path / "bundle"), tmp_path / "other"
+    (other / holds).parent.mkdir(parents=True)
+    (other / holds).touch()
+    before = sorted(tmp_path.rglob("*"))
+    assert main(["export", str(bundle.path), "--triton", str(other), "--kserve", str(tmp_path / "file")]) == 2
+    assert "is a bundle or a run; give a folder of its own" in capsys.readouterr().err
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_new_bundle_is_not_written_where_its_engines_cannot_be(tmp_path, capsys):
+    command = ["export", "nothing", "--out", str(tmp_path / "bundle")]
+    for arguments, status, said in (
+        (["--triton", str(tmp_path / "bundle/models")], 2, "may lie in the other"),
+        (["--triton", str(tmp_path / "models"), "--device", "npu"], 2, "--device npu: Triton runs on"),
+        (["--kserve", str(tmp_path)], 2, "is a folder; give a file"),
+        (["--triton", str(tmp_path / "models")], 1, "nothing"),  # only the checkpoint is missing now
+    ):
+        assert main([*command, *arguments]) == status
+        assert said in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_placeholder_in_a_service_is_said(tmp_path, capsys):
+    command = ["export", str(make_bundle(tmp_path / "bundle").path), "--kserve", str(tmp_path / "file")]
+    assert main(command) == 0
+    assert "s3://BUCKET/FOLDER, is a placeholder: --set triton.storage_uri=URI gives" in capsys.readouterr().out
+    assert main([*command, "--set", "triton.storage_uri=gs://mine/models"]) == 0
+    assert "is a placeholder" not in capsys.readouterr().out
 
 
 def test_an_altered_bundle_is_not_handed_over(tmp_path, capsys):

@@ -54,6 +54,12 @@ def test_the_functions_of_the_commands_are_at_the_top():
         assert getattr(ehm, name) is getattr(importlib.import_module(home), name)
 
 
+def test_dir_lists_what_is_loaded_on_first_use():
+    code = "import sys, ehm; print(*dir(ehm)); assert 'ehm.pretrain' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert set(ehm.__all__) <= set(done.stdout.split())
+
+
 def test_a_wrong_name_is_an_attribute_error():
     with pytest.raises(AttributeError, match="module 'ehm' has no attribute 'trian'"):
         _ = ehm.trian

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import time
 from collections import OrderedDict
 
 import huggingface_hub.constants
@@ -14,6 +15,7 @@ from timm.layers.pos_embed import resample_abs_pos_embed
 
 from ehm import checkpoint
 from ehm.backends.base import LearnerState
+from ehm.backends.torch import hub
 from ehm.backends.torch.learner import TorchLearner
 from ehm.backends.torch.weights import load_model
 from ehm.config import ModelSource, TrainConfig
@@ -302,12 +304,37 @@ def test_timm_models_keep_their_own_sizes(run):
     assert loaded.mean == (0.5, 0.5, 0.5)
 
 
-def test_timm_without_a_network_is_one_sentence(monkeypatch, tmp_path):
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+class Session:
+    """A hub that answers, or does not."""
+
+    def __init__(self, answers):
+        self.answers = answers
+
+    def head(self, url, timeout):
+        if not self.answers:
+            raise ConnectionError("Name or service not known")
+
+
+def test_timm_without_a_network_is_one_sentence_and_nothing_is_tried_again(monkeypatch, tmp_path):
+    slept = []
+    monkeypatch.setattr(hub, "get_session", lambda: Session(answers=False))
+    monkeypatch.setattr(time, "sleep", slept.append)  # as huggingface_hub does between its attempts
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(CheckpointError, match=r"timm cannot make it: .*\?pretrained=false needs no download") as error:
+    said = r"timm cannot make it: its weights are not here, .* \(.*\?pretrained=false needs no download"
+    with pytest.raises(CheckpointError, match=said) as error:
         load_model(ModelSource(init="timm:vit_tiny_patch16_224"))
     assert "\n" not in str(error.value)
+    assert not slept
+    assert huggingface_hub.constants.HF_HUB_OFFLINE is False
+
+
+@pytest.mark.parametrize("answers", [True, False])
+def test_a_hub_that_answers_is_asked(answers, monkeypatch):
+    monkeypatch.setattr(hub, "get_session", lambda: Session(answers))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    with hub.reachable_or_offline():
+        assert huggingface_hub.constants.is_offline_mode() is not answers
 
 
 def test_unknown_names_are_answered_with_near_ones():
