@@ -284,6 +284,15 @@ def test_an_image_counts_as_the_model_takes_it(bundle):
         eventually(lambda: service.held == 0)
 
 
+def test_a_tensor_that_the_graph_would_blow_up_is_413(tmp_path):
+    """A line of 4,000 pixels, resized to cover 9 x 13, is 36,000 wide."""
+    pixels = {"name": "images", "datatype": "UINT8", "shape": [1, 1, 4000, 3], "data": [0] * 12000}
+    body = json.dumps({"inputs": [pixels]})
+    for most, expected in ((400_000, 200), (300_000, 413)):
+        with running([means_bundle(tmp_path / "m", in_graph=True)], max_pixels=most) as (address, _):
+            assert ask(address, "POST", "/v2/models/m/infer", body)[0] == expected
+
+
 def test_a_body_counts_as_it_was_sent_and_unpacked(bundle):
     body = infer_body()
     with running([bundle], max_memory=len(body)) as (address, _):

@@ -195,6 +195,7 @@ def test_metadata_has_minus_one_for_dynamic_sizes():
         (bytes(23), 0, "takes 24 bytes, but 23"),
         (body(outputs=[{"name": "x"}]), None, "expected one of logits, features"),
         (body(outputs=[{"name": "logits"}] * 2), None, "twice"),
+        (body(outputs=[{"name": "logits", "parameters": {"shared_memory_region": "x"}}]), None, "shared memory"),
         (body(outputs=[{"name": "logits", "parameters": {"classification": -1}}]), None, "classification"),
         (body(outputs=[{"name": "logits", "parameters": {"classification": True}}]), None, "classification"),
         (body(outputs=[{"name": "logits", "parameters": {"binary_data": 1}}]), None, "true or false"),
