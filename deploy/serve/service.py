@@ -199,7 +199,7 @@ class Service:
             )
         data, name = await self.body(request), None
         if kind == "multipart/form-data":
-            data, name = await _form_image(request, data)
+            data, name = await self.offload(request, _form_image, request, data)
         return data, name
 
     async def _read(self, request: Request, limit: int) -> bytes:
@@ -231,7 +231,12 @@ class _InMemory(MultiPartParser):
     spool_max_size = 2**62  # the body is in memory already, and a container may have no folder to write to
 
 
-async def _form_image(request: Request, body: bytes) -> tuple[bytes, str | None]:
+def _form_image(request: Request, body: bytes) -> tuple[bytes, str | None]:
+    """Parsing takes a while, and Starlette's parser is a coroutine although it waits for nothing here."""
+    return asyncio.run(_parsed(request, body))
+
+
+async def _parsed(request: Request, body: bytes) -> tuple[bytes, str | None]:
     async def chunks() -> AsyncGenerator[bytes, None]:
         yield body
 

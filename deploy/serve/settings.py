@@ -33,7 +33,7 @@ class Settings(BaseModel):
     queue: int = Field(128, ge=1)
     """Requests of a model that may wait or run; as many may be read and decoded at a time."""
     timeout: float = Field(10.0, gt=0)
-    """Seconds from a request's first byte to its answer."""
+    """Seconds from a request's head to its answer."""
     drain: float = Field(30.0, ge=0)
     """Seconds that a stopping server gives the requests that it has accepted."""
     max_bytes: int = Field(16 * 2**20, ge=1)

@@ -177,7 +177,7 @@ async def _options(service: Service, request: Request) -> dict[str, Any]:
     """The JSON object of a request, empty where there is none."""
     body = await service.body(request)
     try:
-        options = json.loads(body or b"{}")
+        options = await service.offload(request, json.loads, body or b"{}")
     except (ValueError, RecursionError):
         options = None
     if not isinstance(options, dict):

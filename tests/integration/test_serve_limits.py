@@ -3,6 +3,7 @@
 import asyncio
 import concurrent.futures
 import contextlib
+import gzip
 import http.client
 import json
 import logging
@@ -26,6 +27,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from serving import means_bundle, picture, running
 
 from ehm.deploy.predict import Predictor
+from ehm.deploy.serve import service, v2
 from ehm.deploy.serve.images import FORMATS, read_image
 from ehm.deploy.serve.logs import _Json, _Text
 from ehm.errors import RequestError
@@ -132,6 +134,25 @@ def test_a_form_needs_the_field_image(server):
     assert ask(server, "POST", "/v1/classify", *form("image", file()))[0] == 200
     status, _, answer = ask(server, "POST", "/v1/classify", *form("photo", file()))
     assert (status, answer) == (400, {"error": "the form has no file in the field image"})
+
+
+def test_parsing_stops_nobody_else(server, monkeypatch):
+    """A form of 16 MiB takes a third of a second: not on the event loop, where everybody would wait."""
+    threads, loads = [], json.loads
+
+    def note():
+        threads.append(threading.current_thread().name)
+
+    class Parser(service.MultiPartParser):
+        async def parse(self):
+            note()
+            return await super().parse()
+
+    monkeypatch.setattr(service, "_InMemory", Parser)
+    monkeypatch.setattr(v2.json, "loads", lambda body: (note(), loads(body))[1])
+    assert ask(server, "POST", "/v1/classify", *form("image", file()))[0] == 200
+    assert ask(server, "POST", "/v2/repository/index", b"{}")[0] == 200
+    assert {name.partition("_")[0] for name in threads} == {"MainThread", "decode"}  # the first is this test's
 
 
 @pytest.mark.parametrize("kind", FORMATS)
@@ -258,6 +279,52 @@ def test_the_memory_of_all_requests_is_bounded(bundle, monkeypatch):
         slow.open.set()
         assert asked.result()[0] == 200
         eventually(lambda: service.held == 0)
+
+
+def test_an_image_counts_as_the_model_takes_it(bundle):
+    body = file()
+    with running([bundle], max_memory=len(body) + 3 * 8 * 12 * 4 - 1) as (address, service):
+        status, _, answer = ask(address, "POST", "/v1/classify", body)
+        assert (status, answer.get("error", "")[:22]) == (413, "the request takes more")
+        eventually(lambda: service.held == 0)
+
+
+def test_a_tensor_that_the_graph_would_blow_up_is_413(tmp_path):
+    """A line of 4,000 pixels, resized to cover 9 x 13, is 36,000 wide."""
+    pixels = {"name": "images", "datatype": "UINT8", "shape": [1, 1, 4000, 3], "data": [0] * 12000}
+    body = json.dumps({"inputs": [pixels]})
+    for most, expected in ((400_000, 200), (300_000, 413)):
+        with running([means_bundle(tmp_path / "m", in_graph=True)], max_pixels=most) as (address, _):
+            assert ask(address, "POST", "/v2/models/m/infer", body)[0] == expected
+
+
+def test_a_body_counts_as_it_was_sent_and_unpacked(bundle):
+    body = infer_body()
+    with running([bundle], max_memory=len(body)) as (address, _):
+        assert ask(address, "POST", "/v2/models/both/infer", body)[0] == 200
+        packed = gzip.compress(body)
+        status, _, answer = ask(address, "POST", "/v2/models/both/infer", packed, {"content-encoding": "gzip"})
+        assert (status, answer.get("error", "")[:22]) == (413, "the request takes more")
+
+
+def test_only_so_many_requests_are_read_at_a_time(bundle):
+    """Twice the queue; health is always answered."""
+    with running([bundle], queue=1) as (address, _):
+        host, port = address.split(":")
+        half = b"POST /v1/classify HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\n"
+        slow = [socket.create_connection((host, int(port))) for _ in range(2)]
+        try:
+            for connection in slow:
+                connection.sendall(half)
+            status, end = 0, time.monotonic() + 20
+            while status != 429 and time.monotonic() < end:
+                status, headers, answer = ask(address, "POST", "/v1/classify", file())
+            assert (status, headers["retry-after"]) == (429, "1")
+            assert answer["error"] == "2 requests are under way; try again in a second"
+            assert ask(address, "GET", "/v2/health/ready")[0] == 200
+        finally:
+            for connection in slow:
+                connection.close()
 
 
 def test_a_client_that_leaves_is_dropped_from_the_queue(bundle, monkeypatch):

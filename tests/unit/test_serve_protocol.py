@@ -197,6 +197,7 @@ def test_metadata_has_minus_one_for_dynamic_sizes():
         (struct.pack("<6f", *NUMBERS[:-1], -np.inf), 0, "images: expected finite numbers"),
         (body(outputs=[{"name": "x"}]), None, "expected one of logits, features"),
         (body(outputs=[{"name": "logits"}] * 2), None, "twice"),
+        (body(outputs=[{"name": "logits", "parameters": {"shared_memory_region": "x"}}]), None, "shared memory"),
         (body(outputs=[{"name": "logits", "parameters": {"classification": -1}}]), None, "classification"),
         (body(outputs=[{"name": "logits", "parameters": {"classification": True}}]), None, "classification"),
         (body(outputs=[{"name": "logits", "parameters": {"binary_data": 1}}]), None, "true or false"),
