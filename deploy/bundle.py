@@ -23,7 +23,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
-from ehm.checkpoint import sha256
+from ehm.checkpoint import flush, sha256
 from ehm.errors import ExportError
 
 __all__ = [
@@ -61,12 +61,16 @@ class _Section(BaseModel):
 
 
 class TensorRecord(_Section):
-    """An input or output of the network; a text in ``shape`` names a dynamic dimension."""
+    """An input or output of the network; a text in ``shape`` names a dynamic dimension.
+
+    A dynamic height or width of the input has ``smallest`` pixels at least, where that is known: those of a patch.
+    """
 
     name: str
     dtype: Literal["float32", "uint8"]
     layout: Literal["NCHW", "NHWC", "NC"]
     shape: tuple[int | str, ...]
+    smallest: int | None = None
 
 
 class Preprocessing(_Section):
@@ -254,16 +258,21 @@ def staged(out: Path) -> Iterator[Path]:
     the block begins.
     """
     out = Path(os.path.abspath(out))
-    _refuse_foreign(out)
     folder, replaced = (out.with_name(f".{out.name}-{suffix}") for suffix in ("partial", "replaced"))
+    if replaced.is_dir() and not out.exists():  # an export was killed between the two renames
+        replaced.rename(out)
+    _refuse_foreign(out)
     for stale in (folder, replaced):  # what a killed export left
         shutil.rmtree(stale, ignore_errors=True)
     folder.mkdir(parents=True)
     try:
         yield folder
+        for path in (*folder.iterdir(), folder):  # complete after a power cut too
+            flush(path)
         if out.exists():
             out.rename(replaced)
         folder.rename(out)
+        flush(out.parent)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise

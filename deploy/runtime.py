@@ -93,6 +93,9 @@ def open_session(
     settings = onnxruntime.SessionOptions()
     settings.intra_op_num_threads = threads
     settings.log_severity_level = 3  # errors only: remarks about graph optimisation tell the user nothing
+    # without VNNI, int8 times uint8 is added up in 16 bits and clipped, which changes what a network says; this takes
+    # uint8 times uint8 on such processors, and nothing else on others (onnxruntime_session_options_config_keys.h)
+    settings.add_session_config_entry("session.x64quantprecision", "1")
     for provider in [PROVIDERS[name]] if known else PROVIDERS.values():
         if provider.name not in available:
             continue

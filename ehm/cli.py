@@ -220,8 +220,9 @@ def _parser() -> argparse.ArgumentParser:
     _add_out(command, "", "bench.json")
 
     command = add(serve)
-    command.add_argument("bundles", nargs="+", metavar="[NAME=]DIR", help="folder that ehm export wrote")
-    _refuse_later(command)
+    bundles = "folder that ehm export wrote; at least one, here or in --config"
+    command.add_argument("bundles", nargs="*", default=argparse.SUPPRESS, metavar="[NAME=]DIR", help=bundles)
+    command.add_argument("--config", metavar="FILE", help="YAML with these options by name; what is given here wins")
     command.add_argument("--host", help="address to listen at (default: 127.0.0.1, this machine only)")
     command.add_argument("--port", type=int, help="0 takes a free one (default: 8000)")
     command.add_argument("--device", help=f"{_DEVICES} (default: cpu)")
@@ -239,7 +240,9 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--poll", type=float, metavar="S", help="for replaced bundles (default: 1)")
     command.add_argument("--index", metavar="DIR", help="images to search, as ehm predict --out wrote them")
     command.add_argument("--api-key-file", metavar="FILE", help="(default: the variable EHM_API_KEY, if it is set)")
-    command.add_argument("--model-control", action="store_true", help="let clients load and unload models")
+    command.add_argument(
+        "--model-control", action=argparse.BooleanOptionalAction, help="let clients load and unload models"
+    )
     command.add_argument("--log", help="text or json (default: text)")
 
     command = add(inspect)

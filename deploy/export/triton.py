@@ -23,7 +23,8 @@ __all__ = ["check_triton", "model_name", "write_triton"]
 
 _TYPES = {"float32": "TYPE_FP32", "uint8": "TYPE_UINT8"}
 _KINDS = {"auto": "KIND_AUTO", "cpu": "KIND_CPU", "cuda": "KIND_GPU"}
-_OURS = "# ehm export wrote this folder and replaces it\n"
+_OURS = "# ehm export wrote this folder, a network in {}, and replaces it\n"
+"""The first line of its configuration: another bundle may have the name of a variant of this one, ``cells_int8``."""
 
 
 def write_triton(
@@ -61,8 +62,8 @@ def check_triton(bundle: Path, repository: Path, config: TritonConfig, device: s
     name = model_name(bundle, config)
     _instances(config, device)
     places = {precision: repository / _variant(name, precision) for precision in get_args(Precision)}
-    for place in places.values():
-        _refuse_foreign(place)
+    for precision, place in places.items():
+        _refuse_foreign(place, precision)
     return places
 
 
@@ -82,12 +83,12 @@ def _variant(name: str, precision: Precision) -> str:
     return name if precision == "float32" else f"{name}_{precision}"
 
 
-def _refuse_foreign(place: Path) -> None:
-    """Only what an earlier export wrote may be replaced."""
+def _refuse_foreign(place: Path, precision: Precision) -> None:
+    """Only what an earlier export wrote, in the same numbers, may be replaced."""
     if not place.exists() and not place.is_symlink():
         return
     file = place / "config.pbtxt"
-    own = file.is_file() and file.read_text(encoding="utf-8", errors="replace").startswith(_OURS)
+    own = file.is_file() and file.read_text(encoding="utf-8", errors="replace").startswith(_OURS.format(precision))
     if not own or {path.name for path in place.iterdir()} - {"config.pbtxt", "labels.txt", "1"}:
         raise ExportError(
             f"{place}: exists, and not as ehm export wrote it; choose another --triton or --set triton.name=NAME"
@@ -100,7 +101,7 @@ def _write_model(bundle: Bundle, precision: Precision, folder: Path, config: Tri
         if name in bundle.manifest.files:
             shutil.copyfile(bundle.path / name, folder / "1" / name)
     text = _config(bundle, precision, folder.name, config, group)
-    (folder / "config.pbtxt").write_text(_OURS + text, encoding="utf-8")
+    (folder / "config.pbtxt").write_text(_OURS.format(precision) + text, encoding="utf-8")
     if bundle.manifest.output("logits"):
         labels = (" ".join(label.split()) for label in bundle.manifest.labels)  # a line each, whatever they hold
         (folder / "labels.txt").write_text("".join(f"{label}\n" for label in labels), encoding="utf-8")

@@ -26,7 +26,7 @@ __all__ = ["Models", "ServedModel", "named"]
 
 _LOG = logging.getLogger("ehm.serve")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-Signature = tuple[int, int, int] | None
+Signature = frozenset[tuple[str, int, int, int]] | None
 
 
 def named(bundles: Sequence[str | Path]) -> dict[str, Path]:
@@ -36,6 +36,8 @@ def named(bundles: Sequence[str | Path]) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for text in map(str, bundles):
         name, equals, folder = text.partition("=")
+        if equals and not name:
+            raise ConfigError(f"{text}: the name is empty; expected NAME={folder}, or {folder or 'DIR'} alone")
         if not (equals and _NAME.fullmatch(name)):
             name, folder = Path(text).resolve().name, text
         if not _NAME.fullmatch(name):
@@ -89,6 +91,9 @@ class _Place:
     model: ServedModel | None = None
     wanted: bool = True
     seen: Signature = None
+    """What was loaded, or refused."""
+    looked: Signature = None
+    """What was there at the last look: files that still change are being copied."""
     reason: str = ""
 
 
@@ -138,8 +143,11 @@ class Models(Mapping[str, ServedModel]):
             for name, place in self._places.items()
         ]
 
-    async def load(self, name: str) -> None:
-        """Load, or load again; raises EhmError, and what was served goes on being served."""
+    async def load(self, name: str, asked: bool = True) -> None:
+        """Load, or load again; raises EhmError, and what was served goes on being served.
+
+        A load that nobody ``asked`` for gives way to an unloading that came while it read.
+        """
         place = self._place(name)
         async with self._loading:
             try:
@@ -147,10 +155,13 @@ class Models(Mapping[str, ServedModel]):
                 while model is None or place.seen != _signature(place.path):  # replaced while it was read
                     place.seen = _signature(place.path)
                     model = await asyncio.to_thread(self._open, name, place.path)
+                _same_task(place.model, model)
             except EhmError as error:
                 place.reason = str(error)
                 self._metrics.loaded(name, well=False)
                 raise
+            if not (asked or place.wanted):
+                return
             place.model, place.wanted, place.reason = model, True, ""
             self._metrics.loaded(name, well=True)
             manifest, provider = model.manifest, model.predictor.provider
@@ -172,9 +183,13 @@ class Models(Mapping[str, ServedModel]):
         """Load what was replaced since it was last looked at, or ``every`` model; failures are only logged."""
         for name, place in self._places.items():
             now = _signature(place.path)
-            if place.wanted and (every or (now is not None and now != place.seen)):
+            same, place.looked = now == place.looked, now
+            if place.wanted and same and now is None and place.seen is not None:
+                place.seen = None  # so that it is said once, and loaded when it is there again
+                _LOG.warning("%s: there is no bundle at %s any more; what was loaded goes on", name, place.path)
+            if place.wanted and (every or (same and now is not None and now != place.seen)):
                 try:
-                    await self.load(name)
+                    await self.load(name, asked=False)
                 except Exception as error:  # whatever is wrong with a new bundle, the old one goes on
                     _LOG.error("%s: the new bundle is refused, the old one goes on: %s", name, error)
 
@@ -217,12 +232,21 @@ class Models(Mapping[str, ServedModel]):
 
 
 def _signature(path: Path) -> Signature:
-    """What changes when a bundle is replaced; None while there is none."""
+    """What changes when a bundle is replaced, whole or file by file in any order; None while there is none."""
+    manifest = path / "manifest.json"
     try:
-        found = (path / "manifest.json").stat()
+        found = [(file.name, file.stat()) for file in (manifest, *path.glob("*.onnx*"))]
     except OSError:
         return None
-    return found.st_ino, found.st_mtime_ns, found.st_size
+    return frozenset((name, stat.st_ino, stat.st_mtime_ns, stat.st_size) for name, stat in found)
+
+
+def _same_task(old: ServedModel | None, new: ServedModel) -> None:
+    if old is not None and old.manifest.task != new.manifest.task:
+        raise ExportError(
+            f"{new.bundle.path}: its task is {new.manifest.task}, that of the model in service {old.manifest.task}; "
+            "serve it under another name, or unload the old one first"
+        )
 
 
 def _said(model: ServedModel, settings: Settings) -> str:

@@ -203,6 +203,15 @@ def test_an_earlier_bundle_is_replaced_and_leftovers_of_a_killed_export_go(bundl
     assert [path.name for path in bundle.parent.iterdir()] == ["bundle"]
 
 
+def test_a_bundle_that_a_killed_export_had_set_aside_comes_back(bundle):
+    """Killed between its two renames; the next export fails."""
+    bundle.rename(bundle.parent / ".bundle-replaced")
+    with pytest.raises(ExportError, match="parity"), staged(bundle):
+        raise ExportError("parity")
+    assert Bundle.open(bundle).manifest.task == "features"
+    assert [path.name for path in bundle.parent.iterdir()] == ["bundle"]
+
+
 @pytest.mark.parametrize("kind", ["file", "folder", "bundle with a note", "link"])
 def test_what_is_not_a_bundle_is_never_overwritten(tmp_path, bundle, kind):
     out = tmp_path / "mine"

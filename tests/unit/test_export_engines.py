@@ -357,3 +357,16 @@ def test_an_altered_bundle_is_not_handed_over(tmp_path, capsys):
     assert main(["export", str(bundle.path), "--triton", str(tmp_path / "models")]) == 1
     assert "does not match the SHA-256" in capsys.readouterr().err
     assert not (tmp_path / "models").exists()
+
+
+@pytest.mark.parametrize("first", [("cells_int8", ("float32",)), ("cells", ("float32", "int8"))])
+def test_another_bundle_named_like_a_variant_is_not_replaced(tmp_path, first):
+    """The int8 network of cells, and the float32 one of cells_int8, would be the same model to Triton."""
+    name, precisions = first
+    other = {"cells": "cells_int8", "cells_int8": "cells"}[name]
+    repository = tmp_path / "models"
+    write_triton(make_bundle(tmp_path / name, precisions=precisions), repository)
+    before = {path: path.read_bytes() for path in repository.rglob("*") if path.is_file()}
+    with pytest.raises(ExportError, match=r"cells_int8: exists, and not as ehm export wrote it"):
+        write_triton(make_bundle(tmp_path / other), repository)
+    assert {path: path.read_bytes() for path in repository.rglob("*") if path.is_file()} == before

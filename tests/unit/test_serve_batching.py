@@ -98,6 +98,17 @@ def test_what_waits_together_runs_together_and_other_shapes_and_types_apart():
     asyncio.run(main())
 
 
+def test_a_request_waits_for_others_while_nothing_runs():
+    async def main():
+        made = batcher(max_batch=2, max_delay=1000)
+        first = asyncio.ensure_future(made.infer(ones(1), ["a"], soon(5)))
+        await asyncio.sleep(0.02)
+        second = await made.infer(ones(2), ["a"], soon(5))
+        assert ((await first).batch, second.batch) == (2, 2)
+
+    asyncio.run(main())
+
+
 def test_a_full_batch_does_not_wait_and_a_large_request_is_split_and_joined():
     async def main():
         made = batcher(max_delay=1000)
