@@ -131,7 +131,8 @@ def _metrics(manifest: Manifest, runs: list[dict[str, Any]]) -> str:
         return "The checkpoint records none."
     which = f"Of the checkpoint {_name(manifest.source.checkpoint)}, on all images that its run held out"
     if Path(manifest.source.checkpoint).parent.name == "best":
-        which += f"; it was chosen for its {next(iter(found)).replace('_', ' ')} on the same ones, which flatters it"
+        by = "balanced_accuracy" if runs[0]["kind"] == "classifier" else next(iter(found))
+        which += f"; it was chosen for its {by.replace('_', ' ')} on the same ones, which flatters it"
     return "\n".join([f"{which}:\n", "| | |", "|---|---|", *lines])
 
 

@@ -107,10 +107,13 @@ def reopen(
     """
     given = load_config(RetrievalConfig, config if config is not None else stored.meta["config"], overrides)
     settings = stored.settings(RetrievalConfig, config, overrides)
-    settings = settings.model_copy(update={"benchmark": given.benchmark, "scales": given.scales})
+    trained_on, benchmark = stored.meta["config"]["data"]["source"], given.benchmark
+    said = config is not None or any(override.startswith("benchmark=") for override in overrides)
+    if given.data.source != trained_on and not said:
+        benchmark = None  # the other images are what to measure on
+    settings = settings.model_copy(update={"benchmark": benchmark, "scales": given.scales})
     embedder = backend.embedder(settings, len(stored.meta["classes"]))
     embedder.load(LearnerState(stored.arrays, {}))
-    trained_on = stored.meta["config"]["data"]["source"]
     return _evaluation(embedder, settings, trained_on, backend)
 
 

@@ -99,6 +99,16 @@ def test_evaluation_gives_the_figures_of_training_and_takes_other_images(trained
     assert other.score > evaluate(trained.out, task="retrieval", device="cpu", overrides=[f"benchmark={few}"]).score
 
 
+def test_other_images_take_the_place_of_the_benchmark(few, places, tmp_path):
+    run = finetune(tiny(few, benchmark=str(few)), device="cpu", out=tmp_path / "run")
+    assert run.report.protocols["all"].queries == 48
+    assert evaluate(run.out, device="cpu") == run.report
+    for overrides in ([f"data.source={places}"], [f"data.source={places}", "benchmark=null"], [f"benchmark={places}"]):
+        assert evaluate(run.out, device="cpu", overrides=overrides).protocols["all"].queries == 1200
+    both = [f"data.source={places}", f"benchmark={few}"]
+    assert evaluate(run.out, device="cpu", overrides=both) == run.report
+
+
 def described(run, files):
     """Descriptors of files by a plain loop."""
     arrays, meta = checkpoint.read(run)
