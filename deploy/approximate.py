@@ -48,7 +48,7 @@ def write_index(folder: Path, features: NDArray[np.float32], kind: IndexKind) ->
     index: Any = faiss.IndexFlatIP(width)
     if kind == "hnsw":
         index = faiss.IndexHNSWFlat(width, 32, faiss.METRIC_INNER_PRODUCT)
-        index.hnsw.efConstruction, index.hnsw.efSearch = 200, 64
+        index.hnsw.efConstruction, index.hnsw.efSearch = 100, 64
     elif kind == "ivf":
         cells = max(1, min(round(4 * count**0.5), count // 39))  # k-means wants 39 images a cell
         index = faiss.IndexIVFFlat(index, width, cells, faiss.METRIC_INNER_PRODUCT)

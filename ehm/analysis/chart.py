@@ -35,13 +35,13 @@ def chart(title: str, notes: Sequence[str], lines: Sequence[Line], across: str, 
 
     The upward axis begins with 0.
     """
-    top = MARGIN + _line(TITLE) + GAP + _line(TEXT)
+    top = MARGIN + _line(TITLE) + 2 * GAP + _line(TEXT)
     note_lines = [line for note in notes for line in _wrap(note, TEXT, WIDTH - 2 * MARGIN)]
     below = top + PLOT + 2 * _line(TEXT) + GAP
     page = Image.new("RGB", (WIDTH, below + (len(lines) + len(note_lines)) * _line(TEXT) + GAP + MARGIN), "white")
     pen = ImageDraw.Draw(page)
     pen.text((MARGIN, MARGIN), _fit(title, TITLE, WIDTH - 2 * MARGIN), INK, _font(TITLE))
-    pen.text((MARGIN, top - _line(TEXT) - 6), up, FAINT, _font(TEXT))
+    pen.text((MARGIN, top - _line(TEXT) - GAP), up, FAINT, _font(TEXT))
 
     xs, ys, step = _axes(lines)
     for tick in np.arange(0, ys[1] + step / 2, step).tolist():

@@ -26,18 +26,18 @@ def ranking(*orders):
 
 
 def test_a_ranking_with_junk_by_hand():
-    # ranked: hard 4, junk 1, wrong 0, easy 2, wrong 5, easy 3
-    report = compare(*ranking((4, 1, 0, 2, 5, 3)), [answers(easy=[2, 3], hard=[4], junk=[1])], revisited=True)
+    # ranked: easy 2, junk 1, wrong 0, hard 4, wrong 5, easy 3
+    report = compare(*ranking((2, 1, 0, 4, 5, 3)), [answers(easy=[2, 3], hard=[4], junk=[1])], revisited=True)
     medium, hard, easy = (report.protocols[name] for name in ("medium", "hard", "easy"))
     # medium: junk 1 goes, positives at ranks 0, 2, 4: (1 + 1)/2, (1/2 + 2/3)/2, (2/4 + 3/5)/2
     assert medium.map == pytest.approx((1 + (1 / 2 + 2 / 3) / 2 + (1 / 2 + 3 / 5) / 2) / 3)
     assert medium.precision == pytest.approx((1, 3 / 5, 3 / 5))  # all are found within five: ten is never reached
-    # hard: easy ones are junk too, what is sought comes first
-    assert hard.map == 1
-    assert hard.precision == (1, 1, 1)
-    # easy: 4 and 1 go, positives at ranks 1 and 3: (0/1 + 1/2)/2, (1/3 + 2/4)/2
-    assert easy.map == pytest.approx(((0 + 1 / 2) / 2 + (1 / 3 + 2 / 4) / 2) / 2)
-    assert easy.precision == pytest.approx((0, 2 / 4, 2 / 4))
+    # hard: easy ones are junk too, and wrong 0 comes first: (0/1 + 1/2)/2
+    assert hard.map == pytest.approx(1 / 4)
+    assert hard.precision == (0, 1 / 2, 1 / 2)
+    # easy: 4 and 1 go, positives at ranks 0 and 3: (1 + 1)/2, (1/3 + 2/4)/2
+    assert easy.map == pytest.approx((1 + (1 / 3 + 2 / 4) / 2) / 2)
+    assert easy.precision == pytest.approx((1, 2 / 4, 2 / 4))
     assert report.score == medium.map
     assert list(report.figures)[:3] == ["map_medium", "map_hard", "map_easy"]
 
