@@ -63,6 +63,8 @@ def test_a_request_can_bound_how_many_of_its_shape_run_together():
         found = await asyncio.gather(*large, small, first)
         assert [shape for shape, _ in gate.batches] == [(1, 2), (2, 9), (2, 9), (1, 9), (4, 2), (2, 2)]
         assert [result.outputs["a"][0, 0] for result in found] == [0, 18, 36, 54, 72, 28, 0]
+        full = await batcher(max_delay=60).infer(ones(1, 2), ["a"], soon(), 2)  # waits for nobody
+        assert full.batch == 2
 
     asyncio.run(main())
 
