@@ -13,7 +13,9 @@ A bundle is written into a temporary folder beside its place and renamed: what c
 from __future__ import annotations
 
 import json
+import mmap
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -52,6 +54,8 @@ Target = Literal["onnxruntime", "portable", "ascend"]
 CARD = "README.md"
 """The one file that no network needs: people complete it before they publish, so it is hashed and never refused."""
 _MANIFEST = "manifest.json"
+_LOCATION = re.compile(rb"\n\x08location\x12([\x01-\x7f]|[\x80-\xff][\x01-\x7f])")
+"""In an ONNX file, where the weights of a tensor lie: a StringStringEntryProto up to the length of its value."""
 Triple = tuple[float, float, float]
 
 
@@ -234,6 +238,8 @@ class Bundle:
         for precision, model in manifest.models.items():
             if model.file not in manifest.files:
                 raise ExportError(f"{path / _MANIFEST}: models.{precision}: {model.file!r} is not among its files")
+            for name in sorted(_external(path / model.file) - (manifest.files.keys() - {CARD})):
+                raise ExportError(f"{path / _MANIFEST}: {model.file} reads {name!r}, which is not among its files")
         return cls(path, manifest)
 
     @classmethod
@@ -277,6 +283,18 @@ def staged(out: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
         raise
     shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _external(model: Path) -> set[str]:
+    """Names of the files beside an ONNX file that it takes weights from; found without ONNX, which no server has."""
+    if model.stat().st_size == 0:  # which cannot be mapped
+        return set()
+    with model.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        found = set()
+        for match in _LOCATION.finditer(content):
+            length = sum((byte & 127) << 7 * place for place, byte in enumerate(match[1]))
+            found.add(content[match.end() : match.end() + length].decode(errors="replace"))
+    return found
 
 
 def _refuse_foreign(out: Path) -> None:

@@ -33,8 +33,8 @@ def write_triton(
     """Write ``bundle`` into the model repository ``repository`` and return the models' folders, float32 first.
 
     ``device`` is where Triton runs them: ``cpu``, ``cuda`` (``cuda:1``), or ``auto``, on GPUs where there are any.
-    Models of an earlier export of the same name are replaced. Raises ExportError where another model has that name,
-    ConfigError for a name or a device that Triton does not take.
+    Models of an earlier export of the same name are replaced, all or none. Raises ExportError where another
+    model has that name, ConfigError for a name or a device that Triton does not take.
     """
     config = config or TritonConfig()
     places = check_triton(bundle.path, repository, config, device)
@@ -43,17 +43,27 @@ def write_triton(
     repository = Path(os.path.abspath(repository))
     staging = repository.with_name(f".{repository.name}-partial")
     shutil.rmtree(staging, ignore_errors=True)
+    moved: list[tuple[Path, Path]] = []
+
+    def move(old: Path, new: Path) -> None:
+        old.rename(new)
+        moved.append((old, new))
+
     try:
         for precision in bundle.manifest.models:
             _write_model(bundle, precision, staging / places[precision].name, config, group)
         repository.mkdir(parents=True, exist_ok=True)
         for precision, place in places.items():
             if place.exists():
-                place.rename(staging / f"{place.name}-replaced")
+                move(place, staging / f"{place.name}-replaced")
             if precision in bundle.manifest.models:
-                (staging / place.name).rename(place)
-    finally:
+                move(staging / place.name, place)
+    except BaseException:
+        for old, new in reversed(moved):  # should that fail too, the earlier models stay in the folder beside
+            new.rename(old)
         shutil.rmtree(staging, ignore_errors=True)
+        raise
+    shutil.rmtree(staging, ignore_errors=True)
     return [places[precision] for precision in bundle.manifest.models]
 
 

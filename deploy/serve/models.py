@@ -24,6 +24,10 @@ from ehm.errors import ConfigError, EhmError, ExportError, RequestError
 
 __all__ = ["Models", "ServedModel", "named"]
 
+_AREA = 4
+"""Of an image for a network of any size, at most, in areas of the manifest's ``image_size``: the memory that attention
+takes grows with the area squared."""
+
 _LOG = logging.getLogger("ehm.serve")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 Signature = frozenset[tuple[str, int, int, int]] | None
@@ -50,12 +54,13 @@ def named(bundles: Sequence[str | Path]) -> dict[str, Path]:
 
 @dataclass(frozen=True, eq=False)
 class ServedModel:
-    """One bundle in service. ``version`` is the beginning of its network's SHA-256."""
+    """One bundle in service. ``version`` is the beginning of its network's SHA-256; ``max_pixels`` bounds a run."""
 
     name: str
     version: str
     predictor: Predictor
     batcher: Batcher
+    max_pixels: int
 
     @property
     def bundle(self) -> Bundle:
@@ -73,14 +78,33 @@ class ServedModel:
         missing = [name for name in names if name not in known]
         if missing:
             raise RequestError(400, f"the model {self.name} has no output {missing[0]!r}, only {', '.join(known)}")
-        return await self.batcher.infer(images, names or known, deadline)
+        together = None
+        if self.manifest.input.layout == "NHWC":  # the graph resizes, all images of a run at once
+            together = max(1, int(self.max_pixels / self._resized(*images.shape[1:3])))
+        return await self.batcher.infer(images, names or known, deadline, together)
 
-    def check_size(self, height: int, width: int, max_pixels: int) -> None:
+    def check_size(self, height: int, width: int) -> None:
         """Refuse (413) an image that resizing would blow up: proportions are kept, so a thin one grows very long."""
+        if self._resized(height, width) > self.max_pixels:
+            raise RequestError(
+                413, f"an image of {width} x {height} takes more than {self.max_pixels} pixels once resized"
+            )
+
+    def check_tensor(self, shape: Sequence[int]) -> None:
+        """Refuse (413) images (B, ...) that take too much memory, each of them, of a network that takes any size."""
+        if self.manifest.input.layout == "NHWC":
+            self.check_size(*shape[1:3])
+        elif isinstance(self.manifest.input.shape[2], str):
+            (height, width), (own_h, own_w) = shape[2:], self.manifest.preprocessing.image_size
+            if height * width > _AREA * own_h * own_w:
+                raise RequestError(
+                    413, f"an image of {width} x {height} has more than {_AREA} times the pixels of {own_w} x {own_h}"
+                )
+
+    def _resized(self, height: int, width: int) -> float:
+        """Pixels of an image as sent or as resized, whichever are more."""
         cover_h, cover_w = self.manifest.preprocessing.cover
-        scale = max(cover_h / height, cover_w / width)
-        if height * width * max(1, scale**2) > max_pixels:
-            raise RequestError(413, f"an image of {width} x {height} takes more than {max_pixels} pixels once resized")
+        return height * width * max(1, cover_h / height, cover_w / width) ** 2
 
 
 @dataclass
@@ -217,7 +241,7 @@ class Models(Mapping[str, ServedModel]):
             queue=settings.queue,
             metrics=self._metrics.model(name),
         )
-        return ServedModel(name, bundle.manifest.files[file].sha256[:12], predictor, batcher)
+        return ServedModel(name, bundle.manifest.files[file].sha256[:12], predictor, batcher, settings.max_pixels)
 
     def _warm_up(self, predictor: Predictor) -> None:
         """Run one image and a whole batch, so that no request pays for what a runtime does at first."""

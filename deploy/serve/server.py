@@ -16,6 +16,7 @@ import uvicorn
 from ehm.deploy.bundle import Precision
 from ehm.deploy.serve import explore
 from ehm.deploy.serve.app import create_app
+from ehm.deploy.serve.connections import timed
 from ehm.deploy.serve.logs import configure
 from ehm.deploy.serve.models import named
 from ehm.deploy.serve.neighbours import Index
@@ -81,6 +82,7 @@ def serve(
 async def _serve(service: Service, index: Index | None, listener: socket.socket) -> None:
     config = uvicorn.Config(
         create_app(service, index),
+        http=timed(service.settings.timeout),
         log_config=None,
         access_log=False,
         server_header=False,

@@ -148,7 +148,7 @@ class Service:
         try:
             return await asyncio.wait_for(call, self.record(request).deadline - loop.time())
         except asyncio.TimeoutError:
-            raise RequestError(504, "the deadline passed before the request was decoded") from None
+            raise RequestError(504, "the deadline passed before the answer was ready") from None
 
     async def body(self, request: Request) -> bytes:
         """The whole body, unpacked; RequestError: 413 too large, 408 too slow, 415 and 400 as of :func:`unpack`."""
@@ -183,7 +183,7 @@ class Service:
 
         def prepared() -> NDArray[Any]:  # in one go, so that no more images are unpacked at a time than there are cores
             image = read_image(data, self.settings.max_pixels)
-            model.check_size(image.height, image.width, self.settings.max_pixels)
+            model.check_size(image.height, image.width)
             return model.predictor.prepare(image)[np.newaxis]
 
         images = await self.offload(request, prepared)

@@ -117,8 +117,7 @@ async def model_infer(service: Served, request: Request, served: Asked) -> Respo
     asked: InferRequest = await service.offload(
         request, decode, body, None if length is None else int(length), served.manifest
     )
-    if len(asked.images.shape) == 4 and served.manifest.input.layout == "NHWC":
-        served.check_size(*asked.images.shape[1:3], service.settings.max_pixels)
+    served.check_tensor(asked.images.shape)
     names = [output.name for output in asked.outputs]
     outputs = await service.answer(request, served, asked.images, names, asked.timeout)
 
@@ -128,7 +127,8 @@ async def model_infer(service: Served, request: Request, served: Asked) -> Respo
         if head is not None:
             headers = {"content-type": "application/octet-stream", _HEADER: str(head)}
         body, coding = pack(body, request.headers.get("accept-encoding", ""))
-        return body, headers | ({"content-encoding": coding, "vary": "accept-encoding"} if coding else {})
+        headers["vary"] = "accept-encoding"  # packed or not: a cache must not give the one for the other
+        return body, headers | ({"content-encoding": coding} if coding else {})
 
     body, headers = await service.offload(request, packed)
     return Response(body, headers=headers)
@@ -145,7 +145,7 @@ async def repository_index(service: Served, request: Request) -> list[dict[str, 
 @router.post("/repository/models/{model}/load", response_class=Response)
 async def model_load(service: Served, request: Request, model: str) -> Response:
     """Load a model, or load it again from its folder."""
-    _controlled(service)
+    _controlled(service, request)
     parameters = (await _options(service, request)).get("parameters") or {}
     if parameters:
         raise RequestError(400, "parameters: a model is loaded as it lies in its folder, expected none")
@@ -159,18 +159,21 @@ async def model_load(service: Served, request: Request, model: str) -> Response:
 
 
 @router.post("/repository/models/{model}/unload", response_class=Response)
-async def model_unload(service: Served, model: str) -> Response:
+async def model_unload(service: Served, request: Request, model: str) -> Response:
     """Serve a model no longer; what it has accepted is answered."""
-    _controlled(service)
+    _controlled(service, request)
     service.models.unload(model)
     return Response()
 
 
-def _controlled(service: Service) -> None:
+def _controlled(service: Service, request: Request) -> None:
     if not service.settings.model_control:
         raise RequestError(
             403, "models are loaded and unloaded by the server alone; --model-control lets clients do so"
         )
+    # any page that a browser on this machine shows can post here, but it knows no key
+    if "origin" in request.headers and not service.guarded:
+        raise RequestError(403, "a web page (Origin) loads and unloads models only with an API key")
 
 
 async def _options(service: Service, request: Request) -> dict[str, Any]:

@@ -179,6 +179,23 @@ def test_images_can_be_named_and_never_serve_twice(run, images, tmp_path):
     assert (measured.origin, len(measured.part)) == (str(tmp_path / "other"), 1)
 
 
+def test_to_measure_on_the_source_that_calibrates_is_to_measure_on_the_rest(run, bundle, images, tmp_path):
+    pretraining = Bundle.open(export(pretrained(tmp_path, (32, 32)), out=tmp_path / "b")).manifest.source
+    again = str(images / "cat" / "..")
+    for settings, source in (
+        ({"source": str(images), "images": 10, "measure": again}, pretraining),
+        ({"images": 10, "measure": again}, bundle.manifest.source),  # fine-tuned on it, all but what it held out
+    ):
+        calibration, measured = choose(CalibrationConfig(**settings), source)
+        used, others = (
+            {int(number) for indices, _ in part.batches(np.asarray, 4, "") for number in indices}
+            for part in (calibration, measured)
+        )
+        assert (len(used), bool(others), used & others) == (10, True, set())
+    with pytest.raises(DataError, match="images 24: leaves none of the 24 images"):
+        choose(CalibrationConfig(source=str(images), images=24, measure=str(images)), pretraining)
+
+
 @pytest.mark.parametrize(
     ("settings", "error", "message"),
     [

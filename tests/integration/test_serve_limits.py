@@ -264,6 +264,38 @@ def test_overload_is_429_and_a_late_answer_504(bundle, monkeypatch):
         assert ask(address, "POST", "/v2/models/both/infer", infer_body())[0] == 200
 
 
+def test_the_deadline_counts_behind_the_model_too(bundle, monkeypatch):
+    passed = threading.Event()
+    monkeypatch.setattr(v2, "encode", lambda *_: passed.wait(20))
+    with running([bundle], timeout=0.3) as (address, _):
+        status, _, answer = ask(address, "POST", "/v2/models/both/infer", infer_body())
+        passed.set()
+    assert (status, answer) == (504, {"error": "the deadline passed before the answer was ready"})
+
+
+def test_an_answer_says_that_it_can_be_packed(server):
+    for accepted, packed in (({}, None), ({"accept-encoding": "gzip"}, "gzip")):
+        connection = http.client.HTTPConnection(server, timeout=30)
+        with contextlib.closing(connection):
+            connection.request("POST", "/v2/models/both/infer", infer_body(), accepted)
+            answer = connection.getresponse()
+            assert (answer.headers["vary"], answer.headers["content-encoding"]) == ("accept-encoding", packed)
+
+
+def test_a_page_of_another_site_unloads_no_model(bundle):
+    """A browser posts there without asking, from any page; it says so by Origin, and no page knows the key."""
+    page, path = {"origin": "http://elsewhere.example"}, "/v2/repository/models/both/"
+    with running([bundle], model_control=True) as (address, service):
+        for action in ("unload", "load"):
+            status, _, answer = ask(address, "POST", path + action, b"", page)
+            assert (status, answer["error"][:19]) == (403, "a web page (Origin)")
+        assert list(service.models) == ["both"]
+        assert ask(address, "POST", path + "unload", b"")[0] == 200
+    with running([bundle], model_control=True, key="secret") as (address, _):
+        assert ask(address, "POST", path + "unload", b"", page)[0] == 401
+        assert ask(address, "POST", path + "unload", b"", page | {"x-api-key": "secret"})[0] == 200
+
+
 def test_the_memory_of_all_requests_is_bounded(bundle, monkeypatch):
     slow = Slow(monkeypatch)
     size = len(infer_body(batch=8))
@@ -296,6 +328,26 @@ def test_a_tensor_that_the_graph_would_blow_up_is_413(tmp_path):
     for most, expected in ((400_000, 200), (300_000, 413)):
         with running([means_bundle(tmp_path / "m", in_graph=True)], max_pixels=most) as (address, _):
             assert ask(address, "POST", "/v2/models/m/infer", body)[0] == expected
+
+
+def test_no_more_images_run_together_than_the_graph_may_resize(tmp_path, monkeypatch):
+    """The bound holds for a run, not for each image: twice 324,000 pixels fit."""
+    slow = Slow(monkeypatch)
+    pixels = {"name": "images", "datatype": "UINT8", "shape": [3, 1, 4000, 3], "data": [0, 90, 0] * 12000}
+    with running([means_bundle(tmp_path / "m", in_graph=True)], max_pixels=700_000) as (address, _):
+        slow.batches.clear()
+        status, _, answer = ask(address, "POST", "/v2/models/m/infer", json.dumps({"inputs": [pixels]}))
+        assert (status, answer["outputs"][0]["shape"], slow.batches) == (200, [3, 3], [2, 1])
+        assert answer["outputs"][0]["data"] == [0, 90, 0] * 3
+
+
+def test_an_image_for_a_network_of_any_size_has_at_most_four_times_its_own_pixels(tmp_path):
+    with running([means_bundle(tmp_path / "m", size=("height", "width"))]) as (address, _):
+        for width, expected in ((4 * 12, 200), (4 * 12 + 1, 413)):
+            tensor = {"name": "images", "datatype": "FP32", "shape": [1, 3, 8, width], "data": [0] * 3 * 8 * width}
+            status, _, answer = ask(address, "POST", "/v2/models/m/infer", json.dumps({"inputs": [tensor]}))
+            assert status == expected
+        assert answer == {"error": "an image of 49 x 8 has more than 4 times the pixels of 12 x 8"}
 
 
 def test_a_body_counts_as_it_was_sent_and_unpacked(bundle):

@@ -313,6 +313,34 @@ def test_wrong_arguments_are_one_sentence(tmp_path, capsys, monkeypatch):
         assert "EHM_API_KEY: expected a key" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("sent", [b"", b"GET / HT", b"GET /v2 HTTP/1.1\r\nhost: x\r\n\r\nGET /v2 HT"])
+def test_a_connection_without_a_whole_head_is_closed(tmp_path, start, sent):
+    host, port = start(means_bundle(tmp_path / "m"), "--timeout", "0.5").address.split(":")
+    with socket.create_connection((host, int(port)), timeout=20) as silent:
+        silent.sendall(sent)
+        answer = b""
+        while more := silent.recv(1000):
+            answer += more
+            silent.sendall(b"T")  # the next head goes on
+        assert answer.startswith(b"HTTP/1.1 200" if b"\r\n" in sent else b"")
+
+
+def test_a_slow_answer_is_waited_for_on_its_connection(tmp_path, start):
+    """What waits for an answer is not silent, nor is what got one."""
+    server = start(means_bundle(tmp_path / "m"), "--timeout", "3", before=SLOW)
+    client = http.client.HTTPConnection(server.address, timeout=30)
+    images, _ = picture(0)
+    tensor = {"name": "images", "shape": images.shape, "datatype": "FP32", "data": images.ravel().tolist()}
+    client.connect()
+    connection = client.sock
+    for _ in range(4):
+        client.request("POST", "/v2/models/m/infer", json.dumps({"inputs": [tensor]}))
+        answer = client.getresponse()
+        assert (answer.status, len(answer.read()) > 0) == (200, True)
+    assert client.sock is connection
+    client.close()
+
+
 def test_a_file_gives_what_the_command_line_does_not(tmp_path, start):
     bundle = means_bundle(tmp_path / "m")
     config = tmp_path / "serve.yaml"
