@@ -19,12 +19,13 @@ from PIL import Image
 from rich.progress import Progress
 
 from ehm import checkpoint
-from ehm.config import CalibrationConfig, DataConfig, FinetuneConfig
+from ehm.config import CalibrationConfig, DataConfig, FinetuneConfig, RetrievalConfig
 from ehm.data import open_source
 from ehm.deploy.bundle import Source
 from ehm.errors import BrokenImage, ConfigError, DataError
 from ehm.runlog import console
 from ehm.tasks.labelled import Part, split
+from ehm.tasks.retrieval import parts
 
 __all__ = ["Photographs", "choose"]
 
@@ -106,6 +107,9 @@ def _of_checkpoint(source: Source) -> tuple[str, Part, Part | None]:
             "--set calibration.source=FOLDER names images like those that it will see"
         )
     values = checkpoint.read_model(source.checkpoint)[1]["config"]
+    if source.kind == "embedder":
+        retrieval = RetrievalConfig.model_validate(values)
+        return retrieval.data.source, *parts(retrieval)
     if source.kind != "classifier":
         return _of(values["data"]["source"], values["data"]["layout"])
     config = FinetuneConfig.model_validate(values)

@@ -21,7 +21,7 @@ from ehm.tasks.labelled import Part, collect, labels_of
 from ehm.tasks.loop import Batches
 from ehm.tasks.ranking import RetrievalReport, compare
 
-__all__ = ["Retrieval", "reopen", "untrained"]
+__all__ = ["Retrieval", "parts", "reopen", "untrained"]
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Retrieval:
         data, self._processes = config.data, backend.processes
         self.config = config
         source, labels, kept, self._search = _open(config)
-        self.train = Part(source, np.flatnonzero(np.isin(labels, kept)), f"{len(kept):,} classes")
+        self.train = _trained_on(source, labels, kept)
         self.val = self._search.part
         self.classes = tuple(source.classes[number] for number in kept.tolist())
         self._numbers = np.full(len(source.classes), -1)
@@ -125,6 +125,18 @@ def untrained(
     model = settings.model.model_copy(update={"init": init})
     settings = settings.model_copy(update={"model": model, "dim": None})
     return _evaluation(backend.embedder(settings, 0), settings, None, backend)
+
+
+def parts(config: RetrievalConfig) -> tuple[Part, Part]:
+    """The images that are trained on, and those that are measured on; raises as the training does."""
+    source, labels, kept, search = _open(config)
+    numbered, part = search.part.source, search.part
+    assert isinstance(numbered, _Numbered)
+    return _trained_on(source, labels, kept), Part(numbered.source, part.subset, part.title)
+
+
+def _trained_on(source: Source, labels: NDArray[np.int64], kept: NDArray[np.int64]) -> Part:
+    return Part(source, np.flatnonzero(np.isin(labels, kept)), f"{len(kept):,} classes")
 
 
 def _evaluation(

@@ -214,6 +214,14 @@ def test_a_bundle_gives_the_descriptor(trained, few, tmp_path):
         export(trained.out, head="classifier", out=tmp_path / "other")
 
 
+def test_other_numbers_are_calibrated_on_what_was_trained_on(trained, tmp_path):
+    bundle = export(trained.out, out=tmp_path / "bundle", float16=True)
+    quality = json.loads((bundle / "manifest.json").read_text())["models"]["float16"]["quality"]
+    assert quality["source"].endswith("(20 other classes, fold 0 of 10)")
+    assert quality["images"] == 120
+    assert quality["cosine_min"] > 0.999
+
+
 def test_its_encoder_begins_another_task(trained, stripes, tmp_path):
     settings = [f"model.init={trained.out}", f"data.source={stripes}", "data.workers=0", "optim.epochs=1"]
     found = finetune("elpv/finetune", device="cpu", overrides=[*settings, "optim.batch_size=8"], out=tmp_path / "run")
