@@ -82,8 +82,8 @@ def test_it_finds_places_that_it_has_never_seen(trained, places, tmp_path):
     begun = finetune(config(places, optim={"steps": 1, "base_lr": 1e-9}), device="cpu", out=tmp_path / "begun")
     assert begun.report.protocols["all"].queries == 20 * 6
     assert begun.metrics["map"] < 0.25
-    assert trained.metrics["map"] > 0.4
-    assert trained.metrics["mp1"] > 0.5
+    assert trained.metrics["map"] > 0.45
+    assert trained.metrics["mp1"] > 0.55
     written = json.loads((trained.out / "metrics.json").read_text())
     assert written["protocols"]["all"]["map"] == trained.metrics["map"]
     assert written["part"] == "20 other classes, fold 0 of 10"
@@ -99,13 +99,14 @@ def test_evaluation_gives_the_figures_of_training_and_takes_other_images(trained
     assert other.score > evaluate(trained.out, task="retrieval", device="cpu", overrides=[f"benchmark={few}"]).score
 
 
-def test_other_images_take_the_place_of_the_benchmark(few, places, tmp_path):
+def test_other_images_take_the_place_of_the_benchmark(few, tmp_path):
     run = finetune(tiny(few, benchmark=str(few)), device="cpu", out=tmp_path / "run")
     assert run.report.protocols["all"].queries == 48
     assert evaluate(run.out, device="cpu") == run.report
-    for overrides in ([f"data.source={places}"], [f"data.source={places}", "benchmark=null"], [f"benchmark={places}"]):
-        assert evaluate(run.out, device="cpu", overrides=overrides).protocols["all"].queries == 1200
-    both = [f"data.source={places}", f"benchmark={few}"]
+    other = instances(tmp_path / "other", 4, 3)
+    for overrides in ([f"data.source={other}"], [f"data.source={other}", "benchmark=null"], [f"benchmark={other}"]):
+        assert evaluate(run.out, device="cpu", overrides=overrides).protocols["all"].queries == 12
+    both = [f"data.source={other}", f"benchmark={few}"]
     assert evaluate(run.out, device="cpu", overrides=both) == run.report
 
 
