@@ -18,7 +18,6 @@ from ehm.data.benchmarks import Answers, by_class, open_benchmark
 from ehm.errors import ConfigError, DataError
 from ehm.tasks.evaluate import Evaluation, Stored
 from ehm.tasks.labelled import Part, collect, labels_of
-from ehm.tasks.loop import Batches
 from ehm.tasks.ranking import RetrievalReport, compare
 
 __all__ = ["Retrieval", "parts", "reopen", "untrained"]
@@ -56,7 +55,7 @@ class Retrieval:
         model = config.model if start is None else config.model.model_copy(update={"init": str(start)})
         self.learner: Embedder = backend.embedder(config.model_copy(update={"model": model}), len(self.classes))
         self.headline = f"Training a descriptor by ArcFace on {config.model.init}"
-        self.loader: Batches = Loader(
+        self.loader = Loader(
             source,
             TrainTransform(self.learner.image_size, data.crop_scale, data.flip, data.color_jitter),
             batch_size=config.optim.batch_size,
@@ -79,7 +78,6 @@ class Retrieval:
     @property
     def broken(self) -> Mapping[str, str]:
         """See :attr:`ehm.tasks.loop.Task.broken`."""
-        assert isinstance(self.loader, Loader)
         return self.loader.broken | self._val_loader.broken
 
     def step(self, batch: Batch, step: int, lr: float) -> Mapping[str, SupportsFloat]:
@@ -93,7 +91,6 @@ class Retrieval:
 
     def close(self) -> None:
         """See :meth:`ehm.tasks.loop.Task.close`."""
-        assert isinstance(self.loader, Loader)
         self.loader.close()
         self._val_loader.close()
 
