@@ -52,8 +52,8 @@ Pool = Literal["avg", "token"]
 Forward = Callable[[NDArray[np.float32]], dict[str, NDArray[np.float32]]]
 """A network: normalised images (B, 3, H, W) -> its outputs by name.
 
-They are any of ``logits`` (B, C); ``features`` (B, D), what the classifier sees; and ``patches`` (B, D, h, w), every
-patch token behind the last norm.
+They are any of ``logits`` (B, C); ``features`` (B, D), what the classifier sees, or a descriptor; and ``patches``
+(B, D, h, w), every patch token behind the last norm.
 """
 Reference = tuple[Forward, str]
 """A framework's own computation of a network, and what computes it: ``torch 2.14.1, cpu, float32``."""
@@ -114,14 +114,14 @@ def open_trained(source: ModelSource, head: Head = "auto", read_file: ReadFile =
     """The model that ``source.init`` names: a run folder, a checkpoint, or a file of weights.
 
     None for what only timm's classes build: a Swin, a ViT in the relative form, ``timm:NAME``, and a checkpoint that
-    was fine-tuned from one. Raises CheckpointError as :func:`find` does, where weights are missing or do not fit, and
-    where a file's ViT has more than a plain one.
+    was fine-tuned from one; and for a descriptor. Raises CheckpointError as :func:`find` does, where weights are
+    missing or do not fit, and where a file's ViT has more than a plain one.
     """
     if source.init.startswith("timm:"):
         return None
     found = find(source, head, read_file)
     spec = found.weights.spec
-    if not isinstance(spec, VitSpec) or spec.relative:
+    if not isinstance(spec, VitSpec) or spec.relative or found.kind == "embedder":
         return None
     moved = at_size(spec, source)
     assert isinstance(moved, VitSpec)
@@ -164,7 +164,8 @@ def _checkpoint(source: ModelSource, head: Head) -> Found:
         pool = meta["config"]["pool"]
         labels = () if head in _HEADLESS else tuple(meta["classes"])
     elif head == "classifier":
-        raise CheckpointError(f"{path}: a pretrained encoder has no classifier; ehm finetune gives it one")
+        what = "a pretrained encoder" if kind == "pretrain" else f"an {kind}"
+        raise CheckpointError(f"{path}: {what} has no classifier; ehm finetune gives it one")
     return Found(of_checkpoint(arrays, meta, str(path)), pool, labels, str(path), kind, digest)
 
 

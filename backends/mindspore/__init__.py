@@ -6,11 +6,11 @@ import os
 
 os.environ.setdefault("GLOG_v", "3")  # MindSpore's log: errors only, as everybody's
 
-from ehm.backends.base import Classifier, Detector, DeviceInfo, Encoder, Learner, Processes, TokenizerLearner
+from ehm.backends.base import Classifier, Detector, DeviceInfo, Embedder, Encoder, Learner, Processes, TokenizerLearner
 from ehm.backends.mindspore.devices import Target, describe, pick
 from ehm.backends.mindspore.distributed import join
 from ehm.backends.mindspore.training import reproducible
-from ehm.config import DetectionConfig, FinetuneConfig, ModelSource, TokenizerConfig, TrainConfig
+from ehm.config import DetectionConfig, FinetuneConfig, ModelSource, RetrievalConfig, TokenizerConfig, TrainConfig
 from ehm.errors import BackendError
 
 __all__ = ["MindsporeBackend", "backend"]
@@ -45,6 +45,10 @@ class MindsporeBackend:
     def detector(self, config: DetectionConfig, classes: int) -> Detector:
         """There is none: raises BackendError."""
         raise BackendError("detection: not in MindSpore; --device cpu, cuda or npu trains with torch")
+
+    def embedder(self, config: RetrievalConfig, classes: int) -> Embedder:
+        """There is none: raises BackendError."""
+        raise BackendError("retrieval is not in MindSpore; --device cpu, cuda or npu trains it with torch")
 
     def encoder(self, source: ModelSource) -> Encoder:
         """A trained encoder in evaluation mode."""

@@ -114,6 +114,8 @@ def _trained(run: dict[str, Any]) -> str:
             f"Pretrained without labels by {config['objective']}, masking {config['masking']} "
             f"({config['mask']['ratio']:.0%} of the patches hidden)"
         )
+    elif run["kind"] == "embedder":
+        how = f"Trained by ArcFace to tell {len(run['classes']):,} classes by one descriptor an image"
     elif config.get("frozen"):
         how = f"A linear classifier of {len(run['classes'])} classes trained on the frozen encoder"
     else:
@@ -121,8 +123,9 @@ def _trained(run: dict[str, Any]) -> str:
     optim = config["optim"]
     batch = optim["batch_size"] * optim["accumulate"]
     images = f", about {round(run['step'] / run['epoch'] * batch):,} images each" if run["epoch"] else ""
+    gone = f"{run['epoch']:.4g}" + (" epochs" if optim.get("steps") else f" of {optim['epochs']} epochs")
     return (
-        f"{how} on {_name(config['data']['source'])}: {run['epoch']:.4g} of {optim['epochs']} epochs{images} "
+        f"{how} on {_name(config['data']['source'])}: {gone}{images} "
         f"({run['step']:,} steps of {batch} images), seed {run['seed']}."
     )
 
@@ -134,7 +137,8 @@ def _metrics(manifest: Manifest, runs: list[dict[str, Any]]) -> str:
         return "The checkpoint records none."
     which = f"Of the checkpoint {_name(manifest.source.checkpoint)}, on all images that its run held out"
     if Path(manifest.source.checkpoint).parent.name == "best":
-        which += f"; it was chosen for its {next(iter(found)).replace('_', ' ')} on the same ones, which flatters it"
+        by = "balanced_accuracy" if runs[0]["kind"] == "classifier" else next(iter(found))
+        which += f"; it was chosen for its {by.replace('_', ' ')} on the same ones, which flatters it"
     return "\n".join([f"{which}:\n", "| | |", "|---|---|", *lines])
 
 

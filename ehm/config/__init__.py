@@ -21,7 +21,15 @@ from ehm.config.sections import (
     TritonConfig,
 )
 from ehm.config.specs import encoder_spec
-from ehm.config.tasks import TASKS, AugmentConfig, DetectionConfig, FinetuneConfig, ProbeConfig, TaskConfig
+from ehm.config.tasks import (
+    TASKS,
+    AugmentConfig,
+    DetectionConfig,
+    FinetuneConfig,
+    ProbeConfig,
+    RetrievalConfig,
+    TaskConfig,
+)
 
 __all__ = [
     "TASKS",
@@ -37,6 +45,7 @@ __all__ = [
     "ModelSource",
     "OptimConfig",
     "ProbeConfig",
+    "RetrievalConfig",
     "RunConfig",
     "TaskConfig",
     "TokenizerConfig",

@@ -107,6 +107,9 @@ def commands(device, out, pictures):
         command("train", device, out / "resumed", {"run.max_steps": 10}, "--resume"),
         command("finetune", device, out / "finetune", task),
         command("probe", device, out / "probe", {**task, "neighbours": 3}),
+        command(
+            "finetune", device, out / "retrieval", {**task, **RETRIEVAL, "benchmark": pictures}, "--task=retrieval"
+        ),
         ["export", str(out / "finetune"), "--out", str(out / "bundle")],
     ]
 
@@ -117,7 +120,8 @@ LOWER = {
     "float16": {"optim.dtype": "float16"},
     "everything": {**EVERYTHING, "optim.dtype": "bfloat16"},
 }
-RUNS = [*MASKINGS, "everything", "resumed", "finetune", "probe"]
+RETRIEVAL = {"dim": 16, "scales": "[0.75, 1]", "data.layout": "folder", "optim.steps": "null"}
+RUNS = [*MASKINGS, "everything", "resumed", "finetune", "probe", "retrieval"]
 
 
 @pytest.fixture(scope="module")

@@ -5,16 +5,17 @@ from functools import cache
 
 import numpy as np
 import pytest
-from shipped import kind, tiny_classifier, tiny_tokenizer, tiny_training
+from shipped import kind, tiny_classifier, tiny_embedder, tiny_tokenizer, tiny_training
 
 from ehm import backends
-from ehm.config import FinetuneConfig, TokenizerConfig, TrainConfig, load_config, shipped_configs
+from ehm.config import FinetuneConfig, RetrievalConfig, TokenizerConfig, TrainConfig, load_config, shipped_configs
 from ehm.data import Batch
 from ehm.masking import make_masker
 from ehm.schedule import learning_rate
 
 TRAINING = [name for name in shipped_configs() if kind(name) is TrainConfig]
 DOWNSTREAM = [name for name in shipped_configs() if issubclass(kind(name), FinetuneConfig)]
+RETRIEVAL = [name for name in shipped_configs() if kind(name) is RetrievalConfig]
 TOKENIZERS = [name for name in shipped_configs() if kind(name) is TokenizerConfig]
 
 
@@ -57,6 +58,16 @@ def test_it_classifies(name):
     first = float(classifier.train_step(images, targets, rate(config.optim), config.optim.weight_decay)["loss"])
     assert first == pytest.approx(math.log(3), abs=0.1)  # the head begins near zero
     assert np.isfinite(classifier.logits(images)).all()
+
+
+@pytest.mark.parametrize("name", RETRIEVAL)
+def test_it_describes(name):
+    config = tiny_embedder(load_config(kind(name), name))
+    images = np.random.default_rng(0).integers(0, 256, (4, 16, 16, 3), dtype=np.uint8)
+    embedder = backends.get("cpu").embedder(config, classes=3)
+    loss = embedder.train_step(images, np.array([0, 1, 2, 0]), config.optim.lr, config.optim.weight_decay)["loss"]
+    assert np.isfinite(float(loss))
+    assert embedder.descriptors(images).shape == (4, 8)
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)
