@@ -15,6 +15,7 @@ import numpy as np
 import onnxruntime
 import pytest
 from PIL import Image
+from scenes import write_scenes
 from tiny import RUN, TINY
 
 from ehm import checkpoint
@@ -207,6 +208,27 @@ def test_lower_precision_trains_too(runs):
     assert {"bfloat16", "float16"} <= {dtype for row in rows if row.operator == "mm" for dtype in row.dtypes}
     assert "_fused_adamw_" in {row.operator for row in rows}  # bfloat16
     assert "_amp_foreach_non_finite_check_and_unscale_" in {row.operator for row in rows}
+
+
+DETECTION = {
+    **{"model.encoder": "vit_tiny", "model.width": 48, "model.depth": 4, "model.heads": 3, "model.patch_size": 8},
+    **{"model.image_size": 64, "model.init": "scratch", "min_size": 64, "max_size": 96, "width": 32, "proposals": 32},
+    **{"anchor_sizes": "[8, 16, 24, 32, 48]", "optim.batch_size": 4, "optim.dtype": "bfloat16", "run.max_steps": 2},
+    **{"data.workers": 0, "run.tensorboard": "false", "run.log_every": 1},
+}
+
+
+def test_three_operators_of_a_detector_fall_back(tmp_path):
+    """Those that docs/detection.md names, in lower precision too."""
+    for part, images in (("train", 4), ("val", 2)):
+        write_scenes(tmp_path / "scenes", images, 0, part, 64)
+    settings = {**DETECTION, "data.source": tmp_path / "scenes"}
+    finish(start([command("finetune", "npu", tmp_path / "run", settings, "--task=detection")], tmp_path / "log"))
+    rows = recorded(tmp_path)
+    fallen = {row.operator for row in rows if row.verdict == "falls back"}
+    assert fallen == {"torchvision::nms", "torchvision::roi_align", "torchvision::_roi_align_backward"}
+    assert len({row.operator for row in rows}) > 60
+    assert len(losses(tmp_path / "run")) == 2
 
 
 PLANT = """
