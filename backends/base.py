@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from ehm.config import FinetuneConfig, ModelSource, TokenizerConfig, TrainConfig
+    from ehm.config import FinetuneConfig, ModelSource, SegmentationConfig, TokenizerConfig, TrainConfig
 
 __all__ = [
     "ALONE",
@@ -31,6 +31,7 @@ __all__ = [
     "MasksOnDevice",
     "OneProcess",
     "Processes",
+    "Segmenter",
     "TaskLearner",
     "TokenizerLearner",
 ]
@@ -194,6 +195,23 @@ class Classifier(TaskLearner, Protocol):
         ...
 
 
+class Segmenter(TaskLearner, Protocol):
+    """An encoder with a head that tells the class of each pixel; it is trained on images of ``image_size``."""
+
+    def train_step(
+        self, images: NDArray[np.uint8], labels: NDArray[np.uint8], lr: float, weight_decay: float
+    ) -> Mapping[str, SupportsFloat]:
+        """One optimiser step on (B, H, W, 3) images and (B, H, W) classes, 255 where one does not count.
+
+        ``loss`` is among the metrics.
+        """
+        ...
+
+    def segment(self, image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
+        """Evaluation mode: the class of each pixel of an image (h, w, 3) of any size, as ``size`` = (H, W) of them."""
+        ...
+
+
 class TokenizerLearner(Protocol):
     """A discrete VAE in training, whose codes become BEiT's visual tokens."""
 
@@ -265,6 +283,10 @@ class Backend(Protocol):
 
     def classifier(self, config: FinetuneConfig, classes: int) -> Classifier:
         """An encoder from ``config.model`` under a fresh linear head of ``classes``."""
+        ...
+
+    def segmenter(self, config: SegmentationConfig, classes: int) -> Segmenter:
+        """An encoder from ``config.model`` under a fresh head for ``classes``."""
         ...
 
     def encoder(self, source: ModelSource) -> Encoder:

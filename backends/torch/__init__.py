@@ -10,11 +10,11 @@ os.environ.setdefault("TORCH_DEVICE_BACKEND_AUTOLOAD", "0")
 
 import torch
 
-from ehm.backends.base import Classifier, DeviceInfo, Encoder, Learner, Processes, TokenizerLearner
+from ehm.backends.base import Classifier, DeviceInfo, Encoder, Learner, Processes, Segmenter, TokenizerLearner
 from ehm.backends.torch.devices import describe, pick
 from ehm.backends.torch.distributed import join
 from ehm.backends.torch.training import reproducible
-from ehm.config import FinetuneConfig, ModelSource, TokenizerConfig, TrainConfig
+from ehm.config import FinetuneConfig, ModelSource, SegmentationConfig, TokenizerConfig, TrainConfig
 
 __all__ = ["TorchBackend", "backend"]
 
@@ -43,6 +43,13 @@ class TorchBackend:
 
         reproducible(config.run.deterministic)
         return TorchClassifier(config, classes, self.device, self.processes)
+
+    def segmenter(self, config: SegmentationConfig, classes: int) -> Segmenter:
+        """An encoder from ``config.model`` under a fresh head for ``classes``."""
+        from ehm.backends.torch.segmenter import TorchSegmenter
+
+        reproducible(config.run.deterministic)
+        return TorchSegmenter(config, classes, self.device, self.processes)
 
     def encoder(self, source: ModelSource) -> Encoder:
         """A trained encoder in evaluation mode."""

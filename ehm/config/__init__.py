@@ -15,13 +15,24 @@ from ehm.config.sections import (
     ModelSource,
     OptimConfig,
     RunConfig,
+    SourceConfig,
     TokenizerConfig,
     TrainConfig,
     Triple,
     TritonConfig,
 )
 from ehm.config.specs import encoder_spec
-from ehm.config.tasks import TASKS, AugmentConfig, FinetuneConfig, ProbeConfig, TaskConfig
+from ehm.config.tasks import (
+    TASKS,
+    AugmentConfig,
+    FinetuneConfig,
+    ProbeConfig,
+    SegmentationConfig,
+    SegmentationData,
+    SlideConfig,
+    TaskConfig,
+    UperNetConfig,
+)
 
 __all__ = [
     "TASKS",
@@ -37,11 +48,16 @@ __all__ = [
     "OptimConfig",
     "ProbeConfig",
     "RunConfig",
+    "SegmentationConfig",
+    "SegmentationData",
+    "SlideConfig",
+    "SourceConfig",
     "TaskConfig",
     "TokenizerConfig",
     "TrainConfig",
     "Triple",
     "TritonConfig",
+    "UperNetConfig",
     "encoder_spec",
     "load_config",
     "read_config",

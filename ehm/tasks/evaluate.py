@@ -22,7 +22,7 @@ __all__ = ["Evaluation", "Stored", "evaluate"]
 C = TypeVar("C", bound=TaskConfig)
 R = TypeVar("R", bound=Measured)
 
-_HOMES = {"classifier": "ehm.tasks.classification"}
+_HOMES = {"classifier": "ehm.tasks.classification", "segmenter": "ehm.tasks.segmentation"}
 """Where ``reopen`` is for each kind of checkpoint."""
 
 

@@ -15,7 +15,10 @@ from ehm.tasks.loop import Result, fit
 
 __all__ = ["finetune"]
 
-_HOMES = {"classification": ("ehm.tasks.classification:Classification", "elpv/finetune")}
+_HOMES = {
+    "classification": ("ehm.tasks.classification:Classification", "elpv/finetune"),
+    "segmentation": ("ehm.tasks.segmentation:Segmentation", "segmentation/ade20k_vit_base_mae"),
+}
 """The :class:`ehm.tasks.loop.Task` of each task, and the shipped configuration that is taken if none is given."""
 
 
