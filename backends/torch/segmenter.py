@@ -11,11 +11,11 @@ from typing import Any, SupportsFloat
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ehm.backends.base import ALONE, LearnerState, Processes
-from ehm.backends.common import STEP, entropy
+from ehm.backends.common import STEP, chunks, entropy
 from ehm.backends.torch.distributed import with_common_norms
 from ehm.backends.torch.models.pyramid import STRIDES, load_pyramid, nested_layers
 from ehm.backends.torch.models.upernet import UperNet, upsample
@@ -66,7 +66,8 @@ class TorchSegmenter:
     def train_step(
         self, images: NDArray[np.uint8], labels: NDArray[np.uint8], lr: float, weight_decay: float
     ) -> Mapping[str, SupportsFloat]:
-        """See :meth:`ehm.backends.base.Segmenter.train_step`."""
+        """See :meth:`ehm.backends.base.Segmenter.train_step`; ConfigError where a part of the batch is one image."""
+        self._refuse_single(len(images))
         self.model.train()
         wanted, weight = upload(labels, self._device).long(), self._config.head.auxiliary_weight
 
@@ -100,6 +101,15 @@ class TorchSegmenter:
         moments = dict(state.optimizer)
         self._steps = int(moments.pop(STEP, np.array(0)))
         self._training.load(moments)
+
+    def _refuse_single(self, rows: int) -> None:
+        """Batch norm of the whole map's mean needs two values, here or over all processes."""
+        parts = [part.stop - part.start for part in chunks(rows, self._config.optim.accumulate)]
+        if min(parts) < 2 and not any(isinstance(part, nn.SyncBatchNorm) for part in self.model.modules()):
+            raise ConfigError(
+                f"optim.batch_size {self._config.optim.batch_size}, optim.accumulate {self._config.optim.accumulate}: "
+                f"a process gets parts of {', '.join(map(str, parts))} images, and UperNet's batch norm needs 2 at least"
+            )
 
     def _whole(self, pixels: Tensor) -> Tensor:
         """(1, 3, H, W) -> (1, C, H, W). What is missing to a multiple of the widest stride is of the mean colour."""

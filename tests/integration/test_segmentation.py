@@ -1,0 +1,174 @@
+"""``ehm finetune --task segmentation`` from the first step to the report, on photographs with others pasted in."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from itertools import count
+
+import numpy as np
+import pytest
+import torch
+from composited import CLASSES, write_pairs
+from PIL import Image
+from sklearn.metrics import jaccard_score
+
+from ehm import checkpoint
+from ehm.backends.torch.segmenter import TorchSegmenter
+from ehm.cli import main
+from ehm.config import FinetuneConfig, SegmentationConfig
+from ehm.data.segment import resize
+from ehm.errors import DataError
+from ehm.tasks.evaluate import evaluate
+from ehm.tasks.finetune import finetune
+
+PORTS = count(29300 + os.getpid() % 90)
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory):
+    """48 pairs to train on, 16 to measure on."""
+    root = tmp_path_factory.mktemp("pairs")
+    write_pairs(root / "train", 48, seed=0)
+    write_pairs(root / "val", 16, seed=1)
+    shutil.move(root / "val" / "classes.txt", root / "classes.txt")
+    return root
+
+
+def settings(source, **sections):
+    values = {
+        "model": {"encoder": "vit_tiny", "width": 48, "depth": 4, "heads": 4, "image_size": 64, "patch_size": 8},
+        "data": {"source": str(source), "scale": [64, 64], "ratio": [0.8, 1.5], "workers": 0},
+        "crop_size": 64,
+        "head": {"channels": 32, "auxiliary_channels": 16},
+        "layer_decay": 1.0,
+        "optim": {"steps": 120, "batch_size": 8, "base_lr": 0.032, "warmup_steps": 12, "dtype": "float32"},
+        "run": {"tensorboard": False, "measure_every": 10},
+    }
+    for name, section in sections.items():
+        values[name] = {**values.get(name, {}), **section} if isinstance(section, dict) else section
+    return SegmentationConfig.model_validate(values)
+
+
+SHORT = {"optim": {"steps": 4, "warmup_steps": 1}, "model": {"width": 16, "depth": 2, "heads": 2, "patch_size": 16}}
+
+
+@pytest.fixture(scope="module")
+def trained(pairs, tmp_path_factory):
+    """A run of 120 steps that has learned."""
+    return finetune(settings(pairs), device="cpu", out=tmp_path_factory.mktemp("run"))
+
+
+def test_it_learns_where_things_are(trained, pairs, tmp_path):
+    untrained = finetune(settings(pairs, run={"max_steps": 1}), device="cpu", out=tmp_path / "untrained").report
+    assert untrained.miou < 0.4
+    assert trained.report.miou > 0.75
+    assert min(trained.report.iou) > 0.6
+    assert trained.report.classes == CLASSES
+    assert trained.report.images == 16
+
+
+def test_the_report_is_what_a_plain_loop_over_the_files_finds(trained, pairs):
+    state, meta = checkpoint.read(trained.checkpoint)
+    assert (meta["kind"], meta["classes"], meta["image_size"]) == ("segmenter", list(CLASSES), [64, 64])
+    model = TorchSegmenter(settings(pairs), 3, torch.device("cpu"))
+    model.load(state)
+    labels, predicted = [], []
+    for file in sorted((pairs / "val" / "masks").glob("*.png")):
+        mask = np.asarray(Image.open(file))
+        image = resize(Image.open(pairs / "val" / "images" / file.name), (64, 64))
+        labels.append(mask[mask != 255])
+        predicted.append(model.segment(image, mask.shape)[mask != 255])
+    expected = jaccard_score(np.concatenate(labels), np.concatenate(predicted), average=None)
+    np.testing.assert_allclose(trained.report.iou, expected)
+
+
+def test_evaluation_gives_the_figures_of_training_and_takes_other_images(trained, pairs, tmp_path, capsys):
+    assert evaluate(trained.out, device="cpu", out=tmp_path / "report") == trained.report
+    assert json.loads((tmp_path / "report" / "metrics.json").read_text())["miou"] == trained.report.miou
+    other = write_pairs(tmp_path / "other", 6, seed=2)
+    assert evaluate(trained.out, device="cpu", overrides=[f"data.source={other}"]).miou > 0.7
+    whole = evaluate(trained.out, device="cpu", overrides=[f"data.source={other}", "inference.mode=whole"])
+    assert whole.miou > 0.7
+    (other / "classes.txt").write_text("\n".join(reversed(CLASSES)))
+    with pytest.raises(DataError, match=r"its 3 classes \(cat, coins, cell, …\) are not the 3 that are trained"):
+        evaluate(trained.out, device="cpu", overrides=[f"data.source={other}"])
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_stopped_run_ends_like_one_that_was_not(pairs, tmp_path, workers):
+    options = {**SHORT, "model": {**SHORT["model"], "drop_path": 0.3}, "data": {"workers": workers}}
+    whole = finetune(settings(pairs, **options), device="cpu", out=tmp_path / "whole")
+    finetune(settings(pairs, **options, run={"max_steps": 2}), device="cpu", out=tmp_path / "parts")
+    resumed = finetune(settings(pairs, **options), device="cpu", out=tmp_path / "parts", resume=True)
+    first, second = checkpoint.read(whole.checkpoint)[0], checkpoint.read(resumed.checkpoint)[0]
+    for one, two in ((first.model, second.model), (first.optimizer, second.optimizer)):
+        assert one.keys() == two.keys()
+        for name in one:
+            np.testing.assert_array_equal(one[name], two[name], err_msg=name)
+    assert resumed.report == whole.report
+
+
+def test_the_encoder_inside_is_where_other_runs_begin(trained, pairs, tmp_path, capsys):
+    again = settings(pairs, **SHORT, model={"init": str(trained.out)})
+    values = again.model_dump()
+    values["model"] = {"init": str(trained.out)}
+    finetune(SegmentationConfig.model_validate(values), device="cpu", out=tmp_path / "again")
+    assert f"encoder from {trained.out}" in capsys.readouterr().out.replace("\n", " ")
+    classifier = FinetuneConfig.model_validate(
+        {"model": {"init": str(trained.out)}, "data": {"workers": 0}, "optim": {"batch_size": 8, "warmup_epochs": 0}}
+    )
+    from ehm import backends
+
+    model = backends.get("cpu").classifier(classifier, 2).state().model
+    inside = checkpoint.read(trained.checkpoint)[0].model
+    np.testing.assert_array_equal(model["blocks.1.attn.qkv.weight"], inside["pyramid.encoder.blocks.1.attn.qkv.weight"])
+
+
+def test_wrong_masks_are_named_before_the_first_step(pairs, tmp_path, capsys):
+    broken = tmp_path / "broken"
+    shutil.copytree(pairs, broken)
+    Image.fromarray(np.full((64, 64), 9, np.uint8)).save(broken / "val" / "masks" / "003.png")
+    command = ["finetune", "--task", "segmentation", "--device", "cpu", "--out", str(tmp_path / "run"), "--set"]
+    assert main([*command, f"data.source={broken}"]) == 1
+    said = capsys.readouterr().err
+    assert f"{broken}/val/masks/003.png: has the value 9, and the 3 classes are 0 to 2 (255 is ignored)" in said
+    assert not (tmp_path / "run" / "config.yaml").exists()
+
+
+def test_files_that_cannot_be_read_are_listed_and_do_not_count(pairs, tmp_path, capsys):
+    broken = tmp_path / "broken"
+    shutil.copytree(pairs, broken)
+    for part in ("train", "val"):
+        (broken / part / "images" / "001.png").write_bytes(b"no picture")
+    result = finetune(settings(broken, **SHORT), device="cpu", out=tmp_path / "run")
+    assert result.report.images == 15
+    said = capsys.readouterr().out.replace("\n", "")
+    assert "2 files were skipped because they cannot be read" in said
+
+
+def test_a_folder_without_parts_is_divided_the_same_way_for_every_seed(tmp_path, capsys):
+    source = write_pairs(tmp_path / "pairs", 20)
+    for seed in (0, 1):
+        finetune(settings(source, **SHORT, run={"seed": seed}), device="cpu", out=tmp_path / f"run{seed}")
+    said = capsys.readouterr().out.replace("\n", " ")
+    assert said.count("16 images (all but fold 0 of 5), measured on 4 (fold 0 of 5)") == 2
+
+
+def test_two_processes_measure_what_one_does(trained, pairs, tmp_path):
+    """And train in step: every parameter of both is the same, though each sees half of a batch."""
+    values = json.loads(settings(pairs, **SHORT).model_dump_json())
+    (tmp_path / "config.yaml").write_text(json.dumps(values))
+    line = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(next(PORTS))]
+    line += ["-m", "ehm.cli", "finetune", "--device", "cpu", "--config", str(tmp_path / "config.yaml")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+    done = subprocess.run(
+        [*line, "--out", str(tmp_path / "run")], env=environment, capture_output=True, text=True, timeout=200
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    report = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    alone = evaluate(tmp_path / "run", device="cpu")
+    assert report["images"] == alone.images == 16
+    assert report["miou"] == pytest.approx(alone.miou)
+    assert report["pixels"] == list(alone.pixels)
