@@ -1,4 +1,4 @@
-"""Classify images, or extract features, with a bundle: ONNX Runtime, Pillow and NumPy, and no training framework."""
+"""Classify images, segment them or extract features, with a bundle: ONNX Runtime, Pillow and NumPy, no framework."""
 
 from __future__ import annotations
 
@@ -18,9 +18,11 @@ from rich.console import Console
 from rich.progress import Progress
 
 from ehm.data.decode import SUFFIXES, decode
+from ehm.data.segment import resize
 from ehm.data.transforms import EvalTransform
-from ehm.deploy.bundle import Bundle, Precision, Preprocessing
+from ehm.deploy.bundle import Bundle, Precision, Preprocessing, Windows
 from ehm.deploy.runtime import open_session
+from ehm.deploy.segment import segment, write_mask
 from ehm.errors import BrokenImage, ConfigError, DataError, ExportError
 
 __all__ = ["Prediction", "Predictor", "cosine", "main", "normalise", "predict", "softmax"]
@@ -33,13 +35,16 @@ class Prediction:
     """What one image gave, or the ``error`` that kept it from it.
 
     Its likeliest ``classes`` with probabilities, ``features`` (D,) and ``patches`` (D, h, w), as far as the bundle has
-    them.
+    them. Of a segmentation ``labels`` (H, W) are the numbers of the pixels' classes, ``mask`` is the file that holds
+    them where one was written, and ``classes`` are those that occur with their shares of the pixels.
     """
 
     image: str
     classes: tuple[tuple[str, float], ...] = ()
     features: NDArray[np.float32] | None = None
     patches: NDArray[np.float32] | None = None
+    labels: NDArray[np.uint8] | None = None
+    mask: str | None = None
     error: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
@@ -47,8 +52,11 @@ class Prediction:
         if self.error is not None:
             return {"image": self.image, "error": self.error}
         found: dict[str, Any] = {"image": self.image}
+        if self.mask is not None:
+            found["mask"] = self.mask
         if self.classes:
-            found["classes"] = [{"label": name, "probability": share} for name, share in self.classes]
+            what = "probability" if self.labels is None else "share"
+            found["classes"] = [{"label": name, what: share} for name, share in self.classes]
         if self.features is not None:
             found["features"] = self.features.tolist()
         if self.patches is not None:
@@ -64,6 +72,8 @@ class Prediction:
         if self.patches is not None:
             width, down, across = self.patches.shape
             lines.append(f"  {width} features of {down} x {across} patches")
+        if self.mask is not None:
+            lines.append(f"  mask {self.mask}")
         return "\n".join([self.image, *lines])
 
 
@@ -89,6 +99,17 @@ class Predictor:
         """Inputs of one size, one above the other -> the outputs of those names, by default all: arrays of B rows."""
         names = list(names) or [output.name for output in self.manifest.outputs]
         return dict(zip(names, self._session.run(names, {self.manifest.input.name: inputs}), strict=True))
+
+    def segment(self, image: Image.Image, rule: Windows) -> NDArray[np.uint8]:
+        """An RGB image (H, W) of any size -> the number of each pixel's class (H, W), of a bundle with windows."""
+        pixels, preprocessing = resize(image, rule.scale), self.manifest.preprocessing
+        return segment(
+            lambda inputs: self.run(inputs, ["scores"])["scores"],
+            normalise(pixels, preprocessing),
+            preprocessing.image_size,
+            rule.stride,
+            (image.height, image.width),
+        )
 
     def describe(self, image: str, outputs: Mapping[str, NDArray[np.float32]], top: int) -> Prediction:
         """One image's row of :meth:`run`'s outputs as a prediction."""
@@ -118,13 +139,14 @@ def predict(
 
     ``out`` gets ``predictions.jsonl`` and, from a bundle that gives them, ``features.npy`` (n, D) float32 with a row
     for each image that was read, in the same order; from one that gives nothing else, ``patches.npy`` (n, D, h, w).
-    They take the place of all three of an earlier call. ``json`` prints one object a line; else nothing is printed.
+    They take the place of all three of an earlier call. A segmentation writes ``masks/NAME.png`` there instead, label
+    images with a palette, in the size of each image. ``json`` prints one object a line; else nothing is printed.
 
     Raises ExportError for a damaged bundle or one without that precision, BackendError for a device that is not there,
     DataError for a folder without images.
     """
     files, done = _inputs(images, out), []
-    for prediction in _predictions(Predictor(bundle, device, precision), files, top):
+    for prediction in _predictions(Predictor(bundle, device, precision), files, top, out):
         done.append(prediction)
         if json:
             _print_json(prediction)
@@ -155,7 +177,9 @@ def main(
     done: list[Prediction] = []
     hidden = sys.stdout.isatty() or not notes.is_terminal
     with Progress(console=notes, transient=True, disable=hidden) as progress:
-        for prediction in progress.track(_predictions(predictor, files, top), total=len(files), description="predict"):
+        for prediction in progress.track(
+            _predictions(predictor, files, top, out), total=len(files), description="predict"
+        ):
             done.append(prediction)
             if json:
                 _print_json(prediction)
@@ -227,9 +251,12 @@ def _files(images: str | Path | Sequence[str | Path]) -> list[Path]:
     return files
 
 
-def _predictions(predictor: Predictor, files: Sequence[Path], top: int) -> Iterator[Prediction]:
+def _predictions(predictor: Predictor, files: Sequence[Path], top: int, out: str | Path | None) -> Iterator[Prediction]:
     if top < 1:
         raise ConfigError(f"--top {top}: expected at least 1")
+    if predictor.manifest.windows is not None:
+        yield from _segmentations(predictor, predictor.manifest.windows, files, top, None if out is None else Path(out))
+        return
     given = [output.name for output in predictor.manifest.outputs]
     names = [name for name in given if name != "patches"] or given  # which are large, and nobody reads beside others
     with ThreadPoolExecutor(thread_name_prefix="decode") as pool:
@@ -249,6 +276,25 @@ def _predictions(predictor: Predictor, files: Sequence[Path], top: int) -> Itera
                     yield Prediction(str(file), error=item)
                 else:
                     yield predictor.describe(str(file), rows[index], top)
+
+
+def _segmentations(
+    predictor: Predictor, windows: Windows, files: Sequence[Path], top: int, out: Path | None
+) -> Iterator[Prediction]:
+    """One image after the other: their sizes differ, and a mask that was written is not kept."""
+    taken: set[str] = set()
+    for file in files:
+        try:
+            image = decode(file)
+        except BrokenImage as error:
+            yield Prediction(str(file), error=str(error).removeprefix(f"{file}: "))
+            continue
+        labels = predictor.segment(image, windows)
+        shares = np.bincount(labels.ravel(), minlength=len(predictor.manifest.labels)) / labels.size
+        best = [index for index in np.argsort(-shares, kind="stable")[:top] if shares[index]]
+        classes = tuple((predictor.manifest.labels[index], float(shares[index])) for index in best)
+        mask = None if out is None else write_mask(labels, out / "masks", file.stem, taken)
+        yield Prediction(str(file), classes, labels=labels if out is None else labels[:0], mask=mask)
 
 
 def _read(predictor: Predictor, file: Path) -> NDArray[np.float32] | NDArray[np.uint8] | str:

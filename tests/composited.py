@@ -15,8 +15,8 @@ SIDE = 64
 def write_pairs(folder, count, seed=0, ignored_border=2):
     """``count`` pairs below ``folder``/images and /masks, and classes.txt.
 
-    A pair is a cell with a box of coins and, over it, an ellipse of a cat, anywhere and of any size. A thin border around each
-    is ignored.
+    A pair is a cell with a box of coins and, over it, an ellipse of a cat, anywhere and of any size. A thin border
+    around each is ignored.
     """
     rng, source = np.random.default_rng(seed), elpv("elpv", "all")
     textures = [Image.fromarray(picture).convert("RGB") for picture in (skimage.data.coins(), skimage.data.chelsea())]

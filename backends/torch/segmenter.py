@@ -16,16 +16,17 @@ from torch.nn import functional as F
 
 from ehm.backends.base import ALONE, LearnerState, Processes
 from ehm.backends.common import STEP, chunks, entropy
-from ehm.backends.torch.distributed import with_common_norms
+from ehm.backends.torch.distributed import average_norms, with_common_norms
 from ehm.backends.torch.models.pyramid import STRIDES, load_pyramid, nested_layers
 from ehm.backends.torch.models.upernet import UperNet, upsample
 from ehm.backends.torch.optim import param_groups
 from ehm.backends.torch.tensors import Pixels, load_arrays, to_arrays, upload
 from ehm.backends.torch.training import Training, recompute, seeded
 from ehm.config import SegmentationConfig
+from ehm.data.segment import windows
 from ehm.errors import ConfigError
 
-__all__ = ["IGNORED", "TorchSegmenter", "pixel_loss", "windows"]
+__all__ = ["IGNORED", "TorchSegmenter", "pixel_loss"]
 
 IGNORED = 255
 """The label of pixels that do not count."""
@@ -37,7 +38,7 @@ class TorchSegmenter:
     def __init__(
         self, config: SegmentationConfig, classes: int, device: torch.device, processes: Processes = ALONE
     ) -> None:
-        self._config, self._device, self._rank = config, device, processes.rank
+        self._config, self._device, self._processes = config, device, processes
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.run.seed)
             pyramid, loaded = load_pyramid(config.model, config.crop_size, config.head.taps)
@@ -77,8 +78,11 @@ class TorchSegmenter:
             value = pixel_loss(scores, wanted[rows])
             return value if auxiliary is None else value + weight * pixel_loss(auxiliary, wanted[rows])
 
-        with seeded(self._device, entropy(self._config.run.seed, self._steps, self._rank)):  # drop path and dropout
+        with seeded(
+            self._device, entropy(self._config.run.seed, self._steps, self._processes.rank)
+        ):  # drop path and dropout
             metrics = self._training.step(len(images), loss, lr, weight_decay)
+        average_norms(self.model, self._processes)
         self._steps += 1
         return metrics
 
@@ -106,9 +110,10 @@ class TorchSegmenter:
         """Batch norm of the whole map's mean needs two values, here or over all processes."""
         parts = [part.stop - part.start for part in chunks(rows, self._config.optim.accumulate)]
         if min(parts) < 2 and not any(isinstance(part, nn.SyncBatchNorm) for part in self.model.modules()):
+            optim = self._config.optim
             raise ConfigError(
-                f"optim.batch_size {self._config.optim.batch_size}, optim.accumulate {self._config.optim.accumulate}: "
-                f"a process gets parts of {', '.join(map(str, parts))} images, and UperNet's batch norm needs 2 at least"
+                f"optim.batch_size {optim.batch_size}, optim.accumulate {optim.accumulate}: a process gets parts of "
+                f"{', '.join(map(str, parts))} images, and UperNet's batch norm needs 2 at least"
             )
 
     def _whole(self, pixels: Tensor) -> Tensor:
@@ -121,8 +126,8 @@ class TorchSegmenter:
         """(1, 3, H, W) -> (1, C, H, W): the mean of all windows' scores, as many at once as a part of a batch has."""
         (height, width), (h, w) = pixels.shape[2:], self.image_size
         pixels = F.pad(pixels, (0, max(w - width, 0), 0, max(h - height, 0)))
-        stride, optim = self._config.inference.stride, self._config.optim
-        corners = windows(tuple(pixels.shape[2:]), (h, w), (stride, stride) if stride else (h * 2 // 3, w * 2 // 3))
+        optim = self._config.optim
+        corners = windows(tuple(pixels.shape[2:]), (h, w), self._config.stride)
         total: Tensor | None = None
         counts = torch.zeros((1, 1, *pixels.shape[2:]), device=self._device)
         group = max(1, optim.batch_size // optim.accumulate)
@@ -153,15 +158,6 @@ def pixel_loss(scores: Tensor, labels: Tensor) -> Tensor:
     """
     logits = upsample(scores.float(), labels.shape[1:]).permute(0, 2, 3, 1).flatten(0, 2)
     return F.cross_entropy(logits, labels.flatten(), ignore_index=IGNORED, reduction="sum") / labels.numel()
-
-
-def windows(size: tuple[int, ...], crop: tuple[int, int], stride: tuple[int, int]) -> list[tuple[int, int]]:
-    """Upper left corners (y, x) of windows of ``crop`` that cover ``size``; the last ones are moved to lie inside."""
-    rows, columns = (
-        [min(index * step, side - part) for index in range(max(0, -(-(side - part) // step)) + 1)]
-        for side, part, step in zip(size, crop, stride, strict=True)
-    )
-    return [(y, x) for y in rows for x in columns]
 
 
 def _optimizer(model: Any, config: SegmentationConfig, fused: bool) -> torch.optim.Optimizer:

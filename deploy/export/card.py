@@ -20,6 +20,12 @@ _ELPV = (
     "(Buerhop-Lutz et al. 2018, Deitsch et al. 2019 and 2021)"
 )
 """The licence of the photographs that ehm takes where no others are named."""
+_TASKS = {
+    "classification": ("image-classification", "classifier", "accuracy"),
+    "features": ("image-feature-extraction", "encoder", ""),
+    "segmentation": ("image-segmentation", "segmenter", "mean_iou"),
+}
+"""For each task the Hub's tag, what the model is called, and the Hub's name of its figure."""
 _FEW = 20
 """Classes that are named one by one."""
 _OF_A_RUN = ("encoder.safetensors", "model.safetensors")
@@ -34,17 +40,17 @@ def write_card(manifest: Manifest, config: ExportConfig, path: Path) -> None:
     """
     runs = _runs(manifest.source.checkpoint)
     data = list(dict.fromkeys(_name(run["config"]["data"]["source"]) for run in runs))
-    classifier = manifest.task == "classification"
+    tag, title, metrics = _TASKS[manifest.task]
     front = {
         "license": config.license or "unknown",
         "library_name": "ehm",
-        "pipeline_tag": "image-classification" if classifier else "image-feature-extraction",
+        "pipeline_tag": tag,
         "tags": ["onnx", "vision", *sorted({run["config"]["masking"] for run in runs if run["kind"] == "pretrain"})],
         **({"datasets": data} if data else {}),
-        **({"metrics": ["accuracy"]} if classifier else {}),
+        **({"metrics": [metrics]} if metrics else {}),
     }
     sections = {
-        f"# Image {'classifier' if classifier else 'encoder'}": _about(manifest),
+        f"# Image {title}": _about(manifest),
         "## Training": "\n".join(f"- {line}" for line in _training(manifest, runs)),
         "## Metrics": _metrics(manifest, runs),
         "## Input and outputs": _tensors(manifest),
@@ -108,6 +114,8 @@ def _trained(run: dict[str, Any]) -> str:
             f"Pretrained without labels by {config['objective']}, masking {config['masking']} "
             f"({config['mask']['ratio']:.0%} of the patches hidden)"
         )
+    elif run["kind"] == "segmenter":
+        how = f"Trained with UperNet's head to tell {len(run['classes'])} classes of pixels"
     elif config["frozen"]:
         how = f"A linear classifier of {len(run['classes'])} classes trained on the frozen encoder"
     else:
@@ -115,8 +123,9 @@ def _trained(run: dict[str, Any]) -> str:
     optim = config["optim"]
     batch = optim["batch_size"] * optim["accumulate"]
     images = f", about {round(run['step'] / run['epoch'] * batch):,} images each" if run["epoch"] else ""
+    whole = "epochs" if optim["steps"] else f"of {optim['epochs']} epochs"
     return (
-        f"{how} on {_name(config['data']['source'])}: {run['epoch']:.4g} of {optim['epochs']} epochs{images} "
+        f"{how} on {_name(config['data']['source'])}: {run['epoch']:.4g} {whole}{images} "
         f"({run['step']:,} steps of {batch} images), seed {run['seed']}."
     )
 

@@ -177,6 +177,13 @@ class SegmentationConfig(TaskConfig):
             raise ValueError("optim.ema_decay: segmentation has no moving average; leave it out")
         return self
 
+    @property
+    def stride(self) -> tuple[int, int]:
+        """From one window of inference to the next, down and across, in pixels."""
+        height, width = self.crop_size
+        stride = self.inference.stride
+        return (stride, stride) if stride is not None else (height * 2 // 3, width * 2 // 3)
+
 
 TASKS: dict[str, type[TaskConfig]] = {"classification": FinetuneConfig, "segmentation": SegmentationConfig}
 """The configuration of each task, by what ``--task`` and the key ``task`` say."""

@@ -16,7 +16,7 @@ from PIL import Image
 from ehm.data.masks import IGNORED
 from ehm.data.pairs import Pair
 
-__all__ = ["CropTransform", "fitted_size", "photometric", "resize"]
+__all__ = ["CropTransform", "fitted_size", "photometric", "resize", "windows"]
 
 _TRIES = 10
 
@@ -95,6 +95,15 @@ class CropTransform:
             if self.max_share == 1 or (np.count_nonzero(counts) > 1 and counts.max() < self.max_share * counts.sum()):
                 break
         return box
+
+
+def windows(size: tuple[int, ...], crop: tuple[int, int], stride: tuple[int, int]) -> list[tuple[int, int]]:
+    """Upper left corners (y, x) of windows of ``crop`` that cover ``size``; the last ones are moved to lie inside."""
+    rows, columns = (
+        [min(index * step, side - part) for index in range(max(0, -(-(side - part) // step)) + 1)]
+        for side, part, step in zip(size, crop, stride, strict=True)
+    )
+    return [(y, x) for y in rows for x in columns]
 
 
 def photometric(image: Image.Image, rng: np.random.Generator) -> Image.Image:

@@ -14,12 +14,18 @@ from composited import CLASSES, write_pairs
 from PIL import Image
 from sklearn.metrics import jaccard_score
 
-from ehm import checkpoint
+from ehm import backends, checkpoint
 from ehm.backends.torch.segmenter import TorchSegmenter
 from ehm.cli import main
 from ehm.config import FinetuneConfig, SegmentationConfig
 from ehm.data.segment import resize
-from ehm.errors import DataError
+from ehm.deploy.bundle import Bundle
+from ehm.deploy.export import export
+from ehm.deploy.predict import Predictor, predict
+from ehm.deploy.segment import enlarged_argmax
+from ehm.deploy.serve.app import create_app
+from ehm.deploy.serve.settings import Settings
+from ehm.errors import CheckpointError, ConfigError, DataError
 from ehm.tasks.evaluate import evaluate
 from ehm.tasks.finetune import finetune
 
@@ -111,16 +117,12 @@ def test_a_stopped_run_ends_like_one_that_was_not(pairs, tmp_path, workers):
 
 
 def test_the_encoder_inside_is_where_other_runs_begin(trained, pairs, tmp_path, capsys):
-    again = settings(pairs, **SHORT, model={"init": str(trained.out)})
-    values = again.model_dump()
-    values["model"] = {"init": str(trained.out)}
-    finetune(SegmentationConfig.model_validate(values), device="cpu", out=tmp_path / "again")
+    again = settings(pairs, optim={"steps": 2}).model_dump() | {"model": {"init": str(trained.out)}}
+    finetune(SegmentationConfig.model_validate(again), device="cpu", out=tmp_path / "again")
     assert f"encoder from {trained.out}" in capsys.readouterr().out.replace("\n", " ")
     classifier = FinetuneConfig.model_validate(
         {"model": {"init": str(trained.out)}, "data": {"workers": 0}, "optim": {"batch_size": 8, "warmup_epochs": 0}}
     )
-    from ehm import backends
-
     model = backends.get("cpu").classifier(classifier, 2).state().model
     inside = checkpoint.read(trained.checkpoint)[0].model
     np.testing.assert_array_equal(model["blocks.1.attn.qkv.weight"], inside["pyramid.encoder.blocks.1.attn.qkv.weight"])
@@ -157,8 +159,8 @@ def test_a_folder_without_parts_is_divided_the_same_way_for_every_seed(tmp_path,
 
 
 def test_two_processes_measure_what_one_does(trained, pairs, tmp_path):
-    """And train in step: every parameter of both is the same, though each sees half of a batch."""
-    values = json.loads(settings(pairs, **SHORT).model_dump_json())
+    """Each on half of a batch and of the images; batch norm's moments are the mean of both."""
+    values = json.loads(settings(pairs, **SHORT, run={"max_steps": 2}).model_dump_json())
     (tmp_path / "config.yaml").write_text(json.dumps(values))
     line = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(next(PORTS))]
     line += ["-m", "ehm.cli", "finetune", "--device", "cpu", "--config", str(tmp_path / "config.yaml")]
@@ -172,3 +174,69 @@ def test_two_processes_measure_what_one_does(trained, pairs, tmp_path):
     assert report["images"] == alone.images == 16
     assert report["miou"] == pytest.approx(alone.miou)
     assert report["pixels"] == list(alone.pixels)
+
+
+@pytest.fixture(scope="module")
+def bundle(trained, tmp_path_factory):
+    return export(trained.out, out=tmp_path_factory.mktemp("export") / "bundle")
+
+
+def test_a_bundle_predicts_the_masks_that_training_measured(trained, bundle, pairs, tmp_path):
+    manifest = Bundle.open(bundle).manifest
+    (output,) = manifest.outputs
+    assert (manifest.task, manifest.labels) == ("segmentation", CLASSES)
+    assert (output.name, output.shape) == ("scores", ("batch", 3, 64, 64))
+    assert (manifest.windows.scale, manifest.windows.stride) == ((64, 64), (42, 42))
+    assert "image-segmentation" in (bundle / "README.md").read_text()
+
+    for folder in ("images", "more"):
+        shutil.copytree(pairs / "val" / "images", tmp_path / folder)
+    wide = Image.open(tmp_path / "images" / "000.png").resize((150, 90))
+    wide.save(tmp_path / "images" / "wide.png")
+    found = predict(bundle, [tmp_path / "images", tmp_path / "more"], out=tmp_path / "out")
+    names = [os.path.basename(prediction.mask) for prediction in found]
+    assert (names[0], names[16], names[17]) == ("000.png", "wide.png", "000-2.png")
+    model = TorchSegmenter(settings(pairs), 3, torch.device("cpu"))
+    model.load(checkpoint.read(trained.checkpoint)[0])
+    for prediction in found[:17]:
+        image, mask = Image.open(prediction.image), Image.open(prediction.mask)
+        assert (mask.mode, mask.size) == ("P", image.size)
+        expected = model.segment(resize(image.convert("RGB"), (64, 64)), (image.height, image.width))
+        assert (np.asarray(mask) == expected).mean() > 0.999
+        assert sum(share for _, share in prediction.classes) == pytest.approx(1)
+    lines = [json.loads(line) for line in (tmp_path / "out" / "predictions.jsonl").read_text().splitlines()]
+    assert lines[16]["mask"] == str(tmp_path / "out" / "masks" / "wide.png")
+    labels = np.asarray(Image.open(lines[0]["mask"]))
+    assert lines[0]["classes"][0]["share"] == np.bincount(labels.ravel()).max() / labels.size
+
+
+def test_a_bundle_of_another_size_and_what_does_not_go_with_one(trained, bundle, tmp_path):
+    size = export(trained.out, overrides=["model.image_size=[96, 64]", "opset=18"], out=tmp_path / "other")
+    assert Bundle.open(size).manifest.outputs[0].shape == ("batch", 3, 96, 64)
+    assert Bundle.open(export(trained.out, head="features", out=tmp_path / "f")).manifest.outputs[0].name == "features"
+    for key in ("int8", "float16", "preprocessing"):
+        with pytest.raises(ConfigError, match=f"{key}: .* is a segmenter, which is exported without; leave it out"):
+            export(trained.out, overrides=[f"{key}=true"], out=tmp_path / "x")
+    with pytest.raises(ConfigError, match=r"model.image_size \[80, 64\]: a segmenter's is a multiple of 32"):
+        export(trained.out, overrides=["model.image_size=[80, 64]"], out=tmp_path / "x")
+    with pytest.raises(CheckpointError, match="a segmenter has no classifier of images"):
+        export(trained.out, head="classifier", out=tmp_path / "x")
+
+
+def test_it_is_served_as_tensors_and_not_as_classes(bundle, pairs):
+    with TestClient(create_app([bundle], Settings())) as client:
+        image = (pairs / "val" / "images" / "000.png").read_bytes()
+        answer = client.post("/v1/classify", content=image)
+        assert (answer.status_code, answer.json()["error"]) == (400, "the model bundle gives no logits")
+        body = {"inputs": [{"name": "images", "datatype": "FP32", "shape": [1, 3, 64, 64], "data": [0.5] * 12288}]}
+        (output,) = client.post("/v2/models/bundle/infer", json=body).json()["outputs"]
+        expected = Predictor(bundle).run(np.full((1, 3, 64, 64), 0.5, np.float32))["scores"]
+        assert (output["name"], output["shape"]) == ("scores", [1, 3, 64, 64])
+        np.testing.assert_allclose(np.reshape(output["data"], output["shape"]), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [(9, 13), (150, 40), (32, 17)])
+def test_masks_are_enlarged_as_torch_does(size):
+    scores = np.random.default_rng(0).standard_normal((5, 32, 17)).astype(np.float32)
+    larger = torch.nn.functional.interpolate(torch.from_numpy(scores)[None], size, mode="bilinear", align_corners=False)
+    np.testing.assert_array_equal(enlarged_argmax(scores, size), larger[0].argmax(0))

@@ -7,8 +7,9 @@ from torch.nn import functional as F
 
 from ehm.backends.torch.models.pyramid import load_pyramid, nested_layers
 from ehm.backends.torch.models.upernet import UperNet, adaptive_mean
-from ehm.backends.torch.segmenter import TorchSegmenter, pixel_loss, windows
+from ehm.backends.torch.segmenter import TorchSegmenter, pixel_loss
 from ehm.config import ModelSource, SegmentationConfig, UperNetConfig
+from ehm.data.segment import windows
 from ehm.errors import ConfigError
 
 CPU = torch.device("cpu")

@@ -20,7 +20,7 @@ from ehm.backends.torch.weights import Loaded, load_model
 from ehm.config import ModelSource
 from ehm.errors import ConfigError
 
-__all__ = ["STRIDES", "Pyramid", "load_pyramid", "nested_layers", "quarters", "thirds"]
+__all__ = ["STRIDES", "Pyramid", "fix_size", "load_pyramid", "nested_layers", "quarters", "thirds"]
 
 STRIDES = (4, 8, 16, 32)
 _UNUSED = ("norm", "fc_norm", "head")
@@ -43,7 +43,8 @@ class Pyramid(nn.Module):
     Normalised (B, 3, H, W) -> four maps (B, C_i, H / s_i, W / s_i). A ViT gives what its blocks ``taps`` leave,
     enlarged by transposed convolutions or reduced by a maximum, as BEiT's published code does for patches of 16; where
     the side of its patches is no power of two, images are resized so that they become one (448 pixels for 512, of 14).
-    A Swin, or a convolutional network of timm's, has stages of these strides. ``channels`` are the C_i.
+    A Swin, or a convolutional network of timm's, has stages of these strides. ``channels`` are the C_i; ``scale`` is of
+    the images' sides.
 
     ``any_size`` says whether H and W may be any multiples of 32, as with ViTs whose positions are added, and with
     convolutions; others take images of the size that they were made for. ConfigError for an encoder without such maps.
@@ -53,7 +54,7 @@ class Pyramid(nn.Module):
         super().__init__()
         self.encoder = encoder
         self.neck: nn.ModuleList | None = None
-        self._scale = 1.0
+        self.scale = 1.0
         if isinstance(encoder, VisionTransformer | Beit):
             self._init_vit(encoder, thirds(len(encoder.blocks)) if taps is None else tuple(taps))
         else:
@@ -67,11 +68,11 @@ class Pyramid(nn.Module):
             raise ConfigError(f"model: maps behind blocks {list(taps)}; the encoder has {len(encoder.blocks)}")
         patch, width = encoder.patch_embed.patch_size[0], encoder.embed_dim
         stride = 2 ** round(math.log2(patch))
-        self._scale = patch / stride
+        self.scale = patch / stride
         self.any_size = isinstance(encoder, VisionTransformer)
         if self.any_size:
             _take_any_size(encoder)
-        elif self._scale != 1:
+        elif self.scale != 1:
             raise ConfigError(f"model: patches of {patch} pixels; with relative positions they need a power of two")
         encoder.blocks[max(taps) + 1 :].requires_grad_(False)
         self.taps: tuple[int, ...] = taps
@@ -88,8 +89,8 @@ class Pyramid(nn.Module):
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """See the class."""
-        if self._scale != 1:
-            size = [round(side * self._scale) for side in images.shape[2:]]
+        if self.scale != 1:
+            size = [round(side * self.scale) for side in images.shape[2:]]
             images = F.interpolate(images, size, mode="bilinear", align_corners=False)
         blocks = sorted(set(self.taps))  # a shallow encoder has too few for four
         found: list[Tensor] = self.encoder.forward_intermediates(
@@ -147,3 +148,15 @@ def _take_any_size(model: Any) -> None:
     model.patch_embed.strict_img_size = False
     model.patch_embed.flatten = False
     model.patch_embed.output_fmt = Format.NHWC
+
+
+def fix_size(pyramid: Pyramid, image_size: tuple[int, int]) -> None:
+    """Resample the positions of a ViT that takes any size, once, for images of (H, W): the same function of these."""
+    encoder: Any = pyramid.encoder
+    if not getattr(encoder, "dynamic_img_size", False):
+        return
+    height, width = (round(side * pyramid.scale) for side in image_size)
+    encoder.set_input_size(img_size=(height, width))
+    encoder.dynamic_img_size = False
+    encoder.patch_embed.flatten = True
+    encoder.patch_embed.output_fmt = Format.NCHW
