@@ -6,25 +6,28 @@ import shutil
 import subprocess
 import sys
 from itertools import count
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
 
 import numpy as np
 import pytest
 import torch
+import tritonclient.http as triton
 from composited import CLASSES, write_pairs
 from PIL import Image
+from serving import running
 from sklearn.metrics import jaccard_score
 
 from ehm import backends, checkpoint
+from ehm.backends.torch.module import load_module
 from ehm.backends.torch.segmenter import TorchSegmenter
 from ehm.cli import main
-from ehm.config import FinetuneConfig, SegmentationConfig
+from ehm.config import FinetuneConfig, ModelSource, SegmentationConfig
 from ehm.data.segment import resize
 from ehm.deploy.bundle import Bundle
 from ehm.deploy.export import export
 from ehm.deploy.predict import Predictor, predict
 from ehm.deploy.segment import enlarged_argmax
-from ehm.deploy.serve.app import create_app
-from ehm.deploy.serve.settings import Settings
 from ehm.errors import CheckpointError, ConfigError, DataError
 from ehm.tasks.evaluate import evaluate
 from ehm.tasks.finetune import finetune
@@ -210,9 +213,16 @@ def test_a_bundle_predicts_the_masks_that_training_measured(trained, bundle, pai
     assert lines[0]["classes"][0]["share"] == np.bincount(labels.ravel()).max() / labels.size
 
 
-def test_a_bundle_of_another_size_and_what_does_not_go_with_one(trained, bundle, tmp_path):
-    size = export(trained.out, overrides=["model.image_size=[96, 64]", "opset=18"], out=tmp_path / "other")
-    assert Bundle.open(size).manifest.outputs[0].shape == ("batch", 3, 96, 64)
+def test_a_bundle_of_another_size_and_what_does_not_go_with_one(trained, pairs, tmp_path):
+    other = load_module(ModelSource(init=str(trained.out), image_size=(96, 64)))
+    assert (other.image_size, other.outputs) == ((96, 64), ("scores",))
+    model = TorchSegmenter(settings(pairs), 3, torch.device("cpu"))
+    model.load(checkpoint.read(trained.checkpoint)[0])
+    images = torch.randn(2, 3, 96, 64)
+    with torch.no_grad():
+        (found,), (expected, _) = other.network()(images), model.model.eval()(images)
+    expected = torch.nn.functional.interpolate(expected, (96, 64), mode="bilinear", align_corners=False)
+    torch.testing.assert_close(found, expected)
     assert Bundle.open(export(trained.out, head="features", out=tmp_path / "f")).manifest.outputs[0].name == "features"
     for key in ("int8", "float16", "preprocessing"):
         with pytest.raises(ConfigError, match=f"{key}: .* is a segmenter, which is exported without; leave it out"):
@@ -224,15 +234,18 @@ def test_a_bundle_of_another_size_and_what_does_not_go_with_one(trained, bundle,
 
 
 def test_it_is_served_as_tensors_and_not_as_classes(bundle, pairs):
-    with TestClient(create_app([bundle], Settings())) as client:
-        image = (pairs / "val" / "images" / "000.png").read_bytes()
-        answer = client.post("/v1/classify", content=image)
-        assert (answer.status_code, answer.json()["error"]) == (400, "the model bundle gives no logits")
-        body = {"inputs": [{"name": "images", "datatype": "FP32", "shape": [1, 3, 64, 64], "data": [0.5] * 12288}]}
-        (output,) = client.post("/v2/models/bundle/infer", json=body).json()["outputs"]
-        expected = Predictor(bundle).run(np.full((1, 3, 64, 64), 0.5, np.float32))["scores"]
-        assert (output["name"], output["shape"]) == ("scores", [1, 3, 64, 64])
-        np.testing.assert_allclose(np.reshape(output["data"], output["shape"]), expected, atol=1e-5)
+    with running([bundle]) as (address, _), triton.InferenceServerClient(address) as client:
+        image = Request(f"http://{address}/v1/classify", (pairs / "val" / "images" / "000.png").read_bytes())
+        with pytest.raises(HTTPError) as refused:
+            urlopen(image)
+        assert refused.value.code == 400
+        assert "the model bundle gives no logits" in refused.value.read().decode()
+        refused.value.close()
+        pixels = np.random.default_rng(0).standard_normal((2, 3, 64, 64), np.float32)
+        given = triton.InferInput("images", pixels.shape, "FP32")
+        given.set_data_from_numpy(pixels)
+        scores = client.infer("bundle", [given]).as_numpy("scores")
+    np.testing.assert_allclose(scores, Predictor(bundle).run(pixels)["scores"], atol=1e-5)
 
 
 @pytest.mark.parametrize("size", [(9, 13), (150, 40), (32, 17)])
