@@ -21,7 +21,7 @@ from torch import nn
 from ehm.backends.base import Arrays
 from ehm.backends.torch.classifier import probe_head
 from ehm.backends.torch.heads import Heads, Scores
-from ehm.backends.torch.models.pyramid import STRIDES, load_pyramid
+from ehm.backends.torch.models.pyramid import STRIDES, load_pyramid, thirds
 from ehm.backends.torch.models.upernet import UperNet
 from ehm.backends.torch.models.vit import build_vit
 from ehm.backends.torch.weights import Loaded, classifier_name, load_model, read_arrays
@@ -136,7 +136,7 @@ def _segmenter(source: ModelSource, head: Head, folder: Path, arrays: Arrays, me
     if height % STRIDES[-1] or width % STRIDES[-1]:
         raise ConfigError(f"model.image_size {[height, width]}: a segmenter's is a multiple of {STRIDES[-1]}")
     model = config.model.model_copy(update={"init": str(folder), "drop_path": 0.0})
-    pyramid, _ = load_pyramid(model, (height, width), config.head.taps)
+    pyramid, _ = load_pyramid(model, (height, width), config.head.taps or thirds)
     network = UperNet(pyramid, len(meta["classes"]), config.head)
     # the encoder's are there already, in the sizes that it has here
     rest = {name: torch.from_numpy(array) for name, array in arrays.items() if ".encoder." not in name}

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from ehm.backends.base import ALONE, LearnerState, Processes
 from ehm.backends.common import STEP, chunks, entropy
 from ehm.backends.torch.distributed import average_norms, with_common_norms
-from ehm.backends.torch.models.pyramid import STRIDES, load_pyramid, nested_layers
+from ehm.backends.torch.models.pyramid import STRIDES, load_pyramid, nested_layers, thirds
 from ehm.backends.torch.models.upernet import UperNet, upsample
 from ehm.backends.torch.optim import param_groups
 from ehm.backends.torch.tensors import Pixels, load_arrays, to_arrays, upload
@@ -41,7 +41,7 @@ class TorchSegmenter:
         self._config, self._device, self._processes = config, device, processes
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.run.seed)
-            pyramid, loaded = load_pyramid(config.model, config.crop_size, config.head.taps)
+            pyramid, loaded = load_pyramid(config.model, config.crop_size, config.head.taps or thirds)
             model = with_common_norms(UperNet(pyramid, classes, config.head), processes, device)
         if config.inference.mode == "whole" and not pyramid.any_size:
             raise ConfigError(

@@ -6,7 +6,7 @@ Shapes: B images of H x W pixels, C channels of a level.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from timm.layers.format import Format
@@ -23,8 +23,10 @@ from ehm.errors import ConfigError
 __all__ = ["STRIDES", "Pyramid", "fix_size", "load_pyramid", "nested_layers", "quarters", "thirds"]
 
 STRIDES = (4, 8, 16, 32)
-_UNUSED = ("norm", "fc_norm", "head")
-"""Behind the last map: they learn nothing here, and processes would wait for their gradients."""
+Taps = Sequence[int] | Callable[[int], Sequence[int]]
+"""Numbers of a ViT's blocks, or what gives them for its depth: :func:`quarters`, :func:`thirds`."""
+_BEHIND = ("norm", "fc_norm", "head")
+"""Of an encoder, what lies behind its last map."""
 
 
 def quarters(depth: int) -> tuple[int, ...]:
@@ -50,18 +52,18 @@ class Pyramid(nn.Module):
     convolutions; others take images of the size that they were made for. ConfigError for an encoder without such maps.
     """
 
-    def __init__(self, encoder: Any, taps: Sequence[int] | None = None) -> None:
+    def __init__(self, encoder: Any, taps: Taps = thirds) -> None:
         super().__init__()
         self.encoder = encoder
         self.neck: nn.ModuleList | None = None
         self.scale = 1.0
         if isinstance(encoder, VisionTransformer | Beit):
-            self._init_vit(encoder, thirds(len(encoder.blocks)) if taps is None else tuple(taps))
+            self._init_vit(encoder, tuple(taps(len(encoder.blocks)) if callable(taps) else taps))
         else:
             self._init_stages(encoder)
-        for name in _UNUSED:
-            if isinstance(module := getattr(encoder, name, None), nn.Module):
-                module.requires_grad_(False)
+        for name in _BEHIND:  # several processes wait for the gradients of all that learns
+            if isinstance(part := getattr(encoder, name, None), nn.Module):
+                part.requires_grad_(False)
 
     def _init_vit(self, encoder: Any, taps: tuple[int, ...]) -> None:
         if min(taps) < 0 or max(taps) >= len(encoder.blocks):
@@ -101,9 +103,9 @@ class Pyramid(nn.Module):
 
 
 def load_pyramid(
-    source: ModelSource, image_size: tuple[int, int], taps: Sequence[int] | None = None
+    source: ModelSource, image_size: tuple[int, int] | None = None, taps: Taps = thirds
 ) -> tuple[Pyramid, Loaded]:
-    """The encoder that ``source`` names, without head, as a pyramid for images of ``image_size`` = (H, W).
+    """The encoder that ``source`` names, without head, as a pyramid for images of ``image_size`` = (H, W), or its own.
 
     Where images of any size pass, the positions stay those of the weights and are resampled in every pass; otherwise
     the encoder is made for ``image_size``. The rest of the pyramid begins with random weights. Raises as
@@ -111,7 +113,7 @@ def load_pyramid(
     """
     loaded = load_model(source)
     pyramid = Pyramid(loaded.model, taps)
-    if not pyramid.any_size and loaded.image_size != image_size:
+    if not pyramid.any_size and image_size not in (None, loaded.image_size):
         loaded = load_model(source.model_copy(update={"image_size": image_size}))
         pyramid = Pyramid(loaded.model, taps)
     return pyramid, loaded
