@@ -68,14 +68,18 @@ def test_a_crop_is_a_part_of_the_resized_image_wherever_it_lies():
 
 def test_a_class_that_fills_a_crop_is_avoided_and_ignored_pixels_do_not_count():
     labels = np.zeros((100, 100), np.uint8)
-    labels[:, 90:], labels[:, 95:] = 1, 255
+    labels[::10, ::10] = 1  # in every crop there are two classes
+    labels[:, 75::2] = 1
+    labels[1::2] = 255
     pair = Pair(Image.new("RGB", (100, 100)), labels)
-    shares = []
+    good = {}
     for max_share in (0.75, 1.0):
         transform = CropTransform((20, 20), None, (1, 1), max_share, flip=False, colours=False)
         crops = [transform(pair, np.random.default_rng(seed))[..., 3] for seed in range(100)]
-        shares.append(np.mean([(crop == 1).any() for crop in crops]))
-    assert shares[0] > 3 * shares[1] > 0
+        counts = [np.bincount(crop[crop != 255], minlength=2) for crop in crops]
+        good[max_share] = np.mean([count.max() < 0.75 * count.sum() for count in counts])
+    assert good[1.0] < 0.3
+    assert good[0.75] > 0.8
 
 
 def test_the_flip_is_of_what_is_there_and_padding_stays_outside():
