@@ -9,7 +9,7 @@ Shapes: B images, H x W pixels, N patches, D features, C classes, L = 1 + N toke
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol, SupportsFloat
 
@@ -17,7 +17,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from ehm.config import FinetuneConfig, ModelSource, SegmentationConfig, TokenizerConfig, TrainConfig
+    from ehm.config import (
+        FinetuneConfig,
+        ModelSource,
+        RetrievalConfig,
+        SegmentationConfig,
+        TokenizerConfig,
+        TrainConfig,
+    )
 
 __all__ = [
     "ALONE",
@@ -25,6 +32,7 @@ __all__ = [
     "Backend",
     "Classifier",
     "DeviceInfo",
+    "Embedder",
     "Encoder",
     "Learner",
     "LearnerState",
@@ -194,6 +202,30 @@ class Classifier(TaskLearner, Protocol):
         """Evaluation mode: (B, H, W, 3) -> (B, C)."""
         ...
 
+    def gradients(self, images: NDArray[np.uint8], targets: NDArray[np.float32]) -> NDArray[np.float64]:
+        """Gradients of each layer below the head at the present weights: (B, H, W, 3), (B, C) -> (K, 2).
+
+        The embedding's first, then the blocks': the mean magnitude of their entries, and their length. Of the loss of
+        :meth:`train_step` in evaluation mode, in float32, on pixels that are normalised as the encoder's weights were
+        trained. The head has normal weights (standard deviation 0.02, always the same ones) and no bias meanwhile, as
+        those of a fresh one are of another size in every library, and gradients below are in proportion to them.
+        """
+        ...
+
+
+class Embedder(TaskLearner, Protocol):
+    """An encoder whose patch tokens become one descriptor of an image, in training by ArcFace."""
+
+    def train_step(
+        self, images: NDArray[np.uint8], labels: NDArray[np.int64], lr: float, weight_decay: float
+    ) -> Mapping[str, SupportsFloat]:
+        """One optimiser step on (B, H, W, 3) images and their class numbers (B,); ``loss`` is among the metrics."""
+        ...
+
+    def descriptors(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Evaluation mode: (B, sH, sW, 3), where s is the largest of ``config.scales``, -> (B, D), rows of length 1."""
+        ...
+
 
 class Segmenter(TaskLearner, Protocol):
     """An encoder with a head that tells the class of each pixel; it is trained on images of ``image_size``."""
@@ -266,6 +298,10 @@ class Encoder(Protocol):
         """Softmax attention of the last block: (B, H, W, 3) -> (B, heads, L, L)."""
         ...
 
+    def attentions(self, images: NDArray[np.uint8]) -> Iterator[NDArray[np.float32]]:
+        """That of every block, one after the other."""
+        ...
+
 
 class Backend(Protocol):
     """One framework on one kind of device; ``processes`` are those that train together, this one among them."""
@@ -287,6 +323,14 @@ class Backend(Protocol):
 
     def segmenter(self, config: SegmentationConfig, classes: int) -> Segmenter:
         """An encoder from ``config.model`` under a fresh head for ``classes``."""
+        ...
+
+    def embedder(self, config: RetrievalConfig, classes: int) -> Embedder:
+        """An encoder from ``config.model`` under a fresh descriptor, and ArcFace's weights of ``classes``.
+
+        0 of them is for use without training: ``config.dim`` should be null, and pixels are normalised as the
+        encoder's weights were trained, whatever ``config.data`` says.
+        """
         ...
 
     def encoder(self, source: ModelSource) -> Encoder:

@@ -13,7 +13,9 @@ A bundle is written into a temporary folder beside its place and renamed: what c
 from __future__ import annotations
 
 import json
+import mmap
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,7 +25,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
-from ehm.checkpoint import sha256
+from ehm.checkpoint import flush, sha256
 from ehm.errors import ExportError
 
 __all__ = [
@@ -31,6 +33,7 @@ __all__ = [
     "FORMAT",
     "Bundle",
     "FileRecord",
+    "IndexKind",
     "Manifest",
     "ModelRecord",
     "Parity",
@@ -47,10 +50,13 @@ __all__ = [
 
 FORMAT = 2
 Precision = Literal["float32", "float16", "int8"]
+IndexKind = Literal["flat", "hnsw", "ivf"]
 Target = Literal["onnxruntime", "portable", "ascend"]
 CARD = "README.md"
 """The one file that no network needs: people complete it before they publish, so it is hashed and never refused."""
 _MANIFEST = "manifest.json"
+_LOCATION = re.compile(rb"\n\x08location\x12([\x01-\x7f]|[\x80-\xff][\x01-\x7f])")
+"""In an ONNX file, where the weights of a tensor lie: a StringStringEntryProto up to the length of its value."""
 Triple = tuple[float, float, float]
 
 
@@ -60,12 +66,16 @@ class _Section(BaseModel):
 
 
 class TensorRecord(_Section):
-    """An input or output of the network; a text in ``shape`` names a dynamic dimension."""
+    """An input or output of the network; a text in ``shape`` names a dynamic dimension.
+
+    A dynamic height or width of the input has ``smallest`` pixels at least, where that is known: those of a patch.
+    """
 
     name: str
     dtype: Literal["float32", "uint8"]
     layout: Literal["NCHW", "NHWC", "NC"]
     shape: tuple[int | str, ...]
+    smallest: int | None = None
 
 
 class Preprocessing(_Section):
@@ -249,6 +259,8 @@ class Bundle:
         for precision, model in manifest.models.items():
             if model.file not in manifest.files:
                 raise ExportError(f"{path / _MANIFEST}: models.{precision}: {model.file!r} is not among its files")
+            for name in sorted(_external(path / model.file) - (manifest.files.keys() - {CARD})):
+                raise ExportError(f"{path / _MANIFEST}: {model.file} reads {name!r}, which is not among its files")
         return cls(path, manifest)
 
     @classmethod
@@ -273,20 +285,37 @@ def staged(out: Path) -> Iterator[Path]:
     the block begins.
     """
     out = Path(os.path.abspath(out))
-    _refuse_foreign(out)
     folder, replaced = (out.with_name(f".{out.name}-{suffix}") for suffix in ("partial", "replaced"))
+    if replaced.is_dir() and not out.exists():  # an export was killed between the two renames
+        replaced.rename(out)
+    _refuse_foreign(out)
     for stale in (folder, replaced):  # what a killed export left
         shutil.rmtree(stale, ignore_errors=True)
     folder.mkdir(parents=True)
     try:
         yield folder
+        for path in (*folder.iterdir(), folder):  # complete after a power cut too
+            flush(path)
         if out.exists():
             out.rename(replaced)
         folder.rename(out)
+        flush(out.parent)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
     shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _external(model: Path) -> set[str]:
+    """Names of the files beside an ONNX file that it takes weights from; found without ONNX, which no server has."""
+    if model.stat().st_size == 0:  # which cannot be mapped
+        return set()
+    with model.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        found = set()
+        for match in _LOCATION.finditer(content):
+            length = sum((byte & 127) << 7 * place for place, byte in enumerate(match[1]))
+            found.add(content[match.end() : match.end() + length].decode(errors="replace"))
+    return found
 
 
 def _refuse_foreign(out: Path) -> None:

@@ -20,7 +20,8 @@ from rich.progress import Progress
 from ehm.data.decode import SUFFIXES, decode
 from ehm.data.segment import resize
 from ehm.data.transforms import EvalTransform
-from ehm.deploy.bundle import Bundle, Precision, Preprocessing, Windows
+from ehm.deploy import approximate
+from ehm.deploy.bundle import Bundle, IndexKind, Precision, Preprocessing, Windows
 from ehm.deploy.runtime import open_session
 from ehm.deploy.segment import segment, write_mask
 from ehm.errors import BrokenImage, ConfigError, DataError, ExportError
@@ -129,6 +130,7 @@ def predict(
     device: str = "auto",
     precision: Precision = "float32",
     out: str | Path | None = None,
+    index: IndexKind | None = None,
     json: bool = False,
 ) -> list[Prediction]:
     """Run ``bundle`` on image files and on all images below folders: one prediction each, in order.
@@ -139,19 +141,23 @@ def predict(
 
     ``out`` gets ``predictions.jsonl`` and, from a bundle that gives them, ``features.npy`` (n, D) float32 with a row
     for each image that was read, in the same order; from one that gives nothing else, ``patches.npy`` (n, D, h, w).
-    They take the place of all three of an earlier call. A segmentation writes ``masks/NAME.png`` there instead, label
-    images with a palette, in the size of each image. ``json`` prints one object a line; else nothing is printed.
+    They take the place of all of an earlier call. A segmentation writes ``masks/NAME.png`` there instead, label images
+    with a palette, in the size of each image. ``index`` adds ``index.faiss``, an index of the features for
+    ``ehm serve --index``: ``flat`` (exact), ``hnsw`` or ``ivf``. ``json`` prints one object a line; else nothing is
+    printed.
 
     Raises ExportError for a damaged bundle or one without that precision, BackendError for a device that is not there,
     DataError for a folder without images.
     """
     files, done = _inputs(images, out), []
-    for prediction in _predictions(Predictor(bundle, device, precision), files, top, out):
+    predictor = Predictor(bundle, device, precision)
+    _check_index(predictor, index, out)
+    for prediction in _predictions(predictor, files, top, out):
         done.append(prediction)
         if json:
             _print_json(prediction)
     if out is not None:
-        _save(Path(out), done)
+        _save(Path(out), done, index)
     return done
 
 
@@ -163,6 +169,7 @@ def main(
     device: str = "auto",
     precision: Precision = "float32",
     out: str | Path | None = None,
+    index: IndexKind | None = None,
     json: bool = False,
 ) -> int:
     """The command ``ehm predict``: :func:`predict` that says what it does, prints a prediction an image, and returns 1
@@ -170,6 +177,7 @@ def main(
     """
     files = _inputs(images, out)
     predictor = Predictor(bundle, device, precision)
+    _check_index(predictor, index, out)
     notes = Console(stderr=True, highlight=False, soft_wrap=True)
     what = ", ".join(f"{output.name} {' x '.join(map(str, output.shape[1:]))}" for output in predictor.manifest.outputs)
     count = f"{len(files)} image{'s' * (len(files) != 1)}"
@@ -188,7 +196,7 @@ def main(
             else:
                 notes.print(f"ehm predict: {prediction}", markup=False)
     if out is not None:
-        _save(Path(out), done)
+        _save(Path(out), done, index)
         notes.print(f"results in {out}", markup=False)
     failed = sum(prediction.error is not None for prediction in done)
     if failed:
@@ -234,6 +242,17 @@ def _inputs(images: str | Path | Sequence[str | Path], out: str | Path | None) -
     if out is not None and Path(out).exists() and not Path(out).is_dir():
         raise ConfigError(f"--out {out}: is no folder")
     return _files(images)
+
+
+def _check_index(predictor: Predictor, index: IndexKind | None, out: str | Path | None) -> None:
+    """What cannot become an index is said before there are results."""
+    if index is None:
+        return
+    approximate.check(index)
+    if out is None:
+        raise ConfigError(f"--index {index}: needs --out, the folder for it")
+    if predictor.manifest.output("features") is None:
+        raise ConfigError(f"--index {index}: the bundle gives no features; ehm export --head features, or multi, does")
 
 
 def _files(images: str | Path | Sequence[str | Path]) -> list[Path]:
@@ -309,15 +328,18 @@ def _print_json(prediction: Prediction) -> None:
     print(json_module.dumps(prediction.as_dict()), flush=True)
 
 
-def _save(out: Path, predictions: Sequence[Prediction]) -> None:
+def _save(out: Path, predictions: Sequence[Prediction], index: IndexKind | None) -> None:
     out.mkdir(parents=True, exist_ok=True)
     bare = (replace(prediction, features=None, patches=None) for prediction in predictions)  # which are arrays below
     lines = "".join(json_module.dumps(prediction.as_dict()) + "\n" for prediction in bare)
     (out / ".predictions.jsonl").write_text(lines, encoding="utf-8")
+    (out / approximate.FILE).unlink(missing_ok=True)
     for name in ("features", "patches"):
         rows = [values for prediction in predictions if (values := getattr(prediction, name)) is not None]
         (out / f"{name}.npy").unlink(missing_ok=True)  # an earlier call's, whose rows are other images
         if rows:
             np.save(out / f".{name}.npy", np.stack(rows))
             os.replace(out / f".{name}.npy", out / f"{name}.npy")
+            if index is not None and name == "features":
+                approximate.write_index(out, np.stack(rows), index)
     os.replace(out / ".predictions.jsonl", out / "predictions.jsonl")

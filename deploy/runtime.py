@@ -76,8 +76,9 @@ def open_session(
 
     A number chooses among several (``cuda:1``). ``threads`` are those of one operator on a CPU, by default one a core.
 
-    ONNX Runtime falls back to the CPU without a word when a provider cannot start; here that is a BackendError, and of
-    ``auto`` a warning in the log.
+    ONNX Runtime falls back to the CPU without a word when a provider cannot start; here that is a BackendError. Of
+    ``auto`` it is a warning in the log, and so is a network that a provider cannot load; the next one is tried.
+    ExportError where there is none left.
     """
     onnxruntime = _onnxruntime()
     name, _, number = device.partition(":")
@@ -92,19 +93,28 @@ def open_session(
         )
     settings = onnxruntime.SessionOptions()
     settings.intra_op_num_threads = threads
-    settings.log_severity_level = 3  # errors only: remarks about graph optimisation tell the user nothing
-    for provider in [PROVIDERS[name]] if known else PROVIDERS.values():
-        if provider.name not in available:
-            continue
+    settings.log_severity_level = 4  # its errors are raised too, and the lines of a log may have to be JSON
+    # without VNNI, int8 times uint8 is added up in 16 bits and clipped, which changes what a network says; this takes
+    # uint8 times uint8 on such processors, and nothing else on others (onnxruntime_session_options_config_keys.h)
+    settings.add_session_config_entry("session.x64quantprecision", "1")
+    providers = [each for each in ([PROVIDERS[name]] if known else PROVIDERS.values()) if each.name in available]
+    for provider in providers:
         options = provider.options | ({} if precision == "float32" else provider.lower)
         if number:
             options["device_id"] = number
         if threads and provider.threads:
             options[provider.threads] = str(threads)
         try:
-            session = onnxruntime.InferenceSession(model, settings, providers=[(provider.name, options)])
+            # its own fallback prints to standard output, which belongs to the results
+            session = onnxruntime.InferenceSession(
+                model, settings, providers=[(provider.name, options)], enable_fallback=False
+            )
         except Exception as error:  # ONNX Runtime's exceptions share no base of their own
-            raise ExportError(f"{model}: ONNX Runtime {onnxruntime.__version__} cannot load it: {error}") from None
+            if provider is providers[-1]:
+                raise ExportError(f"{model}: ONNX Runtime {onnxruntime.__version__} cannot load it: {error}") from None
+            reason = " ".join(str(error).split())
+            _log.warning("--device auto: %s cannot load %s; trying the next: %s", provider.name, model, reason)
+            continue
         if session.get_providers()[0] == provider.name:
             return session
         if not known:

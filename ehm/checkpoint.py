@@ -25,7 +25,7 @@ from ehm import __version__
 from ehm.backends.base import Arrays, LearnerState
 from ehm.errors import CheckpointError
 
-__all__ = ["FORMAT", "describe", "name", "newest", "prune", "read", "read_model", "resolve", "save", "sha256"]
+__all__ = ["FORMAT", "describe", "flush", "name", "newest", "prune", "read", "read_model", "resolve", "save", "sha256"]
 
 FORMAT = 1
 _MODEL, _OPTIMIZER, _STATE = "model.safetensors", "optimizer.safetensors", "state.json"
@@ -49,7 +49,7 @@ def save(folder: Path, state: LearnerState, meta: dict[str, Any]) -> Path:
     }
     (temporary / _STATE).write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
     for path in (*temporary.iterdir(), temporary):
-        _flush(path)
+        flush(path)
     if final.exists():  # the same step once more: a run was resumed from before it
         replaced = folder / f".{final.name}-replaced"
         final.rename(replaced)
@@ -57,7 +57,7 @@ def save(folder: Path, state: LearnerState, meta: dict[str, Any]) -> Path:
         shutil.rmtree(replaced)
     else:
         temporary.rename(final)
-    _flush(folder)
+    flush(folder)
     return final
 
 
@@ -135,7 +135,8 @@ def _load(path: Path, name: str, meta: dict[str, Any]) -> Arrays:
         raise CheckpointError(f"{file}: not a safetensors file: {error}") from None
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -76,7 +76,7 @@ def serve(**options: Any) -> None:
 
 
 def inspect(**options: Any) -> None:
-    """Draw hierarchies, masks or attention of a pretrained encoder as PNG pictures."""
+    """Draw hierarchies, masks or attention of an encoder, or attention distances and gradients of several."""
     from ehm.analysis.inspect import inspect
 
     inspect(**options)
@@ -175,7 +175,8 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument("--task", help="what for (default: what the configuration says, or classification)")
 
     command = add(evaluate)
-    command.add_argument("checkpoint", help="run or checkpoint folder of a fine-tuned model")
+    command.add_argument("checkpoint", help="run or checkpoint folder of a fine-tuned model; with --task an encoder")
+    command.add_argument("--task", help="retrieval: measure an encoder, timm:NAME too, that was not trained for it")
     _add_settings(command)
     _add_training_device(command)
     _add_out(command, "", "metrics.json")
@@ -201,6 +202,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--device", help=f"{_DEVICES} (default: auto)")
     command.add_argument("--precision", help=_PRECISIONS)
     _add_out(command, "", "predictions.jsonl, features.npy, patches.npy")
+    command.add_argument("--index", metavar="KIND", help="flat, hnsw or ivf: also a faiss index of the features")
     command.add_argument("--top", type=int, help="classes to print (default: 5)")
     command.add_argument("--json", action="store_true", help="one JSON object a line")
 
@@ -218,8 +220,9 @@ def _parser() -> argparse.ArgumentParser:
     _add_out(command, "", "bench.json")
 
     command = add(serve)
-    command.add_argument("bundles", nargs="+", metavar="[NAME=]DIR", help="folder that ehm export wrote")
-    _refuse_later(command)
+    bundles = "folder that ehm export wrote; at least one, here or in --config"
+    command.add_argument("bundles", nargs="*", default=argparse.SUPPRESS, metavar="[NAME=]DIR", help=bundles)
+    command.add_argument("--config", metavar="FILE", help="YAML with these options by name; what is given here wins")
     command.add_argument("--host", help="address to listen at (default: 127.0.0.1, this machine only)")
     command.add_argument("--port", type=int, help="0 takes a free one (default: 8000)")
     command.add_argument("--device", help=f"{_DEVICES} (default: cpu)")
@@ -237,22 +240,27 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--poll", type=float, metavar="S", help="for replaced bundles (default: 1)")
     command.add_argument("--index", metavar="DIR", help="images to search, as ehm predict --out wrote them")
     command.add_argument("--api-key-file", metavar="FILE", help="(default: the variable EHM_API_KEY, if it is set)")
-    command.add_argument("--model-control", action="store_true", help="let clients load and unload models")
+    command.add_argument(
+        "--model-control", action=argparse.BooleanOptionalAction, help="let clients load and unload models"
+    )
     command.add_argument("--log", help="text or json (default: text)")
 
     command = add(inspect)
-    command.add_argument("kind", choices=["hierarchy", "masks", "attention"], help="which picture")
+    command.add_argument(
+        "kind", choices=["hierarchy", "masks", "attention", "distance", "gradients"], help="which picture"
+    )
     command.add_argument("images", nargs="+", metavar="IMAGE", help="image file or folder")
     _refuse_later(command)
     _add_training_device(command)
     _add_out(command, "runs/inspect")
-    command.add_argument("--checkpoint", required=True, help="run or checkpoint folder, weights file, or timm:NAME")
+    named = "run or checkpoint folder, weights file, or timm:NAME; several for distance and gradients"
+    command.add_argument("--checkpoint", required=True, nargs="+", metavar="CHECKPOINT", help=named)
     command.add_argument("--balance", choices=["none", "sinkhorn"], help="of the similarity (default: as in the run)")
     command.add_argument("--depths", type=float, nargs="+", metavar="D", help="of the partitions, each from 0 to 1")
     command.add_argument("--progress", type=float, nargs="+", metavar="P", help="of the masks, each from 0 to 1")
     command.add_argument("--patches", nargs="+", metavar="ROW,COLUMN", help="whose attention to draw")
     command.add_argument("--ratio", type=float, help="of masked patches (default: as in the run)")
-    command.add_argument("--seed", type=int, help="of the masks (default: 0)")
+    command.add_argument("--seed", type=int, help="of the masks, or of the images for gradients (default: 0)")
 
     command = add(configs)
     command.add_argument("name", nargs="?", help="list one folder of them, or show one, whole")

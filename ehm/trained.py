@@ -45,7 +45,7 @@ __all__ = [
     "numbered",
     "open_trained",
     "outputs_of",
-    "task_checkpoint",
+    "segmenter_checkpoint",
 ]
 
 Head = Literal["auto", "classifier", "features", "patches", "multi"]
@@ -55,8 +55,9 @@ Pool = Literal["avg", "token"]
 Forward = Callable[[NDArray[np.float32]], dict[str, NDArray[np.float32]]]
 """A network: normalised images (B, 3, H, W) -> its outputs by name.
 
-They are any of ``logits`` (B, C); ``features`` (B, D), what the classifier sees; and ``patches`` (B, D, h, w), every
-patch token behind the last norm. A segmenter gives ``scores`` (B, C, H, W), the logits of each pixel, and no other.
+They are any of ``logits`` (B, C); ``features`` (B, D), what the classifier sees, or a descriptor; and ``patches``
+(B, D, h, w), every patch token behind the last norm. A segmenter gives ``scores`` (B, C, H, W), the logits of each
+pixel, and no other.
 """
 Reference = tuple[Forward, str]
 """A framework's own computation of a network, and what computes it: ``torch 2.14.1, cpu, float32``."""
@@ -122,27 +123,27 @@ def open_trained(source: ModelSource, head: Head = "auto", read_file: ReadFile =
     """The model that ``source.init`` names: a run folder, a checkpoint, or a file of weights.
 
     None for what only timm's classes build: a Swin, a ViT in the relative form, ``timm:NAME``, a checkpoint that was
-    fine-tuned from one, and that of a segmenter, whole. Raises CheckpointError as :func:`find` does, where weights are
-    missing or do not fit, and where a file's ViT has more than a plain one.
+    fine-tuned from one; and for a descriptor or a segmenter. Raises CheckpointError as :func:`find` does, where weights
+    are missing or do not fit, and where a file's ViT has more than a plain one.
     """
-    if source.init.startswith("timm:") or (head in ("auto", "classifier") and task_checkpoint(source) is not None):
+    if source.init.startswith("timm:") or (head in ("auto", "classifier") and segmenter_checkpoint(source) is not None):
         return None
     found = find(source, head, read_file)
     spec = found.weights.spec
-    if not isinstance(spec, VitSpec) or spec.relative:
+    if not isinstance(spec, VitSpec) or spec.relative or found.kind == "embedder":
         return None
     moved = at_size(spec, source)
     assert isinstance(moved, VitSpec)
     return _assemble(found, moved, head)
 
 
-def task_checkpoint(source: ModelSource) -> tuple[Path, Arrays, dict[str, Any]] | None:
-    """Folder, weights and description of a checkpoint of another task than classification; None for anything else."""
+def segmenter_checkpoint(source: ModelSource) -> tuple[Path, Arrays, dict[str, Any]] | None:
+    """Folder, weights and description of a segmenter's checkpoint; None for anything else."""
     path = Path(source.init)
     if is_bare_file(source) or not path.exists():
         return None
     folder = checkpoint.resolve(path.parent if path.is_file() else path)
-    if checkpoint.describe(folder)["kind"] in ("pretrain", "classifier", "tokenizer"):
+    if checkpoint.describe(folder)["kind"] != "segmenter":
         return None
     return folder, *checkpoint.read_model(folder)
 
@@ -181,7 +182,8 @@ def _checkpoint(source: ModelSource, head: Head) -> Found:
         pool = meta["config"]["pool"]
         labels = () if head in _HEADLESS else tuple(meta["classes"])
     elif head == "classifier":
-        raise CheckpointError(f"{path}: a pretrained encoder has no classifier; ehm finetune gives it one")
+        what = "a pretrained encoder" if kind == "pretrain" else f"an {kind}"
+        raise CheckpointError(f"{path}: {what} has no classifier; ehm finetune gives it one")
     return Found(of_checkpoint(arrays, meta, str(path)), pool, labels, str(path), kind, digest)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -33,6 +35,12 @@ class FakeEncoder:
         similarity = self.similarity(images, 6)
         tokens = np.pad(similarity, ((0, 0), (1, 0), (1, 0)), constant_values=0.1)
         return np.repeat((tokens / tokens.sum(-1, keepdims=True))[:, None], 2, 1)
+
+    def attentions(self, images: NDArray[np.uint8]) -> Iterator[NDArray[np.float32]]:
+        """Two blocks: one that looks everywhere alike, and one that looks as ``attention`` says."""
+        last = self.attention(images)
+        yield np.full_like(last, 1 / last.shape[-1])
+        yield last
 
     def _colours(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Mean colour of each patch in [0, 1]: (B, N, 3)."""

@@ -20,10 +20,13 @@ LABELS = ("red", "green", "blue")
 SIZE = (8, 12)
 
 
-def means_bundle(path, outputs=("logits", "features"), scale=1.0, in_graph=False, plain=True):
-    """A bundle whose every output is ``scale`` times the means of the three channels; ``plain`` does not normalise."""
+def means_bundle(path, outputs=("logits", "features"), scale=1.0, in_graph=False, plain=True, size=SIZE):
+    """A bundle whose every output is ``scale`` times the means of the three channels; ``plain`` does not normalise.
+
+    ``size`` is the height and width of the network's input, whose preprocessing is that of SIZE.
+    """
     channels = {"axes": [1, 2] if in_graph else [2, 3], "keepdims": 0}
-    shape = ["batch", "height", "width", 3] if in_graph else ["batch", 3, *SIZE]
+    shape = ["batch", "height", "width", 3] if in_graph else ["batch", 3, *size]
     nodes = [helper.make_node("Cast", ["images"], ["numbers"], to=TensorProto.FLOAT)]
     nodes.append(helper.make_node("ReduceMean", ["numbers"], ["means"], **channels))
     nodes += [helper.make_node("Mul", ["means", "scale"], [name]) for name in outputs]

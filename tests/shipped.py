@@ -54,6 +54,11 @@ def tiny_segmenter(config):
     return type(config).model_validate(values)
 
 
+def tiny_embedder(config):
+    """``config`` on a narrow, shallow ViT from random weights, with a short descriptor."""
+    return tiny_classifier(config.model_copy(update={"dim": 8}))
+
+
 def tiny_tokenizer(config):
     """``config`` with few features."""
     values = config.model_dump() | {"image_size": (4 * config.stride,) * 2, "width": config.stride}

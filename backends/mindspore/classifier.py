@@ -22,6 +22,7 @@ from ehm.backends.mindspore.tensors import Pixels, load_arrays, to_arrays
 from ehm.backends.mindspore.training import Training, drop_path, refuse_unknown
 from ehm.backends.mindspore.weights import load_model
 from ehm.config import FinetuneConfig
+from ehm.errors import BackendError
 
 __all__ = ["MindsporeClassifier"]
 
@@ -82,6 +83,10 @@ class MindsporeClassifier:
         self.model.head.set_train(False)
         logits: NDArray[np.float32] = self._logits(Tensor(images)).asnumpy()
         return logits
+
+    def gradients(self, images: NDArray[np.uint8], targets: NDArray[np.float32]) -> NDArray[np.float64]:
+        """There are none: raises BackendError."""
+        raise BackendError("gradients are not in MindSpore; --device cpu, cuda or npu computes them with torch")
 
     def state(self) -> LearnerState:
         """See :meth:`ehm.backends.base.Classifier.state`."""

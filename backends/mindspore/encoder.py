@@ -5,6 +5,8 @@ Shapes: B images of H x W pixels, N patches, D features, L = 1 + N tokens.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import mindspore as ms
 import numpy as np
 from mindspore import Tensor
@@ -43,6 +45,7 @@ class MindsporeEncoder:
 
         self._features, self._similarity, self._attention = ms.jit(features), ms.jit(similarity), ms.jit(attention)
         self._tokens = ms.jit(tokens)
+        self._pixels = pixels
 
     def features(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """See :meth:`ehm.backends.base.Encoder.features`."""
@@ -63,3 +66,10 @@ class MindsporeEncoder:
         """See :meth:`ehm.backends.base.Encoder.attention`."""
         attention: NDArray[np.float32] = self._attention(Tensor(images)).asnumpy()
         return attention
+
+    def attentions(self, images: NDArray[np.uint8]) -> Iterator[NDArray[np.float32]]:
+        """See :meth:`ehm.backends.base.Encoder.attentions`."""
+        tokens = self.model.embed(self._pixels(Tensor(images)))
+        for block in self.model.blocks:
+            yield attention_probs(block, tokens).asnumpy()
+            tokens = run_blocks([block], tokens)

@@ -10,11 +10,20 @@ os.environ.setdefault("TORCH_DEVICE_BACKEND_AUTOLOAD", "0")
 
 import torch
 
-from ehm.backends.base import Classifier, DeviceInfo, Encoder, Learner, Processes, Segmenter, TokenizerLearner
+from ehm.backends.base import (
+    Classifier,
+    DeviceInfo,
+    Embedder,
+    Encoder,
+    Learner,
+    Processes,
+    Segmenter,
+    TokenizerLearner,
+)
 from ehm.backends.torch.devices import describe, pick
 from ehm.backends.torch.distributed import join
 from ehm.backends.torch.training import reproducible
-from ehm.config import FinetuneConfig, ModelSource, SegmentationConfig, TokenizerConfig, TrainConfig
+from ehm.config import FinetuneConfig, ModelSource, RetrievalConfig, SegmentationConfig, TokenizerConfig, TrainConfig
 
 __all__ = ["TorchBackend", "backend"]
 
@@ -50,6 +59,13 @@ class TorchBackend:
 
         reproducible(config.run.deterministic)
         return TorchSegmenter(config, classes, self.device, self.processes)
+
+    def embedder(self, config: RetrievalConfig, classes: int) -> Embedder:
+        """An encoder from ``config.model`` under a fresh descriptor."""
+        from ehm.backends.torch.embedder import TorchEmbedder
+
+        reproducible(config.run.deterministic)
+        return TorchEmbedder(config, classes, self.device, self.processes)
 
     def encoder(self, source: ModelSource) -> Encoder:
         """A trained encoder in evaluation mode."""

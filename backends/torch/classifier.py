@@ -5,7 +5,8 @@ Shapes: B images of H x W pixels, C classes, D features.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, SupportsFloat
 
 import numpy as np
@@ -58,6 +59,7 @@ class TorchClassifier:
             head=self._head,
         )
         self._pixels = Pixels(device, config.data.mean, config.data.std)
+        self._trained_pixels = Pixels(device, loaded.mean, loaded.std)
         self._steps = 0
 
     def train_step(
@@ -79,6 +81,21 @@ class TorchClassifier:
         with torch.no_grad(), self._training.autocast():
             logits: NDArray[np.float32] = self.model(self._pixels(images)).float().cpu().numpy()
         return logits
+
+    def gradients(self, images: NDArray[np.uint8], targets: NDArray[np.float32]) -> NDArray[np.float64]:
+        """See :meth:`ehm.backends.base.Classifier.gradients`."""
+        self.model.eval()
+        layers = layers_of(self.model)
+        head = max(layers.values())
+        named = [(name, p) for name, p in self.model.named_parameters() if layers[name] < head and p.requires_grad]
+        with _normal_head(self.model):
+            loss = soft_cross_entropy(self.model(self._trained_pixels(images)), upload(targets, self._device))
+            found = torch.autograd.grad(loss, [parameter for _, parameter in named], allow_unused=True)
+        parts: list[list[Tensor]] = [[] for _ in range(head)]
+        for (name, parameter), gradient in zip(named, found, strict=True):
+            parts[layers[name]].append(torch.zeros_like(parameter) if gradient is None else gradient)
+        flat = [torch.cat([gradient.flatten() for gradient in part]) for part in parts]
+        return np.array([[float(layer.abs().mean()), float(layer.norm())] for layer in flat])
 
     def state(self) -> LearnerState:
         """See :meth:`ehm.backends.base.Classifier.state`."""
@@ -127,6 +144,19 @@ class TorchClassifier:
 def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     """Cross entropy against distributions, in float32: (B, C), (B, C) -> scalar mean over B."""
     return -(targets * logits.float().log_softmax(dim=-1)).sum(dim=-1).mean()
+
+
+@contextmanager
+def _normal_head(model: Any) -> Iterator[None]:
+    """Give the classifier normal weights (std 0.02, seed 0) and no bias for a while."""
+    linear = model.get_submodule(classifier_name(model))
+    kept = {name: value.clone() for name, value in linear.state_dict().items()}
+    weight = np.random.default_rng(0).normal(0, 0.02, tuple(linear.weight.shape)).astype(np.float32)
+    linear.load_state_dict({name: torch.from_numpy(weight) if name == "weight" else kept[name] * 0 for name in kept})
+    try:
+        yield
+    finally:
+        linear.load_state_dict(kept)
 
 
 def probe_head(model: Any) -> nn.Module:

@@ -5,6 +5,7 @@ Shapes: B images of H x W pixels, N patches, D features, L = 1 + N tokens.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -82,6 +83,14 @@ class TorchEncoder:
             tokens = block(tokens)
         attention: NDArray[np.float32] = attention_probs(last, tokens).cpu().numpy()
         return attention
+
+    @torch.inference_mode()
+    def attentions(self, images: NDArray[np.uint8]) -> Iterator[NDArray[np.float32]]:
+        """See :meth:`ehm.backends.base.Encoder.attentions`."""
+        blocks, tokens = self._vit().blocks, self._tokens(images)
+        for block in blocks:
+            yield attention_probs(block, tokens).cpu().numpy()
+            tokens = block(tokens)
 
     def _tokens(self, images: NDArray[np.uint8]) -> Tensor:
         """What enters the first block: (B, L, D)."""

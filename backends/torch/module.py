@@ -1,4 +1,4 @@
-"""Trained models as torch modules, for export: normalised (B, 3, H, W) -> logits (B, C), or features (B, D) without.
+"""Trained models as torch modules, for export: normalised (B, 3, H, W) -> logits (B, C), or features (B, D).
 
 Our own plain ViTs are built from their arrays, to compare with; all others are loaded as timm's classes.
 """
@@ -6,7 +6,7 @@ Our own plain ViTs are built from their arrays, to compare with; all others are 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +18,19 @@ from safetensors.torch import save
 from timm.data.imagenet_info import ImageNetInfo, infer_imagenet_subset
 from torch import nn
 
+from ehm import checkpoint
 from ehm.backends.base import Arrays
 from ehm.backends.torch.classifier import probe_head
 from ehm.backends.torch.heads import Heads, Scores
+from ehm.backends.torch.models.embedding import Embedding
 from ehm.backends.torch.models.pyramid import STRIDES, load_pyramid, thirds
 from ehm.backends.torch.models.upernet import UperNet
 from ehm.backends.torch.models.vit import build_vit
+from ehm.backends.torch.tensors import load_arrays, to_arrays
 from ehm.backends.torch.weights import Loaded, classifier_name, load_model, read_arrays
 from ehm.config import ModelSource, SegmentationConfig, Triple
 from ehm.errors import CheckpointError, ConfigError
-from ehm.trained import Head, Output, Reference, Task, Trained, find, numbered, outputs_of, task_checkpoint
+from ehm.trained import Found, Head, Output, Reference, Task, Trained, find, numbered, outputs_of, segmenter_checkpoint
 
 __all__ = ["Module", "build", "compute", "load_module", "reference"]
 
@@ -110,13 +113,15 @@ def load_module(source: ModelSource, head: Head = "auto") -> Module:
         torch.manual_seed(0)  # an untrained model is the same every time
         if source.init.startswith("timm:"):
             return _by_name(source, head)
-        run = task_checkpoint(source) if head in ("auto", "classifier") else None
+        run = segmenter_checkpoint(source) if head in ("auto", "classifier") else None
         return _found(source, head) if run is None else _segmenter(source, head, *run)
 
 
 def _found(source: ModelSource, head: Head) -> Module:
     found = find(source, head, read_arrays)
     source = source.model_copy(update={"init": found.origin})
+    if found.kind == "embedder":
+        return _embedder(source, found, head)
     loaded = load_model(source, len(found.labels), found.pool, fc_norm=False)
     if found.labels:
         prefix = f"{classifier_name(loaded.model)}."
@@ -152,6 +157,17 @@ def _segmenter(source: ModelSource, head: Head, folder: Path, arrays: Arrays, me
         meta["sha256"]["model.safetensors"],
         head,
     )
+
+
+def _embedder(source: ModelSource, found: Found, head: Head) -> Module:
+    """The descriptor of one scale, without ArcFace's weights."""
+    arrays, meta = checkpoint.read_model(Path(found.origin))
+    loaded = load_model(source, fc_norm=False)
+    model = Embedding(loaded.model, meta["config"]["dim"])
+    own = {name: array for name, array in arrays.items() if not name.startswith(("arcface.", "encoder."))}
+    load_arrays(model, own | {f"encoder.{name}": array for name, array in to_arrays(loaded.model).items()})
+    described = replace(loaded, model=model, mean=found.weights.mean, std=found.weights.std)
+    return _describe(described, (), found.origin, found.kind, found.sha256, head)
 
 
 def _by_name(source: ModelSource, head: Head) -> Module:

@@ -107,6 +107,8 @@ def export(
         )
         preprocessing = _preprocessing(loaded, config)
         model = opened.write(folder / _MODEL, config, preprocessing)
+        # only a plain ViT takes images of any size
+        smallest = loaded.spec.patch_size if config.dynamic_size and isinstance(loaded, Trained) else None
         versions = domains(model)
         opset = versions.pop("")
         session = open_session(folder / _MODEL, "cpu" if device == "auto" else device)
@@ -115,7 +117,7 @@ def export(
             task=loaded.task,
             target=target,
             models={"float32": ModelRecord(file=_MODEL, opset=opset, domains=versions, operators=operators(model))},
-            input=_record(model.graph.input[0]),
+            input=_record(model.graph.input[0]).model_copy(update={"smallest": smallest}),
             outputs=tuple(map(_record, model.graph.output)),
             preprocessing=preprocessing,
             windows=_windows(loaded),

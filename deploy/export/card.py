@@ -116,6 +116,8 @@ def _trained(run: dict[str, Any]) -> str:
         )
     elif run["kind"] == "segmenter":
         how = f"Trained with UperNet's head to tell {len(run['classes'])} classes of pixels"
+    elif run["kind"] == "embedder":
+        how = f"Trained by ArcFace to tell {len(run['classes']):,} classes by one descriptor an image"
     elif config["frozen"]:
         how = f"A linear classifier of {len(run['classes'])} classes trained on the frozen encoder"
     else:
@@ -123,9 +125,9 @@ def _trained(run: dict[str, Any]) -> str:
     optim = config["optim"]
     batch = optim["batch_size"] * optim["accumulate"]
     images = f", about {round(run['step'] / run['epoch'] * batch):,} images each" if run["epoch"] else ""
-    whole = "epochs" if optim["steps"] else f"of {optim['epochs']} epochs"
+    gone = f"{run['epoch']:.4g}" + (" epochs" if optim.get("steps") else f" of {optim['epochs']} epochs")
     return (
-        f"{how} on {_name(config['data']['source'])}: {run['epoch']:.4g} {whole}{images} "
+        f"{how} on {_name(config['data']['source'])}: {gone}{images} "
         f"({run['step']:,} steps of {batch} images), seed {run['seed']}."
     )
 
@@ -137,7 +139,8 @@ def _metrics(manifest: Manifest, runs: list[dict[str, Any]]) -> str:
         return "The checkpoint records none."
     which = f"Of the checkpoint {_name(manifest.source.checkpoint)}, on all images that its run held out"
     if Path(manifest.source.checkpoint).parent.name == "best":
-        which += "; it was chosen for its balanced accuracy on the same ones, which flatters it"
+        by = "balanced_accuracy" if runs[0]["kind"] == "classifier" else next(iter(found))
+        which += f"; it was chosen for its {by.replace('_', ' ')} on the same ones, which flatters it"
     return "\n".join([f"{which}:\n", "| | |", "|---|---|", *lines])
 
 

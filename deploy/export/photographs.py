@@ -1,10 +1,13 @@
-"""The photographs that int8 takes its ranges from, and those that other numbers are measured on: never the same ones.
+"""The photographs that int8 takes its ranges from, and those that other numbers are measured on.
+
+Of one source, never the same ones.
 
 Shapes: B images; what an image becomes is the bundle's input.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -16,12 +19,13 @@ from PIL import Image
 from rich.progress import Progress
 
 from ehm import checkpoint
-from ehm.config import CalibrationConfig, DataConfig, FinetuneConfig
+from ehm.config import CalibrationConfig, DataConfig, FinetuneConfig, RetrievalConfig
 from ehm.data import open_source
 from ehm.deploy.bundle import Source
 from ehm.errors import BrokenImage, ConfigError, DataError
 from ehm.runlog import console
 from ehm.tasks.labelled import Part, split
+from ehm.tasks.retrieval import parts
 
 __all__ = ["Photographs", "choose"]
 
@@ -68,14 +72,18 @@ class Photographs:
 def choose(config: CalibrationConfig, source: Source) -> tuple[Photographs, Photographs]:
     """What to calibrate on, and what to measure on.
 
-    By default what the checkpoint was trained on, and what its training held out. Raises ConfigError where neither the
-    checkpoint nor ``config`` names images, and DataError where they are not there or too few.
+    By default what the checkpoint was trained on, and what its training held out. To measure on the source that
+    calibrates is to leave ``measure`` out: only images of it that calibrate nothing are taken. Raises ConfigError
+    where neither the checkpoint nor ``config`` names images, and DataError where they are not there or too few.
     """
     try:
         origin, calibration, rest = _of_checkpoint(source) if config.source is None else _of(config.source)
+        measure = config.measure
+        if measure is not None and os.path.realpath(measure) == os.path.realpath(origin):
+            measure = None
         if rest is None:
             order = _order(calibration)
-            if config.measure is None and len(order) <= config.images:
+            if measure is None and len(order) <= config.images:
                 raise DataError(
                     f"calibration.images {config.images}: leaves none of the {len(order)} images of {origin} to "
                     "measure on; take fewer, or name others with calibration.measure"
@@ -83,8 +91,8 @@ def choose(config: CalibrationConfig, source: Source) -> tuple[Photographs, Phot
             used, others = order[: config.images], order[config.images :]
             calibration, rest = Part(calibration.source, used, "drawn"), Part(calibration.source, others, "the others")
         measured = Photographs(origin, rest, config.measure_images)
-        if config.measure is not None:
-            origin_measured, whole, held_out = _of(config.measure)
+        if measure is not None:
+            origin_measured, whole, held_out = _of(measure)
             measured = Photographs(origin_measured, held_out or whole, config.measure_images)
     except DataError as error:
         key = "measure" if config.measure and config.measure in str(error) else "source"
@@ -99,7 +107,10 @@ def _of_checkpoint(source: Source) -> tuple[str, Part, Part | None]:
             "--set calibration.source=FOLDER names images like those that it will see"
         )
     values = checkpoint.read_model(source.checkpoint)[1]["config"]
-    if source.kind == "pretrain":
+    if source.kind == "embedder":
+        retrieval = RetrievalConfig.model_validate(values)
+        return retrieval.data.source, *parts(retrieval)
+    if source.kind != "classifier":
         return _of(values["data"]["source"], values["data"]["layout"])
     config = FinetuneConfig.model_validate(values)
     return config.data.source, *split(config)

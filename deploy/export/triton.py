@@ -23,7 +23,8 @@ __all__ = ["check_triton", "model_name", "write_triton"]
 
 _TYPES = {"float32": "TYPE_FP32", "uint8": "TYPE_UINT8"}
 _KINDS = {"auto": "KIND_AUTO", "cpu": "KIND_CPU", "cuda": "KIND_GPU"}
-_OURS = "# ehm export wrote this folder and replaces it\n"
+_OURS = "# ehm export wrote this folder, a network in {}, and replaces it\n"
+"""The first line of its configuration: another bundle may have the name of a variant of this one, ``cells_int8``."""
 
 
 def write_triton(
@@ -32,8 +33,8 @@ def write_triton(
     """Write ``bundle`` into the model repository ``repository`` and return the models' folders, float32 first.
 
     ``device`` is where Triton runs them: ``cpu``, ``cuda`` (``cuda:1``), or ``auto``, on GPUs where there are any.
-    Models of an earlier export of the same name are replaced. Raises ExportError where another model has that name,
-    ConfigError for a name or a device that Triton does not take.
+    Models of an earlier export of the same name are replaced, all or none. Raises ExportError where another
+    model has that name, ConfigError for a name or a device that Triton does not take.
     """
     config = config or TritonConfig()
     places = check_triton(bundle.path, repository, config, device)
@@ -42,17 +43,27 @@ def write_triton(
     repository = Path(os.path.abspath(repository))
     staging = repository.with_name(f".{repository.name}-partial")
     shutil.rmtree(staging, ignore_errors=True)
+    moved: list[tuple[Path, Path]] = []
+
+    def move(old: Path, new: Path) -> None:
+        old.rename(new)
+        moved.append((old, new))
+
     try:
         for precision in bundle.manifest.models:
             _write_model(bundle, precision, staging / places[precision].name, config, group)
         repository.mkdir(parents=True, exist_ok=True)
         for precision, place in places.items():
             if place.exists():
-                place.rename(staging / f"{place.name}-replaced")
+                move(place, staging / f"{place.name}-replaced")
             if precision in bundle.manifest.models:
-                (staging / place.name).rename(place)
-    finally:
+                move(staging / place.name, place)
+    except BaseException:
+        for old, new in reversed(moved):  # should that fail too, the earlier models stay in the folder beside
+            new.rename(old)
         shutil.rmtree(staging, ignore_errors=True)
+        raise
+    shutil.rmtree(staging, ignore_errors=True)
     return [places[precision] for precision in bundle.manifest.models]
 
 
@@ -61,8 +72,8 @@ def check_triton(bundle: Path, repository: Path, config: TritonConfig, device: s
     name = model_name(bundle, config)
     _instances(config, device)
     places = {precision: repository / _variant(name, precision) for precision in get_args(Precision)}
-    for place in places.values():
-        _refuse_foreign(place)
+    for precision, place in places.items():
+        _refuse_foreign(place, precision)
     return places
 
 
@@ -82,12 +93,12 @@ def _variant(name: str, precision: Precision) -> str:
     return name if precision == "float32" else f"{name}_{precision}"
 
 
-def _refuse_foreign(place: Path) -> None:
-    """Only what an earlier export wrote may be replaced."""
+def _refuse_foreign(place: Path, precision: Precision) -> None:
+    """Only what an earlier export wrote, in the same numbers, may be replaced."""
     if not place.exists() and not place.is_symlink():
         return
     file = place / "config.pbtxt"
-    own = file.is_file() and file.read_text(encoding="utf-8", errors="replace").startswith(_OURS)
+    own = file.is_file() and file.read_text(encoding="utf-8", errors="replace").startswith(_OURS.format(precision))
     if not own or {path.name for path in place.iterdir()} - {"config.pbtxt", "labels.txt", "1"}:
         raise ExportError(
             f"{place}: exists, and not as ehm export wrote it; choose another --triton or --set triton.name=NAME"
@@ -100,7 +111,7 @@ def _write_model(bundle: Bundle, precision: Precision, folder: Path, config: Tri
         if name in bundle.manifest.files:
             shutil.copyfile(bundle.path / name, folder / "1" / name)
     text = _config(bundle, precision, folder.name, config, group)
-    (folder / "config.pbtxt").write_text(_OURS + text, encoding="utf-8")
+    (folder / "config.pbtxt").write_text(_OURS.format(precision) + text, encoding="utf-8")
     if bundle.manifest.output("logits"):
         labels = (" ".join(label.split()) for label in bundle.manifest.labels)  # a line each, whatever they hold
         (folder / "labels.txt").write_text("".join(f"{label}\n" for label in labels), encoding="utf-8")

@@ -4,6 +4,7 @@ Each module stands on those above it:
 
     settings     limits, typed
     protocol     bodies of the protocol <-> arrays          compression, images   what strangers send, within limits
+    schemas      its answers, described
     batching     requests that wait together run together   models                load, verify, replace
     service      the way of a request                       v2, v1                routes
     edge, app    the web application around it              metrics, logs         what is seen of it

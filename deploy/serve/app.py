@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from html import escape
+from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse
+from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 
 import ehm
 from ehm.deploy.serve import explore, v1, v2
-from ehm.deploy.serve.edge import RETRY, Edge
+from ehm.deploy.serve.edge import OPEN, RETRY, Edge
 from ehm.deploy.serve.neighbours import Index
 from ehm.deploy.serve.service import Service
 from ehm.errors import RequestError
@@ -20,14 +22,36 @@ from ehm.errors import RequestError
 __all__ = ["create_app"]
 
 
+class _Described(FastAPI):
+    def openapi(self) -> dict[str, Any]:
+        """What FastAPI finds, and the API key, which `Edge` asks for, where this server has one."""
+        if self.openapi_schema is None and super().openapi() and self.state.service.guarded:
+            schema: dict[str, Any] = self.openapi_schema or {}
+            schema["components"]["securitySchemes"] = {
+                "bearer": {"type": "http", "scheme": "bearer"},
+                "key": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+            }
+            schema["security"] = [{"bearer": []}, {"key": []}]
+            for path in OPEN & schema["paths"].keys():
+                schema["paths"][path]["get"]["security"] = []
+        return super().openapi()
+
+
+def _identity(route: APIRoute) -> str:
+    """The operation's id in the description, from which programs make the names of functions."""
+    return f"{route.name}_of_version" if "{version}" in route.path else route.name
+
+
 def create_app(service: Service, index: Index | None = None) -> FastAPI:
     """The application around a service, which is its ``state.service``, and images to search, its ``state.index``."""
     error = {"description": "refused, with the reason", "content": {"application/json": {"schema": _ERROR}}}
-    app = FastAPI(
+    app = _Described(
         title="ehm serve",
         version=ehm.__version__,
         docs_url=None,  # FastAPI's own pages load their scripts from elsewhere
         redoc_url=None,
+        redirect_slashes=False,  # an empty answer, to an address that the client's Host header made
+        generate_unique_id_function=_identity,
         responses={"4XX": error, "5XX": error},
     )
     app.state.service = service
@@ -54,22 +78,29 @@ def create_app(service: Service, index: Index | None = None) -> FastAPI:
 _ERROR = {"type": "object", "required": ["error"], "properties": {"error": {"type": "string"}}}
 
 
-def _answer(status: int, reason: str, headers: dict[str, str] | None = None) -> JSONResponse:
+def _answer(request: Request, status: int, reason: str, headers: dict[str, str] | None = None) -> JSONResponse:
+    request.state.record.error = reason
     return JSONResponse({"error": reason}, status, headers)
 
 
 async def _refused(request: Request, error: Exception) -> Response:
     if isinstance(error, RequestError):
-        return _answer(error.status, str(error), RETRY if error.status in (429, 503) else None)
+        return _answer(request, error.status, str(error), RETRY if error.status in (429, 503) else None)
     assert isinstance(error, HTTPException)
-    reasons = {404: f"there is nothing at {request.url.path[:100]}", 405: f"not by {request.method}"}
-    return _answer(error.status_code, reasons.get(error.status_code, error.detail), dict(error.headers or {}))
+    path, headers = request.url.path[:100], dict(error.headers or {})
+    reason = str(error.detail)
+    if error.status_code == 404:
+        reason = f"there is nothing at {path}" + ("; try it without the / at its end" if path[1:].endswith("/") else "")
+    elif error.status_code == 405:
+        allowed = headers.get("allow", headers.get("Allow", "another method"))
+        reason = f"{path} takes {allowed}, not {request.method[:20]}"
+    return _answer(request, error.status_code, reason, headers)
 
 
 async def _invalid(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     first: dict[str, Sequence[object]] = error.errors()[0]
-    return _answer(422, f"{'.'.join(map(str, first['loc'][1:]))}: {first['msg']}")
+    return _answer(request, 422, f"{'.'.join(map(str, first['loc'][1:]))}: {first['msg']}")
 
 
 def _page(app: FastAPI) -> str:

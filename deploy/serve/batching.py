@@ -36,11 +36,12 @@ class Result:
 
 @dataclass(eq=False)
 class _Entry:
-    """At most ``max_batch`` images of one request."""
+    """Images of one request, that may run with others of their shape: ``most`` together."""
 
     images: Images
     names: frozenset[str]
     arrived: float
+    most: int
     future: asyncio.Future[Result] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
     def fits(self, other: _Entry) -> bool:
@@ -72,17 +73,19 @@ class Batcher:
         self._arrival = asyncio.Event()
         self._runner: asyncio.Task[None] | None = None
 
-    async def infer(self, images: Images, names: Sequence[str], deadline: float) -> Result:
+    async def infer(self, images: Images, names: Sequence[str], deadline: float, together: int | None = None) -> Result:
         """Outputs ``names`` of ``images`` (B, ...), B at least 1, by ``deadline`` on the loop's clock.
 
-        Raises RequestError: 429 where the queue is full, 504 at the deadline, 500 where the model fails. A request that
-        is cancelled leaves the queue.
+        ``together`` is how many images of their shape may run at once, where that is fewer than ``max_batch``. Raises
+        RequestError: 429 where the queue is full, 504 at the deadline, 500 where the model fails. A request that is
+        cancelled leaves the queue.
         """
         if self._requests >= self._queue:
             raise RequestError(429, f"the queue of {self._queue} requests is full; try again in a second")
         loop = asyncio.get_running_loop()
-        parts = [images[start : start + self._max_batch] for start in range(0, len(images), self._max_batch)]
-        entries = [_Entry(part, frozenset(names), loop.time()) for part in parts]
+        most = min(self._max_batch, together or self._max_batch)
+        parts = [images[start : start + most] for start in range(0, len(images), most)]
+        entries = [_Entry(part, frozenset(names), loop.time(), most) for part in parts]
         self._requests += 1
         self._waiting.extend(entries)
         self._metrics.waiting(len(images))
@@ -135,11 +138,11 @@ class Batcher:
         for entry in self._waiting:
             if not entry.fits(first):
                 continue
-            if size + len(entry.images) > self._max_batch:
+            if size + len(entry.images) > first.most:
                 return batch, True
             batch.append(entry)
             size += len(entry.images)
-        return batch, size == self._max_batch
+        return batch, size == first.most
 
     def _take(self, batch: list[_Entry]) -> None:
         for entry in batch:

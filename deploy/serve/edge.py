@@ -40,11 +40,13 @@ class Edge:
         service = self._service
         loop = asyncio.get_running_loop()
         began = loop.time()
-        headers = Headers(scope=scope)
+        headers, method = Headers(scope=scope), scope["method"]
         given = headers.get("x-request-id", "")
         record = Record(given if _ID.fullmatch(given) else uuid.uuid4().hex, began + service.settings.timeout)
         scope.setdefault("state", {})["record"] = record
         status = 0
+        if scope["method"] == "HEAD" and scope["path"] in OPEN:
+            scope = {**scope, "method": "GET"}  # the server, whose scope still says HEAD, leaves out the body
 
         async def sending(message: Message) -> None:
             nonlocal status
@@ -56,32 +58,36 @@ class Edge:
                     answer["connection"] = "close"
             await send(message)
 
+        async def refuse(code: int, reason: str) -> None:
+            record.error = reason
+            await _refuse(sending, code, reason)
+
         self._within += 1
         try:
             refusal = self._refusal(scope["path"], headers)
             if refusal is None:
                 await self._app(scope, receive, sending)
             else:
-                await _refuse(sending, *refusal)
+                await refuse(*refusal)
         except asyncio.CancelledError:
             if not (service.stopping and status == 0):
                 raise
-            await _refuse(sending, 503, "the server stops, and its time for answers is over")
+            await refuse(503, "the server stops, and its time for answers is over")
         except Exception:
             _LOG.exception("request %s failed", record.id)
             if status == 0:
-                await _refuse(
-                    sending, 500, f"the server failed on this request; its log has the reason under {record.id}"
-                )
+                await refuse(500, f"the server failed on this request; its log has the reason under {record.id}")
         finally:
             self._within -= 1
             service.held -= record.held
             seconds = loop.time() - began
             route = getattr(scope.get("route"), "path", "")
             service.metrics.request(record.model, route, status, seconds)
-            fields = {"id": record.id, "method": scope["method"], "path": scope["path"], "status": status}
+            fields = {"id": record.id, "method": method, "path": scope["path"], "status": status}
             fields |= {"model": record.model, "ms": round(seconds * 1000, 2), "batch": record.batch}
-            level = logging.DEBUG if scope["path"] in OPEN else logging.INFO
+            fields |= {"error": record.error} if record.error else {}
+            level = logging.WARNING if status >= 500 else logging.INFO
+            level = logging.DEBUG if scope["path"] in OPEN else level
             _LOG.log(level, "request", extra={"fields": fields})
 
     def _refusal(self, path: str, headers: Headers) -> tuple[int, str] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import logging
 from io import BytesIO
 from pathlib import Path
 from typing import Annotated
@@ -16,13 +17,14 @@ from ehm.data.decode import decode
 from ehm.deploy.serve.images import FORMATS
 from ehm.deploy.serve.models import ServedModel
 from ehm.deploy.serve.neighbours import Index, Neighbour
-from ehm.deploy.serve.parts import Level, region, take_apart, warm_up
+from ehm.deploy.serve.parts import Level, region, surroundings, take_apart, warm_up
 from ehm.deploy.serve.service import Served, Service
-from ehm.deploy.serve.v1 import IMAGE, Answer, Model, row_of
+from ehm.deploy.serve.v1 import BINARY, IMAGE, Answer, Model, row_of
 from ehm.errors import BrokenImage, DataError, RequestError
 
 __all__ = ["STATIC", "make_ready", "router"]
 
+_LOG = logging.getLogger("ehm.serve")
 _FOLDER = Path(__file__).parent / "static"
 STATIC = {
     "/static/page.css": "text/css",
@@ -45,7 +47,7 @@ router = APIRouter(tags=["Page"])
 
 
 def make_ready(service: Service, index: Index | None) -> None:
-    """Before the first request: compile what parts take, if a model gives any.
+    """Before the first request: compile what parts take, if a model gives any, and count the files that have gone.
 
     Raises DataError where no model gives as many features as the index has.
     """
@@ -54,6 +56,9 @@ def make_ready(service: Service, index: Index | None) -> None:
             f"--index: its features have {index.width} numbers an image, and no model here gives such; make it with "
             "ehm predict BUNDLE IMAGES --out DIR and the bundle that is served"
         )
+    if index is not None and (gone := [file for file in index.files if not file.is_file()]):
+        what = f"{len(gone)} of its {len(index)} images cannot be found, for example {gone[0]}"
+        _LOG.warning("--index: %s; they are named without a picture", what)
     if any(model.manifest.output("patches") is not None for model in service.models.values()):
         warm_up()
 
@@ -104,11 +109,12 @@ class View(Answer):
     """An image as the server reads it.
 
     Its ``size`` (width, height); the ``region`` that the model sees, as left, top, width and height in its pixels; and
-    a ``preview``, a JPEG in a data: URL.
+    a ``preview``, a JPEG in a data: URL, of the part ``shown``: all, but of a very long image what is about the region.
     """
 
     size: list[int]
     region: list[float]
+    shown: list[int]
     preview: str
 
 
@@ -153,13 +159,17 @@ async def view(service: Served, request: Request, model: Model = None) -> View:
     served = service.model(request, model)
     upload = await service.read_image(request)
     size = upload.image.size
-    preview = await service.offload(request, _jpeg, upload.image, _PREVIEW)
+    seen = region(*size, served.manifest.preprocessing)
+    left, top, width, height = shown = surroundings(size, seen)
+    part = upload.image if (width, height) == size else upload.image.crop((left, top, left + width, top + height))
+    preview = await service.offload(request, _jpeg, part, _PREVIEW)
     return View(
         model=served.name,
         version=served.version,
         image=upload.name,
         size=list(size),
-        region=list(region(*size, served.manifest.preprocessing)),
+        region=list(seen),
+        shown=list(shown),
         preview=f"data:image/jpeg;base64,{base64.b64encode(preview).decode()}",
     )
 
@@ -183,7 +193,7 @@ async def neighbours(
     return Neighbours(model=served.name, version=served.version, image=name, neighbours=found)
 
 
-@router.get("/v1/index/{number}", response_class=Response, responses={200: {"content": {"image/jpeg": {}}}})
+@router.get("/v1/index/{number}", response_class=Response, responses={200: {"content": {"image/jpeg": BINARY}}})
 async def thumbnail(service: Served, index: Searched, request: Request, number: int) -> Response:
     """A small JPEG of an image of the index, by its number."""
     if index is None or not 0 <= number < len(index):

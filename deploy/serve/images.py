@@ -20,6 +20,8 @@ def read_image(data: bytes, max_pixels: int) -> Image.Image:
 
     The size is checked in the file's header, before anything is unpacked.
     """
+    if not data:
+        raise RequestError(422, f"the image is empty: expected a file of a known format: {', '.join(FORMATS)}")
     try:
         with Image.open(BytesIO(data), formats=FORMATS) as image:
             width, height = image.size

@@ -32,7 +32,7 @@ class Metrics:
         )
         self._seconds = Histogram(
             "ehm_request_seconds",
-            "From a request's first byte to its answer",
+            "From a request's head to its answer",
             ["model"],
             buckets=_SECONDS,
             registry=self.registry,

@@ -24,9 +24,13 @@ from ehm.errors import ConfigError, EhmError, ExportError, RequestError
 
 __all__ = ["Models", "ServedModel", "named"]
 
+_AREA = 4
+"""Of an image for a network of any size, at most, in areas of the manifest's ``image_size``: the memory that attention
+takes grows with the area squared."""
+
 _LOG = logging.getLogger("ehm.serve")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-Signature = tuple[int, int, int] | None
+Signature = frozenset[tuple[str, int, int, int]] | None
 
 
 def named(bundles: Sequence[str | Path]) -> dict[str, Path]:
@@ -36,6 +40,8 @@ def named(bundles: Sequence[str | Path]) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for text in map(str, bundles):
         name, equals, folder = text.partition("=")
+        if equals and not name:
+            raise ConfigError(f"{text}: the name is empty; expected NAME={folder}, or {folder or 'DIR'} alone")
         if not (equals and _NAME.fullmatch(name)):
             name, folder = Path(text).resolve().name, text
         if not _NAME.fullmatch(name):
@@ -48,12 +54,13 @@ def named(bundles: Sequence[str | Path]) -> dict[str, Path]:
 
 @dataclass(frozen=True, eq=False)
 class ServedModel:
-    """One bundle in service. ``version`` is the beginning of its network's SHA-256."""
+    """One bundle in service. ``version`` is the beginning of its network's SHA-256; ``max_pixels`` bounds a run."""
 
     name: str
     version: str
     predictor: Predictor
     batcher: Batcher
+    max_pixels: int
 
     @property
     def bundle(self) -> Bundle:
@@ -71,14 +78,33 @@ class ServedModel:
         missing = [name for name in names if name not in known]
         if missing:
             raise RequestError(400, f"the model {self.name} has no output {missing[0]!r}, only {', '.join(known)}")
-        return await self.batcher.infer(images, names or known, deadline)
+        together = None
+        if self.manifest.input.layout == "NHWC":  # the graph resizes, all images of a run at once
+            together = max(1, int(self.max_pixels / self._resized(*images.shape[1:3])))
+        return await self.batcher.infer(images, names or known, deadline, together)
 
-    def check_size(self, height: int, width: int, max_pixels: int) -> None:
+    def check_size(self, height: int, width: int) -> None:
         """Refuse (413) an image that resizing would blow up: proportions are kept, so a thin one grows very long."""
+        if self._resized(height, width) > self.max_pixels:
+            raise RequestError(
+                413, f"an image of {width} x {height} takes more than {self.max_pixels} pixels once resized"
+            )
+
+    def check_tensor(self, shape: Sequence[int]) -> None:
+        """Refuse (413) images (B, ...) that take too much memory, each of them, of a network that takes any size."""
+        if self.manifest.input.layout == "NHWC":
+            self.check_size(*shape[1:3])
+        elif isinstance(self.manifest.input.shape[2], str):
+            (height, width), (own_h, own_w) = shape[2:], self.manifest.preprocessing.image_size
+            if height * width > _AREA * own_h * own_w:
+                raise RequestError(
+                    413, f"an image of {width} x {height} has more than {_AREA} times the pixels of {own_w} x {own_h}"
+                )
+
+    def _resized(self, height: int, width: int) -> float:
+        """Pixels of an image as sent or as resized, whichever are more."""
         cover_h, cover_w = self.manifest.preprocessing.cover
-        scale = max(cover_h / height, cover_w / width)
-        if height * width * max(1, scale**2) > max_pixels:
-            raise RequestError(413, f"an image of {width} x {height} takes more than {max_pixels} pixels once resized")
+        return height * width * max(1, cover_h / height, cover_w / width) ** 2
 
 
 @dataclass
@@ -89,6 +115,9 @@ class _Place:
     model: ServedModel | None = None
     wanted: bool = True
     seen: Signature = None
+    """What was loaded, or refused."""
+    looked: Signature = None
+    """What was there at the last look: files that still change are being copied."""
     reason: str = ""
 
 
@@ -138,8 +167,11 @@ class Models(Mapping[str, ServedModel]):
             for name, place in self._places.items()
         ]
 
-    async def load(self, name: str) -> None:
-        """Load, or load again; raises EhmError, and what was served goes on being served."""
+    async def load(self, name: str, asked: bool = True) -> None:
+        """Load, or load again; raises EhmError, and what was served goes on being served.
+
+        A load that nobody ``asked`` for gives way to an unloading that came while it read.
+        """
         place = self._place(name)
         async with self._loading:
             try:
@@ -147,10 +179,13 @@ class Models(Mapping[str, ServedModel]):
                 while model is None or place.seen != _signature(place.path):  # replaced while it was read
                     place.seen = _signature(place.path)
                     model = await asyncio.to_thread(self._open, name, place.path)
+                _same_task(place.model, model)
             except EhmError as error:
                 place.reason = str(error)
                 self._metrics.loaded(name, well=False)
                 raise
+            if not (asked or place.wanted):
+                return
             place.model, place.wanted, place.reason = model, True, ""
             self._metrics.loaded(name, well=True)
             manifest, provider = model.manifest, model.predictor.provider
@@ -172,9 +207,13 @@ class Models(Mapping[str, ServedModel]):
         """Load what was replaced since it was last looked at, or ``every`` model; failures are only logged."""
         for name, place in self._places.items():
             now = _signature(place.path)
-            if place.wanted and (every or (now is not None and now != place.seen)):
+            same, place.looked = now == place.looked, now
+            if place.wanted and same and now is None and place.seen is not None:
+                place.seen = None  # so that it is said once, and loaded when it is there again
+                _LOG.warning("%s: there is no bundle at %s any more; what was loaded goes on", name, place.path)
+            if place.wanted and (every or (same and now is not None and now != place.seen)):
                 try:
-                    await self.load(name)
+                    await self.load(name, asked=False)
                 except Exception as error:  # whatever is wrong with a new bundle, the old one goes on
                     _LOG.error("%s: the new bundle is refused, the old one goes on: %s", name, error)
 
@@ -202,7 +241,7 @@ class Models(Mapping[str, ServedModel]):
             queue=settings.queue,
             metrics=self._metrics.model(name),
         )
-        return ServedModel(name, bundle.manifest.files[file].sha256[:12], predictor, batcher)
+        return ServedModel(name, bundle.manifest.files[file].sha256[:12], predictor, batcher, settings.max_pixels)
 
     def _warm_up(self, predictor: Predictor) -> None:
         """Run one image and a whole batch, so that no request pays for what a runtime does at first."""
@@ -217,12 +256,21 @@ class Models(Mapping[str, ServedModel]):
 
 
 def _signature(path: Path) -> Signature:
-    """What changes when a bundle is replaced; None while there is none."""
+    """What changes when a bundle is replaced, whole or file by file in any order; None while there is none."""
+    manifest = path / "manifest.json"
     try:
-        found = (path / "manifest.json").stat()
+        found = [(file.name, file.stat()) for file in (manifest, *path.glob("*.onnx*"))]
     except OSError:
         return None
-    return found.st_ino, found.st_mtime_ns, found.st_size
+    return frozenset((name, stat.st_ino, stat.st_mtime_ns, stat.st_size) for name, stat in found)
+
+
+def _same_task(old: ServedModel | None, new: ServedModel) -> None:
+    if old is not None and old.manifest.task != new.manifest.task:
+        raise ExportError(
+            f"{new.bundle.path}: its task is {new.manifest.task}, that of the model in service {old.manifest.task}; "
+            "serve it under another name, or unload the old one first"
+        )
 
 
 def _said(model: ServedModel, settings: Settings) -> str:

@@ -1,19 +1,23 @@
-"""An index of images and the ones in it that are most alike: exact search by cosine, in NumPy."""
+"""An index of images and the ones in it that are most alike: exact search by cosine in NumPy, or faiss's index."""
 
 from __future__ import annotations
 
 import json
+import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ehm.deploy import approximate
 from ehm.errors import DataError
 
 __all__ = ["Index", "Neighbour"]
 
+_LOG = logging.getLogger("ehm.serve")
 _HOW = "ehm predict BUNDLE IMAGES --out DIR writes it, with a bundle that gives features"
 
 
@@ -31,7 +35,8 @@ class Index:
 
     ``files`` are the n images, a relative path being taken from the current folder; ``names`` the same without the
     folder that all of them lie in; ``width`` is D. Images that could not be read have no features and are left out.
-    Raises DataError for a folder that is not such an index.
+    Where an ``index.faiss`` lies beside them it is searched, which may miss some; without faiss, exactly all, and the
+    log says so. Raises DataError for a folder that is not such an index.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -46,6 +51,13 @@ class Index:
         common = os.path.commonpath([file.parent for file in self.files])
         self.names = [os.path.relpath(file, common) for file in self.files]
         self.width = features.shape[1]
+        self._faiss: Any = None
+        file = folder / approximate.FILE
+        if file.is_file() and approximate.available():
+            self._faiss = approximate.open_index(file, features.shape)
+            return
+        if file.is_file():
+            _LOG.warning("%s: faiss is not installed, searching exactly; pip install 'ehm[index]'", file)
         self._directions = _directions(features)
 
     def __len__(self) -> int:
@@ -53,6 +65,10 @@ class Index:
 
     def search(self, features: NDArray[np.float32], top: int) -> list[Neighbour]:
         """The ``top`` images whose features have the largest cosine with ``features`` (D,), the most alike first."""
+        if self._faiss is not None:
+            cosines, numbers = self._faiss.search(_directions(features)[None], min(top, len(self)))
+            pairs = zip(numbers[0].tolist(), cosines[0].tolist(), strict=True)  # -1 where it found fewer
+            return [Neighbour(number, self.names[number], cosine) for number, cosine in pairs if number >= 0]
         similarity = self._directions @ _directions(features)
         best = np.argsort(-similarity, kind="stable")[:top]
         return [Neighbour(int(number), self.names[number], float(similarity[number])) for number in best]

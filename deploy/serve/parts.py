@@ -5,6 +5,7 @@ Shapes: D features of a patch, h x w patches, N = h * w.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +17,7 @@ from ehm.deploy.bundle import Preprocessing
 from ehm.errors import DataError
 from ehm.masking import build_hierarchy, cosine_similarity
 
-__all__ = ["Level", "Parts", "region", "take_apart", "warm_up"]
+__all__ = ["Level", "Parts", "region", "surroundings", "take_apart", "warm_up"]
 
 _LEVELS = 16
 """At most so many partitions are given; a tree is rarely higher, if it is not a chain."""
@@ -79,3 +80,18 @@ def region(width: int, height: int, preprocessing: Preprocessing) -> tuple[float
     size, (left, top) = transform.layout(width, height)
     across, down = width / size[0], height / size[1]
     return left * across, top * down, transform.image_size[1] * across, transform.image_size[0] * down
+
+
+def surroundings(size: tuple[int, int], seen: tuple[float, float, float, float]) -> tuple[int, int, int, int]:
+    """What to show of an image of ``size``: left, top, width and height in its pixels, with what is ``seen`` in it.
+
+    In each direction at most three times the longer side of the region, so that this stays visible in a long image.
+    """
+    most = math.ceil(3 * max(seen[2:]))
+    lengths = [min(length, most) for length in size]
+    middles = [seen[axis] + seen[axis + 2] / 2 for axis in (0, 1)]
+    left, top = (
+        max(0, min(round(middle - length / 2), whole - length))
+        for middle, length, whole in zip(middles, lengths, size, strict=True)
+    )
+    return left, top, lengths[0], lengths[1]

@@ -146,6 +146,8 @@ def encode(
 
 
 def _parse(head: bytes) -> InferenceRequest:
+    if not head:
+        raise RequestError(400, "the body is empty: expected an inference request in JSON")
     try:
         return InferenceRequest.model_validate(json.loads(head, parse_constant=_refuse))
     except ValidationError as error:
@@ -171,6 +173,10 @@ def _tensor(given: _Input, tail: bytes, expected: TensorRecord) -> NDArray[Any]:
     if not fits:
         wanted = [size if isinstance(size, int) else -1 for size in expected.shape]
         raise RequestError(400, f"inputs.0.shape: expected {wanted}, at least one image, not {given.shape[:8]}")
+    if expected.smallest and min(given.shape[2:]) < expected.smallest:
+        raise RequestError(
+            400, f"inputs.0.shape: expected at least {expected.smallest} pixels each way, as a patch has"
+        )
     size = given.parameters.get("binary_data_size")
     if size is None:
         if "shared_memory_region" in given.parameters:
@@ -190,7 +196,10 @@ def _from_binary(raw: bytes, shape: Sequence[int], expected: TensorRecord) -> ND
     wanted = math.prod(shape) * dtype.itemsize
     if len(raw) != wanted:
         raise RequestError(400, f"{expected.name}: {list(shape)} takes {wanted} bytes, but {len(raw)} were sent")
-    return np.frombuffer(raw, dtype).reshape(shape).astype(expected.dtype, copy=False)
+    images = np.frombuffer(raw, dtype).reshape(shape).astype(expected.dtype, copy=False)
+    if not np.isfinite(images).all():  # as in JSON: nothing but NaN could come of it
+        raise RequestError(400, f"{expected.name}: expected finite numbers, but some are NaN or infinite")
+    return images
 
 
 def _from_json(given: _Input, expected: TensorRecord) -> NDArray[Any]:

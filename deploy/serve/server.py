@@ -16,6 +16,7 @@ import uvicorn
 from ehm.deploy.bundle import Precision
 from ehm.deploy.serve import explore
 from ehm.deploy.serve.app import create_app
+from ehm.deploy.serve.connections import timed
 from ehm.deploy.serve.logs import configure
 from ehm.deploy.serve.models import named
 from ehm.deploy.serve.neighbours import Index
@@ -29,32 +30,35 @@ _LOG = logging.getLogger("ehm.serve")
 
 
 def serve(
-    bundles: str | Path | Sequence[str | Path],
+    bundles: str | Path | Sequence[str | Path] | None = None,
     *,
-    host: str = "127.0.0.1",
-    port: int = 8000,
-    device: str = "cpu",
-    precision: Precision = "float32",
-    threads: int = 0,
-    max_batch: int = 8,
-    max_delay: float = 2.0,
-    queue: int = 128,
-    timeout: float = 10.0,
-    drain: float = 30.0,
-    max_bytes: int = 16 * 2**20,
-    max_pixels: int = 50_000_000,
-    max_memory: int = 2**30,
-    poll: float = 1.0,
+    config: str | Path | None = None,
+    host: str | None = None,
+    port: int | None = None,
+    device: str | None = None,
+    precision: Precision | None = None,
+    threads: int | None = None,
+    max_batch: int | None = None,
+    max_delay: float | None = None,
+    queue: int | None = None,
+    timeout: float | None = None,
+    drain: float | None = None,
+    max_bytes: int | None = None,
+    max_pixels: int | None = None,
+    max_memory: int | None = None,
+    poll: float | None = None,
     index: str | Path | None = None,
     api_key_file: str | Path | None = None,
-    model_control: bool = False,
-    log: Literal["text", "json"] = "text",
+    model_control: bool | None = None,
+    log: Literal["text", "json"] | None = None,
 ) -> None:
     """Serve bundles until SIGTERM or SIGINT; returns once everything that was accepted is answered.
 
     ``bundles`` are folders that ``ehm export`` wrote, each as ``DIR`` or ``NAME=DIR``; a replaced one is loaded while
-    the server runs. ``port`` 0 takes a free one. ``device`` and ``precision`` choose ONNX Runtime's provider and the
-    network's numbers, ``threads`` the cores of one batch (0: all). At most ``max_batch`` images run together, after a
+    the server runs. ``config`` is a YAML file with the names of these arguments as keys, which counts where an argument
+    is None; what is in neither has the default of :class:`Settings`. ``port`` 0 takes a free one. ``device`` and
+    ``precision`` choose ONNX Runtime's provider and the network's numbers, ``threads`` the cores of one batch (0: all).
+    At most ``max_batch`` images run together, after a
     wait of at most ``max_delay`` milliseconds; ``queue`` requests of a model wait at most. An answer takes at most
     ``timeout`` seconds, stopping ``drain``. ``max_bytes`` and ``max_pixels`` bound a request, ``max_memory`` the bytes
     of all together; ``poll`` is how often in seconds folders are looked at. ``index`` is a folder that ``ehm predict
@@ -65,33 +69,20 @@ def serve(
     Raises ConfigError for a wrong argument, ExportError for a damaged bundle, BackendError for an absent device,
     DataError for an index that is damaged or fits no bundle.
     """
-    settings = Settings.checked(
-        device=device,
-        precision=precision,
-        threads=threads,
-        max_batch=max_batch,
-        max_delay=max_delay,
-        queue=queue,
-        timeout=timeout,
-        drain=drain,
-        max_bytes=max_bytes,
-        max_pixels=max_pixels,
-        max_memory=max_memory,
-        poll=poll,
-        model_control=model_control,
-        log=log,
-    )
-    places = named([bundles] if isinstance(bundles, str | Path) else bundles)
-    key = _api_key(api_key_file)
-    images = Index(index) if index is not None else None
+    arguments = locals()  # all of them, and nothing else yet
+    settings = Settings.checked(**arguments)
+    places = named([settings.bundles] if isinstance(settings.bundles, str | Path) else settings.bundles)
+    key = _api_key(settings.api_key_file)
+    images = Index(settings.index) if settings.index is not None else None
     configure(settings.log)
-    with _bound(host, port) as listener:
+    with _bound(settings.host, settings.port) as listener:
         asyncio.run(_serve(Service(places, settings, key), images, listener))
 
 
 async def _serve(service: Service, index: Index | None, listener: socket.socket) -> None:
     config = uvicorn.Config(
         create_app(service, index),
+        http=timed(service.settings.timeout),
         log_config=None,
         access_log=False,
         server_header=False,
@@ -135,8 +126,6 @@ class _Server(uvicorn.Server):
 
 def _bound(host: str, port: int) -> socket.socket:
     """A socket that does not listen yet; raises ConfigError where the address cannot be had."""
-    if not 0 <= port < 2**16:
-        raise ConfigError(f"--port {port}: expected a number from 0 to {2**16 - 1}")
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listener = socket.socket(family, kind, protocol)

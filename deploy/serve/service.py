@@ -35,13 +35,17 @@ _GONE = 499  # nginx's number for a client that left; nobody receives it, the lo
 
 @dataclass
 class Record:
-    """What is known about a request: ``deadline`` on the event loop's clock, the bytes that are ``held`` for it."""
+    """What is known about a request.
+
+    ``deadline`` is on the event loop's clock, ``held`` the bytes it holds, ``error`` the sentence that refuses it.
+    """
 
     id: str
     deadline: float
     model: str = ""
     batch: int = 0
     held: int = 0
+    error: str = ""
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,11 @@ class Service:
     def ready(self) -> bool:
         """Whether requests are taken."""
         return self.models.ready and not self.stopping
+
+    @property
+    def guarded(self) -> bool:
+        """Whether requests need an API key."""
+        return self._key is not None
 
     def allows(self, key: str | None) -> bool:
         """Whether a request with that API key may pass; the time that it takes tells nothing about the right one."""
@@ -139,7 +148,7 @@ class Service:
         try:
             return await asyncio.wait_for(call, self.record(request).deadline - loop.time())
         except asyncio.TimeoutError:
-            raise RequestError(504, "the deadline passed before the request was decoded") from None
+            raise RequestError(504, "the deadline passed before the answer was ready") from None
 
     async def body(self, request: Request) -> bytes:
         """The whole body, unpacked; RequestError: 413 too large, 408 too slow, 415 and 400 as of :func:`unpack`."""
@@ -174,7 +183,7 @@ class Service:
 
         def prepared() -> NDArray[Any]:  # in one go, so that no more images are unpacked at a time than there are cores
             image = read_image(data, self.settings.max_pixels)
-            model.check_size(image.height, image.width, self.settings.max_pixels)
+            model.check_size(image.height, image.width)
             return model.predictor.prepare(image)[np.newaxis]
 
         images = await self.offload(request, prepared)
@@ -190,7 +199,7 @@ class Service:
             )
         data, name = await self.body(request), None
         if kind == "multipart/form-data":
-            data, name = await _form_image(request, data)
+            data, name = await self.offload(request, _form_image, request, data)
         return data, name
 
     async def _read(self, request: Request, limit: int) -> bytes:
@@ -222,7 +231,12 @@ class _InMemory(MultiPartParser):
     spool_max_size = 2**62  # the body is in memory already, and a container may have no folder to write to
 
 
-async def _form_image(request: Request, body: bytes) -> tuple[bytes, str | None]:
+def _form_image(request: Request, body: bytes) -> tuple[bytes, str | None]:
+    """Parsing takes a while, and Starlette's parser is a coroutine although it waits for nothing here."""
+    return asyncio.run(_parsed(request, body))
+
+
+async def _parsed(request: Request, body: bytes) -> tuple[bytes, str | None]:
     async def chunks() -> AsyncGenerator[bytes, None]:
         yield body
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Literal
 
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from ehm.config.loading import read_mapping
 from ehm.deploy.bundle import Precision
 from ehm.errors import ConfigError
 
@@ -18,6 +21,9 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    bundles: str | Path | tuple[str | Path, ...] = ()
+    host: str = "127.0.0.1"
+    port: int = Field(8000, ge=0, lt=2**16)
     device: str = "cpu"
     precision: Precision = "float32"
     threads: int = Field(0, ge=0)
@@ -27,7 +33,7 @@ class Settings(BaseModel):
     queue: int = Field(128, ge=1)
     """Requests of a model that may wait or run; as many may be read and decoded at a time."""
     timeout: float = Field(10.0, gt=0)
-    """Seconds from a request's first byte to its answer."""
+    """Seconds from a request's head to its answer."""
     drain: float = Field(30.0, ge=0)
     """Seconds that a stopping server gives the requests that it has accepted."""
     max_bytes: int = Field(16 * 2**20, ge=1)
@@ -38,17 +44,32 @@ class Settings(BaseModel):
     """Bytes that all requests may hold together: their bodies, and their images as the model takes them."""
     poll: float = Field(1.0, gt=0)
     """Seconds between looks for replaced bundles."""
+    index: str | Path | None = None
+    api_key_file: str | Path | None = None
     model_control: bool = False
     """Whether clients may load and unload models."""
     log: Literal["text", "json"] = "text"
 
     @classmethod
-    def checked(cls, **values: object) -> Settings:
-        """Settings from arguments; raises ConfigError that names the first wrong one."""
+    def checked(cls, config: str | Path | None = None, **given: object) -> Settings:
+        """Settings from arguments, and from a YAML file for those that are None; ConfigError names what is wrong."""
+        given = {name: value for name, value in given.items() if value is not None}
         try:
-            return cls.model_validate(values)
+            return cls.model_validate(({} if config is None else _read(Path(config))) | given)
         except ValidationError as error:
             first = error.errors()[0]
-            name = str(first["loc"][0])
-            flag = name.replace("_", "-")
-            raise ConfigError(f"--{flag} {values[name]}: {first['msg'][0].lower()}{first['msg'][1:]}") from None
+            name, said = str(first["loc"][0]), f"{first['msg'][0].lower()}{first['msg'][1:]}"
+            if name in given:
+                raise ConfigError(f"--{name.replace('_', '-')} {given[name]}: {said}") from None
+            raise ConfigError(f"{config}: {name}: {said}, not {first['input']!r}") from None
+
+
+def _read(config: Path) -> dict[str, Any]:
+    """What the file says, by the flags' names; raises ConfigError for a key that is none of them."""
+    if not config.is_file():
+        raise ConfigError(f"--config {config}: no such file")
+    values = {str(key).replace("-", "_"): value for key, value in read_mapping(config, str(config)).items()}
+    for name in values.keys() - Settings.model_fields.keys():
+        near = get_close_matches(name, Settings.model_fields, 1, 0)[0]
+        raise ConfigError(f"{config}: {name}: unknown key; the nearest is {near}")
+    return values

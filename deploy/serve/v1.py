@@ -13,17 +13,17 @@ from ehm.deploy.serve.models import ServedModel
 from ehm.deploy.serve.service import Served, Service
 from ehm.errors import RequestError
 
-__all__ = ["IMAGE", "Answer", "Model", "router", "row_of"]
+__all__ = ["BINARY", "IMAGE", "Answer", "Model", "router", "row_of"]
 
-_BINARY = {"schema": {"type": "string", "format": "binary"}}
-_FORM = {"type": "object", "required": ["image"], "properties": {"image": _BINARY["schema"]}}
+BINARY: dict[str, Any] = {"schema": {"type": "string", "format": "binary"}}
+_FORM = {"type": "object", "required": ["image"], "properties": {"image": BINARY["schema"]}}
 IMAGE: dict[str, Any] = {
     "requestBody": {
         "required": True,
         "content": {
-            "image/png": _BINARY,
-            "image/jpeg": _BINARY,
-            "application/octet-stream": _BINARY,
+            "image/png": BINARY,
+            "image/jpeg": BINARY,
+            "application/octet-stream": BINARY,
             "multipart/form-data": {"schema": _FORM},
         },
     }
@@ -95,5 +95,7 @@ async def row_of(
     if model.manifest.output(output) is None:
         raise RequestError(400, f"the model {model.name} gives no {output}")
     images, file = await service.prepare(request, model)
-    outputs = await service.answer(request, model, images, [output])
-    return outputs[output][0], file
+    row = (await service.answer(request, model, images, [output]))[output][0]
+    if not np.isfinite(row).all():  # which JSON cannot say, for example after an overflow in float16
+        raise RequestError(500, f"the model {model.name} gave {output} that are not finite")
+    return row, file

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import JSONResponse
 
 import ehm
 from ehm.deploy.serve.compression import pack
+from ehm.deploy.serve.models import ServedModel
 from ehm.deploy.serve.protocol import InferenceRequest, InferRequest, decode, encode, metadata
+from ehm.deploy.serve.schemas import INFERENCE, IndexEntry, Live, ModelMetadata, ModelReady, Ready, ServerMetadata
 from ehm.deploy.serve.service import Served, Service
 from ehm.errors import EhmError, RequestError
 
@@ -39,47 +41,75 @@ _INFER: dict[str, Any] = {
         },
     }
 }
+_VERSION: dict[str, Any] = {
+    "parameters": [{"name": "version", "in": "path", "required": True, "schema": {"type": "string"}}]
+}
 router = APIRouter(prefix="/v2", tags=["Open Inference Protocol v2"])
 
 
-@router.get("")
-async def server() -> dict[str, Any]:
+def _asked(service: Served, request: Request, model: str) -> ServedModel:
+    # taken from the path, as FastAPI would make a query parameter of it where the path has none
+    return service.model(request, model, request.path_params.get("version"))
+
+
+Asked = Annotated[ServedModel, Depends(_asked)]
+
+
+@router.get("", response_model=ServerMetadata)
+async def server_metadata() -> dict[str, Any]:
     """Name, version and extensions of the server."""
     return {"name": "ehm", "version": ehm.__version__, "extensions": _EXTENSIONS}
 
 
-@router.get("/health/live")
-async def live() -> dict[str, bool]:
+@router.get("/health/live", response_model=Live)
+async def server_live() -> dict[str, bool]:
     """Whether the process answers."""
     return {"live": True}
 
 
-@router.get("/health/ready", responses={503: {"description": "not yet, or not any more"}})
-async def ready(service: Served) -> JSONResponse:
+@router.get("/health/ready", response_model=Ready, responses={503: {"model": Ready, "description": "not now"}})
+async def server_ready(service: Served) -> JSONResponse:
     """Whether every model can be asked; not so from the moment when the server is told to stop."""
     return JSONResponse({"ready": service.ready}, 200 if service.ready else 503)
 
 
-@router.get("/models/{model}")
-@router.get("/models/{model}/versions/{version}")
-async def describe(service: Served, request: Request, model: str, version: str | None = None) -> dict[str, Any]:
+@router.get("/models/{model}", response_model=ModelMetadata)
+@router.get("/models/{model}/versions/{version}", response_model=ModelMetadata, openapi_extra=_VERSION)
+async def model_metadata(asked: Asked) -> dict[str, Any]:
     """Inputs and outputs of a model."""
-    served = service.model(request, model, version)
-    return metadata(served.manifest, served.name, served.version)
+    return metadata(asked.manifest, asked.name, asked.version)
 
 
-@router.get("/models/{model}/ready")
-@router.get("/models/{model}/versions/{version}/ready")
-async def model_ready(service: Served, request: Request, model: str, version: str | None = None) -> dict[str, Any]:
+@router.get("/models/{model}/ready", response_model=ModelReady)
+@router.get("/models/{model}/versions/{version}/ready", response_model=ModelReady, openapi_extra=_VERSION)
+async def model_ready(asked: Asked) -> dict[str, Any]:
     """Whether a model can be asked."""
-    return {"name": service.model(request, model, version).name, "ready": True}
+    return {"name": asked.name, "ready": True}
 
 
-@router.post("/models/{model}/infer", openapi_extra=_INFER)
-@router.post("/models/{model}/versions/{version}/infer", openapi_extra=_INFER)
-async def infer(service: Served, request: Request, model: str, version: str | None = None) -> Response:
+@router.get("/models/{model}/config", include_in_schema=False)
+@router.get("/models/{model}/versions/{version}/config", include_in_schema=False)
+async def absent_config(asked: Asked) -> None:
+    """What tritonclient's get_model_config asks for."""
+    raise RequestError(404, f"Triton's model configuration is absent; /v2/models/{asked.name} has inputs and outputs")
+
+
+@router.get("/models/{model}/stats", include_in_schema=False)
+@router.get("/models/{model}/versions/{version}/stats", include_in_schema=False)
+async def absent_statistics(asked: Asked) -> None:
+    """What tritonclient's get_inference_statistics asks for."""
+    raise RequestError(404, "Triton's statistics are absent; /metrics has such figures")
+
+
+@router.post("/models/{model}/infer", openapi_extra=_INFER, responses=INFERENCE, response_class=Response)
+@router.post(
+    "/models/{model}/versions/{version}/infer",
+    openapi_extra=_INFER | _VERSION,
+    responses=INFERENCE,
+    response_class=Response,
+)
+async def model_infer(service: Served, request: Request, served: Asked) -> Response:
     """Run a model on tensors, in JSON or in binary."""
-    served = service.model(request, model, version)
     length = request.headers.get(_HEADER)
     if length is not None and not (length.isascii() and length.isdecimal() and len(length) < 19):
         raise RequestError(400, f"{_HEADER}: expected the number of bytes of the JSON")
@@ -87,8 +117,7 @@ async def infer(service: Served, request: Request, model: str, version: str | No
     asked: InferRequest = await service.offload(
         request, decode, body, None if length is None else int(length), served.manifest
     )
-    if len(asked.images.shape) == 4 and served.manifest.input.layout == "NHWC":
-        served.check_size(*asked.images.shape[1:3], service.settings.max_pixels)
+    served.check_tensor(asked.images.shape)
     names = [output.name for output in asked.outputs]
     outputs = await service.answer(request, served, asked.images, names, asked.timeout)
 
@@ -98,24 +127,25 @@ async def infer(service: Served, request: Request, model: str, version: str | No
         if head is not None:
             headers = {"content-type": "application/octet-stream", _HEADER: str(head)}
         body, coding = pack(body, request.headers.get("accept-encoding", ""))
-        return body, headers | ({"content-encoding": coding, "vary": "accept-encoding"} if coding else {})
+        headers["vary"] = "accept-encoding"  # packed or not: a cache must not give the one for the other
+        return body, headers | ({"content-encoding": coding} if coding else {})
 
     body, headers = await service.offload(request, packed)
     return Response(body, headers=headers)
 
 
-@router.post("/repository/index")
-async def index(service: Served, request: Request) -> list[dict[str, str]]:
+@router.post("/repository/index", response_model=list[IndexEntry])
+async def repository_index(service: Served, request: Request) -> list[dict[str, str]]:
     """Every model, whether it can be asked, and why not."""
     found = service.models.index()
     only_ready = (await _options(service, request)).get("ready") is True
     return [entry for entry in found if entry["state"] == "READY" or not only_ready]
 
 
-@router.post("/repository/models/{model}/load")
-async def load(service: Served, request: Request, model: str) -> Response:
+@router.post("/repository/models/{model}/load", response_class=Response)
+async def model_load(service: Served, request: Request, model: str) -> Response:
     """Load a model, or load it again from its folder."""
-    _controlled(service)
+    _controlled(service, request)
     parameters = (await _options(service, request)).get("parameters") or {}
     if parameters:
         raise RequestError(400, "parameters: a model is loaded as it lies in its folder, expected none")
@@ -128,26 +158,29 @@ async def load(service: Served, request: Request, model: str) -> Response:
     return Response()
 
 
-@router.post("/repository/models/{model}/unload")
-async def unload(service: Served, model: str) -> Response:
+@router.post("/repository/models/{model}/unload", response_class=Response)
+async def model_unload(service: Served, request: Request, model: str) -> Response:
     """Serve a model no longer; what it has accepted is answered."""
-    _controlled(service)
+    _controlled(service, request)
     service.models.unload(model)
     return Response()
 
 
-def _controlled(service: Service) -> None:
+def _controlled(service: Service, request: Request) -> None:
     if not service.settings.model_control:
         raise RequestError(
             403, "models are loaded and unloaded by the server alone; --model-control lets clients do so"
         )
+    # any page that a browser on this machine shows can post here, but it knows no key
+    if "origin" in request.headers and not service.guarded:
+        raise RequestError(403, "a web page (Origin) loads and unloads models only with an API key")
 
 
 async def _options(service: Service, request: Request) -> dict[str, Any]:
     """The JSON object of a request, empty where there is none."""
     body = await service.body(request)
     try:
-        options = json.loads(body or b"{}")
+        options = await service.offload(request, json.loads, body or b"{}")
     except (ValueError, RecursionError):
         options = None
     if not isinstance(options, dict):

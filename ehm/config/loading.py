@@ -15,7 +15,7 @@ from pydantic import BaseModel, ValidationError
 from ehm.config.sections import Section
 from ehm.errors import ConfigError
 
-__all__ = ["load_config", "locate", "read_config", "shipped_configs"]
+__all__ = ["load_config", "locate", "read_config", "read_mapping", "shipped_configs"]
 
 C = TypeVar("C", bound=Section)
 
@@ -64,8 +64,11 @@ def locate(name: str) -> Path:
 
 def read_config(file: str | Path) -> dict[str, Any]:
     """The keys and values of ``file``, a path or the name of a shipped one, as they stand there."""
-    origin = str(file)
-    path = locate(origin)
+    return read_mapping(locate(str(file)), str(file))
+
+
+def read_mapping(path: Path, origin: str) -> dict[str, Any]:
+    """What a YAML file holds, nothing for an empty one; ConfigError, after ``origin``, where it is no mapping."""
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:

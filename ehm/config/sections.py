@@ -171,12 +171,12 @@ class SourceConfig(Section):
 class DataConfig(SourceConfig):
     """``data``: where images come from, how they are cropped and normalised, and how strongly colours vary.
 
-    ``source`` is ``elpv`` (the photographs that the package elpv-dataset ships), a folder, ImageNet's root, or tar
-    shards (``/data/shard-{000000..000146}.tar`` or a folder of them).
+    ``source`` is ``elpv`` (the photographs that the package elpv-dataset ships), a folder, the root of ImageNet or of
+    GLDv2, or tar shards (``/data/shard-{000000..000146}.tar`` or a folder of them).
     """
 
     source: str = "elpv"
-    layout: Literal["auto", "elpv", "folder", "imagenet", "shards"] = "auto"
+    layout: Literal["auto", "elpv", "folder", "gldv2", "imagenet", "shards"] = "auto"
     crop_scale: Annotated[tuple[Share, Share], AfterValidator(rising)] = (0.2, 1)
     flip: bool = True
     color_jitter: Unit = 0.0

@@ -26,6 +26,7 @@ __all__ = [
     "AugmentConfig",
     "FinetuneConfig",
     "ProbeConfig",
+    "RetrievalConfig",
     "SegmentationConfig",
     "SegmentationData",
     "SlideConfig",
@@ -185,5 +186,32 @@ class SegmentationConfig(TaskConfig):
         return (stride, stride) if stride is not None else (height * 2 // 3, width * 2 // 3)
 
 
-TASKS: dict[str, type[TaskConfig]] = {"classification": FinetuneConfig, "segmentation": SegmentationConfig}
+class RetrievalConfig(TaskConfig):
+    """Training of a descriptor for images of one thing. The defaults follow DELG's published code (Cao et al., 2020).
+
+    A descriptor has ``dim`` features; null leaves the whitening out. ArcFace has a ``margin`` in radians and begins
+    with the factor ``scale``. Images are described at each of ``scales`` of ``model.image_size`` when they are
+    measured. ``benchmark`` is a folder to measure on: revisited Oxford or Paris, ``queries/`` and ``database/``, or
+    folders of classes; left out, ``fold`` of ``folds`` parts of the classes is held out.
+    """
+
+    task: Literal["retrieval"] = "retrieval"
+    model: ModelSource = ModelSource()
+    data: DataConfig = DataConfig()
+    optim: OptimConfig = OptimConfig(
+        steps=500_000, batch_size=32, base_lr=0.08, warmup_steps=0, schedule="linear", weight_decay=1e-4
+    )
+    optimizer: Literal["adamw", "lars", "sgd"] = "sgd"
+    dim: Positive | None = 2048
+    margin: Annotated[float, Field(ge=0, lt=1.5)] = 0.1
+    scale: PositiveReal = 45.25
+    scales: Annotated[tuple[PositiveReal, ...], Field(min_length=1)] = (1.0,)
+    benchmark: str | None = None
+
+
+TASKS: dict[str, type[TaskConfig]] = {
+    "classification": FinetuneConfig,
+    "segmentation": SegmentationConfig,
+    "retrieval": RetrievalConfig,
+}
 """The configuration of each task, by what ``--task`` and the key ``task`` say."""

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ehm.data.folder import elpv, find_imagenet, folder, imagenet
+from ehm.data.landmarks import gldv2, holds_gldv2
 from ehm.data.shards import holds_shards, is_pattern, shards
 from ehm.data.source import Source, Split
 
@@ -18,6 +19,7 @@ __all__ = ["open_source"]
 _OPENERS: dict[str, Callable[[str, Split], Source]] = {
     "elpv": elpv,
     "folder": folder,
+    "gldv2": gldv2,
     "imagenet": imagenet,
     "shards": shards,
 }
@@ -39,4 +41,6 @@ def _detect(source: str) -> str:
     root = Path(source).expanduser()
     if is_pattern(source) or holds_shards(root):
         return "shards"
+    if holds_gldv2(root):
+        return "gldv2"
     return "imagenet" if find_imagenet(root) else "folder"

@@ -11,7 +11,7 @@ from typing import Any, Generic, TypeVar
 from ehm import backends, checkpoint
 from ehm.backends.base import Arrays
 from ehm.config import TaskConfig, load_config
-from ehm.errors import CheckpointError
+from ehm.errors import CheckpointError, ConfigError
 from ehm.runlog import console
 from ehm.runs import agree, all_broken, say_broken, write_json
 from ehm.tasks.labelled import Part
@@ -22,8 +22,14 @@ __all__ = ["Evaluation", "Stored", "evaluate"]
 C = TypeVar("C", bound=TaskConfig)
 R = TypeVar("R", bound=Measured)
 
-_HOMES = {"classifier": "ehm.tasks.classification", "segmenter": "ehm.tasks.segmentation"}
+_HOMES = {
+    "classifier": "ehm.tasks.classification",
+    "segmenter": "ehm.tasks.segmentation",
+    "embedder": "ehm.tasks.retrieval",
+}
 """Where ``reopen`` is for each kind of checkpoint."""
+_UNTRAINED = {"retrieval": "ehm.tasks.retrieval"}
+"""Where ``untrained`` is for each task that an encoder can be measured in as it is."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +66,7 @@ class Evaluation(Generic[R]):
 def evaluate(
     checkpoint: str | Path,
     *,
+    task: str | None = None,
     config: str | Path | None = None,
     device: str = "auto",
     overrides: Sequence[str] = (),
@@ -69,14 +76,22 @@ def evaluate(
 
     On the images that its training held out; or, where ``config`` or ``overrides`` name another ``data.source``, on
     that one's validation part, or on all of it if it has no parts. The model's settings are always the checkpoint's.
+    ``task="retrieval"`` measures an encoder without any training for the task: a run of ``ehm train``, a file of
+    weights or ``timm:NAME``.
+
     With ``out`` the report goes to ``out/metrics.json``. The report is that of the task, for example
     :class:`ehm.tasks.metrics.Report`.
     Raises CheckpointError where no task's model is there, DataError where the images do not fit it.
     """
     backend = backends.get(device)
-    stored = _read(checkpoint)
-    open_task = import_module(_HOMES[stored.meta["kind"]]).reopen
-    evaluation: Evaluation[Measured] = open_task(stored, backend, config, overrides)
+    evaluation: Evaluation[Measured]
+    if task is None:
+        stored = _read(checkpoint)
+        evaluation = import_module(_HOMES[stored.meta["kind"]]).reopen(stored, backend, config, overrides)
+    elif task in _UNTRAINED:
+        evaluation = import_module(_UNTRAINED[task]).untrained(str(checkpoint), backend, config, overrides)
+    else:
+        raise ConfigError(f"--task {task}: only {', '.join(_UNTRAINED)} measures an encoder without training; omit it")
     processes = backend.processes
     agree(processes, None)
     part = evaluation.part

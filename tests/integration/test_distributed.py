@@ -50,15 +50,16 @@ FINETUNE = {
 PORTS = count(29500 + os.getpid() % 400)
 
 
-def run(command, out, settings, processes=1, resume=False):
+def run(command, out, settings, processes=1, resume=False, **flags):
     """``ehm COMMAND``: here, or in so many processes of torchrun's; returns what they say."""
     overrides = [f"{key}={value}" for key, value in settings.items()]
     if processes == 1:
-        getattr(ehm, command)(device="cpu", overrides=overrides, out=out, resume=resume)
+        getattr(ehm, command)(device="cpu", overrides=overrides, out=out, resume=resume, **flags)
         return ""
     line = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes)]
     line += ["--master_port", str(next(PORTS)), "-m", "ehm.cli", command, "--device", "cpu", "--out", str(out)]
     line += [f"--set={override}" for override in overrides] + ["--resume"] * resume
+    line += [f"--{flag}={value}" for flag, value in flags.items()]
     done = subprocess.run(line, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
@@ -142,6 +143,24 @@ def test_two_processes_fine_tune_and_measure_as_one_does(stripes, tmp_path):
     one, two = (json.loads((tmp_path / out / "metrics.json").read_text()) for out in ("one", "two"))
     for key in ("samples", "top1", "confusion", "balanced_accuracy", "part"):
         assert one[key] == two[key]
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_two_processes_train_and_measure_descriptors_as_one_does(stripes, tmp_path, parallel):
+    settings = {name: value for name, value in FINETUNE.items() if not name.startswith("augment.")}
+    settings |= {
+        "data.source": stripes,
+        "data.layout": "folder",
+        "benchmark": stripes,
+        "dim": 16,
+        "optim.steps": "null",
+    }
+    for out, processes in (("one", 1), ("two", 2)):
+        run("finetune", tmp_path / out, {**settings, "run.parallel": parallel}, processes, task="retrieval")
+    assert_same_run(tmp_path / "one", tmp_path / "two", "loss", "lr")
+    one, two = (json.loads((tmp_path / out / "metrics.json").read_text())["protocols"]["all"] for out in ("one", "two"))
+    assert one["queries"] == two["queries"] == 48
+    assert two["map"] == pytest.approx(one["map"], abs=1e-3)
 
 
 def test_a_set_smaller_than_a_batch_is_shared_evenly(settings, tmp_path):

@@ -1,7 +1,10 @@
 """int8 and float16 beside float32: what the graphs are made of, and quality by hand from ONNX Runtime's outputs."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import onnx
@@ -19,6 +22,7 @@ from ehm.deploy.export import export, numbers
 from ehm.deploy.export.int8 import write_int8
 from ehm.deploy.export.photographs import choose
 from ehm.deploy.predict import Predictor
+from ehm.deploy.runtime import open_session
 from ehm.errors import ConfigError, DataError, EhmError, ExportError
 
 BOTH = ["int8=true", "float16=true", "calibration.images=4"]
@@ -175,6 +179,23 @@ def test_images_can_be_named_and_never_serve_twice(run, images, tmp_path):
     assert (measured.origin, len(measured.part)) == (str(tmp_path / "other"), 1)
 
 
+def test_to_measure_on_the_source_that_calibrates_is_to_measure_on_the_rest(run, bundle, images, tmp_path):
+    pretraining = Bundle.open(export(pretrained(tmp_path, (32, 32)), out=tmp_path / "b")).manifest.source
+    again = str(images / "cat" / "..")
+    for settings, source in (
+        ({"source": str(images), "images": 10, "measure": again}, pretraining),
+        ({"images": 10, "measure": again}, bundle.manifest.source),  # fine-tuned on it, all but what it held out
+    ):
+        calibration, measured = choose(CalibrationConfig(**settings), source)
+        used, others = (
+            {int(number) for indices, _ in part.batches(np.asarray, 4, "") for number in indices}
+            for part in (calibration, measured)
+        )
+        assert (len(used), bool(others), used & others) == (10, True, set())
+    with pytest.raises(DataError, match="images 24: leaves none of the 24 images"):
+        choose(CalibrationConfig(source=str(images), images=24, measure=str(images)), pretraining)
+
+
 @pytest.mark.parametrize(
     ("settings", "error", "message"),
     [
@@ -207,6 +228,72 @@ def test_numbers_that_change_too_much_are_an_error_and_leave_nothing(run, tmp_pa
     with pytest.raises(ExportError, match=r"--int8: the mean cosine to float32 is .* at least 1.1 is asked for"):
         export(run, overrides=["int8=true", "calibration.images=4"], out=tmp_path / "bundle")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_norm_that_something_else_takes_too_stays_as_it_is(tmp_path):
+    rng = np.random.default_rng(0)
+    nodes = [
+        helper.make_node("LayerNormalization", ["images", "scale", "bias"], ["norm"], axis=-1),
+        helper.make_node("MatMul", ["norm", "weight"], ["product"]),
+        helper.make_node("Add", ["norm", "product"], ["sum"]),
+    ]
+    constants = {"scale": [9, 1, 1, 1], "bias": [0, 0, 0, 0], "weight": rng.standard_normal((4, 4)) / 100}
+    graph = helper.make_graph(
+        nodes,
+        "norm",
+        [helper.make_tensor_value_info("images", TensorProto.FLOAT, ["batch", 4])],
+        [helper.make_tensor_value_info("sum", TensorProto.FLOAT, ["batch", 4])],
+        [numpy_helper.from_array(np.array(value, np.float32), name) for name, value in constants.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(model, tmp_path / "model.onnx")
+    images = rng.standard_normal((8, 4)).astype(np.float32)
+    write_int8(tmp_path / "model.onnx", tmp_path / "model.int8.onnx", [images])
+    one, other = (
+        open_session(tmp_path / name).run(None, {"images": images})[0] for name in ("model.onnx", "model.int8.onnx")
+    )
+    assert np.allclose(one, other, atol=0.01)
+
+
+def wide_sum(path):
+    """(B, 64) -> 64 times their mean: the largest int8 weights and uint8 inputs that there can be."""
+    node = helper.make_node("MatMul", ["images", "ones"], ["sum"])
+    images, result = (
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", width])
+        for name, width in (("images", 64), ("sum", 8))
+    )
+    graph = helper.make_graph([node], "sum", [images], [result], [numpy_helper.from_array(ONES, "ones")])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+
+
+ONES = np.ones((64, 8), np.float32)
+RUN = """
+import sys, numpy
+from pathlib import Path
+from ehm.deploy.runtime import open_session
+print(open_session(Path(sys.argv[1])).run(None, {"images": numpy.ones((2, 64), "float32")})[0].min())
+"""
+
+
+def test_int8_asks_for_sums_that_are_not_clipped(tmp_path, monkeypatch):
+    """Without VNNI, ONNX Runtime adds products of uint8 and int8 in 16 bits unless it is told otherwise."""
+    wide_sum(tmp_path / "model.onnx")
+    asked = []
+    real = onnxruntime.InferenceSession
+    monkeypatch.setattr(onnxruntime, "InferenceSession", lambda m, s, **k: (asked.append(s), real(m, s, **k))[1])
+    open_session(tmp_path / "model.onnx")
+    assert asked[0].get_session_config_entry("session.x64quantprecision") == "1"
+
+
+@pytest.mark.skipif(shutil.which("qemu-x86_64") is None, reason="takes qemu-user")
+def test_int8_says_the_same_on_a_processor_without_vnni(tmp_path):
+    wide_sum(tmp_path / "model.onnx")
+    write_int8(tmp_path / "model.onnx", tmp_path / "model.int8.onnx", [ONES.T])
+    command = ["qemu-x86_64", "-cpu", "Haswell", sys.executable, "-c", RUN, tmp_path / "model.int8.onnx"]
+    environment = os.environ | {"OPENBLAS_CORETYPE": "Haswell"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) == pytest.approx(64, rel=0.01)
 
 
 def test_a_network_without_linear_layers_has_nothing_to_quantise(tmp_path):

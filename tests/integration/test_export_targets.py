@@ -97,6 +97,9 @@ def test_images_of_any_size_give_what_an_export_at_that_size_gives(target, tmp_p
     bundle = export(path, head="multi", out=tmp_path / "dynamic", overrides=given)
     manifest = Bundle.open(bundle).manifest
     assert manifest.input.shape == ("batch", 3, "height", "width")
+    assert manifest.input.smallest == 16  # and fails below that
+    with pytest.raises(Exception, match=r"(?i)onnxruntime|node|shape"):
+        Predictor(bundle).run(images((15, 64)))
     assert manifest.output("patches").shape == ("batch", 32, "rows", "columns")
     assert manifest.models["float32"].opset == 18
     for size in (SIZE, (96, 96), (32, 16), (16, 128), (160, 48)):

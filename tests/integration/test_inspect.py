@@ -1,5 +1,6 @@
 """``ehm inspect`` from files to pictures: what each tile shows is what the model and the masks say."""
 
+import csv
 import re
 
 import numpy as np
@@ -180,7 +181,7 @@ def test_a_folder_gives_its_first_eight_and_further_files_further_pages(encoder,
 @pytest.mark.parametrize(
     ("kind", "options", "error", "sentence"),
     [
-        ("tree", {}, ConfigError, "inspect tree: unknown; known are hierarchy, masks, attention"),
+        ("tree", {}, ConfigError, "inspect tree: unknown; known are hierarchy, masks, attention, distance, gradients"),
         ("attention", {"patches": [(6, 0)]}, ConfigError, "patch 6,0: rows go from 0 to 5, columns from 0 to 3"),
         ("attention", {"patches": ["1,-1"]}, ConfigError, "patch 1,-1: rows go"),
         ("attention", {"patches": ["7"]}, ConfigError, "patch 7: expected row,column"),
@@ -189,12 +190,19 @@ def test_a_folder_gives_its_first_eight_and_further_files_further_pages(encoder,
         ("masks", {"ratio": 1.0}, ConfigError, "ratio 1: must lie between 0 and 1"),
         ("masks", {"balance": "both"}, ConfigError, "balance both: must be none or sinkhorn"),
         ("masks", {"checkpoint": "nowhere"}, CheckpointError, "nowhere"),
+        (
+            "masks",
+            {"checkpoint": ["a", "b"]},
+            ConfigError,
+            "takes one checkpoint; distance and gradients compare several",
+        ),
+        ("distance", {"checkpoint": "nowhere"}, CheckpointError, "nowhere"),
     ],
 )
 def test_a_wrong_argument_is_one_sentence(
     kind, options, error, sentence, encoder, run, images, tmp_path, monkeypatch, request
 ):
-    if options.get("checkpoint"):
+    if options.get("checkpoint") == "nowhere":
         monkeypatch.undo()  # the real backend says that the checkpoint is missing
     with pytest.raises(error) as raised:
         inspect(kind, [images / "00.png"], **{"checkpoint": run, "out": tmp_path / "out", **options})
@@ -228,3 +236,29 @@ def test_the_command_draws_a_real_checkpoint(images, tmp_path, capsys):
         argv = ["inspect", kind, str(images / "00.png"), "--checkpoint", str(tmp_path / "run"), *extra]
         assert main([*argv, "--device", "cpu", "--out", str(tmp_path / "out")]) == 0, capsys.readouterr().err
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["attention.png", "hierarchy.png", "masks.png"]
+
+
+def test_several_encoders_are_compared_layer_by_layer(images, stripes, tmp_path, capsys):
+    names = ["timm:test_vit?pretrained=false", "timm:vit_tiny_patch16_224?pretrained=false"]
+    out = ["--device", "cpu", "--out", str(tmp_path)]
+    assert main(["inspect", "distance", str(images / "00.png"), "--checkpoint", *names, *out]) == 0
+    assert main(["inspect", "gradients", str(stripes), "--checkpoint", names[0], *out]) == 0
+    assert str(tmp_path / "gradients.csv") in capsys.readouterr().out
+    with (tmp_path / "distance.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    heads = {name: len({row["head"] for row in rows if row["checkpoint"] == name}) for name in names}
+    assert heads == {names[0]: 2, names[1]: 3}
+    assert [row["layer"] for row in rows if row["checkpoint"] == names[1] and row["head"] == "2"][-1] == "12"
+    for row in rows:
+        assert 0 < float(row["pixels"]) < 224 * 2**0.5
+        assert float(row["pixels"]) == pytest.approx(16 * float(row["patches"]), rel=1e-4)
+    with (tmp_path / "gradients.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["layer"] for row in rows] == [str(layer) for layer in range(len(rows))]
+    assert all(0 < float(row["mean_magnitude"]) < float(row["norm"]) for row in rows)
+    for kind in ("distance", "gradients"):
+        with Image.open(tmp_path / f"{kind}.png") as page:
+            assert page.size[0] == 1200
+    assert main(["inspect", "gradients", str(images), "--checkpoint", names[0], *out]) == 1
+    assert "has no labels" in capsys.readouterr().err
+    assert main(["inspect", "gradients", str(images), str(images), "--checkpoint", names[0], *out]) == 2

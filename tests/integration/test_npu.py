@@ -111,6 +111,9 @@ def commands(device, out, pictures):
         command("finetune", device, out / "finetune", task),
         command("finetune", device, out / "segmentation", segment, "--task", "segmentation"),
         command("probe", device, out / "probe", {**task, "neighbours": 3}),
+        command(
+            "finetune", device, out / "retrieval", {**task, **RETRIEVAL, "benchmark": pictures}, "--task=retrieval"
+        ),
         ["export", str(out / "finetune"), "--out", str(out / "bundle")],
     ]
 
@@ -129,7 +132,8 @@ LOWER = {
     "float16": {"optim.dtype": "float16"},
     "everything": {**EVERYTHING, "optim.dtype": "bfloat16"},
 }
-RUNS = [*MASKINGS, "everything", "resumed", "finetune", "segmentation", "probe"]
+RETRIEVAL = {"dim": 16, "scales": "[0.75, 1]", "data.layout": "folder", "optim.steps": "null"}
+RUNS = [*MASKINGS, "everything", "resumed", "finetune", "segmentation", "probe", "retrieval"]
 
 
 @pytest.fixture(scope="module")

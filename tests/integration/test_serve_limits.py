@@ -2,6 +2,8 @@
 
 import asyncio
 import concurrent.futures
+import contextlib
+import gzip
 import http.client
 import json
 import logging
@@ -25,6 +27,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from serving import means_bundle, picture, running
 
 from ehm.deploy.predict import Predictor
+from ehm.deploy.serve import service, v2
 from ehm.deploy.serve.images import FORMATS, read_image
 from ehm.deploy.serve.logs import _Json, _Text
 from ehm.errors import RequestError
@@ -81,11 +84,15 @@ def infer_body(seed=0, batch=1, **parameters):
     ("method", "path", "body", "headers", "status", "sentence"),
     [
         ("GET", "/nothing", None, {}, 404, "there is nothing at /nothing"),
-        ("GET", "/v1/classify", None, {}, 405, "not by GET"),
+        ("GET", "/v1/classify", None, {}, 405, "/v1/classify takes POST, not GET"),
+        ("GET", "/v2/", None, {}, 404, "there is nothing at /v2/; try it without the / at its end"),
+        ("GET", "/v2/models/both/config", None, {}, 404, "/v2/models/both has inputs and outputs"),
+        ("GET", "/v2/models/both/stats", None, {}, 404, "/metrics has such figures"),
+        ("GET", "/v2/models/none/stats", None, {}, 404, "there is no model 'none'"),
         ("POST", "/v1/classify?model=x", b"", {}, 404, "there is no model 'x'; there are both"),
         ("GET", "/v2/models/both/versions/9", None, {}, 404, "both has the version"),
         ("POST", "/v1/classify?top=0", file(), {}, 422, "top: "),
-        ("POST", "/v1/classify", b"", {}, 422, "not an image of a known format"),
+        ("POST", "/v1/classify", b"", {}, 422, "the image is empty"),
         ("POST", "/v1/classify", b"text", {}, 422, "not an image of a known format"),
         (
             "POST",
@@ -127,6 +134,25 @@ def test_a_form_needs_the_field_image(server):
     assert ask(server, "POST", "/v1/classify", *form("image", file()))[0] == 200
     status, _, answer = ask(server, "POST", "/v1/classify", *form("photo", file()))
     assert (status, answer) == (400, {"error": "the form has no file in the field image"})
+
+
+def test_parsing_stops_nobody_else(server, monkeypatch):
+    """A form of 16 MiB takes a third of a second: not on the event loop, where everybody would wait."""
+    threads, loads = [], json.loads
+
+    def note():
+        threads.append(threading.current_thread().name)
+
+    class Parser(service.MultiPartParser):
+        async def parse(self):
+            note()
+            return await super().parse()
+
+    monkeypatch.setattr(service, "_InMemory", Parser)
+    monkeypatch.setattr(v2.json, "loads", lambda body: (note(), loads(body))[1])
+    assert ask(server, "POST", "/v1/classify", *form("image", file()))[0] == 200
+    assert ask(server, "POST", "/v2/repository/index", b"{}")[0] == 200
+    assert {name.partition("_")[0] for name in threads} == {"MainThread", "decode"}  # the first is this test's
 
 
 @pytest.mark.parametrize("kind", FORMATS)
@@ -238,6 +264,38 @@ def test_overload_is_429_and_a_late_answer_504(bundle, monkeypatch):
         assert ask(address, "POST", "/v2/models/both/infer", infer_body())[0] == 200
 
 
+def test_the_deadline_counts_behind_the_model_too(bundle, monkeypatch):
+    passed = threading.Event()
+    monkeypatch.setattr(v2, "encode", lambda *_: passed.wait(20))
+    with running([bundle], timeout=0.3) as (address, _):
+        status, _, answer = ask(address, "POST", "/v2/models/both/infer", infer_body())
+        passed.set()
+    assert (status, answer) == (504, {"error": "the deadline passed before the answer was ready"})
+
+
+def test_an_answer_says_that_it_can_be_packed(server):
+    for accepted, packed in (({}, None), ({"accept-encoding": "gzip"}, "gzip")):
+        connection = http.client.HTTPConnection(server, timeout=30)
+        with contextlib.closing(connection):
+            connection.request("POST", "/v2/models/both/infer", infer_body(), accepted)
+            answer = connection.getresponse()
+            assert (answer.headers["vary"], answer.headers["content-encoding"]) == ("accept-encoding", packed)
+
+
+def test_a_page_of_another_site_unloads_no_model(bundle):
+    """A browser posts there without asking, from any page; it says so by Origin, and no page knows the key."""
+    page, path = {"origin": "http://elsewhere.example"}, "/v2/repository/models/both/"
+    with running([bundle], model_control=True) as (address, service):
+        for action in ("unload", "load"):
+            status, _, answer = ask(address, "POST", path + action, b"", page)
+            assert (status, answer["error"][:19]) == (403, "a web page (Origin)")
+        assert list(service.models) == ["both"]
+        assert ask(address, "POST", path + "unload", b"")[0] == 200
+    with running([bundle], model_control=True, key="secret") as (address, _):
+        assert ask(address, "POST", path + "unload", b"", page)[0] == 401
+        assert ask(address, "POST", path + "unload", b"", page | {"x-api-key": "secret"})[0] == 200
+
+
 def test_the_memory_of_all_requests_is_bounded(bundle, monkeypatch):
     slow = Slow(monkeypatch)
     size = len(infer_body(batch=8))
@@ -253,6 +311,72 @@ def test_the_memory_of_all_requests_is_bounded(bundle, monkeypatch):
         slow.open.set()
         assert asked.result()[0] == 200
         eventually(lambda: service.held == 0)
+
+
+def test_an_image_counts_as_the_model_takes_it(bundle):
+    body = file()
+    with running([bundle], max_memory=len(body) + 3 * 8 * 12 * 4 - 1) as (address, service):
+        status, _, answer = ask(address, "POST", "/v1/classify", body)
+        assert (status, answer.get("error", "")[:22]) == (413, "the request takes more")
+        eventually(lambda: service.held == 0)
+
+
+def test_a_tensor_that_the_graph_would_blow_up_is_413(tmp_path):
+    """A line of 4,000 pixels, resized to cover 9 x 13, is 36,000 wide."""
+    pixels = {"name": "images", "datatype": "UINT8", "shape": [1, 1, 4000, 3], "data": [0] * 12000}
+    body = json.dumps({"inputs": [pixels]})
+    for most, expected in ((400_000, 200), (300_000, 413)):
+        with running([means_bundle(tmp_path / "m", in_graph=True)], max_pixels=most) as (address, _):
+            assert ask(address, "POST", "/v2/models/m/infer", body)[0] == expected
+
+
+def test_no_more_images_run_together_than_the_graph_may_resize(tmp_path, monkeypatch):
+    """The bound holds for a run, not for each image: twice 324,000 pixels fit."""
+    slow = Slow(monkeypatch)
+    pixels = {"name": "images", "datatype": "UINT8", "shape": [3, 1, 4000, 3], "data": [0, 90, 0] * 12000}
+    with running([means_bundle(tmp_path / "m", in_graph=True)], max_pixels=700_000) as (address, _):
+        slow.batches.clear()
+        status, _, answer = ask(address, "POST", "/v2/models/m/infer", json.dumps({"inputs": [pixels]}))
+        assert (status, answer["outputs"][0]["shape"], slow.batches) == (200, [3, 3], [2, 1])
+        assert answer["outputs"][0]["data"] == [0, 90, 0] * 3
+
+
+def test_an_image_for_a_network_of_any_size_has_at_most_four_times_its_own_pixels(tmp_path):
+    with running([means_bundle(tmp_path / "m", size=("height", "width"))]) as (address, _):
+        for width, expected in ((4 * 12, 200), (4 * 12 + 1, 413)):
+            tensor = {"name": "images", "datatype": "FP32", "shape": [1, 3, 8, width], "data": [0] * 3 * 8 * width}
+            status, _, answer = ask(address, "POST", "/v2/models/m/infer", json.dumps({"inputs": [tensor]}))
+            assert status == expected
+        assert answer == {"error": "an image of 49 x 8 has more than 4 times the pixels of 12 x 8"}
+
+
+def test_a_body_counts_as_it_was_sent_and_unpacked(bundle):
+    body = infer_body()
+    with running([bundle], max_memory=len(body)) as (address, _):
+        assert ask(address, "POST", "/v2/models/both/infer", body)[0] == 200
+        packed = gzip.compress(body)
+        status, _, answer = ask(address, "POST", "/v2/models/both/infer", packed, {"content-encoding": "gzip"})
+        assert (status, answer.get("error", "")[:22]) == (413, "the request takes more")
+
+
+def test_only_so_many_requests_are_read_at_a_time(bundle):
+    """Twice the queue; health is always answered."""
+    with running([bundle], queue=1) as (address, _):
+        host, port = address.split(":")
+        half = b"POST /v1/classify HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\n"
+        slow = [socket.create_connection((host, int(port))) for _ in range(2)]
+        try:
+            for connection in slow:
+                connection.sendall(half)
+            status, end = 0, time.monotonic() + 20
+            while status != 429 and time.monotonic() < end:
+                status, headers, answer = ask(address, "POST", "/v1/classify", file())
+            assert (status, headers["retry-after"]) == (429, "1")
+            assert answer["error"] == "2 requests are under way; try again in a second"
+            assert ask(address, "GET", "/v2/health/ready")[0] == 200
+        finally:
+            for connection in slow:
+                connection.close()
 
 
 def test_a_client_that_leaves_is_dropped_from_the_queue(bundle, monkeypatch):
@@ -368,7 +492,7 @@ def test_a_request_is_one_line_that_its_client_cannot_break(server, formatter, c
     given = 'a" status=200\\'
     with caplog.at_level(logging.INFO, "ehm.serve"):
         _, own, _ = ask(server, "POST", "/v1/classify?top=1", file(), {"x-request-id": "seven-7"})
-        _, made, _ = ask(server, "GET", "/x%0Ay%22z", None, {"x-request-id": given})
+        _, made, made_answer = ask(server, "GET", "/x%0Ay%22z", None, {"x-request-id": given})
         eventually(lambda: len(caplog.records) == 2)  # the line is written after the answer
     assert own["x-request-id"] == "seven-7"
     assert made["x-request-id"] not in ("", given)
@@ -379,9 +503,54 @@ def test_a_request_is_one_line_that_its_client_cannot_break(server, formatter, c
         assert (line["id"], line["model"], line["status"], line["batch"]) == ("seven-7", "both", 200, 1)
         assert line["ms"] > 0
         assert json.loads(second)["path"] == '/x\ny"z'
+        assert "error" not in line
+        assert json.loads(second)["error"] == made_answer["error"]
     else:
         assert ' id="seven-7" method="POST" path="/v1/classify" status=200 model="both" ms=' in first
         assert r'path="/x\ny\"z" status=404' in second
+
+
+def test_a_description_has_names_answers_and_the_key(bundle):
+    operations = {}
+    for key in (None, "secret"):
+        with running([bundle], key=key) as (address, _):
+            schema = ask(address, "GET", "/openapi.json")[2]
+        for path, methods in schema["paths"].items():
+            for operation in methods.values():
+                asked = {each["name"] for each in operation.get("parameters", ()) if each["in"] == "query"}
+                assert asked <= ({"model", "top"} if path.startswith("/v1/") else set())
+                content = operation["responses"]["200"].get("content", {})
+                assert all(kind["schema"] for kind in content.values())
+                assert operation["operationId"] not in operations.setdefault(key, set())
+                operations[key].add(operation["operationId"])
+        versioned = schema["paths"]["/v2/models/{model}/versions/{version}"]["get"]
+        assert [(each["name"], each["in"]) for each in versioned["parameters"]] == [
+            ("model", "path"),
+            ("version", "path"),
+        ]
+        assert schema.get("security") == (None if key is None else [{"bearer": []}, {"key": []}])
+        assert schema["paths"]["/v2/health/live"]["get"].get("security") == (None if key is None else [])
+    assert schema["components"]["securitySchemes"].keys() == {"bearer", "key"}
+    assert {"model_infer", "model_infer_of_version", "classify"} < operations[None] == operations["secret"]
+
+
+@pytest.mark.parametrize("path", ["/", "/v2/health/live", "/v2/health/ready", "/static/page.js"])
+def test_head_is_get_without_a_body_where_probes_ask(server, path):
+    with contextlib.closing(http.client.HTTPConnection(server, timeout=30)) as connection:
+        connection.request("HEAD", path)
+        answer = connection.getresponse()
+        assert (answer.status, answer.read()) == (200, b"")
+        connection.request("GET", path)  # on the same connection, where a body would be in the way
+        assert int(answer.headers["content-length"]) == len(connection.getresponse().read())
+
+
+def test_outputs_that_are_not_finite_are_a_sentence(bundle, monkeypatch):
+    run = Predictor.run
+    monkeypatch.setattr(Predictor, "run", lambda *given: {key: v * np.nan for key, v in run(*given).items()})
+    with running([bundle]) as (address, _):
+        for route, output in (("classify", "logits"), ("embed", "features")):
+            status, _, answer = ask(address, "POST", f"/v1/{route}", file())
+            assert (status, answer) == (500, {"error": f"the model both gave {output} that are not finite"})
 
 
 def test_the_documentation_needs_no_network(server):

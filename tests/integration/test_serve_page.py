@@ -98,7 +98,9 @@ def test_an_image_is_answered_in_a_browser(served, browser, tmp_path):
     until(lambda: "3 classes" in text("#about"))
     browser.find_element(By.ID, "file").send_keys(str(tmp_path / "noise & <b>more.tif"))
     until(answered)
-    assert text("#seen").startswith("noise & <b>more.tif, 150 × 60 pixels. The model sees the middle as 24 × 16;")
+    assert text("#seen").startswith(
+        "noise & <b>more.tif, 150 × 60 pixels. The model sees its centre, resized to 24 × 16 pixels."
+    )
     assert HOSTILE in text("#classes ol")
     assert len(browser.find_elements(By.CSS_SELECTOR, "#classes li")) == 3
     until(lambda: len(browser.find_elements(By.CSS_SELECTOR, "#neighbours img")) == 8)
@@ -111,6 +113,12 @@ def test_an_image_is_answered_in_a_browser(served, browser, tmp_path):
         label = browser.find_element(By.ID, "canvas").get_attribute("aria-label")
         shown.append((text("#cut").partition(" at ")[0], label.rpartition(" into ")[2]))
     assert shown == [("1 part", "1 part"), ("24 parts", "24 parts")]
+
+    tinted = browser.execute_script("return document.getElementById('canvas').toDataURL()")
+    browser.find_element(By.ID, "strength").send_keys("\ue011")  # none
+    assert browser.execute_script("return document.getElementById('canvas').toDataURL()") != tinted
+    assert "divided" not in browser.find_element(By.ID, "canvas").get_attribute("aria-label")
+    browser.find_element(By.ID, "strength").send_keys("\ue010")
 
     ActionChains(browser).move_to_element(browser.find_element(By.ID, "canvas")).perform()
     assert text("#cut").endswith("; the marked one: 1 of 24 patches")

@@ -161,6 +161,14 @@ def test_bundles_are_replaced_under_load_and_no_request_is_lost(tmp_path, start)
             assert np.allclose(answer["outputs"][0]["data"], expected.ravel(), atol=1e-4)
     assert set(used) == {1, 2, 3, 4}
 
+    seen_task = len(server.lines)
+    shutil.rmtree(bundle)
+    server.until("there is no bundle at", seen_task)
+    other = means_bundle(tmp_path / "other", ["features"])
+    other.rename(bundle)
+    assert "its task is features" in server.until("the new bundle is refused", seen_task)["message"]
+    assert len([line for line in server.lines if "no bundle at" in line["message"]]) == 1
+    server.lines[:] = [line for line in server.lines if "its task is" not in line["message"]]
     assert len([line for line in server.lines if "is refused" in line["message"]]) == 1  # not again at every look
     shutil.rmtree(bundle)
     (tmp_path / "good").rename(bundle)
@@ -261,14 +269,33 @@ def logs():
 def test_wrong_arguments_are_one_sentence(tmp_path, capsys, monkeypatch):
     good = str(means_bundle(tmp_path / "m"))
     (tmp_path / "empty").touch()
+
+    def wrong(text):
+        wrong.count = getattr(wrong, "count", 0) + 1
+        file = tmp_path / str(wrong.count) / "wrong.yaml"
+        file.parent.mkdir()
+        file.write_text(text)
+        return str(file)
+
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         for arguments, status, sentence in [
             (["/nowhere"], 1, "/nowhere: not a bundle"),
             ([good, good], 2, "there is a model 'm' already"),
             (["/"], 2, "is no name for a model"),
+            ([f"={good}"], 2, f"={good}: the name is empty; expected NAME={good}"),
+            ([], 2, "expected at least one bundle"),
+            (["--config", "/nowhere.yaml"], 2, "--config /nowhere.yaml: no such file"),
+            (["--config", wrong("max-bach: 2")], 2, "wrong.yaml: max_bach: unknown key; the nearest is max_batch"),
+            (
+                ["--config", wrong("max-batch: 0")],
+                2,
+                "wrong.yaml: max_batch: input should be greater than or equal to 1",
+            ),
+            (["--config", wrong("max-batch: 2"), "--max-batch", "-1"], 2, "--max-batch -1: input"),
+            (["--config", wrong("- max-batch")], 2, "wrong.yaml: the file must be a mapping"),
             ([good, "--port", port], 2, f"--port {port}: Address already in use"),
-            ([good, "--port", "70000"], 2, "--port 70000"),
+            ([good, "--port", "70000"], 2, "--port 70000: input should be less than 65536"),
             ([good, "--max-batch", "0"], 2, "--max-batch 0: input should be greater than or equal to 1"),
             ([good, "--precision", "int4"], 2, "--precision int4: input should be 'float32', 'float16' or 'int8'"),
             ([good, "--precision", "int8"], 1, "holds no int8 model, only float32"),
@@ -284,6 +311,55 @@ def test_wrong_arguments_are_one_sentence(tmp_path, capsys, monkeypatch):
         monkeypatch.setenv("EHM_API_KEY", "")
         assert main(["serve", "--port", "0", good]) == 2
         assert "EHM_API_KEY: expected a key" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET / HT", b"GET /v2 HTTP/1.1\r\nhost: x\r\n\r\nGET /v2 HT"])
+def test_a_connection_without_a_whole_head_is_closed(tmp_path, start, sent):
+    host, port = start(means_bundle(tmp_path / "m"), "--timeout", "0.5").address.split(":")
+    with socket.create_connection((host, int(port)), timeout=20) as silent:
+        silent.sendall(sent)
+        answer = b""
+        while more := silent.recv(1000):
+            answer += more
+            silent.sendall(b"T")  # the next head goes on
+        assert answer.startswith(b"HTTP/1.1 200" if b"\r\n" in sent else b"")
+
+
+def test_a_slow_answer_is_waited_for_on_its_connection(tmp_path, start):
+    """What waits for an answer is not silent, nor is what got one."""
+    server = start(means_bundle(tmp_path / "m"), "--timeout", "3", before=SLOW)
+    client = http.client.HTTPConnection(server.address, timeout=30)
+    images, _ = picture(0)
+    tensor = {"name": "images", "shape": images.shape, "datatype": "FP32", "data": images.ravel().tolist()}
+    client.connect()
+    connection = client.sock
+    for _ in range(4):
+        client.request("POST", "/v2/models/m/infer", json.dumps({"inputs": [tensor]}))
+        answer = client.getresponse()
+        assert (answer.status, len(answer.read()) > 0) == (200, True)
+    assert client.sock is connection
+    client.close()
+
+
+def test_a_file_gives_what_the_command_line_does_not(tmp_path, start):
+    bundle = means_bundle(tmp_path / "m")
+    config = tmp_path / "serve.yaml"
+    config.write_text(f"bundles: [cells={bundle}]\nmodel-control: true\nmax_batch: 2\nport: 1\nhost: 127.0.0.1\n")
+    server = start("--config", config, "--max-batch", "3")  # and --port 0 in every test
+    client = http.client.HTTPConnection(server.address, timeout=30)
+    client.request("POST", "/v2/repository/models/cells/load")
+    assert client.getresponse().read() == b""
+    images, _ = picture(0, batch=6)
+    tensor = {"name": "images", "shape": images.shape, "datatype": "FP32", "data": images.ravel().tolist()}
+    client.request("POST", "/v2/models/cells/infer", json.dumps({"inputs": [tensor]}))
+    assert client.getresponse().status == 200
+    client.close()
+    ends = time.monotonic() + 20
+    while not (lines := [line for line in server.lines if line.get("batch")]):
+        assert time.monotonic() < ends
+        time.sleep(0.01)
+    assert lines[0]["batch"] == 3
+    assert server.end() == 0
 
 
 def test_the_server_needs_no_training_framework():

@@ -7,7 +7,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
 from ehm.deploy import bundle as bundles
@@ -99,6 +99,24 @@ def rewrite(bundle, **changes):
 def test_a_missing_file_is_named(bundle):
     (bundle / "model.onnx").unlink()
     with pytest.raises(ExportError, match=r"model\.onnx: missing; the bundle is incomplete"):
+        Bundle.open(bundle)
+
+
+@pytest.mark.parametrize("name", ["model.onnx.data", "w", "weights" * 30])
+def test_weights_beside_the_network_must_be_among_the_files(name, tmp_path):
+    bundle = tmp_path / "bundle"
+    with staged(bundle) as folder:
+        channel_means(folder / "model.onnx")
+        model = onnx.load(folder / "model.onnx")
+        model.graph.initializer.append(numpy_helper.from_array(np.ones(99, np.float32), "ones"))
+        onnx.save_model(model, folder / "model.onnx", save_as_external_data=True, location=name, size_threshold=9)
+        Bundle.seal(folder, manifest())
+    opened = Bundle.open(bundle)
+    assert set(opened.manifest.files) == {"model.onnx", name}
+    (bundle / "notes.data").touch()  # which no network reads
+    Bundle.open(bundle)
+    rewrite(bundle, files={"model.onnx": opened.manifest.files["model.onnx"].model_dump()})
+    with pytest.raises(ExportError, match=f"model.onnx reads '{name}', which is not among its files"):
         Bundle.open(bundle)
 
 
@@ -200,6 +218,15 @@ def test_an_earlier_bundle_is_replaced_and_leftovers_of_a_killed_export_go(bundl
     with staged(bundle) as folder:
         (folder / "new").touch()
     assert [path.name for path in bundle.iterdir()] == ["new"]
+    assert [path.name for path in bundle.parent.iterdir()] == ["bundle"]
+
+
+def test_a_bundle_that_a_killed_export_had_set_aside_comes_back(bundle):
+    """Killed between its two renames; the next export fails."""
+    bundle.rename(bundle.parent / ".bundle-replaced")
+    with pytest.raises(ExportError, match="parity"), staged(bundle):
+        raise ExportError("parity")
+    assert Bundle.open(bundle).manifest.task == "features"
     assert [path.name for path in bundle.parent.iterdir()] == ["bundle"]
 
 
@@ -365,7 +392,7 @@ def test_a_provider_that_falls_back_to_the_cpu_is_an_error_unless_auto(bundle, m
     asked = []
 
     class Session:
-        def __init__(self, model, settings, providers):
+        def __init__(self, model, settings, providers, **_):
             asked.extend(providers)
 
         def get_providers(self):
@@ -385,7 +412,7 @@ def test_openvino_computes_in_bfloat16_only_where_the_network_is_in_lower_precis
     asked = []
 
     class Session:
-        def __init__(self, model, settings, providers):
+        def __init__(self, model, settings, providers, **_):
             asked.append((settings.intra_op_num_threads, dict(providers)["OpenVINOExecutionProvider"]))
 
         def get_providers(self):
@@ -406,10 +433,50 @@ def test_auto_says_which_provider_could_not_start(bundle, monkeypatch, caplog):
     real = onnxruntime.InferenceSession
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: both)
     monkeypatch.setattr(
-        onnxruntime, "InferenceSession", lambda m, s, providers: real(m, s, providers=["CPUExecutionProvider"])
+        onnxruntime, "InferenceSession", lambda m, s, providers, **_: real(m, s, providers=["CPUExecutionProvider"])
     )
     open_session(bundle / "model.onnx", "auto")
     assert "--device auto: CUDAExecutionProvider is installed but cannot start; trying the next" in caplog.text
+
+
+def test_auto_tries_the_next_where_a_provider_cannot_load_the_network(bundle, monkeypatch, caplog, capfd):
+    """ONNX Runtime's own fallback would print, and load on the CPU whatever was asked for."""
+    real = onnxruntime.InferenceSession._create_inference_session
+
+    def create(session, providers, *options):
+        if providers[0][0] == "OpenVINOExecutionProvider":
+            raise RuntimeError("no such\noperator")
+        real(session, providers, *options)
+
+    monkeypatch.setattr(onnxruntime.InferenceSession, "_create_inference_session", create)
+    both = ["OpenVINOExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: both)
+    assert open_session(bundle / "model.onnx", "auto").get_providers() == ["CPUExecutionProvider"]
+    (record,) = caplog.records
+    assert record.getMessage().startswith("--device auto: OpenVINOExecutionProvider cannot load ")
+    assert record.getMessage().endswith("model.onnx; trying the next: no such operator")
+    with pytest.raises(ExportError, match="cannot load it: no such\noperator"):
+        open_session(bundle / "model.onnx", "openvino")
+    (bundle / "model.onnx").write_bytes(b"text")
+    with pytest.raises(ExportError, match=r"ONNX Runtime .* cannot load it"):
+        open_session(bundle / "model.onnx", "auto")
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_failing_run_is_raised_and_not_printed(tmp_path, capfd):
+    """Standard error belongs to the log, whose lines may have to be JSON."""
+    images = helper.make_tensor_value_info("images", TensorProto.FLOAT, ["batch", 3])
+    features = helper.make_tensor_value_info("features", TensorProto.FLOAT, None)
+    shape = helper.make_tensor("shape", TensorProto.INT64, [2], [2, 3])
+    node = helper.make_node("Reshape", ["images", "shape"], ["features"])
+    graph = helper.make_graph([node], "two", [images], [features], [shape])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(model, tmp_path / "model.onnx")
+    session = open_session(tmp_path / "model.onnx")
+    assert session.run(None, {"images": np.ones((2, 3), np.float32)})[0].shape == (2, 3)
+    with pytest.raises(Exception, match="cannot be reshaped"):
+        session.run(None, {"images": np.ones((5, 3), np.float32)})
+    assert capfd.readouterr() == ("", "")
 
 
 def test_a_file_that_is_no_model_is_one_sentence(tmp_path):

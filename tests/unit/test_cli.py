@@ -13,6 +13,7 @@ import ehm
 from ehm.cli import _parser, main
 from ehm.config.listing import configs
 from ehm.deploy import predict
+from ehm.deploy.serve.settings import Settings
 from ehm.doctor import doctor
 from ehm.errors import ConfigError
 
@@ -41,6 +42,9 @@ def test_the_flags_of_a_command_are_the_parameters_of_its_function(name):
     for dest, action in actions.items():
         default = parameters[dest].default
         assert (default is inspect.Parameter.empty) == action.required, dest
+        if name == "serve" and dest in Settings.model_fields:  # where None leaves it to a file, and then to these
+            assert default is None
+            default = Settings.model_fields[dest].default
         assert action.default is argparse.SUPPRESS, "the function's default is the only one"
         said = re.search(r"default: ([\w.]+)[,)]", action.help or "")
         if said and isinstance(default, str | int | float) and dest != "threads":

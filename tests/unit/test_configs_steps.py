@@ -5,10 +5,18 @@ from functools import cache
 
 import numpy as np
 import pytest
-from shipped import kind, tiny_classifier, tiny_segmenter, tiny_tokenizer, tiny_training
+from shipped import kind, tiny_classifier, tiny_embedder, tiny_segmenter, tiny_tokenizer, tiny_training
 
 from ehm import backends
-from ehm.config import FinetuneConfig, SegmentationConfig, TokenizerConfig, TrainConfig, load_config, shipped_configs
+from ehm.config import (
+    FinetuneConfig,
+    RetrievalConfig,
+    SegmentationConfig,
+    TokenizerConfig,
+    TrainConfig,
+    load_config,
+    shipped_configs,
+)
 from ehm.data import Batch
 from ehm.masking import make_masker
 from ehm.schedule import learning_rate
@@ -16,6 +24,7 @@ from ehm.schedule import learning_rate
 TRAINING = [name for name in shipped_configs() if kind(name) is TrainConfig]
 DOWNSTREAM = [name for name in shipped_configs() if issubclass(kind(name), FinetuneConfig)]
 SEGMENTATION = [name for name in shipped_configs() if kind(name) is SegmentationConfig]
+RETRIEVAL = [name for name in shipped_configs() if kind(name) is RetrievalConfig]
 TOKENIZERS = [name for name in shipped_configs() if kind(name) is TokenizerConfig]
 
 
@@ -71,6 +80,16 @@ def test_it_segments(name):
     first = float(segmenter.train_step(images, labels, config.optim.lr, config.optim.weight_decay)["loss"])
     assert first == pytest.approx(1.4 * math.log(3), abs=0.3)  # two heads that begin near zero, one of weight 0.4
     assert segmenter.segment(images[0], (40, 50)).shape == (40, 50)
+
+
+@pytest.mark.parametrize("name", RETRIEVAL)
+def test_it_describes(name):
+    config = tiny_embedder(load_config(kind(name), name))
+    images = np.random.default_rng(0).integers(0, 256, (4, 16, 16, 3), dtype=np.uint8)
+    embedder = backends.get("cpu").embedder(config, classes=3)
+    loss = embedder.train_step(images, np.array([0, 1, 2, 0]), config.optim.lr, config.optim.weight_decay)["loss"]
+    assert np.isfinite(float(loss))
+    assert embedder.descriptors(images).shape == (4, 8)
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)

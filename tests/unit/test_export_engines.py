@@ -167,6 +167,28 @@ def test_a_failed_copy_leaves_what_was_there(tmp_path, monkeypatch):
     assert {path.name for path in tmp_path.iterdir()} == {"models", "bundle"}
 
 
+@pytest.mark.parametrize("place", range(4))
+def test_a_failed_move_brings_every_model_back(tmp_path, monkeypatch, place):
+    precisions = ("float32", "int8")
+    repository = tmp_path / "models"
+    write_triton(make_bundle(tmp_path / "bundle", precisions=precisions), repository)
+    before = {path: path.read_bytes() for path in repository.rglob("*") if path.is_file()}
+    newer = make_bundle(tmp_path / "bundle", outputs=("features",), precisions=precisions)
+    rename, moves = Path.rename, []
+
+    def failing(old, new):
+        moves.append(new)
+        if len(moves) == place + 1:
+            raise OSError("not now")
+        return rename(old, new)
+
+    monkeypatch.setattr(Path, "rename", failing)
+    with pytest.raises(OSError, match="not now"):
+        write_triton(newer, repository)
+    assert {path: path.read_bytes() for path in repository.rglob("*") if path.is_file()} == before
+    assert {path.name for path in tmp_path.iterdir()} == {"models", "bundle"}
+
+
 def test_a_folder_whose_name_is_no_models_asks_for_one(tmp_path):
     bundle = make_bundle(tmp_path / "my bundle")
     with pytest.raises(ConfigError, match=r"my bundle: the name of the folder .* --set triton\.name=NAME"):
@@ -357,3 +379,16 @@ def test_an_altered_bundle_is_not_handed_over(tmp_path, capsys):
     assert main(["export", str(bundle.path), "--triton", str(tmp_path / "models")]) == 1
     assert "does not match the SHA-256" in capsys.readouterr().err
     assert not (tmp_path / "models").exists()
+
+
+@pytest.mark.parametrize("first", [("cells_int8", ("float32",)), ("cells", ("float32", "int8"))])
+def test_another_bundle_named_like_a_variant_is_not_replaced(tmp_path, first):
+    """The int8 network of cells, and the float32 one of cells_int8, would be the same model to Triton."""
+    name, precisions = first
+    other = {"cells": "cells_int8", "cells_int8": "cells"}[name]
+    repository = tmp_path / "models"
+    write_triton(make_bundle(tmp_path / name, precisions=precisions), repository)
+    before = {path: path.read_bytes() for path in repository.rglob("*") if path.is_file()}
+    with pytest.raises(ExportError, match=r"cells_int8: exists, and not as ehm export wrote it"):
+        write_triton(make_bundle(tmp_path / other), repository)
+    assert {path: path.read_bytes() for path in repository.rglob("*") if path.is_file()} == before

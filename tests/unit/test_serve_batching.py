@@ -50,6 +50,25 @@ async def until(condition):
         await asyncio.sleep(0.001)
 
 
+def test_a_request_can_bound_how_many_of_its_shape_run_together():
+    async def main():
+        gate = Gate()
+        made = batcher(gate)
+        first = asyncio.ensure_future(made.infer(ones(0), ["a"], soon()))
+        await until(lambda: gate.batches)
+        large = [asyncio.ensure_future(made.infer(ones(i, 1, (9,)), ["a"], soon(), 2)) for i in range(5)]
+        small = asyncio.ensure_future(made.infer(ones(7, 6), ["a"], soon(), 99))
+        await until(lambda: made.values("ehm_queue_images") == 11)
+        gate.open.set()
+        found = await asyncio.gather(*large, small, first)
+        assert [shape for shape, _ in gate.batches] == [(1, 2), (2, 9), (2, 9), (1, 9), (4, 2), (2, 2)]
+        assert [result.outputs["a"][0, 0] for result in found] == [0, 18, 36, 54, 72, 28, 0]
+        full = await batcher(max_delay=60).infer(ones(1, 2), ["a"], soon(), 2)  # waits for nobody
+        assert full.batch == 2
+
+    asyncio.run(main())
+
+
 def test_each_request_gets_its_rows_under_shuffled_concurrency():
     async def main():
         made = batcher(max_batch=5, queue=300)
@@ -94,6 +113,17 @@ def test_what_waits_together_runs_together_and_other_shapes_and_types_apart():
         ]
         assert made.values("ehm_batch_images_sum") == 9
         assert made.values("ehm_batch_images_count") == 4
+
+    asyncio.run(main())
+
+
+def test_a_request_waits_for_others_while_nothing_runs():
+    async def main():
+        made = batcher(max_batch=2, max_delay=1000)
+        first = asyncio.ensure_future(made.infer(ones(1), ["a"], soon(5)))
+        await asyncio.sleep(0.02)
+        second = await made.infer(ones(2), ["a"], soon(5))
+        assert ((await first).batch, second.batch) == (2, 2)
 
     asyncio.run(main())
 

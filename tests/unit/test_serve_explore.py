@@ -113,12 +113,14 @@ def test_nothing_but_the_index_and_the_page_is_given_out(client, path):
     assert client.get(path).status_code in (400, 404, 422)
 
 
-def test_a_file_that_has_gone_is_said(multi, folder, tmp_path):
+def test_a_file_that_has_gone_is_said(multi, folder, tmp_path, caplog):
     (tmp_path / "features.npy").write_bytes((folder / "features.npy").read_bytes())
     lines = [json.dumps({"image": f"gone/{number}.png"}) + "\n" for number in range(10)]
     (tmp_path / "predictions.jsonl").write_text("".join(lines))
     with serving(multi, tmp_path) as client:
         reply = client.get("/v1/index/3")
+    (said,) = [each.getMessage() for each in caplog.records if each.levelname == "WARNING"]
+    assert "10 of its 10 images cannot be found" in said
     assert (reply.status_code, reply.json()) == (404, {"error": "image 3 of the index cannot be read any more"})
 
 
@@ -194,8 +196,12 @@ def test_the_view_is_upright_and_of_the_size_that_the_image_has(client):
     head, _, code = reply["preview"].partition(",")
     assert head == "data:image/jpeg;base64"
     preview = Image.open(io.BytesIO(base64.b64decode(code)))
-    assert preview.size == (64, 1280)
-    assert np.asarray(preview)[:600, :, 0].mean() > 150  # what was left is above
+    # the region is 100 / 27 * 24 pixels wide, and thrice as much is shown, in the middle
+    assert reply["shown"] == [0, 1000 - 267 // 2 - 1, 100, 267]
+    assert preview.size == (100, 267)
+    assert np.asarray(preview)[:120, :, 0].mean() > 150  # what was left is above
+    assert np.asarray(preview)[147:, :, 0].mean() < 50
+    assert client.post("/v1/view", content=png(halves(90, 60))).json()["shown"] == [0, 0, 90, 60]
 
 
 @pytest.mark.parametrize("path", ["/v1/view", "/v1/parts", "/v1/neighbours"])

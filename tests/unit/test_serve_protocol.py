@@ -160,7 +160,7 @@ def test_metadata_has_minus_one_for_dynamic_sizes():
 @pytest.mark.parametrize(
     ("raw", "length", "sentence"),
     [
-        (b"", None, "not JSON"),
+        (b"", None, "the body is empty"),
         (b"\xff\xfe", None, "not JSON"),
         (b"[" * 100_000, None, "not JSON"),
         (b"1" * 5000, None, "not JSON"),
@@ -193,8 +193,11 @@ def test_metadata_has_minus_one_for_dynamic_sizes():
         (body() + bytes(3), len(body()), "3 bytes follow"),
         (body(), len(body()) + 1, "Inference-Header-Content-Length"),
         (bytes(23), 0, "takes 24 bytes, but 23"),
+        (struct.pack("<6f", *NUMBERS[:-1], np.nan), 0, "images: expected finite numbers"),
+        (struct.pack("<6f", *NUMBERS[:-1], -np.inf), 0, "images: expected finite numbers"),
         (body(outputs=[{"name": "x"}]), None, "expected one of logits, features"),
         (body(outputs=[{"name": "logits"}] * 2), None, "twice"),
+        (body(outputs=[{"name": "logits", "parameters": {"shared_memory_region": "x"}}]), None, "shared memory"),
         (body(outputs=[{"name": "logits", "parameters": {"classification": -1}}]), None, "classification"),
         (body(outputs=[{"name": "logits", "parameters": {"classification": True}}]), None, "classification"),
         (body(outputs=[{"name": "logits", "parameters": {"binary_data": 1}}]), None, "true or false"),
@@ -226,6 +229,16 @@ def test_any_json_is_read_or_refused(changes, of_input, length):
     raw = json.dumps({"inputs": [{**INPUT, **of_input}], **changes}).encode()
     with contextlib.suppress(RequestError):
         assert decode(raw, length, manifest()).images.shape[1:] == (3, 1, 2)
+
+
+def test_an_image_smaller_than_a_patch_is_refused():
+    any_size = manifest(("batch", 3, "height", "width"))
+    record = any_size.input.model_copy(update={"smallest": 4})
+    any_size = any_size.model_copy(update={"input": record})
+    for shape in ([1, 3, 3, 9], [1, 3, 9, 3]):
+        with pytest.raises(RequestError, match=r"inputs\.0\.shape: expected at least 4 pixels each way"):
+            decode(changed(shape=shape, data=[0] * 81), None, any_size)
+    assert decode(changed(shape=[1, 3, 4, 5], data=[0] * 60), None, any_size).images.shape == (1, 3, 4, 5)
 
 
 def test_codings_are_undone_and_bombs_are_not():

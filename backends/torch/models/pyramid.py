@@ -20,7 +20,7 @@ from ehm.backends.torch.weights import Loaded, load_model
 from ehm.config import ModelSource
 from ehm.errors import ConfigError
 
-__all__ = ["STRIDES", "Pyramid", "fix_size", "load_pyramid", "nested_layers", "quarters", "thirds"]
+__all__ = ["STRIDES", "Pyramid", "fix_size", "load_pyramid", "nested_layers", "quarters", "take_any_size", "thirds"]
 
 STRIDES = (4, 8, 16, 32)
 Taps = Sequence[int] | Callable[[int], Sequence[int]]
@@ -73,7 +73,7 @@ class Pyramid(nn.Module):
         self.scale = patch / stride
         self.any_size = isinstance(encoder, VisionTransformer)
         if self.any_size:
-            _take_any_size(encoder)
+            take_any_size(encoder)
         elif self.scale != 1:
             raise ConfigError(f"model: patches of {patch} pixels; with relative positions they need a power of two")
         encoder.blocks[max(taps) + 1 :].requires_grad_(False)
@@ -144,7 +144,7 @@ def _resize(width: int, stride: int, wanted: int) -> nn.Module:
     return nn.Sequential(*layers)
 
 
-def _take_any_size(model: Any) -> None:
+def take_any_size(model: Any) -> None:
     """Let timm resample the positions in every pass: what ``dynamic_img_size`` does when a ViT is made."""
     model.dynamic_img_size = True
     model.patch_embed.strict_img_size = False

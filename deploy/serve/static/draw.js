@@ -2,16 +2,20 @@
 
 const SIDE = 1280; // pixels of the canvas along the longer side of the image
 
-/** Draw a view ({image, size, region}); parts ({grid, ids, colours, pointed}) may be null, and pointed too. */
+/**
+ * Draw a view ({image, region, shown}); parts ({grid, ids, colours, strength, pointed}) may be null, and pointed too.
+ * A strength of 1 leaves grey tones of the image below the tints, one near 0 hardly changes it.
+ */
 export function drawImage(canvas, view, parts) {
-  const [width, height] = view.size;
+  const [fromLeft, fromTop, width, height] = view.shown;
   const scale = SIDE / Math.max(width, height);
   canvas.width = Math.max(1, Math.round(width * scale));
   canvas.height = Math.max(1, Math.round(height * scale));
   const context = canvas.getContext("2d");
   context.imageSmoothingQuality = "high";
   context.drawImage(view.image, 0, 0, canvas.width, canvas.height);
-  const region = view.region.map((length) => length * scale);
+  const [left, top, wide, high] = view.region;
+  const region = [left - fromLeft, top - fromTop, wide, high].map((length) => length * scale);
   if (parts) paint(context, region, parts);
   hatch(context, region);
 }
@@ -19,13 +23,14 @@ export function drawImage(canvas, view, parts) {
 /** The number of the patch, row by row, that lies under the pointer; -1 outside the region. */
 export function patchUnder(event, view, [down, across]) {
   const [left, top, width, height] = view.region;
-  const scale = view.size[0] / event.target.clientWidth;
-  const column = Math.floor(((event.offsetX * scale - left) / width) * across);
-  const row = Math.floor(((event.offsetY * scale - top) / height) * down);
+  const [fromLeft, fromTop, wide] = view.shown;
+  const scale = wide / event.target.clientWidth;
+  const column = Math.floor(((event.offsetX * scale + fromLeft - left) / width) * across);
+  const row = Math.floor(((event.offsetY * scale + fromTop - top) / height) * down);
   return column >= 0 && column < across && row >= 0 && row < down ? row * across + column : -1;
 }
 
-function paint(context, [left, top, width, height], { grid: [down, across], ids, colours, pointed }) {
+function paint(context, [left, top, width, height], { grid: [down, across], ids, colours, strength, pointed }) {
   const x = (column) => Math.round(left + (column * width) / across);
   const y = (row) => Math.round(top + (row * height) / down);
   const sizes = new Map();
@@ -34,13 +39,14 @@ function paint(context, [left, top, width, height], { grid: [down, across], ids,
   // as ehm inspect draws them: below the tints lies the image in grey, without its darkest tones
   for (const [operation, colour] of [["saturation", "#808080"], ["source-over", "#ffffff40"]]) {
     context.globalCompositeOperation = operation;
+    context.globalAlpha = strength;
     context.fillStyle = colour;
     context.fillRect(x(0), y(0), x(across) - x(0), y(down) - y(0));
   }
   const contours = new Path2D();
   ids.forEach((id, patch) => {
     const [row, column] = [Math.floor(patch / across), patch % across];
-    context.globalAlpha = sizes.get(id) === 1 ? 0.2 : 0.55;
+    context.globalAlpha = strength * (sizes.get(id) === 1 ? 0.2 : 0.55);
     context.fillStyle = colours[id];
     context.fillRect(x(column), y(row), x(column + 1) - x(column), y(row + 1) - y(row));
     if (pointed !== null && pointed !== id) {
@@ -59,7 +65,7 @@ function paint(context, [left, top, width, height], { grid: [down, across], ids,
   });
   context.globalAlpha = 1;
   context.lineCap = "square";
-  for (const [colour, line] of [["#0008", 6], ["#fff", 3]]) {
+  for (const [colour, line] of [["#0008", 4], ["#fff", 2]]) {
     context.strokeStyle = colour;
     context.lineWidth = line;
     context.stroke(contours);

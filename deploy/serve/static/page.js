@@ -173,17 +173,18 @@ function caption(model) {
   const [width, height] = view.size;
   const [left, top] = view.region;
   const [down, across] = model.image_size;
-  const cut = left >= 1 || top >= 1 ? "; what is hatched is cut away" : "";
-  at("seen").textContent =
-    `${view.name}, ${width} × ${height} pixels. The model sees the middle as ${across} × ${down}${cut}.`;
+  const cut = left >= 1 || top >= 1 ? " What is hatched is cut away." : "";
+  const part = view.shown[2] < width || view.shown[3] < height ? " Of that, only what is near is shown." : "";
+  at("seen").textContent = `${view.name}, ${width} × ${height} pixels. ` +
+    `The model sees its centre, resized to ${across} × ${down} pixels.${cut}${part}`;
 }
 
 function showClasses(reply) {
   const rows = reply.classes.map(({ label, probability }) => {
     const bar = element("div", "bar");
-    bar.style.width = `calc(${probability} * (100% - 5rem))`;
+    bar.style.width = `${100 * probability}%`;
     const share = element("span", "number", `${(100 * probability).toFixed(1)} %`);
-    return element("li", "", bar, element("span", "", label), share);
+    return element("li", "", element("span", "", label), share, element("div", "track", bar));
   });
   at("classes").querySelector("ol").replaceChildren(...rows);
 }
@@ -221,6 +222,11 @@ function chosen() {
   return parts.levels[parts.levels.length - 1 - at("level").value];
 }
 
+/** Whether parts are to be drawn over the image. */
+function shows() {
+  return at("strength").value > 0;
+}
+
 function point(part) {
   if (part === pointed) return;
   pointed = part;
@@ -238,11 +244,11 @@ function draw() {
     const size = marked ? `; the marked one: ${marked} of ${level.ids.length} patches` : "";
     at("cut").textContent = `${count} at level ${level.level} of ${parts.height}${size}`;
     at("level").setAttribute("aria-valuetext", at("cut").textContent);
-    if (at("show").checked) words += `, divided into ${count}`;
+    if (shows()) words += `, divided into ${count}`;
     else level = null;
   }
   canvas.setAttribute("aria-label", words);
-  drawImage(canvas, view, level && { ...parts, ids: level.ids, pointed });
+  drawImage(canvas, view, level && { ...parts, ids: level.ids, strength: at("strength").value / 100, pointed });
 }
 
 at("settings").addEventListener("submit", (event) => event.preventDefault());
@@ -255,10 +261,10 @@ at("level").addEventListener("input", () => {
   pointed = null;
   draw();
 });
-at("show").addEventListener("change", draw);
+at("strength").addEventListener("input", draw);
 for (const kind of ["pointermove", "pointerdown"]) {
   canvas.addEventListener(kind, (event) => {
-    if (parts && at("show").checked) point(chosen().ids[patchUnder(event, view, parts.grid)] ?? null);
+    if (parts && shows()) point(chosen().ids[patchUnder(event, view, parts.grid)] ?? null);
   });
 }
 canvas.addEventListener("pointerleave", () => point(null));

@@ -1,0 +1,126 @@
+"""An encoder under a global descriptor on one torch device, trained by ArcFace.
+
+Shapes: B images of H x W pixels, C classes, D features of a descriptor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, SupportsFloat
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor
+from torch.nn import functional as F
+
+from ehm.backends.base import ALONE, LearnerState, Processes
+from ehm.backends.common import STEP, entropy
+from ehm.backends.torch.models.embedding import Embedding
+from ehm.backends.torch.models.pyramid import nested_layers, take_any_size
+from ehm.backends.torch.optim import LARS, param_groups
+from ehm.backends.torch.tensors import Pixels, load_arrays, to_arrays, upload
+from ehm.backends.torch.training import Training, recompute, seeded
+from ehm.backends.torch.weights import load_model
+from ehm.config import RetrievalConfig
+from ehm.errors import ConfigError
+
+__all__ = ["TorchEmbedder"]
+
+
+class TorchEmbedder:
+    """Implements :class:`ehm.backends.base.Embedder`. ``model`` is the torch module, an :class:`Embedding`."""
+
+    def __init__(
+        self, config: RetrievalConfig, classes: int, device: torch.device, processes: Processes = ALONE
+    ) -> None:
+        self._config, self._device, self._rank = config, device, processes.rank
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.run.seed)
+            loaded = load_model(config.model, fc_norm=False)
+            self.model = Embedding(loaded.model, config.dim, classes, config.margin, config.scale)
+        self.image_size = loaded.image_size
+        self.architecture: Mapping[str, Any] = loaded.architecture
+        self.notes = loaded.notes
+        self._sizes = _sizes(loaded.model, self.image_size, config.scales)
+        moments = (config.data.mean, config.data.std) if classes else (loaded.mean, loaded.std)
+        if self.notes and moments != (loaded.mean, loaded.std):
+            self.notes += (
+                f"these weights are taken as trained with data.mean {loaded.mean} and data.std {loaded.std}",
+            )
+        self.model.to(device)
+        if config.run.grad_checkpointing:
+            recompute(self.model, random=True)
+        self._training = Training(
+            self.model, lambda fused: _optimizer(self.model, config, fused), config.optim, config.run, device, processes
+        )
+        self._pixels = Pixels(device, *moments)
+        self._steps = 0
+
+    def train_step(
+        self, images: NDArray[np.uint8], labels: NDArray[np.int64], lr: float, weight_decay: float
+    ) -> Mapping[str, SupportsFloat]:
+        """See :meth:`ehm.backends.base.Embedder.train_step`."""
+        wanted = upload(labels, self._device)
+        self.model.train()
+
+        def loss(rows: slice) -> Tensor:
+            with self._training.autocast():
+                logits = self._training.module(self._pixels(images[rows]), wanted[rows])
+            return F.cross_entropy(logits, wanted[rows])
+
+        with seeded(self._device, entropy(self._config.run.seed, self._steps, self._rank)):  # drop path
+            metrics = self._training.step(len(images), loss, lr, weight_decay)
+        self._steps += 1
+        return metrics
+
+    @torch.no_grad()
+    def descriptors(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """See :meth:`ehm.backends.base.Embedder.descriptors`: the mean over all scales, brought to length 1."""
+        self.model.eval()
+        pixels, total = self._pixels(images), torch.zeros((), device=self._device)
+        for size in self._sizes:
+            resized = pixels
+            if size != pixels.shape[2:]:
+                resized = F.interpolate(pixels, size, mode="bilinear", align_corners=False, antialias=True)
+            with self._training.autocast():
+                total = total + self.model(resized)
+        descriptors: NDArray[np.float32] = F.normalize(total, dim=1).cpu().numpy()
+        return descriptors
+
+    def state(self) -> LearnerState:
+        """See :meth:`ehm.backends.base.Embedder.state`."""
+        return LearnerState(to_arrays(self.model), {**self._training.state(), STEP: np.array(self._steps, np.int64)})
+
+    def load(self, state: LearnerState) -> None:
+        """See :meth:`ehm.backends.base.Embedder.load`."""
+        load_arrays(self.model, state.model)
+        moments = dict(state.optimizer)
+        self._steps = int(moments.pop(STEP, np.array(0)))
+        self._training.load(moments)
+
+
+def _sizes(encoder: Any, size: tuple[int, int], scales: tuple[float, ...]) -> list[tuple[int, int]]:
+    """Height and width at each scale, multiples of the encoder's stride; the encoder is made to take them."""
+    if scales == (1.0,):
+        return [size]
+    if isinstance(encoder, VisionTransformer):
+        take_any_size(encoder)
+    elif hasattr(encoder, "set_input_size"):
+        raise ConfigError(f"scales {list(scales)}: a {type(encoder).__name__} takes images of one size; leave [1.0]")
+    stride = encoder.feature_info[-1]["reduction"]
+    height, width = size
+    return [(max(1, round(height * s / stride)) * stride, max(1, round(width * s / stride)) * stride) for s in scales]
+
+
+def _optimizer(model: Embedding, config: RetrievalConfig, fused: bool) -> torch.optim.Optimizer:
+    encoder: Any = model.encoder
+    skip = {f"encoder.{name}" for name in encoder.no_weight_decay()} if hasattr(encoder, "no_weight_decay") else set()
+    layers = nested_layers(model) if config.layer_decay < 1 else None
+    groups = param_groups(model.named_parameters(), skip, config.layer_decay, layers)
+    if config.optimizer == "lars":
+        return LARS(groups, lr=config.optim.lr)
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=config.optim.lr, momentum=0.9)
+    return torch.optim.AdamW(groups, lr=config.optim.lr, betas=config.optim.betas, fused=fused)

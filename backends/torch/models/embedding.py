@@ -1,0 +1,96 @@
+"""One descriptor for an image, from the patch tokens of any encoder, and ArcFace, which trains it.
+
+Shapes: B images, N patches, W features of a token, D of a descriptor, C classes.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ehm.errors import ConfigError
+
+__all__ = ["ArcFace", "Embedding", "patch_tokens"]
+
+_EPSILON = 1e-6
+
+
+class Embedding(nn.Module):
+    """A timm model without classifier, ``encoder``, under DELG's global descriptor (Cao et al., 2020, section 3.1).
+
+    Normalised (B, 3, H, W) -> (B, D), rows of length 1: generalised mean of the patch tokens (GeM, Radenovic et al.,
+    2019) with a learned ``power`` that begins with 3, a linear ``whitening`` to ``dim`` features, and division by the
+    length. Without ``dim`` there is no whitening. With ``classes`` the forward pass takes labels (B,) too and gives
+    ArcFace's logits (B, C). GeM, ArcFace and lengths are float32 whatever the encoder computes in.
+
+    ``forward_features`` and ``forward_head`` divide it as timm's models are divided.
+    """
+
+    def __init__(
+        self, encoder: Any, dim: int | None = None, classes: int = 0, margin: float = 0.1, scale: float = 45.25
+    ) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.power = nn.Parameter(torch.full((1,), 3.0))
+        width = encoder.num_features
+        self.whitening = nn.Identity() if dim is None else nn.Linear(width, dim)
+        self.arcface = ArcFace(dim or width, classes, margin, scale) if classes else None
+
+    def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Descriptors (B, D), or with ``labels`` logits (B, C)."""
+        descriptors = self.forward_head(self.forward_features(images))
+        return descriptors if labels is None or self.arcface is None else self.arcface(descriptors, labels)
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        """Patch tokens (B, N, W) behind the encoder's last norm."""
+        return patch_tokens(self.encoder, self.encoder.forward_features(images))
+
+    def forward_head(self, tokens: Tensor, pre_logits: bool = True) -> Tensor:
+        """(B, N, W) -> (B, D)."""
+        with torch.autocast(tokens.device.type, enabled=False):
+            mean = tokens.float().clamp(min=_EPSILON).pow(self.power).mean(dim=1).pow(1 / self.power)
+            return F.normalize(self.whitening(mean), dim=1)
+
+
+class ArcFace(nn.Module):
+    """Additive angular margin (Deng et al., 2019): cosines to a weight for each class, times a learned ``scale``.
+
+    The angle to the right class is made larger by ``margin`` radians; beyond pi, where that would turn the cosine
+    around, the published code's continuation with a constant slope is taken.
+    """
+
+    def __init__(self, width: int, classes: int, margin: float, scale: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(classes, width))
+        nn.init.xavier_uniform_(self.weight)
+        self.scale = nn.Parameter(torch.full((1,), scale))
+        self.margin = margin
+
+    def forward(self, descriptors: Tensor, labels: Tensor) -> Tensor:
+        """(B, D) of length 1, (B,) -> logits (B, C)."""
+        with torch.autocast(descriptors.device.type, enabled=False):
+            cosine = F.linear(descriptors.float(), F.normalize(self.weight.float(), dim=1))
+            right = cosine.gather(1, labels[:, None])
+            sine = (1 - right.square()).clamp(min=1e-7).sqrt()
+            nearer = right * math.cos(self.margin) - sine * math.sin(self.margin)
+            beyond = right - math.sin(self.margin) * self.margin
+            nearer = torch.where(right > -math.cos(self.margin), nearer, beyond)
+            return self.scale * cosine.scatter(1, labels[:, None], nearer)
+
+
+def patch_tokens(model: Any, tokens: Any) -> Tensor:
+    """What timm's ``forward_features`` gave, as tokens behind the last norm: -> (B, N, W).
+
+    Of a ViT without the class token; of others the cells of the map.
+    """
+    if not isinstance(tokens, Tensor) or tokens.ndim not in (3, 4):
+        raise ConfigError(f"model: {type(model).__name__} gives no tokens of patches to describe an image by")
+    if tokens.ndim == 4:
+        return tokens.flatten(1, 2) if getattr(model, "output_fmt", "NCHW") == "NHWC" else tokens.flatten(2).mT
+    if isinstance(getattr(model, "norm", None), nn.Identity):  # the norm stands behind an average
+        tokens = getattr(model, "fc_norm", model.norm)(tokens)
+    return tokens[:, getattr(model, "num_prefix_tokens", 0) :]

@@ -1,0 +1,95 @@
+"""Answers of the Open Inference Protocol v2, as ``/openapi.json`` describes them."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel
+
+__all__ = ["INFERENCE", "IndexEntry", "Live", "ModelMetadata", "ModelReady", "Ready", "ServerMetadata"]
+
+
+class ServerMetadata(BaseModel):
+    """``$metadata_server_response``."""
+
+    name: str
+    version: str
+    extensions: list[str]
+
+
+class Live(BaseModel):
+    """Whether the process answers."""
+
+    live: bool
+
+
+class Ready(BaseModel):
+    """Whether every model can be asked."""
+
+    ready: bool
+
+
+class ModelReady(BaseModel):
+    """Whether a model can be asked."""
+
+    name: str
+    ready: bool
+
+
+class _Tensor(BaseModel):
+    name: str
+    datatype: str
+    shape: list[int]
+
+
+class ModelMetadata(BaseModel):
+    """``$metadata_model_response``; dynamic dimensions are -1."""
+
+    name: str
+    versions: list[str]
+    platform: str
+    inputs: list[_Tensor]
+    outputs: list[_Tensor]
+
+
+class IndexEntry(BaseModel):
+    """A model of ``$repository_index_response``."""
+
+    name: str
+    version: str
+    state: Literal["READY", "UNAVAILABLE"]
+    reason: str
+
+
+_TENSOR: dict[str, Any] = {
+    "type": "object",
+    "required": ["name", "datatype", "shape"],
+    "properties": {
+        "name": {"type": "string"},
+        "datatype": {"enum": ["FP32", "BYTES"]},
+        "shape": {"type": "array", "items": {"type": "integer"}},
+        "parameters": {"type": "object", "properties": {"binary_data_size": {"type": "integer"}}},
+        "data": {"type": "array", "items": {"type": ["number", "string"]}},
+    },
+}
+INFERENCE: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "The outputs: in JSON, or JSON with the binary ones behind it.",
+        "content": {
+            "application/json": {
+                "schema": {
+                    "type": "object",
+                    "required": ["model_name", "model_version", "outputs"],
+                    "properties": {
+                        "model_name": {"type": "string"},
+                        "model_version": {"type": "string"},
+                        "id": {"type": "string"},
+                        "outputs": {"type": "array", "items": _TENSOR},
+                    },
+                }
+            },
+            "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
+        },
+    }
+}
+"""``$inference_response``; it is written by hand in `protocol.encode`, so no class of pydantic's stands behind it."""

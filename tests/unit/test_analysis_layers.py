@@ -1,0 +1,154 @@
+"""Attention distance of attention that is known, gradients beside plain torch, and a chart whose points are found."""
+
+import math
+
+import numpy as np
+import pytest
+import timm
+import torch
+from fakes import FakeEncoder
+from PIL import Image
+
+from ehm import backends
+from ehm.analysis.chart import Line, _axes, chart, place
+from ehm.analysis.layers import attention_distance, encoder_distances, fine_tuning_gradients, patch_distances
+from ehm.config import FinetuneConfig, ModelSource
+from ehm.errors import DataError
+
+
+def attention(patches, to_class=0.0):
+    """Softmax attention (1, 1, L, L) of ``patches`` (N, N), each of which gives ``to_class`` to the class token."""
+    count = len(patches)
+    full = np.full((1 + count, 1 + count), 1 / (1 + count))
+    full[1:, 0], full[1:, 1:] = to_class, patches * (1 - to_class)
+    return full[None, None].astype(np.float32)
+
+
+def test_patches_are_as_far_apart_as_their_centres():
+    distances = patch_distances((2, 3), (16, 8))
+    assert distances.shape == (6, 6)
+    assert distances[0].tolist() == [0, 8, 16, 16, math.hypot(16, 8), math.hypot(16, 16)]
+    np.testing.assert_array_equal(distances, distances.T)
+
+
+def test_the_distance_of_known_attention():
+    distances = patch_distances((2, 2), (16, 16))
+    assert attention_distance(attention(np.eye(4)), distances) == [0]
+    # each of four patches: itself, two neighbours at 16, one at 16 sqrt 2
+    uniform = (0 + 16 + 16 + 16 * math.sqrt(2)) / 4
+    assert attention_distance(attention(np.full((4, 4), 0.25)), distances) == pytest.approx(uniform)
+    across = np.roll(np.eye(4), 2, axis=1)  # the patch above or below
+    assert attention_distance(attention(across), distances) == pytest.approx(16)
+    # what goes to the class token changes nothing of how far the rest goes
+    assert attention_distance(attention(across, 0.7), distances) == pytest.approx(16, rel=1e-5)
+    both = np.concatenate([attention(np.eye(4)), attention(across)], axis=1)  # two heads
+    images = np.concatenate([both, both[:, ::-1]])  # which change places in the second image
+    assert attention_distance(both, distances).tolist() == pytest.approx([0, 16])
+    assert attention_distance(images, distances).tolist() == pytest.approx([8, 8])
+
+
+def test_every_block_of_an_encoder_is_measured(images):
+    encoder = FakeEncoder((48, 32), 8)
+    found = encoder_distances(encoder, [images / "00.png", images / "01.png"])
+    assert found.shape == (2, 2)
+    assert found[0] == pytest.approx(patch_distances((6, 4), (8, 8)).mean())
+    assert (found[1] < found[0]).all()  # it looks at near patches
+
+
+def test_attention_of_every_block_is_what_the_blocks_compute(images):
+    source = ModelSource(
+        init="scratch", encoder="vit_tiny", width=24, depth=3, heads=3, image_size=(32, 32), patch_size=8
+    )
+    encoder = backends.get("cpu").encoder(source)
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
+    seen = []
+    for block in encoder.model.blocks:
+        block.attn.fused_attn = False
+        block.attn.attn_drop.register_forward_hook(lambda module, inputs, output: seen.append(output.numpy()))
+    found = list(encoder.attentions(pixels))
+    del seen[:]
+    encoder.features(pixels)
+    assert len(found) == len(seen) == 3
+    for ours, theirs in zip(found, seen, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-6)
+    np.testing.assert_allclose(found[-1], encoder.attention(pixels), atol=1e-6)
+
+
+def classifier(**model):
+    sizes = {"encoder": "vit_tiny", "width": 24, "depth": 2, "heads": 2, "image_size": 32, "patch_size": 8}
+    return backends.get("cpu").classifier(FinetuneConfig.model_validate({"model": {**sizes, **model}}), 3)
+
+
+def test_gradients_are_those_of_plain_torch():
+    ours = classifier(drop_path=0.5)  # which evaluation mode leaves out
+    model = timm.create_model(
+        "vit_tiny_patch16_224",
+        img_size=32,
+        patch_size=8,
+        embed_dim=24,
+        depth=2,
+        num_heads=2,
+        num_classes=3,
+        global_pool="avg",
+    ).eval()
+    before = {name: value.clone() for name, value in ours.model.state_dict().items()}
+    model.load_state_dict(before)
+    rng = np.random.default_rng(1)
+    images = rng.integers(0, 256, (4, 32, 32, 3), dtype=np.uint8)
+    targets = np.eye(3, dtype=np.float32)[[0, 2, 1, 1]]
+    found = ours.gradients(images, targets)
+
+    with torch.no_grad():
+        model.head.weight.copy_(torch.from_numpy(np.random.default_rng(0).normal(0, 0.02, (3, 24))))
+        model.head.bias.zero_()
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    pixels = ((torch.from_numpy(images) / 255 - mean) / std).permute(0, 3, 1, 2)
+    torch.nn.functional.cross_entropy(model(pixels), torch.tensor([0, 2, 1, 1])).backward()
+    embedding = [model.cls_token, model.pos_embed, *model.patch_embed.parameters()]
+    for row, layer in zip(found, (embedding, *(block.parameters() for block in model.blocks)), strict=True):
+        entries = torch.cat([parameter.grad.flatten() for parameter in layer]).double().numpy()
+        assert row == pytest.approx([np.abs(entries).mean(), np.sqrt((entries**2).sum())], rel=1e-4)
+    for name, value in ours.model.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+
+def test_the_same_images_and_head_for_every_encoder(stripes, tmp_path):
+    name = "timm:test_vit?pretrained=false"
+    backend = backends.get("cpu")
+    first, count = fine_tuning_gradients(backend, name, str(stripes), 0)
+    assert count == 48
+    again, _ = fine_tuning_gradients(backend, name, str(stripes), 0)
+    np.testing.assert_array_equal(first, again)
+    Image.new("RGB", (9, 9)).save(tmp_path / "one.png")
+    with pytest.raises(DataError, match="has no labels; gradients need a folder with a folder for each class"):
+        fine_tuning_gradients(backend, name, str(tmp_path), 0)
+
+
+def test_a_chart_has_its_points_where_they_belong():
+    first = Line("one", np.array([1.0, 4.0, 2.0]), np.array([[1.0, 1.0], [3.0, 5.0], [2.0, 2.0]]))
+    second = Line("two", np.array([9.5, 0.5]), first=0)
+    page = np.asarray(chart("title", ["a note"], [first, second], "layer", "pixels"))
+    across, up, step = _axes([first, second])
+    assert (across, up, step) == ((0, 3), (0.0, 10.0), 2.0)
+    top = next(y for y in range(200) if abs(place((0, 10), across, up, y)[1] - _highest_line(page)) < 1)
+    colours = {}
+    for name, points in (("one", [(1, 1), (2, 4), (3, 2)]), ("two", [(0, 9.5), (1, 0.5)])):
+        found = {tuple(page[round(y), round(x)]) for x, y in (place(point, across, up, top) for point in points)}
+        (colours[name],) = found
+    assert len(set(colours.values())) == 2
+    x, y = place((2, 5), across, up, top)  # a head: a paler dot
+    assert tuple(page[round(y), round(x)]) == tuple((int(part) + 510) // 3 for part in colours["one"])
+
+
+def _highest_line(page):
+    """The first row of the plot's grid."""
+    grey = (page[:, page.shape[1] // 2] == (225, 225, 225)).all(axis=-1)
+    return int(np.flatnonzero(grey)[0])
+
+
+@pytest.mark.parametrize(("highest", "step"), [(10, 2), (7, 2), (61, 20), (0.003, 0.0005), (1e-30, 2e-31)])
+def test_ticks_are_round(highest, step):
+    (_, up, found) = _axes([Line("", np.array([0.0, highest]))])
+    assert found == pytest.approx(step)
+    assert up[1] >= highest * (1 - 1e-9)
+    assert 3 <= up[1] / found <= 7
