@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         FinetuneConfig,
         ModelSource,
         RetrievalConfig,
+        SegmentationConfig,
         TokenizerConfig,
         TrainConfig,
     )
@@ -41,6 +42,7 @@ __all__ = [
     "MasksOnDevice",
     "OneProcess",
     "Processes",
+    "Segmenter",
     "TaskLearner",
     "TokenizerLearner",
 ]
@@ -246,6 +248,23 @@ class Detector(TaskLearner, Protocol):
         ...
 
 
+class Segmenter(TaskLearner, Protocol):
+    """An encoder with a head that tells the class of each pixel; it is trained on images of ``image_size``."""
+
+    def train_step(
+        self, images: NDArray[np.uint8], labels: NDArray[np.uint8], lr: float, weight_decay: float
+    ) -> Mapping[str, SupportsFloat]:
+        """One optimiser step on (B, H, W, 3) images and (B, H, W) classes, 255 where one does not count.
+
+        ``loss`` is among the metrics.
+        """
+        ...
+
+    def segment(self, image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
+        """Evaluation mode: the class of each pixel of an image (h, w, 3) of any size, as ``size`` = (H, W) of them."""
+        ...
+
+
 class TokenizerLearner(Protocol):
     """A discrete VAE in training, whose codes become BEiT's visual tokens."""
 
@@ -325,6 +344,10 @@ class Backend(Protocol):
 
     def detector(self, config: DetectionConfig, classes: int) -> Detector:
         """An encoder from ``config.model`` under fresh heads for ``classes`` kinds of objects."""
+        ...
+
+    def segmenter(self, config: SegmentationConfig, classes: int) -> Segmenter:
+        """An encoder from ``config.model`` under a fresh head for ``classes``."""
         ...
 
     def embedder(self, config: RetrievalConfig, classes: int) -> Embedder:

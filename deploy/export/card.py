@@ -20,14 +20,15 @@ _ELPV = (
     "(Buerhop-Lutz et al. 2018, Deitsch et al. 2019 and 2021)"
 )
 """The licence of the photographs that ehm takes where no others are named."""
+_TASKS = {
+    "classification": ("image-classification", "Image classifier", "accuracy"),
+    "features": ("image-feature-extraction", "Image encoder", ""),
+    "segmentation": ("image-segmentation", "Image segmenter", "mean_iou"),
+    "detection": ("object-detection", "Object detector", ""),
+}
+"""For each task the Hub's tag, what the model is called, and the Hub's name of its figure."""
 _FEW = 20
 """Classes that are named one by one."""
-_KINDS: dict[str, tuple[str, str, list[str]]] = {
-    "classification": ("Image classifier", "image-classification", ["accuracy"]),
-    "features": ("Image encoder", "image-feature-extraction", []),
-    "detection": ("Object detector", "object-detection", []),
-}
-"""What a bundle of each task is called, its tag on the Hub, and its metrics there."""
 _OF_A_RUN = ("encoder.safetensors", "model.safetensors")
 """Files in the folder of a run or of a checkpoint."""
 
@@ -40,17 +41,17 @@ def write_card(manifest: Manifest, config: ExportConfig, path: Path) -> None:
     """
     runs = _runs(manifest.source.checkpoint)
     data = list(dict.fromkeys(_name(run["config"]["data"]["source"]) for run in runs))
-    kind, tag, metrics = _KINDS[manifest.task]
+    tag, title, metrics = _TASKS[manifest.task]
     front = {
         "license": config.license or "unknown",
         "library_name": "ehm",
         "pipeline_tag": tag,
         "tags": ["onnx", "vision", *sorted({run["config"]["masking"] for run in runs if run["kind"] == "pretrain"})],
         **({"datasets": data} if data else {}),
-        **({"metrics": metrics} if metrics else {}),
+        **({"metrics": [metrics]} if metrics else {}),
     }
     sections = {
-        f"# {kind}": _about(manifest),
+        f"# {title}": _about(manifest),
         "## Training": "\n".join(f"- {line}" for line in _training(manifest, runs)),
         "## Metrics": _metrics(manifest, runs),
         "## Input and outputs": _tensors(manifest),
@@ -114,6 +115,8 @@ def _trained(run: dict[str, Any]) -> str:
             f"Pretrained without labels by {config['objective']}, masking {config['masking']} "
             f"({config['mask']['ratio']:.0%} of the patches hidden)"
         )
+    elif run["kind"] == "segmenter":
+        how = f"Trained with UperNet's head to tell {len(run['classes'])} classes of pixels"
     elif run["kind"] == "embedder":
         how = f"Trained by ArcFace to tell {len(run['classes']):,} classes by one descriptor an image"
     elif config.get("frozen"):

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
-from onnx import ModelProto, helper, numpy_helper
+from onnx import AttributeProto, ModelProto, helper, numpy_helper
 from torch import nn
 
 from ehm.deploy.export.saving import BATCH
@@ -56,6 +56,7 @@ def make_onnx(
     model = program.model_proto
     if opset < _WRITTEN_BY_TORCH:
         _lower_reductions(model)
+        _lower_resizes(model)
         next(domain for domain in model.opset_import if not domain.domain).version = opset
     _strip(model)
     return model
@@ -105,6 +106,22 @@ def _lower_reductions(model: ModelProto) -> None:
     for tensor in constants.values():
         if tensor.name not in used:
             model.graph.initializer.remove(tensor)
+
+
+def _lower_resizes(model: ModelProto) -> None:
+    """Opset 18 gave resizing new attributes; what they say by default is what opset 17 does."""
+    for node in model.graph.node:
+        if node.op_type == "Resize":
+            kept = [attribute for attribute in node.attribute if not _is_default(attribute)]
+            del node.attribute[:]
+            node.attribute.extend(kept)
+
+
+def _is_default(attribute: AttributeProto) -> bool:
+    return (attribute.name, helper.get_attribute_value(attribute)) in (
+        ("keep_aspect_ratio_policy", b"stretch"),
+        ("antialias", 0),
+    )
 
 
 def _strip(model: ModelProto) -> None:

@@ -25,6 +25,7 @@ R = TypeVar("R", bound=Measured)
 _HOMES = {
     "classifier": "ehm.tasks.classification",
     "detector": "ehm.tasks.detection",
+    "segmenter": "ehm.tasks.segmentation",
     "embedder": "ehm.tasks.retrieval",
 }
 """Where ``reopen`` is for each kind of checkpoint."""

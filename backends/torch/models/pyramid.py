@@ -31,12 +31,12 @@ _BEHIND = ("norm", "fc_norm", "head")
 
 def quarters(depth: int) -> tuple[int, ...]:
     """The last block of each quarter, as MAE detects (Li et al., 2021) and the paper does (V-B): 2, 5, 8, 11 of 12."""
-    return tuple(depth * part // 4 - 1 for part in (1, 2, 3, 4))
+    return tuple(max(depth * part // 4 - 1, 0) for part in (1, 2, 3, 4))
 
 
 def thirds(depth: int) -> tuple[int, ...]:
     """The last block of each third and the middle one, as BEiT and MAE segment: 3, 5, 7, 11 of 12."""
-    return depth // 3 - 1, depth // 2 - 1, depth * 2 // 3 - 1, depth - 1
+    return tuple(max(block - 1, 0) for block in (depth // 3, depth // 2, depth * 2 // 3, depth))
 
 
 class Pyramid(nn.Module):
@@ -76,6 +76,7 @@ class Pyramid(nn.Module):
             take_any_size(encoder)
         elif self.scale != 1:
             raise ConfigError(f"model: patches of {patch} pixels; with relative positions they need a power of two")
+        encoder.blocks[max(taps) + 1 :].requires_grad_(False)
         self.taps: tuple[int, ...] = taps
         self.channels: tuple[int, ...] = (width,) * len(STRIDES)
         self.neck = nn.ModuleList(_resize(width, stride, wanted) for wanted in STRIDES)
@@ -93,9 +94,11 @@ class Pyramid(nn.Module):
         if self.scale != 1:
             size = [round(side * self.scale) for side in images.shape[2:]]
             images = F.interpolate(images, size, mode="bilinear", align_corners=False)
-        maps: list[Tensor] = self.encoder.forward_intermediates(
-            images, indices=list(self.taps), output_fmt="NCHW", intermediates_only=True
+        blocks = sorted(set(self.taps))  # a shallow encoder has too few for four
+        found: list[Tensor] = self.encoder.forward_intermediates(
+            images, indices=blocks, output_fmt="NCHW", intermediates_only=True
         )
+        maps = [found[blocks.index(tap)] for tap in self.taps]
         return maps if self.neck is None else [layer(level) for layer, level in zip(self.neck, maps, strict=True)]
 
 
@@ -117,12 +120,16 @@ def load_pyramid(
 
 
 def nested_layers(model: nn.Module) -> dict[str, int]:
-    """Layer of every parameter of the encoder inside ``model``; see :func:`layers_of`. What is missing is the head's.
+    """Layer of every parameter of ``model``: of those of the encoder inside see :func:`layers_of`; the rest is above.
 
     The encoder is the one module that has the name ``encoder``.
     """
-    ((name, encoder),) = ((name, module) for name, module in model.named_modules() if name.split(".")[-1] == "encoder")
-    return {f"{name}.{parameter}": layer for parameter, layer in layers_of(encoder).items()}
+    ((prefix, encoder),) = ((name, part) for name, part in model.named_modules() if name.split(".")[-1] == "encoder")
+    trained = {name for name, parameter in encoder.named_parameters() if parameter.requires_grad}
+    inner = layers_of(encoder)
+    above = 1 + max(layer for name, layer in inner.items() if name in trained)
+    layers = {f"{prefix}.{name}": min(layer, above) for name, layer in inner.items()}
+    return {name: layers.get(name, above) for name, _ in model.named_parameters()}
 
 
 def _resize(width: int, stride: int, wanted: int) -> nn.Module:
