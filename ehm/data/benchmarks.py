@@ -27,6 +27,7 @@ from PIL import Image
 
 from ehm.data.decode import decode
 from ehm.data.folder import folder
+from ehm.data.pickled import read_pickle
 from ehm.data.source import Names, Split
 from ehm.errors import BrokenImage, DataError
 
@@ -136,8 +137,8 @@ def read_answers(file: Path) -> dict[str, Any]:
             content = json.loads(file.read_text(encoding="utf-8"))
         else:
             with file.open("rb") as stream:
-                content = _Numbers(stream, encoding="latin1").load()
-    except (pickle.UnpicklingError, EOFError, LookupError, TypeError, ValueError, AttributeError, MemoryError) as error:
+                content = read_pickle(stream)
+    except _DAMAGED as error:
         raise DataError(f"{file}: cannot be read as answers: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict) or not all(isinstance(content.get(key), list) for key in _SHAPE):
         raise DataError(f"{file}: expected a dictionary of the lists {', '.join(_SHAPE)}")
@@ -147,41 +148,16 @@ def read_answers(file: Path) -> dict[str, Any]:
 
 
 _SHAPE = ("imlist", "qimlist", "gnd")
-
-
-class _Numbers(pickle.Unpickler):
-    """Reads plain values and NumPy's arrays of numbers; whatever else a pickle names is refused before it is called."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        """What stands for a name in the pickle."""
-        if module.partition(".")[0] == "numpy" and name in _NUMPY:
-            return _NUMPY[name]
-        if (module, name) in _BYTES:
-            return _BYTES[module, name]
-        raise pickle.UnpicklingError(f"it names {module}.{name}, and only numbers, texts and arrays are read")
-
-
-def _number(kind: Any, *_: Any) -> np.dtype[Any]:
-    """NumPy's type of a number; a pickle of arrays of objects ends here."""
-    dtype = np.dtype(kind)
-    if dtype.kind not in "biuf":
-        raise pickle.UnpicklingError(f"it holds an array of {dtype}, not of numbers")
-    return dtype
-
-
-def _encode(text: str = "", encoding: str = "latin1") -> bytes:
-    """How older pickles write bytes: encoded, or none at all."""
-    return text.encode("latin1")
-
-
-_BYTES = dict.fromkeys([("_codecs", "encode"), ("__builtin__", "bytes"), ("builtins", "bytes")], _encode)
-_NUMPY: dict[str, Any] = {
-    "_reconstruct": np.zeros(0).__reduce__()[0],
-    "_frombuffer": np.zeros(0).__reduce_ex__(5)[0],
-    "scalar": np.int64(0).__reduce__()[0],
-    "ndarray": np.ndarray,
-    "dtype": _number,
-}
+_DAMAGED = (
+    pickle.UnpicklingError,
+    EOFError,
+    LookupError,
+    TypeError,
+    ValueError,
+    AttributeError,
+    MemoryError,
+    RecursionError,
+)
 
 
 def _revisited(file: Path) -> Benchmark:

@@ -42,7 +42,16 @@ def oxford(tmp_path):
 
 
 @pytest.mark.parametrize("protocol", [0, 2, 4, 5])
-@pytest.mark.parametrize("kind", [list, np.array, lambda values: [np.int64(value) for value in values]])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        list,
+        np.array,
+        lambda values: np.array(values, ">i8"),
+        lambda values: np.array(values, "<u2").reshape(-1, 1),
+        lambda values: [np.int64(value) for value in values],
+    ],
+)
 def test_a_pickle_of_numbers_is_read_whatever_wrote_it(protocol, kind, tmp_path):
     file = tmp_path / "gnd.pkl"
     file.write_bytes(pickle.dumps(content(kind), protocol=protocol))
@@ -75,6 +84,14 @@ def test_nothing_in_a_pickle_is_executed(tmp_path):
             with pytest.raises(DataError, match=r"gnd\.pkl: cannot be read as answers: it (names|holds)"):
                 read_answers(file)
     assert list(tmp_path.iterdir()) == [file]
+
+
+def test_no_bytes_of_a_pickle_become_an_address(tmp_path):
+    """NumPy takes them for one where an array of objects is made from a buffer."""
+    file = tmp_path / "gnd.pkl"
+    file.write_bytes(pickle.dumps(content() | {"more": Harm(np.ndarray, ((1,), "O", b"\0" * 8))}, protocol=2))
+    with pytest.raises(DataError, match=r"gnd\.pkl: cannot be read as answers"):
+        read_answers(file)
 
 
 def test_the_published_layout(oxford):
