@@ -104,7 +104,7 @@ def open_pairs(config: SegmentationData, split: Split = "all") -> PairSource:
 def check(source: PairSource, indices: Iterable[int], threads: int) -> list[str]:
     """What is wrong with the masks of those images, a sentence each that begins with the file.
 
-    Files that cannot be read are left out: the loader replaces them.
+    Images that cannot be read are left out: the loader replaces them.
     """
     return [wrong for wrong in in_threads(partial(_check, source), indices, threads) if wrong]
 
@@ -112,7 +112,11 @@ def check(source: PairSource, indices: Iterable[int], threads: int) -> list[str]
 def _check(source: PairSource, index: int) -> str:
     file = source.mask(index)
     try:
-        labels, size = read_mask(file, source.zero_ignored), upright_size(source.name(index))
+        labels = read_mask(file, source.zero_ignored)
+    except BrokenImage as error:
+        return str(error)
+    try:
+        size = upright_size(source.name(index))
     except BrokenImage:
         return ""
     return _misfit(file, labels, size, len(source.classes), source.zero_ignored)
@@ -210,6 +214,8 @@ def _is_mask(file: str) -> bool:
 def _numbered(config: SegmentationData, source: PairSource) -> PairSource:
     """Classes 0 to the largest value in any mask, for want of names."""
     largest = max(in_threads(partial(_largest, source), range(len(source)), config.workers), default=-1)
+    if largest < 0 and (wrong := check(source, range(1), 0)):
+        raise DataError(f"data.source {config.source}: none of its masks can be used: {wrong[0]}")
     if largest < 1:
         raise DataError(
             f"data.source {config.source}: its masks have {'one class' if largest == 0 else 'no class'} only; "

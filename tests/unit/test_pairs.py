@@ -112,6 +112,10 @@ def test_what_is_wrong_with_a_folder_is_one_sentence(tmp_path):
     write(tmp_path, "images", "masks", ["a", "b"], MAP * 0)
     with pytest.raises(DataError, match="one class only; segmentation needs two"):
         open_pairs(pairs(tmp_path))
+    for name in ("a", "b"):
+        Image.new("RGB", (8, 6)).save(tmp_path / "masks" / f"{name}.png")
+    with pytest.raises(DataError, match=r"none of its masks can be used: .*a\.png: a mask is a label image of 8 bits"):
+        open_pairs(pairs(tmp_path))
 
 
 def test_wrong_masks_are_named_with_what_is_wrong(tmp_path):
@@ -127,9 +131,11 @@ def test_wrong_masks_are_named_with_what_is_wrong(tmp_path):
         f"{masks}/b.png: has the value 7, and the 3 classes are 0 to 2 (255 is ignored)",
         f"{masks}/c.png: is 6 x 8 pixels, and its image 8 x 6",
     ]
-    assert check(source, range(5), 0) == wrong
-    assert check(source, [0, 2], 2) == wrong[1:]
     said = [*wrong, "this one has colours (Pillow's mode RGB)", "e.png: not an image of a known format"]
+    found = check(source, range(5), 0)
+    assert found[:2] == wrong
+    assert [words in each for words, each in zip(said, found, strict=True)] == [True] * 4
+    assert check(source, [0, 2], 2) == wrong[1:]
     for index, words in enumerate(said, 1):
         with pytest.raises(BrokenImage) as error:
             source.load(index)
