@@ -88,7 +88,8 @@ def reopen(
     Raises DataError where the source has classes that the detector does not know; those that it knows besides count
     nowhere.
     """
-    settings = stored.settings(DetectionConfig, config, overrides)
+    measuring = ("min_size", "max_size", "detections", "score_threshold")
+    settings = stored.settings(DetectionConfig, config, overrides, measuring)
     classes = tuple(stored.meta["classes"])
     detector = backend.detector(settings, len(classes))
     detector.load(LearnerState(stored.arrays, {}))

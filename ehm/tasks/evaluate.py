@@ -41,13 +41,18 @@ class Stored:
     arrays: Arrays
     meta: dict[str, Any]
 
-    def settings(self, kind: type[C], config: str | Path | None, overrides: Sequence[str]) -> C:
+    def settings(
+        self, kind: type[C], config: str | Path | None, overrides: Sequence[str], measuring: Sequence[str] = ()
+    ) -> C:
         """The checkpoint's configuration, with the images, folds and batches of ``config`` and ``overrides``.
 
         The model is always the checkpoint's, its pixels normalised as it was trained. What it began with is not needed.
+        ``measuring`` are further keys of the task that say how it is measured. Raises ConfigError where those do not go
+        with the checkpoint.
         """
         given = load_config(kind, config if config is not None else self.meta["config"], overrides)
-        own = kind.model_validate(self.meta["config"])
+        said = given.model_dump()
+        own = load_config(kind, {**self.meta["config"], **{key: said[key] for key in measuring}})
         model = own.model.model_copy(update={"init": str(self.folder)})
         data = given.data.model_copy(update={"mean": own.data.mean, "std": own.data.std})
         free = {"folds": given.folds, "fold": given.fold, "optim": given.optim}

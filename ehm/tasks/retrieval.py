@@ -103,12 +103,12 @@ def reopen(
     Images of ``data.source`` that are not those of the training are all sought among each other.
     """
     given = load_config(RetrievalConfig, config if config is not None else stored.meta["config"], overrides)
-    settings = stored.settings(RetrievalConfig, config, overrides)
+    settings = stored.settings(RetrievalConfig, config, overrides, measuring=("scales",))
     trained_on, benchmark = stored.meta["config"]["data"]["source"], given.benchmark
     said = config is not None or any(override.startswith("benchmark=") for override in overrides)
     if given.data.source != trained_on and not said:
         benchmark = None  # the other images are what to measure on
-    settings = settings.model_copy(update={"benchmark": benchmark, "scales": given.scales})
+    settings = settings.model_copy(update={"benchmark": benchmark})
     embedder = backend.embedder(settings, len(stored.meta["classes"]))
     embedder.load(LearnerState(stored.arrays, {}))
     return _evaluation(embedder, settings, trained_on, backend)

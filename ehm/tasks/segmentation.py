@@ -103,7 +103,7 @@ def reopen(
 
     Raises DataError where the source has other classes.
     """
-    settings = stored.settings(SegmentationConfig, config, overrides)
+    settings = stored.settings(SegmentationConfig, config, overrides, measuring=("inference",))
     classes = tuple(stored.meta["classes"])
     part = _part(settings, stored.meta["config"]["data"]["source"], classes)
     if settings.data.check:

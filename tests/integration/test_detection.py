@@ -137,6 +137,8 @@ def test_evaluate_measures_it_again_and_draws(learned, tmp_path, capsys):
     assert drawn.shape == photograph.shape
     assert 0.02 < (drawn != photograph).any(axis=2).mean() < 0.9
     assert "Pictures: " in capsys.readouterr().out
+    for override in ("detections=1", "score_threshold=0.99", "min_size=32"):
+        assert evaluate(learned.out, device="cpu", overrides=[override]).score < report.score
 
 
 def test_other_images_are_measured_by_the_names_of_their_classes(learned, few, tmp_path):

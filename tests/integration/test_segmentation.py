@@ -33,6 +33,7 @@ from ehm.tasks.evaluate import evaluate
 from ehm.tasks.finetune import finetune
 
 PORTS = count(29300 + os.getpid() % 90)
+INFERENCE = ("inference.mode=slide", "inference.stride=16", "inference.mode=whole")
 
 
 @pytest.fixture(scope="module")
@@ -100,6 +101,13 @@ def test_evaluation_gives_the_figures_of_training_and_takes_other_images(trained
     assert evaluate(trained.out, device="cpu", overrides=[f"data.source={other}"]).miou > 0.7
     whole = evaluate(trained.out, device="cpu", overrides=[f"data.source={other}", "inference.mode=whole"])
     assert whole.miou > 0.7
+    # images of 64 pixels are one window of that: larger ones are seen in windows, or at once
+    larger = [f"data.source={other}", "data.scale=[128,128]"]
+    ways = [evaluate(trained.out, device="cpu", overrides=[*larger, way]).iou for way in INFERENCE]
+    assert ways[0] == evaluate(trained.out, device="cpu", overrides=larger).iou
+    assert len(set(ways)) == 3
+    with pytest.raises(ConfigError, match=r"inference.stride 96 is wider than crop_size \[64, 64\]"):
+        evaluate(trained.out, device="cpu", overrides=[*larger, "inference.stride=96"])
     (other / "classes.txt").write_text("\n".join(reversed(CLASSES)))
     with pytest.raises(DataError, match=r"its 3 classes \(cat, coins, cell, …\) are not the 3 that are trained"):
         evaluate(trained.out, device="cpu", overrides=[f"data.source={other}"])
