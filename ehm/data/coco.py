@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -128,17 +129,26 @@ def _read(file: Path, folder: Path, split: Split, masks: bool) -> CocoSource:
         places = {image["id"]: index for index, image in enumerate(images)}
         categories = sorted((each["id"], each["name"]) for each in content["categories"])
         sizes = [_size(image) for image in images]
-        names = [image["file_name"] for image in images]
+        names = [os.fspath(image["file_name"]) for image in images]
         objects: list[Annotation] = [dict(each) for each in content["annotations"]]
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise DataError(f"{file}: not annotations in COCO's format: {error!r}") from None
     if not images or not categories:
         raise DataError(f"{file}: names no {'images' if not images else 'categories'}")
+    if unfit := next((name for name, size in zip(names, sizes, strict=True) if min(size) < 1), None):
+        raise DataError(f"{file}: image {unfit}: height and width should be 1 at least")
+    for what, keys in (
+        ("two images have the id", [image["id"] for image in images]),
+        ("two categories have the id", [key for key, _ in categories]),
+        ("two categories have the name", [name for _, name in categories]),
+    ):
+        if twice := [key for key, count in Counter(keys).items() if count > 1]:
+            raise DataError(f"{file}: {what} {twice[0]}")
     numbers = {key: number for number, (key, _) in enumerate(categories)}
     sorted_out: list[list[Annotation]] = [[] for _ in images]
     wrong, unusable = [], []
     for number, each in enumerate(objects):
-        index = places.get(each.get("image_id"))
+        index = places[each["image_id"]] if _is_key(each.get("image_id"), places) else None
         about = f"annotation {each.get('id', f'number {number}')}"
         if index is None:
             wrong.append(f"{about}: no image has the id {each.get('image_id')}")
@@ -157,7 +167,7 @@ def _read(file: Path, folder: Path, split: Split, masks: bool) -> CocoSource:
 
 def _problems(each: Annotation, numbers: Mapping[int, int], size: tuple[int, int], masks: bool) -> Iterator[str]:
     """What makes an object useless, each with what would be right."""
-    if each.get("category_id") not in numbers:
+    if not _is_key(each.get("category_id"), numbers):
         yield f"no category has the id {each.get('category_id')}"
     box = each.get("bbox")
     if not isinstance(box, list) or len(box) != 4 or not all(isinstance(side, int | float) for side in box):
@@ -168,10 +178,23 @@ def _problems(each: Annotation, numbers: Mapping[int, int], size: tuple[int, int
     if not shape:
         yield "has no segmentation; masks=false trains on boxes alone"
     elif isinstance(shape, list):
-        if not all(isinstance(ring, list) and len(ring) >= 6 and len(ring) % 2 == 0 for ring in shape):
+        if not all(map(_is_polygon, shape)):
             yield "segmentation: a polygon should be a list of x, y, x, y, … of three points at least"
     elif not isinstance(shape, dict) or shape.get("size") != list(size) or "counts" not in shape:
         yield f"segmentation should be polygons, or a run-length code with counts and the size {list(size)}"
+    else:
+        try:
+            _decode(shape, *size)
+        except (ValueError, TypeError, RuntimeError):
+            yield f"segmentation: its counts are no run-length code of {size[0]} x {size[1]} pixels"
+
+
+def _is_key(value: Any, known: Mapping[Any, int]) -> bool:
+    return isinstance(value, int | str) and value in known
+
+
+def _is_polygon(ring: Any) -> bool:
+    return isinstance(ring, list) and len(ring) >= 6 and len(ring) % 2 == 0 and set(map(type, ring)) <= {int, float}
 
 
 def _first(problems: Sequence[str]) -> str:

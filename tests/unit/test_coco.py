@@ -1,6 +1,7 @@
 """COCO's format on disk: what is read, what is refused, and how it becomes batches."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -131,6 +132,11 @@ def test_what_is_not_there_is_said(folder, tmp_path):
         ({"segmentation": []}, "has no segmentation; masks=false trains on boxes alone"),
         ({"segmentation": [[1, 2, 3, 4]]}, "three points at least"),
         ({"segmentation": {"size": [60, 40], "counts": [2400]}}, r"the size \[40, 60\]"),
+        ({"segmentation": [["1", 2, 3, 4, 5, 6]]}, "three points at least"),
+        ({"segmentation": {"size": [40, 60], "counts": [2399]}}, "no run-length code of 40 x 60 pixels"),
+        ({"segmentation": {"size": [40, 60], "counts": "zzz"}}, "no run-length code of 40 x 60 pixels"),
+        ({"image_id": [1]}, r"no image has the id \[1\]"),
+        ({"category_id": [1]}, r"no category has the id \[1\]"),
     ],
 )
 def test_useless_annotations_are_named_by_file_before_anything_is_trained(folder, wrong, said):
@@ -138,6 +144,25 @@ def test_useless_annotations_are_named_by_file_before_anything_is_trained(folder
     with pytest.raises(DataError, match=said) as error:
         coco(root, "train")
     assert "instances_train2017.json: " in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "said"),
+    [
+        ("categories", {"name": CATEGORIES[1]["name"]}, "two categories have the name"),
+        ("categories", {"id": CATEGORIES[1]["id"]}, "two categories have the id"),
+        ("images", {"id": 7}, "two images have the id 7"),
+        ("images", {"height": 0}, "000000000000.jpg: height and width should be 1 at least"),
+        ("images", {"file_name": 5}, "not annotations in COCO's format: TypeError"),
+    ],
+)
+def test_what_cannot_be_told_apart_or_opened_is_named(folder, part, change, said):
+    file = Path(folder()) / "annotations" / "instances_train2017.json"
+    content = json.loads(file.read_text())
+    content[part][0] |= change
+    file.write_text(json.dumps(content))
+    with pytest.raises(DataError, match=said):
+        coco(str(file.parent.parent), "train")
 
 
 def test_boxes_alone_are_enough_for_boxes_alone(folder):
