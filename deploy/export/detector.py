@@ -95,7 +95,7 @@ def export_detector(path: str | Path, config: ExportConfig, device: str, out: Pa
                 mean=trained.data.mean,
                 std=trained.data.std,
             ),
-            fit=_rule(trained, graph.image_size),
+            fit=_rule(trained, graph),
             labels=tuple(meta["classes"]),
             source=Source(checkpoint=str(folder), kind=meta["kind"], sha256=meta["sha256"]["model.safetensors"]),
             versions={package: version(package) for package in ("ehm", *_PACKAGES)},
@@ -109,10 +109,10 @@ def export_detector(path: str | Path, config: ExportConfig, device: str, out: Pa
     return out
 
 
-def _rule(trained: Any, image_size: tuple[int, int]) -> Fit:
-    shorter, longer = (trained.min_size[-1], trained.max_size)
-    if trained.model.image_size == image_size and image_size[0] == image_size[1]:
-        shorter, longer = image_size  # of an encoder that takes no other, images fill the square
+def _rule(trained: Any, graph: Any) -> Fit:
+    shorter, longer = trained.min_size[-1], trained.max_size
+    if not graph.model.backbone.pyramid.any_size:
+        shorter, longer = graph.image_size  # a square, which images fill
     return Fit(shorter=shorter, longer=longer, threshold=trained.score_threshold)
 
 

@@ -208,6 +208,7 @@ def test_its_bundle_finds_what_it_finds(config, learned, bundle, scenes, tmp_pat
     manifest = Bundle.open(bundle).manifest
     assert (manifest.task, manifest.labels, manifest.preprocessing.image_size) == ("detection", CLASSES, (SIDE, SIDE))
     assert manifest.parity.max_abs < 1e-3
+    assert (manifest.fit.shorter, manifest.fit.longer) == (SIDE, 96)  # as in training, whatever the encoder began with
     source = coco(str(scenes), "val")
     square = [index for index in range(len(source)) if source.images[index]["width"] == SIDE]  # nothing is padded
     predictions = predict(bundle, [source.name(index) for index in square], out=tmp_path)
