@@ -69,9 +69,11 @@ class TaskConfig(Section):
     run: RunConfig = RunConfig()
 
     @model_validator(mode="after")
-    def _fold_exists(self) -> TaskConfig:
+    def _possible(self) -> TaskConfig:
         if self.fold >= self.folds:
             raise ValueError(f"fold {self.fold} does not exist: with folds {self.folds} it is 0 to {self.folds - 1}")
+        if self.optim.ema_decay is not None:
+            raise ValueError("optim.ema_decay: only pretraining has a moving average; leave it out")
         return self
 
 
@@ -230,8 +232,6 @@ class SegmentationConfig(TaskConfig):
             )
         if self.run.parallel == "fsdp":
             raise ValueError("run.parallel fsdp: segmentation trains with ddp only")
-        if self.optim.ema_decay is not None:
-            raise ValueError("optim.ema_decay: segmentation has no moving average; leave it out")
         return self
 
     @property

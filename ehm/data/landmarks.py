@@ -34,7 +34,10 @@ def gldv2(source: str, split: Split) -> FileSource:
         raise DataError(f"data.source {source}: GLDv2 has no validation part with landmarks; set benchmark")
     table = next((root / name for name in _TABLES if (root / name).is_file()), None)
     if table is None or not (root / "train").is_dir():
-        raise DataError(f"data.source {source}: not GLDv2's layout: a folder train/ and {' or '.join(_TABLES)}")
+        raise DataError(
+            f"data.source {source}: not GLDv2's layout, a folder train/ and {' or '.join(_TABLES)}; "
+            "data.layout=auto takes a folder for each class"
+        )
     images, landmarks = [], []
     for image, landmark in _rows(table):
         images.append("/".join(["train", *image[:3], f"{image}.jpg"]))
