@@ -120,7 +120,7 @@ def _exported(bundle: Bundle, devices: Sequence[str], threads: int) -> tuple[Pre
     """The network in float32 on the first device, and every network on every device."""
     bundle.want_batches("ehm bench")
     manifest = bundle.manifest
-    output = next(name for name in ("features", "logits", "patches") if manifest.output(name))
+    output = manifest.compared
     ways, predictors = [], []
     for device in devices:
         for precision in manifest.models:

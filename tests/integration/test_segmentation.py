@@ -24,6 +24,7 @@ from ehm.backends.torch.segmenter import TorchSegmenter
 from ehm.cli import main
 from ehm.config import FinetuneConfig, ModelSource, SegmentationConfig
 from ehm.data.segment import resize
+from ehm.deploy.bench import bench_export
 from ehm.deploy.bundle import Bundle
 from ehm.deploy.export import export
 from ehm.deploy.predict import Predictor, predict
@@ -254,6 +255,12 @@ def test_it_is_served_as_tensors_and_not_as_classes(bundle, pairs):
         given.set_data_from_numpy(pixels)
         scores = client.infer("bundle", [given]).as_numpy("scores")
     np.testing.assert_allclose(scores, Predictor(bundle).run(pixels)["scores"], atol=1e-5)
+
+
+def test_its_bundle_is_timed(bundle, capsys):
+    timings = bench_export(bundle, batch=[2], device="cpu", rounds=1)
+    assert [timing.name for timing in timings] == ["CPU float32"]
+    assert "torch is left out: a segmenter is timed by ONNX Runtime alone" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("size", [(9, 13), (150, 40), (32, 17)])
