@@ -9,7 +9,7 @@ Shapes: B images, H x W pixels, N patches, D features, C classes, L = 1 + N toke
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol, SupportsFloat
 
@@ -17,13 +17,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from ehm.config import FinetuneConfig, ModelSource, RetrievalConfig, TokenizerConfig, TrainConfig
+    from ehm.config import (
+        DetectionConfig,
+        FinetuneConfig,
+        ModelSource,
+        RetrievalConfig,
+        SegmentationConfig,
+        TokenizerConfig,
+        TrainConfig,
+    )
+    from ehm.instances import Detections, Instances
 
 __all__ = [
     "ALONE",
     "Arrays",
     "Backend",
     "Classifier",
+    "Detector",
     "DeviceInfo",
     "Embedder",
     "Encoder",
@@ -32,6 +42,7 @@ __all__ = [
     "MasksOnDevice",
     "OneProcess",
     "Processes",
+    "Segmenter",
     "TaskLearner",
     "TokenizerLearner",
 ]
@@ -222,6 +233,41 @@ class Embedder(TaskLearner, Protocol):
         ...
 
 
+class Detector(TaskLearner, Protocol):
+    """An encoder under the heads of Mask R-CNN, or of Faster R-CNN where objects have boxes alone.
+
+    Its images, (H, W, 3) uint8, may have any size and need not be alike: they are resized inside, to ``image_size`` at
+    most.
+    """
+
+    def train_step(
+        self, images: Sequence[NDArray[np.uint8]], targets: Sequence[Instances], lr: float, weight_decay: float
+    ) -> Mapping[str, SupportsFloat]:
+        """One optimiser step; among the metrics are ``loss`` and its terms, each with a name of its own."""
+        ...
+
+    def detect(self, images: Sequence[NDArray[np.uint8]]) -> list[Detections]:
+        """Evaluation mode: the objects in each image, in pixels of that image as it was given."""
+        ...
+
+
+class Segmenter(TaskLearner, Protocol):
+    """An encoder with a head that tells the class of each pixel; it is trained on images of ``image_size``."""
+
+    def train_step(
+        self, images: NDArray[np.uint8], labels: NDArray[np.uint8], lr: float, weight_decay: float
+    ) -> Mapping[str, SupportsFloat]:
+        """One optimiser step on (B, H, W, 3) images and (B, H, W) classes, 255 where one does not count.
+
+        ``loss`` is among the metrics.
+        """
+        ...
+
+    def segment(self, image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
+        """Evaluation mode: the class of each pixel of an image (h, w, 3) of any size, as ``size`` = (H, W) of them."""
+        ...
+
+
 class TokenizerLearner(Protocol):
     """A discrete VAE in training, whose codes become BEiT's visual tokens."""
 
@@ -297,6 +343,14 @@ class Backend(Protocol):
 
     def classifier(self, config: FinetuneConfig, classes: int) -> Classifier:
         """An encoder from ``config.model`` under a fresh linear head of ``classes``."""
+        ...
+
+    def detector(self, config: DetectionConfig, classes: int) -> Detector:
+        """An encoder from ``config.model`` under fresh heads for ``classes`` kinds of objects."""
+        ...
+
+    def segmenter(self, config: SegmentationConfig, classes: int) -> Segmenter:
+        """An encoder from ``config.model`` under a fresh head for ``classes``."""
         ...
 
     def embedder(self, config: RetrievalConfig, classes: int) -> Embedder:

@@ -118,6 +118,7 @@ def bench_export(
 
 def _exported(bundle: Bundle, devices: Sequence[str], threads: int) -> tuple[Predictor, list[_Way]]:
     """The network in float32 on the first device, and every network on every device."""
+    bundle.want_batches("ehm bench")
     manifest = bundle.manifest
     output = next(name for name in ("features", "logits", "patches") if manifest.output(name))
     ways, predictors = [], []

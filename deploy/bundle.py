@@ -33,6 +33,7 @@ __all__ = [
     "FORMAT",
     "Bundle",
     "FileRecord",
+    "Fit",
     "IndexKind",
     "Manifest",
     "ModelRecord",
@@ -44,6 +45,7 @@ __all__ = [
     "Source",
     "Target",
     "TensorRecord",
+    "Windows",
     "staged",
 ]
 
@@ -71,8 +73,8 @@ class TensorRecord(_Section):
     """
 
     name: str
-    dtype: Literal["float32", "uint8"]
-    layout: Literal["NCHW", "NHWC", "NC"]
+    dtype: Literal["float32", "uint8", "int64"]
+    layout: Literal["NCHW", "NHWC", "NC", "NHW", "N"]
     shape: tuple[int | str, ...]
     smallest: int | None = None
 
@@ -95,6 +97,32 @@ class Preprocessing(_Section):
     interpolation: Literal["bicubic"] = "bicubic"
     mean: Triple
     std: Triple
+
+
+class Fit(_Section):
+    """How an image of any size becomes the input of a detector, and its outputs objects of the image.
+
+    Resize it (bilinear, no smoothing first), proportions kept, until its shorter side has ``shorter`` pixels or its
+    longer one ``longer``, and no larger than ``image_size``; normalise it and put it into the upper left of zeros of
+    that size. Of the objects those of a score above ``threshold`` count.
+    """
+
+    shorter: int
+    longer: int
+    threshold: float
+
+
+class Windows(_Section):
+    """How an image of any size becomes inputs of a segmentation, and their scores a mask.
+
+    Resize it (bilinear), proportions kept, to the largest size within ``scale`` = (long side, short side), or not at
+    all; pad it on the right and below to ``image_size`` at least; cut windows of that size, ``stride`` (down, across)
+    pixels apart, the last ones moved to lie inside; average the scores where windows overlap, and enlarge them
+    (bilinear) to the image's own size.
+    """
+
+    scale: tuple[int, int] | None
+    stride: tuple[int, int]
 
 
 class Quality(_Section):
@@ -168,12 +196,14 @@ class Manifest(_Section):
     """``manifest.json``: docs/export.md explains each field."""
 
     format: Literal[2] = 2
-    task: Literal["classification", "features"]
+    task: Literal["classification", "features", "segmentation", "detection"]
     target: Target = "portable"
     models: dict[Precision, ModelRecord]
     input: TensorRecord
     outputs: tuple[TensorRecord, ...]
     preprocessing: Preprocessing
+    fit: Fit | None = None
+    windows: Windows | None = None
     labels: tuple[str, ...] = ()
     source: Source
     versions: dict[str, str]
@@ -192,15 +222,23 @@ class Manifest(_Section):
                 raise ValueError("a classification without the output logits")
             if len(self.labels) != logits.shape[-1]:
                 raise ValueError(f"{len(self.labels)} labels for an output of {logits.shape[-1]}")
+        if self.task == "detection" and (self.fit is None or self.output("boxes") is None):
+            raise ValueError("a detection without fit, or without the output boxes")
+        if self.task == "segmentation":
+            scores = self.output("scores")
+            if scores is None or self.windows is None:
+                raise ValueError("a segmentation without the output scores, or without windows")
+            if len(self.labels) != scores.shape[1]:
+                raise ValueError(f"{len(self.labels)} labels for an output of {scores.shape[1]}")
         return self
 
     @property
     def compared(self) -> str:
         """The output whose cosines :class:`Quality` has."""
-        return next(name for name in ("features", "logits", "patches") if self.output(name))
+        return next(name for name in ("features", "logits", "patches", "scores") if self.output(name))
 
     def output(self, name: str) -> TensorRecord | None:
-        """The output of that name: ``logits`` (B, C), ``features`` (B, D) or ``patches`` (B, D, h, w)."""
+        """``logits`` (B, C), ``features`` (B, D), ``patches`` (B, D, h, w) or ``scores`` (B, C, H, W), if it has it."""
         return next((output for output in self.outputs if output.name == name), None)
 
 
@@ -216,6 +254,11 @@ class Bundle:
         if precision not in self.manifest.models:
             raise ExportError(f"{self.path}: holds no {precision} model, only {', '.join(self.manifest.models)}")
         return self.path / self.manifest.models[precision].file
+
+    def want_batches(self, command: str) -> None:
+        """ExportError where the network takes one image at a time, a detector's, and ``command`` gives it batches."""
+        if self.manifest.task == "detection":
+            raise ExportError(f"{self.path}: a detector, which ehm predict runs, and {command} does not yet")
 
     @classmethod
     def open(cls, path: str | Path) -> Bundle:

@@ -1,4 +1,4 @@
-"""Classify images, or extract features, with a bundle: ONNX Runtime, Pillow and NumPy, and no training framework."""
+"""Classify images, segment them, detect objects or extract features with a bundle: ONNX Runtime and NumPy alone."""
 
 from __future__ import annotations
 
@@ -18,10 +18,13 @@ from rich.console import Console
 from rich.progress import Progress
 
 from ehm.data.decode import SUFFIXES, decode
+from ehm.data.segment import resize
 from ehm.data.transforms import EvalTransform
 from ehm.deploy import approximate
-from ehm.deploy.bundle import Bundle, IndexKind, Precision, Preprocessing
+from ehm.deploy.bundle import Bundle, IndexKind, Precision, Preprocessing, Windows
+from ehm.deploy.detect import Found, found_in, place
 from ehm.deploy.runtime import open_session
+from ehm.deploy.segment import segment, write_mask
 from ehm.errors import BrokenImage, ConfigError, DataError, ExportError
 
 __all__ = ["Prediction", "Predictor", "cosine", "main", "normalise", "predict", "softmax"]
@@ -34,13 +37,18 @@ class Prediction:
     """What one image gave, or the ``error`` that kept it from it.
 
     Its likeliest ``classes`` with probabilities, ``features`` (D,) and ``patches`` (D, h, w), as far as the bundle has
-    them.
+    them; of a detector ``objects``, the likeliest first. Of a segmentation ``labels`` (H, W) are the numbers of the
+    pixels' classes, ``mask`` is the file that holds them where one was written, and ``classes`` are those that occur
+    with their shares of the pixels.
     """
 
     image: str
     classes: tuple[tuple[str, float], ...] = ()
     features: NDArray[np.float32] | None = None
     patches: NDArray[np.float32] | None = None
+    objects: tuple[Found, ...] | None = None
+    labels: NDArray[np.uint8] | None = None
+    mask: str | None = None
     error: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
@@ -48,8 +56,13 @@ class Prediction:
         if self.error is not None:
             return {"image": self.image, "error": self.error}
         found: dict[str, Any] = {"image": self.image}
+        if self.mask is not None:
+            found["mask"] = self.mask
         if self.classes:
-            found["classes"] = [{"label": name, "probability": share} for name, share in self.classes]
+            what = "probability" if self.labels is None else "share"
+            found["classes"] = [{"label": name, what: share} for name, share in self.classes]
+        if self.objects is not None:
+            found["objects"] = [each.as_dict() for each in self.objects]
         if self.features is not None:
             found["features"] = self.features.tolist()
         if self.patches is not None:
@@ -60,11 +73,15 @@ class Prediction:
         if self.error is not None:
             return f"{self.image}: {self.error}"
         lines = [f"  {share:.4f}  {name}" for name, share in self.classes]
+        for each in self.objects or ():
+            lines.append(f"  {each.score:.4f}  {each.label}  at {', '.join(f'{side:.0f}' for side in each.box)}")
         if self.features is not None:
             lines.append(f"  {len(self.features)} features, norm {np.linalg.norm(self.features):.4f}")
         if self.patches is not None:
             width, down, across = self.patches.shape
             lines.append(f"  {width} features of {down} x {across} patches")
+        if self.mask is not None:
+            lines.append(f"  mask {self.mask}")
         return "\n".join([self.image, *lines])
 
 
@@ -90,6 +107,26 @@ class Predictor:
         """Inputs of one size, one above the other -> the outputs of those names, by default all: arrays of B rows."""
         names = list(names) or [output.name for output in self.manifest.outputs]
         return dict(zip(names, self._session.run(names, {self.manifest.input.name: inputs}), strict=True))
+
+    def detect(self, image: Image.Image) -> list[Found]:
+        """The objects in an RGB image of any size, of a detector's bundle."""
+        rule, preprocessing = self.manifest.fit, self.manifest.preprocessing
+        assert rule is not None
+        blank = np.asarray(preprocessing.mean, np.float32) * 255  # which normalising makes 0
+        placed = place(np.asarray(image), rule, preprocessing.image_size, blank)
+        outputs = self.run(normalise(placed.pixels, preprocessing)[None])
+        return found_in(outputs, placed, rule, self.manifest.labels)
+
+    def segment(self, image: Image.Image, rule: Windows) -> NDArray[np.uint8]:
+        """An RGB image (H, W) of any size -> the number of each pixel's class (H, W), of a bundle with windows."""
+        pixels, preprocessing = resize(image, rule.scale), self.manifest.preprocessing
+        return segment(
+            lambda inputs: self.run(inputs, ["scores"])["scores"],
+            normalise(pixels, preprocessing),
+            preprocessing.image_size,
+            rule.stride,
+            (image.height, image.width),
+        )
 
     def describe(self, image: str, outputs: Mapping[str, NDArray[np.float32]], top: int) -> Prediction:
         """One image's row of :meth:`run`'s outputs as a prediction."""
@@ -120,7 +157,8 @@ def predict(
 
     ``out`` gets ``predictions.jsonl`` and, from a bundle that gives them, ``features.npy`` (n, D) float32 with a row
     for each image that was read, in the same order; from one that gives nothing else, ``patches.npy`` (n, D, h, w).
-    They take the place of all of an earlier call. ``index`` adds ``index.faiss``, an index of the features for
+    They take the place of all of an earlier call. A segmentation writes ``masks/NAME.png`` there instead, label images
+    with a palette, in the size of each image. ``index`` adds ``index.faiss``, an index of the features for
     ``ehm serve --index``: ``flat`` (exact), ``hnsw`` or ``ivf``. ``json`` prints one object a line; else nothing is
     printed.
 
@@ -130,7 +168,7 @@ def predict(
     files, done = _inputs(images, out), []
     predictor = Predictor(bundle, device, precision)
     _check_index(predictor, index, out)
-    for prediction in _predictions(predictor, files, top):
+    for prediction in _predictions(predictor, files, top, out):
         done.append(prediction)
         if json:
             _print_json(prediction)
@@ -157,13 +195,18 @@ def main(
     predictor = Predictor(bundle, device, precision)
     _check_index(predictor, index, out)
     notes = Console(stderr=True, highlight=False, soft_wrap=True)
-    what = ", ".join(f"{output.name} {' x '.join(map(str, output.shape[1:]))}" for output in predictor.manifest.outputs)
+    each = 0 if predictor.manifest.fit else 1  # a detector's outputs are those of one image
+    what = ", ".join(
+        f"{output.name} {' x '.join(map(str, output.shape[each:]))}" for output in predictor.manifest.outputs
+    )
     count = f"{len(files)} image{'s' * (len(files) != 1)}"
     notes.print(f"{count} with {bundle} ({what}; {precision}) on {predictor.provider}", markup=False)
     done: list[Prediction] = []
     hidden = sys.stdout.isatty() or not notes.is_terminal
     with Progress(console=notes, transient=True, disable=hidden) as progress:
-        for prediction in progress.track(_predictions(predictor, files, top), total=len(files), description="predict"):
+        for prediction in progress.track(
+            _predictions(predictor, files, top, out), total=len(files), description="predict"
+        ):
             done.append(prediction)
             if json:
                 _print_json(prediction)
@@ -180,7 +223,7 @@ def main(
     return 1 if failed else 0
 
 
-def normalise(pixels: NDArray[np.uint8], preprocessing: Preprocessing) -> NDArray[np.float32]:
+def normalise(pixels: NDArray[Any], preprocessing: Preprocessing) -> NDArray[np.float32]:
     """Bytes (..., H, W, 3) -> (..., 3, H, W): minus the mean, divided by the standard deviation."""
     mean, std = (np.asarray(values, np.float32).reshape(3, 1, 1) for values in (preprocessing.mean, preprocessing.std))
     normalised: NDArray[np.float32] = (np.moveaxis(pixels.astype(np.float32), -1, -3) - mean * 255) / (std * 255)
@@ -246,9 +289,15 @@ def _files(images: str | Path | Sequence[str | Path]) -> list[Path]:
     return files
 
 
-def _predictions(predictor: Predictor, files: Sequence[Path], top: int) -> Iterator[Prediction]:
+def _predictions(predictor: Predictor, files: Sequence[Path], top: int, out: str | Path | None) -> Iterator[Prediction]:
     if top < 1:
         raise ConfigError(f"--top {top}: expected at least 1")
+    if predictor.manifest.fit is not None:
+        yield from _detections(predictor, files)
+        return
+    if predictor.manifest.windows is not None:
+        yield from _segmentations(predictor, predictor.manifest.windows, files, top, None if out is None else Path(out))
+        return
     given = [output.name for output in predictor.manifest.outputs]
     names = [name for name in given if name != "patches"] or given  # which are large, and nobody reads beside others
     with ThreadPoolExecutor(thread_name_prefix="decode") as pool:
@@ -268,6 +317,35 @@ def _predictions(predictor: Predictor, files: Sequence[Path], top: int) -> Itera
                     yield Prediction(str(file), error=item)
                 else:
                     yield predictor.describe(str(file), rows[index], top)
+
+
+def _detections(predictor: Predictor, files: Sequence[Path]) -> Iterator[Prediction]:
+    for file in files:
+        try:
+            image = decode(file)
+        except BrokenImage as error:
+            yield Prediction(str(file), error=str(error).removeprefix(f"{file}: "))
+        else:
+            yield Prediction(str(file), objects=tuple(predictor.detect(image)))
+
+
+def _segmentations(
+    predictor: Predictor, windows: Windows, files: Sequence[Path], top: int, out: Path | None
+) -> Iterator[Prediction]:
+    """One image after the other: their sizes differ, and a mask that was written is not kept."""
+    taken: set[str] = set()
+    for file in files:
+        try:
+            image = decode(file)
+        except BrokenImage as error:
+            yield Prediction(str(file), error=str(error).removeprefix(f"{file}: "))
+            continue
+        labels = predictor.segment(image, windows)
+        shares = np.bincount(labels.ravel(), minlength=len(predictor.manifest.labels)) / labels.size
+        best = [index for index in np.argsort(-shares, kind="stable")[:top] if shares[index]]
+        classes = tuple((predictor.manifest.labels[index], float(shares[index])) for index in best)
+        mask = None if out is None else write_mask(labels, out / "masks", file.stem, taken)
+        yield Prediction(str(file), classes, labels=labels if out is None else labels[:0], mask=mask)
 
 
 def _read(predictor: Predictor, file: Path) -> NDArray[np.float32] | NDArray[np.uint8] | str:

@@ -48,14 +48,14 @@ def evaluate(**options: Any) -> None:
 
 
 def export(**options: Any) -> None:
-    """Write an ONNX bundle of a classifier or an encoder."""
+    """Write an ONNX bundle of a classifier, a detector or an encoder."""
     from ehm.deploy.export import export
 
     export(**options)
 
 
 def predict(**options: Any) -> int:
-    """Classify images, or extract features, with an exported bundle and ONNX Runtime alone."""
+    """Classify images, detect objects or extract features with an exported bundle and ONNX Runtime alone."""
     from ehm.deploy.predict import main
 
     return main(**options)

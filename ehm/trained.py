@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,21 +39,25 @@ __all__ = [
     "Output",
     "Pool",
     "Reference",
+    "Task",
     "Trained",
     "find",
     "numbered",
     "open_trained",
     "outputs_of",
+    "segmenter_checkpoint",
 ]
 
 Head = Literal["auto", "classifier", "features", "patches", "multi"]
-Output = Literal["logits", "features", "patches"]
+Output = Literal["logits", "features", "patches", "scores"]
+Task = Literal["classification", "features", "segmentation"]
 Pool = Literal["avg", "token"]
 Forward = Callable[[NDArray[np.float32]], dict[str, NDArray[np.float32]]]
 """A network: normalised images (B, 3, H, W) -> its outputs by name.
 
 They are any of ``logits`` (B, C); ``features`` (B, D), what the classifier sees, or a descriptor; and ``patches``
-(B, D, h, w), every patch token behind the last norm.
+(B, D, h, w), every patch token behind the last norm. A segmenter gives ``scores`` (B, C, H, W), the logits of each
+pixel, and no other.
 """
 Reference = tuple[Forward, str]
 """A framework's own computation of a network, and what computes it: ``torch 2.14.1, cpu, float32``."""
@@ -109,15 +113,20 @@ class Trained:
         """What the network gives, in order."""
         return outputs_of(self.head, bool(self.labels))
 
+    @property
+    def task(self) -> Task:
+        """What it is for."""
+        return "classification" if self.labels else "features"
+
 
 def open_trained(source: ModelSource, head: Head = "auto", read_file: ReadFile = read_safetensors) -> Trained | None:
     """The model that ``source.init`` names: a run folder, a checkpoint, or a file of weights.
 
-    None for what only timm's classes build: a Swin, a ViT in the relative form, ``timm:NAME``, and a checkpoint that
-    was fine-tuned from one; and for a descriptor. Raises CheckpointError as :func:`find` does, where weights are
-    missing or do not fit, and where a file's ViT has more than a plain one.
+    None for what only timm's classes build: a Swin, a ViT in the relative form, ``timm:NAME``, a checkpoint that was
+    fine-tuned from one; and for a descriptor or a segmenter. Raises CheckpointError as :func:`find` does, where weights
+    are missing or do not fit, and where a file's ViT has more than a plain one.
     """
-    if source.init.startswith("timm:"):
+    if source.init.startswith("timm:") or (head in ("auto", "classifier") and segmenter_checkpoint(source) is not None):
         return None
     found = find(source, head, read_file)
     spec = found.weights.spec
@@ -126,6 +135,17 @@ def open_trained(source: ModelSource, head: Head = "auto", read_file: ReadFile =
     moved = at_size(spec, source)
     assert isinstance(moved, VitSpec)
     return _assemble(found, moved, head)
+
+
+def segmenter_checkpoint(source: ModelSource) -> tuple[Path, Arrays, dict[str, Any]] | None:
+    """Folder, weights and description of a segmenter's checkpoint; None for anything else."""
+    path = Path(source.init)
+    if is_bare_file(source) or not path.exists():
+        return None
+    folder = checkpoint.resolve(path.parent if path.is_file() else path)
+    if checkpoint.describe(folder)["kind"] != "segmenter":
+        return None
+    return folder, *checkpoint.read_model(folder)
 
 
 def find(source: ModelSource, head: Head, read_file: ReadFile) -> Found:
@@ -158,6 +178,8 @@ def _checkpoint(source: ModelSource, head: Head) -> Found:
     kind, digest = meta["kind"], meta["sha256"]["model.safetensors"]
     pool: Pool = "avg"
     labels: tuple[str, ...] = ()
+    if kind == "detector" and head not in _HEADLESS:
+        raise CheckpointError(f"{path}: a detector has no classifier of images; --head auto exports it whole")
     if kind == "classifier":
         pool = meta["config"]["pool"]
         labels = () if head in _HEADLESS else tuple(meta["classes"])

@@ -44,6 +44,16 @@ def tiny_classifier(config):
     return type(config).model_validate(values)
 
 
+def tiny_segmenter(config):
+    """``config`` on a narrow, shallow ViT from random weights, with a narrow head."""
+    values = config.model_dump() | {"crop_size": 32}
+    values["model"] |= {"init": "scratch", "image_size": 32, "patch_size": 8, "width": 8, "depth": 4, "heads": 2}
+    values["head"] |= {"channels": 8, "auxiliary_channels": 8}
+    values["inference"] |= {"stride": 21}
+    values["optim"] |= {"batch_size": 4, "accumulate": 1, "dtype": "float32"}
+    return type(config).model_validate(values)
+
+
 def tiny_embedder(config):
     """``config`` on a narrow, shallow ViT from random weights, with a short descriptor."""
     return tiny_classifier(config.model_copy(update={"dim": 8}))

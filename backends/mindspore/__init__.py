@@ -6,11 +6,29 @@ import os
 
 os.environ.setdefault("GLOG_v", "3")  # MindSpore's log: errors only, as everybody's
 
-from ehm.backends.base import Classifier, DeviceInfo, Embedder, Encoder, Learner, Processes, TokenizerLearner
+from ehm.backends.base import (
+    Classifier,
+    Detector,
+    DeviceInfo,
+    Embedder,
+    Encoder,
+    Learner,
+    Processes,
+    Segmenter,
+    TokenizerLearner,
+)
 from ehm.backends.mindspore.devices import Target, describe, pick
 from ehm.backends.mindspore.distributed import join
 from ehm.backends.mindspore.training import reproducible
-from ehm.config import FinetuneConfig, ModelSource, RetrievalConfig, TokenizerConfig, TrainConfig
+from ehm.config import (
+    DetectionConfig,
+    FinetuneConfig,
+    ModelSource,
+    RetrievalConfig,
+    SegmentationConfig,
+    TokenizerConfig,
+    TrainConfig,
+)
 from ehm.errors import BackendError
 
 __all__ = ["MindsporeBackend", "backend"]
@@ -41,6 +59,14 @@ class MindsporeBackend:
 
         reproducible(config.run.deterministic)
         return MindsporeClassifier(config, classes, self.target, self.processes)
+
+    def detector(self, config: DetectionConfig, classes: int) -> Detector:
+        """There is none: raises BackendError."""
+        raise BackendError("detection: not in MindSpore; --device cpu, cuda or npu trains with torch")
+
+    def segmenter(self, config: SegmentationConfig, classes: int) -> Segmenter:
+        """There is none: raises BackendError."""
+        raise BackendError("segmentation: not in MindSpore; --device cpu, cuda or npu trains it with torch")
 
     def embedder(self, config: RetrievalConfig, classes: int) -> Embedder:
         """There is none: raises BackendError."""

@@ -10,11 +10,29 @@ os.environ.setdefault("TORCH_DEVICE_BACKEND_AUTOLOAD", "0")
 
 import torch
 
-from ehm.backends.base import Classifier, DeviceInfo, Embedder, Encoder, Learner, Processes, TokenizerLearner
+from ehm.backends.base import (
+    Classifier,
+    Detector,
+    DeviceInfo,
+    Embedder,
+    Encoder,
+    Learner,
+    Processes,
+    Segmenter,
+    TokenizerLearner,
+)
 from ehm.backends.torch.devices import describe, pick
 from ehm.backends.torch.distributed import join
 from ehm.backends.torch.training import reproducible
-from ehm.config import FinetuneConfig, ModelSource, RetrievalConfig, TokenizerConfig, TrainConfig
+from ehm.config import (
+    DetectionConfig,
+    FinetuneConfig,
+    ModelSource,
+    RetrievalConfig,
+    SegmentationConfig,
+    TokenizerConfig,
+    TrainConfig,
+)
 
 __all__ = ["TorchBackend", "backend"]
 
@@ -43,6 +61,20 @@ class TorchBackend:
 
         reproducible(config.run.deterministic)
         return TorchClassifier(config, classes, self.device, self.processes)
+
+    def detector(self, config: DetectionConfig, classes: int) -> Detector:
+        """An encoder from ``config.model`` under fresh heads for ``classes`` kinds of objects."""
+        from ehm.backends.torch.detector import TorchDetector
+
+        reproducible(config.run.deterministic)
+        return TorchDetector(config, classes, self.device, self.processes)
+
+    def segmenter(self, config: SegmentationConfig, classes: int) -> Segmenter:
+        """An encoder from ``config.model`` under a fresh head for ``classes``."""
+        from ehm.backends.torch.segmenter import TorchSegmenter
+
+        reproducible(config.run.deterministic)
+        return TorchSegmenter(config, classes, self.device, self.processes)
 
     def embedder(self, config: RetrievalConfig, classes: int) -> Embedder:
         """An encoder from ``config.model`` under a fresh descriptor."""

@@ -30,7 +30,8 @@ class DeviceFacts:
     ``dtypes``: types of a step's arithmetic, the first of which is what ``dtype: auto`` means. ``distributed``: the
     collectives between processes. ``fused_adamw``: AdamW has a kernel of its own, and ``fused_adamw_scales`` says
     whether that kernel takes a gradient scaler's verdict, without which a float16 step must wait for it.
-    ``compiler``: the backend of torch.compile, None where there is none to rely on. ``visible_devices``: the
+    ``compiler``: the backend of torch.compile, None where there is none to rely on. ``synchronises_norms``: batch norm
+    can take its moments over all processes. ``visible_devices``: the
     environment variable that hides devices from a process. ``plugin``: the package that teaches torch the device, and
     ``explain`` says in a sentence why it does not work here, given what its import raised, if it did. ``prepare``:
     what a process does before it trains.
@@ -41,6 +42,7 @@ class DeviceFacts:
     fused_adamw: bool = True
     fused_adamw_scales: bool = True
     compiler: str | None = "inductor"
+    synchronises_norms: bool = True
     visible_devices: str | None = None
     plugin: str | None = None
     explain: Callable[[BaseException | None], str] | None = None
@@ -75,7 +77,7 @@ def _keep_memory() -> None:
 
 
 FACTS: dict[str, DeviceFacts] = {
-    "cpu": DeviceFacts(_cpu_dtypes(), distributed="gloo", prepare=_keep_memory),
+    "cpu": DeviceFacts(_cpu_dtypes(), distributed="gloo", synchronises_norms=False, prepare=_keep_memory),
     "cuda": DeviceFacts(("bfloat16", "float32", "float16"), distributed="nccl", visible_devices="CUDA_VISIBLE_DEVICES"),
     # torch-npu 2.14: its fused AdamW takes no found_inf; triton-ascend's compiler fails on backward passes
     # (triton-ascend issue 424), so that none is offered until that is mended.

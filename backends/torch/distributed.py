@@ -25,7 +25,18 @@ from ehm.backends.base import ALONE, Processes
 from ehm.backends.torch.devices import FACTS, device_module
 from ehm.errors import BackendError
 
-__all__ = ["gathered", "join", "like", "mean", "shards", "synchronised", "unsharded", "wrap"]
+__all__ = [
+    "average_norms",
+    "gathered",
+    "join",
+    "like",
+    "mean",
+    "shards",
+    "synchronised",
+    "unsharded",
+    "with_common_norms",
+    "wrap",
+]
 
 _PASSES = ("embed", "similarity", "features", "saliency")
 """Methods of a model that are called beside ``forward``, and need its parameters whole too."""
@@ -118,6 +129,28 @@ def wrap(model: nn.Module, parallel: Literal["ddp", "fsdp"], processes: Processe
         return DistributedDataParallel(model, gradient_as_bucket_view=True)
     _shard(model, processes, device)
     return model
+
+
+def with_common_norms(model: nn.Module, processes: Processes, device: torch.device) -> nn.Module:
+    """``model``, whose batch norms take their moments over all ``processes`` where the device can, else over each's."""
+    if processes.size == 1 or not FACTS[device.type].synchronises_norms:
+        return model
+    return nn.SyncBatchNorm.convert_sync_batchnorm(model)
+
+
+def average_norms(model: nn.Module, processes: Processes) -> None:
+    """Give batch norms that each process feeds by itself the mean of all ``processes``' running moments.
+
+    All evaluate the same model then, and it is the one that is saved.
+    """
+    if processes.size == 1:
+        return
+    own = [part for part in model.modules() if type(part) is nn.BatchNorm2d]
+    moments = [value for part in own for value in (part.running_mean, part.running_var) if value is not None]
+    if moments:
+        common = mean(torch.cat(moments), processes)
+        for value, shared in zip(moments, common.split([len(value) for value in moments]), strict=True):
+            value.copy_(shared)
 
 
 def _shard(model: nn.Module, processes: Processes, device: torch.device) -> None:

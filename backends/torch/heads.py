@@ -11,10 +11,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ehm.backends.torch.models.pyramid import fix_size
+from ehm.backends.torch.models.upernet import UperNet, upsample
 from ehm.errors import ExportError
 from ehm.trained import Output
 
-__all__ = ["Heads"]
+__all__ = ["Heads", "Scores"]
 
 
 class Heads(nn.Module):
@@ -55,3 +57,19 @@ class Heads(nn.Module):
         raise ExportError(
             f"{type(model).__name__}: its tokens are no grid of patches; --head classifier and features export it"
         )
+
+
+class Scores(nn.Module):
+    """A segmenter for images of one size: normalised (B, 3, H, W) -> ``scores`` (B, C, H, W), logits."""
+
+    outputs: tuple[Output, ...] = ("scores",)
+
+    def __init__(self, model: UperNet, image_size: tuple[int, int]) -> None:
+        super().__init__()
+        fix_size(model.pyramid, image_size)
+        self.model = model
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """See the class."""
+        scores, _ = self.model(images)
+        return (upsample(scores, images.shape[2:]),)

@@ -21,14 +21,16 @@ from torch import nn
 from ehm import checkpoint
 from ehm.backends.base import Arrays
 from ehm.backends.torch.classifier import probe_head
-from ehm.backends.torch.heads import Heads
+from ehm.backends.torch.heads import Heads, Scores
 from ehm.backends.torch.models.embedding import Embedding
+from ehm.backends.torch.models.pyramid import STRIDES, load_pyramid, thirds
+from ehm.backends.torch.models.upernet import UperNet
 from ehm.backends.torch.models.vit import build_vit
 from ehm.backends.torch.tensors import load_arrays, to_arrays
 from ehm.backends.torch.weights import Loaded, classifier_name, load_model, read_arrays
-from ehm.config import ModelSource, Triple
-from ehm.errors import CheckpointError
-from ehm.trained import Found, Head, Output, Reference, Trained, find, numbered, outputs_of
+from ehm.config import ModelSource, SegmentationConfig, Triple
+from ehm.errors import CheckpointError, ConfigError
+from ehm.trained import Found, Head, Output, Reference, Task, Trained, find, numbered, outputs_of, segmenter_checkpoint
 
 __all__ = ["Module", "build", "compute", "load_module", "reference"]
 
@@ -55,7 +57,20 @@ class Module:
     @property
     def outputs(self) -> tuple[Output, ...]:
         """What the network gives, in order."""
-        return outputs_of(self.head, bool(self.labels))
+        return Scores.outputs if self.task == "segmentation" else outputs_of(self.head, bool(self.labels))
+
+    @property
+    def task(self) -> Task:
+        """What it is for."""
+        if isinstance(self.module, UperNet):
+            return "segmentation"
+        return "classification" if self.labels else "features"
+
+    def network(self) -> Heads | Scores:
+        """It, with a tuple of ``outputs``."""
+        if isinstance(self.module, UperNet):
+            return Scores(self.module, self.image_size)
+        return Heads(self.module, self.outputs)
 
 
 def reference(trained: Trained) -> Reference:
@@ -63,7 +78,7 @@ def reference(trained: Trained) -> Reference:
     return compute(Heads(build(trained), trained.outputs))
 
 
-def compute(heads: Heads) -> Reference:
+def compute(heads: Heads | Scores) -> Reference:
     """``heads`` as a function of arrays."""
 
     @torch.inference_mode()
@@ -96,7 +111,10 @@ def load_module(source: ModelSource, head: Head = "auto") -> Module:
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # an untrained model is the same every time
-        return _by_name(source, head) if source.init.startswith("timm:") else _found(source, head)
+        if source.init.startswith("timm:"):
+            return _by_name(source, head)
+        run = segmenter_checkpoint(source) if head in ("auto", "classifier") else None
+        return _found(source, head) if run is None else _segmenter(source, head, *run)
 
 
 def _found(source: ModelSource, head: Head) -> Module:
@@ -112,6 +130,33 @@ def _found(source: ModelSource, head: Head) -> Module:
             probe_head(loaded.model)
         _fill_head(loaded.model, prefix[:-1], own)
     return _describe(loaded, found.labels, found.origin, found.kind, found.sha256, head)
+
+
+def _segmenter(source: ModelSource, head: Head, folder: Path, arrays: Arrays, meta: dict[str, Any]) -> Module:
+    """A segmenter's checkpoint, for images of ``source.image_size`` or else of those that it was trained on."""
+    if head == "classifier":
+        raise CheckpointError(f"{folder}: a segmenter has no classifier of images; --head auto exports its scores")
+    config = SegmentationConfig.model_validate(meta["config"])
+    height, width = source.image_size or config.crop_size
+    if height % STRIDES[-1] or width % STRIDES[-1]:
+        raise ConfigError(f"model.image_size {[height, width]}: a segmenter's is a multiple of {STRIDES[-1]}")
+    model = config.model.model_copy(update={"init": str(folder), "drop_path": 0.0})
+    pyramid, _ = load_pyramid(model, (height, width), config.head.taps or thirds)
+    network = UperNet(pyramid, len(meta["classes"]), config.head)
+    # the encoder's are there already, in the sizes that it has here
+    rest = {name: torch.from_numpy(array) for name, array in arrays.items() if ".encoder." not in name}
+    network.load_state_dict({**network.state_dict(), **rest})
+    return Module(
+        network.eval().requires_grad_(False),
+        tuple(meta["classes"]),
+        (height, width),
+        config.data.mean,
+        config.data.std,
+        str(folder),
+        meta["kind"],
+        meta["sha256"]["model.safetensors"],
+        head,
+    )
 
 
 def _embedder(source: ModelSource, found: Found, head: Head) -> Module:

@@ -11,11 +11,24 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
-from ehm.config import ExportConfig, load_config
+from ehm.checkpoint import describe
+from ehm.config import ExportConfig, SegmentationConfig, load_config
 from ehm.data.transforms import EvalTransform
-from ehm.deploy.bundle import CARD, Bundle, Manifest, ModelRecord, Preprocessing, Source, Target, TensorRecord, staged
+from ehm.deploy.bundle import (
+    CARD,
+    Bundle,
+    Manifest,
+    ModelRecord,
+    Preprocessing,
+    Source,
+    Target,
+    TensorRecord,
+    Windows,
+    staged,
+)
 from ehm.deploy.export.ascend import write_om
 from ehm.deploy.export.card import write_card
+from ehm.deploy.export.detector import export_detector, is_detector
 from ehm.deploy.export.engines import check_engines, convert, is_bundle, write_engines
 from ehm.deploy.export.parity import compare
 from ehm.deploy.export.sources import demand, prepare
@@ -33,6 +46,8 @@ __all__ = ["export"]
 
 _MODEL = "model.onnx"
 _NEEDED = ("onnx", "onnxruntime")
+_WINDOWED = ("preprocessing", "int8", "float16")
+"""What does not go together with an image that is cut into windows: the graph sees one, and photographs measure it."""
 
 
 def export(
@@ -52,11 +67,12 @@ def export(
     """Write the model of ``checkpoint`` as a bundle at ``out`` (``runs/export`` if left out), and return that path.
 
     ``checkpoint`` is a run folder or checkpoint, a ``.safetensors`` or ``.pth`` file, or ``timm:NAME``. A fine-tuned
-    one gives ``logits`` (B, classes), a pretrained one ``features`` (B, D): the mean of the patch tokens of the whole
-    image, nothing masked. ``head`` insists on either, or asks for ``patches`` (B, D, h, w), every patch token behind
-    the last norm, or for all that the checkpoint has (``multi``). ``device`` runs the exported file in the comparison
-    with the framework (torch where it is installed, else MindSpore), which computes on the CPU in float32; ``auto`` is
-    the CPU. ``target``, ``int8`` and ``float16`` go before the configuration's keys of these names.
+    one gives ``logits`` (B, classes), a segmenter ``scores`` (B, classes, H, W), a pretrained one ``features`` (B, D):
+    the mean of the patch tokens of the whole image, nothing masked; a detector boxes, labels, scores and masks of one
+    image. ``head`` insists on either, or asks for ``patches`` (B, D, h, w), every patch token behind the last norm, or
+    for all that the checkpoint has (``multi``). ``device`` runs the exported file in the comparison with the framework
+    (torch where it is installed, else MindSpore), which computes on the CPU in float32; ``auto`` is the CPU.
+    ``target``, ``int8`` and ``float16`` go before the configuration's keys of these names.
 
     ``triton`` is a model repository that gets the bundle's models, ``kserve`` a file for an InferenceService; where
     ``checkpoint`` is a bundle already, it stays as it is and only they are written.
@@ -72,6 +88,10 @@ def export(
     config = load_config(ExportConfig, given, [*overrides, *(f"{key}={v}" for key, v in asked.items() if v)])
     if is_bundle(checkpoint):
         return convert(checkpoint, triton=triton, kserve=kserve, config=config, head=head, device=device, out=out)
+    if head in ("auto", "multi") and is_detector(checkpoint):
+        if triton is not None or kserve is not None:
+            raise ConfigError("--triton, --kserve: not for a detector, whose network takes no batches; leave them out")
+        return export_detector(checkpoint, config, device, Path("runs") / "export" if out is None else Path(out))
     demand("export", *_NEEDED)
     from ehm.deploy.export.numbers import other_numbers
     from ehm.deploy.export.saving import domains, operators
@@ -81,6 +101,8 @@ def export(
     with staged(out) as folder:
         opened = prepare(config.model.model_copy(update={"init": str(checkpoint)}), head)
         loaded = opened.about
+        if loaded.task == "segmentation" and (unfit := [key for key in _WINDOWED if getattr(config, key)]):
+            raise ConfigError(f"{unfit[0]}: {loaded.origin} is a segmenter, which is exported without; leave it out")
         target = opened.target(config)
         what, size = ", ".join(loaded.outputs), "{} x {}".format(*loaded.image_size)
         console.print(
@@ -97,12 +119,13 @@ def export(
         session = open_session(folder / _MODEL, "cpu" if device == "auto" else device)
         parity = compare(opened.reference, session, preprocessing)
         manifest = Manifest(
-            task="classification" if loaded.labels else "features",
+            task=loaded.task,
             target=target,
             models={"float32": ModelRecord(file=_MODEL, opset=opset, domains=versions, operators=operators(model))},
             input=_record(model.graph.input[0]).model_copy(update={"smallest": smallest}),
             outputs=tuple(map(_record, model.graph.output)),
             preprocessing=preprocessing,
+            windows=_windows(loaded),
             labels=loaded.labels,
             source=Source(checkpoint=loaded.origin, kind=loaded.kind, sha256=loaded.sha256),
             versions={package: version(package) for package in ("ehm", *_NEEDED, *opened.packages)},
@@ -141,3 +164,15 @@ def _preprocessing(loaded: Trained | Module, config: ExportConfig) -> Preprocess
         mean=loaded.mean,
         std=loaded.std,
     )
+
+
+def _windows(loaded: Trained | Module) -> Windows | None:
+    """As the checkpoint was measured: the same scale, and the same share of a window from one to the next."""
+    if loaded.task != "segmentation":
+        return None
+    settings = SegmentationConfig.model_validate(describe(Path(loaded.origin))["config"])
+    down, across = (
+        max(1, size * step // side)
+        for size, step, side in zip(loaded.image_size, settings.stride, settings.crop_size, strict=True)
+    )
+    return Windows(scale=settings.data.scale, stride=(down, across))

@@ -20,6 +20,13 @@ _ELPV = (
     "(Buerhop-Lutz et al. 2018, Deitsch et al. 2019 and 2021)"
 )
 """The licence of the photographs that ehm takes where no others are named."""
+_TASKS = {
+    "classification": ("image-classification", "Image classifier", "accuracy"),
+    "features": ("image-feature-extraction", "Image encoder", ""),
+    "segmentation": ("image-segmentation", "Image segmenter", "mean_iou"),
+    "detection": ("object-detection", "Object detector", ""),
+}
+"""For each task the Hub's tag, what the model is called, and the Hub's name of its figure."""
 _FEW = 20
 """Classes that are named one by one."""
 _OF_A_RUN = ("encoder.safetensors", "model.safetensors")
@@ -34,17 +41,17 @@ def write_card(manifest: Manifest, config: ExportConfig, path: Path) -> None:
     """
     runs = _runs(manifest.source.checkpoint)
     data = list(dict.fromkeys(_name(run["config"]["data"]["source"]) for run in runs))
-    classifier = manifest.task == "classification"
+    tag, title, metrics = _TASKS[manifest.task]
     front = {
         "license": config.license or "unknown",
         "library_name": "ehm",
-        "pipeline_tag": "image-classification" if classifier else "image-feature-extraction",
+        "pipeline_tag": tag,
         "tags": ["onnx", "vision", *sorted({run["config"]["masking"] for run in runs if run["kind"] == "pretrain"})],
         **({"datasets": data} if data else {}),
-        **({"metrics": ["accuracy"]} if classifier else {}),
+        **({"metrics": [metrics]} if metrics else {}),
     }
     sections = {
-        f"# Image {'classifier' if classifier else 'encoder'}": _about(manifest),
+        f"# {title}": _about(manifest),
         "## Training": "\n".join(f"- {line}" for line in _training(manifest, runs)),
         "## Metrics": _metrics(manifest, runs),
         "## Input and outputs": _tensors(manifest),
@@ -108,9 +115,11 @@ def _trained(run: dict[str, Any]) -> str:
             f"Pretrained without labels by {config['objective']}, masking {config['masking']} "
             f"({config['mask']['ratio']:.0%} of the patches hidden)"
         )
+    elif run["kind"] == "segmenter":
+        how = f"Trained with UperNet's head to tell {len(run['classes'])} classes of pixels"
     elif run["kind"] == "embedder":
         how = f"Trained by ArcFace to tell {len(run['classes']):,} classes by one descriptor an image"
-    elif config["frozen"]:
+    elif config.get("frozen"):
         how = f"A linear classifier of {len(run['classes'])} classes trained on the frozen encoder"
     else:
         how = f"Fine-tuned to {len(run['classes'])} classes"
@@ -151,6 +160,14 @@ def _tensors(manifest: Manifest) -> str:
     ]
     rule = manifest.preprocessing
     values = f"mean {list(rule.mean)}, std {list(rule.std)} of bytes / 255"
+    if manifest.fit is not None:
+        how = (
+            f"resize (bilinear, proportions kept) until the shorter side has {manifest.fit.shorter} pixels or the "
+            f"longer one {manifest.fit.longer}, at most {rule.image_size[0]} x {rule.image_size[1]}; normalise "
+            f"({values}); put it into the upper left of zeros of that size"
+        )
+        objects = f"Objects are those of a score above {manifest.fit.threshold:g}; masks lie inside their boxes."
+        return "\n".join(["| | type | layout | shape |", "|---|---|---|---|", *rows, "", f"In RGB: {how}. {objects}"])
     how = (
         f"resize (bicubic, proportions kept) to just cover {rule.cover[0]} x {rule.cover[1]}, "
         f"cut {rule.image_size[0]} x {rule.image_size[1]} from the centre, normalise ({values})"
@@ -160,6 +177,8 @@ def _tensors(manifest: Manifest) -> str:
 
 
 def _use(manifest: Manifest) -> str:
+    if manifest.fit is not None:
+        return "\n".join(["```sh", "ehm predict BUNDLE photo.png", "```"])
     file, name = manifest.models["float32"].file, manifest.outputs[0].name
     python = [
         "import numpy, onnxruntime",

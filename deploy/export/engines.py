@@ -42,6 +42,7 @@ def convert(
     if not changes and triton is None and kserve is None:
         raise ConfigError(f"{path}: is a bundle already; --triton DIR or --kserve FILE says what to make of it")
     bundle = Bundle.open(path)
+    bundle.want_batches("ehm export --triton or --kserve")
     if changes:
         origin, flags = bundle.manifest.source.checkpoint, ", ".join(changes)
         raise ConfigError(f"{path}: is a bundle already, and final; for {flags} export {origin} again with that")

@@ -7,12 +7,13 @@ LayerNormalization. torch's exporter writes 18 and later, and its way down to 17
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
-from onnx import ModelProto, helper, numpy_helper
+from onnx import AttributeProto, ModelProto, helper, numpy_helper
 from torch import nn
 
 from ehm.deploy.export.saving import BATCH
@@ -23,12 +24,19 @@ __all__ = ["make_onnx"]
 _WRITTEN_BY_TORCH = 18
 
 
-def make_onnx(module: nn.Module, opset: int = 17, *, image_size: tuple[int, int], outputs: Sequence[str]) -> ModelProto:
-    """``module`` as a graph: (B, 3, H, W) float32 ``images`` -> ``outputs``.
+def make_onnx(
+    module: nn.Module,
+    opset: int = 17,
+    *,
+    image_size: tuple[int, int],
+    outputs: Sequence[str],
+    batch: int | None = None,
+) -> ModelProto:
+    """``module`` as a graph: (B, 3, H, W) float32 ``images`` -> ``outputs``; B is ``batch``, or any.
 
     Raises ExportError where the module cannot be expressed.
     """
-    example = torch.zeros(2, 3, *image_size)  # a batch of one would be taken for a constant
+    example = torch.zeros(batch or 2, 3, *image_size)  # a batch of one would be taken for a constant
     try:
         with _quiet(), _plain_attention(module), torch.no_grad():
             program = torch.onnx.export(
@@ -38,7 +46,7 @@ def make_onnx(module: nn.Module, opset: int = 17, *, image_size: tuple[int, int]
                 opset_version=max(opset, _WRITTEN_BY_TORCH),
                 input_names=["images"],
                 output_names=outputs,
-                dynamic_shapes=({0: torch.export.Dim(BATCH)},),
+                dynamic_shapes=None if batch else ({0: torch.export.Dim(BATCH)},),
                 verbose=False,
             )
     except torch.onnx.errors.OnnxExporterError as error:
@@ -48,6 +56,7 @@ def make_onnx(module: nn.Module, opset: int = 17, *, image_size: tuple[int, int]
     model = program.model_proto
     if opset < _WRITTEN_BY_TORCH:
         _lower_reductions(model)
+        _lower_resizes(model)
         next(domain for domain in model.opset_import if not domain.domain).version = opset
     _strip(model)
     return model
@@ -56,9 +65,15 @@ def make_onnx(module: nn.Module, opset: int = 17, *, image_size: tuple[int, int]
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Keep the exporter's remarks about its own internals from the user; errors still raise."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+    logger = logging.getLogger("onnx_ir")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
 
 
 @contextmanager
@@ -91,6 +106,22 @@ def _lower_reductions(model: ModelProto) -> None:
     for tensor in constants.values():
         if tensor.name not in used:
             model.graph.initializer.remove(tensor)
+
+
+def _lower_resizes(model: ModelProto) -> None:
+    """Opset 18 gave resizing new attributes; what they say by default is what opset 17 does."""
+    for node in model.graph.node:
+        if node.op_type == "Resize":
+            kept = [attribute for attribute in node.attribute if not _is_default(attribute)]
+            del node.attribute[:]
+            node.attribute.extend(kept)
+
+
+def _is_default(attribute: AttributeProto) -> bool:
+    return (attribute.name, helper.get_attribute_value(attribute)) in (
+        ("keep_aspect_ratio_policy", b"stretch"),
+        ("antialias", 0),
+    )
 
 
 def _strip(model: ModelProto) -> None:

@@ -102,12 +102,11 @@ def _framework() -> str | None:
 def _by_torch(source: ModelSource, head: Head) -> Exportable:
     packages = ("torch", "timm", "onnxscript")
     demand("torch,export", *packages)
-    from ehm.backends.torch.heads import Heads
     from ehm.backends.torch.module import compute, load_module
     from ehm.deploy.export.graph import make_onnx
 
     loaded = load_module(source, head)
-    heads = Heads(loaded.module, loaded.outputs)
+    heads = loaded.network()
     reference = compute(heads)
     reference[0](np.zeros((1, 3, *loaded.image_size), np.float32))  # what it cannot give is said before torch.onnx
 

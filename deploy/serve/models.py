@@ -231,6 +231,7 @@ class Models(Mapping[str, ServedModel]):
     def _open(self, name: str, path: Path) -> ServedModel:
         settings = self._settings
         bundle = Bundle.open(path)
+        bundle.want_batches("ehm serve")
         predictor = Predictor(bundle, settings.device, settings.precision, settings.threads)
         file = bundle.manifest.models[settings.precision].file
         self._warm_up(predictor)

@@ -22,6 +22,7 @@ __all__ = [
     "OptimConfig",
     "RunConfig",
     "Section",
+    "SourceConfig",
     "TokenizerConfig",
     "TrainConfig",
     "Triple",
@@ -44,7 +45,8 @@ def _both(value: Any) -> Any:
     return value
 
 
-def _rising(value: tuple[float, float]) -> tuple[float, float]:
+def rising(value: tuple[float, float]) -> tuple[float, float]:
+    """A range, unless it falls: ValueError."""
     if value[0] > value[1]:
         raise ValueError(f"should not fall, for example {sorted(value)}")
     return value
@@ -143,7 +145,7 @@ class MaskConfig(Section):
     ratio: Fraction = 0.75
     unit: Positive | None = None
     schedule: Literal["linear", "sqrt"] = "linear"
-    depth_range: Annotated[tuple[Unit, Unit], AfterValidator(_rising)] = (0.0, 1.0)
+    depth_range: Annotated[tuple[Unit, Unit], AfterValidator(rising)] = (0.0, 1.0)
     similarity: Literal["attention", "cosine"] = "attention"
     blocks: Positive = 6
     balance: Literal["none", "sinkhorn"] = "sinkhorn"
@@ -152,7 +154,21 @@ class MaskConfig(Section):
     views: Positive = 1
 
 
-class DataConfig(Section):
+class SourceConfig(Section):
+    """``data``, of every task: where images come from and how their pixels are normalised.
+
+    ``workers`` processes read them. A file that cannot be read is replaced by another one, or with ``strict`` ends the
+    run.
+    """
+
+    source: str
+    mean: Triple = (0.485, 0.456, 0.406)
+    std: tuple[PositiveReal, PositiveReal, PositiveReal] = (0.229, 0.224, 0.225)
+    workers: Annotated[int, Field(ge=0)] = 2
+    strict: bool = False
+
+
+class DataConfig(SourceConfig):
     """``data``: where images come from, how they are cropped and normalised, and how strongly colours vary.
 
     ``source`` is ``elpv`` (the photographs that the package elpv-dataset ships), a folder, the root of ImageNet or of
@@ -161,13 +177,9 @@ class DataConfig(Section):
 
     source: str = "elpv"
     layout: Literal["auto", "elpv", "folder", "gldv2", "imagenet", "shards"] = "auto"
-    crop_scale: Annotated[tuple[Share, Share], AfterValidator(_rising)] = (0.2, 1)
+    crop_scale: Annotated[tuple[Share, Share], AfterValidator(rising)] = (0.2, 1)
     flip: bool = True
     color_jitter: Unit = 0.0
-    mean: Triple = (0.485, 0.456, 0.406)
-    std: tuple[PositiveReal, PositiveReal, PositiveReal] = (0.229, 0.224, 0.225)
-    workers: Annotated[int, Field(ge=0)] = 2
-    strict: bool = False
 
 
 class OptimConfig(Section):

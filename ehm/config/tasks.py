@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from ehm.config.sections import (
     DataConfig,
+    ImageSize,
     ModelSource,
     OptimConfig,
     Positive,
@@ -15,10 +16,29 @@ from ehm.config.sections import (
     RunConfig,
     Section,
     Share,
+    SourceConfig,
     Unit,
+    rising,
 )
 
-__all__ = ["TASKS", "AugmentConfig", "FinetuneConfig", "ProbeConfig", "RetrievalConfig", "TaskConfig"]
+__all__ = [
+    "TASKS",
+    "AugmentConfig",
+    "DetectionConfig",
+    "DetectionData",
+    "FinetuneConfig",
+    "ProbeConfig",
+    "RetrievalConfig",
+    "SegmentationConfig",
+    "SegmentationData",
+    "SlideConfig",
+    "TaskConfig",
+    "UperNetConfig",
+]
+
+
+def _listed(value: Any) -> Any:
+    return (value,) if isinstance(value, int) else value
 
 
 class AugmentConfig(Section):
@@ -40,7 +60,7 @@ class TaskConfig(Section):
 
     task: str
     model: ModelSource
-    data: DataConfig
+    data: SourceConfig
     optim: OptimConfig
     layer_decay: Share = 1.0
     optimizer: Literal["adamw", "lars", "sgd"] = "adamw"
@@ -88,6 +108,140 @@ class ProbeConfig(FinetuneConfig):
     neighbours: Positive = 20
 
 
+class DetectionData(SourceConfig):
+    """``data`` of detection: a folder in COCO's format (docs/detection.md). ``flip`` mirrors half of the images."""
+
+    source: str = "coco"
+    layout: Literal["auto", "coco"] = "auto"
+    flip: bool = True
+
+
+class DetectionConfig(TaskConfig):
+    """Mask R-CNN on the encoder's maps at strides 4, 8, 16 and 32 (paper, V-B). The defaults are the 1x schedule.
+
+    Images are enlarged or reduced until their shorter side has ``min_size`` pixels, or their longer one ``max_size``;
+    of several ``min_size`` each image in training draws one, and the last one measures. Encoders that take one size
+    only (Swin, relative positions) get that of ``model.image_size``, a square: images are fitted into it and padded.
+    ``masks`` false trains Faster R-CNN on boxes alone. ``anchor_sizes`` are the sides in pixels of the boxes that the
+    strides 4 to 64 start from; ``width`` is the number of features of the pyramid and the heads, and ``proposals`` of
+    an image's boxes teach the heads in a step. ``detections`` is how many an image may have, of ``score_threshold`` at
+    least. Folds hold out images.
+    """
+
+    task: Literal["detection"] = "detection"
+    model: ModelSource = ModelSource(drop_path=0.1)
+    data: DetectionData = DetectionData()
+    optim: OptimConfig = OptimConfig(
+        epochs=12,
+        batch_size=16,
+        base_lr=1.6e-3,
+        warmup_epochs=0,
+        warmup_steps=500,
+        schedule="step",
+        milestones=(0.6666667, 0.9166667),
+        betas=(0.9, 0.999),
+    )
+    optimizer: Literal["adamw"] = "adamw"
+    min_size: Annotated[tuple[Positive, ...], Field(min_length=1), BeforeValidator(_listed)] = (800,)
+    max_size: Positive = 1333
+    masks: bool = True
+    anchor_sizes: tuple[Positive, Positive, Positive, Positive, Positive] = (32, 64, 128, 256, 512)
+    width: Positive = 256
+    proposals: Positive = 512
+    detections: Positive = 100
+    score_threshold: Annotated[float, Field(ge=0, lt=1)] = 0.05
+
+    @model_validator(mode="after")
+    def _fits(self) -> DetectionConfig:
+        if max(self.min_size) > self.max_size:
+            raise ValueError(f"min_size {max(self.min_size)} is more than max_size {self.max_size}")
+        return self
+
+
+class SegmentationData(SourceConfig):
+    """``data`` of segmentation: ADE20K's folder, or any folder of images and masks (docs/segmentation.md).
+
+    An image is resized, proportions kept, to fit into ``scale`` = [long side, short side], in training ``ratio`` times
+    that; null leaves it as it is. In training a crop of ``crop_size`` is cut in which no class has more than
+    ``max_share``, if ten tries find one, flipped half of the time (``flip``) and distorted in brightness, contrast,
+    saturation and hue (``photometric``). ``check`` reads every mask before the first step.
+    """
+
+    source: str = "ADEChallengeData2016"
+    layout: Literal["auto", "ade20k", "pairs"] = "auto"
+    scale: tuple[Positive, Positive] | None = (2048, 512)
+    ratio: Annotated[tuple[PositiveReal, PositiveReal], AfterValidator(rising)] = (0.5, 2.0)
+    max_share: Share = 0.75
+    flip: bool = True
+    photometric: bool = True
+    check: bool = True
+
+
+class UperNetConfig(Section):
+    """``head``: UperNet (Xiao et al., 2018) of ``channels``, and the auxiliary head of training on the third level.
+
+    ``taps`` are the blocks of a ViT that it builds on, by default those of the thirds and the half: 3, 5, 7, 11 of 12.
+    """
+
+    channels: Positive = 512
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    auxiliary_weight: Annotated[float, Field(ge=0)] = 0.4
+    auxiliary_channels: Positive = 256
+    taps: tuple[Annotated[int, Field(ge=0)], ...] | None = Field(default=None, min_length=4, max_length=4)
+
+
+class SlideConfig(Section):
+    """``inference``: on the ``whole`` image at once, or on windows of ``crop_size``, ``stride`` pixels apart.
+
+    The stride is two thirds of the crop if left out: 341 of 512.
+    """
+
+    mode: Literal["whole", "slide"] = "slide"
+    stride: Positive | None = None
+
+
+class SegmentationConfig(TaskConfig):
+    """Training of UperNet. The defaults are mmsegmentation's recipe for MAE's ViT-B on ADE20K.
+
+    ``crop_size`` is what it is trained on, in pixels; ``model.image_size`` resamples a ViT's positions once, for all
+    sizes. Where the source has no validation part, ``fold`` of ``folds`` is drawn at random, the same for every seed.
+    """
+
+    task: Literal["segmentation"] = "segmentation"
+    model: ModelSource = ModelSource(drop_path=0.1)
+    data: SegmentationData = SegmentationData()
+    crop_size: ImageSize = (512, 512)
+    head: UperNetConfig = UperNetConfig()
+    inference: SlideConfig = SlideConfig()
+    optim: OptimConfig = OptimConfig(
+        steps=160_000, batch_size=16, base_lr=1.6e-3, warmup_steps=1500, schedule="linear", betas=(0.9, 0.999)
+    )
+    layer_decay: Share = 0.65
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> SegmentationConfig:
+        if any(side % 32 for side in self.crop_size):
+            raise ValueError(f"crop_size {list(self.crop_size)} is not a multiple of 32, the widest stride")
+        if (stride := self.inference.stride) is not None and stride > min(self.crop_size):
+            raise ValueError(
+                f"inference.stride {stride} is wider than crop_size {list(self.crop_size)}: "
+                "pixels between two windows would have no answer"
+            )
+        if self.run.parallel == "fsdp":
+            raise ValueError("run.parallel fsdp: segmentation trains with ddp only")
+        if self.optim.ema_decay is not None:
+            raise ValueError("optim.ema_decay: segmentation has no moving average; leave it out")
+        return self
+
+    @property
+    def stride(self) -> tuple[int, int]:
+        """From one window of inference to the next, down and across, in pixels."""
+        height, width = self.crop_size
+        stride = self.inference.stride
+        return (stride, stride) if stride is not None else (height * 2 // 3, width * 2 // 3)
+
+
 class RetrievalConfig(TaskConfig):
     """Training of a descriptor for images of one thing. The defaults follow DELG's published code (Cao et al., 2020).
 
@@ -113,5 +267,10 @@ class RetrievalConfig(TaskConfig):
     benchmark: str | None = None
 
 
-TASKS: dict[str, type[TaskConfig]] = {"classification": FinetuneConfig, "retrieval": RetrievalConfig}
+TASKS: dict[str, type[TaskConfig]] = {
+    "classification": FinetuneConfig,
+    "detection": DetectionConfig,
+    "segmentation": SegmentationConfig,
+    "retrieval": RetrievalConfig,
+}
 """The configuration of each task, by what ``--task`` and the key ``task`` say."""

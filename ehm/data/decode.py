@@ -15,6 +15,8 @@ Whatever is wrong with a file becomes one BrokenImage; no warning of Pillow's ge
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -25,7 +27,7 @@ from PIL import Image, ImageChops, UnidentifiedImageError
 
 from ehm.errors import BrokenImage
 
-__all__ = ["SUFFIXES", "decode"]
+__all__ = ["SUFFIXES", "decode", "opened", "upright_size"]
 
 SUFFIXES = frozenset(
     {".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"}
@@ -52,25 +54,48 @@ def decode(file: str | Path | BytesIO, name: str | None = None, formats: tuple[s
 
     An image of more pixels than ``PIL.Image.MAX_IMAGE_PIXELS`` (89 million) is refused as a decompression bomb.
     """
+    with opened(file, name, formats) as image:
+        if image.mode == "CMYK" and image.format == "JPEG" and "adobe" not in image.info:
+            return _to_rgb(_upright(ImageChops.invert(image)))  # Pillow takes every CMYK JPEG for Adobe's
+        return _to_rgb(_upright(image))
+
+
+@contextmanager
+def opened(
+    file: str | Path | BytesIO, name: str | None = None, formats: tuple[str, ...] | None = None, load: bool = True
+) -> Iterator[Image.Image]:
+    """``file`` as Pillow reads it; errors of reading it and of the block are those of `decode`.
+
+    Its pixels are read before the block begins, unless ``load`` is false.
+    """
     name = name if name is not None else str(file)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(file, formats=formats) as image:
-                image.load()
-                if image.mode == "CMYK" and image.format == "JPEG" and "adobe" not in image.info:
-                    return _to_rgb(_upright(ImageChops.invert(image)))  # Pillow takes every CMYK JPEG for Adobe's
-                return _to_rgb(_upright(image))
+                if load:
+                    image.load()
+                yield image
+                return
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
         reason = f"a decompression bomb, more than {Image.MAX_IMAGE_PIXELS} pixels"
     except UnidentifiedImageError:
         reason = "not an image of a known format"
     except OSError as error:
         reason = error.strerror or str(error)
+    except BrokenImage:
+        raise
     except Exception as error:  # a damaged file can raise nearly anything in Pillow's plugins
         reason = f"{type(error).__name__}: {error}"
     raise BrokenImage(f"{name}: {' '.join(reason.split())}")
+
+
+def upright_size(file: str | Path) -> tuple[int, int]:
+    """Width and height that `decode` would give, from the file's head alone; BrokenImage as there."""
+    with opened(file, load=False) as image:
+        turned = image.getexif().get(_ORIENTATION) in (5, 6, 7, 8)
+        return image.size[::-1] if turned else image.size
 
 
 def _upright(image: Image.Image) -> Image.Image:

@@ -17,7 +17,7 @@ from ehm.data.decode import SUFFIXES
 from ehm.data.source import FileSource, Names, Split
 from ehm.errors import DataError
 
-__all__ = ["ElpvSource", "elpv", "find_imagenet", "folder", "imagenet", "part_folders"]
+__all__ = ["ElpvSource", "elpv", "find_imagenet", "folder", "image_files", "imagenet", "part_folders"]
 
 _KAGGLE = Path("ILSVRC", "Data", "CLS-LOC")
 _SOLUTION = "LOC_val_solution.csv"
@@ -68,7 +68,7 @@ def folder(source: str, split: Split) -> FileSource:
     classes = _class_folders(root / "train" if split == "val" else parts[0])
     files, names = [], []
     for part in parts:
-        for file in _images(part):
+        for file in image_files(part):
             files.append(str((part / file).relative_to(root)))
             names.append(_first_folder(file))
     return _labelled(source, root, files, names, classes, split)
@@ -91,7 +91,7 @@ def imagenet(source: str, split: Split) -> FileSource:
     parts = [part for part in ("train", "val") if split in ("all", part) and (root / part).is_dir()]
     files, names = [], []
     for part in parts:
-        found = list(_images(root / part))
+        found = list(image_files(root / part))
         flat = part == "val" and any(_first_folder(file) is None for file in found)
         solution = _solution(root) if flat else None
         if flat and solution is None and split == "val":
@@ -147,7 +147,7 @@ def _labelled(
     return FileSource(root, Names(files), labels, classes, split)
 
 
-def _images(root: Path, below: str = "", above: frozenset[tuple[int, int]] = frozenset()) -> Iterator[str]:
+def image_files(root: Path, below: str = "", above: frozenset[tuple[int, int]] = frozenset()) -> Iterator[str]:
     """Paths of images relative to ``root``, sorted within each folder; a link to a folder above it is not followed."""
     try:
         status = os.stat(root / below)
@@ -161,7 +161,7 @@ def _images(root: Path, below: str = "", above: frozenset[tuple[int, int]] = fro
     for entry in entries:
         path = os.path.join(below, entry.name)
         if entry.is_dir():
-            yield from _images(root, path, above | {here})
+            yield from image_files(root, path, above | {here})
         elif os.path.splitext(entry.name)[1].lower() in SUFFIXES:  # a dangling link too: the loader reports it
             yield path
 
@@ -176,7 +176,7 @@ def _folders(root: Path) -> list[str]:
 def _class_folders(root: Path) -> tuple[str, ...]:
     """The subfolders with images, where there are two at least and no image lies beside them."""
     names: list[str] = []
-    for file in _images(root):
+    for file in image_files(root):
         name = _first_folder(file)
         if name is None:
             return ()

@@ -22,7 +22,12 @@ __all__ = ["Evaluation", "Stored", "evaluate"]
 C = TypeVar("C", bound=TaskConfig)
 R = TypeVar("R", bound=Measured)
 
-_HOMES = {"classifier": "ehm.tasks.classification", "embedder": "ehm.tasks.retrieval"}
+_HOMES = {
+    "classifier": "ehm.tasks.classification",
+    "detector": "ehm.tasks.detection",
+    "segmenter": "ehm.tasks.segmentation",
+    "embedder": "ehm.tasks.retrieval",
+}
 """Where ``reopen`` is for each kind of checkpoint."""
 _UNTRAINED = {"retrieval": "ehm.tasks.retrieval"}
 """Where ``untrained`` is for each task that an encoder can be measured in as it is."""
@@ -51,12 +56,16 @@ class Stored:
 
 @dataclass(frozen=True)
 class Evaluation(Generic[R]):
-    """What is going to be measured; ``broken`` are the files that could not be read, and why."""
+    """What is going to be measured; ``broken`` are the files that could not be read, and why.
+
+    ``draw`` writes pictures of results into a folder, after the measurement.
+    """
 
     source: str
     part: Part
     measure: Callable[[], R]
     broken: Mapping[str, str]
+    draw: Callable[[Path], None] | None = None
 
 
 def evaluate(
@@ -75,8 +84,8 @@ def evaluate(
     ``task="retrieval"`` measures an encoder without any training for the task: a run of ``ehm train``, a file of
     weights or ``timm:NAME``.
 
-    With ``out`` the report goes to ``out/metrics.json``. The report is that of the task, for example
-    :class:`ehm.tasks.metrics.Report`.
+    With ``out`` the report goes to ``out/metrics.json``, and what a task draws beside it. The report is that of the
+    task, for example :class:`ehm.tasks.metrics.Report`.
     Raises CheckpointError where no task's model is there, DataError where the images do not fit it.
     """
     backend = backends.get(device)
@@ -99,6 +108,8 @@ def evaluate(
         values = {"checkpoint": str(checkpoint), "source": evaluation.source, "part": part.title}
         path = write_json(Path(out) / "metrics.json", {**values, **result.to_json()})
         console.print(f"Report: {path}")
+        if evaluation.draw is not None:
+            evaluation.draw(Path(out))
     return result
 
 

@@ -17,6 +17,8 @@ __all__ = ["finetune"]
 
 _HOMES = {
     "classification": ("ehm.tasks.classification:Classification", "elpv/finetune"),
+    "detection": ("ehm.tasks.detection:Detection", "detection/coco_vit_base_1x"),
+    "segmentation": ("ehm.tasks.segmentation:Segmentation", "segmentation/ade20k_vit_base_mae"),
     "retrieval": ("ehm.tasks.retrieval:Retrieval", "retrieval/gldv2_vit_base"),
 }
 """The :class:`ehm.tasks.loop.Task` of each task, and the shipped configuration that is taken if none is given."""

@@ -14,7 +14,9 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import pytest
+from composited import write_pairs
 from PIL import Image
+from scenes import write_scenes
 from tiny import RUN, TINY
 
 from ehm import checkpoint
@@ -87,25 +89,28 @@ def complaints(rows):
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
     """Twenty small pictures of two classes: smooth colour gradients."""
-    folder, rng = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
+    folder, rng = tmp_path_factory.mktemp("images") / "pictures", np.random.default_rng(0)
     for index in range(20):
         corners = Image.fromarray(rng.integers(0, 256, (3, 3, 3), dtype=np.uint8))
         path = folder / ("even", "odd")[index % 2] / f"{index:02d}.png"
-        path.parent.mkdir(exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         corners.resize((40, 36), Image.Resampling.BICUBIC).save(path)
+    write_pairs(folder.parent / "pairs", 20)
     return folder
 
 
 def commands(device, out, pictures):
     """Every command that trains, in float32."""
-    source = {"data.source": pictures}
+    source, masked = {"data.source": pictures}, {"data.source": pictures.parent / "pairs", "data.scale": "[64, 64]"}
     pretrain, task = {**PRETRAIN, **source}, {**RUN, **source, "model.init": out / "evolved"}
+    segment = {**task, **masked, **SEGMENT}
     return [
         *(command("train", device, out / name, {**pretrain, "masking": name}) for name in MASKINGS),
         command("train", device, out / "everything", {**pretrain, **EVERYTHING}),
         command("train", device, out / "resumed", {**pretrain, "run.max_steps": 4}),
         command("train", device, out / "resumed", {"run.max_steps": 10}, "--resume"),
         command("finetune", device, out / "finetune", task),
+        command("finetune", device, out / "segmentation", segment, "--task", "segmentation"),
         command("probe", device, out / "probe", {**task, "neighbours": 3}),
         command(
             "finetune", device, out / "retrieval", {**task, **RETRIEVAL, "benchmark": pictures}, "--task=retrieval"
@@ -114,6 +119,14 @@ def commands(device, out, pictures):
     ]
 
 
+SEGMENT = {
+    "crop_size": 64,
+    "head.channels": 16,
+    "head.auxiliary_channels": 8,
+    "inference.stride": "null",
+    "optim.steps": 8,
+    "optim.warmup_steps": 1,
+}
 MASKINGS = ["evolved", "random", "grid", "block", "attmask_hint"]
 LOWER = {
     "bfloat16": {"optim.dtype": "bfloat16"},
@@ -121,7 +134,7 @@ LOWER = {
     "everything": {**EVERYTHING, "optim.dtype": "bfloat16"},
 }
 RETRIEVAL = {"dim": 16, "scales": "[0.75, 1]", "data.layout": "folder", "optim.steps": "null"}
-RUNS = [*MASKINGS, "everything", "resumed", "finetune", "probe", "retrieval"]
+RUNS = [*MASKINGS, "everything", "resumed", "finetune", "segmentation", "probe", "retrieval"]
 
 
 @pytest.fixture(scope="module")
@@ -207,6 +220,27 @@ def test_lower_precision_trains_too(runs):
     assert {"bfloat16", "float16"} <= {dtype for row in rows if row.operator == "mm" for dtype in row.dtypes}
     assert "_fused_adamw_" in {row.operator for row in rows}  # bfloat16
     assert "_amp_foreach_non_finite_check_and_unscale_" in {row.operator for row in rows}
+
+
+DETECTION = {
+    **{"model.encoder": "vit_tiny", "model.width": 48, "model.depth": 4, "model.heads": 3, "model.patch_size": 8},
+    **{"model.image_size": 64, "model.init": "scratch", "min_size": 64, "max_size": 96, "width": 32, "proposals": 32},
+    **{"anchor_sizes": "[8, 16, 24, 32, 48]", "optim.batch_size": 4, "optim.dtype": "bfloat16", "run.max_steps": 2},
+    **{"data.workers": 0, "run.tensorboard": "false", "run.log_every": 1},
+}
+
+
+def test_three_operators_of_a_detector_fall_back(tmp_path):
+    """Those that docs/detection.md names, in lower precision too."""
+    for part, images in (("train", 4), ("val", 2)):
+        write_scenes(tmp_path / "scenes", images, 0, part, 64)
+    settings = {**DETECTION, "data.source": tmp_path / "scenes"}
+    finish(start([command("finetune", "npu", tmp_path / "run", settings, "--task=detection")], tmp_path / "log"))
+    rows = recorded(tmp_path)
+    fallen = {row.operator for row in rows if row.verdict == "falls back"}
+    assert fallen == {"torchvision::nms", "torchvision::roi_align", "torchvision::_roi_align_backward"}
+    assert len({row.operator for row in rows}) > 60
+    assert len(losses(tmp_path / "run")) == 2
 
 
 PLANT = """

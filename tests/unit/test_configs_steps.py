@@ -5,16 +5,25 @@ from functools import cache
 
 import numpy as np
 import pytest
-from shipped import kind, tiny_classifier, tiny_embedder, tiny_tokenizer, tiny_training
+from shipped import kind, tiny_classifier, tiny_embedder, tiny_segmenter, tiny_tokenizer, tiny_training
 
 from ehm import backends
-from ehm.config import FinetuneConfig, RetrievalConfig, TokenizerConfig, TrainConfig, load_config, shipped_configs
+from ehm.config import (
+    FinetuneConfig,
+    RetrievalConfig,
+    SegmentationConfig,
+    TokenizerConfig,
+    TrainConfig,
+    load_config,
+    shipped_configs,
+)
 from ehm.data import Batch
 from ehm.masking import make_masker
 from ehm.schedule import learning_rate
 
 TRAINING = [name for name in shipped_configs() if kind(name) is TrainConfig]
 DOWNSTREAM = [name for name in shipped_configs() if issubclass(kind(name), FinetuneConfig)]
+SEGMENTATION = [name for name in shipped_configs() if kind(name) is SegmentationConfig]
 RETRIEVAL = [name for name in shipped_configs() if kind(name) is RetrievalConfig]
 TOKENIZERS = [name for name in shipped_configs() if kind(name) is TokenizerConfig]
 
@@ -58,6 +67,19 @@ def test_it_classifies(name):
     first = float(classifier.train_step(images, targets, rate(config.optim), config.optim.weight_decay)["loss"])
     assert first == pytest.approx(math.log(3), abs=0.1)  # the head begins near zero
     assert np.isfinite(classifier.logits(images)).all()
+
+
+@pytest.mark.parametrize("name", SEGMENTATION)
+def test_it_segments(name):
+    config = tiny_segmenter(load_config(SegmentationConfig, name))
+    rng = np.random.default_rng(0)
+    images, labels = (
+        rng.integers(0, high, shape, np.uint8) for high, shape in ((256, (4, 32, 32, 3)), (3, (4, 32, 32)))
+    )
+    segmenter = backends.get("cpu").segmenter(config, classes=3)
+    first = float(segmenter.train_step(images, labels, config.optim.lr, config.optim.weight_decay)["loss"])
+    assert first == pytest.approx(1.4 * math.log(3), abs=0.3)  # two heads that begin near zero, one of weight 0.4
+    assert segmenter.segment(images[0], (40, 50)).shape == (40, 50)
 
 
 @pytest.mark.parametrize("name", RETRIEVAL)

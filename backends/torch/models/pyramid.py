@@ -6,7 +6,7 @@ Shapes: B images of H x W pixels, C channels of a level.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from timm.layers.format import Format
@@ -20,19 +20,23 @@ from ehm.backends.torch.weights import Loaded, load_model
 from ehm.config import ModelSource
 from ehm.errors import ConfigError
 
-__all__ = ["STRIDES", "Pyramid", "load_pyramid", "nested_layers", "quarters", "take_any_size", "thirds"]
+__all__ = ["STRIDES", "Pyramid", "fix_size", "load_pyramid", "nested_layers", "quarters", "take_any_size", "thirds"]
 
 STRIDES = (4, 8, 16, 32)
+Taps = Sequence[int] | Callable[[int], Sequence[int]]
+"""Numbers of a ViT's blocks, or what gives them for its depth: :func:`quarters`, :func:`thirds`."""
+_BEHIND = ("norm", "fc_norm", "head")
+"""Of an encoder, what lies behind its last map."""
 
 
 def quarters(depth: int) -> tuple[int, ...]:
     """The last block of each quarter, as MAE detects (Li et al., 2021) and the paper does (V-B): 2, 5, 8, 11 of 12."""
-    return tuple(depth * part // 4 - 1 for part in (1, 2, 3, 4))
+    return tuple(max(depth * part // 4 - 1, 0) for part in (1, 2, 3, 4))
 
 
 def thirds(depth: int) -> tuple[int, ...]:
     """The last block of each third and the middle one, as BEiT and MAE segment: 3, 5, 7, 11 of 12."""
-    return depth // 3 - 1, depth // 2 - 1, depth * 2 // 3 - 1, depth - 1
+    return tuple(max(block - 1, 0) for block in (depth // 3, depth // 2, depth * 2 // 3, depth))
 
 
 class Pyramid(nn.Module):
@@ -41,33 +45,38 @@ class Pyramid(nn.Module):
     Normalised (B, 3, H, W) -> four maps (B, C_i, H / s_i, W / s_i). A ViT gives what its blocks ``taps`` leave,
     enlarged by transposed convolutions or reduced by a maximum, as BEiT's published code does for patches of 16; where
     the side of its patches is no power of two, images are resized so that they become one (448 pixels for 512, of 14).
-    A Swin, or a convolutional network of timm's, has stages of these strides. ``channels`` are the C_i.
+    A Swin, or a convolutional network of timm's, has stages of these strides. ``channels`` are the C_i; ``scale`` is of
+    the images' sides.
 
     ``any_size`` says whether H and W may be any multiples of 32, as with ViTs whose positions are added, and with
     convolutions; others take images of the size that they were made for. ConfigError for an encoder without such maps.
     """
 
-    def __init__(self, encoder: Any, taps: Sequence[int] | None = None) -> None:
+    def __init__(self, encoder: Any, taps: Taps = thirds) -> None:
         super().__init__()
         self.encoder = encoder
         self.neck: nn.ModuleList | None = None
-        self._scale = 1.0
+        self.scale = 1.0
         if isinstance(encoder, VisionTransformer | Beit):
-            self._init_vit(encoder, thirds(len(encoder.blocks)) if taps is None else tuple(taps))
+            self._init_vit(encoder, tuple(taps(len(encoder.blocks)) if callable(taps) else taps))
         else:
             self._init_stages(encoder)
+        for name in _BEHIND:  # several processes wait for the gradients of all that learns
+            if isinstance(part := getattr(encoder, name, None), nn.Module):
+                part.requires_grad_(False)
 
     def _init_vit(self, encoder: Any, taps: tuple[int, ...]) -> None:
         if min(taps) < 0 or max(taps) >= len(encoder.blocks):
             raise ConfigError(f"model: maps behind blocks {list(taps)}; the encoder has {len(encoder.blocks)}")
         patch, width = encoder.patch_embed.patch_size[0], encoder.embed_dim
         stride = 2 ** round(math.log2(patch))
-        self._scale = patch / stride
+        self.scale = patch / stride
         self.any_size = isinstance(encoder, VisionTransformer)
         if self.any_size:
             take_any_size(encoder)
-        elif self._scale != 1:
+        elif self.scale != 1:
             raise ConfigError(f"model: patches of {patch} pixels; with relative positions they need a power of two")
+        encoder.blocks[max(taps) + 1 :].requires_grad_(False)
         self.taps: tuple[int, ...] = taps
         self.channels: tuple[int, ...] = (width,) * len(STRIDES)
         self.neck = nn.ModuleList(_resize(width, stride, wanted) for wanted in STRIDES)
@@ -82,19 +91,21 @@ class Pyramid(nn.Module):
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """See the class."""
-        if self._scale != 1:
-            size = [round(side * self._scale) for side in images.shape[2:]]
+        if self.scale != 1:
+            size = [round(side * self.scale) for side in images.shape[2:]]
             images = F.interpolate(images, size, mode="bilinear", align_corners=False)
-        maps: list[Tensor] = self.encoder.forward_intermediates(
-            images, indices=list(self.taps), output_fmt="NCHW", intermediates_only=True
+        blocks = sorted(set(self.taps))  # a shallow encoder has too few for four
+        found: list[Tensor] = self.encoder.forward_intermediates(
+            images, indices=blocks, output_fmt="NCHW", intermediates_only=True
         )
+        maps = [found[blocks.index(tap)] for tap in self.taps]
         return maps if self.neck is None else [layer(level) for layer, level in zip(self.neck, maps, strict=True)]
 
 
 def load_pyramid(
-    source: ModelSource, image_size: tuple[int, int], taps: Sequence[int] | None = None
+    source: ModelSource, image_size: tuple[int, int] | None = None, taps: Taps = thirds
 ) -> tuple[Pyramid, Loaded]:
-    """The encoder that ``source`` names, without head, as a pyramid for images of ``image_size`` = (H, W).
+    """The encoder that ``source`` names, without head, as a pyramid for images of ``image_size`` = (H, W), or its own.
 
     Where images of any size pass, the positions stay those of the weights and are resampled in every pass; otherwise
     the encoder is made for ``image_size``. The rest of the pyramid begins with random weights. Raises as
@@ -102,19 +113,23 @@ def load_pyramid(
     """
     loaded = load_model(source)
     pyramid = Pyramid(loaded.model, taps)
-    if not pyramid.any_size and loaded.image_size != image_size:
+    if not pyramid.any_size and image_size not in (None, loaded.image_size):
         loaded = load_model(source.model_copy(update={"image_size": image_size}))
         pyramid = Pyramid(loaded.model, taps)
     return pyramid, loaded
 
 
 def nested_layers(model: nn.Module) -> dict[str, int]:
-    """Layer of every parameter of the encoder inside ``model``; see :func:`layers_of`. What is missing is the head's.
+    """Layer of every parameter of ``model``: of those of the encoder inside see :func:`layers_of`; the rest is above.
 
     The encoder is the one module that has the name ``encoder``.
     """
-    ((name, encoder),) = ((name, module) for name, module in model.named_modules() if name.split(".")[-1] == "encoder")
-    return {f"{name}.{parameter}": layer for parameter, layer in layers_of(encoder).items()}
+    ((prefix, encoder),) = ((name, part) for name, part in model.named_modules() if name.split(".")[-1] == "encoder")
+    trained = {name for name, parameter in encoder.named_parameters() if parameter.requires_grad}
+    inner = layers_of(encoder)
+    above = 1 + max(layer for name, layer in inner.items() if name in trained)
+    layers = {f"{prefix}.{name}": min(layer, above) for name, layer in inner.items()}
+    return {name: layers.get(name, above) for name, _ in model.named_parameters()}
 
 
 def _resize(width: int, stride: int, wanted: int) -> nn.Module:
@@ -135,3 +150,15 @@ def take_any_size(model: Any) -> None:
     model.patch_embed.strict_img_size = False
     model.patch_embed.flatten = False
     model.patch_embed.output_fmt = Format.NHWC
+
+
+def fix_size(pyramid: Pyramid, image_size: tuple[int, int]) -> None:
+    """Resample the positions of a ViT that takes any size, once, for images of (H, W): the same function of these."""
+    encoder: Any = pyramid.encoder
+    if not getattr(encoder, "dynamic_img_size", False):
+        return
+    height, width = (round(side * pyramid.scale) for side in image_size)
+    encoder.set_input_size(img_size=(height, width))
+    encoder.dynamic_img_size = False
+    encoder.patch_embed.flatten = True
+    encoder.patch_embed.output_fmt = Format.NCHW

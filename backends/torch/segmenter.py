@@ -1,0 +1,170 @@
+"""UperNet on one torch device: training, and inference on whole images or on windows of them.
+
+Shapes: B images or windows of H x W pixels, C classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, SupportsFloat
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ehm.backends.base import ALONE, LearnerState, Processes
+from ehm.backends.common import STEP, chunks, entropy
+from ehm.backends.torch.distributed import average_norms, with_common_norms
+from ehm.backends.torch.models.pyramid import STRIDES, load_pyramid, nested_layers, thirds
+from ehm.backends.torch.models.upernet import UperNet, upsample
+from ehm.backends.torch.optim import param_groups
+from ehm.backends.torch.tensors import Pixels, load_arrays, to_arrays, upload
+from ehm.backends.torch.training import Training, recompute, seeded
+from ehm.config import SegmentationConfig
+from ehm.data.segment import windows
+from ehm.errors import ConfigError
+
+__all__ = ["IGNORED", "TorchSegmenter", "pixel_loss"]
+
+IGNORED = 255
+"""The label of pixels that do not count."""
+
+
+class TorchSegmenter:
+    """Implements :class:`ehm.backends.base.Segmenter`. ``model`` is the torch module."""
+
+    def __init__(
+        self, config: SegmentationConfig, classes: int, device: torch.device, processes: Processes = ALONE
+    ) -> None:
+        self._config, self._device, self._processes = config, device, processes
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.run.seed)
+            pyramid, loaded = load_pyramid(config.model, config.crop_size, config.head.taps or thirds)
+            model = with_common_norms(UperNet(pyramid, classes, config.head), processes, device)
+        if config.inference.mode == "whole" and not pyramid.any_size:
+            raise ConfigError(
+                f"inference.mode whole: this encoder ({config.model.init}) takes images of crop_size "
+                f"{list(config.crop_size)} only; take slide"
+            )
+        self.model: Any = model.to(device)
+        self.image_size = config.crop_size
+        self.architecture: Mapping[str, Any] = loaded.architecture
+        self.notes = loaded.notes
+        if self.notes and (loaded.mean, loaded.std) != (config.data.mean, config.data.std):
+            self.notes += (
+                f"these weights are taken as trained with data.mean {loaded.mean} and data.std {loaded.std}",
+            )
+        if config.run.grad_checkpointing:
+            recompute(self.model, random=True)
+        self._training = Training(
+            self.model, lambda fused: _optimizer(self.model, config, fused), config.optim, config.run, device, processes
+        )
+        self._pixels = Pixels(device, config.data.mean, config.data.std)
+        self._steps = 0
+
+    def train_step(
+        self, images: NDArray[np.uint8], labels: NDArray[np.uint8], lr: float, weight_decay: float
+    ) -> Mapping[str, SupportsFloat]:
+        """See :meth:`ehm.backends.base.Segmenter.train_step`; ConfigError where a part of the batch is one image."""
+        self._refuse_single(len(images))
+        self.model.train()
+        wanted, weight = upload(labels, self._device).long(), self._config.head.auxiliary_weight
+
+        def loss(rows: slice) -> Tensor:
+            with self._training.autocast():
+                scores, auxiliary = self._training.module(self._pixels(images[rows]))
+            value = pixel_loss(scores, wanted[rows])
+            return value if auxiliary is None else value + weight * pixel_loss(auxiliary, wanted[rows])
+
+        with seeded(
+            self._device, entropy(self._config.run.seed, self._steps, self._processes.rank)
+        ):  # drop path and dropout
+            metrics = self._training.step(len(images), loss, lr, weight_decay)
+        average_norms(self.model, self._processes)
+        self._steps += 1
+        return metrics
+
+    def segment(self, image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
+        """See :meth:`ehm.backends.base.Segmenter.segment`."""
+        self.model.eval()
+        with torch.no_grad():
+            pixels = self._pixels(image[None])
+            scores = self._whole(pixels) if self._config.inference.mode == "whole" else self._slide(pixels)
+            labels: NDArray[np.uint8] = upsample(scores, size).argmax(dim=1)[0].to(torch.uint8).cpu().numpy()
+        return labels
+
+    def state(self) -> LearnerState:
+        """See :meth:`ehm.backends.base.Segmenter.state`."""
+        return LearnerState(to_arrays(self.model), {**self._training.state(), STEP: np.array(self._steps, np.int64)})
+
+    def load(self, state: LearnerState) -> None:
+        """See :meth:`ehm.backends.base.Segmenter.load`."""
+        load_arrays(self.model, state.model)
+        moments = dict(state.optimizer)
+        self._steps = int(moments.pop(STEP, np.array(0)))
+        self._training.load(moments)
+
+    def _refuse_single(self, rows: int) -> None:
+        """Batch norm of the whole map's mean needs two values, here or over all processes."""
+        parts = [part.stop - part.start for part in chunks(rows, self._config.optim.accumulate)]
+        if min(parts) < 2 and not any(isinstance(part, nn.SyncBatchNorm) for part in self.model.modules()):
+            optim = self._config.optim
+            raise ConfigError(
+                f"optim.batch_size {optim.batch_size}, optim.accumulate {optim.accumulate}: a process gets parts of "
+                f"{', '.join(map(str, parts))} images, and UperNet's batch norm needs 2 at least"
+            )
+
+    def _whole(self, pixels: Tensor) -> Tensor:
+        """(1, 3, H, W) -> (1, C, H, W). What is missing to a multiple of the widest stride is of the mean colour."""
+        height, width = pixels.shape[2:]
+        padded = F.pad(pixels, (0, -width % STRIDES[-1], 0, -height % STRIDES[-1]))
+        return self._scores(padded)[:, :, :height, :width]
+
+    def _slide(self, pixels: Tensor) -> Tensor:
+        """(1, 3, H, W) -> (1, C, H, W): the mean of all windows' scores, as many at once as a part of a batch has."""
+        (height, width), (h, w) = pixels.shape[2:], self.image_size
+        pixels = F.pad(pixels, (0, max(w - width, 0), 0, max(h - height, 0)))
+        optim = self._config.optim
+        corners = windows(tuple(pixels.shape[2:]), (h, w), self._config.stride)
+        total: Tensor | None = None
+        counts = torch.zeros((1, 1, *pixels.shape[2:]), device=self._device)
+        group = max(1, optim.batch_size // optim.accumulate)
+        for start in range(0, len(corners), group):
+            chosen = corners[start : start + group]
+            scores = self._scores(torch.cat([pixels[:, :, y : y + h, x : x + w] for y, x in chosen]))
+            if total is None:
+                total = scores.new_zeros((1, scores.shape[1], *pixels.shape[2:]))
+            for (y, x), window in zip(chosen, scores, strict=True):
+                total[0, :, y : y + h, x : x + w] += window
+                counts[:, :, y : y + h, x : x + w] += 1
+        assert total is not None
+        return (total / counts)[:, :, :height, :width]
+
+    def _scores(self, pixels: Tensor) -> Tensor:
+        """(B, 3, H, W) -> (B, C, H, W) in float32."""
+        with self._training.autocast():
+            scores, _ = self.model.forward(pixels)  # past what torch.compile made for one size
+        return upsample(scores.float(), pixels.shape[2:])
+
+
+def pixel_loss(scores: Tensor, labels: Tensor) -> Tensor:
+    """Cross entropy of scores (B, C, h, w), enlarged to (B, H, W) labels, in float32: the sum over pixels that count,
+    divided by the number of all, as mmsegmentation does by default.
+
+    So the loss of a batch is the mean of its parts' losses, whatever lies in them. Flat, because the kernel for maps
+    sums in another order every time on CUDA.
+    """
+    logits = upsample(scores.float(), labels.shape[1:]).permute(0, 2, 3, 1).flatten(0, 2)
+    return F.cross_entropy(logits, labels.flatten(), ignore_index=IGNORED, reduction="sum") / labels.numel()
+
+
+def _optimizer(model: Any, config: SegmentationConfig, fused: bool) -> torch.optim.Optimizer:
+    encoder = model.pyramid.encoder
+    names = encoder.no_weight_decay() if hasattr(encoder, "no_weight_decay") else ()
+    skip = {f"pyramid.encoder.{name}" for name in names}
+    groups = param_groups(model.named_parameters(), skip, config.layer_decay, nested_layers(model))
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=config.optim.lr, momentum=0.9)
+    return torch.optim.AdamW(groups, lr=config.optim.lr, betas=config.optim.betas, fused=fused)

@@ -1,0 +1,41 @@
+"""A picture of detected objects: masks tinted, boxes with class and score."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+
+from ehm.analysis.colours import PALETTE
+from ehm.instances import Detections
+
+__all__ = ["draw_objects"]
+
+
+def draw_objects(
+    image: NDArray[np.uint8], found: Detections, classes: Sequence[str], threshold: float = 0.5
+) -> Image.Image:
+    """``image`` (H, W, 3) with the objects whose score is ``threshold`` at least, the likeliest on top.
+
+    Objects of a class have one colour.
+    """
+    shown = np.flatnonzero(found.scores >= threshold)[::-1]
+    pixels = image.astype(np.float32)
+    if found.masks is not None:
+        for index in shown:
+            mask = found.masks[index]
+            pixels[mask] = (pixels[mask] + PALETTE[found.labels[index] % len(PALETTE)]) / 2
+    picture = Image.fromarray(pixels.round().astype(np.uint8))
+    pen = ImageDraw.Draw(picture)
+    line = max(1, min(image.shape[:2]) // 200)
+    for index in shown:
+        colour = tuple(PALETTE[found.labels[index] % len(PALETTE)].tolist())
+        left, top, right, bottom = found.boxes[index].tolist()
+        pen.rectangle((left, top, right, bottom), outline=colour, width=line)
+        text = f"{classes[found.labels[index]]} {found.scores[index]:.2f}"
+        place = (left, max(0.0, top - 11))
+        pen.rectangle(pen.textbbox(place, text), fill=(0, 0, 0))
+        pen.text(place, text, fill=colour)
+    return picture

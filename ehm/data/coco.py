@@ -1,0 +1,205 @@
+"""Images with annotated objects in COCO's format: its official folders, and a single file beside a folder of images.
+
+    annotations/instances_train2017.json, instances_val2017.json, train2017/, val2017/
+    annotations/instances_train.json, instances_val.json, train/, val/
+    instances.json, images/
+
+Shapes: an image of H x W pixels has n objects.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ehm.data.decode import decode
+from ehm.data.source import Split
+from ehm.errors import BrokenImage, DataError
+from ehm.instances import Instances
+
+__all__ = ["CocoSource", "coco", "mask_tools"]
+
+Annotation = Mapping[str, Any]
+"""An object as the file has it: ``bbox`` (left, top, width, height), ``category_id``, ``segmentation``, ``iscrowd``."""
+_YEARS = ("2017", "")
+_SHOWN = 3
+
+
+@dataclass(frozen=True)
+class CocoSource:
+    """Numbered images below ``root``, each with its ``annotations``; classes are the categories, ordered by their id.
+
+    ``numbers`` gives the class of each category's id. ``unusable`` says which objects have no area inside their image:
+    they count where a detector is measured, as pycocotools counts them, and are left out of training.
+    """
+
+    root: Path
+    images: tuple[Mapping[str, Any], ...]
+    annotations: tuple[tuple[Annotation, ...], ...]
+    classes: tuple[str, ...]
+    numbers: Mapping[int, int]
+    split: Split
+    unusable: tuple[str, ...]
+    masks: bool
+
+    @property
+    def labels(self) -> None:
+        """An image has no label of its own."""
+        return
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def name(self, index: int) -> str:
+        """The path of the file."""
+        return os.path.join(self.root, self.images[index]["file_name"])
+
+    def trainable(self, index: int) -> list[Annotation]:
+        """The objects of an image that a detector learns: those with an area inside it, and no crowds."""
+        size = _size(self.images[index])
+        return [each for each in self.annotations[index] if not each.get("iscrowd") and _inside(each, size) is not None]
+
+    def load(self, index: int) -> tuple[NDArray[np.uint8], Instances]:
+        """The image (H, W, 3) with its ``trainable`` objects, boxes cut at its borders; raises BrokenImage."""
+        height, width = _size(self.images[index])
+        image = np.array(decode(self.name(index)))
+        if image.shape[:2] != (height, width):
+            raise BrokenImage(
+                f"{self.name(index)}: has {image.shape[1]} x {image.shape[0]} pixels (width x height), and its "
+                f"annotations are for {width} x {height}"
+            )
+        objects = self.trainable(index)
+        boxes = np.array([_inside(each, (height, width)) for each in objects], np.float32).reshape(-1, 4)
+        labels = np.array([self.numbers[each["category_id"]] for each in objects], np.int64)
+        if not self.masks:
+            return image, Instances(boxes, labels)
+        masks = np.zeros((len(objects), height, width), bool)
+        for mask, each in zip(masks, objects, strict=True):
+            mask[:] = _decode(each["segmentation"], height, width)
+        return image, Instances(boxes, labels, masks)
+
+
+def coco(source: str, split: Split, masks: bool = True) -> CocoSource:
+    """Open ``source`` in one of the module's layouts.
+
+    ``split`` is "train", "val" or "all"; where there is one file only, "train" gives all of it (``.split`` of the
+    source then is "all") and "val" raises. Without ``masks`` objects need no segmentation.
+    Raises DataError where there is no such file, or where it has objects of no known category or image, without a box
+    or, with ``masks``, without a mask: all of them counted, the first ones named.
+    """
+    root = Path(source).expanduser()
+    part: Split = "val" if split == "val" else "train"
+    for year in _YEARS:
+        file = root / "annotations" / f"instances_{part}{year}.json"
+        if file.is_file():
+            return _read(file, root / f"{part}{year}", part, masks)
+    single = root / "instances.json"
+    if single.is_file() and split != "val":
+        return _read(single, root / "images", "all", masks)
+    if single.is_file():
+        raise DataError(f"data.source {source}: has no validation part of its own (annotations/instances_val.json)")
+    files = f"annotations/instances_{part}2017.json, annotations/instances_{part}.json and instances.json"
+    raise DataError(f"data.source {source}: not COCO's layout; looked for {files}")
+
+
+def mask_tools() -> Any:
+    """Run-length encoded masks: the functions of pycocotools.mask. Raises DataError where they are not installed."""
+    try:
+        return import_module("faster_coco_eval.core.mask")
+    except ImportError:
+        raise DataError("COCO's masks are read by faster-coco-eval; pip install 'ehm[tasks]' installs it") from None
+
+
+def _read(file: Path, folder: Path, split: Split, masks: bool) -> CocoSource:
+    mask_tools()
+    if not folder.is_dir():
+        raise DataError(f"{file}: its images should lie in {folder}, and there is no such folder")
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        images = tuple(sorted(content["images"], key=lambda image: image["id"]))
+        places = {image["id"]: index for index, image in enumerate(images)}
+        categories = sorted((each["id"], each["name"]) for each in content["categories"])
+        sizes = [_size(image) for image in images]
+        names = [image["file_name"] for image in images]
+        objects: list[Annotation] = [dict(each) for each in content["annotations"]]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise DataError(f"{file}: not annotations in COCO's format: {error!r}") from None
+    if not images or not categories:
+        raise DataError(f"{file}: names no {'images' if not images else 'categories'}")
+    numbers = {key: number for number, (key, _) in enumerate(categories)}
+    sorted_out: list[list[Annotation]] = [[] for _ in images]
+    wrong, unusable = [], []
+    for number, each in enumerate(objects):
+        index = places.get(each.get("image_id"))
+        about = f"annotation {each.get('id', f'number {number}')}"
+        if index is None:
+            wrong.append(f"{about}: no image has the id {each.get('image_id')}")
+            continue
+        about = f"{about} of {names[index]}"
+        wrong += (f"{about}: {problem}" for problem in _problems(each, numbers, sizes[index], masks))
+        if not wrong and _inside(each, sizes[index]) is None:
+            height, width = sizes[index]
+            unusable.append(f"{about}: its box {each['bbox']} has no area inside {width} x {height} pixels")
+        sorted_out[index].append(each)
+    if wrong:
+        raise DataError(f"{file}: {_first(wrong)}")
+    classes = tuple(name for _, name in categories)
+    return CocoSource(folder, images, tuple(map(tuple, sorted_out)), classes, numbers, split, tuple(unusable), masks)
+
+
+def _problems(each: Annotation, numbers: Mapping[int, int], size: tuple[int, int], masks: bool) -> Iterator[str]:
+    """What makes an object useless, each with what would be right."""
+    if each.get("category_id") not in numbers:
+        yield f"no category has the id {each.get('category_id')}"
+    box = each.get("bbox")
+    if not isinstance(box, list) or len(box) != 4 or not all(isinstance(side, int | float) for side in box):
+        yield f"bbox should be [left, top, width, height], not {box!r}"
+    if not masks:
+        return
+    shape = each.get("segmentation")
+    if not shape:
+        yield "has no segmentation; masks=false trains on boxes alone"
+    elif isinstance(shape, list):
+        if not all(isinstance(ring, list) and len(ring) >= 6 and len(ring) % 2 == 0 for ring in shape):
+            yield "segmentation: a polygon should be a list of x, y, x, y, … of three points at least"
+    elif not isinstance(shape, dict) or shape.get("size") != list(size) or "counts" not in shape:
+        yield f"segmentation should be polygons, or a run-length code with counts and the size {list(size)}"
+
+
+def _first(problems: Sequence[str]) -> str:
+    more = f"; and {len(problems) - _SHOWN} more like these" if len(problems) > _SHOWN else ""
+    return "; ".join(problems[:_SHOWN]) + more
+
+
+def _size(image: Mapping[str, Any]) -> tuple[int, int]:
+    """Height and width."""
+    return int(image["height"]), int(image["width"])
+
+
+def _inside(each: Annotation, size: tuple[int, int]) -> NDArray[np.float32] | None:
+    """Left, top, right, bottom of what lies inside an image of ``size`` = (height, width); None where nothing does."""
+    left, top, width, height = each["bbox"]
+    box = np.array([left, top, left + width, top + height], np.float32)
+    box = box.clip(0, np.array([size[1], size[0], size[1], size[0]], np.float32))
+    return box if box[2] > box[0] and box[3] > box[1] else None
+
+
+def _decode(segmentation: Any, height: int, width: int) -> NDArray[np.bool_]:
+    """Polygons, or a run-length code, as pycocotools paints them: (H, W)."""
+    tools = mask_tools()
+    if isinstance(segmentation, list):
+        code = tools.merge(tools.frPyObjects(segmentation, height, width))
+    elif isinstance(segmentation["counts"], list):
+        code = tools.frPyObjects(segmentation, height, width)
+    else:
+        code = segmentation
+    mask: NDArray[np.bool_] = tools.decode(code).astype(bool)
+    return mask

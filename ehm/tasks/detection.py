@@ -1,0 +1,233 @@
+"""Detection: boxes, and masks, of the objects in an image."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, SupportsFloat
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.progress import track
+
+from ehm.backends.base import ALONE, Backend, Detector, LearnerState, Processes
+from ehm.config import DetectionConfig
+from ehm.data.coco import CocoSource, coco
+from ehm.data.folds import stratified_folds
+from ehm.data.lists import ListBatch, ListLoader
+from ehm.errors import ConfigError, DataError
+from ehm.runlog import console
+from ehm.tasks.average_precision import AveragePrecision, as_results, average_precision
+from ehm.tasks.evaluate import Evaluation, Stored
+from ehm.tasks.labelled import Part
+
+__all__ = ["Detection", "reopen"]
+
+_PICTURES = 16
+_SHOWN = 5
+
+
+class Detection:
+    """Implements :class:`ehm.tasks.loop.Task`: training Mask R-CNN on objects in COCO's format."""
+
+    kind = "detector"
+
+    def __init__(self, config: DetectionConfig, backend: Backend, start: Path | None = None) -> None:
+        self.config, self._processes = config, backend.processes
+        self.train, self.val = _split(config)
+        self.classes = self.train.source.classes
+        # a resumed run needs nothing but its checkpoint
+        model = config.model if start is None else config.model.model_copy(update={"init": str(start)})
+        self.learner: Detector = backend.detector(config.model_copy(update={"model": model}), len(self.classes))
+        self.headline = f"{'Mask' if config.masks else 'Faster'} R-CNN on {config.model.init}"
+        self.loader = ListLoader(
+            _source(self.train),
+            batch_size=config.optim.batch_size,
+            seed=config.run.seed,
+            shuffle=True,
+            drop_last=True,
+            workers=config.data.workers,
+            flip=config.data.flip,
+            strict=config.data.strict,
+            subset=self.train.subset,
+            rank=self._processes.rank,
+            world_size=self._processes.size,
+        )
+        self._val_loader = _eval_loader(self.val, config, self._processes)
+
+    @property
+    def stored(self) -> dict[str, Any]:
+        """See :attr:`ehm.tasks.loop.Task.stored`."""
+        return self.config.model_dump(mode="json")
+
+    @property
+    def broken(self) -> Mapping[str, str]:
+        """See :attr:`ehm.tasks.loop.Task.broken`."""
+        return self.loader.broken | self._val_loader.broken
+
+    def step(self, batch: ListBatch, step: int, lr: float) -> Mapping[str, SupportsFloat]:
+        """See :meth:`ehm.tasks.loop.Task.step`."""
+        return self.learner.train_step(batch.images, batch.targets, lr, self.config.optim.weight_decay)
+
+    def measure(self) -> AveragePrecision:
+        """See :meth:`ehm.tasks.loop.Task.measure`."""
+        return _measure(self.learner, self._val_loader, self.val, self.config, self._processes)
+
+    def close(self) -> None:
+        """See :meth:`ehm.tasks.loop.Task.close`."""
+        self.loader.close()
+        self._val_loader.close()
+
+
+def reopen(
+    stored: Stored, backend: Backend, config: str | Path | None, overrides: Sequence[str]
+) -> Evaluation[AveragePrecision]:
+    """The detector of a checkpoint, on the part of the images that ``config`` and ``overrides`` say.
+
+    Raises DataError where the source has classes that the detector does not know; those that it knows besides count
+    nowhere.
+    """
+    settings = stored.settings(DetectionConfig, config, overrides)
+    classes = tuple(stored.meta["classes"])
+    detector = backend.detector(settings, len(classes))
+    detector.load(LearnerState(stored.arrays, {}))
+    part = _part(settings, stored.meta["config"]["data"]["source"])
+    unknown = [name for name in part.source.classes if name not in classes]
+    if unknown:
+        raise DataError(
+            f"data.source {settings.data.source}: class {unknown[0]} is not among the detector's {len(classes)} "
+            f"({', '.join(classes[:5])}{', …' if len(classes) > 5 else ''})"
+        )
+    loader = _eval_loader(part, settings, backend.processes)
+    measure = partial(_measure, detector, loader, part, settings, backend.processes, classes, "evaluate")
+    alone = backend.processes.size == 1  # drawing is one process's work, and several may share the parameters
+    draw = partial(_draw, detector, part, classes) if alone else None
+    return Evaluation(settings.data.source, part, measure, loader.broken, draw)
+
+
+def _split(config: DetectionConfig) -> tuple[Part, Part]:
+    """What to train on, images with objects, and what to measure on: all images of the other part, or of the fold.
+
+    Where the source has one part only, its folds have about equally many images of each class, an image being of its
+    rarest.
+    """
+    source, name = coco(config.data.source, "train", config.masks), config.data.source
+    _say_unusable(source, name)
+    usable = np.array([bool(source.trainable(index)) for index in range(len(source))])
+    if not usable.any():
+        raise DataError(f"data.source {name}: none of its {len(source)} images has an object to learn from")
+    if source.split == "train":
+        val = coco(name, "val", config.masks)
+        if val.classes != source.classes:
+            raise DataError(f"data.source {name}: train and val do not have the same categories")
+        return Part(source, np.flatnonzero(usable), "train"), Part(val, None, "val")
+    try:
+        fold_of = stratified_folds(_rarest(source), config.folds, seed=0)
+    except ValueError as error:
+        raise ConfigError(f"folds: {error}") from None
+    title, held_out = f"fold {config.fold} of {config.folds}", fold_of == config.fold
+    train = Part(source, np.flatnonzero(usable & ~held_out), f"all but {title}")
+    return train, Part(source, np.flatnonzero(held_out), title)
+
+
+def _part(settings: DetectionConfig, trained_on: str) -> Part:
+    if settings.data.source == trained_on:
+        return _split(settings)[1]
+    source = coco(settings.data.source, "train", settings.masks)
+    if source.split == "train":
+        return Part(coco(settings.data.source, "val", settings.masks), None, "val")
+    return Part(source, None, "all")
+
+
+def _rarest(source: CocoSource) -> NDArray[np.int64]:
+    """Of each image the class that fewest images have; -1 where it has none."""
+    present = [{source.numbers[each["category_id"]] for each in objects} for objects in source.annotations]
+    counts = np.bincount([label for labels in present for label in labels], minlength=len(source.classes))
+    return np.array([min(labels, key=lambda label: (counts[label], label), default=-1) for labels in present])
+
+
+def _say_unusable(source: CocoSource, name: str) -> None:
+    if not source.unusable:
+        return
+    console.print(f"data.source {name}: {len(source.unusable)} objects are left out of training:")
+    for reason in source.unusable[:_SHOWN]:
+        console.print(f"  {reason}", markup=False)
+    if len(source.unusable) > _SHOWN:
+        console.print(f"  and {len(source.unusable) - _SHOWN} more")
+
+
+def _source(part: Part) -> CocoSource:
+    assert isinstance(part.source, CocoSource)
+    return part.source
+
+
+def _eval_loader(part: Part, config: DetectionConfig, processes: Processes = ALONE) -> ListLoader:
+    """Every image of ``part`` once, in order; a share of them for each of ``processes``."""
+    return ListLoader(
+        _source(part),
+        batch_size=max(1, config.optim.batch_size // config.optim.accumulate // processes.size) * processes.size,
+        seed=0,
+        shuffle=False,
+        drop_last=False,
+        workers=config.data.workers,
+        strict=config.data.strict,
+        subset=part.subset,
+        rank=processes.rank,
+        world_size=processes.size,
+    )
+
+
+def _measure(
+    detector: Detector,
+    loader: ListLoader,
+    part: Part,
+    config: DetectionConfig,
+    processes: Processes,
+    classes: tuple[str, ...] | None = None,
+    title: str = "",
+) -> AveragePrecision:
+    """Average precision on all images of ``part`` that can be read; ``classes`` are the detector's, by default its own.
+
+    All processes call this, each with its own share in ``loader``.
+    """
+    source = _source(part)
+    classes = source.classes if classes is None else classes
+    rows: dict[int, list[dict[str, Any]]] = {}
+    batches = loader.batches(0, loader.steps_per_epoch)
+    hidden = not (title and console.is_terminal)
+    for batch in track(batches, title, loader.steps_per_epoch, console=console, disable=hidden):
+        for index, found in zip(batch.indices.tolist(), detector.detect(batch.images), strict=True):
+            rows[index] = as_results(index, found)
+    found_by_index = {index: found for share in processes.gather(rows) for index, found in share.items()}
+    numbers = {key: classes.index(source.classes[number]) for key, number in source.numbers.items()}
+    seen = sorted(found_by_index)  # where a file is broken another image stood in for it, which counts once
+    return average_precision(
+        [{**source.images[index], "id": index} for index in seen],
+        [
+            {**each, "image_id": index, "category_id": numbers[each["category_id"]]}
+            for index in seen
+            for each in source.annotations[index]
+        ],
+        [row for index in seen for row in found_by_index[index]],
+        classes,
+        config.masks,
+        config.detections,
+    )
+
+
+def _draw(detector: Detector, part: Part, classes: tuple[str, ...], folder: Path) -> None:
+    """Write pictures of what is found in the first images of ``part``."""
+    from ehm.analysis.objects import draw_objects
+
+    part = Part(part.source, (np.arange(len(part.source)) if part.subset is None else part.subset)[:_PICTURES], "")
+    loader = ListLoader(
+        _source(part), batch_size=1, seed=0, shuffle=False, drop_last=False, workers=0, subset=part.subset
+    )
+    for batch in loader.batches(0, loader.steps_per_epoch):
+        (found,) = detector.detect(batch.images)
+        name = Path(part.source.name(int(batch.indices[0]))).stem
+        picture = draw_objects(batch.images[0], found, classes)
+        (folder / "pictures").mkdir(parents=True, exist_ok=True)
+        picture.save(folder / "pictures" / f"{name}.png")
+    console.print(f"Pictures: {folder / 'pictures'}")
