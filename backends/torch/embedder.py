@@ -6,6 +6,7 @@ Shapes: B images of H x W pixels, C classes, D features of a descriptor.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import Any, SupportsFloat
 
 import numpy as np
@@ -43,7 +44,8 @@ class TorchEmbedder:
         self.image_size = loaded.image_size
         self.architecture: Mapping[str, Any] = loaded.architecture
         self.notes = loaded.notes
-        self._sizes = _sizes(loaded.model, self.image_size, config.scales)
+        one_size = config.longest is None and config.scales == (1.0,)
+        self._stride = None if one_size else _stride(loaded.model, self.image_size, config)
         moments = (config.data.mean, config.data.std) if classes else (loaded.mean, loaded.std)
         if self.notes and moments != (loaded.mean, loaded.std):
             self.notes += (
@@ -80,14 +82,24 @@ class TorchEmbedder:
         """See :meth:`ehm.backends.base.Embedder.descriptors`: the mean over all scales, brought to length 1."""
         self.model.eval()
         pixels, total = self._pixels(images), torch.zeros((), device=self._device)
-        for size in self._sizes:
-            resized = pixels
-            if size != pixels.shape[2:]:
-                resized = F.interpolate(pixels, size, mode="bilinear", align_corners=False, antialias=True)
-            with self._training.autocast():
-                total = total + self.model(resized)
+        whole = self._config.longest is not None
+        height, width = images.shape[1:3] if whole else self.image_size
+        # compiled code would be made anew for each image's size
+        eager = torch.compiler.set_stance("force_eager") if whole and self._config.run.compile else nullcontext()
+        with eager:
+            for scale in self._config.scales:
+                size = self._size(height * scale), self._size(width * scale)
+                resized = pixels
+                if size != pixels.shape[2:]:
+                    resized = F.interpolate(pixels, size, mode="bilinear", align_corners=False, antialias=True)
+                with self._training.autocast():
+                    total = total + self.model(resized)
         descriptors: NDArray[np.float32] = F.normalize(total, dim=1).cpu().numpy()
         return descriptors
+
+    def _size(self, side: float) -> int:
+        """The nearest that the encoder takes."""
+        return round(side) if self._stride is None else max(1, round(side / self._stride)) * self._stride
 
     def state(self) -> LearnerState:
         """See :meth:`ehm.backends.base.Embedder.state`."""
@@ -101,17 +113,29 @@ class TorchEmbedder:
         self._training.load(moments)
 
 
-def _sizes(encoder: Any, size: tuple[int, int], scales: tuple[float, ...]) -> list[tuple[int, int]]:
-    """Height and width at each scale, multiples of the encoder's stride; the encoder is made to take them."""
-    if scales == (1.0,):
-        return [size]
+def _stride(encoder: Any, size: tuple[int, int], config: RetrievalConfig) -> int:
+    """What the sides of images of other sizes are multiples of; the encoder is made to take such.
+
+    ConfigError for one that takes images of ``size`` = (H, W) only.
+    """
+    stride: int = encoder.feature_info[-1]["reduction"]
     if isinstance(encoder, VisionTransformer):
         take_any_size(encoder)
-    elif hasattr(encoder, "set_input_size"):
-        raise ConfigError(f"scales {list(scales)}: a {type(encoder).__name__} takes images of one size; leave [1.0]")
-    stride = encoder.feature_info[-1]["reduction"]
-    height, width = size
-    return [(max(1, round(height * s / stride)) * stride, max(1, round(width * s / stride)) * stride) for s in scales]
+    elif not _takes(encoder, (size[0] + stride, size[1] + 2 * stride)):
+        said, instead = f"scales {list(config.scales)}", "leave [1.0]"
+        if config.longest is not None:
+            said, instead = f"longest {config.longest}", "leave it out"
+        raise ConfigError(f"{said}: a {type(encoder).__name__} takes images of one size; {instead}")
+    return stride
+
+
+@torch.no_grad()
+def _takes(encoder: Any, size: tuple[int, int]) -> bool:
+    try:
+        encoder.eval().forward_features(torch.zeros(1, 3, *size))
+    except (AssertionError, RuntimeError, ValueError):  # each model of timm's has its own way to say no
+        return False
+    return True
 
 
 def _optimizer(model: Embedding, config: RetrievalConfig, fused: bool) -> torch.optim.Optimizer:

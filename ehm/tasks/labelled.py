@@ -12,6 +12,7 @@ from rich.progress import track
 from ehm.backends.base import ALONE, Processes
 from ehm.config import FinetuneConfig
 from ehm.data import EvalTransform, Loader, Source, open_source, stratified_folds
+from ehm.data.whole import WholeImages
 from ehm.errors import ConfigError, DataError
 from ehm.runlog import console
 
@@ -93,7 +94,7 @@ def eval_loader(
 
 
 def collect(
-    predict: Predict, loader: Loader, title: str = "", processes: Processes = ALONE
+    predict: Predict, loader: Loader | WholeImages, title: str = "", processes: Processes = ALONE
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """Labels (n,) and ``predict``'s rows (n, …) for the images of all ``processes``' loaders, with a progress bar.
 

@@ -15,6 +15,7 @@ from ehm.backends.base import Backend, Embedder, LearnerState, Processes
 from ehm.config import RetrievalConfig, load_config
 from ehm.data import Batch, EvalTransform, Loader, Source, Split, TrainTransform, open_source
 from ehm.data.benchmarks import Answers, by_class, open_benchmark
+from ehm.data.whole import Shrink, WholeImages
 from ehm.errors import ConfigError, DataError
 from ehm.tasks.evaluate import Evaluation, Stored
 from ehm.tasks.labelled import Part, collect, labels_of
@@ -108,7 +109,7 @@ def reopen(
     said = config is not None or any(override.startswith("benchmark=") for override in overrides)
     if given.data.source != trained_on and not said:
         benchmark = None  # the other images are what to measure on
-    settings = settings.model_copy(update={"benchmark": benchmark, "scales": given.scales})
+    settings = settings.model_copy(update={"benchmark": benchmark, "scales": given.scales, "longest": given.longest})
     embedder = backend.embedder(settings, len(stored.meta["classes"]))
     embedder.load(LearnerState(stored.arrays, {}))
     return _evaluation(embedder, settings, trained_on, backend)
@@ -191,7 +192,19 @@ def _among(source: Source, labels: NDArray[np.int64], numbers: NDArray[np.int64]
     return Search(Part(_Numbered(source), numbers, title), queries, database, answers, revisited=False)
 
 
-def _loader(search: Search, image_size: tuple[int, int], config: RetrievalConfig, processes: Processes) -> Loader:
+def _loader(
+    search: Search, image_size: tuple[int, int], config: RetrievalConfig, processes: Processes
+) -> Loader | WholeImages:
+    if config.longest is not None:
+        return WholeImages(
+            search.part.source,
+            Shrink(config.longest),
+            threads=config.data.workers,
+            strict=config.data.strict,
+            subset=search.part.subset,
+            rank=processes.rank,
+            world_size=processes.size,
+        )
     largest = max(config.scales)
     size = (round(image_size[0] * largest), round(image_size[1] * largest))
     return Loader(
@@ -210,7 +223,9 @@ def _loader(search: Search, image_size: tuple[int, int], config: RetrievalConfig
     )
 
 
-def _measure(embedder: Embedder, search: Search, loader: Loader, title: str, processes: Processes) -> RetrievalReport:
+def _measure(
+    embedder: Embedder, search: Search, loader: Loader | WholeImages, title: str, processes: Processes
+) -> RetrievalReport:
     """Describe all images once and rank; those that cannot be read are neither sought nor searched nor missed."""
     numbers, rows = collect(embedder.descriptors, loader, title, processes)
     place = np.full(len(search.part.source), -1)

@@ -15,9 +15,9 @@ from rich.progress import track
 from ehm.backends.base import Backend, LearnerState, Processes, Segmenter
 from ehm.config import SegmentationConfig
 from ehm.data import Batch, Loader
-from ehm.data.masks import in_threads
 from ehm.data.pairs import PairSource, check, open_pairs
 from ehm.data.segment import CropTransform, resize
+from ehm.data.threads import in_threads
 from ehm.errors import BrokenImage, ConfigError, DataError
 from ehm.runlog import console
 from ehm.tasks.evaluate import Evaluation, Stored
