@@ -18,7 +18,7 @@ from ehm.data.benchmarks import Answers, by_class, open_benchmark
 from ehm.data.whole import Shrink, WholeImages
 from ehm.errors import ConfigError, DataError
 from ehm.tasks.evaluate import Evaluation, Stored
-from ehm.tasks.labelled import Part, collect, labels_of
+from ehm.tasks.labelled import Part, collect, labels_of, train_loader
 from ehm.tasks.ranking import RetrievalReport, compare
 
 __all__ = ["Retrieval", "parts", "reopen", "untrained"]
@@ -56,19 +56,8 @@ class Retrieval:
         model = config.model if start is None else config.model.model_copy(update={"init": str(start)})
         self.learner: Embedder = backend.embedder(config.model_copy(update={"model": model}), len(self.classes))
         self.headline = f"Training a descriptor by ArcFace on {config.model.init}"
-        self.loader = Loader(
-            source,
-            TrainTransform(self.learner.image_size, data.crop_scale, data.flip, data.color_jitter),
-            batch_size=config.optim.batch_size,
-            seed=config.run.seed,
-            shuffle=True,
-            drop_last=True,
-            workers=data.workers,
-            strict=data.strict,
-            subset=self.train.subset,
-            rank=self._processes.rank,
-            world_size=self._processes.size,
-        )
+        transform = TrainTransform(self.learner.image_size, data.crop_scale, data.flip, data.color_jitter)
+        self.loader = train_loader(self.train, transform, config, self._processes)
         self._val_loader = _loader(self._search, self.learner.image_size, config, self._processes)
 
     @property
