@@ -226,7 +226,10 @@ class Embedder(TaskLearner, Protocol):
         ...
 
     def descriptors(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Evaluation mode: (B, sH, sW, 3), where s is the largest of ``config.scales``, -> (B, D), rows of length 1."""
+        """Evaluation mode: (B, H, W, 3) -> (B, D), rows of length 1.
+
+        H and W are ``image_size`` times the largest of ``config.scales``; with ``config.longest`` any.
+        """
         ...
 
 

@@ -14,12 +14,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ehm.backends.base import ALONE, LearnerState, Processes
-from ehm.backends.common import STEP, chunks, entropy
+from ehm.backends.base import ALONE, Processes
+from ehm.backends.common import chunks
 from ehm.backends.torch.models.vit import layers_of
-from ehm.backends.torch.optim import LARS, param_groups
-from ehm.backends.torch.tensors import Pixels, load_arrays, to_arrays, upload
-from ehm.backends.torch.training import Training, seeded
+from ehm.backends.torch.supervised import Supervised
+from ehm.backends.torch.tensors import Pixels, upload
 from ehm.backends.torch.weights import classifier_name, load_model
 from ehm.config import FinetuneConfig
 from ehm.errors import ConfigError
@@ -27,53 +26,30 @@ from ehm.errors import ConfigError
 __all__ = ["TorchClassifier", "probe_head"]
 
 
-class TorchClassifier:
+class TorchClassifier(Supervised):
     """Implements :class:`ehm.backends.base.Classifier`. ``model`` is the torch module: a timm model, whole."""
 
     def __init__(
         self, config: FinetuneConfig, classes: int, device: torch.device, processes: Processes = ALONE
     ) -> None:
-        self._config, self._device, self._rank = config, device, processes.rank
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.run.seed)
             loaded = load_model(config.model, classes, config.pool, fc_norm=False if config.frozen else None)
-            self.model: Any = loaded.model
-            self._head = probe_head(self.model) if config.frozen else None
-        self.model.to(device)
-        self.image_size = loaded.image_size
-        self.architecture: Mapping[str, Any] = loaded.architecture
-        self.notes = loaded.notes
-        if self.notes and (loaded.mean, loaded.std) != (config.data.mean, config.data.std):
-            self.notes += (
-                f"these weights are taken as trained with data.mean {loaded.mean} and data.std {loaded.std}",
-            )
+            self._head = probe_head(loaded.model) if config.frozen else None
         if config.run.grad_checkpointing:
-            self.model.set_grad_checkpointing(True)
-        self._training = Training(
-            self.model,
-            lambda fused: _optimizer(self.model, config, fused),
-            config.optim,
-            config.run,
-            device,
-            processes,
-            head=self._head,
-        )
-        self._pixels = Pixels(device, config.data.mean, config.data.std)
+            loaded.model.set_grad_checkpointing(True)
+        super().__init__(loaded.model, loaded, config, device, processes, self._head)
         self._trained_pixels = Pixels(device, loaded.mean, loaded.std)
-        self._steps = 0
+        self._parts = config.optim.accumulate
 
     def train_step(
         self, images: NDArray[np.uint8], targets: NDArray[np.float32], lr: float, weight_decay: float
     ) -> Mapping[str, SupportsFloat]:
         """See :meth:`ehm.backends.base.Classifier.train_step`."""
         wanted = upload(targets, self._device)
-        with seeded(self._device, entropy(self._config.run.seed, self._steps, self._rank)):  # drop path
-            if self._head is None:
-                metrics = self._fine_tune(images, wanted, lr, weight_decay)
-            else:
-                metrics = self._probe(self._head, images, wanted, lr, weight_decay)
-        self._steps += 1
-        return metrics
+        if self._head is None:
+            return self._fine_tune(images, wanted, lr, weight_decay)
+        return self._probe(self._head, images, wanted, lr, weight_decay)
 
     def logits(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """See :meth:`ehm.backends.base.Classifier.logits`."""
@@ -97,17 +73,6 @@ class TorchClassifier:
         flat = [torch.cat([gradient.flatten() for gradient in part]) for part in parts]
         return np.array([[float(layer.abs().mean()), float(layer.norm())] for layer in flat])
 
-    def state(self) -> LearnerState:
-        """See :meth:`ehm.backends.base.Classifier.state`."""
-        return LearnerState(to_arrays(self.model), {**self._training.state(), STEP: np.array(self._steps, np.int64)})
-
-    def load(self, state: LearnerState) -> None:
-        """See :meth:`ehm.backends.base.Classifier.load`."""
-        load_arrays(self.model, state.model)
-        moments = dict(state.optimizer)
-        self._steps = int(moments.pop(STEP, np.array(0)))
-        self._training.load(moments)
-
     def _fine_tune(
         self, images: NDArray[np.uint8], targets: Tensor, lr: float, weight_decay: float
     ) -> Mapping[str, SupportsFloat]:
@@ -118,7 +83,7 @@ class TorchClassifier:
                 logits = self._training.module(self._pixels(images[rows]))
             return soft_cross_entropy(logits, targets[rows])
 
-        return self._training.step(len(images), loss, lr, weight_decay)
+        return self._step(len(images), loss, lr, weight_decay)
 
     def _probe(
         self, head: nn.Module, images: NDArray[np.uint8], targets: Tensor, lr: float, weight_decay: float
@@ -127,14 +92,12 @@ class TorchClassifier:
         self.model.eval()
         head.train()
         with torch.no_grad(), self._training.autocast():
-            features = torch.cat(
-                [self._features(images[rows]) for rows in chunks(len(images), self._config.optim.accumulate)]
-            )
+            features = torch.cat([self._features(images[rows]) for rows in chunks(len(images), self._parts)])
 
         def loss(rows: slice) -> Tensor:
             return soft_cross_entropy(self._training.module(features.float()), targets)
 
-        return self._training.step(len(images), loss, lr, weight_decay)
+        return self._step(len(images), loss, lr, weight_decay)
 
     def _features(self, images: NDArray[np.uint8]) -> Tensor:
         features: Tensor = self.model.forward_head(self.model.forward_features(self._pixels(images)), pre_logits=True)
@@ -171,14 +134,3 @@ def probe_head(model: Any) -> nn.Module:
     head = nn.Sequential(nn.BatchNorm1d(linear.in_features, affine=False, eps=1e-6), linear.requires_grad_(True))
     model.set_submodule(name, head)
     return head
-
-
-def _optimizer(model: Any, config: FinetuneConfig, fused: bool) -> torch.optim.Optimizer:
-    skip = model.no_weight_decay() if hasattr(model, "no_weight_decay") else ()
-    layers = layers_of(model) if config.layer_decay < 1 else None
-    groups = param_groups(model.named_parameters(), skip, config.layer_decay, layers)
-    if config.optimizer == "lars":
-        return LARS(groups, lr=config.optim.lr)
-    if config.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=config.optim.lr, momentum=0.9)
-    return torch.optim.AdamW(groups, lr=config.optim.lr, betas=config.optim.betas, fused=fused)

@@ -13,49 +13,31 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ehm.backends.base import ALONE, LearnerState, Processes
-from ehm.backends.common import STEP, entropy
+from ehm.backends.base import ALONE, Processes
 from ehm.backends.torch.distributed import mean
-from ehm.backends.torch.models.pyramid import nested_layers
 from ehm.backends.torch.models.rcnn import build_rcnn
-from ehm.backends.torch.optim import param_groups
-from ehm.backends.torch.tensors import Pixels, load_arrays, to_arrays, upload
-from ehm.backends.torch.training import Training, recompute, seeded
+from ehm.backends.torch.supervised import Supervised
+from ehm.backends.torch.tensors import upload
+from ehm.backends.torch.training import recompute
 from ehm.config import DetectionConfig
 from ehm.instances import Detections, Instances
 
 __all__ = ["TorchDetector"]
 
 
-class TorchDetector:
+class TorchDetector(Supervised):
     """Implements :class:`ehm.backends.base.Detector`. ``model`` is torchvision's module."""
 
     def __init__(
         self, config: DetectionConfig, classes: int, device: torch.device, processes: Processes = ALONE
     ) -> None:
-        self._config, self._device, self._processes = config, device, processes
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.run.seed)
-            self.model, loaded, self.image_size = build_rcnn(config, classes)
-        self.model.to(device)
-        self.architecture: Mapping[str, Any] = loaded.architecture
-        self.notes = loaded.notes
-        if self.notes and (loaded.mean, loaded.std) != (config.data.mean, config.data.std):
-            self.notes += (
-                f"these weights are taken as trained with data.mean {loaded.mean} and data.std {loaded.std}",
-            )
+            model, loaded, image_size = build_rcnn(config, classes)
         if config.run.grad_checkpointing:
-            recompute(self.model, random=config.model.drop_path > 0)
-        self._training = Training(
-            self.model,
-            lambda fused: _optimizer(self.model, config, fused),
-            config.optim,
-            config.run,
-            device,
-            processes,
-        )
-        self._pixels = Pixels(device, config.data.mean, config.data.std)
-        self._steps = 0
+            recompute(model, random=config.model.drop_path > 0)
+        super().__init__(model, loaded, config, device, processes)
+        self.image_size = image_size
 
     def train_step(
         self, images: Sequence[NDArray[np.uint8]], targets: Sequence[Instances], lr: float, weight_decay: float
@@ -74,10 +56,7 @@ class TorchDetector:
                 terms[name] = terms.get(name, 0) + value.detach() * share
             return torch.stack([value.float() for value in found.values()]).sum()
 
-        # drop path, the sizes that images get, and the boxes that are sampled
-        with seeded(self._device, entropy(self._config.run.seed, self._steps, self._processes.rank)):
-            metrics = self._training.step(len(images), loss, lr, weight_decay)
-        self._steps += 1
+        metrics = self._step(len(images), loss, lr, weight_decay)
         return {**metrics, **{name: mean(value, self._processes) for name, value in terms.items()}}
 
     def detect(self, images: Sequence[NDArray[np.uint8]]) -> list[Detections]:
@@ -88,17 +67,6 @@ class TorchDetector:
         with torch.no_grad(), self._training.autocast():
             found = self.model(self._upload(shown))
         return [_download(each) for each in found[: len(images)]]
-
-    def state(self) -> LearnerState:
-        """See :meth:`ehm.backends.base.Learner.state`."""
-        return LearnerState(to_arrays(self.model), {**self._training.state(), STEP: np.array(self._steps, np.int64)})
-
-    def load(self, state: LearnerState) -> None:
-        """See :meth:`ehm.backends.base.Learner.load`."""
-        load_arrays(self.model, state.model)
-        moments = dict(state.optimizer)
-        self._steps = int(moments.pop(STEP, np.array(0)))
-        self._training.load(moments)
 
     def _upload(self, images: Sequence[NDArray[np.uint8]]) -> list[Tensor]:
         return [self._pixels(image[None])[0] for image in images]
@@ -119,13 +87,3 @@ def _download(found: Mapping[str, Tensor]) -> Detections:
         masks=None if masks is None else (masks[:, 0] > 0.5).cpu().numpy(),
         scores=found["scores"].float().cpu().numpy(),
     )
-
-
-def _optimizer(model: Any, config: DetectionConfig, fused: bool) -> torch.optim.Optimizer:
-    encoder = model.backbone.pyramid.encoder
-    skip = encoder.no_weight_decay() if hasattr(encoder, "no_weight_decay") else ()
-    layers = nested_layers(model) if config.layer_decay < 1 else None
-    groups = param_groups(
-        model.named_parameters(), {f"backbone.pyramid.encoder.{name}" for name in skip}, config.layer_decay, layers
-    )
-    return torch.optim.AdamW(groups, lr=config.optim.lr, betas=config.optim.betas, fused=fused)

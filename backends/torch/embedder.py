@@ -6,6 +6,7 @@ Shapes: B images of H x W pixels, C classes, D features of a descriptor.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import Any, SupportsFloat
 
 import numpy as np
@@ -15,13 +16,12 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 from torch.nn import functional as F
 
-from ehm.backends.base import ALONE, LearnerState, Processes
-from ehm.backends.common import STEP, entropy
+from ehm.backends.base import ALONE, Processes
 from ehm.backends.torch.models.embedding import Embedding
-from ehm.backends.torch.models.pyramid import nested_layers, take_any_size
-from ehm.backends.torch.optim import LARS, param_groups
-from ehm.backends.torch.tensors import Pixels, load_arrays, to_arrays, upload
-from ehm.backends.torch.training import Training, recompute, seeded
+from ehm.backends.torch.models.pyramid import take_any_size
+from ehm.backends.torch.supervised import Supervised
+from ehm.backends.torch.tensors import upload
+from ehm.backends.torch.training import recompute
 from ehm.backends.torch.weights import load_model
 from ehm.config import RetrievalConfig
 from ehm.errors import ConfigError
@@ -29,34 +29,25 @@ from ehm.errors import ConfigError
 __all__ = ["TorchEmbedder"]
 
 
-class TorchEmbedder:
+class TorchEmbedder(Supervised):
     """Implements :class:`ehm.backends.base.Embedder`. ``model`` is the torch module, an :class:`Embedding`."""
 
     def __init__(
         self, config: RetrievalConfig, classes: int, device: torch.device, processes: Processes = ALONE
     ) -> None:
-        self._config, self._device, self._rank = config, device, processes.rank
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.run.seed)
             loaded = load_model(config.model, fc_norm=False)
-            self.model = Embedding(loaded.model, config.dim, classes, config.margin, config.scale)
-        self.image_size = loaded.image_size
-        self.architecture: Mapping[str, Any] = loaded.architecture
-        self.notes = loaded.notes
-        self._sizes = _sizes(loaded.model, self.image_size, config.scales)
-        moments = (config.data.mean, config.data.std) if classes else (loaded.mean, loaded.std)
-        if self.notes and moments != (loaded.mean, loaded.std):
-            self.notes += (
-                f"these weights are taken as trained with data.mean {loaded.mean} and data.std {loaded.std}",
-            )
-        self.model.to(device)
+            model = Embedding(loaded.model, config.dim, classes, config.margin, config.scale)
+        if not classes:  # nothing was trained: pixels are those of the weights
+            data = config.data.model_copy(update={"mean": loaded.mean, "std": loaded.std})
+            config = config.model_copy(update={"data": data})
+        one_size = config.longest is None and config.scales == (1.0,)
+        self._stride = None if one_size else _stride(loaded.model, loaded.image_size, config)
         if config.run.grad_checkpointing:
-            recompute(self.model, random=True)
-        self._training = Training(
-            self.model, lambda fused: _optimizer(self.model, config, fused), config.optim, config.run, device, processes
-        )
-        self._pixels = Pixels(device, *moments)
-        self._steps = 0
+            recompute(model, random=True)
+        super().__init__(model, loaded, config, device, processes)
+        self._config = config
 
     def train_step(
         self, images: NDArray[np.uint8], labels: NDArray[np.int64], lr: float, weight_decay: float
@@ -70,57 +61,53 @@ class TorchEmbedder:
                 logits = self._training.module(self._pixels(images[rows]), wanted[rows])
             return F.cross_entropy(logits, wanted[rows])
 
-        with seeded(self._device, entropy(self._config.run.seed, self._steps, self._rank)):  # drop path
-            metrics = self._training.step(len(images), loss, lr, weight_decay)
-        self._steps += 1
-        return metrics
+        return self._step(len(images), loss, lr, weight_decay)
 
     @torch.no_grad()
     def descriptors(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """See :meth:`ehm.backends.base.Embedder.descriptors`: the mean over all scales, brought to length 1."""
         self.model.eval()
         pixels, total = self._pixels(images), torch.zeros((), device=self._device)
-        for size in self._sizes:
-            resized = pixels
-            if size != pixels.shape[2:]:
-                resized = F.interpolate(pixels, size, mode="bilinear", align_corners=False, antialias=True)
-            with self._training.autocast():
-                total = total + self.model(resized)
+        whole = self._config.longest is not None
+        height, width = images.shape[1:3] if whole else self.image_size
+        # compiled code would be made anew for each image's size
+        eager = torch.compiler.set_stance("force_eager") if whole and self._config.run.compile else nullcontext()
+        with eager:
+            for scale in self._config.scales:
+                size = self._size(height * scale), self._size(width * scale)
+                resized = pixels
+                if size != pixels.shape[2:]:
+                    resized = F.interpolate(pixels, size, mode="bilinear", align_corners=False, antialias=True)
+                with self._training.autocast():
+                    total = total + self.model(resized)
         descriptors: NDArray[np.float32] = F.normalize(total, dim=1).cpu().numpy()
         return descriptors
 
-    def state(self) -> LearnerState:
-        """See :meth:`ehm.backends.base.Embedder.state`."""
-        return LearnerState(to_arrays(self.model), {**self._training.state(), STEP: np.array(self._steps, np.int64)})
-
-    def load(self, state: LearnerState) -> None:
-        """See :meth:`ehm.backends.base.Embedder.load`."""
-        load_arrays(self.model, state.model)
-        moments = dict(state.optimizer)
-        self._steps = int(moments.pop(STEP, np.array(0)))
-        self._training.load(moments)
+    def _size(self, side: float) -> int:
+        """The nearest that the encoder takes."""
+        return round(side) if self._stride is None else max(1, round(side / self._stride)) * self._stride
 
 
-def _sizes(encoder: Any, size: tuple[int, int], scales: tuple[float, ...]) -> list[tuple[int, int]]:
-    """Height and width at each scale, multiples of the encoder's stride; the encoder is made to take them."""
-    if scales == (1.0,):
-        return [size]
+def _stride(encoder: Any, size: tuple[int, int], config: RetrievalConfig) -> int:
+    """What the sides of images of other sizes are multiples of; the encoder is made to take such.
+
+    ConfigError for one that takes images of ``size`` = (H, W) only.
+    """
+    stride: int = encoder.feature_info[-1]["reduction"]
     if isinstance(encoder, VisionTransformer):
         take_any_size(encoder)
-    elif hasattr(encoder, "set_input_size"):
-        raise ConfigError(f"scales {list(scales)}: a {type(encoder).__name__} takes images of one size; leave [1.0]")
-    stride = encoder.feature_info[-1]["reduction"]
-    height, width = size
-    return [(max(1, round(height * s / stride)) * stride, max(1, round(width * s / stride)) * stride) for s in scales]
+    elif not _takes(encoder, (size[0] + stride, size[1] + 2 * stride)):
+        said, instead = f"scales {list(config.scales)}", "leave [1.0]"
+        if config.longest is not None:
+            said, instead = f"longest {config.longest}", "leave it out"
+        raise ConfigError(f"{said}: a {type(encoder).__name__} takes images of one size; {instead}")
+    return stride
 
 
-def _optimizer(model: Embedding, config: RetrievalConfig, fused: bool) -> torch.optim.Optimizer:
-    encoder: Any = model.encoder
-    skip = {f"encoder.{name}" for name in encoder.no_weight_decay()} if hasattr(encoder, "no_weight_decay") else set()
-    layers = nested_layers(model) if config.layer_decay < 1 else None
-    groups = param_groups(model.named_parameters(), skip, config.layer_decay, layers)
-    if config.optimizer == "lars":
-        return LARS(groups, lr=config.optim.lr)
-    if config.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=config.optim.lr, momentum=0.9)
-    return torch.optim.AdamW(groups, lr=config.optim.lr, betas=config.optim.betas, fused=fused)
+@torch.no_grad()
+def _takes(encoder: Any, size: tuple[int, int]) -> bool:
+    try:
+        encoder.eval().forward_features(torch.zeros(1, 3, *size))
+    except (AssertionError, RuntimeError, ValueError):  # each model of timm's has its own way to say no
+        return False
+    return True

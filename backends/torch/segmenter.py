@@ -6,7 +6,7 @@ Shapes: B images or windows of H x W pixels, C classes.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, SupportsFloat
+from typing import SupportsFloat
 
 import numpy as np
 import torch
@@ -14,14 +14,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ehm.backends.base import ALONE, LearnerState, Processes
-from ehm.backends.common import STEP, chunks, entropy
+from ehm.backends.base import ALONE, Processes
+from ehm.backends.common import chunks
 from ehm.backends.torch.distributed import average_norms, with_common_norms
-from ehm.backends.torch.models.pyramid import STRIDES, load_pyramid, nested_layers, thirds
+from ehm.backends.torch.models.pyramid import STRIDES, load_pyramid, thirds
 from ehm.backends.torch.models.upernet import UperNet, upsample
-from ehm.backends.torch.optim import param_groups
-from ehm.backends.torch.tensors import Pixels, load_arrays, to_arrays, upload
-from ehm.backends.torch.training import Training, recompute, seeded
+from ehm.backends.torch.supervised import Supervised
+from ehm.backends.torch.tensors import upload
+from ehm.backends.torch.training import recompute
 from ehm.config import SegmentationConfig
 from ehm.data.segment import windows
 from ehm.errors import ConfigError
@@ -32,13 +32,12 @@ IGNORED = 255
 """The label of pixels that do not count."""
 
 
-class TorchSegmenter:
+class TorchSegmenter(Supervised):
     """Implements :class:`ehm.backends.base.Segmenter`. ``model`` is the torch module."""
 
     def __init__(
         self, config: SegmentationConfig, classes: int, device: torch.device, processes: Processes = ALONE
     ) -> None:
-        self._config, self._device, self._processes = config, device, processes
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.run.seed)
             pyramid, loaded = load_pyramid(config.model, config.crop_size, config.head.taps or thirds)
@@ -48,21 +47,11 @@ class TorchSegmenter:
                 f"inference.mode whole: this encoder ({config.model.init}) takes images of crop_size "
                 f"{list(config.crop_size)} only; take slide"
             )
-        self.model: Any = model.to(device)
-        self.image_size = config.crop_size
-        self.architecture: Mapping[str, Any] = loaded.architecture
-        self.notes = loaded.notes
-        if self.notes and (loaded.mean, loaded.std) != (config.data.mean, config.data.std):
-            self.notes += (
-                f"these weights are taken as trained with data.mean {loaded.mean} and data.std {loaded.std}",
-            )
         if config.run.grad_checkpointing:
-            recompute(self.model, random=True)
-        self._training = Training(
-            self.model, lambda fused: _optimizer(self.model, config, fused), config.optim, config.run, device, processes
-        )
-        self._pixels = Pixels(device, config.data.mean, config.data.std)
-        self._steps = 0
+            recompute(model, random=True)
+        super().__init__(model, loaded, config, device, processes)
+        self.image_size = config.crop_size
+        self._config = config
 
     def train_step(
         self, images: NDArray[np.uint8], labels: NDArray[np.uint8], lr: float, weight_decay: float
@@ -78,12 +67,8 @@ class TorchSegmenter:
             value = pixel_loss(scores, wanted[rows])
             return value if auxiliary is None else value + weight * pixel_loss(auxiliary, wanted[rows])
 
-        with seeded(
-            self._device, entropy(self._config.run.seed, self._steps, self._processes.rank)
-        ):  # drop path and dropout
-            metrics = self._training.step(len(images), loss, lr, weight_decay)
+        metrics = self._step(len(images), loss, lr, weight_decay)
         average_norms(self.model, self._processes)
-        self._steps += 1
         return metrics
 
     def segment(self, image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
@@ -94,17 +79,6 @@ class TorchSegmenter:
             scores = self._whole(pixels) if self._config.inference.mode == "whole" else self._slide(pixels)
             labels: NDArray[np.uint8] = upsample(scores, size).argmax(dim=1)[0].to(torch.uint8).cpu().numpy()
         return labels
-
-    def state(self) -> LearnerState:
-        """See :meth:`ehm.backends.base.Segmenter.state`."""
-        return LearnerState(to_arrays(self.model), {**self._training.state(), STEP: np.array(self._steps, np.int64)})
-
-    def load(self, state: LearnerState) -> None:
-        """See :meth:`ehm.backends.base.Segmenter.load`."""
-        load_arrays(self.model, state.model)
-        moments = dict(state.optimizer)
-        self._steps = int(moments.pop(STEP, np.array(0)))
-        self._training.load(moments)
 
     def _refuse_single(self, rows: int) -> None:
         """Batch norm of the whole map's mean needs two values, here or over all processes."""
@@ -158,13 +132,3 @@ def pixel_loss(scores: Tensor, labels: Tensor) -> Tensor:
     """
     logits = upsample(scores.float(), labels.shape[1:]).permute(0, 2, 3, 1).flatten(0, 2)
     return F.cross_entropy(logits, labels.flatten(), ignore_index=IGNORED, reduction="sum") / labels.numel()
-
-
-def _optimizer(model: Any, config: SegmentationConfig, fused: bool) -> torch.optim.Optimizer:
-    encoder = model.pyramid.encoder
-    names = encoder.no_weight_decay() if hasattr(encoder, "no_weight_decay") else ()
-    skip = {f"pyramid.encoder.{name}" for name in names}
-    groups = param_groups(model.named_parameters(), skip, config.layer_decay, nested_layers(model))
-    if config.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=config.optim.lr, momentum=0.9)
-    return torch.optim.AdamW(groups, lr=config.optim.lr, betas=config.optim.betas, fused=fused)

@@ -119,12 +119,15 @@ def _trained(run: dict[str, Any]) -> str:
         how = f"Trained with UperNet's head to tell {len(run['classes'])} classes of pixels"
     elif run["kind"] == "embedder":
         how = f"Trained by ArcFace to tell {len(run['classes']):,} classes by one descriptor an image"
+    elif run["kind"] == "detector":
+        network = "Mask R-CNN" if config["masks"] else "Faster R-CNN"
+        how = f"Trained as {network} to find {len(run['classes'])} classes of objects"
     elif config.get("frozen"):
         how = f"A linear classifier of {len(run['classes'])} classes trained on the frozen encoder"
     else:
         how = f"Fine-tuned to {len(run['classes'])} classes"
     optim = config["optim"]
-    batch = optim["batch_size"] * optim["accumulate"]
+    batch = optim["batch_size"]
     images = f", about {round(run['step'] / run['epoch'] * batch):,} images each" if run["epoch"] else ""
     gone = f"{run['epoch']:.4g}" + (" epochs" if optim.get("steps") else f" of {optim['epochs']} epochs")
     return (

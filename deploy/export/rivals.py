@@ -25,8 +25,6 @@ def torch_rivals(manifest: Manifest, threads: int = 0) -> dict[str, Run]:
     All compute what the bundle's first output is, on the CPU, by ``threads`` where that is not 0. Raises EhmError, with
     the reason, where torch is not installed or the checkpoint is no longer what was exported.
     """
-    if manifest.task == "segmentation":
-        raise EhmError("a segmenter is timed by ONNX Runtime alone")
     if find_spec("torch") is None or find_spec("timm") is None:
         raise BackendError("torch and timm are not installed")
     import torch

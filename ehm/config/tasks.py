@@ -247,8 +247,9 @@ class RetrievalConfig(TaskConfig):
 
     A descriptor has ``dim`` features; null leaves the whitening out. ArcFace has a ``margin`` in radians and begins
     with the factor ``scale``. Images are described at each of ``scales`` of ``model.image_size`` when they are
-    measured. ``benchmark`` is a folder to measure on: revisited Oxford or Paris, ``queries/`` and ``database/``, or
-    folders of classes; left out, ``fold`` of ``folds`` parts of the classes is held out.
+    measured; with ``longest`` at each of ``scales`` of their own size, whole, the longest side reduced to so many
+    pixels where it has more. ``benchmark`` is a folder to measure on: revisited Oxford or Paris, ``queries/`` and
+    ``database/``, or folders of classes; left out, ``fold`` of ``folds`` parts of the classes is held out.
     """
 
     task: Literal["retrieval"] = "retrieval"
@@ -262,6 +263,7 @@ class RetrievalConfig(TaskConfig):
     margin: Annotated[float, Field(ge=0, lt=1.5)] = 0.1
     scale: PositiveReal = 45.25
     scales: Annotated[tuple[PositiveReal, ...], Field(min_length=1)] = (1.0,)
+    longest: Positive | None = None
     benchmark: str | None = None
 
 

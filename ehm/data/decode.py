@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -47,6 +48,32 @@ _UPRIGHT = {
 """EXIF 2.32, section 4.6.4: what turns an image of that orientation upright."""
 
 
+class _Quiet:
+    """No warnings of Pillow's, but bombs are errors. Threads are in it together: filters are the whole process's, so
+    that ``warnings.catch_warnings`` in each would put back those of another, and leave them behind."""
+
+    def __init__(self) -> None:
+        self._lock, self._inside, self._caught = Lock(), 0, warnings.catch_warnings()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._inside:
+                self._caught = warnings.catch_warnings()
+                self._caught.__enter__()
+                warnings.simplefilter("ignore")
+                warnings.simplefilter("error", Image.DecompressionBombWarning)
+            self._inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if not self._inside:
+                self._caught.__exit__(None, None, None)
+
+
+_QUIET = _Quiet()
+
+
 def decode(file: str | Path | BytesIO, name: str | None = None, formats: tuple[str, ...] | None = None) -> Image.Image:
     """Read ``file`` as an RGB image; raises BrokenImage with ``name`` (the path if left out) and the reason.
 
@@ -70,14 +97,11 @@ def opened(
     """
     name = name if name is not None else str(file)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(file, formats=formats) as image:
-                if load:
-                    image.load()
-                yield image
-                return
+        with _QUIET, Image.open(file, formats=formats) as image:
+            if load:
+                image.load()
+            yield image
+            return
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
         reason = f"a decompression bomb, more than {Image.MAX_IMAGE_PIXELS} pixels"
     except UnidentifiedImageError:

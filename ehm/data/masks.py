@@ -5,25 +5,18 @@ Shapes: an image of H x W pixels, C classes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
-
 import numpy as np
 from numpy.typing import NDArray
 
 from ehm.data.decode import opened
 from ehm.errors import BrokenImage
 
-__all__ = ["IGNORED", "MASK_SUFFIXES", "in_threads", "read_mask"]
+__all__ = ["IGNORED", "MASK_SUFFIXES", "read_mask"]
 
 IGNORED = 255
 """The value of pixels that neither train nor count."""
 MASK_SUFFIXES = frozenset({".bmp", ".gif", ".png", ".tif", ".tiff"})
 """Files that keep labels as they are; a JPEG would blur them."""
-
-T = TypeVar("T")
-R = TypeVar("R")
 
 
 def read_mask(file: str, zero_ignored: bool = False) -> NDArray[np.uint8]:
@@ -42,18 +35,3 @@ def read_mask(file: str, zero_ignored: bool = False) -> NDArray[np.uint8]:
     if zero_ignored:
         labels = np.where(labels == IGNORED, labels, labels - np.uint8(1))  # 0 - 1 is 255
     return labels
-
-
-def in_threads(function: Callable[[T], R], items: Iterable[T], count: int) -> Iterator[R]:
-    """``function`` of each of ``items``, in order, worked out by ``count`` threads a little ahead; none: here."""
-    if count == 0:
-        yield from map(function, items)
-        return
-    with ThreadPoolExecutor(count, thread_name_prefix="data") as pool:
-        waiting = []
-        for item in items:
-            waiting.append(pool.submit(function, item))
-            if len(waiting) > 2 * count:
-                yield waiting.pop(0).result()
-        for future in waiting:
-            yield future.result()

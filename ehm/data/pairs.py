@@ -26,8 +26,9 @@ from ehm.config import SegmentationData
 from ehm.data.ade20k import CLASSES
 from ehm.data.decode import decode, upright_size
 from ehm.data.folder import image_files
-from ehm.data.masks import IGNORED, MASK_SUFFIXES, in_threads, read_mask
+from ehm.data.masks import IGNORED, MASK_SUFFIXES, read_mask
 from ehm.data.source import Names, Split
+from ehm.data.threads import in_threads
 from ehm.errors import BrokenImage, DataError
 
 __all__ = ["Pair", "PairSource", "check", "open_pairs"]

@@ -78,19 +78,23 @@ class Samples:
         """
         broken: dict[str, str] = {}
         for row, index in enumerate(indices.tolist()):
-            rng = np.random.default_rng([_SAMPLE, self.seed, epoch, index])
-            for _ in range(_TRIES):
-                try:
-                    image = self.source.load(index)
-                except BrokenImage as error:
-                    if self.strict:
-                        raise
-                    name, reason = self.source.name(index), str(error)
-                    broken[name] = reason.removeprefix(f"{name}: ")
-                    index = int(self.pool[rng.integers(len(self.pool))])
-                else:
-                    images[row], indices[row] = self.transform(image, rng), index
-                    break
-            else:
-                raise DataError(f"{_TRIES} images in a row cannot be read, the last one {reason}")
+            images[row], indices[row], found = self.read(index, epoch)
+            broken |= found
         return broken
+
+    def read(self, index: int, epoch: int) -> tuple[NDArray[np.uint8], int, dict[str, str]]:
+        """The pixels of image ``index`` or of the one in its place, the number of that, and what was broken."""
+        broken: dict[str, str] = {}
+        rng = np.random.default_rng([_SAMPLE, self.seed, epoch, index])
+        for _ in range(_TRIES):
+            try:
+                image = self.source.load(index)
+            except BrokenImage as error:
+                if self.strict:
+                    raise
+                name, reason = self.source.name(index), str(error)
+                broken[name] = reason.removeprefix(f"{name}: ")
+                index = int(self.pool[rng.integers(len(self.pool))])
+            else:
+                return self.transform(image, rng), index, broken
+        raise DataError(f"{_TRIES} images in a row cannot be read, the last one {reason}")

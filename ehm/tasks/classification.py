@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 
 from ehm.backends.base import Backend, Classifier, LearnerState
 from ehm.config import FinetuneConfig
-from ehm.data import Batch, Loader, TrainTransform, open_source
+from ehm.data import Batch, TrainTransform, open_source
 from ehm.errors import DataError
 from ehm.tasks.evaluate import Evaluation, Stored
-from ehm.tasks.labelled import Part, collect, eval_loader, labels_of, split
+from ehm.tasks.labelled import Part, collect, eval_loader, labels_of, split, train_loader
 from ehm.tasks.metrics import Report, report
 from ehm.tasks.mixing import mix, soft_targets
 
@@ -45,19 +45,7 @@ class Classification:
             data.mean,
             data.std,
         )
-        self.loader = Loader(
-            self.train.source,
-            transform,
-            batch_size=config.optim.batch_size,
-            seed=config.run.seed,
-            shuffle=True,
-            drop_last=True,
-            workers=data.workers,
-            strict=data.strict,
-            subset=self.train.subset,
-            rank=self._processes.rank,
-            world_size=self._processes.size,
-        )
+        self.loader = train_loader(self.train, transform, config, self._processes)
         self._val_loader = eval_loader(self.val, self.learner.image_size, config, self._processes)
 
     @property

@@ -10,12 +10,13 @@ from numpy.typing import NDArray
 from rich.progress import track
 
 from ehm.backends.base import ALONE, Processes
-from ehm.config import FinetuneConfig
-from ehm.data import EvalTransform, Loader, Source, open_source, stratified_folds
+from ehm.config import FinetuneConfig, TaskConfig
+from ehm.data import EvalTransform, Loader, Source, Transform, open_source, stratified_folds
+from ehm.data.whole import WholeImages
 from ehm.errors import ConfigError, DataError
 from ehm.runlog import console
 
-__all__ = ["Part", "collect", "eval_loader", "labels_of", "split"]
+__all__ = ["Part", "collect", "eval_loader", "labels_of", "split", "train_loader"]
 
 Predict = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 
@@ -72,6 +73,23 @@ def labels_of(source: Source, name: str) -> NDArray[np.int64]:
     return source.labels
 
 
+def train_loader(part: Part, transform: Transform, config: TaskConfig, processes: Processes) -> Loader:
+    """Batches of ``part`` to train on, in a new order every epoch; a share of each for each of ``processes``."""
+    return Loader(
+        part.source,
+        transform,
+        batch_size=config.optim.batch_size,
+        seed=config.run.seed,
+        shuffle=True,
+        drop_last=True,
+        workers=config.data.workers,
+        strict=config.data.strict,
+        subset=part.subset,
+        rank=processes.rank,
+        world_size=processes.size,
+    )
+
+
 def eval_loader(
     part: Part, image_size: tuple[int, int], config: FinetuneConfig, processes: Processes = ALONE
 ) -> Loader:
@@ -93,7 +111,7 @@ def eval_loader(
 
 
 def collect(
-    predict: Predict, loader: Loader, title: str = "", processes: Processes = ALONE
+    predict: Predict, loader: Loader | WholeImages, title: str = "", processes: Processes = ALONE
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """Labels (n,) and ``predict``'s rows (n, …) for the images of all ``processes``' loaders, with a progress bar.
 

@@ -15,9 +15,10 @@ from ehm.backends.base import Backend, Embedder, LearnerState, Processes
 from ehm.config import RetrievalConfig, load_config
 from ehm.data import Batch, EvalTransform, Loader, Source, Split, TrainTransform, open_source
 from ehm.data.benchmarks import Answers, by_class, open_benchmark
+from ehm.data.whole import Shrink, WholeImages
 from ehm.errors import ConfigError, DataError
 from ehm.tasks.evaluate import Evaluation, Stored
-from ehm.tasks.labelled import Part, collect, labels_of
+from ehm.tasks.labelled import Part, collect, labels_of, train_loader
 from ehm.tasks.ranking import RetrievalReport, compare
 
 __all__ = ["Retrieval", "parts", "reopen", "untrained"]
@@ -55,19 +56,8 @@ class Retrieval:
         model = config.model if start is None else config.model.model_copy(update={"init": str(start)})
         self.learner: Embedder = backend.embedder(config.model_copy(update={"model": model}), len(self.classes))
         self.headline = f"Training a descriptor by ArcFace on {config.model.init}"
-        self.loader = Loader(
-            source,
-            TrainTransform(self.learner.image_size, data.crop_scale, data.flip, data.color_jitter),
-            batch_size=config.optim.batch_size,
-            seed=config.run.seed,
-            shuffle=True,
-            drop_last=True,
-            workers=data.workers,
-            strict=data.strict,
-            subset=self.train.subset,
-            rank=self._processes.rank,
-            world_size=self._processes.size,
-        )
+        transform = TrainTransform(self.learner.image_size, data.crop_scale, data.flip, data.color_jitter)
+        self.loader = train_loader(self.train, transform, config, self._processes)
         self._val_loader = _loader(self._search, self.learner.image_size, config, self._processes)
 
     @property
@@ -103,7 +93,7 @@ def reopen(
     Images of ``data.source`` that are not those of the training are all sought among each other.
     """
     given = load_config(RetrievalConfig, config if config is not None else stored.meta["config"], overrides)
-    settings = stored.settings(RetrievalConfig, config, overrides, measuring=("scales",))
+    settings = stored.settings(RetrievalConfig, config, overrides, measuring=("scales", "longest"))
     trained_on, benchmark = stored.meta["config"]["data"]["source"], given.benchmark
     said = config is not None or any(override.startswith("benchmark=") for override in overrides)
     if given.data.source != trained_on and not said:
@@ -191,7 +181,19 @@ def _among(source: Source, labels: NDArray[np.int64], numbers: NDArray[np.int64]
     return Search(Part(_Numbered(source), numbers, title), queries, database, answers, revisited=False)
 
 
-def _loader(search: Search, image_size: tuple[int, int], config: RetrievalConfig, processes: Processes) -> Loader:
+def _loader(
+    search: Search, image_size: tuple[int, int], config: RetrievalConfig, processes: Processes
+) -> Loader | WholeImages:
+    if config.longest is not None:
+        return WholeImages(
+            search.part.source,
+            Shrink(config.longest),
+            threads=config.data.workers,
+            strict=config.data.strict,
+            subset=search.part.subset,
+            rank=processes.rank,
+            world_size=processes.size,
+        )
     largest = max(config.scales)
     size = (round(image_size[0] * largest), round(image_size[1] * largest))
     return Loader(
@@ -210,7 +212,9 @@ def _loader(search: Search, image_size: tuple[int, int], config: RetrievalConfig
     )
 
 
-def _measure(embedder: Embedder, search: Search, loader: Loader, title: str, processes: Processes) -> RetrievalReport:
+def _measure(
+    embedder: Embedder, search: Search, loader: Loader | WholeImages, title: str, processes: Processes
+) -> RetrievalReport:
     """Describe all images once and rank; those that cannot be read are neither sought nor searched nor missed."""
     numbers, rows = collect(embedder.descriptors, loader, title, processes)
     place = np.full(len(search.part.source), -1)

@@ -14,14 +14,14 @@ from rich.progress import track
 
 from ehm.backends.base import Backend, LearnerState, Processes, Segmenter
 from ehm.config import SegmentationConfig
-from ehm.data import Batch, Loader
-from ehm.data.masks import in_threads
+from ehm.data import Batch
 from ehm.data.pairs import PairSource, check, open_pairs
 from ehm.data.segment import CropTransform, resize
+from ehm.data.threads import in_threads
 from ehm.errors import BrokenImage, ConfigError, DataError
 from ehm.runlog import console
 from ehm.tasks.evaluate import Evaluation, Stored
-from ehm.tasks.labelled import Part
+from ehm.tasks.labelled import Part, train_loader
 from ehm.tasks.overlap import SegmentationReport, count_pixels, overlap
 
 __all__ = ["Segmentation", "reopen"]
@@ -49,27 +49,16 @@ class Segmentation:
         self.learner: Segmenter = backend.segmenter(config.model_copy(update={"model": model}), len(self.classes))
         self.headline = f"Training UperNet on {config.model.init}"
         red, green, blue = (min(255, round(255 * value)) for value in data.mean)
-        self.loader = Loader(
-            self.train.source,
-            CropTransform(
-                config.crop_size,
-                data.scale,
-                data.ratio,
-                data.max_share,
-                data.flip,
-                data.photometric,
-                (red, green, blue),
-            ),
-            batch_size=config.optim.batch_size,
-            seed=config.run.seed,
-            shuffle=True,
-            drop_last=True,
-            workers=data.workers,
-            strict=data.strict,
-            subset=self.train.subset,
-            rank=self._processes.rank,
-            world_size=self._processes.size,
+        transform = CropTransform(
+            config.crop_size,
+            data.scale,
+            data.ratio,
+            data.max_share,
+            data.flip,
+            data.photometric,
+            (red, green, blue),
         )
+        self.loader = train_loader(self.train, transform, config, self._processes)
         self._broken: dict[str, str] = {}
 
     @property

@@ -276,7 +276,7 @@ def test_its_encoder_is_exported_by_itself(learned, tmp_path):
     picture.save(tmp_path / "grey.png")
     (prediction,) = predict(bundle, tmp_path / "grey.png")
     assert prediction.features.shape == (48,)
-    assert "Fine-tuned to 2 classes" in (bundle / "README.md").read_text()
+    assert "Trained as Mask R-CNN to find 2 classes of objects" in (bundle / "README.md").read_text()
 
 
 def test_boxes_alone_train_too(config, few, tmp_path):

@@ -145,14 +145,15 @@ def test_two_processes_fine_tune_and_measure_as_one_does(stripes, tmp_path):
         assert one[key] == two[key]
 
 
-@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
-def test_two_processes_train_and_measure_descriptors_as_one_does(stripes, tmp_path, parallel):
+@pytest.mark.parametrize(("parallel", "longest"), [("ddp", "null"), ("fsdp", 24)])
+def test_two_processes_train_and_measure_descriptors_as_one_does(stripes, tmp_path, parallel, longest):
     settings = {name: value for name, value in FINETUNE.items() if not name.startswith("augment.")}
     settings |= {
         "data.source": stripes,
         "data.layout": "folder",
         "benchmark": stripes,
         "dim": 16,
+        "longest": longest,
         "optim.steps": "null",
     }
     for out, processes in (("one", 1), ("two", 2)):

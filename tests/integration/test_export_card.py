@@ -25,6 +25,7 @@ def runs(tmp_path_factory):
     path = classifier(folder / "finetune", SIZE, data=DataConfig(source="/secret/place/cells"), model=source)
     state = json.loads((path / "state.json").read_text())
     state["config"]["model"]["init"] = str(folder / "pretrain")
+    state["config"]["optim"] |= {"batch_size": 24, "accumulate": 4}
     state["metrics"] = {"balanced_accuracy": 0.5, "top1": 0.75, "auc": None}
     (path / "state.json").write_text(json.dumps(state))
     return folder
@@ -47,6 +48,7 @@ def test_the_card_tells_of_the_whole_chain(runs, tmp_path):
     assert {"onnx", "evolved"} <= set(front["tags"])
     assert "Its 3 classes: cat, dog, Käfer." in text
     assert "- Fine-tuned to 3 classes on cells: 1 of" in text
+    assert " steps of 24 images), seed" in text  # accumulated in parts, and not more
     assert "- Pretrained without labels by mae, masking evolved (75% of the patches hidden) on elpv: 1 of" in text
     assert "the first weights were random" in text
     assert "| top1 | 0.7500 |" in text

@@ -110,17 +110,23 @@ def test_other_images_take_the_place_of_the_benchmark(few, tmp_path):
     assert evaluate(run.out, device="cpu", overrides=both) == run.report
 
 
-def described(run, files):
-    """Descriptors of files by a plain loop."""
+def described(run, files, longest=None, scales=(1.0,)):
+    """Descriptors of files by a plain loop; ``longest`` by Pillow's ``thumbnail``, as the published code does."""
     arrays, meta = checkpoint.read(run)
-    settings = RetrievalConfig.model_validate(meta["config"])
+    settings = RetrievalConfig.model_validate(meta["config"] | {"longest": longest, "scales": scales})
     embedder = TorchEmbedder(settings, len(meta["classes"]), torch.device("cpu"))
     embedder.load(arrays)
-    transform = EvalTransform(embedder.image_size)
-    return np.concatenate([embedder.descriptors(transform(decode(file))[None].copy()) for file in files])
+    transform, rows = EvalTransform(embedder.image_size), []
+    for file in files:
+        image = decode(file)
+        if longest is not None:
+            image.thumbnail((longest, longest), Image.Resampling.BICUBIC, reducing_gap=None)
+        rows.append(embedder.descriptors(np.array(transform(image) if longest is None else image)[None]))
+    return np.concatenate(rows)
 
 
-def test_revisited_benchmarks_as_the_published_code_counts_them(trained, few, tmp_path):
+@pytest.mark.parametrize("longest", [None, 30])
+def test_revisited_benchmarks_as_the_published_code_counts_them(trained, few, tmp_path, longest):
     """Ranks by distance, and precision before and after each positive, image by image."""
     names = sorted(f"{file.parent.name}_{file.stem}" for file in few.rglob("*.png"))
     for file in few.rglob("*.png"):
@@ -134,13 +140,17 @@ def test_revisited_benchmarks_as_the_published_code_counts_them(trained, few, tm
     (tmp_path / "gnd_rplaces.pkl").write_bytes(
         pickle.dumps({"imlist": database, "qimlist": queries, "gnd": truth}, protocol=2)
     )
-    report = evaluate(trained.out, device="cpu", overrides=[f"benchmark={tmp_path}"])
+    overrides = [f"benchmark={tmp_path}"]
+    overrides += [] if longest is None else [f"longest={longest}", "scales=[0.7, 1]"]
+    report = evaluate(trained.out, device="cpu", overrides=overrides)
+    scales = (1.0,) if longest is None else (0.7, 1.0)
 
     cut = [tmp_path / f"{query}.png" for query in queries]
     for query, file in zip(queries, cut, strict=True):
         Image.open(tmp_path / "jpg" / f"{query}.jpg").crop((0, 0, 40, 36)).save(file)
-    sought = described(trained.checkpoint, cut)
-    searched = described(trained.checkpoint, [tmp_path / "jpg" / f"{name}.jpg" for name in database])
+    sought = described(trained.checkpoint, cut, longest, scales)
+    files = [tmp_path / "jpg" / f"{name}.jpg" for name in database]
+    searched = described(trained.checkpoint, files, longest, scales)
     for name, wanted, ignored in (
         ("easy", ["easy"], ["hard", "junk"]),
         ("medium", ["easy", "hard"], ["junk"]),
@@ -157,6 +167,21 @@ def test_revisited_benchmarks_as_the_published_code_counts_them(trained, few, tm
                 np.mean([((n / rank if rank else 1) + (n + 1) / (rank + 1)) / 2 for n, rank in enumerate(at)])
             )
         assert report.protocols[name].map == pytest.approx(np.mean(precisions), abs=1e-6)
+
+
+def test_the_ends_of_wide_images_count_where_they_are_whole(trained, tmp_path):
+    """Four classes that differ in nothing but the right end of their images."""
+    rng = np.random.default_rng(0)
+    left = rng.integers(0, 256, (20, 60, 3), dtype=np.uint8)
+    for number in range(4):
+        end = rng.integers(0, 256, (20, 20, 3), dtype=np.uint8)
+        for part in ("queries", "database"):
+            folder = tmp_path / part / str(number)
+            folder.mkdir(parents=True)
+            Image.fromarray(np.concatenate([left, end], axis=1)).save(folder / "0.png")
+    settings = [f"benchmark={tmp_path}"]
+    assert evaluate(trained.out, device="cpu", overrides=settings).score < 0.6
+    assert evaluate(trained.out, device="cpu", overrides=[*settings, "longest=64"]).score == 1
 
 
 def test_a_stopped_run_ends_like_one_that_was_not(few, tmp_path):

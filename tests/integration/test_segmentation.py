@@ -260,7 +260,7 @@ def test_it_is_served_as_tensors_and_not_as_classes(bundle, pairs):
 def test_its_bundle_is_timed(bundle, capsys):
     timings = bench_export(bundle, batch=[2], device="cpu", rounds=1)
     assert [timing.name for timing in timings] == ["CPU float32"]
-    assert "torch is left out: a segmenter is timed by ONNX Runtime alone" in capsys.readouterr().err
+    assert "torch is left out: the bundle has no logits" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("size", [(9, 13), (150, 40), (32, 17)])

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import struct
+import warnings
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from ehm.data import decode
+from ehm.data.threads import in_threads
 from ehm.errors import BrokenImage
 
 RNG = np.random.default_rng(0)
@@ -187,6 +189,22 @@ def test_decompression_bombs_are_refused(side, monkeypatch):
     file = written(Image.new("RGB", (side, side)))
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     assert "bomb" in refused(file)
+
+
+def test_threads_leave_the_filters_of_warnings_alone(monkeypatch):
+    """Each refuses bombs, and none takes the filters of another for those to put back."""
+    files = [written(Image.new("RGB", (side, side))).getvalue() for side in (9, 12) * 200]
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    before = list(warnings.filters)
+
+    def side(data):
+        try:
+            return decode(io.BytesIO(data)).width
+        except BrokenImage:
+            return None
+
+    assert list(in_threads(side, files, 4)) == [9, None] * 200
+    assert warnings.filters == before
 
 
 WHOLE = [

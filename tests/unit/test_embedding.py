@@ -147,6 +147,36 @@ def test_several_scales_are_averaged(embedder):
         embedder(scales=[0.5], model=model)
 
 
+def test_whole_images_are_described_at_scales_of_their_own_size(embedder):
+    image = np.random.default_rng(0).integers(0, 256, (1, 45, 90, 3), dtype=np.uint8)
+    learner = embedder(scales=[0.5, 1.0, 1.5], longest=1024)
+    found = learner.descriptors(image)
+    total = 0
+    for size in ((24, 48), (48, 88), (64, 136)):  # 22.5 x 45, 45 x 90 and 67.5 x 135 in patches of 8
+        pixels = torch.nn.functional.interpolate(learner._pixels(image), size, mode="bilinear", antialias=True)
+        with torch.no_grad():
+            total = total + learner.model.eval()(pixels).numpy()
+    np.testing.assert_allclose(found, total / np.linalg.norm(total), atol=1e-5)
+    assert np.abs(found - embedder(longest=1024).descriptors(image)).max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("name", "fits"),
+    [("resnet10t", True), ("swin_tiny_patch4_window7_224", False), ("beit_base_patch16_224", False),
+     ("mixer_s32_224", False)],
+)  # fmt: skip
+def test_encoders_of_one_size_say_so(embedder, name, fits):
+    model = {"init": f"timm:{name}?pretrained=false", "width": None, "depth": None, "heads": None, "patch_size": None}
+    model["image_size"] = 224
+    if fits:
+        assert embedder(longest=64, model=model).descriptors(np.zeros((1, 40, 64, 3), np.uint8)).shape == (1, 8)
+    else:
+        with pytest.raises(
+            ConfigError, match=r"longest 64: a (Swin|Beit|Mlp)\w* takes images of one size; leave it out"
+        ):
+            embedder(longest=64, model=model)
+
+
 def test_without_classes_pixels_are_normalised_as_the_weights_were(embedder):
     name = "timm:vit_tiny_patch16_224.augreg_in21k?pretrained=false"
     model = {"init": name, "width": None, "depth": None, "heads": None, "patch_size": None}

@@ -1,0 +1,100 @@
+"""What the learners of all tasks share on a torch device: weights, optimiser, steps and checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, SupportsFloat
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from ehm.backends.base import LearnerState, Processes
+from ehm.backends.common import STEP, entropy
+from ehm.backends.torch.models.pyramid import nested_layers
+from ehm.backends.torch.models.vit import layers_of
+from ehm.backends.torch.optim import LARS, param_groups
+from ehm.backends.torch.tensors import Pixels, load_arrays, to_arrays
+from ehm.backends.torch.training import Training, seeded
+from ehm.backends.torch.weights import Loaded
+from ehm.config import TaskConfig
+
+__all__ = ["Supervised", "optimizer"]
+
+
+class Supervised:
+    """Implements what :class:`ehm.backends.base.TaskLearner` asks for.
+
+    ``model`` is the torch module: the model of ``loaded``, or one that has it as its ``encoder`` somewhere inside.
+    Where only a ``head`` is trained, that is its part.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loaded: Loaded,
+        config: TaskConfig,
+        device: torch.device,
+        processes: Processes,
+        head: nn.Module | None = None,
+    ) -> None:
+        self.model: Any = model.to(device)
+        self.image_size = loaded.image_size
+        self.architecture: Mapping[str, Any] = loaded.architecture
+        self.notes = loaded.notes
+        if self.notes and (loaded.mean, loaded.std) != (config.data.mean, config.data.std):
+            self.notes += (
+                f"these weights are taken as trained with data.mean {loaded.mean} and data.std {loaded.std}",
+            )
+        self._device, self._processes = device, processes
+        self._training = Training(
+            model,
+            lambda fused: optimizer(model, loaded.model, config, fused),
+            config.optim,
+            config.run,
+            device,
+            processes,
+            head,
+        )
+        self._pixels = Pixels(device, config.data.mean, config.data.std)
+        self._seed, self._steps = config.run.seed, 0
+
+    def _step(
+        self, rows: int, loss: Callable[[slice], Tensor], lr: float, weight_decay: float
+    ) -> dict[str, SupportsFloat]:
+        """One step of :class:`Training`; what it draws (drop path, samples of boxes) is that of the step's number."""
+        with seeded(self._device, entropy(self._seed, self._steps, self._processes.rank)):
+            metrics = self._training.step(rows, loss, lr, weight_decay)
+        self._steps += 1
+        return metrics
+
+    def state(self) -> LearnerState:
+        """See :meth:`ehm.backends.base.Learner.state`."""
+        return LearnerState(to_arrays(self.model), {**self._training.state(), STEP: np.array(self._steps, np.int64)})
+
+    def load(self, state: LearnerState) -> None:
+        """See :meth:`ehm.backends.base.Learner.load`."""
+        load_arrays(self.model, state.model)
+        moments = dict(state.optimizer)
+        self._steps = int(moments.pop(STEP, np.array(0)))
+        self._training.load(moments)
+
+
+def optimizer(model: nn.Module, encoder: Any, config: TaskConfig, fused: bool) -> Optimizer:
+    """The optimiser that ``config`` names, whose rates fall from layer to layer of ``encoder`` (``layer_decay``).
+
+    The encoder is ``model`` or a part of it.
+    """
+    prefix = next(f"{name}." if name else "" for name, part in model.named_modules() if part is encoder)
+    names = encoder.no_weight_decay() if hasattr(encoder, "no_weight_decay") else ()
+    layers = None
+    if config.layer_decay < 1:
+        layers = nested_layers(model) if prefix else layers_of(model)
+    skip = {f"{prefix}{name}" for name in names}
+    groups = param_groups(model.named_parameters(), skip, config.layer_decay, layers)
+    if config.optimizer == "lars":
+        return LARS(groups, lr=config.optim.lr)
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=config.optim.lr, momentum=0.9)
+    return torch.optim.AdamW(groups, lr=config.optim.lr, betas=config.optim.betas, fused=fused)
