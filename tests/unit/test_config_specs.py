@@ -71,7 +71,7 @@ def test_mask_units_and_how_many_are_hidden(overrides, side, units, hidden):
             for masking in ("attmask_high", "attmask_hint", "attmask_low", "mst")
         ],
         (["objective=dino"], "objective: should be 'mae', 'simmim' or 'beit', not 'dino'"),
-        (["optim.schedule=linear"], "optim.schedule: should be 'cosine' or 'step', not 'linear'"),
+        (["optim.schedule=square"], "optim.schedule: should be 'cosine', 'step' or 'linear', not 'square'"),
         (["model.drop_path=0.1"], "model.drop_path 0.1: not with objective mae, which has none"),
         (["model.window=7"], "model.window 7: vit_base has no windows; only a Swin has"),
         (["model.depth=[2, 2]"], "model.depth and model.heads of vit_base are one number each; only a Swin has stages"),
