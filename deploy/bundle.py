@@ -258,7 +258,7 @@ class Bundle:
     def want_batches(self, command: str) -> None:
         """ExportError where the network takes one image at a time, a detector's, and ``command`` gives it batches."""
         if self.manifest.task == "detection":
-            raise ExportError(f"{self.path}: a detector, which ehm predict runs, and {command} does not yet")
+            raise ExportError(f"{self.path}: a detector, which ehm predict and ehm serve run, and {command} does not")
 
     @classmethod
     def open(cls, path: str | Path) -> Bundle:

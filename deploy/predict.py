@@ -21,10 +21,10 @@ from ehm.data.decode import SUFFIXES, decode
 from ehm.data.segment import resize
 from ehm.data.transforms import EvalTransform
 from ehm.deploy import approximate
-from ehm.deploy.bundle import Bundle, IndexKind, Precision, Preprocessing, Windows
-from ehm.deploy.detect import Found, found_in, place
+from ehm.deploy.bundle import Bundle, Fit, IndexKind, Precision, Preprocessing, Windows
+from ehm.deploy.detect import Found, Placed, found_in, place
 from ehm.deploy.runtime import open_session
-from ehm.deploy.segment import segment, write_mask
+from ehm.deploy.segment import BATCH, Mosaic, write_mask
 from ehm.errors import BrokenImage, ConfigError, DataError, ExportError
 
 __all__ = ["Prediction", "Predictor", "cosine", "main", "normalise", "predict", "softmax"]
@@ -108,25 +108,29 @@ class Predictor:
         names = list(names) or [output.name for output in self.manifest.outputs]
         return dict(zip(names, self._session.run(names, {self.manifest.input.name: inputs}), strict=True))
 
-    def detect(self, image: Image.Image) -> list[Found]:
-        """The objects in an RGB image of any size, of a detector's bundle."""
-        rule, preprocessing = self.manifest.fit, self.manifest.preprocessing
-        assert rule is not None
+    def place(self, image: Image.Image, rule: Fit) -> tuple[Placed, NDArray[np.float32]]:
+        """An RGB image of any size -> where it lies in a detector's input, and that input (1, 3, H, W)."""
+        preprocessing = self.manifest.preprocessing
         blank = np.asarray(preprocessing.mean, np.float32) * 255  # which normalising makes 0
         placed = place(np.asarray(image), rule, preprocessing.image_size, blank)
-        outputs = self.run(normalise(placed.pixels, preprocessing)[None])
-        return found_in(outputs, placed, rule, self.manifest.labels)
+        return placed, normalise(placed.pixels, preprocessing)[None]
+
+    def detect(self, image: Image.Image, rule: Fit) -> list[Found]:
+        """The objects in an RGB image of any size, of a detector's bundle."""
+        placed, inputs = self.place(image, rule)
+        return found_in(self.run(inputs), placed, rule, self.manifest.labels)
+
+    def mosaic(self, image: Image.Image, rule: Windows) -> Mosaic:
+        """An RGB image of any size as the windows that a segmenter's network takes."""
+        pixels, preprocessing = resize(image, rule.scale), self.manifest.preprocessing
+        return Mosaic(normalise(pixels, preprocessing), preprocessing.image_size, rule.stride)
 
     def segment(self, image: Image.Image, rule: Windows) -> NDArray[np.uint8]:
-        """An RGB image (H, W) of any size -> the number of each pixel's class (H, W), of a bundle with windows."""
-        pixels, preprocessing = resize(image, rule.scale), self.manifest.preprocessing
-        return segment(
-            lambda inputs: self.run(inputs, ["scores"])["scores"],
-            normalise(pixels, preprocessing),
-            preprocessing.image_size,
-            rule.stride,
-            (image.height, image.width),
-        )
+        """An RGB image (H, W) of any size -> the number of each pixel's class (H, W), of a segmenter's bundle."""
+        mosaic = self.mosaic(image, rule)
+        for start in range(0, len(mosaic), BATCH):
+            mosaic.add(start, self.run(mosaic.inputs(start, BATCH), ["scores"])["scores"])
+        return mosaic.labels((image.height, image.width))
 
     def describe(self, image: str, outputs: Mapping[str, NDArray[np.float32]], top: int) -> Prediction:
         """One image's row of :meth:`run`'s outputs as a prediction."""
@@ -293,7 +297,7 @@ def _predictions(predictor: Predictor, files: Sequence[Path], top: int, out: str
     if top < 1:
         raise ConfigError(f"--top {top}: expected at least 1")
     if predictor.manifest.fit is not None:
-        yield from _detections(predictor, files)
+        yield from _detections(predictor, predictor.manifest.fit, files)
         return
     if predictor.manifest.windows is not None:
         yield from _segmentations(predictor, predictor.manifest.windows, files, top, None if out is None else Path(out))
@@ -319,14 +323,14 @@ def _predictions(predictor: Predictor, files: Sequence[Path], top: int, out: str
                     yield predictor.describe(str(file), rows[index], top)
 
 
-def _detections(predictor: Predictor, files: Sequence[Path]) -> Iterator[Prediction]:
+def _detections(predictor: Predictor, rule: Fit, files: Sequence[Path]) -> Iterator[Prediction]:
     for file in files:
         try:
             image = decode(file)
         except BrokenImage as error:
             yield Prediction(str(file), error=str(error).removeprefix(f"{file}: "))
         else:
-            yield Prediction(str(file), objects=tuple(predictor.detect(image)))
+            yield Prediction(str(file), objects=tuple(predictor.detect(image, rule)))
 
 
 def _segmentations(
@@ -334,6 +338,8 @@ def _segmentations(
 ) -> Iterator[Prediction]:
     """One image after the other: their sizes differ, and a mask that was written is not kept."""
     taken: set[str] = set()
+    if out is not None:
+        _remove_masks(out)
     for file in files:
         try:
             image = decode(file)
@@ -346,6 +352,15 @@ def _segmentations(
         classes = tuple((predictor.manifest.labels[index], float(shares[index])) for index in best)
         mask = None if out is None else write_mask(labels, out / "masks", file.stem, taken)
         yield Prediction(str(file), classes, labels=labels if out is None else labels[:0], mask=mask)
+
+
+def _remove_masks(out: Path) -> None:
+    """Those of an earlier call, which its predictions name."""
+    earlier = out / "predictions.jsonl"
+    for line in earlier.read_text(encoding="utf-8").splitlines() if earlier.is_file() else ():
+        mask = json_module.loads(line).get("mask")
+        if mask is not None and Path(mask).parent == out / "masks":
+            Path(mask).unlink(missing_ok=True)
 
 
 def _read(predictor: Predictor, file: Path) -> NDArray[np.float32] | NDArray[np.uint8] | str:

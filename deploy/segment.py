@@ -5,7 +5,6 @@ Shapes: an image of H x W pixels, h x w of them once resized, C classes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,36 +13,57 @@ from PIL import Image
 
 from ehm.data.segment import windows
 
-__all__ = ["enlarged_argmax", "palette", "segment", "write_mask"]
+__all__ = ["BATCH", "Mosaic", "enlarged_argmax", "picture", "write_mask"]
 
-Run = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 Size = tuple[int, int]
-_BATCH = 4
+BATCH = 4
+"""Windows that are run at once."""
 _BAND = 64
 """Rows of a mask that are made at once: the scores of a large image, whole, would take gigabytes."""
 
 
-def segment(run: Run, pixels: NDArray[np.float32], window: Size, stride: Size, size: Size) -> NDArray[np.uint8]:
-    """Class numbers of ``size`` = (H, W) for a resized, normalised image (3, h, w), as ``ehm evaluate`` finds them.
+class Mosaic:
+    """The windows of a resized, normalised image (3, h, w), and the mean of their scores where they overlap.
 
-    ``run`` gives scores (B, C, *window) of windows (B, 3, *window), which lie ``stride`` apart (``slide`` there).
+    They are of the size ``window`` and ``stride`` apart, as ``ehm evaluate`` slides.
     """
-    (height, width), (h, w) = window, pixels.shape[1:]
-    pixels = np.pad(pixels, ((0, 0), (0, max(height - h, 0)), (0, max(width - w, 0))))
-    corners = windows(pixels.shape[1:], window, stride)
-    total: NDArray[np.float32] | None = None
-    counts = np.zeros(pixels.shape[1:], np.float32)
-    for start in range(0, len(corners), _BATCH):
-        chosen = corners[start : start + _BATCH]
-        inputs = np.stack([pixels[:, y : y + height, x : x + width] for y, x in chosen])
-        for (y, x), scores in zip(chosen, run(inputs), strict=True):
-            if total is None:
-                total = np.zeros((len(scores), *pixels.shape[1:]), np.float32)
-            total[:, y : y + height, x : x + width] += scores
-            counts[y : y + height, x : x + width] += 1
-    assert total is not None
-    total /= counts
-    return enlarged_argmax(total[:, :h, :w], size)
+
+    def __init__(self, pixels: NDArray[np.float32], window: Size, stride: Size) -> None:
+        (height, width), self._size = window, pixels.shape[1:]
+        h, w = self._size
+        self._pixels = np.pad(pixels, ((0, 0), (0, max(height - h, 0)), (0, max(width - w, 0))))
+        self._window, self._corners = window, windows(self._pixels.shape[1:], window, stride)
+        self._counts = np.zeros(self._pixels.shape[1:], np.float32)
+        self._total: NDArray[np.float32] | None = None
+
+    def __len__(self) -> int:
+        return len(self._corners)
+
+    @property
+    def places(self) -> int:
+        """Pixels of the image as the windows see it; as many scores of each class are kept."""
+        return self._counts.size
+
+    def inputs(self, start: int, count: int) -> NDArray[np.float32]:
+        """The windows (B, 3, *window) from number ``start``, ``count`` or what is left of them."""
+        height, width = self._window
+        chosen = self._corners[start : start + count]
+        return np.stack([self._pixels[:, y : y + height, x : x + width] for y, x in chosen])
+
+    def add(self, start: int, scores: NDArray[np.float32]) -> None:
+        """Scores (B, C, *window) of the windows from number ``start``."""
+        height, width = self._window
+        if self._total is None:
+            self._total = np.zeros((scores.shape[1], *self._counts.shape), np.float32)
+        for (y, x), values in zip(self._corners[start:], scores, strict=False):
+            self._total[:, y : y + height, x : x + width] += values
+            self._counts[y : y + height, x : x + width] += 1
+
+    def labels(self, size: Size) -> NDArray[np.uint8]:
+        """Class numbers of ``size`` = (H, W), once all windows have their scores."""
+        assert self._total is not None
+        h, w = self._size
+        return enlarged_argmax((self._total / self._counts)[:, :h, :w], size)
 
 
 def enlarged_argmax(scores: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.uint8]:
@@ -74,15 +94,20 @@ def write_mask(labels: NDArray[np.uint8], folder: Path, name: str, taken: set[st
         unique = f"{name}-{number}"
     taken.add(unique)
     folder.mkdir(parents=True, exist_ok=True)
-    picture = Image.fromarray(labels)
-    picture.putpalette(palette())
     path = folder / f"{unique}.png"
-    picture.save(path)
+    picture(labels).save(path)
     return str(path)
 
 
-def palette() -> list[int]:
-    """Red, green and blue of 256 classes: those of PASCAL VOC's masks, whose bits are spread over the three."""
+def picture(labels: NDArray[np.uint8]) -> Image.Image:
+    """Class numbers (H, W) as an image whose palette is that of PASCAL VOC's masks."""
+    image = Image.fromarray(labels)
+    image.putpalette(_palette())
+    return image
+
+
+def _palette() -> list[int]:
+    """Red, green and blue of 256 classes, whose bits are spread over the three."""
     colours = np.zeros((256, 3), np.uint8)
     for bit in range(8):
         for channel in range(3):

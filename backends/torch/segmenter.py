@@ -104,7 +104,7 @@ class TorchSegmenter(Supervised):
         corners = windows(tuple(pixels.shape[2:]), (h, w), self._config.stride)
         total: Tensor | None = None
         counts = torch.zeros((1, 1, *pixels.shape[2:]), device=self._device)
-        group = max(1, optim.batch_size // optim.accumulate)
+        group = max(1, optim.batch_size // optim.accumulate // self._processes.size)
         for start in range(0, len(corners), group):
             chosen = corners[start : start + group]
             scores = self._scores(torch.cat([pixels[:, :, y : y + h, x : x + w] for y, x in chosen]))

@@ -13,7 +13,7 @@ from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 
 import ehm
-from ehm.deploy.serve import explore, v1, v2
+from ehm.deploy.serve import dense, explore, v1, v2
 from ehm.deploy.serve.edge import OPEN, RETRY, Edge
 from ehm.deploy.serve.neighbours import Index
 from ehm.deploy.serve.service import Service
@@ -58,6 +58,7 @@ def create_app(service: Service, index: Index | None = None) -> FastAPI:
     app.state.index = index
     app.include_router(explore.router)
     app.include_router(v1.router)
+    app.include_router(dense.router)
     app.include_router(v2.router)
 
     @app.get("/metrics", include_in_schema=False)

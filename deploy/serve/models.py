@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +17,7 @@ import numpy as np
 
 from ehm.deploy.bundle import Bundle, Manifest
 from ehm.deploy.predict import Predictor
-from ehm.deploy.serve.batching import Batcher, Images, Result
+from ehm.deploy.serve.batching import Batcher, Images, Outputs, Result
 from ehm.deploy.serve.metrics import Metrics
 from ehm.deploy.serve.settings import Settings
 from ehm.errors import ConfigError, EhmError, ExportError, RequestError
@@ -78,7 +78,7 @@ class ServedModel:
         missing = [name for name in names if name not in known]
         if missing:
             raise RequestError(400, f"the model {self.name} has no output {missing[0]!r}, only {', '.join(known)}")
-        together = None
+        together = 1 if self.manifest.fit is not None else None  # a detector's network takes one image
         if self.manifest.input.layout == "NHWC":  # the graph resizes, all images of a run at once
             together = max(1, int(self.max_pixels / self._resized(*images.shape[1:3])))
         return await self.batcher.infer(images, names or known, deadline, together)
@@ -231,12 +231,11 @@ class Models(Mapping[str, ServedModel]):
     def _open(self, name: str, path: Path) -> ServedModel:
         settings = self._settings
         bundle = Bundle.open(path)
-        bundle.want_batches("ehm serve")
         predictor = Predictor(bundle, settings.device, settings.precision, settings.threads)
         file = bundle.manifest.models[settings.precision].file
         self._warm_up(predictor)
         batcher = Batcher(
-            predictor.run,
+            predictor.run if bundle.manifest.fit is None else _one_row(predictor),
             max_batch=settings.max_batch,
             max_delay=settings.max_delay / 1000,
             queue=settings.queue,
@@ -249,7 +248,7 @@ class Models(Mapping[str, ServedModel]):
         record = predictor.manifest.input
         height, width = predictor.manifest.preprocessing.image_size
         size = (height, width, 3) if record.layout == "NHWC" else (3, height, width)
-        for batch in (1, self._settings.max_batch):
+        for batch in (1, self._settings.max_batch) if predictor.manifest.fit is None else (1,):
             try:
                 predictor.run(np.zeros((batch, *size), record.dtype))
             except Exception as error:  # ONNX Runtime's exceptions share no base of their own
@@ -274,6 +273,14 @@ def _same_task(old: ServedModel | None, new: ServedModel) -> None:
         )
 
 
+def _one_row(predictor: Predictor) -> Callable[[Images, Sequence[str]], Outputs]:
+    """A detector's outputs are those of one image: as a batch of one row."""
+    return lambda images, names: {name: values[None] for name, values in predictor.run(images, names).items()}
+
+
 def _said(model: ServedModel, settings: Settings) -> str:
-    outputs = ", ".join(f"{output.name} {' x '.join(map(str, output.shape[1:]))}" for output in model.manifest.outputs)
+    each = 0 if model.manifest.fit else 1  # a detector's outputs are those of one image
+    outputs = ", ".join(
+        f"{output.name} {' x '.join(map(str, output.shape[each:]))}" for output in model.manifest.outputs
+    )
     return f"{model.name}: {outputs}; {settings.precision} on {model.predictor.provider}; version {model.version}"

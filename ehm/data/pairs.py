@@ -194,7 +194,11 @@ def _pair(source: str, root: Path, images: Path, masks: Path) -> tuple[list[str]
     files = list(image_files(images))
     if not files:
         raise DataError(f"data.source {source}: no images in {images}")
-    known = {os.path.splitext(file)[0]: file for file in image_files(masks) if _is_mask(file)}
+    known: dict[str, str] = {}
+    for file in filter(_is_mask, image_files(masks)):
+        other = known.setdefault(os.path.splitext(file)[0], file)
+        if other != file:
+            raise DataError(f"data.source {source}: {other} and {file} in {masks} have one name; which is the mask?")
     missing = [file for file in files if os.path.splitext(file)[0] not in known]
     if missing:
         stem = os.path.splitext(missing[0])[0]

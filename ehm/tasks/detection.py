@@ -225,9 +225,9 @@ def _draw(detector: Detector, part: Part, classes: tuple[str, ...], folder: Path
     loader = ListLoader(
         _source(part), batch_size=1, seed=0, shuffle=False, drop_last=False, workers=0, subset=part.subset
     )
-    for batch in loader.batches(0, loader.steps_per_epoch):
+    for number, batch in enumerate(loader.batches(0, loader.steps_per_epoch)):
         (found,) = detector.detect(batch.images)
-        name = Path(part.source.name(int(batch.indices[0]))).stem
+        name = f"{number:02d}_{Path(part.source.name(int(batch.indices[0]))).stem}"  # folders may share names
         picture = draw_objects(batch.images[0], found, classes)
         (folder / "pictures").mkdir(parents=True, exist_ok=True)
         picture.save(folder / "pictures" / f"{name}.png")

@@ -5,13 +5,20 @@ import os
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
 
 import numpy as np
 import pytest
 import torch
+import tritonclient.http as triton
 from PIL import Image
 from safetensors.numpy import load_file
 from scenes import CLASSES, annotate, write_scenes
+from serving import running
+from tritonclient.utils import InferenceServerException
 
 from ehm import checkpoint
 from ehm.backends.base import LearnerState
@@ -130,6 +137,7 @@ def test_evaluate_measures_it_again_and_draws(learned, tmp_path, capsys):
     assert report == learned.report
     pictures = sorted((tmp_path / "pictures").glob("*.png"))
     assert len(pictures) == 16
+    assert pictures[1].name.startswith("01_")
     original = learned.out / "config.yaml"
     source = coco(DetectionConfig.model_validate(checkpoint.read_model(learned.out)[1]["config"]).data.source, "val")
     assert original.is_file()
@@ -228,10 +236,39 @@ def test_its_bundle_finds_what_it_finds(config, learned, bundle, scenes, tmp_pat
     assert "# Object detector" in (bundle / "README.md").read_text()
 
 
+def test_it_is_served_as_objects_of_an_image(bundle, scenes):
+    source = coco(str(scenes), "val")
+    (expected,) = predict(bundle, [source.name(0)])
+    expected = [each.as_dict() for each in expected.objects]
+    assert len(expected) >= 2
+    with running([bundle], max_delay=0) as (address, _):
+
+        def ask(route, query=""):
+            image = Path(source.name(0)).read_bytes()
+            with urlopen(Request(f"http://{address}/v1/{route}{query}", image)) as reply:
+                return json.load(reply)
+
+        assert ask("detect") == {"model": "b", "version": ask("detect")["version"], "objects": expected}
+        likely = [each for each in expected if each["score"] > expected[1]["score"]]
+        bare = [{key: value for key, value in each.items() if key != "mask"} for each in likely]
+        assert ask("detect", f"?masks=false&score={expected[1]['score']}")["objects"] == bare
+        with ThreadPoolExecutor(4) as pool:  # one image runs at a time, whatever waits
+            assert [each["objects"] for each in pool.map(ask, ["detect"] * 8)] == [expected] * 8
+        for route, said in (("classify", "gives no logits"), ("segment", "gives no masks")):
+            with pytest.raises(HTTPError) as refused:
+                ask(route)
+            with refused.value as reply:
+                assert said in json.load(reply)["error"]
+        pixels = np.zeros((1, 3, SIDE, SIDE), np.float32)
+        given = triton.InferInput("images", pixels.shape, "FP32")
+        given.set_data_from_numpy(pixels)
+        refusal = pytest.raises(InferenceServerException, match="send an image file to /v1/detect")
+        with triton.InferenceServerClient(address) as client, refusal:
+            client.infer("b", [given])
+
+
 def test_what_a_bundle_cannot_do_yet_is_said(learned, bundle, tmp_path):
-    with pytest.raises(ExportError, match="a detector, which ehm predict runs, and ehm serve does not yet"):
-        Bundle.open(bundle).want_batches("ehm serve")
-    with pytest.raises(ExportError, match="and ehm bench does not yet"):
+    with pytest.raises(ExportError, match="a detector, which ehm predict and ehm serve run, and ehm bench does not"):
         bench_export(bundle)
     with pytest.raises(ConfigError, match="not for a detector"):
         export(learned.out, out=tmp_path / "other", triton=tmp_path / "models")

@@ -1,5 +1,7 @@
 """``ehm finetune --task segmentation`` from the first step to the report, on photographs with others pasted in."""
 
+import base64
+import io
 import json
 import os
 import shutil
@@ -218,6 +220,9 @@ def test_a_bundle_predicts_the_masks_that_training_measured(trained, bundle, pai
         assert sum(share for _, share in prediction.classes) == pytest.approx(1)
     lines = [json.loads(line) for line in (tmp_path / "out" / "predictions.jsonl").read_text().splitlines()]
     assert lines[16]["mask"] == str(tmp_path / "out" / "masks" / "wide.png")
+    for name in ("000.png", "wide.png"):
+        predict(bundle, [tmp_path / "images" / name], out=tmp_path / "again")
+    assert [file.name for file in (tmp_path / "again" / "masks").iterdir()] == ["wide.png"]  # no earlier call's
     labels = np.asarray(Image.open(lines[0]["mask"]))
     assert lines[0]["classes"][0]["share"] == np.bincount(labels.ravel()).max() / labels.size
 
@@ -240,6 +245,29 @@ def test_a_bundle_of_another_size_and_what_does_not_go_with_one(trained, pairs, 
         export(trained.out, overrides=["model.image_size=[80, 64]"], out=tmp_path / "x")
     with pytest.raises(CheckpointError, match="a segmenter has no classifier of images"):
         export(trained.out, head="classifier", out=tmp_path / "x")
+
+
+def test_it_is_served_as_masks(bundle, pairs, tmp_path):
+    file = pairs / "val" / "images" / "000.png"
+    wide = Image.open(file).resize((150, 90))  # several windows
+    wide.save(tmp_path / "wide.png")
+    (expected,) = predict(bundle, [tmp_path / "wide.png"])
+    with running([bundle], max_batch=3) as (address, _):
+        url, data = f"http://{address}/v1/segment", (tmp_path / "wide.png").read_bytes()
+        with urlopen(Request(url, data)) as reply:
+            answer = json.load(reply)
+        with urlopen(Request(f"{url}?png=true", data)) as reply:
+            assert reply.headers["content-type"] == "image/png"
+            alone = reply.read()
+    assert base64.b64decode(answer["mask"]) == alone
+    mask = Image.open(io.BytesIO(alone))
+    assert (mask.mode, mask.size) == ("P", (150, 90))
+    np.testing.assert_array_equal(np.asarray(mask), expected.labels)
+    assert [(each["label"], each["share"]) for each in answer["classes"]] == list(expected.classes)
+    assert len(answer["classes"]) > 1
+    assert [answer["labels"][index] for index in np.unique(mask)] == sorted(
+        (each["label"] for each in answer["classes"]), key=answer["labels"].index
+    )
 
 
 def test_it_is_served_as_tensors_and_not_as_classes(bundle, pairs):

@@ -100,6 +100,10 @@ def test_what_is_wrong_with_a_folder_is_one_sentence(tmp_path):
     with pytest.raises(DataError, match="no folder images/ with masks/, annotations/, labels/ beside it"):
         open_pairs(pairs(tmp_path))
     write(tmp_path, "images", "masks", ["a", "b"], MAP)
+    (tmp_path / "masks" / "b.bmp").write_bytes((tmp_path / "masks" / "b.png").read_bytes())
+    with pytest.raises(DataError, match=r"b.bmp and b.png in .*masks have one name; which is the mask\?"):
+        open_pairs(pairs(tmp_path))
+    (tmp_path / "masks" / "b.bmp").unlink()
     (tmp_path / "masks" / "b.png").rename(tmp_path / "masks" / "b_mask.png")
     with pytest.raises(DataError, match=r"1 of 2 images in .*images have no mask in .*masks: b.jpg needs b.png there"):
         open_pairs(pairs(tmp_path))
