@@ -518,7 +518,7 @@ def test_a_description_has_names_answers_and_the_key(bundle):
         for path, methods in schema["paths"].items():
             for operation in methods.values():
                 asked = {each["name"] for each in operation.get("parameters", ()) if each["in"] == "query"}
-                assert asked <= ({"model", "top"} if path.startswith("/v1/") else set())
+                assert asked <= ({"model", "top", "png", "masks", "score"} if path.startswith("/v1/") else set())
                 content = operation["responses"]["200"].get("content", {})
                 assert all(kind["schema"] for kind in content.values())
                 assert operation["operationId"] not in operations.setdefault(key, set())
