@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ehm.deploy.bundle import Fit
+from ehm.deploy.segment import neighbours
 
 __all__ = ["Found", "Placed", "bilinear", "found_in", "paste", "place"]
 
@@ -89,11 +90,8 @@ def paste(mask: NDArray[np.float32], box: NDArray[np.float32], size: tuple[int, 
 def bilinear(values: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.float32]:
     """(h, w, D) -> (height, width, D), without smoothing first: as torch's ``interpolate``, ``align_corners`` false."""
     for axis, length in enumerate(size):
-        old = values.shape[axis]
-        place = ((np.arange(length) + 0.5) * (old / length) - 0.5).clip(0)
-        before = place.astype(np.int64)
-        after = np.minimum(before + 1, old - 1)
-        share = (place - before).astype(np.float32).reshape(-1, *[1] * (values.ndim - 1 - axis))
+        before, after, share = neighbours(values.shape[axis], length)
+        share = share.reshape(-1, *[1] * (values.ndim - 1 - axis))
         values = values.take(before, axis) * (1 - share) + values.take(after, axis) * share
     return values
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from ehm.data.segment import windows
 
-__all__ = ["BATCH", "Mosaic", "enlarged_argmax", "picture", "write_mask"]
+__all__ = ["BATCH", "Mosaic", "enlarged_argmax", "neighbours", "picture", "write_mask"]
 
 Size = tuple[int, int]
 BATCH = 4
@@ -69,8 +69,8 @@ class Mosaic:
 def enlarged_argmax(scores: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.uint8]:
     """The class of the highest of scores (C, h, w), once they are resized bilinearly to ``size`` = (H, W)."""
     labels = np.empty(size, np.uint8)
-    left, right, across = _places(scores.shape[2], size[1])
-    upper, lower, down = _places(scores.shape[1], size[0])
+    left, right, across = neighbours(scores.shape[2], size[1])
+    upper, lower, down = neighbours(scores.shape[1], size[0])
     for start in range(0, size[0], _BAND):
         rows = slice(start, start + _BAND)
         weight = down[rows, None]
@@ -79,7 +79,7 @@ def enlarged_argmax(scores: NDArray[np.float32], size: tuple[int, int]) -> NDArr
     return labels
 
 
-def _places(origin: int, size: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
+def neighbours(origin: int, size: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
     """For each of ``size`` pixels the two of ``origin`` around its centre, and the weight of the second."""
     centre = np.clip((np.arange(size) + 0.5) * (origin / size) - 0.5, 0, origin - 1)
     first = np.floor(centre).astype(np.int64)

@@ -123,6 +123,18 @@ def describe(path: Path) -> dict[str, Any]:
     return meta
 
 
+def look(place: str | Path) -> tuple[Path, dict[str, Any]] | None:
+    """Folder and description of what ``place`` means, a run, a checkpoint or its file of weights, without any of these.
+
+    None where nothing of ours lies there; CheckpointError for a folder without checkpoint.
+    """
+    place = Path(place)
+    if not place.is_dir() and not (place.is_file() and (place.parent / _STATE).is_file()):
+        return None
+    folder = resolve(place.parent if place.is_file() else place)
+    return folder, describe(folder)
+
+
 def _load(path: Path, name: str, meta: dict[str, Any]) -> Arrays:
     file = path / name
     if not file.is_file():

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,10 +42,10 @@ __all__ = [
     "Task",
     "Trained",
     "find",
+    "is_segmenter",
     "numbered",
     "open_trained",
     "outputs_of",
-    "segmenter_checkpoint",
 ]
 
 Head = Literal["auto", "classifier", "features", "patches", "multi"]
@@ -126,7 +126,7 @@ def open_trained(source: ModelSource, head: Head = "auto", read_file: ReadFile =
     fine-tuned from one; and for a descriptor or a segmenter. Raises CheckpointError as :func:`find` does, where weights
     are missing or do not fit, and where a file's ViT has more than a plain one.
     """
-    if source.init.startswith("timm:") or (head in ("auto", "classifier") and segmenter_checkpoint(source) is not None):
+    if source.init.startswith("timm:") or (head in ("auto", "classifier") and is_segmenter(source)):
         return None
     found = find(source, head, read_file)
     spec = found.weights.spec
@@ -137,15 +137,10 @@ def open_trained(source: ModelSource, head: Head = "auto", read_file: ReadFile =
     return _assemble(found, moved, head)
 
 
-def segmenter_checkpoint(source: ModelSource) -> tuple[Path, Arrays, dict[str, Any]] | None:
-    """Folder, weights and description of a segmenter's checkpoint; None for anything else."""
-    path = Path(source.init)
-    if is_bare_file(source) or not path.exists():
-        return None
-    folder = checkpoint.resolve(path.parent if path.is_file() else path)
-    if checkpoint.describe(folder)["kind"] != "segmenter":
-        return None
-    return folder, *checkpoint.read_model(folder)
+def is_segmenter(source: ModelSource) -> bool:
+    """Whether a segmenter's run or checkpoint is named."""
+    found = checkpoint.look(source.init)
+    return found is not None and found[1]["kind"] == "segmenter"
 
 
 def find(source: ModelSource, head: Head, read_file: ReadFile) -> Found:

@@ -30,7 +30,7 @@ from ehm.backends.torch.tensors import load_arrays, to_arrays
 from ehm.backends.torch.weights import Loaded, classifier_name, load_model, read_arrays
 from ehm.config import ModelSource, SegmentationConfig, Triple
 from ehm.errors import CheckpointError, ConfigError
-from ehm.trained import Found, Head, Output, Reference, Task, Trained, find, numbered, outputs_of, segmenter_checkpoint
+from ehm.trained import Found, Head, Output, Reference, Task, Trained, find, is_segmenter, numbered, outputs_of
 
 __all__ = ["Module", "build", "compute", "load_module", "reference"]
 
@@ -113,8 +113,9 @@ def load_module(source: ModelSource, head: Head = "auto") -> Module:
         torch.manual_seed(0)  # an untrained model is the same every time
         if source.init.startswith("timm:"):
             return _by_name(source, head)
-        run = segmenter_checkpoint(source) if head in ("auto", "classifier") else None
-        return _found(source, head) if run is None else _segmenter(source, head, *run)
+        if head in ("auto", "classifier") and is_segmenter(source):
+            return _segmenter(source, head)
+        return _found(source, head)
 
 
 def _found(source: ModelSource, head: Head) -> Module:
@@ -132,8 +133,11 @@ def _found(source: ModelSource, head: Head) -> Module:
     return _describe(loaded, found.labels, found.origin, found.kind, found.sha256, head)
 
 
-def _segmenter(source: ModelSource, head: Head, folder: Path, arrays: Arrays, meta: dict[str, Any]) -> Module:
+def _segmenter(source: ModelSource, head: Head) -> Module:
     """A segmenter's checkpoint, for images of ``source.image_size`` or else of those that it was trained on."""
+    init = Path(source.init)
+    folder = checkpoint.resolve(init.parent if init.is_file() else init)
+    arrays, meta = checkpoint.read_model(folder)
     if head == "classifier":
         raise CheckpointError(f"{folder}: a segmenter has no classifier of images; --head auto exports its scores")
     config = SegmentationConfig.model_validate(meta["config"])

@@ -1,29 +1,28 @@
-"""What the learners of all tasks share on a torch device: weights, optimiser, steps and checkpoints."""
+"""What the learners of all tasks share on a torch device: weights, pixels and the optimiser."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, SupportsFloat
+from collections.abc import Mapping
+from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
-from ehm.backends.base import LearnerState, Processes
-from ehm.backends.common import STEP, entropy
+from ehm.backends.base import Processes
 from ehm.backends.torch.models.pyramid import nested_layers
 from ehm.backends.torch.models.vit import layers_of
 from ehm.backends.torch.optim import LARS, param_groups
-from ehm.backends.torch.tensors import Pixels, load_arrays, to_arrays
-from ehm.backends.torch.training import Training, seeded
+from ehm.backends.torch.stepped import Stepped
+from ehm.backends.torch.tensors import Pixels
+from ehm.backends.torch.training import Training
 from ehm.backends.torch.weights import Loaded
 from ehm.config import TaskConfig
 
 __all__ = ["Supervised", "optimizer"]
 
 
-class Supervised:
+class Supervised(Stepped):
     """Implements what :class:`ehm.backends.base.TaskLearner` asks for.
 
     ``model`` is the torch module: the model of ``loaded``, or one that has it as its ``encoder`` somewhere inside.
@@ -39,7 +38,7 @@ class Supervised:
         processes: Processes,
         head: nn.Module | None = None,
     ) -> None:
-        self.model: Any = model.to(device)
+        model.to(device)
         self.image_size = loaded.image_size
         self.architecture: Mapping[str, Any] = loaded.architecture
         self.notes = loaded.notes
@@ -47,8 +46,7 @@ class Supervised:
             self.notes += (
                 f"these weights are taken as trained with data.mean {loaded.mean} and data.std {loaded.std}",
             )
-        self._device, self._processes = device, processes
-        self._training = Training(
+        training = Training(
             model,
             lambda fused: optimizer(model, loaded.model, config, fused),
             config.optim,
@@ -58,27 +56,7 @@ class Supervised:
             head,
         )
         self._pixels = Pixels(device, config.data.mean, config.data.std)
-        self._seed, self._steps = config.run.seed, 0
-
-    def _step(
-        self, rows: int, loss: Callable[[slice], Tensor], lr: float, weight_decay: float
-    ) -> dict[str, SupportsFloat]:
-        """One step of :class:`Training`; what it draws (drop path, samples of boxes) is that of the step's number."""
-        with seeded(self._device, entropy(self._seed, self._steps, self._processes.rank)):
-            metrics = self._training.step(rows, loss, lr, weight_decay)
-        self._steps += 1
-        return metrics
-
-    def state(self) -> LearnerState:
-        """See :meth:`ehm.backends.base.Learner.state`."""
-        return LearnerState(to_arrays(self.model), {**self._training.state(), STEP: np.array(self._steps, np.int64)})
-
-    def load(self, state: LearnerState) -> None:
-        """See :meth:`ehm.backends.base.Learner.load`."""
-        load_arrays(self.model, state.model)
-        moments = dict(state.optimizer)
-        self._steps = int(moments.pop(STEP, np.array(0)))
-        self._training.load(moments)
+        super().__init__(model, training, device, processes, config.run.seed)
 
 
 def optimizer(model: nn.Module, encoder: Any, config: TaskConfig, fused: bool) -> Optimizer:

@@ -14,32 +14,32 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ehm.backends.base import ALONE, LearnerState, Processes
-from ehm.backends.common import STEP, entropy
+from ehm.backends.base import ALONE, Processes
 from ehm.backends.torch.distributed import mean
 from ehm.backends.torch.models.dvae import build
 from ehm.backends.torch.optim import param_groups
-from ehm.backends.torch.tensors import Pixels, load_arrays, to_arrays
-from ehm.backends.torch.training import Training, seeded
+from ehm.backends.torch.stepped import Stepped
+from ehm.backends.torch.tensors import Pixels
+from ehm.backends.torch.training import Training
 from ehm.config import TokenizerConfig
 
 __all__ = ["TorchTokenizer"]
 
 
-class TorchTokenizer:
+class TorchTokenizer(Stepped):
     """Implements :class:`ehm.backends.base.TokenizerLearner`. ``model`` is the torch module."""
 
     def __init__(self, config: TokenizerConfig, device: torch.device, processes: Processes = ALONE) -> None:
-        self._config, self._device, self._processes = config, device, processes
+        self._config = config
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.run.seed)
-            self.model = build(config)
-        self.model.to(device)
+            model = build(config)
+        model.to(device)
         optim = config.optim
-        self._training = Training(
-            self.model,
+        training = Training(
+            model,
             lambda fused: torch.optim.AdamW(
-                param_groups(self.model.named_parameters()), lr=optim.lr, betas=optim.betas, fused=fused
+                param_groups(model.named_parameters()), lr=optim.lr, betas=optim.betas, fused=fused
             ),
             optim,
             config.run,
@@ -48,7 +48,7 @@ class TorchTokenizer:
         )
         self._pixels = Pixels(device, (0, 0, 0), (1, 1, 1))
         self._recent: deque[Tensor] = deque(maxlen=config.run.log_every)
-        self._steps = 0
+        super().__init__(model, training, device, processes, config.run.seed)
 
     def train_step(
         self, images: NDArray[np.uint8], temperature: float, lr: float, weight_decay: float
@@ -66,9 +66,7 @@ class TorchTokenizer:
             value: Tensor = error + self._config.kl_weight * divergence
             return value
 
-        with seeded(self._device, entropy(self._config.run.seed, self._steps, self._processes.rank)):
-            metrics = self._training.step(len(images), loss, lr, weight_decay)
-        self._steps += 1
+        metrics = self._step(len(images), loss, lr, weight_decay)
         self._recent.append(mean(counts, self._processes))
         error, divergence = mean(terms, self._processes).unbind()
         return {**metrics, "mse": error, "kl": divergence, **usage(torch.stack(list(self._recent)).sum(dim=0))}
@@ -78,17 +76,6 @@ class TorchTokenizer:
         self.model.eval()
         seen, tokens = self.model.reconstruct(self._pixels(images))
         return seen.permute(0, 2, 3, 1).cpu().numpy(), tokens.cpu().numpy()
-
-    def state(self) -> LearnerState:
-        """See :meth:`ehm.backends.base.TokenizerLearner.state`."""
-        return LearnerState(to_arrays(self.model), {**self._training.state(), STEP: np.array(self._steps, np.int64)})
-
-    def load(self, state: LearnerState) -> None:
-        """See :meth:`ehm.backends.base.TokenizerLearner.load`."""
-        load_arrays(self.model, state.model)
-        moments = dict(state.optimizer)
-        self._steps = int(moments.pop(STEP, np.array(0)))
-        self._training.load(moments)
 
 
 def usage(counts: Tensor) -> dict[str, SupportsFloat]:

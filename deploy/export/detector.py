@@ -43,11 +43,8 @@ _LAYOUTS = {"images": "NCHW", "boxes": "NC", "labels": "N", "scores": "N", "mask
 
 def is_detector(path: str | Path) -> bool:
     """Whether a detector's run or checkpoint lies at ``path``."""
-    place = Path(path)
-    if not place.is_dir() and not (place.parent / "state.json").is_file():
-        return False
-    folder = checkpoint.resolve(place.parent if place.is_file() else place)
-    return bool(checkpoint.describe(folder)["kind"] == "detector")
+    found = checkpoint.look(path)
+    return found is not None and found[1]["kind"] == "detector"
 
 
 def export_detector(path: str | Path, config: ExportConfig, device: str, out: Path) -> Path:

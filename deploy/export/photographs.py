@@ -106,7 +106,7 @@ def _of_checkpoint(source: Source) -> tuple[str, Part, Part | None]:
             f"--int8, --float16: {source.checkpoint} does not say what it was trained on; "
             "--set calibration.source=FOLDER names images like those that it will see"
         )
-    values = checkpoint.read_model(source.checkpoint)[1]["config"]
+    values = checkpoint.describe(checkpoint.resolve(source.checkpoint))["config"]
     if source.kind == "embedder":
         retrieval = RetrievalConfig.model_validate(values)
         return retrieval.data.source, *parts(retrieval)

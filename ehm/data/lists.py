@@ -11,14 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ehm.data.coco import CocoSource
-from ehm.data.samples import Sampler
-from ehm.errors import BrokenImage, ConfigError, DataError
+from ehm.data.samples import Sampler, load, pool_of
 from ehm.instances import Instances
 
 __all__ = ["ListBatch", "ListLoader", "mirrored"]
 
 _SAMPLE = 3  # keeps its random streams apart from those of ehm.data.samples
-_TRIES = 100
 _AHEAD = 2
 
 Item = tuple[NDArray[np.uint8], Instances, int, dict[str, str]]
@@ -59,13 +57,7 @@ class ListLoader:
         world_size: int = 1,
         subset: NDArray[np.int64] | None = None,
     ) -> None:
-        pool = np.arange(len(source)) if subset is None else np.asarray(subset, dtype=np.int64)
-        if not len(pool):
-            raise DataError("there is nothing to load: the source, or the subset of it, is empty")
-        if batch_size < 1 or batch_size % world_size:
-            raise ConfigError(f"batch_size {batch_size} is not a positive multiple of the {world_size} processes")
-        if len(pool) < world_size:
-            raise DataError(f"{len(pool)} images cannot be shared by {world_size} processes")
+        pool = pool_of(source, subset)
         self.broken: dict[str, str] = {}
         self._source, self._pool, self._seed, self._flip, self._strict = source, pool, seed, flip, strict
         self._sampler = Sampler(pool, batch_size, seed, shuffle, drop_last, rank, world_size)
@@ -109,21 +101,11 @@ class ListLoader:
 
     def _item(self, epoch: int, index: int) -> Item:
         """An image and its objects; in place of one that cannot be read another, drawn from (seed, epoch, index)."""
-        rng, broken = np.random.default_rng([_SAMPLE, self._seed, epoch, index]), {}
-        for _ in range(_TRIES):
-            try:
-                image, objects = self._source.load(index)
-            except BrokenImage as error:
-                if self._strict:
-                    raise
-                name, reason = self._source.name(index), str(error)
-                broken[name] = reason.removeprefix(f"{name}: ")
-                index = int(self._pool[rng.integers(len(self._pool))])
-                continue
-            if self._flip and rng.random() < 0.5:
-                image, objects = mirrored(image, objects)
-            return image, objects, index, broken
-        raise DataError(f"{_TRIES} images in a row cannot be read, the last one {reason}")
+        rng = np.random.default_rng([_SAMPLE, self._seed, epoch, index])
+        (image, objects), index, broken = load(self._source, index, self._pool, rng, self._strict)
+        if self._flip and rng.random() < 0.5:
+            image, objects = mirrored(image, objects)
+        return image, objects, index, broken
 
 
 def mirrored(image: NDArray[np.uint8], objects: Instances) -> tuple[NDArray[np.uint8], Instances]:

@@ -9,11 +9,10 @@ from types import TracebackType
 import numpy as np
 from numpy.typing import NDArray
 
-from ehm.data.samples import Sampler, Samples
+from ehm.data.samples import Sampler, Samples, pool_of
 from ehm.data.source import Source
 from ehm.data.transforms import Transform
 from ehm.data.workers import Plan, Result, Workers
-from ehm.errors import ConfigError, DataError
 
 __all__ = ["Batch", "Loader"]
 
@@ -61,13 +60,7 @@ class Loader:
         world_size: int = 1,
         subset: NDArray[np.int64] | None = None,
     ) -> None:
-        pool = np.arange(len(source)) if subset is None else np.asarray(subset, dtype=np.int64)
-        if not len(pool):
-            raise DataError("there is nothing to load: the source, or the subset of it, is empty")
-        if batch_size < 1 or batch_size % world_size:
-            raise ConfigError(f"batch_size {batch_size} is not a positive multiple of the {world_size} processes")
-        if len(pool) < world_size:
-            raise DataError(f"{len(pool)} images cannot be shared by {world_size} processes")
+        pool = pool_of(source, subset)
         self.broken: dict[str, str] = {}
         self._sampler = Sampler(pool, batch_size, seed, shuffle, drop_last, rank, world_size)
         self._samples = Samples(source, transform, pool, seed, strict)

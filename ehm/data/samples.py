@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ehm.data.source import Source
 from ehm.data.transforms import Transform
-from ehm.errors import BrokenImage, DataError
+from ehm.errors import BrokenImage, ConfigError, DataError
 
-__all__ = ["Sampler", "Samples"]
+__all__ = ["Sampler", "Samples", "load", "pool_of"]
 
 _ORDER, _SAMPLE = 1, 2  # keep the two families of random streams apart
 _TRIES = 100
@@ -20,7 +21,10 @@ _TRIES = 100
 
 @dataclass(frozen=True)
 class Sampler:
-    """Deals ``pool``, an order of indices drawn anew for each epoch, into batches and these to ranks."""
+    """Deals ``pool``, an order of indices drawn anew for each epoch, into batches and these to ranks.
+
+    ConfigError where ``batch_size`` does not fit, DataError where there are fewer images than ranks.
+    """
 
     pool: NDArray[np.int64]
     batch_size: int
@@ -29,6 +33,14 @@ class Sampler:
     drop_last: bool
     rank: int = 0
     world_size: int = 1
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1 or self.batch_size % self.world_size:
+            raise ConfigError(
+                f"batch_size {self.batch_size} is not a positive multiple of the {self.world_size} processes"
+            )
+        if len(self.pool) < self.world_size:
+            raise DataError(f"{len(self.pool)} images cannot be shared by {self.world_size} processes")
 
     @property
     def steps_per_epoch(self) -> int:
@@ -55,6 +67,35 @@ class Sampler:
         if self.drop_last:
             total -= total % self.world_size
         return slice(total * self.rank // self.world_size, total * (self.rank + 1) // self.world_size), total
+
+
+def pool_of(source: Source, subset: NDArray[np.int64] | None) -> NDArray[np.int64]:
+    """The indices that are loaded: ``subset``, or all of ``source``; DataError where there are none."""
+    pool = np.arange(len(source)) if subset is None else np.asarray(subset, dtype=np.int64)
+    if not len(pool):
+        raise DataError("there is nothing to load: the source, or the subset of it, is empty")
+    return pool
+
+
+def load(
+    source: Source, index: int, pool: NDArray[np.int64], rng: np.random.Generator, strict: bool
+) -> tuple[Any, int, dict[str, str]]:
+    """What ``source`` gives for image ``index`` or for the one in its place, the number of that, and what was broken.
+
+    In place of a broken one another of ``pool`` is drawn; ``strict`` raises its BrokenImage instead. Raises DataError
+    where 100 in a row are broken.
+    """
+    broken: dict[str, str] = {}
+    for _ in range(_TRIES):
+        try:
+            return source.load(index), index, broken
+        except BrokenImage as error:
+            if strict:
+                raise
+            name, reason = source.name(index), str(error)
+            broken[name] = reason.removeprefix(f"{name}: ")
+            index = int(pool[rng.integers(len(pool))])
+    raise DataError(f"{_TRIES} images in a row cannot be read, the last one {reason}")
 
 
 @dataclass(frozen=True)
@@ -84,17 +125,6 @@ class Samples:
 
     def read(self, index: int, epoch: int) -> tuple[NDArray[np.uint8], int, dict[str, str]]:
         """The pixels of image ``index`` or of the one in its place, the number of that, and what was broken."""
-        broken: dict[str, str] = {}
         rng = np.random.default_rng([_SAMPLE, self.seed, epoch, index])
-        for _ in range(_TRIES):
-            try:
-                image = self.source.load(index)
-            except BrokenImage as error:
-                if self.strict:
-                    raise
-                name, reason = self.source.name(index), str(error)
-                broken[name] = reason.removeprefix(f"{name}: ")
-                index = int(self.pool[rng.integers(len(self.pool))])
-            else:
-                return self.transform(image, rng), index, broken
-        raise DataError(f"{_TRIES} images in a row cannot be read, the last one {reason}")
+        image, index, broken = load(self.source, index, self.pool, rng, self.strict)
+        return self.transform(image, rng), index, broken

@@ -11,10 +11,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ehm.data.loader import Batch
-from ehm.data.samples import Samples
+from ehm.data.samples import Samples, pool_of
 from ehm.data.source import Source
 from ehm.data.threads import in_threads
-from ehm.errors import DataError
 
 __all__ = ["Shrink", "WholeImages"]
 
@@ -61,9 +60,7 @@ class WholeImages:
         world_size: int = 1,
         subset: NDArray[np.int64] | None = None,
     ) -> None:
-        pool = np.arange(len(source)) if subset is None else np.asarray(subset, dtype=np.int64)
-        if not len(pool):
-            raise DataError("there is nothing to load: the source, or the subset of it, is empty")
+        pool = pool_of(source, subset)
         self.broken: dict[str, str] = {}
         self.steps_per_epoch = -(-len(pool) // world_size)
         self._numbers = np.resize(pool, self.steps_per_epoch * world_size)[rank::world_size]
