@@ -7,6 +7,7 @@ MASTER_PORT); the collectives are those of the device (nccl, hccl, gloo).
 from __future__ import annotations
 
 import atexit
+import gc
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -99,8 +100,14 @@ def _own(device: torch.device, local_rank: int) -> torch.device:
 
 
 def _leave() -> None:
+    """End the group while Python still runs.
+
+    A process was seen to abort after its work, in FSDP ("terminate called without an active exception"): modules there
+    refer to each other, and what they hold may otherwise live until the interpreter is torn down.
+    """
     if dist.is_initialized():
         dist.destroy_process_group()
+        gc.collect()
 
 
 def mean(value: Tensor, processes: Processes) -> Tensor:
