@@ -65,8 +65,9 @@ quickstart: $(INSTALLED) ## pretrain, fine-tune, export and classify on real ima
 	@echo "Your own images: $(BIN)/ehm train --set data.source=FOLDER --out runs/mine"
 
 # A process a core, one thread each; a file's tests stay together, as they share what they prepare.
+# Hypothesis takes the same examples every time (tests/conftest.py); with ARGS it looks for new ones.
 PARALLEL := OMP_NUM_THREADS=1
-WORKERS := -n logical --maxprocesses 8 --dist loadfile -q
+WORKERS := -n logical --maxprocesses 8 --dist loadfile --hypothesis-profile repeatable -q
 
 # The tests ask EHM_MINDSPORE_PYTHON for what MindSpore is to do.
 test: lint $(MINDSPORE_INSTALLED) ## all checks: lint, pytest, a simulated NPU, MindSpore (ARGS="-k name": some tests)

@@ -6,7 +6,6 @@ that products are cosines.
 
 from __future__ import annotations
 
-import os
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 
 from ehm.deploy.bundle import IndexKind
 from ehm.errors import BackendError, ConfigError, DataError
+from ehm.writing import replace_file
 
 __all__ = ["FILE", "available", "check", "open_index", "write_index"]
 
@@ -55,9 +55,8 @@ def write_index(folder: Path, features: NDArray[np.float32], kind: IndexKind) ->
         index.nprobe = max(1, cells // 10)
         index.train(directions)
     index.add(directions)
-    temporary = folder / f".{FILE}"
-    faiss.write_index(index, str(temporary))
-    os.replace(temporary, folder / FILE)
+    with replace_file(folder / FILE) as temporary:
+        faiss.write_index(index, str(temporary))
     return folder / FILE
 
 

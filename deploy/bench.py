@@ -19,17 +19,16 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 from rich import box
-from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from ehm.console import PlainConsole, console
 from ehm.data.decode import decode
 from ehm.data.transforms import EvalTransform
 from ehm.deploy.bundle import Bundle, Manifest
 from ehm.deploy.predict import Predictor, cosine, normalise
 from ehm.deploy.runtime import installed
 from ehm.errors import ConfigError, EhmError
-from ehm.runlog import console
 from ehm.runs import write_json
 
 __all__ = ["Timing", "bench_export"]
@@ -91,13 +90,13 @@ def bench_export(
         if any(value < 1 for value in values):
             raise ConfigError(f"{option} {min(values)}: expected at least 1")
     opened = Bundle.open(bundle)
-    notes = Console(stderr=True, highlight=False, soft_wrap=True)
+    notes = PlainConsole(stderr=True)
     devices = [device] if isinstance(device, str) else device or installed()
     reference, ways = _exported(opened, devices, threads)
     try:
         ways = _torch(opened.manifest, threads) + ways
     except EhmError as error:
-        notes.print(f"torch is left out: {error}", markup=False)
+        notes.print(f"torch is left out: {error}")
     pictures = [decode(file) for file in images] or _pictures(max(batch))
     clock = time.process_time if processor_time else time.perf_counter
     timings: list[Timing] = []
@@ -112,7 +111,7 @@ def bench_export(
     else:
         _print(timings, f"{bundle}: {rounds} round{'s' * (rounds != 1)}, ratios to {timings[0].name}")
     if out is not None:
-        notes.print(f"figures in {write_json(Path(out) / 'bench.json', report)}", markup=False)
+        notes.print(f"figures in {write_json(Path(out) / 'bench.json', report)}")
     return timings
 
 

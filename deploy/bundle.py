@@ -26,7 +26,8 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from ehm.checkpoint import flush, sha256
-from ehm.errors import ExportError
+from ehm.errors import ExportError, WriteError
+from ehm.writing import report_write_errors, write_text
 
 __all__ = [
     "CARD",
@@ -295,7 +296,7 @@ class Bundle:
         }
         manifest = manifest.model_copy(update={"files": files})
         text = json.dumps(manifest.model_dump(mode="json"), indent=2, allow_nan=False, ensure_ascii=False)
-        (folder / _MANIFEST).write_text(text + "\n", encoding="utf-8")
+        write_text(folder / _MANIFEST, text + "\n")
         return cls(folder, manifest)
 
 
@@ -304,7 +305,7 @@ def staged(out: Path) -> Iterator[Path]:
     """A temporary folder that becomes ``out`` when the block ends, and vanishes if it raises.
 
     An earlier bundle at ``out`` is replaced; anything else there, an edited card included, raises ExportError before
-    the block begins.
+    the block begins. A WriteError of the block names the file by the place that it would have had in ``out``.
     """
     out = Path(os.path.abspath(out))
     folder, replaced = (out.with_name(f".{out.name}-{suffix}") for suffix in ("partial", "replaced"))
@@ -313,19 +314,29 @@ def staged(out: Path) -> Iterator[Path]:
     _refuse_foreign(out)
     for stale in (folder, replaced):  # what a killed export left
         shutil.rmtree(stale, ignore_errors=True)
-    folder.mkdir(parents=True)
     try:
+        with report_write_errors(out):
+            folder.mkdir(parents=True)
         yield folder
-        for path in (*folder.iterdir(), folder):  # complete after a power cut too
-            flush(path)
-        if out.exists():
-            out.rename(replaced)
-        folder.rename(out)
-        flush(out.parent)
+        with report_write_errors(out):
+            for path in (*folder.iterdir(), folder):  # complete after a power cut too
+                flush(path)
+            if out.exists():
+                out.rename(replaced)
+            folder.rename(out)
+            flush(out.parent)
+    except WriteError as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise WriteError(_final_path(Path(error.path), folder, out), error.reason, error.remedy) from None
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
     shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _final_path(path: Path, folder: Path, out: Path) -> Path:
+    """Return the place that a file of the temporary ``folder`` would have had in ``out``, which the user named."""
+    return out / path.relative_to(folder) if path.is_relative_to(folder) else path
 
 
 def _external(model: Path) -> set[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json as json_module
-import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,9 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from rich.console import Console
 from rich.progress import Progress
 
+from ehm.console import PlainConsole, print_line
 from ehm.data.decode import SUFFIXES, decode
 from ehm.data.segment import resize
 from ehm.data.transforms import EvalTransform
@@ -26,6 +25,7 @@ from ehm.deploy.detect import Found, Placed, found_in, place
 from ehm.deploy.runtime import open_session
 from ehm.deploy.segment import BATCH, Mosaic, write_mask
 from ehm.errors import BrokenImage, ConfigError, DataError, ExportError
+from ehm.writing import replace_file
 
 __all__ = ["Prediction", "Predictor", "cosine", "main", "normalise", "predict", "softmax"]
 
@@ -198,13 +198,13 @@ def main(
     files = _inputs(images, out)
     predictor = Predictor(bundle, device, precision)
     _check_index(predictor, index, out)
-    notes = Console(stderr=True, highlight=False, soft_wrap=True)
+    notes = PlainConsole(stderr=True)
     each = 0 if predictor.manifest.fit else 1  # a detector's outputs are those of one image
     what = ", ".join(
         f"{output.name} {' x '.join(map(str, output.shape[each:]))}" for output in predictor.manifest.outputs
     )
     count = f"{len(files)} image{'s' * (len(files) != 1)}"
-    notes.print(f"{count} with {bundle} ({what}; {precision}) on {predictor.provider}", markup=False)
+    notes.print(f"{count} with {bundle} ({what}; {precision}) on {predictor.provider}")
     done: list[Prediction] = []
     hidden = sys.stdout.isatty() or not notes.is_terminal
     with Progress(console=notes, transient=True, disable=hidden) as progress:
@@ -215,15 +215,15 @@ def main(
             if json:
                 _print_json(prediction)
             elif prediction.error is None:
-                print(prediction, flush=True)
+                print_line(str(prediction))
             else:
-                notes.print(f"ehm predict: {prediction}", markup=False)
+                notes.print(f"ehm predict: {prediction}")
     if out is not None:
         _save(Path(out), done, index)
-        notes.print(f"results in {out}", markup=False)
+        notes.print(f"results in {out}")
     failed = sum(prediction.error is not None for prediction in done)
     if failed:
-        notes.print(f"ehm predict: {failed} of {count} could not be read", markup=False)
+        notes.print(f"ehm predict: {failed} of {count} could not be read")
     return 1 if failed else 0
 
 
@@ -372,21 +372,20 @@ def _read(predictor: Predictor, file: Path) -> NDArray[np.float32] | NDArray[np.
 
 
 def _print_json(prediction: Prediction) -> None:
-    print(json_module.dumps(prediction.as_dict()), flush=True)
+    print_line(json_module.dumps(prediction.as_dict()))
 
 
 def _save(out: Path, predictions: Sequence[Prediction], index: IndexKind | None) -> None:
-    out.mkdir(parents=True, exist_ok=True)
     bare = (replace(prediction, features=None, patches=None) for prediction in predictions)  # which are arrays below
     lines = "".join(json_module.dumps(prediction.as_dict()) + "\n" for prediction in bare)
-    (out / ".predictions.jsonl").write_text(lines, encoding="utf-8")
-    (out / approximate.FILE).unlink(missing_ok=True)
-    for name in ("features", "patches"):
-        rows = [values for prediction in predictions if (values := getattr(prediction, name)) is not None]
-        (out / f"{name}.npy").unlink(missing_ok=True)  # an earlier call's, whose rows are other images
-        if rows:
-            np.save(out / f".{name}.npy", np.stack(rows))
-            os.replace(out / f".{name}.npy", out / f"{name}.npy")
-            if index is not None and name == "features":
-                approximate.write_index(out, np.stack(rows), index)
-    os.replace(out / ".predictions.jsonl", out / "predictions.jsonl")
+    with replace_file(out / "predictions.jsonl") as temporary:  # it gets its name last, when all files belong together
+        temporary.write_text(lines, encoding="utf-8")
+        (out / approximate.FILE).unlink(missing_ok=True)
+        for name in ("features", "patches"):
+            rows = [values for prediction in predictions if (values := getattr(prediction, name)) is not None]
+            (out / f"{name}.npy").unlink(missing_ok=True)  # an earlier call's, whose rows are other images
+            if rows:
+                with replace_file(out / f"{name}.npy") as array:
+                    np.save(array, np.stack(rows))
+                if index is not None and name == "features":
+                    approximate.write_index(out, np.stack(rows), index)

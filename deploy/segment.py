@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ehm.data.segment import windows
+from ehm.writing import replace_file
 
 __all__ = ["BATCH", "Mosaic", "enlarged_argmax", "neighbours", "picture", "write_mask"]
 
@@ -93,9 +94,9 @@ def write_mask(labels: NDArray[np.uint8], folder: Path, name: str, taken: set[st
         number += 1
         unique = f"{name}-{number}"
     taken.add(unique)
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{unique}.png"
-    picture(labels).save(path)
+    with replace_file(path) as temporary:
+        picture(labels).save(temporary, format="PNG")
     return str(path)
 
 

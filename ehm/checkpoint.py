@@ -24,6 +24,7 @@ from safetensors.numpy import load_file, save_file
 from ehm import __version__
 from ehm.backends.base import Arrays, LearnerState
 from ehm.errors import CheckpointError
+from ehm.writing import report_write_errors
 
 __all__ = ["FORMAT", "describe", "flush", "name", "newest", "prune", "read", "read_model", "resolve", "save", "sha256"]
 
@@ -32,33 +33,46 @@ _MODEL, _OPTIMIZER, _STATE = "model.safetensors", "optimizer.safetensors", "stat
 
 
 def save(folder: Path, state: LearnerState, meta: dict[str, Any]) -> Path:
-    """Write ``state`` as ``folder/step-…``, named by ``meta["step"]``; a crash leaves the older ones whole."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for stale in folder.glob(".step-*"):
-        shutil.rmtree(stale)
+    """Write ``state`` as ``folder/step-…``, named by ``meta["step"]``; a crash leaves the older ones whole.
+
+    Raises WriteError, and removes what was written of this one, if the disk is full.
+    """
     final = name(folder, meta["step"])
     temporary = folder / f".{final.name}"
-    temporary.mkdir()
+    with report_write_errors(final):
+        folder.mkdir(parents=True, exist_ok=True)
+        for stale in folder.glob(".step-*"):
+            shutil.rmtree(stale)
+        try:
+            _write_folder(temporary, state, meta)
+            if final.exists():  # the same step once more: a run was resumed from before it
+                replaced = folder / f".{final.name}-replaced"
+                final.rename(replaced)
+                temporary.rename(final)
+                shutil.rmtree(replaced)
+            else:
+                temporary.rename(final)
+            flush(folder)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+    return final
+
+
+def _write_folder(folder: Path, state: LearnerState, meta: dict[str, Any]) -> None:
+    """Write the files of a checkpoint into the new ``folder``, and wait until they are on the disk."""
+    folder.mkdir()
     for file, arrays in ((_MODEL, state.model), (_OPTIMIZER, state.optimizer)):
-        save_file({key: np.asarray(value, order="C") for key, value in arrays.items()}, temporary / file)
+        save_file({key: np.asarray(value, order="C") for key, value in arrays.items()}, folder / file)
     described = {
         "format": FORMAT,
         **meta,
         "versions": {"ehm": __version__, "numpy": np.__version__, **meta.get("versions", {})},
-        "sha256": {file: sha256(temporary / file) for file in (_MODEL, _OPTIMIZER)},
+        "sha256": {file: sha256(folder / file) for file in (_MODEL, _OPTIMIZER)},
     }
-    (temporary / _STATE).write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
-    for path in (*temporary.iterdir(), temporary):
+    (folder / _STATE).write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
+    for path in (*folder.iterdir(), folder):
         flush(path)
-    if final.exists():  # the same step once more: a run was resumed from before it
-        replaced = folder / f".{final.name}-replaced"
-        final.rename(replaced)
-        temporary.rename(final)
-        shutil.rmtree(replaced)
-    else:
-        temporary.rename(final)
-    flush(folder)
-    return final
 
 
 def name(folder: Path, step: int) -> Path:

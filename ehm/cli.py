@@ -123,10 +123,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or flushing it at exit fails once more
         return 128 + signal.SIGPIPE
-    except OSError as error:  # a disk that is full, a place that may not be written to
-        if debug or error.filename is None:
+    except OSError as error:  # of a file that no reader or writer of ours names
+        if debug:
             raise
-        print(f"ehm {command}: {error.filename}: {error.strerror}", file=sys.stderr)
+        place = error.filename or "a file without a name (--debug shows where)"
+        print(f"ehm {command}: {place}: {error.strerror or error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f"ehm {command}: interrupted", file=sys.stderr)

@@ -8,12 +8,17 @@
     ├── BackendError      a device or a framework is missing or cannot do what is asked
     ├── TrainingError     a run cannot go on (a loss that is not finite)
     ├── ExportError       a bundle cannot be written, verified or loaded
+    ├── WriteError        a file cannot be written: a full disk, a folder without permission
     └── RequestError      a server refuses a request, with an HTTP status
 
 Each message is one sentence that names the key, file or argument and says what would be right. The command line prints
 it without a traceback and exits with status 1 (2 for a ConfigError, as argument parsers do).
 The functions of :mod:`ehm.masking` raise plain ValueError for bad arguments, as NumPy's do.
 """
+
+from __future__ import annotations
+
+from pathlib import Path
 
 __all__ = [
     "BackendError",
@@ -25,6 +30,7 @@ __all__ = [
     "ExportError",
     "RequestError",
     "TrainingError",
+    "WriteError",
 ]
 
 
@@ -58,6 +64,26 @@ class TrainingError(EhmError):
 
 class ExportError(EhmError):
     """A bundle cannot be written, verified or loaded."""
+
+
+class WriteError(EhmError):
+    """A file cannot be written; ``reason`` is the operating system's, ``remedy`` what has to be done about it.
+
+    ``outcome`` says what survived, and ``next_step`` how to go on afterwards.
+    """
+
+    def __init__(
+        self,
+        path: Path | str,
+        reason: str,
+        remedy: str,
+        outcome: str = "nothing half-written was left there",
+        next_step: str = "run the command again",
+    ) -> None:
+        super().__init__(f"{path}: cannot be written: {reason}; {outcome}; {remedy}, and {next_step}")
+        self.path = path
+        self.reason = reason
+        self.remedy = remedy
 
 
 class RequestError(EhmError):

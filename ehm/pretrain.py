@@ -20,13 +20,15 @@ from ehm import backends, checkpoint
 from ehm.backends.base import Backend, Learner
 from ehm.backends.common import split_average
 from ehm.config import TrainConfig
+from ehm.console import console
 from ehm.data import Loader, TrainTransform, open_source
 from ehm.errors import CheckpointError
 from ehm.masking import make_masker
-from ehm.runlog import RunLog, console
-from ehm.runs import Metrics, agree, all_broken, begin, describe_run, mean, on, save, say_broken, store
+from ehm.runlog import RunLog
+from ehm.runs import Metrics, agree, all_broken, begin, describe_run, explain_stop, mean, on, save, say_broken, store
 from ehm.schedule import rate
 from ehm.weights import encoder_arrays
+from ehm.writing import replace_file
 
 __all__ = ["DEFAULT_CONFIG", "TrainResult", "train"]
 
@@ -63,7 +65,8 @@ def train(
     settings, start = begin(TrainConfig, DEFAULT_CONFIG, config, overrides, folder, resume)
     backend = backends.get(device)
     agree(backend.processes, start)
-    return _run(settings, backend, folder, start)
+    with explain_stop(folder):
+        return _run(settings, backend, folder, start)
 
 
 def _run(config: TrainConfig, backend: Backend, folder: Path, start: Path | None) -> TrainResult:
@@ -159,9 +162,8 @@ def _write_encoder(folder: Path, learner: Learner, config: TrainConfig, leads: b
     for name, arrays in (("encoder", state.model), ("encoder_ema", averaged)):
         kept = encoder_arrays(arrays, config.spec.blocks)
         if kept and leads:
-            temporary = folder / f".{name}.safetensors"
-            save_file(kept, temporary, {key: json.dumps(list(value)) for key, value in moments.items()})
-            temporary.replace(folder / f"{name}.safetensors")
+            with replace_file(folder / f"{name}.safetensors") as temporary:
+                save_file(kept, temporary, {key: json.dumps(list(value)) for key, value in moments.items()})
     return folder / "encoder.safetensors"
 
 

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
+from contextlib import ExitStack, nullcontext, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
+from typing import IO
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-__all__ = ["RunLog", "console"]
+from ehm.console import console
+from ehm.curves import Curves
+from ehm.errors import WriteError
+from ehm.writing import report_write_errors, write_text
 
-console = Console(highlight=False, soft_wrap=True)
+__all__ = ["RunLog"]
 
 
 class RunLog:
@@ -37,16 +39,16 @@ class RunLog:
         self._board_path = out / "tensorboard"
         self._total, self._first, self._title = total_steps, first_step, title
         self._tensorboard, self._silent = tensorboard, silent
-        self._board: Any = None
+        self._curves: Curves | None = None
         self._file: IO[str] | None = None
         self._progress = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             TextColumn("ETA"),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[values]}"),
+            TextColumn("{task.fields[values]}", markup=False),
             console=console,
             disable=silent or not console.is_terminal,
         )
@@ -55,15 +57,11 @@ class RunLog:
     def __enter__(self) -> RunLog:
         if self._silent:
             return self
-        keep = _lines_before(self._path, self._first)
-        temporary = self._path.with_suffix(".partial")
-        temporary.write_text("".join(keep), encoding="utf-8")
-        os.replace(temporary, self._path)
-        self._file = self._path.open("a", encoding="utf-8")
+        write_text(self._path, "".join(_lines_before(self._path, self._first)))
         if self._tensorboard:
-            from tensorboardX import SummaryWriter
-
-            self._board = SummaryWriter(str(self._board_path), purge_step=self._first or None)
+            self._curves = Curves(self._board_path, self._first)
+        with report_write_errors(self._path):
+            self._file = self._path.open("a", encoding="utf-8")
         self._progress.start()
         self._task = self._progress.add_task(self._title, total=self._total, completed=self._first, values="")
         return self
@@ -71,11 +69,11 @@ class RunLog:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._progress.stop()
-        if self._file is not None:
-            self._file.close()
-        if self._board is not None:
-            self._board.close()
+        with ExitStack() as stack:
+            for opened in (self._file, self._curves):
+                if opened is not None:
+                    stack.callback(_close, opened, failed=error is not None)
+            self._progress.stop()
 
     def advance(self, step: int) -> None:
         """``step`` steps are done."""
@@ -88,11 +86,11 @@ class RunLog:
         if self._silent:
             return
         assert self._file is not None
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
-        self._file.flush()
-        if self._board is not None:
-            for name, value in values.items():
-                self._board.add_scalar(name, value, step)
+        with report_write_errors(self._path):
+            self._file.write(json.dumps({"step": step, **values}) + "\n")
+            self._file.flush()
+        if self._curves is not None:
+            self._curves.add(step, values)
         shown = "  ".join(f"{name} {value:.4g}" for name, value in values.items() if name in _SHOWN)
         self._progress.update(self._task, completed=step, values=shown)
         part = 20 * step // max(1, self._total)
@@ -120,6 +118,12 @@ _SHOWN = (
     "perplexity",
     "temperature",
 )
+
+
+def _close(opened: IO[str] | Curves, failed: bool) -> None:
+    """Close a file; if the run has ``failed`` already, what still cannot be written then hides no earlier error."""
+    with suppress(OSError, WriteError) if failed else nullcontext():
+        opened.close()
 
 
 def _lines_before(path: Path, step: int) -> list[str]:

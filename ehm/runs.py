@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, SupportsFloat, TypeVar
 
@@ -13,8 +14,9 @@ import yaml
 from ehm import checkpoint
 from ehm.backends.base import Backend, Learner, Processes, TaskLearner, TokenizerLearner
 from ehm.config import TaskConfig, TokenizerConfig, TrainConfig, load_config
-from ehm.errors import CheckpointError, ConfigError, TrainingError
-from ehm.runlog import console
+from ehm.console import console
+from ehm.errors import CheckpointError, ConfigError, TrainingError, WriteError
+from ehm.writing import write_text
 
 __all__ = [
     "CONFIG_FILE",
@@ -23,6 +25,7 @@ __all__ = [
     "all_broken",
     "begin",
     "describe_run",
+    "explain_stop",
     "mean",
     "on",
     "save",
@@ -76,11 +79,7 @@ def begin(
 
 def store(config: TrainConfig | TaskConfig | TokenizerConfig, folder: Path) -> None:
     """Write ``config`` into the run's folder, for people and for ``--resume``."""
-    folder.mkdir(parents=True, exist_ok=True)
-    text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
-    temporary = folder / f".{CONFIG_FILE}"
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(folder / CONFIG_FILE)
+    write_text(folder / CONFIG_FILE, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
 
 
 def agree(processes: Processes, start: Path | None) -> None:
@@ -113,6 +112,25 @@ def save(
         checkpoint.save(folder, state, meta)
         checkpoint.prune(folder, keep)
     return checkpoint.name(folder, meta["step"])
+
+
+@contextmanager
+def explain_stop(folder: Path, resumable: bool = True) -> Iterator[None]:
+    """Add to a WriteError which checkpoint of the run in ``folder`` survived, and how to go on from it."""
+    try:
+        yield
+    except WriteError as error:
+        saved = checkpoint.newest(folder / "checkpoints")
+        if saved is None:
+            outcome = "no checkpoint was written yet"
+            next_step = "start the run again"
+        elif resumable:
+            outcome = f"the checkpoint {saved} is complete"
+            next_step = f"go on from there with --resume --out {folder}"
+        else:
+            outcome = f"the checkpoint {saved} is complete"
+            next_step = f"remove {folder} and start again, or choose another --out"
+        raise WriteError(error.path, error.reason, error.remedy, outcome, next_step) from None
 
 
 def all_broken(broken: Mapping[str, str], processes: Processes) -> dict[str, str]:
@@ -180,11 +198,7 @@ def say_broken(broken: Mapping[str, str]) -> None:
 
 def write_json(path: Path, values: Mapping[str, Any]) -> Path:
     """Write ``values`` to ``path``, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}")
-    temporary.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-    temporary.replace(path)
-    return path
+    return write_text(path, json.dumps(values, indent=2) + "\n")
 
 
 def _same_run(kind: type[C], config: C, stored: Path) -> None:

@@ -1,11 +1,20 @@
-"""Fixtures that several folders share."""
+"""Fixtures that several folders share, and how hypothesis chooses its examples."""
 
+import os
+
+import hypothesis
 import numpy as np
 import pytest
 from PIL import Image
 
 from ehm import backends, checkpoint
 from ehm.config import TokenizerConfig
+
+# "repeatable" takes the same examples every time, so that a check of a change fails by that change alone; "exploring"
+# takes new ones. `make test` asks for the first by --hypothesis-profile, which wins over what is loaded here.
+hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None, print_blob=True)
+hypothesis.settings.register_profile("exploring", derandomize=False, deadline=None, print_blob=True)
+hypothesis.settings.load_profile("repeatable" if os.environ.get("CI") else "exploring")
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, get_args
 
 from ehm.checkpoint import describe
 from ehm.config import ExportConfig, SegmentationConfig, load_config
+from ehm.console import console
 from ehm.data.transforms import EvalTransform
 from ehm.deploy.bundle import (
     CARD,
@@ -34,7 +35,6 @@ from ehm.deploy.export.parity import compare
 from ehm.deploy.export.sources import demand, prepare
 from ehm.deploy.runtime import open_session
 from ehm.errors import ConfigError
-from ehm.runlog import console
 from ehm.trained import Head, Trained
 
 if TYPE_CHECKING:
@@ -108,7 +108,6 @@ def export(
         console.print(
             f"Exporting {what} of {loaded.origin} ({loaded.kind}, {size}), target {target}, opset {config.opset}, "
             f"to {out}",
-            markup=False,
         )
         preprocessing = _preprocessing(loaded, config)
         model = opened.write(folder / _MODEL, config, preprocessing)
@@ -142,7 +141,7 @@ def export(
         f"Differs from {parity.reference.partition(' ')[0]} by at most {parity.max_abs:.1e} "
         f"(allowed {parity.tolerance:g}), cosine {parity.cosine:.7f}"
     )
-    console.print(f"Bundle in {out} ({megabytes:.1f} MB); try: ehm predict {out} IMAGE", markup=False)
+    console.print(f"Bundle in {out} ({megabytes:.1f} MB); try: ehm predict {out} IMAGE")
     write_engines(Bundle(out, bundle.manifest), triton=triton, kserve=kserve, config=config, device=device)
     return out
 

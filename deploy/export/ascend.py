@@ -15,9 +15,10 @@ import tempfile
 from pathlib import Path
 
 from ehm.config import AscendConfig
+from ehm.console import console
 from ehm.deploy.bundle import TensorRecord
 from ehm.errors import ExportError
-from ehm.runlog import console
+from ehm.writing import report_write_errors, write_text
 
 __all__ = ["SCRIPT", "command", "write_om"]
 
@@ -40,14 +41,14 @@ def write_om(folder: Path, model: str, images: TensorRecord, config: AscendConfi
     """
     line = command(images, config or AscendConfig())
     script = folder / SCRIPT
-    script.write_text(_TEXT.format(command=line, model=model), encoding="utf-8")
+    write_text(script, _TEXT.format(command=line, model=model))
     script.chmod(0o755)
     if shutil.which("atc") is None:
         console.print(f"No atc here, CANN's converter; where it is installed, run {SCRIPT} of the bundle:")
-        console.print(line, markup=False, soft_wrap=True)
+        console.print(line)
         return
     with tempfile.TemporaryDirectory() as place:  # ATC writes notes into its working folder
-        console.print(f"Running {SCRIPT}, which takes minutes", markup=False)
+        console.print(f"Running {SCRIPT}, which takes minutes")
         done = subprocess.run(
             ["sh", script.absolute()], cwd=place, capture_output=True, text=True, errors="replace", check=False
         )
@@ -58,7 +59,8 @@ def write_om(folder: Path, model: str, images: TensorRecord, config: AscendConfi
                 f"atc failed with status {done.returncode}: {' '.join(lines[-5:])[-500:] or 'it printed nothing'}; "
                 "ascend.soc_version and ascend.batch_sizes are what can be set"
             )
-        shutil.move(made, folder / _OM)
+        with report_write_errors(folder / _OM):
+            shutil.move(made, folder / _OM)
 
 
 def command(images: TensorRecord, config: AscendConfig) -> str:

@@ -11,6 +11,7 @@ from ehm import checkpoint
 from ehm.config import ExportConfig
 from ehm.deploy.bundle import Manifest, Preprocessing
 from ehm.errors import CheckpointError
+from ehm.writing import write_text
 
 __all__ = ["write_card"]
 
@@ -61,7 +62,7 @@ def write_card(manifest: Manifest, config: ExportConfig, path: Path) -> None:
     }
     text = yaml.safe_dump(front, sort_keys=False, allow_unicode=True)
     body = "\n\n".join(f"{title}\n\n{content}" for title, content in sections.items())
-    path.write_text(f"---\n{text}---\n\n{body}\n", encoding="utf-8")
+    write_text(path, f"---\n{text}---\n\n{body}\n")
 
 
 def _runs(origin: str | None) -> list[dict[str, Any]]:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from ehm import checkpoint
 from ehm.config import ExportConfig
+from ehm.console import console
 from ehm.data.transforms import EvalTransform
 from ehm.deploy.bundle import (
     CARD,
@@ -29,7 +30,6 @@ from ehm.deploy.export.card import write_card
 from ehm.deploy.export.sources import demand
 from ehm.deploy.runtime import open_session
 from ehm.errors import ConfigError, ExportError
-from ehm.runlog import console
 
 __all__ = ["compare_detector", "export_detector", "is_detector"]
 
@@ -71,7 +71,7 @@ def export_detector(path: str | Path, config: ExportConfig, device: str, out: Pa
     with staged(out) as bundle:
         graph, trained = load_detector(folder, arrays, meta, config.model.image_size)
         height, width = graph.image_size
-        console.print(f"Exporting a detector of {folder} ({height} x {width}), opset 18, to {out}", markup=False)
+        console.print(f"Exporting a detector of {folder} ({height} x {width}), opset 18, to {out}")
         model = make_onnx(graph, 18, image_size=graph.image_size, outputs=graph.outputs, batch=1)
         save(model, bundle / _MODEL)
         session = open_session(bundle / _MODEL, "cpu" if device == "auto" else device)
@@ -102,7 +102,7 @@ def export_detector(path: str | Path, config: ExportConfig, device: str, out: Pa
         sealed = Bundle.seal(bundle, manifest)
         megabytes = sum(record.bytes for record in sealed.manifest.files.values()) / 1e6
     console.print(f"Differs from torchvision by at most {parity.max_abs:.1e} (allowed {parity.tolerance:g})")
-    console.print(f"Bundle in {out} ({megabytes:.1f} MB); try: ehm predict {out} IMAGE", markup=False)
+    console.print(f"Bundle in {out} ({megabytes:.1f} MB); try: ehm predict {out} IMAGE")
     return out
 
 

@@ -6,11 +6,11 @@ import os
 from pathlib import Path
 
 from ehm.config import ExportConfig, TritonConfig
+from ehm.console import console
 from ehm.deploy.bundle import Bundle
 from ehm.deploy.export.kserve import write_kserve
 from ehm.deploy.export.triton import check_triton, model_name, write_triton
 from ehm.errors import ConfigError
-from ehm.runlog import console
 from ehm.trained import Head
 
 __all__ = ["check_engines", "convert", "is_bundle", "write_engines"]
@@ -87,15 +87,14 @@ def write_engines(
     if triton is not None:
         models = write_triton(bundle, Path(triton), config.triton, device)
         names = ", ".join(model.name for model in models)
-        console.print(f"{names} in {triton}; try: tritonserver --model-repository={triton}", markup=False)
+        console.print(f"{names} in {triton}; try: tritonserver --model-repository={triton}")
     if kserve is not None:
         write_kserve(bundle, Path(kserve), config.triton, device)
-        console.print(f"InferenceService in {kserve}; try: kubectl apply -f {kserve}", markup=False)
+        console.print(f"InferenceService in {kserve}; try: kubectl apply -f {kserve}")
         if config.triton.storage_uri == TritonConfig().storage_uri:
             console.print(
                 f"Its storageUri, {config.triton.storage_uri}, is a placeholder: --set triton.storage_uri=URI gives "
                 "the place that the repository is copied to",
-                markup=False,
             )
 
 

@@ -27,6 +27,7 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_h
 from ehm.deploy.export.saving import save
 from ehm.deploy.runtime import open_session
 from ehm.errors import ExportError
+from ehm.writing import report_write_errors
 
 __all__ = ["write_int8"]
 
@@ -105,7 +106,8 @@ def _ranges(source: Path, path: Path, layers: Layers, batches: Iterable[NDArray[
     watched = path.with_name(f".{path.name}")  # beside source, where its external data is found
     ranges: Ranges = {}
     try:
-        onnx.save_model(model, watched)
+        with report_write_errors(path):
+            onnx.save_model(model, watched)
         session = open_session(watched)
         for batch in batches:
             for name, values in zip(layers, session.run(list(layers), {model.graph.input[0].name: batch}), strict=True):

@@ -17,6 +17,7 @@ import yaml
 from ehm.config import TritonConfig
 from ehm.deploy.bundle import Bundle
 from ehm.deploy.export.triton import model_name
+from ehm.writing import write_text
 
 __all__ = ["write_kserve"]
 
@@ -38,11 +39,7 @@ def write_kserve(bundle: Bundle, file: Path, config: TritonConfig | None = None,
         name if precision == "float32" else f"{name}_{precision}" for precision in bundle.manifest.models
     )
     text = _HEADER.format(models=models) + yaml.safe_dump(_service(bundle, name, config, device), sort_keys=False)
-    file = Path(os.path.abspath(file))
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(f".{file.name}-partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(file)
+    write_text(Path(os.path.abspath(file)), text)
 
 
 def _service(bundle: Bundle, name: str, config: TritonConfig, device: str) -> dict[str, Any]:

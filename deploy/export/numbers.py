@@ -11,13 +11,13 @@ from onnx import GraphProto, ModelProto
 from rich.table import Table
 
 from ehm.config import ExportConfig
+from ehm.console import console
 from ehm.deploy.bundle import Bundle, ModelRecord, Precision, Quality
 from ehm.deploy.export.int8 import write_int8
 from ehm.deploy.export.photographs import Photographs, choose
 from ehm.deploy.export.saving import domains, operators, save
 from ehm.deploy.predict import Predictor, cosine
 from ehm.errors import ExportError
-from ehm.runlog import console
 
 __all__ = ["FLOOR", "other_numbers"]
 
@@ -40,7 +40,7 @@ def other_numbers(bundle: Bundle, config: ExportConfig, device: str) -> dict[Pre
     written: dict[Precision, ModelProto] = {}
     source = bundle.model("float32")
     if config.int8:
-        console.print(f"Calibrating int8 on {calibration.count} images of {calibration}", markup=False)
+        console.print(f"Calibrating int8 on {calibration.count} images of {calibration}")
         batches = calibration.batches(reference.prepare, size, "calibrate")
         written["int8"] = write_int8(source, bundle.path / "model.int8.onnx", (inputs for _, inputs in batches))
     if config.float16:

@@ -20,10 +20,10 @@ from rich.progress import Progress
 
 from ehm import checkpoint
 from ehm.config import CalibrationConfig, DataConfig, FinetuneConfig, RetrievalConfig
+from ehm.console import console
 from ehm.data import open_source
 from ehm.deploy.bundle import Source
 from ehm.errors import BrokenImage, ConfigError, DataError
-from ehm.runlog import console
 from ehm.tasks.labelled import Part, split
 from ehm.tasks.retrieval import parts
 

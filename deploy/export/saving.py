@@ -10,6 +10,7 @@ import onnx
 from onnx import ModelProto
 
 from ehm.errors import ExportError
+from ehm.writing import report_write_errors
 
 __all__ = ["BATCH", "EMBED_LIMIT", "domains", "operators", "save"]
 
@@ -23,7 +24,8 @@ def save(model: ModelProto, path: Path) -> None:
     """Write ``model`` and check the file; ExportError where the graph is not valid. ``model`` loses large weights."""
     bytes_of_weights = sum(len(tensor.raw_data) for tensor in model.graph.initializer)
     aside = bytes_of_weights > EMBED_LIMIT
-    onnx.save_model(model, path, save_as_external_data=aside, location=f"{path.name}.data", size_threshold=1024)
+    with report_write_errors(path):
+        onnx.save_model(model, path, save_as_external_data=aside, location=f"{path.name}.data", size_threshold=1024)
     if aside:  # which onnx lets its writer read, and nobody else
         shutil.copymode(path, path.with_name(f"{path.name}.data"))
     try:

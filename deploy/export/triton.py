@@ -18,6 +18,7 @@ from typing import get_args
 from ehm.config import TritonConfig
 from ehm.deploy.bundle import Bundle, Precision, TensorRecord
 from ehm.errors import ConfigError, ExportError
+from ehm.writing import report_write_errors
 
 __all__ = ["check_triton", "model_name", "write_triton"]
 
@@ -50,14 +51,15 @@ def write_triton(
         moved.append((old, new))
 
     try:
-        for precision in bundle.manifest.models:
-            _write_model(bundle, precision, staging / places[precision].name, config, group)
-        repository.mkdir(parents=True, exist_ok=True)
-        for precision, place in places.items():
-            if place.exists():
-                move(place, staging / f"{place.name}-replaced")
-            if precision in bundle.manifest.models:
-                move(staging / place.name, place)
+        with report_write_errors(repository):
+            for precision in bundle.manifest.models:
+                _write_model(bundle, precision, staging / places[precision].name, config, group)
+            repository.mkdir(parents=True, exist_ok=True)
+            for precision, place in places.items():
+                if place.exists():
+                    move(place, staging / f"{place.name}-replaced")
+                if precision in bundle.manifest.models:
+                    move(staging / place.name, place)
     except BaseException:
         for old, new in reversed(moved):  # should that fail too, the earlier models stay in the folder beside
             new.rename(old)

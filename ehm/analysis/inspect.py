@@ -5,7 +5,6 @@ figures for each layer of several models (Fig. 2b and 11).
 from __future__ import annotations
 
 import csv
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,8 +17,10 @@ from ehm.analysis.layers import encoder_distances, fine_tuning_gradients
 from ehm.analysis.pages import Model, attention_page, hierarchy_page, masks_page
 from ehm.checkpoint import read_model
 from ehm.config import MaskConfig, ModelSource, TrainConfig
+from ehm.console import console
 from ehm.data.decode import SUFFIXES
 from ehm.errors import ConfigError, DataError
+from ehm.writing import replace_file
 
 __all__ = ["inspect"]
 
@@ -84,8 +85,7 @@ def inspect(
     model = Model(backends.get(device).encoder(ModelSource(init=checkpoints[0])), origin, masking, mask, side)
     chosen = _patches(patches, model.encoder.grid)
 
-    print(f"Drawing {kind} of {len(files)} image{'s' * (len(files) != 1)} with {origin}")
-    folder.mkdir(parents=True, exist_ok=True)
+    console.print(f"Drawing {kind} of {len(files)} image{'s' * (len(files) != 1)} with {origin}")
     written = []
     for number, first in enumerate(range(0, len(files), PAGE), 1):
         some = files[first : first + PAGE]
@@ -97,7 +97,7 @@ def inspect(
             page = attention_page(model, some, chosen)
         path = folder / (f"{kind}.png" if number == 1 else f"{kind}-{number}.png")
         _write(page, path)
-        print(f"Wrote {path}")
+        console.print(f"Wrote {path}")
         written.append(path)
     return written
 
@@ -124,7 +124,7 @@ def _settings(checkpoint: str, balance: str | None, ratio: float | None) -> tupl
 
 def _distance(checkpoints: Sequence[str], files: Sequence[Path], device: str, folder: Path) -> list[Path]:
     backend, lines, rows, sides = backends.get(device), [], [], set()
-    print(f"Measuring attention distance on {len(files)} image{'s' * (len(files) != 1)}")
+    console.print(f"Measuring attention distance on {len(files)} image{'s' * (len(files) != 1)}")
     for name in checkpoints:
         encoder = backend.encoder(ModelSource(init=name))
         side = encoder.image_size[0] / encoder.grid[0]
@@ -149,7 +149,7 @@ def _gradients(
         raise ConfigError("inspect gradients: takes one folder, which has a folder for each class, or elpv")
     backend, source, lines, rows, count = backends.get(device), str(images[0]), [], [], 0
     for name in checkpoints:
-        print(f"Computing fine-tuning gradients of {name} on {source}")
+        console.print(f"Computing fine-tuning gradients of {name} on {source}")
         found, count = fine_tuning_gradients(backend, name, source, seed)
         lines.append(Line(name, found[:, 0], first=0))
         rows += [(name, layer, f"{mean:.6g}", f"{norm:.6g}") for layer, (mean, norm) in enumerate(found.tolist())]
@@ -164,15 +164,15 @@ def _gradients(
 def _write_both(
     folder: Path, name: str, page: Image.Image, columns: Sequence[str], rows: Sequence[Sequence[Any]]
 ) -> list[Path]:
-    folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{name}.png", folder / f"{name}.csv"]
     _write(page, paths[0])
-    temporary = folder / f".{name}.csv.partial"
-    with temporary.open("w", newline="", encoding="utf-8") as file:
+    with (
+        replace_file(paths[1]) as temporary,
+        temporary.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file,
+    ):
         csv.writer(file).writerows([columns, *rows])
-    os.replace(temporary, paths[1])
     for path in paths:
-        print(f"Wrote {path}")
+        console.print(f"Wrote {path}")
     return paths
 
 
@@ -211,6 +211,5 @@ def _patches(chosen: Sequence[str | tuple[int, int]], grid: tuple[int, int]) -> 
 
 
 def _write(page: Image.Image, path: Path) -> None:
-    temporary = path.with_name(f".{path.name}.partial")
-    page.save(temporary, format="PNG")
-    os.replace(temporary, path)
+    with replace_file(path) as temporary:
+        page.save(temporary, format="PNG")

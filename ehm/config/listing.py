@@ -13,11 +13,11 @@ from itertools import groupby
 from json import dumps
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
 from ehm.config.loading import locate, shipped_configs
+from ehm.console import PlainConsole, print_line
 
 __all__ = ["Shipped", "configs", "describe"]
 
@@ -43,11 +43,10 @@ def configs(name: str | None = None, json: bool = False) -> None:
 
     Raises ConfigError for a name that is neither.
     """
-    console = Console()
     known = shipped_configs()
     names = known if name is None else [each for each in known if each.startswith(f"{name.rstrip('/')}/")]
     if name is not None and not names:
-        console.out(locate(name).read_text(encoding="utf-8"), end="", highlight=False)
+        print_line(locate(name).read_text(encoding="utf-8").removesuffix("\n"))
         return
     found = [describe(each) for each in names]
     if json:
@@ -62,8 +61,9 @@ def configs(name: str | None = None, json: bool = False) -> None:
     for folder, group in groupby(found, lambda each: Path(each.name).parent):
         table.add_row(Text(f"{folder}/", style="bold"))
         for each in group:
-            table.add_row(Text(f"  {Path(each.name).name}"), Text(each.about), Text(each.reproduces))
+            table.add_row(f"  {Path(each.name).name}", each.about, each.reproduces)
         table.add_section()
+    console = PlainConsole(soft_wrap=False)
     console.print(table)
     console.print(
         "ehm configs FOLDER lists one folder; ehm configs FOLDER/NAME shows a file: its cost and its command."

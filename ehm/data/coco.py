@@ -25,6 +25,7 @@ from ehm.data.decode import decode
 from ehm.data.source import Split
 from ehm.errors import BrokenImage, DataError
 from ehm.instances import Instances
+from ehm.names import escape_undecodable
 
 __all__ = ["CocoSource", "coco", "mask_tools"]
 
@@ -161,7 +162,7 @@ def _read(file: Path, folder: Path, split: Split, masks: bool) -> CocoSource:
         sorted_out[index].append(each)
     if wrong:
         raise DataError(f"{file}: {_first(wrong)}")
-    classes = tuple(name for _, name in categories)
+    classes = tuple(escape_undecodable(name) for _, name in categories)
     return CocoSource(folder, images, tuple(map(tuple, sorted_out)), classes, numbers, split, tuple(unusable), masks)
 
 

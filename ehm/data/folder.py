@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from ehm.data.decode import SUFFIXES
 from ehm.data.source import FileSource, Names, Split
 from ehm.errors import DataError
+from ehm.names import escape_undecodable
 
 __all__ = ["ElpvSource", "elpv", "find_imagenet", "folder", "image_files", "imagenet", "part_folders"]
 
@@ -144,7 +145,7 @@ def _labelled(
         if name not in numbers:
             raise DataError(f"data.source {source}: {file} is of class {name}, which train/ does not have")
     labels = np.array([numbers[name] for name in names], dtype=np.int64)
-    return FileSource(root, Names(files), labels, classes, split)
+    return FileSource(root, Names(files), labels, tuple(map(escape_undecodable, classes)), split)
 
 
 def image_files(root: Path, below: str = "", above: frozenset[tuple[int, int]] = frozenset()) -> Iterator[str]:

@@ -12,10 +12,10 @@ from dataclasses import asdict
 from importlib.metadata import version
 from json import dumps
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ehm.console import PlainConsole
 from ehm.doctor.devices import device as look_at
 from ehm.doctor.devices import known
 from ehm.doctor.findings import EXTRAS, Finding, machine, package, variables
@@ -40,15 +40,14 @@ def doctor(json: bool = False, device: str = "auto") -> int:
     table = Table("", "", "", "to mend it", title="ehm doctor")
     for found in findings:
         state = Text(found.state, style=STYLES[found.state])
-        # Text and not str, in which rich would take the [torch] of a command for a style.
-        table.add_row(found.name, state, Text(found.detail), Text(found.mend), end_section=_last(found, findings))
-    console = Console()
+        table.add_row(found.name, state, found.detail, found.mend, end_section=_last(found, findings))
+    console = PlainConsole(soft_wrap=False)
     console.print(table)
     if not works and device == "auto":
         advice = "pip install 'ehm[torch]' is what most machines need, or 'ehm[mindspore]' where there is no torch."
-        console.print(f"No device can train here. {advice}", markup=False)
+        console.print(f"No device can train here. {advice}")
     elif not works:
-        console.print(f"--device {device} cannot train here.", markup=False)
+        console.print(f"--device {device} cannot train here.")
     return 0 if works else 1
 
 

@@ -7,11 +7,11 @@ from importlib.util import find_spec
 from json import dumps
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from ehm import backends
+from ehm.console import PlainConsole
 from ehm.doctor.child import ask
 from ehm.errors import BackendError
 
@@ -58,18 +58,17 @@ def operators(device: str = "auto", json: bool = False) -> int:
 def _show(device: str, rows: list[dict[str, Any]], falling: list[str]) -> None:
     table = Table("operator", "dtypes", "on an NPU", "called at", "reason", title=f"operators on {device}")
     for row in sorted(_merged(rows), key=lambda row: (WORST_FIRST.index(row["verdict"]), row["operator"])):
-        # Text and not str, in which rich would take [brackets] for a style.
         table.add_row(
-            Text(row["operator"]),
-            Text(", ".join(row["dtypes"])),
+            row["operator"],
+            ", ".join(row["dtypes"]),
             Text(row["verdict"], style=STYLES[row["verdict"]]),
-            Text(row["site"]),
-            Text(row["reason"]),
+            row["site"],
+            row["reason"],
         )
-    console = Console()
+    console = PlainConsole(soft_wrap=False)
     console.print(table)
     said = f"fall back to the CPU: {', '.join(dict.fromkeys(falling))}" if falling else "none falls back to the CPU"
-    console.print(f"{len({row['operator'] for row in rows})} operators; {said}.", markup=False)
+    console.print(f"{len({row['operator'] for row in rows})} operators; {said}.")
 
 
 def _merged(rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:

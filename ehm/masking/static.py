@@ -95,7 +95,8 @@ def large_block_mask(batch: int, grid: tuple[int, int], ratio: float, rng: np.ra
     shortest = -(-area // width)
     low, high = np.clip([MIN_ASPECT, 1 / MIN_ASPECT], shortest**2 / area, height**2 / area)
     u = rng.random((3, batch, 1, 1))
-    h = np.rint(np.sqrt(area * low * (high / low) ** u[0])).clip(shortest, height)
+    h = np.rint(np.sqrt(area * low * (high / low) ** u[0]))
+    h = h.clip(shortest, min(height, area))  # higher than its area, a block would have no width
     w = count // h
     top, left = np.floor(u[1] * (height - h + 1)), np.floor(u[2] * (width - w + 1))
     row, column = np.arange(height)[:, None], np.arange(width)

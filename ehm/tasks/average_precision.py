@@ -17,9 +17,9 @@ from typing import Any, Literal
 import numpy as np
 from rich.table import Table
 
+from ehm.console import console
 from ehm.data.coco import mask_tools
 from ehm.instances import Detections
-from ehm.runlog import console
 
 __all__ = ["AveragePrecision", "Precision", "as_results", "average_precision"]
 

@@ -13,14 +13,15 @@ from rich.progress import track
 
 from ehm.backends.base import ALONE, Backend, Detector, LearnerState, Processes
 from ehm.config import DetectionConfig
+from ehm.console import console
 from ehm.data.coco import CocoSource, coco
 from ehm.data.folds import stratified_folds
 from ehm.data.lists import ListBatch, ListLoader
 from ehm.errors import ConfigError, DataError
-from ehm.runlog import console
 from ehm.tasks.average_precision import AveragePrecision, as_results, average_precision
 from ehm.tasks.evaluate import Evaluation, Stored
 from ehm.tasks.labelled import Part
+from ehm.writing import replace_file
 
 __all__ = ["Detection", "reopen"]
 
@@ -153,7 +154,7 @@ def _say_unusable(source: CocoSource, name: str) -> None:
         return
     console.print(f"data.source {name}: {len(source.unusable)} objects are left out of training:")
     for reason in source.unusable[:_SHOWN]:
-        console.print(f"  {reason}", markup=False)
+        console.print(f"  {reason}")
     if len(source.unusable) > _SHOWN:
         console.print(f"  and {len(source.unusable) - _SHOWN} more")
 
@@ -229,6 +230,6 @@ def _draw(detector: Detector, part: Part, classes: tuple[str, ...], folder: Path
         (found,) = detector.detect(batch.images)
         name = f"{number:02d}_{Path(part.source.name(int(batch.indices[0]))).stem}"  # folders may share names
         picture = draw_objects(batch.images[0], found, classes)
-        (folder / "pictures").mkdir(parents=True, exist_ok=True)
-        picture.save(folder / "pictures" / f"{name}.png")
+        with replace_file(folder / "pictures" / f"{name}.png") as temporary:
+            picture.save(temporary, format="PNG")
     console.print(f"Pictures: {folder / 'pictures'}")

@@ -11,8 +11,8 @@ from typing import Any, Generic, TypeVar
 from ehm import backends, checkpoint
 from ehm.backends.base import Arrays
 from ehm.config import TaskConfig, load_config
+from ehm.console import console
 from ehm.errors import CheckpointError, ConfigError
-from ehm.runlog import console
 from ehm.runs import agree, all_broken, say_broken, write_json
 from ehm.tasks.labelled import Part
 from ehm.tasks.loop import Measured

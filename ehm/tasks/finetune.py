@@ -10,7 +10,7 @@ from typing import Any
 from ehm import backends
 from ehm.config import TASKS, TaskConfig, read_config
 from ehm.errors import ConfigError
-from ehm.runs import CONFIG_FILE, agree, begin
+from ehm.runs import CONFIG_FILE, agree, begin, explain_stop
 from ehm.tasks.loop import Result, fit
 
 __all__ = ["finetune"]
@@ -48,7 +48,8 @@ def finetune(
     backend = backends.get(device)
     agree(backend.processes, start)
     module, _, kind = home.partition(":")
-    return fit(getattr(import_module(module), kind)(settings, backend, start), backend, folder, start)
+    with explain_stop(folder):
+        return fit(getattr(import_module(module), kind)(settings, backend, start), backend, folder, start)
 
 
 def _task(asked: str | None, config: TaskConfig | str | Path | None, folder: Path, resume: bool) -> str:

@@ -11,10 +11,10 @@ from rich.progress import track
 
 from ehm.backends.base import ALONE, Processes
 from ehm.config import FinetuneConfig, TaskConfig
+from ehm.console import console
 from ehm.data import EvalTransform, Loader, Source, Transform, open_source, stratified_folds
 from ehm.data.whole import WholeImages
 from ehm.errors import ConfigError, DataError
-from ehm.runlog import console
 
 __all__ = ["Part", "collect", "eval_loader", "labels_of", "split", "train_loader"]
 

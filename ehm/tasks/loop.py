@@ -16,7 +16,8 @@ from typing import Any, Generic, Protocol, SupportsFloat, TypeVar
 from ehm import checkpoint
 from ehm.backends.base import Backend, TaskLearner
 from ehm.config import TaskConfig
-from ehm.runlog import RunLog, console
+from ehm.console import console
+from ehm.runlog import RunLog
 from ehm.runs import Metrics, all_broken, describe_run, on, save, say_broken, store, write_json
 from ehm.schedule import rate
 from ehm.tasks.labelled import Part

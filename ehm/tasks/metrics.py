@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.table import Table
 
-from ehm.runlog import console
+from ehm.console import console
 
 __all__ = ["Report", "confusion_matrix", "precision_recall_f1", "report", "roc_auc"]
 

@@ -14,8 +14,8 @@ from rich.table import Table
 from ehm import backends
 from ehm.backends.base import Backend
 from ehm.config import ProbeConfig
-from ehm.runlog import console
-from ehm.runs import agree, begin, write_json
+from ehm.console import console
+from ehm.runs import agree, begin, explain_stop, write_json
 from ehm.tasks.classification import Classification
 from ehm.tasks.labelled import collect, eval_loader, split
 from ehm.tasks.loop import fit
@@ -55,12 +55,13 @@ def probe(
     backend = backends.get(device)
     agree(backend.processes, None)
     neighbours = measure_neighbours(settings, backend)
-    linear = fit(Classification(settings, backend), backend, folder, title="probe")
-    _print(settings, linear.report, neighbours)
-    if backend.processes.rank == 0:
-        values = {"linear": linear.report.to_json(), "neighbours": neighbours.to_json()}
-        path = write_json(folder / "metrics.json", {"checkpoint": str(linear.checkpoint), **values})
-        console.print(f"Report: {path}")
+    with explain_stop(folder, resumable=False):
+        linear = fit(Classification(settings, backend), backend, folder, title="probe")
+        _print(settings, linear.report, neighbours)
+        if backend.processes.rank == 0:
+            values = {"linear": linear.report.to_json(), "neighbours": neighbours.to_json()}
+            path = write_json(folder / "metrics.json", {"checkpoint": str(linear.checkpoint), **values})
+            console.print(f"Report: {path}")
     return ProbeResult(folder, linear.checkpoint, linear.report, neighbours)
 
 

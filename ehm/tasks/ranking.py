@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.table import Table
 
+from ehm.console import console
 from ehm.data.benchmarks import Answers
-from ehm.runlog import console
 
 __all__ = ["KAPPAS", "Protocol", "RetrievalReport", "average_precision", "compare", "ranks"]
 

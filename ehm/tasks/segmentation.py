@@ -14,12 +14,12 @@ from rich.progress import track
 
 from ehm.backends.base import Backend, LearnerState, Processes, Segmenter
 from ehm.config import SegmentationConfig
+from ehm.console import console
 from ehm.data import Batch
 from ehm.data.pairs import PairSource, check, open_pairs
 from ehm.data.segment import CropTransform, resize
 from ehm.data.threads import in_threads
 from ehm.errors import BrokenImage, ConfigError, DataError
-from ehm.runlog import console
 from ehm.tasks.evaluate import Evaluation, Stored
 from ehm.tasks.labelled import Part, train_loader
 from ehm.tasks.overlap import SegmentationReport, count_pixels, overlap

@@ -20,10 +20,24 @@ from ehm.analysis.draw import enlarge
 from ehm.analysis.mosaic import Tile, mosaic
 from ehm.backends.base import Backend, TokenizerLearner
 from ehm.config import TokenizerConfig
+from ehm.console import console
 from ehm.data import EvalTransform, Loader, Source, TrainTransform, open_source
-from ehm.runlog import RunLog, console
-from ehm.runs import Metrics, agree, all_broken, begin, describe_run, on, save, say_broken, store, write_json
+from ehm.runlog import RunLog
+from ehm.runs import (
+    Metrics,
+    agree,
+    all_broken,
+    begin,
+    describe_run,
+    explain_stop,
+    on,
+    save,
+    say_broken,
+    store,
+    write_json,
+)
 from ehm.schedule import rate
+from ehm.writing import replace_file
 
 __all__ = ["DEFAULT_CONFIG", "Quality", "TokenizerResult", "train_tokenizer"]
 
@@ -76,7 +90,8 @@ def train_tokenizer(
     settings, start = begin(TokenizerConfig, DEFAULT_CONFIG, config, overrides, folder, resume)
     backend = backends.get(device)
     agree(backend.processes, start)
-    return _run(settings, backend, folder, start)
+    with explain_stop(folder):
+        return _run(settings, backend, folder, start)
 
 
 def _run(config: TokenizerConfig, backend: Backend, folder: Path, start: Path | None) -> TokenizerResult:
@@ -188,9 +203,8 @@ def _draw(images: NDArray[np.uint8], seen: NDArray[np.float32], errors: NDArray[
     page = mosaic(
         "Images, and what their tokens keep of them", [f"Tokenizer: {folder}"], [""] * len(images), [above, below]
     )
-    temporary = folder / ".reconstructions.png"
-    page.save(temporary, format="PNG")
-    temporary.replace(folder / "reconstructions.png")
+    with replace_file(folder / "reconstructions.png") as temporary:
+        page.save(temporary, format="PNG")
 
 
 def _announce(

@@ -6,7 +6,7 @@ import random
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
@@ -110,6 +110,7 @@ def largest_rectangle(image):
 
 
 @settings(max_examples=25, deadline=None)
+@example(3, 4, 0.125, 2223326)  # two patches, of which a block three patches high would leave nothing but strays
 @given(st.integers(2, 12), st.integers(2, 12), st.floats(0.05, 0.95), st.integers(0, 2**32 - 1))
 def test_a_large_block_is_one_rectangle_and_less_than_a_side_beside_it(height, width, ratio, seed):
     mask = large_block_mask(3, (height, width), ratio, np.random.default_rng(seed)).reshape(3, height, width)

@@ -1,0 +1,64 @@
+"""Printing for people: names of files, classes and models appear exactly as users wrote them.
+
+Rich reads ``[red]`` in a text as a style and ``:cat:`` as an emoji, and Python refuses to print a character that the
+output's encoding lacks. Any of these can be part of a name, and none may change the name or end a run.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import IO, Any, cast
+
+from rich.console import Console
+
+from ehm.names import escape_undecodable
+from ehm.writing import report_write_errors
+
+__all__ = ["PlainConsole", "console", "print_line"]
+
+
+class _EscapingStream:
+    """A text stream that writes what its encoding cannot express as escapes, and is ``stream`` otherwise."""
+
+    def __init__(self, stream: IO[str]) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        encoding = getattr(self._stream, "encoding", None) or "utf-8"
+        encodable = escape_undecodable(text).encode(encoding, "backslashreplace").decode(encoding)
+        with report_write_errors(getattr(self._stream, "name", "standard output")):
+            return self._stream.write(encodable)
+
+    def flush(self) -> None:
+        with report_write_errors(getattr(self._stream, "name", "standard output")):
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+class PlainConsole(Console):
+    """A console of rich without markup, emoji and highlighting, which escapes what its stream cannot print."""
+
+    def __init__(self, *, stderr: bool = False, soft_wrap: bool = True) -> None:
+        super().__init__(stderr=stderr, soft_wrap=soft_wrap, markup=False, emoji=False, highlight=False)
+
+    @property
+    def file(self) -> IO[str]:
+        """The stream that is written to: standard output or standard error as they are now."""
+        return cast(IO[str], _EscapingStream(super().file))
+
+    @file.setter
+    def file(self, new_file: IO[str]) -> None:
+        self._file = new_file
+
+
+console = PlainConsole()
+"""Where every command prints."""
+
+
+def print_line(text: str) -> None:
+    """Print ``text`` and a line end to standard output at once, unwrapped and without colours, for other programs."""
+    stream = _EscapingStream(sys.stdout)
+    stream.write(f"{text}\n")
+    stream.flush()

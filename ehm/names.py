@@ -1,0 +1,23 @@
+"""Names that users gave to files, folders and classes, as text that every file and every output can hold."""
+
+from __future__ import annotations
+
+import re
+
+__all__ = ["escape_undecodable"]
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_FIRST_BYTE = 0xDC00
+"""Python reads a byte b of a file name that is no UTF-8 as the character U+DC00 + b (PEP 383)."""
+
+
+def escape_undecodable(text: str) -> str:
+    r"""Return ``text`` as valid Unicode: bytes that are no UTF-8 become ``\xe9``, other lone surrogates ``\ud800``."""
+    return _SURROGATE.sub(_escape_surrogate, text)
+
+
+def _escape_surrogate(match: re.Match[str]) -> str:
+    code = ord(match[0])
+    if 0x80 <= code - _FIRST_BYTE <= 0xFF:
+        return f"\\x{code - _FIRST_BYTE:02x}"
+    return f"\\u{code:04x}"
