@@ -27,6 +27,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from ehm.checkpoint import flush, sha256
 from ehm.errors import ExportError, WriteError
+from ehm.reading import describe_value, read_json
 from ehm.writing import report_write_errors, write_text
 
 __all__ = [
@@ -362,10 +363,10 @@ def _refuse_foreign(out: Path) -> None:
     if not names:
         return
     try:
-        files = json.loads((out / _MANIFEST).read_text(encoding="utf-8"))["files"]
+        files = read_json(out / _MANIFEST, ExportError)["files"]
         own = {_MANIFEST, *files}
         card = files[CARD]["sha256"] if CARD in files else None
-    except (OSError, ValueError, TypeError, KeyError):
+    except (ExportError, AttributeError, TypeError, KeyError):
         raise ExportError(f"{out}: exists and is not a bundle; {advice}") from None
     if names - own:
         raise ExportError(f"{out}: holds {sorted(names - own)[0]}, which is not part of the bundle; {advice}")
@@ -377,14 +378,13 @@ def _read_manifest(path: Path) -> Manifest:
     file = path / _MANIFEST
     if not file.is_file():
         raise ExportError(f"{path}: not a bundle: it has no {_MANIFEST}; ehm export writes one")
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-        found = values["format"]
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise ExportError(f"{file}: not a bundle's manifest: {error!r}") from None
-    if found != FORMAT:
+    values = read_json(file, ExportError)
+    if not isinstance(values, dict) or "format" not in values:
+        raise ExportError(f"{file}: not a bundle's manifest: it has no format")
+    if values["format"] != FORMAT:
+        found = describe_value(values["format"])
         raise ExportError(
-            f"{file}: bundle format {found!r}; this version of ehm reads {FORMAT}, and ehm export writes it"
+            f"{file}: bundle format {found}; this version of ehm reads {FORMAT}, and ehm export writes it"
         )
     try:
         return Manifest.model_validate(values)

@@ -25,6 +25,7 @@ from ehm.deploy.detect import Found, Placed, found_in, place
 from ehm.deploy.runtime import open_session
 from ehm.deploy.segment import BATCH, Mosaic, write_mask
 from ehm.errors import BrokenImage, ConfigError, DataError, ExportError
+from ehm.reading import parse_json, read_text
 from ehm.writing import replace_file
 
 __all__ = ["Prediction", "Predictor", "cosine", "main", "normalise", "predict", "softmax"]
@@ -357,8 +358,9 @@ def _segmentations(
 def _remove_masks(out: Path) -> None:
     """Those of an earlier call, which its predictions name."""
     earlier = out / "predictions.jsonl"
-    for line in earlier.read_text(encoding="utf-8").splitlines() if earlier.is_file() else ():
-        mask = json_module.loads(line).get("mask")
+    for line in read_text(earlier).splitlines() if earlier.is_file() else ():
+        entry = parse_json(line, str(earlier))
+        mask = entry.get("mask") if isinstance(entry, dict) else None
         if mask is not None and Path(mask).parent == out / "masks":
             Path(mask).unlink(missing_ok=True)
 

@@ -24,6 +24,7 @@ from safetensors.numpy import load_file, save_file
 from ehm import __version__
 from ehm.backends.base import Arrays, LearnerState
 from ehm.errors import CheckpointError
+from ehm.reading import describe_value, read_json
 from ehm.writing import report_write_errors
 
 __all__ = ["FORMAT", "describe", "flush", "name", "newest", "prune", "read", "read_model", "resolve", "save", "sha256"]
@@ -128,12 +129,15 @@ def sha256(path: Path) -> str:
 
 def describe(path: Path) -> dict[str, Any]:
     """What ``state.json`` of the checkpoint folder ``path`` says; raises CheckpointError where it cannot be read."""
-    try:
-        meta: dict[str, Any] = json.loads((path / _STATE).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path / _STATE}: cannot be read: {error}") from None
+    meta = read_json(path / _STATE, CheckpointError)
+    if not isinstance(meta, dict):
+        raise CheckpointError(f"{path / _STATE}: should hold a section of keys and values; it was altered or damaged")
     if meta.get("format") != FORMAT:
-        raise CheckpointError(f"{path}: checkpoint format {meta.get('format')!r}; this version of ehm reads {FORMAT}")
+        found = describe_value(meta.get("format"))
+        raise CheckpointError(f"{path}: checkpoint format {found}; this version of ehm reads {FORMAT}")
+    missing = [key for key in ("kind", "step", "config", "sha256") if key not in meta]
+    if missing:
+        raise CheckpointError(f"{path / _STATE}: {missing[0]} is missing; it was altered or damaged")
     return meta
 
 

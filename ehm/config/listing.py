@@ -18,6 +18,8 @@ from rich.text import Text
 
 from ehm.config.loading import locate, shipped_configs
 from ehm.console import PlainConsole, print_line
+from ehm.errors import ConfigError
+from ehm.reading import read_text
 
 __all__ = ["Shipped", "configs", "describe"]
 
@@ -46,7 +48,7 @@ def configs(name: str | None = None, json: bool = False) -> None:
     known = shipped_configs()
     names = known if name is None else [each for each in known if each.startswith(f"{name.rstrip('/')}/")]
     if name is not None and not names:
-        print_line(locate(name).read_text(encoding="utf-8").removesuffix("\n"))
+        print_line(read_text(locate(name), ConfigError).removesuffix("\n"))
         return
     found = [describe(each) for each in names]
     if json:

@@ -14,10 +14,14 @@ from pydantic import BaseModel, ValidationError
 
 from ehm.config.sections import Section
 from ehm.errors import ConfigError
+from ehm.names import escape_undecodable
+from ehm.reading import describe_value, read_text, shorten
 
 __all__ = ["load_config", "locate", "read_config", "read_mapping", "shipped_configs"]
 
 C = TypeVar("C", bound=Section)
+_YAML_ERRORS = (yaml.YAMLError, ValueError, RecursionError)
+"""What PyYAML raises: ValueError for a date that does not exist and for an integer of more than 4,300 digits."""
 
 
 def load_config(kind: type[C], file: str | Path | Mapping[str, Any] | None, overrides: Sequence[str] = ()) -> C:
@@ -70,9 +74,9 @@ def read_config(file: str | Path) -> dict[str, Any]:
 def read_mapping(path: Path, origin: str) -> dict[str, Any]:
     """What a YAML file holds, nothing for an empty one; ConfigError, after ``origin``, where it is no mapping."""
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{origin}: not valid YAML: {' '.join(str(error).split())}") from None
+        values = yaml.safe_load(read_text(path, ConfigError))
+    except _YAML_ERRORS as error:
+        raise ConfigError(f"{origin}: not valid YAML: {shorten(str(error), 300)}") from None
     if values is None:
         return {}
     if not isinstance(values, dict):
@@ -84,6 +88,8 @@ def _apply(values: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise ConfigError(f"--set {override}: expected key=value, for example optim.epochs=20")
+    if escape_undecodable(text) != text:
+        raise ConfigError(f"--set {override}: is not UTF-8; give a link to that file or folder whose name is")
     *parents, leaf = key.split(".")
     for parent in parents:
         values = values.setdefault(parent, {})
@@ -91,8 +97,8 @@ def _apply(values: dict[str, Any], override: str) -> None:
             raise ConfigError(f"--set {override}: {parent} is a value, not a section")
     try:
         values[leaf] = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise ConfigError(f"--set {override}: {text!r} is not a YAML value") from None
+    except _YAML_ERRORS:
+        raise ConfigError(f"--set {key}: {describe_value(text)} is not a YAML value") from None
 
 
 _PLAIN = {
@@ -121,10 +127,12 @@ def _explain(detail: Any, kind: type[BaseModel]) -> str:
     if detail["type"] == "too_short":
         message = f"should have at least {detail['ctx']['min_length']} values"
     if detail["type"] in ("missing", "too_long"):
-        return f"{key.rstrip('.0123456789')}: wrong number of values in {detail['input']!r}"
+        return f"{key.rstrip('.0123456789')}: wrong number of values in {describe_value(detail['input'])}"
     if not key:
         return message
-    return f"{key}: {message}" + (f", not {detail['input']!r}" if not isinstance(detail["input"], dict) else "")
+    return f"{key}: {message}" + (
+        f", not {describe_value(detail['input'])}" if not isinstance(detail["input"], dict) else ""
+    )
 
 
 def _section(detail: Any, kind: type[BaseModel]) -> Any:

@@ -32,7 +32,7 @@ __all__ = [
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Share = Annotated[float, Field(gt=0, le=1)]
 Unit = Annotated[float, Field(ge=0, le=1)]
-Positive = Annotated[int, Field(ge=1)]
+Positive = Annotated[int, Field(ge=1, lt=2**31)]
 Triple = tuple[float, float, float]
 PositiveReal = Annotated[float, Field(gt=0)]
 
@@ -240,7 +240,7 @@ class RunConfig(Section):
     or share one (``fsdp``). ``checkpoint_every`` and ``measure_every`` are in epochs.
     """
 
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     compile: bool = False
     grad_checkpointing: bool = False
     deterministic: bool = False

@@ -13,7 +13,6 @@ bottom) in pixels that the query is cut to.
 
 from __future__ import annotations
 
-import json
 import math
 import pickle
 from collections.abc import Mapping, Sequence
@@ -30,6 +29,7 @@ from ehm.data.folder import folder
 from ehm.data.pickled import read_pickle
 from ehm.data.source import Names, Split
 from ehm.errors import BrokenImage, DataError
+from ehm.reading import read_json, shorten
 
 __all__ = ["Answers", "Benchmark", "BenchmarkSource", "by_class", "open_benchmark", "read_answers"]
 
@@ -134,12 +134,12 @@ def read_answers(file: Path) -> dict[str, Any]:
     """The published answers, in a pickle or in JSON; nothing in the file is executed. Raises DataError."""
     try:
         if file.suffix == ".json":
-            content = json.loads(file.read_text(encoding="utf-8"))
+            content = read_json(file)
         else:
             with file.open("rb") as stream:
                 content = read_pickle(stream)
     except _DAMAGED as error:
-        raise DataError(f"{file}: cannot be read as answers: {' '.join(str(error).split())}") from None
+        raise DataError(f"{file}: cannot be read as answers: {shorten(str(error))}") from None
     if not isinstance(content, dict) or not all(isinstance(content.get(key), list) for key in _SHAPE):
         raise DataError(f"{file}: expected a dictionary of the lists {', '.join(_SHAPE)}")
     if len(content["gnd"]) != len(content["qimlist"]):

@@ -9,7 +9,6 @@ Shapes: an image of H x W pixels has n objects.
 
 from __future__ import annotations
 
-import json
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,6 +25,7 @@ from ehm.data.source import Split
 from ehm.errors import BrokenImage, DataError
 from ehm.instances import Instances
 from ehm.names import escape_undecodable
+from ehm.reading import describe_value, read_json, shorten
 
 __all__ = ["CocoSource", "coco", "mask_tools"]
 
@@ -124,16 +124,18 @@ def _read(file: Path, folder: Path, split: Split, masks: bool) -> CocoSource:
     mask_tools()
     if not folder.is_dir():
         raise DataError(f"{file}: its images should lie in {folder}, and there is no such folder")
+    content = read_json(file)
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
         images = tuple(sorted(content["images"], key=lambda image: image["id"]))
         places = {image["id"]: index for index, image in enumerate(images)}
         categories = sorted((each["id"], each["name"]) for each in content["categories"])
         sizes = [_size(image) for image in images]
         names = [os.fspath(image["file_name"]) for image in images]
         objects: list[Annotation] = [dict(each) for each in content["annotations"]]
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise DataError(f"{file}: not annotations in COCO's format: {error!r}") from None
+    except KeyError as error:
+        raise DataError(f"{file}: not annotations in COCO's format: {error} is missing") from None
+    except (ValueError, TypeError, OverflowError) as error:
+        raise DataError(f"{file}: not annotations in COCO's format: {shorten(str(error))}") from None
     if not images or not categories:
         raise DataError(f"{file}: names no {'images' if not images else 'categories'}")
     if unfit := next((name for name, size in zip(names, sizes, strict=True) if min(size) < 1), None):
@@ -144,15 +146,15 @@ def _read(file: Path, folder: Path, split: Split, masks: bool) -> CocoSource:
         ("two categories have the name", [name for _, name in categories]),
     ):
         if twice := [key for key, count in Counter(keys).items() if count > 1]:
-            raise DataError(f"{file}: {what} {twice[0]}")
+            raise DataError(f"{file}: {what} {shorten(str(twice[0]))}")
     numbers = {key: number for number, (key, _) in enumerate(categories)}
     sorted_out: list[list[Annotation]] = [[] for _ in images]
     wrong, unusable = [], []
     for number, each in enumerate(objects):
         index = places[each["image_id"]] if _is_key(each.get("image_id"), places) else None
-        about = f"annotation {each.get('id', f'number {number}')}"
+        about = f"annotation {shorten(str(each.get('id', f'number {number}')))}"
         if index is None:
-            wrong.append(f"{about}: no image has the id {each.get('image_id')}")
+            wrong.append(f"{about}: no image has the id {describe_value(each.get('image_id'))}")
             continue
         about = f"{about} of {names[index]}"
         wrong += (f"{about}: {problem}" for problem in _problems(each, numbers, sizes[index], masks))
@@ -169,10 +171,10 @@ def _read(file: Path, folder: Path, split: Split, masks: bool) -> CocoSource:
 def _problems(each: Annotation, numbers: Mapping[int, int], size: tuple[int, int], masks: bool) -> Iterator[str]:
     """What makes an object useless, each with what would be right."""
     if not _is_key(each.get("category_id"), numbers):
-        yield f"no category has the id {each.get('category_id')}"
+        yield f"no category has the id {describe_value(each.get('category_id'))}"
     box = each.get("bbox")
     if not isinstance(box, list) or len(box) != 4 or not all(isinstance(side, int | float) for side in box):
-        yield f"bbox should be [left, top, width, height], not {box!r}"
+        yield f"bbox should be [left, top, width, height], not {describe_value(box)}"
     if not masks:
         return
     shape = each.get("segmentation")

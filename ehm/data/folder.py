@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -17,6 +16,7 @@ from ehm.data.decode import SUFFIXES
 from ehm.data.source import FileSource, Names, Split
 from ehm.errors import DataError
 from ehm.names import escape_undecodable
+from ehm.reading import read_rows, read_text
 
 __all__ = ["ElpvSource", "elpv", "find_imagenet", "folder", "image_files", "imagenet", "part_folders"]
 
@@ -50,11 +50,14 @@ def elpv(source: str, split: Split) -> ElpvSource:
         raise DataError(f"data.source {source}: no labels.csv of ELPV in {root}")
     if split == "val":
         raise _no_val(source)
-    rows = [line.split() for line in table.read_text(encoding="utf-8").splitlines()]
-    probability = np.array([float(row[1]) for row in rows])
+    rows = [line.split() for line in read_text(table).splitlines()]
+    try:
+        probability = np.array([float(row[1]) for row in rows])
+        kind = tuple(row[2] for row in rows)
+    except (IndexError, ValueError):
+        raise DataError(f"{table}: expected lines of an image's path, its probability and mono or poly") from None
     labels = (probability >= 0.5).astype(np.int64)
     classes = ("functional", "defective")
-    kind = tuple(row[2] for row in rows)
     return ElpvSource(root, Names(row[0] for row in rows), labels, classes, "all", probability, kind)
 
 
@@ -195,6 +198,6 @@ def _solution(root: Path) -> dict[str, str] | None:
     """Image name to WordNet identifier, from Kaggle's table in ``root`` or up to three folders above it."""
     for place in (root, *root.resolve().parents[:3]):
         if (place / _SOLUTION).is_file():
-            with open(place / _SOLUTION, newline="", encoding="utf-8") as table:
-                return {row["ImageId"]: row["PredictionString"].split()[0] for row in csv.DictReader(table)}
+            rows = read_rows(place / _SOLUTION, ("ImageId", "PredictionString"))
+            return {row["ImageId"]: row["PredictionString"].partition(" ")[0] for _, row in rows}
     return None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,9 +9,12 @@ import numpy as np
 
 from ehm.data.source import FileSource, Names, Split
 from ehm.errors import DataError
+from ehm.reading import read_rows
 
 __all__ = ["gldv2", "holds_gldv2"]
 
+_DIGITS = 18
+"""Of the largest number of a landmark: what fits into 64 bits."""
 _TABLES = {"train_clean.csv": ("landmark_id", "images"), "train.csv": ("id", "url", "landmark_id")}
 """The first that is there counts: the paper trains on the cleaned set."""
 
@@ -53,14 +55,11 @@ def gldv2(source: str, split: Split) -> FileSource:
 def _rows(table: Path) -> Iterator[tuple[str, int]]:
     """Each image with its landmark."""
     columns = _TABLES[table.name]
-    with table.open(newline="", encoding="utf-8") as file:
-        rows = csv.DictReader(file)
-        if not set(columns) <= set(rows.fieldnames or ()):
-            raise DataError(f"{table}: expected the columns {','.join(columns)}, not {','.join(rows.fieldnames or ())}")
-        for row in rows:
-            images = (row["images"] if "images" in columns else row["id"]) or ""
-            landmark = row["landmark_id"] or ""
-            if not (landmark.isdecimal() and images.strip() and all(len(image) > 2 for image in images.split())):
-                raise DataError(f"{table}: line {rows.line_num}: expected a landmark's number and names of images")
-            for image in images.split():
-                yield image, int(landmark)
+    for line, row in read_rows(table, columns):
+        images = row["images" if "images" in columns else "id"]
+        landmark = row["landmark_id"]
+        is_number = landmark.isdecimal() and len(landmark) <= _DIGITS
+        if not (is_number and images.strip() and all(len(image) > 2 for image in images.split())):
+            raise DataError(f"{table}: line {line}: expected a landmark's number and names of images")
+        for image in images.split():
+            yield image, int(landmark)

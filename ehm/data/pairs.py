@@ -30,6 +30,7 @@ from ehm.data.masks import IGNORED, MASK_SUFFIXES, read_mask
 from ehm.data.source import Names, Split
 from ehm.data.threads import in_threads
 from ehm.errors import BrokenImage, DataError
+from ehm.reading import read_text
 
 __all__ = ["Pair", "PairSource", "check", "open_pairs"]
 
@@ -243,7 +244,7 @@ def _classes_file(root: Path) -> tuple[str, ...]:
     file = root / "classes.txt"
     if not file.is_file():
         return ()
-    names = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
+    names = [line.strip() for line in read_text(file).splitlines()]
     return _distinct(file, [name for name in names if name])
 
 
@@ -252,7 +253,7 @@ def _ade20k_classes(root: Path) -> tuple[str, ...]:
     file = root / "objectInfo150.txt"
     if not file.is_file():
         return CLASSES
-    rows = [line.split(maxsplit=4) for line in file.read_text(encoding="utf-8").splitlines()]
+    rows = [line.split(maxsplit=4) for line in read_text(file).splitlines()]
     names = [row[4].split(",")[0].strip() for row in rows if len(row) == 5 and row[0].isdigit()]
     return tuple(names) if len(set(names)) == len(names) == len(CLASSES) else CLASSES
 

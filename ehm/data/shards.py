@@ -195,7 +195,7 @@ def _label(file: Path, tar: tarfile.TarFile, member: tarfile.TarInfo) -> int:
     assert content is not None  # a regular file
     try:
         value = json.loads(content.read())
-    except ValueError:
+    except (ValueError, RecursionError):
         raise DataError(f"data.source: {file}/{member.name} is neither a class number nor JSON") from None
     if isinstance(value, dict):
         value = value.get("label")

@@ -1,0 +1,82 @@
+"""Reading text, JSON and CSV that users give: whatever is wrong with a file becomes one short sentence about it."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from ehm.errors import DataError, EhmError
+
+__all__ = ["describe_value", "parse_json", "read_json", "read_rows", "read_text", "shorten"]
+
+_LIMIT = 120
+"""Most characters of a value, or of a library's message, that are shown."""
+
+
+def shorten(text: str, limit: int = _LIMIT) -> str:
+    """Return ``text`` on one line of at most ``limit`` characters."""
+    text = " ".join(text[: 10 * limit].split())
+    return text if len(text) <= limit else f"{text[: limit - 4]} ..."
+
+
+def describe_value(value: Any, limit: int = _LIMIT) -> str:
+    """Return ``value`` as Python writes it, on one line of at most ``limit`` characters."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # an integer of more than 4,300 digits; lists in lists without end
+        text = f"a value of type {type(value).__name__} that is too long to print"
+    return shorten(text, limit)
+
+
+def read_text(file: Path, error: type[EhmError] = DataError) -> str:
+    """Return the text of ``file``, which is UTF-8 with or without a byte order mark; else raise ``error``."""
+    try:
+        content = file.read_bytes()
+    except OSError as problem:
+        raise error(f"{file}: cannot be read: {problem.strerror}") from None
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as problem:
+        line = content.count(b"\n", 0, problem.start) + 1
+        raise error(
+            f"{file}: is not UTF-8: byte 0x{content[problem.start]:02x} in line {line}; save it in that encoding"
+        ) from None
+
+
+def read_json(file: Path, error: type[EhmError] = DataError) -> Any:
+    """Return what the JSON in ``file`` means; raise ``error`` if there is none, with the place of the fault."""
+    return parse_json(read_text(file, error), str(file), error)
+
+
+def parse_json(text: str | bytes, origin: str, error: type[EhmError] = DataError) -> Any:
+    """Return what ``text`` means as JSON; raise ``error``, which begins with ``origin``, if it is none."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as problem:
+        raise error(f"{origin}: is not JSON: {problem.msg} in line {problem.lineno}, column {problem.colno}") from None
+    except RecursionError:
+        raise error(f"{origin}: is not JSON that can be read: its lists or sections are nested too deeply") from None
+    except ValueError as problem:  # not UTF-8, or an integer of more than 4,300 digits
+        raise error(f"{origin}: is not JSON that can be read: {shorten(str(problem))}") from None
+
+
+def read_rows(file: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:
+    """Yield the rows of a CSV file under the names of its columns, each with the number of its line.
+
+    A value that a row lacks is an empty string. Raises DataError if the file is not UTF-8, no CSV, or has no ``columns``.
+    """
+    with file.open(newline="", encoding="utf-8-sig") as stream:
+        rows = csv.DictReader(stream, restval="")
+        try:
+            if not set(columns) <= set(rows.fieldnames or ()):
+                found = shorten(",".join(rows.fieldnames or ()))
+                raise DataError(f"{file}: expected the columns {','.join(columns)}, not {found}")
+            for row in rows:
+                yield rows.line_num, row
+        except UnicodeDecodeError:
+            raise DataError(f"{file}: is not UTF-8 after line {rows.line_num}; save it in that encoding") from None
+        except csv.Error as problem:
+            raise DataError(f"{file}: is not CSV after line {rows.line_num}: {shorten(str(problem))}") from None
