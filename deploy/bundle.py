@@ -378,7 +378,7 @@ def _read_manifest(path: Path) -> Manifest:
     file = path / _MANIFEST
     if not file.is_file():
         raise ExportError(f"{path}: not a bundle: it has no {_MANIFEST}; ehm export writes one")
-    values = read_json(file, ExportError)
+    values = read_json(file, ExportError, "a bundle's manifest")
     if not isinstance(values, dict) or "format" not in values:
         raise ExportError(f"{file}: not a bundle's manifest: it has no format")
     if values["format"] != FORMAT:

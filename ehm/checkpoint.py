@@ -129,13 +129,13 @@ def sha256(path: Path) -> str:
 
 def describe(path: Path) -> dict[str, Any]:
     """What ``state.json`` of the checkpoint folder ``path`` says; raises CheckpointError where it cannot be read."""
-    meta = read_json(path / _STATE, CheckpointError)
+    meta = read_json(path / _STATE, CheckpointError, "what a checkpoint says of itself")
     if not isinstance(meta, dict):
         raise CheckpointError(f"{path / _STATE}: should hold a section of keys and values; it was altered or damaged")
     if meta.get("format") != FORMAT:
         found = describe_value(meta.get("format"))
         raise CheckpointError(f"{path}: checkpoint format {found}; this version of ehm reads {FORMAT}")
-    missing = [key for key in ("kind", "step", "config", "sha256") if key not in meta]
+    missing = [key for key in ("step", "sha256") if key not in meta]
     if missing:
         raise CheckpointError(f"{path / _STATE}: {missing[0]} is missing; it was altered or damaged")
     return meta

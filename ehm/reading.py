@@ -31,42 +31,46 @@ def describe_value(value: Any, limit: int = _LIMIT) -> str:
     return shorten(text, limit)
 
 
-def read_text(file: Path, error: type[EhmError] = DataError) -> str:
-    """Return the text of ``file``, which is UTF-8 with or without a byte order mark; else raise ``error``."""
+def read_text(file: Path, error: type[EhmError] = DataError, what: str = "a text") -> str:
+    """Return the text of ``file``, which is UTF-8 with or without a byte order mark.
+
+    Else raise ``error``: the file is not ``what`` was expected.
+    """
     try:
         content = file.read_bytes()
     except OSError as problem:
-        raise error(f"{file}: cannot be read: {problem.strerror}") from None
+        raise error(f"{file}: not {what}: {problem.strerror}") from None
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as problem:
         line = content.count(b"\n", 0, problem.start) + 1
         raise error(
-            f"{file}: is not UTF-8: byte 0x{content[problem.start]:02x} in line {line}; save it in that encoding"
+            f"{file}: not {what} in UTF-8: byte 0x{content[problem.start]:02x} in line {line}; save it in that encoding"
         ) from None
 
 
-def read_json(file: Path, error: type[EhmError] = DataError) -> Any:
-    """Return what the JSON in ``file`` means; raise ``error`` if there is none, with the place of the fault."""
-    return parse_json(read_text(file, error), str(file), error)
+def read_json(file: Path, error: type[EhmError] = DataError, what: str = "JSON") -> Any:
+    """Return what the JSON in ``file`` means; else raise ``error``: the file is not ``what`` was expected."""
+    return parse_json(read_text(file, error, what), str(file), error, what)
 
 
-def parse_json(text: str | bytes, origin: str, error: type[EhmError] = DataError) -> Any:
-    """Return what ``text`` means as JSON; raise ``error``, which begins with ``origin``, if it is none."""
+def parse_json(text: str | bytes, origin: str, error: type[EhmError] = DataError, what: str = "JSON") -> Any:
+    """Return what ``text`` means as JSON; else raise ``error``: the file ``origin`` is not ``what`` was expected."""
     try:
         return json.loads(text)
     except json.JSONDecodeError as problem:
-        raise error(f"{origin}: is not JSON: {problem.msg} in line {problem.lineno}, column {problem.colno}") from None
+        reason = f"{problem.msg} in line {problem.lineno}, column {problem.colno}"
     except RecursionError:
-        raise error(f"{origin}: is not JSON that can be read: its lists or sections are nested too deeply") from None
-    except ValueError as problem:  # not UTF-8, or an integer of more than 4,300 digits
-        raise error(f"{origin}: is not JSON that can be read: {shorten(str(problem))}") from None
+        reason = "its lists or sections are nested too deeply"
+    except ValueError as problem:  # bytes that are not UTF-8, or an integer of more than 4,300 digits
+        reason = shorten(str(problem))
+    raise error(f"{origin}: not {what}: {reason}")
 
 
 def read_rows(file: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:
     """Yield the rows of a CSV file under the names of its columns, each with the number of its line.
 
-    A value that a row lacks is an empty string. Raises DataError if the file is not UTF-8, no CSV, or has no ``columns``.
+    A value that a row lacks is an empty string. Raises DataError if the file is no CSV in UTF-8 or lacks ``columns``.
     """
     with file.open(newline="", encoding="utf-8-sig") as stream:
         rows = csv.DictReader(stream, restval="")
@@ -77,6 +81,8 @@ def read_rows(file: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[st
             for row in rows:
                 yield rows.line_num, row
         except UnicodeDecodeError:
-            raise DataError(f"{file}: is not UTF-8 after line {rows.line_num}; save it in that encoding") from None
+            place = f"after line {rows.line_num}"
+            raise DataError(f"{file}: not a table in UTF-8 {place}; save it in that encoding") from None
         except csv.Error as problem:
-            raise DataError(f"{file}: is not CSV after line {rows.line_num}: {shorten(str(problem))}") from None
+            place = f"after line {rows.line_num}"
+            raise DataError(f"{file}: not a table {place}: {shorten(str(problem))}") from None

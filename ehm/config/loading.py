@@ -74,7 +74,7 @@ def read_config(file: str | Path) -> dict[str, Any]:
 def read_mapping(path: Path, origin: str) -> dict[str, Any]:
     """What a YAML file holds, nothing for an empty one; ConfigError, after ``origin``, where it is no mapping."""
     try:
-        values = yaml.safe_load(read_text(path, ConfigError))
+        values = yaml.safe_load(read_text(path, ConfigError, "valid YAML"))
     except _YAML_ERRORS as error:
         raise ConfigError(f"{origin}: not valid YAML: {shorten(str(error), 300)}") from None
     if values is None:
@@ -98,7 +98,7 @@ def _apply(values: dict[str, Any], override: str) -> None:
     try:
         values[leaf] = yaml.safe_load(text)
     except _YAML_ERRORS:
-        raise ConfigError(f"--set {key}: {describe_value(text)} is not a YAML value") from None
+        raise ConfigError(f"--set {shorten(override)}: {describe_value(text)} is not a YAML value") from None
 
 
 _PLAIN = {
@@ -130,9 +130,9 @@ def _explain(detail: Any, kind: type[BaseModel]) -> str:
         return f"{key.rstrip('.0123456789')}: wrong number of values in {describe_value(detail['input'])}"
     if not key:
         return message
-    return f"{key}: {message}" + (
-        f", not {describe_value(detail['input'])}" if not isinstance(detail["input"], dict) else ""
-    )
+    if isinstance(detail["input"], dict):
+        return f"{key}: {message}"
+    return f"{key}: {message}, not {describe_value(detail['input'])}"
 
 
 def _section(detail: Any, kind: type[BaseModel]) -> Any:

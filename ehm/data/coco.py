@@ -124,7 +124,7 @@ def _read(file: Path, folder: Path, split: Split, masks: bool) -> CocoSource:
     mask_tools()
     if not folder.is_dir():
         raise DataError(f"{file}: its images should lie in {folder}, and there is no such folder")
-    content = read_json(file)
+    content = read_json(file, what="annotations in COCO's format")
     try:
         images = tuple(sorted(content["images"], key=lambda image: image["id"]))
         places = {image["id"]: index for index, image in enumerate(images)}

@@ -73,7 +73,8 @@ def config(scenes):
             "optim": {
                 "epochs": 6,
                 "batch_size": 4,
-                "base_lr": 0.128,
+                "base_lr": 0.2,
+                "clip_grad": 1,
                 "warmup_steps": 10,
                 "schedule": "cosine",
                 "dtype": "float32",
@@ -108,6 +109,8 @@ def learned(config, tmp_path_factory):
 
 
 def test_it_finds_the_objects_and_an_untrained_one_does_not(config, learned, tmp_path):
+    # Under ATEN_CPU_CAPABILITY=default and avx2, ONEDNN_MAX_CPU_ISA=SSE41 and with one thread and two, AP50 of boxes
+    # and of masks ends at 0.93 at least, AP of boxes at 0.7, and that of each class at 0.7.
     figures = learned.metrics
     assert figures["box_ap50"] > 0.7
     assert figures["mask_ap50"] > 0.7
@@ -159,7 +162,7 @@ def test_other_images_are_measured_by_the_names_of_their_classes(learned, few, t
     (root / "instances.json").write_text(json.dumps(content))
     report = evaluate(learned.out, device="cpu", overrides=[f"data.source={root}"])
     assert report.images == 8  # all of them: it has no parts
-    assert report.boxes.ap50 > 0.7
+    assert report.boxes.ap50 > 0.7  # it was trained on them
     content["categories"][0]["name"] = "spoon"
     (root / "instances.json").write_text(json.dumps(content))
     with pytest.raises(DataError, match="class spoon is not among the detector's 2"):
