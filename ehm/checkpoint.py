@@ -105,10 +105,24 @@ def resolve(path: str | Path) -> Path:
 
 
 def read(path: str | Path) -> tuple[LearnerState, dict[str, Any]]:
-    """State and description of the checkpoint that ``path`` means; raises CheckpointError where a file was altered."""
+    """Return state and description of the checkpoint that ``path`` means, to train on.
+
+    Raises CheckpointError if a file of it was altered, which says whether another checkpoint lies beside it.
+    """
     path = resolve(path)
-    meta = describe(path)
-    return LearnerState(_load(path, _MODEL, meta), _load(path, _OPTIMIZER, meta)), meta
+    try:
+        meta = describe(path)
+        return LearnerState(_load(path, _MODEL, meta), _load(path, _OPTIMIZER, meta)), meta
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}; {_advise_without(path)}") from None
+
+
+def _advise_without(damaged: Path) -> str:
+    """Say how to go on if the checkpoint ``damaged`` cannot be read: from the newest of the others beside it."""
+    others = [path for path in damaged.parent.glob("step-*") if path != damaged and (path / _STATE).is_file()]
+    if not others:
+        return "no other checkpoint lies beside it, so start a new run with another --out"
+    return f"without {damaged}, --resume goes on from {max(others).name} beside it: move it away"
 
 
 def read_model(path: str | Path) -> tuple[Arrays, dict[str, Any]]:

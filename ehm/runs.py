@@ -49,6 +49,7 @@ def begin(
     overrides: Sequence[str],
     folder: Path,
     resume: bool,
+    resumable: bool = True,
 ) -> tuple[C, Path | None]:
     """The configuration of a run in ``folder`` and, where it is resumed, the checkpoint that it starts from.
 
@@ -57,7 +58,8 @@ def begin(
     """
     start = checkpoint.newest(folder / "checkpoints")
     if start is not None and not resume:
-        raise ConfigError(f"--out {folder}: holds a run already; --resume continues it, another --out starts a new one")
+        how = "--resume continues it" if resumable else "remove it to measure again"
+        raise ConfigError(f"--out {folder}: holds a run already; {how}, another --out starts a new one")
     if resume and config is None:
         config = folder / CONFIG_FILE
         if not config.is_file():

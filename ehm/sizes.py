@@ -18,6 +18,8 @@ __all__ = ["SHARED_TABLE", "at_size", "describe", "described", "sizes"]
 
 SHARED_TABLE = f"rel_pos_bias.{TABLE}"
 """Name of the biases for relative positions that all blocks of a ViT share in pretraining."""
+_WITH_SETTINGS = "(--set; a command without it takes the run's folder, which says it)"
+"""What to do about a fact that a file does not say: ehm inspect has no settings."""
 _TO_CLASS_TOKEN = 3
 """Rows of a ViT's table for the class token: from it, to it, and to itself."""
 
@@ -119,7 +121,7 @@ def _table_size(name: str, rows: int, stride: int, source: ModelSource) -> tuple
     if side is None:
         raise CheckpointError(
             f"{source.init}: the {rows} relative positions of {name} are those of no square; "
-            "give the height and width as model.image_size"
+            f"give the height and width as model.image_size {_WITH_SETTINGS}"
         )
     return side * stride, side * stride
 
@@ -131,7 +133,8 @@ def _positions_size(patches: int, patch: int, source: ModelSource) -> tuple[int,
     side = math.isqrt(patches)
     if side * side != patches:
         raise CheckpointError(
-            f"{source.init}: its {patches} patches make no square; give the height and width as model.image_size"
+            f"{source.init}: its {patches} patches make no square; give the height and width as model.image_size "
+            f"{_WITH_SETTINGS}"
         )
     return side * patch, side * patch
 
@@ -153,7 +156,7 @@ def _heads(source: ModelSource, width: int) -> int:
     heads = source.heads or {preset["width"]: preset["heads"] for preset in VIT_PRESETS.values()}.get(width)
     if not isinstance(heads, int):
         raise CheckpointError(
-            f"{source.init}: no published ViT is {width} wide; give the number of heads as model.heads"
+            f"{source.init}: no published ViT is {width} wide; give the number of heads as model.heads {_WITH_SETTINGS}"
         )
     return heads
 

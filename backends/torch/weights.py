@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import pickle
+import re
 from collections import OrderedDict
 from collections.abc import Mapping
 from contextlib import nullcontext
@@ -29,8 +30,12 @@ from ehm.backends.torch.models.build import build_encoder
 from ehm.config import ModelSource, TrainConfig, Triple, encoder_spec
 from ehm.errors import CheckpointError, ConfigError
 from ehm.initial import initial_weights
+from ehm.reading import shorten
 from ehm.sizes import at_size, describe
 from ehm.weights import MEAN, STD, fitted, read_safetensors, read_weights, select
+
+_CONTAINERS = ("model", "module", "state_dict")
+"""Keys under which training programs keep a network's tensors in their files."""
 
 __all__ = ["Loaded", "begin_with", "classifier_name", "load_model", "read_arrays"]
 
@@ -99,7 +104,7 @@ def classifier_name(model: Any) -> str:
 
 
 def read_arrays(path: Path) -> Arrays:
-    """Arrays of a ``.safetensors`` file, or of a torch file that holds tensors itself or under ``model`` or ``module``.
+    """Arrays of a ``.safetensors`` file, or of a torch file that holds tensors itself or under one of ``_CONTAINERS``.
 
     Of the objects that published files hold beside them, ``argparse.Namespace`` is inert, and a plain dictionary stands
     in for yacs's; any other is refused.
@@ -109,9 +114,11 @@ def read_arrays(path: Path) -> Arrays:
     try:
         with torch.serialization.safe_globals([argparse.Namespace, (OrderedDict, "yacs.config.CfgNode")]):
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        raise CheckpointError(f"{path}: not a file of tensors that torch reads safely: {_first_line(error)}") from None
-    for key in ("model", "module"):
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from None
+    except Exception as error:  # a damaged pickle raises whatever its bytes happen to mean
+        raise CheckpointError(f"{path}: not a file of tensors that torch reads safely: {_explain(error)}") from None
+    for key in _CONTAINERS:
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
     if not isinstance(content, Mapping):
@@ -126,6 +133,18 @@ def read_arrays(path: Path) -> Arrays:
 def _fill(model: nn.Module, arrays: Arrays, origin: str) -> tuple[str, ...]:
     """Copy ``arrays`` into ``model``; its head and a norm behind the average may stay fresh, nothing else."""
     return _copy(model, *select(_shapes(model), arrays, classifier_name(model), origin))
+
+
+def _explain(error: Exception) -> str:
+    """Say what torch's safe reading refused; torch's own words advise to read the file unsafely."""
+    if refused := re.search(r"GLOBAL ([\w.]+)", str(error)):
+        return (
+            f"it holds an object of {refused[1]}, and reading anything but tensors would run code; "
+            "save the model's state_dict() and give that file"
+        )
+    if isinstance(error, pickle.UnpicklingError):
+        return "it is damaged, or no file of torch's"
+    return f"it is damaged, or no file of torch's ({shorten(_first_line(error))})"
 
 
 def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:

@@ -20,6 +20,7 @@ from ehm.config import MaskConfig, ModelSource, TrainConfig
 from ehm.console import console
 from ehm.data.decode import SUFFIXES
 from ehm.errors import ConfigError, DataError
+from ehm.reading import describe_value
 from ehm.writing import replace_file
 
 __all__ = ["inspect"]
@@ -72,6 +73,8 @@ def inspect(
     for name, fractions in (("depths", depths), ("progress", progress)):
         if not fractions or not all(0 <= fraction <= 1 for fraction in fractions):
             raise ConfigError(f"{name} {list(fractions)}: must be numbers from 0 to 1")
+    if seed < 0:
+        raise ConfigError(f"seed {describe_value(seed)}: must be a whole number from 0")
     checkpoints = [str(checkpoint)] if isinstance(checkpoint, str | Path) else [str(each) for each in checkpoint]
     folder = Path(out) if out is not None else Path("runs") / "inspect"
     if kind == "distance":
@@ -203,7 +206,9 @@ def _patches(chosen: Sequence[str | tuple[int, int]], grid: tuple[int, int]) -> 
         try:
             row, column = (int(number) for number in (patch.split(",") if isinstance(patch, str) else patch))
         except ValueError:
-            raise ConfigError(f"patch {patch}: expected row,column, for example {rows // 2},{columns // 2}") from None
+            raise ConfigError(
+                f"patch {describe_value(patch)}: expected row,column, for example {rows // 2},{columns // 2}"
+            ) from None
         if not (0 <= row < rows and 0 <= column < columns):
             raise ConfigError(f"patch {row},{column}: rows go from 0 to {rows - 1}, columns from 0 to {columns - 1}")
         patches.append((row, column))

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from ehm.config.commands import COMMANDS, recognise_command
 from ehm.config.sections import Section
 from ehm.errors import ConfigError
 from ehm.names import escape_undecodable
@@ -38,11 +39,14 @@ def load_config(kind: type[C], file: str | Path | Mapping[str, Any] | None, over
     elif file is not None:
         origin = str(file)
         values = read_config(file)
+    command = None if file is None else recognise_command(values, kind)
     for override in overrides:
         _apply(values, override)
     try:
         return kind.model_validate(values)
     except ValidationError as error:
+        if command is not None:
+            raise ConfigError(f"{origin}: is a configuration of {command}, not of {COMMANDS[kind]}") from None
         lines = [_explain(detail, kind) for detail in error.errors()]
         where = "--set" if overrides and file is None else origin + (" with --set" if overrides else "")
         raise ConfigError(f"{where}: " + "; ".join(lines)) from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -13,6 +14,7 @@ from ehm.backends.base import ALONE, Processes
 from ehm.config import FinetuneConfig, TaskConfig
 from ehm.console import console
 from ehm.data import EvalTransform, Loader, Source, Transform, open_source, stratified_folds
+from ehm.data.source import FileSource
 from ehm.data.whole import WholeImages
 from ehm.errors import ConfigError, DataError
 
@@ -65,12 +67,30 @@ def split(config: FinetuneConfig) -> tuple[Part, Part]:
 def labels_of(source: Source, name: str) -> NDArray[np.int64]:
     """Labels of a source; raises DataError where it has none, or only one class."""
     if source.labels is None:
-        raise DataError(f"data.source {name}: has no labels; put each class's images into a folder of its own")
+        raise DataError(f"data.source {name}: has no labels: {_explain_missing_labels(source)}")
     if len(source.classes) < 2:
         raise DataError(
             f"data.source {name}: has one class only ({source.classes[0]}); a classifier needs two at least"
         )
     return source.labels
+
+
+def _explain_missing_labels(source: Source) -> str:
+    """Say what keeps the folders of a source from being classes, and what to do about it."""
+    remedy = "put each class's images into a folder of its own"
+    if not isinstance(source, FileSource):
+        return remedy
+    files = [source.files[index] for index in range(len(source))]
+    common = os.path.commonpath([os.path.dirname(file) for file in files])  # for example train
+    inside = [os.path.relpath(file, common) if common else file for file in files]
+    loose = [file for file in inside if os.sep not in file]
+    if len(loose) == len(inside):
+        return f"all of its images lie in one folder, {source.root / common}; {remedy}"
+    if loose:
+        first_folder = next(file for file in inside if os.sep in file).partition(os.sep)[0]
+        more = f" and {len(loose) - 1} more images lie" if len(loose) > 1 else " lies"
+        return f"{loose[0]}{more} beside the folder {first_folder}; move what has no class away, or {remedy}"
+    return remedy
 
 
 def train_loader(part: Part, transform: Transform, config: TaskConfig, processes: Processes) -> Loader:

@@ -51,7 +51,7 @@ def probe(
     neighbours see the mean of the patch tokens. ``out/metrics.json`` holds both reports. Raises EhmError on bad input.
     """
     folder = Path(out) if out is not None else Path("runs") / "probe"
-    settings, _ = begin(ProbeConfig, DEFAULT_CONFIG, config, overrides, folder, resume=False)
+    settings, _ = begin(ProbeConfig, DEFAULT_CONFIG, config, overrides, folder, resume=False, resumable=False)
     backend = backends.get(device)
     agree(backend.processes, None)
     neighbours = measure_neighbours(settings, backend)

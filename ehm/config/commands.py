@@ -1,0 +1,46 @@
+"""Which command a configuration is for: the one whose keys it has."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ehm.config.sections import ExportConfig, Section, TokenizerConfig, TrainConfig
+from ehm.config.tasks import DetectionConfig, FinetuneConfig, ProbeConfig, RetrievalConfig, SegmentationConfig
+
+__all__ = ["COMMANDS", "recognise_command"]
+
+COMMANDS: dict[type[Section], str] = {
+    TrainConfig: "ehm train",
+    FinetuneConfig: "ehm finetune",
+    ProbeConfig: "ehm probe",
+    DetectionConfig: "ehm finetune --task detection",
+    SegmentationConfig: "ehm finetune --task segmentation",
+    RetrievalConfig: "ehm finetune --task retrieval",
+    TokenizerConfig: "ehm tokenizer train",
+    ExportConfig: "ehm export",
+}
+"""The command of each kind of configuration; of two that fit equally well the first is meant."""
+
+
+def recognise_command(values: Mapping[str, Any], asked: type[Section]) -> str | None:
+    """Return the command whose configuration ``values`` are, or None if no other fits better than ``asked``."""
+    unknown_keys = {kind: _count_unknown(values, kind) for kind in COMMANDS}
+    best = min(COMMANDS, key=lambda kind: unknown_keys[kind])
+    if asked not in COMMANDS or unknown_keys[best] == unknown_keys[asked]:
+        return None
+    return COMMANDS[best]
+
+
+def _count_unknown(values: Mapping[str, Any], kind: type[Section]) -> int:
+    """Count the keys of ``values``, and of the sections in it, that ``kind`` does not have."""
+    count = 0
+    for key, value in values.items():
+        if key not in kind.model_fields:
+            count += 1
+            continue
+        section = kind.model_fields[key].annotation
+        if isinstance(value, Mapping) and isinstance(section, type) and issubclass(section, Section):
+            count += sum(inner not in section.model_fields for inner in value)
+    task = kind.model_fields.get("task")
+    return count + (task is not None and "task" in values and values["task"] != task.default)
