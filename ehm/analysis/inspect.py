@@ -20,7 +20,7 @@ from ehm.config import MaskConfig, ModelSource, TrainConfig
 from ehm.console import console
 from ehm.data.decode import SUFFIXES
 from ehm.errors import ConfigError, DataError
-from ehm.reading import describe_value
+from ehm.reading import describe_value, shorten
 from ehm.writing import replace_file
 
 __all__ = ["inspect"]
@@ -206,9 +206,8 @@ def _patches(chosen: Sequence[str | tuple[int, int]], grid: tuple[int, int]) -> 
         try:
             row, column = (int(number) for number in (patch.split(",") if isinstance(patch, str) else patch))
         except ValueError:
-            raise ConfigError(
-                f"patch {describe_value(patch)}: expected row,column, for example {rows // 2},{columns // 2}"
-            ) from None
+            example = f"{rows // 2},{columns // 2}"
+            raise ConfigError(f"patch {shorten(str(patch))}: expected row,column, for example {example}") from None
         if not (0 <= row < rows and 0 <= column < columns):
             raise ConfigError(f"patch {row},{column}: rows go from 0 to {rows - 1}, columns from 0 to {columns - 1}")
         patches.append((row, column))
