@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from ehm import __version__
-from ehm.errors import ConfigError, EhmError
+from ehm.errors import ConfigError, EhmError, WriteError
 
 __all__ = ["main"]
 
@@ -118,20 +118,31 @@ def main(argv: Sequence[str] | None = None) -> int:
     except EhmError as error:
         if debug:
             raise
+        if isinstance(error, WriteError):
+            _discard_output()
         print(f"ehm {command}: {error}", file=sys.stderr)
         return 2 if isinstance(error, ConfigError) else 1
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or flushing it at exit fails once more
+        _discard_output()
         return 128 + signal.SIGPIPE
     except OSError as error:  # of a file that no reader or writer of ours names
         if debug:
             raise
-        place = error.filename or "a file without a name (--debug shows where)"
+        _discard_output()
+        place = error.filename or "standard output, or a file without a name (--debug shows where)"
         print(f"ehm {command}: {place}: {error.strerror or error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f"ehm {command}: interrupted", file=sys.stderr)
         return 130
+
+
+def _discard_output() -> None:
+    """Drop what standard output could not take: flushing it at exit would fail once more, with a traceback."""
+    try:
+        sys.stdout.flush()
+    except (OSError, WriteError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _refuse_settings(command: str, given: Sequence[str]) -> None:

@@ -35,6 +35,7 @@ from ehm.deploy.export.parity import compare
 from ehm.deploy.export.sources import demand, prepare
 from ehm.deploy.runtime import open_session
 from ehm.errors import ConfigError
+from ehm.names import escape_undecodable
 from ehm.trained import Head, Trained
 
 if TYPE_CHECKING:
@@ -126,7 +127,7 @@ def export(
             preprocessing=preprocessing,
             windows=_windows(loaded),
             labels=loaded.labels,
-            source=Source(checkpoint=loaded.origin, kind=loaded.kind, sha256=loaded.sha256),
+            source=Source(checkpoint=escape_undecodable(loaded.origin), kind=loaded.kind, sha256=loaded.sha256),
             versions={package: version(package) for package in ("ehm", *_NEEDED, *opened.packages)},
             parity=parity,
         )

@@ -30,6 +30,7 @@ from ehm.deploy.export.card import write_card
 from ehm.deploy.export.sources import demand
 from ehm.deploy.runtime import open_session
 from ehm.errors import ConfigError, ExportError
+from ehm.names import escape_undecodable
 
 __all__ = ["compare_detector", "export_detector", "is_detector"]
 
@@ -94,7 +95,11 @@ def export_detector(path: str | Path, config: ExportConfig, device: str, out: Pa
             ),
             fit=_rule(trained, graph),
             labels=tuple(meta["classes"]),
-            source=Source(checkpoint=str(folder), kind=meta["kind"], sha256=meta["sha256"]["model.safetensors"]),
+            source=Source(
+                checkpoint=escape_undecodable(str(folder)),
+                kind=meta["kind"],
+                sha256=meta["sha256"]["model.safetensors"],
+            ),
             versions={package: version(package) for package in ("ehm", *_PACKAGES)},
             parity=parity,
         )

@@ -270,7 +270,7 @@ def test_broken_files_are_listed_and_do_not_count(config, stripes, tmp_path, cap
 
 
 def test_wrong_input_is_one_sentence(config, images, tmp_path, capsys):
-    with pytest.raises(DataError, match="has no labels: all of its images lie in one folder, .*; put each class"):
+    with pytest.raises(DataError, match=r"has no labels: all of its images lie in one folder, .*; put each class"):
         finetune(config(data={"source": str(images)}), device="cpu", out=tmp_path / "run")
     state, meta = checkpoint.read(finetune(config(optim={"epochs": 1}), device="cpu", out=tmp_path / "run").checkpoint)
     checkpoint.save(tmp_path / "encoder", state, {**meta, "kind": "pretrain", "sha256": None})

@@ -1,0 +1,223 @@
+"""Every writer on a full disk: one sentence with the file, what survived and how to go on, and no leftovers."""
+
+import json
+import os
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from fake_learner import FakeBackend
+from full_disk import full_disk
+from made_bundles import make_bundle
+from PIL import Image
+from safetensors.numpy import save_file
+
+from ehm import backends, checkpoint
+from ehm.analysis.inspect import _write, _write_both
+from ehm.backends.base import LearnerState
+from ehm.cli import main
+from ehm.curves import Curves
+from ehm.deploy.approximate import write_index
+from ehm.deploy.bundle import Bundle, staged
+from ehm.deploy.export.ascend import write_om
+from ehm.deploy.export.kserve import write_kserve
+from ehm.deploy.export.saving import save
+from ehm.deploy.export.triton import write_triton
+from ehm.deploy.predict import Prediction, _save
+from ehm.deploy.segment import write_mask
+from ehm.errors import WriteError
+from ehm.runlog import RunLog
+from ehm.runs import write_json
+from ehm.tasks.tokenizer import _draw
+from ehm.writing import replace_file, report_write_errors
+
+NOISE = np.random.default_rng(0).integers(0, 256, (4, 64, 64, 3), dtype=np.uint8)
+FEATURES = NOISE.reshape(4, -1).astype(np.float32)
+
+
+def write_state(folder):
+    checkpoint.save(folder / "checkpoints", LearnerState({"weight": FEATURES}, {}), {"step": 7})
+
+
+def write_graph(folder):
+    node = onnx.helper.make_node("Add", ["a", "w"], ["b"])
+    ends = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, FEATURES.shape) for name in "ab"]
+    graph = onnx.helper.make_graph([node], "g", ends[:1], ends[1:], [onnx.numpy_helper.from_array(FEATURES, "w")])
+    with staged(folder / "bundle") as stage:
+        save(onnx.helper.make_model(graph), stage / "model.onnx")
+
+
+def write_predictions(folder, index=None):
+    _save(folder, [Prediction("a.png", features=row) for row in FEATURES], index)
+
+
+def write_table(folder):
+    _write_both(folder, "distance", Image.new("L", (1, 1)), ["name"], [["x" * 5000]])
+
+
+WRITERS = {
+    "checkpoints/step-00000007": write_state,
+    "figures.json": lambda folder: write_json(folder / "figures.json", {"key": "x" * 5000}),
+    "tensorboard": lambda folder: Curves(folder / "tensorboard").add(1, {"x" * 5000: 1.0}),
+    "page.png": lambda folder: _write(Image.fromarray(NOISE[0]), folder / "page.png"),
+    "distance.csv": write_table,
+    "reconstructions.png": lambda folder: _draw(NOISE, NOISE / np.float32(255), np.zeros(4), folder),
+    "masks/a.png": lambda folder: write_mask(NOISE[0, :, :, 0], folder / "masks", "a", set()),
+    "bundle/model.onnx": write_graph,
+    "features.npy": write_predictions,
+}
+
+
+@pytest.fixture
+def room():
+    """Bytes that a file may have: enough for the small ones that are written first."""
+    return 1000
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_a_writer_names_its_file_and_leaves_nothing_half_written(name, room, tmp_path):
+    with full_disk(room), pytest.raises(WriteError) as refused:
+        WRITERS[name](tmp_path)
+    said = str(refused.value)
+    assert said.startswith(f"{tmp_path / name}: cannot be written: ")
+    assert "free some space, or write to another disk, and " in said
+    assert "\n" not in said
+    assert len(said) < 400 + len(str(tmp_path))
+    left = [path for path in tmp_path.rglob("*") if path.is_file() and path.parent.name != "tensorboard"]
+    assert [path.name for path in left if path.name not in ("distance.png",)] == []
+
+
+@pytest.mark.parametrize("kind", ["flat", "hnsw"])
+def test_an_index_of_faiss_is_no_exception(kind, room, tmp_path):
+    pytest.importorskip("faiss")
+    with full_disk(room), pytest.raises(WriteError, match=r"index\.faiss: cannot be written: File too large; nothing"):
+        write_index(tmp_path, FEATURES, kind)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_goes_to_servers_is_no_exception(tmp_path):
+    bundle = Bundle.open(make_bundle(tmp_path / "bundle"))
+    (tmp_path / "models").mkdir()
+    with full_disk(), pytest.raises(WriteError, match="models: cannot be written: File too large"):
+        write_triton(bundle, tmp_path / "models")
+    assert list((tmp_path / "models").iterdir()) == []
+    with full_disk(), pytest.raises(WriteError, match=r"service\.yaml: cannot be written: File too large"):
+        write_kserve(bundle, tmp_path / "service.yaml")
+    fixed = bundle.manifest.input.model_copy(update={"shape": ("batch", 3, 28, 42)})
+    with full_disk(), pytest.raises(WriteError, match=r"atc\.sh: cannot be written: File too large"):
+        write_om(tmp_path, "model.onnx", fixed)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle", "models"]
+
+
+def test_an_earlier_file_stays_when_a_new_one_cannot_be_written(tmp_path):
+    write_json(tmp_path / "metrics.json", {"a": 1})
+    with full_disk(), pytest.raises(WriteError):
+        write_json(tmp_path / "metrics.json", {"a": 2})
+    assert json.loads((tmp_path / "metrics.json").read_text()) == {"a": 1}
+    with pytest.raises(KeyError), replace_file(tmp_path / "metrics.json") as temporary:
+        temporary.write_text("half")
+        raise KeyError("another error passes")
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.json"]
+
+
+def test_other_reasons_than_a_full_disk_have_their_own_remedy(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(
+        WriteError, match=r"a\.json: cannot be written: Not a directory; .*; see that it can be written"
+    ):
+        write_json(tmp_path / "file" / "a.json", {})
+    with pytest.raises(BrokenPipeError), report_write_errors(tmp_path):
+        raise BrokenPipeError
+    with pytest.raises(RuntimeError, match="of another kind"), report_write_errors(tmp_path):
+        raise RuntimeError("of another kind")
+
+
+def test_curves_are_tensorboards_records(tmp_path):
+    Curves(tmp_path).close()
+    curves = Curves(tmp_path / "again", first_step=3)
+    curves.add(4, {"loss": 0.5, "lr": 0.25})
+    curves.close()
+    (file,) = (tmp_path / "again").iterdir()
+    from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+    content, events = file.read_bytes(), []
+    while content:  # TFRecord: length, its checksum, the event, its checksum
+        (length,) = struct.unpack("<Q", content[:8])
+        events.append(Event.FromString(content[12 : 12 + length]))
+        content = content[16 + length :]
+    assert events[0].file_version == "brain.Event:2"
+    assert (events[1].step, events[1].session_log.status) == (
+        3,
+        SessionLog.START,
+    )  # hides what an earlier attempt wrote
+    assert events[2].step == 4
+    assert {value.tag: value.simple_value for value in events[2].summary.value} == {"loss": 0.5, "lr": 0.25}
+
+
+def test_the_log_of_a_run_on_a_full_disk(tmp_path):
+    with (
+        pytest.raises(WriteError, match=r"metrics\.jsonl: cannot be written: File too large"),
+        RunLog(tmp_path, 4) as log,
+    ):
+        log.log(1, {"loss": 1.0})
+        with full_disk(20):
+            log.log(2, {"loss": 1.0})
+
+
+TINY = ["encoder=vit_tiny", "image_size=32", "patch_size=8", "optim.batch_size=4", "optim.epochs=4", "data.workers=0"]
+
+
+@pytest.mark.parametrize("tensorboard", ["true", "false"])
+def test_a_run_says_which_checkpoint_survived_and_goes_on_from_it(images, tmp_path, monkeypatch, capsys, tensorboard):
+    backend = FakeBackend()
+    monkeypatch.setattr(backends, "get", lambda device: backend)
+    out = tmp_path / "run"
+    settings = [*TINY, "run.log_every=1", "optim.warmup_epochs=0", f"data.source={images}"]
+    settings += [f"run.tensorboard={tensorboard}", "run.max_steps=4"]
+    arguments = ["train", "--out", str(out), *(f"--set={value}" for value in settings)]
+    with full_disk():
+        assert main(arguments) == 1
+    error = capsys.readouterr().err
+    assert error.startswith(
+        f"ehm train: {out}/config.yaml: cannot be written: File too large; no checkpoint was written"
+    )
+    assert error.endswith("and start the run again\n")
+    assert main(arguments) == 0
+    capsys.readouterr()
+    saved = backend.learners[-1].state()
+    more = ["train", "--resume", "--out", str(out), "--set=run.max_steps=null"]
+    monkeypatch.setattr(type(backend.learners[-1]), "state", lambda learner: LearnerState({"w": FEATURES}, {}))
+    with full_disk(4000):
+        assert main(more) == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert f"the checkpoint {out}/checkpoints/step-00000004 is complete; free some space" in error
+    assert error.endswith(f"and go on from there with --resume --out {out}\n")
+    assert [path.name for path in (out / "checkpoints").iterdir()] == ["step-00000004"]
+    monkeypatch.undo()
+    monkeypatch.setattr(backends, "get", lambda device: FakeBackend())
+    assert main(more) == 0
+    assert checkpoint.newest(out / "checkpoints").name == "step-00000012"
+    assert saved.model["weight"] != 0
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("argv", [["configs"], ["configs", "--json"]])
+def test_standard_output_on_a_full_disk_is_one_sentence(argv):
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "ehm.cli", *argv], stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert done.returncode == 1
+    assert "No space left on device" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_file_of_safetensors_says_what_the_system_said(tmp_path):
+    with full_disk(), pytest.raises(WriteError, match=f"cannot be written: {os.strerror(27)}"):  # noqa: SIM117
+        with report_write_errors(tmp_path / "a"):
+            save_file({"a": FEATURES}, tmp_path / "a")
