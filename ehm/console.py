@@ -26,12 +26,15 @@ class _EscapingStream:
     def write(self, text: str) -> int:
         encoding = getattr(self._stream, "encoding", None) or "utf-8"
         encodable = escape_undecodable(text).encode(encoding, "backslashreplace").decode(encoding)
-        with report_write_errors(getattr(self._stream, "name", "standard output")):
+        with report_write_errors(self._describe()):
             return self._stream.write(encodable)
 
     def flush(self) -> None:
-        with report_write_errors(getattr(self._stream, "name", "standard output")):
+        with report_write_errors(self._describe()):
             self._stream.flush()
+
+    def _describe(self) -> str:
+        return "standard error" if self._stream is sys.stderr else "standard output"
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)

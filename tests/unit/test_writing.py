@@ -118,10 +118,19 @@ def test_an_earlier_file_stays_when_a_new_one_cannot_be_written(tmp_path):
     with full_disk(), pytest.raises(WriteError):
         write_json(tmp_path / "metrics.json", {"a": 2})
     assert json.loads((tmp_path / "metrics.json").read_text()) == {"a": 1}
-    with pytest.raises(KeyError), replace_file(tmp_path / "metrics.json") as temporary:
-        temporary.write_text("half")
-        raise KeyError("another error passes")
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.json"]
+
+
+def write_half(path):
+    with replace_file(path) as temporary:
+        temporary.write_text("half")
+        raise KeyError
+
+
+def test_another_error_passes_and_leaves_nothing(tmp_path):
+    with pytest.raises(KeyError):
+        write_half(tmp_path / "metrics.json")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_other_reasons_than_a_full_disk_have_their_own_remedy(tmp_path):
@@ -158,14 +167,16 @@ def test_curves_are_tensorboards_records(tmp_path):
     assert {value.tag: value.simple_value for value in events[2].summary.value} == {"loss": 0.5, "lr": 0.25}
 
 
-def test_the_log_of_a_run_on_a_full_disk(tmp_path):
-    with (
-        pytest.raises(WriteError, match=r"metrics\.jsonl: cannot be written: File too large"),
-        RunLog(tmp_path, 4) as log,
-    ):
+def log_two_steps(folder):
+    with RunLog(folder, 4) as log:
         log.log(1, {"loss": 1.0})
         with full_disk(20):
             log.log(2, {"loss": 1.0})
+
+
+def test_the_log_of_a_run_on_a_full_disk(tmp_path):
+    with pytest.raises(WriteError, match=r"metrics\.jsonl: cannot be written: File too large"):
+        log_two_steps(tmp_path)
 
 
 TINY = ["encoder=vit_tiny", "image_size=32", "patch_size=8", "optim.batch_size=4", "optim.epochs=4", "data.workers=0"]
