@@ -27,6 +27,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from ehm.checkpoint import flush, sha256
 from ehm.errors import ExportError, WriteError
+from ehm.names import refuse_undecodable
 from ehm.reading import describe_value, read_json
 from ehm.writing import report_write_errors, write_text
 
@@ -309,6 +310,7 @@ def staged(out: Path) -> Iterator[Path]:
     the block begins. A WriteError of the block names the file by the place that it would have had in ``out``.
     """
     out = Path(os.path.abspath(out))
+    refuse_undecodable(out, "ONNX")
     folder, replaced = (out.with_name(f".{out.name}-{suffix}") for suffix in ("partial", "replaced"))
     if replaced.is_dir() and not out.exists():  # an export was killed between the two renames
         replaced.rename(out)

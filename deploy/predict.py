@@ -25,6 +25,7 @@ from ehm.deploy.detect import Found, Placed, found_in, place
 from ehm.deploy.runtime import open_session
 from ehm.deploy.segment import BATCH, Mosaic, write_mask
 from ehm.errors import BrokenImage, ConfigError, DataError, ExportError
+from ehm.names import refuse_undecodable
 from ehm.reading import parse_json, read_text
 from ehm.writing import replace_file
 
@@ -273,6 +274,7 @@ def _check_index(predictor: Predictor, index: IndexKind | None, out: str | Path 
     if index is None:
         return
     approximate.check(index)
+    refuse_undecodable(Path(out or ""), "faiss")
     if out is None:
         raise ConfigError(f"--index {index}: needs --out, the folder for it")
     if predictor.manifest.output("features") is None:

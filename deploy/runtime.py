@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ehm.errors import BackendError, ExportError
+from ehm.names import refuse_undecodable
+from ehm.reading import shorten
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
@@ -60,6 +62,9 @@ bundle would go on as the old one (ONNX Runtime's cann_execution_provider.cc and
 1.24.4, the precision is an option of another name, ``precision_mode_v2``: ``origin``. OpenVINO (Intel's processors)
 computes what is not int8 in bfloat16 where the network is in lower precision and the processor has it."""
 
+_MESSAGE = 500
+"""Most characters of a message of ONNX Runtime that are passed on."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -80,6 +85,7 @@ def open_session(
     ``auto`` it is a warning in the log, and so is a network that a provider cannot load; the next one is tried.
     ExportError where there is none left.
     """
+    refuse_undecodable(model, "ONNX Runtime")
     onnxruntime = _onnxruntime()
     name, _, number = device.partition(":")
     known = name in PROVIDERS and (not number or (PROVIDERS[name].numbered and number.isdecimal()))
@@ -111,8 +117,9 @@ def open_session(
             )
         except Exception as error:  # ONNX Runtime's exceptions share no base of their own
             if provider is providers[-1]:
-                raise ExportError(f"{model}: ONNX Runtime {onnxruntime.__version__} cannot load it: {error}") from None
-            reason = " ".join(str(error).split())
+                reason = shorten(str(error), _MESSAGE)
+                raise ExportError(f"{model}: ONNX Runtime {onnxruntime.__version__} cannot load it: {reason}") from None
+            reason = shorten(str(error), _MESSAGE)
             _log.warning("--device auto: %s cannot load %s; trying the next: %s", provider.name, model, reason)
             continue
         if session.get_providers()[0] == provider.name:

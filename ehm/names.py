@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
-__all__ = ["escape_undecodable"]
+from ehm.errors import ConfigError
+
+__all__ = ["escape_undecodable", "refuse_undecodable"]
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _FIRST_BYTE = 0xDC00
@@ -14,6 +17,15 @@ _FIRST_BYTE = 0xDC00
 def escape_undecodable(text: str) -> str:
     r"""Return ``text`` as valid Unicode: bytes that are no UTF-8 become ``\xe9``, other lone surrogates ``\ud800``."""
     return _SURROGATE.sub(_escape_surrogate, text)
+
+
+def refuse_undecodable(path: Path, library: str) -> None:
+    """Raise ConfigError if ``path`` is no UTF-8, for ``library``, which takes no other paths."""
+    if escape_undecodable(str(path)) != str(path):
+        raise ConfigError(
+            f"{escape_undecodable(str(path))}: {library} opens paths in UTF-8 only, and this is none; "
+            "rename the folder, or give a link to it"
+        )
 
 
 def _escape_surrogate(match: re.Match[str]) -> str:
