@@ -143,7 +143,7 @@ def sha256(path: Path) -> str:
 
 def describe(path: Path) -> dict[str, Any]:
     """What ``state.json`` of the checkpoint folder ``path`` says; raises CheckpointError where it cannot be read."""
-    meta = read_json(path / _STATE, CheckpointError, "what a checkpoint says of itself")
+    meta = read_json(path / _STATE, CheckpointError, "a checkpoint's state")
     if not isinstance(meta, dict):
         raise CheckpointError(f"{path / _STATE}: should hold a section of keys and values; it was altered or damaged")
     if meta.get("format") != FORMAT:

@@ -6,6 +6,7 @@ the queue fills, and the run then waits for it for ever. Here what cannot be wri
 
 from __future__ import annotations
 
+import socket
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -27,14 +28,17 @@ class Curves:
     """
 
     def __init__(self, folder: Path, first_step: int = 0) -> None:
-        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.record_writer import RecordWriter
 
         self._folder = folder
         self._last_flush = time.monotonic()
         with report_write_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
-            self._writer = EventsWriter(str(folder / "events"))
+            # TensorBoard looks for the middle of this name
+            file = folder / f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}"
+            self._writer = RecordWriter(str(file))
             try:
+                self._write(file_version="brain.Event:2")
                 if first_step:
                     self._write(step=first_step, session_log={"status": "START"})
                 self._writer.flush()
@@ -60,4 +64,4 @@ class Curves:
     def _write(self, **fields: Any) -> None:
         from tensorboardX.proto.event_pb2 import Event
 
-        self._writer.write_event(Event(wall_time=time.time(), **fields))
+        self._writer.write(Event(wall_time=time.time(), **fields).SerializeToString())

@@ -33,6 +33,8 @@ def replace_file(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}")  # the same suffix: np.save and faiss look at it
     with report_write_errors(path):
         try:
+            if path.parent.exists() and not path.parent.is_dir():
+                raise NotADirectoryError(errno.ENOTDIR, "")
             path.parent.mkdir(parents=True, exist_ok=True)
             yield temporary
             temporary.replace(path)

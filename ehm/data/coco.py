@@ -135,7 +135,8 @@ def _read(file: Path, folder: Path, split: Split, masks: bool) -> CocoSource:
     except KeyError as error:
         raise DataError(f"{file}: not annotations in COCO's format: {error} is missing") from None
     except (ValueError, TypeError, OverflowError) as error:
-        raise DataError(f"{file}: not annotations in COCO's format: {shorten(str(error))}") from None
+        reason = f"a value is of the wrong kind ({shorten(str(error))})"
+        raise DataError(f"{file}: not annotations in COCO's format: {reason}") from None
     if not images or not categories:
         raise DataError(f"{file}: names no {'images' if not images else 'categories'}")
     if unfit := next((name for name, size in zip(names, sizes, strict=True) if min(size) < 1), None):

@@ -22,7 +22,7 @@ from ehm.backends.base import LearnerState
 from ehm.cli import main
 from ehm.curves import Curves
 from ehm.deploy.approximate import write_index
-from ehm.deploy.bundle import Bundle, staged
+from ehm.deploy.bundle import staged
 from ehm.deploy.export.ascend import write_om
 from ehm.deploy.export.kserve import write_kserve
 from ehm.deploy.export.saving import save
@@ -59,10 +59,16 @@ def write_table(folder):
     _write_both(folder, "distance", Image.new("L", (1, 1)), ["name"], [["x" * 5000]])
 
 
+def write_curve(folder):
+    curves = Curves(folder / "tensorboard")
+    curves.add(1, {"x" * 5000: 1.0})
+    curves.close()
+
+
 WRITERS = {
     "checkpoints/step-00000007": write_state,
     "figures.json": lambda folder: write_json(folder / "figures.json", {"key": "x" * 5000}),
-    "tensorboard": lambda folder: Curves(folder / "tensorboard").add(1, {"x" * 5000: 1.0}),
+    "tensorboard": write_curve,
     "page.png": lambda folder: _write(Image.fromarray(NOISE[0]), folder / "page.png"),
     "distance.csv": write_table,
     "reconstructions.png": lambda folder: _draw(NOISE, NOISE / np.float32(255), np.zeros(4), folder),
@@ -100,7 +106,7 @@ def test_an_index_of_faiss_is_no_exception(kind, room, tmp_path):
 
 
 def test_what_goes_to_servers_is_no_exception(tmp_path):
-    bundle = Bundle.open(make_bundle(tmp_path / "bundle"))
+    bundle = make_bundle(tmp_path / "bundle")
     (tmp_path / "models").mkdir()
     with full_disk(), pytest.raises(WriteError, match="models: cannot be written: File too large"):
         write_triton(bundle, tmp_path / "models")
@@ -208,7 +214,7 @@ def test_a_run_says_which_checkpoint_survived_and_goes_on_from_it(images, tmp_pa
     assert error.count("\n") == 1
     assert f"the checkpoint {out}/checkpoints/step-00000004 is complete; free some space" in error
     assert error.endswith(f"and go on from there with --resume --out {out}\n")
-    assert [path.name for path in (out / "checkpoints").iterdir()] == ["step-00000004"]
+    assert sorted(path.name for path in (out / "checkpoints").iterdir()) == ["step-00000003", "step-00000004"]
     monkeypatch.undo()
     monkeypatch.setattr(backends, "get", lambda device: FakeBackend())
     assert main(more) == 0
