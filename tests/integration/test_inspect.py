@@ -188,6 +188,7 @@ def test_a_folder_gives_its_first_eight_and_further_files_further_pages(encoder,
         ("hierarchy", {"depths": [1.5]}, ConfigError, "depths"),
         ("masks", {"progress": []}, ConfigError, "progress"),
         ("masks", {"ratio": 1.0}, ConfigError, "ratio 1: must lie between 0 and 1"),
+        ("masks", {"seed": -1}, ConfigError, "seed -1: must be a whole number from 0"),
         ("masks", {"balance": "both"}, ConfigError, "balance both: must be none or sinkhorn"),
         ("masks", {"checkpoint": "nowhere"}, CheckpointError, "nowhere"),
         (

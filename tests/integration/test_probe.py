@@ -119,7 +119,7 @@ def test_one_command_measures_both_ways(stripes, tmp_path, capsys):
     written = json.loads((tmp_path / "probe" / "metrics.json").read_text())
     assert written["linear"]["top1"] == result.linear.top1
     assert written["neighbours"]["top1"] == result.neighbours.top1
-    with pytest.raises(ConfigError, match="holds a run already"):
+    with pytest.raises(ConfigError, match="holds a run already; remove it to measure again, another --out"):
         probe(settings, device="cpu", out=tmp_path / "probe")
 
     # what the probe made is a classifier like any other

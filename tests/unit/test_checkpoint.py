@@ -49,6 +49,18 @@ def test_newest_complete_one_wins_and_debris_is_cleared(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000010", "step-00000011"]
 
 
+def test_a_damaged_checkpoint_names_the_one_to_go_on_from(tmp_path):
+    earlier, path = save(tmp_path, 3), save(tmp_path, 7)
+    (path / "model.safetensors").write_bytes((path / "model.safetensors").read_bytes()[:-9])
+    with pytest.raises(CheckpointError, match=r"damaged; without .*step-00000007, --resume goes on from step-00000003"):
+        checkpoint.read(tmp_path)
+    path.rename(tmp_path / "damaged")  # as the message says
+    assert checkpoint.read(tmp_path)[1]["step"] == 3
+    (earlier / "state.json").write_text("[]")
+    with pytest.raises(CheckpointError, match="no other checkpoint lies beside it, so start a new run"):
+        checkpoint.read(tmp_path)
+
+
 def test_the_same_step_is_replaced(tmp_path):
     save(tmp_path, 3, 1.0)
     path = save(tmp_path, 3, 2.0)

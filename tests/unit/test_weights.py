@@ -181,6 +181,34 @@ def test_a_file_that_would_run_code_is_refused(tmp_path):
     assert not (tmp_path / "owned").exists()
 
 
+def test_a_pickled_network_is_refused_with_what_to_save_instead(tmp_path):
+    torch.save(torch.nn.Linear(2, 2), tmp_path / "module.pth")
+    with pytest.raises(CheckpointError) as refused:
+        load_model(ModelSource(init=str(tmp_path / "module.pth")))
+    said = str(refused.value)
+    assert "holds an object of torch.nn.modules.linear.Linear" in said
+    assert said.endswith("save the model's state_dict() and give that file")
+    assert "weights_only" not in said  # torch's own words advise to read it unsafely
+
+
+@pytest.mark.parametrize("content", [b"", b"\x80\x02junk", bytes(range(256))])
+def test_a_damaged_file_of_torchs_is_one_short_sentence(content, tmp_path):
+    (tmp_path / "a.pth").write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"a\.pth: not a file of tensors that torch reads safely: ") as refused:
+        load_model(ModelSource(init=str(tmp_path / "a.pth")))
+    assert "\n" not in str(refused.value)
+    assert len(str(refused.value)) < 300 + len(str(tmp_path))
+
+
+@pytest.mark.parametrize("key", ["model", "module", "state_dict"])
+def test_tensors_are_found_under_the_usual_keys(mae_file, tmp_path, key):
+    path, tensors = mae_file
+    torch.save({key: tensors}, tmp_path / "a.pth")
+    ours = load_model(ModelSource(init=str(tmp_path / "a.pth"))).model.state_dict()
+    theirs = load_model(ModelSource(init=str(path))).model.state_dict()
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs if not name.startswith(("head", "fc_norm")))
+
+
 @pytest.mark.parametrize("name", ["text.pth", "text.safetensors"])
 def test_a_file_of_something_else_is_one_sentence(tmp_path, name):
     (tmp_path / name).write_text("no weights in here")
