@@ -18,6 +18,7 @@ from ehm.deploy.serve.edge import OPEN, RETRY, Edge
 from ehm.deploy.serve.neighbours import Index
 from ehm.deploy.serve.service import Service
 from ehm.errors import RequestError
+from ehm.names import escape_undecodable
 
 __all__ = ["create_app"]
 
@@ -80,6 +81,7 @@ _ERROR = {"type": "object", "required": ["error"], "properties": {"error": {"typ
 
 
 def _answer(request: Request, status: int, reason: str, headers: dict[str, str] | None = None) -> JSONResponse:
+    reason = escape_undecodable(reason)  # JSON of a client may name a lone surrogate, which UTF-8 cannot hold
     request.state.record.error = reason
     return JSONResponse({"error": reason}, status, headers)
 

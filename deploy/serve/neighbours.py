@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from ehm.deploy import approximate
 from ehm.errors import DataError
+from ehm.names import escape_undecodable
 
 __all__ = ["Index", "Neighbour"]
 
@@ -49,7 +50,7 @@ class Index:
                 f"an error; {_HOW}"
             )
         common = os.path.commonpath([file.parent for file in self.files])
-        self.names = [os.path.relpath(file, common) for file in self.files]
+        self.names = [escape_undecodable(os.path.relpath(file, common)) for file in self.files]
         self.width = features.shape[1]
         self._faiss: Any = None
         file = folder / approximate.FILE

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,6 +19,8 @@ from ehm.console import PlainConsole, console, print_line
 from ehm.data import open_source
 from ehm.deploy.bench import Timing, _print
 from ehm.deploy.predict import Prediction
+from ehm.deploy.serve.app import _answer
+from ehm.deploy.serve.neighbours import Index
 from ehm.doctor import Finding
 from ehm.errors import ConfigError
 from ehm.names import escape_undecodable
@@ -126,6 +129,17 @@ def test_a_command_prints_what_it_was_given(classes, tmp_path):
     done = subprocess.run(line, capture_output=True, env=environment, check=False)
     assert done.returncode == 1
     assert done.stderr.decode().startswith(f"ehm predict: {tmp_path}/part [/A]: not a bundle")
+
+
+def test_a_server_answers_with_what_json_can_hold(tmp_path):
+    for name in (BYTES, "b.png"):
+        (tmp_path / name).write_bytes(b"")
+    lines = [json.dumps({"image": str(tmp_path / name)}) for name in (BYTES, "b.png")]
+    (tmp_path / "predictions.jsonl").write_text("\n".join(lines))
+    np.save(tmp_path / "features.npy", np.eye(2, 4, dtype=np.float32))
+    assert Index(tmp_path).names == [r"caf\xe9", "b.png"]
+    request = SimpleNamespace(state=SimpleNamespace(record=SimpleNamespace(error=None)))
+    assert json.loads(_answer(request, 400, "no input \ud800").body) == {"error": r"no input \ud800"}
 
 
 def test_predictions_and_findings_are_text(capsys):
