@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,7 +81,7 @@ def _features(file: Path) -> NDArray[np.float32]:
         features: NDArray[np.float32] = np.load(file, allow_pickle=False)
     except FileNotFoundError:
         raise DataError(f"{file}: missing; {_HOW}") from None
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise DataError(f"{file}: not an array of NumPy's: {error}") from None
     if not isinstance(features, np.ndarray) or features.ndim != 2 or features.dtype != np.float32 or not features.size:
         raise DataError(f"{file}: expected an array (images, features) of float32; {_HOW}")

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ehm.config.loading import read_mapping
 from ehm.deploy.bundle import Precision
 from ehm.errors import ConfigError
+from ehm.reading import describe_value, shorten
 
 __all__ = ["Settings"]
 
@@ -60,8 +61,8 @@ class Settings(BaseModel):
             first = error.errors()[0]
             name, said = str(first["loc"][0]), f"{first['msg'][0].lower()}{first['msg'][1:]}"
             if name in given:
-                raise ConfigError(f"--{name.replace('_', '-')} {given[name]}: {said}") from None
-            raise ConfigError(f"{config}: {name}: {said}, not {first['input']!r}") from None
+                raise ConfigError(f"--{name.replace('_', '-')} {shorten(str(given[name]))}: {said}") from None
+            raise ConfigError(f"{config}: {name}: {said}, not {describe_value(first['input'])}") from None
 
 
 def _read(config: Path) -> dict[str, Any]:

@@ -29,7 +29,7 @@ from ehm.data.folder import folder
 from ehm.data.pickled import read_pickle
 from ehm.data.source import Names, Split
 from ehm.errors import BrokenImage, DataError
-from ehm.reading import read_json, shorten
+from ehm.reading import describe_value, read_json, shorten
 
 __all__ = ["Answers", "Benchmark", "BenchmarkSource", "by_class", "open_benchmark", "read_answers"]
 
@@ -208,17 +208,20 @@ def _positions(values: Any, images: int, where: str) -> NDArray[np.int64]:
     if not len(found):
         return np.zeros(0, np.int64)
     if found.dtype.kind not in "iu" or found.min() < 0 or found.max() >= images:
-        raise DataError(f"{where}: expected numbers of images from 0 to {images - 1}, not {found.tolist()[:5]}")
+        raise DataError(
+            f"{where}: expected numbers of images from 0 to {images - 1}, not {describe_value(found.tolist()[:5])}"
+        )
     return found.astype(np.int64)
 
 
 def _box(values: Any, where: str) -> Box:
     try:
         left, top, right, bottom = (float(value) for value in values)
-    except (TypeError, ValueError):
-        raise DataError(f"{where}: bbx: expected left, top, right, bottom, not {values!r}") from None
+    except (TypeError, ValueError, OverflowError):
+        shown = describe_value(values)
+        raise DataError(f"{where}: bbx: expected left, top, right, bottom, not {shown}") from None
     if not all(map(math.isfinite, (left, top, right, bottom))):
-        raise DataError(f"{where}: bbx: is not finite: {values!r}")
+        raise DataError(f"{where}: bbx: is not finite: {describe_value(values)}")
     return left, top, right, bottom
 
 

@@ -33,6 +33,7 @@ Annotation = Mapping[str, Any]
 """An object as the file has it: ``bbox`` (left, top, width, height), ``category_id``, ``segmentation``, ``iscrowd``."""
 _YEARS = ("2017", "")
 _SHOWN = 3
+_LARGEST_SIDE = 2**31
 
 
 @dataclass(frozen=True)
@@ -139,8 +140,11 @@ def _read(file: Path, folder: Path, split: Split, masks: bool) -> CocoSource:
         raise DataError(f"{file}: not annotations in COCO's format: {reason}") from None
     if not images or not categories:
         raise DataError(f"{file}: names no {'images' if not images else 'categories'}")
-    if unfit := next((name for name, size in zip(names, sizes, strict=True) if min(size) < 1), None):
-        raise DataError(f"{file}: image {unfit}: height and width should be 1 at least")
+    if unfit := next(
+        (name for name, size in zip(names, sizes, strict=True) if not all(1 <= side < _LARGEST_SIDE for side in size)),
+        None,
+    ):
+        raise DataError(f"{file}: image {unfit}: height and width should be 1 at least, and below 2^31")
     for what, keys in (
         ("two images have the id", [image["id"] for image in images]),
         ("two categories have the id", [key for key, _ in categories]),
@@ -174,7 +178,7 @@ def _problems(each: Annotation, numbers: Mapping[int, int], size: tuple[int, int
     if not _is_key(each.get("category_id"), numbers):
         yield f"no category has the id {describe_value(each.get('category_id'))}"
     box = each.get("bbox")
-    if not isinstance(box, list) or len(box) != 4 or not all(isinstance(side, int | float) for side in box):
+    if not isinstance(box, list) or len(box) != 4 or not all(map(_is_coordinate, box)):
         yield f"bbox should be [left, top, width, height], not {describe_value(box)}"
     if not masks:
         return
@@ -198,7 +202,12 @@ def _is_key(value: Any, known: Mapping[Any, int]) -> bool:
 
 
 def _is_polygon(ring: Any) -> bool:
-    return isinstance(ring, list) and len(ring) >= 6 and len(ring) % 2 == 0 and set(map(type, ring)) <= {int, float}
+    return isinstance(ring, list) and len(ring) >= 6 and len(ring) % 2 == 0 and all(map(_is_coordinate, ring))
+
+
+def _is_coordinate(value: Any) -> bool:
+    """Whether ``value`` is a number that can be one of pixels; pycocotools takes no larger ones."""
+    return type(value) in (int, float) and abs(value) < _LARGEST_SIDE
 
 
 def _first(problems: Sequence[str]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import numba
@@ -14,9 +15,22 @@ def kernel(function: Callable[..., Any]) -> Any:
     """Compile ``function`` at its first call, without the interpreter lock, and keep the machine code on disk.
 
     numba keeps it beside the source, else (an installation that cannot be written) in the user's cache folder;
-    ``NUMBA_CACHE_DIR`` names another place. Where none can be written every process compiles anew.
+    ``NUMBA_CACHE_DIR`` names another place. If none can be written, or its disk is full, every process compiles anew.
     """
     try:
-        return numba.njit(nogil=True, cache=True)(function)
+        compiled: Any = numba.njit(nogil=True, cache=True)(function)
     except RuntimeError:  # "no locator available": no folder for the cache can be written
         return numba.njit(nogil=True)(function)
+    # numba lets a full disk end the first call; it has no setting for that (FunctionCache.save_overload, numba 0.68)
+    compiled._cache.save_overload = _ignore_os_errors(compiled._cache.save_overload)
+    return compiled
+
+
+def _ignore_os_errors(save: Callable[..., None]) -> Callable[..., None]:
+    """Return ``save``, of a cache that a run can do without, such that it fails silently."""
+
+    def save_if_possible(*arguments: Any) -> None:
+        with suppress(OSError):
+            save(*arguments)
+
+    return save_if_possible

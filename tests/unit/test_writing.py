@@ -5,6 +5,7 @@ import os
 import struct
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -232,6 +233,16 @@ def test_standard_output_on_a_full_disk_is_one_sentence(argv):
     assert done.returncode == 1
     assert "No space left on device" in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+def test_machine_code_that_cannot_be_kept_is_compiled_all_the_same(tmp_path, monkeypatch):
+    (tmp_path / "own_kernel.py").write_text(
+        "from ehm.masking._jit import kernel\n@kernel\ndef squared(value):\n    return value * value\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with full_disk():
+        assert import_module("own_kernel").squared(3) == 9
+    assert not list(tmp_path.rglob("*.nbc"))
 
 
 def test_a_file_of_safetensors_says_what_the_system_said(tmp_path):
