@@ -40,6 +40,7 @@ def save(folder: Path, state: LearnerState, meta: dict[str, Any]) -> Path:
     """
     final = name(folder, meta["step"])
     temporary = folder / f".{final.name}"
+    replaced = folder / f".{final.name}-replaced"
     with report_write_errors(final):
         folder.mkdir(parents=True, exist_ok=True)
         for stale in folder.glob(".step-*"):
@@ -47,7 +48,6 @@ def save(folder: Path, state: LearnerState, meta: dict[str, Any]) -> Path:
         try:
             _write_folder(temporary, state, meta)
             if final.exists():  # the same step once more: a run was resumed from before it
-                replaced = folder / f".{final.name}-replaced"
                 final.rename(replaced)
                 temporary.rename(final)
                 shutil.rmtree(replaced)
@@ -56,6 +56,8 @@ def save(folder: Path, state: LearnerState, meta: dict[str, Any]) -> Path:
             flush(folder)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
+            if replaced.exists() and not final.exists():
+                replaced.rename(final)
             raise
     return final
 
