@@ -12,6 +12,7 @@ A bundle is written into a temporary folder beside its place and renamed: what c
 
 from __future__ import annotations
 
+import hashlib
 import json
 import mmap
 import os
@@ -131,7 +132,8 @@ class Quality(_Section):
     ``cosine`` is the mean cosine between the outputs of both, ``cosine_min`` the smallest, of features where the
     network gives them and of logits else, whose direction means little where all are near 0; ``agreement`` the share
     of images with the same likeliest class; ``accuracy`` and ``accuracy_float32`` the shares of right ones, where the
-    images have labels of the model's.
+    images have labels of the model's. ``default_cosine``, ``default_cosine_min`` and ``default_agreement`` are the same
+    for a session of ONNX Runtime on the CPU with no settings at all, as other programs open it.
     """
 
     source: str
@@ -141,13 +143,17 @@ class Quality(_Section):
     agreement: float | None = None
     accuracy: float | None = None
     accuracy_float32: float | None = None
+    default_cosine: float | None = None
+    default_cosine_min: float | None = None
+    default_agreement: float | None = None
 
 
 class ModelRecord(_Section):
     """A network file: its ONNX operator sets and how often each operator occurs.
 
     ``domains`` are the operator sets beside ONNX's own; their operators are named with their domain. ``quality``
-    compares other numbers than float32 with float32.
+    compares other numbers than float32 with float32. ``weight_bits`` is how many bits int8 weights use: 7, or 8 in
+    bundles that do not say.
     """
 
     file: str
@@ -155,6 +161,7 @@ class ModelRecord(_Section):
     domains: dict[str, int] = {}
     operators: dict[str, int]
     quality: Quality | None = None
+    weight_bits: int | None = None
 
 
 class Source(_Section):
@@ -166,21 +173,30 @@ class Source(_Section):
 
 
 class ParityCase(_Section):
-    """One comparison: largest absolute difference and smallest cosine over the outputs of a batch."""
+    """One comparison: largest differences and smallest cosine over the outputs of a batch.
+
+    ``max_relative`` is the largest difference relative to the size of its output, the root mean square of what the
+    framework gives. It is None in older bundles, and for detectors, whose ``max_abs`` is in sides of the image already.
+    """
 
     images: Literal["random", "natural"]
     batch: int
     max_abs: float
+    max_relative: float | None = None
     cosine: float
 
 
 class Parity(_Section):
-    """Comparison of float32 with the framework that the weights came from; no case exceeds ``tolerance``."""
+    """Comparison of float32 with the framework that the weights came from.
+
+    No case's ``max_relative`` exceeds ``tolerance``, or its ``max_abs`` if there is no ``max_relative``.
+    """
 
     reference: str
     runtime: str
     tolerance: float
     max_abs: float
+    max_relative: float | None = None
     cosine: float
     cases: tuple[ParityCase, ...]
 
@@ -254,6 +270,20 @@ class Bundle:
         if precision not in self.manifest.models:
             raise ExportError(f"{self.path}: holds no {precision} model, only {', '.join(self.manifest.models)}")
         return self.path / self.manifest.models[precision].file
+
+    def version(self, precision: Precision = "float32") -> str:
+        """Twelve hexadecimal digits that change with any file of the network: its graph, and weights stored beside it.
+
+        Of a network in one file they are the beginning of its SHA-256. A graph whose weights lie beside it does not
+        change with them, so that there the hash is over the names and hashes of all files.
+        """
+        model = self.manifest.models[precision].file
+        files = self.manifest.files
+        beside = sorted(_external(self.path / model))
+        if not beside:
+            return files[model].sha256[:12]
+        lines = [f"{name} {files[name].sha256}\n" for name in (model, *beside)]
+        return hashlib.sha256("".join(lines).encode()).hexdigest()[:12]
 
     def want_batches(self, command: str) -> None:
         """ExportError where the network takes one image at a time, a detector's, and ``command`` gives it batches."""
