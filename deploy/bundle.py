@@ -14,9 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import mmap
 import os
-import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,6 +25,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from ehm.checkpoint import flush, sha256
+from ehm.deploy.weight_files import find_weight_files
 from ehm.errors import ExportError
 
 __all__ = [
@@ -57,8 +56,6 @@ Target = Literal["onnxruntime", "portable", "ascend"]
 CARD = "README.md"
 """The one file that no network needs: people complete it before they publish, so it is hashed and never refused."""
 _MANIFEST = "manifest.json"
-_LOCATION = re.compile(rb"\n\x08location\x12([\x01-\x7f]|[\x80-\xff][\x01-\x7f])")
-"""In an ONNX file, where the weights of a tensor lie: a StringStringEntryProto up to the length of its value."""
 Triple = tuple[float, float, float]
 
 
@@ -152,8 +149,7 @@ class ModelRecord(_Section):
     """A network file: its ONNX operator sets and how often each operator occurs.
 
     ``domains`` are the operator sets beside ONNX's own; their operators are named with their domain. ``quality``
-    compares other numbers than float32 with float32. ``weight_bits`` is how many bits int8 weights use: 7, or 8 in
-    bundles that do not say.
+    compares other numbers than float32 with float32.
     """
 
     file: str
@@ -161,7 +157,6 @@ class ModelRecord(_Section):
     domains: dict[str, int] = {}
     operators: dict[str, int]
     quality: Quality | None = None
-    weight_bits: int | None = None
 
 
 class Source(_Section):
@@ -279,7 +274,7 @@ class Bundle:
         """
         model = self.manifest.models[precision].file
         files = self.manifest.files
-        beside = sorted(_external(self.path / model))
+        beside = sorted(find_weight_files(self.path / model))
         if not beside:
             return files[model].sha256[:12]
         lines = [f"{name} {files[name].sha256}\n" for name in (model, *beside)]
@@ -311,7 +306,7 @@ class Bundle:
         for precision, model in manifest.models.items():
             if model.file not in manifest.files:
                 raise ExportError(f"{path / _MANIFEST}: models.{precision}: {model.file!r} is not among its files")
-            for name in sorted(_external(path / model.file) - (manifest.files.keys() - {CARD})):
+            for name in sorted(find_weight_files(path / model.file) - (manifest.files.keys() - {CARD})):
                 raise ExportError(f"{path / _MANIFEST}: {model.file} reads {name!r}, which is not among its files")
         return cls(path, manifest)
 
@@ -356,18 +351,6 @@ def staged(out: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
         raise
     shutil.rmtree(replaced, ignore_errors=True)
-
-
-def _external(model: Path) -> set[str]:
-    """Names of the files beside an ONNX file that it takes weights from; found without ONNX, which no server has."""
-    if model.stat().st_size == 0:  # which cannot be mapped
-        return set()
-    with model.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        found = set()
-        for match in _LOCATION.finditer(content):
-            length = sum((byte & 127) << 7 * place for place, byte in enumerate(match[1]))
-            found.add(content[match.end() : match.end() + length].decode(errors="replace"))
-    return found
 
 
 def _refuse_foreign(out: Path) -> None:

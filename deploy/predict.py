@@ -93,9 +93,7 @@ class Predictor:
     ) -> None:
         self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
         self.manifest = self.bundle.manifest
-        model = self.bundle.model(precision)
-        wide_weights = precision == "int8" and self.manifest.models[precision].weight_bits != 7
-        self._session = open_session(model, device, threads, precision, wide_weights=wide_weights)
+        self._session = open_session(self.bundle.model(precision), device, threads, precision)
         self.provider: str = self._session.get_providers()[0]
         self._transform = _transform(self.manifest.preprocessing, self.bundle.path)
 

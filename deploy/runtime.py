@@ -70,18 +70,11 @@ def installed() -> list[str]:
 
 
 def open_session(
-    model: Path,
-    device: str = "cpu",
-    threads: int = 0,
-    precision: Precision = "float32",
-    *,
-    wide_weights: bool = False,
+    model: Path, device: str = "cpu", threads: int = 0, precision: Precision = "float32"
 ) -> InferenceSession:
     """Load ``model``, a network in ``precision``, on a device of ``PROVIDERS`` or ``auto``.
 
     A number chooses among several (``cuda:1``). ``threads`` are those of one operator on a CPU, by default one a core.
-    ``wide_weights`` says that int8 weights use all eight bits, as bundles of earlier versions do: see
-    :mod:`ehm.deploy.export.int8`.
 
     ONNX Runtime falls back to the CPU without a word when a provider cannot start; here that is a BackendError. Of
     ``auto`` it is a warning in the log, and so is a network that a provider cannot load; the next one is tried.
@@ -101,11 +94,10 @@ def open_session(
     settings = onnxruntime.SessionOptions()
     settings.intra_op_num_threads = threads
     settings.log_severity_level = 4  # its errors are raised too, and the lines of a log may have to be JSON
-    if wide_weights:
-        # without VNNI, int8 times uint8 is added up in 16 bits and clipped, which changes what a network says; this
-        # takes uint8 times uint8 on such processors, slower, and changes nothing on others
-        # (onnxruntime_session_options_config_keys.h)
-        settings.add_session_config_entry("session.x64quantprecision", "1")
+    # for bundles of earlier versions, whose int8 weights have all eight bits: without VNNI their products with uint8
+    # are added up in 16 bits and clipped, which changes what a network says; this takes uint8 times uint8 on such
+    # processors, and nothing else on others (onnxruntime_session_options_config_keys.h)
+    settings.add_session_config_entry("session.x64quantprecision", "1")
     providers = [each for each in ([PROVIDERS[name]] if known else PROVIDERS.values()) if each.name in available]
     for provider in providers:
         options = provider.options | ({} if precision == "float32" else provider.lower)

@@ -33,9 +33,7 @@ from ehm.deploy.export.saving import save
 from ehm.deploy.runtime import open_session
 from ehm.errors import ExportError
 
-__all__ = ["WEIGHT_BITS", "write_int8"]
-
-WEIGHT_BITS = 7
+__all__ = ["write_int8"]
 
 Floats = NDArray[np.float32]
 Layers = dict[str, list[NodeProto]]
@@ -43,7 +41,8 @@ Layers = dict[str, list[NodeProto]]
 Ranges = dict[str, tuple[Floats, Floats]]
 """Smallest and largest value of each feature, (D,) and (D,)."""
 _TINY = np.float32(1e-6)
-_LARGEST_WEIGHT = 2 ** (WEIGHT_BITS - 1)
+_LARGEST_WEIGHT = 64
+"""Of an int8 weight, which so has seven of its bits."""
 
 
 def write_int8(source: Path, path: Path, batches: Iterable[NDArray[Any]]) -> ModelProto:

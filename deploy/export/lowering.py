@@ -164,13 +164,13 @@ def _attributes(node: NodeProto) -> dict[str, Any]:
 
 
 def _check_schema(node: NodeProto) -> None:
-    """Raise InexpressibleError if operator set 17 does not know the operator, one of its attributes or its last input."""
+    """Raise InexpressibleError if operator set 17 lacks the operator, one of its attributes or one of its inputs."""
     if node.domain:
         return
     try:
         schema = onnx.defs.get_schema(node.op_type, _LOWERED)
     except onnx.defs.SchemaError:
-        raise InexpressibleError(f"the operator {node.op_type}") from None
+        raise InexpressibleError(f"operator {node.op_type}") from None
     unknown = [attribute.name for attribute in node.attribute if attribute.name not in schema.attributes]
     if unknown:
         raise InexpressibleError(f"{node.op_type} with {unknown[0]}")
@@ -202,9 +202,7 @@ def _run_resize(node: NodeProto, array: NDArray[Any], parameters: list[NDArray[A
     """Run a Resize node alone on ``array``; ``parameters`` are its roi, scales and sizes, as far as it has them."""
     names = ["" if value is None else f"parameter.{index}" for index, value in enumerate(parameters)]
     constants = [
-        numpy_helper.from_array(value, name)
-        for name, value in zip(names, parameters, strict=True)
-        if value is not None
+        numpy_helper.from_array(value, name) for name, value in zip(names, parameters, strict=True) if value is not None
     ]
     alone = NodeProto()
     alone.CopyFrom(node)

@@ -15,7 +15,7 @@ from rich.table import Table
 
 from ehm.config import ExportConfig
 from ehm.deploy.bundle import Bundle, ModelRecord, Precision, Quality
-from ehm.deploy.export.int8 import WEIGHT_BITS, write_int8
+from ehm.deploy.export.int8 import write_int8
 from ehm.deploy.export.photographs import Photographs, choose
 from ehm.deploy.export.saving import domains, operators, save
 from ehm.deploy.predict import Predictor, cosine
@@ -69,7 +69,6 @@ def _record(precision: Precision, model: ModelProto) -> ModelRecord:
         opset=versions.pop(""),
         domains=versions,
         operators=operators(model),
-        weight_bits=WEIGHT_BITS if precision == "int8" else None,
     )
 
 
