@@ -27,6 +27,7 @@ __all__ = ["FLOOR", "other_numbers"]
 FLOOR = 0.99
 """Smallest mean cosine to float32 that is accepted."""
 _BATCH = 8
+_DEFAULT_SESSION = " in a session with ONNX Runtime's default settings"
 Outputs = dict[str, NDArray[np.float32]]
 _Run = Callable[[NDArray[Any], Sequence[str]], Outputs]
 
@@ -109,7 +110,7 @@ def _measure(
     runs: dict[str, _Run] = {"float32": reference.run}
     for precision, predictor in rivals.items():
         runs[precision] = predictor.run
-        runs[f"{precision}, default session"] = _open_default_session(predictor.bundle.model(precision))
+        runs[f"{precision}{_DEFAULT_SESSION}"] = _open_default_session(predictor.bundle.model(precision))
     numbers: list[NDArray[np.int64]] = []
     found: dict[str, list[Outputs]] = {name: [] for name in runs}
     for indices, inputs in photographs.batches(reference.prepare, size, "measure"):
@@ -121,12 +122,13 @@ def _measure(
         for run, batches in found.items()
     }
     labels = _labels(photographs, manifest.labels, np.concatenate(numbers))
+    origin = str(photographs)
+    expected = outputs["float32"]
     qualities: dict[Precision, Quality] = {}
     for precision in rivals:
-        own, default = (
-            _quality(str(photographs), outputs["float32"], outputs[run], names, precision, labels)
-            for run in (precision, f"{precision}, default session")
-        )
+        own = _quality(origin, expected, outputs[precision], names, precision, labels)
+        found_by_default = outputs[f"{precision}{_DEFAULT_SESSION}"]
+        default = _quality(origin, expected, found_by_default, names, precision, labels, _DEFAULT_SESSION)
         qualities[precision] = own.model_copy(
             update={
                 "default_cosine": default.cosine,
@@ -155,16 +157,17 @@ def _quality(
     names: list[str],
     precision: Precision,
     labels: NDArray[np.int64] | None,
+    session: str = "",
 ) -> Quality:
-    """Compare outputs with those in float32; raises ExportError if they are too far away."""
+    """Compare outputs with those in float32; raises ExportError, which names ``session``, if they are too far away."""
     for name in names:
         if not np.isfinite(found[name]).all():
-            raise ExportError(f"--{precision}: {name} are not finite on images of {source}; leave it out")
+            raise ExportError(f"--{precision}: {name} are not finite on images of {source}{session}; leave it out")
     cosines = cosine(expected[names[0]], found[names[0]])
     if cosines.mean() < FLOOR:
         raise ExportError(
-            f"--{precision}: the mean cosine to float32 is {cosines.mean():.4f} on {len(cosines)} images of {source}, "
-            f"and at least {FLOOR} is asked for; calibrate on more images, or leave it out"
+            f"--{precision}: the mean cosine to float32 is {cosines.mean():.4f} on {len(cosines)} images of "
+            f"{source}{session}, and at least {FLOOR} is asked for; calibrate on more images, or leave it out"
         )
     values = {}
     if "logits" in names:
@@ -188,28 +191,27 @@ def _labels(photographs: Photographs, classes: tuple[str, ...], numbers: NDArray
 
 
 def _print(qualities: dict[Precision, Quality], files: dict[Precision, Path], output: str) -> None:
+    """Print a table of the networks' sizes and of how near to float32 they stay."""
     first = next(iter(qualities.values()))
     table = Table(title=f"beside float32, on {first.images} images of {first.source}; cosine of the {output}")
     for name in ("", "MB", "mean cosine", "least", "same class", "accuracy"):
         table.add_column(name, justify="right" if name else "left")
 
+    def decimal(value: float | None) -> str:
+        return "" if value is None else f"{value:.6f}"
+
     def share(value: float | None) -> str:
         return "" if value is None else f"{value:.1%}"
 
     for precision, file in files.items():
-        row = ["", "", "", share(first.accuracy_float32)]
-        if precision in qualities:
-            quality = qualities[precision]
-            row = [
-                f"{quality.cosine:.6f}",
-                f"{quality.cosine_min:.6f}",
-                share(quality.agreement),
-                share(quality.accuracy),
-            ]
-        megabytes = sum(part.stat().st_size for part in file.parent.glob(f"{file.name}*")) / 1e6  # with external data
-        table.add_row(precision, f"{megabytes:.1f}", *row)
-        if precision in qualities:
-            quality = qualities[precision]
-            cosines = [f"{value:.6f}" for value in (quality.default_cosine, quality.default_cosine_min) if value]
-            table.add_row("  in a default session", "", *cosines, share(quality.default_agreement), "")
+        parts = file.parent.glob(f"{file.name}*")  # with external data
+        megabytes = f"{sum(part.stat().st_size for part in parts) / 1e6:.1f}"
+        quality = qualities.get(precision)
+        if quality is None:
+            table.add_row(precision, megabytes, "", "", "", share(first.accuracy_float32))
+            continue
+        own = (quality.cosine, quality.cosine_min)
+        default = (quality.default_cosine, quality.default_cosine_min)
+        table.add_row(precision, megabytes, *map(decimal, own), share(quality.agreement), share(quality.accuracy))
+        table.add_row("  default session", "", *map(decimal, default), share(quality.default_agreement), "")
     console.print(table)
