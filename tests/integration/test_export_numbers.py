@@ -255,7 +255,7 @@ def test_a_default_session_that_says_something_else_is_measured_and_refused(run,
 
     monkeypatch.setattr(numbers, "_open_default_session", wrong)
     with pytest.raises(
-        ExportError, match="--int8: the mean cosine .* in a session with ONNX Runtime's default settings"
+        ExportError, match=r"--int8: the mean cosine .* in a session with ONNX Runtime's default settings"
     ):
         export(run, head="multi", overrides=["int8=true", "calibration.images=4"], out=tmp_path / "bundle")
     assert list(tmp_path.iterdir()) == []
