@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 MINDSPORE ?= .venv-mindspore
+OLDEST ?= .venv-onnxruntime
 DEVICE ?= cpu
 RUN ?= runs/quickstart
 ARGS ?=
@@ -10,6 +11,8 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 MINDSPORE_INSTALLED := $(MINDSPORE)/.installed
 MINDSPORE_PYTHON := $(abspath $(MINDSPORE)/bin/python)
+OLDEST_INSTALLED := $(OLDEST)/.installed
+OLDEST_PYTHON := $(abspath $(OLDEST)/bin/python)
 # Two photographs that fine-tuning holds out, a defective cell and a functional one.
 CELLS = $$($(BIN)/python -c "from elpv_dataset import __path__ as p; \
 	print(*(p[0] + '/data/images/cell' + n + '.png' for n in ('0007', '0064')))")
@@ -46,6 +49,15 @@ $(MINDSPORE_INSTALLED): pyproject.toml constraints.txt docker/constraints.mindsp
 			-e '.[mindspore,export,tasks,elpv]' hypothesis pytest pytest-timeout pytest-xdist; }
 	@touch $@
 
+# The oldest ONNX Runtime that pyproject.toml admits, which exported networks are tried with; 1.18 has no wheel for Python
+# 3.13 and newer, where the folder stays empty.
+$(OLDEST_INSTALLED): pyproject.toml | $(INSTALLED)
+	@mkdir -p $(OLDEST)
+	@$(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 13))' || { \
+		$(BIN)/python -m venv $(OLDEST) && \
+		$(OLDEST_PYTHON) -m pip install -qq --disable-pip-version-check onnxruntime==1.18.0 numpy==1.26.4; }
+	@touch $@
+
 # Every step can be interrupted: the same command goes on where it stopped.
 quickstart: $(INSTALLED) ## pretrain, fine-tune, export and classify on real images: at most 15 minutes on 2 cores
 	$(BIN)/ehm train --config elpv/pretrain --device $(DEVICE) --out $(RUN)/pretrain --resume
@@ -69,10 +81,11 @@ quickstart: $(INSTALLED) ## pretrain, fine-tune, export and classify on real ima
 PARALLEL := OMP_NUM_THREADS=1
 WORKERS := -n logical --maxprocesses 8 --dist loadfile --hypothesis-profile repeatable -q
 
-# The tests ask EHM_MINDSPORE_PYTHON for what MindSpore is to do.
-test: lint $(MINDSPORE_INSTALLED) ## all checks: lint, pytest, a simulated NPU, MindSpore (ARGS="-k name": some tests)
+# The tests ask EHM_MINDSPORE_PYTHON for what MindSpore is to do, and EHM_OLDEST_ONNXRUNTIME_PYTHON to run networks.
+test: lint $(MINDSPORE_INSTALLED) $(OLDEST_INSTALLED) ## all checks: lint, pytest, a simulated NPU, MindSpore (ARGS="-k name": some tests)
 	@if [ -x $(MINDSPORE_PYTHON) ]; then export EHM_MINDSPORE_PYTHON=$(MINDSPORE_PYTHON); \
 		else echo "MindSpore is left out: it has no wheel for $$($(BIN)/python --version), only for 3.12 and older"; fi; \
+		export EHM_OLDEST_ONNXRUNTIME_PYTHON=$(OLDEST_PYTHON); \
 		$(PARALLEL) $(BIN)/python -m pytest $(or $(ARGS),$(WORKERS))
 ifeq ($(ARGS),)
 	@PYTHONPATH=tests/simulated $(PARALLEL) $(BIN)/python -m pytest $(WORKERS) tests/conformance -k npu

@@ -12,10 +12,9 @@ A bundle is written into a temporary folder beside its place and renamed: what c
 
 from __future__ import annotations
 
+import hashlib
 import json
-import mmap
 import os
-import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,6 +25,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from ehm.checkpoint import flush, sha256
+from ehm.deploy.weight_files import find_weight_files
 from ehm.errors import ExportError, WriteError
 from ehm.names import refuse_undecodable
 from ehm.reading import describe_value, read_json
@@ -59,8 +59,6 @@ Target = Literal["onnxruntime", "portable", "ascend"]
 CARD = "README.md"
 """The one file that no network needs: people complete it before they publish, so it is hashed and never refused."""
 _MANIFEST = "manifest.json"
-_LOCATION = re.compile(rb"\n\x08location\x12([\x01-\x7f]|[\x80-\xff][\x01-\x7f])")
-"""In an ONNX file, where the weights of a tensor lie: a StringStringEntryProto up to the length of its value."""
 Triple = tuple[float, float, float]
 
 
@@ -134,7 +132,8 @@ class Quality(_Section):
     ``cosine`` is the mean cosine between the outputs of both, ``cosine_min`` the smallest, of features where the
     network gives them and of logits else, whose direction means little where all are near 0; ``agreement`` the share
     of images with the same likeliest class; ``accuracy`` and ``accuracy_float32`` the shares of right ones, where the
-    images have labels of the model's.
+    images have labels of the model's. ``default_cosine``, ``default_cosine_min`` and ``default_agreement`` are the same
+    for a session of ONNX Runtime on the CPU with no settings at all, as other programs open it.
     """
 
     source: str
@@ -144,6 +143,9 @@ class Quality(_Section):
     agreement: float | None = None
     accuracy: float | None = None
     accuracy_float32: float | None = None
+    default_cosine: float | None = None
+    default_cosine_min: float | None = None
+    default_agreement: float | None = None
 
 
 class ModelRecord(_Section):
@@ -169,21 +171,30 @@ class Source(_Section):
 
 
 class ParityCase(_Section):
-    """One comparison: largest absolute difference and smallest cosine over the outputs of a batch."""
+    """One comparison: largest differences and smallest cosine over the outputs of a batch.
+
+    ``max_relative`` is the largest difference relative to the size of its output, the root mean square of what the
+    framework gives. It is None in older bundles, and for detectors, whose ``max_abs`` is in sides of the image already.
+    """
 
     images: Literal["random", "natural"]
     batch: int
     max_abs: float
+    max_relative: float | None = None
     cosine: float
 
 
 class Parity(_Section):
-    """Comparison of float32 with the framework that the weights came from; no case exceeds ``tolerance``."""
+    """Comparison of float32 with the framework that the weights came from.
+
+    No case's ``max_relative`` exceeds ``tolerance``, or its ``max_abs`` if there is no ``max_relative``.
+    """
 
     reference: str
     runtime: str
     tolerance: float
     max_abs: float
+    max_relative: float | None = None
     cosine: float
     cases: tuple[ParityCase, ...]
 
@@ -258,6 +269,20 @@ class Bundle:
             raise ExportError(f"{self.path}: holds no {precision} model, only {', '.join(self.manifest.models)}")
         return self.path / self.manifest.models[precision].file
 
+    def version(self, precision: Precision = "float32") -> str:
+        """Twelve hexadecimal digits that change with any file of the network: its graph, and weights stored beside it.
+
+        Of a network in one file they are the beginning of its SHA-256. A graph whose weights lie beside it does not
+        change with them, so that there the hash is over the names and hashes of all files.
+        """
+        model = self.manifest.models[precision].file
+        files = self.manifest.files
+        beside = sorted(find_weight_files(self.path / model))
+        if not beside:
+            return files[model].sha256[:12]
+        lines = [f"{name} {files[name].sha256}\n" for name in (model, *beside)]
+        return hashlib.sha256("".join(lines).encode()).hexdigest()[:12]
+
     def want_batches(self, command: str) -> None:
         """ExportError where the network takes one image at a time, a detector's, and ``command`` gives it batches."""
         if self.manifest.task == "detection":
@@ -284,7 +309,7 @@ class Bundle:
         for precision, model in manifest.models.items():
             if model.file not in manifest.files:
                 raise ExportError(f"{path / _MANIFEST}: models.{precision}: {model.file!r} is not among its files")
-            for name in sorted(_external(path / model.file) - (manifest.files.keys() - {CARD})):
+            for name in sorted(find_weight_files(path / model.file) - (manifest.files.keys() - {CARD})):
                 raise ExportError(f"{path / _MANIFEST}: {model.file} reads {name!r}, which is not among its files")
         return cls(path, manifest)
 
@@ -340,18 +365,6 @@ def staged(out: Path) -> Iterator[Path]:
 def _final_path(path: Path, folder: Path, out: Path) -> Path:
     """Return the place that a file of the temporary ``folder`` would have had in ``out``, which the user named."""
     return out / path.relative_to(folder) if path.is_relative_to(folder) else path
-
-
-def _external(model: Path) -> set[str]:
-    """Names of the files beside an ONNX file that it takes weights from; found without ONNX, which no server has."""
-    if model.stat().st_size == 0:  # which cannot be mapped
-        return set()
-    with model.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        found = set()
-        for match in _LOCATION.finditer(content):
-            length = sum((byte & 127) << 7 * place for place, byte in enumerate(match[1]))
-            found.add(content[match.end() : match.end() + length].decode(errors="replace"))
-    return found
 
 
 def _refuse_foreign(out: Path) -> None:

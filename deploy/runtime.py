@@ -100,8 +100,9 @@ def open_session(
     settings = onnxruntime.SessionOptions()
     settings.intra_op_num_threads = threads
     settings.log_severity_level = 4  # its errors are raised too, and the lines of a log may have to be JSON
-    # without VNNI, int8 times uint8 is added up in 16 bits and clipped, which changes what a network says; this takes
-    # uint8 times uint8 on such processors, and nothing else on others (onnxruntime_session_options_config_keys.h)
+    # for bundles of earlier versions, whose int8 weights have all eight bits: without VNNI their products with uint8
+    # are added up in 16 bits and clipped, which changes what a network says; this takes uint8 times uint8 on such
+    # processors, and nothing else on others (onnxruntime_session_options_config_keys.h)
     settings.add_session_config_entry("session.x64quantprecision", "1")
     providers = [each for each in ([PROVIDERS[name]] if known else PROVIDERS.values()) if each.name in available]
     for provider in providers:

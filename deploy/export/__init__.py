@@ -79,8 +79,9 @@ def export(
     ``checkpoint`` is a bundle already, it stays as it is and only they are written.
 
     An earlier bundle at ``out`` is replaced. Raises ExportError, leaving nothing behind, where framework and ONNX
-    Runtime differ by more than 1e-4 or ``out`` holds something else; ConfigError where the other two would end in a
-    bundle or a run; CheckpointError as ``open_trained`` does; BackendError where a package is missing.
+    Runtime differ by more than 1e-4 of an output's size or ``out`` holds something else; ConfigError where the other
+    two would end in a bundle or a run; CheckpointError as ``open_trained`` does; BackendError where a package is
+    missing.
     """
     if head not in get_args(Head):
         raise ConfigError(f"--head {head}: expected one of {', '.join(get_args(Head))}")
@@ -139,7 +140,7 @@ def export(
         bundle = Bundle.seal(folder, manifest)
         megabytes = sum(record.bytes for record in bundle.manifest.files.values()) / 1e6
     console.print(
-        f"Differs from {parity.reference.partition(' ')[0]} by at most {parity.max_abs:.1e} "
+        f"Differs from {parity.reference.partition(' ')[0]} by at most {parity.max_relative:.1e} of an output's size "
         f"(allowed {parity.tolerance:g}), cosine {parity.cosine:.7f}"
     )
     console.print(f"Bundle in {out} ({megabytes:.1f} MB); try: ehm predict {out} IMAGE")

@@ -212,8 +212,12 @@ def _prepared(rule: Preprocessing) -> list[str]:
 
 def _numbers(manifest: Manifest) -> str:
     parity = manifest.parity
+    if parity.max_relative is None:
+        difference = f"{parity.max_abs:.1e}"
+    else:
+        difference = f"{parity.max_abs:.1e}, {parity.max_relative:.1e} of an output's size"
     lines = [
-        f"float32 differs from {parity.reference} by at most {parity.max_abs:.1e} (allowed {parity.tolerance:g}), "
+        f"float32 differs from {parity.reference} by at most {difference} (allowed {parity.tolerance:g}), "
         f"with {parity.runtime}; the smallest cosine is {parity.cosine:.7f}. The graph is written for "
         f"`{manifest.target}`, operator set {manifest.models['float32'].opset}."
     ]
@@ -230,5 +234,7 @@ def _numbers(manifest: Manifest) -> str:
             line += f"; the same class for {quality.agreement:.1%}"
         if quality.accuracy is not None and quality.accuracy_float32 is not None:
             line += f"; accuracy on these {quality.accuracy:.1%}, of float32 {quality.accuracy_float32:.1%}"
+        if quality.default_cosine is not None:
+            line += f"; mean cosine in a session of ONNX Runtime with its default settings {quality.default_cosine:.5f}"
         lines.append(f"{line}.")
     return "\n\n".join(lines)

@@ -1,8 +1,7 @@
 """A model of timm's as a clean ONNX file: one dynamic dimension (the batch), plain operators, nothing of this machine.
 
-Ascend's converter (ATC) takes operator sets 11 to 18 and has neither Gelu nor Attention; 17 is the first with
-LayerNormalization. torch's exporter writes 18 and later, and its way down to 17 fails silently on reductions
-(torch 2.14, onnxscript 0.7), so that step is done here.
+Ascend's converter (ATC) takes operator sets 11 to 18 and has neither Gelu nor Attention. torch's exporter writes 18 and
+later; :mod:`ehm.deploy.export.lowering` brings a graph down to 17.
 """
 
 from __future__ import annotations
@@ -13,15 +12,19 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
-from onnx import AttributeProto, ModelProto, helper, numpy_helper
+from onnx import ModelProto
 from torch import nn
 
-from ehm.deploy.export.saving import BATCH
+from ehm.deploy.export.lowering import InexpressibleError, lower_to_17
+from ehm.deploy.export.saving import BATCH, set_lowest_ir_version
 from ehm.errors import ExportError
+from ehm.runlog import console
 
 __all__ = ["make_onnx"]
 
 _WRITTEN_BY_TORCH = 18
+_LOGGERS = ("onnx_ir", "onnxscript")
+"""Loggers of the exporter's own packages."""
 
 
 def make_onnx(
@@ -31,10 +34,12 @@ def make_onnx(
     image_size: tuple[int, int],
     outputs: Sequence[str],
     batch: int | None = None,
+    raise_opset: bool = False,
 ) -> ModelProto:
     """``module`` as a graph: (B, 3, H, W) float32 ``images`` -> ``outputs``; B is ``batch``, or any.
 
-    Raises ExportError where the module cannot be expressed.
+    With ``raise_opset`` a module that operator set 17 cannot express is written in 18 instead. Raises ExportError if
+    the module cannot be expressed.
     """
     example = torch.zeros(batch or 2, 3, *image_size)  # a batch of one would be taken for a constant
     try:
@@ -55,25 +60,37 @@ def make_onnx(
     assert program is not None
     model = program.model_proto
     if opset < _WRITTEN_BY_TORCH:
-        _lower_reductions(model)
-        _lower_resizes(model)
-        next(domain for domain in model.opset_import if not domain.domain).version = opset
+        _lower(model, module, raise_opset)
+    set_lowest_ir_version(model)
     _strip(model)
     return model
+
+
+def _lower(model: ModelProto, module: nn.Module, raise_opset: bool) -> None:
+    try:
+        lower_to_17(model)
+    except InexpressibleError as missing:
+        if not raise_opset:
+            raise ExportError(
+                f"{type(module).__name__}: operator set 17 has no {missing}; leave opset out, or --set opset=18"
+            ) from None
+        console.print(f"Written in opset {_WRITTEN_BY_TORCH}: opset 17 has no {missing}", markup=False)
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Keep the exporter's remarks about its own internals from the user; errors still raise."""
-    logger = logging.getLogger("onnx_ir")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    loggers = [logging.getLogger(name) for name in _LOGGERS]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 @contextmanager
@@ -87,41 +104,6 @@ def _plain_attention(module: nn.Module) -> Iterator[None]:
     finally:
         for part in fused:
             part.fused_attn = True  # type: ignore[assignment]
-
-
-def _lower_reductions(model: ModelProto) -> None:
-    """Opset 18 moved the axes of reductions from an attribute to an input; move them back."""
-    constants = {tensor.name: tensor for tensor in model.graph.initializer}
-    for node in model.graph.node:
-        if not node.op_type.startswith("Reduce") or node.op_type == "ReduceSum":  # ReduceSum moved at 13
-            continue
-        kept = [attribute for attribute in node.attribute if attribute.name != "noop_with_empty_axes"]
-        if len(node.input) > 1:
-            axes = numpy_helper.to_array(constants[node.input[1]])
-            kept.append(helper.make_attribute("axes", axes.tolist()))
-            del node.input[1:]
-        del node.attribute[:]
-        node.attribute.extend(kept)
-    used = {name for node in model.graph.node for name in node.input}
-    for tensor in constants.values():
-        if tensor.name not in used:
-            model.graph.initializer.remove(tensor)
-
-
-def _lower_resizes(model: ModelProto) -> None:
-    """Opset 18 gave resizing new attributes; what they say by default is what opset 17 does."""
-    for node in model.graph.node:
-        if node.op_type == "Resize":
-            kept = [attribute for attribute in node.attribute if not _is_default(attribute)]
-            del node.attribute[:]
-            node.attribute.extend(kept)
-
-
-def _is_default(attribute: AttributeProto) -> bool:
-    return (attribute.name, helper.get_attribute_value(attribute)) in (
-        ("keep_aspect_ratio_policy", b"stretch"),
-        ("antialias", 0),
-    )
 
 
 def _strip(model: ModelProto) -> None:

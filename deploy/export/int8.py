@@ -4,6 +4,11 @@ A linear layer is a MatMul with constant weights. These become int8 with a scale
 becomes uint8 with one scale and zero point, from the smallest and largest values on calibration images. The rest stays
 as it is: patch embedding, softmax and the two products around it, norms, GELU, residuals, head.
 
+Weights use seven of the eight bits, from -64 to 64. On x86 processors without VNNI (before Cascade Lake and Zen 4)
+ONNX Runtime, and oneDNN below OpenVINO, multiply with VPMADDUBSW, which adds two products of uint8 and int8 in 16 bits
+and clips the sum. Two products of eight bits reach 2 * 255 * 127 = 64,770, of seven 2 * 255 * 64 = 32,640, and 16 bits
+end at 32,767: with seven bits no sum is clipped, in any session of any engine.
+
 Behind a LayerNormalization a few features can be far larger than all others, and one scale for all would lose the small
 ones. As in SmoothQuant (Xiao et al., 2023, eq. 4 with alpha = 1/2), feature j is divided by
 f_j = sqrt(max |x_j| / max |w_j|) in the norm's own parameters, and row j of the weights multiplied: the same function
@@ -37,6 +42,8 @@ Layers = dict[str, list[NodeProto]]
 Ranges = dict[str, tuple[Floats, Floats]]
 """Smallest and largest value of each feature, (D,) and (D,)."""
 _TINY = np.float32(1e-6)
+_LARGEST_WEIGHT = 64
+"""Of an int8 weight, which so has seven of its bits."""
 
 
 def write_int8(source: Path, path: Path, batches: Iterable[NDArray[Any]]) -> ModelProto:
@@ -138,9 +145,10 @@ def _quantised_input(name: str, low: Floats, high: Floats, new: dict[str, NDArra
 
 
 def _quantised_weight(node: NodeProto, weight: Floats, new: dict[str, NDArray[Any]]) -> NodeProto:
-    """``weight`` (D, E) as int8 with E scales, which ``node`` takes instead of its own."""
+    """Store ``weight`` (D, E) as int8 with E scales, and let ``node`` take that instead of its own."""
     name = f"{node.output[0]}/weight"
-    scale = np.maximum(np.abs(weight).max(axis=0) / 127, np.finfo(np.float32).tiny).astype(np.float32)
+    largest = np.abs(weight).max(axis=0)
+    scale = np.maximum(largest / _LARGEST_WEIGHT, np.finfo(np.float32).tiny).astype(np.float32)
     new[f"{name}/int8"] = np.rint(weight / scale).astype(np.int8)
     new[f"{name}/scale"], new[f"{name}/zero"] = scale, np.zeros(len(scale), np.int8)
     node.input[1] = name

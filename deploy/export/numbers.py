@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 from numpy.typing import NDArray
 from onnx import GraphProto, ModelProto
 from rich.table import Table
@@ -24,13 +27,17 @@ __all__ = ["FLOOR", "other_numbers"]
 FLOOR = 0.99
 """Smallest mean cosine to float32 that is accepted."""
 _BATCH = 8
+_DEFAULT_SESSION = " in a session with ONNX Runtime's default settings"
+Outputs = dict[str, NDArray[np.float32]]
+_Run = Callable[[NDArray[Any], Sequence[str]], Outputs]
 
 
 def other_numbers(bundle: Bundle, config: ExportConfig, device: str) -> dict[Precision, ModelRecord]:
     """Write those that ``config`` asks for into the folder of ``bundle``, which holds float32; measure and print them.
 
-    ``device`` runs them on photographs, as in :func:`ehm.deploy.runtime.open_session`. Raises ExportError where an
-    output is not finite or the mean cosine is below ``FLOOR``, and as :func:`choose` and :func:`write_int8` do.
+    ``device`` runs them on photographs, as in :func:`ehm.deploy.runtime.open_session`; a session of ONNX Runtime with
+    its default settings does so too. Raises ExportError if an output of either is not finite or its mean cosine is
+    below ``FLOOR``, and as :func:`choose` and :func:`write_int8` do.
     """
     if not (config.int8 or config.float16):
         return {}
@@ -46,7 +53,7 @@ def other_numbers(bundle: Bundle, config: ExportConfig, device: str) -> dict[Pre
     if config.float16:
         written["float16"] = _write_float16(source, bundle.path / "model.float16.onnx")
     records: dict[Precision, ModelRecord] = {
-        precision: _record(f"model.{precision}.onnx", model) for precision, model in written.items()
+        precision: _record(precision, model) for precision, model in written.items()
     }
     models = {**bundle.manifest.models, **records}
     whole = Bundle(bundle.path, bundle.manifest.model_copy(update={"models": models}))
@@ -56,9 +63,14 @@ def other_numbers(bundle: Bundle, config: ExportConfig, device: str) -> dict[Pre
     return {key: record.model_copy(update={"quality": qualities[key]}) for key, record in records.items()}
 
 
-def _record(file: str, model: ModelProto) -> ModelRecord:
+def _record(precision: Precision, model: ModelProto) -> ModelRecord:
     versions = domains(model)
-    return ModelRecord(file=file, opset=versions.pop(""), domains=versions, operators=operators(model))
+    return ModelRecord(
+        file=f"model.{precision}.onnx",
+        opset=versions.pop(""),
+        domains=versions,
+        operators=operators(model),
+    )
 
 
 def _write_float16(source: Path, path: Path) -> ModelProto:
@@ -92,38 +104,70 @@ def _sort(graph: GraphProto) -> None:
 def _measure(
     reference: Predictor, rivals: dict[Precision, Predictor], photographs: Photographs, size: int
 ) -> dict[Precision, Quality]:
+    """Run ``rivals`` beside ``reference`` on photographs, and each again in a session without settings."""
     manifest = reference.manifest
     names = [manifest.compared, *(["logits"] if manifest.compared != "logits" and manifest.output("logits") else [])]
+    runs: dict[str, _Run] = {"float32": reference.run}
+    for precision, predictor in rivals.items():
+        runs[precision] = predictor.run
+        runs[f"{precision}{_DEFAULT_SESSION}"] = _open_default_session(predictor.bundle.model(precision))
     numbers: list[NDArray[np.int64]] = []
-    found: dict[str, list[dict[str, NDArray[np.float32]]]] = {key: [] for key in ("float32", *rivals)}
+    found: dict[str, list[Outputs]] = {name: [] for name in runs}
     for indices, inputs in photographs.batches(reference.prepare, size, "measure"):
         numbers.append(indices)
-        for key, predictor in (("float32", reference), *rivals.items()):
-            found[key].append(predictor.run(inputs, names))
+        for name, run in runs.items():
+            found[name].append(run(inputs, names))
     outputs = {
-        key: {name: np.concatenate([batch[name] for batch in batches]) for name in names}
-        for key, batches in found.items()
+        run: {name: np.concatenate([batch[name] for batch in batches]) for name in names}
+        for run, batches in found.items()
     }
     labels = _labels(photographs, manifest.labels, np.concatenate(numbers))
-    return {key: _quality(str(photographs), outputs["float32"], outputs[key], names, key, labels) for key in rivals}
+    origin = str(photographs)
+    expected = outputs["float32"]
+    qualities: dict[Precision, Quality] = {}
+    for precision in rivals:
+        own = _quality(origin, expected, outputs[precision], names, precision, labels)
+        found_by_default = outputs[f"{precision}{_DEFAULT_SESSION}"]
+        default = _quality(origin, expected, found_by_default, names, precision, labels, _DEFAULT_SESSION)
+        qualities[precision] = own.model_copy(
+            update={
+                "default_cosine": default.cosine,
+                "default_cosine_min": default.cosine_min,
+                "default_agreement": default.agreement,
+            }
+        )
+    return qualities
+
+
+def _open_default_session(model: Path) -> _Run:
+    """Load a network as a program does that knows nothing of it: ONNX Runtime's own settings, on the CPU."""
+    session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+    images = session.get_inputs()[0].name
+
+    def run(inputs: NDArray[Any], names: Sequence[str]) -> Outputs:
+        return dict(zip(names, session.run(list(names), {images: inputs}), strict=True))
+
+    return run
 
 
 def _quality(
     source: str,
-    expected: dict[str, NDArray[np.float32]],
-    found: dict[str, NDArray[np.float32]],
+    expected: Outputs,
+    found: Outputs,
     names: list[str],
     precision: Precision,
     labels: NDArray[np.int64] | None,
+    session: str = "",
 ) -> Quality:
+    """Compare outputs with those in float32; raises ExportError, which names ``session``, if they are too far away."""
     for name in names:
         if not np.isfinite(found[name]).all():
-            raise ExportError(f"--{precision}: {name} are not finite on images of {source}; leave it out")
+            raise ExportError(f"--{precision}: {name} are not finite on images of {source}{session}; leave it out")
     cosines = cosine(expected[names[0]], found[names[0]])
     if cosines.mean() < FLOOR:
         raise ExportError(
-            f"--{precision}: the mean cosine to float32 is {cosines.mean():.4f} on {len(cosines)} images of {source}, "
-            f"and at least {FLOOR} is asked for; calibrate on more images, or leave it out"
+            f"--{precision}: the mean cosine to float32 is {cosines.mean():.4f} on {len(cosines)} images of "
+            f"{source}{session}, and at least {FLOOR} is asked for; calibrate on more images, or leave it out"
         )
     values = {}
     if "logits" in names:
@@ -147,24 +191,27 @@ def _labels(photographs: Photographs, classes: tuple[str, ...], numbers: NDArray
 
 
 def _print(qualities: dict[Precision, Quality], files: dict[Precision, Path], output: str) -> None:
+    """Print a table of the networks' sizes and of how near to float32 they stay."""
     first = next(iter(qualities.values()))
     table = Table(title=f"beside float32, on {first.images} images of {first.source}; cosine of the {output}")
     for name in ("", "MB", "mean cosine", "least", "same class", "accuracy"):
         table.add_column(name, justify="right" if name else "left")
 
+    def decimal(value: float | None) -> str:
+        return "" if value is None else f"{value:.6f}"
+
     def share(value: float | None) -> str:
         return "" if value is None else f"{value:.1%}"
 
     for precision, file in files.items():
-        row = ["", "", "", share(first.accuracy_float32)]
-        if precision in qualities:
-            quality = qualities[precision]
-            row = [
-                f"{quality.cosine:.6f}",
-                f"{quality.cosine_min:.6f}",
-                share(quality.agreement),
-                share(quality.accuracy),
-            ]
-        megabytes = sum(part.stat().st_size for part in file.parent.glob(f"{file.name}*")) / 1e6  # with external data
-        table.add_row(precision, f"{megabytes:.1f}", *row)
+        parts = file.parent.glob(f"{file.name}*")  # with external data
+        megabytes = f"{sum(part.stat().st_size for part in parts) / 1e6:.1f}"
+        quality = qualities.get(precision)
+        if quality is None:
+            table.add_row(precision, megabytes, "", "", "", share(first.accuracy_float32))
+            continue
+        own = (quality.cosine, quality.cosine_min)
+        default = (quality.default_cosine, quality.default_cosine_min)
+        table.add_row(precision, megabytes, *map(decimal, own), share(quality.agreement), share(quality.accuracy))
+        table.add_row("  default session", "", *map(decimal, default), share(quality.default_agreement), "")
     console.print(table)

@@ -7,12 +7,12 @@ from collections import Counter
 from pathlib import Path
 
 import onnx
-from onnx import ModelProto
+from onnx import ModelProto, helper
 
 from ehm.errors import ExportError
 from ehm.writing import report_write_errors
 
-__all__ = ["BATCH", "EMBED_LIMIT", "domains", "operators", "save"]
+__all__ = ["BATCH", "EMBED_LIMIT", "domains", "operators", "save", "set_lowest_ir_version"]
 
 BATCH = "batch"
 """Name of the one dynamic dimension."""
@@ -36,6 +36,15 @@ def save(model: ModelProto, path: Path) -> None:
         raise ExportError(
             f"the graph is not valid at opset {opset} ({reason[:300]}); opset 18 may express it"
         ) from error
+
+
+def set_lowest_ir_version(model: ModelProto) -> None:
+    """Give ``model`` the first version of ONNX's file format that has its operator sets: older servers read no later.
+
+    torch's exporter writes version 10 whatever the operator sets, which ONNX Runtime reads from 1.18 on. Operators of
+    ONNX Runtime's own are of no version of the format.
+    """
+    model.ir_version = helper.find_min_ir_version_for(model.opset_import, ignore_unknown=True)
 
 
 def operators(model: ModelProto) -> dict[str, int]:

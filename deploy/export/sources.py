@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -28,14 +27,14 @@ __all__ = ["Exportable", "demand", "prepare"]
 
 @dataclass(frozen=True)
 class Exportable:
-    """A trained model, ``make(opset, target, dynamic_size)`` its graph, and what that is compared with.
+    """A trained model, ``make``, which writes its graph as the settings say, and what that is compared with.
 
     ``packages`` took part, besides onnx and ONNX Runtime. It ``fuses`` where ONNX Runtime has operators
     of its own for the graph.
     """
 
     about: Trained | Module
-    make: Callable[[int, Target, bool], ModelProto]
+    make: Callable[[ExportConfig], ModelProto]
     reference: Reference
     packages: tuple[str, ...]
     fuses: bool
@@ -49,7 +48,7 @@ class Exportable:
         from ehm.deploy.export.pixels import take_bytes
         from ehm.deploy.export.saving import save
 
-        model = self.make(config.opset, config.target, config.dynamic_size)
+        model = self.make(config)
         if config.preprocessing:
             take_bytes(model, preprocessing)
         save(model, path)
@@ -76,7 +75,11 @@ def prepare(source: ModelSource, head: Head) -> Exportable:
     from ehm.deploy.export.vit import make_vit
 
     reference = import_module(f"ehm.backends.{framework}.module").reference(trained)
-    return Exportable(trained, partial(make_vit, trained), reference, _FRAMEWORKS[framework], fuses=True)
+
+    def make(config: ExportConfig) -> ModelProto:
+        return make_vit(trained, config.opset, config.target, config.dynamic_size)
+
+    return Exportable(trained, make, reference, _FRAMEWORKS[framework], fuses=True)
 
 
 def demand(extras: str, *packages: str) -> None:
@@ -110,13 +113,19 @@ def _by_torch(source: ModelSource, head: Head) -> Exportable:
     reference = compute(heads)
     reference[0](np.zeros((1, 3, *loaded.image_size), np.float32))  # what it cannot give is said before torch.onnx
 
-    def make(opset: int, target: Target, dynamic_size: bool) -> ModelProto:
-        if dynamic_size:
+    def make(config: ExportConfig) -> ModelProto:
+        if config.dynamic_size:
             raise ConfigError(
                 f"dynamic_size: {loaded.origin} is no plain ViT of ours, whose positions the graph could resample; "
                 "leave it out"
             )
-        return make_onnx(heads, opset, image_size=loaded.image_size, outputs=loaded.outputs)
+        return make_onnx(
+            heads,
+            config.opset,
+            image_size=loaded.image_size,
+            outputs=loaded.outputs,
+            raise_opset="opset" not in config.model_fields_set,  # unless it was asked for
+        )
 
     return Exportable(loaded, make, reference, packages, fuses=False)
 

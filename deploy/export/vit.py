@@ -19,7 +19,7 @@ from onnx import ModelProto, TensorProto, helper
 from ehm import __version__
 from ehm.deploy.bundle import Target
 from ehm.deploy.export.nodes import BICUBIC, MICROSOFT, Nodes
-from ehm.deploy.export.saving import BATCH
+from ehm.deploy.export.saving import BATCH, set_lowest_ir_version
 from ehm.trained import Trained
 
 __all__ = ["make_vit"]
@@ -47,7 +47,6 @@ def make_vit(trained: Trained, opset: int = 17, target: Target = "portable", dyn
         for name, shape in [("images", [3, *size]), *((name, shapes[name]) for name in trained.outputs)]
     )
     domains = [helper.make_opsetid("", opset)]
-    ir_version = helper.find_min_ir_version_for(domains)
     if any(node.domain for node in graph.nodes.values()):
         domains.append(helper.make_opsetid(MICROSOFT, 1))
     model = helper.make_model(
@@ -55,8 +54,8 @@ def make_vit(trained: Trained, opset: int = 17, target: Target = "portable", dyn
         producer_name="ehm",
         producer_version=__version__,
         opset_imports=domains,
-        ir_version=ir_version,
     )
+    set_lowest_ir_version(model)
     graph.store_constants(model)
     return model
 

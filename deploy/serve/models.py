@@ -54,7 +54,7 @@ def named(bundles: Sequence[str | Path]) -> dict[str, Path]:
 
 @dataclass(frozen=True, eq=False)
 class ServedModel:
-    """One bundle in service. ``version`` is the beginning of its network's SHA-256; ``max_pixels`` bounds a run."""
+    """One bundle in service. ``version`` is that of its network's files; ``max_pixels`` bounds a run."""
 
     name: str
     version: str
@@ -232,7 +232,6 @@ class Models(Mapping[str, ServedModel]):
         settings = self._settings
         bundle = Bundle.open(path)
         predictor = Predictor(bundle, settings.device, settings.precision, settings.threads)
-        file = bundle.manifest.models[settings.precision].file
         self._warm_up(predictor)
         batcher = Batcher(
             predictor.run if bundle.manifest.fit is None else _one_row(predictor),
@@ -241,7 +240,7 @@ class Models(Mapping[str, ServedModel]):
             queue=settings.queue,
             metrics=self._metrics.model(name),
         )
-        return ServedModel(name, bundle.manifest.files[file].sha256[:12], predictor, batcher, settings.max_pixels)
+        return ServedModel(name, bundle.version(settings.precision), predictor, batcher, settings.max_pixels)
 
     def _warm_up(self, predictor: Predictor) -> None:
         """Run one image and a whole batch, so that no request pays for what a runtime does at first."""

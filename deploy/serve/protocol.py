@@ -22,7 +22,7 @@ from ehm.errors import RequestError
 
 __all__ = ["InferRequest", "InferenceRequest", "OutputRequest", "decode", "encode", "metadata"]
 
-_DATATYPES = {"float32": "FP32", "uint8": "UINT8"}
+_DATATYPES = {"float32": "FP32", "uint8": "UINT8", "int64": "INT64"}
 _Size = Annotated[int, Field(strict=True, ge=0)]
 _Parameters = dict[str, Any]
 
@@ -120,14 +120,15 @@ def encode(
     tail: list[bytes] = []
     for wanted in request.outputs:
         values = outputs[wanted.name]
-        entry: dict[str, Any] = {"name": wanted.name, "datatype": "FP32", "shape": list(values.shape)}
+        datatype = _DATATYPES[str(values.dtype)]
+        entry: dict[str, Any] = {"name": wanted.name, "datatype": datatype, "shape": list(values.shape)}
         if wanted.classes:
             texts = _classes(values.reshape(len(values), -1), wanted.classes, labels if wanted.name == "logits" else ())
             entry |= {"datatype": "BYTES", "shape": [len(texts), len(texts[0])]}
             flat = [text for row in texts for text in row]
             raw = b"".join(len(text.encode()).to_bytes(4, "little") + text.encode() for text in flat)
         else:
-            flat, raw = [], values.astype("<f4", copy=False).tobytes()
+            flat, raw = [], values.astype(values.dtype.newbyteorder("<"), copy=False).tobytes()
         if wanted.binary:
             entry["parameters"] = {"binary_data_size": len(raw)}
             tail.append(raw)

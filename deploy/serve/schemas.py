@@ -66,7 +66,7 @@ _TENSOR: dict[str, Any] = {
     "required": ["name", "datatype", "shape"],
     "properties": {
         "name": {"type": "string"},
-        "datatype": {"enum": ["FP32", "BYTES"]},
+        "datatype": {"enum": ["FP32", "INT64", "BYTES"]},
         "shape": {"type": "array", "items": {"type": "integer"}},
         "parameters": {"type": "object", "properties": {"binary_data_size": {"type": "integer"}}},
         "data": {"type": "array", "items": {"type": ["number", "string"]}},

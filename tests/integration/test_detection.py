@@ -266,8 +266,15 @@ def test_it_is_served_as_objects_of_an_image(bundle, scenes):
         given = triton.InferInput("images", pixels.shape, "FP32")
         given.set_data_from_numpy(pixels)
         refusal = pytest.raises(InferenceServerException, match="send an image file to /v1/detect")
-        with triton.InferenceServerClient(address) as client, refusal:
-            client.infer("b", [given])
+        with triton.InferenceServerClient(address) as client:
+            outputs = {each["name"]: each for each in client.get_model_metadata("b")["outputs"]}
+            assert {name: each["datatype"] for name, each in outputs.items()} == {
+                **dict.fromkeys(("boxes", "scores", "masks"), "FP32"),
+                "labels": "INT64",
+            }
+            assert all(each["shape"][0] == -1 for each in outputs.values())
+            with refusal:
+                client.infer("b", [given])
 
 
 def test_what_a_bundle_cannot_do_yet_is_said(learned, bundle, tmp_path):

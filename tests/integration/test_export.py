@@ -253,6 +253,42 @@ def test_a_classifier_gives_features_and_large_weights_lie_beside_the_graph(fine
         Bundle.open(bundle)
 
 
+@pytest.mark.parametrize("scale", [100, 0.01])
+def test_a_network_whose_features_are_larger_or_smaller_is_as_right(finetuned, tmp_path, scale):
+    """The same function: the norm before the head times ``scale``, and the head's weights divided by it."""
+    run, _ = finetuned
+    arrays = dict(load_file(checkpoint.resolve(run) / "model.safetensors"))
+    for name, by in {"fc_norm.weight": scale, "fc_norm.bias": scale, "head.weight": 1 / scale}.items():
+        arrays[name] = arrays[name] * by
+    save_file(arrays, tmp_path / "model.safetensors")
+    given = ["model.heads=2", "model.image_size=[48,64]"]
+    bundle = export(tmp_path / "model.safetensors", head="multi", out=tmp_path / "bundle", overrides=given)
+    found = Bundle.open(bundle).manifest.parity
+    assert 0 < found.max_relative < 1e-5
+    assert found.max_abs > 1e-4 or scale < 1  # as the features are large
+
+
+@pytest.mark.parametrize("scale", [1e-4, 1, 1e4])
+def test_an_error_counts_relative_to_the_size_of_its_output(scale):
+    rng = np.random.default_rng(0)
+    right = rng.standard_normal((2, 300))
+    other = rng.standard_normal((2, 5))  # which is right, and of another size
+    for error, refused in ((0.8e-4, False), (1.2e-4, True)):
+        size = np.sqrt((right**2).mean())
+        wrong = right.copy()
+        wrong[1, 7] += error * size
+        case = parity._case("random", [(right * scale, wrong * scale), (other, other)])
+        assert case.max_relative == pytest.approx(error)
+        assert case.max_abs == pytest.approx(error * size * scale)
+        assert (case.max_relative > parity.TOLERANCE) == refused
+
+
+def test_zeros_are_zeros_in_both():
+    zeros, tiny = np.zeros((2, 3)), np.full((2, 3), 1e-9)
+    assert parity._case("random", [(zeros, zeros)]).max_relative == 0
+    assert parity._case("random", [(zeros, tiny)]).max_relative > 1
+
+
 @pytest.mark.parametrize(("found", "message"), [(np.nan, "not finite"), (np.inf, "not finite"), (1.0, "gives")])
 def test_parity_sees_what_a_maximum_would_miss(found, message):
     outputs = np.full((2, 3), found)

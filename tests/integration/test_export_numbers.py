@@ -75,7 +75,7 @@ def test_int8_is_standard_operators_around_linear_layers_with_a_scale_for_each_f
     assert [arrays[node.input[0]].dtype for node in weights] == [np.int8] * layers
     assert [len(arrays[node.input[1]]) for node in weights] == [96, 32, 128, 32]
     assert all(
-        np.abs(arrays[node.input[0]]).max(axis=0).tolist() == [127] * len(arrays[node.input[1]]) for node in weights
+        np.abs(arrays[node.input[0]]).max(axis=0).tolist() == [64] * len(arrays[node.input[1]]) for node in weights
     )
 
 
@@ -84,6 +84,16 @@ def test_float16_is_half_of_float32_with_the_same_inputs_and_outputs(bundle):
     assert graphs["float16"].input == graphs["float32"].input
     assert list(graphs["float16"].output) == list(graphs["float32"].output)
     assert {t.data_type for t in graphs["float16"].initializer} == {TensorProto.FLOAT16, TensorProto.INT64}
+
+
+def test_no_sum_of_two_int8_products_leaves_16_bits(bundle):
+    """VPMADDUBSW, which processors without VNNI have, adds two products of uint8 and int8 and clips at 32,767."""
+    graph = onnx.load(bundle.model("int8")).graph
+    matrices = [numpy_helper.to_array(tensor) for tensor in graph.initializer if tensor.name.endswith("/int8")]
+    assert len(matrices) == 4
+    for matrix in matrices:
+        largest = np.abs(matrix.astype(np.int64)).max(axis=0)
+        assert (255 * 2 * largest <= np.iinfo(np.int16).max).all()  # whichever two rows meet
 
 
 @pytest.mark.parametrize("precision", ["int8", "float16"])
@@ -100,6 +110,9 @@ def test_quality_is_what_onnx_runtime_gives_on_the_pictures_that_training_held_o
     assert quality.cosine == pytest.approx(cosines(before[0], after[0]).mean(), abs=1e-6)
     assert quality.cosine_min == pytest.approx(cosines(before[0], after[0]).min(), abs=1e-6)
     assert 0.99 < quality.cosine < 1
+    assert quality.default_cosine == pytest.approx(cosines(before[0], after[0]).mean(), abs=1e-6)
+    assert quality.default_cosine_min == pytest.approx(cosines(before[0], after[0]).min(), abs=1e-6)
+    assert quality.default_agreement == quality.agreement
     assert quality.agreement == (before[1].argmax(1) == after[1].argmax(1)).mean()
     assert quality.accuracy == (after[1].argmax(1) == truth).mean()
     assert quality.accuracy_float32 == (before[1].argmax(1) == truth).mean()
@@ -230,6 +243,24 @@ def test_numbers_that_change_too_much_are_an_error_and_leave_nothing(run, tmp_pa
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_default_session_that_says_something_else_is_measured_and_refused(run, tmp_path, monkeypatch):
+    def wrong(model):
+        names = ["features", "logits"]
+        rng = np.random.default_rng(0)
+        return lambda inputs, wanted: {
+            name: rng.standard_normal((len(inputs), 32 if name == "features" else 3)).astype(np.float32)
+            for name in names
+            if name in wanted
+        }
+
+    monkeypatch.setattr(numbers, "_open_default_session", wrong)
+    with pytest.raises(
+        ExportError, match=r"--int8: the mean cosine .* in a session with ONNX Runtime's default settings"
+    ):
+        export(run, head="multi", overrides=["int8=true", "calibration.images=4"], out=tmp_path / "bundle")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_norm_that_something_else_takes_too_stays_as_it_is(tmp_path):
     rng = np.random.default_rng(0)
     nodes = [
@@ -275,8 +306,16 @@ print(open_session(Path(sys.argv[1])).run(None, {"images": numpy.ones((2, 64), "
 """
 
 
-def test_int8_asks_for_sums_that_are_not_clipped(tmp_path, monkeypatch):
-    """Without VNNI, ONNX Runtime adds products of uint8 and int8 in 16 bits unless it is told otherwise."""
+def test_int8_is_right_in_a_session_without_settings(tmp_path):
+    """Of the largest inputs and weights that there can be; eight-bit weights give 32 here without VNNI."""
+    wide_sum(tmp_path / "model.onnx")
+    write_int8(tmp_path / "model.onnx", tmp_path / "model.int8.onnx", [ONES.T])
+    session = onnxruntime.InferenceSession(tmp_path / "model.int8.onnx", providers=["CPUExecutionProvider"])
+    np.testing.assert_allclose(session.run(None, {"images": ONES.T})[0], 64, rtol=0.01)
+
+
+def test_sessions_ask_for_sums_that_are_not_clipped(tmp_path, monkeypatch):
+    """Bundles of earlier versions have eight-bit weights, whose products without VNNI are clipped in 16 bits."""
     wide_sum(tmp_path / "model.onnx")
     asked = []
     real = onnxruntime.InferenceSession

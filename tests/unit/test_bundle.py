@@ -1,5 +1,6 @@
 """Bundles and prediction without any framework: a hand-made graph, and files altered on purpose."""
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -118,6 +119,29 @@ def test_weights_beside_the_network_must_be_among_the_files(name, tmp_path):
     rewrite(bundle, files={"model.onnx": opened.manifest.files["model.onnx"].model_dump()})
     with pytest.raises(ExportError, match=f"model.onnx reads '{name}', which is not among its files"):
         Bundle.open(bundle)
+
+
+def test_the_version_covers_weights_beside_the_network(tmp_path):
+    """Above 2 GB the graph is the same file whatever the weights are."""
+    found = {}
+    for name, value in {"one": 1, "same": 1, "other": 2}.items():
+        with staged(tmp_path / name) as folder:
+            channel_means(folder / "model.onnx")
+            model = onnx.load(folder / "model.onnx")
+            weights = np.full(99, value, np.float32)
+            model.graph.initializer.append(numpy_helper.from_array(weights, "weights"))
+            onnx.save_model(model, folder / "model.onnx", save_as_external_data=True, location="w", size_threshold=9)
+            Bundle.seal(folder, manifest())
+        found[name] = Bundle.open(tmp_path / name)
+    graphs = {opened.manifest.files["model.onnx"].sha256 for opened in found.values()}
+    assert len(graphs) == 1
+    assert found["one"].version() == found["same"].version() != found["other"].version()
+    assert len(found["one"].version()) == 12
+
+
+def test_the_version_of_a_network_in_one_file_is_the_beginning_of_its_hash(bundle):
+    opened = Bundle.open(bundle)
+    assert opened.version() == hashlib.sha256(opened.model().read_bytes()).hexdigest()[:12]
 
 
 def carded(place):

@@ -1,0 +1,72 @@
+"""timm's families that torch's exporter writes with what operator set 17 lacks: small ones, with random weights."""
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import timm
+import torch
+from oldest import run_in_oldest
+
+from ehm.backends.torch.heads import Heads
+from ehm.deploy.export.graph import make_onnx
+from ehm.deploy.export.saving import save
+
+FAMILIES = {
+    "vit_small_patch16_dinov3": ({"depth": 1, "embed_dim": 48, "num_heads": 2}, 64),
+    "eva02_tiny_patch14_224": ({"depth": 1, "embed_dim": 48, "num_heads": 2}, 56),
+    "efficientvit_b0": ({"widths": (8, 8, 16, 16, 16), "depths": (1, 1, 1, 1, 1), "head_dim": 8}, 64),
+    "efficientvit_m0": ({"depth": (1, 1, 1)}, 224),
+    "test_maxvit": ({"depths": (1, 1), "embed_dim": (16, 32)}, 64),
+    "test_coatnet": ({"depths": (1, 1), "embed_dim": (16, 32)}, 64),
+    "edgenext_xx_small": ({"depths": (1, 1, 1, 1)}, 64),
+    "naflexvit_base_patch16_gap": ({"depth": 1, "embed_dim": 48, "num_heads": 2}, 64),
+}
+SIZED = ("vit", "eva", "test", "naflex")
+"""Families whose constructor takes the size of the image."""
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """By name: the file, the images, and torch's outputs."""
+    folder = tmp_path_factory.mktemp("families")
+    found = {}
+    for name, (options, size) in FAMILIES.items():
+        torch.manual_seed(0)
+        sizes = {"img_size": size} if name.startswith(SIZED) else {}
+        model = timm.create_model(name, num_classes=5, **options, **sizes).eval().requires_grad_(False)
+        for parameter in model.parameters():  # published initialisations leave heads and scales near zero
+            if parameter.ndim == 1:
+                parameter.add_(0.1 * torch.randn(parameter.shape))
+        network = Heads(model, ("logits", "features"))
+        images = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(1))
+        with torch.inference_mode():
+            expected = dict(zip(network.outputs, (values.numpy() for values in network(images)), strict=True))
+        save(make_onnx(network, 17, image_size=(size, size), outputs=network.outputs), folder / f"{name}.onnx")
+        found[name] = folder / f"{name}.onnx", images.numpy(), expected
+    return found
+
+
+def assert_alike(found, expected):
+    assert found.keys() == expected.keys()
+    for output, values in expected.items():
+        size = np.sqrt(np.mean(values**2))
+        assert size > 1e-3
+        np.testing.assert_allclose(found[output], values, rtol=0, atol=1e-4 * size, err_msg=output)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_each_is_written_in_operator_set_17_and_gives_what_timm_gives(exported, name):
+    file, images, expected = exported[name]
+    model = onnx.load(file)
+    onnx.checker.check_model(model, full_check=True)
+    assert [(entry.domain, entry.version) for entry in model.opset_import] == [("", 17)]
+    assert model.ir_version == 8  # which onnx 1.12 wrote first, with operator set 17
+    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    assert_alike(dict(zip(expected, session.run(list(expected), {"images": images}), strict=True)), expected)
+
+
+def test_the_oldest_onnx_runtime_gives_the_same(exported, tmp_path):
+    files, images, expected = zip(*exported.values(), strict=True)
+    for found, values in zip(run_in_oldest(files, images, tmp_path), expected, strict=True):
+        assert_alike(found, values)
