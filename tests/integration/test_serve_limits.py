@@ -27,7 +27,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from serving import means_bundle, picture, running
 
 from ehm.deploy.predict import Predictor
-from ehm.deploy.serve import service, v2
+from ehm.deploy.serve import forms, v2
 from ehm.deploy.serve.images import FORMATS, read_image
 from ehm.deploy.serve.logs import _Json, _Text
 from ehm.errors import RequestError
@@ -143,12 +143,12 @@ def test_parsing_stops_nobody_else(server, monkeypatch):
     def note():
         threads.append(threading.current_thread().name)
 
-    class Parser(service.MultiPartParser):
+    class Parser(forms.MultiPartParser):
         async def parse(self):
             note()
             return await super().parse()
 
-    monkeypatch.setattr(service, "_InMemory", Parser)
+    monkeypatch.setattr(forms, "_InMemoryParser", Parser)
     monkeypatch.setattr(v2.json, "loads", lambda body: (note(), loads(body))[1])
     assert ask(server, "POST", "/v1/classify", *form("image", file()))[0] == 200
     assert ask(server, "POST", "/v2/repository/index", b"{}")[0] == 200

@@ -260,7 +260,7 @@ def test_draining_is_not_ready_at_once_and_has_an_end(tmp_path, start, drain, st
 def logs():
     """Log as before after a server was started in this process."""
     yield
-    for name in ("ehm", "uvicorn"):
+    for name in ("ehm", "uvicorn", "asyncio"):
         logging.getLogger(name).handlers.clear()
         logging.getLogger(name).propagate = True
 
