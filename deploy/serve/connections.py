@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
+import struct
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -43,7 +45,7 @@ def limit_connections(metrics: Metrics, *, head_timeout: float, send_timeout: fl
                 victim = next(iter(idle), self)
                 crowded.warning("%d connections are open, as many as may be: one is closed for each new one", most)
                 metrics.dropped.labels("limit").inc()
-                victim.transport.abort()
+                _reset(victim.transport)
                 idle.pop(victim, None)
                 if victim is self:
                     return
@@ -78,7 +80,7 @@ def limit_connections(metrics: Metrics, *, head_timeout: float, send_timeout: fl
             left = self.transport.get_write_buffer_size()
             _LOG.warning("a client left %d bytes of its answer unread for %g seconds: dropped", left, send_timeout)
             metrics.dropped.labels("unread").inc()
-            self.transport.abort()
+            _reset(self.transport)
 
         def _note_idle(self) -> None:
             if self._has_request() or self.transport.is_closing():
@@ -102,7 +104,15 @@ def drop_unread(connections: Iterable[Any]) -> None:
     """Drop the connections of clients that have not read what was written to them."""
     for connection in list(connections):
         if connection.transport.get_write_buffer_size():
-            connection.transport.abort()
+            _reset(connection.transport)
+
+
+def _reset(transport: asyncio.Transport) -> None:
+    """Close a connection at once; the kernel would otherwise keep what the client has not read for minutes."""
+    if not transport.is_closing() or transport.get_write_buffer_size():
+        abort = struct.pack("ii", 1, 0)  # linger, for 0 seconds
+        transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, abort)
+    transport.abort()
 
 
 class _Timer:

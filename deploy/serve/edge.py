@@ -95,7 +95,7 @@ async def admit(request: Request) -> None:
 
     A dependency of every route, so that what is refused is counted under its model.
     """
-    if request.url.path in OPEN:
+    if request.scope["path"] in OPEN:
         return
     service = service_of(request)
     only = next(iter(service.models)) if len(service.models) == 1 else ""
