@@ -56,7 +56,12 @@ def _seal(path, task, nodes, shape, outputs, constants, **rest):
         "models": {"float32": {"file": "model.onnx", "opset": 17, "operators": {}}},
         "input": {"name": "images", "dtype": "float32", "layout": "NCHW", "shape": shape},
         "outputs": outputs,
-        "preprocessing": {"image_size": shape[2:], "cover": EvalTransform(shape[2:]).cover, "mean": [0.5] * 3, "std": [0.25] * 3},
+        "preprocessing": {
+            "image_size": shape[2:],
+            "cover": EvalTransform(shape[2:]).cover,
+            "mean": [0.5] * 3,
+            "std": [0.25] * 3,
+        },
         "source": {"checkpoint": "run", "kind": task, "sha256": "0" * 64},
         "versions": {},
         "parity": {"reference": "", "runtime": "", "tolerance": 1e-4, "max_abs": 0, "cosine": 1, "cases": []},

@@ -13,7 +13,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ehm.deploy.serve import explore
 from ehm.deploy.serve.exchange import Exchange
-from ehm.deploy.serve.service import Record, Service, service_of
+from ehm.deploy.serve.memory import Record
+from ehm.deploy.serve.service import Service, service_of
 from ehm.errors import RequestError
 
 __all__ = ["OPEN", "Edge", "admit"]
@@ -63,7 +64,7 @@ class Edge:
                 await exchange.refuse(500, reason)
         finally:
             exchange.leave()
-            service.release(record)
+            service.memory.release(record)
             seconds = exchange.seconds
             status = exchange.status
             route = getattr(scope.get("route"), "path", "")

@@ -9,7 +9,8 @@ from contextlib import suppress
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import Message, Receive, Scope, Send
 
-from ehm.deploy.serve.service import Record, Service
+from ehm.deploy.serve.memory import Record
+from ehm.deploy.serve.service import Service
 from ehm.deploy.serve.settings import PIECE
 from ehm.errors import RequestError
 
@@ -73,7 +74,7 @@ class Exchange:
             return
         if self._start is not None:
             try:
-                self._service.hold_answer(self._record, len(message.get("body", b"")))
+                self._service.memory.hold_answer(self._record, len(message.get("body", b"")))
             except RequestError as error:
                 await self.refuse(error.status, str(error))
                 return

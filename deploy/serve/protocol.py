@@ -11,50 +11,19 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ehm.deploy.bundle import Manifest, TensorRecord
-from ehm.deploy.serve.json_numbers import cut_numbers, dump_numbers, parse_numbers
+from ehm.deploy.serve.json_numbers import dump_numbers, parse_numbers
+from ehm.deploy.serve.json_request import InferenceRequest, Input, Output, Parameters, parse_request
 from ehm.errors import RequestError
 
-__all__ = ["InferRequest", "InferenceRequest", "OutputRequest", "decode", "encode", "metadata"]
+__all__ = ["InferRequest", "OutputRequest", "decode", "encode", "metadata"]
 
 _DATATYPES = {"float32": "FP32", "uint8": "UINT8"}
-_Size = Annotated[int, Field(strict=True, ge=0)]
-_Parameters = dict[str, Any] | None
-"""Clients in several languages write null for what they do not set, here and inside."""
-_LARGE = 2**16
-"""Bytes of JSON whose numbers are read in small steps; anything shorter takes a few milliseconds at most."""
-_MOST_BESIDE = 2**20
-"""Characters of JSON beside the numbers, which are read in one go while nobody else is answered."""
-
-
-class _Input(BaseModel):
-    name: str
-    shape: list[_Size]
-    datatype: str
-    parameters: _Parameters = None
-    data: list[Any] | None = None
-
-
-class _Output(BaseModel):
-    name: str
-    parameters: _Parameters = None
-
-
-class InferenceRequest(BaseModel):
-    """``$inference_request`` of the protocol."""
-
-    model_config = ConfigDict(extra="ignore")
-
-    id: str | None = None
-    parameters: _Parameters = None
-    inputs: list[_Input]
-    outputs: list[_Output] | None = None
 
 
 @dataclass(frozen=True)
@@ -103,7 +72,7 @@ def decode(body: bytes, header_length: int | None, manifest: Manifest) -> InferR
         return InferRequest(images, tuple(OutputRequest(output.name, binary=True) for output in manifest.outputs))
     if header_length is not None and not 0 < header_length <= len(body):
         raise RequestError(400, f"Inference-Header-Content-Length: {header_length}, but the body has {len(body)} bytes")
-    request, numbers = _parse(body[:header_length])
+    request, numbers = parse_request(body[:header_length])
     if [given.name for given in request.inputs] != [manifest.input.name]:
         raise RequestError(400, f"inputs: expected one, named {manifest.input.name!r}")
     return InferRequest(
@@ -156,35 +125,7 @@ def _dump(value: dict[str, Any]) -> str:
     return json.dumps(value, allow_nan=False, separators=(",", ":"))
 
 
-def _parse(head: bytes) -> tuple[InferenceRequest, str]:
-    """Read the JSON of a request; a large array of numbers is returned as it is, with an empty one in its place."""
-    if not head:
-        raise RequestError(400, "the body is empty: expected an inference request in JSON")
-    numbers = ""
-    try:
-        text = head.decode(json.detect_encoding(head), "surrogatepass")  # as json.loads does
-        if len(text) > _LARGE:
-            text, numbers = cut_numbers(text)
-        if len(text) > _MOST_BESIDE:
-            raise RequestError(
-                413,
-                f"the JSON has {len(text)} characters beside one array of numbers, more than {_MOST_BESIDE}; send "
-                "tensors in binary (binary_data_size)",
-            )
-        return InferenceRequest.model_validate(json.loads(text, parse_constant=_refuse)), numbers
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(map(str, first["loc"]))
-        raise RequestError(400, f"{key + ': ' if key else ''}{first['msg']}") from None
-    except (ValueError, RecursionError) as error:
-        raise RequestError(400, f"the body is not JSON: {error}") from None
-
-
-def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is not JSON")
-
-
-def _tensor(given: _Input, numbers: str, tail: bytes, manifest: Manifest) -> NDArray[Any]:
+def _tensor(given: Input, numbers: str, tail: bytes, manifest: Manifest) -> NDArray[Any]:
     expected = manifest.input
     datatype = _DATATYPES[expected.dtype]
     if given.datatype != datatype:
@@ -226,7 +167,7 @@ def _from_binary(raw: bytes, shape: Sequence[int], expected: TensorRecord) -> ND
     return images
 
 
-def _from_json(given: _Input, numbers: str, expected: TensorRecord) -> NDArray[Any]:
+def _from_json(given: Input, numbers: str, expected: TensorRecord) -> NDArray[Any]:
     if given.data is None:
         raise RequestError(400, "inputs.0.data: missing, and no binary_data_size either")
     kinds = "iu" if expected.dtype == "uint8" else "iuf"
@@ -260,7 +201,7 @@ def _outputs(request: InferenceRequest, manifest: Manifest) -> tuple[OutputReque
     known = [output.name for output in manifest.outputs]
     binary = _flag(_given(request.parameters), "binary_data_output", False)
     found = []
-    for index, wanted in enumerate(request.outputs or [_Output(name=name) for name in known]):
+    for index, wanted in enumerate(request.outputs or [Output(name=name) for name in known]):
         if wanted.name not in known:
             raise RequestError(400, f"outputs.{index}.name: expected one of {', '.join(known)}")
         parameters = _given(wanted.parameters)
@@ -275,7 +216,7 @@ def _outputs(request: InferenceRequest, manifest: Manifest) -> tuple[OutputReque
     return tuple(found)
 
 
-def _given(parameters: _Parameters) -> dict[str, Any]:
+def _given(parameters: Parameters) -> dict[str, Any]:
     """Return the parameters that have a value."""
     return {name: value for name, value in (parameters or {}).items() if value is not None}
 

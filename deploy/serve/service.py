@@ -21,32 +21,16 @@ from ehm.deploy.serve.batching import Images, Outputs
 from ehm.deploy.serve.compression import unpack
 from ehm.deploy.serve.forms import read_form_image
 from ehm.deploy.serve.images import read_image
+from ehm.deploy.serve.memory import Memory, Record
 from ehm.deploy.serve.metrics import Metrics
 from ehm.deploy.serve.models import Models, ServedModel
-from ehm.deploy.serve.settings import PIECE, Settings
+from ehm.deploy.serve.settings import Settings
 from ehm.errors import RequestError
 
-__all__ = ["Record", "Served", "Service", "Upload", "service_of"]
+__all__ = ["Served", "Service", "Upload", "service_of"]
 
 T = TypeVar("T")
 _GONE = 499  # nginx's number for a client that left; nobody receives it, the log and the metrics show it
-
-
-@dataclass
-class Record:
-    """What is known about a request.
-
-    ``deadline`` is on the event loop's clock, ``asked`` whether its model was asked, ``held`` the bytes it holds,
-    ``error`` the sentence that refuses it.
-    """
-
-    id: str
-    deadline: float
-    model: str = ""
-    asked: bool = False
-    batch: int = 0
-    held: int = 0
-    error: str = ""
 
 
 @dataclass(frozen=True)
@@ -61,7 +45,7 @@ class Service:
     """A running server, as ``app.state.service``: ``models`` by name, ``settings``, and what requests go through.
 
     A server that is ``stopping`` says that it is not ready and still takes requests, until its port is ``closed``.
-    ``under_way`` counts the requests inside, ``held`` the bytes that they hold.
+    ``under_way`` counts the requests inside, ``memory`` the bytes that they hold.
     """
 
     def __init__(self, bundles: Mapping[str, Path], settings: Settings, api_key: str | None = None) -> None:
@@ -71,7 +55,7 @@ class Service:
         self.stopping = False
         self.closed = False
         self.under_way = 0
-        self.held = 0
+        self.memory = Memory(settings.max_memory)
         self._key = api_key.encode() if api_key else None
         self._decoders = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="decode")
         Image.init()  # which registers formats, and is no work for several threads at once
@@ -112,29 +96,7 @@ class Service:
 
     def hold(self, request: Request, count: int) -> None:
         """Account for so many bytes until the request is answered; RequestError if there are too many."""
-        self._hold(self.record(request), count, "the request")
-
-    def hold_answer(self, record: Record, count: int) -> None:
-        """Account for the bytes of an answer until it is sent, in place of what its request held; errors of `hold`."""
-        self.release(record)
-        if count > PIECE:  # no more than that waits in a connection; an error must be told in any case
-            self._hold(record, count, "the answer")
-
-    def release(self, record: Record) -> None:
-        """Forget what a request held."""
-        self.held -= record.held
-        record.held = 0
-
-    def _hold(self, record: Record, count: int, what: str) -> None:
-        most = self.settings.max_memory
-        if record.held + count > most:
-            raise RequestError(413, f"{what} takes more than {most} bytes of memory")
-        if self.held + count > most:
-            raise RequestError(
-                429, f"all requests together take more than {most} bytes of memory; try again in a second"
-            )
-        record.held += count
-        self.held += count
+        self.memory.hold(self.record(request), count)
 
     async def infer(
         self, name: str, images: Images, names: Sequence[str] = (), deadline: float | None = None

@@ -10,8 +10,9 @@ from fastapi.responses import JSONResponse
 
 import ehm
 from ehm.deploy.serve.compression import pack
+from ehm.deploy.serve.json_request import InferenceRequest
 from ehm.deploy.serve.models import ServedModel
-from ehm.deploy.serve.protocol import InferenceRequest, InferRequest, decode, encode, metadata
+from ehm.deploy.serve.protocol import InferRequest, decode, encode, metadata
 from ehm.deploy.serve.schemas import INFERENCE, IndexEntry, Live, ModelMetadata, ModelReady, Ready, ServerMetadata
 from ehm.deploy.serve.service import Served, Service
 from ehm.errors import EhmError, RequestError

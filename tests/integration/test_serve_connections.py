@@ -133,7 +133,7 @@ def start_reading(address):
 def test_an_answer_that_nobody_reads_counts_as_memory_until_it_is_read(large):
     address, service = large
     with start_reading(address) as lazy:
-        assert service.held == LARGE
+        assert service.memory.held == LARGE
         assert service.under_way == 0  # and keeps no other request out
         status, body = ask(address, "GET", "/docs")
         assert (status, b"all requests together take more than" in body) == (429, True)
@@ -141,7 +141,7 @@ def test_an_answer_that_nobody_reads_counts_as_memory_until_it_is_read(large):
         received = 0
         while received < LARGE:
             received += len(lazy.recv(2**20))
-    eventually(lambda: service.held == 0)
+    eventually(lambda: service.memory.held == 0)
     assert ask(address, "GET", "/docs") == (200, b"x" * LARGE)
 
 
@@ -165,7 +165,7 @@ def test_a_client_that_reads_too_slowly_is_dropped(bundle, monkeypatch, caplog):
     monkeypatch.setattr("ehm.deploy.serve.app._page", lambda app: "x" * LARGE)
     with running([bundle], send_timeout=0.3) as (address, service), start_reading(address) as lazy:
         eventually(lambda: dropped(service, "unread") == 1)
-        eventually(lambda: service.held == 0)
+        eventually(lambda: service.memory.held == 0)
         with pytest.raises(ConnectionResetError):
             read_all(lazy)
     assert [record.getMessage() for record in caplog.records if "unread for 0.3 seconds" in record.getMessage()]

@@ -303,14 +303,14 @@ def test_the_memory_of_all_requests_is_bounded(bundle, monkeypatch):
         slow.hold()
         asked = pool.submit(ask, address, "POST", "/v2/models/both/infer", infer_body(batch=8))
         eventually(lambda: slow.batches)
-        assert service.held == size
+        assert service.memory.held == size
         status, _, answer = ask(address, "POST", "/v2/models/both/infer", infer_body(batch=9))
         assert (status, "all requests together" in answer["error"]) == (429, True)
         status, _, answer = ask(address, "POST", "/v2/models/both/infer", infer_body(batch=20))
         assert (status, "the request takes more" in answer["error"]) == (413, True)
         slow.open.set()
         assert asked.result()[0] == 200
-        eventually(lambda: service.held == 0)
+        eventually(lambda: service.memory.held == 0)
 
 
 def test_an_image_counts_as_the_model_takes_it(bundle):
@@ -318,7 +318,7 @@ def test_an_image_counts_as_the_model_takes_it(bundle):
     with running([bundle], max_memory=len(body) + 3 * 8 * 12 * 4 - 1) as (address, service):
         status, _, answer = ask(address, "POST", "/v1/classify", body)
         assert (status, answer.get("error", "")[:22]) == (413, "the request takes more")
-        eventually(lambda: service.held == 0)
+        eventually(lambda: service.memory.held == 0)
 
 
 def test_a_tensor_that_the_graph_would_blow_up_is_413(tmp_path):

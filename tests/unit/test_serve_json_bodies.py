@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from inference_bodies import INPUT, NUMBERS, OUTPUTS, body, changed, manifest
 
-from ehm.deploy.serve import protocol
+from ehm.deploy.serve import json_request
 from ehm.deploy.serve.protocol import InferRequest, OutputRequest, decode, encode
 from ehm.errors import RequestError
 
@@ -59,7 +59,7 @@ def large(batch, nested=False, dtype="float32"):
 def test_large_bodies_are_read_as_small_ones(nested, dtype):
     tensor, images = large(4, nested, dtype)
     text = json.dumps({"id": '"data": [1]', "inputs": [tensor], "outputs": [{"name": "features"}]}).encode()
-    assert len(text) > protocol._LARGE
+    assert len(text) > json_request._LARGE
     found = decode(text, None, manifest(("batch", 3, 40, 50), dtype))
     assert found.images.dtype == dtype
     assert np.array_equal(found.images, images)
