@@ -92,16 +92,15 @@ class Edge:
 
 
 async def admit(request: Request) -> None:
-    """Refuse (429) a request if too many are under way, once its route is known and, if it names one, its model.
+    """Refuse (429) a request if too many are under way.
 
-    A dependency of every route, so that what is refused is counted under its model.
+    A dependency of every route, since the route tells the model, under whose name a refusal is counted.
     """
-    if request.scope["path"] in OPEN:
-        return
     service = service_of(request)
-    only = next(iter(service.models)) if len(service.models) == 1 else ""
+    if not service.crowded or request.scope["path"] in OPEN:
+        return
+    only = next(iter(service.models)) if request.method == "POST" and len(service.models) == 1 else ""
     name = request.path_params.get("model") or request.query_params.get("model") or only
-    if name in service.models:  # any other is refused by the route
+    if name in service.models:
         service.record(request).model = name
-    if service.crowded:
-        raise RequestError(429, f"{service.under_way - 1} requests are under way; try again in a second")
+    raise RequestError(429, f"{service.under_way - 1} requests are under way; try again in a second")

@@ -15,6 +15,7 @@ from PIL import Image
 
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
 FLAGS += ["--disable-background-networking", "--disable-component-update", "--disable-dev-shm-usage"]
+FLAGS += ["--window-size=1400,1600"]  # so that the canvas is in view, whose centre Selenium moves the pointer from
 DROP = """
 const [width, height, name] = arguments;
 const canvas = document.createElement("canvas");

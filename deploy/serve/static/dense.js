@@ -55,6 +55,8 @@ function maskLayer({ size: [rows, columns], counts }, box, canvas, colour) {
 /** Draw objects, of which one may be pointed at: then the others are left out. The likeliest one lies on top. */
 export function drawObjects(canvas, objects, strength, pointed) {
   const context = canvas.getContext("2d");
+  const unit = canvas.width / (canvas.clientWidth || canvas.width); // of the canvas for a pixel of the page
+  const high = 22 * unit;
   const chosen = pointed === null ? objects : objects.filter((object) => object === pointed);
   for (const { layer, box, colour, label, score } of [...chosen].reverse()) {
     const [left, top, width, height] = box;
@@ -63,22 +65,22 @@ export function drawObjects(canvas, objects, strength, pointed) {
       context.drawImage(layer.layer, layer.left, layer.top);
     }
     context.globalAlpha = 1;
-    for (const [line, stroke] of [[6, "#000a"], [3, colour]]) {
-      context.lineWidth = line;
+    for (const [line, stroke] of [[4, "#000a"], [2, colour]]) {
+      context.lineWidth = line * unit;
       context.strokeStyle = stroke;
       context.strokeRect(left, top, width, height);
     }
-    context.font = "24px system-ui, sans-serif";
-    context.textBaseline = "top";
+    context.font = `${14 * unit}px system-ui, sans-serif`;
+    context.textBaseline = "middle";
     const words = `${label} ${percent(score)}`;
-    const wide = context.measureText(words).width + 12;
+    const wide = context.measureText(words).width + 10 * unit;
     // above the box if there is room, else inside; never beyond the right edge
     const x = Math.max(0, Math.min(left, canvas.width - wide));
-    const y = top >= 32 ? top - 32 : top;
+    const y = top >= high ? top - high : top;
     context.fillStyle = "#000c";
-    context.fillRect(x, y, wide, 32);
+    context.fillRect(x, y, wide, high);
     context.fillStyle = colour;
-    context.fillText(words, x + 6, y + 4);
+    context.fillText(words, x + 5 * unit, y + high / 2);
   }
 }
 
