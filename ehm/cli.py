@@ -244,7 +244,13 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--max-delay", type=float, metavar="MS", help="wait for a batch (default: 2)")
     command.add_argument("--queue", type=int, metavar="N", help="requests of a model that may wait (default: 128)")
     command.add_argument("--timeout", type=float, metavar="S", help="of a request (default: 10)")
-    command.add_argument("--drain", type=float, metavar="S", help="to stop in (default: 30)")
+    reading = "seconds in which a client must read the next 64 KiB of its answer (default: 10)"
+    command.add_argument("--send-timeout", type=float, metavar="S", help=reading)
+    command.add_argument("--max-connections", type=int, metavar="N", help="open connections (default: 1000)")
+    delay = "seconds after SIGTERM in which the server is not ready and still takes requests (default: 5)"
+    command.add_argument("--drain-delay", type=float, metavar="S", help=delay)
+    drain = "seconds after that for the answers to what was accepted (default: 20)"
+    command.add_argument("--drain", type=float, metavar="S", help=drain)
     command.add_argument("--max-bytes", type=int, metavar="N", help="of a body (default: 16 MiB)")
     pixels = "of an image, as sent and as resized (default: 50 million, at most 89 million)"
     command.add_argument("--max-pixels", type=int, metavar="N", help=pixels)

@@ -12,6 +12,7 @@ from onnx import TensorProto, helper
 
 from ehm.deploy.bundle import Bundle, Manifest, staged
 from ehm.deploy.serve.app import create_app
+from ehm.deploy.serve.connections import limit_connections
 from ehm.deploy.serve.models import named
 from ehm.deploy.serve.service import Service
 from ehm.deploy.serve.settings import Settings
@@ -79,7 +80,15 @@ def running(bundles, key=None, **settings):
     service = Service(named(bundles), Settings.checked(**settings), key)
     listener = socket.create_server(("127.0.0.1", 0))
     app = create_app(service)
-    server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, lifespan="off", ws="none"))
+    limits = service.settings
+    protocol = limit_connections(
+        service.metrics,
+        head_timeout=limits.timeout,
+        send_timeout=limits.send_timeout,
+        most=limits.max_connections,
+    )
+    config = uvicorn.Config(app, http=protocol, log_config=None, access_log=False, lifespan="off", ws="none")
+    server = uvicorn.Server(config)
     ready = threading.Event()
 
     async def main():

@@ -83,14 +83,23 @@ def check_engines(
 def write_engines(
     bundle: Bundle, *, triton: str | Path | None, kserve: str | Path | None, config: ExportConfig, device: str
 ) -> None:
-    """Write the model repository ``triton`` and the file ``kserve``, where they are asked for; errors as theirs."""
+    """Write the model repository ``triton`` and the file ``kserve``, if they are asked for; errors as theirs.
+
+    The pod of an InferenceService has one GPU, which is number 0 there, whichever it is on the machine: both together
+    name that one.
+    """
     if triton is not None:
-        models = write_triton(bundle, Path(triton), config.triton, device)
+        placed = "cuda:0" if kserve is not None and device.startswith("cuda:") else device
+        models = write_triton(bundle, Path(triton), config.triton, placed)
         names = ", ".join(model.name for model in models)
         console.print(f"{names} in {triton}; try: tritonserver --model-repository={triton}")
     if kserve is not None:
         write_kserve(bundle, Path(kserve), config.triton, device)
         console.print(f"InferenceService in {kserve}; try: kubectl apply -f {kserve}")
+        if triton is None and device.startswith("cuda:"):
+            console.print(
+                f"Its pod has one GPU, number 0: a model repository for it is written by --device cuda, not {device}"
+            )
         if config.triton.storage_uri == TritonConfig().storage_uri:
             console.print(
                 f"Its storageUri, {config.triton.storage_uri}, is a placeholder: --set triton.storage_uri=URI gives "

@@ -2,13 +2,16 @@
 
 Each module stands on those above it:
 
-    settings     limits, typed
-    protocol     bodies of the protocol <-> arrays          compression, images   what strangers send, within limits
-    schemas      its answers, described
-    batching     requests that wait together run together   models                load, verify, replace
-    service      the way of a request                       v2, v1                routes
-    edge, app    the web application around it              metrics, logs         what is seen of it
-    server       the process: socket, signals, end
+    settings, metrics, logs      limits, typed; what is seen of the server
+    json_numbers, json_request   the JSON of an inference request
+    protocol, schemas            bodies of the protocol <-> arrays; its answers, described
+    compression, images, forms   what strangers send, within limits
+    batching, models             requests that wait together run together; load, verify, replace
+    memory, service              what all requests hold; the way of a request
+    v2, v1, dense, explore       routes
+    exchange, edge, app          the messages of a request; the web application around it
+    connections, listening       limits of connections, the port
+    server                       the process: start, signals, end
 """
 
 from ehm.errors import BackendError

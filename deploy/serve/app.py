@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
-from fastapi import FastAPI, Request, Response
+from fastapi import Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse
 from fastapi.routing import APIRoute
@@ -14,7 +14,8 @@ from starlette.exceptions import HTTPException
 
 import ehm
 from ehm.deploy.serve import dense, explore, v1, v2
-from ehm.deploy.serve.edge import OPEN, RETRY, Edge
+from ehm.deploy.serve.edge import OPEN, Edge, admit
+from ehm.deploy.serve.exchange import RETRY
 from ehm.deploy.serve.neighbours import Index
 from ehm.deploy.serve.service import Service
 from ehm.errors import RequestError
@@ -57,10 +58,8 @@ def create_app(service: Service, index: Index | None = None) -> FastAPI:
     )
     app.state.service = service
     app.state.index = index
-    app.include_router(explore.router)
-    app.include_router(v1.router)
-    app.include_router(dense.router)
-    app.include_router(v2.router)
+    for routes in (explore, v1, dense, v2):
+        app.include_router(routes.router, dependencies=[Depends(admit)])
 
     @app.get("/metrics", include_in_schema=False)
     async def metrics() -> Response:

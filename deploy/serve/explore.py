@@ -30,6 +30,7 @@ STATIC = {
     "/static/page.css": "text/css",
     "/static/page.js": "text/javascript",
     "/static/draw.js": "text/javascript",
+    "/static/dense.js": "text/javascript",
     "/static/icon.svg": "image/svg+xml",
 }
 """What the page is made of, by path, with its type."""
@@ -87,11 +88,12 @@ async def static(name: str) -> FileResponse:
 
 
 class ModelFacts(BaseModel):
-    """A model: the ``image_size`` (height, width) that it sees, its ``outputs``, how many ``labels`` it knows, and
-    whether its features can be searched for ``neighbours``.
+    """A model: its ``task``, the ``image_size`` (height, width) that it sees, its ``outputs``, how many ``labels`` it
+    knows, and whether its features can be searched for ``neighbours``.
     """
 
     name: str
+    task: str
     image_size: list[int]
     outputs: list[str]
     labels: int
@@ -143,6 +145,7 @@ async def about(service: Served, index: Searched) -> Facts:
     models = [
         ModelFacts(
             name=name,
+            task=model.manifest.task,
             image_size=list(model.manifest.preprocessing.image_size),
             outputs=[output.name for output in model.manifest.outputs],
             labels=len(model.manifest.labels),
@@ -160,6 +163,8 @@ async def view(service: Served, request: Request, model: Model = None) -> View:
     upload = await service.read_image(request)
     size = upload.image.size
     seen = region(*size, served.manifest.preprocessing)
+    if served.manifest.fit is not None or served.manifest.windows is not None:
+        seen = (0.0, 0.0, float(size[0]), float(size[1]))  # detectors and segmenters crop nothing
     left, top, width, height = shown = surroundings(size, seen)
     part = upload.image if (width, height) == size else upload.image.crop((left, top, left + width, top + height))
     preview = await service.offload(request, _jpeg, part, _PREVIEW)

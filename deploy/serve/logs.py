@@ -5,21 +5,42 @@ from __future__ import annotations
 import json
 import logging
 import sys
+import time
 from datetime import datetime, timezone
 from typing import Any, Literal
 
-__all__ = ["configure"]
+__all__ = ["OncePerSecond", "configure"]
 
 
 def configure(form: Literal["text", "json"]) -> None:
-    """Send ehm's and uvicorn's records to standard error in that form."""
+    """Send the records of ehm, uvicorn and asyncio to standard error in that form."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Json() if form == "json" else _Text())
-    for name, level in (("ehm", logging.INFO), ("uvicorn", logging.WARNING)):
+    for name, level in (("ehm", logging.INFO), ("uvicorn", logging.WARNING), ("asyncio", logging.WARNING)):
         logger = logging.getLogger(name)
         logger.handlers = [handler]
         logger.setLevel(level)
         logger.propagate = False
+
+
+class OncePerSecond:
+    """Warnings that may come by the thousand: one a second is logged, and the next one says how many were not."""
+
+    def __init__(self, logger: logging.Logger) -> None:
+        self._logger = logger
+        self._logged = -1.0
+        self._left_out = 0
+
+    def warning(self, text: str, *arguments: object) -> None:
+        """Log a warning, unless the last one was logged less than a second ago."""
+        now = time.monotonic()
+        if 0 <= self._logged > now - 1:
+            self._left_out += 1
+            return
+        more = f" ({self._left_out} more since the last such line)" if self._left_out else ""
+        self._logger.warning(text + more, *arguments)
+        self._logged = now
+        self._left_out = 0
 
 
 def _fields(record: logging.LogRecord) -> dict[str, Any]:

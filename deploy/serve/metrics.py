@@ -32,7 +32,7 @@ class Metrics:
         )
         self._seconds = Histogram(
             "ehm_request_seconds",
-            "From a request's head to its answer",
+            "From a request's head to its answer, of requests that ran the model or waited for it",
             ["model"],
             buckets=_SECONDS,
             registry=self.registry,
@@ -44,6 +44,13 @@ class Metrics:
             "ehm_model_info",
             "1 for each model that is served",
             ["model", "version", "task", "precision", "provider"],
+            registry=self.registry,
+        )
+        self.connections = Gauge("ehm_connections", "Open connections", registry=self.registry)
+        self.dropped = Counter(
+            "ehm_connections_dropped",
+            "Connections that the server ended: of clients that do not read, or over the limit",
+            ["reason"],
             registry=self.registry,
         )
         self.waiting = Gauge("ehm_queue_images", "Images that wait for a batch", ["model"], registry=self.registry)
@@ -62,10 +69,14 @@ class Metrics:
         """The metrics of one model."""
         return ModelMetrics(self, name)
 
-    def request(self, model: str, route: str, status: int, seconds: float) -> None:
-        """Count an answer; ``route`` is the path's template, or empty where there is none."""
+    def request(self, model: str, route: str, status: int, seconds: float, asked: bool) -> None:
+        """Count an answer; ``route`` is the path's template, or empty if there is none.
+
+        Its time counts if the model was ``asked``: probes, and refusals that cost nothing, would hide how long
+        inference takes. One that failed or came too late (5xx) counts.
+        """
         self._requests.labels(model, route, str(status)).inc()
-        if model:
+        if asked and not 400 <= status < 500:
             self._seconds.labels(model).observe(seconds)
 
     def loaded(self, model: str, well: bool) -> None:

@@ -11,44 +11,19 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ehm.deploy.bundle import Manifest, TensorRecord
+from ehm.deploy.serve.json_numbers import dump_numbers, parse_numbers
+from ehm.deploy.serve.json_request import InferenceRequest, Input, Output, Parameters, parse_request
 from ehm.errors import RequestError
 
-__all__ = ["InferRequest", "InferenceRequest", "OutputRequest", "decode", "encode", "metadata"]
+__all__ = ["InferRequest", "OutputRequest", "decode", "encode", "metadata"]
 
 _DATATYPES = {"float32": "FP32", "uint8": "UINT8", "int64": "INT64"}
-_Size = Annotated[int, Field(strict=True, ge=0)]
-_Parameters = dict[str, Any]
-
-
-class _Input(BaseModel):
-    name: str
-    shape: list[_Size]
-    datatype: str
-    parameters: _Parameters = {}
-    data: list[Any] | None = None
-
-
-class _Output(BaseModel):
-    name: str
-    parameters: _Parameters = {}
-
-
-class InferenceRequest(BaseModel):
-    """``$inference_request`` of the protocol."""
-
-    model_config = ConfigDict(extra="ignore")
-
-    id: str | None = None
-    parameters: _Parameters = {}
-    inputs: list[_Input]
-    outputs: list[_Output] = []
 
 
 @dataclass(frozen=True)
@@ -97,14 +72,14 @@ def decode(body: bytes, header_length: int | None, manifest: Manifest) -> InferR
         return InferRequest(images, tuple(OutputRequest(output.name, binary=True) for output in manifest.outputs))
     if header_length is not None and not 0 < header_length <= len(body):
         raise RequestError(400, f"Inference-Header-Content-Length: {header_length}, but the body has {len(body)} bytes")
-    request = _parse(body[:header_length])
+    request, numbers = parse_request(body[:header_length])
     if [given.name for given in request.inputs] != [manifest.input.name]:
         raise RequestError(400, f"inputs: expected one, named {manifest.input.name!r}")
     return InferRequest(
-        images=_tensor(request.inputs[0], b"" if header_length is None else body[header_length:], manifest.input),
+        images=_tensor(request.inputs[0], numbers, b"" if header_length is None else body[header_length:], manifest),
         outputs=_outputs(request, manifest),
         id=request.id,
-        timeout=_timeout(request.parameters),
+        timeout=_timeout(_given(request.parameters)),
     )
 
 
@@ -116,12 +91,13 @@ def encode(
     labels: Sequence[str] = (),
 ) -> tuple[bytes, int | None]:
     """The body of the response, and how much of it is JSON where binary data follow, else None."""
-    described: list[dict[str, Any]] = []
+    described: list[str] = []
     tail: list[bytes] = []
     for wanted in request.outputs:
         values = outputs[wanted.name]
         datatype = _DATATYPES[str(values.dtype)]
         entry: dict[str, Any] = {"name": wanted.name, "datatype": datatype, "shape": list(values.shape)}
+        numbers = ""
         if wanted.classes:
             texts = _classes(values.reshape(len(values), -1), wanted.classes, labels if wanted.name == "logits" else ())
             entry |= {"datatype": "BYTES", "shape": [len(texts), len(texts[0])]}
@@ -135,35 +111,23 @@ def encode(
         elif wanted.classes:
             entry["data"] = flat
         elif np.isfinite(values).all():
-            entry["data"] = values.ravel().tolist()
+            numbers = f',"data":{dump_numbers(values)}'
         else:
             raise RequestError(400, f"outputs: {wanted.name} is not finite, which JSON cannot say; ask for binary_data")
-        described.append(entry)
-    answer: dict[str, Any] = {"model_name": model, "model_version": version, "outputs": described}
+        described.append(f"{_dump(entry)[:-1]}{numbers}}}")
+    answer = {"model_name": model, "model_version": version}
     if request.id is not None:
         answer["id"] = request.id
-    head = json.dumps(answer, allow_nan=False, separators=(",", ":")).encode()
+    head = f'{_dump(answer)[:-1]},"outputs":[{",".join(described)}]}}'.encode()
     return head + b"".join(tail), len(head) if tail else None
 
 
-def _parse(head: bytes) -> InferenceRequest:
-    if not head:
-        raise RequestError(400, "the body is empty: expected an inference request in JSON")
-    try:
-        return InferenceRequest.model_validate(json.loads(head, parse_constant=_refuse))
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(map(str, first["loc"]))
-        raise RequestError(400, f"{key + ': ' if key else ''}{first['msg']}") from None
-    except (ValueError, RecursionError) as error:
-        raise RequestError(400, f"the body is not JSON: {error}") from None
+def _dump(value: dict[str, Any]) -> str:
+    return json.dumps(value, allow_nan=False, separators=(",", ":"))
 
 
-def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is not JSON")
-
-
-def _tensor(given: _Input, tail: bytes, expected: TensorRecord) -> NDArray[Any]:
+def _tensor(given: Input, numbers: str, tail: bytes, manifest: Manifest) -> NDArray[Any]:
+    expected = manifest.input
     datatype = _DATATYPES[expected.dtype]
     if given.datatype != datatype:
         raise RequestError(400, f"inputs.0.datatype: expected {datatype}, not {given.datatype[:20]!r}")
@@ -178,13 +142,14 @@ def _tensor(given: _Input, tail: bytes, expected: TensorRecord) -> NDArray[Any]:
         raise RequestError(
             400, f"inputs.0.shape: expected at least {expected.smallest} pixels each way, as a patch has"
         )
-    size = given.parameters.get("binary_data_size")
+    parameters = _given(given.parameters)
+    size = parameters.get("binary_data_size")
     if size is None:
-        if "shared_memory_region" in given.parameters:
+        if "shared_memory_region" in parameters:
             raise RequestError(400, "inputs.0.parameters: shared memory is not supported; send the data")
         if tail:
             raise RequestError(400, f"{len(tail)} bytes follow the JSON that no input's binary_data_size accounts for")
-        return _from_json(given, expected)
+        return _from_json(given, numbers, expected)
     if given.data is not None:
         raise RequestError(400, "inputs.0: either data or binary_data_size, not both")
     if size != len(tail):
@@ -203,13 +168,14 @@ def _from_binary(raw: bytes, shape: Sequence[int], expected: TensorRecord) -> ND
     return images
 
 
-def _from_json(given: _Input, expected: TensorRecord) -> NDArray[Any]:
+def _from_json(given: Input, numbers: str, expected: TensorRecord) -> NDArray[Any]:
     if given.data is None:
         raise RequestError(400, "inputs.0.data: missing, and no binary_data_size either")
     kinds = "iu" if expected.dtype == "uint8" else "iuf"
     try:
-        values = np.asarray(given.data)
-    except (ValueError, OverflowError, RecursionError):  # ragged, or too deep
+        # the numbers were cut out of this input if they left it empty
+        values = parse_numbers(numbers) if numbers and not given.data else np.asarray(given.data)
+    except (ValueError, OverflowError, RecursionError):  # no numbers, ragged, or too deep
         values = np.empty(0, object)
     if values.dtype.kind not in kinds or (expected.dtype == "uint8" and (values.min() < 0 or values.max() > 255)):
         what = "integers from 0 to 255" if expected.dtype == "uint8" else "numbers"
@@ -234,30 +200,36 @@ def _static(record: TensorRecord) -> list[int]:
 
 def _outputs(request: InferenceRequest, manifest: Manifest) -> tuple[OutputRequest, ...]:
     known = [output.name for output in manifest.outputs]
-    binary = _flag(request.parameters, "binary_data_output", False)
+    binary = _flag(_given(request.parameters), "binary_data_output", False)
     found = []
-    for index, wanted in enumerate(request.outputs or [_Output(name=name) for name in known]):
+    for index, wanted in enumerate(request.outputs or [Output(name=name) for name in known]):
         if wanted.name not in known:
             raise RequestError(400, f"outputs.{index}.name: expected one of {', '.join(known)}")
-        if "shared_memory_region" in wanted.parameters:
+        parameters = _given(wanted.parameters)
+        if "shared_memory_region" in parameters:
             raise RequestError(400, f"outputs.{index}.parameters: shared memory is not supported")
-        classes = wanted.parameters.get("classification", 0)
+        classes = parameters.get("classification", 0)
         if type(classes) is not int or classes < 0:
             raise RequestError(400, f"outputs.{index}.parameters.classification: expected a number of classes")
-        found.append(OutputRequest(wanted.name, _flag(wanted.parameters, "binary_data", binary), classes))
+        found.append(OutputRequest(wanted.name, _flag(parameters, "binary_data", binary), classes))
     if len({output.name for output in found}) < len(found):
         raise RequestError(400, "outputs: the same name twice")
     return tuple(found)
 
 
-def _flag(parameters: _Parameters, name: str, default: bool) -> bool:
+def _given(parameters: Parameters) -> dict[str, Any]:
+    """Return the parameters that have a value."""
+    return {name: value for name, value in (parameters or {}).items() if value is not None}
+
+
+def _flag(parameters: dict[str, Any], name: str, default: bool) -> bool:
     value = parameters.get(name, default)
     if not isinstance(value, bool):
         raise RequestError(400, f"parameters.{name}: expected true or false")
     return value
 
 
-def _timeout(parameters: _Parameters) -> float | None:
+def _timeout(parameters: dict[str, Any]) -> float | None:
     """Triton's ``timeout`` in microseconds; 0 stands for the server's own."""
     value = parameters.get("timeout", 0)
     if type(value) is not int or value < 0:

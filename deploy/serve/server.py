@@ -7,7 +7,8 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -16,7 +17,8 @@ import uvicorn
 from ehm.deploy.bundle import Precision
 from ehm.deploy.serve import explore
 from ehm.deploy.serve.app import create_app
-from ehm.deploy.serve.connections import timed
+from ehm.deploy.serve.connections import drop_unread, limit_connections
+from ehm.deploy.serve.listening import bind_port, fit_connections, report_loop_errors, start_listening
 from ehm.deploy.serve.logs import configure
 from ehm.deploy.serve.models import named
 from ehm.deploy.serve.neighbours import Index
@@ -42,6 +44,9 @@ def serve(
     max_delay: float | None = None,
     queue: int | None = None,
     timeout: float | None = None,
+    send_timeout: float | None = None,
+    max_connections: int | None = None,
+    drain_delay: float | None = None,
     drain: float | None = None,
     max_bytes: int | None = None,
     max_pixels: int | None = None,
@@ -58,13 +63,17 @@ def serve(
     the server runs. ``config`` is a YAML file with the names of these arguments as keys, which counts where an argument
     is None; what is in neither has the default of :class:`Settings`. ``port`` 0 takes a free one. ``device`` and
     ``precision`` choose ONNX Runtime's provider and the network's numbers, ``threads`` the cores of one batch (0: all).
-    At most ``max_batch`` images run together, after a
-    wait of at most ``max_delay`` milliseconds; ``queue`` requests of a model wait at most. An answer takes at most
-    ``timeout`` seconds, stopping ``drain``. ``max_bytes`` and ``max_pixels`` bound a request, ``max_memory`` the bytes
-    of all together; ``poll`` is how often in seconds folders are looked at. ``index`` is a folder that ``ehm predict
-    --out`` wrote: images among which the page at ``/`` finds those most like another. Requests need the key in
-    ``api_key_file``, or in the environment variable EHM_API_KEY, if there is one; ``model_control`` lets clients load
-    and unload models. docs/serving.md has the details.
+
+    At most ``max_batch`` images run together, after a wait of at most ``max_delay`` milliseconds; ``queue`` requests of
+    a model wait at most. A request may take ``timeout`` seconds, and its client ``send_timeout`` seconds to read the
+    next piece of the answer; at most ``max_connections`` are open. ``max_bytes`` and ``max_pixels`` bound a request,
+    ``max_memory`` the bytes of all together. After SIGTERM the server says that it is not ready and takes requests for
+    another ``drain_delay`` seconds; then the port is closed, and what was accepted has ``drain`` seconds.
+
+    ``poll`` is how often in seconds folders are looked at. ``index`` is a folder that ``ehm predict --out`` wrote:
+    images among which the page at ``/`` finds those most like another. Requests need the key in ``api_key_file``, or in
+    the environment variable EHM_API_KEY, if there is one; ``model_control`` lets clients load and unload models.
+    docs/serving.md has the details.
 
     Raises ConfigError for a wrong argument, ExportError for a damaged bundle, BackendError for an absent device,
     DataError for an index that is damaged or fits no bundle.
@@ -75,43 +84,83 @@ def serve(
     key = _api_key(settings.api_key_file)
     images = Index(settings.index) if settings.index is not None else None
     configure(settings.log)
-    with _bound(settings.host, settings.port) as listener:
+    with bind_port(settings.host, settings.port) as listener:
         asyncio.run(_serve(Service(places, settings, key), images, listener))
 
 
 async def _serve(service: Service, index: Index | None, listener: socket.socket) -> None:
+    settings = service.settings
+    protocol = limit_connections(
+        service.metrics,
+        head_timeout=settings.timeout,
+        send_timeout=settings.send_timeout,
+        most=fit_connections(settings.max_connections),
+    )
     config = uvicorn.Config(
         create_app(service, index),
-        http=timed(service.settings.timeout),
+        http=protocol,
         log_config=None,
         access_log=False,
         server_header=False,
         lifespan="off",
         ws="none",
         timeout_keep_alive=75,  # longer than the minute of common proxies, which would else use a closing connection
-        timeout_graceful_shutdown=service.settings.drain,  # type: ignore[arg-type]  # it is passed on to asyncio
+        timeout_graceful_shutdown=settings.drain,  # type: ignore[arg-type]  # it is passed on to asyncio
     )
     server = _Server(config)
     loop = asyncio.get_running_loop()
-
-    def stop() -> None:
-        if not service.stopping:
-            _LOG.info("stopping: what was accepted is answered, for %g seconds at most", service.settings.drain)
-        service.stopping = server.should_exit = True
+    report_loop_errors(loop)
+    tasks: list[asyncio.Task[None]] = []
 
     def reload() -> None:
         tasks.append(loop.create_task(service.models.refresh(every=True)))
 
-    tasks: list[asyncio.Task[None]] = []
-    for number, action in ((signal.SIGTERM, stop), (signal.SIGINT, stop), (signal.SIGHUP, reload)):
+    stop = _Stop(service, server)
+    for number, action in ((signal.SIGTERM, stop.terminate), (signal.SIGINT, stop.interrupt), (signal.SIGHUP, reload)):
         loop.add_signal_handler(number, action)
     await service.models.load_all()
     await asyncio.to_thread(explore.make_ready, service, index)
     tasks.append(loop.create_task(service.models.watch()))
-    await server.serve(sockets=[listener])
+    if not service.closed:
+        start_listening(listener, settings.host, settings.port)
+        await server.serve(sockets=[listener])
     for task in tasks:
         task.cancel()
     _LOG.info("stopped")
+
+
+class _Stop:
+    """The end of a server in two steps, by signals."""
+
+    def __init__(self, service: Service, server: _Server) -> None:
+        self._service = service
+        self._server = server
+
+    def terminate(self) -> None:
+        """Say that the server is not ready, and close the port once balancers of load have noticed (SIGTERM)."""
+        if self._service.stopping:
+            return
+        delay = self._service.settings.drain_delay
+        if delay and self._server.started:
+            self._service.stopping = True
+            _LOG.info("stopping: not ready any more, but requests are taken for another %g seconds", delay)
+            asyncio.get_running_loop().call_later(delay, self._close)
+        else:
+            self._close()
+
+    def interrupt(self) -> None:
+        """Close the port at once, and the second time wait no longer for answers (SIGINT, which is Ctrl-C)."""
+        if self._service.closed:
+            self._server.force_exit = True
+        self._close()
+
+    def _close(self) -> None:
+        if self._service.closed:
+            return
+        self._service.stopping = True
+        self._service.closed = True
+        self._server.should_exit = True
+        _LOG.info("stopping: what was accepted is answered, for %g seconds at most", self._service.settings.drain)
 
 
 class _Server(uvicorn.Server):
@@ -123,21 +172,18 @@ class _Server(uvicorn.Server):
             url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
             _LOG.info("ready at %s: / /v1/classify /v1/embed /v2 /metrics /docs", url)
 
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Wait for answers as uvicorn does, which would wait for clients that never read them, too."""
+        timer = asyncio.get_running_loop().call_later(
+            self.config.timeout_graceful_shutdown or 0, drop_unread, self.server_state.connections
+        )
+        await super().shutdown(sockets)
+        timer.cancel()
 
-def _bound(host: str, port: int) -> socket.socket:
-    """A socket that does not listen yet; raises ConfigError where the address cannot be had."""
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listener = socket.socket(family, kind, protocol)
-        try:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.bind(address)
-        except BaseException:
-            listener.close()
-            raise
-        return listener
-    except OSError as error:
-        raise ConfigError(f"--host {host} --port {port}: {error.strerror}") from None
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leave signals to `_Stop`: uvicorn's own handlers close the port at once."""
+        yield
 
 
 def _api_key(file: str | Path | None) -> str | None:

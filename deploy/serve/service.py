@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import os
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,37 +15,22 @@ import numpy as np
 from fastapi import Depends, Request
 from numpy.typing import NDArray
 from PIL import Image
-from starlette.datastructures import UploadFile
-from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect
 
 from ehm.deploy.serve.batching import Images, Outputs
 from ehm.deploy.serve.compression import unpack
+from ehm.deploy.serve.forms import read_form_image
 from ehm.deploy.serve.images import read_image
+from ehm.deploy.serve.memory import Memory, Record
 from ehm.deploy.serve.metrics import Metrics
 from ehm.deploy.serve.models import Models, ServedModel
 from ehm.deploy.serve.settings import Settings
 from ehm.errors import RequestError
 
-__all__ = ["Record", "Served", "Service", "Upload", "service_of"]
+__all__ = ["Served", "Service", "Upload", "service_of"]
 
 T = TypeVar("T")
 _GONE = 499  # nginx's number for a client that left; nobody receives it, the log and the metrics show it
-
-
-@dataclass
-class Record:
-    """What is known about a request.
-
-    ``deadline`` is on the event loop's clock, ``held`` the bytes it holds, ``error`` the sentence that refuses it.
-    """
-
-    id: str
-    deadline: float
-    model: str = ""
-    batch: int = 0
-    held: int = 0
-    error: str = ""
 
 
 @dataclass(frozen=True)
@@ -57,22 +42,33 @@ class Upload:
 
 
 class Service:
-    """A running server, as ``app.state.service``: ``models`` by name, ``settings``, and what requests go through."""
+    """A running server, as ``app.state.service``: ``models`` by name, ``settings``, and what requests go through.
+
+    A server that is ``stopping`` says that it is not ready and still takes requests, until its port is ``closed``.
+    ``under_way`` counts the requests inside, ``memory`` the bytes that they hold.
+    """
 
     def __init__(self, bundles: Mapping[str, Path], settings: Settings, api_key: str | None = None) -> None:
         self.settings = settings
         self.metrics = Metrics()
         self.models = Models(bundles, settings, self.metrics)
         self.stopping = False
-        self.held = 0
+        self.closed = False
+        self.under_way = 0
+        self.memory = Memory(settings.max_memory)
         self._key = api_key.encode() if api_key else None
         self._decoders = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="decode")
         Image.init()  # which registers formats, and is no work for several threads at once
 
     @property
     def ready(self) -> bool:
-        """Whether requests are taken."""
+        """Whether requests should be sent here."""
         return self.models.ready and not self.stopping
+
+    @property
+    def crowded(self) -> bool:
+        """Whether more is under way than may wait for each model, and as much again that is read and decoded."""
+        return self.under_way > 2 * self.settings.queue * max(1, len(self.models))
 
     @property
     def guarded(self) -> bool:
@@ -99,16 +95,8 @@ class Service:
         return record
 
     def hold(self, request: Request, count: int) -> None:
-        """Account for so many bytes until the request is answered; RequestError where there are too many."""
-        record, most = self.record(request), self.settings.max_memory
-        if record.held + count > most:
-            raise RequestError(413, f"the request takes more than {most} bytes of memory")
-        if self.held + count > most:
-            raise RequestError(
-                429, f"all requests together take more than {most} bytes of memory; try again in a second"
-            )
-        record.held += count
-        self.held += count
+        """Account for so many bytes until the request is answered; RequestError if there are too many."""
+        self.memory.hold(self.record(request), count)
 
     async def infer(
         self, name: str, images: Images, names: Sequence[str] = (), deadline: float | None = None
@@ -126,6 +114,7 @@ class Service:
     ) -> Outputs:
         """As :meth:`infer` for an HTTP request, within ``timeout`` seconds too: it leaves the queue with its client."""
         record = self.record(request)
+        record.asked = True
         if timeout is not None:
             record.deadline = min(record.deadline, asyncio.get_running_loop().time() + timeout)
         work = asyncio.ensure_future(model.infer(images, names, record.deadline))
@@ -199,7 +188,7 @@ class Service:
             )
         data, name = await self.body(request), None
         if kind == "multipart/form-data":
-            data, name = await self.offload(request, _form_image, request, data)
+            data, name = await self.offload(request, read_form_image, request.headers, data, _parameters(request))
         return data, name
 
     async def _read(self, request: Request, limit: int) -> bytes:
@@ -222,32 +211,11 @@ Served = Annotated[Service, Depends(service_of)]
 """A route's parameter that is the service."""
 
 
+def _parameters(request: Request) -> frozenset[str]:
+    """Return the names of the parameters that the request's route takes in its address."""
+    return frozenset(parameter.alias for parameter in request.scope["route"].dependant.query_params)
+
+
 async def _left(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
-
-
-class _InMemory(MultiPartParser):
-    spool_max_size = 2**62  # the body is in memory already, and a container may have no folder to write to
-
-
-def _form_image(request: Request, body: bytes) -> tuple[bytes, str | None]:
-    """Parsing takes a while, and Starlette's parser is a coroutine although it waits for nothing here."""
-    return asyncio.run(_parsed(request, body))
-
-
-async def _parsed(request: Request, body: bytes) -> tuple[bytes, str | None]:
-    async def chunks() -> AsyncGenerator[bytes, None]:
-        yield body
-
-    try:
-        form = await _InMemory(request.headers, chunks(), max_files=1, max_fields=0).parse()
-    except MultiPartException as error:
-        raise RequestError(400, f"the form cannot be read: {error.message}") from None
-    try:
-        part = form.get("image")
-        if not isinstance(part, UploadFile):
-            raise RequestError(400, "the form has no file in the field image")
-        return await part.read(), part.filename
-    finally:
-        await form.close()

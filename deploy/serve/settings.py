@@ -14,7 +14,10 @@ from ehm.deploy.bundle import Precision
 from ehm.errors import ConfigError
 from ehm.reading import describe_value, shorten
 
-__all__ = ["Settings"]
+__all__ = ["PIECE", "Settings"]
+
+PIECE = 64 * 2**10
+"""Bytes of an answer that are written at once: no more waits in a connection for a client that reads slowly."""
 
 
 class Settings(BaseModel):
@@ -35,14 +38,23 @@ class Settings(BaseModel):
     """Requests of a model that may wait or run; as many may be read and decoded at a time."""
     timeout: float = Field(10.0, gt=0)
     """Seconds from a request's head to its answer."""
-    drain: float = Field(30.0, ge=0)
-    """Seconds that a stopping server gives the requests that it has accepted."""
+    send_timeout: float = Field(10.0, gt=0)
+    """Seconds in which a client must take the next 64 KiB of its answer, or its connection is dropped."""
+    max_connections: int = Field(1000, ge=1)
+    """Open connections; one more takes the place of the one that is idle for the longest time."""
+    drain_delay: float = Field(5.0, ge=0)
+    """Seconds after SIGTERM in which the server says that it is not ready and goes on taking requests."""
+    drain: float = Field(20.0, ge=0)
+    """Seconds after that, once the port is closed, for the answers to what was accepted.
+
+    Together with the delay they are below the 30 seconds after which Kubernetes kills a container.
+    """
     max_bytes: int = Field(16 * 2**20, ge=1)
     """Of a request's body, as sent and unpacked."""
     max_pixels: int = Field(50_000_000, ge=1, le=Image.MAX_IMAGE_PIXELS)
     """Of an image, as sent and resized."""
     max_memory: int = Field(2**30, ge=1)
-    """Bytes that all requests may hold together: their bodies, and their images as the model takes them."""
+    """Bytes that all requests may hold together: bodies, images as the model takes them, unread answers."""
     poll: float = Field(1.0, gt=0)
     """Seconds between looks for replaced bundles."""
     index: str | Path | None = None

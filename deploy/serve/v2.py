@@ -10,8 +10,9 @@ from fastapi.responses import JSONResponse
 
 import ehm
 from ehm.deploy.serve.compression import pack
+from ehm.deploy.serve.json_request import InferenceRequest
 from ehm.deploy.serve.models import ServedModel
-from ehm.deploy.serve.protocol import InferenceRequest, InferRequest, decode, encode, metadata
+from ehm.deploy.serve.protocol import InferRequest, decode, encode, metadata
 from ehm.deploy.serve.schemas import INFERENCE, IndexEntry, Live, ModelMetadata, ModelReady, Ready, ServerMetadata
 from ehm.deploy.serve.service import Served, Service
 from ehm.errors import EhmError, RequestError
@@ -44,6 +45,9 @@ _INFER: dict[str, Any] = {
 _VERSION: dict[str, Any] = {
     "parameters": [{"name": "version", "in": "path", "required": True, "schema": {"type": "string"}}]
 }
+_NOT_READY: dict[int | str, dict[str, Any]] = {503: {"model": ModelReady, "description": "not now"}}
+_MOST_OPTIONS = 2**16
+"""Bytes of a JSON object that is no inference request."""
 router = APIRouter(prefix="/v2", tags=["Open Inference Protocol v2"])
 
 
@@ -80,11 +84,17 @@ async def model_metadata(asked: Asked) -> dict[str, Any]:
     return metadata(asked.manifest, asked.name, asked.version)
 
 
-@router.get("/models/{model}/ready", response_model=ModelReady)
-@router.get("/models/{model}/versions/{version}/ready", response_model=ModelReady, openapi_extra=_VERSION)
-async def model_ready(asked: Asked) -> dict[str, Any]:
-    """Whether a model can be asked."""
-    return {"name": asked.name, "ready": True}
+@router.get("/models/{model}/ready", response_model=ModelReady, responses=_NOT_READY)
+@router.get(
+    "/models/{model}/versions/{version}/ready",
+    response_model=ModelReady,
+    responses=_NOT_READY,
+    openapi_extra=_VERSION,
+)
+async def model_ready(service: Served, asked: Asked) -> JSONResponse:
+    """Tell whether requests for a model should be sent here; no longer once the server is told to stop."""
+    ready = not service.stopping
+    return JSONResponse({"name": asked.name, "ready": ready}, 200 if ready else 503)
 
 
 @router.get("/models/{model}/config", include_in_schema=False)
@@ -179,8 +189,10 @@ def _controlled(service: Service, request: Request) -> None:
 
 
 async def _options(service: Service, request: Request) -> dict[str, Any]:
-    """The JSON object of a request, empty where there is none."""
+    """Return the JSON object of a request, empty if there is none."""
     body = await service.body(request)
+    if len(body) > _MOST_OPTIONS:
+        raise RequestError(413, f"the body has {len(body)} bytes, more than {_MOST_OPTIONS}")
     try:
         options = await service.offload(request, json.loads, body or b"{}")
     except (ValueError, RecursionError):

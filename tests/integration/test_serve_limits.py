@@ -27,7 +27,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from serving import means_bundle, picture, running
 
 from ehm.deploy.predict import Predictor
-from ehm.deploy.serve import service, v2
+from ehm.deploy.serve import forms, v2
 from ehm.deploy.serve.images import FORMATS, read_image
 from ehm.deploy.serve.logs import _Json, _Text
 from ehm.errors import RequestError
@@ -143,12 +143,12 @@ def test_parsing_stops_nobody_else(server, monkeypatch):
     def note():
         threads.append(threading.current_thread().name)
 
-    class Parser(service.MultiPartParser):
+    class Parser(forms.MultiPartParser):
         async def parse(self):
             note()
             return await super().parse()
 
-    monkeypatch.setattr(service, "_InMemory", Parser)
+    monkeypatch.setattr(forms, "_InMemoryParser", Parser)
     monkeypatch.setattr(v2.json, "loads", lambda body: (note(), loads(body))[1])
     assert ask(server, "POST", "/v1/classify", *form("image", file()))[0] == 200
     assert ask(server, "POST", "/v2/repository/index", b"{}")[0] == 200
@@ -303,14 +303,14 @@ def test_the_memory_of_all_requests_is_bounded(bundle, monkeypatch):
         slow.hold()
         asked = pool.submit(ask, address, "POST", "/v2/models/both/infer", infer_body(batch=8))
         eventually(lambda: slow.batches)
-        assert service.held == size
+        assert service.memory.held == size
         status, _, answer = ask(address, "POST", "/v2/models/both/infer", infer_body(batch=9))
         assert (status, "all requests together" in answer["error"]) == (429, True)
         status, _, answer = ask(address, "POST", "/v2/models/both/infer", infer_body(batch=20))
         assert (status, "the request takes more" in answer["error"]) == (413, True)
         slow.open.set()
         assert asked.result()[0] == 200
-        eventually(lambda: service.held == 0)
+        eventually(lambda: service.memory.held == 0)
 
 
 def test_an_image_counts_as_the_model_takes_it(bundle):
@@ -318,7 +318,7 @@ def test_an_image_counts_as_the_model_takes_it(bundle):
     with running([bundle], max_memory=len(body) + 3 * 8 * 12 * 4 - 1) as (address, service):
         status, _, answer = ask(address, "POST", "/v1/classify", body)
         assert (status, answer.get("error", "")[:22]) == (413, "the request takes more")
-        eventually(lambda: service.held == 0)
+        eventually(lambda: service.memory.held == 0)
 
 
 def test_a_tensor_that_the_graph_would_blow_up_is_413(tmp_path):

@@ -9,11 +9,13 @@ import urllib.request
 
 import numpy as np
 import pytest
+from dense_bundles import DETECTED, detector_bundle, segmenter_bundle
 from mean_colours import HOSTILE, OUTPUTS, index_of, multi_head
 from PIL import Image
 
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
 FLAGS += ["--disable-background-networking", "--disable-component-update", "--disable-dev-shm-usage"]
+FLAGS += ["--window-size=1400,1600"]  # so that the canvas is in view, whose centre Selenium moves the pointer from
 DROP = """
 const [width, height, name] = arguments;
 const canvas = document.createElement("canvas");
@@ -32,11 +34,13 @@ PIXEL = "return [...document.getElementById('canvas').getContext('2d').getImageD
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory):
-    """The address of a server of two bundles with an index."""
+    """The address of a server of a bundle of each kind with an index."""
     root = tmp_path_factory.mktemp("served")
     multi = multi_head(root / "multi", *OUTPUTS)
     index = index_of(multi, root / "index")
-    command = ["-m", "ehm.cli", "serve", multi, multi_head(root / "plain", "logits"), "--index", index, "--port", "0"]
+    bundles = [multi, multi_head(root / "plain", "logits"), detector_bundle(root / "detector")]
+    bundles.append(segmenter_bundle(root / "segmenter"))
+    command = ["-m", "ehm.cli", "serve", *bundles, "--index", index, "--port", "0", "--drain-delay", "0"]
     process = subprocess.Popen([sys.executable, *command], stderr=subprocess.PIPE, text=True)
     try:
         for line in process.stderr:
@@ -57,7 +61,15 @@ def test_the_command_serves_the_page_and_the_index(served):
     with urllib.request.urlopen(f"{served}/v1/about") as reply:
         about = json.load(reply)
     assert about["index"] == 10
-    assert {model["name"]: model["neighbours"] for model in about["models"]} == {"multi": True, "plain": False}
+    neighbours = {model["name"]: model["neighbours"] for model in about["models"]}
+    assert neighbours == {"multi": True, "plain": False, "detector": False, "segmenter": False}
+    tasks = {model["name"]: model["task"] for model in about["models"]}
+    assert tasks == {
+        "multi": "classification",
+        "plain": "classification",
+        "detector": "detection",
+        "segmenter": "segmentation",
+    }
 
 
 @pytest.fixture
@@ -78,66 +90,197 @@ def browser(tmp_path):
         opened.quit()
 
 
+class Page:
+    """The page in a browser, and what it says."""
+
+    def __init__(self, browser, address):
+        self.browser = browser
+        browser.get(address)
+
+    def find(self, css):
+        return self.browser.find_elements("css selector", css)
+
+    def text(self, css):
+        return self.find(css)[0].text
+
+    def until(self, condition):
+        from selenium.webdriver.support.ui import WebDriverWait
+
+        WebDriverWait(self.browser, 30).until(lambda _: condition())
+
+    def choose(self, model):
+        from selenium.webdriver.support.ui import Select
+
+        self.until(lambda: len(self.find("#model option")) > 1)
+        Select(self.find("#model")[0]).select_by_visible_text(model)
+
+    def answered(self):
+        return self.text("#timing").startswith("Answered")
+
+    def open(self, file):
+        self.find("#file")[0].send_keys(str(file))
+        self.until(self.answered)
+
+    def visible(self):
+        return [section.get_attribute("id") for section in self.find("section") if section.is_displayed()]
+
+    def pixel(self, x, y):
+        return self.browser.execute_script(PIXEL, x, y)
+
+    def point(self, x, y):
+        """Move the pointer to a pixel of the canvas."""
+        from selenium.webdriver.common.action_chains import ActionChains
+
+        canvas = self.find("#canvas")[0]
+        size = self.browser.execute_script("return [arguments[0].width, arguments[0].height]", canvas)
+        shown = canvas.rect
+        across = (x / size[0] - 0.5) * shown["width"]
+        down = (y / size[1] - 0.5) * shown["height"]
+        ActionChains(self.browser).move_to_element_with_offset(canvas, round(across), round(down)).perform()
+
+    def said(self):
+        """What the browser complains of, but for advice to this test, which reads pixels."""
+        entries = [entry["message"] for entry in self.browser.get_log("browser")]
+        return [message for message in entries if "getImageData" not in message]
+
+
 def test_an_image_is_answered_in_a_browser(served, browser, tmp_path):
-    from selenium.webdriver.common.action_chains import ActionChains
-    from selenium.webdriver.common.by import By
-    from selenium.webdriver.support.ui import Select, WebDriverWait
-
-    def text(css):
-        return browser.find_element(By.CSS_SELECTOR, css).text
-
-    def until(condition):
-        WebDriverWait(browser, 20).until(lambda _: condition())
-
-    def answered():
-        return text("#timing").startswith("Answered")
-
+    page = Page(browser, served)
     noise = np.random.default_rng(0).integers(0, 256, (60, 150, 3), dtype=np.uint8)
     Image.fromarray(noise).save(tmp_path / "noise & <b>more.tif")  # which Chromium itself cannot show
-    browser.get(served)
-    until(lambda: "3 classes" in text("#about"))
-    browser.find_element(By.ID, "file").send_keys(str(tmp_path / "noise & <b>more.tif"))
-    until(answered)
-    assert text("#seen").startswith(
+    page.choose("multi")
+    page.until(lambda: "3 classes" in page.text("#about"))
+    page.open(tmp_path / "noise & <b>more.tif")
+    assert page.text("#seen").startswith(
         "noise & <b>more.tif, 150 × 60 pixels. The model sees its centre, resized to 24 × 16 pixels."
     )
-    assert HOSTILE in text("#classes ol")
-    assert len(browser.find_elements(By.CSS_SELECTOR, "#classes li")) == 3
-    until(lambda: len(browser.find_elements(By.CSS_SELECTOR, "#neighbours img")) == 8)
-    assert "<script>alert(1)<script>.png" in text("#neighbours ol")
+    assert page.visible() == ["parts", "classes", "neighbours"]
+    assert HOSTILE in page.text("#classes ol")
+    assert len(page.find("#classes li")) == 3
+    page.until(lambda: len(page.find("#neighbours img")) == 8)
+    assert "<script>alert(1)<script>.png" in page.text("#neighbours ol")
 
-    slider = browser.find_element(By.ID, "level")
+    slider = page.find("#level")[0]
     shown = []
     for key in ("\ue011", "\ue010"):  # Home, End: the whole, single patches
         slider.send_keys(key)
-        label = browser.find_element(By.ID, "canvas").get_attribute("aria-label")
-        shown.append((text("#cut").partition(" at ")[0], label.rpartition(" into ")[2]))
+        label = page.find("#canvas")[0].get_attribute("aria-label")
+        shown.append((page.text("#cut").partition(" at ")[0], label.rpartition(" into ")[2]))
     assert shown == [("1 part", "1 part"), ("24 parts", "24 parts")]
 
+    strength = page.find("#strength")[0]
     tinted = browser.execute_script("return document.getElementById('canvas').toDataURL()")
-    browser.find_element(By.ID, "strength").send_keys("\ue011")  # none
+    strength.send_keys("\ue011")  # none
     assert browser.execute_script("return document.getElementById('canvas').toDataURL()") != tinted
-    assert "divided" not in browser.find_element(By.ID, "canvas").get_attribute("aria-label")
-    browser.find_element(By.ID, "strength").send_keys("\ue010")
+    assert "divided" not in page.find("#canvas")[0].get_attribute("aria-label")
+    strength.send_keys("\ue010")
 
-    ActionChains(browser).move_to_element(browser.find_element(By.ID, "canvas")).perform()
-    assert text("#cut").endswith("; the marked one: 1 of 24 patches")
+    page.point(640, 256)
+    assert page.text("#cut").endswith("; the marked one: 1 of 24 patches")
 
-    Select(browser.find_element(By.ID, "model")).select_by_visible_text("plain")
-    until(lambda: "--head multi" in text("#parts .note") and answered())
-    assert "--head multi" in text("#neighbours .note")
+    page.choose("plain")
+    page.until(lambda: "--head multi" in page.text("#parts .note") and page.answered())
+    assert "--head multi" in page.text("#neighbours .note")
 
     browser.execute_script(DROP, 90, 60, "dropped.png")
-    until(lambda: text("#seen").startswith("dropped.png, 90 × 60 pixels") and answered())
+    page.until(lambda: page.text("#seen").startswith("dropped.png, 90 × 60 pixels") and page.answered())
     # resized to 27 x 18 it loses 2 columns at the left (a half of 27 - 24, rounded to even), 95 of the canvas's 1280
-    outside, inside = (browser.execute_script(PIXEL, x, 426) for x in (88, 101))
+    outside, inside = (page.pixel(x, 426) for x in (88, 101))
     assert inside == pytest.approx([255, 0, 0, 255], abs=8)
     assert outside[0] < 200
     assert outside[1] > 60
     (tmp_path / "words.txt").write_text("not an image")
-    browser.find_element(By.ID, "file").send_keys(str(tmp_path / "words.txt"))
-    until(lambda: "words.txt: not an image" in text("#problem"))
-    said = [entry["message"] for entry in browser.get_log("browser")]
-    said = [message for message in said if "getImageData" not in message]  # advice for this test, which reads pixels
+    page.find("#file")[0].send_keys(str(tmp_path / "words.txt"))
+    page.until(lambda: "words.txt: not an image" in page.text("#problem"))
+    said = page.said()
     assert len(said) == 1, said  # the answer with 422, and nothing that the page's own policy has stopped
     assert "422" in said[0]
+
+
+def test_objects_are_drawn_with_boxes_and_masks(served, browser, tmp_path):
+    """The image of 160 x 120 pixels is drawn on 1280 x 960, so that a pixel of it is 8 there."""
+    page = Page(browser, served)
+    grey = (100, 100, 100)
+    Image.new("RGB", (160, 120), grey).save(tmp_path / "grey.png")
+    page.choose("detector")
+    page.open(tmp_path / "grey.png")
+    assert page.text("#about") == "detector finds objects of 2 classes, with their masks."
+    assert (
+        page.text("#seen")
+        == "grey.png, 160 × 120 pixels. The model sees all of it, resized to fit into 80 × 60 pixels."
+    )
+    assert page.visible() == ["objects"]
+    rows = [row.text.split("\n") for row in page.find("#objects li")]
+    likely = [each for each in DETECTED if each["score"] >= 0.5]
+    assert rows == [[each["label"], f"{100 * each['score']:.1f} %"] for each in likely]
+    assert page.text("#found") == "2 of 3 objects, of a score of 50 % or more"
+
+    left, top, right, bottom = (8 * side for side in DETECTED[0]["box"])
+    middle = (top + bottom) // 2
+    assert page.pixel(right - 60, middle) == [*grey, 255]  # inside the box, outside the mask
+    assert tinted(page.pixel(left + 60, middle), grey)
+    assert page.pixel(right + 30, middle) == [*grey, 255]
+    for x, y in ((left, middle), (right, middle), ((left + right) // 2, top), ((left + right) // 2, bottom)):
+        assert tinted(page.pixel(x, y), grey)  # the line of the box
+
+    third = [8 * side for side in DETECTED[2]["box"]]
+    inside = (third[0] + third[2]) // 2, (third[1] + third[3]) // 2
+    assert page.pixel(*inside) == [*grey, 255]
+    page.find("#least")[0].send_keys("\ue011")  # Home: objects of any score
+    assert page.text("#found") == "3 of 3 objects, of a score of 0 % or more"
+    assert tinted(page.pixel(*inside), grey)
+    assert page.find("#canvas")[0].get_attribute("aria-label") == "The image grey.png, with 3 objects"
+
+    page.point(*inside)  # which shows it alone
+    assert tinted(page.pixel(*inside), grey)
+    assert page.pixel(left + 60, middle) == [*grey, 255]
+    page.find("#strength")[0].send_keys("\ue011")
+    assert page.pixel(*inside) == [*grey, 255]
+    assert page.said() == []
+
+
+def tinted(pixel, colour):
+    """Whether a colour lies over another one."""
+    return max(abs(one - other) for one, other in zip(pixel, colour, strict=False)) > 30
+
+
+def test_classes_of_pixels_are_drawn(served, browser, tmp_path):
+    """Left half red, right half blue, a green square of 8 x 8 pixels; 48 x 32 pixels are drawn on 1280 x 853."""
+    page = Page(browser, served)
+    pixels = np.zeros((32, 48, 3), np.uint8)
+    pixels[:, :24, 0] = 200
+    pixels[:, 24:, 2] = 200
+    pixels[4:12, 30:38] = (0, 200, 0)
+    Image.fromarray(pixels).save(tmp_path / "flag.png")
+    page.choose("segmenter")
+    page.open(tmp_path / "flag.png")
+    assert page.text("#about") == "segmenter gives each pixel one of 3 classes."
+    assert page.text("#seen").endswith("The model sees all of it, in windows of 24 × 16 pixels.")
+    assert page.visible() == ["mask"]
+    rows = [row.text.split("\n") for row in page.find("#mask li")]
+    assert rows == [["red", "50.0 %"], ["blue", "45.8 %"], ["green", "4.2 %"]]
+    # PASCAL VOC's palette: class 0 is black, 1 (128, 0, 0), 2 (0, 128, 0)
+    swatches = [square.value_of_css_property("background-color") for square in page.find("#mask .swatch")]
+    assert [text.replace("rgba", "rgb").removesuffix(", 1)").rstrip(")") for text in swatches] == [
+        "rgb(0, 0, 0",
+        "rgb(0, 128, 0",
+        "rgb(128, 0, 0",
+    ]
+    side = 1280 / 48
+    green = round(34 * side), round(8 * side)
+    red, blue = (round(12 * side), round(20 * side)), (round(44 * side), round(28 * side))
+    page.find("#strength")[0].send_keys("\ue010")  # the mask alone
+    assert [page.pixel(*place) for place in (red, green, blue)] == [
+        [0, 0, 0, 255],
+        [128, 0, 0, 255],
+        [0, 128, 0, 255],
+    ]
+    for place, name in ((red, "red"), (green, "green"), (blue, "blue")):
+        page.point(*place)
+        assert page.text("#under") == f"Here: {name}"
+    assert page.find("#canvas")[0].get_attribute("aria-label").endswith("with the classes red, blue, green")
+    page.find("#strength")[0].send_keys("\ue011")
+    assert page.pixel(*green) == pytest.approx([0, 200, 0, 255], abs=8)
+    page.choose("plain")
+    page.until(lambda: page.visible() == ["parts", "classes", "neighbours"] and page.answered())
+    assert page.said() == []

@@ -18,6 +18,7 @@ import pytest
 from serving import means_bundle, picture
 
 from ehm.cli import main
+from ehm.deploy.serve.listening import bind_port
 
 
 class Process:
@@ -25,7 +26,7 @@ class Process:
 
     def __init__(self, *arguments, before=""):
         code = f"import sys\nfrom ehm.cli import main\n{before}\nsys.exit(main(sys.argv[1:]))"
-        command = [sys.executable, "-W", "error", "-c", code, "serve", *map(str, arguments)]
+        command = [sys.executable, "-W", "error", "-c", code, "serve", "--drain-delay", "0", *map(str, arguments)]
         self.process = subprocess.Popen([*command, "--port", "0", "--log", "json"], stderr=subprocess.PIPE, text=True)
         self.lines = []
         self._reader = threading.Thread(target=self._read)
@@ -256,11 +257,81 @@ def test_draining_is_not_ready_at_once_and_has_an_end(tmp_path, start, drain, st
     assert [found for found, _, _ in load.answers] == [status]
 
 
+def ask_once(address, method, path, body=None):
+    """Status, headers and body of a request on a connection of its own."""
+    connection = http.client.HTTPConnection(address, timeout=30)
+    try:
+        connection.request(method, path, body)
+        answer = connection.getresponse()
+        return answer.status, answer.headers, answer.read()
+    finally:
+        connection.close()
+
+
+def test_sigterm_turns_readiness_first_and_requests_are_taken_until_the_port_closes(tmp_path, start):
+    """Kubernetes sends requests for some seconds after SIGTERM; Ctrl-C ends these, nobody balances load there."""
+    server = start(means_bundle(tmp_path / "m"), "--drain-delay", "600")
+    address = server.address
+    host, port = address.split(":")
+    asked = Load(address, 0, threading.Event())
+    assert ask_once(address, "GET", "/v2/health/ready")[::2] == (200, b'{"ready":true}')
+    half = socket.create_connection((host, int(port)), timeout=30)
+    half.sendall(b"POST /v2/models/m/infer HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(asked.body))
+    server.process.send_signal(signal.SIGTERM)
+    server.until("not ready any more, but requests are taken for another 600 seconds")
+    for _ in range(3):
+        status, headers, body = ask_once(address, "GET", "/v2/health/ready")
+        assert (status, body, headers["connection"]) == (503, b'{"ready":false}', "close")
+        status, headers, body = ask_once(address, "POST", "/v2/models/m/infer", asked.body)
+        assert (status, headers["connection"]) == (200, "close")
+        assert np.allclose(json.loads(body)["outputs"][0]["data"], asked.means.ravel(), atol=1e-4)
+    assert ask_once(address, "GET", "/v2/models/m/ready")[::2] == (503, b'{"name":"m","ready":false}')
+    assert ask_once(address, "GET", "/v2/health/live")[0] == 200
+    server.process.send_signal(signal.SIGTERM)  # a second one changes nothing
+    server.process.send_signal(signal.SIGINT)
+    server.until("stopping: what was accepted is answered")
+    half.sendall(asked.body.encode())
+    assert half.recv(100).startswith(b"HTTP/1.1 200 ")
+    half.close()
+    assert server.wait() == 0
+    assert [line["message"] for line in server.lines if "stopp" in line["message"]][-1] == "stopped"
+
+
+def test_the_port_closes_by_itself_after_the_delay(tmp_path, start):
+    server = start(means_bundle(tmp_path / "m"), "--drain-delay", "0.2")
+    address = server.address
+    assert server.end() == 0
+    with pytest.raises(ConnectionRefusedError):
+        ask_once(address, "GET", "/v2/health/live")
+    assert [line["message"] for line in server.lines][-3:] == [
+        "stopping: not ready any more, but requests are taken for another 0.2 seconds",
+        "stopping: what was accepted is answered, for 20 seconds at most",
+        "stopped",
+    ]
+
+
+UNREAD = """
+from ehm.deploy.serve.metrics import Metrics
+Metrics.text = lambda self: bytes(40_000_000)
+"""
+
+
+@pytest.mark.parametrize("limits", [("--send-timeout", "0.3", "--drain", "600"), ("--drain", "0.5")])
+def test_a_client_that_does_not_read_cannot_hold_the_stop_up(tmp_path, start, limits):
+    server = start(means_bundle(tmp_path / "m"), *limits, before=UNREAD)
+    host, port = server.address.split(":")
+    with socket.create_connection((host, int(port)), timeout=30) as lazy:
+        lazy.sendall(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert lazy.recv(9) == b"HTTP/1.1 "
+        assert server.end() == 0
+    assert not [line for line in server.lines if "traceback" in line or line["level"] == "error"]
+
+
 @pytest.fixture
 def logs():
     """Log as before after a server was started in this process."""
     yield
-    for name in ("ehm", "uvicorn"):
+    for name in ("ehm", "uvicorn", "asyncio"):
         logging.getLogger(name).handlers.clear()
         logging.getLogger(name).propagate = True
 
@@ -277,8 +348,10 @@ def test_wrong_arguments_are_one_sentence(tmp_path, capsys, monkeypatch):
         file.write_text(text)
         return str(file)
 
-    with socket.create_server(("127.0.0.1", 0)) as taken:
+    # the second one belongs to a server that loads its models and does not listen yet
+    with socket.create_server(("127.0.0.1", 0)) as taken, bind_port("127.0.0.1", 0) as loading:
         port = str(taken.getsockname()[1])
+        claimed = str(loading.getsockname()[1])
         for arguments, status, sentence in [
             (["/nowhere"], 1, "/nowhere: not a bundle"),
             ([good, good], 2, "there is a model 'm' already"),
@@ -295,6 +368,7 @@ def test_wrong_arguments_are_one_sentence(tmp_path, capsys, monkeypatch):
             (["--config", wrong("max-batch: 2"), "--max-batch", "-1"], 2, "--max-batch -1: input"),
             (["--config", wrong("- max-batch")], 2, "wrong.yaml: the file must be a mapping"),
             ([good, "--port", port], 2, f"--port {port}: Address already in use"),
+            (["/nowhere", "--port", claimed], 2, f"--port {claimed}: Address already in use"),
             ([good, "--port", "70000"], 2, "--port 70000: input should be less than 65536"),
             ([good, "--max-batch", "0"], 2, "--max-batch 0: input should be greater than or equal to 1"),
             ([good, "--precision", "int4"], 2, "--precision int4: input should be 'float32', 'float16' or 'int8'"),

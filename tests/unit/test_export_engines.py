@@ -17,7 +17,8 @@ import yaml
 from made_bundles import IMAGES, PIXELS, make_bundle, model_config
 
 from ehm.cli import main
-from ehm.config import TritonConfig
+from ehm.config import ExportConfig, TritonConfig
+from ehm.deploy.export.engines import write_engines
 from ehm.deploy.export.kserve import write_kserve
 from ehm.deploy.export.triton import write_triton
 from ehm.errors import ConfigError, ExportError
@@ -112,6 +113,16 @@ def test_a_device_is_a_kind_of_instance(device, kind, tmp_path):
     (folder,) = write_triton(make_bundle(tmp_path / "bundle"), tmp_path / "models", device=device)
     (group,) = model_config(folder / "config.pbtxt").instance_group
     assert (group.Kind.Name(group.kind), list(group.gpus)) == (kind, [])
+
+
+@pytest.mark.parametrize(("with_kserve", "gpu"), [(False, 1), (True, 0)])
+def test_a_pod_has_one_gpu_whichever_it_is_on_this_machine(tmp_path, with_kserve, gpu):
+    """Kubernetes gives a container that asks for one GPU a machine with GPU 0 alone."""
+    bundle = make_bundle(tmp_path / "bundle")
+    file = tmp_path / "service.yaml" if with_kserve else None
+    write_engines(bundle, triton=tmp_path / "models", kserve=file, config=ExportConfig(), device="cuda:1")
+    (group,) = model_config(tmp_path / "models/bundle/config.pbtxt").instance_group
+    assert (group.Kind.Name(group.kind), list(group.gpus)) == ("KIND_GPU", [gpu])
 
 
 @pytest.mark.parametrize("device", ["npu", "cpu:1", "cuda:x"])

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from dense_bundles import detector_bundle, segmenter_bundle
 from fastapi.testclient import TestClient
 from mean_colours import OUTPUTS, index_of, multi_head
 from PIL import Image
@@ -218,16 +219,21 @@ def test_what_a_bundle_does_not_give_is_said(folder, tmp_path):
     plain = multi_head(tmp_path / "plain", "logits")
     with serving(plain) as client:
         assert client.get("/").status_code == 200
-        assert client.get("/v1/about").json() == {
-            "models": [
-                {"name": "plain", "image_size": [16, 24], "outputs": ["logits"], "labels": 3, "neighbours": False}
-            ],
-            "index": 0,
-        }
+        facts = {"name": "plain", "task": "classification", "image_size": [16, 24], "outputs": ["logits"], "labels": 3}
+        assert client.get("/v1/about").json() == {"models": [{**facts, "neighbours": False}], "index": 0}
         for path, advice in (("/v1/neighbours", "--index"), ("/v1/parts", "--head multi")):
             reply = client.post(path, content=png(halves()))
             assert reply.status_code in (400, 404)
             assert advice in reply.json()["error"]
+
+
+@pytest.mark.parametrize("make", [detector_bundle, segmenter_bundle])
+@pytest.mark.parametrize("size", [(160, 120), (90, 300)])
+def test_detectors_and_segmenters_see_all_of_an_image(tmp_path, make, size):
+    with serving(make(tmp_path / "dense")) as client:
+        seen = client.post("/v1/view", content=png(halves(*size))).json()
+    assert seen["region"] == [0, 0, *size]
+    assert seen["shown"] == [0, 0, *size]
 
 
 def test_the_page_allows_nothing_from_elsewhere(client):

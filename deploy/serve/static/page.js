@@ -1,9 +1,13 @@
 // The page of ehm serve: an image goes to the server as it is, and what it answers is shown.
 // Names, labels and messages are set as text, never as HTML. The API key stays in this script's memory.
 
+import {
+  classUnder, colourOfClass, drawMask, drawObjects, objectUnder, percent, placeMask, placeObjects,
+} from "./dense.js";
 import { drawImage, patchUnder } from "./draw.js";
 
 const NEIGHBOURS = 8;
+const SECTIONS = ["classes", "neighbours", "parts", "objects", "mask"];
 
 const at = (id) => document.getElementById(id);
 const canvas = at("canvas");
@@ -15,7 +19,9 @@ let file = null;
 let running = new AbortController(); // of the requests for the image that is shown
 let view = null; // the image, its name and size, and the region of it that the model sees
 let parts = null; // as /v1/parts gives them
-let pointed = null; // the part under the pointer
+let objects = null; // as /v1/detect gives them, placed on the canvas
+let mask = null; // as /v1/segment gives it, with a layer for the canvas
+let pointed = null; // the part or the object under the pointer
 
 /** A request to this server; its errors are thrown as the sentence that it answered with. */
 async function call(path, options = {}) {
@@ -62,6 +68,13 @@ async function start() {
 
 function describe(model) {
   const [height, width] = model.image_size;
+  if (model.task === "detection") {
+    const masks = model.outputs.includes("masks") ? ", with their masks" : "";
+    return `${model.name} finds objects of ${model.labels} classes${masks}.`;
+  }
+  if (model.task === "segmentation") {
+    return `${model.name} gives each pixel one of ${model.labels} classes.`;
+  }
   const gives = [
     model.outputs.includes("logits") && `${model.labels} classes`,
     model.outputs.includes("features") && "features",
@@ -109,7 +122,7 @@ async function look() {
     note.textContent = absent || "Working…";
     if (absent) return;
     try {
-      show(await ask(...request));
+      await show(await ask(...request));
       note.textContent = "";
       section.querySelector(".answer").hidden = false;
     } catch (error) {
@@ -127,7 +140,8 @@ async function look() {
     image.src = seen.preview;
     await image.decode();
     if (signal.aborted) return;
-    [view, parts, pointed] = [{ ...seen, image, name: file.name }, null, null];
+    view = { ...seen, image, name: file.name };
+    [parts, objects, mask, pointed] = [null, null, null, null];
   } catch (error) {
     if (signal.aborted) return;
     at("problem").textContent = `${file.name}: ${error.message}`;
@@ -137,26 +151,33 @@ async function look() {
   document.querySelector("main").classList.remove("empty");
   at("picture").hidden = false;
   caption(model);
+  for (const id of SECTIONS) at(id).hidden = true;
   draw();
 
-  await Promise.all([
-    answer(
-      "classes",
-      !model.outputs.includes("logits") && "This model gives features and no classes.",
-      showClasses, "classes", "v1/classify", "&top=5",
-    ),
-    answer(
-      "neighbours",
-      !model.neighbours && whyNoNeighbours(model),
-      (reply) => showNeighbours(reply, signal), "neighbours", "v1/neighbours", `&top=${NEIGHBOURS}`,
-    ),
-    answer(
-      "parts",
-      !model.outputs.includes("patches") &&
-        "Parts need patch features: ehm export CHECKPOINT --head multi writes a bundle that gives them.",
-      showParts, "parts", "v1/parts",
-    ),
-  ]);
+  if (model.task === "detection") {
+    await answer("objects", "", showObjects, "objects", "v1/detect");
+  } else if (model.task === "segmentation") {
+    await answer("mask", "", showMask, "mask", "v1/segment");
+  } else {
+    await Promise.all([
+      answer(
+        "classes",
+        !model.outputs.includes("logits") && "This model gives features and no classes.",
+        showClasses, "classes", "v1/classify", "&top=5",
+      ),
+      answer(
+        "neighbours",
+        !model.neighbours && whyNoNeighbours(model),
+        (reply) => showNeighbours(reply, signal), "neighbours", "v1/neighbours", `&top=${NEIGHBOURS}`,
+      ),
+      answer(
+        "parts",
+        !model.outputs.includes("patches") &&
+          "Parts need patch features: ehm export CHECKPOINT --head multi writes a bundle that gives them.",
+        showParts, "parts", "v1/parts",
+      ),
+    ]);
+  }
   if (!signal.aborted) at("timing").textContent = `Answered in: ${times.join(", ")}.`;
 }
 
@@ -175,15 +196,18 @@ function caption(model) {
   const [down, across] = model.image_size;
   const cut = left >= 1 || top >= 1 ? " What is hatched is cut away." : "";
   const part = view.shown[2] < width || view.shown[3] < height ? " Of that, only what is near is shown." : "";
-  at("seen").textContent = `${view.name}, ${width} × ${height} pixels. ` +
-    `The model sees its centre, resized to ${across} × ${down} pixels.${cut}${part}`;
+  const how = {
+    detection: `The model sees all of it, resized to fit into ${across} × ${down} pixels.`,
+    segmentation: `The model sees all of it, in windows of ${across} × ${down} pixels.`,
+  }[model.task] ?? `The model sees its centre, resized to ${across} × ${down} pixels.${cut}${part}`;
+  at("seen").textContent = `${view.name}, ${width} × ${height} pixels. ${how}`;
 }
 
 function showClasses(reply) {
   const rows = reply.classes.map(({ label, probability }) => {
     const bar = element("div", "bar");
     bar.style.width = `${100 * probability}%`;
-    const share = element("span", "number", `${(100 * probability).toFixed(1)} %`);
+    const share = element("span", "number", percent(probability));
     return element("li", "", element("span", "", label), share, element("div", "track", bar));
   });
   at("classes").querySelector("ol").replaceChildren(...rows);
@@ -217,26 +241,69 @@ function showParts(reply) {
   draw();
 }
 
+function showObjects(reply) {
+  objects = placeObjects(reply.objects, canvas, view.size);
+  listObjects();
+}
+
+/** The objects whose score is at least the chosen one. */
+function likely() {
+  return objects.filter(({ score }) => 100 * score >= at("least").value);
+}
+
+function listObjects() {
+  pointed = null;
+  const rows = likely().map((object) => {
+    const row = element("li", "", swatch(object.colour), object.label, element("span", "number", percent(object.score)));
+    row.addEventListener("pointerenter", () => point(object));
+    row.addEventListener("pointerleave", () => point(null));
+    return row;
+  });
+  at("objects").querySelector("ol").replaceChildren(...rows);
+  const count = `${objects.length} ${objects.length === 1 ? "object" : "objects"}`;
+  at("found").textContent = objects.length
+    ? `${rows.length} of ${count}, of a score of ${at("least").value} % or more`
+    : "The model finds no object in this image.";
+  draw();
+}
+
+async function showMask(reply) {
+  const layer = await placeMask(reply.mask, canvas);
+  mask = { ...reply, layer };
+  const rows = reply.classes.map(({ label, share }) =>
+    element("li", "", swatch(colourOfClass(reply.labels.indexOf(label))), label, element("span", "number", percent(share))));
+  at("mask").querySelector("ol").replaceChildren(...rows);
+  draw();
+}
+
+/** A square of a colour, before the name of what has it. */
+function swatch(colour) {
+  const square = element("span", "swatch");
+  square.style.background = colour;
+  return square;
+}
+
 /** The partition at the chosen depth. */
 function chosen() {
   return parts.levels[parts.levels.length - 1 - at("level").value];
 }
 
-/** Whether parts are to be drawn over the image. */
-function shows() {
-  return at("strength").value > 0;
+/** How strong the colours over the image are, from 0 to 1; without any there is only the image. */
+function strength() {
+  return at("strength").value / 100;
 }
 
-function point(part) {
-  if (part === pointed) return;
-  pointed = part;
+function point(what) {
+  if (what === pointed) return;
+  pointed = what;
   draw();
 }
 
-/** Draw the image with the parts at the chosen depth, and say how many these are. */
+/** Draw the image and what was found in it, and say what that is. */
 function draw() {
   let level = null;
   let words = `The image ${view.name}`;
+  at("tint").hidden = !(parts || objects || mask);
   if (parts) {
     level = chosen();
     const count = `${level.parts} ${level.parts === 1 ? "part" : "parts"}`;
@@ -244,11 +311,19 @@ function draw() {
     const size = marked ? `; the marked one: ${marked} of ${level.ids.length} patches` : "";
     at("cut").textContent = `${count} at level ${level.level} of ${parts.height}${size}`;
     at("level").setAttribute("aria-valuetext", at("cut").textContent);
-    if (shows()) words += `, divided into ${count}`;
+    if (strength()) words += `, divided into ${count}`;
     else level = null;
   }
+  drawImage(canvas, view, level && { ...parts, ids: level.ids, strength: strength(), pointed });
+  if (objects && strength()) {
+    drawObjects(canvas, likely(), strength(), pointed);
+    words += `, with ${likely().length} objects`;
+  }
+  if (mask && strength()) {
+    drawMask(canvas, mask.layer, strength());
+    words += `, with the classes ${mask.classes.map(({ label }) => label).join(", ")}`;
+  }
   canvas.setAttribute("aria-label", words);
-  drawImage(canvas, view, level && { ...parts, ids: level.ids, strength: at("strength").value / 100, pointed });
 }
 
 at("settings").addEventListener("submit", (event) => event.preventDefault());
@@ -262,9 +337,13 @@ at("level").addEventListener("input", () => {
   draw();
 });
 at("strength").addEventListener("input", draw);
+at("least").addEventListener("input", listObjects);
 for (const kind of ["pointermove", "pointerdown"]) {
   canvas.addEventListener(kind, (event) => {
-    if (parts && shows()) point(chosen().ids[patchUnder(event, view, parts.grid)] ?? null);
+    if (!strength()) return;
+    if (parts) point(chosen().ids[patchUnder(event, view, parts.grid)] ?? null);
+    if (objects) point(objectUnder(event, canvas, likely()));
+    if (mask) at("under").textContent = `Here: ${mask.labels[classUnder(event, mask.layer)]}`;
   });
 }
 canvas.addEventListener("pointerleave", () => point(null));

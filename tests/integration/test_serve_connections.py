@@ -1,0 +1,218 @@
+"""Connections: early answers reach their clients, unread ones and open connections are bounded."""
+
+import contextlib
+import http.client
+import json
+import os
+import socket
+import time
+
+import pytest
+from serving import means_bundle, running
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from ehm.deploy.serve import exchange
+from ehm.deploy.serve.settings import PIECE
+
+LARGE = 40_000_000
+"""Bytes of an answer, above what the kernel keeps for two sockets."""
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory):
+    return means_bundle(tmp_path_factory.mktemp("bundles") / "both")
+
+
+def eventually(condition):
+    ends = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < ends
+        time.sleep(0.005)
+
+
+def connect(address):
+    host, port = address.split(":")
+    return socket.create_connection((host, int(port)), timeout=30)
+
+
+def read_all(connection):
+    """What the server sends until it closes."""
+    received = b""
+    while more := connection.recv(2**20):
+        received += more
+    return received
+
+
+def ask(address, method, path, body=None):
+    connection = http.client.HTTPConnection(address, timeout=30)
+    try:
+        connection.request(method, path, body)
+        answer = connection.getresponse()
+        return answer.status, answer.read()
+    finally:
+        connection.close()
+
+
+EARLY = [
+    (413, "", "/v1/classify"),
+    (415, "Content-Type: text/plain\r\n", "/v1/classify"),
+    (404, "", "/v1/classify?model=none"),
+    (401, "X-API-Key: wrong\r\n", "/v1/classify"),
+    (405, "", "/v2"),
+]
+
+
+@pytest.mark.parametrize("version", ["1.0", "1.1"])
+@pytest.mark.parametrize(("status", "header", "path"), EARLY)
+def test_an_early_answer_is_not_lost_to_a_client_that_sends_first_and_closes(bundle, version, status, header, path):
+    """nginx's way with an upstream, as it comes: HTTP/1.0, Connection: close.
+
+    A server that closes with unread data in the socket makes the kernel send a reset, which destroys the answer.
+    """
+    body = os.urandom(3 * 2**20)
+    key = "" if status == 401 else "X-API-Key: secret\r\n"
+    head = f"POST {path} HTTP/{version}\r\nHost: x\r\n{header}{key}Connection: close\r\nContent-Length: {len(body)}\r\n"
+    with running([bundle], key="secret", max_bytes=200_000) as (address, _):
+        for _ in range(3):
+            with connect(address) as client:
+                client.sendall(head.encode() + b"\r\n" + body)
+                answer = read_all(client)
+            assert answer.startswith(f"HTTP/1.1 {status} ".encode())
+            assert list(json.loads(answer.partition(b"\r\n\r\n")[2])) == ["error"]
+
+
+def test_a_kept_connection_goes_on_behind_an_early_answer(bundle):
+    with running([bundle], max_bytes=200_000) as (address, _):
+        connection = http.client.HTTPConnection(address, timeout=30)
+        connection.connect()
+        first = connection.sock
+        for _ in range(3):
+            connection.request("POST", "/v1/classify", bytes(3 * 2**20))
+            answer = connection.getresponse()
+            assert (answer.status, list(json.loads(answer.read()))) == (413, ["error"])
+            connection.request("GET", "/v2/health/live")
+            assert connection.getresponse().read() == b'{"live":true}'
+        assert connection.sock is first
+        connection.close()
+
+
+@pytest.mark.parametrize(("limit", "value"), [("_LINGER_SECONDS", 0.2), ("_LINGER_BYTES", 2**20)])
+def test_a_refused_body_is_read_on_within_limits(bundle, monkeypatch, limit, value):
+    monkeypatch.setattr(exchange, limit, value)
+    with running([bundle], max_bytes=200_000) as (address, service), connect(address) as client:
+        client.sendall(b"POST /v1/classify HTTP/1.0\r\nContent-Length: 1000000000\r\n\r\n")
+        assert client.recv(100).startswith(b"HTTP/1.1 413 ")
+        assert service.under_way == 0  # what lingers keeps nobody out
+        with contextlib.suppress(OSError):  # the connection is reset, or closed, before the gigabyte is over
+            for _ in range(1000):
+                client.sendall(bytes(10**6))
+                if limit == "_LINGER_SECONDS":
+                    assert read_all(client).endswith(b"}")
+                    break
+            else:
+                pytest.fail("everything was read")
+        eventually(lambda: service.metrics.registry.get_sample_value("ehm_connections") == 0)
+
+
+@pytest.fixture
+def large(bundle, monkeypatch):
+    """A server whose /docs are as large as can be, and its service."""
+    monkeypatch.setattr("ehm.deploy.serve.app._page", lambda app: "x" * LARGE)
+    with running([bundle], send_timeout=600, max_memory=int(1.5 * LARGE)) as (address, service):
+        yield address, service
+
+
+def start_reading(address):
+    """A client that reads the first bytes of a large answer and no more."""
+    client = connect(address)
+    client.sendall(b"GET /docs HTTP/1.1\r\nHost: x\r\n\r\n")
+    assert client.recv(15) == b"HTTP/1.1 200 OK"
+    return client
+
+
+def test_an_answer_that_nobody_reads_counts_as_memory_until_it_is_read(large):
+    address, service = large
+    with start_reading(address) as lazy:
+        assert service.memory.held == LARGE
+        assert service.under_way == 0  # and keeps no other request out
+        status, body = ask(address, "GET", "/docs")
+        assert (status, b"all requests together take more than" in body) == (429, True)
+        assert ask(address, "GET", "/v2/health/live") == (200, b'{"live":true}')
+        received = 0
+        while received < LARGE:
+            received += len(lazy.recv(2**20))
+    eventually(lambda: service.memory.held == 0)
+    assert ask(address, "GET", "/docs") == (200, b"x" * LARGE)
+
+
+def test_no_more_than_a_piece_of_an_answer_waits_in_a_connection(large, monkeypatch):
+    """A transport copies what its client does not take, without any limit."""
+    sizes = []
+    pause = H11Protocol.pause_writing
+
+    def note(protocol):
+        sizes.append(protocol.transport.get_write_buffer_size())
+        pause(protocol)
+
+    monkeypatch.setattr(H11Protocol, "pause_writing", note)
+    address, _ = large
+    with start_reading(address):
+        eventually(lambda: sizes)
+    assert max(sizes) <= PIECE
+
+
+def test_a_client_that_reads_too_slowly_is_dropped(bundle, monkeypatch, caplog):
+    monkeypatch.setattr("ehm.deploy.serve.app._page", lambda app: "x" * LARGE)
+    with running([bundle], send_timeout=0.3) as (address, service), start_reading(address) as lazy:
+        eventually(lambda: dropped(service, "unread") == 1)
+        eventually(lambda: service.memory.held == 0)
+        with pytest.raises(ConnectionResetError):
+            read_all(lazy)
+    assert [record.getMessage() for record in caplog.records if "unread for 0.3 seconds" in record.getMessage()]
+
+
+def test_one_connection_more_takes_the_place_of_the_longest_idle_one(bundle):
+    with running([bundle], max_connections=3) as (address, service):
+        idle = [connect(address) for _ in range(3)]
+        eventually(lambda: service.metrics.registry.get_sample_value("ehm_connections") == 3)
+        assert is_alive(idle[0])  # so that the second is idle the longest
+        assert ask(address, "GET", "/v2/health/live")[0] == 200
+        assert gone(idle[1])
+        assert is_alive(idle[0])
+        assert is_alive(idle[2])
+        assert dropped(service, "limit") == 1
+        for connection in idle:
+            connection.close()
+
+
+def test_a_connection_with_a_request_keeps_its_place(bundle):
+    with running([bundle], max_connections=2) as (address, service):
+        busy = [connect(address) for _ in range(2)]
+        for connection in busy:
+            connection.sendall(b"POST /v1/classify HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\n")
+        eventually(lambda: service.under_way == 2)
+        with connect(address) as another:
+            assert gone(another)
+        for connection in busy:
+            connection.sendall(b"abc")
+            assert connection.recv(100).startswith(b"HTTP/1.1 422 ")
+            connection.close()
+
+
+def is_alive(connection):
+    connection.sendall(b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\n\r\n")
+    answer = b""
+    while not answer.endswith(b"}"):
+        answer += connection.recv(1000)
+    return answer.startswith(b"HTTP/1.1 200 ")
+
+
+def gone(connection):
+    try:
+        return connection.recv(1) == b""
+    except ConnectionResetError:
+        return True
+
+
+def dropped(service, reason):
+    return service.metrics.registry.get_sample_value("ehm_connections_dropped_total", {"reason": reason})
