@@ -13,13 +13,11 @@ from typing import TYPE_CHECKING, get_args
 
 from ehm.checkpoint import describe
 from ehm.config import ExportConfig, SegmentationConfig, load_config
-from ehm.data.transforms import EvalTransform
 from ehm.deploy.bundle import (
     CARD,
     Bundle,
     Manifest,
     ModelRecord,
-    Preprocessing,
     Source,
     Target,
     TensorRecord,
@@ -32,6 +30,7 @@ from ehm.deploy.export.detector import export_detector, is_detector
 from ehm.deploy.export.engines import check_engines, convert, is_bundle, write_engines
 from ehm.deploy.export.parity import compare
 from ehm.deploy.export.sources import demand, prepare
+from ehm.deploy.preprocessing import describe_preprocessing
 from ehm.deploy.runtime import open_session
 from ehm.errors import ConfigError
 from ehm.runlog import console
@@ -110,7 +109,9 @@ def export(
             f"to {out}",
             markup=False,
         )
-        preprocessing = _preprocessing(loaded, config)
+        for note in loaded.notes:
+            console.print(f"  {note}", markup=False)
+        preprocessing = describe_preprocessing(loaded.image_size, loaded.inputs, config.preprocessing)
         model = opened.write(folder / _MODEL, config, preprocessing)
         # only a plain ViT takes images of any size
         smallest = loaded.spec.patch_size if config.dynamic_size and isinstance(loaded, Trained) else None
@@ -154,16 +155,6 @@ def _record(value: ValueInfoProto) -> TensorRecord:
     if value.type.tensor_type.elem_type == TensorProto.UINT8:
         return TensorRecord(name=value.name, dtype="uint8", layout="NHWC", shape=shape)
     return TensorRecord(name=value.name, dtype="float32", layout="NCHW" if len(shape) == 4 else "NC", shape=shape)
-
-
-def _preprocessing(loaded: Trained | Module, config: ExportConfig) -> Preprocessing:
-    return Preprocessing(
-        in_graph=config.preprocessing,
-        image_size=loaded.image_size,
-        cover=EvalTransform(loaded.image_size).cover,
-        mean=loaded.mean,
-        std=loaded.std,
-    )
 
 
 def _windows(loaded: Trained | Module) -> Windows | None:

@@ -56,9 +56,16 @@ class Retrieval:
         model = config.model if start is None else config.model.model_copy(update={"init": str(start)})
         self.learner: Embedder = backend.embedder(config.model_copy(update={"model": model}), len(self.classes))
         self.headline = f"Training a descriptor by ArcFace on {config.model.init}"
-        transform = TrainTransform(self.learner.image_size, data.crop_scale, data.flip, data.color_jitter)
+        transform = TrainTransform(
+            self.learner.image_size,
+            data.crop_scale,
+            data.flip,
+            data.color_jitter,
+            interpolation=self.learner.inputs.interpolation,
+        )
         self.loader = train_loader(self.train, transform, config, self._processes)
-        self._val_loader = _loader(self._search, self.learner.image_size, config, self._processes)
+        measured = EvalTransform.from_spec(self.learner.image_size, self.learner.inputs)
+        self._val_loader = _loader(self._search, measured, config, self._processes)
 
     @property
     def stored(self) -> dict[str, Any]:
@@ -130,7 +137,8 @@ def _evaluation(
     embedder: Embedder, settings: RetrievalConfig, trained_on: str | None, backend: Backend
 ) -> Evaluation[RetrievalReport]:
     search = _open(settings)[3] if settings.data.source == trained_on else _all(settings)
-    loader = _loader(search, embedder.image_size, settings, backend.processes)
+    transform = EvalTransform.from_spec(embedder.image_size, embedder.inputs)
+    loader = _loader(search, transform, settings, backend.processes)
 
     def measure() -> RetrievalReport:
         with loader:
@@ -182,7 +190,7 @@ def _among(source: Source, labels: NDArray[np.int64], numbers: NDArray[np.int64]
 
 
 def _loader(
-    search: Search, image_size: tuple[int, int], config: RetrievalConfig, processes: Processes
+    search: Search, transform: EvalTransform, config: RetrievalConfig, processes: Processes
 ) -> Loader | WholeImages:
     if config.longest is not None:
         return WholeImages(
@@ -195,10 +203,10 @@ def _loader(
             world_size=processes.size,
         )
     largest = max(config.scales)
-    size = (round(image_size[0] * largest), round(image_size[1] * largest))
+    height, width = transform.image_size
     return Loader(
         search.part.source,
-        _Enlarged(EvalTransform(image_size), size),
+        _Enlarged(transform, (round(height * largest), round(width * largest))),
         batch_size=max(1, min(64, config.optim.batch_size // config.optim.accumulate // processes.size))
         * processes.size,
         seed=0,
