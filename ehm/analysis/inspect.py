@@ -85,6 +85,8 @@ def inspect(
     chosen = _patches(patches, model.encoder.grid)
 
     print(f"Drawing {kind} of {len(files)} image{'s' * (len(files) != 1)} with {origin}")
+    for note in model.encoder.notes:
+        print(f"  {note}")
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     for number, first in enumerate(range(0, len(files), PAGE), 1):

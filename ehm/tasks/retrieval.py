@@ -17,6 +17,7 @@ from ehm.data import Batch, EvalTransform, Loader, Source, Split, TrainTransform
 from ehm.data.benchmarks import Answers, by_class, open_benchmark
 from ehm.data.whole import Shrink, WholeImages
 from ehm.errors import ConfigError, DataError
+from ehm.runlog import console
 from ehm.tasks.evaluate import Evaluation, Stored
 from ehm.tasks.labelled import Part, collect, labels_of, train_loader
 from ehm.tasks.ranking import RetrievalReport, compare
@@ -118,7 +119,10 @@ def untrained(
     settings = load_config(RetrievalConfig, config, overrides)
     model = settings.model.model_copy(update={"init": init})
     settings = settings.model_copy(update={"model": model, "dim": None})
-    return _evaluation(backend.embedder(settings, 0), settings, None, backend)
+    embedder = backend.embedder(settings, 0)
+    for note in embedder.notes:
+        console.print(f"  {note}", markup=False)
+    return _evaluation(embedder, settings, None, backend)
 
 
 def parts(config: RetrievalConfig) -> tuple[Part, Part]:
