@@ -69,9 +69,8 @@ def _may_be_left(name: str, head: str) -> bool:
 
 
 def _first_of(names: list[str]) -> str:
-    if len(names) == 1:
-        return names[0]
-    return f"{names[0]} and {len(names) - 1} more"
+    first = min(names)  # a safetensors file has no order of its own
+    return first if len(names) == 1 else f"{first} and {len(names) - 1} more"
 
 
 _REMEDY = (

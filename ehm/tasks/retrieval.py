@@ -15,6 +15,7 @@ from ehm.backends.base import Backend, Embedder, LearnerState, Processes
 from ehm.config import RetrievalConfig, load_config
 from ehm.data import Batch, EvalTransform, Loader, Source, Split, TrainTransform, open_source
 from ehm.data.benchmarks import Answers, by_class, open_benchmark
+from ehm.data.transforms import RESAMPLING
 from ehm.data.whole import Shrink, WholeImages
 from ehm.errors import ConfigError, DataError
 from ehm.runlog import console
@@ -283,8 +284,21 @@ class _Enlarged:
     def __call__(self, image: Image.Image, rng: np.random.Generator | None = None) -> NDArray[np.uint8]:
         if self.size == self.transform.image_size:
             return self.transform(image, rng)
-        (width, height), (left, top) = self.transform.layout(*image.size)
-        x, y = image.width / width, image.height / height
-        right, bottom = left + self.transform.image_size[1], top + self.transform.image_size[0]
-        box = (left * x, top * y, min(right * x, image.width), min(bottom * y, image.height))
-        return np.asarray(image.resize((self.size[1], self.size[0]), Image.Resampling.BICUBIC, box=box))
+        return np.asarray(self._enlarge(image))
+
+    def _enlarge(self, image: Image.Image) -> Image.Image:
+        """Resize the region that ``transform`` shows straight from the image; beyond the image lies its colour."""
+        height, width = self.transform.image_size
+        (resized_w, resized_h), (left, top) = self.transform.layout(*image.size)
+        first_x, first_y = max(left, 0), max(top, 0)
+        last_x, last_y = min(left + width, resized_w), min(top + height, resized_h)
+        x, y = image.width / resized_w, image.height / resized_h
+        box = (first_x * x, first_y * y, min(last_x * x, image.width), min(last_y * y, image.height))
+        across, down = self.size[1] / width, self.size[0] / height
+        shown = max(1, round((last_x - first_x) * across)), max(1, round((last_y - first_y) * down))
+        enlarged = image.resize(shown, RESAMPLING[self.transform.interpolation], box=box)
+        if shown == (self.size[1], self.size[0]):
+            return enlarged
+        canvas = Image.new("RGB", (self.size[1], self.size[0]), self.transform.fill)
+        canvas.paste(enlarged, (round((first_x - left) * across), round((first_y - top) * down)))
+        return canvas
