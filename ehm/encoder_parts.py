@@ -40,8 +40,9 @@ def refuse_foreign_parts(names: Iterable[str], origin: str) -> None:
     This says the reason before the sizes of a file are read, which need not make sense for another family.
     """
     names = list(names)
+    encoder = [name for name in names if not _may_be_left(name, "head")]
     for pattern, part in _FOREIGN:
-        found = [name for name in names if re.search(pattern, name)]
+        found = [name for name in encoder if re.search(pattern, name)]
         if found:
             raise CheckpointError(f"{origin}: its encoder has {part} ({_first_of(found)}); {_REMEDY}")
     if "fc_norm.weight" in names and "norm.weight" in names:

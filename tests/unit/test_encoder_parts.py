@@ -90,7 +90,7 @@ def test_heads_and_decoders_are_left_by_name(written):
     torch.manual_seed(0)
     model = VisionTransformer(**NUMBERS, norm_layer=partial(torch.nn.LayerNorm, eps=1e-6)).eval()
     beside = ["head.weight", "head_dist.bias", "pre_logits.fc.weight", "lm_head.weight", "mask_token"]
-    path = written(model, **{name: torch.ones(7) for name in [*beside, "decoder_blocks.0.norm1.bias"]})
+    path = written(model, **{name: torch.ones(7) for name in [*beside, "decoder_blocks.0.attn.q_norm.bias"]})
     for command in ("train", "finetune", "inspect"):
         opened = COMMANDS[command](path)
         (left,) = (note for note in opened.notes if note.startswith("not used from there: "))
