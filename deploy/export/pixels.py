@@ -46,8 +46,11 @@ def _resize(graph: Nodes, images: str, preprocessing: Preprocessing) -> tuple[st
         wanted = _covering_size(graph, planes, preprocessing)
     else:
         wanted = _nearest_size(graph, planes, preprocessing)
-    filter_ = _FILTERS[preprocessing.interpolation]
-    return graph.node("Resize", [planes, "", "", wanted], "pixels/resized", axes=[2, 3], **filter_), wanted
+    # sizes of all four axes: ONNX Runtime 1.32 fails to load a linear Resize behind a Transpose that names its axes
+    first = graph.node("Shape", [planes], "pixels/first_axes", end=2)
+    sizes = graph.node("Concat", [first, wanted], "pixels/sizes", axis=0)
+    resized = graph.node("Resize", [planes, "", "", sizes], "pixels/resized", **_FILTERS[preprocessing.interpolation])
+    return resized, wanted
 
 
 def _covering_size(graph: Nodes, planes: str, preprocessing: Preprocessing) -> str:

@@ -154,7 +154,7 @@ class EvalTransform:
         height, width = self.image_size
         size, (left, top) = self.layout(*image.size)
         image = image.resize(size, RESAMPLING[self.interpolation])
-        if left >= 0 and top >= 0:
+        if width <= size[0] and height <= size[1]:
             return np.asarray(image.crop((left, top, left + width, top + height)))
         canvas = Image.new("RGB", (width, height), self.fill)
         canvas.paste(image, (-left, -top))
