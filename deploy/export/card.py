@@ -9,7 +9,8 @@ import yaml
 
 from ehm import checkpoint
 from ehm.config import ExportConfig
-from ehm.deploy.bundle import Manifest, Preprocessing
+from ehm.deploy.bundle import Manifest
+from ehm.deploy.export.card_images import describe_crop, preparing_code
 from ehm.errors import CheckpointError
 
 __all__ = ["write_card"]
@@ -27,12 +28,6 @@ _TASKS = {
     "detection": ("object-detection", "Object detector", ""),
 }
 """For each task the Hub's tag, what the model is called, and the Hub's name of its figure."""
-_RESIZES = {
-    "cover": "resize ({}, proportions kept) to just cover {} x {}",
-    "squash": "resize ({}, proportions changed) to {} x {}",
-    "fit": "resize ({}, proportions kept) to just fit into {} x {}",
-}
-"""For each resize of a manifest what it does; the interpolation, the height and the width are filled in."""
 _FEW = 20
 """Classes that are named one by one."""
 _OF_A_RUN = ("encoder.safetensors", "model.safetensors")
@@ -177,10 +172,7 @@ def _tensors(manifest: Manifest) -> str:
         )
         objects = f"Objects are those of a score above {manifest.fit.threshold:g}; masks lie inside their boxes."
         return "\n".join(["| | type | layout | shape |", "|---|---|---|---|", *rows, "", f"In RGB: {how}. {objects}"])
-    how = (
-        f"{_RESIZES[rule.resize].format(rule.interpolation, *rule.cover)}, "
-        f"cut {rule.image_size[0]} x {rule.image_size[1]} from the centre{_filled(rule)}, normalise ({values})"
-    )
+    how = f"{describe_crop(rule)}, normalise ({values})"
     first = "The graph takes decoded RGB bytes and does this itself" if rule.in_graph else "Before the graph, in RGB"
     return "\n".join(["| | type | layout | shape |", "|---|---|---|---|", *rows, "", f"{first}: {how}."])
 
@@ -193,56 +185,12 @@ def _use(manifest: Manifest) -> str:
         "import numpy, onnxruntime",
         "from PIL import Image",
         'image = Image.open("photo.png").convert("RGB")',
-        *_prepared(manifest.preprocessing),
+        *preparing_code(manifest.preprocessing),
         f'session = onnxruntime.InferenceSession("{file}", providers=["CPUExecutionProvider"])',
         f'(values,) = session.run(["{name}"], {{"{manifest.input.name}": inputs}})',
     ]
     shell = ["ehm predict BUNDLE photo.png", "ehm serve BUNDLE"]
     return "\n".join(["```sh", *shell, "```", "", "Or, in this folder:", "", "```python", *python, "```"])
-
-
-def _prepared(rule: Preprocessing) -> list[str]:
-    """Lines of Python from ``image`` to ``inputs``."""
-    if rule.in_graph:
-        return ["inputs = numpy.asarray(image)[None]"]
-    (height, width), (cover_h, cover_w) = rule.image_size, rule.cover
-    resampling = f"Image.Resampling.{rule.interpolation.upper()}"
-    if rule.resize == "squash":
-        lines = [f"image = image.resize(({cover_w}, {cover_h}), {resampling})"]
-    elif rule.rounding == "down":
-        lines = [
-            f"scaled = image.width * {cover_h} // image.height, image.height * {cover_w} // image.width",
-            f"image = image.resize((max({cover_w}, scaled[0]), max({cover_h}, scaled[1])), {resampling})",
-        ]
-    else:
-        choose = "max" if rule.resize == "fit" else "min"
-        lines = [
-            f"ratio = {choose}(image.height / {cover_h}, image.width / {cover_w})",
-            "size = max(1, round(image.width / ratio)), max(1, round(image.height / ratio))",
-            f"image = image.resize(size, {resampling})",
-        ]
-    if _filled(rule):
-        lines += [
-            f"padding = max(0, {width} - image.width), max(0, {height} - image.height)",
-            "canvas_size = image.width + padding[0], image.height + padding[1]",
-            f'canvas = Image.new("RGB", canvas_size, {rule.fill})',
-            "canvas.paste(image, (padding[0] // 2, padding[1] // 2))",
-            "image = canvas",
-        ]
-    return [
-        *lines,
-        f"left, top = round((image.width - {width}) / 2), round((image.height - {height}) / 2)",
-        f"pixels = numpy.asarray(image.crop((left, top, left + {width}, top + {height}))) / 255",
-        f"inputs = ((pixels - {list(rule.mean)}) / {list(rule.std)}).transpose(2, 0, 1)[None].astype('float32')",
-    ]
-
-
-def _filled(rule: Preprocessing) -> str:
-    """Say how the image is filled up if it can be smaller than the crop, else nothing."""
-    covers = all(cover >= side for cover, side in zip(rule.cover, rule.image_size, strict=True))
-    if rule.resize != "fit" and covers:
-        return ""
-    return f" (what lacks is filled with RGB {list(rule.fill)})"
 
 
 def _numbers(manifest: Manifest) -> str:
