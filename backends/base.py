@@ -23,9 +23,11 @@ if TYPE_CHECKING:
         ModelSource,
         RetrievalConfig,
         SegmentationConfig,
+        SourceConfig,
         TokenizerConfig,
         TrainConfig,
     )
+    from ehm.inputs import InputSpec
     from ehm.instances import Detections, Instances
 
 __all__ = [
@@ -175,11 +177,13 @@ class MasksOnDevice(Protocol):
 class TaskLearner(Protocol):
     """What the learners of all tasks have: an encoder under a head.
 
-    It takes images of ``image_size`` = (H, W) pixels. ``architecture`` (plain JSON) says what the encoder is, so that a
+    It takes images of ``image_size`` = (H, W) pixels, prepared as ``inputs`` says: as the encoder's weights were
+    trained, but for what ``config.data`` sets. ``architecture`` (plain JSON) says what the encoder is, so that a
     checkpoint can be opened without the weights that it started from; ``notes`` what was loaded and what was left.
     """
 
     image_size: tuple[int, int]
+    inputs: InputSpec
     architecture: Mapping[str, Any]
     notes: tuple[str, ...]
 
@@ -298,11 +302,12 @@ class TokenizerLearner(Protocol):
 class Encoder(Protocol):
     """A trained encoder, for measurement and pictures: evaluation mode, no gradient.
 
-    It takes images of ``image_size`` = (H, W) pixels and cuts them into ``grid`` = (down, across) patches;
-    ``notes`` says what was loaded and what was left aside.
+    It takes images of ``image_size`` = (H, W) pixels, prepared as ``inputs`` says, and cuts them into ``grid`` = (down,
+    across) patches; ``notes`` says what was loaded and what was left aside.
     """
 
     image_size: tuple[int, int]
+    inputs: InputSpec
     grid: tuple[int, int]
     notes: tuple[str, ...]
 
@@ -356,13 +361,12 @@ class Backend(Protocol):
     def embedder(self, config: RetrievalConfig, classes: int) -> Embedder:
         """An encoder from ``config.model`` under a fresh descriptor, and ArcFace's weights of ``classes``.
 
-        0 of them is for use without training: ``config.dim`` should be null, and pixels are normalised as the
-        encoder's weights were trained, whatever ``config.data`` says.
+        0 of them is for use without training: ``config.dim`` should be null.
         """
         ...
 
-    def encoder(self, source: ModelSource) -> Encoder:
-        """A trained encoder in evaluation mode."""
+    def encoder(self, source: ModelSource, data: SourceConfig | None = None) -> Encoder:
+        """A trained encoder in evaluation mode; what ``data`` sets about images goes before what its weights say."""
         ...
 
     def tokenizer(self, config: TokenizerConfig) -> TokenizerLearner:

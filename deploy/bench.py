@@ -24,9 +24,9 @@ from rich.table import Table
 
 from ehm.console import PlainConsole, console
 from ehm.data.decode import decode
-from ehm.data.transforms import EvalTransform
 from ehm.deploy.bundle import Bundle, Manifest
 from ehm.deploy.predict import Predictor, cosine, normalise
+from ehm.deploy.preprocessing import eval_transform
 from ehm.deploy.runtime import installed
 from ehm.errors import ConfigError, EhmError
 from ehm.runs import write_json
@@ -155,7 +155,8 @@ def _inputs(reference: Predictor, pictures: Sequence[Image.Image]) -> tuple[NDAr
     rule = reference.manifest.preprocessing
     if rule.in_graph:
         pictures = [picture.resize(pictures[0].size) for picture in pictures]  # what is one batch has one size
-    pixels = np.stack([EvalTransform(rule.image_size)(picture) for picture in pictures])
+    transform = eval_transform(rule)
+    pixels = np.stack([transform(picture) for picture in pictures])
     normalised = np.ascontiguousarray(normalise(pixels, rule))
     return np.stack([reference.prepare(picture) for picture in pictures]), normalised
 

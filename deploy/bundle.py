@@ -83,19 +83,26 @@ class TensorRecord(_Section):
 class Preprocessing(_Section):
     """From an image file to the input, in this order.
 
-    Decode to RGB; resize, proportions kept, until the image just covers ``cover`` (height, width); cut ``image_size``
-    from its centre; divide the bytes by 255; subtract ``mean`` and divide by ``std``. ``in_graph`` says that the
+    Decode to RGB; ``resize`` by ``interpolation``: ``cover`` keeps the proportions and just covers ``cover`` (height,
+    width), ``squash`` gives exactly that size, ``fit`` keeps the proportions and just fits into it. A side that does
+    not decide about the scale is rounded ``down`` or to the ``nearest`` number of pixels. Cut ``image_size`` from the
+    centre; what lies outside of the image becomes ``fill`` (if it is an odd number of pixels, the longer part lies at
+    the right and below). Divide the bytes by 255; subtract ``mean`` and divide by ``std``. ``in_graph`` says that the
     network does everything behind the decoding itself, on bytes (B, H, W, 3) of any size.
+
+    What older manifests leave out has the meaning that it had then: the defaults.
     """
 
     in_graph: bool = False
 
     colour: Literal["RGB"] = "RGB"
     image_size: tuple[int, int]
-    resize: Literal["cover"] = "cover"
+    resize: Literal["cover", "squash", "fit"] = "cover"
     cover: tuple[int, int]
+    rounding: Literal["down", "nearest"] = "down"
     crop: Literal["centre"] = "centre"
-    interpolation: Literal["bicubic"] = "bicubic"
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+    fill: tuple[int, int, int] = (0, 0, 0)
     mean: Triple
     std: Triple
 

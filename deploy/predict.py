@@ -18,13 +18,13 @@ from rich.progress import Progress
 from ehm.console import PlainConsole, print_line
 from ehm.data.decode import SUFFIXES, decode
 from ehm.data.segment import resize
-from ehm.data.transforms import EvalTransform
 from ehm.deploy import approximate
 from ehm.deploy.bundle import Bundle, Fit, IndexKind, Precision, Preprocessing, Windows
 from ehm.deploy.detect import Found, Placed, found_in, place
+from ehm.deploy.preprocessing import eval_transform
 from ehm.deploy.runtime import open_session
 from ehm.deploy.segment import BATCH, Mosaic, write_mask
-from ehm.errors import BrokenImage, ConfigError, DataError, ExportError
+from ehm.errors import BrokenImage, ConfigError, DataError
 from ehm.names import refuse_undecodable
 from ehm.reading import parse_json, read_text
 from ehm.writing import replace_file
@@ -97,7 +97,7 @@ class Predictor:
         self.manifest = self.bundle.manifest
         self._session = open_session(self.bundle.model(precision), device, threads, precision)
         self.provider: str = self._session.get_providers()[0]
-        self._transform = _transform(self.manifest.preprocessing, self.bundle.path)
+        self._transform = eval_transform(self.manifest.preprocessing)
 
     def prepare(self, image: Image.Image) -> NDArray[np.float32] | NDArray[np.uint8]:
         """An RGB image of any size -> one input: normalised (3, H, W), or its bytes where the graph does the rest."""
@@ -250,16 +250,6 @@ def cosine(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float64
     norms = np.linalg.norm(x, axis=1) * np.linalg.norm(y, axis=1)
     cosines: NDArray[np.float64] = np.sum(x * y, axis=1) / np.maximum(norms, np.finfo(np.float64).tiny)
     return cosines
-
-
-def _transform(preprocessing: Preprocessing, path: Path) -> EvalTransform:
-    transform = EvalTransform(preprocessing.image_size)
-    if transform.cover != preprocessing.cover:
-        raise ExportError(
-            f"{path}: it resizes images to cover {list(preprocessing.cover)}, this version of ehm to "
-            f"{list(transform.cover)}; use the version that exported it, or export it again"
-        )
-    return transform
 
 
 def _inputs(images: str | Path | Sequence[str | Path], out: str | Path | None) -> list[Path]:

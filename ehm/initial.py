@@ -13,11 +13,12 @@ import numpy as np
 from ehm.backends.base import Arrays
 from ehm.backends.common import misfits
 from ehm.config import ModelSource, TrainConfig
+from ehm.encoder_parts import HEADS
 from ehm.encoders import EncoderSpec, SwinSpec
 from ehm.errors import CheckpointError
 from ehm.resample import TABLE, resample_arrays
 from ehm.sizes import SHARED_TABLE
-from ehm.weights import HEADS, ReadFile, Weights, fit, groups, read_safetensors, read_weights
+from ehm.weights import ReadFile, Weights, fit, groups, read_safetensors, read_weights
 
 __all__ = ["initial_weights"]
 
@@ -28,8 +29,8 @@ def initial_weights(
     """What of ``config.model.init`` goes into a model whose parameters have ``shapes``, and notes on it.
 
     Nothing where no weights are asked for. All of the encoder is there, positions and tables resampled to the run's
-    grid; of what pretraining has beside it (:data:`ehm.weights.HEADS`), each part that the weights lack, or have of
-    another shape, is absent from the result and stays as the model began. Raises CheckpointError where there are no
+    grid; of what pretraining has beside it (:data:`ehm.encoder_parts.HEADS`), each part that the weights lack, or have
+    of another shape, is absent from the result and stays as the model began. Raises CheckpointError where there are no
     weights, or those of another encoder.
     """
     init, spec = config.model.init, config.spec
@@ -45,13 +46,14 @@ def initial_weights(
     arrays, notes = _shared(_of_same_kind(weights, spec, init), SHARED_TABLE in shapes)
     fresh = _fresh(shapes, arrays)
     taken = fit({name: shape for name, shape in shapes.items() if name not in fresh}, arrays, init)
-    notes = [f"begins with the weights of {init}", *notes]
+    notes = [f"begins with the weights of {init}", *weights.notes, *notes]
     if fresh:
         notes.append("starts afresh: " + groups(fresh))
     if unused := [name for name in arrays if name not in taken]:
         notes.append("not used from there: " + groups(unused))
-    if (weights.mean, weights.std) != (config.data.mean, config.data.std):
-        notes.append(f"these weights are taken as trained with data.mean {weights.mean} and data.std {weights.std}")
+    own = weights.inputs
+    if (own.mean, own.std) != (config.data.mean, config.data.std):
+        notes.append(f"these weights are taken as trained with data.mean {own.mean} and data.std {own.std}")
     return taken, tuple(notes)
 
 

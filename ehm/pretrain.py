@@ -6,7 +6,6 @@ A run's folder holds ``config.yaml``, ``metrics.jsonl``, ``tensorboard/``, ``che
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -22,7 +21,9 @@ from ehm.backends.common import split_average
 from ehm.config import TrainConfig
 from ehm.console import console
 from ehm.data import Loader, TrainTransform, open_source
+from ehm.encoder_file import encoder_metadata
 from ehm.errors import CheckpointError
+from ehm.inputs import InputSpec
 from ehm.masking import make_masker
 from ehm.runlog import RunLog
 from ehm.runs import Metrics, agree, all_broken, begin, describe_run, explain_stop, mean, on, save, say_broken, store
@@ -152,18 +153,18 @@ def _tokenizer(config: TrainConfig) -> dict[str, str]:
 
 
 def _write_encoder(folder: Path, learner: Learner, config: TrainConfig, leads: bool) -> Path:
-    """``encoder.safetensors`` (and ``encoder_ema``, where there is an average): timm's names, the encoder alone.
+    """Write ``encoder.safetensors`` (and ``encoder_ema``, if there is an average): timm's names, the encoder alone.
 
-    Its metadata say what mean and deviation images were normalised with.
+    Its metadata say what the encoder is and how its images are prepared (:mod:`ehm.encoder_file`).
     """
-    moments = {"mean": config.data.mean, "std": config.data.std}
+    metadata = encoder_metadata(config.spec, InputSpec(config.data.mean, config.data.std))
     state = learner.state()
     _, averaged = split_average(state.optimizer)
     for name, arrays in (("encoder", state.model), ("encoder_ema", averaged)):
         kept = encoder_arrays(arrays, config.spec.blocks)
         if kept and leads:
             with replace_file(folder / f"{name}.safetensors") as temporary:
-                save_file(kept, temporary, {key: json.dumps(list(value)) for key, value in moments.items()})
+                save_file(kept, temporary, metadata)
     return folder / "encoder.safetensors"
 
 

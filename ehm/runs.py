@@ -42,6 +42,10 @@ _FREE = {
 }  # fmt: skip
 
 
+_FROM_WEIGHTS = ("data.mean", "data.std", "data.crop_pct", "data.crop_mode", "data.interpolation")
+"""What a task takes from its encoder's weights if its configuration leaves it out."""
+
+
 def begin(
     kind: type[C],
     default: str,
@@ -207,6 +211,9 @@ def _same_run(kind: type[C], config: C, stored: Path) -> None:
     """A resumed run may log, save and load differently; what shapes the weights must be as it was."""
     before = _flat(load_config(kind, stored).model_dump(mode="json"))
     after = _flat(config.model_dump(mode="json"))
+    for key in _FROM_WEIGHTS:
+        if after.get(key, "") is None:  # as the weights say, and a resumed run's are those of its checkpoint
+            after[key] = before[key]
     changed = [
         f"{key} was {before[key]} and is {after[key]}"
         for key in before

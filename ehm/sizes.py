@@ -14,7 +14,7 @@ from ehm.encoders import VIT_PRESETS, EncoderSpec, SwinSpec, VitSpec
 from ehm.errors import CheckpointError, ConfigError
 from ehm.resample import TABLE, window_of
 
-__all__ = ["SHARED_TABLE", "at_size", "describe", "described", "sizes"]
+__all__ = ["SHARED_TABLE", "at_size", "check_sizes", "describe", "described", "guessed", "sizes"]
 
 SHARED_TABLE = f"rel_pos_bias.{TABLE}"
 """Name of the biases for relative positions that all blocks of a ViT share in pretraining."""
@@ -54,8 +54,33 @@ def sizes(arrays: Arrays, source: ModelSource) -> EncoderSpec:
     rows, heads = arrays[places].shape
     size = _table_size(places, rows - _TO_CLASS_TOKEN, patch, source)
     spec = VitSpec(size, patch, width, depth, heads, ratio, relative=True)
-    _check_tables(arrays, spec, source)
+    _check_tables(arrays, spec, source.init)
     return spec
+
+
+def guessed(spec: EncoderSpec, source: ModelSource) -> list[str]:
+    """Say what :func:`sizes` assumed in ``spec`` because neither shapes nor ``source`` tell it, each with its key."""
+    found = []
+    if isinstance(spec, VitSpec) and not spec.relative and source.heads is None:
+        found.append(f"{spec.heads} heads as of the published ViT that is {spec.width} wide (model.heads)")
+    if spec.image_size != source.image_size:
+        found.append(f"images of {spec.image_size[0]} x {spec.image_size[1]} pixels (model.image_size)")
+    return found
+
+
+def check_sizes(arrays: Arrays, spec: EncoderSpec, origin: str) -> None:
+    """Raise CheckpointError, which begins with ``origin``, if positions in ``arrays`` are not those of ``spec``.
+
+    All other shapes are compared when the arrays are copied; positions may be resampled before.
+    """
+    positions = arrays.get("pos_embed")
+    if positions is not None and positions.shape[1:2] != (1 + spec.patches,):
+        down, across = spec.grid
+        raise CheckpointError(
+            f"{origin}: pos_embed is {positions.shape}, and the file says that it has {down} x {across} patches; "
+            "it was altered or damaged"
+        )
+    _check_tables(arrays, spec, origin)
 
 
 def at_size(spec: EncoderSpec, source: ModelSource) -> EncoderSpec:
@@ -108,7 +133,7 @@ def _swin(arrays: Arrays, source: ModelSource, width: int, patch: int) -> SwinSp
     ratio = arrays["layers.0.blocks.0.mlp.fc1.weight"].shape[0] / width
     spec = SwinSpec((0, 0), patch, width, depths, heads, window, ratio)
     spec = replace(spec, image_size=_table_size(tables[-1], len(arrays[tables[-1]]), spec.stride, source))
-    _check_tables(arrays, spec, source)
+    _check_tables(arrays, spec, source.init)
     return spec
 
 
@@ -139,7 +164,7 @@ def _positions_size(patches: int, patch: int, source: ModelSource) -> tuple[int,
     return side * patch, side * patch
 
 
-def _check_tables(arrays: Arrays, spec: EncoderSpec, source: ModelSource) -> None:
+def _check_tables(arrays: Arrays, spec: EncoderSpec, origin: str) -> None:
     """Raise CheckpointError where a table is not of the grid or the windows of ``spec``."""
     rest = 0 if isinstance(spec, SwinSpec) else _TO_CLASS_TOKEN
     for name in arrays:
@@ -148,7 +173,7 @@ def _check_tables(arrays: Arrays, spec: EncoderSpec, source: ModelSource) -> Non
             rows = (2 * height - 1) * (2 * width - 1) + rest
             if len(arrays[name]) != rows:
                 raise CheckpointError(
-                    f"{source.init}: {name} has {len(arrays[name])} rows, where {height} x {width} tokens have {rows}"
+                    f"{origin}: {name} has {len(arrays[name])} rows, where {height} x {width} tokens have {rows}"
                 )
 
 

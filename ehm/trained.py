@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 
 from ehm import checkpoint
 from ehm.backends.base import Arrays
-from ehm.config import ModelSource, Triple
+from ehm.config import ModelSource
 from ehm.encoders import SwinSpec, VitSpec
 from ehm.errors import CheckpointError
+from ehm.inputs import InputSpec
 from ehm.sizes import at_size
 from ehm.weights import (
     ReadFile,
@@ -87,7 +88,8 @@ class Trained:
     positions for ``spec``'s grid; ``norm.*`` over all tokens, or ``fc_norm.*`` behind the pooling; with labels
     ``head.weight`` (C, D) and ``head.bias``, or those of a linear probe: ``head.0.running_mean`` and ``running_var`` of
     a batch norm without affine (eps 1e-6), then ``head.1.weight`` and ``bias``. ``pool`` is the mean of the patch
-    tokens or the class token. Norms have eps 1e-6.
+    tokens or the class token. Norms have eps 1e-6. ``inputs`` is how images are prepared; ``notes`` say what was
+    assumed because a file does not tell it.
 
     ``origin`` is the checkpoint's folder where a run was named, else the file; ``sha256`` is that of the weights' file.
     """
@@ -96,12 +98,12 @@ class Trained:
     spec: VitSpec
     pool: Pool
     labels: tuple[str, ...]
-    mean: Triple
-    std: Triple
+    inputs: InputSpec
     origin: str
     kind: str
     sha256: str
     head: Head = "auto"
+    notes: tuple[str, ...] = ()
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -186,7 +188,7 @@ def _checkpoint(source: ModelSource, head: Head) -> Found:
 
 def _file(source: ModelSource, head: Head, read_file: ReadFile) -> Found:
     path = Path(source.init)
-    weights = of_file(read_file(path), source)
+    weights = of_file(source, read_file)
     swin = isinstance(weights.spec, SwinSpec)
     classifier = weights.arrays.get("head.fc.weight" if swin else "head.weight")
     labels = () if head in _HEADLESS or classifier is None else numbered(len(classifier))
@@ -201,16 +203,12 @@ def _assemble(found: Found, spec: VitSpec, head: Head) -> Trained:
     origin, weights, labels = found.origin, found.weights, found.labels
     arrays = fitted(weights, spec)
     shapes = _encoder(spec, "fc_norm" if "fc_norm.weight" in arrays else "norm")
-    foreign = [name for name in arrays if name.startswith(_PLAIN) and name not in shapes]
-    if foreign:
-        raise CheckpointError(
-            f"{origin}: {foreign[0]} is no part of a plain ViT, and would be missing; "
-            "of such models only timm:NAME and what is fine-tuned from it can be exported"
-        )
     if labels:
         shapes |= _classifier(len(labels), spec.width, probe="head.1.weight" in arrays)
     arrays = fit(shapes, arrays, origin)
-    return Trained(arrays, spec, found.pool, labels, weights.mean, weights.std, origin, found.kind, found.sha256, head)
+    return Trained(
+        arrays, spec, found.pool, labels, weights.inputs, origin, found.kind, found.sha256, head, weights.notes
+    )
 
 
 def _encoder(spec: VitSpec, norm: str) -> dict[str, tuple[int, ...]]:
@@ -244,5 +242,3 @@ def _classifier(classes: int, width: int, probe: bool) -> dict[str, tuple[int, .
 
 _HEADLESS = ("features", "patches")
 """Heads that leave a classifier out."""
-_PLAIN = ("blocks.", "patch_embed.", "norm_pre.", "reg_token", "attn_pool.")
-"""Beginnings of names that belong to the encoder in timm: leaving one out would change its results."""

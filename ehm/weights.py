@@ -1,38 +1,39 @@
 """Encoder weights as plain arrays: where they lie, what sizes they have, and what of them a network takes.
 
 A source is a run of ours, one of its checkpoints, or a file, under timm's names or those of a published checkpoint
-(:mod:`ehm.published`). No framework here: a backend passes its own reader for files that only its framework can read,
-and copies the arrays into its network. Reading a file never executes anything in it.
+(:mod:`ehm.published`). What of a file has to be loaded says :mod:`ehm.encoder_parts`. No framework here: a backend
+passes its own reader for files that only its framework can read, and copies the arrays into its network. Reading a file
+never executes anything in it.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError, deserialize, safe_open
+from safetensors import SafetensorError, deserialize
 
 from ehm import checkpoint
 from ehm.backends.base import Arrays
 from ehm.backends.common import first_of, misfits
-from ehm.config import ModelSource, TrainConfig, Triple
+from ehm.config import ModelSource, TrainConfig
+from ehm.encoder_file import read_facts
+from ehm.encoder_parts import HEADS, refuse_foreign_parts, refuse_unloaded
 from ehm.encoders import EncoderSpec
 from ehm.errors import CheckpointError
+from ehm.inputs import InputSpec
 from ehm.published import timm_names
 from ehm.resample import TABLE, resample_arrays
-from ehm.sizes import SHARED_TABLE, described, sizes
+from ehm.sizes import SHARED_TABLE, check_sizes, described, guessed, sizes
 
 __all__ = [
-    "HEADS",
-    "MEAN",
-    "STD",
     "ReadFile",
     "Weights",
+    "checkpoint_inputs",
     "encoder_arrays",
     "fit",
     "fitted",
@@ -46,11 +47,8 @@ __all__ = [
     "shared_to_blocks",
 ]
 
-MEAN: Triple = (0.485, 0.456, 0.406)
-STD: Triple = (0.229, 0.224, 0.225)
-"""ImageNet's, with which most published checkpoints were trained."""
-_HALF: Triple = (0.5, 0.5, 0.5)
-"""Mean and std of BEiT's pretraining."""
+_BEIT_INPUTS = InputSpec(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+"""The images of BEiT's pretraining."""
 
 ReadFile = Callable[[Path], Arrays]
 """Reads a file of weights: arrays by name, or a CheckpointError."""
@@ -60,15 +58,16 @@ ReadFile = Callable[[Path], Arrays]
 class Weights:
     """Arrays under timm's names, float32 where floating, and the sizes of their encoder, or the name of timm's model.
 
-    ``image_size`` is that of timm's model; ``mean`` and ``std`` normalised the images of training.
+    ``image_size`` is that of timm's model; ``inputs`` says how images were prepared in training. ``notes`` say what was
+    assumed because the file does not tell it.
     """
 
     arrays: Arrays
     spec: EncoderSpec | None = None
     timm: str | None = None
     image_size: tuple[int, int] | None = None
-    mean: Triple = MEAN
-    std: Triple = STD
+    inputs: InputSpec = field(default_factory=InputSpec)
+    notes: tuple[str, ...] = ()
 
 
 def read_safetensors(path: Path) -> Arrays:
@@ -92,8 +91,7 @@ def read_weights(source: ModelSource, read_file: ReadFile = read_safetensors) ->
     """
     path = Path(source.init)
     if is_bare_file(source):
-        weights = of_file(read_file(path), source)
-        return replace(weights, **_moments(path)) if path.suffix == ".safetensors" else weights
+        return of_file(source, read_file)
     if path.is_file() or path.is_dir():
         return of_checkpoint(*checkpoint.read_model(path.parent if path.is_file() else path), source.init)
     raise CheckpointError(
@@ -115,8 +113,7 @@ def of_checkpoint(arrays: Arrays, meta: Mapping[str, Any], origin: str) -> Weigh
     if meta["kind"] not in ("pretrain", "classifier"):
         parts = {name: name.partition(INNER)[2] for name in arrays}
         arrays = {inner: arrays[name] for name, inner in parts.items() if inner}
-    data = meta["config"]["data"]
-    weights = Weights(_floats(arrays), mean=tuple(data["mean"]), std=tuple(data["std"]))
+    weights = Weights(_floats(arrays), inputs=checkpoint_inputs(meta))
     if meta["kind"] == "pretrain":
         return replace(weights, spec=TrainConfig.model_validate(meta["config"]).spec)
     encoder = meta["encoder"]
@@ -125,14 +122,34 @@ def of_checkpoint(arrays: Arrays, meta: Mapping[str, Any], origin: str) -> Weigh
     return replace(weights, spec=described(encoder))
 
 
-def of_file(arrays: Arrays, source: ModelSource) -> Weights:
-    """A bare file's, published or ours; see :func:`ehm.sizes.sizes` for what is read from its shapes, and its errors.
+def checkpoint_inputs(meta: Mapping[str, Any]) -> InputSpec:
+    """Return how images were prepared for what a checkpoint holds; ``meta`` is its description."""
+    # older checkpoints say only in their configuration how pixels were normalised
+    return InputSpec.from_mapping({**meta["config"]["data"], **meta.get("inputs", {})})
 
-    Its images are taken as normalised with BEiT's mean and std where it has BEiT's head, else with ImageNet's.
+
+def of_file(source: ModelSource, read_file: ReadFile) -> Weights:
+    """Read the file ``source.init``: one of ours, which says what its encoder is, or one of others.
+
+    For files of others see :func:`ehm.sizes.sizes` for what is read from shapes, and its errors. Their images are taken
+    as normalised with BEiT's mean and std if they have BEiT's head, else with ImageNet's. ``notes`` of the result say
+    in one line what was assumed. Raises CheckpointError as :func:`ehm.encoder_parts.refuse_foreign_parts` does.
     """
-    arrays = timm_names(arrays)
-    weights = Weights(_floats(arrays), sizes(arrays, source))
-    return replace(weights, mean=_HALF, std=_HALF) if "lm_head.weight" in arrays else weights
+    path = Path(source.init)
+    arrays = timm_names(read_file(path))
+    refuse_foreign_parts(arrays, source.init)
+    facts = read_facts(path)
+    if facts.spec is not None:
+        check_sizes(arrays, facts.spec, source.init)
+        return Weights(_floats(arrays), facts.spec, inputs=facts.inputs or InputSpec())
+    spec = sizes(arrays, source)
+    assumed = guessed(spec, source)
+    inputs = facts.inputs
+    if inputs is None:
+        inputs = _BEIT_INPUTS if "lm_head.weight" in arrays else InputSpec()
+        assumed.append(f"mean {list(inputs.mean)} and std {list(inputs.std)} (data.mean, data.std)")
+    notes = (f"the file does not say all of its encoder; assumed: {', '.join(assumed)}",) if assumed else ()
+    return Weights(_floats(arrays), spec, inputs=inputs, notes=notes)
 
 
 def fitted(weights: Weights, spec: EncoderSpec) -> Arrays:
@@ -158,41 +175,36 @@ def encoder_arrays(arrays: Arrays, depth: int) -> Arrays:
     return shared_to_blocks(kept, depth)
 
 
-def fit(shapes: Mapping[str, tuple[int, ...]], arrays: Arrays, origin: str) -> Arrays:
-    """Those of ``arrays`` that ``shapes`` names; a CheckpointError, which begins with ``origin``, where one differs."""
+def fit(shapes: Mapping[str, tuple[int, ...]], arrays: Arrays, origin: str, head: str = "head") -> Arrays:
+    """Return those of ``arrays`` that ``shapes`` names.
+
+    Raises CheckpointError, which begins with ``origin``, if one is missing or has another shape, or if something of
+    ``arrays`` would be left that is no head (:func:`ehm.encoder_parts.refuse_unloaded`).
+    """
+    refuse_unloaded(arrays, shapes, origin, head)
     if problems := misfits(shapes, arrays):
         raise CheckpointError(f"{origin}: does not fit the encoder: {first_of(problems)}")
     return {name: arrays[name] for name in shapes}
 
 
 def select(
-    shapes: Mapping[str, tuple[int, ...]], arrays: Arrays, head: str, origin: str
+    shapes: Mapping[str, tuple[int, ...]], arrays: Arrays, head: str, origin: str, assumed: tuple[str, ...] = ()
 ) -> tuple[Arrays, tuple[str, ...]]:
-    """What of ``arrays`` goes into a network whose parameters have ``shapes``, and notes on what is left.
+    """Return what of ``arrays`` goes into a network whose parameters have ``shapes``, and notes on what is left.
 
-    Its head (``head.*``) stays fresh, and so may a norm behind the average: they are absent from the result. The rest
-    must :func:`fit`.
+    The network's head (``head.*``) stays fresh, and so may a norm behind the pooling: they are absent from the result.
+    The rest must :func:`fit`. ``assumed`` are notes on what the weights do not say.
     """
     fresh = {name for name in shapes if name.startswith("fc_norm.") and name not in arrays}
     fresh |= {name for name in shapes if name.startswith(f"{head}.")}
-    taken = fit({name: shape for name, shape in shapes.items() if name not in fresh}, arrays, origin)
+    taken = fit({name: shape for name, shape in shapes.items() if name not in fresh}, arrays, origin, head)
     unused = [name for name in arrays if name not in taken]
-    notes = [f"encoder from {origin}"]
+    notes = [f"encoder from {origin}", *assumed]
     if fresh:
         notes.append("starts afresh: " + groups(fresh))
     if unused:
         notes.append("not used from there: " + groups(unused))
     return taken, tuple(notes)
-
-
-def _moments(path: Path) -> dict[str, Any]:
-    """Mean and std that a file of ours names in its metadata; nothing of another's."""
-    with safe_open(path, "np") as file:
-        named = file.metadata() or {}
-    try:
-        return {key: tuple(map(float, json.loads(named[key]))) for key in ("mean", "std")}
-    except (KeyError, TypeError, ValueError):
-        return {}
 
 
 def _array(tensor: Mapping[str, Any]) -> NDArray[Any]:
@@ -221,8 +233,6 @@ def groups(names: Iterable[str]) -> str:
 
 INNER = "encoder."
 """Before the names of the encoder's parameters in the checkpoints of all tasks but classification."""
-HEADS = ("decoder", "mask_token", "lm_head")
-"""Beginnings of the names of what pretraining has beside the encoder."""
 _TYPES = {
     **{"F64": np.float64, "F32": np.float32, "F16": np.float16},
     **{"I64": np.int64, "I32": np.int32, "I16": np.int16, "I8": np.int8},

@@ -7,12 +7,16 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
+from ehm.inputs import InputSpec
+
 
 class FakeEncoder:
     """An :class:`ehm.backends.base.Encoder` to whom patches of like colour and near place are alike."""
 
     def __init__(self, image_size: tuple[int, int] = (96, 96), patch_size: int = 8) -> None:
         self.image_size = image_size
+        self.inputs = InputSpec()
+        self.notes: tuple[str, ...] = ()
         self.grid = (image_size[0] // patch_size, image_size[1] // patch_size)
         self.patch_size = patch_size
 

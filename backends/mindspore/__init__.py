@@ -26,6 +26,7 @@ from ehm.config import (
     ModelSource,
     RetrievalConfig,
     SegmentationConfig,
+    SourceConfig,
     TokenizerConfig,
     TrainConfig,
 )
@@ -72,11 +73,11 @@ class MindsporeBackend:
         """There is none: raises BackendError."""
         raise BackendError("retrieval is not in MindSpore; --device cpu, cuda or npu trains it with torch")
 
-    def encoder(self, source: ModelSource) -> Encoder:
-        """A trained encoder in evaluation mode."""
+    def encoder(self, source: ModelSource, data: SourceConfig | None = None) -> Encoder:
+        """A trained encoder in evaluation mode; what ``data`` sets about images goes before what its weights say."""
         from ehm.backends.mindspore.encoder import MindsporeEncoder
 
-        return MindsporeEncoder(source)
+        return MindsporeEncoder(source, data)
 
     def tokenizer(self, config: TokenizerConfig) -> TokenizerLearner:
         """There is none: raises BackendError."""

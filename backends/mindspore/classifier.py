@@ -23,6 +23,7 @@ from ehm.backends.mindspore.training import Training, drop_path, refuse_unknown
 from ehm.backends.mindspore.weights import load_model
 from ehm.config import FinetuneConfig
 from ehm.errors import BackendError
+from ehm.inputs import differing_inputs
 
 __all__ = ["MindsporeClassifier"]
 
@@ -41,14 +42,13 @@ class MindsporeClassifier:
         self.image_size = loaded.spec.image_size
         self.architecture: Mapping[str, Any] = loaded.architecture
         self.notes = loaded.notes
-        if self.notes and (loaded.mean, loaded.std) != (config.data.mean, config.data.std):
-            self.notes += (
-                f"these weights are taken as trained with data.mean {loaded.mean} and data.std {loaded.std}",
-            )
+        self.inputs = config.data.input_spec(loaded.inputs)
+        if self.notes:
+            self.notes += differing_inputs(self.inputs, loaded.inputs)
         if config.run.grad_checkpointing:
             for block in model.blocks:
                 block.recompute()
-        pixels = Pixels(config.data.mean, config.data.std)
+        pixels = Pixels(self.inputs.mean, self.inputs.std)
 
         def loss(images: Tensor, targets: Tensor, keep: Tensor | None) -> Tensor:
             return soft_cross_entropy(model(pixels(images), keep), targets)

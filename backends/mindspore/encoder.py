@@ -15,20 +15,26 @@ from numpy.typing import NDArray
 from ehm.backends.mindspore.models.blocks import attention_probs, mean_attention, patch_similarity, run_blocks
 from ehm.backends.mindspore.tensors import Pixels
 from ehm.backends.mindspore.weights import load_model
-from ehm.config import ModelSource
+from ehm.config import ModelSource, SourceConfig
 
 __all__ = ["MindsporeEncoder"]
 
 
 class MindsporeEncoder:
-    """Implements :class:`ehm.backends.base.Encoder`, in float32; pixels are normalised as its weights were trained."""
+    """Implements :class:`ehm.backends.base.Encoder`, in float32.
 
-    def __init__(self, source: ModelSource) -> None:
+    Pixels are normalised as its weights were trained, unless ``data`` sets it otherwise.
+    """
+
+    def __init__(self, source: ModelSource, data: SourceConfig | None = None) -> None:
         loaded = load_model(source, seed=0, pool="avg", fc_norm=False)
         self.model = model = loaded.model
         model.set_train(False)
-        self.image_size, self.grid, self.notes = loaded.spec.image_size, loaded.spec.grid, loaded.notes
-        pixels = Pixels(loaded.mean, loaded.std)
+        self.image_size = loaded.spec.image_size
+        self.grid = loaded.spec.grid
+        self.inputs = loaded.inputs if data is None else data.input_spec(loaded.inputs)
+        self.notes = loaded.notes
+        pixels = Pixels(self.inputs.mean, self.inputs.std)
 
         def features(images: Tensor) -> Tensor:
             return model.features(pixels(images))

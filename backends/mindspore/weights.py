@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import mindspore as ms
@@ -16,25 +16,28 @@ from mindspore import Parameter, nn
 from ehm.backends.base import Arrays
 from ehm.backends.mindspore.models.vit import VisionTransformer
 from ehm.backends.mindspore.tensors import put
-from ehm.config import ModelSource, TrainConfig, Triple, encoder_spec
+from ehm.config import ModelSource, TrainConfig, encoder_spec
 from ehm.encoders import EncoderSpec, VitSpec
 from ehm.errors import ConfigError
 from ehm.initial import initial_weights
+from ehm.inputs import InputSpec
 from ehm.sizes import at_size, describe
-from ehm.weights import MEAN, STD, fitted, read_weights, select
+from ehm.weights import fitted, read_weights, select
 
 __all__ = ["Loaded", "begin_with", "load_model"]
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model with its weights in place, and what it is: ``architecture`` rebuilds it, as JSON."""
+    """A model with its weights in place, and what it is: ``architecture`` rebuilds it, as JSON.
+
+    ``inputs`` is how its weights want images to be prepared.
+    """
 
     model: VisionTransformer
     spec: VitSpec
     architecture: dict[str, Any]
-    mean: Triple = MEAN
-    std: Triple = STD
+    inputs: InputSpec = field(default_factory=InputSpec)
     notes: tuple[str, ...] = ()
 
 
@@ -72,9 +75,9 @@ def load_model(
         fc_norm = True  # a fine-tuned encoder, whose norm stands behind the average already
     model = VisionTransformer(spec, rng, classes, pool, fc_norm, dtype, probe)
     own = dict(model.parameters_and_names())
-    placed, notes = select(_shapes(own), arrays, "head", source.init)
+    placed, notes = select(_shapes(own), arrays, "head", source.init, weights.notes)
     _place(own, placed)
-    return Loaded(model, spec, describe(spec), weights.mean, weights.std, notes)
+    return Loaded(model, spec, describe(spec), weights.inputs, notes)
 
 
 def begin_with(model: nn.Cell, config: TrainConfig) -> tuple[str, ...]:

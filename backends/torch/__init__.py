@@ -30,6 +30,7 @@ from ehm.config import (
     ModelSource,
     RetrievalConfig,
     SegmentationConfig,
+    SourceConfig,
     TokenizerConfig,
     TrainConfig,
 )
@@ -83,11 +84,11 @@ class TorchBackend:
         reproducible(config.run.deterministic)
         return TorchEmbedder(config, classes, self.device, self.processes)
 
-    def encoder(self, source: ModelSource) -> Encoder:
-        """A trained encoder in evaluation mode."""
+    def encoder(self, source: ModelSource, data: SourceConfig | None = None) -> Encoder:
+        """A trained encoder in evaluation mode; what ``data`` sets about images goes before what its weights say."""
         from ehm.backends.torch.encoder import TorchEncoder
 
-        return TorchEncoder(source, self.device)
+        return TorchEncoder(source, self.device, data)
 
     def tokenizer(self, config: TokenizerConfig) -> TokenizerLearner:
         """A discrete VAE in training, initialised from ``config.run.seed``."""

@@ -39,9 +39,6 @@ class TorchEmbedder(Supervised):
             torch.manual_seed(config.run.seed)
             loaded = load_model(config.model, fc_norm=False)
             model = Embedding(loaded.model, config.dim, classes, config.margin, config.scale)
-        if not classes:  # nothing was trained: pixels are those of the weights
-            data = config.data.model_copy(update={"mean": loaded.mean, "std": loaded.std})
-            config = config.model_copy(update={"data": data})
         one_size = config.longest is None and config.scales == (1.0,)
         self._stride = None if one_size else _stride(loaded.model, loaded.image_size, config)
         if config.run.grad_checkpointing:

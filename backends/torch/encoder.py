@@ -20,7 +20,7 @@ from ehm.backends.torch.models.attention import attention_probs, mean_attention,
 from ehm.backends.torch.models.swin import first_blocks, mean_cells, stage_similarity
 from ehm.backends.torch.tensors import Pixels
 from ehm.backends.torch.weights import load_model
-from ehm.config import ModelSource
+from ehm.config import ModelSource, SourceConfig
 from ehm.errors import ConfigError
 
 __all__ = ["TorchEncoder"]
@@ -29,17 +29,20 @@ __all__ = ["TorchEncoder"]
 class TorchEncoder:
     """Implements :class:`ehm.backends.base.Encoder`, in float32.
 
-    ``model`` is the torch module, a timm model without a head; pixels are normalised as its weights were trained.
+    ``model`` is the torch module, a timm model without a head; pixels are normalised as its weights were trained,
+    unless ``data`` sets it otherwise.
     """
 
-    def __init__(self, source: ModelSource, device: torch.device) -> None:
+    def __init__(self, source: ModelSource, device: torch.device, data: SourceConfig | None = None) -> None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)  # `scratch` and untrained models are the same every time
             loaded = load_model(source, pool="avg", fc_norm=False)
-        self._pixels = Pixels(device, loaded.mean, loaded.std)
+        self.inputs = loaded.inputs if data is None else data.input_spec(loaded.inputs)
+        self._pixels = Pixels(device, self.inputs.mean, self.inputs.std)
         self._origin = source.init
         self.model: Any = loaded.model.to(device).eval()
-        self.image_size, self.notes = loaded.image_size, loaded.notes
+        self.image_size = loaded.image_size
+        self.notes = loaded.notes
         self.grid = _grid(self.model, self.image_size)
 
     @torch.inference_mode()

@@ -28,8 +28,9 @@ from ehm.backends.torch.models.upernet import UperNet
 from ehm.backends.torch.models.vit import build_vit
 from ehm.backends.torch.tensors import load_arrays, to_arrays
 from ehm.backends.torch.weights import Loaded, classifier_name, load_model, read_arrays
-from ehm.config import ModelSource, SegmentationConfig, Triple
+from ehm.config import ModelSource, SegmentationConfig
 from ehm.errors import CheckpointError, ConfigError
+from ehm.inputs import InputSpec
 from ehm.trained import Found, Head, Output, Reference, Task, Trained, find, is_segmenter, numbered, outputs_of
 
 __all__ = ["Module", "build", "compute", "load_module", "reference"]
@@ -47,12 +48,12 @@ class Module:
     module: nn.Module
     labels: tuple[str, ...]
     image_size: tuple[int, int]
-    mean: Triple
-    std: Triple
+    inputs: InputSpec
     origin: str
     kind: str
     sha256: str
     head: Head = "auto"
+    notes: tuple[str, ...] = ()
 
     @property
     def outputs(self) -> tuple[Output, ...]:
@@ -130,7 +131,8 @@ def _found(source: ModelSource, head: Head) -> Module:
         if "0.running_mean" in own:
             probe_head(loaded.model)
         _fill_head(loaded.model, prefix[:-1], own)
-    return _describe(loaded, found.labels, found.origin, found.kind, found.sha256, head)
+    described = _describe(loaded, found.labels, found.origin, found.kind, found.sha256, head)
+    return replace(described, notes=found.weights.notes)
 
 
 def _segmenter(source: ModelSource, head: Head) -> Module:
@@ -145,7 +147,7 @@ def _segmenter(source: ModelSource, head: Head) -> Module:
     if height % STRIDES[-1] or width % STRIDES[-1]:
         raise ConfigError(f"model.image_size {[height, width]}: a segmenter's is a multiple of {STRIDES[-1]}")
     model = config.model.model_copy(update={"init": str(folder), "drop_path": 0.0})
-    pyramid, _ = load_pyramid(model, (height, width), config.head.taps or thirds)
+    pyramid, loaded = load_pyramid(model, (height, width), config.head.taps or thirds)
     network = UperNet(pyramid, len(meta["classes"]), config.head)
     # the encoder's are there already, in the sizes that it has here
     rest = {name: torch.from_numpy(array) for name, array in arrays.items() if ".encoder." not in name}
@@ -154,8 +156,7 @@ def _segmenter(source: ModelSource, head: Head) -> Module:
         network.eval().requires_grad_(False),
         tuple(meta["classes"]),
         (height, width),
-        config.data.mean,
-        config.data.std,
+        loaded.inputs,
         str(folder),
         meta["kind"],
         meta["sha256"]["model.safetensors"],
@@ -170,7 +171,7 @@ def _embedder(source: ModelSource, found: Found, head: Head) -> Module:
     model = Embedding(loaded.model, meta["config"]["dim"])
     own = {name: array for name, array in arrays.items() if not name.startswith(("arcface.", "encoder."))}
     load_arrays(model, own | {f"encoder.{name}": array for name, array in to_arrays(loaded.model).items()})
-    described = replace(loaded, model=model, mean=found.weights.mean, std=found.weights.std)
+    described = replace(loaded, model=model, inputs=found.weights.inputs)
     return _describe(described, (), found.origin, found.kind, found.sha256, head)
 
 
@@ -197,4 +198,4 @@ def _fill_head(model: nn.Module, name: str, arrays: Arrays) -> None:
 
 def _describe(loaded: Loaded, labels: tuple[str, ...], origin: str, kind: str, sha256: str, head: Head) -> Module:
     module = loaded.model.eval().requires_grad_(False)
-    return Module(module, labels, loaded.image_size, loaded.mean, loaded.std, origin, kind, sha256, head)
+    return Module(module, labels, loaded.image_size, loaded.inputs, origin, kind, sha256, head)

@@ -18,6 +18,7 @@ from ehm.backends.torch.tensors import Pixels
 from ehm.backends.torch.training import Training
 from ehm.backends.torch.weights import Loaded
 from ehm.config import TaskConfig
+from ehm.inputs import differing_inputs
 
 __all__ = ["Supervised", "optimizer"]
 
@@ -42,10 +43,9 @@ class Supervised(Stepped):
         self.image_size = loaded.image_size
         self.architecture: Mapping[str, Any] = loaded.architecture
         self.notes = loaded.notes
-        if self.notes and (loaded.mean, loaded.std) != (config.data.mean, config.data.std):
-            self.notes += (
-                f"these weights are taken as trained with data.mean {loaded.mean} and data.std {loaded.std}",
-            )
+        self.inputs = config.data.input_spec(loaded.inputs)
+        if self.notes:
+            self.notes += differing_inputs(self.inputs, loaded.inputs)
         training = Training(
             model,
             lambda fused: optimizer(model, loaded.model, config, fused),
@@ -55,7 +55,7 @@ class Supervised(Stepped):
             processes,
             head,
         )
-        self._pixels = Pixels(device, config.data.mean, config.data.std)
+        self._pixels = Pixels(device, self.inputs.mean, self.inputs.std)
         super().__init__(model, training, device, processes, config.run.seed)
 
 

@@ -1,8 +1,8 @@
 """Where a downstream task's encoder comes from: our runs, published files, timm, or nothing.
 
-:mod:`ehm.weights` says which arrays an encoder takes; here are torch's own files, timm's models and the copying. What a
-file has beyond the encoder (a decoder, a head) is left aside and said in ``Loaded.notes``; what the encoder needs and
-the file lacks is a CheckpointError. Reading a file never executes anything in it.
+:mod:`ehm.weights` says which arrays an encoder takes; here are torch's own files, timm's models and the copying. A head
+or a decoder of a file is left aside and said in ``Loaded.notes``; anything else that the encoder has and the file
+lacks, or the other way round, is a CheckpointError. Reading a file never executes anything in it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import re
 from collections import OrderedDict
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,12 +27,13 @@ from torch import Tensor, nn
 from ehm.backends.base import Arrays
 from ehm.backends.torch.hub import reachable_or_offline
 from ehm.backends.torch.models.build import build_encoder
-from ehm.config import ModelSource, TrainConfig, Triple, encoder_spec
+from ehm.config import ModelSource, TrainConfig, encoder_spec
 from ehm.errors import CheckpointError, ConfigError
 from ehm.initial import initial_weights
+from ehm.inputs import InputSpec
 from ehm.reading import shorten
 from ehm.sizes import at_size, describe
-from ehm.weights import MEAN, STD, fitted, read_safetensors, read_weights, select
+from ehm.weights import fitted, read_safetensors, read_weights, select
 
 _CONTAINERS = ("model", "module", "state_dict")
 """Keys under which training programs keep a network's tensors in their files."""
@@ -42,12 +43,14 @@ __all__ = ["Loaded", "begin_with", "classifier_name", "load_model", "read_arrays
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model with its weights in place, and what it is: ``architecture`` rebuilds it, as JSON."""
+    """A model with its weights in place, and what it is: ``architecture`` rebuilds it, as JSON.
+
+    ``inputs`` is how its weights want images to be prepared.
+    """
 
     model: Any
     architecture: dict[str, Any]
-    mean: Triple = MEAN
-    std: Triple = STD
+    inputs: InputSpec = field(default_factory=InputSpec)
     notes: tuple[str, ...] = ()
 
     @property
@@ -89,7 +92,8 @@ def load_model(
             fc_norm = True  # a fine-tuned encoder, whose norm stands behind the average already
         model, architecture = build_encoder(spec, classes, source.drop_path, pool, fc_norm), describe(spec)
         arrays = fitted(weights, spec)
-    return Loaded(model, architecture, weights.mean, weights.std, _fill(model, arrays, source.init))
+    notes = _copy(model, *select(_shapes(model), arrays, classifier_name(model), source.init, weights.notes))
+    return Loaded(model, architecture, weights.inputs, notes)
 
 
 def begin_with(model: nn.Module, config: TrainConfig) -> tuple[str, ...]:
@@ -130,11 +134,6 @@ def read_arrays(path: Path) -> Arrays:
     }
 
 
-def _fill(model: nn.Module, arrays: Arrays, origin: str) -> tuple[str, ...]:
-    """Copy ``arrays`` into ``model``; its head and a norm behind the average may stay fresh, nothing else."""
-    return _copy(model, *select(_shapes(model), arrays, classifier_name(model), origin))
-
-
 def _explain(error: Exception) -> str:
     """Say what torch's safe reading refused; torch's own words advise to read the file unsafely."""
     if refused := re.search(r"GLOBAL ([\w.]+)", str(error)):
@@ -171,7 +170,11 @@ def _load_timm(source: ModelSource, classes: int) -> Loaded:
     size = source.image_size or facts["input_size"][1:]
     architecture = {"family": "timm", "name": name, "image_size": list(size)}
     note = f"{name} of timm, " + ("with its published weights" if pretrained else "untrained")
-    return Loaded(model, architecture, tuple(facts["mean"]), tuple(facts["std"]), (note,))
+    try:
+        inputs = InputSpec.from_pretrained_cfg(facts)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"model.init {source.init}: timm's pretrained_cfg of it: {error}") from None
+    return Loaded(model, architecture, inputs, (note,))
 
 
 def _create(name: str, pretrained: bool, source: ModelSource, classes: int, size: tuple[int, int] | None) -> Any:

@@ -14,13 +14,11 @@ from typing import TYPE_CHECKING, get_args
 from ehm.checkpoint import describe
 from ehm.config import ExportConfig, SegmentationConfig, load_config
 from ehm.console import console
-from ehm.data.transforms import EvalTransform
 from ehm.deploy.bundle import (
     CARD,
     Bundle,
     Manifest,
     ModelRecord,
-    Preprocessing,
     Source,
     Target,
     TensorRecord,
@@ -33,6 +31,7 @@ from ehm.deploy.export.detector import export_detector, is_detector
 from ehm.deploy.export.engines import check_engines, convert, is_bundle, write_engines
 from ehm.deploy.export.parity import compare
 from ehm.deploy.export.sources import demand, prepare
+from ehm.deploy.preprocessing import describe_preprocessing
 from ehm.deploy.runtime import open_session
 from ehm.errors import ConfigError
 from ehm.names import escape_undecodable
@@ -111,7 +110,9 @@ def export(
             f"Exporting {what} of {loaded.origin} ({loaded.kind}, {size}), target {target}, opset {config.opset}, "
             f"to {out}",
         )
-        preprocessing = _preprocessing(loaded, config)
+        for note in loaded.notes:
+            console.print(f"  {note}", markup=False)
+        preprocessing = describe_preprocessing(loaded.image_size, loaded.inputs, config.preprocessing)
         model = opened.write(folder / _MODEL, config, preprocessing)
         # only a plain ViT takes images of any size
         smallest = loaded.spec.patch_size if config.dynamic_size and isinstance(loaded, Trained) else None
@@ -155,16 +156,6 @@ def _record(value: ValueInfoProto) -> TensorRecord:
     if value.type.tensor_type.elem_type == TensorProto.UINT8:
         return TensorRecord(name=value.name, dtype="uint8", layout="NHWC", shape=shape)
     return TensorRecord(name=value.name, dtype="float32", layout="NCHW" if len(shape) == 4 else "NC", shape=shape)
-
-
-def _preprocessing(loaded: Trained | Module, config: ExportConfig) -> Preprocessing:
-    return Preprocessing(
-        in_graph=config.preprocessing,
-        image_size=loaded.image_size,
-        cover=EvalTransform(loaded.image_size).cover,
-        mean=loaded.mean,
-        std=loaded.std,
-    )
 
 
 def _windows(loaded: Trained | Module) -> Windows | None:

@@ -9,7 +9,8 @@ import yaml
 
 from ehm import checkpoint
 from ehm.config import ExportConfig
-from ehm.deploy.bundle import Manifest, Preprocessing
+from ehm.deploy.bundle import Manifest
+from ehm.deploy.export.card_images import describe_crop, preparing_code
 from ehm.errors import CheckpointError
 from ehm.writing import write_text
 
@@ -172,10 +173,7 @@ def _tensors(manifest: Manifest) -> str:
         )
         objects = f"Objects are those of a score above {manifest.fit.threshold:g}; masks lie inside their boxes."
         return "\n".join(["| | type | layout | shape |", "|---|---|---|---|", *rows, "", f"In RGB: {how}. {objects}"])
-    how = (
-        f"resize (bicubic, proportions kept) to just cover {rule.cover[0]} x {rule.cover[1]}, "
-        f"cut {rule.image_size[0]} x {rule.image_size[1]} from the centre, normalise ({values})"
-    )
+    how = f"{describe_crop(rule)}, normalise ({values})"
     first = "The graph takes decoded RGB bytes and does this itself" if rule.in_graph else "Before the graph, in RGB"
     return "\n".join(["| | type | layout | shape |", "|---|---|---|---|", *rows, "", f"{first}: {how}."])
 
@@ -188,26 +186,12 @@ def _use(manifest: Manifest) -> str:
         "import numpy, onnxruntime",
         "from PIL import Image",
         'image = Image.open("photo.png").convert("RGB")',
-        *_prepared(manifest.preprocessing),
+        *preparing_code(manifest.preprocessing),
         f'session = onnxruntime.InferenceSession("{file}", providers=["CPUExecutionProvider"])',
         f'(values,) = session.run(["{name}"], {{"{manifest.input.name}": inputs}})',
     ]
     shell = ["ehm predict BUNDLE photo.png", "ehm serve BUNDLE"]
     return "\n".join(["```sh", *shell, "```", "", "Or, in this folder:", "", "```python", *python, "```"])
-
-
-def _prepared(rule: Preprocessing) -> list[str]:
-    """Lines of Python from ``image`` to ``inputs``."""
-    if rule.in_graph:
-        return ["inputs = numpy.asarray(image)[None]"]
-    (height, width), (cover_h, cover_w) = rule.image_size, rule.cover
-    return [
-        f"scaled = image.width * {cover_h} // image.height, image.height * {cover_w} // image.width",
-        f"image = image.resize((max({cover_w}, scaled[0]), max({cover_h}, scaled[1])), Image.Resampling.BICUBIC)",
-        f"left, top = round((image.width - {width}) / 2), round((image.height - {height}) / 2)",
-        f"pixels = numpy.asarray(image.crop((left, top, left + {width}, top + {height}))) / 255",
-        f"inputs = ((pixels - {list(rule.mean)}) / {list(rule.std)}).transpose(2, 0, 1)[None].astype('float32')",
-    ]
 
 
 def _numbers(manifest: Manifest) -> str:

@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from ehm import checkpoint
 from ehm.config import ExportConfig
 from ehm.console import console
-from ehm.data.transforms import EvalTransform
 from ehm.deploy.bundle import (
     CARD,
     Bundle,
@@ -21,16 +20,17 @@ from ehm.deploy.bundle import (
     ModelRecord,
     Parity,
     ParityCase,
-    Preprocessing,
     Source,
     TensorRecord,
     staged,
 )
 from ehm.deploy.export.card import write_card
 from ehm.deploy.export.sources import demand
+from ehm.deploy.preprocessing import describe_preprocessing
 from ehm.deploy.runtime import open_session
 from ehm.errors import ConfigError, ExportError
 from ehm.names import escape_undecodable
+from ehm.weights import checkpoint_inputs
 
 __all__ = ["compare_detector", "export_detector", "is_detector"]
 
@@ -87,12 +87,7 @@ def export_detector(path: str | Path, config: ExportConfig, device: str, out: Pa
             },
             input=_record(model.graph.input[0]),
             outputs=tuple(map(_record, model.graph.output)),
-            preprocessing=Preprocessing(
-                image_size=graph.image_size,
-                cover=EvalTransform(graph.image_size).cover,
-                mean=trained.data.mean,
-                std=trained.data.std,
-            ),
+            preprocessing=describe_preprocessing(graph.image_size, checkpoint_inputs(meta)),
             fit=_rule(trained, graph),
             labels=tuple(meta["classes"]),
             source=Source(

@@ -15,10 +15,10 @@ import torch
 from onnx import ModelProto
 from torch import nn
 
+from ehm.console import console
 from ehm.deploy.export.lowering import InexpressibleError, lower_to_17
 from ehm.deploy.export.saving import BATCH, set_lowest_ir_version
 from ehm.errors import ExportError
-from ehm.runlog import console
 
 __all__ = ["make_onnx"]
 

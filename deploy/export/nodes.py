@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, numpy_helper
 from onnx.helper import make_node
 
-__all__ = ["BICUBIC", "MICROSOFT", "Nodes"]
+__all__ = ["BICUBIC", "BILINEAR", "MICROSOFT", "Nodes"]
 
 BICUBIC: dict[str, Any] = {
     "mode": "cubic",
@@ -19,6 +19,14 @@ BICUBIC: dict[str, Any] = {
     "coordinate_transformation_mode": "half_pixel",
 }
 """Resize as Pillow's BICUBIC: Keys's kernel, widened when shrinking and normalised at borders (operator set 18)."""
+
+BILINEAR: dict[str, Any] = {
+    "mode": "linear",
+    "antialias": 1,
+    "exclude_outside": 1,
+    "coordinate_transformation_mode": "half_pixel",
+}
+"""Resize as Pillow's BILINEAR: a triangle, widened when shrinking and normalised at borders (operator set 18)."""
 
 MICROSOFT = "com.microsoft"
 """Domain of the operators that ONNX Runtime has beside ONNX's."""

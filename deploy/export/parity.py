@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ehm.data.transforms import EvalTransform
 from ehm.deploy.bundle import Parity, ParityCase, Preprocessing
 from ehm.deploy.predict import normalise
+from ehm.deploy.preprocessing import eval_transform
 from ehm.errors import ExportError
 from ehm.trained import Reference
 
@@ -86,7 +86,7 @@ def _inputs(preprocessing: Preprocessing) -> Iterator[tuple[_Kind, NDArray[Any],
 
 def _cut(pixels: NDArray[np.uint8], preprocessing: Preprocessing) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
     """Bytes (B, H, W, 3), and what a framework gets of them."""
-    transform = EvalTransform(preprocessing.image_size)
+    transform = eval_transform(preprocessing)
     cut = np.stack([transform(Image.fromarray(image)) for image in pixels])
     return pixels, normalise(cut, preprocessing)
 

@@ -1,6 +1,6 @@
 """Preprocessing as the first nodes of a graph: bytes of any size in, as :class:`ehm.data.transforms.EvalTransform`.
 
-Shapes: B images; H x W pixels before, (cover) h x w after the resize, ``image_size`` behind the crop.
+Shapes: B images; H x W pixels before, h x w after the resize, ``image_size`` behind the crop.
 """
 
 from __future__ import annotations
@@ -9,10 +9,12 @@ import numpy as np
 from onnx import ModelProto, TensorProto, helper
 
 from ehm.deploy.bundle import Preprocessing
-from ehm.deploy.export.nodes import BICUBIC, Nodes
+from ehm.deploy.export.nodes import BICUBIC, BILINEAR, Nodes
 from ehm.deploy.export.saving import BATCH
 
 __all__ = ["take_bytes"]
+
+_FILTERS = {"bicubic": BICUBIC, "bilinear": BILINEAR}
 
 
 def take_bytes(model: ModelProto, preprocessing: Preprocessing) -> None:
@@ -36,22 +38,72 @@ def take_bytes(model: ModelProto, preprocessing: Preprocessing) -> None:
 
 
 def _resize(graph: Nodes, images: str, preprocessing: Preprocessing) -> tuple[str, str]:
-    """Bytes (B, 3, h, w), proportions kept, that just cover; and (h, w).
+    """Return the resized bytes (B, 3, h, w), and (h, w)."""
+    planes = graph.node("Transpose", [images], "pixels/planes", perm=[0, 3, 1, 2])
+    if preprocessing.resize == "squash":
+        wanted = graph.integers("pixels.cover", *preprocessing.cover)
+    elif preprocessing.rounding == "down":
+        wanted = _covering_size(graph, planes, preprocessing)
+    else:
+        wanted = _nearest_size(graph, planes, preprocessing)
+    # sizes of all four axes: ONNX Runtime 1.32 fails to load a linear Resize behind a Transpose that names its axes
+    first = graph.node("Shape", [planes], "pixels/first_axes", end=2)
+    sizes = graph.node("Concat", [first, wanted], "pixels/sizes", axis=0)
+    resized = graph.node("Resize", [planes, "", "", sizes], "pixels/resized", **_FILTERS[preprocessing.interpolation])
+    return resized, wanted
 
-    The side that does not decide is rounded down: h = max(cover h, H * cover w // W), and w alike.
+
+def _covering_size(graph: Nodes, planes: str, preprocessing: Preprocessing) -> str:
+    """(h, w) that just covers, proportions kept; the side that does not decide is rounded down.
+
+    h = max(cover h, H * cover w // W), and w alike.
     """
     cover_h, cover_w = preprocessing.cover
-    planes = graph.node("Transpose", [images], "pixels/planes", perm=[0, 3, 1, 2])
     size = graph.node("Shape", [planes], "pixels/size", start=2)
     swapped = graph.node("Gather", [size, graph.integers("pixels.swap", 1, 0)], "pixels/swapped")
     scaled = graph.node("Mul", [size, graph.integers("pixels.across", cover_w, cover_h)], "pixels/scaled")
     other = graph.node("Div", [scaled, swapped], "pixels/other")
-    covering = graph.node("Max", [other, graph.integers("pixels.cover", cover_h, cover_w)], "pixels/covering")
-    return graph.node("Resize", [planes, "", "", covering], "pixels/resized", axes=[2, 3], **BICUBIC), covering
+    return graph.node("Max", [other, graph.integers("pixels.cover", cover_h, cover_w)], "pixels/covering")
+
+
+def _nearest_size(graph: Nodes, planes: str, preprocessing: Preprocessing) -> str:
+    """(h, w) that just covers or fits, proportions kept, rounded to the nearest number of pixels, one at least.
+
+    In float64, by the operations of :class:`ehm.data.transforms.EvalTransform`, so that halves are rounded alike.
+    """
+    size = graph.node("Shape", [planes], "pixels/size", start=2)
+    sides = graph.node("Cast", [size], "pixels/sides", to=TensorProto.DOUBLE)
+    cover = graph.constant("pixels.cover", np.array(preprocessing.cover, np.float64))
+    ratios = graph.node("Div", [sides, cover], "pixels/ratios")
+    reduce = "ReduceMax" if preprocessing.resize == "fit" else "ReduceMin"
+    ratio = graph.node(reduce, [ratios], "pixels/ratio", keepdims=0)
+    rounded = graph.node("Round", [graph.node("Div", [sides, ratio], "pixels/exact")], "pixels/rounded")
+    whole = graph.node("Cast", [rounded], "pixels/whole", to=TensorProto.INT64)
+    return graph.node("Max", [whole, graph.integers("pixels.one", 1)], "pixels/nearest")
+
+
+def _pad(graph: Nodes, resized: str, size: str, preprocessing: Preprocessing) -> tuple[str, str]:
+    """Fill up what lacks to ``image_size`` around the resized bytes; return float32 (B, 3, h, w) and (h, w)."""
+    wanted = graph.integers("pixels.padded_size", *preprocessing.image_size)
+    lacking = graph.node("Sub", [wanted, size], "pixels/lacking")
+    padding = graph.node("Max", [lacking, graph.integers("pixels.zero", 0)], "pixels/padding")
+    before = graph.node("Div", [padding, graph.integers("pixels.two", 2)], "pixels/before")
+    behind = graph.node("Sub", [padding, before], "pixels/behind")
+    both = graph.node("Concat", [before, behind], "pixels/both", axis=0)
+    # Pad knows one value for all channels: 0, around the differences to the colour
+    colour = graph.constant("pixels.fill", np.array(preprocessing.fill, np.float32).reshape(3, 1, 1))
+    values = graph.node("Cast", [resized], "pixels/bytes", to=TensorProto.FLOAT)
+    differences = graph.node("Sub", [values, colour], "pixels/differences")
+    inputs = [differences, both, "", graph.integers("pixels.pad_axes", 2, 3)]
+    padded = graph.node("Add", [graph.node("Pad", inputs, "pixels/padded"), colour], "pixels/filled")
+    return padded, graph.node("Max", [size, wanted], "pixels/filled_size")
 
 
 def _crop(graph: Nodes, resized: str, size: str, preprocessing: Preprocessing) -> str:
     """The centre (B, 3, *image_size); half a pixel is rounded to the even one, as Python does."""
+    covers = all(cover >= side for cover, side in zip(preprocessing.cover, preprocessing.image_size, strict=True))
+    if preprocessing.resize == "fit" or not covers:
+        resized, size = _pad(graph, resized, size, preprocessing)
     wanted = graph.integers("pixels.image_size", *preprocessing.image_size)
     rest = graph.node("Cast", [graph.node("Sub", [size, wanted], "pixels/rest")], "pixels/float", to=TensorProto.FLOAT)
     half = graph.node("Mul", [rest, graph.number("pixels.half", 0.5)], "pixels/half")

@@ -17,6 +17,7 @@ import numpy as np
 
 from ehm.deploy.bundle import Bundle, Manifest
 from ehm.deploy.predict import Predictor
+from ehm.deploy.preprocessing import eval_transform
 from ehm.deploy.serve.batching import Batcher, Images, Outputs, Result
 from ehm.deploy.serve.metrics import Metrics
 from ehm.deploy.serve.settings import Settings
@@ -101,10 +102,10 @@ class ServedModel:
                     413, f"an image of {width} x {height} has more than {_AREA} times the pixels of {own_w} x {own_h}"
                 )
 
-    def _resized(self, height: int, width: int) -> float:
+    def _resized(self, height: int, width: int) -> int:
         """Pixels of an image as sent or as resized, whichever are more."""
-        cover_h, cover_w = self.manifest.preprocessing.cover
-        return height * width * max(1, cover_h / height, cover_w / width) ** 2
+        resized, _ = eval_transform(self.manifest.preprocessing).layout(width, height)
+        return max(height * width, resized[0] * resized[1])
 
 
 @dataclass

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ehm.analysis.colours import part_colours
-from ehm.data.transforms import EvalTransform
 from ehm.deploy.bundle import Preprocessing
+from ehm.deploy.preprocessing import eval_transform
 from ehm.errors import DataError
 from ehm.masking import build_hierarchy, cosine_similarity
 
@@ -76,7 +76,7 @@ def warm_up() -> None:
 
 def region(width: int, height: int, preprocessing: Preprocessing) -> tuple[float, float, float, float]:
     """What the model sees of an image of that size: left, top, width and height, in the image's pixels."""
-    transform = EvalTransform(preprocessing.image_size)
+    transform = eval_transform(preprocessing)
     size, (left, top) = transform.layout(width, height)
     across, down = width / size[0], height / size[1]
     return left * across, top * down, transform.image_size[1] * across, transform.image_size[0] * down

@@ -89,6 +89,8 @@ def inspect(
     chosen = _patches(patches, model.encoder.grid)
 
     console.print(f"Drawing {kind} of {len(files)} image{'s' * (len(files) != 1)} with {origin}")
+    for note in model.encoder.notes:
+        console.print(f"  {note}")
     written = []
     for number, first in enumerate(range(0, len(files), PAGE), 1):
         some = files[first : first + PAGE]

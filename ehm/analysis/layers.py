@@ -49,7 +49,7 @@ def encoder_distances(encoder: Encoder, files: Sequence[Path]) -> NDArray[np.flo
     """Mean attention distance in pixels of every head of every block on ``files``: (K, n)."""
     (height, width), (down, across) = encoder.image_size, encoder.grid
     distances = patch_distances(encoder.grid, (height / down, width / across))
-    transform = EvalTransform(encoder.image_size)
+    transform = EvalTransform.from_spec(encoder.image_size, encoder.inputs)
     total: Any = 0
     for file in files:  # one at a time: the attention of all blocks and heads is large
         pixels = np.array(transform(decode(file)))[None]
@@ -69,7 +69,7 @@ def fine_tuning_gradients(backend: Backend, init: str, source: str, seed: int) -
         raise DataError(f"{source}: has no labels; gradients need a folder with a folder for each class, or elpv")
     config = FinetuneConfig(model=ModelSource(init=init), data=DataConfig(source=source))
     classifier = backend.classifier(config, len(data.classes))
-    transform = EvalTransform(classifier.image_size)
+    transform = EvalTransform.from_spec(classifier.image_size, classifier.inputs)
     one_of = np.eye(len(data.classes), dtype=np.float32)
     found, images = [], 0
     order = np.random.default_rng(seed).permutation(len(data))[:GRADIENT_IMAGES]

@@ -200,7 +200,7 @@ def _load(
     """Images as the encoder takes them, (B, H, W, 3), enlarged for a page of ``columns``, and the pixels a patch."""
     cell = max(4, min(WIDTH // columns, 380) // max(encoder.grid))
     size = (encoder.grid[1] * cell, encoder.grid[0] * cell)
-    transform = EvalTransform(encoder.image_size)
+    transform = EvalTransform.from_spec(encoder.image_size, encoder.inputs)
     taken = np.stack([transform(decode(file)) for file in files])
     shown = [np.asarray(Image.fromarray(image).resize(size, Image.Resampling.LANCZOS)) for image in taken]
     return taken, shown, cell

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -10,16 +11,19 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from ehm.config.methods import with_recipe
 from ehm.config.specs import encoder_spec
 from ehm.encoders import PRESETS, SWIN_PRESETS, EncoderSpec
+from ehm.inputs import IMAGENET_MEAN, IMAGENET_STD, CropMode, InputSpec, Interpolation, Triple
 
 __all__ = [
     "AscendConfig",
     "CalibrationConfig",
     "DataConfig",
     "ExportConfig",
+    "ImageData",
     "MaskConfig",
     "ModelConfig",
     "ModelSource",
     "OptimConfig",
+    "PretrainData",
     "RunConfig",
     "Section",
     "SourceConfig",
@@ -33,8 +37,8 @@ Fraction = Annotated[float, Field(gt=0, lt=1)]
 Share = Annotated[float, Field(gt=0, le=1)]
 Unit = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1, lt=2**31)]
-Triple = tuple[float, float, float]
 PositiveReal = Annotated[float, Field(gt=0)]
+PositiveTriple = tuple[PositiveReal, PositiveReal, PositiveReal]
 
 
 def _both(value: Any) -> Any:
@@ -157,18 +161,23 @@ class MaskConfig(Section):
 class SourceConfig(Section):
     """``data``, of every task: where images come from and how their pixels are normalised.
 
-    ``workers`` processes read them. A file that cannot be read is replaced by another one, or with ``strict`` ends the
-    run.
+    ``mean`` and ``std`` are those that the encoder's weights were trained with, unless they are set here. ``workers``
+    processes read the images. A file that cannot be read is replaced by another one, or with ``strict`` ends the run.
     """
 
     source: str
-    mean: Triple = (0.485, 0.456, 0.406)
-    std: tuple[PositiveReal, PositiveReal, PositiveReal] = (0.229, 0.224, 0.225)
+    mean: Triple | None = None
+    std: PositiveTriple | None = None
     workers: Annotated[int, Field(ge=0)] = 2
     strict: bool = False
 
+    def input_spec(self, own: InputSpec) -> InputSpec:
+        """Return ``own``, what the weights say about their images, with everything that this section sets."""
+        given = {name: getattr(self, name, None) for name in vars(own)}
+        return replace(own, **{name: value for name, value in given.items() if value is not None})
 
-class DataConfig(SourceConfig):
+
+class ImageData(SourceConfig):
     """``data``: where images come from, how they are cropped and normalised, and how strongly colours vary.
 
     ``source`` is ``elpv`` (the photographs that the package elpv-dataset ships), a folder, the root of ImageNet or of
@@ -180,6 +189,25 @@ class DataConfig(SourceConfig):
     crop_scale: Annotated[tuple[Share, Share], AfterValidator(rising)] = (0.2, 1)
     flip: bool = True
     color_jitter: Unit = 0.0
+
+
+class DataConfig(ImageData):
+    """``data`` of tasks that see an image in one crop.
+
+    ``crop_pct``, ``crop_mode`` and ``interpolation`` say how images are resized and cropped to be measured, in timm's
+    words; the crops of training are resized by ``interpolation`` too. Left out, they are those of the weights.
+    """
+
+    crop_pct: Annotated[float, Field(gt=0, le=2)] | None = None
+    crop_mode: CropMode | None = None
+    interpolation: Interpolation | None = None
+
+
+class PretrainData(ImageData):
+    """``data`` of runs that need no encoder's weights: ``mean`` and ``std`` are ImageNet's if they are left out."""
+
+    mean: Triple = IMAGENET_MEAN
+    std: PositiveTriple = IMAGENET_STD
 
 
 class OptimConfig(Section):
@@ -263,7 +291,7 @@ class TrainConfig(Section):
     patch_size: Positive = 16
     model: ModelConfig = ModelConfig()
     mask: MaskConfig = MaskConfig()
-    data: DataConfig = DataConfig()
+    data: PretrainData = PretrainData()
     optim: OptimConfig = OptimConfig()
     run: RunConfig = RunConfig()
 
@@ -494,7 +522,7 @@ class TokenizerConfig(Section):
     image_size: ImageSize = (112, 112)
     temperature: tuple[PositiveReal, PositiveReal] = (0.5, 0.05)
     kl_weight: Annotated[float, Field(ge=0)] = 1e-3
-    data: DataConfig = DataConfig()
+    data: PretrainData = PretrainData()
     optim: OptimConfig = OptimConfig(
         epochs=50, batch_size=256, base_lr=1e-3, warmup_epochs=1, weight_decay=1e-4, betas=(0.9, 0.999), clip_grad=1.0
     )

@@ -12,7 +12,7 @@ from ehm.data.shards import holds_shards, is_pattern, shards
 from ehm.data.source import Source, Split
 
 if TYPE_CHECKING:
-    from ehm.config import DataConfig
+    from ehm.config import ImageData
 
 __all__ = ["open_source"]
 
@@ -25,7 +25,7 @@ _OPENERS: dict[str, Callable[[str, Split], Source]] = {
 }
 
 
-def open_source(config: DataConfig, split: Split = "all") -> Source:
+def open_source(config: ImageData, split: Split = "all") -> Source:
     """Open ``config.source`` as ``config.layout`` says; ``auto`` finds out which it is.
 
     ``split`` is "train", "val" or "all". Where the data has no parts of its own, "train" gives all of it (``.split`` of

@@ -9,19 +9,22 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from ehm.data.augment import RandAugment, RandomErasing, color_jitter
+from ehm.inputs import IMAGENET_MEAN, IMAGENET_STD, CropMode, InputSpec, Interpolation, Triple
 
-__all__ = ["EvalTransform", "TrainTransform", "Transform", "random_resized_crop_box"]
+__all__ = ["RESAMPLING", "EvalTransform", "TrainTransform", "Transform", "random_resized_crop_box"]
 
-Triple = tuple[float, float, float]
-IMAGENET_MEAN: Triple = (0.485, 0.456, 0.406)
-IMAGENET_STD: Triple = (0.229, 0.224, 0.225)
+RESAMPLING: dict[Interpolation, Image.Resampling] = {
+    "bicubic": Image.Resampling.BICUBIC,
+    "bilinear": Image.Resampling.BILINEAR,
+}
+"""Pillow's filters, which smooth before they reduce."""
 
 
 class Transform(Protocol):
@@ -39,13 +42,14 @@ class Transform(Protocol):
 
 @dataclass(frozen=True)
 class TrainTransform:
-    """Random resized crop (bicubic) and flip, as MAE pretrains; RandAugment and random erasing for fine-tuning.
+    """Random resized crop and flip, as MAE pretrains; RandAugment and random erasing for fine-tuning.
 
     ``image_size`` is (height, width); ``crop_scale`` the range of the crop's share of the image's area; ``flip`` a
     horizontal flip half of the time; ``color_jitter`` how far brightness, contrast and saturation may go from 1, as
     BEiT pretrains; ``rand_augment`` timm's string, for example ``rand-m9-mstd0.5-inc1``; ``random_erasing`` a
     probability; ``mean`` and ``std`` of the normalisation (of values 0 to 1) colour what
-    RandAugment uncovers and the noise of erased rectangles. Raises ConfigError for a ``rand_augment`` it cannot read.
+    RandAugment uncovers and the noise of erased rectangles; ``interpolation`` resizes the crop. Raises ConfigError for
+    a ``rand_augment`` it cannot read.
     """
 
     image_size: tuple[int, int]
@@ -56,6 +60,7 @@ class TrainTransform:
     random_erasing: float = 0.0
     mean: Triple = IMAGENET_MEAN
     std: Triple = IMAGENET_STD
+    interpolation: Interpolation = "bicubic"
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -76,7 +81,8 @@ class TrainTransform:
         """An RGB image of any size -> (H, W, 3)."""
         height, width = self.image_size
         top, left, h, w = random_resized_crop_box(image.height, image.width, self.crop_scale, rng)
-        image = image.crop((left, top, left + w, top + h)).resize((width, height), Image.Resampling.BICUBIC)
+        crop = image.crop((left, top, left + w, top + h))
+        image = crop.resize((width, height), RESAMPLING[self.interpolation])
         if self.flip and rng.random() < 0.5:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         if self.color_jitter:
@@ -91,13 +97,39 @@ class TrainTransform:
 
 @dataclass(frozen=True)
 class EvalTransform:
-    """Resize (bicubic) and crop the centre, as MAE evaluates; nothing is random.
+    """Resize and crop the centre, with Pillow; nothing is random.
 
-    Up to 224 pixels the image is resized to 256/224 of ``image_size`` = (height, width), beyond that to ``image_size``
-    itself: the shorter side of a square, and for other shapes the smallest size that covers them.
+    ``image_size`` is (height, width). The image is resized to ``resize_to`` (height, width), in a way that
+    ``crop_mode`` says:
+
+    - ``center`` keeps the proportions and just covers ``resize_to``;
+    - ``squash`` gives exactly ``resize_to``;
+    - ``border`` keeps the proportions and just fits into ``resize_to``.
+
+    Then ``image_size`` is cut from the centre; what lies outside of the resized image becomes ``fill`` (R, G, B).
+    Without ``resize_to`` MAE's rule holds: 256/224 of ``image_size`` up to 224 pixels, ``image_size`` itself beyond.
+    The side that does not decide about the scale is rounded ``down``, as torchvision does, or to the ``nearest`` number
+    of pixels, as timm does unless it covers a square.
     """
 
     image_size: tuple[int, int]
+    resize_to: tuple[int, int] | None = None
+    crop_mode: CropMode = "center"
+    interpolation: Interpolation = "bicubic"
+    fill: tuple[int, int, int] = (0, 0, 0)
+    rounding: Literal["down", "nearest"] = "down"
+
+    @classmethod
+    def from_spec(cls, image_size: tuple[int, int], spec: InputSpec) -> EvalTransform:
+        """Return the transform that ``timm.data.create_transform`` makes for this description and size."""
+        resize_to = spec.resize_target(image_size)
+        # timm leaves squares to torchvision's Resize; MAE's rule has always rounded down here
+        down = spec.crop_mode == "center" and (spec.crop_pct is None or resize_to[0] == resize_to[1])
+        fill = (0, 0, 0)
+        if spec.crop_mode == "border":
+            red, green, blue = (round(255 * value) for value in spec.mean)
+            fill = (red, green, blue)
+        return cls(image_size, resize_to, spec.crop_mode, spec.interpolation, fill, "down" if down else "nearest")
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -106,24 +138,49 @@ class EvalTransform:
 
     @property
     def cover(self) -> tuple[int, int]:
-        """Height and width that the resized image just covers, before the crop."""
-        height, width = self.image_size
-        return (height, width) if max(height, width) > 224 else (int(height / 0.875), int(width / 0.875))
+        """Height and width in pixels that the image is resized to, before the crop."""
+        return self.resize_to or InputSpec().resize_target(self.image_size)
 
     def layout(self, width: int, height: int) -> tuple[tuple[int, int], tuple[int, int]]:
-        """For an image of that size: (width, height) that it is resized to, and (left, top) of the crop in that."""
-        cover_h, cover_w = self.cover
-        if width * cover_h < height * cover_w:
-            size = (cover_w, height * cover_w // width)
-        else:
-            size = (width * cover_h // height, cover_h)
-        return size, (round((size[0] - self.image_size[1]) / 2), round((size[1] - self.image_size[0]) / 2))
+        """For an image of that size: (width, height) that it is resized to, and (left, top) of the crop in that.
+
+        The crop begins at negative numbers if the resized image is smaller than it.
+        """
+        size = self._resized_size(width, height)
+        return size, (_crop_start(size[0], self.image_size[1]), _crop_start(size[1], self.image_size[0]))
 
     def __call__(self, image: Image.Image, rng: np.random.Generator | None = None) -> NDArray[np.uint8]:
         """An RGB image of any size -> (H, W, 3)."""
+        height, width = self.image_size
         size, (left, top) = self.layout(*image.size)
-        image = image.resize(size, Image.Resampling.BICUBIC)
-        return np.asarray(image.crop((left, top, left + self.image_size[1], top + self.image_size[0])))
+        image = image.resize(size, RESAMPLING[self.interpolation])
+        if width <= size[0] and height <= size[1]:
+            return np.asarray(image.crop((left, top, left + width, top + height)))
+        canvas = Image.new("RGB", (width, height), self.fill)
+        canvas.paste(image, (-left, -top))
+        return np.asarray(canvas)
+
+    def _resized_size(self, width: int, height: int) -> tuple[int, int]:
+        """(width, height) after the resize of an image of this size."""
+        cover_h, cover_w = self.cover
+        if self.crop_mode == "squash":
+            return cover_w, cover_h
+        if self.rounding == "down":
+            if width * cover_h < height * cover_w:
+                return cover_w, height * cover_w // width
+            return width * cover_h // height, cover_h
+        # the same operations as in timm's ResizeKeepRatio, so that halves are rounded alike
+        ratios = height / cover_h, width / cover_w
+        ratio = max(ratios) if self.crop_mode == "border" else min(ratios)
+        # one pixel at least: a long thin image would vanish in "border", and Pillow cannot make an empty one
+        return max(1, round(width / ratio)), max(1, round(height / ratio))
+
+
+def _crop_start(resized: int, wanted: int) -> int:
+    """Where a centred crop of ``wanted`` pixels begins, as in torchvision: padding of odd length is longer behind."""
+    if resized < wanted:
+        return -((wanted - resized) // 2)
+    return round((resized - wanted) / 2)
 
 
 def random_resized_crop_box(

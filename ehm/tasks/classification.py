@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ehm.backends.base import Backend, Classifier, LearnerState
 from ehm.config import FinetuneConfig
-from ehm.data import Batch, TrainTransform, open_source
+from ehm.data import Batch, EvalTransform, TrainTransform, open_source
 from ehm.errors import DataError
 from ehm.tasks.evaluate import Evaluation, Stored
 from ehm.tasks.labelled import Part, collect, eval_loader, labels_of, split, train_loader
@@ -35,6 +35,7 @@ class Classification:
         model = config.model if start is None else config.model.model_copy(update={"init": str(start)})
         self.learner: Classifier = backend.classifier(config.model_copy(update={"model": model}), len(self.classes))
         self.headline = f"{'Linear probing of' if config.frozen else 'Fine-tuning'} {config.model.init}"
+        inputs = self.learner.inputs
         transform = TrainTransform(
             self.learner.image_size,
             data.crop_scale,
@@ -42,11 +43,13 @@ class Classification:
             data.color_jitter,
             augment.rand_augment,
             augment.random_erasing,
-            data.mean,
-            data.std,
+            inputs.mean,
+            inputs.std,
+            inputs.interpolation,
         )
         self.loader = train_loader(self.train, transform, config, self._processes)
-        self._val_loader = eval_loader(self.val, self.learner.image_size, config, self._processes)
+        measured = EvalTransform.from_spec(self.learner.image_size, inputs)
+        self._val_loader = eval_loader(self.val, measured, config, self._processes)
 
     @property
     def stored(self) -> dict[str, Any]:
@@ -87,7 +90,8 @@ def reopen(stored: Stored, backend: Backend, config: str | Path | None, override
     classifier.load(LearnerState(stored.arrays, {}))
     part = _part(settings, stored.meta["config"]["data"]["source"])
     numbers = _renumber(part, classes, settings.data.source)
-    loader = eval_loader(part, classifier.image_size, settings, backend.processes)
+    transform = EvalTransform.from_spec(classifier.image_size, classifier.inputs)
+    loader = eval_loader(part, transform, settings, backend.processes)
 
     def measure() -> Report:
         with loader:

@@ -46,7 +46,8 @@ class Stored:
     ) -> C:
         """The checkpoint's configuration, with the images, folds and batches of ``config`` and ``overrides``.
 
-        The model is always the checkpoint's, its pixels normalised as it was trained. What it began with is not needed.
+        The model is always the checkpoint's, and its images are prepared as in its training unless something else is
+        said. What it began with is not needed.
         ``measuring`` are further keys of the task that say how it is measured. Raises ConfigError where those do not go
         with the checkpoint.
         """
@@ -54,9 +55,8 @@ class Stored:
         said = given.model_dump()
         own = load_config(kind, {**self.meta["config"], **{key: said[key] for key in measuring}})
         model = own.model.model_copy(update={"init": str(self.folder)})
-        data = given.data.model_copy(update={"mean": own.data.mean, "std": own.data.std})
-        free = {"folds": given.folds, "fold": given.fold, "optim": given.optim}
-        return own.model_copy(update={"model": model, "data": data, **free})
+        free = {"data": given.data, "folds": given.folds, "fold": given.fold, "optim": given.optim}
+        return own.model_copy(update={"model": model, **free})
 
 
 @dataclass(frozen=True)

@@ -110,13 +110,11 @@ def train_loader(part: Part, transform: Transform, config: TaskConfig, processes
     )
 
 
-def eval_loader(
-    part: Part, image_size: tuple[int, int], config: FinetuneConfig, processes: Processes = ALONE
-) -> Loader:
-    """Every image of ``part`` once, in order, resized and centred; a share of them for each of ``processes``."""
+def eval_loader(part: Part, transform: EvalTransform, config: FinetuneConfig, processes: Processes = ALONE) -> Loader:
+    """Every image of ``part`` once, in order, as ``transform`` crops it; a share of them for each of ``processes``."""
     return Loader(
         part.source,
-        EvalTransform(image_size),
+        transform,
         batch_size=max(1, min(256, config.optim.batch_size // config.optim.accumulate // processes.size))
         * processes.size,
         seed=0,

@@ -176,6 +176,7 @@ def fit(task: Task[R], backend: Backend, folder: Path, start: Path | None = None
                 "classes": list(task.classes),
                 "image_size": list(learner.image_size),
                 "encoder": dict(learner.architecture),
+                "inputs": learner.inputs.to_json(),
                 "best_score": best_score,
                 "metrics": {} if result is None else dict(result.figures),
             }

@@ -15,6 +15,7 @@ from ehm import backends
 from ehm.backends.base import Backend
 from ehm.config import ProbeConfig
 from ehm.console import console
+from ehm.data import EvalTransform
 from ehm.runs import agree, begin, explain_stop, write_json
 from ehm.tasks.classification import Classification
 from ehm.tasks.labelled import collect, eval_loader, split
@@ -67,10 +68,11 @@ def probe(
 
 def measure_neighbours(config: ProbeConfig, backend: Backend) -> Report:
     """k-NN on the features of the encoder: each validation image is classed by its nearest training images."""
-    encoder = backend.encoder(config.model)
+    encoder = backend.encoder(config.model, config.data)
+    transform = EvalTransform.from_spec(encoder.image_size, encoder.inputs)
     found = []
     for part, title in zip(split(config), ("features to search", "features to class"), strict=True):
-        with eval_loader(part, encoder.image_size, config, backend.processes) as loader:
+        with eval_loader(part, transform, config, backend.processes) as loader:
             found.append((part.source.classes, *collect(encoder.features, loader, title, backend.processes)))
     (classes, labels, features), (_, wanted, queries) = found
     return report(wanted, neighbour_votes(features, labels, queries, len(classes), config.neighbours), classes)

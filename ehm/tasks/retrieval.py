@@ -13,8 +13,10 @@ from PIL import Image
 
 from ehm.backends.base import Backend, Embedder, LearnerState, Processes
 from ehm.config import RetrievalConfig, load_config
+from ehm.console import console
 from ehm.data import Batch, EvalTransform, Loader, Source, Split, TrainTransform, open_source
 from ehm.data.benchmarks import Answers, by_class, open_benchmark
+from ehm.data.transforms import RESAMPLING
 from ehm.data.whole import Shrink, WholeImages
 from ehm.errors import ConfigError, DataError
 from ehm.tasks.evaluate import Evaluation, Stored
@@ -56,9 +58,16 @@ class Retrieval:
         model = config.model if start is None else config.model.model_copy(update={"init": str(start)})
         self.learner: Embedder = backend.embedder(config.model_copy(update={"model": model}), len(self.classes))
         self.headline = f"Training a descriptor by ArcFace on {config.model.init}"
-        transform = TrainTransform(self.learner.image_size, data.crop_scale, data.flip, data.color_jitter)
+        transform = TrainTransform(
+            self.learner.image_size,
+            data.crop_scale,
+            data.flip,
+            data.color_jitter,
+            interpolation=self.learner.inputs.interpolation,
+        )
         self.loader = train_loader(self.train, transform, config, self._processes)
-        self._val_loader = _loader(self._search, self.learner.image_size, config, self._processes)
+        measured = EvalTransform.from_spec(self.learner.image_size, self.learner.inputs)
+        self._val_loader = _loader(self._search, measured, config, self._processes)
 
     @property
     def stored(self) -> dict[str, Any]:
@@ -111,7 +120,10 @@ def untrained(
     settings = load_config(RetrievalConfig, config, overrides)
     model = settings.model.model_copy(update={"init": init})
     settings = settings.model_copy(update={"model": model, "dim": None})
-    return _evaluation(backend.embedder(settings, 0), settings, None, backend)
+    embedder = backend.embedder(settings, 0)
+    for note in embedder.notes:
+        console.print(f"  {note}", markup=False)
+    return _evaluation(embedder, settings, None, backend)
 
 
 def parts(config: RetrievalConfig) -> tuple[Part, Part]:
@@ -130,7 +142,8 @@ def _evaluation(
     embedder: Embedder, settings: RetrievalConfig, trained_on: str | None, backend: Backend
 ) -> Evaluation[RetrievalReport]:
     search = _open(settings)[3] if settings.data.source == trained_on else _all(settings)
-    loader = _loader(search, embedder.image_size, settings, backend.processes)
+    transform = EvalTransform.from_spec(embedder.image_size, embedder.inputs)
+    loader = _loader(search, transform, settings, backend.processes)
 
     def measure() -> RetrievalReport:
         with loader:
@@ -182,7 +195,7 @@ def _among(source: Source, labels: NDArray[np.int64], numbers: NDArray[np.int64]
 
 
 def _loader(
-    search: Search, image_size: tuple[int, int], config: RetrievalConfig, processes: Processes
+    search: Search, transform: EvalTransform, config: RetrievalConfig, processes: Processes
 ) -> Loader | WholeImages:
     if config.longest is not None:
         return WholeImages(
@@ -195,10 +208,10 @@ def _loader(
             world_size=processes.size,
         )
     largest = max(config.scales)
-    size = (round(image_size[0] * largest), round(image_size[1] * largest))
+    height, width = transform.image_size
     return Loader(
         search.part.source,
-        _Enlarged(EvalTransform(image_size), size),
+        _Enlarged(transform, (round(height * largest), round(width * largest))),
         batch_size=max(1, min(64, config.optim.batch_size // config.optim.accumulate // processes.size))
         * processes.size,
         seed=0,
@@ -271,8 +284,21 @@ class _Enlarged:
     def __call__(self, image: Image.Image, rng: np.random.Generator | None = None) -> NDArray[np.uint8]:
         if self.size == self.transform.image_size:
             return self.transform(image, rng)
-        (width, height), (left, top) = self.transform.layout(*image.size)
-        x, y = image.width / width, image.height / height
-        right, bottom = left + self.transform.image_size[1], top + self.transform.image_size[0]
-        box = (left * x, top * y, min(right * x, image.width), min(bottom * y, image.height))
-        return np.asarray(image.resize((self.size[1], self.size[0]), Image.Resampling.BICUBIC, box=box))
+        return np.asarray(self._enlarge(image))
+
+    def _enlarge(self, image: Image.Image) -> Image.Image:
+        """Resize the region that ``transform`` shows straight from the image; beyond the image lies its colour."""
+        height, width = self.transform.image_size
+        (resized_w, resized_h), (left, top) = self.transform.layout(*image.size)
+        first_x, first_y = max(left, 0), max(top, 0)
+        last_x, last_y = min(left + width, resized_w), min(top + height, resized_h)
+        x, y = image.width / resized_w, image.height / resized_h
+        box = (first_x * x, first_y * y, min(last_x * x, image.width), min(last_y * y, image.height))
+        across, down = self.size[1] / width, self.size[0] / height
+        shown = max(1, round((last_x - first_x) * across)), max(1, round((last_y - first_y) * down))
+        enlarged = image.resize(shown, RESAMPLING[self.transform.interpolation], box=box)
+        if shown == (self.size[1], self.size[0]):
+            return enlarged
+        canvas = Image.new("RGB", (self.size[1], self.size[0]), self.transform.fill)
+        canvas.paste(enlarged, (round((first_x - left) * across), round((first_y - top) * down)))
+        return canvas

@@ -48,7 +48,7 @@ class Segmentation:
         model = config.model if start is None else config.model.model_copy(update={"init": str(start)})
         self.learner: Segmenter = backend.segmenter(config.model_copy(update={"model": model}), len(self.classes))
         self.headline = f"Training UperNet on {config.model.init}"
-        red, green, blue = (min(255, round(255 * value)) for value in data.mean)
+        red, green, blue = (min(255, round(255 * value)) for value in self.learner.inputs.mean)
         transform = CropTransform(
             config.crop_size,
             data.scale,

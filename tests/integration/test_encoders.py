@@ -179,7 +179,7 @@ def test_pretraining_goes_on_from_a_run_and_resumes_without_it(kind, run, pictur
 def test_an_encoders_file_says_how_its_images_were_normalised(kind, pictures, tmp_path):
     mean = [0.1, 0.2, 0.3]
     out = pretrain(kind, pictures, tmp_path / "run", **{"data.mean": mean}).encoder
-    assert read_weights(ModelSource(init=str(out))).mean == tuple(mean)
+    assert read_weights(ModelSource(init=str(out))).inputs.mean == tuple(mean)
 
 
 def test_pretraining_goes_on_from_a_fine_tuned_encoder(kind, classifier, pictures, tmp_path, capsys):

@@ -2,18 +2,25 @@
 
 import json
 import os
+from functools import partial
 from itertools import count
 
 import elsewhere
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import save_file
+from timm.models.vision_transformer import VisionTransformer
 from tiny import RUN, TINY
 
 import ehm
 from ehm import backends, checkpoint
 from ehm.config import TrainConfig
 from ehm.deploy.predict import predict
+from ehm.encoder_file import encoder_metadata
+from ehm.encoders import VitSpec
+from ehm.inputs import InputSpec
 
 pytestmark = elsewhere.needs_mindspore
 
@@ -187,3 +194,58 @@ def refused(sentence, command, tmp_path, values, device="mindspore:cpu"):
     assert said.startswith(f"ehm {command}: ")
     assert sentence in said
     assert "\n" not in said
+
+
+OPEN_FILES = """
+import json, sys
+import numpy as np
+from ehm import backends
+from ehm.config import DataConfig, FinetuneConfig, ModelSource, TrainConfig
+from ehm.errors import CheckpointError
+
+backend, (refused, described) = backends.get("mindspore"), sys.argv[1:]
+model = {"depth": 1, "decoder_width": 32, "decoder_depth": 1, "decoder_heads": 2, "init": refused}
+config = TrainConfig(encoder="vit_tiny", image_size=32, mask={"blocks": 1}, model=model)
+data = DataConfig(mean=(0.1, 0.2, 0.3), crop_mode="squash")
+commands = {
+    "train": lambda: backend.learner(config),
+    "finetune": lambda: backend.classifier(FinetuneConfig(model=ModelSource(init=refused)), 2),
+    "inspect": lambda: backend.encoder(ModelSource(init=refused)),
+}
+said = {}
+for command, run in commands.items():
+    try:
+        run()
+    except CheckpointError as error:
+        said[command] = str(error)
+learner = backend.classifier(FinetuneConfig(model=ModelSource(init=described), data=data), 2)
+encoder = backend.encoder(ModelSource(init=described))
+pixels = np.random.default_rng(0).integers(0, 256, (2, *encoder.image_size, 3), dtype=np.uint8)
+found = {"inputs": learner.inputs.to_json(), "own": encoder.inputs.to_json(), "notes": encoder.notes}
+print(json.dumps({"said": said, "features": encoder.features(pixels).tolist(), **found}))
+"""
+
+
+def test_an_encoder_is_refused_or_is_what_its_file_says(tmp_path):
+    """By the same rule as with torch; features are those of timm's class with the file's heads and normalisation."""
+    numbers = {"img_size": (16, 64), "patch_size": 8, "embed_dim": 192, "depth": 1, "num_classes": 0}
+    norm = partial(torch.nn.LayerNorm, eps=1e-6)
+    save_file(VisionTransformer(**numbers, num_heads=3, init_values=0.1).state_dict(), tmp_path / "scaled.safetensors")
+    model = VisionTransformer(**numbers, num_heads=6, norm_layer=norm).eval()
+    inputs = InputSpec((0.5, 0.4, 0.3), (0.2, 0.25, 0.3))
+    metadata = encoder_metadata(VitSpec((16, 64), 8, 192, 1, 6), inputs)
+    save_file(model.state_dict(), tmp_path / "encoder.safetensors", metadata)
+    done = elsewhere.run("-c", OPEN_FILES, tmp_path / "scaled.safetensors", tmp_path / "encoder.safetensors")
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["said"].keys() == {"train", "finetune", "inspect"}
+    for sentence in found["said"].values():
+        assert "scaled.safetensors: its encoder has layer scale" in sentence
+    assert found["own"] == inputs.to_json()
+    assert found["inputs"] == {**inputs.to_json(), "mean": [0.1, 0.2, 0.3], "crop_mode": "squash"}
+    assert not [note for note in found["notes"] if "assumed" in note]
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 16, 64, 3), dtype=np.uint8)
+    normalised = (pixels / 255 - inputs.mean) / inputs.std
+    with torch.inference_mode():
+        tokens = model.forward_features(torch.from_numpy(normalised.transpose(0, 3, 1, 2).astype(np.float32)))
+    np.testing.assert_allclose(found["features"], tokens[:, 1:].mean(1).numpy(), rtol=1e-3, atol=1e-4)

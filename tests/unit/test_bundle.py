@@ -208,9 +208,17 @@ def test_keys_of_later_versions_are_ignored(bundle):
     assert Bundle.open(bundle).manifest.task == "features"
 
 
-def test_a_resize_rule_of_another_version_is_refused(bundle):
+def test_images_are_resized_as_the_manifest_says(bundle):
     rewrite(bundle, preprocessing__cover=[30, 44])
-    with pytest.raises(ExportError, match=r"cover \[30, 44\], this version of ehm to \[32, 48\]"):
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 88, 3), dtype=np.uint8))
+    pixels = np.asarray(image.resize((44, 30), Image.Resampling.BICUBIC).crop((1, 1, 43, 29))) / 255
+    found = Predictor(bundle).prepare(image)
+    np.testing.assert_allclose(found, ((pixels - MEAN) / STD).transpose(2, 0, 1), atol=1e-5)
+
+
+def test_a_resize_that_this_version_does_not_know_is_refused(bundle):
+    rewrite(bundle, preprocessing__resize="tile")
+    with pytest.raises(ExportError, match=r"preprocessing\.resize: Input should be 'cover', 'squash' or 'fit'"):
         Predictor(bundle)
 
 

@@ -37,11 +37,11 @@ from ehm.backends.torch.models.pretraining import build_model
 from ehm.backends.torch.module import load_module
 from ehm.backends.torch.weights import begin_with, load_model, read_arrays
 from ehm.config import ModelSource, TrainConfig
+from ehm.encoder_parts import HEADS as BESIDE
 from ehm.encoders import SwinSpec, VitSpec
 from ehm.errors import CheckpointError, ConfigError
 from ehm.published import timm_names
 from ehm.sizes import describe, described
-from ehm.weights import HEADS as BESIDE
 from ehm.weights import encoder_arrays, read_weights
 
 TABLE = "relative_position_bias_table"
@@ -107,7 +107,7 @@ def test_a_published_relative_vit_gives_timms_features(files, method, pixels):
     torch.testing.assert_close(loaded.model.eval()(pixels), expected[:, 1:].mean(1))
     token = load_model(ModelSource(init=str(path)), pool="token").model.eval()
     torch.testing.assert_close(token(pixels), expected[:, 0])
-    assert loaded.mean == ((0.5, 0.5, 0.5) if method == "beit" else (0.485, 0.456, 0.406))
+    assert loaded.inputs.mean == ((0.5, 0.5, 0.5) if method == "beit" else (0.485, 0.456, 0.406))
     head = "decoder" if method == "simmim_vit" else "lm_head"
     assert f"not used from there: {head} (2 tensors), mask_token" in loaded.notes
 
@@ -179,7 +179,9 @@ def test_pretraining_goes_on_from_every_tensor_of_a_published_file(files, method
     assert own.keys() == by_hand.keys()
     for name, value in by_hand.items():
         torch.testing.assert_close(own[name], value, msg=name, rtol=0, atol=0)
-    assert notes == (f"begins with the weights of {path}",)
+    assert notes[0] == f"begins with the weights of {path}"
+    assert len(notes) == 2
+    assert "assumed: mean" in notes[1]
 
 
 def test_a_head_of_another_vocabulary_starts_afresh_and_another_methods_head_is_left(files):
@@ -187,15 +189,15 @@ def test_a_head_of_another_vocabulary_starts_afresh_and_another_methods_head_is_
     config = run_config("beit", model={"init": str(path)})
     model = BeitVit(config.spec, 0.0, vocabulary=16)
     fresh = model.lm_head.weight.clone()
-    assert begin_with(model, config)[1:] == (
+    assert begin_with(model, config)[2:] == (
         "starts afresh: lm_head (2 tensors)",
         "not used from there: lm_head (2 tensors)",
     )
     assert torch.equal(model.lm_head.weight, fresh)
     assert torch.equal(model.mask_token, tensors["mask_token"])
     model, notes = begun("simmim_vit", path)
-    assert notes[1:3] == ("starts afresh: decoder (2 tensors)", "not used from there: lm_head (2 tensors)")
-    assert "data.mean (0.5, 0.5, 0.5)" in notes[3]
+    assert notes[2:4] == ("starts afresh: decoder (2 tensors)", "not used from there: lm_head (2 tensors)")
+    assert "data.mean (0.5, 0.5, 0.5)" in notes[4]
     assert torch.equal(model.rel_pos_bias.relative_position_bias_table, tensors[f"rel_pos_bias.{TABLE}"])
 
 

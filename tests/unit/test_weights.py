@@ -22,6 +22,10 @@ from ehm.config import ModelSource, TrainConfig
 from ehm.errors import CheckpointError, ConfigError
 
 CPU = torch.device("cpu")
+ASSUMED_INPUTS = (
+    "the file does not say all of its encoder; assumed: "
+    "mean [0.485, 0.456, 0.406] and std [0.229, 0.224, 0.225] (data.mean, data.std)"
+)
 WIDTH, DEPTH, PATCH, SIDE = 192, 2, 16, 3  # a ViT-Ti cut to two blocks, for 48 x 48 pixels
 
 
@@ -255,6 +259,7 @@ def test_pretraining_goes_on_from_a_published_file(mae_file):
     found, notes = going_on(path, 16 * SIDE)
     assert notes == (
         f"begins with the weights of {path}",
+        ASSUMED_INPUTS,
         *(() if full else ("starts afresh: decoder (19 tensors), mask_token",)),
     )
     assert all(torch.equal(found[name], value) for name, value in tensors.items())
@@ -268,7 +273,7 @@ def test_pretraining_goes_on_at_another_size_and_without_a_decoder_that_is_anoth
         expected = resample_abs_pos_embed(tensors[name], [5, 5], [SIDE, SIDE], num_prefix_tokens=1)
         torch.testing.assert_close(found[name], expected, rtol=1e-4, atol=1e-5)
     found, notes = going_on(path, 16 * SIDE, decoder_depth=2)
-    assert "starts afresh: decoder" in notes[1]
+    assert "starts afresh: decoder" in notes[2]
     assert torch.equal(found["norm.weight"], tensors["norm.weight"])
     with pytest.raises(CheckpointError, match="its encoder has depth 2, and the run's has depth 3"):
         going_on(path, 16 * SIDE, depth=3)
@@ -303,7 +308,7 @@ def test_a_run_of_ours_loads_with_its_shape_and_normalisation(run):
         loaded = load_model(ModelSource(init=str(init)), fc_norm=False)
         torch.testing.assert_close(loaded.model.eval()(pixels), expected)
         assert loaded.image_size == (32, 48)
-        assert loaded.mean == (0.5, 0.4, 0.3)
+        assert loaded.inputs.mean == (0.5, 0.4, 0.3)
         assert "decoder" in loaded.notes[-1]
 
 
@@ -329,7 +334,7 @@ def test_timm_models_keep_their_own_sizes(run):
     assert loaded.model.fc.out_features == 3
     loaded = load_model(ModelSource(init="timm:vit_tiny_patch16_224?pretrained=false", image_size=(32, 64)), classes=3)
     assert loaded.model.patch_embed.grid_size == (2, 4)
-    assert loaded.mean == (0.5, 0.5, 0.5)
+    assert loaded.inputs.mean == (0.5, 0.5, 0.5)
 
 
 class Session:

@@ -1,0 +1,43 @@
+"""Between what weights say about their images and what a manifest says: the same preparation, written down twice."""
+
+from __future__ import annotations
+
+from ehm.data.transforms import EvalTransform
+from ehm.deploy.bundle import Preprocessing
+from ehm.inputs import CropMode, InputSpec
+
+__all__ = ["describe_preprocessing", "eval_transform"]
+
+_RESIZES: dict[CropMode, str] = {"center": "cover", "squash": "squash", "border": "fit"}
+"""The manifest's word for each of timm's."""
+_CROP_MODES: dict[str, CropMode] = {resize: mode for mode, resize in _RESIZES.items()}
+
+
+def describe_preprocessing(image_size: tuple[int, int], inputs: InputSpec, in_graph: bool = False) -> Preprocessing:
+    """Return the manifest's record of how images of ``image_size`` = (H, W) are prepared."""
+    transform = EvalTransform.from_spec(image_size, inputs)
+    return Preprocessing.model_validate(
+        {
+            "in_graph": in_graph,
+            "image_size": image_size,
+            "resize": _RESIZES[transform.crop_mode],
+            "cover": transform.cover,
+            "rounding": transform.rounding,
+            "interpolation": transform.interpolation,
+            "fill": transform.fill,
+            "mean": inputs.mean,
+            "std": inputs.std,
+        }
+    )
+
+
+def eval_transform(preprocessing: Preprocessing) -> EvalTransform:
+    """Return the transform from an RGB image to the pixels (H, W, 3) that a manifest describes."""
+    return EvalTransform(
+        preprocessing.image_size,
+        preprocessing.cover,
+        _CROP_MODES[preprocessing.resize],
+        preprocessing.interpolation,
+        preprocessing.fill,
+        preprocessing.rounding,
+    )

@@ -1,0 +1,80 @@
+"""One rule for the weights of a file: an encoder is loaded whole or not at all, and only heads may be left out.
+
+The rule is the same for every command and framework. No framework here.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable
+
+from ehm.errors import CheckpointError
+
+__all__ = ["HEADS", "refuse_foreign_parts", "refuse_unloaded"]
+
+HEADS = ("decoder", "mask_token", "lm_head")
+"""Beginnings of the names of what pretraining has beside the encoder."""
+_CLASSIFIER_PARTS = ("head", "heads", "head_dist", "fc_norm", "pre_logits", "classifier")
+"""First parts of the names of what lies behind the encoder: classifiers, and what prepares tokens for them."""
+_LAST_NORM = "norm"
+"""The encoder's last norm: a network with a norm behind its pooling (``fc_norm``) does without, as in MAE."""
+_FOREIGN = (
+    (r"^blocks\.\d+\.ls[12]\.", "layer scale, as in DINOv2 and DeiT III"),
+    (r"\.attn\.[qk]_norm\.", "norms of queries and keys"),
+    (r"^(reg_token|register_tokens|storage_tokens)\b", "register tokens, as in DINOv2 with registers and DINOv3"),
+    (r"^norm_pre\.", "a norm before the blocks, as in CLIP"),
+    (r"^dist_token\b", "a distillation token, as in DeiT's distilled networks"),
+    (r"^attn_pool\.", "pooling by attention, as in SigLIP"),
+    (r"\.mlp\.(w12|w1|w2|w3|fc1_g|fc1_x|norm)\.", "gated MLPs, as in EVA-02 and DINOv2's ViT-g"),
+    (r"\.attn\.norm\.|\.attn\.inner_attn_ln\.", "a norm within attention, as in EVA-02"),
+    (r"\brel_pos\.", "relative positions of another form, as in timm's vit_relpos networks"),
+    (r"\brope\b|\brope_embed\.", "rotary positions, as in DINOv3 and EVA-02"),
+    (r"\.attn\.(logit_scale|cpb_mlp)\b", "cosine attention with computed positions, as in Swin V2"),
+)
+"""Patterns of names that tell a known family, and what its encoders have more than ours."""
+
+
+def refuse_foreign_parts(names: Iterable[str], origin: str) -> None:
+    """Raise CheckpointError, which begins with ``origin``, if ``names`` show that ehm has no such encoder.
+
+    This says the reason before the sizes of a file are read, which need not make sense for another family.
+    """
+    names = list(names)
+    encoder = [name for name in names if not _may_be_left(name, "head")]
+    for pattern, part in _FOREIGN:
+        found = [name for name in encoder if re.search(pattern, name)]
+        if found:
+            raise CheckpointError(f"{origin}: its encoder has {part} ({_first_of(found)}); {_REMEDY}")
+    if "fc_norm.weight" in names and "norm.weight" in names:
+        raise CheckpointError(
+            f"{origin}: its encoder has a norm before the pooling and another behind it (norm.weight, "
+            f"fc_norm.weight); {_REMEDY}"
+        )
+
+
+def refuse_unloaded(names: Iterable[str], loaded: Collection[str], origin: str, head: str = "head") -> None:
+    """Raise CheckpointError, which begins with ``origin``, if a part of the encoder is not ``loaded``.
+
+    What may be left are heads and decoders, known by their names, ``head`` among them, and the last norm.
+    """
+    missed = [name for name in names if name not in loaded and not _may_be_left(name, head)]
+    if missed:
+        raise CheckpointError(
+            f"{origin}: {_first_of(missed)} would be left out, and only heads and decoders may be; {_REMEDY}"
+        )
+
+
+def _may_be_left(name: str, head: str) -> bool:
+    first = name.partition(".")[0]
+    return name.startswith((*HEADS, f"{head}.")) or first == _LAST_NORM or first in _CLASSIFIER_PARTS
+
+
+def _first_of(names: list[str]) -> str:
+    first = min(names)  # a safetensors file has no order of its own
+    return first if len(names) == 1 else f"{first} and {len(names) - 1} more"
+
+
+_REMEDY = (
+    "ehm loads the encoder of a file whole or not at all, and its own are plain ViTs, BEiT's and SimMIM's ViTs with "
+    "relative positions, and Swins of the first version; timm:NAME, by timm's name of the network, loads others"
+)

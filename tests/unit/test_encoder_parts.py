@@ -1,0 +1,108 @@
+"""An encoder is loaded whole or refused with the reason, by every command; other families are timm's own classes."""
+
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from timm.models.deit import VisionTransformerDistilled
+from timm.models.vision_transformer import VisionTransformer
+
+from ehm.backends.torch.encoder import TorchEncoder
+from ehm.backends.torch.learner import TorchLearner
+from ehm.backends.torch.module import load_module
+from ehm.backends.torch.weights import load_model, read_arrays
+from ehm.config import ModelSource, TrainConfig
+from ehm.encoder_parts import refuse_unloaded
+from ehm.errors import CheckpointError
+from ehm.trained import open_trained
+
+CPU = torch.device("cpu")
+NUMBERS = {"img_size": 32, "patch_size": 16, "embed_dim": 192, "depth": 1, "num_heads": 3, "num_classes": 0}
+
+
+def train(path):
+    sizes = {"depth": 1, "decoder_width": 32, "decoder_depth": 1, "decoder_heads": 2, "init": path}
+    return TorchLearner(TrainConfig(encoder="vit_tiny", image_size=32, mask={"blocks": 1}, model=sizes), CPU)
+
+
+COMMANDS = {
+    "train": train,
+    "finetune": lambda path: load_model(ModelSource(init=path), classes=3),
+    "probe": lambda path: load_model(ModelSource(init=path), 3, "token", fc_norm=False),
+    "inspect": lambda path: TorchEncoder(ModelSource(init=path), CPU),
+    "export": lambda path: open_trained(ModelSource(init=path), "auto", read_arrays),
+    "export by torch": lambda path: load_module(ModelSource(init=path)),
+}
+"""What opens a file of weights in each command."""
+
+FAMILIES = {
+    "layer scale": (VisionTransformer, {"init_values": 0.1}, r"layer scale, as in DINOv2.*blocks\.0\.ls1\.gamma"),
+    "qk norm": (VisionTransformer, {"qk_norm": True}, r"norms of queries and keys \(blocks\.0\.attn\.k_norm"),
+    "registers": (VisionTransformer, {"reg_tokens": 4}, r"register tokens, as in DINOv2 .*\(reg_token\)"),
+    "norm before": (VisionTransformer, {"pre_norm": True}, r"a norm before the blocks, as in CLIP \(norm_pre\.bias"),
+    "distilled": (VisionTransformerDistilled, {}, r"a distillation token.*\(dist_token\)"),
+    "map": (VisionTransformer, {"global_pool": "map"}, r"pooling by attention, as in SigLIP \(attn_pool\.k"),
+}
+
+
+@pytest.fixture
+def written(tmp_path):
+    """Write a model's tensors, and others, and give the file's path."""
+
+    def write(model, **others):
+        tensors = {name: value.contiguous() for name, value in model.state_dict().items()} | others
+        save_file(tensors, tmp_path / "weights.safetensors")
+        return str(tmp_path / "weights.safetensors")
+
+    return write
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_encoder_that_has_more_is_refused_by_every_command(family, command, written):
+    kind, options, reason = FAMILIES[family]
+    path = written(kind(**NUMBERS, **options))
+    with pytest.raises(CheckpointError, match=f"weights.safetensors: its encoder has {reason}") as error:
+        COMMANDS[command](path)
+    assert "timm:NAME" in str(error.value)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_second_norm_is_refused(command, written):
+    model = VisionTransformer(**NUMBERS, global_pool="avg", fc_norm=True)
+    path = written(model, **{"norm.weight": torch.ones(192), "norm.bias": torch.ones(192)})
+    with pytest.raises(CheckpointError, match="its encoder has a norm before the pooling and another behind it"):
+        COMMANDS[command](path)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("name", ["blocks.0.gamma_1", "patch_embed.norm.weight", "text_encoder.weight"])
+def test_a_part_that_nobody_knows_is_refused_by_its_name(command, name, written):
+    path = written(VisionTransformer(**NUMBERS), **{name: torch.ones(192)})
+    with pytest.raises(CheckpointError, match=f"{name} would be left out, and only heads and decoders may be"):
+        COMMANDS[command](path)
+
+
+@torch.inference_mode()
+def test_heads_and_decoders_are_left_by_name(written):
+    torch.manual_seed(0)
+    model = VisionTransformer(**NUMBERS, norm_layer=partial(torch.nn.LayerNorm, eps=1e-6)).eval()
+    beside = ["head.weight", "head_dist.bias", "pre_logits.fc.weight", "lm_head.weight", "mask_token"]
+    path = written(model, **{name: torch.ones(7) for name in [*beside, "decoder_blocks.0.attn.q_norm.bias"]})
+    for command in ("train", "finetune", "inspect"):
+        opened = COMMANDS[command](path)
+        (left,) = (note for note in opened.notes if note.startswith("not used from there: "))
+        for name in ("pre_logits", "head_dist"):
+            assert name in left
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
+    normalised = torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255 * 2 - 1  # lm_head: BEiT's mean and std
+    expected = model.forward_features(normalised)[:, 1:].mean(1)
+    torch.testing.assert_close(torch.from_numpy(COMMANDS["inspect"](path).features(pixels)), expected)
+
+
+def test_the_last_norm_may_give_way_to_one_behind_the_pooling_and_a_networks_own_head_has_its_name():
+    refuse_unloaded(["norm.weight", "fc.weight"], ["fc_norm.weight"], "FILE", head="fc")
+    with pytest.raises(CheckpointError, match=r"^FILE: fc\.weight and 1 more would be left out"):
+        refuse_unloaded(["fc.weight", "norm1.bias"], [], "FILE")
