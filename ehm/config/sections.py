@@ -176,7 +176,7 @@ class DataConfig(SourceConfig):
     """
 
     source: str = "elpv"
-    layout: Literal["auto", "elpv", "folder", "gldv2", "imagenet", "shards"] = "auto"
+    layout: Literal["auto", "classes", "elpv", "folder", "gldv2", "imagenet", "parts", "shards"] = "auto"
     crop_scale: Annotated[tuple[Share, Share], AfterValidator(rising)] = (0.2, 1)
     flip: bool = True
     color_jitter: Unit = 0.0

@@ -25,7 +25,7 @@ from PIL import Image
 from ehm.config import SegmentationData
 from ehm.data.ade20k import CLASSES
 from ehm.data.decode import decode, upright_size
-from ehm.data.folder import image_files
+from ehm.data.image_files import image_files
 from ehm.data.masks import IGNORED, MASK_SUFFIXES, read_mask
 from ehm.data.source import Names, Split
 from ehm.data.threads import in_threads
