@@ -141,10 +141,10 @@ def make_file_source(
         notes = [*notes, unused.describe()]
     if not files:
         kinds = " ".join(sorted(SUFFIXES))
-        passed_over = f"; {unused.describe()}" if unused else ""
-        raise DataError(
-            f"data.source {source}: no images in {root} or its subfolders (looked for {kinds}){passed_over}"
-        )
+        problem = f"no images in {root} or its subfolders (looked for {kinds})"
+        if unused:
+            problem += f"; {unused.describe()}"
+        raise DataError(f"data.source {source}: {problem}")
     if not classes or None in class_folders:
         return FileSource(root, Names(files), None, (), split, notes=tuple(notes))
     numbers: dict[str | None, int] = {name: number for number, name in enumerate(classes)}

@@ -25,15 +25,12 @@ NAMED = 3
 OTHER_FORMAT = "of a format that is not read"
 HIDDEN = "hidden, or in hidden folders"
 
-UNREAD_SUFFIXES = frozenset(
-    # pictures
-    ".apng .arw .avif .bpg .cr2 .cr3 .dcm .dds .dicom .dng .emf .eps .exr .fits .hdr .heic .heif .icns .ico .j2c .j2k "
-    ".jp2 .jpf .jpx .jxl .mpo .nef .nii .npy .npz .orf .pam .pbm .pcx .pef .pfm .psd .qoi .raf .raw .rw2 .sgi .svg .svs "
-    ".tga .wmf .xbm .xpm "
-    # archives and tables that data sets come in
-    ".7z .arrow .beton .h5 .hdf5 .lmdb .mdb .parquet .rar .rec .tar .tbz2 .tfrecord .tfrecords .tgz .txz .tzst .zip"
-    "".split()
+PICTURES = (
+    "apng arw avif bpg cr2 cr3 dcm dds dicom dng emf eps exr fits hdr heic heif icns ico j2c j2k jp2 jpf jpx jxl mpo "
+    "nef nii npy npz orf pam pbm pcx pef pfm psd qoi raf raw rw2 sgi svg svs tga wmf xbm xpm"
 )
+ARCHIVES = "7z arrow beton h5 hdf5 lmdb mdb parquet rar rec tar tbz2 tfrecord tfrecords tgz txz tzst zip"
+UNREAD_SUFFIXES = frozenset(f".{suffix}" for suffix in f"{PICTURES} {ARCHIVES}".split())
 """Suffixes of files that may well be meant as images or samples, and that no source of image files reads."""
 
 _COMPRESSED = frozenset({".bz2", ".gz", ".xz", ".zst"})

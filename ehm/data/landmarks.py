@@ -16,7 +16,8 @@ from ehm.errors import DataError
 __all__ = ["gldv2", "holds_gldv2"]
 
 _TABLES = {"train_clean.csv": ("landmark_id", "images"), "train.csv": ("id", "landmark_id")}
-"""The first that is there counts: the paper trains on the cleaned set. Kaggle's train.csv has no column of addresses."""
+"""The columns of each table; Kaggle's train.csv has no ``url``. The first that is there counts: the paper trains on the
+cleaned set."""
 
 
 def holds_gldv2(root: Path) -> bool:
@@ -42,8 +43,8 @@ def gldv2(source: str, split: Split) -> FileSource:
     """GLDv2: image abc... is ``train/a/b/c/abc....jpg``; a class is a landmark, named by its number.
 
     ``train_clean.csv`` has a row for each landmark (``landmark_id,images``, 1.58 million images of 81,313), or else
-    ``train.csv`` one for each image (``id,landmark_id`` among its columns). There is no validation part. Raises DataError that names
-    the table and the line where it is something else, or where the first image of the table is missing.
+    ``train.csv`` one for each image (``id,landmark_id``, and others). There is no validation part. Raises DataError
+    that names the table and the line if it is something else, or if the first image of the table is missing.
     """
     root = Path(source).expanduser()
     if split == "val":
@@ -66,9 +67,8 @@ def gldv2(source: str, split: Split) -> FileSource:
     notes = [describe_layout(f"GLDv2 by {table.name}", (), len(known))]
     unused = Unused()
     named = set(images)
-    unused.add_all(
-        f"not named in {table.name}", (file for file in image_files(root, "train", unused) if file not in named)
-    )
+    others = (file for file in image_files(root, "train", unused) if file not in named)
+    unused.add_all(f"not named in {table.name}", others)
     if unused:
         notes.append(unused.describe())
     classes = tuple(map(str, known.tolist()))

@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING
 from ehm.data.folder import elpv, folder
 from ehm.data.image_files import IMAGES
 from ehm.data.imagenet import find_imagenet, imagenet
-from ehm.data.inventory import list_names
 from ehm.data.landmarks import gldv2, holds_gldv2
-from ehm.data.shards import find_tar_files, holds_shards, is_pattern, shards
+from ehm.data.shards import holds_shards, is_pattern, shards
 from ehm.data.source import Source, Split
 from ehm.errors import DataError
 
@@ -52,7 +51,7 @@ def _recognise_layout(source: str) -> str:
     root = Path(source).expanduser()
     fitting: dict[str, str] = {}
     if holds_shards(root):
-        fitting["shards"] = f"tar files such as {list_names([find_tar_files(root)[0].name])}"
+        fitting["shards"] = "tar files"
     if holds_gldv2(root):
         fitting["gldv2"] = "a table of landmarks beside train/"
     if find_imagenet(source) is not None:

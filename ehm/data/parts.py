@@ -134,10 +134,10 @@ def divide_by_layout(source: str, layout: str, finder: SampleFinder) -> Division
     if division is None and layout == "parts":
         raise DataError(f"data.source {source}: data.layout=parts needs a folder train/ (or training/) with samples")
     if division is not None and "train" not in division.parts:
-        names = list(division.parts.values())
+        names = [f"{name}/" for name in division.parts.values()]
         raise DataError(
-            f"data.source {source}: has {list_names([f'{name}/' for name in names])} and no part to train on (train/ or "
-            f"training/); to read one of them all the same, name it: data.source={division.root / names[0]}"
+            f"data.source {source}: has {list_names(names)} and no part to train on (train/ or training/); to read one "
+            f"of them all the same, name it: data.source={division.root / names[0]}"
         )
     return division or Division(root)
 

@@ -1,4 +1,4 @@
-"""Tar shards in WebDataset's naming, read at random through an index (:mod:`ehm.data.tar_index`); nothing is extracted."""
+"""Tar shards in WebDataset's naming, read at random through an index; nothing is extracted."""
 
 from __future__ import annotations
 
@@ -89,8 +89,10 @@ def shards(source: str, split: Split) -> ShardSource:
     numbers = np.concatenate([indexes[file].numbers for file in files])
     if not len(numbers):
         kinds = " ".join(sorted(SUFFIXES))
-        passed_over = f"; {unused.describe()}" if unused else ""
-        raise DataError(f"data.source {source}: no images in {len(files)} tar files (looked for {kinds}){passed_over}")
+        problem = f"no images in {len(files)} tar files (looked for {kinds})"
+        if unused:
+            problem += f"; {unused.describe()}"
+        raise DataError(f"data.source {source}: {problem}")
     offset, size, labels = numbers.T.copy()
     labelled = bool((labels >= 0).all())
     classes = 1 + max(int(index.numbers[:, 2].max(initial=UNLABELLED)) for index in indexes.values())
@@ -184,7 +186,7 @@ def is_pattern(source: str) -> bool:
 def holds_shards(root: Path) -> bool:
     """Whether a folder, or one of its parts, holds .tar files."""
     parts = [root / name for name in visible_folders(root) if name_part(name) is not None]
-    return any(map(find_tar_files, [root, *parts]))
+    return any(map(_has_tar_files, [root, *parts]))
 
 
 def find_tar_files(root: Path) -> list[Path]:
@@ -199,9 +201,11 @@ def is_tar_name(name: str) -> bool:
     return name.lower().endswith(".tar")
 
 
-TARS = SampleFinder(
-    below=lambda folder: bool(find_tar_files(folder)), directly=lambda folder: bool(find_tar_files(folder))
-)
+def _has_tar_files(folder: Path) -> bool:
+    return bool(find_tar_files(folder))
+
+
+TARS = SampleFinder(below=_has_tar_files, directly=_has_tar_files)
 """How to tell whether a folder holds shards."""
 
 
