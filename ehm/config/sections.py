@@ -158,7 +158,7 @@ class SourceConfig(Section):
     """``data``, of every task: where images come from and how their pixels are normalised.
 
     ``workers`` processes read them. A file that cannot be read is replaced by another one, or with ``strict`` ends the
-    run.
+    run. A task refuses a named class that nothing to train on has, unless ``allow_empty_classes`` is set.
     """
 
     source: str
@@ -166,13 +166,15 @@ class SourceConfig(Section):
     std: tuple[PositiveReal, PositiveReal, PositiveReal] = (0.229, 0.224, 0.225)
     workers: Annotated[int, Field(ge=0)] = 2
     strict: bool = False
+    allow_empty_classes: bool = False
 
 
 class DataConfig(SourceConfig):
     """``data``: where images come from, how they are cropped and normalised, and how strongly colours vary.
 
     ``source`` is ``elpv`` (the photographs that the package elpv-dataset ships), a folder, the root of ImageNet or of
-    GLDv2, or tar shards (``/data/shard-{000000..000146}.tar`` or a folder of them).
+    GLDv2, or tar shards (``/data/shard-{000000..000146}.tar`` or a folder of them). ``layout`` says which of these it
+    is: a ``folder`` has parts or classes, ``parts`` and ``classes`` say which where both are possible.
     """
 
     source: str = "elpv"

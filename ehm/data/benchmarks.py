@@ -56,6 +56,7 @@ class BenchmarkSource:
     labels: None = None
     classes: tuple[str, ...] = ()
     split: Split = "all"
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.files)

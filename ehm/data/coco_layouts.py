@@ -46,7 +46,8 @@ def find_annotations(source: str, split: Split, layout: str = "auto") -> Annotat
     if single.is_file():
         fitting["instances"] = {}
     if layout == "coco" and "coco" not in fitting:
-        fitting.pop("instances", None)
+        if years:
+            fitting.pop("instances", None)
     elif layout != "auto":
         fitting = {name: parts for name, parts in fitting.items() if name == layout}
     if not fitting:

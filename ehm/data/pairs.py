@@ -28,6 +28,7 @@ from ehm.data.class_names import read_ade20k_classes, read_classes_file
 from ehm.data.decode import decode, upright_size
 from ehm.data.image_files import image_files
 from ehm.data.inventory import Unused, describe_layout
+from ehm.data.mask_counts import MaskCounts
 from ehm.data.masks import IGNORED, read_mask
 from ehm.data.pair_layouts import PairFolders, find_pair_folders, is_mask_file, recognise_pairs
 from ehm.data.parts import Part, no_validation_part
@@ -127,20 +128,22 @@ def _describe(source: PairSource, found: PairFolders, unused: Unused) -> tuple[s
     return tuple(notes)
 
 
-def check(source: PairSource, indices: Iterable[int], threads: int) -> list[str]:
-    """What is wrong with the masks of those images, a sentence each that begins with the file.
+def check(source: PairSource, indices: Iterable[int], threads: int, counts: MaskCounts | None = None) -> list[str]:
+    """Return what is wrong with the masks of those images, a sentence each that begins with the file.
 
-    Images that cannot be read are left out: the loader replaces them.
+    Images that cannot be read are left out: the loader replaces them. The values of masks are added to ``counts``.
     """
-    return [wrong for wrong in in_threads(partial(_check, source), indices, threads) if wrong]
+    return [wrong for wrong in in_threads(partial(_check, source, counts), indices, threads) if wrong]
 
 
-def _check(source: PairSource, index: int) -> str:
+def _check(source: PairSource, counts: MaskCounts | None, index: int) -> str:
     file = source.mask(index)
     try:
         labels = read_mask(file, source.zero_ignored)
     except BrokenImage as error:
         return str(error)
+    if counts is not None:
+        counts.add(labels)
     try:
         size = upright_size(source.name(index))
     except BrokenImage:
@@ -195,10 +198,12 @@ def _numbered(config: SegmentationData, source: PairSource) -> PairSource:
     if largest < 0 and (wrong := check(source, range(1), 0)):
         raise DataError(f"data.source {config.source}: none of its masks can be used: {wrong[0]}")
     if largest < 1:
-        raise DataError(
-            f"data.source {config.source}: its masks have {'one class' if largest == 0 else 'no class'} only; "
-            "segmentation needs two at least"
-        )
+        counts = MaskCounts()
+        check(source, range(len(source)), config.workers, counts)
+        problem = "one class only; segmentation needs two at least"
+        if counts.masks[IGNORED]:
+            problem = f"the values 0 and {IGNORED} only, and {IGNORED} is ignored; write the second class as 1"
+        raise DataError(f"data.source {config.source}: its masks have {problem}")
     classes = tuple(map(str, range(largest + 1)))
     return replace(source, classes=classes, named=False)
 

@@ -21,6 +21,7 @@ from ehm.runlog import console
 from ehm.tasks.average_precision import AveragePrecision, as_results, average_precision
 from ehm.tasks.evaluate import Evaluation, Stored
 from ehm.tasks.labelled import Part
+from ehm.tasks.occurrences import count_objects
 
 __all__ = ["Detection", "reopen"]
 
@@ -37,6 +38,7 @@ class Detection:
         self.config, self._processes = config, backend.processes
         self.train, self.val = _split(config)
         self.classes = self.train.source.classes
+        self.class_counts = count_objects(self.train, config.data)
         # a resumed run needs nothing but its checkpoint
         model = config.model if start is None else config.model.model_copy(update={"init": str(start)})
         self.learner: Detector = backend.detector(config.model_copy(update={"model": model}), len(self.classes))
