@@ -143,7 +143,7 @@ def printable(name: str) -> str:
 def describe_layout(kind: str, parts: Sequence[str], classes: int) -> str:
     """Return what was recognised, such as "folder with parts train, valid, test; 3 classes"."""
     divided = f" with parts {list_names(parts)}" if parts else ""
-    counted = f"{classes:,} classes" if classes else "no classes"
+    counted = f"{classes:,} class{'es' if classes > 1 else ''}" if classes else "no classes"
     return f"{kind}{divided}; {counted}"
 
 

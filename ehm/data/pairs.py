@@ -186,7 +186,7 @@ def _pair(source: str, root: Path, images: Path, masks: Path, unused: Unused) ->
         )
     found = [known[os.path.splitext(file)[0]] for file in files]
     alone = sorted(set(known.values()) - set(found))
-    unused.add_all("masks without an image", (str((masks / file).relative_to(root)) for file in alone))
+    unused.add_all("of masks without an image", (str((masks / file).relative_to(root)) for file in alone))
     return [str((images / file).relative_to(root)) for file in files], [
         str((masks / file).relative_to(root)) for file in found
     ]

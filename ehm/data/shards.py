@@ -171,9 +171,9 @@ def _count_passed_over(root: Path, used: Set[Path], unused: Unused) -> None:
                 if is_tar_name(name):
                     unused.add(HIDDEN, shown)
             elif is_tar_name(name):
-                unused.add("tar files in other folders", shown)
+                unused.add("in other folders", shown)
             elif has_image_suffix(name):
-                unused.add("images beside the tar files", shown)
+                unused.add("beside the tar files", shown)
             elif is_sample_file(path):
                 unused.add(OTHER_FORMAT, shown)
 

@@ -30,10 +30,10 @@ __all__ = ["UNLABELLED", "TarIndex", "read_index", "split_member_name"]
 
 UNLABELLED = -1
 
-FURTHER = "further images of a sample"
+FURTHER = "beside the image of their sample"
 SEVERAL = "of samples with several images, none with a plain suffix (a sample's name ends at the first dot)"
-WITHOUT_IMAGE = "samples without an image"
-LINKS = "links, which hold no bytes"
+WITHOUT_IMAGE = "of samples without an image"
+LINKS = "stored as links, without bytes"
 
 _VERSION = "v2"
 _META = re.compile(r"__[^/]*__($|/)")
