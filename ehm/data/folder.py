@@ -22,11 +22,20 @@ from ehm.data.inventory import (
     is_sample_file,
     list_names,
 )
-from ehm.data.parts import MASK_FOLDERS, Division, divide_by_layout, no_validation_part, visible_folders
+from ehm.data.parts import MASK_FOLDERS, Division, Part, divide_by_layout, no_validation_part, visible_folders
 from ehm.data.source import FileSource, Names, Split
 from ehm.errors import DataError
 
-__all__ = ["ElpvSource", "PartFiles", "count_beside_parts", "elpv", "folder", "list_part", "make_file_source"]
+__all__ = [
+    "ElpvSource",
+    "PartFiles",
+    "count_beside_parts",
+    "describe_division",
+    "elpv",
+    "folder",
+    "list_part",
+    "make_file_source",
+]
 
 BESIDE_PARTS = "beside the parts"
 
@@ -83,7 +92,9 @@ def folder(source: str, split: Split, layout: str = "folder") -> FileSource:
     """
     division = divide_by_layout(source, layout, IMAGES)
     root, unused = division.root, Unused()
-    contents = {part: list_part(root, name, unused) for part, name in division.parts.items()}
+    contents: dict[Part, PartFiles] = {}
+    for part, name in division.parts.items():
+        contents[part] = list_part(root, name, unused)
     if not contents:
         contents = {"train": list_part(root, "", unused)}
     place = root / division.parts.get("train", "")
@@ -98,16 +109,18 @@ def folder(source: str, split: Split, layout: str = "folder") -> FileSource:
     if None in folders and len(folders) > 1:
         loose = contents["train"].files[contents["train"].class_folders.index(None)]
         notes.append(f"its folders are no classes, because {list_names([loose])} lies beside them")
-    if len(contents) > 1:
-        counts = {division.parts[part]: len(found.files) for part, found in contents.items()}
-        notes.append(describe_parts(counts, [division.parts["test"]] if "test" in contents else []))
-    parts: dict[Split, PartFiles] = {}
-    if "train" in contents:
-        parts["train"] = contents["train"]
-    if "val" in contents:
-        parts["val"] = contents["val"]
+    notes += describe_division(division, contents)
     empty = _empty_folders(place, classes)
-    return make_file_source(source, root, parts, split, classes, notes, unused, empty)
+    return make_file_source(source, root, contents, split, classes, notes, unused, empty)
+
+
+def describe_division(division: Division, contents: Mapping[Part, PartFiles]) -> list[str]:
+    """Return a line with the number of images in each part; none if there are no other parts than one."""
+    if len(division.parts) < 2:
+        return []
+    counts = {division.parts[part]: len(found.files) for part, found in contents.items()}
+    never_read = [division.parts["test"]] if "test" in division.parts else []
+    return [describe_parts(counts, never_read)]
 
 
 def list_part(root: Path, name: str, unused: Unused) -> PartFiles:
@@ -119,22 +132,22 @@ def list_part(root: Path, name: str, unused: Unused) -> PartFiles:
 def make_file_source(
     source: str,
     root: Path,
-    parts: Mapping[Split, PartFiles],
+    parts: Mapping[Part, PartFiles],
     split: Split,
     classes: tuple[str, ...],
     notes: Sequence[str],
     unused: Unused,
     empty_classes: tuple[str, ...] = (),
 ) -> FileSource:
-    """Make the source of the part ``split``, of all ``parts`` if it is "all"; no labels if a file has no class.
+    """Make the source of the part ``split``, of training and validation if it is "all"; no labels if a file has none.
 
-    Without a part "val", "train" is all that there is, and "val" raises DataError.
+    Without a part "val", "train" is all that there is, and "val" raises DataError. A part "test" is left out.
     """
     if split == "val" and "val" not in parts:
         raise no_validation_part(source)
     if "val" not in parts:
         split = "all"
-    chosen = [found for part, found in parts.items() if split in ("all", part)]
+    chosen = [found for part, found in parts.items() if part != "test" and split in ("all", part)]
     files = [file for found in chosen for file in found.files]
     class_folders = [name for found in chosen for name in found.class_folders]
     if unused:
@@ -157,7 +170,7 @@ def make_file_source(
 
 def _first_folder(file: str, place: str) -> str | None:
     """Return the folder of ``file`` right below ``place``, None if it lies in ``place`` itself."""
-    inside = os.path.relpath(file, place) if place else file
+    inside = file[len(place) + 1 :] if place else file
     first, separator, _ = inside.partition(os.sep)
     return first if separator else None
 

@@ -6,9 +6,9 @@ import csv
 import re
 from pathlib import Path
 
-from ehm.data.folder import PartFiles, count_beside_parts, list_part, make_file_source
-from ehm.data.inventory import Unused, describe_layout, describe_parts
-from ehm.data.parts import Division, match_parts, no_validation_part, visible_folders
+from ehm.data.folder import PartFiles, count_beside_parts, describe_division, list_part, make_file_source
+from ehm.data.inventory import Unused, describe_layout
+from ehm.data.parts import Division, Part, match_parts, no_validation_part, visible_folders
 from ehm.data.source import FileSource, Split
 from ehm.errors import DataError
 
@@ -34,19 +34,17 @@ def imagenet(source: str, split: Split) -> FileSource:
     if split == "val" and "val" not in division.parts:
         raise no_validation_part(source)
     unused = Unused()
-    contents = {part: list_part(division.root, name, unused) for part, name in division.parts.items()}
-    parts: dict[Split, PartFiles] = {"train": _without_loose(contents["train"], unused)}
+    contents: dict[Part, PartFiles] = {}
+    for part, name in division.parts.items():
+        contents[part] = list_part(division.root, name, unused)
+    contents["train"] = _without_loose(contents["train"], unused)
     if "val" in contents:
-        parts["val"] = _label_flat_part(source, division, contents["val"], needed=split == "val")
+        contents["val"] = _label_flat_part(source, division, contents["val"], needed=split == "val")
     classes = tuple(visible_folders(division.folder("train")))
     count_beside_parts(division, unused)
-    counts = {division.parts[part]: len(found.files) for part, found in contents.items()}
-    kept = [division.parts["test"]] if "test" in division.parts else []
-    notes = [
-        describe_layout("ImageNet", list(division.parts.values()), len(classes)),
-        describe_parts(counts, kept),
-    ]
-    return make_file_source(source, division.root, parts, split, classes, notes, unused)
+    notes = [describe_layout("ImageNet", list(division.parts.values()), len(classes))]
+    notes += describe_division(division, contents)
+    return make_file_source(source, division.root, contents, split, classes, notes, unused)
 
 
 def _without_loose(found: PartFiles, unused: Unused) -> PartFiles:

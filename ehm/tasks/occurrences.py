@@ -71,8 +71,9 @@ def describe_masks(
     if not source.zero_ignored:
         _require_every_class(classes, pixels, source.named, "pixel", train, config)
     total = max(1, int(train_counts.pixels.sum()))
-    shares = [f"{printable(name)} {train_counts.masks[number]:,}, {pixels[number] / total:.2%}"
-              for number, name in enumerate(classes)]  # fmt: skip
+    shares = []
+    for number, name in enumerate(classes):
+        shares.append(f"{printable(name)} {train_counts.masks[number]:,}, {pixels[number] / total:.2%}")
     title = "images with each class to train on, and its share of the pixels"
     if len(classes) <= LISTED:
         lines = [f"{title}: {'; '.join(shares)}"]

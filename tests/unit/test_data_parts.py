@@ -10,6 +10,7 @@ from PIL import Image
 
 from ehm.config import DataConfig, SegmentationData
 from ehm.data import open_source
+from ehm.data.benchmarks import open_benchmark
 from ehm.data.coco import coco
 from ehm.data.pairs import open_pairs
 from ehm.data.parts import name_part
@@ -164,6 +165,13 @@ def test_imagenet_with_other_spellings(tmp_path):
     assert source.notes[0] == "ImageNet with parts training, validation, test; 2 classes"
     assert "1 beside the class folders (training/loose.png)" in source.notes[2]
     assert opened(tmp_path, "val").labels.tolist() == [1]
+
+
+def test_a_benchmark_with_parts_is_refused(tmp_path):
+    put_classes(tmp_path, "train", "val")
+    with pytest.raises(DataError, match=r"benchmark .*: train/ is named like a part .*benchmark=.*/train"):
+        open_benchmark(str(tmp_path))
+    assert len(open_benchmark(str(tmp_path / "val")).queries) == 4
 
 
 def write_tar(path, *members):
