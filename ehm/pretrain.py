@@ -20,7 +20,7 @@ from ehm.backends.base import Backend, Learner
 from ehm.backends.common import split_average
 from ehm.config import TrainConfig
 from ehm.console import console
-from ehm.data import Loader, TrainTransform, open_source
+from ehm.data import Loader, Source, TrainTransform, open_source
 from ehm.encoder_file import encoder_metadata
 from ehm.errors import CheckpointError
 from ehm.inputs import InputSpec
@@ -106,7 +106,7 @@ def _run(config: TrainConfig, backend: Backend, folder: Path, start: Path | None
             )
         learner.load(state)
         first = int(begun["step"])
-    _announce(config, backend, learner, len(source), loader.steps_per_epoch, folder, start)
+    _announce(config, backend, learner, source, loader.steps_per_epoch, folder, start)
 
     leads = backend.processes.rank == 0
     if leads:
@@ -172,7 +172,7 @@ def _announce(
     config: TrainConfig,
     backend: Backend,
     learner: Learner,
-    images: int,
+    source: Source,
     steps: int,
     folder: Path,
     start: Path | None,
@@ -186,9 +186,11 @@ def _announce(
         f"masks ({config.masks.ratio:.0%} hidden)"
     )
     console.print(
-        f"  on {config.data.source}: {images:,} images, {optim.epochs} epochs of {steps} steps, "
+        f"  on {config.data.source}: {len(source):,} images, {optim.epochs} epochs of {steps} steps, "
         f"batch {optim.batch_size}{views}, learning rate {optim.lr:.2e}; {on(backend)}"
     )
+    for note in source.notes:
+        console.print(f"  {note}", markup=False)
     for note in learner.notes:
         console.print(f"  {note}")
     console.print(f"  into {folder}" + (f", continuing {start.name}" if start else ""))

@@ -37,7 +37,8 @@ __all__ = [
 C = TypeVar("C", bound=TrainConfig | TaskConfig | TokenizerConfig)
 CONFIG_FILE = "config.yaml"
 _FREE = {
-    "data.workers", "data.source", "data.layout", "data.strict", "model.init", "model.tokenizer", "mask.build",
+    "data.workers", "data.source", "data.layout", "data.strict", "data.allow_empty_classes",
+    "model.init", "model.tokenizer", "mask.build",
     "optim.accumulate"
 }  # fmt: skip
 

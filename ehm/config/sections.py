@@ -163,6 +163,7 @@ class SourceConfig(Section):
 
     ``mean`` and ``std`` are those that the encoder's weights were trained with, unless they are set here. ``workers``
     processes read the images. A file that cannot be read is replaced by another one, or with ``strict`` ends the run.
+    A task refuses a named class that nothing to train on has, unless ``allow_empty_classes`` is set.
     """
 
     source: str
@@ -170,6 +171,7 @@ class SourceConfig(Section):
     std: PositiveTriple | None = None
     workers: Annotated[int, Field(ge=0)] = 2
     strict: bool = False
+    allow_empty_classes: bool = False
 
     def input_spec(self, own: InputSpec) -> InputSpec:
         """Return ``own``, what the weights say about their images, with everything that this section sets."""
@@ -181,11 +183,12 @@ class ImageData(SourceConfig):
     """``data``: where images come from, how they are cropped and normalised, and how strongly colours vary.
 
     ``source`` is ``elpv`` (the photographs that the package elpv-dataset ships), a folder, the root of ImageNet or of
-    GLDv2, or tar shards (``/data/shard-{000000..000146}.tar`` or a folder of them).
+    GLDv2, or tar shards (``/data/shard-{000000..000146}.tar`` or a folder of them). ``layout`` says which of these it
+    is: a ``folder`` has parts or classes, ``parts`` and ``classes`` say which where both are possible.
     """
 
     source: str = "elpv"
-    layout: Literal["auto", "elpv", "folder", "gldv2", "imagenet", "shards"] = "auto"
+    layout: Literal["auto", "classes", "elpv", "folder", "gldv2", "imagenet", "parts", "shards"] = "auto"
     crop_scale: Annotated[tuple[Share, Share], AfterValidator(rising)] = (0.2, 1)
     flip: bool = True
     color_jitter: Unit = 0.0

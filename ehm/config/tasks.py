@@ -114,7 +114,7 @@ class DetectionData(SourceConfig):
     """``data`` of detection: a folder in COCO's format (docs/detection.md). ``flip`` mirrors half of the images."""
 
     source: str = "coco"
-    layout: Literal["auto", "coco"] = "auto"
+    layout: Literal["auto", "coco", "coco2014", "coco2017", "instances"] = "auto"
     flip: bool = True
 
 

@@ -26,6 +26,7 @@ from PIL import Image
 
 from ehm.data.decode import decode
 from ehm.data.folder import folder
+from ehm.data.parts import name_part, visible_folders
 from ehm.data.pickled import read_pickle
 from ehm.data.source import Names, Split
 from ehm.errors import BrokenImage, DataError
@@ -56,6 +57,7 @@ class BenchmarkSource:
     labels: None = None
     classes: tuple[str, ...] = ()
     split: Split = "all"
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.files)
@@ -115,7 +117,13 @@ def open_benchmark(place: str) -> Benchmark:
         return _revisited(found[0])
     if (path / "queries").is_dir() and (path / "database").is_dir():
         return _folders(path)
-    images = folder(str(path), "all")
+    parts = [name for name in visible_folders(path) if name_part(name) is not None]
+    if parts:
+        raise DataError(
+            f"benchmark {place}: {parts[0]}/ is named like a part of a data set and not like a class; name the folder "
+            f"that holds the classes, for example benchmark={path / parts[0]}"
+        )
+    images = folder(str(path), "all", "classes")
     if images.labels is None:
         raise DataError(
             f"benchmark {place}: expected gnd_*.pkl or gnd.json, queries/ and database/, or a folder for each class"
@@ -227,7 +235,7 @@ def _box(values: Any, where: str) -> Box:
 
 def _folders(root: Path) -> Benchmark:
     """``queries/`` and ``database/`` with folders of the same names."""
-    parts = [folder(str(root / part), "all") for part in ("queries", "database")]
+    parts = [folder(str(root / part), "all", "classes") for part in ("queries", "database")]
     classes: list[list[str]] = []
     for part, images in zip(("queries", "database"), parts, strict=True):
         names = [Path(images.files[index]).parts for index in range(len(images))]

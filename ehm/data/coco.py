@@ -1,8 +1,6 @@
 """Images with annotated objects in COCO's format: its official folders, and a single file beside a folder of images.
 
-    annotations/instances_train2017.json, instances_val2017.json, train2017/, val2017/
-    annotations/instances_train.json, instances_val.json, train/, val/
-    instances.json, images/
+:mod:`ehm.data.coco_layouts` says which files are found.
 
 Shapes: an image of H x W pixels has n objects.
 """
@@ -12,7 +10,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -20,7 +18,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ehm.data.coco_layouts import find_annotations
 from ehm.data.decode import decode
+from ehm.data.image_files import image_files
+from ehm.data.inventory import Unused, describe_layout
 from ehm.data.source import Split
 from ehm.errors import BrokenImage, DataError
 from ehm.instances import Instances
@@ -31,7 +32,6 @@ __all__ = ["CocoSource", "coco", "mask_tools"]
 
 Annotation = Mapping[str, Any]
 """An object as the file has it: ``bbox`` (left, top, width, height), ``category_id``, ``segmentation``, ``iscrowd``."""
-_YEARS = ("2017", "")
 _SHOWN = 3
 _LARGEST_SIDE = 2**31
 
@@ -52,6 +52,7 @@ class CocoSource:
     split: Split
     unusable: tuple[str, ...]
     masks: bool
+    notes: tuple[str, ...] = ()
 
     @property
     def labels(self) -> None:
@@ -90,27 +91,25 @@ class CocoSource:
         return image, Instances(boxes, labels, masks)
 
 
-def coco(source: str, split: Split, masks: bool = True) -> CocoSource:
-    """Open ``source`` in one of the module's layouts.
+def coco(source: str, split: Split, masks: bool = True, layout: str = "auto") -> CocoSource:
+    """Open ``source`` in one of the layouts of :mod:`ehm.data.coco_layouts`.
 
-    ``split`` is "train", "val" or "all"; where there is one file only, "train" gives all of it (``.split`` of the
-    source then is "all") and "val" raises. Without ``masks`` objects need no segmentation.
-    Raises DataError where there is no such file, or where it has objects of no known category or image, without a box
+    ``split`` is "train", "val" or "all"; if there is no validation part, "train" gives all that there is (``.split`` of
+    the source then is "all") and "val" raises. Without ``masks`` objects need no segmentation.
+    Raises DataError if there is no such file, or if it has objects of no known category or image, without a box
     or, with ``masks``, without a mask: all of them counted, the first ones named.
     """
-    root = Path(source).expanduser()
-    part: Split = "val" if split == "val" else "train"
-    for year in _YEARS:
-        file = root / "annotations" / f"instances_{part}{year}.json"
-        if file.is_file():
-            return _read(file, root / f"{part}{year}", part, masks)
-    single = root / "instances.json"
-    if single.is_file() and split != "val":
-        return _read(single, root / "images", "all", masks)
-    if single.is_file():
-        raise DataError(f"data.source {source}: has no validation part of its own (annotations/instances_val.json)")
-    files = f"annotations/instances_{part}2017.json, annotations/instances_{part}.json and instances.json"
-    raise DataError(f"data.source {source}: not COCO's layout; looked for {files}")
+    found = find_annotations(source, split, layout)
+    opened = _read(found.file, found.folder, found.split, masks)
+    kind = f"COCO's format by {found.file.relative_to(Path(source).expanduser())}"
+    notes = [describe_layout(kind, found.parts, len(opened.classes))]
+    unused = Unused()
+    named = {os.path.normpath(image["file_name"]) for image in opened.images}
+    others = (file for file in image_files(found.folder, unused=unused) if file not in named)
+    unused.add_all(f"not named in {found.file.name}", others)
+    if unused:
+        notes.append(unused.describe())
+    return replace(opened, notes=tuple(notes))
 
 
 def mask_tools() -> Any:

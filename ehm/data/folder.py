@@ -1,10 +1,9 @@
-"""Sources that are folders of image files: any folder, ImageNet's official layouts, and the photographs of ELPV."""
+"""Sources that are folders of image files: any folder, and the photographs of ELPV."""
 
 from __future__ import annotations
 
 import os
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,15 +12,42 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ehm.data.decode import SUFFIXES
+from ehm.data.image_files import IMAGES, has_image_suffix, hidden_images, image_files
+from ehm.data.inventory import (
+    HIDDEN,
+    OTHER_FORMAT,
+    Unused,
+    describe_layout,
+    describe_parts,
+    is_sample_file,
+    list_names,
+)
+from ehm.data.parts import MASK_FOLDERS, Division, Part, divide_by_layout, no_validation_part, visible_folders
 from ehm.data.source import FileSource, Names, Split
 from ehm.errors import DataError
 from ehm.names import escape_undecodable
-from ehm.reading import read_rows, read_text
+from ehm.reading import read_text
 
-__all__ = ["ElpvSource", "elpv", "find_imagenet", "folder", "image_files", "imagenet", "part_folders"]
+__all__ = [
+    "ElpvSource",
+    "PartFiles",
+    "count_beside_parts",
+    "describe_division",
+    "elpv",
+    "folder",
+    "list_part",
+    "make_file_source",
+]
 
-_KAGGLE = Path("ILSVRC", "Data", "CLS-LOC")
-_SOLUTION = "LOC_val_solution.csv"
+BESIDE_PARTS = "beside the parts"
+
+
+@dataclass(frozen=True)
+class PartFiles:
+    """Image files of one part, as paths below the source's root, and the class folder of each; None if it has none."""
+
+    files: list[str]
+    class_folders: list[str | None]
 
 
 @dataclass(frozen=True)
@@ -49,7 +75,7 @@ def elpv(source: str, split: Split) -> ElpvSource:
     if not table.is_file():
         raise DataError(f"data.source {source}: no labels.csv of ELPV in {root}")
     if split == "val":
-        raise _no_val(source)
+        raise no_validation_part(source)
     rows = [line.split() for line in read_text(table).splitlines()]
     try:
         probability = np.array([float(row[1]) for row in rows])
@@ -58,146 +84,166 @@ def elpv(source: str, split: Split) -> ElpvSource:
         raise DataError(f"{table}: expected lines of an image's path, its probability and mono or poly") from None
     labels = (probability >= 0.5).astype(np.int64)
     classes = ("functional", "defective")
-    return ElpvSource(root, Names(row[0] for row in rows), labels, classes, "all", probability, kind)
+    notes = (describe_layout("photographs of ELPV", (), len(classes)),)
+    return ElpvSource(root, Names(row[0] for row in rows), labels, classes, "all", probability, kind, notes=notes)
 
 
-def folder(source: str, split: Split) -> FileSource:
-    """All images in a folder, sorted by name; hidden files and folders are passed over, links are followed.
+def folder(source: str, split: Split, layout: str = "folder") -> FileSource:
+    """Open all images in a folder, sorted by name; hidden files and folders are passed over, links are followed.
 
-    Where every image lies in one of at least two folders, these are the classes; otherwise there are no labels. A
-    folder that has ``train/`` and ``val/`` is divided into these, and the classes are those of ``train/``.
+    If every image lies in one of at least two folders, these are the classes; otherwise there are no labels. A folder
+    that has parts (``layout`` is what `divide_by_layout` takes) is divided into these, and the classes are those of the
+    training part. The test part is never read. Raises DataError if the folders hold images and their masks.
     """
-    root = Path(source).expanduser()
-    parts, split = part_folders(source, split)
-    classes = _class_folders(root / "train" if split == "val" else parts[0])
-    files, names = [], []
-    for part in parts:
-        for file in image_files(part):
-            files.append(str((part / file).relative_to(root)))
-            names.append(_first_folder(file))
-    return _labelled(source, root, files, names, classes, split)
+    division = divide_by_layout(source, layout, IMAGES)
+    root, unused = division.root, Unused()
+    contents: dict[Part, PartFiles] = {}
+    for part, name in division.parts.items():
+        contents[part] = list_part(root, name, unused)
+    if not contents:
+        contents = {"train": list_part(root, "", unused)}
+    place = root / division.parts.get("train", "")
+    folders = list(dict.fromkeys(contents["train"].class_folders))
+    if layout != "classes":
+        _refuse_masks(source, place, folders)
+    classes = _as_classes(folders)
+    if division.parts:
+        count_beside_parts(division, unused)
+
+    notes = [describe_layout(_name_kind(source, division), list(division.parts.values()), len(classes))]
+    if None in folders and len(folders) > 1:
+        loose = contents["train"].files[contents["train"].class_folders.index(None)]
+        notes.append(f"its folders are no classes, because {list_names([loose])} lies beside them")
+    notes += describe_division(division, contents)
+    empty = _empty_folders(place, classes)
+    return make_file_source(source, root, contents, split, classes, notes, unused, empty)
 
 
-def imagenet(source: str, split: Split) -> FileSource:
-    """ImageNet-1K as published: ``train/nXXXXXXXX/*.JPEG`` and ``val/``, or Kaggle's ``ILSVRC/Data/CLS-LOC``.
-
-    ``val/`` has class folders, or is flat beside (or below the folder of) Kaggle's LOC_val_solution.csv. Labels number
-    the WordNet identifiers in sorted order, as usual.
-    """
-    root = find_imagenet(Path(source).expanduser())
-    if root is None:
-        raise DataError(
-            f"data.source {source}: not ImageNet's layout; looked for train/nXXXXXXXX/ and {_KAGGLE}/train/"
-        )
-    if split == "val" and not (root / "val").is_dir():
-        raise _no_val(source)
-    classes = tuple(_folders(root / "train"))
-    parts = [part for part in ("train", "val") if split in ("all", part) and (root / part).is_dir()]
-    files, names = [], []
-    for part in parts:
-        found = list(image_files(root / part))
-        flat = part == "val" and any(_first_folder(file) is None for file in found)
-        solution = _solution(root) if flat else None
-        if flat and solution is None and split == "val":
-            raise DataError(f"data.source {source}: val/ has no class folders, and no {_SOLUTION} lies above it")
-        for file in found:
-            files.append(os.path.join(part, file))
-            names.append(solution.get(Path(file).stem) if solution is not None else _first_folder(file))
-    return _labelled(source, root, files, names, classes, split)
+def describe_division(division: Division, contents: Mapping[Part, PartFiles]) -> list[str]:
+    """Return a line with the number of images in each part; none if there are no other parts than one."""
+    if len(division.parts) < 2:
+        return []
+    counts = {division.parts[part]: len(found.files) for part, found in contents.items()}
+    never_read = [division.parts["test"]] if "test" in division.parts else []
+    return [describe_parts(counts, never_read)]
 
 
-def find_imagenet(root: Path) -> Path | None:
-    """The folder that holds ImageNet's train/ in or below ``root``, or None."""
-    for candidate in (root / _KAGGLE, root):
-        if any(re.fullmatch(r"n\d{8}", name) for name in _folders(candidate / "train")):
-            return candidate
-    return None
+def list_part(root: Path, name: str, unused: Unused) -> PartFiles:
+    """List the images in the folder ``name`` of ``root``, all of ``root`` if it is empty; others go to ``unused``."""
+    files = list(image_files(root, name, unused))
+    return PartFiles(files, [_first_folder(file, name) for file in files])
 
 
-def part_folders(source: str, split: Split) -> tuple[list[Path], Split]:
-    """The folders that ``split`` consists of and which part that is; raises DataError where there is no such part."""
-    root = Path(source).expanduser()
-    if not root.is_dir():
-        wrong = "is a file, not a folder" if root.exists() else "there is no such folder"
-        raise DataError(f"data.source {source}: {wrong}")
-    names = _folders(root)
-    if "train" not in names or not ("val" in names or {"train", "test"}.issuperset(names)):
-        if split == "val":
-            raise _no_val(source)
-        return [root], "all"
-    if split == "val" and "val" not in names:
-        raise _no_val(source)
-    return [root / part for part in ("train", "val") if part in names and split in ("all", part)], split
-
-
-def _no_val(source: str) -> DataError:
-    return DataError(f"data.source {source}: has no validation part of its own (a folder val/ beside train/)")
-
-
-def _labelled(
-    source: str, root: Path, files: Sequence[str], names: Sequence[str | None], classes: tuple[str, ...], split: Split
+def make_file_source(
+    source: str,
+    root: Path,
+    parts: Mapping[Part, PartFiles],
+    split: Split,
+    classes: tuple[str, ...],
+    notes: Sequence[str],
+    unused: Unused,
+    empty_classes: tuple[str, ...] = (),
 ) -> FileSource:
-    """The source of ``files`` whose class folders are ``names``; no labels where a file has none."""
+    """Make the source of the part ``split``, of training and validation if it is "all"; no labels if a file has none.
+
+    Without a part "val", "train" is all that there is, and "val" raises DataError. A part "test" is left out.
+    """
+    if split == "val" and "val" not in parts:
+        raise no_validation_part(source)
+    if "val" not in parts:
+        split = "all"
+    chosen = [found for part, found in parts.items() if part != "test" and split in ("all", part)]
+    files = [file for found in chosen for file in found.files]
+    class_folders = [name for found in chosen for name in found.class_folders]
+    if unused:
+        notes = [*notes, unused.describe()]
     if not files:
         kinds = " ".join(sorted(SUFFIXES))
-        raise DataError(f"data.source {source}: no images in {root} or its subfolders (looked for {kinds})")
-    if not classes or None in names:
-        return FileSource(root, Names(files), None, (), split)
+        problem = f"no images in {root} or its subfolders (looked for {kinds})"
+        if unused:
+            problem += f"; {unused.describe()}"
+        raise DataError(f"data.source {source}: {problem}")
+    if not classes or None in class_folders:
+        return FileSource(root, Names(files), None, (), split, notes=tuple(notes))
     numbers: dict[str | None, int] = {name: number for number, name in enumerate(classes)}
-    for file, name in zip(files, names, strict=True):
+    for file, name in zip(files, class_folders, strict=True):
         if name not in numbers:
-            raise DataError(f"data.source {source}: {file} is of class {name}, which train/ does not have")
-    labels = np.array([numbers[name] for name in names], dtype=np.int64)
-    return FileSource(root, Names(files), labels, tuple(map(escape_undecodable, classes)), split)
+            raise DataError(f"data.source {source}: {file} is of class {name}, which the training part does not have")
+    labels = np.array([numbers[name] for name in class_folders], dtype=np.int64)
+    return FileSource(
+        root,
+        Names(files),
+        labels,
+        tuple(map(escape_undecodable, classes)),
+        split,
+        notes=tuple(notes),
+        empty_classes=empty_classes,
+    )
 
 
-def image_files(root: Path, below: str = "", above: frozenset[tuple[int, int]] = frozenset()) -> Iterator[str]:
-    """Paths of images relative to ``root``, sorted within each folder; a link to a folder above it is not followed."""
-    try:
-        status = os.stat(root / below)
-        with os.scandir(root / below) as scan:
-            entries = sorted((entry for entry in scan if not entry.name.startswith(".")), key=lambda entry: entry.name)
-    except OSError as error:
-        raise DataError(f"data.source: cannot read {root / below}: {error.strerror}") from None
-    here = (status.st_dev, status.st_ino)
-    if here in above:
-        return
-    for entry in entries:
-        path = os.path.join(below, entry.name)
-        if entry.is_dir():
-            yield from image_files(root, path, above | {here})
-        elif os.path.splitext(entry.name)[1].lower() in SUFFIXES:  # a dangling link too: the loader reports it
-            yield path
-
-
-def _folders(root: Path) -> list[str]:
-    """Names of the visible subfolders, sorted; none where there is no such folder."""
-    if not root.is_dir():
-        return []
-    return sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith("."))
-
-
-def _class_folders(root: Path) -> tuple[str, ...]:
-    """The subfolders with images, where there are two at least and no image lies beside them."""
-    names: list[str] = []
-    for file in image_files(root):
-        name = _first_folder(file)
-        if name is None:
-            return ()
-        if not names or names[-1] != name:
-            names.append(name)
-    return tuple(names) if len(names) > 1 else ()
-
-
-def _first_folder(file: str) -> str | None:
-    first, separator, _ = file.partition(os.sep)
+def _first_folder(file: str, place: str) -> str | None:
+    """Return the folder of ``file`` right below ``place``, None if it lies in ``place`` itself."""
+    inside = file[len(place) + 1 :] if place else file
+    first, separator, _ = inside.partition(os.sep)
     return first if separator else None
 
 
-def _solution(root: Path) -> dict[str, str] | None:
-    """Image name to WordNet identifier, from Kaggle's table in ``root`` or up to three folders above it."""
-    for place in (root, *root.resolve().parents[:3]):
-        if (place / _SOLUTION).is_file():
-            rows = read_rows(place / _SOLUTION, ("ImageId", "PredictionString"))
-            return {row["ImageId"]: row["PredictionString"].partition(" ")[0] for _, row in rows}
-    return None
+def _as_classes(folders: Sequence[str | None]) -> tuple[str, ...]:
+    """Return the folders as classes, if there are two at least and no image lies beside them."""
+    names = tuple(name for name in folders if name is not None)
+    return names if len(names) == len(folders) > 1 else ()
+
+
+def _name_kind(source: str, division: Division) -> str:
+    """Return "folder", and which one if the parts lie deeper than in the source itself."""
+    outer = Path(source).expanduser()
+    return "folder" if division.root == outer else f"folder {list_names([str(division.root.relative_to(outer))])}/"
+
+
+def _refuse_masks(source: str, place: Path, folders: Sequence[str | None]) -> None:
+    """Raise DataError if the folders are images/ and that of their masks: no classes, and masks are no photographs."""
+    masks = sorted(name for name in folders if name is not None and name.lower() in MASK_FOLDERS)
+    images = [name for name in folders if name is not None and name.lower() == "images"]
+    if images and masks:
+        raise DataError(
+            f"data.source {source}: fits two layouts: images with their masks ({images[0]}/ and {masks[0]}/) and "
+            f"classes of these names; data.source={place / images[0]} takes the images alone, and data.layout=classes "
+            "both folders as classes"
+        )
+
+
+def count_beside_parts(division: Division, unused: Unused) -> None:
+    """Count the images that lie beside the parts, in folders or loose."""
+    for name in visible_folders(division.root):
+        if name not in division.parts.values():
+            unused.add_all(BESIDE_PARTS, image_files(division.root, name, unused))
+    for entry in sorted(os.scandir(division.root), key=lambda entry: entry.name):
+        if not entry.is_file():
+            continue
+        if entry.name.startswith("."):
+            unused.add_all(HIDDEN, hidden_images(division.root, entry.name))
+        elif has_image_suffix(entry.name):
+            unused.add(BESIDE_PARTS, entry.name)
+        elif is_sample_file(entry.path):
+            unused.add(OTHER_FORMAT, entry.name)
+
+
+def _empty_folders(place: Path, classes: Sequence[str]) -> tuple[str, ...]:
+    """Return the folders beside ``classes`` that are classes without images: empty ones, and those of other formats."""
+    if not classes:
+        return ()
+    found = []
+    for name in visible_folders(place):
+        if name in classes:
+            continue
+        files = _visible_files(place / name)
+        if not files or any(map(is_sample_file, files)):
+            found.append(name)
+    return tuple(found)
+
+
+def _visible_files(root: Path) -> list[str]:
+    files = []
+    for folder_path, _, names in os.walk(root):
+        files += [os.path.join(folder_path, name) for name in names if not name.startswith(".")]
+    return files

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
+from ehm.data.image_files import image_files
+from ehm.data.inventory import Unused, describe_layout
 from ehm.data.source import FileSource, Names, Split
 from ehm.errors import DataError
 from ehm.reading import read_rows
@@ -15,21 +18,36 @@ __all__ = ["gldv2", "holds_gldv2"]
 
 _DIGITS = 18
 """Of the largest number of a landmark: what fits into 64 bits."""
-_TABLES = {"train_clean.csv": ("landmark_id", "images"), "train.csv": ("id", "url", "landmark_id")}
-"""The first that is there counts: the paper trains on the cleaned set."""
+_TABLES = {"train_clean.csv": ("landmark_id", "images"), "train.csv": ("id", "landmark_id")}
+"""The columns of each table; Kaggle's train.csv has no ``url``. The first that is there counts: the paper trains on the
+cleaned set."""
 
 
 def holds_gldv2(root: Path) -> bool:
-    """Whether a table of GLDv2 lies beside a folder ``train/``."""
-    return (root / "train").is_dir() and any((root / name).is_file() for name in _TABLES)
+    """Whether a table with GLDv2's columns lies beside a folder ``train/``.
+
+    The names of the tables are not enough: many a data set has a train.csv.
+    """
+    if not (root / "train").is_dir():
+        return False
+    return any((root / name).is_file() and _has_columns(root / name) for name in _TABLES)
+
+
+def _has_columns(table: Path) -> bool:
+    try:
+        with table.open(newline="", encoding="utf-8-sig") as file:
+            header = next(csv.reader(file), [])
+    except (OSError, UnicodeDecodeError, csv.Error):
+        return False
+    return set(_TABLES[table.name]) <= set(header)
 
 
 def gldv2(source: str, split: Split) -> FileSource:
     """GLDv2: image abc... is ``train/a/b/c/abc....jpg``; a class is a landmark, named by its number.
 
     ``train_clean.csv`` has a row for each landmark (``landmark_id,images``, 1.58 million images of 81,313), or else
-    ``train.csv`` one for each image (``id,url,landmark_id``). There is no validation part. Raises DataError that names
-    the table and the line where it is something else, or where the first image of the table is missing.
+    ``train.csv`` one for each image (``id,landmark_id``, and others). There is no validation part. Raises DataError
+    that names the table and the line if it is something else, or if the first image of the table is missing.
     """
     root = Path(source).expanduser()
     if split == "val":
@@ -49,7 +67,15 @@ def gldv2(source: str, split: Split) -> FileSource:
     if not (root / images[0]).is_file():
         raise DataError(f"{table}: its first image is not there: {root / images[0]}")
     known, labels = np.unique(np.array(landmarks, np.int64), return_inverse=True)
-    return FileSource(root, Names(images), labels.astype(np.int64), tuple(map(str, known.tolist())), "all")
+    notes = [describe_layout(f"GLDv2 by {table.name}", (), len(known))]
+    unused = Unused()
+    named = set(images)
+    others = (file for file in image_files(root, "train", unused) if file not in named)
+    unused.add_all(f"not named in {table.name}", others)
+    if unused:
+        notes.append(unused.describe())
+    classes = tuple(map(str, known.tolist()))
+    return FileSource(root, Names(images), labels.astype(np.int64), classes, "all", notes=tuple(notes))
 
 
 def _rows(table: Path) -> Iterator[tuple[str, int]]:

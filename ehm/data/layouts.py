@@ -1,15 +1,19 @@
-"""Which kind of source a configuration means."""
+"""Decide which kind of source a configuration means."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ehm.data.folder import elpv, find_imagenet, folder, imagenet
+from ehm.data.folder import elpv, folder
+from ehm.data.image_files import IMAGES
+from ehm.data.imagenet import find_imagenet, imagenet
 from ehm.data.landmarks import gldv2, holds_gldv2
 from ehm.data.shards import holds_shards, is_pattern, shards
 from ehm.data.source import Source, Split
+from ehm.errors import DataError
 
 if TYPE_CHECKING:
     from ehm.config import ImageData
@@ -17,10 +21,12 @@ if TYPE_CHECKING:
 __all__ = ["open_source"]
 
 _OPENERS: dict[str, Callable[[str, Split], Source]] = {
+    "classes": partial(folder, layout="classes"),
     "elpv": elpv,
     "folder": folder,
     "gldv2": gldv2,
     "imagenet": imagenet,
+    "parts": partial(folder, layout="parts"),
     "shards": shards,
 }
 
@@ -28,19 +34,32 @@ _OPENERS: dict[str, Callable[[str, Split], Source]] = {
 def open_source(config: ImageData, split: Split = "all") -> Source:
     """Open ``config.source`` as ``config.layout`` says; ``auto`` finds out which it is.
 
-    ``split`` is "train", "val" or "all". Where the data has no parts of its own, "train" gives all of it (``.split`` of
-    the source then is "all") and "val" raises. Raises DataError where nothing is there, saying what was looked for.
+    ``split`` is "train", "val" or "all". If the data has no validation part of its own, "train" gives all that is not
+    a test part (``.split`` of the source then is "all") and "val" raises. "all" is both parts. A test part is never
+    read. Raises DataError if nothing is there, saying what was looked for, and if it fits more than one layout.
     """
-    layout = _detect(config.source) if config.layout == "auto" else config.layout
+    layout = _recognise_layout(config.source) if config.layout == "auto" else config.layout
     return _OPENERS[layout](config.source, split)
 
 
-def _detect(source: str) -> str:
+def _recognise_layout(source: str) -> str:
+    """Return the layout that ``source`` has by what only this layout has; DataError if it fits two."""
     if source == "elpv":
         return "elpv"
-    root = Path(source).expanduser()
-    if is_pattern(source) or holds_shards(root):
+    if is_pattern(source):
         return "shards"
+    root = Path(source).expanduser()
+    fitting: dict[str, str] = {}
+    if holds_shards(root):
+        fitting["shards"] = "tar files"
     if holds_gldv2(root):
-        return "gldv2"
-    return "imagenet" if find_imagenet(root) else "folder"
+        fitting["gldv2"] = "a table of landmarks beside train/"
+    if find_imagenet(source) is not None:
+        fitting["imagenet"] = "train/ with folders named nXXXXXXXX"
+    if set(fitting) == {"shards"} and IMAGES.below(root):
+        fitting["folder"] = "image files"
+    if len(fitting) > 1:
+        found = " and ".join(f"{layout} ({why})" for layout, why in fitting.items())
+        choices = " or ".join(f"data.layout={layout}" for layout in fitting)
+        raise DataError(f"data.source {source}: fits {len(fitting)} layouts: {found}; choose with {choices}")
+    return next(iter(fitting), "folder")

@@ -6,14 +6,15 @@
     train/images, train/masks  val/images, val/masks           classes.txt          the same, divided
     images/train, masks/train  images/val, masks/val           classes.txt          the same, the other way round
 
-An image and its mask have the same name but for the suffix; ``annotations`` and ``labels`` may stand for ``masks``.
+An image and its mask have the same name but for the suffix; ``annotations`` and ``labels`` may stand for ``masks``, and
+the parts may be spelled as :mod:`ehm.data.parts` knows them.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -23,20 +24,19 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ehm.config import SegmentationData
-from ehm.data.ade20k import CLASSES
+from ehm.data.class_names import read_ade20k_classes, read_classes_file
 from ehm.data.decode import decode, upright_size
-from ehm.data.folder import image_files
-from ehm.data.masks import IGNORED, MASK_SUFFIXES, read_mask
+from ehm.data.image_files import image_files
+from ehm.data.inventory import Unused, describe_layout
+from ehm.data.mask_counts import MaskCounts
+from ehm.data.masks import IGNORED, read_mask
+from ehm.data.pair_layouts import PairFolders, find_pair_folders, is_mask_file, recognise_pairs
+from ehm.data.parts import Part, no_validation_part
 from ehm.data.source import Names, Split
 from ehm.data.threads import in_threads
 from ehm.errors import BrokenImage, DataError
-from ehm.reading import read_text
 
 __all__ = ["Pair", "PairSource", "check", "open_pairs"]
-
-_PARTS = {"train": ("train", "training"), "val": ("val", "validation")}
-_MASKS = ("masks", "annotations", "labels")
-_ADE20K = "ADEChallengeData2016"
 
 
 class Pair(NamedTuple):
@@ -60,6 +60,7 @@ class PairSource:
     split: Split
     zero_ignored: bool = False
     named: bool = True
+    notes: tuple[str, ...] = ()
 
     @property
     def labels(self) -> None:
@@ -87,36 +88,62 @@ class PairSource:
 
 
 def open_pairs(config: SegmentationData, split: Split = "all") -> PairSource:
-    """The part ``split`` of ``config.source``; "all" where it has no parts of its own, and DataError for "val" then.
+    """Open the part ``split`` of ``config.source``; "all" if it has no validation part, and DataError for "val" then.
 
-    Raises DataError where there is none, where an image has no mask, and where classes cannot be told.
+    The test part is never read. Raises DataError if there is none, if an image has no mask, and if classes cannot be
+    told.
     """
-    root = Path(config.source).expanduser()
-    if not root.is_dir():
-        wrong = "is a file, not a folder" if root.exists() else "there is no such folder"
-        raise DataError(f"data.source {config.source}: {wrong}")
-    official = _find_ade20k(root)
-    if config.layout == "ade20k" and official is None:
-        raise DataError(f"data.source {config.source}: not ADE20K; looked for images/training and annotations/training")
-    if config.layout != "pairs" and official is not None:
-        return _open(config, official, split, _ade20k_classes(official), zero_ignored=True)
-    return _open(config, root, split, _classes_file(root), zero_ignored=False)
+    root, is_ade20k = recognise_pairs(config.source, config.layout)
+    classes = read_ade20k_classes(root) if is_ade20k else read_classes_file(root)
+    found = find_pair_folders(config.source, root)
+    if split == "val" and "val" not in found.folders:
+        raise no_validation_part(config.source)
+    if "val" not in found.folders:
+        split = "all"
+    chosen: list[Part] = ["train", "val"] if split == "all" else [split]
+    unused = Unused()
+    images: list[str] = []
+    masks: list[str] = []
+    for part in chosen:
+        if part in found.folders:
+            pairs = _pair(config.source, root, *found.folders[part], unused)
+            images += pairs[0]
+            masks += pairs[1]
+    source = PairSource(root, Names(images), Names(masks), classes, split, is_ade20k, bool(classes))
+    if not classes:
+        source = _numbered(config, source)
+    return replace(source, notes=_describe(source, found, unused))
 
 
-def check(source: PairSource, indices: Iterable[int], threads: int) -> list[str]:
-    """What is wrong with the masks of those images, a sentence each that begins with the file.
+def _describe(source: PairSource, found: PairFolders, unused: Unused) -> tuple[str, ...]:
+    kind = "ADE20K" if source.zero_ignored else "images and masks"
+    notes = [describe_layout(kind, list(found.names.values()), len(source.classes))]
+    if "test" in found.folders:
+        test_images = image_files(found.root, str(found.folders["test"][0].relative_to(found.root)))
+        unused.add_all("in the test part, which is read only if data.source names it", test_images)
+    for name in found.without_masks:
+        unused.add_all("without a folder of masks", image_files(found.root, name))
+    if unused:
+        notes.append(unused.describe())
+    return tuple(notes)
 
-    Images that cannot be read are left out: the loader replaces them.
+
+def check(source: PairSource, indices: Iterable[int], threads: int, counts: MaskCounts | None = None) -> list[str]:
+    """Return what is wrong with the masks of those images, a sentence each that begins with the file.
+
+    Images that cannot be read are left out: the loader replaces them. The values of masks are added to ``counts``.
     """
-    return [wrong for wrong in in_threads(partial(_check, source), indices, threads) if wrong]
+    return [wrong for wrong in in_threads(partial(_check, source, counts), indices, threads) if wrong]
 
 
-def _check(source: PairSource, index: int) -> str:
+def _check(source: PairSource, counts: MaskCounts | None, index: int) -> str:
     file = source.mask(index)
     try:
         labels = read_mask(file, source.zero_ignored)
     except BrokenImage as error:
         return str(error)
+    if counts is not None:
+        counts.add(labels)
     try:
         size = upright_size(source.name(index))
     except BrokenImage:
@@ -138,65 +165,15 @@ def _misfit(file: str, labels: NDArray[np.uint8], size: tuple[int, int], classes
     )
 
 
-def _find_ade20k(root: Path) -> Path | None:
-    for place in (root, root / _ADE20K):
-        if (place / "images" / "training").is_dir() and (place / "annotations" / "training").is_dir():
-            return place
-    return None
-
-
-def _open(
-    config: SegmentationData, root: Path, split: Split, classes: tuple[str, ...], zero_ignored: bool
-) -> PairSource:
-    parts = _folders(root)
-    if not parts:
-        raise DataError(
-            f"data.source {config.source}: no folder images/ with {', '.join(f'{name}/' for name in _MASKS)} beside it"
-        )
-    if "all" in parts:
-        split, chosen = _undivided(config.source, split), ["all"]
-    else:
-        chosen = [part for part in parts if split in ("all", part)]
-    if not chosen:
-        raise DataError(f"data.source {config.source}: has no part {split}/")
-    images, masks = [], []
-    for part in chosen:
-        found = _pair(config.source, root, *parts[part])
-        images += found[0]
-        masks += found[1]
-    source = PairSource(root, Names(images), Names(masks), classes, split, zero_ignored, bool(classes))
-    return source if classes else _numbered(config, source)
-
-
-def _undivided(source: str, split: Split) -> Split:
-    if split == "val":
-        raise DataError(f"data.source {source}: has no validation part of its own (a folder val/ beside train/)")
-    return "all"
-
-
-def _folders(root: Path) -> dict[str, tuple[Path, Path]]:
-    """Folders of images and of masks of each part; "all" where there are none. No part without both."""
-    found: dict[str, tuple[Path, Path]] = {}
-    for masks in _MASKS:
-        for part, names in _PARTS.items():
-            for name in names:
-                outside = root / "images" / name, root / masks / name
-                inside = root / name / "images", root / name / masks
-                for pair in (outside, inside):
-                    if pair[0].is_dir() and pair[1].is_dir():
-                        found.setdefault(part, pair)
-        if (root / "images").is_dir() and (root / masks).is_dir() and not found:
-            found["all"] = root / "images", root / masks
-    return found if "train" in found or "all" in found else {}
-
-
-def _pair(source: str, root: Path, images: Path, masks: Path) -> tuple[list[str], list[str]]:
-    """Paths below ``root`` of all images, sorted, and of their masks."""
-    files = list(image_files(images))
+def _pair(source: str, root: Path, images: Path, masks: Path, unused: Unused) -> tuple[list[str], list[str]]:
+    """Return the paths below ``root`` of all images, sorted, and of their masks."""
+    passed_over = Unused()
+    files = list(image_files(images, unused=passed_over))
+    unused.merge(passed_over.rows(), f"{images.relative_to(root)}/")
     if not files:
         raise DataError(f"data.source {source}: no images in {images}")
     known: dict[str, str] = {}
-    for file in filter(_is_mask, image_files(masks)):
+    for file in filter(is_mask_file, image_files(masks)):
         other = known.setdefault(os.path.splitext(file)[0], file)
         if other != file:
             raise DataError(f"data.source {source}: {other} and {file} in {masks} have one name; which is the mask?")
@@ -208,13 +185,11 @@ def _pair(source: str, root: Path, images: Path, masks: Path) -> tuple[list[str]
             f"{missing[0]} needs {stem}.png there"
         )
     found = [known[os.path.splitext(file)[0]] for file in files]
+    alone = sorted(set(known.values()) - set(found))
+    unused.add_all("of masks without an image", (str((masks / file).relative_to(root)) for file in alone))
     return [str((images / file).relative_to(root)) for file in files], [
         str((masks / file).relative_to(root)) for file in found
     ]
-
-
-def _is_mask(file: str) -> bool:
-    return os.path.splitext(file)[1].lower() in MASK_SUFFIXES
 
 
 def _numbered(config: SegmentationData, source: PairSource) -> PairSource:
@@ -223,12 +198,14 @@ def _numbered(config: SegmentationData, source: PairSource) -> PairSource:
     if largest < 0 and (wrong := check(source, range(1), 0)):
         raise DataError(f"data.source {config.source}: none of its masks can be used: {wrong[0]}")
     if largest < 1:
-        raise DataError(
-            f"data.source {config.source}: its masks have {'one class' if largest == 0 else 'no class'} only; "
-            "segmentation needs two at least"
-        )
+        counts = MaskCounts()
+        check(source, range(len(source)), config.workers, counts)
+        problem = "one class only; segmentation needs two at least"
+        if counts.masks[IGNORED]:
+            problem = f"the values 0 and {IGNORED} only, and {IGNORED} is ignored; write the second class as 1"
+        raise DataError(f"data.source {config.source}: its masks have {problem}")
     classes = tuple(map(str, range(largest + 1)))
-    return PairSource(source.root, source.images, source.masks, classes, source.split, named=False)
+    return replace(source, classes=classes, named=False)
 
 
 def _largest(source: PairSource, index: int) -> int:
@@ -237,31 +214,3 @@ def _largest(source: PairSource, index: int) -> int:
     except BrokenImage:
         return -1
     return int(np.max(labels, where=labels != IGNORED, initial=0)) if (labels != IGNORED).any() else -1
-
-
-def _classes_file(root: Path) -> tuple[str, ...]:
-    """Names from classes.txt, a line each; none where there is no such file."""
-    file = root / "classes.txt"
-    if not file.is_file():
-        return ()
-    names = [line.strip() for line in read_text(file).splitlines()]
-    return _distinct(file, [name for name in names if name])
-
-
-def _ade20k_classes(root: Path) -> tuple[str, ...]:
-    """The first name of each class in the table that ADE20K brings along (number, ratio, train, val, names)."""
-    file = root / "objectInfo150.txt"
-    if not file.is_file():
-        return CLASSES
-    rows = [line.split(maxsplit=4) for line in read_text(file).splitlines()]
-    names = [row[4].split(",")[0].strip() for row in rows if len(row) == 5 and row[0].isdigit()]
-    return tuple(names) if len(set(names)) == len(names) == len(CLASSES) else CLASSES
-
-
-def _distinct(file: Path, names: Sequence[str]) -> tuple[str, ...]:
-    if not 2 <= len(names) <= IGNORED:
-        raise DataError(f"{file}: names {len(names)} classes; a mask of 8 bits has 2 to {IGNORED}")
-    twice = [name for name in names if names.count(name) > 1]
-    if twice:
-        raise DataError(f"{file}: names the class {twice[0]} twice")
-    return tuple(names)

@@ -1,20 +1,10 @@
-"""Tar shards in WebDataset's naming, read at random through an index; nothing is extracted.
-
-A sample is the run of members that share a name up to the first dot: ``0001.jpg``, ``0001.cls``, ``0001.json``. The
-index (shard, offset, size) is built once by reading the headers, and kept in ``~/.cache/ehm`` for the next run.
-"""
+"""Tar shards in WebDataset's naming, read at random through an index; nothing is extracted."""
 
 from __future__ import annotations
 
-import hashlib
-import itertools
-import json
 import os
 import re
-import tarfile
-import tempfile
-import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -24,14 +14,25 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ehm.data.decode import SUFFIXES, decode
-from ehm.data.folder import part_folders
+from ehm.data.image_files import has_image_suffix
+from ehm.data.inventory import HIDDEN, OTHER_FORMAT, Unused, describe_layout, is_sample_file
+from ehm.data.parts import (
+    PARTS,
+    SPELLINGS,
+    Part,
+    SampleFinder,
+    divide_by_layout,
+    name_part,
+    no_validation_part,
+    visible_folders,
+)
 from ehm.data.source import Names, Split
+from ehm.data.tar_index import UNLABELLED, read_index
 from ehm.errors import BrokenImage, DataError
 
-__all__ = ["ShardSource", "holds_shards", "is_pattern", "shards"]
+__all__ = ["ShardSource", "find_tar_files", "holds_shards", "is_pattern", "shards"]
 
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
-_UNLABELLED = -1
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ class ShardSource:
     labels: NDArray[np.int64] | None
     classes: tuple[str, ...]
     split: Split
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.shard)
@@ -67,40 +69,113 @@ class ShardSource:
 
 
 def shards(source: str, split: Split) -> ShardSource:
-    """All samples of ``source``, a folder of .tar files or a pattern such as ``shard-{000000..000012}.tar``.
+    """Open all samples of ``source``, a folder of .tar files or a pattern such as ``shard-{000000..000012}.tar``.
 
     Labels are the integers in ``.cls``, or under "label" in ``.json``, if every sample has one; classes are called by
-    their numbers. A folder that has ``train/`` and ``val/`` is divided into these, with the classes of both.
+    their numbers. A folder is divided into parts by its folders (:mod:`ehm.data.parts`) or by the names of its shards
+    (``set-train-000.tar``), with the classes of all. The test part is never read. A pattern takes what it names.
     """
-    if is_pattern(source):
-        files = every = [Path(file).expanduser() for file in _expand(source)]
-        if split == "val":
-            raise DataError(f"data.source {source}: has no validation part of its own (a folder val/ beside train/)")
+    unused = Unused()
+    parts = _find_parts(source, unused)
+    if split == "val" and "val" not in parts:
+        raise no_validation_part(source)
+    if "val" not in parts:
         split = "all"
-    else:
-        parts, split = part_folders(source, split)
-        files = [file for part in parts for file in _tar_files(part)]
-        every = [file for part in part_folders(source, "all")[0] for file in _tar_files(part)]
-        if not files:
-            raise DataError(f"data.source {source}: no .tar files in {' or '.join(str(part) for part in parts)}")
-    indexes = {file: _cached_index(file) for file in every}  # all parts: they have the same classes
-    numbers = np.concatenate([indexes[file][0] for file in files])
+    files = [file for part, found in parts.items() if part != "test" and split in ("all", part) for file in found]
+    every = [file for part, found in parts.items() if part != "test" for file in found]
+    indexes = {file: read_index(file) for file in every}  # all parts: they have the same classes
+    for file in files:
+        unused.merge(indexes[file].unused, f"{file.name}/")
+    numbers = np.concatenate([indexes[file].numbers for file in files])
     if not len(numbers):
         kinds = " ".join(sorted(SUFFIXES))
-        raise DataError(f"data.source {source}: no images in {len(files)} tar files (looked for {kinds})")
+        problem = f"no images in {len(files)} tar files (looked for {kinds})"
+        if unused:
+            problem += f"; {unused.describe()}"
+        raise DataError(f"data.source {source}: {problem}")
     offset, size, labels = numbers.T.copy()
     labelled = bool((labels >= 0).all())
-    classes = 1 + max(int(index[:, 2].max(initial=_UNLABELLED)) for index, _ in indexes.values())
+    classes = 1 + max(int(index.numbers[:, 2].max(initial=UNLABELLED)) for index in indexes.values())
+    notes = [describe_layout(f"{len(files):,} tar shards", _part_names(parts), classes if labelled else 0)]
+    if not labelled and (labels >= 0).any():
+        notes.append(f"labels are not used: {(labels >= 0).sum():,} of {len(labels):,} samples have one")
+    if unused:
+        notes.append(unused.describe())
     return ShardSource(
         files=tuple(files),
-        shard=np.repeat(np.arange(len(files)), [len(indexes[file][1]) for file in files]),
+        shard=np.repeat(np.arange(len(files)), [len(indexes[file].names) for file in files]),
         offset=offset,
         size=size,
-        members=Names(name for file in files for name in indexes[file][1]),
+        members=Names(name for file in files for name in indexes[file].names),
         labels=labels if labelled else None,
         classes=tuple(str(label) for label in range(classes)) if labelled else (),
         split=split,
+        notes=tuple(notes),
     )
+
+
+def _find_parts(source: str, unused: Unused) -> dict[Part, list[Path]]:
+    """Return the tar files of each part; all are "train" if there are no parts. What is passed over is counted."""
+    if is_pattern(source):
+        return {"train": [Path(file).expanduser() for file in _expand(source)]}
+    division = divide_by_layout(source, "auto", TARS)
+    if division.parts:
+        parts = {part: find_tar_files(division.folder(part)) for part in division.parts}
+    else:
+        files = find_tar_files(division.root)
+        if not files:
+            raise DataError(f"data.source {source}: no .tar files in {division.root}")
+        parts = _divide_by_name(source, files)
+    used = {file for files in parts.values() for file in files}
+    _count_passed_over(division.root, used, unused)
+    for part_file in parts.get("test", []):
+        unused.add("of the test part, which is read only if data.source names it", part_file.name)
+    return parts
+
+
+def _divide_by_name(source: str, files: list[Path]) -> dict[Part, list[Path]]:
+    """Return the shards of each part by the words in their names; all are "train" if no name has such a word."""
+    parts: dict[Part | None, list[Path]] = {}
+    for file in files:
+        words = set(re.split("[^a-z]+", file.stem.lower()))
+        named = {SPELLINGS[word] for word in words if word in SPELLINGS}
+        parts.setdefault(named.pop() if len(named) == 1 else None, []).append(file)
+    if set(parts) in ({None}, {"train"}):
+        return {"train": files}
+    if None in parts or "train" not in parts:
+        named_like_parts = next(found[0].name for part, found in parts.items() if part not in (None, "train"))
+        raise DataError(
+            f"data.source {source}: {named_like_parts} is named like a part that is kept for measuring, and "
+            f"{'other shards are named like none' if None in parts else 'no shard like a training part'}; name the "
+            "shards to read by a pattern, for example data.source=FOLDER/shard-{000000..000012}.tar"
+        )
+    return {part: parts[part] for part in PARTS if part in parts}
+
+
+def _part_names(parts: Mapping[Part, list[Path]]) -> list[str]:
+    """Return the names of the parts with their numbers of shards, none if there is one part only."""
+    if len(parts) == 1:
+        return []
+    return [f"{part} ({len(files):,})" for part, files in parts.items()]
+
+
+def _count_passed_over(root: Path, used: Set[Path], unused: Unused) -> None:
+    """Count the files in and below ``root`` that look like samples, besides the shards that are used."""
+    for folder, _, names in os.walk(root):
+        for name in sorted(names):
+            path = Path(folder, name)
+            if path in used:
+                continue
+            shown = str(path.relative_to(root))
+            if name.startswith("."):
+                if is_tar_name(name):
+                    unused.add(HIDDEN, shown)
+            elif is_tar_name(name):
+                unused.add("in other folders", shown)
+            elif has_image_suffix(name):
+                unused.add("beside the tar files", shown)
+            elif is_sample_file(path):
+                unused.add(OTHER_FORMAT, shown)
 
 
 def is_pattern(source: str) -> bool:
@@ -109,15 +184,29 @@ def is_pattern(source: str) -> bool:
 
 
 def holds_shards(root: Path) -> bool:
-    """Whether a folder, or its train/, holds .tar files."""
-    return bool(_tar_files(root) or _tar_files(root / "train"))
+    """Whether a folder, or one of its parts, holds .tar files."""
+    parts = [root / name for name in visible_folders(root) if name_part(name) is not None]
+    return any(map(_has_tar_files, [root, *parts]))
 
 
-def _tar_files(root: Path) -> list[Path]:
+def find_tar_files(root: Path) -> list[Path]:
+    """Return the .tar files in a folder, sorted; hidden ones are left out."""
     if not root.is_dir():
         return []
-    names = (name for name in os.listdir(root) if name.lower().endswith(".tar") and not name.startswith("."))
-    return [root / name for name in sorted(names)]
+    return [root / name for name in sorted(os.listdir(root)) if is_tar_name(name) and not name.startswith(".")]
+
+
+def is_tar_name(name: str) -> bool:
+    """Whether a file of this name is read as a shard."""
+    return name.lower().endswith(".tar")
+
+
+def _has_tar_files(folder: Path) -> bool:
+    return bool(find_tar_files(folder))
+
+
+TARS = SampleFinder(below=_has_tar_files, directly=_has_tar_files)
+"""How to tell whether a folder holds shards."""
 
 
 def _expand(pattern: str) -> Iterator[str]:
@@ -128,75 +217,3 @@ def _expand(pattern: str) -> Iterator[str]:
         return
     for number in range(int(found[1]), int(found[2]) + 1):
         yield from _expand(pattern[: found.start()] + str(number).zfill(len(found[1])) + pattern[found.end() :])
-
-
-def _cached_index(file: Path) -> tuple[NDArray[np.int64], list[str]]:
-    """(n, 3) offset, size and label, and names of the images in one shard; read again when the file has changed."""
-    try:
-        status = os.stat(file)
-    except OSError as error:
-        raise DataError(f"data.source: cannot read shard {file}: {error.strerror}") from None
-    identity = f"{file.resolve()} {status.st_size} {status.st_mtime_ns} v1"
-    cache = Path.home() / ".cache" / "ehm" / f"shard-{hashlib.sha256(identity.encode()).hexdigest()[:32]}.npz"
-    try:
-        with open(cache, "rb") as kept, np.load(kept) as stored:
-            numbers, names = stored["numbers"], os.fsdecode(stored["names"].tobytes()).split("\0")
-            return numbers, names[: len(numbers)]
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        pass  # none yet, or damaged
-    numbers, names = _index(file)
-    try:
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=cache.parent) as partial:
-            joined = np.frombuffer(os.fsencode("\0".join(names)), dtype=np.uint8)
-            np.savez(Path(partial, cache.name), numbers=numbers, names=joined)
-            os.replace(Path(partial, cache.name), cache)
-    except OSError:
-        pass  # a full or read-only home only means reading the headers again next time
-    return numbers, names
-
-
-def _index(file: Path) -> tuple[NDArray[np.int64], list[str]]:
-    rows: list[tuple[int, int, int]] = []
-    names: list[str] = []
-    try:
-        with tarfile.open(file, "r:") as tar:
-            members = (member for member in tar if member.isreg() and not _is_hidden(member.name))
-            for _, group in itertools.groupby(members, key=lambda member: _split_name(member.name)[0]):
-                image, label = None, _UNLABELLED
-                for member in group:
-                    extension = _split_name(member.name)[1]
-                    if extension in SUFFIXES and image is None:
-                        image = member
-                    elif extension in (".cls", ".json"):
-                        label = max(label, _label(file, tar, member))
-                if image is not None:
-                    rows.append((image.offset_data, image.size, label))
-                    names.append(image.name)
-    except (tarfile.TarError, OSError) as error:
-        reason = " ".join(str(error).split())
-        raise DataError(f"data.source: shard {file} is not a complete uncompressed tar file: {reason}") from None
-    return np.array(rows, dtype=np.int64).reshape(-1, 3), names
-
-
-def _split_name(name: str) -> tuple[str, str]:
-    """``a/0001.seg.PNG`` -> a/0001, .seg.png."""
-    folder, _, base = name.rpartition("/")
-    stem, dot, extension = base.partition(".")
-    return f"{folder}/{stem}", (dot + extension).lower()
-
-
-def _is_hidden(name: str) -> bool:
-    return name.rpartition("/")[2].startswith(".")
-
-
-def _label(file: Path, tar: tarfile.TarFile, member: tarfile.TarInfo) -> int:
-    content = tar.extractfile(member)
-    assert content is not None  # a regular file
-    try:
-        value = json.loads(content.read())
-    except (ValueError, RecursionError):
-        raise DataError(f"data.source: {file}/{member.name} is neither a class number nor JSON") from None
-    if isinstance(value, dict):
-        value = value.get("label")
-    return value if isinstance(value, int) else _UNLABELLED

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -35,6 +35,11 @@ class Source(Protocol):
     @property
     def split(self) -> Split:
         """Which part of the data this is; "all" where it has no parts of its own."""
+        ...
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Lines to print before it is read: which layout was recognised, and which files are not used and why."""
         ...
 
     def __len__(self) -> int: ...
@@ -73,6 +78,10 @@ class FileSource:
     labels: NDArray[np.int64] | None
     classes: tuple[str, ...]
     split: Split
+    _: KW_ONLY
+    notes: tuple[str, ...] = ()
+    empty_classes: tuple[str, ...] = ()
+    """Folders beside those of the classes that hold no image that is read."""
 
     def __len__(self) -> int:
         return len(self.files)

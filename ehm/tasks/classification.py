@@ -17,6 +17,7 @@ from ehm.tasks.evaluate import Evaluation, Stored
 from ehm.tasks.labelled import Part, collect, eval_loader, labels_of, split, train_loader
 from ehm.tasks.metrics import Report, report
 from ehm.tasks.mixing import mix, soft_targets
+from ehm.tasks.occurrences import count_labels
 
 __all__ = ["Classification", "reopen"]
 
@@ -31,6 +32,7 @@ class Classification:
         self.config = config
         self.train, self.val = split(config)
         self.classes = self.train.source.classes
+        self.class_counts = count_labels(self.train, data)
         # a resumed run needs nothing but its checkpoint
         model = config.model if start is None else config.model.model_copy(update={"init": str(start)})
         self.learner: Classifier = backend.classifier(config.model_copy(update={"model": model}), len(self.classes))

@@ -21,6 +21,7 @@ from ehm.errors import ConfigError, DataError
 from ehm.tasks.average_precision import AveragePrecision, as_results, average_precision
 from ehm.tasks.evaluate import Evaluation, Stored
 from ehm.tasks.labelled import Part
+from ehm.tasks.occurrences import count_objects
 from ehm.writing import replace_file
 
 __all__ = ["Detection", "reopen"]
@@ -38,6 +39,7 @@ class Detection:
         self.config, self._processes = config, backend.processes
         self.train, self.val = _split(config)
         self.classes = self.train.source.classes
+        self.class_counts = count_objects(self.train, config.data)
         # a resumed run needs nothing but its checkpoint
         model = config.model if start is None else config.model.model_copy(update={"init": str(start)})
         self.learner: Detector = backend.detector(config.model_copy(update={"model": model}), len(self.classes))
@@ -114,13 +116,14 @@ def _split(config: DetectionConfig) -> tuple[Part, Part]:
     Where the source has one part only, its folds have about equally many images of each class, an image being of its
     rarest.
     """
-    source, name = coco(config.data.source, "train", config.masks), config.data.source
+    name = config.data.source
+    source = coco(name, "train", config.masks, config.data.layout)
     _say_unusable(source, name)
     usable = np.array([bool(source.trainable(index)) for index in range(len(source))])
     if not usable.any():
         raise DataError(f"data.source {name}: none of its {len(source)} images has an object to learn from")
     if source.split == "train":
-        val = coco(name, "val", config.masks)
+        val = coco(name, "val", config.masks, config.data.layout)
         if val.classes != source.classes:
             raise DataError(f"data.source {name}: train and val do not have the same categories")
         return Part(source, np.flatnonzero(usable), "train"), Part(val, None, "val")
@@ -136,9 +139,10 @@ def _split(config: DetectionConfig) -> tuple[Part, Part]:
 def _part(settings: DetectionConfig, trained_on: str) -> Part:
     if settings.data.source == trained_on:
         return _split(settings)[1]
-    source = coco(settings.data.source, "train", settings.masks)
+    data = settings.data
+    source = coco(data.source, "train", settings.masks, data.layout)
     if source.split == "train":
-        return Part(coco(settings.data.source, "val", settings.masks), None, "val")
+        return Part(coco(data.source, "val", settings.masks, data.layout), None, "val")
     return Part(source, None, "all")
 
 

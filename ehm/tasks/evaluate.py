@@ -106,6 +106,8 @@ def evaluate(
     agree(processes, None)
     part = evaluation.part
     console.print(f"Evaluating {checkpoint} on {evaluation.source} ({part.title}): {len(part):,} images")
+    for note in part.source.notes:
+        console.print(f"  {note}", markup=False)
     result = evaluation.measure()
     result.show()
     say_broken(all_broken(evaluation.broken, processes))

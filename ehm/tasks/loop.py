@@ -67,7 +67,8 @@ class Batches(Protocol):
 class Task(Protocol[R_co]):
     """One kind of supervised training.
 
-    ``kind`` names its checkpoints, ``headline`` says what is trained, ``train`` and ``val`` on which images.
+    ``kind`` names its checkpoints, ``headline`` says what is trained, ``train`` and ``val`` on which images, and
+    ``class_counts`` are lines that say how often each class occurs in ``train``.
     """
 
     kind: str
@@ -75,6 +76,7 @@ class Task(Protocol[R_co]):
     train: Part
     val: Part
     classes: tuple[str, ...]
+    class_counts: tuple[str, ...]
 
     @property
     def config(self) -> TaskConfig:
@@ -214,6 +216,8 @@ def _announce(task: Task[Any], backend: Backend, total: int, folder: Path, start
         f"({task.val.title}); {length}, batch {optim.batch_size}, {config.optimizer}, "
         f"learning rate {optim.lr:.2e}; {on(backend)}"
     )
+    for note in (*task.train.source.notes, *task.class_counts):
+        console.print(f"  {note}", markup=False)
     for note in task.learner.notes:
         console.print(f"  {note}")
     console.print(f"  into {folder}" + (f", continuing {start.name}" if start else ""))

@@ -21,6 +21,7 @@ from ehm.tasks.classification import Classification
 from ehm.tasks.labelled import collect, eval_loader, split
 from ehm.tasks.loop import fit
 from ehm.tasks.metrics import Report, report
+from ehm.tasks.occurrences import count_labels
 
 __all__ = ["DEFAULT_CONFIG", "TEMPERATURE", "ProbeResult", "neighbour_votes", "probe"]
 
@@ -55,6 +56,7 @@ def probe(
     settings, _ = begin(ProbeConfig, DEFAULT_CONFIG, config, overrides, folder, resume=False, resumable=False)
     backend = backends.get(device)
     agree(backend.processes, None)
+    count_labels(split(settings)[0], settings.data)  # stops here rather than after the neighbours
     neighbours = measure_neighbours(settings, backend)
     with explain_stop(folder, resumable=False):
         linear = fit(Classification(settings, backend), backend, folder, title="probe")

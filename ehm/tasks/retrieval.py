@@ -21,6 +21,7 @@ from ehm.data.whole import Shrink, WholeImages
 from ehm.errors import ConfigError, DataError
 from ehm.tasks.evaluate import Evaluation, Stored
 from ehm.tasks.labelled import Part, collect, labels_of, train_loader
+from ehm.tasks.occurrences import count_labels
 from ehm.tasks.ranking import RetrievalReport, compare
 
 __all__ = ["Retrieval", "parts", "reopen", "untrained"]
@@ -52,6 +53,7 @@ class Retrieval:
         self.train = _trained_on(source, labels, kept)
         self.val = self._search.part
         self.classes = tuple(source.classes[number] for number in kept.tolist())
+        self.class_counts = count_labels(self.train, data, self.classes)
         self._numbers = np.full(len(source.classes), -1)
         self._numbers[kept] = np.arange(len(kept))
         # a resumed run needs nothing but its checkpoint
@@ -259,6 +261,10 @@ class _Numbered:
     @property
     def labels(self) -> NDArray[np.int64]:
         return np.arange(len(self.source))
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        return self.source.notes
 
     def __len__(self) -> int:
         return len(self.source)

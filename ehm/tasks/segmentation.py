@@ -16,12 +16,14 @@ from ehm.backends.base import Backend, LearnerState, Processes, Segmenter
 from ehm.config import SegmentationConfig
 from ehm.console import console
 from ehm.data import Batch
+from ehm.data.mask_counts import MaskCounts, explain_255
 from ehm.data.pairs import PairSource, check, open_pairs
 from ehm.data.segment import CropTransform, resize
 from ehm.data.threads import in_threads
 from ehm.errors import BrokenImage, ConfigError, DataError
 from ehm.tasks.evaluate import Evaluation, Stored
 from ehm.tasks.labelled import Part, train_loader
+from ehm.tasks.occurrences import describe_masks
 from ehm.tasks.overlap import SegmentationReport, count_pixels, overlap
 
 __all__ = ["Segmentation", "reopen"]
@@ -41,9 +43,12 @@ class Segmentation:
         self.config = config
         self.train, self.val = _split(config)
         self.classes = self.train.source.classes
+        self.class_counts: tuple[str, ...] = ()
         if data.check and start is None:
-            for part in (self.train, self.val):
-                _check(part, config, self._processes)
+            counts = [_check(part, config, self._processes) for part in (self.train, self.val)]
+            if wrong := explain_255(counts[0].merge(counts[1:]), self.classes):
+                raise DataError(f"data.source {data.source}: {wrong}")
+            self.class_counts = describe_masks(self.train, counts[0], self.classes, data)
         # a resumed run needs nothing but its checkpoint
         model = config.model if start is None else config.model.model_copy(update={"init": str(start)})
         self.learner: Segmenter = backend.segmenter(config.model_copy(update={"model": model}), len(self.classes))
@@ -153,13 +158,16 @@ def _with_classes(source: PairSource, classes: tuple[str, ...], name: str) -> Pa
     )
 
 
-def _check(part: Part, config: SegmentationConfig, processes: Processes) -> None:
-    """Raise DataError where masks do not fit their images or the classes; all processes call this."""
-    mine = check(_pairs(part), _numbers(part, processes), config.data.workers)
-    wrong = [each for theirs in processes.gather(mine) for each in theirs]
+def _check(part: Part, config: SegmentationConfig, processes: Processes) -> MaskCounts:
+    """Count what masks hold; DataError if they do not fit their images or the classes. All processes call this."""
+    counts = MaskCounts()
+    mine = check(_pairs(part), _numbers(part, processes), config.data.workers, counts)
+    shares = processes.gather((mine, counts))
+    wrong = [each for theirs, _ in shares for each in theirs]
     if wrong:
         more = f"; and {len(wrong) - _NAMED} more" if len(wrong) > _NAMED else ""
         raise DataError(f"data.source {config.data.source}: {'; '.join(wrong[:_NAMED])}{more}")
+    return MaskCounts().merge([theirs for _, theirs in shares])
 
 
 def _measure(

@@ -120,7 +120,7 @@ def _run(config: TokenizerConfig, backend: Backend, folder: Path, start: Path | 
         state, begun = checkpoint.read(start)
         tokenizer.load(state)
         first = int(begun["step"])
-    _announce(config, backend, len(source), epoch, folder, start)
+    _announce(config, backend, source, epoch, folder, start)
     leads = processes.rank == 0
     if leads:
         store(config, folder)
@@ -208,7 +208,7 @@ def _draw(images: NDArray[np.uint8], seen: NDArray[np.float32], errors: NDArray[
 
 
 def _announce(
-    config: TokenizerConfig, backend: Backend, images: int, epoch: int, folder: Path, start: Path | None
+    config: TokenizerConfig, backend: Backend, source: Source, epoch: int, folder: Path, start: Path | None
 ) -> None:
     optim, (height, width) = config.optim, config.image_size
     places = (height // config.stride) * (width // config.stride)
@@ -217,9 +217,11 @@ def _announce(
         f"{config.stride} pixels ({places} tokens for {height} x {width} pixels)"
     )
     console.print(
-        f"  on {config.data.source}: {images:,} images, {optim.epochs} epochs of {epoch} steps, "
+        f"  on {config.data.source}: {len(source):,} images, {optim.epochs} epochs of {epoch} steps, "
         f"batch {optim.batch_size}, learning rate {optim.lr:.2e}; {on(backend)}"
     )
+    for note in source.notes:
+        console.print(f"  {note}", markup=False)
     console.print(f"  into {folder}" + (f", continuing {start.name}" if start else ""))
 
 

@@ -91,7 +91,7 @@ def test_train_and_val_folders(tmp_path):
     assert names(both, tmp_path) == names(train, tmp_path) + names(val, tmp_path)
     assert (train.split, val.split, both.split) == ("train", "val", "all")
     put(tmp_path, "val/yak/1.png")
-    with pytest.raises(DataError, match="yak, which train/ does not have"):
+    with pytest.raises(DataError, match="yak, which the training part does not have"):
         opened(tmp_path, "val")
 
 

@@ -147,10 +147,13 @@ def test_wrong_masks_are_named_with_what_is_wrong(tmp_path):
 
 
 def test_ade20k_names_values_as_they_stand_in_the_file(tmp_path):
-    write(tmp_path, "images/training", "annotations/training", ["a"], [[151, 0]], size=(2, 1))
+    name = "ADE_train_00000001"
+    write(tmp_path, "images/training", "annotations/training", [name], [[151, 0]], size=(2, 1))
     source = open_pairs(pairs(tmp_path), "train")
     (wrong,) = check(source, [0], 0)
-    assert wrong.endswith("a.png: has the value 151, and the 150 classes are 1 to 150 (255 and 0 are ignored)")
+    assert wrong.endswith(
+        "ADE_train_00000001.png: has the value 151, and the 150 classes are 1 to 150 (255 and 0 are ignored)"
+    )
 
 
 def test_an_image_that_its_camera_turned_has_the_size_that_one_sees(tmp_path):
