@@ -2,7 +2,8 @@
 
     FOLDER/step-00001234/model.safetensors       parameters and buffers, timm's names
                          optimizer.safetensors   moments, averages and counters
-                         state.json              kind, epoch, step, seed, config, versions, SHA-256 of the files
+                         images.safetensors      of a task: a key of each image that was trained on (ehm.training_data)
+                         state.json              kind, epoch, step, seed, config, data, versions, SHA-256 of the files
 
 A checkpoint is written into a hidden temporary folder, flushed to disk and renamed: a folder that carries the final
 name is complete. The newest one wins; any backend resumes what any other wrote. Loading executes nothing.
@@ -27,16 +28,32 @@ from ehm.errors import CheckpointError
 from ehm.reading import describe_value, read_json
 from ehm.writing import report_write_errors
 
-__all__ = ["FORMAT", "describe", "flush", "name", "newest", "prune", "read", "read_model", "resolve", "save", "sha256"]
+__all__ = [
+    "FORMAT",
+    "describe",
+    "flush",
+    "look",
+    "name",
+    "newest",
+    "prune",
+    "read",
+    "read_images",
+    "read_model",
+    "resolve",
+    "save",
+    "sha256",
+]
 
 FORMAT = 1
 _MODEL, _OPTIMIZER, _STATE = "model.safetensors", "optimizer.safetensors", "state.json"
+_IMAGES = "images.safetensors"
 
 
-def save(folder: Path, state: LearnerState, meta: dict[str, Any]) -> Path:
+def save(folder: Path, state: LearnerState, meta: dict[str, Any], images: Arrays | None = None) -> Path:
     """Write ``state`` as ``folder/step-…``, named by ``meta["step"]``; a crash leaves the older ones whole.
 
-    Raises WriteError, and removes what was written of this one, if the disk is full.
+    ``images`` are the keys of the images that a task was trained on. Raises WriteError, and removes what was written of
+    this one, if the disk is full.
     """
     final = name(folder, meta["step"])
     temporary = folder / f".{final.name}"
@@ -46,7 +63,7 @@ def save(folder: Path, state: LearnerState, meta: dict[str, Any]) -> Path:
         for stale in folder.glob(".step-*"):
             shutil.rmtree(stale)
         try:
-            _write_folder(temporary, state, meta)
+            _write_folder(temporary, state, meta, images or {})
             if final.exists():  # the same step once more: a run was resumed from before it
                 final.rename(replaced)
                 temporary.rename(final)
@@ -62,16 +79,19 @@ def save(folder: Path, state: LearnerState, meta: dict[str, Any]) -> Path:
     return final
 
 
-def _write_folder(folder: Path, state: LearnerState, meta: dict[str, Any]) -> None:
+def _write_folder(folder: Path, state: LearnerState, meta: dict[str, Any], images: Arrays) -> None:
     """Write the files of a checkpoint into the new ``folder``, and wait until they are on the disk."""
     folder.mkdir()
-    for file, arrays in ((_MODEL, state.model), (_OPTIMIZER, state.optimizer)):
+    files = {_MODEL: state.model, _OPTIMIZER: state.optimizer}
+    if images:
+        files[_IMAGES] = images
+    for file, arrays in files.items():
         save_file({key: np.asarray(value, order="C") for key, value in arrays.items()}, folder / file)
     described = {
         "format": FORMAT,
         **meta,
         "versions": {"ehm": __version__, "numpy": np.__version__, **meta.get("versions", {})},
-        "sha256": {file: sha256(folder / file) for file in (_MODEL, _OPTIMIZER)},
+        "sha256": {file: sha256(folder / file) for file in files},
     }
     (folder / _STATE).write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
     for path in (*folder.iterdir(), folder):
@@ -132,6 +152,14 @@ def read_model(path: str | Path) -> tuple[Arrays, dict[str, Any]]:
     path = resolve(path)
     meta = describe(path)
     return _load(path, _MODEL, meta), meta
+
+
+def read_images(path: Path, meta: dict[str, Any]) -> Arrays:
+    """Return the keys of the images that the checkpoint folder ``path`` was trained on; none if it keeps none.
+
+    Raises CheckpointError if their file is missing or was altered.
+    """
+    return _load(path, _IMAGES, meta) if _IMAGES in (meta.get("sha256") or {}) else {}
 
 
 def sha256(path: Path) -> str:

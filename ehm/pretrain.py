@@ -25,9 +25,12 @@ from ehm.encoder_file import encoder_metadata
 from ehm.errors import CheckpointError
 from ehm.inputs import InputSpec
 from ehm.masking import make_masker
+from ehm.plan import RunPlan, check_plan, plan_run
+from ehm.resume import check_resumed_data, print_changes
 from ehm.runlog import RunLog
 from ehm.runs import Metrics, agree, all_broken, begin, describe_run, explain_stop, mean, on, save, say_broken, store
 from ehm.schedule import rate
+from ehm.training_data import identify_training_data
 from ehm.weights import encoder_arrays
 from ehm.writing import replace_file
 
@@ -89,15 +92,17 @@ def _run(config: TrainConfig, backend: Backend, folder: Path, start: Path | None
         rank=backend.processes.rank,
         world_size=backend.processes.size,
     )
-    total = optim.total(loader.steps_per_epoch)
-    last = min(total, run.max_steps or total)
-    every = max(1, round(run.checkpoint_every * loader.steps_per_epoch))
+    plan = plan_run(optim, run, loader.steps_per_epoch)
+    resumed = start is not None
+    notes = check_plan(plan, optim, run, len(source), views=config.mask.views, measures=False, resumed=resumed)
+    training_data = identify_training_data(source, None, data.workers, backend.processes)
 
     build = backend.info().hierarchy if config.mask.build == "auto" else config.mask.build
     masker = make_masker(config.masking, config.masks, config.units, build, backend.processes.local_size)
     learner = backend.learner(config if start is None else _without_init(config))
     first, stored, tokenizer = 0, config.model_dump(mode="json"), _tokenizer(config)
     if start is not None:
+        check_resumed_data(start, training_data, None, data.source)
         state, begun = checkpoint.read(start)
         if begun.get("tokenizer") not in (None, tokenizer.get("tokenizer")):
             raise CheckpointError(
@@ -106,23 +111,23 @@ def _run(config: TrainConfig, backend: Backend, folder: Path, start: Path | None
             )
         learner.load(state)
         first = int(begun["step"])
-    _announce(config, backend, learner, source, loader.steps_per_epoch, folder, start)
+    _announce(config, backend, [*learner.notes, *notes], source, plan, folder, start)
 
     leads = backend.processes.rank == 0
     if leads:
         store(config, folder)
     saved, loss, pending = start, math.nan, Metrics()
-    with loader, RunLog(folder, last, first, "pretrain", run.tensorboard, silent=not leads) as log:
+    with loader, RunLog(folder, plan.last, first, "pretrain", run.tensorboard, silent=not leads) as log:
         clock, images = time.perf_counter(), 0
-        for step, batch in enumerate(loader.batches(first, last), start=first):
-            progress = step / total  # p = t / T of Eq. 14, with fractional epochs
+        for step, batch in enumerate(loader.batches(first, plan.last), start=first):
+            progress = step / plan.total  # p = t / T of Eq. 14, with fractional epochs
             rng = np.random.default_rng([run.seed, step])
             mask, figures = masker(learner, batch, progress, rng)
             lr = rate(optim, step, loader.steps_per_epoch)
             done, images = step + 1, images + batch.total
             pending.add(done, learner.train_step(batch.images, mask, lr, optim.weight_decay))
             log.advance(done)
-            due = done % every == 0 or done == last
+            due = done % plan.save_every == 0 or done == plan.last
             if due or done % run.log_every == 0:
                 values = pending.read(saved)
                 loss, seconds = values["loss"], time.perf_counter() - clock
@@ -131,12 +136,13 @@ def _run(config: TrainConfig, backend: Backend, folder: Path, start: Path | None
                 clock, images = time.perf_counter(), 0
             if due:
                 said = describe_run("pretrain", stored, backend, done, loader.steps_per_epoch) | tokenizer
+                said["data"] = training_data.to_json()
                 saved = save(folder / "checkpoints", learner, said, run.keep, backend.processes)
 
     assert saved is not None  # a run has at least one step, and its last one is saved
-    encoder = _write_encoder(folder, learner, config, leads) if last == total else None
+    encoder = _write_encoder(folder, learner, config, leads) if plan.last == plan.total else None
     _report(folder, all_broken(loader.broken, backend.processes), saved, encoder)
-    return TrainResult(folder, saved, encoder, last, loss)
+    return TrainResult(folder, saved, encoder, plan.last, loss)
 
 
 def _without_init(config: TrainConfig) -> TrainConfig:
@@ -171,9 +177,9 @@ def _write_encoder(folder: Path, learner: Learner, config: TrainConfig, leads: b
 def _announce(
     config: TrainConfig,
     backend: Backend,
-    learner: Learner,
+    notes: Sequence[str],
     source: Source,
-    steps: int,
+    plan: RunPlan,
     folder: Path,
     start: Path | None,
 ) -> None:
@@ -186,15 +192,16 @@ def _announce(
         f"masks ({config.masks.ratio:.0%} hidden)"
     )
     console.print(
-        f"  on {config.data.source}: {len(source):,} images, {optim.epochs} epochs of {steps} steps, "
+        f"  on {config.data.source}: {len(source):,} images, {plan.describe(optim)}, "
         f"batch {optim.batch_size}{views}, learning rate {optim.lr:.2e}; {on(backend)}"
     )
-    for note in source.notes:
-        console.print(f"  {note}", markup=False)
-    for note in learner.notes:
+    for note in (*source.notes, *notes):
         console.print(f"  {note}")
     console.print(f"  into {folder}" + (f", continuing {start.name}" if start else ""))
-    if start is not None and start.name >= f"step-{config.run.max_steps or optim.total(steps):08d}":
+    if start is None:
+        return
+    print_changes(config, start, backend)
+    if start.name >= f"step-{plan.last:08d}":
         stop = f", up to run.max_steps {config.run.max_steps}" if config.run.max_steps else ""
         console.print(f"  all of its steps are done already{stop}")
 

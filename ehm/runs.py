@@ -12,10 +12,11 @@ from typing import Any, SupportsFloat, TypeVar
 import yaml
 
 from ehm import checkpoint
-from ehm.backends.base import Backend, Learner, Processes, TaskLearner, TokenizerLearner
+from ehm.backends.base import Arrays, Backend, Learner, Processes, TaskLearner, TokenizerLearner
 from ehm.config import TaskConfig, TokenizerConfig, TrainConfig, load_config
 from ehm.console import console
 from ehm.errors import CheckpointError, ConfigError, TrainingError, WriteError
+from ehm.resume import check_settings
 from ehm.writing import write_text
 
 __all__ = [
@@ -36,15 +37,6 @@ __all__ = [
 
 C = TypeVar("C", bound=TrainConfig | TaskConfig | TokenizerConfig)
 CONFIG_FILE = "config.yaml"
-_FREE = {
-    "data.workers", "data.source", "data.layout", "data.strict", "data.allow_empty_classes",
-    "model.init", "model.tokenizer", "mask.build",
-    "optim.accumulate"
-}  # fmt: skip
-
-
-_FROM_WEIGHTS = ("data.mean", "data.std", "data.crop_pct", "data.crop_mode", "data.interpolation")
-"""What a task takes from its encoder's weights if its configuration leaves it out."""
 
 
 def begin(
@@ -80,7 +72,7 @@ def begin(
             config = default
         settings = load_config(kind, config, overrides)
     if start is not None:
-        _same_run(kind, settings, folder / CONFIG_FILE)
+        check_settings(kind, settings, start)
     return settings, start
 
 
@@ -112,11 +104,15 @@ def save(
     meta: dict[str, Any],
     keep: int,
     processes: Processes,
+    images: Arrays | None = None,
 ) -> Path:
-    """Write a checkpoint into ``folder`` and leave the newest ``keep`` there; the first process does, all call this."""
+    """Write a checkpoint into ``folder`` and leave the newest ``keep`` there; the first process does, all call this.
+
+    ``images`` are the keys of those that were trained on.
+    """
     state = learner.state()
     if processes.rank == 0:
-        checkpoint.save(folder, state, meta)
+        checkpoint.save(folder, state, meta, images)
         checkpoint.prune(folder, keep)
     return checkpoint.name(folder, meta["step"])
 
@@ -153,6 +149,7 @@ def describe_run(kind: str, config: dict[str, Any], backend: Backend, step: int,
         "step": step,
         "seed": config["run"]["seed"],
         "config": config,
+        "device": backend.info().name,
         "versions": dict(backend.info().versions),
     }
 
@@ -206,28 +203,3 @@ def say_broken(broken: Mapping[str, str]) -> None:
 def write_json(path: Path, values: Mapping[str, Any]) -> Path:
     """Write ``values`` to ``path``, whole or not at all."""
     return write_text(path, json.dumps(values, indent=2) + "\n")
-
-
-def _same_run(kind: type[C], config: C, stored: Path) -> None:
-    """A resumed run may log, save and load differently; what shapes the weights must be as it was."""
-    before = _flat(load_config(kind, stored).model_dump(mode="json"))
-    after = _flat(config.model_dump(mode="json"))
-    for key in _FROM_WEIGHTS:
-        if after.get(key, "") is None:  # as the weights say, and a resumed run's are those of its checkpoint
-            after[key] = before[key]
-    changed = [
-        f"{key} was {before[key]} and is {after[key]}"
-        for key in before
-        if before[key] != after[key] and key not in _FREE and (not key.startswith("run.") or key == "run.seed")
-    ]
-    if changed:
-        raise ConfigError(
-            f"--resume: {stored} says otherwise: {'; '.join(changed)}; start a new run with another --out"
-        )
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return flat

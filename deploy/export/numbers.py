@@ -181,9 +181,16 @@ def _quality(
 
 
 def _labels(photographs: Photographs, classes: tuple[str, ...], numbers: NDArray[np.int64]) -> NDArray[np.int64] | None:
-    """Classes of the images in the network's numbers, where all of theirs are among its."""
+    """Return the classes of the images in the network's numbers; None, and a line that says so, if it lacks one."""
     source = photographs.part.source
-    if source.labels is None or not set(source.classes) <= set(classes):
+    if source.labels is None or not classes:
+        return None
+    unknown = [name for name in source.classes if name not in classes]
+    if unknown:
+        console.print(
+            f"No accuracy is measured: class {unknown[0]} of {photographs.origin} is not among the network's "
+            f"{len(classes)} ({', '.join(classes[:5])}{', …' if len(classes) > 5 else ''})"
+        )
         return None
     own = np.array([classes.index(name) for name in source.classes])
     labels: NDArray[np.int64] = own[source.labels[numbers]]

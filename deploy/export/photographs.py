@@ -7,7 +7,6 @@ Shapes: B images; what an image becomes is the bundle's input.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -22,13 +21,18 @@ from ehm import checkpoint
 from ehm.config import CalibrationConfig, DataConfig, FinetuneConfig, RetrievalConfig
 from ehm.console import console
 from ehm.data import open_source
+from ehm.data.identity import identify_source
 from ehm.deploy.bundle import Source
 from ehm.errors import BrokenImage, ConfigError, DataError
+from ehm.tasks.held_out import leave_out_seen
 from ehm.tasks.labelled import Part, split
 from ehm.tasks.retrieval import parts
+from ehm.training_data import TrainingData, hash_training_images, read_training_data
 
 __all__ = ["Photographs", "choose"]
 
+_THREADS = 2
+"""That read names, sizes and bytes of images."""
 Prepare = Callable[[Image.Image], NDArray[Any]]
 
 
@@ -70,43 +74,85 @@ class Photographs:
 
 
 def choose(config: CalibrationConfig, source: Source) -> tuple[Photographs, Photographs]:
-    """What to calibrate on, and what to measure on.
+    """Return what to calibrate on, and what to measure on.
 
     By default what the checkpoint was trained on, and what its training held out. To measure on the source that
-    calibrates is to leave ``measure`` out: only images of it that calibrate nothing are taken. Raises ConfigError
-    where neither the checkpoint nor ``config`` names images, and DataError where they are not there or too few.
+    calibrates, by whatever path, is to leave ``measure`` out: only images that calibrate nothing are taken. Images
+    that the checkpoint was trained on are left out of what is measured, and counted. Raises ConfigError if neither the
+    checkpoint nor ``config`` names images, and DataError if they are not there, too few, or all known to the network.
     """
     try:
-        origin, calibration, rest = _of_checkpoint(source) if config.source is None else _of(config.source)
-        measure = config.measure
-        if measure is not None and os.path.realpath(measure) == os.path.realpath(origin):
-            measure = None
-        if rest is None:
-            order = _order(calibration)
-            if measure is None and len(order) <= config.images:
-                raise DataError(
-                    f"calibration.images {config.images}: leaves none of the {len(order)} images of {origin} to "
-                    "measure on; take fewer, or name others with calibration.measure"
-                )
-            used, others = order[: config.images], order[config.images :]
-            calibration, rest = Part(calibration.source, used, "drawn"), Part(calibration.source, others, "the others")
-        measured = Photographs(origin, rest, config.measure_images)
-        if measure is not None:
-            origin_measured, whole, held_out = _of(measure)
-            measured = Photographs(origin_measured, held_out or whole, config.measure_images)
+        return _choose(config, source)
     except DataError as error:
         key = "measure" if config.measure and config.measure in str(error) else "source"
         raise DataError(str(error).replace("data.source", f"calibration.{key}")) from None
-    return Photographs(origin, calibration, config.images), measured
 
 
-def _of_checkpoint(source: Source) -> tuple[str, Part, Part | None]:
+def _choose(config: CalibrationConfig, source: Source) -> tuple[Photographs, Photographs]:
+    training = _read_training(source)
+    origin, calibration, rest = _of_checkpoint(source) if config.source is None else _of(config.source)
+    held_out = False
+    if training is not None and identify_source(calibration.source, _THREADS) == training.train:
+        if config.source is not None and training.val == training.train:  # a fold of it was held out
+            _, calibration, rest = _of_checkpoint(source, config.source)
+        held_out = rest is not None and identify_source(rest.source, _THREADS) == training.val
+    measure = config.measure
+    if measure is not None and _holds_images_of(measure, calibration):
+        measure = None
+    if rest is None:
+        order = _order(calibration)
+        if measure is None and len(order) <= config.images:
+            raise DataError(
+                f"calibration.images {config.images}: leaves none of the {len(order)} images of {origin} to "
+                "measure on; take fewer, or name others with calibration.measure"
+            )
+        used, others = order[: config.images], order[config.images :]
+        calibration, rest = Part(calibration.source, used, "drawn"), Part(calibration.source, others, "the others")
+    measured, where = rest, origin
+    if measure is not None:
+        where, whole, val = _of(measure)
+        measured = val or whole
+    if measure is not None or not held_out:
+        measured = _leave_out_used(measured, where, calibration, config.images, training, source)
+    return Photographs(origin, calibration, config.images), Photographs(where, measured, config.measure_images)
+
+
+def _holds_images_of(origin: str, part: Part) -> bool:
+    """Return whether ``origin`` names the source of ``part``, by whatever path."""
+    return identify_source(_of(origin)[1].source, _THREADS) == identify_source(part.source, _THREADS)
+
+
+def _leave_out_used(
+    part: Part, origin: str, calibration: Part, count: int, training: TrainingData | None, source: Source
+) -> Part:
+    """Return ``part`` without images that the checkpoint was trained on, or that calibrate: the first ``count``."""
+    if training is not None:
+        part = leave_out_seen(part, training.all_seen, f"{source.checkpoint} was trained on", origin, _THREADS)
+    used = hash_training_images(calibration.source, _order(calibration)[:count], _THREADS)
+    return leave_out_seen(part, used, "calibration takes", origin, _THREADS)
+
+
+def _read_training(source: Source) -> TrainingData | None:
+    """Return what the exported checkpoint knows of its images; None if it is no checkpoint of ours, or an old one."""
+    if source.kind in ("file", "timm"):
+        return None
+    folder = checkpoint.resolve(source.checkpoint)
+    return read_training_data(folder, checkpoint.describe(folder))
+
+
+def _of_checkpoint(source: Source, origin: str | None = None) -> tuple[str, Part, Part | None]:
+    """Return what a checkpoint was trained on and what its training held out.
+
+    ``origin`` is where its images lie now, if not where they lay then.
+    """
     if source.kind in ("file", "timm"):
         raise ConfigError(
             f"--int8, --float16: {source.checkpoint} does not say what it was trained on; "
             "--set calibration.source=FOLDER names images like those that it will see"
         )
     values = checkpoint.describe(checkpoint.resolve(source.checkpoint))["config"]
+    if origin is not None:
+        values["data"]["source"] = origin
     if source.kind == "embedder":
         retrieval = RetrievalConfig.model_validate(values)
         return retrieval.data.source, *parts(retrieval)
@@ -126,5 +172,4 @@ def _of(origin: str, layout: str = "auto") -> tuple[str, Part, Part | None]:
 
 
 def _order(part: Part) -> NDArray[np.int64]:
-    numbers = np.arange(len(part.source)) if part.subset is None else part.subset
-    return np.random.default_rng(0).permutation(numbers)
+    return np.random.default_rng(0).permutation(part.indices)

@@ -14,6 +14,7 @@ from ehm.config import FinetuneConfig
 from ehm.data import Batch, EvalTransform, TrainTransform, open_source
 from ehm.errors import DataError
 from ehm.tasks.evaluate import Evaluation, Stored
+from ehm.tasks.held_out import leave_out_first_weights, remember_images, select_part
 from ehm.tasks.labelled import Part, collect, eval_loader, labels_of, split, train_loader
 from ehm.tasks.metrics import Report, report
 from ehm.tasks.mixing import mix, soft_targets
@@ -30,8 +31,10 @@ class Classification:
     def __init__(self, config: FinetuneConfig, backend: Backend, start: Path | None = None) -> None:
         data, augment, self._processes = config.data, config.augment, backend.processes
         self.config = config
-        self.train, self.val = split(config)
+        self.train, val = split(config)
         self.classes = self.train.source.classes
+        self.data = remember_images(config, self.train, val, self.classes, start, self._processes)
+        self.val = leave_out_first_weights(val, self.data, config, self._processes)
         self.class_counts = count_labels(self.train, data)
         # a resumed run needs nothing but its checkpoint
         model = config.model if start is None else config.model.model_copy(update={"init": str(start)})
@@ -90,7 +93,15 @@ def reopen(stored: Stored, backend: Backend, config: str | Path | None, override
     classes = tuple(stored.meta["classes"])
     classifier = backend.classifier(settings, len(classes))
     classifier.load(LearnerState(stored.arrays, {}))
-    part = _part(settings, stored.meta["config"]["data"]["source"])
+    source = open_source(settings.data, "train")
+    part = select_part(
+        stored,
+        settings,
+        source,
+        lambda: split(settings, source)[1],
+        lambda: open_source(settings.data, "val"),
+        backend.processes,
+    )
     numbers = _renumber(part, classes, settings.data.source)
     transform = EvalTransform.from_spec(classifier.image_size, classifier.inputs)
     loader = eval_loader(part, transform, settings, backend.processes)
@@ -101,15 +112,6 @@ def reopen(stored: Stored, backend: Backend, config: str | Path | None, override
         return report(numbers[labels], logits, classes)
 
     return Evaluation(settings.data.source, part, measure, loader.broken)
-
-
-def _part(settings: FinetuneConfig, trained_on: str) -> Part:
-    if settings.data.source == trained_on:
-        return split(settings)[1]
-    source = open_source(settings.data, "train")
-    if source.split == "train":
-        return Part(open_source(settings.data, "val"), None, "val")
-    return Part(source, None, "all")
 
 
 def _renumber(part: Part, classes: tuple[str, ...], name: str) -> NDArray[np.int64]:

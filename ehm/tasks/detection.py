@@ -17,9 +17,11 @@ from ehm.console import console
 from ehm.data.coco import CocoSource, coco
 from ehm.data.folds import stratified_folds
 from ehm.data.lists import ListBatch, ListLoader
+from ehm.data.source import Split
 from ehm.errors import ConfigError, DataError
 from ehm.tasks.average_precision import AveragePrecision, as_results, average_precision
 from ehm.tasks.evaluate import Evaluation, Stored
+from ehm.tasks.held_out import leave_out_first_weights, remember_images, select_part
 from ehm.tasks.labelled import Part
 from ehm.tasks.occurrences import count_objects
 from ehm.writing import replace_file
@@ -37,8 +39,10 @@ class Detection:
 
     def __init__(self, config: DetectionConfig, backend: Backend, start: Path | None = None) -> None:
         self.config, self._processes = config, backend.processes
-        self.train, self.val = _split(config)
+        self.train, val = _split(config, _open(config, "train"))
         self.classes = self.train.source.classes
+        self.data = remember_images(config, self.train, val, self.classes, start, self._processes)
+        self.val = leave_out_first_weights(val, self.data, config, self._processes)
         self.class_counts = count_objects(self.train, config.data)
         # a resumed run needs nothing but its checkpoint
         model = config.model if start is None else config.model.model_copy(update={"init": str(start)})
@@ -96,7 +100,15 @@ def reopen(
     classes = tuple(stored.meta["classes"])
     detector = backend.detector(settings, len(classes))
     detector.load(LearnerState(stored.arrays, {}))
-    part = _part(settings, stored.meta["config"]["data"]["source"])
+    source = _open(settings, "train")
+    part = select_part(
+        stored,
+        settings,
+        source,
+        lambda: _split(settings, source)[1],
+        lambda: _open(settings, "val"),
+        backend.processes,
+    )
     unknown = [name for name in part.source.classes if name not in classes]
     if unknown:
         raise DataError(
@@ -110,20 +122,23 @@ def reopen(
     return Evaluation(settings.data.source, part, measure, loader.broken, draw)
 
 
-def _split(config: DetectionConfig) -> tuple[Part, Part]:
+def _open(config: DetectionConfig, split: Split) -> CocoSource:
+    return coco(config.data.source, split, config.masks, config.data.layout)
+
+
+def _split(config: DetectionConfig, source: CocoSource) -> tuple[Part, Part]:
     """What to train on, images with objects, and what to measure on: all images of the other part, or of the fold.
 
     Where the source has one part only, its folds have about equally many images of each class, an image being of its
     rarest.
     """
     name = config.data.source
-    source = coco(name, "train", config.masks, config.data.layout)
     _say_unusable(source, name)
     usable = np.array([bool(source.trainable(index)) for index in range(len(source))])
     if not usable.any():
         raise DataError(f"data.source {name}: none of its {len(source)} images has an object to learn from")
     if source.split == "train":
-        val = coco(name, "val", config.masks, config.data.layout)
+        val = _open(config, "val")
         if val.classes != source.classes:
             raise DataError(f"data.source {name}: train and val do not have the same categories")
         return Part(source, np.flatnonzero(usable), "train"), Part(val, None, "val")
@@ -134,16 +149,6 @@ def _split(config: DetectionConfig) -> tuple[Part, Part]:
     title, held_out = f"fold {config.fold} of {config.folds}", fold_of == config.fold
     train = Part(source, np.flatnonzero(usable & ~held_out), f"all but {title}")
     return train, Part(source, np.flatnonzero(held_out), title)
-
-
-def _part(settings: DetectionConfig, trained_on: str) -> Part:
-    if settings.data.source == trained_on:
-        return _split(settings)[1]
-    data = settings.data
-    source = coco(data.source, "train", settings.masks, data.layout)
-    if source.split == "train":
-        return Part(coco(data.source, "val", settings.masks, data.layout), None, "val")
-    return Part(source, None, "all")
 
 
 def _rarest(source: CocoSource) -> NDArray[np.int64]:
@@ -226,7 +231,7 @@ def _draw(detector: Detector, part: Part, classes: tuple[str, ...], folder: Path
     """Write pictures of what is found in the first images of ``part``."""
     from ehm.analysis.objects import draw_objects
 
-    part = Part(part.source, (np.arange(len(part.source)) if part.subset is None else part.subset)[:_PICTURES], "")
+    part = Part(part.source, part.indices[:_PICTURES], "")
     loader = ListLoader(
         _source(part), batch_size=1, seed=0, shuffle=False, drop_last=False, workers=0, subset=part.subset
     )

@@ -84,16 +84,19 @@ def evaluate(
 ) -> Any:
     """Measure the classifier, or other task's model, that ``checkpoint`` (a run's folder or a checkpoint) holds.
 
-    On the images that its training held out; or, where ``config`` or ``overrides`` name another ``data.source``, on
-    that one's validation part, or on all of it if it has no parts. The model's settings are always the checkpoint's.
+    On the images that its training held out; or, if ``config`` or ``overrides`` name other images, on the validation
+    part of those, or on all of them if they have no parts. Images are known by their names, sizes and bytes, wherever
+    they lie: those that the training saw are counted and left out. The model's settings are always the checkpoint's.
     ``task="retrieval"`` measures an encoder without any training for the task: a run of ``ehm train``, a file of
     weights or ``timm:NAME``.
 
     With ``out`` the report goes to ``out/metrics.json``, and what a task draws beside it. The report is that of the
     task, for example :class:`ehm.tasks.metrics.Report`.
-    Raises CheckpointError where no task's model is there, DataError where the images do not fit it.
+    Raises CheckpointError if no task's model is there, DataError if the images do not fit it or were all trained on.
     """
     backend = backends.get(device)
+    processes = backend.processes
+    agree(processes, None)
     evaluation: Evaluation[Measured]
     if task is None:
         stored = _read(checkpoint)
@@ -102,8 +105,6 @@ def evaluate(
         evaluation = import_module(_UNTRAINED[task]).untrained(str(checkpoint), backend, config, overrides)
     else:
         raise ConfigError(f"--task {task}: only {', '.join(_UNTRAINED)} measures an encoder without training; omit it")
-    processes = backend.processes
-    agree(processes, None)
     part = evaluation.part
     console.print(f"Evaluating {checkpoint} on {evaluation.source} ({part.title}): {len(part):,} images")
     for note in part.source.notes:
@@ -125,4 +126,10 @@ def _read(path: str | Path) -> Stored:
     arrays, meta = checkpoint.read_model(folder)
     if meta["kind"] not in _HOMES:
         raise CheckpointError(f"{path}: holds a pretrained encoder, not a classifier; ehm finetune makes one")
+    if meta.get("data") is None:
+        console.print(
+            f"{path} was written by an earlier version of ehm and does not say which images it was trained on: they "
+            "could not be compared, and the path of data.source alone decides what was held out",
+            markup=False,
+        )
     return Stored(folder, arrays, meta)

@@ -35,19 +35,25 @@ class Part:
         return len(self.source) if self.subset is None else len(self.subset)
 
     @property
+    def indices(self) -> NDArray[np.int64]:
+        """Return the numbers of its images in ``source`` (n,)."""
+        return np.arange(len(self.source)) if self.subset is None else self.subset
+
+    @property
     def labels(self) -> NDArray[np.int64]:
         """Class numbers (n,)."""
         labels = labels_of(self.source, self.title)
         return labels if self.subset is None else labels[self.subset]
 
 
-def split(config: FinetuneConfig) -> tuple[Part, Part]:
+def split(config: FinetuneConfig, train: Source | None = None) -> tuple[Part, Part]:
     """What to train on and what to measure on: the source's own parts, or ``fold`` of ``folds`` held out.
 
-    The folds are stratified and always the same, whatever ``run.seed``, so that runs with several seeds compare.
-    Raises DataError where there are no labels, or where training and validation disagree about the classes.
+    ``train`` is the source if it is open already. The folds are stratified and always the same, whatever ``run.seed``,
+    so that runs with several seeds compare. Raises DataError if there are no labels, or if training and validation
+    disagree about the classes.
     """
-    train = open_source(config.data, "train")
+    train = open_source(config.data, "train") if train is None else train
     labels = labels_of(train, config.data.source)
     if train.split == "train":
         val = open_source(config.data, "val")

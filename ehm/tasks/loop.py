@@ -7,7 +7,7 @@ one of the highest score) and, at the end, ``metrics.json``.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +17,13 @@ from ehm import checkpoint
 from ehm.backends.base import Backend, TaskLearner
 from ehm.config import TaskConfig
 from ehm.console import console
+from ehm.plan import RunPlan, check_plan, plan_run
+from ehm.resume import print_changes
 from ehm.runlog import RunLog
 from ehm.runs import Metrics, all_broken, describe_run, on, save, say_broken, store, write_json
 from ehm.schedule import rate
 from ehm.tasks.labelled import Part
+from ehm.training_data import TrainingData
 
 __all__ = ["Batches", "Measured", "Result", "Task", "fit"]
 
@@ -67,14 +70,15 @@ class Batches(Protocol):
 class Task(Protocol[R_co]):
     """One kind of supervised training.
 
-    ``kind`` names its checkpoints, ``headline`` says what is trained, ``train`` and ``val`` on which images, and
-    ``class_counts`` are lines that say how often each class occurs in ``train``.
+    ``kind`` names its checkpoints, ``headline`` says what is trained, ``train`` and ``val`` on which images, of which
+    ``data`` is what checkpoints keep, and ``class_counts`` are lines that say how often each class occurs in ``train``.
     """
 
     kind: str
     headline: str
     train: Part
     val: Part
+    data: TrainingData
     classes: tuple[str, ...]
     class_counts: tuple[str, ...]
 
@@ -145,23 +149,24 @@ def fit(task: Task[R], backend: Backend, folder: Path, start: Path | None = None
         first, best_score = int(meta["step"]), float(meta["best_score"])
         best = checkpoint.newest(folder / "best")
     epoch = loader.steps_per_epoch
-    total = optim.total(epoch)
-    last = min(total, run.max_steps or total)
-    saving, measuring = (max(1, round(share * epoch)) for share in (run.checkpoint_every, run.measure_every))
-    _announce(task, backend, total, folder, start)
+    plan = plan_run(optim, run, epoch)
+    notes = check_plan(plan, optim, run, len(task.train), measures=True, resumed=start is not None)
+    images = task.data.to_arrays()
+    _announce(task, backend, plan, [*learner.notes, *notes], folder, start)
     if leads:
         store(config, folder)
 
     metrics, saved = Metrics(), start
-    with closing(task), RunLog(folder, last, first, title, run.tensorboard, silent=not leads) as log:
+    with closing(task), RunLog(folder, plan.last, first, title, run.tensorboard, silent=not leads) as log:
         clock, seen = time.perf_counter(), 0
-        for step, batch in enumerate(loader.batches(first, last), start=first):
+        for step, batch in enumerate(loader.batches(first, plan.last), start=first):
             lr = rate(optim, step, epoch)
             metrics.add(step + 1, task.step(batch, step, lr))
 
             done, seen = step + 1, seen + batch.total
             log.advance(done)
-            measure, due = done % measuring == 0 or done == last, done % saving == 0 or done == last
+            measure = done % plan.measure_every == 0 or done == plan.last
+            due = done % plan.save_every == 0 or done == plan.last
             if measure or due or done % run.log_every == 0:
                 values = {**metrics.read(saved), "epoch": done / epoch, "lr": lr}
                 values["images_per_second"] = seen / (time.perf_counter() - clock)
@@ -176,6 +181,7 @@ def fit(task: Task[R], backend: Backend, folder: Path, start: Path | None = None
             best_score = result.score if result is not None and better else best_score
             said = describe_run(task.kind, task.stored, backend, done, epoch) | {
                 "classes": list(task.classes),
+                "data": task.data.to_json(),
                 "image_size": list(learner.image_size),
                 "encoder": dict(learner.architecture),
                 "inputs": learner.inputs.to_json(),
@@ -183,9 +189,9 @@ def fit(task: Task[R], backend: Backend, folder: Path, start: Path | None = None
                 "metrics": {} if result is None else dict(result.figures),
             }
             if better:
-                best = save(folder / "best", learner, said, 1, processes)
+                best = save(folder / "best", learner, said, 1, processes, images)
             if due:
-                saved = save(folder / "checkpoints", learner, said, run.keep, processes)
+                saved = save(folder / "checkpoints", learner, said, run.keep, processes, images)
         if result is None:  # resumed at its end
             result = task.measure()
     assert saved is not None
@@ -206,18 +212,21 @@ def _write_metrics(folder: Path, val: Part, result: Measured, saved: Path, best:
     console.print(f"Report: {path}")
 
 
-def _announce(task: Task[Any], backend: Backend, total: int, folder: Path, start: Path | None) -> None:
-    config, epoch = task.config, task.loader.steps_per_epoch
+def _announce(
+    task: Task[Any], backend: Backend, plan: RunPlan, notes: Sequence[str], folder: Path, start: Path | None
+) -> None:
+    config = task.config
     optim, (height, width) = config.optim, task.learner.image_size
-    length = f"{total:,} steps" if optim.steps else f"{optim.epochs} epochs of {epoch:,} steps"
     console.print(f"{task.headline} at {height} x {width} pixels, {len(task.classes):,} classes")
     console.print(
         f"  on {config.data.source}: {len(task.train):,} images ({task.train.title}), measured on {len(task.val):,} "
-        f"({task.val.title}); {length}, batch {optim.batch_size}, {config.optimizer}, "
+        f"({task.val.title}); {plan.describe(optim)}, batch {optim.batch_size}, {config.optimizer}, "
         f"learning rate {optim.lr:.2e}; {on(backend)}"
     )
     for note in (*task.train.source.notes, *task.class_counts):
         console.print(f"  {note}", markup=False)
-    for note in task.learner.notes:
+    for note in notes:
         console.print(f"  {note}")
     console.print(f"  into {folder}" + (f", continuing {start.name}" if start else ""))
+    if start is not None:
+        print_changes(config, start, backend)

@@ -16,12 +16,12 @@ from ehm.backends.base import Backend
 from ehm.config import ProbeConfig
 from ehm.console import console
 from ehm.data import EvalTransform
+from ehm.errors import ConfigError
 from ehm.runs import agree, begin, explain_stop, write_json
 from ehm.tasks.classification import Classification
-from ehm.tasks.labelled import collect, eval_loader, split
+from ehm.tasks.labelled import Part, collect, eval_loader
 from ehm.tasks.loop import fit
 from ehm.tasks.metrics import Report, report
-from ehm.tasks.occurrences import count_labels
 
 __all__ = ["DEFAULT_CONFIG", "TEMPERATURE", "ProbeResult", "neighbour_votes", "probe"]
 
@@ -56,10 +56,10 @@ def probe(
     settings, _ = begin(ProbeConfig, DEFAULT_CONFIG, config, overrides, folder, resume=False, resumable=False)
     backend = backends.get(device)
     agree(backend.processes, None)
-    count_labels(split(settings)[0], settings.data)  # stops here rather than after the neighbours
-    neighbours = measure_neighbours(settings, backend)
+    task = Classification(settings, backend)
+    neighbours = measure_neighbours(settings, backend, task.train, task.val)
     with explain_stop(folder, resumable=False):
-        linear = fit(Classification(settings, backend), backend, folder, title="probe")
+        linear = fit(task, backend, folder, title="probe")
         _print(settings, linear.report, neighbours)
         if backend.processes.rank == 0:
             values = {"linear": linear.report.to_json(), "neighbours": neighbours.to_json()}
@@ -68,12 +68,14 @@ def probe(
     return ProbeResult(folder, linear.checkpoint, linear.report, neighbours)
 
 
-def measure_neighbours(config: ProbeConfig, backend: Backend) -> Report:
-    """k-NN on the features of the encoder: each validation image is classed by its nearest training images."""
+def measure_neighbours(config: ProbeConfig, backend: Backend, train: Part, val: Part) -> Report:
+    """k-NN on the features of the encoder: each image of ``val`` is classed by its nearest images of ``train``."""
+    if config.neighbours > len(train):
+        raise ConfigError(f"neighbours {config.neighbours}: there are only {len(train):,} images to search")
     encoder = backend.encoder(config.model, config.data)
     transform = EvalTransform.from_spec(encoder.image_size, encoder.inputs)
     found = []
-    for part, title in zip(split(config), ("features to search", "features to class"), strict=True):
+    for part, title in zip((train, val), ("features to search", "features to class"), strict=True):
         with eval_loader(part, transform, config, backend.processes) as loader:
             found.append((part.source.classes, *collect(encoder.features, loader, title, backend.processes)))
     (classes, labels, features), (_, wanted, queries) = found

@@ -14,31 +14,19 @@ from PIL import Image
 from ehm.backends.base import Backend, Embedder, LearnerState, Processes
 from ehm.config import RetrievalConfig, load_config
 from ehm.console import console
-from ehm.data import Batch, EvalTransform, Loader, Source, Split, TrainTransform, open_source
-from ehm.data.benchmarks import Answers, by_class, open_benchmark
+from ehm.data import Batch, EvalTransform, Loader, Source, TrainTransform, open_source
+from ehm.data.benchmarks import Answers
 from ehm.data.transforms import RESAMPLING
 from ehm.data.whole import Shrink, WholeImages
-from ehm.errors import ConfigError, DataError
 from ehm.tasks.evaluate import Evaluation, Stored
+from ehm.tasks.held_out import leave_out_first_weights, leave_out_seen, remember_images
 from ehm.tasks.labelled import Part, collect, labels_of, train_loader
 from ehm.tasks.occurrences import count_labels
 from ehm.tasks.ranking import RetrievalReport, compare
+from ehm.tasks.search import Search, choose_benchmark, open_search, select_search, split_classes
+from ehm.training_data import read_seen_images
 
 __all__ = ["Retrieval", "parts", "reopen", "untrained"]
-
-
-@dataclass(frozen=True)
-class Search:
-    """Images of ``part`` that are sought (q,) and searched (m,), both numbers of its source, and what is to be found.
-
-    ``revisited`` says whether the answers tell easy from hard.
-    """
-
-    part: Part
-    queries: NDArray[np.int64]
-    database: NDArray[np.int64]
-    answers: tuple[Answers, ...]
-    revisited: bool
 
 
 class Retrieval:
@@ -49,10 +37,14 @@ class Retrieval:
     def __init__(self, config: RetrievalConfig, backend: Backend, start: Path | None = None) -> None:
         data, self._processes = config.data, backend.processes
         self.config = config
-        source, labels, kept, self._search = _open(config)
-        self.train = _trained_on(source, labels, kept)
-        self.val = self._search.part
+        source = open_source(config.data, "train")
+        kept, search = split_classes(config, source)
+        self.train = _select_classes(source, kept, config)
         self.classes = tuple(source.classes[number] for number in kept.tolist())
+        self.data = remember_images(config, self.train, search.images, self.classes, start, self._processes)
+        new = leave_out_first_weights(search.images, self.data, config, self._processes, config.benchmark)
+        self._search = search.restrict(new)
+        self.val = self._search.part
         self.class_counts = count_labels(self.train, data, self.classes)
         self._numbers = np.full(len(source.classes), -1)
         self._numbers[kept] = np.arange(len(kept))
@@ -105,14 +97,14 @@ def reopen(
     """
     given = load_config(RetrievalConfig, config if config is not None else stored.meta["config"], overrides)
     settings = stored.settings(RetrievalConfig, config, overrides, measuring=("scales", "longest"))
-    trained_on, benchmark = stored.meta["config"]["data"]["source"], given.benchmark
-    said = config is not None or any(override.startswith("benchmark=") for override in overrides)
-    if given.data.source != trained_on and not said:
-        benchmark = None  # the other images are what to measure on
+    settings = settings.model_copy(update={"benchmark": given.benchmark})
+    is_given = config is not None or any(override.startswith("benchmark=") for override in overrides)
+    benchmark = choose_benchmark(stored, settings, is_given, backend.processes)
     settings = settings.model_copy(update={"benchmark": benchmark})
+    search = select_search(stored, settings, backend.processes)
     embedder = backend.embedder(settings, len(stored.meta["classes"]))
     embedder.load(LearnerState(stored.arrays, {}))
-    return _evaluation(embedder, settings, trained_on, backend)
+    return _evaluate(embedder, search, settings, backend)
 
 
 def untrained(
@@ -122,28 +114,31 @@ def untrained(
     settings = load_config(RetrievalConfig, config, overrides)
     model = settings.model.model_copy(update={"init": init})
     settings = settings.model_copy(update={"model": model, "dim": None})
+    search = open_search(settings)
+    source = settings.benchmark or settings.data.source
+    threads, seen_by = settings.data.workers, f"{init} was trained on"
+    new = leave_out_seen(search.images, read_seen_images(init), seen_by, source, threads, backend.processes)
     embedder = backend.embedder(settings, 0)
     for note in embedder.notes:
         console.print(f"  {note}", markup=False)
-    return _evaluation(embedder, settings, None, backend)
+    return _evaluate(embedder, search.restrict(new), settings, backend)
 
 
 def parts(config: RetrievalConfig) -> tuple[Part, Part]:
     """The images that are trained on, and those that are measured on; raises as the training does."""
-    source, labels, kept, search = _open(config)
-    numbered, part = search.part.source, search.part
-    assert isinstance(numbered, _Numbered)
-    return _trained_on(source, labels, kept), Part(numbered.source, part.subset, part.title)
+    source = open_source(config.data, "train")
+    kept, search = split_classes(config, source)
+    return _select_classes(source, kept, config), search.images
 
 
-def _trained_on(source: Source, labels: NDArray[np.int64], kept: NDArray[np.int64]) -> Part:
-    return Part(source, np.flatnonzero(np.isin(labels, kept)), f"{len(kept):,} classes")
+def _select_classes(source: Source, classes: NDArray[np.int64], config: RetrievalConfig) -> Part:
+    labels = labels_of(source, config.data.source)
+    return Part(source, np.flatnonzero(np.isin(labels, classes)), f"{len(classes):,} classes")
 
 
-def _evaluation(
-    embedder: Embedder, settings: RetrievalConfig, trained_on: str | None, backend: Backend
+def _evaluate(
+    embedder: Embedder, search: Search, settings: RetrievalConfig, backend: Backend
 ) -> Evaluation[RetrievalReport]:
-    search = _open(settings)[3] if settings.data.source == trained_on else _all(settings)
     transform = EvalTransform.from_spec(embedder.image_size, embedder.inputs)
     loader = _loader(search, transform, settings, backend.processes)
 
@@ -152,48 +147,6 @@ def _evaluation(
             return _measure(embedder, search, loader, "evaluate", backend.processes)
 
     return Evaluation(settings.benchmark or settings.data.source, search.part, measure, loader.broken)
-
-
-def _open(config: RetrievalConfig) -> tuple[Source, NDArray[np.int64], NDArray[np.int64], Search]:
-    """What to train on, its labels (n,) and the classes of it that are, and what to measure on.
-
-    ``fold`` of ``folds`` parts of the classes is held out, always the same, unless there is a benchmark or a
-    validation part.
-    """
-    source = open_source(config.data, "train")
-    labels = labels_of(source, config.data.source)
-    classes = np.arange(len(source.classes))
-    if config.benchmark is not None or source.split == "train":
-        return source, labels, classes, _all(config)
-    if len(classes) < 2 * config.folds:
-        raise ConfigError(
-            f"folds {config.folds}: {len(classes)} classes of {config.data.source} cannot be parted into as many of "
-            "two classes at least; set benchmark to measure on other images"
-        )
-    held_out = np.random.default_rng(0).permutation(len(classes)) % config.folds == config.fold
-    numbers = np.flatnonzero(held_out[labels])
-    title = f"{held_out.sum():,} other classes, fold {config.fold} of {config.folds}"
-    return source, labels, classes[~held_out], _among(source, labels, numbers, title)
-
-
-def _all(config: RetrievalConfig) -> Search:
-    """The benchmark; or the validation images, or all where there are no parts, each sought among the others."""
-    if config.benchmark is not None:
-        found = open_benchmark(config.benchmark)
-        title = f"{len(found.queries):,} queries, {len(found.database):,} images to search"
-        part = Part(_Numbered(found.source), None, title)
-        return Search(part, found.queries, found.database, found.answers, found.revisited)
-    source = open_source(config.data, "train")
-    if source.split == "train":
-        source = open_source(config.data, "val")
-    return _among(source, labels_of(source, config.data.source), np.arange(len(source)), source.split)
-
-
-def _among(source: Source, labels: NDArray[np.int64], numbers: NDArray[np.int64], title: str) -> Search:
-    queries, database, answers = by_class(labels, numbers)
-    if not any(len(answer.easy) for answer in answers):
-        raise DataError("data.source: no class has two images to measure on; there is nothing to find")
-    return Search(Part(_Numbered(source), numbers, title), queries, database, answers, revisited=False)
 
 
 def _loader(
@@ -248,32 +201,6 @@ def _measure(
         if query >= 0
     ]
     return compare(rows[sought[sought >= 0]], rows[place[search.database[there]]], answers, search.revisited)
-
-
-@dataclass(frozen=True)
-class _Numbered:
-    """A source whose labels are the numbers of its images."""
-
-    source: Source
-    classes: tuple[str, ...] = ()
-    split: Split = "all"
-
-    @property
-    def labels(self) -> NDArray[np.int64]:
-        return np.arange(len(self.source))
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        return self.source.notes
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def load(self, index: int) -> Any:
-        return self.source.load(index)
-
-    def name(self, index: int) -> str:
-        return self.source.name(index)
 
 
 @dataclass(frozen=True)

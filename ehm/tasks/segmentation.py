@@ -22,6 +22,7 @@ from ehm.data.segment import CropTransform, resize
 from ehm.data.threads import in_threads
 from ehm.errors import BrokenImage, ConfigError, DataError
 from ehm.tasks.evaluate import Evaluation, Stored
+from ehm.tasks.held_out import leave_out_first_weights, remember_images, select_part
 from ehm.tasks.labelled import Part, train_loader
 from ehm.tasks.occurrences import describe_masks
 from ehm.tasks.overlap import SegmentationReport, count_pixels, overlap
@@ -41,8 +42,10 @@ class Segmentation:
     def __init__(self, config: SegmentationConfig, backend: Backend, start: Path | None = None) -> None:
         data, self._processes = config.data, backend.processes
         self.config = config
-        self.train, self.val = _split(config)
+        self.train, val = _split(config, open_pairs(config.data, "train"))
         self.classes = self.train.source.classes
+        self.data = remember_images(config, self.train, val, self.classes, start, self._processes)
+        self.val = leave_out_first_weights(val, self.data, config, self._processes)
         self.class_counts: tuple[str, ...] = ()
         if data.check and start is None:
             counts = [_check(part, config, self._processes) for part in (self.train, self.val)]
@@ -99,7 +102,16 @@ def reopen(
     """
     settings = stored.settings(SegmentationConfig, config, overrides, measuring=("inference",))
     classes = tuple(stored.meta["classes"])
-    part = _part(settings, stored.meta["config"]["data"]["source"], classes)
+    source = open_pairs(settings.data, "train")
+    part = select_part(
+        stored,
+        settings,
+        source,
+        lambda: _split(settings, source)[1],
+        lambda: open_pairs(settings.data, "val"),
+        backend.processes,
+    )
+    part = replace(part, source=_with_classes(_pairs(part), classes, settings.data.source))
     if settings.data.check:
         _check(part, settings, backend.processes)
     learner = backend.segmenter(settings, len(classes))
@@ -112,9 +124,8 @@ def reopen(
     return Evaluation(settings.data.source, part, measure, broken)
 
 
-def _split(config: SegmentationConfig) -> tuple[Part, Part]:
+def _split(config: SegmentationConfig, train: PairSource) -> tuple[Part, Part]:
     """What to train on and what to measure on: the source's own parts, or ``fold`` of ``folds`` held out."""
-    train = open_pairs(config.data, "train")
     if train.split == "train":
         val = _with_classes(open_pairs(config.data, "val"), train.classes, config.data.source)
         return Part(train, None, "train"), Part(val, None, "val")
@@ -126,16 +137,6 @@ def _split(config: SegmentationConfig) -> tuple[Part, Part]:
     return Part(train, np.flatnonzero(~held_out), f"all but {title}"), Part(train, np.flatnonzero(held_out), title)
 
 
-def _part(config: SegmentationConfig, trained_on: str, classes: tuple[str, ...]) -> Part:
-    if config.data.source == trained_on:
-        part = _split(config)[1]
-    else:
-        source = open_pairs(config.data, "train")
-        whole = source.split == "all"
-        part = Part(source, None, "all") if whole else Part(open_pairs(config.data, "val"), None, "val")
-    return replace(part, source=_with_classes(_pairs(part), classes, config.data.source))
-
-
 def _pairs(part: Part) -> PairSource:
     assert isinstance(part.source, PairSource)
     return part.source
@@ -143,8 +144,7 @@ def _pairs(part: Part) -> PairSource:
 
 def _numbers(part: Part, processes: Processes) -> list[int]:
     """This process's share of the images."""
-    numbers = np.arange(len(part.source)) if part.subset is None else part.subset
-    share: list[int] = numbers[processes.rank :: processes.size].tolist()
+    share: list[int] = part.indices[processes.rank :: processes.size].tolist()
     return share
 
 

@@ -22,6 +22,8 @@ from ehm.backends.base import Backend, TokenizerLearner
 from ehm.config import TokenizerConfig
 from ehm.console import console
 from ehm.data import EvalTransform, Loader, Source, TrainTransform, open_source
+from ehm.plan import RunPlan, check_plan, plan_run
+from ehm.resume import check_resumed_data, print_changes
 from ehm.runlog import RunLog
 from ehm.runs import (
     Metrics,
@@ -37,6 +39,7 @@ from ehm.runs import (
     write_json,
 )
 from ehm.schedule import rate
+from ehm.training_data import identify_training_data
 from ehm.writing import replace_file
 
 __all__ = ["DEFAULT_CONFIG", "Quality", "TokenizerResult", "train_tokenizer"]
@@ -111,30 +114,31 @@ def _run(config: TokenizerConfig, backend: Backend, folder: Path, start: Path | 
         world_size=processes.size,
     )
     epoch = loader.steps_per_epoch
-    total = optim.total(epoch)
-    last = min(total, run.max_steps or total)
-    every = max(1, round(run.checkpoint_every * epoch))
+    plan = plan_run(optim, run, epoch)
+    notes = check_plan(plan, optim, run, len(source), measures=False, resumed=start is not None)
+    training_data = identify_training_data(source, None, data.workers, processes)
     tokenizer = backend.tokenizer(config)
     first = 0
     if start is not None:
+        check_resumed_data(start, training_data, None, data.source)
         state, begun = checkpoint.read(start)
         tokenizer.load(state)
         first = int(begun["step"])
-    _announce(config, backend, source, epoch, folder, start)
+    _announce(config, backend, notes, source, plan, folder, start)
     leads = processes.rank == 0
     if leads:
         store(config, folder)
 
     saved, pending = start, Metrics()
-    with loader, RunLog(folder, last, first, "tokenizer", run.tensorboard, silent=not leads) as log:
+    with loader, RunLog(folder, plan.last, first, "tokenizer", run.tensorboard, silent=not leads) as log:
         clock, images = time.perf_counter(), 0
-        for step, batch in enumerate(loader.batches(first, last), start=first):
-            temperature = cooled(config.temperature, step / total)
+        for step, batch in enumerate(loader.batches(first, plan.last), start=first):
+            temperature = cooled(config.temperature, step / plan.total)
             lr = rate(optim, step, epoch)
             done, images = step + 1, images + batch.total
             pending.add(done, tokenizer.train_step(batch.images, temperature, lr, optim.weight_decay))
             log.advance(done)
-            due = done % every == 0 or done == last
+            due = done % plan.save_every == 0 or done == plan.last
             if due or done % run.log_every == 0:
                 speed = images / (time.perf_counter() - clock)
                 settings = {"temperature": temperature, "epoch": done / epoch, "lr": lr, "images_per_second": speed}
@@ -142,6 +146,7 @@ def _run(config: TokenizerConfig, backend: Backend, folder: Path, start: Path | 
                 clock, images = time.perf_counter(), 0
             if due:
                 said = describe_run("tokenizer", config.model_dump(mode="json"), backend, done, epoch)
+                said["data"] = training_data.to_json()
                 saved = save(folder / "checkpoints", tokenizer, said, run.keep, processes)
 
     assert saved is not None  # a run has at least one step, and its last one is saved
@@ -208,7 +213,13 @@ def _draw(images: NDArray[np.uint8], seen: NDArray[np.float32], errors: NDArray[
 
 
 def _announce(
-    config: TokenizerConfig, backend: Backend, source: Source, epoch: int, folder: Path, start: Path | None
+    config: TokenizerConfig,
+    backend: Backend,
+    notes: Sequence[str],
+    source: Source,
+    plan: RunPlan,
+    folder: Path,
+    start: Path | None,
 ) -> None:
     optim, (height, width) = config.optim, config.image_size
     places = (height // config.stride) * (width // config.stride)
@@ -217,12 +228,14 @@ def _announce(
         f"{config.stride} pixels ({places} tokens for {height} x {width} pixels)"
     )
     console.print(
-        f"  on {config.data.source}: {len(source):,} images, {optim.epochs} epochs of {epoch} steps, "
+        f"  on {config.data.source}: {len(source):,} images, {plan.describe(optim)}, "
         f"batch {optim.batch_size}, learning rate {optim.lr:.2e}; {on(backend)}"
     )
-    for note in source.notes:
+    for note in (*source.notes, *notes):
         console.print(f"  {note}", markup=False)
     console.print(f"  into {folder}" + (f", continuing {start.name}" if start else ""))
+    if start is not None:
+        print_changes(config, start, backend)
 
 
 def _report(folder: Path, saved: Path, quality: Quality, leads: bool) -> None:

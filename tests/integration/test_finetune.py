@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from PIL import Image, ImageOps
 from safetensors.numpy import load_file
 from sklearn.metrics import balanced_accuracy_score
 from timm.loss import SoftTargetCrossEntropy
@@ -50,6 +51,15 @@ def config(stripes):
         return FinetuneConfig.model_validate(values)
 
     return make
+
+
+def invert(root, target):
+    """The same pictures in opposite colours: other images, of which the classes are told as before."""
+    for file in root.rglob("*.png"):
+        copy = target / file.relative_to(root)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        ImageOps.invert(Image.open(file)).save(copy)
+    return target
 
 
 def test_it_learns_what_the_labels_say_and_not_what_they_do_not(config, stripes, tmp_path, capsys):
@@ -232,10 +242,7 @@ def test_evaluation_gives_the_figures_of_training_and_takes_other_images(config,
     assert evaluate(tmp_path / "moved", device="cpu", out=tmp_path / "report") == trained.report
     assert json.loads((tmp_path / "report" / "metrics.json").read_text())["part"] == "fold 0 of 5"
 
-    # other pictures, whose classes are numbered the other way round: "across" has moved behind "down"
-    other = tmp_path / "other"
-    shutil.copytree(stripes / "down", other / "down")
-    shutil.copytree(stripes / "across", other / "across")
+    other = invert(stripes, tmp_path / "other")
     whole = evaluate(tmp_path / "moved", device="cpu", overrides=[f"data.source={other}"])
     assert whole.samples == 48
     assert whole.classes == ("across", "down")
@@ -247,10 +254,11 @@ def test_evaluation_gives_the_figures_of_training_and_takes_other_images(config,
 
 def test_the_report_is_what_a_plain_loop_over_the_files_finds(config, stripes, tmp_path):
     trained = finetune(config(optim={"epochs": 3}), device="cpu", out=tmp_path / "run")
-    result = evaluate(tmp_path / "run", device="cpu", overrides=[f"data.source={stripes}/."])
+    other = invert(stripes, tmp_path / "other")
+    result = evaluate(tmp_path / "run", device="cpu", overrides=[f"data.source={other}"])
     model = TorchClassifier(config(), 2, CPU)
     model.load(checkpoint.read(trained.checkpoint)[0])
-    files = sorted(stripes.rglob("*.png"))
+    files = sorted(other.rglob("*.png"))
     pixels = np.stack([EvalTransform((32, 32))(decode(file), np.random.default_rng(0)) for file in files])
     predicted = model.logits(pixels).argmax(1)
     labels = [file.parent.name == "down" for file in files]

@@ -1,0 +1,100 @@
+"""How long a run is, and whether its settings can mean what they say now that the number of images is known."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from ehm.config import OptimConfig, RunConfig
+from ehm.errors import ConfigError
+
+__all__ = ["RunPlan", "check_plan", "plan_run"]
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """The steps of a run: ``total`` in its schedule, ``last`` where it ends, and between checkpoints and measures."""
+
+    steps_per_epoch: int
+    total: int
+    last: int
+    save_every: int
+    measure_every: int
+
+    def describe(self, optim: OptimConfig) -> str:
+        """Return the length in words, for example "4 epochs of 2 steps"."""
+        if optim.steps is None:
+            length = f"{optim.epochs:,} epochs of {self.steps_per_epoch:,} steps"
+        else:
+            epochs = self.total / self.steps_per_epoch
+            length = f"{self.total:,} steps, {epochs:.3g} epochs of {self.steps_per_epoch:,}"
+        if self.last == self.total:
+            return length
+        return f"{length}, of which run.max_steps takes the first {self.last:,} of {self.total:,} steps"
+
+
+def plan_run(optim: OptimConfig, run: RunConfig, steps_per_epoch: int) -> RunPlan:
+    """Return the steps of a run whose epochs have so many."""
+    total = optim.total(steps_per_epoch)
+    return RunPlan(
+        steps_per_epoch,
+        total,
+        last=min(total, run.max_steps or total),
+        save_every=max(1, round(run.checkpoint_every * steps_per_epoch)),
+        measure_every=max(1, round(run.measure_every * steps_per_epoch)),
+    )
+
+
+def check_plan(
+    plan: RunPlan, optim: OptimConfig, run: RunConfig, images: int, *, views: int = 1, measures: bool, resumed: bool
+) -> list[str]:
+    """Compare the settings of a run with each other and with the number of ``images``, each in ``views`` copies.
+
+    Returns what can be meant, but hardly is, in a sentence each. Raises ConfigError if settings cannot mean what they
+    say; a ``resumed`` run, which may have begun before anybody looked, is only told so.
+    """
+    problems = list(_find_problems(plan, optim, images, views))
+    if problems and not resumed:
+        raise ConfigError("; ".join(problems))
+    return [*problems, *_find_oddities(plan, optim, run, measures)]
+
+
+def _find_problems(plan: RunPlan, optim: OptimConfig, images: int, views: int) -> Iterator[str]:
+    if optim.batch_size > images * views:
+        copies = f" with {views} masks each" if views > 1 else ""
+        yield (
+            f"optim.batch_size {optim.batch_size}: there are only {images:,} images{copies} to fill it, and the "
+            f"learning rate {optim.lr:.2e} is scaled for {optim.batch_size}; set optim.batch_size={images * views} or "
+            "less"
+        )
+    if optim.min_lr > optim.lr:
+        yield (
+            f"optim.min_lr {optim.min_lr:g}: is above the learning rate {optim.lr:.2e} (optim.base_lr "
+            f"{optim.base_lr:g} * {optim.batch_size} / 256), which should fall to it; set a lower one"
+        )
+    warmup = optim.warmup(plan.steps_per_epoch)
+    if warmup > plan.total:
+        key = "warmup_epochs" if optim.warmup_steps is None else "warmup_steps"
+        yield (
+            f"optim.{key} {getattr(optim, key):g}: the warm-up takes {warmup:,.0f} steps, and the run has "
+            f"{plan.total:,} ({plan.steps_per_epoch:,} in an epoch); set optim.warmup_steps={plan.total // 10} or "
+            "another part of them"
+        )
+    falls = [share for share in optim.milestones if share * plan.total < warmup <= plan.total]
+    if optim.schedule == "step" and falls:
+        yield (
+            f"optim.milestones: the rate falls at step {falls[0] * plan.total:,.0f}, within the warm-up of "
+            f"{warmup:,.0f} steps; set a later milestone or a shorter warm-up"
+        )
+
+
+def _find_oddities(plan: RunPlan, optim: OptimConfig, run: RunConfig, measures: bool) -> Iterator[str]:
+    warmup = optim.warmup(plan.steps_per_epoch)
+    if plan.last < plan.total and plan.last <= warmup:
+        yield f"run.max_steps {plan.last:,}: the run ends within the warm-up of {warmup:,.0f} steps"
+    rare = [("checkpoint_every", plan.save_every, "the only checkpoint is that of the end")]
+    if measures:
+        rare.append(("measure_every", plan.measure_every, "the only measurement is that of the end"))
+    for key, steps, consequence in rare:
+        if steps > plan.last:
+            yield f"run.{key} {getattr(run, key):g}: is more than the run's {plan.last:,} steps; {consequence}"

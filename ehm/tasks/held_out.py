@@ -1,0 +1,177 @@
+"""Keep what a model is measured on apart from what it was trained on, wherever the images lie."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from ehm.backends.base import ALONE, Processes
+from ehm.config import TaskConfig
+from ehm.console import console
+from ehm.data import Source
+from ehm.errors import ConfigError, DataError
+from ehm.resume import check_resumed_data
+from ehm.tasks.evaluate import Stored
+from ehm.tasks.labelled import Part
+from ehm.training_data import (
+    SeenImages,
+    TrainingData,
+    find_seen,
+    hash_training_images,
+    identify_training_data,
+    read_seen_images,
+    read_training_data,
+    run_on_first,
+)
+
+__all__ = [
+    "holds_training_images",
+    "leave_out_first_weights",
+    "leave_out_seen",
+    "leave_out_trained",
+    "remember_images",
+    "select_part",
+]
+
+
+def remember_images(
+    config: TaskConfig, train: Part, val: Part, classes: Sequence[str], start: Path | None, processes: Processes
+) -> TrainingData:
+    """Return what the checkpoints of a run are going to keep of the images that it trains on.
+
+    A run that is resumed from ``start`` must have the same images and ``classes`` as before; raises ConfigError
+    otherwise. All processes call this.
+    """
+    threads = config.data.workers
+    found = identify_training_data(train.source, val.source, threads, processes)
+    if start is not None:
+        stored = check_resumed_data(start, found, classes, config.data.source)
+        if stored is not None:
+            return stored
+    else:
+        _refuse_fold(config, train, val)
+    seen_before = read_seen_images(config.model.init) if start is None else {}
+    seen: SeenImages = {}
+    if processes.rank == 0:  # which alone writes checkpoints
+        seen = hash_training_images(train.source, train.indices, threads)
+        _print_copies(val, seen, threads)
+    return replace(found, seen=seen, seen_before=seen_before)
+
+
+def leave_out_seen(
+    part: Part, seen: SeenImages, seen_by: str, source: str, threads: int, processes: Processes = ALONE
+) -> Part:
+    """Return ``part`` without the images that were ``seen`` before, and say how many they are.
+
+    ``seen_by`` begins the sentence, for example "runs/first was trained on"; ``source`` is the name of where the images
+    lie. Raises DataError if none is left. All processes call this.
+    """
+    if not seen:
+        return part
+    indices = part.indices
+    is_seen = run_on_first(lambda: find_seen(part.source, indices, seen, threads), processes)
+    count = int(is_seen.sum())
+    if count == len(indices):
+        raise DataError(
+            f"data.source {source}: {seen_by} all {count:,} images of it ({part.title}), which say nothing about new "
+            "ones; name other images to measure on"
+        )
+    if count == 0:
+        return part
+    console.print(f"{seen_by} {count:,} of the {len(indices):,} images of {source} ({part.title}), which are left out")
+    return Part(part.source, indices[~is_seen], f"{part.title} but {count:,} seen before")
+
+
+def leave_out_first_weights(
+    part: Part, data: TrainingData, config: TaskConfig, processes: Processes, source: str | None = None
+) -> Part:
+    """Return ``part`` without the images that the first weights of a run were trained on with labels."""
+    seen_by = f"model.init {config.model.init} was trained on"
+    return leave_out_seen(part, data.seen_before, seen_by, source or config.data.source, config.data.workers, processes)
+
+
+def leave_out_trained(part: Part, stored: Stored, source: str, threads: int, processes: Processes) -> Part:
+    """Return ``part`` without the images that a checkpoint was trained on, as :func:`leave_out_seen` does.
+
+    It is left as it is if the training measured the same source, so that the figures are those of the training, or if
+    the checkpoint does not know its images.
+    """
+    training = read_training_data(stored.folder, stored.meta)
+    if training is None:
+        return part
+    if part.subset is None and training.val != training.train:
+        found = identify_training_data(part.source, None, threads, processes).train
+        if found == training.val:
+            if processes.rank == 0:
+                _print_copies(part, training.all_seen, threads)
+            return part
+    return leave_out_seen(part, training.all_seen, f"{stored.folder} was trained on", source, threads, processes)
+
+
+def holds_training_images(stored: Stored, settings: TaskConfig, source: Source, processes: Processes) -> bool:
+    """Return whether ``source`` holds just the images that a checkpoint was trained on, wherever they lie now.
+
+    A checkpoint that does not know its images goes by the path of ``data.source``. All processes call this.
+    """
+    training = read_training_data(stored.folder, stored.meta)
+    if training is None:
+        return _is_same_path(settings.data.source, stored.meta["config"]["data"]["source"])
+    return identify_training_data(source, None, settings.data.workers, processes).train == training.train
+
+
+def select_part(
+    stored: Stored,
+    settings: TaskConfig,
+    source: Source,
+    hold_out: Callable[[], Part],
+    open_val: Callable[[], Source],
+    processes: Processes,
+) -> Part:
+    """Return the part of ``source`` that the model of a checkpoint is measured on.
+
+    ``hold_out`` divides it as the training did, and ``open_val`` opens its validation part if it has one.
+    If ``source`` holds the images of its training, that is the part which the training held out. Otherwise it is the
+    validation part, or all images if there are no parts, without those that it was trained on. All processes call this.
+    """
+    if holds_training_images(stored, settings, source, processes):
+        part = hold_out()
+        if part.source is source and _held_out_fold(stored, settings):
+            return part
+    elif source.split == "train":
+        part = Part(open_val(), None, "val")
+    else:
+        part = Part(source, None, "all")
+    return leave_out_trained(part, stored, settings.data.source, settings.data.workers, processes)
+
+
+def _held_out_fold(stored: Stored, settings: TaskConfig) -> bool:
+    """Return whether the training held out the fold that ``settings`` name, and no images of another place instead."""
+    training = read_training_data(stored.folder, stored.meta)
+    if training is not None and training.val != training.train:
+        return False
+    config = stored.meta["config"]
+    return (config["folds"], config["fold"]) == (settings.folds, settings.fold)
+
+
+def _print_copies(part: Part, seen: SeenImages, threads: int) -> None:
+    """Print how many images of ``part``, all of which are measured, have the bytes of images that are trained on."""
+    copies = int(find_seen(part.source, part.indices, seen, threads).sum())
+    if copies:
+        console.print(
+            f"{copies:,} of the {len(part):,} images to measure on ({part.title}) are copies of images to train on"
+        )
+
+
+def _refuse_fold(config: TaskConfig, train: Part, val: Part) -> None:
+    """Raise ConfigError if ``fold`` is set although no fold is held out."""
+    if config.fold and val.source is not train.source:
+        raise ConfigError(
+            f"fold {config.fold}: no fold of data.source {config.data.source} is held out, because there are other "
+            f"images to measure on ({val.title}); leave fold out"
+        )
+
+
+def _is_same_path(first: str, second: str) -> bool:
+    return os.path.realpath(os.path.expanduser(first)) == os.path.realpath(os.path.expanduser(second))
