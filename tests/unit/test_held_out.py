@@ -27,6 +27,7 @@ from ehm.config import (
 from ehm.deploy.bundle import Source
 from ehm.deploy.export.photographs import choose
 from ehm.errors import ConfigError, DataError
+from ehm.inputs import InputSpec
 from ehm.tasks import classification, detection, retrieval, segmentation
 from ehm.tasks.evaluate import Stored
 from ehm.tasks.labelled import Part
@@ -38,6 +39,7 @@ class Model:
     """What a backend makes for a task, as far as opening one asks for it."""
 
     image_size = (16, 16)
+    inputs = InputSpec()
     notes = ()
 
     def load(self, state):
