@@ -131,28 +131,26 @@ def select_part(
 ) -> Part:
     """Return the part of ``source`` that the model of a checkpoint is measured on.
 
-    ``hold_out`` divides it as the training did, and ``open_val`` opens its validation part if it has one.
-    If ``source`` holds the images of its training, that is the part which the training held out. Otherwise it is the
-    validation part, or all images if there are no parts, without those that it was trained on. All processes call this.
+    That is its validation part, which ``open_val`` opens, if it has one. Otherwise it is the fold that the training held
+    out, which ``hold_out`` divides, if ``source`` holds the images of the training; or else all images. Those that the
+    model was trained on are left out. All processes call this.
     """
-    if holds_training_images(stored, settings, source, processes):
-        part = hold_out()
-        if part.source is source and _held_out_fold(stored, settings):
-            return part
-    elif source.split == "train":
+    if source.split == "train":
         part = Part(open_val(), None, "val")
+    elif _held_out_fold(stored) and holds_training_images(stored, settings, source, processes):
+        part = hold_out()
+        config = stored.meta["config"]
+        if (config["folds"], config["fold"]) == (settings.folds, settings.fold):
+            return part
     else:
         part = Part(source, None, "all")
     return leave_out_trained(part, stored, settings.data.source, settings.data.workers, processes)
 
 
-def _held_out_fold(stored: Stored, settings: TaskConfig) -> bool:
-    """Return whether the training held out the fold that ``settings`` name, and no images of another place instead."""
+def _held_out_fold(stored: Stored) -> bool:
+    """Return whether the training may have held out a fold, and not measured images of another place instead."""
     training = read_training_data(stored.folder, stored.meta)
-    if training is not None and training.val != training.train:
-        return False
-    config = stored.meta["config"]
-    return (config["folds"], config["fold"]) == (settings.folds, settings.fold)
+    return training is None or training.val == training.train
 
 
 def _print_copies(part: Part, seen: SeenImages, threads: int) -> None:
