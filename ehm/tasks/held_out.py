@@ -131,9 +131,9 @@ def select_part(
 ) -> Part:
     """Return the part of ``source`` that the model of a checkpoint is measured on.
 
-    That is its validation part, which ``open_val`` opens, if it has one. Otherwise it is the fold that the training held
-    out, which ``hold_out`` divides, if ``source`` holds the images of the training; or else all images. Those that the
-    model was trained on are left out. All processes call this.
+    That is its validation part, which ``open_val`` opens, if it has one. Otherwise it is the fold that the training
+    held out, which ``hold_out`` divides, if ``source`` holds the images of the training; or else all images. Those that
+    the model was trained on are left out. All processes call this.
     """
     if source.split == "train":
         part = Part(open_val(), None, "val")
