@@ -21,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from ehm.encoders import EncoderSpec
 from ehm.errors import CheckpointError
 from ehm.inputs import InputSpec
+from ehm.reading import shorten
 from ehm.sizes import describe, described
 
 __all__ = ["FileFacts", "encoder_metadata", "read_facts"]
@@ -63,8 +64,9 @@ def read_facts(path: Path) -> FileFacts:
         if "inputs" in named:
             values = json.loads(named["inputs"])
         return FileFacts(spec, InputSpec.from_mapping(values))
-    except (AttributeError, KeyError, TypeError, ValueError, ZeroDivisionError) as error:
-        raise CheckpointError(f"{path}: its metadata describe no encoder that this version knows: {error}") from None
+    except (AttributeError, KeyError, TypeError, ValueError, ZeroDivisionError, RecursionError) as error:
+        reason = shorten(str(error))
+        raise CheckpointError(f"{path}: its metadata describe no encoder that this version knows: {reason}") from None
 
 
 def _metadata(path: Path) -> dict[str, str]:
@@ -94,7 +96,7 @@ def _hub_inputs(config: Path) -> InputSpec | None:
     """What timm's ``config.json`` says about images, if the file is there and is timm's."""
     try:
         values = json.loads(config.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     facts = values.get("pretrained_cfg") if isinstance(values, Mapping) else None
     if not isinstance(facts, Mapping):

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from ehm.data.image_files import has_image_suffix
 from ehm.data.inventory import HIDDEN, OTHER_FORMAT, Unused, is_unread_suffix
 from ehm.errors import DataError
+from ehm.reading import describe_value
 
 __all__ = ["UNLABELLED", "TarIndex", "read_index", "split_member_name"]
 
@@ -36,6 +37,7 @@ WITHOUT_IMAGE = "of samples without an image"
 LINKS = "stored as links, without bytes"
 
 _VERSION = "v2"
+_MOST_CLASSES = 2**31
 _META = re.compile(r"__[^/]*__($|/)")
 
 
@@ -186,4 +188,8 @@ def _read_label(file: Path, tar: tarfile.TarFile, member: tarfile.TarInfo) -> in
         raise DataError(f"data.source: {file}/{member.name} is neither a class number nor JSON") from None
     if isinstance(value, dict):
         value = value.get("label")
-    return value if isinstance(value, int) else UNLABELLED
+    if not isinstance(value, int):
+        return UNLABELLED
+    if value >= _MOST_CLASSES:
+        raise DataError(f"data.source: {file}/{member.name}: {describe_value(value)} is no number of a class")
+    return value

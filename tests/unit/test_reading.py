@@ -1,6 +1,8 @@
 """Text, JSON and CSV of users: whatever is wrong is one short sentence with the file and the place."""
 
+import io
 import json
+import tarfile
 
 import pytest
 import yaml
@@ -11,6 +13,7 @@ from ehm.config.commands import recognise_command
 from ehm.data.benchmarks import read_answers
 from ehm.data.coco import coco
 from ehm.data.landmarks import gldv2
+from ehm.data.shards import shards
 from ehm.errors import CheckpointError, ConfigError, DataError, EhmError, ExportError
 from ehm.reading import describe_value, parse_json, read_json, read_rows, read_text, shorten
 
@@ -92,6 +95,16 @@ def test_tables_are_checked_line_by_line(tmp_path):
     (tmp_path / "gnd_x.json").write_bytes(b"\xff")
     with pytest.raises(DataError, match=r"gnd_x\.json: not JSON in UTF-8: byte 0xff in line 1"):
         read_answers(tmp_path / "gnd_x.json")
+
+
+def test_the_label_of_a_shard_is_a_class_number(tmp_path):
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for name, content in (("0.png", b""), ("0.cls", b"9" * 30)):
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    with pytest.raises(DataError, match=r"a\.tar/0\.cls: 9{30} is no number of a class"):
+        shards(str(tmp_path / "a.tar"), "train")
 
 
 @pytest.mark.parametrize("content", ["[]", "5", "{}", '{"format": 1}', "{", "\xff"])
