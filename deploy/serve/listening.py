@@ -47,6 +47,8 @@ def _bind(listener: socket.socket, address: Any) -> None:
         # a port at which somebody listens is busy all the same.
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
+        # without it again, so that a second server that tries the same is refused
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
 
 
 def start_listening(listener: socket.socket, host: str, port: int) -> None:

@@ -24,30 +24,34 @@ def test_a_port_belongs_to_one_server_from_the_start():
                 bind_port("127.0.0.1", port)
 
 
-def test_a_port_is_free_as_soon_as_its_server_has_ended():
-    """Whoever closes a connection first keeps its port for a minute (TIME_WAIT), which must stop no new server."""
-    for _ in range(2):
-        listener = bind_port("127.0.0.1", 0)
-        port = listener.getsockname()[1]
-        start_listening(listener, "127.0.0.1", port)
-        with socket.create_connection(("127.0.0.1", port)) as client:
-            served, _ = listener.accept()
-            served.close()
-            assert client.recv(1) == b""
-        listener.close()
-        with bind_port("127.0.0.1", port) as again:
-            start_listening(again, "127.0.0.1", port)
-
-
-def test_two_servers_that_both_had_the_port_are_told_apart_when_they_listen():
-    listener = socket.create_server(("127.0.0.1", 0))
+def serve_once(listener):
+    """Answer one client and close first, which keeps the port for a minute (TIME_WAIT)."""
     port = listener.getsockname()[1]
     with socket.create_connection(("127.0.0.1", port)) as client:
         served, _ = listener.accept()
         served.close()
         assert client.recv(1) == b""
-    listener.close()  # TIME_WAIT: the port is had by an option, with which another may have it as well
-    with bind_port("127.0.0.1", port) as first, bind_port("127.0.0.1", port) as second:
+    listener.close()
+    return port
+
+
+def test_a_port_is_free_as_soon_as_its_server_has_ended_and_for_one_server_only():
+    listener = bind_port("127.0.0.1", 0)
+    for _ in range(3):
+        start_listening(listener, *listener.getsockname())
+        port = serve_once(listener)
+        listener = bind_port("127.0.0.1", port)
+        with pytest.raises(ConfigError, match=f"--port {port}: Address already in use"):
+            bind_port("127.0.0.1", port)
+    listener.close()
+
+
+def test_a_port_that_is_lost_while_models_load_is_said_too():
+    with socket.socket() as first, socket.socket() as second:
+        for listener in (first, second):  # as servers of another make bind: both may, until one listens
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(("127.0.0.1", first.getsockname()[1]))
+        port = first.getsockname()[1]
         start_listening(first, "127.0.0.1", port)
         with pytest.raises(ConfigError, match=f"--port {port}: Address already in use"):
             start_listening(second, "127.0.0.1", port)

@@ -154,6 +154,9 @@ async function look() {
   for (const id of SECTIONS) at(id).hidden = true;
   draw();
 
+  // the slider of the colours stands where there are some
+  const coloured = { detection: "objects", segmentation: "mask" }[model.task] ?? "parts";
+  at(coloured).querySelector(".hint").before(at("tint"));
   if (model.task === "detection") {
     await answer("objects", "", showObjects, "objects", "v1/detect");
   } else if (model.task === "segmentation") {
@@ -303,7 +306,6 @@ function point(what) {
 function draw() {
   let level = null;
   let words = `The image ${view.name}`;
-  at("tint").hidden = !(parts || objects || mask);
   if (parts) {
     level = chosen();
     const count = `${level.parts} ${level.parts === 1 ? "part" : "parts"}`;
