@@ -190,7 +190,7 @@ def _announce(
         f"batch {optim.batch_size}{views}, learning rate {optim.lr:.2e}; {on(backend)}"
     )
     for note in source.notes:
-        console.print(f"  {note}", markup=False)
+        console.print(f"  {note}")
     for note in learner.notes:
         console.print(f"  {note}")
     console.print(f"  into {folder}" + (f", continuing {start.name}" if start else ""))
