@@ -108,7 +108,7 @@ def evaluate(
     part = evaluation.part
     console.print(f"Evaluating {checkpoint} on {evaluation.source} ({part.title}): {len(part):,} images")
     for note in part.source.notes:
-        console.print(f"  {note}", markup=False)
+        console.print(f"  {note}")
     result = evaluation.measure()
     result.show()
     say_broken(all_broken(evaluation.broken, processes))

@@ -224,7 +224,7 @@ def _announce(
         f"learning rate {optim.lr:.2e}; {on(backend)}"
     )
     for note in (*task.train.source.notes, *task.class_counts):
-        console.print(f"  {note}", markup=False)
+        console.print(f"  {note}")
     for note in notes:
         console.print(f"  {note}")
     console.print(f"  into {folder}" + (f", continuing {start.name}" if start else ""))

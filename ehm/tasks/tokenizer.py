@@ -232,7 +232,7 @@ def _announce(
         f"batch {optim.batch_size}, learning rate {optim.lr:.2e}; {on(backend)}"
     )
     for note in (*source.notes, *notes):
-        console.print(f"  {note}", markup=False)
+        console.print(f"  {note}")
     console.print(f"  into {folder}" + (f", continuing {start.name}" if start else ""))
     if start is not None:
         print_changes(config, start, backend)
