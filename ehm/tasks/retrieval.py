@@ -124,7 +124,7 @@ def untrained(
     settings = settings.model_copy(update={"model": model, "dim": None})
     embedder = backend.embedder(settings, 0)
     for note in embedder.notes:
-        console.print(f"  {note}", markup=False)
+        console.print(f"  {note}")
     return _evaluation(embedder, settings, None, backend)
 
 
