@@ -111,7 +111,7 @@ def export(
             f"to {out}",
         )
         for note in loaded.notes:
-            console.print(f"  {note}", markup=False)
+            console.print(f"  {note}")
         preprocessing = describe_preprocessing(loaded.image_size, loaded.inputs, config.preprocessing)
         model = opened.write(folder / _MODEL, config, preprocessing)
         # only a plain ViT takes images of any size

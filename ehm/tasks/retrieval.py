@@ -120,7 +120,7 @@ def untrained(
     new = leave_out_seen(search.images, read_seen_images(init), seen_by, source, threads, backend.processes)
     embedder = backend.embedder(settings, 0)
     for note in embedder.notes:
-        console.print(f"  {note}", markup=False)
+        console.print(f"  {note}")
     return _evaluate(embedder, search.restrict(new), settings, backend)
 
 

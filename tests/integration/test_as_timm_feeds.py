@@ -74,7 +74,9 @@ def test_a_graph_makes_timms_pixels_within_the_documented_bound(spec, size):
         (found,) = session.run(None, {"images": np.asarray(photograph)[None]})
         difference = np.abs(found[0] - transform(photograph).numpy())
         assert difference.max() <= 1, photograph.size
-        assert (difference > 0).mean() < 0.01
+        # a linear enlargement has many halves, which float32 and double round otherwise
+        enlarged = photograph.height < size[0] and spec.interpolation == "bilinear"
+        assert (difference > 0).mean() < (0.05 if enlarged else 0.01)
 
 
 def checkpoint_of(folder, size, spec):
