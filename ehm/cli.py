@@ -15,6 +15,7 @@ from typing import Any
 
 from ehm import __version__
 from ehm.errors import ConfigError, EhmError, WriteError
+from ehm.processors import prepare_threads
 
 __all__ = ["main"]
 
@@ -109,6 +110,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     A reader of the output that has gone away (``| head``) ends it quietly, with the status that shells give: 141.
     """
     options = vars(_parser().parse_args(argv))
+    prepare_threads()
     run, command, debug = options.pop("run"), options.pop("command"), options.pop("debug", False)
     try:
         _refuse_settings(command, options.pop("unused", []))
