@@ -3,6 +3,7 @@
 import io
 import json
 import sys
+from pathlib import Path
 
 import numpy as np
 import onnxruntime
@@ -12,7 +13,7 @@ from PIL import Image
 from starlette.concurrency import run_in_threadpool
 
 bundle, port = sys.argv[1:]
-manifest = json.load(open(f"{bundle}/manifest.json"))
+manifest = json.loads(Path(bundle, "manifest.json").read_text())
 rule = manifest["preprocessing"]
 (height, width), (cover_height, cover_width) = rule["image_size"], rule["cover"]
 mean, std = np.float32(rule["mean"]), np.float32(rule["std"])

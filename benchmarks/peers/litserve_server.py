@@ -3,6 +3,7 @@
 import io
 import json
 import sys
+from pathlib import Path
 
 import litserve
 import numpy as np
@@ -14,7 +15,7 @@ from PIL import Image
 class Classifier(litserve.LitAPI):
     def setup(self, device: str) -> None:
         folder = sys.argv[1]
-        self.manifest = json.load(open(f"{folder}/manifest.json"))
+        self.manifest = json.loads(Path(folder, "manifest.json").read_text())
         self.session = onnxruntime.InferenceSession(f"{folder}/{self.manifest['models']['float32']['file']}")
         self.mean, self.std = (np.float32(self.manifest["preprocessing"][key]) for key in ("mean", "std"))
 

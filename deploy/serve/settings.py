@@ -32,8 +32,8 @@ class Settings(BaseModel):
     precision: Precision = "float32"
     threads: int = Field(0, ge=0)
     max_batch: int = Field(8, ge=1)
-    max_delay: float = Field(2.0, ge=0, le=1000)
-    """Milliseconds that the first request of a batch waits for others."""
+    max_delay: float = Field(0.0, ge=0, le=1000)
+    """Milliseconds that the first request of a batch waits for others, if it could run at once."""
     queue: int = Field(128, ge=1)
     """Requests of a model that may wait or run; as many may be read and decoded at a time."""
     timeout: float = Field(10.0, gt=0)
