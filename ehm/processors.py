@@ -4,7 +4,7 @@ OpenMP's threads meet at the end of every operator. The first one there either s
 nothing, or sleeps until the last one comes. torch, MindSpore and scikit-learn bring GNU's OpenMP library, which spins
 for some milliseconds unless told otherwise. Where anything else runs on the same cores (data workers, another program),
 the thread that is waited for is often the one that has no core, because the others spin: training becomes several times
-slower. `benchmarks/busy_machine.py` measures it, and docs/backends.md has the figures.
+slower. `benchmarks/busy_machine.py` measures it, and docs/cost.md has the figures.
 
 The libraries read their environment when they are loaded, so `prepare_threads` has to be called before a framework is
 imported: the command line does so for every command, and `ehm.backends` does so for the Python functions. Processes

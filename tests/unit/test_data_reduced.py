@@ -97,7 +97,19 @@ def test_grey_and_cmyk_are_reduced_too(mode):
     assert np.abs(transform(image).astype(int) - transform(decode(file))).mean() < ON_AVERAGE
 
 
+def test_a_photograph_with_others_behind_it_is_reduced_too():
+    file = BytesIO()
+    PHOTOGRAPHS["coffee"].save(file, "MPO", save_all=True, append_images=[PHOTOGRAPHS["coffee"]])
+    assert Image.open(file).format == "MPO"
+    assert decode(file, enough=(80, 120)).size == (300, 200)
+
+
 def test_other_formats_are_read_whole():
     file = BytesIO()
     PHOTOGRAPHS["coffee"].save(file, "PNG")
     assert np.array_equal(decode(file, enough=(8, 8)), PHOTOGRAPHS["coffee"])
+
+
+def test_damaged_metadata_does_not_matter():
+    file = jpeg(Image.new("RGB", (80, 80), "red"), exif=b"Exif\0\0MM\0\x2a\0\0\0\x08\xff\xff\x01")
+    assert decode(file, enough=(16, 16)).size == (40, 40)
