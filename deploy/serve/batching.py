@@ -97,7 +97,8 @@ class Batcher:
         self._waiting.extend(entries)
         self._metrics.waiting(len(images))
         self._arrival.set()
-        self._start_runner()
+        for _ in entries:
+            self._start_runner()
         futures = [entry.future for entry in entries]
         try:
             done, _ = await asyncio.wait(

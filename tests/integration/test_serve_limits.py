@@ -323,7 +323,7 @@ def test_no_more_images_run_together_than_the_graph_may_resize(tmp_path, monkeyp
     """The bound holds for a run, not for each image: twice 324,000 pixels fit."""
     slow = Slow(monkeypatch)
     pixels = {"name": "images", "datatype": "UINT8", "shape": [3, 1, 4000, 3], "data": [0, 90, 0] * 12000}
-    with running([means_bundle(tmp_path / "m", in_graph=True)], max_pixels=700_000) as (address, _):
+    with running([means_bundle(tmp_path / "m", in_graph=True)], max_pixels=700_000, threads=1) as (address, _):
         slow.batches.clear()
         status, _, answer = ask(address, "POST", "/v2/models/m/infer", json.dumps({"inputs": [pixels]}))
         assert (status, answer["outputs"][0]["shape"], slow.batches) == (200, [3, 3], [2, 1])
@@ -378,7 +378,7 @@ def test_only_so_many_requests_are_read_at_a_time(bundle):
 
 def test_a_client_that_leaves_is_dropped_from_the_queue(bundle, monkeypatch):
     slow = Slow(monkeypatch)
-    with running([bundle]) as (address, service), concurrent.futures.ThreadPoolExecutor() as pool:
+    with running([bundle], threads=1) as (address, service), concurrent.futures.ThreadPoolExecutor() as pool:
         slow.hold()
         running_one = pool.submit(ask, address, "POST", "/v2/models/both/infer", infer_body())
         eventually(lambda: slow.batches)
@@ -439,7 +439,7 @@ def test_a_failing_model_fails_its_requests_alone(bundle, monkeypatch, caplog):
 
 def test_a_mistake_of_ours_is_answered_too(bundle, monkeypatch, caplog):
     with running([bundle]) as (address, service), caplog.at_level(logging.ERROR, "ehm.serve"):
-        monkeypatch.setattr(service, "prepare", None)
+        monkeypatch.setattr(service, "answer_image", None)
         status, headers, answer = ask(address, "POST", "/v1/embed", file(), {"x-request-id": "abc"})
         assert (status, headers["x-request-id"]) == (500, "abc")
         assert answer == {"error": "the server failed on this request; its log has the reason under abc"}

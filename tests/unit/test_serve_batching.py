@@ -229,6 +229,8 @@ def test_as_many_batches_run_at_once_as_there_may_be():
         made = batcher(run, runs=2, max_batch=1, max_delay=0)
         found = await asyncio.gather(*(made.infer(ones(i), ["a"], soon()) for i in range(8)))
         assert [result.outputs["a"][0, 0] for result in found] == [4 * i for i in range(8)]
+        large = await made.infer(np.arange(12, dtype=np.float32).reshape(6, 2), ["a"], soon())
+        assert large.outputs["a"][:, 0].tolist() == [2, 10, 18, 26, 34, 42]
 
     asyncio.run(main())
 
