@@ -168,14 +168,17 @@ class Service:
         """Outputs ``names`` (1, ...) of a model for the image of a request, and the name of its file."""
         data, name = await self._file(request)
         loop = asyncio.get_running_loop()
+        record = self.record(request)
 
         def prepare_and_run() -> tuple[NDArray[Any], Result | None]:
             # in one go, so that no more images are unpacked at a time than there are cores
             image = read_image(data, self.settings.max_pixels, model.predictor.enough)
             model.check_size(image.height, image.width)
             images = model.predictor.prepare(image)[np.newaxis]
-            alone = self._images == 1
-            return images, model.batcher.run_now(images, names, loop) if alone else None
+            if self._images > 1:
+                return images, None
+            record.asked = True
+            return images, model.batcher.run_now(images, names, loop)
 
         self._images += 1
         try:
@@ -185,7 +188,7 @@ class Service:
         self.hold(request, images.nbytes)
         if result is None:
             return await self.answer(request, model, images, names), name
-        self.record(request).batch = result.batch
+        record.batch = result.batch
         return result.outputs, name
 
     async def _file(self, request: Request) -> tuple[bytes, str | None]:

@@ -50,7 +50,7 @@ class Settings(BaseModel):
     Together with the delay they are below the 30 seconds after which Kubernetes kills a container.
     """
     max_bytes: int = Field(16 * 2**20, ge=1)
-    """Of a request's body, as sent and unpacked."""
+    """Of a request's body."""
     max_pixels: int = Field(50_000_000, ge=1, le=Image.MAX_IMAGE_PIXELS)
     """Of an image, as sent and resized."""
     max_memory: int = Field(2**30, ge=1)
