@@ -29,9 +29,9 @@ from itertools import count
 from ehm.processors import WAITING, available_processors
 
 POLICIES = {
-    "spin as GNU's library does by itself": {"GOMP_SPINCOUNT": "300000"},
+    "spin, the library's own choice": {"GOMP_SPINCOUNT": "300000"},
     "spin briefly": {"GOMP_SPINCOUNT": "1000"},
-    "sleep, as ehm chooses": WAITING,
+    "sleep, ehm's choice": WAITING,
 }
 DECIDING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "OMP_NUM_THREADS")
 BUSY = "while True: pass"
