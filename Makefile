@@ -102,10 +102,11 @@ format: $(INSTALLED) ## let ruff mend what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-benchmark: $(INSTALLED) $(MINDSPORE_INSTALLED) ## measure hierarchies, loading and steps against their peers: 40 minutes
+benchmark: $(INSTALLED) $(MINDSPORE_INSTALLED) ## measure hierarchies, loading and steps against their peers: 45 minutes
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/hierarchy.py
 	$(BIN)/python benchmarks/loader.py
 	$(BIN)/python benchmarks/pretrain_step.py
+	$(BIN)/python benchmarks/busy_machine.py
 	[ ! -x $(MINDSPORE_PYTHON) ] || $(BIN)/python benchmarks/two_frameworks.py steps
 
 study: $(INSTALLED) ## compare maskings, and objectives, on a small budget: about two hours on 2 cores, resumable

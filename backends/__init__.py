@@ -12,6 +12,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from ehm.errors import BackendError
+from ehm.processors import prepare_threads
 
 if TYPE_CHECKING:
     from ehm.backends.base import Backend
@@ -28,6 +29,8 @@ DEVICES: dict[str, str] = {
 
 GROUP = "ehm.backends"
 """The group of entry points by which other packages add devices."""
+
+prepare_threads()  # here, because every module of ehm's that imports a framework lies below this package
 
 
 def devices() -> dict[str, str]:

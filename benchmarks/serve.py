@@ -1,12 +1,14 @@
-"""What `ehm serve` takes under load, and whether it grows: wrk (Debian's package) against a bundle.
+"""What `ehm serve` takes under load, beside other servers, and whether it grows: wrk (Debian's package) and a bundle.
 
+    python benchmarks/serve.py peers BUNDLE [--image FILE ...] [--connections 1 8 32] [--seconds 3] [--rounds 2]
     python benchmarks/serve.py load BUNDLE [--image FILE] [--connections 1 4 16 64] [--seconds 8] [--rounds 3]
     python benchmarks/serve.py soak BUNDLE [--image FILE] [--connections 16] [--minutes 10]
 
-`load` starts the server twice, with batches of up to 8 images and without, and lets wrk take them in turn, round after
-round, through `POST /v1/classify` (an image file) and the v2 protocol (a binary tensor, ready for the network). Figures
-are medians over the rounds, with their range where it says so; the generator has its share of the same cores. `soak`
-keeps one server busy and reads its resident memory every half minute.
+`peers` puts it beside other servers that run the same network; `serve_peers.py` says how to install them. `load` starts
+the server twice, with batches of up to 8 images and without, and lets wrk take them in turn, round after round, through
+`POST /v1/classify` (an image file) and the v2 protocol (a binary tensor, ready for the network). Figures are medians
+over the rounds, with their range where it says so; the generator has its share of the same cores. `soak` keeps one
+server busy and reads its resident memory every half minute.
 """
 
 from __future__ import annotations
@@ -31,6 +33,11 @@ import psutil
 
 from ehm.deploy.bundle import Bundle
 
+DEFAULTS = {
+    "peers": {"connections": [1, 8, 32], "seconds": 3, "rounds": 2},
+    "load": {"connections": [1, 4, 16, 64], "seconds": 8, "rounds": 3},
+    "soak": {"connections": [16]},
+}
 SETTINGS = {"batches of 8": ("--max-batch", "8"), "one by one": ("--max-batch", "1", "--max-delay", "0")}
 SCRIPT = """
 wrk.method = "POST"
@@ -65,31 +72,51 @@ class Request:
     script: Path
 
 
-@contextmanager
-def serving(bundle: Path, *options: str) -> Iterator[Server]:
+def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+        port: int = free.getsockname()[1]
+        return port
+
+
+@contextmanager
+def serving(bundle: Path, *options: str) -> Iterator[Server]:
+    port = free_port()
     command = [sys.executable, "-m", "ehm.cli", "serve", f"model={bundle}", "--port", str(port), *options]
-    with tempfile.TemporaryFile() as log, subprocess.Popen(command, stdout=log, stderr=log) as process:
+    with started(command, port, "/v2/health/ready") as server:
+        yield server
+
+
+@contextmanager
+def started(
+    command: list[str], port: int, health: str, folder: Path | None = None, environment: dict[str, str] | None = None
+) -> Iterator[Server]:
+    """A server that runs until the end of the block, from when it answers at ``health``."""
+    with (
+        tempfile.TemporaryFile() as log,
+        subprocess.Popen(command, stdout=log, stderr=log, cwd=folder, env=environment) as process,
+    ):
         try:
             url = f"http://127.0.0.1:{port}"
-            while not _ready(url):
+            while not _ready(url + health):
                 if process.poll() is not None:
                     log.seek(0)
                     raise SystemExit(log.read().decode())
                 time.sleep(0.1)
             yield Server(url, psutil.Process(process.pid))
         finally:
+            if process.poll() is None:
+                for child in psutil.Process(process.pid).children(recursive=True):
+                    child.terminate()
             process.terminate()
             process.wait()
 
 
 def _ready(url: str) -> bool:
     try:
-        with urlopen(f"{url}/v2/health/ready") as answer:
+        with urlopen(url) as answer:
             return bool(answer.status == 200)
-    except URLError:
+    except (URLError, ConnectionError):
         return False
 
 
@@ -98,7 +125,7 @@ def requests(bundle: Path, image: Path, folder: Path) -> Iterator[Request]:
     from ehm.data.decode import decode
     from ehm.deploy.predict import Predictor
 
-    yield _request(folder, "image file", "/v1/classify", image.read_bytes(), {"Content-Type": "image/png"})
+    yield make_request(folder, "image file", "/v1/classify", image.read_bytes(), {"Content-Type": "image/png"})
     manifest = Bundle.open(bundle).manifest
     pixels = Predictor(bundle).prepare(decode(image))[None]
     datatype = {"float32": "FP32", "uint8": "UINT8"}[manifest.input.dtype]
@@ -107,10 +134,11 @@ def requests(bundle: Path, image: Path, folder: Path) -> Iterator[Request]:
     outputs = [{"name": manifest.outputs[0].name, "parameters": {"binary_data": True}}]
     header = json.dumps({"inputs": [tensor], "outputs": outputs}).encode()
     headers = {"Content-Type": "application/octet-stream", "Inference-Header-Content-Length": str(len(header))}
-    yield _request(folder, "v2, binary", "/v2/models/model/infer", header + np.asarray(pixels).tobytes(), headers)
+    yield make_request(folder, "v2, binary", "/v2/models/model/infer", header + np.asarray(pixels).tobytes(), headers)
 
 
-def _request(folder: Path, name: str, path: str, body: bytes, headers: dict[str, str]) -> Request:
+def make_request(folder: Path, name: str, path: str, body: bytes, headers: dict[str, str]) -> Request:
+    folder.mkdir(exist_ok=True)
     file, script = (folder / f"{path.rsplit('/', 1)[1]}.{suffix}" for suffix in ("body", "lua"))
     file.write_bytes(body)
     lines = "\n".join(f'wrk.headers["{key}"] = "{value}"' for key, value in headers.items())
@@ -184,20 +212,31 @@ def soak(args: argparse.Namespace) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["load", "soak"])
+    parser.add_argument("what", choices=list(DEFAULTS))
     parser.add_argument("bundle", type=Path)
-    parser.add_argument("--image", type=Path, help="PNG to send (default: a photograph of elpv-dataset)")
-    parser.add_argument("--connections", type=int, nargs="+", default=None)
-    parser.add_argument("--seconds", type=float, default=8)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--image", type=Path, nargs="+", help="to send (default: a photograph of elpv-dataset)")
+    parser.add_argument("--connections", type=int, nargs="+")
+    parser.add_argument("--seconds", type=float)
+    parser.add_argument("--rounds", type=int)
     parser.add_argument("--minutes", type=float, default=10)
+    parser.add_argument("--venv", type=Path, default=Path(".venv-peers"), help="environment of the other servers")
     args = parser.parse_args()
-    if args.image is None:
-        from elpv_dataset import __path__ as package
+    for name, value in DEFAULTS[args.what].items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
+    if args.what == "peers":
+        import serve_peers
 
-        args.image = Path(package[0], "data", "images", "cell0007.png")
-    args.connections = args.connections or ([1, 4, 16, 64] if args.what == "load" else [16])
+        serve_peers.compare(args)
+        return
+    args.image = args.image[0] if args.image else elpv_photograph()
     (load if args.what == "load" else soak)(args)
+
+
+def elpv_photograph() -> Path:
+    from elpv_dataset import __path__ as package
+
+    return Path(package[0], "data", "images", "cell0007.png")
 
 
 if __name__ == "__main__":

@@ -99,6 +99,12 @@ class Predictor:
         self.provider: str = self._session.get_providers()[0]
         self._transform = eval_transform(self.manifest.preprocessing)
 
+    @property
+    def enough(self) -> tuple[int, int] | None:
+        """The (height, width) that `prepare` resizes images to, for `decode`; None if the network does that itself."""
+        preprocessing = self.manifest.preprocessing
+        return None if preprocessing.in_graph else preprocessing.cover
+
     def prepare(self, image: Image.Image) -> NDArray[np.float32] | NDArray[np.uint8]:
         """An RGB image of any size -> one input: normalised (3, H, W), or its bytes where the graph does the rest."""
         if self.manifest.preprocessing.in_graph:
@@ -360,7 +366,7 @@ def _remove_masks(out: Path) -> None:
 def _read(predictor: Predictor, file: Path) -> NDArray[np.float32] | NDArray[np.uint8] | str:
     """The input that ``file`` gives, or the reason why it gives none."""
     try:
-        return predictor.prepare(decode(file))
+        return predictor.prepare(decode(file, enough=predictor.enough))
     except BrokenImage as error:
         return str(error).removeprefix(f"{file}: ")
 

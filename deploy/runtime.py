@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ehm.errors import BackendError, ExportError
 from ehm.names import refuse_undecodable
+from ehm.processors import physical_cores
 from ehm.reading import shorten
 
 if TYPE_CHECKING:
@@ -79,7 +80,8 @@ def open_session(
 ) -> InferenceSession:
     """Load ``model``, a network in ``precision``, on a device of ``PROVIDERS`` or ``auto``.
 
-    A number chooses among several (``cuda:1``). ``threads`` are those of one operator on a CPU, by default one a core.
+    A number chooses among several (``cuda:1``). ``threads`` are those of one operator on a CPU, by default one for each
+    core that this process may use.
 
     ONNX Runtime falls back to the CPU without a word when a provider cannot start; here that is a BackendError. Of
     ``auto`` it is a warning in the log, and so is a network that a provider cannot load; the next one is tried.
@@ -98,7 +100,10 @@ def open_session(
             f"{PROVIDERS[name].package} brings; --device cpu works here"
         )
     settings = onnxruntime.SessionOptions()
-    settings.intra_op_num_threads = threads
+    # its own choice counts the machine's cores instead, and ties each thread to one, whatever else runs there
+    settings.intra_op_num_threads = threads or physical_cores()
+    # threads that spin while they wait take the cores from decoding, from other runs and from other programs
+    settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
     settings.log_severity_level = 4  # its errors are raised too, and the lines of a log may have to be JSON
     # for bundles of earlier versions, whose int8 weights have all eight bits: without VNNI their products with uint8
     # are added up in 16 bits and clipped, which changes what a network says; this takes uint8 times uint8 on such

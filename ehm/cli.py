@@ -15,6 +15,7 @@ from typing import Any
 
 from ehm import __version__
 from ehm.errors import ConfigError, EhmError, WriteError
+from ehm.processors import prepare_threads
 
 __all__ = ["main"]
 
@@ -109,6 +110,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     A reader of the output that has gone away (``| head``) ends it quietly, with the status that shells give: 141.
     """
     options = vars(_parser().parse_args(argv))
+    prepare_threads()
     run, command, debug = options.pop("run"), options.pop("command"), options.pop("debug", False)
     try:
         _refuse_settings(command, options.pop("unused", []))
@@ -239,9 +241,9 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--port", type=int, help="0 takes a free one (default: 8000)")
     command.add_argument("--device", help=f"{_DEVICES} (default: cpu)")
     command.add_argument("--precision", help=_PRECISIONS)
-    command.add_argument("--threads", type=int, help="cores of one batch (default: all)")
+    command.add_argument("--threads", type=int, help="cores for the networks (default: all)")
     command.add_argument("--max-batch", type=int, metavar="N", help="images of a batch (default: 8)")
-    command.add_argument("--max-delay", type=float, metavar="MS", help="wait for a batch (default: 2)")
+    command.add_argument("--max-delay", type=float, metavar="MS", help="wait for others (default: 0)")
     command.add_argument("--queue", type=int, metavar="N", help="requests of a model that may wait (default: 128)")
     command.add_argument("--timeout", type=float, metavar="S", help="of a request (default: 10)")
     reading = "seconds in which a client must read the next 64 KiB of its answer (default: 10)"

@@ -5,7 +5,7 @@ Each module stands on those above it:
     settings, metrics, logs      limits, typed; what is seen of the server
     json_numbers, json_request   the JSON of an inference request
     protocol, schemas            bodies of the protocol <-> arrays; its answers, described
-    compression, images, forms   what strangers send, within limits
+    images, forms                what strangers send, within limits
     batching, models             requests that wait together run together; load, verify, replace
     memory, service              what all requests hold; the way of a request
     v2, v1, dense, explore       routes

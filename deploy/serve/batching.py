@@ -1,8 +1,9 @@
 """Dynamic batching: requests of the same shape that wait at the same time run as one batch.
 
-A model has one `Batcher`. Its first waiting request waits ``max_delay`` for others; then as many as fit into
-``max_batch`` images run in a thread, while the next batch gathers. No task outlives the last waiting request, so that a
-batcher which nobody refers to any more vanishes with its model.
+A model has one `Batcher`. While fewer than ``runs`` batches are under way, what waits runs at once in a thread, as many
+requests as fit into ``max_batch`` images; later ones gather until a run ends. With ``max_delay``, the first of a batch
+waits that long for others before. No task outlives the last waiting request, so that a batcher which nobody refers to
+any more vanishes with its model.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -51,7 +53,8 @@ class _Entry:
 class Batcher:
     """Runs ``run(images, names) -> outputs`` for many requests at once.
 
-    ``max_batch`` is in images, ``max_delay`` in seconds; ``queue`` is how many requests may wait.
+    ``max_batch`` is in images, ``max_delay`` in seconds; ``queue`` is how many requests may wait, ``runs`` how many
+    batches run at once.
     """
 
     def __init__(
@@ -62,16 +65,20 @@ class Batcher:
         max_delay: float,
         queue: int,
         metrics: ModelMetrics,
+        runs: int = 1,
     ) -> None:
         self._run = run
         self._max_batch = max_batch
         self._max_delay = max_delay
         self._queue = queue
         self._metrics = metrics
+        self._runs = runs
         self._requests = 0
         self._waiting: deque[_Entry] = deque()
         self._arrival = asyncio.Event()
-        self._runner: asyncio.Task[None] | None = None
+        self._runners: set[asyncio.Task[None]] = set()
+        self._under_way = 0
+        self._counting = Lock()
 
     async def infer(self, images: Images, names: Sequence[str], deadline: float, together: int | None = None) -> Result:
         """Outputs ``names`` of ``images`` (B, ...), B at least 1, by ``deadline`` on the loop's clock.
@@ -90,8 +97,8 @@ class Batcher:
         self._waiting.extend(entries)
         self._metrics.waiting(len(images))
         self._arrival.set()
-        if self._runner is None or self._runner.done():
-            self._runner = loop.create_task(self._serve())
+        for _ in entries:
+            self._start_runner()
         futures = [entry.future for entry in entries]
         try:
             done, _ = await asyncio.wait(
@@ -112,9 +119,47 @@ class Batcher:
         joined = {name: np.concatenate([result.outputs[name] for result in results]) for name in names}
         return Result(joined, max(result.batch for result in results))
 
+    def run_now(self, images: Images, names: Sequence[str], loop: asyncio.AbstractEventLoop) -> Result | None:
+        """Run ``images`` (B, ...) in the calling thread if nobody waits and a run is free; None if not.
+
+        Spares a lone request the way to another thread. ``loop`` is the one that the others wait on. Raises
+        RequestError (500) where the model fails.
+        """
+        if self._max_delay or not self._begin_run(waiting=False):
+            return None
+        try:
+            started = loop.time()
+            outputs = self._run_together([images], names)
+            self._metrics.batch(len(images), [0.0], loop.time() - started)
+            return Result(outputs, len(images))
+        finally:
+            self._end_run()
+            if self._waiting:
+                loop.call_soon_threadsafe(self._start_runner)
+
+    def _begin_run(self, waiting: bool) -> bool:
+        """Count one more run if one is free, and if somebody waits, or nobody, as ``waiting`` says."""
+        with self._counting:
+            free = self._under_way < self._runs and bool(self._waiting) == waiting
+            self._under_way += free
+            return free
+
+    def _end_run(self) -> None:
+        with self._counting:
+            self._under_way -= 1
+
+    def _start_runner(self) -> None:
+        if self._begin_run(waiting=True):
+            runner = asyncio.get_running_loop().create_task(self._serve())
+            self._runners.add(runner)  # the loop itself would not keep it alive
+            runner.add_done_callback(self._runners.discard)
+
     async def _serve(self) -> None:
-        while batch := await self._collect():
-            await self._answer(batch)
+        try:
+            while batch := await self._collect():
+                await self._answer(batch)
+        finally:
+            self._end_run()
 
     async def _collect(self) -> list[_Entry]:
         """The next batch once it is full or its first entry has waited long enough; none when nobody waits."""
@@ -155,12 +200,11 @@ class Batcher:
         size = sum(len(entry.images) for entry in batch)
         started = loop.time()
         try:
-            outputs = await asyncio.to_thread(self._together, [entry.images for entry in batch], names)
-        except Exception as error:  # whatever it was, it must reach those who wait, and only those
-            reason = " ".join(str(error).split()) or type(error).__name__
+            outputs = await asyncio.to_thread(self._run_together, [entry.images for entry in batch], names)
+        except RequestError as error:
             for entry in batch:
                 if not entry.future.done():
-                    entry.future.set_exception(RequestError(500, f"the model failed on this batch: {reason}"))
+                    entry.future.set_exception(error)
             return
         self._metrics.batch(size, [started - entry.arrived for entry in batch], loop.time() - started)
         start = 0
@@ -170,10 +214,14 @@ class Batcher:
                 entry.future.set_result(Result({name: rows[start:stop] for name, rows in outputs.items()}, size))
             start = stop
 
-    def _together(self, images: list[Images], names: Sequence[str]) -> Outputs:
+    def _run_together(self, images: list[Images], names: Sequence[str]) -> Outputs:
         together = np.concatenate(images) if len(images) > 1 else images[0]
-        outputs = self._run(together, names)
-        for name, rows in outputs.items():
-            if len(rows) != len(together):
-                raise ValueError(f"{name} has {len(rows)} rows for {len(together)} images")
+        try:
+            outputs = self._run(together, names)
+            for name, rows in outputs.items():
+                if len(rows) != len(together):
+                    raise ValueError(f"{name} has {len(rows)} rows for {len(together)} images")
+        except Exception as error:  # whatever it was, it must reach those who wait, and only those
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise RequestError(500, f"the model failed on this batch: {reason}") from error
         return outputs

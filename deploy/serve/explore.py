@@ -64,7 +64,7 @@ def make_ready(service: Service, index: Index | None) -> None:
         warm_up()
 
 
-def _index(request: Request) -> Index | None:
+async def _index(request: Request) -> Index | None:
     index: Index | None = request.app.state.index
     return index
 

@@ -15,10 +15,10 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 """Pillow's names. It knows others that start programs (EPS) or are hardly ever tested."""
 
 
-def read_image(data: bytes, max_pixels: int) -> Image.Image:
+def read_image(data: bytes, max_pixels: int, enough: tuple[int, int] | None = None) -> Image.Image:
     """A file's bytes -> an RGB image; RequestError: 413 for more than ``max_pixels``, 422 for what cannot be read.
 
-    The size is checked in the file's header, before anything is unpacked.
+    The size is checked in the file's header, before anything is unpacked. ``enough`` is as in `decode`.
     """
     if not data:
         raise RequestError(422, f"the image is empty: expected a file of a known format: {', '.join(FORMATS)}")
@@ -34,6 +34,6 @@ def read_image(data: bytes, max_pixels: int) -> Image.Image:
     if width * height == 0:
         raise RequestError(422, "the image has no pixels")
     try:
-        return decode(BytesIO(data), name="the image", formats=FORMATS)
+        return decode(BytesIO(data), name="the image", formats=FORMATS, enough=enough)
     except BrokenImage as error:
         raise RequestError(422, str(error)) from None

@@ -18,16 +18,21 @@ import numpy as np
 from ehm.deploy.bundle import Bundle, Manifest
 from ehm.deploy.predict import Predictor
 from ehm.deploy.preprocessing import eval_transform
+from ehm.deploy.runtime import PROVIDERS
 from ehm.deploy.serve.batching import Batcher, Images, Outputs, Result
 from ehm.deploy.serve.metrics import Metrics
 from ehm.deploy.serve.settings import Settings
 from ehm.errors import ConfigError, EhmError, ExportError, RequestError
+from ehm.processors import available_processors
 
 __all__ = ["Models", "ServedModel", "named"]
 
 _AREA = 4
 """Of an image for a network of any size, at most, in areas of the manifest's ``image_size``: the memory that attention
 takes grows with the area squared."""
+
+_RUNS = 4
+"""Batches of a model that run at once on a CPU, at most: each takes memory for what the network computes."""
 
 _LOG = logging.getLogger("ehm.serve")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -240,6 +245,7 @@ class Models(Mapping[str, ServedModel]):
             max_delay=settings.max_delay / 1000,
             queue=settings.queue,
             metrics=self._metrics.model(name),
+            runs=_runs_at_once(predictor, settings.threads),
         )
         return ServedModel(name, bundle.version(settings.precision), predictor, batcher, settings.max_pixels)
 
@@ -253,6 +259,17 @@ class Models(Mapping[str, ServedModel]):
                 predictor.run(np.zeros((batch, *size), record.dtype))
             except Exception as error:  # ONNX Runtime's exceptions share no base of their own
                 raise ExportError(f"{predictor.bundle.path}: its network does not run: {error}") from None
+
+
+def _runs_at_once(predictor: Predictor, threads: int) -> int:
+    """Return how many batches of a model may run at once.
+
+    An accelerator takes one after the other. On a CPU a run seldom fills all cores, so several share them: a lone
+    request still has all cores, and under load each run has about one of its own, which wastes least.
+    """
+    if predictor.provider != PROVIDERS["cpu"].name:
+        return 1
+    return min(_RUNS, threads or available_processors())
 
 
 def _signature(path: Path) -> Signature:

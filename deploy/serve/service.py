@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import hmac
-import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,8 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from starlette.requests import ClientDisconnect
 
-from ehm.deploy.serve.batching import Images, Outputs
-from ehm.deploy.serve.compression import unpack
+from ehm.deploy.serve.batching import Images, Outputs, Result
 from ehm.deploy.serve.forms import read_form_image
 from ehm.deploy.serve.images import read_image
 from ehm.deploy.serve.memory import Memory, Record
@@ -26,6 +24,7 @@ from ehm.deploy.serve.metrics import Metrics
 from ehm.deploy.serve.models import Models, ServedModel
 from ehm.deploy.serve.settings import Settings
 from ehm.errors import RequestError
+from ehm.processors import available_processors
 
 __all__ = ["Served", "Service", "Upload", "service_of"]
 
@@ -56,8 +55,9 @@ class Service:
         self.closed = False
         self.under_way = 0
         self.memory = Memory(settings.max_memory)
+        self._images = 0  # that are being read, or run at once
         self._key = api_key.encode() if api_key else None
-        self._decoders = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="decode")
+        self._decoders = ThreadPoolExecutor(available_processors(), thread_name_prefix="decode")
         Image.init()  # which registers formats, and is no work for several threads at once
 
     @property
@@ -140,24 +140,20 @@ class Service:
             raise RequestError(504, "the deadline passed before the answer was ready") from None
 
     async def body(self, request: Request) -> bytes:
-        """The whole body, unpacked; RequestError: 413 too large, 408 too slow, 415 and 400 as of :func:`unpack`."""
+        """Return the whole body; RequestError: 413 too large, 408 too slow, 415 for a content coding."""
         limit = self.settings.max_bytes
+        if request.headers.get("content-encoding", "identity").strip().lower() not in ("", "identity"):
+            raise RequestError(415, "Content-Encoding: expected none; send the body as it is")
         length = request.headers.get("content-length", "0")
         if length.isdecimal() and int(length) > limit:
             raise RequestError(413, f"the body has {length} bytes, more than {limit}")
         try:
             left = self.record(request).deadline - asyncio.get_running_loop().time()
-            raw = await asyncio.wait_for(self._read(request, limit), left)
+            return await asyncio.wait_for(self._read(request, limit), left)
         except asyncio.TimeoutError:
             raise RequestError(408, "the body did not arrive in time") from None
         except ClientDisconnect:
             raise RequestError(_GONE, "the client has left") from None
-        coding = request.headers.get("content-encoding", "").strip().lower()
-        if not coding:
-            return raw
-        body = await self.offload(request, unpack, raw, coding, limit)
-        self.hold(request, len(body))
-        return body
 
     async def read_image(self, request: Request) -> Upload:
         """The image of a request and its file's name; raises RequestError."""
@@ -166,18 +162,34 @@ class Service:
         self.hold(request, 3 * image.width * image.height)
         return Upload(image, name)
 
-    async def prepare(self, request: Request, model: ServedModel) -> tuple[NDArray[Any], str | None]:
-        """The image of a request as the input of one row (1, ...) for a model, and its file's name."""
+    async def answer_image(
+        self, request: Request, model: ServedModel, names: Sequence[str]
+    ) -> tuple[Outputs, str | None]:
+        """Outputs ``names`` (1, ...) of a model for the image of a request, and the name of its file."""
         data, name = await self._file(request)
+        loop = asyncio.get_running_loop()
+        record = self.record(request)
 
-        def prepared() -> NDArray[Any]:  # in one go, so that no more images are unpacked at a time than there are cores
-            image = read_image(data, self.settings.max_pixels)
+        def prepare_and_run() -> tuple[NDArray[Any], Result | None]:
+            # in one go, so that no more images are unpacked at a time than there are cores
+            image = read_image(data, self.settings.max_pixels, model.predictor.enough)
             model.check_size(image.height, image.width)
-            return model.predictor.prepare(image)[np.newaxis]
+            images = model.predictor.prepare(image)[np.newaxis]
+            if self._images > 1:
+                return images, None
+            record.asked = True
+            return images, model.batcher.run_now(images, names, loop)
 
-        images = await self.offload(request, prepared)
+        self._images += 1
+        try:
+            images, result = await self.offload(request, prepare_and_run)
+        finally:
+            self._images -= 1
         self.hold(request, images.nbytes)
-        return images, name
+        if result is None:
+            return await self.answer(request, model, images, names), name
+        record.batch = result.batch
+        return result.outputs, name
 
     async def _file(self, request: Request) -> tuple[bytes, str | None]:
         """An image file and its name: the whole body, or the part ``image`` of a form; raises RequestError."""
@@ -201,8 +213,8 @@ class Service:
         return bytes(body)
 
 
-def service_of(request: Request) -> Service:
-    """The service, for routes."""
+async def service_of(request: Request) -> Service:
+    """The service, for routes. It waits for nothing, but FastAPI calls other functions in a thread of their own."""
     service: Service = request.app.state.service
     return service
 

@@ -32,8 +32,8 @@ class Settings(BaseModel):
     precision: Precision = "float32"
     threads: int = Field(0, ge=0)
     max_batch: int = Field(8, ge=1)
-    max_delay: float = Field(2.0, ge=0, le=1000)
-    """Milliseconds that the first request of a batch waits for others."""
+    max_delay: float = Field(0.0, ge=0, le=1000)
+    """Milliseconds that the first request of a batch waits for others, if it could run at once."""
     queue: int = Field(128, ge=1)
     """Requests of a model that may wait or run; as many may be read and decoded at a time."""
     timeout: float = Field(10.0, gt=0)
@@ -50,7 +50,7 @@ class Settings(BaseModel):
     Together with the delay they are below the 30 seconds after which Kubernetes kills a container.
     """
     max_bytes: int = Field(16 * 2**20, ge=1)
-    """Of a request's body, as sent and unpacked."""
+    """Of a request's body."""
     max_pixels: int = Field(50_000_000, ge=1, le=Image.MAX_IMAGE_PIXELS)
     """Of an image, as sent and resized."""
     max_memory: int = Field(2**30, ge=1)

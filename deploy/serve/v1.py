@@ -94,8 +94,8 @@ async def row_of(
     """A model's output for the image of a request, one row, and the file's name."""
     if model.manifest.output(output) is None:
         raise RequestError(400, f"the model {model.name} gives no {output}")
-    images, file = await service.prepare(request, model)
-    row = (await service.answer(request, model, images, [output]))[output][0]
+    outputs, file = await service.answer_image(request, model, [output])
+    row = outputs[output][0]
     if not np.isfinite(row).all():  # which JSON cannot say, for example after an overflow in float16
         raise RequestError(500, f"the model {model.name} gave {output} that are not finite")
     return row, file

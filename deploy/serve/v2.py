@@ -9,7 +9,6 @@ from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import JSONResponse
 
 import ehm
-from ehm.deploy.serve.compression import pack
 from ehm.deploy.serve.json_request import InferenceRequest
 from ehm.deploy.serve.models import ServedModel
 from ehm.deploy.serve.protocol import InferRequest, decode, encode, metadata
@@ -51,7 +50,7 @@ _MOST_OPTIONS = 2**16
 router = APIRouter(prefix="/v2", tags=["Open Inference Protocol v2"])
 
 
-def _asked(service: Served, request: Request, model: str) -> ServedModel:
+async def _asked(service: Served, request: Request, model: str) -> ServedModel:
     # taken from the path, as FastAPI would make a query parameter of it where the path has none
     return service.model(request, model, request.path_params.get("version"))
 
@@ -133,16 +132,14 @@ async def model_infer(service: Served, request: Request, served: Asked) -> Respo
     names = [output.name for output in asked.outputs]
     outputs = await service.answer(request, served, asked.images, names, asked.timeout)
 
-    def packed() -> tuple[bytes, dict[str, str]]:
+    def encoded() -> tuple[bytes, dict[str, str]]:
         body, head = encode(asked, outputs, served.name, served.version, served.manifest.labels)
         headers = {"content-type": "application/json"}
         if head is not None:
             headers = {"content-type": "application/octet-stream", _HEADER: str(head)}
-        body, coding = pack(body, request.headers.get("accept-encoding", ""))
-        headers["vary"] = "accept-encoding"  # packed or not: a cache must not give the one for the other
-        return body, headers | ({"content-encoding": coding} if coding else {})
+        return body, headers
 
-    body, headers = await service.offload(request, packed)
+    body, headers = await service.offload(request, encoded)
     return Response(body, headers=headers)
 
 

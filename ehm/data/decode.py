@@ -26,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageChops, UnidentifiedImageError
 
+from ehm.data.reduced import reduce_while_decoding
 from ehm.errors import BrokenImage
 
 __all__ = ["SUFFIXES", "decode", "opened", "upright_size"]
@@ -74,14 +75,20 @@ class _Quiet:
 _QUIET = _Quiet()
 
 
-def decode(file: str | Path | BytesIO, name: str | None = None, formats: tuple[str, ...] | None = None) -> Image.Image:
+def decode(
+    file: str | Path | BytesIO,
+    name: str | None = None,
+    formats: tuple[str, ...] | None = None,
+    enough: tuple[int, int] | None = None,
+) -> Image.Image:
     """Read ``file`` as an RGB image; raises BrokenImage with ``name`` (the path if left out) and the reason.
 
-    ``formats`` are Pillow's names of the formats to try, by default all that it knows.
+    ``formats`` are Pillow's names of the formats to try, by default all that it knows. ``enough`` is a size (height,
+    width) that the image is resized to next: a much larger JPEG is then read at a reduced size, see `ehm.data.reduced`.
 
     An image of more pixels than ``PIL.Image.MAX_IMAGE_PIXELS`` (89 million) is refused as a decompression bomb.
     """
-    with opened(file, name, formats) as image:
+    with opened(file, name, formats, enough=enough) as image:
         if image.mode == "CMYK" and image.format == "JPEG" and "adobe" not in image.info:
             return _to_rgb(_upright(ImageChops.invert(image)))  # Pillow takes every CMYK JPEG for Adobe's
         return _to_rgb(_upright(image))
@@ -89,15 +96,21 @@ def decode(file: str | Path | BytesIO, name: str | None = None, formats: tuple[s
 
 @contextmanager
 def opened(
-    file: str | Path | BytesIO, name: str | None = None, formats: tuple[str, ...] | None = None, load: bool = True
+    file: str | Path | BytesIO,
+    name: str | None = None,
+    formats: tuple[str, ...] | None = None,
+    load: bool = True,
+    enough: tuple[int, int] | None = None,
 ) -> Iterator[Image.Image]:
     """``file`` as Pillow reads it; errors of reading it and of the block are those of `decode`.
 
-    Its pixels are read before the block begins, unless ``load`` is false.
+    Its pixels are read before the block begins, unless ``load`` is false; ``enough`` is as in `decode`.
     """
     name = name if name is not None else str(file)
     try:
         with _QUIET, Image.open(file, formats=formats) as image:
+            if enough is not None:
+                reduce_while_decoding(image, enough)
             if load:
                 image.load()
             yield image

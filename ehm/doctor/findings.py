@@ -18,6 +18,7 @@ from ehm import ascend
 from ehm.backends.common import host_memory
 from ehm.doctor.child import ask
 from ehm.doctor.variables import VARIABLES
+from ehm.processors import available_processors
 
 __all__ = ["EXTRAS", "Finding", "machine", "nvidia_driver", "package", "variables"]
 
@@ -61,7 +62,9 @@ class Finding:
 def machine() -> Iterator[Finding]:
     """Python, cores, memory, and the drivers of accelerators."""
     yield Finding("machine", "python", "ok", f"{platform.python_version()} on {platform.platform()}")
-    yield Finding("machine", "cores", "ok", str(os.cpu_count()))
+    usable, present = available_processors(), os.cpu_count()
+    cores = str(usable) if usable == present else f"{usable} of {present}, which is all that this process may use"
+    yield Finding("machine", "cores", "ok", cores)
     memory = host_memory()
     yield Finding("machine", "memory", "ok", f"{memory / 2**30:.1f} GiB", facts={"bytes": memory})
     yield _found("NVIDIA driver", nvidia_driver())

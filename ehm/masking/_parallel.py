@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
@@ -11,15 +10,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["over_batch", "processors"]
+from ehm.processors import available_processors
+
+__all__ = ["over_batch"]
 
 WORTH_A_THREAD = 100_000
 """Matrix entries (about a quarter of a millisecond's work) below which starting a thread costs more than it saves."""
-
-
-def processors() -> int:
-    """How many this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def over_batch(kernel: Callable[..., Any], *arrays: NDArray[Any], work: int, threads: int | None = None) -> None:
@@ -30,7 +26,7 @@ def over_batch(kernel: Callable[..., Any], *arrays: NDArray[Any], work: int, thr
     also obey ``threads`` (default: the processors that this process may use).
     """
     batch = len(arrays[0])
-    threads = processors() if threads is None else threads
+    threads = available_processors() if threads is None else threads
     chunks = max(1, min(threads, batch, batch * work // WORTH_A_THREAD))
     if chunks == 1:
         kernel(*arrays)

@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ehm.errors import BackendError
-from ehm.masking._parallel import processors
 from ehm.masking.hierarchy import Hierarchy, build_hierarchy
 from ehm.masking.masks import draw_ranks, hierarchical_mask
 from ehm.masking.parts import em_parts, part_count, part_mask
@@ -18,6 +17,7 @@ from ehm.masking.saliency import attmask_high, attmask_hint, attmask_low, mst_ma
 from ehm.masking.schedule import depth, masking_level
 from ehm.masking.similarity import balance
 from ehm.masking.static import block_mask, grid_mask, large_block_mask, random_mask
+from ehm.processors import available_processors
 
 if TYPE_CHECKING:
     from ehm.config import MaskConfig
@@ -93,7 +93,7 @@ def make_masker(
     many threads as it has processors, divided among ``sharers`` processes that do the same. Raises ValueError for any
     other name.
     """
-    threads = max(1, processors() // sharers)
+    threads = max(1, available_processors() // sharers)
     if masking in _STATIC:
         return _Static(masking, config, grid)
     if masking in _SALIENCY:

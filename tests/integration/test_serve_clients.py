@@ -15,8 +15,6 @@ from tritonclient.utils import InferenceServerException
 
 from ehm.deploy.predict import predict
 
-CODINGS = [None, "gzip", "deflate"]
-
 
 @pytest.fixture(scope="module")
 def bundles(tmp_path_factory):
@@ -62,10 +60,9 @@ def test_triton_reads_health_and_metadata(client, bundles):
         client.get_model_metadata("none")
 
 
-@pytest.mark.parametrize("coding", CODINGS)
 @pytest.mark.parametrize("binary_in", [True, False])
 @pytest.mark.parametrize("binary_out", [True, False, None])
-def test_triton_infers_in_every_form(client, coding, binary_in, binary_out):
+def test_triton_infers_in_every_form(client, binary_in, binary_out):
     images, means = picture(0, batch=20)  # more than a batch
     outputs = None if binary_out is None else [triton.InferRequestedOutput("features", binary_data=binary_out)]
     result = client.infer(
@@ -73,8 +70,6 @@ def test_triton_infers_in_every_form(client, coding, binary_in, binary_out):
         [tensor(images, binary_in)],
         outputs=outputs,
         request_id="seven",
-        request_compression_algorithm=coding,
-        response_compression_algorithm=coding,
     )
     assert np.allclose(result.as_numpy("features"), means, atol=1e-5)
     assert result.get_response()["id"] == "seven"
@@ -130,13 +125,10 @@ def test_triton_asks_many_things_at_once(server):
 
             async def ask(seed):
                 images, means = picture(seed, batch=1 + seed % 4)
-                coding = CODINGS[seed % 3]
                 result = await client.infer(
                     "both",
                     [tensor(images, module=triton_aio)],
                     request_id=str(seed),
-                    request_compression_algorithm=coding,
-                    response_compression_algorithm=coding,
                 )
                 assert result.get_response()["id"] == str(seed)
                 assert np.allclose(result.as_numpy("logits"), means, atol=1e-5)

@@ -69,9 +69,10 @@ def test_a_request_can_bound_how_many_of_its_shape_run_together():
     asyncio.run(main())
 
 
-def test_each_request_gets_its_rows_under_shuffled_concurrency():
+@pytest.mark.parametrize("runs", [1, 3])
+def test_each_request_gets_its_rows_under_shuffled_concurrency(runs):
     async def main():
-        made = batcher(max_batch=5, queue=300)
+        made = batcher(max_batch=5, queue=300, runs=runs)
         draw = random.Random(0)
 
         async def ask(value):
@@ -208,5 +209,96 @@ def test_a_model_that_loses_rows_is_not_believed():
         made = batcher(lambda images, names: dict.fromkeys(names, images[:1]))
         with pytest.raises(RequestError, match="a has 1 rows for 2 images"):
             await made.infer(ones(1, 2), ["a"], soon())
+
+    asyncio.run(main())
+
+
+def test_as_many_batches_run_at_once_as_there_may_be():
+    """Each run waits until another one is under way, which one after the other never are."""
+    together = threading.Barrier(2)
+    under_way = []
+
+    def run(images, names):
+        under_way.append(images)
+        assert len(under_way) <= 2
+        together.wait(20)
+        under_way.pop()
+        return double(images, names)
+
+    async def main():
+        made = batcher(run, runs=2, max_batch=1, max_delay=0)
+        found = await asyncio.gather(*(made.infer(ones(i), ["a"], soon()) for i in range(8)))
+        assert [result.outputs["a"][0, 0] for result in found] == [4 * i for i in range(8)]
+        large = await made.infer(np.arange(12, dtype=np.float32).reshape(6, 2), ["a"], soon())
+        assert large.outputs["a"][:, 0].tolist() == [2, 10, 18, 26, 34, 42]
+
+    asyncio.run(main())
+
+
+def test_without_a_delay_a_request_runs_at_once():
+    async def main():
+        gate = Gate()
+        made = batcher(gate, max_delay=0, runs=2)
+        waiting = [asyncio.ensure_future(made.infer(ones(0), ["a"], soon()))]
+        await until(lambda: len(gate.batches) == 1)
+        waiting.append(asyncio.ensure_future(made.infer(ones(1), ["a"], soon())))
+        await until(lambda: len(gate.batches) == 2)
+        waiting += [asyncio.ensure_future(made.infer(ones(i), ["a"], soon())) for i in (2, 3)]
+        await until(lambda: made.values("ehm_queue_images") == 2)  # while both are under way, the next batch gathers
+        gate.open.set()
+        assert [result.batch for result in await asyncio.gather(*waiting)] == [1, 1, 2, 2]
+
+    asyncio.run(main())
+
+
+def test_a_lone_request_runs_in_its_own_thread():
+    async def main():
+        threads = []
+
+        def run(images, names):
+            threads.append(threading.current_thread())
+            return double(images, names)
+
+        made = batcher(run, max_delay=0)
+        result = made.run_now(ones(3), ["a"], asyncio.get_running_loop())
+        assert (result.outputs["a"].tolist(), result.batch) == ([[12]], 1)
+        assert threads == [threading.current_thread()]
+        assert made.values("ehm_batch_images_count") == 1
+        assert batcher(run, max_delay=0.01).run_now(ones(3), ["a"], asyncio.get_running_loop()) is None
+
+    asyncio.run(main())
+
+
+def test_it_does_so_only_while_the_model_is_idle_and_leaves_nobody_waiting():
+    async def main():
+        gate = Gate()
+        made = batcher(gate, max_delay=0)
+        loop = asyncio.get_running_loop()
+        alone = loop.run_in_executor(None, made.run_now, ones(1), ["a"], loop)
+        await until(lambda: gate.batches)
+        other = asyncio.ensure_future(made.infer(ones(2), ["a"], soon()))
+        await until(lambda: made.values("ehm_queue_images") == 1)
+        assert made.run_now(ones(3), ["a"], loop) is None
+        gate.open.set()
+        assert (await alone).outputs["a"].tolist() == [[4]]
+        assert (await other).outputs["a"].tolist() == [[8]]
+        assert len(gate.batches) == 2
+
+    asyncio.run(main())
+
+
+def test_a_model_that_fails_in_it_is_named_and_goes_on():
+    async def main():
+        def run(images, names):
+            if images.max() > 5:
+                raise ValueError("too\nlarge")
+            return double(images, names)
+
+        made = batcher(run, max_delay=0)
+        loop = asyncio.get_running_loop()
+        with pytest.raises(RequestError, match="the model failed on this batch: too large") as refused:
+            made.run_now(ones(9), ["a"], loop)
+        assert refused.value.status == 500
+        assert made.run_now(ones(1), ["a"], loop).batch == 1
 
     asyncio.run(main())

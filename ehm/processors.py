@@ -1,0 +1,119 @@
+"""How many processors this process may use, and how the threads that run on them wait for each other.
+
+OpenMP's threads meet at the end of every operator. The first one there either spins, which keeps its core busy for
+nothing, or sleeps until the last one comes. torch, MindSpore and scikit-learn bring GNU's OpenMP library, which spins
+for some milliseconds unless told otherwise. Where anything else runs on the same cores (data workers, another program),
+the thread that is waited for is often the one that has no core, because the others spin: training becomes several times
+slower. `benchmarks/busy_machine.py` measures it, and docs/cost.md has the figures.
+
+The libraries read their environment when they are loaded, so `prepare_threads` has to be called before a framework is
+imported: the command line does so for every command, and `ehm.backends` does so for the Python functions. Processes
+that these start (data workers) inherit it. A program that has imported torch before it calls ehm keeps what it has:
+the library offers no way to change it later.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+
+__all__ = ["available_processors", "physical_cores", "prepare_threads"]
+
+_CGROUPS = Path("/sys/fs/cgroup")
+_OWN_CGROUPS = Path("/proc/self/cgroup")
+_TOPOLOGY = Path("/sys/devices/system/cpu")
+
+WAITING = {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0"}
+"""Sleep instead of spinning: the name that all OpenMP libraries know, and the one that Intel's and LLVM's prefer."""
+
+_ON_WAITING = (*WAITING, "GOMP_SPINCOUNT", "KMP_LIBRARY")
+"""If one of these is set, somebody has decided how threads wait."""
+
+
+def prepare_threads() -> None:
+    """Choose how OpenMP's threads wait and how many there are, for a framework that is imported after this.
+
+    Nothing that is set in the environment is changed: if one variable says how threads wait, none is set. The number
+    of threads is the library's own choice, one a core, unless the process's control group allows less processor time
+    than that; no library looks there.
+    """
+    if not any(name in os.environ for name in _ON_WAITING):
+        os.environ.update(WAITING)
+    if available_processors() < _processors_by_affinity():
+        os.environ.setdefault("OMP_NUM_THREADS", str(available_processors()))
+
+
+def available_processors() -> int:
+    """Return how many processors this process may use: those it may run on, or fewer if its control group says so.
+
+    A share of a processor counts as a whole one.
+    """
+    quota = _read_quota()
+    allowed = _processors_by_affinity()
+    return allowed if quota is None else max(1, min(allowed, math.ceil(quota)))
+
+
+def physical_cores() -> int:
+    """Return how many cores this process may use; two processors that share a core (hyper-threading) count once."""
+    cores = set()
+    for processor in _affinity():
+        siblings = _TOPOLOGY / f"cpu{processor}" / "topology" / "thread_siblings_list"
+        try:
+            cores.add(siblings.read_text())
+        except OSError:  # not Linux, or a container without /sys
+            return available_processors()
+    return min(len(cores), available_processors())
+
+
+def _affinity() -> set[int]:
+    if hasattr(os, "sched_getaffinity"):
+        return os.sched_getaffinity(0)
+    return set(range(os.cpu_count() or 1))
+
+
+def _processors_by_affinity() -> int:
+    return len(_affinity())
+
+
+def _read_quota() -> float | None:
+    """Return how many processors the control groups of this process allow, None if they do not limit it.
+
+    The kernel's documentation calls it "CPU bandwidth": cpu.max in version 2 (``QUOTA PERIOD``), cpu.cfs_quota_us and
+    cpu.cfs_period_us in version 1. A group is bound by the limits of those above it, too.
+    """
+    try:
+        lines = _OWN_CGROUPS.read_text().splitlines()
+    except OSError:
+        return None
+    quotas = []
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            root = _CGROUPS
+        elif "cpu" in controllers.split(","):
+            root = _CGROUPS / controllers
+        else:
+            continue
+        # in a container the path may be the host's, while the container's own group is mounted at the root
+        group = root / path.lstrip("/")
+        for folder in (group, *group.parents):
+            if not folder.is_relative_to(root):
+                break
+            quota = _quota_of(folder)
+            if quota is not None:
+                quotas.append(quota)
+    return min(quotas, default=None)
+
+
+def _quota_of(group: Path) -> float | None:
+    try:
+        if (group / "cpu.max").exists():
+            quota, period = (group / "cpu.max").read_text().split()
+        else:
+            quota = (group / "cpu.cfs_quota_us").read_text().strip()
+            period = (group / "cpu.cfs_period_us").read_text().strip()
+        limited = quota not in ("max", "-1")
+        return int(quota) / int(period) if limited else None
+    except (OSError, ValueError, ZeroDivisionError):
+        return None

@@ -1,0 +1,64 @@
+"""Large photographs are decoded at a reduced size by the server and by predict alike, close to what all pixels give."""
+
+import http.client
+import json
+from contextlib import closing
+
+import numpy as np
+import pytest
+from PIL import Image
+from serving import means_bundle, running
+from sklearn.datasets import load_sample_images
+
+from ehm.data.decode import decode
+from ehm.deploy.predict import Predictor, predict
+from ehm.deploy.serve import images as serving_images
+
+
+@pytest.fixture(scope="module")
+def photograph(tmp_path_factory):
+    file = tmp_path_factory.mktemp("photographs") / "china.jpg"
+    Image.fromarray(load_sample_images().images[0]).crop((0, 0, 640, 424)).save(file, quality=90)
+    return file
+
+
+@pytest.fixture
+def read(monkeypatch):
+    """Sizes of the images that were decoded."""
+    sizes = []
+
+    def noted(*arguments, **options):
+        image = decode(*arguments, **options)
+        sizes.append(image.size)
+        return image
+
+    monkeypatch.setattr(serving_images, "decode", noted)
+    monkeypatch.setattr("ehm.deploy.predict.decode", noted)
+    return sizes
+
+
+def embedding(address, file):
+    with closing(http.client.HTTPConnection(address, timeout=30)) as connection:
+        connection.request("POST", "/v1/embed", file.read_bytes())
+        return json.loads(connection.getresponse().read())["features"]
+
+
+def test_the_server_and_predict_agree_and_are_close_to_all_pixels(tmp_path, photograph, read):
+    bundle = means_bundle(tmp_path / "both")
+    with running([bundle]) as (address, _):
+        served = embedding(address, photograph)
+    (predicted,) = predict(bundle, photograph)
+    assert read == [(80, 53)] * 2
+    assert served == predicted.features.tolist()
+    predictor = Predictor(bundle)
+    every = predictor.run(predictor.prepare(decode(photograph))[None], ["features"])["features"][0]
+    assert np.abs(np.subtract(served, every)).max() < 0.75
+    assert not np.array_equal(served, every)
+
+
+def test_a_network_that_resizes_by_itself_gets_every_pixel(tmp_path, photograph, read):
+    bundle = means_bundle(tmp_path / "bytes", ["features"], in_graph=True)
+    with running([bundle]) as (address, _):
+        served = embedding(address, photograph)
+    assert read == [(640, 424)]
+    assert np.allclose(served, np.asarray(Image.open(photograph)).mean((0, 1)), atol=0.1)
