@@ -96,7 +96,7 @@ async def admit(request: Request) -> None:
 
     A dependency of every route, since the route tells the model, under whose name a refusal is counted.
     """
-    service = service_of(request)
+    service = await service_of(request)
     if not service.crowded or request.scope["path"] in OPEN:
         return
     only = next(iter(service.models)) if request.method == "POST" and len(service.models) == 1 else ""
