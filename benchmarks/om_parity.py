@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ehm.data.decode import SUFFIXES, decode
+from ehm.data.decode import SUFFIXES
 from ehm.deploy.bundle import Bundle
 from ehm.deploy.predict import Predictor
 
@@ -36,7 +36,7 @@ def main() -> int:
     predictor = Predictor(Bundle.open(args.bundle))
     names = [output.name for output in predictor.manifest.outputs]
     files = sorted(file for file in args.images.rglob("*") if file.suffix.lower() in SUFFIXES)[: max(args.batches)]
-    pictures = np.stack([predictor.prepare(decode(file)) for file in files])
+    pictures = np.stack([predictor.prepare(predictor.decode(file)) for file in files])
     session = InferSession(args.device, str(args.om or args.bundle / "model.om"))
     worst = 1.0
     print(f"{'batch':>5}  {'output':10}  {'largest difference':>18}  {'smallest cosine':>15}")

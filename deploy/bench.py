@@ -23,7 +23,6 @@ from rich.progress import Progress
 from rich.table import Table
 
 from ehm.console import PlainConsole, console
-from ehm.data.decode import decode
 from ehm.deploy.bundle import Bundle, Manifest
 from ehm.deploy.predict import Predictor, cosine, normalise
 from ehm.deploy.preprocessing import eval_transform
@@ -97,7 +96,7 @@ def bench_export(
         ways = _torch(opened.manifest, threads) + ways
     except EhmError as error:
         notes.print(f"torch is left out: {error}")
-    pictures = [decode(file) for file in images] or _pictures(max(batch))
+    pictures = [reference.decode(file) for file in images] or _pictures(max(batch))
     clock = time.process_time if processor_time else time.perf_counter
     timings: list[Timing] = []
     with Progress(console=notes, transient=True, disable=not notes.is_terminal) as progress:

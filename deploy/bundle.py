@@ -90,10 +90,15 @@ class Preprocessing(_Section):
     the right and below). Divide the bytes by 255; subtract ``mean`` and divide by ``std``. ``in_graph`` says that the
     network does everything behind the decoding itself, on bytes (B, H, W, 3) of any size.
 
+    ``value_range`` are the values that become 0 and 255 in images of more than 8 bits; without it they follow from the
+    type of the values. Of a very long image that is to ``cover``, the central part is cut out before it is resized
+    (``ehm/data/long_images.py``).
+
     What older manifests leave out has the meaning that it had then: the defaults.
     """
 
     in_graph: bool = False
+    value_range: tuple[float, float] | None = None
 
     colour: Literal["RGB"] = "RGB"
     image_size: tuple[int, int]

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ehm.data.bilinear import neighbours
 from ehm.deploy.bundle import Fit
-from ehm.deploy.segment import neighbours
 
 __all__ = ["Found", "Placed", "bilinear", "found_in", "paste", "place"]
 

@@ -7,8 +7,9 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +18,7 @@ from rich.progress import Progress
 
 from ehm.console import PlainConsole, print_line
 from ehm.data.decode import SUFFIXES, decode
+from ehm.data.depth import count_missing
 from ehm.data.segment import resize
 from ehm.deploy import approximate
 from ehm.deploy.bundle import Bundle, Fit, IndexKind, Precision, Preprocessing, Windows
@@ -41,7 +43,7 @@ class Prediction:
     Its likeliest ``classes`` with probabilities, ``features`` (D,) and ``patches`` (D, h, w), as far as the bundle has
     them; of a detector ``objects``, the likeliest first. Of a segmentation ``labels`` (H, W) are the numbers of the
     pixels' classes, ``mask`` is the file that holds them where one was written, and ``classes`` are those that occur
-    with their shares of the pixels.
+    with their shares of the pixels. Of ``missing_pixels`` the file of a deep image gives no values.
     """
 
     image: str
@@ -52,12 +54,15 @@ class Prediction:
     labels: NDArray[np.uint8] | None = None
     mask: str | None = None
     error: str | None = None
+    missing_pixels: int = 0
 
     def as_dict(self) -> dict[str, Any]:
         """What ``--json`` prints."""
         if self.error is not None:
             return {"image": self.image, "error": self.error}
         found: dict[str, Any] = {"image": self.image}
+        if self.missing_pixels:
+            found["missing_pixels"] = self.missing_pixels
         if self.mask is not None:
             found["mask"] = self.mask
         if self.classes:
@@ -84,6 +89,8 @@ class Prediction:
             lines.append(f"  {width} features of {down} x {across} patches")
         if self.mask is not None:
             lines.append(f"  mask {self.mask}")
+        if self.missing_pixels:
+            lines.append(f"  {self.missing_pixels:,} pixels have no value in the file, and were taken for black")
         return "\n".join([self.image, *lines])
 
 
@@ -104,6 +111,10 @@ class Predictor:
         """The (height, width) that `prepare` resizes images to, for `decode`; None if the network does that itself."""
         preprocessing = self.manifest.preprocessing
         return None if preprocessing.in_graph else preprocessing.cover
+
+    def decode(self, file: str | Path | BytesIO, enough: tuple[int, int] | None = None) -> Image.Image:
+        """Read an image file as the network was trained to see it; arguments and errors of `ehm.data.decode`."""
+        return decode(file, enough=enough, value_range=self.manifest.preprocessing.value_range)
 
     def prepare(self, image: Image.Image) -> NDArray[np.float32] | NDArray[np.uint8]:
         """An RGB image of any size -> one input: normalised (3, H, W), or its bytes where the graph does the rest."""
@@ -307,29 +318,31 @@ def _predictions(predictor: Predictor, files: Sequence[Path], top: int, out: str
         for start in range(0, len(files), _BATCH):
             chunk = files[start : start + _BATCH]
             read = list(pool.map(lambda file: _read(predictor, file), chunk))
+            inputs = {index: item for index, item in enumerate(read) if isinstance(item, _Input)}
             sizes: dict[tuple[int, ...], list[int]] = {}
-            for index, item in enumerate(read):
-                if isinstance(item, np.ndarray):
-                    sizes.setdefault(item.shape, []).append(index)
+            for index, item in inputs.items():
+                sizes.setdefault(item.values.shape, []).append(index)
             rows: dict[int, dict[str, NDArray[np.float32]]] = {}
             for indices in sizes.values():  # one, unless the graph takes images of any size
-                outputs = predictor.run(np.stack([read[index] for index in indices]), names)
+                outputs = predictor.run(np.stack([inputs[index].values for index in indices]), names)
                 rows |= {index: {key: v[row] for key, v in outputs.items()} for row, index in enumerate(indices)}
-            for index, (file, item) in enumerate(zip(chunk, read, strict=True)):
-                if isinstance(item, str):
-                    yield Prediction(str(file), error=item)
+            for index, (file, found) in enumerate(zip(chunk, read, strict=True)):
+                if isinstance(found, str):
+                    yield Prediction(str(file), error=found)
                 else:
-                    yield predictor.describe(str(file), rows[index], top)
+                    described = predictor.describe(str(file), rows[index], top)
+                    yield replace(described, missing_pixels=found.missing_pixels)
 
 
 def _detections(predictor: Predictor, rule: Fit, files: Sequence[Path]) -> Iterator[Prediction]:
     for file in files:
         try:
-            image = decode(file)
+            image = predictor.decode(file)
         except BrokenImage as error:
             yield Prediction(str(file), error=str(error).removeprefix(f"{file}: "))
         else:
-            yield Prediction(str(file), objects=tuple(predictor.detect(image, rule)))
+            objects = tuple(predictor.detect(image, rule))
+            yield Prediction(str(file), objects=objects, missing_pixels=count_missing(image))
 
 
 def _segmentations(
@@ -341,7 +354,7 @@ def _segmentations(
         _remove_masks(out)
     for file in files:
         try:
-            image = decode(file)
+            image = predictor.decode(file)
         except BrokenImage as error:
             yield Prediction(str(file), error=str(error).removeprefix(f"{file}: "))
             continue
@@ -350,7 +363,8 @@ def _segmentations(
         best = [index for index in np.argsort(-shares, kind="stable")[:top] if shares[index]]
         classes = tuple((predictor.manifest.labels[index], float(shares[index])) for index in best)
         mask = None if out is None else write_mask(labels, out / "masks", file.stem, taken)
-        yield Prediction(str(file), classes, labels=labels if out is None else labels[:0], mask=mask)
+        kept = labels if out is None else labels[:0]
+        yield Prediction(str(file), classes, labels=kept, mask=mask, missing_pixels=count_missing(image))
 
 
 def _remove_masks(out: Path) -> None:
@@ -363,12 +377,20 @@ def _remove_masks(out: Path) -> None:
             Path(mask).unlink(missing_ok=True)
 
 
-def _read(predictor: Predictor, file: Path) -> NDArray[np.float32] | NDArray[np.uint8] | str:
+class _Input(NamedTuple):
+    """What the network is given of a file, and how many pixels of that have no value."""
+
+    values: NDArray[np.float32] | NDArray[np.uint8]
+    missing_pixels: int
+
+
+def _read(predictor: Predictor, file: Path) -> _Input | str:
     """The input that ``file`` gives, or the reason why it gives none."""
     try:
-        return predictor.prepare(decode(file, enough=predictor.enough))
+        image = predictor.decode(file, predictor.enough)
     except BrokenImage as error:
         return str(error).removeprefix(f"{file}: ")
+    return _Input(predictor.prepare(image), count_missing(image))
 
 
 def _print_json(prediction: Prediction) -> None:

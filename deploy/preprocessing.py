@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ehm.data.depth import ValueRange
 from ehm.data.transforms import EvalTransform
 from ehm.deploy.bundle import Preprocessing
 from ehm.inputs import CropMode, InputSpec
@@ -13,12 +14,18 @@ _RESIZES: dict[CropMode, str] = {"center": "cover", "squash": "squash", "border"
 _CROP_MODES: dict[str, CropMode] = {resize: mode for mode, resize in _RESIZES.items()}
 
 
-def describe_preprocessing(image_size: tuple[int, int], inputs: InputSpec, in_graph: bool = False) -> Preprocessing:
-    """Return the manifest's record of how images of ``image_size`` = (H, W) are prepared."""
+def describe_preprocessing(
+    image_size: tuple[int, int], inputs: InputSpec, in_graph: bool = False, value_range: ValueRange = None
+) -> Preprocessing:
+    """Return the manifest's record of how images of ``image_size`` = (H, W) are prepared.
+
+    ``value_range`` is what the training stated for images of more than 8 bits.
+    """
     transform = EvalTransform.from_spec(image_size, inputs)
     return Preprocessing.model_validate(
         {
             "in_graph": in_graph,
+            "value_range": value_range,
             "image_size": image_size,
             "resize": _RESIZES[transform.crop_mode],
             "cover": transform.cover,

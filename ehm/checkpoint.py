@@ -42,6 +42,7 @@ __all__ = [
     "resolve",
     "save",
     "sha256",
+    "stored_range",
 ]
 
 FORMAT = 1
@@ -195,6 +196,18 @@ def look(place: str | Path) -> tuple[Path, dict[str, Any]] | None:
         return None
     folder = resolve(place.parent if place.is_file() else place)
     return folder, describe(folder)
+
+
+def stored_range(place: str | Path) -> tuple[float, float] | None:
+    """Return the ``data.range`` that the run or checkpoint at ``place`` was trained with; None where it has none.
+
+    Files of weights and names of timm's say nothing about it.
+    """
+    found = look(place)
+    if found is None:
+        return None
+    stated = found[1]["config"]["data"].get("range")
+    return None if stated is None else (float(stated[0]), float(stated[1]))
 
 
 def _load(path: Path, name: str, meta: dict[str, Any]) -> Arrays:

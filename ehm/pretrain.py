@@ -21,6 +21,7 @@ from ehm.backends.common import split_average
 from ehm.config import TrainConfig
 from ehm.console import console
 from ehm.data import Loader, Source, TrainTransform, open_source
+from ehm.data.depth_notes import describe_depths
 from ehm.encoder_file import encoder_metadata
 from ehm.errors import CheckpointError
 from ehm.inputs import InputSpec
@@ -195,7 +196,7 @@ def _announce(
         f"  on {config.data.source}: {len(source):,} images, {plan.describe(optim)}, "
         f"batch {optim.batch_size}{views}, learning rate {optim.lr:.2e}; {on(backend)}"
     )
-    for note in (*source.notes, *notes):
+    for note in (*source.notes, *describe_depths(source), *notes):
         console.print(f"  {note}")
     console.print(f"  into {folder}" + (f", continuing {start.name}" if start else ""))
     if start is None:

@@ -23,6 +23,7 @@ from ehm.backends.torch.supervised import Supervised
 from ehm.backends.torch.tensors import upload
 from ehm.backends.torch.training import recompute
 from ehm.config import SegmentationConfig
+from ehm.data.bilinear import enlarged_argmax
 from ehm.data.segment import windows
 from ehm.errors import ConfigError
 
@@ -30,6 +31,8 @@ __all__ = ["IGNORED", "TorchSegmenter", "pixel_loss"]
 
 IGNORED = 255
 """The label of pixels that do not count."""
+_MOST_SCORES = 1 << 28
+"""Scores of an image in its own size that the device holds at once, 1 GiB; more are enlarged on the host, in parts."""
 
 
 class TorchSegmenter(Supervised):
@@ -77,6 +80,8 @@ class TorchSegmenter(Supervised):
         with torch.no_grad():
             pixels = self._pixels(image[None])
             scores = self._whole(pixels) if self._config.inference.mode == "whole" else self._slide(pixels)
+            if scores.shape[1] * size[0] * size[1] > _MOST_SCORES:
+                return enlarged_argmax(scores[0].float().cpu().numpy(), size)  # a part at a time
             labels: NDArray[np.uint8] = upsample(scores, size).argmax(dim=1)[0].to(torch.uint8).cpu().numpy()
         return labels
 
@@ -99,22 +104,32 @@ class TorchSegmenter(Supervised):
     def _slide(self, pixels: Tensor) -> Tensor:
         """(1, 3, H, W) -> (1, C, H, W): the mean of all windows' scores, as many at once as a part of a batch has."""
         (height, width), (h, w) = pixels.shape[2:], self.image_size
-        pixels = F.pad(pixels, (0, max(w - width, 0), 0, max(h - height, 0)))
         optim = self._config.optim
-        corners = windows(tuple(pixels.shape[2:]), (h, w), self._config.stride)
+        corners = windows((max(height, h), max(width, w)), (h, w), self._config.stride)
         total: Tensor | None = None
-        counts = torch.zeros((1, 1, *pixels.shape[2:]), device=self._device)
+        counts = torch.zeros((1, 1, height, width), device=self._device)
         group = max(1, optim.batch_size // optim.accumulate // self._processes.size)
         for start in range(0, len(corners), group):
             chosen = corners[start : start + group]
-            scores = self._scores(torch.cat([pixels[:, :, y : y + h, x : x + w] for y, x in chosen]))
+            scores = self._scores(torch.cat([self._window(pixels, corner) for corner in chosen]))
             if total is None:
-                total = scores.new_zeros((1, scores.shape[1], *pixels.shape[2:]))
+                total = scores.new_zeros((1, scores.shape[1], height, width))
             for (y, x), window in zip(chosen, scores, strict=True):
-                total[0, :, y : y + h, x : x + w] += window
+                inside = total[0, :, y : y + h, x : x + w]
+                inside += window[:, : inside.shape[1], : inside.shape[2]]
                 counts[:, :, y : y + h, x : x + w] += 1
         assert total is not None
-        return (total / counts)[:, :, :height, :width]
+        return total / counts
+
+    def _window(self, pixels: Tensor, corner: tuple[int, int]) -> Tensor:
+        """Return the window (1, 3, h, w) at ``corner`` (y, x), with the mean colour on the right and below the image.
+
+        Windows are padded one by one: a line of pixels, padded as a whole, would grow to a window's height.
+        """
+        y, x = corner
+        height, width = self.image_size
+        inside = pixels[:, :, y : y + height, x : x + width]
+        return F.pad(inside, (0, width - inside.shape[3], 0, height - inside.shape[2]))
 
     def _scores(self, pixels: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, C, H, W) in float32."""

@@ -11,7 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
-from ehm.checkpoint import describe
+from ehm.checkpoint import describe, stored_range
 from ehm.config import ExportConfig, SegmentationConfig, load_config
 from ehm.console import console
 from ehm.deploy.bundle import (
@@ -112,7 +112,9 @@ def export(
         )
         for note in loaded.notes:
             console.print(f"  {note}")
-        preprocessing = describe_preprocessing(loaded.image_size, loaded.inputs, config.preprocessing)
+        preprocessing = describe_preprocessing(
+            loaded.image_size, loaded.inputs, config.preprocessing, stored_range(loaded.origin)
+        )
         model = opened.write(folder / _MODEL, config, preprocessing)
         # only a plain ViT takes images of any size
         smallest = loaded.spec.patch_size if config.dynamic_size and isinstance(loaded, Trained) else None

@@ -87,7 +87,9 @@ def export_detector(path: str | Path, config: ExportConfig, device: str, out: Pa
             },
             input=_record(model.graph.input[0]),
             outputs=tuple(map(_record, model.graph.output)),
-            preprocessing=describe_preprocessing(graph.image_size, checkpoint_inputs(meta)),
+            preprocessing=describe_preprocessing(
+                graph.image_size, checkpoint_inputs(meta), value_range=trained.data.range
+            ),
             fit=_rule(trained, graph),
             labels=tuple(meta["classes"]),
             source=Source(

@@ -41,7 +41,9 @@ def other_numbers(bundle: Bundle, config: ExportConfig, device: str) -> dict[Pre
     """
     if not (config.int8 or config.float16):
         return {}
-    calibration, measured = choose(config.calibration, bundle.manifest.source)
+    calibration, measured = choose(
+        config.calibration, bundle.manifest.source, bundle.manifest.preprocessing.value_range
+    )
     reference = Predictor(bundle, device)
     size = 1 if bundle.manifest.preprocessing.in_graph else _BATCH  # of any size there, and not to be stacked
     written: dict[Precision, ModelProto] = {}

@@ -21,6 +21,7 @@ from ehm import checkpoint
 from ehm.config import CalibrationConfig, DataConfig, FinetuneConfig, RetrievalConfig
 from ehm.console import console
 from ehm.data import open_source
+from ehm.data.depth import ValueRange
 from ehm.data.identity import identify_source
 from ehm.deploy.bundle import Source
 from ehm.errors import BrokenImage, ConfigError, DataError
@@ -73,24 +74,27 @@ class Photographs:
                 continue
 
 
-def choose(config: CalibrationConfig, source: Source) -> tuple[Photographs, Photographs]:
+def choose(
+    config: CalibrationConfig, source: Source, value_range: ValueRange = None
+) -> tuple[Photographs, Photographs]:
     """Return what to calibrate on, and what to measure on.
 
     By default what the checkpoint was trained on, and what its training held out. To measure on the source that
     calibrates, by whatever path, is to leave ``measure`` out: only images that calibrate nothing are taken. Images
-    that the checkpoint was trained on are left out of what is measured, and counted. Raises ConfigError if neither the
-    checkpoint nor ``config`` names images, and DataError if they are not there, too few, or all known to the network.
+    that the checkpoint was trained on are left out of what is measured, and counted. ``value_range`` is the bundle's,
+    of images of more than 8 bits. Raises ConfigError if neither the checkpoint nor ``config`` names images, and
+    DataError if they are not there, too few, or all known to the network.
     """
     try:
-        return _choose(config, source)
+        return _choose(config, source, value_range)
     except DataError as error:
         key = "measure" if config.measure and config.measure in str(error) else "source"
         raise DataError(str(error).replace("data.source", f"calibration.{key}")) from None
 
 
-def _choose(config: CalibrationConfig, source: Source) -> tuple[Photographs, Photographs]:
+def _choose(config: CalibrationConfig, source: Source, value_range: ValueRange) -> tuple[Photographs, Photographs]:
     training = _read_training(source)
-    origin, calibration, rest = _of_checkpoint(source) if config.source is None else _of(config.source)
+    origin, calibration, rest = _of_checkpoint(source) if config.source is None else _of(config.source, value_range)
     held_out = False
     if training is not None and identify_source(calibration.source, _THREADS) == training.train:
         if config.source is not None and training.val == training.train:  # a fold of it was held out
@@ -110,7 +114,7 @@ def _choose(config: CalibrationConfig, source: Source) -> tuple[Photographs, Pho
         calibration, rest = Part(calibration.source, used, "drawn"), Part(calibration.source, others, "the others")
     measured, where = rest, origin
     if measure is not None:
-        where, whole, val = _of(measure)
+        where, whole, val = _of(measure, value_range)
         measured = val or whole
     if measure is not None or not held_out:
         measured = _leave_out_used(measured, where, calibration, config.images, training, source)
@@ -119,7 +123,7 @@ def _choose(config: CalibrationConfig, source: Source) -> tuple[Photographs, Pho
 
 def _holds_images_of(origin: str, part: Part) -> bool:
     """Return whether ``origin`` names the source of ``part``, by whatever path."""
-    return identify_source(_of(origin)[1].source, _THREADS) == identify_source(part.source, _THREADS)
+    return identify_source(_of(origin, None)[1].source, _THREADS) == identify_source(part.source, _THREADS)
 
 
 def _leave_out_used(
@@ -157,14 +161,14 @@ def _of_checkpoint(source: Source, origin: str | None = None) -> tuple[str, Part
         retrieval = RetrievalConfig.model_validate(values)
         return retrieval.data.source, *parts(retrieval)
     if source.kind != "classifier":
-        return _of(values["data"]["source"], values["data"]["layout"])
+        return _of(values["data"]["source"], values["data"].get("range"), values["data"]["layout"])
     config = FinetuneConfig.model_validate(values)
     return config.data.source, *split(config)
 
 
-def _of(origin: str, layout: str = "auto") -> tuple[str, Part, Part | None]:
+def _of(origin: str, value_range: ValueRange, layout: str = "auto") -> tuple[str, Part, Part | None]:
     """Training images of a source, and its validation images where it has a part of them."""
-    config = DataConfig.model_validate({"source": origin, "layout": layout})
+    config = DataConfig.model_validate({"source": origin, "layout": layout, "range": value_range})
     train = open_source(config, "train")
     if train.split != "train":
         return origin, Part(train, None, "all"), None

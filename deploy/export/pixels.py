@@ -8,6 +8,7 @@ from __future__ import annotations
 import numpy as np
 from onnx import ModelProto, TensorProto, helper
 
+from ehm.data.long_images import longest_sides
 from ehm.deploy.bundle import Preprocessing
 from ehm.deploy.export.nodes import BICUBIC, BILINEAR, Nodes
 from ehm.deploy.export.saving import BATCH
@@ -39,6 +40,8 @@ def take_bytes(model: ModelProto, preprocessing: Preprocessing) -> None:
 
 def _resize(graph: Nodes, images: str, preprocessing: Preprocessing) -> tuple[str, str]:
     """Return the resized bytes (B, 3, h, w), and (h, w)."""
+    if preprocessing.resize == "cover":
+        images = _shorten(graph, images, preprocessing)
     planes = graph.node("Transpose", [images], "pixels/planes", perm=[0, 3, 1, 2])
     if preprocessing.resize == "squash":
         wanted = graph.integers("pixels.cover", *preprocessing.cover)
@@ -99,6 +102,21 @@ def _pad(graph: Nodes, resized: str, size: str, preprocessing: Preprocessing) ->
     return padded, graph.node("Max", [size, wanted], "pixels/filled_size")
 
 
+def _shorten(graph: Nodes, images: str, preprocessing: Preprocessing) -> str:
+    """Bytes (B, H, W, 3) -> (B, h, w, 3), the part that :func:`ehm.data.long_images.central_part` keeps."""
+    cover_h, cover_w = preprocessing.cover
+    most_h, most_w = longest_sides(preprocessing.cover)
+    size = graph.node("Shape", [images], "pixels/whole", start=1, end=3)
+    swapped = graph.node("Gather", [size, graph.integers("pixels.swap", 1, 0)], "pixels/turned")
+    scaled = graph.node("Mul", [swapped, graph.integers("pixels.most", most_h, most_w)], "pixels/long")
+    most = graph.node("Div", [scaled, graph.integers("pixels.short", cover_w, cover_h)], "pixels/longest")
+    over = graph.node("Sub", [size, most], "pixels/over")
+    over = graph.node("Max", [over, graph.integers("pixels.none", 0, 0)], "pixels/cut")
+    start = graph.node("Div", [over, graph.integers("pixels.ends", 2, 2)], "pixels/first")
+    end = graph.node("Sub", [size, start], "pixels/last")
+    return graph.node("Slice", [images, start, end, graph.integers("pixels.sides", 1, 2)], "pixels/part")
+
+
 def _crop(graph: Nodes, resized: str, size: str, preprocessing: Preprocessing) -> str:
     """The centre (B, 3, *image_size); half a pixel is rounded to the even one, as Python does."""
     covers = all(cover >= side for cover, side in zip(preprocessing.cover, preprocessing.image_size, strict=True))
@@ -109,7 +127,7 @@ def _crop(graph: Nodes, resized: str, size: str, preprocessing: Preprocessing) -
     half = graph.node("Mul", [rest, graph.number("pixels.half", 0.5)], "pixels/half")
     start = graph.node("Cast", [graph.node("Round", [half], "pixels/round")], "pixels/start", to=TensorProto.INT64)
     end = graph.node("Add", [start, wanted], "pixels/end")
-    cut = graph.node("Slice", [resized, start, end, graph.integers("pixels.axes", 2, 3)], "pixels/cut")
+    cut = graph.node("Slice", [resized, start, end, graph.integers("pixels.axes", 2, 3)], "pixels/centre")
     return graph.node("Reshape", [cut, graph.integers("pixels.shape", 0, 3, *preprocessing.image_size)], "pixels/crop")
 
 

@@ -75,7 +75,7 @@ async def segment(
     rule = served.manifest.windows
     if rule is None:
         raise RequestError(400, f"the model {served.name} gives no masks")
-    upload = await service.read_image(request)
+    upload = await service.read_image(request, served)
     labels = await _mask(service, request, served, upload, rule)
 
     def packed() -> tuple[bytes, list[Share]]:
@@ -113,7 +113,7 @@ async def detect(
     if rule is None:
         raise RequestError(400, f"the model {served.name} gives no boxes")
     rule = rule.model_copy(update={"threshold": max(rule.threshold, score)})
-    upload = await service.read_image(request)
+    upload = await service.read_image(request, served)
     objects = await _objects(service, request, served, upload, rule, masks)
     return Detection(model=served.name, version=served.version, image=upload.name, objects=objects)
 

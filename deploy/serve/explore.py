@@ -160,7 +160,7 @@ async def about(service: Served, index: Searched) -> Facts:
 async def view(service: Served, request: Request, model: Model = None) -> View:
     """The image as the server reads it, and the region of it that a model sees."""
     served = service.model(request, model)
-    upload = await service.read_image(request)
+    upload = await service.read_image(request, served)
     size = upload.image.size
     seen = region(*size, served.manifest.preprocessing)
     if served.manifest.fit is not None or served.manifest.windows is not None:
@@ -203,8 +203,14 @@ async def thumbnail(service: Served, index: Searched, request: Request, number: 
     """A small JPEG of an image of the index, by its number."""
     if index is None or not 0 <= number < len(index):
         raise RequestError(404, f"there is no image {str(number)[:20]} in the index")
+    fitting = (model.manifest.preprocessing.value_range for model in service.models.values() if _fits(model, index))
+    value_range = next(fitting, None)
+
+    def read() -> bytes:
+        return _jpeg(decode(index.files[number], formats=FORMATS, value_range=value_range), _THUMBNAIL)
+
     try:
-        small = await service.offload(request, lambda: _jpeg(decode(index.files[number], formats=FORMATS), _THUMBNAIL))
+        small = await service.offload(request, read)
     except BrokenImage:
         raise RequestError(404, f"image {number} of the index cannot be read any more") from None
     return Response(small, media_type="image/jpeg", headers=_HEADERS | {"Cache-Control": "private, max-age=600"})

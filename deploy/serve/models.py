@@ -109,7 +109,9 @@ class ServedModel:
 
     def _resized(self, height: int, width: int) -> int:
         """Pixels of an image as sent or as resized, whichever are more."""
-        resized, _ = eval_transform(self.manifest.preprocessing).layout(width, height)
+        transform = eval_transform(self.manifest.preprocessing)
+        left, top, right, bottom = transform.part(width, height)
+        resized, _ = transform.layout(right - left, bottom - top)
         return max(height * width, resized[0] * resized[1])
 
 

@@ -77,9 +77,12 @@ def warm_up() -> None:
 def region(width: int, height: int, preprocessing: Preprocessing) -> tuple[float, float, float, float]:
     """What the model sees of an image of that size: left, top, width and height, in the image's pixels."""
     transform = eval_transform(preprocessing)
-    size, (left, top) = transform.layout(width, height)
-    across, down = width / size[0], height / size[1]
-    return left * across, top * down, transform.image_size[1] * across, transform.image_size[0] * down
+    part_left, part_top, part_right, part_bottom = transform.part(width, height)
+    part_width, part_height = part_right - part_left, part_bottom - part_top
+    size, (left, top) = transform.layout(part_width, part_height)
+    across, down = part_width / size[0], part_height / size[1]
+    seen_width, seen_height = transform.image_size[1] * across, transform.image_size[0] * down
+    return part_left + left * across, part_top + top * down, seen_width, seen_height
 
 
 def surroundings(size: tuple[int, int], seen: tuple[float, float, float, float]) -> tuple[int, int, int, int]:

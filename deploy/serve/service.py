@@ -155,10 +155,11 @@ class Service:
         except ClientDisconnect:
             raise RequestError(_GONE, "the client has left") from None
 
-    async def read_image(self, request: Request) -> Upload:
-        """The image of a request and its file's name; raises RequestError."""
+    async def read_image(self, request: Request, model: ServedModel) -> Upload:
+        """The image of a request, as ``model`` was trained to see it, and its file's name; raises RequestError."""
         data, name = await self._file(request)
-        image = await self.offload(request, read_image, data, self.settings.max_pixels)
+        value_range = model.manifest.preprocessing.value_range
+        image = await self.offload(request, read_image, data, self.settings.max_pixels, None, value_range)
         self.hold(request, 3 * image.width * image.height)
         return Upload(image, name)
 
@@ -172,7 +173,8 @@ class Service:
 
         def prepare_and_run() -> tuple[NDArray[Any], Result | None]:
             # in one go, so that no more images are unpacked at a time than there are cores
-            image = read_image(data, self.settings.max_pixels, model.predictor.enough)
+            value_range = model.manifest.preprocessing.value_range
+            image = read_image(data, self.settings.max_pixels, model.predictor.enough, value_range)
             model.check_size(image.height, image.width)
             images = model.predictor.prepare(image)[np.newaxis]
             if self._images > 1:

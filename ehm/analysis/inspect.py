@@ -15,7 +15,7 @@ from ehm import backends
 from ehm.analysis.chart import Line, chart
 from ehm.analysis.layers import encoder_distances, fine_tuning_gradients
 from ehm.analysis.pages import Model, attention_page, hierarchy_page, masks_page
-from ehm.checkpoint import read_model
+from ehm.checkpoint import read_model, stored_range
 from ehm.config import MaskConfig, ModelSource, TrainConfig
 from ehm.console import console
 from ehm.data.decode import SUFFIXES
@@ -85,7 +85,14 @@ def inspect(
         raise ConfigError(f"inspect {kind}: takes one checkpoint; {' and '.join(OF_SEVERAL)} compare several")
     files = _files(images, PAGE)
     masking, mask, side, origin = _settings(checkpoints[0], balance, ratio)
-    model = Model(backends.get(device).encoder(ModelSource(init=checkpoints[0])), origin, masking, mask, side)
+    model = Model(
+        backends.get(device).encoder(ModelSource(init=checkpoints[0])),
+        origin,
+        masking,
+        mask,
+        side,
+        stored_range(checkpoints[0]),
+    )
     chosen = _patches(patches, model.encoder.grid)
 
     console.print(f"Drawing {kind} of {len(files)} image{'s' * (len(files) != 1)} with {origin}")
@@ -133,7 +140,7 @@ def _distance(checkpoints: Sequence[str], files: Sequence[Path], device: str, fo
     for name in checkpoints:
         encoder = backend.encoder(ModelSource(init=name))
         side = encoder.image_size[0] / encoder.grid[0]
-        found = encoder_distances(encoder, files)
+        found = encoder_distances(encoder, files, stored_range(name))
         lines.append(Line(name, found.mean(axis=1), found))
         sides.add(f"{encoder.image_size[0]} x {encoder.image_size[1]} pixels in patches of {side:g}")
         for layer, heads in enumerate(found.tolist(), 1):

@@ -13,8 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ehm.backends.base import Backend, Encoder
+from ehm.checkpoint import stored_range
 from ehm.config import DataConfig, FinetuneConfig, ModelSource
 from ehm.data import EvalTransform, decode, open_source
+from ehm.data.depth import ValueRange
 from ehm.errors import BrokenImage, ConfigError, DataError
 
 __all__ = ["GRADIENT_IMAGES", "attention_distance", "encoder_distances", "fine_tuning_gradients", "patch_distances"]
@@ -45,14 +47,17 @@ def attention_distance(attention: NDArray[np.float32], distances: NDArray[np.flo
     return mean
 
 
-def encoder_distances(encoder: Encoder, files: Sequence[Path]) -> NDArray[np.float64]:
-    """Mean attention distance in pixels of every head of every block on ``files``: (K, n)."""
+def encoder_distances(encoder: Encoder, files: Sequence[Path], value_range: ValueRange = None) -> NDArray[np.float64]:
+    """Mean attention distance in pixels of every head of every block on ``files``: (K, n).
+
+    ``value_range`` is the one that the encoder was trained with.
+    """
     (height, width), (down, across) = encoder.image_size, encoder.grid
     distances = patch_distances(encoder.grid, (height / down, width / across))
     transform = EvalTransform.from_spec(encoder.image_size, encoder.inputs)
     total: Any = 0
     for file in files:  # one at a time: the attention of all blocks and heads is large
-        pixels = np.array(transform(decode(file)))[None]
+        pixels = np.array(transform(decode(file, value_range=value_range)))[None]
         total = total + np.stack([attention_distance(block, distances) for block in encoder.attentions(pixels)])
     mean: NDArray[np.float64] = total / len(files)
     return mean
@@ -64,7 +69,7 @@ def fine_tuning_gradients(backend: Backend, init: str, source: str, seed: int) -
     The embedding's first, then the blocks', each as :meth:`ehm.backends.base.Classifier.gradients` says; mean over
     batches of the same images for every encoder. The second value is how many images these were.
     """
-    data = open_source(DataConfig(source=source), "train")
+    data = open_source(DataConfig(source=source, range=stored_range(init)), "train")
     if data.labels is None or len(data.classes) < 2:
         raise DataError(f"{source}: has no labels; gradients need a folder with a folder for each class, or elpv")
     config = FinetuneConfig(model=ModelSource(init=init), data=DataConfig(source=source))

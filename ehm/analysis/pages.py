@@ -22,6 +22,7 @@ from ehm.analysis.mosaic import Tile, mosaic
 from ehm.backends.base import Encoder
 from ehm.config import MaskConfig
 from ehm.data import EvalTransform, decode
+from ehm.data.depth import ValueRange
 from ehm.masking import Hierarchy
 
 __all__ = ["Model", "attention_page", "hierarchy_page", "masks_page"]
@@ -36,7 +37,7 @@ BY_SIMILARITY = ("evolved", "shallow", "deep", "epm")
 class Model:
     """An encoder, ``origin`` in words, and the masking and its settings that it was or would be trained with.
 
-    A mask unit is ``side`` x ``side`` patches.
+    A mask unit is ``side`` x ``side`` patches. ``value_range`` is that of deep images in its training.
     """
 
     encoder: Encoder
@@ -44,6 +45,7 @@ class Model:
     masking: str
     mask: MaskConfig
     side: int = 1
+    value_range: ValueRange = None
 
     @property
     def units(self) -> tuple[int, int]:
@@ -115,7 +117,7 @@ class _OneOf:
 
 def hierarchy_page(model: Model, files: Sequence[Path], depths: Sequence[float]) -> Image.Image:
     """Partitions at fractions ``depths`` of each tree's height (Fig. 6)."""
-    images, shown, _ = _load(model.encoder, files, 1 + len(depths))
+    images, shown, _ = _load(model, files, 1 + len(depths))
     grid = model.units
     hierarchy = model.hierarchy(images)
     levels = [masking.masking_level(depth, hierarchy.height) for depth in depths]
@@ -143,7 +145,7 @@ def hierarchy_page(model: Model, files: Sequence[Path], depths: Sequence[float])
 
 def masks_page(model: Model, files: Sequence[Path], progress: Sequence[float], seed: int) -> Image.Image:
     """Masks at fractions ``progress`` of a training run, all from this one model (Fig. 7)."""
-    images, shown, _ = _load(model.encoder, files, 1 + len(progress))
+    images, shown, _ = _load(model, files, 1 + len(progress))
     grid = model.units
     masker = masking.make_masker(model.masking, model.mask.model_copy(update={"views": 1}), grid)
     rows = []
@@ -170,7 +172,7 @@ def masks_page(model: Model, files: Sequence[Path], progress: Sequence[float], s
 
 def attention_page(model: Model, files: Sequence[Path], patches: Sequence[tuple[int, int]]) -> Image.Image:
     """Attention of the last block from ``patches``, each (row, column), to all patches (Fig. 8)."""
-    images, shown, cell = _load(model.encoder, files, 1 + len(patches))
+    images, shown, cell = _load(model, files, 1 + len(patches))
     grid = model.encoder.grid
     attention = model.encoder.attention(images).mean(1)  # (B, L, L)
     shares = attention[:, 1:, 1:] * attention.shape[-1]  # 1 = what each token gets when all get the same
@@ -194,14 +196,13 @@ def attention_page(model: Model, files: Sequence[Path], patches: Sequence[tuple[
     return mosaic("Attention of chosen patches", notes, headings, rows, (bar, "attention 0", "strongest"))
 
 
-def _load(
-    encoder: Encoder, files: Sequence[Path], columns: int
-) -> tuple[NDArray[np.uint8], list[NDArray[np.uint8]], int]:
+def _load(model: Model, files: Sequence[Path], columns: int) -> tuple[NDArray[np.uint8], list[NDArray[np.uint8]], int]:
     """Images as the encoder takes them, (B, H, W, 3), enlarged for a page of ``columns``, and the pixels a patch."""
+    encoder = model.encoder
     cell = max(4, min(WIDTH // columns, 380) // max(encoder.grid))
     size = (encoder.grid[1] * cell, encoder.grid[0] * cell)
     transform = EvalTransform.from_spec(encoder.image_size, encoder.inputs)
-    taken = np.stack([transform(decode(file)) for file in files])
+    taken = np.stack([transform(decode(file, value_range=model.value_range)) for file in files])
     shown = [np.asarray(Image.fromarray(image).resize(size, Image.Resampling.LANCZOS)) for image in taken]
     return taken, shown, cell
 

@@ -56,6 +56,13 @@ def rising(value: tuple[float, float]) -> tuple[float, float]:
     return value
 
 
+def strictly_rising(value: tuple[float, float]) -> tuple[float, float]:
+    """A range of two different numbers, unless it falls: ValueError."""
+    if value[0] >= value[1]:
+        raise ValueError(f"should rise: [black, white], for example [0, 4095], not {list(value)}")
+    return value
+
+
 def _numbers(value: Any) -> Any:
     each = value if isinstance(value, (list, tuple)) else [value]
     if not each or any(type(number) is not int or number < 1 for number in each):
@@ -163,10 +170,13 @@ class SourceConfig(Section):
 
     ``mean`` and ``std`` are those that the encoder's weights were trained with, unless they are set here. ``workers``
     processes read the images. A file that cannot be read is replaced by another one, or with ``strict`` ends the run.
-    A task refuses a named class that nothing to train on has, unless ``allow_empty_classes`` is set.
+    A task refuses a named class that nothing to train on has, unless ``allow_empty_classes`` is set. ``range`` are the
+    values that are black and white in images of more than 8 bits, the same for all of them, for example [0, 4095] of a
+    camera of 12 bits whose files have 16; left out, they follow from the type of the values.
     """
 
     source: str
+    range: Annotated[tuple[float, float], AfterValidator(strictly_rising)] | None = None
     mean: Triple | None = None
     std: PositiveTriple | None = None
     workers: Annotated[int, Field(ge=0)] = 2

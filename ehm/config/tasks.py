@@ -111,10 +111,15 @@ class ProbeConfig(FinetuneConfig):
 
 
 class DetectionData(SourceConfig):
-    """``data`` of detection: a folder in COCO's format (docs/detection.md). ``flip`` mirrors half of the images."""
+    """``data`` of detection: a folder in COCO's format (docs/detection.md). ``flip`` mirrors half of the images.
+
+    ``annotated`` says whether boxes and masks were drawn on the ``stored`` pixels of images that EXIF turns or mirrors,
+    as is COCO's convention, or on the images ``upright``, as they are seen; ``auto`` finds out where sizes tell.
+    """
 
     source: str = "coco"
     layout: Literal["auto", "coco", "coco2014", "coco2017", "instances"] = "auto"
+    annotated: Literal["auto", "stored", "upright"] = "auto"
     flip: bool = True
 
 
@@ -166,11 +171,13 @@ class SegmentationData(SourceConfig):
     An image is resized, proportions kept, to fit into ``scale`` = [long side, short side], in training ``ratio`` times
     that; null leaves it as it is. In training a crop of ``crop_size`` is cut in which no class has more than
     ``max_share``, if ten tries find one, flipped half of the time (``flip``) and distorted in brightness, contrast,
-    saturation and hue (``photometric``). ``check`` reads every mask before the first step.
+    saturation and hue (``photometric``). ``check`` reads every mask before the first step. ``annotated`` is that of
+    detection, for masks that have no orientation of their own.
     """
 
     source: str = "ADEChallengeData2016"
     layout: Literal["auto", "ade20k", "pairs"] = "auto"
+    annotated: Literal["auto", "stored", "upright"] = "auto"
     scale: tuple[Positive, Positive] | None = (2048, 512)
     ratio: Annotated[tuple[PositiveReal, PositiveReal], AfterValidator(rising)] = (0.5, 2.0)
     max_share: Share = 0.75

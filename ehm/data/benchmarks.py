@@ -24,8 +24,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ehm.data.decode import decode
+from ehm.data.decode import decode, read_head
+from ehm.data.depth import ValueRange
 from ehm.data.folder import folder
+from ehm.data.orientation import Head, turn_boxes
 from ehm.data.parts import name_part, visible_folders
 from ehm.data.pickled import read_pickle
 from ehm.data.source import Names, Split
@@ -53,6 +55,7 @@ class BenchmarkSource:
 
     files: Names
     boxes: Mapping[int, Box]
+    value_range: ValueRange = None
 
     labels: None = None
     classes: tuple[str, ...] = ()
@@ -63,21 +66,26 @@ class BenchmarkSource:
         return len(self.files)
 
     def load(self, index: int) -> Image.Image:
-        """The image in RGB, or what its box holds of it; raises BrokenImage."""
-        image = decode(self.files[index])
-        return image.crop(cut) if (cut := self.cut(index, image)) else image
+        """The image in RGB, or what its box holds of it, as it is seen; raises BrokenImage."""
+        image = decode(self.files[index], value_range=self.value_range)
+        return image.crop(cut) if (cut := self.cut(index, read_head(self.files[index]))) else image
 
-    def cut(self, index: int, image: Image.Image) -> tuple[int, int, int, int] | None:
-        """The box of an image in whole pixels, no larger than it; BrokenImage where nothing is left."""
+    def cut(self, index: int, head: Head) -> tuple[int, int, int, int] | None:
+        """Return the box of an image, of which the published ones are of stored pixels, in those of the image as seen.
+
+        In whole pixels, and no larger than the image; None where it has no box. Raises BrokenImage where nothing is
+        left.
+        """
         box = self.boxes.get(index)
         if box is None:
             return None
+        width, height = head.size
         left, top = (max(0, round(value)) for value in box[:2])
-        right, bottom = min(image.width, round(box[2])), min(image.height, round(box[3]))
+        right, bottom = min(width, round(box[2])), min(height, round(box[3]))
         if left >= right or top >= bottom:
-            raise BrokenImage(
-                f"{self.files[index]}: its box {list(box)} holds nothing of {image.width} x {image.height} pixels"
-            )
+            raise BrokenImage(f"{self.files[index]}: its box {list(box)} holds nothing of {width} x {height} pixels")
+        seen = turn_boxes(np.array([[left, top, right, bottom]]), head.size, head.orientation)
+        left, top, right, bottom = seen[0].tolist()
         return left, top, right, bottom
 
     def name(self, index: int) -> str:
@@ -189,12 +197,13 @@ def _revisited(file: Path) -> Benchmark:
     source = BenchmarkSource(Names(files), boxes)
     for number in boxes:
         try:
-            with Image.open(files[number]) as image:
-                source.cut(number, image)
+            head = read_head(files[number])
+        except BrokenImage:
+            continue  # the loader says what is wrong with the file
+        try:
+            source.cut(number, head)
         except BrokenImage as error:
             raise DataError(f"{file}: {error}") from None
-        except OSError:
-            pass  # the loader says what is wrong with the file
     split = len(sought)
     return Benchmark(source, np.arange(split), np.arange(split, len(files)), tuple(answers), revisited=True)
 

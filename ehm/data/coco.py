@@ -11,6 +11,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -18,17 +19,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ehm.config import DetectionData
 from ehm.data.coco_layouts import find_annotations
-from ehm.data.decode import decode
+from ehm.data.decode import decode, read_head
+from ehm.data.depth import ValueRange
 from ehm.data.image_files import image_files
 from ehm.data.inventory import Unused, describe_layout
+from ehm.data.orientation import Annotated, Sized, find_annotated, seen_size, spread, turn_array, turn_boxes
 from ehm.data.source import Split
+from ehm.data.threads import in_threads
 from ehm.errors import BrokenImage, DataError
 from ehm.instances import Instances
 from ehm.names import escape_undecodable
 from ehm.reading import describe_value, read_json, shorten
 
-__all__ = ["CocoSource", "coco", "mask_tools"]
+__all__ = ["CocoSource", "coco", "mask_tools", "open_coco"]
 
 Annotation = Mapping[str, Any]
 """An object as the file has it: ``bbox`` (left, top, width, height), ``category_id``, ``segmentation``, ``iscrowd``."""
@@ -41,7 +46,9 @@ class CocoSource:
     """Numbered images below ``root``, each with its ``annotations``; classes are the categories, ordered by their id.
 
     ``numbers`` gives the class of each category's id. ``unusable`` says which objects have no area inside their image:
-    they count where a detector is measured, as pycocotools counts them, and are left out of training.
+    they count where a detector is measured, as pycocotools counts them, and are left out of training. ``annotated``
+    says which pixels of an image its objects were drawn on. ``value_range`` is that of
+    :func:`ehm.data.decode.decode`.
     """
 
     root: Path
@@ -53,6 +60,8 @@ class CocoSource:
     unusable: tuple[str, ...]
     masks: bool
     notes: tuple[str, ...] = ()
+    annotated: Annotated = "stored"
+    value_range: ValueRange = None
 
     @property
     def labels(self) -> None:
@@ -72,23 +81,57 @@ class CocoSource:
         return [each for each in self.annotations[index] if not each.get("iscrowd") and _inside(each, size) is not None]
 
     def load(self, index: int) -> tuple[NDArray[np.uint8], Instances]:
-        """The image (H, W, 3) with its ``trainable`` objects, boxes cut at its borders; raises BrokenImage."""
+        """The image (H, W, 3) as it is seen with its ``trainable`` objects, boxes cut at its borders; BrokenImage."""
         height, width = _size(self.images[index])
-        image = np.array(decode(self.name(index)))
-        if image.shape[:2] != (height, width):
-            raise BrokenImage(
-                f"{self.name(index)}: has {image.shape[1]} x {image.shape[0]} pixels (width x height), and its "
-                f"annotations are for {width} x {height}"
-            )
+        image = np.array(decode(self.name(index), value_range=self.value_range))
+        orientation = self._orientation(index)
         objects = self.trainable(index)
         boxes = np.array([_inside(each, (height, width)) for each in objects], np.float32).reshape(-1, 4)
+        boxes = turn_boxes(boxes, (width, height), orientation)
         labels = np.array([self.numbers[each["category_id"]] for each in objects], np.int64)
         if not self.masks:
             return image, Instances(boxes, labels)
-        masks = np.zeros((len(objects), height, width), bool)
+        masks = np.zeros((len(objects), *image.shape[:2]), bool)
         for mask, each in zip(masks, objects, strict=True):
-            mask[:] = _decode(each["segmentation"], height, width)
+            mask[:] = turn_array(_decode(each["segmentation"], height, width), orientation)
         return image, Instances(boxes, labels, masks)
+
+    def seen(self, index: int) -> tuple[Annotation, list[Annotation]]:
+        """Return what the file says of an image, and its objects, in the pixels of the image as it is seen.
+
+        Masks of an image that is turned become run-length codes. Raises BrokenImage where it cannot be read.
+        """
+        record, objects = self.images[index], self.annotations[index]
+        orientation = self._orientation(index)
+        if orientation == 1:
+            return record, list(objects)
+        height, width = _size(record)
+        seen_width, seen_height = seen_size((width, height), orientation)
+        turned = [_turn(each, (height, width), orientation) for each in objects]
+        return {**record, "width": seen_width, "height": seen_height}, turned
+
+    def _orientation(self, index: int) -> int:
+        """Return how an image's objects are turned with it; BrokenImage where their sizes do not fit together."""
+        height, width = _size(self.images[index])
+        sized = Sized(self.name(index), read_head(self.name(index)), (width, height))
+        if self.annotated in sized.fits:
+            return sized.head.orientation if self.annotated == "stored" else 1
+        have = sized.head.seen_size if self.annotated == "upright" else sized.head.size
+        advice = f"; data.annotated={sized.fits[0]} reads them otherwise" if sized.fits else ""
+        raise BrokenImage(
+            f"{sized.name}: has {have[0]} x {have[1]} pixels (width x height), and its annotations are for "
+            f"{width} x {height}{advice}"
+        )
+
+
+def open_coco(config: DetectionData, split: Split, masks: bool = True) -> CocoSource:
+    """Open ``config.source`` as :func:`coco` does, with what else ``config`` says of its images and annotations."""
+    source = replace(coco(config.source, split, masks, config.layout), value_range=config.range)
+    if config.annotated != "auto":
+        return replace(source, annotated=config.annotated)
+    sized = in_threads(partial(_sized, source), spread(len(source)), config.workers)
+    annotated, note = find_annotated(config.source, [each for each in sized if each is not None])
+    return replace(source, annotated=annotated, notes=(*source.notes, *note))
 
 
 def coco(source: str, split: Split, masks: bool = True, layout: str = "auto") -> CocoSource:
@@ -194,6 +237,28 @@ def _problems(each: Annotation, numbers: Mapping[int, int], size: tuple[int, int
             _decode(shape, *size)
         except (ValueError, TypeError, RuntimeError):
             yield f"segmentation: its counts are no run-length code of {size[0]} x {size[1]} pixels"
+
+
+def _sized(source: CocoSource, index: int) -> Sized | None:
+    """Return the head of an image and the size that its annotations are for; None where it cannot be read."""
+    height, width = _size(source.images[index])
+    try:
+        return Sized(source.name(index), read_head(source.name(index)), (width, height))
+    except BrokenImage:
+        return None
+
+
+def _turn(each: Annotation, size: tuple[int, int], orientation: int) -> Annotation:
+    """Return an object of a stored image of ``size`` (height, width) as it is seen; its mask as a run-length code."""
+    height, width = size
+    left, top, across, down = each["bbox"]
+    box = np.array([[left, top, left + across, top + down]], np.float64)
+    left, top, right, bottom = turn_boxes(box, (width, height), orientation)[0].tolist()
+    turned = {**each, "bbox": [left, top, right - left, bottom - top]}
+    if each.get("segmentation"):
+        mask = turn_array(_decode(each["segmentation"], height, width), orientation)
+        turned["segmentation"] = mask_tools().encode(np.asfortranarray(mask, dtype=np.uint8))
+    return turned
 
 
 def _is_key(value: Any, known: Mapping[Any, int]) -> bool:

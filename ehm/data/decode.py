@@ -2,9 +2,10 @@
 
     greyscale, bilevel   the same value in R, G and B
     palette              its colours
-    CMYK                 Pillow's formula; a JPEG without Adobe's marker is not inverted, as in browsers
+    CMYK                 Pillow's formula; JPEGs are inverted, with Adobe's marker or without it, as in browsers
+    CIELab               the sRGB of its colours
     transparency         composited on white, as viewers and browsers show it
-    16 bits, 32 bits     scaled to 8 bits, see `_to_8_bits`
+    16 bits, 32 bits     scaled to 8 bits by their type or by a stated range, see `ehm.data.depth`
     EXIF orientation     applied
     animation, pages     the first one
     colour profiles      ignored, as in the published recipes
@@ -20,33 +21,23 @@ from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 from threading import Lock
-from typing import Any
+from typing import IO
 
-import numpy as np
-from numpy.typing import NDArray
-from PIL import Image, ImageChops, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
+from ehm.data.deep import deep_pixels, deep_tiff
+from ehm.data.depth import DEPTH, ValueRange
+from ehm.data.orientation import Head, read_orientation, turn_image
 from ehm.data.reduced import reduce_while_decoding
+from ehm.data.tiff import is_tiff, read_tiff
 from ehm.errors import BrokenImage
 
-__all__ = ["SUFFIXES", "decode", "opened", "upright_size"]
+__all__ = ["SUFFIXES", "decode", "opened", "read_head"]
 
 SUFFIXES = frozenset(
     {".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"}
 )
 """What makes a file an image, whatever its case."""
-
-_ORIENTATION = 0x0112
-_UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-"""EXIF 2.32, section 4.6.4: what turns an image of that orientation upright."""
 
 
 class _Quiet:
@@ -80,41 +71,75 @@ def decode(
     name: str | None = None,
     formats: tuple[str, ...] | None = None,
     enough: tuple[int, int] | None = None,
+    value_range: ValueRange = None,
 ) -> Image.Image:
     """Read ``file`` as an RGB image; raises BrokenImage with ``name`` (the path if left out) and the reason.
 
-    ``formats`` are Pillow's names of the formats to try, by default all that it knows. ``enough`` is a size (height,
-    width) that the image is resized to next: a much larger JPEG is then read at a reduced size, see `ehm.data.reduced`.
+    ``formats`` are Pillow's names of the formats to try, by default all that it knows. ``value_range`` are the values
+    that are black and white in images of more than 8 bits; how such an image was scaled is in its ``info``. ``enough``
+    is a size (height, width) that the image is resized to next: a much larger JPEG is then read at a reduced size, see
+    `ehm.data.reduced`.
 
     An image of more pixels than ``PIL.Image.MAX_IMAGE_PIXELS`` (89 million) is refused as a decompression bomb.
     """
-    with opened(file, name, formats, enough=enough) as image:
-        if image.mode == "CMYK" and image.format == "JPEG" and "adobe" not in image.info:
-            return _to_rgb(_upright(ImageChops.invert(image)))  # Pillow takes every CMYK JPEG for Adobe's
-        return _to_rgb(_upright(image))
+    name = name if name is not None else str(file)
+    with _errors_named(name), _binary(file) as stream:
+        if (formats is None or "TIFF" in formats) and is_tiff(stream):
+            tiff = read_tiff(stream)
+            if tiff is not None and tiff.is_deep:
+                image, depth = deep_tiff(tiff, stream, name, value_range)
+                return _with_depth(turn_image(_to_rgb(image), tiff.orientation), depth)
+        stream.seek(0)
+        with Image.open(stream, formats=formats) as image:
+            deep = deep_pixels(image, stream, name, value_range)
+            if deep is not None:
+                turned = turn_image(_to_rgb(deep[0]), read_orientation(image))
+                return _with_depth(turned, deep[1])
+            if enough is not None:
+                reduce_while_decoding(image, enough)
+            image.load()
+            return turn_image(_to_rgb(image), read_orientation(image))  # Pillow has turned TIFFs itself, and says so
 
 
 @contextmanager
-def opened(
-    file: str | Path | BytesIO,
-    name: str | None = None,
-    formats: tuple[str, ...] | None = None,
-    load: bool = True,
-    enough: tuple[int, int] | None = None,
-) -> Iterator[Image.Image]:
-    """``file`` as Pillow reads it; errors of reading it and of the block are those of `decode`.
+def opened(file: str | Path | BytesIO, name: str | None = None) -> Iterator[Image.Image]:
+    """Open ``file`` as Pillow reads it, without its pixels; errors of that and of the block are those of `decode`."""
+    with _errors_named(name if name is not None else str(file)), _binary(file) as stream, Image.open(stream) as image:
+        yield image
 
-    Its pixels are read before the block begins, unless ``load`` is false; ``enough`` is as in `decode`.
+
+def read_head(file: str | Path | BytesIO, name: str | None = None, formats: tuple[str, ...] | None = None) -> Head:
+    """Return the size and the orientation of an image from the head of its file alone; BrokenImage as of `decode`."""
+    with _errors_named(name if name is not None else str(file)), _binary(file) as stream:
+        tiff = read_tiff(stream) if (formats is None or "TIFF" in formats) and is_tiff(stream) else None
+        if tiff is not None:  # of which Pillow's versions give the stored size, or the size as it is seen
+            return Head(tiff.size, tiff.orientation)
+        stream.seek(0)
+        with Image.open(stream, formats=formats) as image:
+            return Head(image.size, read_orientation(image))
+
+
+@contextmanager
+def _binary(file: str | Path | BytesIO) -> Iterator[IO[bytes]]:
+    """Open ``file`` at its beginning.
+
+    Pillow is given an open file rather than a path, because it maps greyscale TIFFs of a path into memory, and then
+    takes the size of one that is turned for that of its stored rows (Pillow 13.0).
     """
-    name = name if name is not None else str(file)
+    if isinstance(file, BytesIO):
+        yield file
+    else:
+        with open(file, "rb") as stream:
+            yield stream
+
+
+@contextmanager
+def _errors_named(name: str) -> Iterator[None]:
+    """Turn whatever is wrong with a file into a BrokenImage that begins with ``name``."""
     try:
-        with _QUIET, Image.open(file, formats=formats) as image:
-            if enough is not None:
-                reduce_while_decoding(image, enough)
-            if load:
-                image.load()
-            yield image
-            return
+        with _QUIET:
+            yield
+        return
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
         reason = f"a decompression bomb, more than {Image.MAX_IMAGE_PIXELS} pixels"
     except UnidentifiedImageError:
@@ -128,44 +153,26 @@ def opened(
     raise BrokenImage(f"{name}: {' '.join(reason.split())}")
 
 
-def upright_size(file: str | Path) -> tuple[int, int]:
-    """Width and height that `decode` would give, from the file's head alone; BrokenImage as there."""
-    with opened(file, load=False) as image:
-        turned = image.getexif().get(_ORIENTATION) in (5, 6, 7, 8)
-        return image.size[::-1] if turned else image.size
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    try:
-        orientation = image.getexif().get(_ORIENTATION)
-    except Exception:  # damaged metadata does not make the picture unusable
-        return image
-    return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
-
-
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode in ("I", "F") or image.mode.startswith("I;"):
-        return Image.fromarray(_to_8_bits(np.asarray(image))).convert("RGB")
+    if image.mode == "LAB":
+        return _lab_to_srgb(image)
+    if image.mode in ("La", "RGBa"):  # premultiplied by alpha
+        image = image.convert(image.mode.upper())
     if image.has_transparency_data:
         paper = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(paper, image.convert("RGBA"))
     return image.convert("RGB")
 
 
-def _to_8_bits(values: NDArray[Any]) -> NDArray[np.uint8]:
-    """Deep greyscale values to bytes: linear, black at 0 and white at the full range of the data's bit depth.
+def _lab_to_srgb(image: Image.Image) -> Image.Image:
+    from PIL import ImageCms  # a library of its own, which few images need
 
-    Neither Pillow nor most files say the depth, so white is the smallest of 1 (floating point only), 255, 4095 (the
-    12 bits of industrial and medical cameras) and 65535 that no pixel exceeds. Values below 0 or above 65535 have no
-    such range: they are stretched from the smallest to the largest.
-    """
-    values = np.nan_to_num(values.astype(np.float64))
-    low, high = values.min(), values.max()
-    if low < 0 or high > 65535:
-        values, high = values - low, high - low
-        white = high
-    else:
-        ranges = (1, 255, 4095, 65535) if (values != np.floor(values)).any() else (255, 4095, 65535)
-        white = next(white for white in ranges if high <= white)
-    scaled: NDArray[np.float64] = np.round(values * (255 / max(white, 1)))
-    return scaled.astype(np.uint8)
+    profiles = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+    converted = ImageCms.profileToProfile(image, *profiles, outputMode="RGB")
+    assert converted is not None  # only a conversion in place gives nothing
+    return converted
+
+
+def _with_depth(image: Image.Image, depth: object) -> Image.Image:
+    image.info[DEPTH] = depth
+    return image

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,8 +12,8 @@ from ehm.data.folder import elpv, folder
 from ehm.data.image_files import IMAGES
 from ehm.data.imagenet import find_imagenet, imagenet
 from ehm.data.landmarks import gldv2, holds_gldv2
-from ehm.data.shards import holds_shards, is_pattern, shards
-from ehm.data.source import Source, Split
+from ehm.data.shards import ShardSource, holds_shards, is_pattern, shards
+from ehm.data.source import FileSource, Source, Split
 from ehm.errors import DataError
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["open_source"]
 
-_OPENERS: dict[str, Callable[[str, Split], Source]] = {
+_OPENERS: dict[str, Callable[[str, Split], FileSource | ShardSource]] = {
     "classes": partial(folder, layout="classes"),
     "elpv": elpv,
     "folder": folder,
@@ -39,7 +40,7 @@ def open_source(config: ImageData, split: Split = "all") -> Source:
     read. Raises DataError if nothing is there, saying what was looked for, and if it fits more than one layout.
     """
     layout = _recognise_layout(config.source) if config.layout == "auto" else config.layout
-    return _OPENERS[layout](config.source, split)
+    return replace(_OPENERS[layout](config.source, split), value_range=config.range)
 
 
 def _recognise_layout(source: str) -> str:

@@ -25,11 +25,13 @@ from PIL import Image
 
 from ehm.config import SegmentationData
 from ehm.data.class_names import read_ade20k_classes, read_classes_file
-from ehm.data.decode import decode, upright_size
+from ehm.data.decode import decode, read_head
+from ehm.data.depth import ValueRange
 from ehm.data.image_files import image_files
 from ehm.data.inventory import Unused, describe_layout
 from ehm.data.mask_counts import MaskCounts
 from ehm.data.masks import IGNORED, read_mask
+from ehm.data.orientation import Annotated, Sized, find_annotated, spread, turn_array
 from ehm.data.pair_layouts import PairFolders, find_pair_folders, is_mask_file, recognise_pairs
 from ehm.data.parts import Part, no_validation_part
 from ehm.data.source import Names, Split
@@ -37,6 +39,8 @@ from ehm.data.threads import in_threads
 from ehm.errors import BrokenImage, DataError
 
 __all__ = ["Pair", "PairSource", "check", "open_pairs"]
+
+_DRAWN_ON: dict[Annotated, str] = {"stored": "stored pixels", "upright": "image as it is seen"}
 
 
 class Pair(NamedTuple):
@@ -50,7 +54,9 @@ class Pair(NamedTuple):
 class PairSource:
     """Implements :class:`ehm.data.source.Source`: images and their masks below ``root``.
 
-    ``zero_ignored`` is ADE20K's numbering. ``named`` says that somebody gave the classes names.
+    ``zero_ignored`` is ADE20K's numbering. ``named`` says that somebody gave the classes names. ``annotated`` says
+    which pixels of an image its mask was drawn on, if the mask has no orientation of its own. ``value_range`` is that
+    of :func:`ehm.data.decode.decode`.
     """
 
     root: Path
@@ -61,6 +67,8 @@ class PairSource:
     zero_ignored: bool = False
     named: bool = True
     notes: tuple[str, ...] = ()
+    annotated: Annotated = "stored"
+    value_range: ValueRange = None
 
     @property
     def labels(self) -> None:
@@ -71,12 +79,28 @@ class PairSource:
         return len(self.images)
 
     def load(self, index: int) -> Pair:
-        """Image and mask; raises BrokenImage where one cannot be read, or they do not fit together."""
-        image, file = decode(self.name(index)), self.mask(index)
-        labels = read_mask(file, self.zero_ignored)
-        if wrong := _misfit(file, labels, image.size, len(self.classes), self.zero_ignored):
+        """Image and mask as they are seen; raises BrokenImage where one cannot be read, or they do not fit together."""
+        image = decode(self.name(index), value_range=self.value_range)
+        labels, wrong = self.read_labels(index)
+        if wrong:
             raise BrokenImage(wrong)
         return Pair(image, labels)
+
+    def read_labels(self, index: int) -> tuple[NDArray[np.uint8], str]:
+        """Return the labels (H, W) of an image as it is seen, and what keeps them from it: nothing where they fit.
+
+        Raises BrokenImage where image or mask cannot be read.
+        """
+        file = self.mask(index)
+        labels = read_mask(file, self.zero_ignored)
+        head = read_head(self.name(index))
+        if head.orientation != 1 and self.annotated == "stored" and read_head(file).orientation == 1:
+            labels = turn_array(labels, head.orientation)
+        wrong = _misfit(file, labels, head.seen_size, len(self.classes), self.zero_ignored)
+        if wrong and labels.shape == head.seen_size and head.orientation != 1:
+            other: Annotated = "upright" if self.annotated == "stored" else "stored"
+            wrong += f" as it is seen; data.annotated={other} if it was drawn on the {_DRAWN_ON[other]}"
+        return np.ascontiguousarray(labels), wrong
 
     def name(self, index: int) -> str:
         """The path of the image."""
@@ -109,10 +133,13 @@ def open_pairs(config: SegmentationData, split: Split = "all") -> PairSource:
             pairs = _pair(config.source, root, *found.folders[part], unused)
             images += pairs[0]
             masks += pairs[1]
-    source = PairSource(root, Names(images), Names(masks), classes, split, is_ade20k, bool(classes))
+    source = PairSource(
+        root, Names(images), Names(masks), classes, split, is_ade20k, bool(classes), value_range=config.range
+    )
+    source = _with_orientation(config, source)
     if not classes:
         source = _numbered(config, source)
-    return replace(source, notes=_describe(source, found, unused))
+    return replace(source, notes=(*_describe(source, found, unused), *source.notes))
 
 
 def _describe(source: PairSource, found: PairFolders, unused: Unused) -> tuple[str, ...]:
@@ -137,18 +164,13 @@ def check(source: PairSource, indices: Iterable[int], threads: int, counts: Mask
 
 
 def _check(source: PairSource, counts: MaskCounts | None, index: int) -> str:
-    file = source.mask(index)
     try:
-        labels = read_mask(file, source.zero_ignored)
+        labels, wrong = source.read_labels(index)
     except BrokenImage as error:
-        return str(error)
+        return str(error) if str(error).startswith(source.mask(index)) else ""
     if counts is not None:
         counts.add(labels)
-    try:
-        size = upright_size(source.name(index))
-    except BrokenImage:
-        return ""
-    return _misfit(file, labels, size, len(source.classes), source.zero_ignored)
+    return wrong
 
 
 def _misfit(file: str, labels: NDArray[np.uint8], size: tuple[int, int], classes: int, zero_ignored: bool) -> str:
@@ -163,6 +185,27 @@ def _misfit(file: str, labels: NDArray[np.uint8], size: tuple[int, int], classes
         f"{file}: has the value {int(wrong[0]) + first}, and the {classes} classes are {first} to "
         f"{classes - 1 + first} ({IGNORED}{' and 0 are' if zero_ignored else ' is'} ignored)"
     )
+
+
+def _with_orientation(config: SegmentationData, source: PairSource) -> PairSource:
+    """Return the source with what is stated, or what sizes tell, about the pixels that masks were drawn on."""
+    if config.annotated != "auto":
+        return replace(source, annotated=config.annotated)
+    sized = in_threads(partial(_sized, source), spread(len(source)), config.workers)
+    annotated, note = find_annotated(config.source, [each for each in sized if each is not None])
+    return replace(source, annotated=annotated, notes=note)
+
+
+def _sized(source: PairSource, index: int) -> Sized | None:
+    """Return the head of an image and the size of its mask; None where there is nothing to tell from them."""
+    try:
+        head = read_head(source.name(index))
+        if head.orientation == 1:
+            return None
+        mask = read_head(source.mask(index))
+    except BrokenImage:
+        return None
+    return None if mask.orientation != 1 else Sized(source.mask(index), head, mask.size)
 
 
 def _pair(source: str, root: Path, images: Path, masks: Path, unused: Unused) -> tuple[list[str], list[str]]:

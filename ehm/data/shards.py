@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ehm.data.decode import SUFFIXES, decode
+from ehm.data.depth import ValueRange
 from ehm.data.image_files import has_image_suffix
 from ehm.data.inventory import HIDDEN, OTHER_FORMAT, Unused, describe_layout, is_sample_file
 from ehm.data.parts import (
@@ -48,6 +49,7 @@ class ShardSource:
     classes: tuple[str, ...]
     split: Split
     notes: tuple[str, ...] = ()
+    value_range: ValueRange = None
 
     def __len__(self) -> int:
         return len(self.shard)
@@ -61,7 +63,7 @@ class ShardSource:
                 data = file.read(self.size[index])
         except OSError as error:
             raise BrokenImage(f"{name}: {error.strerror}") from None
-        return decode(BytesIO(data), name)
+        return decode(BytesIO(data), name, value_range=self.value_range)
 
     def name(self, index: int) -> str:
         """The path of the shard and the name inside it."""

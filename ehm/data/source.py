@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ehm.data.decode import decode
+from ehm.data.depth import ValueRange
 
 __all__ = ["FileSource", "Names", "Source", "Split"]
 
@@ -71,7 +72,7 @@ class Names:
 
 @dataclass(frozen=True)
 class FileSource:
-    """Image files below ``root``."""
+    """Image files below ``root``; ``value_range`` as for :func:`ehm.data.decode.decode`."""
 
     root: Path
     files: Names
@@ -82,13 +83,14 @@ class FileSource:
     notes: tuple[str, ...] = ()
     empty_classes: tuple[str, ...] = ()
     """Folders beside those of the classes that hold no image that is read."""
+    value_range: ValueRange = None
 
     def __len__(self) -> int:
         return len(self.files)
 
     def load(self, index: int) -> Image.Image:
         """The image in RGB; raises BrokenImage with its path and the reason."""
-        return decode(self.name(index))
+        return decode(self.name(index), value_range=self.value_range)
 
     def name(self, index: int) -> str:
         """The path of the file."""

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ehm.data.augment import RandAugment, RandomErasing, color_jitter
+from ehm.data.long_images import central_part
 from ehm.inputs import IMAGENET_MEAN, IMAGENET_STD, CropMode, InputSpec, Interpolation, Triple
 
 __all__ = ["RESAMPLING", "EvalTransform", "TrainTransform", "Transform", "random_resized_crop_box"]
@@ -109,7 +110,8 @@ class EvalTransform:
     Then ``image_size`` is cut from the centre; what lies outside of the resized image becomes ``fill`` (R, G, B).
     Without ``resize_to`` MAE's rule holds: 256/224 of ``image_size`` up to 224 pixels, ``image_size`` itself beyond.
     The side that does not decide about the scale is rounded ``down``, as torchvision does, or to the ``nearest`` number
-    of pixels, as timm does unless it covers a square.
+    of pixels, as timm does unless it covers a square. Of a very long image that is to cover, the central part is cut
+    out first (:mod:`ehm.data.long_images`).
     """
 
     image_size: tuple[int, int]
@@ -141,6 +143,16 @@ class EvalTransform:
         """Height and width in pixels that the image is resized to, before the crop."""
         return self.resize_to or InputSpec().resize_target(self.image_size)
 
+    def part(self, width: int, height: int) -> tuple[int, int, int, int]:
+        """Return the box (left, top, right, bottom) of an image of that size that is resized: most often all of it."""
+        whole = (0, 0, width, height)
+        return central_part(width, height, self.cover) if self.crop_mode == "center" else whole
+
+    def shorten(self, image: Image.Image) -> Image.Image:
+        """Return the image, or the central part of one that is so long that resizing would take too much memory."""
+        box = self.part(*image.size)
+        return image if box == (0, 0, *image.size) else image.crop(box)
+
     def layout(self, width: int, height: int) -> tuple[tuple[int, int], tuple[int, int]]:
         """For an image of that size: (width, height) that it is resized to, and (left, top) of the crop in that.
 
@@ -151,6 +163,7 @@ class EvalTransform:
 
     def __call__(self, image: Image.Image, rng: np.random.Generator | None = None) -> NDArray[np.uint8]:
         """An RGB image of any size -> (H, W, 3)."""
+        image = self.shorten(image)
         height, width = self.image_size
         size, (left, top) = self.layout(*image.size)
         image = image.resize(size, RESAMPLING[self.interpolation])

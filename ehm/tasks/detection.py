@@ -14,7 +14,7 @@ from rich.progress import track
 from ehm.backends.base import ALONE, Backend, Detector, LearnerState, Processes
 from ehm.config import DetectionConfig
 from ehm.console import console
-from ehm.data.coco import CocoSource, coco
+from ehm.data.coco import CocoSource, open_coco
 from ehm.data.folds import stratified_folds
 from ehm.data.lists import ListBatch, ListLoader
 from ehm.data.source import Split
@@ -123,7 +123,7 @@ def reopen(
 
 
 def _open(config: DetectionConfig, split: Split) -> CocoSource:
-    return coco(config.data.source, split, config.masks, config.data.layout)
+    return open_coco(config.data, split, config.masks)
 
 
 def _split(config: DetectionConfig, source: CocoSource) -> tuple[Part, Part]:
@@ -212,15 +212,16 @@ def _measure(
             rows[index] = as_results(index, found)
     found_by_index = {index: found for share in processes.gather(rows) for index, found in share.items()}
     numbers = {key: classes.index(source.classes[number]) for key, number in source.numbers.items()}
-    seen = sorted(found_by_index)  # where a file is broken another image stood in for it, which counts once
+    measured = sorted(found_by_index)  # where a file is broken another image stood in for it, which counts once
+    seen = {index: source.seen(index) for index in measured}
     return average_precision(
-        [{**source.images[index], "id": index} for index in seen],
+        [{**image, "id": index} for index, (image, _) in seen.items()],
         [
             {**each, "image_id": index, "category_id": numbers[each["category_id"]]}
-            for index in seen
-            for each in source.annotations[index]
+            for index, (_, objects) in seen.items()
+            for each in objects
         ],
-        [row for index in seen for row in found_by_index[index]],
+        [row for index in measured for row in found_by_index[index]],
         classes,
         config.masks,
         config.detections,

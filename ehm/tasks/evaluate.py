@@ -12,6 +12,7 @@ from ehm import backends, checkpoint
 from ehm.backends.base import Arrays
 from ehm.config import TaskConfig, load_config
 from ehm.console import console
+from ehm.data.depth_notes import describe_depths
 from ehm.errors import CheckpointError, ConfigError
 from ehm.runs import agree, all_broken, say_broken, write_json
 from ehm.tasks.labelled import Part
@@ -107,7 +108,7 @@ def evaluate(
         raise ConfigError(f"--task {task}: only {', '.join(_UNTRAINED)} measures an encoder without training; omit it")
     part = evaluation.part
     console.print(f"Evaluating {checkpoint} on {evaluation.source} ({part.title}): {len(part):,} images")
-    for note in part.source.notes:
+    for note in (*part.source.notes, *describe_depths(part.source)):
         console.print(f"  {note}")
     result = evaluation.measure()
     result.show()

@@ -17,6 +17,7 @@ from ehm import checkpoint
 from ehm.backends.base import Backend, TaskLearner
 from ehm.config import TaskConfig
 from ehm.console import console
+from ehm.data.depth_notes import describe_depths
 from ehm.plan import RunPlan, check_plan, plan_run
 from ehm.resume import print_changes
 from ehm.runlog import RunLog
@@ -223,7 +224,7 @@ def _announce(
         f"({task.val.title}); {plan.describe(optim)}, batch {optim.batch_size}, {config.optimizer}, "
         f"learning rate {optim.lr:.2e}; {on(backend)}"
     )
-    for note in (*task.train.source.notes, *task.class_counts):
+    for note in (*task.train.source.notes, *describe_depths(task.train.source), *task.class_counts):
         console.print(f"  {note}")
     for note in notes:
         console.print(f"  {note}")

@@ -221,6 +221,7 @@ class _Enlarged:
 
     def _enlarge(self, image: Image.Image) -> Image.Image:
         """Resize the region that ``transform`` shows straight from the image; beyond the image lies its colour."""
+        image = self.transform.shorten(image)
         height, width = self.transform.image_size
         (resized_w, resized_h), (left, top) = self.transform.layout(*image.size)
         first_x, first_y = max(left, 0), max(top, 0)

@@ -61,7 +61,7 @@ class Search:
 def open_search(config: RetrievalConfig) -> Search:
     """Open the benchmark; or the validation images, or all if there are no parts, each sought among the others."""
     if config.benchmark is not None:
-        return _open_benchmark(config.benchmark)
+        return _open_benchmark(config.benchmark, config)
     source = open_source(config.data, "train")
     if source.split == "train":
         source = open_source(config.data, "val")
@@ -105,7 +105,7 @@ def choose_benchmark(stored: Stored, settings: RetrievalConfig, is_given: bool, 
 def select_search(stored: Stored, settings: RetrievalConfig, processes: Processes) -> Search:
     """Return the search that a checkpoint is measured by, without images that it was trained on."""
     if settings.benchmark is not None:
-        search = _open_benchmark(settings.benchmark)
+        search = _open_benchmark(settings.benchmark, settings)
         threads = settings.data.workers
         return search.restrict(leave_out_trained(search.images, stored, settings.benchmark, threads, processes))
     source = open_source(settings.data, "train")
@@ -119,8 +119,9 @@ def select_search(stored: Stored, settings: RetrievalConfig, processes: Processe
     return _search_among(select_part(stored, settings, source, hold_out, open_val, processes), settings)
 
 
-def _open_benchmark(place: str) -> Search:
+def _open_benchmark(place: str, config: RetrievalConfig) -> Search:
     found = open_benchmark(place)
+    found = replace(found, source=replace(found.source, value_range=config.data.range))
     title = f"{len(found.queries):,} queries, {len(found.database):,} images to search"
     part = Part(NumberedSource(found.source), None, title)
     return Search(part, found.queries, found.database, found.answers, found.revisited)

@@ -22,6 +22,7 @@ from ehm.backends.base import Backend, TokenizerLearner
 from ehm.config import TokenizerConfig
 from ehm.console import console
 from ehm.data import EvalTransform, Loader, Source, TrainTransform, open_source
+from ehm.data.depth_notes import describe_depths
 from ehm.plan import RunPlan, check_plan, plan_run
 from ehm.resume import check_resumed_data, print_changes
 from ehm.runlog import RunLog
@@ -231,7 +232,7 @@ def _announce(
         f"  on {config.data.source}: {len(source):,} images, {plan.describe(optim)}, "
         f"batch {optim.batch_size}, learning rate {optim.lr:.2e}; {on(backend)}"
     )
-    for note in (*source.notes, *notes):
+    for note in (*source.notes, *describe_depths(source), *notes):
         console.print(f"  {note}")
     console.print(f"  into {folder}" + (f", continuing {start.name}" if start else ""))
     if start is not None:

@@ -67,6 +67,16 @@ def test_pixels_are_pillows_within_the_documented_bound(wanted):
     assert different / count < 1e-3
 
 
+@pytest.mark.parametrize(("height", "width"), [(2, 30_000), (30_001, 3), (1, 5_000)])
+def test_of_a_very_long_image_the_same_part_is_taken_before_it_is_enlarged(height, width):
+    session = pixels_of((33, 33))
+    for image in pictures(height, width):
+        (found,) = session.run(None, {"images": np.asarray(image)[None]})
+        difference = np.abs(found[0].transpose(1, 2, 0) - EvalTransform((33, 33))(image))
+        assert difference.max() <= 32  # the order of the two passes, as above
+        assert difference.mean() < 0.1  # of noise that is moved by one pixel it is 2.6 and more
+
+
 @pytest.mark.parametrize("side", [96, 224])
 def test_pixels_are_torchvisions(side):
     cover = int(side / 0.875)

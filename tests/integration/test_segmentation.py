@@ -30,7 +30,6 @@ from ehm.deploy.bench import bench_export
 from ehm.deploy.bundle import Bundle
 from ehm.deploy.export import export
 from ehm.deploy.predict import Predictor, predict
-from ehm.deploy.segment import enlarged_argmax
 from ehm.errors import CheckpointError, ConfigError, DataError
 from ehm.tasks.evaluate import evaluate
 from ehm.tasks.finetune import finetune
@@ -289,10 +288,3 @@ def test_its_bundle_is_timed(bundle, capsys):
     timings = bench_export(bundle, batch=[2], device="cpu", rounds=1)
     assert [timing.name for timing in timings] == ["CPU float32"]
     assert "torch is left out: the bundle has no logits" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("size", [(9, 13), (150, 40), (32, 17)])
-def test_masks_are_enlarged_as_torch_does(size):
-    scores = np.random.default_rng(0).standard_normal((5, 32, 17)).astype(np.float32)
-    larger = torch.nn.functional.interpolate(torch.from_numpy(scores)[None], size, mode="bilinear", align_corners=False)
-    np.testing.assert_array_equal(enlarged_argmax(scores, size), larger[0].argmax(0))

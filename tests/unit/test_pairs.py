@@ -1,6 +1,8 @@
 """Images and masks on disk: every layout, and everything that can be wrong with one."""
 
 import pickle
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ from PIL import Image
 
 from ehm.config import SegmentationData
 from ehm.data.ade20k import CLASSES
+from ehm.data.masks import read_mask
 from ehm.data.pairs import check, open_pairs
 from ehm.errors import BrokenImage, DataError
 
@@ -164,3 +167,25 @@ def test_an_image_that_its_camera_turned_has_the_size_that_one_sees(tmp_path):
     source = open_pairs(pairs(tmp_path))
     assert check(source, [0], 0) == []
     assert source.load(0).image.size == (8, 6)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4])
+def test_a_mask_of_few_bits_has_the_values_that_lie_in_the_file(tmp_path, bits):
+    """PNG and TIFF 6.0 pack the values of a row with the highest bits first; viewers spread them over 0 to 255."""
+    labels = np.array([[0, 1, 1, 0, 1, 0, 0, 1]]) if bits == 1 else np.arange(8)[None] % 2**bits
+    digits = (labels[..., None] >> np.arange(bits - 1, -1, -1)) & 1
+    packed = np.packbits(digits.reshape(1, -1)).tobytes()
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    head = struct.pack(">IIBBBBB", 8, 1, bits, 0, 0, 0, 0)
+    png = chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(b"\0" + packed)) + chunk(b"IEND", b"")
+    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + png)
+    np.testing.assert_array_equal(read_mask(str(tmp_path / "a.png")), labels)
+    for photometric in (0, 1):  # white is zero, or black: of labels it does not matter
+        tags = {256: 8, 257: 1, 258: bits, 259: 1, 262: photometric, 273: 8 + 2 + 12 * 8 + 4, 277: 1, 279: len(packed)}
+        entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+        data = b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4) + packed
+        (tmp_path / "a.tif").write_bytes(data)
+        np.testing.assert_array_equal(read_mask(str(tmp_path / "a.tif")), labels)

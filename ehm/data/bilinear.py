@@ -1,0 +1,43 @@
+"""Bilinear enlargement of scores to an image's own size, a part of it at a time.
+
+Shapes: scores of C classes on h x w places, an image of H x W pixels.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["MOST_SCORES", "enlarged_argmax", "neighbours"]
+
+MOST_SCORES = 1 << 24
+"""Scores that are enlarged at once, 64 MiB: those of a large image, whole, would take gigabytes."""
+_ROWS = 64
+
+
+def enlarged_argmax(scores: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.uint8]:
+    """Return the class of the highest of scores (C, h, w), once they are resized bilinearly to ``size`` = (H, W)."""
+    classes = len(scores)
+    labels = np.empty(size, np.uint8)
+    left, right, across = neighbours(scores.shape[2], size[1])
+    upper, lower, down = neighbours(scores.shape[1], size[0])
+    columns_at_once = max(1, min(size[1], MOST_SCORES // classes))
+    rows_at_once = max(1, min(_ROWS, MOST_SCORES // (classes * columns_at_once)))
+    for first_column in range(0, size[1], columns_at_once):
+        columns = slice(first_column, first_column + columns_at_once)
+        begin = left[first_column]
+        needed = scores[:, :, begin : right[columns][-1] + 1]
+        for first_row in range(0, size[0], rows_at_once):
+            rows = slice(first_row, first_row + rows_at_once)
+            weight = down[rows, None]
+            band = needed[:, upper[rows]] * (1 - weight) + needed[:, lower[rows]] * weight
+            one, other = band[:, :, left[columns] - begin], band[:, :, right[columns] - begin]
+            labels[rows, columns] = (one * (1 - across[columns]) + other * across[columns]).argmax(axis=0)
+    return labels
+
+
+def neighbours(origin: int, size: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
+    """Return for each of ``size`` pixels the two of ``origin`` around its centre, and the weight of the second."""
+    centre = np.clip((np.arange(size) + 0.5) * (origin / size) - 0.5, 0, origin - 1)
+    first = np.floor(centre).astype(np.int64)
+    return first, np.minimum(first + 1, origin - 1), (centre - first).astype(np.float32)

@@ -1,0 +1,172 @@
+"""The strips or tiles of a TIFF file, decompressed to bytes.
+
+libtiff, through Pillow, does nothing but decompress: for it some segments are wrapped up as a small TIFF file of bytes,
+without anything that would say what they mean. So a file of any depth is read in parts of bounded size.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from itertools import accumulate
+from typing import IO
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL.TiffImagePlugin import ImageFileDirectory_v2, TiffImageFile
+
+__all__ = ["BYTE_CODECS", "COMPRESSION", "Segments", "integers", "read_segments"]
+
+COMPRESSION = 259
+_RAW = 1
+BYTE_CODECS = frozenset({_RAW, 5, 8, 32773, 32946, 34925, 50000})
+"""Compressions that keep bytes as they are: none, LZW, deflate (two numbers), PackBits, LZMA and Zstandard."""
+_WIDTH, _HEIGHT, _BITS, _PHOTOMETRIC, _FILL_ORDER, _SAMPLES = 256, 257, 258, 262, 266, 277
+_ROWS_PER_STRIP, _TILE_WIDTH, _TILE_HEIGHT = 278, 322, 323
+_STRIP_OFFSETS, _STRIP_BYTES, _TILE_OFFSETS, _TILE_BYTES = 273, 279, 324, 325
+_LONG = 4
+"""TIFF's number of the type of all values that are written here: unsigned, of four bytes."""
+_BYTES_AT_ONCE = 1 << 24
+
+
+@dataclass(frozen=True)
+class Segments:
+    """The segments of an image that is ``image_height`` pixels high: in each plane ``across`` x ``down`` of them.
+
+    They have ``width`` x ``height`` pixels of ``bits`` bits. Strips are segments as wide as the image, of which the
+    last one may be lower. ``offsets`` and ``counts`` say where each lies in the file, and how many bytes it has there.
+    """
+
+    tiled: bool
+    width: int
+    height: int
+    across: int
+    down: int
+    image_height: int
+    bits: int
+    compression: int
+    fill_order: int
+    offsets: Sequence[int]
+    counts: Sequence[int]
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of a segment's row."""
+        return -(-self.width * self.bits // 8)
+
+    def groups(self) -> Iterator[tuple[int, int]]:
+        """Yield what is to be read at once: the number of a first row of segments, and of how many rows of them."""
+        count = max(1, _BYTES_AT_ONCE // (self.across * self.row_bytes * self.height))
+        for first in range(0, self.down, count):
+            yield first, min(count, self.down - first)
+
+    def load(self, file: IO[bytes], plane: int, first: int, count: int) -> NDArray[np.uint8]:
+        """Return the bytes (h, across, bytes of a segment's row) of ``count`` rows of segments of a plane."""
+        begin = (plane * self.down + first) * self.across
+        height = count * self.height
+        if not self.tiled:
+            height = min(height, self.image_height - first * self.height)
+        parts = []
+        for number in range(begin, begin + count * self.across):
+            file.seek(self.offsets[number])
+            parts.append(file.read(self.counts[number]))
+        with TiffImageFile(BytesIO(self._wrap_up(parts, height))) as image:
+            image.load()
+            return np.asarray(image).reshape(height, self.across, self.row_bytes)
+
+    def _wrap_up(self, parts: Sequence[bytes], height: int) -> bytes:
+        """Return a TIFF file of ``height`` rows of bytes that consists of the segments ``parts``, as they are."""
+        lengths = [len(part) for part in parts]
+        directory = {
+            _WIDTH: [self.across * self.row_bytes],
+            _HEIGHT: [height],
+            _BITS: [8],
+            COMPRESSION: [self.compression],
+            _PHOTOMETRIC: [1],
+            _FILL_ORDER: [self.fill_order],
+            _SAMPLES: [1],
+        }
+        if self.tiled:
+            directory |= {_TILE_WIDTH: [self.row_bytes], _TILE_HEIGHT: [self.height]}
+        else:
+            directory |= {_ROWS_PER_STRIP: [self.height]}
+        offsets_tag, counts_tag = (_TILE_OFFSETS, _TILE_BYTES) if self.tiled else (_STRIP_OFFSETS, _STRIP_BYTES)
+        # a header of 8 bytes, the directory of 12 bytes an entry, the two lists if they are lists, the segments
+        lists_at = 8 + 2 + 12 * (len(directory) + 2) + 4
+        first_offset = lists_at + (8 * len(parts) if len(parts) > 1 else 0)
+        directory |= {offsets_tag: list(accumulate(lengths[:-1], initial=first_offset)), counts_tag: lengths}
+        entries, lists = b"", b""
+        for tag, values in sorted(directory.items()):
+            packed = struct.pack(f"<{len(values)}I", *values)
+            if len(values) > 1:
+                place = struct.pack("<I", lists_at + len(lists))
+                lists += packed
+            else:
+                place = packed
+            entries += struct.pack("<HHI", tag, _LONG, len(values)) + place
+        header = b"II*\0" + struct.pack("<IH", 8, len(directory))
+        return b"".join([header, entries, struct.pack("<I", 0), lists, *parts])
+
+
+def read_segments(
+    tags: ImageFileDirectory_v2, size: tuple[int, int], planes: int, bits: int, file: IO[bytes]
+) -> Segments:
+    """Return where the segments of an image of ``size`` (width, height) lie, of whose pixels a plane has ``bits`` bits.
+
+    Raises OSError where tags are missing, contradict each other or the file's size, or name another compression.
+    """
+    (compression,) = integers(tags, COMPRESSION, (_RAW,))[:1]
+    if compression not in BYTE_CODECS:
+        raise OSError(f"TIFF's compression {compression} is not read for values of more than 8 bits")
+    tiled = _TILE_OFFSETS in tags
+    if tiled:
+        (width,), (height,) = integers(tags, _TILE_WIDTH, (0,)), integers(tags, _TILE_HEIGHT, (0,))
+    else:
+        width, height = size[0], min(size[1], integers(tags, _ROWS_PER_STRIP, (size[1],))[0])
+    if not (0 < width < 2 * size[0] + 4096 and 0 < height < 2 * size[1] + 4096):
+        raise OSError(f"tiles or strips of {width} x {height} pixels make no sense")
+    across, down = -(-size[0] // width), -(-size[1] // height)
+    offsets = integers(tags, _TILE_OFFSETS if tiled else _STRIP_OFFSETS, ())
+    counts = integers(tags, _TILE_BYTES if tiled else _STRIP_BYTES, ())
+    if compression == _RAW and not tiled:
+        row = -(-width * bits // 8)
+        height, offsets, counts = _divide(offsets, size[1], height, row)
+        down = -(-size[1] // height)
+    if not len(offsets) == len(counts) == across * down * planes:
+        raise OSError(f"{len(offsets)} strips or tiles are listed, {across * down * planes} are needed")
+    if sum(counts) > file.seek(0, 2):
+        raise OSError("the file is truncated, or its strips overlap")
+    (fill_order,) = integers(tags, _FILL_ORDER, (1,))[:1]
+    return Segments(tiled, width, height, across, down, size[1], bits, compression, fill_order, offsets, counts)
+
+
+def integers(tags: ImageFileDirectory_v2, tag: int, default: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the whole numbers under ``tag``, however many they are; OSError where there is something else."""
+    value = tags.get(tag, default)
+    values = value if isinstance(value, tuple) else (value,)
+    if (not values and default) or not all(isinstance(each, int) for each in values):
+        raise OSError(f"TIFF's tag {tag} holds no numbers")
+    return values
+
+
+def _divide(
+    offsets: Sequence[int], image_height: int, height: int, row: int
+) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
+    """Divide uncompressed strips of ``height`` rows of ``row`` bytes, so that a high one need not be read at once.
+
+    Returns the new height, which divides the old one, and where each strip lies and how many bytes it has: writers of
+    uncompressed files were seen to leave that out.
+    """
+    lower = height
+    while lower * row > _BYTES_AT_ONCE and lower > 1:
+        lower = next(rows for rows in range(lower // 2, 0, -1) if height % rows == 0)
+    strips_of_plane = -(-image_height // height)
+    starts, counts = [], []
+    for number, offset in enumerate(offsets):
+        rows_left = min(height, image_height - number % strips_of_plane * height)
+        for first in range(0, rows_left, lower):
+            starts.append(offset + first * row)
+            counts.append(row * min(lower, rows_left - first))
+    return lower, tuple(starts), tuple(counts)
