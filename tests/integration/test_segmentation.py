@@ -7,7 +7,6 @@ import os
 import shutil
 import subprocess
 import sys
-from itertools import count
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
@@ -17,6 +16,7 @@ import torch
 import tritonclient.http as triton
 from composited import CLASSES, write_pairs
 from PIL import Image
+from ports import free_port
 from serving import running
 from sklearn.metrics import jaccard_score
 
@@ -35,7 +35,6 @@ from ehm.errors import CheckpointError, ConfigError, DataError
 from ehm.tasks.evaluate import evaluate
 from ehm.tasks.finetune import finetune
 
-PORTS = count(29300 + os.getpid() % 90)
 INFERENCE = ("inference.mode=slide", "inference.stride=16", "inference.mode=whole")
 
 
@@ -176,7 +175,7 @@ def test_two_processes_measure_what_one_does(trained, pairs, tmp_path):
     """Each on half of a batch and of the images; batch norm's moments are the mean of both."""
     values = json.loads(settings(pairs, **SHORT, run={"max_steps": 2}).model_dump_json())
     (tmp_path / "config.yaml").write_text(json.dumps(values))
-    line = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(next(PORTS))]
+    line = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(free_port())]
     line += ["-m", "ehm.cli", "finetune", "--device", "cpu", "--config", str(tmp_path / "config.yaml")]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
     done = subprocess.run(
