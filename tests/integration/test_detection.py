@@ -15,6 +15,7 @@ import pytest
 import torch
 import tritonclient.http as triton
 from PIL import Image
+from ports import free_port
 from safetensors.numpy import load_file
 from scenes import CLASSES, annotate, write_scenes
 from serving import running
@@ -409,7 +410,7 @@ def test_two_processes_are_one_run(config, few, tmp_path):
     (tmp_path / "c.json").write_text(json.dumps(settings.model_dump(mode="json")))
     one = finetune(settings, device="cpu", out=tmp_path / "one")
     line = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_addr", "127.0.0.1"]
-    line += ["--master_port", str(29950 + os.getpid() % 40), "-m", "ehm.cli", "finetune", "--device", "cpu"]
+    line += ["--master_port", str(free_port()), "-m", "ehm.cli", "finetune", "--device", "cpu"]
     line += ["--config", str(tmp_path / "c.json"), "--out", str(tmp_path / "two")]
     done = subprocess.run(line, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

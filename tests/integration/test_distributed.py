@@ -4,10 +4,10 @@ import json
 import os
 import subprocess
 import sys
-from itertools import count
 
 import numpy as np
 import pytest
+from ports import free_port
 from tiny import TINY
 
 import ehm
@@ -47,7 +47,6 @@ FINETUNE = {
     "run.log_every": 1,
     "run.tensorboard": "false",
 }
-PORTS = count(29500 + os.getpid() % 400)
 
 
 def run(command, out, settings, processes=1, resume=False, **flags):
@@ -57,7 +56,7 @@ def run(command, out, settings, processes=1, resume=False, **flags):
         getattr(ehm, command)(device="cpu", overrides=overrides, out=out, resume=resume, **flags)
         return ""
     line = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes)]
-    line += ["--master_port", str(next(PORTS)), "-m", "ehm.cli", command, "--device", "cpu", "--out", str(out)]
+    line += ["--master_port", str(free_port()), "-m", "ehm.cli", command, "--device", "cpu", "--out", str(out)]
     line += [f"--set={override}" for override in overrides] + ["--resume"] * resume
     line += [f"--{flag}={value}" for flag, value in flags.items()]
     done = subprocess.run(line, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False)

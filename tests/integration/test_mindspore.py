@@ -3,13 +3,13 @@
 import json
 import os
 from functools import partial
-from itertools import count
 
 import elsewhere
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from ports import free_port
 from safetensors.torch import save_file
 from timm.models.vision_transformer import VisionTransformer
 from tiny import RUN, TINY
@@ -35,7 +35,6 @@ FINETUNE = {
     "layer_decay": 0.9,
 }
 POISON = "raise ImportError('{} was imported')"
-PORTS = count(28900 + os.getpid() % 90)
 
 
 def settings(values):
@@ -143,7 +142,7 @@ def test_several_processes_are_one_with_the_same_batch(images, tmp_path):
     values = {**PRETRAIN, "data.source": images, "optim.accumulate": 2, "optim.clip_grad": 1, "run.max_steps": 6}
     there("train", tmp_path / "one", values)
     launcher = ["-m", "mindspore.parallel.cluster.run", "--worker_num", 2, "--local_worker_num", 2, "--join", "True"]
-    launcher += ["--master_port", next(PORTS), "--log_dir", tmp_path / "log", "python", "-m", "ehm.cli"]
+    launcher += ["--master_port", free_port(), "--log_dir", tmp_path / "log", "python", "-m", "ehm.cli"]
     path = f"{elsewhere.PYTHON.parent}:{os.environ['PATH']}"
     arguments = ["train", "--device", "mindspore", "--out", tmp_path / "two", *settings(values)]
     done = elsewhere.run(*launcher, *arguments, env={"PATH": path})

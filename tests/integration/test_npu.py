@@ -8,7 +8,6 @@ import json
 import os
 import subprocess
 import sys
-from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +15,7 @@ import onnxruntime
 import pytest
 from composited import write_pairs
 from PIL import Image
+from ports import free_port
 from scenes import write_scenes
 from tiny import RUN, TINY
 
@@ -25,7 +25,6 @@ from ehm.backends.torch.recording import Call
 
 SIMULATED = Path(__file__).parents[1] / "simulated"
 CLOSE = {"rtol": 1e-5, "atol": 1e-6}
-PORTS = count(29900 + os.getpid() % 90)
 
 PRETRAIN = {**RUN, **TINY}
 EVERYTHING = {
@@ -279,7 +278,7 @@ def test_a_planted_float64_ends_the_run_and_is_named_with_its_place(pictures, tm
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
 def test_two_processes_over_hccl_are_one_run(runs, pictures, tmp_path, parallel):
     settings = {**PRETRAIN, "data.source": pictures, **EVERYTHING, "run.parallel": parallel}
-    torchrun = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(next(PORTS))]
+    torchrun = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(free_port())]
     run = command("train", "npu", tmp_path / "run", settings)
     said = finish(start([run], tmp_path / "log", launcher=torchrun, EHM_SIMULATED_NPUS="2"))
     assert "2 processes" in said
