@@ -130,7 +130,7 @@ def test_a_stopped_run_ends_like_one_that_was_not(pairs, tmp_path, workers):
 
 
 def test_the_encoder_inside_is_where_other_runs_begin(trained, pairs, tmp_path, capsys):
-    again = settings(pairs, optim={"steps": 2}).model_dump() | {"model": {"init": str(trained.out)}}
+    again = settings(pairs, optim={"steps": 2, "warmup_steps": 0}).model_dump() | {"model": {"init": str(trained.out)}}
     finetune(SegmentationConfig.model_validate(again), device="cpu", out=tmp_path / "again")
     assert f"encoder from {trained.out}" in capsys.readouterr().out.replace("\n", " ")
     classifier = FinetuneConfig.model_validate(
