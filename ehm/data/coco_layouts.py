@@ -84,4 +84,4 @@ def _group_by_year(source: str, root: Path) -> dict[str, Mapping[Part, str]]:
         year = re.search(r"\d{4}$", name)
         names.setdefault(year[0] if year else "", []).append(name)
     groups = {year: match_parts(source, found) for year, found in names.items()}
-    return {year: parts for year, parts in groups.items() if "train" in parts}
+    return {year: parts for year, parts in sorted(groups.items()) if "train" in parts}
