@@ -1,7 +1,7 @@
 """The protocol between the shared loops and a framework, and nothing else.
 
 A :class:`Backend` says what a machine offers and makes learners. A learner holds parameters on its device; the loops of
-:mod:`ehm.pretrain` and :mod:`ehm.tasks` know it only through the methods below, exchange NumPy arrays with it and run
+:mod:`ehm.training.pretrain` and :mod:`ehm.tasks` know it only through the methods below, exchange NumPy arrays with it and run
 unchanged on every backend. A method is added here only when a shared loop calls it.
 
 Shapes: B images, H x W pixels, N patches, D features, C classes, L = 1 + N tokens (the class token first).
@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, SupportsFloat
 import numpy as np
 from numpy.typing import NDArray
 
+from ehm.storage.arrays import LearnerState
+
 if TYPE_CHECKING:
     from ehm.config import (
         DetectionConfig,
@@ -27,12 +29,11 @@ if TYPE_CHECKING:
         TokenizerConfig,
         TrainConfig,
     )
-    from ehm.inputs import InputSpec
-    from ehm.instances import Detections, Instances
+    from ehm.config.inputs import InputSpec
+    from ehm.data.instances import Detections, Instances
 
 __all__ = [
     "ALONE",
-    "Arrays",
     "Backend",
     "Classifier",
     "Detector",
@@ -40,7 +41,6 @@ __all__ = [
     "Embedder",
     "Encoder",
     "Learner",
-    "LearnerState",
     "MasksOnDevice",
     "OneProcess",
     "Processes",
@@ -48,9 +48,6 @@ __all__ = [
     "TaskLearner",
     "TokenizerLearner",
 ]
-
-Arrays = dict[str, NDArray[Any]]
-"""Plain arrays by name. Parameter names are timm's (``blocks.0.attn.qkv.weight``) on every backend."""
 
 
 @dataclass(frozen=True)
@@ -107,14 +104,6 @@ class OneProcess:
 
 
 ALONE = OneProcess()
-
-
-@dataclass
-class LearnerState:
-    """All that a run needs to go on: parameters and buffers, and the optimiser's arrays (moments, step, averages)."""
-
-    model: Arrays
-    optimizer: Arrays
 
 
 class Learner(Protocol):

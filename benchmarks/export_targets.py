@@ -20,12 +20,12 @@ import onnxruntime
 import torch
 from numpy.typing import NDArray
 
+from ehm.backends.torch.export.module import build
 from ehm.backends.torch.models.vit import build_vit
-from ehm.backends.torch.module import build
-from ehm.deploy.export import vit
-from ehm.deploy.export.nodes import MICROSOFT
-from ehm.encoders import VitSpec
-from ehm.trained import Trained
+from ehm.config.encoders import VitSpec
+from ehm.deploy.export.graphs import vit
+from ehm.deploy.export.graphs.nodes import MICROSOFT
+from ehm.models.trained import Trained
 
 MODELS = {
     "vit_small": VitSpec((224, 224), 16, 384, 12, 6),

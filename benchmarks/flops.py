@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ehm.backends.torch.models.pretraining import build_model
 from ehm.backends.torch.models.vit import build_vit
 from ehm.config import FinetuneConfig, ModelConfig, ProbeConfig, TrainConfig, encoder_spec, load_config
-from ehm.encoders import VitSpec
+from ehm.config.encoders import VitSpec
 from ehm.masking import split_mask, spread_mask
 
 IMAGES, CLASSES, VOCABULARY = 1_281_167, 1000, 8192

@@ -15,11 +15,12 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from ehm import backends, checkpoint
-from ehm.backends.torch import hierarchy as on_device
+from ehm import backends
+from ehm.backends.torch.engine import hierarchy as on_device
 from ehm.config import DataConfig, ModelSource
 from ehm.data import EvalTransform, open_source
 from ehm.masking import balance, build_hierarchy, draw_ranks, hierarchical_mask
+from ehm.storage import checkpoint
 
 DEPTHS = (0.1, 0.3, 0.5, 0.8)
 PIECE = 64

@@ -16,9 +16,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ehm.data.decode import SUFFIXES
-from ehm.deploy.bundle import Bundle
-from ehm.deploy.predict import Predictor
+from ehm.data.decoding.decode import SUFFIXES
+from ehm.deploy.bundle.bundle import Bundle
+from ehm.deploy.predict.predictor import Predictor
 
 LEAST = 0.9999
 

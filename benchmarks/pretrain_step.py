@@ -39,9 +39,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ehm.backends.torch import devices
+from ehm.backends.torch.engine import devices
 from ehm.config import TrainConfig
-from ehm.encoders import VIT_PRESETS
+from ehm.config.encoders import VIT_PRESETS
 
 PROGRESS = 0.5  # half way through training: trees are cut in the middle
 COLUMNS = ("data", "similarity", "hierarchy", "mask", "forward/backward", "optimiser", "total")
@@ -130,7 +130,7 @@ def ehm_step(row: str, model: str, dtype: str, images: NDArray[np.uint8], clock:
 
 def peer_step(row: str, model: str, dtype: str, images: NDArray[np.uint8], clock: Clock, device: str) -> Step:
     """A step of another implementation, under autocast as ehm's."""
-    from ehm.backends.torch.tensors import Pixels
+    from ehm.backends.torch.engine.tensors import Pixels
 
     place, config = devices.pick(device), TrainConfig(encoder=model)
     loss, optimizer = {"plain": plain, "transformers": transformers_vit, "lightly": lightly_vit}[row](model, place)

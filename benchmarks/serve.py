@@ -31,7 +31,7 @@ from urllib.request import urlopen
 import numpy as np
 import psutil
 
-from ehm.deploy.bundle import Bundle
+from ehm.deploy.bundle.bundle import Bundle
 
 DEFAULTS = {
     "peers": {"connections": [1, 8, 32], "seconds": 3, "rounds": 2},
@@ -122,8 +122,8 @@ def _ready(url: str) -> bool:
 
 def requests(bundle: Path, image: Path, folder: Path) -> Iterator[Request]:
     """The same picture as a file, and as a tensor of the v2 protocol's binary extension."""
-    from ehm.data.decode import decode
-    from ehm.deploy.predict import Predictor
+    from ehm.data.decoding.decode import decode
+    from ehm.deploy.predict.predictor import Predictor
 
     yield make_request(folder, "image file", "/v1/classify", image.read_bytes(), {"Content-Type": "image/png"})
     manifest = Bundle.open(bundle).manifest

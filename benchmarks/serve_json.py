@@ -17,7 +17,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from ehm.deploy.serve.json_numbers import dump_numbers, parse_numbers
+from ehm.deploy.serve.routes.json_numbers import dump_numbers, parse_numbers
 
 
 def measure(function: Callable[[], object]) -> tuple[float, float]:

@@ -39,7 +39,7 @@ import ehm
 from ehm import backends
 from ehm.config import DataConfig, ModelSource
 from ehm.data import EvalTransform, Loader, open_source, stratified_folds
-from ehm.data.folder import ElpvSource
+from ehm.data.sources.folder import ElpvSource
 
 ROOT = Path("runs/study")
 PHOTOGRAPHS = ROOT / "elpv-128"

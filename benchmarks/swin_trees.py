@@ -29,10 +29,11 @@ from scipy.cluster.hierarchy import fcluster
 from sklearn.metrics import adjusted_rand_score
 
 import ehm
-from ehm import backends, checkpoint, masking
+from ehm import backends, masking
 from ehm.analysis.draw import partition
 from ehm.analysis.mosaic import Tile, mosaic
 from ehm.config import TrainConfig
+from ehm.storage import checkpoint
 
 ROOT = Path("runs/swin_trees")
 CROPS = ROOT / "crops"

@@ -23,12 +23,12 @@ from rich.progress import Progress
 from rich.table import Table
 
 from ehm.console import PlainConsole, console
-from ehm.deploy.bundle import Bundle, Manifest
-from ehm.deploy.predict import Predictor, cosine, normalise
-from ehm.deploy.preprocessing import eval_transform
-from ehm.deploy.runtime import installed
+from ehm.deploy.bundle.bundle import Bundle, Manifest
+from ehm.deploy.bundle.preprocessing import eval_transform
+from ehm.deploy.predict.predictor import Predictor, cosine, normalise
+from ehm.deploy.predict.runtime import installed
 from ehm.errors import ConfigError, EhmError
-from ehm.runs import write_json
+from ehm.training.runs import write_json
 
 __all__ = ["Timing", "bench_export"]
 
@@ -135,7 +135,7 @@ def _run(predictor: Predictor, output: str, inputs: NDArray[Any]) -> NDArray[np.
 
 def _torch(manifest: Manifest, threads: int) -> list[_Way]:
     """Torch computes the logits of a classifier and the features of an encoder."""
-    from ehm.deploy.export.rivals import torch_rivals
+    from ehm.deploy.bench_baselines import torch_rivals
 
     output = "logits" if manifest.labels else "features"
     if manifest.output(output) is None:

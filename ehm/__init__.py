@@ -25,14 +25,14 @@ __all__ = [
 ]
 
 _HOMES = {
-    "train": "ehm.pretrain",
+    "train": "ehm.training.pretrain",
     "finetune": "ehm.tasks.finetune",
-    "probe": "ehm.tasks.probe",
-    "train_tokenizer": "ehm.tasks.tokenizer",
+    "probe": "ehm.tasks.classification.probe",
+    "train_tokenizer": "ehm.training.tokenizer",
     "evaluate": "ehm.tasks.evaluate",
     "inspect": "ehm.analysis.inspect",
     "export": "ehm.deploy.export",
-    "predict": "ehm.deploy.predict",
+    "predict": "ehm.deploy.predict.predictor",
     "bench_export": "ehm.deploy.bench",
     "serve": "ehm.deploy.serve",
 }

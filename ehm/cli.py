@@ -22,7 +22,7 @@ __all__ = ["main"]
 
 def train(**options: Any) -> None:
     """Pretrain an encoder on unlabelled images."""
-    from ehm.pretrain import train
+    from ehm.training.pretrain import train
 
     train(**options)
 
@@ -36,7 +36,7 @@ def finetune(**options: Any) -> None:
 
 def probe(**options: Any) -> None:
     """Measure a frozen encoder by a linear probe and by nearest neighbours."""
-    from ehm.tasks.probe import probe
+    from ehm.tasks.classification.probe import probe
 
     probe(**options)
 
@@ -57,7 +57,7 @@ def export(**options: Any) -> None:
 
 def predict(**options: Any) -> int:
     """Classify images, detect objects or extract features with an exported bundle and ONNX Runtime alone."""
-    from ehm.deploy.predict import main
+    from ehm.deploy.predict.predictor import main
 
     return main(**options)
 
@@ -85,7 +85,7 @@ def inspect(**options: Any) -> None:
 
 def tokenizer(action: str, **options: Any) -> None:
     """Train the visual tokens that the objective beit needs, on unlabelled images."""
-    from ehm.tasks.tokenizer import train_tokenizer
+    from ehm.training.tokenizer import train_tokenizer
 
     train_tokenizer(**options)
 

@@ -11,8 +11,8 @@ from typing import IO, Any, cast
 
 from rich.console import Console
 
-from ehm.names import escape_undecodable
-from ehm.writing import report_write_errors
+from ehm.storage.names import escape_undecodable
+from ehm.storage.writing import report_write_errors
 
 __all__ = ["PlainConsole", "console", "print_line"]
 

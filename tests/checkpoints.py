@@ -7,8 +7,9 @@ import torch
 from safetensors.torch import load_file
 from timm.models.vision_transformer import VisionTransformer
 
-from ehm import backends, checkpoint
+from ehm import backends
 from ehm.config import DataConfig, FinetuneConfig, ModelSource, TrainConfig
+from ehm.storage import checkpoint
 
 LABELS = ["cat", "dog", "Käfer"]
 MEAN, STD = (0.5, 0.45, 0.4), (0.2, 0.25, 0.3)

@@ -6,7 +6,7 @@ import numpy as np
 import skimage.data
 from PIL import Image
 
-from ehm.data.folder import elpv
+from ehm.data.sources.folder import elpv
 
 CLASSES = ("cell", "coins", "cat")
 SIDE = 64

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ehm import backends, checkpoint
+from ehm import backends
 from ehm.config import TokenizerConfig
+from ehm.storage import checkpoint
 
 # "repeatable" takes the same examples every time, so that a check of a change fails by that change alone; "exploring"
 # takes new ones. `make test` asks for the first by --hypothesis-profile, which wins over what is loaded here.

@@ -6,7 +6,7 @@ from mean_colours import HOSTILE
 from onnx import TensorProto, helper, numpy_helper
 
 from ehm.data.transforms import EvalTransform
-from ehm.deploy.bundle import Bundle, Manifest, staged
+from ehm.deploy.bundle.bundle import Bundle, Manifest, staged
 
 DETECTED = [
     {"label": "cell", "score": 0.9, "box": [20, 20, 80, 60]},

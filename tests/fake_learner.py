@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from ehm.backends.base import ALONE, DeviceInfo, LearnerState
+from ehm.backends.base import ALONE, DeviceInfo
+from ehm.storage.arrays import LearnerState
 
 
 class FakeLearner:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from ehm.inputs import InputSpec
+from ehm.config.inputs import InputSpec
 
 
 class FakeEncoder:

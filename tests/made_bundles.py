@@ -11,7 +11,7 @@ import onnx
 from google.protobuf import text_format
 from onnx import TensorProto, helper, numpy_helper
 
-from ehm.deploy.bundle import Bundle, Manifest, staged
+from ehm.deploy.bundle.bundle import Bundle, Manifest, staged
 
 LABELS = ["red", 'a "quoted"\nclass', "Käfer"]
 OUTPUTS = {"logits": ("NC", 3), "features": ("NC", 3), "patches": ("NCHW", 3, 2, 2)}

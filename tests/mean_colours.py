@@ -7,8 +7,8 @@ import onnx
 from onnx import TensorProto, helper
 from PIL import Image
 
-from ehm.deploy.bundle import Bundle, Manifest, staged
-from ehm.deploy.predict import Predictor
+from ehm.deploy.bundle.bundle import Bundle, Manifest, staged
+from ehm.deploy.predict.predictor import Predictor
 
 HOSTILE = "<script>alert(1)</script>"
 OUTPUTS = {"logits": ["batch", 3], "features": ["batch", 3], "patches": ["batch", 3, 4, 6]}

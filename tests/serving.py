@@ -10,12 +10,12 @@ import onnx
 import uvicorn
 from onnx import TensorProto, helper
 
-from ehm.deploy.bundle import Bundle, Manifest, staged
-from ehm.deploy.serve.app import create_app
-from ehm.deploy.serve.connections import limit_connections
-from ehm.deploy.serve.models import named
-from ehm.deploy.serve.service import Service
-from ehm.deploy.serve.settings import Settings
+from ehm.deploy.bundle.bundle import Bundle, Manifest, staged
+from ehm.deploy.serve.http.app import create_app
+from ehm.deploy.serve.http.connections import limit_connections
+from ehm.deploy.serve.inference.models import named
+from ehm.deploy.serve.inference.service import Service
+from ehm.deploy.serve.inference.settings import Settings
 
 LABELS = ("red", "green", "blue")
 SIZE = (8, 12)

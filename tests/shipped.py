@@ -1,7 +1,7 @@
 """Shipped configurations: of which class each is, and what it is when made tiny."""
 
 from ehm.config import TASKS, FinetuneConfig, ProbeConfig, TokenizerConfig, TrainConfig, read_config
-from ehm.encoders import SwinSpec
+from ehm.config.encoders import SwinSpec
 
 KINDS = {"finetune": FinetuneConfig, "probe": ProbeConfig, "tokenizer": TokenizerConfig}
 SCALE = 4

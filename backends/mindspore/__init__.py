@@ -17,9 +17,9 @@ from ehm.backends.base import (
     Segmenter,
     TokenizerLearner,
 )
-from ehm.backends.mindspore.devices import Target, describe, pick
-from ehm.backends.mindspore.distributed import join
-from ehm.backends.mindspore.training import reproducible
+from ehm.backends.mindspore.engine.devices import Target, describe, pick
+from ehm.backends.mindspore.engine.distributed import join
+from ehm.backends.mindspore.engine.step import reproducible
 from ehm.config import (
     DetectionConfig,
     FinetuneConfig,
@@ -49,14 +49,14 @@ class MindsporeBackend:
 
     def learner(self, config: TrainConfig) -> Learner:
         """A model in pretraining, initialised from ``config.run.seed`` and from ``config.model.init``."""
-        from ehm.backends.mindspore.learner import MindsporeLearner
+        from ehm.backends.mindspore.learners.pretraining import MindsporeLearner
 
         reproducible(config.run.deterministic)
         return MindsporeLearner(config, self.target, self.processes)
 
     def classifier(self, config: FinetuneConfig, classes: int) -> Classifier:
         """An encoder from ``config.model`` under a fresh linear head of ``classes``."""
-        from ehm.backends.mindspore.classifier import MindsporeClassifier
+        from ehm.backends.mindspore.learners.classifier import MindsporeClassifier
 
         reproducible(config.run.deterministic)
         return MindsporeClassifier(config, classes, self.target, self.processes)
@@ -75,7 +75,7 @@ class MindsporeBackend:
 
     def encoder(self, source: ModelSource, data: SourceConfig | None = None) -> Encoder:
         """A trained encoder in evaluation mode; what ``data`` sets about images goes before what its weights say."""
-        from ehm.backends.mindspore.encoder import MindsporeEncoder
+        from ehm.backends.mindspore.learners.encoder import MindsporeEncoder
 
         return MindsporeEncoder(source, data)
 

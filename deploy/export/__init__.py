@@ -11,36 +11,26 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
-from ehm.checkpoint import describe, stored_range
 from ehm.config import ExportConfig, SegmentationConfig, load_config
 from ehm.console import console
-from ehm.deploy.bundle import (
-    CARD,
-    Bundle,
-    Manifest,
-    ModelRecord,
-    Source,
-    Target,
-    TensorRecord,
-    Windows,
-    staged,
-)
-from ehm.deploy.export.ascend import write_om
+from ehm.deploy.bundle.bundle import CARD, Bundle, Manifest, ModelRecord, Source, Target, TensorRecord, Windows, staged
+from ehm.deploy.bundle.preprocessing import describe_preprocessing
 from ehm.deploy.export.card import write_card
 from ehm.deploy.export.detector import export_detector, is_detector
-from ehm.deploy.export.engines import check_engines, convert, is_bundle, write_engines
+from ehm.deploy.export.engines.ascend import write_om
+from ehm.deploy.export.engines.convert import check_engines, convert, is_bundle, write_engines
 from ehm.deploy.export.parity import compare
 from ehm.deploy.export.sources import demand, prepare
-from ehm.deploy.preprocessing import describe_preprocessing
-from ehm.deploy.runtime import open_session
+from ehm.deploy.predict.runtime import open_session
 from ehm.errors import ConfigError
-from ehm.names import escape_undecodable
-from ehm.trained import Head, Trained
+from ehm.models.trained import Head, Trained
+from ehm.storage.checkpoint import describe, stored_range
+from ehm.storage.names import escape_undecodable
 
 if TYPE_CHECKING:
     from onnx import ValueInfoProto
 
-    from ehm.backends.torch.module import Module
+    from ehm.backends.torch.export.module import Module
 
 __all__ = ["export"]
 
@@ -94,8 +84,8 @@ def export(
             raise ConfigError("--triton, --kserve: not for a detector, whose network takes no batches; leave them out")
         return export_detector(checkpoint, config, device, Path("runs") / "export" if out is None else Path(out))
     demand("export", *_NEEDED)
-    from ehm.deploy.export.numbers import other_numbers
-    from ehm.deploy.export.saving import domains, operators
+    from ehm.deploy.export.graphs.saving import domains, operators
+    from ehm.deploy.export.precision.quality import other_numbers
 
     out = Path("runs") / "export" if out is None else Path(out)
     check_engines(out, triton=triton, kserve=kserve, config=config, device=device)

@@ -7,12 +7,12 @@ from typing import Any
 
 import yaml
 
-from ehm import checkpoint
 from ehm.config import ExportConfig
-from ehm.deploy.bundle import Manifest
+from ehm.deploy.bundle.bundle import Manifest
 from ehm.deploy.export.card_images import describe_crop, preparing_code
 from ehm.errors import CheckpointError
-from ehm.writing import write_text
+from ehm.storage import checkpoint
+from ehm.storage.writing import write_text
 
 __all__ = ["write_card"]
 

@@ -9,10 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ehm import checkpoint
 from ehm.config import ExportConfig
 from ehm.console import console
-from ehm.deploy.bundle import (
+from ehm.deploy.bundle.bundle import (
     CARD,
     Bundle,
     Fit,
@@ -24,13 +23,14 @@ from ehm.deploy.bundle import (
     TensorRecord,
     staged,
 )
+from ehm.deploy.bundle.preprocessing import describe_preprocessing
 from ehm.deploy.export.card import write_card
 from ehm.deploy.export.sources import demand
-from ehm.deploy.preprocessing import describe_preprocessing
-from ehm.deploy.runtime import open_session
+from ehm.deploy.predict.runtime import open_session
 from ehm.errors import ConfigError, ExportError
-from ehm.names import escape_undecodable
-from ehm.weights import checkpoint_inputs
+from ehm.models.weights import checkpoint_inputs
+from ehm.storage import checkpoint
+from ehm.storage.names import escape_undecodable
 
 __all__ = ["compare_detector", "export_detector", "is_detector"]
 
@@ -62,9 +62,9 @@ def export_detector(path: str | Path, config: ExportConfig, device: str, out: Pa
         key = next(key for key, given in unfit.items() if given)
         raise ConfigError(f"{key}: a detector is written in float32 for one size, target portable; leave it out")
     demand("torch,export,tasks", *_PACKAGES)
-    from ehm.backends.torch.detector_module import load_detector
-    from ehm.deploy.export.graph import make_onnx
-    from ehm.deploy.export.saving import domains, operators, save
+    from ehm.backends.torch.export.detector_module import load_detector
+    from ehm.deploy.export.graphs.saving import domains, operators, save
+    from ehm.deploy.export.graphs.torch_export import make_onnx
 
     place = Path(path)
     folder = checkpoint.resolve(place.parent if place.is_file() else place)

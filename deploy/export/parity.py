@@ -9,11 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ehm.deploy.bundle import Parity, ParityCase, Preprocessing
-from ehm.deploy.predict import normalise
-from ehm.deploy.preprocessing import eval_transform
+from ehm.deploy.bundle.bundle import Parity, ParityCase, Preprocessing
+from ehm.deploy.bundle.preprocessing import eval_transform
+from ehm.deploy.predict.predictor import normalise
 from ehm.errors import ExportError
-from ehm.trained import Reference
+from ehm.models.trained import Reference
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession

@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ehm.config import ExportConfig, ModelSource
-from ehm.deploy.bundle import Preprocessing, Target
+from ehm.deploy.bundle.bundle import Preprocessing, Target
 from ehm.errors import BackendError, ConfigError
-from ehm.trained import Head, Reference, Trained, open_trained
-from ehm.weights import ReadFile, read_safetensors
+from ehm.models.trained import Head, Reference, Trained, open_trained
+from ehm.models.weights import ReadFile, read_safetensors
 
 if TYPE_CHECKING:
     from onnx import ModelProto
 
-    from ehm.backends.torch.module import Module
+    from ehm.backends.torch.export.module import Module
 
 __all__ = ["Exportable", "demand", "prepare"]
 
@@ -45,8 +45,8 @@ class Exportable:
 
     def write(self, path: Path, config: ExportConfig, preprocessing: Preprocessing) -> ModelProto:
         """Write the ONNX file and check it; the graph comes without weights where they are stored beside it."""
-        from ehm.deploy.export.pixels import take_bytes
-        from ehm.deploy.export.saving import save
+        from ehm.deploy.export.graphs.preprocessing import take_bytes
+        from ehm.deploy.export.graphs.saving import save
 
         model = self.make(config)
         if config.preprocessing:
@@ -56,14 +56,14 @@ class Exportable:
 
 
 def prepare(source: ModelSource, head: Head) -> Exportable:
-    """The model that ``source.init`` names; ``head`` as in :func:`ehm.trained.open_trained`, with its errors.
+    """The model that ``source.init`` names; ``head`` as in :func:`ehm.models.trained.open_trained`, with its errors.
 
     BackendError where no framework is there to compare with, or a model that torch writes lacks what builds it.
     """
     framework = _framework()
     read_file: ReadFile = read_safetensors
     if framework == "torch":
-        from ehm.backends.torch.weights import read_arrays as read_file
+        from ehm.backends.torch.models.loading import read_arrays as read_file
     trained = open_trained(source, head, read_file)
     if trained is None:
         return _by_torch(source, head)
@@ -72,7 +72,7 @@ def prepare(source: ModelSource, head: Head) -> Exportable:
             "ehm export compares the file with what a framework computes, and neither torch nor MindSpore is there; "
             "pip install 'ehm[torch]' or 'ehm[mindspore]' installs one"
         )
-    from ehm.deploy.export.vit import make_vit
+    from ehm.deploy.export.graphs.vit import make_vit
 
     reference = import_module(f"ehm.backends.{framework}.module").reference(trained)
 
@@ -105,8 +105,8 @@ def _framework() -> str | None:
 def _by_torch(source: ModelSource, head: Head) -> Exportable:
     packages = ("torch", "timm", "onnxscript")
     demand("torch,export", *packages)
-    from ehm.backends.torch.module import compute, load_module
-    from ehm.deploy.export.graph import make_onnx
+    from ehm.backends.torch.export.module import compute, load_module
+    from ehm.deploy.export.graphs.torch_export import make_onnx
 
     loaded = load_module(source, head)
     heads = loaded.network()

@@ -17,7 +17,7 @@ Each module stands on those above it:
 from ehm.errors import BackendError
 
 try:
-    from ehm.deploy.serve.server import serve
+    from ehm.deploy.serve.http.server import serve
 except ModuleNotFoundError as error:
     raise BackendError(f"{error.name} is not installed; pip install 'ehm[serve]' installs it") from None
 

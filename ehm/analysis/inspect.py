@@ -15,13 +15,13 @@ from ehm import backends
 from ehm.analysis.chart import Line, chart
 from ehm.analysis.layers import encoder_distances, fine_tuning_gradients
 from ehm.analysis.pages import Model, attention_page, hierarchy_page, masks_page
-from ehm.checkpoint import read_model, stored_range
 from ehm.config import MaskConfig, ModelSource, TrainConfig
 from ehm.console import console
-from ehm.data.decode import SUFFIXES
+from ehm.data.decoding.decode import SUFFIXES
 from ehm.errors import ConfigError, DataError
-from ehm.reading import describe_value, shorten
-from ehm.writing import replace_file
+from ehm.storage.checkpoint import read_model, stored_range
+from ehm.storage.reading import describe_value, shorten
+from ehm.storage.writing import replace_file
 
 __all__ = ["inspect"]
 

@@ -13,11 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ehm.backends.base import Backend, Encoder
-from ehm.checkpoint import stored_range
 from ehm.config import DataConfig, FinetuneConfig, ModelSource
 from ehm.data import EvalTransform, decode, open_source
-from ehm.data.depth import ValueRange
+from ehm.data.decoding.depth import ValueRange
 from ehm.errors import BrokenImage, ConfigError, DataError
+from ehm.storage.checkpoint import stored_range
 
 __all__ = ["GRADIENT_IMAGES", "attention_distance", "encoder_distances", "fine_tuning_gradients", "patch_distances"]
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from ehm.analysis.colours import PALETTE
-from ehm.instances import Detections
+from ehm.data.instances import Detections
 
 __all__ = ["draw_objects"]
 

@@ -22,7 +22,7 @@ from ehm.analysis.mosaic import Tile, mosaic
 from ehm.backends.base import Encoder
 from ehm.config import MaskConfig
 from ehm.data import EvalTransform, decode
-from ehm.data.depth import ValueRange
+from ehm.data.decoding.depth import ValueRange
 from ehm.masking import Hierarchy
 
 __all__ = ["Model", "attention_page", "hierarchy_page", "masks_page"]

@@ -19,7 +19,7 @@ from rich.text import Text
 from ehm.config.loading import locate, shipped_configs
 from ehm.console import PlainConsole, print_line
 from ehm.errors import ConfigError
-from ehm.reading import read_text
+from ehm.storage.reading import read_text
 
 __all__ = ["Shipped", "configs", "describe"]
 

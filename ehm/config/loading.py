@@ -15,8 +15,8 @@ from pydantic import BaseModel, ValidationError
 from ehm.config.commands import COMMANDS, recognise_command
 from ehm.config.sections import Section
 from ehm.errors import ConfigError
-from ehm.names import escape_undecodable
-from ehm.reading import describe_value, read_text, shorten
+from ehm.storage.names import escape_undecodable
+from ehm.storage.reading import describe_value, read_text, shorten
 
 __all__ = ["load_config", "locate", "read_config", "read_mapping", "shipped_configs"]
 

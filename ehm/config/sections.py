@@ -8,10 +8,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from ehm.config.methods import with_recipe
+from ehm.config.encoders import PRESETS, SWIN_PRESETS, EncoderSpec
+from ehm.config.inputs import IMAGENET_MEAN, IMAGENET_STD, CropMode, InputSpec, Interpolation, Triple
+from ehm.config.recipes import with_recipe
 from ehm.config.specs import encoder_spec
-from ehm.encoders import PRESETS, SWIN_PRESETS, EncoderSpec
-from ehm.inputs import IMAGENET_MEAN, IMAGENET_STD, CropMode, InputSpec, Interpolation, Triple
 
 __all__ = [
     "AscendConfig",

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
-from ehm.encoders import PRESETS, SWIN_PRESETS, EncoderSpec, SwinSpec, VitSpec
+from ehm.config.encoders import PRESETS, SWIN_PRESETS, EncoderSpec, SwinSpec, VitSpec
 
 __all__ = ["encoder_spec", "patch_size_of"]
 

@@ -7,11 +7,11 @@ with Loader(source, transform, batch_size=256, seed=0, shuffle=True, drop_last=T
 """
 
 from ehm.data.augment import RandAugment, RandomErasing
-from ehm.data.decode import decode
+from ehm.data.decoding.decode import decode
 from ehm.data.folds import stratified_folds
-from ehm.data.layouts import open_source
 from ehm.data.loader import Batch, Loader
-from ehm.data.source import Source, Split
+from ehm.data.sources.base import Source, Split
+from ehm.data.sources.layouts import open_source
 from ehm.data.transforms import EvalTransform, TrainTransform, Transform
 
 __all__ = [

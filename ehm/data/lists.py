@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from ehm.data.coco import CocoSource
+from ehm.data.instances import Instances
 from ehm.data.samples import Sampler, load, pool_of
-from ehm.instances import Instances
+from ehm.data.sources.coco import CocoSource
 
 __all__ = ["ListBatch", "ListLoader", "mirrored"]
 

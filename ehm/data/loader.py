@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ehm.data.samples import Sampler, Samples, pool_of
-from ehm.data.source import Source
+from ehm.data.sources.base import Source
 from ehm.data.transforms import Transform
 from ehm.data.workers import Plan, Result, Workers
 

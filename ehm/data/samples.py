@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ehm.data.source import Source
+from ehm.data.sources.base import Source
 from ehm.data.transforms import Transform
 from ehm.errors import BrokenImage, ConfigError, DataError
 

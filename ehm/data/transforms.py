@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from ehm.config.inputs import IMAGENET_MEAN, IMAGENET_STD, CropMode, InputSpec, Interpolation, Triple
 from ehm.data.augment import RandAugment, RandomErasing, color_jitter
 from ehm.data.long_images import central_part
-from ehm.inputs import IMAGENET_MEAN, IMAGENET_STD, CropMode, InputSpec, Interpolation, Triple
 
 __all__ = ["RESAMPLING", "EvalTransform", "TrainTransform", "Transform", "random_resized_crop_box"]
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 from ehm.data.loader import Batch
 from ehm.data.samples import Samples, pool_of
-from ehm.data.source import Source
+from ehm.data.sources.base import Source
 from ehm.data.threads import in_threads
 
 __all__ = ["Shrink", "WholeImages"]

@@ -7,7 +7,8 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from typing import Any
 
-from ehm import ascend, backends
+from ehm import backends
+from ehm.backends import ascend
 from ehm.doctor.attention import TOLERANCE, compare
 from ehm.doctor.child import ask
 from ehm.doctor.findings import ROOT, Finding, nvidia_driver

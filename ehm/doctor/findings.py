@@ -14,7 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
-from ehm import ascend
+from ehm.backends import ascend
 from ehm.backends.common import host_memory
 from ehm.doctor.child import ask
 from ehm.doctor.variables import VARIABLES

@@ -22,7 +22,7 @@ ASK_OPERATORS = """
 import dataclasses, json, sys
 from ehm.errors import EhmError
 try:
-    from ehm.backends.torch.operators import report
+    from ehm.backends.torch.diagnosis.operators import report
     print(json.dumps([dataclasses.asdict(row) for row in report(sys.argv[1])]))
 except (EhmError, ImportError) as error:
     sys.exit(str(error))

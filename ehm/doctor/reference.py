@@ -11,8 +11,8 @@ from math import erf
 import numpy as np
 from numpy.typing import NDArray
 
-from ehm.backends.base import Arrays
 from ehm.config import TrainConfig
+from ehm.storage.arrays import Arrays
 
 __all__ = ["similarity"]
 

@@ -8,15 +8,16 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from ehm import backends, checkpoint
-from ehm.backends.base import Arrays
+from ehm import backends
 from ehm.config import TaskConfig, load_config
 from ehm.console import console
-from ehm.data.depth_notes import describe_depths
+from ehm.data.decoding.depth_notes import describe_depths
+from ehm.data.part import Part
 from ehm.errors import CheckpointError, ConfigError
-from ehm.runs import agree, all_broken, say_broken, write_json
-from ehm.tasks.labelled import Part
-from ehm.tasks.loop import Measured
+from ehm.storage import checkpoint
+from ehm.storage.arrays import Arrays
+from ehm.training.runs import agree, all_broken, say_broken, write_json
+from ehm.training.supervised import Measured
 
 __all__ = ["Evaluation", "Stored", "evaluate"]
 
@@ -24,13 +25,13 @@ C = TypeVar("C", bound=TaskConfig)
 R = TypeVar("R", bound=Measured)
 
 _HOMES = {
-    "classifier": "ehm.tasks.classification",
-    "detector": "ehm.tasks.detection",
-    "segmenter": "ehm.tasks.segmentation",
-    "embedder": "ehm.tasks.retrieval",
+    "classifier": "ehm.tasks.classification.task",
+    "detector": "ehm.tasks.detection.task",
+    "segmenter": "ehm.tasks.segmentation.task",
+    "embedder": "ehm.tasks.retrieval.task",
 }
 """Where ``reopen`` is for each kind of checkpoint."""
-_UNTRAINED = {"retrieval": "ehm.tasks.retrieval"}
+_UNTRAINED = {"retrieval": "ehm.tasks.retrieval.task"}
 """Where ``untrained`` is for each task that an encoder can be measured in as it is."""
 
 
@@ -92,7 +93,7 @@ def evaluate(
     weights or ``timm:NAME``.
 
     With ``out`` the report goes to ``out/metrics.json``, and what a task draws beside it. The report is that of the
-    task, for example :class:`ehm.tasks.metrics.Report`.
+    task, for example :class:`ehm.tasks.classification.metrics.Report`.
     Raises CheckpointError if no task's model is there, DataError if the images do not fit it or were all trained on.
     """
     backend = backends.get(device)

@@ -10,18 +10,18 @@ from typing import Any
 from ehm import backends
 from ehm.config import TASKS, TaskConfig, read_config
 from ehm.errors import ConfigError
-from ehm.runs import CONFIG_FILE, agree, begin, explain_stop
-from ehm.tasks.loop import Result, fit
+from ehm.training.runs import CONFIG_FILE, agree, begin, explain_stop
+from ehm.training.supervised import Result, fit
 
 __all__ = ["finetune"]
 
 _HOMES = {
-    "classification": ("ehm.tasks.classification:Classification", "elpv/finetune"),
-    "detection": ("ehm.tasks.detection:Detection", "detection/coco_vit_base_1x"),
-    "segmentation": ("ehm.tasks.segmentation:Segmentation", "segmentation/ade20k_vit_base_mae"),
-    "retrieval": ("ehm.tasks.retrieval:Retrieval", "retrieval/gldv2_vit_base"),
+    "classification": ("ehm.tasks.classification.task:Classification", "elpv/finetune"),
+    "detection": ("ehm.tasks.detection.task:Detection", "detection/coco_vit_base_1x"),
+    "segmentation": ("ehm.tasks.segmentation.task:Segmentation", "segmentation/ade20k_vit_base_mae"),
+    "retrieval": ("ehm.tasks.retrieval.task:Retrieval", "retrieval/gldv2_vit_base"),
 }
-"""The :class:`ehm.tasks.loop.Task` of each task, and the shipped configuration that is taken if none is given."""
+"""The :class:`ehm.training.supervised.Task` of each task, and the shipped configuration that is taken if none is given."""
 
 
 def finetune(

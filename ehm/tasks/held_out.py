@@ -11,11 +11,11 @@ from ehm.backends.base import ALONE, Processes
 from ehm.config import TaskConfig
 from ehm.console import console
 from ehm.data import Source
+from ehm.data.part import Part
 from ehm.errors import ConfigError, DataError
-from ehm.resume import check_resumed_data
 from ehm.tasks.evaluate import Stored
-from ehm.tasks.labelled import Part
-from ehm.training_data import (
+from ehm.training.resume import check_resumed_data
+from ehm.training.training_data import (
     SeenImages,
     TrainingData,
     find_seen,

@@ -8,14 +8,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ehm.config import SourceConfig
-from ehm.data.coco import CocoSource
-from ehm.data.inventory import list_names, printable
-from ehm.data.mask_counts import MaskCounts
-from ehm.data.masks import IGNORED
-from ehm.data.pairs import PairSource
-from ehm.data.source import FileSource
+from ehm.data.part import Part
+from ehm.data.sources.base import FileSource
+from ehm.data.sources.coco import CocoSource
+from ehm.data.sources.inventory import list_names, printable
+from ehm.data.sources.mask_counts import MaskCounts
+from ehm.data.sources.masks import IGNORED
+from ehm.data.sources.pairs import PairSource
 from ehm.errors import DataError
-from ehm.tasks.labelled import Part
 
 __all__ = ["count_labels", "count_objects", "describe_masks", "describe_numbers"]
 

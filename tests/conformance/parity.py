@@ -13,8 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ehm import backends, checkpoint
+from ehm import backends
 from ehm.config import FinetuneConfig, ModelSource, TrainConfig
+from ehm.storage import checkpoint
 
 LR, DECAY = {"adamw": 1e-3, "sgd": 0.1, "lars": 1.0}, 0.05
 

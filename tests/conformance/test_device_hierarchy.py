@@ -22,7 +22,7 @@ torch = pytest.importorskip("torch", reason="trees are built on torch's devices 
 
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 
-from ehm.backends.torch import hierarchy as on_device  # noqa: E402
+from ehm.backends.torch.engine import hierarchy as on_device  # noqa: E402
 
 DEVICES = ["cpu"]
 if accelerator := torch.accelerator.current_accelerator(check_available=True):

@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
-from ehm import checkpoint
-from ehm.backends.base import LearnerState
 from ehm.config import ModelSource
 from ehm.data import Batch
 from ehm.errors import BackendError, CheckpointError
 from ehm.masking import make_masker
+from ehm.storage import checkpoint
+from ehm.storage.arrays import LearnerState
 
 LOOKS = ("similarity", "saliency")
 

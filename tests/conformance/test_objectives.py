@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from ehm import checkpoint
 from ehm.config import ModelSource, TrainConfig
 from ehm.data import Batch
 from ehm.errors import BackendError
 from ehm.masking import cosine_similarity, make_masker
+from ehm.storage import checkpoint
 
 SIZES = {
     "vit_tiny": {"patch_size": 4, "model": {"width": 24, "depth": 2, "heads": 3, "decoder_depth": 1}},

@@ -13,8 +13,9 @@ import parity
 import pytest
 from conftest import PRESENT
 
-from ehm import backends, checkpoint
+from ehm import backends
 from ehm.config import FinetuneConfig
+from ehm.storage import checkpoint
 
 if "cpu" not in PRESENT:
     pytest.skip("parity is measured against torch on the CPU", allow_module_level=True)

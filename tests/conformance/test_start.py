@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from ehm import checkpoint
+from ehm.storage import checkpoint
 
 SIMMIM = {"objective": "simmim", "model": {"width": 48, "depth": 4}, "mask": {"unit": 8}}
 

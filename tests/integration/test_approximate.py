@@ -7,10 +7,10 @@ import pytest
 from mean_colours import OUTPUTS, index_of, multi_head
 
 from ehm.cli import main
-from ehm.deploy import approximate
-from ehm.deploy.approximate import FILE, write_index
-from ehm.deploy.predict import predict
-from ehm.deploy.serve.neighbours import Index
+from ehm.deploy.predict import faiss_index
+from ehm.deploy.predict.faiss_index import FILE, write_index
+from ehm.deploy.predict.predictor import predict
+from ehm.deploy.serve.routes.neighbours import Index
 from ehm.errors import BackendError, ConfigError, DataError
 
 
@@ -80,7 +80,7 @@ def test_without_faiss_search_is_exact_and_the_log_says_so(many, monkeypatch, ca
     root, sought = many
     exact = Index(root).search(sought[0], 5)
     write_index(root, np.load(root / "features.npy"), "ivf")
-    monkeypatch.setattr(approximate, "find_spec", lambda name: None)
+    monkeypatch.setattr(faiss_index, "find_spec", lambda name: None)
     with caplog.at_level(logging.WARNING, "ehm.serve"):
         assert Index(root).search(sought[0], 5) == exact
     assert "faiss is not installed, searching exactly" in caplog.text

@@ -16,20 +16,21 @@ from PIL import Image
 from skimage import data
 from timm.data import create_transform, resolve_data_config
 
-from ehm import backends, checkpoint
+from ehm import backends
 from ehm.config import DataConfig, FinetuneConfig, ModelSource, ProbeConfig, RetrievalConfig
+from ehm.config.inputs import InputSpec
 from ehm.data import EvalTransform
-from ehm.deploy.bundle import Bundle
+from ehm.deploy.bundle.bundle import Bundle
+from ehm.deploy.bundle.preprocessing import describe_preprocessing
 from ehm.deploy.export import export
-from ehm.deploy.export.pixels import take_bytes
-from ehm.deploy.predict import Predictor, predict
-from ehm.deploy.preprocessing import describe_preprocessing
-from ehm.deploy.serve.parts import region
-from ehm.inputs import InputSpec
+from ehm.deploy.export.graphs.preprocessing import take_bytes
+from ehm.deploy.predict.predictor import Predictor, predict
+from ehm.deploy.serve.routes.parts import region
+from ehm.storage import checkpoint
+from ehm.tasks.classification.probe import measure_neighbours
 from ehm.tasks.evaluate import evaluate
 from ehm.tasks.finetune import finetune
-from ehm.tasks.probe import measure_neighbours
-from ehm.tasks.retrieval import _Enlarged
+from ehm.tasks.retrieval.task import _Enlarged
 
 MEAN, STD = (0.481, 0.458, 0.408), (0.269, 0.261, 0.276)
 SPECS = {

@@ -21,20 +21,20 @@ from scenes import CLASSES, annotate, write_scenes
 from serving import running
 from tritonclient.utils import InferenceServerException
 
-from ehm import checkpoint
-from ehm.backends.base import LearnerState
-from ehm.backends.torch.classifier import TorchClassifier
-from ehm.backends.torch.detector import TorchDetector
-from ehm.backends.torch.detector_module import load_detector
+from ehm.backends.torch.export.detector_module import load_detector
+from ehm.backends.torch.learners.classifier import TorchClassifier
+from ehm.backends.torch.learners.detector import TorchDetector
 from ehm.cli import main
 from ehm.config import DetectionConfig, FinetuneConfig
-from ehm.data.coco import coco
+from ehm.data.sources.coco import coco
 from ehm.deploy.bench import bench_export
-from ehm.deploy.bundle import Bundle
+from ehm.deploy.bundle.bundle import Bundle
 from ehm.deploy.export import export
 from ehm.deploy.export.detector import compare_detector
-from ehm.deploy.predict import predict
+from ehm.deploy.predict.predictor import predict
 from ehm.errors import CheckpointError, ConfigError, DataError, ExportError
+from ehm.storage import checkpoint
+from ehm.storage.arrays import LearnerState
 from ehm.tasks.evaluate import evaluate
 from ehm.tasks.finetune import finetune
 

@@ -11,7 +11,7 @@ from ports import free_port
 from tiny import TINY
 
 import ehm
-from ehm import checkpoint
+from ehm.storage import checkpoint
 
 SETTINGS = {
     **TINY,

@@ -10,21 +10,21 @@ from timm.models.beit import Beit
 from timm.models.swin_transformer import SwinTransformer
 from tiny import RUN
 
-from ehm import checkpoint
 from ehm.analysis.inspect import inspect
 from ehm.analysis.pages import Model
-from ehm.backends.torch.encoder import TorchEncoder
-from ehm.backends.torch.learner import TorchLearner
-from ehm.backends.torch.module import load_module
+from ehm.backends.torch.export.module import load_module
+from ehm.backends.torch.learners.encoder import TorchEncoder
+from ehm.backends.torch.learners.pretraining import TorchLearner
 from ehm.config import MaskConfig, ModelSource, TrainConfig
-from ehm.deploy.bundle import Bundle
+from ehm.deploy.bundle.bundle import Bundle
 from ehm.deploy.export import export
 from ehm.errors import ConfigError
-from ehm.pretrain import train
+from ehm.models.weights import read_weights
+from ehm.storage import checkpoint
+from ehm.tasks.classification.probe import probe
 from ehm.tasks.evaluate import evaluate
 from ehm.tasks.finetune import finetune
-from ehm.tasks.probe import probe
-from ehm.weights import read_weights
+from ehm.training.pretrain import train
 
 ENCODERS = {
     "vit": {"encoder": "vit_tiny", "patch_size": 8, "model.width": 24, "model.depth": 2, "model.heads": 3},

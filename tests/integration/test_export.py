@@ -19,12 +19,13 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torchvision import transforms
 
-from ehm import checkpoint
 from ehm.config import ModelSource
-from ehm.deploy.bundle import Bundle
-from ehm.deploy.export import export, parity, saving, sources
-from ehm.deploy.predict import Predictor, predict
+from ehm.deploy.bundle.bundle import Bundle
+from ehm.deploy.export import export, parity, sources
+from ehm.deploy.export.graphs import saving
+from ehm.deploy.predict.predictor import Predictor, predict
 from ehm.errors import BackendError, CheckpointError, ConfigError, ExportError
+from ehm.storage import checkpoint
 
 ASCEND = {
     *("Add", "Cast", "Concat", "Conv", "Div", "Erf", "Expand", "Flatten", "Gather", "Gemm", "Identity"),
@@ -391,7 +392,7 @@ mindspore, module = types.ModuleType("mindspore"), types.ModuleType("module")
 mindspore.__spec__ = importlib.machinery.ModuleSpec("mindspore", None)
 forward = lambda x: dict(zip(["logits"], session.run(None, {"images": x})))
 module.reference = lambda trained: (forward, "mindspore 2.10.0, cpu, float32")
-sys.modules |= {"mindspore": mindspore, "ehm.backends.mindspore.module": module}
+sys.modules |= {"mindspore": mindspore, "ehm.backends.mindspore.export.module": module}
 version = importlib.metadata.version
 importlib.metadata.version = lambda name: "2.10.0" if name == "mindspore" else version(name)
 from ehm.cli import main

@@ -9,9 +9,9 @@ from checkpoints import LABELS, classifier, pretrained
 from PIL import Image
 
 from ehm.config import DataConfig, ExportConfig, ModelSource
-from ehm.deploy.bundle import Bundle, Quality
+from ehm.deploy.bundle.bundle import Bundle, Quality
 from ehm.deploy.export import card, export
-from ehm.deploy.predict import Predictor
+from ehm.deploy.predict.predictor import Predictor
 
 SIZE = (48, 64)
 

@@ -8,9 +8,9 @@ import timm
 import torch
 from oldest import run_in_oldest
 
-from ehm.backends.torch.heads import Heads
-from ehm.deploy.export.graph import make_onnx
-from ehm.deploy.export.saving import save
+from ehm.backends.torch.export.heads import Heads
+from ehm.deploy.export.graphs.saving import save
+from ehm.deploy.export.graphs.torch_export import make_onnx
 
 FAMILIES = {
     "vit_small_patch16_dinov3": ({"depth": 1, "embed_dim": 48, "num_heads": 2}, 64),

@@ -12,7 +12,7 @@ from fake_atc import FAKE_ATC
 from made_bundles import model_config
 
 from ehm.cli import main
-from ehm.deploy.bundle import Bundle
+from ehm.deploy.bundle.bundle import Bundle
 
 
 @pytest.fixture(scope="module")

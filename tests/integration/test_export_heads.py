@@ -11,10 +11,10 @@ import torch
 from checkpoints import LABELS, classifier, pretrained, timm_vit
 from PIL import Image
 
-from ehm.backends.torch.heads import Heads
-from ehm.deploy.bundle import Bundle
+from ehm.backends.torch.export.heads import Heads
+from ehm.deploy.bundle.bundle import Bundle
 from ehm.deploy.export import export
-from ehm.deploy.predict import Predictor, main
+from ehm.deploy.predict.predictor import Predictor, main
 from ehm.errors import ExportError
 
 SIZE = (48, 64)

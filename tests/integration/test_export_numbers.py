@@ -17,12 +17,13 @@ from PIL import Image
 from ehm.config import CalibrationConfig, DataConfig
 from ehm.deploy import bench
 from ehm.deploy.bench import bench_export
-from ehm.deploy.bundle import Bundle
-from ehm.deploy.export import export, numbers
-from ehm.deploy.export.int8 import write_int8
-from ehm.deploy.export.photographs import choose
-from ehm.deploy.predict import Predictor
-from ehm.deploy.runtime import open_session
+from ehm.deploy.bundle.bundle import Bundle
+from ehm.deploy.export import export
+from ehm.deploy.export.precision import quality as numbers
+from ehm.deploy.export.precision.calibration import choose
+from ehm.deploy.export.precision.int8 import write_int8
+from ehm.deploy.predict.predictor import Predictor
+from ehm.deploy.predict.runtime import open_session
 from ehm.errors import ConfigError, DataError, EhmError, ExportError
 
 BOTH = ["int8=true", "float16=true", "calibration.images=4"]
@@ -301,7 +302,7 @@ ONES = np.ones((64, 8), np.float32)
 RUN = """
 import sys, numpy
 from pathlib import Path
-from ehm.deploy.runtime import open_session
+from ehm.deploy.predict.runtime import open_session
 print(open_session(Path(sys.argv[1])).run(None, {"images": numpy.ones((2, 64), "float32")})[0].min())
 """
 
@@ -364,7 +365,7 @@ def test_the_bench_says_why_torch_is_left_out(bundle, monkeypatch, capsys):
     def gone(manifest, threads):
         raise EhmError(f"{manifest.source.checkpoint} has changed since it was exported")
 
-    monkeypatch.setattr("ehm.deploy.export.rivals.torch_rivals", gone)
+    monkeypatch.setattr("ehm.deploy.bench_baselines.torch_rivals", gone)
     timings = bench_export(bundle.path, batch=[1], rounds=1)
     assert timings[0].name.endswith("float32")
     out, err = capsys.readouterr()

@@ -6,9 +6,9 @@ import onnxruntime
 import pytest
 from checkpoints import classifier, pretrained
 
-from ehm.deploy.bundle import Bundle
+from ehm.deploy.bundle.bundle import Bundle
 from ehm.deploy.export import export
-from ehm.deploy.predict import Predictor
+from ehm.deploy.predict.predictor import Predictor
 from ehm.errors import ConfigError
 
 SIZE = (48, 64)

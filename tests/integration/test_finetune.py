@@ -13,12 +13,12 @@ from sklearn.metrics import balanced_accuracy_score
 from timm.loss import SoftTargetCrossEntropy
 from timm.optim import param_groups_layer_decay
 
-from ehm import checkpoint
-from ehm.backends.torch.classifier import TorchClassifier, soft_cross_entropy
+from ehm.backends.torch.learners.classifier import TorchClassifier, soft_cross_entropy
 from ehm.cli import main
 from ehm.config import FinetuneConfig
 from ehm.data import EvalTransform, decode, stratified_folds
 from ehm.errors import CheckpointError, ConfigError, DataError, TrainingError
+from ehm.storage import checkpoint
 from ehm.tasks.evaluate import evaluate
 from ehm.tasks.finetune import finetune
 

@@ -8,15 +8,16 @@ import pytest
 from fakes import FakeEncoder
 from PIL import Image
 
-from ehm import backends, checkpoint, masking
+from ehm import backends, masking
 from ehm.analysis import draw, pages
 from ehm.analysis.colours import PALETTE
 from ehm.analysis.inspect import inspect
-from ehm.backends.base import LearnerState
 from ehm.cli import main
 from ehm.config import MaskConfig, TrainConfig
 from ehm.data import EvalTransform, decode
 from ehm.errors import CheckpointError, ConfigError, DataError
+from ehm.storage import checkpoint
+from ehm.storage.arrays import LearnerState
 
 MASK = {"ratio": 0.5, "blocks": 2, "balance": "sinkhorn", "depth_range": [0, 0.5]}
 GRID = (6, 4)

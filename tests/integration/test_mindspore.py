@@ -15,12 +15,13 @@ from timm.models.vision_transformer import VisionTransformer
 from tiny import RUN, TINY
 
 import ehm
-from ehm import backends, checkpoint
+from ehm import backends
 from ehm.config import TrainConfig
-from ehm.deploy.predict import predict
-from ehm.encoder_file import encoder_metadata
-from ehm.encoders import VitSpec
-from ehm.inputs import InputSpec
+from ehm.config.encoders import VitSpec
+from ehm.config.inputs import InputSpec
+from ehm.deploy.predict.predictor import predict
+from ehm.models.encoder_file import encoder_metadata
+from ehm.storage import checkpoint
 
 pytestmark = elsewhere.needs_mindspore
 

@@ -19,9 +19,9 @@ from ports import free_port
 from scenes import write_scenes
 from tiny import RUN, TINY
 
-from ehm import checkpoint
-from ehm.backends.torch.operators import judge
-from ehm.backends.torch.recording import Call
+from ehm.backends.torch.diagnosis.operators import judge
+from ehm.backends.torch.diagnosis.recording import Call
+from ehm.storage import checkpoint
 
 SIMULATED = Path(__file__).parents[1] / "simulated"
 CLOSE = {"rtol": 1e-5, "atol": 1e-6}
@@ -208,7 +208,7 @@ def test_every_operator_is_native_or_neutral(runs, device):
 def test_the_host_waits_only_where_it_reads(runs):
     """float32: the metrics, and what the hierarchy on the device says that it reads every few rounds."""
     waits = {row.site.rpartition(":")[0] for row in recorded(runs["npu"]) if row.verdict == "synchronises"}
-    assert waits == {"ehm/runs.py", "ehm/backends/torch/hierarchy.py"}
+    assert waits == {"ehm/training/runs.py", "ehm/backends/torch/engine/hierarchy.py"}
 
 
 def test_lower_precision_trains_too(runs):
@@ -250,7 +250,7 @@ def planted(self, *args, **kwargs):
     return forward(self, *args, **kwargs) + {}
 MaskedAutoencoder.forward = planted
 """
-PLACE = "ehm/backends/torch/learner.py:"
+PLACE = "ehm/backends/torch/learners/pretraining.py:"
 
 
 def test_a_planted_operator_that_falls_back_is_named_with_its_place(pictures, tmp_path):

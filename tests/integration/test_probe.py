@@ -8,15 +8,15 @@ import pytest
 import torch
 from torch import nn
 
-from ehm import checkpoint
-from ehm.backends.torch.classifier import TorchClassifier
-from ehm.backends.torch.encoder import TorchEncoder
+from ehm.backends.torch.learners.classifier import TorchClassifier
+from ehm.backends.torch.learners.encoder import TorchEncoder
 from ehm.config import FinetuneConfig, ModelSource, ProbeConfig
 from ehm.data import stratified_folds
 from ehm.errors import ConfigError
+from ehm.storage import checkpoint
+from ehm.tasks.classification.probe import neighbour_votes, probe
 from ehm.tasks.evaluate import evaluate
 from ehm.tasks.finetune import finetune
-from ehm.tasks.probe import neighbour_votes, probe
 
 CPU = torch.device("cpu")
 MODEL = {"encoder": "vit_tiny", "width": 32, "depth": 2, "heads": 2, "image_size": 32, "patch_size": 8}

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from tiny import TINY
 
-from ehm import checkpoint
+from ehm.storage import checkpoint
 
 SETTINGS = {
     **TINY,

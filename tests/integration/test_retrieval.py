@@ -12,14 +12,14 @@ from PIL import Image
 from safetensors.numpy import load_file
 from sklearn.datasets import load_sample_images
 
-from ehm import checkpoint
-from ehm.backends.torch.embedder import TorchEmbedder
+from ehm.backends.torch.learners.embedder import TorchEmbedder
 from ehm.cli import main
 from ehm.config import RetrievalConfig
 from ehm.data import EvalTransform, decode
 from ehm.deploy.export import export
-from ehm.deploy.predict import predict
+from ehm.deploy.predict.predictor import predict
 from ehm.errors import CheckpointError, ConfigError, DataError
+from ehm.storage import checkpoint
 from ehm.tasks.evaluate import evaluate
 from ehm.tasks.finetune import finetune
 

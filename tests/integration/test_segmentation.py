@@ -20,17 +20,18 @@ from ports import free_port
 from serving import running
 from sklearn.metrics import jaccard_score
 
-from ehm import backends, checkpoint
-from ehm.backends.torch.module import load_module
-from ehm.backends.torch.segmenter import TorchSegmenter
+from ehm import backends
+from ehm.backends.torch.export.module import load_module
+from ehm.backends.torch.learners.segmenter import TorchSegmenter
 from ehm.cli import main
 from ehm.config import FinetuneConfig, ModelSource, SegmentationConfig
-from ehm.data.segment import resize
+from ehm.data.segmentation import resize
 from ehm.deploy.bench import bench_export
-from ehm.deploy.bundle import Bundle
+from ehm.deploy.bundle.bundle import Bundle
 from ehm.deploy.export import export
-from ehm.deploy.predict import Predictor, predict
+from ehm.deploy.predict.predictor import Predictor, predict
 from ehm.errors import CheckpointError, ConfigError, DataError
+from ehm.storage import checkpoint
 from ehm.tasks.evaluate import evaluate
 from ehm.tasks.finetune import finetune
 

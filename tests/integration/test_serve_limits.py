@@ -25,10 +25,10 @@ from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 from serving import means_bundle, picture, running
 
-from ehm.deploy.predict import Predictor
-from ehm.deploy.serve import forms, v2
-from ehm.deploy.serve.images import FORMATS, read_image
-from ehm.deploy.serve.logs import _Json, _Text
+from ehm.deploy.predict.predictor import Predictor
+from ehm.deploy.serve.http.logs import _Json, _Text
+from ehm.deploy.serve.inference.images import FORMATS, read_image
+from ehm.deploy.serve.routes import forms, open_inference
 from ehm.errors import RequestError
 
 
@@ -147,7 +147,7 @@ def test_parsing_stops_nobody_else(server, monkeypatch):
             return await super().parse()
 
     monkeypatch.setattr(forms, "_InMemoryParser", Parser)
-    monkeypatch.setattr(v2.json, "loads", lambda body: (note(), loads(body))[1])
+    monkeypatch.setattr(open_inference.json, "loads", lambda body: (note(), loads(body))[1])
     assert ask(server, "POST", "/v1/classify", *form("image", file()))[0] == 200
     assert ask(server, "POST", "/v2/repository/index", b"{}")[0] == 200
     assert {name.partition("_")[0] for name in threads} == {"MainThread", "decode"}  # the first is this test's
@@ -264,7 +264,7 @@ def test_overload_is_429_and_a_late_answer_504(bundle, monkeypatch):
 
 def test_the_deadline_counts_behind_the_model_too(bundle, monkeypatch):
     passed = threading.Event()
-    monkeypatch.setattr(v2, "encode", lambda *_: passed.wait(20))
+    monkeypatch.setattr(open_inference, "encode", lambda *_: passed.wait(20))
     with running([bundle], timeout=0.3) as (address, _):
         status, _, answer = ask(address, "POST", "/v2/models/both/infer", infer_body())
         passed.set()

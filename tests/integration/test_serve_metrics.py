@@ -9,7 +9,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from serving import means_bundle, picture, running
 
-from ehm.deploy.predict import Predictor
+from ehm.deploy.predict.predictor import Predictor
 
 INFER = "/v2/models/both/infer"
 

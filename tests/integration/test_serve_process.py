@@ -18,7 +18,7 @@ import pytest
 from serving import means_bundle, picture
 
 from ehm.cli import main
-from ehm.deploy.serve.listening import bind_port
+from ehm.deploy.serve.http.listening import bind_port
 
 
 class Process:
@@ -201,7 +201,7 @@ def test_stopping_under_load_answers_what_was_accepted_once_and_exits_with_0(tmp
 
 LOADING = """
 import logging, time
-from ehm.deploy.predict import Predictor
+from ehm.deploy.predict.predictor import Predictor
 run = Predictor.run
 def slow(self, images, names=()):
     logging.getLogger("ehm.serve").info("warming up")
@@ -220,7 +220,7 @@ def test_stopping_while_it_loads_is_in_order_too(tmp_path, start):
 
 SLOW = """
 import logging, time
-from ehm.deploy.predict import Predictor
+from ehm.deploy.predict.predictor import Predictor
 run = Predictor.run
 def slow(self, images, names=()):
     if images.any():  # not in the warm-up
@@ -311,7 +311,7 @@ def test_the_port_closes_by_itself_after_the_delay(tmp_path, start):
 
 
 UNREAD = """
-from ehm.deploy.serve.metrics import Metrics
+from ehm.deploy.serve.inference.metrics import Metrics
 Metrics.text = lambda self: bytes(40_000_000)
 """
 

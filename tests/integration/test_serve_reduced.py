@@ -10,9 +10,9 @@ from PIL import Image
 from serving import means_bundle, running
 from sklearn.datasets import load_sample_images
 
-from ehm.data.decode import decode
-from ehm.deploy.predict import Predictor, predict
-from ehm.deploy.serve import images as serving_images
+from ehm.data.decoding.decode import decode
+from ehm.deploy.predict.predictor import Predictor, predict
+from ehm.deploy.serve.inference import images as serving_images
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def read(monkeypatch):
         return image
 
     monkeypatch.setattr(serving_images, "decode", noted)
-    monkeypatch.setattr("ehm.deploy.predict.decode", noted)
+    monkeypatch.setattr("ehm.deploy.predict.predictor.decode", noted)
     return sizes
 
 

@@ -14,9 +14,9 @@ import pytest
 from PIL import Image
 from serving import means_bundle, running
 
-from ehm.deploy.predict import Predictor
-from ehm.deploy.serve import models
-from ehm.deploy.serve.models import _runs_at_once
+from ehm.deploy.predict.predictor import Predictor
+from ehm.deploy.serve.inference import models
+from ehm.deploy.serve.inference.models import _runs_at_once
 
 
 @pytest.fixture(scope="module")

@@ -8,16 +8,17 @@ import torch
 from PIL import Image
 from safetensors.numpy import load_file
 
-from ehm import backends, checkpoint
-from ehm.backends.torch import operators
+from ehm import backends
+from ehm.backends.torch.diagnosis import operators
+from ehm.backends.torch.diagnosis.recording import record
 from ehm.backends.torch.models.dvae import load_tokenizer
-from ehm.backends.torch.recording import record
 from ehm.cli import main
 from ehm.config import TokenizerConfig
 from ehm.data import EvalTransform, decode
 from ehm.errors import CheckpointError, ConfigError
-from ehm.pretrain import train
-from ehm.tasks.tokenizer import cooled, train_tokenizer
+from ehm.storage import checkpoint
+from ehm.training.pretrain import train
+from ehm.training.tokenizer import cooled, train_tokenizer
 
 SETTINGS = {
     "vocabulary": 32,
@@ -126,7 +127,7 @@ def test_every_operator_of_a_step_is_native_or_neutral_on_an_npu(dtype):
     assert {"convolution", "convolution_backward", "exponential_", "scatter_add_"} <= {row.operator for row in rows}
     assert not [f"{row.operator} {row.dtypes} {row.site}" for row in rows if row.verdict == "falls back"]
     waits = {row.site.rpartition(":")[0] for row in rows if row.verdict == "synchronises"}
-    assert waits <= {"ehm/backends/torch/training.py"}  # torch's gradient scaler in float16
+    assert waits <= {"ehm/backends/torch/engine/step.py"}  # torch's gradient scaler in float16
 
 
 def test_the_temperature_falls_on_half_a_cosine():

@@ -10,11 +10,11 @@ from checkpoints import MEAN, STD, classifier
 from PIL import Image
 from serving import running
 
-from ehm.checkpoint import stored_range
 from ehm.config import DataConfig
-from ehm.deploy.bundle import Bundle
+from ehm.deploy.bundle.bundle import Bundle
 from ehm.deploy.export import export
-from ehm.deploy.predict import predict
+from ehm.deploy.predict.predictor import predict
+from ehm.storage.checkpoint import stored_range
 
 ROWS, COLUMNS = np.mgrid[:50, :60]
 BYTES = ((COLUMNS * 5 + ROWS * 3) % 256).astype(np.uint8)

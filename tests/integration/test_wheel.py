@@ -107,7 +107,7 @@ def package_files():
         files = {path for path in files if path.parts[1] != name}
         suffix = "*.yaml" if name == "configs" else "*.py"
         files |= {Path("ehm") / path.relative_to(ROOT) for path in (ROOT / name).rglob(suffix)}
-    files.add(Path("ehm/backends/torch/npu_operators.txt"))
+    files.add(Path("ehm/backends/torch/diagnosis/npu_operators.txt"))
     files |= {Path("ehm") / path.relative_to(ROOT) for path in (ROOT / "deploy/serve/static").iterdir()}
     return {str(path) for path in files if "__pycache__" not in path.parts}
 
@@ -141,7 +141,7 @@ def test_a_wheel_straight_from_the_tree_is_the_same(tree, built, tmp_path):
 
 
 def test_the_core_runs_without_a_framework(core, tmp_path):
-    code = "import ehm.cli, ehm.config, ehm.data, ehm.masking, ehm.pretrain, ehm, sys; print(ehm.__file__)"
+    code = "import ehm.cli, ehm.config, ehm.data, ehm.masking, ehm.training.pretrain, ehm, sys; print(ehm.__file__)"
     where = run(core / "python", "-c", code, cwd=tmp_path)
     assert Path(where.strip()).is_relative_to(core.parent)
     absent = "import importlib.util as u; print([n for n in ('torch', 'timm', 'onnx', 'scipy') if u.find_spec(n)])"

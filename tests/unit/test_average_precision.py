@@ -6,8 +6,8 @@ from pycocotools import mask as tools
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from ehm.instances import Detections
-from ehm.tasks.average_precision import as_results, average_precision
+from ehm.data.instances import Detections
+from ehm.tasks.detection.metrics import as_results, average_precision
 
 SIDE = 200
 CLASSES = ("cat", "cup", "spoon")

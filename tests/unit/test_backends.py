@@ -14,7 +14,7 @@ from fake_learner import FakeLearner
 
 from ehm import backends
 from ehm.backends.base import ALONE
-from ehm.backends.torch import devices, distributed
+from ehm.backends.torch.engine import devices, distributed
 from ehm.config import MaskConfig
 from ehm.errors import BackendError
 from ehm.masking import make_masker

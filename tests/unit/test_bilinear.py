@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from ehm.data import bilinear
-from ehm.deploy.segment import Mosaic
+from ehm.deploy.predict.segmentation import Mosaic
 
 
 @pytest.mark.parametrize("most", [1 << 24, 600, 7])

@@ -11,10 +11,10 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
-from ehm.deploy import bundle as bundles
-from ehm.deploy.bundle import Bundle, Manifest, staged
-from ehm.deploy.predict import Predictor, main, predict, softmax
-from ehm.deploy.runtime import PROVIDERS, open_session
+from ehm.deploy.bundle import bundle as bundles
+from ehm.deploy.bundle.bundle import Bundle, Manifest, staged
+from ehm.deploy.predict.predictor import Predictor, main, predict, softmax
+from ehm.deploy.predict.runtime import PROVIDERS, open_session
 from ehm.errors import BackendError, ConfigError, DataError, ExportError
 from ehm.processors import physical_cores
 

@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from ehm import checkpoint
-from ehm.backends.base import LearnerState
 from ehm.errors import CheckpointError
+from ehm.storage import checkpoint
+from ehm.storage.arrays import LearnerState
 
 
 def state(value=0.0):

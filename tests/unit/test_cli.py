@@ -12,8 +12,8 @@ import pytest
 import ehm
 from ehm.cli import _parser, main
 from ehm.config.listing import configs
-from ehm.deploy import predict
-from ehm.deploy.serve.settings import Settings
+from ehm.deploy.predict import predictor
+from ehm.deploy.serve.inference.settings import Settings
 from ehm.doctor import doctor
 from ehm.errors import ConfigError
 
@@ -52,15 +52,15 @@ def test_the_flags_of_a_command_are_the_parameters_of_its_function(name):
 
 
 def test_what_the_command_predict_calls_takes_what_the_function_takes():
-    assert list(inspect.signature(predict.main).parameters) == list(inspect.signature(ehm.predict).parameters)
-    for name, parameter in inspect.signature(predict.main).parameters.items():
+    assert list(inspect.signature(predictor.main).parameters) == list(inspect.signature(ehm.predict).parameters)
+    for name, parameter in inspect.signature(predictor.main).parameters.items():
         assert parameter.default == inspect.signature(ehm.predict).parameters[name].default
 
 
 def test_flags_arrive_and_what_is_not_given_is_not_passed(monkeypatch):
     calls = []
     monkeypatch.setattr("ehm.deploy.export.export", lambda *args, **options: calls.append(options))
-    monkeypatch.setattr("ehm.pretrain.train", lambda *args, **options: calls.append(options))
+    monkeypatch.setattr("ehm.training.pretrain.train", lambda *args, **options: calls.append(options))
     assert main(["export", "run", "--int8", "--set", "a=1", "--set", "b=2", "--target", "ascend"]) == 0
     assert main(["train"]) == 0
     assert calls == [{"checkpoint": "run", "int8": True, "overrides": ["a=1", "b=2"], "target": "ascend"}, {}]
@@ -82,7 +82,7 @@ def test_a_place_that_cannot_be_written_to_is_one_sentence(monkeypatch, capsys):
     def fail(**options):
         raise PermissionError(13, "Permission denied", "runs/x")
 
-    monkeypatch.setattr("ehm.pretrain.train", fail)
+    monkeypatch.setattr("ehm.training.pretrain.train", fail)
     assert main(["train"]) == 1
     assert capsys.readouterr().err == "ehm train: runs/x: Permission denied\n"
     with pytest.raises(PermissionError):
@@ -144,6 +144,6 @@ def test_interruption_is_no_error(monkeypatch, capsys):
     def stop(*args, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("ehm.pretrain.train", stop)
+    monkeypatch.setattr("ehm.training.pretrain.train", stop)
     assert main(["train"]) == 130
     assert "interrupted" in capsys.readouterr().err

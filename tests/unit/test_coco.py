@@ -8,10 +8,10 @@ import pytest
 from PIL import Image
 from pycocotools import mask as tools
 
-from ehm.data.coco import coco
+from ehm.data.instances import Instances
 from ehm.data.lists import ListLoader, mirrored
+from ehm.data.sources.coco import coco
 from ehm.errors import BrokenImage, DataError
-from ehm.instances import Instances
 
 HEIGHT, WIDTH = 40, 60
 CATEGORIES = [{"id": 90, "name": "toothbrush"}, {"id": 1, "name": "person"}]

@@ -3,7 +3,7 @@
 import pytest
 
 from ehm.config import FinetuneConfig, TrainConfig, load_config
-from ehm.encoders import SwinSpec, VitSpec
+from ehm.config.encoders import SwinSpec, VitSpec
 from ehm.errors import ConfigError
 
 SWIN = ["objective=simmim", "encoder=swin_base"]

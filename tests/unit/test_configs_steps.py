@@ -19,7 +19,7 @@ from ehm.config import (
 )
 from ehm.data import Batch
 from ehm.masking import make_masker
-from ehm.schedule import learning_rate
+from ehm.training.schedule import learning_rate
 
 TRAINING = [name for name in shipped_configs() if kind(name) is TrainConfig]
 DOWNSTREAM = [name for name in shipped_configs() if issubclass(kind(name), FinetuneConfig)]

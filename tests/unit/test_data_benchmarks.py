@@ -10,8 +10,8 @@ from PIL import Image
 
 from ehm.config import DataConfig
 from ehm.data import open_source
-from ehm.data.benchmarks import by_class, open_benchmark, read_answers
 from ehm.errors import BrokenImage, DataError
+from ehm.tasks.retrieval.benchmarks import by_class, open_benchmark, read_answers
 
 
 def picture(path, size=(40, 30), colour=(9, 9, 9)):

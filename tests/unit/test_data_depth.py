@@ -15,9 +15,9 @@ from PIL import Image
 
 from ehm.config import DataConfig, load_config
 from ehm.data import decode, open_source
-from ehm.data.decode import read_head
-from ehm.data.depth import DEPTH
-from ehm.data.depth_notes import describe_depths
+from ehm.data.decoding.decode import read_head
+from ehm.data.decoding.depth import DEPTH
+from ehm.data.decoding.depth_notes import describe_depths
 from ehm.errors import BrokenImage, ConfigError
 
 ROWS, COLUMNS, CHANNELS = np.mgrid[:40, :33, :3]

@@ -10,11 +10,11 @@ from PIL import Image
 
 from ehm.config import DataConfig, SegmentationData
 from ehm.data import open_source
-from ehm.data.benchmarks import open_benchmark
-from ehm.data.coco import coco
-from ehm.data.pairs import open_pairs
-from ehm.data.parts import name_part
+from ehm.data.sources.coco import coco
+from ehm.data.sources.pairs import open_pairs
+from ehm.data.sources.parts import name_part
 from ehm.errors import DataError
+from ehm.tasks.retrieval.benchmarks import open_benchmark
 
 
 @pytest.fixture(autouse=True)

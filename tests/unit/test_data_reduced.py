@@ -9,7 +9,7 @@ import skimage
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from ehm.data.decode import decode
+from ehm.data.decoding.decode import decode
 from ehm.data.transforms import EvalTransform
 
 ON_AVERAGE = 0.75

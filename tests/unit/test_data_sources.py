@@ -205,7 +205,7 @@ def test_elpv_is_what_the_package_ships():
 
 
 def test_elpv_not_installed_names_the_command(monkeypatch):
-    monkeypatch.setattr("ehm.data.folder.find_spec", lambda name: None)
+    monkeypatch.setattr("ehm.data.sources.folder.find_spec", lambda name: None)
     with pytest.raises(DataError, match="pip install elpv-dataset"):
         open_source(DataConfig())
 

@@ -7,10 +7,10 @@ from io import BytesIO
 import pytest
 from PIL import Image
 
-from ehm.data.folder import folder
-from ehm.data.inventory import Unused, is_sample_file
-from ehm.data.shards import shards
-from ehm.data.tar_index import split_member_name
+from ehm.data.sources.folder import folder
+from ehm.data.sources.inventory import Unused, is_sample_file
+from ehm.data.sources.shards import shards
+from ehm.data.sources.tar_index import split_member_name
 from ehm.errors import DataError
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ehm.data.folder import folder
+from ehm.data.sources.folder import folder
 from ehm.data.whole import Shrink, WholeImages
 from ehm.errors import BrokenImage, DataError
 

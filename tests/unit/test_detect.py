@@ -8,8 +8,8 @@ from torch.nn import functional as F
 from torchvision.models.detection.roi_heads import paste_masks_in_image
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
-from ehm.deploy.bundle import Fit
-from ehm.deploy.detect import Found, bilinear, found_in, paste, place
+from ehm.deploy.bundle.bundle import Fit
+from ehm.deploy.predict.detection import Found, bilinear, found_in, paste, place
 
 
 @pytest.mark.parametrize("size", [(5, 7), (31, 9), (60, 80), (13, 21)])

@@ -332,5 +332,5 @@ for module in pkgutil.walk_packages(ehm.deploy.__path__, "ehm.deploy.", onerror=
     if not module.name.startswith("ehm.deploy.export"):
         print(importlib.import_module(module.name).__name__)
 """
-    assert "ehm.deploy.predict" in run(opt / "bin/python", "-c", code, cwd=tmp_path).split()
+    assert "ehm.deploy.predict.predictor" in run(opt / "bin/python", "-c", code, cwd=tmp_path).split()
     assert run(opt / "bin/ehm", "--version", cwd=tmp_path).startswith("ehm ")

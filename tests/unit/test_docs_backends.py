@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from ehm import ascend
+from ehm.backends import ascend
 from ehm.doctor.attention import TOLERANCE
 from ehm.doctor.variables import VARIABLES
 
@@ -57,7 +57,7 @@ def settings():
 
 
 def test_the_facts_of_devices_are_those_of_the_table():
-    from ehm.backends.torch.devices import FACTS
+    from ehm.backends.torch.engine.devices import FACTS
 
     rows = settings()
     for name, facts in FACTS.items():
@@ -73,7 +73,7 @@ def test_the_facts_of_devices_are_those_of_the_table():
 
 def test_the_types_of_mindspores_targets_are_those_of_the_table():
     """Read from the source, since MindSpore is not in this environment."""
-    tree = ast.parse((ROOT / "backends/mindspore/devices.py").read_text(encoding="utf-8"))
+    tree = ast.parse((ROOT / "backends/mindspore/engine/devices.py").read_text(encoding="utf-8"))
     (facts,) = (node.value for node in tree.body if isinstance(node, ast.AnnAssign) and node.target.id == "FACTS")
     every = ("float32", "bfloat16", "float16")
     types, auto = settings()["`optim.dtype=float32`, `bfloat16`, `float16`"], settings()["`optim.dtype=auto`"]

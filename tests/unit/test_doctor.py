@@ -7,7 +7,7 @@ from importlib.metadata import version
 
 import pytest
 
-from ehm import ascend
+from ehm.backends import ascend
 from ehm.doctor import child, devices, doctor, examine, findings
 from ehm.errors import BackendError
 

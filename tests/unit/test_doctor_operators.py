@@ -11,12 +11,18 @@ from ehm.errors import BackendError
 
 NATIVE = ("aten::mm", ("bfloat16",), "native", "backends/torch/models/mae.py:10 in forward", "")
 NEUTRAL = ("aten::t", ("float32",), "neutral", "backends/torch/models/mae.py:11 in forward", "a view")
-WAITS = ("aten::nonzero", ("bool",), "synchronises", "backends/torch/learner.py:5 in step", "waits for the device")
+WAITS = (
+    "aten::nonzero",
+    ("bool",),
+    "synchronises",
+    "backends/torch/learners/pretraining.py:5 in step",
+    "waits for the device",
+)
 FALLS = (
     "aten::linalg_eigh",
     ("float32",),
     "falls back",
-    "backends/torch/learner.py:7 in step",
+    "backends/torch/learners/pretraining.py:7 in step",
     "no kernel [of its own]",
 )
 
@@ -50,12 +56,12 @@ def test_one_that_falls_back_is_status_1_on_top_with_its_place(reported, capsys)
     text = capsys.readouterr().out
     assert "2 operators; fall back to the CPU: aten::linalg_eigh." in text
     assert text.index("aten::linalg_eigh") < text.index("aten::mm")
-    assert "backends/torch/learner.py:7 in step" in text
+    assert "backends/torch/learners/pretraining.py:7 in step" in text
     assert "no kernel [of its own]" in text  # rich would take the brackets for a style
 
 
 def test_an_operator_that_is_all_right_is_one_row_and_each_bad_call_is_its_own(reported, capsys):
-    elsewhere = ("backends/torch/optim.py:1 in f", "")
+    elsewhere = ("backends/torch/engine/optim.py:1 in f", "")
     reported(NATIVE, ("aten::mm", ("float32",), "native", *elsewhere), FALLS, (*FALLS[:3], *elsewhere))
     assert operators() == 1
     text = capsys.readouterr().out

@@ -12,14 +12,14 @@ import torch
 from safetensors.numpy import save_file
 from torch.nn.functional import conv2d, max_pool2d
 
-from ehm import checkpoint
-from ehm.backends.base import LearnerState
+from ehm.backends.torch.engine.tensors import to_arrays
+from ehm.backends.torch.learners.tokenizer import usage
 from ehm.backends.torch.models.dalle import DalleEncoder
 from ehm.backends.torch.models.dvae import load_tokenizer
 from ehm.backends.torch.models.tokenizers import DiscreteVae
-from ehm.backends.torch.tensors import to_arrays
-from ehm.backends.torch.tokenizer import usage
 from ehm.errors import CheckpointError, ConfigError
+from ehm.storage import checkpoint
+from ehm.storage.arrays import LearnerState
 
 CPU = torch.device("cpu")
 

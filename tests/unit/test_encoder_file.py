@@ -10,16 +10,16 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from timm.models.vision_transformer import VisionTransformer
 
-from ehm.backends.torch.weights import load_model, read_arrays
+from ehm.backends.torch.models.loading import load_model, read_arrays
 from ehm.config import ModelSource
-from ehm.encoder_file import encoder_metadata, read_facts
-from ehm.encoders import SwinSpec, VitSpec
+from ehm.config.encoders import SwinSpec, VitSpec
+from ehm.config.inputs import InputSpec
 from ehm.errors import CheckpointError
-from ehm.inputs import InputSpec
-from ehm.pretrain import train
-from ehm.sizes import describe
-from ehm.trained import open_trained
-from ehm.weights import read_weights
+from ehm.models.encoder_file import encoder_metadata, read_facts
+from ehm.models.shapes import describe
+from ehm.models.trained import open_trained
+from ehm.models.weights import read_weights
+from ehm.training.pretrain import train
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
 

@@ -9,14 +9,14 @@ from safetensors.torch import save_file
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import VisionTransformer
 
-from ehm.backends.torch.encoder import TorchEncoder
-from ehm.backends.torch.learner import TorchLearner
-from ehm.backends.torch.module import load_module
-from ehm.backends.torch.weights import load_model, read_arrays
+from ehm.backends.torch.export.module import load_module
+from ehm.backends.torch.learners.encoder import TorchEncoder
+from ehm.backends.torch.learners.pretraining import TorchLearner
+from ehm.backends.torch.models.loading import load_model, read_arrays
 from ehm.config import ModelSource, TrainConfig
-from ehm.encoder_parts import refuse_unloaded
 from ehm.errors import CheckpointError
-from ehm.trained import open_trained
+from ehm.models.encoder_parts import refuse_unloaded
+from ehm.models.trained import open_trained
 
 CPU = torch.device("cpu")
 NUMBERS = {"img_size": 32, "patch_size": 16, "embed_dim": 192, "depth": 1, "num_heads": 3, "num_classes": 0}

@@ -18,9 +18,9 @@ from made_bundles import make_bundle, write_network
 from PIL import Image
 
 from ehm.config import AscendConfig
-from ehm.deploy.bundle import Bundle, TensorRecord, staged
-from ehm.deploy.export.ascend import command, write_om
-from ehm.deploy.runtime import PROVIDERS
+from ehm.deploy.bundle.bundle import Bundle, TensorRecord, staged
+from ehm.deploy.export.engines.ascend import command, write_om
+from ehm.deploy.predict.runtime import PROVIDERS
 from ehm.errors import ExportError
 
 ROOT = Path(__file__).parents[2]

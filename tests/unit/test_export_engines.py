@@ -18,9 +18,9 @@ from made_bundles import IMAGES, PIXELS, make_bundle, model_config
 
 from ehm.cli import main
 from ehm.config import ExportConfig, TritonConfig
-from ehm.deploy.export.engines import write_engines
-from ehm.deploy.export.kserve import write_kserve
-from ehm.deploy.export.triton import write_triton
+from ehm.deploy.export.engines.convert import write_engines
+from ehm.deploy.export.engines.kserve import write_kserve
+from ehm.deploy.export.engines.triton import write_triton
 from ehm.errors import ConfigError, ExportError
 
 

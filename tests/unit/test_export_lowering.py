@@ -8,8 +8,8 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch.nn import functional
 
-from ehm.deploy.export.graph import make_onnx
-from ehm.deploy.export.lowering import InexpressibleError, lower_to_17
+from ehm.deploy.export.graphs.lowering import InexpressibleError, lower_to_17
+from ehm.deploy.export.graphs.torch_export import make_onnx
 from ehm.errors import ExportError
 
 

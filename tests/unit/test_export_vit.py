@@ -9,15 +9,15 @@ import pytest
 import torch
 from onnx import numpy_helper
 
-from ehm.backends.torch.classifier import probe_head
-from ehm.backends.torch.heads import Heads
+from ehm.backends.torch.export.heads import Heads
+from ehm.backends.torch.export.module import build
+from ehm.backends.torch.learners.classifier import probe_head
 from ehm.backends.torch.models.vit import build_vit
-from ehm.backends.torch.module import build
-from ehm.deploy.export import saving
-from ehm.deploy.export.graph import make_onnx
-from ehm.deploy.export.vit import make_vit
-from ehm.encoders import VitSpec
-from ehm.trained import Trained
+from ehm.config.encoders import VitSpec
+from ehm.deploy.export.graphs import saving
+from ehm.deploy.export.graphs.torch_export import make_onnx
+from ehm.deploy.export.graphs.vit import make_vit
+from ehm.models.trained import Trained
 
 PLAIN = {
     *("Add", "Conv", "Div", "Erf", "Gather", "Gemm", "LayerNormalization", "MatMul", "Mul", "Pad", "ReduceMean"),

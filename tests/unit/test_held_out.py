@@ -14,8 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ehm import checkpoint
-from ehm.backends.base import ALONE, LearnerState
+from ehm.backends.base import ALONE
 from ehm.config import (
     CalibrationConfig,
     DetectionConfig,
@@ -24,13 +23,18 @@ from ehm.config import (
     RetrievalConfig,
     SegmentationConfig,
 )
-from ehm.deploy.bundle import Source
-from ehm.deploy.export.photographs import choose
+from ehm.config.inputs import InputSpec
+from ehm.data.part import Part
+from ehm.deploy.bundle.bundle import Source
+from ehm.deploy.export.precision.calibration import choose
 from ehm.errors import ConfigError, DataError
-from ehm.inputs import InputSpec
-from ehm.tasks import classification, detection, retrieval, segmentation
+from ehm.storage import checkpoint
+from ehm.storage.arrays import LearnerState
+from ehm.tasks.classification import task as classification
+from ehm.tasks.detection import task as detection
 from ehm.tasks.evaluate import Stored
-from ehm.tasks.labelled import Part
+from ehm.tasks.retrieval import task as retrieval
+from ehm.tasks.segmentation import task as segmentation
 
 IMAGES = 24
 

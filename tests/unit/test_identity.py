@@ -13,9 +13,9 @@ from PIL import Image
 
 from ehm.config import DataConfig, SegmentationData
 from ehm.data import open_source
-from ehm.data.coco import coco
-from ehm.data.identity import UNREADABLE, hash_images, identify_source
-from ehm.data.pairs import open_pairs
+from ehm.data.sources.coco import coco
+from ehm.data.sources.identity import UNREADABLE, hash_images, identify_source
+from ehm.data.sources.pairs import open_pairs
 
 
 @pytest.fixture(autouse=True)

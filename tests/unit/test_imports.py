@@ -14,9 +14,9 @@ ROOT = Path(__file__).parents[2]
 HOMES = {"ehm": "ehm", "backends": "ehm.backends", "deploy": "ehm.deploy"}
 TORCH = {"torch", "torchvision", "timm", "torch_npu"}
 FRAMEWORKS = TORCH | {"mindspore", "jax", "tensorflow", "onnx", "onnxscript", "onnxruntime"}
-LOOPS = {"ehm.pretrain", "ehm.tasks", "ehm.analysis", "ehm.deploy", "ehm.cli", "ehm.doctor"}
+LOOPS = {"ehm.training.pretrain", "ehm.tasks", "ehm.analysis", "ehm.deploy", "ehm.cli", "ehm.doctor"}
 
-DEPLOYING = {"ehm.cli", "ehm.pretrain", "ehm.backends"} | (FRAMEWORKS - {"onnxruntime"})
+DEPLOYING = {"ehm.cli", "ehm.training.pretrain", "ehm.backends"} | (FRAMEWORKS - {"onnxruntime"})
 WEB = {"fastapi", "starlette", "uvicorn"}
 
 RULES: list[tuple[str, set[str]]] = [
@@ -85,25 +85,25 @@ def test_imports_point_one_way(name, path):
 @pytest.mark.parametrize(
     ("name", "source"),
     [
-        ("ehm.pretrain", "import torch"),
-        ("ehm.pretrain", "def f():\n    from torch import nn"),
-        ("ehm.pretrain", "from ehm.backends.torch.learner import TorchLearner"),
-        ("ehm.pretrain", "from ehm.backends import torch"),
-        ("ehm.pretrain", "import backends.torch"),
+        ("ehm.training.pretrain", "import torch"),
+        ("ehm.training.pretrain", "def f():\n    from torch import nn"),
+        ("ehm.training.pretrain", "from ehm.backends.torch.learners.pretraining import TorchLearner"),
+        ("ehm.training.pretrain", "from ehm.backends import torch"),
+        ("ehm.training.pretrain", "import backends.torch"),
         ("ehm.masking.masks", "from ehm import tasks"),
         ("ehm.masking.masks", "from ..backends import get"),
         ("ehm.data.loader", "import torch.utils.data"),
         ("ehm.tasks.finetune", "from ehm.deploy.export import export"),
-        ("ehm.backends.torch.learner", "import mindspore"),
-        ("ehm.backends.torch.learner", "from ehm.pretrain import train"),
-        ("ehm.backends.mindspore.learner", "from ehm.backends.torch import optim"),
+        ("ehm.backends.torch.learners.pretraining", "import mindspore"),
+        ("ehm.backends.torch.learners.pretraining", "from ehm.training.pretrain import train"),
+        ("ehm.backends.mindspore.learners.pretraining", "from ehm.backends.torch import optim"),
         ("ehm.backends.base", "import torch"),
         ("ehm.backends.base", "from ehm.config import TrainConfig"),
-        ("ehm.deploy.predict", "import torch"),
-        ("ehm.deploy.export.triton", "import onnx"),
-        ("ehm.deploy.serve.app", "from ehm.backends import get"),
-        ("ehm.deploy.serve.protocol", "from fastapi import Request"),
-        ("ehm.deploy.predict", "import uvicorn"),
+        ("ehm.deploy.predict.predictor", "import torch"),
+        ("ehm.deploy.export.engines.triton", "import onnx"),
+        ("ehm.deploy.serve.http.app", "from ehm.backends import get"),
+        ("ehm.deploy.serve.routes.protocol", "from fastapi import Request"),
+        ("ehm.deploy.predict.predictor", "import uvicorn"),
     ],
 )
 def test_a_wrong_import_is_seen(name, source):
@@ -113,10 +113,13 @@ def test_a_wrong_import_is_seen(name, source):
 @pytest.mark.parametrize(
     ("name", "source"),
     [
-        ("ehm.pretrain", "from ehm import backends\nfrom ehm.backends.base import Learner\nimport numpy"),
+        ("ehm.training.pretrain", "from ehm import backends\nfrom ehm.backends.base import Learner\nimport numpy"),
         ("ehm.backends.base", "if TYPE_CHECKING:\n    from ehm.config import TrainConfig"),
-        ("ehm.backends.torch.learner", "import torch\nimport timm\nfrom ehm.masking import build_hierarchy"),
-        ("ehm.deploy.predict", "import onnxruntime"),
+        (
+            "ehm.backends.torch.learners.pretraining",
+            "import torch\nimport timm\nfrom ehm.masking import build_hierarchy",
+        ),
+        ("ehm.deploy.predict.predictor", "import onnxruntime"),
     ],
 )
 def test_a_right_import_is_let_through(name, source):
@@ -144,5 +147,5 @@ def test_no_module_outside_a_backend_loads_a_framework():
         for name, _ in modules()
         if not name.startswith(("ehm.backends.", "ehm.deploy.export")) and not name.endswith("__main__")
     ]
-    assert {"ehm.pretrain", "ehm.masking", "ehm.data", "ehm.config"} <= set(free)
+    assert {"ehm.training.pretrain", "ehm.masking", "ehm.data", "ehm.config"} <= set(free)
     assert not loaded(*free) & (FRAMEWORKS - {"onnxruntime"})  # which is what ehm.deploy serves with

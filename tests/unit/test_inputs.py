@@ -8,10 +8,10 @@ from PIL import Image
 from skimage import data
 from timm.data import create_transform, resolve_data_config
 
+from ehm.config.inputs import InputSpec, differing_inputs
 from ehm.data.transforms import EvalTransform
-from ehm.deploy.bundle import Preprocessing
-from ehm.deploy.preprocessing import describe_preprocessing, eval_transform
-from ehm.inputs import InputSpec, differing_inputs
+from ehm.deploy.bundle.bundle import Preprocessing
+from ehm.deploy.bundle.preprocessing import describe_preprocessing, eval_transform
 
 MEAN, STD = (0.481, 0.458, 0.408), (0.269, 0.261, 0.276)
 SIZES = [(224, 224), (48, 64), (160, 80)]

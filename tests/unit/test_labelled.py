@@ -5,7 +5,7 @@ from PIL import Image
 
 from ehm.config import FinetuneConfig
 from ehm.errors import DataError
-from ehm.tasks.labelled import split
+from ehm.tasks.images import split
 
 
 def write(root, *files):

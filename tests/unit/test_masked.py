@@ -9,12 +9,12 @@ from scipy.spatial.distance import cdist
 from torch.nn.functional import interpolate, l1_loss, pixel_shuffle
 
 from ehm import masking
-from ehm.backends.torch import hierarchy
+from ehm.backends.torch.engine import hierarchy
 from ehm.backends.torch.models.attention import class_attention, cosine_similarity
 from ehm.backends.torch.models.beit import BeitSwin, BeitVit, VisualTokens
 from ehm.backends.torch.models.simmim import SimmimSwin, SimmimVit
 from ehm.backends.torch.models.swin import cell_attention, first_blocks, mean_cells
-from ehm.encoders import SwinSpec, VitSpec
+from ehm.config.encoders import SwinSpec, VitSpec
 from ehm.masking import split_mask, spread_mask
 
 VIT = VitSpec((32, 48), 8, width=24, depth=3, heads=3, relative=True)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn import metrics as reference
 
-from ehm.tasks.metrics import confusion_matrix, precision_recall_f1, report, roc_auc
+from ehm.tasks.classification.metrics import confusion_matrix, precision_recall_f1, report, roc_auc
 
 
 @pytest.fixture(params=range(5))

@@ -5,7 +5,7 @@ import pytest
 import torch
 from timm.data import Mixup
 
-from ehm.tasks.mixing import mix, soft_targets
+from ehm.tasks.classification.mixing import mix, soft_targets
 
 
 class Recorder:

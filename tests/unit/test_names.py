@@ -18,17 +18,17 @@ from ehm.config.tasks import FinetuneConfig
 from ehm.console import PlainConsole, console, print_line
 from ehm.data import open_source
 from ehm.deploy.bench import Timing, _print
-from ehm.deploy.predict import Prediction
-from ehm.deploy.serve.app import _answer
-from ehm.deploy.serve.neighbours import Index
+from ehm.deploy.predict.predictor import Prediction
+from ehm.deploy.serve.http.app import _answer
+from ehm.deploy.serve.routes.neighbours import Index
 from ehm.doctor import Finding
 from ehm.errors import ConfigError
-from ehm.names import escape_undecodable
-from ehm.runlog import RunLog
-from ehm.runs import say_broken
-from ehm.tasks.average_precision import average_precision
-from ehm.tasks.metrics import report
-from ehm.tasks.overlap import SegmentationReport
+from ehm.storage.names import escape_undecodable
+from ehm.tasks.classification.metrics import report
+from ehm.tasks.detection.metrics import average_precision
+from ehm.tasks.segmentation.metrics import SegmentationReport
+from ehm.training.runlog import RunLog
+from ehm.training.runs import say_broken
 
 NAMES = ["screw [left]", "part [/A]", "[bold]", ":cat:", "[link=x]y[/link]"]
 BYTES = os.fsdecode(b"caf\xe9")  # Latin-1

@@ -11,13 +11,14 @@ from PIL import Image
 from ehm.backends.base import ALONE
 from ehm.config import DataConfig, FinetuneConfig, SegmentationConfig
 from ehm.data import open_source
-from ehm.data.coco import coco
-from ehm.data.mask_counts import MaskCounts, explain_255
-from ehm.data.pairs import check, open_pairs
+from ehm.data.part import Part
+from ehm.data.sources.coco import coco
+from ehm.data.sources.mask_counts import MaskCounts, explain_255
+from ehm.data.sources.pairs import check, open_pairs
 from ehm.errors import DataError
-from ehm.tasks.labelled import Part, split
+from ehm.tasks.images import split
 from ehm.tasks.occurrences import count_labels, count_objects, describe_masks, describe_numbers
-from ehm.tasks.segmentation import Segmentation
+from ehm.tasks.segmentation.task import Segmentation
 
 
 def put(root, *names):

@@ -9,9 +9,9 @@ import yaml
 from torch import nn
 from torch.nn import functional as F
 
-from ehm.backends.torch import operators, recording
+from ehm.backends.torch.diagnosis import operators, recording
+from ehm.backends.torch.diagnosis.operators import classify, judge, native_operators, record, report
 from ehm.backends.torch.models.mae import MaskedAutoencoder
-from ehm.backends.torch.operators import classify, judge, native_operators, record, report
 
 LACKING = ("huber_loss", "poisson", "_sample_dirichlet", "_linalg_eigh", "_weight_norm_interface")
 TABLE = Path(torchgen.__file__).parent / "packaged/ATen/native/native_functions.yaml"
@@ -157,7 +157,7 @@ def test_training_has_no_operator_that_falls_back(rows):
 def test_training_waits_only_where_it_says_so(rows):
     """A read in the hierarchy on the device every few rounds, and torch's gradient scaler in float16."""
     files = {row.site.rpartition(":")[0] for row in rows if row.verdict == "synchronises"}
-    assert files <= {"ehm/backends/torch/hierarchy.py", "ehm/backends/torch/training.py"}
+    assert files <= {"ehm/backends/torch/engine/hierarchy.py", "ehm/backends/torch/engine/step.py"}
 
 
 def test_the_report_covers_all_of_training(rows):
@@ -178,7 +178,7 @@ def test_planted_fallbacks_are_named_with_their_place(monkeypatch):
 
     monkeypatch.setattr(MaskedAutoencoder, "forward", planted)
     wrong = [row for row in report("cpu") if row.verdict == "falls back"]
-    named = {row.operator for row in wrong if row.site.startswith("ehm/backends/torch/learner.py:")}
+    named = {row.operator for row in wrong if row.site.startswith("ehm/backends/torch/learners/pretraining.py:")}
     assert {"huber_loss", "_to_copy", "sort"} <= named
 
 

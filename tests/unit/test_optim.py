@@ -6,9 +6,9 @@ import torch
 from timm.optim import param_groups_layer_decay
 from torch import nn
 
+from ehm.backends.torch.engine.optim import LARS, load_optimizer_arrays, optimizer_arrays, param_groups, set_rates
 from ehm.backends.torch.models.vit import build_vit, layers_of
-from ehm.backends.torch.optim import LARS, load_optimizer_arrays, optimizer_arrays, param_groups, set_rates
-from ehm.encoders import VitSpec
+from ehm.config.encoders import VitSpec
 from ehm.errors import CheckpointError
 
 TINY = VitSpec((16, 16), 8, width=8, depth=3, heads=2)

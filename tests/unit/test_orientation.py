@@ -12,14 +12,14 @@ from PIL import Image, ImageOps
 from pycocotools import mask as tools
 
 from ehm.config import DetectionData, SegmentationData
-from ehm.data.benchmarks import BenchmarkSource
-from ehm.data.coco import open_coco
-from ehm.data.decode import decode, read_head
-from ehm.data.masks import read_mask
-from ehm.data.orientation import turn_array, turn_boxes, turn_image
-from ehm.data.pairs import check, open_pairs
-from ehm.data.source import Names
+from ehm.data.decoding.decode import decode, read_head
+from ehm.data.decoding.orientation import turn_array, turn_boxes, turn_image
+from ehm.data.sources.base import Names
+from ehm.data.sources.coco import open_coco
+from ehm.data.sources.masks import read_mask
+from ehm.data.sources.pairs import check, open_pairs
 from ehm.errors import BrokenImage, DataError
+from ehm.tasks.retrieval.benchmarks import BenchmarkSource
 
 ORIENTATIONS = range(1, 9)
 BOX = (5, 4, 17, 22)

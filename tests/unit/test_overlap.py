@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import accuracy_score, confusion_matrix, jaccard_score, recall_score
 
-from ehm.tasks.overlap import count_pixels, overlap
+from ehm.tasks.segmentation.metrics import count_pixels, overlap
 
 NAMES = ("a", "b", "c", "d", "e")
 

@@ -15,7 +15,14 @@ import ehm
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ["ehm.masking", "ehm.data", "ehm.backends", "ehm.deploy", "ehm.tasks", "ehm.analysis"]
-MODULES = ["ehm.config", "ehm.errors", "ehm.encoders", "ehm.checkpoint", "ehm.schedule", "ehm.doctor"]
+MODULES = [
+    "ehm.config",
+    "ehm.errors",
+    "ehm.config.encoders",
+    "ehm.storage.checkpoint",
+    "ehm.training.schedule",
+    "ehm.doctor",
+]
 
 
 def public(module):
@@ -55,7 +62,7 @@ def test_the_functions_of_the_commands_are_at_the_top():
 
 
 def test_dir_lists_what_is_loaded_on_first_use():
-    code = "import sys, ehm; print(*dir(ehm)); assert 'ehm.pretrain' not in sys.modules"
+    code = "import sys, ehm; print(*dir(ehm)); assert 'ehm.training.pretrain' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert set(ehm.__all__) <= set(done.stdout.split())
 

@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 
 from ehm.config import SegmentationData
-from ehm.data.ade20k import CLASSES
-from ehm.data.masks import read_mask
-from ehm.data.pairs import check, open_pairs
+from ehm.data.sources.ade20k import CLASSES
+from ehm.data.sources.masks import read_mask
+from ehm.data.sources.pairs import check, open_pairs
 from ehm.errors import BrokenImage, DataError
 
 

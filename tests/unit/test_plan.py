@@ -8,8 +8,8 @@ from fake_learner import FakeBackend
 from ehm import backends
 from ehm.config import OptimConfig, RunConfig
 from ehm.errors import ConfigError
-from ehm.plan import check_plan, plan_run
-from ehm.pretrain import train
+from ehm.training.plan import check_plan, plan_run
+from ehm.training.pretrain import train
 
 SHORT = {"epochs": 4, "batch_size": 8, "warmup_epochs": 0, "base_lr": 0.1}
 

@@ -8,9 +8,10 @@ import pytest
 from fake_learner import FakeBackend
 from safetensors.numpy import load_file
 
-from ehm import backends, checkpoint
+from ehm import backends
 from ehm.errors import CheckpointError, ConfigError, TrainingError
-from ehm.pretrain import train
+from ehm.storage import checkpoint
+from ehm.training.pretrain import train
 
 TINY = [
     "encoder=vit_tiny",

@@ -32,17 +32,17 @@ from timm.models.beit import checkpoint_filter_fn
 from timm.models.swin_transformer import SwinTransformer
 from torch.nn.functional import interpolate
 
+from ehm.backends.torch.export.module import load_module
 from ehm.backends.torch.models.beit import BeitVit
+from ehm.backends.torch.models.loading import begin_with, load_model, read_arrays
 from ehm.backends.torch.models.pretraining import build_model
-from ehm.backends.torch.module import load_module
-from ehm.backends.torch.weights import begin_with, load_model, read_arrays
 from ehm.config import ModelSource, TrainConfig
-from ehm.encoder_parts import HEADS as BESIDE
-from ehm.encoders import SwinSpec, VitSpec
+from ehm.config.encoders import SwinSpec, VitSpec
 from ehm.errors import CheckpointError, ConfigError
-from ehm.published import timm_names
-from ehm.sizes import describe, described
-from ehm.weights import encoder_arrays, read_weights
+from ehm.models.encoder_parts import HEADS as BESIDE
+from ehm.models.published import timm_names
+from ehm.models.shapes import describe, described
+from ehm.models.weights import encoder_arrays, read_weights
 
 TABLE = "relative_position_bias_table"
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score
 
-from ehm.data.benchmarks import Answers
-from ehm.tasks.ranking import average_precision, compare, ranks
+from ehm.tasks.retrieval.benchmarks import Answers
+from ehm.tasks.retrieval.metrics import average_precision, compare, ranks
 
 NONE = np.zeros(0, np.int64)
 

@@ -7,15 +7,15 @@ import tarfile
 import pytest
 import yaml
 
-from ehm import checkpoint
 from ehm.config import DetectionConfig, FinetuneConfig, ProbeConfig, SegmentationConfig, TrainConfig, load_config
 from ehm.config.commands import recognise_command
-from ehm.data.benchmarks import read_answers
-from ehm.data.coco import coco
-from ehm.data.landmarks import gldv2
-from ehm.data.shards import shards
+from ehm.data.sources.coco import coco
+from ehm.data.sources.landmarks import gldv2
+from ehm.data.sources.shards import shards
 from ehm.errors import CheckpointError, ConfigError, DataError, EhmError, ExportError
-from ehm.reading import describe_value, parse_json, read_json, read_rows, read_text, shorten
+from ehm.storage import checkpoint
+from ehm.storage.reading import describe_value, parse_json, read_json, read_rows, read_text, shorten
+from ehm.tasks.retrieval.benchmarks import read_answers
 
 LONG = "9" * 5000  # more digits than Python turns into a number
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from timm.models.beit import gen_relative_position_index
 
-from ehm.encoders import relative_index
+from ehm.config.encoders import relative_index
 
 
 @pytest.mark.parametrize("grid", [(1, 1), (2, 3), (7, 4), (14, 14)])

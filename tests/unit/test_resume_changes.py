@@ -9,12 +9,14 @@ import pytest
 from fake_learner import FakeBackend
 from PIL import Image
 
-from ehm import backends, checkpoint
-from ehm.backends.base import ALONE, DeviceInfo, LearnerState
+from ehm import backends
+from ehm.backends.base import ALONE, DeviceInfo
 from ehm.config import TokenizerConfig
 from ehm.errors import ConfigError
-from ehm.pretrain import train
-from ehm.tasks.tokenizer import train_tokenizer
+from ehm.storage import checkpoint
+from ehm.storage.arrays import LearnerState
+from ehm.training.pretrain import train
+from ehm.training.tokenizer import train_tokenizer
 
 SETTINGS = ["encoder=vit_tiny", "image_size=32", "patch_size=8", "optim.batch_size=4", "optim.epochs=4",
             "optim.warmup_epochs=1", "optim.base_lr=0.64", "data.workers=0", "run.tensorboard=false"]  # fmt: skip

@@ -3,9 +3,9 @@
 import pytest
 from serving import means_bundle
 
-from ehm.deploy import runtime
-from ehm.deploy.bundle import Bundle
-from ehm.deploy.runtime import open_session
+from ehm.deploy.bundle.bundle import Bundle
+from ehm.deploy.predict import runtime
+from ehm.deploy.predict.runtime import open_session
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import torch
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, MultiStepLR, PolynomialLR, SequentialLR
 
 from ehm.config import OptimConfig
-from ehm.schedule import learning_rate, rate
+from ehm.training.schedule import learning_rate, rate
 
 PEAK, FLOOR = 4e-4, 1e-5
 

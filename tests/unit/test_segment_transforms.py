@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ehm.data.pairs import Pair
-from ehm.data.segment import CropTransform, fitted_size, photometric, resize
+from ehm.data.segmentation import CropTransform, fitted_size, photometric, resize
+from ehm.data.sources.pairs import Pair
 
 
 def ramp(width, height, step=3):

@@ -7,8 +7,8 @@ import threading
 import numpy as np
 import pytest
 
-from ehm.deploy.serve.batching import Batcher
-from ehm.deploy.serve.metrics import Metrics
+from ehm.deploy.serve.inference.batching import Batcher
+from ehm.deploy.serve.inference.metrics import Metrics
 from ehm.errors import RequestError
 
 

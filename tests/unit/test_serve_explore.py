@@ -15,16 +15,16 @@ from mean_colours import OUTPUTS, index_of, multi_head
 from PIL import Image
 
 from ehm import masking
-from ehm.deploy.predict import Predictor
-from ehm.deploy.serve import explore
-from ehm.deploy.serve.app import create_app
-from ehm.deploy.serve.neighbours import Index
-from ehm.deploy.serve.parts import region, take_apart, warm_up
-from ehm.deploy.serve.service import Service
-from ehm.deploy.serve.settings import Settings
+from ehm.deploy.predict.predictor import Predictor
+from ehm.deploy.serve.http.app import create_app
+from ehm.deploy.serve.inference.service import Service
+from ehm.deploy.serve.inference.settings import Settings
+from ehm.deploy.serve.routes import page
+from ehm.deploy.serve.routes.neighbours import Index
+from ehm.deploy.serve.routes.parts import region, take_apart, warm_up
 from ehm.errors import DataError
 
-STATIC = Path(explore.__file__).parent / "static"
+STATIC = Path(page.__file__).parent / "static"
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def serving(bundle, index=None, key=None):
     images = Index(index) if index is not None else None
     with TestClient(create_app(service, images)) as client:
         client.portal.call(service.models.load_all)
-        explore.make_ready(service, images)
+        page.make_ready(service, images)
         yield client
 
 
@@ -238,7 +238,7 @@ def test_detectors_and_segmenters_see_all_of_an_image(tmp_path, make, size):
 
 def test_the_page_allows_nothing_from_elsewhere(client):
     names = set()
-    for path in ("/", *explore.STATIC):
+    for path in ("/", *page.STATIC):
         reply = client.get(path)
         assert reply.status_code == 200
         policy = dict(rule.split(" ", 1) for rule in reply.headers["content-security-policy"].split("; "))
@@ -248,7 +248,7 @@ def test_the_page_allows_nothing_from_elsewhere(client):
         assert "https:" not in reply.text
         assert not re.search(r"http:(?!//www\.w3\.org/2000/svg)", reply.text)
     assert names == {"text/html", "text/css", "text/javascript", "image/svg+xml"}
-    assert {f"/static/{file.name}" for file in STATIC.iterdir()} - {"/static/index.html"} == set(explore.STATIC)
+    assert {f"/static/{file.name}" for file in STATIC.iterdir()} - {"/static/index.html"} == set(page.STATIC)
     html = (STATIC / "index.html").read_text(encoding="utf-8")
     script = "".join(file.read_text(encoding="utf-8") for file in STATIC.glob("*.js"))
     assert not re.search(r"<style|<script(?! type=\"module\" src)|\son\w+=|\sstyle=", html)
@@ -296,7 +296,7 @@ def test_an_index_of_another_model_is_refused(multi, folder, tmp_path):
 
 def test_with_an_api_key_the_page_is_open_and_what_it_asks_is_not(multi, folder):
     with serving(multi, folder, "secret") as client:
-        assert {client.get(path).status_code for path in ("/", *explore.STATIC)} == {200}
+        assert {client.get(path).status_code for path in ("/", *page.STATIC)} == {200}
         assert {client.get(path).status_code for path in ("/v1/about", "/v1/index/0")} == {401}
         assert client.post("/v1/parts", content=png(halves())).status_code == 401
         allowed = {"Authorization": "Bearer secret"}

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from inference_bodies import INPUT, NUMBERS, OUTPUTS, body, changed, manifest
 
-from ehm.deploy.serve import json_request
-from ehm.deploy.serve.protocol import InferRequest, OutputRequest, decode, encode
+from ehm.deploy.serve.routes import json_request
+from ehm.deploy.serve.routes.protocol import InferRequest, OutputRequest, decode, encode
 from ehm.errors import RequestError
 
 IMAGES = np.float32(NUMBERS).reshape(1, 3, 1, 2).tolist()

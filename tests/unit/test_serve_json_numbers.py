@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ehm.deploy.serve import json_numbers
-from ehm.deploy.serve.json_numbers import cut_numbers, dump_numbers, parse_numbers
+from ehm.deploy.serve.routes import json_numbers
+from ehm.deploy.serve.routes.json_numbers import cut_numbers, dump_numbers, parse_numbers
 
 NUMBERS = st.integers(-(2**31), 2**31) | st.floats(allow_nan=False, allow_infinity=False)
 

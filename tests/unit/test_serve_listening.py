@@ -9,8 +9,8 @@ import socket
 
 import pytest
 
-from ehm.deploy.serve.listening import bind_port, fit_connections, report_loop_errors, start_listening
-from ehm.deploy.serve.logs import OncePerSecond, _Json
+from ehm.deploy.serve.http.listening import bind_port, fit_connections, report_loop_errors, start_listening
+from ehm.deploy.serve.http.logs import OncePerSecond, _Json
 from ehm.errors import ConfigError
 
 
@@ -103,7 +103,7 @@ def test_running_out_of_descriptors_is_one_line_in_the_log_s_own_form(caplog):
 
 def test_what_was_left_out_is_said(monkeypatch, caplog):
     now = [100.0]
-    monkeypatch.setattr("ehm.deploy.serve.logs.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("ehm.deploy.serve.http.logs.time.monotonic", lambda: now[0])
     often = OncePerSecond(logging.getLogger("ehm.serve"))
     for seconds in (0, 0.4, 0.4, 0.4, 0.9, 0.2):
         now[0] += seconds

@@ -5,8 +5,8 @@ from typing import get_args
 import numpy as np
 import pytest
 
-from ehm.deploy.bundle import Manifest, TensorRecord
-from ehm.deploy.serve.protocol import InferRequest, OutputRequest, encode, metadata
+from ehm.deploy.bundle.bundle import Manifest, TensorRecord
+from ehm.deploy.serve.routes.protocol import InferRequest, OutputRequest, encode, metadata
 
 PIXELS = ("uint8", "NHWC", ["batch", "height", "width", 3], "UINT8", [-1, -1, -1, 3])
 IMAGES = ("float32", "NCHW", ["batch", 3, 8, 12], "FP32", [-1, 3, 8, 12])

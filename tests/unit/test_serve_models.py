@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from serving import means_bundle, picture
 
-from ehm.deploy.serve.metrics import Metrics
-from ehm.deploy.serve.models import Models, named
-from ehm.deploy.serve.settings import Settings
+from ehm.deploy.serve.inference.metrics import Metrics
+from ehm.deploy.serve.inference.models import Models, named
+from ehm.deploy.serve.inference.settings import Settings
 
 
 @pytest.fixture

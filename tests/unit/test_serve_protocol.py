@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from inference_bodies import INPUT, NUMBERS, OUTPUTS, body, changed, manifest
 
-from ehm.deploy.serve.protocol import decode, encode, metadata
+from ehm.deploy.serve.routes.protocol import decode, encode, metadata
 from ehm.errors import RequestError
 
 

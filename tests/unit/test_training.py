@@ -6,9 +6,9 @@ import torch
 import torch.distributed as dist
 
 from ehm.backends.base import ALONE, OneProcess
-from ehm.backends.torch import training as module
-from ehm.backends.torch.devices import FACTS, DeviceFacts
-from ehm.backends.torch.training import Training
+from ehm.backends.torch.engine import step as module
+from ehm.backends.torch.engine.devices import FACTS, DeviceFacts
+from ehm.backends.torch.engine.step import Training
 from ehm.config import OptimConfig, RunConfig
 from ehm.errors import BackendError
 

@@ -5,11 +5,11 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from ehm.backends.torch.learners.segmenter import TorchSegmenter, pixel_loss
 from ehm.backends.torch.models.pyramid import load_pyramid, nested_layers
 from ehm.backends.torch.models.upernet import UperNet, adaptive_mean
-from ehm.backends.torch.segmenter import TorchSegmenter, pixel_loss
 from ehm.config import ModelSource, SegmentationConfig, UperNetConfig
-from ehm.data.segment import windows
+from ehm.data.segmentation import windows
 from ehm.errors import ConfigError
 
 CPU = torch.device("cpu")

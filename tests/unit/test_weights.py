@@ -13,13 +13,13 @@ import torch
 from safetensors.torch import save_file
 from timm.layers.pos_embed import resample_abs_pos_embed
 
-from ehm import checkpoint
-from ehm.backends.base import LearnerState
-from ehm.backends.torch import hub
-from ehm.backends.torch.learner import TorchLearner
-from ehm.backends.torch.weights import load_model
+from ehm.backends.torch.learners.pretraining import TorchLearner
+from ehm.backends.torch.models import hub
+from ehm.backends.torch.models.loading import load_model
 from ehm.config import ModelSource, TrainConfig
 from ehm.errors import CheckpointError, ConfigError
+from ehm.storage import checkpoint
+from ehm.storage.arrays import LearnerState
 
 CPU = torch.device("cpu")
 ASSUMED_INPUTS = (

@@ -6,13 +6,13 @@ import torch
 from safetensors.torch import save_file
 from timm.layers.pos_embed import resample_abs_pos_embed
 
-from ehm.backends.torch.weights import read_arrays
+from ehm.backends.torch.models.loading import read_arrays
 from ehm.config import ModelSource
-from ehm.encoders import VitSpec
+from ehm.config.encoders import VitSpec
 from ehm.errors import CheckpointError
-from ehm.resample import resample_positions
-from ehm.sizes import at_size, describe
-from ehm.weights import read_safetensors, read_weights, select
+from ehm.models.resample import resample_positions
+from ehm.models.shapes import at_size, describe
+from ehm.models.weights import read_safetensors, read_weights, select
 
 
 @pytest.mark.parametrize(

@@ -17,24 +17,25 @@ from made_bundles import make_bundle
 from PIL import Image
 from safetensors.numpy import save_file
 
-from ehm import backends, checkpoint
+from ehm import backends
 from ehm.analysis.inspect import _write, _write_both
-from ehm.backends.base import LearnerState
 from ehm.cli import main
-from ehm.curves import Curves
-from ehm.deploy.approximate import write_index
-from ehm.deploy.bundle import staged
-from ehm.deploy.export.ascend import write_om
-from ehm.deploy.export.kserve import write_kserve
-from ehm.deploy.export.saving import save
-from ehm.deploy.export.triton import write_triton
-from ehm.deploy.predict import Prediction, _save
-from ehm.deploy.segment import write_mask
+from ehm.deploy.bundle.bundle import staged
+from ehm.deploy.export.engines.ascend import write_om
+from ehm.deploy.export.engines.kserve import write_kserve
+from ehm.deploy.export.engines.triton import write_triton
+from ehm.deploy.export.graphs.saving import save
+from ehm.deploy.predict.faiss_index import write_index
+from ehm.deploy.predict.predictor import Prediction, _save
+from ehm.deploy.predict.segmentation import write_mask
 from ehm.errors import WriteError
-from ehm.runlog import RunLog
-from ehm.runs import write_json
-from ehm.tasks.tokenizer import _draw
-from ehm.writing import replace_file, report_write_errors
+from ehm.storage import checkpoint
+from ehm.storage.arrays import LearnerState
+from ehm.storage.writing import replace_file, report_write_errors
+from ehm.training.curves import Curves
+from ehm.training.runlog import RunLog
+from ehm.training.runs import write_json
+from ehm.training.tokenizer import _draw
 
 NOISE = np.random.default_rng(0).integers(0, 256, (4, 64, 64, 3), dtype=np.uint8)
 FEATURES = NOISE.reshape(4, -1).astype(np.float32)

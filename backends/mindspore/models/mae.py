@@ -22,7 +22,7 @@ from ehm.backends.mindspore.models.blocks import (
 )
 from ehm.backends.mindspore.models.initial import xavier
 from ehm.backends.mindspore.models.patches import PatchEmbed, patchify, take, with_class_token
-from ehm.encoders import VitSpec, sincos_positions
+from ehm.config.encoders import VitSpec, sincos_positions
 
 __all__ = ["MaskedAutoencoder"]
 

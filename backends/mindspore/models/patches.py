@@ -9,7 +9,7 @@ import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 
 from ehm.backends.mindspore.models.blocks import linear
-from ehm.encoders import VitSpec
+from ehm.config.encoders import VitSpec
 
 __all__ = ["PatchEmbed", "Projection", "patchify", "pixels_of", "take", "with_class_token"]
 

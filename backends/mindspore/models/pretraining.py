@@ -9,7 +9,7 @@ import numpy as np
 from ehm.backends.mindspore.models.mae import MaskedAutoencoder
 from ehm.backends.mindspore.models.simmim import SimmimVit
 from ehm.config import TrainConfig
-from ehm.encoders import SwinSpec
+from ehm.config.encoders import SwinSpec
 from ehm.errors import BackendError
 
 __all__ = ["Model", "build_model"]

@@ -12,7 +12,7 @@ import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 
 from ehm.backends.mindspore.models.blocks import Attention, Block, linear
-from ehm.encoders import LAYER_SCALE, relative_index
+from ehm.config.encoders import LAYER_SCALE, relative_index
 
 __all__ = ["RelativeBias", "RelativeBlock"]
 

@@ -21,7 +21,7 @@ from ehm.backends.mindspore.models.blocks import (
 from ehm.backends.mindspore.models.initial import beit
 from ehm.backends.mindspore.models.patches import PatchEmbed, Projection, pixels_of, take, with_class_token
 from ehm.backends.mindspore.models.relative import RelativeBias, RelativeBlock
-from ehm.encoders import VitSpec
+from ehm.config.encoders import VitSpec
 
 __all__ = ["SimmimVit"]
 

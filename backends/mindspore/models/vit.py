@@ -15,7 +15,7 @@ from ehm.backends.mindspore.models.blocks import Block, Dense, LayerNorm, run_bl
 from ehm.backends.mindspore.models.initial import truncated
 from ehm.backends.mindspore.models.patches import PatchEmbed, with_class_token
 from ehm.backends.mindspore.models.relative import RelativeBlock
-from ehm.encoders import VitSpec
+from ehm.config.encoders import VitSpec
 
 __all__ = ["VisionTransformer", "layer_of"]
 

@@ -15,7 +15,7 @@ from ehm.backends.torch.models.masked import MaskedEncoder, MaskedSwin, MaskedVi
 from ehm.backends.torch.models.patches import take
 from ehm.backends.torch.models.tokenizers import Tokenizer
 from ehm.config import Triple
-from ehm.resample import bicubic
+from ehm.models.resample import bicubic
 
 __all__ = ["BeitSwin", "BeitVit", "VisualTokens"]
 

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from ehm.backends.torch.models.swin import build_swin
 from ehm.backends.torch.models.vit import build_vit
-from ehm.encoders import EncoderSpec, SwinSpec
+from ehm.config.encoders import EncoderSpec, SwinSpec
 from ehm.errors import ConfigError
 
 __all__ = ["build_encoder"]

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d
 
-from ehm.backends.base import Arrays
+from ehm.backends.torch.engine.tensors import load_arrays
 from ehm.backends.torch.models.tokenizers import Tokenizer
-from ehm.backends.torch.tensors import load_arrays
 from ehm.errors import CheckpointError
+from ehm.storage.arrays import Arrays
 
 __all__ = ["DalleEncoder"]
 

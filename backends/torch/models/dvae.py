@@ -13,14 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ehm import checkpoint
-from ehm.backends.base import Arrays
+from ehm.backends.torch.engine.tensors import load_arrays
 from ehm.backends.torch.models.dalle import DalleEncoder
 from ehm.backends.torch.models.tokenizers import DiscreteVae, Tokenizer
-from ehm.backends.torch.tensors import load_arrays
 from ehm.config import TokenizerConfig
 from ehm.errors import CheckpointError, ConfigError
-from ehm.weights import read_safetensors
+from ehm.models.weights import read_safetensors
+from ehm.storage import checkpoint
+from ehm.storage.arrays import Arrays
 
 __all__ = ["build", "load_tokenizer"]
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ehm.backends.torch.models.attention import MaskedBlock, class_attention, mean_attention, patch_similarity
 from ehm.backends.torch.models.patches import embed, patchify, take
-from ehm.encoders import VitSpec, sincos_positions
+from ehm.config.encoders import VitSpec, sincos_positions
 
 __all__ = ["MaskedAutoencoder"]
 

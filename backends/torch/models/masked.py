@@ -15,12 +15,12 @@ from timm.models.beit import Beit
 from timm.models.swin_transformer import SwinTransformer
 from torch import Tensor, nn
 
-from ehm.backends.torch.hierarchy import spread_mask
+from ehm.backends.torch.engine.hierarchy import spread_mask
 from ehm.backends.torch.models.attention import class_attention, mean_attention, patch_similarity
 from ehm.backends.torch.models.patches import embed
 from ehm.backends.torch.models.swin import first_blocks, mean_cells, stage_similarity, swin_sizes
 from ehm.backends.torch.models.vit import vit_sizes
-from ehm.encoders import SwinSpec, VitSpec
+from ehm.config.encoders import SwinSpec, VitSpec
 
 __all__ = ["MaskedEncoder", "MaskedSwin", "MaskedVit"]
 

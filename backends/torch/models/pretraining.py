@@ -8,7 +8,7 @@ from ehm.backends.torch.models.beit import BeitSwin, BeitVit
 from ehm.backends.torch.models.mae import MaskedAutoencoder
 from ehm.backends.torch.models.simmim import SimmimSwin, SimmimVit
 from ehm.config import TrainConfig
-from ehm.encoders import SwinSpec
+from ehm.config.encoders import SwinSpec
 
 __all__ = ["build_model"]
 

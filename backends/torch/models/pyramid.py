@@ -15,8 +15,8 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ehm.backends.torch.models.loading import Loaded, load_model
 from ehm.backends.torch.models.vit import layers_of
-from ehm.backends.torch.weights import Loaded, load_model
 from ehm.config import ModelSource
 from ehm.errors import ConfigError
 

@@ -16,8 +16,8 @@ from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredic
 from torchvision.models.detection.rpn import RPNHead
 from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelMaxPool
 
+from ehm.backends.torch.models.loading import Loaded
 from ehm.backends.torch.models.pyramid import STRIDES, Pyramid, load_pyramid, quarters
-from ehm.backends.torch.weights import Loaded
 from ehm.config import DetectionConfig
 from ehm.errors import ConfigError
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from ehm.backends.torch.models.attention import symmetric
-from ehm.encoders import SwinSpec
+from ehm.config.encoders import SwinSpec
 
 __all__ = ["build_swin", "cell_attention", "first_blocks", "mean_cells", "stage_similarity", "window_attention"]
 

@@ -10,7 +10,7 @@ from timm.models.beit import Beit
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from ehm.encoders import LAYER_SCALE, VitSpec
+from ehm.config.encoders import LAYER_SCALE, VitSpec
 
 __all__ = ["build_vit", "layers_of", "vit_sizes"]
 

@@ -4,7 +4,7 @@ import functools
 
 import torch
 
-from ehm.backends.torch.recording import dtypes_of
+from ehm.backends.torch.diagnosis.recording import dtypes_of
 from torch_npu import generator, npu, record, storage
 
 aten = torch.ops.aten

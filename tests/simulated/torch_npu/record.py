@@ -6,8 +6,8 @@ import os
 import warnings
 from collections import Counter
 
-from ehm.backends.torch.operators import native_operators
-from ehm.backends.torch.recording import call_site
+from ehm.backends.torch.diagnosis.operators import native_operators
+from ehm.backends.torch.diagnosis.recording import call_site
 
 STRICT = os.environ.get("TORCH_NPU_FALLBACK_CPU_DISABLE") == "1"
 NATIVE = native_operators()

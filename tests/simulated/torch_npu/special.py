@@ -2,7 +2,7 @@
 
 import torch
 
-from ehm.backends.torch.recording import dtypes_of
+from ehm.backends.torch.diagnosis.recording import dtypes_of
 from torch_npu import record
 from torch_npu.kernel import aten, kernel
 from torch_npu.storage import CPU, label, relayout, set_, to_cpu, to_npu

@@ -1,0 +1,56 @@
+"""Processes that train one model together, as msrun starts them: parallel data, collectives of MindSpore's target.
+
+msrun says who is who by environment variables (MS_ROLE, MS_WORKER_NUM, DEVICE_ID ...); HCCL serves Ascend, MindSpore's
+own collectives the CPU.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+from mindspore import communication
+from mindspore.mint import distributed
+
+from ehm.backends.base import ALONE, Processes
+from ehm.backends.mindspore.engine.devices import Target, use
+from ehm.errors import BackendError
+
+__all__ = ["join"]
+
+
+@dataclass(frozen=True)
+class MindsporeProcesses:
+    """Implements :class:`ehm.backends.base.Processes` on MindSpore's world group."""
+
+    rank: int
+    size: int
+    local_size: int
+
+    def gather(self, value: Any) -> list[Any]:
+        """See :meth:`ehm.backends.base.Processes.gather`."""
+        values: list[Any] = [None] * self.size
+        distributed.all_gather_object(values, value)
+        return values
+
+
+def join(target: Target) -> Processes:
+    """Take this process's own device of ``target``'s kind, and give all the processes that msrun has started.
+
+    Without msrun: ``target`` as it is, alone. msrun's scheduler never returns from here: it ends with the others.
+    """
+    if os.environ.get("MS_WORKER_NUM", "1") == "1" or "MS_ROLE" not in os.environ:
+        use(target)
+        return ALONE
+    if target.index is not None:
+        raise BackendError(
+            f"--device mindspore:{target.kind}:{target.index}: msrun gives every process a device of its own; use "
+            f"--device mindspore:{target.kind}"
+        )
+    own = os.environ.get("DEVICE_ID")  # the scheduler has none
+    use(Target(target.kind, int(own)) if target.kind == "ascend" and own else target)
+    communication.init()
+    return MindsporeProcesses(
+        communication.get_rank(), communication.get_group_size(), communication.get_local_rank_size()
+    )

@@ -1,0 +1,179 @@
+"""Optimisers as torch has them, each compiled as a whole, and their state as plain arrays."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import mindspore as ms
+import numpy as np
+from mindspore import Parameter, ParameterTuple, Tensor, ops
+
+from ehm.backends.mindspore.engine.tensors import put
+from ehm.errors import CheckpointError
+from ehm.storage.arrays import Arrays
+
+__all__ = ["AdamW", "Momentum", "Optimizer"]
+
+_EPSILON = 1e-8
+
+
+class Optimizer(ABC):
+    """What all share: ``slots`` are names of arrays that each parameter has, with torch's names for them.
+
+    ``scales`` are factors of the learning rate, ``decaying`` says where weight decay applies, both for each parameter.
+    """
+
+    slots: tuple[str, ...]
+    counts: bool
+    """Whether the number of steps is part of the state."""
+
+    def __init__(self, parameters: Mapping[str, Parameter], scales: Sequence[float], decaying: Sequence[bool]) -> None:
+        self._names = tuple(parameters)
+        self.parameters = ParameterTuple(parameters.values())
+        self._scales, self._decaying = tuple(scales), tuple(decaying)
+        self._moments = [self.parameters.clone(prefix=slot, init="zeros") for slot in self.slots]
+        self._count = Parameter(Tensor(0.0, ms.float32), name="step", requires_grad=False)
+        self._update = ms.jit(self._compose())
+
+    def step(self, gradients: Sequence[Tensor], lr: float, weight_decay: float) -> None:
+        """Move the parameters; ``gradients`` come in their order."""
+        self._update(Tensor(lr, ms.float32), Tensor(weight_decay, ms.float32), *gradients)
+
+    def state(self) -> Arrays:
+        """Copies as ``{parameter}/{slot}``, for example ``head.weight/exp_avg``; none before the first step."""
+        arrays: Arrays = {}
+        if self._count.asnumpy() > 0:
+            for slot, moments in zip(self.slots, self._moments, strict=True):
+                for name, moment in zip(self._names, moments, strict=True):
+                    arrays[f"{name}/{slot}"] = moment.asnumpy().copy()
+            if self.counts:
+                arrays |= {f"{name}/step": self._count.asnumpy().copy() for name in self._names}
+        return arrays
+
+    def load(self, arrays: Arrays) -> None:
+        """Put back what :meth:`state`, or torch's optimiser, gave; CheckpointError where something does not fit."""
+        known = {f"{name}/{slot}" for name in self._names for slot in (*self.slots, *(["step"] * self.counts))}
+        for key in arrays:
+            if key not in known:
+                raise CheckpointError(f"the optimiser's {key} belongs to no parameter of this model")
+        if arrays and (missing := known - arrays.keys()):
+            raise CheckpointError(f"the optimiser's {min(missing)} is missing")
+        steps = (
+            {float(arrays[f"{name}/step"]) for name in self._names} if arrays and self.counts else {float(bool(arrays))}
+        )
+        if len(steps) > 1:
+            raise CheckpointError("the optimiser's parameters have not all made the same number of steps")
+        for slot, moments in zip(self.slots, self._moments, strict=True):
+            for name, moment in zip(self._names, moments, strict=True):
+                array = arrays.get(f"{name}/{slot}", np.zeros(moment.shape, np.float32))
+                if array.shape != moment.shape:
+                    raise CheckpointError(f"the optimiser's {name}/{slot} is {array.shape}, not {tuple(moment.shape)}")
+                put(moment, array)
+        put(self._count, np.array(steps.pop(), np.float32))
+
+    @abstractmethod
+    def _compose(self) -> Callable[..., Any]:
+        """The function of a learning rate, a weight decay and gradients that :meth:`step` compiles."""
+
+
+class AdamW(Optimizer):
+    """AdamW (Loshchilov and Hutter, 2019) as torch computes it, in one operator a parameter.
+
+    MindSpore's fused ``AdamWeightDecay``, which both of its targets have, corrects no bias. The corrections m / c1 and
+    v / c2**2 are put into its scalars instead: with r = c2 / c1, a rate of lr * r, an epsilon of eps * c2 and a decay
+    of wd / r make the same step. ``mindspore.experimental.optim.AdamW`` does without, in a dozen operators a parameter
+    and with the memory of a third moment (2.10).
+    """
+
+    slots = ("exp_avg", "exp_avg_sq")
+    counts = True
+
+    def __init__(
+        self,
+        parameters: Mapping[str, Parameter],
+        scales: Sequence[float],
+        decaying: Sequence[bool],
+        betas: tuple[float, float],
+    ) -> None:
+        self._betas = betas
+        super().__init__(parameters, scales, decaying)
+
+    def _compose(self) -> Callable[..., Any]:
+        parameters, count, (firsts, seconds), (beta1, beta2) = self.parameters, self._count, self._moments, self._betas
+        scales, decaying, fused, each = self._scales, self._decaying, ops.AdamWeightDecay(), ops.HyperMap()
+
+        def move(
+            rate: Tensor,
+            decay: Tensor,
+            epsilon: Tensor,
+            parameter: Parameter,
+            first: Parameter,
+            second: Parameter,
+            scale: float,
+            decays: bool,
+            gradient: Tensor,
+        ) -> Any:
+            decay = decay if decays else decay * 0
+            return fused(parameter, first, second, rate * scale, beta1, beta2, epsilon, decay, gradient)
+
+        def update(lr: Tensor, weight_decay: Tensor, *gradients: Tensor) -> Any:
+            step = ops.assign_add(count, 1.0)
+            c1 = 1 - ops.pow(beta1, step)
+            c2 = ops.sqrt(1 - ops.pow(beta2, step))
+            one = ops.partial(move, lr * c2 / c1, weight_decay * c1 / c2, _EPSILON * c2)
+            return each(one, parameters, firsts, seconds, scales, decaying, gradients)
+
+        return update
+
+
+class Momentum(Optimizer):
+    """SGD with momentum 0.9 and, with ``trust``, LARS (You et al., 2017) as in MAE's linear probe.
+
+    LARS scales the update of a matrix by ``trust * |weight| / |update|``; vectors are neither scaled nor decayed.
+    """
+
+    slots = ("momentum_buffer",)
+    counts = False
+
+    def __init__(
+        self,
+        parameters: Mapping[str, Parameter],
+        scales: Sequence[float],
+        decaying: Sequence[bool],
+        trust: float | None = None,
+    ) -> None:
+        self._trust = trust
+        super().__init__(parameters, scales, decaying)
+
+    def _compose(self) -> Callable[..., Any]:
+        parameters, count, (buffers,), trust = self.parameters, self._count, self._moments, self._trust
+        scales, decaying, each = self._scales, self._decaying, ops.HyperMap()
+
+        def move(
+            lr: Tensor,
+            decay: Tensor,
+            parameter: Parameter,
+            buffer: Parameter,
+            scale: float,
+            decays: bool,
+            gradient: Tensor,
+        ) -> Any:
+            change = gradient + parameter * decay if decays else gradient
+            if trust is not None and parameter.ndim > 1:
+                weight, length = _norm(parameter), _norm(change)
+                known = ops.logical_and(weight > 0, length > 0)
+                change = change * ops.select(known, trust * weight / length, ops.ones_like(weight))
+            return ops.assign_add(parameter, ops.assign(buffer, buffer * 0.9 + change) * (-lr * scale))
+
+        def update(lr: Tensor, weight_decay: Tensor, *gradients: Tensor) -> Any:
+            ops.assign_add(count, 1.0)
+            one = ops.partial(move, lr, weight_decay)
+            return each(one, parameters, buffers, scales, decaying, gradients)
+
+        return update
+
+
+def _norm(value: Tensor) -> Tensor:
+    return ops.sqrt(ops.ReduceSum()(ops.square(value)))

@@ -1,0 +1,44 @@
+"""Between NumPy and a device: pixels in, parameters by name in and out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import mindspore as ms
+import numpy as np
+from mindspore import Parameter, Tensor, nn
+from numpy.typing import NDArray
+
+from ehm.storage.arrays import Arrays, check_fit
+
+__all__ = ["Pixels", "load_arrays", "put", "to_arrays"]
+
+
+class Pixels(nn.Cell):
+    """Bytes (B, H, W, 3) -> normalised float32 (B, 3, H, W): bytes travel, the device does the arithmetic."""
+
+    def __init__(self, mean: tuple[float, float, float], std: tuple[float, float, float]) -> None:
+        super().__init__()
+        self.offset, self.scale = (Tensor(np.array(values, np.float32) * 255) for values in (mean, std))
+
+    def construct(self, images: Tensor) -> Tensor:
+        """Normalise ``images``."""
+        return ((images.astype(ms.float32) - self.offset) / self.scale).transpose((0, 3, 1, 2))
+
+
+def to_arrays(cell: nn.Cell) -> Arrays:
+    """Copies of a cell's parameters by name."""
+    return {name: parameter.asnumpy().copy() for name, parameter in cell.parameters_and_names()}
+
+
+def load_arrays(cell: nn.Cell, arrays: Arrays) -> None:
+    """Copy ``arrays`` into a cell; raises CheckpointError naming what is missing, surplus or of another shape."""
+    own = dict(cell.parameters_and_names())
+    check_fit({name: tuple(parameter.shape) for name, parameter in own.items()}, arrays)
+    for name, parameter in own.items():
+        put(parameter, arrays[name])
+
+
+def put(parameter: Parameter, array: NDArray[Any]) -> None:
+    """Set the values of ``parameter``, in its own type."""
+    parameter.set_data(Tensor(np.asarray(array, order="C"), parameter.dtype))

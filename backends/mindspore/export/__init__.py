@@ -1,0 +1,1 @@
+"""Arrays in the form that the ONNX writer takes, from MindSpore."""

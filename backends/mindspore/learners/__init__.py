@@ -1,0 +1,1 @@
+"""One learner for each kind of training with MindSpore."""

@@ -1,0 +1,81 @@
+"""A trained encoder on one MindSpore target, for measurement and pictures.
+
+Shapes: B images of H x W pixels, N patches, D features, L = 1 + N tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import mindspore as ms
+import numpy as np
+from mindspore import Tensor
+from numpy.typing import NDArray
+
+from ehm.backends.mindspore.engine.tensors import Pixels
+from ehm.backends.mindspore.models.blocks import attention_probs, mean_attention, patch_similarity, run_blocks
+from ehm.backends.mindspore.models.loading import load_model
+from ehm.config import ModelSource, SourceConfig
+
+__all__ = ["MindsporeEncoder"]
+
+
+class MindsporeEncoder:
+    """Implements :class:`ehm.backends.base.Encoder`, in float32.
+
+    Pixels are normalised as its weights were trained, unless ``data`` sets it otherwise.
+    """
+
+    def __init__(self, source: ModelSource, data: SourceConfig | None = None) -> None:
+        loaded = load_model(source, seed=0, pool="avg", fc_norm=False)
+        self.model = model = loaded.model
+        model.set_train(False)
+        self.image_size = loaded.spec.image_size
+        self.grid = loaded.spec.grid
+        self.inputs = loaded.inputs if data is None else data.input_spec(loaded.inputs)
+        self.notes = loaded.notes
+        pixels = Pixels(self.inputs.mean, self.inputs.std)
+
+        def features(images: Tensor) -> Tensor:
+            return model.features(pixels(images))
+
+        def similarity(images: Tensor, blocks: int) -> Tensor:
+            return patch_similarity(mean_attention(model.blocks, model.embed(pixels(images)), blocks))
+
+        def tokens(images: Tensor, blocks: int) -> Tensor:
+            return run_blocks(model.blocks[:blocks], model.embed(pixels(images)))[:, 1:]
+
+        def attention(images: Tensor) -> Tensor:
+            before = run_blocks(model.blocks[:-1], model.embed(pixels(images)))
+            return attention_probs(model.blocks[-1], before)
+
+        self._features, self._similarity, self._attention = ms.jit(features), ms.jit(similarity), ms.jit(attention)
+        self._tokens = ms.jit(tokens)
+        self._pixels = pixels
+
+    def features(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """See :meth:`ehm.backends.base.Encoder.features`."""
+        features: NDArray[np.float32] = self._features(Tensor(images)).asnumpy()
+        return features
+
+    def similarity(self, images: NDArray[np.uint8], blocks: int) -> NDArray[np.float32]:
+        """See :meth:`ehm.backends.base.Encoder.similarity`."""
+        similarity: NDArray[np.float32] = self._similarity(Tensor(images), blocks).asnumpy()
+        return similarity
+
+    def tokens(self, images: NDArray[np.uint8], blocks: int) -> NDArray[np.float32]:
+        """See :meth:`ehm.backends.base.Encoder.tokens`."""
+        tokens: NDArray[np.float32] = self._tokens(Tensor(images), blocks).asnumpy()
+        return tokens
+
+    def attention(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """See :meth:`ehm.backends.base.Encoder.attention`."""
+        attention: NDArray[np.float32] = self._attention(Tensor(images)).asnumpy()
+        return attention
+
+    def attentions(self, images: NDArray[np.uint8]) -> Iterator[NDArray[np.float32]]:
+        """See :meth:`ehm.backends.base.Encoder.attentions`."""
+        tokens = self.model.embed(self._pixels(Tensor(images)))
+        for block in self.model.blocks:
+            yield attention_probs(block, tokens).asnumpy()
+            tokens = run_blocks([block], tokens)

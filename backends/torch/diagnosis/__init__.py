@@ -1,0 +1,1 @@
+"""Operators that a step uses, and those that an accelerator has."""

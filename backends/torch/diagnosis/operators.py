@@ -1,0 +1,234 @@
+"""Which operators a run needs, and whether torch-npu 2.14 has them for an Ascend NPU.
+
+An operator runs natively when it is in torch-npu's list (``npu_operators.txt``), or it is structured and its ``.out``
+overload is; it is device-neutral when torch composes it of others. Any other one falls back to the CPU, in the middle
+of a step. Registration proves neither each dtype nor speed; a dtype that is known to be undocumented, or not to exist
+on the device, counts as falling back.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+import ehm.backends.torch
+from ehm.backends.torch.diagnosis.recording import Call, record
+from ehm.config import FinetuneConfig, ProbeConfig, TokenizerConfig, TrainConfig
+from ehm.masking import make_masker
+from ehm.storage import checkpoint
+
+__all__ = ["OperatorRow", "Verdict", "classify", "judge", "native_operators", "record", "report"]
+
+Kind = Literal["native", "neutral", "falls back", "synchronises"]
+
+WAITS = {"_local_scalar_dense", "equal", "masked_select", "nonzero", "unique_consecutive", "unique_dim", "_unique2"}
+"""Native, but what they give has a size or a value that the host waits for."""
+INDEXED = {"index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index"}
+"""These wait where an index is boolean."""
+UNDOCUMENTED = dict.fromkeys(("argsort", "cumsum", "cumsum_", "gather", "index_add", "index_add_", "sort"), "bfloat16")
+"""Operators that order, move or add up values, and what torch-npu does not document that they take on the 910B (list of
+torch's API, 2.13). Others are not held to that list: it leaves bfloat16 out for matmul, too."""
+COMPOSITE = ("CompositeImplicitAutograd", "CompositeExplicitAutograd")
+STRUCTURED = "CompositeExplicitAutogradNonFunctional"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What an NPU does with an operator, and why."""
+
+    kind: Kind
+    reason: str
+
+
+@dataclass(frozen=True)
+class OperatorRow:
+    """One operator, with the dtypes of its tensors, as one place in the code calls it."""
+
+    operator: str
+    dtypes: tuple[str, ...]
+    verdict: Kind
+    site: str
+    reason: str
+
+
+@cache
+def native_operators() -> frozenset[str]:
+    """Operators of torch's ``aten`` with a kernel in torch-npu 2.14, overloads after a dot."""
+    lines = Path(__file__).with_name("npu_operators.txt").read_text(encoding="utf-8").splitlines()
+    return frozenset(line for line in lines if not line.startswith("#"))
+
+
+def classify(name: str, dtypes: tuple[str, ...] = ()) -> Verdict:
+    """What becomes of ``name`` (``add.Tensor``; other namespaces as ``ns::name``) on tensors of ``dtypes``.
+
+    Raises ValueError where torch has no such operator.
+    """
+    base = name.partition(".")[0]
+    if "float64" in dtypes:
+        return Verdict("falls back", "an NPU has no float64: it computes in float32 without a word")
+    for dtype in dtypes:
+        if UNDOCUMENTED.get(base) == dtype:
+            return Verdict("falls back", f"{base} is not documented for {dtype}; float32 is safe")
+    if base in WAITS or (base in INDEXED and "bool" in (dtypes[1:] or dtypes)):
+        return Verdict("synchronises", "the host waits for a value or a size")
+    if name.startswith("_scaled_dot_product"):  # which kernel that is differs between devices
+        return Verdict("native", "one scaled_dot_product_attention there")
+    return _structure(name)
+
+
+@cache
+def _structure(name: str) -> Verdict:
+    """Of the list, or composed of others?"""
+    qualified = name if "::" in name else f"aten::{name}"
+    if name in native_operators():
+        return Verdict("native", "in torch-npu's list")
+    try:
+        composite = any(torch._C._dispatch_has_kernel_for_dispatch_key(qualified, key) for key in COMPOSITE)
+        structured = torch._C._dispatch_has_kernel_for_dispatch_key(qualified, STRUCTURED)
+    except RuntimeError:
+        raise ValueError(f"{name}: torch {torch.__version__} has no such operator") from None
+    if composite:
+        return Verdict("neutral", "composed of other operators")
+    if structured:
+        out = _out(qualified)
+        if out in native_operators():
+            return Verdict("native", f"through {out}")
+        if out is None or _structure(out).kind == "neutral":
+            return Verdict("neutral", "composed of other operators")
+    return Verdict("falls back", "no kernel in torch-npu 2.14")
+
+
+def _out(qualified: str) -> str | None:
+    """The overload that writes what ``qualified`` returns into arguments of the same types, if there is one."""
+    own = torch._C._get_schema(*_split(qualified))
+    base = qualified.removeprefix("aten::").partition(".")[0].removesuffix("_")
+    wanted = [(value.name, str(value.type)) for value in own.arguments]
+    for overload in getattr(torch.ops.aten, base).overloads():
+        schema = getattr(getattr(torch.ops.aten, base), overload)._schema
+        given = [(value.name, str(value.type)) for value in schema.arguments if not value.is_out]
+        if len(given) < len(schema.arguments) and given == wanted:
+            return f"{base}.{overload}"
+    return None
+
+
+def _split(qualified: str) -> tuple[str, str]:
+    base, _, overload = qualified.partition(".")
+    return base, overload
+
+
+def judge(calls: Iterable[Call]) -> list[OperatorRow]:
+    """A row for each call that :func:`record` saw; what would fall back comes first, then what waits."""
+    rows = set()
+    for call in calls:
+        verdict = classify(call.operator, call.dtypes)
+        if call.waits and verdict.kind != "falls back":
+            verdict = Verdict("synchronises", "a copy between host and device that the host waits for")
+        rows.add(OperatorRow(call.operator, call.dtypes, verdict.kind, call.site, verdict.reason))
+    order: list[Kind] = ["falls back", "synchronises", "native", "neutral"]
+    return sorted(rows, key=lambda row: (order.index(row.verdict), row.operator, row.site, row.dtypes))
+
+
+def report(device: str) -> list[OperatorRow]:
+    """Run tiny steps on ``device`` in each of its dtypes and say of every operator what an NPU makes of it.
+
+    Pretraining with random masks, with those by the class token's attention, and with evolved ones, built on the host
+    and on the device, by each objective; fine-tuning of each encoder and a probe, with the logits that they are
+    measured by. Raises BackendError where ``device`` is not there.
+    """
+    backend = ehm.backends.torch.backend(device)
+    calls: Counter[Call] = Counter()
+    for dtype in backend.info().dtypes:
+        for masking, build in _MASKINGS:
+            calls += _pretrain(backend, dtype, masking, build, "mae", _VIT)
+        calls += _pretrain(backend, dtype, "evolved", "device", "simmim", _SWIN)
+        with TemporaryDirectory() as folder:
+            beit = _VIT | {"tokenizer": _tokenizer(backend, Path(folder))}
+            calls += _pretrain(backend, dtype, "evolved", "device", "beit", beit)
+        for model in (_VIT, _SWIN):
+            calls += _classify(backend, FinetuneConfig, dtype, model)
+        calls += _classify(backend, ProbeConfig, dtype, _VIT)
+    return judge(calls)
+
+
+_MASKINGS: tuple[tuple[str, Literal["host", "device"]], ...] = (
+    ("random", "host"),
+    ("attmask_high", "host"),
+    ("evolved", "host"),
+    ("evolved", "device"),
+)
+_VIT: dict[str, Any] = {"encoder": "vit_tiny", "patch_size": 8, "width": 24, "depth": 2, "heads": 2}
+_SWIN: dict[str, Any] = {"encoder": "swin_tiny", "patch_size": 2, "width": 8, "depth": [2, 2, 1], "heads": [1, 2, 2]}
+_OPTIM = {"batch_size": 4, "epochs": 1, "warmup_epochs": 0, "accumulate": 2, "clip_grad": 1.0}
+
+
+def _pretrain(
+    backend: Any,
+    dtype: str,
+    masking: str,
+    build: Literal["host", "device"],
+    objective: str,
+    model: Mapping[str, Any],
+) -> Counter[Call]:
+    sizes = dict(model)
+    decoder = {"decoder_width": 16, "decoder_depth": 1, "decoder_heads": 2}
+    config = TrainConfig.model_validate(
+        {
+            "objective": objective,
+            "encoder": sizes.pop("encoder"),
+            "image_size": 32,
+            "patch_size": sizes.pop("patch_size"),
+            "masking": masking,
+            "model": {**sizes, **decoder},
+            "mask": {"blocks": 3, "build": build, "unit": 8 if objective == "mae" else 16},
+            "optim": {**_OPTIM, "ema_decay": 0.9, "dtype": dtype},
+            "run": {"grad_checkpointing": build == "device"},
+        }
+    )
+    learner = backend.learner(config)
+    masker = make_masker(masking, config.masks, config.units, build)
+    batch = _Batch(np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), dtype=np.uint8))
+    with record(backend.name) as calls:
+        for step in range(2):  # the first one also makes the optimiser's state
+            mask, _ = masker(learner, batch, 0.5, np.random.default_rng(step))
+            learner.train_step(batch.images, mask, 1e-3, 0.05)
+    return calls
+
+
+def _tokenizer(backend: Any, folder: Path) -> str:
+    """An untrained tokenizer, saved in ``folder``."""
+    config = TokenizerConfig(vocabulary=16, width=8)
+    meta = {"kind": "tokenizer", "step": 0, "epoch": 0, "config": config.model_dump(mode="json")}
+    return str(checkpoint.save(folder, backend.tokenizer(config).state(), meta))
+
+
+def _classify(backend: Any, kind: type[FinetuneConfig], dtype: str, model: Mapping[str, Any]) -> Counter[Call]:
+    settings = {"model": {**model, "image_size": 32, "drop_path": 0.1}, "optim": {**_OPTIM, "dtype": dtype}}
+    classifier = backend.classifier(kind.model_validate(settings), 3)
+    images = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), dtype=np.uint8)
+    targets = np.eye(3, dtype=np.float32)[[0, 1, 2, 0]]
+    with record(backend.name) as calls:
+        for _ in range(2):
+            classifier.train_step(images, targets, 1e-3, 0.05)
+        classifier.logits(images)
+    return calls
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """What a masker needs of a batch: all of its rows."""
+
+    images: NDArray[np.uint8]
+    first: int = 0
+
+    @property
+    def total(self) -> int:
+        return len(self.images)

@@ -1,0 +1,1 @@
+"""Devices, processes, optimisers and the training step of the torch backend."""

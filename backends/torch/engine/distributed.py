@@ -1,0 +1,206 @@
+"""Processes that train one model together, as torchrun starts them: one for each device, one machine or several.
+
+torchrun says who is who by environment variables (RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR,
+MASTER_PORT); the collectives are those of the device (nccl, hccl, gloo).
+"""
+
+from __future__ import annotations
+
+import atexit
+import gc
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from ehm.backends.base import ALONE, Processes
+from ehm.backends.torch.engine.devices import FACTS, device_module
+from ehm.errors import BackendError
+
+__all__ = [
+    "average_norms",
+    "gathered",
+    "join",
+    "like",
+    "mean",
+    "shards",
+    "synchronised",
+    "unsharded",
+    "with_common_norms",
+    "wrap",
+]
+
+_PASSES = ("embed", "similarity", "features", "saliency")
+"""Methods of a model that are called beside ``forward``, and need its parameters whole too."""
+_NEEDED = ("RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+@dataclass(frozen=True)
+class TorchProcesses:
+    """Implements :class:`ehm.backends.base.Processes` on torch's default process group."""
+
+    rank: int
+    size: int
+    local_size: int
+
+    def gather(self, value: Any) -> list[Any]:
+        """See :meth:`ehm.backends.base.Processes.gather`."""
+        values = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
+
+
+def join(device: torch.device) -> tuple[torch.device, Processes]:
+    """This process's own device among those that torchrun has started processes for, and all these processes.
+
+    Without torchrun: ``device``, alone. Raises BackendError where the environment is incomplete or has more processes
+    than there are devices.
+    """
+    world = os.environ.get("WORLD_SIZE", "1")
+    if world == "1":
+        if device.type != "cpu":
+            device = torch.device(device.type, device.index or 0)
+            device_module(device).set_device(device)
+        return device, ALONE
+    missing = [name for name in _NEEDED if name not in os.environ]
+    if missing:
+        raise BackendError(f"WORLD_SIZE is {world}, but {', '.join(missing)} is not set: torchrun sets all of them")
+    if device.type != "cpu":
+        device = _own(device, int(os.environ["LOCAL_RANK"]))
+    if not dist.is_initialized():
+        dist.init_process_group(FACTS[device.type].distributed)
+        atexit.register(_leave)
+    return device, TorchProcesses(dist.get_rank(), dist.get_world_size(), int(os.environ["LOCAL_WORLD_SIZE"]))
+
+
+def _own(device: torch.device, local_rank: int) -> torch.device:
+    if device.index is not None:
+        raise BackendError(
+            f"--device {device}: torchrun gives every process a device of its own; use --device {device.type}"
+        )
+    count = torch.accelerator.device_count()
+    if local_rank >= count:
+        variable = FACTS[device.type].visible_devices
+        hidden = f" ({variable} may hide others)" if variable else ""
+        raise BackendError(
+            f"--device {device.type}: process {local_rank} of this machine has none: it has {count}{hidden}"
+        )
+    own = torch.device(device.type, local_rank)
+    device_module(own).set_device(own)
+    return own
+
+
+def _leave() -> None:
+    """End the group while Python still runs.
+
+    A process was seen to abort after its work, in FSDP ("terminate called without an active exception"): modules there
+    refer to each other, and what they hold may otherwise live until the interpreter is torn down.
+    """
+    if dist.is_initialized():
+        dist.destroy_process_group()
+        gc.collect()
+
+
+def mean(value: Tensor, processes: Processes) -> Tensor:
+    """``value`` averaged over all processes; stays on the device."""
+    if processes.size == 1:
+        return value
+    total = value.clone()
+    dist.all_reduce(total)
+    return total / processes.size
+
+
+def shards(parallel: Literal["ddp", "fsdp"], processes: Processes) -> bool:
+    """Whether parameters are spread over ``processes``."""
+    return parallel == "fsdp" and processes.size > 1
+
+
+def wrap(model: nn.Module, parallel: Literal["ddp", "fsdp"], processes: Processes, device: torch.device) -> nn.Module:
+    """``model``, whose backward pass averages gradients over all processes.
+
+    ``ddp`` keeps a copy of everything in each process. ``fsdp`` (FSDP2) shards parameters, gradients and the
+    optimiser's state, block by block, and changes ``model`` itself: make the optimiser afterwards.
+    """
+    if processes.size == 1:
+        return model
+    if parallel == "ddp":
+        return DistributedDataParallel(model, gradient_as_bucket_view=True)
+    _shard(model, processes, device)
+    return model
+
+
+def with_common_norms(model: nn.Module, processes: Processes, device: torch.device) -> nn.Module:
+    """``model``, whose batch norms take their moments over all ``processes`` where the device can, else over each's."""
+    if processes.size == 1 or not FACTS[device.type].synchronises_norms:
+        return model
+    return nn.SyncBatchNorm.convert_sync_batchnorm(model)
+
+
+def average_norms(model: nn.Module, processes: Processes) -> None:
+    """Give batch norms that each process feeds by itself the mean of all ``processes``' running moments.
+
+    All evaluate the same model then, and it is the one that is saved.
+    """
+    if processes.size == 1:
+        return
+    own = [part for part in model.modules() if type(part) is nn.BatchNorm2d]
+    moments = [value for part in own for value in (part.running_mean, part.running_var) if value is not None]
+    if moments:
+        common = mean(torch.cat(moments), processes)
+        for value, shared in zip(moments, common.split([len(value) for value in moments]), strict=True):
+            value.copy_(shared)
+
+
+def _shard(model: nn.Module, processes: Processes, device: torch.device) -> None:
+    mesh = init_device_mesh(device.type, (processes.size,))
+    for module in list(model.children()):
+        if isinstance(module, (nn.ModuleList, nn.Sequential)):
+            for block in module:
+                if any(block.children()):  # not a single layer, whose parameters may be read beside its forward
+                    fully_shard(block, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    for name in _PASSES:
+        if hasattr(model, name):
+            register_fsdp_forward_method(model, name)
+
+
+def synchronised(module: nn.Module, last: bool) -> AbstractContextManager[object]:
+    """Around the passes of one part of a batch: gradients travel once, after the ``last`` part."""
+    if isinstance(module, DistributedDataParallel) and not last:
+        return module.no_sync()
+    if isinstance(module, FSDPModule):
+        module.set_requires_gradient_sync(last)
+    return nullcontext()
+
+
+@contextmanager
+def unsharded(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """The whole parameters of FSDP's ``modules``, for code that reads them beside their ``forward``."""
+    sharded = [module for module in modules if isinstance(module, FSDPModule)]
+    for module in sharded:
+        module.unshard()
+    try:
+        yield
+    finally:
+        for module in sharded:
+            module.reshard()
+
+
+def gathered(value: Tensor) -> Tensor:
+    """A parameter or a state of the optimiser, whole; where it is sharded every process must call this."""
+    return value.full_tensor() if isinstance(value, DTensor) else value
+
+
+def like(value: Tensor, own: Tensor) -> Tensor:
+    """``value`` on the device of ``own`` and sharded as it is."""
+    value = value.to(own.device)
+    return distribute_tensor(value, own.device_mesh, own.placements) if isinstance(own, DTensor) else value

@@ -1,0 +1,290 @@
+"""From similarity to mask on a torch device, equal to :mod:`ehm.masking` on the host.
+
+All pairs of clusters that are each other's nearest are merged at once, in rounds: average linkage is reducible (no
+merge brings anything nearer to a cluster than its nearest neighbour was), so that the trees are those of the greedy
+loop (Eq. 5-13). Among equal similarities the lowest column is the nearest. Then the best pair of an image, and of
+equally good ones the first, is always mutual: every round merges something.
+
+A cluster stays in the column of its smallest leaf. So a merge empties one column, every column but the first is
+emptied once, and what is known of the merge is written there by ``where``: nothing is scattered. Shapes depend on one
+number, the most clusters that any image has left. It is read from the device every few rounds, to stop and to halve
+the matrix; this read waits for the device, and is the only one. float32 throughout, int64 only as indices.
+
+Shapes: B images, N patches, M = 2N - 1 nodes, W columns in use, K facts about each.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ehm.backends.torch.engine.tensors import upload
+from ehm.masking.schedule import masking_level
+from ehm.masking.static import masked_count
+
+__all__ = [
+    "DeviceHierarchy",
+    "balance",
+    "build_hierarchy",
+    "hierarchical_mask",
+    "split_mask",
+    "spread_mask",
+    "statistics",
+]
+
+ROUNDS = 8
+"""Rounds of merging between two reads of the number of clusters."""
+
+MOST = 4096
+"""Patches up to which N^2 is exact in float32."""
+
+EMPTY = -1e30
+"""Similarity to a column that is empty, and of a cluster to itself: below every real one, and its means are finite."""
+
+LEAF, NODE, SIZE, LEVEL, LOW = range(5)
+"""Of a cluster: its smallest leaf, its identity, size and level, and the lowest similarity merged within it."""
+LEFT, RIGHT, ROUND = 0, 1, 5
+"""Of a merge, in the column that it emptied: the identities of both clusters and when; the rest as of the new one."""
+
+
+@dataclass(frozen=True, eq=False)
+class DeviceHierarchy:
+    """Binary trees over the patches of B images, in tensors of one device, numbered as :class:`ehm.masking.Hierarchy`.
+
+    ``parent`` (B, M) int64, -1 at the root; ``level`` and ``size`` (B, M) int32; ``similarity`` (B, M) float32, NaN at
+    leaves. Also ``sibling`` (B, M) int64, the other child of the same parent (the root is its own), and ``identity``
+    (B, M) int64, by which :func:`hierarchical_mask` takes ``ranks``.
+    """
+
+    parent: Tensor
+    level: Tensor
+    size: Tensor
+    similarity: Tensor
+    sibling: Tensor
+    identity: Tensor
+
+    @property
+    def height(self) -> Tensor:
+        """Level of the root (B,) int32."""
+        return self.level[:, -1]
+
+    @property
+    def patches(self) -> int:
+        """Number of patches, N."""
+        return (self.parent.shape[1] + 1) // 2
+
+
+@torch.no_grad()
+def balance(similarity: Tensor, iterations: int = 20) -> Tensor:
+    """As :func:`ehm.masking.balance`, but for rounding: (B, N, N), symmetric and not negative -> (B, N, N) float32."""
+    if iterations < 1:
+        raise ValueError(f"iterations must be at least 1, not {iterations}")
+    _check(similarity)
+    off = similarity.float().masked_fill(_diagonal(similarity), 0)
+    scale = torch.ones_like(off[:, 0])
+    for _ in range(iterations):
+        total = (off * scale[:, None]).sum(dim=2) * scale  # no matrix product: TF32, HF32 and autocast round those
+        scale = scale / total.masked_fill(total <= 0, 1).sqrt()
+    return off * (scale[:, :, None] * scale[:, None])
+
+
+@torch.no_grad()
+def build_hierarchy(similarity: Tensor) -> DeviceHierarchy:
+    """Merge the two most similar parts of each image until one is left: (B, N, N) -> B binary trees.
+
+    As :func:`ehm.masking.build_hierarchy`, which computes in float64: the trees are equal unless two similarities that
+    compete, for a merge or for a place in the order of merging, are within the rounding of float32. Raises ValueError
+    for what is not (B, N, N) with B >= 1 and 2 <= N <= 4096, or not finite.
+    """
+    _check(similarity)
+    batch, n = similarity.shape[:2]
+    similarity = similarity.float()
+    finite = similarity.abs().amax(dim=(1, 2)) < -EMPTY / 2
+    similarity = (similarity + similarity.transpose(1, 2)) / 2
+    similarity = similarity.masked_fill(_diagonal(similarity), EMPTY)
+    leaf = torch.arange(n, dtype=torch.float32, device=similarity.device).expand(batch, n)
+    one, zero = torch.ones_like(leaf), torch.zeros_like(leaf)
+    facts = torch.stack([leaf, leaf, one, one, -EMPTY * one, zero], dim=1)  # (B, K, W)
+    gone = zero > 0
+    wider: list[tuple[Tensor, Tensor]] = []
+    rounds, left = 0, n
+    while left > 1 and rounds < n - 1:
+        for _ in range(min(ROUNDS, n - 1 - rounds)):
+            rounds += 1
+            similarity, facts, gone = _merge(similarity, facts, gone, n, rounds)
+        left = int((~gone).sum(dim=1, dtype=torch.float32).masked_fill(~finite, n).max().item())
+        width = facts.shape[2]
+        while (width + 1) // 2 >= left > 1:
+            width = (width + 1) // 2
+        if width < facts.shape[2]:
+            wider.append((facts, gone))
+            similarity, facts, gone = _narrow(similarity, facts, gone, width)
+    if left > 1:
+        raise ValueError(f"similarity must be finite, and below {-EMPTY / 2:g} in magnitude")
+    for outer, went in reversed(wider):  # a column that was not empty when the matrix was halved was emptied later
+        place = ((~went).cumsum(dim=1, dtype=torch.float32) - 1).clamp(0, facts.shape[2] - 1).long()
+        facts = torch.where(went[:, None], outer, _columns(facts, place))
+    return _number(facts)
+
+
+def _merge(similarity: Tensor, facts: Tensor, gone: Tensor, n: int, rounds: int) -> tuple[Tensor, Tensor, Tensor]:
+    """One round: unite all columns that are each other's nearest; the right one of a pair is emptied."""
+    nearest, partner = similarity.max(dim=2)  # the first of equal ones, as torch promises
+    index = torch.arange(partner.shape[1], device=partner.device)
+    mutual = partner.gather(1, partner) == index  # an empty column's is 0, which is never empty
+    grows, goes = mutual & (partner > index), mutual & (partner < index)
+
+    other = _columns(facts, partner)
+    size = facts[:, SIZE] + other[:, SIZE]
+    rest = [
+        size,
+        torch.maximum(facts[:, LEVEL], other[:, LEVEL]) + 1,
+        torch.minimum(nearest, torch.minimum(facts[:, LOW], other[:, LOW])),  # rounding must not lift it above a part's
+        torch.full_like(size, rounds),
+    ]
+    whole = torch.stack([facts[:, LEAF], n - 1 + other[:, LEAF], *rest], dim=1)
+    merge = torch.stack([other[:, NODE], facts[:, NODE], *rest], dim=1)
+    facts = torch.where(goes[:, None], merge, torch.where(grows[:, None], whole, facts))
+
+    # means over leaf pairs, rows and then columns (Eq. 7, by the formula of Lance and Williams, 1967)
+    share = (other[:, SIZE] / size).masked_fill(~grows, 0)[:, :, None]
+    rows = (partner + index.shape[0] * torch.arange(len(partner), device=partner.device)[:, None]).flatten()
+    rows_met = _toward(similarity, rows, share).transpose(1, 2).contiguous()
+    both_met = _toward(rows_met, rows, share)
+    similarity = torch.maximum(both_met, both_met.transpose(1, 2))  # symmetric to the last bit
+    empty = goes[:, :, None] | goes[:, None] | _diagonal(similarity)
+    return similarity.masked_fill_(empty, EMPTY), facts, gone | goes
+
+
+def _toward(similarity: Tensor, rows: Tensor, share: Tensor) -> Tensor:
+    """Move every row by ``share`` (B, W, 1) to the row of ``rows`` (B * W)."""
+    there = similarity.flatten(0, 1).index_select(0, rows)
+    return torch.lerp(similarity, there.view_as(similarity), share)
+
+
+def _narrow(similarity: Tensor, facts: Tensor, gone: Tensor, width: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Keep ``width`` columns: those in use in their order, then empty ones."""
+    n = gone.shape[1]
+    key = gone.float() * n + torch.arange(n, dtype=torch.float32, device=gone.device)
+    kept = key.argsort(dim=1)[:, :width]
+    rows = (kept + n * torch.arange(len(kept), device=kept.device)[:, None]).flatten()
+    for _ in range(2):
+        similarity = similarity.flatten(0, 1).index_select(0, rows).unflatten(0, kept.shape)
+        similarity = similarity.transpose(1, 2).contiguous()
+    return similarity, _columns(facts, kept), gone.gather(1, kept)
+
+
+def _number(facts: Tensor) -> DeviceHierarchy:
+    """Number nodes in order of merging, from the facts (B, K, N) of all merges; column 0 is the root."""
+    batch, _, n = facts.shape
+    merges = facts[:, :, 1:]
+    low = merges[:, LOW]
+    when = merges[:, ROUND] * n + torch.arange(n - 1, device=facts.device, dtype=torch.float32)
+    higher = low[:, :, None] > low[:, None]
+    tied = (low[:, :, None] == low[:, None]) & (when[:, :, None] < when[:, None])
+    leaf = torch.arange(n, dtype=torch.float32, device=facts.device).expand(batch, n)
+    number = torch.cat([leaf, n + (higher | tied).sum(dim=1, dtype=torch.float32)], dim=1)  # by identity
+    identity = number.argsort(dim=1)
+
+    # every node is the left or the right child of one merge, or the root
+    root = facts[:, NODE, :1]
+    place = torch.cat([merges[:, LEFT], merges[:, RIGHT], root], dim=1).argsort(dim=1)
+    parent = torch.cat([number[:, n:], number[:, n:], torch.full_like(root, -1)], dim=1)
+    sibling = torch.cat([merges[:, RIGHT], merges[:, LEFT], root], dim=1)
+    sibling = number.gather(1, sibling.long())
+    one = torch.ones_like(leaf)
+    rows = [
+        parent.gather(1, place),
+        sibling.gather(1, place),
+        torch.cat([one, merges[:, LEVEL]], dim=1),
+        torch.cat([one, merges[:, SIZE]], dim=1),
+        torch.cat([math.nan * one, low], dim=1),
+    ]
+    parent, sibling, level, size, similarity = _columns(torch.stack(rows, dim=1), identity).unbind(dim=1)
+    return DeviceHierarchy(parent.long(), level.int(), size.int(), similarity, sibling.long(), identity)
+
+
+@torch.no_grad()
+def hierarchical_mask(tree: DeviceHierarchy, depth: float, ratio: float, ranks: Tensor) -> Tensor:
+    """Hide parts at ``depth`` in [0, 1] until round(ratio * N) patches are hidden: (B, N) bool, True = masked.
+
+    As :func:`ehm.masking.hierarchical_mask`, and equal to it for the same trees and ``ranks`` (B, M) int32, on the
+    device of the trees, of :func:`ehm.masking.masks.draw_ranks`. Raises ValueError as that does.
+    """
+    n = tree.patches
+    count = masked_count(ratio, n)
+    if ranks.shape != tree.parent.shape:
+        raise ValueError(f"ranks must have shape {tuple(tree.parent.shape)}, not {tuple(ranks.shape)}")
+    _, part, inside = _parts(tree, depth)
+    rank = ranks.gather(1, tree.identity)
+    size = tree.size.float()
+
+    order = rank.float().argsort(dim=1)
+    taken = size.masked_fill(~part, 0).gather(1, order)
+    start = (taken.cumsum(dim=1) - taken).gather(1, rank.long())  # leaves of the parts taken before
+
+    # leaves of a part walked before a node: of first siblings, its own and those above it, by pointer jumping
+    second = inside & (rank.gather(1, tree.sibling) < rank)
+    before = size.gather(1, tree.sibling).masked_fill(~second, 0)
+    top = torch.where(inside, tree.parent, torch.arange(ranks.shape[1], device=ranks.device))
+    for _ in range(math.ceil(math.log2(n))):
+        before = before + before.gather(1, top)
+        top = top.gather(1, top)
+    return before[:, :n] + start.gather(1, top[:, :n]) < count
+
+
+@torch.no_grad()
+def statistics(tree: DeviceHierarchy, depth: float) -> dict[str, Tensor]:
+    """What :class:`ehm.masking.Masker` logs of trees and parts at ``depth`` in [0, 1], as tensors without dimension."""
+    limit, part, _ = _parts(tree, depth)
+    return {
+        "mask_level": limit.float().mean(),
+        "tree_height": tree.height.float().mean(),
+        "parts": part.sum(dim=1, dtype=torch.float32).mean(),
+        "largest_part": tree.size.float().masked_fill(~part, 0).amax(dim=1).mean() / tree.patches,
+    }
+
+
+def split_mask(mask: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Indices of the visible and the ``count`` masked patches, and each patch's place among both: three of (B, N).
+
+    ``mask`` is (B, N) bool, with ``count`` True in every row.
+    """
+    n = mask.shape[1]
+    key = mask.float() * n + torch.arange(n, dtype=torch.float32, device=mask.device)
+    order = key.argsort(dim=1)
+    return order[:, : n - count], order[:, n - count :], order.float().argsort(dim=1)
+
+
+def spread_mask(mask: Tensor, units: tuple[int, int], factor: int) -> Tensor:
+    """A mask of units as one of tokens, ``factor`` x ``factor`` to a unit: (B, h * w) -> (B, N)."""
+    down, across = units
+    return mask.view(-1, down, 1, across, 1).expand(-1, -1, factor, -1, factor).flatten(1)
+
+
+def _parts(tree: DeviceHierarchy, depth: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Masking level of each image (B, 1) int32, which nodes are parts at it, and which lie within one (B, M)."""
+    levels = masking_level(depth, np.arange(1, tree.patches + 1, dtype=np.int32))  # by height
+    table = upload(levels, tree.parent.device)
+    limit = table.index_select(0, tree.height - 1)[:, None]
+    inside = (tree.parent >= 0) & (tree.level.gather(1, tree.parent.clamp(min=0)) <= limit)
+    return limit, (tree.level <= limit) & ~inside, inside
+
+
+def _columns(facts: Tensor, index: Tensor) -> Tensor:
+    """Columns ``index`` (B, V) of ``facts`` (B, K, W): (B, K, V)."""
+    return facts.gather(2, index[:, None].expand(-1, facts.shape[1], -1))
+
+
+def _diagonal(similarity: Tensor) -> Tensor:
+    return torch.eye(similarity.shape[1], dtype=torch.bool, device=similarity.device)
+
+
+def _check(similarity: Tensor) -> None:
+    shape = tuple(similarity.shape)
+    if len(shape) != 3 or shape[1] != shape[2] or shape[0] < 1 or not 2 <= shape[1] <= MOST:
+        raise ValueError(f"similarity must have shape (B, N, N) with B >= 1 and 2 <= N <= {MOST}, not {shape}")

@@ -1,0 +1,129 @@
+"""Parameter groups (who decays, layer-wise learning rates), LARS, and an optimiser's state as plain arrays.
+
+The learning rate and the weight decay of a step come from the caller: a group keeps its own two factors, ``lr_scale``
+and ``decays``, and :func:`set_rates` applies them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from ehm.backends.common import decays
+from ehm.backends.torch.engine.distributed import gathered, like
+from ehm.errors import CheckpointError
+from ehm.storage.arrays import Arrays
+
+__all__ = ["LARS", "load_optimizer_arrays", "optimizer_arrays", "param_groups", "set_rates"]
+
+NamedParameters = Iterable[tuple[str, nn.Parameter]]
+
+
+def param_groups(
+    named_parameters: NamedParameters,
+    no_decay: Collection[str] = (),
+    layer_decay: float = 1.0,
+    layers: Mapping[str, int] | None = None,
+) -> list[dict[str, Any]]:
+    """Groups for a torch optimiser, each with ``lr_scale`` (float) and ``decays`` (bool) beside its ``params``.
+
+    ``layers`` gives each parameter's layer, 0 nearest to the pixels. With L the last one, layer i learns at
+    ``layer_decay ** (L - i)`` of the rate and the head at all of it (BEiT, and MAE's ``lr_decay.py``).
+    Parameters that take no gradient are left out.
+    """
+    layers = layers or {}
+    last = max(layers.values(), default=0)
+    groups: dict[tuple[int, bool], dict[str, Any]] = {}
+    for name, parameter in named_parameters:
+        if not parameter.requires_grad:
+            continue
+        layer, decaying = layers.get(name, last), decays(name, parameter.ndim, no_decay)
+        scale = layer_decay ** (last - layer)
+        group = groups.setdefault((layer, decaying), {"params": [], "lr_scale": scale, "decays": decaying})
+        group["params"].append(parameter)
+    return list(groups.values())
+
+
+def set_rates(optimizer: Optimizer, lr: float, weight_decay: float) -> None:
+    """Set this step's learning rate and weight decay on groups made by :func:`param_groups`."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group["lr_scale"]
+        group["weight_decay"] = weight_decay if group["decays"] else 0.0
+
+
+class LARS(Optimizer):
+    """Layer-wise adaptive rates (You et al., 2017) as in MAE's linear probe: vectors are neither scaled nor decayed."""
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float = 0.0,
+        weight_decay: float = 0.0,
+        momentum: float = 0.9,
+        trust_coefficient: float = 0.001,
+    ) -> None:
+        defaults = {
+            "lr": lr,
+            "weight_decay": weight_decay,
+            "momentum": momentum,
+            "trust_coefficient": trust_coefficient,
+        }
+        super().__init__(params, defaults)
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Move every parameter by ``lr`` times the momentum of its (scaled) gradient."""
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                update = parameter.grad
+                if parameter.ndim > 1:
+                    update = update.add(parameter, alpha=group["weight_decay"])
+                    weight_norm, update_norm = parameter.norm(), update.norm()
+                    ratio = group["trust_coefficient"] * weight_norm / update_norm
+                    known = (weight_norm > 0) & (update_norm > 0)
+                    update = update * torch.where(known, ratio, torch.ones_like(ratio))
+                state = self.state[parameter]
+                if "momentum_buffer" not in state:
+                    state["momentum_buffer"] = torch.zeros_like(parameter)
+                momentum = state["momentum_buffer"].mul_(group["momentum"]).add_(update)
+                parameter.add_(momentum, alpha=-group["lr"])
+
+
+def optimizer_arrays(optimizer: Optimizer, named_parameters: NamedParameters) -> Arrays:
+    """Copies of an optimiser's tensors as ``{parameter name}/{slot}``, for example ``head.weight/exp_avg``."""
+    arrays: Arrays = {}
+    for name, parameter in named_parameters:
+        for slot, value in optimizer.state.get(parameter, {}).items():
+            if isinstance(value, Tensor):
+                arrays[f"{name}/{slot}"] = np.array(gathered(value.detach()).cpu().numpy(), copy=True)
+    return arrays
+
+
+def load_optimizer_arrays(
+    optimizer: Optimizer, named_parameters: NamedParameters, arrays: Mapping[str, np.ndarray[Any, Any]]
+) -> None:
+    """Put back what :func:`optimizer_arrays` gave; raises CheckpointError on a name or a shape that does not fit."""
+    parameters = dict(named_parameters)
+    # torch keeps the step count on the host, except for kernels that read it on the device
+    on_device = any(group.get("fused") or group.get("capturable") for group in optimizer.param_groups)
+    optimizer.state.clear()
+    for key, array in arrays.items():
+        name, _, slot = key.rpartition("/")
+        parameter = parameters.get(name)
+        if parameter is None:
+            raise CheckpointError(f"the optimiser's {key} belongs to no parameter of this model")
+        value = torch.from_numpy(np.array(array, copy=True))
+        if value.ndim and value.shape != parameter.shape:
+            raise CheckpointError(f"the optimiser's {key} is {tuple(value.shape)}, not {tuple(parameter.shape)}")
+        if value.ndim:
+            value = like(value, parameter)
+        elif on_device:
+            value = value.to(parameter.device)
+        optimizer.state[parameter][slot] = value

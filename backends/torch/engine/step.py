@@ -1,0 +1,152 @@
+"""What every training step does around its loss: precision, accumulation, clipping, compilation and processes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from shutil import which
+from typing import Any, SupportsFloat
+
+import numpy as np
+import torch
+from timm.models.beit import Block as BeitBlock
+from timm.models.swin_transformer import SwinTransformerBlock
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils.checkpoint import checkpoint
+
+from ehm.backends.base import Processes
+from ehm.backends.common import SCALE, TRACKER, chunks
+from ehm.backends.torch.engine.devices import FACTS, arithmetic, autocast
+from ehm.backends.torch.engine.distributed import gathered, mean, shards, synchronised, wrap
+from ehm.backends.torch.engine.optim import load_optimizer_arrays, optimizer_arrays, set_rates
+from ehm.config import OptimConfig, RunConfig
+from ehm.errors import BackendError
+from ehm.storage.arrays import Arrays
+
+__all__ = ["Training", "recompute", "reproducible", "seeded"]
+
+_BLOCKS = (Block, BeitBlock, SwinTransformerBlock)
+
+
+class Training:
+    """``model`` and its optimiser on ``device``; ``module`` is what a loss has to call.
+
+    ``optimizer`` makes the optimiser for ``fused`` (bool), after the model has been sharded where it is. Where only its
+    ``head`` is trained, that is what ``module`` stands for, and a batch stays whole. Raises BackendError for settings
+    that the device does not have.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Callable[[bool], Optimizer],
+        optim: OptimConfig,
+        run: RunConfig,
+        device: torch.device,
+        processes: Processes,
+        head: nn.Module | None = None,
+    ) -> None:
+        facts = FACTS[device.type]
+        facts.prepare()
+        self.dtype = arithmetic(optim.dtype, device)
+        self._model, self._optim, self._device, self._processes = model, optim, device, processes
+        scaled = self.dtype == torch.float16
+        if scaled and shards(run.parallel, processes):
+            raise BackendError("optim.dtype float16: not with run.parallel fsdp; bfloat16 needs no loss scaling")
+        trained = model if head is None else head
+        self._parts = optim.accumulate if head is None else 1
+        if run.compile:
+            if facts.compiler is None:
+                raise BackendError(f"run.compile: there is no compiler to rely on for {device.type}; leave it false")
+            if facts.compiler == "inductor" and not any(map(which, ("g++", "clang++"))):
+                raise BackendError("run.compile: torch needs a C++ compiler, g++ or clang++, and finds none")
+            trained.compile(backend=facts.compiler, dynamic=False)
+        self.module = wrap(trained, run.parallel, processes, device)
+        self.optimizer = optimizer(facts.fused_adamw and (facts.fused_adamw_scales or not scaled))
+        self._scaler = torch.amp.GradScaler(device.type, enabled=scaled)
+
+    def autocast(self) -> torch.autocast:
+        """Matrix products in the type of this run."""
+        return autocast(self._device, self.dtype)
+
+    def step(
+        self, rows: int, loss: Callable[[slice], Tensor], lr: float, weight_decay: float
+    ) -> dict[str, SupportsFloat]:
+        """One step on a batch of ``rows`` images; ``loss`` gives the mean loss of a slice of them.
+
+        The batch is split into ``optim.accumulate`` parts, whose gradients travel between processes once. The metrics
+        ``loss`` and, where gradients are clipped, ``grad_norm`` stay on the device.
+        """
+        set_rates(self.optimizer, lr, weight_decay)
+        self.optimizer.zero_grad(set_to_none=True)
+        total = torch.zeros((), device=self._device)
+        parts = list(chunks(rows, self._parts))
+        for part in parts:
+            with synchronised(self.module, last=part is parts[-1]):
+                value = loss(part) * ((part.stop - part.start) / rows)
+                self._scaler.scale(value).backward()
+            total += value.detach()
+        metrics: dict[str, SupportsFloat] = {"loss": mean(total, self._processes)}
+        if self._optim.clip_grad is not None:
+            self._scaler.unscale_(self.optimizer)
+            trained = [parameter for parameter in self._model.parameters() if parameter.grad is not None]
+            metrics["grad_norm"] = gathered(nn.utils.clip_grad_norm_(trained, self._optim.clip_grad).detach())
+        self._scaler.step(self.optimizer)
+        self._scaler.update()
+        return metrics
+
+    def state(self) -> Arrays:
+        """The optimiser's arrays, and the loss scale where there is one."""
+        arrays = optimizer_arrays(self.optimizer, self._model.named_parameters())
+        if self._scaler.is_enabled():
+            scaler = self._scaler.state_dict()
+            arrays[SCALE] = np.array(scaler["scale"], np.float32)
+            arrays[TRACKER] = np.array(scaler["_growth_tracker"], np.int32)
+        return arrays
+
+    def load(self, arrays: Arrays) -> None:
+        """Go on from what :meth:`state` gave, whatever type that run computed in; CheckpointError where it misfits."""
+        moments = dict(arrays)
+        scale, tracker = moments.pop(SCALE, None), moments.pop(TRACKER, None)
+        load_optimizer_arrays(self.optimizer, self._model.named_parameters(), moments)
+        if scale is not None and tracker is not None and self._scaler.is_enabled():
+            scaler: dict[str, Any] = {**self._scaler.state_dict(), "scale": float(scale)}
+            self._scaler.load_state_dict({**scaler, "_growth_tracker": int(tracker)})
+
+
+def recompute(model: nn.Module, random: bool = False) -> None:
+    """Keep no activations inside Transformer blocks: the backward pass computes them again (Chen et al., 2016).
+
+    ``random`` says whether they draw random numbers, which have to be the same then.
+    """
+    for block in model.modules():
+        if isinstance(block, _BLOCKS):
+            whole: Any = block
+            whole.forward = partial(checkpoint, whole.forward, use_reentrant=False, preserve_rng_state=random)
+
+
+@contextmanager
+def seeded(device: torch.device, numbers: list[int]) -> Iterator[None]:
+    """Random numbers of ``numbers`` alone, on the host and on ``device``: the same in a resumed run."""
+    on_device = [] if device.type == "cpu" else [device]
+    with torch.random.fork_rng(on_device, device_type=device.type):
+        torch.manual_seed(int(np.random.SeedSequence(numbers).generate_state(1)[0]))
+        yield
+
+
+def reproducible(wanted: bool) -> None:
+    """Let only deterministic kernels run in this process, or any; before the first use of a device.
+
+    An operator that has no deterministic kernel then raises. Collectives on Ascend obey HCCL_DETERMINISTIC.
+    """
+    if wanted:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        os.environ.setdefault("HCCL_DETERMINISTIC", "true")
+        safeguard: Any = torch.utils.deterministic
+        safeguard.fill_uninitialized_memory = False  # finds bugs, at a cost
+    torch.use_deterministic_algorithms(wanted)
+    torch.backends.cudnn.benchmark = False

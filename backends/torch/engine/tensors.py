@@ -1,0 +1,68 @@
+"""Between NumPy and a device: pixels in, parameters by name in and out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from ehm.backends.torch.engine.devices import device_module
+from ehm.backends.torch.engine.distributed import gathered, like
+from ehm.storage.arrays import Arrays, check_fit
+
+__all__ = ["Pixels", "download", "load_arrays", "to_arrays", "upload"]
+
+
+def upload(array: NDArray[Any], device: torch.device) -> Tensor:
+    """``array`` on ``device``. An accelerator copies while the host goes on, which needs memory that is not paged."""
+    tensor = torch.from_numpy(array)
+    return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
+
+
+def download(tensor: Tensor) -> Callable[[], NDArray[Any]]:
+    """Start to copy ``tensor`` to the host; the function returned waits for the copy alone, and gives it."""
+    if tensor.device.type == "cpu":
+        return tensor.numpy
+    copy = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    copy.copy_(tensor, non_blocking=True)
+    done = device_module(tensor.device).Event()
+    done.record()
+
+    def wait() -> NDArray[Any]:
+        done.synchronize()
+        array: NDArray[Any] = copy.numpy()
+        return array
+
+    return wait
+
+
+class Pixels:
+    """Bytes (B, H, W, 3) -> normalised float32 (B, 3, H, W): bytes travel, ``device`` does the arithmetic."""
+
+    def __init__(self, device: torch.device, mean: tuple[float, float, float], std: tuple[float, float, float]) -> None:
+        self._device = device
+        # made once: a small copy in every step would make the host wait for the device
+        self._offset, self._scale = (
+            torch.tensor(values).view(1, 3, 1, 1).mul(255).to(device) for values in (mean, std)
+        )
+
+    def __call__(self, images: NDArray[np.uint8]) -> Tensor:
+        """Upload and normalise ``images``."""
+        pixels = upload(images, self._device).permute(0, 3, 1, 2).float()
+        return ((pixels - self._offset) / self._scale).contiguous()
+
+
+def to_arrays(module: nn.Module) -> Arrays:
+    """Copies of a module's parameters and buffers by name."""
+    return {name: gathered(value.detach()).cpu().numpy().copy() for name, value in module.state_dict().items()}
+
+
+def load_arrays(module: nn.Module, arrays: Arrays) -> None:
+    """Copy ``arrays`` into a module; raises CheckpointError naming what is missing, surplus or of another shape."""
+    own = module.state_dict()
+    check_fit({name: tuple(value.shape) for name, value in own.items()}, arrays)
+    module.load_state_dict({name: like(torch.from_numpy(np.array(arrays[name])), value) for name, value in own.items()})

@@ -1,0 +1,1 @@
+"""Modules in the form that torch.onnx exports."""

@@ -1,0 +1,110 @@
+"""An encoder under a global descriptor on one torch device, trained by ArcFace.
+
+Shapes: B images of H x W pixels, C classes, D features of a descriptor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import nullcontext
+from typing import Any, SupportsFloat
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor
+from torch.nn import functional as F
+
+from ehm.backends.base import ALONE, Processes
+from ehm.backends.torch.engine.step import recompute
+from ehm.backends.torch.engine.tensors import upload
+from ehm.backends.torch.learners.supervised import Supervised
+from ehm.backends.torch.models.embedding import Embedding
+from ehm.backends.torch.models.loading import load_model
+from ehm.backends.torch.models.pyramid import take_any_size
+from ehm.config import RetrievalConfig
+from ehm.errors import ConfigError
+
+__all__ = ["TorchEmbedder"]
+
+
+class TorchEmbedder(Supervised):
+    """Implements :class:`ehm.backends.base.Embedder`. ``model`` is the torch module, an :class:`Embedding`."""
+
+    def __init__(
+        self, config: RetrievalConfig, classes: int, device: torch.device, processes: Processes = ALONE
+    ) -> None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.run.seed)
+            loaded = load_model(config.model, fc_norm=False)
+            model = Embedding(loaded.model, config.dim, classes, config.margin, config.scale)
+        one_size = config.longest is None and config.scales == (1.0,)
+        self._stride = None if one_size else _stride(loaded.model, loaded.image_size, config)
+        if config.run.grad_checkpointing:
+            recompute(model, random=True)
+        super().__init__(model, loaded, config, device, processes)
+        self._config = config
+
+    def train_step(
+        self, images: NDArray[np.uint8], labels: NDArray[np.int64], lr: float, weight_decay: float
+    ) -> Mapping[str, SupportsFloat]:
+        """See :meth:`ehm.backends.base.Embedder.train_step`."""
+        wanted = upload(labels, self._device)
+        self.model.train()
+
+        def loss(rows: slice) -> Tensor:
+            with self._training.autocast():
+                logits = self._training.module(self._pixels(images[rows]), wanted[rows])
+            return F.cross_entropy(logits, wanted[rows])
+
+        return self._step(len(images), loss, lr, weight_decay)
+
+    @torch.no_grad()
+    def descriptors(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """See :meth:`ehm.backends.base.Embedder.descriptors`: the mean over all scales, brought to length 1."""
+        self.model.eval()
+        pixels, total = self._pixels(images), torch.zeros((), device=self._device)
+        whole = self._config.longest is not None
+        height, width = images.shape[1:3] if whole else self.image_size
+        # compiled code would be made anew for each image's size
+        eager = torch.compiler.set_stance("force_eager") if whole and self._config.run.compile else nullcontext()
+        with eager:
+            for scale in self._config.scales:
+                size = self._size(height * scale), self._size(width * scale)
+                resized = pixels
+                if size != pixels.shape[2:]:
+                    resized = F.interpolate(pixels, size, mode="bilinear", align_corners=False, antialias=True)
+                with self._training.autocast():
+                    total = total + self.model(resized)
+        descriptors: NDArray[np.float32] = F.normalize(total, dim=1).cpu().numpy()
+        return descriptors
+
+    def _size(self, side: float) -> int:
+        """The nearest that the encoder takes."""
+        return round(side) if self._stride is None else max(1, round(side / self._stride)) * self._stride
+
+
+def _stride(encoder: Any, size: tuple[int, int], config: RetrievalConfig) -> int:
+    """What the sides of images of other sizes are multiples of; the encoder is made to take such.
+
+    ConfigError for one that takes images of ``size`` = (H, W) only.
+    """
+    stride: int = encoder.feature_info[-1]["reduction"]
+    if isinstance(encoder, VisionTransformer):
+        take_any_size(encoder)
+    elif not _takes(encoder, (size[0] + stride, size[1] + 2 * stride)):
+        said, instead = f"scales {list(config.scales)}", "leave [1.0]"
+        if config.longest is not None:
+            said, instead = f"longest {config.longest}", "leave it out"
+        raise ConfigError(f"{said}: a {type(encoder).__name__} takes images of one size; {instead}")
+    return stride
+
+
+@torch.no_grad()
+def _takes(encoder: Any, size: tuple[int, int]) -> bool:
+    try:
+        encoder.eval().forward_features(torch.zeros(1, 3, *size))
+    except (AssertionError, RuntimeError, ValueError):  # each model of timm's has its own way to say no
+        return False
+    return True

@@ -1,0 +1,120 @@
+"""A trained encoder on one torch device, for measurement and pictures.
+
+Shapes: B images of H x W pixels, N patches, D features, L = 1 + N tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from timm.models.beit import Beit
+from timm.models.swin_transformer import SwinTransformer
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor
+
+from ehm.backends.torch.engine.tensors import Pixels
+from ehm.backends.torch.models.attention import attention_probs, mean_attention, patch_similarity
+from ehm.backends.torch.models.loading import load_model
+from ehm.backends.torch.models.swin import first_blocks, mean_cells, stage_similarity
+from ehm.config import ModelSource, SourceConfig
+from ehm.errors import ConfigError
+
+__all__ = ["TorchEncoder"]
+
+
+class TorchEncoder:
+    """Implements :class:`ehm.backends.base.Encoder`, in float32.
+
+    ``model`` is the torch module, a timm model without a head; pixels are normalised as its weights were trained,
+    unless ``data`` sets it otherwise.
+    """
+
+    def __init__(self, source: ModelSource, device: torch.device, data: SourceConfig | None = None) -> None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)  # `scratch` and untrained models are the same every time
+            loaded = load_model(source, pool="avg", fc_norm=False)
+        self.inputs = loaded.inputs if data is None else data.input_spec(loaded.inputs)
+        self._pixels = Pixels(device, self.inputs.mean, self.inputs.std)
+        self._origin = source.init
+        self.model: Any = loaded.model.to(device).eval()
+        self.image_size = loaded.image_size
+        self.notes = loaded.notes
+        self.grid = _grid(self.model, self.image_size)
+
+    @torch.inference_mode()
+    def features(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """See :meth:`ehm.backends.base.Encoder.features`; a model of timm's that is no ViT pools in its own way."""
+        tokens = self.model.forward_features(self._pixels(images))
+        features: NDArray[np.float32] = self.model.forward_head(tokens, pre_logits=True).cpu().numpy()
+        return features
+
+    @torch.inference_mode()
+    def similarity(self, images: NDArray[np.uint8], blocks: int) -> NDArray[np.float32]:
+        """See :meth:`ehm.backends.base.Encoder.similarity`."""
+        if isinstance(self.model, SwinTransformer):
+            tokens = self.model.patch_embed(self._pixels(images))
+            found = stage_similarity(self.model.layers, tokens, blocks, self.grid)
+        else:
+            found = patch_similarity(mean_attention(self._vit().blocks, self._tokens(images), blocks))
+        similarity: NDArray[np.float32] = found.cpu().numpy()
+        return similarity
+
+    @torch.inference_mode()
+    def tokens(self, images: NDArray[np.uint8], blocks: int) -> NDArray[np.float32]:
+        """See :meth:`ehm.backends.base.Encoder.tokens`; of a Swin, the mean over each cell of its output."""
+        if isinstance(self.model, SwinTransformer):
+            _, behind = first_blocks(self.model.layers, self.model.patch_embed(self._pixels(images)), blocks)
+            behind = mean_cells(behind, self.grid)
+        else:
+            behind = self._tokens(images)
+            for block in self._vit().blocks[:blocks]:
+                behind = block(behind)
+            behind = behind[:, 1:]
+        tokens: NDArray[np.float32] = behind.cpu().numpy()
+        return tokens
+
+    @torch.inference_mode()
+    def attention(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """See :meth:`ehm.backends.base.Encoder.attention`."""
+        *before, last = self._vit().blocks
+        tokens = self._tokens(images)
+        for block in before:
+            tokens = block(tokens)
+        attention: NDArray[np.float32] = attention_probs(last, tokens).cpu().numpy()
+        return attention
+
+    @torch.inference_mode()
+    def attentions(self, images: NDArray[np.uint8]) -> Iterator[NDArray[np.float32]]:
+        """See :meth:`ehm.backends.base.Encoder.attentions`."""
+        blocks, tokens = self._vit().blocks, self._tokens(images)
+        for block in blocks:
+            yield attention_probs(block, tokens).cpu().numpy()
+            tokens = block(tokens)
+
+    def _tokens(self, images: NDArray[np.uint8]) -> Tensor:
+        """What enters the first block: (B, L, D)."""
+        model = self._vit()
+        patches = model.patch_embed(self._pixels(images))
+        tokens: Tensor
+        if isinstance(model, Beit):
+            tokens = torch.cat([model.cls_token.expand(len(patches), -1, -1), patches], dim=1)
+            return tokens if model.pos_embed is None else tokens + model.pos_embed
+        tokens = model.norm_pre(model._pos_embed(patches))
+        return tokens
+
+    def _vit(self) -> Any:
+        if not isinstance(self.model, VisionTransformer | Beit) or self.model.num_prefix_tokens != 1:
+            raise ConfigError(f"model.init {self._origin}: attention needs a ViT with one class token")
+        return self.model
+
+
+def _grid(model: Any, image_size: tuple[int, int]) -> tuple[int, int]:
+    """Patches down and across; of a Swin or a convolutional network, the cells of its last feature map."""
+    if isinstance(model, VisionTransformer | Beit):
+        return tuple(model.patch_embed.grid_size)
+    reduction = model.feature_info[-1]["reduction"]
+    return image_size[0] // reduction, image_size[1] // reduction

@@ -1,0 +1,149 @@
+"""UperNet on one torch device: training, and inference on whole images or on windows of them.
+
+Shapes: B images or windows of H x W pixels, C classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import SupportsFloat
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ehm.backends.base import ALONE, Processes
+from ehm.backends.common import chunks
+from ehm.backends.torch.engine.distributed import average_norms, with_common_norms
+from ehm.backends.torch.engine.step import recompute
+from ehm.backends.torch.engine.tensors import upload
+from ehm.backends.torch.learners.supervised import Supervised
+from ehm.backends.torch.models.pyramid import STRIDES, load_pyramid, thirds
+from ehm.backends.torch.models.upernet import UperNet, upsample
+from ehm.config import SegmentationConfig
+from ehm.data.bilinear import enlarged_argmax
+from ehm.data.segmentation import windows
+from ehm.errors import ConfigError
+
+__all__ = ["IGNORED", "TorchSegmenter", "pixel_loss"]
+
+IGNORED = 255
+"""The label of pixels that do not count."""
+_MOST_SCORES = 1 << 28
+"""Scores of an image in its own size that the device holds at once, 1 GiB; more are enlarged on the host, in parts."""
+
+
+class TorchSegmenter(Supervised):
+    """Implements :class:`ehm.backends.base.Segmenter`. ``model`` is the torch module."""
+
+    def __init__(
+        self, config: SegmentationConfig, classes: int, device: torch.device, processes: Processes = ALONE
+    ) -> None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.run.seed)
+            pyramid, loaded = load_pyramid(config.model, config.crop_size, config.head.taps or thirds)
+            model = with_common_norms(UperNet(pyramid, classes, config.head), processes, device)
+        if config.inference.mode == "whole" and not pyramid.any_size:
+            raise ConfigError(
+                f"inference.mode whole: this encoder ({config.model.init}) takes images of crop_size "
+                f"{list(config.crop_size)} only; take slide"
+            )
+        if config.run.grad_checkpointing:
+            recompute(model, random=True)
+        super().__init__(model, loaded, config, device, processes)
+        self.image_size = config.crop_size
+        self._config = config
+
+    def train_step(
+        self, images: NDArray[np.uint8], labels: NDArray[np.uint8], lr: float, weight_decay: float
+    ) -> Mapping[str, SupportsFloat]:
+        """See :meth:`ehm.backends.base.Segmenter.train_step`; ConfigError where a part of the batch is one image."""
+        self._refuse_single(len(images))
+        self.model.train()
+        wanted, weight = upload(labels, self._device).long(), self._config.head.auxiliary_weight
+
+        def loss(rows: slice) -> Tensor:
+            with self._training.autocast():
+                scores, auxiliary = self._training.module(self._pixels(images[rows]))
+            value = pixel_loss(scores, wanted[rows])
+            return value if auxiliary is None else value + weight * pixel_loss(auxiliary, wanted[rows])
+
+        metrics = self._step(len(images), loss, lr, weight_decay)
+        average_norms(self.model, self._processes)
+        return metrics
+
+    def segment(self, image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
+        """See :meth:`ehm.backends.base.Segmenter.segment`."""
+        self.model.eval()
+        with torch.no_grad():
+            pixels = self._pixels(image[None])
+            scores = self._whole(pixels) if self._config.inference.mode == "whole" else self._slide(pixels)
+            if scores.shape[1] * size[0] * size[1] > _MOST_SCORES:
+                return enlarged_argmax(scores[0].float().cpu().numpy(), size)  # a part at a time
+            labels: NDArray[np.uint8] = upsample(scores, size).argmax(dim=1)[0].to(torch.uint8).cpu().numpy()
+        return labels
+
+    def _refuse_single(self, rows: int) -> None:
+        """Batch norm of the whole map's mean needs two values, here or over all processes."""
+        parts = [part.stop - part.start for part in chunks(rows, self._config.optim.accumulate)]
+        if min(parts) < 2 and not any(isinstance(part, nn.SyncBatchNorm) for part in self.model.modules()):
+            optim = self._config.optim
+            raise ConfigError(
+                f"optim.batch_size {optim.batch_size}, optim.accumulate {optim.accumulate}: a process gets parts of "
+                f"{', '.join(map(str, parts))} images, and UperNet's batch norm needs 2 at least"
+            )
+
+    def _whole(self, pixels: Tensor) -> Tensor:
+        """(1, 3, H, W) -> (1, C, H, W). What is missing to a multiple of the widest stride is of the mean colour."""
+        height, width = pixels.shape[2:]
+        padded = F.pad(pixels, (0, -width % STRIDES[-1], 0, -height % STRIDES[-1]))
+        return self._scores(padded)[:, :, :height, :width]
+
+    def _slide(self, pixels: Tensor) -> Tensor:
+        """(1, 3, H, W) -> (1, C, H, W): the mean of all windows' scores, as many at once as a part of a batch has."""
+        (height, width), (h, w) = pixels.shape[2:], self.image_size
+        optim = self._config.optim
+        corners = windows((max(height, h), max(width, w)), (h, w), self._config.stride)
+        total: Tensor | None = None
+        counts = torch.zeros((1, 1, height, width), device=self._device)
+        group = max(1, optim.batch_size // optim.accumulate // self._processes.size)
+        for start in range(0, len(corners), group):
+            chosen = corners[start : start + group]
+            scores = self._scores(torch.cat([self._window(pixels, corner) for corner in chosen]))
+            if total is None:
+                total = scores.new_zeros((1, scores.shape[1], height, width))
+            for (y, x), window in zip(chosen, scores, strict=True):
+                inside = total[0, :, y : y + h, x : x + w]
+                inside += window[:, : inside.shape[1], : inside.shape[2]]
+                counts[:, :, y : y + h, x : x + w] += 1
+        assert total is not None
+        return total / counts
+
+    def _window(self, pixels: Tensor, corner: tuple[int, int]) -> Tensor:
+        """Return the window (1, 3, h, w) at ``corner`` (y, x), with the mean colour on the right and below the image.
+
+        Windows are padded one by one: a line of pixels, padded as a whole, would grow to a window's height.
+        """
+        y, x = corner
+        height, width = self.image_size
+        inside = pixels[:, :, y : y + height, x : x + width]
+        return F.pad(inside, (0, width - inside.shape[3], 0, height - inside.shape[2]))
+
+    def _scores(self, pixels: Tensor) -> Tensor:
+        """(B, 3, H, W) -> (B, C, H, W) in float32."""
+        with self._training.autocast():
+            scores, _ = self.model.forward(pixels)  # past what torch.compile made for one size
+        return upsample(scores.float(), pixels.shape[2:])
+
+
+def pixel_loss(scores: Tensor, labels: Tensor) -> Tensor:
+    """Cross entropy of scores (B, C, h, w), enlarged to (B, H, W) labels, in float32: the sum over pixels that count,
+    divided by the number of all, as mmsegmentation does by default.
+
+    So the loss of a batch is the mean of its parts' losses, whatever lies in them. Flat, because the kernel for maps
+    sums in another order every time on CUDA.
+    """
+    logits = upsample(scores.float(), labels.shape[1:]).permute(0, 2, 3, 1).flatten(0, 2)
+    return F.cross_entropy(logits, labels.flatten(), ignore_index=IGNORED, reduction="sum") / labels.numel()

@@ -1,0 +1,78 @@
+"""What the learners of all tasks share on a torch device: weights, pixels and the optimiser."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from ehm.backends.base import Processes
+from ehm.backends.torch.engine.optim import LARS, param_groups
+from ehm.backends.torch.engine.step import Training
+from ehm.backends.torch.engine.tensors import Pixels
+from ehm.backends.torch.learners.stepped import Stepped
+from ehm.backends.torch.models.loading import Loaded
+from ehm.backends.torch.models.pyramid import nested_layers
+from ehm.backends.torch.models.vit import layers_of
+from ehm.config import TaskConfig
+from ehm.config.inputs import differing_inputs
+
+__all__ = ["Supervised", "optimizer"]
+
+
+class Supervised(Stepped):
+    """Implements what :class:`ehm.backends.base.TaskLearner` asks for.
+
+    ``model`` is the torch module: the model of ``loaded``, or one that has it as its ``encoder`` somewhere inside.
+    Where only a ``head`` is trained, that is its part.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loaded: Loaded,
+        config: TaskConfig,
+        device: torch.device,
+        processes: Processes,
+        head: nn.Module | None = None,
+    ) -> None:
+        model.to(device)
+        self.image_size = loaded.image_size
+        self.architecture: Mapping[str, Any] = loaded.architecture
+        self.notes = loaded.notes
+        self.inputs = config.data.input_spec(loaded.inputs)
+        if self.notes:
+            self.notes += differing_inputs(self.inputs, loaded.inputs)
+        training = Training(
+            model,
+            lambda fused: optimizer(model, loaded.model, config, fused),
+            config.optim,
+            config.run,
+            device,
+            processes,
+            head,
+        )
+        self._pixels = Pixels(device, self.inputs.mean, self.inputs.std)
+        super().__init__(model, training, device, processes, config.run.seed)
+
+
+def optimizer(model: nn.Module, encoder: Any, config: TaskConfig, fused: bool) -> Optimizer:
+    """The optimiser that ``config`` names, whose rates fall from layer to layer of ``encoder`` (``layer_decay``).
+
+    The encoder is ``model`` or a part of it.
+    """
+    prefix = next(f"{name}." if name else "" for name, part in model.named_modules() if part is encoder)
+    names = encoder.no_weight_decay() if hasattr(encoder, "no_weight_decay") else ()
+    layers = None
+    if config.layer_decay < 1:
+        layers = nested_layers(model) if prefix else layers_of(model)
+    skip = {f"{prefix}{name}" for name in names}
+    groups = param_groups(model.named_parameters(), skip, config.layer_decay, layers)
+    if config.optimizer == "lars":
+        return LARS(groups, lr=config.optim.lr)
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=config.optim.lr, momentum=0.9)
+    return torch.optim.AdamW(groups, lr=config.optim.lr, betas=config.optim.betas, fused=fused)

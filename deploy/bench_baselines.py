@@ -1,0 +1,59 @@
+"""The network of a bundle in torch, as its checkpoint gives it: what an exported file has to be faster than."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ehm.config import ModelSource
+from ehm.deploy.bundle.bundle import Manifest
+from ehm.errors import BackendError, EhmError
+from ehm.models.trained import Head, open_trained
+
+__all__ = ["torch_rivals"]
+
+Run = Callable[[NDArray[np.float32]], Any]
+
+
+def torch_rivals(manifest: Manifest, threads: int = 0) -> dict[str, Run]:
+    """Functions of normalised images (B, 3, H, W), by name: torch eager in float32, compiled, and in bfloat16.
+
+    All compute what the bundle's first output is, on the CPU, by ``threads`` where that is not 0. Raises EhmError, with
+    the reason, where torch is not installed or the checkpoint is no longer what was exported.
+    """
+    if find_spec("torch") is None or find_spec("timm") is None:
+        raise BackendError("torch and timm are not installed")
+    import torch
+
+    from ehm.backends.torch.export.module import build, load_module
+    from ehm.backends.torch.models.loading import read_arrays
+
+    source = ModelSource(init=manifest.source.checkpoint, image_size=manifest.preprocessing.image_size)
+    head: Head = "classifier" if manifest.task == "classification" else "features"
+    trained = open_trained(source, head, read_arrays)
+    loaded = load_module(source, head) if trained is None else trained
+    if loaded.sha256 != manifest.source.sha256:
+        raise EhmError(f"{manifest.source.checkpoint} has changed since it was exported")
+    module = load_module(source, head).module if trained is None else build(trained)
+    if threads:
+        torch.set_num_threads(threads)
+    compiled = torch.compile(module, dynamic=False)
+
+    @torch.inference_mode()
+    def eager(images: NDArray[np.float32]) -> Any:
+        return module(torch.from_numpy(images)).numpy()
+
+    @torch.inference_mode()
+    def fast(images: NDArray[np.float32]) -> Any:
+        return compiled(torch.from_numpy(images)).numpy()
+
+    @torch.inference_mode()
+    def bfloat16(images: NDArray[np.float32]) -> Any:
+        with torch.autocast("cpu", torch.bfloat16):
+            return module(torch.from_numpy(images)).float().numpy()
+
+    return {"float32": eager, "float32 compiled": fast, "bfloat16": bfloat16}

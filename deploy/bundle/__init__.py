@@ -1,0 +1,1 @@
+"""Bundles: the folder that an export writes and that predict and serve read."""

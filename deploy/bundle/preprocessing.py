@@ -1,0 +1,50 @@
+"""Between what weights say about their images and what a manifest says: the same preparation, written down twice."""
+
+from __future__ import annotations
+
+from ehm.config.inputs import CropMode, InputSpec
+from ehm.data.decoding.depth import ValueRange
+from ehm.data.transforms import EvalTransform
+from ehm.deploy.bundle.bundle import Preprocessing
+
+__all__ = ["describe_preprocessing", "eval_transform"]
+
+_RESIZES: dict[CropMode, str] = {"center": "cover", "squash": "squash", "border": "fit"}
+"""The manifest's word for each of timm's."""
+_CROP_MODES: dict[str, CropMode] = {resize: mode for mode, resize in _RESIZES.items()}
+
+
+def describe_preprocessing(
+    image_size: tuple[int, int], inputs: InputSpec, in_graph: bool = False, value_range: ValueRange = None
+) -> Preprocessing:
+    """Return the manifest's record of how images of ``image_size`` = (H, W) are prepared.
+
+    ``value_range`` is what the training stated for images of more than 8 bits.
+    """
+    transform = EvalTransform.from_spec(image_size, inputs)
+    return Preprocessing.model_validate(
+        {
+            "in_graph": in_graph,
+            "value_range": value_range,
+            "image_size": image_size,
+            "resize": _RESIZES[transform.crop_mode],
+            "cover": transform.cover,
+            "rounding": transform.rounding,
+            "interpolation": transform.interpolation,
+            "fill": transform.fill,
+            "mean": inputs.mean,
+            "std": inputs.std,
+        }
+    )
+
+
+def eval_transform(preprocessing: Preprocessing) -> EvalTransform:
+    """Return the transform from an RGB image to the pixels (H, W, 3) that a manifest describes."""
+    return EvalTransform(
+        preprocessing.image_size,
+        preprocessing.cover,
+        _CROP_MODES[preprocessing.resize],
+        preprocessing.interpolation,
+        preprocessing.fill,
+        preprocessing.rounding,
+    )

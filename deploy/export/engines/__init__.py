@@ -1,0 +1,1 @@
+"""Files for other inference engines: Triton, KServe, Ascend's ATC."""

@@ -1,0 +1,83 @@
+"""An exported network for Ascend: ATC's command, written beside it, and run where CANN is installed.
+
+ATC (Ascend Tensor Compiler) makes an offline model (``model.om``) of an ONNX file for one kind of processor and a list
+of batch sizes, which have to be the first dimension and the only dynamic one. It computes in float16 unless it is told
+to keep the types of the graph (``precision_mode_v2=origin``), which a comparison with ONNX Runtime needs.
+Options: CANN 8.0, ATC's reference; the opset and operators that it takes are the export's part.
+"""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+from ehm.config import AscendConfig
+from ehm.console import console
+from ehm.deploy.bundle.bundle import TensorRecord
+from ehm.errors import ExportError
+from ehm.storage.writing import report_write_errors, write_text
+
+__all__ = ["SCRIPT", "command", "write_om"]
+
+SCRIPT = "atc.sh"
+_OM = "model.om"
+_TEXT = """\
+#!/bin/sh
+# Converts the bundle's network with ATC, in the shell that CANN's set_env.sh was sourced in:
+# atc.sh [OUTPUT], by default ./model.om. ATC leaves notes (kernel_meta, fusion_result.json) where it is called.
+exec {command} \\
+    --model="$(dirname "$0")/{model}" --output="${{1:-model}}"
+"""
+
+
+def write_om(folder: Path, model: str, images: TensorRecord, config: AscendConfig | None = None) -> None:
+    """Write ``atc.sh`` beside the ONNX file ``model`` in ``folder``, and ``model.om`` where ``atc`` is installed.
+
+    ``images`` is the network's input. Raises ExportError where another dimension than the batch is dynamic, or where
+    ``atc`` fails.
+    """
+    line = command(images, config or AscendConfig())
+    script = folder / SCRIPT
+    write_text(script, _TEXT.format(command=line, model=model))
+    script.chmod(0o755)
+    if shutil.which("atc") is None:
+        console.print(f"No atc here, CANN's converter; where it is installed, run {SCRIPT} of the bundle:")
+        console.print(line)
+        return
+    with tempfile.TemporaryDirectory() as place:  # ATC writes notes into its working folder
+        console.print(f"Running {SCRIPT}, which takes minutes")
+        done = subprocess.run(
+            ["sh", script.absolute()], cwd=place, capture_output=True, text=True, errors="replace", check=False
+        )
+        made = Path(place) / _OM
+        if done.returncode != 0 or not made.is_file():
+            lines = [line.strip() for line in (done.stdout + done.stderr).splitlines() if line.strip()]
+            raise ExportError(
+                f"atc failed with status {done.returncode}: {' '.join(lines[-5:])[-500:] or 'it printed nothing'}; "
+                "ascend.soc_version and ascend.batch_sizes are what can be set"
+            )
+        with report_write_errors(folder / _OM):
+            shutil.move(made, folder / _OM)
+
+
+def command(images: TensorRecord, config: AscendConfig) -> str:
+    """ATC's command for a network with the input ``images``, without the files; ExportError as of :func:`write_om`."""
+    sizes = images.shape[1:]
+    if any(isinstance(size, str) for size in sizes):
+        raise ExportError(
+            f"--target ascend: the input {images.name} has the shape {list(images.shape)}, and ATC takes one size of "
+            "image; leave out dynamic_size and preprocessing in the graph"
+        )
+    return shlex.join(
+        [
+            "atc",
+            "--framework=5",  # ONNX
+            f"--input_shape={images.name}:{','.join(map(str, (-1, *sizes)))}",
+            f"--dynamic_batch_size={','.join(map(str, config.batch_sizes))}",
+            f"--soc_version={config.soc_version}",
+            "--precision_mode_v2=origin",
+        ]
+    )

@@ -1,0 +1,58 @@
+"""An ONNX graph as a checked file, whichever way the graph was made."""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import onnx
+from onnx import ModelProto, helper
+
+from ehm.errors import ExportError
+from ehm.storage.writing import report_write_errors
+
+__all__ = ["BATCH", "EMBED_LIMIT", "domains", "operators", "save", "set_lowest_ir_version"]
+
+BATCH = "batch"
+"""Name of the one dynamic dimension."""
+EMBED_LIMIT = 2**31 - 2**20
+"""Weights of more bytes than this go into a file of their own: protobuf ends at 2 GiB."""
+
+
+def save(model: ModelProto, path: Path) -> None:
+    """Write ``model`` and check the file; ExportError where the graph is not valid. ``model`` loses large weights."""
+    bytes_of_weights = sum(len(tensor.raw_data) for tensor in model.graph.initializer)
+    aside = bytes_of_weights > EMBED_LIMIT
+    with report_write_errors(path):
+        onnx.save_model(model, path, save_as_external_data=aside, location=f"{path.name}.data", size_threshold=1024)
+    if aside:  # which onnx lets its writer read, and nobody else
+        shutil.copymode(path, path.with_name(f"{path.name}.data"))
+    try:
+        onnx.checker.check_model(path, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        reason = " ".join(str(error).split())
+        opset = domains(model)[""]
+        raise ExportError(
+            f"the graph is not valid at opset {opset} ({reason[:300]}); opset 18 may express it"
+        ) from error
+
+
+def set_lowest_ir_version(model: ModelProto) -> None:
+    """Give ``model`` the first version of ONNX's file format that has its operator sets: older servers read no later.
+
+    torch's exporter writes version 10 whatever the operator sets, which ONNX Runtime reads from 1.18 on. Operators of
+    ONNX Runtime's own are of no version of the format.
+    """
+    model.ir_version = helper.find_min_ir_version_for(model.opset_import, ignore_unknown=True)
+
+
+def operators(model: ModelProto) -> dict[str, int]:
+    """How often each operator occurs, by name: with its domain where that is not ONNX's own."""
+    names = (f"{node.domain}.{node.op_type}" if node.domain else node.op_type for node in model.graph.node)
+    return dict(sorted(Counter(names).items()))
+
+
+def domains(model: ModelProto) -> dict[str, int]:
+    """Versions of the operator sets, by domain; ONNX's own is ``""``."""
+    return {entry.domain: entry.version for entry in model.opset_import}

@@ -1,0 +1,1 @@
+"""Models in int8 and float16, their calibration and their quality."""

@@ -1,0 +1,78 @@
+"""Faiss's indexes of many images' features: less work for a search than to compare with every one of them.
+
+``index.faiss`` lies beside the ``features.npy`` that it was made of, in the same order, all brought to length 1, so
+that products are cosines.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ehm.deploy.bundle.bundle import IndexKind
+from ehm.errors import BackendError, ConfigError, DataError
+from ehm.storage.writing import replace_file
+
+__all__ = ["FILE", "available", "check", "open_index", "write_index"]
+
+FILE = "index.faiss"
+
+
+def available() -> bool:
+    """Whether faiss is installed."""
+    return find_spec("faiss") is not None
+
+
+def check(kind: str) -> None:
+    """ConfigError where there is no such kind of index, BackendError where faiss is not there to write it."""
+    if kind not in get_args(IndexKind):
+        raise ConfigError(f"--index {kind}: expected one of {', '.join(get_args(IndexKind))}")
+    if not available():
+        raise BackendError("--index: faiss is not installed; pip install 'ehm[index]'")
+
+
+def write_index(folder: Path, features: NDArray[np.float32], kind: IndexKind) -> Path:
+    """Write an index of ``features`` (n, D) into ``folder``, whole or not at all.
+
+    ``flat`` compares with every image. ``hnsw`` walks a graph of near ones (Malkov and Yashunin, 2018; 32 links, 64
+    candidates); ``ivf`` looks at the nearest tenth of about 4 sqrt(n) cells of k-means. Both may miss some.
+    """
+    faiss: Any = import_module("faiss")
+    count, width = features.shape
+    directions = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), np.float32(1e-12))
+    index: Any = faiss.IndexFlatIP(width)
+    if kind == "hnsw":
+        index = faiss.IndexHNSWFlat(width, 32, faiss.METRIC_INNER_PRODUCT)
+        index.hnsw.efConstruction, index.hnsw.efSearch = 100, 64
+    elif kind == "ivf":
+        cells = max(1, min(round(4 * count**0.5), count // 39))  # k-means wants 39 images a cell
+        index = faiss.IndexIVFFlat(index, width, cells, faiss.METRIC_INNER_PRODUCT)
+        index.nprobe = max(1, cells // 10)
+        index.train(directions)
+    index.add(directions)
+    with replace_file(folder / FILE) as temporary:
+        faiss.write_index(index, str(temporary))
+    return folder / FILE
+
+
+def open_index(file: Path, shape: tuple[int, int]) -> Any:
+    """The index of features of ``shape`` (n, D); its ``search(queries (q, D), top)`` gives cosines and numbers.
+
+    Raises DataError where the file is none, or one of other features.
+    """
+    faiss: Any = import_module("faiss")
+    try:
+        index = faiss.read_index(str(file))
+    except RuntimeError as error:
+        raise DataError(f"{file}: not an index of faiss: {str(error).strip().splitlines()[-1][:200]}") from None
+    if (index.ntotal, index.d) != shape:
+        raise DataError(
+            f"{file}: has {index.ntotal} images of {index.d} features, features.npy {shape[0]} of {shape[1]}; "
+            "ehm predict --out DIR --index writes both"
+        )
+    return index

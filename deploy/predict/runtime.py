@@ -1,0 +1,144 @@
+"""ONNX Runtime sessions by ``--device`` name. The table below is all that differs between devices."""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ehm.errors import BackendError, ExportError
+from ehm.processors import physical_cores
+from ehm.storage.names import refuse_undecodable
+from ehm.storage.reading import shorten
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
+
+    from ehm.deploy.bundle.bundle import Precision
+
+__all__ = ["PROVIDERS", "Provider", "installed", "open_session"]
+
+
+@dataclass(frozen=True)
+class Provider:
+    """An execution provider of ONNX Runtime and the package that brings it.
+
+    ``options`` are for all networks; ``lower`` are added for those in other numbers than float32; ``threads`` is the
+    name of the option for their number, where it is not that of the session.
+    """
+
+    name: str
+    package: str
+    options: dict[str, str]
+    numbered: bool = True
+    lower: dict[str, str] = field(default_factory=dict)
+    threads: str | None = None
+
+
+PROVIDERS: dict[str, Provider] = {
+    "npu": Provider(
+        "CANNExecutionProvider",
+        "onnxruntime-cann",
+        {"precision_mode": "must_keep_origin_dtype", "dump_om_model": "0"},
+    ),
+    "cuda": Provider("CUDAExecutionProvider", "onnxruntime-gpu", {"use_tf32": "0"}),
+    "openvino": Provider(
+        "OpenVINOExecutionProvider",
+        "onnxruntime-openvino",
+        {"device_type": "CPU"},
+        numbered=False,
+        lower={"load_config": json.dumps({"CPU": {"INFERENCE_PRECISION_HINT": "bf16"}})},
+        threads="num_of_threads",
+    ),
+    "cpu": Provider("CPUExecutionProvider", "onnxruntime", {}, numbered=False),
+}
+"""By device name, fastest first: ``auto`` takes the first that is installed and starts.
+
+The options keep float32 as float32: CANN computes in float16 by default, CUDA multiplies in TF32. What CANN compiles
+is not kept in the working folder: its name there depends on the network's path and not on its weights, and a replaced
+bundle would go on as the old one (ONNX Runtime's cann_execution_provider.cc and model_metadef_id_generator.cc). After
+1.24.4, the precision is an option of another name, ``precision_mode_v2``: ``origin``. OpenVINO (Intel's processors)
+computes what is not int8 in bfloat16 where the network is in lower precision and the processor has it."""
+
+_MESSAGE = 500
+"""Most characters of a message of ONNX Runtime that are passed on."""
+
+_log = logging.getLogger(__name__)
+
+
+def installed() -> list[str]:
+    """Devices whose providers this ONNX Runtime has, fastest first; they need not start."""
+    available = _onnxruntime().get_available_providers()
+    return [device for device, provider in PROVIDERS.items() if provider.name in available]
+
+
+def open_session(
+    model: Path, device: str = "cpu", threads: int = 0, precision: Precision = "float32"
+) -> InferenceSession:
+    """Load ``model``, a network in ``precision``, on a device of ``PROVIDERS`` or ``auto``.
+
+    A number chooses among several (``cuda:1``). ``threads`` are those of one operator on a CPU, by default one for each
+    core that this process may use.
+
+    ONNX Runtime falls back to the CPU without a word when a provider cannot start; here that is a BackendError. Of
+    ``auto`` it is a warning in the log, and so is a network that a provider cannot load; the next one is tried.
+    ExportError where there is none left.
+    """
+    refuse_undecodable(model, "ONNX Runtime")
+    onnxruntime = _onnxruntime()
+    name, _, number = device.partition(":")
+    known = name in PROVIDERS and (not number or (PROVIDERS[name].numbered and number.isdecimal()))
+    if name != "auto" and not known:
+        raise BackendError(f"--device {device}: unknown to ONNX Runtime; known are auto, {', '.join(PROVIDERS)}")
+    available = onnxruntime.get_available_providers()
+    if known and PROVIDERS[name].name not in available:
+        raise BackendError(
+            f"--device {device}: ONNX Runtime here lacks {PROVIDERS[name].name}, which the package "
+            f"{PROVIDERS[name].package} brings; --device cpu works here"
+        )
+    settings = onnxruntime.SessionOptions()
+    # its own choice counts the machine's cores instead, and ties each thread to one, whatever else runs there
+    settings.intra_op_num_threads = threads or physical_cores()
+    # threads that spin while they wait take the cores from decoding, from other runs and from other programs
+    settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    settings.log_severity_level = 4  # its errors are raised too, and the lines of a log may have to be JSON
+    # for bundles of earlier versions, whose int8 weights have all eight bits: without VNNI their products with uint8
+    # are added up in 16 bits and clipped, which changes what a network says; this takes uint8 times uint8 on such
+    # processors, and nothing else on others (onnxruntime_session_options_config_keys.h)
+    settings.add_session_config_entry("session.x64quantprecision", "1")
+    providers = [each for each in ([PROVIDERS[name]] if known else PROVIDERS.values()) if each.name in available]
+    for provider in providers:
+        options = provider.options | ({} if precision == "float32" else provider.lower)
+        if number:
+            options["device_id"] = number
+        if threads and provider.threads:
+            options[provider.threads] = str(threads)
+        try:
+            # its own fallback prints to standard output, which belongs to the results
+            session = onnxruntime.InferenceSession(
+                model, settings, providers=[(provider.name, options)], enable_fallback=False
+            )
+        except Exception as error:  # ONNX Runtime's exceptions share no base of their own
+            if provider is providers[-1]:
+                reason = shorten(str(error), _MESSAGE)
+                raise ExportError(f"{model}: ONNX Runtime {onnxruntime.__version__} cannot load it: {reason}") from None
+            reason = shorten(str(error), _MESSAGE)
+            _log.warning("--device auto: %s cannot load %s; trying the next: %s", provider.name, model, reason)
+            continue
+        if session.get_providers()[0] == provider.name:
+            return session
+        if not known:
+            _log.warning("--device auto: %s is installed but cannot start; trying the next", provider.name)
+    raise BackendError(f"--device {device}: {provider.name} is installed but cannot start; --device cpu works here")
+
+
+def _onnxruntime() -> Any:
+    """The package, which is looked for when it is needed: a bundle is converted without."""
+    if find_spec("onnxruntime") is None:
+        raise BackendError("onnxruntime is not installed; pip install 'ehm[serve]' installs it")
+    import onnxruntime
+
+    return onnxruntime

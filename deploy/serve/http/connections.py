@@ -1,0 +1,133 @@
+"""Connections within limits: how many there are, how long a request may take to begin, and who reads its answer."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import struct
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from ehm.deploy.serve.http.logs import OncePerSecond
+from ehm.deploy.serve.inference.metrics import Metrics
+
+__all__ = ["drop_unread", "limit_connections"]
+
+_LOG = logging.getLogger("ehm.serve")
+
+
+def limit_connections(metrics: Metrics, *, head_timeout: float, send_timeout: float, most: int) -> type[H11Protocol]:
+    """Return uvicorn's HTTP protocol with three limits of which uvicorn has none.
+
+    A connection is closed if the head of a request is not complete ``head_timeout`` seconds after it began (the first
+    one begins with the connection, a later one with its first byte), and dropped if the client leaves what was written
+    to it untouched for ``send_timeout`` seconds. At most ``most`` connections are open: another one takes the place of
+    the one that has been without a request for the longest time, or is refused if all have one.
+    """
+    idle: dict[H11Protocol, None] = {}  # connections without a request, the longest idle first
+    crowded = OncePerSecond(_LOG)
+
+    class LimitedProtocol(H11Protocol):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options)
+            self._head_timer = _Timer()
+            self._send_timer = _Timer()
+
+        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's own
+            super().connection_made(transport)
+            # asyncio calls pause_writing above this limit: 0 makes it tell of every byte that the client has not taken
+            transport.set_write_buffer_limits(high=0)
+            metrics.connections.set(len(self.connections))
+            if len(self.connections) > most:
+                victim = next(iter(idle), self)
+                crowded.warning("%d connections are open, as many as may be: one is closed for each new one", most)
+                metrics.dropped.labels("limit").inc()
+                _reset(victim.transport)
+                idle.pop(victim, None)
+                if victim is self:
+                    return
+            self._note_idle()
+            self._watch_head()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            super().connection_lost(exc)
+            metrics.connections.set(len(self.connections))
+            idle.pop(self, None)
+            self._head_timer.cancel()
+            self._send_timer.cancel()
+
+        def data_received(self, data: bytes) -> None:
+            super().data_received(data)
+            self._note_idle()
+            self._watch_head()
+
+        def on_response_complete(self) -> None:
+            super().on_response_complete()
+            self._note_idle()
+
+        def pause_writing(self) -> None:
+            super().pause_writing()
+            self._send_timer.start(send_timeout, self._drop_slow_reader)
+
+        def resume_writing(self) -> None:
+            super().resume_writing()
+            self._send_timer.cancel()
+
+        def _drop_slow_reader(self) -> None:
+            left = self.transport.get_write_buffer_size()
+            _LOG.warning("a client left %d bytes of its answer unread for %g seconds: dropped", left, send_timeout)
+            metrics.dropped.labels("unread").inc()
+            _reset(self.transport)
+
+        def _note_idle(self) -> None:
+            if self._has_request() or self.transport.is_closing():
+                idle.pop(self, None)
+            else:
+                idle.setdefault(self)
+
+        def _watch_head(self) -> None:
+            if self._has_request():
+                self._head_timer.cancel()
+            else:
+                self._head_timer.start(head_timeout, self.transport.close)
+
+        def _has_request(self) -> bool:
+            return self.cycle is not None and not self.cycle.response_complete
+
+    return LimitedProtocol
+
+
+def drop_unread(connections: Iterable[Any]) -> None:
+    """Drop the connections of clients that have not read what was written to them."""
+    for connection in list(connections):
+        if connection.transport.get_write_buffer_size():
+            _reset(connection.transport)
+
+
+def _reset(transport: asyncio.Transport) -> None:
+    """Close a connection at once; the kernel would otherwise keep what the client has not read for minutes."""
+    if not transport.is_closing() or transport.get_write_buffer_size():
+        abort = struct.pack("ii", 1, 0)  # linger, for 0 seconds
+        transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, abort)
+    transport.abort()
+
+
+class _Timer:
+    """A call in the future, of which at most one is pending."""
+
+    def __init__(self) -> None:
+        self._pending: asyncio.TimerHandle | None = None
+
+    def start(self, seconds: float, function: Callable[[], object]) -> None:
+        """Call a function in so many seconds, unless a call is pending already."""
+        if self._pending is None:
+            self._pending = asyncio.get_running_loop().call_later(seconds, function)
+
+    def cancel(self) -> None:
+        """Forget the pending call, if there is one."""
+        if self._pending is not None:
+            self._pending.cancel()
+            self._pending = None

@@ -1,0 +1,106 @@
+"""The outermost layer: every request gets an identity, passes the gate, and is answered, counted and logged once."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import uuid
+
+from starlette.datastructures import Headers
+from starlette.requests import Request
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from ehm.deploy.serve.http.exchange import Exchange
+from ehm.deploy.serve.inference.memory import Record
+from ehm.deploy.serve.inference.service import Service, service_of
+from ehm.deploy.serve.routes import page
+from ehm.errors import RequestError
+
+__all__ = ["OPEN", "Edge", "admit"]
+
+_LOG = logging.getLogger("ehm.serve")
+_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+OPEN = frozenset({"/", "/docs", "/metrics", "/openapi.json", "/v2/health/live", "/v2/health/ready", *page.STATIC})
+"""Paths that need no API key, and that are always answered: while the server stops, and if too much is under way."""
+
+
+class Edge:
+    """ASGI middleware around the whole application."""
+
+    def __init__(self, app: ASGIApp, service: Service) -> None:
+        self._app = app
+        self._service = service
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        service = self._service
+        deadline = asyncio.get_running_loop().time() + service.settings.timeout
+        headers = Headers(scope=scope)
+        method = scope["method"]
+        given = headers.get("x-request-id", "")
+        record = Record(given if _ID.fullmatch(given) else uuid.uuid4().hex, deadline)
+        scope.setdefault("state", {})["record"] = record
+        if method == "HEAD" and scope["path"] in OPEN:
+            scope = {**scope, "method": "GET"}  # the server, whose scope still says HEAD, leaves out the body
+        exchange = Exchange(service, record, scope, receive, send)
+        try:
+            refusal = self._refusal(scope["path"], headers)
+            if refusal is None:
+                await self._app(scope, exchange.receive, exchange.send)
+            else:
+                await exchange.refuse(*refusal)
+        except asyncio.CancelledError:
+            if not (service.closed and exchange.status == 0):
+                raise
+            await exchange.refuse(503, "the server stops, and its time for answers is over")
+        except Exception:
+            _LOG.exception("request %s failed", record.id)
+            if exchange.status == 0:
+                reason = f"the server failed on this request; its log has the reason under {record.id}"
+                await exchange.refuse(500, reason)
+        finally:
+            exchange.leave()
+            service.memory.release(record)
+            seconds = exchange.seconds
+            status = exchange.status
+            route = getattr(scope.get("route"), "path", "")
+            service.metrics.request(record.model, route, status, seconds, record.asked)
+            fields = {"id": record.id, "method": method, "path": scope["path"], "status": status}
+            fields |= {"model": record.model, "ms": round(seconds * 1000, 2), "batch": record.batch}
+            fields |= {"error": record.error} if record.error else {}
+            level = logging.WARNING if status >= 500 else logging.INFO
+            level = logging.DEBUG if scope["path"] in OPEN else level
+            _LOG.log(level, "request", extra={"fields": fields})
+        # it is counted and logged: to read on what nobody wants is no part of it
+        await exchange.finish()
+
+    def _refusal(self, path: str, headers: Headers) -> tuple[int, str] | None:
+        """Status and reason, where a request may not pass."""
+        if path in OPEN:
+            return None
+        scheme, _, token = headers.get("authorization", "").partition(" ")
+        key = token if scheme.lower() == "bearer" else headers.get("x-api-key")
+        if not self._service.allows(key):
+            return 401, "expected the server's API key, as Authorization: Bearer KEY or X-API-Key: KEY"
+        if self._service.closed:
+            return 503, "the server stops"
+        return None
+
+
+async def admit(request: Request) -> None:
+    """Refuse (429) a request if too many are under way.
+
+    A dependency of every route, since the route tells the model, under whose name a refusal is counted.
+    """
+    service = await service_of(request)
+    if not service.crowded or request.scope["path"] in OPEN:
+        return
+    only = next(iter(service.models)) if request.method == "POST" and len(service.models) == 1 else ""
+    name = request.path_params.get("model") or request.query_params.get("model") or only
+    if name in service.models:
+        service.record(request).model = name
+    raise RequestError(429, f"{service.under_way - 1} requests are under way; try again in a second")

@@ -1,0 +1,203 @@
+"""The process: opens the socket, loads, serves, and stops in order."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
+
+import uvicorn
+
+from ehm.deploy.bundle.bundle import Precision
+from ehm.deploy.serve.http.app import create_app
+from ehm.deploy.serve.http.connections import drop_unread, limit_connections
+from ehm.deploy.serve.http.listening import bind_port, fit_connections, report_loop_errors, start_listening
+from ehm.deploy.serve.http.logs import configure
+from ehm.deploy.serve.inference.models import named
+from ehm.deploy.serve.inference.service import Service
+from ehm.deploy.serve.inference.settings import Settings
+from ehm.deploy.serve.routes import page
+from ehm.deploy.serve.routes.neighbours import Index
+from ehm.errors import ConfigError
+
+__all__ = ["serve"]
+
+_LOG = logging.getLogger("ehm.serve")
+
+
+def serve(
+    bundles: str | Path | Sequence[str | Path] | None = None,
+    *,
+    config: str | Path | None = None,
+    host: str | None = None,
+    port: int | None = None,
+    device: str | None = None,
+    precision: Precision | None = None,
+    threads: int | None = None,
+    max_batch: int | None = None,
+    max_delay: float | None = None,
+    queue: int | None = None,
+    timeout: float | None = None,
+    send_timeout: float | None = None,
+    max_connections: int | None = None,
+    drain_delay: float | None = None,
+    drain: float | None = None,
+    max_bytes: int | None = None,
+    max_pixels: int | None = None,
+    max_memory: int | None = None,
+    poll: float | None = None,
+    index: str | Path | None = None,
+    api_key_file: str | Path | None = None,
+    model_control: bool | None = None,
+    log: Literal["text", "json"] | None = None,
+) -> None:
+    """Serve bundles until SIGTERM or SIGINT; returns once everything that was accepted is answered.
+
+    ``bundles`` are folders that ``ehm export`` wrote, each as ``DIR`` or ``NAME=DIR``; a replaced one is loaded while
+    the server runs. ``config`` is a YAML file with the names of these arguments as keys, which counts where an argument
+    is None; what is in neither has the default of :class:`Settings`. ``port`` 0 takes a free one. ``device`` and
+    ``precision`` choose ONNX Runtime's provider and the network's numbers, ``threads`` the cores of one batch (0: all).
+
+    At most ``max_batch`` images run together, after a wait of at most ``max_delay`` milliseconds; ``queue`` requests of
+    a model wait at most. A request may take ``timeout`` seconds, and its client ``send_timeout`` seconds to read the
+    next piece of the answer; at most ``max_connections`` are open. ``max_bytes`` and ``max_pixels`` bound a request,
+    ``max_memory`` the bytes of all together. After SIGTERM the server says that it is not ready and takes requests for
+    another ``drain_delay`` seconds; then the port is closed, and what was accepted has ``drain`` seconds.
+
+    ``poll`` is how often in seconds folders are looked at. ``index`` is a folder that ``ehm predict --out`` wrote:
+    images among which the page at ``/`` finds those most like another. Requests need the key in ``api_key_file``, or in
+    the environment variable EHM_API_KEY, if there is one; ``model_control`` lets clients load and unload models.
+    docs/serving.md has the details.
+
+    Raises ConfigError for a wrong argument, ExportError for a damaged bundle, BackendError for an absent device,
+    DataError for an index that is damaged or fits no bundle.
+    """
+    arguments = locals()  # all of them, and nothing else yet
+    settings = Settings.checked(**arguments)
+    places = named([settings.bundles] if isinstance(settings.bundles, str | Path) else settings.bundles)
+    key = _api_key(settings.api_key_file)
+    images = Index(settings.index) if settings.index is not None else None
+    configure(settings.log)
+    with bind_port(settings.host, settings.port) as listener:
+        asyncio.run(_serve(Service(places, settings, key), images, listener))
+
+
+async def _serve(service: Service, index: Index | None, listener: socket.socket) -> None:
+    settings = service.settings
+    protocol = limit_connections(
+        service.metrics,
+        head_timeout=settings.timeout,
+        send_timeout=settings.send_timeout,
+        most=fit_connections(settings.max_connections),
+    )
+    config = uvicorn.Config(
+        create_app(service, index),
+        http=protocol,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        lifespan="off",
+        ws="none",
+        timeout_keep_alive=75,  # longer than the minute of common proxies, which would else use a closing connection
+        timeout_graceful_shutdown=settings.drain,  # type: ignore[arg-type]  # it is passed on to asyncio
+    )
+    server = _Server(config)
+    loop = asyncio.get_running_loop()
+    report_loop_errors(loop)
+    tasks: list[asyncio.Task[None]] = []
+
+    def reload() -> None:
+        tasks.append(loop.create_task(service.models.refresh(every=True)))
+
+    stop = _Stop(service, server)
+    for number, action in ((signal.SIGTERM, stop.terminate), (signal.SIGINT, stop.interrupt), (signal.SIGHUP, reload)):
+        loop.add_signal_handler(number, action)
+    await service.models.load_all()
+    await asyncio.to_thread(page.make_ready, service, index)
+    tasks.append(loop.create_task(service.models.watch()))
+    if not service.closed:
+        start_listening(listener, settings.host, settings.port)
+        await server.serve(sockets=[listener])
+    for task in tasks:
+        task.cancel()
+    _LOG.info("stopped")
+
+
+class _Stop:
+    """The end of a server in two steps, by signals."""
+
+    def __init__(self, service: Service, server: _Server) -> None:
+        self._service = service
+        self._server = server
+
+    def terminate(self) -> None:
+        """Say that the server is not ready, and close the port once balancers of load have noticed (SIGTERM)."""
+        if self._service.stopping:
+            return
+        delay = self._service.settings.drain_delay
+        if delay and self._server.started:
+            self._service.stopping = True
+            _LOG.info("stopping: not ready any more, but requests are taken for another %g seconds", delay)
+            asyncio.get_running_loop().call_later(delay, self._close)
+        else:
+            self._close()
+
+    def interrupt(self) -> None:
+        """Close the port at once, and the second time wait no longer for answers (SIGINT, which is Ctrl-C)."""
+        if self._service.closed:
+            self._server.force_exit = True
+        self._close()
+
+    def _close(self) -> None:
+        if self._service.closed:
+            return
+        self._service.stopping = True
+        self._service.closed = True
+        self._server.should_exit = True
+        _LOG.info("stopping: what was accepted is answered, for %g seconds at most", self._service.settings.drain)
+
+
+class _Server(uvicorn.Server):
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Say where it listens, once it does."""
+        await super().startup(sockets)
+        for listener in [] if self.should_exit else sockets or []:
+            host, port = listener.getsockname()[:2]
+            url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+            _LOG.info("ready at %s: / /v1/classify /v1/embed /v2 /metrics /docs", url)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Wait for answers as uvicorn does, which would wait for clients that never read them, too."""
+        timer = asyncio.get_running_loop().call_later(
+            self.config.timeout_graceful_shutdown or 0, drop_unread, self.server_state.connections
+        )
+        await super().shutdown(sockets)
+        timer.cancel()
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leave signals to `_Stop`: uvicorn's own handlers close the port at once."""
+        yield
+
+
+def _api_key(file: str | Path | None) -> str | None:
+    """The key of a file, or of EHM_API_KEY; never an argument, which every user of the machine could read."""
+    if file is None:
+        origin, key = "EHM_API_KEY", os.environ.get("EHM_API_KEY")
+        if key is None:
+            return None
+    else:
+        origin = f"--api-key-file {file}"
+        try:
+            key = Path(file).read_text(encoding="utf-8").strip()
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"{origin}: {getattr(error, 'strerror', None) or 'not text'}") from None
+    if not (key and key.isascii() and key.isprintable()):
+        raise ConfigError(f"{origin}: expected a key of printable ASCII characters")
+    return key

@@ -1,0 +1,1 @@
+"""Loaded models, batching and the way of a request through them."""

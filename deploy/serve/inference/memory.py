@@ -1,0 +1,60 @@
+"""The bytes that requests hold: their bodies, their images, and their answers until these are read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ehm.deploy.serve.inference.settings import PIECE
+from ehm.errors import RequestError
+
+__all__ = ["Memory", "Record"]
+
+
+@dataclass
+class Record:
+    """What is known about a request.
+
+    ``deadline`` is on the event loop's clock, ``asked`` whether its model was asked, ``held`` the bytes it holds,
+    ``error`` the sentence that refuses it.
+    """
+
+    id: str
+    deadline: float
+    model: str = ""
+    asked: bool = False
+    batch: int = 0
+    held: int = 0
+    error: str = ""
+
+
+class Memory:
+    """What all requests hold together, ``held`` bytes of at most ``most``."""
+
+    def __init__(self, most: int) -> None:
+        self.held = 0
+        self._most = most
+
+    def hold(self, record: Record, count: int) -> None:
+        """Account for so many bytes until `release`; RequestError (413, 429) if there are too many."""
+        self._hold(record, count, "the request")
+
+    def hold_answer(self, record: Record, count: int) -> None:
+        """Account for the bytes of an answer until it is sent, in place of what its request held; errors of `hold`."""
+        self.release(record)
+        if count > PIECE:  # no more than that waits in a connection; an error must be told in any case
+            self._hold(record, count, "the answer")
+
+    def release(self, record: Record) -> None:
+        """Forget what a request held."""
+        self.held -= record.held
+        record.held = 0
+
+    def _hold(self, record: Record, count: int, what: str) -> None:
+        if record.held + count > self._most:
+            raise RequestError(413, f"{what} takes more than {self._most} bytes of memory")
+        if self.held + count > self._most:
+            raise RequestError(
+                429, f"all requests together take more than {self._most} bytes of memory; try again in a second"
+            )
+        record.held += count
+        self.held += count

@@ -1,0 +1,1 @@
+"""Routes and the formats of their requests and answers."""

@@ -1,0 +1,148 @@
+"""Routes for an image file that answer with where things are: a mask, or objects."""
+
+from __future__ import annotations
+
+import base64
+import io
+from typing import Annotated, Any
+
+import numpy as np
+from fastapi import APIRouter, Query, Request, Response
+from numpy.typing import NDArray
+from pydantic import BaseModel
+
+from ehm.deploy.bundle.bundle import Fit, Windows
+from ehm.deploy.predict.detection import found_in
+from ehm.deploy.predict.segmentation import BATCH, picture
+from ehm.deploy.serve.inference.models import ServedModel
+from ehm.deploy.serve.inference.service import Served, Service, Upload
+from ehm.deploy.serve.routes.images import BINARY, IMAGE, Answer, Model
+from ehm.errors import RequestError
+
+__all__ = ["router"]
+
+
+class Share(BaseModel):
+    """A class, and its share of the image's pixels."""
+
+    label: str
+    share: float
+
+
+class Segmentation(Answer):
+    """The classes that occur, the largest first, and the mask: a PNG in base64 whose values are ``labels``' numbers."""
+
+    labels: list[str]
+    classes: list[Share]
+    mask: str
+
+
+class Runs(BaseModel):
+    """A mask of an image (height, width) as COCO's uncompressed run-length code: down the columns, zeros first."""
+
+    size: list[int]
+    counts: list[int]
+
+
+class Object(BaseModel):
+    """An object: its class, a score in [0, 1], its box (left, top, right, bottom) in pixels, and its mask."""
+
+    label: str
+    score: float
+    box: list[float]
+    mask: Runs | None = None
+
+
+class Detection(Answer):
+    """The objects of an image, the likeliest first."""
+
+    objects: list[Object]
+
+
+router = APIRouter(prefix="/v1", tags=["Images"])
+_PNG: dict[int | str, dict[str, Any]] = {200: {"content": {"image/png": BINARY}}}
+
+
+@router.post("/segment", openapi_extra=IMAGE, response_model=Segmentation, responses=_PNG)
+async def segment(
+    service: Served,
+    request: Request,
+    model: Model = None,
+    png: Annotated[bool, Query(description="answer with the mask alone, as a file")] = False,
+) -> Any:
+    """The class of each pixel of an image, sent as for classify; `?png=true` answers with a label image."""
+    served = service.model(request, model)
+    rule = served.manifest.windows
+    if rule is None:
+        raise RequestError(400, f"the model {served.name} gives no masks")
+    upload = await service.read_image(request, served)
+    labels = await _mask(service, request, served, upload, rule)
+
+    def packed() -> tuple[bytes, list[Share]]:
+        file = io.BytesIO()
+        picture(labels).save(file, format="PNG")
+        names = served.manifest.labels
+        shares = np.bincount(labels.ravel(), minlength=len(names)) / labels.size
+        largest = [index for index in np.argsort(-shares, kind="stable") if shares[index]]
+        return file.getvalue(), [Share(label=names[index], share=float(shares[index])) for index in largest]
+
+    data, classes = await service.offload(request, packed)
+    if png:
+        return Response(data, media_type="image/png")
+    return Segmentation(
+        model=served.name,
+        version=served.version,
+        image=upload.name,
+        labels=list(served.manifest.labels),
+        classes=classes,
+        mask=base64.b64encode(data).decode(),
+    )
+
+
+@router.post("/detect", openapi_extra=IMAGE, response_model_exclude_none=True)
+async def detect(
+    service: Served,
+    request: Request,
+    model: Model = None,
+    masks: Annotated[bool, Query(description="with masks, where the model gives any")] = True,
+    score: Annotated[float, Query(ge=0, le=1, description="of an object, at least; the bundle's if that is more")] = 0,
+) -> Detection:
+    """The objects in an image, sent as for classify."""
+    served = service.model(request, model)
+    rule = served.manifest.fit
+    if rule is None:
+        raise RequestError(400, f"the model {served.name} gives no boxes")
+    rule = rule.model_copy(update={"threshold": max(rule.threshold, score)})
+    upload = await service.read_image(request, served)
+    objects = await _objects(service, request, served, upload, rule, masks)
+    return Detection(model=served.name, version=served.version, image=upload.name, objects=objects)
+
+
+async def _mask(
+    service: Service, request: Request, served: ServedModel, upload: Upload, rule: Windows
+) -> NDArray[np.uint8]:
+    """The windows of an image go through the model like the images of requests, a few at a time."""
+    mosaic = await service.offload(request, served.predictor.mosaic, upload.image, rule)
+    service.hold(request, 4 * len(served.manifest.labels) * mosaic.places)
+    for start in range(0, len(mosaic), BATCH):
+        outputs = await service.answer(request, served, mosaic.inputs(start, BATCH), ["scores"])
+        await service.offload(request, mosaic.add, start, outputs["scores"])
+    return await service.offload(request, mosaic.labels, (upload.image.height, upload.image.width))
+
+
+async def _objects(
+    service: Service, request: Request, served: ServedModel, upload: Upload, rule: Fit, masks: bool
+) -> list[Object]:
+    placed, inputs = await service.offload(request, served.predictor.place, upload.image, rule)
+    names = [output.name for output in served.manifest.outputs if masks or output.name != "masks"]
+    rows = await service.answer(request, served, inputs, names)
+    outputs = {name: values[0] for name, values in rows.items()}
+    if "masks" in outputs:  # each of them is as large as the image
+        count = int((outputs["scores"] > rule.threshold).sum())
+        service.hold(request, count * upload.image.width * upload.image.height)
+
+    def described() -> list[Object]:
+        found = found_in(outputs, placed, rule, served.manifest.labels)
+        return [Object.model_validate(each.as_dict()) for each in found]
+
+    return await service.offload(request, described)

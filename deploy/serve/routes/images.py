@@ -1,0 +1,101 @@
+"""Routes for people with an image file: classes or features of it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import numpy as np
+from fastapi import APIRouter, Query, Request
+from numpy.typing import NDArray
+from pydantic import BaseModel
+
+from ehm.deploy.serve.inference.models import ServedModel
+from ehm.deploy.serve.inference.service import Served, Service
+from ehm.errors import RequestError
+
+__all__ = ["BINARY", "IMAGE", "Answer", "Model", "router", "row_of"]
+
+BINARY: dict[str, Any] = {"schema": {"type": "string", "format": "binary"}}
+_FORM = {"type": "object", "required": ["image"], "properties": {"image": BINARY["schema"]}}
+IMAGE: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "image/png": BINARY,
+            "image/jpeg": BINARY,
+            "application/octet-stream": BINARY,
+            "multipart/form-data": {"schema": _FORM},
+        },
+    }
+}
+
+
+class Class(BaseModel):
+    """A class, and how likely it is."""
+
+    label: str
+    probability: float
+
+
+class Answer(BaseModel):
+    """What gave it: the model, its version, and the file's name where a form said it."""
+
+    model: str
+    version: str
+    image: str | None = None
+
+
+class Classes(Answer):
+    """The likeliest classes, the likeliest first."""
+
+    classes: list[Class]
+
+
+class Features(Answer):
+    """The features of the whole image."""
+
+    features: list[float]
+
+
+Model = Annotated[str | None, Query(description="its name; needed where several are served")]
+router = APIRouter(prefix="/v1", tags=["Images"])
+
+
+@router.post("/classify", openapi_extra=IMAGE, response_model_exclude_none=True)
+async def classify(
+    service: Served,
+    request: Request,
+    model: Model = None,
+    top: Annotated[int, Query(ge=1, description="how many classes")] = 5,
+) -> Classes:
+    """The likeliest classes of an image, with probabilities.
+
+    The image file is the whole body (`curl --data-binary @photo.jpg`) or the field `image` of a form
+    (`curl -F image=@photo.jpg`).
+    """
+    served = service.model(request, model)
+    row, file = await row_of(service, request, served, "logits")
+    found = served.predictor.describe("", {"logits": row}, top).classes
+    classes = [Class(label=label, probability=share) for label, share in found]
+    return Classes(model=served.name, version=served.version, image=file, classes=classes)
+
+
+@router.post("/embed", openapi_extra=IMAGE, response_model_exclude_none=True)
+async def embed(service: Served, request: Request, model: Model = None) -> Features:
+    """The features of an image, sent as for classify."""
+    served = service.model(request, model)
+    row, file = await row_of(service, request, served, "features")
+    return Features(model=served.name, version=served.version, image=file, features=row.tolist())
+
+
+async def row_of(
+    service: Service, request: Request, model: ServedModel, output: str
+) -> tuple[NDArray[np.float32], str | None]:
+    """A model's output for the image of a request, one row, and the file's name."""
+    if model.manifest.output(output) is None:
+        raise RequestError(400, f"the model {model.name} gives no {output}")
+    outputs, file = await service.answer_image(request, model, [output])
+    row = outputs[output][0]
+    if not np.isfinite(row).all():  # which JSON cannot say, for example after an overflow in float16
+        raise RequestError(500, f"the model {model.name} gave {output} that are not finite")
+    return row, file

@@ -1,0 +1,246 @@
+"""The Open Inference Protocol v2 over HTTP: request bodies to arrays, and arrays to response bodies.
+
+The protocol: https://github.com/kserve/open-inference-protocol (specification/protocol/inference_rest.md). Its
+extensions, of https://github.com/triton-inference-server/server (docs/protocol): ``binary_tensor_data``, with raw
+binary requests, and ``classification``. No web framework in here.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ehm.deploy.bundle.bundle import Manifest, TensorRecord
+from ehm.deploy.serve.routes.json_numbers import dump_numbers, parse_numbers
+from ehm.deploy.serve.routes.json_request import InferenceRequest, Input, Output, Parameters, parse_request
+from ehm.errors import RequestError
+
+__all__ = ["InferRequest", "OutputRequest", "decode", "encode", "metadata"]
+
+_DATATYPES = {"float32": "FP32", "uint8": "UINT8", "int64": "INT64"}
+
+
+@dataclass(frozen=True)
+class OutputRequest:
+    """An output that was asked for: in binary or JSON, and as values or as so many ``classes``."""
+
+    name: str
+    binary: bool = False
+    classes: int = 0
+
+
+@dataclass(frozen=True)
+class InferRequest:
+    """A request that fits the model: ``images`` (B, ...), B at least 1, and ``timeout`` in seconds."""
+
+    images: NDArray[Any]
+    outputs: tuple[OutputRequest, ...]
+    id: str | None = None
+    timeout: float | None = None
+
+
+def metadata(manifest: Manifest, name: str, version: str) -> dict[str, Any]:
+    """``$metadata_model_response``; dynamic dimensions are -1."""
+
+    def tensor(record: TensorRecord) -> dict[str, Any]:
+        shape = [size if isinstance(size, int) else -1 for size in record.shape]
+        return {"name": record.name, "datatype": _DATATYPES[record.dtype], "shape": shape}
+
+    return {
+        "name": name,
+        "versions": [version],
+        "platform": "onnx_onnxv1",
+        "inputs": [tensor(manifest.input)],
+        "outputs": [tensor(output) for output in manifest.outputs],
+    }
+
+
+def decode(body: bytes, header_length: int | None, manifest: Manifest) -> InferRequest:
+    """Read a request for the model of ``manifest``; raises RequestError (400) that says what would be right.
+
+    ``header_length`` is the Inference-Header-Content-Length: how much of the body is JSON, all of it by default. 0
+    says that the body is the input of one image in binary, and that all outputs shall be.
+    """
+    if header_length == 0:
+        images = _from_binary(body, [1, *_static(manifest.input)], manifest.input)
+        return InferRequest(images, tuple(OutputRequest(output.name, binary=True) for output in manifest.outputs))
+    if header_length is not None and not 0 < header_length <= len(body):
+        raise RequestError(400, f"Inference-Header-Content-Length: {header_length}, but the body has {len(body)} bytes")
+    request, numbers = parse_request(body[:header_length])
+    if [given.name for given in request.inputs] != [manifest.input.name]:
+        raise RequestError(400, f"inputs: expected one, named {manifest.input.name!r}")
+    return InferRequest(
+        images=_tensor(request.inputs[0], numbers, b"" if header_length is None else body[header_length:], manifest),
+        outputs=_outputs(request, manifest),
+        id=request.id,
+        timeout=_timeout(_given(request.parameters)),
+    )
+
+
+def encode(
+    request: InferRequest,
+    outputs: Mapping[str, NDArray[np.float32]],
+    model: str,
+    version: str,
+    labels: Sequence[str] = (),
+) -> tuple[bytes, int | None]:
+    """The body of the response, and how much of it is JSON where binary data follow, else None."""
+    described: list[str] = []
+    tail: list[bytes] = []
+    for wanted in request.outputs:
+        values = outputs[wanted.name]
+        datatype = _DATATYPES[str(values.dtype)]
+        entry: dict[str, Any] = {"name": wanted.name, "datatype": datatype, "shape": list(values.shape)}
+        numbers = ""
+        if wanted.classes:
+            texts = _classes(values.reshape(len(values), -1), wanted.classes, labels if wanted.name == "logits" else ())
+            entry |= {"datatype": "BYTES", "shape": [len(texts), len(texts[0])]}
+            flat = [text for row in texts for text in row]
+            raw = b"".join(len(text.encode()).to_bytes(4, "little") + text.encode() for text in flat)
+        else:
+            flat, raw = [], values.astype(values.dtype.newbyteorder("<"), copy=False).tobytes()
+        if wanted.binary:
+            entry["parameters"] = {"binary_data_size": len(raw)}
+            tail.append(raw)
+        elif wanted.classes:
+            entry["data"] = flat
+        elif np.isfinite(values).all():
+            numbers = f',"data":{dump_numbers(values)}'
+        else:
+            raise RequestError(400, f"outputs: {wanted.name} is not finite, which JSON cannot say; ask for binary_data")
+        described.append(f"{_dump(entry)[:-1]}{numbers}}}")
+    answer = {"model_name": model, "model_version": version}
+    if request.id is not None:
+        answer["id"] = request.id
+    head = f'{_dump(answer)[:-1]},"outputs":[{",".join(described)}]}}'.encode()
+    return head + b"".join(tail), len(head) if tail else None
+
+
+def _dump(value: dict[str, Any]) -> str:
+    return json.dumps(value, allow_nan=False, separators=(",", ":"))
+
+
+def _tensor(given: Input, numbers: str, tail: bytes, manifest: Manifest) -> NDArray[Any]:
+    expected = manifest.input
+    datatype = _DATATYPES[expected.dtype]
+    if given.datatype != datatype:
+        raise RequestError(400, f"inputs.0.datatype: expected {datatype}, not {given.datatype[:20]!r}")
+    fits = len(given.shape) == len(expected.shape) and all(
+        size == wanted if isinstance(wanted, int) else size > 0
+        for size, wanted in zip(given.shape, expected.shape, strict=True)
+    )
+    if not fits:
+        wanted = [size if isinstance(size, int) else -1 for size in expected.shape]
+        raise RequestError(400, f"inputs.0.shape: expected {wanted}, at least one image, not {given.shape[:8]}")
+    if expected.smallest and min(given.shape[2:]) < expected.smallest:
+        raise RequestError(
+            400, f"inputs.0.shape: expected at least {expected.smallest} pixels each way, as a patch has"
+        )
+    parameters = _given(given.parameters)
+    size = parameters.get("binary_data_size")
+    if size is None:
+        if "shared_memory_region" in parameters:
+            raise RequestError(400, "inputs.0.parameters: shared memory is not supported; send the data")
+        if tail:
+            raise RequestError(400, f"{len(tail)} bytes follow the JSON that no input's binary_data_size accounts for")
+        return _from_json(given, numbers, expected)
+    if given.data is not None:
+        raise RequestError(400, "inputs.0: either data or binary_data_size, not both")
+    if size != len(tail):
+        raise RequestError(400, f"inputs.0.parameters.binary_data_size: {len(tail)} bytes follow the JSON")
+    return _from_binary(tail, given.shape, expected)
+
+
+def _from_binary(raw: bytes, shape: Sequence[int], expected: TensorRecord) -> NDArray[Any]:
+    dtype = np.dtype(expected.dtype).newbyteorder("<")
+    wanted = math.prod(shape) * dtype.itemsize
+    if len(raw) != wanted:
+        raise RequestError(400, f"{expected.name}: {list(shape)} takes {wanted} bytes, but {len(raw)} were sent")
+    images = np.frombuffer(raw, dtype).reshape(shape).astype(expected.dtype, copy=False)
+    if not np.isfinite(images).all():  # as in JSON: nothing but NaN could come of it
+        raise RequestError(400, f"{expected.name}: expected finite numbers, but some are NaN or infinite")
+    return images
+
+
+def _from_json(given: Input, numbers: str, expected: TensorRecord) -> NDArray[Any]:
+    if given.data is None:
+        raise RequestError(400, "inputs.0.data: missing, and no binary_data_size either")
+    kinds = "iu" if expected.dtype == "uint8" else "iuf"
+    try:
+        # the numbers were cut out of this input if they left it empty
+        values = parse_numbers(numbers) if numbers and not given.data else np.asarray(given.data)
+    except (ValueError, OverflowError, RecursionError):  # no numbers, ragged, or too deep
+        values = np.empty(0, object)
+    if values.dtype.kind not in kinds or (expected.dtype == "uint8" and (values.min() < 0 or values.max() > 255)):
+        what = "integers from 0 to 255" if expected.dtype == "uint8" else "numbers"
+        raise RequestError(400, f"inputs.0.data: expected {what}, flat or nested as the shape says")
+    if values.size != math.prod(given.shape):
+        raise RequestError(
+            400, f"inputs.0.data: {given.shape} takes {math.prod(given.shape)} values, not {values.size}"
+        )
+    with np.errstate(over="ignore"):
+        images: NDArray[Any] = values.astype(expected.dtype).reshape(given.shape)
+    if not np.isfinite(images).all():
+        raise RequestError(400, "inputs.0.data: a number is too large for FP32")
+    return images
+
+
+def _static(record: TensorRecord) -> list[int]:
+    sizes = [size for size in record.shape[1:] if isinstance(size, int)]
+    if len(sizes) + 1 < len(record.shape):
+        raise RequestError(400, "a raw binary request does not say the image's size, which this model needs")
+    return sizes
+
+
+def _outputs(request: InferenceRequest, manifest: Manifest) -> tuple[OutputRequest, ...]:
+    known = [output.name for output in manifest.outputs]
+    binary = _flag(_given(request.parameters), "binary_data_output", False)
+    found = []
+    for index, wanted in enumerate(request.outputs or [Output(name=name) for name in known]):
+        if wanted.name not in known:
+            raise RequestError(400, f"outputs.{index}.name: expected one of {', '.join(known)}")
+        parameters = _given(wanted.parameters)
+        if "shared_memory_region" in parameters:
+            raise RequestError(400, f"outputs.{index}.parameters: shared memory is not supported")
+        classes = parameters.get("classification", 0)
+        if type(classes) is not int or classes < 0:
+            raise RequestError(400, f"outputs.{index}.parameters.classification: expected a number of classes")
+        found.append(OutputRequest(wanted.name, _flag(parameters, "binary_data", binary), classes))
+    if len({output.name for output in found}) < len(found):
+        raise RequestError(400, "outputs: the same name twice")
+    return tuple(found)
+
+
+def _given(parameters: Parameters) -> dict[str, Any]:
+    """Return the parameters that have a value."""
+    return {name: value for name, value in (parameters or {}).items() if value is not None}
+
+
+def _flag(parameters: dict[str, Any], name: str, default: bool) -> bool:
+    value = parameters.get(name, default)
+    if not isinstance(value, bool):
+        raise RequestError(400, f"parameters.{name}: expected true or false")
+    return value
+
+
+def _timeout(parameters: dict[str, Any]) -> float | None:
+    """Triton's ``timeout`` in microseconds; 0 stands for the server's own."""
+    value = parameters.get("timeout", 0)
+    if type(value) is not int or value < 0:
+        raise RequestError(400, "parameters.timeout: expected microseconds, a whole number")
+    return value / 1e6 if value else None
+
+
+def _classes(values: NDArray[np.float32], count: int, labels: Sequence[str]) -> list[list[str]]:
+    """(B, n) -> the ``count`` highest of each row as ``value:index[:label]``, values as C++'s std::to_string does."""
+    best = np.argsort(-values, axis=1, kind="stable")[:, :count]
+    suffix = [f":{label}" if label else "" for label in labels] or [""] * values.shape[1]
+    return [
+        [f"{row[index]:f}:{index}{suffix[index]}" for index in order] for row, order in zip(values, best, strict=True)
+    ]

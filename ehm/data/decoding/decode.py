@@ -1,0 +1,178 @@
+"""One image file of any common kind to RGB, as a person would expect to see it.
+
+    greyscale, bilevel   the same value in R, G and B
+    palette              its colours
+    CMYK                 Pillow's formula; JPEGs are inverted, with Adobe's marker or without it, as in browsers
+    CIELab               the sRGB of its colours
+    transparency         composited on white, as viewers and browsers show it
+    16 bits, 32 bits     scaled to 8 bits by their type or by a stated range, see `ehm.data.decoding.depth`
+    EXIF orientation     applied
+    animation, pages     the first one
+    colour profiles      ignored, as in the published recipes
+
+Whatever is wrong with a file becomes one BrokenImage; no warning of Pillow's gets out.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import BytesIO
+from pathlib import Path
+from threading import Lock
+from typing import IO
+
+from PIL import Image, UnidentifiedImageError
+
+from ehm.data.decoding.deep import deep_pixels, deep_tiff
+from ehm.data.decoding.depth import DEPTH, ValueRange
+from ehm.data.decoding.orientation import Head, read_orientation, turn_image
+from ehm.data.decoding.reduced import reduce_while_decoding
+from ehm.data.decoding.tiff import is_tiff, read_tiff
+from ehm.errors import BrokenImage
+
+__all__ = ["SUFFIXES", "decode", "opened", "read_head"]
+
+SUFFIXES = frozenset(
+    {".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"}
+)
+"""What makes a file an image, whatever its case."""
+
+
+class _Quiet:
+    """No warnings of Pillow's, but bombs are errors. Threads are in it together: filters are the whole process's, so
+    that ``warnings.catch_warnings`` in each would put back those of another, and leave them behind."""
+
+    def __init__(self) -> None:
+        self._lock, self._inside, self._caught = Lock(), 0, warnings.catch_warnings()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._inside:
+                self._caught = warnings.catch_warnings()
+                self._caught.__enter__()
+                warnings.simplefilter("ignore")
+                warnings.simplefilter("error", Image.DecompressionBombWarning)
+            self._inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if not self._inside:
+                self._caught.__exit__(None, None, None)
+
+
+_QUIET = _Quiet()
+
+
+def decode(
+    file: str | Path | BytesIO,
+    name: str | None = None,
+    formats: tuple[str, ...] | None = None,
+    enough: tuple[int, int] | None = None,
+    value_range: ValueRange = None,
+) -> Image.Image:
+    """Read ``file`` as an RGB image; raises BrokenImage with ``name`` (the path if left out) and the reason.
+
+    ``formats`` are Pillow's names of the formats to try, by default all that it knows. ``value_range`` are the values
+    that are black and white in images of more than 8 bits; how such an image was scaled is in its ``info``. ``enough``
+    is a size (height, width) that the image is resized to next: a much larger JPEG is then read at a reduced size, see
+    `ehm.data.decoding.reduced`.
+
+    An image of more pixels than ``PIL.Image.MAX_IMAGE_PIXELS`` (89 million) is refused as a decompression bomb.
+    """
+    name = name if name is not None else str(file)
+    with _errors_named(name), _binary(file) as stream:
+        if (formats is None or "TIFF" in formats) and is_tiff(stream):
+            tiff = read_tiff(stream)
+            if tiff is not None and tiff.is_deep:
+                image, depth = deep_tiff(tiff, stream, name, value_range)
+                return _with_depth(turn_image(_to_rgb(image), tiff.orientation), depth)
+        stream.seek(0)
+        with Image.open(stream, formats=formats) as image:
+            deep = deep_pixels(image, stream, name, value_range)
+            if deep is not None:
+                turned = turn_image(_to_rgb(deep[0]), read_orientation(image))
+                return _with_depth(turned, deep[1])
+            if enough is not None:
+                reduce_while_decoding(image, enough)
+            image.load()
+            return turn_image(_to_rgb(image), read_orientation(image))  # Pillow has turned TIFFs itself, and says so
+
+
+@contextmanager
+def opened(file: str | Path | BytesIO, name: str | None = None) -> Iterator[Image.Image]:
+    """Open ``file`` as Pillow reads it, without its pixels; errors of that and of the block are those of `decode`."""
+    with _errors_named(name if name is not None else str(file)), _binary(file) as stream, Image.open(stream) as image:
+        yield image
+
+
+def read_head(file: str | Path | BytesIO, name: str | None = None, formats: tuple[str, ...] | None = None) -> Head:
+    """Return the size and the orientation of an image from the head of its file alone; BrokenImage as of `decode`."""
+    with _errors_named(name if name is not None else str(file)), _binary(file) as stream:
+        tiff = read_tiff(stream) if (formats is None or "TIFF" in formats) and is_tiff(stream) else None
+        if tiff is not None:  # of which Pillow's versions give the stored size, or the size as it is seen
+            return Head(tiff.size, tiff.orientation)
+        stream.seek(0)
+        with Image.open(stream, formats=formats) as image:
+            return Head(image.size, read_orientation(image))
+
+
+@contextmanager
+def _binary(file: str | Path | BytesIO) -> Iterator[IO[bytes]]:
+    """Open ``file`` at its beginning.
+
+    Pillow is given an open file rather than a path, because it maps greyscale TIFFs of a path into memory, and then
+    takes the size of one that is turned for that of its stored rows (Pillow 13.0).
+    """
+    if isinstance(file, BytesIO):
+        yield file
+    else:
+        with open(file, "rb") as stream:
+            yield stream
+
+
+@contextmanager
+def _errors_named(name: str) -> Iterator[None]:
+    """Turn whatever is wrong with a file into a BrokenImage that begins with ``name``."""
+    try:
+        with _QUIET:
+            yield
+        return
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
+        reason = f"a decompression bomb, more than {Image.MAX_IMAGE_PIXELS} pixels"
+    except UnidentifiedImageError:
+        reason = "not an image of a known format"
+    except OSError as error:
+        reason = error.strerror or str(error)
+    except BrokenImage:
+        raise
+    except Exception as error:  # a damaged file can raise nearly anything in Pillow's plugins
+        reason = f"{type(error).__name__}: {error}"
+    raise BrokenImage(f"{name}: {' '.join(reason.split())}")
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "LAB":
+        return _lab_to_srgb(image)
+    if image.mode in ("La", "RGBa"):  # premultiplied by alpha
+        image = image.convert(image.mode.upper())
+    if image.has_transparency_data:
+        paper = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(paper, image.convert("RGBA"))
+    return image.convert("RGB")
+
+
+def _lab_to_srgb(image: Image.Image) -> Image.Image:
+    from PIL import ImageCms  # a library of its own, which few images need
+
+    profiles = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+    converted = ImageCms.profileToProfile(image, *profiles, outputMode="RGB")
+    assert converted is not None  # only a conversion in place gives nothing
+    return converted
+
+
+def _with_depth(image: Image.Image, depth: object) -> Image.Image:
+    image.info[DEPTH] = depth
+    return image

@@ -1,0 +1,171 @@
+"""TIFF files of more than 8 bits a value, which Pillow reads in part only: their values as they are stored.
+
+What the bytes mean is worked out after TIFF 6.0 and Adobe's technical note 3 on predictors: byte order, bits of a
+value, values of a pixel one after the other or in planes, differences between neighbours.
+
+Shapes: an image of H x W pixels with S values each.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL.TiffImagePlugin import ImageFileDirectory_v2
+
+from ehm.data.decoding.orientation import ORIENTATION_TAG
+from ehm.data.decoding.tiff_segments import BYTE_CODECS, COMPRESSION, Segments, integers, read_segments
+
+__all__ = ["BLACK_IS_ZERO", "CMYK", "RGB", "WHITE_IS_ZERO", "Tiff", "is_tiff", "read_tiff"]
+
+WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, CMYK = 0, 1, 2, 5
+"""TIFF's photometric interpretations."""
+_MAGIC = (b"II*\0", b"MM\0*", b"II+\0")
+_WIDTH, _HEIGHT, _BITS, _PHOTOMETRIC, _SAMPLES = 256, 257, 258, 262, 277
+_PLANES, _PREDICTOR, _EXTRA_SAMPLES, _SAMPLE_FORMAT, _GDAL_NODATA = 284, 317, 338, 339, 42113
+_KINDS = {1: "u", 2: "i", 3: "f", 4: "u"}
+"""NumPy's letters of the sample formats; 4 is "undefined"."""
+_DIFFERENCES, _FLOAT_DIFFERENCES = 2, 3
+"""TIFF's numbers of predictors."""
+_MOST_SAMPLES = 8
+
+
+@dataclass(frozen=True)
+class Tiff:
+    """What the first directory of a TIFF file says.
+
+    ``size`` is that of the stored pixels (width, height). A pixel has ``samples`` values of ``bits`` bits; ``dtype`` is
+    that of the values as they are read. ``photometric`` and ``extra`` (of each sample beyond the colours: 0 unknown,
+    1 premultiplied alpha, 2 alpha) are TIFF's numbers. ``missing_value`` stands for missing data, if there is one.
+    """
+
+    size: tuple[int, int]
+    samples: int
+    bits: int
+    dtype: np.dtype[Any]
+    photometric: int
+    extra: tuple[int, ...]
+    orientation: int
+    missing_value: float | None
+    tags: ImageFileDirectory_v2
+
+    @property
+    def is_deep(self) -> bool:
+        """Whether Pillow does not read the values as the file means them, or knows nothing of missing ones."""
+        if self.missing_value is not None and self.photometric in (WHITE_IS_ZERO, BLACK_IS_ZERO, RGB):
+            return self.tags.get(COMPRESSION, 1) in BYTE_CODECS
+        return self.bits > 8 or self.dtype.kind != "u"
+
+    def read_rows(self, file: IO[bytes]) -> Iterator[tuple[int, NDArray[Any]]]:
+        """Yield the number of a first row and the values (h, W, S) of some rows, from the top to the bottom.
+
+        Raises OSError, as Pillow does, where the file is damaged or packed in a way that only suits 8 bits.
+        """
+        in_planes = self.tags.get(_PLANES, 1) == 2 and self.samples > 1
+        planes = self.samples if in_planes else 1
+        segments = read_segments(self.tags, self.size, planes, self.bits * (self.samples // planes), file)
+        for first, count in segments.groups():
+            parts = [self._values(segments.load(file, plane, first, count), segments) for plane in range(planes)]
+            row = first * segments.height
+            yield row, np.concatenate(parts, axis=2)[: self.size[1] - row, : self.size[0]]
+
+    def _values(self, rows: NDArray[np.uint8], segments: Segments) -> NDArray[Any]:
+        """Return values (h, w, S) of bytes (h, across, bytes of a segment's row); w may go beyond the image."""
+        samples = segments.bits // self.bits
+        predictor = self.tags.get(_PREDICTOR, 1)
+        if predictor == _FLOAT_DIFFERENCES:
+            rows = _undo_float_differences(rows, samples, self.bits // 8)
+            values = rows.view(self.dtype.newbyteorder(">"))
+        elif self.bits % 8:
+            values = _unpack(rows, segments.width * samples, self.bits)
+        else:
+            values = rows.view(self.dtype.newbyteorder(">" if self.tags.prefix == b"MM" else "<"))
+        values = values.astype(self.dtype).reshape(*rows.shape[:2], segments.width, samples)
+        if predictor == _DIFFERENCES:
+            words = values.view(f"u{self.dtype.itemsize}")  # which wrap around, as the differences do
+            values = np.cumsum(words, axis=2, dtype=words.dtype).view(self.dtype)
+        return values.reshape(len(rows), -1, samples)
+
+
+def is_tiff(file: IO[bytes]) -> bool:
+    """Return whether a file begins as TIFF files do; it is left at its beginning."""
+    file.seek(0)
+    magic = file.read(4)
+    file.seek(0)
+    return magic in _MAGIC
+
+
+def read_tiff(file: IO[bytes]) -> Tiff | None:
+    """Return what the first directory of a TIFF file says; None where its values are not all of one kind of NumPy's."""
+    file.seek(0)
+    header = file.read(8)
+    if header[2:3] == b"+":  # BigTIFF
+        header += file.read(8)
+    tags = ImageFileDirectory_v2(header)
+    file.seek(tags.next)
+    tags.load(file)
+    (width,), (height,), (samples,) = (integers(tags, tag, (1,))[:1] for tag in (_WIDTH, _HEIGHT, _SAMPLES))
+    all_bits = set(integers(tags, _BITS, (1,)))
+    formats = set(integers(tags, _SAMPLE_FORMAT, (1,)))
+    if len(all_bits) != 1 or len(formats) != 1 or min(width, height) < 1 or not 1 <= samples <= _MOST_SAMPLES:
+        return None
+    bits = all_bits.pop()
+    dtype = _dtype(bits, _KINDS.get(formats.pop(), ""))
+    if dtype is None:
+        return None
+    (orientation,) = integers(tags, ORIENTATION_TAG, (1,))[:1]
+    return Tiff(
+        size=(width, height),
+        samples=samples,
+        bits=bits,
+        dtype=dtype,
+        photometric=integers(tags, _PHOTOMETRIC, (WHITE_IS_ZERO,))[0],
+        extra=integers(tags, _EXTRA_SAMPLES, ()),
+        orientation=orientation if orientation in range(1, 9) else 1,
+        missing_value=_missing_value(tags),
+        tags=tags,
+    )
+
+
+def _dtype(bits: int, kind: str) -> np.dtype[Any] | None:
+    """Return the smallest type of NumPy's that holds values of so many bits; None where there is none."""
+    if kind not in ("u", "i", "f") or not 1 <= bits <= 64:
+        return None
+    size = 2 ** max(0, math.ceil(math.log2(bits / 8)))
+    if (kind != "u" and 8 * size != bits) or (kind == "f" and size == 1):
+        return None
+    return np.dtype(f"{kind}{size}")
+
+
+def _missing_value(tags: ImageFileDirectory_v2) -> float | None:
+    """Return the number in GDAL's tag for missing data; None where there is none."""
+    try:
+        value = float(str(tags.get(_GDAL_NODATA, "")).strip("\0 "))
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None  # what is no number, or infinite, is missing anyway
+
+
+def _unpack(rows: NDArray[np.uint8], count: int, bits: int) -> NDArray[np.uint64]:
+    """Return the first ``count`` values of ``bits`` bits in each row (h, across, bytes), the highest bit first."""
+    digits = np.unpackbits(rows, axis=2)[:, :, : count * bits].reshape(*rows.shape[:2], count, bits)
+    values = np.zeros(digits.shape[:3], np.uint64)
+    for place in range(bits):
+        values = values * 2 + digits[..., place]
+    return values
+
+
+def _undo_float_differences(rows: NDArray[np.uint8], samples: int, size: int) -> NDArray[np.uint8]:
+    """Return rows (h, across, bytes) of floating-point values, highest byte first, from those of predictor 3.
+
+    Adobe's technical note 3: a row's highest bytes come first, then the second ones, and so on; and each byte is the
+    difference to that of the pixel before.
+    """
+    height, across, length = rows.shape
+    by_pixel = rows.reshape(height, across, length // samples, samples)
+    summed = np.cumsum(by_pixel, axis=2, dtype=np.uint8).reshape(height, across, size, length // size)
+    return np.ascontiguousarray(summed.swapaxes(2, 3)).reshape(rows.shape)

@@ -1,0 +1,1 @@
+"""Readers of images and annotations, one file a layout on disk."""

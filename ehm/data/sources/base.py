@@ -1,0 +1,97 @@
+"""What the loader reads from: numbered images with optional labels. Names of millions of files stay compact."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import KW_ONLY, dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from ehm.data.decoding.decode import decode
+from ehm.data.decoding.depth import ValueRange
+
+__all__ = ["FileSource", "Names", "Source", "Split"]
+
+Split = Literal["all", "train", "val"]
+
+
+class Source(Protocol):
+    """Numbered images. A source must be picklable: each worker process gets a copy."""
+
+    @property
+    def labels(self) -> NDArray[np.int64] | None:
+        """Class numbers (n,), or None where there are none."""
+        ...
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes, empty without labels."""
+        ...
+
+    @property
+    def split(self) -> Split:
+        """Which part of the data this is; "all" where it has no parts of its own."""
+        ...
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Lines to print before it is read: which layout was recognised, and which files are not used and why."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def load(self, index: int) -> Any:
+        """The image in RGB, with what belongs to it where a task needs more; BrokenImage names it and the reason."""
+        ...
+
+    def name(self, index: int) -> str:
+        """Where the image lies, for messages."""
+        ...
+
+
+class Names:
+    """A list of strings in two arrays: a tenth of a Python list's memory, and quick to send to a worker."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        encoded = [os.fsencode(name) for name in names]
+        self._bytes = b"".join(encoded)
+        self._ends = np.cumsum([len(name) for name in encoded], dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def __getitem__(self, index: int) -> str:
+        start = self._ends[index - 1] if index > 0 else 0
+        return os.fsdecode(self._bytes[start : self._ends[index]])
+
+
+@dataclass(frozen=True)
+class FileSource:
+    """Image files below ``root``; ``value_range`` as for :func:`ehm.data.decoding.decode.decode`."""
+
+    root: Path
+    files: Names
+    labels: NDArray[np.int64] | None
+    classes: tuple[str, ...]
+    split: Split
+    _: KW_ONLY
+    notes: tuple[str, ...] = ()
+    empty_classes: tuple[str, ...] = ()
+    """Folders beside those of the classes that hold no image that is read."""
+    value_range: ValueRange = None
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def load(self, index: int) -> Image.Image:
+        """The image in RGB; raises BrokenImage with its path and the reason."""
+        return decode(self.name(index), value_range=self.value_range)
+
+    def name(self, index: int) -> str:
+        """The path of the file."""
+        return os.path.join(self.root, self.files[index])

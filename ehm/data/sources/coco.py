@@ -1,0 +1,305 @@
+"""Images with annotated objects in COCO's format: its official folders, and a single file beside a folder of images.
+
+:mod:`ehm.data.sources.coco_layouts` says which files are found.
+
+Shapes: an image of H x W pixels has n objects.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ehm.config import DetectionData
+from ehm.data.decoding.decode import decode, read_head
+from ehm.data.decoding.depth import ValueRange
+from ehm.data.decoding.orientation import Annotated, Sized, find_annotated, seen_size, spread, turn_array, turn_boxes
+from ehm.data.instances import Instances
+from ehm.data.sources.base import Split
+from ehm.data.sources.coco_layouts import find_annotations
+from ehm.data.sources.image_files import image_files
+from ehm.data.sources.inventory import Unused, describe_layout
+from ehm.data.threads import in_threads
+from ehm.errors import BrokenImage, DataError
+from ehm.storage.names import escape_undecodable
+from ehm.storage.reading import describe_value, read_json, shorten
+
+__all__ = ["CocoSource", "coco", "mask_tools", "open_coco"]
+
+Annotation = Mapping[str, Any]
+"""An object as the file has it: ``bbox`` (left, top, width, height), ``category_id``, ``segmentation``, ``iscrowd``."""
+_SHOWN = 3
+_LARGEST_SIDE = 2**31
+
+
+@dataclass(frozen=True)
+class CocoSource:
+    """Numbered images below ``root``, each with its ``annotations``; classes are the categories, ordered by their id.
+
+    ``numbers`` gives the class of each category's id. ``unusable`` says which objects have no area inside their image:
+    they count where a detector is measured, as pycocotools counts them, and are left out of training. ``annotated``
+    says which pixels of an image its objects were drawn on. ``value_range`` is that of
+    :func:`ehm.data.decoding.decode.decode`.
+    """
+
+    root: Path
+    images: tuple[Mapping[str, Any], ...]
+    annotations: tuple[tuple[Annotation, ...], ...]
+    classes: tuple[str, ...]
+    numbers: Mapping[int, int]
+    split: Split
+    unusable: tuple[str, ...]
+    masks: bool
+    notes: tuple[str, ...] = ()
+    annotated: Annotated = "stored"
+    value_range: ValueRange = None
+
+    @property
+    def labels(self) -> None:
+        """An image has no label of its own."""
+        return
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def name(self, index: int) -> str:
+        """The path of the file."""
+        return os.path.join(self.root, self.images[index]["file_name"])
+
+    def trainable(self, index: int) -> list[Annotation]:
+        """The objects of an image that a detector learns: those with an area inside it, and no crowds."""
+        size = _size(self.images[index])
+        return [each for each in self.annotations[index] if not each.get("iscrowd") and _inside(each, size) is not None]
+
+    def load(self, index: int) -> tuple[NDArray[np.uint8], Instances]:
+        """The image (H, W, 3) as it is seen with its ``trainable`` objects, boxes cut at its borders; BrokenImage."""
+        height, width = _size(self.images[index])
+        image = np.array(decode(self.name(index), value_range=self.value_range))
+        orientation = self._orientation(index)
+        objects = self.trainable(index)
+        boxes = np.array([_inside(each, (height, width)) for each in objects], np.float32).reshape(-1, 4)
+        boxes = turn_boxes(boxes, (width, height), orientation)
+        labels = np.array([self.numbers[each["category_id"]] for each in objects], np.int64)
+        if not self.masks:
+            return image, Instances(boxes, labels)
+        masks = np.zeros((len(objects), *image.shape[:2]), bool)
+        for mask, each in zip(masks, objects, strict=True):
+            mask[:] = turn_array(_decode(each["segmentation"], height, width), orientation)
+        return image, Instances(boxes, labels, masks)
+
+    def seen(self, index: int) -> tuple[Annotation, list[Annotation]]:
+        """Return what the file says of an image, and its objects, in the pixels of the image as it is seen.
+
+        Masks of an image that is turned become run-length codes. Raises BrokenImage where it cannot be read.
+        """
+        record, objects = self.images[index], self.annotations[index]
+        orientation = self._orientation(index)
+        if orientation == 1:
+            return record, list(objects)
+        height, width = _size(record)
+        seen_width, seen_height = seen_size((width, height), orientation)
+        turned = [_turn(each, (height, width), orientation) for each in objects]
+        return {**record, "width": seen_width, "height": seen_height}, turned
+
+    def _orientation(self, index: int) -> int:
+        """Return how an image's objects are turned with it; BrokenImage where their sizes do not fit together."""
+        height, width = _size(self.images[index])
+        sized = Sized(self.name(index), read_head(self.name(index)), (width, height))
+        if self.annotated in sized.fits:
+            return sized.head.orientation if self.annotated == "stored" else 1
+        have = sized.head.seen_size if self.annotated == "upright" else sized.head.size
+        advice = f"; data.annotated={sized.fits[0]} reads them otherwise" if sized.fits else ""
+        raise BrokenImage(
+            f"{sized.name}: has {have[0]} x {have[1]} pixels (width x height), and its annotations are for "
+            f"{width} x {height}{advice}"
+        )
+
+
+def open_coco(config: DetectionData, split: Split, masks: bool = True) -> CocoSource:
+    """Open ``config.source`` as :func:`coco` does, with what else ``config`` says of its images and annotations."""
+    source = replace(coco(config.source, split, masks, config.layout), value_range=config.range)
+    if config.annotated != "auto":
+        return replace(source, annotated=config.annotated)
+    sized = in_threads(partial(_sized, source), spread(len(source)), config.workers)
+    annotated, note = find_annotated(config.source, [each for each in sized if each is not None])
+    return replace(source, annotated=annotated, notes=(*source.notes, *note))
+
+
+def coco(source: str, split: Split, masks: bool = True, layout: str = "auto") -> CocoSource:
+    """Open ``source`` in one of the layouts of :mod:`ehm.data.sources.coco_layouts`.
+
+    ``split`` is "train", "val" or "all"; if there is no validation part, "train" gives all that there is (``.split`` of
+    the source then is "all") and "val" raises. Without ``masks`` objects need no segmentation.
+    Raises DataError if there is no such file, or if it has objects of no known category or image, without a box
+    or, with ``masks``, without a mask: all of them counted, the first ones named.
+    """
+    found = find_annotations(source, split, layout)
+    opened = _read(found.file, found.folder, found.split, masks)
+    kind = f"COCO's format by {found.file.relative_to(Path(source).expanduser())}"
+    notes = [describe_layout(kind, found.parts, len(opened.classes))]
+    unused = Unused()
+    named = {os.path.normpath(image["file_name"]) for image in opened.images}
+    others = (file for file in image_files(found.folder, unused=unused) if file not in named)
+    unused.add_all(f"not named in {found.file.name}", others)
+    if unused:
+        notes.append(unused.describe())
+    return replace(opened, notes=tuple(notes))
+
+
+def mask_tools() -> Any:
+    """Run-length encoded masks: the functions of pycocotools.mask. Raises DataError where they are not installed."""
+    try:
+        return import_module("faster_coco_eval.core.mask")
+    except ImportError:
+        raise DataError("COCO's masks are read by faster-coco-eval; pip install 'ehm[tasks]' installs it") from None
+
+
+def _read(file: Path, folder: Path, split: Split, masks: bool) -> CocoSource:
+    mask_tools()
+    if not folder.is_dir():
+        raise DataError(f"{file}: its images should lie in {folder}, and there is no such folder")
+    content = read_json(file, what="annotations in COCO's format")
+    try:
+        images = tuple(sorted(content["images"], key=lambda image: image["id"]))
+        places = {image["id"]: index for index, image in enumerate(images)}
+        categories = sorted((each["id"], each["name"]) for each in content["categories"])
+        sizes = [_size(image) for image in images]
+        names = [os.fspath(image["file_name"]) for image in images]
+        objects: list[Annotation] = [dict(each) for each in content["annotations"]]
+    except KeyError as error:
+        raise DataError(f"{file}: not annotations in COCO's format: {error} is missing") from None
+    except (ValueError, TypeError, OverflowError) as error:
+        reason = f"a value is of the wrong kind ({shorten(str(error))})"
+        raise DataError(f"{file}: not annotations in COCO's format: {reason}") from None
+    if not images or not categories:
+        raise DataError(f"{file}: names no {'images' if not images else 'categories'}")
+    if unfit := next(
+        (name for name, size in zip(names, sizes, strict=True) if not all(1 <= side < _LARGEST_SIDE for side in size)),
+        None,
+    ):
+        raise DataError(f"{file}: image {unfit}: height and width should be 1 at least, and below 2^31")
+    for what, keys in (
+        ("two images have the id", [image["id"] for image in images]),
+        ("two categories have the id", [key for key, _ in categories]),
+        ("two categories have the name", [name for _, name in categories]),
+    ):
+        if twice := [key for key, count in Counter(keys).items() if count > 1]:
+            raise DataError(f"{file}: {what} {shorten(str(twice[0]))}")
+    numbers = {key: number for number, (key, _) in enumerate(categories)}
+    sorted_out: list[list[Annotation]] = [[] for _ in images]
+    wrong, unusable = [], []
+    for number, each in enumerate(objects):
+        index = places[each["image_id"]] if _is_key(each.get("image_id"), places) else None
+        about = f"annotation {shorten(str(each.get('id', f'number {number}')))}"
+        if index is None:
+            wrong.append(f"{about}: no image has the id {describe_value(each.get('image_id'))}")
+            continue
+        about = f"{about} of {names[index]}"
+        wrong += (f"{about}: {problem}" for problem in _problems(each, numbers, sizes[index], masks))
+        if not wrong and _inside(each, sizes[index]) is None:
+            height, width = sizes[index]
+            unusable.append(f"{about}: its box {each['bbox']} has no area inside {width} x {height} pixels")
+        sorted_out[index].append(each)
+    if wrong:
+        raise DataError(f"{file}: {_first(wrong)}")
+    classes = tuple(escape_undecodable(name) for _, name in categories)
+    return CocoSource(folder, images, tuple(map(tuple, sorted_out)), classes, numbers, split, tuple(unusable), masks)
+
+
+def _problems(each: Annotation, numbers: Mapping[int, int], size: tuple[int, int], masks: bool) -> Iterator[str]:
+    """What makes an object useless, each with what would be right."""
+    if not _is_key(each.get("category_id"), numbers):
+        yield f"no category has the id {describe_value(each.get('category_id'))}"
+    box = each.get("bbox")
+    if not isinstance(box, list) or len(box) != 4 or not all(map(_is_coordinate, box)):
+        yield f"bbox should be [left, top, width, height], not {describe_value(box)}"
+    if not masks:
+        return
+    shape = each.get("segmentation")
+    if not shape:
+        yield "has no segmentation; masks=false trains on boxes alone"
+    elif isinstance(shape, list):
+        if not all(map(_is_polygon, shape)):
+            yield "segmentation: a polygon should be a list of x, y, x, y, … of three points at least"
+    elif not isinstance(shape, dict) or shape.get("size") != list(size) or "counts" not in shape:
+        yield f"segmentation should be polygons, or a run-length code with counts and the size {list(size)}"
+    else:
+        try:
+            _decode(shape, *size)
+        except (ValueError, TypeError, RuntimeError):
+            yield f"segmentation: its counts are no run-length code of {size[0]} x {size[1]} pixels"
+
+
+def _sized(source: CocoSource, index: int) -> Sized | None:
+    """Return the head of an image and the size that its annotations are for; None where it cannot be read."""
+    height, width = _size(source.images[index])
+    try:
+        return Sized(source.name(index), read_head(source.name(index)), (width, height))
+    except BrokenImage:
+        return None
+
+
+def _turn(each: Annotation, size: tuple[int, int], orientation: int) -> Annotation:
+    """Return an object of a stored image of ``size`` (height, width) as it is seen; its mask as a run-length code."""
+    height, width = size
+    left, top, across, down = each["bbox"]
+    box = np.array([[left, top, left + across, top + down]], np.float64)
+    left, top, right, bottom = turn_boxes(box, (width, height), orientation)[0].tolist()
+    turned = {**each, "bbox": [left, top, right - left, bottom - top]}
+    if each.get("segmentation"):
+        mask = turn_array(_decode(each["segmentation"], height, width), orientation)
+        turned["segmentation"] = mask_tools().encode(np.asfortranarray(mask, dtype=np.uint8))
+    return turned
+
+
+def _is_key(value: Any, known: Mapping[Any, int]) -> bool:
+    return isinstance(value, int | str) and value in known
+
+
+def _is_polygon(ring: Any) -> bool:
+    return isinstance(ring, list) and len(ring) >= 6 and len(ring) % 2 == 0 and all(map(_is_coordinate, ring))
+
+
+def _is_coordinate(value: Any) -> bool:
+    """Whether ``value`` is a number that can be one of pixels; pycocotools takes no larger ones."""
+    return type(value) in (int, float) and abs(value) < _LARGEST_SIDE
+
+
+def _first(problems: Sequence[str]) -> str:
+    more = f"; and {len(problems) - _SHOWN} more like these" if len(problems) > _SHOWN else ""
+    return "; ".join(problems[:_SHOWN]) + more
+
+
+def _size(image: Mapping[str, Any]) -> tuple[int, int]:
+    """Height and width."""
+    return int(image["height"]), int(image["width"])
+
+
+def _inside(each: Annotation, size: tuple[int, int]) -> NDArray[np.float32] | None:
+    """Left, top, right, bottom of what lies inside an image of ``size`` = (height, width); None where nothing does."""
+    left, top, width, height = each["bbox"]
+    box = np.array([left, top, left + width, top + height], np.float32)
+    box = box.clip(0, np.array([size[1], size[0], size[1], size[0]], np.float32))
+    return box if box[2] > box[0] and box[3] > box[1] else None
+
+
+def _decode(segmentation: Any, height: int, width: int) -> NDArray[np.bool_]:
+    """Polygons, or a run-length code, as pycocotools paints them: (H, W)."""
+    tools = mask_tools()
+    if isinstance(segmentation, list):
+        code = tools.merge(tools.frPyObjects(segmentation, height, width))
+    elif isinstance(segmentation["counts"], list):
+        code = tools.frPyObjects(segmentation, height, width)
+    else:
+        code = segmentation
+    mask: NDArray[np.bool_] = tools.decode(code).astype(bool)
+    return mask

@@ -1,0 +1,87 @@
+"""Find the files with annotations in COCO's format, and the folders with their images.
+
+annotations/instances_train2017.json, instances_val2017.json, train2017/, val2017/      any year, or none
+annotations/instances_train.json, instances_valid.json, train/, valid/                  other spellings of the parts
+instances.json, images/                                                                 one file for all images
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from ehm.data.sources.base import Split
+from ehm.data.sources.parts import Part, match_parts, no_validation_part
+from ehm.errors import DataError
+
+__all__ = ["Annotated", "find_annotations"]
+
+PREFIX = "instances_"
+SINGLE = "instances.json"
+LOOKED_FOR = f"annotations/{PREFIX}train2017.json, annotations/{PREFIX}train.json and {SINGLE}"
+
+
+@dataclass(frozen=True)
+class Annotated:
+    """A ``file`` of annotations and the ``folder`` of its images: the part ``split`` of a set with these ``parts``."""
+
+    file: Path
+    folder: Path
+    split: Split
+    parts: tuple[str, ...] = ()
+
+
+def find_annotations(source: str, split: Split, layout: str = "auto") -> Annotated:
+    """Return the annotations of the part ``split``; those of the training part, or of all images, unless it is "val".
+
+    ``layout`` "coco" takes the files without a year, or the only year; "coco2014" and "coco2017" those of this year;
+    "instances" the single file. Raises DataError if there are none, and with "auto" if there are several.
+    """
+    root = Path(source).expanduser()
+    years = _group_by_year(source, root)
+    fitting = {f"coco{year}": parts for year, parts in years.items()}
+    single = root / SINGLE
+    if single.is_file():
+        fitting["instances"] = {}
+    if layout == "coco" and "coco" not in fitting:
+        if years:
+            fitting.pop("instances", None)
+    elif layout != "auto":
+        fitting = {name: parts for name, parts in fitting.items() if name == layout}
+    if not fitting:
+        raise DataError(f"data.source {source}: not COCO's layout; looked for {LOOKED_FOR}")
+    if len(fitting) > 1:
+        choices = " or ".join(f"data.layout={name}" for name in fitting)
+        raise DataError(
+            f"data.source {source}: fits {len(fitting)} layouts: {', '.join(fitting)}; choose with {choices}"
+        )
+    name, parts = next(iter(fitting.items()))
+    if split == "val" and "val" not in parts:
+        raise (
+            no_validation_part(source)
+            if parts
+            else DataError(f"data.source {source}: has no validation part of its own (annotations/{PREFIX}val.json)")
+        )
+    if name == "instances":
+        return Annotated(single, root / "images", "all")
+    read = parts["val" if split == "val" else "train"]
+    known = split if split == "val" else "train"
+    return Annotated(
+        root / "annotations" / f"{PREFIX}{read}.json",
+        root / read,
+        known if "val" in parts else "all",
+        tuple(parts.values()),
+    )
+
+
+def _group_by_year(source: str, root: Path) -> dict[str, Mapping[Part, str]]:
+    """Return the names of the parts of each year ("" for none) that has a training part."""
+    names: dict[str, list[str]] = {}
+    for file in sorted((root / "annotations").glob(f"{PREFIX}*.json")):
+        name = file.stem.removeprefix(PREFIX)
+        year = re.search(r"\d{4}$", name)
+        names.setdefault(year[0] if year else "", []).append(name)
+    groups = {year: match_parts(source, found) for year, found in names.items()}
+    return {year: parts for year, parts in sorted(groups.items()) if "train" in parts}

@@ -1,0 +1,249 @@
+"""Sources that are folders of image files: any folder, and the photographs of ELPV."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ehm.data.decoding.decode import SUFFIXES
+from ehm.data.sources.base import FileSource, Names, Split
+from ehm.data.sources.image_files import IMAGES, has_image_suffix, hidden_images, image_files
+from ehm.data.sources.inventory import (
+    HIDDEN,
+    OTHER_FORMAT,
+    Unused,
+    describe_layout,
+    describe_parts,
+    is_sample_file,
+    list_names,
+)
+from ehm.data.sources.parts import MASK_FOLDERS, Division, Part, divide_by_layout, no_validation_part, visible_folders
+from ehm.errors import DataError
+from ehm.storage.names import escape_undecodable
+from ehm.storage.reading import read_text
+
+__all__ = [
+    "ElpvSource",
+    "PartFiles",
+    "count_beside_parts",
+    "describe_division",
+    "elpv",
+    "folder",
+    "list_part",
+    "make_file_source",
+]
+
+BESIDE_PARTS = "beside the parts"
+
+
+@dataclass(frozen=True)
+class PartFiles:
+    """Image files of one part, as paths below the source's root, and the class folder of each; None if it has none."""
+
+    files: list[str]
+    class_folders: list[str | None]
+
+
+@dataclass(frozen=True)
+class ElpvSource(FileSource):
+    """ELPV with the ``probability`` of a defect (n,), 0, 1/3, 2/3 or 1, and the ``kind`` of each cell, mono or poly."""
+
+    probability: NDArray[np.float64]
+    kind: tuple[str, ...]
+
+
+def elpv(source: str, split: Split) -> ElpvSource:
+    """The 2,624 solar cells of Buerhop-Lutz et al. (2018), labelled "functional" or "defective".
+
+    Experts said whether a cell is defective and whether they are sure; the data set writes the four answers as 0, 1/3,
+    2/3 and 1. A label is the first answer alone: defective from 0.5 on, that is 2/3 and 1 (821 of 2,624 cells).
+    ``source`` is "elpv" for the package's photographs or a folder that holds labels.csv and images/.
+    """
+    root = Path(source).expanduser()
+    if source == "elpv":
+        package = find_spec("elpv_dataset")
+        if package is None or not package.submodule_search_locations:
+            raise DataError("data.source elpv: its photographs are not installed; pip install elpv-dataset")
+        root = Path(package.submodule_search_locations[0]) / "data"
+    table = root / "labels.csv"
+    if not table.is_file():
+        raise DataError(f"data.source {source}: no labels.csv of ELPV in {root}")
+    if split == "val":
+        raise no_validation_part(source)
+    rows = [line.split() for line in read_text(table).splitlines()]
+    try:
+        probability = np.array([float(row[1]) for row in rows])
+        kind = tuple(row[2] for row in rows)
+    except (IndexError, ValueError):
+        raise DataError(f"{table}: expected lines of an image's path, its probability and mono or poly") from None
+    labels = (probability >= 0.5).astype(np.int64)
+    classes = ("functional", "defective")
+    notes = (describe_layout("photographs of ELPV", (), len(classes)),)
+    return ElpvSource(root, Names(row[0] for row in rows), labels, classes, "all", probability, kind, notes=notes)
+
+
+def folder(source: str, split: Split, layout: str = "folder") -> FileSource:
+    """Open all images in a folder, sorted by name; hidden files and folders are passed over, links are followed.
+
+    If every image lies in one of at least two folders, these are the classes; otherwise there are no labels. A folder
+    that has parts (``layout`` is what `divide_by_layout` takes) is divided into these, and the classes are those of the
+    training part. The test part is never read. Raises DataError if the folders hold images and their masks.
+    """
+    division = divide_by_layout(source, layout, IMAGES)
+    root, unused = division.root, Unused()
+    contents: dict[Part, PartFiles] = {}
+    for part, name in division.parts.items():
+        contents[part] = list_part(root, name, unused)
+    if not contents:
+        contents = {"train": list_part(root, "", unused)}
+    place = root / division.parts.get("train", "")
+    folders = list(dict.fromkeys(contents["train"].class_folders))
+    if layout != "classes":
+        _refuse_masks(source, place, folders)
+    classes = _as_classes(folders)
+    if division.parts:
+        count_beside_parts(division, unused)
+
+    notes = [describe_layout(_name_kind(source, division), list(division.parts.values()), len(classes))]
+    if None in folders and len(folders) > 1:
+        loose = contents["train"].files[contents["train"].class_folders.index(None)]
+        notes.append(f"its folders are no classes, because {list_names([loose])} lies beside them")
+    notes += describe_division(division, contents)
+    empty = _empty_folders(place, classes)
+    return make_file_source(source, root, contents, split, classes, notes, unused, empty)
+
+
+def describe_division(division: Division, contents: Mapping[Part, PartFiles]) -> list[str]:
+    """Return a line with the number of images in each part; none if there are no other parts than one."""
+    if len(division.parts) < 2:
+        return []
+    counts = {division.parts[part]: len(found.files) for part, found in contents.items()}
+    never_read = [division.parts["test"]] if "test" in division.parts else []
+    return [describe_parts(counts, never_read)]
+
+
+def list_part(root: Path, name: str, unused: Unused) -> PartFiles:
+    """List the images in the folder ``name`` of ``root``, all of ``root`` if it is empty; others go to ``unused``."""
+    files = list(image_files(root, name, unused))
+    return PartFiles(files, [_first_folder(file, name) for file in files])
+
+
+def make_file_source(
+    source: str,
+    root: Path,
+    parts: Mapping[Part, PartFiles],
+    split: Split,
+    classes: tuple[str, ...],
+    notes: Sequence[str],
+    unused: Unused,
+    empty_classes: tuple[str, ...] = (),
+) -> FileSource:
+    """Make the source of the part ``split``, of training and validation if it is "all"; no labels if a file has none.
+
+    Without a part "val", "train" is all that there is, and "val" raises DataError. A part "test" is left out.
+    """
+    if split == "val" and "val" not in parts:
+        raise no_validation_part(source)
+    if "val" not in parts:
+        split = "all"
+    chosen = [found for part, found in parts.items() if part != "test" and split in ("all", part)]
+    files = [file for found in chosen for file in found.files]
+    class_folders = [name for found in chosen for name in found.class_folders]
+    if unused:
+        notes = [*notes, unused.describe()]
+    if not files:
+        kinds = " ".join(sorted(SUFFIXES))
+        problem = f"no images in {root} or its subfolders (looked for {kinds})"
+        if unused:
+            problem += f"; {unused.describe()}"
+        raise DataError(f"data.source {source}: {problem}")
+    if not classes or None in class_folders:
+        return FileSource(root, Names(files), None, (), split, notes=tuple(notes))
+    numbers: dict[str | None, int] = {name: number for number, name in enumerate(classes)}
+    for file, name in zip(files, class_folders, strict=True):
+        if name not in numbers:
+            raise DataError(f"data.source {source}: {file} is of class {name}, which the training part does not have")
+    labels = np.array([numbers[name] for name in class_folders], dtype=np.int64)
+    return FileSource(
+        root,
+        Names(files),
+        labels,
+        tuple(map(escape_undecodable, classes)),
+        split,
+        notes=tuple(notes),
+        empty_classes=empty_classes,
+    )
+
+
+def _first_folder(file: str, place: str) -> str | None:
+    """Return the folder of ``file`` right below ``place``, None if it lies in ``place`` itself."""
+    inside = file[len(place) + 1 :] if place else file
+    first, separator, _ = inside.partition(os.sep)
+    return first if separator else None
+
+
+def _as_classes(folders: Sequence[str | None]) -> tuple[str, ...]:
+    """Return the folders as classes, if there are two at least and no image lies beside them."""
+    names = tuple(name for name in folders if name is not None)
+    return names if len(names) == len(folders) > 1 else ()
+
+
+def _name_kind(source: str, division: Division) -> str:
+    """Return "folder", and which one if the parts lie deeper than in the source itself."""
+    outer = Path(source).expanduser()
+    return "folder" if division.root == outer else f"folder {list_names([str(division.root.relative_to(outer))])}/"
+
+
+def _refuse_masks(source: str, place: Path, folders: Sequence[str | None]) -> None:
+    """Raise DataError if the folders are images/ and that of their masks: no classes, and masks are no photographs."""
+    masks = sorted(name for name in folders if name is not None and name.lower() in MASK_FOLDERS)
+    images = [name for name in folders if name is not None and name.lower() == "images"]
+    if images and masks:
+        raise DataError(
+            f"data.source {source}: fits two layouts: images with their masks ({images[0]}/ and {masks[0]}/) and "
+            f"classes of these names; data.source={place / images[0]} takes the images alone, and data.layout=classes "
+            "both folders as classes"
+        )
+
+
+def count_beside_parts(division: Division, unused: Unused) -> None:
+    """Count the images that lie beside the parts, in folders or loose."""
+    for name in visible_folders(division.root):
+        if name not in division.parts.values():
+            unused.add_all(BESIDE_PARTS, image_files(division.root, name, unused))
+    for entry in sorted(os.scandir(division.root), key=lambda entry: entry.name):
+        if not entry.is_file():
+            continue
+        if entry.name.startswith("."):
+            unused.add_all(HIDDEN, hidden_images(division.root, entry.name))
+        elif has_image_suffix(entry.name):
+            unused.add(BESIDE_PARTS, entry.name)
+        elif is_sample_file(entry.path):
+            unused.add(OTHER_FORMAT, entry.name)
+
+
+def _empty_folders(place: Path, classes: Sequence[str]) -> tuple[str, ...]:
+    """Return the folders beside ``classes`` that are classes without images: empty ones, and those of other formats."""
+    if not classes:
+        return ()
+    found = []
+    for name in visible_folders(place):
+        if name in classes:
+            continue
+        files = _visible_files(place / name)
+        if not files or any(map(is_sample_file, files)):
+            found.append(name)
+    return tuple(found)
+
+
+def _visible_files(root: Path) -> list[str]:
+    files = []
+    for folder_path, _, names in os.walk(root):
+        files += [os.path.join(folder_path, name) for name in names if not name.startswith(".")]
+    return files

@@ -1,0 +1,174 @@
+"""Which images a source holds, known again wherever they lie: a source by its files' names, an image by its bytes.
+
+n is the number of images.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ehm.data.sources.base import Source
+from ehm.data.sources.coco import CocoSource
+from ehm.data.sources.pairs import PairSource
+from ehm.data.sources.shards import ShardSource
+from ehm.data.threads import in_threads
+
+__all__ = ["UNREADABLE", "KeyKind", "SourceIdentity", "hash_images", "identify_source"]
+
+T = TypeVar("T")
+R = TypeVar("R")
+KeyKind = Literal["content", "name"]
+"""What the key of an image is made of: its size and its bytes, or its file name and its size."""
+UNREADABLE = 0
+"""The key of an image that cannot be read."""
+_BLOCK = 4096
+_BLOCKS = 64
+"""Blocks that are read of a large file; a file of up to 256 KiB is read whole."""
+_BATCH = 256
+"""Files that a thread takes at once."""
+_SAMPLE = 64
+"""Images whose bytes are part of an identity."""
+
+
+@dataclass(frozen=True)
+class SourceIdentity:
+    """What two sources have in common if they hold the same images, wherever they lie.
+
+    ``files`` is the SHA-256 of the names and sizes of all images in their order, ``sample`` that of the bytes of some
+    of them: uncompressed images often share names and sizes. ``labels`` is that of what belongs to the images: names
+    and numbers of classes, masks or annotated objects.
+    """
+
+    images: int
+    files: str
+    sample: str
+    labels: str
+
+
+def identify_source(source: Source, threads: int = 0) -> SourceIdentity:
+    """Return the identity of ``source``, for which only a few of its images are read.
+
+    Names are relative to the deepest folder that holds all images: neither the spelling of the source's path matters
+    nor where it was moved to.
+    """
+    names = [source.name(index) for index in range(len(source))]
+    sizes = source.size.tolist() if isinstance(source, ShardSource) else _read_sizes(names, threads)
+    keys = hash_images(source, _spread_sample(len(source)), "content", threads)
+    sample = hashlib.sha256(keys.astype("<u8").tobytes()).hexdigest()
+    return SourceIdentity(len(source), _hash_names(names, sizes), sample, _hash_labels(source, threads))
+
+
+def hash_images(source: Source, indices: NDArray[np.int64], kind: KeyKind, threads: int = 0) -> NDArray[np.uint64]:
+    """Return a key of 8 bytes for each image of ``indices`` (n,): (n,), UNREADABLE if it cannot be read.
+
+    Images of the same bytes have the same ``content`` key, whatever their names, in folders and in tar files. If a file
+    is larger than 256 KiB, its size counts and blocks that are spread evenly over it.
+    """
+    hash_image = _hash_content if kind == "content" else _hash_name
+    hash_batch = partial(_map_batch, partial(hash_image, source))
+    keys = [key for batch in in_threads(hash_batch, _batches(indices.tolist()), threads) for key in batch]
+    return np.array(keys, dtype=np.uint64)
+
+
+def _spread_sample(count: int) -> NDArray[np.int64]:
+    """Return the numbers of the images whose bytes are part of an identity, spread evenly over ``count``."""
+    return np.unique(np.linspace(0, count - 1, min(count, _SAMPLE)).astype(np.int64))
+
+
+def _hash_names(names: Sequence[str], sizes: Sequence[int]) -> str:
+    folders = {os.path.dirname(name) for name in names}
+    common = len(os.path.commonpath(folders)) if folders else 0
+    digest = hashlib.sha256()
+    for name, size in zip(names, sizes, strict=True):
+        relative = os.fsencode(name[common:].lstrip(os.sep))
+        digest.update(b"%b\0%d\0" % (relative, size))  # no name contains a zero byte
+    return digest.hexdigest()
+
+
+def _hash_labels(source: Source, threads: int) -> str:
+    digest = hashlib.sha256("\0".join(source.classes).encode())
+    if source.labels is not None:
+        digest.update(source.labels.astype("<i8").tobytes())
+    if isinstance(source, PairSource):
+        masks = [source.mask(index) for index in range(len(source))]
+        digest.update(_hash_names(masks, _read_sizes(masks, threads)).encode())
+        for index in _spread_sample(len(masks)).tolist():
+            digest.update(b"%d," % _hash_bytes(masks[index]))
+        digest.update(b"%d" % source.zero_ignored)
+    if isinstance(source, CocoSource):
+        for objects in source.annotations:
+            described = [(each["category_id"], each["bbox"], each.get("iscrowd")) for each in objects]
+            digest.update(repr(described).encode())
+    return digest.hexdigest()
+
+
+def _read_sizes(paths: Sequence[str], threads: int) -> list[int]:
+    """Return the sizes of files in bytes, -1 for one that is not there."""
+    batches = in_threads(partial(_map_batch, _read_size), _batches(paths), threads)
+    return [size for batch in batches for size in batch]
+
+
+def _read_size(path: str) -> int:
+    try:
+        return os.stat(path).st_size
+    except OSError:
+        return -1
+
+
+def _hash_name(source: Source, index: int) -> int:
+    path = source.name(index)
+    size = int(source.size[index]) if isinstance(source, ShardSource) else _read_size(path)
+    return _to_key(b"%b\0%d" % (os.fsencode(os.path.basename(path)), size))
+
+
+def _hash_content(source: Source, index: int) -> int:
+    if isinstance(source, ShardSource):
+        shard = str(source.files[source.shard[index]])
+        return _hash_bytes(shard, int(source.offset[index]), int(source.size[index]))
+    return _hash_bytes(source.name(index))
+
+
+def _hash_bytes(path: str, offset: int = 0, size: int | None = None) -> int:
+    """Return the key of ``size`` bytes of a file from ``offset`` on, of the whole file if None."""
+    try:
+        with open(path, "rb") as file:
+            if size is None:
+                size = os.fstat(file.fileno()).st_size
+            parts = [b"%d\0" % size]
+            for start, length in _choose_blocks(size):
+                file.seek(offset + start)
+                parts.append(file.read(length))
+    except OSError:
+        return UNREADABLE
+    return _to_key(b"".join(parts))
+
+
+def _choose_blocks(size: int) -> Iterator[tuple[int, int]]:
+    """Yield the start and the length of each block to read of ``size`` bytes."""
+    if size <= _BLOCK * _BLOCKS:
+        yield 0, size
+        return
+    for number in range(_BLOCKS):
+        yield number * (size - _BLOCK) // (_BLOCKS - 1), _BLOCK  # from the very first to the very last byte
+
+
+def _to_key(data: bytes) -> int:
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
+
+
+def _batches(items: Sequence[T]) -> Iterator[Sequence[T]]:
+    """Cut ``items`` so that threads are not given work one file at a time."""
+    for start in range(0, len(items), _BATCH):
+        yield items[start : start + _BATCH]
+
+
+def _map_batch(function: Callable[[T], R], batch: Sequence[T]) -> list[R]:
+    return [function(item) for item in batch]

@@ -1,0 +1,72 @@
+"""Find the image files in a folder, and account for those that look like images and are not read."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from ehm.data.decoding.decode import SUFFIXES
+from ehm.data.sources.inventory import HIDDEN, OTHER_FORMAT, Unused, is_sample_file
+from ehm.data.sources.parts import SampleFinder
+from ehm.errors import DataError
+
+__all__ = ["IMAGES", "has_image_suffix", "hidden_images", "image_files"]
+
+
+def image_files(root: Path, below: str = "", unused: Unused | None = None) -> Iterator[str]:
+    """Yield the paths of images in the folder ``below`` of ``root``, relative to ``root``, sorted within each folder.
+
+    A link to a folder above it is not followed. What looks like an image and is not read is counted in ``unused``.
+    """
+    yield from _walk(root, below, frozenset(), Unused() if unused is None else unused)
+
+
+def _walk(root: Path, below: str, above: frozenset[tuple[int, int]], unused: Unused) -> Iterator[str]:
+    try:
+        status = os.stat(root / below)
+        with os.scandir(root / below) as scan:
+            entries = sorted(scan, key=lambda entry: entry.name)
+    except OSError as error:
+        raise DataError(f"data.source: cannot read {root / below}: {error.strerror}") from None
+    here = (status.st_dev, status.st_ino)
+    if here in above:
+        return
+    for entry in entries:
+        path = os.path.join(below, entry.name)
+        if entry.name.startswith("."):
+            unused.add_all(HIDDEN, hidden_images(root, path))
+        elif entry.is_dir():
+            yield from _walk(root, path, above | {here}, unused)
+        elif has_image_suffix(entry.name):  # a dangling link too: the loader reports it
+            yield path
+        elif is_sample_file(entry.path):
+            unused.add(OTHER_FORMAT, path)
+
+
+def hidden_images(root: Path, path: str) -> Iterator[str]:
+    """Yield the images in a hidden folder, or the hidden file if it is one. Links are not followed here."""
+    if not os.path.isdir(root / path):
+        if has_image_suffix(path):
+            yield path
+        return
+    for folder_path, _, names in os.walk(root / path):
+        for name in sorted(filter(has_image_suffix, names)):
+            yield os.path.relpath(os.path.join(folder_path, name), root)
+
+
+def has_image_suffix(name: str) -> bool:
+    """Whether a file of this name is read as an image."""
+    return os.path.splitext(name)[1].lower() in SUFFIXES
+
+
+def _holds_images_directly(root: Path) -> bool:
+    with os.scandir(root) as scan:
+        return any(has_image_suffix(entry.name) and not entry.name.startswith(".") for entry in scan if entry.is_file())
+
+
+IMAGES = SampleFinder(
+    below=lambda folder: next(image_files(folder), None) is not None,
+    directly=_holds_images_directly,
+)
+"""How to tell whether a folder holds images."""

@@ -1,0 +1,66 @@
+"""Decide which kind of source a configuration means."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ehm.data.sources.base import FileSource, Source, Split
+from ehm.data.sources.folder import elpv, folder
+from ehm.data.sources.image_files import IMAGES
+from ehm.data.sources.imagenet import find_imagenet, imagenet
+from ehm.data.sources.landmarks import gldv2, holds_gldv2
+from ehm.data.sources.shards import ShardSource, holds_shards, is_pattern, shards
+from ehm.errors import DataError
+
+if TYPE_CHECKING:
+    from ehm.config import ImageData
+
+__all__ = ["open_source"]
+
+_OPENERS: dict[str, Callable[[str, Split], FileSource | ShardSource]] = {
+    "classes": partial(folder, layout="classes"),
+    "elpv": elpv,
+    "folder": folder,
+    "gldv2": gldv2,
+    "imagenet": imagenet,
+    "parts": partial(folder, layout="parts"),
+    "shards": shards,
+}
+
+
+def open_source(config: ImageData, split: Split = "all") -> Source:
+    """Open ``config.source`` as ``config.layout`` says; ``auto`` finds out which it is.
+
+    ``split`` is "train", "val" or "all". If the data has no validation part of its own, "train" gives all that is not
+    a test part (``.split`` of the source then is "all") and "val" raises. "all" is both parts. A test part is never
+    read. Raises DataError if nothing is there, saying what was looked for, and if it fits more than one layout.
+    """
+    layout = _recognise_layout(config.source) if config.layout == "auto" else config.layout
+    return replace(_OPENERS[layout](config.source, split), value_range=config.range)
+
+
+def _recognise_layout(source: str) -> str:
+    """Return the layout that ``source`` has by what only this layout has; DataError if it fits two."""
+    if source == "elpv":
+        return "elpv"
+    if is_pattern(source):
+        return "shards"
+    root = Path(source).expanduser()
+    fitting: dict[str, str] = {}
+    if holds_shards(root):
+        fitting["shards"] = "tar files"
+    if holds_gldv2(root):
+        fitting["gldv2"] = "a table of landmarks beside train/"
+    if find_imagenet(source) is not None:
+        fitting["imagenet"] = "train/ with folders named nXXXXXXXX"
+    if set(fitting) == {"shards"} and IMAGES.below(root):
+        fitting["folder"] = "image files"
+    if len(fitting) > 1:
+        found = " and ".join(f"{layout} ({why})" for layout, why in fitting.items())
+        choices = " or ".join(f"data.layout={layout}" for layout in fitting)
+        raise DataError(f"data.source {source}: fits {len(fitting)} layouts: {found}; choose with {choices}")
+    return next(iter(fitting), "folder")

@@ -1,0 +1,259 @@
+"""Images with masks: ADE20K as published, and any folder of pairs.
+
+    images/training/*.jpg      annotations/training/*.png      objectInfo150.txt    ADE20K (ADEChallengeData2016)
+
+    images/*.jpg               masks/*.png                     classes.txt          a folder of pairs
+    train/images, train/masks  val/images, val/masks           classes.txt          the same, divided
+    images/train, masks/train  images/val, masks/val           classes.txt          the same, the other way round
+
+An image and its mask have the same name but for the suffix; ``annotations`` and ``labels`` may stand for ``masks``, and
+the parts may be spelled as :mod:`ehm.data.sources.parts` knows them.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from ehm.config import SegmentationData
+from ehm.data.decoding.decode import decode, read_head
+from ehm.data.decoding.depth import ValueRange
+from ehm.data.decoding.orientation import Annotated, Sized, find_annotated, spread, turn_array
+from ehm.data.sources.base import Names, Split
+from ehm.data.sources.class_names import read_ade20k_classes, read_classes_file
+from ehm.data.sources.image_files import image_files
+from ehm.data.sources.inventory import Unused, describe_layout
+from ehm.data.sources.mask_counts import MaskCounts
+from ehm.data.sources.masks import IGNORED, read_mask
+from ehm.data.sources.pair_layouts import PairFolders, find_pair_folders, is_mask_file, recognise_pairs
+from ehm.data.sources.parts import Part, no_validation_part
+from ehm.data.threads import in_threads
+from ehm.errors import BrokenImage, DataError
+
+__all__ = ["Pair", "PairSource", "check", "open_pairs"]
+
+_DRAWN_ON: dict[Annotated, str] = {"stored": "stored pixels", "upright": "image as it is seen"}
+
+
+class Pair(NamedTuple):
+    """An RGB image and the class of each of its pixels (H, W), 255 where that is ignored."""
+
+    image: Image.Image
+    labels: NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class PairSource:
+    """Implements :class:`ehm.data.sources.base.Source`: images and their masks below ``root``.
+
+    ``zero_ignored`` is ADE20K's numbering. ``named`` says that somebody gave the classes names. ``annotated`` says
+    which pixels of an image its mask was drawn on, if the mask has no orientation of its own. ``value_range`` is that
+    of :func:`ehm.data.decoding.decode.decode`.
+    """
+
+    root: Path
+    images: Names
+    masks: Names
+    classes: tuple[str, ...]
+    split: Split
+    zero_ignored: bool = False
+    named: bool = True
+    notes: tuple[str, ...] = ()
+    annotated: Annotated = "stored"
+    value_range: ValueRange = None
+
+    @property
+    def labels(self) -> None:
+        """An image has no single class."""
+        return None
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def load(self, index: int) -> Pair:
+        """Image and mask as they are seen; raises BrokenImage where one cannot be read, or they do not fit together."""
+        image = decode(self.name(index), value_range=self.value_range)
+        labels, wrong = self.read_labels(index)
+        if wrong:
+            raise BrokenImage(wrong)
+        return Pair(image, labels)
+
+    def read_labels(self, index: int) -> tuple[NDArray[np.uint8], str]:
+        """Return the labels (H, W) of an image as it is seen, and what keeps them from it: nothing where they fit.
+
+        Raises BrokenImage where image or mask cannot be read.
+        """
+        file = self.mask(index)
+        labels = read_mask(file, self.zero_ignored)
+        head = read_head(self.name(index))
+        if head.orientation != 1 and self.annotated == "stored" and read_head(file).orientation == 1:
+            labels = turn_array(labels, head.orientation)
+        wrong = _misfit(file, labels, head.seen_size, len(self.classes), self.zero_ignored)
+        if wrong and labels.shape == head.seen_size and head.orientation != 1:
+            other: Annotated = "upright" if self.annotated == "stored" else "stored"
+            wrong += f" as it is seen; data.annotated={other} if it was drawn on the {_DRAWN_ON[other]}"
+        return np.ascontiguousarray(labels), wrong
+
+    def name(self, index: int) -> str:
+        """The path of the image."""
+        return os.path.join(self.root, self.images[index])
+
+    def mask(self, index: int) -> str:
+        """The path of the mask."""
+        return os.path.join(self.root, self.masks[index])
+
+
+def open_pairs(config: SegmentationData, split: Split = "all") -> PairSource:
+    """Open the part ``split`` of ``config.source``; "all" if it has no validation part, and DataError for "val" then.
+
+    The test part is never read. Raises DataError if there is none, if an image has no mask, and if classes cannot be
+    told.
+    """
+    root, is_ade20k = recognise_pairs(config.source, config.layout)
+    classes = read_ade20k_classes(root) if is_ade20k else read_classes_file(root)
+    found = find_pair_folders(config.source, root)
+    if split == "val" and "val" not in found.folders:
+        raise no_validation_part(config.source)
+    if "val" not in found.folders:
+        split = "all"
+    chosen: list[Part] = ["train", "val"] if split == "all" else [split]
+    unused = Unused()
+    images: list[str] = []
+    masks: list[str] = []
+    for part in chosen:
+        if part in found.folders:
+            pairs = _pair(config.source, root, *found.folders[part], unused)
+            images += pairs[0]
+            masks += pairs[1]
+    source = PairSource(
+        root, Names(images), Names(masks), classes, split, is_ade20k, bool(classes), value_range=config.range
+    )
+    source = _with_orientation(config, source)
+    if not classes:
+        source = _numbered(config, source)
+    return replace(source, notes=(*_describe(source, found, unused), *source.notes))
+
+
+def _describe(source: PairSource, found: PairFolders, unused: Unused) -> tuple[str, ...]:
+    kind = "ADE20K" if source.zero_ignored else "images and masks"
+    notes = [describe_layout(kind, list(found.names.values()), len(source.classes))]
+    if "test" in found.folders:
+        test_images = image_files(found.root, str(found.folders["test"][0].relative_to(found.root)))
+        unused.add_all("in the test part, which is read only if data.source names it", test_images)
+    for name in found.without_masks:
+        unused.add_all("without a folder of masks", image_files(found.root, name))
+    if unused:
+        notes.append(unused.describe())
+    return tuple(notes)
+
+
+def check(source: PairSource, indices: Iterable[int], threads: int, counts: MaskCounts | None = None) -> list[str]:
+    """Return what is wrong with the masks of those images, a sentence each that begins with the file.
+
+    Images that cannot be read are left out: the loader replaces them. The values of masks are added to ``counts``.
+    """
+    return [wrong for wrong in in_threads(partial(_check, source, counts), indices, threads) if wrong]
+
+
+def _check(source: PairSource, counts: MaskCounts | None, index: int) -> str:
+    try:
+        labels, wrong = source.read_labels(index)
+    except BrokenImage as error:
+        return str(error) if str(error).startswith(source.mask(index)) else ""
+    if counts is not None:
+        counts.add(labels)
+    return wrong
+
+
+def _misfit(file: str, labels: NDArray[np.uint8], size: tuple[int, int], classes: int, zero_ignored: bool) -> str:
+    """What keeps a mask from its image of (width, height); nothing where it fits."""
+    if labels.shape != size[::-1]:
+        return f"{file}: is {labels.shape[1]} x {labels.shape[0]} pixels, and its image {size[0]} x {size[1]}"
+    wrong = np.unique(labels[(labels >= classes) & (labels != IGNORED)])
+    if not len(wrong):
+        return ""
+    first = int(zero_ignored)
+    return (
+        f"{file}: has the value {int(wrong[0]) + first}, and the {classes} classes are {first} to "
+        f"{classes - 1 + first} ({IGNORED}{' and 0 are' if zero_ignored else ' is'} ignored)"
+    )
+
+
+def _with_orientation(config: SegmentationData, source: PairSource) -> PairSource:
+    """Return the source with what is stated, or what sizes tell, about the pixels that masks were drawn on."""
+    if config.annotated != "auto":
+        return replace(source, annotated=config.annotated)
+    sized = in_threads(partial(_sized, source), spread(len(source)), config.workers)
+    annotated, note = find_annotated(config.source, [each for each in sized if each is not None])
+    return replace(source, annotated=annotated, notes=note)
+
+
+def _sized(source: PairSource, index: int) -> Sized | None:
+    """Return the head of an image and the size of its mask; None where there is nothing to tell from them."""
+    try:
+        head = read_head(source.name(index))
+        if head.orientation == 1:
+            return None
+        mask = read_head(source.mask(index))
+    except BrokenImage:
+        return None
+    return None if mask.orientation != 1 else Sized(source.mask(index), head, mask.size)
+
+
+def _pair(source: str, root: Path, images: Path, masks: Path, unused: Unused) -> tuple[list[str], list[str]]:
+    """Return the paths below ``root`` of all images, sorted, and of their masks."""
+    passed_over = Unused()
+    files = list(image_files(images, unused=passed_over))
+    unused.merge(passed_over.rows(), f"{images.relative_to(root)}/")
+    if not files:
+        raise DataError(f"data.source {source}: no images in {images}")
+    known: dict[str, str] = {}
+    for file in filter(is_mask_file, image_files(masks)):
+        other = known.setdefault(os.path.splitext(file)[0], file)
+        if other != file:
+            raise DataError(f"data.source {source}: {other} and {file} in {masks} have one name; which is the mask?")
+    missing = [file for file in files if os.path.splitext(file)[0] not in known]
+    if missing:
+        stem = os.path.splitext(missing[0])[0]
+        raise DataError(
+            f"data.source {source}: {len(missing)} of {len(files)} images in {images} have no mask in {masks}: "
+            f"{missing[0]} needs {stem}.png there"
+        )
+    found = [known[os.path.splitext(file)[0]] for file in files]
+    alone = sorted(set(known.values()) - set(found))
+    unused.add_all("of masks without an image", (str((masks / file).relative_to(root)) for file in alone))
+    return [str((images / file).relative_to(root)) for file in files], [
+        str((masks / file).relative_to(root)) for file in found
+    ]
+
+
+def _numbered(config: SegmentationData, source: PairSource) -> PairSource:
+    """Classes 0 to the largest value in any mask, for want of names."""
+    largest = max(in_threads(partial(_largest, source), range(len(source)), config.workers), default=-1)
+    if largest < 0 and (wrong := check(source, range(1), 0)):
+        raise DataError(f"data.source {config.source}: none of its masks can be used: {wrong[0]}")
+    if largest < 1:
+        counts = MaskCounts()
+        check(source, range(len(source)), config.workers, counts)
+        problem = "one class only; segmentation needs two at least"
+        if counts.masks[IGNORED]:
+            problem = f"the values 0 and {IGNORED} only, and {IGNORED} is ignored; write the second class as 1"
+        raise DataError(f"data.source {config.source}: its masks have {problem}")
+    classes = tuple(map(str, range(largest + 1)))
+    return replace(source, classes=classes, named=False)
+
+
+def _largest(source: PairSource, index: int) -> int:
+    try:
+        labels = read_mask(source.mask(index))
+    except BrokenImage:
+        return -1
+    return int(np.max(labels, where=labels != IGNORED, initial=0)) if (labels != IGNORED).any() else -1

@@ -1,0 +1,208 @@
+"""Recognise the parts (training, validation, test) that a data set is divided into, by the names of its folders.
+
+    train/ val/ test/            valid/, validation/ and dev/ mean val/; training/ means train/; in any case
+    train2017/ val2017/          a year may follow, as in COCO
+    images/train/ images/val/    the same in the only folder of the source that holds samples
+
+Folders of these names are parts if there are no others beside them, or if the training part and another part have
+folders (classes) of the same names. What might be parts as well as classes is refused.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from ehm.data.sources.inventory import list_names
+from ehm.errors import DataError
+
+__all__ = [
+    "MASK_FOLDERS",
+    "Division",
+    "Part",
+    "SampleFinder",
+    "divide_by_layout",
+    "match_parts",
+    "name_part",
+    "no_validation_part",
+    "visible_folders",
+]
+
+Part = Literal["train", "val", "test"]
+
+PARTS: tuple[Part, ...] = ("train", "val", "test")
+IN_WORDS: Mapping[Part, str] = {"train": "training", "val": "validation", "test": "test"}
+SPELLINGS: Mapping[str, Part] = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "dev": "val",
+    "test": "test",
+    "testing": "test",
+}
+"""Names of folders, in lower case, and the part that each means."""
+
+MASK_FOLDERS = ("masks", "annotations", "labels")
+"""Names of folders that hold the masks of the images in images/ beside them."""
+
+_NAME_AND_YEAR = re.compile(r"([a-z]+?)[-_]?(?:\d{4})?")
+
+
+@dataclass(frozen=True)
+class SampleFinder:
+    """How to tell whether a folder holds samples of some kind: anywhere ``below`` it, or ``directly`` in it."""
+
+    below: Callable[[Path], bool]
+    directly: Callable[[Path], bool]
+
+
+@dataclass(frozen=True)
+class Division:
+    """The folder ``root`` and the names of the folders that are its parts; no parts if it is not divided.
+
+    ``others`` are folders beside the parts that hold samples too; no part reads them.
+    """
+
+    root: Path
+    parts: Mapping[Part, str] = field(default_factory=dict)
+    others: tuple[str, ...] = ()
+
+    def folder(self, part: Part) -> Path:
+        """Return the folder of ``part``."""
+        return self.root / self.parts[part]
+
+
+def name_part(folder: str) -> Part | None:
+    """Return the part that a folder of this name usually holds, or None."""
+    found = _NAME_AND_YEAR.fullmatch(folder.lower())
+    return SPELLINGS.get(found[1]) if found else None
+
+
+def match_parts(source: str, names: Iterable[str]) -> dict[Part, str]:
+    """Return which of ``names`` is the folder of which part; DataError if two of them mean the same part."""
+    found: dict[Part, str] = {}
+    for name in names:
+        part = name_part(name)
+        if part is None:
+            continue
+        if part in found:
+            raise DataError(
+                f"data.source {source}: {found[part]}/ and {name}/ both look like the {IN_WORDS[part]} part; give one "
+                "of them as data.source, or rename one"
+            )
+        found[part] = name
+    return {part: found[part] for part in PARTS if part in found}
+
+
+def visible_folders(root: Path) -> list[str]:
+    """Return the names of the subfolders that are not hidden, sorted; none if ``root`` is no folder."""
+    if not root.is_dir():
+        return []
+    try:
+        return sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith("."))
+    except OSError as error:
+        raise DataError(f"data.source: cannot read {root}: {error.strerror}") from None
+
+
+def no_validation_part(source: str) -> DataError:
+    """Return the error for a source that is asked for a validation part and has none."""
+    return DataError(f"data.source {source}: has no validation part of its own (a folder val/ beside train/)")
+
+
+def divide_by_layout(source: str, layout: str, finder: SampleFinder) -> Division:
+    """Find the parts of the folder ``source`` as ``layout`` says.
+
+    "classes" means that it has none, "parts" that every folder named like one is one; with any other layout the names
+    and what lies beside them decide. Raises DataError if there is no such folder, if parts and classes are both
+    possible, or if there is no part to train on.
+    """
+    root = Path(source).expanduser()
+    if not root.is_dir():
+        wrong = "is a file, not a folder" if root.exists() else "there is no such folder"
+        raise DataError(f"data.source {source}: {wrong}")
+    if layout == "classes":
+        return Division(root)
+    division = _divide(source, root, finder, certain=layout == "parts") or _divide_only_folder(
+        source, root, finder, certain=layout == "parts"
+    )
+    if division is None and layout == "parts":
+        raise DataError(f"data.source {source}: data.layout=parts needs a folder train/ (or training/) with samples")
+    if division is not None and "train" not in division.parts:
+        names = [f"{name}/" for name in division.parts.values()]
+        raise DataError(
+            f"data.source {source}: has {list_names(names)} and no part to train on (train/ or training/); to read one "
+            f"of them all the same, name it: data.source={division.root / names[0]}"
+        )
+    return division or Division(root)
+
+
+def _divide(source: str, root: Path, finder: SampleFinder, certain: bool) -> Division | None:
+    """Return the parts in ``root``, None if it has none. ``certain`` says that names like those of parts are parts."""
+    folders = visible_folders(root)
+    if not any(map(name_part, folders)):
+        return None  # without looking into each, which takes long in large sets
+    filled = [name for name in folders if finder.below(root / name)]
+    parts = match_parts(source, filled)
+    if not parts:
+        return None
+    others = tuple(name for name in filled if name_part(name) is None)
+    division = Division(root, parts, others)
+    if certain or _share_class_folders(division):
+        return division
+    loose = finder.directly(root)
+    if not others and (len(parts) > 1 or not loose):
+        return division
+    if set(parts) == {"train"} and not _has_class_folders(division.folder("train"), finder):
+        return None  # no other part, and images as in any class: a class that is called "train"
+    raise _fits_two_layouts(source, division)
+
+
+def _divide_only_folder(source: str, root: Path, finder: SampleFinder, certain: bool) -> Division | None:
+    """Return the parts in the only folder of ``root`` that holds samples, as an unpacked archive has them."""
+    filled: list[str] = []
+    for name in visible_folders(root):
+        if finder.below(root / name):
+            filled.append(name)
+        if len(filled) > 1:
+            return None
+    if not filled or finder.directly(root):
+        return None
+    division = _divide(source, root / filled[0], finder, certain)
+    if division is None or (len(division.parts) == 1 and not certain):
+        return None
+    return division
+
+
+def _share_class_folders(division: Division) -> bool:
+    """Whether the training part and another part have a folder of the same name: a class of both."""
+    if "train" not in division.parts:
+        return False
+    classes = set(visible_folders(division.folder("train")))
+    measured = [part for part in division.parts if part != "train"]
+    return any(classes & set(visible_folders(division.folder(part))) for part in measured)
+
+
+def _has_class_folders(root: Path, finder: SampleFinder) -> bool:
+    return len(visible_folders(root)) > 1 and not finder.directly(root)
+
+
+def _fits_two_layouts(source: str, division: Division) -> DataError:
+    parts = list_names([f"{name}/" for name in division.parts.values()])
+    beside = list_names([f"{name}/" for name in division.others]) or "the images beside"
+    if "train" not in division.parts:
+        return DataError(
+            f"data.source {source}: fits two layouts, classes and parts: {parts} may be a class as {beside} are, or a "
+            "part that is kept for measuring; data.layout=classes takes all folders as classes; if it is a part, move "
+            "the classes into train/ beside it"
+        )
+    every = list_names(sorted([*division.parts.values(), *division.others]))
+    return DataError(
+        f"data.source {source}: fits two layouts: parts ({parts} without {beside}) and classes ({every}); choose with "
+        "data.layout=parts or data.layout=classes"
+    )

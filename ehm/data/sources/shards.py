@@ -1,0 +1,221 @@
+"""Tar shards in WebDataset's naming, read at random through an index; nothing is extracted."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Mapping, Set
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from ehm.data.decoding.decode import SUFFIXES, decode
+from ehm.data.decoding.depth import ValueRange
+from ehm.data.sources.base import Names, Split
+from ehm.data.sources.image_files import has_image_suffix
+from ehm.data.sources.inventory import HIDDEN, OTHER_FORMAT, Unused, describe_layout, is_sample_file
+from ehm.data.sources.parts import (
+    PARTS,
+    SPELLINGS,
+    Part,
+    SampleFinder,
+    divide_by_layout,
+    name_part,
+    no_validation_part,
+    visible_folders,
+)
+from ehm.data.sources.tar_index import UNLABELLED, read_index
+from ehm.errors import BrokenImage, DataError
+
+__all__ = ["ShardSource", "find_tar_files", "holds_shards", "is_pattern", "shards"]
+
+_RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
+
+
+@dataclass(frozen=True)
+class ShardSource:
+    """Images inside uncompressed tar files: for each, its shard, where its bytes lie and how many they are (n,)."""
+
+    files: tuple[Path, ...]
+    shard: NDArray[np.int64]
+    offset: NDArray[np.int64]
+    size: NDArray[np.int64]
+    members: Names
+    labels: NDArray[np.int64] | None
+    classes: tuple[str, ...]
+    split: Split
+    notes: tuple[str, ...] = ()
+    value_range: ValueRange = None
+
+    def __len__(self) -> int:
+        return len(self.shard)
+
+    def load(self, index: int) -> Image.Image:
+        """The image in RGB; raises BrokenImage with its shard, its name and the reason."""
+        name = self.name(index)
+        try:
+            with open(self.files[self.shard[index]], "rb") as file:
+                file.seek(self.offset[index])
+                data = file.read(self.size[index])
+        except OSError as error:
+            raise BrokenImage(f"{name}: {error.strerror}") from None
+        return decode(BytesIO(data), name, value_range=self.value_range)
+
+    def name(self, index: int) -> str:
+        """The path of the shard and the name inside it."""
+        return f"{self.files[self.shard[index]]}/{self.members[index]}"
+
+
+def shards(source: str, split: Split) -> ShardSource:
+    """Open all samples of ``source``, a folder of .tar files or a pattern such as ``shard-{000000..000012}.tar``.
+
+    Labels are the integers in ``.cls``, or under "label" in ``.json``, if every sample has one; classes are called by
+    their numbers. A folder is divided into parts by its folders (:mod:`ehm.data.sources.parts`) or by the names of its shards
+    (``set-train-000.tar``), with the classes of all. The test part is never read. A pattern takes what it names.
+    """
+    unused = Unused()
+    parts = _find_parts(source, unused)
+    if split == "val" and "val" not in parts:
+        raise no_validation_part(source)
+    if "val" not in parts:
+        split = "all"
+    files = [file for part, found in parts.items() if part != "test" and split in ("all", part) for file in found]
+    every = [file for part, found in parts.items() if part != "test" for file in found]
+    indexes = {file: read_index(file) for file in every}  # all parts: they have the same classes
+    for file in files:
+        unused.merge(indexes[file].unused, f"{file.name}/")
+    numbers = np.concatenate([indexes[file].numbers for file in files])
+    if not len(numbers):
+        kinds = " ".join(sorted(SUFFIXES))
+        problem = f"no images in {len(files)} tar files (looked for {kinds})"
+        if unused:
+            problem += f"; {unused.describe()}"
+        raise DataError(f"data.source {source}: {problem}")
+    offset, size, labels = numbers.T.copy()
+    labelled = bool((labels >= 0).all())
+    classes = 1 + max(int(index.numbers[:, 2].max(initial=UNLABELLED)) for index in indexes.values())
+    notes = [describe_layout(f"{len(files):,} tar shards", _part_names(parts), classes if labelled else 0)]
+    if not labelled and (labels >= 0).any():
+        notes.append(f"labels are not used: {(labels >= 0).sum():,} of {len(labels):,} samples have one")
+    if unused:
+        notes.append(unused.describe())
+    return ShardSource(
+        files=tuple(files),
+        shard=np.repeat(np.arange(len(files)), [len(indexes[file].names) for file in files]),
+        offset=offset,
+        size=size,
+        members=Names(name for file in files for name in indexes[file].names),
+        labels=labels if labelled else None,
+        classes=tuple(str(label) for label in range(classes)) if labelled else (),
+        split=split,
+        notes=tuple(notes),
+    )
+
+
+def _find_parts(source: str, unused: Unused) -> dict[Part, list[Path]]:
+    """Return the tar files of each part; all are "train" if there are no parts. What is passed over is counted."""
+    if is_pattern(source):
+        return {"train": [Path(file).expanduser() for file in _expand(source)]}
+    division = divide_by_layout(source, "auto", TARS)
+    if division.parts:
+        parts = {part: find_tar_files(division.folder(part)) for part in division.parts}
+    else:
+        files = find_tar_files(division.root)
+        if not files:
+            raise DataError(f"data.source {source}: no .tar files in {division.root}")
+        parts = _divide_by_name(source, files)
+    used = {file for files in parts.values() for file in files}
+    _count_passed_over(division.root, used, unused)
+    for part_file in parts.get("test", []):
+        unused.add("of the test part, which is read only if data.source names it", part_file.name)
+    return parts
+
+
+def _divide_by_name(source: str, files: list[Path]) -> dict[Part, list[Path]]:
+    """Return the shards of each part by the words in their names; all are "train" if no name has such a word."""
+    parts: dict[Part | None, list[Path]] = {}
+    for file in files:
+        words = set(re.split("[^a-z]+", file.stem.lower()))
+        named = {SPELLINGS[word] for word in words if word in SPELLINGS}
+        parts.setdefault(named.pop() if len(named) == 1 else None, []).append(file)
+    if set(parts) in ({None}, {"train"}):
+        return {"train": files}
+    if None in parts or "train" not in parts:
+        named_like_parts = next(found[0].name for part, found in parts.items() if part not in (None, "train"))
+        raise DataError(
+            f"data.source {source}: {named_like_parts} is named like a part that is kept for measuring, and "
+            f"{'other shards are named like none' if None in parts else 'no shard like a training part'}; name the "
+            "shards to read by a pattern, for example data.source=FOLDER/shard-{000000..000012}.tar"
+        )
+    return {part: parts[part] for part in PARTS if part in parts}
+
+
+def _part_names(parts: Mapping[Part, list[Path]]) -> list[str]:
+    """Return the names of the parts with their numbers of shards, none if there is one part only."""
+    if len(parts) == 1:
+        return []
+    return [f"{part} ({len(files):,})" for part, files in parts.items()]
+
+
+def _count_passed_over(root: Path, used: Set[Path], unused: Unused) -> None:
+    """Count the files in and below ``root`` that look like samples, besides the shards that are used."""
+    for folder, _, names in os.walk(root):
+        for name in sorted(names):
+            path = Path(folder, name)
+            if path in used:
+                continue
+            shown = str(path.relative_to(root))
+            if name.startswith("."):
+                if is_tar_name(name):
+                    unused.add(HIDDEN, shown)
+            elif is_tar_name(name):
+                unused.add("in other folders", shown)
+            elif has_image_suffix(name):
+                unused.add("beside the tar files", shown)
+            elif is_sample_file(path):
+                unused.add(OTHER_FORMAT, shown)
+
+
+def is_pattern(source: str) -> bool:
+    """Whether ``source`` names tar files rather than a folder."""
+    return bool(_RANGE.search(source)) or source.lower().endswith(".tar")
+
+
+def holds_shards(root: Path) -> bool:
+    """Whether a folder, or one of its parts, holds .tar files."""
+    parts = [root / name for name in visible_folders(root) if name_part(name) is not None]
+    return any(map(_has_tar_files, [root, *parts]))
+
+
+def find_tar_files(root: Path) -> list[Path]:
+    """Return the .tar files in a folder, sorted; hidden ones are left out."""
+    if not root.is_dir():
+        return []
+    return [root / name for name in sorted(os.listdir(root)) if is_tar_name(name) and not name.startswith(".")]
+
+
+def is_tar_name(name: str) -> bool:
+    """Whether a file of this name is read as a shard."""
+    return name.lower().endswith(".tar")
+
+
+def _has_tar_files(folder: Path) -> bool:
+    return bool(find_tar_files(folder))
+
+
+TARS = SampleFinder(below=_has_tar_files, directly=_has_tar_files)
+"""How to tell whether a folder holds shards."""
+
+
+def _expand(pattern: str) -> Iterator[str]:
+    """``a-{08..10}.tar`` -> a-08.tar, a-09.tar, a-10.tar; the first bound's digits are the width."""
+    found = _RANGE.search(pattern)
+    if found is None:
+        yield pattern
+        return
+    for number in range(int(found[1]), int(found[2]) + 1):
+        yield from _expand(pattern[: found.start()] + str(number).zfill(len(found[1])) + pattern[found.end() :])

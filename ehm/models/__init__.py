@@ -1,0 +1,1 @@
+"""Encoders as named arrays, without a framework: reading, checking and fitting weights."""

@@ -1,0 +1,1 @@
+"""Named arrays and files on disk: reading and writing them safely, and checkpoints."""

@@ -1,0 +1,1 @@
+"""Image retrieval: the task, its metrics and its benchmarks."""

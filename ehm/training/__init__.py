@@ -1,0 +1,1 @@
+"""The training loops, and what surrounds their steps: schedules, logs and checkpoints."""

@@ -1,0 +1,145 @@
+"""The images that a run trains on, as its checkpoints keep them to know them again.
+
+``state.json`` has the identities of the sources under ``data``. Beside it, a task has ``images.safetensors``: a key of
+8 bytes for every image that was trained on with its label.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ehm.backends.base import Processes
+from ehm.data import Source
+from ehm.data.sources.identity import UNREADABLE, KeyKind, SourceIdentity, hash_images, identify_source
+from ehm.errors import CheckpointError, DataError
+from ehm.storage import checkpoint
+from ehm.storage.arrays import Arrays
+
+__all__ = [
+    "SeenImages",
+    "TrainingData",
+    "find_seen",
+    "hash_training_images",
+    "identify_training_data",
+    "read_seen_images",
+    "read_training_data",
+    "run_on_first",
+]
+
+T = TypeVar("T")
+SeenImages = Mapping[KeyKind, NDArray[np.uint64]]
+"""Sorted keys of images, by what they are made of."""
+CONTENT_LIMIT = 200_000
+"""Images up to which a training set is known by content: reading more of them once would delay the first step."""
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """What a run is trained on and measured on; ``val`` is None if nothing is measured.
+
+    ``seen`` are the images that it trains on, ``seen_before`` those that its first weights were trained on, both with
+    labels; only the first process has them.
+    """
+
+    train: SourceIdentity
+    val: SourceIdentity | None = None
+    seen: SeenImages = field(default_factory=dict)
+    seen_before: SeenImages = field(default_factory=dict)
+
+    @property
+    def all_seen(self) -> SeenImages:
+        """Return the keys of all images that the weights have been trained on with labels."""
+        kinds = {*self.seen, *self.seen_before}
+        nothing = np.zeros(0, np.uint64)
+        return {kind: np.union1d(self.seen.get(kind, nothing), self.seen_before.get(kind, nothing)) for kind in kinds}
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the identities as ``state.json`` keeps them."""
+        return {"train": asdict(self.train), "val": None if self.val is None else asdict(self.val)}
+
+    def to_arrays(self) -> Arrays:
+        """Return the keys as ``images.safetensors`` keeps them."""
+        named = {"seen": self.seen, "seen_before": self.seen_before}
+        return {f"{name}.{kind}": keys for name, group in named.items() for kind, keys in group.items()}
+
+
+def read_training_data(folder: Path, meta: Mapping[str, Any]) -> TrainingData | None:
+    """Return what the checkpoint in ``folder`` keeps of its images; None if an earlier version wrote it.
+
+    ``meta`` is its description. Raises CheckpointError if the file with the keys is missing or was altered.
+    """
+    stored = meta.get("data")
+    if stored is None:
+        return None
+    groups: dict[str, dict[KeyKind, NDArray[np.uint64]]] = {"seen": {}, "seen_before": {}}
+    try:
+        for name, keys in checkpoint.read_images(folder, dict(meta)).items():
+            group, _, kind = name.partition(".")
+            groups[group][cast(KeyKind, kind)] = keys
+        train = SourceIdentity(**stored["train"])
+        val = None if stored["val"] is None else SourceIdentity(**stored["val"])
+    except (KeyError, TypeError):
+        raise CheckpointError(f"{folder}: what it says of the images it was trained on cannot be read") from None
+    return TrainingData(train, val, **groups)
+
+
+def read_seen_images(init: str | Path) -> SeenImages:
+    """Return the images that the weights named by ``model.init`` were trained on with labels; none if nobody knows."""
+    try:
+        found = checkpoint.look(init)
+    except CheckpointError:
+        return {}  # what is wrong with it is said where its weights are read
+    data = None if found is None else read_training_data(*found)
+    return {} if data is None else data.all_seen
+
+
+def identify_training_data(train: Source, val: Source | None, threads: int, processes: Processes) -> TrainingData:
+    """Return the identities of what is trained on and measured on.
+
+    One process of each machine looks, and all call this. Raises DataError if machines hold different images.
+    """
+
+    def identify() -> TrainingData:
+        train_identity = identify_source(train, threads)
+        if val is None:
+            return TrainingData(train_identity)
+        return TrainingData(train_identity, train_identity if val is train else identify_source(val, threads))
+
+    is_first_of_machine = processes.rank % processes.local_size == 0
+    everywhere = processes.gather(identify() if is_first_of_machine else None)
+    first: TrainingData = everywhere[0]
+    for rank, found in enumerate(everywhere):
+        if found is not None and found.to_json() != first.to_json():
+            raise DataError(
+                f"data.source: process {rank} finds other images there ({found.train.images:,}) than process 0 "
+                f"({first.train.images:,}); all machines need the same ones"
+            )
+    return first
+
+
+def hash_training_images(source: Source, indices: NDArray[np.int64], threads: int) -> SeenImages:
+    """Return the keys of the images that are trained on: of their content, or of their names if they are very many."""
+    kind: KeyKind = "content" if len(indices) <= CONTENT_LIMIT else "name"
+    keys = np.unique(hash_images(source, indices, kind, threads))
+    return {kind: keys[keys != UNREADABLE]}
+
+
+def find_seen(source: Source, indices: NDArray[np.int64], seen: SeenImages, threads: int) -> NDArray[np.bool_]:
+    """Return for each image of ``indices`` (n,) whether it is among those ``seen``: (n,)."""
+    found = np.zeros(len(indices), bool)
+    for kind, keys in seen.items():
+        found |= np.isin(hash_images(source, indices, kind, threads), keys)
+    return found
+
+
+def run_on_first(function: Callable[[], T], processes: Processes) -> T:
+    """Return what ``function`` gives the first of ``processes``, which alone runs it; all call this."""
+    value = function() if processes.rank == 0 else None
+    result: T = processes.gather(value)[0]
+    return result
