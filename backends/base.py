@@ -1,7 +1,7 @@
 """The protocol between the shared loops and a framework, and nothing else.
 
 A :class:`Backend` says what a machine offers and makes learners. A learner holds parameters on its device; the loops of
-:mod:`ehm.training.pretrain` and :mod:`ehm.tasks` know it only through the methods below, exchange NumPy arrays with it and run
+:mod:`ehm.training` and :mod:`ehm.tasks` know it only through the methods below, exchange NumPy arrays with it and run
 unchanged on every backend. A method is added here only when a shared loop calls it.
 
 Shapes: B images, H x W pixels, N patches, D features, C classes, L = 1 + N tokens (the class token first).

@@ -94,12 +94,12 @@ class SwinSpec(_Grid):
     @property
     def stride(self) -> int:
         """Pixels from one output token to the next."""
-        return self.patch_size * 2 ** (len(self.depths) - 1)
+        return self.patch_size << (len(self.depths) - 1)
 
     @property
     def features(self) -> int:
         """Width of an output token, D."""
-        return self.width * 2 ** (len(self.depths) - 1)
+        return self.width << (len(self.depths) - 1)
 
     @property
     def blocks(self) -> int:

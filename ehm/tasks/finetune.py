@@ -21,7 +21,7 @@ _HOMES = {
     "segmentation": ("ehm.tasks.segmentation.task:Segmentation", "segmentation/ade20k_vit_base_mae"),
     "retrieval": ("ehm.tasks.retrieval.task:Retrieval", "retrieval/gldv2_vit_base"),
 }
-"""The :class:`ehm.training.supervised.Task` of each task, and the shipped configuration that is taken if none is given."""
+"""The class of each task, and the shipped configuration that is taken if none is given."""
 
 
 def finetune(

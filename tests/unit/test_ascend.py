@@ -193,6 +193,6 @@ def test_mindspore_and_its_own_cann_an_unknown_one_and_none_are_no_mismatch(host
 
 
 def test_asking_imports_no_framework():
-    code = "import sys; from ehm.backends.ascend import explain; explain(); print('torch' in sys.modules, 'numpy' in sys.modules)"
+    code = "import sys; from ehm.backends.ascend import explain; explain(); print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["False", "False"]
+    assert not {"torch", "numpy"} & set(done.stdout.split())

@@ -1,4 +1,4 @@
-"""Where a downstream task's encoder comes from: our runs, published files, timm, or nothing.
+"""Load a downstream task's encoder: from our runs, published files or timm, or without any weights.
 
 :mod:`ehm.models.weights` says which arrays an encoder takes; here are torch's own files, timm's models and the copying. A head
 or a decoder of a file is left aside and said in ``Loaded.notes``; anything else that the encoder has and the file

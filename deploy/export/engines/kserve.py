@@ -30,8 +30,8 @@ _HEADER = """\
 def write_kserve(bundle: Bundle, file: Path, config: TritonConfig | None = None, device: str = "auto") -> None:
     """Write the YAML of an InferenceService to ``file``; ``device`` ``cuda`` asks for a GPU.
 
-    ``triton.storage_uri`` is where the cluster finds the repository that :func:`~ehm.deploy.export.engines.triton.write_triton`
-    wrote. Raises ConfigError for a name that Triton does not take.
+    ``triton.storage_uri`` is where the cluster finds the repository that :func:`~.triton.write_triton` wrote. Raises
+    ConfigError for a name that Triton does not take.
     """
     config = config or TritonConfig()
     name = model_name(bundle.path, config)
