@@ -43,6 +43,7 @@ __all__ = [
     "Learner",
     "MasksOnDevice",
     "OneProcess",
+    "PreparedBatch",
     "Processes",
     "Segmenter",
     "TaskLearner",
@@ -106,60 +107,74 @@ class OneProcess:
 ALONE = OneProcess()
 
 
-class Learner(Protocol):
-    """A masked image model in pretraining; ``images`` are this process's part of a batch.
+class PreparedBatch(Protocol):
+    """This process's images of one step: what the model sees in them, and then the step itself, share the work on them.
 
-    ``notes`` says what weights it began with, where ``config.model.init`` names some.
+    A batch is prepared for one step. What :meth:`similarity` or :meth:`saliency` has already computed, such as the
+    patch embedding, is used again by :meth:`Learner.train_step`.
     """
 
-    notes: tuple[str, ...]
+    @property
+    def images(self) -> NDArray[np.uint8]:
+        """The images (B, H, W, 3)."""
+        ...
 
-    def similarity(self, images: NDArray[np.uint8]) -> Iterable[NDArray[np.float32]]:
-        """Symmetrised mean attention of the first blocks (Eq. 6): (B, H, W, 3) -> (B, N, N), no gradient.
+    def similarity(self) -> Iterable[NDArray[np.float32]]:
+        """Compute the symmetrised mean attention of the first blocks (Eq. 6), without gradient: (B, N, N).
 
-        In parts (b, N, N), in order, so that trees of one part are built while the device works on the next.
+        In pieces (b, N, N), in order, so that trees of one piece are built while the device works on the next.
         """
         ...
 
-    def saliency(self, images: NDArray[np.uint8]) -> Iterable[NDArray[np.float32]]:
-        """The class token's attention to each patch in the last block, mean over heads: (B, H, W, 3) -> (B, N).
+    def saliency(self) -> Iterable[NDArray[np.float32]]:
+        """Compute the class token's attention to each patch in the last block, mean over heads: (B, N).
 
         With all patches visible, without gradient, of the model that ``mask.source`` says. Rows sum to less than 1, as
-        the class token attends to itself too. In parts (b, N), in order.
+        the class token attends to itself too. In pieces (b, N), in order.
         """
-        ...
-
-    def train_step(
-        self, images: NDArray[np.uint8], mask: Any, lr: float, weight_decay: float
-    ) -> Mapping[str, SupportsFloat]:
-        """One optimiser step on (B, H, W, 3) images and (B * views, N) masks, True = masked, equally many in each.
-
-        ``mask`` is a NumPy array, or what :class:`MasksOnDevice` gave. The values returned are means over all processes
-        and stay on the device until ``float()`` reads them; ``loss`` is always among them.
-        """
-        ...
-
-    def state(self) -> LearnerState:
-        """Copies of everything that ``load`` needs to continue bit for bit; called in every process."""
-        ...
-
-    def load(self, state: LearnerState) -> None:
-        """Continue from ``state``; raises CheckpointError naming what is missing, surplus or of another shape."""
         ...
 
 
 class MasksOnDevice(Protocol):
-    """What a learner has besides where hierarchies can be built on its device (``mask.build: device``)."""
+    """What a prepared batch has besides if hierarchies can be built on its device (``mask.build: device``)."""
 
-    def evolved_mask(
-        self, images: NDArray[np.uint8], depth: float, ranks: NDArray[np.int32]
-    ) -> tuple[Any, Mapping[str, SupportsFloat]]:
-        """Similarity, hierarchy and masks of (B, H, W, 3) images at ``depth`` in [0, 1], all on the device.
+    def evolved_mask(self, depth: float, ranks: NDArray[np.int32]) -> tuple[Any, Mapping[str, SupportsFloat]]:
+        """Compute similarity, hierarchy and masks of the images at ``depth`` in [0, 1], all on the device.
 
         ``ranks`` (B, views, 2N - 1) are those of :func:`ehm.masking.draw_ranks`. Gives masks (B * views, N), those of
-        one image together, that stay on the device, and what a :class:`ehm.masking.Masker` logs. Both are those of the
-        host's way.
+        one image together, that stay on the device, and what a :class:`ehm.masking.Masker` logs. Both equal those that
+        are computed on the host.
         """
+        ...
+
+
+class Learner(Protocol):
+    """A masked image model in pretraining.
+
+    ``notes`` says what weights it began with, if ``config.model.init`` names some.
+    """
+
+    notes: tuple[str, ...]
+
+    def prepare(self, images: NDArray[np.uint8]) -> PreparedBatch:
+        """Begin a step on this process's images (B, H, W, 3) of a batch."""
+        ...
+
+    def train_step(self, batch: Any, mask: Any, lr: float, weight_decay: float) -> Mapping[str, SupportsFloat]:
+        """Take one optimiser step with masks (B * views, N), True = masked, equally many in each.
+
+        ``batch`` is what :meth:`prepare` gave; ``mask`` is a NumPy array, or what :class:`MasksOnDevice` gave. The
+        values returned are means over all processes and stay on the device until ``float()`` reads them; ``loss`` is
+        always among them.
+        """
+        ...
+
+    def state(self) -> LearnerState:
+        """Return copies of everything that ``load`` needs to continue bit for bit; called in every process."""
+        ...
+
+    def load(self, state: LearnerState) -> None:
+        """Continue from ``state``; raises CheckpointError naming what is missing, surplus or of another shape."""
         ...
 
 

@@ -92,7 +92,6 @@ class Clock:
 def ehm_step(row: str, model: str, dtype: str, images: NDArray[np.uint8], clock: Clock, device: str) -> Step:
     """A step of ehm, as the training loop makes it."""
     from ehm import backends
-    from ehm.data import Batch
     from ehm.masking import make_masker, masker
 
     config = TrainConfig.model_validate(
@@ -109,11 +108,8 @@ def ehm_step(row: str, model: str, dtype: str, images: NDArray[np.uint8], clock:
     build = backend.info().hierarchy
     mask = clock.timed("mask", make_masker(config.masking, config.masks, config.units, build))
     images = images[: len(images) // config.mask.views]
-    batch = Batch(images, None, np.arange(len(images)), 0, len(images))
 
     learner._pixels = clock.timed("data", learner._pixels)
-    learner.similarity = clock.timed("similarity", learner.similarity)
-    learner.evolved_mask = clock.timed("similarity", learner.evolved_mask)  # and all that follows, where it is built
     learner.model.embed = clock.timed("forward/backward", learner.model.embed)  # once for both
     masker.balance = clock.timed("hierarchy", masker.balance)
     masker.build_hierarchy = clock.timed("hierarchy", clock.timed("tree", masker.build_hierarchy))
@@ -121,9 +117,12 @@ def ehm_step(row: str, model: str, dtype: str, images: NDArray[np.uint8], clock:
     optimizer.step = clock.timed("optimiser", optimizer.step)
 
     def step() -> float:
-        masks, _ = mask(learner, batch, PROGRESS, np.random.default_rng(0))
+        batch = learner.prepare(images)
+        batch.similarity = clock.timed("similarity", batch.similarity)
+        batch.evolved_mask = clock.timed("similarity", batch.evolved_mask)  # on the device: hierarchies and masks too
+        masks, _ = mask(batch, PROGRESS, (0,))
         with clock.part("forward/backward"):
-            return learner.train_step(images, masks, 1e-4, 0.05)["loss"]
+            return learner.train_step(batch, masks, 1e-4, 0.05)["loss"]
 
     return step
 

@@ -115,7 +115,7 @@ def similarities(folder: Path | None, images: NDArray[np.uint8], kind: str, bloc
     learner = backends.get("cpu").learner(config)
     if folder is not None:
         learner.load(checkpoint.read(checkpoint.resolve(folder))[0])
-    return np.concatenate(list(learner.similarity(images)))
+    return np.concatenate(list(learner.prepare(images).similarity()))
 
 
 def pixels(images: NDArray[np.uint8]) -> NDArray[np.float32]:

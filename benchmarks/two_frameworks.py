@@ -132,7 +132,6 @@ def serve(device):
 
     from ehm import backends
     from ehm.config import TrainConfig, load_config
-    from ehm.data import Batch
     from ehm.masking import make_masker
 
     config = load_config(TrainConfig, "elpv/pretrain", ["optim.dtype=float32"])
@@ -141,9 +140,10 @@ def serve(device):
     masker = make_masker(config.masking, config.masks, config.units)
     for number, _ in enumerate(sys.stdin):
         begun = time.perf_counter()
-        mask, _ = masker(learner, Batch(images, None, np.arange(count), 0, count), 0.3, np.random.default_rng(number))
+        batch = learner.prepare(images)
+        mask, _ = masker(batch, 0.3, (number,))
         masked = time.perf_counter()
-        float(learner.train_step(images, mask, 1e-4, 0.05)["loss"])
+        float(learner.train_step(batch, mask, 1e-4, 0.05)["loss"])
         print(json.dumps({"masks": masked - begun, "step": time.perf_counter() - masked}), flush=True)
 
 

@@ -6,6 +6,26 @@ from ehm.backends.base import ALONE, DeviceInfo
 from ehm.storage.arrays import LearnerState
 
 
+class FakeBatch:
+    """Images in which patches of like brightness are similar, and bright ones salient."""
+
+    def __init__(self, images, learner):
+        self.images, self.learner = images, learner
+
+    def similarity(self):
+        self.learner.calls.append(("similarity", len(self.images)))
+        flat = self._patches()
+        yield 1 / (1 + np.abs(flat[:, :, None] - flat[:, None, :]))
+
+    def saliency(self):
+        self.learner.calls.append(("saliency", len(self.images)))
+        flat = self._patches() + 1
+        yield flat / (flat.sum(axis=1, keepdims=True) + 1)
+
+    def _patches(self):
+        return self.images.reshape(len(self.images), -1)[:, : self.learner.patches].astype(np.float32)
+
+
 class FakeLearner:
     """Counts what the loop asks for; its one parameter moves by lr times the share of bright masked patches."""
 
@@ -16,17 +36,11 @@ class FakeLearner:
         self.weight, self.steps = np.zeros(1, np.float64), 0
         self.calls = []
 
-    def similarity(self, images):
-        self.calls.append(("similarity", len(images)))
-        flat = images.reshape(len(images), -1)[:, : self.patches].astype(np.float32)
-        yield 1 / (1 + np.abs(flat[:, :, None] - flat[:, None, :]))
+    def prepare(self, images):
+        return FakeBatch(images, self)
 
-    def saliency(self, images):
-        self.calls.append(("saliency", len(images)))
-        flat = images.reshape(len(images), -1)[:, : self.patches].astype(np.float32) + 1
-        yield flat / (flat.sum(axis=1, keepdims=True) + 1)
-
-    def train_step(self, images, mask, lr, weight_decay):
+    def train_step(self, batch, mask, lr, weight_decay):
+        images = batch.images
         self.steps += 1
         self.calls.append(("train_step", mask, lr, weight_decay))
         self.weight += lr * (images.mean() + mask @ np.arange(mask.shape[1])).mean()

@@ -91,19 +91,19 @@ class Model:
         return f"Similarity: {what} the first blocks (at most {self.mask.blocks}), {treatment}."
 
 
-class _OneOf:
-    """One image of a page: to a masker, the learner that looks at it and the batch that it is a row of."""
+class _PreparedImage:
+    """One image of a page, as a masker takes it; several masks of it share the model's one look at it."""
 
-    def __init__(self, model: Model, images: NDArray[np.uint8], index: int) -> None:
-        self.images, self.first, self.total = images[index : index + 1], index, len(images)
+    def __init__(self, model: Model, image: NDArray[np.uint8]) -> None:
+        self.images = image[None]
         self._model = model
 
-    def similarity(self, images: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
-        """See :meth:`ehm.backends.base.Learner.similarity`."""
+    def similarity(self) -> list[NDArray[np.float32]]:
+        """See :meth:`ehm.backends.base.PreparedBatch.similarity`."""
         return [self._similarity]
 
-    def saliency(self, images: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
-        """See :meth:`ehm.backends.base.Learner.saliency`."""
+    def saliency(self) -> list[NDArray[np.float32]]:
+        """See :meth:`ehm.backends.base.PreparedBatch.saliency`."""
         return [self._saliency]
 
     @cached_property
@@ -150,10 +150,10 @@ def masks_page(model: Model, files: Sequence[Path], progress: Sequence[float], s
     masker = masking.make_masker(model.masking, model.mask.model_copy(update={"views": 1}), grid)
     rows = []
     for index, (file, picture) in enumerate(zip(files, shown, strict=True)):
-        image = _OneOf(model, images, index)
+        image = _PreparedImage(model, images[index])
         row = [Tile(picture, (file.name,))]
         for moment in progress:
-            mask, figures = masker(image, image, moment, np.random.default_rng(seed))
+            mask, figures = masker(image, moment, (seed,), first=index)
             row.append(Tile(draw.masked(picture, mask.reshape(grid)), _lines(figures)))
         rows.append(row)
     units, what = grid[0] * grid[1], "patches" if model.side == 1 else "units"

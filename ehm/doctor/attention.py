@@ -38,7 +38,7 @@ def compare(backend: Backend, dtype: str) -> float | None:
             array *= _SHARPEN
     learner.load(state)
     expected = reference.similarity(config, state.model, images)
-    got = np.concatenate(list(learner.similarity(images)))
+    got = np.concatenate(list(learner.prepare(images).similarity()))
     if got.shape != expected.shape:
         raise ValueError(f"similarity has shape {got.shape}, not {expected.shape}")
     difference = float(np.abs(got - expected).max() / np.abs(expected - expected.mean()).max())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Protocol, SupportsFloat, runtime_checkable
 
 import numpy as np
@@ -17,6 +17,7 @@ from ehm.masking.saliency import attmask_high, attmask_hint, attmask_low, mst_ma
 from ehm.masking.schedule import depth, masking_level
 from ehm.masking.similarity import balance
 from ehm.masking.static import block_mask, grid_mask, large_block_mask, random_mask
+from ehm.masking.streams import MaskStreams
 from ehm.processors import available_processors
 
 if TYPE_CHECKING:
@@ -27,52 +28,42 @@ __all__ = ["Masker", "make_masker"]
 _STATIC = {"random": random_mask, "grid": grid_mask, "block": block_mask, "large_block": large_block_mask}
 _SALIENCY = {"attmask_high": attmask_high, "attmask_hint": attmask_hint, "attmask_low": attmask_low, "mst": mst_mask}
 _FIXED = {"shallow": 0.2, "deep": 0.8}  # Tables III and IV
+_FIGURES = ("mask_level", "tree_height", "parts", "largest_part")
 
 
-class Looks(Protocol):
-    """What a masker needs of a learner (:class:`ehm.backends.base.Learner`)."""
-
-    def similarity(self, images: NDArray[np.uint8]) -> Iterable[NDArray[np.float32]]: ...
-
-    def saliency(self, images: NDArray[np.uint8]) -> Iterable[NDArray[np.float32]]: ...
-
-
-@runtime_checkable
-class LooksOnDevice(Protocol):
-    """What a masker needs where hierarchies are built on the device (:class:`ehm.backends.base.MasksOnDevice`)."""
-
-    def evolved_mask(
-        self, images: NDArray[np.uint8], depth: float, ranks: NDArray[np.int32]
-    ) -> tuple[Any, Mapping[str, SupportsFloat]]: ...
-
-
-class Rows(Protocol):
-    """What a masker needs of a batch (:class:`ehm.data.Batch`): rows ``first`` to ``first + B`` of ``total``."""
+class Prepared(Protocol):
+    """The images that a masker makes masks for (:class:`ehm.backends.base.PreparedBatch`)."""
 
     @property
     def images(self) -> NDArray[np.uint8]: ...
 
-    @property
-    def first(self) -> int: ...
+    def similarity(self) -> Iterable[NDArray[np.float32]]: ...
 
-    @property
-    def total(self) -> int: ...
+    def saliency(self) -> Iterable[NDArray[np.float32]]: ...
+
+
+@runtime_checkable
+class PreparedOnDevice(Protocol):
+    """Images whose hierarchies can be built on the device (:class:`ehm.backends.base.MasksOnDevice`)."""
+
+    def evolved_mask(self, depth: float, ranks: NDArray[np.int32]) -> tuple[Any, Mapping[str, SupportsFloat]]: ...
 
 
 class Masker(Protocol):
     """Makes the masks of a step."""
 
     def __call__(
-        self, learner: Looks, batch: Rows, progress: float, rng: np.random.Generator
+        self, batch: Prepared, progress: float, seed: Sequence[int], first: int = 0
     ) -> tuple[Any, Mapping[str, SupportsFloat]]:
-        """Masks (B * views, N) of ``batch``, those of one image together, and figures to log, at progress in [0, 1].
+        """Make the masks (B * views, N) of ``batch``, those of one image together, and figures to log.
 
-        ``rng`` is that of the step, the same in all processes: each takes the numbers of its own rows, so that an image
-        gets the same mask however many processes share the batch.
+        ``progress`` is that of training, in [0, 1]. ``seed`` is that of the step, the same in all processes, and
+        ``first`` the row of the whole batch that ``batch`` begins at: an image's masks depend on these and on the
+        image, not on how many processes share the batch.
 
         Hierarchies give ``mask_level`` and ``tree_height``, the number of ``parts`` at the level and the share of the
         patches that the ``largest_part`` holds, each the mean over the batch; ``epm`` gives the latter two, other masks
-        nothing.
+        nothing. Raises ValueError if the similarity or saliency is not of all images and patches.
         """
         ...
 
@@ -111,53 +102,55 @@ def make_masker(
 
 class _Static:
     def __init__(self, name: str, config: MaskConfig, grid: tuple[int, int]) -> None:
-        self._name, self._ratio, self._views, self._grid = name, config.ratio, config.views, grid
+        self._draw = _STATIC[name]
+        self._config = config
+        self._grid = grid
 
     def __call__(
-        self, learner: Looks, batch: Rows, progress: float, rng: np.random.Generator
+        self, batch: Prepared, progress: float, seed: Sequence[int], first: int = 0
     ) -> tuple[NDArray[np.bool_], dict[str, float]]:
-        first, count, total = (self._views * rows for rows in (batch.first, len(batch.images), batch.total))
-        if self._name == "random":  # one number a patch, so that other processes' images need not be masked
-            _skip(rng, first * self._grid[0] * self._grid[1])
-            return random_mask(count, self._grid, self._ratio, rng), {}
-        return _STATIC[self._name](total, self._grid, self._ratio, rng)[first : first + count], {}
+        streams = _mask_streams(batch, seed, first, self._config)
+        return self._draw(len(streams), self._grid, self._config.ratio, streams), {}
 
 
 class _ByClassToken:
     def __init__(self, name: str, config: MaskConfig, grid: tuple[int, int]) -> None:
-        self._draw, self._patches = _SALIENCY[name], math.prod(grid)
-        self._ratio, self._views = config.ratio, config.views
+        self._draw = _SALIENCY[name]
+        self._config = config
+        self._patches = math.prod(grid)
 
     def __call__(
-        self, learner: Looks, batch: Rows, progress: float, rng: np.random.Generator
+        self, batch: Prepared, progress: float, seed: Sequence[int], first: int = 0
     ) -> tuple[NDArray[np.bool_], dict[str, float]]:
-        _skip(rng, batch.first * self._views * self._patches)
-        masks = [
-            self._draw(np.repeat(saliency, self._views, axis=0), self._ratio, rng)
-            for saliency in _checked("saliency", learner.saliency(batch.images), batch, self._patches)
-        ]
+        views = self._config.views
+        streams = _mask_streams(batch, seed, first, self._config)
+        masks = []
+        for rows, saliency in _pieces("saliency", batch.saliency(), batch, self._patches):
+            of_rows = streams[rows.start * views : rows.stop * views]
+            masks.append(self._draw(np.repeat(saliency, views, axis=0), self._config.ratio, of_rows))
         return np.concatenate(masks), {}
 
 
 class _ByParts:
     def __init__(self, config: MaskConfig, grid: tuple[int, int], threads: int) -> None:
-        self._config, self._grid, self._threads = config, grid, threads
+        self._config = config
+        self._grid = grid
+        self._threads = threads
 
     def __call__(
-        self, learner: Looks, batch: Rows, progress: float, rng: np.random.Generator
+        self, batch: Prepared, progress: float, seed: Sequence[int], first: int = 0
     ) -> tuple[NDArray[np.bool_], dict[str, float]]:
-        config, patches = self._config, math.prod(self._grid)
-        # the numbers of all clusterings come before those of all masks, each in order of the images
-        _skip(rng, batch.first * patches)
+        config = self._config
+        patches = math.prod(self._grid)
+        streams = _mask_streams(batch, seed, first, config)
+        of_images = streams[:: config.views]  # the clustering of an image is the same for all of its masks
         found = []
-        for similarity in _checked("similarity", learner.similarity(batch.images), batch, patches):
+        for rows, similarity in _pieces("similarity", batch.similarity(), batch, patches):
             if config.balance == "sinkhorn":
                 similarity = balance(similarity, threads=self._threads)
-            found.append(em_parts(similarity, part_count(progress, patches), rng, self._threads))
+            found.append(em_parts(similarity, part_count(progress, patches), of_images[rows], self._threads))
         part = np.concatenate(found)
-        _skip(rng, (batch.total - batch.first - len(part)) * patches)
-        _skip(rng, batch.first * config.views * (2 * patches + 4))
-        mask = part_mask(np.repeat(part, config.views, axis=0), self._grid, progress, config.ratio, rng)
+        mask = part_mask(np.repeat(part, config.views, axis=0), self._grid, progress, config.ratio, streams)
         sizes = (part[:, :, None] == np.arange(part.max() + 1)).sum(axis=1)
         figures = {"parts": (sizes > 0).sum(axis=1).mean(), "largest_part": sizes.max(axis=1).mean() / patches}
         return mask, {name: float(value) for name, value in figures.items()}
@@ -165,17 +158,19 @@ class _ByParts:
 
 class _Hierarchical:
     def __init__(self, fixed: float | None, config: MaskConfig, patches: int) -> None:
-        self._fixed, self._config, self._patches = fixed, config, patches
+        self._fixed = fixed
+        self._config = config
+        self._patches = patches
 
     def _depth(self, progress: float) -> float:
-        config = self._config
-        return depth(progress, config.schedule if self._fixed is None else self._fixed, config.depth_range)
+        schedule = self._config.schedule if self._fixed is None else self._fixed
+        return depth(progress, schedule, self._config.depth_range)
 
-    def _ranks(self, batch: Rows, rng: np.random.Generator) -> NDArray[np.int32]:
-        """Of each view of each image: (B, views, M)."""
-        nodes, views = 2 * self._patches - 1, self._config.views
-        _skip(rng, batch.first * views * nodes)
-        return draw_ranks(rng, len(batch.images) * views, self._patches).reshape(-1, views, nodes)
+    def _draw_ranks(self, batch: Prepared, seed: Sequence[int], first: int) -> NDArray[np.int32]:
+        """Draw the ranks of each view of each image: (B, views, M)."""
+        streams = _mask_streams(batch, seed, first, self._config)
+        ranks = draw_ranks(streams, len(streams), self._patches)
+        return ranks.reshape(len(batch.images), self._config.views, -1)
 
 
 class _OnHost(_Hierarchical):
@@ -184,61 +179,58 @@ class _OnHost(_Hierarchical):
         self._threads = threads
 
     def __call__(
-        self, learner: Looks, batch: Rows, progress: float, rng: np.random.Generator
+        self, batch: Prepared, progress: float, seed: Sequence[int], first: int = 0
     ) -> tuple[NDArray[np.bool_], dict[str, float]]:
-        at, ranks, config = self._depth(progress), self._ranks(batch, rng), self._config
-        masks, figures, done = [], [], 0
-        for similarity in _checked("similarity", learner.similarity(batch.images), batch, self._patches):
+        config = self._config
+        at = self._depth(progress)
+        ranks = self._draw_ranks(batch, seed, first)
+        masks = []
+        figures = []
+        for rows, similarity in _pieces("similarity", batch.similarity(), batch, self._patches):
             if config.balance == "sinkhorn":
                 similarity = balance(similarity, threads=self._threads)
             hierarchy = build_hierarchy(similarity, threads=self._threads)
-            part = ranks[done : done + len(similarity)]
-            views = [hierarchical_mask(hierarchy, at, config.ratio, ranks=view) for view in part.swapaxes(0, 1)]
+            views = [hierarchical_mask(hierarchy, at, config.ratio, ranks=view) for view in ranks[rows].swapaxes(0, 1)]
             masks.append(np.stack(views, axis=1).reshape(-1, self._patches))
             figures.append(_figures(hierarchy, at))
-            done += len(similarity)
         means = np.concatenate(figures, axis=1).mean(axis=1).tolist()
         return np.concatenate(masks), dict(zip(_FIGURES, means, strict=True))
 
 
 class _OnDevice(_Hierarchical):
     def __call__(
-        self, learner: Looks, batch: Rows, progress: float, rng: np.random.Generator
+        self, batch: Prepared, progress: float, seed: Sequence[int], first: int = 0
     ) -> tuple[Any, Mapping[str, SupportsFloat]]:
-        if not isinstance(learner, LooksOnDevice):
+        if not isinstance(batch, PreparedOnDevice):
             raise BackendError("mask.build device: this backend builds no trees on its device; use host or auto")
-        return learner.evolved_mask(batch.images, self._depth(progress), self._ranks(batch, rng))
-
-
-_FIGURES = ("mask_level", "tree_height", "parts", "largest_part")
+        return batch.evolved_mask(self._depth(progress), self._draw_ranks(batch, seed, first))
 
 
 def _figures(hierarchy: Hierarchy, at: float) -> NDArray[np.float64]:
-    """What to log of each image: (4, B), in the order of ``_FIGURES``."""
+    """Compute the figures to log of each image: (4, B), in the order of ``_FIGURES``."""
     level = masking_level(at, hierarchy.height)
     parts = hierarchy.parts(level)
     largest = np.where(parts, hierarchy.size, 0).max(axis=1) / hierarchy.patches
     return np.stack([level, hierarchy.height, parts.sum(axis=1), largest]).astype(np.float64)
 
 
-def _checked(
-    name: str, parts: Iterable[NDArray[np.float32]], batch: Rows, patches: int
-) -> Iterator[NDArray[np.float32]]:
-    """``parts`` of what a learner saw; ValueError unless they are of all images of ``batch`` and of ``patches``."""
+def _mask_streams(batch: Prepared, seed: Sequence[int], first: int, config: MaskConfig) -> MaskStreams:
+    """Return the random streams of all masks of ``batch``: B * views, those of one image together."""
+    return MaskStreams(seed, range(first, first + len(batch.images)), config.views)
+
+
+def _pieces(
+    name: str, pieces: Iterable[NDArray[np.float32]], batch: Prepared, patches: int
+) -> Iterator[tuple[slice, NDArray[np.float32]]]:
+    """Yield the pieces of a similarity or saliency with their rows of ``batch``, as soon as they arrive.
+
+    Raises ValueError unless they are of all images of ``batch`` and of ``patches``.
+    """
     done = 0
-    for part in parts:
-        if part.shape[-1] != patches:
-            raise ValueError(f"{name} must be of {patches} patches; its shape is {part.shape}")
-        done += len(part)
-        yield part
+    for piece in pieces:
+        if piece.shape[-1] != patches:
+            raise ValueError(f"{name} must be of {patches} patches; its shape is {piece.shape}")
+        yield slice(done, done + len(piece)), piece
+        done += len(piece)
     if done != len(batch.images):
         raise ValueError(f"{name} must be of all {len(batch.images)} images, not of {done}")
-
-
-def _skip(rng: np.random.Generator, count: int) -> None:
-    """Pass over ``count`` numbers that ``rng.random`` would give."""
-    bits: Any = rng.bit_generator
-    if hasattr(bits, "advance"):  # PCG64, NumPy's default, at no cost
-        bits.advance(count)
-    else:
-        rng.random(count)

@@ -11,16 +11,16 @@ from numpy.typing import NDArray
 from ehm.masking.hierarchy import Hierarchy
 from ehm.masking.schedule import masking_level
 from ehm.masking.static import masked_count
+from ehm.masking.streams import RandomNumbers
 
 __all__ = ["draw_ranks", "hierarchical_mask", "split_mask", "spread_mask"]
 
 
-def draw_ranks(rng: np.random.Generator, batch: int, patches: int) -> NDArray[np.int32]:
-    """The order in which parts and children are taken: a random permutation of 0 to M - 1 for each image, (B, M).
+def draw_ranks(rng: RandomNumbers, batch: int, patches: int) -> NDArray[np.int32]:
+    """Draw the order in which parts and children are taken: a permutation of 0 to M - 1 for each image, (B, M).
 
-    All the randomness of a mask, whatever its tree, level and device. Takes exactly M doubles an image, in order:
-    ``rng.bit_generator.advance(k * M)`` passes over ``k`` images that another process draws. Raises ValueError for a
-    ``batch`` or ``patches`` below 1.
+    This is all the randomness of a mask, whatever its tree, level and device. Raises ValueError for a ``batch`` or
+    ``patches`` below 1.
     """
     from ehm.masking._draw import shuffle  # numba: imported at first use
 
@@ -36,7 +36,7 @@ def hierarchical_mask(
     hierarchy: Hierarchy,
     progress: float,
     ratio: float,
-    rng: np.random.Generator | None = None,
+    rng: RandomNumbers | None = None,
     *,
     ranks: NDArray[np.int32] | None = None,
 ) -> NDArray[np.bool_]:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from ehm.masking._parallel import over_batch
 from ehm.masking.similarity import as_similarity
 from ehm.masking.static import masked_count
+from ehm.masking.streams import RandomNumbers
 
 __all__ = ["em_parts", "part_count", "part_mask"]
 
@@ -42,14 +43,14 @@ def part_count(progress: float, patches: int) -> int:
     return min(patches, int(round(FEWEST + (MOST - FEWEST) * (1 - progress), 9)))  # 0.9 comes out a hair below 13
 
 
-def em_parts(similarity: Any, parts: int, rng: np.random.Generator, threads: int | None = None) -> NDArray[np.int32]:
+def em_parts(similarity: Any, parts: int, rng: RandomNumbers, threads: int | None = None) -> NDArray[np.int32]:
     """Cluster the patches by what they are similar to: (B, N, N) -> the part of each, 0 to ``parts`` - 1, (B, N).
 
     Fifteen steps of EM for a mixture of von Mises-Fisher distributions of one concentration (Banerjee et al., 2005): a
     patch is its row of the similarity, scaled to length 1. Parts may end up empty. Read differently from the published
     code, whose random centres let most parts starve: centres begin at as many patches drawn at random. It also clusters
-    raw attention summed over all blocks; here similarities are whatever is given. Takes N random numbers an image, in
-    order. Raises ValueError for what is not (B, N, N) with N >= 2 or not finite, and for ``parts`` outside 1 to N.
+    raw attention summed over all blocks; here similarities are whatever is given. Raises ValueError for what is not
+    (B, N, N) with N >= 2 or not finite, and for ``parts`` outside 1 to N.
     """
     array = as_similarity(similarity)
     batch, n = array.shape[:2]
@@ -64,15 +65,15 @@ def em_parts(similarity: Any, parts: int, rng: np.random.Generator, threads: int
 
 
 def part_mask(
-    part: NDArray[np.int32], grid: tuple[int, int], progress: float, ratio: float, rng: np.random.Generator
+    part: NDArray[np.int32], grid: tuple[int, int], progress: float, ratio: float, rng: RandomNumbers
 ) -> NDArray[np.bool_]:
     """Hide parts in random order, mixed with the order of a lattice: (B, N) -> exactly round(ratio * N) masked, (B, N).
 
     Each part has a random number u, and each of the four places in a block of 2 x 2 patches a random number g; patches
     go by (1 - a) g + a u with a = sqrt(``progress``), equal ones in random order, as published (but there all images of
     a batch share g). So at progress 0 the mask is a lattice, and at 1 whole parts, the last of which is filled in
-    part, at random. Takes 2N + 4 random numbers an image, in order. ``part`` holds numbers of 0 to N - 1. Raises
-    ValueError where it is not of the ``grid``, and for ``progress`` outside [0, 1] or ``ratio`` outside (0, 1).
+    part, at random. ``part`` holds numbers of 0 to N - 1. Raises ValueError where it is not of the ``grid``, and for
+    ``progress`` outside [0, 1] or ``ratio`` outside (0, 1).
     """
     height, width = grid
     batch, n = part.shape

@@ -2,7 +2,7 @@
 
 Saliency is the class token's attention to each patch in the last block, mean over heads, with all patches visible
 (:meth:`ehm.backends.base.Learner.saliency`). Both papers take it from a moving average of the model, their teacher:
-``mask.source: ema``. Every mask takes N random numbers an image, in order; they also break ties.
+``mask.source: ema``. Random numbers also break ties.
 
 Shapes: B images, N patches. True = masked.
 """
@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ehm.masking.static import lowest, masked_count
+from ehm.masking.streams import RandomNumbers
 
 __all__ = ["attmask_high", "attmask_hint", "attmask_low", "mst_mask"]
 
@@ -23,7 +24,7 @@ Saliency = NDArray[np.floating[Any]]
 HINTS = 0.1  # AttMask's show_max: the share of the patches among which hints are drawn, and of a mask that they replace
 
 
-def attmask_high(saliency: Saliency, ratio: float, rng: np.random.Generator) -> NDArray[np.bool_]:
+def attmask_high(saliency: Saliency, ratio: float, rng: RandomNumbers) -> NDArray[np.bool_]:
     """Hide the most attended patches (AttMask-High; Kakogeorgiou et al., ECCV 2022): (B, N) -> (B, N).
 
     Without ties nothing here is random: all views of an image get the same mask. As published (and in the code,
@@ -34,13 +35,13 @@ def attmask_high(saliency: Saliency, ratio: float, rng: np.random.Generator) -> 
     return lowest(-rank, count)
 
 
-def attmask_low(saliency: Saliency, ratio: float, rng: np.random.Generator) -> NDArray[np.bool_]:
+def attmask_low(saliency: Saliency, ratio: float, rng: RandomNumbers) -> NDArray[np.bool_]:
     """Hide the least attended patches (AttMask-Low, Kakogeorgiou et al., ECCV 2022), else as :func:`attmask_high`."""
     rank, _, count = _ranked(saliency, ratio, rng)
     return lowest(rank, count)
 
 
-def attmask_hint(saliency: Saliency, ratio: float, rng: np.random.Generator) -> NDArray[np.bool_]:
+def attmask_hint(saliency: Saliency, ratio: float, rng: RandomNumbers) -> NDArray[np.bool_]:
     """As :func:`attmask_high`, but some of the most attended patches stay (AttMask-Hint, Kakogeorgiou et al., 2022).
 
     Hints are as many as a tenth of the mask, drawn from the most attended tenth of the image, the published shares
@@ -55,7 +56,7 @@ def attmask_hint(saliency: Saliency, ratio: float, rng: np.random.Generator) -> 
     return lowest(np.where(hint, patches, -rank), count)
 
 
-def mst_mask(saliency: Saliency, ratio: float, rng: np.random.Generator) -> NDArray[np.bool_]:
+def mst_mask(saliency: Saliency, ratio: float, rng: RandomNumbers) -> NDArray[np.bool_]:
     """Hide patches at random, but not the salient ones (MST; Li et al., NeurIPS 2021): (B, N) -> (B, N).
 
     MST masks some of the patches whose attention is low, at random, and spares the rest. Its shares are not followed;
@@ -68,9 +69,7 @@ def mst_mask(saliency: Saliency, ratio: float, rng: np.random.Generator) -> NDAr
     return lowest(chance + (rank >= patches - spared), count)
 
 
-def _ranked(
-    saliency: Saliency, ratio: float, rng: np.random.Generator
-) -> tuple[NDArray[np.int64], NDArray[np.float64], int]:
+def _ranked(saliency: Saliency, ratio: float, rng: RandomNumbers) -> tuple[NDArray[np.int64], NDArray[np.float64], int]:
     """Each patch's rank (B, N), 0 for the least attended, ties at random; its random number; how many to hide."""
     if saliency.ndim != 2 or min(saliency.shape) < 1:
         raise ValueError(f"saliency must have shape (B, N), at least (1, 1), not {saliency.shape}")

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ehm.masking.streams import RandomNumbers
+
 __all__ = ["block_mask", "grid_mask", "large_block_mask", "lowest", "masked_count", "random_mask"]
 
 MIN_BLOCK = 16  # patches; BEiT's min_num_patches
@@ -25,13 +27,13 @@ def masked_count(ratio: float, patches: int) -> int:
     return round(ratio * patches)
 
 
-def random_mask(batch: int, grid: tuple[int, int], ratio: float, rng: np.random.Generator) -> NDArray[np.bool_]:
+def random_mask(batch: int, grid: tuple[int, int], ratio: float, rng: RandomNumbers) -> NDArray[np.bool_]:
     """Each set of round(ratio * N) patches is as likely as any other (MAE): (B, N)."""
     count = _check(batch, grid, ratio)
     return lowest(rng.random((batch, grid[0] * grid[1])), count)
 
 
-def grid_mask(batch: int, grid: tuple[int, int], ratio: float, rng: np.random.Generator) -> NDArray[np.bool_]:
+def grid_mask(batch: int, grid: tuple[int, int], ratio: float, rng: RandomNumbers) -> NDArray[np.bool_]:
     """Keep a regular lattice of visible patches (MAE's grid-wise sampling, the paper's "grid-like", Table III): (B, N).
 
     The lattice is every a-th row and b-th column, as near to the share 1 - ratio as can be, at a random phase in each
@@ -43,14 +45,14 @@ def grid_mask(batch: int, grid: tuple[int, int], ratio: float, rng: np.random.Ge
     steps = [(a, b) for a in range(1, height + 1) for b in range(1, width + 1)]
     share = min(ratio, 1 - ratio)
     a, b = min(steps, key=lambda step: (abs(1 / (step[0] * step[1]) - share), abs(step[0] - step[1])))
-    phase = rng.integers(0, (a, b), (batch, 2))
+    phase = (rng.random((batch, 2)) * (a, b)).astype(int)
     rows = (np.arange(height) + phase[:, :1]) % a == 0
     columns = (np.arange(width) + phase[:, 1:]) % b == 0
     lattice = (rows[:, :, None] & columns[:, None, :]).reshape(batch, -1)
     return lowest(rng.random(lattice.shape) + (lattice if ratio >= 0.5 else ~lattice), count)
 
 
-def block_mask(batch: int, grid: tuple[int, int], ratio: float, rng: np.random.Generator) -> NDArray[np.bool_]:
+def block_mask(batch: int, grid: tuple[int, int], ratio: float, rng: RandomNumbers) -> NDArray[np.bool_]:
     """Hide rectangles until the count is reached, by BEiT's rule (Bao et al., 2021, Algorithm 1): (B, N).
 
     A block covers 16 patches or more, up to what is still missing, at a log-uniform aspect ratio in [0.3, 1 / 0.3]. One
@@ -60,29 +62,34 @@ def block_mask(batch: int, grid: tuple[int, int], ratio: float, rng: np.random.G
     count = _check(batch, grid, ratio)
     height, width = grid
     mask = np.zeros((batch, height, width), np.bool_)
-    row, column = np.arange(height)[:, None], np.arange(width)
+    row = np.arange(height)[:, None]
+    column = np.arange(width)
     failures = np.zeros(batch, int)
     limit = math.log(1 / MIN_ASPECT)
+    chance = rng.random(mask.shape)  # drawn first: how many numbers the blocks take depends on all images of the batch
     while True:  # one attempt at a block in each image that is not finished
         missing = count - mask.sum(axis=(1, 2))
-        open_ = np.flatnonzero((missing > 0) & (failures < ATTEMPTS))
-        if not len(open_):
+        unfinished = np.flatnonzero((missing > 0) & (failures < ATTEMPTS))
+        if not len(unfinished):
             break
-        u = rng.random((4, len(open_), 1, 1))
-        missing = missing[open_, None, None]
+        # finished images draw as well, so that the numbers of an image do not depend on the others
+        u = rng.random((batch, 4))[unfinished].T[:, :, None, None]
+        missing = missing[unfinished, None, None]
         area = MIN_BLOCK + u[0] * (missing - MIN_BLOCK)
         aspect = np.exp(limit * (2 * u[1] - 1))
-        h, w = np.rint(np.sqrt(area * aspect)), np.rint(np.sqrt(area / aspect))
-        top, left = np.floor(u[2] * (height - h + 1)), np.floor(u[3] * (width - w + 1))
+        h = np.rint(np.sqrt(area * aspect))
+        w = np.rint(np.sqrt(area / aspect))
+        top = np.floor(u[2] * (height - h + 1))
+        left = np.floor(u[3] * (width - w + 1))
         block = (row >= top) & (row < top + h) & (column >= left) & (column < left + w)
-        added = (block & ~mask[open_]).sum(axis=(1, 2), keepdims=True)
+        added = (block & ~mask[unfinished]).sum(axis=(1, 2), keepdims=True)
         fits = (h < height) & (w < width) & (added > 0) & (added <= missing)
-        mask[open_] |= block & fits
-        failures[open_] = np.where(fits.ravel(), 0, failures[open_] + 1)
-    return _filled(mask, count, rng)
+        mask[unfinished] |= block & fits
+        failures[unfinished] = np.where(fits.ravel(), 0, failures[unfinished] + 1)
+    return _filled(mask, count, chance)
 
 
-def large_block_mask(batch: int, grid: tuple[int, int], ratio: float, rng: np.random.Generator) -> NDArray[np.bool_]:
+def large_block_mask(batch: int, grid: tuple[int, int], ratio: float, rng: RandomNumbers) -> NDArray[np.bool_]:
     """Hide one rectangle, as large as the mask (the paper's "large block", Table III): (B, N).
 
     The paper says no more than "randomly large block masking"; read as one block of BEiT's kind for the whole count:
@@ -94,14 +101,16 @@ def large_block_mask(batch: int, grid: tuple[int, int], ratio: float, rng: np.ra
     area = max(count, 1)
     shortest = -(-area // width)
     low, high = np.clip([MIN_ASPECT, 1 / MIN_ASPECT], shortest**2 / area, height**2 / area)
-    u = rng.random((3, batch, 1, 1))
+    u = rng.random((batch, 3)).T[:, :, None, None]
     h = np.rint(np.sqrt(area * low * (high / low) ** u[0]))
     h = h.clip(shortest, min(height, area))  # higher than its area, a block would have no width
     w = count // h
-    top, left = np.floor(u[1] * (height - h + 1)), np.floor(u[2] * (width - w + 1))
-    row, column = np.arange(height)[:, None], np.arange(width)
+    top = np.floor(u[1] * (height - h + 1))
+    left = np.floor(u[2] * (width - w + 1))
+    row = np.arange(height)[:, None]
+    column = np.arange(width)
     block = (row >= top) & (row < top + h) & (column >= left) & (column < left + w)
-    return _filled(block, count, rng)
+    return _filled(block, count, rng.random(block.shape))
 
 
 def lowest(score: NDArray[Any], count: int) -> NDArray[np.bool_]:
@@ -111,14 +120,14 @@ def lowest(score: NDArray[Any], count: int) -> NDArray[np.bool_]:
     return mask
 
 
-def _filled(mask: NDArray[np.bool_], count: int, rng: np.random.Generator) -> NDArray[np.bool_]:
-    """``mask`` (B, h, w) and random patches, those beside it first, up to the exact count: (B, N)."""
+def _filled(mask: NDArray[np.bool_], count: int, chance: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Add patches to ``mask`` (B, h, w), those beside it first, then by ``chance``, up to the exact count: (B, N)."""
     near = np.zeros_like(mask)
     near[:, 1:] |= mask[:, :-1]
     near[:, :-1] |= mask[:, 1:]
     near[:, :, 1:] |= mask[:, :, :-1]
     near[:, :, :-1] |= mask[:, :, 1:]
-    score = rng.random(mask.shape) - near - 2.0 * mask
+    score = chance - near - 2.0 * mask
     return lowest(score.reshape(len(mask), -1), count)
 
 

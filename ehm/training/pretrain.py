@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 from safetensors.numpy import save_file
 
 from ehm import backends
@@ -135,11 +134,11 @@ def _run(config: TrainConfig, backend: Backend, folder: Path, start: Path | None
         clock, images = time.perf_counter(), 0
         for step, batch in enumerate(loader.batches(first, plan.last), start=first):
             progress = step / plan.total  # p = t / T of Eq. 14, with fractional epochs
-            rng = np.random.default_rng([run.seed, step])
-            mask, figures = masker(learner, batch, progress, rng)
+            prepared = learner.prepare(batch.images)
+            mask, figures = masker(prepared, progress, (run.seed, step), batch.first)
             lr = rate(optim, step, loader.steps_per_epoch)
             done, images = step + 1, images + batch.total
-            pending.add(done, learner.train_step(batch.images, mask, lr, optim.weight_decay))
+            pending.add(done, learner.train_step(prepared, mask, lr, optim.weight_decay))
             log.advance(done)
             due = done % plan.save_every == 0 or done == plan.last
             if due or done % run.log_every == 0:

@@ -42,12 +42,17 @@ def pretraining(backend, meta, images, first):
     cosine = backend.learner(config.model_copy(update={"mask": by_cosine}))
 
     def step(number):
-        return learner.train_step(images, masks(config, len(images), number), LR["adamw"], DECAY)
+        return learner.train_step(learner.prepare(images), masks(config, len(images), number), LR["adamw"], DECAY)
 
     def seen():
         cosine.load(learner.state())
-        looks = {"similarity": learner.similarity, "saliency": learner.saliency, "cosine": cosine.similarity}
-        return {name: np.concatenate(list(look(images))) for name, look in looks.items()}
+        batch = learner.prepare(images)
+        looks = {
+            "similarity": batch.similarity(),
+            "saliency": batch.saliency(),
+            "cosine": cosine.prepare(images).similarity(),
+        }
+        return {name: np.concatenate(list(look)) for name, look in looks.items()}
 
     return learner, seen, step, config
 

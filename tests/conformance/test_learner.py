@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from ehm.config import ModelSource
-from ehm.data import Batch
 from ehm.errors import BackendError, CheckpointError
 from ehm.masking import make_masker
 from ehm.storage import checkpoint
@@ -18,15 +17,16 @@ either_look = pytest.mark.parametrize("look", LOOKS)
 def steps(learner, images, mask, count, look="similarity"):
     losses = []
     for _ in range(count):
+        prepared = learner.prepare(images)
         if look is not None:
-            getattr(learner, look)(images)
-        losses.append(float(learner.train_step(images, mask, 1e-3, 0.05)["loss"]))
+            getattr(prepared, look)()
+        losses.append(float(learner.train_step(prepared, mask, 1e-3, 0.05)["loss"]))
     return losses
 
 
 def seen(learner, images, look="similarity"):
     """Similarity, or saliency, of all images at once."""
-    return np.concatenate(list(getattr(learner, look)(images)))
+    return np.concatenate(list(getattr(learner.prepare(images), look)()))
 
 
 def assert_equal(left, right, rtol=0.0, atol=0.0):
@@ -72,12 +72,12 @@ def test_masks_by_what_the_model_sees_are_steps_like_others(backend, config, bat
     settings = config(mask={"views": 2})
     learner = backend.learner(settings)
     masker = make_masker(masking, settings.masks, settings.units)
-    whole = Batch(batch[0], None, np.arange(6), 0, 6)
     for progress in (0.0, 1.0):
-        mask, _ = masker(learner, whole, progress, np.random.default_rng(5))
+        prepared = learner.prepare(batch[0])
+        mask, _ = masker(prepared, progress, (5,))
         assert mask.shape == (12, 24)
         assert (mask.sum(axis=1) == 18).all()
-        assert np.isfinite(float(learner.train_step(batch[0], mask, 1e-3, 0.05)["loss"]))
+        assert np.isfinite(float(learner.train_step(prepared, mask, 1e-3, 0.05)["loss"]))
 
 
 def test_training_lowers_the_loss_and_state_is_complete(backend, config, batch):
@@ -117,21 +117,22 @@ def test_accumulation_equals_the_whole_batch(backend, config, batch):
 def test_a_short_last_batch_still_steps(backend, config, batch):
     learner = backend.learner(config(optim={"accumulate": 3}))
     before = learner.state().model["decoder_pred.bias"]
-    learner.train_step(batch[0][:2], batch[1][:2], 1e-3, 0.0)
+    learner.train_step(learner.prepare(batch[0][:2]), batch[1][:2], 1e-3, 0.0)
     assert not np.array_equal(before, learner.state().model["decoder_pred.bias"])
 
 
 def test_decay_spares_biases_norms_and_positions(backend, config, batch):
     plain, decayed = backend.learner(config()), backend.learner(config())
-    plain.train_step(*batch, 1e-3, 0.0)
-    decayed.train_step(*batch, 1e-3, 0.5)
+    plain.train_step(plain.prepare(batch[0]), batch[1], 1e-3, 0.0)
+    decayed.train_step(decayed.prepare(batch[0]), batch[1], 1e-3, 0.5)
     before, after = plain.state().model, decayed.state().model
     moved = {name for name in before if not np.array_equal(before[name], after[name])}
     assert moved == {name for name in before if before[name].ndim > 1 and not name.endswith("pos_embed")}
 
 
 def test_clipping_reports_the_norm_and_shortens_the_gradient(backend, config, batch):
-    metrics = backend.learner(config(optim={"clip_grad": 1e-3})).train_step(*batch, 1e-3, 0.0)
+    learner = backend.learner(config(optim={"clip_grad": 1e-3}))
+    metrics = learner.train_step(learner.prepare(batch[0]), batch[1], 1e-3, 0.0)
     assert float(metrics["grad_norm"]) > 1e-3
 
 
@@ -142,13 +143,13 @@ def test_average_of_weights_follows_them_and_looks(backend, config, batch, look)
     name = "decoder_pred.weight"
     start = learner.state().model[name]
     first = seen(learner, batch[0], look)
-    learner.train_step(*batch, 1e-2, 0.0)
+    learner.train_step(learner.prepare(batch[0]), batch[1], 1e-2, 0.0)
     state = learner.state()
     np.testing.assert_allclose(state.optimizer["ema/" + name], 0.75 * start + 0.25 * state.model[name], atol=1e-6)
 
     online = backend.learner(config())
     np.testing.assert_allclose(first, seen(online, batch[0], look), atol=1e-6)  # equal until the first step
-    online.train_step(*batch, 1e-2, 0.0)
+    online.train_step(online.prepare(batch[0]), batch[1], 1e-2, 0.0)
     assert not np.allclose(seen(learner, batch[0], look), seen(online, batch[0], look), atol=1e-6)
 
     again = backend.learner(settings)
@@ -188,7 +189,7 @@ def test_a_float16_step_that_overflows_is_skipped_and_halves_the_scale(backend, 
     state = learner.state()
     state.optimizer["scaler/scale"] = np.array(2.0**120, np.float32)
     learner.load(state)
-    loss = float(learner.train_step(*batch, 1e-3, 0.05)["loss"])
+    loss = float(learner.train_step(learner.prepare(batch[0]), batch[1], 1e-3, 0.05)["loss"])
     after = learner.state()
     assert np.isfinite(loss)
     assert_equal(LearnerState(state.model, {}), LearnerState(after.model, {}))
@@ -238,12 +239,11 @@ def test_masks_made_on_the_device_are_the_hosts(backend, config, batch, masking,
     settings = config(mask={"balance": balance})
     images = batch[0]
     learner = backend.learner(settings)
-    whole = Batch(images, None, np.arange(len(images)), 0, len(images))
     for progress in (0.0, 0.4, 1.0):
         masks, figures = [], []
         for build in ("host", "device"):
             masker = make_masker(masking, settings.masks, settings.units, build)
-            mask, seen_figures = masker(learner, whole, progress, np.random.default_rng(5))
+            mask, seen_figures = masker(learner.prepare(images), progress, (5,))
             losses = steps(fresh(backend, settings, learner), images, mask, count=2, look=None)
             masks.append(losses)
             figures.append({name: float(value) for name, value in seen_figures.items()})
@@ -256,19 +256,14 @@ def test_several_masks_of_an_image_are_a_larger_batch(backend, config, batch, bu
     """Three masks each of two images: the same step as on six images, each of the two three times."""
     skip_where_refused(backend, config(mask={"build": build}))
     images = batch[0][:2]
-    whole = Batch(images, None, np.arange(2), 0, 2)
-    losses = []
-    for views in (3, 1):
-        settings = config(mask={"views": views, "balance": "none"})
-        learner = backend.learner(settings)
-        masker = make_masker("evolved", settings.masks, settings.units, build)
-        if views == 1:
-            images = np.repeat(images, 3, axis=0)
-            whole = Batch(images, None, np.arange(6), 0, 6)
-        mask, _ = masker(learner, whole, 0.6, np.random.default_rng(5))
-        assert mask.shape == (6, 24)
-        losses.append([float(learner.train_step(images, mask, 1e-3, 0.05)["loss"]) for _ in range(3)])
-    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-6)
+    settings = config(mask={"views": 3, "balance": "none"})
+    learner = backend.learner(settings)
+    mask, _ = make_masker("evolved", settings.masks, settings.units, build)(learner.prepare(images), 0.6, (5,))
+    assert mask.shape == (6, 24)
+    several = steps(learner, images, mask, count=3, look=None)
+    learner = backend.learner(config(mask={"balance": "none"}))
+    larger = steps(learner, np.repeat(images, 3, axis=0), mask, count=3, look=None)
+    np.testing.assert_allclose(several, larger, rtol=1e-6)
 
 
 def skip_where_refused(backend, settings):

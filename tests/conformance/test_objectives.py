@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from ehm.config import ModelSource, TrainConfig
-from ehm.data import Batch
 from ehm.errors import BackendError
 from ehm.masking import cosine_similarity, make_masker
 from ehm.storage import checkpoint
@@ -64,8 +63,13 @@ def masks(config, count, step=0):
     return order < round(config.masks.ratio * units)
 
 
+def step(learner, images, mask, lr, weight_decay):
+    """Take a training step; returns its loss."""
+    return float(learner.train_step(learner.prepare(images), mask, lr, weight_decay)["loss"])
+
+
 def seen(learner, images, look="similarity"):
-    return np.concatenate(list(getattr(learner, look)(images)))
+    return np.concatenate(list(getattr(learner.prepare(images), look)()))
 
 
 @every_combination
@@ -74,13 +78,13 @@ def test_it_learns_goes_on_and_repeats(make, images, objective, encoder):
     sections = {"optim": {"ema_decay": 0.9, "accumulate": 2}, "model": {"drop_path": drop}}
     config, learner = make(objective, encoder, **sections)
     mask = masks(config, 6)
-    losses = [float(learner.train_step(images, mask, 3e-3, 0.05)["loss"]) for _ in range(15)]
+    losses = [step(learner, images, mask, 3e-3, 0.05) for _ in range(15)]
     assert np.mean(losses[-3:]) < 0.98 * losses[0]
 
     _, again = make(objective, encoder, **sections)
     again.load(learner.state())
     for _ in range(2):
-        ours, theirs = (float(one.train_step(images, mask, 3e-3, 0.05)["loss"]) for one in (learner, again))
+        ours, theirs = (step(one, images, mask, 3e-3, 0.05) for one in (learner, again))
         assert ours == theirs
     for name, value in learner.state().model.items():
         np.testing.assert_array_equal(value, again.state().model[name], err_msg=name)
@@ -97,11 +101,11 @@ def test_hierarchies_are_of_mask_units(make, images, objective, encoder, similar
     if similarity == "cosine":
         np.testing.assert_allclose(np.diagonal(found, axis1=1, axis2=2), 1, atol=1e-5)
     masker = make_masker("evolved", config.masks, config.units)
-    mask, figures = masker(learner, Batch(images, None, np.arange(6), 0, 6), 0.6, np.random.default_rng(5))
+    mask, figures = masker(learner.prepare(images), 0.6, (5,))
     assert mask.shape == (12, 6)
     assert (mask.sum(axis=1) == 3).all()
     assert 1 <= figures["tree_height"] <= 6
-    assert np.isfinite(float(learner.train_step(images, mask, 1e-3, 0.05)["loss"]))
+    assert np.isfinite(step(learner, images, mask, 1e-3, 0.05))
 
 
 @every_combination
@@ -127,7 +131,7 @@ def test_the_encoder_of_a_run_sees_what_its_learner_saw(backend, make, images, t
     stride = SIZES[encoder]["patch_size"] * (4 if encoder == "swin_tiny" else 1)
     config, learner = make(objective, encoder, mask={"unit": stride})
     for _ in range(2):
-        learner.train_step(images, masks(config, 6), 1e-2, 0.05)
+        learner.train_step(learner.prepare(images), masks(config, 6), 1e-2, 0.05)
     meta = {"kind": "pretrain", "step": 2, "config": config.model_dump(mode="json")}
     path = checkpoint.save(tmp_path, learner.state(), meta)
     trained = backend.encoder(ModelSource(init=str(path)))
@@ -143,13 +147,11 @@ def test_recomputing_and_types(backend, make, images, objective, encoder):
     config, plain = make(objective, encoder)
     mask = masks(config, 6)
     _, recomputed = make(objective, encoder, run={"grad_checkpointing": True})
-    losses = [
-        [float(one.train_step(images, mask, 1e-3, 0.05)["loss"]) for _ in range(3)] for one in (plain, recomputed)
-    ]
+    losses = [[step(one, images, mask, 1e-3, 0.05) for _ in range(3)] for one in (plain, recomputed)]
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-6)
     for dtype in set(backend.info().dtypes) - {"float32"}:
         _, lower = make(objective, encoder, optim={"dtype": dtype})
-        assert float(lower.train_step(images, mask, 1e-3, 0.05)["loss"]) == pytest.approx(losses[0][0], rel=0.02)
+        assert step(lower, images, mask, 1e-3, 0.05) == pytest.approx(losses[0][0], rel=0.02)
 
 
 @every_combination
@@ -158,8 +160,8 @@ def test_masks_made_on_the_device_are_the_hosts(make, images, objective, encoder
     results = []
     for build in ("host", "device"):
         masker = make_masker("evolved", config.masks, config.units, build)
-        mask, _ = masker(learner, Batch(images, None, np.arange(6), 0, 6), 0.4, np.random.default_rng(5))
-        results.append(float(learner.train_step(images, mask, 0.0, 0.0)["loss"]))
+        mask, _ = masker(learner.prepare(images), 0.4, (5,))
+        results.append(step(learner, images, mask, 0.0, 0.0))
     assert results[0] == pytest.approx(results[1], rel=1e-6)
 
 
@@ -168,8 +170,8 @@ def test_what_decays(make, images):
     config, plain = make("simmim", "vit_tiny", model={"drop_path": 0.0})
     _, decayed = make("simmim", "vit_tiny", model={"drop_path": 0.0})
     mask = masks(config, 6)
-    plain.train_step(images, mask, 1e-3, 0.0)
-    decayed.train_step(images, mask, 1e-3, 0.5)
+    plain.train_step(plain.prepare(images), mask, 1e-3, 0.0)
+    decayed.train_step(decayed.prepare(images), mask, 1e-3, 0.5)
     before, after = plain.state().model, decayed.state().model
     still = {name for name in before if np.array_equal(before[name], after[name])}
     assert {"mask_token", "cls_token", "rel_pos_bias.relative_position_bias_table"} <= still

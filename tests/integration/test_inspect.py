@@ -111,18 +111,17 @@ def test_other_masks_are_those_of_the_run_too(name, encoder, images, tmp_path, p
     assert ("Similarity" in notes) == (name in ("epm", "deep"))
 
     class Batch:
-        images, first, total = taken(files), 0, 2
+        images = taken(files)
 
-    class Learner:
-        def similarity(self, images):
-            yield encoder.similarity(images, 2)
+        def similarity(self):
+            yield encoder.similarity(self.images, 2)
 
-        def saliency(self, images):
-            yield encoder.attention(images)[:, :, 0, 1:].mean(axis=1)
+        def saliency(self):
+            yield encoder.attention(self.images)[:, :, 0, 1:].mean(axis=1)
 
     masker = masking.make_masker(name, MaskConfig(**MASK), GRID)
     for column, progress in enumerate((0, 1), 1):
-        expected, _ = masker(Learner(), Batch(), progress, np.random.default_rng(3))
+        expected, _ = masker(Batch(), progress, (3,))
         for row, mask in zip(rows, expected, strict=True):
             hidden = (centres(row[column]) == draw.HIDDEN).all(-1)
             assert (hidden == mask.reshape(GRID)).all()

@@ -17,7 +17,6 @@ from ehm.config import (
     load_config,
     shipped_configs,
 )
-from ehm.data import Batch
 from ehm.masking import make_masker
 from ehm.training.schedule import learning_rate
 
@@ -41,8 +40,9 @@ def step(config):
     images = np.random.default_rng(0).integers(0, 256, (2, *config.image_size, 3), dtype=np.uint8)
     learner = backends.get("cpu").learner(config)
     masker = make_masker(config.masking, config.masks, config.units)
-    mask, _ = masker(learner, Batch(images, None, np.arange(2), 0, 2), 0.5, np.random.default_rng(1))
-    return mask, float(learner.train_step(images, mask, rate(config.optim), 0.05)["loss"])
+    batch = learner.prepare(images)
+    mask, _ = masker(batch, 0.5, (1,))
+    return mask, float(learner.train_step(batch, mask, rate(config.optim), 0.05)["loss"])
 
 
 @pytest.mark.parametrize("name", TRAINING)

@@ -24,12 +24,19 @@ HOW = {
     "shuffled": lambda part: part[:, ::-1],
 }
 
+class Batch:
+    def __init__(self, inner, how):
+        self.inner, self.how = inner, how
+
+    def similarity(self):
+        return (HOW[self.how](part) for part in self.inner.similarity())
+
 class Learner:
     def __init__(self, inner, how):
         self.inner, self.how = inner, how
 
-    def similarity(self, images):
-        return (HOW[self.how](part) for part in self.inner.similarity(images))
+    def prepare(self, images):
+        return Batch(self.inner.prepare(images), self.how)
 
     def __getattr__(self, name):
         return getattr(self.inner, name)

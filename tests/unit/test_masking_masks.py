@@ -127,7 +127,7 @@ def test_ranks_are_all_the_randomness_of_a_mask():
     assert rng.bit_generator.state == again.bit_generator.state
 
 
-def test_a_process_can_pass_over_the_ranks_of_others():
+def test_the_ranks_of_an_image_are_drawn_from_its_own_numbers():
     whole = draw_ranks(np.random.default_rng(6), 7, 9)
     rng = np.random.default_rng(6)
     rng.bit_generator.advance(3 * 17)

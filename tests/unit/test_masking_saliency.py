@@ -38,7 +38,7 @@ def test_every_image_masks_exactly_the_count(draw, n, ties, ratio, seed):
 @settings(max_examples=30, deadline=None)
 @given(n=st.integers(1, 30), ratio=ratios, seed=seeds)
 def test_an_image_takes_one_number_a_patch(draw, n, ratio, seed):
-    """So that a process can pass over the images of others."""
+    """So the mask of an image depends on its own numbers alone."""
     saliency = saliency_of(n, np.random.default_rng(seed), ties=True)
     whole = draw(saliency, ratio, np.random.default_rng(seed))
     rng = np.random.default_rng(seed)

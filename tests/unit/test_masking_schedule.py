@@ -20,6 +20,7 @@ from ehm.masking import (
     part_mask,
     random_mask,
 )
+from ehm.masking.streams import MaskStreams
 
 
 def test_levels_rise_with_progress():
@@ -113,30 +114,28 @@ def test_balance_names_bad_values(value):
         balance(similarity)
 
 
-class Learner:
-    """Gives what it sees in parts, a similarity (b, N, N) or a saliency (b, N); learns nothing."""
+class Prepared:
+    """``count`` images in which a model sees ``pieces``."""
 
-    def __init__(self, *parts):
-        self.parts = parts
+    def __init__(self, count, *pieces):
+        self.images = np.zeros((count, 2, 2, 3), np.uint8)
+        self.pieces = pieces
 
-    def similarity(self, images):
-        assert self.parts[0].ndim == 3
-        yield from self.parts
+    def similarity(self):
+        assert self.pieces[0].ndim == 3
+        yield from self.pieces
 
-    def saliency(self, images):
-        assert self.parts[0].ndim == 2
-        yield from self.parts
+    def saliency(self):
+        assert self.pieces[0].ndim == 2
+        yield from self.pieces
 
-    def evolved_mask(self, images, depth, ranks):
+    def evolved_mask(self, depth, ranks):
         return (depth, ranks), {}
 
 
-class Rows:
-    """Rows ``first`` to ``first + count`` of a batch of ``total``."""
-
-    def __init__(self, count, first=0, total=None):
-        self.images = np.zeros((count, 2, 2, 3), np.uint8)
-        self.first, self.total = first, total or count
+def streams(count, views=1, seed=3):
+    """The streams that maskers draw from for the seed ``(seed,)``."""
+    return MaskStreams((seed,), range(count), views)
 
 
 STATIC = ["random", "grid", "block", "large_block"]
@@ -148,7 +147,7 @@ BY_CLASS_TOKEN = {
 @pytest.mark.parametrize("masking", STATIC)
 def test_static_maskers_need_no_similarity(masking):
     masker = make_masker(masking, MaskConfig(ratio=0.6), (6, 7))
-    mask, stats = masker(None, Rows(4), 0.5, np.random.default_rng(0))
+    mask, stats = masker(Prepared(4), 0.5, (0,))
     assert mask.shape == (4, 42)
     assert (mask.sum(axis=1) == 25).all()
     assert stats == {}
@@ -164,9 +163,9 @@ def test_hierarchical_maskers(masking, schedule, depth_range, at, mode):
     similarity = attention()
     config = MaskConfig(ratio=0.75, schedule=schedule, depth_range=depth_range, balance=mode)
     masker = make_masker(masking, config, (6, 6))
-    mask, stats = masker(Learner(similarity[:2], similarity[2:]), Rows(5), 0.36, np.random.default_rng(3))
+    mask, stats = masker(Prepared(5, similarity[:2], similarity[2:]), 0.36, (3,))
     hierarchy = build_hierarchy(balance(similarity) if mode == "sinkhorn" else similarity)
-    np.testing.assert_array_equal(mask, hierarchical_mask(hierarchy, at, 0.75, np.random.default_rng(3)))
+    np.testing.assert_array_equal(mask, hierarchical_mask(hierarchy, at, 0.75, streams(5)))
     level = masking_level(at, hierarchy.height)
     counts = [np.unique(row, return_counts=True)[1] for row in hierarchy.cut(level)]
     assert stats == pytest.approx(
@@ -181,16 +180,16 @@ def test_hierarchical_maskers(masking, schedule, depth_range, at, mode):
 
 
 def test_random_masker_is_random_masking():
-    mask, _ = make_masker("random", MaskConfig(ratio=0.75), (4, 4))(None, Rows(3), 0, np.random.default_rng(1))
-    np.testing.assert_array_equal(mask, random_mask(3, (4, 4), 0.75, np.random.default_rng(1)))
+    mask, _ = make_masker("random", MaskConfig(ratio=0.75), (4, 4))(Prepared(3), 0, (3,))
+    np.testing.assert_array_equal(mask, random_mask(3, (4, 4), 0.75, streams(3)))
 
 
 @pytest.mark.parametrize("masking", BY_CLASS_TOKEN)
 def test_maskers_by_the_class_token(masking):
     saliency = attention()[:, 0]
     masker = make_masker(masking, MaskConfig(ratio=0.6, views=2), (6, 6))
-    mask, stats = masker(Learner(saliency[:2], saliency[2:]), Rows(5), 0.36, np.random.default_rng(3))
-    expected = BY_CLASS_TOKEN[masking](np.repeat(saliency, 2, axis=0), 0.6, np.random.default_rng(3))
+    mask, stats = masker(Prepared(5, saliency[:2], saliency[2:]), 0.36, (3,))
+    expected = BY_CLASS_TOKEN[masking](np.repeat(saliency, 2, axis=0), 0.6, streams(5, views=2))
     np.testing.assert_array_equal(mask, expected)
     assert stats == {}
 
@@ -199,8 +198,8 @@ def test_maskers_by_the_class_token(masking):
 def test_masker_by_parts(mode):
     similarity = attention()
     masker = make_masker("epm", MaskConfig(ratio=0.75, balance=mode), (6, 6))
-    mask, stats = masker(Learner(similarity[:2], similarity[2:]), Rows(5), 0.5, np.random.default_rng(3))
-    rng = np.random.default_rng(3)
+    mask, stats = masker(Prepared(5, similarity[:2], similarity[2:]), 0.5, (3,))
+    rng = streams(5)
     part = em_parts(balance(similarity) if mode == "sinkhorn" else similarity, 25, rng)
     np.testing.assert_array_equal(mask, part_mask(part, (6, 6), 0.5, 0.75, rng))
     counts = [np.unique(row, return_counts=True)[1] for row in part]
@@ -223,9 +222,9 @@ def test_maskers_name_what_is_wrong():
     ):
         masker = make_masker(masking, MaskConfig(), (6, 6))
         with pytest.raises(ValueError, match=f"{sees} must be of all 6 images, not of 5"):
-            masker(Learner(seen), Rows(6), 0, np.random.default_rng(0))
+            masker(Prepared(6, seen), 0, (0,))
         with pytest.raises(ValueError, match=rf"{sees} must be of 36 patches; its shape is \(5, .*16\)"):
-            masker(Learner(seen[..., :16]), Rows(5), 0, np.random.default_rng(0))
+            masker(Prepared(5, seen[..., :16]), 0, (0,))
 
 
 def test_the_maskings_of_a_configuration_are_those_that_there_are():
@@ -239,11 +238,9 @@ def test_the_maskings_of_a_configuration_are_those_that_there_are():
 def test_an_image_has_the_same_masks_however_many_processes_share_the_batch(masking, views):
     masker = make_masker(masking, MaskConfig(ratio=0.6, views=views), (6, 6))
     seen = attention()[:, 0] if masking in BY_CLASS_TOKEN else attention()
-    whole, _ = masker(Learner(seen), Rows(5), 0.4, np.random.default_rng(9))
+    whole, _ = masker(Prepared(5, seen), 0.4, (9,))
     shares = [(0, 2), (2, 3), (3, 5)]
-    parts = [
-        masker(Learner(seen[a:b]), Rows(b - a, first=a, total=5), 0.4, np.random.default_rng(9))[0] for a, b in shares
-    ]
+    parts = [masker(Prepared(b - a, seen[a:b]), 0.4, (9,), first=a)[0] for a, b in shares]
     assert whole.shape == (5 * views, 36)
     different = 5 if masking in ("attmask_high", "attmask_low") else 5 * views  # these are the same in every view
     assert len(np.unique(whole, axis=0)) > different // 2
@@ -252,6 +249,27 @@ def test_an_image_has_the_same_masks_however_many_processes_share_the_batch(mask
 
 def test_the_device_gets_the_numbers_that_the_host_would_use():
     masker = make_masker("shallow", MaskConfig(ratio=0.6), (6, 6), build="device")
-    (at, ranks), _ = masker(Learner(), Rows(2, first=3, total=5), 0.4, np.random.default_rng(9))
+    (at, ranks), _ = masker(Prepared(2), 0.4, (9,), first=3)
     assert at == 0.2
-    np.testing.assert_array_equal(ranks[:, 0], draw_ranks(np.random.default_rng(9), 5, 36)[3:])
+    np.testing.assert_array_equal(ranks[:, 0], draw_ranks(streams(5, seed=9), 5, 36)[3:])
+
+
+def test_each_mask_has_a_stream_of_its_own():
+    """As NumPy's generator of the seed, the row and the view gives it; slices go on where the whole has stopped."""
+    numbers = MaskStreams((7, 5), range(2, 4), views=2).random((4, 3))
+    expected = [np.random.default_rng([7, 5, row, view]).random(3) for row in (2, 3) for view in (0, 1)]
+    np.testing.assert_array_equal(numbers, expected)
+    whole = MaskStreams((7, 5), range(2, 4), views=2)
+    whole.random((4, 1))
+    np.testing.assert_array_equal(whole[1:2].random((1, 2)), numbers[1:2, 1:])
+    with pytest.raises(ValueError, match="must begin with 4, the number of streams, not 3"):
+        whole.random((3, 2))
+
+
+def test_an_image_has_the_same_masks_whatever_the_other_images_are():
+    """Maskings that draw until a mask is full must not take their neighbours' numbers."""
+    for masking in STATIC:
+        masker = make_masker(masking, MaskConfig(ratio=0.6, views=2), (12, 12))
+        whole, _ = masker(Prepared(40), 0.5, (1,))
+        alone, _ = masker(Prepared(1), 0.5, (1,), first=17)
+        np.testing.assert_array_equal(whole[34:36], alone)

@@ -30,7 +30,23 @@ from ehm.storage.arrays import LearnerState, split_average, with_average
 __all__ = ["MindsporeLearner"]
 
 _PIECE = 64
-"""Images that are looked at together; what is seen is sent to the host."""
+"""Images whose similarity is computed and sent to the host together."""
+
+
+class MindsporeBatch:
+    """Implements :class:`ehm.backends.base.PreparedBatch`."""
+
+    def __init__(self, learner: MindsporeLearner, images: NDArray[np.uint8]) -> None:
+        self.images = images
+        self._learner = learner
+
+    def similarity(self) -> Iterable[NDArray[np.float32]]:
+        """See :meth:`ehm.backends.base.PreparedBatch.similarity`. All of it is on its way when this returns."""
+        return self._learner.compute_similarity(self.images)
+
+    def saliency(self) -> Iterable[NDArray[np.float32]]:
+        """See :meth:`ehm.backends.base.PreparedBatch.saliency`. All of it is on its way when this returns."""
+        return self._learner.compute_saliency(self.images)
 
 
 class MindsporeLearner:
@@ -84,18 +100,23 @@ class MindsporeLearner:
         self._similarity = ms.jit(attention if config.mask.similarity == "attention" else cosine)
         self._saliency = ms.jit(saliency)
 
-    def similarity(self, images: NDArray[np.uint8]) -> Iterable[NDArray[np.float32]]:
-        """See :meth:`ehm.backends.base.Learner.similarity`. All of it is on its way when this returns."""
-        return self._look(images, self._similarity)
+    def prepare(self, images: NDArray[np.uint8]) -> MindsporeBatch:
+        """See :meth:`ehm.backends.base.Learner.prepare`."""
+        return MindsporeBatch(self, images)
 
-    def saliency(self, images: NDArray[np.uint8]) -> Iterable[NDArray[np.float32]]:
-        """See :meth:`ehm.backends.base.Learner.saliency`. All of it is on its way when this returns."""
-        return self._look(images, self._saliency)
+    def compute_similarity(self, images: NDArray[np.uint8]) -> Iterable[NDArray[np.float32]]:
+        """Compute the similarities (b, U, U) of the mask units of ``images``, in pieces."""
+        return self._apply_to_pieces(images, self._similarity)
+
+    def compute_saliency(self, images: NDArray[np.uint8]) -> Iterable[NDArray[np.float32]]:
+        """Compute the saliencies (b, U) of the mask units of ``images``, in pieces."""
+        return self._apply_to_pieces(images, self._saliency)
 
     def train_step(
-        self, images: NDArray[np.uint8], mask: NDArray[np.bool_], lr: float, weight_decay: float
+        self, batch: MindsporeBatch, mask: NDArray[np.bool_], lr: float, weight_decay: float
     ) -> Mapping[str, SupportsFloat]:
         """See :meth:`ehm.backends.base.Learner.train_step`."""
+        images = batch.images
         config = self._config
         factor = config.unit // config.spec.stride
         parts = [part.astype(np.int32) for part in split_mask(spread_mask(mask, config.units, factor))]
@@ -132,10 +153,12 @@ class MindsporeLearner:
         self._steps = int(optimizer.pop(STEP, np.array(0)))
         self._training.load(optimizer)
 
-    def _look(self, images: NDArray[np.uint8], see: Callable[[Tensor], Tensor]) -> Iterable[NDArray[np.float32]]:
-        """What ``see`` makes of ``images``, in pieces."""
+    def _apply_to_pieces(
+        self, images: NDArray[np.uint8], function: Callable[[Tensor], Tensor]
+    ) -> Iterable[NDArray[np.float32]]:
+        """Apply ``function`` to ``images``, piece by piece."""
         pieces = [
-            see(Tensor(images[rows][start : start + _PIECE]))
+            function(Tensor(images[rows][start : start + _PIECE]))
             for rows in chunks(len(images), self._config.optim.accumulate)
             for start in range(0, rows.stop - rows.start, _PIECE)
         ]

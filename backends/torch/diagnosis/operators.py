@@ -18,7 +18,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 import ehm.backends.torch
 from ehm.backends.torch.diagnosis.recording import Call, record
@@ -195,11 +194,12 @@ def _pretrain(
     )
     learner = backend.learner(config)
     masker = make_masker(masking, config.masks, config.units, build)
-    batch = _Batch(np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), dtype=np.uint8))
+    images = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), dtype=np.uint8)
     with record(backend.name) as calls:
         for step in range(2):  # the first one also makes the optimiser's state
-            mask, _ = masker(learner, batch, 0.5, np.random.default_rng(step))
-            learner.train_step(batch.images, mask, 1e-3, 0.05)
+            batch = learner.prepare(images)
+            mask, _ = masker(batch, 0.5, (step,))
+            learner.train_step(batch, mask, 1e-3, 0.05)
     return calls
 
 
@@ -220,15 +220,3 @@ def _classify(backend: Any, kind: type[FinetuneConfig], dtype: str, model: Mappi
             classifier.train_step(images, targets, 1e-3, 0.05)
         classifier.logits(images)
     return calls
-
-
-@dataclass(frozen=True)
-class _Batch:
-    """What a masker needs of a batch: all of its rows."""
-
-    images: NDArray[np.uint8]
-    first: int = 0
-
-    @property
-    def total(self) -> int:
-        return len(self.images)

@@ -35,15 +35,37 @@ from ehm.storage.arrays import LearnerState, split_average, with_average
 __all__ = ["TorchLearner"]
 
 _PIECE = 64
-"""Images that are looked at together; what is seen is sent to the host."""
+"""Images whose similarity is computed and sent to the host together."""
+
+
+class TorchBatch:
+    """Implements :class:`ehm.backends.base.PreparedBatch` and :class:`ehm.backends.base.MasksOnDevice`.
+
+    What the similarity or the saliency pass uploads and embeds is kept in ``embedded`` for the training step: the patch
+    embedding runs once, with gradient (section V-E).
+    """
+
+    def __init__(self, learner: TorchLearner, images: NDArray[np.uint8]) -> None:
+        self.images = images
+        self.embedded: list[tuple[Tensor, Tensor | None]] = []
+        """For each chunk of the accumulation its pixels, and its tokens if the training step can use them."""
+        self._learner = learner
+
+    def similarity(self) -> Iterable[NDArray[np.float32]]:
+        """See :meth:`ehm.backends.base.PreparedBatch.similarity`. All of it is on its way when this returns."""
+        return _download_all(self._learner.compute_similarity(self))
+
+    def saliency(self) -> Iterable[NDArray[np.float32]]:
+        """See :meth:`ehm.backends.base.PreparedBatch.saliency`. All of it is on its way when this returns."""
+        return _download_all(self._learner.compute_saliency(self))
+
+    def evolved_mask(self, depth: float, ranks: NDArray[np.int32]) -> tuple[Tensor, Mapping[str, SupportsFloat]]:
+        """See :meth:`ehm.backends.base.MasksOnDevice.evolved_mask`."""
+        return self._learner.evolve_mask(self, depth, ranks)
 
 
 class TorchLearner:
-    """Implements :class:`ehm.backends.base.Learner` and :class:`ehm.backends.base.MasksOnDevice`.
-
-    What the similarity or the saliency pass uploads and embeds is kept for the :meth:`train_step` on the same images:
-    the patch embedding runs once, with gradient (section V-E).
-    """
+    """Implements :class:`ehm.backends.base.Learner`."""
 
     def __init__(self, config: TrainConfig, device: torch.device, processes: Processes = ALONE) -> None:
         self._config, self._device, self._rank, self._steps = config, device, processes.rank, 0
@@ -70,41 +92,60 @@ class TorchLearner:
         )
         # FSDP reduces gradients in the modules' own passes: there the embedding runs again, inside of them
         self._shares_embedding = config.mask.source == "online" and not shards(config.run.parallel, processes)
-        self._embedded: tuple[NDArray[np.uint8], list[tuple[Tensor, Tensor | None]]] | None = None
 
-    def similarity(self, images: NDArray[np.uint8]) -> Iterable[NDArray[np.float32]]:
-        """See :meth:`ehm.backends.base.Learner.similarity`. All of it is on its way when this returns."""
-        return _arriving(self._similarities(images))
+    def prepare(self, images: NDArray[np.uint8]) -> TorchBatch:
+        """See :meth:`ehm.backends.base.Learner.prepare`."""
+        return TorchBatch(self, images)
 
-    def saliency(self, images: NDArray[np.uint8]) -> Iterable[NDArray[np.float32]]:
-        """See :meth:`ehm.backends.base.Learner.saliency`. All of it is on its way when this returns."""
+    def compute_similarity(self, batch: TorchBatch) -> Iterator[Tensor]:
+        """Compute the similarities (b, U, U) of the mask units of ``batch`` in pieces, on the device."""
+        blocks = self._config.mask.blocks
         pool = partial(_to_units, grid=self._config.spec.grid, units=self._config.units)
-        return _arriving(self._look(images, slice(-1, None), lambda model, tokens: pool(model.saliency(tokens))))
 
-    def evolved_mask(
-        self, images: NDArray[np.uint8], depth: float, ranks: NDArray[np.int32]
+        def from_attention(model: Any, tokens: Tensor) -> Tensor:
+            similarity: Tensor = model.similarity(tokens, blocks)
+            return pool(pool(similarity).transpose(1, 2))
+
+        def from_features(model: Any, tokens: Tensor) -> Tensor:
+            features: Tensor = model.features(tokens, blocks)
+            return cosine_similarity(pool(features.transpose(1, 2)).transpose(1, 2))
+
+        function = from_attention if self._config.mask.similarity == "attention" else from_features
+        return self._apply_to_tokens(batch, function, slice(blocks))
+
+    def compute_saliency(self, batch: TorchBatch) -> Iterator[Tensor]:
+        """Compute the saliencies (b, U) of the mask units of ``batch`` in pieces, on the device."""
+        pool = partial(_to_units, grid=self._config.spec.grid, units=self._config.units)
+        return self._apply_to_tokens(batch, lambda model, tokens: pool(model.saliency(tokens)), slice(-1, None))
+
+    @torch.no_grad()
+    def evolve_mask(
+        self, batch: TorchBatch, depth: float, ranks: NDArray[np.int32]
     ) -> tuple[Tensor, Mapping[str, SupportsFloat]]:
-        """See :meth:`ehm.backends.base.MasksOnDevice.evolved_mask`."""
-        with torch.no_grad():
-            similarity = torch.cat(list(self._similarities(images)))
-            if self._config.mask.balance == "sinkhorn":
-                similarity = hierarchy.balance(similarity)
-            tree = hierarchy.build_hierarchy(similarity)
-            ratio, views = self._config.masks.ratio, upload(ranks, self._device).unbind(1)
-            masks = [hierarchy.hierarchical_mask(tree, depth, ratio, view) for view in views]
-            return torch.stack(masks, dim=1).flatten(0, 1), hierarchy.statistics(tree, depth)
+        """Build hierarchies and masks of ``batch`` on the device; see :class:`ehm.backends.base.MasksOnDevice`."""
+        similarity = torch.cat(list(self.compute_similarity(batch)))
+        if self._config.mask.balance == "sinkhorn":
+            similarity = hierarchy.balance(similarity)
+        tree = hierarchy.build_hierarchy(similarity)
+        ratio = self._config.masks.ratio
+        views = upload(ranks, self._device).unbind(1)
+        masks = [hierarchy.hierarchical_mask(tree, depth, ratio, view) for view in views]
+        return torch.stack(masks, dim=1).flatten(0, 1), hierarchy.statistics(tree, depth)
 
     def train_step(
-        self, images: NDArray[np.uint8], mask: NDArray[np.bool_] | Tensor, lr: float, weight_decay: float
+        self, batch: TorchBatch, mask: NDArray[np.bool_] | Tensor, lr: float, weight_decay: float
     ) -> Mapping[str, SupportsFloat]:
         """See :meth:`ehm.backends.base.Learner.train_step`."""
+        images = batch.images
         parts = self._split(mask)
         views = len(mask) // len(images)
-        kept = iter(self._embedded[1]) if self._embedded is not None and self._embedded[0] is images else None
-        self._embedded = None
+        # taken from the batch, since the step changes the weights that the tokens come from
+        embedded = batch.embedded
+        batch.embedded = []
+        chunks_left = iter(embedded)
 
-        def loss(rows: slice) -> Tensor:
-            pixels, tokens = next(kept) if kept is not None else (self._pixels(images[rows]), None)
+        def compute_loss(rows: slice) -> Tensor:
+            pixels, tokens = next(chunks_left) if embedded else (self._pixels(images[rows]), None)
             masked = slice(rows.start * views, rows.stop * views)
             words = {} if self._words is None else {"words": self._words(pixels)}
             with self._training.autocast():
@@ -113,7 +154,7 @@ class TorchLearner:
 
         random = self._config.model.drop_path > 0
         with seeded(self._device, entropy(self._config.run.seed, self._steps, self._rank)) if random else nullcontext():
-            metrics = self._training.step(len(images), loss, lr, weight_decay)
+            metrics = self._training.step(len(images), compute_loss, lr, weight_decay)
         self._steps += 1
         self._average()
         return metrics
@@ -160,36 +201,27 @@ class TorchLearner:
             return hierarchy.split_mask(hierarchy.spread_mask(mask, units, factor), hidden)
         return tuple(upload(part, self._device) for part in split_mask(spread_mask(mask, units, factor)))
 
-    def _similarities(self, images: NDArray[np.uint8]) -> Iterator[Tensor]:
-        """Similarities (b, U, U) of the mask units of ``images`` in pieces, on the device."""
-        blocks = self._config.mask.blocks
-        pool = partial(_to_units, grid=self._config.spec.grid, units=self._config.units)
+    def _apply_to_tokens(
+        self, batch: TorchBatch, function: Callable[[Any, Tensor], Tensor], read: slice
+    ) -> Iterator[Tensor]:
+        """Apply ``function`` to the model and its patch tokens, piece by piece, and fill ``batch.embedded``.
 
-        def attention(model: Any, tokens: Tensor) -> Tensor:
-            similarity: Tensor = model.similarity(tokens, blocks)
-            return pool(pool(similarity).transpose(1, 2))
-
-        def cosine(model: Any, tokens: Tensor) -> Tensor:
-            features: Tensor = model.features(tokens, blocks)
-            return cosine_similarity(pool(features.transpose(1, 2)).transpose(1, 2))
-
-        return self._look(images, slice(blocks), attention if self._config.mask.similarity == "attention" else cosine)
-
-    def _look(self, images: NDArray[np.uint8], read: slice, see: Callable[[Any, Tensor], Tensor]) -> Iterator[Tensor]:
-        """What ``see`` makes of patch tokens, in pieces; of the modules ``read`` it uses the parameters alone."""
-        kept = list[tuple[Tensor, Tensor | None]]()
-        model = self.model if self._config.mask.source == "online" or self._ema is None else self._ema
+        ``read`` selects the modules whose parameters ``function`` reads outside of their ``forward``: FSDP has to
+        gather them. All pieces have to be consumed before the training step.
+        """
+        use_average = self._config.mask.source == "ema" and self._ema is not None
+        model = self._ema if use_average else self.model
         evaluating = _without_drop_path if self._config.model.drop_path else nullcontext
-        self._embedded = images, kept
-        for rows in chunks(len(images), self._config.optim.accumulate):
-            pixels = self._pixels(images[rows])
+        batch.embedded = []
+        for rows in chunks(len(batch.images), self._config.optim.accumulate):
+            pixels = self._pixels(batch.images[rows])
             with unsharded([model, *model.stack[read]]), self._training.autocast(), evaluating(model):
                 with torch.set_grad_enabled(self._shares_embedding):
                     tokens = model.embed(pixels)
-                kept.append((pixels, tokens if self._shares_embedding else None))
+                batch.embedded.append((pixels, tokens if self._shares_embedding else None))
                 with torch.no_grad():
                     for piece in tokens.detach().split(_PIECE):
-                        yield see(model, piece)
+                        yield function(model, piece)
 
     @torch.no_grad()
     def _average(self) -> None:
@@ -203,9 +235,9 @@ class TorchLearner:
         )
 
 
-def _arriving(parts: Iterable[Tensor]) -> Iterator[NDArray[np.float32]]:
-    """``parts`` on the host, each as soon as it is there; all are on their way when this returns."""
-    waits = [download(part) for part in parts]
+def _download_all(pieces: Iterable[Tensor]) -> Iterator[NDArray[np.float32]]:
+    """Start the download of all ``pieces``, and yield each as soon as it has arrived on the host."""
+    waits = [download(piece) for piece in pieces]
     return (wait() for wait in waits)
 
 
