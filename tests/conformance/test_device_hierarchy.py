@@ -301,7 +301,7 @@ def test_bad_arguments_are_named():
 ON_THE_NPU = """
 import sys
 import numpy as np, torch, torch_npu
-from ehm.backends.torch import hierarchy
+from ehm.backends.torch.engine import hierarchy
 from ehm.masking.masks import draw_ranks
 
 rng = np.random.default_rng(0)

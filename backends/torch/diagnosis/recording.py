@@ -22,7 +22,7 @@ import ehm
 
 __all__ = ["Call", "call_site", "dtypes_of", "record"]
 
-_OWN = os.path.dirname(__file__) + os.sep
+_OWN = os.path.dirname(os.path.dirname(__file__)) + os.sep  # all of backends/torch
 _TORCH = os.path.dirname(torch.__file__) + os.sep
 _ROOT = os.path.dirname(os.path.dirname(ehm.__file__)) + os.sep
 

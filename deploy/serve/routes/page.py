@@ -25,7 +25,7 @@ from ehm.errors import BrokenImage, DataError, RequestError
 __all__ = ["STATIC", "make_ready", "router"]
 
 _LOG = logging.getLogger("ehm.serve")
-_FOLDER = Path(__file__).parent / "static"
+_FOLDER = Path(__file__).parents[1] / "static"
 STATIC = {
     "/static/page.css": "text/css",
     "/static/page.js": "text/javascript",
