@@ -113,7 +113,7 @@ class Predictor:
         return None if preprocessing.in_graph else preprocessing.cover
 
     def decode(self, file: str | Path | BytesIO, enough: tuple[int, int] | None = None) -> Image.Image:
-        """Read an image file as the network was trained to see it; arguments and errors of `ehm.data.decoding.decode`."""
+        """Read an image file as the network was trained to see it; see `ehm.data.decode`."""
         return decode(file, enough=enough, value_range=self.manifest.preprocessing.value_range)
 
     def prepare(self, image: Image.Image) -> NDArray[np.float32] | NDArray[np.uint8]:

@@ -28,9 +28,9 @@ def initial_weights(
     """What of ``config.model.init`` goes into a model whose parameters have ``shapes``, and notes on it.
 
     Nothing where no weights are asked for. All of the encoder is there, positions and tables resampled to the run's
-    grid; of what pretraining has beside it (:data:`ehm.models.encoder_parts.HEADS`), each part that the weights lack, or have
-    of another shape, is absent from the result and stays as the model began. Raises CheckpointError where there are no
-    weights, or those of another encoder.
+    grid; of what pretraining has beside it (:data:`ehm.models.encoder_parts.HEADS`), each part that the weights lack,
+    or have of another shape, is absent from the result and stays as the model began. Raises CheckpointError where there
+    are no weights, or those of another encoder.
     """
     init, spec = config.model.init, config.spec
     if init is None:

@@ -1,9 +1,9 @@
 """Encoder weights as plain arrays: where they lie, what sizes they have, and what of them a network takes.
 
 A source is a run of ours, one of its checkpoints, or a file, under timm's names or those of a published checkpoint
-(:mod:`ehm.models.published`). What of a file has to be loaded says :mod:`ehm.models.encoder_parts`. No framework here: a backend
-passes its own reader for files that only its framework can read, and copies the arrays into its network. Reading a file
-never executes anything in it.
+(:mod:`ehm.models.published`). What of a file has to be loaded says :mod:`ehm.models.encoder_parts`. No framework here:
+a backend passes its own reader for files that only its framework can read, and copies the arrays into its network.
+Reading a file never executes anything in it.
 """
 
 from __future__ import annotations
@@ -130,9 +130,10 @@ def checkpoint_inputs(meta: Mapping[str, Any]) -> InputSpec:
 def of_file(source: ModelSource, read_file: ReadFile) -> Weights:
     """Read the file ``source.init``: one of ours, which says what its encoder is, or one of others.
 
-    For files of others see :func:`ehm.models.shapes.sizes` for what is read from shapes, and its errors. Their images are taken
-    as normalised with BEiT's mean and std if they have BEiT's head, else with ImageNet's. ``notes`` of the result say
-    in one line what was assumed. Raises CheckpointError as :func:`ehm.models.encoder_parts.refuse_foreign_parts` does.
+    For files of others see :func:`ehm.models.shapes.sizes` for what is read from shapes, and its errors. Their images
+    are taken as normalised with BEiT's mean and std if they have BEiT's head, else with ImageNet's. ``notes`` of the
+    result say in one line what was assumed. Raises CheckpointError as
+    :func:`ehm.models.encoder_parts.refuse_foreign_parts` does.
     """
     path = Path(source.init)
     arrays = timm_names(read_file(path))

@@ -2,7 +2,7 @@
 
     FOLDER/step-00001234/model.safetensors       parameters and buffers, timm's names
                          optimizer.safetensors   moments, averages and counters
-                         images.safetensors      of a task: a key of each image that was trained on (ehm.training.training_data)
+                         images.safetensors      of a task: a key of each image that was trained on
                          state.json              kind, epoch, step, seed, config, data, versions, SHA-256 of the files
 
 A checkpoint is written into a hidden temporary folder, flushed to disk and renamed: a folder that carries the final

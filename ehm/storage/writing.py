@@ -1,7 +1,8 @@
 """Writing files so that each is complete or absent, and a full disk is one clear sentence.
 
 Every writer of ehm goes through :func:`replace_file` or, if it writes a folder or appends to a file, through
-:func:`report_write_errors`. A training run adds which of its checkpoints survived (:func:`ehm.training.runs.explain_stop`).
+:func:`report_write_errors`. A training run adds which of its checkpoints survived
+(:func:`ehm.training.runs.explain_stop`).
 """
 
 from __future__ import annotations

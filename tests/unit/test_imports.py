@@ -17,28 +17,28 @@ TORCH = {"torch", "torchvision", "timm", "torch_npu"}
 FRAMEWORKS = TORCH | {"mindspore", "jax", "tensorflow", "onnx", "onnxscript", "onnxruntime"}
 WEB = {"fastapi", "starlette", "uvicorn"}
 
-CORE = {"ehm.errors", "ehm.config", "ehm.storage"}
+BASICS = {"ehm.errors", "ehm.storage", "ehm.console", "ehm.processors"}
+CORE = BASICS | {"ehm.config"}
 LEARNING = CORE | {"ehm.masking", "ehm.data", "ehm.models"}
 ROOMS: dict[str, set[str]] = {
     "ehm.errors": set(),
-    "ehm.config": {"ehm.errors"},
+    "ehm.processors": {"ehm.errors"},
     "ehm.storage": {"ehm.errors"},
-    "ehm.masking": {"ehm.errors"},
-    "ehm.data": {"ehm.errors", "ehm.config"},
+    "ehm.console": {"ehm.errors", "ehm.storage"},
+    "ehm.config": BASICS,
+    "ehm.masking": {"ehm.errors", "ehm.processors"},
+    "ehm.data": CORE,
     "ehm.models": CORE,
-    "ehm.backends": {"ehm.errors", "ehm.storage"},  # the protocol and what every backend shares
+    "ehm.backends": BASICS,  # the protocol and what every backend shares
     "ehm.backends.torch": LEARNING | {"ehm.backends"},
     "ehm.backends.mindspore": LEARNING | {"ehm.backends"},
     "ehm.analysis": LEARNING | {"ehm.backends"},
     "ehm.training": LEARNING | {"ehm.backends", "ehm.analysis"},
     "ehm.tasks": LEARNING | {"ehm.backends", "ehm.analysis", "ehm.training"},
     "ehm.doctor": CORE | {"ehm.backends"},
-    "ehm.deploy.bundle": {"ehm.errors", "ehm.storage"},
-    "ehm.deploy.predict": {"ehm.errors", "ehm.data", "ehm.deploy.bundle"},
-    "ehm.deploy.serve": {
-        *{"ehm.errors", "ehm.config", "ehm.data", "ehm.masking", "ehm.analysis"},
-        *{"ehm.deploy.bundle", "ehm.deploy.predict"},
-    },
+    "ehm.deploy.bundle": CORE | {"ehm.data"},
+    "ehm.deploy.predict": CORE | {"ehm.data", "ehm.deploy.bundle"},
+    "ehm.deploy.serve": CORE | {"ehm.data", "ehm.masking", "ehm.analysis", "ehm.deploy.bundle", "ehm.deploy.predict"},
     "ehm.deploy.export": LEARNING
     | {"ehm.training", "ehm.tasks", "ehm.backends.torch", "ehm.deploy.bundle", "ehm.deploy.predict"},
     "ehm.deploy": LEARNING | {"ehm.training", "ehm.backends.torch", "ehm.deploy.bundle", "ehm.deploy.predict"},

@@ -1,8 +1,8 @@
 """Load a downstream task's encoder: from our runs, published files or timm, or without any weights.
 
-:mod:`ehm.models.weights` says which arrays an encoder takes; here are torch's own files, timm's models and the copying. A head
-or a decoder of a file is left aside and said in ``Loaded.notes``; anything else that the encoder has and the file
-lacks, or the other way round, is a CheckpointError. Reading a file never executes anything in it.
+:mod:`ehm.models.weights` says which arrays an encoder takes; here are torch's own files, timm's models and the copying.
+A head or a decoder of a file is left aside and said in ``Loaded.notes``; anything else that the encoder has and the
+file lacks, or the other way round, is a CheckpointError. Reading a file never executes anything in it.
 """
 
 from __future__ import annotations

@@ -35,9 +35,9 @@ _Run = Callable[[NDArray[Any], Sequence[str]], Outputs]
 def other_numbers(bundle: Bundle, config: ExportConfig, device: str) -> dict[Precision, ModelRecord]:
     """Write those that ``config`` asks for into the folder of ``bundle``, which holds float32; measure and print them.
 
-    ``device`` runs them on photographs, as in :func:`ehm.deploy.predict.runtime.open_session`; a session of ONNX Runtime with
-    its default settings does so too. Raises ExportError if an output of either is not finite or its mean cosine is
-    below ``FLOOR``, and as :func:`choose` and :func:`write_int8` do.
+    ``device`` runs them on photographs, as in :func:`ehm.deploy.predict.runtime.open_session`; a session of ONNX
+    Runtime with its default settings does so too. Raises ExportError if an output of either is not finite or its mean
+    cosine is below ``FLOOR``, and as :func:`choose` and :func:`write_int8` do.
     """
     if not (config.int8 or config.float16):
         return {}

@@ -74,8 +74,8 @@ def shards(source: str, split: Split) -> ShardSource:
     """Open all samples of ``source``, a folder of .tar files or a pattern such as ``shard-{000000..000012}.tar``.
 
     Labels are the integers in ``.cls``, or under "label" in ``.json``, if every sample has one; classes are called by
-    their numbers. A folder is divided into parts by its folders (:mod:`ehm.data.sources.parts`) or by the names of its shards
-    (``set-train-000.tar``), with the classes of all. The test part is never read. A pattern takes what it names.
+    their numbers. A folder is divided into parts by its folders (:mod:`ehm.data.sources.parts`) or by the names of its
+    shards (``set-train-000.tar``), with the classes of all. The test part is never read. A pattern takes what it names.
     """
     unused = Unused()
     parts = _find_parts(source, unused)
