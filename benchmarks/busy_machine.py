@@ -63,8 +63,6 @@ class Trainer:
 
 def train_when_told(device: str) -> None:
     """The trainer's process: read seconds, train, print images a second."""
-    import numpy as np
-
     from ehm import backends
     from ehm.config import TrainConfig, load_config
     from ehm.data import Loader, TrainTransform, open_source
@@ -82,8 +80,9 @@ def train_when_told(device: str) -> None:
 
     def step() -> None:
         number, batch = next(batches)
-        mask, _ = masker(learner, batch, 0.3, np.random.default_rng(number))
-        float(learner.train_step(batch.images, mask, 1e-4, 0.05)["loss"])
+        prepared = learner.prepare(batch.images)
+        mask, _ = masker(prepared, 0.3, (number,))
+        float(learner.train_step(prepared, mask, 1e-4, 0.05)["loss"])
 
     with loader:
         for _ in range(WARM_UP):
