@@ -260,7 +260,7 @@ def test_training_on_all_classes_for_a_benchmark_leaves_none_to_hold_out(home):
     trained = Trained("retrieval", home / "data", home / "run", benchmark="benchmark")
     assert len(trained.measured()) == IMAGES
     assert len(trained.measured("data.source=data/")) == IMAGES  # the same images: the benchmark counts
-    with pytest.raises(DataError, match="was trained on all 8 images of it"):
+    with pytest.raises(DataError, match=f"was trained on all {IMAGES} images of it"):
         trained.measured("benchmark=null")
     shutil.copytree("data/class0", "benchmark/class0", dirs_exist_ok=True)
     part = trained.measured()
