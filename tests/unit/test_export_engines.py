@@ -21,7 +21,7 @@ from ehm.config import ExportConfig, TritonConfig
 from ehm.deploy.export.engines.convert import write_engines
 from ehm.deploy.export.engines.kserve import write_kserve
 from ehm.deploy.export.engines.triton import write_triton
-from ehm.errors import ConfigError, ExportError
+from ehm.errors import ConfigError, ExportError, WriteError
 
 
 def fits(array, dims):
@@ -172,7 +172,7 @@ def test_a_failed_copy_leaves_what_was_there(tmp_path, monkeypatch):
         raise OSError("no space left")
 
     monkeypatch.setattr("shutil.copyfile", full)
-    with pytest.raises(OSError, match="no space"):
+    with pytest.raises(WriteError, match="no space"):
         write_triton(bundle, repository)
     assert {path: path.read_bytes() for path in repository.rglob("*") if path.is_file()} == before
     assert {path.name for path in tmp_path.iterdir()} == {"models", "bundle"}
@@ -194,7 +194,7 @@ def test_a_failed_move_brings_every_model_back(tmp_path, monkeypatch, place):
         return rename(old, new)
 
     monkeypatch.setattr(Path, "rename", failing)
-    with pytest.raises(OSError, match="not now"):
+    with pytest.raises(WriteError, match="not now"):
         write_triton(newer, repository)
     assert {path: path.read_bytes() for path in repository.rglob("*") if path.is_file()} == before
     assert {path.name for path in tmp_path.iterdir()} == {"models", "bundle"}

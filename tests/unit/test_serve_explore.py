@@ -24,7 +24,7 @@ from ehm.deploy.serve.routes.neighbours import Index
 from ehm.deploy.serve.routes.parts import region, take_apart, warm_up
 from ehm.errors import DataError
 
-STATIC = Path(page.__file__).parent / "static"
+STATIC = Path(page.__file__).parents[1] / "static"
 
 
 @pytest.fixture(scope="module")
