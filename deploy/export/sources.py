@@ -74,7 +74,7 @@ def prepare(source: ModelSource, head: Head) -> Exportable:
         )
     from ehm.deploy.export.graphs.vit import make_vit
 
-    reference = import_module(f"ehm.backends.{framework}.module").reference(trained)
+    reference = import_module(f"ehm.backends.{framework}.export.module").reference(trained)
 
     def make(config: ExportConfig) -> ModelProto:
         return make_vit(trained, config.opset, config.target, config.dynamic_size)

@@ -124,7 +124,7 @@ def of_checkpoint(arrays: Arrays, meta: Mapping[str, Any], origin: str) -> Weigh
 def checkpoint_inputs(meta: Mapping[str, Any]) -> InputSpec:
     """Return how images were prepared for what a checkpoint holds; ``meta`` is its description."""
     # older checkpoints say only in their configuration how pixels were normalised
-    return InputSpec.from_mapping({**meta["config"]["data"], **meta.get("inputs", {})})
+    return InputSpec.from_mapping({**meta["config"].get("data", {}), **meta.get("inputs", {})})
 
 
 def of_file(source: ModelSource, read_file: ReadFile) -> Weights:

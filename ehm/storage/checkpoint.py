@@ -206,7 +206,7 @@ def stored_range(place: str | Path) -> tuple[float, float] | None:
     found = look(place)
     if found is None:
         return None
-    stated = found[1]["config"]["data"].get("range")
+    stated = found[1]["config"].get("data", {}).get("range")
     return None if stated is None else (float(stated[0]), float(stated[1]))
 
 

@@ -1,5 +1,7 @@
 """What the shared loop relies on, whatever the backend."""
 
+import os
+
 import numpy as np
 import pytest
 
@@ -219,6 +221,9 @@ def test_how_to_compute_changes_no_result(backend, config, batch, run):
         np.testing.assert_allclose(seen(plain, batch[0], look), seen(other, batch[0], look), atol=1e-6)
 
 
+# torch 2.14's compiler writes vector code for ATEN_CPU_CAPABILITY=default that does not compile ("'at::vec' has not
+# been declared"); this can go when it compiles.
+@pytest.mark.skipif(os.environ.get("ATEN_CPU_CAPABILITY") == "default", reason="torch cannot compile for them")
 # torch 2.14 looks at .grad of every input while it compiles, and warns about what is no leaf: the shared embedding.
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
 def test_compiled_steps_are_the_same_or_refused(backend, config, batch):

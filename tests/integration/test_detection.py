@@ -153,19 +153,20 @@ def test_evaluate_measures_it_again_and_draws(learned, tmp_path, capsys):
         assert evaluate(learned.out, device="cpu", overrides=[override]).score < report.score
 
 
-def test_other_images_are_measured_by_the_names_of_their_classes(learned, few, tmp_path):
+def test_other_images_are_measured_by_the_names_of_their_classes(learned, tmp_path):
     root = tmp_path / "other"
-    shutil.copytree(few, root)
-    content = json.loads((root / "instances.json").read_text())
+    write_scenes(root, 8, 5, "other", SIDE)
+    annotations = root / "annotations" / "instances_other.json"
+    content = json.loads(annotations.read_text())
     content["categories"] = [{"id": 1, "name": CLASSES[1]}, {"id": 2, "name": CLASSES[0]}]
     for each in content["annotations"]:
         each["category_id"] = 2 if each["category_id"] == 3 else 1
-    (root / "instances.json").write_text(json.dumps(content))
+    annotations.write_text(json.dumps(content))
     report = evaluate(learned.out, device="cpu", overrides=[f"data.source={root}"])
     assert report.images == 8  # all of them: it has no parts
-    assert report.boxes.ap50 > 0.7  # it was trained on them
+    assert report.boxes.ap50 > 0.6  # a mix-up of the classes gives less than 0.1
     content["categories"][0]["name"] = "spoon"
-    (root / "instances.json").write_text(json.dumps(content))
+    annotations.write_text(json.dumps(content))
     with pytest.raises(DataError, match="class spoon is not among the detector's 2"):
         evaluate(learned.out, device="cpu", overrides=[f"data.source={root}"])
 
@@ -177,7 +178,7 @@ def test_a_stopped_run_ends_like_one_that_was_not(config, few, tmp_path):
         "optim": {"epochs": 2},
         "folds": 4,
     }
-    settings["optim"] |= {"batch_size": 2, "clip_grad": 1, "accumulate": 2}
+    settings["optim"] |= {"batch_size": 2, "clip_grad": 1, "accumulate": 2, "warmup_steps": 2}
     whole = finetune(config(**settings), device="cpu", out=tmp_path / "whole")
     run = {"max_steps": 4, "checkpoint_every": 0.5}  # of 6
     finetune(config(**settings, run=run), device="cpu", out=tmp_path / "stopped")
@@ -389,7 +390,7 @@ def test_useless_objects_are_named_before_training(config, few, tmp_path, capsys
     content["annotations"].append(annotate(999, first["id"], 0, mask) | {"bbox": [200, 0, 5, 5]})
     (root / "instances.json").write_text(json.dumps(content))
     (root / "images" / content["images"][3]["file_name"]).unlink()
-    overrides = [f"data.source={root}", "run.max_steps=2", "optim.batch_size=4"]
+    overrides = [f"data.source={root}", "run.max_steps=2", "optim.batch_size=4", "optim.warmup_steps=0"]
     arguments = ["finetune", "--device", "cpu", "--out", str(tmp_path / "run"), "--config", str(tmp_path / "c.json")]
     (tmp_path / "c.json").write_text(json.dumps(config().model_dump(mode="json")))
     assert main([*arguments, *(f"--set={override}" for override in overrides)]) == 0

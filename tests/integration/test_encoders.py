@@ -139,7 +139,7 @@ def test_fine_tuning_makes_a_classifier_that_is_measured_exported_and_opened(kin
 def test_a_probe_measures_it_and_is_opened(kind, run, pictures, tmp_path):
     pool = {"pool": "avg"} if kind == "swin" else {}
     given = finetune_settings(run, pictures, **pool)
-    result = probe(overrides=given, out=tmp_path / "probe")
+    result = probe(overrides=[*given, "neighbours=3"], out=tmp_path / "probe")
     assert 0 <= result.neighbours.top1 <= 1
     arrays, _ = checkpoint.read_model(tmp_path / "probe")
     opened = load_module(ModelSource(init=str(tmp_path / "probe")))

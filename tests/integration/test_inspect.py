@@ -16,6 +16,7 @@ from ehm.cli import main
 from ehm.config import MaskConfig, TrainConfig
 from ehm.data import EvalTransform, decode
 from ehm.errors import CheckpointError, ConfigError, DataError
+from ehm.masking.streams import MaskStreams
 from ehm.storage import checkpoint
 from ehm.storage.arrays import LearnerState
 
@@ -91,7 +92,7 @@ def test_masks_are_those_of_the_run(encoder, run, images, tmp_path, pages_drawn)
     assert "12 of 24" in notes
     hierarchy = masking.build_hierarchy(masking.balance(encoder.similarity(taken(files), 2)))
     for column, depth in enumerate((0, 0.15, 0.5), 1):  # the run's depth_range halves the progress
-        expected = masking.hierarchical_mask(hierarchy, depth, 0.5, np.random.default_rng(3))
+        expected = masking.hierarchical_mask(hierarchy, depth, 0.5, MaskStreams((3,), range(2)))
         for row, mask in zip(rows, expected, strict=True):
             hidden = (centres(row[column]) == draw.HIDDEN).all(-1)
             assert hidden.sum() == 12

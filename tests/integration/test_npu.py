@@ -225,14 +225,14 @@ DETECTION = {
     **{"model.encoder": "vit_tiny", "model.width": 48, "model.depth": 4, "model.heads": 3, "model.patch_size": 8},
     **{"model.image_size": 64, "model.init": "scratch", "min_size": 64, "max_size": 96, "width": 32, "proposals": 32},
     **{"anchor_sizes": "[8, 16, 24, 32, 48]", "optim.batch_size": 4, "optim.dtype": "bfloat16", "run.max_steps": 2},
-    **{"data.workers": 0, "run.tensorboard": "false", "run.log_every": 1},
+    **{"data.workers": 0, "run.tensorboard": "false", "run.log_every": 1, "optim.warmup_steps": 0},
 }
 
 
 def test_three_operators_of_a_detector_fall_back(tmp_path):
     """Those that docs/detection.md names, in lower precision too."""
     for part, images in (("train", 4), ("val", 2)):
-        write_scenes(tmp_path / "scenes", images, 0, part, 64)
+        write_scenes(tmp_path / "scenes", images, images, part, 64)
     settings = {**DETECTION, "data.source": tmp_path / "scenes"}
     finish(start([command("finetune", "npu", tmp_path / "run", settings, "--task=detection")], tmp_path / "log"))
     rows = recorded(tmp_path)

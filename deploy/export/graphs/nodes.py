@@ -56,8 +56,13 @@ class Nodes:
         return self.constant(name, np.array(value, np.float32))
 
     def node(self, operator: str, inputs: list[str], *outputs: str, **attributes: Any) -> str:
-        """A node named as its first output; ``domain`` is among the ``attributes`` where it is not ONNX's own."""
-        self.nodes[outputs[0]] = make_node(operator, inputs, outputs, outputs[0], **attributes)
+        """Add a node named as its first output; ``domain`` is among the ``attributes`` if it is not ONNX's own.
+
+        Raises ValueError if another node has that name already: it would be lost.
+        """
+        node = make_node(operator, inputs, outputs, outputs[0], **attributes)
+        if self.nodes.setdefault(outputs[0], node) != node:
+            raise ValueError(f"two nodes are called {outputs[0]}")
         return outputs[0]
 
     def store_constants(self, model: ModelProto) -> None:

@@ -106,7 +106,7 @@ def _shorten(graph: Nodes, images: str, preprocessing: Preprocessing) -> str:
     """Bytes (B, H, W, 3) -> (B, h, w, 3), the part that :func:`ehm.data.long_images.central_part` keeps."""
     cover_h, cover_w = preprocessing.cover
     most_h, most_w = longest_sides(preprocessing.cover)
-    size = graph.node("Shape", [images], "pixels/whole", start=1, end=3)
+    size = graph.node("Shape", [images], "pixels/full_size", start=1, end=3)
     swapped = graph.node("Gather", [size, graph.integers("pixels.swap", 1, 0)], "pixels/turned")
     scaled = graph.node("Mul", [swapped, graph.integers("pixels.most", most_h, most_w)], "pixels/long")
     most = graph.node("Div", [scaled, graph.integers("pixels.short", cover_w, cover_h)], "pixels/longest")
