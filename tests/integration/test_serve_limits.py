@@ -219,6 +219,7 @@ def test_schemathesis_finds_no_failure(server, tmp_path):
     command = [Path(sys.executable).parent / "schemathesis", "run", tmp_path / "openapi.json"]
     command += ["--url", f"http://{server}", "--phases", "fuzzing", "--max-examples", "5", "--workers", "2"]
     command += ["--exclude-checks", "positive_data_acceptance", "--seed", "0", "--no-color"]
+    command += ["--suppress-health-check", "too_slow"]  # which depends on what else the machine does
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=200, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
@@ -265,7 +266,7 @@ def test_overload_is_429_and_a_late_answer_504(bundle, monkeypatch):
 def test_the_deadline_counts_behind_the_model_too(bundle, monkeypatch):
     passed = threading.Event()
     monkeypatch.setattr(open_inference, "encode", lambda *_: passed.wait(20))
-    with running([bundle], timeout=0.3) as (address, _):
+    with running([bundle], timeout=3) as (address, _):  # enough for the model itself, on a busy machine too
         status, _, answer = ask(address, "POST", "/v2/models/both/infer", infer_body())
         passed.set()
     assert (status, answer) == (504, {"error": "the deadline passed before the answer was ready"})
