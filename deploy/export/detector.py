@@ -125,7 +125,8 @@ def _record(value: Any) -> TensorRecord:
         name=value.name,
         dtype=dtype,
         layout=layout,
-        shape=tuple(dim.dim_param or dim.dim_value for dim in kind.shape.dim),
+        # a dimension without a name or a size is the number of objects that were found
+        shape=tuple(dim.dim_param or dim.dim_value or "objects" for dim in kind.shape.dim),
     )
 
 

@@ -155,8 +155,8 @@ def test_evaluate_measures_it_again_and_draws(learned, tmp_path, capsys):
 
 def test_other_images_are_measured_by_the_names_of_their_classes(learned, tmp_path):
     root = tmp_path / "other"
-    write_scenes(root, 8, 5, "other", SIDE)
-    annotations = root / "annotations" / "instances_other.json"
+    write_scenes(root, 8, 5, "train", SIDE)
+    annotations = root / "annotations" / "instances_train.json"
     content = json.loads(annotations.read_text())
     content["categories"] = [{"id": 1, "name": CLASSES[1]}, {"id": 2, "name": CLASSES[0]}]
     for each in content["annotations"]:
@@ -274,7 +274,7 @@ def test_it_is_served_as_objects_of_an_image(bundle, scenes):
                 **dict.fromkeys(("boxes", "scores", "masks"), "FP32"),
                 "labels": "INT64",
             }
-            assert all(each["shape"][0] == -1 for each in outputs.values())
+            assert {name: each["shape"][0] for name, each in outputs.items()} == dict.fromkeys(outputs, -1)
             with refusal:
                 client.infer("b", [given])
 
