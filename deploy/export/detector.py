@@ -125,8 +125,7 @@ def _record(value: Any) -> TensorRecord:
         name=value.name,
         dtype=dtype,
         layout=layout,
-        # a dimension without a name or a size is the number of objects that were found
-        shape=tuple(dim.dim_param or dim.dim_value or "objects" for dim in kind.shape.dim),
+        shape=tuple(dim.dim_param or dim.dim_value for dim in kind.shape.dim),
     )
 
 
