@@ -136,7 +136,7 @@ class PreparedBatch(Protocol):
 
 
 class MasksOnDevice(Protocol):
-    """What a prepared batch has besides if hierarchies can be built on its device (``mask.build: device``)."""
+    """A prepared batch whose hierarchies can be built on its device (``mask.build: device``)."""
 
     def evolved_mask(self, depth: float, ranks: NDArray[np.int32]) -> tuple[Any, Mapping[str, SupportsFloat]]:
         """Compute similarity, hierarchy and masks of the images at ``depth`` in [0, 1], all on the device.

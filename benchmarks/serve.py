@@ -1,4 +1,4 @@
-"""What `ehm serve` takes under load, beside other servers, and whether it grows: wrk (Debian's package) and a bundle.
+"""Measure `ehm serve` under load, beside other servers, and for growth: wrk (Debian's package) and a bundle.
 
     python benchmarks/serve.py peers BUNDLE [--image FILE ...] [--connections 1 8 32] [--seconds 3] [--rounds 2]
     python benchmarks/serve.py load BUNDLE [--image FILE] [--connections 1 4 16 64] [--seconds 8] [--rounds 3]

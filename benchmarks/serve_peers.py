@@ -116,7 +116,7 @@ def pictures(folder: Path) -> list[Path]:
 
 
 def processor_seconds(server: Server) -> float:
-    """Of the server's processes, so far."""
+    """Return the processor time that the server's processes have taken so far."""
     seconds = 0.0
     for process in (server.process, *server.process.children(recursive=True)):
         times = process.cpu_times()

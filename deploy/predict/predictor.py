@@ -378,7 +378,7 @@ def _remove_masks(out: Path) -> None:
 
 
 class _Input(NamedTuple):
-    """What the network is given of a file, and how many pixels of that have no value."""
+    """The network's input made from a file, and how many pixels of it have no value."""
 
     values: NDArray[np.float32] | NDArray[np.uint8]
     missing_pixels: int

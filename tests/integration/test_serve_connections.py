@@ -8,7 +8,7 @@ import socket
 import time
 
 import pytest
-from serving import means_bundle, running
+from serving import ask, means_bundle, running
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from ehm.deploy.serve.http import exchange
@@ -41,16 +41,6 @@ def read_all(connection):
     while more := connection.recv(2**20):
         received += more
     return received
-
-
-def ask(address, method, path, body=None):
-    connection = http.client.HTTPConnection(address, timeout=30)
-    try:
-        connection.request(method, path, body)
-        answer = connection.getresponse()
-        return answer.status, answer.read()
-    finally:
-        connection.close()
 
 
 EARLY = [

@@ -1,13 +1,12 @@
 """Metrics: a model's latency is that of inference, and every refusal is counted under its model."""
 
 import concurrent.futures
-import http.client
 import json
 import threading
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
-from serving import means_bundle, picture, running
+from serving import ask, means_bundle, picture, running
 
 from ehm.deploy.predict.predictor import Predictor
 
@@ -17,16 +16,6 @@ INFER = "/v2/models/both/infer"
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory):
     return means_bundle(tmp_path_factory.mktemp("bundles") / "both")
-
-
-def ask(address, method, path, body=None):
-    connection = http.client.HTTPConnection(address, timeout=30)
-    try:
-        connection.request(method, path, body)
-        answer = connection.getresponse()
-        return answer.status, answer.read()
-    finally:
-        connection.close()
 
 
 def infer_body():

@@ -43,7 +43,7 @@ Ranges = dict[str, tuple[Floats, Floats]]
 """Smallest and largest value of each feature, (D,) and (D,)."""
 _TINY = np.float32(1e-6)
 _LARGEST_WEIGHT = 64
-"""Of an int8 weight, which so has seven of its bits."""
+"""The largest int8 weight, which therefore takes seven bits."""
 
 
 def write_int8(source: Path, path: Path, batches: Iterable[NDArray[Any]]) -> ModelProto:

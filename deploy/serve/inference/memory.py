@@ -12,7 +12,7 @@ __all__ = ["Memory", "Record"]
 
 @dataclass
 class Record:
-    """What is known about a request.
+    """The facts known about one request.
 
     ``deadline`` is on the event loop's clock, ``asked`` whether its model was asked, ``held`` the bytes it holds,
     ``error`` the sentence that refuses it.
@@ -28,7 +28,7 @@ class Record:
 
 
 class Memory:
-    """What all requests hold together, ``held`` bytes of at most ``most``."""
+    """The memory that all requests hold together: ``held`` bytes of at most ``most``."""
 
     def __init__(self, most: int) -> None:
         self.held = 0

@@ -62,7 +62,7 @@ class Service:
 
     @property
     def ready(self) -> bool:
-        """Whether requests should be sent here."""
+        """Say if requests should be sent here."""
         return self.models.ready and not self.stopping
 
     @property
