@@ -164,7 +164,7 @@ def test_other_images_are_measured_by_the_names_of_their_classes(learned, tmp_pa
     annotations.write_text(json.dumps(content))
     report = evaluate(learned.out, device="cpu", overrides=[f"data.source={root}"])
     assert report.images == 8  # all of them: it has no parts
-    assert report.boxes.ap50 > 0.6  # a mix-up of the classes gives less than 0.1
+    assert report.boxes.ap50 > 0.7  # a mix-up of the classes gives less than 0.1
     content["categories"][0]["name"] = "spoon"
     annotations.write_text(json.dumps(content))
     with pytest.raises(DataError, match="class spoon is not among the detector's 2"):
