@@ -4,24 +4,18 @@ A configuration is a YAML file (a path, or the name of one shipped in ``configs/
 with dotted keys. Unknown keys are errors. Nothing here imports a framework.
 """
 
+from ehm.config.export import AscendConfig, CalibrationConfig, ExportConfig, TritonConfig
+from ehm.config.inputs import Triple
 from ehm.config.loading import load_config, read_config, shipped_configs
+from ehm.config.pretraining import MaskConfig, ModelConfig, TrainConfig
 from ehm.config.sections import (
-    AscendConfig,
-    CalibrationConfig,
     DataConfig,
-    ExportConfig,
     ImageData,
-    MaskConfig,
-    ModelConfig,
     ModelSource,
     OptimConfig,
     PretrainData,
     RunConfig,
     SourceConfig,
-    TokenizerConfig,
-    TrainConfig,
-    Triple,
-    TritonConfig,
 )
 from ehm.config.specs import encoder_spec
 from ehm.config.tasks import (
@@ -38,6 +32,7 @@ from ehm.config.tasks import (
     TaskConfig,
     UperNetConfig,
 )
+from ehm.config.tokenizer import TokenizerConfig
 
 __all__ = [
     "TASKS",

@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ehm.config.sections import ExportConfig, Section, TokenizerConfig, TrainConfig
+from ehm.config.export import ExportConfig
+from ehm.config.pretraining import TrainConfig
+from ehm.config.sections import Section
 from ehm.config.tasks import DetectionConfig, FinetuneConfig, ProbeConfig, RetrievalConfig, SegmentationConfig
+from ehm.config.tokenizer import TokenizerConfig
 
 __all__ = ["COMMANDS", "recognise_command"]
 

@@ -1,36 +1,33 @@
-"""What a configuration may say: its sections, their defaults, and what has to fit together."""
+"""The sections that several kinds of configuration share, and the types of their values."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from ehm.config.encoders import PRESETS, SWIN_PRESETS, EncoderSpec
+from ehm.config.encoders import PRESETS
 from ehm.config.inputs import IMAGENET_MEAN, IMAGENET_STD, CropMode, InputSpec, Interpolation, Triple
-from ehm.config.recipes import with_recipe
-from ehm.config.specs import encoder_spec
 
 __all__ = [
-    "AscendConfig",
-    "CalibrationConfig",
     "DataConfig",
-    "ExportConfig",
+    "EncoderName",
+    "Fraction",
     "ImageData",
-    "MaskConfig",
-    "ModelConfig",
+    "ImageSize",
     "ModelSource",
     "OptimConfig",
+    "Positive",
+    "PositiveReal",
     "PretrainData",
     "RunConfig",
     "Section",
+    "Share",
     "SourceConfig",
-    "TokenizerConfig",
-    "TrainConfig",
-    "Triple",
-    "TritonConfig",
+    "Stages",
+    "Unit",
+    "rising",
 ]
 
 Fraction = Annotated[float, Field(gt=0, lt=1)]
@@ -76,22 +73,6 @@ def _known(encoder: str) -> str:
     return encoder
 
 
-Masking = Literal[
-    "random",
-    "grid",
-    "block",
-    "large_block",
-    "attmask_high",
-    "attmask_hint",
-    "attmask_low",
-    "mst",
-    "epm",
-    "evolved",
-    "shallow",
-    "deep",
-]
-Objective = Literal["mae", "simmim", "beit"]
-_BY_CLASS_TOKEN = ("attmask_high", "attmask_hint", "attmask_low", "mst")
 EncoderName = Annotated[str, AfterValidator(_known)]
 ImageSize = Annotated[tuple[Positive, Positive], BeforeValidator(_both)]
 """Height and width in pixels; one number means a square."""
@@ -117,52 +98,6 @@ class Section(BaseModel):
             else value
             for key, value in values.items()
         }
-
-
-class ModelConfig(Section):
-    """``model``: what the preset named by ``encoder`` leaves open, and what the objective needs besides.
-
-    A Swin's ``depth`` and ``heads`` are lists, one number a stage, and ``window`` is in tokens. ``init`` is what
-    weights to begin with: a run, a checkpoint or a published file; random ones if left out. ``drop_path`` is the share
-    of branches that the last block leaves out. The decoder and ``norm_pix_loss`` are MAE's (section 3), ``tokenizer``
-    is BEiT's: a run of ``ehm tokenizer train``, or DALL-E's ``encoder.pkl``.
-    """
-
-    init: str | None = None
-    width: Positive | None = None
-    depth: Stages = None
-    heads: Stages = None
-    window: Positive | None = None
-    drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    tokenizer: str | None = None
-    decoder_width: Positive = 512
-    decoder_depth: Positive = 8
-    decoder_heads: Positive = 16
-    norm_pix_loss: bool = True
-
-
-class MaskConfig(Section):
-    """``mask``: how much is hidden, and how deep in the hierarchy (paper, sections III and IV).
-
-    A mask unit is a square of ``unit`` pixels, by default one output token of the encoder, that is hidden as a whole;
-    ``ratio`` is the share of them. Hierarchies and parts are made of the ``similarity`` of units: the ``attention`` of
-    the first ``blocks`` blocks, or the ``cosine`` of the features behind them; ``balance`` evens it out, and ``source``
-    is whose it is.
-    ``build`` is where hierarchies are built, which changes no mask; ``auto`` is what suits the device. Every image of
-    a batch is masked ``views`` times, after one look at it: ``optim.batch_size`` counts masked images, so that an epoch
-    has as many times more steps.
-    """
-
-    ratio: Fraction = 0.75
-    unit: Positive | None = None
-    schedule: Literal["linear", "sqrt"] = "linear"
-    depth_range: Annotated[tuple[Unit, Unit], AfterValidator(rising)] = (0.0, 1.0)
-    similarity: Literal["attention", "cosine"] = "attention"
-    blocks: Positive = 6
-    balance: Literal["none", "sinkhorn"] = "sinkhorn"
-    source: Literal["online", "ema"] = "online"
-    build: Literal["auto", "host", "device"] = "auto"
-    views: Positive = 1
 
 
 class SourceConfig(Section):
@@ -294,105 +229,6 @@ class RunConfig(Section):
     tensorboard: bool = True
 
 
-class TrainConfig(Section):
-    """A pretraining run. The defaults are the published recipe of its objective, MAE's at the paper's 300 epochs."""
-
-    objective: Objective = "mae"
-    encoder: EncoderName = "vit_base"
-    masking: Masking = "evolved"
-    image_size: ImageSize = (224, 224)
-    patch_size: Positive = 16
-    model: ModelConfig = ModelConfig()
-    mask: MaskConfig = MaskConfig()
-    data: PretrainData = PretrainData()
-    optim: OptimConfig = OptimConfig()
-    run: RunConfig = RunConfig()
-
-    @model_validator(mode="before")
-    @classmethod
-    def _recipe(cls, values: Any) -> Any:
-        return with_recipe(values) if isinstance(values, dict) else values
-
-    @model_validator(mode="after")
-    def _fits(self) -> TrainConfig:
-        swin = self.encoder in SWIN_PRESETS
-        if swin and self.objective == "mae":
-            raise ValueError(
-                f"objective mae leaves hidden patches out of the encoder, which {self.encoder} cannot do: its windows "
-                "hold all of them; take objective simmim or beit, or a ViT"
-            )
-        if swin and self.masking in _BY_CLASS_TOKEN:
-            raise ValueError(f"masking {self.masking} goes by the class token's attention, and {self.encoder} has none")
-        if self.model.tokenizer is not None and self.objective != "beit":
-            raise ValueError(f"model.tokenizer {self.model.tokenizer}: is for objective beit, not {self.objective}")
-        self._check_units()
-        if self.objective == "mae":
-            self._check_decoder()
-        if self.optim.batch_size % self.mask.views:
-            raise ValueError(
-                f"optim.batch_size {self.optim.batch_size} is not a multiple of mask.views {self.mask.views}"
-            )
-        if self.mask.source == "ema" and self.optim.ema_decay is None:
-            raise ValueError("mask.source ema needs optim.ema_decay, for example 0.9999")
-        return self
-
-    def _check_units(self) -> None:
-        spec, unit = self.spec, self.unit
-        fitting = [
-            side
-            for side in range(spec.stride, min(spec.image_size) + 1, spec.stride)
-            if not (spec.image_size[0] % side or spec.image_size[1] % side)
-        ]
-        if unit not in fitting:
-            raise ValueError(
-                f"mask.unit {unit} should be a multiple of the encoder's stride {spec.stride} that divides image_size "
-                f"{list(spec.image_size)}, for example {min(fitting, key=lambda side: abs(side - unit))}"
-            )
-        units = self.units[0] * self.units[1]
-        hidden = round(self.masks.ratio * units)
-        if not 0 < hidden < units:
-            raise ValueError(
-                f"mask.ratio {self.mask.ratio} hides {hidden} of {units} units of {unit} pixels; "
-                "some must be, and some stay"
-            )
-
-    def _check_decoder(self) -> None:
-        if self.model.decoder_width % 4:
-            raise ValueError(f"model.decoder_width {self.model.decoder_width} is not a multiple of 4")
-        if self.model.decoder_width % self.model.decoder_heads:
-            raise ValueError(
-                f"model.decoder_width {self.model.decoder_width} is not a multiple of "
-                f"model.decoder_heads {self.model.decoder_heads}"
-            )
-        if self.model.drop_path:
-            raise ValueError(f"model.drop_path {self.model.drop_path}: not with objective mae, which has none")
-
-    @property
-    def spec(self) -> EncoderSpec:
-        """The encoder's numbers. BEiT and SimMIM have their ViT in the relative form."""
-        return encoder_spec(
-            self.encoder, self.image_size, self.patch_size, self.model, relative=self.objective != "mae"
-        )
-
-    @property
-    def unit(self) -> int:
-        """Side of a mask unit in pixels."""
-        return self.mask.unit or self.spec.stride
-
-    @property
-    def units(self) -> tuple[int, int]:
-        """Mask units down and across."""
-        return self.image_size[0] // self.unit, self.image_size[1] // self.unit
-
-    @property
-    def masks(self) -> MaskConfig:
-        """``mask`` with the share that is really hidden: SimMIM's published code rounds the number of units up."""
-        units = self.units[0] * self.units[1]
-        if self.objective != "simmim":
-            return self.mask
-        return self.mask.model_copy(update={"ratio": math.ceil(round(self.mask.ratio * units, 6)) / units})
-
-
 class ModelSource(Section):
     """``model`` of a downstream task: an encoder and where its weights come from.
 
@@ -409,146 +245,3 @@ class ModelSource(Section):
     image_size: ImageSize | None = None
     patch_size: Positive | None = None
     drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.0
-
-
-class TritonConfig(Section):
-    """What ``ehm export --triton`` and ``--kserve`` write.
-
-    ``name`` is the model's, by default that of the bundle's folder. A request waits up to ``max_queue_delay`` (µs) for
-    others to share a batch with, of one of ``preferred_batch_size`` where there are any; beyond ``max_queue_size``
-    waiting ones it is refused. ``instances`` of the network run at once, each with ``threads`` on the CPU (0: one for
-    each core of the machine). ``storage_uri`` is where KServe finds the repository.
-    """
-
-    name: Annotated[str, Field(pattern=r"^[\w.-]*$", description="of letters, digits, '_', '-' and '.'")] = ""
-    max_batch_size: Positive = 32
-    preferred_batch_size: tuple[Positive, ...] = ()
-    max_queue_delay: Annotated[int, Field(ge=0)] = 2000
-    max_queue_size: Positive = 256
-    instances: Positive = 1
-    threads: Annotated[int, Field(ge=0)] = 0
-    storage_uri: Annotated[
-        str, Field(pattern=r"^[a-z0-9+]+://.+$", description="a URI, for example s3://BUCKET/FOLDER")
-    ] = "s3://BUCKET/FOLDER"
-
-    @model_validator(mode="after")
-    def _fits_together(self) -> TritonConfig:
-        if max(self.preferred_batch_size, default=0) > self.max_batch_size:
-            raise ValueError(f"preferred_batch_size goes beyond max_batch_size {self.max_batch_size}")
-        return self
-
-
-class AscendConfig(Section):
-    """What ``ehm export --target ascend`` hands to ATC: the processor (``npu-smi info`` shows it) and the batch sizes.
-
-    ATC takes 2 to 100 batch sizes, each up to 2048 (its reference, ``--dynamic_batch_size``).
-    """
-
-    soc_version: Annotated[str, Field(pattern=r"^\w+$", description="one word, for example Ascend910B3")] = (
-        "Ascend910B3"
-    )
-    batch_sizes: Annotated[tuple[Annotated[int, Field(ge=1, le=2048)], ...], Field(min_length=2, max_length=100)] = (
-        1,
-        2,
-        4,
-        8,
-        16,
-        32,
-    )
-
-
-class CalibrationConfig(Section):
-    """``calibration``: photographs that int8 takes its ranges from, and others that its quality is measured on.
-
-    ``source`` and ``measure`` are what ``data.source`` may be. Left out, they are what the checkpoint was trained on
-    and what its training held out; with ``source`` alone, its validation part, or images that calibrated nothing.
-    ``images`` and ``measure_images`` are how many to take at most.
-    """
-
-    source: str | None = None
-    images: Positive = 128
-    measure: str | None = None
-    measure_images: Positive = 512
-
-
-class ExportConfig(Section):
-    """``ehm export``: what the graph is written for, and what the weights leave open.
-
-    ``opset`` is the ONNX operator set. ``target`` is ``portable`` (ONNX's plain operators), ``onnxruntime`` (its own
-    attention beside them) or ``ascend`` (what its converter takes: operator sets 17 and 18, and the batch as only
-    dynamic dimension). With ``preprocessing`` the graph takes bytes of any size and does everything behind the
-    decoding; with ``dynamic_size`` a plain ViT takes images of any multiple of its patches. Both need ``opset`` 18,
-    which is then the default. ``license`` and ``data_license`` are for the model card.
-
-    ``model.init`` is the command's own argument; ``model.image_size`` resamples the positions. ``int8`` and ``float16``
-    write the network in these numbers too.
-    """
-
-    opset: Annotated[int, Field(ge=17, le=20)] = 17
-    target: Literal["onnxruntime", "portable", "ascend"] = "portable"
-    preprocessing: bool = False
-    dynamic_size: bool = False
-    license: str | None = None
-    data_license: str | None = None
-    model: ModelSource = ModelSource()
-    int8: bool = False
-    float16: bool = False
-    calibration: CalibrationConfig = CalibrationConfig()
-    triton: TritonConfig = TritonConfig()
-    ascend: AscendConfig = AscendConfig()
-
-    @model_validator(mode="before")
-    @classmethod
-    def _default_opset(cls, values: Any) -> Any:
-        if isinstance(values, dict) and (values.get("preprocessing") or values.get("dynamic_size")):
-            return {"opset": 18, **values}
-        return values
-
-    @model_validator(mode="after")
-    def _fits_together(self) -> ExportConfig:
-        wanted = [key for key in ("preprocessing", "dynamic_size") if getattr(self, key)]
-        if len(wanted) > 1:
-            raise ValueError("preprocessing brings every image to one size; leave dynamic_size out")
-        if self.target == "ascend" and wanted:
-            raise ValueError(f"target ascend: only the batch may be dynamic; leave {wanted[0]} out")
-        if self.target == "ascend" and self.int8:
-            raise ValueError("target ascend: its converter knows no quantised operators; leave int8 out")
-        if self.target == "ascend" and self.opset > 18:
-            raise ValueError(f"target ascend: opset {self.opset}: its converter takes 17 and 18")
-        if wanted and self.opset < 18:
-            raise ValueError(f"opset {self.opset}: {wanted[0]} needs 18, the first with an antialiased resize")
-        return self
-
-
-class TokenizerConfig(Section):
-    """A run of ``ehm tokenizer train``: a small discrete VAE, which gives BEiT its visual tokens.
-
-    ``vocabulary`` is the number of codes, ``stride`` the side in pixels of the square that each stands for, ``width``
-    the features of a code. The Gumbel-softmax cools from the first ``temperature`` to the second along half a cosine
-    (DALL-E: 1 to 1/16); ``kl_weight`` holds the distribution of all codes to the uniform one. Pixels are reconstructed
-    as they are: ``data.mean`` and ``data.std`` play no part.
-    """
-
-    vocabulary: Annotated[int, Field(ge=2)] = 8192
-    width: Positive = 256
-    stride: Literal[2, 4, 8, 16, 32] = 8
-    image_size: ImageSize = (112, 112)
-    temperature: tuple[PositiveReal, PositiveReal] = (0.5, 0.05)
-    kl_weight: Annotated[float, Field(ge=0)] = 1e-3
-    data: PretrainData = PretrainData()
-    optim: OptimConfig = OptimConfig(
-        epochs=50, batch_size=256, base_lr=1e-3, warmup_epochs=1, weight_decay=1e-4, betas=(0.9, 0.999), clip_grad=1.0
-    )
-    run: RunConfig = RunConfig()
-
-    @model_validator(mode="after")
-    def _fits_together(self) -> TokenizerConfig:
-        if any(side % self.stride for side in self.image_size):
-            raise ValueError(f"image_size {list(self.image_size)} is not a multiple of stride {self.stride}")
-        if self.width % (self.stride // 2):
-            raise ValueError(f"width {self.width} is not a multiple of {self.stride // 2}, half of the stride")
-        if self.optim.ema_decay is not None:
-            raise ValueError("optim.ema_decay: a tokenizer has no moving average; leave it out")
-        if self.run.parallel == "fsdp" or self.run.grad_checkpointing:
-            raise ValueError("run.parallel fsdp and run.grad_checkpointing: a tokenizer is small enough without")
-        return self
