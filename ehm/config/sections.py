@@ -198,13 +198,15 @@ class OptimConfig(Section):
         """Peak learning rate, by the linear scaling rule."""
         return self.base_lr * self.batch_size / 256
 
-    def total(self, epoch: int) -> int:
-        """Steps of the run, where an epoch has so many."""
-        return self.steps or self.epochs * epoch
+    def count_steps(self, steps_per_epoch: int) -> int:
+        """Return the number of steps of the whole run."""
+        return self.steps or self.epochs * steps_per_epoch
 
-    def warmup(self, epoch: int) -> float:
-        """Steps of the warm-up, where an epoch has so many."""
-        return self.warmup_epochs * epoch if self.warmup_steps is None else self.warmup_steps
+    def count_warmup_steps(self, steps_per_epoch: int) -> float:
+        """Return the number of steps of the warm-up, which need not be whole."""
+        if self.warmup_steps is not None:
+            return self.warmup_steps
+        return self.warmup_epochs * steps_per_epoch
 
 
 class RunConfig(Section):

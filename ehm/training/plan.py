@@ -35,7 +35,7 @@ class RunPlan:
 
 def plan_run(optim: OptimConfig, run: RunConfig, steps_per_epoch: int) -> RunPlan:
     """Return the steps of a run whose epochs have so many."""
-    total = optim.total(steps_per_epoch)
+    total = optim.count_steps(steps_per_epoch)
     return RunPlan(
         steps_per_epoch,
         total,
@@ -72,7 +72,7 @@ def _find_problems(plan: RunPlan, optim: OptimConfig, images: int, views: int) -
             f"optim.min_lr {optim.min_lr:g}: is above the learning rate {optim.lr:.2e} (optim.base_lr "
             f"{optim.base_lr:g} * {optim.batch_size} / 256), which should fall to it; set a lower one"
         )
-    warmup = optim.warmup(plan.steps_per_epoch)
+    warmup = optim.count_warmup_steps(plan.steps_per_epoch)
     if warmup > plan.total:
         key = "warmup_epochs" if optim.warmup_steps is None else "warmup_steps"
         yield (
@@ -89,7 +89,7 @@ def _find_problems(plan: RunPlan, optim: OptimConfig, images: int, views: int) -
 
 
 def _find_oddities(plan: RunPlan, optim: OptimConfig, run: RunConfig, measures: bool) -> Iterator[str]:
-    warmup = optim.warmup(plan.steps_per_epoch)
+    warmup = optim.count_warmup_steps(plan.steps_per_epoch)
     if plan.last < plan.total and plan.last <= warmup:
         yield f"run.max_steps {plan.last:,}: the run ends within the warm-up of {warmup:,.0f} steps"
     rare = [("checkpoint_every", plan.save_every, "the only checkpoint is that of the end")]

@@ -44,7 +44,7 @@ from ehm.training.runs import (
     say_broken,
     store,
 )
-from ehm.training.schedule import rate
+from ehm.training.schedule import learning_rate_at
 from ehm.training.training_data import identify_training_data
 
 __all__ = ["DEFAULT_CONFIG", "TrainResult", "train"]
@@ -136,7 +136,7 @@ def _run(config: TrainConfig, backend: Backend, folder: Path, start: Path | None
             progress = step / plan.total  # p = t / T of Eq. 14, with fractional epochs
             prepared = learner.prepare(batch.images)
             mask, figures = masker(prepared, progress, (run.seed, step), batch.first)
-            lr = rate(optim, step, loader.steps_per_epoch)
+            lr = learning_rate_at(optim, step, loader.steps_per_epoch)
             done, images = step + 1, images + batch.total
             pending.add(done, learner.train_step(prepared, mask, lr, optim.weight_decay))
             log.advance(done)

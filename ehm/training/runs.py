@@ -142,11 +142,13 @@ def all_broken(broken: Mapping[str, str], processes: Processes) -> dict[str, str
     return {name: reason for theirs in processes.gather(dict(broken)) for name, reason in theirs.items()}
 
 
-def describe_run(kind: str, config: dict[str, Any], backend: Backend, step: int, epoch: int) -> dict[str, Any]:
-    """What ``state.json`` says of each run; ``config`` is its configuration as JSON, ``epoch`` the steps of one."""
+def describe_run(
+    kind: str, config: dict[str, Any], backend: Backend, step: int, steps_per_epoch: int
+) -> dict[str, Any]:
+    """Return what ``state.json`` says of every run; ``config`` is the configuration of the run as JSON."""
     return {
         "kind": kind,
-        "epoch": step / epoch,
+        "epoch": step / steps_per_epoch,
         "step": step,
         "seed": config["run"]["seed"],
         "config": config,

@@ -1,4 +1,4 @@
-"""Learning-rate schedules: linear warm-up, then a fall, evaluated at every step."""
+"""Learning-rate schedules: a linear warm-up, then a fall, evaluated at every step."""
 
 from __future__ import annotations
 
@@ -9,38 +9,49 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from ehm.config import OptimConfig
 
-__all__ = ["learning_rate", "rate"]
+__all__ = ["compute_learning_rate", "learning_rate_at"]
 
-STEP_BY = 0.1
+STEP_FACTOR = 0.1
+"""The factor of the schedule ``step`` at each milestone."""
 
 
-def rate(optim: OptimConfig, step: int, epoch: int) -> float:
-    """Learning rate of ``step`` in a run as ``optim`` says, with ``epoch`` steps in each epoch."""
-    return learning_rate(
-        step, optim.total(epoch), optim.warmup(epoch), optim.lr, optim.min_lr, optim.schedule, optim.milestones
+def learning_rate_at(optim: OptimConfig, step: int, steps_per_epoch: int) -> float:
+    """Return the learning rate of ``step`` in a run that is configured by ``optim``."""
+    return compute_learning_rate(
+        step,
+        optim.count_steps(steps_per_epoch),
+        optim.count_warmup_steps(steps_per_epoch),
+        optim.lr,
+        optim.min_lr,
+        optim.schedule,
+        optim.milestones,
     )
 
 
-def learning_rate(
+def compute_learning_rate(
     step: int,
-    total: int,
-    warmup: float,
+    total_steps: int,
+    warmup_steps: float,
     peak: float,
     floor: float = 0.0,
     schedule: Literal["cosine", "step", "linear"] = "cosine",
     milestones: Sequence[float] = (0.875,),
 ) -> float:
-    """Learning rate of ``step`` in [0, total): 0 to ``peak`` over ``warmup`` steps, then down as ``schedule`` says.
+    """Return the learning rate of ``step`` in [0, total_steps): a linear warm-up to ``peak``, then a fall.
 
-    ``cosine`` is half a cosine to ``floor``, ``linear`` a line to it; ``step`` stays at the peak and falls to a tenth
-    of it, but not below ``floor``, at each of ``milestones``, shares of the run (of SimMIM the last eighth). Step 0 of
-    a warm-up has rate 0, as in MAE's published code, whose fractional epoch starts there too.
+    ``cosine`` falls along half a cosine to ``floor``, and ``linear`` along a line. ``step`` stays at the peak and falls
+    to a tenth of it, but not below ``floor``, at each of ``milestones``, shares of the run (SimMIM: at seven eighths).
     """
-    if step < warmup:
-        return peak * step / warmup
+    if step < warmup_steps:
+        # Step 0 has rate 0, as in MAE's published code, whose fractional epoch begins there too.
+        return peak * step / warmup_steps
     if schedule == "step":
-        falls = sum(step >= share * total for share in milestones)
-        return peak if not falls else max(floor, peak * STEP_BY**falls)
-    gone = (step - warmup) / max(1, total - warmup)
-    left = 1 - gone if schedule == "linear" else 0.5 * (1 + math.cos(math.pi * gone))
-    return floor + (peak - floor) * left
+        falls = sum(step >= share * total_steps for share in milestones)
+        # Without a fall the floor plays no part, even if it lies above the peak.
+        return max(floor, peak * STEP_FACTOR**falls) if falls else peak
+    elapsed = (step - warmup_steps) / max(1, total_steps - warmup_steps)
+    if schedule == "linear":
+        remaining = 1 - elapsed
+    else:
+        remaining = 0.5 * (1 + math.cos(math.pi * elapsed))
+    return floor + (peak - floor) * remaining

@@ -23,7 +23,7 @@ from ehm.training.plan import RunPlan, check_plan, plan_run
 from ehm.training.resume import print_changes
 from ehm.training.runlog import RunLog
 from ehm.training.runs import Metrics, all_broken, describe_run, on, save, say_broken, store, write_json
-from ehm.training.schedule import rate
+from ehm.training.schedule import learning_rate_at
 from ehm.training.training_data import TrainingData
 
 __all__ = ["Batches", "Measured", "Result", "Task", "fit"]
@@ -149,8 +149,7 @@ def fit(task: Task[R], backend: Backend, folder: Path, start: Path | None = None
         learner.load(state)
         first, best_score = int(meta["step"]), float(meta["best_score"])
         best = checkpoint.newest(folder / "best")
-    epoch = loader.steps_per_epoch
-    plan = plan_run(optim, run, epoch)
+    plan = plan_run(optim, run, loader.steps_per_epoch)
     notes = check_plan(plan, optim, run, len(task.train), measures=True, resumed=start is not None)
     images = task.data.to_arrays()
     _announce(task, backend, plan, [*learner.notes, *notes], folder, start)
@@ -161,7 +160,7 @@ def fit(task: Task[R], backend: Backend, folder: Path, start: Path | None = None
     with closing(task), RunLog(folder, plan.last, first, title, run.tensorboard, silent=not leads) as log:
         clock, seen = time.perf_counter(), 0
         for step, batch in enumerate(loader.batches(first, plan.last), start=first):
-            lr = rate(optim, step, epoch)
+            lr = learning_rate_at(optim, step, plan.steps_per_epoch)
             metrics.add(step + 1, task.step(batch, step, lr))
 
             done, seen = step + 1, seen + batch.total
@@ -169,7 +168,7 @@ def fit(task: Task[R], backend: Backend, folder: Path, start: Path | None = None
             measure = done % plan.measure_every == 0 or done == plan.last
             due = done % plan.save_every == 0 or done == plan.last
             if measure or due or done % run.log_every == 0:
-                values = {**metrics.read(saved), "epoch": done / epoch, "lr": lr}
+                values = {**metrics.read(saved), "epoch": done / plan.steps_per_epoch, "lr": lr}
                 values["images_per_second"] = seen / (time.perf_counter() - clock)
                 if measure:
                     result = task.measure()
@@ -180,7 +179,7 @@ def fit(task: Task[R], backend: Backend, folder: Path, start: Path | None = None
                 continue
             better = measure and result is not None and result.score > best_score
             best_score = result.score if result is not None and better else best_score
-            said = describe_run(task.kind, task.stored, backend, done, epoch) | {
+            said = describe_run(task.kind, task.stored, backend, done, plan.steps_per_epoch) | {
                 "classes": list(task.classes),
                 "data": task.data.to_json(),
                 "image_size": list(learner.image_size),

@@ -41,7 +41,7 @@ from ehm.training.runs import (
     store,
     write_json,
 )
-from ehm.training.schedule import rate
+from ehm.training.schedule import learning_rate_at
 from ehm.training.training_data import identify_training_data
 
 __all__ = ["DEFAULT_CONFIG", "Quality", "TokenizerResult", "train_tokenizer"]
@@ -115,8 +115,7 @@ def _run(config: TokenizerConfig, backend: Backend, folder: Path, start: Path | 
         rank=processes.rank,
         world_size=processes.size,
     )
-    epoch = loader.steps_per_epoch
-    plan = plan_run(optim, run, epoch)
+    plan = plan_run(optim, run, loader.steps_per_epoch)
     notes = check_plan(plan, optim, run, len(source), measures=False, resumed=start is not None)
     training_data = identify_training_data(source, None, data.workers, processes)
     tokenizer = backend.tokenizer(config)
@@ -136,18 +135,23 @@ def _run(config: TokenizerConfig, backend: Backend, folder: Path, start: Path | 
         clock, images = time.perf_counter(), 0
         for step, batch in enumerate(loader.batches(first, plan.last), start=first):
             temperature = cooled(config.temperature, step / plan.total)
-            lr = rate(optim, step, epoch)
+            lr = learning_rate_at(optim, step, plan.steps_per_epoch)
             done, images = step + 1, images + batch.total
             pending.add(done, tokenizer.train_step(batch.images, temperature, lr, optim.weight_decay))
             log.advance(done)
             due = done % plan.save_every == 0 or done == plan.last
             if due or done % run.log_every == 0:
                 speed = images / (time.perf_counter() - clock)
-                settings = {"temperature": temperature, "epoch": done / epoch, "lr": lr, "images_per_second": speed}
+                settings = {
+                    "temperature": temperature,
+                    "epoch": done / plan.steps_per_epoch,
+                    "lr": lr,
+                    "images_per_second": speed,
+                }
                 log.log(done, {**pending.read(saved), **settings})
                 clock, images = time.perf_counter(), 0
             if due:
-                said = describe_run("tokenizer", config.model_dump(mode="json"), backend, done, epoch)
+                said = describe_run("tokenizer", config.model_dump(mode="json"), backend, done, plan.steps_per_epoch)
                 said["data"] = training_data.to_json()
                 saved = save(folder / "checkpoints", tokenizer, said, run.keep, processes)
 

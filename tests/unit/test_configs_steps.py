@@ -18,7 +18,7 @@ from ehm.config import (
     shipped_configs,
 )
 from ehm.masking import make_masker
-from ehm.training.schedule import learning_rate
+from ehm.training.schedule import compute_learning_rate
 
 TRAINING = [name for name in shipped_configs() if kind(name) is TrainConfig]
 DOWNSTREAM = [name for name in shipped_configs() if issubclass(kind(name), FinetuneConfig)]
@@ -30,7 +30,7 @@ TOKENIZERS = [name for name in shipped_configs() if kind(name) is TokenizerConfi
 def rate(optim):
     """Of the middle of ten steps an epoch."""
     steps, warmup = 10 * optim.epochs, 10 * optim.warmup_epochs
-    return learning_rate(steps // 2, steps, warmup, optim.lr, optim.min_lr, optim.schedule)
+    return compute_learning_rate(steps // 2, steps, warmup, optim.lr, optim.min_lr, optim.schedule)
 
 
 @cache
