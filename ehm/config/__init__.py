@@ -4,6 +4,7 @@ A configuration is a YAML file (a path, or the name of one shipped in ``configs/
 with dotted keys. Unknown keys are errors. Nothing here imports a framework.
 """
 
+from ehm.config.encoders import encoder_spec
 from ehm.config.export import AscendConfig, CalibrationConfig, ExportConfig, TritonConfig
 from ehm.config.inputs import Triple
 from ehm.config.loading import load_config, read_config, shipped_configs
@@ -17,7 +18,6 @@ from ehm.config.sections import (
     RunConfig,
     SourceConfig,
 )
-from ehm.config.specs import encoder_spec
 from ehm.config.tasks import (
     TASKS,
     AugmentConfig,

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from ehm.config.encoders import SWIN_PRESETS, EncoderSpec
+from ehm.config.encoders import EncoderSpec, encoder_spec, family_of
+from ehm.config.objectives import OBJECTIVES
 from ehm.config.recipes import with_recipe
 from ehm.config.sections import (
     EncoderName,
@@ -22,9 +22,16 @@ from ehm.config.sections import (
     Unit,
     rising,
 )
-from ehm.config.specs import encoder_spec
 
-__all__ = ["MaskConfig", "Masking", "ModelConfig", "Objective", "TrainConfig"]
+__all__ = ["MaskConfig", "Masking", "ModelConfig", "ObjectiveName", "TrainConfig"]
+
+
+def _check_objective(name: str) -> str:
+    if name not in OBJECTIVES:
+        *others, last = (repr(known) for known in OBJECTIVES)
+        raise ValueError(f"should be {', '.join(others)} or {last}")
+    return name
+
 
 Masking = Literal[
     "random",
@@ -40,7 +47,7 @@ Masking = Literal[
     "shallow",
     "deep",
 ]
-Objective = Literal["mae", "simmim", "beit"]
+ObjectiveName = Annotated[str, AfterValidator(_check_objective)]
 _BY_CLASS_TOKEN = ("attmask_high", "attmask_hint", "attmask_low", "mst")
 
 
@@ -93,7 +100,7 @@ class MaskConfig(Section):
 class TrainConfig(Section):
     """A pretraining run. The defaults are the published recipe of its objective, MAE's at the paper's 300 epochs."""
 
-    objective: Objective = "mae"
+    objective: ObjectiveName = "mae"
     encoder: EncoderName = "vit_base"
     masking: Masking = "evolved"
     image_size: ImageSize = (224, 224)
@@ -111,19 +118,10 @@ class TrainConfig(Section):
 
     @model_validator(mode="after")
     def _fits(self) -> TrainConfig:
-        swin = self.encoder in SWIN_PRESETS
-        if swin and self.objective == "mae":
-            raise ValueError(
-                f"objective mae leaves hidden patches out of the encoder, which {self.encoder} cannot do: its windows "
-                "hold all of them; take objective simmim or beit, or a ViT"
-            )
-        if swin and self.masking in _BY_CLASS_TOKEN:
+        OBJECTIVES[self.objective].check(self)
+        if self.masking in _BY_CLASS_TOKEN and not family_of(self.encoder).has_class_token:
             raise ValueError(f"masking {self.masking} goes by the class token's attention, and {self.encoder} has none")
-        if self.model.tokenizer is not None and self.objective != "beit":
-            raise ValueError(f"model.tokenizer {self.model.tokenizer}: is for objective beit, not {self.objective}")
         self._check_units()
-        if self.objective == "mae":
-            self._check_decoder()
         if self.optim.batch_size % self.mask.views:
             raise ValueError(
                 f"optim.batch_size {self.optim.batch_size} is not a multiple of mask.views {self.mask.views}"
@@ -152,23 +150,11 @@ class TrainConfig(Section):
                 "some must be, and some stay"
             )
 
-    def _check_decoder(self) -> None:
-        if self.model.decoder_width % 4:
-            raise ValueError(f"model.decoder_width {self.model.decoder_width} is not a multiple of 4")
-        if self.model.decoder_width % self.model.decoder_heads:
-            raise ValueError(
-                f"model.decoder_width {self.model.decoder_width} is not a multiple of "
-                f"model.decoder_heads {self.model.decoder_heads}"
-            )
-        if self.model.drop_path:
-            raise ValueError(f"model.drop_path {self.model.drop_path}: not with objective mae, which has none")
-
     @property
     def spec(self) -> EncoderSpec:
-        """The encoder's numbers. BEiT and SimMIM have their ViT in the relative form."""
-        return encoder_spec(
-            self.encoder, self.image_size, self.patch_size, self.model, relative=self.objective != "mae"
-        )
+        """The encoder's numbers, of a ViT in the form that the objective has."""
+        relative = OBJECTIVES[self.objective].relative_vit
+        return encoder_spec(self.encoder, self.image_size, self.patch_size, self.model, relative)
 
     @property
     def unit(self) -> int:
@@ -182,8 +168,6 @@ class TrainConfig(Section):
 
     @property
     def masks(self) -> MaskConfig:
-        """``mask`` with the share that is really hidden: SimMIM's published code rounds the number of units up."""
-        units = self.units[0] * self.units[1]
-        if self.objective != "simmim":
-            return self.mask
-        return self.mask.model_copy(update={"ratio": math.ceil(round(self.mask.ratio * units, 6)) / units})
+        """``mask`` with the share that is really hidden (see :meth:`Objective.hidden_ratio`)."""
+        ratio = OBJECTIVES[self.objective].hidden_ratio(self.mask.ratio, self.units[0] * self.units[1])
+        return self.mask.model_copy(update={"ratio": ratio})

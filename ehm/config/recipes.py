@@ -1,67 +1,32 @@
-"""What the published recipe of a method says otherwise than MAE's, which the defaults of the sections are.
-
-Values that a configuration gives itself come first. Learning rates are per 256 images.
-"""
+"""The published recipes of an objective and of an encoder family, as defaults below what a configuration says."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from ehm.config.encoders import SWIN_PRESETS
+from ehm.config.encoders import PRESETS, family_of
+from ehm.config.objectives import OBJECTIVES
 
 __all__ = ["with_recipe"]
 
-_OBJECTIVES: dict[str, dict[str, Any]] = {
-    # Xie et al., 2022, and microsoft/SimMIM, configs/vit_base__800ep and configs/swin_base__100ep
-    "simmim": {
-        "model": {"drop_path": 0.1},
-        "mask": {"ratio": 0.6, "unit": 32},
-        "data": {"crop_scale": (0.67, 1)},
-        "optim": {
-            "batch_size": 2048,
-            "base_lr": 5e-5,
-            "warmup_epochs": 10,
-            "betas": (0.9, 0.999),
-            "clip_grad": 5.0,
-        },
-    },
-    # Bao et al., 2022, and microsoft/unilm, beit/get_started_for_image_classification.md
-    "beit": {
-        "model": {"drop_path": 0.1},
-        "mask": {"ratio": 0.4},
-        "data": {
-            "crop_scale": (0.08, 1),
-            "color_jitter": 0.4,
-            "mean": (0.5, 0.5, 0.5),
-            "std": (0.5, 0.5, 0.5),
-        },
-        "optim": {
-            "batch_size": 2048,
-            "base_lr": 1.875e-4,
-            "warmup_epochs": 10,
-            "betas": (0.9, 0.999),
-            "clip_grad": 3.0,
-        },
-    },
-}
-
-_SWIN: dict[str, Any] = {"image_size": 192, "patch_size": 4, "model": {"drop_path": 0.0}}
-"""SimMIM's Swin-B."""
-
 
 def with_recipe(values: Mapping[str, Any]) -> dict[str, Any]:
-    """``values`` of a pretraining run, and beneath them those of its objective's and its encoder's recipe."""
-    recipe = _OBJECTIVES.get(str(values.get("objective")), {})
-    if str(values.get("encoder")) in SWIN_PRESETS:
-        recipe = _over(_SWIN, recipe)
-    return _over(values, recipe)
+    """Return ``values`` of a pretraining run over those of its encoder's recipe, over those of its objective's."""
+    recipe: Mapping[str, Any] = {}
+    objective = OBJECTIVES.get(str(values.get("objective")))
+    if objective is not None:
+        recipe = objective.recipe
+    encoder = str(values.get("encoder"))
+    if encoder in PRESETS:
+        recipe = _merge_sections(family_of(encoder).recipe, recipe)
+    return _merge_sections(values, recipe)
 
 
-def _over(values: Mapping[str, Any], beneath: Mapping[str, Any]) -> dict[str, Any]:
-    """``beneath``, and over it ``values``, section by section."""
-    merged = {**beneath, **values}
-    for key in values.keys() & beneath.keys():
-        if isinstance(values[key], Mapping) and isinstance(beneath[key], Mapping):
-            merged[key] = {**beneath[key], **values[key]}
+def _merge_sections(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """Return ``defaults`` with ``values`` over them, section by section."""
+    merged = {**defaults, **values}
+    for key in values.keys() & defaults.keys():
+        if isinstance(values[key], Mapping) and isinstance(defaults[key], Mapping):
+            merged[key] = {**defaults[key], **values[key]}
     return merged

@@ -8,11 +8,12 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable
 
+from ehm.config.objectives import OBJECTIVES
 from ehm.errors import CheckpointError
 
 __all__ = ["HEADS", "refuse_foreign_parts", "refuse_unloaded"]
 
-HEADS = ("decoder", "mask_token", "lm_head")
+HEADS = tuple(dict.fromkeys(head for objective in OBJECTIVES.values() for head in objective.heads))
 """Beginnings of the names of what pretraining has beside the encoder."""
 _CLASSIFIER_PARTS = ("head", "heads", "head_dist", "fc_norm", "pre_logits", "classifier")
 """First parts of the names of what lies behind the encoder: classifiers, and what prepares tokens for them."""

@@ -1,0 +1,19 @@
+"""The encoders that have a name, as numbers: no framework, so that every backend builds the same ones."""
+
+from ehm.config.encoders.families import FAMILIES, PRESETS, EncoderSpec, encoder_spec, family_of
+from ehm.config.encoders.swin import SwinSpec
+from ehm.config.encoders.vit import LAYER_SCALE, VIT_PRESETS, VitSpec, relative_index, sincos_positions
+
+__all__ = [
+    "FAMILIES",
+    "LAYER_SCALE",
+    "PRESETS",
+    "VIT_PRESETS",
+    "EncoderSpec",
+    "SwinSpec",
+    "VitSpec",
+    "encoder_spec",
+    "family_of",
+    "relative_index",
+    "sincos_positions",
+]
