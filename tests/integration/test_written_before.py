@@ -1,0 +1,83 @@
+"""Files that an earlier version wrote are still read, resumed, measured, exported and run, with the same results."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+import ehm
+from ehm.config import TASKS, TokenizerConfig, TrainConfig, load_config
+from ehm.storage import checkpoint
+
+WRITTEN = Path(__file__).parents[1] / "data" / "written_before"
+EXPECTED = json.loads((WRITTEN / "expected.json").read_text())
+PICTURE = "data/images/red/0.png"
+CONFIGS = {"pretrain": TrainConfig, "tokenizer": TokenizerConfig, **TASKS}
+GO_ON = ("run.max_steps=null",)
+
+
+@pytest.fixture
+def written(tmp_path, monkeypatch):
+    """A copy of the files, as the current folder: their configurations name the images from there."""
+    folder = tmp_path / "written"
+    shutil.copytree(WRITTEN, folder)
+    monkeypatch.chdir(folder)
+    return folder
+
+
+@pytest.mark.parametrize("source", EXPECTED["features"])
+def test_encoders_give_the_features_that_they_gave(source, written):
+    heads = ["model.heads=2"] if source.endswith(".safetensors") else []
+    ehm.export(source, head="features", overrides=heads, out="exported")
+    (prediction,) = ehm.predict("exported", PICTURE, device="cpu")
+    np.testing.assert_allclose(prediction.features, EXPECTED["features"][source], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("task", EXPECTED["metrics"])
+def test_models_measure_as_they_did(task, written):
+    if task == "detection":
+        pytest.importorskip("faster_coco_eval", reason="comes with the extra tasks")
+    ehm.evaluate(f"trained/{task}", device="cpu", out="measured")
+    found = json.loads(Path("measured", "metrics.json").read_text())
+    assert {key: found[key] for key in EXPECTED["metrics"][task]} == EXPECTED["metrics"][task]
+
+
+def test_a_bundle_gives_the_probabilities_that_it_gave(written):
+    (prediction,) = ehm.predict("bundle", PICTURE, device="cpu")
+    found = prediction.as_dict()["classes"]
+    assert [each["label"] for each in found] == [each["label"] for each in EXPECTED["classes"]]
+    probabilities = [each["probability"] for each in EXPECTED["classes"]]
+    np.testing.assert_allclose([each["probability"] for each in found], probabilities, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_configurations_say_what_they_said(name, written):
+    path = Path("trained", name, "config.yaml")
+    config = load_config(CONFIGS[name], path)
+    found = config.model_dump(mode="json")
+    for key, value in yaml.safe_load(path.read_text()).items():
+        given = found[key]
+        assert given == value or {inner: given[inner] for inner in value} == value
+
+
+def test_pretraining_goes_on(written):
+    result = ehm.train(device="cpu", overrides=GO_ON, out="trained/pretrain", resume=True)
+    steps = [json.loads(line)["step"] for line in Path("trained/pretrain/metrics.jsonl").read_text().splitlines()]
+    assert steps == [4, 5, 6, 7, 8]
+    assert result.encoder.is_file()
+
+
+def test_a_tokenizer_goes_on(written):
+    ehm.train_tokenizer(device="cpu", overrides=GO_ON, out="trained/tokenizer", resume=True)
+    _, meta = checkpoint.read("trained/tokenizer")
+    assert meta["step"] == 8
+
+
+@pytest.mark.parametrize(("task", "steps"), [("classification", 4), ("retrieval", 4)])
+def test_fine_tuning_goes_on(task, steps, written):
+    ehm.finetune(device="cpu", overrides=GO_ON, out=f"trained/{task}", resume=True)
+    _, meta = checkpoint.read(f"trained/{task}")
+    assert meta["step"] == steps
