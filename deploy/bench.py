@@ -23,7 +23,8 @@ from rich.progress import Progress
 from rich.table import Table
 
 from ehm.console import PlainConsole, console
-from ehm.deploy.bundle.bundle import Bundle, Manifest
+from ehm.deploy.bundle.bundle import Bundle
+from ehm.deploy.bundle.manifest import Manifest
 from ehm.deploy.bundle.preprocessing import eval_transform
 from ehm.deploy.predict.predictor import Predictor, cosine, normalise
 from ehm.deploy.predict.runtime import installed
@@ -118,7 +119,7 @@ def _exported(bundle: Bundle, devices: Sequence[str], threads: int) -> tuple[Pre
     """The network in float32 on the first device, and every network on every device."""
     bundle.want_batches("ehm bench")
     manifest = bundle.manifest
-    output = manifest.compared
+    output = manifest.compared_output
     ways, predictors = [], []
     for device in devices:
         for precision in manifest.models:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ehm.config import ModelSource
-from ehm.deploy.bundle.bundle import Manifest
+from ehm.deploy.bundle.manifest import Manifest
 from ehm.errors import BackendError, EhmError
 from ehm.models.trained import Head, open_trained
 

@@ -6,7 +6,9 @@ from mean_colours import HOSTILE
 from onnx import TensorProto, helper, numpy_helper
 
 from ehm.data.transforms import EvalTransform
-from ehm.deploy.bundle.bundle import Bundle, Manifest, staged
+from ehm.deploy.bundle.bundle import Bundle
+from ehm.deploy.bundle.manifest import Manifest
+from ehm.deploy.bundle.staging import stage_bundle
 
 DETECTED = [
     {"label": "cell", "score": 0.9, "box": [20, 20, 80, 60]},
@@ -67,7 +69,7 @@ def _seal(path, task, nodes, shape, outputs, constants, **rest):
         "parity": {"reference": "", "runtime": "", "tolerance": 1e-4, "max_abs": 0, "cosine": 1, "cases": []},
         **rest,
     }
-    with staged(path) as folder:
+    with stage_bundle(path) as folder:
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
         onnx.save(model, folder / "model.onnx")
         Bundle.seal(folder, Manifest.model_validate(values))

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 
-from ehm.deploy.bundle.bundle import Manifest
+from ehm.deploy.bundle.manifest import Manifest
 
 
 def manifest(shape=("batch", 3, 1, 2), dtype="float32"):

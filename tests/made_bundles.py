@@ -11,7 +11,9 @@ import onnx
 from google.protobuf import text_format
 from onnx import TensorProto, helper, numpy_helper
 
-from ehm.deploy.bundle.bundle import Bundle, Manifest, staged
+from ehm.deploy.bundle.bundle import Bundle
+from ehm.deploy.bundle.manifest import Manifest
+from ehm.deploy.bundle.staging import stage_bundle
 
 LABELS = ["red", 'a "quoted"\nclass', "Käfer"]
 OUTPUTS = {"logits": ("NC", 3), "features": ("NC", 3), "patches": ("NCHW", 3, 2, 2)}
@@ -46,7 +48,7 @@ def write_network(path, images, outputs, external=False):
 
 def make_bundle(place, images=IMAGES, outputs=("logits",), precisions=("float32",)):
     files = {precision: f"model.{precision}.onnx".replace(".float32", "") for precision in precisions}
-    with staged(place) as folder:
+    with stage_bundle(place) as folder:
         for precision, file in files.items():
             write_network(folder / file, images, outputs, external=precision == "int8")
         tensors = [

@@ -7,7 +7,9 @@ import onnx
 from onnx import TensorProto, helper
 from PIL import Image
 
-from ehm.deploy.bundle.bundle import Bundle, Manifest, staged
+from ehm.deploy.bundle.bundle import Bundle
+from ehm.deploy.bundle.manifest import Manifest
+from ehm.deploy.bundle.staging import stage_bundle
 from ehm.deploy.predict.predictor import Predictor
 
 HOSTILE = "<script>alert(1)</script>"
@@ -40,7 +42,7 @@ def multi_head(out, *outputs):
         "versions": {},
         "parity": {"reference": "", "runtime": "", "tolerance": 1e-4, "max_abs": 0, "cosine": 1, "cases": []},
     }
-    with staged(out) as folder:
+    with stage_bundle(out) as folder:
         onnx.save(model, folder / "model.onnx")
         Bundle.seal(folder, Manifest.model_validate(values))
     return out

@@ -11,7 +11,9 @@ import onnx
 import uvicorn
 from onnx import TensorProto, helper
 
-from ehm.deploy.bundle.bundle import Bundle, Manifest, staged
+from ehm.deploy.bundle.bundle import Bundle
+from ehm.deploy.bundle.manifest import Manifest
+from ehm.deploy.bundle.staging import stage_bundle
 from ehm.deploy.serve.http.app import create_app
 from ehm.deploy.serve.http.connections import limit_connections
 from ehm.deploy.serve.inference.models import named
@@ -62,7 +64,7 @@ def means_bundle(path, outputs=("logits", "features"), scale=1.0, in_graph=False
         "versions": {"ehm": "0"},
         "parity": {"reference": "", "runtime": "", "tolerance": 1e-4, "max_abs": 0, "cosine": 1, "cases": []},
     }
-    with staged(path) as folder:
+    with stage_bundle(path) as folder:
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
         onnx.save(model, folder / "model.onnx")
         Bundle.seal(folder, Manifest.model_validate(values))

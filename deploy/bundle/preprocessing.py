@@ -1,13 +1,18 @@
-"""Between what weights say about their images and what a manifest says: the same preparation, written down twice."""
+"""The manifest's record of how images are prepared, made from a model's inputs and turned back into a transform."""
 
 from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from ehm.config.inputs import CropMode, InputSpec
 from ehm.data.decoding.depth import ValueRange
 from ehm.data.transforms import EvalTransform
-from ehm.deploy.bundle.bundle import Preprocessing
+from ehm.deploy.bundle.manifest import Preprocessing
 
-__all__ = ["describe_preprocessing", "eval_transform"]
+__all__ = ["describe_preprocessing", "eval_transform", "normalise_pixels"]
 
 _RESIZES: dict[CropMode, str] = {"center": "cover", "squash": "squash", "border": "fit"}
 """The manifest's word for each of timm's."""
@@ -48,3 +53,13 @@ def eval_transform(preprocessing: Preprocessing) -> EvalTransform:
         preprocessing.fill,
         preprocessing.rounding,
     )
+
+
+def normalise_pixels(pixels: NDArray[Any], preprocessing: Preprocessing) -> NDArray[np.float32]:
+    """Turn bytes (..., H, W, 3) into (..., 3, H, W): minus the mean, divided by the standard deviation."""
+    mean = np.asarray(preprocessing.mean, np.float32).reshape(3, 1, 1)
+    std = np.asarray(preprocessing.std, np.float32).reshape(3, 1, 1)
+    planes = np.moveaxis(pixels.astype(np.float32), -1, -3)
+    # mean and deviation are those of values in [0, 1]
+    normalised: NDArray[np.float32] = (planes - mean * 255) / (std * 255)
+    return normalised

@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, get_args
 
 from ehm.config import ExportConfig, SegmentationConfig, load_config
 from ehm.console import console
-from ehm.deploy.bundle.bundle import CARD, Bundle, Manifest, ModelRecord, Source, Target, TensorRecord, Windows, staged
+from ehm.deploy.bundle.bundle import Bundle
+from ehm.deploy.bundle.manifest import CARD, Manifest, ModelRecord, Source, Target, TensorRecord, Windows
 from ehm.deploy.bundle.preprocessing import describe_preprocessing
+from ehm.deploy.bundle.staging import stage_bundle
 from ehm.deploy.export.card import write_card
 from ehm.deploy.export.detector import export_detector, is_detector
 from ehm.deploy.export.engines.ascend import write_om
@@ -89,7 +91,7 @@ def export(
 
     out = Path("runs") / "export" if out is None else Path(out)
     check_engines(out, triton=triton, kserve=kserve, config=config, device=device)
-    with staged(out) as folder:
+    with stage_bundle(out) as folder:
         opened = prepare(config.model.model_copy(update={"init": str(checkpoint)}), head)
         loaded = opened.about
         if loaded.task == "segmentation" and (unfit := [key for key in _WINDOWED if getattr(config, key)]):

@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from ehm.config import ExportConfig
-from ehm.deploy.bundle.bundle import Manifest
+from ehm.deploy.bundle.manifest import Manifest
 from ehm.deploy.export.card_images import describe_crop, preparing_code
 from ehm.errors import CheckpointError
 from ehm.storage import checkpoint
@@ -210,9 +210,9 @@ def _numbers(manifest: Manifest) -> str:
             continue
         line = (
             f"{precision} (`{model.file}`), beside float32 on {quality.images} images of {_name(quality.source)}: "
-            f"mean cosine of the {manifest.compared} {quality.cosine:.5f}, least {quality.cosine_min:.5f}"
+            f"mean cosine of the {manifest.compared_output} {quality.cosine:.5f}, least {quality.cosine_min:.5f}"
         )
-        if manifest.compared == "logits":
+        if manifest.compared_output == "logits":
             line += " (little is meant by it where logits are near 0)"
         if quality.agreement is not None:
             line += f"; the same class for {quality.agreement:.1%}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ehm.deploy.bundle.bundle import Preprocessing
+from ehm.deploy.bundle.manifest import Preprocessing
 
 __all__ = ["describe_crop", "preparing_code"]
 

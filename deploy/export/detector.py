@@ -11,19 +11,10 @@ from numpy.typing import NDArray
 
 from ehm.config import ExportConfig
 from ehm.console import console
-from ehm.deploy.bundle.bundle import (
-    CARD,
-    Bundle,
-    Fit,
-    Manifest,
-    ModelRecord,
-    Parity,
-    ParityCase,
-    Source,
-    TensorRecord,
-    staged,
-)
+from ehm.deploy.bundle.bundle import Bundle
+from ehm.deploy.bundle.manifest import CARD, Fit, Manifest, ModelRecord, Parity, ParityCase, Source, TensorRecord
 from ehm.deploy.bundle.preprocessing import describe_preprocessing
+from ehm.deploy.bundle.staging import stage_bundle
 from ehm.deploy.export.card import write_card
 from ehm.deploy.export.sources import demand
 from ehm.deploy.predict.runtime import open_session
@@ -69,7 +60,7 @@ def export_detector(path: str | Path, config: ExportConfig, device: str, out: Pa
     place = Path(path)
     folder = checkpoint.resolve(place.parent if place.is_file() else place)
     arrays, meta = checkpoint.read_model(folder)
-    with staged(out) as bundle:
+    with stage_bundle(out) as bundle:
         graph, trained = load_detector(folder, arrays, meta, config.model.image_size)
         height, width = graph.image_size
         console.print(f"Exporting a detector of {folder} ({height} x {width}), opset 18, to {out}")

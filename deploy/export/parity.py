@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ehm.deploy.bundle.bundle import Parity, ParityCase, Preprocessing
+from ehm.deploy.bundle.manifest import Parity, ParityCase, Preprocessing
 from ehm.deploy.bundle.preprocessing import eval_transform
 from ehm.deploy.predict.predictor import normalise
 from ehm.errors import ExportError

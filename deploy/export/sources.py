@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ehm.config import ExportConfig, ModelSource
-from ehm.deploy.bundle.bundle import Preprocessing, Target
+from ehm.deploy.bundle.manifest import Preprocessing, Target
 from ehm.errors import BackendError, ConfigError
 from ehm.models.trained import Head, Reference, Trained, open_trained
 from ehm.models.weights import ReadFile, read_safetensors

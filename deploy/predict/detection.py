@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ehm.data.bilinear import neighbours
-from ehm.deploy.bundle.bundle import Fit
+from ehm.deploy.bundle.manifest import Fit
 
 __all__ = ["Found", "Placed", "bilinear", "found_in", "paste", "place"]
 

@@ -14,7 +14,7 @@ from typing import Any, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from ehm.deploy.bundle.bundle import IndexKind
+from ehm.deploy.bundle.manifest import IndexKind
 from ehm.errors import BackendError, ConfigError, DataError
 from ehm.storage.writing import replace_file
 

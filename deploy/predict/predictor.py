@@ -20,7 +20,8 @@ from ehm.console import PlainConsole, print_line
 from ehm.data.decoding.decode import SUFFIXES, decode
 from ehm.data.decoding.depth import count_missing
 from ehm.data.segmentation import resize
-from ehm.deploy.bundle.bundle import Bundle, Fit, IndexKind, Precision, Preprocessing, Windows
+from ehm.deploy.bundle.bundle import Bundle
+from ehm.deploy.bundle.manifest import Fit, IndexKind, Precision, Preprocessing, Windows
 from ehm.deploy.bundle.preprocessing import eval_transform
 from ehm.deploy.predict import faiss_index
 from ehm.deploy.predict.detection import Found, Placed, found_in, place

@@ -17,7 +17,7 @@ from ehm.storage.reading import shorten
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
 
-    from ehm.deploy.bundle.bundle import Precision
+    from ehm.deploy.bundle.manifest import Precision
 
 __all__ = ["PROVIDERS", "Provider", "installed", "open_session"]
 

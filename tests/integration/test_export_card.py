@@ -9,7 +9,8 @@ from checkpoints import LABELS, classifier, pretrained
 from PIL import Image
 
 from ehm.config import DataConfig, ExportConfig, ModelSource
-from ehm.deploy.bundle.bundle import Bundle, Quality
+from ehm.deploy.bundle.bundle import Bundle
+from ehm.deploy.bundle.manifest import Quality
 from ehm.deploy.export import card, export
 from ehm.deploy.predict.predictor import Predictor
 

@@ -10,7 +10,8 @@ from PIL import Image
 from torchvision import transforms
 
 from ehm.data.transforms import EvalTransform
-from ehm.deploy.bundle.bundle import Bundle, Preprocessing
+from ehm.deploy.bundle.bundle import Bundle
+from ehm.deploy.bundle.manifest import Preprocessing
 from ehm.deploy.export import export
 from ehm.deploy.export.graphs.preprocessing import take_bytes
 from ehm.deploy.predict.predictor import Predictor, predict

@@ -11,8 +11,10 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
-from ehm.deploy.bundle import bundle as bundles
-from ehm.deploy.bundle.bundle import Bundle, Manifest, staged
+from ehm.deploy.bundle import manifest as manifests
+from ehm.deploy.bundle.bundle import Bundle
+from ehm.deploy.bundle.manifest import Manifest
+from ehm.deploy.bundle.staging import stage_bundle
 from ehm.deploy.predict.predictor import Predictor, main, predict, softmax
 from ehm.deploy.predict.runtime import PROVIDERS, open_session
 from ehm.errors import BackendError, ConfigError, DataError, ExportError
@@ -49,7 +51,7 @@ def channel_means(path, output="features"):
 
 @pytest.fixture
 def bundle(tmp_path):
-    with staged(tmp_path / "bundle") as folder:
+    with stage_bundle(tmp_path / "bundle") as folder:
         channel_means(folder / "model.onnx")
         Bundle.seal(folder, manifest())
     return tmp_path / "bundle"
@@ -57,7 +59,7 @@ def bundle(tmp_path):
 
 @pytest.fixture
 def classifier(tmp_path):
-    with staged(tmp_path / "classifier") as folder:
+    with stage_bundle(tmp_path / "classifier") as folder:
         channel_means(folder / "model.onnx", "logits")
         Bundle.seal(folder, manifest("classification", labels=["red", "green", "blue"]))
     return tmp_path / "classifier"
@@ -107,7 +109,7 @@ def test_a_missing_file_is_named(bundle):
 @pytest.mark.parametrize("name", ["model.onnx.data", "w", "weights" * 30])
 def test_weights_beside_the_network_must_be_among_the_files(name, tmp_path):
     bundle = tmp_path / "bundle"
-    with staged(bundle) as folder:
+    with stage_bundle(bundle) as folder:
         channel_means(folder / "model.onnx")
         model = onnx.load(folder / "model.onnx")
         model.graph.initializer.append(numpy_helper.from_array(np.ones(99, np.float32), "ones"))
@@ -126,7 +128,7 @@ def test_the_version_covers_weights_beside_the_network(tmp_path):
     """Above 2 GB the graph is the same file whatever the weights are."""
     found = {}
     for name, value in {"one": 1, "same": 1, "other": 2}.items():
-        with staged(tmp_path / name) as folder:
+        with stage_bundle(tmp_path / name) as folder:
             channel_means(folder / "model.onnx")
             model = onnx.load(folder / "model.onnx")
             weights = np.full(99, value, np.float32)
@@ -146,7 +148,7 @@ def test_the_version_of_a_network_in_one_file_is_the_beginning_of_its_hash(bundl
 
 
 def carded(place):
-    with staged(place) as folder:
+    with stage_bundle(place) as folder:
         channel_means(folder / "model.onnx")
         (folder / "README.md").write_text("# Model\n", encoding="utf-8")
         Bundle.seal(folder, manifest())
@@ -225,7 +227,7 @@ def test_a_resize_that_this_version_does_not_know_is_refused(bundle):
 
 def test_a_failed_export_leaves_nothing(tmp_path):
     def fail():
-        with staged(tmp_path / "out") as folder:
+        with stage_bundle(tmp_path / "out") as folder:
             (folder / "model.onnx").write_bytes(b"half")
             raise KeyboardInterrupt
 
@@ -236,7 +238,7 @@ def test_a_failed_export_leaves_nothing(tmp_path):
 
 def test_a_failed_export_keeps_the_earlier_bundle(bundle):
     def fail():
-        with staged(bundle):
+        with stage_bundle(bundle):
             raise ExportError("parity")
 
     with pytest.raises(ExportError, match="parity"):
@@ -248,7 +250,7 @@ def test_a_failed_export_keeps_the_earlier_bundle(bundle):
 def test_an_earlier_bundle_is_replaced_and_leftovers_of_a_killed_export_go(bundle):
     (bundle.parent / ".bundle-partial").mkdir()
     (bundle.parent / ".bundle-partial" / "model.onnx").write_bytes(b"half")
-    with staged(bundle) as folder:
+    with stage_bundle(bundle) as folder:
         (folder / "new").touch()
     assert [path.name for path in bundle.iterdir()] == ["new"]
     assert [path.name for path in bundle.parent.iterdir()] == ["bundle"]
@@ -257,7 +259,7 @@ def test_an_earlier_bundle_is_replaced_and_leftovers_of_a_killed_export_go(bundl
 def test_a_bundle_that_a_killed_export_had_set_aside_comes_back(bundle):
     """Killed between its two renames; the next export fails."""
     bundle.rename(bundle.parent / ".bundle-replaced")
-    with pytest.raises(ExportError, match="parity"), staged(bundle):
+    with pytest.raises(ExportError, match="parity"), stage_bundle(bundle):
         raise ExportError("parity")
     assert Bundle.open(bundle).manifest.task == "features"
     assert [path.name for path in bundle.parent.iterdir()] == ["bundle"]
@@ -277,7 +279,7 @@ def test_what_is_not_a_bundle_is_never_overwritten(tmp_path, bundle, kind):
         out = bundle
         (out / "thesis.txt").touch()
     before = sorted(tmp_path.rglob("*"))
-    with pytest.raises(ExportError, match="choose another --out"), staged(out):
+    with pytest.raises(ExportError, match="choose another --out"), stage_bundle(out):
         pass
     assert sorted(tmp_path.rglob("*")) == before
 
@@ -388,7 +390,7 @@ def test_the_function_prints_nothing_but_json(classifier, tmp_path, capsys):
 
 def test_precision_chooses_the_network(tmp_path, capsys):
     """The network in int8 gives twice the features here, to be told apart."""
-    with staged(tmp_path / "bundle") as folder:
+    with stage_bundle(tmp_path / "bundle") as folder:
         channel_means(folder / "model.onnx")
         model = onnx.load(folder / "model.onnx")
         model.graph.node[0].output[0] = "means"
@@ -524,4 +526,4 @@ def test_the_manifest_is_strict_json(tmp_path):
 
 
 def _nan():
-    return bundles.Parity(reference="", runtime="", tolerance=1, max_abs=float("nan"), cosine=1, cases=())
+    return manifests.Parity(reference="", runtime="", tolerance=1, max_abs=float("nan"), cosine=1, cases=())

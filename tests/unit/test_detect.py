@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from torchvision.models.detection.roi_heads import paste_masks_in_image
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
-from ehm.deploy.bundle.bundle import Fit
+from ehm.deploy.bundle.manifest import Fit
 from ehm.deploy.predict.detection import Found, bilinear, found_in, paste, place
 
 

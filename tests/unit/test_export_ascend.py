@@ -18,7 +18,9 @@ from made_bundles import make_bundle, write_network
 from PIL import Image
 
 from ehm.config import AscendConfig
-from ehm.deploy.bundle.bundle import Bundle, TensorRecord, staged
+from ehm.deploy.bundle.bundle import Bundle
+from ehm.deploy.bundle.manifest import TensorRecord
+from ehm.deploy.bundle.staging import stage_bundle
 from ehm.deploy.export.engines.ascend import command, write_om
 from ehm.deploy.predict.runtime import PROVIDERS
 from ehm.errors import ExportError
@@ -103,7 +105,7 @@ def test_a_bundle_holds_what_atc_made_and_there_is_none_where_it_failed(install,
     """Written as the export writes: into a folder that gets its name at the end."""
 
     def bundle(place):
-        with staged(place) as folder:
+        with stage_bundle(place) as folder:
             write_network(folder / "model.onnx", made_bundles.IMAGES, ["features"])
             write_om(folder, "model.onnx", IMAGES)
             Bundle.seal(folder, make_bundle(tmp_path / "other", outputs=["features"]).manifest)

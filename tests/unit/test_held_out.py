@@ -25,7 +25,7 @@ from ehm.config import (
 )
 from ehm.config.inputs import InputSpec
 from ehm.data.part import Part
-from ehm.deploy.bundle.bundle import Source
+from ehm.deploy.bundle.manifest import Source
 from ehm.deploy.export.precision.calibration import choose
 from ehm.errors import ConfigError, DataError
 from ehm.storage import checkpoint

@@ -10,7 +10,7 @@ from timm.data import create_transform, resolve_data_config
 
 from ehm.config.inputs import InputSpec, differing_inputs
 from ehm.data.transforms import EvalTransform
-from ehm.deploy.bundle.bundle import Preprocessing
+from ehm.deploy.bundle.manifest import Preprocessing
 from ehm.deploy.bundle.preprocessing import describe_preprocessing, eval_transform
 
 MEAN, STD = (0.481, 0.458, 0.408), (0.269, 0.261, 0.276)

@@ -5,7 +5,7 @@ from typing import get_args
 import numpy as np
 import pytest
 
-from ehm.deploy.bundle.bundle import Manifest, TensorRecord
+from ehm.deploy.bundle.manifest import Manifest, TensorRecord
 from ehm.deploy.serve.routes.protocol import InferRequest, OutputRequest, encode, metadata
 
 PIXELS = ("uint8", "NHWC", ["batch", "height", "width", 3], "UINT8", [-1, -1, -1, 3])

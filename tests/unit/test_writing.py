@@ -20,7 +20,7 @@ from safetensors.numpy import save_file
 from ehm import backends
 from ehm.analysis.inspect import _write, _write_both
 from ehm.cli import main
-from ehm.deploy.bundle.bundle import staged
+from ehm.deploy.bundle.staging import stage_bundle
 from ehm.deploy.export.engines.ascend import write_om
 from ehm.deploy.export.engines.kserve import write_kserve
 from ehm.deploy.export.engines.triton import write_triton
@@ -49,7 +49,7 @@ def write_graph(folder):
     node = onnx.helper.make_node("Add", ["a", "w"], ["b"])
     ends = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, FEATURES.shape) for name in "ab"]
     graph = onnx.helper.make_graph([node], "g", ends[:1], ends[1:], [onnx.numpy_helper.from_array(FEATURES, "w")])
-    with staged(folder / "bundle") as stage:
+    with stage_bundle(folder / "bundle") as stage:
         save(onnx.helper.make_model(graph), stage / "model.onnx")
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from ehm.config import AscendConfig
 from ehm.console import console
-from ehm.deploy.bundle.bundle import TensorRecord
+from ehm.deploy.bundle.manifest import TensorRecord
 from ehm.errors import ExportError
 from ehm.storage.writing import report_write_errors, write_text
 

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import get_args
 
 from ehm.config import TritonConfig
-from ehm.deploy.bundle.bundle import Bundle, Precision, TensorRecord
+from ehm.deploy.bundle.bundle import Bundle
+from ehm.deploy.bundle.manifest import Precision, TensorRecord
 from ehm.errors import ConfigError, ExportError
 from ehm.storage.writing import report_write_errors
 

@@ -9,7 +9,7 @@ import numpy as np
 from onnx import ModelProto, TensorProto, helper
 
 from ehm.data.long_images import longest_sides
-from ehm.deploy.bundle.bundle import Preprocessing
+from ehm.deploy.bundle.manifest import Preprocessing
 from ehm.deploy.export.graphs.nodes import BICUBIC, BILINEAR, Nodes
 from ehm.deploy.export.graphs.saving import BATCH
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto, helper
 
 from ehm import __version__
-from ehm.deploy.bundle.bundle import Target
+from ehm.deploy.bundle.manifest import Target
 from ehm.deploy.export.graphs.nodes import BICUBIC, MICROSOFT, Nodes
 from ehm.deploy.export.graphs.saving import BATCH, set_lowest_ir_version
 from ehm.models.trained import Trained

@@ -23,7 +23,7 @@ from ehm.data import open_source
 from ehm.data.decoding.depth import ValueRange
 from ehm.data.part import Part
 from ehm.data.sources.identity import identify_source
-from ehm.deploy.bundle.bundle import Source
+from ehm.deploy.bundle.manifest import Source
 from ehm.errors import BrokenImage, ConfigError, DataError
 from ehm.storage import checkpoint
 from ehm.tasks.held_out import leave_out_seen

@@ -15,7 +15,8 @@ from rich.table import Table
 
 from ehm.config import ExportConfig
 from ehm.console import console
-from ehm.deploy.bundle.bundle import Bundle, ModelRecord, Precision, Quality
+from ehm.deploy.bundle.bundle import Bundle
+from ehm.deploy.bundle.manifest import ModelRecord, Precision, Quality
 from ehm.deploy.export.graphs.saving import domains, operators, save
 from ehm.deploy.export.precision.calibration import Photographs, choose
 from ehm.deploy.export.precision.int8 import write_int8
@@ -61,7 +62,7 @@ def other_numbers(bundle: Bundle, config: ExportConfig, device: str) -> dict[Pre
     whole = Bundle(bundle.path, bundle.manifest.model_copy(update={"models": models}))
     rivals = {precision: Predictor(whole, device, precision) for precision in written}
     qualities = _measure(reference, rivals, measured, size)
-    _print(qualities, {precision: whole.model(precision) for precision in models}, bundle.manifest.compared)
+    _print(qualities, {precision: whole.model(precision) for precision in models}, bundle.manifest.compared_output)
     return {key: record.model_copy(update={"quality": qualities[key]}) for key, record in records.items()}
 
 
@@ -108,7 +109,9 @@ def _measure(
 ) -> dict[Precision, Quality]:
     """Run ``rivals`` beside ``reference`` on photographs, and each again in a session without settings."""
     manifest = reference.manifest
-    names = [manifest.compared, *(["logits"] if manifest.compared != "logits" and manifest.output("logits") else [])]
+    names = [manifest.compared_output]
+    if manifest.compared_output != "logits" and manifest.output("logits"):
+        names.append("logits")
     runs: dict[str, _Run] = {"float32": reference.run}
     for precision, predictor in rivals.items():
         runs[precision] = predictor.run

@@ -14,7 +14,7 @@ from typing import Literal
 
 import uvicorn
 
-from ehm.deploy.bundle.bundle import Precision
+from ehm.deploy.bundle.manifest import Precision
 from ehm.deploy.serve.http.app import create_app
 from ehm.deploy.serve.http.connections import drop_unread, limit_connections
 from ehm.deploy.serve.http.listening import bind_port, fit_connections, report_loop_errors, start_listening

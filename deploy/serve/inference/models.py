@@ -15,7 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ehm.deploy.bundle.bundle import Bundle, Manifest
+from ehm.deploy.bundle.bundle import Bundle
+from ehm.deploy.bundle.manifest import Manifest
 from ehm.deploy.bundle.preprocessing import eval_transform
 from ehm.deploy.predict.predictor import Predictor
 from ehm.deploy.predict.runtime import PROVIDERS

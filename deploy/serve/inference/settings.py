@@ -10,7 +10,7 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ehm.config.loading import read_mapping
-from ehm.deploy.bundle.bundle import Precision
+from ehm.deploy.bundle.manifest import Precision
 from ehm.errors import ConfigError
 from ehm.storage.reading import describe_value, shorten
 

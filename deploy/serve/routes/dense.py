@@ -11,7 +11,7 @@ from fastapi import APIRouter, Query, Request, Response
 from numpy.typing import NDArray
 from pydantic import BaseModel
 
-from ehm.deploy.bundle.bundle import Fit, Windows
+from ehm.deploy.bundle.manifest import Fit, Windows
 from ehm.deploy.predict.detection import found_in
 from ehm.deploy.predict.segmentation import BATCH, picture
 from ehm.deploy.serve.inference.models import ServedModel

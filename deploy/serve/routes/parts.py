@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ehm.analysis.colours import part_colours
-from ehm.deploy.bundle.bundle import Preprocessing
+from ehm.deploy.bundle.manifest import Preprocessing
 from ehm.deploy.bundle.preprocessing import eval_transform
 from ehm.errors import DataError
 from ehm.masking import build_hierarchy, cosine_similarity

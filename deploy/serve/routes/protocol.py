@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ehm.deploy.bundle.bundle import Manifest, TensorRecord
+from ehm.deploy.bundle.manifest import Manifest, TensorRecord
 from ehm.deploy.serve.routes.json_numbers import dump_numbers, parse_numbers
 from ehm.deploy.serve.routes.json_request import InferenceRequest, Input, Output, Parameters, parse_request
 from ehm.errors import RequestError

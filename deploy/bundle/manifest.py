@@ -1,0 +1,290 @@
+"""The manifest of a bundle: input, outputs, preprocessing, labels, origin and the SHA-256 of every file.
+
+``docs/export.md`` explains each field. A later version of ehm may add keys, which this one ignores; a change of a key's
+meaning raises `FORMAT`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+
+from ehm.errors import ExportError
+from ehm.storage.reading import describe_value, read_json
+
+__all__ = [
+    "CARD",
+    "FORMAT",
+    "MANIFEST",
+    "FileRecord",
+    "Fit",
+    "IndexKind",
+    "Manifest",
+    "ModelRecord",
+    "Parity",
+    "ParityCase",
+    "Precision",
+    "Preprocessing",
+    "Quality",
+    "Source",
+    "Target",
+    "Task",
+    "TensorRecord",
+    "Windows",
+    "read_manifest",
+]
+
+FORMAT = 2
+MANIFEST = "manifest.json"
+CARD = "README.md"
+"""The one file that no network needs: people complete it before they publish, so it is hashed and never refused."""
+
+Precision = Literal["float32", "float16", "int8"]
+IndexKind = Literal["flat", "hnsw", "ivf"]
+Target = Literal["onnxruntime", "portable", "ascend"]
+Task = Literal["classification", "features", "segmentation", "detection"]
+Triple = tuple[float, float, float]
+
+
+class _Section(BaseModel):
+    # keys that a later version adds are ignored; one that changes a meaning raises FORMAT
+    model_config = ConfigDict(extra="ignore", frozen=True, protected_namespaces=())
+
+
+class TensorRecord(_Section):
+    """An input or output of the network; a text in ``shape`` names a dynamic dimension.
+
+    ``smallest`` is the least number of pixels of a dynamic height or width, as far as it is known: those of a patch.
+    """
+
+    name: str
+    dtype: Literal["float32", "uint8", "int64"]
+    layout: Literal["NCHW", "NHWC", "NC", "NHW", "N"]
+    shape: tuple[int | str, ...]
+    smallest: int | None = None
+
+
+class Preprocessing(_Section):
+    """The steps from an image file to the network's input, in this order.
+
+    Decode to RGB; ``resize`` by ``interpolation``: ``cover`` keeps the proportions and just covers ``cover`` (height,
+    width), ``squash`` gives exactly that size, ``fit`` keeps the proportions and just fits into it. A side that does
+    not decide about the scale is rounded ``down`` or to the ``nearest`` number of pixels. Cut ``image_size`` from the
+    centre; what lies outside of the image becomes ``fill`` (if it is an odd number of pixels, the longer part lies at
+    the right and below). Divide the bytes by 255; subtract ``mean`` and divide by ``std``. ``in_graph`` says that the
+    network does everything behind the decoding itself, on bytes (B, H, W, 3) of any size.
+
+    ``value_range`` are the values that become 0 and 255 in images of more than 8 bits; without it they follow from the
+    type of the values. Of a very long image that is to ``cover``, the central part is cut out before it is resized
+    (``ehm/data/long_images.py``).
+
+    What older manifests leave out has the meaning that it had then: the defaults.
+    """
+
+    in_graph: bool = False
+    value_range: tuple[float, float] | None = None
+
+    colour: Literal["RGB"] = "RGB"
+    image_size: tuple[int, int]
+    resize: Literal["cover", "squash", "fit"] = "cover"
+    cover: tuple[int, int]
+    rounding: Literal["down", "nearest"] = "down"
+    crop: Literal["centre"] = "centre"
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+    fill: tuple[int, int, int] = (0, 0, 0)
+    mean: Triple
+    std: Triple
+
+
+class Fit(_Section):
+    """The rule by which a detector takes an image of any size and gives objects of that image.
+
+    Resize the image (bilinear, no smoothing first), proportions kept, until its shorter side has ``shorter`` pixels or
+    its longer one ``longer``, and no larger than ``image_size``; normalise it and put it into the upper left of zeros
+    of that size. Objects of a score above ``threshold`` count.
+    """
+
+    shorter: int
+    longer: int
+    threshold: float
+
+
+class Windows(_Section):
+    """The rule by which a segmenter takes an image of any size in windows and gives a mask of that image.
+
+    Resize it (bilinear), proportions kept, to the largest size within ``scale`` = (long side, short side), or not at
+    all; pad it on the right and below to ``image_size`` at least; cut windows of that size, ``stride`` (down, across)
+    pixels apart, the last ones moved to lie inside; average the scores of windows that overlap, and enlarge them
+    (bilinear) to the image's own size.
+    """
+
+    scale: tuple[int, int] | None
+    stride: tuple[int, int]
+
+
+class Quality(_Section):
+    """A comparison of a network in lower precision with the one in float32, on ``images`` photographs of ``source``.
+
+    ``cosine`` is the mean cosine between the outputs of both, ``cosine_min`` the smallest: of features if the network
+    gives them, else of logits, whose direction means little if all are near 0. ``agreement`` is the share of images
+    with the same likeliest class; ``accuracy`` and ``accuracy_float32`` are the shares of right ones, if the images
+    have labels of the model's. ``default_cosine``, ``default_cosine_min`` and ``default_agreement`` are the same for a
+    session of ONNX Runtime on the CPU with no settings at all, as other programs open it.
+    """
+
+    source: str
+    images: int
+    cosine: float
+    cosine_min: float
+    agreement: float | None = None
+    accuracy: float | None = None
+    accuracy_float32: float | None = None
+    default_cosine: float | None = None
+    default_cosine_min: float | None = None
+    default_agreement: float | None = None
+
+
+class ModelRecord(_Section):
+    """A network file: its ONNX operator sets and how often each operator occurs.
+
+    ``domains`` are the operator sets beside ONNX's own; their operators are named with their domain. ``quality``
+    compares a lower precision with float32.
+    """
+
+    file: str
+    opset: int
+    domains: dict[str, int] = {}
+    operators: dict[str, int]
+    quality: Quality | None = None
+
+
+class Source(_Section):
+    """The exported checkpoint: the argument, the kind of checkpoint, and the SHA-256 of its weights."""
+
+    checkpoint: str
+    kind: str
+    sha256: str
+
+
+class ParityCase(_Section):
+    """One comparison: largest differences and smallest cosine over the outputs of a batch.
+
+    ``max_relative`` is the largest difference relative to the size of its output, the root mean square of what the
+    framework gives. It is None in older bundles, and for detectors, whose ``max_abs`` is in sides of the image already.
+    """
+
+    images: Literal["random", "natural"]
+    batch: int
+    max_abs: float
+    max_relative: float | None = None
+    cosine: float
+
+
+class Parity(_Section):
+    """Comparison of float32 with the framework that the weights came from.
+
+    No case's ``max_relative`` exceeds ``tolerance``, or its ``max_abs`` if there is no ``max_relative``.
+    """
+
+    reference: str
+    runtime: str
+    tolerance: float
+    max_abs: float
+    max_relative: float | None = None
+    cosine: float
+    cases: tuple[ParityCase, ...]
+
+
+class FileRecord(_Section):
+    """Size and SHA-256 of one file."""
+
+    bytes: int
+    sha256: str
+
+
+class Manifest(_Section):
+    """The content of ``manifest.json``."""
+
+    format: Literal[2] = 2
+    task: Task
+    target: Target = "portable"
+    models: dict[Precision, ModelRecord]
+    input: TensorRecord
+    outputs: tuple[TensorRecord, ...]
+    preprocessing: Preprocessing
+    fit: Fit | None = None
+    windows: Windows | None = None
+    labels: tuple[str, ...] = ()
+    source: Source
+    versions: dict[str, str]
+    parity: Parity
+    files: dict[str, FileRecord] = {}
+
+    @model_validator(mode="after")
+    def _check_parts(self) -> Manifest:
+        """Refuse a manifest that lacks what its task needs."""
+        if "float32" not in self.models:
+            raise ValueError("models has no float32")
+        if not self.outputs:
+            raise ValueError("outputs is empty")
+        if self.task == "classification":
+            logits = self.output("logits")
+            if logits is None:
+                raise ValueError("a classification without the output logits")
+            self._check_labels(logits.shape[-1])
+        if self.task == "detection" and (self.fit is None or self.output("boxes") is None):
+            raise ValueError("a detection without fit, or without the output boxes")
+        if self.task == "segmentation":
+            scores = self.output("scores")
+            if scores is None or self.windows is None:
+                raise ValueError("a segmentation without the output scores, or without windows")
+            self._check_labels(scores.shape[1])
+        return self
+
+    def _check_labels(self, classes: int | str) -> None:
+        if len(self.labels) != classes:
+            raise ValueError(f"{len(self.labels)} labels for an output of {classes}")
+
+    @property
+    def output_names(self) -> list[str]:
+        """The names of the network's outputs, in order."""
+        return [output.name for output in self.outputs]
+
+    @property
+    def compared_output(self) -> str:
+        """The output whose cosines `Quality` has."""
+        return next(name for name in ("features", "logits", "patches", "scores") if self.output(name))
+
+    def output(self, name: str) -> TensorRecord | None:
+        """Return the record of an output; None if the network does not give it.
+
+        Encoders give ``logits`` (B, C), ``features`` (B, D) and ``patches`` (B, D, h, w), segmenters ``scores``
+        (B, C, H, W), detectors ``boxes`` (K, 4), ``labels`` (K,), ``scores`` (K,) and ``masks`` (K, 28, 28).
+        """
+        for output in self.outputs:
+            if output.name == name:
+                return output
+        return None
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read the manifest of the bundle in ``folder``; raises ExportError that names the file and the wrong key."""
+    file = folder / MANIFEST
+    if not file.is_file():
+        raise ExportError(f"{folder}: not a bundle: it has no {MANIFEST}; ehm export writes one")
+    values = read_json(file, ExportError, "a bundle's manifest")
+    if not isinstance(values, dict) or "format" not in values:
+        raise ExportError(f"{file}: not a bundle's manifest: it has no format")
+    if values["format"] != FORMAT:
+        found = describe_value(values["format"])
+        raise ExportError(
+            f"{file}: bundle format {found}; this version of ehm reads {FORMAT}, and ehm export writes it"
+        )
+    try:
+        return Manifest.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"])) or "manifest"
+        raise ExportError(f"{file}: {key}: {first['msg'].removeprefix('Value error, ')}") from None
