@@ -25,8 +25,9 @@ from rich.table import Table
 from ehm.console import PlainConsole, console
 from ehm.deploy.bundle.bundle import Bundle
 from ehm.deploy.bundle.manifest import Manifest
-from ehm.deploy.bundle.preprocessing import eval_transform
-from ehm.deploy.predict.predictor import Predictor, cosine, normalise
+from ehm.deploy.bundle.preprocessing import eval_transform, normalise_pixels
+from ehm.deploy.predict.predictor import Predictor, row_cosines
+from ehm.deploy.predict.registry import create_handler
 from ehm.deploy.predict.runtime import installed
 from ehm.errors import ConfigError, EhmError
 from ehm.training.runs import write_json
@@ -117,7 +118,7 @@ def bench_export(
 
 def _exported(bundle: Bundle, devices: Sequence[str], threads: int) -> tuple[Predictor, list[_Way]]:
     """The network in float32 on the first device, and every network on every device."""
-    bundle.want_batches("ehm bench")
+    create_handler(bundle.manifest).require_batches(bundle.path, "ehm bench")
     manifest = bundle.manifest
     output = manifest.compared_output
     ways, predictors = [], []
@@ -157,7 +158,7 @@ def _inputs(reference: Predictor, pictures: Sequence[Image.Image]) -> tuple[NDAr
         pictures = [picture.resize(pictures[0].size) for picture in pictures]  # what is one batch has one size
     transform = eval_transform(rule)
     pixels = np.stack([transform(picture) for picture in pictures])
-    normalised = np.ascontiguousarray(normalise(pixels, rule))
+    normalised = np.ascontiguousarray(normalise_pixels(pixels, rule))
     return np.stack([reference.prepare(picture) for picture in pictures]), normalised
 
 
@@ -173,7 +174,7 @@ def _time(
     expected = reference.run(inputs[0])
     cosines = []
     for way in ways:  # the first run allocates, and compiles where there is a compiler
-        cosines.append(float(cosine(expected[way.output], way.run(inputs[way.normalised])).min()))
+        cosines.append(float(row_cosines(expected[way.output], way.run(inputs[way.normalised])).min()))
     seconds = np.empty((rounds, len(ways)))
     for row in seconds:
         for column, way in enumerate(ways):

@@ -32,7 +32,7 @@ _HOMES = {
     "evaluate": "ehm.tasks.evaluate",
     "inspect": "ehm.analysis.inspect",
     "export": "ehm.deploy.export",
-    "predict": "ehm.deploy.predict.predictor",
+    "predict": "ehm.deploy.predict.command",
     "bench_export": "ehm.deploy.bench",
     "serve": "ehm.deploy.serve",
 }

@@ -57,7 +57,7 @@ def export(**options: Any) -> None:
 
 def predict(**options: Any) -> int:
     """Classify images, detect objects or extract features with an exported bundle and ONNX Runtime alone."""
-    from ehm.deploy.predict.predictor import main
+    from ehm.deploy.predict.command import main
 
     return main(**options)
 

@@ -53,11 +53,6 @@ class Bundle:
             digest.update(f"{name} {files[name].sha256}\n".encode())
         return digest.hexdigest()[:12]
 
-    def want_batches(self, command: str) -> None:
-        """Raise ExportError for a detector: it takes one image at a time, and ``command`` needs batches."""
-        if self.manifest.task == "detection":
-            raise ExportError(f"{self.path}: a detector, which ehm predict and ehm serve run, and {command} does not")
-
     @classmethod
     def open(cls, path: str | Path) -> Bundle:
         """Read and verify the bundle at ``path``; raises ExportError naming the file that is missing or was altered.

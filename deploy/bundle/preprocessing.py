@@ -12,7 +12,7 @@ from ehm.data.decoding.depth import ValueRange
 from ehm.data.transforms import EvalTransform
 from ehm.deploy.bundle.manifest import Preprocessing
 
-__all__ = ["describe_preprocessing", "eval_transform", "normalise_pixels"]
+__all__ = ["describe_preprocessing", "eval_transform", "normalise_pixels", "seen_region"]
 
 _RESIZES: dict[CropMode, str] = {"center": "cover", "squash": "squash", "border": "fit"}
 """The manifest's word for each of timm's."""
@@ -63,3 +63,17 @@ def normalise_pixels(pixels: NDArray[Any], preprocessing: Preprocessing) -> NDAr
     # mean and deviation are those of values in [0, 1]
     normalised: NDArray[np.float32] = (planes - mean * 255) / (std * 255)
     return normalised
+
+
+def seen_region(width: int, height: int, preprocessing: Preprocessing) -> tuple[float, float, float, float]:
+    """Return the part of an image that a network sees: left, top, width and height, in the image's pixels."""
+    transform = eval_transform(preprocessing)
+    part_left, part_top, part_right, part_bottom = transform.part(width, height)
+    part_width = part_right - part_left
+    part_height = part_bottom - part_top
+    # the crop is cut from the resized part, so it is scaled back
+    (resized_width, resized_height), (left, top) = transform.layout(part_width, part_height)
+    across = part_width / resized_width
+    down = part_height / resized_height
+    crop_height, crop_width = transform.image_size
+    return part_left + left * across, part_top + top * down, crop_width * across, crop_height * down

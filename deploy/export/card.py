@@ -9,7 +9,8 @@ import yaml
 
 from ehm.config import ExportConfig
 from ehm.deploy.bundle.manifest import Manifest
-from ehm.deploy.export.card_images import describe_crop, preparing_code
+from ehm.deploy.predict.handler import Handler
+from ehm.deploy.predict.registry import create_handler
 from ehm.errors import CheckpointError
 from ehm.storage import checkpoint
 from ehm.storage.writing import write_text
@@ -22,13 +23,6 @@ _ELPV = (
     "(Buerhop-Lutz et al. 2018, Deitsch et al. 2019 and 2021)"
 )
 """The licence of the photographs that ehm takes where no others are named."""
-_TASKS = {
-    "classification": ("image-classification", "Image classifier", "accuracy"),
-    "features": ("image-feature-extraction", "Image encoder", ""),
-    "segmentation": ("image-segmentation", "Image segmenter", "mean_iou"),
-    "detection": ("object-detection", "Object detector", ""),
-}
-"""For each task the Hub's tag, what the model is called, and the Hub's name of its figure."""
 _FEW = 20
 """Classes that are named one by one."""
 _OF_A_RUN = ("encoder.safetensors", "model.safetensors")
@@ -43,21 +37,22 @@ def write_card(manifest: Manifest, config: ExportConfig, path: Path) -> None:
     """
     runs = _runs(manifest.source.checkpoint)
     data = list(dict.fromkeys(_name(run["config"]["data"]["source"]) for run in runs))
-    tag, title, metrics = _TASKS[manifest.task]
+    handler = create_handler(manifest)
+    words = handler.card
     front = {
         "license": config.license or "unknown",
         "library_name": "ehm",
-        "pipeline_tag": tag,
+        "pipeline_tag": words.hub_tag,
         "tags": ["onnx", "vision", *sorted({run["config"]["masking"] for run in runs if run["kind"] == "pretrain"})],
         **({"datasets": data} if data else {}),
-        **({"metrics": [metrics]} if metrics else {}),
+        **({"metrics": [words.hub_metric]} if words.hub_metric else {}),
     }
     sections = {
-        f"# {title}": _about(manifest),
+        f"# {words.title}": _about(manifest),
         "## Training": "\n".join(f"- {line}" for line in _training(manifest, runs)),
         "## Metrics": _metrics(manifest, runs),
-        "## Input and outputs": _tensors(manifest),
-        "## Use": _use(manifest),
+        "## Input and outputs": _tensors(handler),
+        "## Use": _use(handler),
         "## Parity and number types": _numbers(manifest),
         "## Licence": f"- model: {config.license or _UNSTATED}\n- data: {config.data_license or _data_license(runs)}",
     }
@@ -158,38 +153,18 @@ def _data_license(runs: list[dict[str, Any]]) -> str:
     return _ELPV if all(elpv) else f"{_ELPV}; of the others {_UNSTATED}"
 
 
-def _tensors(manifest: Manifest) -> str:
-    rows = [
-        f"| `{tensor.name}` | {tensor.dtype} | {tensor.layout} | {' x '.join(map(str, tensor.shape))} |"
-        for tensor in (manifest.input, *manifest.outputs)
-    ]
-    rule = manifest.preprocessing
-    values = f"mean {list(rule.mean)}, std {list(rule.std)} of bytes / 255"
-    if manifest.fit is not None:
-        how = (
-            f"resize (bilinear, proportions kept) until the shorter side has {manifest.fit.shorter} pixels or the "
-            f"longer one {manifest.fit.longer}, at most {rule.image_size[0]} x {rule.image_size[1]}; normalise "
-            f"({values}); put it into the upper left of zeros of that size"
-        )
-        objects = f"Objects are those of a score above {manifest.fit.threshold:g}; masks lie inside their boxes."
-        return "\n".join(["| | type | layout | shape |", "|---|---|---|---|", *rows, "", f"In RGB: {how}. {objects}"])
-    how = f"{describe_crop(rule)}, normalise ({values})"
-    first = "The graph takes decoded RGB bytes and does this itself" if rule.in_graph else "Before the graph, in RGB"
-    return "\n".join(["| | type | layout | shape |", "|---|---|---|---|", *rows, "", f"{first}: {how}."])
+def _tensors(handler: Handler) -> str:
+    lines = ["| | type | layout | shape |", "|---|---|---|---|"]
+    for tensor in (handler.manifest.input, *handler.manifest.outputs):
+        shape = " x ".join(map(str, tensor.shape))
+        lines.append(f"| `{tensor.name}` | {tensor.dtype} | {tensor.layout} | {shape} |")
+    return "\n".join([*lines, "", handler.describe_input()])
 
 
-def _use(manifest: Manifest) -> str:
-    if manifest.fit is not None:
+def _use(handler: Handler) -> str:
+    python = handler.example_code()
+    if not python:
         return "\n".join(["```sh", "ehm predict BUNDLE photo.png", "```"])
-    file, name = manifest.models["float32"].file, manifest.outputs[0].name
-    python = [
-        "import numpy, onnxruntime",
-        "from PIL import Image",
-        'image = Image.open("photo.png").convert("RGB")',
-        *preparing_code(manifest.preprocessing),
-        f'session = onnxruntime.InferenceSession("{file}", providers=["CPUExecutionProvider"])',
-        f'(values,) = session.run(["{name}"], {{"{manifest.input.name}": inputs}})',
-    ]
     shell = ["ehm predict BUNDLE photo.png", "ehm serve BUNDLE"]
     return "\n".join(["```sh", *shell, "```", "", "Or, in this folder:", "", "```python", *python, "```"])
 

@@ -10,8 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ehm.deploy.bundle.manifest import Parity, ParityCase, Preprocessing
-from ehm.deploy.bundle.preprocessing import eval_transform
-from ehm.deploy.predict.predictor import normalise
+from ehm.deploy.bundle.preprocessing import eval_transform, normalise_pixels
 from ehm.errors import ExportError
 from ehm.models.trained import Reference
 
@@ -81,14 +80,18 @@ def _inputs(preprocessing: Preprocessing) -> Iterator[tuple[_Kind, NDArray[Any],
             yield "natural", *_cut(_bytes(smooth), preprocessing)
         else:
             yield "random", noise.astype(np.float32), noise.astype(np.float32)
-            yield "natural", normalise(_bytes(smooth), preprocessing), normalise(_bytes(smooth), preprocessing)
+            yield (
+                "natural",
+                normalise_pixels(_bytes(smooth), preprocessing),
+                normalise_pixels(_bytes(smooth), preprocessing),
+            )
 
 
 def _cut(pixels: NDArray[np.uint8], preprocessing: Preprocessing) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
     """Bytes (B, H, W, 3), and what a framework gets of them."""
     transform = eval_transform(preprocessing)
     cut = np.stack([transform(Image.fromarray(image)) for image in pixels])
-    return pixels, normalise(cut, preprocessing)
+    return pixels, normalise_pixels(cut, preprocessing)
 
 
 def _bytes(values: NDArray[np.float64]) -> NDArray[np.uint8]:

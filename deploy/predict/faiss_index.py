@@ -1,4 +1,4 @@
-"""Faiss's indexes of many images' features: less work for a search than to compare with every one of them.
+"""Indexes of many images' features by faiss, which searches without comparing with every one of them.
 
 ``index.faiss`` lies beside the ``features.npy`` that it was made of, in the same order, all brought to length 1, so
 that products are cosines.
@@ -18,37 +18,39 @@ from ehm.deploy.bundle.manifest import IndexKind
 from ehm.errors import BackendError, ConfigError, DataError
 from ehm.storage.writing import replace_file
 
-__all__ = ["FILE", "available", "check", "open_index", "write_index"]
+__all__ = ["FILE", "check_kind", "is_available", "open_index", "write_index"]
 
 FILE = "index.faiss"
 
 
-def available() -> bool:
-    """Whether faiss is installed."""
+def is_available() -> bool:
+    """Return whether faiss is installed."""
     return find_spec("faiss") is not None
 
 
-def check(kind: str) -> None:
-    """ConfigError where there is no such kind of index, BackendError where faiss is not there to write it."""
+def check_kind(kind: str) -> None:
+    """Raise ConfigError if there is no such kind of index, BackendError if faiss is not installed to write it."""
     if kind not in get_args(IndexKind):
         raise ConfigError(f"--index {kind}: expected one of {', '.join(get_args(IndexKind))}")
-    if not available():
+    if not is_available():
         raise BackendError("--index: faiss is not installed; pip install 'ehm[index]'")
 
 
 def write_index(folder: Path, features: NDArray[np.float32], kind: IndexKind) -> Path:
-    """Write an index of ``features`` (n, D) into ``folder``, whole or not at all.
+    """Write an index of ``features`` (n, D) into ``folder``, complete or not at all; return its path.
 
     ``flat`` compares with every image. ``hnsw`` walks a graph of near ones (Malkov and Yashunin, 2018; 32 links, 64
     candidates); ``ivf`` looks at the nearest tenth of about 4 sqrt(n) cells of k-means. Both may miss some.
     """
     faiss: Any = import_module("faiss")
     count, width = features.shape
+    # of length 1, so that inner products are cosines; zeros stay zeros
     directions = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), np.float32(1e-12))
     index: Any = faiss.IndexFlatIP(width)
     if kind == "hnsw":
         index = faiss.IndexHNSWFlat(width, 32, faiss.METRIC_INNER_PRODUCT)
-        index.hnsw.efConstruction, index.hnsw.efSearch = 100, 64
+        index.hnsw.efConstruction = 100
+        index.hnsw.efSearch = 64
     elif kind == "ivf":
         cells = max(1, min(round(4 * count**0.5), count // 39))  # k-means wants 39 images a cell
         index = faiss.IndexIVFFlat(index, width, cells, faiss.METRIC_INNER_PRODUCT)
@@ -61,9 +63,9 @@ def write_index(folder: Path, features: NDArray[np.float32], kind: IndexKind) ->
 
 
 def open_index(file: Path, shape: tuple[int, int]) -> Any:
-    """The index of features of ``shape`` (n, D); its ``search(queries (q, D), top)`` gives cosines and numbers.
+    """Open the index of features of ``shape`` (n, D); its ``search(queries (q, D), top)`` gives cosines and numbers.
 
-    Raises DataError where the file is none, or one of other features.
+    Raises DataError if the file is no index, or one of other features.
     """
     faiss: Any = import_module("faiss")
     try:

@@ -1,29 +1,40 @@
-"""A mask of an image of any size with a bundle: windows, their scores averaged, and a PNG. NumPy and Pillow alone.
+"""Masks of images of any size: windows of the image, their scores averaged, and a PNG. NumPy and Pillow alone.
 
-Shapes: an image of H x W pixels, h x w of them once resized, C classes.
+Shapes: an image of H x W pixels, h x w of them once resized, B windows of a batch, C classes.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from ehm.data.bilinear import enlarged_argmax
-from ehm.data.segmentation import windows
+from ehm.data.segmentation import resize, windows
+from ehm.deploy.bundle.manifest import Manifest
+from ehm.deploy.bundle.preprocessing import normalise_pixels
+from ehm.deploy.predict.handler import CardTexts, PredictionOptions, SingleImageHandler
+from ehm.deploy.predict.prediction import Prediction
+from ehm.storage.reading import parse_json, read_text
 from ehm.storage.writing import replace_file
 
-__all__ = ["BATCH", "Mosaic", "picture", "write_mask"]
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from ehm.deploy.predict.predictor import Predictor
+
+__all__ = ["WINDOW_BATCH", "Mosaic", "SegmentationHandler", "make_label_image", "write_mask"]
 
 Size = tuple[int, int]
-BATCH = 4
+WINDOW_BATCH = 4
 """Windows that are run at once."""
 
 
 class Mosaic:
-    """The windows of a resized, normalised image (3, h, w), and the mean of their scores where they overlap.
+    """The windows of a resized, normalised image (3, h, w), and the mean of their scores, which overlap.
 
     They are of the size ``window`` and ``stride`` apart, as ``ehm evaluate`` slides.
     """
@@ -40,27 +51,29 @@ class Mosaic:
         return len(self._corners)
 
     @property
-    def places(self) -> int:
-        """Pixels of the resized image; as many scores of each class are kept."""
+    def pixel_count(self) -> int:
+        """The number of pixels of the resized image; as many scores of each class are kept."""
         return self._counts.size
 
     def inputs(self, start: int, count: int) -> NDArray[np.float32]:
-        """The windows (B, 3, *window) from number ``start``, ``count`` or what is left of them."""
+        """Return the windows (B, 3, *window) from number ``start``, ``count`` or what is left of them."""
         # windows are padded one by one: a line of pixels, padded as a whole, would grow to a window's height
         return np.stack([self._padded_window(corner) for corner in self._corners[start : start + count]])
 
-    def add(self, start: int, scores: NDArray[np.float32]) -> None:
-        """Scores (B, C, *window) of the windows from number ``start``."""
+    def add_scores(self, start: int, scores: NDArray[np.float32]) -> None:
+        """Add the scores (B, C, *window) of the windows from number ``start``."""
         height, width = self._window
         if self._total is None:
+            # the number of classes is known with the first scores only
             self._total = np.zeros((scores.shape[1], *self._counts.shape), np.float32)
         for (y, x), values in zip(self._corners[start:], scores, strict=False):
             inside = self._total[:, y : y + height, x : x + width]
+            # a window may reach beyond the image, into the padding
             inside += values[:, : inside.shape[1], : inside.shape[2]]
             self._counts[y : y + height, x : x + width] += 1
 
-    def labels(self, size: Size) -> NDArray[np.uint8]:
-        """Class numbers of ``size`` = (H, W), once all windows have their scores."""
+    def make_labels(self, size: Size) -> NDArray[np.uint8]:
+        """Return the class numbers of ``size`` = (H, W), once all windows have their scores."""
         assert self._total is not None
         return enlarged_argmax(self._total / self._counts, size)
 
@@ -72,31 +85,102 @@ class Mosaic:
         return np.pad(inside, ((0, 0), (0, height - inside.shape[1]), (0, width - inside.shape[2])))
 
 
+class SegmentationHandler(SingleImageHandler):
+    """A bundle that gives the scores of every class for each pixel of a window."""
+
+    card = CardTexts("Image segmenter", "image-segmentation", "mean_iou")
+    missing = "masks"
+
+    def __init__(self, manifest: Manifest) -> None:
+        super().__init__(manifest)
+        assert manifest.windows is not None  # the manifest was checked
+        self.windows = manifest.windows
+
+    def cut_windows(self, image: Image.Image) -> Mosaic:
+        """Return an RGB image of any size as the windows that the network takes."""
+        preprocessing = self.manifest.preprocessing
+        pixels = normalise_pixels(resize(image, self.windows.scale), preprocessing)
+        return Mosaic(pixels, preprocessing.image_size, self.windows.stride)
+
+    def segment(self, predictor: Predictor, image: Image.Image) -> NDArray[np.uint8]:
+        """Return the class numbers (H, W) of an RGB image's pixels."""
+        mosaic = self.cut_windows(image)
+        for start in range(0, len(mosaic), WINDOW_BATCH):
+            outputs = predictor.run(mosaic.inputs(start, WINDOW_BATCH), ["scores"])
+            mosaic.add_scores(start, outputs["scores"])
+        return mosaic.make_labels((image.height, image.width))
+
+    def measure_shares(self, labels: NDArray[np.uint8]) -> list[tuple[str, float]]:
+        """Return the classes that occur among ``labels`` with their shares of the pixels, the largest first."""
+        shares = np.bincount(labels.ravel(), minlength=len(self.manifest.labels)) / labels.size
+        classes = []
+        for index in np.argsort(-shares, kind="stable"):
+            if shares[index] > 0:
+                classes.append((self.manifest.labels[index], float(shares[index])))
+        return classes
+
+    def predict_files(
+        self, predictor: Predictor, files: Sequence[Path], options: PredictionOptions
+    ) -> Iterator[Prediction]:
+        """Yield the prediction of each file; see `Handler.predict_files`. Masks of an earlier call are removed."""
+        if options.out is not None:
+            _remove_masks(options.out)
+        yield from super().predict_files(predictor, files, options)
+
+    def predict_image(
+        self, predictor: Predictor, file: Path, image: Image.Image, options: PredictionOptions
+    ) -> Prediction:
+        """Return the shares of the classes, and the mask: in memory, or as a file if there is a folder for it."""
+        labels = self.segment(predictor, image)
+        classes = tuple(self.measure_shares(labels)[: options.top])
+        if options.out is None:
+            return Prediction(str(file), classes, labels=labels)
+        mask = write_mask(labels, options.out / "masks", file.stem, options.taken_names)
+        # many masks need not fit into memory: one that was written is not kept
+        return Prediction(str(file), classes, labels=labels[:0], mask=mask)
+
+
 def write_mask(labels: NDArray[np.uint8], folder: Path, name: str, taken: set[str]) -> str:
-    """Write ``folder/NAME.png``, or NAME-2.png … where the name is ``taken``, and return its path."""
-    unique, number = name, 1
+    """Write ``folder/NAME.png``, or NAME-2.png ... if the name is ``taken``, and return its path."""
+    unique = name
+    number = 1
     while unique in taken:
         number += 1
         unique = f"{name}-{number}"
     taken.add(unique)
     path = folder / f"{unique}.png"
     with replace_file(path) as temporary:
-        picture(labels).save(temporary, format="PNG")
+        make_label_image(labels).save(temporary, format="PNG")
     return str(path)
 
 
-def picture(labels: NDArray[np.uint8]) -> Image.Image:
-    """Class numbers (H, W) as an image whose palette is that of PASCAL VOC's masks."""
+def make_label_image(labels: NDArray[np.uint8]) -> Image.Image:
+    """Return class numbers (H, W) as an image whose palette is that of PASCAL VOC's masks."""
     image = Image.fromarray(labels)
-    image.putpalette(_palette())
+    image.putpalette(_voc_palette())
     return image
 
 
-def _palette() -> list[int]:
-    """Red, green and blue of 256 classes, whose bits are spread over the three."""
+def _voc_palette() -> list[int]:
+    """Return red, green and blue of 256 classes: the bits of a class number are spread over the three."""
+    numbers = np.arange(256)
     colours = np.zeros((256, 3), np.uint8)
     for bit in range(8):
         for channel in range(3):
-            colours[:, channel] |= ((np.arange(256) >> (channel + 3 * bit) & 1) << (7 - bit)).astype(np.uint8)
+            # every third bit belongs to a channel, and the lowest ones change its colour the most
+            value = numbers >> (channel + 3 * bit) & 1
+            colours[:, channel] |= (value << (7 - bit)).astype(np.uint8)
     values: list[int] = colours.ravel().tolist()
     return values
+
+
+def _remove_masks(out: Path) -> None:
+    """Remove the masks that the predictions of an earlier call in ``out`` name, and no other file."""
+    predictions = out / "predictions.jsonl"
+    if not predictions.is_file():
+        return
+    for line in read_text(predictions).splitlines():
+        entry = parse_json(line, str(predictions))
+        mask = entry.get("mask") if isinstance(entry, dict) else None
+        if mask is not None and Path(mask).parent == out / "masks":
+            Path(mask).unlink(missing_ok=True)

@@ -8,8 +8,8 @@ from mean_colours import OUTPUTS, index_of, multi_head
 
 from ehm.cli import main
 from ehm.deploy.predict import faiss_index
+from ehm.deploy.predict.command import predict
 from ehm.deploy.predict.faiss_index import FILE, write_index
-from ehm.deploy.predict.predictor import predict
 from ehm.deploy.serve.routes.neighbours import Index
 from ehm.errors import BackendError, ConfigError, DataError
 

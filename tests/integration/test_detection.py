@@ -31,7 +31,7 @@ from ehm.deploy.bench import bench_export
 from ehm.deploy.bundle.bundle import Bundle
 from ehm.deploy.export import export
 from ehm.deploy.export.detector import compare_detector
-from ehm.deploy.predict.predictor import predict
+from ehm.deploy.predict.command import predict
 from ehm.errors import CheckpointError, ConfigError, DataError, ExportError
 from ehm.storage import checkpoint
 from ehm.storage.arrays import LearnerState

@@ -23,7 +23,8 @@ from ehm.config import ModelSource
 from ehm.deploy.bundle.bundle import Bundle
 from ehm.deploy.export import export, parity, sources
 from ehm.deploy.export.graphs import saving
-from ehm.deploy.predict.predictor import Predictor, predict
+from ehm.deploy.predict.command import predict
+from ehm.deploy.predict.predictor import Predictor
 from ehm.errors import BackendError, CheckpointError, ConfigError, ExportError
 from ehm.storage import checkpoint
 

@@ -14,7 +14,8 @@ from PIL import Image
 from ehm.backends.torch.export.heads import Heads
 from ehm.deploy.bundle.bundle import Bundle
 from ehm.deploy.export import export
-from ehm.deploy.predict.predictor import Predictor, main
+from ehm.deploy.predict.command import main
+from ehm.deploy.predict.predictor import Predictor
 from ehm.errors import ExportError
 
 SIZE = (48, 64)

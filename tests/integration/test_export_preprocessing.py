@@ -14,7 +14,8 @@ from ehm.deploy.bundle.bundle import Bundle
 from ehm.deploy.bundle.manifest import Preprocessing
 from ehm.deploy.export import export
 from ehm.deploy.export.graphs.preprocessing import take_bytes
-from ehm.deploy.predict.predictor import Predictor, predict
+from ehm.deploy.predict.command import predict
+from ehm.deploy.predict.predictor import Predictor
 
 SIZES = [(54, 73), (60, 80), (61, 81), (30, 40), (9, 7), (300, 300), (480, 640), (320, 240), (47, 63), (40, 300)]
 SIZES += [(333, 50), (257, 191), (1000, 37), (1, 1), (2, 90), (540, 960)]

@@ -19,7 +19,7 @@ from ehm import backends
 from ehm.config import TrainConfig
 from ehm.config.encoders import VitSpec
 from ehm.config.inputs import InputSpec
-from ehm.deploy.predict.predictor import predict
+from ehm.deploy.predict.command import predict
 from ehm.models.encoder_file import encoder_metadata
 from ehm.storage import checkpoint
 

@@ -17,7 +17,7 @@ from ehm.cli import main
 from ehm.config import RetrievalConfig
 from ehm.data import EvalTransform, decode
 from ehm.deploy.export import export
-from ehm.deploy.predict.predictor import predict
+from ehm.deploy.predict.command import predict
 from ehm.errors import CheckpointError, ConfigError, DataError
 from ehm.storage import checkpoint
 from ehm.tasks.evaluate import evaluate

@@ -29,7 +29,8 @@ from ehm.data.segmentation import resize
 from ehm.deploy.bench import bench_export
 from ehm.deploy.bundle.bundle import Bundle
 from ehm.deploy.export import export
-from ehm.deploy.predict.predictor import Predictor, predict
+from ehm.deploy.predict.command import predict
+from ehm.deploy.predict.predictor import Predictor
 from ehm.errors import CheckpointError, ConfigError, DataError
 from ehm.storage import checkpoint
 from ehm.tasks.evaluate import evaluate

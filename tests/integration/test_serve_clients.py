@@ -13,7 +13,7 @@ from PIL import Image
 from serving import LABELS, means_bundle, picture, running
 from tritonclient.utils import InferenceServerException
 
-from ehm.deploy.predict.predictor import predict
+from ehm.deploy.predict.command import predict
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,8 @@ from serving import means_bundle, running
 from sklearn.datasets import load_sample_images
 
 from ehm.data.decoding.decode import decode
-from ehm.deploy.predict.predictor import Predictor, predict
+from ehm.deploy.predict.command import predict
+from ehm.deploy.predict.predictor import Predictor
 from ehm.deploy.serve.inference import images as serving_images
 
 

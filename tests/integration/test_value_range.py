@@ -13,7 +13,7 @@ from serving import running
 from ehm.config import DataConfig
 from ehm.deploy.bundle.bundle import Bundle
 from ehm.deploy.export import export
-from ehm.deploy.predict.predictor import predict
+from ehm.deploy.predict.command import predict
 from ehm.storage.checkpoint import stored_range
 
 ROWS, COLUMNS = np.mgrid[:50, :60]

@@ -21,7 +21,7 @@ def test_classes_of_enlarged_scores_are_torchs(size, most, monkeypatch):
 def test_windows_show_the_image_with_zeros_around_it_and_their_scores_are_averaged(size):
     pixels = np.random.default_rng(0).standard_normal((3, *size)).astype(np.float32)
     mosaic = Mosaic(pixels, (16, 16), (8, 8))
-    assert mosaic.places == size[0] * size[1]
+    assert mosaic.pixel_count == size[0] * size[1]
     padded = np.zeros((3, max(16, size[0]), max(16, size[1])), np.float32)
     padded[:, : size[0], : size[1]] = pixels
     for start in range(0, len(mosaic), 4):
@@ -29,13 +29,13 @@ def test_windows_show_the_image_with_zeros_around_it_and_their_scores_are_averag
         for window in inputs:
             places = np.lib.stride_tricks.sliding_window_view(padded, (3, 16, 16))[0]
             assert (places == window).all(axis=(2, 3, 4)).any()
-        mosaic.add(start, inputs)
-    np.testing.assert_array_equal(mosaic.labels(size), pixels.argmax(axis=0))
+        mosaic.add_scores(start, inputs)
+    np.testing.assert_array_equal(mosaic.make_labels(size), pixels.argmax(axis=0))
 
 
 def test_a_line_of_a_million_pixels_takes_little_more_than_its_own_memory():
     mosaic = Mosaic(np.zeros((3, 1, 1_000_000), np.float32), (512, 512), (341, 341))
-    assert mosaic.places == 1_000_000
+    assert mosaic.pixel_count == 1_000_000
     assert mosaic.inputs(2000, 4).shape == (4, 3, 512, 512)
     scores = np.zeros((2, 1, 40), np.float32)
     scores[1] = 1

@@ -15,7 +15,9 @@ from ehm.deploy.bundle import manifest as manifests
 from ehm.deploy.bundle.bundle import Bundle
 from ehm.deploy.bundle.manifest import Manifest
 from ehm.deploy.bundle.staging import stage_bundle
-from ehm.deploy.predict.predictor import Predictor, main, predict, softmax
+from ehm.deploy.predict.classification import softmax
+from ehm.deploy.predict.command import main, predict
+from ehm.deploy.predict.predictor import Predictor
 from ehm.deploy.predict.runtime import PROVIDERS, open_session
 from ehm.errors import BackendError, ConfigError, DataError, ExportError
 from ehm.processors import physical_cores

@@ -12,7 +12,7 @@ import pytest
 import ehm
 from ehm.cli import _parser, main
 from ehm.config.listing import configs
-from ehm.deploy.predict import predictor
+from ehm.deploy.predict.command import main as predict_main
 from ehm.deploy.serve.inference.settings import Settings
 from ehm.doctor import doctor
 from ehm.errors import ConfigError
@@ -52,8 +52,8 @@ def test_the_flags_of_a_command_are_the_parameters_of_its_function(name):
 
 
 def test_what_the_command_predict_calls_takes_what_the_function_takes():
-    assert list(inspect.signature(predictor.main).parameters) == list(inspect.signature(ehm.predict).parameters)
-    for name, parameter in inspect.signature(predictor.main).parameters.items():
+    assert list(inspect.signature(predict_main).parameters) == list(inspect.signature(ehm.predict).parameters)
+    for name, parameter in inspect.signature(predict_main).parameters.items():
         assert parameter.default == inspect.signature(ehm.predict).parameters[name].default
 
 

@@ -18,7 +18,7 @@ from ehm.config.tasks import FinetuneConfig
 from ehm.console import PlainConsole, console, print_line
 from ehm.data import open_source
 from ehm.deploy.bench import Timing, _print
-from ehm.deploy.predict.predictor import Prediction
+from ehm.deploy.predict.prediction import Prediction
 from ehm.deploy.serve.http.app import _answer
 from ehm.deploy.serve.routes.neighbours import Index
 from ehm.doctor import Finding

@@ -15,13 +15,14 @@ from mean_colours import OUTPUTS, index_of, multi_head
 from PIL import Image
 
 from ehm import masking
+from ehm.deploy.bundle.preprocessing import seen_region
 from ehm.deploy.predict.predictor import Predictor
 from ehm.deploy.serve.http.app import create_app
 from ehm.deploy.serve.inference.service import Service
 from ehm.deploy.serve.inference.settings import Settings
 from ehm.deploy.serve.routes import page
 from ehm.deploy.serve.routes.neighbours import Index
-from ehm.deploy.serve.routes.parts import region, take_apart, warm_up
+from ehm.deploy.serve.routes.parts import take_apart, warm_up
 from ehm.errors import DataError
 
 STATIC = Path(page.__file__).parents[1] / "static"
@@ -178,7 +179,7 @@ def test_the_region_is_what_the_model_sees(multi, width, height):
     ramp[..., 1] = np.linspace(0, 255, height)[:, None]
     image = Image.fromarray(ramp)
     predictor = Predictor(multi)
-    left, top, wide, high = region(width, height, predictor.manifest.preprocessing)
+    left, top, wide, high = seen_region(width, height, predictor.manifest.preprocessing)
     assert left >= 0
     assert top >= 0
     assert left + wide <= width + 1e-6

@@ -25,8 +25,9 @@ from ehm.deploy.export.engines.ascend import write_om
 from ehm.deploy.export.engines.kserve import write_kserve
 from ehm.deploy.export.engines.triton import write_triton
 from ehm.deploy.export.graphs.saving import save
+from ehm.deploy.predict.command import _save_predictions
 from ehm.deploy.predict.faiss_index import write_index
-from ehm.deploy.predict.predictor import Prediction, _save
+from ehm.deploy.predict.prediction import Prediction
 from ehm.deploy.predict.segmentation import write_mask
 from ehm.errors import WriteError
 from ehm.storage import checkpoint
@@ -54,7 +55,7 @@ def write_graph(folder):
 
 
 def write_predictions(folder, index=None):
-    _save(folder, [Prediction("a.png", features=row) for row in FEATURES], index)
+    _save_predictions(folder, [Prediction("a.png", features=row) for row in FEATURES], index)
 
 
 def write_table(folder):

@@ -10,6 +10,7 @@ from ehm.console import console
 from ehm.deploy.bundle.bundle import Bundle
 from ehm.deploy.export.engines.kserve import write_kserve
 from ehm.deploy.export.engines.triton import check_triton, model_name, write_triton
+from ehm.deploy.predict.registry import create_handler
 from ehm.errors import ConfigError
 from ehm.models.trained import Head
 
@@ -42,7 +43,7 @@ def convert(
     if not changes and triton is None and kserve is None:
         raise ConfigError(f"{path}: is a bundle already; --triton DIR or --kserve FILE says what to make of it")
     bundle = Bundle.open(path)
-    bundle.want_batches("ehm export --triton or --kserve")
+    create_handler(bundle.manifest).require_batches(bundle.path, "ehm export --triton or --kserve")
     if changes:
         origin, flags = bundle.manifest.source.checkpoint, ", ".join(changes)
         raise ConfigError(f"{path}: is a bundle already, and final; for {flags} export {origin} again with that")

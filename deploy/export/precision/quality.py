@@ -20,7 +20,7 @@ from ehm.deploy.bundle.manifest import ModelRecord, Precision, Quality
 from ehm.deploy.export.graphs.saving import domains, operators, save
 from ehm.deploy.export.precision.calibration import Photographs, choose
 from ehm.deploy.export.precision.int8 import write_int8
-from ehm.deploy.predict.predictor import Predictor, cosine
+from ehm.deploy.predict.predictor import Predictor, row_cosines
 from ehm.errors import ExportError
 
 __all__ = ["FLOOR", "other_numbers"]
@@ -168,7 +168,7 @@ def _quality(
     for name in names:
         if not np.isfinite(found[name]).all():
             raise ExportError(f"--{precision}: {name} are not finite on images of {source}{session}; leave it out")
-    cosines = cosine(expected[names[0]], found[names[0]])
+    cosines = row_cosines(expected[names[0]], found[names[0]])
     if cosines.mean() < FLOOR:
         raise ExportError(
             f"--{precision}: the mean cosine to float32 is {cosines.mean():.4f} on {len(cosines)} images of "

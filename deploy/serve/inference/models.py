@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,9 +18,10 @@ import numpy as np
 from ehm.deploy.bundle.bundle import Bundle
 from ehm.deploy.bundle.manifest import Manifest
 from ehm.deploy.bundle.preprocessing import eval_transform
+from ehm.deploy.predict.handler import HandlerT
 from ehm.deploy.predict.predictor import Predictor
 from ehm.deploy.predict.runtime import PROVIDERS
-from ehm.deploy.serve.inference.batching import Batcher, Images, Outputs, Result
+from ehm.deploy.serve.inference.batching import Batcher, Images, Result
 from ehm.deploy.serve.inference.metrics import Metrics
 from ehm.deploy.serve.inference.settings import Settings
 from ehm.errors import ConfigError, EhmError, ExportError, RequestError
@@ -79,13 +80,20 @@ class ServedModel:
         """Its inputs, outputs, labels and preprocessing."""
         return self.predictor.manifest
 
+    def require_handler(self, kind: type[HandlerT]) -> HandlerT:
+        """Return the handler of the bundle if it is of that kind; RequestError (400) says what the model lacks."""
+        handler = self.predictor.handler
+        if not isinstance(handler, kind):
+            raise RequestError(400, f"the model {self.name} gives no {kind.missing}")
+        return handler
+
     async def infer(self, images: Images, names: Sequence[str], deadline: float) -> Result:
         """Prepared ``images`` (B, ...) -> those outputs, all by default; errors as of :meth:`Batcher.infer`."""
         known = [output.name for output in self.manifest.outputs]
         missing = [name for name in names if name not in known]
         if missing:
             raise RequestError(400, f"the model {self.name} has no output {missing[0]!r}, only {', '.join(known)}")
-        together = 1 if self.manifest.fit is not None else None  # a detector's network takes one image
+        together = None if self.predictor.handler.takes_batches else 1
         if self.manifest.input.layout == "NHWC":  # the graph resizes, all images of a run at once
             together = max(1, int(self.max_pixels / self._resized(*images.shape[1:3])))
         return await self.batcher.infer(images, names or known, deadline, together)
@@ -243,7 +251,7 @@ class Models(Mapping[str, ServedModel]):
         predictor = Predictor(bundle, settings.device, settings.precision, settings.threads)
         self._warm_up(predictor)
         batcher = Batcher(
-            predictor.run if bundle.manifest.fit is None else _one_row(predictor),
+            predictor.run_batch,
             max_batch=settings.max_batch,
             max_delay=settings.max_delay / 1000,
             queue=settings.queue,
@@ -257,7 +265,10 @@ class Models(Mapping[str, ServedModel]):
         record = predictor.manifest.input
         height, width = predictor.manifest.preprocessing.image_size
         size = (height, width, 3) if record.layout == "NHWC" else (3, height, width)
-        for batch in (1, self._settings.max_batch) if predictor.manifest.fit is None else (1,):
+        sizes = [1]
+        if predictor.handler.takes_batches:
+            sizes.append(self._settings.max_batch)
+        for batch in sizes:
             try:
                 predictor.run(np.zeros((batch, *size), record.dtype))
             except Exception as error:  # ONNX Runtime's exceptions share no base of their own
@@ -293,14 +304,6 @@ def _same_task(old: ServedModel | None, new: ServedModel) -> None:
         )
 
 
-def _one_row(predictor: Predictor) -> Callable[[Images, Sequence[str]], Outputs]:
-    """A detector's outputs are those of one image: as a batch of one row."""
-    return lambda images, names: {name: values[None] for name, values in predictor.run(images, names).items()}
-
-
 def _said(model: ServedModel, settings: Settings) -> str:
-    each = 0 if model.manifest.fit else 1  # a detector's outputs are those of one image
-    outputs = ", ".join(
-        f"{output.name} {' x '.join(map(str, output.shape[each:]))}" for output in model.manifest.outputs
-    )
+    outputs = model.predictor.handler.describe_outputs()
     return f"{model.name}: {outputs}; {settings.precision} on {model.predictor.provider}; version {model.version}"

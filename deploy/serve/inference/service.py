@@ -174,7 +174,7 @@ class Service:
         def prepare_and_run() -> tuple[NDArray[Any], Result | None]:
             # in one go, so that no more images are unpacked at a time than there are cores
             value_range = model.manifest.preprocessing.value_range
-            image = read_image(data, self.settings.max_pixels, model.predictor.enough, value_range)
+            image = read_image(data, self.settings.max_pixels, model.predictor.sufficient_size, value_range)
             model.check_size(image.height, image.width)
             images = model.predictor.prepare(image)[np.newaxis]
             if self._images > 1:

@@ -11,13 +11,11 @@ from fastapi import APIRouter, Query, Request, Response
 from numpy.typing import NDArray
 from pydantic import BaseModel
 
-from ehm.deploy.bundle.manifest import Fit, Windows
-from ehm.deploy.predict.detection import found_in
-from ehm.deploy.predict.segmentation import BATCH, picture
+from ehm.deploy.predict.detection import DetectionHandler
+from ehm.deploy.predict.segmentation import WINDOW_BATCH, SegmentationHandler, make_label_image
 from ehm.deploy.serve.inference.models import ServedModel
 from ehm.deploy.serve.inference.service import Served, Service, Upload
 from ehm.deploy.serve.routes.images import BINARY, IMAGE, Answer, Model
-from ehm.errors import RequestError
 
 __all__ = ["router"]
 
@@ -72,19 +70,14 @@ async def segment(
 ) -> Any:
     """The class of each pixel of an image, sent as for classify; `?png=true` answers with a label image."""
     served = service.model(request, model)
-    rule = served.manifest.windows
-    if rule is None:
-        raise RequestError(400, f"the model {served.name} gives no masks")
+    handler = served.require_handler(SegmentationHandler)
     upload = await service.read_image(request, served)
-    labels = await _mask(service, request, served, upload, rule)
+    labels = await _mask(service, request, served, handler, upload)
 
     def packed() -> tuple[bytes, list[Share]]:
         file = io.BytesIO()
-        picture(labels).save(file, format="PNG")
-        names = served.manifest.labels
-        shares = np.bincount(labels.ravel(), minlength=len(names)) / labels.size
-        largest = [index for index in np.argsort(-shares, kind="stable") if shares[index]]
-        return file.getvalue(), [Share(label=names[index], share=float(shares[index])) for index in largest]
+        make_label_image(labels).save(file, format="PNG")
+        return file.getvalue(), [Share(label=label, share=share) for label, share in handler.measure_shares(labels)]
 
     data, classes = await service.offload(request, packed)
     if png:
@@ -109,40 +102,43 @@ async def detect(
 ) -> Detection:
     """The objects in an image, sent as for classify."""
     served = service.model(request, model)
-    rule = served.manifest.fit
-    if rule is None:
-        raise RequestError(400, f"the model {served.name} gives no boxes")
-    rule = rule.model_copy(update={"threshold": max(rule.threshold, score)})
+    handler = served.require_handler(DetectionHandler)
     upload = await service.read_image(request, served)
-    objects = await _objects(service, request, served, upload, rule, masks)
+    objects = await _objects(service, request, served, handler, upload, max(handler.fit.threshold, score), masks)
     return Detection(model=served.name, version=served.version, image=upload.name, objects=objects)
 
 
 async def _mask(
-    service: Service, request: Request, served: ServedModel, upload: Upload, rule: Windows
+    service: Service, request: Request, served: ServedModel, handler: SegmentationHandler, upload: Upload
 ) -> NDArray[np.uint8]:
     """The windows of an image go through the model like the images of requests, a few at a time."""
-    mosaic = await service.offload(request, served.predictor.mosaic, upload.image, rule)
-    service.hold(request, 4 * len(served.manifest.labels) * mosaic.places)
-    for start in range(0, len(mosaic), BATCH):
-        outputs = await service.answer(request, served, mosaic.inputs(start, BATCH), ["scores"])
-        await service.offload(request, mosaic.add, start, outputs["scores"])
-    return await service.offload(request, mosaic.labels, (upload.image.height, upload.image.width))
+    mosaic = await service.offload(request, handler.cut_windows, upload.image)
+    service.hold(request, 4 * len(served.manifest.labels) * mosaic.pixel_count)
+    for start in range(0, len(mosaic), WINDOW_BATCH):
+        outputs = await service.answer(request, served, mosaic.inputs(start, WINDOW_BATCH), ["scores"])
+        await service.offload(request, mosaic.add_scores, start, outputs["scores"])
+    return await service.offload(request, mosaic.make_labels, (upload.image.height, upload.image.width))
 
 
 async def _objects(
-    service: Service, request: Request, served: ServedModel, upload: Upload, rule: Fit, masks: bool
+    service: Service,
+    request: Request,
+    served: ServedModel,
+    handler: DetectionHandler,
+    upload: Upload,
+    threshold: float,
+    masks: bool,
 ) -> list[Object]:
-    placed, inputs = await service.offload(request, served.predictor.place, upload.image, rule)
+    placed, inputs = await service.offload(request, handler.place, upload.image)
     names = [output.name for output in served.manifest.outputs if masks or output.name != "masks"]
     rows = await service.answer(request, served, inputs, names)
     outputs = {name: values[0] for name, values in rows.items()}
     if "masks" in outputs:  # each of them is as large as the image
-        count = int((outputs["scores"] > rule.threshold).sum())
+        count = int((outputs["scores"] > threshold).sum())
         service.hold(request, count * upload.image.width * upload.image.height)
 
     def described() -> list[Object]:
-        found = found_in(outputs, placed, rule, served.manifest.labels)
+        found = handler.find_objects(outputs, placed, threshold)
         return [Object.model_validate(each.as_dict()) for each in found]
 
     return await service.offload(request, described)

@@ -9,6 +9,7 @@ from fastapi import APIRouter, Query, Request
 from numpy.typing import NDArray
 from pydantic import BaseModel
 
+from ehm.deploy.predict.classification import rank_classes
 from ehm.deploy.serve.inference.models import ServedModel
 from ehm.deploy.serve.inference.service import Served, Service
 from ehm.errors import RequestError
@@ -75,7 +76,7 @@ async def classify(
     """
     served = service.model(request, model)
     row, file = await row_of(service, request, served, "logits")
-    found = served.predictor.describe("", {"logits": row}, top).classes
+    found = rank_classes(row, served.manifest.labels, top)
     classes = [Class(label=label, probability=share) for label, share in found]
     return Classes(model=served.name, version=served.version, image=file, classes=classes)
 

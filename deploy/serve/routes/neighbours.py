@@ -55,7 +55,7 @@ class Index:
         self.width = features.shape[1]
         self._faiss: Any = None
         file = folder / faiss_index.FILE
-        if file.is_file() and faiss_index.available():
+        if file.is_file() and faiss_index.is_available():
             self._faiss = faiss_index.open_index(file, features.shape)
             return
         if file.is_file():

@@ -127,8 +127,9 @@ async def absent_statistics(asked: Asked) -> None:
 )
 async def model_infer(service: Served, request: Request, served: Asked) -> Response:
     """Run a model on tensors, in JSON or in binary."""
-    if served.manifest.fit is not None:
-        raise RequestError(400, f"the model {served.name} finds objects: send an image file to /v1/detect")
+    refusal = served.predictor.handler.tensor_refusal
+    if refusal is not None:
+        raise RequestError(400, f"the model {served.name} {refusal}")
     length = request.headers.get(_HEADER)
     if length is not None and not (length.isascii() and length.isdecimal() and len(length) < 19):
         raise RequestError(400, f"{_HEADER}: expected the number of bytes of the JSON")

@@ -19,7 +19,7 @@ from ehm.deploy.serve.inference.models import ServedModel
 from ehm.deploy.serve.inference.service import Served, Service
 from ehm.deploy.serve.routes.images import BINARY, IMAGE, Answer, Model, row_of
 from ehm.deploy.serve.routes.neighbours import Index, Neighbour
-from ehm.deploy.serve.routes.parts import Level, region, surroundings, take_apart, warm_up
+from ehm.deploy.serve.routes.parts import Level, surroundings, take_apart, warm_up
 from ehm.errors import BrokenImage, DataError, RequestError
 
 __all__ = ["STATIC", "make_ready", "router"]
@@ -162,9 +162,7 @@ async def view(service: Served, request: Request, model: Model = None) -> View:
     served = service.model(request, model)
     upload = await service.read_image(request, served)
     size = upload.image.size
-    seen = region(*size, served.manifest.preprocessing)
-    if served.manifest.fit is not None or served.manifest.windows is not None:
-        seen = (0.0, 0.0, float(size[0]), float(size[1]))  # detectors and segmenters crop nothing
+    seen = served.predictor.handler.find_seen_region(*size)
     left, top, width, height = shown = surroundings(size, seen)
     part = upload.image if (width, height) == size else upload.image.crop((left, top, left + width, top + height))
     preview = await service.offload(request, _jpeg, part, _PREVIEW)

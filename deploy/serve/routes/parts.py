@@ -12,12 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ehm.analysis.colours import part_colours
-from ehm.deploy.bundle.manifest import Preprocessing
-from ehm.deploy.bundle.preprocessing import eval_transform
 from ehm.errors import DataError
 from ehm.masking import build_hierarchy, cosine_similarity
 
-__all__ = ["Level", "Parts", "region", "surroundings", "take_apart", "warm_up"]
+__all__ = ["Level", "Parts", "surroundings", "take_apart", "warm_up"]
 
 _LEVELS = 16
 """At most so many partitions are given; a tree is rarely higher, if it is not a chain."""
@@ -72,17 +70,6 @@ def take_apart(patches: NDArray[np.float32]) -> Parts:
 def warm_up() -> None:
     """Compile what :func:`take_apart` runs, so that the first request does not wait for it."""
     take_apart(np.eye(4, dtype=np.float32).reshape(4, 2, 2))
-
-
-def region(width: int, height: int, preprocessing: Preprocessing) -> tuple[float, float, float, float]:
-    """What the model sees of an image of that size: left, top, width and height, in the image's pixels."""
-    transform = eval_transform(preprocessing)
-    part_left, part_top, part_right, part_bottom = transform.part(width, height)
-    part_width, part_height = part_right - part_left, part_bottom - part_top
-    size, (left, top) = transform.layout(part_width, part_height)
-    across, down = part_width / size[0], part_height / size[1]
-    seen_width, seen_height = transform.image_size[1] * across, transform.image_size[0] * down
-    return part_left + left * across, part_top + top * down, seen_width, seen_height
 
 
 def surroundings(size: tuple[int, int], seen: tuple[float, float, float, float]) -> tuple[int, int, int, int]:

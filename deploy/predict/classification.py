@@ -1,0 +1,46 @@
+"""Classes of images: the likeliest, with their probabilities.
+
+Shapes: C classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ehm.deploy.predict.features import FeaturesHandler
+from ehm.deploy.predict.handler import CardTexts, Outputs
+from ehm.deploy.predict.prediction import Prediction
+
+__all__ = ["ClassificationHandler", "rank_classes", "softmax"]
+
+
+class ClassificationHandler(FeaturesHandler):
+    """A bundle that gives logits (C,) for each image of a batch, and perhaps features and patches beside them."""
+
+    card = CardTexts("Image classifier", "image-classification", "accuracy")
+
+    def describe(self, image: str, outputs: Outputs, top: int) -> Prediction:
+        """Return the row of one image in the network's outputs as a prediction with the ``top`` likeliest classes."""
+        classes: tuple[tuple[str, float], ...] = ()
+        if "logits" in outputs:
+            classes = rank_classes(outputs["logits"], self.manifest.labels, top)
+        return Prediction(image, classes, outputs.get("features"), outputs.get("patches"))
+
+
+def rank_classes(logits: NDArray[np.float32], labels: Sequence[str], top: int) -> tuple[tuple[str, float], ...]:
+    """Return the ``top`` likeliest classes of one image's logits (C,) with their probabilities."""
+    probabilities = softmax(logits)
+    # stable, so that classes of the same probability stay in their order
+    best = np.argsort(-probabilities, kind="stable")[:top]
+    return tuple((labels[index], float(probabilities[index])) for index in best)
+
+
+def softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Return probabilities over the last axis, in float64; the largest logit is subtracted so that none overflows."""
+    shifted = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
+    weights = np.exp(shifted)
+    probabilities: NDArray[np.float64] = weights / weights.sum(axis=-1, keepdims=True)
+    return probabilities

@@ -1,0 +1,208 @@
+"""Predictions for image files and folders, as a function and as the command ``ehm predict``."""
+
+from __future__ import annotations
+
+import json as json_module
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from rich.progress import Progress
+
+from ehm.console import PlainConsole, print_line
+from ehm.data.decoding.decode import SUFFIXES
+from ehm.deploy.bundle.bundle import Bundle
+from ehm.deploy.bundle.manifest import IndexKind, Precision
+from ehm.deploy.predict import faiss_index
+from ehm.deploy.predict.handler import PredictionOptions
+from ehm.deploy.predict.prediction import Prediction
+from ehm.deploy.predict.predictor import Predictor
+from ehm.errors import ConfigError, DataError
+from ehm.storage.names import refuse_undecodable
+from ehm.storage.writing import replace_file
+
+__all__ = ["main", "predict"]
+
+
+def predict(
+    bundle: str | Path | Bundle,
+    images: str | Path | Sequence[str | Path],
+    *,
+    top: int = 5,
+    device: str = "auto",
+    precision: Precision = "float32",
+    out: str | Path | None = None,
+    index: IndexKind | None = None,
+    json: bool = False,
+) -> list[Prediction]:
+    """Run ``bundle`` on image files and on all images below folders: one prediction each, in order.
+
+    A file that cannot be read gives a prediction with an ``error`` and does not stop the others. ``top`` is how many
+    classes to keep; ``device`` is ``cpu``, ``cuda``, ``npu``, ``openvino`` or ``auto``, and ``precision`` which of the
+    bundle's networks runs.
+
+    ``out`` gets ``predictions.jsonl`` and, from a bundle that gives them, ``features.npy`` (n, D) float32 with a row
+    for each image that was read, in the same order; from one that gives nothing else, ``patches.npy`` (n, D, h, w).
+    They take the place of all of an earlier call. A segmentation writes ``masks/NAME.png`` there instead, label images
+    with a palette, in the size of each image. ``index`` adds ``index.faiss``, an index of the features for
+    ``ehm serve --index``: ``flat`` (exact), ``hnsw`` or ``ivf``. ``json`` prints one object a line; else nothing is
+    printed.
+
+    Raises ExportError for a damaged bundle or one without that precision, BackendError for a device that is not there,
+    DataError for a folder without images.
+    """
+    job = _open_job(bundle, images, top, device, precision, out, index)
+    predictions = []
+    for prediction in job.predict_files():
+        predictions.append(prediction)
+        if json:
+            _print_json(prediction)
+    job.save(predictions)
+    return predictions
+
+
+def main(
+    bundle: str | Path,
+    images: Sequence[str | Path],
+    *,
+    top: int = 5,
+    device: str = "auto",
+    precision: Precision = "float32",
+    out: str | Path | None = None,
+    index: IndexKind | None = None,
+    json: bool = False,
+) -> int:
+    """Run the command ``ehm predict``: `predict`, with a line or an object on standard output for each image.
+
+    Progress and notes go to standard error. Returns 1 if an image could not be read, else 0.
+    """
+    job = _open_job(bundle, images, top, device, precision, out, index)
+    predictor = job.predictor
+    notes = PlainConsole(stderr=True)
+    count = f"{len(job.files)} image{'s' * (len(job.files) != 1)}"
+    outputs = predictor.handler.describe_outputs()
+    notes.print(f"{count} with {bundle} ({outputs}; {precision}) on {predictor.provider}")
+    predictions = []
+    # a bar between lines of results on the same terminal would only disturb them
+    hidden = sys.stdout.isatty() or not notes.is_terminal
+    with Progress(console=notes, transient=True, disable=hidden) as progress:
+        for prediction in progress.track(job.predict_files(), total=len(job.files), description="predict"):
+            predictions.append(prediction)
+            if json:
+                _print_json(prediction)
+            elif prediction.error is None:
+                print_line(str(prediction))
+            else:
+                notes.print(f"ehm predict: {prediction}")
+    job.save(predictions)
+    if out is not None:
+        notes.print(f"results in {out}")
+    failed = sum(prediction.error is not None for prediction in predictions)
+    if failed:
+        notes.print(f"ehm predict: {failed} of {count} could not be read")
+        return 1
+    return 0
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A predictor, the files that it is for, and what becomes of the predictions."""
+
+    predictor: Predictor
+    files: list[Path]
+    options: PredictionOptions
+    index: IndexKind | None
+
+    def predict_files(self) -> Iterator[Prediction]:
+        """Yield the prediction of each file, in order."""
+        return self.predictor.handler.predict_files(self.predictor, self.files, self.options)
+
+    def save(self, predictions: Sequence[Prediction]) -> None:
+        """Write the predictions into the folder for results, if there is one."""
+        if self.options.out is not None:
+            _save_predictions(self.options.out, predictions, self.index)
+
+
+def _open_job(
+    bundle: str | Path | Bundle,
+    images: str | Path | Sequence[str | Path],
+    top: int,
+    device: str,
+    precision: Precision,
+    out: str | Path | None,
+    index: IndexKind | None,
+) -> _Job:
+    """Check the arguments and load the bundle, so that what is wrong is reported before there are results."""
+    if out is not None and Path(out).exists() and not Path(out).is_dir():
+        raise ConfigError(f"--out {out}: is no folder")
+    files = _find_images(images)
+    predictor = Predictor(bundle, device, precision)
+    if index is not None:
+        _check_index(predictor, index, out)
+    if top < 1:
+        raise ConfigError(f"--top {top}: expected at least 1")
+    options = PredictionOptions(top, None if out is None else Path(out))
+    return _Job(predictor, files, options, index)
+
+
+def _check_index(predictor: Predictor, index: IndexKind, out: str | Path | None) -> None:
+    """Raise ConfigError or BackendError if no index can be written of the predictor's features."""
+    faiss_index.check_kind(index)
+    refuse_undecodable(Path(out or ""), "faiss")
+    if out is None:
+        raise ConfigError(f"--index {index}: needs --out, the folder for it")
+    if predictor.manifest.output("features") is None:
+        raise ConfigError(f"--index {index}: the bundle gives no features; ehm export --head features, or multi, does")
+
+
+def _find_images(images: str | Path | Sequence[str | Path]) -> list[Path]:
+    """Return files as they were given, and the images below each folder in the order of their names."""
+    paths = [images] if isinstance(images, str | Path) else images
+    files: list[Path] = []
+    for path in map(Path, paths):
+        if not path.is_dir():
+            files.append(path)
+            continue
+        found = sorted(_visible_images(path.rglob("*")))
+        if not found:
+            raise DataError(f"{path}: no images below this folder; known are {', '.join(sorted(SUFFIXES))}")
+        files += found
+    return files
+
+
+def _visible_images(paths: Iterable[Path]) -> Iterator[Path]:
+    for path in paths:
+        hidden = path.name.startswith(".")  # as macOS and editors leave beside images
+        if path.suffix.lower() in SUFFIXES and not hidden and not path.is_dir():
+            yield path
+
+
+def _print_json(prediction: Prediction) -> None:
+    print_line(json_module.dumps(prediction.as_dict()))
+
+
+def _save_predictions(out: Path, predictions: Sequence[Prediction], index: IndexKind | None) -> None:
+    """Write ``predictions.jsonl`` and the arrays beside it in place of those of an earlier call."""
+    lines = []
+    for prediction in predictions:
+        without_arrays = replace(prediction, features=None, patches=None)  # they have files of their own
+        lines.append(json_module.dumps(without_arrays.as_dict()) + "\n")
+    with replace_file(out / "predictions.jsonl") as temporary:  # it gets its name last, when all files belong together
+        temporary.write_text("".join(lines), encoding="utf-8")
+        (out / faiss_index.FILE).unlink(missing_ok=True)
+        features = [prediction.features for prediction in predictions if prediction.features is not None]
+        _save_rows(out / "features.npy", features)
+        patches = [prediction.patches for prediction in predictions if prediction.patches is not None]
+        _save_rows(out / "patches.npy", patches)
+        if index is not None and features:
+            faiss_index.write_index(out, np.stack(features), index)
+
+
+def _save_rows(file: Path, rows: list[np.ndarray]) -> None:
+    """Write ``rows`` as one array, if there are any; rows of an earlier call belong to other images and go."""
+    file.unlink(missing_ok=True)
+    if rows:
+        with replace_file(file) as temporary:
+            np.save(temporary, np.stack(rows))

@@ -1,0 +1,155 @@
+"""The differences between the kinds of bundles behind one interface; each task implements it in a file of its own.
+
+``ehm predict``, ``ehm serve``, ``ehm bench``, the conversion for other engines and the model card ask a handler, so
+that none of them asks for the task.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from ehm.data.decoding.depth import count_missing
+from ehm.deploy.bundle.manifest import Manifest
+from ehm.deploy.bundle.preprocessing import seen_region
+from ehm.deploy.predict.prediction import Prediction
+from ehm.deploy.predict.preparation import describe_preparation, preparation_code
+from ehm.errors import BrokenImage, ExportError
+
+if TYPE_CHECKING:
+    from ehm.deploy.predict.predictor import Predictor
+
+__all__ = ["CardTexts", "Handler", "HandlerT", "Outputs", "PredictionOptions", "SingleImageHandler", "describe_error"]
+
+Outputs = Mapping[str, NDArray[np.float32]]
+"""The network's outputs by name."""
+
+
+@dataclass(frozen=True)
+class PredictionOptions:
+    """The options of one call: how many classes to keep, the folder for files if there is one, and the names taken."""
+
+    top: int = 5
+    out: Path | None = None
+    taken_names: set[str] = field(default_factory=set)
+
+
+@dataclass(frozen=True)
+class CardTexts:
+    """The words of a model card for a task: the title, the Hugging Face Hub's tag, and the Hub's name of its figure."""
+
+    title: str
+    hub_tag: str
+    hub_metric: str = ""
+
+
+class Handler(ABC):
+    """The behaviour of one kind of bundle, from an image to its prediction."""
+
+    card: ClassVar[CardTexts]
+    takes_batches: ClassVar[bool] = True
+    """False for a network that takes one image, and whose outputs have no batch dimension."""
+    tensor_refusal: ClassVar[str | None] = None
+    """The reason why the server takes no tensors for this kind of model, if it does not."""
+    missing: ClassVar[str] = ""
+    """What another kind of model lacks when it is asked for this one's answer."""
+
+    def __init__(self, manifest: Manifest) -> None:
+        self.manifest = manifest
+
+    @abstractmethod
+    def predict_files(
+        self, predictor: Predictor, files: Sequence[Path], options: PredictionOptions
+    ) -> Iterator[Prediction]:
+        """Yield the prediction of each image file, in order; a file that cannot be read gives one with an error."""
+
+    def find_seen_region(self, width: int, height: int) -> tuple[float, float, float, float]:
+        """Return the part of an image that the network sees: left, top, width and height in the image's pixels."""
+        return seen_region(width, height, self.manifest.preprocessing)
+
+    def require_batches(self, bundle: Path, command: str) -> None:
+        """Raise ExportError if the network takes one image at a time; ``command`` gives it batches."""
+        if not self.takes_batches:
+            raise ExportError(f"{bundle}: a detector, which ehm predict and ehm serve run, and {command} does not")
+
+    def add_batch_axis(self, outputs: dict[str, NDArray[np.float32]]) -> dict[str, NDArray[np.float32]]:
+        """Return outputs with a row for each image of the batch, also if the network has no batch dimension."""
+        if self.takes_batches:
+            return outputs
+        return {name: values[np.newaxis] for name, values in outputs.items()}
+
+    def describe_outputs(self) -> str:
+        """Name the outputs with their sizes for one image, for a line of a log: ``logits 3, features 192``."""
+        first = 1 if self.takes_batches else 0  # the dimension behind the batch
+        parts = []
+        for output in self.manifest.outputs:
+            sizes = " x ".join(map(str, output.shape[first:]))
+            parts.append(f"{output.name} {sizes}")
+        return ", ".join(parts)
+
+    def describe_input(self) -> str:
+        """Say in a sentence how an image becomes the network's input, for the model card."""
+        rule = self.manifest.preprocessing
+        subject = "Before the graph, in RGB"
+        if rule.in_graph:
+            subject = "The graph takes decoded RGB bytes and does this itself"
+        return f"{subject}: {describe_preparation(rule)}, normalise ({self._describe_normalisation()})."
+
+    def example_code(self) -> list[str]:
+        """Return lines of Python that run the network on a photograph without ehm; none if that takes too many."""
+        output = self.manifest.outputs[0].name
+        file = self.manifest.models["float32"].file
+        return [
+            "import numpy, onnxruntime",
+            "from PIL import Image",
+            'image = Image.open("photo.png").convert("RGB")',
+            *preparation_code(self.manifest.preprocessing),
+            f'session = onnxruntime.InferenceSession("{file}", providers=["CPUExecutionProvider"])',
+            f'(values,) = session.run(["{output}"], {{"{self.manifest.input.name}": inputs}})',
+        ]
+
+    def _describe_normalisation(self) -> str:
+        rule = self.manifest.preprocessing
+        return f"mean {list(rule.mean)}, std {list(rule.std)} of bytes / 255"
+
+
+HandlerT = TypeVar("HandlerT", bound=Handler)
+
+
+class SingleImageHandler(Handler):
+    """A handler of images in their own size: one after the other, nothing cropped."""
+
+    @abstractmethod
+    def predict_image(
+        self, predictor: Predictor, file: Path, image: Image.Image, options: PredictionOptions
+    ) -> Prediction:
+        """Return the prediction of an RGB image of any size, which was read from ``file``."""
+
+    def predict_files(
+        self, predictor: Predictor, files: Sequence[Path], options: PredictionOptions
+    ) -> Iterator[Prediction]:
+        """Yield the prediction of each file; see `Handler.predict_files`."""
+        for file in files:
+            try:
+                image = predictor.decode(file)
+            except BrokenImage as error:
+                yield describe_error(file, error)
+                continue
+            prediction = self.predict_image(predictor, file, image, options)
+            yield replace(prediction, missing_pixels=count_missing(image))
+
+    def find_seen_region(self, width: int, height: int) -> tuple[float, float, float, float]:
+        """Return the whole image."""
+        return 0.0, 0.0, float(width), float(height)
+
+
+def describe_error(file: Path, error: BrokenImage) -> Prediction:
+    """Return the prediction of a file that cannot be read; its path is not repeated in the reason."""
+    return Prediction(str(file), error=str(error).removeprefix(f"{file}: "))
