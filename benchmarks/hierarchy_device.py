@@ -20,7 +20,7 @@ from ehm.backends.torch.engine import hierarchy as on_device
 from ehm.config import DataConfig, ModelSource
 from ehm.data import EvalTransform, open_source
 from ehm.masking import balance, build_hierarchy, draw_ranks, hierarchical_mask
-from ehm.storage import checkpoint
+from ehm.storage.checkpoint import open_checkpoint
 
 DEPTHS = (0.1, 0.3, 0.5, 0.8)
 PIECE = 64
@@ -28,7 +28,7 @@ PIECE = 64
 
 def similarities(run: str, device: str, count: int, blocks: int) -> np.ndarray:
     """Of the first ``count`` images in a shuffled order: (count, N, N)."""
-    _, meta = checkpoint.read_model(run)
+    meta = open_checkpoint(run).metadata
     encoder = backends.get(device).encoder(ModelSource(init=run))
     source, transform = open_source(DataConfig(**meta["config"]["data"]), "train"), EvalTransform(encoder.image_size)
     order = np.random.default_rng(0).permutation(len(source))[:count].tolist()

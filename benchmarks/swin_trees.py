@@ -33,7 +33,7 @@ from ehm import backends, masking
 from ehm.analysis.draw import partition
 from ehm.analysis.mosaic import Tile, mosaic
 from ehm.config import TrainConfig
-from ehm.storage import checkpoint
+from ehm.storage.checkpoint import open_checkpoint
 
 ROOT = Path("runs/swin_trees")
 CROPS = ROOT / "crops"
@@ -114,7 +114,7 @@ def similarities(folder: Path | None, images: NDArray[np.uint8], kind: str, bloc
     config = TrainConfig.model_validate({**SETTINGS, "mask": mask, "run": {**SETTINGS["run"], "seed": seed}})
     learner = backends.get("cpu").learner(config)
     if folder is not None:
-        learner.load(checkpoint.read(checkpoint.resolve(folder))[0])
+        learner.load(open_checkpoint(folder).state)
     return np.concatenate(list(learner.prepare(images).similarity()))
 
 

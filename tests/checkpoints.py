@@ -9,7 +9,7 @@ from timm.models.vision_transformer import VisionTransformer
 
 from ehm import backends
 from ehm.config import DataConfig, FinetuneConfig, ModelSource, TrainConfig
-from ehm.storage import checkpoint
+from ehm.storage.checkpoint import save_checkpoint
 
 LABELS = ["cat", "dog", "Käfer"]
 MEAN, STD = (0.5, 0.45, 0.4), (0.2, 0.25, 0.3)
@@ -27,7 +27,7 @@ def save(folder, arrays, meta):
         elif values.dtype == np.float32:
             arrays[name] = rng.normal(0.8, 0.3, values.shape).astype(np.float32)
     state = backends.base.LearnerState(arrays, {})
-    return checkpoint.save(folder / "checkpoints", state, {"step": 3, "epoch": 1.0, "seed": 0, **meta})
+    return save_checkpoint(folder / "checkpoints", state, {"step": 3, "epoch": 1.0, "seed": 0, **meta})
 
 
 def classifier(folder, size, **settings):

@@ -9,7 +9,7 @@ from PIL import Image
 
 from ehm import backends
 from ehm.config import TokenizerConfig
-from ehm.storage import checkpoint
+from ehm.storage.checkpoint import save_checkpoint
 
 # "repeatable" takes the same examples every time, so that a check of a change fails by that change alone; "exploring"
 # takes new ones. `make test` asks for the first by --hypothesis-profile, which wins over what is loaded here.
@@ -53,5 +53,5 @@ def tokenizer(tmp_path_factory):
     config = TokenizerConfig(vocabulary=16, width=8)
     meta = {"kind": "tokenizer", "step": 0, "epoch": 0, "config": config.model_dump(mode="json")}
     run = tmp_path_factory.mktemp("tokenizer")
-    checkpoint.save(run / "checkpoints", backends.get("cpu").tokenizer(config).state(), meta)
+    save_checkpoint(run / "checkpoints", backends.get("cpu").tokenizer(config).state(), meta)
     return run

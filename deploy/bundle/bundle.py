@@ -18,7 +18,7 @@ from pathlib import Path
 from ehm.deploy.bundle.manifest import CARD, MANIFEST, FileRecord, Manifest, Precision, read_manifest
 from ehm.deploy.bundle.weight_files import find_weight_files
 from ehm.errors import ExportError
-from ehm.storage.checkpoint import sha256
+from ehm.storage.reading import hash_file
 from ehm.storage.writing import write_text
 
 __all__ = ["Bundle"]
@@ -81,7 +81,7 @@ class Bundle:
         files = {}
         for file in sorted(folder.iterdir()):
             if file.name != MANIFEST:
-                files[file.name] = FileRecord(bytes=file.stat().st_size, sha256=sha256(file))
+                files[file.name] = FileRecord(bytes=file.stat().st_size, sha256=hash_file(file))
         manifest = manifest.model_copy(update={"files": files})
         text = json.dumps(manifest.model_dump(mode="json"), indent=2, allow_nan=False, ensure_ascii=False)
         write_text(folder / MANIFEST, text + "\n")
@@ -92,5 +92,5 @@ def _check_file(file: Path, record: FileRecord) -> None:
     """Raise ExportError if a file of a bundle is missing or is not the one that was recorded."""
     if not file.is_file():
         raise ExportError(f"{file}: missing; the bundle is incomplete")
-    if sha256(file) != record.sha256:
+    if hash_file(file) != record.sha256:
         raise ExportError(f"{file}: does not match the SHA-256 in {MANIFEST}; it was altered or damaged")

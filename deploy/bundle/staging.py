@@ -10,10 +10,9 @@ from pathlib import Path
 
 from ehm.deploy.bundle.manifest import CARD, MANIFEST
 from ehm.errors import ExportError, WriteError
-from ehm.storage.checkpoint import flush, sha256
 from ehm.storage.names import refuse_undecodable
-from ehm.storage.reading import read_json
-from ehm.storage.writing import report_write_errors
+from ehm.storage.reading import hash_file, read_json
+from ehm.storage.writing import flush_to_disk, report_write_errors
 
 __all__ = ["stage_bundle"]
 
@@ -40,12 +39,12 @@ def stage_bundle(out: Path) -> Iterator[Path]:
         yield folder
         with report_write_errors(out):
             for path in (*folder.iterdir(), folder):  # complete after a power cut too
-                flush(path)
+                flush_to_disk(path)
             # a folder cannot be renamed onto one that has files, so the old bundle steps aside first
             if out.exists():
                 out.rename(replaced)
             folder.rename(out)
-            flush(out.parent)
+            flush_to_disk(out.parent)
     except WriteError as error:
         shutil.rmtree(folder, ignore_errors=True)
         raise WriteError(_final_path(Path(error.path), folder, out), error.reason, error.remedy) from None
@@ -80,5 +79,5 @@ def _refuse_foreign_files(out: Path) -> None:
         raise ExportError(f"{out}: exists and is not a bundle; {advice}") from None
     if names - own_names:
         raise ExportError(f"{out}: holds {sorted(names - own_names)[0]}, which is not part of the bundle; {advice}")
-    if CARD in names and sha256(out / CARD) != card_hash:
+    if CARD in names and hash_file(out / CARD) != card_hash:
         raise ExportError(f"{out}: its {CARD} was edited, and would be lost; {advice}")

@@ -26,7 +26,7 @@ from ehm.deploy.export.sources import demand, prepare
 from ehm.deploy.predict.runtime import open_session
 from ehm.errors import ConfigError
 from ehm.models.trained import Head, Trained
-from ehm.storage.checkpoint import describe, stored_range
+from ehm.storage.checkpoint import find_value_range, open_checkpoint
 from ehm.storage.names import escape_undecodable
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ def export(
         for note in loaded.notes:
             console.print(f"  {note}")
         preprocessing = describe_preprocessing(
-            loaded.image_size, loaded.inputs, config.preprocessing, stored_range(loaded.origin)
+            loaded.image_size, loaded.inputs, config.preprocessing, find_value_range(loaded.origin)
         )
         model = opened.write(folder / _MODEL, config, preprocessing)
         # only a plain ViT takes images of any size
@@ -156,7 +156,7 @@ def _windows(loaded: Trained | Module) -> Windows | None:
     """As the checkpoint was measured: the same scale, and the same share of a window from one to the next."""
     if loaded.task != "segmentation":
         return None
-    settings = SegmentationConfig.model_validate(describe(Path(loaded.origin))["config"])
+    settings = SegmentationConfig.model_validate(open_checkpoint(loaded.origin).metadata["config"])
     down, across = (
         max(1, size * step // side)
         for size, step, side in zip(loaded.image_size, settings.stride, settings.crop_size, strict=True)

@@ -12,7 +12,7 @@ from ehm.deploy.bundle.manifest import Manifest
 from ehm.deploy.predict.handler import Handler
 from ehm.deploy.predict.registry import create_handler
 from ehm.errors import CheckpointError
-from ehm.storage import checkpoint
+from ehm.storage.checkpoint import open_checkpoint
 from ehm.storage.writing import write_text
 
 __all__ = ["write_card"]
@@ -68,15 +68,14 @@ def _runs(origin: str | None) -> list[dict[str, Any]]:
     while origin not in (None, "scratch"):
         path = Path(origin)
         try:
-            path = checkpoint.resolve(path.parent if path.name in _OF_A_RUN else path)
-            run = checkpoint.describe(path)
+            opened = open_checkpoint(path.parent if path.name in _OF_A_RUN else path)
         except CheckpointError:  # timm's, a file, or moved since: the card tells what is left
             break
-        if path in seen:
+        if opened.folder in seen:
             break
-        seen.add(path)
-        runs.append(run)
-        origin = run["config"]["model"]["init"]
+        seen.add(opened.folder)
+        runs.append(opened.metadata)
+        origin = opened.metadata["config"]["model"]["init"]
     return runs
 
 

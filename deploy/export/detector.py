@@ -20,7 +20,7 @@ from ehm.deploy.export.sources import demand
 from ehm.deploy.predict.runtime import open_session
 from ehm.errors import ConfigError, ExportError
 from ehm.models.weights import checkpoint_inputs
-from ehm.storage import checkpoint
+from ehm.storage.checkpoint import find_checkpoint, open_checkpoint
 from ehm.storage.names import escape_undecodable
 
 __all__ = ["compare_detector", "export_detector", "is_detector"]
@@ -35,8 +35,8 @@ _LAYOUTS = {"images": "NCHW", "boxes": "NC", "labels": "N", "scores": "N", "mask
 
 def is_detector(path: str | Path) -> bool:
     """Whether a detector's run or checkpoint lies at ``path``."""
-    found = checkpoint.look(path)
-    return found is not None and found[1]["kind"] == "detector"
+    found = find_checkpoint(path)
+    return found is not None and found.kind == "detector"
 
 
 def export_detector(path: str | Path, config: ExportConfig, device: str, out: Path) -> Path:
@@ -57,11 +57,11 @@ def export_detector(path: str | Path, config: ExportConfig, device: str, out: Pa
     from ehm.deploy.export.graphs.saving import domains, operators, save
     from ehm.deploy.export.graphs.torch_export import make_onnx
 
-    place = Path(path)
-    folder = checkpoint.resolve(place.parent if place.is_file() else place)
-    arrays, meta = checkpoint.read_model(folder)
+    opened = open_checkpoint(path)
+    folder = opened.folder
+    meta = opened.metadata
     with stage_bundle(out) as bundle:
-        graph, trained = load_detector(folder, arrays, meta, config.model.image_size)
+        graph, trained = load_detector(folder, opened.model, meta, config.model.image_size)
         height, width = graph.image_size
         console.print(f"Exporting a detector of {folder} ({height} x {width}), opset 18, to {out}")
         model = make_onnx(graph, 18, image_size=graph.image_size, outputs=graph.outputs, batch=1)
@@ -86,7 +86,7 @@ def export_detector(path: str | Path, config: ExportConfig, device: str, out: Pa
             source=Source(
                 checkpoint=escape_undecodable(str(folder)),
                 kind=meta["kind"],
-                sha256=meta["sha256"]["model.safetensors"],
+                sha256=opened.model_sha256,
             ),
             versions={package: version(package) for package in ("ehm", *_PACKAGES)},
             parity=parity,

@@ -19,7 +19,7 @@ from ehm.config import MaskConfig, ModelSource, TrainConfig
 from ehm.console import console
 from ehm.data.decoding.decode import SUFFIXES
 from ehm.errors import ConfigError, DataError
-from ehm.storage.checkpoint import read_model, stored_range
+from ehm.storage.checkpoint import find_value_range, open_checkpoint
 from ehm.storage.reading import describe_value, shorten
 from ehm.storage.writing import replace_file
 
@@ -91,7 +91,7 @@ def inspect(
         masking,
         mask,
         side,
-        stored_range(checkpoints[0]),
+        find_value_range(checkpoints[0]),
     )
     chosen = _patches(patches, model.encoder.grid)
 
@@ -124,7 +124,7 @@ def _settings(checkpoint: str, balance: str | None, ratio: float | None) -> tupl
         raise ConfigError(f"ratio {ratio:g}: must lie between 0 and 1")
     masking, config, side, origin = "evolved", MaskConfig(), 1, checkpoint
     if Path(checkpoint).is_dir():
-        meta = read_model(checkpoint)[1]
+        meta = open_checkpoint(checkpoint).metadata
         if meta["kind"] == "pretrain":
             run = TrainConfig.model_validate(meta["config"])
             masking, config, side = run.masking, run.masks, run.unit // run.spec.stride
@@ -140,7 +140,7 @@ def _distance(checkpoints: Sequence[str], files: Sequence[Path], device: str, fo
     for name in checkpoints:
         encoder = backend.encoder(ModelSource(init=name))
         side = encoder.image_size[0] / encoder.grid[0]
-        found = encoder_distances(encoder, files, stored_range(name))
+        found = encoder_distances(encoder, files, find_value_range(name))
         lines.append(Line(name, found.mean(axis=1), found))
         sides.add(f"{encoder.image_size[0]} x {encoder.image_size[1]} pixels in patches of {side:g}")
         for layer, heads in enumerate(found.tolist(), 1):

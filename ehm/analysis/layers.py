@@ -17,7 +17,7 @@ from ehm.config import DataConfig, FinetuneConfig, ModelSource
 from ehm.data import EvalTransform, decode, open_source
 from ehm.data.decoding.depth import ValueRange
 from ehm.errors import BrokenImage, ConfigError, DataError
-from ehm.storage.checkpoint import stored_range
+from ehm.storage.checkpoint import find_value_range
 
 __all__ = ["GRADIENT_IMAGES", "attention_distance", "encoder_distances", "fine_tuning_gradients", "patch_distances"]
 
@@ -69,7 +69,7 @@ def fine_tuning_gradients(backend: Backend, init: str, source: str, seed: int) -
     The embedding's first, then the blocks', each as :meth:`ehm.backends.base.Classifier.gradients` says; mean over
     batches of the same images for every encoder. The second value is how many images these were.
     """
-    data = open_source(DataConfig(source=source, range=stored_range(init)), "train")
+    data = open_source(DataConfig(source=source, range=find_value_range(init)), "train")
     if data.labels is None or len(data.classes) < 2:
         raise DataError(f"{source}: has no labels; gradients need a folder with a folder for each class, or elpv")
     config = FinetuneConfig(model=ModelSource(init=init), data=DataConfig(source=source))

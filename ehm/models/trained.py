@@ -21,8 +21,9 @@ from ehm.config.inputs import InputSpec
 from ehm.errors import CheckpointError
 from ehm.models.shapes import at_size
 from ehm.models.weights import ReadFile, Weights, fit, fitted, is_bare_file, of_checkpoint, of_file, read_safetensors
-from ehm.storage import checkpoint
 from ehm.storage.arrays import Arrays
+from ehm.storage.checkpoint import find_checkpoint, open_checkpoint
+from ehm.storage.reading import hash_file
 
 __all__ = [
     "Forward",
@@ -132,8 +133,8 @@ def open_trained(source: ModelSource, head: Head = "auto", read_file: ReadFile =
 
 def is_segmenter(source: ModelSource) -> bool:
     """Whether a segmenter's run or checkpoint is named."""
-    found = checkpoint.look(source.init)
-    return found is not None and found[1]["kind"] == "segmenter"
+    found = find_checkpoint(source.init)
+    return found is not None and found.kind == "segmenter"
 
 
 def find(source: ModelSource, head: Head, read_file: ReadFile) -> Found:
@@ -160,10 +161,10 @@ def numbered(classes: int) -> tuple[str, ...]:
 
 
 def _checkpoint(source: ModelSource, head: Head) -> Found:
-    init = Path(source.init)
-    path = checkpoint.resolve(init.parent if init.is_file() else init)
-    arrays, meta = checkpoint.read_model(path)
-    kind, digest = meta["kind"], meta["sha256"]["model.safetensors"]
+    opened = open_checkpoint(source.init)
+    path = opened.folder
+    meta = opened.metadata
+    kind = opened.kind
     pool: Pool = "avg"
     labels: tuple[str, ...] = ()
     if kind == "detector" and head not in _HEADLESS:
@@ -174,7 +175,7 @@ def _checkpoint(source: ModelSource, head: Head) -> Found:
     elif head == "classifier":
         what = "a pretrained encoder" if kind == "pretrain" else f"an {kind}"
         raise CheckpointError(f"{path}: {what} has no classifier; ehm finetune gives it one")
-    return Found(of_checkpoint(arrays, meta, str(path)), pool, labels, str(path), kind, digest)
+    return Found(of_checkpoint(opened.model, meta, str(path)), pool, labels, str(path), kind, opened.model_sha256)
 
 
 def _file(source: ModelSource, head: Head, read_file: ReadFile) -> Found:
@@ -187,7 +188,7 @@ def _file(source: ModelSource, head: Head, read_file: ReadFile) -> Found:
         raise CheckpointError(f"{path}: holds no classifier (head.weight); --head features exports the encoder")
     # MAE's fine-tuning leaves fc_norm behind the average; a plain ViT's classifier has the class token
     pool: Pool = "avg" if swin or "fc_norm.weight" in weights.arrays or classifier is None else "token"
-    return Found(weights, pool, labels, str(path), "file", checkpoint.sha256(path))
+    return Found(weights, pool, labels, str(path), "file", hash_file(path))
 
 
 def _assemble(found: Found, spec: VitSpec, head: Head) -> Trained:

@@ -26,8 +26,8 @@ from ehm.models.encoder_parts import HEADS, refuse_foreign_parts, refuse_unloade
 from ehm.models.published import timm_names
 from ehm.models.resample import TABLE, resample_arrays
 from ehm.models.shapes import SHARED_TABLE, check_sizes, described, guessed, sizes
-from ehm.storage import checkpoint
 from ehm.storage.arrays import Arrays, first_of, misfits
+from ehm.storage.checkpoint import open_checkpoint
 
 __all__ = [
     "ReadFile",
@@ -92,7 +92,8 @@ def read_weights(source: ModelSource, read_file: ReadFile = read_safetensors) ->
     if is_bare_file(source):
         return of_file(source, read_file)
     if path.is_file() or path.is_dir():
-        return of_checkpoint(*checkpoint.read_model(path.parent if path.is_file() else path), source.init)
+        opened = open_checkpoint(path)
+        return of_checkpoint(opened.model, opened.metadata, source.init)
     raise CheckpointError(
         f"model.init {source.init}: no such file or folder; it takes a run folder, a .safetensors or .pth file, "
         "timm:NAME or scratch"
@@ -106,7 +107,7 @@ def is_bare_file(source: ModelSource) -> bool:
 
 
 def of_checkpoint(arrays: Arrays, meta: Mapping[str, Any], origin: str) -> Weights:
-    """What :func:`ehm.storage.checkpoint.read_model` gave; CheckpointError, of ``origin``, where that is no encoder."""
+    """What a checkpoint holds; CheckpointError, which begins with ``origin``, if that is no encoder."""
     if meta["kind"] == "tokenizer":
         raise CheckpointError(f"{origin}: holds a tokenizer, which is for model.tokenizer, and no encoder")
     if meta["kind"] not in ("pretrain", "classifier"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 
 from ehm.errors import DataError, EhmError
 
-__all__ = ["describe_value", "parse_json", "read_json", "read_rows", "read_text", "shorten"]
+__all__ = ["describe_value", "hash_file", "parse_json", "read_json", "read_rows", "read_text", "shorten"]
 
 _LIMIT = 120
 """Most characters of a value, or of a library's message, that are shown."""
@@ -86,3 +87,12 @@ def read_rows(file: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[st
         except csv.Error as problem:
             place = f"after line {rows.line_num}"
             raise DataError(f"{file}: not a table {place}: {shorten(str(problem))}") from None
+
+
+def hash_file(path: Path) -> str:
+    """Return the SHA-256 of a file as hexadecimal digits."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from ehm.errors import EhmError, WriteError
 
-__all__ = ["replace_file", "report_write_errors", "write_text"]
+__all__ = ["flush_to_disk", "replace_file", "report_write_errors", "write_text"]
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 """Error numbers of a full disk: no space, over a quota, larger than a file may be."""
@@ -50,6 +50,15 @@ def write_text(path: Path, text: str) -> Path:
     with replace_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
     return path
+
+
+def flush_to_disk(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager

@@ -14,8 +14,8 @@ from ehm.console import console
 from ehm.data.decoding.depth_notes import describe_depths
 from ehm.data.part import Part
 from ehm.errors import CheckpointError, ConfigError
-from ehm.storage import checkpoint
 from ehm.storage.arrays import Arrays
+from ehm.storage.checkpoint import open_checkpoint
 from ehm.training.runs import agree, all_broken, say_broken, write_json
 from ehm.training.supervised import Measured
 
@@ -124,14 +124,13 @@ def evaluate(
 
 
 def _read(path: str | Path) -> Stored:
-    folder = checkpoint.resolve(path)
-    arrays, meta = checkpoint.read_model(folder)
-    if meta["kind"] not in _HOMES:
+    opened = open_checkpoint(path)
+    if opened.kind not in _HOMES:
         raise CheckpointError(f"{path}: holds a pretrained encoder, not a classifier; ehm finetune makes one")
-    if meta.get("data") is None:
+    if opened.metadata.get("data") is None:
         console.print(
             f"{path} was written by an earlier version of ehm and does not say which images it was trained on: they "
             "could not be compared, and the path of data.source alone decides what was held out",
             markup=False,
         )
-    return Stored(folder, arrays, meta)
+    return Stored(opened.folder, opened.model, opened.metadata)

@@ -13,6 +13,7 @@ from ehm.console import console
 from ehm.data import Source
 from ehm.data.part import Part
 from ehm.errors import ConfigError, DataError
+from ehm.storage.checkpoint import Checkpoint
 from ehm.tasks.evaluate import Stored
 from ehm.training.resume import check_resumed_data
 from ehm.training.training_data import (
@@ -98,7 +99,7 @@ def leave_out_trained(part: Part, stored: Stored, source: str, threads: int, pro
     It is left as it is if the training measured the same source, so that the figures are those of the training, or if
     the checkpoint does not know its images.
     """
-    training = read_training_data(stored.folder, stored.meta)
+    training = read_training_data(Checkpoint(stored.folder, stored.meta))
     if training is None:
         return part
     if part.subset is None and training.val != training.train:
@@ -115,7 +116,7 @@ def holds_training_images(stored: Stored, settings: TaskConfig, source: Source, 
 
     A checkpoint that does not know its images goes by the path of ``data.source``. All processes call this.
     """
-    training = read_training_data(stored.folder, stored.meta)
+    training = read_training_data(Checkpoint(stored.folder, stored.meta))
     if training is None:
         return _is_same_path(settings.data.source, stored.meta["config"]["data"]["source"])
     return identify_training_data(source, None, settings.data.workers, processes).train == training.train
@@ -149,7 +150,7 @@ def select_part(
 
 def _held_out_fold(stored: Stored) -> bool:
     """Return whether the training may have held out a fold, and not measured images of another place instead."""
-    training = read_training_data(stored.folder, stored.meta)
+    training = read_training_data(Checkpoint(stored.folder, stored.meta))
     return training is None or training.val == training.train
 
 

@@ -25,8 +25,9 @@ from ehm.errors import CheckpointError
 from ehm.masking import make_masker
 from ehm.models.encoder_file import encoder_metadata
 from ehm.models.weights import encoder_arrays
-from ehm.storage import checkpoint
 from ehm.storage.arrays import split_average
+from ehm.storage.checkpoint import open_checkpoint, open_to_resume
+from ehm.storage.reading import hash_file
 from ehm.storage.writing import replace_file
 from ehm.training.plan import RunPlan, check_plan, plan_run
 from ehm.training.resume import check_resumed_data, print_changes
@@ -116,14 +117,14 @@ def _run(config: TrainConfig, backend: Backend, folder: Path, start: Path | None
     first, stored, tokenizer = 0, config.model_dump(mode="json"), _tokenizer(config)
     if start is not None:
         check_resumed_data(start, training_data, None, data.source)
-        state, begun = checkpoint.read(start)
-        if begun.get("tokenizer") not in (None, tokenizer.get("tokenizer")):
+        opened = open_to_resume(start)
+        if opened.metadata.get("tokenizer") not in (None, tokenizer.get("tokenizer")):
             raise CheckpointError(
                 f"model.tokenizer {config.model.tokenizer}: is not the one that this run began with, and its tokens "
                 "mean other things; give that one, or start a new run"
             )
-        learner.load(state)
-        first = int(begun["step"])
+        learner.load(opened.state)
+        first = int(opened.metadata["step"])
     _announce(config, backend, [*learner.notes, *notes], source, plan, folder, start)
 
     leads = backend.processes.rank == 0
@@ -168,7 +169,7 @@ def _tokenizer(config: TrainConfig) -> dict[str, str]:
     if config.model.tokenizer is None:
         return {}
     path = Path(config.model.tokenizer)
-    return {"tokenizer": checkpoint.sha256(path if path.is_file() else checkpoint.resolve(path) / "model.safetensors")}
+    return {"tokenizer": hash_file(path) if path.is_file() else open_checkpoint(path).model_sha256}
 
 
 def _write_encoder(folder: Path, learner: Learner, config: TrainConfig, leads: bool) -> Path:

@@ -14,7 +14,7 @@ from ehm.config import TaskConfig, TokenizerConfig, TrainConfig, load_config
 from ehm.console import console
 from ehm.data.sources.identity import SourceIdentity
 from ehm.errors import ConfigError
-from ehm.storage import checkpoint
+from ehm.storage.checkpoint import open_checkpoint
 from ehm.training.training_data import TrainingData, read_training_data
 
 __all__ = ["check_resumed_data", "check_settings", "print_changes"]
@@ -40,7 +40,7 @@ def check_settings(kind: type[C], config: C, start: Path) -> None:
 
     The checkpoint is asked, and not the run's ``config.yaml``, which anybody may have edited.
     """
-    changes = _find_changes(kind, config, checkpoint.describe(start))
+    changes = _find_changes(kind, config, open_checkpoint(start).metadata)
     binding = {key: change for key, change in changes.items() if not _is_free(key)}
     if binding:
         raise ConfigError(
@@ -57,8 +57,9 @@ def check_resumed_data(
     ``classes`` are compared too, by name and order, and so are labels; None if the run has none. ``name`` is the
     source's, for messages. Raises ConfigError that says what has changed.
     """
-    meta = checkpoint.describe(start)
-    stored = read_training_data(start, meta)
+    opened = open_checkpoint(start)
+    meta = opened.metadata
+    stored = read_training_data(opened)
     changes = []
     if classes is not None and list(classes) != meta.get("classes", list(classes)):
         changes.append(_describe_classes(meta["classes"], classes))
@@ -85,7 +86,7 @@ def print_changes(config: Config, start: Path, backend: Backend) -> None:
 
     They need not stop the run, as :func:`check_settings` has seen. Nothing is printed if all is as it was.
     """
-    meta = checkpoint.describe(start)
+    meta = open_checkpoint(start).metadata
     changes = _find_changes(type(config), config, meta)
     versions = {**backend.info().versions, "ehm": __version__, "numpy": np.__version__}
     now = {"device": backend.info().name, **{f"version of {name}": version for name, version in versions.items()}}

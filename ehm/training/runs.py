@@ -15,8 +15,8 @@ from ehm.backends.base import Backend, Learner, Processes, TaskLearner, Tokenize
 from ehm.config import TaskConfig, TokenizerConfig, TrainConfig, load_config
 from ehm.console import console
 from ehm.errors import CheckpointError, ConfigError, TrainingError, WriteError
-from ehm.storage import checkpoint
 from ehm.storage.arrays import Arrays
+from ehm.storage.checkpoint import checkpoint_path, newest_checkpoint, prune_checkpoints, save_checkpoint
 from ehm.storage.writing import write_text
 from ehm.training.resume import check_settings
 
@@ -54,7 +54,7 @@ def begin(
     Without ``config`` a resumed run keeps the one stored in ``folder`` and a new one takes the shipped ``default``, or
     where ``overrides`` name an objective its published recipe alone.
     """
-    start = checkpoint.newest(folder / "checkpoints")
+    start = newest_checkpoint(folder / "checkpoints")
     if start is not None and not resume:
         how = "--resume continues it" if resumable else "remove it to measure again"
         raise ConfigError(f"--out {folder}: holds a run already; {how}, another --out starts a new one")
@@ -113,9 +113,9 @@ def save(
     """
     state = learner.state()
     if processes.rank == 0:
-        checkpoint.save(folder, state, meta, images)
-        checkpoint.prune(folder, keep)
-    return checkpoint.name(folder, meta["step"])
+        save_checkpoint(folder, state, meta, images)
+        prune_checkpoints(folder, keep)
+    return checkpoint_path(folder, meta["step"])
 
 
 @contextmanager
@@ -124,7 +124,7 @@ def explain_stop(folder: Path, resumable: bool = True) -> Iterator[None]:
     try:
         yield
     except WriteError as error:
-        saved = checkpoint.newest(folder / "checkpoints")
+        saved = newest_checkpoint(folder / "checkpoints")
         if saved is None:
             outcome = "no checkpoint was written yet"
             next_step = "start the run again"

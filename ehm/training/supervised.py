@@ -18,7 +18,7 @@ from ehm.config import TaskConfig
 from ehm.console import console
 from ehm.data.decoding.depth_notes import describe_depths
 from ehm.data.part import Part
-from ehm.storage import checkpoint
+from ehm.storage.checkpoint import newest_checkpoint, open_to_resume
 from ehm.training.plan import RunPlan, check_plan, plan_run
 from ehm.training.resume import print_changes
 from ehm.training.runlog import RunLog
@@ -145,10 +145,10 @@ def fit(task: Task[R], backend: Backend, folder: Path, start: Path | None = None
     optim, run, leads = config.optim, config.run, processes.rank == 0
     first, best_score, best, result = 0, -1.0, None, None
     if start is not None:
-        state, meta = checkpoint.read(start)
-        learner.load(state)
-        first, best_score = int(meta["step"]), float(meta["best_score"])
-        best = checkpoint.newest(folder / "best")
+        opened = open_to_resume(start)
+        learner.load(opened.state)
+        first, best_score = int(opened.metadata["step"]), float(opened.metadata["best_score"])
+        best = newest_checkpoint(folder / "best")
     plan = plan_run(optim, run, loader.steps_per_epoch)
     notes = check_plan(plan, optim, run, len(task.train), measures=True, resumed=start is not None)
     images = task.data.to_arrays()

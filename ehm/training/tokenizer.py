@@ -23,7 +23,7 @@ from ehm.config import TokenizerConfig
 from ehm.console import console
 from ehm.data import EvalTransform, Loader, Source, TrainTransform, open_source
 from ehm.data.decoding.depth_notes import describe_depths
-from ehm.storage import checkpoint
+from ehm.storage.checkpoint import open_to_resume
 from ehm.storage.writing import replace_file
 from ehm.training.plan import RunPlan, check_plan, plan_run
 from ehm.training.resume import check_resumed_data, print_changes
@@ -122,9 +122,9 @@ def _run(config: TokenizerConfig, backend: Backend, folder: Path, start: Path | 
     first = 0
     if start is not None:
         check_resumed_data(start, training_data, None, data.source)
-        state, begun = checkpoint.read(start)
-        tokenizer.load(state)
-        first = int(begun["step"])
+        opened = open_to_resume(start)
+        tokenizer.load(opened.state)
+        first = int(opened.metadata["step"])
     _announce(config, backend, notes, source, plan, folder, start)
     leads = processes.rank == 0
     if leads:

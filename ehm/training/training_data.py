@@ -18,8 +18,8 @@ from ehm.backends.base import Processes
 from ehm.data import Source
 from ehm.data.sources.identity import UNREADABLE, KeyKind, SourceIdentity, hash_images, identify_source
 from ehm.errors import CheckpointError, DataError
-from ehm.storage import checkpoint
 from ehm.storage.arrays import Arrays
+from ehm.storage.checkpoint import Checkpoint, find_checkpoint
 
 __all__ = [
     "SeenImages",
@@ -69,33 +69,35 @@ class TrainingData:
         return {f"{name}.{kind}": keys for name, group in named.items() for kind, keys in group.items()}
 
 
-def read_training_data(folder: Path, meta: Mapping[str, Any]) -> TrainingData | None:
-    """Return what the checkpoint in ``folder`` keeps of its images; None if an earlier version wrote it.
+def read_training_data(checkpoint: Checkpoint) -> TrainingData | None:
+    """Return what ``checkpoint`` keeps of its images; None if an earlier version wrote it.
 
-    ``meta`` is its description. Raises CheckpointError if the file with the keys is missing or was altered.
+    Raises CheckpointError if the file with the keys is missing or was altered.
     """
-    stored = meta.get("data")
+    stored = checkpoint.metadata.get("data")
     if stored is None:
         return None
     groups: dict[str, dict[KeyKind, NDArray[np.uint64]]] = {"seen": {}, "seen_before": {}}
     try:
-        for name, keys in checkpoint.read_images(folder, dict(meta)).items():
+        for name, keys in checkpoint.images.items():
             group, _, kind = name.partition(".")
             groups[group][cast(KeyKind, kind)] = keys
         train = SourceIdentity(**stored["train"])
         val = None if stored["val"] is None else SourceIdentity(**stored["val"])
     except (KeyError, TypeError):
-        raise CheckpointError(f"{folder}: what it says of the images it was trained on cannot be read") from None
+        raise CheckpointError(
+            f"{checkpoint.folder}: what it says of the images it was trained on cannot be read"
+        ) from None
     return TrainingData(train, val, **groups)
 
 
 def read_seen_images(init: str | Path) -> SeenImages:
     """Return the images that the weights named by ``model.init`` were trained on with labels; none if nobody knows."""
     try:
-        found = checkpoint.look(init)
+        found = find_checkpoint(init)
     except CheckpointError:
         return {}  # what is wrong with it is said where its weights are read
-    data = None if found is None else read_training_data(*found)
+    data = None if found is None else read_training_data(found)
     return {} if data is None else data.all_seen
 
 

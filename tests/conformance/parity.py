@@ -15,7 +15,7 @@ import numpy as np
 
 from ehm import backends
 from ehm.config import FinetuneConfig, ModelSource, TrainConfig
-from ehm.storage import checkpoint
+from ehm.storage.checkpoint import open_checkpoint, save_checkpoint
 
 LR, DECAY = {"adamw": 1e-3, "sgd": 0.1, "lars": 1.0}, 0.05
 
@@ -29,7 +29,7 @@ def masks(config, images, step):
 
 def start(folder, state, images, **meta):
     """A checkpoint that :func:`run` begins with."""
-    path = checkpoint.save(folder, state, {"step": 0, **meta})
+    path = save_checkpoint(folder, state, {"step": 0, **meta})
     np.save(path / "images.npy", images)
     return path
 
@@ -79,7 +79,9 @@ def classification(backend, meta, images, first):
 
 def run(device, first, steps, out, broken=False):
     """See the module; ``broken`` makes one block compute something slightly else."""
-    state, meta = checkpoint.read(first)
+    opened = open_checkpoint(first)
+    state = opened.state
+    meta = opened.metadata
     images = np.load(Path(first) / "images.npy")
     kind = pretraining if meta["kind"] == "pretrain" else classification
     learner, seen, step, config = kind(backends.get(device), meta, images, first)
@@ -94,7 +96,7 @@ def run(device, first, steps, out, broken=False):
                 name, _, slot = key.rpartition("/")
                 if slot == "exp_avg":
                     results[f"gradient/{name}"] = value / (1 - config.optim.betas[0])
-    path = checkpoint.save(Path(out), learner.state(), {**meta, "step": meta["step"] + steps})
+    path = save_checkpoint(Path(out), learner.state(), {**meta, "step": meta["step"] + steps})
     np.savez(path / "results.npz", losses=losses, **results)
     shutil.copy(Path(first) / "images.npy", path)
     return path

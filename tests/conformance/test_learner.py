@@ -8,8 +8,8 @@ import pytest
 from ehm.config import ModelSource
 from ehm.errors import BackendError, CheckpointError
 from ehm.masking import make_masker
-from ehm.storage import checkpoint
 from ehm.storage.arrays import LearnerState
+from ehm.storage.checkpoint import save_checkpoint
 
 LOOKS = ("similarity", "saliency")
 
@@ -64,7 +64,7 @@ def test_saliency_is_that_of_the_encoder(backend, config, batch, tmp_path):
     learner = backend.learner(settings)
     steps(learner, *batch, count=3)
     meta = {"kind": "pretrain", "step": 3, "config": settings.model_dump(mode="json")}
-    path = checkpoint.save(tmp_path, learner.state(), meta)
+    path = save_checkpoint(tmp_path, learner.state(), meta)
     attention = backend.encoder(ModelSource(init=str(path))).attention(batch[0])
     np.testing.assert_allclose(seen(learner, batch[0], "saliency"), attention.mean(axis=1)[:, 0, 1:], atol=1e-6)
 

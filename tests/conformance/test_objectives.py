@@ -6,7 +6,7 @@ import pytest
 from ehm.config import ModelSource, TrainConfig
 from ehm.errors import BackendError
 from ehm.masking import cosine_similarity, make_masker
-from ehm.storage import checkpoint
+from ehm.storage.checkpoint import save_checkpoint
 
 SIZES = {
     "vit_tiny": {"patch_size": 4, "model": {"width": 24, "depth": 2, "heads": 3, "decoder_depth": 1}},
@@ -133,7 +133,7 @@ def test_the_encoder_of_a_run_sees_what_its_learner_saw(backend, make, images, t
     for _ in range(2):
         learner.train_step(learner.prepare(images), masks(config, 6), 1e-2, 0.05)
     meta = {"kind": "pretrain", "step": 2, "config": config.model_dump(mode="json")}
-    path = checkpoint.save(tmp_path, learner.state(), meta)
+    path = save_checkpoint(tmp_path, learner.state(), meta)
     trained = backend.encoder(ModelSource(init=str(path)))
     assert trained.grid == config.units
     np.testing.assert_allclose(trained.similarity(images, 3), seen(learner, images), atol=1e-6)

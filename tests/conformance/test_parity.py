@@ -15,7 +15,7 @@ from conftest import PRESENT
 
 from ehm import backends
 from ehm.config import FinetuneConfig
-from ehm.storage import checkpoint
+from ehm.storage.checkpoint import open_checkpoint, save_checkpoint
 
 if "cpu" not in PRESENT:
     pytest.skip("parity is measured against torch on the CPU", allow_module_level=True)
@@ -83,9 +83,9 @@ def compare(ours, theirs):
         if name == "saliency":
             limit = 1e-6
         np.testing.assert_allclose(left[name], right[name], rtol=0, atol=limit, err_msg=name)
-    weights = dict(elsewhere.trained(checkpoint.read_model(theirs)[0]))
+    weights = dict(elsewhere.trained(open_checkpoint(theirs).model))
     limit = 4e-4 if "decoder.0.weight" in weights else 4e-5
-    for name, value in elsewhere.trained(checkpoint.read_model(ours)[0]):
+    for name, value in elsewhere.trained(open_checkpoint(ours).model):
         np.testing.assert_allclose(value, weights[name], rtol=1e-5, atol=limit, err_msg=name)
     return right.files
 
@@ -131,7 +131,7 @@ def test_a_classifier_its_steps_and_its_encoder_are_torchs(device, task, config,
     if task.endswith("relative"):  # such a ViT comes from pretraining only
         pretraining = config(**SIMMIM)
         meta = {"kind": "pretrain", "step": 0, "config": pretraining.model_dump()}
-        start = checkpoint.save(tmp_path / "simmim", backends.get("cpu").learner(pretraining).state(), meta)
+        start = save_checkpoint(tmp_path / "simmim", backends.get("cpu").learner(pretraining).state(), meta)
         values["model"] = {"init": str(start), "drop_path": 0}
     settings = FinetuneConfig.model_validate(values)
     classifier = backends.get("cpu").classifier(settings, 3)

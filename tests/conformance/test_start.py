@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from ehm.storage import checkpoint
+from ehm.storage.checkpoint import save_checkpoint
 
 SIMMIM = {"objective": "simmim", "model": {"width": 48, "depth": 4}, "mask": {"unit": 8}}
 
@@ -37,7 +37,7 @@ def test_a_run_begins_with_given_weights(backend, config, sections, tmp_path):
     settings = config(**sections, run={"seed": 3})
     given = backend.learner(settings).state()
     meta = {"kind": "pretrain", "step": 0, "config": settings.model_dump(mode="json")}
-    init = str(checkpoint.save(tmp_path, given, meta))
+    init = str(save_checkpoint(tmp_path, given, meta))
     model = {**sections.get("model", {}), "init": init}
     learner = backend.learner(config(**{**sections, "model": model}, optim={"ema_decay": 0.9}))
     assert learner.notes == (f"begins with the weights of {init}",)

@@ -26,7 +26,7 @@ from ehm.deploy.export import export
 from ehm.deploy.export.graphs.preprocessing import take_bytes
 from ehm.deploy.predict.command import predict
 from ehm.deploy.predict.predictor import Predictor
-from ehm.storage import checkpoint
+from ehm.storage.checkpoint import open_checkpoint
 from ehm.tasks.classification.probe import measure_neighbours
 from ehm.tasks.evaluate import evaluate
 from ehm.tasks.finetune import finetune
@@ -167,7 +167,7 @@ def test_a_run_keeps_what_it_was_trained_with_and_is_measured_so(stripes, tmp_pa
     expected = InputSpec((0.5,) * 3, (0.5,) * 3, 0.95, "center", "bilinear")
     transform = EvalTransform.from_spec((32, 32), expected)
     assert set(shown) == {transform}
-    assert checkpoint.describe(checkpoint.resolve(out))["inputs"] == expected.to_json()
+    assert open_checkpoint(open_checkpoint(out).folder).metadata["inputs"] == expected.to_json()
 
     shown.clear()
     evaluate(out, device="cpu")
@@ -203,7 +203,7 @@ def test_what_is_described_at_several_scales_is_the_same_region(spec):
 def test_checkpoints_of_older_versions_keep_their_meaning(tmp_path):
     """They say nothing of the crop: that of MAE, and the normalisation of their configuration."""
     path = classifier(tmp_path, (48, 64), data=DataConfig(mean=MEAN, std=STD))
-    assert "inputs" not in checkpoint.describe(path)
+    assert "inputs" not in open_checkpoint(path).metadata
     learner = backends.get("cpu").classifier(FinetuneConfig(model=ModelSource(init=str(path))), 2)
     assert learner.inputs == InputSpec(MEAN, STD)
     rule = Bundle.open(export(path, out=tmp_path / "bundle")).manifest.preprocessing

@@ -33,8 +33,8 @@ from ehm.deploy.export import export
 from ehm.deploy.export.detector import compare_detector
 from ehm.deploy.predict.command import predict
 from ehm.errors import CheckpointError, ConfigError, DataError, ExportError
-from ehm.storage import checkpoint
 from ehm.storage.arrays import LearnerState
+from ehm.storage.checkpoint import open_checkpoint
 from ehm.tasks.evaluate import evaluate
 from ehm.tasks.finetune import finetune
 
@@ -124,7 +124,7 @@ def test_it_finds_the_objects_and_an_untrained_one_does_not(config, learned, tmp
 
 
 def test_what_it_leaves_behind(learned):
-    _, meta = checkpoint.read_model(learned.out)
+    meta = open_checkpoint(learned.out).metadata
     assert (meta["kind"], tuple(meta["classes"]), meta["image_size"]) == ("detector", CLASSES, [SIDE, 96])
     assert meta["encoder"]["depth"] == 4
     written = json.loads((learned.out / "metrics.json").read_text())
@@ -143,7 +143,7 @@ def test_evaluate_measures_it_again_and_draws(learned, tmp_path, capsys):
     assert len(pictures) == 16
     assert pictures[1].name.startswith("01_")
     original = learned.out / "config.yaml"
-    source = coco(DetectionConfig.model_validate(checkpoint.read_model(learned.out)[1]["config"]).data.source, "val")
+    source = coco(DetectionConfig.model_validate(open_checkpoint(learned.out).metadata["config"]).data.source, "val")
     assert original.is_file()
     drawn, photograph = np.asarray(Image.open(pictures[0])), source.load(0)[0]
     assert drawn.shape == photograph.shape
@@ -194,7 +194,7 @@ def test_a_stopped_run_ends_like_one_that_was_not(config, few, tmp_path):
 
 
 def test_its_encoder_begins_with_weights_and_gives_its_own_on(config, learned, few, tmp_path):
-    arrays, _ = checkpoint.read_model(learned.checkpoint)
+    arrays = open_checkpoint(learned.checkpoint).model
     model = {"init": str(learned.out), "encoder": "vit_small", "width": None, "depth": None, "heads": None}
     model |= {"patch_size": None, "image_size": None}
     detector = TorchDetector(config(model=model, layer_decay=0.8), 5, torch.device("cpu"))
@@ -225,7 +225,7 @@ def test_its_bundle_finds_what_it_finds(config, learned, bundle, scenes, tmp_pat
     source = coco(str(scenes), "val")
     square = [index for index in range(len(source)) if source.images[index]["width"] == SIDE]  # nothing is padded
     predictions = predict(bundle, [source.name(index) for index in square], out=tmp_path)
-    arrays, _ = checkpoint.read_model(learned.checkpoint)
+    arrays = open_checkpoint(learned.checkpoint).model
     detector = TorchDetector(config(), 2, torch.device("cpu"))
     detector.load(LearnerState(arrays, {}))
     assert len(square) >= 2
@@ -309,7 +309,7 @@ class Runtime:
 
 
 def test_a_graph_is_torchvisions_and_one_that_is_not_is_refused(learned):
-    graph, _ = load_detector(learned.checkpoint, *checkpoint.read_model(learned.checkpoint), None)
+    graph, _ = load_detector(learned.checkpoint, *open_checkpoint(learned.checkpoint).model, None)
     assert graph.image_size == (SIDE, 96)  # for images that are wider than high
     assert compare_detector(graph, Runtime(graph, lambda name, value: value)).max_abs < 1e-6
     with pytest.raises(ExportError, match="parity: the exported model differs"):

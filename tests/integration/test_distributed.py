@@ -11,7 +11,7 @@ from ports import free_port
 from tiny import TINY
 
 import ehm
-from ehm.storage import checkpoint
+from ehm.storage.checkpoint import open_checkpoint
 
 SETTINGS = {
     **TINY,
@@ -72,7 +72,7 @@ def curve(out, *names):
 def assert_same_run(one, several, *names, rtol=1e-5, atol=2e-5):
     for name, values in curve(one, *names).items():
         np.testing.assert_allclose(curve(several, name)[name], values, rtol=rtol, err_msg=name)
-    (first, meta), (second, again) = checkpoint.read(one), checkpoint.read(several)
+    (first, meta), (second, again) = open_checkpoint(one).state, open_checkpoint(several).state
     assert meta["step"] == again["step"]
     for ours, theirs in ((first.model, second.model), (first.optimizer, second.optimizer)):
         assert ours.keys() == theirs.keys()

@@ -20,7 +20,7 @@ from ehm.deploy.bundle.bundle import Bundle
 from ehm.deploy.export import export
 from ehm.errors import ConfigError
 from ehm.models.weights import read_weights
-from ehm.storage import checkpoint
+from ehm.storage.checkpoint import open_checkpoint
 from ehm.tasks.classification.probe import probe
 from ehm.tasks.evaluate import evaluate
 from ehm.tasks.finetune import finetune
@@ -124,7 +124,7 @@ def test_fine_tuning_makes_a_classifier_that_is_measured_exported_and_opened(kin
     assert evaluate(classifier.out).top1 == classifier.report.top1
     bundle = export(classifier.out, head="multi", out=tmp_path / "bundle")
     assert Bundle.open(bundle).manifest.labels == ("dark", "light")
-    arrays, _ = checkpoint.read_model(classifier.out)
+    arrays = open_checkpoint(classifier.out).model
     model = timms(kind, num_classes=2)
     model.load_state_dict({name: torch.from_numpy(array) for name, array in arrays.items()}, strict=True)
     logits, features, patches = by_onnxruntime(bundle)
@@ -141,7 +141,7 @@ def test_a_probe_measures_it_and_is_opened(kind, run, pictures, tmp_path):
     given = finetune_settings(run, pictures, **pool)
     result = probe(overrides=[*given, "neighbours=3"], out=tmp_path / "probe")
     assert 0 <= result.neighbours.top1 <= 1
-    arrays, _ = checkpoint.read_model(tmp_path / "probe")
+    arrays = open_checkpoint(tmp_path / "probe").model
     opened = load_module(ModelSource(init=str(tmp_path / "probe")))
     assert any(isinstance(part, torch.nn.BatchNorm1d) for part in opened.module.modules())
     own = opened.module.state_dict()
@@ -160,7 +160,7 @@ def test_pretraining_goes_on_from_a_run_and_resumes_without_it(kind, run, pictur
     pretrain(kind, pictures, first, **given)
     said = " ".join(capsys.readouterr().out.split())
     assert f"begins with the weights of {run.out}" in said
-    before, state = checkpoint.read_model(run.out)[0], checkpoint.read(first)[0]
+    before, state = open_checkpoint(run.out).model, open_checkpoint(first).state
     assert before.keys() == state.model.keys()
     for name, array in before.items():
         np.testing.assert_allclose(state.model[name], array, atol=1e-6, err_msg=name)
@@ -173,7 +173,7 @@ def test_pretraining_goes_on_from_a_run_and_resumes_without_it(kind, run, pictur
     assert "starts afresh: decoder (2 tensors), mask_token" in said
     (tmp_path / "encoder.safetensors").unlink()
     train(overrides=["run.max_steps=2"], out=second, resume=True)
-    assert checkpoint.resolve(second).name == "step-00000002"
+    assert open_checkpoint(second).folder.name == "step-00000002"
 
 
 def test_an_encoders_file_says_how_its_images_were_normalised(kind, pictures, tmp_path):
@@ -190,7 +190,9 @@ def test_pretraining_goes_on_from_a_fine_tuned_encoder(kind, classifier, picture
 
 def test_an_encoder_sees_the_similarity_of_its_runs_learner(kind, run):
     """Units of the learner's own model, which has one table for all blocks, and of timm's class downstream."""
-    state, meta = checkpoint.read(run.out)
+    opened = open_checkpoint(run.out)
+    state = opened.state
+    meta = opened.metadata
     learner = TorchLearner(TrainConfig.model_validate(meta["config"]), torch.device("cpu"))
     learner.load(state)
     images = np.random.default_rng(2).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)

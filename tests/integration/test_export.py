@@ -26,7 +26,8 @@ from ehm.deploy.export.graphs import saving
 from ehm.deploy.predict.command import predict
 from ehm.deploy.predict.predictor import Predictor
 from ehm.errors import BackendError, CheckpointError, ConfigError, ExportError
-from ehm.storage import checkpoint
+from ehm.storage.checkpoint import open_checkpoint
+from ehm.storage.reading import hash_file
 
 ASCEND = {
     *("Add", "Cast", "Concat", "Conv", "Div", "Erf", "Expand", "Flatten", "Gather", "Gemm", "Identity"),
@@ -83,7 +84,7 @@ def photographs(tmp_path_factory):
 
 
 def reference_logits(run, images):
-    model, tensors = timm_vit(checkpoint.resolve(run), (48, 64), num_classes=3, global_pool="avg")
+    model, tensors = timm_vit(open_checkpoint(run).folder, (48, 64), num_classes=3, global_pool="avg")
     model.load_state_dict(tensors)
     with torch.inference_mode():
         return model(torch.as_tensor(images)).numpy()
@@ -125,7 +126,7 @@ def test_prediction_of_files_is_that_of_timm_with_hand_written_preprocessing(fin
 def test_features_are_the_whole_pictures_by_torchvision_and_timm(encoder, photographs):
     """MAE's evaluation transform is torchvision's Resize and CenterCrop; features are the mean of patch tokens."""
     run, bundle = encoder
-    model, tensors = timm_vit(checkpoint.resolve(run), (48, 48), num_classes=0, global_pool="avg", fc_norm=False)
+    model, tensors = timm_vit(open_checkpoint(run).folder, (48, 48), num_classes=0, global_pool="avg", fc_norm=False)
     model.load_state_dict(tensors)
     prepare = transforms.Compose(
         [
@@ -178,9 +179,9 @@ def test_the_graph_is_what_other_runtimes_take(finetuned):
 def test_the_manifest_says_where_it_comes_from(finetuned):
     run, bundle = finetuned
     manifest = Bundle.open(bundle).manifest
-    stored = json.loads((checkpoint.resolve(run) / "state.json").read_text(encoding="utf-8"))
+    stored = json.loads((open_checkpoint(run).folder / "state.json").read_text(encoding="utf-8"))
     assert (manifest.task, manifest.source.kind) == ("classification", "classifier")
-    assert manifest.source.checkpoint == str(checkpoint.resolve(run))
+    assert manifest.source.checkpoint == str(open_checkpoint(run).folder)
     assert manifest.source.sha256 == stored["sha256"]["model.safetensors"]
     assert list(manifest.labels) == LABELS
     assert (manifest.preprocessing.mean, manifest.preprocessing.std) == (MEAN, STD)
@@ -218,7 +219,7 @@ def test_a_published_file_keeps_its_classifier(tmp_path):
     bundle = export(tmp_path / "mae.pth", out=tmp_path / "bundle", overrides=["model.heads=2"])
     manifest = Bundle.open(bundle).manifest
     assert (manifest.labels, manifest.source.kind) == (("0", "1", "2"), "file")
-    assert manifest.source.sha256 == checkpoint.sha256(tmp_path / "mae.pth")
+    assert manifest.source.sha256 == hash_file(tmp_path / "mae.pth")
     images = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         assert np.abs(only(Predictor(bundle).run(images.numpy())) - model(images).numpy()).max() < 1e-5
@@ -242,7 +243,7 @@ def test_a_classifier_gives_features_and_large_weights_lie_beside_the_graph(fine
     bundle = export(run, out=tmp_path / "features", head="features")
     assert {path.name for path in bundle.iterdir()} == {"README.md", "manifest.json", "model.onnx", "model.onnx.data"}
     assert Bundle.open(bundle).manifest.labels == ()
-    model, tensors = timm_vit(checkpoint.resolve(run), (48, 64), num_classes=3, global_pool="avg")
+    model, tensors = timm_vit(open_checkpoint(run).folder, (48, 64), num_classes=3, global_pool="avg")
     model.load_state_dict(tensors)
     images = torch.randn(2, 3, 48, 64, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
@@ -259,7 +260,7 @@ def test_a_classifier_gives_features_and_large_weights_lie_beside_the_graph(fine
 def test_a_network_whose_features_are_larger_or_smaller_is_as_right(finetuned, tmp_path, scale):
     """The same function: the norm before the head times ``scale``, and the head's weights divided by it."""
     run, _ = finetuned
-    arrays = dict(load_file(checkpoint.resolve(run) / "model.safetensors"))
+    arrays = dict(load_file(open_checkpoint(run).folder / "model.safetensors"))
     for name, by in {"fc_norm.weight": scale, "fc_norm.bias": scale, "head.weight": 1 / scale}.items():
         arrays[name] = arrays[name] * by
     save_file(arrays, tmp_path / "model.safetensors")
@@ -491,7 +492,7 @@ def test_the_command_exports_the_same_bytes_without_a_word_of_the_exporters(enco
     )
     assert (done.returncode, done.stderr) == (0, "")
     first, parity, last = done.stdout.splitlines()
-    source = checkpoint.resolve(encoder[0])
+    source = open_checkpoint(encoder[0]).folder
     what = f"Exporting features of {source} (pretrain, 48 x 48), target portable, opset 17, "
     assert first == f"{what}to {tmp_path / 'bundle'}"
     assert parity.startswith("Differs from torch by at most ")

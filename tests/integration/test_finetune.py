@@ -18,7 +18,7 @@ from ehm.cli import main
 from ehm.config import FinetuneConfig
 from ehm.data import EvalTransform, decode, stratified_folds
 from ehm.errors import CheckpointError, ConfigError, DataError, TrainingError
-from ehm.storage import checkpoint
+from ehm.storage.checkpoint import newest_checkpoint, open_checkpoint, save_checkpoint
 from ehm.tasks.evaluate import evaluate
 from ehm.tasks.finetune import finetune
 
@@ -83,7 +83,9 @@ def test_it_learns_what_the_labels_say_and_not_what_they_do_not(config, stripes,
 
 def test_what_it_leaves_behind(config, tmp_path):
     result = finetune(config(optim={"epochs": 3}), device="cpu", out=tmp_path / "run")
-    arrays, meta = checkpoint.read_model(tmp_path / "run")
+    opened = open_checkpoint(tmp_path / "run")
+    arrays = opened.model
+    meta = opened.metadata
     assert (meta["kind"], meta["classes"], meta["image_size"]) == ("classifier", ["across", "down"], [32, 32])
     assert meta["encoder"]["depth"] == 2
     assert meta["metrics"]["top1"] == result.report.top1
@@ -93,7 +95,7 @@ def test_what_it_leaves_behind(config, tmp_path):
     assert [line["epoch"] for line in lines if "top1" in line] == [1, 2, 3]
     best = max(line["balanced_accuracy"] for line in lines if "top1" in line)
     assert (
-        checkpoint.read_model(result.best)[1]["metrics"]["balanced_accuracy"]
+        open_checkpoint(result.best).metadata["metrics"]["balanced_accuracy"]
         == best
         == written["best"]["balanced_accuracy"]
     )
@@ -227,11 +229,13 @@ def test_a_loss_that_is_not_finite_names_the_step_and_the_last_good_checkpoint(c
     with pytest.raises(TrainingError, match=r"the loss is (nan|inf) at step \d+; no checkpoint was written yet"):
         finetune(settings, device="cpu", out=tmp_path / "run")
     finetune(config(optim={"epochs": 2}, run={"max_steps": 4}), device="cpu", out=tmp_path / "second")
-    state = checkpoint.newest(tmp_path / "second" / "checkpoints")
-    arrays, meta = checkpoint.read(state)
+    state = newest_checkpoint(tmp_path / "second" / "checkpoints")
+    opened = open_checkpoint(state)
+    arrays = opened.state
+    meta = opened.metadata
     arrays.model["head.weight"][:] = np.nan
     meta.pop("sha256")
-    broken = checkpoint.save(tmp_path / "second" / "checkpoints", arrays, meta)
+    broken = save_checkpoint(tmp_path / "second" / "checkpoints", arrays, meta)
     with pytest.raises(TrainingError, match=f"the last good checkpoint is {broken}"):
         finetune(config(optim={"epochs": 2}), device="cpu", out=tmp_path / "second", resume=True)
 
@@ -257,7 +261,7 @@ def test_the_report_is_what_a_plain_loop_over_the_files_finds(config, stripes, t
     other = invert(stripes, tmp_path / "other")
     result = evaluate(tmp_path / "run", device="cpu", overrides=[f"data.source={other}"])
     model = TorchClassifier(config(), 2, CPU)
-    model.load(checkpoint.read(trained.checkpoint)[0])
+    model.load(open_checkpoint(trained.checkpoint).state)
     files = sorted(other.rglob("*.png"))
     pixels = np.stack([EvalTransform((32, 32))(decode(file), np.random.default_rng(0)) for file in files])
     predicted = model.logits(pixels).argmax(1)
@@ -280,8 +284,10 @@ def test_broken_files_are_listed_and_do_not_count(config, stripes, tmp_path, cap
 def test_wrong_input_is_one_sentence(config, images, tmp_path, capsys):
     with pytest.raises(DataError, match=r"has no labels: all of its images lie in one folder, .*; put each class"):
         finetune(config(data={"source": str(images)}), device="cpu", out=tmp_path / "run")
-    state, meta = checkpoint.read(finetune(config(optim={"epochs": 1}), device="cpu", out=tmp_path / "run").checkpoint)
-    checkpoint.save(tmp_path / "encoder", state, {**meta, "kind": "pretrain", "sha256": None})
+    opened = open_checkpoint(finetune(config(optim={"epochs": 1}), device="cpu", out=tmp_path / "run").checkpoint)
+    state = opened.state
+    meta = opened.metadata
+    save_checkpoint(tmp_path / "encoder", state, {**meta, "kind": "pretrain", "sha256": None})
     with pytest.raises(CheckpointError, match="holds a pretrained encoder, not a classifier"):
         evaluate(tmp_path / "encoder", device="cpu")
     status = main(["finetune", "--device", "cpu", "--out", str(tmp_path / "x"), "--set", f"model.init={tmp_path}/none"])

@@ -17,8 +17,8 @@ from ehm.config import MaskConfig, TrainConfig
 from ehm.data import EvalTransform, decode
 from ehm.errors import CheckpointError, ConfigError, DataError
 from ehm.masking.streams import MaskStreams
-from ehm.storage import checkpoint
 from ehm.storage.arrays import LearnerState
+from ehm.storage.checkpoint import save_checkpoint
 
 MASK = {"ratio": 0.5, "blocks": 2, "balance": "sinkhorn", "depth_range": [0, 0.5]}
 GRID = (6, 4)
@@ -42,7 +42,7 @@ def run(tmp_path):
     """A checkpoint that says how its run masked."""
     empty = LearnerState({"weight": np.zeros(1, np.float32)}, {})
     meta = {"kind": "pretrain", "step": 7, "epoch": 1.5, "seed": 0, "config": {"mask": MASK}}
-    checkpoint.save(tmp_path / "run" / "checkpoints", empty, meta)
+    save_checkpoint(tmp_path / "run" / "checkpoints", empty, meta)
     return tmp_path / "run"
 
 
@@ -104,7 +104,7 @@ def test_other_masks_are_those_of_the_run_too(name, encoder, images, tmp_path, p
     empty = LearnerState({"weight": np.zeros(1, np.float32)}, {})
     config = {"masking": name, "mask": {**MASK, "views": 2}}
     meta = {"kind": "pretrain", "step": 7, "epoch": 1.5, "seed": 0, "config": config}
-    run = checkpoint.save(tmp_path / "checkpoints", empty, meta)
+    run = save_checkpoint(tmp_path / "checkpoints", empty, meta)
     files = [images / "00.png", images / "01.png"]
     inspect("masks", files, checkpoint=run, out=tmp_path, progress=(0, 1), seed=3)
     ((notes, _, rows),) = pages_drawn
@@ -233,7 +233,7 @@ def test_the_command_draws_a_real_checkpoint(images, tmp_path, capsys):
     )
     state = backends.get("cpu").learner(config).state()
     meta = {"kind": "pretrain", "step": 1, "epoch": 0.1, "seed": 0, "config": config.model_dump(mode="json")}
-    checkpoint.save(tmp_path / "run" / "checkpoints", state, meta)
+    save_checkpoint(tmp_path / "run" / "checkpoints", state, meta)
     for kind, extra in (("hierarchy", ["--depths", "0.5", "0.9"]), ("masks", []), ("attention", ["--patches", "3,5"])):
         argv = ["inspect", kind, str(images / "00.png"), "--checkpoint", str(tmp_path / "run"), *extra]
         assert main([*argv, "--device", "cpu", "--out", str(tmp_path / "out")]) == 0, capsys.readouterr().err

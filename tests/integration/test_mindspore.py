@@ -21,7 +21,7 @@ from ehm.config.encoders import VitSpec
 from ehm.config.inputs import InputSpec
 from ehm.deploy.predict.command import predict
 from ehm.models.encoder_file import encoder_metadata
-from ehm.storage import checkpoint
+from ehm.storage.checkpoint import open_checkpoint, save_checkpoint
 
 pytestmark = elsewhere.needs_mindspore
 
@@ -53,8 +53,8 @@ def losses(folder):
 
 
 def assert_same(ours, theirs, **close):
-    expected = dict(elsewhere.trained(checkpoint.read_model(theirs)[0]))
-    for name, value in elsewhere.trained(checkpoint.read_model(ours)[0]):
+    expected = dict(elsewhere.trained(open_checkpoint(theirs).model))
+    for name, value in elsewhere.trained(open_checkpoint(ours).model):
         np.testing.assert_allclose(value, expected[name], err_msg=name, **close)
 
 
@@ -112,8 +112,8 @@ def test_a_run_goes_on_in_the_other_framework_and_comes_back(images, stripes, tm
 
     task = {**FINETUNE, "data.source": stripes, "model.init": tmp_path / "moved", "model.image_size": 32}
     there("finetune", tmp_path / "task", {**task, "run.max_steps": 1})
-    pretrained = checkpoint.read_model(tmp_path / "moved")[0]["rel_pos_bias.relative_position_bias_table"]
-    table = checkpoint.read_model(tmp_path / "task")[0]["blocks.1.attn.relative_position_bias_table"]
+    pretrained = open_checkpoint(tmp_path / "moved").model["rel_pos_bias.relative_position_bias_table"]
+    table = open_checkpoint(tmp_path / "task").model["blocks.1.attn.relative_position_bias_table"]
     np.testing.assert_allclose(table, pretrained, atol=1e-3)
 
 
@@ -180,7 +180,7 @@ def test_devices_and_weights_that_are_not_there_are_said(stripes, tmp_path):
         {"objective": "simmim", "encoder": "swin_tiny", "model": {"width": 12, "depth": [1, 1], "heads": [1, 2]}}
     )
     state = backends.get("cpu").learner(swin).state()
-    path = checkpoint.save(tmp_path / "swin", state, {"kind": "pretrain", "step": 0, "config": swin.model_dump()})
+    path = save_checkpoint(tmp_path / "swin", state, {"kind": "pretrain", "step": 0, "config": swin.model_dump()})
     refused("holds a Swin, which needs torch", "finetune", tmp_path, {**task, "model.init": path})
     (tmp_path / "weights.pth").write_bytes(b"")
     refused("torch", "finetune", tmp_path, {**task, "model.init": tmp_path / "weights.pth"})

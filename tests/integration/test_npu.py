@@ -21,7 +21,7 @@ from tiny import RUN, TINY
 
 from ehm.backends.torch.diagnosis.operators import judge
 from ehm.backends.torch.diagnosis.recording import Call
-from ehm.storage import checkpoint
+from ehm.storage.checkpoint import open_checkpoint
 
 SIMULATED = Path(__file__).parents[1] / "simulated"
 CLOSE = {"rtol": 1e-5, "atol": 1e-6}
@@ -165,7 +165,7 @@ def test_losses_and_weights_are_those_of_the_cpu(runs, name):
     ours, theirs = losses(runs["npu"] / name), losses(runs["cpu"] / name)
     assert len(ours) >= 8
     np.testing.assert_allclose(ours, theirs, **CLOSE)
-    first, second = (checkpoint.read(runs[device] / name)[0] for device in ("npu", "cpu"))
+    first, second = (open_checkpoint(runs[device] / name).state for device in ("npu", "cpu"))
     for arrays, references in ((first.model, second.model), (first.optimizer, second.optimizer)):
         assert arrays.keys() == references.keys()
         for key in references:
@@ -179,7 +179,7 @@ def test_masks_differ_so_that_equal_losses_mean_something(runs):
 
 
 def test_a_resumed_run_ends_bit_for_bit_like_one_that_never_stopped(runs):
-    whole, resumed = (checkpoint.read(runs["npu"] / name)[0] for name in ("evolved", "resumed"))
+    whole, resumed = (open_checkpoint(runs["npu"] / name).state for name in ("evolved", "resumed"))
     for arrays, references in ((resumed.model, whole.model), (resumed.optimizer, whole.optimizer)):
         for key in references:
             np.testing.assert_array_equal(arrays[key], references[key], err_msg=key)
@@ -287,7 +287,7 @@ def test_two_processes_over_hccl_are_one_run(runs, pictures, tmp_path, parallel)
     assert len(list(tmp_path.glob("log.*"))) == 2
     one = runs["npu"] / "everything"
     np.testing.assert_allclose(losses(tmp_path / "run"), losses(one), rtol=1e-5, atol=2e-5)
-    alone, together = checkpoint.read(one)[0].model, checkpoint.read(tmp_path / "run")[0].model
+    alone, together = open_checkpoint(one).model, open_checkpoint(tmp_path / "run").model
     for key in alone:
         np.testing.assert_allclose(together[key], alone[key], rtol=1e-4, atol=1e-4, err_msg=key)
     assert not complaints(recorded(tmp_path)), "\n".join(complaints(recorded(tmp_path)))

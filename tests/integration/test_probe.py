@@ -13,7 +13,7 @@ from ehm.backends.torch.learners.encoder import TorchEncoder
 from ehm.config import FinetuneConfig, ModelSource, ProbeConfig
 from ehm.data import stratified_folds
 from ehm.errors import ConfigError
-from ehm.storage import checkpoint
+from ehm.storage.checkpoint import open_checkpoint
 from ehm.tasks.classification.probe import neighbour_votes, probe
 from ehm.tasks.evaluate import evaluate
 from ehm.tasks.finetune import finetune
@@ -123,7 +123,7 @@ def test_one_command_measures_both_ways(stripes, tmp_path, capsys):
         probe(settings, device="cpu", out=tmp_path / "probe")
 
     # what the probe made is a classifier like any other
-    assert checkpoint.read_model(result.checkpoint)[1]["kind"] == "classifier"
+    assert open_checkpoint(result.checkpoint).metadata["kind"] == "classifier"
     assert evaluate(tmp_path / "probe", device="cpu") == result.linear
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from tiny import TINY
 
-from ehm.storage import checkpoint
+from ehm.storage.checkpoint import newest_checkpoint, open_checkpoint
 
 SETTINGS = {
     **TINY,
@@ -67,7 +67,7 @@ def test_killed_run_ends_bit_for_bit_like_an_undisturbed_one(images, tmp_path):
         return any(folder.glob(".step-*/model.safetensors"))
 
     def reached(step):
-        return lambda: (newest := checkpoint.newest(folder)) is not None and newest.name >= f"step-{step:08d}"
+        return lambda: (newest := newest_checkpoint(folder)) is not None and newest.name >= f"step-{step:08d}"
 
     assert kill_when(writing, images, killed)  # in the middle of the very first write
     debris = list(folder.glob(".step-*"))
@@ -77,8 +77,12 @@ def test_killed_run_ends_bit_for_bit_like_an_undisturbed_one(images, tmp_path):
     assert debris, "no kill hit a write: the test does not prove what it should"
     subprocess.run(command(images, killed, "--resume"), env=ENVIRONMENT, check=True, capture_output=True)
 
-    first, meta = checkpoint.read(whole)
-    second, again = checkpoint.read(killed)
+    opened = open_checkpoint(whole)
+    first = opened.state
+    meta = opened.metadata
+    opened = open_checkpoint(killed)
+    second = opened.state
+    again = opened.metadata
     assert meta["step"] == again["step"] == 90
     for ours, theirs in ((first.model, second.model), (first.optimizer, second.optimizer)):
         assert ours.keys() == theirs.keys()

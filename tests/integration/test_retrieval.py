@@ -19,7 +19,7 @@ from ehm.data import EvalTransform, decode
 from ehm.deploy.export import export
 from ehm.deploy.predict.command import predict
 from ehm.errors import CheckpointError, ConfigError, DataError
-from ehm.storage import checkpoint
+from ehm.storage.checkpoint import open_checkpoint
 from ehm.tasks.evaluate import evaluate
 from ehm.tasks.finetune import finetune
 
@@ -89,7 +89,7 @@ def test_it_finds_places_that_it_has_never_seen(trained, places, tmp_path):
     written = json.loads((trained.out / "metrics.json").read_text())
     assert written["protocols"]["all"]["map"] == trained.metrics["map"]
     assert written["part"] == "20 other classes, fold 0 of 10"
-    meta = checkpoint.read_model(trained.checkpoint)[1]
+    meta = open_checkpoint(trained.checkpoint).metadata
     assert (meta["kind"], len(meta["classes"])) == ("embedder", 180)
 
 
@@ -114,7 +114,9 @@ def test_other_images_take_the_place_of_the_benchmark(few, tmp_path):
 
 def described(run, files, longest=None, scales=(1.0,)):
     """Descriptors of files by a plain loop; ``longest`` by Pillow's ``thumbnail``, as the published code does."""
-    arrays, meta = checkpoint.read(run)
+    opened = open_checkpoint(run)
+    arrays = opened.state
+    meta = opened.metadata
     settings = RetrievalConfig.model_validate(meta["config"] | {"longest": longest, "scales": scales})
     embedder = TorchEmbedder(settings, len(meta["classes"]), torch.device("cpu"))
     embedder.load(arrays)
@@ -253,8 +255,8 @@ def test_other_numbers_are_calibrated_on_what_was_trained_on(trained, tmp_path):
 def test_its_encoder_begins_another_task(trained, stripes, tmp_path):
     settings = [f"model.init={trained.out}", f"data.source={stripes}", "data.workers=0", "optim.epochs=1"]
     found = finetune("elpv/finetune", device="cpu", overrides=[*settings, "optim.batch_size=8"], out=tmp_path / "run")
-    ours = checkpoint.read_model(trained.checkpoint)[0]
-    assert set(checkpoint.read_model(found.checkpoint)[0]) >= {"blocks.1.mlp.fc2.bias", "head.bias"}
+    ours = open_checkpoint(trained.checkpoint).model
+    assert set(open_checkpoint(found.checkpoint).model) >= {"blocks.1.mlp.fc2.bias", "head.bias"}
     assert "encoder.blocks.1.mlp.fc2.bias" in ours
 
 

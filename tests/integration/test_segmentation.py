@@ -32,7 +32,7 @@ from ehm.deploy.export import export
 from ehm.deploy.predict.command import predict
 from ehm.deploy.predict.predictor import Predictor
 from ehm.errors import CheckpointError, ConfigError, DataError
-from ehm.storage import checkpoint
+from ehm.storage.checkpoint import open_checkpoint
 from ehm.tasks.evaluate import evaluate
 from ehm.tasks.finetune import finetune
 
@@ -84,7 +84,9 @@ def test_it_learns_where_things_are(trained, pairs, tmp_path):
 
 
 def test_the_report_is_what_a_plain_loop_over_the_files_finds(trained, pairs):
-    state, meta = checkpoint.read(trained.checkpoint)
+    opened = open_checkpoint(trained.checkpoint)
+    state = opened.state
+    meta = opened.metadata
     assert (meta["kind"], meta["classes"], meta["image_size"]) == ("segmenter", list(CLASSES), [64, 64])
     model = TorchSegmenter(settings(pairs), 3, torch.device("cpu"))
     model.load(state)
@@ -123,7 +125,7 @@ def test_a_stopped_run_ends_like_one_that_was_not(pairs, tmp_path, workers):
     whole = finetune(settings(pairs, **options), device="cpu", out=tmp_path / "whole")
     finetune(settings(pairs, **options, run={"max_steps": 2}), device="cpu", out=tmp_path / "parts")
     resumed = finetune(settings(pairs, **options), device="cpu", out=tmp_path / "parts", resume=True)
-    first, second = checkpoint.read(whole.checkpoint)[0], checkpoint.read(resumed.checkpoint)[0]
+    first, second = open_checkpoint(whole.checkpoint).state, open_checkpoint(resumed.checkpoint).state
     for one, two in ((first.model, second.model), (first.optimizer, second.optimizer)):
         assert one.keys() == two.keys()
         for name in one:
@@ -139,7 +141,7 @@ def test_the_encoder_inside_is_where_other_runs_begin(trained, pairs, tmp_path, 
         {"model": {"init": str(trained.out)}, "data": {"workers": 0}, "optim": {"batch_size": 8, "warmup_epochs": 0}}
     )
     model = backends.get("cpu").classifier(classifier, 2).state().model
-    inside = checkpoint.read(trained.checkpoint)[0].model
+    inside = open_checkpoint(trained.checkpoint).model
     np.testing.assert_array_equal(model["blocks.1.attn.qkv.weight"], inside["pyramid.encoder.blocks.1.attn.qkv.weight"])
 
 
@@ -212,7 +214,7 @@ def test_a_bundle_predicts_the_masks_that_training_measured(trained, bundle, pai
     names = [os.path.basename(prediction.mask) for prediction in found]
     assert (names[0], names[16], names[17]) == ("000.png", "wide.png", "000-2.png")
     model = TorchSegmenter(settings(pairs), 3, torch.device("cpu"))
-    model.load(checkpoint.read(trained.checkpoint)[0])
+    model.load(open_checkpoint(trained.checkpoint).state)
     for prediction in found[:17]:
         image, mask = Image.open(prediction.image), Image.open(prediction.mask)
         assert (mask.mode, mask.size) == ("P", image.size)
@@ -232,7 +234,7 @@ def test_a_bundle_of_another_size_and_what_does_not_go_with_one(trained, pairs, 
     other = load_module(ModelSource(init=str(trained.out), image_size=(96, 64)))
     assert (other.image_size, other.outputs) == ((96, 64), ("scores",))
     model = TorchSegmenter(settings(pairs), 3, torch.device("cpu"))
-    model.load(checkpoint.read(trained.checkpoint)[0])
+    model.load(open_checkpoint(trained.checkpoint).state)
     images = torch.randn(2, 3, 96, 64)
     with torch.no_grad():
         (found,), (expected, _) = other.network()(images), model.model.eval()(images)

@@ -16,7 +16,7 @@ from ehm.cli import main
 from ehm.config import TokenizerConfig
 from ehm.data import EvalTransform, decode
 from ehm.errors import CheckpointError, ConfigError
-from ehm.storage import checkpoint
+from ehm.storage.checkpoint import open_checkpoint
 from ehm.training.pretrain import train
 from ehm.training.tokenizer import cooled, train_tokenizer
 
@@ -99,7 +99,7 @@ def test_a_stopped_run_ends_like_one_that_was_not(stripes, tmp_path):
         assert ours.keys() == theirs.keys()
         for key in ours:
             np.testing.assert_array_equal(ours[key], theirs[key], err_msg=key)
-    meta = checkpoint.read_model(whole.checkpoint)[1]
+    meta = open_checkpoint(whole.checkpoint).metadata
     assert (meta["kind"], meta["epoch"]) == ("tokenizer", 2)
 
 

@@ -14,7 +14,7 @@ from ehm.config import DataConfig
 from ehm.deploy.bundle.bundle import Bundle
 from ehm.deploy.export import export
 from ehm.deploy.predict.command import predict
-from ehm.storage.checkpoint import stored_range
+from ehm.storage.checkpoint import find_value_range
 
 ROWS, COLUMNS = np.mgrid[:50, :60]
 BYTES = ((COLUMNS * 5 + ROWS * 3) % 256).astype(np.uint8)
@@ -26,8 +26,8 @@ def bundles(tmp_path_factory):
     folder = tmp_path_factory.mktemp("range")
     plain = classifier(folder / "plain", (32, 32))
     stated = classifier(folder / "stated", (32, 32), data=DataConfig(mean=MEAN, std=STD, range=(0, 4080)))
-    assert stored_range(stated) == (0, 4080)
-    assert stored_range(plain) is None
+    assert find_value_range(stated) == (0, 4080)
+    assert find_value_range(plain) is None
     return export(plain, out=folder / "one"), export(stated, out=folder / "two")
 
 

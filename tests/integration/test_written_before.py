@@ -10,7 +10,7 @@ import yaml
 
 import ehm
 from ehm.config import TASKS, TokenizerConfig, TrainConfig, load_config
-from ehm.storage import checkpoint
+from ehm.storage.checkpoint import open_checkpoint
 
 WRITTEN = Path(__file__).parents[1] / "data" / "written_before"
 EXPECTED = json.loads((WRITTEN / "expected.json").read_text())
@@ -72,12 +72,12 @@ def test_pretraining_goes_on(written):
 
 def test_a_tokenizer_goes_on(written):
     ehm.train_tokenizer(device="cpu", overrides=GO_ON, out="trained/tokenizer", resume=True)
-    _, meta = checkpoint.read("trained/tokenizer")
+    meta = open_checkpoint("trained/tokenizer").metadata
     assert meta["step"] == 8
 
 
 @pytest.mark.parametrize(("task", "steps"), [("classification", 4), ("retrieval", 4)])
 def test_fine_tuning_goes_on(task, steps, written):
     ehm.finetune(device="cpu", overrides=GO_ON, out=f"trained/{task}", resume=True)
-    _, meta = checkpoint.read(f"trained/{task}")
+    meta = open_checkpoint(f"trained/{task}").metadata
     assert meta["step"] == steps

@@ -6,8 +6,14 @@ import numpy as np
 import pytest
 
 from ehm.errors import CheckpointError
-from ehm.storage import checkpoint
 from ehm.storage.arrays import LearnerState
+from ehm.storage.checkpoint import (
+    newest_checkpoint,
+    open_checkpoint,
+    open_to_resume,
+    prune_checkpoints,
+    save_checkpoint,
+)
 
 
 def state(value=0.0):
@@ -18,12 +24,14 @@ def state(value=0.0):
 
 
 def save(folder, step, value=0.0):
-    return checkpoint.save(folder, state(value), {"kind": "pretrain", "step": step, "epoch": step / 10})
+    return save_checkpoint(folder, state(value), {"kind": "pretrain", "step": step, "epoch": step / 10})
 
 
 def test_what_is_read_is_what_was_written(tmp_path):
     path = save(tmp_path, 7, 1.5)
-    read, meta = checkpoint.read(path)
+    opened = open_checkpoint(path)
+    read = opened.state
+    meta = opened.metadata
     for ours, theirs in ((read.model, state(1.5).model), (read.optimizer, state().optimizer)):
         assert ours.keys() == theirs.keys()
         for key in ours:
@@ -33,7 +41,7 @@ def test_what_is_read_is_what_was_written(tmp_path):
     assert meta["step"] == 7
     assert meta["kind"] == "pretrain"
     assert set(meta["sha256"]) == {"model.safetensors", "optimizer.safetensors"}
-    assert checkpoint.read_model(path)[0].keys() == read.model.keys()
+    assert open_checkpoint(path).model.keys() == read.model.keys()
 
 
 def test_newest_complete_one_wins_and_debris_is_cleared(tmp_path):
@@ -42,10 +50,10 @@ def test_newest_complete_one_wins_and_debris_is_cleared(tmp_path):
     (tmp_path / ".step-00000011").mkdir()  # what a kill during a write leaves
     (tmp_path / ".step-00000011/model.safetensors").write_bytes(b"half")
     (tmp_path / "step-00000012").mkdir()  # no state.json: not a checkpoint
-    assert checkpoint.newest(tmp_path).name == "step-00000010"
+    assert newest_checkpoint(tmp_path).name == "step-00000010"
     (tmp_path / "step-00000012").rmdir()
     save(tmp_path, 11)
-    checkpoint.prune(tmp_path, 2)
+    prune_checkpoints(tmp_path, 2)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000010", "step-00000011"]
 
 
@@ -53,27 +61,27 @@ def test_a_damaged_checkpoint_names_the_one_to_go_on_from(tmp_path):
     earlier, path = save(tmp_path, 3), save(tmp_path, 7)
     (path / "model.safetensors").write_bytes((path / "model.safetensors").read_bytes()[:-9])
     with pytest.raises(CheckpointError, match=r"damaged; without .*step-00000007, --resume goes on from step-00000003"):
-        checkpoint.read(tmp_path)
+        open_to_resume(tmp_path)
     path.rename(tmp_path / "damaged")  # as the message says
-    assert checkpoint.read(tmp_path)[1]["step"] == 3
+    assert open_to_resume(tmp_path).metadata["step"] == 3
     (earlier / "state.json").write_text("[]")
     with pytest.raises(CheckpointError, match="no other checkpoint lies beside it, so start a new run"):
-        checkpoint.read(tmp_path)
+        open_to_resume(tmp_path)
 
 
 def test_the_same_step_is_replaced(tmp_path):
     save(tmp_path, 3, 1.0)
     path = save(tmp_path, 3, 2.0)
-    assert checkpoint.read_model(path)[0]["blocks.0.attn.qkv.weight"][0, 0] == 2.0
+    assert open_checkpoint(path).model["blocks.0.attn.qkv.weight"][0, 0] == 2.0
     assert [p.name for p in tmp_path.iterdir()] == ["step-00000003"]
 
 
 def test_resolve_takes_run_folder_or_checkpoint(tmp_path):
     path = save(tmp_path / "run/checkpoints", 5)
     for given in (path, tmp_path / "run", tmp_path / "run/checkpoints"):
-        assert checkpoint.resolve(given) == path
+        assert open_checkpoint(given).folder == path
     with pytest.raises(CheckpointError, match="no checkpoint there"):
-        checkpoint.resolve(tmp_path)
+        open_checkpoint(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors"])
@@ -83,10 +91,10 @@ def test_an_altered_or_missing_file_is_named(tmp_path, name):
     data[-1] ^= 1
     (path / name).write_bytes(data)
     with pytest.raises(CheckpointError, match=rf"{name}: does not match"):
-        checkpoint.read(path)
+        open_to_resume(path)
     (path / name).unlink()
     with pytest.raises(CheckpointError, match=rf"{name}: missing"):
-        checkpoint.read(path)
+        open_to_resume(path)
 
 
 def test_another_format_is_refused(tmp_path):
@@ -94,7 +102,7 @@ def test_another_format_is_refused(tmp_path):
     meta = json.loads((path / "state.json").read_text())
     (path / "state.json").write_text(json.dumps({**meta, "format": 2}))
     with pytest.raises(CheckpointError, match="format 2"):
-        checkpoint.read(path)
+        open_to_resume(path)
     (path / "state.json").write_text("{")
     with pytest.raises(CheckpointError, match="not a checkpoint's state: Expecting property name"):
-        checkpoint.read(path)
+        open_to_resume(path)

@@ -18,8 +18,8 @@ from ehm.backends.torch.models.dalle import DalleEncoder
 from ehm.backends.torch.models.dvae import load_tokenizer
 from ehm.backends.torch.models.tokenizers import DiscreteVae
 from ehm.errors import CheckpointError, ConfigError
-from ehm.storage import checkpoint
 from ehm.storage.arrays import LearnerState
+from ehm.storage.checkpoint import save_checkpoint
 
 CPU = torch.device("cpu")
 
@@ -356,6 +356,6 @@ def test_no_tokenizer_is_one_sentence_with_both_ways_out(source):
 
 def test_another_run_is_no_tokenizer(tmp_path):
     arrays = {"weight": np.ones(2, np.float32)}
-    checkpoint.save(tmp_path / "checkpoints", LearnerState(arrays, {}), {"kind": "pretrain", "step": 1, "config": {}})
+    save_checkpoint(tmp_path / "checkpoints", LearnerState(arrays, {}), {"kind": "pretrain", "step": 1, "config": {}})
     with pytest.raises(CheckpointError, match="a run of ehm train, not of ehm tokenizer"):
         load_tokenizer(str(tmp_path), CPU)

@@ -28,8 +28,8 @@ from ehm.data.part import Part
 from ehm.deploy.bundle.manifest import Source
 from ehm.deploy.export.precision.calibration import choose
 from ehm.errors import ConfigError, DataError
-from ehm.storage import checkpoint
 from ehm.storage.arrays import LearnerState
+from ehm.storage.checkpoint import open_checkpoint, save_checkpoint
 from ehm.tasks.classification import task as classification
 from ehm.tasks.detection import task as detection
 from ehm.tasks.evaluate import Stored
@@ -126,10 +126,10 @@ class Trained:
             "data": self.task.data.to_json(),
         }
         state = LearnerState({"weight": np.zeros(1)}, {})
-        self.folder = checkpoint.save(folder, state, self.meta, self.task.data.to_arrays())
+        self.folder = save_checkpoint(folder, state, self.meta, self.task.data.to_arrays())
 
     def measured(self, *overrides):
-        stored = Stored(self.folder, {}, checkpoint.describe(self.folder))
+        stored = Stored(self.folder, {}, open_checkpoint(self.folder).metadata)
         return self.module.reopen(stored, BACKEND, None, list(overrides)).part
 
 

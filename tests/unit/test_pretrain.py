@@ -10,7 +10,7 @@ from safetensors.numpy import load_file
 
 from ehm import backends
 from ehm.errors import CheckpointError, ConfigError, TrainingError
-from ehm.storage import checkpoint
+from ehm.storage.checkpoint import newest_checkpoint, open_checkpoint
 from ehm.training.pretrain import train
 
 TINY = [
@@ -71,7 +71,7 @@ def test_resumed_run_ends_like_one_that_never_stopped(fake, images, tmp_path, st
     whole = run(images, tmp_path / "whole", "run.checkpoint_every=0.3")
     run(images, tmp_path / "parts", "run.checkpoint_every=0.3", f"run.max_steps={stop}")
     parts = run(images, tmp_path / "parts", "run.checkpoint_every=0.3", "run.max_steps=null", resume=True)
-    first, second = checkpoint.read(whole.checkpoint)[0], checkpoint.read(parts.checkpoint)[0]
+    first, second = open_checkpoint(whole.checkpoint).state, open_checkpoint(parts.checkpoint).state
     np.testing.assert_array_equal(first.model["weight"], second.model["weight"])
     steps = [json.loads(line)["step"] for line in (tmp_path / "parts/metrics.jsonl").read_text().splitlines()]
     assert steps == sorted(set(steps))
@@ -81,7 +81,7 @@ def test_loss_that_is_not_finite_names_step_and_last_good_checkpoint(fake, image
     fake.fail_at = 8
     with pytest.raises(TrainingError, match=r"nan at step 8; the last good checkpoint is .*step-00000006"):
         run(images, tmp_path / "out")
-    assert checkpoint.newest(tmp_path / "out/checkpoints").name == "step-00000006"
+    assert newest_checkpoint(tmp_path / "out/checkpoints").name == "step-00000006"
 
 
 def test_a_folder_with_a_run_is_not_overwritten(fake, images, tmp_path):

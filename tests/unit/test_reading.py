@@ -13,7 +13,7 @@ from ehm.data.sources.coco import coco
 from ehm.data.sources.landmarks import gldv2
 from ehm.data.sources.shards import shards
 from ehm.errors import CheckpointError, ConfigError, DataError, EhmError, ExportError
-from ehm.storage import checkpoint
+from ehm.storage.checkpoint import open_checkpoint
 from ehm.storage.reading import describe_value, parse_json, read_json, read_rows, read_text, shorten
 from ehm.tasks.retrieval.benchmarks import read_answers
 
@@ -111,7 +111,7 @@ def test_the_label_of_a_shard_is_a_class_number(tmp_path):
 def test_a_damaged_state_is_one_sentence(content, tmp_path):
     (tmp_path / "state.json").write_bytes(content.encode("latin-1"))
     with pytest.raises(CheckpointError) as refused:
-        checkpoint.describe(tmp_path)
+        open_checkpoint(tmp_path)
     assert "\n" not in str(refused.value)
     assert str(tmp_path) in str(refused.value)
 

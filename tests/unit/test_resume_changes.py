@@ -13,8 +13,8 @@ from ehm import backends
 from ehm.backends.base import ALONE, DeviceInfo
 from ehm.config import TokenizerConfig
 from ehm.errors import ConfigError
-from ehm.storage import checkpoint
 from ehm.storage.arrays import LearnerState
+from ehm.storage.checkpoint import open_checkpoint
 from ehm.training.pretrain import train
 from ehm.training.tokenizer import train_tokenizer
 
@@ -39,7 +39,7 @@ def resume(run, *overrides, **options):
 
 
 def weight(run):
-    return checkpoint.read(run)[0].model["weight"]
+    return open_checkpoint(run).model["weight"]
 
 
 def test_other_images_stop_it_with_both_numbers(stopped, images):
@@ -109,7 +109,7 @@ def test_a_checkpoint_of_an_earlier_version_goes_on_with_a_line(stopped, images,
     (images / "11.png").unlink()
     assert resume(stopped).steps == 8
     assert "does not say which images it was trained on" in capsys.readouterr().out
-    assert checkpoint.read(stopped)[1]["data"]["train"]["images"] == 11
+    assert open_checkpoint(stopped).metadata["data"]["train"]["images"] == 11
 
 
 class FakeTokenizer:
@@ -146,4 +146,4 @@ def test_a_tokenizer_is_resumed_on_its_own_images_only(images, tmp_path, monkeyp
         train_tokenizer(out=tmp_path / "run", overrides=["run.max_steps=null"], resume=True)
     (images / "new.png").unlink()
     train_tokenizer(out=tmp_path / "run", overrides=["run.max_steps=null"], resume=True)
-    assert checkpoint.read(tmp_path / "run")[1]["step"] == 6
+    assert open_checkpoint(tmp_path / "run").metadata["step"] == 6

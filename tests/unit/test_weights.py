@@ -18,8 +18,8 @@ from ehm.backends.torch.models import hub
 from ehm.backends.torch.models.loading import load_model
 from ehm.config import ModelSource, TrainConfig
 from ehm.errors import CheckpointError, ConfigError
-from ehm.storage import checkpoint
 from ehm.storage.arrays import LearnerState
+from ehm.storage.checkpoint import open_checkpoint, save_checkpoint
 
 CPU = torch.device("cpu")
 ASSUMED_INPUTS = (
@@ -293,7 +293,7 @@ def run(tmp_path):
     )
     learner = TorchLearner(config, CPU)
     meta = {"kind": "pretrain", "step": 4, "epoch": 1, "seed": 0, "config": config.model_dump(mode="json")}
-    checkpoint.save(tmp_path / "run" / "checkpoints", learner.state(), meta)
+    save_checkpoint(tmp_path / "run" / "checkpoints", learner.state(), meta)
     return tmp_path / "run", learner.model
 
 
@@ -303,7 +303,7 @@ def test_a_run_of_ours_loads_with_its_shape_and_normalisation(run):
     pixels = torch.randn(2, 3, 32, 48, generator=torch.Generator().manual_seed(1))
     everything = torch.arange(24).expand(2, -1)
     expected = pretrained.encode(pretrained.embed(pixels), everything)[:, 1:].mean(1)
-    step = checkpoint.resolve(folder)
+    step = open_checkpoint(folder).folder
     for init in (folder, folder / "checkpoints", step, step / "model.safetensors"):
         loaded = load_model(ModelSource(init=str(init)), fc_norm=False)
         torch.testing.assert_close(loaded.model.eval()(pixels), expected)
@@ -314,13 +314,13 @@ def test_a_run_of_ours_loads_with_its_shape_and_normalisation(run):
 
 def test_a_tokenizer_is_no_encoder(tmp_path):
     meta = {"kind": "tokenizer", "step": 1, "config": {"data": {"mean": [0.5] * 3, "std": [0.5] * 3}}}
-    checkpoint.save(tmp_path / "checkpoints", LearnerState({"weight": np.zeros(1)}, {}), meta)
+    save_checkpoint(tmp_path / "checkpoints", LearnerState({"weight": np.zeros(1)}, {}), meta)
     with pytest.raises(CheckpointError, match=r"holds a tokenizer, which is for model\.tokenizer"):
         load_model(ModelSource(init=str(tmp_path)))
 
 
 def test_an_altered_checkpoint_is_refused(run):
-    model = checkpoint.resolve(run[0]) / "model.safetensors"
+    model = open_checkpoint(run[0]).folder / "model.safetensors"
     content = bytearray(model.read_bytes())
     content[-1] ^= 1
     model.write_bytes(content)

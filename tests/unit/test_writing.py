@@ -30,8 +30,8 @@ from ehm.deploy.predict.faiss_index import write_index
 from ehm.deploy.predict.prediction import Prediction
 from ehm.deploy.predict.segmentation import write_mask
 from ehm.errors import WriteError
-from ehm.storage import checkpoint
 from ehm.storage.arrays import LearnerState
+from ehm.storage.checkpoint import newest_checkpoint, save_checkpoint
 from ehm.storage.writing import replace_file, report_write_errors
 from ehm.training.curves import Curves
 from ehm.training.runlog import RunLog
@@ -43,7 +43,7 @@ FEATURES = NOISE.reshape(4, -1).astype(np.float32)
 
 
 def write_state(folder):
-    checkpoint.save(folder / "checkpoints", LearnerState({"weight": FEATURES}, {}), {"step": 7})
+    save_checkpoint(folder / "checkpoints", LearnerState({"weight": FEATURES}, {}), {"step": 7})
 
 
 def write_graph(folder):
@@ -221,7 +221,7 @@ def test_a_run_says_which_checkpoint_survived_and_goes_on_from_it(images, tmp_pa
     monkeypatch.undo()
     monkeypatch.setattr(backends, "get", lambda device: FakeBackend())
     assert main(more) == 0
-    assert checkpoint.newest(out / "checkpoints").name == "step-00000012"
+    assert newest_checkpoint(out / "checkpoints").name == "step-00000012"
     assert saved.model["weight"] != 0
 
 

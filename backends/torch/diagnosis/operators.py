@@ -23,7 +23,7 @@ import ehm.backends.torch
 from ehm.backends.torch.diagnosis.recording import Call, record
 from ehm.config import FinetuneConfig, ProbeConfig, TokenizerConfig, TrainConfig
 from ehm.masking import make_masker
-from ehm.storage import checkpoint
+from ehm.storage.checkpoint import save_checkpoint
 
 __all__ = ["OperatorRow", "Verdict", "classify", "judge", "native_operators", "record", "report"]
 
@@ -207,7 +207,7 @@ def _tokenizer(backend: Any, folder: Path) -> str:
     """An untrained tokenizer, saved in ``folder``."""
     config = TokenizerConfig(vocabulary=16, width=8)
     meta = {"kind": "tokenizer", "step": 0, "epoch": 0, "config": config.model_dump(mode="json")}
-    return str(checkpoint.save(folder, backend.tokenizer(config).state(), meta))
+    return str(save_checkpoint(folder, backend.tokenizer(config).state(), meta))
 
 
 def _classify(backend: Any, kind: type[FinetuneConfig], dtype: str, model: Mapping[str, Any]) -> Counter[Call]:

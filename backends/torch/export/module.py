@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,8 +29,8 @@ from ehm.config import ModelSource, SegmentationConfig
 from ehm.config.inputs import InputSpec
 from ehm.errors import CheckpointError, ConfigError
 from ehm.models.trained import Found, Head, Output, Reference, Task, Trained, find, is_segmenter, numbered, outputs_of
-from ehm.storage import checkpoint
 from ehm.storage.arrays import Arrays
+from ehm.storage.checkpoint import open_checkpoint
 
 __all__ = ["Module", "build", "compute", "load_module", "reference"]
 
@@ -137,9 +136,9 @@ def _found(source: ModelSource, head: Head) -> Module:
 
 def _segmenter(source: ModelSource, head: Head) -> Module:
     """A segmenter's checkpoint, for images of ``source.image_size`` or else of those that it was trained on."""
-    init = Path(source.init)
-    folder = checkpoint.resolve(init.parent if init.is_file() else init)
-    arrays, meta = checkpoint.read_model(folder)
+    opened = open_checkpoint(source.init)
+    folder = opened.folder
+    meta = opened.metadata
     if head == "classifier":
         raise CheckpointError(f"{folder}: a segmenter has no classifier of images; --head auto exports its scores")
     config = SegmentationConfig.model_validate(meta["config"])
@@ -150,7 +149,7 @@ def _segmenter(source: ModelSource, head: Head) -> Module:
     pyramid, loaded = load_pyramid(model, (height, width), config.head.taps or thirds)
     network = UperNet(pyramid, len(meta["classes"]), config.head)
     # the encoder's are there already, in the sizes that it has here
-    rest = {name: torch.from_numpy(array) for name, array in arrays.items() if ".encoder." not in name}
+    rest = {name: torch.from_numpy(array) for name, array in opened.model.items() if ".encoder." not in name}
     network.load_state_dict({**network.state_dict(), **rest})
     return Module(
         network.eval().requires_grad_(False),
@@ -166,10 +165,10 @@ def _segmenter(source: ModelSource, head: Head) -> Module:
 
 def _embedder(source: ModelSource, found: Found, head: Head) -> Module:
     """The descriptor of one scale, without ArcFace's weights."""
-    arrays, meta = checkpoint.read_model(Path(found.origin))
+    opened = open_checkpoint(found.origin)
     loaded = load_model(source, fc_norm=False)
-    model = Embedding(loaded.model, meta["config"]["dim"])
-    own = {name: array for name, array in arrays.items() if not name.startswith(("arcface.", "encoder."))}
+    model = Embedding(loaded.model, opened.metadata["config"]["dim"])
+    own = {name: array for name, array in opened.model.items() if not name.startswith(("arcface.", "encoder."))}
     load_arrays(model, own | {f"encoder.{name}": array for name, array in to_arrays(loaded.model).items()})
     described = replace(loaded, model=model, inputs=found.weights.inputs)
     return _describe(described, (), found.origin, found.kind, found.sha256, head)

@@ -19,8 +19,8 @@ from ehm.backends.torch.models.tokenizers import DiscreteVae, Tokenizer
 from ehm.config import TokenizerConfig
 from ehm.errors import CheckpointError, ConfigError
 from ehm.models.weights import read_safetensors
-from ehm.storage import checkpoint
 from ehm.storage.arrays import Arrays
+from ehm.storage.checkpoint import open_checkpoint
 
 __all__ = ["build", "load_tokenizer"]
 
@@ -56,7 +56,7 @@ def load_tokenizer(source: str | None, device: torch.device) -> Tokenizer:
         except CheckpointError as error:
             raise CheckpointError(f"{path}: {str(error).removeprefix(f'{path}: ')}") from None
     else:
-        tokenizer = _own(path.parent if path.is_file() else path)
+        tokenizer = _own(path)
     return tokenizer.to(device).eval().requires_grad_(False)
 
 
@@ -66,11 +66,11 @@ def build(config: TokenizerConfig) -> DiscreteVae:
 
 
 def _own(path: Path) -> DiscreteVae:
-    arrays, meta = checkpoint.read_model(path)
-    if meta["kind"] != "tokenizer":
-        raise CheckpointError(f"{path}: a run of ehm {_COMMANDS.get(meta['kind'], meta['kind'])}, not of ehm tokenizer")
-    tokenizer = build(TokenizerConfig.model_validate(meta["config"]))
-    load_arrays(tokenizer, arrays)
+    opened = open_checkpoint(path)
+    if opened.kind != "tokenizer":
+        raise CheckpointError(f"{path}: a run of ehm {_COMMANDS.get(opened.kind, opened.kind)}, not of ehm tokenizer")
+    tokenizer = build(TokenizerConfig.model_validate(opened.metadata["config"]))
+    load_arrays(tokenizer, opened.model)
     return tokenizer
 
 

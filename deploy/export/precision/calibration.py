@@ -25,7 +25,7 @@ from ehm.data.part import Part
 from ehm.data.sources.identity import identify_source
 from ehm.deploy.bundle.manifest import Source
 from ehm.errors import BrokenImage, ConfigError, DataError
-from ehm.storage import checkpoint
+from ehm.storage.checkpoint import open_checkpoint
 from ehm.tasks.held_out import leave_out_seen
 from ehm.tasks.images import split
 from ehm.tasks.retrieval.task import parts
@@ -141,8 +141,7 @@ def _read_training(source: Source) -> TrainingData | None:
     """Return what the exported checkpoint knows of its images; None if it is no checkpoint of ours, or an old one."""
     if source.kind in ("file", "timm"):
         return None
-    folder = checkpoint.resolve(source.checkpoint)
-    return read_training_data(folder, checkpoint.describe(folder))
+    return read_training_data(open_checkpoint(source.checkpoint))
 
 
 def _of_checkpoint(source: Source, origin: str | None = None) -> tuple[str, Part, Part | None]:
@@ -155,7 +154,7 @@ def _of_checkpoint(source: Source, origin: str | None = None) -> tuple[str, Part
             f"--int8, --float16: {source.checkpoint} does not say what it was trained on; "
             "--set calibration.source=FOLDER names images like those that it will see"
         )
-    values = checkpoint.describe(checkpoint.resolve(source.checkpoint))["config"]
+    values = open_checkpoint(source.checkpoint).metadata["config"]
     if origin is not None:
         values["data"]["source"] = origin
     if source.kind == "embedder":
