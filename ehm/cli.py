@@ -159,6 +159,8 @@ _PRECISIONS = "float32, float16 or int8: which of its networks (default: float32
 
 
 def _parser() -> argparse.ArgumentParser:
+    from ehm.deploy.serve.settings import add_flags as add_serve_flags
+
     parser = argparse.ArgumentParser(
         prog="ehm", description="Pretrain vision encoders with Evolved Hierarchical Masking, and use them."
     )
@@ -234,36 +236,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_out(command, "", "bench.json")
 
     command = add(serve)
-    bundles = "folder that ehm export wrote; at least one, here or in --config"
-    command.add_argument("bundles", nargs="*", default=argparse.SUPPRESS, metavar="[NAME=]DIR", help=bundles)
     command.add_argument("--config", metavar="FILE", help="YAML with these options by name; what is given here wins")
-    command.add_argument("--host", help="address to listen at (default: 127.0.0.1, this machine only)")
-    command.add_argument("--port", type=int, help="0 takes a free one (default: 8000)")
-    command.add_argument("--device", help=f"{_DEVICES} (default: cpu)")
-    command.add_argument("--precision", help=_PRECISIONS)
-    command.add_argument("--threads", type=int, help="cores for the networks (default: all)")
-    command.add_argument("--max-batch", type=int, metavar="N", help="images of a batch (default: 8)")
-    command.add_argument("--max-delay", type=float, metavar="MS", help="wait for others (default: 0)")
-    command.add_argument("--queue", type=int, metavar="N", help="requests of a model that may wait (default: 128)")
-    command.add_argument("--timeout", type=float, metavar="S", help="of a request (default: 10)")
-    reading = "seconds in which a client must read the next 64 KiB of its answer (default: 10)"
-    command.add_argument("--send-timeout", type=float, metavar="S", help=reading)
-    command.add_argument("--max-connections", type=int, metavar="N", help="open connections (default: 1000)")
-    delay = "seconds after SIGTERM in which the server is not ready and still takes requests (default: 5)"
-    command.add_argument("--drain-delay", type=float, metavar="S", help=delay)
-    drain = "seconds after that for the answers to what was accepted (default: 20)"
-    command.add_argument("--drain", type=float, metavar="S", help=drain)
-    command.add_argument("--max-bytes", type=int, metavar="N", help="of a body (default: 16 MiB)")
-    pixels = "of an image, as sent and as resized (default: 50 million, at most 89 million)"
-    command.add_argument("--max-pixels", type=int, metavar="N", help=pixels)
-    command.add_argument("--max-memory", type=int, metavar="N", help="bytes of all requests (default: 1 GiB)")
-    command.add_argument("--poll", type=float, metavar="S", help="for replaced bundles (default: 1)")
-    command.add_argument("--index", metavar="DIR", help="images to search, as ehm predict --out wrote them")
-    command.add_argument("--api-key-file", metavar="FILE", help="(default: the variable EHM_API_KEY, if it is set)")
-    command.add_argument(
-        "--model-control", action=argparse.BooleanOptionalAction, help="let clients load and unload models"
-    )
-    command.add_argument("--log", help="text or json (default: text)")
+    add_serve_flags(command)
 
     command = add(inspect)
     command.add_argument(

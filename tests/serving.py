@@ -16,9 +16,9 @@ from ehm.deploy.bundle.manifest import Manifest
 from ehm.deploy.bundle.staging import stage_bundle
 from ehm.deploy.serve.http.app import create_app
 from ehm.deploy.serve.http.connections import limit_connections
-from ehm.deploy.serve.inference.models import named
+from ehm.deploy.serve.inference.models import name_bundles
 from ehm.deploy.serve.inference.service import Service
-from ehm.deploy.serve.inference.settings import Settings
+from ehm.deploy.serve.settings import Settings
 
 LABELS = ("red", "green", "blue")
 SIZE = (8, 12)
@@ -80,7 +80,7 @@ def picture(seed, batch=1):
 @contextmanager
 def running(bundles, key=None, **settings):
     """A server on a free port: ``(host:port, service)``; it is stopped, and nothing of it stays, at the end."""
-    service = Service(named(bundles), Settings.checked(**settings), key)
+    service = Service(name_bundles(bundles), Settings.from_arguments(**settings), key)
     listener = socket.create_server(("127.0.0.1", 0))
     app = create_app(service)
     limits = service.settings

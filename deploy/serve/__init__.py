@@ -2,23 +2,33 @@
 
 Each module stands on those above it:
 
-    settings, metrics, logs      limits, typed; what is seen of the server
-    json_numbers, json_request   the JSON of an inference request
-    protocol, schemas            bodies of the protocol <-> arrays; its answers, described
-    images, forms                what strangers send, within limits
-    batching, models             requests that wait together run together; load, verify, replace
-    memory, service              what all requests hold; the way of a request
-    v2, v1, dense, explore       routes
-    exchange, edge, app          the messages of a request; the web application around it
-    connections, listening       limits of connections, the port
-    server                       the process: start, signals, end
+    settings                        limits and flags, typed
+    inference/metrics, http/logs    what is seen of the server
+    routes/json_numbers, json_request
+                                    the JSON of an inference request
+    routes/protocol, schemas        bodies of the protocol <-> arrays; its answers, described
+    inference/images, routes/forms  what strangers send, within limits
+    inference/batching, models      requests that wait together run together; load, verify, replace
+    inference/memory, service       what all requests hold; the way of a request
+    routes/                         open_inference, images, dense, page
+    http/exchange, edge, app        the messages of a request; the web application around it
+    http/connections, listening     limits of connections, the port
+    http/server                     the process: start, signals, end
 """
+
+from typing import Any
 
 from ehm.errors import BackendError
 
-try:
-    from ehm.deploy.serve.http.server import serve
-except ModuleNotFoundError as error:
-    raise BackendError(f"{error.name} is not installed; pip install 'ehm[serve]' installs it") from None
-
 __all__ = ["serve"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import `serve` when it is asked for: ``ehm --help`` reads the settings, and needs no web framework for that."""
+    if name != "serve":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        from ehm.deploy.serve.http.server import serve
+    except ModuleNotFoundError as error:
+        raise BackendError(f"{error.name} is not installed; pip install 'ehm[serve]' installs it") from None
+    return serve

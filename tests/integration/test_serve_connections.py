@@ -12,7 +12,7 @@ from serving import ask, means_bundle, running
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from ehm.deploy.serve.http import exchange
-from ehm.deploy.serve.inference.settings import PIECE
+from ehm.deploy.serve.settings import PIECE
 
 LARGE = 40_000_000
 """Bytes of an answer, above what the kernel keeps for two sockets."""

@@ -13,7 +13,7 @@ import ehm
 from ehm.cli import _parser, main
 from ehm.config.listing import configs
 from ehm.deploy.predict.command import main as predict_main
-from ehm.deploy.serve.inference.settings import Settings
+from ehm.deploy.serve.settings import Settings
 from ehm.doctor import doctor
 from ehm.errors import ConfigError
 
@@ -37,17 +37,18 @@ def test_every_command_has_a_function():
 def test_the_flags_of_a_command_are_the_parameters_of_its_function(name):
     actions = {action.dest: action for action in commands()[name]._actions if action.dest not in NO_PARAMETERS}
     actions = {dest: action for dest, action in actions.items() if (name, dest) not in WORDS}
-    parameters = inspect.signature(COMMANDS[name]).parameters
+    parameters = dict(inspect.signature(COMMANDS[name]).parameters)
+    if parameters.pop("settings", None) is not None:  # of the server: the fields of its settings
+        for field, info in Settings.model_fields.items():
+            keyword = inspect.Parameter(field, inspect.Parameter.KEYWORD_ONLY, default=info.default)
+            parameters.setdefault(field, keyword)
     assert set(actions) == set(parameters)
     for dest, action in actions.items():
         default = parameters[dest].default
         assert (default is inspect.Parameter.empty) == action.required, dest
-        if name == "serve" and dest in Settings.model_fields:  # where None leaves it to a file, and then to these
-            assert default is None
-            default = Settings.model_fields[dest].default
         assert action.default is argparse.SUPPRESS, "the function's default is the only one"
-        said = re.search(r"default: ([\w.]+)[,)]", action.help or "")
-        if said and isinstance(default, str | int | float) and dest != "threads":
+        said = re.search(r"default: ([\w.]+)(?:\)|, )", action.help or "")
+        if said and said[1] not in ("on", "off") and isinstance(default, str | int | float) and dest != "threads":
             assert said[1] == f"{default:g}" if isinstance(default, int | float) else said[1] == default, dest
 
 

@@ -19,10 +19,10 @@ from ehm.deploy.bundle.preprocessing import seen_region
 from ehm.deploy.predict.predictor import Predictor
 from ehm.deploy.serve.http.app import create_app
 from ehm.deploy.serve.inference.service import Service
-from ehm.deploy.serve.inference.settings import Settings
 from ehm.deploy.serve.routes import page
 from ehm.deploy.serve.routes.neighbours import Index
 from ehm.deploy.serve.routes.parts import take_apart, warm_up
+from ehm.deploy.serve.settings import Settings
 from ehm.errors import DataError
 
 STATIC = Path(page.__file__).parents[1] / "static"

@@ -10,8 +10,8 @@ import pytest
 from serving import means_bundle, picture
 
 from ehm.deploy.serve.inference.metrics import Metrics
-from ehm.deploy.serve.inference.models import Models, named
-from ehm.deploy.serve.inference.settings import Settings
+from ehm.deploy.serve.inference.models import Models, name_bundles
+from ehm.deploy.serve.settings import Settings
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ def folders(tmp_path):
 
 
 async def serving(folder):
-    models = Models(named([folder]), Settings.checked(), Metrics())
+    models = Models(name_bundles([folder]), Settings.from_arguments(), Metrics())
     await models.load_all()
     return models
 

@@ -11,7 +11,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from ehm.deploy.serve.inference.memory import Record
 from ehm.deploy.serve.inference.service import Service
-from ehm.deploy.serve.inference.settings import PIECE
+from ehm.deploy.serve.settings import PIECE
 from ehm.errors import RequestError
 
 __all__ = ["RETRY", "Exchange"]

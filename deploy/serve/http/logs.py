@@ -9,10 +9,10 @@ import time
 from datetime import datetime, timezone
 from typing import Any, Literal
 
-__all__ = ["OncePerSecond", "configure"]
+__all__ = ["OncePerSecond", "configure_logging"]
 
 
-def configure(form: Literal["text", "json"]) -> None:
+def configure_logging(form: Literal["text", "json"]) -> None:
     """Send the records of ehm, uvicorn and asyncio to standard error in that form."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Json() if form == "json" else _Text())

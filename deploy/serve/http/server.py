@@ -10,20 +10,19 @@ import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 import uvicorn
 
-from ehm.deploy.bundle.manifest import Precision
 from ehm.deploy.serve.http.app import create_app
 from ehm.deploy.serve.http.connections import drop_unread, limit_connections
 from ehm.deploy.serve.http.listening import bind_port, fit_connections, report_loop_errors, start_listening
-from ehm.deploy.serve.http.logs import configure
-from ehm.deploy.serve.inference.models import named
+from ehm.deploy.serve.http.logs import configure_logging
+from ehm.deploy.serve.inference.models import name_bundles
 from ehm.deploy.serve.inference.service import Service
-from ehm.deploy.serve.inference.settings import Settings
 from ehm.deploy.serve.routes import page
 from ehm.deploy.serve.routes.neighbours import Index
+from ehm.deploy.serve.settings import Settings
 from ehm.errors import ConfigError
 
 __all__ = ["serve"]
@@ -32,60 +31,26 @@ _LOG = logging.getLogger("ehm.serve")
 
 
 def serve(
-    bundles: str | Path | Sequence[str | Path] | None = None,
-    *,
-    config: str | Path | None = None,
-    host: str | None = None,
-    port: int | None = None,
-    device: str | None = None,
-    precision: Precision | None = None,
-    threads: int | None = None,
-    max_batch: int | None = None,
-    max_delay: float | None = None,
-    queue: int | None = None,
-    timeout: float | None = None,
-    send_timeout: float | None = None,
-    max_connections: int | None = None,
-    drain_delay: float | None = None,
-    drain: float | None = None,
-    max_bytes: int | None = None,
-    max_pixels: int | None = None,
-    max_memory: int | None = None,
-    poll: float | None = None,
-    index: str | Path | None = None,
-    api_key_file: str | Path | None = None,
-    model_control: bool | None = None,
-    log: Literal["text", "json"] | None = None,
+    bundles: str | Path | Sequence[str | Path] | None = None, *, config: str | Path | None = None, **settings: Any
 ) -> None:
     """Serve bundles until SIGTERM or SIGINT; returns once everything that was accepted is answered.
 
     ``bundles`` are folders that ``ehm export`` wrote, each as ``DIR`` or ``NAME=DIR``; a replaced one is loaded while
-    the server runs. ``config`` is a YAML file with the names of these arguments as keys, which counts where an argument
-    is None; what is in neither has the default of :class:`Settings`. ``port`` 0 takes a free one. ``device`` and
-    ``precision`` choose ONNX Runtime's provider and the network's numbers, ``threads`` the cores of one batch (0: all).
-
-    At most ``max_batch`` images run together, after a wait of at most ``max_delay`` milliseconds; ``queue`` requests of
-    a model wait at most. A request may take ``timeout`` seconds, and its client ``send_timeout`` seconds to read the
-    next piece of the answer; at most ``max_connections`` are open. ``max_bytes`` and ``max_pixels`` bound a request,
-    ``max_memory`` the bytes of all together. After SIGTERM the server says that it is not ready and takes requests for
-    another ``drain_delay`` seconds; then the port is closed, and what was accepted has ``drain`` seconds.
-
-    ``poll`` is how often in seconds folders are looked at. ``index`` is a folder that ``ehm predict --out`` wrote:
-    images among which the page at ``/`` finds those most like another. Requests need the key in ``api_key_file``, or in
-    the environment variable EHM_API_KEY, if there is one; ``model_control`` lets clients load and unload models.
-    docs/serving.md has the details.
+    the server runs. ``settings`` are the fields of :class:`ehm.deploy.serve.settings.Settings`, which are the flags of
+    ``ehm serve`` (``max_batch=16`` is ``--max-batch 16``). ``config`` is a YAML file with these names as keys, which
+    counts for arguments that are left out or None.
 
     Raises ConfigError for a wrong argument, ExportError for a damaged bundle, BackendError for an absent device,
     DataError for an index that is damaged or fits no bundle.
     """
-    arguments = locals()  # all of them, and nothing else yet
-    settings = Settings.checked(**arguments)
-    places = named([settings.bundles] if isinstance(settings.bundles, str | Path) else settings.bundles)
-    key = _api_key(settings.api_key_file)
-    images = Index(settings.index) if settings.index is not None else None
-    configure(settings.log)
-    with bind_port(settings.host, settings.port) as listener:
-        asyncio.run(_serve(Service(places, settings, key), images, listener))
+    checked = Settings.from_arguments(config, bundles=bundles, **settings)
+    paths = name_bundles([checked.bundles] if isinstance(checked.bundles, str | Path) else checked.bundles)
+    key = _read_api_key(checked.api_key_file)
+    index = None if checked.index is None else Index(checked.index)
+    configure_logging(checked.log)
+    # a port that is taken is reported before the models are loaded
+    with bind_port(checked.host, checked.port) as listener:
+        asyncio.run(_serve(Service(paths, checked, key), index, listener))
 
 
 async def _serve(service: Service, index: Index | None, listener: socket.socket) -> None:
@@ -186,7 +151,7 @@ class _Server(uvicorn.Server):
         yield
 
 
-def _api_key(file: str | Path | None) -> str | None:
+def _read_api_key(file: str | Path | None) -> str | None:
     """The key of a file, or of EHM_API_KEY; never an argument, which every user of the machine could read."""
     if file is None:
         origin, key = "EHM_API_KEY", os.environ.get("EHM_API_KEY")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ehm.deploy.serve.inference.settings import PIECE
+from ehm.deploy.serve.settings import PIECE
 from ehm.errors import RequestError
 
 __all__ = ["Memory", "Record"]

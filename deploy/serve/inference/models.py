@@ -23,11 +23,11 @@ from ehm.deploy.predict.predictor import Predictor
 from ehm.deploy.predict.runtime import PROVIDERS
 from ehm.deploy.serve.inference.batching import Batcher, Images, Result
 from ehm.deploy.serve.inference.metrics import Metrics
-from ehm.deploy.serve.inference.settings import Settings
+from ehm.deploy.serve.settings import Settings
 from ehm.errors import ConfigError, EhmError, ExportError, RequestError
 from ehm.processors import available_processors
 
-__all__ = ["Models", "ServedModel", "named"]
+__all__ = ["Models", "ServedModel", "name_bundles"]
 
 _AREA = 4
 """Of an image for a network of any size, at most, in areas of the manifest's ``image_size``: the memory that attention
@@ -41,7 +41,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 Signature = frozenset[tuple[str, int, int, int]] | None
 
 
-def named(bundles: Sequence[str | Path]) -> dict[str, Path]:
+def name_bundles(bundles: Sequence[str | Path]) -> dict[str, Path]:
     """``NAME=DIR``, or ``DIR`` whose last part is the name, as a table; raises ConfigError."""
     if not bundles:
         raise ConfigError("DIR: expected at least one bundle, which ehm export writes")

@@ -21,8 +21,8 @@ from ehm.deploy.serve.inference.images import read_image
 from ehm.deploy.serve.inference.memory import Memory, Record
 from ehm.deploy.serve.inference.metrics import Metrics
 from ehm.deploy.serve.inference.models import Models, ServedModel
-from ehm.deploy.serve.inference.settings import Settings
 from ehm.deploy.serve.routes.forms import read_form_image
+from ehm.deploy.serve.settings import Settings
 from ehm.errors import RequestError
 from ehm.processors import available_processors
 
