@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ehm.data.bilinear import neighbours
+from ehm.data.bilinear import find_neighbours
 from ehm.deploy.bundle.manifest import Fit, Manifest
 from ehm.deploy.bundle.preprocessing import normalise_pixels
 from ehm.deploy.predict.handler import CardTexts, Outputs, PredictionOptions, SingleImageHandler
@@ -177,7 +177,7 @@ def resize_bilinear(values: NDArray[np.float32], size: Size) -> NDArray[np.float
     That is torch's ``interpolate`` with ``align_corners`` false.
     """
     for axis, length in enumerate(size):
-        before, after, share = neighbours(values.shape[axis], length)
+        before, after, share = find_neighbours(values.shape[axis], length)
         share = share.reshape(-1, *[1] * (values.ndim - 1 - axis))
         values = values.take(before, axis) * (1 - share) + values.take(after, axis) * share
     return values

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ehm.data.bilinear import enlarged_argmax
-from ehm.data.segmentation import resize, windows
+from ehm.data.bilinear import enlarge_argmax
+from ehm.data.segmentation import place_windows, resize_to_scale
 from ehm.deploy.bundle.manifest import Manifest
 from ehm.deploy.bundle.preprocessing import normalise_pixels
 from ehm.deploy.predict.handler import CardTexts, PredictionOptions, SingleImageHandler
@@ -43,7 +43,7 @@ class Mosaic:
         height, width = pixels.shape[1:]
         self._pixels = pixels
         self._window = window
-        self._corners = windows((max(height, window[0]), max(width, window[1])), window, stride)
+        self._corners = place_windows((max(height, window[0]), max(width, window[1])), window, stride)
         self._counts = np.zeros((height, width), np.float32)
         self._total: NDArray[np.float32] | None = None
 
@@ -75,7 +75,7 @@ class Mosaic:
     def make_labels(self, size: Size) -> NDArray[np.uint8]:
         """Return the class numbers of ``size`` = (H, W), once all windows have their scores."""
         assert self._total is not None
-        return enlarged_argmax(self._total / self._counts, size)
+        return enlarge_argmax(self._total / self._counts, size)
 
     def _padded_window(self, corner: Size) -> NDArray[np.float32]:
         """Return the window (3, *window) at ``corner`` (y, x), with zeros on the right and below the image."""
@@ -99,7 +99,7 @@ class SegmentationHandler(SingleImageHandler):
     def cut_windows(self, image: Image.Image) -> Mosaic:
         """Return an RGB image of any size as the windows that the network takes."""
         preprocessing = self.manifest.preprocessing
-        pixels = normalise_pixels(resize(image, self.windows.scale), preprocessing)
+        pixels = normalise_pixels(resize_to_scale(image, self.windows.scale), preprocessing)
         return Mosaic(pixels, preprocessing.image_size, self.windows.stride)
 
     def segment(self, predictor: Predictor, image: Image.Image) -> NDArray[np.uint8]:

@@ -1,6 +1,7 @@
-"""RandAugment (Cubuk et al., 2020) and random erasing (Zhong et al., 2020) as timm does them and MAE uses them; jitter.
+"""RandAugment (Cubuk et al., 2020), random erasing (Zhong et al., 2020) and colour jitter.
 
-The operations and their strengths are timm's, on PIL images; randomness comes from the NumPy generator of the sample.
+All follow timm and torchvision, as MAE and BEiT use them. The operations and their strengths are timm's, on PIL images;
+randomness comes from the NumPy generator of the sample.
 """
 
 from __future__ import annotations
@@ -16,26 +17,30 @@ from PIL import Image, ImageEnhance, ImageOps
 
 from ehm.errors import ConfigError
 
-__all__ = ["OPERATIONS", "RandAugment", "RandomErasing", "color_jitter", "strength"]
+__all__ = ["OPERATIONS", "RandAugment", "RandomErasing", "jitter_colors", "scale_strength"]
 
 Colour = tuple[int, int, int]
 Operation = Callable[[Image.Image, float, Colour], Image.Image]
 
-_MAX = 10.0  # the magnitude at which an operation is at its strongest
+_MOST_MAGNITUDE = 10.0
+"""The magnitude at which an operation is at its strongest."""
+_MOST_DEVIATION = 100
+_ERASING_TRIES = 10
 
 
-def _affine(image: Image.Image, matrix: tuple[float, ...], fill: Colour) -> Image.Image:
+def _transform_affine(image: Image.Image, matrix: tuple[float, ...], fill: Colour) -> Image.Image:
     return image.transform(
         image.size, Image.Transform.AFFINE, matrix, resample=Image.Resampling.BICUBIC, fillcolor=fill
     )
 
 
 def _posterize(image: Image.Image, bits: float, fill: Colour) -> Image.Image:
-    kept = 256 - 2 ** (8 - int(bits))  # ImageOps.posterize refuses 0 bits since Pillow 12; timm's strongest is 0: black
+    # not by ImageOps.posterize, which refuses 0 bits since Pillow 12; timm's strongest is 0, which is black
+    kept = 256 - 2 ** (8 - int(bits))
     return image.point([value & kept for value in range(256)] * 3)
 
 
-def _solarize_add(image: Image.Image, add: float, fill: Colour) -> Image.Image:
+def _add_below_middle(image: Image.Image, add: float, fill: Colour) -> Image.Image:
     table = [min(255, value + int(add)) if value < 128 else value for value in range(256)]
     return image.point(table * 3)
 
@@ -47,25 +52,25 @@ OPERATIONS: dict[str, Operation] = {
     "Rotate": lambda image, degrees, fill: image.rotate(degrees, resample=Image.Resampling.BICUBIC, fillcolor=fill),
     "Posterize": _posterize,
     "Solarize": lambda image, threshold, fill: ImageOps.solarize(image, int(threshold)),
-    "SolarizeAdd": _solarize_add,
+    "SolarizeAdd": _add_below_middle,
     "Color": lambda image, factor, fill: ImageEnhance.Color(image).enhance(factor),
     "Contrast": lambda image, factor, fill: ImageEnhance.Contrast(image).enhance(factor),
     "Brightness": lambda image, factor, fill: ImageEnhance.Brightness(image).enhance(factor),
     "Sharpness": lambda image, factor, fill: ImageEnhance.Sharpness(image).enhance(factor),
-    "ShearX": lambda image, factor, fill: _affine(image, (1, factor, 0, 0, 1, 0), fill),
-    "ShearY": lambda image, factor, fill: _affine(image, (1, 0, 0, factor, 1, 0), fill),
-    "TranslateXRel": lambda image, share, fill: _affine(image, (1, 0, share * image.width, 0, 1, 0), fill),
-    "TranslateYRel": lambda image, share, fill: _affine(image, (1, 0, 0, 0, 1, share * image.height), fill),
+    "ShearX": lambda image, factor, fill: _transform_affine(image, (1, factor, 0, 0, 1, 0), fill),
+    "ShearY": lambda image, factor, fill: _transform_affine(image, (1, 0, 0, factor, 1, 0), fill),
+    "TranslateXRel": lambda image, share, fill: _transform_affine(image, (1, 0, share * image.width, 0, 1, 0), fill),
+    "TranslateYRel": lambda image, share, fill: _transform_affine(image, (1, 0, 0, 0, 1, share * image.height), fill),
 }
 """Each takes an RGB image, its strength and the colour of what it uncovers."""
 
 
-def strength(name: str, magnitude: float, sign: int, increasing: bool = True) -> float:
-    """How strong operation ``name`` is at ``magnitude`` (0 to 10), in the unit that it takes; ``sign`` is 1 or -1.
+def scale_strength(name: str, magnitude: float, sign: int, increasing: bool = True) -> float:
+    """Return how strong operation ``name`` is at ``magnitude`` (0 to 10), in its own unit; ``sign`` is 1 or -1.
 
     ``increasing`` is timm's ``inc1``: posterise, solarise and the four enhancements grow with the magnitude.
     """
-    share = magnitude / _MAX
+    share = magnitude / _MOST_MAGNITUDE
     match name:
         case "Rotate":
             return sign * share * 30
@@ -94,34 +99,41 @@ class RandAugment:
     """
 
     def __init__(self, policy: str, fill: Colour = (128, 128, 128)) -> None:
-        values = {"m": _MAX, "mstd": 0.0, "inc": 0.0, "n": 2.0}
+        values = {"m": _MOST_MAGNITUDE, "mstd": 0.0, "inc": 0.0, "n": 2.0}
         first, *sections = policy.split("-")
         for section in sections:
             found = re.fullmatch(r"([a-z]+)(\d+(?:\.\d+)?)", section)
             if found is None or found[1] not in values:
-                raise ConfigError(_wrong(policy, section))
+                raise ConfigError(_explain_policy(policy, section))
             values[found[1]] = float(found[2])
         if first != "rand":
-            raise ConfigError(_wrong(policy, first))
-        if values["m"] > _MAX or values["mstd"] > 100 or values["inc"] not in (0, 1) or values["n"] % 1:
-            raise ConfigError(f"{_wrong(policy, policy)}, with M at most 10, S at most 100, I 0 or 1, and N whole")
-        self.magnitude, self.deviation = values["m"], values["mstd"]
-        self.increasing, self.count = bool(values["inc"]), int(values["n"])
+            raise ConfigError(_explain_policy(policy, first))
+        is_in_range = values["m"] <= _MOST_MAGNITUDE and values["mstd"] <= _MOST_DEVIATION
+        if not is_in_range or values["inc"] not in (0, 1) or values["n"] % 1:
+            raise ConfigError(
+                f"{_explain_policy(policy, policy)}, with M at most 10, S at most 100, I 0 or 1, and N whole"
+            )
+        self.magnitude = values["m"]
+        self.deviation = values["mstd"]
+        self.increasing = bool(values["inc"])
+        self.count = int(values["n"])
         self.fill = fill
 
     def __call__(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
-        """An RGB image -> an RGB image of the same size."""
+        """Return an RGB image of the same size."""
         names = list(OPERATIONS)
         for choice in rng.integers(len(names), size=self.count):
-            if rng.random() < 0.5:
-                name = names[choice]
-                magnitude = min(max(rng.normal(self.magnitude, self.deviation), 0.0), _MAX)
-                sign = 1 if rng.random() < 0.5 else -1
-                image = OPERATIONS[name](image, strength(name, magnitude, sign, self.increasing), self.fill)
+            if rng.random() >= 0.5:
+                continue
+            name = names[choice]
+            magnitude = min(max(rng.normal(self.magnitude, self.deviation), 0.0), _MOST_MAGNITUDE)
+            sign = 1 if rng.random() < 0.5 else -1
+            strength = scale_strength(name, magnitude, sign, self.increasing)
+            image = OPERATIONS[name](image, strength, self.fill)
         return image
 
 
-def _wrong(policy: str, section: str) -> str:
+def _explain_policy(policy: str, section: str) -> str:
     return f"augment.rand_augment {policy!r}: cannot read {section!r}; expected rand-mM-mstdS-incI-nN"
 
 
@@ -139,24 +151,28 @@ class RandomErasing:
     std: tuple[float, float, float]
 
     def __call__(self, pixels: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
-        """(H, W, 3) -> a copy with the rectangle erased, or ``pixels`` itself."""
+        """Return a copy of ``pixels`` (H, W, 3) with the rectangle erased, or ``pixels`` itself."""
         if rng.random() >= self.probability:
             return pixels
         height, width = pixels.shape[:2]
-        for _ in range(10):
+        for _ in range(_ERASING_TRIES):
             area = rng.uniform(0.02, 1 / 3) * height * width
             aspect = math.exp(rng.uniform(math.log(0.3), math.log(1 / 0.3)))
-            h, w = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
-            if h < height and w < width:
-                top, left = rng.integers(height - h + 1), rng.integers(width - w + 1)
-                noise = 255 * rng.normal(self.mean, self.std, size=(h, w, 3))
-                pixels = pixels.copy()
-                pixels[top : top + h, left : left + w] = np.clip(np.round(noise), 0, 255).astype(np.uint8)
-                break
+            box_height = round(math.sqrt(area * aspect))
+            box_width = round(math.sqrt(area / aspect))
+            if box_height >= height or box_width >= width:
+                continue
+            top = rng.integers(height - box_height + 1)
+            left = rng.integers(width - box_width + 1)
+            noise = 255 * rng.normal(self.mean, self.std, size=(box_height, box_width, 3))
+            # copied, as an array made from a PIL image cannot be written to
+            pixels = pixels.copy()
+            pixels[top : top + box_height, left : left + box_width] = np.clip(np.round(noise), 0, 255).astype(np.uint8)
+            break
         return pixels
 
 
-def color_jitter(image: Image.Image, strength: float, rng: np.random.Generator) -> Image.Image:
+def jitter_colors(image: Image.Image, strength: float, rng: np.random.Generator) -> Image.Image:
     """Change brightness, contrast and saturation in random order, each by a factor uniform in [1 - s, 1 + s].
 
     torchvision's ``ColorJitter(s, s, s)`` with s = ``strength`` in [0, 1], which BEiT's pretraining applies at 0.4.

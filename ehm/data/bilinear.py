@@ -8,19 +8,20 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["MOST_SCORES", "enlarged_argmax", "neighbours"]
+__all__ = ["MOST_SCORES", "enlarge_argmax", "find_neighbours"]
 
 MOST_SCORES = 1 << 24
 """Scores that are enlarged at once, 64 MiB: those of a large image, whole, would take gigabytes."""
 _ROWS = 64
 
 
-def enlarged_argmax(scores: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.uint8]:
+def enlarge_argmax(scores: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.uint8]:
     """Return the class of the highest of scores (C, h, w), once they are resized bilinearly to ``size`` = (H, W)."""
     classes = len(scores)
     labels = np.empty(size, np.uint8)
-    left, right, across = neighbours(scores.shape[2], size[1])
-    upper, lower, down = neighbours(scores.shape[1], size[0])
+    left, right, weight_across = find_neighbours(scores.shape[2], size[1])
+    upper, lower, weight_down = find_neighbours(scores.shape[1], size[0])
+    # bands of as many pixels as fit into the limit; images that are very wide are cut into columns too
     columns_at_once = max(1, min(size[1], MOST_SCORES // classes))
     rows_at_once = max(1, min(_ROWS, MOST_SCORES // (classes * columns_at_once)))
     for first_column in range(0, size[1], columns_at_once):
@@ -29,14 +30,16 @@ def enlarged_argmax(scores: NDArray[np.float32], size: tuple[int, int]) -> NDArr
         needed = scores[:, :, begin : right[columns][-1] + 1]
         for first_row in range(0, size[0], rows_at_once):
             rows = slice(first_row, first_row + rows_at_once)
-            weight = down[rows, None]
+            weight = weight_down[rows, None]
             band = needed[:, upper[rows]] * (1 - weight) + needed[:, lower[rows]] * weight
-            one, other = band[:, :, left[columns] - begin], band[:, :, right[columns] - begin]
-            labels[rows, columns] = (one * (1 - across[columns]) + other * across[columns]).argmax(axis=0)
+            on_left = band[:, :, left[columns] - begin]
+            on_right = band[:, :, right[columns] - begin]
+            blend = on_left * (1 - weight_across[columns]) + on_right * weight_across[columns]
+            labels[rows, columns] = blend.argmax(axis=0)
     return labels
 
 
-def neighbours(origin: int, size: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
+def find_neighbours(origin: int, size: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
     """Return for each of ``size`` pixels the two of ``origin`` around its centre, and the weight of the second."""
     centre = np.clip((np.arange(size) + 0.5) * (origin / size) - 0.5, 0, origin - 1)
     first = np.floor(centre).astype(np.int64)

@@ -1,30 +1,34 @@
-"""Batches of images: deterministic, sharded over ranks, resumable at any step, decoded in worker processes."""
+"""Batches of images: deterministic, shared out to ranks, resumable at any step, and read ahead."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ehm.data.samples import Sampler, Samples, pool_of
+from ehm.data.executors import Executor, InProcess, Processes, Threads
+from ehm.data.sampler import Sampler, resolve_indices
+from ehm.data.samples import SampleReader
 from ehm.data.sources.base import Source
 from ehm.data.transforms import Transform
-from ehm.data.workers import Plan, Result, Workers
 
 __all__ = ["Batch", "Loader"]
 
 
 @dataclass(frozen=True)
 class Batch:
-    """``images`` (B, H, W, 3) C-contiguous, ``labels`` (B,) or None, and ``indices`` (B,) of the source.
+    """``images`` of the source's ``indices`` (B,), and their ``labels`` (B,), or None if it has none.
 
+    ``images`` is a C-contiguous array (B, H, W, channels) uint8, or a tuple of samples that differ in size.
     They are rows ``first`` to ``first + B`` of a global batch of ``total``.
     """
 
-    images: NDArray[np.uint8]
+    images: Any
     labels: NDArray[np.int64] | None
     indices: NDArray[np.int64]
     first: int
@@ -32,17 +36,20 @@ class Batch:
 
 
 class Loader:
-    """Batches of ``source``, the same ones for the same (seed, step), whatever the number of workers.
+    """Batches of ``source``, the same ones for the same (seed, step), whoever reads them.
 
     ``batch_size`` is that of the global batch; rank r of ``world_size`` takes the r-th part of it, so that the ranks
-    together see the same batches as one process would. The last, short batch of an epoch is dropped with ``drop_last``,
+    together see the same batches as one process would. With ``drop_last`` the last, short batch of an epoch is dropped,
     unless it is the only one, which is then cut to a multiple of ``world_size``; without ``drop_last`` its parts may
-    differ in size by one. ``workers`` processes decode; 0 decodes here.
-    ``subset`` are the indices to use (a fold), all if left out.
+    differ in size by one. ``subset`` are the indices to use (a fold), all if left out.
 
-    A file that cannot be read is replaced by another one, drawn from (seed, epoch, index), and noted in ``broken``
-    (file -> reason); with ``strict`` it raises BrokenImage. Raises DataError where there is nothing to load, where a
-    hundred files in a row are broken and where a worker dies; ConfigError where ``batch_size`` does not fit.
+    Samples of one ``transform.shape`` are stacked, and ``workers`` are processes that read ahead. If the shape is None
+    the samples are kept apart, and the workers are threads, because samples that differ in size do not fit into shared
+    memory that is laid out once. Without workers this process reads.
+
+    A file that cannot be read is replaced by another one, drawn from (seed, epoch, index), and noted in ``unreadable``
+    (file -> reason); with ``strict`` it raises BrokenImage. Raises DataError if there is nothing to load, if a hundred
+    files in a row are unreadable or if a worker dies; ConfigError if ``batch_size`` does not fit.
     """
 
     def __init__(
@@ -60,14 +67,19 @@ class Loader:
         world_size: int = 1,
         subset: NDArray[np.int64] | None = None,
     ) -> None:
-        pool = pool_of(source, subset)
-        self.broken: dict[str, str] = {}
-        self._sampler = Sampler(pool, batch_size, seed, shuffle, drop_last, rank, world_size)
-        self._samples = Samples(source, transform, pool, seed, strict)
-        self._rows = min(batch_size // world_size, -(-len(pool) // world_size))
-        self._count = workers
-        self._workers: list[Workers] = []
-        self._idle: list[Workers] = []
+        indices = resolve_indices(source, subset)
+        self.unreadable: dict[str, str] = {}
+        self._labels = source.labels
+        self._sampler = Sampler(indices, batch_size, seed, shuffle, drop_last, rank, world_size)
+        reader = SampleReader(source, transform, indices, seed, strict)
+        self._executor: Executor
+        if workers == 0:
+            self._executor = InProcess(reader)
+        elif transform.shape is None:
+            self._executor = Threads(reader, workers)
+        else:
+            most_rows = min(batch_size // world_size, math.ceil(len(indices) / world_size))
+            self._executor = Processes(reader, workers, most_rows)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -75,43 +87,21 @@ class Loader:
         return self._sampler.steps_per_epoch
 
     def batches(self, start: int, stop: int) -> Iterator[Batch]:
-        """Batches of the global steps ``start`` to ``stop`` - 1; the epoch of a step is step // steps_per_epoch.
+        """Yield the batches of the global steps ``start`` to ``stop`` - 1; step s is of epoch s // steps_per_epoch.
 
-        Workers start with the first batch, decode ahead over the ends of epochs, and wait for the next call when all
-        batches have been taken.
+        What reads ahead does so over the ends of epochs too.
         """
         steps = range(start, stop)
-        plans = self._sampler.plans(steps)
-        labels = self._samples.source.labels
-        results = self._in_workers(plans) if self._count else map(self._here, plans)
-        for step, (images, indices, broken) in zip(steps, results, strict=True):
-            self.broken |= broken
-            rows, total = self._sampler.rows(step)
-            yield Batch(images, None if labels is None else labels[indices], indices, rows.start, total)
-
-    def _here(self, plan: Plan) -> Result:
-        epoch, indices = plan[0], plan[1].copy()
-        images = np.empty((len(indices), *self._samples.transform.shape), np.uint8)
-        broken = self._samples.fill(images, indices, epoch)
-        return images, indices, broken
-
-    def _in_workers(self, plans: Iterator[Plan]) -> Iterator[Result]:
-        if not self._idle:
-            self._idle.append(Workers(self._count, self._samples, self._rows))
-            self._workers += self._idle
-        workers = self._idle.pop()
-        try:
-            yield from workers.run(plans)
-        except BaseException:  # also an iterator given up half-way: tasks are under way, and nobody wants their results
-            workers.close()
-            raise
-        self._idle.append(workers)
+        plans = self._sampler.plan_batches(steps)
+        for step, loaded in zip(steps, self._executor.load_batches(plans), strict=True):
+            self.unreadable |= loaded.unreadable
+            rows, total = self._sampler.locate_rows(step)
+            labels = None if self._labels is None else self._labels[loaded.indices]
+            yield Batch(loaded.images, labels, loaded.indices, rows.start, total)
 
     def close(self) -> None:
-        """End the workers; a later call of ``batches`` starts new ones."""
-        for workers in self._workers:
-            workers.close()
-        self._workers, self._idle = [], []
+        """End what reads ahead; a later call of ``batches`` starts it again."""
+        self._executor.close()
 
     def __enter__(self) -> Loader:
         return self

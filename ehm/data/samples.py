@@ -1,8 +1,7 @@
-"""Which images make up a batch, and how each becomes pixels: pure functions of (seed, epoch, index)."""
+"""How an image of a source becomes a sample: a pure function of the seed, the epoch and the image's index."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,99 +10,42 @@ from numpy.typing import NDArray
 
 from ehm.data.sources.base import Source
 from ehm.data.transforms import Transform
-from ehm.errors import BrokenImage, ConfigError, DataError
+from ehm.errors import BrokenImage, DataError
 
-__all__ = ["Sampler", "Samples", "load", "pool_of"]
+__all__ = ["LoadedBatch", "Sample", "SampleReader"]
 
-_ORDER, _SAMPLE = 1, 2  # keep the two families of random streams apart
+_SAMPLE_STREAM = 2
+"""Begins the seed of every sample, which keeps its random numbers apart from those of the shuffles."""
 _TRIES = 100
 
 
 @dataclass(frozen=True)
-class Sampler:
-    """Deals ``pool``, an order of indices drawn anew for each epoch, into batches and these to ranks.
+class Sample:
+    """What the transform made of the image at ``index``; ``unreadable`` maps files that it stands in for to reasons."""
 
-    ConfigError where ``batch_size`` does not fit, DataError where there are fewer images than ranks.
-    """
-
-    pool: NDArray[np.int64]
-    batch_size: int
-    seed: int
-    shuffle: bool
-    drop_last: bool
-    rank: int = 0
-    world_size: int = 1
-
-    def __post_init__(self) -> None:
-        if self.batch_size < 1 or self.batch_size % self.world_size:
-            raise ConfigError(
-                f"batch_size {self.batch_size} is not a positive multiple of the {self.world_size} processes"
-            )
-        if len(self.pool) < self.world_size:
-            raise DataError(f"{len(self.pool)} images cannot be shared by {self.world_size} processes")
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """At least 1: a set smaller than a batch is one short batch, with ``drop_last`` too."""
-        whole, rest = divmod(len(self.pool), self.batch_size)
-        return max(whole, 1) if self.drop_last else whole + bool(rest)
-
-    def plans(self, steps: Iterable[int]) -> Iterator[tuple[int, NDArray[np.int64]]]:
-        """Epoch and this rank's indices of each global step."""
-        drawn, order = -1, self.pool
-        for step in steps:
-            epoch, number = divmod(step, self.steps_per_epoch)
-            if self.shuffle and drawn != epoch:
-                drawn, order = epoch, np.random.default_rng([_ORDER, self.seed, epoch]).permutation(self.pool)
-            yield epoch, order[number * self.batch_size :][self.rows(step)[0]]
-
-    def rows(self, step: int) -> tuple[slice, int]:
-        """This rank's rows of the global batch of ``step``, and how many rows that has.
-
-        With ``drop_last`` all ranks have equally many, as the mean of their gradients needs.
-        """
-        start = step % self.steps_per_epoch * self.batch_size
-        total = min(self.batch_size, len(self.pool) - start)
-        if self.drop_last:
-            total -= total % self.world_size
-        return slice(total * self.rank // self.world_size, total * (self.rank + 1) // self.world_size), total
-
-
-def pool_of(source: Source, subset: NDArray[np.int64] | None) -> NDArray[np.int64]:
-    """The indices that are loaded: ``subset``, or all of ``source``; DataError where there are none."""
-    pool = np.arange(len(source)) if subset is None else np.asarray(subset, dtype=np.int64)
-    if not len(pool):
-        raise DataError("there is nothing to load: the source, or the subset of it, is empty")
-    return pool
-
-
-def load(
-    source: Source, index: int, pool: NDArray[np.int64], rng: np.random.Generator, strict: bool
-) -> tuple[Any, int, dict[str, str]]:
-    """What ``source`` gives for image ``index`` or for the one in its place, the number of that, and what was broken.
-
-    In place of a broken one another of ``pool`` is drawn; ``strict`` raises its BrokenImage instead. Raises DataError
-    where 100 in a row are broken.
-    """
-    broken: dict[str, str] = {}
-    for _ in range(_TRIES):
-        try:
-            return source.load(index), index, broken
-        except BrokenImage as error:
-            if strict:
-                raise
-            name, reason = source.name(index), str(error)
-            broken[name] = reason.removeprefix(f"{name}: ")
-            index = int(pool[rng.integers(len(pool))])
-    raise DataError(f"{_TRIES} images in a row cannot be read, the last one {reason}")
+    value: Any
+    index: int
+    unreadable: dict[str, str]
 
 
 @dataclass(frozen=True)
-class Samples:
-    """Reads and transforms the images of ``source``; one is made in the parent and sent to every worker.
+class LoadedBatch:
+    """The samples of a batch: one array (n, H, W, channels) or a tuple, the ``indices`` (n,) that were read, failures.
 
-    A broken image is replaced by another of ``pool`` that is drawn from (seed, epoch, index), so that the batch is the
-    same whoever fills it; ``strict`` raises its BrokenImage instead.
+    ``unreadable`` maps the files that could not be read to the reasons.
+    """
+
+    images: Any
+    indices: NDArray[np.int64]
+    unreadable: dict[str, str]
+
+
+@dataclass(frozen=True)
+class SampleReader:
+    """Reads and transforms images of ``source``; it is made in the parent and sent to every worker.
+
+    An unreadable image is replaced by another one of ``pool``, drawn from (seed, epoch, index), so that the batch is
+    the same whoever fills it; with ``strict`` its BrokenImage is raised instead.
     """
 
     source: Source
@@ -112,19 +54,39 @@ class Samples:
     seed: int
     strict: bool
 
-    def fill(self, images: NDArray[np.uint8], indices: NDArray[np.int64], epoch: int) -> dict[str, str]:
-        """Write the images of ``indices`` (n,) into ``images`` (n, H, W, 3), and into ``indices`` what was read.
+    @property
+    def sample_shape(self) -> tuple[int, int, int]:
+        """Height, width and channels of every sample, if they have one shape."""
+        assert self.transform.shape is not None
+        return self.transform.shape
 
-        Returns the broken files with their reasons. Raises DataError where 100 in a row are broken.
+    def read_sample(self, index: int, epoch: int) -> Sample:
+        """Read and transform image ``index``, or another one in its place; DataError if 100 in a row are unreadable."""
+        rng = np.random.default_rng([_SAMPLE_STREAM, self.seed, epoch, index])
+        unreadable: dict[str, str] = {}
+        for _ in range(_TRIES):
+            try:
+                image = self.source.load(index)
+            except BrokenImage as error:
+                if self.strict:
+                    raise
+                name = self.source.name(index)
+                reason = str(error)
+                unreadable[name] = reason.removeprefix(f"{name}: ")
+                index = int(self.pool[rng.integers(len(self.pool))])
+            else:
+                return Sample(self.transform(image, rng), index, unreadable)
+        raise DataError(f"{_TRIES} images in a row cannot be read, the last one {reason}")
+
+    def fill_rows(self, images: NDArray[np.uint8], indices: NDArray[np.int64], epoch: int) -> dict[str, str]:
+        """Write the samples of ``indices`` (n,) into ``images`` (n, H, W, channels); return files that are unreadable.
+
+        ``indices`` are changed to those of the images that were read.
         """
-        broken: dict[str, str] = {}
-        for row, index in enumerate(indices.tolist()):
-            images[row], indices[row], found = self.read(index, epoch)
-            broken |= found
-        return broken
-
-    def read(self, index: int, epoch: int) -> tuple[NDArray[np.uint8], int, dict[str, str]]:
-        """The pixels of image ``index`` or of the one in its place, the number of that, and what was broken."""
-        rng = np.random.default_rng([_SAMPLE, self.seed, epoch, index])
-        image, index, broken = load(self.source, index, self.pool, rng, self.strict)
-        return self.transform(image, rng), index, broken
+        unreadable: dict[str, str] = {}
+        for row, wanted in enumerate(indices.tolist()):
+            sample = self.read_sample(wanted, epoch)
+            images[row] = sample.value
+            indices[row] = sample.index
+            unreadable |= sample.unreadable
+        return unreadable

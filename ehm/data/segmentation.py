@@ -16,35 +16,50 @@ from PIL import Image
 from ehm.data.sources.masks import IGNORED
 from ehm.data.sources.pairs import Pair
 
-__all__ = ["CropTransform", "fitted_size", "photometric", "resize", "windows"]
+__all__ = ["CropTransform", "ScaleTransform", "distort_colours", "fit_size", "place_windows", "resize_to_scale"]
 
 _TRIES = 10
 
 Scale = tuple[int, int] | None
+"""The longest that the long and the short side may be; None leaves an image as it is."""
 Box = tuple[int, int, int, int]
+"""Left, top, right and bottom in pixels."""
 
 
-def fitted_size(width: int, height: int, scale: Scale, ratio: float = 1.0) -> tuple[int, int]:
-    """Width and height of the largest image of these proportions within ``ratio`` times ``scale`` = (long, short).
-
-    ``scale`` None stands for the size that it has.
-    """
+def fit_size(width: int, height: int, scale: Scale, ratio: float = 1.0) -> tuple[int, int]:
+    """Return the width and height of the largest image of these proportions within ``ratio`` times ``scale``."""
     long, short = scale or (max(width, height), min(width, height))
     factor = min(long * ratio / max(width, height), short * ratio / min(width, height))
+    # halves are rounded up, as mmcv does; Python's round takes the even number
     return max(1, math.floor(width * factor + 0.5)), max(1, math.floor(height * factor + 0.5))
 
 
-def resize(image: Image.Image, scale: Scale) -> NDArray[np.uint8]:
-    """The RGB image (h, w, 3) that inference sees; its proportions stay."""
-    size = fitted_size(image.width, image.height, scale)
-    return np.array(image if size == image.size else image.resize(size, Image.Resampling.BILINEAR))
+def resize_to_scale(image: Image.Image, scale: Scale) -> NDArray[np.uint8]:
+    """Return the RGB image (h, w, 3) that inference sees; its proportions stay."""
+    size = fit_size(image.width, image.height, scale)
+    if size != image.size:
+        image = image.resize(size, Image.Resampling.BILINEAR)
+    return np.array(image)
+
+
+@dataclass(frozen=True)
+class ScaleTransform:
+    """Resizes images as inference does; their masks keep their own size, in which answers are compared."""
+
+    scale: Scale
+    shape: None = None
+
+    def __call__(self, image: Pair, rng: np.random.Generator) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+        """Return the image (h, w, 3) and the labels (H, W)."""
+        picture, labels = image
+        return resize_to_scale(picture, self.scale), labels
 
 
 @dataclass(frozen=True)
 class CropTransform:
     """A random size, crop, flip and distortion of colours; ``scale`` to ``colours`` are those of `SegmentationData`.
 
-    Where the resized image is smaller than ``image_size`` = (height, width), it stands in the upper left corner; the
+    If the resized image is smaller than ``image_size`` = (height, width), it stands in the upper left corner; the
     rest has the colour ``fill`` and the label 255.
     """
 
@@ -58,82 +73,97 @@ class CropTransform:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """See :class:`ehm.data.Transform`."""
+        """Height, width and channels of every sample: red, green, blue and the label."""
         return (*self.image_size, 4)
 
     def __call__(self, image: Pair, rng: np.random.Generator) -> NDArray[np.uint8]:
-        """A pair of any size -> (H, W, 4): red, green, blue, label."""
+        """Return the sample (H, W, 4) of an image and its mask of any size."""
         picture, labels = image
-        size = fitted_size(*picture.size, self.scale, rng.uniform(*self.ratio))
-        labels = labels[np.ix_(_nearest(size[1], picture.height), _nearest(size[0], picture.width))]
-        left, top, right, bottom = self._box(labels, rng)
-        x, y = picture.width / size[0], picture.height / size[1]
-        cut = picture.resize(
-            (right - left, bottom - top),
-            Image.Resampling.BILINEAR,
-            (left * x, top * y, min(right * x, picture.width), min(bottom * y, picture.height)),
-        )
+        width, height = fit_size(*picture.size, self.scale, rng.uniform(*self.ratio))
+        rows = _nearest_indices(height, picture.height)
+        columns = _nearest_indices(width, picture.width)
+        labels = labels[np.ix_(rows, columns)]
+        left, top, right, bottom = self._draw_box(labels, rng)
+        crop_height = bottom - top
+        crop_width = right - left
+
+        # cropped and resized in one step, straight from the original, of which only the crop is computed
+        x = picture.width / width
+        y = picture.height / height
+        box = (left * x, top * y, min(right * x, picture.width), min(bottom * y, picture.height))
+        crop = picture.resize((crop_width, crop_height), Image.Resampling.BILINEAR, box)
         if self.colours:
-            cut = photometric(cut, rng)
+            crop = distort_colours(crop, rng)
+
         sample = np.empty(self.shape, np.uint8)
         sample[:] = (*self.fill, IGNORED)
-        sample[: bottom - top, : right - left, :3] = np.asarray(cut)
-        sample[: bottom - top, : right - left, 3] = labels[top:bottom, left:right]
+        sample[:crop_height, :crop_width, :3] = np.asarray(crop)
+        sample[:crop_height, :crop_width, 3] = labels[top:bottom, left:right]
         if self.flip and rng.random() < 0.5:
-            width = right - left
-            sample[:, :width] = sample[:, :width][:, ::-1].copy()
+            sample[:, :crop_width] = sample[:, :crop_width][:, ::-1].copy()
         return sample
 
-    def _box(self, labels: NDArray[np.uint8], rng: np.random.Generator) -> Box:
-        """Left, top, right and bottom of a crop in which no class has too large a share; the last one of ten tries."""
-        (height, width), (h, w) = labels.shape, self.image_size
+    def _draw_box(self, labels: NDArray[np.uint8], rng: np.random.Generator) -> Box:
+        """Draw a crop in which no class has too large a share; of ten that all have one, the last."""
+        height, width = labels.shape
+        crop_height, crop_width = self.image_size
         for _ in range(_TRIES):
-            top = int(rng.integers(max(height - h, 0) + 1))
-            left = int(rng.integers(max(width - w, 0) + 1))
-            box = left, top, min(left + w, width), min(top + h, height)
-            counts = np.bincount(labels[top : box[3], left : box[2]].ravel(), minlength=IGNORED + 1)[:IGNORED]
-            if self.max_share == 1 or (np.count_nonzero(counts) > 1 and counts.max() < self.max_share * counts.sum()):
+            top = int(rng.integers(max(height - crop_height, 0) + 1))
+            left = int(rng.integers(max(width - crop_width, 0) + 1))
+            right = min(left + crop_width, width)
+            bottom = min(top + crop_height, height)
+            counts = np.bincount(labels[top:bottom, left:right].ravel(), minlength=IGNORED + 1)[:IGNORED]
+            if self.max_share == 1:
                 break
-        return box
+            if np.count_nonzero(counts) > 1 and counts.max() < self.max_share * counts.sum():
+                break
+        return left, top, right, bottom
 
 
-def windows(size: tuple[int, ...], crop: tuple[int, int], stride: tuple[int, int]) -> list[tuple[int, int]]:
-    """Upper left corners (y, x) of windows of ``crop`` that cover ``size``; the last ones are moved to lie inside."""
-    rows, columns = (
-        [min(index * step, side - part) for index in range(max(0, -(-(side - part) // step)) + 1)]
-        for side, part, step in zip(size, crop, stride, strict=True)
-    )
+def place_windows(size: tuple[int, ...], crop: tuple[int, int], stride: tuple[int, int]) -> list[tuple[int, int]]:
+    """Return the upper left corners (y, x) of windows of ``crop`` that cover ``size``, the last ones moved inside."""
+    rows = _place_along(size[0], crop[0], stride[0])
+    columns = _place_along(size[1], crop[1], stride[1])
     return [(y, x) for y in rows for x in columns]
 
 
-def photometric(image: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """Brightness (up to 32 levels), contrast, saturation (both by 0.5 to 1.5) and hue (18 of 180), each half the time.
+def _place_along(length: int, window: int, stride: int) -> list[int]:
+    """Return where windows along one side begin."""
+    steps = max(0, math.ceil((length - window) / stride))
+    return [min(index * stride, length - window) for index in range(steps + 1)]
+
+
+def distort_colours(image: Image.Image, rng: np.random.Generator) -> Image.Image:
+    """Change brightness (by 32 levels), contrast, saturation (by 0.5 to 1.5) and hue (18 of 180), each half the time.
 
     Contrast comes before the other two or behind them (Liu et al., 2016, as in mmsegmentation).
     """
+    # the order of the draws is part of what a seed means
     levels = np.arange(256)
     if rng.random() < 0.5:
-        image = _mapped(image, levels + rng.uniform(-32, 32))
+        image = _map_levels(image, levels + rng.uniform(-32, 32))
     contrast = rng.uniform(0.5, 1.5) if rng.random() < 0.5 else 1.0
-    early = rng.random() < 0.5
-    if early:
-        image = _mapped(image, levels * contrast)
+    contrast_first = rng.random() < 0.5
+    if contrast_first:
+        image = _map_levels(image, levels * contrast)
     saturation = rng.uniform(0.5, 1.5) if rng.random() < 0.5 else 1.0
     turn = rng.uniform(-18, 18) / 180 * 256 if rng.random() < 0.5 else 0.0
     if saturation != 1 or turn:
         hues, saturations, values = image.convert("HSV").split()
         hues = hues.point([round(level + turn) % 256 for level in range(256)])
-        saturations = _mapped(saturations, levels * saturation)
+        saturations = _map_levels(saturations, levels * saturation)
         image = Image.merge("HSV", (hues, saturations, values)).convert("RGB")
-    return image if early else _mapped(image, levels * contrast)
+    if not contrast_first:
+        image = _map_levels(image, levels * contrast)
+    return image
 
 
-def _mapped(image: Image.Image, values: NDArray[np.floating]) -> Image.Image:
-    """Each level of each channel replaced by the one at its place in ``values`` (256,)."""
+def _map_levels(image: Image.Image, values: NDArray[np.floating]) -> Image.Image:
+    """Replace each level of each channel by the one at its place in ``values`` (256,)."""
     table: list[int] = np.clip(np.rint(values), 0, 255).astype(int).tolist()
     return image.point(table * len(image.getbands()))
 
 
-def _nearest(size: int, origin: int) -> NDArray[np.int64]:
-    """For each of ``size`` pixels the one of ``origin`` that lies at its centre."""
+def _nearest_indices(size: int, origin: int) -> NDArray[np.int64]:
+    """Return for each of ``size`` pixels the one of ``origin`` that lies at its centre."""
     return ((np.arange(size) + 0.5) * origin / size).astype(np.int64)

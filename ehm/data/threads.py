@@ -1,9 +1,10 @@
-"""Work on many files at once, where their sizes differ and shared memory of one shape does not fit."""
+"""Work on many files at once, in threads."""
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 __all__ = ["in_threads"]
@@ -13,15 +14,15 @@ R = TypeVar("R")
 
 
 def in_threads(function: Callable[[T], R], items: Iterable[T], count: int) -> Iterator[R]:
-    """``function`` of each of ``items``, in order, worked out by ``count`` threads a little ahead; none: here."""
+    """Yield ``function`` of each item, in order, computed by ``count`` threads a little ahead; 0 computes it here."""
     if count == 0:
         yield from map(function, items)
         return
     with ThreadPoolExecutor(count, thread_name_prefix="data") as pool:
-        waiting = []
+        waiting: deque[Future[R]] = deque()
         for item in items:
             waiting.append(pool.submit(function, item))
-            if len(waiting) > 2 * count:
-                yield waiting.pop(0).result()
-        for future in waiting:
-            yield future.result()
+            if len(waiting) > 2 * count:  # every thread has an item, and another one waits for it
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()

@@ -1,7 +1,6 @@
 """From an RGB image to the (H, W, 3) bytes of one sample, for training and for evaluation.
 
-A transform is called with a PIL image in RGB and a NumPy generator, and has a ``shape``. Normalisation happens on
-the device: images travel as uint8.
+Normalisation happens on the device: images travel as uint8.
 """
 
 from __future__ import annotations
@@ -16,28 +15,29 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ehm.config.inputs import IMAGENET_MEAN, IMAGENET_STD, CropMode, InputSpec, Interpolation, Triple
-from ehm.data.augment import RandAugment, RandomErasing, color_jitter
-from ehm.data.long_images import central_part
+from ehm.data.augment import RandAugment, RandomErasing, jitter_colors
+from ehm.data.long_images import find_central_part
 
-__all__ = ["RESAMPLING", "EvalTransform", "TrainTransform", "Transform", "random_resized_crop_box"]
+__all__ = ["RESAMPLING", "EvalTransform", "TrainTransform", "Transform", "draw_resized_crop"]
 
 RESAMPLING: dict[Interpolation, Image.Resampling] = {
     "bicubic": Image.Resampling.BICUBIC,
     "bilinear": Image.Resampling.BILINEAR,
 }
 """Pillow's filters, which smooth before they reduce."""
+_CROP_TRIES = 10
 
 
 class Transform(Protocol):
-    """What the loader applies to what a source gives: an image, or an image and what belongs to it."""
+    """Makes a sample from what a source gives: a PIL image in RGB, or an image and what belongs to it."""
 
     @property
-    def shape(self) -> tuple[int, int, int]:
-        """Of what comes out: height and width in pixels, and channels."""
+    def shape(self) -> tuple[int, int, int] | None:
+        """Height and width in pixels, and channels, of every sample; None if samples differ in size."""
         ...
 
-    def __call__(self, image: Any, rng: np.random.Generator) -> NDArray[np.uint8]:
-        """An RGB image of any size -> (H, W, 3); with a map of labels (H, W, 4), the map last."""
+    def __call__(self, image: Any, rng: np.random.Generator) -> Any:
+        """Return the sample: an array (H, W, channels) uint8 if there is a ``shape``."""
         ...
 
 
@@ -45,12 +45,15 @@ class Transform(Protocol):
 class TrainTransform:
     """Random resized crop and flip, as MAE pretrains; RandAugment and random erasing for fine-tuning.
 
-    ``image_size`` is (height, width); ``crop_scale`` the range of the crop's share of the image's area; ``flip`` a
-    horizontal flip half of the time; ``color_jitter`` how far brightness, contrast and saturation may go from 1, as
-    BEiT pretrains; ``rand_augment`` timm's string, for example ``rand-m9-mstd0.5-inc1``; ``random_erasing`` a
-    probability; ``mean`` and ``std`` of the normalisation (of values 0 to 1) colour what
-    RandAugment uncovers and the noise of erased rectangles; ``interpolation`` resizes the crop. Raises ConfigError for
-    a ``rand_augment`` it cannot read.
+    - ``image_size`` is (height, width);
+    - ``crop_scale`` is the range of the crop's share of the image's area;
+    - ``flip`` mirrors half of the images;
+    - ``color_jitter`` is how far brightness, contrast and saturation may go from 1, as BEiT pretrains;
+    - ``rand_augment`` is timm's string, for example ``rand-m9-mstd0.5-inc1``; raises ConfigError if it cannot be read;
+    - ``random_erasing`` is a probability;
+    - ``mean`` and ``std`` of the normalisation (of values 0 to 1) are the colours of what RandAugment uncovers and of
+      the noise in erased rectangles;
+    - ``interpolation`` resizes the crop.
     """
 
     image_size: tuple[int, int]
@@ -65,7 +68,7 @@ class TrainTransform:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """See :class:`Transform`."""
+        """Height, width and channels of every sample."""
         return (*self.image_size, 3)
 
     def __post_init__(self) -> None:
@@ -79,15 +82,15 @@ class TrainTransform:
         return RandAugment(self.rand_augment, fill=(red, green, blue))
 
     def __call__(self, image: Image.Image, rng: np.random.Generator) -> NDArray[np.uint8]:
-        """An RGB image of any size -> (H, W, 3)."""
+        """Return the sample (H, W, 3) of an RGB image of any size."""
+        top, left, crop_height, crop_width = draw_resized_crop(image.height, image.width, self.crop_scale, rng)
+        crop = image.crop((left, top, left + crop_width, top + crop_height))
         height, width = self.image_size
-        top, left, h, w = random_resized_crop_box(image.height, image.width, self.crop_scale, rng)
-        crop = image.crop((left, top, left + w, top + h))
         image = crop.resize((width, height), RESAMPLING[self.interpolation])
         if self.flip and rng.random() < 0.5:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         if self.color_jitter:
-            image = color_jitter(image, self.color_jitter, rng)
+            image = jitter_colors(image, self.color_jitter, rng)
         if self._augment is not None:
             image = self._augment(image, rng)
         pixels = np.asarray(image)
@@ -135,7 +138,7 @@ class EvalTransform:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """See :class:`Transform`."""
+        """Height, width and channels of every sample."""
         return (*self.image_size, 3)
 
     @property
@@ -145,8 +148,9 @@ class EvalTransform:
 
     def part(self, width: int, height: int) -> tuple[int, int, int, int]:
         """Return the box (left, top, right, bottom) of an image of that size that is resized: most often all of it."""
-        whole = (0, 0, width, height)
-        return central_part(width, height, self.cover) if self.crop_mode == "center" else whole
+        if self.crop_mode == "center":
+            return find_central_part(width, height, self.cover)
+        return (0, 0, width, height)
 
     def shorten(self, image: Image.Image) -> Image.Image:
         """Return the image, or the central part of one that is so long that resizing would take too much memory."""
@@ -154,15 +158,17 @@ class EvalTransform:
         return image if box == (0, 0, *image.size) else image.crop(box)
 
     def layout(self, width: int, height: int) -> tuple[tuple[int, int], tuple[int, int]]:
-        """For an image of that size: (width, height) that it is resized to, and (left, top) of the crop in that.
+        """Return (width, height) that an image of that size is resized to, and (left, top) of the crop in the result.
 
         The crop begins at negative numbers if the resized image is smaller than it.
         """
-        size = self._resized_size(width, height)
-        return size, (_crop_start(size[0], self.image_size[1]), _crop_start(size[1], self.image_size[0]))
+        resized_width, resized_height = self._resized_size(width, height)
+        left = _find_crop_start(resized_width, self.image_size[1])
+        top = _find_crop_start(resized_height, self.image_size[0])
+        return (resized_width, resized_height), (left, top)
 
     def __call__(self, image: Image.Image, rng: np.random.Generator | None = None) -> NDArray[np.uint8]:
-        """An RGB image of any size -> (H, W, 3)."""
+        """Return the sample (H, W, 3) of an RGB image of any size."""
         image = self.shorten(image)
         height, width = self.image_size
         size, (left, top) = self.layout(*image.size)
@@ -174,48 +180,52 @@ class EvalTransform:
         return np.asarray(canvas)
 
     def _resized_size(self, width: int, height: int) -> tuple[int, int]:
-        """(width, height) after the resize of an image of this size."""
-        cover_h, cover_w = self.cover
+        """Return (width, height) after the resize of an image of this size."""
+        cover_height, cover_width = self.cover
         if self.crop_mode == "squash":
-            return cover_w, cover_h
+            return cover_width, cover_height
         if self.rounding == "down":
-            if width * cover_h < height * cover_w:
-                return cover_w, height * cover_w // width
-            return width * cover_h // height, cover_h
+            if width * cover_height < height * cover_width:
+                return cover_width, height * cover_width // width
+            return width * cover_height // height, cover_height
         # the same operations as in timm's ResizeKeepRatio, so that halves are rounded alike
-        ratios = height / cover_h, width / cover_w
-        ratio = max(ratios) if self.crop_mode == "border" else min(ratios)
+        ratio_down = height / cover_height
+        ratio_across = width / cover_width
+        ratio = max(ratio_down, ratio_across) if self.crop_mode == "border" else min(ratio_down, ratio_across)
         # one pixel at least: a long thin image would vanish in "border", and Pillow cannot make an empty one
         return max(1, round(width / ratio)), max(1, round(height / ratio))
 
 
-def _crop_start(resized: int, wanted: int) -> int:
-    """Where a centred crop of ``wanted`` pixels begins, as in torchvision: padding of odd length is longer behind."""
+def _find_crop_start(resized: int, wanted: int) -> int:
+    """Return where a centred crop of ``wanted`` pixels begins, as in torchvision: odd padding is longer behind."""
     if resized < wanted:
         return -((wanted - resized) // 2)
     return round((resized - wanted) / 2)
 
 
-def random_resized_crop_box(
+def draw_resized_crop(
     height: int,
     width: int,
     scale: tuple[float, float],
     rng: np.random.Generator,
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
 ) -> tuple[int, int, int, int]:
-    """A box (top, left, h, w) in an image of ``height`` x ``width``, by torchvision's RandomResizedCrop.
+    """Draw a box (top, left, height, width) in an image of ``height`` x ``width``, by torchvision's RandomResizedCrop.
 
     Ten times, an area uniform in ``scale`` and an aspect ratio log-uniform in ``ratio`` are drawn (Szegedy et al.,
-    2015) until the box fits; otherwise it is the central one of all the image that ``ratio`` admits.
+    2015) until the box fits; otherwise it is the largest central one of an aspect ratio that ``ratio`` admits.
     """
     area = height * width
-    for _ in range(10):
-        target = area * rng.uniform(*scale)
+    for _ in range(_CROP_TRIES):
+        target_area = area * rng.uniform(*scale)
         aspect = math.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1])))
-        w, h = round(math.sqrt(target * aspect)), round(math.sqrt(target / aspect))
-        if 0 < w <= width and 0 < h <= height:
-            return int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1)), h, w
+        crop_width = round(math.sqrt(target_area * aspect))
+        crop_height = round(math.sqrt(target_area / aspect))
+        if 0 < crop_width <= width and 0 < crop_height <= height:
+            top = int(rng.integers(height - crop_height + 1))
+            left = int(rng.integers(width - crop_width + 1))
+            return top, left, crop_height, crop_width
     aspect = min(max(width / height, ratio[0]), ratio[1])
-    w = min(width, round(height * aspect))
-    h = min(height, round(width / aspect))
-    return (height - h) // 2, (width - w) // 2, h, w
+    crop_width = min(width, round(height * aspect))
+    crop_height = min(height, round(width / aspect))
+    return (height - crop_height) // 2, (width - crop_width) // 2, crop_height, crop_width

@@ -27,154 +27,180 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ehm.data.samples import Samples
+from ehm.data.sampler import BatchPlan
+from ehm.data.samples import LoadedBatch, SampleReader
 from ehm.errors import DataError, EhmError
 
-__all__ = ["Workers", "main"]
+__all__ = ["WorkerPool", "main"]
 
-_PIECE = 16  # images of a task: few enough to share a batch out evenly, enough for messages not to matter
-_PIECES = 8  # of a batch for each worker at most: a batch of thousands has larger ones
-_PATIENCE = 1  # seconds
-_START = "import sys; sys.path[:] = {path!r}; from ehm.data.workers import main; main({socket}, {memory}, {parent})"
-
-Plan = tuple[int, NDArray[np.int64]]
-"""Epoch and indices (n,) of a batch."""
-Result = tuple[NDArray[np.uint8], NDArray[np.int64], dict[str, str]]
-"""Images (n, H, W, 3), the indices (n,) that were read, and broken files with their reasons."""
+_TASK_ROWS = 16
+"""Images of a task, at most: few enough to share a batch out evenly, enough for messages not to matter."""
+_TASKS_PER_WORKER = 8
+"""Tasks that a batch gives to each worker, at most: the tasks of a batch of thousands are larger."""
+_POLL_SECONDS = 1
+_PATIENCE_SECONDS = 5
+_INDEX_BYTES = 8
+_BOOTSTRAP = "import sys; sys.path[:] = {path!r}; from ehm.data.workers import main; main({socket}, {memory}, {parent})"
+_ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 
 
 @dataclass(frozen=True)
 class _Setup:
-    samples: Samples
+    """What every worker has to know: how to read samples, and how the shared memory is laid out.
+
+    The memory has ``slots``, each for a batch of up to ``rows`` images.
+    """
+
+    reader: SampleReader
     slots: int
     rows: int
 
     @property
-    def _shape(self) -> tuple[int, ...]:
-        return (self.slots, self.rows, *self.samples.transform.shape)
+    def image_shape(self) -> tuple[int, ...]:
+        return (self.slots, self.rows, *self.reader.sample_shape)
 
     @property
-    def bytes(self) -> int:
-        return self.slots * self.rows * 8 + math.prod(self._shape)
+    def byte_count(self) -> int:
+        return self.slots * self.rows * _INDEX_BYTES + math.prod(self.image_shape)
 
-    def open(self, file: int) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
-        """Indices (slots, rows) and images (slots, rows, H, W, 3) in the shared file."""
-        memory = mmap.mmap(file, self.bytes)
-        count = self.slots * self.rows
-        indices = np.frombuffer(memory, np.int64, count).reshape(self.slots, self.rows)
-        return indices, np.frombuffer(memory, np.uint8, offset=indices.nbytes).reshape(self._shape)
+    def map_memory(self, file: int) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
+        """Return the indices (slots, rows) and the images (slots, rows, H, W, channels) in the shared file."""
+        memory = mmap.mmap(file, self.byte_count)
+        indices = np.frombuffer(memory, np.int64, self.slots * self.rows).reshape(self.slots, self.rows)
+        images = np.frombuffer(memory, np.uint8, offset=indices.nbytes).reshape(self.image_shape)
+        return indices, images
 
 
 @dataclass(frozen=True)
 class _Task:
+    """Rows of a slot to fill with images of ``epoch``."""
+
     slot: int
     rows: slice
     epoch: int
 
 
 class _Worker:
+    """The parent's side of a worker process."""
+
     def __init__(self, memory: int, setup: bytes) -> None:
-        ours, theirs = Pipe()
-        start = _START.format(path=sys.path, socket=theirs.fileno(), memory=memory, parent=os.getpid())
-        one_thread = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+        self.connection, worker_end = Pipe()
+        code = _BOOTSTRAP.format(path=sys.path, socket=worker_end.fileno(), memory=memory, parent=os.getpid())
         self.process = subprocess.Popen(
-            [sys.executable, "-c", start],
+            [sys.executable, "-c", code],
             stdin=subprocess.DEVNULL,
-            pass_fds=(theirs.fileno(), memory),
-            env={**os.environ, **one_thread},
+            pass_fds=(worker_end.fileno(), memory),
+            env={**os.environ, **_ONE_THREAD},  # there are as many workers as processors are to be used
             start_new_session=True,  # Ctrl-C is for the parent, which then ends its workers
         )
-        theirs.close()
-        self.connection = ours
-        self.setup = setup
+        worker_end.close()
+        self._setup = setup
 
-    def send(self, task: _Task) -> None:
+    def send_task(self, task: _Task) -> None:
         """Hand over a task; the first call waits until the interpreter has started."""
         try:
-            if self.setup:
-                self.connection.send_bytes(self.setup)
-                self.setup = b""
+            if self._setup:
+                self.connection.send_bytes(self._setup)
+                self._setup = b""
             self.connection.send(task)
         except OSError:
-            raise self._died() from None
+            raise self._explain_death() from None
 
-    def receive(self) -> dict[str, str]:
+    def receive_unreadable(self) -> dict[str, str]:
+        """Wait until the oldest task is done, and return the files that it could not read."""
         try:
             reply: dict[str, str] | Exception = self.connection.recv()
         except (EOFError, OSError):
-            raise self._died() from None
+            raise self._explain_death() from None
         if isinstance(reply, Exception):
             raise reply
         return reply
 
-    def _died(self) -> DataError:
+    def _explain_death(self) -> DataError:
         try:
-            status = self.process.wait(timeout=5)
+            status = self.process.wait(timeout=_PATIENCE_SECONDS)
         except subprocess.TimeoutExpired:
             self.process.kill()
             status = self.process.wait()
         how = f"was ended by signal {-status}" if status < 0 else f"ended with status {status}"
+        # the kernel kills with signal 9 if memory runs out
         hint = ", most often for want of memory: fewer data.workers need less" if status == -9 else ""
         return DataError(f"a data worker {how}{hint}")
 
 
-class Workers:
+@dataclass(frozen=True)
+class _PendingBatch:
+    """A batch that is being filled: its slot, its number of rows, and the worker of each of its tasks, in order."""
+
+    slot: int
+    rows: int
+    workers: list[_Worker]
+
+
+class WorkerPool:
     """``count`` processes that fill batches of up to ``rows`` images ahead of the consumer.
 
     Memory is shared through a file without a name, which the system frees with its last user and to which the limit
     on /dev/shm that containers have does not apply.
     """
 
-    def __init__(self, count: int, samples: Samples, rows: int) -> None:
-        self._piece = max(min(_PIECE, -(-rows // count)), -(-rows // (count * _PIECES)))
-        ahead = 1 + -(-2 * count * self._piece // rows)  # batches: every worker has a task, and another waiting
-        setup = _Setup(samples, ahead, rows)
+    def __init__(self, count: int, reader: SampleReader, rows: int) -> None:
+        even_share = math.ceil(rows / count)
+        least_rows = math.ceil(rows / (count * _TASKS_PER_WORKER))
+        self._task_rows = max(min(_TASK_ROWS, even_share), least_rows)
+        # so many batches that every worker has a task and another one waits for it, and one that is being consumed
+        batches = 1 + math.ceil(2 * count * self._task_rows / rows)
+        setup = _Setup(reader, batches, rows)
         try:
             message = pickle.dumps(setup)
         except (pickle.PicklingError, AttributeError, TypeError) as error:
             raise DataError(f"the source or the transform cannot be sent to data workers: {error}") from None
-        with _nameless_file() as memory:
-            memory.truncate(setup.bytes)
-            self._indices, self._images = setup.open(memory.fileno())
+        with _open_nameless_file() as memory:
+            memory.truncate(setup.byte_count)
+            self._indices, self._images = setup.map_memory(memory.fileno())
             self._workers = [_Worker(memory.fileno(), message) for _ in range(count)]
-        self._next = 0
-        self.close = weakref.finalize(self, _end, self._workers)
+        self._tasks_sent = 0
+        self.close = weakref.finalize(self, _end_workers, self._workers)
         """End the processes; also called when this object, or the interpreter, goes."""
 
-    def run(self, plans: Iterator[Plan]) -> Iterator[Result]:
-        """The batch of each plan in order; its arrays are the caller's own."""
-        pending: deque[tuple[int, int, list[_Worker]]] = deque()
-        for slot, plan in zip(range(len(self._images)), plans, strict=False):
+    def load_batches(self, plans: Iterator[BatchPlan]) -> Iterator[LoadedBatch]:
+        """Yield the batch of each plan, in order; its arrays are the caller's own."""
+        pending: deque[_PendingBatch] = deque()
+        slots = len(self._images)
+        for slot, plan in enumerate(islice(plans, slots)):
             pending.append(self._submit(slot, plan))
         while pending:
-            slot, rows, workers = pending.popleft()
-            broken: dict[str, str] = {}
-            for worker in workers:  # a worker answers in the order of its tasks
-                broken |= worker.receive()
-            images, indices = self._images[slot, :rows].copy(), self._indices[slot, :rows].copy()
+            batch = pending.popleft()
+            unreadable: dict[str, str] = {}
+            for worker in batch.workers:  # a worker answers in the order of its tasks
+                unreadable |= worker.receive_unreadable()
+            # copied, so that the slot is free for the next batch while the consumer uses this one
+            images = self._images[batch.slot, : batch.rows].copy()
+            indices = self._indices[batch.slot, : batch.rows].copy()
             for plan in islice(plans, 1):
-                pending.append(self._submit(slot, plan))
-            yield images, indices, broken
+                pending.append(self._submit(batch.slot, plan))
+            yield LoadedBatch(images, indices, unreadable)
 
-    def _submit(self, slot: int, plan: Plan) -> tuple[int, int, list[_Worker]]:
-        epoch, indices = plan
-        self._indices[slot, : len(indices)] = indices
+    def _submit(self, slot: int, plan: BatchPlan) -> _PendingBatch:
+        """Share a batch out to the workers, in turn."""
+        rows = len(plan.indices)
+        self._indices[slot, :rows] = plan.indices
         workers = []
-        for start in range(0, len(indices), self._piece):
-            worker = self._workers[self._next % len(self._workers)]
-            self._next += 1
-            worker.send(_Task(slot, slice(start, min(start + self._piece, len(indices))), epoch))
+        for start in range(0, rows, self._task_rows):
+            worker = self._workers[self._tasks_sent % len(self._workers)]
+            self._tasks_sent += 1
+            worker.send_task(_Task(slot, slice(start, min(start + self._task_rows, rows)), plan.epoch))
             workers.append(worker)
-        return slot, len(indices), workers
+        return _PendingBatch(slot, rows, workers)
 
 
-def _nameless_file() -> IO[bytes]:
+def _open_nameless_file() -> IO[bytes]:
     if hasattr(os, "memfd_create"):
         return open(os.memfd_create("ehm-data"), "r+b")
     return tempfile.TemporaryFile()
 
 
-def _end(workers: list[_Worker]) -> None:
+def _end_workers(workers: list[_Worker]) -> None:
     for worker in workers:
         worker.connection.close()
         worker.process.kill()
@@ -183,25 +209,25 @@ def _end(workers: list[_Worker]) -> None:
 
 
 def main(socket: int, memory: int, parent: int) -> None:
-    """The life of a worker: its setup, then tasks, until the socket closes or the parent is gone."""
+    """Live as a worker: receive the setup, then tasks, until the socket closes or the parent is gone."""
     connection = Connection(socket)
     try:
-        setup = _next_message(connection, parent)
+        setup = _receive_message(connection, parent)
         if isinstance(setup, _Setup):
-            indices, images = setup.open(memory)
+            indices, images = setup.map_memory(memory)
         while True:
-            task = _next_message(connection, parent)
+            task = _receive_message(connection, parent)
             if isinstance(setup, _Setup):
-                part = task.slot, task.rows
-                connection.send(_fill(setup.samples, images[part], indices[part], task.epoch))
-            else:
+                rows = task.slot, task.rows
+                connection.send(_fill(setup.reader, images[rows], indices[rows], task.epoch))
+            else:  # an error: the setup could not be unpickled, which answers every task
                 connection.send(setup)
     except (EOFError, OSError):
         pass  # nobody is left to answer
 
 
-def _next_message(connection: Connection, parent: int) -> Any:
-    while not connection.poll(_PATIENCE):
+def _receive_message(connection: Connection, parent: int) -> Any:
+    while not connection.poll(_POLL_SECONDS):
         if os.getppid() != parent:  # another child of a parent that was killed may hold its end of the socket open
             raise EOFError
     message = connection.recv_bytes()
@@ -212,10 +238,10 @@ def _next_message(connection: Connection, parent: int) -> Any:
 
 
 def _fill(
-    samples: Samples, images: NDArray[np.uint8], indices: NDArray[np.int64], epoch: int
+    reader: SampleReader, images: NDArray[np.uint8], indices: NDArray[np.int64], epoch: int
 ) -> dict[str, str] | Exception:
     try:
-        return samples.fill(images, indices, epoch)
+        return reader.fill_rows(images, indices, epoch)
     except EhmError as error:
         return error
     except Exception:  # an error of the code: its traceback would be lost with this process

@@ -12,7 +12,7 @@ from ehm import backends
 from ehm.config import TaskConfig, load_config
 from ehm.console import console
 from ehm.data.decoding.depth_notes import describe_depths
-from ehm.data.part import Part
+from ehm.data.subset import Subset
 from ehm.errors import CheckpointError, ConfigError
 from ehm.storage.arrays import Arrays
 from ehm.storage.checkpoint import open_checkpoint
@@ -69,7 +69,7 @@ class Evaluation(Generic[R]):
     """
 
     source: str
-    part: Part
+    part: Subset
     measure: Callable[[], R]
     broken: Mapping[str, str]
     draw: Callable[[Path], None] | None = None

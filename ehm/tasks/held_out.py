@@ -11,7 +11,7 @@ from ehm.backends.base import ALONE, Processes
 from ehm.config import TaskConfig
 from ehm.console import console
 from ehm.data import Source
-from ehm.data.part import Part
+from ehm.data.subset import Subset
 from ehm.errors import ConfigError, DataError
 from ehm.storage.checkpoint import Checkpoint
 from ehm.tasks.evaluate import Stored
@@ -38,7 +38,7 @@ __all__ = [
 
 
 def remember_images(
-    config: TaskConfig, train: Part, val: Part, classes: Sequence[str], start: Path | None, processes: Processes
+    config: TaskConfig, train: Subset, val: Subset, classes: Sequence[str], start: Path | None, processes: Processes
 ) -> TrainingData:
     """Return what the checkpoints of a run are going to keep of the images that it trains on.
 
@@ -62,8 +62,8 @@ def remember_images(
 
 
 def leave_out_seen(
-    part: Part, seen: SeenImages, seen_by: str, source: str, threads: int, processes: Processes = ALONE
-) -> Part:
+    part: Subset, seen: SeenImages, seen_by: str, source: str, threads: int, processes: Processes = ALONE
+) -> Subset:
     """Return ``part`` without the images that were ``seen`` before, and say how many they are.
 
     ``seen_by`` begins the sentence, for example "runs/first was trained on"; ``source`` is the name of where the images
@@ -82,18 +82,18 @@ def leave_out_seen(
     if count == 0:
         return part
     console.print(f"{seen_by} {count:,} of the {len(indices):,} images of {source} ({part.title}), which are left out")
-    return Part(part.source, indices[~is_seen], f"{part.title} but {count:,} seen before")
+    return Subset(part.source, indices[~is_seen], f"{part.title} but {count:,} seen before")
 
 
 def leave_out_first_weights(
-    part: Part, data: TrainingData, config: TaskConfig, processes: Processes, source: str | None = None
-) -> Part:
+    part: Subset, data: TrainingData, config: TaskConfig, processes: Processes, source: str | None = None
+) -> Subset:
     """Return ``part`` without the images that the first weights of a run were trained on with labels."""
     seen_by = f"model.init {config.model.init} was trained on"
     return leave_out_seen(part, data.seen_before, seen_by, source or config.data.source, config.data.workers, processes)
 
 
-def leave_out_trained(part: Part, stored: Stored, source: str, threads: int, processes: Processes) -> Part:
+def leave_out_trained(part: Subset, stored: Stored, source: str, threads: int, processes: Processes) -> Subset:
     """Return ``part`` without the images that a checkpoint was trained on, as :func:`leave_out_seen` does.
 
     It is left as it is if the training measured the same source, so that the figures are those of the training, or if
@@ -102,7 +102,7 @@ def leave_out_trained(part: Part, stored: Stored, source: str, threads: int, pro
     training = read_training_data(Checkpoint(stored.folder, stored.meta))
     if training is None:
         return part
-    if part.subset is None and training.val != training.train:
+    if part.selected is None and training.val != training.train:
         found = identify_training_data(part.source, None, threads, processes).train
         if found == training.val:
             if processes.rank == 0:
@@ -126,10 +126,10 @@ def select_part(
     stored: Stored,
     settings: TaskConfig,
     source: Source,
-    hold_out: Callable[[], Part],
+    hold_out: Callable[[], Subset],
     open_val: Callable[[], Source],
     processes: Processes,
-) -> Part:
+) -> Subset:
     """Return the part of ``source`` that the model of a checkpoint is measured on.
 
     That is its validation part, which ``open_val`` opens, if it has one. Otherwise it is the fold that the training
@@ -137,14 +137,14 @@ def select_part(
     the model was trained on are left out. All processes call this.
     """
     if source.split == "train":
-        part = Part(open_val(), None, "val")
+        part = Subset(open_val(), None, "val")
     elif _held_out_fold(stored) and holds_training_images(stored, settings, source, processes):
         part = hold_out()
         config = stored.meta["config"]
         if (config["folds"], config["fold"]) == (settings.folds, settings.fold):
             return part
     else:
-        part = Part(source, None, "all")
+        part = Subset(source, None, "all")
     return leave_out_trained(part, stored, settings.data.source, settings.data.workers, processes)
 
 
@@ -154,7 +154,7 @@ def _held_out_fold(stored: Stored) -> bool:
     return training is None or training.val == training.train
 
 
-def _print_copies(part: Part, seen: SeenImages, threads: int) -> None:
+def _print_copies(part: Subset, seen: SeenImages, threads: int) -> None:
     """Print how many images of ``part``, all of which are measured, have the bytes of images that are trained on."""
     copies = int(find_seen(part.source, part.indices, seen, threads).sum())
     if copies:
@@ -163,7 +163,7 @@ def _print_copies(part: Part, seen: SeenImages, threads: int) -> None:
         )
 
 
-def _refuse_fold(config: TaskConfig, train: Part, val: Part) -> None:
+def _refuse_fold(config: TaskConfig, train: Subset, val: Subset) -> None:
     """Raise ConfigError if ``fold`` is set although no fold is held out."""
     if config.fold and val.source is not train.source:
         raise ConfigError(

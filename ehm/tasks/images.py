@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,16 +13,15 @@ from ehm.backends.base import ALONE, Processes
 from ehm.config import FinetuneConfig, TaskConfig
 from ehm.console import console
 from ehm.data import EvalTransform, Loader, Source, Transform, open_source, stratified_folds
-from ehm.data.part import Part, labels_of
-from ehm.data.whole import WholeImages
+from ehm.data.subset import Subset, require_labels
 from ehm.errors import ConfigError, DataError
 
 __all__ = ["collect", "eval_loader", "split", "train_loader"]
 
-Predict = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
+Predict = Callable[[Any], NDArray[np.float32]]
 
 
-def split(config: FinetuneConfig, train: Source | None = None) -> tuple[Part, Part]:
+def split(config: FinetuneConfig, train: Source | None = None) -> tuple[Subset, Subset]:
     """What to train on and what to measure on: the source's own parts, or ``fold`` of ``folds`` held out.
 
     ``train`` is the source if it is open already. The folds are stratified and always the same, whatever ``run.seed``,
@@ -29,23 +29,23 @@ def split(config: FinetuneConfig, train: Source | None = None) -> tuple[Part, Pa
     disagree about the classes.
     """
     train = open_source(config.data, "train") if train is None else train
-    labels = labels_of(train, config.data.source)
+    labels = require_labels(train, config.data.source)
     if train.split == "train":
         val = open_source(config.data, "val")
-        labels_of(val, config.data.source)
+        require_labels(val, config.data.source)
         if val.classes != train.classes:
             raise DataError(f"data.source {config.data.source}: train and val do not have the same classes")
-        return Part(train, None, "train"), Part(val, None, "val")
+        return Subset(train, None, "train"), Subset(val, None, "val")
     try:
         fold_of = stratified_folds(labels, config.folds, seed=0)
     except ValueError as error:
         raise ConfigError(f"folds: {error}") from None
     title = f"fold {config.fold} of {config.folds}"
     held_out = fold_of == config.fold
-    return Part(train, np.flatnonzero(~held_out), f"all but {title}"), Part(train, np.flatnonzero(held_out), title)
+    return Subset(train, np.flatnonzero(~held_out), f"all but {title}"), Subset(train, np.flatnonzero(held_out), title)
 
 
-def train_loader(part: Part, transform: Transform, config: TaskConfig, processes: Processes) -> Loader:
+def train_loader(part: Subset, transform: Transform, config: TaskConfig, processes: Processes) -> Loader:
     """Batches of ``part`` to train on, in a new order every epoch; a share of each for each of ``processes``."""
     return Loader(
         part.source,
@@ -56,13 +56,13 @@ def train_loader(part: Part, transform: Transform, config: TaskConfig, processes
         drop_last=True,
         workers=config.data.workers,
         strict=config.data.strict,
-        subset=part.subset,
+        subset=part.selected,
         rank=processes.rank,
         world_size=processes.size,
     )
 
 
-def eval_loader(part: Part, transform: EvalTransform, config: FinetuneConfig, processes: Processes = ALONE) -> Loader:
+def eval_loader(part: Subset, transform: EvalTransform, config: FinetuneConfig, processes: Processes = ALONE) -> Loader:
     """Every image of ``part`` once, in order, as ``transform`` crops it; a share of them for each of ``processes``."""
     return Loader(
         part.source,
@@ -74,14 +74,14 @@ def eval_loader(part: Part, transform: EvalTransform, config: FinetuneConfig, pr
         drop_last=False,
         workers=config.data.workers,
         strict=config.data.strict,
-        subset=part.subset,
+        subset=part.selected,
         rank=processes.rank,
         world_size=processes.size,
     )
 
 
 def collect(
-    predict: Predict, loader: Loader | WholeImages, title: str = "", processes: Processes = ALONE
+    predict: Predict, loader: Loader, title: str = "", processes: Processes = ALONE
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """Labels (n,) and ``predict``'s rows (n, …) for the images of all ``processes``' loaders, with a progress bar.
 

@@ -8,13 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ehm.config import SourceConfig
-from ehm.data.part import Part
 from ehm.data.sources.base import FileSource
 from ehm.data.sources.coco import CocoSource
 from ehm.data.sources.inventory import list_names, printable
 from ehm.data.sources.mask_counts import MaskCounts
 from ehm.data.sources.masks import IGNORED
 from ehm.data.sources.pairs import PairSource
+from ehm.data.subset import Subset
 from ehm.errors import DataError
 
 __all__ = ["count_labels", "count_objects", "describe_masks", "describe_numbers"]
@@ -25,7 +25,7 @@ RAREST = 5
 ALLOW = "data.allow_empty_classes=true trains without them"
 
 
-def count_labels(part: Part, config: SourceConfig, trained: Sequence[str] | None = None) -> tuple[str, ...]:
+def count_labels(part: Subset, config: SourceConfig, trained: Sequence[str] | None = None) -> tuple[str, ...]:
     """Return lines that say how many images of each class ``part`` has; DataError if a named class has none.
 
     ``trained`` are the classes that are to be learnt, by default all of the source. Classes that are numbers (of
@@ -47,11 +47,11 @@ def count_labels(part: Part, config: SourceConfig, trained: Sequence[str] | None
     return _lines("images of each class to train on", classes, numbers)
 
 
-def count_objects(part: Part, config: SourceConfig) -> tuple[str, ...]:
+def count_objects(part: Subset, config: SourceConfig) -> tuple[str, ...]:
     """Return lines that say how many objects of each class ``part`` has to learn from; DataError if one has none."""
     source = part.source
     assert isinstance(source, CocoSource)
-    indices = range(len(source)) if part.subset is None else part.subset.tolist()
+    indices = range(len(source)) if part.selected is None else part.selected.tolist()
     labels = [source.numbers[each["category_id"]] for index in indices for each in source.trainable(index)]
     numbers = np.bincount(np.array(labels, np.int64), minlength=len(source.classes))
     _require_every_class(source.classes, numbers, True, "object", part, config)
@@ -59,7 +59,7 @@ def count_objects(part: Part, config: SourceConfig) -> tuple[str, ...]:
 
 
 def describe_masks(
-    train: Part, train_counts: MaskCounts, classes: Sequence[str], config: SourceConfig
+    train: Subset, train_counts: MaskCounts, classes: Sequence[str], config: SourceConfig
 ) -> tuple[str, ...]:
     """Return lines with the images that each class is in and its share of the pixels; DataError if one has none.
 
@@ -112,7 +112,7 @@ def _require_every_class(
     numbers: NDArray[np.int64],
     named: bool,
     what: str,
-    part: Part,
+    part: Subset,
     config: SourceConfig,
 ) -> None:
     """Raise DataError if a class that somebody named has nothing to learn from; the network would never answer it."""
@@ -120,7 +120,7 @@ def _require_every_class(
     if not absent or not named or config.allow_empty_classes:
         return
     several = "classes" if len(absent) > 1 else "class"
-    held_out = "; what is held out (fold) may hold them" if part.subset is not None else ""
+    held_out = "; what is held out (fold) may hold them" if part.selected is not None else ""
     raise DataError(
         f"data.source {config.source}: {several} {list_names(absent)} without any {what} to train on ({part.title})"
         f"{held_out}; add some or remove the name; {ALLOW}"

@@ -155,7 +155,7 @@ def _run(config: TrainConfig, backend: Backend, folder: Path, start: Path | None
 
     assert saved is not None  # a run has at least one step, and its last one is saved
     encoder = _write_encoder(folder, learner, config, leads) if plan.last == plan.total else None
-    _report(folder, all_broken(loader.broken, backend.processes), saved, encoder)
+    _report(folder, all_broken(loader.unreadable, backend.processes), saved, encoder)
     return TrainResult(folder, saved, encoder, plan.last, loss)
 
 

@@ -17,7 +17,7 @@ from ehm.backends.base import Backend, TaskLearner
 from ehm.config import TaskConfig
 from ehm.console import console
 from ehm.data.decoding.depth_notes import describe_depths
-from ehm.data.part import Part
+from ehm.data.subset import Subset
 from ehm.storage.checkpoint import newest_checkpoint, open_to_resume
 from ehm.training.plan import RunPlan, check_plan, plan_run
 from ehm.training.resume import print_changes
@@ -77,8 +77,8 @@ class Task(Protocol[R_co]):
 
     kind: str
     headline: str
-    train: Part
-    val: Part
+    train: Subset
+    val: Subset
     data: TrainingData
     classes: tuple[str, ...]
     class_counts: tuple[str, ...]
@@ -203,7 +203,7 @@ def fit(task: Task[R], backend: Backend, folder: Path, start: Path | None = None
     return Result(folder, saved, best, result)
 
 
-def _write_metrics(folder: Path, val: Part, result: Measured, saved: Path, best: Path, best_score: float) -> None:
+def _write_metrics(folder: Path, val: Subset, result: Measured, saved: Path, best: Path, best_score: float) -> None:
     name = next(iter(result.figures))
     chosen = {"checkpoint": str(best), name: best_score}
     values = {"checkpoint": str(saved), "part": val.title, **result.to_json(), "best": chosen}

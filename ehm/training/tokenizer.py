@@ -157,7 +157,7 @@ def _run(config: TokenizerConfig, backend: Backend, folder: Path, start: Path | 
 
     assert saved is not None  # a run has at least one step, and its last one is saved
     quality = _measure(tokenizer, source, config, folder, leads)
-    say_broken(all_broken(loader.broken, processes))
+    say_broken(all_broken(loader.unreadable, processes))
     _report(folder, saved, quality, leads)
     return TokenizerResult(folder, saved, quality)
 

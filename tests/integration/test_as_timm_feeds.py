@@ -31,7 +31,7 @@ from ehm.tasks.classification.probe import measure_neighbours
 from ehm.tasks.evaluate import evaluate
 from ehm.tasks.finetune import finetune
 from ehm.tasks.images import split
-from ehm.tasks.retrieval.task import _Enlarged
+from ehm.tasks.retrieval.transforms import EnlargeTransform
 
 MEAN, STD = (0.481, 0.458, 0.408), (0.269, 0.261, 0.276)
 SPECS = {
@@ -189,7 +189,7 @@ def test_a_run_keeps_what_it_was_trained_with_and_is_measured_so(stripes, tmp_pa
 @pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
 def test_what_is_described_at_several_scales_is_the_same_region(spec):
     transform = EvalTransform.from_spec((48, 64), spec)
-    enlarged = _Enlarged(transform, (96, 128))
+    enlarged = EnlargeTransform(transform, (96, 128))
     for photograph in photographs():
         expected = transform(photograph).astype(float)
         found = enlarged(photograph).astype(float)

@@ -193,11 +193,11 @@ def test_a_subset_is_all_that_is_seen():
 def test_broken_files_are_replaced_and_listed(folder, workers, images):
     with make(folder, workers, transform=TrainTransform((16, 16))) as loader:
         batches = list(loader.batches(0, 2 * loader.steps_per_epoch))
-        assert set(loader.broken) == {str(images / "05-torn.png"), str(images / "07-text.png")}
-        assert loader.broken[str(images / "07-text.png")] == "not an image of a known format"
+        assert set(loader.unreadable) == {str(images / "05-torn.png"), str(images / "07-text.png")}
+        assert loader.unreadable[str(images / "07-text.png")] == "not an image of a known format"
     assert equal(batches, taken(folder, 0, len(batches), transform=TrainTransform((16, 16))))
     names = {folder.name(index) for batch in batches for index in batch.indices}
-    assert not names & set(loader.broken)
+    assert not names & set(loader.unreadable)
     assert sum(len(batch.indices) for batch in batches) == 2 * len(folder)
 
 

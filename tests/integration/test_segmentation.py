@@ -25,7 +25,7 @@ from ehm.backends.torch.export.module import load_module
 from ehm.backends.torch.learners.segmenter import TorchSegmenter
 from ehm.cli import main
 from ehm.config import FinetuneConfig, ModelSource, SegmentationConfig
-from ehm.data.segmentation import resize
+from ehm.data.segmentation import resize_to_scale
 from ehm.deploy.bench import bench_export
 from ehm.deploy.bundle.bundle import Bundle
 from ehm.deploy.export import export
@@ -93,7 +93,7 @@ def test_the_report_is_what_a_plain_loop_over_the_files_finds(trained, pairs):
     labels, predicted = [], []
     for file in sorted((pairs / "val" / "masks").glob("*.png")):
         mask = np.asarray(Image.open(file))
-        image = resize(Image.open(pairs / "val" / "images" / file.name), (64, 64))
+        image = resize_to_scale(Image.open(pairs / "val" / "images" / file.name), (64, 64))
         labels.append(mask[mask != 255])
         predicted.append(model.segment(image, mask.shape)[mask != 255])
     expected = jaccard_score(np.concatenate(labels), np.concatenate(predicted), average=None)
@@ -218,7 +218,7 @@ def test_a_bundle_predicts_the_masks_that_training_measured(trained, bundle, pai
     for prediction in found[:17]:
         image, mask = Image.open(prediction.image), Image.open(prediction.mask)
         assert (mask.mode, mask.size) == ("P", image.size)
-        expected = model.segment(resize(image.convert("RGB"), (64, 64)), (image.height, image.width))
+        expected = model.segment(resize_to_scale(image.convert("RGB"), (64, 64)), (image.height, image.width))
         assert (np.asarray(mask) == expected).mean() > 0.999
         assert sum(share for _, share in prediction.classes) == pytest.approx(1)
     lines = [json.loads(line) for line in (tmp_path / "out" / "predictions.jsonl").read_text().splitlines()]

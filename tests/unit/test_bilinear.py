@@ -14,7 +14,7 @@ def test_classes_of_enlarged_scores_are_torchs(size, most, monkeypatch):
     monkeypatch.setattr(bilinear, "MOST_SCORES", most)
     scores = np.random.default_rng(0).standard_normal((5, 32, 17)).astype(np.float32)
     larger = torch.nn.functional.interpolate(torch.from_numpy(scores)[None], size, mode="bilinear", align_corners=False)
-    np.testing.assert_array_equal(bilinear.enlarged_argmax(scores, size), larger[0].argmax(0))
+    np.testing.assert_array_equal(bilinear.enlarge_argmax(scores, size), larger[0].argmax(0))
 
 
 @pytest.mark.parametrize("size", [(3, 70), (70, 3), (5, 5), (40, 33)])
@@ -39,4 +39,4 @@ def test_a_line_of_a_million_pixels_takes_little_more_than_its_own_memory():
     assert mosaic.inputs(2000, 4).shape == (4, 3, 512, 512)
     scores = np.zeros((2, 1, 40), np.float32)
     scores[1] = 1
-    assert bilinear.enlarged_argmax(scores, (1, 3_000_000)).min() == 1
+    assert bilinear.enlarge_argmax(scores, (1, 3_000_000)).min() == 1

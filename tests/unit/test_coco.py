@@ -1,6 +1,7 @@
 """COCO's format on disk: what is read, what is refused, and how it becomes batches."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,8 +9,8 @@ import pytest
 from PIL import Image
 from pycocotools import mask as tools
 
-from ehm.data.instances import Instances
-from ehm.data.lists import ListLoader, mirrored
+from ehm.data import Loader
+from ehm.data.instances import Instances, MirrorTransform, mirror
 from ehm.data.sources.coco import coco
 from ehm.errors import BrokenImage, DataError
 
@@ -178,58 +179,62 @@ def test_an_image_that_is_missing_or_of_another_size_is_replaced_and_named(folde
     (tmp_path / "train2017" / "000000000000.jpg").unlink()
     Image.new("RGB", (WIDTH, HEIGHT + 1)).save(tmp_path / "train2017" / "000000000002.jpg")
     options = {"batch_size": 3, "seed": 0, "shuffle": False, "drop_last": False}
-    loader = ListLoader(source, workers=0, **options)
+    loader = Loader(source, MirrorTransform(), workers=0, **options)
     (batch,) = loader.batches(0, 1)
     assert batch.indices.tolist() == [0, 0, 0]
-    assert len(batch.images) == len(batch.targets) == batch.total == 3
-    reasons = {name.rpartition("/")[2]: reason for name, reason in loader.broken.items()}
+    assert len(batch.images) == batch.total == 3
+    reasons = {name.rpartition("/")[2]: reason for name, reason in loader.unreadable.items()}
     assert reasons == {
         "000000000000.jpg": "No such file or directory",
         "000000000002.jpg": "has 60 x 41 pixels (width x height), and its annotations are for 60 x 40",
     }
     with pytest.raises(BrokenImage, match="60 x 41"):
-        next(ListLoader(source, workers=1, strict=True, subset=np.array([2]), **options).batches(0, 1))
+        next(Loader(source, MirrorTransform(), workers=1, strict=True, subset=np.array([2]), **options).batches(0, 1))
 
 
 def test_a_mirrored_box_is_that_of_the_mirrored_mask(folder):
     image, objects = coco(folder(), "train").load(0)
-    flipped, found = mirrored(image, objects)
+    flipped, found = mirror(image, objects)
     np.testing.assert_array_equal(flipped, np.asarray(Image.fromarray(image).transpose(Image.FLIP_LEFT_RIGHT)))
     for mask, box in zip(found.masks, found.boxes, strict=True):
         rows, columns = np.nonzero(mask)
         np.testing.assert_array_equal(box, [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1])
-    again, back = mirrored(flipped, found)
+    again, back = mirror(flipped, found)
     np.testing.assert_array_equal(again, image)
     np.testing.assert_array_equal(back.boxes, objects.boxes)
 
 
 def same(one, other):
     assert one.indices.tolist() == other.indices.tolist()
-    for ours, theirs in zip(one.images, other.images, strict=True):
-        np.testing.assert_array_equal(ours, theirs)
-    for ours, theirs in zip(one.targets, other.targets, strict=True):
+    for (image, ours), (other_image, theirs) in zip(one.images, other.images, strict=True):
+        np.testing.assert_array_equal(image, other_image)
         assert isinstance(ours, Instances)
         np.testing.assert_array_equal(ours.boxes, theirs.boxes)
 
 
 def test_batches_depend_on_the_seed_and_the_step_alone(folder):
     source = coco(folder(count=11), "train")
-    options = {"batch_size": 4, "seed": 3, "shuffle": True, "drop_last": True, "flip": True}
-    whole = list(ListLoader(source, workers=0, **options).batches(0, 8))
+    options = {"transform": MirrorTransform(flip=True), "batch_size": 4, "seed": 3, "shuffle": True, "drop_last": True}
+    whole = list(Loader(source, workers=0, **options).batches(0, 8))
     assert len({tuple(batch.indices.tolist()) for batch in whole}) > 4
-    for ahead, batch in zip(ListLoader(source, workers=2, **options).batches(0, 8), whole, strict=True):
+    for ahead, batch in zip(Loader(source, workers=2, **options).batches(0, 8), whole, strict=True):
         same(ahead, batch)
-    for later, batch in zip(ListLoader(source, workers=2, **options).batches(5, 8), whole[5:], strict=True):
+    for later, batch in zip(Loader(source, workers=2, **options).batches(5, 8), whole[5:], strict=True):
         same(later, batch)
-    shares = [list(ListLoader(source, workers=0, rank=r, world_size=2, **options).batches(0, 8)) for r in (0, 1)]
+    shares = []
+    for rank in (0, 1):
+        loader = Loader(source, workers=0, rank=rank, world_size=2, **options)
+        shares.append(list(loader.batches(0, 8)))
     for first, second, batch in zip(*shares, whole, strict=True):
         assert [*first.indices, *second.indices] == batch.indices.tolist()
         assert (first.first, second.first, first.total) == (0, 2, 4)
-        same(second, batch.__class__(batch.images[2:], batch.targets[2:], batch.indices[2:], 2, 4))
+        same(second, replace(batch, images=batch.images[2:], indices=batch.indices[2:]))
 
 
 def test_an_iterator_that_is_given_up_ends_its_threads(folder):
-    loader = ListLoader(coco(folder(count=9), "train"), batch_size=1, seed=0, shuffle=True, drop_last=True, workers=2)
+    loader = Loader(
+        coco(folder(count=9), "train"), MirrorTransform(), batch_size=1, seed=0, shuffle=True, drop_last=True, workers=2
+    )
     batches = loader.batches(0, 1000)
     next(batches)
     batches.close()

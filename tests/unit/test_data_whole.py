@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ehm.data import Loader
+from ehm.data.sampler import repeat_to_multiple
 from ehm.data.sources.folder import folder
-from ehm.data.whole import Shrink, WholeImages
 from ehm.errors import BrokenImage, DataError
+from ehm.tasks.retrieval.transforms import ShrinkTransform
 
 
 @pytest.mark.parametrize(
@@ -16,7 +18,7 @@ from ehm.errors import BrokenImage, DataError
 def test_proportions_are_kept_and_nothing_is_enlarged(size, shape):
     rng = np.random.default_rng(0)
     image = Image.fromarray(rng.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))
-    pixels = Shrink(100)(image)
+    pixels = ShrinkTransform(100)(image)
     assert pixels.shape == shape
     assert pixels.flags.writeable
     if max(size) <= 100:
@@ -34,29 +36,36 @@ def pictures(tmp_path):
     return folder(str(tmp_path), "all")
 
 
+def load(source, threads, **options):
+    defaults = {"batch_size": 1, "seed": 0, "shuffle": False, "drop_last": False}
+    return Loader(source, ShrinkTransform(100), workers=threads, **defaults | options)
+
+
 @pytest.mark.parametrize("threads", [0, 2])
 def test_processes_share_the_images_evenly(pictures, threads):
     seen = []
+    shared = repeat_to_multiple(np.arange(7), 3)
     for rank in range(3):
-        images = WholeImages(pictures, Shrink(100), threads=threads, rank=rank, world_size=3)
-        assert images.steps_per_epoch == 3
-        batches = list(images.batches(0, 3))
+        loader = load(pictures, threads, batch_size=3, subset=shared, rank=rank, world_size=3)
+        assert loader.steps_per_epoch == 3
+        batches = list(loader.batches(0, 3))
         assert len(batches) == 3
         for batch in batches:
-            number = batch.images[0, 0, 0, 0]
+            (image,) = batch.images
+            number = image[0, 0, 0]
             index = int(batch.indices[0])
             assert pictures.name(index).endswith(f"{number}.png")
-            assert batch.images.shape == (1, 10, 20 + number, 3)
+            assert image.shape == (10, 20 + number, 3)
             assert batch.labels == [pictures.labels[index]]
             seen.append(index)
-        assert all(name.endswith("2.png") for name in images.broken)
+        assert all(name.endswith("2.png") for name in loader.unreadable)
     assert {pictures.name(index)[-5:] for index in seen} == {f"{number}.png" for number in (0, 1, 3, 4, 5, 6)}
 
 
 def test_parts_and_what_is_wrong(pictures):
-    images = WholeImages(pictures, Shrink(100), threads=0, subset=np.array([5, 3]))
-    assert [int(batch.indices[0]) for batch in images.batches(0, images.steps_per_epoch)] == [5, 3]
+    loader = load(pictures, 0, subset=np.array([5, 3]))
+    assert [int(batch.indices[0]) for batch in loader.batches(0, loader.steps_per_epoch)] == [5, 3]
     with pytest.raises(BrokenImage, match=r"2\.png: not an image"):
-        list(WholeImages(pictures, Shrink(100), threads=2, strict=True).batches(0, 7))
+        list(load(pictures, 2, strict=True).batches(0, 7))
     with pytest.raises(DataError, match="nothing to load"):
-        WholeImages(pictures, Shrink(100), threads=0, subset=np.zeros(0))
+        load(pictures, 0, subset=np.zeros(0))

@@ -24,7 +24,7 @@ from ehm.config import (
     SegmentationConfig,
 )
 from ehm.config.inputs import InputSpec
-from ehm.data.part import Part
+from ehm.data.subset import Subset
 from ehm.deploy.bundle.manifest import Source
 from ehm.deploy.export.precision.calibration import choose
 from ehm.errors import ConfigError, DataError
@@ -225,7 +225,7 @@ def test_other_images_of_the_same_names_and_sizes_are_all_measured(home):
     for number in range(3):
         shutil.copy(f"data/class{number}/{number:02d}.bmp", f"other/class{number}/{number:02d}.bmp")
     held_out = names(trained.task.val)
-    assert names(trained.measured("data.source=other")) == names(Part(trained.task.val.source, None, "")) - (
+    assert names(trained.measured("data.source=other")) == names(Subset(trained.task.val.source, None, "")) - (
         {"00.bmp", "01.bmp", "02.bmp"} - held_out
     )
 

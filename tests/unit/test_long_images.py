@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from ehm.data import EvalTransform
-from ehm.data.long_images import MOST_PIXELS, central_part
+from ehm.data.long_images import MOST_PIXELS, find_central_part
 
 
 def stripes(width, height):
@@ -17,7 +17,7 @@ def stripes(width, height):
 
 
 def resized_pixels(width, height, cover):
-    left, top, right, bottom = central_part(width, height, cover)
+    left, top, right, bottom = find_central_part(width, height, cover)
     width, height = right - left, bottom - top
     return max(cover[1], width * cover[0] // height) * max(cover[0], height * cover[1] // width)
 
@@ -25,7 +25,7 @@ def resized_pixels(width, height, cover):
 @pytest.mark.parametrize("size", [(30_000, 2), (2, 30_000), (3_000_000, 1), (1, 3_000_000), (9_001, 3), (2000, 1)])
 @pytest.mark.parametrize("cover", [(36, 36), (256, 256), (592, 592), (64, 128), (1200, 1200)])
 def test_what_is_resized_stays_small_and_the_centre_stays_in_the_middle(size, cover):
-    left, top, right, bottom = central_part(*size, cover)
+    left, top, right, bottom = find_central_part(*size, cover)
     assert (left, top) == (size[0] - right, size[1] - bottom)
     assert resized_pixels(*size, cover) <= max(MOST_PIXELS * 1.1, 17 * max(cover) ** 2)
     part = right - left, bottom - top
@@ -34,8 +34,8 @@ def test_what_is_resized_stays_small_and_the_centre_stays_in_the_middle(size, co
 
 def test_ordinary_images_and_panoramas_are_not_touched():
     for width, height in ((640, 480), (1, 1), (60, 1), (1, 60), (16_000, 1_000), (999, 60_000)):
-        assert central_part(width, height, (256, 256)) == (0, 0, width, height)
-    assert central_part(16_000, 1_000, (1024, 1024)) == (0, 0, 16_000, 1_000)
+        assert find_central_part(width, height, (256, 256)) == (0, 0, width, height)
+    assert find_central_part(16_000, 1_000, (1024, 1024)) == (0, 0, 16_000, 1_000)
 
 
 @pytest.mark.parametrize("size", [(6_000, 3), (3, 6_001)])

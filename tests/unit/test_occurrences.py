@@ -11,10 +11,10 @@ from PIL import Image
 from ehm.backends.base import ALONE
 from ehm.config import DataConfig, FinetuneConfig, SegmentationConfig
 from ehm.data import open_source
-from ehm.data.part import Part
 from ehm.data.sources.coco import coco
 from ehm.data.sources.mask_counts import MaskCounts, explain_255
 from ehm.data.sources.pairs import check, open_pairs
+from ehm.data.subset import Subset
 from ehm.errors import DataError
 from ehm.tasks.images import split
 from ehm.tasks.occurrences import count_labels, count_objects, describe_masks, describe_numbers
@@ -29,7 +29,7 @@ def put(root, *names):
 
 def labelled(root, **data):
     config = DataConfig(source=str(root), **data)
-    return Part(open_source(config, "train"), None, "all"), config
+    return Subset(open_source(config, "train"), None, "all"), config
 
 
 def test_images_of_each_class(tmp_path):
@@ -82,7 +82,7 @@ def masks(root, *values, classes=None):
     source = open_pairs(config.data, "train")
     counts = MaskCounts()
     assert check(source, range(len(source)), 0, counts) == []
-    return Part(source, None, "all"), counts, config
+    return Subset(source, None, "all"), counts, config
 
 
 def test_pixels_of_each_class(tmp_path):
@@ -173,9 +173,9 @@ def test_objects_of_each_class(tmp_path):
     (tmp_path / "instances.json").write_text(json.dumps(content))
     source, config = coco(str(tmp_path), "train", masks=False), DataConfig(source=str(tmp_path))
     with pytest.raises(DataError, match="class tree without any object to train on"):  # it has a crowd alone
-        count_objects(Part(source, None, "all"), config)
+        count_objects(Subset(source, None, "all"), config)
     allowed = config.model_copy(update={"allow_empty_classes": True})
-    assert count_objects(Part(source, np.array([0, 1]), "fold"), allowed) == (
+    assert count_objects(Subset(source, np.array([0, 1]), "fold"), allowed) == (
         "objects of each class to train on: cat 2, cup 1, tree 0",
         "classes that never occur: 1 (tree)",
     )

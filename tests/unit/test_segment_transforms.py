@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ehm.data.segmentation import CropTransform, fitted_size, photometric, resize
+from ehm.data.segmentation import CropTransform, distort_colours, fit_size, resize_to_scale
 from ehm.data.sources.pairs import Pair
 
 
@@ -24,10 +24,10 @@ def ramp(width, height, step=3):
 )
 def test_sizes_are_those_of_mmcv(size, fitted):
     # rescale_size(old, (2048, 512)): min(2048 / long, 512 / short), int(side * factor + 0.5)
-    assert fitted_size(*size, (2048, 512)) == fitted
-    assert resize(Image.new("RGB", size), (2048, 512)).shape == (*fitted[::-1], 3)
-    assert resize(Image.new("RGB", size), None).shape == (*size[::-1], 3)
-    half = fitted_size(*size, (2048, 512), 0.5)
+    assert fit_size(*size, (2048, 512)) == fitted
+    assert resize_to_scale(Image.new("RGB", size), (2048, 512)).shape == (*fitted[::-1], 3)
+    assert resize_to_scale(Image.new("RGB", size), None).shape == (*size[::-1], 3)
+    half = fit_size(*size, (2048, 512), 0.5)
     assert np.abs(np.array(half) * 2 - fitted).max() <= 1
 
 
@@ -97,7 +97,7 @@ def test_the_flip_is_of_what_is_there_and_padding_stays_outside():
 def test_colours_change_within_their_limits_and_half_of_the_time_each():
     image = Image.new("RGB", (2, 2), (120, 100, 90))
     changed = np.array(
-        [np.asarray(photometric(image, np.random.default_rng(seed)))[0, 0] for seed in range(400)], float
+        [np.asarray(distort_colours(image, np.random.default_rng(seed)))[0, 0] for seed in range(400)], float
     )
     same = (changed == (120, 100, 90)).all(1).mean()
     assert 0.02 < same < 0.12  # a sixteenth
@@ -109,6 +109,6 @@ def test_colours_change_within_their_limits_and_half_of_the_time_each():
     assert 30 < turned.max() < 39
     grey = Image.new("RGB", (2, 2), (100, 100, 100))
     for seed in range(50):
-        pixel = np.asarray(photometric(grey, np.random.default_rng(seed)))[0, 0].astype(int)
+        pixel = np.asarray(distort_colours(grey, np.random.default_rng(seed)))[0, 0].astype(int)
         assert np.ptp(pixel) <= 1  # grey has no hue
         assert (100 - 32) * 0.5 - 2 <= pixel[0] <= (100 + 32) * 1.5 + 2

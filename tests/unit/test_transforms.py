@@ -11,7 +11,7 @@ from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Rando
 from torchvision.transforms import functional as tv
 
 from ehm.data import EvalTransform, TrainTransform
-from ehm.data.transforms import random_resized_crop_box
+from ehm.data.transforms import draw_resized_crop
 from ehm.errors import ConfigError
 
 sides = st.integers(1, 90)
@@ -25,7 +25,7 @@ def picture(height, width, seed=0):
 @given(sides, sides, st.sampled_from([(32, 32), (24, 40), (40, 24)]), st.integers(0, 9))
 def test_a_crop_has_torchvisions_pixels(height, width, size, seed):
     image = picture(height, width)
-    top, left, h, w = random_resized_crop_box(height, width, (0.2, 1.0), np.random.default_rng(seed))
+    top, left, h, w = draw_resized_crop(height, width, (0.2, 1.0), np.random.default_rng(seed))
     expected = tv.resized_crop(image, top, left, h, w, size, InterpolationMode.BICUBIC)
     got = TrainTransform(size, (0.2, 1.0), flip=False)(image, np.random.default_rng(seed))
     assert got.dtype == np.uint8
@@ -36,7 +36,7 @@ def test_a_crop_has_torchvisions_pixels(height, width, size, seed):
 def test_boxes_are_distributed_as_torchvisions(height, width):
     rng, image = np.random.default_rng(0), picture(height, width)
     manual_seed(0)
-    ours = np.array([random_resized_crop_box(height, width, (0.2, 1.0), rng) for _ in range(3000)], float)
+    ours = np.array([draw_resized_crop(height, width, (0.2, 1.0), rng) for _ in range(3000)], float)
     theirs = np.array([RandomResizedCrop.get_params(image, [0.2, 1.0], [3 / 4, 4 / 3]) for _ in range(3000)], float)
     for quantity in (lambda b: b[:, 2] * b[:, 3], lambda b: b[:, 2] / b[:, 3], lambda b: b[:, 0], lambda b: b[:, 1]):
         assert ks_2samp(quantity(ours), quantity(theirs)).pvalue > 1e-3
@@ -45,11 +45,11 @@ def test_boxes_are_distributed_as_torchvisions(height, width):
 @pytest.mark.parametrize(("height", "width"), [(10, 100), (100, 10), (33, 7), (1, 50), (50, 1)])
 def test_an_impossible_crop_falls_back_as_torchvisions(height, width):
     expected = RandomResizedCrop.get_params(picture(height, width), [1.0, 1.0], [3 / 4, 4 / 3])
-    assert random_resized_crop_box(height, width, (1.0, 1.0), np.random.default_rng(0)) == expected
+    assert draw_resized_crop(height, width, (1.0, 1.0), np.random.default_rng(0)) == expected
 
 
 def test_scale_one_and_a_square_is_the_whole_image():
-    drawn = {random_resized_crop_box(64, 64, (1.0, 1.0), np.random.default_rng(seed), (1.0, 1.0)) for seed in range(9)}
+    drawn = {draw_resized_crop(64, 64, (1.0, 1.0), np.random.default_rng(seed), (1.0, 1.0)) for seed in range(9)}
     assert drawn == {(0, 0, 64, 64)}
 
 

@@ -11,7 +11,7 @@ from timm.data.auto_augment import AugmentOp, rand_augment_transform
 from timm.data.random_erasing import RandomErasing as TimmErasing
 
 from ehm.data import RandAugment, RandomErasing, TrainTransform, augment
-from ehm.data.augment import OPERATIONS, strength
+from ehm.data.augment import OPERATIONS, scale_strength
 from ehm.errors import ConfigError
 
 FILL = (124, 116, 104)
@@ -32,7 +32,7 @@ def test_every_operation_has_timms_pixels(name, sign, increasing, monkeypatch):
     hparams = {"img_mean": FILL, "interpolation": Image.Resampling.BICUBIC}
     monkeypatch.setattr(random, "random", lambda: 0.9 if sign == -1 else 0.1)  # timm negates above 0.5
     for magnitude in (0, 0.3, 2.5, 5, 7.7, 9, 10):
-        level = strength(name, magnitude, sign, increasing)
+        level = scale_strength(name, magnitude, sign, increasing)
         got = OPERATIONS[name](picture(), level, FILL)
         if name == "Posterize" and level == 0:  # newer Pillows refuse what timm asks for; older ones gave black
             expected = np.zeros((29, 37, 3))
@@ -72,7 +72,7 @@ def test_operations_and_magnitudes_are_drawn_as_the_policy_says(monkeypatch):
         signs.append(sign)
 
     monkeypatch.setattr(augment, "OPERATIONS", {name: operation(name) for name in OPERATIONS})
-    monkeypatch.setattr(augment, "strength", recorded)
+    monkeypatch.setattr(augment, "scale_strength", recorded)
     policy, rng = RandAugment("rand-m9-mstd0.5-inc1"), np.random.default_rng(0)
     for _ in range(6000):
         policy(picture(), rng)

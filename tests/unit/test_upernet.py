@@ -9,7 +9,7 @@ from ehm.backends.torch.learners.segmenter import TorchSegmenter, pixel_loss
 from ehm.backends.torch.models.pyramid import load_pyramid, nested_layers
 from ehm.backends.torch.models.upernet import UperNet, adaptive_mean
 from ehm.config import ModelSource, SegmentationConfig, UperNetConfig
-from ehm.data.segmentation import windows
+from ehm.data.segmentation import place_windows
 from ehm.errors import ConfigError
 
 CPU = torch.device("cpu")
@@ -55,15 +55,15 @@ def test_the_loss_is_the_mean_over_all_pixels_and_that_of_a_batch_the_mean_of_it
 
 
 def test_windows_are_those_of_mmsegmentation():
-    assert windows((512, 683), (512, 512), (341, 341)) == [(0, 0), (0, 171)]
-    assert windows((512, 512), (512, 512), (341, 341)) == [(0, 0)]
+    assert place_windows((512, 683), (512, 512), (341, 341)) == [(0, 0), (0, 171)]
+    assert place_windows((512, 512), (512, 512), (341, 341)) == [(0, 0)]
     for size in ((40, 75), (64, 32), (33, 97)):
         crop, stride, expected = (32, 32), (21, 21), []
         for row in range(max(size[0] - crop[0] + stride[0] - 1, 0) // stride[0] + 1):
             for column in range(max(size[1] - crop[1] + stride[1] - 1, 0) // stride[1] + 1):
                 bottom, right = min(row * 21 + 32, size[0]), min(column * 21 + 32, size[1])
                 expected.append((max(bottom - 32, 0), max(right - 32, 0)))
-        assert windows(size, crop, stride) == expected
+        assert place_windows(size, crop, stride) == expected
         covered = np.zeros(size, bool)
         for y, x in expected:
             covered[y : y + 32, x : x + 32] = True

@@ -23,8 +23,8 @@ from ehm.backends.torch.learners.supervised import Supervised
 from ehm.backends.torch.models.pyramid import STRIDES, load_pyramid, thirds
 from ehm.backends.torch.models.upernet import UperNet, upsample
 from ehm.config import SegmentationConfig
-from ehm.data.bilinear import enlarged_argmax
-from ehm.data.segmentation import windows
+from ehm.data.bilinear import enlarge_argmax
+from ehm.data.segmentation import place_windows
 from ehm.errors import ConfigError
 
 __all__ = ["IGNORED", "TorchSegmenter", "pixel_loss"]
@@ -81,7 +81,7 @@ class TorchSegmenter(Supervised):
             pixels = self._pixels(image[None])
             scores = self._whole(pixels) if self._config.inference.mode == "whole" else self._slide(pixels)
             if scores.shape[1] * size[0] * size[1] > _MOST_SCORES:
-                return enlarged_argmax(scores[0].float().cpu().numpy(), size)  # a part at a time
+                return enlarge_argmax(scores[0].float().cpu().numpy(), size)  # a part at a time
             labels: NDArray[np.uint8] = upsample(scores, size).argmax(dim=1)[0].to(torch.uint8).cpu().numpy()
         return labels
 
@@ -105,7 +105,7 @@ class TorchSegmenter(Supervised):
         """(1, 3, H, W) -> (1, C, H, W): the mean of all windows' scores, as many at once as a part of a batch has."""
         (height, width), (h, w) = pixels.shape[2:], self.image_size
         optim = self._config.optim
-        corners = windows((max(height, h), max(width, w)), (h, w), self._config.stride)
+        corners = place_windows((max(height, h), max(width, w)), (h, w), self._config.stride)
         total: Tensor | None = None
         counts = torch.zeros((1, 1, height, width), device=self._device)
         group = max(1, optim.batch_size // optim.accumulate // self._processes.size)

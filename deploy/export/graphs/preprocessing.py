@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 from onnx import ModelProto, TensorProto, helper
 
-from ehm.data.long_images import longest_sides
+from ehm.data.long_images import limit_sides
 from ehm.deploy.bundle.manifest import Preprocessing
 from ehm.deploy.export.graphs.nodes import BICUBIC, BILINEAR, Nodes
 from ehm.deploy.export.graphs.saving import BATCH
@@ -103,9 +103,9 @@ def _pad(graph: Nodes, resized: str, size: str, preprocessing: Preprocessing) ->
 
 
 def _shorten(graph: Nodes, images: str, preprocessing: Preprocessing) -> str:
-    """Bytes (B, H, W, 3) -> (B, h, w, 3), the part that :func:`ehm.data.long_images.central_part` keeps."""
+    """Bytes (B, H, W, 3) -> (B, h, w, 3), the part that :func:`ehm.data.long_images.find_central_part` keeps."""
     cover_h, cover_w = preprocessing.cover
-    most_h, most_w = longest_sides(preprocessing.cover)
+    most_h, most_w = limit_sides(preprocessing.cover)
     size = graph.node("Shape", [images], "pixels/full_size", start=1, end=3)
     swapped = graph.node("Gather", [size, graph.integers("pixels.swap", 1, 0)], "pixels/turned")
     scaled = graph.node("Mul", [swapped, graph.integers("pixels.most", most_h, most_w)], "pixels/long")

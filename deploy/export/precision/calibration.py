@@ -21,8 +21,8 @@ from ehm.config import CalibrationConfig, DataConfig, FinetuneConfig, RetrievalC
 from ehm.console import console
 from ehm.data import open_source
 from ehm.data.decoding.depth import ValueRange
-from ehm.data.part import Part
 from ehm.data.sources.identity import identify_source
+from ehm.data.subset import Subset
 from ehm.deploy.bundle.manifest import Source
 from ehm.errors import BrokenImage, ConfigError, DataError
 from ehm.storage.checkpoint import open_checkpoint
@@ -43,7 +43,7 @@ class Photographs:
     """The first ``count`` images of ``part`` that can be read, in a random order that is always the same."""
 
     origin: str
-    part: Part
+    part: Subset
     count: int
 
     def __str__(self) -> str:
@@ -112,7 +112,7 @@ def _choose(config: CalibrationConfig, source: Source, value_range: ValueRange) 
                 "measure on; take fewer, or name others with calibration.measure"
             )
         used, others = order[: config.images], order[config.images :]
-        calibration, rest = Part(calibration.source, used, "drawn"), Part(calibration.source, others, "the others")
+        calibration, rest = Subset(calibration.source, used, "drawn"), Subset(calibration.source, others, "the others")
     measured, where = rest, origin
     if measure is not None:
         where, whole, val = _of(measure, value_range)
@@ -122,14 +122,14 @@ def _choose(config: CalibrationConfig, source: Source, value_range: ValueRange) 
     return Photographs(origin, calibration, config.images), Photographs(where, measured, config.measure_images)
 
 
-def _holds_images_of(origin: str, part: Part) -> bool:
+def _holds_images_of(origin: str, part: Subset) -> bool:
     """Return whether ``origin`` names the source of ``part``, by whatever path."""
     return identify_source(_of(origin, None)[1].source, _THREADS) == identify_source(part.source, _THREADS)
 
 
 def _leave_out_used(
-    part: Part, origin: str, calibration: Part, count: int, training: TrainingData | None, source: Source
-) -> Part:
+    part: Subset, origin: str, calibration: Subset, count: int, training: TrainingData | None, source: Source
+) -> Subset:
     """Return ``part`` without images that the checkpoint was trained on, or that calibrate: the first ``count``."""
     if training is not None:
         part = leave_out_seen(part, training.all_seen, f"{source.checkpoint} was trained on", origin, _THREADS)
@@ -144,7 +144,7 @@ def _read_training(source: Source) -> TrainingData | None:
     return read_training_data(open_checkpoint(source.checkpoint))
 
 
-def _of_checkpoint(source: Source, origin: str | None = None) -> tuple[str, Part, Part | None]:
+def _of_checkpoint(source: Source, origin: str | None = None) -> tuple[str, Subset, Subset | None]:
     """Return what a checkpoint was trained on and what its training held out.
 
     ``origin`` is where its images lie now, if not where they lay then.
@@ -166,14 +166,14 @@ def _of_checkpoint(source: Source, origin: str | None = None) -> tuple[str, Part
     return config.data.source, *split(config)
 
 
-def _of(origin: str, value_range: ValueRange, layout: str = "auto") -> tuple[str, Part, Part | None]:
+def _of(origin: str, value_range: ValueRange, layout: str = "auto") -> tuple[str, Subset, Subset | None]:
     """Training images of a source, and its validation images where it has a part of them."""
     config = DataConfig.model_validate({"source": origin, "layout": layout, "range": value_range})
     train = open_source(config, "train")
     if train.split != "train":
-        return origin, Part(train, None, "all"), None
-    return origin, Part(train, None, "train"), Part(open_source(config, "val"), None, "val")
+        return origin, Subset(train, None, "all"), None
+    return origin, Subset(train, None, "train"), Subset(open_source(config, "val"), None, "val")
 
 
-def _order(part: Part) -> NDArray[np.int64]:
+def _order(part: Subset) -> NDArray[np.int64]:
     return np.random.default_rng(0).permutation(part.indices)

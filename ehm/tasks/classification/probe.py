@@ -16,7 +16,7 @@ from ehm.backends.base import Backend
 from ehm.config import ProbeConfig
 from ehm.console import console
 from ehm.data import EvalTransform
-from ehm.data.part import Part
+from ehm.data.subset import Subset
 from ehm.errors import ConfigError
 from ehm.tasks.classification.metrics import Report, report
 from ehm.tasks.classification.task import Classification
@@ -69,7 +69,7 @@ def probe(
     return ProbeResult(folder, linear.checkpoint, linear.report, neighbours)
 
 
-def measure_neighbours(config: ProbeConfig, backend: Backend, train: Part, val: Part) -> Report:
+def measure_neighbours(config: ProbeConfig, backend: Backend, train: Subset, val: Subset) -> Report:
     """k-NN on the features of the encoder: each image of ``val`` is classed by its nearest images of ``train``."""
     if config.neighbours > len(train):
         raise ConfigError(f"neighbours {config.neighbours}: there are only {len(train):,} images to search")

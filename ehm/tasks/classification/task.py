@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ehm.backends.base import Backend, Classifier
 from ehm.config import FinetuneConfig
 from ehm.data import Batch, EvalTransform, TrainTransform, open_source
-from ehm.data.part import Part, labels_of
+from ehm.data.subset import Subset, require_labels
 from ehm.errors import DataError
 from ehm.storage.arrays import LearnerState
 from ehm.tasks.classification.metrics import Report, report
@@ -66,7 +66,7 @@ class Classification:
     @property
     def broken(self) -> Mapping[str, str]:
         """See :attr:`ehm.training.supervised.Task.broken`."""
-        return self.loader.broken | self._val_loader.broken
+        return self.loader.unreadable | self._val_loader.unreadable
 
     def step(self, batch: Batch, step: int, lr: float) -> Mapping[str, SupportsFloat]:
         """See :meth:`ehm.training.supervised.Task.step`."""
@@ -113,12 +113,12 @@ def reopen(stored: Stored, backend: Backend, config: str | Path | None, override
             labels, logits = collect(classifier.logits, loader, "evaluate", backend.processes)
         return report(numbers[labels], logits, classes)
 
-    return Evaluation(settings.data.source, part, measure, loader.broken)
+    return Evaluation(settings.data.source, part, measure, loader.unreadable)
 
 
-def _renumber(part: Part, classes: tuple[str, ...], name: str) -> NDArray[np.int64]:
+def _renumber(part: Subset, classes: tuple[str, ...], name: str) -> NDArray[np.int64]:
     """The checkpoint's number of each of the source's classes, matched by name."""
-    labels_of(part.source, name)
+    require_labels(part.source, name)
     unknown = [label for label in part.source.classes if label not in classes]
     if unknown:
         raise DataError(

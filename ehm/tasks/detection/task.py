@@ -15,10 +15,11 @@ from ehm.backends.base import ALONE, Backend, Detector, Processes
 from ehm.config import DetectionConfig
 from ehm.console import console
 from ehm.data.folds import stratified_folds
-from ehm.data.lists import ListBatch, ListLoader
-from ehm.data.part import Part
+from ehm.data.instances import MirrorTransform
+from ehm.data.loader import Batch, Loader
 from ehm.data.sources.base import Split
 from ehm.data.sources.coco import CocoSource, open_coco
+from ehm.data.subset import Subset
 from ehm.errors import ConfigError, DataError
 from ehm.storage.arrays import LearnerState
 from ehm.storage.writing import replace_file
@@ -49,16 +50,16 @@ class Detection:
         model = config.model if start is None else config.model.model_copy(update={"init": str(start)})
         self.learner: Detector = backend.detector(config.model_copy(update={"model": model}), len(self.classes))
         self.headline = f"{'Mask' if config.masks else 'Faster'} R-CNN on {config.model.init}"
-        self.loader = ListLoader(
+        self.loader = Loader(
             _source(self.train),
+            MirrorTransform(config.data.flip),
             batch_size=config.optim.batch_size,
             seed=config.run.seed,
             shuffle=True,
             drop_last=True,
             workers=config.data.workers,
-            flip=config.data.flip,
             strict=config.data.strict,
-            subset=self.train.subset,
+            subset=self.train.selected,
             rank=self._processes.rank,
             world_size=self._processes.size,
         )
@@ -72,11 +73,12 @@ class Detection:
     @property
     def broken(self) -> Mapping[str, str]:
         """See :attr:`ehm.training.supervised.Task.broken`."""
-        return self.loader.broken | self._val_loader.broken
+        return self.loader.unreadable | self._val_loader.unreadable
 
-    def step(self, batch: ListBatch, step: int, lr: float) -> Mapping[str, SupportsFloat]:
+    def step(self, batch: Batch, step: int, lr: float) -> Mapping[str, SupportsFloat]:
         """See :meth:`ehm.training.supervised.Task.step`."""
-        return self.learner.train_step(batch.images, batch.targets, lr, self.config.optim.weight_decay)
+        images, targets = zip(*batch.images, strict=True)
+        return self.learner.train_step(images, targets, lr, self.config.optim.weight_decay)
 
     def measure(self) -> AveragePrecision:
         """See :meth:`ehm.training.supervised.Task.measure`."""
@@ -120,14 +122,14 @@ def reopen(
     measure = partial(_measure, detector, loader, part, settings, backend.processes, classes, "evaluate")
     alone = backend.processes.size == 1  # drawing is one process's work, and several may share the parameters
     draw = partial(_draw, detector, part, classes) if alone else None
-    return Evaluation(settings.data.source, part, measure, loader.broken, draw)
+    return Evaluation(settings.data.source, part, measure, loader.unreadable, draw)
 
 
 def _open(config: DetectionConfig, split: Split) -> CocoSource:
     return open_coco(config.data, split, config.masks)
 
 
-def _split(config: DetectionConfig, source: CocoSource) -> tuple[Part, Part]:
+def _split(config: DetectionConfig, source: CocoSource) -> tuple[Subset, Subset]:
     """What to train on, images with objects, and what to measure on: all images of the other part, or of the fold.
 
     Where the source has one part only, its folds have about equally many images of each class, an image being of its
@@ -142,14 +144,14 @@ def _split(config: DetectionConfig, source: CocoSource) -> tuple[Part, Part]:
         val = _open(config, "val")
         if val.classes != source.classes:
             raise DataError(f"data.source {name}: train and val do not have the same categories")
-        return Part(source, np.flatnonzero(usable), "train"), Part(val, None, "val")
+        return Subset(source, np.flatnonzero(usable), "train"), Subset(val, None, "val")
     try:
         fold_of = stratified_folds(_rarest(source), config.folds, seed=0)
     except ValueError as error:
         raise ConfigError(f"folds: {error}") from None
     title, held_out = f"fold {config.fold} of {config.folds}", fold_of == config.fold
-    train = Part(source, np.flatnonzero(usable & ~held_out), f"all but {title}")
-    return train, Part(source, np.flatnonzero(held_out), title)
+    train = Subset(source, np.flatnonzero(usable & ~held_out), f"all but {title}")
+    return train, Subset(source, np.flatnonzero(held_out), title)
 
 
 def _rarest(source: CocoSource) -> NDArray[np.int64]:
@@ -169,22 +171,23 @@ def _say_unusable(source: CocoSource, name: str) -> None:
         console.print(f"  and {len(source.unusable) - _SHOWN} more")
 
 
-def _source(part: Part) -> CocoSource:
+def _source(part: Subset) -> CocoSource:
     assert isinstance(part.source, CocoSource)
     return part.source
 
 
-def _eval_loader(part: Part, config: DetectionConfig, processes: Processes = ALONE) -> ListLoader:
+def _eval_loader(part: Subset, config: DetectionConfig, processes: Processes = ALONE) -> Loader:
     """Every image of ``part`` once, in order; a share of them for each of ``processes``."""
-    return ListLoader(
+    return Loader(
         _source(part),
+        MirrorTransform(),
         batch_size=max(1, config.optim.batch_size // config.optim.accumulate // processes.size) * processes.size,
         seed=0,
         shuffle=False,
         drop_last=False,
         workers=config.data.workers,
         strict=config.data.strict,
-        subset=part.subset,
+        subset=part.selected,
         rank=processes.rank,
         world_size=processes.size,
     )
@@ -192,8 +195,8 @@ def _eval_loader(part: Part, config: DetectionConfig, processes: Processes = ALO
 
 def _measure(
     detector: Detector,
-    loader: ListLoader,
-    part: Part,
+    loader: Loader,
+    part: Subset,
     config: DetectionConfig,
     processes: Processes,
     classes: tuple[str, ...] | None = None,
@@ -209,7 +212,9 @@ def _measure(
     batches = loader.batches(0, loader.steps_per_epoch)
     hidden = not (title and console.is_terminal)
     for batch in track(batches, title, loader.steps_per_epoch, console=console, disable=hidden):
-        for index, found in zip(batch.indices.tolist(), detector.detect(batch.images), strict=True):
+        for index, found in zip(
+            batch.indices.tolist(), detector.detect([image for image, _ in batch.images]), strict=True
+        ):
             rows[index] = as_results(index, found)
     found_by_index = {index: found for share in processes.gather(rows) for index, found in share.items()}
     numbers = {key: classes.index(source.classes[number]) for key, number in source.numbers.items()}
@@ -229,18 +234,26 @@ def _measure(
     )
 
 
-def _draw(detector: Detector, part: Part, classes: tuple[str, ...], folder: Path) -> None:
+def _draw(detector: Detector, part: Subset, classes: tuple[str, ...], folder: Path) -> None:
     """Write pictures of what is found in the first images of ``part``."""
     from ehm.analysis.objects import draw_objects
 
-    part = Part(part.source, part.indices[:_PICTURES], "")
-    loader = ListLoader(
-        _source(part), batch_size=1, seed=0, shuffle=False, drop_last=False, workers=0, subset=part.subset
+    part = Subset(part.source, part.indices[:_PICTURES], "")
+    loader = Loader(
+        _source(part),
+        MirrorTransform(),
+        batch_size=1,
+        seed=0,
+        shuffle=False,
+        drop_last=False,
+        workers=0,
+        subset=part.selected,
     )
     for number, batch in enumerate(loader.batches(0, loader.steps_per_epoch)):
-        (found,) = detector.detect(batch.images)
+        ((image, _),) = batch.images
+        (found,) = detector.detect([image])
         name = f"{number:02d}_{Path(part.source.name(int(batch.indices[0]))).stem}"  # folders may share names
-        picture = draw_objects(batch.images[0], found, classes)
+        picture = draw_objects(image, found, classes)
         with replace_file(folder / "pictures" / f"{name}.png") as temporary:
             picture.save(temporary, format="PNG")
     console.print(f"Pictures: {folder / 'pictures'}")

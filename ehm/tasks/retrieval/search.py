@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from ehm.backends.base import Processes
 from ehm.config import RetrievalConfig
 from ehm.data import Source, Split, open_source
-from ehm.data.part import Part, labels_of
+from ehm.data.subset import Subset, require_labels
 from ehm.errors import ConfigError, DataError
 from ehm.tasks.evaluate import Stored
 from ehm.tasks.held_out import holds_training_images, leave_out_trained, select_part
@@ -30,19 +30,19 @@ class Search:
     ``revisited`` says whether the answers tell easy from hard.
     """
 
-    part: Part
+    part: Subset
     queries: NDArray[np.int64]
     database: NDArray[np.int64]
     answers: tuple[Answers, ...]
     revisited: bool
 
     @property
-    def images(self) -> Part:
+    def images(self) -> Subset:
         """Return its part of the source as it was opened, whose images are not numbered yet."""
         assert isinstance(self.part.source, NumberedSource)
         return replace(self.part, source=self.part.source.source)
 
-    def restrict(self, images: Part) -> Search:
+    def restrict(self, images: Subset) -> Search:
         """Return the search among ``images`` alone: others are neither sought nor found nor missed.
 
         Raises DataError if nothing is left to find.
@@ -65,7 +65,7 @@ def open_search(config: RetrievalConfig) -> Search:
     source = open_source(config.data, "train")
     if source.split == "train":
         source = open_source(config.data, "val")
-    return _search_among(Part(source, None, source.split), config)
+    return _search_among(Subset(source, None, source.split), config)
 
 
 def split_classes(config: RetrievalConfig, source: Source) -> tuple[NDArray[np.int64], Search]:
@@ -74,7 +74,7 @@ def split_classes(config: RetrievalConfig, source: Source) -> tuple[NDArray[np.i
     ``fold`` of ``folds`` parts of the classes is held out, always the same, unless there is a benchmark or a
     validation part.
     """
-    labels = labels_of(source, config.data.source)
+    labels = require_labels(source, config.data.source)
     classes = np.arange(len(source.classes))
     if config.benchmark is not None or source.split == "train":
         return classes, open_search(config)
@@ -85,7 +85,7 @@ def split_classes(config: RetrievalConfig, source: Source) -> tuple[NDArray[np.i
         )
     held_out = np.random.default_rng(0).permutation(len(classes)) % config.folds == config.fold
     title = f"{held_out.sum():,} other classes, fold {config.fold} of {config.folds}"
-    part = Part(source, np.flatnonzero(held_out[labels]), title)
+    part = Subset(source, np.flatnonzero(held_out[labels]), title)
     return classes[~held_out], _search_among(part, config)
 
 
@@ -110,7 +110,7 @@ def select_search(stored: Stored, settings: RetrievalConfig, processes: Processe
         return search.restrict(leave_out_trained(search.images, stored, settings.benchmark, threads, processes))
     source = open_source(settings.data, "train")
 
-    def hold_out() -> Part:
+    def hold_out() -> Subset:
         return split_classes(settings, source)[1].images
 
     def open_val() -> Source:
@@ -123,13 +123,13 @@ def _open_benchmark(place: str, config: RetrievalConfig) -> Search:
     found = open_benchmark(place)
     found = replace(found, source=replace(found.source, value_range=config.data.range))
     title = f"{len(found.queries):,} queries, {len(found.database):,} images to search"
-    part = Part(NumberedSource(found.source), None, title)
+    part = Subset(NumberedSource(found.source), None, title)
     return Search(part, found.queries, found.database, found.answers, found.revisited)
 
 
-def _search_among(part: Part, config: RetrievalConfig) -> Search:
+def _search_among(part: Subset, config: RetrievalConfig) -> Search:
     """Return the search for every image of ``part`` among its others, by their classes."""
-    queries, database, answers = by_class(labels_of(part.source, config.data.source), part.indices)
+    queries, database, answers = by_class(require_labels(part.source, config.data.source), part.indices)
     if not any(len(answer.easy) for answer in answers):
         raise DataError("data.source: no class has two images to measure on; there is nothing to find")
     numbered = replace(part, source=NumberedSource(part.source))

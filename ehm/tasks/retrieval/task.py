@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, SupportsFloat
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from ehm.backends.base import Backend, Embedder, Processes
 from ehm.config import RetrievalConfig, load_config
 from ehm.console import console
 from ehm.data import Batch, EvalTransform, Loader, Source, TrainTransform, open_source
-from ehm.data.part import Part, labels_of
-from ehm.data.transforms import RESAMPLING
-from ehm.data.whole import Shrink, WholeImages
+from ehm.data.sampler import repeat_to_multiple
+from ehm.data.subset import Subset, require_labels
+from ehm.data.transforms import Transform
 from ehm.storage.arrays import LearnerState
 from ehm.tasks.evaluate import Evaluation, Stored
 from ehm.tasks.held_out import leave_out_first_weights, leave_out_seen, remember_images
@@ -26,6 +24,7 @@ from ehm.tasks.occurrences import count_labels
 from ehm.tasks.retrieval.benchmarks import Answers
 from ehm.tasks.retrieval.metrics import RetrievalReport, compare
 from ehm.tasks.retrieval.search import Search, choose_benchmark, open_search, select_search, split_classes
+from ehm.tasks.retrieval.transforms import EnlargeTransform, ShrinkTransform
 from ehm.training.training_data import read_seen_images
 
 __all__ = ["Retrieval", "parts", "reopen", "untrained"]
@@ -73,7 +72,7 @@ class Retrieval:
     @property
     def broken(self) -> Mapping[str, str]:
         """See :attr:`ehm.training.supervised.Task.broken`."""
-        return self.loader.broken | self._val_loader.broken
+        return self.loader.unreadable | self._val_loader.unreadable
 
     def step(self, batch: Batch, step: int, lr: float) -> Mapping[str, SupportsFloat]:
         """See :meth:`ehm.training.supervised.Task.step`."""
@@ -126,16 +125,16 @@ def untrained(
     return _evaluate(embedder, search.restrict(new), settings, backend)
 
 
-def parts(config: RetrievalConfig) -> tuple[Part, Part]:
+def parts(config: RetrievalConfig) -> tuple[Subset, Subset]:
     """The images that are trained on, and those that are measured on; raises as the training does."""
     source = open_source(config.data, "train")
     kept, search = split_classes(config, source)
     return _select_classes(source, kept, config), search.images
 
 
-def _select_classes(source: Source, classes: NDArray[np.int64], config: RetrievalConfig) -> Part:
-    labels = labels_of(source, config.data.source)
-    return Part(source, np.flatnonzero(np.isin(labels, classes)), f"{len(classes):,} classes")
+def _select_classes(source: Source, classes: NDArray[np.int64], config: RetrievalConfig) -> Subset:
+    labels = require_labels(source, config.data.source)
+    return Subset(source, np.flatnonzero(np.isin(labels, classes)), f"{len(classes):,} classes")
 
 
 def _evaluate(
@@ -148,45 +147,44 @@ def _evaluate(
         with loader:
             return _measure(embedder, search, loader, "evaluate", backend.processes)
 
-    return Evaluation(settings.benchmark or settings.data.source, search.part, measure, loader.broken)
+    return Evaluation(settings.benchmark or settings.data.source, search.part, measure, loader.unreadable)
 
 
-def _loader(
-    search: Search, transform: EvalTransform, config: RetrievalConfig, processes: Processes
-) -> Loader | WholeImages:
+def _loader(search: Search, transform: EvalTransform, config: RetrievalConfig, processes: Processes) -> Loader:
+    size = processes.size
+    indices = search.part.indices
     if config.longest is not None:
-        return WholeImages(
-            search.part.source,
-            Shrink(config.longest),
-            threads=config.data.workers,
-            strict=config.data.strict,
-            subset=search.part.subset,
-            rank=processes.rank,
-            world_size=processes.size,
-        )
-    largest = max(config.scales)
-    height, width = transform.image_size
+        # one image at a time, as they differ in size
+        indices = repeat_to_multiple(indices, size)
+        batch_size = size
+        image_transform: Transform = ShrinkTransform(config.longest)
+    else:
+        largest = max(config.scales)
+        height, width = transform.image_size
+        image_transform = EnlargeTransform(transform, (round(height * largest), round(width * largest)))
+        batch_size = max(1, min(64, config.optim.batch_size // config.optim.accumulate // size)) * size
     return Loader(
         search.part.source,
-        _Enlarged(transform, (round(height * largest), round(width * largest))),
-        batch_size=max(1, min(64, config.optim.batch_size // config.optim.accumulate // processes.size))
-        * processes.size,
+        image_transform,
+        batch_size=batch_size,
         seed=0,
         shuffle=False,
         drop_last=False,
         workers=config.data.workers,
         strict=config.data.strict,
-        subset=search.part.subset,
+        subset=indices,
         rank=processes.rank,
-        world_size=processes.size,
+        world_size=size,
     )
 
 
-def _measure(
-    embedder: Embedder, search: Search, loader: Loader | WholeImages, title: str, processes: Processes
-) -> RetrievalReport:
+def _measure(embedder: Embedder, search: Search, loader: Loader, title: str, processes: Processes) -> RetrievalReport:
     """Describe all images once and rank; those that cannot be read are neither sought nor searched nor missed."""
-    numbers, rows = collect(embedder.descriptors, loader, title, processes)
+
+    def describe(images: NDArray[np.uint8] | tuple[NDArray[np.uint8], ...]) -> NDArray[np.float32]:
+        return embedder.descriptors(np.stack(images) if isinstance(images, tuple) else images)
+
+    numbers, rows = collect(describe, loader, title, processes)
     place = np.full(len(search.part.source), -1)
     place[numbers] = np.arange(len(numbers))
     there = place[search.database] >= 0
@@ -203,38 +201,3 @@ def _measure(
         if query >= 0
     ]
     return compare(rows[sought[sought >= 0]], rows[place[search.database[there]]], answers, search.revisited)
-
-
-@dataclass(frozen=True)
-class _Enlarged:
-    """What ``transform`` shows of an image, at another size (height, width): what all scales are made of."""
-
-    transform: EvalTransform
-    size: tuple[int, int]
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        return (*self.size, 3)
-
-    def __call__(self, image: Image.Image, rng: np.random.Generator | None = None) -> NDArray[np.uint8]:
-        if self.size == self.transform.image_size:
-            return self.transform(image, rng)
-        return np.asarray(self._enlarge(image))
-
-    def _enlarge(self, image: Image.Image) -> Image.Image:
-        """Resize the region that ``transform`` shows straight from the image; beyond the image lies its colour."""
-        image = self.transform.shorten(image)
-        height, width = self.transform.image_size
-        (resized_w, resized_h), (left, top) = self.transform.layout(*image.size)
-        first_x, first_y = max(left, 0), max(top, 0)
-        last_x, last_y = min(left + width, resized_w), min(top + height, resized_h)
-        x, y = image.width / resized_w, image.height / resized_h
-        box = (first_x * x, first_y * y, min(last_x * x, image.width), min(last_y * y, image.height))
-        across, down = self.size[1] / width, self.size[0] / height
-        shown = max(1, round((last_x - first_x) * across)), max(1, round((last_y - first_y) * down))
-        enlarged = image.resize(shown, RESAMPLING[self.transform.interpolation], box=box)
-        if shown == (self.size[1], self.size[0]):
-            return enlarged
-        canvas = Image.new("RGB", (self.size[1], self.size[0]), self.transform.fill)
-        canvas.paste(enlarged, (round((first_x - left) * across), round((first_y - top) * down)))
-        return canvas

@@ -16,10 +16,10 @@ from ehm.backends.base import Backend, Processes, Segmenter
 from ehm.config import SegmentationConfig
 from ehm.console import console
 from ehm.data import Batch
-from ehm.data.part import Part
-from ehm.data.segmentation import CropTransform, resize
+from ehm.data.segmentation import CropTransform, resize_to_scale
 from ehm.data.sources.mask_counts import MaskCounts, explain_255
 from ehm.data.sources.pairs import PairSource, check, open_pairs
+from ehm.data.subset import Subset
 from ehm.data.threads import in_threads
 from ehm.errors import BrokenImage, ConfigError, DataError
 from ehm.storage.arrays import LearnerState
@@ -79,7 +79,7 @@ class Segmentation:
     @property
     def broken(self) -> Mapping[str, str]:
         """See :attr:`ehm.training.supervised.Task.broken`."""
-        return self.loader.broken | self._broken
+        return self.loader.unreadable | self._broken
 
     def step(self, batch: Batch, step: int, lr: float) -> Mapping[str, SupportsFloat]:
         """See :meth:`ehm.training.supervised.Task.step`."""
@@ -126,25 +126,25 @@ def reopen(
     return Evaluation(settings.data.source, part, measure, broken)
 
 
-def _split(config: SegmentationConfig, train: PairSource) -> tuple[Part, Part]:
+def _split(config: SegmentationConfig, train: PairSource) -> tuple[Subset, Subset]:
     """What to train on and what to measure on: the source's own parts, or ``fold`` of ``folds`` held out."""
     if train.split == "train":
         val = _with_classes(open_pairs(config.data, "val"), train.classes, config.data.source)
-        return Part(train, None, "train"), Part(val, None, "val")
+        return Subset(train, None, "train"), Subset(val, None, "val")
     if config.folds > len(train):
         raise ConfigError(f"folds {config.folds}: there are only {len(train)} images")
     fold_of = np.random.default_rng(0).permutation(len(train)) % config.folds
     title = f"fold {config.fold} of {config.folds}"
     held_out = fold_of == config.fold
-    return Part(train, np.flatnonzero(~held_out), f"all but {title}"), Part(train, np.flatnonzero(held_out), title)
+    return Subset(train, np.flatnonzero(~held_out), f"all but {title}"), Subset(train, np.flatnonzero(held_out), title)
 
 
-def _pairs(part: Part) -> PairSource:
+def _pairs(part: Subset) -> PairSource:
     assert isinstance(part.source, PairSource)
     return part.source
 
 
-def _numbers(part: Part, processes: Processes) -> list[int]:
+def _numbers(part: Subset, processes: Processes) -> list[int]:
     """This process's share of the images."""
     share: list[int] = part.indices[processes.rank :: processes.size].tolist()
     return share
@@ -160,7 +160,7 @@ def _with_classes(source: PairSource, classes: tuple[str, ...], name: str) -> Pa
     )
 
 
-def _check(part: Part, config: SegmentationConfig, processes: Processes) -> MaskCounts:
+def _check(part: Subset, config: SegmentationConfig, processes: Processes) -> MaskCounts:
     """Count what masks hold; DataError if they do not fit their images or the classes. All processes call this."""
     counts = MaskCounts()
     mine = check(_pairs(part), _numbers(part, processes), config.data.workers, counts)
@@ -174,7 +174,7 @@ def _check(part: Part, config: SegmentationConfig, processes: Processes) -> Mask
 
 def _measure(
     learner: Segmenter,
-    part: Part,
+    part: Subset,
     config: SegmentationConfig,
     classes: tuple[str, ...],
     processes: Processes,
@@ -211,4 +211,4 @@ def _read(source: PairSource, config: SegmentationConfig, number: int) -> Read:
         image, labels = source.load(number)
     except BrokenImage as error:
         return error
-    return resize(image, config.data.scale), labels
+    return resize_to_scale(image, config.data.scale), labels

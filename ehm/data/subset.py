@@ -1,9 +1,10 @@
-"""The part of a source that is trained on, or measured on."""
+"""The images of a source that are trained on, or measured on."""
 
 from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,34 +12,35 @@ from numpy.typing import NDArray
 from ehm.data.sources.base import FileSource, Source
 from ehm.errors import DataError
 
-__all__ = ["Part", "labels_of"]
+__all__ = ["Subset", "require_labels"]
+
+S_co = TypeVar("S_co", bound=Source, covariant=True)
 
 
 @dataclass(frozen=True)
-class Part:
-    """The images of ``source`` at ``subset``, all if None; ``title`` says which they are."""
+class Subset(Generic[S_co]):
+    """The images of ``source`` at the ``selected`` indices, all if None; ``title`` says which they are."""
 
-    source: Source
-    subset: NDArray[np.int64] | None
+    source: S_co
+    selected: NDArray[np.int64] | None
     title: str
 
     def __len__(self) -> int:
-        return len(self.source) if self.subset is None else len(self.subset)
+        return len(self.source) if self.selected is None else len(self.selected)
 
     @property
     def indices(self) -> NDArray[np.int64]:
-        """Return the numbers of its images in ``source`` (n,)."""
-        return np.arange(len(self.source)) if self.subset is None else self.subset
+        """The indices of its images in ``source``: (n,)."""
+        return np.arange(len(self.source)) if self.selected is None else self.selected
 
     @property
     def labels(self) -> NDArray[np.int64]:
-        """Class numbers (n,)."""
-        labels = labels_of(self.source, self.title)
-        return labels if self.subset is None else labels[self.subset]
+        """The class numbers of its images: (n,)."""
+        return require_labels(self.source, self.title)[self.indices]
 
 
-def labels_of(source: Source, name: str) -> NDArray[np.int64]:
-    """Labels of a source; raises DataError where it has none, or only one class."""
+def require_labels(source: Source, name: str) -> NDArray[np.int64]:
+    """Return the labels of all images of a source; raises DataError if it has none, or only one class."""
     if source.labels is None:
         raise DataError(f"data.source {name}: has no labels: {_explain_missing_labels(source)}")
     if len(source.classes) < 2:
@@ -55,12 +57,13 @@ def _explain_missing_labels(source: Source) -> str:
         return remedy
     files = [source.files[index] for index in range(len(source))]
     common = os.path.commonpath([os.path.dirname(file) for file in files])  # for example train
-    inside = [os.path.relpath(file, common) if common else file for file in files]
-    loose = [file for file in inside if os.sep not in file]
-    if len(loose) == len(inside):
+    if common:
+        files = [os.path.relpath(file, common) for file in files]
+    loose = [file for file in files if os.sep not in file]
+    if len(loose) == len(files):
         return f"all of its images lie in one folder, {source.root / common}; {remedy}"
     if loose:
-        first_folder = next(file for file in inside if os.sep in file).partition(os.sep)[0]
+        first_folder = next(file for file in files if os.sep in file).partition(os.sep)[0]
         more = f" and {len(loose) - 1} more images lie" if len(loose) > 1 else " lies"
         return f"{loose[0]}{more} beside the folder {first_folder}; move what has no class away, or {remedy}"
     return remedy
