@@ -258,6 +258,14 @@ def _parser() -> argparse.ArgumentParser:
 
     command = add(configs)
     command.add_argument("name", nargs="?", help="list one folder of them, or show one, whole")
+    command.add_argument(
+        "--keys",
+        nargs="?",
+        const="",
+        metavar="SECTION",
+        help="list the keys of configurations instead, with type, default and meaning: of all of them, or of a command "
+        "(train), a task (detection), a section (optim) or a key (optim.betas)",
+    )
     command.add_argument("--json", action="store_true", help="print JSON")
 
     command = add(doctor)

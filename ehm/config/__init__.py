@@ -4,20 +4,13 @@ A configuration is a YAML file (a path, or the name of one shipped in ``configs/
 with dotted keys. Unknown keys are errors. Nothing here imports a framework.
 """
 
+from ehm.config.data import DataConfig, ImageData, PretrainData, SourceConfig
 from ehm.config.encoders import encoder_spec
 from ehm.config.export import AscendConfig, CalibrationConfig, ExportConfig, TritonConfig
 from ehm.config.inputs import Triple
 from ehm.config.loading import load_config, read_config, shipped_configs
 from ehm.config.pretraining import MaskConfig, ModelConfig, TrainConfig
-from ehm.config.sections import (
-    DataConfig,
-    ImageData,
-    ModelSource,
-    OptimConfig,
-    PretrainData,
-    RunConfig,
-    SourceConfig,
-)
+from ehm.config.sections import ModelSource, OptimConfig, RunConfig
 from ehm.config.tasks import (
     TASKS,
     AugmentConfig,

@@ -4,95 +4,91 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
-from ehm.config.sections import ModelSource, Positive, Section
+from ehm.config.sections import ModelSource, Section
+from ehm.config.values import Count, Positive, require_match
 
 __all__ = ["AscendConfig", "CalibrationConfig", "ExportConfig", "TritonConfig"]
 
+_Name = Annotated[str, AfterValidator(require_match(r"[\w.-]*", "of letters, digits, '_', '-' and '.'"))]
+_Uri = Annotated[str, AfterValidator(require_match(r"[a-z0-9+]+://.+", "a URI, for example s3://BUCKET/FOLDER"))]
+_Word = Annotated[str, AfterValidator(require_match(r"\w+", "one word, for example Ascend910B3"))]
+
 
 class TritonConfig(Section):
-    """What ``ehm export --triton`` and ``--kserve`` write.
+    """``triton``: what ``ehm export --triton`` and ``--kserve`` write."""
 
-    ``name`` is the model's, by default that of the bundle's folder. A request waits up to ``max_queue_delay`` (µs) for
-    others to share a batch with, of one of ``preferred_batch_size`` where there are any; beyond ``max_queue_size``
-    waiting ones it is refused. ``instances`` of the network run at once, each with ``threads`` on the CPU (0: one for
-    each core of the machine). ``storage_uri`` is where KServe finds the repository.
-    """
-
-    name: Annotated[str, Field(pattern=r"^[\w.-]*$", description="of letters, digits, '_', '-' and '.'")] = ""
-    max_batch_size: Positive = 32
-    preferred_batch_size: tuple[Positive, ...] = ()
-    max_queue_delay: Annotated[int, Field(ge=0)] = 2000
-    max_queue_size: Positive = 256
-    instances: Positive = 1
-    threads: Annotated[int, Field(ge=0)] = 0
-    storage_uri: Annotated[
-        str, Field(pattern=r"^[a-z0-9+]+://.+$", description="a URI, for example s3://BUCKET/FOLDER")
-    ] = "s3://BUCKET/FOLDER"
+    name: _Name = Field("", description="Name of the model; empty takes that of the bundle's folder.")
+    max_batch_size: Positive = Field(32, description="Largest number of images in a batch.")
+    preferred_batch_size: tuple[Positive, ...] = Field(
+        (), description="Batch sizes that requests are put together to if possible; empty takes any."
+    )
+    max_queue_delay: Count = Field(
+        2000, description="Longest time in microseconds that a request waits for others to share a batch with."
+    )
+    max_queue_size: Positive = Field(256, description="Number of waiting requests beyond which more are refused.")
+    instances: Positive = Field(1, description="Number of copies of the network that run at once.")
+    threads: Count = Field(
+        0, description="Number of CPU threads of each instance; 0 takes one for each core of the machine."
+    )
+    storage_uri: _Uri = Field("s3://BUCKET/FOLDER", description="The place where KServe finds the repository.")
 
     @model_validator(mode="after")
-    def _fits_together(self) -> TritonConfig:
+    def _check_together(self) -> TritonConfig:
         if max(self.preferred_batch_size, default=0) > self.max_batch_size:
             raise ValueError(f"preferred_batch_size goes beyond max_batch_size {self.max_batch_size}")
         return self
 
 
 class AscendConfig(Section):
-    """What ``ehm export --target ascend`` hands to ATC: the processor (``npu-smi info`` shows it) and the batch sizes.
+    """``ascend``: what ``ehm export --target ascend`` passes to ATC, the converter of Ascend."""
 
-    ATC takes 2 to 100 batch sizes, each up to 2048 (its reference, ``--dynamic_batch_size``).
-    """
-
-    soc_version: Annotated[str, Field(pattern=r"^\w+$", description="one word, for example Ascend910B3")] = (
-        "Ascend910B3"
+    soc_version: _Word = Field(
+        "Ascend910B3", description="The processor that the model is converted for; npu-smi info shows it."
     )
+    # The limits are those of --dynamic_batch_size in ATC's reference.
     batch_sizes: Annotated[tuple[Annotated[int, Field(ge=1, le=2048)], ...], Field(min_length=2, max_length=100)] = (
-        1,
-        2,
-        4,
-        8,
-        16,
-        32,
+        Field((1, 2, 4, 8, 16, 32), description="The batch sizes that the converted model takes, 2 to 100 of them.")
     )
 
 
 class CalibrationConfig(Section):
-    """``calibration``: photographs that int8 takes its ranges from, and others that its quality is measured on.
+    """``calibration``: images that int8 takes its ranges from, and others that its quality is measured on."""
 
-    ``source`` and ``measure`` are what ``data.source`` may be. Left out, they are what the checkpoint was trained on
-    and what its training held out; with ``source`` alone, its validation part, or images that calibrated nothing.
-    ``images`` and ``measure_images`` are how many to take at most.
-    """
-
-    source: str | None = None
-    images: Positive = 128
-    measure: str | None = None
-    measure_images: Positive = 512
+    source: str | None = Field(
+        None,
+        description="Images that calibrate, as in data.source; null takes what the checkpoint was trained on.",
+    )
+    images: Positive = Field(128, description="Largest number of images that calibrate.")
+    measure: str | None = Field(
+        None,
+        description="Images that quality is measured on, as in data.source; null takes what training held out, or "
+        "with calibration.source its validation part, or else images that did not calibrate.",
+    )
+    measure_images: Positive = Field(512, description="Largest number of images that quality is measured on.")
 
 
 class ExportConfig(Section):
-    """``ehm export``: what the graph is written for, and what the weights leave open.
+    """An export: what the graph is written for, and what the weights leave open."""
 
-    ``opset`` is the ONNX operator set. ``target`` is ``portable`` (ONNX's plain operators), ``onnxruntime`` (its own
-    attention beside them) or ``ascend`` (what its converter takes: operator sets 17 and 18, and the batch as only
-    dynamic dimension). With ``preprocessing`` the graph takes bytes of any size and does everything behind the
-    decoding; with ``dynamic_size`` a plain ViT takes images of any multiple of its patches. Both need ``opset`` 18,
-    which is then the default. ``license`` and ``data_license`` are for the model card.
-
-    ``model.init`` is the command's own argument; ``model.image_size`` resamples the positions. ``int8`` and ``float16``
-    write the network in these numbers too.
-    """
-
-    opset: Annotated[int, Field(ge=17, le=20)] = 17
-    target: Literal["onnxruntime", "portable", "ascend"] = "portable"
-    preprocessing: bool = False
-    dynamic_size: bool = False
-    license: str | None = None
-    data_license: str | None = None
+    opset: Annotated[int, Field(ge=17, le=20)] = Field(
+        17, description="ONNX operator set; 18 by default with preprocessing or dynamic_size, which need it."
+    )
+    target: Literal["onnxruntime", "portable", "ascend"] = Field(
+        "portable",
+        description="What the graph is written for: portable uses plain ONNX operators, onnxruntime also its own "
+        "attention, ascend what its converter takes (opset 17 or 18, only the batch dynamic).",
+    )
+    preprocessing: bool = Field(
+        False, description="Whether the graph takes bytes of any size and resizes, crops and normalises them itself."
+    )
+    dynamic_size: bool = Field(False, description="Whether a plain ViT takes images of any multiple of its patches.")
+    license: str | None = Field(None, description="License of the model, for the model card.")
+    data_license: str | None = Field(None, description="License of the training images, for the model card.")
     model: ModelSource = ModelSource()
-    int8: bool = False
-    float16: bool = False
+    int8: bool = Field(False, description="Whether the network is written in int8 too.")
+    float16: bool = Field(False, description="Whether the network is written in float16 too.")
     calibration: CalibrationConfig = CalibrationConfig()
     triton: TritonConfig = TritonConfig()
     ascend: AscendConfig = AscendConfig()
@@ -105,7 +101,7 @@ class ExportConfig(Section):
         return values
 
     @model_validator(mode="after")
-    def _fits_together(self) -> ExportConfig:
+    def _check_together(self) -> ExportConfig:
         wanted = [key for key in ("preprocessing", "dynamic_size") if getattr(self, key)]
         if len(wanted) > 1:
             raise ValueError("preprocessing brings every image to one size; leave dynamic_size out")

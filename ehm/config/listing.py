@@ -16,6 +16,7 @@ from pathlib import Path
 from rich.table import Column, Table
 from rich.text import Text
 
+from ehm.config.keys import print_keys
 from ehm.config.loading import locate, shipped_configs
 from ehm.console import PlainConsole, print_line
 from ehm.errors import ConfigError
@@ -40,11 +41,17 @@ class Shipped:
     command: tuple[str, ...]
 
 
-def configs(name: str | None = None, json: bool = False) -> None:
-    """Print a table of all shipped configurations, or JSON: of those in the folder ``name``; or that file, whole.
+def configs(name: str | None = None, keys: str | None = None, json: bool = False) -> None:
+    """Print the shipped configurations of the folder ``name`` or of all folders, or the file ``name`` as it stands.
 
-    Raises ConfigError for a name that is neither.
+    With ``keys`` prints the keys of the section of that name instead, of all sections if it is empty. Raises
+    ConfigError if there is no such file, folder or section.
     """
+    if keys is not None:
+        if name is not None:
+            raise ConfigError(f"{name}: --keys lists the keys of all configurations; leave {name} out")
+        print_keys(keys, json)
+        return
     known = shipped_configs()
     names = known if name is None else [each for each in known if each.startswith(f"{name.rstrip('/')}/")]
     if name is not None and not names:

@@ -126,8 +126,6 @@ def _explain(detail: Any, kind: type[BaseModel]) -> str:
         return f"{key}: unknown key; known here are {', '.join(_section(detail, kind).model_fields)}"
     message = str(detail["msg"]).removeprefix("Value error, ").removeprefix("Input ").split(", unable to parse")[0]
     message = _PLAIN.get(detail["type"], message)
-    if detail["type"] == "string_pattern_mismatch":
-        message = f"should be {_section(detail, kind).model_fields[detail['loc'][-1]].description}"
     if detail["type"] == "too_short":
         message = f"should have at least {detail['ctx']['min_length']} values"
     if detail["type"] in ("missing", "too_long"):

@@ -4,24 +4,14 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, WithJsonSchema, model_validator
 
+from ehm.config.data import PretrainData
 from ehm.config.encoders import EncoderSpec, encoder_spec, family_of
 from ehm.config.objectives import OBJECTIVES
 from ehm.config.recipes import with_recipe
-from ehm.config.sections import (
-    EncoderName,
-    Fraction,
-    ImageSize,
-    OptimConfig,
-    Positive,
-    PretrainData,
-    RunConfig,
-    Section,
-    Stages,
-    Unit,
-    rising,
-)
+from ehm.config.sections import OptimConfig, RunConfig, Section
+from ehm.config.values import BelowOne, EncoderName, Fraction, ImageSize, Positive, Stages, UnitRange
 
 __all__ = ["MaskConfig", "Masking", "ModelConfig", "ObjectiveName", "TrainConfig"]
 
@@ -47,64 +37,94 @@ Masking = Literal[
     "shallow",
     "deep",
 ]
-ObjectiveName = Annotated[str, AfterValidator(_check_objective)]
-_BY_CLASS_TOKEN = ("attmask_high", "attmask_hint", "attmask_low", "mst")
+ObjectiveName = Annotated[str, AfterValidator(_check_objective), WithJsonSchema({"enum": list(OBJECTIVES)})]
+_CLASS_TOKEN_MASKINGS = ("attmask_high", "attmask_hint", "attmask_low", "mst")
 
 
 class ModelConfig(Section):
-    """``model``: what the preset named by ``encoder`` leaves open, and what the objective needs besides.
+    """``model``: what the encoder's name leaves open, and what the objective needs besides."""
 
-    A Swin's ``depth`` and ``heads`` are lists, one number a stage, and ``window`` is in tokens. ``init`` is what
-    weights to begin with: a run, a checkpoint or a published file; random ones if left out. ``drop_path`` is the share
-    of branches that the last block leaves out. The decoder and ``norm_pix_loss`` are MAE's (section 3), ``tokenizer``
-    is BEiT's: a run of ``ehm tokenizer train``, or DALL-E's ``encoder.pkl``.
-    """
-
-    init: str | None = None
-    width: Positive | None = None
-    depth: Stages = None
-    heads: Stages = None
-    window: Positive | None = None
-    drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    tokenizer: str | None = None
-    decoder_width: Positive = 512
-    decoder_depth: Positive = 8
-    decoder_heads: Positive = 16
-    norm_pix_loss: bool = True
+    init: str | None = Field(
+        None,
+        description="Weights to begin with: a run or checkpoint folder, or a published file; null for random ones.",
+    )
+    width: Positive | None = Field(None, description="Number of features of a token; null takes the published one.")
+    depth: Stages = Field(
+        None, description="Number of blocks, for a Swin a list with one number a stage; null takes the published one."
+    )
+    heads: Stages = Field(
+        None,
+        description="Number of attention heads, for a Swin a list with one number a stage; null takes the published "
+        "one.",
+    )
+    window: Positive | None = Field(
+        None, description="Side of a Swin's attention window in tokens; null takes the shorter side of the last stage."
+    )
+    drop_path: BelowOne = Field(
+        0.0,
+        description="Share of residual branches that the last block leaves out (stochastic depth); 0 for objective "
+        "mae.",
+    )
+    tokenizer: str | None = Field(
+        None,
+        description="Visual tokens for objective beit: a run of ehm tokenizer train, or DALL-E's encoder.pkl.",
+    )
+    decoder_width: Positive = Field(512, description="Number of features of a token in MAE's decoder.")
+    decoder_depth: Positive = Field(8, description="Number of blocks of MAE's decoder.")
+    decoder_heads: Positive = Field(16, description="Number of attention heads of MAE's decoder.")
+    norm_pix_loss: bool = Field(
+        True, description="Whether MAE predicts pixels that are normalised within each patch (MAE, section 3)."
+    )
 
 
 class MaskConfig(Section):
-    """``mask``: how much is hidden, and how deep in the hierarchy (paper, sections III and IV).
+    """``mask``: how much is hidden, and how deep in the hierarchy (paper, sections III and IV)."""
 
-    A mask unit is a square of ``unit`` pixels, by default one output token of the encoder, that is hidden as a whole;
-    ``ratio`` is the share of them. Hierarchies and parts are made of the ``similarity`` of units: the ``attention`` of
-    the first ``blocks`` blocks, or the ``cosine`` of the features behind them; ``balance`` evens it out, and ``source``
-    is whose it is.
-    ``build`` is where hierarchies are built, which changes no mask; ``auto`` is what suits the device. Every image of
-    a batch is masked ``views`` times, after one look at it: ``optim.batch_size`` counts masked images, so that an epoch
-    has as many times more steps.
-    """
-
-    ratio: Fraction = 0.75
-    unit: Positive | None = None
-    schedule: Literal["linear", "sqrt"] = "linear"
-    depth_range: Annotated[tuple[Unit, Unit], AfterValidator(rising)] = (0.0, 1.0)
-    similarity: Literal["attention", "cosine"] = "attention"
-    blocks: Positive = 6
-    balance: Literal["none", "sinkhorn"] = "sinkhorn"
-    source: Literal["online", "ema"] = "online"
-    build: Literal["auto", "host", "device"] = "auto"
-    views: Positive = 1
+    ratio: Fraction = Field(0.75, description="Share of the mask units that are hidden.")
+    unit: Positive | None = Field(
+        None,
+        description="Side in pixels of the square that is hidden or shown as a whole; null takes one output token of "
+        "the encoder.",
+    )
+    schedule: Literal["linear", "sqrt"] = Field(
+        "linear", description="How the depth of evolved masks grows with the progress of training."
+    )
+    depth_range: UnitRange = Field(
+        (0.0, 1.0), description="Depth of evolved masks at the start and at the end; 0 masks patches, 1 whole objects."
+    )
+    similarity: Literal["attention", "cosine"] = Field(
+        "attention",
+        description="What hierarchies and parts are made of: the attention of the first blocks, or the cosine of the "
+        "features behind them.",
+    )
+    blocks: Positive = Field(6, description="Number of first blocks that give the similarity.")
+    balance: Literal["none", "sinkhorn"] = Field(
+        "sinkhorn", description="Whether the similarity is balanced, so that no patch attracts all others."
+    )
+    source: Literal["online", "ema"] = Field(
+        "online", description="Whose similarity it is: the trained encoder's, or its moving average's."
+    )
+    build: Literal["auto", "host", "device"] = Field(
+        "auto",
+        description="Where hierarchies are built, which changes no mask; auto takes what suits the device.",
+    )
+    views: Positive = Field(
+        1,
+        description="Number of masks of each image after one forward pass; optim.batch_size counts masked images, so "
+        "that an epoch has as many times more steps.",
+    )
 
 
 class TrainConfig(Section):
     """A pretraining run. The defaults are the published recipe of its objective, MAE's at the paper's 300 epochs."""
 
-    objective: ObjectiveName = "mae"
-    encoder: EncoderName = "vit_base"
-    masking: Masking = "evolved"
-    image_size: ImageSize = (224, 224)
-    patch_size: Positive = 16
+    objective: ObjectiveName = Field("mae", description="What is learnt from the visible patches (docs/objectives.md).")
+    encoder: EncoderName = Field("vit_base", description="Name of the encoder to pretrain.")
+    masking: Masking = Field("evolved", description="How masks are chosen (docs/masking.md).")
+    image_size: ImageSize = Field(
+        (224, 224), description="Height and width of the encoder's input in pixels; one number means a square."
+    )
+    patch_size: Positive = Field(16, description="Side of a patch in pixels.")
     model: ModelConfig = ModelConfig()
     mask: MaskConfig = MaskConfig()
     data: PretrainData = PretrainData()
@@ -113,13 +133,13 @@ class TrainConfig(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _recipe(cls, values: Any) -> Any:
+    def _add_recipe(cls, values: Any) -> Any:
         return with_recipe(values) if isinstance(values, dict) else values
 
     @model_validator(mode="after")
-    def _fits(self) -> TrainConfig:
+    def _check_together(self) -> TrainConfig:
         OBJECTIVES[self.objective].check(self)
-        if self.masking in _BY_CLASS_TOKEN and not family_of(self.encoder).has_class_token:
+        if self.masking in _CLASS_TOKEN_MASKINGS and not family_of(self.encoder).has_class_token:
             raise ValueError(f"masking {self.masking} goes by the class token's attention, and {self.encoder} has none")
         self._check_units()
         if self.optim.batch_size % self.mask.views:
@@ -131,16 +151,15 @@ class TrainConfig(Section):
         return self
 
     def _check_units(self) -> None:
-        spec, unit = self.spec, self.unit
-        fitting = [
-            side
-            for side in range(spec.stride, min(spec.image_size) + 1, spec.stride)
-            if not (spec.image_size[0] % side or spec.image_size[1] % side)
-        ]
+        spec = self.spec
+        unit = self.unit
+        multiples = range(spec.stride, min(spec.image_size) + 1, spec.stride)
+        fitting = [side for side in multiples if spec.image_size[0] % side == 0 == spec.image_size[1] % side]
         if unit not in fitting:
+            closest = min(fitting, key=lambda side: abs(side - unit))
             raise ValueError(
                 f"mask.unit {unit} should be a multiple of the encoder's stride {spec.stride} that divides image_size "
-                f"{list(spec.image_size)}, for example {min(fitting, key=lambda side: abs(side - unit))}"
+                f"{list(spec.image_size)}, for example {closest}"
             )
         units = self.units[0] * self.units[1]
         hidden = round(self.masks.ratio * units)
@@ -152,7 +171,7 @@ class TrainConfig(Section):
 
     @property
     def spec(self) -> EncoderSpec:
-        """The encoder's numbers, of a ViT in the form that the objective has."""
+        """The encoder's sizes; the objective decides the form of a ViT."""
         relative = OBJECTIVES[self.objective].relative_vit
         return encoder_spec(self.encoder, self.image_size, self.patch_size, self.model, relative)
 
@@ -168,6 +187,7 @@ class TrainConfig(Section):
 
     @property
     def masks(self) -> MaskConfig:
-        """``mask`` with the share that is really hidden (see :meth:`Objective.hidden_ratio`)."""
-        ratio = OBJECTIVES[self.objective].hidden_ratio(self.mask.ratio, self.units[0] * self.units[1])
+        """The section ``mask`` with the share of units that is really hidden (see :meth:`Objective.hidden_ratio`)."""
+        units = self.units[0] * self.units[1]
+        ratio = OBJECTIVES[self.objective].hidden_ratio(self.mask.ratio, units)
         return self.mask.model_copy(update={"ratio": ratio})

@@ -1,83 +1,24 @@
-"""The sections that several kinds of configuration share, and the types of their values."""
+"""The sections that every command shares: the optimiser, the run, and the encoder to begin with."""
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from ehm.config.encoders import PRESETS
-from ehm.config.inputs import IMAGENET_MEAN, IMAGENET_STD, CropMode, InputSpec, Interpolation, Triple
+from ehm.config.values import (
+    BelowOne,
+    Count,
+    EncoderName,
+    Fraction,
+    ImageSize,
+    NotNegative,
+    Positive,
+    PositiveReal,
+    Stages,
+)
 
-__all__ = [
-    "DataConfig",
-    "EncoderName",
-    "Fraction",
-    "ImageData",
-    "ImageSize",
-    "ModelSource",
-    "OptimConfig",
-    "Positive",
-    "PositiveReal",
-    "PretrainData",
-    "RunConfig",
-    "Section",
-    "Share",
-    "SourceConfig",
-    "Stages",
-    "Unit",
-    "rising",
-]
-
-Fraction = Annotated[float, Field(gt=0, lt=1)]
-Share = Annotated[float, Field(gt=0, le=1)]
-Unit = Annotated[float, Field(ge=0, le=1)]
-Positive = Annotated[int, Field(ge=1, lt=2**31)]
-PositiveReal = Annotated[float, Field(gt=0)]
-PositiveTriple = tuple[PositiveReal, PositiveReal, PositiveReal]
-
-
-def _both(value: Any) -> Any:
-    if isinstance(value, int):
-        return value, value
-    if not isinstance(value, (list, tuple)):
-        raise ValueError("should be a number of pixels or [height, width]")
-    return value
-
-
-def rising(value: tuple[float, float]) -> tuple[float, float]:
-    """A range, unless it falls: ValueError."""
-    if value[0] > value[1]:
-        raise ValueError(f"should not fall, for example {sorted(value)}")
-    return value
-
-
-def strictly_rising(value: tuple[float, float]) -> tuple[float, float]:
-    """A range of two different numbers, unless it falls: ValueError."""
-    if value[0] >= value[1]:
-        raise ValueError(f"should rise: [black, white], for example [0, 4095], not {list(value)}")
-    return value
-
-
-def _numbers(value: Any) -> Any:
-    each = value if isinstance(value, (list, tuple)) else [value]
-    if not each or any(type(number) is not int or number < 1 for number in each):
-        raise ValueError("should be a whole number from 1, or of a Swin a list of them, one for each stage")
-    return value
-
-
-def _known(encoder: str) -> str:
-    if encoder not in PRESETS:
-        raise ValueError(f"should be one of {', '.join(PRESETS)}")
-    return encoder
-
-
-EncoderName = Annotated[str, AfterValidator(_known)]
-ImageSize = Annotated[tuple[Positive, Positive], BeforeValidator(_both)]
-"""Height and width in pixels; one number means a square."""
-Stages = Annotated[Positive | tuple[Positive, ...], BeforeValidator(_numbers)] | None
-"""One number, or of a Swin one for each stage; None is the published one."""
+__all__ = ["ModelSource", "OptimConfig", "RunConfig", "Section"]
 
 
 class Section(BaseModel):
@@ -85,108 +26,70 @@ class Section(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
 
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        """Keep the description of a key if a subclass changes its default or its type only."""
+        super().__pydantic_init_subclass__(**kwargs)
+        for name, field in cls.model_fields.items():
+            inherited = getattr(cls.__base__, "model_fields", {}).get(name)
+            if field.description is None and inherited is not None:
+                field.description = inherited.description
+
     @model_validator(mode="before")
     @classmethod
     def _keep_defaults(cls, values: Any) -> Any:
-        """A section given in part keeps the defaults of the recipe that holds it, not those of the section's class."""
+        """Complete a section given in part by the defaults of the recipe that holds it, not by those of its class."""
         if not isinstance(values, dict):
             return values
-        defaults = {name: field.default for name, field in cls.model_fields.items()}
-        return {
-            key: defaults[key].model_dump() | value
-            if isinstance(value, dict) and isinstance(defaults.get(key), Section)
-            else value
-            for key, value in values.items()
-        }
-
-
-class SourceConfig(Section):
-    """``data``, of every task: where images come from and how their pixels are normalised.
-
-    ``mean`` and ``std`` are those that the encoder's weights were trained with, unless they are set here. ``workers``
-    processes read the images. A file that cannot be read is replaced by another one, or with ``strict`` ends the run.
-    A task refuses a named class that nothing to train on has, unless ``allow_empty_classes`` is set. ``range`` are the
-    values that are black and white in images of more than 8 bits, the same for all of them, for example [0, 4095] of a
-    camera of 12 bits whose files have 16; left out, they follow from the type of the values.
-    """
-
-    source: str
-    range: Annotated[tuple[float, float], AfterValidator(strictly_rising)] | None = None
-    mean: Triple | None = None
-    std: PositiveTriple | None = None
-    workers: Annotated[int, Field(ge=0)] = 2
-    strict: bool = False
-    allow_empty_classes: bool = False
-
-    def input_spec(self, own: InputSpec) -> InputSpec:
-        """Return ``own``, what the weights say about their images, with everything that this section sets."""
-        given = {name: getattr(self, name, None) for name in vars(own)}
-        return replace(own, **{name: value for name, value in given.items() if value is not None})
-
-
-class ImageData(SourceConfig):
-    """``data``: where images come from, how they are cropped and normalised, and how strongly colours vary.
-
-    ``source`` is ``elpv`` (the photographs that the package elpv-dataset ships), a folder, the root of ImageNet or of
-    GLDv2, or tar shards (``/data/shard-{000000..000146}.tar`` or a folder of them). ``layout`` says which of these it
-    is: a ``folder`` has parts or classes, ``parts`` and ``classes`` say which where both are possible.
-    """
-
-    source: str = "elpv"
-    layout: Literal["auto", "classes", "elpv", "folder", "gldv2", "imagenet", "parts", "shards"] = "auto"
-    crop_scale: Annotated[tuple[Share, Share], AfterValidator(rising)] = (0.2, 1)
-    flip: bool = True
-    color_jitter: Unit = 0.0
-
-
-class DataConfig(ImageData):
-    """``data`` of tasks that see an image in one crop.
-
-    ``crop_pct``, ``crop_mode`` and ``interpolation`` say how images are resized and cropped to be measured, in timm's
-    words; the crops of training are resized by ``interpolation`` too. Left out, they are those of the weights.
-    """
-
-    crop_pct: Annotated[float, Field(gt=0, le=2)] | None = None
-    crop_mode: CropMode | None = None
-    interpolation: Interpolation | None = None
-
-
-class PretrainData(ImageData):
-    """``data`` of runs that need no encoder's weights: ``mean`` and ``std`` are ImageNet's if they are left out."""
-
-    mean: Triple = IMAGENET_MEAN
-    std: PositiveTriple = IMAGENET_STD
+        completed = dict(values)
+        for key, value in values.items():
+            default = cls.model_fields[key].default if key in cls.model_fields else None
+            if isinstance(value, dict) and isinstance(default, Section):
+                completed[key] = default.model_dump() | value
+        return completed
 
 
 class OptimConfig(Section):
-    """``optim``: AdamW and its schedule; the learning rate is ``base_lr * batch_size / 256``.
+    """``optim``: the optimiser and its schedule; the peak learning rate is ``base_lr * batch_size / 256``."""
 
-    A run has ``epochs``, or exactly ``steps`` where that is set. After the warm-up, of ``warmup_epochs`` or exactly
-    ``warmup_steps``, the rate falls to ``min_lr`` along half a ``cosine`` or ``linear``ly, or by a ``step`` to a tenth
-    at each of ``milestones``, shares of the run: SimMIM's is seven eighths.
-
-    ``batch_size`` is that of all processes together, whatever their number; each passes its share through the device in
-    ``accumulate`` parts.
-    """
-
-    epochs: Positive = 300
-    steps: Positive | None = None
-    batch_size: Positive = 4096
-    accumulate: Positive = 1
-    base_lr: PositiveReal = 1.5e-4
-    min_lr: Annotated[float, Field(ge=0)] = 0.0
-    warmup_epochs: Annotated[float, Field(ge=0)] = 40
-    warmup_steps: Annotated[int, Field(ge=0)] | None = None
-    schedule: Literal["cosine", "step", "linear"] = "cosine"
-    milestones: tuple[Fraction, ...] = (0.875,)
-    weight_decay: Annotated[float, Field(ge=0)] = 0.05
-    betas: tuple[Fraction, Fraction] = (0.9, 0.95)
-    clip_grad: PositiveReal | None = None
-    ema_decay: Fraction | None = None
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    epochs: Positive = Field(300, description="Length of the run in epochs, if optim.steps is null.")
+    steps: Positive | None = Field(None, description="Length of the run in steps; null goes by optim.epochs.")
+    batch_size: Positive = Field(4096, description="Number of images in a step, of all processes together.")
+    accumulate: Positive = Field(
+        1, description="Number of parts in which each process passes its share of a batch through the device."
+    )
+    base_lr: PositiveReal = Field(1.5e-4, description="Peak learning rate for each 256 images of the batch.")
+    min_lr: NotNegative = Field(
+        0.0, description="Lowest learning rate, which the schedule falls to; not scaled by the batch."
+    )
+    warmup_epochs: NotNegative = Field(
+        40, description="Length of the linear warm-up in epochs, if optim.warmup_steps is null."
+    )
+    warmup_steps: Count | None = Field(
+        None, description="Length of the linear warm-up in steps; null goes by optim.warmup_epochs."
+    )
+    schedule: Literal["cosine", "step", "linear"] = Field(
+        "cosine",
+        description="How the rate falls after the warm-up: along half a cosine, along a line, or by a step to a tenth "
+        "at each of optim.milestones.",
+    )
+    milestones: tuple[Fraction, ...] = Field(
+        (0.875,), description="The points at which schedule step lowers the rate, as shares of the run."
+    )
+    weight_decay: NotNegative = Field(0.05, description="Weight decay; biases and norms have none.")
+    betas: tuple[Fraction, Fraction] = Field((0.9, 0.95), description="AdamW's decay rates of the two moments.")
+    clip_grad: PositiveReal | None = Field(
+        None, description="Largest norm of the gradient of all parameters together; null does not clip."
+    )
+    ema_decay: Fraction | None = Field(
+        None, description="Decay of the moving average of the weights for each step; null keeps no average."
+    )
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="Precision of the forward and backward pass; auto takes what suits the device."
+    )
 
     @model_validator(mode="after")
-    def _divides(self) -> OptimConfig:
+    def _check_together(self) -> OptimConfig:
         if self.batch_size % self.accumulate:
             raise ValueError(f"batch_size {self.batch_size} is not a multiple of accumulate {self.accumulate}")
         if self.steps is None and self.warmup_steps is None and self.warmup_epochs > self.epochs:
@@ -210,40 +113,56 @@ class OptimConfig(Section):
 
 
 class RunConfig(Section):
-    """``run``: seed, logging, checkpoints, and how to compute what the rest says.
+    """``run``: seed, logging, checkpoints, and how the device computes what the other sections describe."""
 
-    ``max_steps`` stops early, on the schedule of the whole run. ``compile`` lets torch compile the model,
-    ``grad_checkpointing`` trades a third more time for the memory of activations, ``deterministic`` admits only
-    kernels that give the same result every time. Several processes hold a copy of the model each (``parallel: ddp``),
-    or share one (``fsdp``). ``checkpoint_every`` and ``measure_every`` are in epochs.
-    """
-
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
-    compile: bool = False
-    grad_checkpointing: bool = False
-    deterministic: bool = False
-    parallel: Literal["ddp", "fsdp"] = "ddp"
-    log_every: Positive = 10
-    checkpoint_every: PositiveReal = 1
-    measure_every: PositiveReal = 1
-    keep: Positive = 2
-    max_steps: Positive | None = None
-    tensorboard: bool = True
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(0, description="Seed of every random number of the run.")
+    compile: bool = Field(False, description="Whether torch compiles the model, which takes minutes at the start.")
+    grad_checkpointing: bool = Field(
+        False, description="Whether activations are computed again in the backward pass: less memory, more time."
+    )
+    deterministic: bool = Field(
+        False, description="Whether only kernels are used that give the same result every time."
+    )
+    parallel: Literal["ddp", "fsdp"] = Field(
+        "ddp", description="Whether each of several processes holds the whole model (ddp) or a part of it (fsdp)."
+    )
+    log_every: Positive = Field(10, description="Number of steps from one line of metrics to the next.")
+    checkpoint_every: PositiveReal = Field(1, description="Number of epochs from one checkpoint to the next.")
+    measure_every: PositiveReal = Field(1, description="Number of epochs from one measurement to the next.")
+    keep: Positive = Field(2, description="Number of checkpoints that are kept, the newest ones.")
+    max_steps: Positive | None = Field(
+        None, description="Step at which to stop early, on the schedule of the whole run; null runs to the end."
+    )
+    tensorboard: bool = Field(True, description="Whether metrics are also written for TensorBoard.")
 
 
 class ModelSource(Section):
-    """``model`` of a downstream task: an encoder and where its weights come from.
+    """``model`` of a downstream task: an encoder and where its weights come from."""
 
-    ``init`` is a run folder or checkpoint of ours, a ``.safetensors`` or published ``.pth`` file, ``timm:NAME``, or
-    ``scratch``. Sizes left open are those of the weights; ``encoder`` and ``patch_size`` are for ``scratch`` only.
-    """
-
-    init: str = "scratch"
-    encoder: EncoderName = "vit_small"
-    width: Positive | None = None
-    depth: Stages = None
-    heads: Stages = None
-    window: Positive | None = None
-    image_size: ImageSize | None = None
-    patch_size: Positive | None = None
-    drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    init: str = Field(
+        "scratch",
+        description="Weights to begin with: a run or checkpoint folder, a .safetensors or published .pth file, "
+        "timm:NAME, or scratch for random ones.",
+    )
+    encoder: EncoderName = Field("vit_small", description="Name of the encoder to build, for init scratch only.")
+    width: Positive | None = Field(
+        None, description="Number of features of a token; null takes that of the weights or of the named encoder."
+    )
+    depth: Stages = Field(
+        None, description="Number of blocks, for a Swin a list with one number a stage; null as for width."
+    )
+    heads: Stages = Field(
+        None, description="Number of attention heads, for a Swin a list with one number a stage; null as for width."
+    )
+    window: Positive | None = Field(None, description="Side of a Swin's attention window in tokens; null as for width.")
+    image_size: ImageSize | None = Field(
+        None,
+        description="Height and width of the encoder's input in pixels, one number for a square; positions are "
+        "resampled to it; null takes that of the weights.",
+    )
+    patch_size: Positive | None = Field(
+        None, description="Side of a patch in pixels, for init scratch only; null takes the published one."
+    )
+    drop_path: BelowOne = Field(
+        0.0, description="Share of residual branches that the last block leaves out in training (stochastic depth)."
+    )

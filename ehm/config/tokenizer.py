@@ -6,7 +6,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from ehm.config.sections import ImageSize, OptimConfig, Positive, PositiveReal, PretrainData, RunConfig, Section
+from ehm.config.data import PretrainData
+from ehm.config.sections import OptimConfig, RunConfig, Section
+from ehm.config.values import ImageSize, NotNegative, Positive, PositiveReal
 
 __all__ = ["TokenizerConfig"]
 
@@ -14,18 +16,23 @@ __all__ = ["TokenizerConfig"]
 class TokenizerConfig(Section):
     """A run of ``ehm tokenizer train``: a small discrete VAE, which gives BEiT its visual tokens.
 
-    ``vocabulary`` is the number of codes, ``stride`` the side in pixels of the square that each stands for, ``width``
-    the features of a code. The Gumbel-softmax cools from the first ``temperature`` to the second along half a cosine
-    (DALL-E: 1 to 1/16); ``kl_weight`` holds the distribution of all codes to the uniform one. Pixels are reconstructed
-    as they are: ``data.mean`` and ``data.std`` play no part.
+    Pixels are reconstructed as they are: ``data.mean`` and ``data.std`` play no part.
     """
 
-    vocabulary: Annotated[int, Field(ge=2)] = 8192
-    width: Positive = 256
-    stride: Literal[2, 4, 8, 16, 32] = 8
-    image_size: ImageSize = (112, 112)
-    temperature: tuple[PositiveReal, PositiveReal] = (0.5, 0.05)
-    kl_weight: Annotated[float, Field(ge=0)] = 1e-3
+    vocabulary: Annotated[int, Field(ge=2)] = Field(8192, description="Number of codes.")
+    width: Positive = Field(256, description="Number of features of a code.")
+    stride: Literal[2, 4, 8, 16, 32] = Field(8, description="Side in pixels of the square that one code stands for.")
+    image_size: ImageSize = Field(
+        (112, 112), description="Height and width of the training images in pixels; one number means a square."
+    )
+    temperature: tuple[PositiveReal, PositiveReal] = Field(
+        (0.5, 0.05),
+        description="Temperature of the Gumbel-softmax at the start and at the end, along half a cosine (DALL-E: 1 "
+        "to 1/16).",
+    )
+    kl_weight: NotNegative = Field(
+        1e-3, description="Weight of the divergence between the distribution of all codes and the uniform one."
+    )
     data: PretrainData = PretrainData()
     optim: OptimConfig = OptimConfig(
         epochs=50, batch_size=256, base_lr=1e-3, warmup_epochs=1, weight_decay=1e-4, betas=(0.9, 0.999), clip_grad=1.0
@@ -33,7 +40,7 @@ class TokenizerConfig(Section):
     run: RunConfig = RunConfig()
 
     @model_validator(mode="after")
-    def _fits_together(self) -> TokenizerConfig:
+    def _check_together(self) -> TokenizerConfig:
         if any(side % self.stride for side in self.image_size):
             raise ValueError(f"image_size {list(self.image_size)} is not a multiple of stride {self.stride}")
         if self.width % (self.stride // 2):

@@ -1,0 +1,58 @@
+"""``ehm finetune`` and ``ehm probe``: the configuration of classifiers."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from ehm.config.data import DataConfig
+from ehm.config.sections import ModelSource, OptimConfig, Section
+from ehm.config.tasks.base import TaskConfig
+from ehm.config.values import BelowOne, NotNegative, Positive, Share, Unit
+
+__all__ = ["AugmentConfig", "FinetuneConfig", "ProbeConfig"]
+
+
+class AugmentConfig(Section):
+    """``augment``: how training images vary beyond crop and flip. The defaults are MAE's fine-tuning recipe."""
+
+    rand_augment: str | None = Field(
+        "rand-m9-mstd0.5-inc1", description="RandAugment in timm's notation; null switches it off."
+    )
+    mixup: NotNegative = Field(0.8, description="Parameter of the beta distribution of Mixup; 0 switches it off.")
+    cutmix: NotNegative = Field(1.0, description="Parameter of the beta distribution of CutMix; 0 switches it off.")
+    label_smoothing: BelowOne = Field(0.1, description="Share of the target that is spread over all classes.")
+    random_erasing: Unit = Field(0.25, description="Probability that a rectangle of an image is erased.")
+
+
+class FinetuneConfig(TaskConfig):
+    """Supervised training of a classifier, on stratified folds. The defaults are MAE's published recipe for ViT-B."""
+
+    task: Literal["classification"] = "classification"
+    model: ModelSource = ModelSource(drop_path=0.1)
+    data: DataConfig = DataConfig(crop_scale=(0.08, 1))
+    augment: AugmentConfig = AugmentConfig()
+    optim: OptimConfig = OptimConfig(
+        epochs=100, batch_size=1024, base_lr=5e-4, min_lr=1e-6, warmup_epochs=5, betas=(0.9, 0.999)
+    )
+    pool: Literal["avg", "token"] = Field(
+        "avg", description="What the head sees: the mean of the patch tokens (avg) or the class token (token)."
+    )
+    layer_decay: Share = 0.65
+    frozen: bool = Field(False, description="Whether the encoder stays as it is and only the head is trained.")
+
+
+class ProbeConfig(FinetuneConfig):
+    """Linear probing as in MAE (appendix A.1): frozen encoder, BatchNorm without affine, LARS, crop and flip only."""
+
+    model: ModelSource = ModelSource()
+    augment: AugmentConfig = AugmentConfig(rand_augment=None, mixup=0, cutmix=0, label_smoothing=0, random_erasing=0)
+    optim: OptimConfig = OptimConfig(
+        epochs=90, batch_size=16384, base_lr=0.1, warmup_epochs=10, weight_decay=0, betas=(0.9, 0.999)
+    )
+    pool: Literal["avg", "token"] = "token"
+    layer_decay: Annotated[float, Field(ge=1, le=1)] = 1.0
+    frozen: Literal[True] = True
+    optimizer: Literal["adamw", "lars", "sgd"] = "lars"
+    neighbours: Positive = Field(20, description="Number of nearest neighbours that vote in the k-NN measurement.")

@@ -1,0 +1,99 @@
+"""The types of values that the keys of a configuration may have, and their checks."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
+
+from ehm.config.encoders import PRESETS
+
+__all__ = [
+    "BelowOne",
+    "Count",
+    "EncoderName",
+    "Fraction",
+    "ImageSize",
+    "NotNegative",
+    "PixelRange",
+    "Positive",
+    "PositiveRange",
+    "PositiveReal",
+    "PositiveTriple",
+    "Share",
+    "ShareRange",
+    "Stages",
+    "Unit",
+    "UnitRange",
+    "require_match",
+]
+
+
+def _check_rising(value: tuple[float, float]) -> tuple[float, float]:
+    if value[0] > value[1]:
+        raise ValueError(f"should not fall, for example {sorted(value)}")
+    return value
+
+
+def require_match(pattern: str, meaning: str) -> Callable[[str], str]:
+    """Return a check that a text matches ``pattern`` as a whole; its error says that it should be ``meaning``."""
+
+    def check(value: str) -> str:
+        if not re.fullmatch(pattern, value):
+            raise ValueError(f"should be {meaning}")
+        return value
+
+    return check
+
+
+def _check_black_and_white(value: tuple[float, float]) -> tuple[float, float]:
+    if value[0] >= value[1]:
+        raise ValueError(f"should rise: [black, white], for example [0, 4095], not {list(value)}")
+    return value
+
+
+def _expand_square(value: Any) -> Any:
+    if isinstance(value, int):
+        return value, value
+    if not isinstance(value, (list, tuple)):
+        raise ValueError("should be a number of pixels or [height, width]")
+    return value
+
+
+def _check_stages(value: Any) -> Any:
+    numbers = value if isinstance(value, (list, tuple)) else [value]
+    # bool is a subclass of int, so isinstance would accept true
+    if not numbers or any(type(number) is not int or number < 1 for number in numbers):
+        raise ValueError("should be a whole number from 1, or of a Swin a list of them, one for each stage")
+    return value
+
+
+def _check_encoder(encoder: str) -> str:
+    if encoder not in PRESETS:
+        raise ValueError(f"should be one of {', '.join(PRESETS)}")
+    return encoder
+
+
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+Share = Annotated[float, Field(gt=0, le=1)]
+Unit = Annotated[float, Field(ge=0, le=1)]
+BelowOne = Annotated[float, Field(ge=0, lt=1)]
+Count = Annotated[int, Field(ge=0)]
+Positive = Annotated[int, Field(ge=1, lt=2**31)]
+NotNegative = Annotated[float, Field(ge=0)]
+PositiveReal = Annotated[float, Field(gt=0)]
+PositiveTriple = tuple[PositiveReal, PositiveReal, PositiveReal]
+
+ShareRange = Annotated[tuple[Share, Share], AfterValidator(_check_rising)]
+UnitRange = Annotated[tuple[Unit, Unit], AfterValidator(_check_rising)]
+PositiveRange = Annotated[tuple[PositiveReal, PositiveReal], AfterValidator(_check_rising)]
+PixelRange = Annotated[tuple[float, float], AfterValidator(_check_black_and_white)]
+
+# The schema names the encoders for ehm configs --keys; a Literal would have to repeat them.
+EncoderName = Annotated[str, AfterValidator(_check_encoder), WithJsonSchema({"enum": list(PRESETS)})]
+ImageSize = Annotated[tuple[Positive, Positive], BeforeValidator(_expand_square)]
+"""Height and width in pixels; one number means a square."""
+Stages = Annotated[Positive | tuple[Positive, ...], BeforeValidator(_check_stages)] | None
+"""One number, or for a Swin one for each stage; None is the published one."""
