@@ -13,7 +13,6 @@ __all__ = [
     "decays",
     "entropy",
     "host_memory",
-    "undecayed",
 ]
 
 SCALE, TRACKER = "scaler/scale", "scaler/growth_tracker"
@@ -35,11 +34,6 @@ def decays(name: str, dimensions: int, no_decay: Collection[str] = ()) -> bool:
     Nor to tables of biases for relative positions, as in timm and in SimMIM's Swin.
     """
     return dimensions > 1 and not name.endswith((".bias", "bias_table")) and name not in no_decay
-
-
-def undecayed(objective: str) -> tuple[str, ...]:
-    """Tokens that a pretraining objective's published code does not decay."""
-    return {"simmim": ("cls_token", "mask_token"), "beit": ("cls_token",)}.get(objective, ())
 
 
 def entropy(seed: int, step: int, rank: int) -> list[int]:

@@ -17,8 +17,9 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from ehm.backends.torch.models.pretraining import build_model
 from ehm.backends.torch.models.vit import build_vit
+from ehm.backends.torch.objectives import create_objective
+from ehm.backends.torch.objectives.beit import build_beit
 from ehm.config import FinetuneConfig, ModelConfig, ProbeConfig, TrainConfig, encoder_spec, load_config
 from ehm.config.encoders import VitSpec
 from ehm.masking import split_mask, spread_mask
@@ -29,11 +30,15 @@ SIMILARITY, SALIENCY = ("evolved", "shallow", "deep", "epm"), ("attmask_high", "
 
 def pretraining(config: TrainConfig) -> int:
     """Operations of one image that is masked ``mask.views`` times."""
-    model = build_model(config, VOCABULARY)
+    targets: dict[str, torch.Tensor] = {}
+    if config.objective == "beit":  # without a tokenizer, whose own operations are not counted
+        model = build_beit(config, VOCABULARY)
+        targets = {"visual_tokens": torch.zeros(1, config.spec.patches, dtype=torch.int64)}
+    else:
+        model = create_objective(config, torch.device("cpu")).build_model()
     units = config.units[0] * config.units[1]
     masks = np.tile(np.arange(units) < round(config.masks.ratio * units), (config.mask.views, 1))
     parts = split_mask(spread_mask(masks, config.units, config.unit // config.spec.stride))
-    words = {"words": torch.zeros(1, config.spec.patches, dtype=torch.int64)} if config.objective == "beit" else {}
     images = torch.zeros(1, 3, *config.image_size)
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         tokens = model.embed(images)
@@ -42,7 +47,7 @@ def pretraining(config: TrainConfig) -> int:
                 model.similarity(tokens.detach(), config.mask.blocks)
             if config.masking in SALIENCY:
                 model.saliency(tokens.detach())
-        model(images, *(torch.from_numpy(part) for part in parts), tokens, **words).backward()
+        model(images, *(torch.from_numpy(part) for part in parts), tokens, **targets).backward()
     return int(counter.get_total_flops())
 
 

@@ -155,7 +155,8 @@ def plain(name: str, device: torch.device) -> tuple[Callable[..., Any], torch.op
     """MAE as its paper describes it (He et al., 2022), every operator by itself."""
     from timm.models.vision_transformer import Block
 
-    from ehm.backends.torch.models.mae import MaskedAutoencoder, patchify
+    from ehm.backends.torch.models.patches import patchify
+    from ehm.backends.torch.objectives.mae import MaskedAutoencoder
 
     model = MaskedAutoencoder(TrainConfig(encoder=name).spec).to(device).train()
     blocks = [*model.blocks, *model.decoder_blocks]

@@ -246,7 +246,7 @@ def test_three_operators_of_a_detector_fall_back(tmp_path):
 
 PLANT = """
 import torch
-from ehm.backends.torch.models.mae import MaskedAutoencoder
+from ehm.backends.torch.objectives.mae import MaskedAutoencoder
 forward = MaskedAutoencoder.forward
 def planted(self, *args, **kwargs):
     return forward(self, *args, **kwargs) + {}

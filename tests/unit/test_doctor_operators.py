@@ -9,8 +9,8 @@ from ehm.doctor import operators as command
 from ehm.doctor.operators import operators
 from ehm.errors import BackendError
 
-NATIVE = ("aten::mm", ("bfloat16",), "native", "backends/torch/models/mae.py:10 in forward", "")
-NEUTRAL = ("aten::t", ("float32",), "neutral", "backends/torch/models/mae.py:11 in forward", "a view")
+NATIVE = ("aten::mm", ("bfloat16",), "native", "backends/torch/objectives/mae.py:10 in forward", "")
+NEUTRAL = ("aten::t", ("float32",), "neutral", "backends/torch/objectives/mae.py:11 in forward", "a view")
 WAITS = (
     "aten::nonzero",
     ("bool",),

@@ -10,8 +10,8 @@ from scipy.special import erf
 
 from ehm.backends.torch.engine.tensors import load_arrays
 from ehm.backends.torch.models import attention
-from ehm.backends.torch.models.mae import MaskedAutoencoder
 from ehm.backends.torch.models.patches import patchify
+from ehm.backends.torch.objectives.mae import MaskedAutoencoder
 from ehm.config.encoders import VitSpec, sincos_positions
 from ehm.errors import CheckpointError
 from ehm.masking import split_mask

@@ -11,9 +11,9 @@ from torch.nn.functional import interpolate, l1_loss, pixel_shuffle
 from ehm import masking
 from ehm.backends.torch.engine import hierarchy
 from ehm.backends.torch.models.attention import class_attention, cosine_similarity
-from ehm.backends.torch.models.beit import BeitSwin, BeitVit, VisualTokens
-from ehm.backends.torch.models.simmim import SimmimSwin, SimmimVit
 from ehm.backends.torch.models.swin import cell_attention, first_blocks, mean_cells
+from ehm.backends.torch.objectives.beit import BeitSwin, BeitVit, VisualTokens
+from ehm.backends.torch.objectives.simmim import SimmimSwin, SimmimVit
 from ehm.config.encoders import SwinSpec, VitSpec
 from ehm.masking import split_mask, spread_mask
 
@@ -103,16 +103,16 @@ def test_several_masks_of_an_image_are_those_of_copies(kind, spec, images, mask)
 @pytest.mark.parametrize(("kind", "spec"), [(BeitVit, VIT), (BeitSwin, SWIN)])
 def test_beit_is_the_cross_entropy_of_hidden_tokens(kind, spec, images, mask):
     model = make(kind, spec, vocabulary=10)
-    words = torch.from_numpy(np.random.default_rng(3).integers(0, 10, (4, 24)))
+    codes = torch.from_numpy(np.random.default_rng(3).integers(0, 10, (4, 24)))
     logits = model.lm_head(published_features(model, images, mask).flatten(2).transpose(1, 2))
     logits = logits.detach().double().numpy()
     logits -= np.log(np.exp(logits).sum(-1, keepdims=True))
-    each = -np.take_along_axis(logits, words.numpy()[..., None], axis=2)[..., 0]
-    assert model(images, *indices(mask), words=words).item() == pytest.approx(each[mask].mean(), rel=1e-5)
+    each = -np.take_along_axis(logits, codes.numpy()[..., None], axis=2)[..., 0]
+    assert model(images, *indices(mask), visual_tokens=codes).item() == pytest.approx(each[mask].mean(), rel=1e-5)
 
     masks = indices(mask[[0, 1, 2, 3, 1, 0, 3, 2]])
-    copies = model(images.repeat_interleave(2, 0), *masks, words=words.repeat_interleave(2, 0))
-    torch.testing.assert_close(model(images, *masks, words=words), copies)
+    copies = model(images.repeat_interleave(2, 0), *masks, visual_tokens=codes.repeat_interleave(2, 0))
+    torch.testing.assert_close(model(images, *masks, visual_tokens=codes), copies)
 
 
 def test_visual_tokens_are_those_of_a_smaller_image(images):
@@ -130,10 +130,10 @@ def test_visual_tokens_are_those_of_a_smaller_image(images):
             means = small.mean(1).unflatten(2, (-1, 4)).unflatten(1, (-1, 4)).mean((2, 4))
             return (means * 8).long().clamp(0, 7).flatten(1)
 
-    words = VisualTokens(Brightness(), (4, 6), (32, 48), mean, std, torch.device("cpu"))
-    assert words.vocabulary == 8
+    visual_tokens = VisualTokens(Brightness(), (4, 6), (32, 48), mean, std, torch.device("cpu"))
+    assert visual_tokens.vocabulary == 8
     with torch.autocast("cpu", torch.bfloat16):
-        found = words(images)
+        found = visual_tokens(images)
     pixels = images * torch.tensor(std).view(3, 1, 1) + torch.tensor(mean).view(3, 1, 1)
     wanted = interpolate(pixels, (16, 24), mode="bicubic", antialias=True).clamp(0, 1)
     torch.testing.assert_close(seen[0], wanted, atol=1e-5, rtol=0)

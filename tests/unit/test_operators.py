@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from ehm.backends.torch.diagnosis import operators, recording
 from ehm.backends.torch.diagnosis.operators import classify, judge, native_operators, record, report
-from ehm.backends.torch.models.mae import MaskedAutoencoder
+from ehm.backends.torch.objectives.mae import MaskedAutoencoder
 
 LACKING = ("huber_loss", "poisson", "_sample_dirichlet", "_linalg_eigh", "_weight_norm_interface")
 TABLE = Path(torchgen.__file__).parent / "packaged/ATen/native/native_functions.yaml"

@@ -6,7 +6,13 @@ import torch
 from timm.optim import param_groups_layer_decay
 from torch import nn
 
-from ehm.backends.torch.engine.optim import LARS, load_optimizer_arrays, optimizer_arrays, param_groups, set_rates
+from ehm.backends.torch.engine.optim import (
+    create_lars,
+    load_optimizer_arrays,
+    optimizer_arrays,
+    param_groups,
+    set_rates,
+)
 from ehm.backends.torch.models.vit import build_vit, layers_of
 from ehm.config.encoders import VitSpec
 from ehm.errors import CheckpointError
@@ -69,37 +75,67 @@ def test_without_layers_all_learn_alike_and_vectors_do_not_decay():
     assert not any(name.startswith("blocks.0.") for name in found)
 
 
-def test_lars_is_the_published_arithmetic():
-    rng = np.random.default_rng(0)
-    weight, bias, zero = rng.normal(size=(3, 2)), rng.normal(size=3), np.zeros((2, 2))
-    model = nn.ParameterDict(
-        {key: nn.Parameter(torch.from_numpy(value.copy())) for key, value in (("w", weight), ("b", bias), ("z", zero))}
-    )
-    optimizer = LARS(param_groups(model.named_parameters()), momentum=0.9, trust_coefficient=0.001)
-    set_rates(optimizer, lr=2.0, weight_decay=0.1)
-    velocity = [np.zeros_like(weight), np.zeros_like(bias), np.zeros_like(zero)]
-    for _ in range(3):
-        gradients = [rng.normal(size=value.shape) for value in (weight, bias, zero)]
-        for key, gradient in zip("wbz", gradients, strict=True):
-            model[key].grad = torch.from_numpy(gradient.copy())
+SIZES = {"matrix": (3, 2), "vector": (3,), "zero": (2, 2), "token": (1, 1, 2)}
+
+
+def lars_model():
+    generator = torch.Generator().manual_seed(0)
+    values = {name: torch.randn(size, generator=generator) for name, size in SIZES.items()}
+    values["zero"].zero_()
+    return nn.ParameterDict({name: nn.Parameter(value.clone()) for name, value in values.items()}), values
+
+
+def gradients_of(steps):
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(steps):
+        yield {name: torch.randn(size, generator=generator) for name, size in SIZES.items()}
+
+
+def test_lars_without_weight_decay_is_maes_to_the_last_bit():
+    """MAE's util/lars.py, written out. A token is a matrix there too, though it does not decay."""
+    model, values = lars_model()
+    optimizer = create_lars(param_groups(model.named_parameters(), no_decay=("token",)), lr=0.5)
+    set_rates(optimizer, lr=2.0, weight_decay=0.0)
+    momentum = {name: torch.zeros_like(value) for name, value in values.items()}
+    for gradients in gradients_of(20):
+        for name, gradient in gradients.items():
+            model[name].grad = gradient.clone()
         optimizer.step()
-
-        update = gradients[0] + 0.1 * weight
-        update = update * (0.001 * np.linalg.norm(weight) / np.linalg.norm(update))
-        velocity[0] = 0.9 * velocity[0] + update
-        weight = weight - 2.0 * velocity[0]
-        velocity[1] = 0.9 * velocity[1] + gradients[1]  # vectors: neither decayed nor scaled
-        bias = bias - 2.0 * velocity[1]
-        update = gradients[2] + 0.1 * zero
-        if np.linalg.norm(zero) > 0:  # a matrix of zeros takes the plain gradient at first
-            update = update * (0.001 * np.linalg.norm(zero) / np.linalg.norm(update))
-        velocity[2] = 0.9 * velocity[2] + update
-        zero = zero - 2.0 * velocity[2]
-        for key, expected in zip("wbz", (weight, bias, zero), strict=True):
-            assert model[key].detach().numpy() == pytest.approx(expected, rel=1e-12)
+        for name, gradient in gradients.items():
+            update = gradient
+            if gradient.ndim > 1:
+                weight_norm, update_norm = values[name].norm(), update.norm()
+                if weight_norm > 0 and update_norm > 0:
+                    update = update * (0.001 * weight_norm / update_norm)
+            momentum[name].mul_(0.9).add_(update)
+            values[name].add_(momentum[name], alpha=-2.0)
+            assert torch.equal(model[name], values[name]), name
 
 
-@pytest.mark.parametrize("make", [torch.optim.AdamW, lambda groups: LARS(groups, lr=0.1)])
+def test_lars_with_weight_decay_is_the_papers():
+    model, values = lars_model()
+    optimizer = create_lars(param_groups(model.named_parameters(), no_decay=("token",)), lr=0.5)
+    set_rates(optimizer, lr=2.0, weight_decay=0.1)
+    values = {name: value.double().numpy() for name, value in values.items()}
+    momentum = dict.fromkeys(values, 0)
+    for gradients in gradients_of(5):
+        for name, gradient in gradients.items():
+            model[name].grad = gradient.clone()
+        optimizer.step()
+        for name, gradient in gradients.items():
+            decay = 0.1 if name in ("matrix", "zero") else 0
+            update = gradient.double().numpy()
+            lengths = np.linalg.norm(values[name]), np.linalg.norm(update)
+            if update.ndim > 1:
+                update = update + decay * values[name]
+                if lengths[0] > 0:  # a matrix of zeros takes the plain gradient at first
+                    update = update * (0.001 * lengths[0] / (lengths[1] + decay * lengths[0]))
+            momentum[name] = 0.9 * momentum[name] + update
+            values[name] = values[name] - 2.0 * momentum[name]
+            np.testing.assert_allclose(model[name].detach().numpy(), values[name], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("make", [torch.optim.AdamW, lambda groups: create_lars(groups, lr=0.1)])
 def test_a_restored_optimiser_goes_on_bit_for_bit(make):
     def steps(model, optimizer, count, seed):
         generator = torch.Generator().manual_seed(seed)

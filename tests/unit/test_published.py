@@ -33,9 +33,9 @@ from timm.models.swin_transformer import SwinTransformer
 from torch.nn.functional import interpolate
 
 from ehm.backends.torch.export.module import load_module
-from ehm.backends.torch.models.beit import BeitVit
 from ehm.backends.torch.models.loading import begin_with, load_model, read_arrays
-from ehm.backends.torch.models.pretraining import build_model
+from ehm.backends.torch.objectives import create_objective
+from ehm.backends.torch.objectives.beit import BeitVit, build_beit
 from ehm.config import ModelSource, TrainConfig
 from ehm.config.encoders import SwinSpec, VitSpec
 from ehm.errors import CheckpointError, ConfigError
@@ -162,7 +162,10 @@ def begun(method, path, **values):
     config = run_config(method, **values)
     config = config.model_copy(update={"model": config.model.model_copy(update={"init": str(path)})})
     torch.manual_seed(3)
-    model = build_model(config, VOCABULARY)
+    if config.objective == "beit":
+        model = build_beit(config, VOCABULARY)
+    else:
+        model = create_objective(config, torch.device("cpu")).build_model()
     return model, begin_with(model, config)
 
 

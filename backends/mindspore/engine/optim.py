@@ -131,7 +131,8 @@ class AdamW(Optimizer):
 class Momentum(Optimizer):
     """SGD with momentum 0.9 and, with ``trust``, LARS (You et al., 2017) as in MAE's linear probe.
 
-    LARS scales the update of a matrix by ``trust * |weight| / |update|``; vectors are neither scaled nor decayed.
+    LARS scales the update of a matrix w with gradient g by trust ||w|| / (||g|| + wd ||w||), as timm's ``Lars`` does;
+    vectors are neither scaled nor decayed.
     """
 
     slots = ("momentum_buffer",)
@@ -162,9 +163,11 @@ class Momentum(Optimizer):
         ) -> Any:
             change = gradient + parameter * decay if decays else gradient
             if trust is not None and parameter.ndim > 1:
-                weight, length = _norm(parameter), _norm(change)
-                known = ops.logical_and(weight > 0, length > 0)
-                change = change * ops.select(known, trust * weight / length, ops.ones_like(weight))
+                weight_norm = _norm(parameter)
+                gradient_norm = _norm(gradient)
+                length = gradient_norm + weight_norm * decay if decays else gradient_norm
+                known = ops.logical_and(weight_norm > 0, gradient_norm > 0)
+                change = change * ops.select(known, trust * weight_norm / length, ops.ones_like(weight_norm))
             return ops.assign_add(parameter, ops.assign(buffer, buffer * 0.9 + change) * (-lr * scale))
 
         def update(lr: Tensor, weight_decay: Tensor, *gradients: Tensor) -> Any:

@@ -10,19 +10,20 @@ from typing import Any, SupportsFloat
 
 import mindspore as ms
 import numpy as np
-from mindspore import Tensor, ops
+from mindspore import Tensor, nn, ops
 from numpy.typing import NDArray
 
 from ehm.backends.base import ALONE, Processes
-from ehm.backends.common import STEP, chunks, decays, entropy, undecayed
+from ehm.backends.common import STEP, chunks, decays, entropy
 from ehm.backends.mindspore.engine.devices import Target, arithmetic
 from ehm.backends.mindspore.engine.optim import AdamW
 from ehm.backends.mindspore.engine.step import Training, drop_path, refuse_unknown
 from ehm.backends.mindspore.engine.tensors import Pixels, load_arrays, to_arrays
 from ehm.backends.mindspore.models.blocks import Block, cosine_similarity
 from ehm.backends.mindspore.models.loading import begin_with
-from ehm.backends.mindspore.models.pretraining import Model, build_model
+from ehm.backends.mindspore.objectives import create_objective
 from ehm.config import TrainConfig
+from ehm.config.objectives import OBJECTIVES
 from ehm.errors import BackendError
 from ehm.masking import split_mask, spread_mask
 from ehm.storage.arrays import LearnerState, split_average, with_average
@@ -56,48 +57,44 @@ class MindsporeLearner:
         if config.mask.build == "device":
             raise BackendError("mask.build device: the MindSpore backend builds trees on the host; use host or auto")
         refuse_unknown(config.run, processes)
-        self._config, self._rank, self._steps = config, processes.rank, 0
-        dtype = arithmetic(config.optim.dtype, target)
-        self.model = build_model(config, dtype)
-        self.notes = begin_with(self.model, config)
+        self._config = config
+        self._rank = processes.rank
+        self._steps = 0
+        self._dtype = arithmetic(config.optim.dtype, target)
+        self._objective = create_objective(config)
+        self.model = self._build_model()
         self.model.set_train()
-        self._ema: Model | None = None
+        self._ema: nn.Cell | None = None
         if config.optim.ema_decay is not None:
-            self._ema = build_model(config, dtype)
-            begin_with(self._ema, config)
+            self._ema = self._build_model()
             self._ema.update_parameters_name("ema.")  # names are unique within a graph
-            self._average = ms.jit(_averaging(self._ema, self.model, config.optim.ema_decay))
+            self._update_average = ms.jit(_averaging(self._ema, self.model, config.optim.ema_decay))
         if config.run.grad_checkpointing:
             for _, cell in self.model.cells_and_names():
                 if isinstance(cell, Block):
                     cell.recompute()
-        trained = {name: value for name, value in self.model.parameters_and_names() if value.requires_grad}
-        skip = undecayed(config.objective)
-        optimizer = AdamW(
-            trained,
-            scales=[1.0] * len(trained),
-            decaying=[decays(name, value.ndim, skip) for name, value in trained.items()],
-            betas=config.optim.betas,
-        )
-        model, pixels = self.model, Pixels(config.data.mean, config.data.std)
+        model = self.model
+        pixels = Pixels(config.data.mean, config.data.std)
 
         def loss(images: Tensor, *mask: Tensor) -> Tensor:
             return model(pixels(images), *mask)
 
-        self._training = Training(loss, optimizer, config.optim, dtype, processes)
-        seeing, blocks = (self._ema or model) if config.mask.source == "ema" else model, config.mask.blocks
+        self._training = Training(loss, self._create_optimizer(), config.optim, self._dtype, processes)
+        source = self._ema if config.mask.source == "ema" and self._ema is not None else model
+        blocks = config.mask.blocks
         pool = _pooling(config.spec.grid, config.units)
 
-        def attention(images: Tensor) -> Tensor:
-            return pool(pool(seeing.similarity(pixels(images), blocks)).swapaxes(1, 2))
+        def from_attention(images: Tensor) -> Tensor:
+            return pool(pool(source.similarity(pixels(images), blocks)).swapaxes(1, 2))
 
-        def cosine(images: Tensor) -> Tensor:
-            return cosine_similarity(pool(seeing.features(pixels(images), blocks).swapaxes(1, 2)).swapaxes(1, 2))
+        def from_features(images: Tensor) -> Tensor:
+            features = source.features(pixels(images), blocks)
+            return cosine_similarity(pool(features.swapaxes(1, 2)).swapaxes(1, 2))
 
         def saliency(images: Tensor) -> Tensor:
-            return pool(seeing.saliency(pixels(images)))
+            return pool(source.saliency(pixels(images)))
 
-        self._similarity = ms.jit(attention if config.mask.similarity == "attention" else cosine)
+        self._similarity = ms.jit(from_attention if config.mask.similarity == "attention" else from_features)
         self._saliency = ms.jit(saliency)
 
     def prepare(self, images: NDArray[np.uint8]) -> MindsporeBatch:
@@ -118,21 +115,24 @@ class MindsporeLearner:
         """See :meth:`ehm.backends.base.Learner.train_step`."""
         images = batch.images
         config = self._config
-        factor = config.unit // config.spec.stride
-        parts = [part.astype(np.int32) for part in split_mask(spread_mask(mask, config.units, factor))]
+        tokens_per_side = config.unit // config.spec.stride
+        indices = [part.astype(np.int32) for part in split_mask(spread_mask(mask, config.units, tokens_per_side))]
         views = len(mask) // len(images)
         numbers = entropy(config.run.seed, self._steps, self._rank)
         keep = drop_path(config.model.drop_path, config.spec.blocks, len(mask), numbers)
 
-        def inputs(rows: slice) -> tuple[Tensor, ...]:
-            masked = slice(rows.start * views, rows.stop * views)
-            kept = () if keep is None else (Tensor(keep[:, masked]),)
-            return Tensor(images[rows]), *(Tensor(part[masked]) for part in parts), *kept
+        def take_inputs(rows: slice) -> tuple[Tensor, ...]:
+            masks = slice(rows.start * views, rows.stop * views)
+            inputs = [Tensor(images[rows])]
+            inputs += [Tensor(part[masks]) for part in indices]
+            if keep is not None:
+                inputs.append(Tensor(keep[:, masks]))
+            return tuple(inputs)
 
-        metrics = self._training.step(len(images), inputs, lr, weight_decay)
+        metrics = self._training.step(len(images), take_inputs, lr, weight_decay)
         self._steps += 1
         if self._ema is not None:
-            self._average()
+            self._update_average()
         return metrics
 
     def state(self) -> LearnerState:
@@ -153,21 +153,34 @@ class MindsporeLearner:
         self._steps = int(optimizer.pop(STEP, np.array(0)))
         self._training.load(optimizer)
 
+    def _build_model(self) -> Any:
+        """Build the model with the weights that the seed gives, or those that ``model.init`` names."""
+        model = self._objective.build_model(self._dtype)
+        self.notes = begin_with(model, self._config)
+        return model
+
+    def _create_optimizer(self) -> AdamW:
+        undecayed = OBJECTIVES[self._config.objective].undecayed
+        trained = {name: value for name, value in self.model.parameters_and_names() if value.requires_grad}
+        decaying = [decays(name, value.ndim, undecayed) for name, value in trained.items()]
+        return AdamW(trained, [1.0] * len(trained), decaying, self._config.optim.betas)
+
     def _apply_to_pieces(
         self, images: NDArray[np.uint8], function: Callable[[Tensor], Tensor]
     ) -> Iterable[NDArray[np.float32]]:
         """Apply ``function`` to ``images``, piece by piece."""
-        pieces = [
-            function(Tensor(images[rows][start : start + _PIECE]))
-            for rows in chunks(len(images), self._config.optim.accumulate)
-            for start in range(0, rows.stop - rows.start, _PIECE)
-        ]
+        pieces = []
+        for rows in chunks(len(images), self._config.optim.accumulate):
+            for start in range(rows.start, rows.stop, _PIECE):
+                stop = min(start + _PIECE, rows.stop)
+                pieces.append(function(Tensor(images[start:stop])))
         return (piece.asnumpy() for piece in pieces)
 
 
 def _pooling(grid: tuple[int, int], units: tuple[int, int]) -> Callable[[Tensor], Tensor]:
-    """Mean over the tokens of each mask unit, along the last axis: (..., N) -> (..., U)."""
-    (height, width), (down, across) = grid, units
+    """Return a function that averages over the tokens of each mask unit, along the last axis: (..., N) -> (..., U)."""
+    height, width = grid
+    down, across = units
 
     def pool(values: Tensor) -> Tensor:
         if units == grid:
@@ -178,15 +191,15 @@ def _pooling(grid: tuple[int, int], units: tuple[int, int]) -> Callable[[Tensor]
     return pool
 
 
-def _averaging(average: Model, model: Model, decay: float) -> Any:
-    """Exponential moving average of the parameters: ema = decay * ema + (1 - decay) * model."""
-    theirs = ms.ParameterTuple(average.get_parameters())
-    ours = ms.ParameterTuple(model.get_parameters())
-
-    each, share = ops.HyperMap(), 1 - decay
+def _averaging(average: nn.Cell, model: nn.Cell, decay: float) -> Any:
+    """Return a function that updates the exponential moving average: ema = decay * ema + (1 - decay) * model."""
+    averaged_parameters = ms.ParameterTuple(average.get_parameters())
+    model_parameters = ms.ParameterTuple(model.get_parameters())
+    apply_to_each = ops.HyperMap()
+    share = 1 - decay
 
     def update() -> Any:
-        return each(ops.partial(_approach, share), theirs, ours)
+        return apply_to_each(ops.partial(_approach, share), averaged_parameters, model_parameters)
 
     return update
 

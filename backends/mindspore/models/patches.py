@@ -11,13 +11,20 @@ from mindspore import Parameter, Tensor, nn, ops
 from ehm.backends.mindspore.models.blocks import linear
 from ehm.config.encoders import VitSpec
 
-__all__ = ["PatchEmbed", "Projection", "patchify", "pixels_of", "take", "with_class_token"]
+__all__ = [
+    "PatchEmbed",
+    "Projection",
+    "gather_tokens",
+    "patchify",
+    "patchify_by_channel",
+    "prepend_class_token",
+]
 
 
 class Projection(nn.Cell):
-    """The parameters of a convolution whose windows do not overlap, under timm's names, and what it makes of them.
+    """The parameters of a convolution whose windows do not overlap, under timm's names, applied as a matrix product.
 
-    As one matrix product: on Ascend, convolutions run in HF32.
+    On Ascend, convolutions run in HF32, matrix products do not.
     """
 
     def __init__(self, outputs: int, inputs: int, side: int, dtype: Any) -> None:
@@ -41,35 +48,39 @@ class PatchEmbed(nn.Cell):
 
     def construct(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, N, D)."""
-        return self.proj(pixels_of(images, self.patch_size))
+        return self.proj(patchify_by_channel(images, self.patch_size))
 
 
-def pixels_of(images: Tensor, patch_size: int) -> Tensor:
-    """(B, C, H, W) -> (B, N, C * patch_size**2), values of a patch ordered channel, row, column as in convolutions."""
-    batch, channels, height, width = images.shape
-    rows, columns = height // patch_size, width // patch_size
-    patches = images.reshape((batch, channels, rows, patch_size, columns, patch_size)).transpose((0, 2, 4, 1, 3, 5))
-    return patches.reshape((batch, rows * columns, -1))
+def patchify_by_channel(images: Tensor, patch_size: int) -> Tensor:
+    """Cut (B, C, H, W) into (B, N, C * patch_size**2), values ordered channel, row, column as in convolutions."""
+    patches = _split_patches(images, patch_size).transpose((0, 2, 4, 1, 3, 5))
+    return patches.reshape((patches.shape[0], patches.shape[1] * patches.shape[2], -1))
 
 
 def patchify(images: Tensor, patch_size: int) -> Tensor:
-    """(B, C, H, W) -> (B, N, P), values of a patch ordered row, column, channel as in MAE's published code."""
-    batch, channels, height, width = images.shape
-    rows, columns = height // patch_size, width // patch_size
-    patches = images.reshape((batch, channels, rows, patch_size, columns, patch_size)).transpose((0, 2, 4, 3, 5, 1))
-    return patches.reshape((batch, rows * columns, -1))
+    """Cut (B, 3, H, W) into (B, N, P), values ordered row, column, channel as in MAE's published code."""
+    patches = _split_patches(images, patch_size).transpose((0, 2, 4, 3, 5, 1))
+    return patches.reshape((patches.shape[0], patches.shape[1] * patches.shape[2], -1))
 
 
-def take(tokens: Tensor, indices: Tensor) -> Tensor:
-    """Tokens at ``indices``: (B, N, D), (k * B, K) -> (k * B, K, D), k rows an image."""
+def gather_tokens(tokens: Tensor, indices: Tensor) -> Tensor:
+    """Take tokens at ``indices``: (B, N, D), (k * B, K) -> (k * B, K, D), k rows an image."""
     batch, count, width = tokens.shape
-    first = ops.arange(0, batch * count, count).astype(ms.int32).reshape((-1, 1))
-    rows = indices.reshape((batch, -1)) + first
+    first_row = ops.arange(0, batch * count, count).astype(ms.int32).reshape((-1, 1))
+    rows = indices.reshape((batch, -1)) + first_row
     taken = ops.gather(tokens.reshape((batch * count, width)), rows.reshape((-1,)), 0)
     return taken.reshape((indices.shape[0], indices.shape[1], width))
 
 
-def with_class_token(tokens: Tensor, cls_token: Tensor) -> Tensor:
+def prepend_class_token(tokens: Tensor, cls_token: Tensor) -> Tensor:
     """Put the class token before ``tokens``: (B, N, D) -> (B, 1 + N, D)."""
     first = cls_token.astype(tokens.dtype)
     return ops.cat((ops.broadcast_to(first, (tokens.shape[0], 1, tokens.shape[2])), tokens), 1)
+
+
+def _split_patches(images: Tensor, patch_size: int) -> Tensor:
+    """(B, C, H, W) -> (B, C, rows, patch_size, columns, patch_size)."""
+    batch, channels, height, width = images.shape
+    rows = height // patch_size
+    columns = width // patch_size
+    return images.reshape((batch, channels, rows, patch_size, columns, patch_size))

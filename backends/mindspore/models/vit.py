@@ -12,8 +12,8 @@ import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 
 from ehm.backends.mindspore.models.blocks import Block, Dense, LayerNorm, run_blocks
-from ehm.backends.mindspore.models.initial import truncated
-from ehm.backends.mindspore.models.patches import PatchEmbed, with_class_token
+from ehm.backends.mindspore.models.initial import init_truncated
+from ehm.backends.mindspore.models.patches import PatchEmbed, prepend_class_token
 from ehm.backends.mindspore.models.relative import RelativeBlock
 from ehm.config.encoders import VitSpec
 
@@ -57,14 +57,14 @@ class VisionTransformer(nn.Cell):
         if classes:
             head = Dense(spec.width, classes, dtype)
             self.head = nn.SequentialCell(Standardise(spec.width), head) if probe else head
-        truncated(self, rng)
+        init_truncated(self, rng)
 
     def embed(self, images: Tensor) -> Tensor:
         """What enters the first block: (B, 3, H, W) -> (B, L, D)."""
         patches = self.patch_embed(images)
         if self.relative:
-            return with_class_token(patches.astype(ms.float32), self.cls_token)
-        return with_class_token(patches + self.pos_embed[:, 1:], self.cls_token + self.pos_embed[:, :1])
+            return prepend_class_token(patches.astype(ms.float32), self.cls_token)
+        return prepend_class_token(patches + self.pos_embed[:, 1:], self.cls_token + self.pos_embed[:, :1])
 
     def tokens(self, images: Tensor, keep: Tensor | None = None) -> Tensor:
         """What leaves the last block: (B, 3, H, W) -> (B, L, D)."""

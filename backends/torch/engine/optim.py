@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from timm.optim.lars import Lars
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -19,7 +20,7 @@ from ehm.backends.torch.engine.distributed import gathered, like
 from ehm.errors import CheckpointError
 from ehm.storage.arrays import Arrays
 
-__all__ = ["LARS", "load_optimizer_arrays", "optimizer_arrays", "param_groups", "set_rates"]
+__all__ = ["create_lars", "load_optimizer_arrays", "optimizer_arrays", "param_groups", "set_rates"]
 
 NamedParameters = Iterable[tuple[str, nn.Parameter]]
 
@@ -30,7 +31,7 @@ def param_groups(
     layer_decay: float = 1.0,
     layers: Mapping[str, int] | None = None,
 ) -> list[dict[str, Any]]:
-    """Groups for a torch optimiser, each with ``lr_scale`` (float) and ``decays`` (bool) beside its ``params``.
+    """Make groups for a torch optimiser, each with ``lr_scale`` (float) and ``decays`` (bool) beside its ``params``.
 
     ``layers`` gives each parameter's layer, 0 nearest to the pixels. With L the last one, layer i learns at
     ``layer_decay ** (L - i)`` of the rate and the head at all of it (BEiT, and MAE's ``lr_decay.py``).
@@ -42,10 +43,10 @@ def param_groups(
     for name, parameter in named_parameters:
         if not parameter.requires_grad:
             continue
-        layer, decaying = layers.get(name, last), decays(name, parameter.ndim, no_decay)
-        scale = layer_decay ** (last - layer)
-        group = groups.setdefault((layer, decaying), {"params": [], "lr_scale": scale, "decays": decaying})
-        group["params"].append(parameter)
+        layer = layers.get(name, last)
+        decaying = decays(name, parameter.ndim, no_decay)
+        new_group = {"params": [], "lr_scale": layer_decay ** (last - layer), "decays": decaying}
+        groups.setdefault((layer, decaying), new_group)["params"].append(parameter)
     return list(groups.values())
 
 
@@ -56,48 +57,26 @@ def set_rates(optimizer: Optimizer, lr: float, weight_decay: float) -> None:
         group["weight_decay"] = weight_decay if group["decays"] else 0.0
 
 
-class LARS(Optimizer):
-    """Layer-wise adaptive rates (You et al., 2017) as in MAE's linear probe: vectors are neither scaled nor decayed."""
+def create_lars(groups: Iterable[dict[str, Any]], lr: float) -> Lars:
+    """Return timm's LARS (You et al., 2017) for ``groups``, set up as in MAE's linear probe.
 
-    def __init__(
-        self,
-        params: Iterable[Any],
-        lr: float = 0.0,
-        weight_decay: float = 0.0,
-        momentum: float = 0.9,
-        trust_coefficient: float = 0.001,
-    ) -> None:
-        defaults = {
-            "lr": lr,
-            "weight_decay": weight_decay,
-            "momentum": momentum,
-            "trust_coefficient": trust_coefficient,
-        }
-        super().__init__(params, defaults)
-
-    @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """Move every parameter by ``lr`` times the momentum of its (scaled) gradient."""
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is None:
-                    continue
-                update = parameter.grad
-                if parameter.ndim > 1:
-                    update = update.add(parameter, alpha=group["weight_decay"])
-                    weight_norm, update_norm = parameter.norm(), update.norm()
-                    ratio = group["trust_coefficient"] * weight_norm / update_norm
-                    known = (weight_norm > 0) & (update_norm > 0)
-                    update = update * torch.where(known, ratio, torch.ones_like(ratio))
-                state = self.state[parameter]
-                if "momentum_buffer" not in state:
-                    state["momentum_buffer"] = torch.zeros_like(parameter)
-                momentum = state["momentum_buffer"].mul_(group["momentum"]).add_(update)
-                parameter.add_(momentum, alpha=-group["lr"])
+    The rate of a matrix adapts to its length, vectors take plain momentum. Without weight decay every bit is that of
+    MAE's published ``lars.py``. With it, timm divides the length of a matrix by ||g|| + wd ||w||, as the paper has it,
+    where MAE's code divides by ||g + wd w||.
+    """
+    split = []
+    for group in groups:
+        for is_matrix in (True, False):
+            parameters = [parameter for parameter in group["params"] if (parameter.ndim > 1) == is_matrix]
+            if parameters:
+                # timm itself adapts the groups that decay, but a recipe without weight decay adapts too
+                split.append({**group, "params": parameters, "always_adapt": is_matrix})
+    # an eps of 0, as MAE has none; timm handles lengths of 0 before it divides
+    return Lars(split, lr=lr, momentum=0.9, trust_coeff=0.001, eps=0.0)
 
 
 def optimizer_arrays(optimizer: Optimizer, named_parameters: NamedParameters) -> Arrays:
-    """Copies of an optimiser's tensors as ``{parameter name}/{slot}``, for example ``head.weight/exp_avg``."""
+    """Copy an optimiser's tensors, named ``{parameter name}/{slot}``, for example ``head.weight/exp_avg``."""
     arrays: Arrays = {}
     for name, parameter in named_parameters:
         for slot, value in optimizer.state.get(parameter, {}).items():
@@ -109,7 +88,7 @@ def optimizer_arrays(optimizer: Optimizer, named_parameters: NamedParameters) ->
 def load_optimizer_arrays(
     optimizer: Optimizer, named_parameters: NamedParameters, arrays: Mapping[str, np.ndarray[Any, Any]]
 ) -> None:
-    """Put back what :func:`optimizer_arrays` gave; raises CheckpointError on a name or a shape that does not fit."""
+    """Restore what :func:`optimizer_arrays` gave; raises CheckpointError on a name or a shape that does not fit."""
     parameters = dict(named_parameters)
     # torch keeps the step count on the host, except for kernels that read it on the device
     on_device = any(group.get("fused") or group.get("capturable") for group in optimizer.param_groups)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from functools import partial
-from typing import Any, SupportsFloat
+from typing import Any, SupportsFloat, TypeVar
 
 import numpy as np
 import torch
@@ -16,18 +16,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ehm.backends.base import ALONE, Processes
-from ehm.backends.common import STEP, chunks, entropy, undecayed
+from ehm.backends.common import STEP, chunks, entropy
 from ehm.backends.torch.engine import hierarchy
 from ehm.backends.torch.engine.distributed import shards, unsharded, wrap
 from ehm.backends.torch.engine.optim import param_groups
 from ehm.backends.torch.engine.step import Training, recompute, seeded
 from ehm.backends.torch.engine.tensors import Pixels, download, load_arrays, to_arrays, upload
 from ehm.backends.torch.models.attention import cosine_similarity
-from ehm.backends.torch.models.beit import VisualTokens
-from ehm.backends.torch.models.dvae import load_tokenizer
 from ehm.backends.torch.models.loading import begin_with
-from ehm.backends.torch.models.pretraining import build_model
+from ehm.backends.torch.objectives import create_objective
 from ehm.config import TrainConfig
+from ehm.config.objectives import OBJECTIVES
 from ehm.masking import split_mask, spread_mask
 from ehm.masking.static import masked_count
 from ehm.storage.arrays import LearnerState, split_average, with_average
@@ -36,6 +35,8 @@ __all__ = ["TorchLearner"]
 
 _PIECE = 64
 """Images whose similarity is computed and sent to the host together."""
+
+T = TypeVar("T")
 
 
 class TorchBatch:
@@ -53,11 +54,13 @@ class TorchBatch:
 
     def similarity(self) -> Iterable[NDArray[np.float32]]:
         """See :meth:`ehm.backends.base.PreparedBatch.similarity`. All of it is on its way when this returns."""
-        return _download_all(self._learner.compute_similarity(self))
+        waits = self._learner.compute_similarity(self, download)
+        return (wait() for wait in waits)
 
     def saliency(self) -> Iterable[NDArray[np.float32]]:
         """See :meth:`ehm.backends.base.PreparedBatch.saliency`. All of it is on its way when this returns."""
-        return _download_all(self._learner.compute_saliency(self))
+        waits = self._learner.compute_saliency(self, download)
+        return (wait() for wait in waits)
 
     def evolved_mask(self, depth: float, ranks: NDArray[np.int32]) -> tuple[Tensor, Mapping[str, SupportsFloat]]:
         """See :meth:`ehm.backends.base.MasksOnDevice.evolved_mask`."""
@@ -68,28 +71,22 @@ class TorchLearner:
     """Implements :class:`ehm.backends.base.Learner`."""
 
     def __init__(self, config: TrainConfig, device: torch.device, processes: Processes = ALONE) -> None:
-        self._config, self._device, self._rank, self._steps = config, device, processes.rank, 0
+        self._config = config
+        self._device = device
+        self._rank = processes.rank
+        self._steps = 0
+        self._has_drop_path = config.model.drop_path > 0
         self._pixels = Pixels(device, config.data.mean, config.data.std)
-        self._words = self._visual_tokens() if config.objective == "beit" else None
-        self.model = self._build().train()
+        self._objective = create_objective(config, device)
+        self.model = self._build_model().train()
         self._ema: Any = None
         if config.optim.ema_decay is not None:
-            self._ema = self._build().eval().requires_grad_(False)
+            self._ema = self._build_model().eval().requires_grad_(False)
             if config.run.parallel == "fsdp":
                 wrap(self._ema, "fsdp", processes, device)
         if config.run.grad_checkpointing:
-            recompute(self.model, random=config.model.drop_path > 0)
-        optim, skip = config.optim, undecayed(config.objective)
-        self._training = Training(
-            self.model,
-            lambda fused: torch.optim.AdamW(
-                param_groups(self.model.named_parameters(), skip), lr=optim.lr, betas=optim.betas, fused=fused
-            ),
-            optim,
-            config.run,
-            device,
-            processes,
-        )
+            recompute(self.model, random=self._has_drop_path)
+        self._training = Training(self.model, self._create_optimizer, config.optim, config.run, device, processes)
         # FSDP reduces gradients in the modules' own passes: there the embedding runs again, inside of them
         self._shares_embedding = config.mask.source == "online" and not shards(config.run.parallel, processes)
 
@@ -97,10 +94,13 @@ class TorchLearner:
         """See :meth:`ehm.backends.base.Learner.prepare`."""
         return TorchBatch(self, images)
 
-    def compute_similarity(self, batch: TorchBatch) -> Iterator[Tensor]:
-        """Compute the similarities (b, U, U) of the mask units of ``batch`` in pieces, on the device."""
+    def compute_similarity(self, batch: TorchBatch, send: Callable[[Tensor], T]) -> list[T]:
+        """Compute the similarities (b, U, U) of the mask units of ``batch`` piece by piece, and ``send`` each piece.
+
+        The tokens stay in ``batch.embedded``.
+        """
         blocks = self._config.mask.blocks
-        pool = partial(_to_units, grid=self._config.spec.grid, units=self._config.units)
+        pool = partial(_mean_over_units, grid=self._config.spec.grid, units=self._config.units)
 
         def from_attention(model: Any, tokens: Tensor) -> Tensor:
             similarity: Tensor = model.similarity(tokens, blocks)
@@ -111,25 +111,33 @@ class TorchLearner:
             return cosine_similarity(pool(features.transpose(1, 2)).transpose(1, 2))
 
         function = from_attention if self._config.mask.similarity == "attention" else from_features
-        return self._apply_to_tokens(batch, function, slice(blocks))
+        return self._apply_to_tokens(batch, function, slice(blocks), send)
 
-    def compute_saliency(self, batch: TorchBatch) -> Iterator[Tensor]:
-        """Compute the saliencies (b, U) of the mask units of ``batch`` in pieces, on the device."""
-        pool = partial(_to_units, grid=self._config.spec.grid, units=self._config.units)
-        return self._apply_to_tokens(batch, lambda model, tokens: pool(model.saliency(tokens)), slice(-1, None))
+    def compute_saliency(self, batch: TorchBatch, send: Callable[[Tensor], T]) -> list[T]:
+        """Compute the saliencies (b, U) of the mask units of ``batch`` piece by piece, and ``send`` each piece.
+
+        The tokens stay in ``batch.embedded``.
+        """
+        pool = partial(_mean_over_units, grid=self._config.spec.grid, units=self._config.units)
+
+        def compute(model: Any, tokens: Tensor) -> Tensor:
+            return pool(model.saliency(tokens))
+
+        return self._apply_to_tokens(batch, compute, slice(-1, None), send)
 
     @torch.no_grad()
     def evolve_mask(
         self, batch: TorchBatch, depth: float, ranks: NDArray[np.int32]
     ) -> tuple[Tensor, Mapping[str, SupportsFloat]]:
         """Build hierarchies and masks of ``batch`` on the device; see :class:`ehm.backends.base.MasksOnDevice`."""
-        similarity = torch.cat(list(self.compute_similarity(batch)))
+        similarity = torch.cat(self.compute_similarity(batch, _keep_on_device))
         if self._config.mask.balance == "sinkhorn":
             similarity = hierarchy.balance(similarity)
         tree = hierarchy.build_hierarchy(similarity)
         ratio = self._config.masks.ratio
         views = upload(ranks, self._device).unbind(1)
         masks = [hierarchy.hierarchical_mask(tree, depth, ratio, view) for view in views]
+        # the masks of one image lie one after the other
         return torch.stack(masks, dim=1).flatten(0, 1), hierarchy.statistics(tree, depth)
 
     def train_step(
@@ -137,7 +145,7 @@ class TorchLearner:
     ) -> Mapping[str, SupportsFloat]:
         """See :meth:`ehm.backends.base.Learner.train_step`."""
         images = batch.images
-        parts = self._split(mask)
+        indices = self._split_mask(mask)
         views = len(mask) // len(images)
         # taken from the batch, since the step changes the weights that the tokens come from
         embedded = batch.embedded
@@ -146,23 +154,24 @@ class TorchLearner:
 
         def compute_loss(rows: slice) -> Tensor:
             pixels, tokens = next(chunks_left) if embedded else (self._pixels(images[rows]), None)
-            masked = slice(rows.start * views, rows.stop * views)
-            words = {} if self._words is None else {"words": self._words(pixels)}
+            masks = slice(rows.start * views, rows.stop * views)
+            targets = self._objective.targets(pixels)
             with self._training.autocast():
-                value: Tensor = self._training.module(pixels, *(part[masked] for part in parts), tokens, **words)
-            return value
+                loss: Tensor = self._training.module(pixels, *(part[masks] for part in indices), tokens, **targets)
+            return loss
 
-        random = self._config.model.drop_path > 0
-        with seeded(self._device, entropy(self._config.run.seed, self._steps, self._rank)) if random else nullcontext():
+        numbers = entropy(self._config.run.seed, self._steps, self._rank)
+        # only drop path draws random numbers; without it, the generator's state need not be saved and put back
+        with seeded(self._device, numbers) if self._has_drop_path else nullcontext():
             metrics = self._training.step(len(images), compute_loss, lr, weight_decay)
         self._steps += 1
-        self._average()
+        self._update_average()
         return metrics
 
     def state(self) -> LearnerState:
         """See :meth:`ehm.backends.base.Learner.state`."""
         optimizer = self._training.state()
-        if self._config.model.drop_path:
+        if self._has_drop_path:
             optimizer[STEP] = np.array(self._steps, np.int64)
         if self._ema is not None:
             optimizer = with_average(optimizer, to_arrays(self._ema))
@@ -177,41 +186,47 @@ class TorchLearner:
         self._steps = int(optimizer.pop(STEP, np.array(0)))
         self._training.load(optimizer)
 
-    def _build(self) -> Any:
-        """The model as the seed starts it, or the weights that ``model.init`` names."""
+    def _build_model(self) -> Any:
+        """Build the model with the weights that the seed gives, or those that ``model.init`` names."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self._config.run.seed)
-            model = build_model(self._config, self._words.vocabulary if self._words else 0)
+            model = self._objective.build_model()
         self.notes = begin_with(model, self._config)
         return model.to(self._device)
 
-    def _visual_tokens(self) -> VisualTokens:
-        """What BEiT predicts."""
-        config = self._config
-        tokenizer = load_tokenizer(config.model.tokenizer, self._device)
-        spec, data = config.spec, config.data
-        return VisualTokens(tokenizer, spec.grid, spec.image_size, data.mean, data.std, self._device)
+    def _create_optimizer(self, fused: bool) -> torch.optim.Optimizer:
+        undecayed = OBJECTIVES[self._config.objective].undecayed
+        groups = param_groups(self.model.named_parameters(), undecayed)
+        optim = self._config.optim
+        return torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas, fused=fused)
 
-    def _split(self, mask: NDArray[np.bool_] | Tensor) -> tuple[Tensor, ...]:
-        """Indices of what of the output grid is visible, of what is masked, and each token's place among both."""
+    def _split_mask(self, mask: NDArray[np.bool_] | Tensor) -> tuple[Tensor, ...]:
+        """Split masks of units into the indices of visible and of masked tokens, and each token's place among both."""
         units = self._config.units
-        factor = self._config.unit // self._config.spec.stride
+        tokens_per_side = self._config.unit // self._config.spec.stride
         if isinstance(mask, Tensor):
-            hidden = masked_count(self._config.masks.ratio, mask.shape[1]) * factor**2
-            return hierarchy.split_mask(hierarchy.spread_mask(mask, units, factor), hidden)
-        return tuple(upload(part, self._device) for part in split_mask(spread_mask(mask, units, factor)))
+            # counted here, because counting on the device would make the host wait for it
+            hidden = masked_count(self._config.masks.ratio, mask.shape[1]) * tokens_per_side**2
+            return hierarchy.split_mask(hierarchy.spread_mask(mask, units, tokens_per_side), hidden)
+        parts = split_mask(spread_mask(mask, units, tokens_per_side))
+        return tuple(upload(part, self._device) for part in parts)
 
     def _apply_to_tokens(
-        self, batch: TorchBatch, function: Callable[[Any, Tensor], Tensor], read: slice
-    ) -> Iterator[Tensor]:
-        """Apply ``function`` to the model and its patch tokens, piece by piece, and fill ``batch.embedded``.
+        self,
+        batch: TorchBatch,
+        function: Callable[[Any, Tensor], Tensor],
+        read: slice,
+        send: Callable[[Tensor], T],
+    ) -> list[T]:
+        """Embed ``batch`` chunk by chunk, apply ``function`` to the model and each piece of tokens, and ``send`` it.
 
         ``read`` selects the modules whose parameters ``function`` reads outside of their ``forward``: FSDP has to
-        gather them. All pieces have to be consumed before the training step.
+        gather them.
         """
         use_average = self._config.mask.source == "ema" and self._ema is not None
         model = self._ema if use_average else self.model
-        evaluating = _without_drop_path if self._config.model.drop_path else nullcontext
+        evaluating = _without_drop_path if self._has_drop_path else nullcontext
+        sent = []
         batch.embedded = []
         for rows in chunks(len(batch.images), self._config.optim.accumulate):
             pixels = self._pixels(batch.images[rows])
@@ -221,10 +236,12 @@ class TorchLearner:
                 batch.embedded.append((pixels, tokens if self._shares_embedding else None))
                 with torch.no_grad():
                     for piece in tokens.detach().split(_PIECE):
-                        yield function(model, piece)
+                        # sent at once, so that the host builds trees of it while the device computes the next
+                        sent.append(send(function(model, piece)))
+        return sent
 
     @torch.no_grad()
-    def _average(self) -> None:
+    def _update_average(self) -> None:
         """Exponential moving average of the parameters: ema = decay * ema + (1 - decay) * model."""
         if self._ema is None or self._config.optim.ema_decay is None:
             return
@@ -235,15 +252,13 @@ class TorchLearner:
         )
 
 
-def _download_all(pieces: Iterable[Tensor]) -> Iterator[NDArray[np.float32]]:
-    """Start the download of all ``pieces``, and yield each as soon as it has arrived on the host."""
-    waits = [download(piece) for piece in pieces]
-    return (wait() for wait in waits)
+def _keep_on_device(piece: Tensor) -> Tensor:
+    return piece
 
 
 @contextmanager
 def _without_drop_path(model: Any) -> Iterator[None]:
-    """``model`` in evaluation mode, in which nothing else of it differs."""
+    """Put ``model`` in evaluation mode for a while; nothing but drop path differs in it."""
     training = model.training
     model.train(False)
     try:
@@ -252,8 +267,8 @@ def _without_drop_path(model: Any) -> Iterator[None]:
         model.train(training)
 
 
-def _to_units(values: Tensor, grid: tuple[int, int], units: tuple[int, int]) -> Tensor:
-    """Mean over the tokens of each mask unit, along the last axis: (..., N) -> (..., U)."""
+def _mean_over_units(values: Tensor, grid: tuple[int, int], units: tuple[int, int]) -> Tensor:
+    """Average over the tokens of each mask unit, along the last axis: (..., N) -> (..., U)."""
     if units == grid:
         return values
     cells = values.unflatten(-1, (units[0], grid[0] // units[0], units[1], grid[1] // units[1]))

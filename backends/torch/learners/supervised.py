@@ -10,7 +10,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from ehm.backends.base import Processes
-from ehm.backends.torch.engine.optim import LARS, param_groups
+from ehm.backends.torch.engine.optim import create_lars, param_groups
 from ehm.backends.torch.engine.step import Training
 from ehm.backends.torch.engine.tensors import Pixels
 from ehm.backends.torch.learners.stepped import Stepped
@@ -72,7 +72,7 @@ def optimizer(model: nn.Module, encoder: Any, config: TaskConfig, fused: bool) -
     skip = {f"{prefix}{name}" for name in names}
     groups = param_groups(model.named_parameters(), skip, config.layer_decay, layers)
     if config.optimizer == "lars":
-        return LARS(groups, lr=config.optim.lr)
+        return create_lars(groups, config.optim.lr)
     if config.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=config.optim.lr, momentum=0.9)
     return torch.optim.AdamW(groups, lr=config.optim.lr, betas=config.optim.betas, fused=fused)

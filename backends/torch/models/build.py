@@ -6,10 +6,13 @@ from typing import Any, Literal
 
 from ehm.backends.torch.models.swin import build_swin
 from ehm.backends.torch.models.vit import build_vit
-from ehm.config.encoders import EncoderSpec, SwinSpec
+from ehm.config.encoders import EncoderSpec
 from ehm.errors import ConfigError
 
 __all__ = ["build_encoder"]
+
+BUILDERS: dict[str, Any] = {"vit": build_vit, "swin": build_swin}
+"""The function that builds the encoders of each family: (spec, classes, drop_path, pool, fc_norm) -> module."""
 
 
 def build_encoder(
@@ -19,13 +22,11 @@ def build_encoder(
     pool: Literal["avg", "token"] = "avg",
     fc_norm: bool | None = None,
 ) -> Any:
-    """An encoder of ``spec``: normalised (B, 3, H, W) -> (B, classes), or pooled features (B, D) for 0 classes.
+    """Build an encoder of ``spec``: normalised (B, 3, H, W) -> (B, classes), or pooled features (B, D) for 0 classes.
 
-    ``pool`` and ``fc_norm`` are :func:`build_vit`'s. A Swin's features are the mean of its last tokens behind their
-    norm; ConfigError where the class token is asked of one.
+    ``pool`` and ``fc_norm`` are :func:`build_vit`'s. Raises ConfigError if the class token is asked of an encoder that
+    has none.
     """
-    if not isinstance(spec, SwinSpec):
-        return build_vit(spec, classes, drop_path, pool, fc_norm)
-    if pool == "token":
-        raise ConfigError("pool token: a Swin has no class token; set pool to avg")
-    return build_swin(spec, classes, drop_path)
+    if pool == "token" and not spec.has_class_token:
+        raise ConfigError(f"pool token: {spec.description} has no class token; set pool to avg")
+    return BUILDERS[spec.family](spec, classes, drop_path, pool, fc_norm)

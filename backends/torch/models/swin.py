@@ -9,7 +9,7 @@ Shapes: B images, a map of h x w tokens of D features, nW windows of T tokens, h
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from timm.models.swin_transformer import SwinTransformer, window_partition
@@ -22,10 +22,17 @@ from ehm.config.encoders import SwinSpec
 __all__ = ["build_swin", "cell_attention", "first_blocks", "mean_cells", "stage_similarity", "window_attention"]
 
 
-def build_swin(spec: SwinSpec, classes: int = 0, drop_path: float = 0.0) -> SwinTransformer:
-    """A Swin of ``spec``: normalised (B, 3, H, W) -> (B, classes), or mean features (B, D) for 0 classes.
+def build_swin(
+    spec: SwinSpec,
+    classes: int = 0,
+    drop_path: float = 0.0,
+    pool: Literal["avg"] = "avg",
+    fc_norm: bool | None = None,
+) -> SwinTransformer:
+    """Build a Swin of ``spec``: normalised (B, 3, H, W) -> (B, classes), or mean features (B, D) for 0 classes.
 
-    The head starts near zero (std 2e-5), as those of our ViTs.
+    The features are the mean of the last tokens behind their norm, so that ``pool`` and ``fc_norm`` leave no choice;
+    they are there because a ViT has them. The head starts near zero (std 2e-5), as those of our ViTs.
     """
     model = SwinTransformer(**swin_sizes(spec, drop_path), num_classes=classes)
     if isinstance(model.head.fc, nn.Linear):

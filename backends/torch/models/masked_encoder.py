@@ -1,7 +1,7 @@
 """Encoders that see a mask token in place of what is hidden, as SimMIM and BEiT pretrain.
 
-They are timm's classes with a ``mask_token`` more, so that every parameter has timm's name; a method (``simmim.py``,
-``beit.py``) adds its head and its loss.
+They are timm's classes with a ``mask_token`` more, so that every parameter has timm's name. An objective
+(:mod:`ehm.backends.torch.objectives`) adds its head and its loss in a subclass.
 
 Shapes: B images, N output tokens of D features, k masks an image.
 """
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ehm.backends.torch.engine.hierarchy import spread_mask
 from ehm.backends.torch.models.attention import class_attention, mean_attention, patch_similarity
-from ehm.backends.torch.models.patches import embed
+from ehm.backends.torch.models.patches import embed_patches
 from ehm.backends.torch.models.swin import first_blocks, mean_cells, stage_similarity, swin_sizes
 from ehm.backends.torch.models.vit import vit_sizes
 from ehm.config.encoders import SwinSpec, VitSpec
@@ -26,16 +26,16 @@ __all__ = ["MaskedEncoder", "MaskedSwin", "MaskedVit"]
 
 
 class MaskedEncoder(Protocol):
-    """What the heads need of an encoder."""
+    """An encoder as the heads of objectives use it."""
 
     spec: Any
 
     def embed(self, images: Tensor) -> Tensor:
-        """Normalised (B, 3, H, W) -> tokens of the first block."""
+        """Embed normalised (B, 3, H, W) as tokens of the first block."""
         ...
 
     def encode(self, tokens: Tensor, hidden: Tensor) -> Tensor:
-        """Tokens of :meth:`embed` and what of the output grid is hidden, (k * B, N) bool -> (k * B, N, D)."""
+        """Encode tokens of :meth:`embed`, with those hidden (k * B, N) bool of the output grid: (k * B, N, D)."""
         ...
 
 
@@ -46,20 +46,21 @@ class MaskedVit(Beit):
         sizes = vit_sizes(spec, drop_path)
         super().__init__(**sizes, num_classes=0, use_shared_rel_pos_bias=True, use_fc_norm=False)
         self.spec = spec
-        self.mask_token = _mask_token(spec.width)
+        self.mask_token = _create_mask_token(spec.width)
 
     @property
     def stack(self) -> nn.ModuleList:
-        """What the encoder is made of."""
+        """The blocks of the encoder."""
         return self.blocks
 
     def embed(self, images: Tensor) -> Tensor:
-        """Normalised (B, 3, H, W) -> patch tokens (B, N, D)."""
-        return embed(images, self.patch_embed.proj, self.spec.patch_size)
+        """Embed normalised (B, 3, H, W) as patch tokens (B, N, D)."""
+        return embed_patches(images, self.patch_embed.proj, self.spec.patch_size)
 
     def encode(self, tokens: Tensor, hidden: Tensor) -> Tensor:
         """See :meth:`MaskedEncoder.encode`."""
-        tokens, share = self._with_class_token(_covered(tokens, self.mask_token, hidden)), self.rel_pos_bias()
+        tokens = self._with_class_token(_cover(tokens, self.mask_token, hidden))
+        share = self.rel_pos_bias()
         for block in self.blocks:
             tokens = block(tokens, shared_rel_pos_bias=share)
         encoded: Tensor = self.norm(tokens)[:, 1:]
@@ -72,13 +73,14 @@ class MaskedVit(Beit):
 
     def features(self, tokens: Tensor, blocks: int) -> Tensor:
         """Tokens behind the first ``blocks`` blocks over all patches: (B, N, D) -> (B, N, D)."""
-        tokens, share = self._with_class_token(tokens), self.rel_pos_bias()
+        tokens = self._with_class_token(tokens)
+        share = self.rel_pos_bias()
         for block in self.blocks[:blocks]:
             tokens = block(tokens, shared_rel_pos_bias=share)
         return tokens[:, 1:]
 
     def saliency(self, tokens: Tensor) -> Tensor:
-        """The class token's attention to the patches in the last block, all of them visible: (B, N, D) -> (B, N)."""
+        """Compute the class token's attention to all patches in the last block: (B, N, D) -> (B, N)."""
         return class_attention(self.blocks, self._with_class_token(tokens), self.rel_pos_bias())
 
     def _with_class_token(self, tokens: Tensor) -> Tensor:
@@ -92,29 +94,30 @@ class MaskedSwin(SwinTransformer):
     def __init__(self, spec: SwinSpec, drop_path: float = 0.0) -> None:
         super().__init__(**swin_sizes(spec, drop_path), num_classes=0)
         self.spec = spec
-        self.mask_token = _mask_token(spec.width)
+        self.mask_token = _create_mask_token(spec.width)
 
     @property
     def stack(self) -> nn.Sequential:
-        """What the encoder is made of: its stages, the first k of which hold the first k blocks."""
+        """The stages of the encoder, the first k of which hold the first k blocks."""
         return self.layers
 
     def embed(self, images: Tensor) -> Tensor:
-        """Normalised (B, 3, H, W) -> patch tokens (B, h, w, D of the first stage)."""
-        tokens = embed(images, self.patch_embed.proj, self.spec.patch_size)
+        """Embed normalised (B, 3, H, W) as patch tokens (B, h, w, D of the first stage)."""
+        tokens = embed_patches(images, self.patch_embed.proj, self.spec.patch_size)
         norm: Any = self.patch_embed.norm
         normed: Tensor = norm(tokens)
         return normed.unflatten(1, (images.shape[2] // self.spec.patch_size, -1))
 
     def encode(self, tokens: Tensor, hidden: Tensor) -> Tensor:
         """See :meth:`MaskedEncoder.encode`."""
-        spread = spread_mask(hidden, self.spec.grid, self.spec.stride // self.spec.patch_size)
-        covered = _covered(tokens.flatten(1, 2), self.mask_token, spread).unflatten(1, tokens.shape[1:3])
+        patches_per_cell = self.spec.stride // self.spec.patch_size
+        hidden_patches = spread_mask(hidden, self.spec.grid, patches_per_cell)
+        covered = _cover(tokens.flatten(1, 2), self.mask_token, hidden_patches).unflatten(1, tokens.shape[1:3])
         encoded: Tensor = self.norm(self.layers(covered)).flatten(1, 2)
         return encoded
 
     def similarity(self, tokens: Tensor, blocks: int) -> Tensor:
-        """Symmetrised mean of what the first ``blocks`` blocks attend to, between output cells: -> (B, N, N).
+        """Symmetrised mean attention of the first ``blocks`` blocks between output cells: -> (B, N, N).
 
         See :func:`ehm.backends.torch.models.swin.cell_attention`.
         """
@@ -126,13 +129,14 @@ class MaskedSwin(SwinTransformer):
         return mean_cells(behind, self.spec.grid)
 
 
-def _mask_token(width: int) -> nn.Parameter:
+def _create_mask_token(width: int) -> nn.Parameter:
     return nn.Parameter(nn.init.trunc_normal_(torch.empty(1, 1, width), std=0.02))
 
 
-def _covered(tokens: Tensor, mask_token: Tensor, hidden: Tensor) -> Tensor:
-    """The mask token where ``hidden`` (k * B, N) says so, the patch's own elsewhere: (B, N, D) -> (k * B, N, D)."""
+def _cover(tokens: Tensor, mask_token: Tensor, hidden: Tensor) -> Tensor:
+    """Put the mask token in place of ``hidden`` patches (k * B, N): (B, N, D) -> (k * B, N, D)."""
     views = len(hidden) // len(tokens)
     if views > 1:
+        # the k masks of an image lie one after the other
         tokens = tokens.unsqueeze(1).expand(-1, views, -1, -1).flatten(0, 1)
     return torch.where(hidden.unsqueeze(-1), mask_token.to(tokens.dtype), tokens)

@@ -18,54 +18,64 @@ from ehm.backends.mindspore.models.blocks import (
     patch_similarity,
     run_blocks,
 )
-from ehm.backends.mindspore.models.initial import beit
-from ehm.backends.mindspore.models.patches import PatchEmbed, Projection, pixels_of, take, with_class_token
+from ehm.backends.mindspore.models.initial import init_beit
+from ehm.backends.mindspore.models.patches import (
+    PatchEmbed,
+    Projection,
+    gather_tokens,
+    patchify_by_channel,
+    prepend_class_token,
+)
 from ehm.backends.mindspore.models.relative import RelativeBias, RelativeBlock
+from ehm.backends.mindspore.objectives.base import MindsporeObjective
 from ehm.config.encoders import VitSpec
 
-__all__ = ["SimmimVit"]
+__all__ = ["MindsporeSimmim", "SimmimVit"]
 
 
 class SimmimVit(nn.Cell):
-    """SimMIM on a ViT of ``spec`` in the relative form, with one table of biases for all blocks; weights from ``rng``.
+    """SimMIM on a ViT of ``spec`` in the relative form, with one table of biases for all blocks.
 
-    The head, ``decoder.0``, is a 1 x 1 convolution, as in the published code; its pixel shuffle needs no parameters,
-    and the loss none of it: targets are ordered as the convolution's channels are.
+    Its weights are drawn from ``rng``.
     """
 
     def __init__(self, spec: VitSpec, rng: np.random.Generator, dtype: Any = ms.float32) -> None:
         super().__init__()
         self.stride = spec.stride
         self.patch_embed = PatchEmbed(spec, dtype)
-        self.cls_token, self.mask_token = (Parameter(Tensor(np.zeros((1, 1, spec.width), np.float32))) for _ in "cm")
+        self.cls_token = Parameter(Tensor(np.zeros((1, 1, spec.width), np.float32)))
+        self.mask_token = Parameter(Tensor(np.zeros((1, 1, spec.width), np.float32)))
         self.rel_pos_bias = RelativeBias(spec.grid, spec.heads)
         self.blocks = nn.CellList(
             [RelativeBlock(spec.width, spec.heads, spec.mlp_ratio, dtype) for _ in range(spec.depth)]
         )
         self.norm = LayerNorm(spec.width)
+        # A 1 x 1 convolution in a list, as in the published code, for the sake of its parameters' names. The pixel
+        # shuffle behind it has no parameters, and targets in the order of the channels make it superfluous.
         self.decoder = nn.CellList([Projection(3 * spec.stride**2, spec.width, 1, dtype)])
-        beit(self, rng)
+        init_beit(self, rng)
 
     def similarity(self, images: Tensor, blocks: int) -> Tensor:
         """Symmetrised mean attention of the first ``blocks`` blocks over all patches: (B, 3, H, W) -> (B, N, N)."""
-        tokens = with_class_token(self.embed(images), self.cls_token)
+        tokens = prepend_class_token(self.embed(images), self.cls_token)
         return patch_similarity(mean_attention(self.blocks, tokens, blocks, self.rel_pos_bias()))
 
     def features(self, images: Tensor, blocks: int) -> Tensor:
         """Tokens behind the first ``blocks`` blocks over all patches: (B, 3, H, W) -> (B, N, D)."""
-        tokens = with_class_token(self.embed(images), self.cls_token)
+        tokens = prepend_class_token(self.embed(images), self.cls_token)
         return run_blocks(self.blocks[:blocks], tokens, self.rel_pos_bias())[:, 1:]
 
     def saliency(self, images: Tensor) -> Tensor:
-        """The class token's attention to the patches in the last block, all visible: (B, 3, H, W) -> (B, N)."""
-        return class_attention(self.blocks, with_class_token(self.embed(images), self.cls_token), self.rel_pos_bias())
+        """Compute the class token's attention to all patches in the last block: (B, 3, H, W) -> (B, N)."""
+        tokens = prepend_class_token(self.embed(images), self.cls_token)
+        return class_attention(self.blocks, tokens, self.rel_pos_bias())
 
     def embed(self, images: Tensor) -> Tensor:
-        """Normalised (B, 3, H, W) -> patch tokens (B, N, D)."""
+        """Embed normalised (B, 3, H, W) as patch tokens (B, N, D)."""
         return self.patch_embed(images).astype(ms.float32)
 
     def encode(self, tokens: Tensor, hidden: Tensor, keep: Tensor | None = None) -> Tensor:
-        """Encode with the mask token where ``hidden`` (k * B, N) says so: (B, N, D) -> (k * B, N, D).
+        """Encode with the mask token in place of ``hidden`` patches (k * B, N): (B, N, D) -> (k * B, N, D).
 
         ``keep`` (2 * depth, k * B, 1, 1) are drop path's factors of every branch.
         """
@@ -73,7 +83,7 @@ class SimmimVit(nn.Cell):
         views = hidden.shape[0] // batch
         tokens = ops.broadcast_to(tokens.reshape((batch, 1, patches, width)), (batch, views, patches, width))
         covered = ops.where(hidden.reshape((-1, patches, 1)), self.mask_token, tokens.reshape((-1, patches, width)))
-        encoded = run_blocks(self.blocks, with_class_token(covered, self.cls_token), self.rel_pos_bias(), keep)
+        encoded = run_blocks(self.blocks, prepend_class_token(covered, self.cls_token), self.rel_pos_bias(), keep)
         return self.norm(encoded)[:, 1:]
 
     def construct(
@@ -83,6 +93,16 @@ class SimmimVit(nn.Cell):
 
         The k masks of an image lie one after the other; for ``keep`` see :meth:`encode`.
         """
-        encoded = self.encode(self.embed(images), restore >= visible.shape[1], keep)
-        predicted = self.decoder[0](take(encoded, masked))
-        return ops.abs(predicted.astype(ms.float32) - take(pixels_of(images, self.stride), masked)).mean()
+        is_hidden = restore >= visible.shape[1]
+        encoded = self.encode(self.embed(images), is_hidden, keep)
+        predicted = self.decoder[0](gather_tokens(encoded, masked))
+        target = gather_tokens(patchify_by_channel(images, self.stride), masked)
+        return ops.abs(predicted.astype(ms.float32) - target).mean()
+
+
+class MindsporeSimmim(MindsporeObjective):
+    """SimMIM on a MindSpore target."""
+
+    def build_model(self, dtype: Any) -> SimmimVit:
+        """See :meth:`MindsporeObjective.build_model`."""
+        return SimmimVit(self.spec, self.random_numbers(), dtype)

@@ -20,11 +20,12 @@ from ehm.backends.mindspore.models.blocks import (
     patch_similarity,
     run_blocks,
 )
-from ehm.backends.mindspore.models.initial import xavier
-from ehm.backends.mindspore.models.patches import PatchEmbed, patchify, take, with_class_token
+from ehm.backends.mindspore.models.initial import init_xavier
+from ehm.backends.mindspore.models.patches import PatchEmbed, gather_tokens, patchify, prepend_class_token
+from ehm.backends.mindspore.objectives.base import MindsporeObjective
 from ehm.config.encoders import VitSpec, sincos_positions
 
-__all__ = ["MaskedAutoencoder"]
+__all__ = ["MaskedAutoencoder", "MindsporeMae"]
 
 
 class MaskedAutoencoder(nn.Cell):
@@ -41,27 +42,28 @@ class MaskedAutoencoder(nn.Cell):
         dtype: Any = ms.float32,
     ) -> None:
         super().__init__()
-        self.patch_size, self.norm_pix_loss = spec.patch_size, norm_pix_loss
+        self.patch_size = spec.patch_size
+        self.norm_pix_loss = norm_pix_loss
 
-        def stack(width: int, depth: int, heads: int) -> nn.CellList:
+        def build_blocks(width: int, depth: int, heads: int) -> nn.CellList:
             return nn.CellList([Block(width, heads, spec.mlp_ratio, dtype) for _ in range(depth)])
 
-        def positions(width: int) -> Parameter:
+        def build_positions(width: int) -> Parameter:
             return Parameter(Tensor(sincos_positions(width, spec.grid)), requires_grad=False)
 
         self.patch_embed = PatchEmbed(spec, dtype)
         self.cls_token = Parameter(Tensor(np.zeros((1, 1, spec.width), np.float32)))
-        self.pos_embed = positions(spec.width)
-        self.blocks = stack(spec.width, spec.depth, spec.heads)
+        self.pos_embed = build_positions(spec.width)
+        self.blocks = build_blocks(spec.width, spec.depth, spec.heads)
         self.norm = LayerNorm(spec.width)
 
         self.decoder_embed = Dense(spec.width, decoder_width, dtype)
         self.mask_token = Parameter(Tensor(np.zeros((1, 1, decoder_width), np.float32)))
-        self.decoder_pos_embed = positions(decoder_width)
-        self.decoder_blocks = stack(decoder_width, decoder_depth, decoder_heads)
+        self.decoder_pos_embed = build_positions(decoder_width)
+        self.decoder_blocks = build_blocks(decoder_width, decoder_depth, decoder_heads)
         self.decoder_norm = LayerNorm(decoder_width)
         self.decoder_pred = Dense(decoder_width, spec.patch_size**2 * 3, dtype)
-        xavier(self, rng)
+        init_xavier(self, rng)
 
     def similarity(self, images: Tensor, blocks: int) -> Tensor:
         """Symmetrised mean attention of the first ``blocks`` blocks over all patches: (B, 3, H, W) -> (B, N, N)."""
@@ -72,16 +74,16 @@ class MaskedAutoencoder(nn.Cell):
         return run_blocks(self.blocks[:blocks], self._with_class_token(self.embed(images)))[:, 1:]
 
     def saliency(self, images: Tensor) -> Tensor:
-        """The class token's attention to the patches in the last block, all visible: (B, 3, H, W) -> (B, N)."""
+        """Compute the class token's attention to all patches in the last block: (B, 3, H, W) -> (B, N)."""
         return class_attention(self.blocks, self._with_class_token(self.embed(images)))
 
     def embed(self, images: Tensor) -> Tensor:
-        """Normalised (B, 3, H, W) -> patch tokens with their positions (B, N, D)."""
+        """Embed normalised (B, 3, H, W) as patch tokens with their positions (B, N, D)."""
         return self.patch_embed(images) + self.pos_embed[:, 1:]
 
     def encode(self, tokens: Tensor, visible: Tensor) -> Tensor:
         """Encode the patches at indices ``visible``: (B, N, D), (k * B, V) -> (k * B, 1 + V, D)."""
-        return self.norm(run_blocks(self.blocks, self._with_class_token(take(tokens, visible))))
+        return self.norm(run_blocks(self.blocks, self._with_class_token(gather_tokens(tokens, visible))))
 
     def decode(self, encoded: Tensor, restore: Tensor, wanted: Tensor) -> Tensor:
         """Predict the patches at indices ``wanted``: (B, 1 + V, D) and (B, K) -> (B, K, P).
@@ -89,16 +91,20 @@ class MaskedAutoencoder(nn.Cell):
         ``restore`` (B, N) is each patch's place among the visible, then the masked ones.
         """
         tokens = self.decoder_embed(encoded)
-        batch, seen, width = tokens.shape
-        fill = ops.broadcast_to(self.mask_token.astype(tokens.dtype), (batch, restore.shape[1] + 1 - seen, width))
-        patches = take(ops.cat((tokens[:, 1:], fill), 1), restore)
-        tokens = ops.cat((tokens[:, :1], patches), 1) + self.decoder_pos_embed
+        class_token = tokens[:, :1]
+        visible_patches = tokens[:, 1:]
+        batch, visible_count, width = visible_patches.shape
+        masked_count = restore.shape[1] - visible_count
+        mask_tokens = ops.broadcast_to(self.mask_token.astype(tokens.dtype), (batch, masked_count, width))
+        patches = gather_tokens(ops.cat((visible_patches, mask_tokens), 1), restore)
+        tokens = ops.cat((class_token, patches), 1) + self.decoder_pos_embed
         tokens = run_blocks(self.decoder_blocks, tokens)
-        return self.decoder_pred(self.decoder_norm(take(tokens[:, 1:], wanted)))
+        # the norm and the prediction of visible patches would be thrown away
+        return self.decoder_pred(self.decoder_norm(gather_tokens(tokens[:, 1:], wanted)))
 
     def target(self, images: Tensor, masked: Tensor) -> Tensor:
-        """What the patches at indices ``masked`` (k * B, K) are, normalised patch by patch if asked: (k * B, K, P)."""
-        target = take(patchify(images, self.patch_size), masked)
+        """Return the pixels of the patches at indices ``masked`` (k * B, K): (k * B, K, P), normalised if asked."""
+        target = gather_tokens(patchify(images, self.patch_size), masked)
         if not self.norm_pix_loss:
             return target
         centred = target - target.mean(axis=-1, keep_dims=True)
@@ -114,4 +120,21 @@ class MaskedAutoencoder(nn.Cell):
         return ops.square(predicted.astype(ms.float32) - self.target(images, masked)).mean()
 
     def _with_class_token(self, tokens: Tensor) -> Tensor:
-        return with_class_token(tokens, self.cls_token + self.pos_embed[:, :1])
+        return prepend_class_token(tokens, self.cls_token + self.pos_embed[:, :1])
+
+
+class MindsporeMae(MindsporeObjective):
+    """MAE on a MindSpore target."""
+
+    def build_model(self, dtype: Any) -> MaskedAutoencoder:
+        """See :meth:`MindsporeObjective.build_model`."""
+        model = self.config.model
+        return MaskedAutoencoder(
+            self.spec,
+            self.random_numbers(),
+            model.decoder_width,
+            model.decoder_depth,
+            model.decoder_heads,
+            model.norm_pix_loss,
+            dtype,
+        )

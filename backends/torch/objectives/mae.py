@@ -14,10 +14,11 @@ from timm.layers.patch_embed import PatchEmbed
 from torch import Tensor, nn
 
 from ehm.backends.torch.models.attention import MaskedBlock, class_attention, mean_attention, patch_similarity
-from ehm.backends.torch.models.patches import embed, patchify, take
+from ehm.backends.torch.models.patches import embed_patches, gather_tokens, patchify
+from ehm.backends.torch.objectives.base import TorchObjective
 from ehm.config.encoders import VitSpec, sincos_positions
 
-__all__ = ["MaskedAutoencoder"]
+__all__ = ["MaskedAutoencoder", "TorchMae"]
 
 
 class MaskedAutoencoder(nn.Module):
@@ -32,33 +33,38 @@ class MaskedAutoencoder(nn.Module):
         norm_pix_loss: bool = True,
     ) -> None:
         super().__init__()
-        self.spec, self.norm_pix_loss = spec, norm_pix_loss
-        tokens, values = spec.patches + 1, spec.patch_size**2 * 3
+        self.spec = spec
+        self.norm_pix_loss = norm_pix_loss
+        values_per_patch = spec.patch_size**2 * 3
         norm: Any = partial(nn.LayerNorm, eps=1e-6)
 
-        def stack(width: int, depth: int, heads: int) -> nn.ModuleList:
+        def build_blocks(width: int, depth: int, heads: int) -> nn.ModuleList:
             return nn.ModuleList(
                 MaskedBlock(width, heads, spec.mlp_ratio, qkv_bias=True, norm_layer=norm) for _ in range(depth)
             )
 
+        def build_positions(width: int) -> nn.Parameter:
+            return nn.Parameter(torch.zeros(1, spec.patches + 1, width), requires_grad=False)
+
         self.patch_embed = PatchEmbed(spec.image_size, spec.patch_size, 3, spec.width)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, spec.width))
-        self.pos_embed = nn.Parameter(torch.zeros(1, tokens, spec.width), requires_grad=False)
-        self.blocks = stack(spec.width, spec.depth, spec.heads)
+        self.pos_embed = build_positions(spec.width)
+        self.blocks = build_blocks(spec.width, spec.depth, spec.heads)
         self.norm = norm(spec.width)
 
         self.decoder_embed = nn.Linear(spec.width, decoder_width)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, decoder_width))
-        self.decoder_pos_embed = nn.Parameter(torch.zeros(1, tokens, decoder_width), requires_grad=False)
-        self.decoder_blocks = stack(decoder_width, decoder_depth, decoder_heads)
+        self.decoder_pos_embed = build_positions(decoder_width)
+        self.decoder_blocks = build_blocks(decoder_width, decoder_depth, decoder_heads)
         self.decoder_norm = norm(decoder_width)
-        self.decoder_pred = nn.Linear(decoder_width, values)
-        self._initialise()
+        self.decoder_pred = nn.Linear(decoder_width, values_per_patch)
+        self._init_weights()
 
-    def _initialise(self) -> None:
-        """Fixed sine-cosine positions, Xavier for projections, 0.02 for tokens: as the published code does."""
+    def _init_weights(self) -> None:
+        """Set fixed sine-cosine positions, Xavier for projections and 0.02 for tokens, as the published code does."""
         for positions in (self.pos_embed, self.decoder_pos_embed):
             positions.data.copy_(torch.from_numpy(sincos_positions(positions.shape[-1], self.spec.grid)))
+        # as the matrix of a linear layer, whose fan-in is that of a whole patch
         nn.init.xavier_uniform_(self.patch_embed.proj.weight.view(self.spec.width, -1))
         nn.init.normal_(self.cls_token, std=0.02)
         nn.init.normal_(self.mask_token, std=0.02)
@@ -69,12 +75,12 @@ class MaskedAutoencoder(nn.Module):
 
     @property
     def stack(self) -> nn.ModuleList:
-        """What the encoder is made of."""
+        """The blocks of the encoder."""
         return self.blocks
 
     def embed(self, images: Tensor) -> Tensor:
-        """Normalised (B, 3, H, W) -> patch tokens with their positions (B, N, D)."""
-        return embed(images, self.patch_embed.proj, self.spec.patch_size) + self.pos_embed[:, 1:]
+        """Embed normalised (B, 3, H, W) as patch tokens with their positions (B, N, D)."""
+        return embed_patches(images, self.patch_embed.proj, self.spec.patch_size) + self.pos_embed[:, 1:]
 
     def similarity(self, tokens: Tensor, blocks: int) -> Tensor:
         """Symmetrised mean attention of the first ``blocks`` blocks over all patches: (B, N, D) -> (B, N, N)."""
@@ -88,7 +94,7 @@ class MaskedAutoencoder(nn.Module):
         return tokens[:, 1:]
 
     def saliency(self, tokens: Tensor) -> Tensor:
-        """The class token's attention to the patches in the last block, all of them visible: (B, N, D) -> (B, N)."""
+        """Compute the class token's attention to all patches in the last block: (B, N, D) -> (B, N)."""
         return class_attention(self.blocks, self._with_class_token(tokens))
 
     def encode(self, tokens: Tensor, visible: Tensor) -> Tensor:
@@ -96,7 +102,7 @@ class MaskedAutoencoder(nn.Module):
 
         There may be several masks of an image, one after the other: (k * B, V) -> (k * B, 1 + V, D).
         """
-        tokens = self._with_class_token(take(tokens, visible))
+        tokens = self._with_class_token(gather_tokens(tokens, visible))
         for block in self.blocks:
             tokens = block(tokens)
         return self.norm(tokens)
@@ -107,17 +113,20 @@ class MaskedAutoencoder(nn.Module):
         ``restore`` (B, N) is each patch's place among the visible, then the masked ones.
         """
         tokens = self.decoder_embed(encoded)
-        masked = restore.shape[1] + 1 - tokens.shape[1]
-        fill = self.mask_token.to(tokens.dtype).expand(tokens.shape[0], masked, -1)
-        patches = take(torch.cat([tokens[:, 1:], fill], dim=1), restore)
-        tokens = torch.cat([tokens[:, :1], patches], dim=1) + self.decoder_pos_embed
+        class_token = tokens[:, :1]
+        visible_patches = tokens[:, 1:]
+        masked_count = restore.shape[1] - visible_patches.shape[1]
+        mask_tokens = self.mask_token.to(tokens.dtype).expand(tokens.shape[0], masked_count, -1)
+        patches = gather_tokens(torch.cat([visible_patches, mask_tokens], dim=1), restore)
+        tokens = torch.cat([class_token, patches], dim=1) + self.decoder_pos_embed
         for block in self.decoder_blocks:
             tokens = block(tokens)
-        return self.decoder_pred(self.decoder_norm(take(tokens[:, 1:], wanted)))
+        # the norm and the prediction of visible patches would be thrown away
+        return self.decoder_pred(self.decoder_norm(gather_tokens(tokens[:, 1:], wanted)))
 
     def target(self, images: Tensor, masked: Tensor) -> Tensor:
-        """What the patches at indices ``masked`` (B, K) are, normalised patch by patch if asked: (B, K, P)."""
-        target = take(patchify(images, self.spec.patch_size), masked)
+        """Return the pixels of the patches at indices ``masked`` (B, K): (B, K, P), normalised by patch if asked."""
+        target = gather_tokens(patchify(images, self.spec.patch_size), masked)
         if not self.norm_pix_loss:
             return target
         variance, mean = torch.var_mean(target, dim=-1, keepdim=True)
@@ -138,3 +147,16 @@ class MaskedAutoencoder(nn.Module):
     def _with_class_token(self, tokens: Tensor) -> Tensor:
         first = (self.cls_token + self.pos_embed[:, :1]).to(tokens.dtype)
         return torch.cat([first.expand(tokens.shape[0], -1, -1), tokens], dim=1)
+
+
+class TorchMae(TorchObjective):
+    """MAE on a torch device."""
+
+    def build_model(self) -> Any:
+        """See :meth:`TorchObjective.build_model`."""
+        spec = self.config.spec
+        model = self.config.model
+        assert isinstance(spec, VitSpec)  # the objective refuses other encoders when a configuration is read
+        return MaskedAutoencoder(
+            spec, model.decoder_width, model.decoder_depth, model.decoder_heads, model.norm_pix_loss
+        )

@@ -1,0 +1,39 @@
+"""What the learner asks of a pretraining objective."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+import numpy as np
+from mindspore import nn
+
+from ehm.config import TrainConfig
+from ehm.config.encoders import VitSpec
+from ehm.errors import BackendError
+
+__all__ = ["MindsporeObjective"]
+
+
+class MindsporeObjective(ABC):
+    """A pretraining objective: the model with its loss. Raises BackendError for an encoder that this backend lacks.
+
+    A model has ``similarity``, ``features`` and ``saliency``. Its ``construct`` gives the loss from images, from the
+    indices of visible and of masked patches and each patch's place among both, and from drop path's factors if the
+    objective has drop path.
+    """
+
+    def __init__(self, config: TrainConfig) -> None:
+        spec = config.spec
+        if not isinstance(spec, VitSpec):
+            raise BackendError(f"encoder {config.encoder}: the MindSpore backend has ViTs; a Swin needs torch")
+        self.config = config
+        self.spec = spec
+
+    def random_numbers(self) -> np.random.Generator:
+        """Return the generator of the first weights, always at its beginning."""
+        return np.random.default_rng(self.config.run.seed)
+
+    @abstractmethod
+    def build_model(self, dtype: Any) -> nn.Cell:
+        """Return an untrained model that multiplies matrices in ``dtype``."""

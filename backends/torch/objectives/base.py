@@ -1,0 +1,34 @@
+"""What the learner asks of a pretraining objective."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ehm.config import TrainConfig
+
+__all__ = ["TorchObjective"]
+
+
+class TorchObjective(ABC):
+    """A pretraining objective on one device: the model with its loss, and what the loss needs beside images and mask.
+
+    A model has ``embed``, ``similarity``, ``features``, with a class token ``saliency``, and a ``stack`` of the modules
+    that its encoder is made of. Its ``forward`` gives the loss from images, from the indices of visible and of masked
+    patches and each patch's place among both, from tokens of ``embed`` if there are any, and from :meth:`targets`.
+    """
+
+    def __init__(self, config: TrainConfig, device: torch.device) -> None:
+        self.config = config
+        self.device = device
+
+    @abstractmethod
+    def build_model(self) -> Any:
+        """Return an untrained model on the CPU; its weights are drawn from torch's random numbers."""
+
+    def targets(self, images: Tensor) -> dict[str, Tensor]:
+        """Compute from normalised images (B, 3, H, W), outside the model, what its ``forward`` takes by keyword."""
+        return {}

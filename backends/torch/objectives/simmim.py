@@ -1,0 +1,65 @@
+"""SimMIM (Xie et al., 2022): predict the pixels of what is hidden by one linear layer.
+
+Shapes: B images, N output tokens of D features, K hidden ones, P = 3 * stride**2 values of an output cell.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+from ehm.backends.torch.models.masked_encoder import MaskedEncoder, MaskedSwin, MaskedVit
+from ehm.backends.torch.models.patches import gather_tokens, patchify_by_channel
+from ehm.backends.torch.objectives.base import TorchObjective
+
+__all__ = ["SimmimSwin", "SimmimVit", "TorchSimmim"]
+
+
+class PixelHead(nn.Module):
+    """The head and the loss of SimMIM, over an encoder that a subclass adds."""
+
+    spec: Any
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        spec = self.spec
+        # A 1 x 1 convolution in a Sequential, as in the published code, for the sake of its parameters' names. The
+        # pixel shuffle behind it has no parameters, and targets in the order of the channels make it superfluous.
+        self.decoder = nn.Sequential(nn.Conv2d(spec.features, 3 * spec.stride**2, kernel_size=1))
+
+    def forward(
+        self: Any, images: Tensor, visible: Tensor, masked: Tensor, restore: Tensor, tokens: Tensor | None = None
+    ) -> Tensor:
+        """Mean absolute error of the hidden pixels of normalised (B, 3, H, W), from indices (k * B, ...) of cells."""
+        encoder: MaskedEncoder = self
+        tokens = encoder.embed(images) if tokens is None else tokens
+        is_hidden = restore >= visible.shape[1]
+        encoded = encoder.encode(tokens, is_hidden)
+        head = self.decoder[0]
+        # as a matrix product: on an NPU, convolutions would run in HF32
+        predicted = linear(gather_tokens(encoded, masked), head.weight.flatten(1), head.bias)
+        target = gather_tokens(patchify_by_channel(images, self.spec.stride), masked)
+        return (predicted.float() - target).abs().mean()
+
+
+class SimmimVit(PixelHead, MaskedVit):  # type: ignore[misc]  # a loss, where timm's forward gives features
+    """SimMIM with a ViT."""
+
+
+class SimmimSwin(PixelHead, MaskedSwin):  # type: ignore[misc]
+    """SimMIM with a Swin."""
+
+
+MODELS: dict[str, Any] = {"vit": SimmimVit, "swin": SimmimSwin}
+"""The model of each encoder family."""
+
+
+class TorchSimmim(TorchObjective):
+    """SimMIM on a torch device."""
+
+    def build_model(self) -> Any:
+        """See :meth:`TorchObjective.build_model`."""
+        spec = self.config.spec
+        return MODELS[spec.family](spec, self.config.model.drop_path)
