@@ -196,6 +196,14 @@ class Parity(_Section):
     cosine: float
     cases: tuple[ParityCase, ...]
 
+    def describe(self) -> str:
+        """Say in a sentence how far the network is from the framework."""
+        difference = f"{self.max_abs:.1e}"
+        if self.max_relative is not None:
+            difference = f"{self.max_relative:.1e} of an output's size"
+        name = self.reference.partition(" ")[0]
+        return f"Differs from {name} by at most {difference} (allowed {self.tolerance:g}), cosine {self.cosine:.7f}"
+
 
 class FileRecord(_Section):
     """Size and SHA-256 of one file."""

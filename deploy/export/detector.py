@@ -1,190 +1,184 @@
-"""A detector as a bundle: one image of one size at a time, compared with torchvision's own computation."""
+"""A detector on its way into a bundle: one image of one size at a time, compared with torchvision's own computation.
+
+Shapes: K objects.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ehm.config import ExportConfig
-from ehm.console import console
-from ehm.deploy.bundle.bundle import Bundle
-from ehm.deploy.bundle.manifest import CARD, Fit, Manifest, ModelRecord, Parity, ParityCase, Source, TensorRecord
-from ehm.deploy.bundle.preprocessing import describe_preprocessing
-from ehm.deploy.bundle.staging import stage_bundle
-from ehm.deploy.export.card import write_card
+from ehm.config import DetectionConfig, ExportConfig, ModelSource
+from ehm.deploy.bundle.manifest import Fit, Parity, ParityCase, Preprocessing
+from ehm.deploy.export.exportable import Exportable, ModelFacts
+from ehm.deploy.export.parity import ImageKind, draw_images, record_parity
 from ehm.deploy.export.sources import demand
-from ehm.deploy.predict.runtime import open_session
 from ehm.errors import ConfigError, ExportError
 from ehm.models.weights import checkpoint_inputs
 from ehm.storage.checkpoint import find_checkpoint, open_checkpoint
-from ehm.storage.names import escape_undecodable
 
-__all__ = ["compare_detector", "export_detector", "is_detector"]
+if TYPE_CHECKING:
+    from onnx import ModelProto
+    from onnxruntime import InferenceSession
 
-_MODEL = "model.onnx"
-_PACKAGES = ("torch", "torchvision", "timm", "onnx", "onnxscript", "onnxruntime")
+__all__ = ["DetectorExportable", "check_detector_config", "compare_detector", "is_detector", "open_detector"]
+
+_PACKAGES = ("torch", "torchvision", "timm", "onnxscript")
+_OPSET = 18
+"""The operator set that torch's exporter writes; a detector's is not lowered."""
 _TOLERANCE = 1e-3
-_ALIKE = 0.9
-"""Share of objects that both have to find. Where two scores are equal within rounding, either box may go."""
-_LAYOUTS = {"images": "NCHW", "boxes": "NC", "labels": "N", "scores": "N", "masks": "NHW"}
+"""Largest accepted difference of scores, masks, and boxes in sides of the image."""
+_LEAST_SHARE = 0.9
+"""Share of objects that both have to find. If two scores are equal within rounding, either box may go."""
+_UNFIT_KEYS = ("preprocessing", "dynamic_size", "int8", "float16")
+
+
+@dataclass(frozen=True)
+class DetectorExportable(Exportable):
+    """A detector, whose ``graph`` computes in tensors of constant shapes; ``settings`` are those of its training."""
+
+    about: ModelFacts
+    graph: Any
+    settings: DetectionConfig
+    packages: tuple[str, ...] = _PACKAGES
+
+    def make_graph(self, config: ExportConfig) -> ModelProto:
+        """Return the network as an ONNX graph of one image; see `Exportable.make_graph`."""
+        from ehm.deploy.export.graphs.torch_export import make_onnx
+
+        return make_onnx(self.graph, _OPSET, image_size=self.graph.image_size, outputs=self.graph.outputs, batch=1)
+
+    def compare(self, session: InferenceSession, preprocessing: Preprocessing) -> Parity:
+        """Compare the exported file with torchvision; see `Exportable.compare`."""
+        return compare_detector(self.graph, session)
+
+    def choose_opset(self, config: ExportConfig) -> int:
+        """Return the one operator set of detectors."""
+        return _OPSET
+
+    def manifest_rules(self) -> dict[str, Any]:
+        """Return the rule by which images are fitted into the input, and the score of objects that count."""
+        shorter = self.settings.min_size[-1]
+        longer = self.settings.max_size
+        if not self.graph.model.backbone.pyramid.any_size:
+            shorter, longer = self.graph.image_size  # a square, which images fill
+        return {"fit": Fit(shorter=shorter, longer=longer, threshold=self.settings.score_threshold)}
 
 
 def is_detector(path: str | Path) -> bool:
-    """Whether a detector's run or checkpoint lies at ``path``."""
-    found = find_checkpoint(path)
-    return found is not None and found.kind == "detector"
+    """Return whether a detector's run or checkpoint lies at ``path``."""
+    checkpoint = find_checkpoint(path)
+    return checkpoint is not None and checkpoint.kind == "detector"
 
 
-def export_detector(path: str | Path, config: ExportConfig, device: str, out: Path) -> Path:
-    """Write the detector of ``path`` as a bundle at ``out``; see :func:`ehm.deploy.export.export`, and its errors.
+def check_detector_config(config: ExportConfig) -> None:
+    """Raise ConfigError for a key that a detector's bundle cannot follow, BackendError if a package is missing."""
+    changed = [key for key in _UNFIT_KEYS if getattr(config, key)]
+    if config.target != "portable":
+        changed.insert(0, "target")
+    if changed:
+        raise ConfigError(f"{changed[0]}: a detector is written in float32 for one size, target portable; leave it out")
+    demand("torch,export,tasks", *_PACKAGES, "onnx", "onnxruntime")
 
-    ``config.model.image_size`` is the size that images are fitted into. Raises ConfigError for what a detector's bundle
-    cannot be.
-    """
-    unfit = {
-        "target": config.target != "portable",
-        **{key: getattr(config, key) for key in ("preprocessing", "dynamic_size", "int8", "float16")},
-    }
-    if any(unfit.values()):
-        key = next(key for key, given in unfit.items() if given)
-        raise ConfigError(f"{key}: a detector is written in float32 for one size, target portable; leave it out")
-    demand("torch,export,tasks", *_PACKAGES)
+
+def open_detector(source: ModelSource) -> DetectorExportable:
+    """Load the detector of a run or checkpoint; ``source.image_size`` is the size that images are fitted into."""
     from ehm.backends.torch.export.detector_module import load_detector
-    from ehm.deploy.export.graphs.saving import domains, operators, save
-    from ehm.deploy.export.graphs.torch_export import make_onnx
 
-    opened = open_checkpoint(path)
-    folder = opened.folder
-    meta = opened.metadata
-    with stage_bundle(out) as bundle:
-        graph, trained = load_detector(folder, opened.model, meta, config.model.image_size)
-        height, width = graph.image_size
-        console.print(f"Exporting a detector of {folder} ({height} x {width}), opset 18, to {out}")
-        model = make_onnx(graph, 18, image_size=graph.image_size, outputs=graph.outputs, batch=1)
-        save(model, bundle / _MODEL)
-        session = open_session(bundle / _MODEL, "cpu" if device == "auto" else device)
-        parity = compare_detector(graph, session)
-        versions = domains(model)
-        manifest = Manifest(
-            task="detection",
-            models={
-                "float32": ModelRecord(
-                    file=_MODEL, opset=versions.pop(""), domains=versions, operators=operators(model)
-                )
-            },
-            input=_record(model.graph.input[0]),
-            outputs=tuple(map(_record, model.graph.output)),
-            preprocessing=describe_preprocessing(
-                graph.image_size, checkpoint_inputs(meta), value_range=trained.data.range
-            ),
-            fit=_rule(trained, graph),
-            labels=tuple(meta["classes"]),
-            source=Source(
-                checkpoint=escape_undecodable(str(folder)),
-                kind=meta["kind"],
-                sha256=opened.model_sha256,
-            ),
-            versions={package: version(package) for package in ("ehm", *_PACKAGES)},
-            parity=parity,
-        )
-        write_card(manifest, config, bundle / CARD)
-        sealed = Bundle.seal(bundle, manifest)
-        megabytes = sum(record.bytes for record in sealed.manifest.files.values()) / 1e6
-    console.print(f"Differs from torchvision by at most {parity.max_abs:.1e} (allowed {parity.tolerance:g})")
-    console.print(f"Bundle in {out} ({megabytes:.1f} MB); try: ehm predict {out} IMAGE")
-    return out
-
-
-def _rule(trained: Any, graph: Any) -> Fit:
-    shorter, longer = trained.min_size[-1], trained.max_size
-    if not graph.model.backbone.pyramid.any_size:
-        shorter, longer = graph.image_size  # a square, which images fill
-    return Fit(shorter=shorter, longer=longer, threshold=trained.score_threshold)
-
-
-def _record(value: Any) -> TensorRecord:
-    from onnx import TensorProto
-
-    kind = value.type.tensor_type
-    dtype: Any = {TensorProto.FLOAT: "float32", TensorProto.INT64: "int64"}[kind.elem_type]
-    layout: Any = _LAYOUTS[value.name]
-    return TensorRecord(
-        name=value.name,
-        dtype=dtype,
-        layout=layout,
-        shape=tuple(dim.dim_param or dim.dim_value for dim in kind.shape.dim),
+    checkpoint = open_checkpoint(source.init)
+    metadata = checkpoint.metadata
+    graph, settings = load_detector(checkpoint.folder, checkpoint.model, metadata, source.image_size)
+    facts = ModelFacts(
+        task="detection",
+        origin=str(checkpoint.folder),
+        kind=checkpoint.kind,
+        sha256=checkpoint.model_sha256,
+        labels=tuple(metadata["classes"]),
+        image_size=graph.image_size,
+        inputs=checkpoint_inputs(metadata),
+        outputs=tuple(graph.outputs),
     )
+    return DetectorExportable(facts, graph, settings)
 
 
-def compare_detector(graph: Any, session: Any) -> Parity:
-    """torchvision's own path, at this size, against ONNX Runtime; ExportError where they differ."""
-    import onnxruntime
+def compare_detector(graph: Any, session: InferenceSession) -> Parity:
+    """Compare ONNX Runtime with torchvision's own path, at this size; raises ExportError if they differ."""
     import torch
-    from torchvision.models.detection.image_list import ImageList
 
-    model, size = graph.model, graph.image_size
-    model.roi_heads.score_thresh = 0.0  # as in the graph
+    graph.model.roi_heads.score_thresh = 0.0  # as in the graph, which keeps objects of every score
+    side = max(graph.image_size)
     cases = []
-    for kind, images in _inputs(size):
-        with torch.inference_mode():
-            maps = model.backbone(torch.from_numpy(images))
-            proposals, _ = model.rpn(ImageList(torch.from_numpy(images), [size]), maps)
-            ((one,), _) = model.roi_heads(maps, proposals, [size])
-        expected = {name: value.numpy() for name, value in one.items()}
-        expected["labels"] = expected["labels"] - 1
+    for kind, values in draw_images(np.random.default_rng(0), 1, graph.image_size):
+        images = values.astype(np.float32)
+        expected = _run_torchvision(graph, images)
         found = dict(zip(graph.outputs, session.run(list(graph.outputs), {"images": images}), strict=True))
-        cases.append(_case(kind, expected, found, max(size)))
+        cases.append(_compare_case(kind, expected, found, side))
     worst = max(cases, key=lambda case: case.max_abs)
-    if not worst.max_abs <= _TOLERANCE:
+    if not worst.max_abs <= _TOLERANCE:  # not a number is refused too
         raise ExportError(
             f"parity: the exported model differs from torchvision by {worst.max_abs:.2g} on {worst.images} images, and "
             f"at most {_TOLERANCE:g} is allowed; nothing was written"
         )
-    return Parity(
-        reference=f"torchvision {version('torchvision')}, torch {torch.__version__}, cpu, float32",
-        runtime=f"onnxruntime {onnxruntime.__version__}, {session.get_providers()[0]}",
-        tolerance=_TOLERANCE,
-        max_abs=worst.max_abs,
-        cosine=min(case.cosine for case in cases),
-        cases=tuple(cases),
-    )
+    reference = f"torchvision {version('torchvision')}, torch {torch.__version__}, cpu, float32"
+    return record_parity(cases, reference, session, _TOLERANCE)
 
 
-def _inputs(size: tuple[int, int]) -> list[tuple[Any, NDArray[np.float32]]]:
-    """White noise, and a picture with the 1/f spectrum of photographs: (1, 3, H, W), as if normalised."""
-    rng = np.random.default_rng(0)
-    noise = rng.standard_normal((1, 3, *size))
-    frequency = np.hypot(np.fft.fftfreq(size[0])[:, None], np.fft.rfftfreq(size[1])[None])
-    frequency[0, 0] = np.inf
-    smooth = np.fft.irfft2(np.fft.rfft2(noise) / frequency, s=size)
-    return [("random", noise.astype(np.float32)), ("natural", (smooth / smooth.std()).astype(np.float32))]
+def _run_torchvision(graph: Any, images: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
+    """Return torchvision's objects of one image (1, 3, H, W), with labels from 0 on as in the graph."""
+    import torch
+    from torchvision.models.detection.image_list import ImageList
+
+    model = graph.model
+    size = graph.image_size
+    with torch.inference_mode():
+        tensor = torch.from_numpy(images)
+        maps = model.backbone(tensor)
+        proposals, _ = model.rpn(ImageList(tensor, [size]), maps)
+        (objects,), _ = model.roi_heads(maps, proposals, [size])
+    expected = {name: value.numpy() for name, value in objects.items()}
+    expected["labels"] = expected["labels"] - 1  # its label 0 is the background
+    return expected
 
 
-def _case(kind: Any, expected: dict[str, Any], found: dict[str, Any], side: int) -> ParityCase:
-    """Largest difference of scores, masks and boxes (in longer sides) of the objects that both found."""
-    pairs = [(one, two) for one in range(len(expected["scores"])) if (two := _same(one, expected, found, side)) >= 0]
-    if len(pairs) < _ALIKE * len(expected["scores"]):
+def _compare_case(
+    kind: ImageKind, expected: dict[str, NDArray[Any]], found: dict[str, NDArray[Any]], side: int
+) -> ParityCase:
+    """Return the largest difference of scores, masks and boxes (in longer sides) of the objects that both found."""
+    expected_indices = []
+    found_indices = []
+    count = len(expected["scores"])
+    for index in range(count):
+        same = _find_object(index, expected, found, side)
+        if same is not None:
+            expected_indices.append(index)
+            found_indices.append(same)
+    if len(expected_indices) < _LEAST_SHARE * count:
         raise ExportError(
-            f"parity: of {len(expected['scores'])} objects that torchvision finds in {kind} images the exported model "
-            f"finds {len(pairs)}; nothing was written"
+            f"parity: of {count} objects that torchvision finds in {kind} images the exported model "
+            f"finds {len(expected_indices)}; nothing was written"
         )
-    ones, twos = (np.array([pair[place] for pair in pairs], np.int64) for place in (0, 1))
-    differences, cosines = [0.0], [1.0]
-    for name, scale in (("boxes", side), ("scores", 1), ("masks", 1)):
-        if name in found and len(pairs):
-            theirs, ours = expected[name][ones].ravel() / scale, found[name][twos].ravel() / scale
+    differences = [0.0]
+    cosines = [1.0]
+    for name, scale in {"boxes": side, "scores": 1, "masks": 1}.items():
+        if name in found and expected_indices:
+            theirs = expected[name][expected_indices].ravel() / scale
+            ours = found[name][found_indices].ravel() / scale
             differences.append(float(np.abs(theirs - ours).max()))
-            cosines.append(float(theirs @ ours / max(np.linalg.norm(theirs) * np.linalg.norm(ours), 1e-30)))
+            norms = float(np.linalg.norm(theirs) * np.linalg.norm(ours))
+            cosines.append(float(theirs @ ours / max(norms, 1e-30)))
     return ParityCase(images=kind, batch=1, max_abs=max(differences), cosine=min(cosines))
 
 
-def _same(one: int, expected: dict[str, Any], found: dict[str, Any], side: int) -> int:
-    """The object of ``found`` that is object ``one`` of ``expected``; -1 if there is none."""
-    near = np.abs(found["boxes"] - expected["boxes"][one]).max(axis=1) / side < _TOLERANCE
-    near &= np.abs(found["scores"] - expected["scores"][one]) < _TOLERANCE
-    near &= found["labels"] == expected["labels"][one]
-    return int(near.argmax()) if near.any() else -1
+def _find_object(
+    index: int, expected: dict[str, NDArray[Any]], found: dict[str, NDArray[Any]], side: int
+) -> int | None:
+    """Return the index in ``found`` of object ``index`` of ``expected``; None if it is not there."""
+    near = np.abs(found["boxes"] - expected["boxes"][index]).max(axis=1) / side < _TOLERANCE
+    near &= np.abs(found["scores"] - expected["scores"][index]) < _TOLERANCE
+    near &= found["labels"] == expected["labels"][index]
+    return int(near.argmax()) if near.any() else None

@@ -2,60 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ehm.config import ExportConfig, ModelSource
-from ehm.deploy.bundle.manifest import Preprocessing, Target
+from ehm.deploy.export.exportable import ImageExportable, ModelFacts, SegmenterExportable
 from ehm.errors import BackendError, ConfigError
-from ehm.models.trained import Head, Reference, Trained, open_trained
+from ehm.models.trained import Head, open_trained
 from ehm.models.weights import ReadFile, read_safetensors
 
 if TYPE_CHECKING:
     from onnx import ModelProto
 
-    from ehm.backends.torch.export.module import Module
-
-__all__ = ["Exportable", "demand", "prepare"]
+__all__ = ["demand", "prepare"]
 
 
-@dataclass(frozen=True)
-class Exportable:
-    """A trained model, ``make``, which writes its graph as the settings say, and what that is compared with.
-
-    ``packages`` took part, besides onnx and ONNX Runtime. It ``fuses`` where ONNX Runtime has operators
-    of its own for the graph.
-    """
-
-    about: Trained | Module
-    make: Callable[[ExportConfig], ModelProto]
-    reference: Reference
-    packages: tuple[str, ...]
-    fuses: bool
-
-    def target(self, config: ExportConfig) -> Target:
-        """What the graph is written for: what torch writes for ONNX Runtime is the portable graph."""
-        return "portable" if config.target == "onnxruntime" and not self.fuses else config.target
-
-    def write(self, path: Path, config: ExportConfig, preprocessing: Preprocessing) -> ModelProto:
-        """Write the ONNX file and check it; the graph comes without weights where they are stored beside it."""
-        from ehm.deploy.export.graphs.preprocessing import take_bytes
-        from ehm.deploy.export.graphs.saving import save
-
-        model = self.make(config)
-        if config.preprocessing:
-            take_bytes(model, preprocessing)
-        save(model, path)
-        return model
-
-
-def prepare(source: ModelSource, head: Head) -> Exportable:
+def prepare(source: ModelSource, head: Head) -> ImageExportable:
     """The model that ``source.init`` names; ``head`` as in :func:`ehm.models.trained.open_trained`, with its errors.
 
     BackendError where no framework is there to compare with, or a model that torch writes lacks what builds it.
@@ -79,7 +44,9 @@ def prepare(source: ModelSource, head: Head) -> Exportable:
     def make(config: ExportConfig) -> ModelProto:
         return make_vit(trained, config.opset, config.target, config.dynamic_size)
 
-    return Exportable(trained, make, reference, _FRAMEWORKS[framework], fuses=True)
+    facts = ModelFacts.from_model(trained)
+    packages = _FRAMEWORKS[framework]
+    return ImageExportable(facts, make, reference, packages, fuses=True, patch_size=trained.spec.patch_size)
 
 
 def demand(extras: str, *packages: str) -> None:
@@ -102,7 +69,7 @@ def _framework() -> str | None:
     return next((name for name, packages in _FRAMEWORKS.items() if all(map(find_spec, packages))), None)
 
 
-def _by_torch(source: ModelSource, head: Head) -> Exportable:
+def _by_torch(source: ModelSource, head: Head) -> ImageExportable:
     packages = ("torch", "timm", "onnxscript")
     demand("torch,export", *packages)
     from ehm.backends.torch.export.module import compute, load_module
@@ -127,7 +94,8 @@ def _by_torch(source: ModelSource, head: Head) -> Exportable:
             raise_opset="opset" not in config.model_fields_set,  # unless it was asked for
         )
 
-    return Exportable(loaded, make, reference, packages, fuses=False)
+    kind = SegmenterExportable if loaded.task == "segmentation" else ImageExportable
+    return kind(ModelFacts.from_model(loaded), make, reference, packages, fuses=False)
 
 
 _FRAMEWORKS = {"torch": ("torch", "timm"), "mindspore": ("mindspore",)}

@@ -309,7 +309,8 @@ class Runtime:
 
 
 def test_a_graph_is_torchvisions_and_one_that_is_not_is_refused(learned):
-    graph, _ = load_detector(learned.checkpoint, *open_checkpoint(learned.checkpoint).model, None)
+    checkpoint = open_checkpoint(learned.checkpoint)
+    graph, _ = load_detector(checkpoint.folder, checkpoint.model, checkpoint.metadata, None)
     assert graph.image_size == (SIDE, 96)  # for images that are wider than high
     assert compare_detector(graph, Runtime(graph, lambda name, value: value)).max_abs < 1e-6
     with pytest.raises(ExportError, match="parity: the exported model differs"):

@@ -280,7 +280,7 @@ def test_an_error_counts_relative_to_the_size_of_its_output(scale):
         size = np.sqrt((right**2).mean())
         wrong = right.copy()
         wrong[1, 7] += error * size
-        case = parity._case("random", [(right * scale, wrong * scale), (other, other)])
+        case = parity._compare_case("random", [(right * scale, wrong * scale), (other, other)])
         assert case.max_relative == pytest.approx(error)
         assert case.max_abs == pytest.approx(error * size * scale)
         assert (case.max_relative > parity.TOLERANCE) == refused
@@ -288,15 +288,15 @@ def test_an_error_counts_relative_to_the_size_of_its_output(scale):
 
 def test_zeros_are_zeros_in_both():
     zeros, tiny = np.zeros((2, 3)), np.full((2, 3), 1e-9)
-    assert parity._case("random", [(zeros, zeros)]).max_relative == 0
-    assert parity._case("random", [(zeros, tiny)]).max_relative > 1
+    assert parity._compare_case("random", [(zeros, zeros)]).max_relative == 0
+    assert parity._compare_case("random", [(zeros, tiny)]).max_relative > 1
 
 
 @pytest.mark.parametrize(("found", "message"), [(np.nan, "not finite"), (np.inf, "not finite"), (1.0, "gives")])
 def test_parity_sees_what_a_maximum_would_miss(found, message):
     outputs = np.full((2, 3), found)
     with pytest.raises(ExportError, match=message):
-        parity._case("random", [(np.ones((2, 4)) if found == 1 else np.ones((2, 3)), outputs)])
+        parity._compare_case("random", [(np.ones((2, 4)) if found == 1 else np.ones((2, 3)), outputs)])
 
 
 def test_another_image_size_resamples_the_positions(encoder, tmp_path):

@@ -9,10 +9,11 @@ from pathlib import Path
 import onnx
 from onnx import ModelProto, helper
 
+from ehm.deploy.bundle.manifest import ModelRecord
 from ehm.errors import ExportError
 from ehm.storage.writing import report_write_errors
 
-__all__ = ["BATCH", "EMBED_LIMIT", "domains", "operators", "save", "set_lowest_ir_version"]
+__all__ = ["BATCH", "EMBED_LIMIT", "describe_graph", "domains", "operators", "save", "set_lowest_ir_version"]
 
 BATCH = "batch"
 """Name of the one dynamic dimension."""
@@ -45,6 +46,12 @@ def set_lowest_ir_version(model: ModelProto) -> None:
     ONNX Runtime's own are of no version of the format.
     """
     model.ir_version = helper.find_min_ir_version_for(model.opset_import, ignore_unknown=True)
+
+
+def describe_graph(model: ModelProto, file: str) -> ModelRecord:
+    """Return the manifest's record of a graph that is stored in ``file``."""
+    versions = domains(model)
+    return ModelRecord(file=file, opset=versions.pop(""), domains=versions, operators=operators(model))
 
 
 def operators(model: ModelProto) -> dict[str, int]:

@@ -17,13 +17,13 @@ from ehm.config import ExportConfig
 from ehm.console import console
 from ehm.deploy.bundle.bundle import Bundle
 from ehm.deploy.bundle.manifest import ModelRecord, Precision, Quality
-from ehm.deploy.export.graphs.saving import domains, operators, save
+from ehm.deploy.export.graphs.saving import describe_graph, save
 from ehm.deploy.export.precision.calibration import Photographs, choose
 from ehm.deploy.export.precision.int8 import write_int8
 from ehm.deploy.predict.predictor import Predictor, row_cosines
 from ehm.errors import ExportError
 
-__all__ = ["FLOOR", "other_numbers"]
+__all__ = ["FLOOR", "write_lower_precisions"]
 
 FLOOR = 0.99
 """Smallest mean cosine to float32 that is accepted."""
@@ -33,7 +33,7 @@ Outputs = dict[str, NDArray[np.float32]]
 _Run = Callable[[NDArray[Any], Sequence[str]], Outputs]
 
 
-def other_numbers(bundle: Bundle, config: ExportConfig, device: str) -> dict[Precision, ModelRecord]:
+def write_lower_precisions(bundle: Bundle, config: ExportConfig, device: str) -> dict[Precision, ModelRecord]:
     """Write those that ``config`` asks for into the folder of ``bundle``, which holds float32; measure and print them.
 
     ``device`` runs them on photographs, as in :func:`ehm.deploy.predict.runtime.open_session`; a session of ONNX
@@ -56,7 +56,7 @@ def other_numbers(bundle: Bundle, config: ExportConfig, device: str) -> dict[Pre
     if config.float16:
         written["float16"] = _write_float16(source, bundle.path / "model.float16.onnx")
     records: dict[Precision, ModelRecord] = {
-        precision: _record(precision, model) for precision, model in written.items()
+        precision: describe_graph(model, f"model.{precision}.onnx") for precision, model in written.items()
     }
     models = {**bundle.manifest.models, **records}
     whole = Bundle(bundle.path, bundle.manifest.model_copy(update={"models": models}))
@@ -64,16 +64,6 @@ def other_numbers(bundle: Bundle, config: ExportConfig, device: str) -> dict[Pre
     qualities = _measure(reference, rivals, measured, size)
     _print(qualities, {precision: whole.model(precision) for precision in models}, bundle.manifest.compared_output)
     return {key: record.model_copy(update={"quality": qualities[key]}) for key, record in records.items()}
-
-
-def _record(precision: Precision, model: ModelProto) -> ModelRecord:
-    versions = domains(model)
-    return ModelRecord(
-        file=f"model.{precision}.onnx",
-        opset=versions.pop(""),
-        domains=versions,
-        operators=operators(model),
-    )
 
 
 def _write_float16(source: Path, path: Path) -> ModelProto:

@@ -1,0 +1,169 @@
+"""The way from a trained model to a bundle: graph, file, comparison, manifest, lower precisions, card."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, get_args
+
+from ehm.config import ExportConfig, load_config
+from ehm.console import console
+from ehm.deploy.bundle.bundle import Bundle
+from ehm.deploy.bundle.manifest import CARD, Manifest, Source, Target, TensorRecord
+from ehm.deploy.bundle.preprocessing import describe_preprocessing
+from ehm.deploy.bundle.staging import stage_bundle
+from ehm.deploy.export.card import write_card
+from ehm.deploy.export.detector import check_detector_config, is_detector, open_detector
+from ehm.deploy.export.engines.ascend import write_om
+from ehm.deploy.export.engines.convert import check_engines, convert, is_bundle, write_engines
+from ehm.deploy.export.exportable import Exportable
+from ehm.deploy.export.sources import demand, prepare
+from ehm.deploy.predict.runtime import open_session
+from ehm.errors import ConfigError
+from ehm.models.trained import Head
+from ehm.storage.checkpoint import find_value_range
+from ehm.storage.names import escape_undecodable
+
+if TYPE_CHECKING:
+    from onnx import ValueInfoProto
+
+__all__ = ["export"]
+
+_MODEL = "model.onnx"
+_NEEDED = ("onnx", "onnxruntime")
+_LAYOUTS: dict[int, Literal["N", "NC", "NHW", "NCHW"]] = {1: "N", 2: "NC", 3: "NHW", 4: "NCHW"}
+"""The layout of a tensor that is not bytes, by its number of dimensions."""
+
+
+def export(
+    checkpoint: str | Path,
+    *,
+    config: ExportConfig | str | Path | None = None,
+    head: Head = "auto",
+    device: str = "auto",
+    overrides: Sequence[str] = (),
+    out: str | Path | None = None,
+    target: Target | None = None,
+    int8: bool = False,
+    float16: bool = False,
+    triton: str | Path | None = None,
+    kserve: str | Path | None = None,
+) -> Path:
+    """Write the model of ``checkpoint`` as a bundle at ``out`` (``runs/export`` if left out), and return that path.
+
+    ``checkpoint`` is a run folder or checkpoint, a ``.safetensors`` or ``.pth`` file, or ``timm:NAME``. A fine-tuned
+    one gives ``logits`` (B, classes), a segmenter ``scores`` (B, classes, H, W), a pretrained one ``features`` (B, D):
+    the mean of the patch tokens of the whole image, nothing masked; a detector boxes, labels, scores and masks of one
+    image. ``head`` insists on either, or asks for ``patches`` (B, D, h, w), every patch token behind the last norm, or
+    for all that the checkpoint has (``multi``). ``device`` runs the exported file in the comparison with the framework
+    (torch if it is installed, else MindSpore), which computes on the CPU in float32; ``auto`` is the CPU. ``target``,
+    ``int8`` and ``float16`` go before the configuration's keys of these names.
+
+    ``triton`` is a model repository that gets the bundle's models, ``kserve`` a file for an InferenceService; if
+    ``checkpoint`` is a bundle already, it stays as it is and only they are written.
+
+    An earlier bundle at ``out`` is replaced. Raises ExportError, leaving nothing behind, if framework and ONNX Runtime
+    differ by more than 1e-4 of an output's size or ``out`` holds something else; ConfigError if the other two would end
+    in a bundle or a run; CheckpointError as ``open_trained`` does; BackendError if a package is missing.
+    """
+    if head not in get_args(Head):
+        raise ConfigError(f"--head {head}: expected one of {', '.join(get_args(Head))}")
+    config = _load_config(config, overrides, target, int8, float16)
+    if is_bundle(checkpoint):
+        return convert(checkpoint, triton=triton, kserve=kserve, config=config, head=head, device=device, out=out)
+    out = Path("runs") / "export" if out is None else Path(out)
+    config = config.model_copy(update={"model": config.model.model_copy(update={"init": str(checkpoint)})})
+    whole_detector = head in ("auto", "multi") and is_detector(checkpoint)
+    if whole_detector:
+        if triton is not None or kserve is not None:
+            raise ConfigError("--triton, --kserve: not for a detector, whose network takes no batches; leave them out")
+        check_detector_config(config)
+    else:
+        demand("export", *_NEEDED)
+        check_engines(out, triton=triton, kserve=kserve, config=config, device=device)
+    with stage_bundle(out) as folder:
+        model = open_detector(config.model) if whole_detector else prepare(config.model, head)
+        sealed = _write_bundle(folder, model, config, device, out)
+    megabytes = sum(record.bytes for record in sealed.manifest.files.values()) / 1e6
+    console.print(sealed.manifest.parity.describe())
+    console.print(f"Bundle in {out} ({megabytes:.1f} MB); try: ehm predict {out} IMAGE")
+    write_engines(Bundle(out, sealed.manifest), triton=triton, kserve=kserve, config=config, device=device)
+    return out
+
+
+def _load_config(
+    config: ExportConfig | str | Path | None,
+    overrides: Sequence[str],
+    target: Target | None,
+    int8: bool,
+    float16: bool,
+) -> ExportConfig:
+    """Return the configuration with the overrides, and with the flags that have keys of their own."""
+    settings = list(overrides)
+    for key, value in (("target", target), ("int8", int8), ("float16", float16)):
+        if value:
+            settings.append(f"{key}={value}")
+    if isinstance(config, ExportConfig):
+        # a key that was left out stays so: an operator set that nobody asked for may be raised
+        return load_config(ExportConfig, config.model_dump(exclude_unset=True), settings)
+    return load_config(ExportConfig, config, settings)
+
+
+def _write_bundle(folder: Path, model: Exportable, config: ExportConfig, device: str, out: Path) -> Bundle:
+    """Write everything that a bundle holds into ``folder``, which will be ``out``."""
+    from ehm.deploy.export.graphs.preprocessing import take_bytes
+    from ehm.deploy.export.graphs.saving import describe_graph, save
+    from ehm.deploy.export.precision.quality import write_lower_precisions
+
+    about = model.about
+    device = "cpu" if device == "auto" else device
+    target = model.choose_target(config)
+    height, width = about.image_size
+    console.print(
+        f"Exporting {', '.join(about.outputs)} of {about.origin} ({about.kind}, {height} x {width}), "
+        f"target {target}, opset {model.choose_opset(config)}, to {out}"
+    )
+    for note in about.notes:
+        console.print(f"  {note}")
+    value_range = find_value_range(about.origin)
+    preprocessing = describe_preprocessing(about.image_size, about.inputs, config.preprocessing, value_range)
+    graph = model.make_graph(config)
+    if config.preprocessing:
+        take_bytes(graph, preprocessing)
+    save(graph, folder / _MODEL)
+    parity = model.compare(open_session(folder / _MODEL, device), preprocessing)
+    record = _describe_tensor(graph.graph.input[0])
+    manifest = Manifest(
+        task=about.task,
+        target=target,
+        models={"float32": describe_graph(graph, _MODEL)},
+        input=record.model_copy(update={"smallest": model.smallest_side(config)}),
+        outputs=tuple(map(_describe_tensor, graph.graph.output)),
+        preprocessing=preprocessing,
+        labels=about.labels,
+        source=Source(checkpoint=escape_undecodable(about.origin), kind=about.kind, sha256=about.sha256),
+        versions={package: version(package) for package in ("ehm", *_NEEDED, *model.packages)},
+        parity=parity,
+        **model.manifest_rules(),
+    )
+    if target == "ascend":
+        write_om(folder, _MODEL, manifest.input, config.ascend)
+    records = write_lower_precisions(Bundle(folder, manifest), config, device)
+    manifest = manifest.model_copy(update={"models": manifest.models | records})
+    write_card(manifest, config, folder / CARD)
+    return Bundle.seal(folder, manifest)
+
+
+def _describe_tensor(value: ValueInfoProto) -> TensorRecord:
+    """Return the manifest's record of an input or output of a graph."""
+    from onnx import TensorProto
+
+    shape = tuple(dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim)
+    element = value.type.tensor_type.elem_type
+    if element == TensorProto.UINT8:
+        return TensorRecord(name=value.name, dtype="uint8", layout="NHWC", shape=shape)
+    layout = _LAYOUTS[len(shape)]
+    if element == TensorProto.INT64:
+        return TensorRecord(name=value.name, dtype="int64", layout=layout, shape=shape)
+    return TensorRecord(name=value.name, dtype="float32", layout=layout, shape=shape)
