@@ -86,7 +86,7 @@ class Processes(Protocol):
         """How many of them share this machine's processors."""
         ...
 
-    def gather(self, value: Any) -> list[Any]:
+    def gather_values(self, value: Any) -> list[Any]:
         """``value`` of every process, in the order of their ranks; all of them call this, and wait for each other."""
         ...
 
@@ -99,8 +99,8 @@ class OneProcess:
     size: int = 1
     local_size: int = 1
 
-    def gather(self, value: Any) -> list[Any]:
-        """See :meth:`Processes.gather`."""
+    def gather_values(self, value: Any) -> list[Any]:
+        """See :meth:`Processes.gather_values`."""
         return [value]
 
 
@@ -119,14 +119,14 @@ class PreparedBatch(Protocol):
         """The images (B, H, W, 3)."""
         ...
 
-    def similarity(self) -> Iterable[NDArray[np.float32]]:
+    def compute_similarity(self) -> Iterable[NDArray[np.float32]]:
         """Compute the symmetrised mean attention of the first blocks (Eq. 6), without gradient: (B, N, N).
 
         In pieces (b, N, N), in order, so that trees of one piece are built while the device works on the next.
         """
         ...
 
-    def saliency(self) -> Iterable[NDArray[np.float32]]:
+    def compute_saliency(self) -> Iterable[NDArray[np.float32]]:
         """Compute the class token's attention to each patch in the last block, mean over heads: (B, N).
 
         With all patches visible, without gradient, of the model that ``mask.source`` says. Rows sum to less than 1, as
@@ -156,14 +156,14 @@ class Learner(Protocol):
 
     notes: tuple[str, ...]
 
-    def prepare(self, images: NDArray[np.uint8]) -> PreparedBatch:
+    def prepare_batch(self, images: NDArray[np.uint8]) -> PreparedBatch:
         """Begin a step on this process's images (B, H, W, 3) of a batch."""
         ...
 
     def train_step(self, batch: Any, mask: Any, lr: float, weight_decay: float) -> Mapping[str, SupportsFloat]:
         """Take one optimiser step with masks (B * views, N), True = masked, equally many in each.
 
-        ``batch`` is what :meth:`prepare` gave; ``mask`` is a NumPy array, or what :class:`MasksOnDevice` gave. The
+        ``batch`` comes from :meth:`prepare_batch`; ``mask`` is a NumPy array, or comes from :class:`MasksOnDevice`. The
         values returned are means over all processes and stay on the device until ``float()`` reads them; ``loss`` is
         always among them.
         """
@@ -209,11 +209,11 @@ class Classifier(TaskLearner, Protocol):
         """One optimiser step on (B, H, W, 3) images and (B, C) target distributions; ``loss`` is among the metrics."""
         ...
 
-    def logits(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def compute_logits(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Evaluation mode: (B, H, W, 3) -> (B, C)."""
         ...
 
-    def gradients(self, images: NDArray[np.uint8], targets: NDArray[np.float32]) -> NDArray[np.float64]:
+    def measure_gradients(self, images: NDArray[np.uint8], targets: NDArray[np.float32]) -> NDArray[np.float64]:
         """Gradients of each layer below the head at the present weights: (B, H, W, 3), (B, C) -> (K, 2).
 
         The embedding's first, then the blocks': the mean magnitude of their entries, and their length. Of the loss of
@@ -233,7 +233,7 @@ class Embedder(TaskLearner, Protocol):
         """One optimiser step on (B, H, W, 3) images and their class numbers (B,); ``loss`` is among the metrics."""
         ...
 
-    def descriptors(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def compute_descriptors(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Evaluation mode: (B, H, W, 3) -> (B, D), rows of length 1.
 
         H and W are ``image_size`` times the largest of ``config.scales``; with ``config.longest`` any.
@@ -254,7 +254,7 @@ class Detector(TaskLearner, Protocol):
         """One optimiser step; among the metrics are ``loss`` and its terms, each with a name of its own."""
         ...
 
-    def detect(self, images: Sequence[NDArray[np.uint8]]) -> list[Detections]:
+    def detect_objects(self, images: Sequence[NDArray[np.uint8]]) -> list[Detections]:
         """Evaluation mode: the objects in each image, in pixels of that image as it was given."""
         ...
 
@@ -271,7 +271,7 @@ class Segmenter(TaskLearner, Protocol):
         """
         ...
 
-    def segment(self, image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
+    def segment_image(self, image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
         """Evaluation mode: the class of each pixel of an image (h, w, 3) of any size, as ``size`` = (H, W) of them."""
         ...
 
@@ -290,7 +290,7 @@ class TokenizerLearner(Protocol):
         """
         ...
 
-    def reconstruct(self, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    def reconstruct_images(self, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """What is left of (B, H, W, 3) images in their tokens: (B, H, W, 3) in [0, 1], and the tokens (B, h * w)."""
         ...
 
@@ -315,23 +315,23 @@ class Encoder(Protocol):
     grid: tuple[int, int]
     notes: tuple[str, ...]
 
-    def features(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def compute_features(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Mean of the patch tokens after the last norm: (B, H, W, 3) -> (B, D)."""
         ...
 
-    def similarity(self, images: NDArray[np.uint8], blocks: int) -> NDArray[np.float32]:
+    def compute_similarity(self, images: NDArray[np.uint8], blocks: int) -> NDArray[np.float32]:
         """Symmetrised mean attention of the first ``blocks`` blocks: (B, H, W, 3) -> (B, N, N)."""
         ...
 
-    def tokens(self, images: NDArray[np.uint8], blocks: int) -> NDArray[np.float32]:
+    def compute_tokens(self, images: NDArray[np.uint8], blocks: int) -> NDArray[np.float32]:
         """What the patches have become behind the first ``blocks`` blocks: (B, H, W, 3) -> (B, N, D)."""
         ...
 
-    def attention(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def compute_attention(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Softmax attention of the last block: (B, H, W, 3) -> (B, heads, L, L)."""
         ...
 
-    def attentions(self, images: NDArray[np.uint8]) -> Iterator[NDArray[np.float32]]:
+    def iterate_attention(self, images: NDArray[np.uint8]) -> Iterator[NDArray[np.float32]]:
         """That of every block, one after the other."""
         ...
 
@@ -342,37 +342,37 @@ class Backend(Protocol):
     name: str
     processes: Processes
 
-    def info(self) -> DeviceInfo:
+    def describe_device(self) -> DeviceInfo:
         """What the device offers."""
         ...
 
-    def learner(self, config: TrainConfig) -> Learner:
+    def create_learner(self, config: TrainConfig) -> Learner:
         """A model in pretraining, initialised from ``config.run.seed`` and from ``config.model.init``."""
         ...
 
-    def classifier(self, config: FinetuneConfig, classes: int) -> Classifier:
+    def create_classifier(self, config: FinetuneConfig, classes: int) -> Classifier:
         """An encoder from ``config.model`` under a fresh linear head of ``classes``."""
         ...
 
-    def detector(self, config: DetectionConfig, classes: int) -> Detector:
+    def create_detector(self, config: DetectionConfig, classes: int) -> Detector:
         """An encoder from ``config.model`` under fresh heads for ``classes`` kinds of objects."""
         ...
 
-    def segmenter(self, config: SegmentationConfig, classes: int) -> Segmenter:
+    def create_segmenter(self, config: SegmentationConfig, classes: int) -> Segmenter:
         """An encoder from ``config.model`` under a fresh head for ``classes``."""
         ...
 
-    def embedder(self, config: RetrievalConfig, classes: int) -> Embedder:
+    def create_embedder(self, config: RetrievalConfig, classes: int) -> Embedder:
         """An encoder from ``config.model`` under a fresh descriptor, and ArcFace's weights of ``classes``.
 
         0 of them is for use without training: ``config.dim`` should be null.
         """
         ...
 
-    def encoder(self, source: ModelSource, data: SourceConfig | None = None) -> Encoder:
+    def create_encoder(self, source: ModelSource, data: SourceConfig | None = None) -> Encoder:
         """A trained encoder in evaluation mode; what ``data`` sets about images goes before what its weights say."""
         ...
 
-    def tokenizer(self, config: TokenizerConfig) -> TokenizerLearner:
+    def create_tokenizer(self, config: TokenizerConfig) -> TokenizerLearner:
         """A discrete VAE in training, initialised from ``config.run.seed``."""
         ...

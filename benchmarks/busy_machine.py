@@ -69,7 +69,7 @@ def train_when_told(device: str) -> None:
     from ehm.masking import make_masker
 
     config = load_config(TrainConfig, "elpv/pretrain")
-    learner = backends.get(device).learner(config)
+    learner = backends.get(device).create_learner(config)
     masker = make_masker(config.masking, config.masks, config.units)
     source = open_source(config.data, "train")
     transform = TrainTransform(config.image_size, config.data.crop_scale)
@@ -80,7 +80,7 @@ def train_when_told(device: str) -> None:
 
     def step() -> None:
         number, batch = next(batches)
-        prepared = learner.prepare(batch.images)
+        prepared = learner.prepare_batch(batch.images)
         mask, _ = masker(prepared, 0.3, (number,))
         float(learner.train_step(prepared, mask, 1e-4, 0.05)["loss"])
 

@@ -44,9 +44,9 @@ def pretraining(config: TrainConfig) -> int:
         tokens = model.embed(images)
         with torch.no_grad():
             if config.masking in SIMILARITY:
-                model.similarity(tokens.detach(), config.mask.blocks)
+                model.compute_similarity(tokens.detach(), config.mask.blocks)
             if config.masking in SALIENCY:
-                model.saliency(tokens.detach())
+                model.compute_saliency(tokens.detach())
         model(images, *(torch.from_numpy(part) for part in parts), tokens, **targets).backward()
     return int(counter.get_total_flops())
 

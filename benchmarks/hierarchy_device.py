@@ -29,11 +29,11 @@ PIECE = 64
 def similarities(run: str, device: str, count: int, blocks: int) -> np.ndarray:
     """Of the first ``count`` images in a shuffled order: (count, N, N)."""
     meta = open_checkpoint(run).metadata
-    encoder = backends.get(device).encoder(ModelSource(init=run))
+    encoder = backends.get(device).create_encoder(ModelSource(init=run))
     source, transform = open_source(DataConfig(**meta["config"]["data"]), "train"), EvalTransform(encoder.image_size)
     order = np.random.default_rng(0).permutation(len(source))[:count].tolist()
     images = (np.stack([transform(source.load(i)) for i in order[k : k + PIECE]]) for k in range(0, len(order), PIECE))
-    return np.concatenate([encoder.similarity(piece, blocks) for piece in images])
+    return np.concatenate([encoder.compute_similarity(piece, blocks) for piece in images])
 
 
 def differences(similarity: np.ndarray, balanced: bool, device: torch.device) -> list[int]:

@@ -104,8 +104,8 @@ def ehm_step(row: str, model: str, dtype: str, images: NDArray[np.uint8], clock:
         }
     )
     backend = backends.get(device)
-    learner: Any = backend.learner(config)
-    build = backend.info().hierarchy
+    learner: Any = backend.create_learner(config)
+    build = backend.describe_device().hierarchy
     mask = clock.timed("mask", make_masker(config.masking, config.masks, config.units, build))
     images = images[: len(images) // config.mask.views]
 
@@ -117,8 +117,8 @@ def ehm_step(row: str, model: str, dtype: str, images: NDArray[np.uint8], clock:
     optimizer.step = clock.timed("optimiser", optimizer.step)
 
     def step() -> float:
-        batch = learner.prepare(images)
-        batch.similarity = clock.timed("similarity", batch.similarity)
+        batch = learner.prepare_batch(images)
+        batch.compute_similarity = clock.timed("similarity", batch.compute_similarity)
         batch.evolved_mask = clock.timed("similarity", batch.evolved_mask)  # on the device: hierarchies and masks too
         masks, _ = mask(batch, PROGRESS, (0,))
         with clock.part("forward/backward"):

@@ -184,14 +184,14 @@ def measure(folder: Path, seed: int) -> dict[str, Any]:
 
 def extract(folder: Path) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
     """Frozen features (n, D) and labels (n,) of all photographs, uncropped."""
-    encoder = backends.get("cpu").encoder(ModelSource(init=str(folder), image_size=IMAGE_SIZE))
+    encoder = backends.get("cpu").create_encoder(ModelSource(init=str(folder), image_size=IMAGE_SIZE))
     source = open_source(DataConfig(source=str(PHOTOGRAPHS), layout="elpv"), "all")
     assert source.labels is not None
     with Loader(
         source, EvalTransform(IMAGE_SIZE), batch_size=128, seed=0, shuffle=False, drop_last=False, workers=0
     ) as loader:
         batches = list(loader.batches(0, loader.steps_per_epoch))
-    features = np.concatenate([encoder.features(batch.images) for batch in batches])
+    features = np.concatenate([encoder.compute_features(batch.images) for batch in batches])
     return features, source.labels[np.concatenate([batch.indices for batch in batches])]
 
 

@@ -112,10 +112,10 @@ def similarities(folder: Path | None, images: NDArray[np.uint8], kind: str, bloc
     """Of the run in ``folder``, or of an untrained model: (B, 36, 36)."""
     mask = {**SETTINGS["mask"], "similarity": kind, "blocks": blocks}
     config = TrainConfig.model_validate({**SETTINGS, "mask": mask, "run": {**SETTINGS["run"], "seed": seed}})
-    learner = backends.get("cpu").learner(config)
+    learner = backends.get("cpu").create_learner(config)
     if folder is not None:
         learner.load(open_checkpoint(folder).state)
-    return np.concatenate(list(learner.prepare(images).similarity()))
+    return np.concatenate(list(learner.prepare_batch(images).compute_similarity()))
 
 
 def pixels(images: NDArray[np.uint8]) -> NDArray[np.float32]:

@@ -135,12 +135,12 @@ def serve(device):
     from ehm.masking import make_masker
 
     config = load_config(TrainConfig, "elpv/pretrain", ["optim.dtype=float32"])
-    learner, count = backends.get(device).learner(config), config.optim.batch_size
+    learner, count = backends.get(device).create_learner(config), config.optim.batch_size
     images = np.random.default_rng(0).integers(0, 256, (count, *config.image_size, 3), dtype=np.uint8)
     masker = make_masker(config.masking, config.masks, config.units)
     for number, _ in enumerate(sys.stdin):
         begun = time.perf_counter()
-        batch = learner.prepare(images)
+        batch = learner.prepare_batch(images)
         mask, _ = masker(batch, 0.3, (number,))
         masked = time.perf_counter()
         float(learner.train_step(batch, mask, 1e-4, 0.05)["loss"])

@@ -33,7 +33,7 @@ def save(folder, arrays, meta):
 def classifier(folder, size, **settings):
     source = ModelSource(init="scratch", width=32, depth=1, heads=2, image_size=size)
     config = FinetuneConfig(**{"model": source, "data": DataConfig(mean=MEAN, std=STD), **settings})
-    made = backends.get("cpu").classifier(config, len(LABELS))
+    made = backends.get("cpu").create_classifier(config, len(LABELS))
     meta = {
         "kind": "classifier",
         "classes": LABELS,
@@ -46,7 +46,7 @@ def classifier(folder, size, **settings):
 def pretrained(folder, size):
     model = {"width": 32, "depth": 1, "heads": 2, "decoder_width": 32, "decoder_depth": 1, "decoder_heads": 2}
     config = TrainConfig(model=model, image_size=size)
-    arrays = backends.get("cpu").learner(config).state().model
+    arrays = backends.get("cpu").create_learner(config).state().model
     return save(folder, arrays, {"kind": "pretrain", "config": config.model_dump(mode="json")})
 
 

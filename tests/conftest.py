@@ -53,5 +53,5 @@ def tokenizer(tmp_path_factory):
     config = TokenizerConfig(vocabulary=16, width=8)
     meta = {"kind": "tokenizer", "step": 0, "epoch": 0, "config": config.model_dump(mode="json")}
     run = tmp_path_factory.mktemp("tokenizer")
-    save_checkpoint(run / "checkpoints", backends.get("cpu").tokenizer(config).state(), meta)
+    save_checkpoint(run / "checkpoints", backends.get("cpu").create_tokenizer(config).state(), meta)
     return run

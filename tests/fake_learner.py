@@ -12,12 +12,12 @@ class FakeBatch:
     def __init__(self, images, learner):
         self.images, self.learner = images, learner
 
-    def similarity(self):
+    def compute_similarity(self):
         self.learner.calls.append(("similarity", len(self.images)))
         flat = self._patches()
         yield 1 / (1 + np.abs(flat[:, :, None] - flat[:, None, :]))
 
-    def saliency(self):
+    def compute_saliency(self):
         self.learner.calls.append(("saliency", len(self.images)))
         flat = self._patches() + 1
         yield flat / (flat.sum(axis=1, keepdims=True) + 1)
@@ -36,7 +36,7 @@ class FakeLearner:
         self.weight, self.steps = np.zeros(1, np.float64), 0
         self.calls = []
 
-    def prepare(self, images):
+    def prepare_batch(self, images):
         return FakeBatch(images, self)
 
     def train_step(self, batch, mask, lr, weight_decay):
@@ -64,9 +64,9 @@ class FakeBackend:
         self.fail_at = fail_at
         self.learners = []
 
-    def info(self):
+    def describe_device(self):
         return DeviceInfo("fake", "NumPy", 1, None, ("float64",))
 
-    def learner(self, config):
+    def create_learner(self, config):
         self.learners.append(FakeLearner(config, self.fail_at))
         return self.learners[-1]

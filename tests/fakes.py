@@ -20,10 +20,10 @@ class FakeEncoder:
         self.grid = (image_size[0] // patch_size, image_size[1] // patch_size)
         self.patch_size = patch_size
 
-    def features(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def compute_features(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         return self._colours(images).mean(1)
 
-    def similarity(self, images: NDArray[np.uint8], blocks: int) -> NDArray[np.float32]:
+    def compute_similarity(self, images: NDArray[np.uint8], blocks: int) -> NDArray[np.float32]:
         colours = self._colours(images)
         places = np.stack(np.meshgrid(*(np.arange(side) / side for side in self.grid), indexing="ij"), -1).reshape(
             -1, 2
@@ -32,17 +32,17 @@ class FakeEncoder:
         apart = ((places[:, None] - places[None]) ** 2).sum(-1) * 4
         return np.exp(-unlike - apart).astype(np.float32)
 
-    def tokens(self, images: NDArray[np.uint8], blocks: int) -> NDArray[np.float32]:
+    def compute_tokens(self, images: NDArray[np.uint8], blocks: int) -> NDArray[np.float32]:
         return self._colours(images)
 
-    def attention(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        similarity = self.similarity(images, 6)
+    def compute_attention(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        similarity = self.compute_similarity(images, 6)
         tokens = np.pad(similarity, ((0, 0), (1, 0), (1, 0)), constant_values=0.1)
         return np.repeat((tokens / tokens.sum(-1, keepdims=True))[:, None], 2, 1)
 
-    def attentions(self, images: NDArray[np.uint8]) -> Iterator[NDArray[np.float32]]:
+    def iterate_attention(self, images: NDArray[np.uint8]) -> Iterator[NDArray[np.float32]]:
         """Two blocks: one that looks everywhere alike, and one that looks as ``attention`` says."""
-        last = self.attention(images)
+        last = self.compute_attention(images)
         yield np.full_like(last, 1 / last.shape[-1])
         yield last
 

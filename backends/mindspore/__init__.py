@@ -43,43 +43,43 @@ class MindsporeBackend:
     def __init__(self, target: Target, processes: Processes) -> None:
         self.target, self.processes = target, processes
 
-    def info(self) -> DeviceInfo:
+    def describe_device(self) -> DeviceInfo:
         """What the device offers."""
         return describe(self.target)
 
-    def learner(self, config: TrainConfig) -> Learner:
+    def create_learner(self, config: TrainConfig) -> Learner:
         """A model in pretraining, initialised from ``config.run.seed`` and from ``config.model.init``."""
         from ehm.backends.mindspore.learners.pretraining import MindsporeLearner
 
         reproducible(config.run.deterministic)
         return MindsporeLearner(config, self.target, self.processes)
 
-    def classifier(self, config: FinetuneConfig, classes: int) -> Classifier:
+    def create_classifier(self, config: FinetuneConfig, classes: int) -> Classifier:
         """An encoder from ``config.model`` under a fresh linear head of ``classes``."""
         from ehm.backends.mindspore.learners.classifier import MindsporeClassifier
 
         reproducible(config.run.deterministic)
         return MindsporeClassifier(config, classes, self.target, self.processes)
 
-    def detector(self, config: DetectionConfig, classes: int) -> Detector:
+    def create_detector(self, config: DetectionConfig, classes: int) -> Detector:
         """There is none: raises BackendError."""
         raise BackendError("detection: not in MindSpore; --device cpu, cuda or npu trains with torch")
 
-    def segmenter(self, config: SegmentationConfig, classes: int) -> Segmenter:
+    def create_segmenter(self, config: SegmentationConfig, classes: int) -> Segmenter:
         """There is none: raises BackendError."""
         raise BackendError("segmentation: not in MindSpore; --device cpu, cuda or npu trains it with torch")
 
-    def embedder(self, config: RetrievalConfig, classes: int) -> Embedder:
+    def create_embedder(self, config: RetrievalConfig, classes: int) -> Embedder:
         """There is none: raises BackendError."""
         raise BackendError("retrieval is not in MindSpore; --device cpu, cuda or npu trains it with torch")
 
-    def encoder(self, source: ModelSource, data: SourceConfig | None = None) -> Encoder:
+    def create_encoder(self, source: ModelSource, data: SourceConfig | None = None) -> Encoder:
         """A trained encoder in evaluation mode; what ``data`` sets about images goes before what its weights say."""
         from ehm.backends.mindspore.learners.encoder import MindsporeEncoder
 
         return MindsporeEncoder(source, data)
 
-    def tokenizer(self, config: TokenizerConfig) -> TokenizerLearner:
+    def create_tokenizer(self, config: TokenizerConfig) -> TokenizerLearner:
         """There is none: raises BackendError."""
         raise BackendError("not in MindSpore; --device cpu, cuda or npu trains one with torch")
 

@@ -45,52 +45,52 @@ class TorchBackend:
         self.device, self.processes = device, processes
         self.name = device.type
 
-    def info(self) -> DeviceInfo:
+    def describe_device(self) -> DeviceInfo:
         """What the device offers."""
         return describe(self.device)
 
-    def learner(self, config: TrainConfig) -> Learner:
+    def create_learner(self, config: TrainConfig) -> Learner:
         """A model in pretraining, initialised from ``config.run.seed``."""
         from ehm.backends.torch.learners.pretraining import TorchLearner
 
         reproducible(config.run.deterministic)
         return TorchLearner(config, self.device, self.processes)
 
-    def classifier(self, config: FinetuneConfig, classes: int) -> Classifier:
+    def create_classifier(self, config: FinetuneConfig, classes: int) -> Classifier:
         """An encoder from ``config.model`` under a fresh linear head of ``classes``."""
         from ehm.backends.torch.learners.classifier import TorchClassifier
 
         reproducible(config.run.deterministic)
         return TorchClassifier(config, classes, self.device, self.processes)
 
-    def detector(self, config: DetectionConfig, classes: int) -> Detector:
+    def create_detector(self, config: DetectionConfig, classes: int) -> Detector:
         """An encoder from ``config.model`` under fresh heads for ``classes`` kinds of objects."""
         from ehm.backends.torch.learners.detector import TorchDetector
 
         reproducible(config.run.deterministic)
         return TorchDetector(config, classes, self.device, self.processes)
 
-    def segmenter(self, config: SegmentationConfig, classes: int) -> Segmenter:
+    def create_segmenter(self, config: SegmentationConfig, classes: int) -> Segmenter:
         """An encoder from ``config.model`` under a fresh head for ``classes``."""
         from ehm.backends.torch.learners.segmenter import TorchSegmenter
 
         reproducible(config.run.deterministic)
         return TorchSegmenter(config, classes, self.device, self.processes)
 
-    def embedder(self, config: RetrievalConfig, classes: int) -> Embedder:
+    def create_embedder(self, config: RetrievalConfig, classes: int) -> Embedder:
         """An encoder from ``config.model`` under a fresh descriptor."""
         from ehm.backends.torch.learners.embedder import TorchEmbedder
 
         reproducible(config.run.deterministic)
         return TorchEmbedder(config, classes, self.device, self.processes)
 
-    def encoder(self, source: ModelSource, data: SourceConfig | None = None) -> Encoder:
+    def create_encoder(self, source: ModelSource, data: SourceConfig | None = None) -> Encoder:
         """A trained encoder in evaluation mode; what ``data`` sets about images goes before what its weights say."""
         from ehm.backends.torch.learners.encoder import TorchEncoder
 
         return TorchEncoder(source, self.device, data)
 
-    def tokenizer(self, config: TokenizerConfig) -> TokenizerLearner:
+    def create_tokenizer(self, config: TokenizerConfig) -> TokenizerLearner:
         """A discrete VAE in training, initialised from ``config.run.seed``."""
         from ehm.backends.torch.learners.tokenizer import TorchTokenizer
 

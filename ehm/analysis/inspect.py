@@ -86,7 +86,7 @@ def inspect(
     files = _files(images, PAGE)
     masking, mask, side, origin = _settings(checkpoints[0], balance, ratio)
     model = Model(
-        backends.get(device).encoder(ModelSource(init=checkpoints[0])),
+        backends.get(device).create_encoder(ModelSource(init=checkpoints[0])),
         origin,
         masking,
         mask,
@@ -138,7 +138,7 @@ def _distance(checkpoints: Sequence[str], files: Sequence[Path], device: str, fo
     backend, lines, rows, sides = backends.get(device), [], [], set()
     console.print(f"Measuring attention distance on {len(files)} image{'s' * (len(files) != 1)}")
     for name in checkpoints:
-        encoder = backend.encoder(ModelSource(init=name))
+        encoder = backend.create_encoder(ModelSource(init=name))
         side = encoder.image_size[0] / encoder.grid[0]
         found = encoder_distances(encoder, files, find_value_range(name))
         lines.append(Line(name, found.mean(axis=1), found))

@@ -58,7 +58,7 @@ def encoder_distances(encoder: Encoder, files: Sequence[Path], value_range: Valu
     total: Any = 0
     for file in files:  # one at a time: the attention of all blocks and heads is large
         pixels = np.array(transform(decode(file, value_range=value_range)))[None]
-        total = total + np.stack([attention_distance(block, distances) for block in encoder.attentions(pixels)])
+        total = total + np.stack([attention_distance(block, distances) for block in encoder.iterate_attention(pixels)])
     mean: NDArray[np.float64] = total / len(files)
     return mean
 
@@ -66,14 +66,14 @@ def encoder_distances(encoder: Encoder, files: Sequence[Path], value_range: Valu
 def fine_tuning_gradients(backend: Backend, init: str, source: str, seed: int) -> tuple[NDArray[np.float64], int]:
     """Gradients of each layer of the encoder ``init`` before the first step of fine-tuning on ``source``: (K, 2).
 
-    The embedding's first, then the blocks', each as :meth:`ehm.backends.base.Classifier.gradients` says; mean over
-    batches of the same images for every encoder. The second value is how many images these were.
+    The embedding's first, then the blocks', each as :meth:`ehm.backends.base.Classifier.measure_gradients` says; mean
+    over batches of the same images for every encoder. The second value is how many images these were.
     """
     data = open_source(DataConfig(source=source, range=find_value_range(init)), "train")
     if data.labels is None or len(data.classes) < 2:
         raise DataError(f"{source}: has no labels; gradients need a folder with a folder for each class, or elpv")
     config = FinetuneConfig(model=ModelSource(init=init), data=DataConfig(source=source))
-    classifier = backend.classifier(config, len(data.classes))
+    classifier = backend.create_classifier(config, len(data.classes))
     transform = EvalTransform.from_spec(classifier.image_size, classifier.inputs)
     one_of = np.eye(len(data.classes), dtype=np.float32)
     found, images = [], 0
@@ -82,7 +82,7 @@ def fine_tuning_gradients(backend: Backend, init: str, source: str, seed: int) -
         read = dict(_readable(data, numbers, transform))
         if read:
             targets = one_of[data.labels[list(read)]]
-            found.append((len(read), classifier.gradients(np.stack(list(read.values())), targets)))
+            found.append((len(read), classifier.measure_gradients(np.stack(list(read.values())), targets)))
             images += len(read)
     if not images:
         raise DataError(f"{source}: none of its images can be read")

@@ -52,17 +52,17 @@ class Model:
         """Mask units down and across, U in all."""
         return self.encoder.grid[0] // self.side, self.encoder.grid[1] // self.side
 
-    def similarity(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def compute_similarity(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Similarity of each two units of (B, H, W, 3) images, as ``mask.similarity`` says: (B, U, U)."""
         if self.mask.similarity == "cosine":
-            tokens = self.encoder.tokens(images, self.mask.blocks)
+            tokens = self.encoder.compute_tokens(images, self.mask.blocks)
             return masking.cosine_similarity(self._pooled(tokens.swapaxes(1, 2)).swapaxes(1, 2))
-        rows = self._pooled(self.encoder.similarity(images, self.mask.blocks))
+        rows = self._pooled(self.encoder.compute_similarity(images, self.mask.blocks))
         return self._pooled(rows.swapaxes(1, 2))
 
-    def saliency(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def compute_saliency(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Mean attention of the class token to the patches of each unit of (B, H, W, 3) images: (B, U)."""
-        return self._pooled(self.encoder.attention(images)[:, :, 0, 1:].mean(1))
+        return self._pooled(self.encoder.compute_attention(images)[:, :, 0, 1:].mean(1))
 
     def _pooled(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
         """Mean over the patches of each unit, along the last axis: (..., N) -> (..., U)."""
@@ -72,7 +72,7 @@ class Model:
 
     def hierarchy(self, images: NDArray[np.uint8]) -> Hierarchy:
         """The trees of (B, H, W, 3) images."""
-        similarity = self.similarity(images)
+        similarity = self.compute_similarity(images)
         return masking.build_hierarchy(masking.balance(similarity) if self.mask.balance == "sinkhorn" else similarity)
 
     def note(self) -> str:
@@ -98,21 +98,21 @@ class _PreparedImage:
         self.images = image[None]
         self._model = model
 
-    def similarity(self) -> list[NDArray[np.float32]]:
-        """See :meth:`ehm.backends.base.PreparedBatch.similarity`."""
+    def compute_similarity(self) -> list[NDArray[np.float32]]:
+        """See :meth:`ehm.backends.base.PreparedBatch.compute_similarity`."""
         return [self._similarity]
 
-    def saliency(self) -> list[NDArray[np.float32]]:
-        """See :meth:`ehm.backends.base.PreparedBatch.saliency`."""
+    def compute_saliency(self) -> list[NDArray[np.float32]]:
+        """See :meth:`ehm.backends.base.PreparedBatch.compute_saliency`."""
         return [self._saliency]
 
     @cached_property
     def _similarity(self) -> NDArray[np.float32]:
-        return self._model.similarity(self.images)
+        return self._model.compute_similarity(self.images)
 
     @cached_property
     def _saliency(self) -> NDArray[np.float32]:
-        return self._model.saliency(self.images)
+        return self._model.compute_saliency(self.images)
 
 
 def hierarchy_page(model: Model, files: Sequence[Path], depths: Sequence[float]) -> Image.Image:
@@ -174,7 +174,7 @@ def attention_page(model: Model, files: Sequence[Path], patches: Sequence[tuple[
     """Attention of the last block from ``patches``, each (row, column), to all patches (Fig. 8)."""
     images, shown, cell = _load(model, files, 1 + len(patches))
     grid = model.encoder.grid
-    attention = model.encoder.attention(images).mean(1)  # (B, L, L)
+    attention = model.encoder.compute_attention(images).mean(1)  # (B, L, L)
     shares = attention[:, 1:, 1:] * attention.shape[-1]  # 1 = what each token gets when all get the same
     rows = []
     for picture, share, file in zip(shown, shares, files, strict=True):

@@ -31,14 +31,14 @@ def compare(backend: Backend, dtype: str) -> float | None:
     """
     config = _config(dtype)
     images = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), dtype=np.uint8)
-    learner = backend.learner(config)
+    learner = backend.create_learner(config)
     state = learner.state()
     for name, array in state.model.items():
         if name.endswith("attn.qkv.weight"):
             array *= _SHARPEN
     learner.load(state)
     expected = reference.similarity(config, state.model, images)
-    got = np.concatenate(list(learner.prepare(images).similarity()))
+    got = np.concatenate(list(learner.prepare_batch(images).compute_similarity()))
     if got.shape != expected.shape:
         raise ValueError(f"similarity has shape {got.shape}, not {expected.shape}")
     difference = float(np.abs(got - expected).max() / np.abs(expected - expected.mean()).max())

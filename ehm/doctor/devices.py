@@ -39,7 +39,7 @@ def known() -> tuple[dict[str, str], str]:
 def answer(name: str) -> dict[str, Any]:
     """What a device offers, and how far off its attention is: plain JSON, to be called in a child."""
     backend = backends.get(name)
-    info = backend.info()
+    info = backend.describe_device()
     return {**asdict(info), "attention": {dtype: compare(backend, dtype) for dtype in info.dtypes}}
 
 

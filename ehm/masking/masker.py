@@ -37,9 +37,9 @@ class Prepared(Protocol):
     @property
     def images(self) -> NDArray[np.uint8]: ...
 
-    def similarity(self) -> Iterable[NDArray[np.float32]]: ...
+    def compute_similarity(self) -> Iterable[NDArray[np.float32]]: ...
 
-    def saliency(self) -> Iterable[NDArray[np.float32]]: ...
+    def compute_saliency(self) -> Iterable[NDArray[np.float32]]: ...
 
 
 @runtime_checkable
@@ -125,7 +125,7 @@ class _ByClassToken:
         views = self._config.views
         streams = _mask_streams(batch, seed, first, self._config)
         masks = []
-        for rows, saliency in _pieces("saliency", batch.saliency(), batch, self._patches):
+        for rows, saliency in _pieces("saliency", batch.compute_saliency(), batch, self._patches):
             of_rows = streams[rows.start * views : rows.stop * views]
             masks.append(self._draw(np.repeat(saliency, views, axis=0), self._config.ratio, of_rows))
         return np.concatenate(masks), {}
@@ -145,7 +145,7 @@ class _ByParts:
         streams = _mask_streams(batch, seed, first, config)
         of_images = streams[:: config.views]  # the clustering of an image is the same for all of its masks
         found = []
-        for rows, similarity in _pieces("similarity", batch.similarity(), batch, patches):
+        for rows, similarity in _pieces("similarity", batch.compute_similarity(), batch, patches):
             if config.balance == "sinkhorn":
                 similarity = balance(similarity, threads=self._threads)
             found.append(em_parts(similarity, part_count(progress, patches), of_images[rows], self._threads))
@@ -186,7 +186,7 @@ class _OnHost(_Hierarchical):
         ranks = self._draw_ranks(batch, seed, first)
         masks = []
         figures = []
-        for rows, similarity in _pieces("similarity", batch.similarity(), batch, self._patches):
+        for rows, similarity in _pieces("similarity", batch.compute_similarity(), batch, self._patches):
             if config.balance == "sinkhorn":
                 similarity = balance(similarity, threads=self._threads)
             hierarchy = build_hierarchy(similarity, threads=self._threads)

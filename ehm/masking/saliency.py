@@ -1,8 +1,8 @@
 """Masks by what the class token attends to: AttMask and MST. Each hides exactly round(ratio * N) patches.
 
 Saliency is the class token's attention to each patch in the last block, mean over heads, with all patches visible
-(:meth:`ehm.backends.base.Learner.saliency`). Both papers take it from a moving average of the model, their teacher:
-``mask.source: ema``. Random numbers also break ties.
+(:meth:`ehm.backends.base.PreparedBatch.compute_saliency`). Both papers take it from a moving average of the model,
+their teacher: ``mask.source: ema``. Random numbers also break ties.
 
 Shapes: B images, N patches. True = masked.
 """

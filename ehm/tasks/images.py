@@ -95,7 +95,7 @@ def collect(
         rows.append(predict(batch.images))
         indices.append(batch.indices)
         labels.append(batch.labels)
-    shares = processes.gather([np.concatenate(parts) for parts in (indices, labels, rows)])
+    shares = processes.gather_values([np.concatenate(parts) for parts in (indices, labels, rows)])
     numbers, truth, answers = (np.concatenate(parts) for parts in zip(*shares, strict=True))
     _, once = np.unique(numbers, return_index=True)
     return truth[once], answers[once]

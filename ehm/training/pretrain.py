@@ -111,9 +111,9 @@ def _run(config: TrainConfig, backend: Backend, folder: Path, start: Path | None
     notes = check_plan(plan, optim, run, len(source), views=config.mask.views, measures=False, resumed=resumed)
     training_data = identify_training_data(source, None, data.workers, backend.processes)
 
-    build = backend.info().hierarchy if config.mask.build == "auto" else config.mask.build
+    build = backend.describe_device().hierarchy if config.mask.build == "auto" else config.mask.build
     masker = make_masker(config.masking, config.masks, config.units, build, backend.processes.local_size)
-    learner = backend.learner(config if start is None else _without_init(config))
+    learner = backend.create_learner(config if start is None else _without_init(config))
     first, stored, tokenizer = 0, config.model_dump(mode="json"), _tokenizer(config)
     if start is not None:
         check_resumed_data(start, training_data, None, data.source)
@@ -135,7 +135,7 @@ def _run(config: TrainConfig, backend: Backend, folder: Path, start: Path | None
         clock, images = time.perf_counter(), 0
         for step, batch in enumerate(loader.batches(first, plan.last), start=first):
             progress = step / plan.total  # p = t / T of Eq. 14, with fractional epochs
-            prepared = learner.prepare(batch.images)
+            prepared = learner.prepare_batch(batch.images)
             mask, figures = masker(prepared, progress, (run.seed, step), batch.first)
             lr = learning_rate_at(optim, step, loader.steps_per_epoch)
             done, images = step + 1, images + batch.total

@@ -88,8 +88,11 @@ def print_changes(config: Config, start: Path, backend: Backend) -> None:
     """
     meta = open_checkpoint(start).metadata
     changes = _find_changes(type(config), config, meta)
-    versions = {**backend.info().versions, "ehm": __version__, "numpy": np.__version__}
-    now = {"device": backend.info().name, **{f"version of {name}": version for name, version in versions.items()}}
+    versions = {**backend.describe_device().versions, "ehm": __version__, "numpy": np.__version__}
+    now = {
+        "device": backend.describe_device().name,
+        **{f"version of {name}": version for name, version in versions.items()},
+    }
     before = {"device": meta.get("device")}
     before |= {f"version of {name}": version for name, version in meta.get("versions", {}).items()}
     changes |= {key: (before[key], value) for key, value in now.items() if before.get(key) not in (None, value)}

@@ -85,7 +85,7 @@ def store(config: TrainConfig | TaskConfig | TokenizerConfig, folder: Path) -> N
 def agree(processes: Processes, start: Path | None) -> None:
     """See that all processes start alike, and silence all but the first; CheckpointError where they do not."""
     console.quiet = processes.rank != 0
-    starts = processes.gather(start.name if start else "the beginning")
+    starts = processes.gather_values(start.name if start else "the beginning")
     if len(set(starts)) > 1:
         raise CheckpointError(
             f"--resume: process 0 starts from {starts[0]}, others from {', '.join(sorted(set(starts) - {starts[0]}))}; "
@@ -95,7 +95,7 @@ def agree(processes: Processes, start: Path | None) -> None:
 
 def on(backend: Backend) -> str:
     """The device, or the devices, that a run computes on, in words."""
-    info, size = backend.info(), backend.processes.size
+    info, size = backend.describe_device(), backend.processes.size
     return f"device {info.name} ({info.description})" + (f", {size} processes" if size > 1 else "")
 
 
@@ -139,7 +139,7 @@ def explain_stop(folder: Path, resumable: bool = True) -> Iterator[None]:
 
 def all_broken(broken: Mapping[str, str], processes: Processes) -> dict[str, str]:
     """The broken files of all ``processes``, which all call this, and why each is."""
-    return {name: reason for theirs in processes.gather(dict(broken)) for name, reason in theirs.items()}
+    return {name: reason for theirs in processes.gather_values(dict(broken)) for name, reason in theirs.items()}
 
 
 def describe_run(
@@ -152,8 +152,8 @@ def describe_run(
         "step": step,
         "seed": config["run"]["seed"],
         "config": config,
-        "device": backend.info().name,
-        "versions": dict(backend.info().versions),
+        "device": backend.describe_device().name,
+        "versions": dict(backend.describe_device().versions),
     }
 
 
@@ -188,7 +188,7 @@ class Metrics:
 
 def mean(figures: Mapping[str, SupportsFloat], processes: Processes) -> dict[str, float]:
     """``figures`` of a batch's parts, each averaged over all processes; all call this, and wait for each other."""
-    shares = processes.gather({name: float(value) for name, value in figures.items()})
+    shares = processes.gather_values({name: float(value) for name, value in figures.items()})
     return {name: sum(share[name] for share in shares) / len(shares) for name in figures}
 
 

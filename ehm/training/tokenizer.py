@@ -118,7 +118,7 @@ def _run(config: TokenizerConfig, backend: Backend, folder: Path, start: Path | 
     plan = plan_run(optim, run, loader.steps_per_epoch)
     notes = check_plan(plan, optim, run, len(source), measures=False, resumed=start is not None)
     training_data = identify_training_data(source, None, data.workers, processes)
-    tokenizer = backend.tokenizer(config)
+    tokenizer = backend.create_tokenizer(config)
     first = 0
     if start is not None:
         check_resumed_data(start, training_data, None, data.source)
@@ -186,7 +186,7 @@ def _measure(
     errors, spreads = [], []
     counts = np.zeros(config.vocabulary, np.int64)
     for number, batch in enumerate(loader.batches(0, loader.steps_per_epoch)):
-        seen, tokens = tokenizer.reconstruct(batch.images)
+        seen, tokens = tokenizer.reconstruct_images(batch.images)
         pixels = batch.images.astype(np.float32) / 255
         errors.append(((seen - pixels) ** 2).mean(axis=(1, 2, 3)))
         spreads.append(pixels.var(axis=(1, 2)).mean(axis=1))

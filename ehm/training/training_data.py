@@ -114,7 +114,7 @@ def identify_training_data(train: Source, val: Source | None, threads: int, proc
         return TrainingData(train_identity, train_identity if val is train else identify_source(val, threads))
 
     is_first_of_machine = processes.rank % processes.local_size == 0
-    everywhere = processes.gather(identify() if is_first_of_machine else None)
+    everywhere = processes.gather_values(identify() if is_first_of_machine else None)
     first: TrainingData = everywhere[0]
     for rank, found in enumerate(everywhere):
         if found is not None and found.to_json() != first.to_json():
@@ -143,5 +143,5 @@ def find_seen(source: Source, indices: NDArray[np.int64], seen: SeenImages, thre
 def run_on_first(function: Callable[[], T], processes: Processes) -> T:
     """Return what ``function`` gives the first of ``processes``, which alone runs it; all call this."""
     value = function() if processes.rank == 0 else None
-    result: T = processes.gather(value)[0]
+    result: T = processes.gather_values(value)[0]
     return result

@@ -13,7 +13,7 @@ def look():
     present, absent = [], {}
     for device in backends.devices():
         try:
-            info = backends.get(device).info()
+            info = backends.get(device).describe_device()
             present.append(device)
             assert info.name == device
         except BackendError as error:

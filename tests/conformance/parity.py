@@ -37,20 +37,20 @@ def start(folder, state, images, **meta):
 def pretraining(backend, meta, images, first):
     """A learner, what it sees in the images, and its step."""
     config = TrainConfig.model_validate(meta["config"])
-    learner = backend.learner(config)
+    learner = backend.create_learner(config)
     by_cosine = config.mask.model_copy(update={"similarity": "cosine"})
-    cosine = backend.learner(config.model_copy(update={"mask": by_cosine}))
+    cosine = backend.create_learner(config.model_copy(update={"mask": by_cosine}))
 
     def step(number):
-        return learner.train_step(learner.prepare(images), masks(config, len(images), number), LR["adamw"], DECAY)
+        return learner.train_step(learner.prepare_batch(images), masks(config, len(images), number), LR["adamw"], DECAY)
 
     def seen():
         cosine.load(learner.state())
-        batch = learner.prepare(images)
+        batch = learner.prepare_batch(images)
         looks = {
-            "similarity": batch.similarity(),
-            "saliency": batch.saliency(),
-            "cosine": cosine.prepare(images).similarity(),
+            "similarity": batch.compute_similarity(),
+            "saliency": batch.compute_saliency(),
+            "cosine": cosine.prepare_batch(images).compute_similarity(),
         }
         return {name: np.concatenate(list(look)) for name, look in looks.items()}
 
@@ -61,16 +61,16 @@ def classification(backend, meta, images, first):
     """A classifier, what it and its encoder see in the images, and its step."""
     config = FinetuneConfig.model_validate(meta["config"])
     source = ModelSource(init=str(first))
-    model, encoder = config.model.model_copy(update={"init": str(first)}), backend.encoder(source)
-    classifier = backend.classifier(config.model_copy(update={"model": model}), len(meta["classes"]))
+    model, encoder = config.model.model_copy(update={"init": str(first)}), backend.create_encoder(source)
+    classifier = backend.create_classifier(config.model_copy(update={"model": model}), len(meta["classes"]))
     targets = np.eye(len(meta["classes"]), dtype=np.float32)[np.arange(len(images)) % len(meta["classes"])]
 
     def seen():
         return {
-            "logits": classifier.logits(images),
-            "features": encoder.features(images),
-            "similarity": encoder.similarity(images, 2),
-            "attention": encoder.attention(images),
+            "logits": classifier.compute_logits(images),
+            "features": encoder.compute_features(images),
+            "similarity": encoder.compute_similarity(images, 2),
+            "attention": encoder.compute_attention(images),
         }
 
     lr = LR[config.optimizer]

@@ -19,16 +19,16 @@ either_look = pytest.mark.parametrize("look", LOOKS)
 def steps(learner, images, mask, count, look="similarity"):
     losses = []
     for _ in range(count):
-        prepared = learner.prepare(images)
+        prepared = learner.prepare_batch(images)
         if look is not None:
-            getattr(prepared, look)()
+            getattr(prepared, f"compute_{look}")()
         losses.append(float(learner.train_step(prepared, mask, 1e-3, 0.05)["loss"]))
     return losses
 
 
 def seen(learner, images, look="similarity"):
     """Similarity, or saliency, of all images at once."""
-    return np.concatenate(list(getattr(learner.prepare(images), look)()))
+    return np.concatenate(list(getattr(learner.prepare_batch(images), f"compute_{look}")()))
 
 
 def assert_equal(left, right, rtol=0.0, atol=0.0):
@@ -40,7 +40,7 @@ def assert_equal(left, right, rtol=0.0, atol=0.0):
 
 
 def test_similarity_is_a_symmetric_matrix_of_attention(backend, config, batch):
-    similarity = seen(backend.learner(config()), batch[0])
+    similarity = seen(backend.create_learner(config()), batch[0])
     assert similarity.shape == (6, 24, 24)
     assert similarity.dtype == np.float32
     np.testing.assert_array_equal(similarity, similarity.transpose(0, 2, 1))
@@ -49,8 +49,8 @@ def test_similarity_is_a_symmetric_matrix_of_attention(backend, config, batch):
 
 
 def test_saliency_is_the_share_of_its_attention_that_the_class_token_gives_to_patches(backend, config, batch):
-    for dtype in backend.info().dtypes:
-        saliency = seen(backend.learner(config(optim={"dtype": dtype})), batch[0], "saliency")
+    for dtype in backend.describe_device().dtypes:
+        saliency = seen(backend.create_learner(config(optim={"dtype": dtype})), batch[0], "saliency")
         assert saliency.shape == (6, 24)
         assert saliency.dtype == np.float32
         assert np.all(saliency > 0)
@@ -61,21 +61,21 @@ def test_saliency_is_the_share_of_its_attention_that_the_class_token_gives_to_pa
 def test_saliency_is_that_of_the_encoder(backend, config, batch, tmp_path):
     """The last block's attention as the backend's encoder gives it, from the same weights."""
     settings = config()
-    learner = backend.learner(settings)
+    learner = backend.create_learner(settings)
     steps(learner, *batch, count=3)
     meta = {"kind": "pretrain", "step": 3, "config": settings.model_dump(mode="json")}
     path = save_checkpoint(tmp_path, learner.state(), meta)
-    attention = backend.encoder(ModelSource(init=str(path))).attention(batch[0])
+    attention = backend.create_encoder(ModelSource(init=str(path))).compute_attention(batch[0])
     np.testing.assert_allclose(seen(learner, batch[0], "saliency"), attention.mean(axis=1)[:, 0, 1:], atol=1e-6)
 
 
 @pytest.mark.parametrize("masking", ["attmask_high", "attmask_hint", "attmask_low", "mst", "epm"])
 def test_masks_by_what_the_model_sees_are_steps_like_others(backend, config, batch, masking):
     settings = config(mask={"views": 2})
-    learner = backend.learner(settings)
+    learner = backend.create_learner(settings)
     masker = make_masker(masking, settings.masks, settings.units)
     for progress in (0.0, 1.0):
-        prepared = learner.prepare(batch[0])
+        prepared = learner.prepare_batch(batch[0])
         mask, _ = masker(prepared, progress, (5,))
         assert mask.shape == (12, 24)
         assert (mask.sum(axis=1) == 18).all()
@@ -83,115 +83,115 @@ def test_masks_by_what_the_model_sees_are_steps_like_others(backend, config, bat
 
 
 def test_training_lowers_the_loss_and_state_is_complete(backend, config, batch):
-    learner = backend.learner(config())
+    learner = backend.create_learner(config())
     losses = steps(learner, *batch, count=12)
     assert losses[-1] < 0.95 * losses[0]
 
-    again = backend.learner(config())
+    again = backend.create_learner(config())
     again.load(learner.state())
     assert steps(learner, *batch, count=3) == steps(again, *batch, count=3)
     assert_equal(learner.state(), again.state())
 
 
 def test_equal_seeds_start_equal_and_others_do_not(backend, config):
-    first, second = backend.learner(config()).state(), backend.learner(config()).state()
+    first, second = backend.create_learner(config()).state(), backend.create_learner(config()).state()
     assert_equal(first, second)
-    other = backend.learner(config(run={"seed": 1})).state()
+    other = backend.create_learner(config(run={"seed": 1})).state()
     assert not np.array_equal(first.model["blocks.0.attn.qkv.weight"], other.model["blocks.0.attn.qkv.weight"])
 
 
 @either_look
 def test_a_look_changes_no_update(backend, config, batch, look):
-    with_look, without = backend.learner(config()), backend.learner(config())
+    with_look, without = backend.create_learner(config()), backend.create_learner(config())
     steps(with_look, *batch, count=3, look=look)
     steps(without, *batch, count=3, look=None)
     assert_equal(with_look.state(), without.state(), atol=1e-6)
 
 
 def test_accumulation_equals_the_whole_batch(backend, config, batch):
-    whole = backend.learner(config())
-    parts = backend.learner(config(optim={"accumulate": 3}))
+    whole = backend.create_learner(config())
+    parts = backend.create_learner(config(optim={"accumulate": 3}))
     np.testing.assert_allclose(steps(whole, *batch, count=4), steps(parts, *batch, count=4), rtol=1e-5)
     for look in LOOKS:
         np.testing.assert_allclose(seen(whole, batch[0], look), seen(parts, batch[0], look), rtol=1e-3, atol=1e-6)
 
 
 def test_a_short_last_batch_still_steps(backend, config, batch):
-    learner = backend.learner(config(optim={"accumulate": 3}))
+    learner = backend.create_learner(config(optim={"accumulate": 3}))
     before = learner.state().model["decoder_pred.bias"]
-    learner.train_step(learner.prepare(batch[0][:2]), batch[1][:2], 1e-3, 0.0)
+    learner.train_step(learner.prepare_batch(batch[0][:2]), batch[1][:2], 1e-3, 0.0)
     assert not np.array_equal(before, learner.state().model["decoder_pred.bias"])
 
 
 def test_decay_spares_biases_norms_and_positions(backend, config, batch):
-    plain, decayed = backend.learner(config()), backend.learner(config())
-    plain.train_step(plain.prepare(batch[0]), batch[1], 1e-3, 0.0)
-    decayed.train_step(decayed.prepare(batch[0]), batch[1], 1e-3, 0.5)
+    plain, decayed = backend.create_learner(config()), backend.create_learner(config())
+    plain.train_step(plain.prepare_batch(batch[0]), batch[1], 1e-3, 0.0)
+    decayed.train_step(decayed.prepare_batch(batch[0]), batch[1], 1e-3, 0.5)
     before, after = plain.state().model, decayed.state().model
     moved = {name for name in before if not np.array_equal(before[name], after[name])}
     assert moved == {name for name in before if before[name].ndim > 1 and not name.endswith("pos_embed")}
 
 
 def test_clipping_reports_the_norm_and_shortens_the_gradient(backend, config, batch):
-    learner = backend.learner(config(optim={"clip_grad": 1e-3}))
-    metrics = learner.train_step(learner.prepare(batch[0]), batch[1], 1e-3, 0.0)
+    learner = backend.create_learner(config(optim={"clip_grad": 1e-3}))
+    metrics = learner.train_step(learner.prepare_batch(batch[0]), batch[1], 1e-3, 0.0)
     assert float(metrics["grad_norm"]) > 1e-3
 
 
 @either_look
 def test_average_of_weights_follows_them_and_looks(backend, config, batch, look):
     settings = config(optim={"ema_decay": 0.75}, mask={"source": "ema"})
-    learner = backend.learner(settings)
+    learner = backend.create_learner(settings)
     name = "decoder_pred.weight"
     start = learner.state().model[name]
     first = seen(learner, batch[0], look)
-    learner.train_step(learner.prepare(batch[0]), batch[1], 1e-2, 0.0)
+    learner.train_step(learner.prepare_batch(batch[0]), batch[1], 1e-2, 0.0)
     state = learner.state()
     np.testing.assert_allclose(state.optimizer["ema/" + name], 0.75 * start + 0.25 * state.model[name], atol=1e-6)
 
-    online = backend.learner(config())
+    online = backend.create_learner(config())
     np.testing.assert_allclose(first, seen(online, batch[0], look), atol=1e-6)  # equal until the first step
-    online.train_step(online.prepare(batch[0]), batch[1], 1e-2, 0.0)
+    online.train_step(online.prepare_batch(batch[0]), batch[1], 1e-2, 0.0)
     assert not np.allclose(seen(learner, batch[0], look), seen(online, batch[0], look), atol=1e-6)
 
-    again = backend.learner(settings)
+    again = backend.create_learner(settings)
     again.load(learner.state())
     np.testing.assert_array_equal(seen(learner, batch[0], look), seen(again, batch[0], look))
 
 
 def test_bad_states_and_types_are_refused(backend, config):
-    learner = backend.learner(config())
+    learner = backend.create_learner(config())
     state = learner.state()
     del state.model["norm.bias"]
     with pytest.raises(CheckpointError, match=r"norm\.bias is missing"):
         learner.load(state)
-    absent = {"float32", "bfloat16", "float16"} - set(backend.info().dtypes)
+    absent = {"float32", "bfloat16", "float16"} - set(backend.describe_device().dtypes)
     for dtype in absent:
         with pytest.raises(BackendError, match=f"optim.dtype {dtype}"):
-            backend.learner(config(optim={"dtype": dtype}))
+            backend.create_learner(config(optim={"dtype": dtype}))
 
 
 def test_mixed_precision_trains_and_goes_on(backend, config, batch):
-    for dtype in backend.info().dtypes:
+    for dtype in backend.describe_device().dtypes:
         settings = config(optim={"dtype": dtype, "clip_grad": 1.0})
-        learner = backend.learner(settings)
+        learner = backend.create_learner(settings)
         losses = steps(learner, *batch, count=12)
         assert losses[-1] < 0.95 * losses[0], dtype
-        again = backend.learner(settings)
+        again = backend.create_learner(settings)
         again.load(learner.state())
         assert steps(learner, *batch, count=3) == steps(again, *batch, count=3), dtype
         assert_equal(learner.state(), again.state())
 
 
 def test_a_float16_step_that_overflows_is_skipped_and_halves_the_scale(backend, config, batch):
-    if "float16" not in backend.info().dtypes:
+    if "float16" not in backend.describe_device().dtypes:
         pytest.skip("no float16")
-    learner = backend.learner(config(optim={"dtype": "float16"}))
+    learner = backend.create_learner(config(optim={"dtype": "float16"}))
     steps(learner, *batch, count=1)
     state = learner.state()
     state.optimizer["scaler/scale"] = np.array(2.0**120, np.float32)
     learner.load(state)
-    loss = float(learner.train_step(learner.prepare(batch[0]), batch[1], 1e-3, 0.05)["loss"])
+    loss = float(learner.train_step(learner.prepare_batch(batch[0]), batch[1], 1e-3, 0.05)["loss"])
     after = learner.state()
     assert np.isfinite(loss)
     assert_equal(LearnerState(state.model, {}), LearnerState(after.model, {}))
@@ -201,9 +201,9 @@ def test_a_float16_step_that_overflows_is_skipped_and_halves_the_scale(backend, 
 
 def test_a_state_moves_between_types(backend, config, batch):
     """A run that went on in another type has the other's weights; a loss scale is left behind, or starts afresh."""
-    dtypes = backend.info().dtypes
+    dtypes = backend.describe_device().dtypes
     for before, after in zip(dtypes, (*dtypes[1:], dtypes[0]), strict=True):
-        first, second = (backend.learner(config(optim={"dtype": dtype})) for dtype in (before, after))
+        first, second = (backend.create_learner(config(optim={"dtype": dtype})) for dtype in (before, after))
         steps(first, *batch, count=2)
         second.load(first.state())
         assert_equal(LearnerState(first.state().model, {}), LearnerState(second.state().model, {}))
@@ -214,7 +214,7 @@ def test_a_state_moves_between_types(backend, config, batch):
     "run", [{"grad_checkpointing": True}, {"deterministic": True}, {"grad_checkpointing": True, "deterministic": True}]
 )
 def test_how_to_compute_changes_no_result(backend, config, batch, run):
-    plain, other = backend.learner(config()), backend.learner(config(run=run))
+    plain, other = backend.create_learner(config()), backend.create_learner(config(run=run))
     np.testing.assert_allclose(steps(plain, *batch, count=4), steps(other, *batch, count=4), rtol=1e-6)
     assert_equal(plain.state(), other.state(), atol=1e-6)
     for look in LOOKS:
@@ -229,11 +229,11 @@ def test_how_to_compute_changes_no_result(backend, config, batch, run):
 def test_compiled_steps_are_the_same_or_refused(backend, config, batch):
     small = {"model": {"depth": 1}, "mask": {"blocks": 1}}
     try:
-        compiled = backend.learner(config(**small, run={"compile": True}))
+        compiled = backend.create_learner(config(**small, run={"compile": True}))
     except BackendError as error:
         assert str(error).startswith("run.compile: ")  # noqa: PT017 - the other of two right answers
         return
-    plain = backend.learner(config(**small))
+    plain = backend.create_learner(config(**small))
     np.testing.assert_allclose(steps(plain, *batch, count=3), steps(compiled, *batch, count=3), rtol=1e-5)
 
 
@@ -243,12 +243,12 @@ def test_masks_made_on_the_device_are_the_hosts(backend, config, batch, masking,
     skip_where_refused(backend, config(mask={"build": "device"}))
     settings = config(mask={"balance": balance})
     images = batch[0]
-    learner = backend.learner(settings)
+    learner = backend.create_learner(settings)
     for progress in (0.0, 0.4, 1.0):
         masks, figures = [], []
         for build in ("host", "device"):
             masker = make_masker(masking, settings.masks, settings.units, build)
-            mask, seen_figures = masker(learner.prepare(images), progress, (5,))
+            mask, seen_figures = masker(learner.prepare_batch(images), progress, (5,))
             losses = steps(fresh(backend, settings, learner), images, mask, count=2, look=None)
             masks.append(losses)
             figures.append({name: float(value) for name, value in seen_figures.items()})
@@ -262,11 +262,11 @@ def test_several_masks_of_an_image_are_a_larger_batch(backend, config, batch, bu
     skip_where_refused(backend, config(mask={"build": build}))
     images = batch[0][:2]
     settings = config(mask={"views": 3, "balance": "none"})
-    learner = backend.learner(settings)
-    mask, _ = make_masker("evolved", settings.masks, settings.units, build)(learner.prepare(images), 0.6, (5,))
+    learner = backend.create_learner(settings)
+    mask, _ = make_masker("evolved", settings.masks, settings.units, build)(learner.prepare_batch(images), 0.6, (5,))
     assert mask.shape == (6, 24)
     several = steps(learner, images, mask, count=3, look=None)
-    learner = backend.learner(config(mask={"balance": "none"}))
+    learner = backend.create_learner(config(mask={"balance": "none"}))
     larger = steps(learner, np.repeat(images, 3, axis=0), mask, count=3, look=None)
     np.testing.assert_allclose(several, larger, rtol=1e-6)
 
@@ -274,7 +274,7 @@ def test_several_masks_of_an_image_are_a_larger_batch(backend, config, batch, bu
 def skip_where_refused(backend, settings):
     """A backend may build no trees on its device, if it says so before anything is trained."""
     try:
-        backend.learner(settings)
+        backend.create_learner(settings)
     except BackendError as error:
         assert str(error).startswith("mask.build device: ")  # noqa: PT017 - the other of two right answers
         pytest.skip(str(error))
@@ -282,6 +282,6 @@ def skip_where_refused(backend, settings):
 
 def fresh(backend, settings, learner):
     """Another learner in the same state."""
-    other = backend.learner(settings)
+    other = backend.create_learner(settings)
     other.load(learner.state())
     return other

@@ -44,7 +44,7 @@ def make(backend, request):
         if backend.name == "mindspore" and objective == "mae":
             pytest.skip("every graph takes seconds to compile there; test_learner.py and test_parity.py have mae")
         try:
-            return config, backend.learner(config)
+            return config, backend.create_learner(config)
         except BackendError as error:
             pytest.skip(str(error))
 
@@ -65,11 +65,11 @@ def masks(config, count, step=0):
 
 def step(learner, images, mask, lr, weight_decay):
     """Take a training step; returns its loss."""
-    return float(learner.train_step(learner.prepare(images), mask, lr, weight_decay)["loss"])
+    return float(learner.train_step(learner.prepare_batch(images), mask, lr, weight_decay)["loss"])
 
 
 def seen(learner, images, look="similarity"):
-    return np.concatenate(list(getattr(learner.prepare(images), look)()))
+    return np.concatenate(list(getattr(learner.prepare_batch(images), f"compute_{look}")()))
 
 
 @every_combination
@@ -101,7 +101,7 @@ def test_hierarchies_are_of_mask_units(make, images, objective, encoder, similar
     if similarity == "cosine":
         np.testing.assert_allclose(np.diagonal(found, axis1=1, axis2=2), 1, atol=1e-5)
     masker = make_masker("evolved", config.masks, config.units)
-    mask, figures = masker(learner.prepare(images), 0.6, (5,))
+    mask, figures = masker(learner.prepare_batch(images), 0.6, (5,))
     assert mask.shape == (12, 6)
     assert (mask.sum(axis=1) == 3).all()
     assert 1 <= figures["tree_height"] <= 6
@@ -131,15 +131,15 @@ def test_the_encoder_of_a_run_sees_what_its_learner_saw(backend, make, images, t
     stride = SIZES[encoder]["patch_size"] * (4 if encoder == "swin_tiny" else 1)
     config, learner = make(objective, encoder, mask={"unit": stride})
     for _ in range(2):
-        learner.train_step(learner.prepare(images), masks(config, 6), 1e-2, 0.05)
+        learner.train_step(learner.prepare_batch(images), masks(config, 6), 1e-2, 0.05)
     meta = {"kind": "pretrain", "step": 2, "config": config.model_dump(mode="json")}
     path = save_checkpoint(tmp_path, learner.state(), meta)
-    trained = backend.encoder(ModelSource(init=str(path)))
+    trained = backend.create_encoder(ModelSource(init=str(path)))
     assert trained.grid == config.units
-    np.testing.assert_allclose(trained.similarity(images, 3), seen(learner, images), atol=1e-6)
+    np.testing.assert_allclose(trained.compute_similarity(images, 3), seen(learner, images), atol=1e-6)
     _, other = make(objective, encoder, mask={"unit": stride, "similarity": "cosine"})
     other.load(learner.state())
-    np.testing.assert_allclose(cosine_similarity(trained.tokens(images, 3)), seen(other, images), atol=1e-6)
+    np.testing.assert_allclose(cosine_similarity(trained.compute_tokens(images, 3)), seen(other, images), atol=1e-6)
 
 
 @every_combination
@@ -149,7 +149,7 @@ def test_recomputing_and_types(backend, make, images, objective, encoder):
     _, recomputed = make(objective, encoder, run={"grad_checkpointing": True})
     losses = [[step(one, images, mask, 1e-3, 0.05) for _ in range(3)] for one in (plain, recomputed)]
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-6)
-    for dtype in set(backend.info().dtypes) - {"float32"}:
+    for dtype in set(backend.describe_device().dtypes) - {"float32"}:
         _, lower = make(objective, encoder, optim={"dtype": dtype})
         assert step(lower, images, mask, 1e-3, 0.05) == pytest.approx(losses[0][0], rel=0.02)
 
@@ -160,7 +160,7 @@ def test_masks_made_on_the_device_are_the_hosts(make, images, objective, encoder
     results = []
     for build in ("host", "device"):
         masker = make_masker("evolved", config.masks, config.units, build)
-        mask, _ = masker(learner.prepare(images), 0.4, (5,))
+        mask, _ = masker(learner.prepare_batch(images), 0.4, (5,))
         results.append(step(learner, images, mask, 0.0, 0.0))
     assert results[0] == pytest.approx(results[1], rel=1e-6)
 
@@ -170,8 +170,8 @@ def test_what_decays(make, images):
     config, plain = make("simmim", "vit_tiny", model={"drop_path": 0.0})
     _, decayed = make("simmim", "vit_tiny", model={"drop_path": 0.0})
     mask = masks(config, 6)
-    plain.train_step(plain.prepare(images), mask, 1e-3, 0.0)
-    decayed.train_step(decayed.prepare(images), mask, 1e-3, 0.5)
+    plain.train_step(plain.prepare_batch(images), mask, 1e-3, 0.0)
+    decayed.train_step(decayed.prepare_batch(images), mask, 1e-3, 0.5)
     before, after = plain.state().model, decayed.state().model
     still = {name for name in before if np.array_equal(before[name], after[name])}
     assert {"mask_token", "cls_token", "rel_pos_bias.relative_position_bias_table"} <= still

@@ -35,7 +35,7 @@ def objective():
 @pytest.fixture
 def first(objective, config, batch, tmp_path):
     settings = config(**SIMMIM if objective == "simmim" else {})
-    state = backends.get("cpu").learner(settings).state()
+    state = backends.get("cpu").create_learner(settings).state()
     if objective == "simmim":
         scatter(state.model)
     return parity.start(tmp_path / "start", state, batch[0], kind="pretrain", config=settings.model_dump())
@@ -131,10 +131,10 @@ def test_a_classifier_its_steps_and_its_encoder_are_torchs(device, task, config,
     if task.endswith("relative"):  # such a ViT comes from pretraining only
         pretraining = config(**SIMMIM)
         meta = {"kind": "pretrain", "step": 0, "config": pretraining.model_dump()}
-        start = save_checkpoint(tmp_path / "simmim", backends.get("cpu").learner(pretraining).state(), meta)
+        start = save_checkpoint(tmp_path / "simmim", backends.get("cpu").create_learner(pretraining).state(), meta)
         values["model"] = {"init": str(start), "drop_path": 0}
     settings = FinetuneConfig.model_validate(values)
-    classifier = backends.get("cpu").classifier(settings, 3)
+    classifier = backends.get("cpu").create_classifier(settings, 3)
     meta = {"kind": "classifier", "classes": ["a", "b", "c"], "image_size": [32, 48]}
     meta |= {"encoder": dict(classifier.architecture), "config": settings.model_dump()}
     state = classifier.state()

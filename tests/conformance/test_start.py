@@ -12,7 +12,7 @@ SIMMIM = {"objective": "simmim", "model": {"width": 48, "depth": 4}, "mask": {"u
 
 def test_a_relative_vit_starts_as_timms(backend, config):
     """timm's ``Beit``: ``init_weights``, ``fix_init_weight`` and torch's ``Conv2d.reset_parameters``."""
-    own = backend.learner(config(**SIMMIM)).state().model
+    own = backend.create_learner(config(**SIMMIM)).state().model
     assert own["rel_pos_bias.relative_position_bias_table"].shape == (7 * 11 + 3, 3)
     assert own["decoder.0.weight"].shape == (192, 48, 1, 1)
     for name, value in own.items():
@@ -35,16 +35,16 @@ def test_a_relative_vit_starts_as_timms(backend, config):
 @pytest.mark.parametrize("sections", [{}, SIMMIM], ids=["mae", "simmim"])
 def test_a_run_begins_with_given_weights(backend, config, sections, tmp_path):
     settings = config(**sections, run={"seed": 3})
-    given = backend.learner(settings).state()
+    given = backend.create_learner(settings).state()
     meta = {"kind": "pretrain", "step": 0, "config": settings.model_dump(mode="json")}
     init = str(save_checkpoint(tmp_path, given, meta))
     model = {**sections.get("model", {}), "init": init}
-    learner = backend.learner(config(**{**sections, "model": model}, optim={"ema_decay": 0.9}))
+    learner = backend.create_learner(config(**{**sections, "model": model}, optim={"ema_decay": 0.9}))
     assert learner.notes == (f"begins with the weights of {init}",)
     state = learner.state()
     for name, value in given.model.items():
         np.testing.assert_array_equal(state.model[name], value, err_msg=name)
         np.testing.assert_array_equal(state.optimizer[f"ema/{name}"], value, err_msg=name)
-    other = backend.learner(config(**sections))
+    other = backend.create_learner(config(**sections))
     assert other.notes == ()
     assert not np.array_equal(other.state().model["cls_token"], given.model["cls_token"])

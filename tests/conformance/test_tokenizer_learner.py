@@ -20,9 +20,9 @@ CONFIG = {
 def learner(backend):
     if backend.name == "mindspore":
         with pytest.raises(BackendError, match="not in MindSpore; --device cpu, cuda or npu trains one with torch"):
-            backend.tokenizer(TokenizerConfig.model_validate(CONFIG))
+            backend.create_tokenizer(TokenizerConfig.model_validate(CONFIG))
         pytest.skip("MindSpore has no tokenizer, and says so")
-    return lambda **more: backend.tokenizer(TokenizerConfig.model_validate({**CONFIG, **more}))
+    return lambda **more: backend.create_tokenizer(TokenizerConfig.model_validate({**CONFIG, **more}))
 
 
 @pytest.fixture
@@ -49,16 +49,16 @@ def test_it_learns_a_batch_and_counts_its_codes(learner, pictures):
         assert metrics["loss"] == pytest.approx(metrics["mse"] + 0.01 * metrics["kl"], rel=1e-4)
         assert 1 / 24 <= metrics["codes_used"] <= 1
         assert 1 <= metrics["perplexity"] <= 24 * metrics["codes_used"] + 1e-3
-    seen, tokens = tokenizer.reconstruct(pictures)
+    seen, tokens = tokenizer.reconstruct_images(pictures)
     assert (seen.shape, tokens.shape) == ((6, 16, 24, 3), (6, 24))
     assert 0 <= tokens.min() <= tokens.max() < 24
     assert 0 <= seen.min() <= seen.max() <= 1
 
 
 def test_it_is_the_cpus(learner, pictures):
-    reference = backends.get("cpu").tokenizer(TokenizerConfig.model_validate(CONFIG))
-    seen, tokens = learner().reconstruct(pictures)
-    expected, same = reference.reconstruct(pictures)
+    reference = backends.get("cpu").create_tokenizer(TokenizerConfig.model_validate(CONFIG))
+    seen, tokens = learner().reconstruct_images(pictures)
+    expected, same = reference.reconstruct_images(pictures)
     np.testing.assert_array_equal(tokens, same)
     np.testing.assert_allclose(seen, expected, atol=1e-5)
 

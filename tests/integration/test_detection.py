@@ -230,7 +230,7 @@ def test_its_bundle_finds_what_it_finds(config, learned, bundle, scenes, tmp_pat
     detector.load(LearnerState(arrays, {}))
     assert len(square) >= 2
     for index, prediction in zip(square, predictions, strict=True):
-        (expected,) = detector.detect([source.load(index)[0]])
+        (expected,) = detector.detect_objects([source.load(index)[0]])
         assert [each.label for each in prediction.objects] == [CLASSES[label] for label in expected.labels]
         np.testing.assert_allclose([each.box for each in prediction.objects], expected.boxes, atol=0.02)
         np.testing.assert_allclose([each.score for each in prediction.objects], expected.scores, atol=1e-3)
@@ -359,13 +359,13 @@ def test_an_encoder_of_one_size_gets_padded_squares_and_boxes_come_back_in_pixel
     assert tensors.tensors.shape[2:] == (64, 64)
     assert tensors.image_sizes == [(17, 64), (64, 56)]
     assert np.isfinite(float(detector.train_step(images, targets, 1e-4, 0.05)["loss"]))
-    (found,) = detector.detect([wide])
+    (found,) = detector.detect_objects([wide])
     assert found.masks.shape[1:] == (40, 150)
     assert len(found.boxes)
     assert (found.boxes >= 0).all()
     assert 64 < found.boxes[:, 2].max() <= 150
     assert found.boxes[:, 3].max() <= 40
-    assert detector.detect([]) == []
+    assert detector.detect_objects([]) == []
 
 
 def test_what_does_not_fit_is_said(config, learned, few, tmp_path):

@@ -198,12 +198,14 @@ def test_an_encoder_sees_the_similarity_of_its_runs_learner(kind, run):
     images = np.random.default_rng(2).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
     encoder = TorchEncoder(ModelSource(init=str(run.out)), torch.device("cpu"))
     model = Model(encoder, "", "evolved", MaskConfig(blocks=3), side=2 if kind == "vit" else 4)
-    expected = np.concatenate(list(learner.prepare(images).similarity()))
+    expected = np.concatenate(list(learner.prepare_batch(images).compute_similarity()))
     assert expected.shape == (3, 4, 4)
-    np.testing.assert_allclose(model.similarity(images), expected, atol=1e-6)
+    np.testing.assert_allclose(model.compute_similarity(images), expected, atol=1e-6)
     if kind == "vit":
         np.testing.assert_allclose(
-            model.saliency(images), np.concatenate(list(learner.prepare(images).saliency())), atol=1e-6
+            model.compute_saliency(images),
+            np.concatenate(list(learner.prepare_batch(images).compute_saliency())),
+            atol=1e-6,
         )
 
 

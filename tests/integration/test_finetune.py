@@ -264,7 +264,7 @@ def test_the_report_is_what_a_plain_loop_over_the_files_finds(config, stripes, t
     model.load(open_checkpoint(trained.checkpoint).state)
     files = sorted(other.rglob("*.png"))
     pixels = np.stack([EvalTransform((32, 32))(decode(file), np.random.default_rng(0)) for file in files])
-    predicted = model.logits(pixels).argmax(1)
+    predicted = model.compute_logits(pixels).argmax(1)
     labels = [file.parent.name == "down" for file in files]
     assert result.balanced_accuracy == pytest.approx(balanced_accuracy_score(labels, predicted))
 

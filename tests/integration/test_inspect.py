@@ -29,7 +29,7 @@ def encoder(monkeypatch):
     """A fake encoder of 6 x 4 patches behind every device name."""
 
     class Backend:
-        def encoder(self, source):
+        def create_encoder(self, source):
             return fake
 
     fake = FakeEncoder((48, 32), 8)
@@ -90,7 +90,7 @@ def test_masks_are_those_of_the_run(encoder, run, images, tmp_path, pages_drawn)
     assert headings == ["image", "progress 0", "progress 0.3", "progress 1"]
     assert "step 7" in notes
     assert "12 of 24" in notes
-    hierarchy = masking.build_hierarchy(masking.balance(encoder.similarity(taken(files), 2)))
+    hierarchy = masking.build_hierarchy(masking.balance(encoder.compute_similarity(taken(files), 2)))
     for column, depth in enumerate((0, 0.15, 0.5), 1):  # the run's depth_range halves the progress
         expected = masking.hierarchical_mask(hierarchy, depth, 0.5, MaskStreams((3,), range(2)))
         for row, mask in zip(rows, expected, strict=True):
@@ -114,11 +114,11 @@ def test_other_masks_are_those_of_the_run_too(name, encoder, images, tmp_path, p
     class Batch:
         images = taken(files)
 
-        def similarity(self):
-            yield encoder.similarity(self.images, 2)
+        def compute_similarity(self):
+            yield encoder.compute_similarity(self.images, 2)
 
-        def saliency(self):
-            yield encoder.attention(self.images)[:, :, 0, 1:].mean(axis=1)
+        def compute_saliency(self):
+            yield encoder.compute_attention(self.images)[:, :, 0, 1:].mean(axis=1)
 
     masker = masking.make_masker(name, MaskConfig(**MASK), GRID)
     for column, progress in enumerate((0, 1), 1):
@@ -142,7 +142,7 @@ def test_parts_are_the_cuts_of_the_tree(encoder, run, images, tmp_path, pages_dr
     inspect("hierarchy", [file], checkpoint=run, out=tmp_path, depths=(1, 0.6, 0))
     ((_, headings, (row,)),) = pages_drawn
     assert headings == ["image", "depth 1", "depth 0.6", "depth 0"]
-    hierarchy = masking.build_hierarchy(masking.balance(encoder.similarity(taken([file]), 2)))
+    hierarchy = masking.build_hierarchy(masking.balance(encoder.compute_similarity(taken([file]), 2)))
     assert row[0].lines == ("02.png", f"tree height {hierarchy.height[0]}")
     assert row[1].lines == ("1 part", f"level {hierarchy.height[0]} of {hierarchy.height[0]}")
     assert row[3].lines == ("24 parts", f"level 1 of {hierarchy.height[0]}")
@@ -159,7 +159,7 @@ def test_attention_is_that_of_the_boxed_patch(encoder, run, images, tmp_path, pa
     inspect("attention", [file], checkpoint=run, out=tmp_path, patches=["5,1", (0, 3)])
     ((_, headings, (row,)),) = pages_drawn
     assert headings == ["image", "from patch 5,1", "from patch 0,3"]
-    attention = encoder.attention(taken([file]))[0].mean(0)
+    attention = encoder.compute_attention(taken([file]))[0].mean(0)
     for tile, (down, across) in zip(row[1:], ((5, 1), (0, 3)), strict=True):
         weights = attention[1 + down * GRID[1] + across, 1:]
         assert tile.lines == (f"strongest {weights.max() * 25:.2g} x uniform",)
@@ -231,7 +231,7 @@ def test_the_command_draws_a_real_checkpoint(images, tmp_path, capsys):
             "model": {"width": 24, "depth": 2, "heads": 2, "decoder_width": 16, "decoder_depth": 1, "decoder_heads": 2},
         }
     )
-    state = backends.get("cpu").learner(config).state()
+    state = backends.get("cpu").create_learner(config).state()
     meta = {"kind": "pretrain", "step": 1, "epoch": 0.1, "seed": 0, "config": config.model_dump(mode="json")}
     save_checkpoint(tmp_path / "run" / "checkpoints", state, meta)
     for kind, extra in (("hierarchy", ["--depths", "0.5", "0.9"]), ("masks", []), ("attention", ["--patches", "3,5"])):

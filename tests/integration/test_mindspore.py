@@ -179,7 +179,7 @@ def test_devices_and_weights_that_are_not_there_are_said(stripes, tmp_path):
     swin = TrainConfig.model_validate(
         {"objective": "simmim", "encoder": "swin_tiny", "model": {"width": 12, "depth": [1, 1], "heads": [1, 2]}}
     )
-    state = backends.get("cpu").learner(swin).state()
+    state = backends.get("cpu").create_learner(swin).state()
     path = save_checkpoint(tmp_path / "swin", state, {"kind": "pretrain", "step": 0, "config": swin.model_dump()})
     refused("holds a Swin, which needs torch", "finetune", tmp_path, {**task, "model.init": path})
     (tmp_path / "weights.pth").write_bytes(b"")
@@ -208,9 +208,9 @@ model = {"depth": 1, "decoder_width": 32, "decoder_depth": 1, "decoder_heads": 2
 config = TrainConfig(encoder="vit_tiny", image_size=32, mask={"blocks": 1}, model=model)
 data = DataConfig(mean=(0.1, 0.2, 0.3), crop_mode="squash")
 commands = {
-    "train": lambda: backend.learner(config),
-    "finetune": lambda: backend.classifier(FinetuneConfig(model=ModelSource(init=refused)), 2),
-    "inspect": lambda: backend.encoder(ModelSource(init=refused)),
+    "train": lambda: backend.create_learner(config),
+    "finetune": lambda: backend.create_classifier(FinetuneConfig(model=ModelSource(init=refused)), 2),
+    "inspect": lambda: backend.create_encoder(ModelSource(init=refused)),
 }
 said = {}
 for command, run in commands.items():
@@ -218,11 +218,11 @@ for command, run in commands.items():
         run()
     except CheckpointError as error:
         said[command] = str(error)
-learner = backend.classifier(FinetuneConfig(model=ModelSource(init=described), data=data), 2)
-encoder = backend.encoder(ModelSource(init=described))
+learner = backend.create_classifier(FinetuneConfig(model=ModelSource(init=described), data=data), 2)
+encoder = backend.create_encoder(ModelSource(init=described))
 pixels = np.random.default_rng(0).integers(0, 256, (2, *encoder.image_size, 3), dtype=np.uint8)
 found = {"inputs": learner.inputs.to_json(), "own": encoder.inputs.to_json(), "notes": encoder.notes}
-print(json.dumps({"said": said, "features": encoder.features(pixels).tolist(), **found}))
+print(json.dumps({"said": said, "features": encoder.compute_features(pixels).tolist(), **found}))
 """
 
 

@@ -67,7 +67,7 @@ def test_the_head_alone_learns_behind_a_batch_norm(tmp_path, optimizer):
     features = TorchEncoder(ModelSource.model_validate(MODEL), CPU)
     for name in features.model.state_dict():
         features.model.state_dict()[name].copy_(torch.from_numpy(before[name]))
-    seen = torch.from_numpy(features.features(images))
+    seen = torch.from_numpy(features.compute_features(images))
 
     # the same steps on those features by hand
     norm = nn.BatchNorm1d(32, affine=False, eps=1e-6)
@@ -80,7 +80,7 @@ def test_the_head_alone_learns_behind_a_batch_norm(tmp_path, optimizer):
         assert float(classifier.train_step(images, targets, 0.0, 0.0)["loss"]) == pytest.approx(loss.item(), rel=1e-4)
     norm.eval()
     expected = head(norm(seen)).detach().numpy()
-    np.testing.assert_allclose(classifier.logits(images), expected, atol=1e-4)
+    np.testing.assert_allclose(classifier.compute_logits(images), expected, atol=1e-4)
 
     classifier.train_step(images, targets, 0.1, 0.0)
     after = classifier.state().model
@@ -135,12 +135,12 @@ def test_attention_and_similarity_are_those_of_the_whole_softmax():
     for block in encoder.model.blocks:  # the unfused path of timm's attention multiplies the softmax, which we record
         block.attn.fused_attn = False
         block.attn.attn_drop.register_forward_hook(lambda module, inputs, output: seen.append(output))
-    encoder.features(images)
+    encoder.compute_features(images)
     probabilities = [layer.numpy() for layer in seen]
-    np.testing.assert_allclose(encoder.attention(images), probabilities[-1], atol=1e-6)
+    np.testing.assert_allclose(encoder.compute_attention(images), probabilities[-1], atol=1e-6)
     mean = np.mean([layer.mean(1) for layer in probabilities[:2]], axis=0)[:, 1:, 1:]
-    np.testing.assert_allclose(encoder.similarity(images, 2), (mean + mean.transpose(0, 2, 1)) / 2, atol=1e-6)
+    np.testing.assert_allclose(encoder.compute_similarity(images, 2), (mean + mean.transpose(0, 2, 1)) / 2, atol=1e-6)
     convolutional = TorchEncoder(ModelSource(init="timm:resnet10t?pretrained=false", image_size=64), CPU)
-    assert convolutional.features(images).shape == (2, 512)
+    assert convolutional.compute_features(images).shape == (2, 512)
     with pytest.raises(ConfigError, match="attention needs a ViT"):
-        convolutional.attention(images)
+        convolutional.compute_attention(images)

@@ -125,7 +125,7 @@ def described(run, files, longest=None, scales=(1.0,)):
         image = decode(file)
         if longest is not None:
             image.thumbnail((longest, longest), Image.Resampling.BICUBIC, reducing_gap=None)
-        rows.append(embedder.descriptors(np.array(transform(image) if longest is None else image)[None]))
+        rows.append(embedder.compute_descriptors(np.array(transform(image) if longest is None else image)[None]))
     return np.concatenate(rows)
 
 

@@ -95,7 +95,7 @@ def test_the_report_is_what_a_plain_loop_over_the_files_finds(trained, pairs):
         mask = np.asarray(Image.open(file))
         image = resize_to_scale(Image.open(pairs / "val" / "images" / file.name), (64, 64))
         labels.append(mask[mask != 255])
-        predicted.append(model.segment(image, mask.shape)[mask != 255])
+        predicted.append(model.segment_image(image, mask.shape)[mask != 255])
     expected = jaccard_score(np.concatenate(labels), np.concatenate(predicted), average=None)
     np.testing.assert_allclose(trained.report.iou, expected)
 
@@ -140,7 +140,7 @@ def test_the_encoder_inside_is_where_other_runs_begin(trained, pairs, tmp_path, 
     classifier = FinetuneConfig.model_validate(
         {"model": {"init": str(trained.out)}, "data": {"workers": 0}, "optim": {"batch_size": 8, "warmup_epochs": 0}}
     )
-    model = backends.get("cpu").classifier(classifier, 2).state().model
+    model = backends.get("cpu").create_classifier(classifier, 2).state().model
     inside = open_checkpoint(trained.checkpoint).model
     np.testing.assert_array_equal(model["blocks.1.attn.qkv.weight"], inside["pyramid.encoder.blocks.1.attn.qkv.weight"])
 
@@ -218,7 +218,7 @@ def test_a_bundle_predicts_the_masks_that_training_measured(trained, bundle, pai
     for prediction in found[:17]:
         image, mask = Image.open(prediction.image), Image.open(prediction.mask)
         assert (mask.mode, mask.size) == ("P", image.size)
-        expected = model.segment(resize_to_scale(image.convert("RGB"), (64, 64)), (image.height, image.width))
+        expected = model.segment_image(resize_to_scale(image.convert("RGB"), (64, 64)), (image.height, image.width))
         assert (np.asarray(mask) == expected).mean() > 0.999
         assert sum(share for _, share in prediction.classes) == pytest.approx(1)
     lines = [json.loads(line) for line in (tmp_path / "out" / "predictions.jsonl").read_text().splitlines()]

@@ -117,12 +117,12 @@ def test_an_altered_checkpoint_is_no_tokenizer(stripes, tmp_path, device):
 def test_every_operator_of_a_step_is_native_or_neutral_on_an_npu(dtype):
     optim = {"batch_size": 4, "epochs": 1, "warmup_epochs": 0, "accumulate": 2, "clip_grad": 1.0, "dtype": dtype}
     config = TokenizerConfig.model_validate({"vocabulary": 16, "width": 8, "image_size": 16, "optim": optim})
-    tokenizer = backends.get("cpu").tokenizer(config)
+    tokenizer = backends.get("cpu").create_tokenizer(config)
     images = np.random.default_rng(0).integers(0, 256, (4, 16, 16, 3), dtype=np.uint8)
     with record("cpu") as calls:
         for _ in range(2):
             tokenizer.train_step(images, 0.5, 1e-3, 0.0)
-        tokenizer.reconstruct(images)
+        tokenizer.reconstruct_images(images)
     rows = operators.judge(calls)
     assert {"convolution", "convolution_backward", "exponential_", "scatter_add_"} <= {row.operator for row in rows}
     assert not [f"{row.operator} {row.dtypes} {row.site}" for row in rows if row.verdict == "falls back"]

@@ -59,24 +59,24 @@ def test_attention_of_every_block_is_what_the_blocks_compute(images):
     source = ModelSource(
         init="scratch", encoder="vit_tiny", width=24, depth=3, heads=3, image_size=(32, 32), patch_size=8
     )
-    encoder = backends.get("cpu").encoder(source)
+    encoder = backends.get("cpu").create_encoder(source)
     pixels = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
     seen = []
     for block in encoder.model.blocks:
         block.attn.fused_attn = False
         block.attn.attn_drop.register_forward_hook(lambda module, inputs, output: seen.append(output.numpy()))
-    found = list(encoder.attentions(pixels))
+    found = list(encoder.iterate_attention(pixels))
     del seen[:]
-    encoder.features(pixels)
+    encoder.compute_features(pixels)
     assert len(found) == len(seen) == 3
     for ours, theirs in zip(found, seen, strict=True):
         np.testing.assert_allclose(ours, theirs, atol=1e-6)
-    np.testing.assert_allclose(found[-1], encoder.attention(pixels), atol=1e-6)
+    np.testing.assert_allclose(found[-1], encoder.compute_attention(pixels), atol=1e-6)
 
 
 def classifier(**model):
     sizes = {"encoder": "vit_tiny", "width": 24, "depth": 2, "heads": 2, "image_size": 32, "patch_size": 8}
-    return backends.get("cpu").classifier(FinetuneConfig.model_validate({"model": {**sizes, **model}}), 3)
+    return backends.get("cpu").create_classifier(FinetuneConfig.model_validate({"model": {**sizes, **model}}), 3)
 
 
 def test_gradients_are_those_of_plain_torch():
@@ -96,7 +96,7 @@ def test_gradients_are_those_of_plain_torch():
     rng = np.random.default_rng(1)
     images = rng.integers(0, 256, (4, 32, 32, 3), dtype=np.uint8)
     targets = np.eye(3, dtype=np.float32)[[0, 2, 1, 1]]
-    found = ours.gradients(images, targets)
+    found = ours.measure_gradients(images, targets)
 
     with torch.no_grad():
         model.head.weight.copy_(torch.from_numpy(np.random.default_rng(0).normal(0, 0.02, (3, 24))))

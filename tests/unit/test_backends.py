@@ -146,7 +146,7 @@ def test_processes_that_do_not_fit_are_told_why(monkeypatch, device, environment
 def test_a_backend_without_trees_on_its_device_says_so():
     masker = make_masker("evolved", MaskConfig(), (2, 2), build="device")
     config = SimpleNamespace(spec=SimpleNamespace(patches=4))
-    batch = FakeLearner(config).prepare(np.zeros((1, 2, 2, 3), np.uint8))
+    batch = FakeLearner(config).prepare_batch(np.zeros((1, 2, 2, 3), np.uint8))
     with pytest.raises(BackendError, match=r"mask\.build device: this backend builds no trees on its device; use host"):
         masker(batch, 0.5, (0,))
 

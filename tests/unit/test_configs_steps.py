@@ -38,9 +38,9 @@ def step(config):
     """A mask and a loss of a tiny configuration (its JSON); many are alike when tiny."""
     config = TrainConfig.model_validate_json(config)
     images = np.random.default_rng(0).integers(0, 256, (2, *config.image_size, 3), dtype=np.uint8)
-    learner = backends.get("cpu").learner(config)
+    learner = backends.get("cpu").create_learner(config)
     masker = make_masker(config.masking, config.masks, config.units)
-    batch = learner.prepare(images)
+    batch = learner.prepare_batch(images)
     mask, _ = masker(batch, 0.5, (1,))
     return mask, float(learner.train_step(batch, mask, rate(config.optim), 0.05)["loss"])
 
@@ -62,11 +62,11 @@ def test_it_pretrains(name, tokenizer):
 def test_it_classifies(name):
     config = tiny_classifier(load_config(kind(name), name))
     images = np.random.default_rng(0).integers(0, 256, (4, 16, 16, 3), dtype=np.uint8)
-    classifier = backends.get("cpu").classifier(config, classes=3)
+    classifier = backends.get("cpu").create_classifier(config, classes=3)
     targets = np.eye(3, dtype=np.float32)[[0, 1, 2, 0]]
     first = float(classifier.train_step(images, targets, rate(config.optim), config.optim.weight_decay)["loss"])
     assert first == pytest.approx(math.log(3), abs=0.1)  # the head begins near zero
-    assert np.isfinite(classifier.logits(images)).all()
+    assert np.isfinite(classifier.compute_logits(images)).all()
 
 
 @pytest.mark.parametrize("name", SEGMENTATION)
@@ -76,28 +76,28 @@ def test_it_segments(name):
     images, labels = (
         rng.integers(0, high, shape, np.uint8) for high, shape in ((256, (4, 32, 32, 3)), (3, (4, 32, 32)))
     )
-    segmenter = backends.get("cpu").segmenter(config, classes=3)
+    segmenter = backends.get("cpu").create_segmenter(config, classes=3)
     first = float(segmenter.train_step(images, labels, config.optim.lr, config.optim.weight_decay)["loss"])
     assert first == pytest.approx(1.4 * math.log(3), abs=0.3)  # two heads that begin near zero, one of weight 0.4
-    assert segmenter.segment(images[0], (40, 50)).shape == (40, 50)
+    assert segmenter.segment_image(images[0], (40, 50)).shape == (40, 50)
 
 
 @pytest.mark.parametrize("name", RETRIEVAL)
 def test_it_describes(name):
     config = tiny_embedder(load_config(kind(name), name))
     images = np.random.default_rng(0).integers(0, 256, (4, 16, 16, 3), dtype=np.uint8)
-    embedder = backends.get("cpu").embedder(config, classes=3)
+    embedder = backends.get("cpu").create_embedder(config, classes=3)
     loss = embedder.train_step(images, np.array([0, 1, 2, 0]), config.optim.lr, config.optim.weight_decay)["loss"]
     assert np.isfinite(float(loss))
-    assert embedder.descriptors(images).shape == (4, 8)
+    assert embedder.compute_descriptors(images).shape == (4, 8)
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)
 def test_it_makes_tokens(name):
     config = tiny_tokenizer(load_config(TokenizerConfig, name))
     images = np.random.default_rng(0).integers(0, 256, (2, *config.image_size, 3), dtype=np.uint8)
-    tokenizer = backends.get("cpu").tokenizer(config)
+    tokenizer = backends.get("cpu").create_tokenizer(config)
     metrics = tokenizer.train_step(images, config.temperature[0], rate(config.optim), config.optim.weight_decay)
     assert np.isfinite(float(metrics["loss"]))
-    _, tokens = tokenizer.reconstruct(images)
+    _, tokens = tokenizer.reconstruct_images(images)
     assert tokens.shape == (2, 16)

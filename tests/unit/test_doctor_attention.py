@@ -28,15 +28,15 @@ class Batch:
     def __init__(self, inner, how):
         self.inner, self.how = inner, how
 
-    def similarity(self):
-        return (HOW[self.how](part) for part in self.inner.similarity())
+    def compute_similarity(self):
+        return (HOW[self.how](part) for part in self.inner.compute_similarity())
 
 class Learner:
     def __init__(self, inner, how):
         self.inner, self.how = inner, how
 
-    def prepare(self, images):
-        return Batch(self.inner.prepare(images), self.how)
+    def prepare_batch(self, images):
+        return Batch(self.inner.prepare_batch(images), self.how)
 
     def __getattr__(self, name):
         return getattr(self.inner, name)
@@ -47,11 +47,11 @@ class Backend:
     def __init__(self, how):
         self.how = how
 
-    def info(self):
+    def describe_device(self):
         return DeviceInfo("strange", "a strange device", 2, 2**30, ("float32",))
 
-    def learner(self, config):
-        return Learner(backends.get("cpu").learner(config), self.how)
+    def create_learner(self, config):
+        return Learner(backends.get("cpu").create_learner(config), self.how)
 
 def backend(device):
     return Backend(os.environ["STRANGE"])

@@ -132,10 +132,10 @@ def test_parts_of_a_batch_make_the_same_step(embedder):
 
 def test_several_scales_are_averaged(embedder):
     images, _ = batch(2)
-    one = embedder().descriptors(images)
+    one = embedder().compute_descriptors(images)
     np.testing.assert_allclose(np.linalg.norm(one, axis=1), 1, atol=1e-6)
     both = embedder(scales=[0.5, 1.0])
-    found = both.descriptors(images)
+    found = both.compute_descriptors(images)
     with torch.no_grad():
         half = torch.nn.functional.interpolate(both._pixels(images), (16, 16), mode="bilinear", antialias=True)
         total = one + both.model.eval()(half).numpy()
@@ -150,14 +150,14 @@ def test_several_scales_are_averaged(embedder):
 def test_whole_images_are_described_at_scales_of_their_own_size(embedder):
     image = np.random.default_rng(0).integers(0, 256, (1, 45, 90, 3), dtype=np.uint8)
     learner = embedder(scales=[0.5, 1.0, 1.5], longest=1024)
-    found = learner.descriptors(image)
+    found = learner.compute_descriptors(image)
     total = 0
     for size in ((24, 48), (48, 88), (64, 136)):  # 22.5 x 45, 45 x 90 and 67.5 x 135 in patches of 8
         pixels = torch.nn.functional.interpolate(learner._pixels(image), size, mode="bilinear", antialias=True)
         with torch.no_grad():
             total = total + learner.model.eval()(pixels).numpy()
     np.testing.assert_allclose(found, total / np.linalg.norm(total), atol=1e-5)
-    assert np.abs(found - embedder(longest=1024).descriptors(image)).max() > 1e-3
+    assert np.abs(found - embedder(longest=1024).compute_descriptors(image)).max() > 1e-3
 
 
 @pytest.mark.parametrize(
@@ -169,7 +169,7 @@ def test_encoders_of_one_size_say_so(embedder, name, fits):
     model = {"init": f"timm:{name}?pretrained=false", "width": None, "depth": None, "heads": None, "patch_size": None}
     model["image_size"] = 224
     if fits:
-        assert embedder(longest=64, model=model).descriptors(np.zeros((1, 40, 64, 3), np.uint8)).shape == (1, 8)
+        assert embedder(longest=64, model=model).compute_descriptors(np.zeros((1, 40, 64, 3), np.uint8)).shape == (1, 8)
     else:
         with pytest.raises(
             ConfigError, match=r"longest 64: a (Swin|Beit|Mlp)\w* takes images of one size; leave it out"
@@ -185,5 +185,5 @@ def test_without_classes_pixels_are_normalised_as_the_weights_were(embedder):
     with torch.no_grad():
         pixels = torch.from_numpy(images).permute(0, 3, 1, 2) / 127.5 - 1  # the mean and std of that model are 0.5
         expected = learner.model(pixels).numpy()
-    np.testing.assert_allclose(learner.descriptors(images), expected, atol=1e-5)
+    np.testing.assert_allclose(learner.compute_descriptors(images), expected, atol=1e-5)
     assert expected.shape == (2, 192)

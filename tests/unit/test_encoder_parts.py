@@ -99,7 +99,7 @@ def test_heads_and_decoders_are_left_by_name(written):
     pixels = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
     normalised = torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255 * 2 - 1  # lm_head: BEiT's mean and std
     expected = model.forward_features(normalised)[:, 1:].mean(1)
-    torch.testing.assert_close(torch.from_numpy(COMMANDS["inspect"](path).features(pixels)), expected)
+    torch.testing.assert_close(torch.from_numpy(COMMANDS["inspect"](path).compute_features(pixels)), expected)
 
 
 def test_the_last_norm_may_give_way_to_one_behind_the_pooling_and_a_networks_own_head_has_its_name():

@@ -164,7 +164,7 @@ def test_similarity_is_the_symmetrised_mean_attention(blocks):
         x = block(x, exact, f"blocks.{index}", SPEC.heads)
     attention = (total / blocks)[1:, 1:]
     with torch.no_grad():
-        similarity = model.similarity(model.embed(torch.from_numpy(images).float()), blocks)[0].numpy()
+        similarity = model.compute_similarity(model.embed(torch.from_numpy(images).float()), blocks)[0].numpy()
     np.testing.assert_allclose(similarity, (attention + attention.T) / 2, rtol=1e-4, atol=1e-7)
     assert similarity.dtype == np.float32
 
@@ -176,7 +176,7 @@ def test_saliency_is_the_class_tokens_attention_in_the_last_block():
     images, _ = inputs(batch=2)
     exact = {key: value.astype(np.float64) for key, value in weights.items()}
     with torch.no_grad():
-        saliency = model.saliency(model.embed(torch.from_numpy(images).float())).numpy()
+        saliency = model.compute_saliency(model.embed(torch.from_numpy(images).float())).numpy()
     assert saliency.dtype == np.float32
     for image, row in zip(images, saliency, strict=True):
         x = np.concatenate([exact["cls_token"][0] + exact["pos_embed"][0, :1], embed(image, exact)])

@@ -153,9 +153,9 @@ def test_attention_with_relative_biases_is_timms(images):
         model.encode(model.embed(images), torch.zeros(4, 24, dtype=torch.bool))
         matrices = torch.stack(caught)  # (blocks, B, heads, L, L)
         mean = matrices[:2].mean((0, 2))[:, 1:, 1:]
-        found = model.similarity(model.embed(images), 2)
+        found = model.compute_similarity(model.embed(images), 2)
         torch.testing.assert_close(found, (mean + mean.transpose(1, 2)) / 2, rtol=1e-5, atol=1e-7)
-        saliency = model.saliency(model.embed(images))
+        saliency = model.compute_saliency(model.embed(images))
         torch.testing.assert_close(saliency, matrices[-1].mean(1)[:, 0, 1:], rtol=1e-5, atol=1e-7)
 
         own = make(SimmimVit, VIT).eval()  # the same biases, but a table in each block
@@ -221,7 +221,7 @@ def test_what_no_window_holds_together_has_no_similarity(images):
     with torch.no_grad():
         alone = cell_attention(model.layers[0].blocks[0], model.embed(images), SWIN.grid)
         torch.testing.assert_close(alone, torch.eye(24).expand(4, -1, -1), atol=1e-6, rtol=0)
-        joined = model.similarity(model.embed(images), 2)
+        joined = model.compute_similarity(model.embed(images), 2)
     row, column = np.divmod(np.arange(24), 6)
     neighbours = (abs(row[:, None] - row) <= 1) & (abs(column[:, None] - column) <= 1)
     assert (joined[:, ~neighbours] < 1e-6).all()
@@ -237,7 +237,7 @@ def test_cosines_and_means_of_cells(images):
             tokens[0, 4 * i : 4 * i + 4, 4 * j : 4 * j + 4].reshape(16, -1).mean(0) for i in range(4) for j in range(6)
         ]
         torch.testing.assert_close(found[0], torch.stack(wanted))
-        features = model.features(tokens, 3)
+        features = model.compute_features(tokens, 3)
         cosine = cosine_similarity(features)
     assert features.shape == (4, 24, 16)  # of the second stage
     each = 1 - cdist(features[1], features[1], "cosine")

@@ -121,11 +121,11 @@ class Prepared:
         self.images = np.zeros((count, 2, 2, 3), np.uint8)
         self.pieces = pieces
 
-    def similarity(self):
+    def compute_similarity(self):
         assert self.pieces[0].ndim == 3
         yield from self.pieces
 
-    def saliency(self):
+    def compute_saliency(self):
         assert self.pieces[0].ndim == 2
         yield from self.pieces
 

@@ -87,7 +87,7 @@ def test_an_edited_configuration_is_compared_with_the_checkpoint(stopped):
 
 def test_another_device_and_version_are_said(stopped, monkeypatch, capsys):
     class Moved(FakeBackend):
-        def info(self):
+        def describe_device(self):
             return DeviceInfo("other", "NumPy", 1, None, ("float64",))
 
     state = next((stopped / "checkpoints").iterdir()) / "state.json"
@@ -122,7 +122,7 @@ class FakeTokenizer:
         self.steps += 1
         return {"loss": np.float64(1)}
 
-    def reconstruct(self, images):
+    def reconstruct_images(self, images):
         return images.astype(np.float32) / 255, np.zeros((len(images), 2, 2), np.int64)
 
     def state(self):
@@ -135,7 +135,7 @@ class FakeTokenizer:
 def test_a_tokenizer_is_resumed_on_its_own_images_only(images, tmp_path, monkeypatch):
     backend = FakeBackend()
     backend.processes = ALONE
-    backend.tokenizer = lambda config: FakeTokenizer()
+    backend.create_tokenizer = lambda config: FakeTokenizer()
     monkeypatch.setattr(backends, "get", lambda device: backend)
     sections = {"data": {"source": str(images), "workers": 0}, "run": {"tensorboard": False, "max_steps": 2}}
     optim = {"epochs": 2, "batch_size": 4, "warmup_epochs": 0}

@@ -91,7 +91,7 @@ def test_sliding_is_the_mean_of_the_windows_and_whole_is_one_pass():
     with torch.no_grad():
         torch.testing.assert_close(learner._slide(pixels), total / counts, rtol=1e-3, atol=1e-3)
     expected = F.interpolate(total / counts, (25, 30), mode="bilinear", align_corners=False).argmax(1)[0]
-    found = learner.segment(image, (25, 30))
+    found = learner.segment_image(image, (25, 30))
     assert found.dtype == np.uint8
     np.testing.assert_array_equal(found, expected)
     assert len(np.unique(found)) > 1
@@ -100,8 +100,10 @@ def test_sliding_is_the_mean_of_the_windows_and_whole_is_one_pass():
     whole.load(learner.state())
     padded = F.pad(pixels, (0, 96 - 71, 0, 64 - 50))
     expected = scores_of(whole.model, padded)[:, :, :50, :71].argmax(1)[0]
-    np.testing.assert_array_equal(whole.segment(image, (50, 71)), expected)
-    assert whole.segment(image[:9, :7], (9, 7)).shape == learner.segment(image[:9, :7], (9, 7)).shape == (9, 7)
+    np.testing.assert_array_equal(whole.segment_image(image, (50, 71)), expected)
+    assert (
+        whole.segment_image(image[:9, :7], (9, 7)).shape == learner.segment_image(image[:9, :7], (9, 7)).shape == (9, 7)
+    )
 
 
 def test_layers_learn_at_the_rates_of_mmsegmentation_for_twelve_blocks():

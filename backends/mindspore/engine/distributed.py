@@ -28,8 +28,8 @@ class MindsporeProcesses:
     size: int
     local_size: int
 
-    def gather(self, value: Any) -> list[Any]:
-        """See :meth:`ehm.backends.base.Processes.gather`."""
+    def gather_values(self, value: Any) -> list[Any]:
+        """See :meth:`ehm.backends.base.Processes.gather_values`."""
         values: list[Any] = [None] * self.size
         distributed.all_gather_object(values, value)
         return values

@@ -58,7 +58,7 @@ class MindsporeClassifier:
             return soft_cross_entropy(model.head(features), targets)
 
         def features(images: Tensor) -> Tensor:
-            return model.features(pixels(images))
+            return model.compute_features(pixels(images))
 
         def logits(images: Tensor) -> Tensor:
             return model(pixels(images)).astype(ms.float32)
@@ -79,13 +79,13 @@ class MindsporeClassifier:
         self._steps += 1
         return metrics
 
-    def logits(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """See :meth:`ehm.backends.base.Classifier.logits`."""
+    def compute_logits(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """See :meth:`ehm.backends.base.Classifier.compute_logits`."""
         self.model.head.set_train(False)
         logits: NDArray[np.float32] = self._logits(Tensor(images)).asnumpy()
         return logits
 
-    def gradients(self, images: NDArray[np.uint8], targets: NDArray[np.float32]) -> NDArray[np.float64]:
+    def measure_gradients(self, images: NDArray[np.uint8], targets: NDArray[np.float32]) -> NDArray[np.float64]:
         """There are none: raises BackendError."""
         raise BackendError("gradients are not in MindSpore; --device cpu, cuda or npu computes them with torch")
 

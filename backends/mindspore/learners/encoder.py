@@ -37,7 +37,7 @@ class MindsporeEncoder:
         pixels = Pixels(self.inputs.mean, self.inputs.std)
 
         def features(images: Tensor) -> Tensor:
-            return model.features(pixels(images))
+            return model.compute_features(pixels(images))
 
         def similarity(images: Tensor, blocks: int) -> Tensor:
             return patch_similarity(mean_attention(model.blocks, model.embed(pixels(images)), blocks))
@@ -53,28 +53,28 @@ class MindsporeEncoder:
         self._tokens = ms.jit(tokens)
         self._pixels = pixels
 
-    def features(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """See :meth:`ehm.backends.base.Encoder.features`."""
+    def compute_features(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """See :meth:`ehm.backends.base.Encoder.compute_features`."""
         features: NDArray[np.float32] = self._features(Tensor(images)).asnumpy()
         return features
 
-    def similarity(self, images: NDArray[np.uint8], blocks: int) -> NDArray[np.float32]:
-        """See :meth:`ehm.backends.base.Encoder.similarity`."""
+    def compute_similarity(self, images: NDArray[np.uint8], blocks: int) -> NDArray[np.float32]:
+        """See :meth:`ehm.backends.base.Encoder.compute_similarity`."""
         similarity: NDArray[np.float32] = self._similarity(Tensor(images), blocks).asnumpy()
         return similarity
 
-    def tokens(self, images: NDArray[np.uint8], blocks: int) -> NDArray[np.float32]:
-        """See :meth:`ehm.backends.base.Encoder.tokens`."""
+    def compute_tokens(self, images: NDArray[np.uint8], blocks: int) -> NDArray[np.float32]:
+        """See :meth:`ehm.backends.base.Encoder.compute_tokens`."""
         tokens: NDArray[np.float32] = self._tokens(Tensor(images), blocks).asnumpy()
         return tokens
 
-    def attention(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """See :meth:`ehm.backends.base.Encoder.attention`."""
+    def compute_attention(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """See :meth:`ehm.backends.base.Encoder.compute_attention`."""
         attention: NDArray[np.float32] = self._attention(Tensor(images)).asnumpy()
         return attention
 
-    def attentions(self, images: NDArray[np.uint8]) -> Iterator[NDArray[np.float32]]:
-        """See :meth:`ehm.backends.base.Encoder.attentions`."""
+    def iterate_attention(self, images: NDArray[np.uint8]) -> Iterator[NDArray[np.float32]]:
+        """See :meth:`ehm.backends.base.Encoder.iterate_attention`."""
         tokens = self.model.embed(self._pixels(Tensor(images)))
         for block in self.model.blocks:
             yield attention_probs(block, tokens).asnumpy()

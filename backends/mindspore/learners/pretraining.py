@@ -41,12 +41,12 @@ class MindsporeBatch:
         self.images = images
         self._learner = learner
 
-    def similarity(self) -> Iterable[NDArray[np.float32]]:
-        """See :meth:`ehm.backends.base.PreparedBatch.similarity`. All of it is on its way when this returns."""
+    def compute_similarity(self) -> Iterable[NDArray[np.float32]]:
+        """See :meth:`ehm.backends.base.PreparedBatch.compute_similarity`. All of it is on its way when this returns."""
         return self._learner.compute_similarity(self.images)
 
-    def saliency(self) -> Iterable[NDArray[np.float32]]:
-        """See :meth:`ehm.backends.base.PreparedBatch.saliency`. All of it is on its way when this returns."""
+    def compute_saliency(self) -> Iterable[NDArray[np.float32]]:
+        """See :meth:`ehm.backends.base.PreparedBatch.compute_saliency`. All of it is on its way when this returns."""
         return self._learner.compute_saliency(self.images)
 
 
@@ -85,20 +85,20 @@ class MindsporeLearner:
         pool = _pooling(config.spec.grid, config.units)
 
         def from_attention(images: Tensor) -> Tensor:
-            return pool(pool(source.similarity(pixels(images), blocks)).swapaxes(1, 2))
+            return pool(pool(source.compute_similarity(pixels(images), blocks)).swapaxes(1, 2))
 
         def from_features(images: Tensor) -> Tensor:
-            features = source.features(pixels(images), blocks)
+            features = source.compute_features(pixels(images), blocks)
             return cosine_similarity(pool(features.swapaxes(1, 2)).swapaxes(1, 2))
 
         def saliency(images: Tensor) -> Tensor:
-            return pool(source.saliency(pixels(images)))
+            return pool(source.compute_saliency(pixels(images)))
 
         self._similarity = ms.jit(from_attention if config.mask.similarity == "attention" else from_features)
         self._saliency = ms.jit(saliency)
 
-    def prepare(self, images: NDArray[np.uint8]) -> MindsporeBatch:
-        """See :meth:`ehm.backends.base.Learner.prepare`."""
+    def prepare_batch(self, images: NDArray[np.uint8]) -> MindsporeBatch:
+        """See :meth:`ehm.backends.base.Learner.prepare_batch`."""
         return MindsporeBatch(self, images)
 
     def compute_similarity(self, images: NDArray[np.uint8]) -> Iterable[NDArray[np.float32]]:

@@ -80,13 +80,13 @@ class VisionTransformer(nn.Cell):
         """The patches of :meth:`tokens` behind the last norm: (B, L, D) -> (B, N, D)."""
         return self.fc_norm(tokens[:, 1:]) if self.norms_pooled else self.norm(tokens[:, 1:])
 
-    def features(self, images: Tensor, keep: Tensor | None = None) -> Tensor:
+    def compute_features(self, images: Tensor, keep: Tensor | None = None) -> Tensor:
         """What the head sees: (B, 3, H, W) -> (B, D)."""
         return self.pooled(self.tokens(images, keep))
 
     def construct(self, images: Tensor, keep: Tensor | None = None) -> Tensor:
         """``keep`` (2 * depth, B, 1, 1) are drop path's factors of every branch."""
-        features = self.features(images, keep)
+        features = self.compute_features(images, keep)
         return self.head(features) if self.classes else features
 
     def _pooled(self, tokens: Tensor) -> Tensor:

@@ -65,15 +65,15 @@ class MaskedAutoencoder(nn.Cell):
         self.decoder_pred = Dense(decoder_width, spec.patch_size**2 * 3, dtype)
         init_xavier(self, rng)
 
-    def similarity(self, images: Tensor, blocks: int) -> Tensor:
+    def compute_similarity(self, images: Tensor, blocks: int) -> Tensor:
         """Symmetrised mean attention of the first ``blocks`` blocks over all patches: (B, 3, H, W) -> (B, N, N)."""
         return patch_similarity(mean_attention(self.blocks, self._with_class_token(self.embed(images)), blocks))
 
-    def features(self, images: Tensor, blocks: int) -> Tensor:
+    def compute_features(self, images: Tensor, blocks: int) -> Tensor:
         """Tokens behind the first ``blocks`` blocks over all patches: (B, 3, H, W) -> (B, N, D)."""
         return run_blocks(self.blocks[:blocks], self._with_class_token(self.embed(images)))[:, 1:]
 
-    def saliency(self, images: Tensor) -> Tensor:
+    def compute_saliency(self, images: Tensor) -> Tensor:
         """Compute the class token's attention to all patches in the last block: (B, 3, H, W) -> (B, N)."""
         return class_attention(self.blocks, self._with_class_token(self.embed(images)))
 

@@ -55,17 +55,17 @@ class SimmimVit(nn.Cell):
         self.decoder = nn.CellList([Projection(3 * spec.stride**2, spec.width, 1, dtype)])
         init_beit(self, rng)
 
-    def similarity(self, images: Tensor, blocks: int) -> Tensor:
+    def compute_similarity(self, images: Tensor, blocks: int) -> Tensor:
         """Symmetrised mean attention of the first ``blocks`` blocks over all patches: (B, 3, H, W) -> (B, N, N)."""
         tokens = prepend_class_token(self.embed(images), self.cls_token)
         return patch_similarity(mean_attention(self.blocks, tokens, blocks, self.rel_pos_bias()))
 
-    def features(self, images: Tensor, blocks: int) -> Tensor:
+    def compute_features(self, images: Tensor, blocks: int) -> Tensor:
         """Tokens behind the first ``blocks`` blocks over all patches: (B, 3, H, W) -> (B, N, D)."""
         tokens = prepend_class_token(self.embed(images), self.cls_token)
         return run_blocks(self.blocks[:blocks], tokens, self.rel_pos_bias())[:, 1:]
 
-    def saliency(self, images: Tensor) -> Tensor:
+    def compute_saliency(self, images: Tensor) -> Tensor:
         """Compute the class token's attention to all patches in the last block: (B, 3, H, W) -> (B, N)."""
         tokens = prepend_class_token(self.embed(images), self.cls_token)
         return class_attention(self.blocks, tokens, self.rel_pos_bias())

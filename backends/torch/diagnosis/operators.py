@@ -145,7 +145,7 @@ def report(device: str) -> list[OperatorRow]:
     """
     backend = ehm.backends.torch.backend(device)
     calls: Counter[Call] = Counter()
-    for dtype in backend.info().dtypes:
+    for dtype in backend.describe_device().dtypes:
         for masking, build in _MASKINGS:
             calls += _pretrain(backend, dtype, masking, build, "mae", _VIT)
         calls += _pretrain(backend, dtype, "evolved", "device", "simmim", _SWIN)
@@ -192,12 +192,12 @@ def _pretrain(
             "run": {"grad_checkpointing": build == "device"},
         }
     )
-    learner = backend.learner(config)
+    learner = backend.create_learner(config)
     masker = make_masker(masking, config.masks, config.units, build)
     images = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), dtype=np.uint8)
     with record(backend.name) as calls:
         for step in range(2):  # the first one also makes the optimiser's state
-            batch = learner.prepare(images)
+            batch = learner.prepare_batch(images)
             mask, _ = masker(batch, 0.5, (step,))
             learner.train_step(batch, mask, 1e-3, 0.05)
     return calls
@@ -207,16 +207,16 @@ def _tokenizer(backend: Any, folder: Path) -> str:
     """An untrained tokenizer, saved in ``folder``."""
     config = TokenizerConfig(vocabulary=16, width=8)
     meta = {"kind": "tokenizer", "step": 0, "epoch": 0, "config": config.model_dump(mode="json")}
-    return str(save_checkpoint(folder, backend.tokenizer(config).state(), meta))
+    return str(save_checkpoint(folder, backend.create_tokenizer(config).state(), meta))
 
 
 def _classify(backend: Any, kind: type[FinetuneConfig], dtype: str, model: Mapping[str, Any]) -> Counter[Call]:
     settings = {"model": {**model, "image_size": 32, "drop_path": 0.1}, "optim": {**_OPTIM, "dtype": dtype}}
-    classifier = backend.classifier(kind.model_validate(settings), 3)
+    classifier = backend.create_classifier(kind.model_validate(settings), 3)
     images = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), dtype=np.uint8)
     targets = np.eye(3, dtype=np.float32)[[0, 1, 2, 0]]
     with record(backend.name) as calls:
         for _ in range(2):
             classifier.train_step(images, targets, 1e-3, 0.05)
-        classifier.logits(images)
+        classifier.compute_logits(images)
     return calls

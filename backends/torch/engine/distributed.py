@@ -39,7 +39,7 @@ __all__ = [
     "wrap",
 ]
 
-_PASSES = ("embed", "similarity", "features", "saliency")
+_PASSES = ("embed", "compute_similarity", "compute_features", "compute_saliency")
 """Methods of a model that are called beside ``forward``, and need its parameters whole too."""
 _NEEDED = ("RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
@@ -52,8 +52,8 @@ class TorchProcesses:
     size: int
     local_size: int
 
-    def gather(self, value: Any) -> list[Any]:
-        """See :meth:`ehm.backends.base.Processes.gather`."""
+    def gather_values(self, value: Any) -> list[Any]:
+        """See :meth:`ehm.backends.base.Processes.gather_values`."""
         values = [None] * self.size
         dist.all_gather_object(values, value)
         return values

@@ -51,15 +51,15 @@ class TorchClassifier(Supervised):
             return self._fine_tune(images, wanted, lr, weight_decay)
         return self._probe(self._head, images, wanted, lr, weight_decay)
 
-    def logits(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """See :meth:`ehm.backends.base.Classifier.logits`."""
+    def compute_logits(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """See :meth:`ehm.backends.base.Classifier.compute_logits`."""
         self.model.eval()
         with torch.no_grad(), self._training.autocast():
             logits: NDArray[np.float32] = self.model(self._pixels(images)).float().cpu().numpy()
         return logits
 
-    def gradients(self, images: NDArray[np.uint8], targets: NDArray[np.float32]) -> NDArray[np.float64]:
-        """See :meth:`ehm.backends.base.Classifier.gradients`."""
+    def measure_gradients(self, images: NDArray[np.uint8], targets: NDArray[np.float32]) -> NDArray[np.float64]:
+        """See :meth:`ehm.backends.base.Classifier.measure_gradients`."""
         self.model.eval()
         layers = layers_of(self.model)
         head = max(layers.values())

@@ -59,8 +59,8 @@ class TorchDetector(Supervised):
         metrics = self._step(len(images), loss, lr, weight_decay)
         return {**metrics, **{name: mean(value, self._processes) for name, value in terms.items()}}
 
-    def detect(self, images: Sequence[NDArray[np.uint8]]) -> list[Detections]:
-        """See :meth:`ehm.backends.base.Detector.detect`."""
+    def detect_objects(self, images: Sequence[NDArray[np.uint8]]) -> list[Detections]:
+        """See :meth:`ehm.backends.base.Detector.detect_objects`."""
         self.model.eval()
         # processes that share the parameters go through the model together, those without an image too
         shown = list(images) or [np.zeros((32, 32, 3), np.uint8)]

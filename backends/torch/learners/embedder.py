@@ -61,8 +61,8 @@ class TorchEmbedder(Supervised):
         return self._step(len(images), loss, lr, weight_decay)
 
     @torch.no_grad()
-    def descriptors(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """See :meth:`ehm.backends.base.Embedder.descriptors`: the mean over all scales, brought to length 1."""
+    def compute_descriptors(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """See :meth:`ehm.backends.base.Embedder.compute_descriptors`: the mean over all scales, brought to length 1."""
         self.model.eval()
         pixels, total = self._pixels(images), torch.zeros((), device=self._device)
         whole = self._config.longest is not None

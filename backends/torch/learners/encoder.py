@@ -46,15 +46,18 @@ class TorchEncoder:
         self.grid = _grid(self.model, self.image_size)
 
     @torch.inference_mode()
-    def features(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """See :meth:`ehm.backends.base.Encoder.features`; a model of timm's that is no ViT pools in its own way."""
+    def compute_features(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """See :meth:`ehm.backends.base.Encoder.compute_features`.
+
+        A model of timm's that is no ViT pools in its own way.
+        """
         tokens = self.model.forward_features(self._pixels(images))
         features: NDArray[np.float32] = self.model.forward_head(tokens, pre_logits=True).cpu().numpy()
         return features
 
     @torch.inference_mode()
-    def similarity(self, images: NDArray[np.uint8], blocks: int) -> NDArray[np.float32]:
-        """See :meth:`ehm.backends.base.Encoder.similarity`."""
+    def compute_similarity(self, images: NDArray[np.uint8], blocks: int) -> NDArray[np.float32]:
+        """See :meth:`ehm.backends.base.Encoder.compute_similarity`."""
         if isinstance(self.model, SwinTransformer):
             tokens = self.model.patch_embed(self._pixels(images))
             found = stage_similarity(self.model.layers, tokens, blocks, self.grid)
@@ -64,8 +67,8 @@ class TorchEncoder:
         return similarity
 
     @torch.inference_mode()
-    def tokens(self, images: NDArray[np.uint8], blocks: int) -> NDArray[np.float32]:
-        """See :meth:`ehm.backends.base.Encoder.tokens`; of a Swin, the mean over each cell of its output."""
+    def compute_tokens(self, images: NDArray[np.uint8], blocks: int) -> NDArray[np.float32]:
+        """See :meth:`ehm.backends.base.Encoder.compute_tokens`; of a Swin, the mean over each cell of its output."""
         if isinstance(self.model, SwinTransformer):
             _, behind = first_blocks(self.model.layers, self.model.patch_embed(self._pixels(images)), blocks)
             behind = mean_cells(behind, self.grid)
@@ -78,8 +81,8 @@ class TorchEncoder:
         return tokens
 
     @torch.inference_mode()
-    def attention(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """See :meth:`ehm.backends.base.Encoder.attention`."""
+    def compute_attention(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """See :meth:`ehm.backends.base.Encoder.compute_attention`."""
         *before, last = self._vit().blocks
         tokens = self._tokens(images)
         for block in before:
@@ -88,8 +91,8 @@ class TorchEncoder:
         return attention
 
     @torch.inference_mode()
-    def attentions(self, images: NDArray[np.uint8]) -> Iterator[NDArray[np.float32]]:
-        """See :meth:`ehm.backends.base.Encoder.attentions`."""
+    def iterate_attention(self, images: NDArray[np.uint8]) -> Iterator[NDArray[np.float32]]:
+        """See :meth:`ehm.backends.base.Encoder.iterate_attention`."""
         blocks, tokens = self._vit().blocks, self._tokens(images)
         for block in blocks:
             yield attention_probs(block, tokens).cpu().numpy()

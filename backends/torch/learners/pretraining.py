@@ -52,13 +52,13 @@ class TorchBatch:
         """For each chunk of the accumulation its pixels, and its tokens if the training step can use them."""
         self._learner = learner
 
-    def similarity(self) -> Iterable[NDArray[np.float32]]:
-        """See :meth:`ehm.backends.base.PreparedBatch.similarity`. All of it is on its way when this returns."""
+    def compute_similarity(self) -> Iterable[NDArray[np.float32]]:
+        """See :meth:`ehm.backends.base.PreparedBatch.compute_similarity`. All of it is on its way when this returns."""
         waits = self._learner.compute_similarity(self, download)
         return (wait() for wait in waits)
 
-    def saliency(self) -> Iterable[NDArray[np.float32]]:
-        """See :meth:`ehm.backends.base.PreparedBatch.saliency`. All of it is on its way when this returns."""
+    def compute_saliency(self) -> Iterable[NDArray[np.float32]]:
+        """See :meth:`ehm.backends.base.PreparedBatch.compute_saliency`. All of it is on its way when this returns."""
         waits = self._learner.compute_saliency(self, download)
         return (wait() for wait in waits)
 
@@ -90,8 +90,8 @@ class TorchLearner:
         # FSDP reduces gradients in the modules' own passes: there the embedding runs again, inside of them
         self._shares_embedding = config.mask.source == "online" and not shards(config.run.parallel, processes)
 
-    def prepare(self, images: NDArray[np.uint8]) -> TorchBatch:
-        """See :meth:`ehm.backends.base.Learner.prepare`."""
+    def prepare_batch(self, images: NDArray[np.uint8]) -> TorchBatch:
+        """See :meth:`ehm.backends.base.Learner.prepare_batch`."""
         return TorchBatch(self, images)
 
     def compute_similarity(self, batch: TorchBatch, send: Callable[[Tensor], T]) -> list[T]:
@@ -103,11 +103,11 @@ class TorchLearner:
         pool = partial(_mean_over_units, grid=self._config.spec.grid, units=self._config.units)
 
         def from_attention(model: Any, tokens: Tensor) -> Tensor:
-            similarity: Tensor = model.similarity(tokens, blocks)
+            similarity: Tensor = model.compute_similarity(tokens, blocks)
             return pool(pool(similarity).transpose(1, 2))
 
         def from_features(model: Any, tokens: Tensor) -> Tensor:
-            features: Tensor = model.features(tokens, blocks)
+            features: Tensor = model.compute_features(tokens, blocks)
             return cosine_similarity(pool(features.transpose(1, 2)).transpose(1, 2))
 
         function = from_attention if self._config.mask.similarity == "attention" else from_features
@@ -121,7 +121,7 @@ class TorchLearner:
         pool = partial(_mean_over_units, grid=self._config.spec.grid, units=self._config.units)
 
         def compute(model: Any, tokens: Tensor) -> Tensor:
-            return pool(model.saliency(tokens))
+            return pool(model.compute_saliency(tokens))
 
         return self._apply_to_tokens(batch, compute, slice(-1, None), send)
 

@@ -74,8 +74,8 @@ class TorchSegmenter(Supervised):
         average_norms(self.model, self._processes)
         return metrics
 
-    def segment(self, image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
-        """See :meth:`ehm.backends.base.Segmenter.segment`."""
+    def segment_image(self, image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
+        """See :meth:`ehm.backends.base.Segmenter.segment_image`."""
         self.model.eval()
         with torch.no_grad():
             pixels = self._pixels(image[None])

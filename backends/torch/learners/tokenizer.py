@@ -71,8 +71,8 @@ class TorchTokenizer(Stepped):
         error, divergence = mean(terms, self._processes).unbind()
         return {**metrics, "mse": error, "kl": divergence, **usage(torch.stack(list(self._recent)).sum(dim=0))}
 
-    def reconstruct(self, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """See :meth:`ehm.backends.base.TokenizerLearner.reconstruct`."""
+    def reconstruct_images(self, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """See :meth:`ehm.backends.base.TokenizerLearner.reconstruct_images`."""
         self.model.eval()
         seen, tokens = self.model.reconstruct(self._pixels(images))
         return seen.permute(0, 2, 3, 1).cpu().numpy(), tokens.cpu().numpy()

@@ -66,12 +66,12 @@ class MaskedVit(Beit):
         encoded: Tensor = self.norm(tokens)[:, 1:]
         return encoded
 
-    def similarity(self, tokens: Tensor, blocks: int) -> Tensor:
+    def compute_similarity(self, tokens: Tensor, blocks: int) -> Tensor:
         """Symmetrised mean attention of the first ``blocks`` blocks over all patches: (B, N, D) -> (B, N, N)."""
         share = self.rel_pos_bias()
         return patch_similarity(mean_attention(self.blocks, self._with_class_token(tokens), blocks, share))
 
-    def features(self, tokens: Tensor, blocks: int) -> Tensor:
+    def compute_features(self, tokens: Tensor, blocks: int) -> Tensor:
         """Tokens behind the first ``blocks`` blocks over all patches: (B, N, D) -> (B, N, D)."""
         tokens = self._with_class_token(tokens)
         share = self.rel_pos_bias()
@@ -79,7 +79,7 @@ class MaskedVit(Beit):
             tokens = block(tokens, shared_rel_pos_bias=share)
         return tokens[:, 1:]
 
-    def saliency(self, tokens: Tensor) -> Tensor:
+    def compute_saliency(self, tokens: Tensor) -> Tensor:
         """Compute the class token's attention to all patches in the last block: (B, N, D) -> (B, N)."""
         return class_attention(self.blocks, self._with_class_token(tokens), self.rel_pos_bias())
 
@@ -116,14 +116,14 @@ class MaskedSwin(SwinTransformer):
         encoded: Tensor = self.norm(self.layers(covered)).flatten(1, 2)
         return encoded
 
-    def similarity(self, tokens: Tensor, blocks: int) -> Tensor:
+    def compute_similarity(self, tokens: Tensor, blocks: int) -> Tensor:
         """Symmetrised mean attention of the first ``blocks`` blocks between output cells: -> (B, N, N).
 
         See :func:`ehm.backends.torch.models.swin.cell_attention`.
         """
         return stage_similarity(self.layers, tokens, blocks, self.spec.grid)
 
-    def features(self, tokens: Tensor, blocks: int) -> Tensor:
+    def compute_features(self, tokens: Tensor, blocks: int) -> Tensor:
         """Tokens behind the first ``blocks`` blocks, mean over each output cell: -> (B, N, D of their stage)."""
         _, behind = first_blocks(self.layers, tokens, blocks)
         return mean_cells(behind, self.spec.grid)

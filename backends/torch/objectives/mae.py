@@ -82,18 +82,18 @@ class MaskedAutoencoder(nn.Module):
         """Embed normalised (B, 3, H, W) as patch tokens with their positions (B, N, D)."""
         return embed_patches(images, self.patch_embed.proj, self.spec.patch_size) + self.pos_embed[:, 1:]
 
-    def similarity(self, tokens: Tensor, blocks: int) -> Tensor:
+    def compute_similarity(self, tokens: Tensor, blocks: int) -> Tensor:
         """Symmetrised mean attention of the first ``blocks`` blocks over all patches: (B, N, D) -> (B, N, N)."""
         return patch_similarity(mean_attention(self.blocks, self._with_class_token(tokens), blocks))
 
-    def features(self, tokens: Tensor, blocks: int) -> Tensor:
+    def compute_features(self, tokens: Tensor, blocks: int) -> Tensor:
         """Tokens behind the first ``blocks`` blocks over all patches: (B, N, D) -> (B, N, D)."""
         tokens = self._with_class_token(tokens)
         for block in self.blocks[:blocks]:
             tokens = block(tokens)
         return tokens[:, 1:]
 
-    def saliency(self, tokens: Tensor) -> Tensor:
+    def compute_saliency(self, tokens: Tensor) -> Tensor:
         """Compute the class token's attention to all patches in the last block: (B, N, D) -> (B, N)."""
         return class_attention(self.blocks, self._with_class_token(tokens))
 

@@ -73,12 +73,12 @@ def measure_neighbours(config: ProbeConfig, backend: Backend, train: Subset, val
     """k-NN on the features of the encoder: each image of ``val`` is classed by its nearest images of ``train``."""
     if config.neighbours > len(train):
         raise ConfigError(f"neighbours {config.neighbours}: there are only {len(train):,} images to search")
-    encoder = backend.encoder(config.model, config.data)
+    encoder = backend.create_encoder(config.model, config.data)
     transform = EvalTransform.from_spec(encoder.image_size, encoder.inputs)
     found = []
     for part, title in zip((train, val), ("features to search", "features to class"), strict=True):
         with eval_loader(part, transform, config, backend.processes) as loader:
-            found.append((part.source.classes, *collect(encoder.features, loader, title, backend.processes)))
+            found.append((part.source.classes, *collect(encoder.compute_features, loader, title, backend.processes)))
     (classes, labels, features), (_, wanted, queries) = found
     return report(wanted, neighbour_votes(features, labels, queries, len(classes), config.neighbours), classes)
 

@@ -40,7 +40,9 @@ class Classification:
         self.class_counts = count_labels(self.train, data)
         # a resumed run needs nothing but its checkpoint
         model = config.model if start is None else config.model.model_copy(update={"init": str(start)})
-        self.learner: Classifier = backend.classifier(config.model_copy(update={"model": model}), len(self.classes))
+        self.learner: Classifier = backend.create_classifier(
+            config.model_copy(update={"model": model}), len(self.classes)
+        )
         self.headline = f"{'Linear probing of' if config.frozen else 'Fine-tuning'} {config.model.init}"
         inputs = self.learner.inputs
         transform = TrainTransform(
@@ -78,7 +80,7 @@ class Classification:
 
     def measure(self) -> Report:
         """See :meth:`ehm.training.supervised.Task.measure`."""
-        return report(*collect(self.learner.logits, self._val_loader, processes=self._processes), self.classes)
+        return report(*collect(self.learner.compute_logits, self._val_loader, processes=self._processes), self.classes)
 
     def close(self) -> None:
         """See :meth:`ehm.training.supervised.Task.close`."""
@@ -93,7 +95,7 @@ def reopen(stored: Stored, backend: Backend, config: str | Path | None, override
     """
     settings = stored.settings(FinetuneConfig, config, overrides)
     classes = tuple(stored.meta["classes"])
-    classifier = backend.classifier(settings, len(classes))
+    classifier = backend.create_classifier(settings, len(classes))
     classifier.load(LearnerState(stored.arrays, {}))
     source = open_source(settings.data, "train")
     part = select_part(
@@ -110,7 +112,7 @@ def reopen(stored: Stored, backend: Backend, config: str | Path | None, override
 
     def measure() -> Report:
         with loader:
-            labels, logits = collect(classifier.logits, loader, "evaluate", backend.processes)
+            labels, logits = collect(classifier.compute_logits, loader, "evaluate", backend.processes)
         return report(numbers[labels], logits, classes)
 
     return Evaluation(settings.data.source, part, measure, loader.unreadable)

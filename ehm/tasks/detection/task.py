@@ -48,7 +48,7 @@ class Detection:
         self.class_counts = count_objects(self.train, config.data)
         # a resumed run needs nothing but its checkpoint
         model = config.model if start is None else config.model.model_copy(update={"init": str(start)})
-        self.learner: Detector = backend.detector(config.model_copy(update={"model": model}), len(self.classes))
+        self.learner: Detector = backend.create_detector(config.model_copy(update={"model": model}), len(self.classes))
         self.headline = f"{'Mask' if config.masks else 'Faster'} R-CNN on {config.model.init}"
         self.loader = Loader(
             _source(self.train),
@@ -101,7 +101,7 @@ def reopen(
     measuring = ("min_size", "max_size", "detections", "score_threshold")
     settings = stored.settings(DetectionConfig, config, overrides, measuring)
     classes = tuple(stored.meta["classes"])
-    detector = backend.detector(settings, len(classes))
+    detector = backend.create_detector(settings, len(classes))
     detector.load(LearnerState(stored.arrays, {}))
     source = _open(settings, "train")
     part = select_part(
@@ -213,10 +213,10 @@ def _measure(
     hidden = not (title and console.is_terminal)
     for batch in track(batches, title, loader.steps_per_epoch, console=console, disable=hidden):
         for index, found in zip(
-            batch.indices.tolist(), detector.detect([image for image, _ in batch.images]), strict=True
+            batch.indices.tolist(), detector.detect_objects([image for image, _ in batch.images]), strict=True
         ):
             rows[index] = as_results(index, found)
-    found_by_index = {index: found for share in processes.gather(rows) for index, found in share.items()}
+    found_by_index = {index: found for share in processes.gather_values(rows) for index, found in share.items()}
     numbers = {key: classes.index(source.classes[number]) for key, number in source.numbers.items()}
     measured = sorted(found_by_index)  # where a file is broken another image stood in for it, which counts once
     seen = {index: source.seen(index) for index in measured}
@@ -251,7 +251,7 @@ def _draw(detector: Detector, part: Subset, classes: tuple[str, ...], folder: Pa
     )
     for number, batch in enumerate(loader.batches(0, loader.steps_per_epoch)):
         ((image, _),) = batch.images
-        (found,) = detector.detect([image])
+        (found,) = detector.detect_objects([image])
         name = f"{number:02d}_{Path(part.source.name(int(batch.indices[0]))).stem}"  # folders may share names
         picture = draw_objects(image, found, classes)
         with replace_file(folder / "pictures" / f"{name}.png") as temporary:

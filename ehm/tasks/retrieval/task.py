@@ -51,7 +51,7 @@ class Retrieval:
         self._numbers[kept] = np.arange(len(kept))
         # a resumed run needs nothing but its checkpoint
         model = config.model if start is None else config.model.model_copy(update={"init": str(start)})
-        self.learner: Embedder = backend.embedder(config.model_copy(update={"model": model}), len(self.classes))
+        self.learner: Embedder = backend.create_embedder(config.model_copy(update={"model": model}), len(self.classes))
         self.headline = f"Training a descriptor by ArcFace on {config.model.init}"
         transform = TrainTransform(
             self.learner.image_size,
@@ -103,7 +103,7 @@ def reopen(
     benchmark = choose_benchmark(stored, settings, is_given, backend.processes)
     settings = settings.model_copy(update={"benchmark": benchmark})
     search = select_search(stored, settings, backend.processes)
-    embedder = backend.embedder(settings, len(stored.meta["classes"]))
+    embedder = backend.create_embedder(settings, len(stored.meta["classes"]))
     embedder.load(LearnerState(stored.arrays, {}))
     return _evaluate(embedder, search, settings, backend)
 
@@ -119,7 +119,7 @@ def untrained(
     source = settings.benchmark or settings.data.source
     threads, seen_by = settings.data.workers, f"{init} was trained on"
     new = leave_out_seen(search.images, read_seen_images(init), seen_by, source, threads, backend.processes)
-    embedder = backend.embedder(settings, 0)
+    embedder = backend.create_embedder(settings, 0)
     for note in embedder.notes:
         console.print(f"  {note}")
     return _evaluate(embedder, search.restrict(new), settings, backend)
@@ -182,7 +182,7 @@ def _measure(embedder: Embedder, search: Search, loader: Loader, title: str, pro
     """Describe all images once and rank; those that cannot be read are neither sought nor searched nor missed."""
 
     def describe(images: NDArray[np.uint8] | tuple[NDArray[np.uint8], ...]) -> NDArray[np.float32]:
-        return embedder.descriptors(np.stack(images) if isinstance(images, tuple) else images)
+        return embedder.compute_descriptors(np.stack(images) if isinstance(images, tuple) else images)
 
     numbers, rows = collect(describe, loader, title, processes)
     place = np.full(len(search.part.source), -1)

@@ -56,7 +56,9 @@ class Segmentation:
             self.class_counts = describe_masks(self.train, counts[0], self.classes, data)
         # a resumed run needs nothing but its checkpoint
         model = config.model if start is None else config.model.model_copy(update={"init": str(start)})
-        self.learner: Segmenter = backend.segmenter(config.model_copy(update={"model": model}), len(self.classes))
+        self.learner: Segmenter = backend.create_segmenter(
+            config.model_copy(update={"model": model}), len(self.classes)
+        )
         self.headline = f"Training UperNet on {config.model.init}"
         red, green, blue = (min(255, round(255 * value)) for value in self.learner.inputs.mean)
         transform = CropTransform(
@@ -116,7 +118,7 @@ def reopen(
     part = replace(part, source=_with_classes(_pairs(part), classes, settings.data.source))
     if settings.data.check:
         _check(part, settings, backend.processes)
-    learner = backend.segmenter(settings, len(classes))
+    learner = backend.create_segmenter(settings, len(classes))
     learner.load(LearnerState(stored.arrays, {}))
     broken: dict[str, str] = {}
 
@@ -164,7 +166,7 @@ def _check(part: Subset, config: SegmentationConfig, processes: Processes) -> Ma
     """Count what masks hold; DataError if they do not fit their images or the classes. All processes call this."""
     counts = MaskCounts()
     mine = check(_pairs(part), _numbers(part, processes), config.data.workers, counts)
-    shares = processes.gather((mine, counts))
+    shares = processes.gather_values((mine, counts))
     wrong = [each for theirs, _ in shares for each in theirs]
     if wrong:
         more = f"; and {len(wrong) - _NAMED} more" if len(wrong) > _NAMED else ""
@@ -197,9 +199,9 @@ def _measure(
             broken[name] = str(read).removeprefix(f"{name}: ")
             continue
         image, labels = read
-        counts += count_pixels(labels, learner.segment(image, (labels.shape[0], labels.shape[1])), len(classes))
+        counts += count_pixels(labels, learner.segment_image(image, (labels.shape[0], labels.shape[1])), len(classes))
         images += 1
-    shares = processes.gather((counts, images))
+    shares = processes.gather_values((counts, images))
     counts = np.sum([theirs for theirs, _ in shares], axis=0)
     if not counts.sum():
         raise DataError(f"data.source {config.data.source}: no pixel of {part.title} has a class to measure")
