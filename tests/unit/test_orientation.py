@@ -4,11 +4,12 @@ A white rectangle on grey is where the annotation says, in all eight orientation
 """
 
 import json
+import struct
 import warnings
 
 import numpy as np
 import pytest
-from PIL import Image, ImageOps
+from PIL import Image, ImageFile, ImageOps
 from pycocotools import mask as tools
 
 from ehm.config import DetectionData, SegmentationData
@@ -76,6 +77,42 @@ def test_the_size_in_the_head_is_that_of_the_decoded_image(orientation, suffix, 
         levels = np.arange(28 * 40).astype(np.uint8).reshape(28, 40)
         grey = save(tmp_path / f"grey.{suffix}", levels, orientation)
         np.testing.assert_array_equal(np.asarray(decode(grey))[..., 0], turn_array(levels, orientation))
+
+
+def png_with_orientation_behind_its_pixels(path, pixels, orientation, pixels_damaged=False):
+    """A PNG file whose EXIF chunk follows the pixels, which the specification allows (section 5.6)."""
+    save(path, pixels, orientation)
+    data = path.read_bytes()
+    chunks, start = [], 8
+    while start < len(data):
+        stop = start + 12 + struct.unpack(">I", data[start : start + 4])[0]
+        chunks.append(data[start:stop])
+        start = stop
+    (exif_chunk,) = [chunk for chunk in chunks if chunk[4:8] == b"eXIf"]
+    chunks.remove(exif_chunk)
+    chunks.insert(-1, exif_chunk)
+    if pixels_damaged:
+        chunks = [chunk[:8] + bytes(len(chunk) - 8) if chunk[4:8] == b"IDAT" else chunk for chunk in chunks]
+    path.write_bytes(data[:8] + b"".join(chunks))
+    return path
+
+
+@pytest.mark.parametrize("orientation", ORIENTATIONS)
+def test_orientation_behind_the_pixels_of_a_png_is_found(orientation, tmp_path):
+    path = png_with_orientation_behind_its_pixels(tmp_path / "a.png", stored((40, 28)), orientation)
+    assert read_head(path).orientation == orientation
+    np.testing.assert_array_equal(np.asarray(decode(path)), seen_by_pillow(stored((40, 28)), orientation))
+
+
+def test_the_head_is_read_without_decoding_a_pixel(tmp_path, monkeypatch):
+    path = png_with_orientation_behind_its_pixels(tmp_path / "a.png", stored((40, 28)), 6, pixels_damaged=True)
+    loaded = []
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda image: loaded.append(image))
+    assert read_head(path).seen_size == (28, 40)
+    truncated = tmp_path / "truncated.png"
+    truncated.write_bytes(path.read_bytes()[:60])
+    assert read_head(truncated).size == (40, 28)
+    assert not loaded
 
 
 def segmentations(size):

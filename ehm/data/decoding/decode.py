@@ -28,6 +28,7 @@ from PIL import Image, UnidentifiedImageError
 from ehm.data.decoding.deep import deep_pixels, deep_tiff
 from ehm.data.decoding.depth import DEPTH, ValueRange
 from ehm.data.decoding.orientation import Head, read_orientation, turn_image
+from ehm.data.decoding.png import is_png, leave_out_pixels
 from ehm.data.decoding.reduced import reduce_while_decoding
 from ehm.data.decoding.tiff import is_tiff, read_tiff
 from ehm.errors import BrokenImage
@@ -109,13 +110,13 @@ def opened(file: str | Path | BytesIO, name: str | None = None) -> Iterator[Imag
 
 
 def read_head(file: str | Path | BytesIO, name: str | None = None, formats: tuple[str, ...] | None = None) -> Head:
-    """Return the size and the orientation of an image from the head of its file alone; BrokenImage as of `decode`."""
+    """Return the size and the orientation of an image without decoding a pixel; raises BrokenImage as `decode` does."""
     with _errors_named(name if name is not None else str(file)), _binary(file) as stream:
         tiff = read_tiff(stream) if (formats is None or "TIFF" in formats) and is_tiff(stream) else None
         if tiff is not None:  # of which Pillow's versions give the stored size, or the size as it is seen
             return Head(tiff.size, tiff.orientation)
-        stream.seek(0)
-        with Image.open(stream, formats=formats) as image:
+        head = leave_out_pixels(stream) if is_png(stream) else stream
+        with Image.open(head, formats=formats) as image:
             return Head(image.size, read_orientation(image))
 
 

@@ -95,9 +95,13 @@ def spread(count: int) -> list[int]:
 
 
 def read_orientation(image: Image.Image) -> int:
-    """Return the orientation of an image of Pillow's that is left to undo; 1 if its metadata are damaged."""
+    """Return the orientation of one of Pillow's images that is left to undo; 1 if its metadata are damaged.
+
+    Metadata that stand behind the pixels of a PNG file are known once the image is loaded.
+    """
     try:
-        orientation = image.getexif().get(ORIENTATION_TAG)
+        # PngImageFile's own getexif() would load the image, which takes as long as decoding it
+        orientation = Image.Image.getexif(image).get(ORIENTATION_TAG)
     except Exception:  # damaged metadata do not make the picture unusable
         return 1
     return orientation if orientation in _STEPS else 1
