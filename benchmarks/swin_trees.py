@@ -30,8 +30,8 @@ from sklearn.metrics import adjusted_rand_score
 
 import ehm
 from ehm import backends, masking
-from ehm.analysis.draw import partition
-from ehm.analysis.mosaic import Tile, mosaic
+from ehm.analysis.draw import draw_partition
+from ehm.analysis.mosaic import Tile, compose_mosaic
 from ehm.config import TrainConfig
 from ehm.storage.checkpoint import open_checkpoint
 
@@ -217,11 +217,11 @@ def picture(path: Path, count: int = 4) -> None:
         row = [Tile(image)]
         for grid in grids:
             score = adjusted_rand_score(regions[b], grid[b])
-            tile = partition(image, grid[b].reshape(CELLS, CELLS), colours)
+            tile = draw_partition(image, grid[b].reshape(CELLS, CELLS), colours)
             row.append(Tile(tile, (f"ARI {score:.2f}",) if grid is not regions else ()))
         columns.append(row)
     title, notes = "Four parts of composed images, by a Swin's similarity", ["Balanced; pretrained by SimMIM."]
-    mosaic(title, notes, headings, columns).save(path)
+    compose_mosaic(title, notes, headings, columns).save(path)
 
 
 def main() -> None:

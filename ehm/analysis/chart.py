@@ -1,28 +1,38 @@
-"""Lines over the layers of networks, as one picture: the one plot that is needed, without a plotting library."""
+"""Charts of figures over the layers of networks, by matplotlib (the extra ``plots``)."""
 
 from __future__ import annotations
 
-import math
+import textwrap
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from ehm.analysis.colours import PALETTE
-from ehm.analysis.mosaic import FAINT, GAP, INK, MARGIN, TEXT, TITLE, _fit, _font, _line, _wrap
+from ehm.errors import BackendError
+from ehm.storage.names import escape_undecodable
 
-__all__ = ["Line", "chart", "place"]
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
-WIDTH, PLOT = 1200, 620
-_LEFT = MARGIN + 110
-_GREY = (225, 225, 225)
+__all__ = ["Line", "check_matplotlib", "draw_chart", "render_figure"]
+
+_INCHES = (12.0, 8.0)
+_DPI = 100
+_NOTE_WIDTH = 165
+"""Characters of a line of notes at the foot of a chart."""
+_COLOUR_ORDER = (4, 5, 2, 6, 0, 7, 8, 1, 9, 3)
+"""The palette with its darkest colours first, because lines are thin and the paper is white."""
 
 
 @dataclass(frozen=True)
 class Line:
-    """A line through ``values`` (K,), one for each layer from ``first`` on, and fainter dots ``around`` it (K, n)."""
+    """A line through ``values`` (K,), one for each layer from ``first`` on, with fainter dots at ``around`` (K, n)."""
 
     name: str
     values: NDArray[np.float64]
@@ -30,74 +40,59 @@ class Line:
     first: int = 1
 
 
-def chart(title: str, notes: Sequence[str], lines: Sequence[Line], across: str, up: str) -> Image.Image:
-    """Draw ``lines`` under ``title`` and over their names and ``notes``; ``across`` and ``up`` name the axes.
+def check_matplotlib(command: str) -> None:
+    """Raise BackendError, which names ``command`` and the extra to install, if matplotlib is missing."""
+    if find_spec("matplotlib") is None:
+        raise BackendError(f"{command}: matplotlib is not installed; pip install 'ehm[plots]' installs it")
 
-    The upward axis begins with 0.
+
+def draw_chart(title: str, notes: Sequence[str], lines: Sequence[Line], x_label: str, y_label: str) -> Figure:
+    """Draw ``lines`` with a legend above them and ``notes`` below; the upward axis begins with 0.
+
+    The figure can be changed and saved in every format of matplotlib, for example as SVG for a paper.
     """
-    top = MARGIN + _line(TITLE) + 2 * GAP + _line(TEXT)
-    note_lines = [line for note in notes for line in _wrap(note, TEXT, WIDTH - 2 * MARGIN)]
-    below = top + PLOT + 2 * _line(TEXT) + GAP
-    page = Image.new("RGB", (WIDTH, below + (len(lines) + len(note_lines)) * _line(TEXT) + GAP + MARGIN), "white")
-    pen = ImageDraw.Draw(page)
-    pen.text((MARGIN, MARGIN), _fit(title, TITLE, WIDTH - 2 * MARGIN), INK, _font(TITLE))
-    pen.text((MARGIN, top - _line(TEXT) - GAP), up, FAINT, _font(TEXT))
+    # Figure, not pyplot: pyplot keeps every figure alive and looks for a display.
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
-    xs, ys, step = _axes(lines)
-    for tick in np.arange(0, ys[1] + step / 2, step).tolist():
-        _, y = place((xs[0], tick), xs, ys, top)
-        pen.line([(_LEFT, y), (WIDTH - MARGIN, y)], _GREY)
-        pen.text((_LEFT - 12, y), f"{tick:.4g}", FAINT, _font(TEXT), anchor="rm")
-    for layer in range(xs[0], xs[1] + 1, max(1, math.ceil((xs[1] - xs[0]) / 24))):
-        x, y = place((layer, 0), xs, ys, top)
-        pen.text((x, y + 8), str(layer), FAINT, _font(TEXT), anchor="mt")
-    pen.text((WIDTH - MARGIN, top + PLOT + _line(TEXT) + 8), across, FAINT, _font(TEXT), anchor="rt")
-
+    figure = Figure(figsize=_INCHES, dpi=_DPI, layout="constrained")
+    axes = figure.add_subplot()
+    handles = []
     for number, line in enumerate(lines):
-        colour = _colour(number)
-        layers = range(line.first, line.first + len(line.values))
+        colour = PALETTE[_COLOUR_ORDER[number % len(_COLOUR_ORDER)]] / 255
+        layers = np.arange(line.first, line.first + len(line.values))
         if line.around is not None:
-            pale = tuple((part + 2 * 255) // 3 for part in colour)
-            for layer, values in zip(layers, line.around, strict=True):
-                for value in values.tolist():
-                    _dot(pen, place((layer, value), xs, ys, top), 3, pale)
-        points = [place((layer, value), xs, ys, top) for layer, value in zip(layers, line.values.tolist(), strict=True)]
-        pen.line(points, colour, 3)
-        for point in points:
-            _dot(pen, point, 5, colour)
-        height = below + number * _line(TEXT)
-        pen.line([(MARGIN, height + TEXT // 2 + 3), (MARGIN + 40, height + TEXT // 2 + 3)], colour, 5)
-        pen.text((MARGIN + 54, height), _fit(line.name, TEXT, WIDTH - 2 * MARGIN - 54), INK, _font(TEXT))
-    for number, text in enumerate(note_lines):
-        at = below + len(lines) * _line(TEXT) + GAP + number * _line(TEXT)
-        pen.text((MARGIN, at), text, FAINT, _font(TEXT))
-    return page
+            axes.scatter(
+                np.repeat(layers, line.around.shape[1]), line.around.ravel(), 12, color=colour, alpha=0.35, linewidths=0
+            )
+        handles += axes.plot(layers, line.values, marker="o", markersize=5, color=colour)
+    axes.set_ylim(bottom=0)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_xlabel(x_label)
+    axes.set_ylabel(y_label)
+    axes.grid(axis="y", color="0.9")
+    axes.spines[["top", "right"]].set_visible(False)
+
+    texts = [figure.suptitle(title, x=0.01, ha="left", fontsize=15)]
+    foot = "\n".join(textwrap.fill(note, _NOTE_WIDTH) for note in notes)
+    texts.append(figure.supxlabel(foot, x=0.01, ha="left", fontsize=9, color="0.35"))
+    # matplotlib leaves labels out that begin with an underscore, so the names are written into the finished legend.
+    legend = axes.legend(handles, ["-"] * len(handles), loc="lower left", bbox_to_anchor=(0, 1), frameon=False)
+    for text, line in zip(legend.get_texts(), lines, strict=True):
+        text.set_text(escape_undecodable(line.name))
+        texts.append(text)
+    for text in texts:
+        text.set_parse_math(False)  # a dollar sign in the name of a file is no formula
+    return figure
 
 
-def place(
-    point: tuple[float, float], across: tuple[int, int], up: tuple[float, float], top: int
-) -> tuple[float, float]:
-    """Pixels (x, y) of a layer and a value, where these go from ``across[0]`` to ``[1]`` and ``up[0]`` to ``[1]``."""
-    width = WIDTH - MARGIN - 20 - _LEFT - 20
-    x = _LEFT + 20 + width * (point[0] - across[0]) / max(1, across[1] - across[0])
-    return x, top + PLOT * (1 - (point[1] - up[0]) / (up[1] - up[0]))
+def render_figure(figure: Figure) -> Image.Image:
+    """Return ``figure`` as a picture in RGB."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-
-def _axes(lines: Sequence[Line]) -> tuple[tuple[int, int], tuple[float, float], float]:
-    """First and last layer, smallest and largest value, and the step of ticks: 1, 2 or 5 times a power of ten."""
-    first = min(line.first for line in lines)
-    last = max(line.first + len(line.values) - 1 for line in lines)
-    highest = max(float(np.max(line.values if line.around is None else line.around)) for line in lines)
-    highest = max(highest, *(float(line.values.max()) for line in lines), 1e-30)
-    rough = highest / 6
-    power = 10.0 ** math.floor(math.log10(rough))
-    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * (1 - 1e-9))
-    return (first, last), (0.0, step * math.ceil(highest / step)), step
-
-
-def _colour(number: int) -> tuple[int, ...]:
-    return tuple(PALETTE[(4, 5, 2, 6, 0, 7, 8, 1, 9, 3)[number % 10]].tolist())
-
-
-def _dot(pen: ImageDraw.ImageDraw, at: tuple[float, float], radius: int, colour: tuple[int, ...]) -> None:
-    pen.ellipse([at[0] - radius, at[1] - radius, at[0] + radius, at[1] + radius], colour)
+    canvas = FigureCanvasAgg(figure)
+    with warnings.catch_warnings():
+        # Names of files may have characters that matplotlib's font lacks; they show as boxes.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        canvas.draw()
+    return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["PALETTE", "heat", "part_colours"]
+__all__ = ["PALETTE", "choose_part_colours", "heat_colours"]
 
 PALETTE = np.array(
     [
@@ -25,9 +25,9 @@ PALETTE = np.array(
     ],
     np.uint8,
 )
-"""Told apart with any kind of colour vision: seven of Okabe and Ito (2008), three darker ones of Tol (2021)."""
+"""Colours that differ for any kind of colour vision: seven of Okabe and Ito (2008), three darker ones of Tol (2021)."""
 
-_HEAT = np.array(
+_INFERNO = np.array(
     [
         (0, 0, 4),
         (40, 11, 84),
@@ -39,57 +39,63 @@ _HEAT = np.array(
         (252, 255, 164),
     ]
 )
-"""Eight even steps of matplotlib's inferno, whose lightness rises evenly."""
+"""Eight even steps of matplotlib's inferno, whose lightness rises evenly. Heat maps need no matplotlib for them."""
 
 
-def heat(values: NDArray[np.floating[Any]]) -> NDArray[np.uint8]:
-    """Values in [0, 1], any shape, to inferno's colours from black to pale yellow: (…) -> (…, 3)."""
-    steps = np.linspace(0, 1, len(_HEAT))
-    return np.stack([np.interp(values, steps, _HEAT[:, channel]) for channel in range(3)], -1).round().astype(np.uint8)
+def heat_colours(values: NDArray[np.floating[Any]]) -> NDArray[np.uint8]:
+    """Return inferno's colours, from black to pale yellow, of values in [0, 1] of any shape: (…) -> (…, 3)."""
+    steps = np.linspace(0, 1, len(_INFERNO))
+    channels = [np.interp(values, steps, _INFERNO[:, channel]) for channel in range(3)]
+    return np.stack(channels, -1).round().astype(np.uint8)
 
 
-def part_colours(
+def choose_part_colours(
     parent: NDArray[np.integer[Any]],
     size: NDArray[np.integer[Any]],
     cuts: Sequence[NDArray[np.integer[Any]]],
     grid: tuple[int, int],
 ) -> NDArray[np.uint8]:
-    """A colour for every node of one tree, given by ``parent`` and ``size`` (2N-1,) as in a Hierarchy: (2N-1, 3).
+    """Choose a colour for every node of one tree: (2N-1, 3).
 
+    The tree is given by ``parent`` and ``size``, both (2N-1,), as in a :class:`ehm.masking.Hierarchy`.
     A parent takes the colour of its largest child, so a part keeps its colour while it grows. Parts that touch in one
     of ``cuts``, each (N,) node ids, get different colours as far as the palette reaches; beyond that, those with the
     shortest common border share one.
     """
-    heirs = _heirs(parent, size)
+    heirs = _find_heirs(parent, size)
     patches = len(cuts[0])
     borders = np.zeros((patches, patches), np.int64)
     largest = np.zeros(patches, np.int64)
     for cut in cuts:
         owners = heirs[cut].reshape(grid)
         largest = np.maximum(largest, np.bincount(owners.ravel(), minlength=patches))
-        for one, other in ((owners[:, 1:], owners[:, :-1]), (owners[1:], owners[:-1])):
+        beside = (owners[:, 1:], owners[:, :-1])
+        below = (owners[1:], owners[:-1])
+        for one, other in (beside, below):
             np.add.at(borders, (one, other), 1)
             np.add.at(borders, (other, one), 1)
     np.fill_diagonal(borders, 0)
 
     chosen = np.full(patches, -1)
     uses = np.zeros(len(PALETTE), np.int64)
+    # Large parts choose first: a wrong neighbour would be seen most beside them.
     for heir in np.argsort(-largest, kind="stable")[: np.count_nonzero(largest)]:
         shared = np.zeros(len(PALETTE), np.int64)
         neighbours = np.flatnonzero((borders[heir] > 0) & (chosen >= 0))
         np.add.at(shared, chosen[neighbours], borders[heir, neighbours])
+        # the colour with the shortest border to its own kind, and of these the least used one
         chosen[heir] = np.lexsort((uses, shared))[0]
         uses[chosen[heir]] += 1
     colours: NDArray[np.uint8] = PALETTE[chosen[heirs]]
     return colours
 
 
-def _heirs(parent: NDArray[np.integer[Any]], size: NDArray[np.integer[Any]]) -> NDArray[np.int64]:
-    """For every node the leaf that is reached by always descending into the largest child: (2N-1,)."""
+def _find_heirs(parent: NDArray[np.integer[Any]], size: NDArray[np.integer[Any]]) -> NDArray[np.int64]:
+    """Return for every node the leaf that is reached by always descending into the largest child: (2N-1,)."""
     nodes = len(parent)
     heirs = np.arange(nodes)
     largest = np.zeros(nodes, np.int64)
-    for node in range(nodes - 1):  # children come before their parents
+    for node in range(nodes - 1):  # children come before their parents, so one pass is enough
         above = parent[node]
         if size[node] > largest[above]:
             largest[above] = size[node]

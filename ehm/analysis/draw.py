@@ -10,70 +10,85 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ehm.analysis.colours import heat
+from ehm.analysis.colours import heat_colours
 
-__all__ = ["CONTOUR", "HIDDEN", "attention", "border", "box", "enlarge", "masked", "partition"]
+__all__ = [
+    "CONTOUR",
+    "HIDDEN",
+    "draw_attention",
+    "draw_box",
+    "draw_mask",
+    "draw_partition",
+    "enlarge_patches",
+    "find_borders",
+]
 
 Image = NDArray[np.uint8]
 Colour = tuple[int, int, int]
 
 CONTOUR: Colour = (255, 255, 255)
 HIDDEN: Colour = (128, 128, 128)
+_LUMINANCE = np.array([0.299, 0.587, 0.114])
+"""Shares of R, G and B in the brightness of a pixel (ITU-R BT.601)."""
 
 
-def partition(image: Image, parts: NDArray[np.integer[Any]], colours: Image) -> Image:
-    """``image`` in grey, each part tinted with its colour, contour lines between parts.
+def draw_partition(image: Image, parts: NDArray[np.integer[Any]], colours: Image) -> Image:
+    """Draw ``image`` in grey, each part tinted with its colour, contour lines between parts.
 
     ``parts`` (h, w) holds a number for each patch and ``colours`` (P, 3) a colour for each number.
     """
     cell = image.shape[0] // parts.shape[0]
+    # Single patches are pale: in a chain of merges there are many, and they would drown the parts.
     single = np.bincount(parts.ravel())[parts] == 1
-    opacity = enlarge(np.where(single, 0.2, 0.55), cell)[..., None]
-    picture = _blend(_grey(image), enlarge(colours[parts], cell), opacity)
-    picture[border(parts, cell)] = CONTOUR
+    opacity = enlarge_patches(np.where(single, 0.2, 0.55), cell)[..., None]
+    picture = _blend(_to_grey(image), enlarge_patches(colours[parts], cell), opacity)
+    picture[find_borders(parts, cell)] = CONTOUR
     return picture
 
 
-def masked(image: Image, mask: NDArray[np.bool_]) -> Image:
-    """``image`` with the patches where ``mask`` (h, w) is True painted grey, contour lines around them."""
+def draw_mask(image: Image, mask: NDArray[np.bool_]) -> Image:
+    """Draw ``image`` with the patches where ``mask`` (h, w) is True painted grey, contour lines around them."""
     cell = image.shape[0] // mask.shape[0]
     picture = image.copy()
-    picture[enlarge(mask, cell)] = HIDDEN
-    picture[border(mask, cell)] = CONTOUR
+    picture[enlarge_patches(mask, cell)] = HIDDEN
+    picture[find_borders(mask, cell)] = CONTOUR
     return picture
 
 
-def attention(image: Image, weights: NDArray[np.floating[Any]], patch: tuple[int, int], colour: Colour) -> Image:
-    """A heat map of ``weights`` (h, w) in [0, 1] over ``image`` in grey; ``patch`` = (row, column) in a box."""
+def draw_attention(image: Image, weights: NDArray[np.floating[Any]], patch: tuple[int, int], colour: Colour) -> Image:
+    """Draw a heat map of ``weights`` (h, w) in [0, 1] over ``image`` in grey; ``patch`` = (row, column) in a box."""
     cell = image.shape[0] // weights.shape[0]
-    opacity = enlarge(0.5 + 0.3 * weights, cell)[..., None]
-    return box(_blend(_grey(image), enlarge(heat(weights), cell), opacity), patch, cell, colour)
+    opacity = enlarge_patches(0.5 + 0.3 * weights, cell)[..., None]
+    heat_map = _blend(_to_grey(image), enlarge_patches(heat_colours(weights), cell), opacity)
+    return draw_box(heat_map, patch, cell, colour)
 
 
-def box(image: Image, patch: tuple[int, int], cell: int, colour: Colour) -> Image:
-    """``image`` with a frame of ``colour``, lined in black, around the patch at (row, column)."""
+def draw_box(image: Image, patch: tuple[int, int], cell: int, colour: Colour) -> Image:
+    """Draw a frame of ``colour``, lined in black, around the patch at (row, column) of ``image``."""
     picture = image.copy()
     line = max(2, cell // 8)
     rows, columns = np.ogrid[: image.shape[0], : image.shape[1]]
-    top, left = patch[0] * cell, patch[1] * cell
-    outside = np.maximum(
-        np.maximum(top - rows, rows - (top + cell - 1)), np.maximum(left - columns, columns - (left + cell - 1))
-    )
+    top = patch[0] * cell
+    left = patch[1] * cell
+    rows_outside = np.maximum(top - rows, rows - (top + cell - 1))
+    columns_outside = np.maximum(left - columns, columns - (left + cell - 1))
+    # the number of pixels from each pixel to the patch, not positive inside it
+    outside = np.maximum(rows_outside, columns_outside)
     picture[(outside > 0) & (outside <= line + 1)] = 0
     picture[(outside > 0) & (outside <= line)] = colour
     return picture
 
 
-def border(patches: NDArray[Any], cell: int) -> NDArray[np.bool_]:
-    """The line between patches (h, w) of different values: (h * cell, w * cell), True where it runs.
+def find_borders(patches: NDArray[Any], cell: int) -> NDArray[np.bool_]:
+    """Find the line between patches (h, w) of different values: (h * cell, w * cell), True where it runs.
 
     It is an eighth of a patch wide, 1 to 4 pixels, half of them on either side.
     """
-    labels = enlarge(patches, cell)
+    labels = enlarge_patches(patches, cell)
     height, width = labels.shape
     line = min(max(1, cell // 8), 4)
-    before, after = line // 2, line - line // 2
-    padded = np.pad(labels, (before, after), mode="edge")
+    before = line // 2
+    padded = np.pad(labels, (before, line - before), mode="edge")
     found = np.zeros((height, width), bool)
     for down in range(line + 1):
         for across in range(line + 1):
@@ -81,15 +96,15 @@ def border(patches: NDArray[Any], cell: int) -> NDArray[np.bool_]:
     return found
 
 
-def enlarge(patches: NDArray[Any], cell: int) -> NDArray[Any]:
-    """Every patch as a square of ``cell`` pixels: (h, w, …) -> (h * cell, w * cell, …)."""
+def enlarge_patches(patches: NDArray[Any], cell: int) -> NDArray[Any]:
+    """Repeat every patch over a square of ``cell`` pixels: (h, w, …) -> (h * cell, w * cell, …)."""
     return patches.repeat(cell, 0).repeat(cell, 1)
 
 
-def _grey(image: Image) -> Image:
-    """``image`` without its colours and its darkest tones, so that a tint shows everywhere."""
-    luminance = image @ np.array([0.299, 0.587, 0.114])
-    return np.repeat((64 + 0.75 * luminance).round().astype(np.uint8)[..., None], 3, -1)
+def _to_grey(image: Image) -> Image:
+    """Return ``image`` without its colours and its darkest tones, so that a tint shows everywhere."""
+    grey = (64 + 0.75 * (image @ _LUMINANCE)).round().astype(np.uint8)
+    return np.repeat(grey[..., None], 3, -1)
 
 
 def _blend(below: Image, above: Image, opacity: Any) -> Image:

@@ -12,9 +12,10 @@ from typing import Any
 from PIL import Image
 
 from ehm import backends
-from ehm.analysis.chart import Line, chart
-from ehm.analysis.layers import encoder_distances, fine_tuning_gradients
-from ehm.analysis.pages import Model, attention_page, hierarchy_page, masks_page
+from ehm.analysis.chart import check_matplotlib
+from ehm.analysis.comparison import compare_distances, compare_gradients, count_images
+from ehm.analysis.model import InspectedModel
+from ehm.analysis.pages import draw_attention_page, draw_hierarchy_page, draw_masks_page
 from ehm.config import MaskConfig, ModelSource, TrainConfig
 from ehm.console import console
 from ehm.data.decoding.decode import SUFFIXES
@@ -25,15 +26,14 @@ from ehm.storage.writing import replace_file
 
 __all__ = ["inspect"]
 
-KINDS = ("hierarchy", "masks", "attention", "distance", "gradients")
-OF_SEVERAL = ("distance", "gradients")
-"""Kinds that compare checkpoints."""
 DEPTHS = (0.9, 0.8, 0.6, 0.4, 0.2)
 PROGRESS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
-
-PAGE = 8
+_KINDS = ("hierarchy", "masks", "attention", "distance", "gradients")
+_COMPARING_KINDS = ("distance", "gradients")
+"""Kinds that compare several checkpoints."""
+_PAGE_IMAGES = 8
 """Images on one page, and images taken of a folder."""
-MANY = 64
+_DISTANCE_IMAGES = 64
 """Images taken of a folder for ``distance``."""
 
 
@@ -51,169 +51,122 @@ def inspect(
     ratio: float | None = None,
     seed: int = 0,
 ) -> list[Path]:
-    """Draw what the encoder of ``checkpoint`` makes of ``images``: files, or folders, of which the first eight count.
+    """Draw pictures of one model on ``images``, or charts that compare the layers of several models.
 
-    ``kind`` is ``hierarchy`` (partitions at the fractions ``depths`` of the tree's height), ``masks`` (masks of
-    ``ratio`` at ``progress`` through training, drawn with ``seed``) or ``attention`` (of the last block, from
-    ``patches``, each (row, column) counted from 0, or "row,column"; three on the diagonal if left out). Masking,
-    blocks, balance (``none`` or ``sinkhorn``), ratio and schedule are those of the run behind the checkpoint unless
-    given.
+    ``images`` are files, or folders, of which the first eight images count. ``kind`` is one of
 
-    Of one or several checkpoints, ``distance`` draws the mean attention distance of every layer and head on files, or
-    on the first 64 of a folder; ``gradients`` the size of each layer's gradients before the first step of fine-tuning,
-    on 128 images, drawn with ``seed``, of one folder that has a folder for each class, or of ``elpv``. Both write their
-    figures as ``out/KIND.csv`` too.
+    - ``hierarchy``: partitions at the fractions ``depths`` of the tree's height;
+    - ``masks``: masks of ``ratio`` at ``progress`` through training, drawn with ``seed``;
+    - ``attention``: attention of the last block from ``patches``, each (row, column) counted from 0 or "row,column";
+      three patches on the diagonal if left out;
+    - ``distance``, of one or several checkpoints: the mean attention distance of every layer and head, on files or on
+      the first 64 images of a folder;
+    - ``gradients``, of one or several checkpoints: the size of each layer's gradients before the first step of
+      fine-tuning, on 128 images, drawn with ``seed``, of ``elpv`` or one folder that has a folder for each class.
 
-    Writes ``out/KIND.png`` (``runs/inspect`` if ``out`` is left out), one more file for every further eight images, and
-    returns the paths. Raises ConfigError for a wrong argument, DataError for an image that is missing or broken, and
-    CheckpointError for a checkpoint that is.
+    Masking, blocks, balance (``none`` or ``sinkhorn``), ratio and schedule are those of the run behind the checkpoint
+    unless given. Writes ``out/KIND.png`` (``runs/inspect`` if ``out`` is left out), one more file for every further
+    eight images, for charts also ``out/KIND.csv``, and returns the paths.
+
+    Raises ConfigError for a wrong argument, DataError for a missing or unreadable image, CheckpointError for a missing
+    or unreadable checkpoint, and BackendError if a chart needs matplotlib and it is not installed.
     """
-    if kind not in KINDS:
-        raise ConfigError(f"inspect {kind}: unknown; known are {', '.join(KINDS)}")
+    if kind not in _KINDS:
+        raise ConfigError(f"inspect {kind}: unknown; known are {', '.join(_KINDS)}")
     for name, fractions in (("depths", depths), ("progress", progress)):
         if not fractions or not all(0 <= fraction <= 1 for fraction in fractions):
             raise ConfigError(f"{name} {list(fractions)}: must be numbers from 0 to 1")
     if seed < 0:
         raise ConfigError(f"seed {describe_value(seed)}: must be a whole number from 0")
-    checkpoints = [str(checkpoint)] if isinstance(checkpoint, str | Path) else [str(each) for each in checkpoint]
-    folder = Path(out) if out is not None else Path("runs") / "inspect"
-    if kind == "distance":
-        return _distance(checkpoints, _files(images, MANY), device, folder)
-    if kind == "gradients":
-        return _gradients(checkpoints, images, device, seed, folder)
-    if len(checkpoints) != 1:
-        raise ConfigError(f"inspect {kind}: takes one checkpoint; {' and '.join(OF_SEVERAL)} compare several")
-    files = _files(images, PAGE)
-    masking, mask, side, origin = _settings(checkpoints[0], balance, ratio)
-    model = Model(
-        backends.get(device).create_encoder(ModelSource(init=checkpoints[0])),
-        origin,
-        masking,
-        mask,
-        side,
-        find_value_range(checkpoints[0]),
-    )
-    chosen = _patches(patches, model.encoder.grid)
+    checkpoints = [checkpoint] if isinstance(checkpoint, str | Path) else list(checkpoint)
+    names = [str(each) for each in checkpoints]
+    folder = Path("runs") / "inspect" if out is None else Path(out)
+    if kind in _COMPARING_KINDS:
+        check_matplotlib(f"inspect {kind}")  # before minutes of computing
+        if kind == "distance":
+            comparison = compare_distances(names, _list_images(images, _DISTANCE_IMAGES), device)
+        else:
+            comparison = compare_gradients(names, images, device, seed)
+        return _write_both(folder, kind, comparison.picture, comparison.columns, comparison.rows)
 
-    console.print(f"Drawing {kind} of {len(files)} image{'s' * (len(files) != 1)} with {origin}")
+    if len(names) != 1:
+        raise ConfigError(f"inspect {kind}: takes one checkpoint; {' and '.join(_COMPARING_KINDS)} compare several")
+    files = _list_images(images, _PAGE_IMAGES)
+    model = _open_model(names[0], device, balance, ratio)
+    chosen = _choose_patches(patches, model.encoder.grid)
+    console.print(f"Drawing {kind} of {count_images(files)} with {model.origin}")
     for note in model.encoder.notes:
         console.print(f"  {note}")
     written = []
-    for number, first in enumerate(range(0, len(files), PAGE), 1):
-        some = files[first : first + PAGE]
+    for number, first in enumerate(range(0, len(files), _PAGE_IMAGES), 1):
+        page_files = files[first : first + _PAGE_IMAGES]
         if kind == "hierarchy":
-            page = hierarchy_page(model, some, depths)
+            page = draw_hierarchy_page(model, page_files, depths)
         elif kind == "masks":
-            page = masks_page(model, some, progress, seed)
+            page = draw_masks_page(model, page_files, progress, seed)
         else:
-            page = attention_page(model, some, chosen)
+            page = draw_attention_page(model, page_files, chosen)
         path = folder / (f"{kind}.png" if number == 1 else f"{kind}-{number}.png")
-        _write(page, path)
+        _write_picture(page, path)
         console.print(f"Wrote {path}")
         written.append(path)
     return written
 
 
-def _settings(checkpoint: str, balance: str | None, ratio: float | None) -> tuple[str, MaskConfig, int, str]:
-    """Masking and mask settings of the run behind ``checkpoint``, or what is given, and the side of its mask units in
-    patches; and the checkpoint in words.
-    """
+def _open_model(checkpoint: str, device: str, balance: str | None, ratio: float | None) -> InspectedModel:
+    """Open the encoder of ``checkpoint`` with the masking of its run, or the defaults, and what is given over it."""
     if balance not in (None, "none", "sinkhorn"):
         raise ConfigError(f"balance {balance}: must be none or sinkhorn")
     if ratio is not None and not 0 < ratio < 1:
         raise ConfigError(f"ratio {ratio:g}: must lie between 0 and 1")
-    masking, config, side, origin = "evolved", MaskConfig(), 1, checkpoint
+    masking = "evolved"
+    mask = MaskConfig()
+    side = 1
+    origin = checkpoint
     if Path(checkpoint).is_dir():
         meta = open_checkpoint(checkpoint).metadata
         if meta["kind"] == "pretrain":
             run = TrainConfig.model_validate(meta["config"])
-            masking, config, side = run.masking, run.masks, run.unit // run.spec.stride
+            masking = run.masking
+            mask = run.masks
+            side = run.unit // run.spec.stride
         origin = f"{checkpoint} ({meta['kind']}, step {meta['step']}, epoch {meta['epoch']:g})"
-    given = {"balance": balance, "ratio": ratio}
-    update = {key: value for key, value in given.items() if value is not None}
-    return masking, config.model_copy(update=update), side, origin
+    if balance is not None:
+        mask = mask.model_copy(update={"balance": balance})
+    if ratio is not None:
+        mask = mask.model_copy(update={"ratio": ratio})
+    encoder = backends.get(device).create_encoder(ModelSource(init=checkpoint))
+    return InspectedModel(encoder, origin, masking, mask, side, find_value_range(checkpoint))
 
 
-def _distance(checkpoints: Sequence[str], files: Sequence[Path], device: str, folder: Path) -> list[Path]:
-    backend, lines, rows, sides = backends.get(device), [], [], set()
-    console.print(f"Measuring attention distance on {len(files)} image{'s' * (len(files) != 1)}")
-    for name in checkpoints:
-        encoder = backend.create_encoder(ModelSource(init=name))
-        side = encoder.image_size[0] / encoder.grid[0]
-        found = encoder_distances(encoder, files, find_value_range(name))
-        lines.append(Line(name, found.mean(axis=1), found))
-        sides.add(f"{encoder.image_size[0]} x {encoder.image_size[1]} pixels in patches of {side:g}")
-        for layer, heads in enumerate(found.tolist(), 1):
-            rows += [(name, layer, head, f"{reach:.6g}", f"{reach / side:.6g}") for head, reach in enumerate(heads)]
-    notes = [
-        f"On {len(files)} images of {', '.join(sorted(sides))}. A line is the mean over the heads, a dot one head. "
-        "Distance from a patch to all patches, weighted by its attention to them, the class token left out "
-        "(Dosovitskiy et al., 2021)."
-    ]
-    page = chart("Mean attention distance of each layer", notes, lines, "layer", "pixels")
-    return _write_both(folder, "distance", page, ("checkpoint", "layer", "head", "pixels", "patches"), rows)
-
-
-def _gradients(
-    checkpoints: Sequence[str], images: Sequence[str | Path], device: str, seed: int, folder: Path
-) -> list[Path]:
-    if len(images) != 1:
-        raise ConfigError("inspect gradients: takes one folder, which has a folder for each class, or elpv")
-    backend, source, lines, rows, count = backends.get(device), str(images[0]), [], [], 0
-    for name in checkpoints:
-        console.print(f"Computing fine-tuning gradients of {name} on {source}")
-        found, count = fine_tuning_gradients(backend, name, source, seed)
-        lines.append(Line(name, found[:, 0], first=0))
-        rows += [(name, layer, f"{mean:.6g}", f"{norm:.6g}") for layer, (mean, norm) in enumerate(found.tolist())]
-    notes = [
-        f"On {count} images of {source}, before the first step of fine-tuning, under a head of normal weights "
-        "(standard deviation 0.02, the same for every encoder of that width). Layer 0 is the embedding."
-    ]
-    page = chart("Gradients of each layer at the start of fine-tuning", notes, lines, "layer", "mean magnitude")
-    return _write_both(folder, "gradients", page, ("checkpoint", "layer", "mean_magnitude", "norm"), rows)
-
-
-def _write_both(
-    folder: Path, name: str, page: Image.Image, columns: Sequence[str], rows: Sequence[Sequence[Any]]
-) -> list[Path]:
-    paths = [folder / f"{name}.png", folder / f"{name}.csv"]
-    _write(page, paths[0])
-    with (
-        replace_file(paths[1]) as temporary,
-        temporary.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file,
-    ):
-        csv.writer(file).writerows([columns, *rows])
-    for path in paths:
-        console.print(f"Wrote {path}")
-    return paths
-
-
-def _files(images: Sequence[str | Path], most: int) -> list[Path]:
-    found: list[Path] = []
+def _list_images(images: Sequence[str | Path], most: int) -> list[Path]:
+    """List the files among ``images`` and the first ``most`` of each folder among them."""
+    files: list[Path] = []
     for image in map(Path, images):
         if image.is_dir():
             inside = sorted(path for path in image.iterdir() if path.suffix.lower() in SUFFIXES)
             if not inside:
                 raise DataError(f"{image}: no images in this folder")
-            found += inside[:most]
+            files += inside[:most]
         elif image.is_file():
-            found.append(image)
+            files.append(image)
         else:
             raise DataError(f"{image}: no such image or folder")
-    if not found:
+    if not files:
         raise DataError("inspect: needs an image or a folder of images")
-    return found
+    return files
 
 
-def _patches(chosen: Sequence[str | tuple[int, int]], grid: tuple[int, int]) -> list[tuple[int, int]]:
-    """``chosen`` as (row, column), or three of them down the diagonal."""
+def _choose_patches(chosen: Sequence[str | tuple[int, int]], grid: tuple[int, int]) -> list[tuple[int, int]]:
+    """Return ``chosen`` as (row, column), or three patches down the diagonal if none is chosen."""
     rows, columns = grid
     if not chosen:
         return [(rows * quarter // 4, columns * quarter // 4) for quarter in (1, 2, 3)]
     patches = []
     for patch in chosen:
+        numbers = patch.split(",") if isinstance(patch, str) else patch
         try:
-            row, column = (int(number) for number in (patch.split(",") if isinstance(patch, str) else patch))
+            row, column = map(int, numbers)
         except ValueError:
             example = f"{rows // 2},{columns // 2}"
             raise ConfigError(f"patch {shorten(str(patch))}: expected row,column, for example {example}") from None
@@ -223,6 +176,24 @@ def _patches(chosen: Sequence[str | tuple[int, int]], grid: tuple[int, int]) -> 
     return patches
 
 
-def _write(page: Image.Image, path: Path) -> None:
+def _write_both(
+    folder: Path, kind: str, picture: Image.Image, columns: Sequence[str], rows: Sequence[Sequence[Any]]
+) -> list[Path]:
+    """Write a chart and its table of figures; return the two paths."""
+    chart_path = folder / f"{kind}.png"
+    table_path = folder / f"{kind}.csv"
+    _write_picture(picture, chart_path)
+    with (
+        replace_file(table_path) as temporary,
+        # Names of checkpoints need not be UTF-8; a table that escapes them is better than none.
+        temporary.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file,
+    ):
+        csv.writer(file).writerows([columns, *rows])
+    for path in (chart_path, table_path):
+        console.print(f"Wrote {path}")
+    return [chart_path, table_path]
+
+
+def _write_picture(picture: Image.Image, path: Path) -> None:
     with replace_file(path) as temporary:
-        page.save(temporary, format="PNG")
+        picture.save(temporary, format="PNG")

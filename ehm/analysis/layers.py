@@ -1,4 +1,4 @@
-"""Figures for each layer of several encoders: how far attention reaches, how large gradients are (paper, Fig. 2b, 11).
+"""Figures for each layer of an encoder: how far attention reaches, how large gradients are (paper, Fig. 2b and 11).
 
 Shapes: B images, N = h * w patches, L = 1 + N tokens, n heads, K layers.
 """
@@ -19,55 +19,75 @@ from ehm.data.decoding.depth import ValueRange
 from ehm.errors import BrokenImage, ConfigError, DataError
 from ehm.storage.checkpoint import find_value_range
 
-__all__ = ["GRADIENT_IMAGES", "attention_distance", "encoder_distances", "fine_tuning_gradients", "patch_distances"]
+__all__ = [
+    "GRADIENT_IMAGES",
+    "compute_attention_distance",
+    "compute_patch_distances",
+    "measure_encoder_distances",
+    "measure_fine_tuning_gradients",
+]
 
 GRADIENT_IMAGES = 128
-"""Images that gradients are averaged over, in batches of 32."""
+"""Images that gradients are averaged over."""
 _BATCH = 32
+"""Images that gradients are computed for at once; each batch counts by its size."""
 
 
-def patch_distances(grid: tuple[int, int], patch: tuple[float, float] = (1, 1)) -> NDArray[np.float64]:
-    """Euclidean distances between the centres of the patches of ``grid`` = (h, w), row by row: (N, N).
+def compute_patch_distances(grid: tuple[int, int], patch: tuple[float, float] = (1, 1)) -> NDArray[np.float64]:
+    """Compute the Euclidean distances between the centres of the patches of ``grid`` = (h, w), row by row: (N, N).
 
-    In the unit of ``patch``, the height and width of one.
+    ``patch`` is the height and width of a patch, and its unit that of the distances.
     """
-    rows, columns = (axis.ravel() for axis in np.mgrid[: grid[0], : grid[1]])
-    return np.hypot((rows[:, None] - rows) * patch[0], (columns[:, None] - columns) * patch[1])
+    rows, columns = np.indices(grid).reshape(2, -1)
+    down = (rows[:, None] - rows) * patch[0]
+    across = (columns[:, None] - columns) * patch[1]
+    return np.hypot(down, across)
 
 
-def attention_distance(attention: NDArray[np.float32], distances: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Mean attention distance of each head: (B, n, L, L) softmax attention, (N, N) -> (n,).
+def compute_attention_distance(attention: NDArray[np.float32], distances: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Compute the mean attention distance of each head: (B, n, L, L) softmax attention, (N, N) -> (n,).
 
-    Of every patch, the distance to all patches weighted by its attention to them, which is brought to a sum of 1
-    without the class token; mean over patches and images (Dosovitskiy et al., 2021, Fig. 7).
+    The distance of a patch is its distance to all patches, weighted by its attention to them; the result is the mean
+    over patches and images (Dosovitskiy et al., 2021, Fig. 7).
     """
+    # The class token has no place in the image, so the attention to the patches alone is brought to a sum of 1.
     shares = attention[:, :, 1:, 1:].astype(np.float64)
     reach = (shares * distances).sum(axis=-1) / shares.sum(axis=-1)
     mean: NDArray[np.float64] = reach.mean(axis=(0, 2))
     return mean
 
 
-def encoder_distances(encoder: Encoder, files: Sequence[Path], value_range: ValueRange = None) -> NDArray[np.float64]:
-    """Mean attention distance in pixels of every head of every block on ``files``: (K, n).
+def measure_encoder_distances(
+    encoder: Encoder, files: Sequence[Path], value_range: ValueRange = None
+) -> NDArray[np.float64]:
+    """Measure the mean attention distance in pixels of every head of every block on ``files``: (K, n).
 
     ``value_range`` is the one that the encoder was trained with.
     """
-    (height, width), (down, across) = encoder.image_size, encoder.grid
-    distances = patch_distances(encoder.grid, (height / down, width / across))
+    height, width = encoder.image_size
+    rows, columns = encoder.grid
+    distances = compute_patch_distances(encoder.grid, (height / rows, width / columns))
     transform = EvalTransform.from_spec(encoder.image_size, encoder.inputs)
     total: Any = 0
     for file in files:  # one at a time: the attention of all blocks and heads is large
         pixels = np.array(transform(decode(file, value_range=value_range)))[None]
-        total = total + np.stack([attention_distance(block, distances) for block in encoder.iterate_attention(pixels)])
+        total = total + np.stack(
+            [compute_attention_distance(block, distances) for block in encoder.iterate_attention(pixels)]
+        )
     mean: NDArray[np.float64] = total / len(files)
     return mean
 
 
-def fine_tuning_gradients(backend: Backend, init: str, source: str, seed: int) -> tuple[NDArray[np.float64], int]:
-    """Gradients of each layer of the encoder ``init`` before the first step of fine-tuning on ``source``: (K, 2).
+def measure_fine_tuning_gradients(
+    backend: Backend, init: str, source: str, seed: int
+) -> tuple[NDArray[np.float64], int]:
+    """Measure the gradients of each layer of the encoder ``init`` before the first step of fine-tuning: (K, 2).
 
-    The embedding's first, then the blocks', each as :meth:`ehm.backends.base.Classifier.measure_gradients` says; mean
-    over batches of the same images for every encoder. The second value is how many images these were.
+    The first layer is the embedding, then come the blocks; the two figures are those of
+    :meth:`ehm.backends.base.Classifier.measure_gradients`. ``seed`` draws the images of ``source``, the same for every
+    encoder. Also returns how many images could be read.
+
+    Raises DataError if ``source`` has no labels or no readable image, ConfigError if gradients are not finite.
     """
     data = open_source(DataConfig(source=source, range=find_value_range(init)), "train")
     if data.labels is None or len(data.classes) < 2:
@@ -75,25 +95,28 @@ def fine_tuning_gradients(backend: Backend, init: str, source: str, seed: int) -
     config = FinetuneConfig(model=ModelSource(init=init), data=DataConfig(source=source))
     classifier = backend.create_classifier(config, len(data.classes))
     transform = EvalTransform.from_spec(classifier.image_size, classifier.inputs)
-    one_of = np.eye(len(data.classes), dtype=np.float32)
-    found, images = [], 0
+    one_hot = np.eye(len(data.classes), dtype=np.float32)
+    gradients = []
+    counts = []
     order = np.random.default_rng(seed).permutation(len(data))[:GRADIENT_IMAGES]
     for numbers in np.split(order, range(_BATCH, len(order), _BATCH)):
-        read = dict(_readable(data, numbers, transform))
-        if read:
-            targets = one_of[data.labels[list(read)]]
-            found.append((len(read), classifier.measure_gradients(np.stack(list(read.values())), targets)))
-            images += len(read)
-    if not images:
+        images = dict(_read_images(data, numbers, transform))
+        if images:
+            targets = one_hot[data.labels[list(images)]]
+            gradients.append(classifier.measure_gradients(np.stack(list(images.values())), targets))
+            counts.append(len(images))
+    if not counts:
         raise DataError(f"{source}: none of its images can be read")
-    shares = [count / images for count, _ in found]
-    mean = np.tensordot(shares, np.stack([figures for _, figures in found]), 1)
+    # Batches differ in size if images cannot be read.
+    shares = np.array(counts) / sum(counts)
+    mean = np.tensordot(shares, np.stack(gradients), 1)
     if not np.isfinite(mean).all():
         raise ConfigError(f"{init}: its gradients are not finite; the weights may be damaged")
-    return mean, images
+    return mean, sum(counts)
 
 
-def _readable(data: Any, numbers: NDArray[np.int64], transform: EvalTransform) -> Iterator[tuple[int, Any]]:
+def _read_images(data: Any, numbers: NDArray[np.int64], transform: EvalTransform) -> Iterator[tuple[int, Any]]:
+    """Yield the number and the pixels of each image that can be read."""
     for number in numbers.tolist():
         try:
             yield number, transform(data.load(number))

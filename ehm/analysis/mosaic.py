@@ -1,4 +1,7 @@
-"""One picture out of many: tiles in rows and columns, with a title, headings and captions."""
+"""One picture out of many: tiles in rows and columns, with a title, headings and captions.
+
+Drawn with Pillow, not matplotlib: tiles keep their pixels, which a plotting library would resample.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +14,19 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-__all__ = ["Tile", "mosaic"]
+__all__ = ["ColourBar", "Tile", "compose_mosaic"]
 
-MARGIN, GAP = 28, 16
-TITLE, HEADING, TEXT = 30, 22, 18
-INK, FAINT = (20, 20, 20), (90, 90, 90)
+MARGIN = 28
+"""White pixels around the page."""
+GAP = 16
+"""Pixels between two tiles, and between two blocks of the page."""
+_CAPTION_GAP = 6
+
+_TITLE_SIZE = 30
+_HEADING_SIZE = 22
+_TEXT_SIZE = 18
+_INK = (20, 20, 20)
+_FAINT = (90, 90, 90)
 
 
 @dataclass(frozen=True)
@@ -26,51 +37,81 @@ class Tile:
     lines: tuple[str, ...] = ()
 
 
-def mosaic(
+@dataclass(frozen=True)
+class ColourBar:
+    """A strip of colours (H, W, 3) and the meaning of its left and its right end."""
+
+    picture: NDArray[np.uint8]
+    low: str
+    high: str
+
+
+def compose_mosaic(
     title: str,
     notes: Sequence[str],
     headings: Sequence[str],
     rows: Sequence[Sequence[Tile]],
-    legend: tuple[NDArray[np.uint8], str, str] | None = None,
+    bar: ColourBar | None = None,
 ) -> Image.Image:
-    """Lay out ``rows`` of tiles, one heading a column, under ``title`` and over ``notes``, wrapped to the width.
+    """Lay out ``rows`` of tiles, one heading a column, under ``title`` and over ``bar`` and ``notes``.
 
-    All tiles have the size of the first one. ``legend`` is a colour bar (H, W, 3) and what its two ends mean.
+    All tiles have the size of the first one. Notes and title are wrapped to the width of the page.
     """
     tile_height, tile_width = rows[0][0].picture.shape[:2]
-    width = 2 * MARGIN + len(headings) * (tile_width + GAP) - GAP
-    text_lines = max(len(tile.lines) for row in rows for tile in row)
-    row_height = tile_height + 6 + text_lines * _line(TEXT) + GAP
-    title_lines = _wrap(title, TITLE, width - 2 * MARGIN)
-    note_lines = [line for note in notes for line in _wrap(note, TEXT, width - 2 * MARGIN)]
-    top = MARGIN + len(title_lines) * _line(TITLE) + GAP
-    first = top + _line(HEADING) + 4
-    bottom = first + len(rows) * row_height
-    height = bottom + (_line(TEXT) + GAP if legend else 0) + len(note_lines) * _line(TEXT) + MARGIN
+    page_width = 2 * MARGIN + len(headings) * (tile_width + GAP) - GAP
+    text_width = page_width - 2 * MARGIN
+    caption_lines = max(len(tile.lines) for row in rows for tile in row)
+    row_height = tile_height + _CAPTION_GAP + caption_lines * _line_height(_TEXT_SIZE) + GAP
 
-    page = Image.new("RGB", (width, height), "white")
+    title_lines = _wrap_text(title, _TITLE_SIZE, text_width)
+    note_lines: list[str] = []
+    for note in notes:
+        note_lines += _wrap_text(note, _TEXT_SIZE, text_width)
+
+    headings_top = MARGIN + len(title_lines) * _line_height(_TITLE_SIZE) + GAP
+    rows_top = headings_top + _line_height(_HEADING_SIZE) + 4
+    bar_top = rows_top + len(rows) * row_height
+    notes_top = bar_top
+    if bar is not None:
+        notes_top += _line_height(_TEXT_SIZE) + GAP
+    page_height = notes_top + len(note_lines) * _line_height(_TEXT_SIZE) + MARGIN
+
+    page = Image.new("RGB", (page_width, page_height), "white")
     pen = ImageDraw.Draw(page)
-    for number, line in enumerate(title_lines):
-        pen.text((MARGIN, MARGIN + number * _line(TITLE)), line, INK, _font(TITLE))
+    _write_lines(pen, title_lines, MARGIN, _TITLE_SIZE, _INK)
     for column, heading in enumerate(headings):
         left = MARGIN + column * (tile_width + GAP)
-        pen.text((left, top), _fit(heading, HEADING, tile_width), INK, _font(HEADING))
+        shortened = _shorten_text(heading, _HEADING_SIZE, tile_width)
+        pen.text((left, headings_top), shortened, _INK, _font(_HEADING_SIZE))
         for index, row in enumerate(rows):
-            upper = first + index * row_height
-            page.paste(Image.fromarray(row[column].picture), (left, upper))
-            for number, line in enumerate(row[column].lines):
-                at = (left, upper + tile_height + 6 + number * _line(TEXT))
-                pen.text(at, _fit(line, TEXT, tile_width), INK if number == 0 else FAINT, _font(TEXT))
-    if legend:
-        bar, low, high = legend
-        at = MARGIN + round(_font(TEXT).getlength(low)) + 10
-        pen.text((MARGIN, bottom), low, INK, _font(TEXT))
-        page.paste(Image.fromarray(bar), (at, bottom))
-        pen.text((at + bar.shape[1] + 10, bottom), high, INK, _font(TEXT))
-        bottom += _line(TEXT) + GAP
-    for number, line in enumerate(note_lines):
-        pen.text((MARGIN, bottom + number * _line(TEXT)), line, FAINT, _font(TEXT))
+            _paste_tile(page, pen, row[column], left, rows_top + index * row_height)
+    if bar is not None:
+        _paste_bar(page, pen, bar, bar_top)
+    _write_lines(pen, note_lines, notes_top, _TEXT_SIZE, _FAINT)
     return page
+
+
+def _paste_tile(page: Image.Image, pen: ImageDraw.ImageDraw, tile: Tile, left: int, top: int) -> None:
+    height, width = tile.picture.shape[:2]
+    page.paste(Image.fromarray(tile.picture), (left, top))
+    for number, line in enumerate(tile.lines):
+        line_top = top + height + _CAPTION_GAP + number * _line_height(_TEXT_SIZE)
+        ink = _INK if number == 0 else _FAINT
+        pen.text((left, line_top), _shorten_text(line, _TEXT_SIZE, width), ink, _font(_TEXT_SIZE))
+
+
+def _paste_bar(page: Image.Image, pen: ImageDraw.ImageDraw, bar: ColourBar, top: int) -> None:
+    left = MARGIN + round(_font(_TEXT_SIZE).getlength(bar.low)) + 10
+    pen.text((MARGIN, top), bar.low, _INK, _font(_TEXT_SIZE))
+    page.paste(Image.fromarray(bar.picture), (left, top))
+    pen.text((left + bar.picture.shape[1] + 10, top), bar.high, _INK, _font(_TEXT_SIZE))
+
+
+def _write_lines(
+    pen: ImageDraw.ImageDraw, lines: Sequence[str], top: int, size: int, ink: tuple[int, int, int]
+) -> None:
+    for number, line in enumerate(lines):
+        pen.text((MARGIN, top + number * _line_height(size)), line, ink, _font(size))
 
 
 @lru_cache
@@ -78,20 +119,23 @@ def _font(size: int) -> Any:
     return ImageFont.load_default(size=size)
 
 
-def _line(size: int) -> int:
+def _line_height(size: int) -> int:
     return round(size * 1.35)
 
 
-def _fit(text: str, size: int, width: int) -> str:
-    """``text``, its middle left out where it is wider than ``width`` pixels."""
-    short, keep = text, len(text)
-    while _font(size).getlength(short) > width and keep > 2:
-        keep -= 1
-        short = text[: keep // 2] + "…" + text[len(text) - (keep - keep // 2) :]
-    return short
+def _shorten_text(text: str, size: int, width: int) -> str:
+    """Return ``text``, with "…" for its middle if it is wider than ``width`` pixels."""
+    shortened = text
+    kept = len(text)
+    while _font(size).getlength(shortened) > width and kept > 2:
+        kept -= 1
+        beginning = kept // 2
+        ending = kept - beginning
+        shortened = text[:beginning] + "…" + text[len(text) - ending :]
+    return shortened
 
 
-def _wrap(text: str, size: int, width: int) -> list[str]:
+def _wrap_text(text: str, size: int, width: int) -> list[str]:
     lines = [""]
     for word in text.split():
         longer = f"{lines[-1]} {word}".strip()

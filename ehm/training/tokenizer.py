@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ehm import backends
-from ehm.analysis.draw import enlarge
-from ehm.analysis.mosaic import Tile, mosaic
+from ehm.analysis.draw import enlarge_patches
+from ehm.analysis.mosaic import Tile, compose_mosaic
 from ehm.backends.base import Backend, TokenizerLearner
 from ehm.config import TokenizerConfig
 from ehm.console import console
@@ -206,12 +206,12 @@ def _measure(
 def _draw(images: NDArray[np.uint8], seen: NDArray[np.float32], errors: NDArray[np.float32], folder: Path) -> None:
     """``reconstructions.png``: originals over what their tokens keep of them."""
     cell = max(1, 160 // images.shape[2])
-    above = [Tile(enlarge(image, cell)) for image in images]
+    above = [Tile(enlarge_patches(image, cell)) for image in images]
     below = [
-        Tile(enlarge((255 * image).round().astype(np.uint8), cell), (f"MSE {error:.4f}",))
+        Tile(enlarge_patches((255 * image).round().astype(np.uint8), cell), (f"MSE {error:.4f}",))
         for image, error in zip(seen, errors, strict=False)
     ]
-    page = mosaic(
+    page = compose_mosaic(
         "Images, and what their tokens keep of them", [f"Tokenizer: {folder}"], [""] * len(images), [above, below]
     )
     with replace_file(folder / "reconstructions.png") as temporary:

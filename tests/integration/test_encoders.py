@@ -11,7 +11,7 @@ from timm.models.swin_transformer import SwinTransformer
 from tiny import RUN
 
 from ehm.analysis.inspect import inspect
-from ehm.analysis.pages import Model
+from ehm.analysis.model import InspectedModel
 from ehm.backends.torch.export.module import load_module
 from ehm.backends.torch.learners.encoder import TorchEncoder
 from ehm.backends.torch.learners.pretraining import TorchLearner
@@ -197,7 +197,7 @@ def test_an_encoder_sees_the_similarity_of_its_runs_learner(kind, run):
     learner.load(state)
     images = np.random.default_rng(2).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
     encoder = TorchEncoder(ModelSource(init=str(run.out)), torch.device("cpu"))
-    model = Model(encoder, "", "evolved", MaskConfig(blocks=3), side=2 if kind == "vit" else 4)
+    model = InspectedModel(encoder, "", "evolved", MaskConfig(blocks=3), side=2 if kind == "vit" else 4)
     expected = np.concatenate(list(learner.prepare_batch(images).compute_similarity()))
     assert expected.shape == (3, 4, 4)
     np.testing.assert_allclose(model.compute_similarity(images), expected, atol=1e-6)

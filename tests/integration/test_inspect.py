@@ -50,13 +50,13 @@ def run(tmp_path):
 def pages_drawn(monkeypatch):
     """The arguments of every page that is laid out, in order."""
     drawn = []
-    lay_out = pages.mosaic
+    lay_out = pages.compose_mosaic
 
     def record(title, notes, headings, rows, *legend):
         drawn.append((" ".join(notes), headings, rows))
         return lay_out(title, notes, headings, rows, *legend)
 
-    monkeypatch.setattr(pages, "mosaic", record)
+    monkeypatch.setattr(pages, "compose_mosaic", record)
     return drawn
 
 
@@ -150,7 +150,7 @@ def test_parts_are_the_cuts_of_the_tree(encoder, run, images, tmp_path, pages_dr
     parts = hierarchy.cut(level)[0].reshape(GRID)
     assert row[2].lines == (f"{len(np.unique(parts))} parts", f"level {level[0]} of {hierarchy.height[0]}")
     cell = row[2].picture.shape[0] // GRID[0]
-    contour = draw.border(parts, cell)
+    contour = draw.find_borders(parts, cell)
     assert ((row[2].picture == draw.CONTOUR).all(-1) == contour).mean() > 0.99  # a white image may add a pixel
 
 

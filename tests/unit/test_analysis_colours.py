@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ehm.analysis.colours import PALETTE, heat, part_colours
+from ehm.analysis.colours import PALETTE, choose_part_colours, heat_colours
 
 GRID = (2, 2)
 PARENT = np.array([4, 4, 5, 6, 5, 6, -1], np.int32)  # ((0 1) 2) 3
@@ -11,7 +11,7 @@ CUTS = [np.array(cut) for cut in ([6, 6, 6, 6], [5, 5, 5, 3], [4, 4, 2, 3], [0, 
 
 
 def test_a_parent_takes_the_colour_of_its_largest_child():
-    colours = part_colours(PARENT, SIZE, CUTS, GRID)
+    colours = choose_part_colours(PARENT, SIZE, CUTS, GRID)
     assert (colours[6] == colours[5]).all()
     assert (colours[5] == colours[4]).all()
     assert (colours[4] == colours[0]).all()
@@ -34,7 +34,7 @@ def test_touching_parts_differ_in_every_cut():
             cuts.append(
                 np.array([next(key for key in members if divmod(p, 6) in members[key]) for p in range(patches)])
             )
-    colours = part_colours(parent, size, cuts, grid)
+    colours = choose_part_colours(parent, size, cuts, grid)
     for cut in cuts:
         parts = cut.reshape(grid)
         for one, other in ((parts[:, 1:], parts[:, :-1]), (parts[1:], parts[:-1])):
@@ -51,7 +51,7 @@ def test_with_more_parts_than_colours_touching_ones_still_differ():
         parent[[node, leaf]], size[new], node = new, size[node] + 1, new
     middle = patches + 10
     cut = np.where(np.arange(patches) // 12 == 1, middle, np.arange(patches))
-    colours = part_colours(parent, size, [cut], grid)[cut].reshape(3, 12, 3)
+    colours = choose_part_colours(parent, size, [cut], grid)[cut].reshape(3, 12, 3)
     assert (colours[1] == colours[1, 0]).all()
     assert (colours[[0, 2]] != colours[1, 0]).any(-1).all()
     assert (colours[[0, 2], 1:] != colours[[0, 2], :-1]).any(-1).all()
@@ -64,7 +64,7 @@ def test_palette_colours_are_apart():
 
 
 def test_heat_runs_from_black_to_pale_with_rising_lightness():
-    colours = heat(np.linspace(0, 1, 50))
+    colours = heat_colours(np.linspace(0, 1, 50))
     assert (np.diff(colours.astype(float) @ (0.299, 0.587, 0.114)) > -1).all()
     assert colours[0].tolist() == [0, 0, 4]
     assert colours[-1].tolist() == [252, 255, 164]

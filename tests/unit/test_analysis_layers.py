@@ -10,10 +10,16 @@ from fakes import FakeEncoder
 from PIL import Image
 
 from ehm import backends
-from ehm.analysis.chart import Line, _axes, chart, place
-from ehm.analysis.layers import attention_distance, encoder_distances, fine_tuning_gradients, patch_distances
+from ehm.analysis import chart
+from ehm.analysis.chart import Line, check_matplotlib, draw_chart, render_figure
+from ehm.analysis.layers import (
+    compute_attention_distance,
+    compute_patch_distances,
+    measure_encoder_distances,
+    measure_fine_tuning_gradients,
+)
 from ehm.config import FinetuneConfig, ModelSource
-from ehm.errors import DataError
+from ehm.errors import BackendError, DataError
 
 
 def attention(patches, to_class=0.0):
@@ -25,33 +31,33 @@ def attention(patches, to_class=0.0):
 
 
 def test_patches_are_as_far_apart_as_their_centres():
-    distances = patch_distances((2, 3), (16, 8))
+    distances = compute_patch_distances((2, 3), (16, 8))
     assert distances.shape == (6, 6)
     assert distances[0].tolist() == [0, 8, 16, 16, math.hypot(16, 8), math.hypot(16, 16)]
     np.testing.assert_array_equal(distances, distances.T)
 
 
 def test_the_distance_of_known_attention():
-    distances = patch_distances((2, 2), (16, 16))
-    assert attention_distance(attention(np.eye(4)), distances) == [0]
+    distances = compute_patch_distances((2, 2), (16, 16))
+    assert compute_attention_distance(attention(np.eye(4)), distances) == [0]
     # each of four patches: itself, two neighbours at 16, one at 16 sqrt 2
     uniform = (0 + 16 + 16 + 16 * math.sqrt(2)) / 4
-    assert attention_distance(attention(np.full((4, 4), 0.25)), distances) == pytest.approx(uniform)
+    assert compute_attention_distance(attention(np.full((4, 4), 0.25)), distances) == pytest.approx(uniform)
     across = np.roll(np.eye(4), 2, axis=1)  # the patch above or below
-    assert attention_distance(attention(across), distances) == pytest.approx(16)
+    assert compute_attention_distance(attention(across), distances) == pytest.approx(16)
     # what goes to the class token changes nothing of how far the rest goes
-    assert attention_distance(attention(across, 0.7), distances) == pytest.approx(16, rel=1e-5)
+    assert compute_attention_distance(attention(across, 0.7), distances) == pytest.approx(16, rel=1e-5)
     both = np.concatenate([attention(np.eye(4)), attention(across)], axis=1)  # two heads
     images = np.concatenate([both, both[:, ::-1]])  # which change places in the second image
-    assert attention_distance(both, distances).tolist() == pytest.approx([0, 16])
-    assert attention_distance(images, distances).tolist() == pytest.approx([8, 8])
+    assert compute_attention_distance(both, distances).tolist() == pytest.approx([0, 16])
+    assert compute_attention_distance(images, distances).tolist() == pytest.approx([8, 8])
 
 
 def test_every_block_of_an_encoder_is_measured(images):
     encoder = FakeEncoder((48, 32), 8)
-    found = encoder_distances(encoder, [images / "00.png", images / "01.png"])
+    found = measure_encoder_distances(encoder, [images / "00.png", images / "01.png"])
     assert found.shape == (2, 2)
-    assert found[0] == pytest.approx(patch_distances((6, 4), (8, 8)).mean())
+    assert found[0] == pytest.approx(compute_patch_distances((6, 4), (8, 8)).mean())
     assert (found[1] < found[0]).all()  # it looks at near patches
 
 
@@ -115,40 +121,51 @@ def test_gradients_are_those_of_plain_torch():
 def test_the_same_images_and_head_for_every_encoder(stripes, tmp_path):
     name = "timm:test_vit?pretrained=false"
     backend = backends.get("cpu")
-    first, count = fine_tuning_gradients(backend, name, str(stripes), 0)
+    first, count = measure_fine_tuning_gradients(backend, name, str(stripes), 0)
     assert count == 48
-    again, _ = fine_tuning_gradients(backend, name, str(stripes), 0)
+    again, _ = measure_fine_tuning_gradients(backend, name, str(stripes), 0)
     np.testing.assert_array_equal(first, again)
     Image.new("RGB", (9, 9)).save(tmp_path / "one.png")
     with pytest.raises(DataError, match="has no labels; gradients need a folder with a folder for each class"):
-        fine_tuning_gradients(backend, name, str(tmp_path), 0)
+        measure_fine_tuning_gradients(backend, name, str(tmp_path), 0)
 
 
 def test_a_chart_has_its_points_where_they_belong():
-    first = Line("one", np.array([1.0, 4.0, 2.0]), np.array([[1.0, 1.0], [3.0, 5.0], [2.0, 2.0]]))
+    around = np.array([[1.0, 1.0], [3.0, 5.0], [2.0, 2.0]])
+    first = Line("one", np.array([1.0, 4.0, 2.0]), around)
     second = Line("two", np.array([9.5, 0.5]), first=0)
-    page = np.asarray(chart("title", ["a note"], [first, second], "layer", "pixels"))
-    across, up, step = _axes([first, second])
-    assert (across, up, step) == ((0, 3), (0.0, 10.0), 2.0)
-    top = next(y for y in range(200) if abs(place((0, 10), across, up, y)[1] - _highest_line(page)) < 1)
-    colours = {}
-    for name, points in (("one", [(1, 1), (2, 4), (3, 2)]), ("two", [(0, 9.5), (1, 0.5)])):
-        found = {tuple(page[round(y), round(x)]) for x, y in (place(point, across, up, top) for point in points)}
-        (colours[name],) = found
-    assert len(set(colours.values())) == 2
-    x, y = place((2, 5), across, up, top)  # a head: a paler dot
-    assert tuple(page[round(y), round(x)]) == tuple((int(part) + 510) // 3 for part in colours["one"])
+    figure = draw_chart("title", ["a note"], [first, second], "layer", "pixels")
+    (axes,) = figure.axes
+    assert [line.get_xydata().tolist() for line in axes.lines] == [[[1, 1], [2, 4], [3, 2]], [[0, 9.5], [1, 0.5]]]
+    assert len({line.get_color().tobytes() for line in axes.lines}) == 2
+    (heads,) = axes.collections
+    assert heads.get_offsets().tolist() == [[1, 1], [1, 1], [2, 3], [2, 5], [3, 2], [3, 2]]
+    assert (axes.get_xlabel(), axes.get_ylabel(), axes.get_ylim()[0]) == ("layer", "pixels", 0)
+
+    page = np.asarray(render_figure(figure))
+    assert page.shape == (800, 1200, 3)
+    for line in axes.lines:
+        colour = (255 * line.get_color()).round()
+        for x, y in axes.transData.transform(line.get_xydata()):
+            assert (page[round(len(page) - y), round(x)] == colour).all()
 
 
-def _highest_line(page):
-    """The first row of the plot's grid."""
-    grey = (page[:, page.shape[1] // 2] == (225, 225, 225)).all(axis=-1)
-    return int(np.flatnonzero(grey)[0])
+def test_names_of_checkpoints_stand_in_the_legend_as_they_are():
+    names = [
+        "_runs/a",
+        "runs/$b$",
+        "runs/caf\udce9",
+        "runs/\u72ac",
+    ]  # hidden by matplotlib, a formula, no UTF-8, no glyph
+    lines = [Line(name, np.array([1.0, 2.0])) for name in names]
+    figure = draw_chart("title", [], lines, "layer", "pixels")
+    legend = figure.axes[0].get_legend()
+    assert [text.get_text() for text in legend.get_texts()] == ["_runs/a", "runs/$b$", r"runs/caf\xe9", "runs/\u72ac"]
+    render_figure(figure)
 
 
-@pytest.mark.parametrize(("highest", "step"), [(10, 2), (7, 2), (61, 20), (0.003, 0.0005), (1e-30, 2e-31)])
-def test_ticks_are_round(highest, step):
-    (_, up, found) = _axes([Line("", np.array([0.0, highest]))])
-    assert found == pytest.approx(step)
-    assert up[1] >= highest * (1 - 1e-9)
-    assert 3 <= up[1] / found <= 7
+def test_without_matplotlib_the_extra_is_named(monkeypatch):
+    monkeypatch.setattr(chart, "find_spec", lambda name: None)
+    said = r"inspect distance: matplotlib is not installed; pip install 'ehm\[plots\]' installs it"
+    with pytest.raises(BackendError, match=said):
+        check_matplotlib("inspect distance")

@@ -18,7 +18,7 @@ from PIL import Image
 from safetensors.numpy import save_file
 
 from ehm import backends
-from ehm.analysis.inspect import _write, _write_both
+from ehm.analysis.inspect import _write_both, _write_picture
 from ehm.cli import main
 from ehm.deploy.bundle.staging import stage_bundle
 from ehm.deploy.export.engines.ascend import write_om
@@ -72,7 +72,7 @@ WRITERS = {
     "checkpoints/step-00000007": write_state,
     "figures.json": lambda folder: write_json(folder / "figures.json", {"key": "x" * 5000}),
     "tensorboard": write_curve,
-    "page.png": lambda folder: _write(Image.fromarray(NOISE[0]), folder / "page.png"),
+    "page.png": lambda folder: _write_picture(Image.fromarray(NOISE[0]), folder / "page.png"),
     "distance.csv": write_table,
     "reconstructions.png": lambda folder: _draw(NOISE, NOISE / np.float32(255), np.zeros(4), folder),
     "masks/a.png": lambda folder: write_mask(NOISE[0, :, :, 0], folder / "masks", "a", set()),

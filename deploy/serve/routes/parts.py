@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ehm.analysis.colours import part_colours
+from ehm.analysis.colours import choose_part_colours
 from ehm.errors import DataError
 from ehm.masking import build_hierarchy, cosine_similarity
 
@@ -58,7 +58,7 @@ def take_apart(patches: NDArray[np.float32]) -> Parts:
     height = int(hierarchy.height[0])
     levels = np.unique(np.linspace(1, height, _LEVELS).round().astype(int)).tolist()
     cuts = [hierarchy.cut(level)[0] for level in levels]
-    colours = part_colours(hierarchy.parent[0], hierarchy.size[0], cuts, grid)
+    colours = choose_part_colours(hierarchy.parent[0], hierarchy.size[0], cuts, grid)
     return Parts(
         grid,
         height,

@@ -1,0 +1,106 @@
+"""The model that ``ehm inspect`` draws: an encoder, and the masking that it was or would be trained with.
+
+Shapes: B images, H x W pixels, N = h * w patches, U mask units.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ehm import masking
+from ehm.backends.base import Encoder
+from ehm.config import MaskConfig
+from ehm.data.decoding.depth import ValueRange
+from ehm.masking import Hierarchy
+
+__all__ = ["InspectedModel", "PreparedImage"]
+
+
+@dataclass(frozen=True)
+class InspectedModel:
+    """An encoder, ``origin`` in words, and the masking and its settings that it was or would be trained with.
+
+    A mask unit is ``side`` x ``side`` patches. ``value_range`` is the one of deep images in its training.
+    """
+
+    encoder: Encoder
+    origin: str
+    masking: str
+    mask: MaskConfig
+    side: int = 1
+    value_range: ValueRange = None
+
+    @property
+    def units(self) -> tuple[int, int]:
+        """Mask units down and across, U in all."""
+        return self.encoder.grid[0] // self.side, self.encoder.grid[1] // self.side
+
+    def compute_similarity(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Compute the similarity of each two units of (B, H, W, 3) images, as ``mask.similarity`` says: (B, U, U)."""
+        if self.mask.similarity == "cosine":
+            tokens = self.encoder.compute_tokens(images, self.mask.blocks)
+            return masking.cosine_similarity(self._pool(tokens.swapaxes(1, 2)).swapaxes(1, 2))
+        rows = self._pool(self.encoder.compute_similarity(images, self.mask.blocks))
+        return self._pool(rows.swapaxes(1, 2))
+
+    def compute_saliency(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Compute the mean attention of the class token to each unit of (B, H, W, 3) images: (B, U)."""
+        return self._pool(self.encoder.compute_attention(images)[:, :, 0, 1:].mean(1))
+
+    def build_hierarchy(self, images: NDArray[np.uint8]) -> Hierarchy:
+        """Build the trees of (B, H, W, 3) images."""
+        similarity = self.compute_similarity(images)
+        if self.mask.balance == "sinkhorn":
+            similarity = masking.balance(similarity)
+        return masking.build_hierarchy(similarity)
+
+    def describe(self) -> str:
+        """Describe the model and its input, for the foot of a page."""
+        height, width = self.encoder.image_size
+        rows, columns = self.encoder.grid
+        units = f", masked in units of {self.side} x {self.side}" if self.side > 1 else ""
+        return (
+            f"Model: {self.origin}. It sees the middle of each image at {height} x {width} pixels, "
+            f"as {rows} x {columns} patches{units}."
+        )
+
+    def describe_similarity(self) -> str:
+        """Say where the hierarchy comes from, for the foot of a page."""
+        treatment = "balanced (Sinkhorn)" if self.mask.balance == "sinkhorn" else "raw"
+        what = "mean attention of" if self.mask.similarity == "attention" else "cosine of the tokens behind"
+        return f"Similarity: {what} the first blocks (at most {self.mask.blocks}), {treatment}."
+
+    def _pool(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return the mean over the patches of each unit, along the last axis: (..., N) -> (..., U)."""
+        rows, columns = self.units
+        cells = values.reshape(*values.shape[:-1], rows, self.side, columns, self.side)
+        pooled: NDArray[np.float32] = cells.mean((-3, -1))
+        return pooled.reshape(*values.shape[:-1], rows * columns)
+
+
+class PreparedImage:
+    """One image of a page, as a masker takes it; several masks of it share one forward pass."""
+
+    def __init__(self, model: InspectedModel, image: NDArray[np.uint8]) -> None:
+        self.images = image[None]
+        self._model = model
+
+    def compute_similarity(self) -> list[NDArray[np.float32]]:
+        """See :meth:`ehm.backends.base.PreparedBatch.compute_similarity`."""
+        return [self._similarity]
+
+    def compute_saliency(self) -> list[NDArray[np.float32]]:
+        """See :meth:`ehm.backends.base.PreparedBatch.compute_saliency`."""
+        return [self._saliency]
+
+    @cached_property
+    def _similarity(self) -> NDArray[np.float32]:
+        return self._model.compute_similarity(self.images)
+
+    @cached_property
+    def _saliency(self) -> NDArray[np.float32]:
+        return self._model.compute_saliency(self.images)
