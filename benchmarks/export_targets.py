@@ -20,12 +20,13 @@ import onnxruntime
 import torch
 from numpy.typing import NDArray
 
-from ehm.backends.torch.export.module import build
+from ehm.backends.torch.export.module import build_plain_vit
 from ehm.backends.torch.models.vit import build_vit
 from ehm.config.encoders import VitSpec
+from ehm.config.inputs import InputSpec
 from ehm.deploy.export.graphs import vit
 from ehm.deploy.export.graphs.nodes import MICROSOFT
-from ehm.models.trained import Trained
+from ehm.models.weights import Provenance, Weights
 
 MODELS = {
     "vit_small": VitSpec((224, 224), 16, 384, 12, 6),
@@ -34,19 +35,20 @@ MODELS = {
 Run = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
 
-def trained(spec: VitSpec) -> Trained:
+def make_weights(spec: VitSpec) -> Weights:
     """A classifier of ten classes with random weights."""
     rng = np.random.default_rng(0)
     arrays = {
         name: rng.normal(float("norm" in name and "weight" in name), 0.02, value.shape).astype(np.float32)
         for name, value in build_vit(spec, 10).state_dict().items()
     }
-    return Trained(arrays, spec, "avg", tuple("0123456789"), (0.5,) * 3, (0.5,) * 3, "random", "file", "")
+    inputs = InputSpec((0.5,) * 3, (0.5,) * 3)
+    return Weights(arrays, Provenance("random", "file", inputs=inputs, labels=tuple("0123456789")), spec)
 
 
 def split(graph: Any, name: str, tokens: str) -> list[str]:
     """Queries, keys and values (B, L, D)."""
-    width = graph.trained.spec.width
+    width = graph.spec.width
     parts = [f"{name}/{part}" for part in ("query", "key", "value")]
     sizes = graph.integers("attn.parts", width, width, width)
     graph.node("Split", [graph.linear(f"{name}.qkv", tokens), sizes], *parts, axis=2)
@@ -54,23 +56,23 @@ def split(graph: Any, name: str, tokens: str) -> list[str]:
 
 
 def multi_head(graph: Any, name: str, tokens: str) -> str:
-    options = {"domain": MICROSOFT, "num_heads": graph.trained.spec.heads}
+    options = {"domain": MICROSOFT, "num_heads": graph.spec.heads}
     parts = split(graph, name, tokens)
     return str(graph.linear(f"{name}.proj", graph.node("MultiHeadAttention", parts, f"{name}/merged", **options)))
 
 
 def attention_23(graph: Any, name: str, tokens: str) -> str:
-    heads = graph.trained.spec.heads
+    heads = graph.spec.heads
     options = {"q_num_heads": heads, "kv_num_heads": heads}
     parts = split(graph, name, tokens)
     return str(graph.linear(f"{name}.proj", graph.node("Attention", parts, f"{name}/merged", **options)))
 
 
-def by_onnxruntime(model: Trained, opset: int, attention: Callable[[Any, str, str], str]) -> Run:
+def by_onnxruntime(weights: Weights, opset: int, attention: Callable[[Any, str, str], str]) -> Run:
     kept = vit._ATTENTION["onnxruntime"]
     vit._ATTENTION["onnxruntime"] = attention
     try:
-        graph = vit.make_vit(model, opset, "onnxruntime")
+        graph = vit.make_vit(weights, ("logits",), opset, "onnxruntime")
     finally:
         vit._ATTENTION["onnxruntime"] = kept
     graph.ir_version = min(graph.ir_version, 11)
@@ -80,8 +82,8 @@ def by_onnxruntime(model: Trained, opset: int, attention: Callable[[Any, str, st
     return lambda images: session.run(None, {"images": images})[0]
 
 
-def by_torch(model: Trained) -> Run:
-    module = build(model)
+def by_torch(weights: Weights) -> Run:
+    module = build_plain_vit(weights)
 
     @torch.inference_mode()
     def run(images: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -91,16 +93,16 @@ def by_torch(model: Trained) -> Run:
     return run
 
 
-def measure(model: Trained, batch: int, turns: int) -> dict[str, NDArray[np.float64]]:
+def measure(weights: Weights, batch: int, turns: int) -> dict[str, NDArray[np.float64]]:
     """Milliseconds a batch of each contestant, (turns,) each."""
     contestants: dict[str, Run] = {
-        "portable": by_onnxruntime(model, 17, vit._ATTENTION["portable"]),
-        "onnxruntime": by_onnxruntime(model, 17, vit._ATTENTION["onnxruntime"]),
-        "MultiHeadAttention": by_onnxruntime(model, 17, multi_head),
-        "Attention, opset 23": by_onnxruntime(model, 23, attention_23),
-        "torch, eager": by_torch(model),
+        "portable": by_onnxruntime(weights, 17, vit._ATTENTION["portable"]),
+        "onnxruntime": by_onnxruntime(weights, 17, vit._ATTENTION["onnxruntime"]),
+        "MultiHeadAttention": by_onnxruntime(weights, 17, multi_head),
+        "Attention, opset 23": by_onnxruntime(weights, 23, attention_23),
+        "torch, eager": by_torch(weights),
     }
-    images = np.random.default_rng(1).normal(size=(batch, 3, *model.image_size)).astype(np.float32)
+    images = np.random.default_rng(1).normal(size=(batch, 3, *weights.spec.image_size)).astype(np.float32)
     expected = contestants["torch, eager"](images)
     for name, run in contestants.items():
         assert np.abs(run(images) - expected).max() < 1e-4, name
@@ -124,9 +126,9 @@ def main() -> None:
     print("| model | batch | graph | best ms | median ms | speed (quartiles) |")
     print("|---|---|---|---|---|---|")
     for name in arguments.models:
-        model = trained(MODELS[name])
+        weights = make_weights(MODELS[name])
         for batch in arguments.batches:
-            times = measure(model, batch, arguments.turns)
+            times = measure(weights, batch, arguments.turns)
             for graph, values in times.items():
                 low, middle, high = np.quantile(times["portable"] / values, [0.25, 0.5, 0.75])
                 figures = f"{values.min():.1f} | {np.median(values):.1f} | {middle:.3f} ({low:.3f} to {high:.3f})"

@@ -12,7 +12,9 @@ from numpy.typing import NDArray
 from ehm.config import ModelSource
 from ehm.deploy.bundle.manifest import Manifest
 from ehm.errors import BackendError, EhmError
-from ehm.models.trained import Head, open_trained
+from ehm.models.heads import Head
+from ehm.models.opening import names_weights, open_model
+from ehm.models.plain_vit import assemble_plain_vit
 
 __all__ = ["torch_rivals"]
 
@@ -29,16 +31,22 @@ def torch_rivals(manifest: Manifest, threads: int = 0) -> dict[str, Run]:
         raise BackendError("torch and timm are not installed")
     import torch
 
-    from ehm.backends.torch.export.module import build, load_module
+    from ehm.backends.torch.export.module import build_plain_vit, load_module
     from ehm.backends.torch.models.loading import read_arrays
 
     source = ModelSource(init=manifest.source.checkpoint, image_size=manifest.preprocessing.image_size)
     head: Head = "classifier" if manifest.task == "classification" else "features"
-    trained = open_trained(source, head, read_arrays)
-    loaded = load_module(source, head) if trained is None else trained
-    if loaded.sha256 != manifest.source.sha256:
+    weights = open_model(source, read_arrays) if names_weights(source) else None
+    plain_vit = None if weights is None else assemble_plain_vit(weights, source, head)
+    if plain_vit is None:
+        loaded = load_module(source, head, weights)
+        module = loaded.model
+        digest = loaded.provenance.sha256
+    else:
+        module = build_plain_vit(plain_vit)
+        digest = plain_vit.provenance.sha256
+    if digest != manifest.source.sha256:
         raise EhmError(f"{manifest.source.checkpoint} has changed since it was exported")
-    module = load_module(source, head).module if trained is None else build(trained)
     if threads:
         torch.set_num_threads(threads)
     compiled = torch.compile(module, dynamic=False)

@@ -5,7 +5,7 @@ Shapes: K objects.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,13 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ehm.config import DetectionConfig, ExportConfig, ModelSource
-from ehm.deploy.bundle.manifest import Fit, Parity, ParityCase, Preprocessing
-from ehm.deploy.export.exportable import Exportable, ModelFacts
+from ehm.deploy.bundle.manifest import Fit, Parity, ParityCase, Preprocessing, Task
+from ehm.deploy.export.exportable import Exportable
 from ehm.deploy.export.parity import ImageKind, draw_images, record_parity
-from ehm.deploy.export.sources import demand
+from ehm.deploy.export.sources import require_packages
 from ehm.errors import ConfigError, ExportError
-from ehm.models.weights import checkpoint_inputs
-from ehm.storage.checkpoint import find_checkpoint, open_checkpoint
+from ehm.models.opening import open_model
+from ehm.models.weights import Provenance
+from ehm.storage.checkpoint import Checkpoint, find_checkpoint
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -42,10 +43,18 @@ _UNFIT_KEYS = ("preprocessing", "dynamic_size", "int8", "float16")
 class DetectorExportable(Exportable):
     """A detector, whose ``graph`` computes in tensors of constant shapes; ``settings`` are those of its training."""
 
-    about: ModelFacts
+    provenance: Provenance
+    image_size: tuple[int, int]
+    outputs: tuple[str, ...]
     graph: Any
     settings: DetectionConfig
+    checkpoint: Checkpoint | None
     packages: tuple[str, ...] = _PACKAGES
+
+    @property
+    def task(self) -> Task:
+        """The task that the network solves."""
+        return "detection"
 
     def make_graph(self, config: ExportConfig) -> ModelProto:
         """Return the network as an ONNX graph of one image; see `Exportable.make_graph`."""
@@ -83,27 +92,20 @@ def check_detector_config(config: ExportConfig) -> None:
         changed.insert(0, "target")
     if changed:
         raise ConfigError(f"{changed[0]}: a detector is written in float32 for one size, target portable; leave it out")
-    demand("torch,export,tasks", *_PACKAGES, "onnx", "onnxruntime")
+    require_packages("torch,export,tasks", *_PACKAGES, "onnx", "onnxruntime")
 
 
 def open_detector(source: ModelSource) -> DetectorExportable:
     """Load the detector of a run or checkpoint; ``source.image_size`` is the size that images are fitted into."""
     from ehm.backends.torch.export.detector_module import load_detector
+    from ehm.backends.torch.models.loading import read_arrays
 
-    checkpoint = open_checkpoint(source.init)
-    metadata = checkpoint.metadata
-    graph, settings = load_detector(checkpoint.folder, checkpoint.model, metadata, source.image_size)
-    facts = ModelFacts(
-        task="detection",
-        origin=str(checkpoint.folder),
-        kind=checkpoint.kind,
-        sha256=checkpoint.model_sha256,
-        labels=tuple(metadata["classes"]),
-        image_size=graph.image_size,
-        inputs=checkpoint_inputs(metadata),
-        outputs=tuple(graph.outputs),
-    )
-    return DetectorExportable(facts, graph, settings)
+    weights = open_model(source, read_arrays)
+    assert weights.checkpoint is not None
+    graph, settings = load_detector(weights, source.image_size)
+    provenance = replace(weights.provenance, labels=tuple(weights.checkpoint.metadata["classes"]))
+    outputs = tuple(graph.outputs)
+    return DetectorExportable(provenance, graph.image_size, outputs, graph, settings, weights.checkpoint)
 
 
 def compare_detector(graph: Any, session: InferenceSession) -> Parity:

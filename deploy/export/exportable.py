@@ -11,61 +11,40 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ehm.config import ExportConfig, SegmentationConfig
-from ehm.config.inputs import InputSpec
 from ehm.deploy.bundle.manifest import Parity, Preprocessing, Target, Task, Windows
 from ehm.deploy.export.parity import compare_outputs
 from ehm.errors import ConfigError
-from ehm.models.trained import Reference
-from ehm.storage.checkpoint import open_checkpoint
+from ehm.models.heads import Reference
+from ehm.models.weights import Provenance
+from ehm.storage.checkpoint import Checkpoint
 
 if TYPE_CHECKING:
     from onnx import ModelProto
     from onnxruntime import InferenceSession
 
-    from ehm.backends.torch.export.module import Module
-    from ehm.models.trained import Trained
-
-__all__ = ["Exportable", "ImageExportable", "ModelFacts", "SegmenterExportable"]
+__all__ = ["Exportable", "ImageExportable", "SegmenterExportable"]
 
 _WINDOWED = ("preprocessing", "int8", "float16")
 """Keys that do not go with an image that is cut into windows: the graph sees one, and photographs measure it."""
 
 
-@dataclass(frozen=True)
-class ModelFacts:
-    """The facts of a trained model that its manifest names, and ``notes`` for the user about what was assumed."""
-
-    task: Task
-    kind: str
-    origin: str
-    sha256: str
-    labels: tuple[str, ...]
-    image_size: tuple[int, int]
-    inputs: InputSpec
-    outputs: tuple[str, ...]
-    notes: tuple[str, ...] = ()
-
-    @classmethod
-    def from_model(cls, model: Trained | Module) -> ModelFacts:
-        """Collect the facts of a model that was opened."""
-        return cls(
-            task=model.task,
-            kind=model.kind,
-            origin=model.origin,
-            sha256=model.sha256,
-            labels=model.labels,
-            image_size=model.image_size,
-            inputs=model.inputs,
-            outputs=model.outputs,
-            notes=model.notes,
-        )
-
-
 class Exportable(ABC):
-    """A trained model that can become a bundle. ``packages`` took part, besides onnx and ONNX Runtime."""
+    """A trained model that can become a bundle.
 
-    about: ModelFacts
+    ``provenance`` has the labels of its classes, and ``outputs`` are the names of what it gives. ``checkpoint`` is what
+    was opened, if it was one. ``packages`` took part, besides onnx and ONNX Runtime.
+    """
+
+    provenance: Provenance
+    image_size: tuple[int, int]
+    outputs: tuple[str, ...]
     packages: tuple[str, ...]
+    checkpoint: Checkpoint | None
+
+    @property
+    @abstractmethod
+    def task(self) -> Task:
+        """The task that the network solves."""
 
     @abstractmethod
     def make_graph(self, config: ExportConfig) -> ModelProto:
@@ -100,12 +79,20 @@ class ImageExportable(Exportable):
     ONNX Runtime has operators of its own for the graph; ``patch_size`` is that of a plain ViT.
     """
 
-    about: ModelFacts
+    provenance: Provenance
+    image_size: tuple[int, int]
+    outputs: tuple[str, ...]
     make: Callable[[ExportConfig], ModelProto]
     reference: Reference
     packages: tuple[str, ...]
-    fuses: bool
+    checkpoint: Checkpoint | None = None
+    fuses: bool = False
     patch_size: int | None = None
+
+    @property
+    def task(self) -> Task:
+        """The task that the network solves: it classifies images if it has labels for them."""
+        return "classification" if self.provenance.labels else "features"
 
     def make_graph(self, config: ExportConfig) -> ModelProto:
         """Return the network as an ONNX graph; see `Exportable.make_graph`."""
@@ -130,11 +117,17 @@ class ImageExportable(Exportable):
 class SegmenterExportable(ImageExportable):
     """A segmenter, which sees an image in windows."""
 
+    @property
+    def task(self) -> Task:
+        """The task that the network solves."""
+        return "segmentation"
+
     def make_graph(self, config: ExportConfig) -> ModelProto:
         """Return the network as an ONNX graph; raises ConfigError for a key that does not go with windows."""
         for key in _WINDOWED:
             if getattr(config, key):
-                raise ConfigError(f"{key}: {self.about.origin} is a segmenter, which is exported without; leave it out")
+                origin = self.provenance.origin
+                raise ConfigError(f"{key}: {origin} is a segmenter, which is exported without; leave it out")
         return super().make_graph(config)
 
     def manifest_rules(self) -> dict[str, Any]:
@@ -142,8 +135,9 @@ class SegmenterExportable(ImageExportable):
 
         They are of the same scale, and a window has the same share in common with the next.
         """
-        settings = SegmentationConfig.model_validate(open_checkpoint(self.about.origin).metadata["config"])
+        assert self.checkpoint is not None
+        settings = SegmentationConfig.model_validate(self.checkpoint.metadata["config"])
         stride = []
-        for size, step, side in zip(self.about.image_size, settings.stride, settings.crop_size, strict=True):
+        for size, step, side in zip(self.image_size, settings.stride, settings.crop_size, strict=True):
             stride.append(max(1, size * step // side))
         return {"windows": Windows(scale=settings.data.scale, stride=(stride[0], stride[1]))}

@@ -15,7 +15,7 @@ from PIL import Image
 from ehm.deploy.bundle.manifest import Parity, ParityCase, Preprocessing
 from ehm.deploy.bundle.preprocessing import eval_transform, normalise_pixels
 from ehm.errors import ExportError
-from ehm.models.trained import Reference
+from ehm.models.heads import Reference
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession

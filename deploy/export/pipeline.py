@@ -18,11 +18,10 @@ from ehm.deploy.export.detector import check_detector_config, is_detector, open_
 from ehm.deploy.export.engines.ascend import write_om
 from ehm.deploy.export.engines.convert import check_engines, convert, is_bundle, write_engines
 from ehm.deploy.export.exportable import Exportable
-from ehm.deploy.export.sources import demand, prepare
+from ehm.deploy.export.sources import prepare_export, require_packages
 from ehm.deploy.predict.runtime import open_session
 from ehm.errors import ConfigError
-from ehm.models.trained import Head
-from ehm.storage.checkpoint import find_value_range
+from ehm.models.heads import Head
 from ehm.storage.names import escape_undecodable
 
 if TYPE_CHECKING:
@@ -65,7 +64,7 @@ def export(
 
     An earlier bundle at ``out`` is replaced. Raises ExportError, leaving nothing behind, if framework and ONNX Runtime
     differ by more than 1e-4 of an output's size or ``out`` holds something else; ConfigError if the other two would end
-    in a bundle or a run; CheckpointError as ``open_trained`` does; BackendError if a package is missing.
+    in a bundle or a run; CheckpointError as ``open_model`` does; BackendError if a package is missing.
     """
     if head not in get_args(Head):
         raise ConfigError(f"--head {head}: expected one of {', '.join(get_args(Head))}")
@@ -80,10 +79,10 @@ def export(
             raise ConfigError("--triton, --kserve: not for a detector, whose network takes no batches; leave them out")
         check_detector_config(config)
     else:
-        demand("export", *_NEEDED)
+        require_packages("export", *_NEEDED)
         check_engines(out, triton=triton, kserve=kserve, config=config, device=device)
     with stage_bundle(out) as folder:
-        model = open_detector(config.model) if whole_detector else prepare(config.model, head)
+        model = open_detector(config.model) if whole_detector else prepare_export(config.model, head)
         sealed = _write_bundle(folder, model, config, device, out)
     megabytes = sum(record.bytes for record in sealed.manifest.files.values()) / 1e6
     console.print(sealed.manifest.parity.describe())
@@ -116,18 +115,18 @@ def _write_bundle(folder: Path, model: Exportable, config: ExportConfig, device:
     from ehm.deploy.export.graphs.saving import describe_graph, save
     from ehm.deploy.export.precision.quality import write_lower_precisions
 
-    about = model.about
+    provenance = model.provenance
     device = "cpu" if device == "auto" else device
     target = model.choose_target(config)
-    height, width = about.image_size
+    height, width = model.image_size
     console.print(
-        f"Exporting {', '.join(about.outputs)} of {about.origin} ({about.kind}, {height} x {width}), "
+        f"Exporting {', '.join(model.outputs)} of {provenance.origin} ({provenance.kind}, {height} x {width}), "
         f"target {target}, opset {model.choose_opset(config)}, to {out}"
     )
-    for note in about.notes:
+    for note in provenance.notes:
         console.print(f"  {note}")
-    value_range = find_value_range(about.origin)
-    preprocessing = describe_preprocessing(about.image_size, about.inputs, config.preprocessing, value_range)
+    value_range = None if model.checkpoint is None else model.checkpoint.value_range
+    preprocessing = describe_preprocessing(model.image_size, provenance.inputs, config.preprocessing, value_range)
     graph = model.make_graph(config)
     if config.preprocessing:
         take_bytes(graph, preprocessing)
@@ -135,14 +134,14 @@ def _write_bundle(folder: Path, model: Exportable, config: ExportConfig, device:
     parity = model.compare(open_session(folder / _MODEL, device), preprocessing)
     record = _describe_tensor(graph.graph.input[0])
     manifest = Manifest(
-        task=about.task,
+        task=model.task,
         target=target,
         models={"float32": describe_graph(graph, _MODEL)},
         input=record.model_copy(update={"smallest": model.smallest_side(config)}),
         outputs=tuple(map(_describe_tensor, graph.graph.output)),
         preprocessing=preprocessing,
-        labels=about.labels,
-        source=Source(checkpoint=escape_undecodable(about.origin), kind=about.kind, sha256=about.sha256),
+        labels=provenance.labels,
+        source=Source(checkpoint=escape_undecodable(provenance.origin), kind=provenance.kind, sha256=provenance.sha256),
         versions={package: version(package) for package in ("ehm", *_NEEDED, *model.packages)},
         parity=parity,
         **model.manifest_rules(),

@@ -1,102 +1,134 @@
-"""What can be exported, and how: our own plain ViTs from their arrays, with any framework; the rest by torch."""
+"""Decide how a model is exported: our own plain ViTs from their arrays, with any framework; the rest by torch."""
 
 from __future__ import annotations
 
 from importlib import import_module
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ehm.config import ExportConfig, ModelSource
-from ehm.deploy.export.exportable import ImageExportable, ModelFacts, SegmenterExportable
-from ehm.errors import BackendError, ConfigError
-from ehm.models.trained import Head, open_trained
-from ehm.models.weights import ReadFile, read_safetensors
+from ehm.config.encoders import VitSpec
+from ehm.deploy.export.exportable import ImageExportable, SegmenterExportable
+from ehm.errors import BackendError, CheckpointError, ConfigError
+from ehm.models.heads import Head, list_outputs
+from ehm.models.opening import ReadFile, names_weights, open_model, read_safetensors
+from ehm.models.plain_vit import assemble_plain_vit
+from ehm.models.weights import Weights
 
 if TYPE_CHECKING:
     from onnx import ModelProto
 
-__all__ = ["demand", "prepare"]
+__all__ = ["prepare_export", "require_packages"]
+
+_FRAMEWORKS = {"torch": ("torch", "timm"), "mindspore": ("mindspore",)}
+"""Frameworks that a file can be compared with, by their backends, and the packages that they take."""
 
 
-def prepare(source: ModelSource, head: Head) -> ImageExportable:
-    """The model that ``source.init`` names; ``head`` as in :func:`ehm.models.trained.open_trained`, with its errors.
+def prepare_export(source: ModelSource, head: Head) -> ImageExportable:
+    """Open the model that ``source.init`` names, once, and decide how to export it.
 
-    BackendError where no framework is there to compare with, or a model that torch writes lacks what builds it.
+    ``head`` and the errors are those of :func:`ehm.models.plain_vit.assemble_plain_vit`. Raises BackendError if no
+    framework is there to compare with, or a model that torch writes lacks what builds it.
     """
-    framework = _framework()
+    framework = _find_framework()
     read_file: ReadFile = read_safetensors
     if framework == "torch":
         from ehm.backends.torch.models.loading import read_arrays as read_file
-    trained = open_trained(source, head, read_file)
-    if trained is None:
-        return _by_torch(source, head)
+    if not names_weights(source):
+        return _prepare_with_torch(source, head, None)
+    if not Path(source.init).exists():
+        raise CheckpointError(
+            f"{source.init}: no checkpoint there; expected a run's output folder, a folder step-NNNNNNNN, a file of "
+            "weights or timm:NAME"
+        )
+    weights = open_model(source, read_file)
+    plain_vit = assemble_plain_vit(weights, source, head)
+    if plain_vit is None:
+        return _prepare_with_torch(source, head, weights)
     if framework is None:
         raise BackendError(
             "ehm export compares the file with what a framework computes, and neither torch nor MindSpore is there; "
             "pip install 'ehm[torch]' or 'ehm[mindspore]' installs one"
         )
-    from ehm.deploy.export.graphs.vit import make_vit
-
-    reference = import_module(f"ehm.backends.{framework}.export.module").reference(trained)
-
-    def make(config: ExportConfig) -> ModelProto:
-        return make_vit(trained, config.opset, config.target, config.dynamic_size)
-
-    facts = ModelFacts.from_model(trained)
-    packages = _FRAMEWORKS[framework]
-    return ImageExportable(facts, make, reference, packages, fuses=True, patch_size=trained.spec.patch_size)
+    return _prepare_plain_vit(plain_vit, head, framework)
 
 
-def demand(extras: str, *packages: str) -> None:
-    """BackendError that names those of ``packages`` that are not installed, and the extras of ehm that bring them.
+def require_packages(extras: str, *packages: str) -> None:
+    """Raise BackendError that names those of ``packages`` that are not installed, and the extras that bring them.
 
-    And a framework, where there is none and ``packages`` name none: it would be missed next.
+    It also names a framework if there is none and ``packages`` name none: it would be missed next.
     """
     missing = [package for package in packages if find_spec(package) is None]
     if not missing:
         return
     ways = [extras]
-    if "torch" not in packages and _framework() is None:
+    if "torch" not in packages and _find_framework() is None:
         missing.append("torch or MindSpore")
         ways = [f"{framework},{extras}" for framework in _FRAMEWORKS]
     commands = " or ".join(f"pip install 'ehm[{way}]'" for way in ways)
     raise BackendError(f"ehm export needs {', '.join(missing)}; {commands} installs what is missing")
 
 
-def _framework() -> str | None:
-    return next((name for name, packages in _FRAMEWORKS.items() if all(map(find_spec, packages))), None)
+def _find_framework() -> str | None:
+    for name, packages in _FRAMEWORKS.items():
+        if all(map(find_spec, packages)):
+            return name
+    return None
 
 
-def _by_torch(source: ModelSource, head: Head) -> ImageExportable:
+def _prepare_plain_vit(weights: Weights, head: Head, framework: str) -> ImageExportable:
+    from ehm.deploy.export.graphs.vit import make_vit
+
+    spec = weights.spec
+    assert isinstance(spec, VitSpec)
+    outputs = list_outputs(head, bool(weights.provenance.labels))
+
+    def make(config: ExportConfig) -> ModelProto:
+        return make_vit(weights, outputs, config.opset, config.target, config.dynamic_size)
+
+    return ImageExportable(
+        weights.provenance,
+        spec.image_size,
+        outputs,
+        make,
+        reference=import_module(f"ehm.backends.{framework}.export.module").reference(weights, outputs),
+        packages=_FRAMEWORKS[framework],
+        checkpoint=weights.checkpoint,
+        fuses=True,
+        patch_size=spec.patch_size,
+    )
+
+
+def _prepare_with_torch(source: ModelSource, head: Head, weights: Weights | None) -> ImageExportable:
     packages = ("torch", "timm", "onnxscript")
-    demand("torch,export", *packages)
-    from ehm.backends.torch.export.module import compute, load_module
+    require_packages("torch,export", *packages)
+    from ehm.backends.torch.export.module import compute_with_torch, load_module, make_network
     from ehm.deploy.export.graphs.torch_export import make_onnx
 
-    loaded = load_module(source, head)
-    heads = loaded.network()
-    reference = compute(heads)
-    reference[0](np.zeros((1, 3, *loaded.image_size), np.float32))  # what it cannot give is said before torch.onnx
+    loaded = load_module(source, head, weights)
+    network = make_network(loaded, head)
+    reference = compute_with_torch(network)
+    compute, _ = reference
+    # an output that the network cannot give is named here, before torch.onnx fails in other words
+    compute(np.zeros((1, 3, *loaded.image_size), np.float32))
 
     def make(config: ExportConfig) -> ModelProto:
         if config.dynamic_size:
             raise ConfigError(
-                f"dynamic_size: {loaded.origin} is no plain ViT of ours, whose positions the graph could resample; "
-                "leave it out"
+                f"dynamic_size: {loaded.provenance.origin} is no plain ViT of ours, whose positions the graph could "
+                "resample; leave it out"
             )
         return make_onnx(
-            heads,
+            network,
             config.opset,
             image_size=loaded.image_size,
-            outputs=loaded.outputs,
+            outputs=network.outputs,
             raise_opset="opset" not in config.model_fields_set,  # unless it was asked for
         )
 
-    kind = SegmenterExportable if loaded.task == "segmentation" else ImageExportable
-    return kind(ModelFacts.from_model(loaded), make, reference, packages, fuses=False)
-
-
-_FRAMEWORKS = {"torch": ("torch", "timm"), "mindspore": ("mindspore",)}
-"""Frameworks that a file can be compared with, by their backends, and the packages that they take."""
+    kind = SegmenterExportable if network.outputs == ("scores",) else ImageExportable
+    checkpoint = None if weights is None else weights.checkpoint
+    return kind(loaded.provenance, loaded.image_size, network.outputs, make, reference, packages, checkpoint)

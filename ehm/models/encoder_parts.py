@@ -1,4 +1,4 @@
-"""One rule for the weights of a file: an encoder is loaded whole or not at all, and only heads may be left out.
+"""Parts of an encoder that a file of weights may lack: none. Only heads and decoders may be left out.
 
 The rule is the same for every command and framework. No framework here.
 """
@@ -33,6 +33,10 @@ _FOREIGN = (
     (r"\.attn\.(logit_scale|cpb_mlp)\b", "cosine attention with computed positions, as in Swin V2"),
 )
 """Patterns of names that tell a known family, and what its encoders have more than ours."""
+_REMEDY = (
+    "ehm loads the encoder of a file whole or not at all, and its own are plain ViTs, BEiT's and SimMIM's ViTs with "
+    "relative positions, and Swins of the first version; timm:NAME, by timm's name of the network, loads others"
+)
 
 
 def refuse_foreign_parts(names: Iterable[str], origin: str) -> None:
@@ -41,11 +45,11 @@ def refuse_foreign_parts(names: Iterable[str], origin: str) -> None:
     This says the reason before the sizes of a file are read, which need not make sense for another family.
     """
     names = list(names)
-    encoder = [name for name in names if not _may_be_left(name, "head")]
+    encoder = [name for name in names if not _is_head(name, "head")]
     for pattern, part in _FOREIGN:
-        found = [name for name in encoder if re.search(pattern, name)]
-        if found:
-            raise CheckpointError(f"{origin}: its encoder has {part} ({_first_of(found)}); {_REMEDY}")
+        matches = [name for name in encoder if re.search(pattern, name)]
+        if matches:
+            raise CheckpointError(f"{origin}: its encoder has {part} ({_shorten_names(matches)}); {_REMEDY}")
     if "fc_norm.weight" in names and "norm.weight" in names:
         raise CheckpointError(
             f"{origin}: its encoder has a norm before the pooling and another behind it (norm.weight, "
@@ -56,26 +60,21 @@ def refuse_foreign_parts(names: Iterable[str], origin: str) -> None:
 def refuse_unloaded(names: Iterable[str], loaded: Collection[str], origin: str, head: str = "head") -> None:
     """Raise CheckpointError, which begins with ``origin``, if a part of the encoder is not ``loaded``.
 
-    What may be left are heads and decoders, known by their names, ``head`` among them, and the last norm.
+    Heads and decoders, known by their names, ``head`` among them, and the last norm may be left out.
     """
-    missed = [name for name in names if name not in loaded and not _may_be_left(name, head)]
-    if missed:
+    unloaded = [name for name in names if name not in loaded and not _is_head(name, head)]
+    if unloaded:
         raise CheckpointError(
-            f"{origin}: {_first_of(missed)} would be left out, and only heads and decoders may be; {_REMEDY}"
+            f"{origin}: {_shorten_names(unloaded)} would be left out, and only heads and decoders may be; {_REMEDY}"
         )
 
 
-def _may_be_left(name: str, head: str) -> bool:
+def _is_head(name: str, head: str) -> bool:
+    """Tell whether a parameter belongs to a head, a decoder or the last norm, which may be left out."""
     first = name.partition(".")[0]
     return name.startswith((*HEADS, f"{head}.")) or first == _LAST_NORM or first in _CLASSIFIER_PARTS
 
 
-def _first_of(names: list[str]) -> str:
+def _shorten_names(names: list[str]) -> str:
     first = min(names)  # a safetensors file has no order of its own
     return first if len(names) == 1 else f"{first} and {len(names) - 1} more"
-
-
-_REMEDY = (
-    "ehm loads the encoder of a file whole or not at all, and its own are plain ViTs, BEiT's and SimMIM's ViTs with "
-    "relative positions, and Swins of the first version; timm:NAME, by timm's name of the network, loads others"
-)

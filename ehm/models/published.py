@@ -1,4 +1,4 @@
-"""Names of published checkpoints, as timm's, which are ours. Nothing else happens here.
+"""Rename the arrays of published checkpoints to timm's names, which are ours.
 
 - facebookresearch/mae: they are timm's already.
 - microsoft/unilm, BEiT: so they are, beside index tables that a model makes itself.
@@ -13,20 +13,26 @@ import re
 
 from ehm.storage.arrays import Arrays
 
-__all__ = ["timm_names"]
+__all__ = ["rename_to_timm"]
 
-_MADE = ("relative_position_index", "relative_coords_table", "attn_mask")
-"""Buffers that a model makes itself."""
+_COMPUTED = ("relative_position_index", "relative_coords_table", "attn_mask")
+"""Ends of the names of buffers that a model computes itself."""
 
 
-def timm_names(arrays: Arrays) -> Arrays:
-    """``arrays`` of a published file, or under timm's names already, without buffers that a model makes itself."""
-    kept = {name.removeprefix("encoder."): array for name, array in arrays.items() if not name.endswith(_MADE)}
-    if "layers.0.downsample.reduction.weight" in kept:  # timm's first stage has none
-        return {_timms_swin(name): array for name, array in kept.items()}
+def rename_to_timm(arrays: Arrays) -> Arrays:
+    """Return ``arrays`` of a published file under timm's names, without buffers that a model computes itself.
+
+    Arrays that have timm's names already keep them.
+    """
+    kept = {}
+    for name, array in arrays.items():
+        if not name.endswith(_COMPUTED):
+            kept[name.removeprefix("encoder.")] = array
+    if "layers.0.downsample.reduction.weight" in kept:  # timm's first stage has none, so these are Microsoft's names
+        return {_rename_in_swin(name): array for name, array in kept.items()}
     return kept
 
 
-def _timms_swin(name: str) -> str:
+def _rename_in_swin(name: str) -> str:
     name = re.sub(r"^layers\.(\d+)\.downsample\.", lambda stage: f"layers.{int(stage[1]) + 1}.downsample.", name)
     return re.sub(r"^head\.", "head.fc.", name)

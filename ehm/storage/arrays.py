@@ -10,10 +10,21 @@ from numpy.typing import NDArray
 
 from ehm.errors import CheckpointError
 
-__all__ = ["Arrays", "LearnerState", "check_fit", "first_of", "misfits", "split_average", "with_average"]
+__all__ = [
+    "Arrays",
+    "LearnerState",
+    "check_shapes",
+    "find_mismatches",
+    "join_average",
+    "join_some",
+    "split_average",
+]
 
 Arrays = dict[str, NDArray[Any]]
 """Plain arrays by name. Parameter names are timm's (``blocks.0.attn.qkv.weight``) on every backend."""
+_AVERAGE = "ema/"
+_SHOWN = 3
+"""Most problems that an error message lists."""
 
 
 @dataclass
@@ -24,40 +35,44 @@ class LearnerState:
     optimizer: Arrays
 
 
-_AVERAGE = "ema/"
-
-
-def check_fit(shapes: Mapping[str, tuple[int, ...]], arrays: Arrays) -> None:
-    """Raise CheckpointError where ``arrays`` are not those of a model whose parameters have ``shapes``."""
-    problems = misfits(shapes, arrays)
+def check_shapes(shapes: Mapping[str, tuple[int, ...]], arrays: Arrays) -> None:
+    """Raise CheckpointError if ``arrays`` are not those of a model whose parameters have ``shapes``."""
+    problems = find_mismatches(shapes, arrays)
     problems += [f"{name} is not part of the model" for name in arrays.keys() - shapes.keys()]
     if problems:
-        raise CheckpointError(f"the weights do not fit this model: {first_of(sorted(problems))}")
+        raise CheckpointError(f"the weights do not fit this model: {join_some(sorted(problems))}")
 
 
-def misfits(shapes: Mapping[str, tuple[int, ...]], arrays: Arrays) -> list[str]:
-    """What of ``shapes`` is missing among ``arrays``, and what has another shape there."""
-    problems = [f"{name} is missing" for name in shapes if name not in arrays]
-    return problems + [
-        f"{name} is {arrays[name].shape}, not {tuple(shape)}"
-        for name, shape in shapes.items()
-        if name in arrays and arrays[name].shape != tuple(shape)
-    ]
+def find_mismatches(shapes: Mapping[str, tuple[int, ...]], arrays: Arrays) -> list[str]:
+    """List the names in ``shapes`` that ``arrays`` lack, then those that have another shape there."""
+    missing = []
+    misshapen = []
+    for name, shape in shapes.items():
+        if name not in arrays:
+            missing.append(f"{name} is missing")
+        elif arrays[name].shape != tuple(shape):
+            misshapen.append(f"{name} is {arrays[name].shape}, not {tuple(shape)}")
+    return missing + misshapen
 
 
-def first_of(problems: list[str]) -> str:
-    """Three of them, and how many more there are."""
-    more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
-    return "; ".join(problems[:3]) + more
+def join_some(problems: list[str]) -> str:
+    """Join the first three ``problems``, and say how many more there are."""
+    more = f" and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
+    return "; ".join(problems[:_SHOWN]) + more
 
 
-def with_average(optimizer: Arrays, average: Arrays) -> Arrays:
-    """The optimiser's arrays and a moving average of the parameters, as one set."""
+def join_average(optimizer: Arrays, average: Arrays) -> Arrays:
+    """Return the optimiser's arrays and a moving average of the parameters as one set."""
     return optimizer | {_AVERAGE + name: array for name, array in average.items()}
 
 
 def split_average(arrays: Arrays) -> tuple[Arrays, Arrays]:
-    """What :func:`with_average` put together; the average is empty where there was none."""
-    optimizer = {name: array for name, array in arrays.items() if not name.startswith(_AVERAGE)}
-    average = {name.removeprefix(_AVERAGE): array for name, array in arrays.items() if name.startswith(_AVERAGE)}
+    """Split what :func:`join_average` joined; the average is empty if there was none."""
+    optimizer = {}
+    average = {}
+    for name, array in arrays.items():
+        if name.startswith(_AVERAGE):
+            average[name.removeprefix(_AVERAGE)] = array
+        else:
+            optimizer[name] = array
     return optimizer, average

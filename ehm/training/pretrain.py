@@ -24,7 +24,7 @@ from ehm.data.decoding.depth_notes import describe_depths
 from ehm.errors import CheckpointError
 from ehm.masking import make_masker
 from ehm.models.encoder_file import encoder_metadata
-from ehm.models.weights import encoder_arrays
+from ehm.models.fitting import keep_encoder
 from ehm.storage.arrays import split_average
 from ehm.storage.checkpoint import open_checkpoint, open_to_resume
 from ehm.storage.reading import hash_file
@@ -181,7 +181,7 @@ def _write_encoder(folder: Path, learner: Learner, config: TrainConfig, leads: b
     state = learner.state()
     _, averaged = split_average(state.optimizer)
     for name, arrays in (("encoder", state.model), ("encoder_ema", averaged)):
-        kept = encoder_arrays(arrays, config.spec.blocks)
+        kept = keep_encoder(arrays, config.spec.blocks)
         if kept and leads:
             with replace_file(folder / f"{name}.safetensors") as temporary:
                 save_file(kept, temporary, metadata)

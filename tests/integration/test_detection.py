@@ -25,7 +25,7 @@ from ehm.backends.torch.export.detector_module import load_detector
 from ehm.backends.torch.learners.classifier import TorchClassifier
 from ehm.backends.torch.learners.detector import TorchDetector
 from ehm.cli import main
-from ehm.config import DetectionConfig, FinetuneConfig
+from ehm.config import DetectionConfig, FinetuneConfig, ModelSource
 from ehm.data.sources.coco import coco
 from ehm.deploy.bench import bench_export
 from ehm.deploy.bundle.bundle import Bundle
@@ -33,6 +33,7 @@ from ehm.deploy.export import export
 from ehm.deploy.export.detector import compare_detector
 from ehm.deploy.predict.command import predict
 from ehm.errors import CheckpointError, ConfigError, DataError, ExportError
+from ehm.models.opening import open_model
 from ehm.storage.arrays import LearnerState
 from ehm.storage.checkpoint import open_checkpoint
 from ehm.tasks.evaluate import evaluate
@@ -309,8 +310,7 @@ class Runtime:
 
 
 def test_a_graph_is_torchvisions_and_one_that_is_not_is_refused(learned):
-    checkpoint = open_checkpoint(learned.checkpoint)
-    graph, _ = load_detector(checkpoint.folder, checkpoint.model, checkpoint.metadata, None)
+    graph, _ = load_detector(open_model(ModelSource(init=str(learned.checkpoint))))
     assert graph.image_size == (SIDE, 96)  # for images that are wider than high
     assert compare_detector(graph, Runtime(graph, lambda name, value: value)).max_abs < 1e-6
     with pytest.raises(ExportError, match="parity: the exported model differs"):

@@ -19,7 +19,7 @@ from ehm.config import MaskConfig, ModelSource, TrainConfig
 from ehm.deploy.bundle.bundle import Bundle
 from ehm.deploy.export import export
 from ehm.errors import ConfigError
-from ehm.models.weights import read_weights
+from ehm.models.opening import open_model
 from ehm.storage.checkpoint import open_checkpoint
 from ehm.tasks.classification.probe import probe
 from ehm.tasks.evaluate import evaluate
@@ -115,8 +115,8 @@ def test_the_encoder_of_a_run_loads_into_timm_strictly(kind, run):
     sizes = {"image_size": (32, 32), "window": 4} if kind == "swin" else {}  # which a bare file of a Swin leaves open
     for source, expected in ((run.out, "pretrain"), (run.encoder, "file")):
         opened = load_module(ModelSource(init=str(source), **sizes))
-        assert (opened.kind, opened.labels) == (expected, ())
-        torch.testing.assert_close(opened.module(PIXELS), model(PIXELS))
+        assert (opened.provenance.kind, opened.provenance.labels) == (expected, ())
+        torch.testing.assert_close(opened.model(PIXELS), model(PIXELS))
 
 
 def test_fine_tuning_makes_a_classifier_that_is_measured_exported_and_opened(kind, run, classifier, pictures, tmp_path):
@@ -143,8 +143,8 @@ def test_a_probe_measures_it_and_is_opened(kind, run, pictures, tmp_path):
     assert 0 <= result.neighbours.top1 <= 1
     arrays = open_checkpoint(tmp_path / "probe").model
     opened = load_module(ModelSource(init=str(tmp_path / "probe")))
-    assert any(isinstance(part, torch.nn.BatchNorm1d) for part in opened.module.modules())
-    own = opened.module.state_dict()
+    assert any(isinstance(part, torch.nn.BatchNorm1d) for part in opened.model.modules())
+    own = opened.model.state_dict()
     assert own.keys() == arrays.keys()
     assert all(np.array_equal(own[name].numpy(), array) for name, array in arrays.items())
     encoder = load_file(run.encoder)
@@ -179,7 +179,7 @@ def test_pretraining_goes_on_from_a_run_and_resumes_without_it(kind, run, pictur
 def test_an_encoders_file_says_how_its_images_were_normalised(kind, pictures, tmp_path):
     mean = [0.1, 0.2, 0.3]
     out = pretrain(kind, pictures, tmp_path / "run", **{"data.mean": mean}).encoder
-    assert read_weights(ModelSource(init=str(out))).inputs.mean == tuple(mean)
+    assert open_model(ModelSource(init=str(out))).provenance.inputs.mean == tuple(mean)
 
 
 def test_pretraining_goes_on_from_a_fine_tuned_encoder(kind, classifier, pictures, tmp_path, capsys):

@@ -21,7 +21,7 @@ from serving import running
 from sklearn.metrics import jaccard_score
 
 from ehm import backends
-from ehm.backends.torch.export.module import load_module
+from ehm.backends.torch.export.module import load_module, make_network
 from ehm.backends.torch.learners.segmenter import TorchSegmenter
 from ehm.cli import main
 from ehm.config import FinetuneConfig, ModelSource, SegmentationConfig
@@ -232,12 +232,13 @@ def test_a_bundle_predicts_the_masks_that_training_measured(trained, bundle, pai
 
 def test_a_bundle_of_another_size_and_what_does_not_go_with_one(trained, pairs, tmp_path):
     other = load_module(ModelSource(init=str(trained.out), image_size=(96, 64)))
-    assert (other.image_size, other.outputs) == ((96, 64), ("scores",))
+    network = make_network(other, "auto")
+    assert (other.image_size, network.outputs) == ((96, 64), ("scores",))
     model = TorchSegmenter(settings(pairs), 3, torch.device("cpu"))
     model.load(open_checkpoint(trained.checkpoint).state)
     images = torch.randn(2, 3, 96, 64)
     with torch.no_grad():
-        (found,), (expected, _) = other.network()(images), model.model.eval()(images)
+        (found,), (expected, _) = network(images), model.model.eval()(images)
     expected = torch.nn.functional.interpolate(expected, (96, 64), mode="bilinear", align_corners=False)
     torch.testing.assert_close(found, expected)
     assert Bundle.open(export(trained.out, head="features", out=tmp_path / "f")).manifest.outputs[0].name == "features"

@@ -16,9 +16,9 @@ from ehm.config.encoders import SwinSpec, VitSpec
 from ehm.config.inputs import InputSpec
 from ehm.errors import CheckpointError
 from ehm.models.encoder_file import encoder_metadata, read_facts
-from ehm.models.shapes import describe
-from ehm.models.trained import open_trained
-from ehm.models.weights import read_weights
+from ehm.models.opening import open_model
+from ehm.models.plain_vit import assemble_plain_vit
+from ehm.models.shapes import spec_to_json
 from ehm.training.pretrain import train
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
@@ -46,7 +46,7 @@ def test_heads_and_grid_are_those_of_the_file(tmp_path, size, heads):
     model, spec = timms(size, heads), VitSpec(size, 8, 192, 2, heads)
     source = write(tmp_path / "encoder.safetensors", model, spec)
     loaded = load_model(source, fc_norm=False)
-    assert loaded.architecture == describe(spec)
+    assert loaded.architecture == spec_to_json(spec)
     assert loaded.inputs == InputSpec(MEAN, STD)
     assert not [note for note in loaded.notes if "assumed" in note]
     images = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(1))
@@ -89,10 +89,10 @@ def test_files_that_say_less_load_and_one_line_says_what_was_assumed(tmp_path):
 
 def test_an_exported_file_has_the_inputs_that_it_says(tmp_path):
     source = write(tmp_path / "encoder.safetensors", timms((16, 40), 4), VitSpec((16, 40), 8, 192, 2, 4))
-    trained = open_trained(source, "auto", read_arrays)
-    assert trained.inputs == InputSpec(MEAN, STD)
+    trained = assemble_plain_vit(open_model(source, read_arrays), source)
+    assert trained.provenance.inputs == InputSpec(MEAN, STD)
     assert trained.spec == VitSpec((16, 40), 8, 192, 2, 4)
-    assert trained.notes == ()
+    assert trained.provenance.notes == ()
 
 
 def test_timms_description_beside_a_file_is_read(tmp_path):
@@ -100,14 +100,14 @@ def test_timms_description_beside_a_file_is_read(tmp_path):
     facts = {"mean": MEAN, "std": STD, "crop_pct": 0.95, "crop_mode": "squash", "interpolation": "bilinear"}
     config = {"architecture": "vit_tiny_patch8", "pretrained_cfg": {**facts, "url": None, "first_conv": "patch_embed"}}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    weights = read_weights(ModelSource(init=str(tmp_path / "model.safetensors")))
-    assert weights.inputs == InputSpec(MEAN, STD, 0.95, "squash", "bilinear")
+    weights = open_model(ModelSource(init=str(tmp_path / "model.safetensors")))
+    assert weights.provenance.inputs == InputSpec(MEAN, STD, 0.95, "squash", "bilinear")
     config["pretrained_cfg"]["interpolation"] = "nearest"
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(CheckpointError, match=r"config\.json: pretrained_cfg: .*'nearest' is unknown"):
-        read_weights(ModelSource(init=str(tmp_path / "model.safetensors")))
+        open_model(ModelSource(init=str(tmp_path / "model.safetensors")))
     (tmp_path / "config.json").write_text('{"model_type": "vit"}')
-    assert read_weights(ModelSource(init=str(tmp_path / "model.safetensors"))).inputs == InputSpec()
+    assert open_model(ModelSource(init=str(tmp_path / "model.safetensors"))).provenance.inputs == InputSpec()
 
 
 @pytest.mark.parametrize(
@@ -140,8 +140,8 @@ def test_a_swins_windows_are_in_the_file(tmp_path):
     from ehm.backends.torch.models.build import build_encoder
 
     source = write(tmp_path / "encoder.safetensors", build_encoder(spec), spec)
-    assert read_weights(source).spec == spec
-    assert load_model(source).architecture == describe(spec)
+    assert open_model(source).spec == spec
+    assert load_model(source).architecture == spec_to_json(spec)
 
 
 def test_pretraining_writes_what_its_encoder_is(tmp_path, stripes):

@@ -16,7 +16,8 @@ from ehm.backends.torch.models.loading import load_model, read_arrays
 from ehm.config import ModelSource, TrainConfig
 from ehm.errors import CheckpointError
 from ehm.models.encoder_parts import refuse_unloaded
-from ehm.models.trained import open_trained
+from ehm.models.opening import open_model
+from ehm.models.plain_vit import assemble_plain_vit
 
 CPU = torch.device("cpu")
 NUMBERS = {"img_size": 32, "patch_size": 16, "embed_dim": 192, "depth": 1, "num_heads": 3, "num_classes": 0}
@@ -27,12 +28,17 @@ def train(path):
     return TorchLearner(TrainConfig(encoder="vit_tiny", image_size=32, mask={"blocks": 1}, model=sizes), CPU)
 
 
+def assemble(path):
+    source = ModelSource(init=path)
+    return assemble_plain_vit(open_model(source, read_arrays), source)
+
+
 COMMANDS = {
     "train": train,
     "finetune": lambda path: load_model(ModelSource(init=path), classes=3),
     "probe": lambda path: load_model(ModelSource(init=path), 3, "token", fc_norm=False),
     "inspect": lambda path: TorchEncoder(ModelSource(init=path), CPU),
-    "export": lambda path: open_trained(ModelSource(init=path), "auto", read_arrays),
+    "export": assemble,
     "export by torch": lambda path: load_module(ModelSource(init=path)),
 }
 """What opens a file of weights in each command."""

@@ -10,14 +10,16 @@ import torch
 from onnx import numpy_helper
 
 from ehm.backends.torch.export.heads import Heads
-from ehm.backends.torch.export.module import build
+from ehm.backends.torch.export.module import build_plain_vit
 from ehm.backends.torch.learners.classifier import probe_head
 from ehm.backends.torch.models.vit import build_vit
 from ehm.config.encoders import VitSpec
+from ehm.config.inputs import InputSpec
 from ehm.deploy.export.graphs import saving
 from ehm.deploy.export.graphs.torch_export import make_onnx
 from ehm.deploy.export.graphs.vit import make_vit
-from ehm.models.trained import Trained
+from ehm.models.heads import list_outputs
+from ehm.models.weights import Provenance, Weights
 
 PLAIN = {
     *("Add", "Conv", "Div", "Erf", "Gather", "Gemm", "LayerNormalization", "MatMul", "Mul", "Pad", "ReduceMean"),
@@ -27,7 +29,7 @@ PLAIN = {
 LABELS = ("a", "b", "c")
 
 
-def make(pool="avg", labels=LABELS, fc_norm=None, probe=False, size=(32, 32), head="auto"):
+def make(pool="avg", labels=LABELS, fc_norm=None, probe=False, size=(32, 32)):
     """Random weights that give softmaxes, norms and GELUs something to do."""
     spec = VitSpec(size, 16, 48, 2, 3)
     model = build_vit(spec, len(labels), 0.0, pool, fc_norm)
@@ -41,7 +43,12 @@ def make(pool="avg", labels=LABELS, fc_norm=None, probe=False, size=(32, 32), he
         elif not name.endswith("num_batches_tracked"):
             arrays[name] = rng.normal(float("norm" in name and name.endswith("weight")), 0.3, tensor.shape)
     arrays = {name: array.astype(np.float32) for name, array in arrays.items()}
-    return Trained(arrays, spec, pool, labels, (0.5,) * 3, (0.25,) * 3, "origin", "classifier", "0" * 64, head)
+    inputs = InputSpec((0.5,) * 3, (0.25,) * 3)
+    return Weights(arrays, Provenance("origin", "classifier", "0" * 64, inputs, labels, pool), spec)
+
+
+def outputs_of(weights):
+    return list_outputs("auto", bool(weights.provenance.labels))
 
 
 CASES = {
@@ -53,7 +60,7 @@ CASES = {
 
 
 def write_vit(trained, path, opset=17, target="portable"):
-    model = make_vit(trained, opset, target)
+    model = make_vit(trained, outputs_of(trained), opset, target)
     saving.save(model, path)
     return model
 
@@ -67,18 +74,18 @@ def run(path, images):
 @pytest.mark.parametrize("case", CASES)
 def test_the_file_computes_what_torchs_export_and_torch_compute(case, tmp_path):
     trained = make(**CASES[case])
-    module = build(trained)
-    heads = Heads(module, trained.outputs)
-    model = make_onnx(heads, image_size=trained.image_size, outputs=trained.outputs)
+    module = build_plain_vit(trained)
+    heads = Heads(module, outputs_of(trained))
+    model = make_onnx(heads, image_size=trained.spec.image_size, outputs=outputs_of(trained))
     saving.save(model, tmp_path / "torch.onnx")
     for opset in (17, 18):
         write_vit(trained, tmp_path / f"{opset}.onnx", opset)
     for batch in (1, 2, 7):
-        images = np.random.default_rng(batch).normal(size=(batch, 3, *trained.image_size)).astype(np.float32)
+        images = np.random.default_rng(batch).normal(size=(batch, 3, *trained.spec.image_size)).astype(np.float32)
         exported = run(tmp_path / "torch.onnx", images)
         with torch.inference_mode():
             computed = module(torch.from_numpy(images)).numpy()
-        assert computed.shape == (batch, len(trained.labels) or 48)
+        assert computed.shape == (batch, len(trained.provenance.labels) or 48)
         assert np.abs(computed).mean() > 0.1
         for opset in (17, 18):
             found = run(tmp_path / f"{opset}.onnx", images)
@@ -99,9 +106,9 @@ def test_the_graph_is_what_converters_take(opset, tmp_path):
         assert [(entry.domain, entry.version) for entry in model.opset_import] == [("", opset)]
         assert model.ir_version <= 9  # ONNX Runtime 1.18, the oldest that is admitted, reads 10
         (images,), (outputs,) = model.graph.input, model.graph.output
-        assert (images.name, outputs.name) == ("images", "logits" if trained.labels else "features")
+        assert (images.name, outputs.name) == ("images", "logits" if trained.provenance.labels else "features")
         shapes = [[d.dim_param or d.dim_value for d in v.type.tensor_type.shape.dim] for v in (images, outputs)]
-        assert shapes == [["batch", 3, *trained.image_size], ["batch", len(trained.labels) or 48]]
+        assert shapes == [["batch", 3, *trained.spec.image_size], ["batch", len(trained.provenance.labels) or 48]]
         names |= {node.op_type for node in model.graph.node}
         assert len(model.graph.node) <= 26 * trained.spec.depth + 10
         used = {name for node in model.graph.node for name in node.input}

@@ -33,16 +33,17 @@ from timm.models.swin_transformer import SwinTransformer
 from torch.nn.functional import interpolate
 
 from ehm.backends.torch.export.module import load_module
-from ehm.backends.torch.models.loading import begin_with, load_model, read_arrays
+from ehm.backends.torch.models.loading import load_initial_weights, load_model, read_arrays
 from ehm.backends.torch.objectives import create_objective
 from ehm.backends.torch.objectives.beit import BeitVit, build_beit
 from ehm.config import ModelSource, TrainConfig
 from ehm.config.encoders import SwinSpec, VitSpec
 from ehm.errors import CheckpointError, ConfigError
 from ehm.models.encoder_parts import HEADS as BESIDE
-from ehm.models.published import timm_names
-from ehm.models.shapes import describe, described
-from ehm.models.weights import encoder_arrays, read_weights
+from ehm.models.fitting import keep_encoder
+from ehm.models.opening import open_model
+from ehm.models.published import rename_to_timm
+from ehm.models.shapes import spec_from_json, spec_to_json
 
 TABLE = "relative_position_bias_table"
 
@@ -101,7 +102,7 @@ def pixels():
 def test_a_published_relative_vit_gives_timms_features(files, method, pixels):
     path, tensors = files[method]
     loaded = load_model(ModelSource(init=str(path)), fc_norm=False)
-    assert described(loaded.architecture) == SPECS[method]
+    assert spec_from_json(loaded.architecture) == SPECS[method]
     reference = load_by_timm(shared_beit(), tensors, checkpoint_filter_fn)
     expected = reference.forward_features(pixels)
     torch.testing.assert_close(loaded.model.eval()(pixels), expected[:, 1:].mean(1))
@@ -116,7 +117,7 @@ def test_a_published_relative_vit_gives_timms_features(files, method, pixels):
 def test_a_published_swin_gives_timms_features(files, pixels):
     path, tensors = files["simmim_swin"]
     loaded = load_model(ModelSource(init=str(path)))
-    assert described(loaded.architecture) == SPECS["simmim_swin"]
+    assert spec_from_json(loaded.architecture) == SPECS["simmim_swin"]
     reference = load_by_timm(timms_swin(), tensors, swin_transformer.checkpoint_filter_fn)
     images = pixels[:, :, :192, :192]
     expected = reference.forward_features(images).mean((1, 2))
@@ -130,17 +131,17 @@ def test_published_classifiers_keep_their_heads(tmp_path, pixels):
     torch.save({"module": tensors}, tmp_path / "beit.pth")  # as DeepSpeed writes them
     reference = load_by_timm(timms_beit(num_classes=5), tensors, checkpoint_filter_fn)
     opened = load_module(ModelSource(init=str(tmp_path / "beit.pth")))
-    assert opened.labels == ("0", "1", "2", "3", "4")
-    torch.testing.assert_close(opened.module(pixels), reference(pixels))
+    assert opened.provenance.labels == ("0", "1", "2", "3", "4")
+    torch.testing.assert_close(opened.model(pixels), reference(pixels))
 
     tensors = random(swin(classes=5))
     torch.save({"model": tensors}, tmp_path / "swin.pth")
     reference = load_by_timm(timms_swin(num_classes=5), tensors, swin_transformer.checkpoint_filter_fn)
     opened = load_module(ModelSource(init=str(tmp_path / "swin.pth")))
     images = pixels[:, :, :192, :192]
-    torch.testing.assert_close(opened.module(images), reference(images))
+    torch.testing.assert_close(opened.model(images), reference(images))
     features = load_module(ModelSource(init=str(tmp_path / "swin.pth")), "features")
-    torch.testing.assert_close(features.module(images), reference.forward_features(images).mean((1, 2)))
+    torch.testing.assert_close(features.model(images), reference.forward_features(images).mean((1, 2)))
 
 
 def run_config(method, **values):
@@ -166,7 +167,7 @@ def begun(method, path, **values):
         model = build_beit(config, VOCABULARY)
     else:
         model = create_objective(config, torch.device("cpu")).build_model()
-    return model, begin_with(model, config)
+    return model, load_initial_weights(model, config)
 
 
 @pytest.mark.parametrize("method", PRETRAINED)
@@ -192,7 +193,7 @@ def test_a_head_of_another_vocabulary_starts_afresh_and_another_methods_head_is_
     config = run_config("beit", model={"init": str(path)})
     model = BeitVit(config.spec, 0.0, vocabulary=16)
     fresh = model.lm_head.weight.clone()
-    assert begin_with(model, config)[2:] == (
+    assert load_initial_weights(model, config)[2:] == (
         "starts afresh: lm_head (2 tensors)",
         "not used from there: lm_head (2 tensors)",
     )
@@ -261,7 +262,7 @@ def test_what_pretraining_makes_loads_into_timm_strictly(files, method, pixels, 
     model, _ = begun(method, files[method][0])
     model.eval()
     arrays = {name: value.numpy() for name, value in model.state_dict().items()}
-    tensors = {name: torch.from_numpy(array) for name, array in encoder_arrays(arrays, model.spec.blocks).items()}
+    tensors = {name: torch.from_numpy(array) for name, array in keep_encoder(arrays, model.spec.blocks).items()}
     save_file(tensors, tmp_path / "encoder.safetensors")
     images = pixels[:, :, : model.spec.image_size[0], : model.spec.image_size[1]]
     nothing = torch.zeros(2, model.spec.patches, dtype=torch.bool)
@@ -275,7 +276,7 @@ def test_what_pretraining_makes_loads_into_timm_strictly(files, method, pixels, 
         reference.load_state_dict(tensors, strict=True)
         found = reference.forward_features(images)[:, 1:].mean(1)
     torch.testing.assert_close(found, expected)
-    weights = read_weights(ModelSource(init=str(tmp_path / "encoder.safetensors")))
+    weights = open_model(ModelSource(init=str(tmp_path / "encoder.safetensors")))
     assert weights.spec == model.spec
     torch.testing.assert_close(
         load_model(ModelSource(init=str(tmp_path / "encoder.safetensors")), fc_norm=False).model.eval()(images),
@@ -285,22 +286,22 @@ def test_what_pretraining_makes_loads_into_timm_strictly(files, method, pixels, 
 
 def test_timms_names_stay_as_they_are():
     ours = {name: value.numpy() for name, value in timms_swin(num_classes=3).state_dict().items()}
-    assert timm_names(ours).keys() == ours.keys()
+    assert rename_to_timm(ours).keys() == ours.keys()
 
 
 def test_a_swin_that_was_pretrained_in_larger_windows_than_its_last_stage(tmp_path):
     """SimMIM's Swin-L: window 12 at 192 pixels, whose last stage has 6 x 6 tokens."""
     tensors = timms_swin(window_size=12).state_dict()
     save_file(tensors, tmp_path / "swin.safetensors")
-    found = read_weights(ModelSource(init=str(tmp_path / "swin.safetensors"))).spec
+    found = open_model(ModelSource(init=str(tmp_path / "swin.safetensors"))).spec
     assert found == SwinSpec((192, 192), 4, SWIN_WIDTH, SWIN_DEPTHS, SWIN_HEADS, 12)
 
 
 def test_descriptions_of_older_checkpoints_are_read():
     old = {"family": "vit", "image_size": [32, 48], "patch_size": 8, "width": 24, "depth": 2, "heads": 2}
-    assert described(old) == VitSpec((32, 48), 8, 24, 2, 2)
+    assert spec_from_json(old) == VitSpec((32, 48), 8, 24, 2, 2)
     for spec in SPECS.values():
-        assert described(describe(spec)) == spec
+        assert spec_from_json(spec_to_json(spec)) == spec
 
 
 def test_a_configuration_beside_the_weights_runs_nothing(tmp_path):
@@ -360,6 +361,6 @@ def test_a_grid_that_is_no_square_needs_the_image_size(tmp_path):
 
 
 def test_index_tables_of_files_are_left_out(files):
-    found = read_weights(ModelSource(init=str(files["simmim_swin"][0])), read_arrays).arrays
+    found = open_model(ModelSource(init=str(files["simmim_swin"][0])), read_arrays).arrays
     assert not [name for name in found if name.endswith(("index", "attn_mask"))]
     assert all(array.dtype == np.float32 for array in found.values())

@@ -10,9 +10,10 @@ from ehm.backends.torch.models.loading import read_arrays
 from ehm.config import ModelSource
 from ehm.config.encoders import VitSpec
 from ehm.errors import CheckpointError
+from ehm.models.fitting import select_arrays
+from ehm.models.opening import open_model, read_safetensors
 from ehm.models.resample import resample_positions
-from ehm.models.shapes import at_size, describe
-from ehm.models.weights import read_safetensors, read_weights, select
+from ehm.models.shapes import resize_spec, spec_to_json
 
 
 @pytest.mark.parametrize(
@@ -62,7 +63,7 @@ def test_weights_are_float32_whatever_the_file_holds(tmp_path, dtype):
     save_file(tensors, tmp_path / "vit.safetensors")
     torch.save({"model": {name: torch.nn.Parameter(value) for name, value in tensors.items()}}, tmp_path / "vit.pth")
     for file in ("vit.safetensors", "vit.pth"):
-        weights = read_weights(ModelSource(init=str(tmp_path / file)), read_arrays)
+        weights = open_model(ModelSource(init=str(tmp_path / file)), read_arrays)
         assert weights.spec == VitSpec((48, 48), 16, 192, 1, 3, 4.0)
         for name, tensor in tensors.items():
             assert weights.arrays[name].dtype == np.float32
@@ -78,7 +79,7 @@ def test_a_type_without_a_counterpart_is_one_sentence(tmp_path):
 def test_torchs_own_files_need_torch_and_say_so(tmp_path):
     (tmp_path / "mae.pth").write_bytes(b"anything")
     with pytest.raises(CheckpointError, match=r"mae\.pth: only torch reads such files; pip install 'ehm\[torch\]'"):
-        read_weights(ModelSource(init=str(tmp_path / "mae.pth")))
+        open_model(ModelSource(init=str(tmp_path / "mae.pth")))
 
 
 SHAPES = {"cls_token": (1, 1, 4), "fc_norm.weight": (4,), "head.weight": (3, 4)}
@@ -86,29 +87,29 @@ SHAPES = {"cls_token": (1, 1, 4), "fc_norm.weight": (4,), "head.weight": (3, 4)}
 
 def test_what_fits_is_selected_and_the_rest_is_noted():
     arrays = {"cls_token": np.ones((1, 1, 4)), "head.weight": np.ones((9, 9)), "mask_token": np.ones(2)}
-    taken, notes = select(SHAPES, arrays, "head", "FILE")
+    taken, notes = select_arrays(SHAPES, arrays, "head", "FILE")
     assert list(taken) == ["cls_token"]
     assert notes == (
         "encoder from FILE",
         "starts afresh: fc_norm, head",
         "not used from there: head, mask_token",
     )
-    taken, notes = select(SHAPES, arrays | {"fc_norm.weight": np.ones(4)}, "head", "FILE")
+    taken, notes = select_arrays(SHAPES, arrays | {"fc_norm.weight": np.ones(4)}, "head", "FILE")
     assert set(taken) == {"cls_token", "fc_norm.weight"}
 
 
 def test_what_does_not_fit_is_refused():
     with pytest.raises(CheckpointError, match=r"FILE: does not fit the encoder: cls_token is missing$"):
-        select(SHAPES, {}, "head", "FILE")
+        select_arrays(SHAPES, {}, "head", "FILE")
     with pytest.raises(CheckpointError, match=r"fc_norm\.weight is \(5,\), not \(4,\)"):
-        select(SHAPES, {"cls_token": np.ones((1, 1, 4)), "fc_norm.weight": np.ones(5)}, "head", "FILE")
+        select_arrays(SHAPES, {"cls_token": np.ones((1, 1, 4)), "fc_norm.weight": np.ones(5)}, "head", "FILE")
     with pytest.raises(CheckpointError, match=r"a is missing; b is missing; c is missing and 2 more"):
-        select(dict.fromkeys("abcde", (1,)), {}, "head", "FILE")
+        select_arrays(dict.fromkeys("abcde", (1,)), {}, "head", "FILE")
 
 
 def test_a_description_gives_the_same_encoder_at_another_size():
     spec = VitSpec((32, 48), 8, 24, 2, 2)
-    described = describe(at_size(spec, ModelSource(init="FILE", image_size=(16, 64), heads=2)))
+    described = spec_to_json(resize_spec(spec, ModelSource(init="FILE", image_size=(16, 64), heads=2)))
     assert described.pop("family") == "vit"
     assert VitSpec(**{**described, "image_size": tuple(described["image_size"])}) == VitSpec((16, 64), 8, 24, 2, 2)
 
@@ -120,4 +121,4 @@ def test_a_grid_that_could_be_square_is_what_the_image_size_says(tmp_path):
     save_file({name: torch.zeros(shape) for name, shape in shapes.items()}, tmp_path / "vit.safetensors")
     for asked, found in ((None, (64, 64)), ((32, 128), (32, 128)), ((64, 128), (64, 64))):
         source = ModelSource(init=str(tmp_path / "vit.safetensors"), image_size=asked)
-        assert read_weights(source).spec.image_size == found
+        assert open_model(source).spec.image_size == found

@@ -9,7 +9,7 @@ import numpy as np
 from mindspore import Parameter, Tensor, nn
 from numpy.typing import NDArray
 
-from ehm.storage.arrays import Arrays, check_fit
+from ehm.storage.arrays import Arrays, check_shapes
 
 __all__ = ["Pixels", "load_arrays", "put", "to_arrays"]
 
@@ -34,7 +34,7 @@ def to_arrays(cell: nn.Cell) -> Arrays:
 def load_arrays(cell: nn.Cell, arrays: Arrays) -> None:
     """Copy ``arrays`` into a cell; raises CheckpointError naming what is missing, surplus or of another shape."""
     own = dict(cell.parameters_and_names())
-    check_fit({name: tuple(parameter.shape) for name, parameter in own.items()}, arrays)
+    check_shapes({name: tuple(parameter.shape) for name, parameter in own.items()}, arrays)
     for name, parameter in own.items():
         put(parameter, arrays[name])
 

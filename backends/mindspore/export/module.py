@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import mindspore as ms
 import numpy as np
 from mindspore import Tensor
@@ -10,19 +12,26 @@ from numpy.typing import NDArray
 from ehm.backends.mindspore.engine.devices import Target, use
 from ehm.backends.mindspore.engine.tensors import load_arrays
 from ehm.backends.mindspore.models.vit import VisionTransformer
-from ehm.models.trained import Reference, Trained
+from ehm.config.encoders import VitSpec
+from ehm.models.heads import Output, Reference
+from ehm.models.weights import Weights
 
 __all__ = ["reference"]
 
 
-def reference(trained: Trained) -> Reference:
-    """What MindSpore computes for ``trained``, in float32 on the CPU."""
+def reference(weights: Weights, outputs: Sequence[Output]) -> Reference:
+    """Return MindSpore's computation of a plain ViT (:mod:`ehm.models.plain_vit`), in float32 on the CPU."""
     use(Target("cpu"))
-    arrays, rng = dict(trained.arrays), np.random.default_rng(0)
-    probe, fc_norm = "head.1.weight" in arrays, "fc_norm.weight" in arrays
-    if probe:
+    spec = weights.spec
+    assert isinstance(spec, VitSpec)
+    arrays = dict(weights.arrays)
+    is_probe = "head.1.weight" in arrays
+    if is_probe:
         arrays["head.0.num_batches_tracked"] = np.array(0)  # which changes nothing in evaluation
-    model = VisionTransformer(trained.spec, rng, len(trained.labels), trained.pool, fc_norm, probe=probe)
+    classes = len(weights.provenance.labels)
+    pool = weights.provenance.pool
+    fc_norm = "fc_norm.weight" in arrays
+    model = VisionTransformer(spec, np.random.default_rng(0), classes, pool, fc_norm, probe=is_probe)
     load_arrays(model, arrays)
     model.set_train(False)
 
@@ -34,8 +43,8 @@ def reference(trained: Trained) -> Reference:
 
     def forward(images: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
         logits, features, patches = (output.asnumpy() for output in compute(Tensor(images)))
-        grid = patches.swapaxes(1, 2).reshape(len(images), trained.spec.width, *trained.spec.grid)
-        found = {"logits": logits, "features": features, "patches": grid}
-        return {name: found[name] for name in trained.outputs}
+        grid = patches.swapaxes(1, 2).reshape(len(images), spec.width, *spec.grid)
+        values = {"logits": logits, "features": features, "patches": grid}
+        return {name: values[name] for name in outputs}
 
     return forward, f"mindspore {ms.__version__}, cpu, float32"

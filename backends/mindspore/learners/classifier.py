@@ -39,8 +39,8 @@ class MindsporeClassifier:
         fc_norm = False if config.frozen else None
         loaded = load_model(config.model, config.run.seed, classes, config.pool, fc_norm, dtype, config.frozen)
         self.model = model = loaded.model
-        self._depth = loaded.spec.depth
-        self.image_size = loaded.spec.image_size
+        self._depth = len(model.blocks)
+        self.image_size = loaded.image_size
         self.architecture: Mapping[str, Any] = loaded.architecture
         self.notes = loaded.notes
         self.inputs = config.data.input_spec(loaded.inputs)

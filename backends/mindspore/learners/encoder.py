@@ -16,6 +16,7 @@ from ehm.backends.mindspore.engine.tensors import Pixels
 from ehm.backends.mindspore.models.blocks import attention_probs, mean_attention, patch_similarity, run_blocks
 from ehm.backends.mindspore.models.loading import load_model
 from ehm.config import ModelSource, SourceConfig
+from ehm.models.shapes import spec_from_json
 
 __all__ = ["MindsporeEncoder"]
 
@@ -30,8 +31,8 @@ class MindsporeEncoder:
         loaded = load_model(source, seed=0, pool="avg", fc_norm=False)
         self.model = model = loaded.model
         model.set_train(False)
-        self.image_size = loaded.spec.image_size
-        self.grid = loaded.spec.grid
+        self.image_size = loaded.image_size
+        self.grid = spec_from_json(loaded.architecture).grid
         self.inputs = loaded.inputs if data is None else data.input_spec(loaded.inputs)
         self.notes = loaded.notes
         pixels = Pixels(self.inputs.mean, self.inputs.std)

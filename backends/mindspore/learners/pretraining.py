@@ -20,13 +20,13 @@ from ehm.backends.mindspore.engine.optim import AdamW
 from ehm.backends.mindspore.engine.step import Training, drop_path, refuse_unknown
 from ehm.backends.mindspore.engine.tensors import Pixels, load_arrays, to_arrays
 from ehm.backends.mindspore.models.blocks import Block, cosine_similarity
-from ehm.backends.mindspore.models.loading import begin_with
+from ehm.backends.mindspore.models.loading import load_initial_weights
 from ehm.backends.mindspore.objectives import create_objective
 from ehm.config import TrainConfig
 from ehm.config.objectives import OBJECTIVES
 from ehm.errors import BackendError
 from ehm.masking import split_mask, spread_mask
-from ehm.storage.arrays import LearnerState, split_average, with_average
+from ehm.storage.arrays import LearnerState, join_average, split_average
 
 __all__ = ["MindsporeLearner"]
 
@@ -141,7 +141,7 @@ class MindsporeLearner:
         if self._config.model.drop_path:
             optimizer[STEP] = np.array(self._steps, np.int64)
         if self._ema is not None:
-            optimizer = with_average(optimizer, to_arrays(self._ema))
+            optimizer = join_average(optimizer, to_arrays(self._ema))
         return LearnerState(to_arrays(self.model), optimizer)
 
     def load(self, state: LearnerState) -> None:
@@ -156,7 +156,7 @@ class MindsporeLearner:
     def _build_model(self) -> Any:
         """Build the model with the weights that the seed gives, or those that ``model.init`` names."""
         model = self._objective.build_model(self._dtype)
-        self.notes = begin_with(model, self._config)
+        self.notes = load_initial_weights(model, self._config)
         return model
 
     def _create_optimizer(self) -> AdamW:

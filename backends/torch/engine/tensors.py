@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ehm.backends.torch.engine.devices import device_module
 from ehm.backends.torch.engine.distributed import gathered, like
-from ehm.storage.arrays import Arrays, check_fit
+from ehm.storage.arrays import Arrays, check_shapes
 
 __all__ = ["Pixels", "download", "load_arrays", "to_arrays", "upload"]
 
@@ -64,5 +64,5 @@ def to_arrays(module: nn.Module) -> Arrays:
 def load_arrays(module: nn.Module, arrays: Arrays) -> None:
     """Copy ``arrays`` into a module; raises CheckpointError naming what is missing, surplus or of another shape."""
     own = module.state_dict()
-    check_fit({name: tuple(value.shape) for name, value in own.items()}, arrays)
+    check_shapes({name: tuple(value.shape) for name, value in own.items()}, arrays)
     module.load_state_dict({name: like(torch.from_numpy(np.array(arrays[name])), value) for name, value in own.items()})

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
-
 import torch
 
 from ehm.backends.torch.export.detector_graph import DetectorGraph
@@ -12,24 +9,24 @@ from ehm.backends.torch.models.pyramid import STRIDES, fix_size
 from ehm.backends.torch.models.rcnn import build_rcnn
 from ehm.config import DetectionConfig
 from ehm.errors import ConfigError
-from ehm.storage.arrays import Arrays
+from ehm.models.weights import Weights
 
 __all__ = ["load_detector"]
 
 
-def load_detector(
-    folder: Path, arrays: Arrays, meta: dict[str, Any], image_size: tuple[int, int] | None
-) -> tuple[DetectorGraph, DetectionConfig]:
-    """The detector of a checkpoint for images of ``image_size`` = (H, W), multiples of 32, and its configuration.
+def load_detector(weights: Weights, image_size: tuple[int, int] | None = None) -> tuple[DetectorGraph, DetectionConfig]:
+    """Load the detector whose checkpoint was opened as ``weights``, and its configuration.
 
-    Left out, that is the smallest such size in which images lie that are wider than high, or the encoder's only one.
-    Raises ConfigError for another size.
+    It takes images of ``image_size`` = (H, W), multiples of 32. Left out, that is the smallest such size in which
+    images lie that are wider than high, or the encoder's only one. Raises ConfigError for another size.
     """
-    config = DetectionConfig.model_validate(meta["config"])
-    model = config.model.model_copy(update={"init": str(folder), "drop_path": 0.0})
-    network, _, own = build_rcnn(config.model_copy(update={"model": model}), len(meta["classes"]))
-    network.load_state_dict({name: torch.from_numpy(array) for name, array in arrays.items()})
-    size = image_size or (_up(own[0]), _up(own[1]))
+    assert weights.checkpoint is not None
+    metadata = weights.checkpoint.metadata
+    config = DetectionConfig.model_validate(metadata["config"])
+    encoder = config.model.model_copy(update={"init": weights.provenance.origin, "drop_path": 0.0})
+    network, _, own = build_rcnn(config.model_copy(update={"model": encoder}), len(metadata["classes"]), weights)
+    network.load_state_dict({name: torch.from_numpy(array) for name, array in weights.checkpoint.model.items()})
+    size = image_size or (_round_up(own[0]), _round_up(own[1]))
     pyramid = network.backbone.pyramid
     if any(side % STRIDES[-1] for side in size) or not (pyramid.any_size or size == own):
         wanted = f"two multiples of {STRIDES[-1]}" if pyramid.any_size else f"{list(own)}, which its encoder takes"
@@ -38,5 +35,6 @@ def load_detector(
     return DetectorGraph(network.eval().requires_grad_(False), size).eval(), config
 
 
-def _up(side: int) -> int:
+def _round_up(side: int) -> int:
+    """Return the next multiple of the widest stride."""
     return -(-side // STRIDES[-1]) * STRIDES[-1]

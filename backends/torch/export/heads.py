@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from ehm.backends.torch.models.pyramid import fix_size
 from ehm.backends.torch.models.upernet import UperNet, upsample
 from ehm.errors import ExportError
-from ehm.models.trained import Output
+from ehm.models.heads import Output
 
 __all__ = ["Heads", "Scores"]
 
 
 class Heads(nn.Module):
-    """Normalised images (B, 3, H, W) -> a tuple of ``outputs``, as :data:`ehm.models.trained.Forward` describes them.
+    """Normalised images (B, 3, H, W) -> a tuple of ``outputs``, as :data:`ehm.models.heads.Forward` describes them.
 
     ExportError where ``patches`` are asked for and the model's tokens are no grid.
     """

@@ -23,13 +23,13 @@ from ehm.backends.torch.engine.optim import param_groups
 from ehm.backends.torch.engine.step import Training, recompute, seeded
 from ehm.backends.torch.engine.tensors import Pixels, download, load_arrays, to_arrays, upload
 from ehm.backends.torch.models.attention import cosine_similarity
-from ehm.backends.torch.models.loading import begin_with
+from ehm.backends.torch.models.loading import load_initial_weights
 from ehm.backends.torch.objectives import create_objective
 from ehm.config import TrainConfig
 from ehm.config.objectives import OBJECTIVES
 from ehm.masking import split_mask, spread_mask
 from ehm.masking.static import masked_count
-from ehm.storage.arrays import LearnerState, split_average, with_average
+from ehm.storage.arrays import LearnerState, join_average, split_average
 
 __all__ = ["TorchLearner"]
 
@@ -174,7 +174,7 @@ class TorchLearner:
         if self._has_drop_path:
             optimizer[STEP] = np.array(self._steps, np.int64)
         if self._ema is not None:
-            optimizer = with_average(optimizer, to_arrays(self._ema))
+            optimizer = join_average(optimizer, to_arrays(self._ema))
         return LearnerState(to_arrays(self.model), optimizer)
 
     def load(self, state: LearnerState) -> None:
@@ -191,7 +191,7 @@ class TorchLearner:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self._config.run.seed)
             model = self._objective.build_model()
-        self.notes = begin_with(model, self._config)
+        self.notes = load_initial_weights(model, self._config)
         return model.to(self._device)
 
     def _create_optimizer(self, fused: bool) -> torch.optim.Optimizer:

@@ -14,11 +14,11 @@ from ehm.backends.torch.engine.optim import create_lars, param_groups
 from ehm.backends.torch.engine.step import Training
 from ehm.backends.torch.engine.tensors import Pixels
 from ehm.backends.torch.learners.stepped import Stepped
-from ehm.backends.torch.models.loading import Loaded
 from ehm.backends.torch.models.pyramid import nested_layers
 from ehm.backends.torch.models.vit import layers_of
 from ehm.config import TaskConfig
 from ehm.config.inputs import differing_inputs
+from ehm.models.weights import LoadedModel
 
 __all__ = ["Supervised", "optimizer"]
 
@@ -33,7 +33,7 @@ class Supervised(Stepped):
     def __init__(
         self,
         model: nn.Module,
-        loaded: Loaded,
+        loaded: LoadedModel,
         config: TaskConfig,
         device: torch.device,
         processes: Processes,

@@ -18,7 +18,7 @@ from ehm.backends.torch.models.dalle import DalleEncoder
 from ehm.backends.torch.models.tokenizers import DiscreteVae, Tokenizer
 from ehm.config import TokenizerConfig
 from ehm.errors import CheckpointError, ConfigError
-from ehm.models.weights import read_safetensors
+from ehm.models.opening import read_safetensors
 from ehm.storage.arrays import Arrays
 from ehm.storage.checkpoint import open_checkpoint
 

@@ -1,8 +1,9 @@
-"""Load a downstream task's encoder: from our runs, published files or timm, or without any weights.
+"""Load an encoder into torch: from our runs, published files or timm, or without any weights.
 
-:mod:`ehm.models.weights` says which arrays an encoder takes; here are torch's own files, timm's models and the copying.
-A head or a decoder of a file is left aside and said in ``Loaded.notes``; anything else that the encoder has and the
-file lacks, or the other way round, is a CheckpointError. Reading a file never executes anything in it.
+:mod:`ehm.models.fitting` and :mod:`ehm.models.pretraining` choose the arrays that a network takes; here are torch's own
+files, timm's models and the copying. A head or a decoder of a file is left aside and said in the notes; anything else
+that the encoder has and the file lacks, or the other way round, is a CheckpointError. Reading a file never executes
+anything in it.
 """
 
 from __future__ import annotations
@@ -14,9 +15,8 @@ import re
 from collections import OrderedDict
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import timm
 import torch
@@ -26,92 +26,83 @@ from torch import Tensor, nn
 
 from ehm.backends.torch.models.build import build_encoder
 from ehm.backends.torch.models.hub import reachable_or_offline
-from ehm.config import ModelSource, TrainConfig, encoder_spec
+from ehm.config import ModelSource, TrainConfig
 from ehm.config.inputs import InputSpec
 from ehm.errors import CheckpointError, ConfigError
-from ehm.models.pretraining import initial_weights
-from ehm.models.shapes import at_size, describe
-from ehm.models.weights import fitted, read_safetensors, read_weights, select
+from ehm.models.fitting import resize_weights, select_arrays
+from ehm.models.opening import open_model, read_safetensors
+from ehm.models.pretraining import select_initial_arrays
+from ehm.models.shapes import spec_from_settings, spec_to_json
+from ehm.models.weights import LoadedModel, Pool, Provenance, Weights
 from ehm.storage.arrays import Arrays
 from ehm.storage.reading import shorten
 
+__all__ = ["classifier_name", "load_initial_weights", "load_model", "read_arrays"]
+
 _CONTAINERS = ("model", "module", "state_dict")
 """Keys under which training programs keep a network's tensors in their files."""
-
-__all__ = ["Loaded", "begin_with", "classifier_name", "load_model", "read_arrays"]
-
-
-@dataclass(frozen=True)
-class Loaded:
-    """A model with its weights in place, and what it is: ``architecture`` rebuilds it, as JSON.
-
-    ``inputs`` is how its weights want images to be prepared.
-    """
-
-    model: Any
-    architecture: dict[str, Any]
-    inputs: InputSpec = field(default_factory=InputSpec)
-    notes: tuple[str, ...] = ()
-
-    @property
-    def image_size(self) -> tuple[int, int]:
-        """Height and width in pixels."""
-        height, width = self.architecture["image_size"]
-        return height, width
+_TIMM = "timm:"
 
 
 def load_model(
-    source: ModelSource, classes: int = 0, pool: Literal["avg", "token"] = "avg", fc_norm: bool | None = None
-) -> Loaded:
-    """The encoder that ``source`` names under a fresh head of ``classes`` (0: none, the model gives pooled features).
+    source: ModelSource,
+    classes: int = 0,
+    pool: Pool = "avg",
+    fc_norm: bool | None = None,
+    weights: Weights | None = None,
+) -> LoadedModel:
+    """Load the encoder that ``source`` names under a fresh head of ``classes``, or none: it gives pooled features then.
 
     ``pool`` and ``fc_norm`` are :func:`build_encoder`'s; a timm model keeps its own pooling. Positions and tables of
     relative ones are resampled to ``source.image_size``. A norm behind an average starts afresh, as in MAE's
-    fine-tuning, unless the weights are those of a fine-tuned encoder.
+    fine-tuning, unless the weights are those of a fine-tuned encoder. ``weights`` are what ``source`` names if that was
+    opened already.
 
-    Raises CheckpointError where weights are missing or do not fit, ConfigError where the settings do not.
+    Raises CheckpointError if weights are missing or do not fit, ConfigError if the settings do not.
     """
-    if source.init.startswith("timm:"):
-        return _load_timm(source, classes)
+    if source.init.startswith(_TIMM):
+        return _load_from_timm(source, classes)
     if source.init == "scratch":
-        try:
-            spec = encoder_spec(source.encoder, source.image_size or (224, 224), source.patch_size, source)
-        except ValueError as error:
-            raise ConfigError(str(error)) from None
-        return Loaded(build_encoder(spec, classes, source.drop_path, pool, fc_norm), describe(spec))
-    weights = read_weights(source, read_arrays)
-    arrays = weights.arrays
+        spec = spec_from_settings(source)
+        model = build_encoder(spec, classes, source.drop_path, pool, fc_norm)
+        return LoadedModel(model, spec_to_json(spec), Provenance("scratch", "scratch"))
+    if weights is None:
+        weights = open_model(source, read_arrays)
     if weights.timm is not None:
-        model = _create(weights.timm, False, source, classes, weights.image_size)
+        model = _create_timm_model(weights.timm, False, source, classes, weights.image_size)
         size = source.image_size or weights.image_size or (224, 224)
         architecture = {"family": "timm", "name": weights.timm, "image_size": list(size)}
     else:
+        weights = resize_weights(weights, source)
         assert weights.spec is not None
-        spec = at_size(weights.spec, source)
-        if pool == "avg" and "fc_norm.weight" in arrays and "norm.weight" not in arrays:
-            fc_norm = True  # a fine-tuned encoder, whose norm stands behind the average already
-        model, architecture = build_encoder(spec, classes, source.drop_path, pool, fc_norm), describe(spec)
-        arrays = fitted(weights, spec)
-    notes = _copy(model, *select(_shapes(model), arrays, classifier_name(model), source.init, weights.notes))
-    return Loaded(model, architecture, weights.inputs, notes)
+        if pool == "avg" and weights.has_norm_behind_pooling:
+            fc_norm = True
+        model = build_encoder(weights.spec, classes, source.drop_path, pool, fc_norm)
+        architecture = spec_to_json(weights.spec)
+    assumptions = weights.provenance.notes
+    arrays, notes = select_arrays(_shapes_of(model), weights.arrays, classifier_name(model), source.init, assumptions)
+    _copy_arrays(model, arrays)
+    return LoadedModel(model, architecture, weights.provenance, notes)
 
 
-def begin_with(model: nn.Module, config: TrainConfig) -> tuple[str, ...]:
-    """Copy what weights ``config.model.init`` names into ``model``, one that is pretrained; notes on what was done."""
-    return _copy(model, *initial_weights(config, _shapes(model), read_arrays))
+def load_initial_weights(model: nn.Module, config: TrainConfig) -> tuple[str, ...]:
+    """Copy the weights that ``config.model.init`` names into ``model``, one in pretraining; return notes on them."""
+    arrays, notes = select_initial_arrays(config, _shapes_of(model), read_arrays)
+    _copy_arrays(model, arrays)
+    return notes
 
 
 def classifier_name(model: Any) -> str:
-    """Name of a timm model's last linear layer: ``head``, ``fc``, ``head.fc`` ..."""
+    """Return the name of a timm model's last linear layer: ``head``, ``fc``, ``head.fc`` ..."""
     default = "head.fc" if isinstance(model, SwinTransformer) else "head"
     return str(getattr(model, "pretrained_cfg", {}).get("classifier", default))
 
 
 def read_arrays(path: Path) -> Arrays:
-    """Arrays of a ``.safetensors`` file, or of a torch file that holds tensors itself or under one of ``_CONTAINERS``.
+    """Read the arrays of a ``.safetensors`` file, or of a torch file with tensors at its top or in a known container.
 
     Of the objects that published files hold beside them, ``argparse.Namespace`` is inert, and a plain dictionary stands
-    in for yacs's; any other is refused.
+    in for yacs's; any other is refused with a CheckpointError.
     """
     if path.suffix == ".safetensors":
         return read_safetensors(path)
@@ -127,11 +118,13 @@ def read_arrays(path: Path) -> Arrays:
             content = content[key]
     if not isinstance(content, Mapping):
         raise CheckpointError(f"{path}: holds a {type(content).__name__}, not tensors by name")
-    return {
-        str(name): (value.float() if value.is_floating_point() else value).detach().numpy()
-        for name, value in content.items()
-        if isinstance(value, Tensor)
-    }
+    arrays = {}
+    for name, value in content.items():
+        if isinstance(value, Tensor):
+            # NumPy lacks bfloat16, and everything downstream computes in float32
+            tensor = value.float() if value.is_floating_point() else value
+            arrays[str(name)] = tensor.detach().numpy()
+    return arrays
 
 
 def _explain(error: Exception) -> str:
@@ -146,18 +139,18 @@ def _explain(error: Exception) -> str:
     return f"it is damaged, or no file of torch's ({shorten(_first_line(error))})"
 
 
-def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+def _shapes_of(model: nn.Module) -> dict[str, tuple[int, ...]]:
     return {name: tuple(value.shape) for name, value in model.state_dict().items()}
 
 
-def _copy(model: nn.Module, arrays: Arrays, notes: tuple[str, ...]) -> tuple[str, ...]:
-    model.load_state_dict({**model.state_dict(), **{name: torch.from_numpy(array) for name, array in arrays.items()}})
-    return notes
+def _copy_arrays(model: nn.Module, arrays: Arrays) -> None:
+    tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    model.load_state_dict({**model.state_dict(), **tensors})
 
 
-def _load_timm(source: ModelSource, classes: int) -> Loaded:
-    """A model of timm's by name, with its published weights unless ``?pretrained=false`` follows the name."""
-    name, _, option = source.init.removeprefix("timm:").partition("?")
+def _load_from_timm(source: ModelSource, classes: int) -> LoadedModel:
+    """Load a model of timm's by name, with its published weights unless ``?pretrained=false`` follows the name."""
+    name, _, option = source.init.removeprefix(_TIMM).partition("?")
     if option not in ("", "pretrained=true", "pretrained=false"):
         raise ConfigError(f"model.init {source.init}: after ? only pretrained=false is known")
     if not timm.is_model(name.partition(".")[0]):
@@ -165,20 +158,23 @@ def _load_timm(source: ModelSource, classes: int) -> Loaded:
         raise ConfigError(f"model.init {source.init}: timm {timm.__version__} has no such model; near it: {close}")
     pretrained = option != "pretrained=false"
     with reachable_or_offline() if pretrained else nullcontext():
-        model = _create(name, pretrained, source, classes, None)
-    facts = model.pretrained_cfg
-    size = source.image_size or facts["input_size"][1:]
+        model = _create_timm_model(name, pretrained, source, classes, None)
+    published = model.pretrained_cfg
+    size = source.image_size or published["input_size"][1:]
     architecture = {"family": "timm", "name": name, "image_size": list(size)}
     note = f"{name} of timm, " + ("with its published weights" if pretrained else "untrained")
     try:
-        inputs = InputSpec.from_pretrained_cfg(facts)
+        inputs = InputSpec.from_pretrained_cfg(published)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"model.init {source.init}: timm's pretrained_cfg of it: {error}") from None
-    return Loaded(model, architecture, inputs, (note,))
+    return LoadedModel(model, architecture, Provenance(source.init, "timm", inputs=inputs), (note,))
 
 
-def _create(name: str, pretrained: bool, source: ModelSource, classes: int, size: tuple[int, int] | None) -> Any:
-    size = source.image_size or size
+def _create_timm_model(
+    name: str, pretrained: bool, source: ModelSource, classes: int, image_size: tuple[int, int] | None
+) -> Any:
+    """Create a model of timm's for images of ``source.image_size``, else of ``image_size``, else of its own size."""
+    size = source.image_size or image_size
     options: dict[str, Any] = {"num_classes": classes, "drop_path_rate": source.drop_path or None, "img_size": size}
     try:
         try:
@@ -186,8 +182,10 @@ def _create(name: str, pretrained: bool, source: ModelSource, classes: int, size
         except TypeError:  # convolutional networks take images of any size, and no img_size
             return timm.create_model(name, pretrained=pretrained, **{**options, "img_size": None})
     except (OSError, RuntimeError, TypeError) as error:
-        absent = isinstance(error, LocalEntryNotFoundError)  # whose own words are long
-        reason = "its weights are not here, and the hub does not answer" if absent else _first_line(error)
+        if isinstance(error, LocalEntryNotFoundError):  # its own words fill a paragraph
+            reason = "its weights are not here, and the hub does not answer"
+        else:
+            reason = _first_line(error)
         raise CheckpointError(
             f"model.init {source.init}: timm cannot make it: {reason} "
             f"(timm:{name}?pretrained=false needs no download, and starts untrained)"
@@ -195,4 +193,5 @@ def _create(name: str, pretrained: bool, source: ModelSource, classes: int, size
 
 
 def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -15,10 +15,12 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ehm.backends.torch.models.loading import Loaded, load_model
+from ehm.backends.torch.models.loading import load_model, read_arrays
 from ehm.backends.torch.models.vit import layers_of
 from ehm.config import ModelSource
 from ehm.errors import ConfigError
+from ehm.models.opening import names_weights, open_model
+from ehm.models.weights import LoadedModel, Weights
 
 __all__ = ["STRIDES", "Pyramid", "fix_size", "load_pyramid", "nested_layers", "quarters", "take_any_size", "thirds"]
 
@@ -103,18 +105,24 @@ class Pyramid(nn.Module):
 
 
 def load_pyramid(
-    source: ModelSource, image_size: tuple[int, int] | None = None, taps: Taps = thirds
-) -> tuple[Pyramid, Loaded]:
-    """The encoder that ``source`` names, without head, as a pyramid for images of ``image_size`` = (H, W), or its own.
+    source: ModelSource,
+    image_size: tuple[int, int] | None = None,
+    taps: Taps = thirds,
+    weights: Weights | None = None,
+) -> tuple[Pyramid, LoadedModel]:
+    """Load the encoder that ``source`` names, without head, as a pyramid for images of ``image_size`` = (H, W).
 
-    Where images of any size pass, the positions stay those of the weights and are resampled in every pass; otherwise
-    the encoder is made for ``image_size``. The rest of the pyramid begins with random weights. Raises as
-    ``load_model`` and :class:`Pyramid` do.
+    ``image_size`` is the encoder's own if left out. An encoder that takes images of any size keeps the positions of its
+    weights and resamples them in every pass; any other is made for ``image_size``. The rest of the pyramid begins with
+    random weights. ``weights`` are what ``source`` names if that was opened already. Raises as ``load_model`` and
+    :class:`Pyramid` do.
     """
-    loaded = load_model(source)
+    if weights is None and names_weights(source):
+        weights = open_model(source, read_arrays)  # once for both attempts
+    loaded = load_model(source, weights=weights)
     pyramid = Pyramid(loaded.model, taps)
     if not pyramid.any_size and image_size not in (None, loaded.image_size):
-        loaded = load_model(source.model_copy(update={"image_size": image_size}))
+        loaded = load_model(source.model_copy(update={"image_size": image_size}), weights=weights)
         pyramid = Pyramid(loaded.model, taps)
     return pyramid, loaded
 

@@ -16,10 +16,10 @@ from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredic
 from torchvision.models.detection.rpn import RPNHead
 from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelMaxPool
 
-from ehm.backends.torch.models.loading import Loaded
 from ehm.backends.torch.models.pyramid import STRIDES, Pyramid, load_pyramid, quarters
 from ehm.config import DetectionConfig
 from ehm.errors import ConfigError
+from ehm.models.weights import LoadedModel, Weights
 
 __all__ = ["Backbone", "build_rcnn"]
 
@@ -46,14 +46,16 @@ class Backbone(nn.Module):
         return OrderedDict((name, value.float()) for name, value in self.fpn(maps).items())
 
 
-def build_rcnn(config: DetectionConfig, classes: int) -> tuple[Any, Loaded, tuple[int, int]]:
+def build_rcnn(
+    config: DetectionConfig, classes: int, weights: Weights | None = None
+) -> tuple[Any, LoadedModel, tuple[int, int]]:
     """The detector of ``config`` for C ``classes``, what its encoder was loaded from, and the (H, W) that images get.
 
     It takes lists of normalised images (3, H, W), of any sizes, and in training targets as torchvision's does. In the
     pyramid a ViT gives what its four quarters leave. Raises as ``load_pyramid`` does, and ConfigError where an encoder
     takes one size only and that is no square of a multiple of 32 pixels.
     """
-    pyramid, loaded = load_pyramid(config.model, taps=quarters)
+    pyramid, loaded = load_pyramid(config.model, taps=quarters, weights=weights)
     resizing, size = _resizing(config, pyramid.any_size, loaded.image_size)
     backbone, width = Backbone(pyramid, config.width), config.width
     anchors = AnchorGenerator(tuple((side,) for side in config.anchor_sizes), (_RATIOS,) * len(config.anchor_sizes))

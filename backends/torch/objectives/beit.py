@@ -17,7 +17,7 @@ from ehm.backends.torch.models.patches import gather_tokens
 from ehm.backends.torch.models.tokenizers import Tokenizer
 from ehm.backends.torch.objectives.base import TorchObjective
 from ehm.config import TrainConfig, Triple
-from ehm.models.resample import bicubic
+from ehm.models.resample import bicubic_weights
 
 __all__ = ["BeitSwin", "BeitVit", "TorchBeit", "VisualTokens", "build_beit"]
 
@@ -40,8 +40,8 @@ class VisualTokens:
     ) -> None:
         self._tokenizer = tokenizer
         # resampling as two matrix products, one for each axis
-        down = bicubic(grid[0] * tokenizer.stride, image_size[0])
-        across = bicubic(grid[1] * tokenizer.stride, image_size[1])
+        down = bicubic_weights(grid[0] * tokenizer.stride, image_size[0])
+        across = bicubic_weights(grid[1] * tokenizer.stride, image_size[1])
         self._down = torch.from_numpy(down).float().to(device)
         self._across = torch.from_numpy(across).float().to(device)
         self._mean = torch.tensor(mean).view(1, 3, 1, 1).to(device)

@@ -12,7 +12,7 @@ from ehm.deploy.export.engines.kserve import write_kserve
 from ehm.deploy.export.engines.triton import check_triton, model_name, write_triton
 from ehm.deploy.predict.registry import create_handler
 from ehm.errors import ConfigError
-from ehm.models.trained import Head
+from ehm.models.heads import Head
 
 __all__ = ["check_engines", "convert", "is_bundle", "write_engines"]
 

@@ -10,17 +10,19 @@ Shapes: B images, N = h * w patches, L = 1 + N tokens, D features, C classes.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto, helper
 
 from ehm import __version__
+from ehm.config.encoders import VitSpec
 from ehm.deploy.bundle.manifest import Target
 from ehm.deploy.export.graphs.nodes import BICUBIC, MICROSOFT, Nodes
 from ehm.deploy.export.graphs.saving import BATCH, set_lowest_ir_version
-from ehm.models.trained import Trained
+from ehm.models.heads import Output
+from ehm.models.weights import Weights
 
 __all__ = ["make_vit"]
 
@@ -28,29 +30,36 @@ _EPSILON = 1e-6
 _END = 2**63 - 1
 
 
-def make_vit(trained: Trained, opset: int = 17, target: Target = "portable", dynamic_size: bool = False) -> ModelProto:
-    """``trained`` as a graph: (B, 3, H, W) float32 ``images`` -> its outputs.
+def make_vit(
+    weights: Weights,
+    outputs: Sequence[Output],
+    opset: int = 17,
+    target: Target = "portable",
+    dynamic_size: bool = False,
+) -> ModelProto:
+    """Write a plain ViT (:mod:`ehm.models.plain_vit`) as a graph: (B, 3, H, W) float32 ``images`` -> ``outputs``.
 
     With ``dynamic_size`` (from ``opset`` 18) H and W are any multiples of the patch size, and the positions are
     resampled as :func:`ehm.models.resample.resample_positions` does.
     """
-    graph = _Graph(trained, opset, target, dynamic_size)
+    graph = _Graph(weights, opset, target, dynamic_size)
+    spec = graph.spec
     tokens = _embed(graph)
-    for index in range(trained.spec.depth):
+    for index in range(spec.depth):
         tokens = _block(graph, f"blocks.{index}", tokens)
-    _outputs(graph, tokens)
-    size, grid = (("height", "width"), ("rows", "columns")) if dynamic_size else (trained.image_size, trained.spec.grid)
-    width = trained.spec.width
-    shapes = {"logits": [len(trained.labels)], "features": [width], "patches": [width, *grid]}
-    images, *outputs = (
+    _outputs(graph, tokens, outputs)
+    size, grid = (("height", "width"), ("rows", "columns")) if dynamic_size else (spec.image_size, spec.grid)
+    classes = len(weights.provenance.labels)
+    shapes = {"logits": [classes], "features": [spec.width], "patches": [spec.width, *grid]}
+    images, *results = (
         helper.make_tensor_value_info(name, TensorProto.FLOAT, [BATCH, *shape])
-        for name, shape in [("images", [3, *size]), *((name, shapes[name]) for name in trained.outputs)]
+        for name, shape in [("images", [3, *size]), *((name, shapes[name]) for name in outputs)]
     )
     domains = [helper.make_opsetid("", opset)]
     if any(node.domain for node in graph.nodes.values()):
         domains.append(helper.make_opsetid(MICROSOFT, 1))
     model = helper.make_model(
-        helper.make_graph(list(graph.nodes.values()), "ehm", [images], outputs),
+        helper.make_graph(list(graph.nodes.values()), "ehm", [images], results),
         producer_name="ehm",
         producer_version=__version__,
         opset_imports=domains,
@@ -61,23 +70,27 @@ def make_vit(trained: Trained, opset: int = 17, target: Target = "portable", dyn
 
 
 class _Graph(Nodes):
-    """A graph of ``trained``; ``length`` is the number of tokens, -1 where the image's size decides."""
+    """The graph of a plain ViT; ``length`` is the number of tokens, -1 if the image's size decides."""
 
-    def __init__(self, trained: Trained, opset: int, target: Target, dynamic_size: bool) -> None:
+    def __init__(self, weights: Weights, opset: int, target: Target, dynamic_size: bool) -> None:
         super().__init__()
-        self.trained, self.opset = trained, opset
+        assert isinstance(weights.spec, VitSpec)
+        self.arrays = weights.arrays
+        self.spec = weights.spec
+        self.pool = weights.provenance.pool
+        self.opset = opset
         self.attention, self.layer_norm = _SPELLING[target]
-        self.dynamic_size, self.length = dynamic_size, -1 if dynamic_size else 1 + trained.spec.patches
+        self.dynamic_size, self.length = dynamic_size, -1 if dynamic_size else 1 + self.spec.patches
 
     def parameter(self, name: str) -> str:
-        return self.constant(name, self.trained.arrays[name])
+        return self.constant(name, self.arrays[name])
 
     def norm(self, name: str, x: str, output: str | None = None) -> str:
         return self.layer_norm(self, name, x, output or f"{name}/norm")
 
     def linear(self, name: str, x: str, scale: NDArray[np.float32] | None = None) -> str:
         """(..., D) -> (..., E), with rows of the weights multiplied by ``scale`` (E,)."""
-        weight, bias = (self.trained.arrays[f"{name}.{part}"] for part in ("weight", "bias"))
+        weight, bias = (self.arrays[f"{name}.{part}"] for part in ("weight", "bias"))
         if scale is not None:
             weight, bias = weight * scale[:, None], bias * scale
         product = self.node("MatMul", [x, self.constant(f"{name}.weight", weight.T)], f"{name}/product")
@@ -86,7 +99,7 @@ class _Graph(Nodes):
 
 def _embed(graph: _Graph) -> str:
     """Images -> tokens (B, L, D): the class token takes a row of zeros before the patches, and adds with positions."""
-    arrays, spec = graph.trained.arrays, graph.trained.spec
+    arrays, spec = graph.arrays, graph.spec
     name = "patch_embed.proj"
     weights = [graph.parameter(f"{name}.weight"), graph.parameter(f"{name}.bias")]
     size = [spec.patch_size, spec.patch_size]
@@ -102,7 +115,7 @@ def _embed(graph: _Graph) -> str:
 
 def _resampled(graph: _Graph, positions: NDArray[np.float32], grid: str) -> str:
     """Positions (1, L, D) for the tokens of ``grid`` (B, D, h, w)."""
-    spec = graph.trained.spec
+    spec = graph.spec
     token, patches = np.split(positions, [1], axis=1)
     stored = graph.constant("pos_embed", patches.swapaxes(1, 2).reshape(1, spec.width, *spec.grid))
     size = graph.node("Shape", [grid], "grid/size", start=2)
@@ -121,7 +134,7 @@ def _block(graph: _Graph, name: str, tokens: str) -> str:
 
 def _attention(graph: _Graph, name: str, tokens: str) -> str:
     """softmax(q k^T / sqrt(d)) v over heads of d features; the root is part of the queries' weights."""
-    spec = graph.trained.spec
+    spec = graph.spec
     heads, size = spec.heads, spec.width // spec.heads
     scale = np.ones(3 * spec.width, np.float32)
     scale[: spec.width] = size**-0.5
@@ -145,9 +158,9 @@ def _attention(graph: _Graph, name: str, tokens: str) -> str:
 
 def _fused_attention(graph: _Graph, name: str, tokens: str) -> str:
     """The same as one operator of ONNX Runtime's, which scales by the root itself."""
-    weight = graph.constant(f"{name}.qkv.weight", graph.trained.arrays[f"{name}.qkv.weight"].T)
+    weight = graph.constant(f"{name}.qkv.weight", graph.arrays[f"{name}.qkv.weight"].T)
     inputs = [tokens, weight, graph.parameter(f"{name}.qkv.bias")]
-    options = {"domain": MICROSOFT, "num_heads": graph.trained.spec.heads}
+    options = {"domain": MICROSOFT, "num_heads": graph.spec.heads}
     return graph.linear(f"{name}.proj", graph.node("Attention", inputs, f"{name}/merged", **options))
 
 
@@ -177,27 +190,26 @@ def _gelu(graph: _Graph, name: str, x: str) -> str:
     return graph.node("Mul", [product, graph.number("gelu.half", 0.5)], f"{name}/gelu")
 
 
-def _outputs(graph: _Graph, tokens: str) -> None:
+def _outputs(graph: _Graph, tokens: str, outputs: Sequence[Output]) -> None:
     """(B, L, D) -> what is asked for; a norm over tokens is that of each alone, and follows the selection."""
-    trained = graph.trained
-    norm = "norm" if "norm.weight" in trained.arrays else "fc_norm"
-    if "patches" in trained.outputs:
+    norm = "norm" if "norm.weight" in graph.arrays else "fc_norm"
+    if "patches" in outputs:
         columns = graph.node("Transpose", [_patches(graph, tokens, norm)], "patches/columns", perm=[0, 2, 1])
         if graph.dynamic_size:
-            first = graph.integers("patches.shape", 0, trained.spec.width)
+            first = graph.integers("patches.shape", 0, graph.spec.width)
             shape = graph.node("Concat", [first, "grid/size"], "patches/shape", axis=0)
         else:
-            shape = graph.integers("patches.shape", 0, trained.spec.width, *trained.spec.grid)
+            shape = graph.integers("patches.shape", 0, graph.spec.width, *graph.spec.grid)
         graph.node("Reshape", [columns, shape], "patches")
-    if trained.outputs != ("patches",):
+    if tuple(outputs) != ("patches",):
         _pool(graph, tokens, norm)
-    if "logits" in trained.outputs:
+    if "logits" in outputs:
         _classify(graph, "features")
 
 
 def _pool(graph: _Graph, tokens: str, norm: str) -> None:
     """(B, L, D) -> ``features`` (B, D)."""
-    if graph.trained.pool == "token":
+    if graph.pool == "token":
         index = graph.constant("pool.token", np.array(0, np.int64))
         graph.norm(norm, graph.node("Gather", [tokens, index], "pool/token", axis=1), "features")
     elif norm == "norm":
@@ -223,7 +235,7 @@ def _mean(graph: _Graph, x: str, output: str, axis: int = 1, keep: bool = False)
 
 def _classify(graph: _Graph, features: str) -> str:
     """(B, D) -> ``logits`` (B, C); a probe's batch norm subtracts its mean, and divides in the classifier's weights."""
-    arrays = graph.trained.arrays
+    arrays = graph.arrays
     if "head.0.running_mean" not in arrays:
         inputs = [features, graph.parameter("head.weight"), graph.parameter("head.bias")]
         return graph.node("Gemm", inputs, "logits", transB=1)

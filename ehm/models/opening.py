@@ -1,0 +1,175 @@
+"""Open the model that a configuration names: a run, one of its checkpoints, or a file of weights.
+
+A file has timm's names or those of a published checkpoint (:mod:`ehm.models.published`). No framework here: a backend
+passes its own reader for files that only its framework can read. Reading a file never executes anything in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, deserialize
+
+from ehm.config import ModelSource, TrainConfig
+from ehm.config.inputs import InputSpec
+from ehm.errors import CheckpointError
+from ehm.models.encoder_file import read_facts
+from ehm.models.encoder_parts import refuse_foreign_parts
+from ehm.models.published import rename_to_timm
+from ehm.models.shapes import check_positions, infer_spec, list_assumptions, spec_from_json
+from ehm.models.weights import Pool, Provenance, Weights
+from ehm.storage.arrays import Arrays
+from ehm.storage.checkpoint import Checkpoint, find_checkpoint
+from ehm.storage.reading import hash_file
+
+__all__ = ["ReadFile", "names_weights", "number_labels", "open_model", "read_inputs", "read_safetensors"]
+
+ReadFile = Callable[[Path], Arrays]
+"""A function that reads the arrays of a file of weights by name, or raises CheckpointError."""
+
+_BEIT_INPUTS = InputSpec(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+"""The preparation of images in BEiT's pretraining."""
+_ENCODER = "encoder."
+"""Before the names of the encoder's parameters in the checkpoints of all tasks but classification."""
+_TYPES = {
+    **{"F64": np.float64, "F32": np.float32, "F16": np.float16},
+    **{"I64": np.int64, "I32": np.int32, "I16": np.int16, "I8": np.int8},
+    **{"U64": np.uint64, "U32": np.uint32, "U16": np.uint16, "U8": np.uint8, "BOOL": np.bool_},
+}
+"""NumPy's types by their names in the safetensors format."""
+
+
+def read_safetensors(path: Path) -> Arrays:
+    """Read the arrays of a ``.safetensors`` file, bfloat16 as float32.
+
+    Raises CheckpointError if the file is none, or holds other types.
+    """
+    if path.suffix != ".safetensors":
+        raise CheckpointError(
+            f"{path}: only torch reads such files; pip install 'ehm[torch]', or save the tensors as .safetensors"
+        )
+    try:
+        return {name: _to_array(value) for name, value in deserialize(path.read_bytes())}
+    except SafetensorError as error:
+        raise CheckpointError(f"{path}: not a safetensors file: {error}") from None
+    except KeyError as error:
+        raise CheckpointError(f"{path}: holds tensors of type {error}; {', '.join(_TYPES)} and BF16 load") from None
+
+
+def names_weights(source: ModelSource) -> bool:
+    """Tell whether ``source`` names weights that can be opened: neither a network of timm's nor an untrained one."""
+    return source.init != "scratch" and not source.init.startswith("timm:")
+
+
+def open_model(source: ModelSource, read_file: ReadFile = read_safetensors) -> Weights:
+    """Open what ``source.init`` names: a run folder, a checkpoint or a file of it, or a file of weights.
+
+    Everything is read once: pass the result on instead of opening it again. Raises CheckpointError if nothing is there,
+    it was altered or holds no encoder, or the sizes of a file cannot be told.
+    """
+    path = Path(source.init)
+    checkpoint = find_checkpoint(path)
+    if checkpoint is not None:
+        return _from_checkpoint(checkpoint, source.init)
+    if path.is_file():
+        return _from_file(source, read_file)
+    raise CheckpointError(
+        f"model.init {source.init}: no such file or folder; it takes a run folder, a .safetensors or .pth file, "
+        "timm:NAME or scratch"
+    )
+
+
+def read_inputs(checkpoint: Checkpoint) -> InputSpec:
+    """Return how images were prepared for what ``checkpoint`` holds."""
+    metadata = checkpoint.metadata
+    # older checkpoints say only in their configuration how pixels were normalised
+    return InputSpec.from_mapping({**metadata["config"].get("data", {}), **metadata.get("inputs", {})})
+
+
+def number_labels(classes: int) -> tuple[str, ...]:
+    """Return the labels "0", "1", ... for ``classes`` without names."""
+    return tuple(str(number) for number in range(classes))
+
+
+def _from_checkpoint(checkpoint: Checkpoint, named: str) -> Weights:
+    """Take the encoder out of a checkpoint; CheckpointError, which begins with what is ``named``, if it has none."""
+    kind = checkpoint.kind
+    if kind == "tokenizer":
+        raise CheckpointError(f"{named}: holds a tokenizer, which is for model.tokenizer, and no encoder")
+    labels: tuple[str, ...] = ()
+    pool: Pool = "avg"
+    if kind == "classifier":
+        labels = tuple(checkpoint.metadata["classes"])
+        pool = checkpoint.metadata["config"]["pool"]
+    arrays = checkpoint.model
+    if kind not in ("pretrain", "classifier"):
+        arrays = {name.partition(_ENCODER)[2]: array for name, array in arrays.items() if _ENCODER in name}
+    arrays = _to_float32(arrays)
+    origin = str(checkpoint.folder)
+    provenance = Provenance(origin, kind, checkpoint.model_sha256, read_inputs(checkpoint), labels, pool)
+    if kind == "pretrain":
+        spec = TrainConfig.model_validate(checkpoint.metadata["config"]).spec
+        return Weights(arrays, provenance, spec, checkpoint=checkpoint)
+    encoder = checkpoint.metadata["encoder"]
+    if encoder["family"] == "timm":
+        height, width = encoder["image_size"]
+        return Weights(arrays, provenance, timm=encoder["name"], image_size=(height, width), checkpoint=checkpoint)
+    return Weights(arrays, provenance, spec_from_json(encoder), checkpoint=checkpoint)
+
+
+def _from_file(source: ModelSource, read_file: ReadFile) -> Weights:
+    """Read the file ``source.init``: one of ours, which says what its encoder is, or one of others.
+
+    For files of others see :func:`ehm.models.shapes.infer_spec` for what is read from shapes, and its errors. Their
+    images are taken as normalised with BEiT's mean and std if they have BEiT's head, else with ImageNet's. Raises
+    CheckpointError as :func:`ehm.models.encoder_parts.refuse_foreign_parts` does.
+    """
+    path = Path(source.init)
+    arrays = _to_float32(rename_to_timm(read_file(path)))
+    refuse_foreign_parts(arrays, source.init)
+    facts = read_facts(path)
+    inputs = facts.inputs
+    spec = facts.spec
+    assumptions = []
+    if spec is not None:
+        check_positions(arrays, spec, source.init)
+    else:
+        spec = infer_spec(arrays, source)
+        assumptions = list_assumptions(spec, source)
+        if inputs is None:
+            inputs = _BEIT_INPUTS if "lm_head.weight" in arrays else InputSpec()
+            assumptions.append(f"mean {list(inputs.mean)} and std {list(inputs.std)} (data.mean, data.std)")
+    notes: tuple[str, ...] = ()
+    if assumptions:
+        notes = (f"the file does not say all of its encoder; assumed: {', '.join(assumptions)}",)
+    labels: tuple[str, ...] = ()
+    pool: Pool = "avg"
+    classifier = arrays.get(f"{spec.classifier}.weight")
+    if classifier is not None:
+        labels = number_labels(len(classifier))
+        # the classifier of a plain ViT sees the class token, unless a norm behind the mean shows MAE's fine-tuning
+        if spec.has_class_token and "fc_norm.weight" not in arrays:
+            pool = "token"
+    provenance = Provenance(str(path), "file", hash_file(path), inputs or InputSpec(), labels, pool, notes)
+    return Weights(arrays, provenance, spec)
+
+
+def _to_array(tensor: Mapping[str, Any]) -> NDArray[Any]:
+    """Turn one tensor of the safetensors format into an array."""
+    if tensor["dtype"] == "BF16":
+        # NumPy has no bfloat16, which is the upper half of a float32
+        halves = np.frombuffer(tensor["data"], np.uint16)
+        return (halves.astype(np.uint32) << 16).view(np.float32).reshape(tensor["shape"])
+    return np.frombuffer(tensor["data"], _TYPES[tensor["dtype"]]).reshape(tensor["shape"])
+
+
+def _to_float32(arrays: Arrays) -> Arrays:
+    converted = {}
+    for name, array in arrays.items():
+        is_floating = np.issubdtype(array.dtype, np.floating)
+        converted[name] = array.astype(np.float32, copy=False) if is_floating else array
+    return converted

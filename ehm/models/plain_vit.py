@@ -1,0 +1,83 @@
+"""A trained plain ViT as all of its arrays, ready to be rebuilt by any framework, or written as a graph without one.
+
+Always the encoder of the whole image: a mask exists in pretraining only.
+
+Shapes: N = h * w patches, D features, C classes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from ehm.config import ModelSource
+from ehm.config.encoders import VitSpec
+from ehm.models.fitting import fit_arrays, resize_weights
+from ehm.models.heads import Head, select_labels
+from ehm.models.weights import Weights
+
+__all__ = ["assemble_plain_vit"]
+
+Shapes = dict[str, tuple[int, ...]]
+
+
+def assemble_plain_vit(weights: Weights, source: ModelSource, head: Head = "auto") -> Weights | None:
+    """Return the plain ViT in ``weights`` for images of ``source.image_size``, with the classifier that ``head`` takes.
+
+    The ``arrays`` of the result (float32) are all parameters of the network and nothing else, under timm's names: the
+    encoder with its positions for ``spec``'s grid; ``norm.*`` over all tokens, or ``fc_norm.*`` behind the pooling;
+    with labels ``head.weight`` (C, D) and ``head.bias``, or those of a linear probe: ``head.0.running_mean`` and
+    ``running_var`` of a batch norm without affine (eps 1e-6), then ``head.1.weight`` and ``bias``. Norms have eps 1e-6.
+    The ``labels`` of its provenance are those of its logits, empty if it gives none.
+
+    None for what only a framework builds: a Swin, a ViT with relative positions, a network of timm's, a descriptor, a
+    segmenter that is not asked for its encoder. Raises CheckpointError as :func:`ehm.models.heads.select_labels` does,
+    if weights are missing or do not fit, and if a file's ViT has more than a plain one.
+    """
+    provenance = weights.provenance
+    if provenance.kind == "segmenter" and head in ("auto", "classifier"):
+        return None
+    labels = select_labels(provenance, head)
+    spec = weights.spec
+    if not isinstance(spec, VitSpec) or spec.relative or provenance.kind == "embedder":
+        return None
+    resized = resize_weights(weights, source)
+    assert isinstance(resized.spec, VitSpec)
+    has_fc_norm = "fc_norm.weight" in resized.arrays
+    shapes = _list_encoder_shapes(resized.spec, "fc_norm" if has_fc_norm else "norm")
+    if labels:
+        is_probe = "head.1.weight" in resized.arrays
+        shapes |= _list_classifier_shapes(len(labels), spec.width, is_probe)
+    arrays = fit_arrays(shapes, resized.arrays, provenance.origin)
+    return replace(resized, arrays=arrays, provenance=replace(provenance, labels=labels))
+
+
+def _list_encoder_shapes(spec: VitSpec, norm: str) -> Shapes:
+    """Return the names and shapes of a plain ViT's parameters, as timm gives them."""
+    width = spec.width
+    hidden = round(width * spec.mlp_ratio)
+    shapes: Shapes = {
+        "cls_token": (1, 1, width),
+        "pos_embed": (1, 1 + spec.patches, width),
+        "patch_embed.proj.weight": (width, 3, spec.patch_size, spec.patch_size),
+        "patch_embed.proj.bias": (width,),
+    }
+    layers: Shapes = {
+        "norm1": (width,),
+        "attn.qkv": (3 * width, width),
+        "attn.proj": (width, width),
+        "norm2": (width,),
+        "mlp.fc1": (hidden, width),
+        "mlp.fc2": (width, hidden),
+    }
+    for index in range(spec.depth):
+        for name, shape in layers.items():
+            shapes[f"blocks.{index}.{name}.weight"] = shape
+            shapes[f"blocks.{index}.{name}.bias"] = shape[:1]
+    return {**shapes, f"{norm}.weight": (width,), f"{norm}.bias": (width,)}
+
+
+def _list_classifier_shapes(classes: int, width: int, is_probe: bool) -> Shapes:
+    if is_probe:
+        statistics: Shapes = {"head.0.running_mean": (width,), "head.0.running_var": (width,)}
+        return {**statistics, "head.1.weight": (classes, width), "head.1.bias": (classes,)}
+    return {"head.weight": (classes, width), "head.bias": (classes,)}
