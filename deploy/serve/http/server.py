@@ -7,7 +7,8 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,17 @@ def serve(
     configure_logging(checked.log)
     # a port that is taken is reported before the models are loaded
     with bind_port(checked.host, checked.port) as listener:
-        asyncio.run(_serve(Service(paths, checked, key), index, listener))
+        _run_event_loop(_serve(Service(paths, checked, key), index, listener))
+
+
+def _run_event_loop(main: Coroutine[Any, Any, None]) -> None:
+    if sys.platform == "win32":  # for which there is no uvloop
+        asyncio.run(main)
+        return
+    import uvloop
+
+    # every image passes from the loop to a thread and back, and uvloop wakes up faster than asyncio's own loop
+    uvloop.run(main)
 
 
 async def _serve(service: Service, index: Index | None, listener: socket.socket) -> None:
