@@ -1,0 +1,53 @@
+"""Each file of a model is read once and hashed once, however many parts of a command ask for it."""
+
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+import ehm
+from ehm.models import opening
+from ehm.storage import checkpoint
+
+WRITTEN = Path(__file__).parents[1] / "data" / "written_before"
+
+
+@pytest.fixture
+def calls(tmp_path, monkeypatch):
+    """Counts of the files that are read and hashed; the current folder is a copy of small runs."""
+    counts = Counter()
+    originals = {"read": checkpoint.load_file, "hashed": checkpoint.hash_file}
+
+    def count(what):
+        def counted(path):
+            counts[what, Path(path).name] += 1
+            return originals[what](path)
+
+        return counted
+
+    monkeypatch.setattr(checkpoint, "load_file", count("read"))
+    monkeypatch.setattr(checkpoint, "hash_file", count("hashed"))
+    monkeypatch.setattr(opening, "hash_file", count("hashed"))
+    shutil.copytree(WRITTEN, tmp_path / "written")
+    monkeypatch.chdir(tmp_path / "written")
+    return counts
+
+
+@pytest.mark.parametrize(
+    ("task", "head"),
+    [
+        *(("classification", head) for head in ("auto", "features")),
+        *(("segmentation", head) for head in ("auto", "patches")),
+        *(("retrieval", "auto"), ("pretrain", "auto"), ("detection", "features")),
+    ],
+)
+def test_an_export_opens_a_checkpoint_once(task, head, calls):
+    ehm.export(f"trained/{task}", head=head, out="exported")
+    assert calls == {("read", "model.safetensors"): 1, ("hashed", "model.safetensors"): 1}
+
+
+def test_an_export_of_a_whole_detector_opens_it_once(calls):
+    pytest.importorskip("torchvision", reason="comes with the extra tasks")
+    ehm.export("trained/detection", out="exported")
+    assert calls == {("read", "model.safetensors"): 1, ("hashed", "model.safetensors"): 1}
