@@ -17,7 +17,7 @@ from ehm.processors import prepare_threads
 if TYPE_CHECKING:
     from ehm.backends.base import Backend
 
-__all__ = ["DEVICES", "GROUP", "devices", "framework", "get"]
+__all__ = ["DEVICES", "GROUP", "framework_of", "get", "list_devices"]
 
 DEVICES: dict[str, str] = {
     "cpu": "ehm.backends.torch:backend",
@@ -33,7 +33,7 @@ GROUP = "ehm.backends"
 prepare_threads()  # here, because every module of ehm's that imports a framework lies below this package
 
 
-def devices() -> dict[str, str]:
+def list_devices() -> dict[str, str]:
     """All device names of this installation and the function behind each, as ``module:function``.
 
     Raises BackendError where two packages claim one name.
@@ -49,7 +49,7 @@ def devices() -> dict[str, str]:
     return known
 
 
-def framework(device: str) -> str:
+def framework_of(device: str) -> str:
     """The package that a device of ehm's own needs, which is also the extra of ehm that installs it."""
     return DEVICES[device].partition(":")[0].rpartition(".")[2]
 
@@ -59,13 +59,13 @@ def get(device: str = "auto") -> Backend:
 
     Raises BackendError naming the devices that exist, or the package that is missing and the command that installs it.
     """
-    known = devices()
-    name = _automatic() if device == "auto" else device.partition(":")[0]
+    known = list_devices()
+    name = _choose_device() if device == "auto" else device.partition(":")[0]
     if name not in known:
         raise BackendError(f"--device {device}: unknown; known are auto, {', '.join(known)}")
-    if name in DEVICES and find_spec(framework(name)) is None:
-        package, other = framework(name), _automatic()
-        works = f", or --device {other} takes {framework(other)}, which is" if find_spec(framework(other)) else ""
+    if name in DEVICES and find_spec(framework_of(name)) is None:
+        package, other = framework_of(name), _choose_device()
+        works = f", or --device {other} takes {framework_of(other)}, which is" if find_spec(framework_of(other)) else ""
         raise BackendError(
             f"--device {device}: {package} is not installed; pip install 'ehm[{package}]' installs it{works}"
         )
@@ -78,6 +78,6 @@ def get(device: str = "auto") -> Backend:
     return backend
 
 
-def _automatic() -> str:
+def _choose_device() -> str:
     """A device of the first framework that is installed, torch's if none is."""
-    return next((name for name in DEVICES if find_spec(framework(name)) is not None), "cpu")
+    return next((name for name in DEVICES if find_spec(framework_of(name)) is not None), "cpu")

@@ -21,14 +21,14 @@ __all__ = [
     "SOURCE",
     "Installation",
     "Pair",
-    "Trouble",
-    "explain",
-    "find",
-    "install",
+    "Problem",
+    "explain_absence",
+    "find_mismatch",
+    "find_problem",
+    "find_software",
+    "install_command",
     "mindspore_mismatch",
-    "mismatch",
     "pair_for",
-    "trouble",
 ]
 
 
@@ -108,7 +108,7 @@ class Installation:
         return str(next((p for p in (home / "set_env.sh", home.parent / "set_env.sh") if p.exists()), home))
 
 
-class Trouble(NamedTuple):
+class Problem(NamedTuple):
     """What is wrong, and the command or the deed that mends it."""
 
     what: str
@@ -118,19 +118,19 @@ class Trouble(NamedTuple):
         return f"{self.what}: {self.mend}"
 
 
-def find(root: Path = Path("/"), environ: Mapping[str, str] = os.environ) -> Installation:
+def find_software(root: Path = Path("/"), environ: Mapping[str, str] = os.environ) -> Installation:
     """Look for everything; ``root`` is where the file system begins."""
     named = [environ[name] for name in ("ASCEND_HOME_PATH", "ASCEND_TOOLKIT_HOME") if environ.get(name)]
     homes = [home for home in (*map(Path, named), *(root / home for home in _HOMES)) if home.is_dir()]
-    cann = next(((home, number) for home in homes if (number := _cann(home))), None)
+    cann = next(((home, number) for home in homes if (number := _read_cann_version(home))), None)
     nodes = sorted(str(path) for path in (root / "dev").glob("davinci[0-9]*"))
     return Installation(
-        torch=_package("torch"),
-        torch_npu=_package("torch-npu"),
+        torch=_package_version("torch"),
+        torch_npu=_package_version("torch-npu"),
         cann=cann[1] if cann else None,
         cann_home=cann[0] if cann else None,
         active=bool(named),
-        driver=_value(root / "usr/local/Ascend/driver/version.info", "version"),
+        driver=_read_value(root / "usr/local/Ascend/driver/version.info", "version"),
         nodes=tuple(node for node in nodes if os.access(node, os.R_OK | os.W_OK)),
         hidden=tuple(node for node in nodes if not os.access(node, os.R_OK | os.W_OK)),
         visible=environ.get("ASCEND_RT_VISIBLE_DEVICES"),
@@ -139,69 +139,69 @@ def find(root: Path = Path("/"), environ: Mapping[str, str] = os.environ) -> Ins
 
 def pair_for(torch_npu: str) -> Pair | None:
     """The published pair of a release of torch-npu; for a later .postN the last one before, for others None."""
-    same = [pair for pair in PAIRS if pair.torch == _release(torch_npu)]
-    return next((pair for pair in same if _post(pair.torch_npu) <= _post(torch_npu)), None)
+    same = [pair for pair in PAIRS if pair.torch == _release_of(torch_npu)]
+    return next((pair for pair in same if _post_number(pair.torch_npu) <= _post_number(torch_npu)), None)
 
 
-def mismatch(found: Installation) -> Trouble | None:
+def find_mismatch(found: Installation) -> Problem | None:
     """Which of the installed versions do not go together; None if they do, as far as is published."""
     if found.torch_npu is None:
         return None
     pair = pair_for(found.torch_npu)
-    if found.torch is None or _release(found.torch) != _release(found.torch_npu):
-        wanted = pair.torch if pair else _release(found.torch_npu)
+    if found.torch is None or _release_of(found.torch) != _release_of(found.torch_npu):
+        wanted = pair.torch if pair else _release_of(found.torch_npu)
         have = f"torch {found.torch} is installed" if found.torch else "torch is not installed"
-        return Trouble(
+        return Problem(
             f"torch-npu {found.torch_npu} goes with torch {wanted}, but {have}", f"pip install torch=={wanted}"
         )
-    if pair and found.cann and not _is(found.cann, pair.cann):
-        other = next((each for each in PAIRS if each.torch == pair.torch and _is(found.cann, each.cann)), None)
-        return Trouble(
+    if pair and found.cann and not _is_release(found.cann, pair.cann):
+        other = next((each for each in PAIRS if each.torch == pair.torch and _is_release(found.cann, each.cann)), None)
+        return Problem(
             f"{pair} go together, but CANN {found.cann} is installed in {found.cann_home}",
             f"pip install torch-npu=={other.torch_npu}" if other else f"install CANN {pair.cann}",
         )
     return None
 
 
-def mindspore_mismatch(mindspore: str, found: Installation) -> Trouble | None:
+def mindspore_mismatch(mindspore: str, found: Installation) -> Problem | None:
     """Whether another CANN is installed than goes with a release of MindSpore; None if not, or if it is not known."""
     wanted = MINDSPORE.get(mindspore)
-    if wanted is None or found.cann is None or _is(found.cann, wanted):
+    if wanted is None or found.cann is None or _is_release(found.cann, wanted):
         return None
-    return Trouble(
+    return Problem(
         f"mindspore {mindspore} goes with CANN {wanted}, but CANN {found.cann} is installed in {found.cann_home}",
         f"install CANN {wanted}",
     )
 
 
-def trouble(found: Installation) -> Trouble | None:
+def find_problem(found: Installation) -> Problem | None:
     """The first thing that keeps torch from seeing an NPU, as far as files tell; None where everything is there."""
     if found.torch_npu is None:
-        return Trouble("torch-npu is not installed", install(found.torch))
-    if wrong := mismatch(found):
+        return Problem("torch-npu is not installed", install_command(found.torch))
+    if wrong := find_mismatch(found):
         return wrong
     if found.cann is None:
         pair = pair_for(found.torch_npu)
         goes = f"goes with CANN {pair.cann}" if pair else f"is not among the published pairs, which end at {NEWEST}"
-        return Trouble(
+        return Problem(
             f"CANN is not found in ASCEND_HOME_PATH or /usr/local/Ascend (torch-npu {found.torch_npu} {goes})",
             "install CANN's toolkit and the operators for the NPU, and source its set_env.sh",
         )
     if not found.active:
-        return Trouble(
+        return Problem(
             f"CANN {found.cann} in {found.cann_home} is not active in this shell", f"source {found.cann_script}"
         )
     if found.driver is None:
-        return Trouble(
+        return Problem(
             "the Ascend driver is not found in /usr/local/Ascend/driver",
             "install it on the host, and mount lib64 and version.info of that folder in a container",
         )
     if found.hidden and not found.nodes:
-        return Trouble(
+        return Problem(
             f"{found.hidden[0]} may not be opened by this user", "make the user a member of the group HwHiAiUser"
         )
     if not found.nodes:
-        return Trouble(
+        return Problem(
             f"driver {found.driver} is there, but no NPU (/dev/davinci0)",
             "npu-smi info shows those of the host; a container needs --device /dev/davinci0 "
             "--device /dev/davinci_manager --device /dev/devmm_svm --device /dev/hisi_hdc",
@@ -209,14 +209,14 @@ def trouble(found: Installation) -> Trouble | None:
     return None
 
 
-def explain(error: BaseException | str | None = None, found: Installation | None = None) -> str:
+def explain_absence(error: BaseException | str | None = None, found: Installation | None = None) -> str:
     """Why torch sees no NPU here, and what mends it, in one sentence.
 
     To be asked only once ``import torch_npu`` has failed (with ``error``), or has worked and shown no device: what
     files say does not prove that an NPU is missing.
     """
-    found = found or find()
-    if wrong := trouble(found):
+    found = found or find_software()
+    if wrong := find_problem(found):
         return str(wrong)
     known = f"torch-npu {found.torch_npu}, CANN {found.cann} and driver {found.driver} are there and"
     if error is not None:
@@ -227,28 +227,28 @@ def explain(error: BaseException | str | None = None, found: Installation | None
     return f"{known} show no NPU: npu-smi info says whether the driver sees one"
 
 
-def install(torch: str | None = None) -> str:
+def install_command(torch: str | None = None) -> str:
     """How to get torch-npu beside ``torch``, or the newest documented pair where it has none."""
-    pair = next((pair for pair in PAIRS if torch and pair.torch == _release(torch)), NEWEST)
-    instead = f" (no pair is published for torch {torch})" if torch and pair.torch != _release(torch) else ""
+    pair = next((pair for pair in PAIRS if torch and pair.torch == _release_of(torch)), NEWEST)
+    instead = f" (no pair is published for torch {torch})" if torch and pair.torch != _release_of(torch) else ""
     command = f"pip install 'ehm[npu]' torch=={pair.torch} torch-npu=={pair.torch_npu}"
     return f"{command}, which go with CANN {pair.cann}{instead}"
 
 
-def _is(cann: str, wanted: str) -> bool:
+def _is_release(cann: str, wanted: str) -> bool:
     """Whether a CANN is the release that is wanted, or a build of it: 9.1.0-beta.3 is 9.1.0."""
     return cann.upper().startswith(wanted.upper())
 
 
-def _cann(home: Path) -> str | None:
+def _read_cann_version(home: Path) -> str | None:
     for pattern in ("*/ascend_toolkit_install.info", "ascend_toolkit_install.info", "*/ascend_*_install.info"):
         for file in sorted(home.glob(pattern)):
-            if number := _value(file, "version"):
+            if number := _read_value(file, "version"):
                 return number
     return None
 
 
-def _value(file: Path, key: str) -> str | None:
+def _read_value(file: Path, key: str) -> str | None:
     """The value of a ``key=value`` line, whose key may begin with a capital."""
     try:
         lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
@@ -258,17 +258,17 @@ def _value(file: Path, key: str) -> str | None:
     return next((value.strip() for name, _, value in pairs if name.strip().lower() == key), None) or None
 
 
-def _package(name: str) -> str | None:
+def _package_version(name: str) -> str | None:
     try:
         return version(name)
     except PackageNotFoundError:
         return None
 
 
-def _release(number: str) -> str:
+def _release_of(number: str) -> str:
     """``2.12.0`` of ``2.12.0.post3`` and of ``2.12.0+cpu``."""
     return ".".join(number.partition("+")[0].split(".")[:3]).partition("rc")[0]
 
 
-def _post(number: str) -> int:
+def _post_number(number: str) -> int:
     return int(number.rpartition(".post")[2]) if ".post" in number else 0

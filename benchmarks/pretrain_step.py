@@ -131,17 +131,17 @@ def peer_step(row: str, model: str, dtype: str, images: NDArray[np.uint8], clock
     """A step of another implementation, under autocast as ehm's."""
     from ehm.backends.torch.engine.tensors import Pixels
 
-    place, config = devices.pick(device), TrainConfig(encoder=model)
+    place, config = devices.choose_device(device), TrainConfig(encoder=model)
     loss, optimizer = {"plain": plain, "transformers": transformers_vit, "lightly": lightly_vit}[row](model, place)
     pixels = Pixels(place, config.data.mean, config.data.std)
-    arithmetic = devices.arithmetic(dtype, place)
+    arithmetic = devices.choose_dtype(dtype, place)
 
     def step() -> float:
         with clock.part("data"):
             batch = pixels(images)
         with clock.part("forward/backward"):
             optimizer.zero_grad()
-            with devices.autocast(place, arithmetic):
+            with devices.autocast_to(place, arithmetic):
                 value = loss(batch)
             value.backward()
         with clock.part("optimiser"):
@@ -245,7 +245,7 @@ def lightly_vit(name: str, device: torch.device) -> tuple[Callable[..., Any], to
 def work(row: str, model: str, dtype: str, batch_size: int, device: str, cpu: bool, steps: int) -> None:
     """One row's process: two steps that do not count, then ``steps`` that do, a line of JSON for each."""
     images = np.random.default_rng(0).integers(0, 256, (batch_size, 224, 224, 3), np.uint8)
-    place = devices.pick(device)
+    place = devices.choose_device(device)
     clock = Clock(place, cpu)
     step = (ehm_step if row in EVOLVED else peer_step)(row, model, dtype, images, clock, device)
     for number in range(-2, steps):
@@ -264,7 +264,7 @@ def work(row: str, model: str, dtype: str, batch_size: int, device: str, cpu: bo
 def profile(row: str, model: str, dtype: str, batch_size: int, device: str) -> None:
     """Where the time of a step goes, operator by operator."""
     images = np.random.default_rng(0).integers(0, 256, (batch_size, 224, 224, 3), np.uint8)
-    place = devices.pick(device)
+    place = devices.choose_device(device)
     step = (ehm_step if row in EVOLVED else peer_step)(row, model, dtype, images, Clock(place, False), device)
     for _ in range(2):
         float(step())
@@ -319,13 +319,13 @@ def table(model: str, dtype: str, rows: list[str], arguments: argparse.Namespace
 
 def machine(device: str) -> str:
     """One line on what this was measured on."""
-    place = devices.pick(device)
+    place = devices.choose_device(device)
     name = platform.processor() or platform.machine()
     if os.path.exists("/proc/cpuinfo"):
         with open("/proc/cpuinfo", encoding="ascii") as file:
             name = next((line.partition(":")[2].strip() for line in file if line.startswith("model name")), name)
     amx = ", AMX" if devices._has_cpu_flag("amx_bf16") else ""
-    accelerator = "" if place.type == "cpu" else f"{devices.describe(place).description}; "
+    accelerator = "" if place.type == "cpu" else f"{devices.describe_device(place).description}; "
     threads, load = torch.get_num_threads(), os.getloadavg()[0]
     cores = f"{os.cpu_count()} cores, {threads} threads, load {load:.1f} before the start"
     return f"{accelerator}{name}{amx}, {cores}; torch {torch.__version__}"

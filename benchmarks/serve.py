@@ -122,12 +122,12 @@ def _ready(url: str) -> bool:
 
 def requests(bundle: Path, image: Path, folder: Path) -> Iterator[Request]:
     """The same picture as a file, and as a tensor of the v2 protocol's binary extension."""
-    from ehm.data.decoding.decode import decode
+    from ehm.data.decoding.decode import decode_image
     from ehm.deploy.predict.predictor import Predictor
 
     yield make_request(folder, "image file", "/v1/classify", image.read_bytes(), {"Content-Type": "image/png"})
     manifest = Bundle.open(bundle).manifest
-    pixels = Predictor(bundle).prepare(decode(image))[None]
+    pixels = Predictor(bundle).prepare(decode_image(image))[None]
     datatype = {"float32": "FP32", "uint8": "UINT8"}[manifest.input.dtype]
     tensor = {"name": manifest.input.name, "datatype": datatype, "shape": pixels.shape}
     tensor["parameters"] = {"binary_data_size": pixels.nbytes}

@@ -6,7 +6,7 @@ import numpy as np
 import skimage.data
 from PIL import Image
 
-from ehm.data.sources.folder import elpv
+from ehm.data.sources.folder import open_elpv
 
 CLASSES = ("cell", "coins", "cat")
 SIDE = 64
@@ -18,7 +18,7 @@ def write_pairs(folder, count, seed=0, ignored_border=2):
     A pair is a cell with a box of coins and, over it, an ellipse of a cat, anywhere and of any size. A thin border
     around each is ignored.
     """
-    rng, source = np.random.default_rng(seed), elpv("elpv", "all")
+    rng, source = np.random.default_rng(seed), open_elpv("elpv", "all")
     textures = [Image.fromarray(picture).convert("RGB") for picture in (skimage.data.coins(), skimage.data.chelsea())]
     for name in ("images", "masks"):
         (folder / name).mkdir(parents=True, exist_ok=True)

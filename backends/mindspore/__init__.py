@@ -17,9 +17,9 @@ from ehm.backends.base import (
     Segmenter,
     TokenizerLearner,
 )
-from ehm.backends.mindspore.engine.devices import Target, describe, pick
-from ehm.backends.mindspore.engine.distributed import join
-from ehm.backends.mindspore.engine.step import reproducible
+from ehm.backends.mindspore.engine.devices import Target, choose_target, describe_target
+from ehm.backends.mindspore.engine.distributed import join_processes
+from ehm.backends.mindspore.engine.step import set_deterministic
 from ehm.config import (
     DetectionConfig,
     FinetuneConfig,
@@ -45,20 +45,20 @@ class MindsporeBackend:
 
     def describe_device(self) -> DeviceInfo:
         """What the device offers."""
-        return describe(self.target)
+        return describe_target(self.target)
 
     def create_learner(self, config: TrainConfig) -> Learner:
         """A model in pretraining, initialised from ``config.run.seed`` and from ``config.model.init``."""
         from ehm.backends.mindspore.learners.pretraining import MindsporeLearner
 
-        reproducible(config.run.deterministic)
+        set_deterministic(config.run.deterministic)
         return MindsporeLearner(config, self.target, self.processes)
 
     def create_classifier(self, config: FinetuneConfig, classes: int) -> Classifier:
         """An encoder from ``config.model`` under a fresh linear head of ``classes``."""
         from ehm.backends.mindspore.learners.classifier import MindsporeClassifier
 
-        reproducible(config.run.deterministic)
+        set_deterministic(config.run.deterministic)
         return MindsporeClassifier(config, classes, self.target, self.processes)
 
     def create_detector(self, config: DetectionConfig, classes: int) -> Detector:
@@ -86,5 +86,5 @@ class MindsporeBackend:
 
 def backend(device: str) -> MindsporeBackend:
     """The backend for a ``--device`` value that :func:`ehm.backends.get` sends here."""
-    target = pick(device)
-    return MindsporeBackend(target, join(target))
+    target = choose_target(device)
+    return MindsporeBackend(target, join_processes(target))

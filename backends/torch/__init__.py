@@ -21,9 +21,9 @@ from ehm.backends.base import (
     Segmenter,
     TokenizerLearner,
 )
-from ehm.backends.torch.engine.devices import describe, pick
-from ehm.backends.torch.engine.distributed import join
-from ehm.backends.torch.engine.step import reproducible
+from ehm.backends.torch.engine.devices import choose_device, describe_device
+from ehm.backends.torch.engine.distributed import join_processes
+from ehm.backends.torch.engine.step import set_deterministic
 from ehm.config import (
     DetectionConfig,
     FinetuneConfig,
@@ -47,41 +47,41 @@ class TorchBackend:
 
     def describe_device(self) -> DeviceInfo:
         """What the device offers."""
-        return describe(self.device)
+        return describe_device(self.device)
 
     def create_learner(self, config: TrainConfig) -> Learner:
         """A model in pretraining, initialised from ``config.run.seed``."""
         from ehm.backends.torch.learners.pretraining import TorchLearner
 
-        reproducible(config.run.deterministic)
+        set_deterministic(config.run.deterministic)
         return TorchLearner(config, self.device, self.processes)
 
     def create_classifier(self, config: FinetuneConfig, classes: int) -> Classifier:
         """An encoder from ``config.model`` under a fresh linear head of ``classes``."""
         from ehm.backends.torch.learners.classifier import TorchClassifier
 
-        reproducible(config.run.deterministic)
+        set_deterministic(config.run.deterministic)
         return TorchClassifier(config, classes, self.device, self.processes)
 
     def create_detector(self, config: DetectionConfig, classes: int) -> Detector:
         """An encoder from ``config.model`` under fresh heads for ``classes`` kinds of objects."""
         from ehm.backends.torch.learners.detector import TorchDetector
 
-        reproducible(config.run.deterministic)
+        set_deterministic(config.run.deterministic)
         return TorchDetector(config, classes, self.device, self.processes)
 
     def create_segmenter(self, config: SegmentationConfig, classes: int) -> Segmenter:
         """An encoder from ``config.model`` under a fresh head for ``classes``."""
         from ehm.backends.torch.learners.segmenter import TorchSegmenter
 
-        reproducible(config.run.deterministic)
+        set_deterministic(config.run.deterministic)
         return TorchSegmenter(config, classes, self.device, self.processes)
 
     def create_embedder(self, config: RetrievalConfig, classes: int) -> Embedder:
         """An encoder from ``config.model`` under a fresh descriptor."""
         from ehm.backends.torch.learners.embedder import TorchEmbedder
 
-        reproducible(config.run.deterministic)
+        set_deterministic(config.run.deterministic)
         return TorchEmbedder(config, classes, self.device, self.processes)
 
     def create_encoder(self, source: ModelSource, data: SourceConfig | None = None) -> Encoder:
@@ -94,10 +94,10 @@ class TorchBackend:
         """A discrete VAE in training, initialised from ``config.run.seed``."""
         from ehm.backends.torch.learners.tokenizer import TorchTokenizer
 
-        reproducible(config.run.deterministic)
+        set_deterministic(config.run.deterministic)
         return TorchTokenizer(config, self.device, self.processes)
 
 
 def backend(device: str) -> TorchBackend:
     """The backend for a ``--device`` value that :func:`ehm.backends.get` sends here."""
-    return TorchBackend(*join(pick(device)))
+    return TorchBackend(*join_processes(choose_device(device)))

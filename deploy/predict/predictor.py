@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ehm.data.decoding.decode import decode
+from ehm.data.decoding.decode import decode_image
 from ehm.deploy.bundle.bundle import Bundle
 from ehm.deploy.bundle.manifest import Precision
 from ehm.deploy.bundle.preprocessing import eval_transform, normalise_pixels
@@ -39,13 +39,13 @@ class Predictor:
 
     @property
     def sufficient_size(self) -> tuple[int, int] | None:
-        """The (height, width) that `prepare` resizes images to, for `decode`; None if the network does that itself."""
+        """The (height, width) that `prepare` resizes images to, for `decode_image`; None if the network does it."""
         preprocessing = self.manifest.preprocessing
         return None if preprocessing.in_graph else preprocessing.cover
 
     def decode(self, file: str | Path | BytesIO, enough: tuple[int, int] | None = None) -> Image.Image:
-        """Read an image file as the network was trained to see it; see `ehm.data.decode`."""
-        return decode(file, enough=enough, value_range=self.manifest.preprocessing.value_range)
+        """Read an image file as the network was trained to see it; see `ehm.data.decode_image`."""
+        return decode_image(file, enough=enough, value_range=self.manifest.preprocessing.value_range)
 
     def prepare(self, image: Image.Image) -> NDArray[np.float32] | NDArray[np.uint8]:
         """Turn an RGB image of any size into one input.

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ehm.backends.base import Backend, Encoder
 from ehm.config import DataConfig, FinetuneConfig, ModelSource
-from ehm.data import EvalTransform, decode, open_source
+from ehm.data import EvalTransform, decode_image, open_source
 from ehm.data.decoding.depth import ValueRange
 from ehm.errors import BrokenImage, ConfigError, DataError
 from ehm.storage.checkpoint import find_value_range
@@ -70,7 +70,7 @@ def measure_encoder_distances(
     transform = EvalTransform.from_spec(encoder.image_size, encoder.inputs)
     total: Any = 0
     for file in files:  # one at a time: the attention of all blocks and heads is large
-        pixels = np.array(transform(decode(file, value_range=value_range)))[None]
+        pixels = np.array(transform(decode_image(file, value_range=value_range)))[None]
         total = total + np.stack(
             [compute_attention_distance(block, distances) for block in encoder.iterate_attention(pixels)]
         )

@@ -18,7 +18,7 @@ from ehm.analysis import draw
 from ehm.analysis.colours import PALETTE, choose_part_colours, heat_colours
 from ehm.analysis.model import InspectedModel, PreparedImage
 from ehm.analysis.mosaic import ColourBar, Tile, compose_mosaic
-from ehm.data import EvalTransform, decode
+from ehm.data import EvalTransform, decode_image
 
 __all__ = ["draw_attention_page", "draw_hierarchy_page", "draw_masks_page"]
 
@@ -120,7 +120,7 @@ def _load_images(
     cell = max(4, tile_width // max(encoder.grid))
     size = (encoder.grid[1] * cell, encoder.grid[0] * cell)
     transform = EvalTransform.from_spec(encoder.image_size, encoder.inputs)
-    images = np.stack([transform(decode(file, value_range=model.value_range)) for file in files])
+    images = np.stack([transform(decode_image(file, value_range=model.value_range)) for file in files])
     pictures = [np.asarray(Image.fromarray(image).resize(size, Image.Resampling.LANCZOS)) for image in images]
     return images, pictures, cell
 

@@ -7,7 +7,7 @@ with Loader(source, transform, batch_size=256, seed=0, shuffle=True, drop_last=T
 """
 
 from ehm.data.augment import RandAugment, RandomErasing
-from ehm.data.decoding.decode import decode
+from ehm.data.decoding.decode import decode_image
 from ehm.data.folds import stratified_folds
 from ehm.data.loader import Batch, Loader
 from ehm.data.sources.base import Source, Split
@@ -24,7 +24,7 @@ __all__ = [
     "Split",
     "TrainTransform",
     "Transform",
-    "decode",
+    "decode_image",
     "open_source",
     "stratified_folds",
 ]

@@ -31,7 +31,7 @@ except BackendError as error:
 def known() -> tuple[dict[str, str], str]:
     """The devices and the functions behind them, and why those of other packages are not among them."""
     try:
-        return backends.devices(), ""
+        return backends.list_devices(), ""
     except BackendError as error:
         return backends.DEVICES, str(error)
 
@@ -46,7 +46,7 @@ def answer(name: str) -> dict[str, Any]:
 def device(name: str, served: str) -> Finding:
     """What is found where ``--device name`` points, a device that the function ``served`` makes."""
     kind = name.partition(":")[0]
-    if kind in backends.DEVICES and find_spec(framework := backends.framework(kind)) is None:
+    if kind in backends.DEVICES and find_spec(framework := backends.framework_of(kind)) is None:
         return Finding("device", name, "missing", f"{framework} is not installed", f"pip install 'ehm[{framework}]'")
     said, reason = ask(ASK_DEVICE, name)
     if said is None:
@@ -76,7 +76,7 @@ def _judged(said: dict[str, Any]) -> tuple[bool, str]:
 def _mended(kind: str, reason: str) -> tuple[str, str]:
     """Why a device is absent, and what mends it, where that is known."""
     if kind == "npu":
-        wrong = ascend.trouble(ascend.find(ROOT))
+        wrong = ascend.find_problem(ascend.find_software(ROOT))
         return wrong if wrong and str(wrong) in reason else (reason, "")
     if kind == "cuda" and _torch().endswith("+cpu"):
         return reason, "install a torch that is built with CUDA: this one is not"

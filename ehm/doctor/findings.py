@@ -68,9 +68,9 @@ def machine() -> Iterator[Finding]:
     memory = host_memory()
     yield Finding("machine", "memory", "ok", f"{memory / 2**30:.1f} GiB", facts={"bytes": memory})
     yield _found("NVIDIA driver", nvidia_driver())
-    found = ascend.find(ROOT)
+    found = ascend.find_software(ROOT)
     yield _found("Ascend driver", found.driver)
-    inactive = ascend.Trouble(
+    inactive = ascend.Problem(
         f"{found.cann} in {found.cann_home}: not active in this shell", f"source {found.cann_script}"
     )
     if found.cann and not found.active:
@@ -103,32 +103,32 @@ def package(name: str) -> Finding:
 
 def _installs(name: str) -> str:
     if name == "torch-npu":
-        return ascend.install(_version("torch"))
+        return ascend.install_command(_version("torch"))
     if name == "mindspore":
         return "pip install 'ehm[mindspore]' with Python 3.12 at most, in an environment of its own"
     return f"pip install 'ehm[{EXTRAS[name]}]'" if EXTRAS[name] else f"pip install {name}"
 
 
-def _mismatch(name: str, number: str) -> ascend.Trouble | None:
+def _mismatch(name: str, number: str) -> ascend.Problem | None:
     """What does not go together.
 
     MindSpore up to 2.10 is built for numpy 1. The metadata of 2.10.0 lets numpy 2 in, and ``Tensor(1.0) * 0.5`` raises.
     """
     if name == "torch-npu":
-        return ascend.mismatch(ascend.find(ROOT))
+        return ascend.find_mismatch(ascend.find_software(ROOT))
     if name != "mindspore":
         return None
     numpy = _version("numpy")
     if numpy and int(numpy.partition(".")[0]) >= 2:
-        return ascend.Trouble(
+        return ascend.Problem(
             f"mindspore {number} goes with numpy below 2, but numpy {numpy} is installed", "pip install 'numpy<2'"
         )
     if sys.version_info >= (3, 13):
-        return ascend.Trouble(
+        return ascend.Problem(
             f"mindspore {number} goes with Python 3.12 at most, but this is {platform.python_version()}",
             "python3.12 -m venv for an environment of its own",
         )
-    return ascend.mindspore_mismatch(number, ascend.find(ROOT))
+    return ascend.mindspore_mismatch(number, ascend.find_software(ROOT))
 
 
 def _found(name: str, number: str | None, where: str = "") -> Finding:

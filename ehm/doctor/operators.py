@@ -37,7 +37,7 @@ def operators(device: str = "auto", json: bool = False) -> int:
 
     Raises BackendError where they cannot be recorded.
     """
-    torchs = [name for name in backends.DEVICES if backends.framework(name) == "torch"]
+    torchs = [name for name in backends.DEVICES if backends.framework_of(name) == "torch"]
     if device.partition(":")[0] not in ("auto", *torchs):
         raise BackendError(f"--operators --device {device}: torch's are recorded, on auto, {', '.join(torchs)}")
     if find_spec("torch") is None:

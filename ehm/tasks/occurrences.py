@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from ehm.config import SourceConfig
 from ehm.data.sources.base import FileSource
 from ehm.data.sources.coco import CocoSource
-from ehm.data.sources.inventory import list_names, printable
+from ehm.data.sources.inventory import escape_unprintable, list_names
 from ehm.data.sources.mask_counts import MaskCounts
 from ehm.data.sources.masks import IGNORED
 from ehm.data.sources.pairs import PairSource
@@ -73,7 +73,7 @@ def describe_masks(
     total = max(1, int(train_counts.pixels.sum()))
     shares = []
     for number, name in enumerate(classes):
-        shares.append(f"{printable(name)} {train_counts.masks[number]:,}, {pixels[number] / total:.2%}")
+        shares.append(f"{escape_unprintable(name)} {train_counts.masks[number]:,}, {pixels[number] / total:.2%}")
     title = "images with each class to train on, and its share of the pixels"
     if len(classes) <= LISTED:
         lines = [f"{title}: {'; '.join(shares)}"]
@@ -91,7 +91,7 @@ def describe_masks(
 
 def describe_numbers(classes: Sequence[str], numbers: Sequence[int]) -> str:
     """Return the number of each class, or of many classes the range and the rarest."""
-    each = [f"{printable(name)} {number:,}" for name, number in zip(classes, numbers, strict=True)]
+    each = [f"{escape_unprintable(name)} {number:,}" for name, number in zip(classes, numbers, strict=True)]
     if len(classes) <= LISTED:
         return ", ".join(each)
     rarest = np.argsort(np.array(numbers), kind="stable")[:RAREST]

@@ -11,7 +11,7 @@ from ehm.errors import BackendError
 def look():
     """Devices of this machine, and why others are absent."""
     present, absent = [], {}
-    for device in backends.devices():
+    for device in backends.list_devices():
         try:
             info = backends.get(device).describe_device()
             present.append(device)

@@ -191,7 +191,7 @@ def check_masks_and_figures(tree, depth, ratio, ranks):
     np.testing.assert_array_equal(mask.cpu(), masking.hierarchical_mask(host, depth, ratio, ranks=ranks))
     level = masking.masking_level(depth, host.height)
     parts = host.parts(level)
-    figures = on_device.statistics(tree, depth)
+    figures = on_device.describe_parts(tree, depth)
     assert all(figure.shape == () and figure.device == mask.device for figure in figures.values())
     assert {name: float(figure) for name, figure in figures.items()} == pytest.approx(
         {
@@ -263,7 +263,7 @@ def test_the_device_is_read_once_in_a_few_rounds():
     with Calls() as calls:
         tree = on_device.build_hierarchy(on_device.balance(batch))
         mask = on_device.hierarchical_mask(tree, 0.5, 0.75, ranks)
-        on_device.statistics(tree, 0.5)
+        on_device.describe_parts(tree, 0.5)
         on_device.split_mask(mask, 45)
     assert 0 < calls.names.count("_local_scalar_dense") <= 59 / 4
     assert not {"nonzero", "masked_select", "index", "unique", "scatter", "item"} & set(calls.names)

@@ -26,7 +26,7 @@ from ehm.backends.torch.learners.classifier import TorchClassifier
 from ehm.backends.torch.learners.detector import TorchDetector
 from ehm.cli import main
 from ehm.config import DetectionConfig, FinetuneConfig, ModelSource
-from ehm.data.sources.coco import coco
+from ehm.data.sources.coco import read_coco
 from ehm.deploy.bench import bench_export
 from ehm.deploy.bundle.bundle import Bundle
 from ehm.deploy.export import export
@@ -144,7 +144,9 @@ def test_evaluate_measures_it_again_and_draws(learned, tmp_path, capsys):
     assert len(pictures) == 16
     assert pictures[1].name.startswith("01_")
     original = learned.out / "config.yaml"
-    source = coco(DetectionConfig.model_validate(open_checkpoint(learned.out).metadata["config"]).data.source, "val")
+    source = read_coco(
+        DetectionConfig.model_validate(open_checkpoint(learned.out).metadata["config"]).data.source, "val"
+    )
     assert original.is_file()
     drawn, photograph = np.asarray(Image.open(pictures[0])), source.load(0)[0]
     assert drawn.shape == photograph.shape
@@ -223,7 +225,7 @@ def test_its_bundle_finds_what_it_finds(config, learned, bundle, scenes, tmp_pat
     assert (manifest.task, manifest.labels, manifest.preprocessing.image_size) == ("detection", CLASSES, (SIDE, SIDE))
     assert manifest.parity.max_abs < 1e-3
     assert (manifest.fit.shorter, manifest.fit.longer) == (SIDE, 96)  # as in training, whatever the encoder began with
-    source = coco(str(scenes), "val")
+    source = read_coco(str(scenes), "val")
     square = [index for index in range(len(source)) if source.images[index]["width"] == SIDE]  # nothing is padded
     predictions = predict(bundle, [source.name(index) for index in square], out=tmp_path)
     arrays = open_checkpoint(learned.checkpoint).model
@@ -243,7 +245,7 @@ def test_its_bundle_finds_what_it_finds(config, learned, bundle, scenes, tmp_pat
 
 
 def test_it_is_served_as_objects_of_an_image(bundle, scenes):
-    source = coco(str(scenes), "val")
+    source = read_coco(str(scenes), "val")
     (expected,) = predict(bundle, [source.name(0)])
     expected = [each.as_dict() for each in expected.objects]
     assert len(expected) >= 2
@@ -352,7 +354,7 @@ def test_an_encoder_of_one_size_gets_padded_squares_and_boxes_come_back_in_pixel
     model |= dict.fromkeys(("width", "depth", "heads", "patch_size"))
     detector = TorchDetector(config(model=model, optim={"dtype": dtype}, score_threshold=0), 2, torch.device("cpu"))
     assert detector.image_size == (64, 64)
-    source = coco(str(scenes), "val")
+    source = read_coco(str(scenes), "val")
     images, targets = zip(*(source.load(index) for index in (0, 1)), strict=True)
     wide = np.zeros((40, 150, 3), np.uint8)
     tensors, _ = detector.model.transform.eval()([torch.zeros(3, 40, 150), torch.zeros(3, 64, 56)])

@@ -16,7 +16,7 @@ from timm.optim import param_groups_layer_decay
 from ehm.backends.torch.learners.classifier import TorchClassifier, soft_cross_entropy
 from ehm.cli import main
 from ehm.config import FinetuneConfig
-from ehm.data import EvalTransform, decode, stratified_folds
+from ehm.data import EvalTransform, decode_image, stratified_folds
 from ehm.errors import CheckpointError, ConfigError, DataError, TrainingError
 from ehm.storage.checkpoint import newest_checkpoint, open_checkpoint, save_checkpoint
 from ehm.tasks.evaluate import evaluate
@@ -263,7 +263,7 @@ def test_the_report_is_what_a_plain_loop_over_the_files_finds(config, stripes, t
     model = TorchClassifier(config(), 2, CPU)
     model.load(open_checkpoint(trained.checkpoint).state)
     files = sorted(other.rglob("*.png"))
-    pixels = np.stack([EvalTransform((32, 32))(decode(file), np.random.default_rng(0)) for file in files])
+    pixels = np.stack([EvalTransform((32, 32))(decode_image(file), np.random.default_rng(0)) for file in files])
     predicted = model.compute_logits(pixels).argmax(1)
     labels = [file.parent.name == "down" for file in files]
     assert result.balanced_accuracy == pytest.approx(balanced_accuracy_score(labels, predicted))

@@ -14,7 +14,7 @@ from ehm.analysis.colours import PALETTE
 from ehm.analysis.inspect import inspect
 from ehm.cli import main
 from ehm.config import MaskConfig, TrainConfig
-from ehm.data import EvalTransform, decode
+from ehm.data import EvalTransform, decode_image
 from ehm.errors import CheckpointError, ConfigError, DataError
 from ehm.masking.streams import MaskStreams
 from ehm.storage.arrays import LearnerState
@@ -69,7 +69,7 @@ def centres(tile):
 
 
 def taken(files):
-    return np.stack([EvalTransform((48, 32))(decode(file)) for file in files])
+    return np.stack([EvalTransform((48, 32))(decode_image(file)) for file in files])
 
 
 @pytest.mark.parametrize("kind", ["hierarchy", "masks", "attention"])

@@ -19,7 +19,7 @@ from ports import free_port
 from scenes import write_scenes
 from tiny import RUN, TINY
 
-from ehm.backends.torch.diagnosis.operators import judge
+from ehm.backends.torch.diagnosis.operators import judge_calls
 from ehm.backends.torch.diagnosis.recording import Call
 from ehm.storage.checkpoint import open_checkpoint
 
@@ -78,7 +78,7 @@ def recorded(folder):
     lines = [line for file in sorted(folder.glob("log.*")) for line in file.read_text().splitlines()]
     assert lines
     rows = map(json.loads, lines)
-    return judge({Call(row["operator"], tuple(row["dtypes"]), row["site"]) for row in rows})
+    return judge_calls({Call(row["operator"], tuple(row["dtypes"]), row["site"]) for row in rows})
 
 
 def complaints(rows):

@@ -15,7 +15,7 @@ from sklearn.datasets import load_sample_images
 from ehm.backends.torch.learners.embedder import TorchEmbedder
 from ehm.cli import main
 from ehm.config import RetrievalConfig
-from ehm.data import EvalTransform, decode
+from ehm.data import EvalTransform, decode_image
 from ehm.deploy.export import export
 from ehm.deploy.predict.command import predict
 from ehm.errors import CheckpointError, ConfigError, DataError
@@ -122,7 +122,7 @@ def described(run, files, longest=None, scales=(1.0,)):
     embedder.load(arrays)
     transform, rows = EvalTransform(embedder.image_size), []
     for file in files:
-        image = decode(file)
+        image = decode_image(file)
         if longest is not None:
             image.thumbnail((longest, longest), Image.Resampling.BICUBIC, reducing_gap=None)
         rows.append(embedder.compute_descriptors(np.array(transform(image) if longest is None else image)[None]))

@@ -10,7 +10,7 @@ from PIL import Image
 from serving import means_bundle, running
 from sklearn.datasets import load_sample_images
 
-from ehm.data.decoding.decode import decode
+from ehm.data.decoding.decode import decode_image
 from ehm.deploy.predict.command import predict
 from ehm.deploy.predict.predictor import Predictor
 from ehm.deploy.serve.inference import images as serving_images
@@ -29,11 +29,11 @@ def read(monkeypatch):
     sizes = []
 
     def noted(*arguments, **options):
-        image = decode(*arguments, **options)
+        image = decode_image(*arguments, **options)
         sizes.append(image.size)
         return image
 
-    monkeypatch.setattr(serving_images, "decode", noted)
+    monkeypatch.setattr(serving_images, "decode_image", noted)
     monkeypatch.setattr("ehm.deploy.predict.predictor.decode", noted)
     return sizes
 
@@ -52,7 +52,7 @@ def test_the_server_and_predict_agree_and_are_close_to_all_pixels(tmp_path, phot
     assert read == [(80, 53)] * 2
     assert served == predicted.features.tolist()
     predictor = Predictor(bundle)
-    every = predictor.run(predictor.prepare(decode(photograph))[None], ["features"])["features"][0]
+    every = predictor.run(predictor.prepare(decode_image(photograph))[None], ["features"])["features"][0]
     assert np.abs(np.subtract(served, every)).max() < 0.75
     assert not np.array_equal(served, every)
 

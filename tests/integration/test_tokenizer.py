@@ -10,11 +10,11 @@ from safetensors.numpy import load_file
 
 from ehm import backends
 from ehm.backends.torch.diagnosis import operators
-from ehm.backends.torch.diagnosis.recording import record
+from ehm.backends.torch.diagnosis.recording import record_operators
 from ehm.backends.torch.models.dvae import load_tokenizer
 from ehm.cli import main
 from ehm.config import TokenizerConfig
-from ehm.data import EvalTransform, decode
+from ehm.data import EvalTransform, decode_image
 from ehm.errors import CheckpointError, ConfigError
 from ehm.storage.checkpoint import open_checkpoint
 from ehm.training.pretrain import train
@@ -58,7 +58,7 @@ def test_it_learns_to_say_images_in_tokens(stripes, tmp_path, capsys, device):
     tokenizer = load_tokenizer(str(out), device)
     assert (tokenizer.vocabulary, tokenizer.stride) == (32, 4)
     files = sorted(stripes.rglob("*.png"))
-    images = np.stack([EvalTransform((32, 32))(decode(file)) for file in files])
+    images = np.stack([EvalTransform((32, 32))(decode_image(file)) for file in files])
     pixels = torch.from_numpy(images).permute(0, 3, 1, 2) / 255
     tokens = tokenizer.tokens(pixels)
     assert tokens.shape == (48, 64)
@@ -119,11 +119,11 @@ def test_every_operator_of_a_step_is_native_or_neutral_on_an_npu(dtype):
     config = TokenizerConfig.model_validate({"vocabulary": 16, "width": 8, "image_size": 16, "optim": optim})
     tokenizer = backends.get("cpu").create_tokenizer(config)
     images = np.random.default_rng(0).integers(0, 256, (4, 16, 16, 3), dtype=np.uint8)
-    with record("cpu") as calls:
+    with record_operators("cpu") as calls:
         for _ in range(2):
             tokenizer.train_step(images, 0.5, 1e-3, 0.0)
         tokenizer.reconstruct_images(images)
-    rows = operators.judge(calls)
+    rows = operators.judge_calls(calls)
     assert {"convolution", "convolution_backward", "exponential_", "scatter_add_"} <= {row.operator for row in rows}
     assert not [f"{row.operator} {row.dtypes} {row.site}" for row in rows if row.verdict == "falls back"]
     waits = {row.site.rpartition(":")[0] for row in rows if row.verdict == "synchronises"}

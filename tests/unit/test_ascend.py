@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from ehm.backends import ascend
-from ehm.backends.ascend import PAIRS, explain, find, mismatch, pair_for
+from ehm.backends.ascend import PAIRS, explain_absence, find_mismatch, find_software, pair_for
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def host(tmp_path, monkeypatch):
         return machine.packages[name]
 
     monkeypatch.setattr(ascend, "version", version)
-    machine.explain = lambda error=None: explain(error, find(machine.root, machine.environ))
+    machine.explain = lambda error=None: explain_absence(error, find_software(machine.root, machine.environ))
     return machine
 
 
@@ -42,11 +42,11 @@ def write(path, text):
 
 
 def test_all_of_it_is_found(host):
-    found = find(host.root, host.environ)
+    found = find_software(host.root, host.environ)
     assert (found.torch, found.torch_npu) == ("2.12.0+cpu", "2.12.0")
     assert (found.cann, found.cann_home, found.active) == ("9.1.0", host.cann, True)
     assert (found.driver, found.nodes, found.hidden) == ("25.2.0", (str(host.root / "dev/davinci0"),), ())
-    assert ascend.trouble(found) is None
+    assert ascend.find_problem(found) is None
 
 
 def test_when_all_is_there_the_error_speaks(host):
@@ -124,7 +124,7 @@ def test_another_cann_says_what_goes_together_and_the_nearer_way_out(host):
 @pytest.mark.parametrize("number", ["9.1.0", "9.1.0-beta.3", "9.1.0.1"])
 def test_builds_of_a_release_are_that_release(host, number):
     write(host.cann / "x86_64-linux/ascend_toolkit_install.info", f"version={number}\n")
-    assert mismatch(find(host.root, host.environ)) is None
+    assert find_mismatch(find_software(host.root, host.environ)) is None
 
 
 def test_without_a_driver(host):
@@ -180,19 +180,19 @@ def test_no_pair_is_made_up(torch_npu):
 @pytest.mark.parametrize(("mindspore", "cann"), [("2.10.0", "8.5.0"), ("2.9.0", "9.1.0")])
 def test_mindspore_beside_another_cann_says_which_goes_with_it(host, mindspore, cann):
     write(host.cann / "x86_64-linux/ascend_toolkit_install.info", f"version={cann}\n")
-    said = str(ascend.mindspore_mismatch(mindspore, find(host.root, host.environ)))
+    said = str(ascend.mindspore_mismatch(mindspore, find_software(host.root, host.environ)))
     assert said.startswith(f"mindspore {mindspore} goes with CANN {ascend.MINDSPORE[mindspore]}, but CANN {cann} is")
     assert said.endswith(f": install CANN {ascend.MINDSPORE[mindspore]}")
 
 
 def test_mindspore_and_its_own_cann_an_unknown_one_and_none_are_no_mismatch(host, tmp_path):
-    found = find(host.root, host.environ)
+    found = find_software(host.root, host.environ)
     assert ascend.mindspore_mismatch("2.10.0", found) is None
     assert ascend.mindspore_mismatch("2.8.0", found) is None
-    assert ascend.mindspore_mismatch("2.9.0", find(tmp_path / "empty", {})) is None
+    assert ascend.mindspore_mismatch("2.9.0", find_software(tmp_path / "empty", {})) is None
 
 
 def test_asking_imports_no_framework():
-    code = "import sys; from ehm.backends.ascend import explain; explain(); print(*sys.modules)"
+    code = "import sys; from ehm.backends.ascend import explain_absence; explain_absence(); print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not {"torch", "numpy"} & set(done.stdout.split())

@@ -69,7 +69,7 @@ def test_unknown_devices_are_told_the_known_ones(monkeypatch):
 def test_npu_without_its_plug_in_says_what_to_install(monkeypatch):
     monkeypatch.setattr(devices, "find_spec", lambda name: None)
     with pytest.raises(BackendError, match=r"^--device npu: .*torch-npu"):
-        devices.pick("npu")
+        devices.choose_device("npu")
 
 
 def test_a_plug_in_that_fails_gives_its_reason(monkeypatch):
@@ -79,9 +79,9 @@ def test_a_plug_in_that_fails_gives_its_reason(monkeypatch):
     monkeypatch.setattr(devices, "find_spec", lambda name: True)
     monkeypatch.setattr(devices, "import_module", fail)
     with pytest.raises(BackendError, match=r"^--device npu: .*CANN"):
-        devices.pick("npu")
-    assert devices.pick("auto").type in devices.FACTS  # goes on without it
-    assert devices.pick("cpu") == torch.device("cpu")  # does not try
+        devices.choose_device("npu")
+    assert devices.choose_device("auto").type in devices.FACTS  # goes on without it
+    assert devices.choose_device("cpu") == torch.device("cpu")  # does not try
 
 
 class Accelerator:
@@ -101,21 +101,21 @@ class Accelerator:
 def test_numbers_of_devices_are_checked(monkeypatch, device, reason):
     Accelerator(monkeypatch)
     with pytest.raises(BackendError, match=f"--device {device}: .*{reason}"):
-        devices.pick(device)
+        devices.choose_device(device)
 
 
 def test_auto_takes_the_accelerator(monkeypatch):
     Accelerator(monkeypatch)
-    assert devices.pick("auto") == torch.device("cuda")
+    assert devices.choose_device("auto") == torch.device("cuda")
 
 
 def test_a_process_alone_takes_the_device_it_is_given(monkeypatch):
     machine = Accelerator(monkeypatch)
     monkeypatch.delenv("WORLD_SIZE", raising=False)
-    assert distributed.join(torch.device("cuda:1")) == (torch.device("cuda:1"), ALONE)
-    assert distributed.join(torch.device("cuda")) == (torch.device("cuda:0"), ALONE)
+    assert distributed.join_processes(torch.device("cuda:1")) == (torch.device("cuda:1"), ALONE)
+    assert distributed.join_processes(torch.device("cuda")) == (torch.device("cuda:0"), ALONE)
     assert machine.chosen == torch.device("cuda:0")
-    assert distributed.join(torch.device("cpu")) == (torch.device("cpu"), ALONE)
+    assert distributed.join_processes(torch.device("cpu")) == (torch.device("cpu"), ALONE)
 
 
 @pytest.mark.parametrize(
@@ -140,7 +140,7 @@ def test_processes_that_do_not_fit_are_told_why(monkeypatch, device, environment
     for name, value in {"WORLD_SIZE": "4", **(environment if device == "cpu" else whole | environment)}.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(BackendError, match=reason):
-        distributed.join(torch.device(device))
+        distributed.join_processes(torch.device(device))
 
 
 def test_a_backend_without_trees_on_its_device_says_so():

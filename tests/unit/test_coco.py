@@ -11,7 +11,7 @@ from pycocotools import mask as tools
 
 from ehm.data import Loader
 from ehm.data.instances import Instances, MirrorTransform, mirror
-from ehm.data.sources.coco import coco
+from ehm.data.sources.coco import read_coco
 from ehm.errors import BrokenImage, DataError
 
 HEIGHT, WIDTH = 40, 60
@@ -81,7 +81,7 @@ def folder(tmp_path):
 
 @pytest.mark.parametrize("year", ["2017", ""])
 def test_objects_are_as_they_were_annotated(folder, year):
-    source = coco(folder(file=f"annotations/instances_train{year}.json", images=f"train{year}"), "train")
+    source = read_coco(folder(file=f"annotations/instances_train{year}.json", images=f"train{year}"), "train")
     assert (source.split, source.classes, len(source)) == ("all", ("person", "toothbrush"), 3)
     image, objects = source.load(0)  # images are in the order of their ids
     assert source.name(0).endswith("000000000001.jpg")
@@ -94,7 +94,7 @@ def test_objects_are_as_they_were_annotated(folder, year):
 
 
 def test_boxes_are_cut_at_the_border_and_those_without_area_are_named_and_left_out(folder):
-    source = coco(folder(), "train")
+    source = read_coco(folder(), "train")
     _, objects = source.load(1)
     np.testing.assert_array_equal(objects.boxes, [[50, 30, 60, 40]])
     assert objects.masks.shape == (1, HEIGHT, WIDTH)
@@ -107,20 +107,20 @@ def test_boxes_are_cut_at_the_border_and_those_without_area_are_named_and_left_o
 
 def test_one_file_beside_a_folder_of_images_has_no_parts(folder):
     root = folder(file="instances.json", images="images")
-    assert coco(root, "train").split == "all"
+    assert read_coco(root, "train").split == "all"
     with pytest.raises(DataError, match="no validation part"):
-        coco(root, "val")
+        read_coco(root, "val")
 
 
 def test_what_is_not_there_is_said(folder, tmp_path):
     with pytest.raises(DataError, match=r"not COCO's layout; looked for annotations/instances_train2017\.json"):
-        coco(str(tmp_path / "nowhere"), "train")
+        read_coco(str(tmp_path / "nowhere"), "train")
     root = folder()
     with pytest.raises(DataError, match="has no validation part of its own"):
-        coco(root, "val")
+        read_coco(root, "val")
     (tmp_path / "annotations" / "instances_train2017.json").write_text('{"images": []}')
     with pytest.raises(DataError, match="not annotations in COCO's format: 'categories' is missing"):
-        coco(root, "train")
+        read_coco(root, "train")
 
 
 @pytest.mark.parametrize(
@@ -143,7 +143,7 @@ def test_what_is_not_there_is_said(folder, tmp_path):
 def test_useless_annotations_are_named_by_file_before_anything_is_trained(folder, wrong, said):
     root = folder([OBJECTS[0] | wrong, *OBJECTS[1:]])
     with pytest.raises(DataError, match=said) as error:
-        coco(root, "train")
+        read_coco(root, "train")
     assert "instances_train2017.json: " in str(error.value)
 
 
@@ -164,18 +164,20 @@ def test_what_cannot_be_told_apart_or_opened_is_named(folder, part, change, said
     content[part][0] |= change
     file.write_text(json.dumps(content))
     with pytest.raises(DataError, match=said):
-        coco(str(file.parent.parent), "train")
+        read_coco(str(file.parent.parent), "train")
 
 
 def test_boxes_alone_are_enough_for_boxes_alone(folder):
-    source = coco(folder([{k: v for k, v in each.items() if k != "segmentation"} for each in OBJECTS]), "train", False)
+    source = read_coco(
+        folder([{k: v for k, v in each.items() if k != "segmentation"} for each in OBJECTS]), "train", False
+    )
     _, objects = source.load(0)
     assert objects.masks is None
     assert len(objects.boxes) == 3
 
 
 def test_an_image_that_is_missing_or_of_another_size_is_replaced_and_named(folder, tmp_path):
-    source = coco(folder(), "train")
+    source = read_coco(folder(), "train")
     (tmp_path / "train2017" / "000000000000.jpg").unlink()
     Image.new("RGB", (WIDTH, HEIGHT + 1)).save(tmp_path / "train2017" / "000000000002.jpg")
     options = {"batch_size": 3, "seed": 0, "shuffle": False, "drop_last": False}
@@ -193,7 +195,7 @@ def test_an_image_that_is_missing_or_of_another_size_is_replaced_and_named(folde
 
 
 def test_a_mirrored_box_is_that_of_the_mirrored_mask(folder):
-    image, objects = coco(folder(), "train").load(0)
+    image, objects = read_coco(folder(), "train").load(0)
     flipped, found = mirror(image, objects)
     np.testing.assert_array_equal(flipped, np.asarray(Image.fromarray(image).transpose(Image.FLIP_LEFT_RIGHT)))
     for mask, box in zip(found.masks, found.boxes, strict=True):
@@ -213,7 +215,7 @@ def same(one, other):
 
 
 def test_batches_depend_on_the_seed_and_the_step_alone(folder):
-    source = coco(folder(count=11), "train")
+    source = read_coco(folder(count=11), "train")
     options = {"transform": MirrorTransform(flip=True), "batch_size": 4, "seed": 3, "shuffle": True, "drop_last": True}
     whole = list(Loader(source, workers=0, **options).batches(0, 8))
     assert len({tuple(batch.indices.tolist()) for batch in whole}) > 4
@@ -233,7 +235,13 @@ def test_batches_depend_on_the_seed_and_the_step_alone(folder):
 
 def test_an_iterator_that_is_given_up_ends_its_threads(folder):
     loader = Loader(
-        coco(folder(count=9), "train"), MirrorTransform(), batch_size=1, seed=0, shuffle=True, drop_last=True, workers=2
+        read_coco(folder(count=9), "train"),
+        MirrorTransform(),
+        batch_size=1,
+        seed=0,
+        shuffle=True,
+        drop_last=True,
+        workers=2,
     )
     batches = loader.batches(0, 1000)
     next(batches)

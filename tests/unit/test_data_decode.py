@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from ehm.data import decode
+from ehm.data import decode_image
 from ehm.data.threads import in_threads
 from ehm.errors import BrokenImage
 
@@ -28,7 +28,7 @@ def written(image, kind="PNG", **options):
 
 
 def pixels(file):
-    image = decode(file, "x")
+    image = decode_image(file, "x")
     assert image.mode == "RGB"
     return np.asarray(image)
 
@@ -41,7 +41,7 @@ def grey(file):
 
 def test_rgb_is_untouched(tmp_path):
     Image.fromarray(PIXELS).save(tmp_path / "a.png")
-    assert (np.asarray(decode(tmp_path / "a.png")) == PIXELS).all()
+    assert (np.asarray(decode_image(tmp_path / "a.png")) == PIXELS).all()
 
 
 def test_grey_and_bilevel_have_equal_channels():
@@ -144,7 +144,7 @@ def test_an_animation_gives_its_first_frame(kind):
 
 def refused(file, name="some/file.jpg"):
     with pytest.raises(BrokenImage) as raised:
-        decode(file, name)
+        decode_image(file, name)
     message = str(raised.value)
     assert message.startswith(f"{name}: ")
     assert "\n" not in message
@@ -161,7 +161,7 @@ def test_files_that_are_no_images_are_broken(tmp_path):
     assert "not an image" in refused(io.BytesIO(b"<html>404</html>"))
     assert "not an image" in refused(io.BytesIO(b""))
     with pytest.raises(BrokenImage, match=r"gone\.png: No such file"):
-        decode(tmp_path / "gone.png")
+        decode_image(tmp_path / "gone.png")
 
 
 @pytest.mark.parametrize("side", [12, 30])  # beyond Pillow's limit it only warns, beyond twice the limit it raises
@@ -179,7 +179,7 @@ def test_threads_leave_the_filters_of_warnings_alone(monkeypatch):
 
     def side(data):
         try:
-            return decode(io.BytesIO(data)).width
+            return decode_image(io.BytesIO(data)).width
         except BrokenImage:
             return None
 
@@ -200,4 +200,4 @@ def test_any_damage_gives_an_image_or_broken_image(data, damage):
     for place, value in damage:
         data[place % len(data)] = value
     with contextlib.suppress(BrokenImage):
-        assert decode(io.BytesIO(bytes(data)), "x").mode == "RGB"
+        assert decode_image(io.BytesIO(bytes(data)), "x").mode == "RGB"

@@ -14,7 +14,7 @@ from odd_tiffs import SIZE, TIFFS
 from PIL import Image
 
 from ehm.config import DataConfig, load_config
-from ehm.data import decode, open_source
+from ehm.data import decode_image, open_source
 from ehm.data.decoding.decode import read_head
 from ehm.data.decoding.depth import DEPTH
 from ehm.data.decoding.depth_notes import describe_depths
@@ -44,7 +44,7 @@ def tiff(values, **options):
 
 
 def pixels(file, value_range=None):
-    return np.asarray(decode(file, "x", value_range=value_range))
+    return np.asarray(decode_image(file, "x", value_range=value_range))
 
 
 def grey(file, value_range=None):
@@ -102,7 +102,7 @@ def test_what_is_no_number_or_marked_as_missing_is_black_and_counted():
     values[4, 0] = np.inf
     values[5, :2] = -9999
     marked = tiff(values, extratags=[(42113, 2, 0, "-9999", True)])
-    image = decode(marked, "x")
+    image = decode_image(marked, "x")
     assert np.asarray(image)[3, :5].max() == np.asarray(image)[4, 0].max() == np.asarray(image)[5, :2].max() == 0
     assert image.info[DEPTH].missing == 8
     assert image.info[DEPTH].largest == pytest.approx(1, abs=0.01)
@@ -110,10 +110,10 @@ def test_what_is_no_number_or_marked_as_missing_is_black_and_counted():
     bytes_ = GREY.copy()
     bytes_[0, :4] = 255
     bytes_[1] = np.minimum(bytes_[1], 254)
-    image = decode(tiff(bytes_, extratags=[(42113, 2, 0, "255", True)]), "x")
+    image = decode_image(tiff(bytes_, extratags=[(42113, 2, 0, "255", True)]), "x")
     assert image.info[DEPTH].missing == (bytes_ == 255).sum()
     np.testing.assert_array_equal(np.asarray(image)[..., 0], np.where(bytes_ == 255, 0, bytes_))
-    unmarked = decode(tiff(values[:3]), "x")
+    unmarked = decode_image(tiff(values[:3]), "x")
     assert unmarked.info[DEPTH].missing == 0
 
 
@@ -231,7 +231,7 @@ def test_a_damaged_or_hostile_file_is_one_broken_image(monkeypatch):
 def test_the_head_says_the_size_of_what_pillow_cannot_open(tmp_path):
     file = tiff(UNIT, photometric="rgb", extratags=[(274, 3, 1, 6, True)])
     assert read_head(file, "x").seen_size == (40, 33)
-    assert decode(file, "x").size == (40, 33)
+    assert decode_image(file, "x").size == (40, 33)
 
 
 def test_a_range_has_to_rise():

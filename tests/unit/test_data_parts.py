@@ -10,7 +10,7 @@ from PIL import Image
 
 from ehm.config import DataConfig, SegmentationData
 from ehm.data import open_source
-from ehm.data.sources.coco import coco
+from ehm.data.sources.coco import read_coco
 from ehm.data.sources.pairs import open_pairs
 from ehm.data.sources.parts import name_part
 from ehm.errors import DataError
@@ -289,14 +289,14 @@ def put_coco(root, name, folder=None):
 def test_coco_in_parts_of_any_year_and_spelling(tmp_path):
     put_coco(tmp_path, "training")
     put_coco(tmp_path, "valid")
-    train, val = coco(str(tmp_path), "train"), coco(str(tmp_path), "val")
+    train, val = read_coco(str(tmp_path), "train"), read_coco(str(tmp_path), "val")
     assert (train.split, "training" in train.name(0)) == ("train", True)
     assert (val.split, "valid" in val.name(0)) == ("val", True)
     assert train.notes[0] == "COCO's format by annotations/instances_training.json with parts training, valid; 1 class"
     assert train.notes[1] == "not used: 1 not named in instances_training.json (other.png)"
     put_coco(tmp_path, "train2014")
     with pytest.raises(DataError, match=r"fits 2 layouts: coco, coco2014; choose with data.layout=coco or"):
-        coco(str(tmp_path), "train")
-    assert "train2014" in coco(str(tmp_path), "train", layout="coco2014").name(0)
+        read_coco(str(tmp_path), "train")
+    assert "train2014" in read_coco(str(tmp_path), "train", layout="coco2014").name(0)
     put_coco(tmp_path, "", folder="images")
-    assert "images" in coco(str(tmp_path), "train", layout="instances").name(0)
+    assert "images" in read_coco(str(tmp_path), "train", layout="instances").name(0)

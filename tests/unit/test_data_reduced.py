@@ -9,7 +9,7 @@ import skimage
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from ehm.data.decoding.decode import decode
+from ehm.data.decoding.decode import decode_image
 from ehm.data.transforms import EvalTransform
 
 ON_AVERAGE = 0.75
@@ -50,7 +50,7 @@ def test_a_reduced_photograph_differs_by_the_stated_bound_at_most(name, options)
     reduced = 0
     for size in ((16, 16), (32, 40), (48, 48), (96, 96), (224, 224)):
         transform = EvalTransform(size)
-        image = decode(file, enough=transform.cover)
+        image = decode_image(file, enough=transform.cover)
         reduced += image.size != PHOTOGRAPHS[name].size
         difference = np.abs(transform(image).astype(int) - whole(file, transform))
         assert difference.mean() < ON_AVERAGE
@@ -72,8 +72,8 @@ def test_a_reduced_photograph_differs_by_the_stated_bound_at_most(name, options)
 )
 def test_the_size_is_reduced_as_far_as_it_divides_and_enough_is_left(size, enough, expected):
     file = jpeg(Image.new("RGB", size))
-    assert decode(file, enough=enough).size == expected
-    assert decode(file).size == size
+    assert decode_image(file, enough=enough).size == expected
+    assert decode_image(file).size == size
 
 
 def test_an_image_on_its_side_is_measured_as_it_will_be_seen():
@@ -81,35 +81,35 @@ def test_an_image_on_its_side_is_measured_as_it_will_be_seen():
     exif[0x0112] = 6
     upright = PHOTOGRAPHS["coffee"]
     file = jpeg(upright.transpose(Image.Transpose.ROTATE_90), exif=exif, quality=95)
-    found = decode(file, enough=(80, 120))
+    found = decode_image(file, enough=(80, 120))
     assert found.size == (300, 200)
     there = np.asarray(upright.reduce(2)).astype(int)
     assert np.abs(np.asarray(found).astype(int) - there).mean() < 3
-    assert decode(file, enough=(120, 80)).size == (600, 400)
+    assert decode_image(file, enough=(120, 80)).size == (600, 400)
 
 
 @pytest.mark.parametrize("mode", ["L", "CMYK"])
 def test_grey_and_cmyk_are_reduced_too(mode):
     file = jpeg(PHOTOGRAPHS["astronaut"].convert(mode), quality=95)
     transform = EvalTransform((32, 32))
-    image = decode(file, enough=transform.cover)
+    image = decode_image(file, enough=transform.cover)
     assert image.size == (128, 128)
-    assert np.abs(transform(image).astype(int) - transform(decode(file))).mean() < ON_AVERAGE
+    assert np.abs(transform(image).astype(int) - transform(decode_image(file))).mean() < ON_AVERAGE
 
 
 def test_a_photograph_with_others_behind_it_is_reduced_too():
     file = BytesIO()
     PHOTOGRAPHS["coffee"].save(file, "MPO", save_all=True, append_images=[PHOTOGRAPHS["coffee"]])
     assert Image.open(file).format == "MPO"
-    assert decode(file, enough=(80, 120)).size == (300, 200)
+    assert decode_image(file, enough=(80, 120)).size == (300, 200)
 
 
 def test_other_formats_are_read_whole():
     file = BytesIO()
     PHOTOGRAPHS["coffee"].save(file, "PNG")
-    assert np.array_equal(decode(file, enough=(8, 8)), PHOTOGRAPHS["coffee"])
+    assert np.array_equal(decode_image(file, enough=(8, 8)), PHOTOGRAPHS["coffee"])
 
 
 def test_damaged_metadata_does_not_matter():
     file = jpeg(Image.new("RGB", (80, 80), "red"), exif=b"Exif\0\0MM\0\x2a\0\0\0\x08\xff\xff\x01")
-    assert decode(file, enough=(16, 16)).size == (40, 40)
+    assert decode_image(file, enough=(16, 16)).size == (40, 40)

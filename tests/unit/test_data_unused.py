@@ -7,9 +7,9 @@ from io import BytesIO
 import pytest
 from PIL import Image
 
-from ehm.data.sources.folder import folder
+from ehm.data.sources.folder import open_folder
 from ehm.data.sources.inventory import Unused, is_sample_file
-from ehm.data.sources.shards import shards
+from ehm.data.sources.shards import open_shards
 from ehm.data.sources.tar_index import split_member_name
 from ehm.errors import DataError
 
@@ -36,7 +36,7 @@ def test_hidden_files_and_other_formats_are_counted(tmp_path):
     put(tmp_path, "a.png", "b/c.png", ".d.png", ".cache/e.png", "b/._c.png", ".cache/notes.txt")
     put(tmp_path, "b/f.heic", "g.dng", "h.tar.gz", content=b"x")
     put(tmp_path, "readme.txt", "b/c.xml", "b/c.json", content=b"\xff\xd8\xff not opened")
-    source = folder(str(tmp_path), "train")
+    source = open_folder(str(tmp_path), "train")
     assert len(source) == 2
     assert source.notes[0] == "folder; no classes"
     assert source.notes[-1] == (
@@ -70,20 +70,20 @@ def test_what_looks_like_an_image(tmp_path, name, content, looks):
 def test_nothing_but_other_formats_says_so(tmp_path):
     put(tmp_path, "a.heic", content=b"x")
     with pytest.raises(DataError, match=r"no images in .*; not used: 1 of a format that is not read \(a\.heic\)"):
-        folder(str(tmp_path), "train")
+        open_folder(str(tmp_path), "train")
 
 
 def test_class_folders_without_images_are_known(tmp_path):
     put(tmp_path, "cat/1.png", "dog/1.png")
     put(tmp_path, "emu/1.heic", "docs/readme.txt", content=b"x")
     (tmp_path / "fox" / "deep").mkdir(parents=True)
-    source = folder(str(tmp_path), "train")
+    source = open_folder(str(tmp_path), "train")
     assert (source.classes, source.empty_classes) == (("cat", "dog"), ("emu", "fox"))
 
 
 def test_an_image_beside_folders_is_why_they_are_no_classes(tmp_path):
     put(tmp_path, "cat/1.png", "dog/1.png", "loose.png")
-    source = folder(str(tmp_path), "train")
+    source = open_folder(str(tmp_path), "train")
     assert (source.labels, len(source)) == (None, 3)
     assert source.notes[1] == "its folders are no classes, because loose.png lies beside them"
 
@@ -113,7 +113,7 @@ def write_tar(path, *members, links=()):
 
 
 def opened(root):
-    source = shards(root, "train")
+    source = open_shards(root, "train")
     return [source.members[index] for index in range(len(source))], source.notes[-1]
 
 
@@ -163,14 +163,14 @@ def test_a_mask_does_not_take_the_place_of_a_missing_image(tmp_path):
 def test_samples_of_several_images_alone_are_refused_with_the_reason(tmp_path):
     root = write_tar(tmp_path / "a.tar", *(f"scan.{n:03d}.png" for n in range(12)))
     with pytest.raises(DataError, match=r"no images in 1 tar files .*; not used: 12 of samples with several images"):
-        shards(root, "train")
+        open_shards(root, "train")
 
 
 def test_what_lies_beside_shards_and_labels_that_some_lack(tmp_path):
     root = write_tar(tmp_path / "a.tar", "a.png", "a.cls", "b.png")
     write_tar(tmp_path / "deeper" / "b.tar", "c.png")
     put(tmp_path, "c.tgz", "d.png", ".e.tar")
-    source = shards(root, "train")
+    source = open_shards(root, "train")
     assert source.notes[1] == "labels are not used: 1 of 2 samples have one"
     assert source.notes[2] == (
         "not used: 1 hidden, or in hidden folders (.e.tar); 1 of a format that is not read (c.tgz); "

@@ -6,7 +6,7 @@ from PIL import Image
 
 from ehm.data import Loader
 from ehm.data.sampler import repeat_to_multiple
-from ehm.data.sources.folder import folder
+from ehm.data.sources.folder import open_folder
 from ehm.errors import BrokenImage, DataError
 from ehm.tasks.retrieval.transforms import ShrinkTransform
 
@@ -33,7 +33,7 @@ def pictures(tmp_path):
         file.parent.mkdir(exist_ok=True)
         Image.new("RGB", (20 + number, 10), (number, 0, 0)).save(file)
     (tmp_path / "a" / "2.png").write_bytes(b"no picture")
-    return folder(str(tmp_path), "all")
+    return open_folder(str(tmp_path), "all")
 
 
 def load(source, threads, **options):

@@ -33,7 +33,7 @@ def test_the_versions_are_those_that_the_code_goes_by():
     newest = ascend.NEWEST
     command = f"pip install 'ehm[npu]' torch=={newest.torch} torch-npu=={newest.torch_npu}"
     assert f"CANN {newest.cann}, then `{command}`" in TEXT
-    assert ascend.install() == f"{command}, which go with CANN {newest.cann}"
+    assert ascend.install_command() == f"{command}, which go with CANN {newest.cann}"
 
 
 def test_the_variables_are_those_that_the_doctor_shows():
@@ -92,7 +92,8 @@ def test_the_example_of_a_device_works_with_a_device_that_torch_is_taught(tmp_pa
     """The simulated NPU stands for the device of another package."""
     (example,) = re.findall(r"```python\n(.*?)```", TEXT, re.S)
     code = (
-        example.replace("torch_mychip", "torch_npu").replace("mychip", "npu") + "print(*backend('npu').info().dtypes)\n"
+        example.replace("torch_mychip", "torch_npu").replace("mychip", "npu")
+        + "print(*backend('npu').describe_device().dtypes)\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", code],

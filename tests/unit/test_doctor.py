@@ -213,7 +213,7 @@ def test_onnxruntime_counts_under_the_names_of_its_builds(monkeypatch):
 def test_an_absent_npu_has_what_mends_it_in_a_column_of_its_own(monkeypatch, tmp_path):
     versions(monkeypatch, torch="2.12.0", torch_npu="2.12.0")
     monkeypatch.setattr(devices, "ROOT", tmp_path)
-    said = ascend.explain(ImportError("libhccl.so"), ascend.find(tmp_path, {}))
+    said = ascend.explain_absence(ImportError("libhccl.so"), ascend.find_software(tmp_path, {}))
     monkeypatch.setattr(devices, "ask", lambda *arguments: (None, f"--device npu: {said}"))
     found = devices.device("npu", "")
     assert found.state == "absent"

@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 from torch.nn.functional import conv2d, max_pool2d
 
 from ehm.backends.torch.engine.tensors import to_arrays
-from ehm.backends.torch.learners.tokenizer import usage
+from ehm.backends.torch.learners.tokenizer import measure_usage
 from ehm.backends.torch.models.dalle import DalleEncoder
 from ehm.backends.torch.models.dvae import load_tokenizer
 from ehm.backends.torch.models.tokenizers import DiscreteVae
@@ -105,7 +105,7 @@ def test_in_evaluation_tokens_are_of_an_image_alone_and_in_training_places_diffe
     alike = 0.5 + 0.05 * (images - 0.5)  # nearly grey
     _, _, tokens = vae(alike, torch.tensor(1.0))
     counts = torch.bincount(tokens.flatten(), minlength=64).float()
-    assert float(usage(counts)["perplexity"]) > 10
+    assert float(measure_usage(counts)["perplexity"]) > 10
     vae.eval()
     assert torch.equal(vae.tokens(images)[:1], vae.tokens(images[:1]))
 
@@ -182,10 +182,10 @@ def test_cold_codes_are_the_tokens_reconstruction():
 
 
 def test_usage_is_counted_in_the_whole_vocabulary():
-    even = usage(torch.tensor([5.0, 5, 5, 5, 0, 0, 0, 0]))
+    even = measure_usage(torch.tensor([5.0, 5, 5, 5, 0, 0, 0, 0]))
     assert float(even["codes_used"]) == 0.5
     assert float(even["perplexity"]) == pytest.approx(4)
-    uneven = usage(torch.tensor([3.0, 1.0]))
+    uneven = measure_usage(torch.tensor([3.0, 1.0]))
     assert float(uneven["perplexity"]) == pytest.approx(math.exp(-0.75 * math.log(0.75) - 0.25 * math.log(0.25)))
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from ehm.config import DataConfig, SegmentationData
 from ehm.data import open_source
-from ehm.data.sources.coco import coco
+from ehm.data.sources.coco import read_coco
 from ehm.data.sources.identity import UNREADABLE, hash_images, identify_source
 from ehm.data.sources.pairs import open_pairs
 
@@ -120,7 +120,7 @@ def test_masks_and_boxes_count_too(tmp_path):
     for width in (2, 3):
         content["annotations"][0]["bbox"][2] = width
         (tmp_path / "instances.json").write_text(json.dumps(content))
-        found.append(identify_source(coco(str(tmp_path), "train", masks=False)))
+        found.append(identify_source(read_coco(str(tmp_path), "train", masks=False)))
     assert found[0].files == found[1].files
     assert found[0].labels != found[1].labels
 

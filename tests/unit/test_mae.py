@@ -204,8 +204,8 @@ def test_unfused_attention_has_the_gradients_of_the_fused_one(monkeypatch):
     load_arrays(model, published_weights())
     images, mask = inputs()
     indices = [torch.from_numpy(part) for part in split_mask(mask)]
-    looks, probs = [], attention._probs
-    monkeypatch.setattr(attention, "_probs", lambda *heads: looks.append(1) or probs(*heads))
+    looks, probs = [], attention._compute_probs
+    monkeypatch.setattr(attention, "_compute_probs", lambda *heads: looks.append(1) or probs(*heads))
 
     def gradients(unfused):
         monkeypatch.setattr(attention, "UNFUSED", unfused)

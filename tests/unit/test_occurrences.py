@@ -11,9 +11,9 @@ from PIL import Image
 from ehm.backends.base import ALONE
 from ehm.config import DataConfig, FinetuneConfig, SegmentationConfig
 from ehm.data import open_source
-from ehm.data.sources.coco import coco
+from ehm.data.sources.coco import read_coco
 from ehm.data.sources.mask_counts import MaskCounts, explain_255
-from ehm.data.sources.pairs import check, open_pairs
+from ehm.data.sources.pairs import check_pairs, open_pairs
 from ehm.data.subset import Subset
 from ehm.errors import DataError
 from ehm.tasks.images import split
@@ -81,7 +81,7 @@ def masks(root, *values, classes=None):
     config = SegmentationConfig.model_validate(settings)
     source = open_pairs(config.data, "train")
     counts = MaskCounts()
-    assert check(source, range(len(source)), 0, counts) == []
+    assert check_pairs(source, range(len(source)), 0, counts) == []
     return Subset(source, None, "all"), counts, config
 
 
@@ -171,7 +171,7 @@ def test_objects_of_each_class(tmp_path):
     categories = [{"id": number, "name": name} for number, name in enumerate(["cat", "cup", "tree"], 1)]
     content = {"images": images, "annotations": objects, "categories": categories}
     (tmp_path / "instances.json").write_text(json.dumps(content))
-    source, config = coco(str(tmp_path), "train", masks=False), DataConfig(source=str(tmp_path))
+    source, config = read_coco(str(tmp_path), "train", masks=False), DataConfig(source=str(tmp_path))
     with pytest.raises(DataError, match="class tree without any object to train on"):  # it has a crowd alone
         count_objects(Subset(source, None, "all"), config)
     allowed = config.model_copy(update={"allow_empty_classes": True})

@@ -10,7 +10,13 @@ from torch import nn
 from torch.nn import functional as F
 
 from ehm.backends.torch.diagnosis import operators, recording
-from ehm.backends.torch.diagnosis.operators import classify, judge, native_operators, record, report
+from ehm.backends.torch.diagnosis.operators import (
+    classify_operator,
+    judge_calls,
+    native_operators,
+    record_operators,
+    report_operators,
+)
 from ehm.backends.torch.objectives.mae import MaskedAutoencoder
 
 LACKING = ("huber_loss", "poisson", "_sample_dirichlet", "_linalg_eigh", "_weight_norm_interface")
@@ -42,12 +48,12 @@ def test_structured_operators_stand_or_fall_with_their_out_overload(table):
     names, seen = native_operators(), {True: 0, False: 0}
     for name, function in table.items():
         out = function.get("structured_delegate")
-        if out is None or name in names or operators.classify(name).kind == "synchronises":
+        if out is None or name in names or operators.classify_operator(name).kind == "synchronises":
             continue
         if "CompositeExplicitAutograd" in backends_of(function):
             continue
         seen[out in names] += 1
-        assert (classify(name).kind == "native") == (out in names), (name, out)
+        assert (classify_operator(name).kind == "native") == (out in names), (name, out)
     assert min(seen.values()) > 20
 
 
@@ -57,7 +63,7 @@ def test_composites_are_neutral_and_kernels_of_other_devices_are_not(table):
         plain = not function.get("structured") and "structured_delegate" not in function
         if not plain or name in names or name.startswith("_scaled_dot_product"):
             continue
-        kind = classify(name).kind
+        kind = classify_operator(name).kind
         if kind == "synchronises":
             continue
         keys = backends_of(function)
@@ -71,7 +77,7 @@ def test_composites_are_neutral_and_kernels_of_other_devices_are_not(table):
 
 @pytest.mark.parametrize("name", LACKING)
 def test_known_fallbacks(name):
-    verdict = classify(name, ("float32",))
+    verdict = classify_operator(name, ("float32",))
     assert verdict.kind == "falls back"
     assert verdict.reason == "no kernel in torch-npu 2.14"
 
@@ -101,18 +107,18 @@ def test_known_fallbacks(name):
     ],
 )
 def test_verdicts_look_at_the_dtypes(name, dtypes, kind):
-    assert classify(name, dtypes).kind == kind
+    assert classify_operator(name, dtypes).kind == kind
 
 
 def test_an_unknown_name_is_an_error():
     with pytest.raises(ValueError, match=r"no_such_thing: torch .* has no such operator"):
-        classify("no_such_thing")
+        classify_operator("no_such_thing")
 
 
 def test_a_record_has_operators_dtypes_and_places():
     torch.manual_seed(0)
     layer, x = nn.Linear(4, 3), torch.randn(2, 4)
-    with record() as calls:
+    with record_operators() as calls:
         y = layer(x)  # +0
         y = F.huber_loss(y, torch.zeros_like(y))  # +1
         y.backward()
@@ -122,7 +128,7 @@ def test_a_record_has_operators_dtypes_and_places():
     assert found["addmm", ("float32",)].endswith(f"tests/unit/test_operators.py:{line}")
     assert found["huber_loss", ("float32",)].endswith(f"tests/unit/test_operators.py:{line + 1}")
     assert found["huber_loss_backward", ("float32",)] == "backward (HuberLossBackward0)"
-    rows = judge(calls)
+    rows = judge_calls(calls)
     assert (rows[0].operator, rows[0].verdict) == ("huber_loss", "falls back")
     assert (rows[1].operator, rows[1].verdict) == ("_local_scalar_dense", "synchronises")
     assert {row.verdict for row in rows[2:]} == {"native", "neutral"}
@@ -130,7 +136,7 @@ def test_a_record_has_operators_dtypes_and_places():
 
 def test_a_checkpointed_pass_is_placed_where_it_was_written():
     x = torch.ones(3, requires_grad=True)
-    with record() as calls:
+    with record_operators() as calls:
         y = torch.utils.checkpoint.checkpoint(lambda value: value.exp().sin(), x, use_reentrant=False)
         first = dict(calls)
         y.sum().backward()
@@ -139,14 +145,14 @@ def test_a_checkpointed_pass_is_placed_where_it_was_written():
 
 
 def test_only_tensors_of_the_device_count():
-    with record("cuda") as calls:
+    with record_operators("cuda") as calls:
         torch.ones(2) + 1
     assert not calls
 
 
 @pytest.fixture(scope="module")
 def rows():
-    return report("cpu")
+    return report_operators("cpu")
 
 
 def test_training_has_no_operator_that_falls_back(rows):
@@ -177,7 +183,7 @@ def test_planted_fallbacks_are_named_with_their_place(monkeypatch):
         return forward(self, *args, **kwargs) + zero + weights.bfloat16().sort(dim=-1).values.float().mean()
 
     monkeypatch.setattr(MaskedAutoencoder, "forward", planted)
-    wrong = [row for row in report("cpu") if row.verdict == "falls back"]
+    wrong = [row for row in report_operators("cpu") if row.verdict == "falls back"]
     named = {row.operator for row in wrong if row.site.startswith("ehm/backends/torch/learners/pretraining.py:")}
     assert {"huber_loss", "_to_copy", "sort"} <= named
 

@@ -13,12 +13,12 @@ from PIL import Image, ImageFile, ImageOps
 from pycocotools import mask as tools
 
 from ehm.config import DetectionData, SegmentationData
-from ehm.data.decoding.decode import decode, read_head
+from ehm.data.decoding.decode import decode_image, read_head
 from ehm.data.decoding.orientation import turn_array, turn_boxes, turn_image
 from ehm.data.sources.base import Names
 from ehm.data.sources.coco import open_coco
 from ehm.data.sources.masks import read_mask
-from ehm.data.sources.pairs import check, open_pairs
+from ehm.data.sources.pairs import check_pairs, open_pairs
 from ehm.errors import BrokenImage, DataError
 from ehm.tasks.retrieval.benchmarks import BenchmarkSource
 
@@ -70,13 +70,13 @@ def test_the_size_in_the_head_is_that_of_the_decoded_image(orientation, suffix, 
     path = save(tmp_path / f"a.{suffix}", stored((40, 28)), orientation)
     head = read_head(path)
     assert (head.size, head.orientation) == ((40, 28), orientation)
-    image = decode(path)
+    image = decode_image(path)
     assert head.seen_size == image.size
     if suffix != "webp":  # which Pillow writes with losses
         np.testing.assert_array_equal(np.asarray(image), seen_by_pillow(stored((40, 28)), orientation))
         levels = np.arange(28 * 40).astype(np.uint8).reshape(28, 40)
         grey = save(tmp_path / f"grey.{suffix}", levels, orientation)
-        np.testing.assert_array_equal(np.asarray(decode(grey))[..., 0], turn_array(levels, orientation))
+        np.testing.assert_array_equal(np.asarray(decode_image(grey))[..., 0], turn_array(levels, orientation))
 
 
 def png_with_orientation_behind_its_pixels(path, pixels, orientation, pixels_damaged=False):
@@ -101,7 +101,7 @@ def png_with_orientation_behind_its_pixels(path, pixels, orientation, pixels_dam
 def test_orientation_behind_the_pixels_of_a_png_is_found(orientation, tmp_path):
     path = png_with_orientation_behind_its_pixels(tmp_path / "a.png", stored((40, 28)), orientation)
     assert read_head(path).orientation == orientation
-    np.testing.assert_array_equal(np.asarray(decode(path)), seen_by_pillow(stored((40, 28)), orientation))
+    np.testing.assert_array_equal(np.asarray(decode_image(path)), seen_by_pillow(stored((40, 28)), orientation))
 
 
 def test_the_head_is_read_without_decoding_a_pixel(tmp_path, monkeypatch):
@@ -224,7 +224,7 @@ def write_pair(root, size, orientation, mask, mask_suffix="png", mask_orientatio
 
 def labels_fit(config):
     source = open_pairs(config)
-    assert check(source, [0], 0) == []
+    assert check_pairs(source, [0], 0) == []
     image, labels = source.load(0)
     np.testing.assert_array_equal(labels == 1, np.asarray(image)[..., 0] == 255)
     return source
@@ -251,7 +251,7 @@ def test_masks_of_images_as_they_are_seen_are_known_by_size_or_by_the_setting(or
     labels_fit(config.model_copy(update={"annotated": "upright"}))
     if orientation > 4:
         assert "data.annotated=upright" in " ".join(labels_fit(config).notes)
-        (wrong,) = check(open_pairs(config.model_copy(update={"annotated": "stored"})), [0], 0)
+        (wrong,) = check_pairs(open_pairs(config.model_copy(update={"annotated": "stored"})), [0], 0)
         assert wrong.endswith(
             "is 40 x 28 pixels, and its image 28 x 40 as it is seen; data.annotated=upright if it was drawn on the "
             "image as it is seen"

@@ -11,7 +11,7 @@ from PIL import Image
 from ehm.config import SegmentationData
 from ehm.data.sources.ade20k import CLASSES
 from ehm.data.sources.masks import read_mask
-from ehm.data.sources.pairs import check, open_pairs
+from ehm.data.sources.pairs import check_pairs, open_pairs
 from ehm.errors import BrokenImage, DataError
 
 
@@ -46,7 +46,7 @@ def test_a_folder_of_pairs(tmp_path, mode):
     image, labels = pickle.loads(pickle.dumps(source)).load(1)
     assert (image.mode, image.size) == ("RGB", (8, 6))
     np.testing.assert_array_equal(labels, MAP)
-    assert check(source, range(2), 0) == check(source, range(2), 2) == []
+    assert check_pairs(source, range(2), 0) == check_pairs(source, range(2), 2) == []
     with pytest.raises(DataError, match="has no validation part of its own"):
         open_pairs(pairs(tmp_path), "val")
 
@@ -139,10 +139,10 @@ def test_wrong_masks_are_named_with_what_is_wrong(tmp_path):
         f"{masks}/c.png: is 6 x 8 pixels, and its image 8 x 6",
     ]
     said = [*wrong, "this one has colours (Pillow's mode RGB)", "e.png: not an image of a known format"]
-    found = check(source, range(5), 0)
+    found = check_pairs(source, range(5), 0)
     assert found[:2] == wrong
     assert [words in each for words, each in zip(said, found, strict=True)] == [True] * 4
-    assert check(source, [0, 2], 2) == wrong[1:]
+    assert check_pairs(source, [0, 2], 2) == wrong[1:]
     for index, words in enumerate(said, 1):
         with pytest.raises(BrokenImage) as error:
             source.load(index)
@@ -153,7 +153,7 @@ def test_ade20k_names_values_as_they_stand_in_the_file(tmp_path):
     name = "ADE_train_00000001"
     write(tmp_path, "images/training", "annotations/training", [name], [[151, 0]], size=(2, 1))
     source = open_pairs(pairs(tmp_path), "train")
-    (wrong,) = check(source, [0], 0)
+    (wrong,) = check_pairs(source, [0], 0)
     assert wrong.endswith(
         "ADE_train_00000001.png: has the value 151, and the 150 classes are 1 to 150 (255 and 0 are ignored)"
     )
@@ -165,7 +165,7 @@ def test_an_image_that_its_camera_turned_has_the_size_that_one_sees(tmp_path):
     exif[0x0112] = 6
     Image.new("RGB", (6, 8)).save(tmp_path / "images" / "a.jpg", exif=exif)
     source = open_pairs(pairs(tmp_path))
-    assert check(source, [0], 0) == []
+    assert check_pairs(source, [0], 0) == []
     assert source.load(0).image.size == (8, 6)
 
 

@@ -9,9 +9,9 @@ import yaml
 
 from ehm.config import DetectionConfig, FinetuneConfig, ProbeConfig, SegmentationConfig, TrainConfig, load_config
 from ehm.config.commands import recognise_command
-from ehm.data.sources.coco import coco
-from ehm.data.sources.landmarks import gldv2
-from ehm.data.sources.shards import shards
+from ehm.data.sources.coco import read_coco
+from ehm.data.sources.landmarks import open_gldv2
+from ehm.data.sources.shards import open_shards
 from ehm.errors import CheckpointError, ConfigError, DataError, EhmError, ExportError
 from ehm.storage.checkpoint import open_checkpoint
 from ehm.storage.reading import describe_value, parse_json, read_json, read_rows, read_text, shorten
@@ -64,7 +64,7 @@ def test_an_annotation_file_is_not_shown_whole(tmp_path):
     content = {"images": images, "annotations": [], "categories": [{"id": 1, "name": "café"}]}
     (tmp_path / "instances.json").write_bytes(json.dumps(content, ensure_ascii=False).encode("latin-1"))
     with pytest.raises(DataError) as refused:
-        coco(str(tmp_path), "train")
+        read_coco(str(tmp_path), "train")
     assert str(refused.value) == (
         f"{tmp_path}/instances.json: not annotations in COCO's format in UTF-8: byte 0xe9 in line 1; "
         "save it in that encoding"
@@ -72,7 +72,7 @@ def test_an_annotation_file_is_not_shown_whole(tmp_path):
     for broken in ({"images": [1]}, {"images": images[:1], "categories": 5}, [], {**content, "images": [LONG]}):
         (tmp_path / "instances.json").write_text(json.dumps(broken))
         with pytest.raises(DataError, match="not annotations in COCO's format: ") as refused:
-            coco(str(tmp_path), "train")
+            read_coco(str(tmp_path), "train")
         assert len(str(refused.value)) < 250 + len(str(tmp_path))
 
 
@@ -91,7 +91,7 @@ def test_tables_are_checked_line_by_line(tmp_path):
     (tmp_path / "train").mkdir()
     (tmp_path / "train_clean.csv").write_text(f"landmark_id,images\n{LONG},abc\n")
     with pytest.raises(DataError, match="line 2: expected a landmark's number"):
-        gldv2(str(tmp_path), "train")
+        open_gldv2(str(tmp_path), "train")
     (tmp_path / "gnd_x.json").write_bytes(b"\xff")
     with pytest.raises(DataError, match=r"gnd_x\.json: not JSON in UTF-8: byte 0xff in line 1"):
         read_answers(tmp_path / "gnd_x.json")
@@ -104,7 +104,7 @@ def test_the_label_of_a_shard_is_a_class_number(tmp_path):
             member.size = len(content)
             tar.addfile(member, io.BytesIO(content))
     with pytest.raises(DataError, match=r"a\.tar/0\.cls: 9{30} is no number of a class"):
-        shards(str(tmp_path / "a.tar"), "train")
+        open_shards(str(tmp_path / "a.tar"), "train")
 
 
 @pytest.mark.parametrize("content", ["[]", "5", "{}", '{"format": 1}', "{", "\xff"])

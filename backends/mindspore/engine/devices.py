@@ -12,7 +12,7 @@ from ehm.backends.base import DeviceInfo
 from ehm.backends.common import host_memory
 from ehm.errors import BackendError
 
-__all__ = ["FACTS", "Target", "TargetFacts", "arithmetic", "describe", "pick", "use"]
+__all__ = ["FACTS", "Target", "TargetFacts", "choose_dtype", "choose_target", "describe_target", "use_target"]
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Target:
     index: int | None = None
 
 
-def pick(device: str) -> Target:
+def choose_target(device: str) -> Target:
     """The target that ``mindspore``, ``mindspore:cpu``, ``mindspore:ascend`` or ``mindspore:ascend:N`` means.
 
     Raises BackendError where it is not present. Without a target it is the NPU where there is one.
@@ -61,7 +61,7 @@ def pick(device: str) -> Target:
     return Target(kind or ("ascend" if present else "cpu"), int(index) if index else None)
 
 
-def use(target: Target) -> None:
+def use_target(target: Target) -> None:
     """Let this process compute on ``target``; MindSpore allows one choice a process."""
     name = FACTS[target.kind].name
     try:
@@ -74,7 +74,7 @@ def use(target: Target) -> None:
         raise BackendError(f"--device mindspore:{target.kind}: MindSpore cannot use it: {reason}") from None
 
 
-def arithmetic(dtype: str, target: Target) -> Any:
+def choose_dtype(dtype: str, target: Target) -> Any:
     """MindSpore's type in which a step computes on ``target``; raises BackendError where the target lacks it."""
     offered = FACTS[target.kind].dtypes
     name = offered[0] if dtype == "auto" else dtype
@@ -85,7 +85,7 @@ def arithmetic(dtype: str, target: Target) -> Any:
     return getattr(ms, name)
 
 
-def describe(target: Target) -> DeviceInfo:
+def describe_target(target: Target) -> DeviceInfo:
     """Name, number, memory and types of ``target``."""
     if target.kind == "cpu":
         count, memory = 1, host_memory()

@@ -14,10 +14,10 @@ from mindspore import communication
 from mindspore.mint import distributed
 
 from ehm.backends.base import ALONE, Processes
-from ehm.backends.mindspore.engine.devices import Target, use
+from ehm.backends.mindspore.engine.devices import Target, use_target
 from ehm.errors import BackendError
 
-__all__ = ["join"]
+__all__ = ["join_processes"]
 
 
 @dataclass(frozen=True)
@@ -35,13 +35,13 @@ class MindsporeProcesses:
         return values
 
 
-def join(target: Target) -> Processes:
+def join_processes(target: Target) -> Processes:
     """Take this process's own device of ``target``'s kind, and give all the processes that msrun has started.
 
     Without msrun: ``target`` as it is, alone. msrun's scheduler never returns from here: it ends with the others.
     """
     if os.environ.get("MS_WORKER_NUM", "1") == "1" or "MS_ROLE" not in os.environ:
-        use(target)
+        use_target(target)
         return ALONE
     if target.index is not None:
         raise BackendError(
@@ -49,7 +49,7 @@ def join(target: Target) -> Processes:
             f"--device mindspore:{target.kind}"
         )
     own = os.environ.get("DEVICE_ID")  # the scheduler has none
-    use(Target(target.kind, int(own)) if target.kind == "ascend" and own else target)
+    use_target(Target(target.kind, int(own)) if target.kind == "ascend" and own else target)
     communication.init()
     return MindsporeProcesses(
         communication.get_rank(), communication.get_group_size(), communication.get_local_rank_size()

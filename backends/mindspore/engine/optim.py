@@ -10,7 +10,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, ops
 
-from ehm.backends.mindspore.engine.tensors import put
+from ehm.backends.mindspore.engine.tensors import set_values
 from ehm.errors import CheckpointError
 from ehm.storage.arrays import Arrays
 
@@ -70,8 +70,8 @@ class Optimizer(ABC):
                 array = arrays.get(f"{name}/{slot}", np.zeros(moment.shape, np.float32))
                 if array.shape != moment.shape:
                     raise CheckpointError(f"the optimiser's {name}/{slot} is {array.shape}, not {tuple(moment.shape)}")
-                put(moment, array)
-        put(self._count, np.array(steps.pop(), np.float32))
+                set_values(moment, array)
+        set_values(self._count, np.array(steps.pop(), np.float32))
 
     @abstractmethod
     def _compose(self) -> Callable[..., Any]:
@@ -163,8 +163,8 @@ class Momentum(Optimizer):
         ) -> Any:
             change = gradient + parameter * decay if decays else gradient
             if trust is not None and parameter.ndim > 1:
-                weight_norm = _norm(parameter)
-                gradient_norm = _norm(gradient)
+                weight_norm = _measure_norm(parameter)
+                gradient_norm = _measure_norm(gradient)
                 length = gradient_norm + weight_norm * decay if decays else gradient_norm
                 known = ops.logical_and(weight_norm > 0, gradient_norm > 0)
                 change = change * ops.select(known, trust * weight_norm / length, ops.ones_like(weight_norm))
@@ -178,5 +178,5 @@ class Momentum(Optimizer):
         return update
 
 
-def _norm(value: Tensor) -> Tensor:
+def _measure_norm(value: Tensor) -> Tensor:
     return ops.sqrt(ops.ReduceSum()(ops.square(value)))

@@ -13,14 +13,14 @@ from mindspore.amp import DynamicLossScaler
 from numpy.typing import NDArray
 
 from ehm.backends.base import Processes
-from ehm.backends.common import SCALE, TRACKER, chunks
+from ehm.backends.common import SCALE, TRACKER, split_batch
 from ehm.backends.mindspore.engine.optim import Optimizer
-from ehm.backends.mindspore.engine.tensors import put
+from ehm.backends.mindspore.engine.tensors import set_values
 from ehm.config import OptimConfig, RunConfig
 from ehm.errors import BackendError
 from ehm.storage.arrays import Arrays
 
-__all__ = ["Training", "drop_path", "refuse_unknown", "reproducible"]
+__all__ = ["Training", "draw_drop_path", "refuse_unknown", "set_deterministic"]
 
 _FIRST_SCALE, _GROWTH, _WINDOW = 2.0**16, 2, 2000  # as torch's GradScaler begins, grows and waits
 _EACH, _SUM, _PRODUCT = ops.HyperMap(), ops.Add(), ops.Mul()  # a list comprehension takes ten times as long to compile
@@ -47,8 +47,8 @@ class Training:
             return value * factor, value
 
         self._gradients = ms.jit(ms.value_and_grad(scaled, None, optimizer.parameters, has_aux=True))
-        self._add = ms.jit(_add)
-        self._prepare = ms.jit(_preparation(optimizer, optim.clip_grad, self._scaler is not None, processes))
+        self._add = ms.jit(_add_gradients)
+        self._prepare = ms.jit(_build_preparation(optimizer, optim.clip_grad, self._scaler is not None, processes))
 
     def step(
         self, rows: int, inputs: Callable[[slice], tuple[Tensor | None, ...]], lr: float, weight_decay: float
@@ -62,7 +62,7 @@ class Training:
         scale = Tensor(1.0, ms.float32) if self._scaler is None else self._scaler.scale_value.value()
         total: Any = 0.0
         gradients: Any = None
-        for part in chunks(rows, self._parts):
+        for part in split_batch(rows, self._parts):
             share = (part.stop - part.start) / rows
             (_, value), found = self._gradients(scale * share, *inputs(part))
             total = total + value * share
@@ -92,8 +92,8 @@ class Training:
         scale, tracker = moments.pop(SCALE, None), moments.pop(TRACKER, None)
         self._optimizer.load(moments)
         if scale is not None and tracker is not None and self._scaler is not None:
-            put(self._scaler.scale_value, scale)
-            put(self._scaler.counter, tracker)
+            set_values(self._scaler.scale_value, scale)
+            set_values(self._scaler.counter, tracker)
 
 
 def refuse_unknown(run: RunConfig, processes: Processes) -> None:
@@ -104,7 +104,7 @@ def refuse_unknown(run: RunConfig, processes: Processes) -> None:
         )
 
 
-def drop_path(rate: float, depth: int, images: int, numbers: list[int]) -> NDArray[np.float32] | None:
+def draw_drop_path(rate: float, depth: int, images: int, numbers: list[int]) -> NDArray[np.float32] | None:
     """Factors (2 * depth, images, 1, 1) of branches: 0 or 1 / (1 - p), p rising from 0 to ``rate`` over the blocks.
 
     They follow from ``numbers`` alone, as the whole of a resumed run needs; None where no branch is left out.
@@ -116,20 +116,20 @@ def drop_path(rate: float, depth: int, images: int, numbers: list[int]) -> NDArr
     return ((uniform < kept) / kept).astype(np.float32)
 
 
-def reproducible(wanted: bool) -> None:
+def set_deterministic(wanted: bool) -> None:
     """Let only deterministic kernels run in this process, where ``wanted``; MindSpore takes it back for none."""
     if wanted and ms.get_context("deterministic") != "ON":
         os.environ.setdefault("HCCL_DETERMINISTIC", "true")
         ms.set_deterministic(True)
 
 
-def _add(*gradients: Tensor) -> tuple[Tensor, ...]:
+def _add_gradients(*gradients: Tensor) -> tuple[Tensor, ...]:
     """The sum of two equally long halves."""
     half = len(gradients) // 2
     return _EACH(_SUM, gradients[:half], gradients[half:])
 
 
-def _preparation(
+def _build_preparation(
     optimizer: Optimizer, clip: float | None, scaled: bool, processes: Processes
 ) -> Callable[..., tuple[Tensor, ...]]:
     """Of the loss and the gradients of this process: their means over all, the norm, and the gradients, clipped."""

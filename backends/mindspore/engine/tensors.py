@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ehm.storage.arrays import Arrays, check_shapes
 
-__all__ = ["Pixels", "load_arrays", "put", "to_arrays"]
+__all__ = ["Pixels", "load_arrays", "set_values", "to_arrays"]
 
 
 class Pixels(nn.Cell):
@@ -36,9 +36,9 @@ def load_arrays(cell: nn.Cell, arrays: Arrays) -> None:
     own = dict(cell.parameters_and_names())
     check_shapes({name: tuple(parameter.shape) for name, parameter in own.items()}, arrays)
     for name, parameter in own.items():
-        put(parameter, arrays[name])
+        set_values(parameter, arrays[name])
 
 
-def put(parameter: Parameter, array: NDArray[Any]) -> None:
+def set_values(parameter: Parameter, array: NDArray[Any]) -> None:
     """Set the values of ``parameter``, in its own type."""
     parameter.set_data(Tensor(np.asarray(array, order="C"), parameter.dtype))

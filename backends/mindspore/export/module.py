@@ -9,7 +9,7 @@ import numpy as np
 from mindspore import Tensor
 from numpy.typing import NDArray
 
-from ehm.backends.mindspore.engine.devices import Target, use
+from ehm.backends.mindspore.engine.devices import Target, use_target
 from ehm.backends.mindspore.engine.tensors import load_arrays
 from ehm.backends.mindspore.models.vit import VisionTransformer
 from ehm.config.encoders import VitSpec
@@ -21,7 +21,7 @@ __all__ = ["reference"]
 
 def reference(weights: Weights, outputs: Sequence[Output]) -> Reference:
     """Return MindSpore's computation of a plain ViT (:mod:`ehm.models.plain_vit`), in float32 on the CPU."""
-    use(Target("cpu"))
+    use_target(Target("cpu"))
     spec = weights.spec
     assert isinstance(spec, VitSpec)
     arrays = dict(weights.arrays)

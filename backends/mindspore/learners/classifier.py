@@ -14,10 +14,10 @@ from mindspore import Tensor, ops
 from numpy.typing import NDArray
 
 from ehm.backends.base import ALONE, Processes
-from ehm.backends.common import STEP, chunks, decays, entropy
-from ehm.backends.mindspore.engine.devices import Target, arithmetic
+from ehm.backends.common import STEP, is_decayed, split_batch, step_entropy
+from ehm.backends.mindspore.engine.devices import Target, choose_dtype
 from ehm.backends.mindspore.engine.optim import AdamW, Momentum, Optimizer
-from ehm.backends.mindspore.engine.step import Training, drop_path, refuse_unknown
+from ehm.backends.mindspore.engine.step import Training, draw_drop_path, refuse_unknown
 from ehm.backends.mindspore.engine.tensors import Pixels, load_arrays, to_arrays
 from ehm.backends.mindspore.models.loading import load_model
 from ehm.backends.mindspore.models.vit import layer_of
@@ -35,7 +35,7 @@ class MindsporeClassifier:
     def __init__(self, config: FinetuneConfig, classes: int, target: Target, processes: Processes = ALONE) -> None:
         refuse_unknown(config.run, processes)
         self._config, self._rank, self._steps = config, processes.rank, 0
-        dtype = arithmetic(config.optim.dtype, target)
+        dtype = choose_dtype(config.optim.dtype, target)
         fc_norm = False if config.frozen else None
         loaded = load_model(config.model, config.run.seed, classes, config.pool, fc_norm, dtype, config.frozen)
         self.model = model = loaded.model
@@ -101,8 +101,8 @@ class MindsporeClassifier:
         self._training.load(moments)
 
     def _inputs(self, images: NDArray[np.uint8], targets: NDArray[np.float32]) -> Callable[[slice], tuple[Any, ...]]:
-        numbers = entropy(self._config.run.seed, self._steps, self._rank)
-        keep = drop_path(self._config.model.drop_path, self._depth, len(images), numbers)
+        numbers = step_entropy(self._config.run.seed, self._steps, self._rank)
+        keep = draw_drop_path(self._config.model.drop_path, self._depth, len(images), numbers)
         return lambda rows: (
             Tensor(images[rows]),
             Tensor(targets[rows]),
@@ -113,7 +113,9 @@ class MindsporeClassifier:
         self, images: NDArray[np.uint8], targets: NDArray[np.float32]
     ) -> Callable[[slice], tuple[Any, ...]]:
         """The encoder runs part by part without gradient."""
-        parts = [self._features(Tensor(images[rows])) for rows in chunks(len(images), self._config.optim.accumulate)]
+        parts = [
+            self._features(Tensor(images[rows])) for rows in split_batch(len(images), self._config.optim.accumulate)
+        ]
         self.model.head.set_train()
         features = ops.cat([part.astype(ms.float32) for part in parts])
         return lambda rows: (features, Tensor(targets))
@@ -125,7 +127,7 @@ class MindsporeClassifier:
         if config.frozen:
             own = {name: value for name, value in own.items() if name.startswith("head.")}
         scales = [config.layer_decay ** (last - layer_of(name, self._depth)) for name in own]
-        decaying = [decays(name, value.ndim, ("cls_token", "pos_embed")) for name, value in own.items()]
+        decaying = [is_decayed(name, value.ndim, ("cls_token", "pos_embed")) for name, value in own.items()]
         if config.optimizer == "adamw":
             return AdamW(own, scales, decaying, config.optim.betas)
         return Momentum(own, scales, decaying, trust=0.001 if config.optimizer == "lars" else None)

@@ -14,10 +14,10 @@ from mindspore import Tensor, nn, ops
 from numpy.typing import NDArray
 
 from ehm.backends.base import ALONE, Processes
-from ehm.backends.common import STEP, chunks, decays, entropy
-from ehm.backends.mindspore.engine.devices import Target, arithmetic
+from ehm.backends.common import STEP, is_decayed, split_batch, step_entropy
+from ehm.backends.mindspore.engine.devices import Target, choose_dtype
 from ehm.backends.mindspore.engine.optim import AdamW
-from ehm.backends.mindspore.engine.step import Training, drop_path, refuse_unknown
+from ehm.backends.mindspore.engine.step import Training, draw_drop_path, refuse_unknown
 from ehm.backends.mindspore.engine.tensors import Pixels, load_arrays, to_arrays
 from ehm.backends.mindspore.models.blocks import Block, cosine_similarity
 from ehm.backends.mindspore.models.loading import load_initial_weights
@@ -60,7 +60,7 @@ class MindsporeLearner:
         self._config = config
         self._rank = processes.rank
         self._steps = 0
-        self._dtype = arithmetic(config.optim.dtype, target)
+        self._dtype = choose_dtype(config.optim.dtype, target)
         self._objective = create_objective(config)
         self.model = self._build_model()
         self.model.set_train()
@@ -68,7 +68,7 @@ class MindsporeLearner:
         if config.optim.ema_decay is not None:
             self._ema = self._build_model()
             self._ema.update_parameters_name("ema.")  # names are unique within a graph
-            self._update_average = ms.jit(_averaging(self._ema, self.model, config.optim.ema_decay))
+            self._update_average = ms.jit(_build_averaging(self._ema, self.model, config.optim.ema_decay))
         if config.run.grad_checkpointing:
             for _, cell in self.model.cells_and_names():
                 if isinstance(cell, Block):
@@ -82,7 +82,7 @@ class MindsporeLearner:
         self._training = Training(loss, self._create_optimizer(), config.optim, self._dtype, processes)
         source = self._ema if config.mask.source == "ema" and self._ema is not None else model
         blocks = config.mask.blocks
-        pool = _pooling(config.spec.grid, config.units)
+        pool = _build_pooling(config.spec.grid, config.units)
 
         def from_attention(images: Tensor) -> Tensor:
             return pool(pool(source.compute_similarity(pixels(images), blocks)).swapaxes(1, 2))
@@ -118,8 +118,8 @@ class MindsporeLearner:
         tokens_per_side = config.unit // config.spec.stride
         indices = [part.astype(np.int32) for part in split_mask(spread_mask(mask, config.units, tokens_per_side))]
         views = len(mask) // len(images)
-        numbers = entropy(config.run.seed, self._steps, self._rank)
-        keep = drop_path(config.model.drop_path, config.spec.blocks, len(mask), numbers)
+        numbers = step_entropy(config.run.seed, self._steps, self._rank)
+        keep = draw_drop_path(config.model.drop_path, config.spec.blocks, len(mask), numbers)
 
         def take_inputs(rows: slice) -> tuple[Tensor, ...]:
             masks = slice(rows.start * views, rows.stop * views)
@@ -162,7 +162,7 @@ class MindsporeLearner:
     def _create_optimizer(self) -> AdamW:
         undecayed = OBJECTIVES[self._config.objective].undecayed
         trained = {name: value for name, value in self.model.parameters_and_names() if value.requires_grad}
-        decaying = [decays(name, value.ndim, undecayed) for name, value in trained.items()]
+        decaying = [is_decayed(name, value.ndim, undecayed) for name, value in trained.items()]
         return AdamW(trained, [1.0] * len(trained), decaying, self._config.optim.betas)
 
     def _apply_to_pieces(
@@ -170,14 +170,14 @@ class MindsporeLearner:
     ) -> Iterable[NDArray[np.float32]]:
         """Apply ``function`` to ``images``, piece by piece."""
         pieces = []
-        for rows in chunks(len(images), self._config.optim.accumulate):
+        for rows in split_batch(len(images), self._config.optim.accumulate):
             for start in range(rows.start, rows.stop, _PIECE):
                 stop = min(start + _PIECE, rows.stop)
                 pieces.append(function(Tensor(images[start:stop])))
         return (piece.asnumpy() for piece in pieces)
 
 
-def _pooling(grid: tuple[int, int], units: tuple[int, int]) -> Callable[[Tensor], Tensor]:
+def _build_pooling(grid: tuple[int, int], units: tuple[int, int]) -> Callable[[Tensor], Tensor]:
     """Return a function that averages over the tokens of each mask unit, along the last axis: (..., N) -> (..., U)."""
     height, width = grid
     down, across = units
@@ -191,7 +191,7 @@ def _pooling(grid: tuple[int, int], units: tuple[int, int]) -> Callable[[Tensor]
     return pool
 
 
-def _averaging(average: nn.Cell, model: nn.Cell, decay: float) -> Any:
+def _build_averaging(average: nn.Cell, model: nn.Cell, decay: float) -> Any:
     """Return a function that updates the exponential moving average: ema = decay * ema + (1 - decay) * model."""
     averaged_parameters = ms.ParameterTuple(average.get_parameters())
     model_parameters = ms.ParameterTuple(model.get_parameters())
@@ -199,10 +199,10 @@ def _averaging(average: nn.Cell, model: nn.Cell, decay: float) -> Any:
     share = 1 - decay
 
     def update() -> Any:
-        return apply_to_each(ops.partial(_approach, share), averaged_parameters, model_parameters)
+        return apply_to_each(ops.partial(_move_toward, share), averaged_parameters, model_parameters)
 
     return update
 
 
-def _approach(share: float, average: Tensor, value: Tensor) -> Tensor:
+def _move_toward(share: float, average: Tensor, value: Tensor) -> Tensor:
     return ops.assign_add(average, (value - average) * share)

@@ -18,17 +18,17 @@ __all__ = [
     "Block",
     "Dense",
     "LayerNorm",
+    "apply_linear",
     "attention_probs",
     "class_attention",
     "cosine_similarity",
-    "linear",
     "mean_attention",
     "patch_similarity",
     "run_blocks",
 ]
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor, dtype: Any) -> Tensor:
+def apply_linear(x: Tensor, weight: Tensor, bias: Tensor, dtype: Any) -> Tensor:
     """(..., I) times (O, I) transposed, plus (O,), in ``dtype``: (..., O)."""
     rows = x.reshape((-1, x.shape[-1])).astype(dtype)
     product = ops.MatMul(transpose_b=True)(rows, weight.astype(dtype)) + bias.astype(dtype)
@@ -46,8 +46,8 @@ class Dense(nn.Cell):
         self.dtype = dtype
 
     def construct(self, x: Tensor) -> Tensor:
-        """See :func:`linear`."""
-        return linear(x, self.weight, self.bias, self.dtype)
+        """See :func:`apply_linear`."""
+        return apply_linear(x, self.weight, self.bias, self.dtype)
 
 
 class LayerNorm(nn.Cell):
@@ -184,7 +184,7 @@ def class_attention(blocks: Any, tokens: Tensor, bias: Tensor | None = None) -> 
 
 def patch_similarity(attention: Tensor) -> Tensor:
     """Drop the class token's row and column and symmetrise (Eq. 6): (B, L, L) -> (B, L - 1, L - 1)."""
-    return symmetric(attention[:, 1:, 1:])
+    return symmetrise(attention[:, 1:, 1:])
 
 
 def cosine_similarity(features: Tensor) -> Tensor:
@@ -195,9 +195,9 @@ def cosine_similarity(features: Tensor) -> Tensor:
     features = features.astype(ms.float32)
     length = ops.sqrt(ops.square(features).sum(axis=-1, keepdims=True))
     directions = features / ops.maximum(length, 1e-12)
-    return symmetric((1 + ops.BatchMatMul(transpose_b=True)(directions, directions)) / 2)
+    return symmetrise((1 + ops.BatchMatMul(transpose_b=True)(directions, directions)) / 2)
 
 
-def symmetric(matrix: Tensor) -> Tensor:
+def symmetrise(matrix: Tensor) -> Tensor:
     """(A + A^T) / 2 of each of (B, N, N)."""
     return (matrix + matrix.swapaxes(1, 2)) / 2

@@ -13,7 +13,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import Parameter, nn
 
-from ehm.backends.mindspore.engine.tensors import put
+from ehm.backends.mindspore.engine.tensors import set_values
 from ehm.backends.mindspore.models.vit import VisionTransformer
 from ehm.config import ModelSource, TrainConfig
 from ehm.config.encoders import EncoderSpec, VitSpec
@@ -88,4 +88,4 @@ def _shapes_of(parameters: Mapping[str, Parameter]) -> dict[str, tuple[int, ...]
 
 def _copy_arrays(parameters: Mapping[str, Parameter], arrays: Arrays) -> None:
     for name, array in arrays.items():
-        put(parameters[name], array)
+        set_values(parameters[name], array)

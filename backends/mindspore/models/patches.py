@@ -8,7 +8,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 
-from ehm.backends.mindspore.models.blocks import linear
+from ehm.backends.mindspore.models.blocks import apply_linear
 from ehm.config.encoders import VitSpec
 
 __all__ = [
@@ -35,7 +35,7 @@ class Projection(nn.Cell):
 
     def construct(self, windows: Tensor) -> Tensor:
         """(B, N, inputs * side**2) -> (B, N, outputs)."""
-        return linear(windows, self.weight.reshape((self.weight.shape[0], -1)), self.bias, self.dtype)
+        return apply_linear(windows, self.weight.reshape((self.weight.shape[0], -1)), self.bias, self.dtype)
 
 
 class PatchEmbed(nn.Cell):

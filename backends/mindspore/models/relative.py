@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 
-from ehm.backends.mindspore.models.blocks import Attention, Block, linear
+from ehm.backends.mindspore.models.blocks import Attention, Block, apply_linear
 from ehm.config.encoders import LAYER_SCALE, relative_index
 
 __all__ = ["RelativeBias", "RelativeBlock"]
@@ -22,11 +22,11 @@ class RelativeBias(nn.Cell):
 
     def __init__(self, grid: tuple[int, int], heads: int) -> None:
         super().__init__()
-        self.relative_position_bias_table, self.index = _table(grid, heads)
+        self.relative_position_bias_table, self.index = _create_table(grid, heads)
 
     def construct(self) -> Tensor:
         """(h, L, L)."""
-        return _biases(self.relative_position_bias_table, self.index)
+        return _look_up_biases(self.relative_position_bias_table, self.index)
 
 
 class RelativeAttention(Attention):
@@ -37,16 +37,16 @@ class RelativeAttention(Attention):
         self.q_bias, self.v_bias = (Parameter(Tensor(np.zeros(width, np.float32))) for _ in range(2))
         self.dtype, self.own = dtype, grid is not None
         if grid is not None:
-            self.relative_position_bias_table, self.index = _table(grid, heads)
+            self.relative_position_bias_table, self.index = _create_table(grid, heads)
 
     def project(self, x: Tensor) -> Tensor:
         """(B, L, D) -> (B, L, 3 * D)."""
         bias = ops.cat((self.q_bias, ops.zeros_like(self.q_bias), self.v_bias))
-        return linear(x, self.qkv.weight, bias, self.dtype)
+        return apply_linear(x, self.qkv.weight, bias, self.dtype)
 
     def probs(self, q: Tensor, k: Tensor, bias: Tensor | None = None) -> Tensor:
         """See :meth:`Attention.probs`."""
-        own = _biases(self.relative_position_bias_table, self.index) if self.own else bias
+        own = _look_up_biases(self.relative_position_bias_table, self.index) if self.own else bias
         return super().probs(q, k, own)
 
 
@@ -66,13 +66,13 @@ class RelativeBlock(Block):
         return super().finish(x, mixed, scale_attn, scale_mlp)
 
 
-def _table(grid: tuple[int, int], heads: int) -> tuple[Parameter, Tensor]:
+def _create_table(grid: tuple[int, int], heads: int) -> tuple[Parameter, Tensor]:
     """A table of zeros, (T, h), and the entry of each pair of tokens, (L, L)."""
     index = relative_index(grid)
     return Parameter(Tensor(np.zeros((index.max() + 1, heads), np.float32))), Tensor(index)
 
 
-def _biases(table: Tensor, index: Tensor) -> Tensor:
+def _look_up_biases(table: Tensor, index: Tensor) -> Tensor:
     """(T, h), (L, L) -> (h, L, L)."""
     length = index.shape[0]
     return ops.gather(table, index.reshape((-1,)), 0).reshape((length, length, -1)).transpose((2, 0, 1))

@@ -20,12 +20,20 @@ import numpy as np
 import torch
 
 import ehm.backends.torch
-from ehm.backends.torch.diagnosis.recording import Call, record
+from ehm.backends.torch.diagnosis.recording import Call, record_operators
 from ehm.config import FinetuneConfig, ProbeConfig, TokenizerConfig, TrainConfig
 from ehm.masking import make_masker
 from ehm.storage.checkpoint import save_checkpoint
 
-__all__ = ["OperatorRow", "Verdict", "classify", "judge", "native_operators", "record", "report"]
+__all__ = [
+    "OperatorRow",
+    "Verdict",
+    "classify_operator",
+    "judge_calls",
+    "native_operators",
+    "record_operators",
+    "report_operators",
+]
 
 Kind = Literal["native", "neutral", "falls back", "synchronises"]
 
@@ -66,7 +74,7 @@ def native_operators() -> frozenset[str]:
     return frozenset(line for line in lines if not line.startswith("#"))
 
 
-def classify(name: str, dtypes: tuple[str, ...] = ()) -> Verdict:
+def classify_operator(name: str, dtypes: tuple[str, ...] = ()) -> Verdict:
     """What becomes of ``name`` (``add.Tensor``; other namespaces as ``ns::name``) on tensors of ``dtypes``.
 
     Raises ValueError where torch has no such operator.
@@ -81,11 +89,11 @@ def classify(name: str, dtypes: tuple[str, ...] = ()) -> Verdict:
         return Verdict("synchronises", "the host waits for a value or a size")
     if name.startswith("_scaled_dot_product"):  # which kernel that is differs between devices
         return Verdict("native", "one scaled_dot_product_attention there")
-    return _structure(name)
+    return _classify_structure(name)
 
 
 @cache
-def _structure(name: str) -> Verdict:
+def _classify_structure(name: str) -> Verdict:
     """Of the list, or composed of others?"""
     qualified = name if "::" in name else f"aten::{name}"
     if name in native_operators():
@@ -98,17 +106,17 @@ def _structure(name: str) -> Verdict:
     if composite:
         return Verdict("neutral", "composed of other operators")
     if structured:
-        out = _out(qualified)
+        out = _find_out_overload(qualified)
         if out in native_operators():
             return Verdict("native", f"through {out}")
-        if out is None or _structure(out).kind == "neutral":
+        if out is None or _classify_structure(out).kind == "neutral":
             return Verdict("neutral", "composed of other operators")
     return Verdict("falls back", "no kernel in torch-npu 2.14")
 
 
-def _out(qualified: str) -> str | None:
+def _find_out_overload(qualified: str) -> str | None:
     """The overload that writes what ``qualified`` returns into arguments of the same types, if there is one."""
-    own = torch._C._get_schema(*_split(qualified))
+    own = torch._C._get_schema(*_split_overload(qualified))
     base = qualified.removeprefix("aten::").partition(".")[0].removesuffix("_")
     wanted = [(value.name, str(value.type)) for value in own.arguments]
     for overload in getattr(torch.ops.aten, base).overloads():
@@ -119,16 +127,16 @@ def _out(qualified: str) -> str | None:
     return None
 
 
-def _split(qualified: str) -> tuple[str, str]:
+def _split_overload(qualified: str) -> tuple[str, str]:
     base, _, overload = qualified.partition(".")
     return base, overload
 
 
-def judge(calls: Iterable[Call]) -> list[OperatorRow]:
-    """A row for each call that :func:`record` saw; what would fall back comes first, then what waits."""
+def judge_calls(calls: Iterable[Call]) -> list[OperatorRow]:
+    """A row for each call that :func:`record_operators` saw; what would fall back comes first, then what waits."""
     rows = set()
     for call in calls:
-        verdict = classify(call.operator, call.dtypes)
+        verdict = classify_operator(call.operator, call.dtypes)
         if call.waits and verdict.kind != "falls back":
             verdict = Verdict("synchronises", "a copy between host and device that the host waits for")
         rows.add(OperatorRow(call.operator, call.dtypes, verdict.kind, call.site, verdict.reason))
@@ -136,7 +144,7 @@ def judge(calls: Iterable[Call]) -> list[OperatorRow]:
     return sorted(rows, key=lambda row: (order.index(row.verdict), row.operator, row.site, row.dtypes))
 
 
-def report(device: str) -> list[OperatorRow]:
+def report_operators(device: str) -> list[OperatorRow]:
     """Run tiny steps on ``device`` in each of its dtypes and say of every operator what an NPU makes of it.
 
     Pretraining with random masks, with those by the class token's attention, and with evolved ones, built on the host
@@ -147,15 +155,15 @@ def report(device: str) -> list[OperatorRow]:
     calls: Counter[Call] = Counter()
     for dtype in backend.describe_device().dtypes:
         for masking, build in _MASKINGS:
-            calls += _pretrain(backend, dtype, masking, build, "mae", _VIT)
-        calls += _pretrain(backend, dtype, "evolved", "device", "simmim", _SWIN)
+            calls += _record_pretraining(backend, dtype, masking, build, "mae", _VIT)
+        calls += _record_pretraining(backend, dtype, "evolved", "device", "simmim", _SWIN)
         with TemporaryDirectory() as folder:
-            beit = _VIT | {"tokenizer": _tokenizer(backend, Path(folder))}
-            calls += _pretrain(backend, dtype, "evolved", "device", "beit", beit)
+            beit = _VIT | {"tokenizer": _save_tokenizer(backend, Path(folder))}
+            calls += _record_pretraining(backend, dtype, "evolved", "device", "beit", beit)
         for model in (_VIT, _SWIN):
-            calls += _classify(backend, FinetuneConfig, dtype, model)
-        calls += _classify(backend, ProbeConfig, dtype, _VIT)
-    return judge(calls)
+            calls += _record_classifier(backend, FinetuneConfig, dtype, model)
+        calls += _record_classifier(backend, ProbeConfig, dtype, _VIT)
+    return judge_calls(calls)
 
 
 _MASKINGS: tuple[tuple[str, Literal["host", "device"]], ...] = (
@@ -169,7 +177,7 @@ _SWIN: dict[str, Any] = {"encoder": "swin_tiny", "patch_size": 2, "width": 8, "d
 _OPTIM = {"batch_size": 4, "epochs": 1, "warmup_epochs": 0, "accumulate": 2, "clip_grad": 1.0}
 
 
-def _pretrain(
+def _record_pretraining(
     backend: Any,
     dtype: str,
     masking: str,
@@ -195,7 +203,7 @@ def _pretrain(
     learner = backend.create_learner(config)
     masker = make_masker(masking, config.masks, config.units, build)
     images = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), dtype=np.uint8)
-    with record(backend.name) as calls:
+    with record_operators(backend.name) as calls:
         for step in range(2):  # the first one also makes the optimiser's state
             batch = learner.prepare_batch(images)
             mask, _ = masker(batch, 0.5, (step,))
@@ -203,19 +211,19 @@ def _pretrain(
     return calls
 
 
-def _tokenizer(backend: Any, folder: Path) -> str:
+def _save_tokenizer(backend: Any, folder: Path) -> str:
     """An untrained tokenizer, saved in ``folder``."""
     config = TokenizerConfig(vocabulary=16, width=8)
     meta = {"kind": "tokenizer", "step": 0, "epoch": 0, "config": config.model_dump(mode="json")}
     return str(save_checkpoint(folder, backend.create_tokenizer(config).state(), meta))
 
 
-def _classify(backend: Any, kind: type[FinetuneConfig], dtype: str, model: Mapping[str, Any]) -> Counter[Call]:
+def _record_classifier(backend: Any, kind: type[FinetuneConfig], dtype: str, model: Mapping[str, Any]) -> Counter[Call]:
     settings = {"model": {**model, "image_size": 32, "drop_path": 0.1}, "optim": {**_OPTIM, "dtype": dtype}}
     classifier = backend.create_classifier(kind.model_validate(settings), 3)
     images = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), dtype=np.uint8)
     targets = np.eye(3, dtype=np.float32)[[0, 1, 2, 0]]
-    with record(backend.name) as calls:
+    with record_operators(backend.name) as calls:
         for _ in range(2):
             classifier.train_step(images, targets, 1e-3, 0.05)
         classifier.compute_logits(images)

@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import ehm
 
-__all__ = ["Call", "call_site", "dtypes_of", "record"]
+__all__ = ["Call", "call_site", "dtypes_of", "record_operators"]
 
 _OWN = os.path.dirname(os.path.dirname(__file__)) + os.sep  # all of backends/torch
 _TORCH = os.path.dirname(torch.__file__) + os.sep
@@ -93,7 +93,7 @@ class _Recorder(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
-        found = {value.device.type for value in _flatten((args, kwargs, result)) if isinstance(value, Tensor)}
+        found = {value.device.type for value in _flatten_values((args, kwargs, result)) if isinstance(value, Tensor)}
         if self._device in found:
             name = func.name().removeprefix("aten::")
             at_once = kwargs.get("non_blocking") or (name == "copy_" and args[2:] == (True,))
@@ -102,18 +102,18 @@ class _Recorder(TorchDispatchMode):
         return result
 
 
-def _flatten(value: Any) -> Iterator[Any]:
+def _flatten_values(value: Any) -> Iterator[Any]:
     if isinstance(value, (list, tuple)):
         for element in value:
-            yield from _flatten(element)
+            yield from _flatten_values(element)
     elif isinstance(value, dict):
-        yield from _flatten(tuple(value.values()))
+        yield from _flatten_values(tuple(value.values()))
     else:
         yield value
 
 
 @contextmanager
-def record(device: str = "cpu") -> Iterator[Counter[Call]]:
+def record_operators(device: str = "cpu") -> Iterator[Counter[Call]]:
     """Count every operator on tensors of ``device`` (torch's name of a kind of device) within the block."""
     calls: Counter[Call] = Counter()
     with _Recorder(device, calls):

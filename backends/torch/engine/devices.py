@@ -17,7 +17,7 @@ from ehm.backends.base import DeviceInfo
 from ehm.backends.common import host_memory
 from ehm.errors import BackendError
 
-__all__ = ["FACTS", "DeviceFacts", "arithmetic", "autocast", "describe", "device_module", "pick"]
+__all__ = ["FACTS", "DeviceFacts", "autocast_to", "choose_device", "choose_dtype", "describe_device", "device_module"]
 
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h
@@ -88,13 +88,13 @@ FACTS: dict[str, DeviceFacts] = {
         compiler=None,
         visible_devices="ASCEND_RT_VISIBLE_DEVICES",
         plugin="torch_npu",
-        explain=ascend.explain,
+        explain=ascend.explain_absence,
     ),
 }
 """By torch's name of the device. A package that adds a device to torch adds its row here (``ehm.backends``)."""
 
 
-def pick(device: str) -> torch.device:
+def choose_device(device: str) -> torch.device:
     """The torch device that a ``--device`` value means; raises BackendError where it is not present.
 
     Only the plug-in of the device that is asked for is imported; for ``auto`` every one that is installed.
@@ -135,7 +135,7 @@ def device_module(device: torch.device) -> Any:
     return torch.get_device_module(device)
 
 
-def arithmetic(dtype: str, device: torch.device) -> torch.dtype:
+def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
     """The type in which a step computes on ``device``; raises BackendError where the device lacks it."""
     offered = FACTS[device.type].dtypes
     name = offered[0] if dtype == "auto" else dtype
@@ -145,12 +145,12 @@ def arithmetic(dtype: str, device: torch.device) -> torch.dtype:
     return chosen
 
 
-def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
+def autocast_to(device: torch.device, dtype: torch.dtype) -> torch.autocast:
     """Matrix products in ``dtype``, where it is not float32 anyway."""
     return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
 
 
-def describe(device: torch.device) -> DeviceInfo:
+def describe_device(device: torch.device) -> DeviceInfo:
     """Name, number, memory and types of ``device``."""
     versions = {"torch": str(torch.__version__)}
     plugin = FACTS[device.type].plugin

@@ -28,15 +28,15 @@ from ehm.errors import BackendError
 
 __all__ = [
     "average_norms",
-    "gathered",
-    "join",
-    "like",
-    "mean",
-    "shards",
-    "synchronised",
-    "unsharded",
+    "gather_parameters",
+    "gather_tensor",
+    "is_sharded",
+    "join_processes",
+    "mean_over_processes",
+    "shard_like",
+    "synchronise_gradients",
     "with_common_norms",
-    "wrap",
+    "wrap_model",
 ]
 
 _PASSES = ("embed", "compute_similarity", "compute_features", "compute_saliency")
@@ -59,7 +59,7 @@ class TorchProcesses:
         return values
 
 
-def join(device: torch.device) -> tuple[torch.device, Processes]:
+def join_processes(device: torch.device) -> tuple[torch.device, Processes]:
     """This process's own device among those that torchrun has started processes for, and all these processes.
 
     Without torchrun: ``device``, alone. Raises BackendError where the environment is incomplete or has more processes
@@ -75,14 +75,14 @@ def join(device: torch.device) -> tuple[torch.device, Processes]:
     if missing:
         raise BackendError(f"WORLD_SIZE is {world}, but {', '.join(missing)} is not set: torchrun sets all of them")
     if device.type != "cpu":
-        device = _own(device, int(os.environ["LOCAL_RANK"]))
+        device = _choose_own_device(device, int(os.environ["LOCAL_RANK"]))
     if not dist.is_initialized():
         dist.init_process_group(FACTS[device.type].distributed)
-        atexit.register(_leave)
+        atexit.register(_leave_group)
     return device, TorchProcesses(dist.get_rank(), dist.get_world_size(), int(os.environ["LOCAL_WORLD_SIZE"]))
 
 
-def _own(device: torch.device, local_rank: int) -> torch.device:
+def _choose_own_device(device: torch.device, local_rank: int) -> torch.device:
     if device.index is not None:
         raise BackendError(
             f"--device {device}: torchrun gives every process a device of its own; use --device {device.type}"
@@ -99,7 +99,7 @@ def _own(device: torch.device, local_rank: int) -> torch.device:
     return own
 
 
-def _leave() -> None:
+def _leave_group() -> None:
     """End the group while Python still runs.
 
     A process was seen to abort after its work, in FSDP ("terminate called without an active exception"): modules there
@@ -110,7 +110,7 @@ def _leave() -> None:
         gc.collect()
 
 
-def mean(value: Tensor, processes: Processes) -> Tensor:
+def mean_over_processes(value: Tensor, processes: Processes) -> Tensor:
     """``value`` averaged over all processes; stays on the device."""
     if processes.size == 1:
         return value
@@ -119,12 +119,14 @@ def mean(value: Tensor, processes: Processes) -> Tensor:
     return total / processes.size
 
 
-def shards(parallel: Literal["ddp", "fsdp"], processes: Processes) -> bool:
+def is_sharded(parallel: Literal["ddp", "fsdp"], processes: Processes) -> bool:
     """Whether parameters are spread over ``processes``."""
     return parallel == "fsdp" and processes.size > 1
 
 
-def wrap(model: nn.Module, parallel: Literal["ddp", "fsdp"], processes: Processes, device: torch.device) -> nn.Module:
+def wrap_model(
+    model: nn.Module, parallel: Literal["ddp", "fsdp"], processes: Processes, device: torch.device
+) -> nn.Module:
     """``model``, whose backward pass averages gradients over all processes.
 
     ``ddp`` keeps a copy of everything in each process. ``fsdp`` (FSDP2) shards parameters, gradients and the
@@ -134,7 +136,7 @@ def wrap(model: nn.Module, parallel: Literal["ddp", "fsdp"], processes: Processe
         return model
     if parallel == "ddp":
         return DistributedDataParallel(model, gradient_as_bucket_view=True)
-    _shard(model, processes, device)
+    _shard_model(model, processes, device)
     return model
 
 
@@ -155,12 +157,12 @@ def average_norms(model: nn.Module, processes: Processes) -> None:
     own = [part for part in model.modules() if type(part) is nn.BatchNorm2d]
     moments = [value for part in own for value in (part.running_mean, part.running_var) if value is not None]
     if moments:
-        common = mean(torch.cat(moments), processes)
+        common = mean_over_processes(torch.cat(moments), processes)
         for value, shared in zip(moments, common.split([len(value) for value in moments]), strict=True):
             value.copy_(shared)
 
 
-def _shard(model: nn.Module, processes: Processes, device: torch.device) -> None:
+def _shard_model(model: nn.Module, processes: Processes, device: torch.device) -> None:
     mesh = init_device_mesh(device.type, (processes.size,))
     for module in list(model.children()):
         if isinstance(module, (nn.ModuleList, nn.Sequential)):
@@ -173,7 +175,7 @@ def _shard(model: nn.Module, processes: Processes, device: torch.device) -> None
             register_fsdp_forward_method(model, name)
 
 
-def synchronised(module: nn.Module, last: bool) -> AbstractContextManager[object]:
+def synchronise_gradients(module: nn.Module, last: bool) -> AbstractContextManager[object]:
     """Around the passes of one part of a batch: gradients travel once, after the ``last`` part."""
     if isinstance(module, DistributedDataParallel) and not last:
         return module.no_sync()
@@ -183,7 +185,7 @@ def synchronised(module: nn.Module, last: bool) -> AbstractContextManager[object
 
 
 @contextmanager
-def unsharded(modules: Iterable[nn.Module]) -> Iterator[None]:
+def gather_parameters(modules: Iterable[nn.Module]) -> Iterator[None]:
     """The whole parameters of FSDP's ``modules``, for code that reads them beside their ``forward``."""
     sharded = [module for module in modules if isinstance(module, FSDPModule)]
     for module in sharded:
@@ -195,12 +197,12 @@ def unsharded(modules: Iterable[nn.Module]) -> Iterator[None]:
             module.reshard()
 
 
-def gathered(value: Tensor) -> Tensor:
+def gather_tensor(value: Tensor) -> Tensor:
     """A parameter or a state of the optimiser, whole; where it is sharded every process must call this."""
     return value.full_tensor() if isinstance(value, DTensor) else value
 
 
-def like(value: Tensor, own: Tensor) -> Tensor:
+def shard_like(value: Tensor, own: Tensor) -> Tensor:
     """``value`` on the device of ``own`` and sharded as it is."""
     value = value.to(own.device)
     return distribute_tensor(value, own.device_mesh, own.placements) if isinstance(own, DTensor) else value

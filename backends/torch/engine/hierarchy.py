@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ehm.backends.torch.engine.tensors import upload
+from ehm.backends.torch.engine.tensors import upload_array
 from ehm.masking.schedule import masking_level
 from ehm.masking.static import masked_count
 
@@ -30,10 +30,10 @@ __all__ = [
     "DeviceHierarchy",
     "balance",
     "build_hierarchy",
+    "describe_parts",
     "hierarchical_mask",
     "split_mask",
     "spread_mask",
-    "statistics",
 ]
 
 ROUNDS = 8
@@ -83,8 +83,8 @@ def balance(similarity: Tensor, iterations: int = 20) -> Tensor:
     """As :func:`ehm.masking.balance`, but for rounding: (B, N, N), symmetric and not negative -> (B, N, N) float32."""
     if iterations < 1:
         raise ValueError(f"iterations must be at least 1, not {iterations}")
-    _check(similarity)
-    off = similarity.float().masked_fill(_diagonal(similarity), 0)
+    _check_similarity(similarity)
+    off = similarity.float().masked_fill(_diagonal_mask(similarity), 0)
     scale = torch.ones_like(off[:, 0])
     for _ in range(iterations):
         total = (off * scale[:, None]).sum(dim=2) * scale  # no matrix product: TF32, HF32 and autocast round those
@@ -100,12 +100,12 @@ def build_hierarchy(similarity: Tensor) -> DeviceHierarchy:
     compete, for a merge or for a place in the order of merging, are within the rounding of float32. Raises ValueError
     for what is not (B, N, N) with B >= 1 and 2 <= N <= 4096, or not finite.
     """
-    _check(similarity)
+    _check_similarity(similarity)
     batch, n = similarity.shape[:2]
     similarity = similarity.float()
     finite = similarity.abs().amax(dim=(1, 2)) < -EMPTY / 2
     similarity = (similarity + similarity.transpose(1, 2)) / 2
-    similarity = similarity.masked_fill(_diagonal(similarity), EMPTY)
+    similarity = similarity.masked_fill(_diagonal_mask(similarity), EMPTY)
     leaf = torch.arange(n, dtype=torch.float32, device=similarity.device).expand(batch, n)
     one, zero = torch.ones_like(leaf), torch.zeros_like(leaf)
     facts = torch.stack([leaf, leaf, one, one, -EMPTY * one, zero], dim=1)  # (B, K, W)
@@ -115,30 +115,30 @@ def build_hierarchy(similarity: Tensor) -> DeviceHierarchy:
     while left > 1 and rounds < n - 1:
         for _ in range(min(ROUNDS, n - 1 - rounds)):
             rounds += 1
-            similarity, facts, gone = _merge(similarity, facts, gone, n, rounds)
+            similarity, facts, gone = _merge_pairs(similarity, facts, gone, n, rounds)
         left = int((~gone).sum(dim=1, dtype=torch.float32).masked_fill(~finite, n).max().item())
         width = facts.shape[2]
         while (width + 1) // 2 >= left > 1:
             width = (width + 1) // 2
         if width < facts.shape[2]:
             wider.append((facts, gone))
-            similarity, facts, gone = _narrow(similarity, facts, gone, width)
+            similarity, facts, gone = _drop_empty_columns(similarity, facts, gone, width)
     if left > 1:
         raise ValueError(f"similarity must be finite, and below {-EMPTY / 2:g} in magnitude")
     for outer, went in reversed(wider):  # a column that was not empty when the matrix was halved was emptied later
         place = ((~went).cumsum(dim=1, dtype=torch.float32) - 1).clamp(0, facts.shape[2] - 1).long()
-        facts = torch.where(went[:, None], outer, _columns(facts, place))
-    return _number(facts)
+        facts = torch.where(went[:, None], outer, _take_columns(facts, place))
+    return _number_nodes(facts)
 
 
-def _merge(similarity: Tensor, facts: Tensor, gone: Tensor, n: int, rounds: int) -> tuple[Tensor, Tensor, Tensor]:
+def _merge_pairs(similarity: Tensor, facts: Tensor, gone: Tensor, n: int, rounds: int) -> tuple[Tensor, Tensor, Tensor]:
     """One round: unite all columns that are each other's nearest; the right one of a pair is emptied."""
     nearest, partner = similarity.max(dim=2)  # the first of equal ones, as torch promises
     index = torch.arange(partner.shape[1], device=partner.device)
     mutual = partner.gather(1, partner) == index  # an empty column's is 0, which is never empty
     grows, goes = mutual & (partner > index), mutual & (partner < index)
 
-    other = _columns(facts, partner)
+    other = _take_columns(facts, partner)
     size = facts[:, SIZE] + other[:, SIZE]
     rest = [
         size,
@@ -153,20 +153,20 @@ def _merge(similarity: Tensor, facts: Tensor, gone: Tensor, n: int, rounds: int)
     # means over leaf pairs, rows and then columns (Eq. 7, by the formula of Lance and Williams, 1967)
     share = (other[:, SIZE] / size).masked_fill(~grows, 0)[:, :, None]
     rows = (partner + index.shape[0] * torch.arange(len(partner), device=partner.device)[:, None]).flatten()
-    rows_met = _toward(similarity, rows, share).transpose(1, 2).contiguous()
-    both_met = _toward(rows_met, rows, share)
+    rows_met = _move_toward(similarity, rows, share).transpose(1, 2).contiguous()
+    both_met = _move_toward(rows_met, rows, share)
     similarity = torch.maximum(both_met, both_met.transpose(1, 2))  # symmetric to the last bit
-    empty = goes[:, :, None] | goes[:, None] | _diagonal(similarity)
+    empty = goes[:, :, None] | goes[:, None] | _diagonal_mask(similarity)
     return similarity.masked_fill_(empty, EMPTY), facts, gone | goes
 
 
-def _toward(similarity: Tensor, rows: Tensor, share: Tensor) -> Tensor:
+def _move_toward(similarity: Tensor, rows: Tensor, share: Tensor) -> Tensor:
     """Move every row by ``share`` (B, W, 1) to the row of ``rows`` (B * W)."""
     there = similarity.flatten(0, 1).index_select(0, rows)
     return torch.lerp(similarity, there.view_as(similarity), share)
 
 
-def _narrow(similarity: Tensor, facts: Tensor, gone: Tensor, width: int) -> tuple[Tensor, Tensor, Tensor]:
+def _drop_empty_columns(similarity: Tensor, facts: Tensor, gone: Tensor, width: int) -> tuple[Tensor, Tensor, Tensor]:
     """Keep ``width`` columns: those in use in their order, then empty ones."""
     n = gone.shape[1]
     key = gone.float() * n + torch.arange(n, dtype=torch.float32, device=gone.device)
@@ -175,10 +175,10 @@ def _narrow(similarity: Tensor, facts: Tensor, gone: Tensor, width: int) -> tupl
     for _ in range(2):
         similarity = similarity.flatten(0, 1).index_select(0, rows).unflatten(0, kept.shape)
         similarity = similarity.transpose(1, 2).contiguous()
-    return similarity, _columns(facts, kept), gone.gather(1, kept)
+    return similarity, _take_columns(facts, kept), gone.gather(1, kept)
 
 
-def _number(facts: Tensor) -> DeviceHierarchy:
+def _number_nodes(facts: Tensor) -> DeviceHierarchy:
     """Number nodes in order of merging, from the facts (B, K, N) of all merges; column 0 is the root."""
     batch, _, n = facts.shape
     merges = facts[:, :, 1:]
@@ -204,7 +204,7 @@ def _number(facts: Tensor) -> DeviceHierarchy:
         torch.cat([one, merges[:, SIZE]], dim=1),
         torch.cat([math.nan * one, low], dim=1),
     ]
-    parent, sibling, level, size, similarity = _columns(torch.stack(rows, dim=1), identity).unbind(dim=1)
+    parent, sibling, level, size, similarity = _take_columns(torch.stack(rows, dim=1), identity).unbind(dim=1)
     return DeviceHierarchy(parent.long(), level.int(), size.int(), similarity, sibling.long(), identity)
 
 
@@ -219,7 +219,7 @@ def hierarchical_mask(tree: DeviceHierarchy, depth: float, ratio: float, ranks: 
     count = masked_count(ratio, n)
     if ranks.shape != tree.parent.shape:
         raise ValueError(f"ranks must have shape {tuple(tree.parent.shape)}, not {tuple(ranks.shape)}")
-    _, part, inside = _parts(tree, depth)
+    _, part, inside = _find_parts(tree, depth)
     rank = ranks.gather(1, tree.identity)
     size = tree.size.float()
 
@@ -238,9 +238,9 @@ def hierarchical_mask(tree: DeviceHierarchy, depth: float, ratio: float, ranks: 
 
 
 @torch.no_grad()
-def statistics(tree: DeviceHierarchy, depth: float) -> dict[str, Tensor]:
+def describe_parts(tree: DeviceHierarchy, depth: float) -> dict[str, Tensor]:
     """What :class:`ehm.masking.Masker` logs of trees and parts at ``depth`` in [0, 1], as tensors without dimension."""
-    limit, part, _ = _parts(tree, depth)
+    limit, part, _ = _find_parts(tree, depth)
     return {
         "mask_level": limit.float().mean(),
         "tree_height": tree.height.float().mean(),
@@ -266,25 +266,25 @@ def spread_mask(mask: Tensor, units: tuple[int, int], factor: int) -> Tensor:
     return mask.view(-1, down, 1, across, 1).expand(-1, -1, factor, -1, factor).flatten(1)
 
 
-def _parts(tree: DeviceHierarchy, depth: float) -> tuple[Tensor, Tensor, Tensor]:
+def _find_parts(tree: DeviceHierarchy, depth: float) -> tuple[Tensor, Tensor, Tensor]:
     """Masking level of each image (B, 1) int32, which nodes are parts at it, and which lie within one (B, M)."""
     levels = masking_level(depth, np.arange(1, tree.patches + 1, dtype=np.int32))  # by height
-    table = upload(levels, tree.parent.device)
+    table = upload_array(levels, tree.parent.device)
     limit = table.index_select(0, tree.height - 1)[:, None]
     inside = (tree.parent >= 0) & (tree.level.gather(1, tree.parent.clamp(min=0)) <= limit)
     return limit, (tree.level <= limit) & ~inside, inside
 
 
-def _columns(facts: Tensor, index: Tensor) -> Tensor:
+def _take_columns(facts: Tensor, index: Tensor) -> Tensor:
     """Columns ``index`` (B, V) of ``facts`` (B, K, W): (B, K, V)."""
     return facts.gather(2, index[:, None].expand(-1, facts.shape[1], -1))
 
 
-def _diagonal(similarity: Tensor) -> Tensor:
+def _diagonal_mask(similarity: Tensor) -> Tensor:
     return torch.eye(similarity.shape[1], dtype=torch.bool, device=similarity.device)
 
 
-def _check(similarity: Tensor) -> None:
+def _check_similarity(similarity: Tensor) -> None:
     shape = tuple(similarity.shape)
     if len(shape) != 3 or shape[1] != shape[2] or shape[0] < 1 or not 2 <= shape[1] <= MOST:
         raise ValueError(f"similarity must have shape (B, N, N) with B >= 1 and 2 <= N <= {MOST}, not {shape}")

@@ -15,8 +15,8 @@ from timm.optim.lars import Lars
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ehm.backends.common import decays
-from ehm.backends.torch.engine.distributed import gathered, like
+from ehm.backends.common import is_decayed
+from ehm.backends.torch.engine.distributed import gather_tensor, shard_like
 from ehm.errors import CheckpointError
 from ehm.storage.arrays import Arrays
 
@@ -44,7 +44,7 @@ def param_groups(
         if not parameter.requires_grad:
             continue
         layer = layers.get(name, last)
-        decaying = decays(name, parameter.ndim, no_decay)
+        decaying = is_decayed(name, parameter.ndim, no_decay)
         new_group = {"params": [], "lr_scale": layer_decay ** (last - layer), "decays": decaying}
         groups.setdefault((layer, decaying), new_group)["params"].append(parameter)
     return list(groups.values())
@@ -81,7 +81,7 @@ def optimizer_arrays(optimizer: Optimizer, named_parameters: NamedParameters) ->
     for name, parameter in named_parameters:
         for slot, value in optimizer.state.get(parameter, {}).items():
             if isinstance(value, Tensor):
-                arrays[f"{name}/{slot}"] = np.array(gathered(value.detach()).cpu().numpy(), copy=True)
+                arrays[f"{name}/{slot}"] = np.array(gather_tensor(value.detach()).cpu().numpy(), copy=True)
     return arrays
 
 
@@ -102,7 +102,7 @@ def load_optimizer_arrays(
         if value.ndim and value.shape != parameter.shape:
             raise CheckpointError(f"the optimiser's {key} is {tuple(value.shape)}, not {tuple(parameter.shape)}")
         if value.ndim:
-            value = like(value, parameter)
+            value = shard_like(value, parameter)
         elif on_device:
             value = value.to(parameter.device)
         optimizer.state[parameter][slot] = value

@@ -19,15 +19,21 @@ from torch.optim import Optimizer
 from torch.utils.checkpoint import checkpoint
 
 from ehm.backends.base import Processes
-from ehm.backends.common import SCALE, TRACKER, chunks
-from ehm.backends.torch.engine.devices import FACTS, arithmetic, autocast
-from ehm.backends.torch.engine.distributed import gathered, mean, shards, synchronised, wrap
+from ehm.backends.common import SCALE, TRACKER, split_batch
+from ehm.backends.torch.engine.devices import FACTS, autocast_to, choose_dtype
+from ehm.backends.torch.engine.distributed import (
+    gather_tensor,
+    is_sharded,
+    mean_over_processes,
+    synchronise_gradients,
+    wrap_model,
+)
 from ehm.backends.torch.engine.optim import load_optimizer_arrays, optimizer_arrays, set_rates
 from ehm.config import OptimConfig, RunConfig
 from ehm.errors import BackendError
 from ehm.storage.arrays import Arrays
 
-__all__ = ["Training", "recompute", "reproducible", "seeded"]
+__all__ = ["Training", "recompute_activations", "seed_random_numbers", "set_deterministic"]
 
 _BLOCKS = (Block, BeitBlock, SwinTransformerBlock)
 
@@ -52,10 +58,10 @@ class Training:
     ) -> None:
         facts = FACTS[device.type]
         facts.prepare()
-        self.dtype = arithmetic(optim.dtype, device)
+        self.dtype = choose_dtype(optim.dtype, device)
         self._model, self._optim, self._device, self._processes = model, optim, device, processes
         scaled = self.dtype == torch.float16
-        if scaled and shards(run.parallel, processes):
+        if scaled and is_sharded(run.parallel, processes):
             raise BackendError("optim.dtype float16: not with run.parallel fsdp; bfloat16 needs no loss scaling")
         trained = model if head is None else head
         self._parts = optim.accumulate if head is None else 1
@@ -65,13 +71,13 @@ class Training:
             if facts.compiler == "inductor" and not any(map(which, ("g++", "clang++"))):
                 raise BackendError("run.compile: torch needs a C++ compiler, g++ or clang++, and finds none")
             trained.compile(backend=facts.compiler, dynamic=False)
-        self.module = wrap(trained, run.parallel, processes, device)
+        self.module = wrap_model(trained, run.parallel, processes, device)
         self.optimizer = optimizer(facts.fused_adamw and (facts.fused_adamw_scales or not scaled))
         self._scaler = torch.amp.GradScaler(device.type, enabled=scaled)
 
     def autocast(self) -> torch.autocast:
         """Matrix products in the type of this run."""
-        return autocast(self._device, self.dtype)
+        return autocast_to(self._device, self.dtype)
 
     def step(
         self, rows: int, loss: Callable[[slice], Tensor], lr: float, weight_decay: float
@@ -84,17 +90,17 @@ class Training:
         set_rates(self.optimizer, lr, weight_decay)
         self.optimizer.zero_grad(set_to_none=True)
         total = torch.zeros((), device=self._device)
-        parts = list(chunks(rows, self._parts))
+        parts = list(split_batch(rows, self._parts))
         for part in parts:
-            with synchronised(self.module, last=part is parts[-1]):
+            with synchronise_gradients(self.module, last=part is parts[-1]):
                 value = loss(part) * ((part.stop - part.start) / rows)
                 self._scaler.scale(value).backward()
             total += value.detach()
-        metrics: dict[str, SupportsFloat] = {"loss": mean(total, self._processes)}
+        metrics: dict[str, SupportsFloat] = {"loss": mean_over_processes(total, self._processes)}
         if self._optim.clip_grad is not None:
             self._scaler.unscale_(self.optimizer)
             trained = [parameter for parameter in self._model.parameters() if parameter.grad is not None]
-            metrics["grad_norm"] = gathered(nn.utils.clip_grad_norm_(trained, self._optim.clip_grad).detach())
+            metrics["grad_norm"] = gather_tensor(nn.utils.clip_grad_norm_(trained, self._optim.clip_grad).detach())
         self._scaler.step(self.optimizer)
         self._scaler.update()
         return metrics
@@ -118,7 +124,7 @@ class Training:
             self._scaler.load_state_dict({**scaler, "_growth_tracker": int(tracker)})
 
 
-def recompute(model: nn.Module, random: bool = False) -> None:
+def recompute_activations(model: nn.Module, random: bool = False) -> None:
     """Keep no activations inside Transformer blocks: the backward pass computes them again (Chen et al., 2016).
 
     ``random`` says whether they draw random numbers, which have to be the same then.
@@ -130,7 +136,7 @@ def recompute(model: nn.Module, random: bool = False) -> None:
 
 
 @contextmanager
-def seeded(device: torch.device, numbers: list[int]) -> Iterator[None]:
+def seed_random_numbers(device: torch.device, numbers: list[int]) -> Iterator[None]:
     """Random numbers of ``numbers`` alone, on the host and on ``device``: the same in a resumed run."""
     on_device = [] if device.type == "cpu" else [device]
     with torch.random.fork_rng(on_device, device_type=device.type):
@@ -138,7 +144,7 @@ def seeded(device: torch.device, numbers: list[int]) -> Iterator[None]:
         yield
 
 
-def reproducible(wanted: bool) -> None:
+def set_deterministic(wanted: bool) -> None:
     """Let only deterministic kernels run in this process, or any; before the first use of a device.
 
     An operator that has no deterministic kernel then raises. Collectives on Ascend obey HCCL_DETERMINISTIC.

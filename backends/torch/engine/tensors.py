@@ -11,19 +11,19 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ehm.backends.torch.engine.devices import device_module
-from ehm.backends.torch.engine.distributed import gathered, like
+from ehm.backends.torch.engine.distributed import gather_tensor, shard_like
 from ehm.storage.arrays import Arrays, check_shapes
 
-__all__ = ["Pixels", "download", "load_arrays", "to_arrays", "upload"]
+__all__ = ["Pixels", "load_arrays", "start_download", "to_arrays", "upload_array"]
 
 
-def upload(array: NDArray[Any], device: torch.device) -> Tensor:
+def upload_array(array: NDArray[Any], device: torch.device) -> Tensor:
     """``array`` on ``device``. An accelerator copies while the host goes on, which needs memory that is not paged."""
     tensor = torch.from_numpy(array)
     return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
 
 
-def download(tensor: Tensor) -> Callable[[], NDArray[Any]]:
+def start_download(tensor: Tensor) -> Callable[[], NDArray[Any]]:
     """Start to copy ``tensor`` to the host; the function returned waits for the copy alone, and gives it."""
     if tensor.device.type == "cpu":
         return tensor.numpy
@@ -52,17 +52,19 @@ class Pixels:
 
     def __call__(self, images: NDArray[np.uint8]) -> Tensor:
         """Upload and normalise ``images``."""
-        pixels = upload(images, self._device).permute(0, 3, 1, 2).float()
+        pixels = upload_array(images, self._device).permute(0, 3, 1, 2).float()
         return ((pixels - self._offset) / self._scale).contiguous()
 
 
 def to_arrays(module: nn.Module) -> Arrays:
     """Copies of a module's parameters and buffers by name."""
-    return {name: gathered(value.detach()).cpu().numpy().copy() for name, value in module.state_dict().items()}
+    return {name: gather_tensor(value.detach()).cpu().numpy().copy() for name, value in module.state_dict().items()}
 
 
 def load_arrays(module: nn.Module, arrays: Arrays) -> None:
     """Copy ``arrays`` into a module; raises CheckpointError naming what is missing, surplus or of another shape."""
     own = module.state_dict()
     check_shapes({name: tuple(value.shape) for name, value in own.items()}, arrays)
-    module.load_state_dict({name: like(torch.from_numpy(np.array(arrays[name])), value) for name, value in own.items()})
+    module.load_state_dict(
+        {name: shard_like(torch.from_numpy(np.array(arrays[name])), value) for name, value in own.items()}
+    )

@@ -58,7 +58,7 @@ class DetectorGraph(nn.Module):
         if len(self.outputs) < len(OUTPUTS):
             return boxes, labels, scores
         heads = self.model.roi_heads
-        logits = heads.mask_predictor(heads.mask_head(_pool(heads.mask_roi_pool, maps[: len(STRIDES)], boxes)))
+        logits = heads.mask_predictor(heads.mask_head(_pool_regions(heads.mask_roi_pool, maps[: len(STRIDES)], boxes)))
         return boxes, labels, scores, logits[torch.arange(len(boxes)), labels + 1].sigmoid()
 
     def _propose(self, maps: list[Tensor]) -> tuple[Tensor, Tensor]:
@@ -83,7 +83,7 @@ class DetectorGraph(nn.Module):
     def _classify(self, maps: list[Tensor], proposals: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Boxes (K, 4), labels (K,) and scores (K,) of objects."""
         heads = self.model.roi_heads
-        logits, moves = heads.box_predictor(heads.box_head(_pool(heads.box_roi_pool, maps, proposals)))
+        logits, moves = heads.box_predictor(heads.box_head(_pool_regions(heads.box_roi_pool, maps, proposals)))
         classes = logits.shape[1] - 1
         boxes = heads.box_coder.decode_single(moves, proposals).unflatten(1, (-1, 4))[:, 1:].reshape(-1, 4)
         boxes, scores = self._clip(boxes), logits.softmax(-1)[:, 1:].reshape(-1)
@@ -115,7 +115,7 @@ def _at_least(boxes: Tensor, side: float) -> Tensor:
     return (sides[:, 0] >= side) & (sides[:, 1] >= side)
 
 
-def _pool(pooler: Any, maps: list[Tensor], boxes: Tensor) -> Tensor:
+def _pool_regions(pooler: Any, maps: list[Tensor], boxes: Tensor) -> Tensor:
     """What ``boxes`` (N, 4) hold on the map that suits their size: (N, D, side, side). All maps are read."""
     area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
     level = torch.floor(_CANONICAL_LEVEL + torch.log2(area.sqrt() / _CANONICAL_SIDE) + 1e-6)

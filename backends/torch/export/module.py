@@ -23,7 +23,7 @@ from ehm.backends.torch.export.heads import Heads, Scores
 from ehm.backends.torch.learners.classifier import probe_head
 from ehm.backends.torch.models.embedding import Embedding
 from ehm.backends.torch.models.loading import classifier_name, load_model, read_arrays
-from ehm.backends.torch.models.pyramid import STRIDES, load_pyramid, thirds
+from ehm.backends.torch.models.pyramid import STRIDES, last_of_thirds, load_pyramid
 from ehm.backends.torch.models.upernet import UperNet
 from ehm.backends.torch.models.vit import build_vit
 from ehm.config import ModelSource, SegmentationConfig
@@ -120,7 +120,7 @@ def _load_segmenter(source: ModelSource, weights: Weights) -> LoadedModel:
     if height % STRIDES[-1] or width % STRIDES[-1]:
         raise ConfigError(f"model.image_size {[height, width]}: a segmenter's is a multiple of {STRIDES[-1]}")
     encoder = config.model.model_copy(update={"init": source.init, "drop_path": 0.0})
-    pyramid, loaded = load_pyramid(encoder, (height, width), config.head.taps or thirds, weights)
+    pyramid, loaded = load_pyramid(encoder, (height, width), config.head.taps or last_of_thirds, weights)
     labels = tuple(metadata["classes"])
     network = UperNet(pyramid, len(labels), config.head)
     # the encoder's are there already, in the sizes that it has here

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ehm.backends.base import ALONE, Processes
-from ehm.backends.common import chunks
-from ehm.backends.torch.engine.tensors import Pixels, upload
+from ehm.backends.common import split_batch
+from ehm.backends.torch.engine.tensors import Pixels, upload_array
 from ehm.backends.torch.learners.supervised import Supervised
 from ehm.backends.torch.models.loading import classifier_name, load_model
 from ehm.backends.torch.models.vit import layers_of
@@ -46,7 +46,7 @@ class TorchClassifier(Supervised):
         self, images: NDArray[np.uint8], targets: NDArray[np.float32], lr: float, weight_decay: float
     ) -> Mapping[str, SupportsFloat]:
         """See :meth:`ehm.backends.base.Classifier.train_step`."""
-        wanted = upload(targets, self._device)
+        wanted = upload_array(targets, self._device)
         if self._head is None:
             return self._fine_tune(images, wanted, lr, weight_decay)
         return self._probe(self._head, images, wanted, lr, weight_decay)
@@ -65,7 +65,7 @@ class TorchClassifier(Supervised):
         head = max(layers.values())
         named = [(name, p) for name, p in self.model.named_parameters() if layers[name] < head and p.requires_grad]
         with _normal_head(self.model):
-            loss = soft_cross_entropy(self.model(self._trained_pixels(images)), upload(targets, self._device))
+            loss = soft_cross_entropy(self.model(self._trained_pixels(images)), upload_array(targets, self._device))
             found = torch.autograd.grad(loss, [parameter for _, parameter in named], allow_unused=True)
         parts: list[list[Tensor]] = [[] for _ in range(head)]
         for (name, parameter), gradient in zip(named, found, strict=True):
@@ -92,7 +92,7 @@ class TorchClassifier(Supervised):
         self.model.eval()
         head.train()
         with torch.no_grad(), self._training.autocast():
-            features = torch.cat([self._features(images[rows]) for rows in chunks(len(images), self._parts)])
+            features = torch.cat([self._features(images[rows]) for rows in split_batch(len(images), self._parts)])
 
         def loss(rows: slice) -> Tensor:
             return soft_cross_entropy(self._training.module(features.float()), targets)

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ehm.backends.base import ALONE, Processes
-from ehm.backends.torch.engine.distributed import mean
-from ehm.backends.torch.engine.step import recompute
-from ehm.backends.torch.engine.tensors import upload
+from ehm.backends.torch.engine.distributed import mean_over_processes
+from ehm.backends.torch.engine.step import recompute_activations
+from ehm.backends.torch.engine.tensors import upload_array
 from ehm.backends.torch.learners.supervised import Supervised
 from ehm.backends.torch.models.rcnn import build_rcnn
 from ehm.config import DetectionConfig
@@ -35,7 +35,7 @@ class TorchDetector(Supervised):
             torch.manual_seed(config.run.seed)
             model, loaded, image_size = build_rcnn(config, classes)
         if config.run.grad_checkpointing:
-            recompute(model, random=config.model.drop_path > 0)
+            recompute_activations(model, random=config.model.drop_path > 0)
         super().__init__(model, loaded, config, device, processes)
         self.image_size = image_size
 
@@ -57,7 +57,7 @@ class TorchDetector(Supervised):
             return torch.stack([value.float() for value in found.values()]).sum()
 
         metrics = self._step(len(images), loss, lr, weight_decay)
-        return {**metrics, **{name: mean(value, self._processes) for name, value in terms.items()}}
+        return {**metrics, **{name: mean_over_processes(value, self._processes) for name, value in terms.items()}}
 
     def detect_objects(self, images: Sequence[NDArray[np.uint8]]) -> list[Detections]:
         """See :meth:`ehm.backends.base.Detector.detect_objects`."""
@@ -66,7 +66,7 @@ class TorchDetector(Supervised):
         shown = list(images) or [np.zeros((32, 32, 3), np.uint8)]
         with torch.no_grad(), self._training.autocast():
             found = self.model(self._upload(shown))
-        return [_download(each) for each in found[: len(images)]]
+        return [_download_detections(each) for each in found[: len(images)]]
 
     def _upload(self, images: Sequence[NDArray[np.uint8]]) -> list[Tensor]:
         return [self._pixels(image[None])[0] for image in images]
@@ -76,10 +76,10 @@ class TorchDetector(Supervised):
         target: dict[str, NDArray[Any]] = {"boxes": objects.boxes, "labels": objects.labels + 1}
         if objects.masks is not None:
             target["masks"] = objects.masks.view(np.uint8)
-        return {name: upload(array, self._device) for name, array in target.items()}
+        return {name: upload_array(array, self._device) for name, array in target.items()}
 
 
-def _download(found: Mapping[str, Tensor]) -> Detections:
+def _download_detections(found: Mapping[str, Tensor]) -> Detections:
     masks = found.get("masks")
     return Detections(
         boxes=found["boxes"].float().cpu().numpy(),

@@ -17,8 +17,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ehm.backends.base import ALONE, Processes
-from ehm.backends.torch.engine.step import recompute
-from ehm.backends.torch.engine.tensors import upload
+from ehm.backends.torch.engine.step import recompute_activations
+from ehm.backends.torch.engine.tensors import upload_array
 from ehm.backends.torch.learners.supervised import Supervised
 from ehm.backends.torch.models.embedding import Embedding
 from ehm.backends.torch.models.loading import load_model
@@ -40,9 +40,9 @@ class TorchEmbedder(Supervised):
             loaded = load_model(config.model, fc_norm=False)
             model = Embedding(loaded.model, config.dim, classes, config.margin, config.scale)
         one_size = config.longest is None and config.scales == (1.0,)
-        self._stride = None if one_size else _stride(loaded.model, loaded.image_size, config)
+        self._stride = None if one_size else _make_resizable(loaded.model, loaded.image_size, config)
         if config.run.grad_checkpointing:
-            recompute(model, random=True)
+            recompute_activations(model, random=True)
         super().__init__(model, loaded, config, device, processes)
         self._config = config
 
@@ -50,7 +50,7 @@ class TorchEmbedder(Supervised):
         self, images: NDArray[np.uint8], labels: NDArray[np.int64], lr: float, weight_decay: float
     ) -> Mapping[str, SupportsFloat]:
         """See :meth:`ehm.backends.base.Embedder.train_step`."""
-        wanted = upload(labels, self._device)
+        wanted = upload_array(labels, self._device)
         self.model.train()
 
         def loss(rows: slice) -> Tensor:
@@ -85,7 +85,7 @@ class TorchEmbedder(Supervised):
         return round(side) if self._stride is None else max(1, round(side / self._stride)) * self._stride
 
 
-def _stride(encoder: Any, size: tuple[int, int], config: RetrievalConfig) -> int:
+def _make_resizable(encoder: Any, size: tuple[int, int], config: RetrievalConfig) -> int:
     """What the sides of images of other sizes are multiples of; the encoder is made to take such.
 
     ConfigError for one that takes images of ``size`` = (H, W) only.
@@ -93,7 +93,7 @@ def _stride(encoder: Any, size: tuple[int, int], config: RetrievalConfig) -> int
     stride: int = encoder.feature_info[-1]["reduction"]
     if isinstance(encoder, VisionTransformer):
         take_any_size(encoder)
-    elif not _takes(encoder, (size[0] + stride, size[1] + 2 * stride)):
+    elif not _accepts_size(encoder, (size[0] + stride, size[1] + 2 * stride)):
         said, instead = f"scales {list(config.scales)}", "leave [1.0]"
         if config.longest is not None:
             said, instead = f"longest {config.longest}", "leave it out"
@@ -102,7 +102,7 @@ def _stride(encoder: Any, size: tuple[int, int], config: RetrievalConfig) -> int
 
 
 @torch.no_grad()
-def _takes(encoder: Any, size: tuple[int, int]) -> bool:
+def _accepts_size(encoder: Any, size: tuple[int, int]) -> bool:
     try:
         encoder.eval().forward_features(torch.zeros(1, 3, *size))
     except (AssertionError, RuntimeError, ValueError):  # each model of timm's has its own way to say no

@@ -43,7 +43,7 @@ class TorchEncoder:
         self.model: Any = loaded.model.to(device).eval()
         self.image_size = loaded.image_size
         self.notes = loaded.notes
-        self.grid = _grid(self.model, self.image_size)
+        self.grid = _output_grid(self.model, self.image_size)
 
     @torch.inference_mode()
     def compute_features(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -115,7 +115,7 @@ class TorchEncoder:
         return self.model
 
 
-def _grid(model: Any, image_size: tuple[int, int]) -> tuple[int, int]:
+def _output_grid(model: Any, image_size: tuple[int, int]) -> tuple[int, int]:
     """Patches down and across; of a Swin or a convolutional network, the cells of its last feature map."""
     if isinstance(model, VisionTransformer | Beit):
         return tuple(model.patch_embed.grid_size)

@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ehm.backends.base import ALONE, Processes
-from ehm.backends.common import STEP, chunks, entropy
+from ehm.backends.common import STEP, split_batch, step_entropy
 from ehm.backends.torch.engine import hierarchy
-from ehm.backends.torch.engine.distributed import shards, unsharded, wrap
+from ehm.backends.torch.engine.distributed import gather_parameters, is_sharded, wrap_model
 from ehm.backends.torch.engine.optim import param_groups
-from ehm.backends.torch.engine.step import Training, recompute, seeded
-from ehm.backends.torch.engine.tensors import Pixels, download, load_arrays, to_arrays, upload
+from ehm.backends.torch.engine.step import Training, recompute_activations, seed_random_numbers
+from ehm.backends.torch.engine.tensors import Pixels, load_arrays, start_download, to_arrays, upload_array
 from ehm.backends.torch.models.attention import cosine_similarity
 from ehm.backends.torch.models.loading import load_initial_weights
 from ehm.backends.torch.objectives import create_objective
@@ -54,12 +54,12 @@ class TorchBatch:
 
     def compute_similarity(self) -> Iterable[NDArray[np.float32]]:
         """See :meth:`ehm.backends.base.PreparedBatch.compute_similarity`. All of it is on its way when this returns."""
-        waits = self._learner.compute_similarity(self, download)
+        waits = self._learner.compute_similarity(self, start_download)
         return (wait() for wait in waits)
 
     def compute_saliency(self) -> Iterable[NDArray[np.float32]]:
         """See :meth:`ehm.backends.base.PreparedBatch.compute_saliency`. All of it is on its way when this returns."""
-        waits = self._learner.compute_saliency(self, download)
+        waits = self._learner.compute_saliency(self, start_download)
         return (wait() for wait in waits)
 
     def evolved_mask(self, depth: float, ranks: NDArray[np.int32]) -> tuple[Tensor, Mapping[str, SupportsFloat]]:
@@ -83,12 +83,12 @@ class TorchLearner:
         if config.optim.ema_decay is not None:
             self._ema = self._build_model().eval().requires_grad_(False)
             if config.run.parallel == "fsdp":
-                wrap(self._ema, "fsdp", processes, device)
+                wrap_model(self._ema, "fsdp", processes, device)
         if config.run.grad_checkpointing:
-            recompute(self.model, random=self._has_drop_path)
+            recompute_activations(self.model, random=self._has_drop_path)
         self._training = Training(self.model, self._create_optimizer, config.optim, config.run, device, processes)
         # FSDP reduces gradients in the modules' own passes: there the embedding runs again, inside of them
-        self._shares_embedding = config.mask.source == "online" and not shards(config.run.parallel, processes)
+        self._shares_embedding = config.mask.source == "online" and not is_sharded(config.run.parallel, processes)
 
     def prepare_batch(self, images: NDArray[np.uint8]) -> TorchBatch:
         """See :meth:`ehm.backends.base.Learner.prepare_batch`."""
@@ -135,10 +135,10 @@ class TorchLearner:
             similarity = hierarchy.balance(similarity)
         tree = hierarchy.build_hierarchy(similarity)
         ratio = self._config.masks.ratio
-        views = upload(ranks, self._device).unbind(1)
+        views = upload_array(ranks, self._device).unbind(1)
         masks = [hierarchy.hierarchical_mask(tree, depth, ratio, view) for view in views]
         # the masks of one image lie one after the other
-        return torch.stack(masks, dim=1).flatten(0, 1), hierarchy.statistics(tree, depth)
+        return torch.stack(masks, dim=1).flatten(0, 1), hierarchy.describe_parts(tree, depth)
 
     def train_step(
         self, batch: TorchBatch, mask: NDArray[np.bool_] | Tensor, lr: float, weight_decay: float
@@ -160,9 +160,9 @@ class TorchLearner:
                 loss: Tensor = self._training.module(pixels, *(part[masks] for part in indices), tokens, **targets)
             return loss
 
-        numbers = entropy(self._config.run.seed, self._steps, self._rank)
+        numbers = step_entropy(self._config.run.seed, self._steps, self._rank)
         # only drop path draws random numbers; without it, the generator's state need not be saved and put back
-        with seeded(self._device, numbers) if self._has_drop_path else nullcontext():
+        with seed_random_numbers(self._device, numbers) if self._has_drop_path else nullcontext():
             metrics = self._training.step(len(images), compute_loss, lr, weight_decay)
         self._steps += 1
         self._update_average()
@@ -209,7 +209,7 @@ class TorchLearner:
             hidden = masked_count(self._config.masks.ratio, mask.shape[1]) * tokens_per_side**2
             return hierarchy.split_mask(hierarchy.spread_mask(mask, units, tokens_per_side), hidden)
         parts = split_mask(spread_mask(mask, units, tokens_per_side))
-        return tuple(upload(part, self._device) for part in parts)
+        return tuple(upload_array(part, self._device) for part in parts)
 
     def _apply_to_tokens(
         self,
@@ -228,9 +228,9 @@ class TorchLearner:
         evaluating = _without_drop_path if self._has_drop_path else nullcontext
         sent = []
         batch.embedded = []
-        for rows in chunks(len(batch.images), self._config.optim.accumulate):
+        for rows in split_batch(len(batch.images), self._config.optim.accumulate):
             pixels = self._pixels(batch.images[rows])
-            with unsharded([model, *model.stack[read]]), self._training.autocast(), evaluating(model):
+            with gather_parameters([model, *model.stack[read]]), self._training.autocast(), evaluating(model):
                 with torch.set_grad_enabled(self._shares_embedding):
                     tokens = model.embed(pixels)
                 batch.embedded.append((pixels, tokens if self._shares_embedding else None))

@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ehm.backends.base import ALONE, Processes
-from ehm.backends.common import chunks
+from ehm.backends.common import split_batch
 from ehm.backends.torch.engine.distributed import average_norms, with_common_norms
-from ehm.backends.torch.engine.step import recompute
-from ehm.backends.torch.engine.tensors import upload
+from ehm.backends.torch.engine.step import recompute_activations
+from ehm.backends.torch.engine.tensors import upload_array
 from ehm.backends.torch.learners.supervised import Supervised
-from ehm.backends.torch.models.pyramid import STRIDES, load_pyramid, thirds
+from ehm.backends.torch.models.pyramid import STRIDES, last_of_thirds, load_pyramid
 from ehm.backends.torch.models.upernet import UperNet, upsample
 from ehm.config import SegmentationConfig
 from ehm.data.bilinear import enlarge_argmax
@@ -43,7 +43,7 @@ class TorchSegmenter(Supervised):
     ) -> None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.run.seed)
-            pyramid, loaded = load_pyramid(config.model, config.crop_size, config.head.taps or thirds)
+            pyramid, loaded = load_pyramid(config.model, config.crop_size, config.head.taps or last_of_thirds)
             model = with_common_norms(UperNet(pyramid, classes, config.head), processes, device)
         if config.inference.mode == "whole" and not pyramid.any_size:
             raise ConfigError(
@@ -51,7 +51,7 @@ class TorchSegmenter(Supervised):
                 f"{list(config.crop_size)} only; take slide"
             )
         if config.run.grad_checkpointing:
-            recompute(model, random=True)
+            recompute_activations(model, random=True)
         super().__init__(model, loaded, config, device, processes)
         self.image_size = config.crop_size
         self._config = config
@@ -62,7 +62,7 @@ class TorchSegmenter(Supervised):
         """See :meth:`ehm.backends.base.Segmenter.train_step`; ConfigError where a part of the batch is one image."""
         self._refuse_single(len(images))
         self.model.train()
-        wanted, weight = upload(labels, self._device).long(), self._config.head.auxiliary_weight
+        wanted, weight = upload_array(labels, self._device).long(), self._config.head.auxiliary_weight
 
         def loss(rows: slice) -> Tensor:
             with self._training.autocast():
@@ -87,7 +87,7 @@ class TorchSegmenter(Supervised):
 
     def _refuse_single(self, rows: int) -> None:
         """Batch norm of the whole map's mean needs two values, here or over all processes."""
-        parts = [part.stop - part.start for part in chunks(rows, self._config.optim.accumulate)]
+        parts = [part.stop - part.start for part in split_batch(rows, self._config.optim.accumulate)]
         if min(parts) < 2 and not any(isinstance(part, nn.SyncBatchNorm) for part in self.model.modules()):
             optim = self._config.optim
             raise ConfigError(

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from ehm.backends.base import Processes
-from ehm.backends.common import STEP, entropy
-from ehm.backends.torch.engine.step import Training, seeded
+from ehm.backends.common import STEP, step_entropy
+from ehm.backends.torch.engine.step import Training, seed_random_numbers
 from ehm.backends.torch.engine.tensors import load_arrays, to_arrays
 from ehm.storage.arrays import LearnerState
 
@@ -30,7 +30,7 @@ class Stepped:
         self, rows: int, loss: Callable[[slice], Tensor], lr: float, weight_decay: float
     ) -> dict[str, SupportsFloat]:
         """One step of :class:`Training`, with its own random numbers (drop path, dropout, samples)."""
-        with seeded(self._device, entropy(self._seed, self._steps, self._processes.rank)):
+        with seed_random_numbers(self._device, step_entropy(self._seed, self._steps, self._processes.rank)):
             metrics = self._training.step(rows, loss, lr, weight_decay)
         self._steps += 1
         return metrics

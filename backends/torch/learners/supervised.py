@@ -20,7 +20,7 @@ from ehm.config import TaskConfig
 from ehm.config.inputs import differing_inputs
 from ehm.models.weights import LoadedModel
 
-__all__ = ["Supervised", "optimizer"]
+__all__ = ["Supervised", "create_optimizer"]
 
 
 class Supervised(Stepped):
@@ -48,7 +48,7 @@ class Supervised(Stepped):
             self.notes += differing_inputs(self.inputs, loaded.inputs)
         training = Training(
             model,
-            lambda fused: optimizer(model, loaded.model, config, fused),
+            lambda fused: create_optimizer(model, loaded.model, config, fused),
             config.optim,
             config.run,
             device,
@@ -59,7 +59,7 @@ class Supervised(Stepped):
         super().__init__(model, training, device, processes, config.run.seed)
 
 
-def optimizer(model: nn.Module, encoder: Any, config: TaskConfig, fused: bool) -> Optimizer:
+def create_optimizer(model: nn.Module, encoder: Any, config: TaskConfig, fused: bool) -> Optimizer:
     """The optimiser that ``config`` names, whose rates fall from layer to layer of ``encoder`` (``layer_decay``).
 
     The encoder is ``model`` or a part of it.

@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ehm.backends.base import ALONE, Processes
-from ehm.backends.torch.engine.distributed import mean
+from ehm.backends.torch.engine.distributed import mean_over_processes
 from ehm.backends.torch.engine.optim import param_groups
 from ehm.backends.torch.engine.step import Training
 from ehm.backends.torch.engine.tensors import Pixels
 from ehm.backends.torch.learners.stepped import Stepped
-from ehm.backends.torch.models.dvae import build
+from ehm.backends.torch.models.dvae import build_tokenizer
 from ehm.config import TokenizerConfig
 
 __all__ = ["TorchTokenizer"]
@@ -33,7 +33,7 @@ class TorchTokenizer(Stepped):
         self._config = config
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.run.seed)
-            model = build(config)
+            model = build_tokenizer(config)
         model.to(device)
         optim = config.optim
         training = Training(
@@ -67,9 +67,9 @@ class TorchTokenizer(Stepped):
             return value
 
         metrics = self._step(len(images), loss, lr, weight_decay)
-        self._recent.append(mean(counts, self._processes))
-        error, divergence = mean(terms, self._processes).unbind()
-        return {**metrics, "mse": error, "kl": divergence, **usage(torch.stack(list(self._recent)).sum(dim=0))}
+        self._recent.append(mean_over_processes(counts, self._processes))
+        error, divergence = mean_over_processes(terms, self._processes).unbind()
+        return {**metrics, "mse": error, "kl": divergence, **measure_usage(torch.stack(list(self._recent)).sum(dim=0))}
 
     def reconstruct_images(self, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """See :meth:`ehm.backends.base.TokenizerLearner.reconstruct_images`."""
@@ -78,7 +78,7 @@ class TorchTokenizer(Stepped):
         return seen.permute(0, 2, 3, 1).cpu().numpy(), tokens.cpu().numpy()
 
 
-def usage(counts: Tensor) -> dict[str, SupportsFloat]:
+def measure_usage(counts: Tensor) -> dict[str, SupportsFloat]:
     """Share of the codes that occur, and the perplexity of their distribution, of (K,) counts."""
     shares = counts / counts.sum()
     entropy = -(shares * shares.clamp_min(1e-12).log()).sum()

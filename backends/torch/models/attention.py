@@ -23,7 +23,7 @@ __all__ = [
     "cosine_similarity",
     "mean_attention",
     "patch_similarity",
-    "symmetric",
+    "symmetrise",
 ]
 
 UNFUSED = {("cpu", torch.bfloat16)}
@@ -44,14 +44,14 @@ class MaskedBlock(Block):
         if (kind, dtype) not in UNFUSED:
             return super().forward(x)
         normed = self.norm1(x)
-        q, k, v = _heads(self, normed, 3)
-        return _finish(self, x, normed, torch.bmm(_probs(self, q, k), v))
+        q, k, v = _project_heads(self, normed, 3)
+        return _finish_block(self, x, normed, torch.bmm(_compute_probs(self, q, k), v))
 
 
 def attention_probs(block: Any, tokens: Tensor) -> Tensor:
     """Softmax attention of one timm block on its input: (B, L, D) -> (B, h, L, L). Needs queries and keys only."""
-    q, k = _heads(block, block.norm1(tokens), 2)
-    return _probs(block, q, k).unflatten(0, (len(tokens), -1))
+    q, k = _project_heads(block, block.norm1(tokens), 2)
+    return _compute_probs(block, q, k).unflatten(0, (len(tokens), -1))
 
 
 def mean_attention(blocks: Iterable[Any], tokens: Tensor, count: int, share: Tensor | None = None) -> Tensor:
@@ -65,11 +65,11 @@ def mean_attention(blocks: Iterable[Any], tokens: Tensor, count: int, share: Ten
     for index, block in enumerate(used):
         last = index == len(used) - 1
         normed = block.norm1(tokens)
-        q, k, *v = _heads(block, normed, 2 if last else 3)
-        probs = _probs(block, q, k, share)
+        q, k, *v = _project_heads(block, normed, 2 if last else 3)
+        probs = _compute_probs(block, q, k, share)
         total = total + probs.unflatten(0, (len(tokens), -1)).sum(dim=1, dtype=torch.float32)
         if not last:
-            tokens = _finish(block, tokens, normed, torch.bmm(probs, v[0]))
+            tokens = _finish_block(block, tokens, normed, torch.bmm(probs, v[0]))
     mean: Tensor = total / sum(block.attn.num_heads for block in used)
     return mean
 
@@ -82,14 +82,14 @@ def class_attention(blocks: Iterable[Any], tokens: Tensor, share: Tensor | None 
     *before, last = blocks
     for block in before:
         tokens = block(tokens) if share is None else block(tokens, shared_rel_pos_bias=share)
-    q, k = _heads(last, last.norm1(tokens), 2)
-    probs = _probs(last, q[:, :1], k, share).unflatten(0, (len(tokens), -1))
+    q, k = _project_heads(last, last.norm1(tokens), 2)
+    probs = _compute_probs(last, q[:, :1], k, share).unflatten(0, (len(tokens), -1))
     return probs[:, :, 0, 1:].mean(dim=1, dtype=torch.float32)
 
 
 def patch_similarity(attention: Tensor) -> Tensor:
     """Drop the class token's row and column and symmetrise (Eq. 6): (B, L, L) -> (B, L - 1, L - 1)."""
-    return symmetric(attention[:, 1:, 1:])
+    return symmetrise(attention[:, 1:, 1:])
 
 
 def cosine_similarity(features: Tensor) -> Tensor:
@@ -99,15 +99,15 @@ def cosine_similarity(features: Tensor) -> Tensor:
     """
     directions = normalize(features.float(), dim=-1)
     with torch.autocast(features.device.type, enabled=False):
-        return symmetric((1 + directions @ directions.transpose(1, 2)) / 2)
+        return symmetrise((1 + directions @ directions.transpose(1, 2)) / 2)
 
 
-def symmetric(matrix: Tensor) -> Tensor:
+def symmetrise(matrix: Tensor) -> Tensor:
     """(A + A^T) / 2 of each of (B, N, N)."""
     return (matrix + matrix.transpose(1, 2)) / 2
 
 
-def _heads(block: Any, normed: Tensor, parts: int) -> tuple[Tensor, ...]:
+def _project_heads(block: Any, normed: Tensor, parts: int) -> tuple[Tensor, ...]:
     """The first ``parts`` of queries, keys and values: (B, L, D) -> (B * h, L, d) each."""
     attn = block.attn
     weight, bias = attn.qkv.weight, attn.qkv.bias
@@ -120,7 +120,7 @@ def _heads(block: Any, normed: Tensor, parts: int) -> tuple[Tensor, ...]:
     return fused.permute(2, 0, 3, 1, 4).flatten(1, 2).unbind(0)  # one copy, so that batched products need none
 
 
-def _probs(block: Any, q: Tensor, k: Tensor, share: Tensor | None = None) -> Tensor:
+def _compute_probs(block: Any, q: Tensor, k: Tensor, share: Tensor | None = None) -> Tensor:
     attn = block.attn
     if hasattr(attn, "q_norm"):
         q, k = attn.q_norm(q), attn.k_norm(k)
@@ -132,13 +132,13 @@ def _probs(block: Any, q: Tensor, k: Tensor, share: Tensor | None = None) -> Ten
     return scores.softmax(dim=-1)
 
 
-def _finish(block: Any, tokens: Tensor, normed: Tensor, mixed: Tensor) -> Tensor:
+def _finish_block(block: Any, tokens: Tensor, normed: Tensor, mixed: Tensor) -> Tensor:
     """The rest of a timm block after its attention has ``mixed`` the values (B * h, L, d): -> (B, L, D)."""
     attn = block.attn
     mixed = mixed.unflatten(0, (len(tokens), -1)).transpose(1, 2).flatten(2)
     if hasattr(block, "gamma_1"):  # BEiT's
-        refined: Tensor = tokens + _scaled(attn.proj(mixed), block.gamma_1)
-        return refined + _scaled(block.mlp(block.norm2(refined)), block.gamma_2)
+        refined: Tensor = tokens + _scale_branch(attn.proj(mixed), block.gamma_1)
+        return refined + _scale_branch(block.mlp(block.norm2(refined)), block.gamma_2)
     mixed = attn.norm(mixed)
     if getattr(attn, "gate", None) is not None:  # younger than the oldest timm that works
         mixed = mixed * attn.gate(normed).sigmoid()
@@ -147,5 +147,5 @@ def _finish(block: Any, tokens: Tensor, normed: Tensor, mixed: Tensor) -> Tensor
     return finished
 
 
-def _scaled(branch: Tensor, gamma: Tensor | None) -> Tensor:
+def _scale_branch(branch: Tensor, gamma: Tensor | None) -> Tensor:
     return branch if gamma is None else gamma * branch

@@ -22,7 +22,7 @@ from ehm.models.opening import read_safetensors
 from ehm.storage.arrays import Arrays
 from ehm.storage.checkpoint import open_checkpoint
 
-__all__ = ["build", "load_tokenizer"]
+__all__ = ["build_tokenizer", "load_tokenizer"]
 
 _ABSENT = (
     "objective beit needs visual tokens: give DALL-E's encoder.pkl or a tokenizer of your own images "
@@ -56,20 +56,20 @@ def load_tokenizer(source: str | None, device: torch.device) -> Tokenizer:
         except CheckpointError as error:
             raise CheckpointError(f"{path}: {str(error).removeprefix(f'{path}: ')}") from None
     else:
-        tokenizer = _own(path)
+        tokenizer = _load_own(path)
     return tokenizer.to(device).eval().requires_grad_(False)
 
 
-def build(config: TokenizerConfig) -> DiscreteVae:
+def build_tokenizer(config: TokenizerConfig) -> DiscreteVae:
     """The network of ``config``, with fresh parameters."""
     return DiscreteVae(config.vocabulary, config.width, config.stride)
 
 
-def _own(path: Path) -> DiscreteVae:
+def _load_own(path: Path) -> DiscreteVae:
     opened = open_checkpoint(path)
     if opened.kind != "tokenizer":
         raise CheckpointError(f"{path}: a run of ehm {_COMMANDS.get(opened.kind, opened.kind)}, not of ehm tokenizer")
-    tokenizer = build(TokenizerConfig.model_validate(opened.metadata["config"]))
+    tokenizer = build_tokenizer(TokenizerConfig.model_validate(opened.metadata["config"]))
     load_arrays(tokenizer, opened.model)
     return tokenizer
 
@@ -85,15 +85,16 @@ def _read_file(path: Path) -> Arrays:
     try:
         with torch.serialization.safe_globals(stand_ins):
             content = torch.load(path, map_location="cpu", weights_only=True)
-        tensors = dict(_tensors(content)) if isinstance(content, _StandIn) else dict(content)
+        tensors = dict(_collect_tensors(content)) if isinstance(content, _StandIn) else dict(content)
         return {name: value.detach().float().numpy() for name, value in tensors.items()}
     except Exception as error:  # a file of unknown origin can fail in any way, at any opcode
+        reason = _explain_failure(error)
         raise CheckpointError(
-            f"neither DALL-E's encoder.pkl nor a file of its tensors, and nothing in it was executed: {_reason(error)}"
+            f"neither DALL-E's encoder.pkl nor a file of its tensors, and nothing in it was executed: {reason}"
         ) from None
 
 
-def _reason(error: Exception) -> str:
+def _explain_failure(error: Exception) -> str:
     """What torch's unpickler met, without its advice to load the file all the same."""
     found = re.search(
         r"(?:WeightsUnpickler error:\s*|Trying to load )(\S.*?)(?: was not an allowed global|\.? *$)",
@@ -109,9 +110,9 @@ class _StandIn:
     """What stands where the file names a class of a module: attributes, and no code."""
 
 
-def _tensors(module: Any, prefix: str = "") -> list[tuple[str, Tensor]]:
+def _collect_tensors(module: Any, prefix: str = "") -> list[tuple[str, Tensor]]:
     """Parameters of a tree of stand-ins, as ``torch.nn.Module.state_dict`` names them."""
     own = [(prefix + name, value) for name, value in module._parameters.items() if value is not None]
     for name, child in module._modules.items():
-        own += _tensors(child, f"{prefix}{name}.")
+        own += _collect_tensors(child, f"{prefix}{name}.")
     return own

@@ -22,21 +22,30 @@ from ehm.errors import ConfigError
 from ehm.models.opening import names_weights, open_model
 from ehm.models.weights import LoadedModel, Weights
 
-__all__ = ["STRIDES", "Pyramid", "fix_size", "load_pyramid", "nested_layers", "quarters", "take_any_size", "thirds"]
+__all__ = [
+    "STRIDES",
+    "Pyramid",
+    "fix_size",
+    "last_of_quarters",
+    "last_of_thirds",
+    "load_pyramid",
+    "nested_layers",
+    "take_any_size",
+]
 
 STRIDES = (4, 8, 16, 32)
 Taps = Sequence[int] | Callable[[int], Sequence[int]]
-"""Numbers of a ViT's blocks, or what gives them for its depth: :func:`quarters`, :func:`thirds`."""
+"""Numbers of a ViT's blocks, or what gives them for its depth: :func:`last_of_quarters`, :func:`last_of_thirds`."""
 _BEHIND = ("norm", "fc_norm", "head")
 """Of an encoder, what lies behind its last map."""
 
 
-def quarters(depth: int) -> tuple[int, ...]:
+def last_of_quarters(depth: int) -> tuple[int, ...]:
     """The last block of each quarter, as MAE detects (Li et al., 2021) and the paper does (V-B): 2, 5, 8, 11 of 12."""
     return tuple(max(depth * part // 4 - 1, 0) for part in (1, 2, 3, 4))
 
 
-def thirds(depth: int) -> tuple[int, ...]:
+def last_of_thirds(depth: int) -> tuple[int, ...]:
     """The last block of each third and the middle one, as BEiT and MAE segment: 3, 5, 7, 11 of 12."""
     return tuple(max(block - 1, 0) for block in (depth // 3, depth // 2, depth * 2 // 3, depth))
 
@@ -54,7 +63,7 @@ class Pyramid(nn.Module):
     convolutions; others take images of the size that they were made for. ConfigError for an encoder without such maps.
     """
 
-    def __init__(self, encoder: Any, taps: Taps = thirds) -> None:
+    def __init__(self, encoder: Any, taps: Taps = last_of_thirds) -> None:
         super().__init__()
         self.encoder = encoder
         self.neck: nn.ModuleList | None = None
@@ -81,7 +90,7 @@ class Pyramid(nn.Module):
         encoder.blocks[max(taps) + 1 :].requires_grad_(False)
         self.taps: tuple[int, ...] = taps
         self.channels: tuple[int, ...] = (width,) * len(STRIDES)
-        self.neck = nn.ModuleList(_resize(width, stride, wanted) for wanted in STRIDES)
+        self.neck = nn.ModuleList(_build_resizing(width, stride, wanted) for wanted in STRIDES)
 
     def _init_stages(self, encoder: Any) -> None:
         stages = {facts["reduction"]: index for index, facts in enumerate(encoder.feature_info)}
@@ -107,7 +116,7 @@ class Pyramid(nn.Module):
 def load_pyramid(
     source: ModelSource,
     image_size: tuple[int, int] | None = None,
-    taps: Taps = thirds,
+    taps: Taps = last_of_thirds,
     weights: Weights | None = None,
 ) -> tuple[Pyramid, LoadedModel]:
     """Load the encoder that ``source`` names, without head, as a pyramid for images of ``image_size`` = (H, W).
@@ -140,7 +149,7 @@ def nested_layers(model: nn.Module) -> dict[str, int]:
     return {name: layers.get(name, above) for name, _ in model.named_parameters()}
 
 
-def _resize(width: int, stride: int, wanted: int) -> nn.Module:
+def _build_resizing(width: int, stride: int, wanted: int) -> nn.Module:
     """From maps at ``stride`` to such at ``wanted``."""
     if wanted > stride:
         return nn.MaxPool2d(wanted // stride)

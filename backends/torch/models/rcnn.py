@@ -16,7 +16,7 @@ from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredic
 from torchvision.models.detection.rpn import RPNHead
 from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelMaxPool
 
-from ehm.backends.torch.models.pyramid import STRIDES, Pyramid, load_pyramid, quarters
+from ehm.backends.torch.models.pyramid import STRIDES, Pyramid, last_of_quarters, load_pyramid
 from ehm.config import DetectionConfig
 from ehm.errors import ConfigError
 from ehm.models.weights import LoadedModel, Weights
@@ -55,8 +55,8 @@ def build_rcnn(
     pyramid a ViT gives what its four quarters leave. Raises as ``load_pyramid`` does, and ConfigError where an encoder
     takes one size only and that is no square of a multiple of 32 pixels.
     """
-    pyramid, loaded = load_pyramid(config.model, taps=quarters, weights=weights)
-    resizing, size = _resizing(config, pyramid.any_size, loaded.image_size)
+    pyramid, loaded = load_pyramid(config.model, taps=last_of_quarters, weights=weights)
+    resizing, size = _build_resizing(config, pyramid.any_size, loaded.image_size)
     backbone, width = Backbone(pyramid, config.width), config.width
     anchors = AnchorGenerator(tuple((side,) for side in config.anchor_sizes), (_RATIOS,) * len(config.anchor_sizes))
     options: dict[str, Any] = {
@@ -78,7 +78,7 @@ def build_rcnn(
     return MaskRCNN(backbone, **options), loaded, size
 
 
-def _resizing(
+def _build_resizing(
     config: DetectionConfig, any_size: bool, fixed: tuple[int, int]
 ) -> tuple[dict[str, Any], tuple[int, int]]:
     """How images are resized and padded, and the size that they get at most."""

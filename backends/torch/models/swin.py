@@ -16,7 +16,7 @@ from timm.models.swin_transformer import SwinTransformer, window_partition
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from ehm.backends.torch.models.attention import symmetric
+from ehm.backends.torch.models.attention import symmetrise
 from ehm.config.encoders import SwinSpec
 
 __all__ = ["build_swin", "cell_attention", "first_blocks", "mean_cells", "stage_similarity", "window_attention"]
@@ -57,7 +57,7 @@ def swin_sizes(spec: SwinSpec, drop_path: float) -> dict[str, Any]:
 def window_attention(block: Any, tokens: Tensor) -> Tensor:
     """Softmax attention of one timm block on its input: (B, h, w, D) -> (B, nW, n, T, T). Queries and keys only."""
     attn = block.attn
-    windows = _windows(block, block.norm1(tokens)).flatten(0, 1)  # (B * nW, T, D)
+    windows = _partition_windows(block, block.norm1(tokens)).flatten(0, 1)  # (B * nW, T, D)
     rows = 2 * attn.qkv.weight.shape[0] // 3
     bias = None if attn.qkv.bias is None else attn.qkv.bias[:rows]
     q, k = nn.functional.linear(windows, attn.qkv.weight[:rows], bias).unflatten(2, (2, attn.num_heads, -1)).unbind(2)
@@ -75,7 +75,7 @@ def cell_attention(block: Any, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
     ``grid`` divides h and w.
     """
     probs = window_attention(block, tokens).mean(dim=2, dtype=torch.float32)  # (B, nW, T, T)
-    owner = _windows(block, _owners(tokens, grid))[0]  # (nW, T, N)
+    owner = _partition_windows(block, _assign_cells(tokens, grid))[0]  # (nW, T, N)
     with torch.autocast(tokens.device.type, enabled=False):
         to_cells = (probs @ owner).flatten(1, 2)  # (B, nW * T, N)
         total = owner.flatten(0, 1).T @ to_cells
@@ -98,7 +98,7 @@ def first_blocks(stages: Any, tokens: Tensor, count: int) -> tuple[list[tuple[An
 def stage_similarity(stages: Any, tokens: Tensor, count: int, grid: tuple[int, int]) -> Tensor:
     """Symmetrised mean of :func:`cell_attention` over the first ``count`` blocks: (B, h, w, D) -> (B, N, N)."""
     found, _ = first_blocks(stages, tokens, count)
-    return symmetric(torch.stack([cell_attention(block, seen, grid) for block, seen in found]).mean(dim=0))
+    return symmetrise(torch.stack([cell_attention(block, seen, grid) for block, seen in found]).mean(dim=0))
 
 
 def mean_cells(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
@@ -107,7 +107,7 @@ def mean_cells(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
     return cells.flatten(1, 2)
 
 
-def _windows(block: Any, tokens: Tensor) -> Tensor:
+def _partition_windows(block: Any, tokens: Tensor) -> Tensor:
     """Tokens as ``block`` divides them: moved by its shift, padded, (B, h, w, D) -> (B, nW, T, D)."""
     (height, width), (down, across) = tokens.shape[1:3], block.window_size
     if any(block.shift_size):
@@ -117,7 +117,7 @@ def _windows(block: Any, tokens: Tensor) -> Tensor:
     return windows.flatten(1, 2).unflatten(0, (len(tokens), -1))
 
 
-def _owners(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+def _assign_cells(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
     """Which cell each place of the map lies in, as zeros and a one: (B, h, w, D) -> (1, h, w, N), float32."""
     height, width = tokens.shape[1:3]
     rows = torch.arange(height, device=tokens.device) // (height // grid[0])

@@ -56,7 +56,7 @@ class DiscreteVae(Tokenizer):
         logits = nn.Conv2d(width, vocabulary, 1)
         nn.init.normal_(logits.weight, std=4 / width**0.5)  # sure enough of codes to be heard above the Gumbel noise
         self.encoder = nn.Sequential(
-            *_stages(channels, nn.Conv2d),
+            *_build_stages(channels, nn.Conv2d),
             _Residual(width),
             _Residual(width),
             nn.ReLU(),
@@ -64,7 +64,9 @@ class DiscreteVae(Tokenizer):
             logits,
         )
         self.codebook = nn.Parameter(torch.randn(vocabulary, width))
-        self.decoder = nn.Sequential(_Residual(width), _Residual(width), *_stages(channels[::-1], nn.ConvTranspose2d))
+        self.decoder = nn.Sequential(
+            _Residual(width), _Residual(width), *_build_stages(channels[::-1], nn.ConvTranspose2d)
+        )
 
     def logits(self, images: Tensor) -> Tensor:
         """See :meth:`Tokenizer.logits`."""
@@ -118,7 +120,7 @@ class _Residual(nn.Module):
         return refined
 
 
-def _stages(channels: list[int], convolution: type[nn.Conv2d] | type[nn.ConvTranspose2d]) -> Iterator[nn.Module]:
+def _build_stages(channels: list[int], convolution: type[nn.Conv2d] | type[nn.ConvTranspose2d]) -> Iterator[nn.Module]:
     """Convolutions that halve or double height and width, with ReLUs between them."""
     for stage, (before, after) in enumerate(pairwise(channels)):
         if stage:

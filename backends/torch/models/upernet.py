@@ -34,14 +34,16 @@ class UperNet(nn.Module):
         channels, width = pyramid.channels, config.channels
         self.pyramid = pyramid
         self.pooling = PoolingPyramid(channels[-1], width)
-        self.lateral = nn.ModuleList(_layer(level, width, 1) for level in channels[:-1])
-        self.smooth = nn.ModuleList(_layer(width, width, 3) for _ in channels[:-1])
-        self.fuse = _layer(width * len(channels), width, 3)
-        self.classify = _classifier(width, classes, config.dropout)
+        self.lateral = nn.ModuleList(_build_layer(level, width, 1) for level in channels[:-1])
+        self.smooth = nn.ModuleList(_build_layer(width, width, 3) for _ in channels[:-1])
+        self.fuse = _build_layer(width * len(channels), width, 3)
+        self.classify = _build_classifier(width, classes, config.dropout)
         self.auxiliary: nn.Module | None = None
         if config.auxiliary_weight:
             level, hidden = channels[_AUXILIARY], config.auxiliary_channels
-            self.auxiliary = nn.Sequential(_layer(level, hidden, 3), *_classifier(hidden, classes, config.dropout))
+            self.auxiliary = nn.Sequential(
+                _build_layer(level, hidden, 3), *_build_classifier(hidden, classes, config.dropout)
+            )
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         """See the class; the second is None in evaluation, and without auxiliary head."""
@@ -71,8 +73,8 @@ class PoolingPyramid(nn.Module):
 
     def __init__(self, channels: int, width: int) -> None:
         super().__init__()
-        self.parts = nn.ModuleList(_layer(channels, width, 1) for _ in _SCALES)
-        self.fuse = _layer(channels + width * len(_SCALES), width, 3)
+        self.parts = nn.ModuleList(_build_layer(channels, width, 1) for _ in _SCALES)
+        self.fuse = _build_layer(channels + width * len(_SCALES), width, 3)
 
     def forward(self, level: Tensor) -> Tensor:
         """See the class."""
@@ -87,11 +89,11 @@ def adaptive_mean(level: Tensor, parts: int) -> Tensor:
 
     These have gradients that are the same every time on all devices, and ONNX can express them for any h and w.
     """
-    down, across = (_shares(side, parts, level) for side in level.shape[2:])
+    down, across = (_compute_shares(side, parts, level) for side in level.shape[2:])
     return down @ level @ across.mT
 
 
-def _shares(side: int, parts: int, like: Tensor) -> Tensor:
+def _compute_shares(side: int, parts: int, like: Tensor) -> Tensor:
     """Weights (parts, side) of a side's places in the mean of each part; neighbouring parts may share a place.
 
     Made where ``like`` is: a copy from the host in every step would make that wait.
@@ -106,13 +108,13 @@ def upsample(values: Tensor, size: Sequence[int]) -> Tensor:
     return F.interpolate(values, tuple(size), mode="bilinear", align_corners=False)
 
 
-def _layer(channels: int, width: int, kernel: int) -> nn.Sequential:
+def _build_layer(channels: int, width: int, kernel: int) -> nn.Sequential:
     convolution = nn.Conv2d(channels, width, kernel, padding=kernel // 2, bias=False)
     nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
     return nn.Sequential(convolution, nn.BatchNorm2d(width), nn.ReLU(inplace=True))
 
 
-def _classifier(width: int, classes: int, dropout: float) -> nn.Sequential:
+def _build_classifier(width: int, classes: int, dropout: float) -> nn.Sequential:
     linear = nn.Conv2d(width, classes, 1)
     nn.init.normal_(linear.weight, std=0.01)
     assert linear.bias is not None

@@ -6,7 +6,7 @@ from io import BytesIO
 
 from PIL import Image
 
-from ehm.data.decoding.decode import decode, read_head
+from ehm.data.decoding.decode import decode_image, read_head
 from ehm.data.decoding.depth import ValueRange
 from ehm.errors import BrokenImage, RequestError
 
@@ -22,7 +22,7 @@ def read_image(
     """A file's bytes -> an RGB image; RequestError: 413 for more than ``max_pixels``, 422 for what cannot be read.
 
     The size is checked in the file's header, before anything is unpacked. ``enough`` and ``value_range``, the model's,
-    are as in `decode`.
+    are as in `decode_image`.
     """
     if not data:
         raise RequestError(422, f"the image is empty: expected a file of a known format: {', '.join(FORMATS)}")
@@ -37,6 +37,6 @@ def read_image(
     if width * height == 0:
         raise RequestError(422, "the image has no pixels")
     try:
-        return decode(BytesIO(data), "the image", FORMATS, enough, value_range)
+        return decode_image(BytesIO(data), "the image", FORMATS, enough, value_range)
     except BrokenImage as error:
         raise RequestError(422, str(error)) from None

@@ -13,7 +13,7 @@ from fastapi.responses import FileResponse
 from PIL import Image
 from pydantic import BaseModel
 
-from ehm.data.decoding.decode import decode
+from ehm.data.decoding.decode import decode_image
 from ehm.deploy.serve.inference.images import FORMATS
 from ehm.deploy.serve.inference.models import ServedModel
 from ehm.deploy.serve.inference.service import Served, Service
@@ -205,7 +205,7 @@ async def thumbnail(service: Served, index: Searched, request: Request, number: 
     value_range = next(fitting, None)
 
     def read() -> bytes:
-        return _jpeg(decode(index.files[number], formats=FORMATS, value_range=value_range), _THUMBNAIL)
+        return _jpeg(decode_image(index.files[number], formats=FORMATS, value_range=value_range), _THUMBNAIL)
 
     try:
         small = await service.offload(request, read)

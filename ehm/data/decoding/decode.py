@@ -33,7 +33,7 @@ from ehm.data.decoding.reduced import reduce_while_decoding
 from ehm.data.decoding.tiff import is_tiff, read_tiff
 from ehm.errors import BrokenImage
 
-__all__ = ["SUFFIXES", "decode", "opened", "read_head"]
+__all__ = ["SUFFIXES", "decode_image", "open_image", "read_head"]
 
 SUFFIXES = frozenset(
     {".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"}
@@ -67,7 +67,7 @@ class _Quiet:
 _QUIET = _Quiet()
 
 
-def decode(
+def decode_image(
     file: str | Path | BytesIO,
     name: str | None = None,
     formats: tuple[str, ...] | None = None,
@@ -84,7 +84,7 @@ def decode(
     An image of more pixels than ``PIL.Image.MAX_IMAGE_PIXELS`` (89 million) is refused as a decompression bomb.
     """
     name = name if name is not None else str(file)
-    with _errors_named(name), _binary(file) as stream:
+    with _name_errors(name), _open_binary(file) as stream:
         if (formats is None or "TIFF" in formats) and is_tiff(stream):
             tiff = read_tiff(stream)
             if tiff is not None and tiff.is_deep:
@@ -103,15 +103,19 @@ def decode(
 
 
 @contextmanager
-def opened(file: str | Path | BytesIO, name: str | None = None) -> Iterator[Image.Image]:
-    """Open ``file`` as Pillow reads it, without its pixels; errors of that and of the block are those of `decode`."""
-    with _errors_named(name if name is not None else str(file)), _binary(file) as stream, Image.open(stream) as image:
+def open_image(file: str | Path | BytesIO, name: str | None = None) -> Iterator[Image.Image]:
+    """Open ``file`` as Pillow reads it, without its pixels; errors, also the block's, are as in `decode_image`."""
+    with (
+        _name_errors(name if name is not None else str(file)),
+        _open_binary(file) as stream,
+        Image.open(stream) as image,
+    ):
         yield image
 
 
 def read_head(file: str | Path | BytesIO, name: str | None = None, formats: tuple[str, ...] | None = None) -> Head:
-    """Return the size and the orientation of an image without decoding a pixel; raises BrokenImage as `decode` does."""
-    with _errors_named(name if name is not None else str(file)), _binary(file) as stream:
+    """Return the size and the orientation of an image without decoding a pixel; errors are as in `decode_image`."""
+    with _name_errors(name if name is not None else str(file)), _open_binary(file) as stream:
         tiff = read_tiff(stream) if (formats is None or "TIFF" in formats) and is_tiff(stream) else None
         if tiff is not None:  # of which Pillow's versions give the stored size, or the size as it is seen
             return Head(tiff.size, tiff.orientation)
@@ -121,7 +125,7 @@ def read_head(file: str | Path | BytesIO, name: str | None = None, formats: tupl
 
 
 @contextmanager
-def _binary(file: str | Path | BytesIO) -> Iterator[IO[bytes]]:
+def _open_binary(file: str | Path | BytesIO) -> Iterator[IO[bytes]]:
     """Open ``file`` at its beginning.
 
     Pillow is given an open file rather than a path, because it maps greyscale TIFFs of a path into memory, and then
@@ -135,7 +139,7 @@ def _binary(file: str | Path | BytesIO) -> Iterator[IO[bytes]]:
 
 
 @contextmanager
-def _errors_named(name: str) -> Iterator[None]:
+def _name_errors(name: str) -> Iterator[None]:
     """Turn whatever is wrong with a file into a BrokenImage that begins with ``name``."""
     try:
         with _QUIET:

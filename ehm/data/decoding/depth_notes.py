@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ehm.data.decoding.decode import decode
+from ehm.data.decoding.decode import decode_image
 from ehm.data.decoding.depth import DEPTH, Depth
 from ehm.data.sources.base import Source
 from ehm.errors import BrokenImage
@@ -29,7 +29,7 @@ def describe_depths(source: Source) -> tuple[str, ...]:
             continue
         if depth is not None:
             kinds[depth.kind, depth.black, depth.white, depth.stated].append(depth)
-    return tuple(_describe(depths, len(numbers)) for depths in kinds.values())
+    return tuple(_describe_depths(depths, len(numbers)) for depths in kinds.values())
 
 
 def _read_image(source: Any, number: int) -> Image.Image:
@@ -37,10 +37,10 @@ def _read_image(source: Any, number: int) -> Image.Image:
     image = getattr(item, "image", item)  # a pair of an image and its mask
     if isinstance(image, Image.Image):
         return image
-    return decode(source.name(number), value_range=source.value_range)
+    return decode_image(source.name(number), value_range=source.value_range)
 
 
-def _describe(depths: list[Depth], looked_at: int) -> str:
+def _describe_depths(depths: list[Depth], looked_at: int) -> str:
     first = depths[0]
     why = "as data.range states" if first.stated else "by their type; data.range=[black, white] states others"
     sentence = (

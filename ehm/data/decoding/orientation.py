@@ -25,7 +25,7 @@ __all__ = [
     "find_annotated",
     "read_orientation",
     "seen_size",
-    "spread",
+    "spread_numbers",
     "turn_array",
     "turn_boxes",
     "turn_image",
@@ -89,7 +89,7 @@ class Sized:
         return tuple(reading for reading, size in readings if size == self.size)
 
 
-def spread(count: int) -> list[int]:
+def spread_numbers(count: int) -> list[int]:
     """Return numbers of at most a thousand of ``count`` images, evenly spread: enough to tell how all are."""
     return np.unique(np.linspace(0, count - 1, min(count, _LOOKED_AT)).round().astype(int)).tolist() if count else []
 

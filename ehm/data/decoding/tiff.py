@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 from ehm.data.decoding.orientation import ORIENTATION_TAG
-from ehm.data.decoding.tiff_segments import BYTE_CODECS, COMPRESSION, Segments, integers, read_segments
+from ehm.data.decoding.tiff_segments import BYTE_CODECS, COMPRESSION, Segments, read_integers, read_segments
 
 __all__ = ["BLACK_IS_ZERO", "CMYK", "RGB", "WHITE_IS_ZERO", "Tiff", "is_tiff", "read_tiff"]
 
@@ -81,7 +81,7 @@ class Tiff:
             rows = _undo_float_differences(rows, samples, self.bits // 8)
             values = rows.view(self.dtype.newbyteorder(">"))
         elif self.bits % 8:
-            values = _unpack(rows, segments.width * samples, self.bits)
+            values = _unpack_bits(rows, segments.width * samples, self.bits)
         else:
             values = rows.view(self.dtype.newbyteorder(">" if self.tags.prefix == b"MM" else "<"))
         values = values.astype(self.dtype).reshape(*rows.shape[:2], segments.width, samples)
@@ -108,30 +108,30 @@ def read_tiff(file: IO[bytes]) -> Tiff | None:
     tags = ImageFileDirectory_v2(header)
     file.seek(tags.next)
     tags.load(file)
-    (width,), (height,), (samples,) = (integers(tags, tag, (1,))[:1] for tag in (_WIDTH, _HEIGHT, _SAMPLES))
-    all_bits = set(integers(tags, _BITS, (1,)))
-    formats = set(integers(tags, _SAMPLE_FORMAT, (1,)))
+    (width,), (height,), (samples,) = (read_integers(tags, tag, (1,))[:1] for tag in (_WIDTH, _HEIGHT, _SAMPLES))
+    all_bits = set(read_integers(tags, _BITS, (1,)))
+    formats = set(read_integers(tags, _SAMPLE_FORMAT, (1,)))
     if len(all_bits) != 1 or len(formats) != 1 or min(width, height) < 1 or not 1 <= samples <= _MOST_SAMPLES:
         return None
     bits = all_bits.pop()
-    dtype = _dtype(bits, _KINDS.get(formats.pop(), ""))
+    dtype = _choose_dtype(bits, _KINDS.get(formats.pop(), ""))
     if dtype is None:
         return None
-    (orientation,) = integers(tags, ORIENTATION_TAG, (1,))[:1]
+    (orientation,) = read_integers(tags, ORIENTATION_TAG, (1,))[:1]
     return Tiff(
         size=(width, height),
         samples=samples,
         bits=bits,
         dtype=dtype,
-        photometric=integers(tags, _PHOTOMETRIC, (WHITE_IS_ZERO,))[0],
-        extra=integers(tags, _EXTRA_SAMPLES, ()),
+        photometric=read_integers(tags, _PHOTOMETRIC, (WHITE_IS_ZERO,))[0],
+        extra=read_integers(tags, _EXTRA_SAMPLES, ()),
         orientation=orientation if orientation in range(1, 9) else 1,
         missing_value=_missing_value(tags),
         tags=tags,
     )
 
 
-def _dtype(bits: int, kind: str) -> np.dtype[Any] | None:
+def _choose_dtype(bits: int, kind: str) -> np.dtype[Any] | None:
     """Return the smallest type of NumPy's that holds values of so many bits; None where there is none."""
     if kind not in ("u", "i", "f") or not 1 <= bits <= 64:
         return None
@@ -150,7 +150,7 @@ def _missing_value(tags: ImageFileDirectory_v2) -> float | None:
     return value if math.isfinite(value) else None  # what is no number, or infinite, is missing anyway
 
 
-def _unpack(rows: NDArray[np.uint8], count: int, bits: int) -> NDArray[np.uint64]:
+def _unpack_bits(rows: NDArray[np.uint8], count: int, bits: int) -> NDArray[np.uint64]:
     """Return the first ``count`` values of ``bits`` bits in each row (h, across, bytes), the highest bit first."""
     digits = np.unpackbits(rows, axis=2)[:, :, : count * bits].reshape(*rows.shape[:2], count, bits)
     values = np.zeros(digits.shape[:3], np.uint64)

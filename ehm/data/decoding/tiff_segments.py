@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL.TiffImagePlugin import ImageFileDirectory_v2, TiffImageFile
 
-__all__ = ["BYTE_CODECS", "COMPRESSION", "Segments", "integers", "read_segments"]
+__all__ = ["BYTE_CODECS", "COMPRESSION", "Segments", "read_integers", "read_segments"]
 
 COMPRESSION = 259
 _RAW = 1
@@ -117,32 +117,32 @@ def read_segments(
 
     Raises OSError where tags are missing, contradict each other or the file's size, or name another compression.
     """
-    (compression,) = integers(tags, COMPRESSION, (_RAW,))[:1]
+    (compression,) = read_integers(tags, COMPRESSION, (_RAW,))[:1]
     if compression not in BYTE_CODECS:
         raise OSError(f"TIFF's compression {compression} is not read for values of more than 8 bits")
     tiled = _TILE_OFFSETS in tags
     if tiled:
-        (width,), (height,) = integers(tags, _TILE_WIDTH, (0,)), integers(tags, _TILE_HEIGHT, (0,))
+        (width,), (height,) = read_integers(tags, _TILE_WIDTH, (0,)), read_integers(tags, _TILE_HEIGHT, (0,))
     else:
-        width, height = size[0], min(size[1], integers(tags, _ROWS_PER_STRIP, (size[1],))[0])
+        width, height = size[0], min(size[1], read_integers(tags, _ROWS_PER_STRIP, (size[1],))[0])
     if not (0 < width < 2 * size[0] + 4096 and 0 < height < 2 * size[1] + 4096):
         raise OSError(f"tiles or strips of {width} x {height} pixels make no sense")
     across, down = -(-size[0] // width), -(-size[1] // height)
-    offsets = integers(tags, _TILE_OFFSETS if tiled else _STRIP_OFFSETS, ())
-    counts = integers(tags, _TILE_BYTES if tiled else _STRIP_BYTES, ())
+    offsets = read_integers(tags, _TILE_OFFSETS if tiled else _STRIP_OFFSETS, ())
+    counts = read_integers(tags, _TILE_BYTES if tiled else _STRIP_BYTES, ())
     if compression == _RAW and not tiled:
         row = -(-width * bits // 8)
-        height, offsets, counts = _divide(offsets, size[1], height, row)
+        height, offsets, counts = _divide_strips(offsets, size[1], height, row)
         down = -(-size[1] // height)
     if not len(offsets) == len(counts) == across * down * planes:
         raise OSError(f"{len(offsets)} strips or tiles are listed, {across * down * planes} are needed")
     if sum(counts) > file.seek(0, 2):
         raise OSError("the file is truncated, or its strips overlap")
-    (fill_order,) = integers(tags, _FILL_ORDER, (1,))[:1]
+    (fill_order,) = read_integers(tags, _FILL_ORDER, (1,))[:1]
     return Segments(tiled, width, height, across, down, size[1], bits, compression, fill_order, offsets, counts)
 
 
-def integers(tags: ImageFileDirectory_v2, tag: int, default: tuple[int, ...]) -> tuple[int, ...]:
+def read_integers(tags: ImageFileDirectory_v2, tag: int, default: tuple[int, ...]) -> tuple[int, ...]:
     """Return the whole numbers under ``tag``, however many they are; OSError where there is something else."""
     value = tags.get(tag, default)
     values = value if isinstance(value, tuple) else (value,)
@@ -151,7 +151,7 @@ def integers(tags: ImageFileDirectory_v2, tag: int, default: tuple[int, ...]) ->
     return values
 
 
-def _divide(
+def _divide_strips(
     offsets: Sequence[int], image_height: int, height: int, row: int
 ) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
     """Divide uncompressed strips of ``height`` rows of ``row`` bytes, so that a high one need not be read at once.

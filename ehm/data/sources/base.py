@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ehm.data.decoding.decode import decode
+from ehm.data.decoding.decode import decode_image
 from ehm.data.decoding.depth import ValueRange
 
 __all__ = ["FileSource", "Names", "Source", "Split"]
@@ -72,7 +72,7 @@ class Names:
 
 @dataclass(frozen=True)
 class FileSource:
-    """Image files below ``root``; ``value_range`` as for :func:`ehm.data.decoding.decode.decode`."""
+    """Image files below ``root``; ``value_range`` as for :func:`ehm.data.decoding.decode.decode_image`."""
 
     root: Path
     files: Names
@@ -90,7 +90,7 @@ class FileSource:
 
     def load(self, index: int) -> Image.Image:
         """The image in RGB; raises BrokenImage with its path and the reason."""
-        return decode(self.name(index), value_range=self.value_range)
+        return decode_image(self.name(index), value_range=self.value_range)
 
     def name(self, index: int) -> str:
         """The path of the file."""

@@ -22,7 +22,7 @@ def read_classes_file(root: Path) -> tuple[str, ...]:
     if not file.is_file():
         return ()
     names = [line.strip() for line in read_text(file).splitlines()]
-    return _distinct(file, [name for name in names if name])
+    return _check_distinct(file, [name for name in names if name])
 
 
 def read_ade20k_classes(root: Path) -> tuple[str, ...]:
@@ -35,7 +35,7 @@ def read_ade20k_classes(root: Path) -> tuple[str, ...]:
     return tuple(names) if len(set(names)) == len(names) == len(CLASSES) else CLASSES
 
 
-def _distinct(file: Path, names: Sequence[str]) -> tuple[str, ...]:
+def _check_distinct(file: Path, names: Sequence[str]) -> tuple[str, ...]:
     if not 2 <= len(names) <= IGNORED:
         raise DataError(f"{file}: names {len(names)} classes; a mask of 8 bits has 2 to {IGNORED}")
     twice = [name for name in names if names.count(name) > 1]

@@ -20,9 +20,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ehm.config import DetectionData
-from ehm.data.decoding.decode import decode, read_head
+from ehm.data.decoding.decode import decode_image, read_head
 from ehm.data.decoding.depth import ValueRange
-from ehm.data.decoding.orientation import Annotated, Sized, find_annotated, seen_size, spread, turn_array, turn_boxes
+from ehm.data.decoding.orientation import (
+    Annotated,
+    Sized,
+    find_annotated,
+    seen_size,
+    spread_numbers,
+    turn_array,
+    turn_boxes,
+)
 from ehm.data.instances import Instances
 from ehm.data.sources.base import Split
 from ehm.data.sources.coco_layouts import find_annotations
@@ -33,7 +41,7 @@ from ehm.errors import BrokenImage, DataError
 from ehm.storage.names import escape_undecodable
 from ehm.storage.reading import describe_value, read_json, shorten
 
-__all__ = ["CocoSource", "coco", "mask_tools", "open_coco"]
+__all__ = ["CocoSource", "mask_tools", "open_coco", "read_coco"]
 
 Annotation = Mapping[str, Any]
 """An object as the file has it: ``bbox`` (left, top, width, height), ``category_id``, ``segmentation``, ``iscrowd``."""
@@ -48,7 +56,7 @@ class CocoSource:
     ``numbers`` gives the class of each category's id. ``unusable`` says which objects have no area inside their image:
     they count where a detector is measured, as pycocotools counts them, and are left out of training. ``annotated``
     says which pixels of an image its objects were drawn on. ``value_range`` is that of
-    :func:`ehm.data.decoding.decode.decode`.
+    :func:`ehm.data.decoding.decode.decode_image`.
     """
 
     root: Path
@@ -77,23 +85,25 @@ class CocoSource:
 
     def trainable(self, index: int) -> list[Annotation]:
         """The objects of an image that a detector learns: those with an area inside it, and no crowds."""
-        size = _size(self.images[index])
-        return [each for each in self.annotations[index] if not each.get("iscrowd") and _inside(each, size) is not None]
+        size = _size_of(self.images[index])
+        return [
+            each for each in self.annotations[index] if not each.get("iscrowd") and _clip_box(each, size) is not None
+        ]
 
     def load(self, index: int) -> tuple[NDArray[np.uint8], Instances]:
         """The image (H, W, 3) as it is seen with its ``trainable`` objects, boxes cut at its borders; BrokenImage."""
-        height, width = _size(self.images[index])
-        image = np.array(decode(self.name(index), value_range=self.value_range))
+        height, width = _size_of(self.images[index])
+        image = np.array(decode_image(self.name(index), value_range=self.value_range))
         orientation = self._orientation(index)
         objects = self.trainable(index)
-        boxes = np.array([_inside(each, (height, width)) for each in objects], np.float32).reshape(-1, 4)
+        boxes = np.array([_clip_box(each, (height, width)) for each in objects], np.float32).reshape(-1, 4)
         boxes = turn_boxes(boxes, (width, height), orientation)
         labels = np.array([self.numbers[each["category_id"]] for each in objects], np.int64)
         if not self.masks:
             return image, Instances(boxes, labels)
         masks = np.zeros((len(objects), *image.shape[:2]), bool)
         for mask, each in zip(masks, objects, strict=True):
-            mask[:] = turn_array(_decode(each["segmentation"], height, width), orientation)
+            mask[:] = turn_array(_decode_mask(each["segmentation"], height, width), orientation)
         return image, Instances(boxes, labels, masks)
 
     def seen(self, index: int) -> tuple[Annotation, list[Annotation]]:
@@ -105,14 +115,14 @@ class CocoSource:
         orientation = self._orientation(index)
         if orientation == 1:
             return record, list(objects)
-        height, width = _size(record)
+        height, width = _size_of(record)
         seen_width, seen_height = seen_size((width, height), orientation)
-        turned = [_turn(each, (height, width), orientation) for each in objects]
+        turned = [_turn_object(each, (height, width), orientation) for each in objects]
         return {**record, "width": seen_width, "height": seen_height}, turned
 
     def _orientation(self, index: int) -> int:
         """Return how an image's objects are turned with it; BrokenImage where their sizes do not fit together."""
-        height, width = _size(self.images[index])
+        height, width = _size_of(self.images[index])
         sized = Sized(self.name(index), read_head(self.name(index)), (width, height))
         if self.annotated in sized.fits:
             return sized.head.orientation if self.annotated == "stored" else 1
@@ -125,16 +135,16 @@ class CocoSource:
 
 
 def open_coco(config: DetectionData, split: Split, masks: bool = True) -> CocoSource:
-    """Open ``config.source`` as :func:`coco` does, with what else ``config`` says of its images and annotations."""
-    source = replace(coco(config.source, split, masks, config.layout), value_range=config.range)
+    """Open ``config.source`` as :func:`read_coco` does, with all that ``config`` says of its images."""
+    source = replace(read_coco(config.source, split, masks, config.layout), value_range=config.range)
     if config.annotated != "auto":
         return replace(source, annotated=config.annotated)
-    sized = in_threads(partial(_sized, source), spread(len(source)), config.workers)
+    sized = in_threads(partial(_read_sized, source), spread_numbers(len(source)), config.workers)
     annotated, note = find_annotated(config.source, [each for each in sized if each is not None])
     return replace(source, annotated=annotated, notes=(*source.notes, *note))
 
 
-def coco(source: str, split: Split, masks: bool = True, layout: str = "auto") -> CocoSource:
+def read_coco(source: str, split: Split, masks: bool = True, layout: str = "auto") -> CocoSource:
     """Open ``source`` in one of the layouts of :mod:`ehm.data.sources.coco_layouts`.
 
     ``split`` is "train", "val" or "all"; if there is no validation part, "train" gives all that there is (``.split`` of
@@ -143,7 +153,7 @@ def coco(source: str, split: Split, masks: bool = True, layout: str = "auto") ->
     or, with ``masks``, without a mask: all of them counted, the first ones named.
     """
     found = find_annotations(source, split, layout)
-    opened = _read(found.file, found.folder, found.split, masks)
+    opened = _read_annotations(found.file, found.folder, found.split, masks)
     kind = f"COCO's format by {found.file.relative_to(Path(source).expanduser())}"
     notes = [describe_layout(kind, found.parts, len(opened.classes))]
     unused = Unused()
@@ -163,7 +173,7 @@ def mask_tools() -> Any:
         raise DataError("COCO's masks are read by faster-coco-eval; pip install 'ehm[tasks]' installs it") from None
 
 
-def _read(file: Path, folder: Path, split: Split, masks: bool) -> CocoSource:
+def _read_annotations(file: Path, folder: Path, split: Split, masks: bool) -> CocoSource:
     mask_tools()
     if not folder.is_dir():
         raise DataError(f"{file}: its images should lie in {folder}, and there is no such folder")
@@ -172,7 +182,7 @@ def _read(file: Path, folder: Path, split: Split, masks: bool) -> CocoSource:
         images = tuple(sorted(content["images"], key=lambda image: image["id"]))
         places = {image["id"]: index for index, image in enumerate(images)}
         categories = sorted((each["id"], each["name"]) for each in content["categories"])
-        sizes = [_size(image) for image in images]
+        sizes = [_size_of(image) for image in images]
         names = [os.fspath(image["file_name"]) for image in images]
         objects: list[Annotation] = [dict(each) for each in content["annotations"]]
     except KeyError as error:
@@ -204,18 +214,18 @@ def _read(file: Path, folder: Path, split: Split, masks: bool) -> CocoSource:
             wrong.append(f"{about}: no image has the id {describe_value(each.get('image_id'))}")
             continue
         about = f"{about} of {names[index]}"
-        wrong += (f"{about}: {problem}" for problem in _problems(each, numbers, sizes[index], masks))
-        if not wrong and _inside(each, sizes[index]) is None:
+        wrong += (f"{about}: {problem}" for problem in _find_problems(each, numbers, sizes[index], masks))
+        if not wrong and _clip_box(each, sizes[index]) is None:
             height, width = sizes[index]
             unusable.append(f"{about}: its box {each['bbox']} has no area inside {width} x {height} pixels")
         sorted_out[index].append(each)
     if wrong:
-        raise DataError(f"{file}: {_first(wrong)}")
+        raise DataError(f"{file}: {_join_first(wrong)}")
     classes = tuple(escape_undecodable(name) for _, name in categories)
     return CocoSource(folder, images, tuple(map(tuple, sorted_out)), classes, numbers, split, tuple(unusable), masks)
 
 
-def _problems(each: Annotation, numbers: Mapping[int, int], size: tuple[int, int], masks: bool) -> Iterator[str]:
+def _find_problems(each: Annotation, numbers: Mapping[int, int], size: tuple[int, int], masks: bool) -> Iterator[str]:
     """What makes an object useless, each with what would be right."""
     if not _is_key(each.get("category_id"), numbers):
         yield f"no category has the id {describe_value(each.get('category_id'))}"
@@ -234,21 +244,21 @@ def _problems(each: Annotation, numbers: Mapping[int, int], size: tuple[int, int
         yield f"segmentation should be polygons, or a run-length code with counts and the size {list(size)}"
     else:
         try:
-            _decode(shape, *size)
+            _decode_mask(shape, *size)
         except (ValueError, TypeError, RuntimeError):
             yield f"segmentation: its counts are no run-length code of {size[0]} x {size[1]} pixels"
 
 
-def _sized(source: CocoSource, index: int) -> Sized | None:
+def _read_sized(source: CocoSource, index: int) -> Sized | None:
     """Return the head of an image and the size that its annotations are for; None where it cannot be read."""
-    height, width = _size(source.images[index])
+    height, width = _size_of(source.images[index])
     try:
         return Sized(source.name(index), read_head(source.name(index)), (width, height))
     except BrokenImage:
         return None
 
 
-def _turn(each: Annotation, size: tuple[int, int], orientation: int) -> Annotation:
+def _turn_object(each: Annotation, size: tuple[int, int], orientation: int) -> Annotation:
     """Return an object of a stored image of ``size`` (height, width) as it is seen; its mask as a run-length code."""
     height, width = size
     left, top, across, down = each["bbox"]
@@ -256,7 +266,7 @@ def _turn(each: Annotation, size: tuple[int, int], orientation: int) -> Annotati
     left, top, right, bottom = turn_boxes(box, (width, height), orientation)[0].tolist()
     turned = {**each, "bbox": [left, top, right - left, bottom - top]}
     if each.get("segmentation"):
-        mask = turn_array(_decode(each["segmentation"], height, width), orientation)
+        mask = turn_array(_decode_mask(each["segmentation"], height, width), orientation)
         turned["segmentation"] = mask_tools().encode(np.asfortranarray(mask, dtype=np.uint8))
     return turned
 
@@ -274,17 +284,17 @@ def _is_coordinate(value: Any) -> bool:
     return type(value) in (int, float) and abs(value) < _LARGEST_SIDE
 
 
-def _first(problems: Sequence[str]) -> str:
+def _join_first(problems: Sequence[str]) -> str:
     more = f"; and {len(problems) - _SHOWN} more like these" if len(problems) > _SHOWN else ""
     return "; ".join(problems[:_SHOWN]) + more
 
 
-def _size(image: Mapping[str, Any]) -> tuple[int, int]:
+def _size_of(image: Mapping[str, Any]) -> tuple[int, int]:
     """Height and width."""
     return int(image["height"]), int(image["width"])
 
 
-def _inside(each: Annotation, size: tuple[int, int]) -> NDArray[np.float32] | None:
+def _clip_box(each: Annotation, size: tuple[int, int]) -> NDArray[np.float32] | None:
     """Left, top, right, bottom of what lies inside an image of ``size`` = (height, width); None where nothing does."""
     left, top, width, height = each["bbox"]
     box = np.array([left, top, left + width, top + height], np.float32)
@@ -292,7 +302,7 @@ def _inside(each: Annotation, size: tuple[int, int]) -> NDArray[np.float32] | No
     return box if box[2] > box[0] and box[3] > box[1] else None
 
 
-def _decode(segmentation: Any, height: int, width: int) -> NDArray[np.bool_]:
+def _decode_mask(segmentation: Any, height: int, width: int) -> NDArray[np.bool_]:
     """Polygons, or a run-length code, as pycocotools paints them: (H, W)."""
     tools = mask_tools()
     if isinstance(segmentation, list):

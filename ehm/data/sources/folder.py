@@ -33,10 +33,10 @@ __all__ = [
     "PartFiles",
     "count_beside_parts",
     "describe_division",
-    "elpv",
-    "folder",
     "list_part",
     "make_file_source",
+    "open_elpv",
+    "open_folder",
 ]
 
 BESIDE_PARTS = "beside the parts"
@@ -58,7 +58,7 @@ class ElpvSource(FileSource):
     kind: tuple[str, ...]
 
 
-def elpv(source: str, split: Split) -> ElpvSource:
+def open_elpv(source: str, split: Split) -> ElpvSource:
     """The 2,624 solar cells of Buerhop-Lutz et al. (2018), labelled "functional" or "defective".
 
     Experts said whether a cell is defective and whether they are sure; the data set writes the four answers as 0, 1/3,
@@ -88,7 +88,7 @@ def elpv(source: str, split: Split) -> ElpvSource:
     return ElpvSource(root, Names(row[0] for row in rows), labels, classes, "all", probability, kind, notes=notes)
 
 
-def folder(source: str, split: Split, layout: str = "folder") -> FileSource:
+def open_folder(source: str, split: Split, layout: str = "folder") -> FileSource:
     """Open all images in a folder, sorted by name; hidden files and folders are passed over, links are followed.
 
     If every image lies in one of at least two folders, these are the classes; otherwise there are no labels. A folder

@@ -74,7 +74,7 @@ def hash_images(source: Source, indices: NDArray[np.int64], kind: KeyKind, threa
     """
     hash_image = _hash_content if kind == "content" else _hash_name
     hash_batch = partial(_map_batch, partial(hash_image, source))
-    keys = [key for batch in in_threads(hash_batch, _batches(indices.tolist()), threads) for key in batch]
+    keys = [key for batch in in_threads(hash_batch, _split_batches(indices.tolist()), threads) for key in batch]
     return np.array(keys, dtype=np.uint64)
 
 
@@ -112,7 +112,7 @@ def _hash_labels(source: Source, threads: int) -> str:
 
 def _read_sizes(paths: Sequence[str], threads: int) -> list[int]:
     """Return the sizes of files in bytes, -1 for one that is not there."""
-    batches = in_threads(partial(_map_batch, _read_size), _batches(paths), threads)
+    batches = in_threads(partial(_map_batch, _read_size), _split_batches(paths), threads)
     return [size for batch in batches for size in batch]
 
 
@@ -164,7 +164,7 @@ def _to_key(data: bytes) -> int:
     return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
 
 
-def _batches(items: Sequence[T]) -> Iterator[Sequence[T]]:
+def _split_batches(items: Sequence[T]) -> Iterator[Sequence[T]]:
     """Cut ``items`` so that threads are not given work one file at a time."""
     for start in range(0, len(items), _BATCH):
         yield items[start : start + _BATCH]

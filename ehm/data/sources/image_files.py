@@ -19,10 +19,10 @@ def image_files(root: Path, below: str = "", unused: Unused | None = None) -> It
 
     A link to a folder above it is not followed. What looks like an image and is not read is counted in ``unused``.
     """
-    yield from _walk(root, below, frozenset(), Unused() if unused is None else unused)
+    yield from _walk_folder(root, below, frozenset(), Unused() if unused is None else unused)
 
 
-def _walk(root: Path, below: str, above: frozenset[tuple[int, int]], unused: Unused) -> Iterator[str]:
+def _walk_folder(root: Path, below: str, above: frozenset[tuple[int, int]], unused: Unused) -> Iterator[str]:
     try:
         status = os.stat(root / below)
         with os.scandir(root / below) as scan:
@@ -37,7 +37,7 @@ def _walk(root: Path, below: str, above: frozenset[tuple[int, int]], unused: Unu
         if entry.name.startswith("."):
             unused.add_all(HIDDEN, hidden_images(root, path))
         elif entry.is_dir():
-            yield from _walk(root, path, above | {here}, unused)
+            yield from _walk_folder(root, path, above | {here}, unused)
         elif has_image_suffix(entry.name):  # a dangling link too: the loader reports it
             yield path
         elif is_sample_file(entry.path):

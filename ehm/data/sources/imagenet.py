@@ -12,14 +12,14 @@ from ehm.data.sources.parts import Division, Part, match_parts, no_validation_pa
 from ehm.errors import DataError
 from ehm.storage.reading import read_rows
 
-__all__ = ["find_imagenet", "imagenet"]
+__all__ = ["find_imagenet", "open_imagenet"]
 
 _KAGGLE = Path("ILSVRC", "Data", "CLS-LOC")
 _SOLUTION = "LOC_val_solution.csv"
 _WORDNET_ID = re.compile(r"n\d{8}")
 
 
-def imagenet(source: str, split: Split) -> FileSource:
+def open_imagenet(source: str, split: Split) -> FileSource:
     """Open ImageNet-1K: ``train/nXXXXXXXX/*.JPEG`` and ``val/``, or Kaggle's ``ILSVRC/Data/CLS-LOC``.
 
     ``val/`` has class folders, or is flat beside (or below the folder of) Kaggle's LOC_val_solution.csv. Labels number

@@ -14,10 +14,10 @@ __all__ = [
     "Unused",
     "describe_layout",
     "describe_parts",
+    "escape_unprintable",
     "is_sample_file",
     "is_unread_suffix",
     "list_names",
-    "printable",
 ]
 
 NAMED = 3
@@ -85,7 +85,7 @@ class Unused:
             return ""
         groups = []
         for reason, count, names in self.rows():
-            shown = [*map(printable, names), *(["…"] if count > len(names) else [])]
+            shown = [*map(escape_unprintable, names), *(["…"] if count > len(names) else [])]
             groups.append(f"{count:,} {reason} ({', '.join(shown)})")
         return f"not used: {'; '.join(groups)}"
 
@@ -126,13 +126,13 @@ def _begins_like_an_image(path: str | Path) -> bool:
 
 def list_names(names: Sequence[str], most: int = 5) -> str:
     """Return the first ``most`` of ``names``, printable and with commas; "…" stands for the others."""
-    shown = [printable(name) for name in names[:most]]
+    shown = [escape_unprintable(name) for name in names[:most]]
     if len(names) > most:
         shown.append("…")
     return ", ".join(shown)
 
 
-def printable(name: str) -> str:
+def escape_unprintable(name: str) -> str:
     """Return ``name`` with whatever cannot be printed (bytes that are no UTF-8, line ends) written as an escape."""
     return "".join(
         character if character.isprintable() else character.encode("unicode_escape").decode("ascii")
@@ -149,7 +149,7 @@ def describe_layout(kind: str, parts: Sequence[str], classes: int) -> str:
 
 def describe_parts(counts: Mapping[str, int], kept: Sequence[str]) -> str:
     """Return how many images each part has; ``kept`` are the parts that are read only if the source names them."""
-    each = ", ".join(f"{count:,} in {printable(name)}/" for name, count in counts.items())
+    each = ", ".join(f"{count:,} in {escape_unprintable(name)}/" for name, count in counts.items())
     if not kept:
         return f"images: {each}"
     return f"images: {each}; {list_names([f'{name}/' for name in kept])} is read only if data.source names it"

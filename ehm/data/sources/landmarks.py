@@ -14,7 +14,7 @@ from ehm.data.sources.inventory import Unused, describe_layout
 from ehm.errors import DataError
 from ehm.storage.reading import read_rows
 
-__all__ = ["gldv2", "holds_gldv2"]
+__all__ = ["holds_gldv2", "open_gldv2"]
 
 _DIGITS = 18
 """Of the largest number of a landmark: what fits into 64 bits."""
@@ -42,7 +42,7 @@ def _has_columns(table: Path) -> bool:
     return set(_TABLES[table.name]) <= set(header)
 
 
-def gldv2(source: str, split: Split) -> FileSource:
+def open_gldv2(source: str, split: Split) -> FileSource:
     """GLDv2: image abc... is ``train/a/b/c/abc....jpg``; a class is a landmark, named by its number.
 
     ``train_clean.csv`` has a row for each landmark (``landmark_id,images``, 1.58 million images of 81,313), or else
@@ -59,7 +59,7 @@ def gldv2(source: str, split: Split) -> FileSource:
             "data.layout=auto takes a folder for each class"
         )
     images, landmarks = [], []
-    for image, landmark in _rows(table):
+    for image, landmark in _read_landmarks(table):
         images.append("/".join(["train", *image[:3], f"{image}.jpg"]))
         landmarks.append(landmark)
     if not images:
@@ -78,7 +78,7 @@ def gldv2(source: str, split: Split) -> FileSource:
     return FileSource(root, Names(images), labels.astype(np.int64), classes, "all", notes=tuple(notes))
 
 
-def _rows(table: Path) -> Iterator[tuple[str, int]]:
+def _read_landmarks(table: Path) -> Iterator[tuple[str, int]]:
     """Each image with its landmark."""
     columns = _TABLES[table.name]
     for line, row in read_rows(table, columns):

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ehm.data.sources.base import FileSource, Source, Split
-from ehm.data.sources.folder import elpv, folder
+from ehm.data.sources.folder import open_elpv, open_folder
 from ehm.data.sources.image_files import IMAGES
-from ehm.data.sources.imagenet import find_imagenet, imagenet
-from ehm.data.sources.landmarks import gldv2, holds_gldv2
-from ehm.data.sources.shards import ShardSource, holds_shards, is_pattern, shards
+from ehm.data.sources.imagenet import find_imagenet, open_imagenet
+from ehm.data.sources.landmarks import holds_gldv2, open_gldv2
+from ehm.data.sources.shards import ShardSource, holds_shards, is_pattern, open_shards
 from ehm.errors import DataError
 
 if TYPE_CHECKING:
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
 __all__ = ["open_source"]
 
 _OPENERS: dict[str, Callable[[str, Split], FileSource | ShardSource]] = {
-    "classes": partial(folder, layout="classes"),
-    "elpv": elpv,
-    "folder": folder,
-    "gldv2": gldv2,
-    "imagenet": imagenet,
-    "parts": partial(folder, layout="parts"),
-    "shards": shards,
+    "classes": partial(open_folder, layout="classes"),
+    "elpv": open_elpv,
+    "folder": open_folder,
+    "gldv2": open_gldv2,
+    "imagenet": open_imagenet,
+    "parts": partial(open_folder, layout="parts"),
+    "shards": open_shards,
 }
 
 

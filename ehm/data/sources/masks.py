@@ -10,7 +10,7 @@ import re
 import numpy as np
 from numpy.typing import NDArray
 
-from ehm.data.decoding.decode import opened
+from ehm.data.decoding.decode import open_image
 from ehm.data.decoding.deep import raw_mode
 from ehm.data.decoding.orientation import read_orientation, turn_array
 from ehm.errors import BrokenImage
@@ -33,7 +33,7 @@ def read_mask(file: str, zero_ignored: bool = False) -> NDArray[np.uint8]:
 
     Raises BrokenImage for what is no label image of 1 to 8 bits (PNG's palette or grey levels).
     """
-    with opened(file) as image:
+    with open_image(file) as image:
         if image.mode not in ("1", "L", "P"):
             what = "colours" if image.mode in ("RGB", "RGBA", "LA", "PA") else "another kind of values"
             raise BrokenImage(

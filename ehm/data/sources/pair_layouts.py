@@ -90,7 +90,9 @@ def find_pair_folders(source: str, root: Path) -> PairFolders:
         masks = ", ".join(f"{name}/" for name in MASK_FOLDERS)
         raise DataError(f"data.source {source}: no folder images/ with {masks} beside it")
     if len(found) > 1:
-        places = [f"{images.relative_to(root)} with {masks.relative_to(root)}" for images, masks in map(_first, found)]
+        places = [
+            f"{images.relative_to(root)} with {masks.relative_to(root)}" for images, masks in map(_first_folders, found)
+        ]
         raise DataError(
             f"data.source {source}: fits two arrangements of images and masks: {places[0]}, and {places[1]}; move one "
             "of them elsewhere"
@@ -101,7 +103,7 @@ def find_pair_folders(source: str, root: Path) -> PairFolders:
     return found[0]
 
 
-def _first(found: PairFolders) -> tuple[Path, Path]:
+def _first_folders(found: PairFolders) -> tuple[Path, Path]:
     return next(iter(found.folders.values()))
 
 
@@ -114,19 +116,19 @@ def _find_arrangements(source: str, root: Path, masks: str) -> list[PairFolders]
     if both:
         folders = {part: (root / "images" / images_parts[part], root / masks / masks_parts[part]) for part in both}
         others = [f"images/{name}" for name in visible_folders(root / "images")]
-        found.append(_make(root, folders, images_parts, others))
+        found.append(_make_pair_folders(root, folders, images_parts, others))
     outer_parts = match_parts(source, visible_folders(root))
     inside = {part: (root / name / "images", root / name / masks) for part, name in outer_parts.items()}
     complete = {part: pair for part, pair in inside.items() if pair[0].is_dir() and pair[1].is_dir()}
     if complete:
         others = [f"{name}/images" for name in outer_parts.values() if (root / name / "images").is_dir()]
-        found.append(_make(root, complete, outer_parts, others))
+        found.append(_make_pair_folders(root, complete, outer_parts, others))
     if not found and (root / "images").is_dir() and (root / masks).is_dir():
         found.append(PairFolders(root, {"train": (root / "images", root / masks)}, {}))
     return found
 
 
-def _make(
+def _make_pair_folders(
     root: Path, folders: Mapping[Part, tuple[Path, Path]], names: Mapping[Part, str], images: list[str]
 ) -> PairFolders:
     used = {str(pair[0].relative_to(root)) for pair in folders.values()}

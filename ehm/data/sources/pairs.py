@@ -24,9 +24,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ehm.config import SegmentationData
-from ehm.data.decoding.decode import decode, read_head
+from ehm.data.decoding.decode import decode_image, read_head
 from ehm.data.decoding.depth import ValueRange
-from ehm.data.decoding.orientation import Annotated, Sized, find_annotated, spread, turn_array
+from ehm.data.decoding.orientation import Annotated, Sized, find_annotated, spread_numbers, turn_array
 from ehm.data.sources.base import Names, Split
 from ehm.data.sources.class_names import read_ade20k_classes, read_classes_file
 from ehm.data.sources.image_files import image_files
@@ -38,7 +38,7 @@ from ehm.data.sources.parts import Part, no_validation_part
 from ehm.data.threads import in_threads
 from ehm.errors import BrokenImage, DataError
 
-__all__ = ["Pair", "PairSource", "check", "open_pairs"]
+__all__ = ["Pair", "PairSource", "check_pairs", "open_pairs"]
 
 _DRAWN_ON: dict[Annotated, str] = {"stored": "stored pixels", "upright": "image as it is seen"}
 
@@ -56,7 +56,7 @@ class PairSource:
 
     ``zero_ignored`` is ADE20K's numbering. ``named`` says that somebody gave the classes names. ``annotated`` says
     which pixels of an image its mask was drawn on, if the mask has no orientation of its own. ``value_range`` is that
-    of :func:`ehm.data.decoding.decode.decode`.
+    of :func:`ehm.data.decoding.decode.decode_image`.
     """
 
     root: Path
@@ -80,7 +80,7 @@ class PairSource:
 
     def load(self, index: int) -> Pair:
         """Image and mask as they are seen; raises BrokenImage where one cannot be read, or they do not fit together."""
-        image = decode(self.name(index), value_range=self.value_range)
+        image = decode_image(self.name(index), value_range=self.value_range)
         labels, wrong = self.read_labels(index)
         if wrong:
             raise BrokenImage(wrong)
@@ -96,7 +96,7 @@ class PairSource:
         head = read_head(self.name(index))
         if head.orientation != 1 and self.annotated == "stored" and read_head(file).orientation == 1:
             labels = turn_array(labels, head.orientation)
-        wrong = _misfit(file, labels, head.seen_size, len(self.classes), self.zero_ignored)
+        wrong = _find_misfit(file, labels, head.seen_size, len(self.classes), self.zero_ignored)
         if wrong and labels.shape == head.seen_size and head.orientation != 1:
             other: Annotated = "upright" if self.annotated == "stored" else "stored"
             wrong += f" as it is seen; data.annotated={other} if it was drawn on the {_DRAWN_ON[other]}"
@@ -130,7 +130,7 @@ def open_pairs(config: SegmentationData, split: Split = "all") -> PairSource:
     masks: list[str] = []
     for part in chosen:
         if part in found.folders:
-            pairs = _pair(config.source, root, *found.folders[part], unused)
+            pairs = _match_masks(config.source, root, *found.folders[part], unused)
             images += pairs[0]
             masks += pairs[1]
     source = PairSource(
@@ -138,11 +138,11 @@ def open_pairs(config: SegmentationData, split: Split = "all") -> PairSource:
     )
     source = _with_orientation(config, source)
     if not classes:
-        source = _numbered(config, source)
-    return replace(source, notes=(*_describe(source, found, unused), *source.notes))
+        source = _number_classes(config, source)
+    return replace(source, notes=(*_describe_source(source, found, unused), *source.notes))
 
 
-def _describe(source: PairSource, found: PairFolders, unused: Unused) -> tuple[str, ...]:
+def _describe_source(source: PairSource, found: PairFolders, unused: Unused) -> tuple[str, ...]:
     kind = "ADE20K" if source.zero_ignored else "images and masks"
     notes = [describe_layout(kind, list(found.names.values()), len(source.classes))]
     if "test" in found.folders:
@@ -155,15 +155,17 @@ def _describe(source: PairSource, found: PairFolders, unused: Unused) -> tuple[s
     return tuple(notes)
 
 
-def check(source: PairSource, indices: Iterable[int], threads: int, counts: MaskCounts | None = None) -> list[str]:
+def check_pairs(
+    source: PairSource, indices: Iterable[int], threads: int, counts: MaskCounts | None = None
+) -> list[str]:
     """Return what is wrong with the masks of those images, a sentence each that begins with the file.
 
     Images that cannot be read are left out: the loader replaces them. The values of masks are added to ``counts``.
     """
-    return [wrong for wrong in in_threads(partial(_check, source, counts), indices, threads) if wrong]
+    return [wrong for wrong in in_threads(partial(_check_pair, source, counts), indices, threads) if wrong]
 
 
-def _check(source: PairSource, counts: MaskCounts | None, index: int) -> str:
+def _check_pair(source: PairSource, counts: MaskCounts | None, index: int) -> str:
     try:
         labels, wrong = source.read_labels(index)
     except BrokenImage as error:
@@ -173,7 +175,7 @@ def _check(source: PairSource, counts: MaskCounts | None, index: int) -> str:
     return wrong
 
 
-def _misfit(file: str, labels: NDArray[np.uint8], size: tuple[int, int], classes: int, zero_ignored: bool) -> str:
+def _find_misfit(file: str, labels: NDArray[np.uint8], size: tuple[int, int], classes: int, zero_ignored: bool) -> str:
     """What keeps a mask from its image of (width, height); nothing where it fits."""
     if labels.shape != size[::-1]:
         return f"{file}: is {labels.shape[1]} x {labels.shape[0]} pixels, and its image {size[0]} x {size[1]}"
@@ -191,12 +193,12 @@ def _with_orientation(config: SegmentationData, source: PairSource) -> PairSourc
     """Return the source with what is stated, or what sizes tell, about the pixels that masks were drawn on."""
     if config.annotated != "auto":
         return replace(source, annotated=config.annotated)
-    sized = in_threads(partial(_sized, source), spread(len(source)), config.workers)
+    sized = in_threads(partial(_read_sized, source), spread_numbers(len(source)), config.workers)
     annotated, note = find_annotated(config.source, [each for each in sized if each is not None])
     return replace(source, annotated=annotated, notes=note)
 
 
-def _sized(source: PairSource, index: int) -> Sized | None:
+def _read_sized(source: PairSource, index: int) -> Sized | None:
     """Return the head of an image and the size of its mask; None where there is nothing to tell from them."""
     try:
         head = read_head(source.name(index))
@@ -208,7 +210,7 @@ def _sized(source: PairSource, index: int) -> Sized | None:
     return None if mask.orientation != 1 else Sized(source.mask(index), head, mask.size)
 
 
-def _pair(source: str, root: Path, images: Path, masks: Path, unused: Unused) -> tuple[list[str], list[str]]:
+def _match_masks(source: str, root: Path, images: Path, masks: Path, unused: Unused) -> tuple[list[str], list[str]]:
     """Return the paths below ``root`` of all images, sorted, and of their masks."""
     passed_over = Unused()
     files = list(image_files(images, unused=passed_over))
@@ -235,14 +237,14 @@ def _pair(source: str, root: Path, images: Path, masks: Path, unused: Unused) ->
     ]
 
 
-def _numbered(config: SegmentationData, source: PairSource) -> PairSource:
+def _number_classes(config: SegmentationData, source: PairSource) -> PairSource:
     """Classes 0 to the largest value in any mask, for want of names."""
-    largest = max(in_threads(partial(_largest, source), range(len(source)), config.workers), default=-1)
-    if largest < 0 and (wrong := check(source, range(1), 0)):
+    largest = max(in_threads(partial(_find_largest, source), range(len(source)), config.workers), default=-1)
+    if largest < 0 and (wrong := check_pairs(source, range(1), 0)):
         raise DataError(f"data.source {config.source}: none of its masks can be used: {wrong[0]}")
     if largest < 1:
         counts = MaskCounts()
-        check(source, range(len(source)), config.workers, counts)
+        check_pairs(source, range(len(source)), config.workers, counts)
         problem = "one class only; segmentation needs two at least"
         if counts.masks[IGNORED]:
             problem = f"the values 0 and {IGNORED} only, and {IGNORED} is ignored; write the second class as 1"
@@ -251,7 +253,7 @@ def _numbered(config: SegmentationData, source: PairSource) -> PairSource:
     return replace(source, classes=classes, named=False)
 
 
-def _largest(source: PairSource, index: int) -> int:
+def _find_largest(source: PairSource, index: int) -> int:
     try:
         labels = read_mask(source.mask(index))
     except BrokenImage:

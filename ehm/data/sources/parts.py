@@ -128,7 +128,7 @@ def divide_by_layout(source: str, layout: str, finder: SampleFinder) -> Division
         raise DataError(f"data.source {source}: {wrong}")
     if layout == "classes":
         return Division(root)
-    division = _divide(source, root, finder, certain=layout == "parts") or _divide_only_folder(
+    division = _divide_folder(source, root, finder, certain=layout == "parts") or _divide_only_folder(
         source, root, finder, certain=layout == "parts"
     )
     if division is None and layout == "parts":
@@ -142,7 +142,7 @@ def divide_by_layout(source: str, layout: str, finder: SampleFinder) -> Division
     return division or Division(root)
 
 
-def _divide(source: str, root: Path, finder: SampleFinder, certain: bool) -> Division | None:
+def _divide_folder(source: str, root: Path, finder: SampleFinder, certain: bool) -> Division | None:
     """Return the parts in ``root``, None if it has none. ``certain`` says that names like those of parts are parts."""
     folders = visible_folders(root)
     if not any(map(name_part, folders)):
@@ -173,7 +173,7 @@ def _divide_only_folder(source: str, root: Path, finder: SampleFinder, certain: 
             return None
     if not filled or finder.directly(root):
         return None
-    division = _divide(source, root / filled[0], finder, certain)
+    division = _divide_folder(source, root / filled[0], finder, certain)
     if division is None or (len(division.parts) == 1 and not certain):
         return None
     return division

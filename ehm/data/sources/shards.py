@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ehm.data.decoding.decode import SUFFIXES, decode
+from ehm.data.decoding.decode import SUFFIXES, decode_image
 from ehm.data.decoding.depth import ValueRange
 from ehm.data.sources.base import Names, Split
 from ehm.data.sources.image_files import has_image_suffix
@@ -31,7 +31,7 @@ from ehm.data.sources.parts import (
 from ehm.data.sources.tar_index import UNLABELLED, read_index
 from ehm.errors import BrokenImage, DataError
 
-__all__ = ["ShardSource", "find_tar_files", "holds_shards", "is_pattern", "shards"]
+__all__ = ["ShardSource", "find_tar_files", "holds_shards", "is_pattern", "open_shards"]
 
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
@@ -63,14 +63,14 @@ class ShardSource:
                 data = file.read(self.size[index])
         except OSError as error:
             raise BrokenImage(f"{name}: {error.strerror}") from None
-        return decode(BytesIO(data), name, value_range=self.value_range)
+        return decode_image(BytesIO(data), name, value_range=self.value_range)
 
     def name(self, index: int) -> str:
         """The path of the shard and the name inside it."""
         return f"{self.files[self.shard[index]]}/{self.members[index]}"
 
 
-def shards(source: str, split: Split) -> ShardSource:
+def open_shards(source: str, split: Split) -> ShardSource:
     """Open all samples of ``source``, a folder of .tar files or a pattern such as ``shard-{000000..000012}.tar``.
 
     Labels are the integers in ``.cls``, or under "label" in ``.json``, if every sample has one; classes are called by
@@ -119,7 +119,7 @@ def shards(source: str, split: Split) -> ShardSource:
 def _find_parts(source: str, unused: Unused) -> dict[Part, list[Path]]:
     """Return the tar files of each part; all are "train" if there are no parts. What is passed over is counted."""
     if is_pattern(source):
-        return {"train": [Path(file).expanduser() for file in _expand(source)]}
+        return {"train": [Path(file).expanduser() for file in _expand_pattern(source)]}
     division = divide_by_layout(source, "auto", TARS)
     if division.parts:
         parts = {part: find_tar_files(division.folder(part)) for part in division.parts}
@@ -211,11 +211,11 @@ TARS = SampleFinder(below=_has_tar_files, directly=_has_tar_files)
 """How to tell whether a folder holds shards."""
 
 
-def _expand(pattern: str) -> Iterator[str]:
+def _expand_pattern(pattern: str) -> Iterator[str]:
     """``a-{08..10}.tar`` -> a-08.tar, a-09.tar, a-10.tar; the first bound's digits are the width."""
     found = _RANGE.search(pattern)
     if found is None:
         yield pattern
         return
     for number in range(int(found[1]), int(found[2]) + 1):
-        yield from _expand(pattern[: found.start()] + str(number).zfill(len(found[1])) + pattern[found.end() :])
+        yield from _expand_pattern(pattern[: found.start()] + str(number).zfill(len(found[1])) + pattern[found.end() :])

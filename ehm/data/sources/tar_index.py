@@ -115,7 +115,7 @@ def _index_members(file: Path) -> TarIndex:
         raise DataError(f"data.source: shard {file} is not a complete uncompressed tar file: {reason}") from None
 
     # masks such as 0001.seg.png lie beside images; where the image is missing, they do not take its place
-    beside_images = {_suffix(member) for sample in samples if sample.plain for member in sample.longer}
+    beside_images = {_suffix_of(member) for sample in samples if sample.plain for member in sample.longer}
     rows: list[tuple[int, int, int]] = []
     names: list[str] = []
     for sample in samples:
@@ -146,7 +146,7 @@ def _read_sample(file: Path, tar: tarfile.TarFile, members: Iterable[tarfile.Tar
     members = list(members)
     sample = _Sample(members[0].name)
     for member in members:
-        suffix = _suffix(member)
+        suffix = _suffix_of(member)
         if suffix in (".cls", ".json"):
             sample.label = max(sample.label, _read_label(file, tar, member))
         elif has_image_suffix(member.name):
@@ -161,7 +161,7 @@ def _choose_image(sample: _Sample, beside_images: set[str], unused: Unused) -> t
     image = None
     if sample.plain:
         image = sample.plain[0]
-    elif len(sample.longer) == 1 and _suffix(sample.longer[0]) not in beside_images:
+    elif len(sample.longer) == 1 and _suffix_of(sample.longer[0]) not in beside_images:
         image = sample.longer[0]
     others = [member.name for member in sample.plain + sample.longer if member is not image]
     if image is not None or len(others) == 1:
@@ -175,7 +175,7 @@ def _choose_image(sample: _Sample, beside_images: set[str], unused: Unused) -> t
     return image
 
 
-def _suffix(member: tarfile.TarInfo) -> str:
+def _suffix_of(member: tarfile.TarInfo) -> str:
     return split_member_name(member.name)[1]
 
 

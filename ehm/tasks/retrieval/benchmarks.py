@@ -24,11 +24,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ehm.data.decoding.decode import decode, read_head
+from ehm.data.decoding.decode import decode_image, read_head
 from ehm.data.decoding.depth import ValueRange
 from ehm.data.decoding.orientation import Head, turn_boxes
 from ehm.data.sources.base import Names, Split
-from ehm.data.sources.folder import folder
+from ehm.data.sources.folder import open_folder
 from ehm.data.sources.parts import name_part, visible_folders
 from ehm.errors import BrokenImage, DataError
 from ehm.storage.reading import describe_value, read_json, shorten
@@ -67,7 +67,7 @@ class BenchmarkSource:
 
     def load(self, index: int) -> Image.Image:
         """The image in RGB, or what its box holds of it, as it is seen; raises BrokenImage."""
-        image = decode(self.files[index], value_range=self.value_range)
+        image = decode_image(self.files[index], value_range=self.value_range)
         return image.crop(cut) if (cut := self.cut(index, read_head(self.files[index]))) else image
 
     def cut(self, index: int, head: Head) -> tuple[int, int, int, int] | None:
@@ -131,7 +131,7 @@ def open_benchmark(place: str) -> Benchmark:
             f"benchmark {place}: {parts[0]}/ is named like a part of a data set and not like a class; name the folder "
             f"that holds the classes, for example benchmark={path / parts[0]}"
         )
-    images = folder(str(path), "all", "classes")
+    images = open_folder(str(path), "all", "classes")
     if images.labels is None:
         raise DataError(
             f"benchmark {place}: expected gnd_*.pkl or gnd.json, queries/ and database/, or a folder for each class"
@@ -244,7 +244,7 @@ def _box(values: Any, where: str) -> Box:
 
 def _folders(root: Path) -> Benchmark:
     """``queries/`` and ``database/`` with folders of the same names."""
-    parts = [folder(str(root / part), "all", "classes") for part in ("queries", "database")]
+    parts = [open_folder(str(root / part), "all", "classes") for part in ("queries", "database")]
     classes: list[list[str]] = []
     for part, images in zip(("queries", "database"), parts, strict=True):
         names = [Path(images.files[index]).parts for index in range(len(images))]

@@ -18,7 +18,7 @@ from ehm.console import console
 from ehm.data import Batch
 from ehm.data.segmentation import CropTransform, resize_to_scale
 from ehm.data.sources.mask_counts import MaskCounts, explain_255
-from ehm.data.sources.pairs import PairSource, check, open_pairs
+from ehm.data.sources.pairs import PairSource, check_pairs, open_pairs
 from ehm.data.subset import Subset
 from ehm.data.threads import in_threads
 from ehm.errors import BrokenImage, ConfigError, DataError
@@ -165,7 +165,7 @@ def _with_classes(source: PairSource, classes: tuple[str, ...], name: str) -> Pa
 def _check(part: Subset, config: SegmentationConfig, processes: Processes) -> MaskCounts:
     """Count what masks hold; DataError if they do not fit their images or the classes. All processes call this."""
     counts = MaskCounts()
-    mine = check(_pairs(part), _numbers(part, processes), config.data.workers, counts)
+    mine = check_pairs(_pairs(part), _numbers(part, processes), config.data.workers, counts)
     shares = processes.gather_values((mine, counts))
     wrong = [each for theirs, _ in shares for each in theirs]
     if wrong:
