@@ -11,12 +11,14 @@ from numpy.typing import NDArray
 
 from ehm.masking._jit import kernel
 
-__all__ = ["cut", "draw", "shuffle"]
+__all__ = ["cut_trees", "draw_masks", "shuffle_ranks"]
 
 
 @kernel
-def cut(parent: NDArray[np.int32], level: NDArray[np.int32], limit: NDArray[np.int32], part: NDArray[np.int32]) -> None:
-    """Highest node of level at most ``limit`` (B,) above each leaf, of (B, M) trees into ``part`` (B, N)."""
+def cut_trees(
+    parent: NDArray[np.int32], level: NDArray[np.int32], limit: NDArray[np.int32], part: NDArray[np.int32]
+) -> None:
+    """Find the highest node of level at most ``limit`` (B,) above each leaf, of (B, M) trees into ``part`` (B, N)."""
     nodes = parent.shape[1]
     leaves = part.shape[1]
     top = np.empty(nodes, np.int32)
@@ -30,8 +32,8 @@ def cut(parent: NDArray[np.int32], level: NDArray[np.int32], limit: NDArray[np.i
 
 
 @kernel
-def shuffle(uniform: NDArray[np.float64], ranks: NDArray[np.int32]) -> None:
-    """A permutation of 0 to M - 1 in each row of ``ranks`` (B, M) from ``uniform`` numbers in [0, 1)."""
+def shuffle_ranks(uniform: NDArray[np.float64], ranks: NDArray[np.int32]) -> None:
+    """Write a permutation of 0 to M - 1 into each row of ``ranks`` (B, M) from ``uniform`` numbers in [0, 1)."""
     for b in range(ranks.shape[0]):
         for i in range(ranks.shape[1]):
             ranks[b, i] = i
@@ -41,7 +43,7 @@ def shuffle(uniform: NDArray[np.float64], ranks: NDArray[np.int32]) -> None:
 
 
 @kernel
-def draw(
+def draw_masks(
     parent: NDArray[np.int32],
     level: NDArray[np.int32],
     size: NDArray[np.int32],
@@ -50,22 +52,23 @@ def draw(
     count: int,
     mask: NDArray[np.bool_],
 ) -> None:
-    """Hide the first ``count`` leaves of the parts at ``limit`` (B,), walked depth first, into ``mask`` (B, N).
+    """Hide the first ``count`` leaves of the parts at ``limit`` (B,), walked depth first, in ``mask`` (B, N).
 
-    Of two parts, or of two children, the one of lower rank is walked first. ``ranks`` (B, M) goes by identity: a leaf's
-    is its number; an inner node's is N - 1 plus the larger of the smallest leaves below its two children, which no
-    other inner node has. So the mask follows from the shape of the tree, not from how its nodes are numbered. Leaves
-    are not listed: each node's place in the walk follows from its parent's.
+    Of two parts, or of two children, the one of lower rank is walked first. ``ranks`` (B, M) are given to identities: a
+    leaf's is its number; an inner node's is N - 1 plus the larger of the smallest leaves below its two children, which
+    no other inner node has. So the mask follows from the shape of the tree, not from how its nodes are numbered.
     """
     nodes = parent.shape[1]
     leaves = mask.shape[1]
     order = np.empty(nodes, np.int32)
-    place = np.empty(nodes, np.int32)
-    sibling = np.empty(nodes, np.int32)
-    first = np.empty(nodes, np.int32)  # the smallest leaf below a node, -1 where no child has been met yet
+    place = np.empty(nodes, np.int32)  # leaves that are walked before a node: in all, or below its parent
+    sibling = np.empty(nodes, np.int32)  # leaves of the child of a node that is walked first, 0 before any is
+    first = np.empty(nodes, np.int32)  # the smallest leaf below a node, -1 if no child has been met yet
     for b in range(parent.shape[0]):
         for v in range(nodes):
-            first[v], sibling[v] = v if v < leaves else -1, 0
+            first[v] = v if v < leaves else -1
+            sibling[v] = 0
+        # 1. Sort the nodes by the rank of their identity.
         for v in range(leaves):
             order[ranks[b, v]] = v
         for v in range(nodes - 1):  # both children are met before their parent
@@ -75,15 +78,17 @@ def draw(
             else:
                 order[ranks[b, leaves - 1 + max(first[above], first[v])]] = above
                 first[above] = min(first[above], first[v])
+        # 2. Place each part after the parts before it, and each child after its sibling. Leaves need not be listed.
         walked = 0
         for node in order:
             above = parent[b, node]
             if above >= 0 and level[b, above] <= limit[b]:
-                place[node] = sibling[above]  # after its sibling's leaves, where it comes second
+                place[node] = sibling[above]
                 sibling[above] = size[b, node]
             elif level[b, node] <= limit[b]:
                 place[node] = walked
                 walked += size[b, node]
+        # 3. Add up the places from the parts down to the leaves.
         for v in range(nodes - 1, -1, -1):
             above = parent[b, v]
             if above >= 0 and level[b, above] <= limit[b]:

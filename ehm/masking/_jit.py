@@ -1,4 +1,4 @@
-"""How the kernels are compiled. Importing numba takes most of a second, so only kernels import this, on first use."""
+"""The compiler of the kernels. Importing numba takes most of a second, so only kernels import this, on first use."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def kernel(function: Callable[..., Any]) -> Any:
 
 
 def _ignore_os_errors(save: Callable[..., None]) -> Callable[..., None]:
-    """Return ``save``, of a cache that a run can do without, such that it fails silently."""
+    """Wrap ``save`` of a cache so that it fails silently: a run can do without a cache."""
 
     def save_if_possible(*arguments: Any) -> None:
         with suppress(OSError):

@@ -1,4 +1,4 @@
-"""Runs a kernel over the images of a batch on several threads."""
+"""Threads that run a kernel over the images of a batch."""
 
 from __future__ import annotations
 
@@ -12,29 +12,33 @@ from numpy.typing import NDArray
 
 from ehm.processors import available_processors
 
-__all__ = ["over_batch"]
+__all__ = ["run_over_batch"]
 
-WORTH_A_THREAD = 100_000
-"""Matrix entries (about a quarter of a millisecond's work) below which starting a thread costs more than it saves."""
+ENTRIES_PER_THREAD = 100_000
+"""Matrix entries that are worth a thread, about a quarter of a millisecond; with fewer, its start costs more."""
 
 
-def over_batch(kernel: Callable[..., Any], *arrays: NDArray[Any], work: int, threads: int | None = None) -> None:
-    """Call ``kernel`` on slices of ``arrays`` along their first axis; ``work`` is the entries of one image's matrix.
+def run_over_batch(kernel: Callable[..., Any], *arrays: NDArray[Any], entries: int, threads: int | None = None) -> None:
+    """Call ``kernel`` on slices of ``arrays`` along their first axis, on at most ``threads`` threads.
 
-    numba's own ``prange`` is not used: its default threading layer aborts the process when two Python threads enter it
-    at once, and hangs after a fork. Kernels that release the interpreter lock need no more than plain threads, which
-    also obey ``threads`` (default: the processors that this process may use).
+    ``entries`` is the number of matrix entries of one image. ``threads`` defaults to the processors that this process
+    may use.
     """
+    # numba's own prange is not used: its default threading layer aborts the process when two Python threads enter it
+    # at once, and hangs after a fork. Kernels that release the interpreter lock need no more than plain threads.
     batch = len(arrays[0])
-    threads = available_processors() if threads is None else threads
-    chunks = max(1, min(threads, batch, batch * work // WORTH_A_THREAD))
+    if threads is None:
+        threads = available_processors()
+    chunks = max(1, min(threads, batch, batch * entries // ENTRIES_PER_THREAD))
     if chunks == 1:
         kernel(*arrays)
         return
     edges = np.linspace(0, batch, chunks + 1).astype(int)
     with ThreadPoolExecutor(chunks - 1) as pool:
-        parts = [[array[start:stop] for array in arrays] for start, stop in pairwise(edges)]
-        others = [pool.submit(kernel, *part) for part in parts[1:]]
-        kernel(*parts[0])
-        for other in others:
-            other.result()
+        futures = []
+        for start, stop in pairwise(edges[1:]):
+            futures.append(pool.submit(kernel, *(array[start:stop] for array in arrays)))
+        # This thread takes the first slice instead of waiting.
+        kernel(*(array[: edges[1]] for array in arrays))
+        for future in futures:
+            future.result()

@@ -10,18 +10,20 @@ from numpy.typing import NDArray
 
 from ehm.masking._jit import kernel
 
-__all__ = ["sinkhorn"]
+__all__ = ["balance_batch"]
 
 
 @kernel
-def sinkhorn(similarity: NDArray[Any], balanced: NDArray[np.float32], iterations: NDArray[np.int64]) -> None:
-    """``balanced`` (B, N, N) = diag(d) S diag(d), S without its diagonal, d found in ``iterations`` (B,) rounds.
+def balance_batch(similarity: NDArray[Any], balanced: NDArray[np.float32], iterations: NDArray[np.int64]) -> None:
+    """Compute ``balanced`` (B, N, N) = diag(d) S diag(d), S without its diagonal.
 
-    Dividing a symmetric matrix by sqrt(row sum x column sum) scales its rows and columns alike, so that only the (N,)
-    scale d is iterated. A patch that resembles nothing keeps its zeros.
+    The scale d is found in ``iterations`` (B,) rounds. A patch that resembles nothing keeps its zeros.
     """
+    # Dividing a symmetric matrix by sqrt(row sum x column sum) scales its rows and columns alike, so that only the
+    # (N,) scale d is iterated, and the matrix is written once.
     n = similarity.shape[1]
-    scale, total = np.empty(n, np.float32), np.empty(n, np.float32)
+    scale = np.empty(n, np.float32)
+    total = np.empty(n, np.float32)
     for b in range(similarity.shape[0]):
         for i in range(n):
             scale[i] = 1

@@ -1,4 +1,4 @@
-"""From the name of a masking to masks: what the training loop calls once a step."""
+"""Maskers, by the name of a masking: the training loop calls one of them in every step."""
 
 from __future__ import annotations
 
@@ -27,8 +27,10 @@ __all__ = ["Masker", "make_masker"]
 
 _STATIC = {"random": random_mask, "grid": grid_mask, "block": block_mask, "large_block": large_block_mask}
 _SALIENCY = {"attmask_high": attmask_high, "attmask_hint": attmask_hint, "attmask_low": attmask_low, "mst": mst_mask}
-_FIXED = {"shallow": 0.2, "deep": 0.8}  # Tables III and IV
+_FIXED_DEPTHS = {"shallow": 0.2, "deep": 0.8}
+"""Depths that do not change in training (Tables III and IV)."""
 _FIGURES = ("mask_level", "tree_height", "parts", "largest_part")
+"""Names of the figures that hierarchies give."""
 
 
 class Prepared(Protocol):
@@ -50,16 +52,16 @@ class PreparedOnDevice(Protocol):
 
 
 class Masker(Protocol):
-    """Makes the masks of a step."""
+    """A function that makes the masks of a step."""
 
     def __call__(
         self, batch: Prepared, progress: float, seed: Sequence[int], first: int = 0
     ) -> tuple[Any, Mapping[str, SupportsFloat]]:
-        """Make the masks (B * views, N) of ``batch``, those of one image together, and figures to log.
+        """Make the masks (B * views, N) of ``batch``, the masks of one image together, and figures to log.
 
-        ``progress`` is that of training, in [0, 1]. ``seed`` is that of the step, the same in all processes, and
-        ``first`` the row of the whole batch that ``batch`` begins at: an image's masks depend on these and on the
-        image, not on how many processes share the batch.
+        ``progress`` of training is in [0, 1]. ``seed`` belongs to the step and is the same in all processes; ``first``
+        is the row of the whole batch that ``batch`` begins at. The masks of an image depend on these and on the image,
+        not on the number of processes that share the batch.
 
         Hierarchies give ``mask_level`` and ``tree_height``, the number of ``parts`` at the level and the share of the
         patches that the ``largest_part`` holds, each the mean over the batch; ``epm`` gives the latter two, other masks
@@ -75,32 +77,35 @@ def make_masker(
     build: Literal["host", "device"] = "host",
     sharers: int = 1,
 ) -> Masker:
-    """The masking called ``masking`` for a ``grid`` = (height, width) of patches.
+    """Make the masker of the masking called ``masking`` for a ``grid`` = (height, width) of patches.
 
     ``random``, ``grid``, ``block`` and ``large_block`` do not look at the image; ``attmask_high``, ``attmask_hint``,
     ``attmask_low`` and ``mst`` go by what the class token attends to, ``epm`` by parts that EM finds. ``evolved``
     deepens with training progress by the configuration's schedule and depth range; ``shallow`` and ``deep`` stay at a
-    fifth and four fifths of the height. ``build`` is where hierarchies are built; what is built on the host takes as
-    many threads as it has processors, divided among ``sharers`` processes that do the same. Raises ValueError for any
-    other name.
+    fifth and four fifths of the height. ``build`` says whether hierarchies are built on the host or on the device. The
+    host takes as many threads as it has processors, divided among ``sharers`` processes that do the same. Raises
+    ValueError for any other name.
     """
     threads = max(1, available_processors() // sharers)
     if masking in _STATIC:
-        return _Static(masking, config, grid)
+        return _StaticMasker(masking, config, grid)
     if masking in _SALIENCY:
-        return _ByClassToken(masking, config, grid)
+        return _SaliencyMasker(masking, config, grid)
     if masking == "epm":
-        return _ByParts(config, grid, threads)
-    if masking == "evolved" or masking in _FIXED:
-        fixed, patches = _FIXED.get(masking), grid[0] * grid[1]
+        return _PartMasker(config, grid, threads)
+    if masking == "evolved" or masking in _FIXED_DEPTHS:
+        fixed = _FIXED_DEPTHS.get(masking)
+        patches = grid[0] * grid[1]
         if build == "device":
-            return _OnDevice(fixed, config, patches)
-        return _OnHost(fixed, config, patches, threads)
-    known = (*_STATIC, *_SALIENCY, "epm", "evolved", *_FIXED)
+            return _DeviceHierarchyMasker(fixed, config, patches)
+        return _HostHierarchyMasker(fixed, config, patches, threads)
+    known = (*_STATIC, *_SALIENCY, "epm", "evolved", *_FIXED_DEPTHS)
     raise ValueError(f"masking must be one of {', '.join(known)}, not {masking!r}")
 
 
-class _Static:
+class _StaticMasker:
+    """A masker that does not look at the image."""
+
     def __init__(self, name: str, config: MaskConfig, grid: tuple[int, int]) -> None:
         self._draw = _STATIC[name]
         self._config = config
@@ -109,11 +114,13 @@ class _Static:
     def __call__(
         self, batch: Prepared, progress: float, seed: Sequence[int], first: int = 0
     ) -> tuple[NDArray[np.bool_], dict[str, float]]:
-        streams = _mask_streams(batch, seed, first, self._config)
+        streams = _make_streams(batch, seed, first, self._config)
         return self._draw(len(streams), self._grid, self._config.ratio, streams), {}
 
 
-class _ByClassToken:
+class _SaliencyMasker:
+    """A masker by the attention of the class token."""
+
     def __init__(self, name: str, config: MaskConfig, grid: tuple[int, int]) -> None:
         self._draw = _SALIENCY[name]
         self._config = config
@@ -123,15 +130,17 @@ class _ByClassToken:
         self, batch: Prepared, progress: float, seed: Sequence[int], first: int = 0
     ) -> tuple[NDArray[np.bool_], dict[str, float]]:
         views = self._config.views
-        streams = _mask_streams(batch, seed, first, self._config)
+        streams = _make_streams(batch, seed, first, self._config)
         masks = []
-        for rows, saliency in _pieces("saliency", batch.compute_saliency(), batch, self._patches):
-            of_rows = streams[rows.start * views : rows.stop * views]
-            masks.append(self._draw(np.repeat(saliency, views, axis=0), self._config.ratio, of_rows))
+        for rows, saliency in _iterate_pieces("saliency", batch.compute_saliency(), batch, self._patches):
+            row_streams = streams[rows.start * views : rows.stop * views]
+            masks.append(self._draw(np.repeat(saliency, views, axis=0), self._config.ratio, row_streams))
         return np.concatenate(masks), {}
 
 
-class _ByParts:
+class _PartMasker:
+    """A masker by the parts that EM finds."""
+
     def __init__(self, config: MaskConfig, grid: tuple[int, int], threads: int) -> None:
         self._config = config
         self._grid = grid
@@ -142,38 +151,45 @@ class _ByParts:
     ) -> tuple[NDArray[np.bool_], dict[str, float]]:
         config = self._config
         patches = math.prod(self._grid)
-        streams = _mask_streams(batch, seed, first, config)
-        of_images = streams[:: config.views]  # the clustering of an image is the same for all of its masks
+        streams = _make_streams(batch, seed, first, config)
+        # The clustering of an image is the same for all of its masks, so it draws from the stream of the first one.
+        image_streams = streams[:: config.views]
+        count = part_count(progress, patches)
         found = []
-        for rows, similarity in _pieces("similarity", batch.compute_similarity(), batch, patches):
+        for rows, similarity in _iterate_pieces("similarity", batch.compute_similarity(), batch, patches):
             if config.balance == "sinkhorn":
                 similarity = balance(similarity, threads=self._threads)
-            found.append(em_parts(similarity, part_count(progress, patches), of_images[rows], self._threads))
+            found.append(em_parts(similarity, count, image_streams[rows], self._threads))
         part = np.concatenate(found)
         mask = part_mask(np.repeat(part, config.views, axis=0), self._grid, progress, config.ratio, streams)
         sizes = (part[:, :, None] == np.arange(part.max() + 1)).sum(axis=1)
-        figures = {"parts": (sizes > 0).sum(axis=1).mean(), "largest_part": sizes.max(axis=1).mean() / patches}
-        return mask, {name: float(value) for name, value in figures.items()}
+        parts = float((sizes > 0).sum(axis=1).mean())
+        largest_part = float(sizes.max(axis=1).mean() / patches)
+        return mask, {"parts": parts, "largest_part": largest_part}
 
 
-class _Hierarchical:
+class _HierarchyMasker:
+    """The common part of the two maskers by hierarchies; ``fixed`` is a depth, or None to follow the schedule."""
+
     def __init__(self, fixed: float | None, config: MaskConfig, patches: int) -> None:
         self._fixed = fixed
         self._config = config
         self._patches = patches
 
-    def _depth(self, progress: float) -> float:
+    def _depth_at(self, progress: float) -> float:
         schedule = self._config.schedule if self._fixed is None else self._fixed
         return depth(progress, schedule, self._config.depth_range)
 
     def _draw_ranks(self, batch: Prepared, seed: Sequence[int], first: int) -> NDArray[np.int32]:
         """Draw the ranks of each view of each image: (B, views, M)."""
-        streams = _mask_streams(batch, seed, first, self._config)
+        streams = _make_streams(batch, seed, first, self._config)
         ranks = draw_ranks(streams, len(streams), self._patches)
         return ranks.reshape(len(batch.images), self._config.views, -1)
 
 
-class _OnHost(_Hierarchical):
+class _HostHierarchyMasker(_HierarchyMasker):
+    """A masker by hierarchies that are built on the host."""
+
     def __init__(self, fixed: float | None, config: MaskConfig, patches: int, threads: int) -> None:
         super().__init__(fixed, config, patches)
         self._threads = threads
@@ -182,44 +198,49 @@ class _OnHost(_Hierarchical):
         self, batch: Prepared, progress: float, seed: Sequence[int], first: int = 0
     ) -> tuple[NDArray[np.bool_], dict[str, float]]:
         config = self._config
-        at = self._depth(progress)
+        mask_depth = self._depth_at(progress)
         ranks = self._draw_ranks(batch, seed, first)
         masks = []
         figures = []
-        for rows, similarity in _pieces("similarity", batch.compute_similarity(), batch, self._patches):
+        for rows, similarity in _iterate_pieces("similarity", batch.compute_similarity(), batch, self._patches):
             if config.balance == "sinkhorn":
                 similarity = balance(similarity, threads=self._threads)
             hierarchy = build_hierarchy(similarity, threads=self._threads)
-            views = [hierarchical_mask(hierarchy, at, config.ratio, ranks=view) for view in ranks[rows].swapaxes(0, 1)]
+            # One tree for each image, however many masks are made of it.
+            views = []
+            for view_ranks in ranks[rows].swapaxes(0, 1):
+                views.append(hierarchical_mask(hierarchy, mask_depth, config.ratio, ranks=view_ranks))
             masks.append(np.stack(views, axis=1).reshape(-1, self._patches))
-            figures.append(_figures(hierarchy, at))
+            figures.append(_compute_figures(hierarchy, mask_depth))
         means = np.concatenate(figures, axis=1).mean(axis=1).tolist()
         return np.concatenate(masks), dict(zip(_FIGURES, means, strict=True))
 
 
-class _OnDevice(_Hierarchical):
+class _DeviceHierarchyMasker(_HierarchyMasker):
+    """A masker by hierarchies that the backend builds on its device."""
+
     def __call__(
         self, batch: Prepared, progress: float, seed: Sequence[int], first: int = 0
     ) -> tuple[Any, Mapping[str, SupportsFloat]]:
         if not isinstance(batch, PreparedOnDevice):
             raise BackendError("mask.build device: this backend builds no trees on its device; use host or auto")
-        return batch.evolved_mask(self._depth(progress), self._draw_ranks(batch, seed, first))
+        return batch.evolved_mask(self._depth_at(progress), self._draw_ranks(batch, seed, first))
 
 
-def _figures(hierarchy: Hierarchy, at: float) -> NDArray[np.float64]:
+def _compute_figures(hierarchy: Hierarchy, mask_depth: float) -> NDArray[np.float64]:
     """Compute the figures to log of each image: (4, B), in the order of ``_FIGURES``."""
-    level = masking_level(at, hierarchy.height)
+    level = masking_level(mask_depth, hierarchy.height)
     parts = hierarchy.parts(level)
     largest = np.where(parts, hierarchy.size, 0).max(axis=1) / hierarchy.patches
     return np.stack([level, hierarchy.height, parts.sum(axis=1), largest]).astype(np.float64)
 
 
-def _mask_streams(batch: Prepared, seed: Sequence[int], first: int, config: MaskConfig) -> MaskStreams:
+def _make_streams(batch: Prepared, seed: Sequence[int], first: int, config: MaskConfig) -> MaskStreams:
     """Return the random streams of all masks of ``batch``: B * views, those of one image together."""
     return MaskStreams(seed, range(first, first + len(batch.images)), config.views)
 
 
-def _pieces(
+def _iterate_pieces(
     name: str, pieces: Iterable[NDArray[np.float32]], batch: Prepared, patches: int
 ) -> Iterator[tuple[slice, NDArray[np.float32]]]:
     """Yield the pieces of a similarity or saliency with their rows of ``batch``, as soon as they arrive.

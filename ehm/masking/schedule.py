@@ -1,4 +1,4 @@
-"""How deep to mask at which moment of training (Eq. 14)."""
+"""The depth of masks over the progress of training (Eq. 14)."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ def depth(
     schedule: Literal["linear", "sqrt"] | float = "linear",
     depth_range: tuple[float, float] = (0.0, 1.0),
 ) -> float:
-    """Masking depth in [0, 1], as a fraction of a tree's height, at training progress ``progress`` = t / T in [0, 1].
+    """Return the masking depth, a fraction of a tree's height in [0, 1], at ``progress`` = t / T of training in [0, 1].
 
     ``linear`` is Eq. 14, ``sqrt`` deepens earlier, a number is the same depth throughout (the ablations of Tables III
-    and IV: 0.2 and 0.8). ``depth_range`` is where a schedule starts and ends; (0, 1) in the paper. Raises ValueError
-    for anything out of range.
+    and IV: 0.2 and 0.8). A schedule goes from the first to the second number of ``depth_range``; (0, 1) in the paper.
+    Raises ValueError for anything out of range.
     """
     if not 0 <= progress <= 1:
         raise ValueError(f"progress must be in [0, 1], not {progress}")
@@ -37,9 +37,12 @@ def depth(
 
 
 def masking_level(progress: float, height: NDArray[np.int32]) -> NDArray[np.int32]:
-    """Level l = clamp(ceil(progress * height), 1, height) of trees of ``height`` (B,) (Eq. 14); 1 is random masking."""
+    """Return level l = clamp(ceil(progress * height), 1, height) of trees of ``height`` (B,) (Eq. 14).
+
+    Level 1 is random masking. Raises ValueError if ``progress`` is not in [0, 1].
+    """
     if not 0 <= progress <= 1:
         raise ValueError(f"progress must be in [0, 1], not {progress}")
-    # 0.2 * 5 and the like come out a rounding error above a whole number
+    # Products such as 0.2 * 5 can come out a rounding error above a whole number, and ceil would add a level.
     level = np.ceil(np.round(progress * np.asarray(height, np.float64), 9))
     return np.clip(level, 1, height).astype(np.int32)

@@ -1,4 +1,4 @@
-"""Checks of a similarity, its balancing against hubs, and one of features.
+"""Similarities of patches: checks, balancing against hubs, and the cosine of features.
 
 Raw attention has patches that everybody attends to. Average linkage merges these first and then swallows the rest one
 by one: the tree becomes a chain, and "level l" one huge part beside single patches. Balancing gives every patch the
@@ -12,55 +12,57 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ehm.masking._parallel import over_batch
+from ehm.masking._parallel import run_over_batch
 
-__all__ = ["as_similarity", "balance", "cosine_similarity", "symmetric"]
+__all__ = ["balance", "convert_similarity", "cosine_similarity", "make_symmetric"]
 
 Array = NDArray[np.floating[Any]]
 
 LARGEST = 1e100
 """Magnitude that a similarity must stay below, so that sums over its entries cannot overflow."""
+LARGEST_GAP = 1e-3
+"""Difference between two entries that should be equal, as a share of the largest one, that counts as rounding."""
 
 
 def balance(similarity: Any, iterations: int = 20, threads: int | None = None) -> NDArray[np.float32]:
-    """Symmetric Sinkhorn balancing (Sinkhorn and Knopp, 1967): every patch gets the same total similarity, 1.
+    """Balance similarities so that every patch gets the same total, 1: (B, N, N) -> (B, N, N) float32.
 
-    Takes (B, N, N), symmetric and not negative, and returns (B, N, N) float32 with a zero diagonal. Each of
-    ``iterations`` rounds divides by sqrt(row sum x column sum). Raises ValueError for what :func:`build_hierarchy`
-    refuses, and for negative similarities.
+    This is symmetric Sinkhorn balancing (Sinkhorn and Knopp, 1967): each of ``iterations`` rounds divides by
+    sqrt(row sum x column sum). The diagonal becomes zero. Raises ValueError for what :func:`build_hierarchy` refuses,
+    and for negative similarities.
     """
-    from ehm.masking._sinkhorn import sinkhorn  # numba: imported at first use
+    from ehm.masking._sinkhorn import balance_batch  # numba: imported at first use
 
     if iterations < 1:
         raise ValueError(f"iterations must be at least 1, not {iterations}")
-    array = as_similarity(similarity)
+    array = convert_similarity(similarity)
     smallest = array.min()
-    if not smallest >= 0:
+    if not smallest >= 0:  # true for NaN, too
         finite = "" if np.isfinite(smallest) else " and finite"
         raise ValueError(f"similarity must not be negative{finite} to be balanced; it holds {smallest}")
     balanced = np.empty(array.shape, np.float32)
     batch, n = array.shape[:2]
-    over_batch(sinkhorn, array, balanced, np.full(batch, iterations), work=n * n * iterations, threads=threads)
+    rounds = np.full(batch, iterations)
+    run_over_batch(balance_batch, array, balanced, rounds, entries=n * n * iterations, threads=threads)
     if not np.isfinite(balanced).all():
         raise ValueError("similarity must be finite, but holds infinity")
     return balanced
 
 
 def cosine_similarity(features: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
-    """Cosine of the angles between features, moved to [0, 1]: (B, N, D) -> (B, N, N).
-
-    The trees are those of the cosine itself, and no entry is negative, as :func:`balance` needs it.
-    """
+    """Compute the cosine of the angles between features, moved to [0, 1]: (B, N, D) -> (B, N, N)."""
     directions = features / np.maximum(np.linalg.norm(features, axis=-1, keepdims=True), 1e-12)
+    # The move to [0, 1] changes no tree, and balance() takes no negative entries.
     cosine = (1 + directions @ directions.swapaxes(1, 2)) / 2
     similarity: NDArray[np.float32] = ((cosine + cosine.swapaxes(1, 2)) / 2).astype(np.float32)
     return similarity
 
 
-def as_similarity(similarity: Any) -> Array:
-    """``similarity`` as a contiguous array (B, N, N) of float32 or float64; ValueError where it is not one.
+def convert_similarity(similarity: Any) -> Array:
+    """Convert ``similarity`` to a contiguous array (B, N, N) of float32 or float64.
 
-    Whatever offers ``__array__`` or ``__dlpack__`` on the host is read in place. Values are checked by who reads them.
+    Anything that offers ``__array__`` or ``__dlpack__`` on the host is read in place. Its values are not checked.
+    Raises ValueError if it has another shape or does not hold real numbers.
     """
     if hasattr(similarity, "detach"):  # a torch tensor that takes part in a gradient refuses to be read
         similarity = similarity.detach()
@@ -79,29 +81,32 @@ def as_similarity(similarity: Any) -> Array:
         raise ValueError(f"similarity must hold real numbers, not {array.dtype}")
     if array.dtype not in (np.float32, np.float64):
         array = array.astype(np.float32 if array.dtype == np.float16 else np.float64)
-    return _read_only(np.ascontiguousarray(array))
+    return _view_read_only(np.ascontiguousarray(array))
 
 
-def symmetric(similarity: Array, b: int) -> Array:
-    """One image's (N, N) similarity, its rounding errors averaged away; ValueError where it cannot be put right."""
-    broken = ~(np.abs(similarity, dtype=np.float64) < LARGEST)
-    if broken.any():
-        i, j = np.argwhere(broken)[0]
+def make_symmetric(similarity: Array, b: int) -> Array:
+    """Average the rounding errors out of the (N, N) similarity of image ``b``.
+
+    Raises ValueError, which names the entry, if it is not finite, too large, or not symmetric but for rounding.
+    """
+    invalid = ~(np.abs(similarity, dtype=np.float64) < LARGEST)
+    if invalid.any():
+        i, j = np.argwhere(invalid)[0]
         raise ValueError(
             f"similarity must be finite and below {LARGEST:g}; similarity[{b}, {i}, {j}] is {similarity[i, j]}"
         )
     gap = np.abs(similarity - similarity.T)
-    if gap.max() > 1e-3 * np.abs(similarity).max():
+    if gap.max() > LARGEST_GAP * np.abs(similarity).max():
         i, j = np.unravel_index(gap.argmax(), gap.shape)
         raise ValueError(
             f"similarity must be symmetric, (A + A^T) / 2; similarity[{b}, {i}, {j}] is {similarity[i, j]} and "
             f"similarity[{b}, {j}, {i}] is {similarity[j, i]}"
         )
-    return _read_only((similarity + similarity.T) / 2)
+    return _view_read_only((similarity + similarity.T) / 2)
 
 
-def _read_only(array: Array) -> Array:
-    """A view of one type whatever came in: numba compiles anew for arrays that can and cannot be written."""
+def _view_read_only(array: Array) -> Array:
+    """Return a view that cannot be written: numba compiles a kernel anew for arrays that can and that cannot."""
     view = array.view()
     view.flags.writeable = False
     return view

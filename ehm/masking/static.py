@@ -13,24 +13,27 @@ from numpy.typing import NDArray
 
 from ehm.masking.streams import RandomNumbers
 
-__all__ = ["block_mask", "grid_mask", "large_block_mask", "lowest", "masked_count", "random_mask"]
+__all__ = ["block_mask", "count_masked", "grid_mask", "large_block_mask", "mask_lowest", "random_mask"]
 
-MIN_BLOCK = 16  # patches; BEiT's min_num_patches
-MIN_ASPECT = 0.3  # BEiT's min_aspect; the largest is its inverse
-ATTEMPTS = 10  # at one block, as in BEiT
+MIN_BLOCK = 16
+"""Patches of a block, at least (BEiT's ``min_num_patches``)."""
+MIN_ASPECT = 0.3
+"""Smallest aspect ratio of a block (BEiT's ``min_aspect``); the largest is its inverse."""
+ATTEMPTS = 10
+"""Attempts at one block, as in BEiT."""
 
 
-def masked_count(ratio: float, patches: int) -> int:
-    """round(ratio * N), the number of masked patches; ValueError where ``ratio`` is not in (0, 1)."""
+def count_masked(ratio: float, patches: int) -> int:
+    """Return the number of masked patches, round(ratio * N); raises ValueError if ``ratio`` is not in (0, 1)."""
     if not 0 < ratio < 1:
         raise ValueError(f"ratio must be in (0, 1), not {ratio}")
     return round(ratio * patches)
 
 
 def random_mask(batch: int, grid: tuple[int, int], ratio: float, rng: RandomNumbers) -> NDArray[np.bool_]:
-    """Each set of round(ratio * N) patches is as likely as any other (MAE): (B, N)."""
-    count = _check(batch, grid, ratio)
-    return lowest(rng.random((batch, grid[0] * grid[1])), count)
+    """Hide round(ratio * N) patches, each set of them as likely as any other (MAE): (B, N)."""
+    count = _check_arguments(batch, grid, ratio)
+    return mask_lowest(rng.random((batch, grid[0] * grid[1])), count)
 
 
 def grid_mask(batch: int, grid: tuple[int, int], ratio: float, rng: RandomNumbers) -> NDArray[np.bool_]:
@@ -40,16 +43,16 @@ def grid_mask(batch: int, grid: tuple[int, int], ratio: float, rng: RandomNumber
     image; below a ratio of a half the lattice is hidden and the rest kept. Patches drawn at random bring it to the
     exact count. At 0.75 every second row and column stays.
     """
-    count = _check(batch, grid, ratio)
+    count = _check_arguments(batch, grid, ratio)
     height, width = grid
-    steps = [(a, b) for a in range(1, height + 1) for b in range(1, width + 1)]
-    share = min(ratio, 1 - ratio)
-    a, b = min(steps, key=lambda step: (abs(1 / (step[0] * step[1]) - share), abs(step[0] - step[1])))
-    phase = (rng.random((batch, 2)) * (a, b)).astype(int)
-    rows = (np.arange(height) + phase[:, :1]) % a == 0
-    columns = (np.arange(width) + phase[:, 1:]) % b == 0
+    row_step, column_step = _choose_lattice(height, width, min(ratio, 1 - ratio))
+    phase = (rng.random((batch, 2)) * (row_step, column_step)).astype(int)
+    rows = (np.arange(height) + phase[:, :1]) % row_step == 0
+    columns = (np.arange(width) + phase[:, 1:]) % column_step == 0
     lattice = (rows[:, :, None] & columns[:, None, :]).reshape(batch, -1)
-    return lowest(rng.random(lattice.shape) + (lattice if ratio >= 0.5 else ~lattice), count)
+    kept = lattice if ratio >= 0.5 else ~lattice
+    # Random numbers are below 1, so every patch that is kept comes after all others.
+    return mask_lowest(rng.random(lattice.shape) + kept, count)
 
 
 def block_mask(batch: int, grid: tuple[int, int], ratio: float, rng: RandomNumbers) -> NDArray[np.bool_]:
@@ -59,20 +62,21 @@ def block_mask(batch: int, grid: tuple[int, int], ratio: float, rng: RandomNumbe
     that does not fit, hides nothing new or more than is missing is drawn again, up to ten times; then BEiT stops below
     its target, and here patches drawn at random, beside hidden ones first, bring the mask to the exact count.
     """
-    count = _check(batch, grid, ratio)
+    count = _check_arguments(batch, grid, ratio)
     height, width = grid
     mask = np.zeros((batch, height, width), np.bool_)
     row = np.arange(height)[:, None]
     column = np.arange(width)
     failures = np.zeros(batch, int)
     limit = math.log(1 / MIN_ASPECT)
-    chance = rng.random(mask.shape)  # drawn first: how many numbers the blocks take depends on all images of the batch
+    # Drawn first, because the number of attempts that follow depends on all images of the batch.
+    chance = rng.random(mask.shape)
     while True:  # one attempt at a block in each image that is not finished
         missing = count - mask.sum(axis=(1, 2))
         unfinished = np.flatnonzero((missing > 0) & (failures < ATTEMPTS))
         if not len(unfinished):
             break
-        # finished images draw as well, so that the numbers of an image do not depend on the others
+        # Finished images draw as well, so that the numbers of an image do not depend on the others.
         u = rng.random((batch, 4))[unfinished].T[:, :, None, None]
         missing = missing[unfinished, None, None]
         area = MIN_BLOCK + u[0] * (missing - MIN_BLOCK)
@@ -86,7 +90,7 @@ def block_mask(batch: int, grid: tuple[int, int], ratio: float, rng: RandomNumbe
         fits = (h < height) & (w < width) & (added > 0) & (added <= missing)
         mask[unfinished] |= block & fits
         failures[unfinished] = np.where(fits.ravel(), 0, failures[unfinished] + 1)
-    return _filled(mask, count, chance)
+    return _fill_mask(mask, count, chance)
 
 
 def large_block_mask(batch: int, grid: tuple[int, int], ratio: float, rng: RandomNumbers) -> NDArray[np.bool_]:
@@ -96,44 +100,53 @@ def large_block_mask(batch: int, grid: tuple[int, int], ratio: float, rng: Rando
     its aspect ratio is log-uniform in [0.3, 1 / 0.3] as far as the grid has room, its place is uniform. What is missing
     to the count, less than one side, is drawn at random from the patches beside it.
     """
-    count = _check(batch, grid, ratio)
+    count = _check_arguments(batch, grid, ratio)
     height, width = grid
     area = max(count, 1)
-    shortest = -(-area // width)
+    shortest = math.ceil(area / width)
     low, high = np.clip([MIN_ASPECT, 1 / MIN_ASPECT], shortest**2 / area, height**2 / area)
     u = rng.random((batch, 3)).T[:, :, None, None]
     h = np.rint(np.sqrt(area * low * (high / low) ** u[0]))
-    h = h.clip(shortest, min(height, area))  # higher than its area, a block would have no width
+    # A block higher than its area would have no width.
+    h = h.clip(shortest, min(height, area))
     w = count // h
     top = np.floor(u[1] * (height - h + 1))
     left = np.floor(u[2] * (width - w + 1))
     row = np.arange(height)[:, None]
     column = np.arange(width)
     block = (row >= top) & (row < top + h) & (column >= left) & (column < left + w)
-    return _filled(block, count, rng.random(block.shape))
+    return _fill_mask(block, count, rng.random(block.shape))
 
 
-def lowest(score: NDArray[Any], count: int) -> NDArray[np.bool_]:
+def mask_lowest(score: NDArray[Any], count: int) -> NDArray[np.bool_]:
     """Mask the ``count`` patches of the lowest score in each image: (B, N) -> (B, N)."""
     mask = np.zeros(score.shape, np.bool_)
     np.put_along_axis(mask, np.argsort(score, axis=1, kind="stable")[:, :count], True, axis=1)
     return mask
 
 
-def _filled(mask: NDArray[np.bool_], count: int, chance: NDArray[np.float64]) -> NDArray[np.bool_]:
+def _choose_lattice(height: int, width: int, share: float) -> tuple[int, int]:
+    """Choose the steps down and across whose lattice is nearest to ``share`` of the patches, the squarest of equals."""
+    steps = [(down, across) for down in range(1, height + 1) for across in range(1, width + 1)]
+    return min(steps, key=lambda step: (abs(1 / (step[0] * step[1]) - share), abs(step[0] - step[1])))
+
+
+def _fill_mask(mask: NDArray[np.bool_], count: int, chance: NDArray[np.float64]) -> NDArray[np.bool_]:
     """Add patches to ``mask`` (B, h, w), those beside it first, then by ``chance``, up to the exact count: (B, N)."""
     near = np.zeros_like(mask)
     near[:, 1:] |= mask[:, :-1]
     near[:, :-1] |= mask[:, 1:]
     near[:, :, 1:] |= mask[:, :, :-1]
     near[:, :, :-1] |= mask[:, :, 1:]
+    # Random numbers lie in [0, 1): masked patches come first, then those beside them, then the others.
     score = chance - near - 2.0 * mask
-    return lowest(score.reshape(len(mask), -1), count)
+    return mask_lowest(score.reshape(len(mask), -1), count)
 
 
-def _check(batch: int, grid: tuple[int, int], ratio: float) -> int:
+def _check_arguments(batch: int, grid: tuple[int, int], ratio: float) -> int:
+    """Return the number of masked patches; raises ValueError if an argument is out of range."""
     if batch < 1:
         raise ValueError(f"batch must be at least 1, not {batch}")
     if len(grid) != 2 or min(grid) < 1:
         raise ValueError(f"grid must be (height, width) in patches, not {grid}")
-    return masked_count(ratio, grid[0] * grid[1])
+    return count_masked(ratio, grid[0] * grid[1])

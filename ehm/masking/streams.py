@@ -20,13 +20,15 @@ class MaskStreams:
     """The streams of the masks of some rows of a batch: ``views`` masks of each row, those of one row together."""
 
     def __init__(self, seed: Sequence[int], rows: range, views: int = 1) -> None:
-        self._generators = [np.random.default_rng([*seed, row, view]) for row in rows for view in range(views)]
+        self._generators = []
+        for row in rows:
+            self._generators += [np.random.default_rng([*seed, row, view]) for view in range(views)]
 
     def __len__(self) -> int:
         return len(self._generators)
 
     def __getitem__(self, part: slice) -> MaskStreams:
-        """Return some of the streams; they go on where these have stopped, and these where they stop."""
+        """Return some of the streams, which stay shared: numbers that one side draws are gone for the other."""
         chosen = MaskStreams((), range(0))
         chosen._generators = self._generators[part]
         return chosen
@@ -45,4 +47,4 @@ class MaskStreams:
 
 
 RandomNumbers: TypeAlias = np.random.Generator | MaskStreams
-"""Where a mask's random numbers come from: one generator for the whole batch, or a stream for each of its masks."""
+"""The source of the random numbers of masks: one generator for the whole batch, or a stream for each of its masks."""

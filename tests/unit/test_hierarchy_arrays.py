@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from ehm.masking import _jit, _parallel, build_hierarchy
-from ehm.masking.similarity import as_similarity
+from ehm.masking.similarity import convert_similarity
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,7 @@ def test_arrays_of_other_frameworks_are_read_in_place(similarity):
         ThroughArray(similarity, "__array__"),
         ThroughDlpack(similarity, "__dlpack__", "__dlpack_device__"),
     ):
-        assert np.shares_memory(as_similarity(foreign), similarity)
+        assert np.shares_memory(convert_similarity(foreign), similarity)
         np.testing.assert_array_equal(build_hierarchy(foreign).parent, build_hierarchy(similarity).parent)
 
 
@@ -96,12 +96,12 @@ def test_images_do_not_influence_each_other(similarity):
 
 @pytest.mark.parametrize("threads", [1, 2, 3, 12, 50])
 def test_threads_do_not_change_the_result(similarity, threads, monkeypatch):
-    monkeypatch.setattr(_parallel, "WORTH_A_THREAD", 1)
+    monkeypatch.setattr(_parallel, "ENTRIES_PER_THREAD", 1)
     np.testing.assert_array_equal(build_hierarchy(similarity, threads).parent, build_hierarchy(similarity, 1).parent)
 
 
 def test_calls_from_several_threads_at_once(similarity, monkeypatch):
-    monkeypatch.setattr(_parallel, "WORTH_A_THREAD", 1)
+    monkeypatch.setattr(_parallel, "ENTRIES_PER_THREAD", 1)
     expected = build_hierarchy(similarity)
     with ThreadPoolExecutor(8) as pool:
         for hierarchy in pool.map(lambda _: build_hierarchy(similarity), range(40)):
@@ -110,10 +110,10 @@ def test_calls_from_several_threads_at_once(similarity, monkeypatch):
 
 
 def test_every_image_is_visited_once_whatever_the_chunks(monkeypatch):
-    monkeypatch.setattr(_parallel, "WORTH_A_THREAD", 1)
+    monkeypatch.setattr(_parallel, "ENTRIES_PER_THREAD", 1)
     for batch in range(1, 12):
         visits = np.zeros(batch, int)
-        _parallel.over_batch(lambda part: np.add(part, 1, out=part), visits, work=1, threads=5)
+        _parallel.run_over_batch(lambda part: np.add(part, 1, out=part), visits, entries=1, threads=5)
         assert (visits == 1).all()
 
 

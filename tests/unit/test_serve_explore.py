@@ -167,9 +167,9 @@ def test_warming_up_compiles_what_requests_run():
     from ehm.masking import _chain, _draw
 
     warm_up()
-    before = len(_chain.build.signatures), len(_draw.cut.signatures)
+    before = len(_chain.build_trees.signatures), len(_draw.cut_trees.signatures)
     take_apart(np.random.default_rng(0).random((5, 6, 7), np.float32))
-    assert (len(_chain.build.signatures), len(_draw.cut.signatures)) == before
+    assert (len(_chain.build_trees.signatures), len(_draw.cut_trees.signatures)) == before
 
 
 @pytest.mark.parametrize(("width", "height"), [(60, 40), (300, 300), (500, 100), (100, 500), (24, 16), (3, 7)])

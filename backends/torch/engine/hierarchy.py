@@ -24,7 +24,7 @@ from torch import Tensor
 
 from ehm.backends.torch.engine.tensors import upload_array
 from ehm.masking.schedule import masking_level
-from ehm.masking.static import masked_count
+from ehm.masking.static import count_masked
 
 __all__ = [
     "DeviceHierarchy",
@@ -216,7 +216,7 @@ def hierarchical_mask(tree: DeviceHierarchy, depth: float, ratio: float, ranks: 
     device of the trees, of :func:`ehm.masking.masks.draw_ranks`. Raises ValueError as that does.
     """
     n = tree.patches
-    count = masked_count(ratio, n)
+    count = count_masked(ratio, n)
     if ranks.shape != tree.parent.shape:
         raise ValueError(f"ranks must have shape {tuple(tree.parent.shape)}, not {tuple(ranks.shape)}")
     _, part, inside = _find_parts(tree, depth)

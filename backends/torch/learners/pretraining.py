@@ -28,7 +28,7 @@ from ehm.backends.torch.objectives import create_objective
 from ehm.config import TrainConfig
 from ehm.config.objectives import OBJECTIVES
 from ehm.masking import split_mask, spread_mask
-from ehm.masking.static import masked_count
+from ehm.masking.static import count_masked
 from ehm.storage.arrays import LearnerState, join_average, split_average
 
 __all__ = ["TorchLearner"]
@@ -206,7 +206,7 @@ class TorchLearner:
         tokens_per_side = self._config.unit // self._config.spec.stride
         if isinstance(mask, Tensor):
             # counted here, because counting on the device would make the host wait for it
-            hidden = masked_count(self._config.masks.ratio, mask.shape[1]) * tokens_per_side**2
+            hidden = count_masked(self._config.masks.ratio, mask.shape[1]) * tokens_per_side**2
             return hierarchy.split_mask(hierarchy.spread_mask(mask, units, tokens_per_side), hidden)
         parts = split_mask(spread_mask(mask, units, tokens_per_side))
         return tuple(upload_array(part, self._device) for part in parts)
