@@ -20,7 +20,7 @@ from ehm.deploy.bench import bench_export
 from ehm.deploy.bundle.bundle import Bundle
 from ehm.deploy.export import export
 from ehm.deploy.export.precision import quality as numbers
-from ehm.deploy.export.precision.calibration import choose
+from ehm.deploy.export.precision.calibration import choose_images
 from ehm.deploy.export.precision.int8 import write_int8
 from ehm.deploy.predict.predictor import Predictor
 from ehm.deploy.predict.runtime import open_session
@@ -100,9 +100,9 @@ def test_no_sum_of_two_int8_products_leaves_16_bits(bundle):
 @pytest.mark.parametrize("precision", ["int8", "float16"])
 def test_quality_is_what_onnx_runtime_gives_on_the_pictures_that_training_held_out(bundle, run, images, precision):
     quality = bundle.manifest.models[precision].quality
-    calibration, measured = choose(CalibrationConfig(images=4), bundle.manifest.source)
-    source, held_out = measured.part.source, sorted(measured.part.subset)
-    assert not set(held_out) & set(calibration.part.subset)
+    calibration, measured = choose_images(CalibrationConfig(images=4), bundle.manifest.source)
+    source, held_out = measured.subset.source, sorted(measured.subset.selected)
+    assert not set(held_out) & set(calibration.subset.selected)
     predictor = Predictor(bundle)
     inputs = np.stack([predictor.prepare(Image.open(source.name(i))) for i in held_out])
     truth = np.array([LABELS.index(source.name(i).split("/")[-2]) for i in held_out])
@@ -122,11 +122,11 @@ def test_quality_is_what_onnx_runtime_gives_on_the_pictures_that_training_held_o
 def test_accuracy_is_that_of_each_network():
     float32 = {"logits": np.array([[2, 1], [2, 1], [2, 1.9], [1, 2]], np.float32)}
     other = {"logits": np.array([[2, 1], [2, 1], [1.9, 2], [1, 2]], np.float32)}
-    quality = numbers._quality("four", float32, other, ["logits"], "int8", np.array([0, 1, 0, 1]))
+    quality = numbers._compare_precision("four", float32, other, ["logits"], "int8", np.array([0, 1, 0, 1]))
     assert (quality.agreement, quality.accuracy, quality.accuracy_float32) == (0.75, 0.5, 0.75)
     other["logits"][0] = np.nan
     with pytest.raises(ExportError, match="--int8: logits are not finite on images of four"):
-        numbers._quality("four", float32, other, ["logits"], "int8", None)
+        numbers._compare_precision("four", float32, other, ["logits"], "int8", None)
 
 
 def test_the_same_checkpoint_gives_the_same_bytes(bundle, run, tmp_path):
@@ -179,18 +179,18 @@ def test_a_graph_for_onnx_runtime_keeps_its_fused_attention(run, tmp_path):
 def test_images_can_be_named_and_never_serve_twice(run, images, tmp_path):
     source = Bundle.open(export(pretrained(tmp_path, (32, 32)), out=tmp_path / "b")).manifest.source
     config = CalibrationConfig(source=str(images), images=20, measure_images=3)
-    calibration, measured = choose(config, source)
-    used, others = set(calibration.part.subset.tolist()), set(measured.part.subset.tolist())
+    calibration, measured = choose_images(config, source)
+    used, others = set(calibration.subset.selected.tolist()), set(measured.subset.selected.tolist())
     assert used | others == set(range(24))
     assert not used & others
-    taken = [number for indices, _ in measured.batches(np.asarray, 2, "") for number in indices]
+    taken = [number for indices, _ in measured.iterate_batches(np.asarray, 2, "") for number in indices]
     assert len(taken) == 3
-    assert taken == [number for indices, _ in measured.batches(np.asarray, 2, "") for number in indices]
+    assert taken == [number for indices, _ in measured.iterate_batches(np.asarray, 2, "") for number in indices]
     assert set(taken) < others
     (tmp_path / "other").mkdir()
     Image.new("RGB", (40, 40)).save(tmp_path / "other" / "a.png")
-    _, measured = choose(config.model_copy(update={"measure": str(tmp_path / "other")}), source)
-    assert (measured.origin, len(measured.part)) == (str(tmp_path / "other"), 1)
+    _, measured = choose_images(config.model_copy(update={"measure": str(tmp_path / "other")}), source)
+    assert (measured.origin, len(measured.subset)) == (str(tmp_path / "other"), 1)
 
 
 def test_to_measure_on_the_source_that_calibrates_is_to_measure_on_the_rest(run, bundle, images, tmp_path):
@@ -200,14 +200,14 @@ def test_to_measure_on_the_source_that_calibrates_is_to_measure_on_the_rest(run,
         ({"source": str(images), "images": 10, "measure": again}, pretraining),
         ({"images": 10, "measure": again}, bundle.manifest.source),  # fine-tuned on it, all but what it held out
     ):
-        calibration, measured = choose(CalibrationConfig(**settings), source)
+        calibration, measured = choose_images(CalibrationConfig(**settings), source)
         used, others = (
-            {int(number) for indices, _ in part.batches(np.asarray, 4, "") for number in indices}
+            {int(number) for indices, _ in part.iterate_batches(np.asarray, 4, "") for number in indices}
             for part in (calibration, measured)
         )
         assert (len(used), bool(others), used & others) == (10, True, set())
     with pytest.raises(DataError, match="images 24: leaves none of the 24 images"):
-        choose(CalibrationConfig(source=str(images), images=24, measure=str(images)), pretraining)
+        choose_images(CalibrationConfig(source=str(images), images=24, measure=str(images)), pretraining)
 
 
 @pytest.mark.parametrize(

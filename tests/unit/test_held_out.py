@@ -26,7 +26,7 @@ from ehm.config import (
 from ehm.config.inputs import InputSpec
 from ehm.data.subset import Subset
 from ehm.deploy.bundle.manifest import Source
-from ehm.deploy.export.precision.calibration import choose
+from ehm.deploy.export.precision.calibration import choose_images
 from ehm.errors import ConfigError, DataError
 from ehm.storage.arrays import LearnerState
 from ehm.storage.checkpoint import open_checkpoint, save_checkpoint
@@ -250,7 +250,7 @@ def test_the_part_to_train_on_is_refused_and_the_other_one_measured(home, capsys
         trained.measured("data.source=data/train")
     calibrating = CalibrationConfig(images=4, source="data/train")
     with pytest.raises(DataError, match=r"calibration.source data/train: .* was trained on all 20 images of it"):
-        choose(calibrating, Source(checkpoint=str(home / "run"), kind="classifier", sha256=""))
+        choose_images(calibrating, Source(checkpoint=str(home / "run"), kind="classifier", sha256=""))
     with pytest.raises(ConfigError, match=r"fold 1: no fold of data.source data is held out, because there are other"):
         Trained("classification", home / "unused", home / "other", data={"source": "data", "workers": 0}, fold=1)
 
@@ -329,16 +329,16 @@ def test_calibration_and_its_measure_keep_to_what_training_held_out(home):
     held_out, source = names(trained.task.val), Source(checkpoint=str(home / "run"), kind="classifier", sha256="")
     shutil.copytree("data", "copy")
     for settings in ({}, {"source": "copy"}, {"measure": "copy"}, {"source": "copy", "measure": "data/"}):
-        calibration, measured = choose(CalibrationConfig(images=4, **settings), source)
-        assert names(measured.part) == held_out, settings
-        assert names(calibration.part) == names(trained.task.train), settings
+        calibration, measured = choose_images(CalibrationConfig(images=4, **settings), source)
+        assert names(measured.subset) == held_out, settings
+        assert names(calibration.subset) == names(trained.task.train), settings
     save(home / "copy" / "class0" / "new.png", 555)
-    _, measured = choose(CalibrationConfig(images=4, measure="copy"), source)
-    assert names(measured.part) == held_out | {"new.png"}
+    _, measured = choose_images(CalibrationConfig(images=4, measure="copy"), source)
+    assert names(measured.subset) == held_out | {"new.png"}
     write_classes(home / "other", seed=5)
-    calibration, measured = choose(CalibrationConfig(images=4, source="other", measure="copy"), source)
-    assert len(calibration.part) == 4
-    assert names(measured.part) == held_out | {"new.png"}
+    calibration, measured = choose_images(CalibrationConfig(images=4, source="other", measure="copy"), source)
+    assert len(calibration.subset) == 4
+    assert names(measured.subset) == held_out | {"new.png"}
     shutil.copytree("other", "copy", dirs_exist_ok=True, ignore=lambda *_: ["class1"])
-    _, measured = choose(CalibrationConfig(images=4, source="other", measure="copy"), source)
-    assert not contents(measured.part) & contents(calibration.part)
+    _, measured = choose_images(CalibrationConfig(images=4, source="other", measure="copy"), source)
+    assert not contents(measured.subset) & contents(calibration.subset)

@@ -1,6 +1,6 @@
-"""The photographs that int8 takes its ranges from, and those that other numbers are measured on.
+"""The images that int8 takes its ranges from, and those that lower precisions are measured on.
 
-Of one source, never the same ones.
+No image serves for both, even if they come from one source.
 
 Shapes: B images; what an image becomes is the bundle's input.
 """
@@ -31,110 +31,145 @@ from ehm.tasks.images import split
 from ehm.tasks.retrieval.task import parts
 from ehm.training.training_data import TrainingData, hash_training_images, read_training_data
 
-__all__ = ["Photographs", "choose"]
+__all__ = ["ImageSample", "choose_images"]
 
 _THREADS = 2
-"""That read names, sizes and bytes of images."""
+"""Threads that read names, sizes and bytes of images."""
 Prepare = Callable[[Image.Image], NDArray[Any]]
 
 
 @dataclass(frozen=True)
-class Photographs:
-    """The first ``count`` images of ``part`` that can be read, in a random order that is always the same."""
+class ImageSample:
+    """The first ``count`` images of ``subset`` that can be read, in a random order that is always the same.
+
+    ``origin`` is the path of their source.
+    """
 
     origin: str
-    part: Subset
+    subset: Subset
     count: int
 
     def __str__(self) -> str:
-        return f"{self.origin} ({self.part.title})"
+        return f"{self.origin} ({self.subset.title})"
 
-    def batches(self, prepare: Prepare, size: int, title: str) -> Iterator[tuple[NDArray[np.int64], NDArray[Any]]]:
-        """Numbers (B,) of up to ``size`` images in the source, and the (B, …) that ``prepare`` makes of them.
+    def iterate_batches(
+        self, prepare: Prepare, size: int, title: str
+    ) -> Iterator[tuple[NDArray[np.int64], NDArray[Any]]]:
+        """Yield the indices (B,) of up to ``size`` images in the source, and the (B, ...) that ``prepare`` makes.
 
-        Draws a progress bar named ``title``. Raises DataError where no image can be read.
+        Draws a progress bar named ``title``. Raises DataError if no image can be read.
         """
-        images = islice(self._readable(prepare), self.count)
+        images = islice(self._read_images(prepare), self.count)
         first = next(images, None)
         if first is None:
-            raise DataError(f"calibration: none of the {len(self.part)} images of {self} can be read")
+            raise DataError(f"calibration: none of the {len(self.subset)} images of {self} can be read")
         with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-            task = progress.add_task(title, total=min(self.count, len(self.part)))
+            task = progress.add_task(title, total=min(self.count, len(self.subset)))
             batch = [first, *islice(images, size - 1)]
             while batch:
-                numbers, inputs = zip(*batch, strict=True)
-                yield np.array(numbers), np.stack(inputs)
+                indices, inputs = zip(*batch, strict=True)
+                yield np.array(indices), np.stack(inputs)
                 progress.advance(task, len(batch))
                 batch = list(islice(images, size))
 
-    def _readable(self, prepare: Prepare) -> Iterator[tuple[int, NDArray[Any]]]:
-        for number in _order(self.part):
+    def _read_images(self, prepare: Prepare) -> Iterator[tuple[int, NDArray[Any]]]:
+        for index in map(int, _shuffle_indices(self.subset)):
             try:
-                yield int(number), prepare(self.part.source.load(int(number)))
+                yield index, prepare(self.subset.source.load(index))
             except BrokenImage:
-                continue
+                continue  # the next image takes its place, so that the count is reached
 
 
-def choose(
+@dataclass(frozen=True)
+class _Images:
+    """The images of a source: those to calibrate on, and the others, if the source has any that stand apart."""
+
+    origin: str
+    train: Subset
+    rest: Subset | None
+
+
+def choose_images(
     config: CalibrationConfig, source: Source, value_range: ValueRange = None
-) -> tuple[Photographs, Photographs]:
-    """Return what to calibrate on, and what to measure on.
+) -> tuple[ImageSample, ImageSample]:
+    """Return the images to calibrate on, and those to measure on.
 
-    By default what the checkpoint was trained on, and what its training held out. To measure on the source that
-    calibrates, by whatever path, is to leave ``measure`` out: only images that calibrate nothing are taken. Images
-    that the checkpoint was trained on are left out of what is measured, and counted. ``value_range`` is the bundle's,
-    of images of more than 8 bits. Raises ConfigError if neither the checkpoint nor ``config`` names images, and
-    DataError if they are not there, too few, or all known to the network.
+    By default they are what the checkpoint was trained on, and what its training held out. If ``measure`` is the source
+    that calibrates, by whatever path, it counts as left out: only images that calibrate nothing are taken. Images that
+    the checkpoint was trained on are left out of what is measured, and counted. ``value_range`` is the bundle's, of
+    images of more than 8 bits. Raises ConfigError if neither the checkpoint nor ``config`` names images, and DataError
+    if they are not there, too few, or all known to the network.
     """
     try:
-        return _choose(config, source, value_range)
+        return _choose_images(config, source, value_range)
     except DataError as error:
+        # sources are opened as those of a training, and name its key
         key = "measure" if config.measure and config.measure in str(error) else "source"
         raise DataError(str(error).replace("data.source", f"calibration.{key}")) from None
 
 
-def _choose(config: CalibrationConfig, source: Source, value_range: ValueRange) -> tuple[Photographs, Photographs]:
+def _choose_images(
+    config: CalibrationConfig, source: Source, value_range: ValueRange
+) -> tuple[ImageSample, ImageSample]:
     training = _read_training(source)
-    origin, calibration, rest = _of_checkpoint(source) if config.source is None else _of(config.source, value_range)
+    if config.source is None:
+        images = _open_training_images(source)
+    else:
+        images = _open_images(config.source, value_range)
     held_out = False
-    if training is not None and identify_source(calibration.source, _THREADS) == training.train:
-        if config.source is not None and training.val == training.train:  # a fold of it was held out
-            _, calibration, rest = _of_checkpoint(source, config.source)
-        held_out = rest is not None and identify_source(rest.source, _THREADS) == training.val
+    if training is not None and identify_source(images.train.source, _THREADS) == training.train:
+        if config.source is not None and training.val == training.train:
+            # training held out a fold of this very source: the same fold is left to measure on
+            images = _open_training_images(source, config.source)
+        held_out = images.rest is not None and identify_source(images.rest.source, _THREADS) == training.val
     measure = config.measure
-    if measure is not None and _holds_images_of(measure, calibration):
+    if measure is not None and _holds_images_of(measure, images.train):
         measure = None
-    if rest is None:
-        order = _order(calibration)
-        if measure is None and len(order) <= config.images:
-            raise DataError(
-                f"calibration.images {config.images}: leaves none of the {len(order)} images of {origin} to "
-                "measure on; take fewer, or name others with calibration.measure"
-            )
-        used, others = order[: config.images], order[config.images :]
-        calibration, rest = Subset(calibration.source, used, "drawn"), Subset(calibration.source, others, "the others")
-    measured, where = rest, origin
+    if images.rest is None:
+        images = _draw_images(images, config.images, to_measure=measure is None)
+    calibration = images.train
+    assert images.rest is not None
+    measured = images.rest
+    origin = images.origin
     if measure is not None:
-        where, whole, val = _of(measure, value_range)
-        measured = val or whole
+        other = _open_images(measure, value_range)
+        measured = other.rest or other.train
+        origin = measure
+    # what training held out cannot hold images that it saw, so only then there is nothing to compare
     if measure is not None or not held_out:
-        measured = _leave_out_used(measured, where, calibration, config.images, training, source)
-    return Photographs(origin, calibration, config.images), Photographs(where, measured, config.measure_images)
+        measured = _leave_out_used(measured, origin, calibration, config.images, training, source)
+    return (
+        ImageSample(images.origin, calibration, config.images),
+        ImageSample(origin, measured, config.measure_images),
+    )
 
 
-def _holds_images_of(origin: str, part: Subset) -> bool:
-    """Return whether ``origin`` names the source of ``part``, by whatever path."""
-    return identify_source(_of(origin, None)[1].source, _THREADS) == identify_source(part.source, _THREADS)
+def _draw_images(images: _Images, count: int, to_measure: bool) -> _Images:
+    """Draw ``count`` images to calibrate on, and leave the others; DataError if none is left ``to_measure`` on."""
+    order = _shuffle_indices(images.train)
+    if to_measure and len(order) <= count:
+        raise DataError(
+            f"calibration.images {count}: leaves none of the {len(order)} images of {images.origin} to "
+            "measure on; take fewer, or name others with calibration.measure"
+        )
+    source = images.train.source
+    return _Images(images.origin, Subset(source, order[:count], "drawn"), Subset(source, order[count:], "the others"))
+
+
+def _holds_images_of(origin: str, subset: Subset) -> bool:
+    """Return whether ``origin`` names the source of ``subset``, by whatever path."""
+    named = _open_images(origin, None).train.source
+    return identify_source(named, _THREADS) == identify_source(subset.source, _THREADS)
 
 
 def _leave_out_used(
-    part: Subset, origin: str, calibration: Subset, count: int, training: TrainingData | None, source: Source
+    subset: Subset, origin: str, calibration: Subset, count: int, training: TrainingData | None, source: Source
 ) -> Subset:
-    """Return ``part`` without images that the checkpoint was trained on, or that calibrate: the first ``count``."""
+    """Return ``subset`` without images that the checkpoint was trained on, or that calibrate: the first ``count``."""
     if training is not None:
-        part = leave_out_seen(part, training.all_seen, f"{source.checkpoint} was trained on", origin, _THREADS)
-    used = hash_training_images(calibration.source, _order(calibration)[:count], _THREADS)
-    return leave_out_seen(part, used, "calibration takes", origin, _THREADS)
+        subset = leave_out_seen(subset, training.all_seen, f"{source.checkpoint} was trained on", origin, _THREADS)
+    used = hash_training_images(calibration.source, _shuffle_indices(calibration)[:count], _THREADS)
+    return leave_out_seen(subset, used, "calibration takes", origin, _THREADS)
 
 
 def _read_training(source: Source) -> TrainingData | None:
@@ -144,10 +179,10 @@ def _read_training(source: Source) -> TrainingData | None:
     return read_training_data(open_checkpoint(source.checkpoint))
 
 
-def _of_checkpoint(source: Source, origin: str | None = None) -> tuple[str, Subset, Subset | None]:
-    """Return what a checkpoint was trained on and what its training held out.
+def _open_training_images(source: Source, origin: str | None = None) -> _Images:
+    """Return the images that a checkpoint was trained on, and those that its training held out.
 
-    ``origin`` is where its images lie now, if not where they lay then.
+    ``origin`` is the path of its images now, if they have moved.
     """
     if source.kind in ("file", "timm"):
         raise ConfigError(
@@ -155,25 +190,25 @@ def _of_checkpoint(source: Source, origin: str | None = None) -> tuple[str, Subs
             "--set calibration.source=FOLDER names images like those that it will see"
         )
     values = open_checkpoint(source.checkpoint).metadata["config"]
+    data = values["data"]
     if origin is not None:
-        values["data"]["source"] = origin
+        data["source"] = origin
     if source.kind == "embedder":
-        retrieval = RetrievalConfig.model_validate(values)
-        return retrieval.data.source, *parts(retrieval)
-    if source.kind != "classifier":
-        return _of(values["data"]["source"], values["data"].get("range"), values["data"]["layout"])
-    config = FinetuneConfig.model_validate(values)
-    return config.data.source, *split(config)
+        return _Images(data["source"], *parts(RetrievalConfig.model_validate(values)))
+    if source.kind == "classifier":
+        return _Images(data["source"], *split(FinetuneConfig.model_validate(values)))
+    return _open_images(data["source"], data.get("range"), data["layout"])
 
 
-def _of(origin: str, value_range: ValueRange, layout: str = "auto") -> tuple[str, Subset, Subset | None]:
-    """Training images of a source, and its validation images where it has a part of them."""
+def _open_images(origin: str, value_range: ValueRange, layout: str = "auto") -> _Images:
+    """Return the training images of a source, and its validation images if it has a part of them."""
     config = DataConfig.model_validate({"source": origin, "layout": layout, "range": value_range})
     train = open_source(config, "train")
     if train.split != "train":
-        return origin, Subset(train, None, "all"), None
-    return origin, Subset(train, None, "train"), Subset(open_source(config, "val"), None, "val")
+        return _Images(origin, Subset(train, None, "all"), None)
+    return _Images(origin, Subset(train, None, "train"), Subset(open_source(config, "val"), None, "val"))
 
 
-def _order(part: Subset) -> NDArray[np.int64]:
-    return np.random.default_rng(0).permutation(part.indices)
+def _shuffle_indices(subset: Subset) -> NDArray[np.int64]:
+    """Return the indices of a subset in a random order that is always the same."""
+    return np.random.default_rng(0).permutation(subset.indices)

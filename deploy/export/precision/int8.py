@@ -49,44 +49,108 @@ _LARGEST_WEIGHT = 64
 def write_int8(source: Path, path: Path, batches: Iterable[NDArray[Any]]) -> ModelProto:
     """Write the float32 graph ``source`` with linear layers in int8, calibrated on ``batches`` of inputs; check it.
 
-    Raises ExportError where there is no linear layer, or a value is not finite. ``path`` lies beside ``source``.
+    Raises ExportError if there is no linear layer, or a value is not finite. ``path`` lies beside ``source``.
     """
     model = onnx.load(source)
     graph = model.graph
-    layers = _linear_layers(graph)
+    layers = _find_linear_layers(graph)
     if not layers:
         raise ExportError("--int8: the network has no linear layer (MatMul with constant weights) to quantise")
-    constants = {tensor.name: tensor for tensor in graph.initializer}
-    norms = _norms(graph, layers)
-    new: dict[str, NDArray[Any]] = {}
-    before: dict[str, list[NodeProto]] = defaultdict(list)  # by the first output of the node behind them
-    for name, (low, high) in _ranges(source, path, layers, batches).items():
-        weights = [numpy_helper.to_array(constants[node.input[1]]) for node in layers[name]]
-        factor = np.ones_like(low)
-        if name in norms:
-            largest = np.max([np.abs(weight).max(axis=1) for weight in weights], axis=0)
-            factor = np.sqrt(np.maximum(np.maximum(-low, high), _TINY) / np.maximum(largest, _TINY))
-            norm = norms[name]
-            for index in range(1, len(norm.input)):  # scale and bias; torch's exporter lets several norms share them
-                new[f"{name}/{index}"] = numpy_helper.to_array(constants[norm.input[index]]) / factor
-                norm.input[index] = f"{name}/{index}"
-        before[layers[name][0].output[0]] += _quantised_input(name, low / factor, high / factor, new)
-        for node, weight in zip(layers[name], weights, strict=True):
-            before[node.output[0]].append(_quantised_weight(node, weight * factor[:, None], new))
-            node.input[0] = f"{name}/dequantised"
-    nodes = [added for node in graph.node for added in (*before[node.output[0]], node)]
-    del graph.node[:]
-    graph.node.extend(nodes)
-    used = {name for node in nodes for name in node.input}
-    kept = [tensor for tensor in graph.initializer if tensor.name in used]
-    del graph.initializer[:]
-    graph.initializer.extend(kept)
-    graph.initializer.extend(numpy_helper.from_array(array, name) for name, array in new.items())
+    quantiser = _Quantiser(graph)
+    norms = _find_feeding_norms(graph, layers)
+    for name, (low, high) in _measure_ranges(source, path, layers, batches).items():
+        quantiser.quantise_layers(name, layers[name], norms.get(name), low, high)
+    quantiser.apply()
     save(model, path)
     return model
 
 
-def _linear_layers(graph: GraphProto) -> Layers:
+class _Quantiser:
+    """The changes to a graph: nodes that come before others, and constants, by name."""
+
+    def __init__(self, graph: GraphProto) -> None:
+        self._graph = graph
+        self._constants = {tensor.name: tensor for tensor in graph.initializer}
+        self._added: dict[str, NDArray[Any]] = {}
+        self._before: dict[str, list[NodeProto]] = defaultdict(list)  # by the first output of the node behind them
+
+    def quantise_layers(
+        self, name: str, layers: list[NodeProto], norm: NodeProto | None, low: Floats, high: Floats
+    ) -> None:
+        """Quantise the linear layers that take ``name`` (..., D), whose features lie between ``low`` and ``high``."""
+        weights = [numpy_helper.to_array(self._constants[node.input[1]]) for node in layers]
+        factor = np.ones_like(low)
+        if norm is not None:
+            factor = _smoothing_factor(weights, low, high)
+            # scale and bias get names of their own: torch's exporter lets several norms share them
+            for index in range(1, len(norm.input)):
+                parameter = f"{name}/{index}"
+                self._added[parameter] = numpy_helper.to_array(self._constants[norm.input[index]]) / factor
+                norm.input[index] = parameter
+        first = layers[0].output[0]
+        self._before[first] += self._quantise_input(name, low / factor, high / factor)
+        for node, weight in zip(layers, weights, strict=True):
+            self._before[node.output[0]].append(self._quantise_weight(node, weight * factor[:, None]))
+            node.input[0] = f"{name}/dequantised"
+
+    def apply(self) -> None:
+        """Put the new nodes in front of theirs, and replace the constants that no node takes any more."""
+        graph = self._graph
+        nodes: list[NodeProto] = []
+        for node in graph.node:
+            nodes += self._before[node.output[0]]
+            nodes.append(node)
+        del graph.node[:]
+        graph.node.extend(nodes)
+        used: set[str] = set()
+        for node in nodes:
+            used.update(node.input)
+        kept = [tensor for tensor in graph.initializer if tensor.name in used]
+        del graph.initializer[:]
+        graph.initializer.extend(kept)
+        for name, array in self._added.items():
+            graph.initializer.append(numpy_helper.from_array(array, name))
+
+    def _quantise_input(self, name: str, low: Floats, high: Floats) -> list[NodeProto]:
+        """Return nodes that turn ``name`` into uint8 and back."""
+        # the range holds 0, which therefore stays exact
+        least = min(low.min(), 0)
+        most = max(high.max(), 0)
+        scale = np.float32(max((most - least) / 255, _TINY))
+        self._added[f"{name}/scale"] = np.array(scale)
+        self._added[f"{name}/zero"] = np.array(np.rint(-least / scale), np.uint8)
+        parameters = [f"{name}/scale", f"{name}/zero"]
+        quantised = f"{name}/quantised"
+        dequantised = f"{name}/dequantised"
+        return [
+            helper.make_node("QuantizeLinear", [name, *parameters], [quantised], quantised),
+            helper.make_node("DequantizeLinear", [quantised, *parameters], [dequantised], dequantised),
+        ]
+
+    def _quantise_weight(self, node: NodeProto, weight: Floats) -> NodeProto:
+        """Store ``weight`` (D, E) as int8 with E scales, and let ``node`` take that instead of its own."""
+        name = f"{node.output[0]}/weight"
+        largest = np.abs(weight).max(axis=0)
+        # a column of zeros would have no scale
+        scale = np.maximum(largest / _LARGEST_WEIGHT, np.finfo(np.float32).tiny).astype(np.float32)
+        self._added[f"{name}/int8"] = np.rint(weight / scale).astype(np.int8)
+        self._added[f"{name}/scale"] = scale
+        self._added[f"{name}/zero"] = np.zeros(len(scale), np.int8)
+        node.input[1] = name
+        inputs = [f"{name}/int8", f"{name}/scale", f"{name}/zero"]
+        return helper.make_node("DequantizeLinear", inputs, [name], name, axis=1)
+
+
+def _smoothing_factor(weights: list[Floats], low: Floats, high: Floats) -> Floats:
+    """Return f (D,) of SmoothQuant: the root of each feature's largest value over its largest weight."""
+    largest_weight = np.max([np.abs(weight).max(axis=1) for weight in weights], axis=0)
+    largest_value = np.maximum(-low, high)
+    factor: Floats = np.sqrt(np.maximum(largest_value, _TINY) / np.maximum(largest_weight, _TINY))
+    return factor
+
+
+def _find_linear_layers(graph: GraphProto) -> Layers:
+    """Return the MatMul nodes with constant weights, by the name of what goes in."""
     matrices = {tensor.name for tensor in graph.initializer if len(tensor.dims) == 2}
     layers: Layers = defaultdict(list)
     for node in graph.node:
@@ -95,61 +159,44 @@ def _linear_layers(graph: GraphProto) -> Layers:
     return dict(layers)
 
 
-def _norms(graph: GraphProto, layers: Layers) -> dict[str, NodeProto]:
-    """Norms that feed linear layers and nothing else, by the name of what they give."""
-    uses = Counter(name for node in graph.node for name in node.input)
-    uses.update(output.name for output in graph.output)
-    return {
-        node.output[0]: node
-        for node in graph.node
-        if node.op_type == "LayerNormalization" and uses[node.output[0]] == len(layers.get(node.output[0], ()))
-    }
+def _find_feeding_norms(graph: GraphProto, layers: Layers) -> dict[str, NodeProto]:
+    """Return the norms that feed linear layers and nothing else, by the name of their output."""
+    uses = Counter(output.name for output in graph.output)
+    for node in graph.node:
+        uses.update(node.input)
+    norms = {}
+    for node in graph.node:
+        output = node.output[0]
+        if node.op_type == "LayerNormalization" and uses[output] == len(layers.get(output, ())):
+            norms[output] = node
+    return norms
 
 
-def _ranges(source: Path, path: Path, layers: Layers, batches: Iterable[NDArray[Any]]) -> Ranges:
-    """Run ``source``, with what goes into ``layers`` as outputs, on ``batches``."""
+def _measure_ranges(source: Path, path: Path, layers: Layers, batches: Iterable[NDArray[Any]]) -> Ranges:
+    """Run ``source`` on ``batches``, with the inputs of ``layers`` as outputs, and return their ranges."""
     model = onnx.load(source, load_external_data=False)
-    model.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in layers)
-    watched = path.with_name(f".{path.name}")  # beside source, where its external data is found
+    for name in layers:
+        model.graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, None))
+    images = model.graph.input[0].name
+    watched = path.with_name(f".{path.name}")  # beside source, so that its external data is found
     ranges: Ranges = {}
     try:
         with report_write_errors(path):
             onnx.save_model(model, watched)
         session = open_session(watched)
         for batch in batches:
-            for name, values in zip(layers, session.run(list(layers), {model.graph.input[0].name: batch}), strict=True):
+            found = session.run(list(layers), {images: batch})
+            for name, values in zip(layers, found, strict=True):
                 rows = values.reshape(-1, values.shape[-1])
-                low, high = rows.min(axis=0), rows.max(axis=0)
+                low = rows.min(axis=0)
+                high = rows.max(axis=0)
                 if name in ranges:
-                    low, high = np.minimum(low, ranges[name][0]), np.maximum(high, ranges[name][1])
-                ranges[name] = low, high
+                    low = np.minimum(low, ranges[name][0])
+                    high = np.maximum(high, ranges[name][1])
+                ranges[name] = (low, high)
     finally:
         watched.unlink(missing_ok=True)
     for name, limits in ranges.items():
         if not np.isfinite(limits).all():
             raise ExportError(f"--int8: {name} is not finite on the calibration images; the weights may be damaged")
     return ranges
-
-
-def _quantised_input(name: str, low: Floats, high: Floats, new: dict[str, NDArray[Any]]) -> list[NodeProto]:
-    """To uint8 and back, so that 0 is exact; constants go into ``new``."""
-    least, most = min(low.min(), 0), max(high.max(), 0)
-    scale = np.float32(max((most - least) / 255, _TINY))
-    new[f"{name}/scale"], new[f"{name}/zero"] = np.array(scale), np.array(np.rint(-least / scale), np.uint8)
-    parameters = [f"{name}/scale", f"{name}/zero"]
-    quantised, dequantised = f"{name}/quantised", f"{name}/dequantised"
-    return [
-        helper.make_node("QuantizeLinear", [name, *parameters], [quantised], quantised),
-        helper.make_node("DequantizeLinear", [quantised, *parameters], [dequantised], dequantised),
-    ]
-
-
-def _quantised_weight(node: NodeProto, weight: Floats, new: dict[str, NDArray[Any]]) -> NodeProto:
-    """Store ``weight`` (D, E) as int8 with E scales, and let ``node`` take that instead of its own."""
-    name = f"{node.output[0]}/weight"
-    largest = np.abs(weight).max(axis=0)
-    scale = np.maximum(largest / _LARGEST_WEIGHT, np.finfo(np.float32).tiny).astype(np.float32)
-    new[f"{name}/int8"] = np.rint(weight / scale).astype(np.int8)
-    new[f"{name}/scale"], new[f"{name}/zero"] = scale, np.zeros(len(scale), np.int8)
-    node.input[1] = name
-    return helper.make_node("DequantizeLinear", [f"{name}/int8", f"{name}/scale", f"{name}/zero"], [name], name, axis=1)
