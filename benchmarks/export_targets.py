@@ -46,39 +46,54 @@ def make_weights(spec: VitSpec) -> Weights:
     return Weights(arrays, Provenance("random", "file", inputs=inputs, labels=tuple("0123456789")), spec)
 
 
-def split(graph: Any, name: str, tokens: str) -> list[str]:
-    """Queries, keys and values (B, L, D)."""
-    width = graph.spec.width
-    parts = [f"{name}/{part}" for part in ("query", "key", "value")]
-    sizes = graph.integers("attn.parts", width, width, width)
-    graph.node("Split", [graph.linear(f"{name}.qkv", tokens), sizes], *parts, axis=2)
-    return parts
+class _SplitGraph(vit.VitGraph):
+    """A ViT whose attention is one operator of separate queries, keys and values."""
+
+    operator: str
+
+    def add_attention(self, name: str, tokens: str) -> str:
+        """Add the operator, behind a split of its inputs (B, L, D)."""
+        width = self.spec.width
+        parts = [f"{name}/{part}" for part in ("query", "key", "value")]
+        sizes = self.add_integers("attn.parts", width, width, width)
+        self.add_node("Split", [self.add_linear(f"{name}.qkv", tokens), sizes], *parts, axis=2)
+        merged = self.add_node(self.operator, parts, f"{name}/merged", **self._attributes())
+        return self.add_linear(f"{name}.proj", merged)
+
+    def _attributes(self) -> dict[str, Any]:
+        raise NotImplementedError
 
 
-def multi_head(graph: Any, name: str, tokens: str) -> str:
-    options = {"domain": MICROSOFT, "num_heads": graph.spec.heads}
-    parts = split(graph, name, tokens)
-    return str(graph.linear(f"{name}.proj", graph.node("MultiHeadAttention", parts, f"{name}/merged", **options)))
+class MultiHead(_SplitGraph):
+    """ONNX Runtime's MultiHeadAttention."""
+
+    operator = "MultiHeadAttention"
+
+    def _attributes(self) -> dict[str, Any]:
+        return {"domain": MICROSOFT, "num_heads": self.spec.heads}
 
 
-def attention_23(graph: Any, name: str, tokens: str) -> str:
-    heads = graph.spec.heads
-    options = {"q_num_heads": heads, "kv_num_heads": heads}
-    parts = split(graph, name, tokens)
-    return str(graph.linear(f"{name}.proj", graph.node("Attention", parts, f"{name}/merged", **options)))
+class Attention23(_SplitGraph):
+    """ONNX's own Attention, which came with operator set 23."""
+
+    operator = "Attention"
+
+    def _attributes(self) -> dict[str, Any]:
+        return {"q_num_heads": self.spec.heads, "kv_num_heads": self.spec.heads}
 
 
-def by_onnxruntime(weights: Weights, opset: int, attention: Callable[[Any, str, str], str]) -> Run:
-    kept = vit._ATTENTION["onnxruntime"]
-    vit._ATTENTION["onnxruntime"] = attention
+def by_onnxruntime(weights: Weights, opset: int, graph: type[vit.VitGraph]) -> Run:
+    """Return a run of the model in ONNX Runtime, on one thread, with the attention that ``graph`` writes."""
+    kept = vit.GRAPHS["onnxruntime"]
+    vit.GRAPHS["onnxruntime"] = graph
     try:
-        graph = vit.make_vit(weights, ("logits",), opset, "onnxruntime")
+        exported = vit.make_vit(weights, ("logits",), opset, "onnxruntime")
     finally:
-        vit._ATTENTION["onnxruntime"] = kept
-    graph.ir_version = min(graph.ir_version, 11)
+        vit.GRAPHS["onnxruntime"] = kept
+    exported.ir_version = min(exported.ir_version, 11)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
-    session = onnxruntime.InferenceSession(graph.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(exported.SerializeToString(), options, providers=["CPUExecutionProvider"])
     return lambda images: session.run(None, {"images": images})[0]
 
 
@@ -96,10 +111,10 @@ def by_torch(weights: Weights) -> Run:
 def measure(weights: Weights, batch: int, turns: int) -> dict[str, NDArray[np.float64]]:
     """Milliseconds a batch of each contestant, (turns,) each."""
     contestants: dict[str, Run] = {
-        "portable": by_onnxruntime(weights, 17, vit._ATTENTION["portable"]),
-        "onnxruntime": by_onnxruntime(weights, 17, vit._ATTENTION["onnxruntime"]),
-        "MultiHeadAttention": by_onnxruntime(weights, 17, multi_head),
-        "Attention, opset 23": by_onnxruntime(weights, 23, attention_23),
+        "portable": by_onnxruntime(weights, 17, vit.GRAPHS["portable"]),
+        "onnxruntime": by_onnxruntime(weights, 17, vit.GRAPHS["onnxruntime"]),
+        "MultiHeadAttention": by_onnxruntime(weights, 17, MultiHead),
+        "Attention, opset 23": by_onnxruntime(weights, 23, Attention23),
         "torch, eager": by_torch(weights),
     }
     images = np.random.default_rng(1).normal(size=(batch, 3, *weights.spec.image_size)).astype(np.float32)

@@ -33,7 +33,7 @@ MICROSOFT = "com.microsoft"
 
 
 class Nodes:
-    """Nodes and constants so far; every method adds a constant or nodes, and gives the name of what it added.
+    """The nodes and constants of a graph so far; every method adds some and returns the name of what it added.
 
     Nodes are known by their output: what several outputs of the network need is computed once.
     """
@@ -42,20 +42,20 @@ class Nodes:
         self.nodes: dict[str, NodeProto] = {}
         self.constants: dict[str, NDArray[Any]] = {}
 
-    def constant(self, name: str, array: NDArray[Any]) -> str:
-        """``array`` under its own name."""
+    def add_constant(self, name: str, array: NDArray[Any]) -> str:
+        """Add ``array`` under a name."""
         self.constants[name] = array
         return name
 
-    def integers(self, name: str, *values: int) -> str:
-        """An int64 vector."""
-        return self.constant(name, np.array(values, np.int64))
+    def add_integers(self, name: str, *values: int) -> str:
+        """Add an int64 vector."""
+        return self.add_constant(name, np.array(values, np.int64))
 
-    def number(self, name: str, value: float) -> str:
-        """A float32 scalar."""
-        return self.constant(name, np.array(value, np.float32))
+    def add_number(self, name: str, value: float) -> str:
+        """Add a float32 scalar."""
+        return self.add_constant(name, np.array(value, np.float32))
 
-    def node(self, operator: str, inputs: list[str], *outputs: str, **attributes: Any) -> str:
+    def add_node(self, operator: str, inputs: list[str], *outputs: str, **attributes: Any) -> str:
         """Add a node named as its first output; ``domain`` is among the ``attributes`` if it is not ONNX's own.
 
         Raises ValueError if another node has that name already: it would be lost.

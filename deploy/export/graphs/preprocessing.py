@@ -26,9 +26,8 @@ def take_bytes(model: ModelProto, preprocessing: Preprocessing) -> None:
     Pillow 13 takes the height first, which rounds and clips other values: 2 grey levels in smooth ones.
     """
     (images,) = model.graph.input
-    graph = Nodes()
-    resized, size = _resize(graph, images.name, preprocessing)
-    normalised = _normalise(graph, _crop(graph, resized, size, preprocessing), preprocessing)
+    graph = _PixelGraph(preprocessing)
+    normalised = graph.write(images.name)
     for node in model.graph.node:
         node.input[:] = [normalised if name == images.name else name for name in node.input]
     later = list(model.graph.node)
@@ -38,104 +37,119 @@ def take_bytes(model: ModelProto, preprocessing: Preprocessing) -> None:
     images.CopyFrom(helper.make_tensor_value_info(images.name, TensorProto.UINT8, [BATCH, "height", "width", 3]))
 
 
-def _resize(graph: Nodes, images: str, preprocessing: Preprocessing) -> tuple[str, str]:
-    """Return the resized bytes (B, 3, h, w), and (h, w)."""
-    if preprocessing.resize == "cover":
-        images = _shorten(graph, images, preprocessing)
-    planes = graph.node("Transpose", [images], "pixels/planes", perm=[0, 3, 1, 2])
-    if preprocessing.resize == "squash":
-        wanted = graph.integers("pixels.cover", *preprocessing.cover)
-    elif preprocessing.rounding == "down":
-        wanted = _covering_size(graph, planes, preprocessing)
-    else:
-        wanted = _nearest_size(graph, planes, preprocessing)
-    # sizes of all four axes: ONNX Runtime 1.32 fails to load a linear Resize behind a Transpose that names its axes
-    first = graph.node("Shape", [planes], "pixels/first_axes", end=2)
-    sizes = graph.node("Concat", [first, wanted], "pixels/sizes", axis=0)
-    resized = graph.node("Resize", [planes, "", "", sizes], "pixels/resized", **_FILTERS[preprocessing.interpolation])
-    return resized, wanted
+class _PixelGraph(Nodes):
+    """The nodes from bytes of any size to normalised pixels."""
 
+    def __init__(self, preprocessing: Preprocessing) -> None:
+        super().__init__()
+        self.rule = preprocessing
 
-def _covering_size(graph: Nodes, planes: str, preprocessing: Preprocessing) -> str:
-    """(h, w) that just covers, proportions kept; the side that does not decide is rounded down.
+    def write(self, images: str) -> str:
+        """Add bytes (B, H, W, 3) -> normalised (B, 3, *image_size)."""
+        resized, size = self._resize(images)
+        return self._normalise(self._crop_centre(resized, size))
 
-    h = max(cover h, H * cover w // W), and w alike.
-    """
-    cover_h, cover_w = preprocessing.cover
-    size = graph.node("Shape", [planes], "pixels/size", start=2)
-    swapped = graph.node("Gather", [size, graph.integers("pixels.swap", 1, 0)], "pixels/swapped")
-    scaled = graph.node("Mul", [size, graph.integers("pixels.across", cover_w, cover_h)], "pixels/scaled")
-    other = graph.node("Div", [scaled, swapped], "pixels/other")
-    return graph.node("Max", [other, graph.integers("pixels.cover", cover_h, cover_w)], "pixels/covering")
+    def _resize(self, images: str) -> tuple[str, str]:
+        """Add the resized bytes (B, 3, h, w); return them and (h, w)."""
+        if self.rule.resize == "cover":
+            images = self._cut_long_images(images)
+        planes = self.add_node("Transpose", [images], "pixels/planes", perm=[0, 3, 1, 2])
+        if self.rule.resize == "squash":
+            wanted = self.add_integers("pixels.cover", *self.rule.cover)
+        elif self.rule.rounding == "down":
+            wanted = self._covering_size(planes)
+        else:
+            wanted = self._nearest_size(planes)
+        # sizes of all four axes: ONNX Runtime 1.32 fails to load a linear Resize behind a Transpose that names its axes
+        first = self.add_node("Shape", [planes], "pixels/first_axes", end=2)
+        sizes = self.add_node("Concat", [first, wanted], "pixels/sizes", axis=0)
+        options = _FILTERS[self.rule.interpolation]
+        resized = self.add_node("Resize", [planes, "", "", sizes], "pixels/resized", **options)
+        return resized, wanted
 
+    def _covering_size(self, planes: str) -> str:
+        """Add (h, w) that just covers, proportions kept; the side that does not decide is rounded down.
 
-def _nearest_size(graph: Nodes, planes: str, preprocessing: Preprocessing) -> str:
-    """(h, w) that just covers or fits, proportions kept, rounded to the nearest number of pixels, one at least.
+        h = max(cover h, H * cover w // W), and w alike.
+        """
+        cover_h, cover_w = self.rule.cover
+        size = self.add_node("Shape", [planes], "pixels/size", start=2)
+        swapped = self.add_node("Gather", [size, self.add_integers("pixels.swap", 1, 0)], "pixels/swapped")
+        scaled = self.add_node("Mul", [size, self.add_integers("pixels.across", cover_w, cover_h)], "pixels/scaled")
+        other = self.add_node("Div", [scaled, swapped], "pixels/other")
+        return self.add_node("Max", [other, self.add_integers("pixels.cover", cover_h, cover_w)], "pixels/covering")
 
-    In float64, by the operations of :class:`ehm.data.transforms.EvalTransform`, so that halves are rounded alike.
-    """
-    size = graph.node("Shape", [planes], "pixels/size", start=2)
-    sides = graph.node("Cast", [size], "pixels/sides", to=TensorProto.DOUBLE)
-    cover = graph.constant("pixels.cover", np.array(preprocessing.cover, np.float64))
-    ratios = graph.node("Div", [sides, cover], "pixels/ratios")
-    reduce = "ReduceMax" if preprocessing.resize == "fit" else "ReduceMin"
-    ratio = graph.node(reduce, [ratios], "pixels/ratio", keepdims=0)
-    rounded = graph.node("Round", [graph.node("Div", [sides, ratio], "pixels/exact")], "pixels/rounded")
-    whole = graph.node("Cast", [rounded], "pixels/whole", to=TensorProto.INT64)
-    return graph.node("Max", [whole, graph.integers("pixels.one", 1)], "pixels/nearest")
+    def _nearest_size(self, planes: str) -> str:
+        """Add (h, w) that just covers or fits, proportions kept, rounded to the nearest number of pixels, at least one.
 
+        In float64, by the operations of :class:`ehm.data.transforms.EvalTransform`, so that halves are rounded alike.
+        """
+        size = self.add_node("Shape", [planes], "pixels/size", start=2)
+        sides = self.add_node("Cast", [size], "pixels/sides", to=TensorProto.DOUBLE)
+        cover = self.add_constant("pixels.cover", np.array(self.rule.cover, np.float64))
+        ratios = self.add_node("Div", [sides, cover], "pixels/ratios")
+        # to fit inside, the larger ratio decides about the scale; to cover, the smaller one
+        reduce = "ReduceMax" if self.rule.resize == "fit" else "ReduceMin"
+        ratio = self.add_node(reduce, [ratios], "pixels/ratio", keepdims=0)
+        exact = self.add_node("Div", [sides, ratio], "pixels/exact")
+        rounded = self.add_node("Round", [exact], "pixels/rounded")
+        whole = self.add_node("Cast", [rounded], "pixels/whole", to=TensorProto.INT64)
+        return self.add_node("Max", [whole, self.add_integers("pixels.one", 1)], "pixels/nearest")
 
-def _pad(graph: Nodes, resized: str, size: str, preprocessing: Preprocessing) -> tuple[str, str]:
-    """Fill up what lacks to ``image_size`` around the resized bytes; return float32 (B, 3, h, w) and (h, w)."""
-    wanted = graph.integers("pixels.padded_size", *preprocessing.image_size)
-    lacking = graph.node("Sub", [wanted, size], "pixels/lacking")
-    padding = graph.node("Max", [lacking, graph.integers("pixels.zero", 0)], "pixels/padding")
-    before = graph.node("Div", [padding, graph.integers("pixels.two", 2)], "pixels/before")
-    behind = graph.node("Sub", [padding, before], "pixels/behind")
-    both = graph.node("Concat", [before, behind], "pixels/both", axis=0)
-    # Pad knows one value for all channels: 0, around the differences to the colour
-    colour = graph.constant("pixels.fill", np.array(preprocessing.fill, np.float32).reshape(3, 1, 1))
-    values = graph.node("Cast", [resized], "pixels/bytes", to=TensorProto.FLOAT)
-    differences = graph.node("Sub", [values, colour], "pixels/differences")
-    inputs = [differences, both, "", graph.integers("pixels.pad_axes", 2, 3)]
-    padded = graph.node("Add", [graph.node("Pad", inputs, "pixels/padded"), colour], "pixels/filled")
-    return padded, graph.node("Max", [size, wanted], "pixels/filled_size")
+    def _cut_long_images(self, images: str) -> str:
+        """Add bytes (B, H, W, 3) -> (B, h, w, 3): what :func:`ehm.data.long_images.find_central_part` keeps."""
+        cover_h, cover_w = self.rule.cover
+        most_h, most_w = limit_sides(self.rule.cover)
+        size = self.add_node("Shape", [images], "pixels/full_size", start=1, end=3)
+        swapped = self.add_node("Gather", [size, self.add_integers("pixels.swap", 1, 0)], "pixels/turned")
+        # each side may be so many times the other one
+        scaled = self.add_node("Mul", [swapped, self.add_integers("pixels.most", most_h, most_w)], "pixels/long")
+        most = self.add_node("Div", [scaled, self.add_integers("pixels.short", cover_w, cover_h)], "pixels/longest")
+        over = self.add_node("Sub", [size, most], "pixels/over")
+        over = self.add_node("Max", [over, self.add_integers("pixels.none", 0, 0)], "pixels/cut")
+        start = self.add_node("Div", [over, self.add_integers("pixels.ends", 2, 2)], "pixels/first")
+        end = self.add_node("Sub", [size, start], "pixels/last")
+        return self.add_node("Slice", [images, start, end, self.add_integers("pixels.sides", 1, 2)], "pixels/part")
 
+    def _crop_centre(self, resized: str, size: str) -> str:
+        """Add the centre (B, 3, *image_size) of resized bytes."""
+        covers = self.rule.cover[0] >= self.rule.image_size[0] and self.rule.cover[1] >= self.rule.image_size[1]
+        if self.rule.resize == "fit" or not covers:
+            resized, size = self._pad(resized, size)
+        wanted = self.add_integers("pixels.image_size", *self.rule.image_size)
+        surplus = self.add_node("Sub", [size, wanted], "pixels/rest")
+        rest = self.add_node("Cast", [surplus], "pixels/float", to=TensorProto.FLOAT)
+        half = self.add_node("Mul", [rest, self.add_number("pixels.half", 0.5)], "pixels/half")
+        # half a pixel is rounded to the even one, as Python does
+        rounded = self.add_node("Round", [half], "pixels/round")
+        start = self.add_node("Cast", [rounded], "pixels/start", to=TensorProto.INT64)
+        end = self.add_node("Add", [start, wanted], "pixels/end")
+        cut = self.add_node("Slice", [resized, start, end, self.add_integers("pixels.axes", 2, 3)], "pixels/centre")
+        # the sizes are known here, and constant shapes let a runtime plan what follows
+        shape = self.add_integers("pixels.shape", 0, 3, *self.rule.image_size)
+        return self.add_node("Reshape", [cut, shape], "pixels/crop")
 
-def _shorten(graph: Nodes, images: str, preprocessing: Preprocessing) -> str:
-    """Bytes (B, H, W, 3) -> (B, h, w, 3), the part that :func:`ehm.data.long_images.find_central_part` keeps."""
-    cover_h, cover_w = preprocessing.cover
-    most_h, most_w = limit_sides(preprocessing.cover)
-    size = graph.node("Shape", [images], "pixels/full_size", start=1, end=3)
-    swapped = graph.node("Gather", [size, graph.integers("pixels.swap", 1, 0)], "pixels/turned")
-    scaled = graph.node("Mul", [swapped, graph.integers("pixels.most", most_h, most_w)], "pixels/long")
-    most = graph.node("Div", [scaled, graph.integers("pixels.short", cover_w, cover_h)], "pixels/longest")
-    over = graph.node("Sub", [size, most], "pixels/over")
-    over = graph.node("Max", [over, graph.integers("pixels.none", 0, 0)], "pixels/cut")
-    start = graph.node("Div", [over, graph.integers("pixels.ends", 2, 2)], "pixels/first")
-    end = graph.node("Sub", [size, start], "pixels/last")
-    return graph.node("Slice", [images, start, end, graph.integers("pixels.sides", 1, 2)], "pixels/part")
+    def _pad(self, resized: str, size: str) -> tuple[str, str]:
+        """Fill up what lacks to ``image_size`` around the resized bytes; return float32 (B, 3, h, w) and (h, w)."""
+        wanted = self.add_integers("pixels.padded_size", *self.rule.image_size)
+        lacking = self.add_node("Sub", [wanted, size], "pixels/lacking")
+        padding = self.add_node("Max", [lacking, self.add_integers("pixels.zero", 0)], "pixels/padding")
+        before = self.add_node("Div", [padding, self.add_integers("pixels.two", 2)], "pixels/before")
+        behind = self.add_node("Sub", [padding, before], "pixels/behind")
+        both = self.add_node("Concat", [before, behind], "pixels/both", axis=0)
+        # Pad knows one value for all channels: 0, around the differences to the colour
+        colour = self.add_constant("pixels.fill", np.array(self.rule.fill, np.float32).reshape(3, 1, 1))
+        values = self.add_node("Cast", [resized], "pixels/bytes", to=TensorProto.FLOAT)
+        differences = self.add_node("Sub", [values, colour], "pixels/differences")
+        inputs = [differences, both, "", self.add_integers("pixels.pad_axes", 2, 3)]
+        padded = self.add_node("Pad", inputs, "pixels/padded")
+        filled = self.add_node("Add", [padded, colour], "pixels/filled")
+        return filled, self.add_node("Max", [size, wanted], "pixels/filled_size")
 
-
-def _crop(graph: Nodes, resized: str, size: str, preprocessing: Preprocessing) -> str:
-    """The centre (B, 3, *image_size); half a pixel is rounded to the even one, as Python does."""
-    covers = all(cover >= side for cover, side in zip(preprocessing.cover, preprocessing.image_size, strict=True))
-    if preprocessing.resize == "fit" or not covers:
-        resized, size = _pad(graph, resized, size, preprocessing)
-    wanted = graph.integers("pixels.image_size", *preprocessing.image_size)
-    rest = graph.node("Cast", [graph.node("Sub", [size, wanted], "pixels/rest")], "pixels/float", to=TensorProto.FLOAT)
-    half = graph.node("Mul", [rest, graph.number("pixels.half", 0.5)], "pixels/half")
-    start = graph.node("Cast", [graph.node("Round", [half], "pixels/round")], "pixels/start", to=TensorProto.INT64)
-    end = graph.node("Add", [start, wanted], "pixels/end")
-    cut = graph.node("Slice", [resized, start, end, graph.integers("pixels.axes", 2, 3)], "pixels/centre")
-    return graph.node("Reshape", [cut, graph.integers("pixels.shape", 0, 3, *preprocessing.image_size)], "pixels/crop")
-
-
-def _normalise(graph: Nodes, crop: str, preprocessing: Preprocessing) -> str:
-    """Bytes -> (bytes - 255 mean) / (255 std)."""
-    mean, std = (
-        graph.constant(f"pixels.{name}", np.asarray(values, np.float32).reshape(3, 1, 1) * 255)
-        for name, values in (("mean", preprocessing.mean), ("std", preprocessing.std))
-    )
-    values = graph.node("Cast", [crop], "pixels/values", to=TensorProto.FLOAT)
-    return graph.node("Div", [graph.node("Sub", [values, mean], "pixels/centred"), std], "pixels/normalised")
+    def _normalise(self, crop: str) -> str:
+        """Add bytes -> (bytes - 255 mean) / (255 std)."""
+        mean = self.add_constant("pixels.mean", np.asarray(self.rule.mean, np.float32).reshape(3, 1, 1) * 255)
+        std = self.add_constant("pixels.std", np.asarray(self.rule.std, np.float32).reshape(3, 1, 1) * 255)
+        values = self.add_node("Cast", [crop], "pixels/values", to=TensorProto.FLOAT)
+        centred = self.add_node("Sub", [values, mean], "pixels/centred")
+        return self.add_node("Div", [centred, std], "pixels/normalised")

@@ -1,4 +1,4 @@
-"""An ONNX graph as a checked file, whichever way the graph was made."""
+"""An ONNX graph as a checked file, and what a manifest says about it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,15 @@ from ehm.deploy.bundle.manifest import ModelRecord
 from ehm.errors import ExportError
 from ehm.storage.writing import report_write_errors
 
-__all__ = ["BATCH", "EMBED_LIMIT", "describe_graph", "domains", "operators", "save", "set_lowest_ir_version"]
+__all__ = [
+    "BATCH",
+    "EMBED_LIMIT",
+    "count_operators",
+    "describe_graph",
+    "find_opsets",
+    "save",
+    "set_lowest_ir_version",
+]
 
 BATCH = "batch"
 """Name of the one dynamic dimension."""
@@ -22,18 +30,23 @@ EMBED_LIMIT = 2**31 - 2**20
 
 
 def save(model: ModelProto, path: Path) -> None:
-    """Write ``model`` and check the file; ExportError where the graph is not valid. ``model`` loses large weights."""
+    """Write ``model`` and check the file; raises ExportError if the graph is not valid. Large weights leave ``model``.
+
+    They are stored beside the graph, in a file of their own.
+    """
     bytes_of_weights = sum(len(tensor.raw_data) for tensor in model.graph.initializer)
-    aside = bytes_of_weights > EMBED_LIMIT
+    beside = bytes_of_weights > EMBED_LIMIT
+    weights = f"{path.name}.data"
     with report_write_errors(path):
-        onnx.save_model(model, path, save_as_external_data=aside, location=f"{path.name}.data", size_threshold=1024)
-    if aside:  # which onnx lets its writer read, and nobody else
-        shutil.copymode(path, path.with_name(f"{path.name}.data"))
+        onnx.save_model(model, path, save_as_external_data=beside, location=weights, size_threshold=1024)
+    if beside:  # onnx lets the writer alone read that file
+        shutil.copymode(path, path.with_name(weights))
     try:
+        # by its path: a model beyond 2 GiB cannot be checked in memory
         onnx.checker.check_model(path, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         reason = " ".join(str(error).split())
-        opset = domains(model)[""]
+        opset = find_opsets(model)[""]
         raise ExportError(
             f"the graph is not valid at opset {opset} ({reason[:300]}); opset 18 may express it"
         ) from error
@@ -50,16 +63,18 @@ def set_lowest_ir_version(model: ModelProto) -> None:
 
 def describe_graph(model: ModelProto, file: str) -> ModelRecord:
     """Return the manifest's record of a graph that is stored in ``file``."""
-    versions = domains(model)
-    return ModelRecord(file=file, opset=versions.pop(""), domains=versions, operators=operators(model))
+    opsets = find_opsets(model)
+    return ModelRecord(file=file, opset=opsets.pop(""), domains=opsets, operators=count_operators(model))
 
 
-def operators(model: ModelProto) -> dict[str, int]:
-    """How often each operator occurs, by name: with its domain where that is not ONNX's own."""
-    names = (f"{node.domain}.{node.op_type}" if node.domain else node.op_type for node in model.graph.node)
-    return dict(sorted(Counter(names).items()))
+def count_operators(model: ModelProto) -> dict[str, int]:
+    """Return how often each operator occurs, by name: with its domain if that is not ONNX's own."""
+    counts: Counter[str] = Counter()
+    for node in model.graph.node:
+        counts[f"{node.domain}.{node.op_type}" if node.domain else node.op_type] += 1
+    return dict(sorted(counts.items()))
 
 
-def domains(model: ModelProto) -> dict[str, int]:
-    """Versions of the operator sets, by domain; ONNX's own is ``""``."""
+def find_opsets(model: ModelProto) -> dict[str, int]:
+    """Return the versions of the operator sets, by domain; ONNX's own is ``""``."""
     return {entry.domain: entry.version for entry in model.opset_import}

@@ -1,4 +1,4 @@
-"""A model of timm's as a clean ONNX file: one dynamic dimension (the batch), plain operators, nothing of this machine.
+"""A torch module as a clean ONNX graph: one dynamic dimension (the batch), plain operators, nothing of this machine.
 
 Ascend's converter (ATC) takes operator sets 11 to 18 and has neither Gelu nor Attention. torch's exporter writes 18 and
 later; :mod:`ehm.deploy.export.graphs.lowering` brings a graph down to 17.
@@ -36,14 +36,15 @@ def make_onnx(
     batch: int | None = None,
     raise_opset: bool = False,
 ) -> ModelProto:
-    """``module`` as a graph: (B, 3, H, W) float32 ``images`` -> ``outputs``; B is ``batch``, or any.
+    """Return ``module`` as a graph: (B, 3, H, W) float32 ``images`` -> ``outputs``; B is ``batch``, or any.
 
     With ``raise_opset`` a module that operator set 17 cannot express is written in 18 instead. Raises ExportError if
     the module cannot be expressed.
     """
     example = torch.zeros(batch or 2, 3, *image_size)  # a batch of one would be taken for a constant
+    dynamic_shapes = None if batch else ({0: torch.export.Dim(BATCH)},)
     try:
-        with _quiet(), _plain_attention(module), torch.no_grad():
+        with _silence_exporter(), _unfuse_attention(module), torch.no_grad():
             program = torch.onnx.export(
                 module.eval(),
                 (example,),
@@ -51,7 +52,7 @@ def make_onnx(
                 opset_version=max(opset, _WRITTEN_BY_TORCH),
                 input_names=["images"],
                 output_names=outputs,
-                dynamic_shapes=None if batch else ({0: torch.export.Dim(BATCH)},),
+                dynamic_shapes=dynamic_shapes,
                 verbose=False,
             )
     except torch.onnx.errors.OnnxExporterError as error:
@@ -60,13 +61,14 @@ def make_onnx(
     assert program is not None
     model = program.model_proto
     if opset < _WRITTEN_BY_TORCH:
-        _lower(model, module, raise_opset)
+        _lower_opset(model, module, raise_opset)
     set_lowest_ir_version(model)
-    _strip(model)
+    _strip_notes(model)
     return model
 
 
-def _lower(model: ModelProto, module: nn.Module, raise_opset: bool) -> None:
+def _lower_opset(model: ModelProto, module: nn.Module, raise_opset: bool) -> None:
+    """Bring a graph down to operator set 17; with ``raise_opset`` leave one that cannot be, and say so."""
     try:
         lower_to_17(model)
     except InexpressibleError as missing:
@@ -78,7 +80,7 @@ def _lower(model: ModelProto, module: nn.Module, raise_opset: bool) -> None:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def _silence_exporter() -> Iterator[None]:
     """Keep the exporter's remarks about its own internals from the user; errors still raise."""
     loggers = [logging.getLogger(name) for name in _LOGGERS]
     levels = [logger.level for logger in loggers]
@@ -86,6 +88,7 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
+            # they concern torch's own code, and warnings are errors in our tests
             warnings.simplefilter("ignore")
             yield
     finally:
@@ -94,11 +97,13 @@ def _quiet() -> Iterator[None]:
 
 
 @contextmanager
-def _plain_attention(module: nn.Module) -> Iterator[None]:
+def _unfuse_attention(module: nn.Module) -> Iterator[None]:
     """Let timm's attention run as two matrix products: the fused call becomes shape arithmetic at run time."""
-    fused = [part for part in module.modules() if getattr(part, "fused_attn", False) is True]
-    for part in fused:
-        part.fused_attn = False  # type: ignore[assignment]
+    fused = []
+    for part in module.modules():
+        if getattr(part, "fused_attn", False) is True:
+            fused.append(part)
+            part.fused_attn = False  # type: ignore[assignment]
     try:
         yield
     finally:
@@ -106,9 +111,10 @@ def _plain_attention(module: nn.Module) -> Iterator[None]:
             part.fused_attn = True  # type: ignore[assignment]
 
 
-def _strip(model: ModelProto) -> None:
+def _strip_notes(model: ModelProto) -> None:
     """Remove the exporter's notes: they hold paths of this machine and make equal models differ."""
     graph = model.graph
+    # every level of a graph may carry notes
     for part in (model, graph, *graph.node, *graph.initializer, *graph.input, *graph.output, *graph.value_info):
         del part.metadata_props[:]
         part.ClearField("doc_string")
