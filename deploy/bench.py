@@ -30,7 +30,7 @@ from ehm.deploy.predict.predictor import Predictor, row_cosines
 from ehm.deploy.predict.registry import create_handler
 from ehm.deploy.predict.runtime import installed
 from ehm.errors import ConfigError, EhmError
-from ehm.training.runs import write_json
+from ehm.storage.writing import write_json
 
 __all__ = ["Timing", "bench_export"]
 

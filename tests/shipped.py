@@ -1,7 +1,8 @@
 """Shipped configurations: of which class each is, and what it is when made tiny."""
 
-from ehm.config import TASKS, FinetuneConfig, ProbeConfig, TokenizerConfig, TrainConfig, read_config
+from ehm.config import FinetuneConfig, ProbeConfig, TokenizerConfig, TrainConfig, read_config
 from ehm.config.encoders import SwinSpec
+from ehm.tasks.registry import TASKS
 
 KINDS = {"finetune": FinetuneConfig, "probe": ProbeConfig, "tokenizer": TokenizerConfig}
 SCALE = 4
@@ -12,7 +13,7 @@ def kind(name):
     """The class of a configuration: its task or its file or folder says, if it is not for pretraining."""
     task = read_config(name).get("task")
     if task is not None:
-        return TASKS[task]
+        return TASKS[task].config
     parts = reversed(name.split("/"))
     return next((KINDS[word] for part in parts for word in KINDS if part.startswith(word)), TrainConfig)
 

@@ -12,7 +12,6 @@ from ehm.config.loading import load_config, read_config, shipped_configs
 from ehm.config.pretraining import MaskConfig, ModelConfig, TrainConfig
 from ehm.config.sections import ModelSource, OptimConfig, RunConfig
 from ehm.config.tasks import (
-    TASKS,
     AugmentConfig,
     DetectionConfig,
     DetectionData,
@@ -28,7 +27,6 @@ from ehm.config.tasks import (
 from ehm.config.tokenizer import TokenizerConfig
 
 __all__ = [
-    "TASKS",
     "AscendConfig",
     "AugmentConfig",
     "CalibrationConfig",

@@ -99,6 +99,10 @@ class Loader:
             labels = None if self._labels is None else self._labels[loaded.indices]
             yield Batch(loaded.images, labels, loaded.indices, rows.start, total)
 
+    def list_indices(self, start: int, stop: int) -> list[int]:
+        """Return the indices of the images that this rank is to read at the steps ``start`` to ``stop`` - 1."""
+        return [index for plan in self._sampler.plan_batches(range(start, stop)) for index in plan.indices.tolist()]
+
     def close(self) -> None:
         """End what reads ahead; a later call of ``batches`` starts it again."""
         self._executor.close()

@@ -2,21 +2,23 @@
 
 Every writer of ehm goes through :func:`replace_file` or, if it writes a folder or appends to a file, through
 :func:`report_write_errors`. A training run adds which of its checkpoints survived
-(:func:`ehm.training.runs.explain_stop`).
+(:meth:`ehm.training.run.Run.explain_write_errors`).
 """
 
 from __future__ import annotations
 
 import errno
+import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from ehm.errors import EhmError, WriteError
 
-__all__ = ["flush_to_disk", "replace_file", "report_write_errors", "write_text"]
+__all__ = ["flush_to_disk", "replace_file", "report_write_errors", "write_json", "write_text"]
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 """Error numbers of a full disk: no space, over a quota, larger than a file may be."""
@@ -50,6 +52,11 @@ def write_text(path: Path, text: str) -> Path:
     with replace_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
     return path
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> Path:
+    """Write ``values`` to ``path`` as JSON that people can read, complete or not at all."""
+    return write_text(path, json.dumps(values, indent=2) + "\n")
 
 
 def flush_to_disk(path: Path) -> None:

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 from ehm.backends.base import ALONE, Processes
 from ehm.config import TaskConfig
@@ -14,7 +15,6 @@ from ehm.data import Source
 from ehm.data.subset import Subset
 from ehm.errors import ConfigError, DataError
 from ehm.storage.checkpoint import Checkpoint
-from ehm.tasks.evaluate import Stored
 from ehm.training.resume import check_resumed_data
 from ehm.training.training_data import (
     SeenImages,
@@ -33,12 +33,19 @@ __all__ = [
     "leave_out_seen",
     "leave_out_trained",
     "remember_images",
-    "select_part",
+    "select_subset",
 ]
+
+S = TypeVar("S", bound=Source)
 
 
 def remember_images(
-    config: TaskConfig, train: Subset, val: Subset, classes: Sequence[str], start: Path | None, processes: Processes
+    config: TaskConfig,
+    train: Subset[Source],
+    val: Subset[Source],
+    classes: Sequence[str],
+    start: Path | None,
+    processes: Processes,
 ) -> TrainingData:
     """Return what the checkpoints of a run are going to keep of the images that it trains on.
 
@@ -62,108 +69,115 @@ def remember_images(
 
 
 def leave_out_seen(
-    part: Subset, seen: SeenImages, seen_by: str, source: str, threads: int, processes: Processes = ALONE
-) -> Subset:
-    """Return ``part`` without the images that were ``seen`` before, and say how many they are.
+    subset: Subset[S], seen: SeenImages, seen_by: str, source_name: str, threads: int, processes: Processes = ALONE
+) -> Subset[S]:
+    """Return ``subset`` without the images that were ``seen`` before, and say how many they are.
 
-    ``seen_by`` begins the sentence, for example "runs/first was trained on"; ``source`` is the name of where the images
-    lie. Raises DataError if none is left. All processes call this.
+    ``seen_by`` begins the sentence, for example "runs/first was trained on"; ``source_name`` says where the images lie.
+    Raises DataError if none is left. All processes call this.
     """
     if not seen:
-        return part
-    indices = part.indices
-    is_seen = run_on_first(lambda: find_seen(part.source, indices, seen, threads), processes)
+        return subset
+    indices = subset.indices
+    is_seen = run_on_first(lambda: find_seen(subset.source, indices, seen, threads), processes)
     count = int(is_seen.sum())
     if count == len(indices):
         raise DataError(
-            f"data.source {source}: {seen_by} all {count:,} images of it ({part.title}), which say nothing about new "
-            "ones; name other images to measure on"
+            f"data.source {source_name}: {seen_by} all {count:,} images of it ({subset.title}), which say nothing "
+            "about new ones; name other images to measure on"
         )
     if count == 0:
-        return part
-    console.print(f"{seen_by} {count:,} of the {len(indices):,} images of {source} ({part.title}), which are left out")
-    return Subset(part.source, indices[~is_seen], f"{part.title} but {count:,} seen before")
+        return subset
+    console.print(
+        f"{seen_by} {count:,} of the {len(indices):,} images of {source_name} ({subset.title}), which are left out"
+    )
+    return Subset(subset.source, indices[~is_seen], f"{subset.title} but {count:,} seen before")
 
 
 def leave_out_first_weights(
-    part: Subset, data: TrainingData, config: TaskConfig, processes: Processes, source: str | None = None
-) -> Subset:
-    """Return ``part`` without the images that the first weights of a run were trained on with labels."""
+    val: Subset[S], data: TrainingData, config: TaskConfig, processes: Processes, source_name: str | None = None
+) -> Subset[S]:
+    """Return ``val`` without the images that the first weights of a run were trained on with labels."""
     seen_by = f"model.init {config.model.init} was trained on"
-    return leave_out_seen(part, data.seen_before, seen_by, source or config.data.source, config.data.workers, processes)
+    name = source_name or config.data.source
+    return leave_out_seen(val, data.seen_before, seen_by, name, config.data.workers, processes)
 
 
-def leave_out_trained(part: Subset, stored: Stored, source: str, threads: int, processes: Processes) -> Subset:
-    """Return ``part`` without the images that a checkpoint was trained on, as :func:`leave_out_seen` does.
+def leave_out_trained(
+    subset: Subset[S], checkpoint: Checkpoint, source_name: str, threads: int, processes: Processes
+) -> Subset[S]:
+    """Return ``subset`` without the images that a checkpoint was trained on, as :func:`leave_out_seen` does.
 
     It is left as it is if the training measured the same source, so that the figures are those of the training, or if
     the checkpoint does not know its images.
     """
-    training = read_training_data(Checkpoint(stored.folder, stored.meta))
+    training = read_training_data(checkpoint)
     if training is None:
-        return part
-    if part.selected is None and training.val != training.train:
-        found = identify_training_data(part.source, None, threads, processes).train
+        return subset
+    if subset.selected is None and training.val != training.train:
+        found = identify_training_data(subset.source, None, threads, processes).train
         if found == training.val:
             if processes.rank == 0:
-                _print_copies(part, training.all_seen, threads)
-            return part
-    return leave_out_seen(part, training.all_seen, f"{stored.folder} was trained on", source, threads, processes)
+                _print_copies(subset, training.all_seen, threads)
+            return subset
+    seen_by = f"{checkpoint.folder} was trained on"
+    return leave_out_seen(subset, training.all_seen, seen_by, source_name, threads, processes)
 
 
-def holds_training_images(stored: Stored, settings: TaskConfig, source: Source, processes: Processes) -> bool:
+def holds_training_images(checkpoint: Checkpoint, config: TaskConfig, source: Source, processes: Processes) -> bool:
     """Return whether ``source`` holds just the images that a checkpoint was trained on, wherever they lie now.
 
     A checkpoint that does not know its images goes by the path of ``data.source``. All processes call this.
     """
-    training = read_training_data(Checkpoint(stored.folder, stored.meta))
+    training = read_training_data(checkpoint)
     if training is None:
-        return _is_same_path(settings.data.source, stored.meta["config"]["data"]["source"])
-    return identify_training_data(source, None, settings.data.workers, processes).train == training.train
+        return _is_same_path(config.data.source, checkpoint.metadata["config"]["data"]["source"])
+    return identify_training_data(source, None, config.data.workers, processes).train == training.train
 
 
-def select_part(
-    stored: Stored,
-    settings: TaskConfig,
-    source: Source,
-    hold_out: Callable[[], Subset],
-    open_val: Callable[[], Source],
+def select_subset(
+    checkpoint: Checkpoint,
+    config: TaskConfig,
+    source: S,
+    *,
+    hold_out: Callable[[], Subset[S]],
+    open_val: Callable[[], S],
     processes: Processes,
-) -> Subset:
-    """Return the part of ``source`` that the model of a checkpoint is measured on.
+) -> Subset[S]:
+    """Return the images of ``source`` that the model of a checkpoint is measured on.
 
-    That is its validation part, which ``open_val`` opens, if it has one. Otherwise it is the fold that the training
-    held out, which ``hold_out`` divides, if ``source`` holds the images of the training; or else all images. Those that
-    the model was trained on are left out. All processes call this.
+    They are those of its validation part, which ``open_val`` opens, if it has one. Otherwise they are the fold that the
+    training held out, which ``hold_out`` divides, if ``source`` holds the images of the training; or else all images.
+    Those that the model was trained on are left out. All processes call this.
     """
     if source.split == "train":
-        part = Subset(open_val(), None, "val")
-    elif _held_out_fold(stored) and holds_training_images(stored, settings, source, processes):
-        part = hold_out()
-        config = stored.meta["config"]
-        if (config["folds"], config["fold"]) == (settings.folds, settings.fold):
-            return part
+        subset = Subset(open_val(), None, "val")
+    elif _may_have_held_out_fold(checkpoint) and holds_training_images(checkpoint, config, source, processes):
+        subset = hold_out()
+        trained = checkpoint.metadata["config"]
+        if (trained["folds"], trained["fold"]) == (config.folds, config.fold):
+            return subset
     else:
-        part = Subset(source, None, "all")
-    return leave_out_trained(part, stored, settings.data.source, settings.data.workers, processes)
+        subset = Subset(source, None, "all")
+    return leave_out_trained(subset, checkpoint, config.data.source, config.data.workers, processes)
 
 
-def _held_out_fold(stored: Stored) -> bool:
+def _may_have_held_out_fold(checkpoint: Checkpoint) -> bool:
     """Return whether the training may have held out a fold, and not measured images of another place instead."""
-    training = read_training_data(Checkpoint(stored.folder, stored.meta))
+    training = read_training_data(checkpoint)
     return training is None or training.val == training.train
 
 
-def _print_copies(part: Subset, seen: SeenImages, threads: int) -> None:
-    """Print how many images of ``part``, all of which are measured, have the bytes of images that are trained on."""
-    copies = int(find_seen(part.source, part.indices, seen, threads).sum())
+def _print_copies(subset: Subset[Source], seen: SeenImages, threads: int) -> None:
+    """Print how many images of ``subset``, all of which are measured, have the bytes of images that are trained on."""
+    copies = int(find_seen(subset.source, subset.indices, seen, threads).sum())
     if copies:
         console.print(
-            f"{copies:,} of the {len(part):,} images to measure on ({part.title}) are copies of images to train on"
+            f"{copies:,} of the {len(subset):,} images to measure on ({subset.title}) are copies of images to train on"
         )
 
 
-def _refuse_fold(config: TaskConfig, train: Subset, val: Subset) -> None:
+def _refuse_fold(config: TaskConfig, train: Subset[Source], val: Subset[Source]) -> None:
     """Raise ConfigError if ``fold`` is set although no fold is held out."""
     if config.fold and val.source is not train.source:
         raise ConfigError(

@@ -13,13 +13,30 @@ __all__ = ["RunPlan", "check_plan", "plan_run"]
 
 @dataclass(frozen=True)
 class RunPlan:
-    """The steps of a run: ``total`` in its schedule, ``last`` where it ends, and between checkpoints and measures."""
+    """The steps of a run.
+
+    ``total`` is the length of its schedule and ``last`` the step that it ends with, which ``run.max_steps`` may bring
+    forward. Everything that is done every so many steps is also done after the last one, except for log lines.
+    """
 
     steps_per_epoch: int
     total: int
     last: int
     save_every: int
     measure_every: int
+    log_every: int
+
+    def is_save_due(self, done: int) -> bool:
+        """Return whether a checkpoint is written once ``done`` steps are done."""
+        return done % self.save_every == 0 or done == self.last
+
+    def is_measure_due(self, done: int) -> bool:
+        """Return whether the model is measured once ``done`` steps are done."""
+        return done % self.measure_every == 0 or done == self.last
+
+    def is_log_due(self, done: int) -> bool:
+        """Return whether a line is logged once ``done`` steps are done; checkpoints and measurements log one too."""
+        return done % self.log_every == 0
 
     def describe(self, optim: OptimConfig) -> str:
         """Return the length in words, for example "4 epochs of 2 steps"."""
@@ -34,7 +51,7 @@ class RunPlan:
 
 
 def plan_run(optim: OptimConfig, run: RunConfig, steps_per_epoch: int) -> RunPlan:
-    """Return the steps of a run whose epochs have so many."""
+    """Return the plan of a run whose epochs have so many steps."""
     total = optim.count_steps(steps_per_epoch)
     return RunPlan(
         steps_per_epoch,
@@ -42,6 +59,7 @@ def plan_run(optim: OptimConfig, run: RunConfig, steps_per_epoch: int) -> RunPla
         last=min(total, run.max_steps or total),
         save_every=max(1, round(run.checkpoint_every * steps_per_epoch)),
         measure_every=max(1, round(run.measure_every * steps_per_epoch)),
+        log_every=run.log_every,
     )
 
 

@@ -6,110 +6,97 @@ one of the highest score) and, at the end, ``metrics.json``.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, Protocol, SupportsFloat, TypeVar
 
-from ehm.backends.base import Backend, TaskLearner
+from ehm.backends.base import TaskLearner
 from ehm.config import TaskConfig
 from ehm.console import console
-from ehm.data.decoding.depth_notes import describe_depths
+from ehm.data import Loader
 from ehm.data.subset import Subset
 from ehm.storage.checkpoint import newest_checkpoint, open_to_resume
+from ehm.storage.writing import write_json
 from ehm.training.plan import RunPlan, check_plan, plan_run
-from ehm.training.resume import print_changes
+from ehm.training.progress import RunMeter
+from ehm.training.run import Run, print_unreadable
 from ehm.training.runlog import RunLog
-from ehm.training.runs import Metrics, all_broken, describe_run, on, save, say_broken, store, write_json
 from ehm.training.schedule import learning_rate_at
 from ehm.training.training_data import TrainingData
 
-__all__ = ["Batches", "Measured", "Result", "Task", "fit"]
+__all__ = ["Report", "SupervisedTask", "TaskResult", "train_task"]
 
 
-class Measured(Protocol):
-    """What a task found on the images that it is measured on."""
+class Report(Protocol):
+    """The figures that a model reaches on the images that it is measured on."""
 
     @property
     def figures(self) -> Mapping[str, float | None]:
-        """The figures for the whole, which are logged; ``score`` names the first of them."""
+        """The figures for all images together, which are logged; the first of them is the ``score``."""
         ...
 
     @property
     def score(self) -> float:
-        """The higher, the better: ``best/`` goes by it."""
+        """The figure that the best checkpoint is chosen by: the higher, the better."""
         ...
 
     def to_json(self) -> dict[str, Any]:
-        """All figures, as plain values for ``metrics.json``."""
+        """Return all figures, as plain values for ``metrics.json``."""
         ...
 
     def show(self) -> None:
-        """Print them for people."""
+        """Print the figures for people."""
         ...
 
 
-R = TypeVar("R", bound=Measured)
-R_co = TypeVar("R_co", bound=Measured, covariant=True)
+R = TypeVar("R", bound=Report)
+R_co = TypeVar("R_co", bound=Report, covariant=True)
 
 
-class Batches(Protocol):
-    """What a task trains on: a :class:`ehm.data.Loader`, or what numbers its batches as that does."""
+class SupervisedTask(Protocol[R_co]):
+    """What the loop needs of a task, which :class:`ehm.tasks.base.Task` provides.
 
-    @property
-    def steps_per_epoch(self) -> int:
-        """Batches of an epoch, at least 1."""
-        ...
-
-    def batches(self, start: int, stop: int) -> Iterator[Any]:
-        """The batches of these global steps; each has ``total``, how many images all processes have in it."""
-        ...
-
-
-class Task(Protocol[R_co]):
-    """One kind of supervised training.
-
-    ``kind`` names its checkpoints, ``headline`` says what is trained, ``train`` and ``val`` on which images, of which
-    ``data`` is what checkpoints keep, and ``class_counts`` are lines that say how often each class occurs in ``train``.
+    ``kind`` names its checkpoints and ``headline`` says what is trained. ``train`` and ``val`` are the images, of which
+    checkpoints keep ``data``, and ``class_counts`` are lines that say how often each class occurs in ``train``. The
+    loop draws batches from ``loader``, and saves and loads ``learner``.
     """
 
-    kind: str
     headline: str
-    train: Subset
-    val: Subset
+    train: Subset[Any]
+    val: Subset[Any]
     data: TrainingData
     classes: tuple[str, ...]
     class_counts: tuple[str, ...]
 
     @property
-    def config(self) -> TaskConfig:
-        """What the task was made from."""
+    def kind(self) -> str:
+        """The kind of its checkpoints."""
         ...
 
     @property
-    def loader(self) -> Batches:
-        """What it trains on."""
+    def loader(self) -> Loader:
+        """The batches that it trains on."""
         ...
 
     @property
     def learner(self) -> TaskLearner:
-        """What is trained; the loop saves and loads it."""
+        """The model in training."""
         ...
 
     @property
-    def stored(self) -> dict[str, Any]:
-        """``config`` as JSON, without what a checkpoint need not keep."""
+    def config_to_keep(self) -> dict[str, Any]:
+        """The configuration as JSON, without what a checkpoint need not keep."""
         ...
 
     @property
-    def broken(self) -> Mapping[str, str]:
+    def unreadable(self) -> Mapping[str, str]:
         """Files that could not be read, and why."""
         ...
 
-    def step(self, batch: Any, step: int, lr: float) -> Mapping[str, SupportsFloat]:
-        """One optimiser step on a batch of ``loader``; ``loss`` is among the metrics."""
+    def train_step(self, batch: Any, step: int, lr: float) -> Mapping[str, SupportsFloat]:
+        """Take an optimiser step on a batch of ``loader``; ``loss`` is among the metrics."""
         ...
 
     def measure(self) -> R_co:
@@ -122,7 +109,7 @@ class Task(Protocol[R_co]):
 
 
 @dataclass(frozen=True)
-class Result(Generic[R]):
+class TaskResult(Generic[R]):
     """Where a run's results are. ``report`` measures the end of training, which ``checkpoint`` holds.
 
     ``best`` is the checkpoint of the highest score: chosen on the images that it is measured on.
@@ -135,98 +122,104 @@ class Result(Generic[R]):
 
     @property
     def metrics(self) -> Mapping[str, float | None]:
-        """The report's figures for the whole."""
+        """The report's figures for all images together."""
         return self.report.figures
 
 
-def fit(task: Task[R], backend: Backend, folder: Path, start: Path | None = None, title: str = "finetune") -> Result[R]:
-    """Train ``task`` into ``folder``, from the checkpoint ``start`` if there is one."""
-    config, learner, loader, processes = task.config, task.learner, task.loader, backend.processes
-    optim, run, leads = config.optim, config.run, processes.rank == 0
-    first, best_score, best, result = 0, -1.0, None, None
-    if start is not None:
-        opened = open_to_resume(start)
-        learner.load(opened.state)
-        first, best_score = int(opened.metadata["step"]), float(opened.metadata["best_score"])
-        best = newest_checkpoint(folder / "best")
-    plan = plan_run(optim, run, loader.steps_per_epoch)
-    notes = check_plan(plan, optim, run, len(task.train), measures=True, resumed=start is not None)
-    images = task.data.to_arrays()
-    _announce(task, backend, plan, [*learner.notes, *notes], folder, start)
-    if leads:
-        store(config, folder)
+def train_task(task: SupervisedTask[R], run: Run[Any], title: str) -> TaskResult[R]:
+    """Train ``task`` as ``run`` says; ``title`` names the progress bar."""
+    config: TaskConfig = run.config
+    optim = config.optim
+    learner = task.learner
+    first = 0
+    best_score = -1.0  # below every score, so that the first measurement is the best so far
+    best = None
+    if run.start is not None:
+        checkpoint = open_to_resume(run.start)
+        learner.load(checkpoint.state)
+        first = int(checkpoint.metadata["step"])
+        best_score = float(checkpoint.metadata["best_score"])
+        best = newest_checkpoint(run.folder / "best")
+    plan = plan_run(optim, config.run, task.loader.steps_per_epoch)
+    warnings = check_plan(plan, optim, config.run, len(task.train), measures=True, resumed=run.start is not None)
+    _print_start(task, run, plan, [*task.class_counts, *learner.notes, *warnings])
+    run.write_config()
 
-    metrics, saved = Metrics(), start
-    with closing(task), RunLog(folder, plan.last, first, title, run.tensorboard, silent=not leads) as log:
-        clock, seen = time.perf_counter(), 0
-        for step, batch in enumerate(loader.batches(first, plan.last), start=first):
+    seen_images = task.data.to_arrays()
+    saved = run.start
+    report: R | None = None
+    meter = RunMeter(plan)
+    silent = not run.is_main_process
+    with closing(task), RunLog(run.folder, plan.last, first, title, config.run.tensorboard, silent) as log:
+        for step, batch in enumerate(task.loader.batches(first, plan.last), start=first):
             lr = learning_rate_at(optim, step, plan.steps_per_epoch)
-            metrics.add(step + 1, task.step(batch, step, lr))
+            metrics = task.train_step(batch, step, lr)
 
-            done, seen = step + 1, seen + batch.total
+            done = step + 1
+            meter.add_step(done, batch.total, {**metrics, "lr": lr})
             log.advance(done)
-            measure = done % plan.measure_every == 0 or done == plan.last
-            due = done % plan.save_every == 0 or done == plan.last
-            if measure or due or done % run.log_every == 0:
-                values = {**metrics.read(saved), "epoch": done / plan.steps_per_epoch, "lr": lr}
-                values["images_per_second"] = seen / (time.perf_counter() - clock)
-                if measure:
-                    result = task.measure()
-                    values |= {name: value for name, value in result.figures.items() if value is not None}
-                log.log(done, values)
-                clock, seen = time.perf_counter(), 0
-            if not (measure or due):
+            is_save_due = plan.is_save_due(done)
+            is_measure_due = plan.is_measure_due(done)
+            if not (is_save_due or is_measure_due or plan.is_log_due(done)):
                 continue
-            better = measure and result is not None and result.score > best_score
-            best_score = result.score if result is not None and better else best_score
-            said = describe_run(task.kind, task.stored, backend, done, plan.steps_per_epoch) | {
-                "classes": list(task.classes),
-                "data": task.data.to_json(),
-                "image_size": list(learner.image_size),
-                "encoder": dict(learner.architecture),
-                "inputs": learner.inputs.to_json(),
-                "best_score": best_score,
-                "metrics": {} if result is None else dict(result.figures),
-            }
-            if better:
-                best = save(folder / "best", learner, said, 1, processes, images)
-            if due:
-                saved = save(folder / "checkpoints", learner, said, run.keep, processes, images)
-        if result is None:  # resumed at its end
-            result = task.measure()
-    assert saved is not None
+            values = meter.read_values(saved)
+            is_best = False
+            if is_measure_due:
+                report = task.measure()
+                values |= {name: value for name, value in report.figures.items() if value is not None}
+                is_best = report.score > best_score
+                best_score = max(best_score, report.score)
+                meter.restart_clock()  # to measure is no part of the speed of training
+            log.log(done, values)
+
+            if is_save_due or is_best:
+                metadata = run.make_metadata(task.kind, done, plan, task.config_to_keep)
+                metadata |= _describe_task(task, report, best_score)
+                if is_best:
+                    best = run.save_checkpoint(learner, metadata, images=seen_images, subfolder="best", keep=1)
+                if is_save_due:
+                    saved = run.save_checkpoint(learner, metadata, images=seen_images)
+        if report is None:  # the run was resumed at its end
+            report = task.measure()
+    assert saved is not None  # a run has at least one step, and its last one is saved
     best = best or saved
-    result.show()
-    say_broken(all_broken(task.broken, processes))
-    if leads:
-        _write_metrics(folder, task.val, result, saved, best, best_score)
-    return Result(folder, saved, best, result)
+    report.show()
+    print_unreadable(task.unreadable, run.processes)
+    if run.is_main_process:
+        _write_metrics(run.folder, task.val, report, saved, best, best_score)
+    return TaskResult(run.folder, saved, best, report)
 
 
-def _write_metrics(folder: Path, val: Subset, result: Measured, saved: Path, best: Path, best_score: float) -> None:
-    name = next(iter(result.figures))
-    chosen = {"checkpoint": str(best), name: best_score}
-    values = {"checkpoint": str(saved), "part": val.title, **result.to_json(), "best": chosen}
+def _describe_task(task: SupervisedTask[Any], report: Report | None, best_score: float) -> dict[str, Any]:
+    """Return what the metadata of a task's checkpoint say besides those of every run."""
+    return {
+        "classes": list(task.classes),
+        "data": task.data.to_json(),
+        "image_size": list(task.learner.image_size),
+        "encoder": dict(task.learner.architecture),
+        "inputs": task.learner.inputs.to_json(),
+        "best_score": best_score,
+        "metrics": {} if report is None else dict(report.figures),
+    }
+
+
+def _write_metrics(folder: Path, val: Subset[Any], report: Report, saved: Path, best: Path, best_score: float) -> None:
+    score_name = next(iter(report.figures))
+    chosen = {"checkpoint": str(best), score_name: best_score}
+    values = {"checkpoint": str(saved), "part": val.title, **report.to_json(), "best": chosen}
     path = write_json(folder / "metrics.json", values)
-    console.print(f"Checkpoint: {saved} (the highest {name.replace('_', ' ')}, {best_score:.1%}: {best})")
+    console.print(f"Checkpoint: {saved} (the highest {score_name.replace('_', ' ')}, {best_score:.1%}: {best})")
     console.print(f"Report: {path}")
 
 
-def _announce(
-    task: Task[Any], backend: Backend, plan: RunPlan, notes: Sequence[str], folder: Path, start: Path | None
-) -> None:
-    config = task.config
-    optim, (height, width) = config.optim, task.learner.image_size
+def _print_start(task: SupervisedTask[Any], run: Run[Any], plan: RunPlan, notes: Sequence[str]) -> None:
+    config: TaskConfig = run.config
+    optim = config.optim
+    height, width = task.learner.image_size
     console.print(f"{task.headline} at {height} x {width} pixels, {len(task.classes):,} classes")
     console.print(
         f"  on {config.data.source}: {len(task.train):,} images ({task.train.title}), measured on {len(task.val):,} "
         f"({task.val.title}); {plan.describe(optim)}, batch {optim.batch_size}, {config.optimizer}, "
-        f"learning rate {optim.lr:.2e}; {on(backend)}"
+        f"learning rate {optim.lr:.2e}; {run.describe_device()}"
     )
-    for note in (*task.train.source.notes, *describe_depths(task.train.source), *task.class_counts):
-        console.print(f"  {note}")
-    for note in notes:
-        console.print(f"  {note}")
-    console.print(f"  into {folder}" + (f", continuing {start.name}" if start else ""))
-    if start is not None:
-        print_changes(config, start, backend)
+    run.print_start(task.train.source, notes)

@@ -28,9 +28,9 @@ from ehm.deploy.predict.command import predict
 from ehm.deploy.predict.predictor import Predictor
 from ehm.storage.checkpoint import open_checkpoint
 from ehm.tasks.classification.probe import measure_neighbours
+from ehm.tasks.classification.task import Classification
 from ehm.tasks.evaluate import evaluate
 from ehm.tasks.finetune import finetune
-from ehm.tasks.images import split
 from ehm.tasks.retrieval.transforms import EnlargeTransform
 
 MEAN, STD = (0.481, 0.458, 0.408), (0.269, 0.261, 0.276)
@@ -182,7 +182,7 @@ def test_a_run_keeps_what_it_was_trained_with_and_is_measured_so(stripes, tmp_pa
 
     shown.clear()
     config = ProbeConfig(model=ModelSource(init=str(out)), data=DataConfig(source=str(stripes), workers=0))
-    measure_neighbours(config, backends.get("cpu"), *split(config))
+    measure_neighbours(config, backends.get("cpu"), *Classification.split_images(config))
     assert set(shown) == {transform}
 
 

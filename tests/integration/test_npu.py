@@ -210,7 +210,7 @@ def test_every_operator_is_native_or_neutral(runs, device):
 def test_the_host_waits_only_where_it_reads(runs):
     """float32: the metrics, and what the hierarchy on the device says that it reads every few rounds."""
     waits = {row.site.rpartition(":")[0] for row in recorded(runs["npu"]) if row.verdict == "synchronises"}
-    assert waits == {"ehm/training/runs.py", "ehm/backends/torch/engine/hierarchy.py"}
+    assert waits == {"ehm/training/progress.py", "ehm/backends/torch/engine/hierarchy.py"}
 
 
 def test_lower_precision_trains_too(runs):

@@ -14,7 +14,7 @@ from ehm.config import FinetuneConfig, ModelSource, ProbeConfig
 from ehm.data import stratified_folds
 from ehm.errors import ConfigError
 from ehm.storage.checkpoint import open_checkpoint
-from ehm.tasks.classification.probe import neighbour_votes, probe
+from ehm.tasks.classification.probe import probe, vote_by_neighbours
 from ehm.tasks.evaluate import evaluate
 from ehm.tasks.finetune import finetune
 
@@ -41,7 +41,7 @@ def test_votes_are_those_of_a_plain_loop(neighbours):
     features = rng.normal(3, 1, (40, 6)).astype(np.float32)
     queries = rng.normal(3, 1, (300, 6)).astype(np.float32)
     labels = rng.integers(0, 3, 40)
-    votes = neighbour_votes(features, labels, queries, 4, neighbours)
+    votes = vote_by_neighbours(features, labels, queries, 4, neighbours)
     mean = features.astype(float).mean(0)
     for query, row in zip(queries[::29], votes[::29], strict=True):
         cosines = []

@@ -18,7 +18,7 @@ from ehm.data import EvalTransform, decode_image
 from ehm.errors import CheckpointError, ConfigError
 from ehm.storage.checkpoint import open_checkpoint
 from ehm.training.pretrain import train
-from ehm.training.tokenizer import cooled, train_tokenizer
+from ehm.training.tokenizer import temperature_at, train_tokenizer
 
 SETTINGS = {
     "vocabulary": 32,
@@ -131,8 +131,8 @@ def test_every_operator_of_a_step_is_native_or_neutral_on_an_npu(dtype):
 
 
 def test_the_temperature_falls_on_half_a_cosine():
-    assert [cooled((1.0, 0.2), progress) for progress in (0, 0.5, 1)] == pytest.approx([1, 0.6, 0.2])
-    assert cooled((1.0, 0.0625), 0.25) == pytest.approx(0.0625 + 0.9375 * (1 + 2**-0.5) / 2)
+    assert [temperature_at((1.0, 0.2), progress) for progress in (0, 0.5, 1)] == pytest.approx([1, 0.6, 0.2])
+    assert temperature_at((1.0, 0.0625), 0.25) == pytest.approx(0.0625 + 0.9375 * (1 + 2**-0.5) / 2)
 
 
 @pytest.mark.parametrize(

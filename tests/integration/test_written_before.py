@@ -9,13 +9,18 @@ import pytest
 import yaml
 
 import ehm
-from ehm.config import TASKS, TokenizerConfig, TrainConfig, load_config
+from ehm.config import TokenizerConfig, TrainConfig, load_config
 from ehm.storage.checkpoint import open_checkpoint
+from ehm.tasks.registry import TASKS
 
 WRITTEN = Path(__file__).parents[1] / "data" / "written_before"
 EXPECTED = json.loads((WRITTEN / "expected.json").read_text())
 PICTURE = "data/images/red/0.png"
-CONFIGS = {"pretrain": TrainConfig, "tokenizer": TokenizerConfig, **TASKS}
+CONFIGS = {
+    "pretrain": TrainConfig,
+    "tokenizer": TokenizerConfig,
+    **{name: entry.config for name, entry in TASKS.items()},
+}
 GO_ON = ("run.max_steps=null",)
 
 

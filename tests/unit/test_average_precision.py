@@ -7,7 +7,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from ehm.data.instances import Detections
-from ehm.tasks.detection.metrics import as_results, average_precision
+from ehm.tasks.detection.metrics import encode_detections, report_detection
 
 SIDE = 200
 CLASSES = ("cat", "cup", "spoon")
@@ -57,7 +57,9 @@ def random_case(seed):
         near[:, 2:] = np.maximum(near[:, 2:], near[:, :2] + 2)
         classes = np.concatenate([labels, labels[:4], rng.integers(0, 2, 3)])
         wrong = rng.random(len(classes)) < 0.2
-        rows += as_results(image, found(near, np.where(wrong, 1 - classes, classes), rng.random(len(near)).round(1)))
+        rows += encode_detections(
+            image, found(near, np.where(wrong, 1 - classes, classes), rng.random(len(near)).round(1))
+        )
     return truth, rows
 
 
@@ -79,7 +81,7 @@ def official(truth, rows, kind):
 @pytest.mark.parametrize("seed", range(3))
 def test_it_is_what_pycocotools_counts(seed):
     truth, rows = random_case(seed)
-    report = average_precision(images(*range(6)), truth, rows, CLASSES, masks=True)
+    report = report_detection(images(*range(6)), truth, rows, CLASSES, masks=True)
     for ours, kind in ((report.boxes, "bbox"), (report.masks, "segm")):
         whole, precision = official(truth, rows, kind)
         mine = (ours.ap, ours.ap50, ours.ap75, ours.small, ours.medium, ours.large)
@@ -98,8 +100,8 @@ BOX, OTHER = (20, 20, 80, 80), (110, 110, 190, 190)
 
 
 def measure(truth, answers, **options):
-    rows = [row for image, answer in answers.items() for row in as_results(image, answer)]
-    return average_precision(images(*answers), truth, rows, CLASSES[:2], masks=True, **options)
+    rows = [row for image, answer in answers.items() for row in encode_detections(image, answer)]
+    return report_detection(images(*answers), truth, rows, CLASSES[:2], masks=True, **options)
 
 
 def test_right_answers_are_1_and_none_are_0():
@@ -148,4 +150,4 @@ def test_what_a_file_leaves_out_is_added(capsys):
 
 def test_without_images_there_is_nothing_to_say():
     with pytest.raises(ValueError, match="images"):
-        average_precision([], [], [], CLASSES, masks=False)
+        report_detection([], [], [], CLASSES, masks=False)

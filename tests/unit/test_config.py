@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 
 from ehm.config import (
-    TASKS,
     ExportConfig,
     FinetuneConfig,
     ModelConfig,
@@ -16,6 +15,7 @@ from ehm.config import (
     shipped_configs,
 )
 from ehm.errors import ConfigError
+from ehm.tasks.registry import TASKS
 
 
 def message(kind, overrides=(), text=None, tmp_path=None):
@@ -151,8 +151,8 @@ def test_all_errors_come_at_once():
 
 def test_errors_of_the_downstream_tasks():
     assert "fold 5 does not exist: with folds 5 it is 0 to 4" in message(FinetuneConfig, ["fold=5"])
-    for kind in TASKS.values():
-        assert "only pretraining has a moving average" in message(kind, ["optim.ema_decay=0.9"])
+    for entry in TASKS.values():
+        assert "only pretraining has a moving average" in message(entry.config, ["optim.ema_decay=0.9"])
     text = message(ProbeConfig, ["frozen=false", "layer_decay=0.5"])
     assert "frozen: should be True, not False" in text
     assert "layer_decay: " in text

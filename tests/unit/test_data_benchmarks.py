@@ -11,7 +11,7 @@ from PIL import Image
 from ehm.config import DataConfig
 from ehm.data import open_source
 from ehm.errors import BrokenImage, DataError
-from ehm.tasks.retrieval.benchmarks import by_class, open_benchmark, read_answers
+from ehm.tasks.retrieval.benchmarks import make_answers_by_class, open_benchmark, read_answers
 
 
 def picture(path, size=(40, 30), colour=(9, 9, 9)):
@@ -168,7 +168,7 @@ def test_classes_are_sought_among_themselves(tmp_path):
         picture(tmp_path / name)
     found = open_benchmark(str(tmp_path))
     assert [(a.easy.tolist(), a.junk.tolist()) for a in found.answers][:3] == [([1], [0]), ([0], [1]), ([3, 4], [2])]
-    queries, database, answers = by_class(np.array([0, 1, 0, 1]), np.array([0, 2, 3]))
+    queries, database, answers = make_answers_by_class(np.array([0, 1, 0, 1]), np.array([0, 2, 3]))
     assert queries.tolist() == database.tolist() == [0, 2, 3]
     assert [a.easy.tolist() for a in answers] == [[1], [0], []]
     picture(tmp_path / "0.png")

@@ -30,11 +30,10 @@ from ehm.deploy.export.precision.calibration import choose_images
 from ehm.errors import ConfigError, DataError
 from ehm.storage.arrays import LearnerState
 from ehm.storage.checkpoint import open_checkpoint, save_checkpoint
-from ehm.tasks.classification import task as classification
-from ehm.tasks.detection import task as detection
-from ehm.tasks.evaluate import Stored
-from ehm.tasks.retrieval import task as retrieval
-from ehm.tasks.segmentation import task as segmentation
+from ehm.tasks.classification.task import Classification
+from ehm.tasks.detection.task import Detection
+from ehm.tasks.retrieval.task import Retrieval
+from ehm.tasks.segmentation.task import Segmentation
 
 IMAGES = 24
 
@@ -94,10 +93,10 @@ def write_objects(root, seed=0):
 SCRATCH = ModelSource(width=16, depth=1, heads=1, image_size=16, patch_size=8)
 FEW = {"optim": {"epochs": 1, "batch_size": 4, "warmup_epochs": 0, "warmup_steps": 0}, "folds": 3, "model": SCRATCH}
 TASKS = {
-    "classification": (classification, classification.Classification, FinetuneConfig, write_classes, {}),
-    "detection": (detection, detection.Detection, DetectionConfig, write_objects, {"masks": False}),
-    "retrieval": (retrieval, retrieval.Retrieval, RetrievalConfig, write_classes, {}),
-    "segmentation": (segmentation, segmentation.Segmentation, SegmentationConfig, write_pairs, {"crop_size": 32}),
+    "classification": (Classification, FinetuneConfig, write_classes, {}),
+    "detection": (Detection, DetectionConfig, write_objects, {"masks": False}),
+    "retrieval": (Retrieval, RetrievalConfig, write_classes, {}),
+    "segmentation": (Segmentation, SegmentationConfig, write_pairs, {"crop_size": 32}),
 }
 
 
@@ -113,15 +112,15 @@ class Trained:
     """A task's checkpoint as training leaves it, with random weights that nobody looks at."""
 
     def __init__(self, task, root, folder, **sections):
-        self.module, kind, config_kind, self.write, more = TASKS[task]
+        task_class, config_class, self.write, more = TASKS[task]
         self.write(root)
         data = {"source": str(root), "workers": 0}
-        self.config = config_kind.model_validate({**FEW, **more, "data": data, **sections})
-        self.task = kind(self.config, BACKEND)
+        self.config = config_class.model_validate({**FEW, **more, "data": data, **sections})
+        self.task = task_class(self.config, BACKEND)
         self.meta = {
             "kind": self.task.kind,
             "step": 1,
-            "config": self.task.stored,
+            "config": self.task.config_to_keep,
             "classes": list(self.task.classes),
             "data": self.task.data.to_json(),
         }
@@ -129,8 +128,8 @@ class Trained:
         self.folder = save_checkpoint(folder, state, self.meta, self.task.data.to_arrays())
 
     def measured(self, *overrides):
-        stored = Stored(self.folder, {}, open_checkpoint(self.folder).metadata)
-        return self.module.reopen(stored, BACKEND, None, list(overrides)).part
+        checkpoint = open_checkpoint(self.folder)
+        return type(self.task).open_evaluation(checkpoint, BACKEND, None, list(overrides)).subset
 
 
 @pytest.fixture
@@ -296,7 +295,7 @@ def test_a_checkpoint_of_an_earlier_version_goes_by_the_path(home):
 
 def test_a_resumed_task_wants_the_same_classes_in_the_same_order(home):
     trained = Trained("segmentation", home / "data", home / "run")
-    assert segmentation.Segmentation(trained.config, BACKEND, trained.folder).data.train == trained.task.data.train
+    assert Segmentation(trained.config, BACKEND, trained.folder).data.train == trained.task.data.train
     for text, message in (
         ("two\none\n", "the classes were in the order one, two and are in the order two, one"),
         ("one\nthree\n", "of the 2 classes two is now three"),
@@ -304,24 +303,24 @@ def test_a_resumed_task_wants_the_same_classes_in_the_same_order(home):
     ):
         (home / "data" / "classes.txt").write_text(text)
         with pytest.raises(ConfigError, match=message):
-            segmentation.Segmentation(trained.config, BACKEND, trained.folder)
+            Segmentation(trained.config, BACKEND, trained.folder)
 
 
 @pytest.mark.parametrize("task", TASKS)
 def test_a_resumed_task_wants_the_same_images_and_keeps_knowing_them(task, home):
     trained = Trained(task, home / "data", home / "run")
-    kind = TASKS[task][1]
+    task_class = TASKS[task][0]
     shutil.move("data", "moved")
     data = trained.config.data.model_copy(update={"source": "moved"})
     config = trained.config.model_copy(update={"data": data})
-    again = kind(config, BACKEND, trained.folder).data
+    again = task_class(config, BACKEND, trained.folder).data
     assert again.to_json() == trained.task.data.to_json()
     for name, found in again.to_arrays().items():
         np.testing.assert_array_equal(found, trained.task.data.to_arrays()[name])
     file = sorted((home / "moved").rglob("*.png"))[0]
     file.write_bytes(file.read_bytes() + b"more")
     with pytest.raises(ConfigError, match=r"data.source moved is not what step-00000001 was trained on"):
-        kind(config, BACKEND, trained.folder)
+        task_class(config, BACKEND, trained.folder)
 
 
 def test_calibration_and_its_measure_keep_to_what_training_held_out(home):

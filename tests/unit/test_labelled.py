@@ -5,7 +5,7 @@ from PIL import Image
 
 from ehm.config import FinetuneConfig
 from ehm.errors import DataError
-from ehm.tasks.images import split
+from ehm.tasks.classification.task import Classification
 
 
 def write(root, *files):
@@ -18,19 +18,19 @@ def write(root, *files):
 def test_one_folder_is_named(tmp_path):
     config = write(tmp_path, "cat/0.png", "cat/1.png")
     with pytest.raises(DataError, match=f"has no labels: all of its images lie in one folder, {tmp_path}/cat; put"):
-        split(config)
+        Classification.split_images(config)
 
 
 def test_an_image_beside_the_class_folders_is_named(tmp_path):
     config = write(tmp_path, "cat/0.png", "dog/0.png", "cover.png")
     with pytest.raises(DataError, match=r"has no labels: cover\.png lies beside the folder cat; move what has"):
-        split(config)
+        Classification.split_images(config)
     config = write(tmp_path, "logo.png")
     with pytest.raises(DataError, match=r"has no labels: cover\.png and 1 more images lie beside the folder cat; move"):
-        split(config)
+        Classification.split_images(config)
 
 
 def test_so_it_is_in_a_training_part(tmp_path):
     config = write(tmp_path, "train/cat/0.png", "train/0.png", "val/cat/0.png")
     with pytest.raises(DataError, match=r"has no labels: 0\.png lies beside the folder cat"):
-        split(config)
+        Classification.split_images(config)

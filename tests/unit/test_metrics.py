@@ -6,7 +6,12 @@ import numpy as np
 import pytest
 from sklearn import metrics as reference
 
-from ehm.tasks.classification.metrics import confusion_matrix, precision_recall_f1, report, roc_auc
+from ehm.tasks.classification.metrics import (
+    compute_confusion,
+    compute_precision_recall_f1,
+    compute_roc_auc,
+    report_classification,
+)
 
 
 @pytest.fixture(params=range(5))
@@ -23,7 +28,7 @@ def answers(request):
 def test_counts_and_shares_are_scikit_learns(answers):
     labels, scores, classes = answers
     predicted = scores.argmax(1)
-    result = report(labels, scores, classes)
+    result = report_classification(labels, scores, classes)
     assert result.samples == 60
     assert np.array_equal(result.confusion, reference.confusion_matrix(labels, predicted, labels=range(len(classes))))
     assert result.top1 == pytest.approx(reference.accuracy_score(labels, predicted))
@@ -45,36 +50,36 @@ def test_auc_counts_ties_half(seed, decimals):
     rng = np.random.default_rng(seed)
     positive = rng.random(50) < 0.2 + 0.1 * seed
     scores = np.round(rng.normal(size=50) + positive, decimals).astype(np.float32)
-    assert roc_auc(positive, scores) == pytest.approx(reference.roc_auc_score(positive, scores))
+    assert compute_roc_auc(positive, scores) == pytest.approx(reference.roc_auc_score(positive, scores))
 
 
 def test_auc_of_a_report_is_of_the_second_class():
     labels = np.array([0, 0, 1, 1])
     scores = np.array([[2.0, 0.0], [1.0, 0.5], [0.0, 0.0], [0.0, 3.0]])
-    assert report(labels, scores, ["no", "yes"]).auc == 1
-    assert report(labels, scores[:, ::-1], ["no", "yes"]).auc == 0
+    assert report_classification(labels, scores, ["no", "yes"]).auc == 1
+    assert report_classification(labels, scores[:, ::-1], ["no", "yes"]).auc == 0
 
 
 def test_a_class_that_does_not_occur_does_not_count_in_balanced_accuracy():
     labels, predicted = np.array([0, 0, 1]), np.array([0, 2, 1])
-    result = report(labels, np.eye(3)[predicted], ["a", "b", "c"])
+    result = report_classification(labels, np.eye(3)[predicted], ["a", "b", "c"])
     assert result.balanced_accuracy == pytest.approx((1 / 2 + 1) / 2)
     assert result.recall == (0.5, 1, 0)
-    assert np.array_equal(confusion_matrix(labels, predicted, 3), [[1, 0, 1], [0, 1, 0], [0, 0, 0]])
-    assert precision_recall_f1(np.zeros((2, 2), np.int64))[2].tolist() == [0, 0]
+    assert np.array_equal(compute_confusion(labels, predicted, 3), [[1, 0, 1], [0, 1, 0], [0, 0, 0]])
+    assert compute_precision_recall_f1(np.zeros((2, 2), np.int64))[2].tolist() == [0, 0]
 
 
 def test_two_classes_of_which_one_is_absent_have_no_auc():
-    assert report(np.zeros(3, np.int64), np.eye(2)[[0, 1, 0]], ["a", "b"]).auc is None
+    assert report_classification(np.zeros(3, np.int64), np.eye(2)[[0, 1, 0]], ["a", "b"]).auc is None
     with pytest.raises(ValueError, match=r"positive: 0 of 3 are positive"):
-        roc_auc(np.zeros(3, bool), np.arange(3.0))
+        compute_roc_auc(np.zeros(3, bool), np.arange(3.0))
 
 
 def test_nothing_to_measure_is_an_error():
     with pytest.raises(ValueError, match="labels"):
-        report(np.zeros(0, np.int64), np.zeros((0, 2)), ["a", "b"])
+        report_classification(np.zeros(0, np.int64), np.zeros((0, 2)), ["a", "b"])
 
 
 def test_a_report_is_json():
-    result = report(np.array([0, 1]), np.eye(2), ["a", "b"])
+    result = report_classification(np.array([0, 1]), np.eye(2), ["a", "b"])
     assert json.loads(json.dumps(result.to_json()))["confusion"] == [[1, 0], [0, 1]]

@@ -5,7 +5,7 @@ import pytest
 import torch
 from timm.data import Mixup
 
-from ehm.tasks.classification.mixing import mix, soft_targets
+from ehm.tasks.classification.mixing import make_soft_targets, mix_images
 
 
 class Recorder:
@@ -42,7 +42,7 @@ def test_it_is_timms(batch, monkeypatch, mixup, cutmix, seed):
     images, labels = batch
     rng = Recorder(seed)
     before = images.copy()
-    mixed, targets = mix(images, soft_targets(labels, 4, 0.1), mixup, cutmix, rng)
+    mixed, targets = mix_images(images, make_soft_targets(labels, 4, 0.1), mixup, cutmix, rng)
     assert np.array_equal(images, before)
 
     drawn = iter([0.0, *rng.drawn])  # timm first draws whether to mix at all
@@ -61,10 +61,10 @@ def test_it_is_timms(batch, monkeypatch, mixup, cutmix, seed):
 
 def test_both_are_drawn_about_equally_often(batch):
     images, labels = batch
-    targets = soft_targets(labels, 4)
+    targets = make_soft_targets(labels, 4)
     kinds = []
     for seed in range(200):
-        mixed, _ = mix(images, targets, 0.8, 1.0, np.random.default_rng(seed))
+        mixed, _ = mix_images(images, targets, 0.8, 1.0, np.random.default_rng(seed))
         whole = (mixed == images) | (mixed == images[::-1])
         kinds.append(bool(whole.all()))  # CutMix leaves every pixel one image's
     assert 70 < sum(kinds) < 130
@@ -72,19 +72,19 @@ def test_both_are_drawn_about_equally_often(batch):
 
 def test_off_means_untouched(batch):
     images, labels = batch
-    targets = soft_targets(labels, 4)
-    mixed, same = mix(images, targets, 0, 0, np.random.default_rng(0))
+    targets = make_soft_targets(labels, 4)
+    mixed, same = mix_images(images, targets, 0, 0, np.random.default_rng(0))
     assert mixed is images
     assert same is targets
 
 
 def test_an_odd_batch_keeps_its_middle_image(batch):
     images, labels = batch[0][:5], batch[1][:5]
-    mixed, targets = mix(images, soft_targets(labels, 4), 0.8, 1.0, np.random.default_rng(1))
+    mixed, targets = mix_images(images, make_soft_targets(labels, 4), 0.8, 1.0, np.random.default_rng(1))
     assert np.array_equal(mixed[2], images[2])
     assert targets.sum(axis=1) == pytest.approx(np.ones(5))
 
 
 def test_smoothing_spreads_evenly():
-    assert soft_targets(np.array([1]), 4, 0.2)[0] == pytest.approx([0.05, 0.85, 0.05, 0.05])
-    assert soft_targets(np.array([2, 0]), 3).tolist() == [[0, 0, 1], [1, 0, 0]]
+    assert make_soft_targets(np.array([1]), 4, 0.2)[0] == pytest.approx([0.05, 0.85, 0.05, 0.05])
+    assert make_soft_targets(np.array([2, 0]), 3).tolist() == [[0, 0, 1], [1, 0, 0]]

@@ -13,6 +13,7 @@ from PIL import Image
 from rich.progress import Progress
 from rich.table import Table
 
+from ehm.backends.base import ALONE
 from ehm.config import DataConfig, load_config
 from ehm.config.tasks import FinetuneConfig
 from ehm.console import PlainConsole, console, print_line
@@ -24,11 +25,11 @@ from ehm.deploy.serve.routes.neighbours import Index
 from ehm.doctor import Finding
 from ehm.errors import ConfigError
 from ehm.storage.names import escape_undecodable
-from ehm.tasks.classification.metrics import report
-from ehm.tasks.detection.metrics import average_precision
+from ehm.tasks.classification.metrics import report_classification
+from ehm.tasks.detection.metrics import report_detection
 from ehm.tasks.segmentation.metrics import SegmentationReport
+from ehm.training.run import print_unreadable
 from ehm.training.runlog import RunLog
-from ehm.training.runs import say_broken
 
 NAMES = ["screw [left]", "part [/A]", "[bold]", ":cat:", "[link=x]y[/link]"]
 BYTES = os.fsdecode(b"caf\xe9")  # Latin-1
@@ -74,12 +75,12 @@ def test_escapes_are_those_of_bytes_and_of_surrogates():
 
 def test_reports_keep_the_names_of_classes(monkeypatch, capsys):
     monkeypatch.setattr(console, "_width", 200)  # no cell is broken into lines
-    report(np.array([0, 1]), np.eye(2), NAMES[:2]).show()
+    report_classification(np.array([0, 1]), np.eye(2), NAMES[:2]).show()
     SegmentationReport(1, 1.0, 1.0, 1.0, tuple(NAMES[:2]), (1.0, 1.0), (1.0, 1.0), (8, 8)).show()
     boxes = [{"image_id": 1, "bbox": [0, 0, 4, 4], "category_id": 1, "score": 0.5}]
-    average_precision([{"id": 1, "height": 9, "width": 9}], boxes, boxes, NAMES[:2], masks=False).show()
+    report_detection([{"id": 1, "height": 9, "width": 9}], boxes, boxes, NAMES[:2], masks=False).show()
     _print([Timing(NAMES[1], 1, 1, 1, 1, 1, 1, 1, 1)], NAMES[0])
-    say_broken({f"/data/{NAMES[1]}/a.png": f"broken {NAMES[1]}"})
+    print_unreadable({f"/data/{NAMES[1]}/a.png": f"broken {NAMES[1]}"}, ALONE)
     printed = capsys.readouterr().out
     assert printed.count(NAMES[1]) >= 1 + 1 + 1 + 1 + 2
     assert printed.count(NAMES[0]) >= 3

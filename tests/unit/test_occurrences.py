@@ -16,8 +16,8 @@ from ehm.data.sources.mask_counts import MaskCounts, explain_255
 from ehm.data.sources.pairs import check_pairs, open_pairs
 from ehm.data.subset import Subset
 from ehm.errors import DataError
-from ehm.tasks.images import split
-from ehm.tasks.occurrences import count_labels, count_objects, describe_masks, describe_numbers
+from ehm.tasks.classes import count_labels, count_objects, describe_counts, describe_masks
+from ehm.tasks.classification.task import Classification
 from ehm.tasks.segmentation.task import Segmentation
 
 
@@ -41,7 +41,7 @@ def test_of_many_classes_the_rarest_are_named():
     classes = [f"c{number}" for number in range(20)]
     numbers = [1000 + 10 * number for number in range(20)]
     said = "1,000 to 1,190 (the rarest: c0 1,000, c1 1,010, c2 1,020, c3 1,030, c4 1,040)"
-    assert describe_numbers(classes, numbers) == said
+    assert describe_counts(classes, numbers) == said
 
 
 def test_a_class_folder_without_images_is_refused(tmp_path):
@@ -58,7 +58,7 @@ def test_a_class_that_is_held_out_whole_is_refused(tmp_path):
     for fold in range(5):
         data = {"source": str(tmp_path)}
         config = FinetuneConfig.model_validate({"data": data, "folds": 5, "fold": fold})
-        train, val = split(config)
+        train, val = Classification.split_images(config)
         if (val.labels == train.source.classes.index("dog")).any():
             refused += 1
             with pytest.raises(DataError, match=r"class dog without any image to train on .*is held out"):

@@ -7,7 +7,7 @@ import pytest
 from sklearn.metrics import average_precision_score
 
 from ehm.tasks.retrieval.benchmarks import Answers
-from ehm.tasks.retrieval.metrics import average_precision, compare, ranks
+from ehm.tasks.retrieval.metrics import compute_average_precision, find_ranks, report_retrieval
 
 NONE = np.zeros(0, np.int64)
 
@@ -27,7 +27,7 @@ def ranking(*orders):
 
 def test_a_ranking_with_junk_by_hand():
     # ranked: easy 2, junk 1, wrong 0, hard 4, wrong 5, easy 3
-    report = compare(*ranking((2, 1, 0, 4, 5, 3)), [answers(easy=[2, 3], hard=[4], junk=[1])], revisited=True)
+    report = report_retrieval(*ranking((2, 1, 0, 4, 5, 3)), [answers(easy=[2, 3], hard=[4], junk=[1])], revisited=True)
     medium, hard, easy = (report.protocols[name] for name in ("medium", "hard", "easy"))
     # medium: junk 1 goes, positives at ranks 0, 2, 4: (1 + 1)/2, (1/2 + 2/3)/2, (2/4 + 3/5)/2
     assert medium.map == pytest.approx((1 + (1 / 2 + 2 / 3) / 2 + (1 / 2 + 3 / 5) / 2) / 3)
@@ -43,13 +43,13 @@ def test_a_ranking_with_junk_by_hand():
 
 
 def test_queries_without_anything_to_find_do_not_count():
-    report = compare(
+    report = report_retrieval(
         *ranking((0, 1, 2), (2, 1, 0)), [answers(easy=[0], junk=[1]), answers(easy=[0], hard=[1])], revisited=True
     )
     assert [report.protocols[name].queries for name in ("easy", "medium", "hard")] == [2, 2, 1]
     assert report.protocols["easy"].map == pytest.approx((1 + (0 + 1 / 2) / 2) / 2)
     assert report.protocols["hard"].map == pytest.approx((0 + 1 / 2) / 2)  # easy 0 is junk, wrong 2 comes first
-    none = compare(*ranking((0, 1)), [answers(easy=[0])], revisited=True)
+    none = report_retrieval(*ranking((0, 1)), [answers(easy=[0])], revisited=True)
     assert math.isnan(none.protocols["hard"].map)
     assert none.figures["map_hard"] is None
     assert none.to_json()["protocols"]["hard"]["map"] is None
@@ -76,7 +76,7 @@ def test_it_is_the_area_that_a_walk_down_the_list_finds():
         order = rng.permutation(30)
         parts = rng.permutation(30)
         positive, junk = parts[: rng.integers(1, 10)], parts[10 : 10 + rng.integers(0, 10)]
-        found = average_precision(ranks(order, positive, junk))
+        found = compute_average_precision(find_ranks(order, positive, junk))
         assert found == pytest.approx(walked(order, set(positive.tolist()), set(junk.tolist())))
 
 
@@ -85,13 +85,15 @@ def test_scikit_learn_counts_less_by_half_a_step_at_each_positive():
     for _ in range(50):
         truth, scores = rng.random(40) < 0.3, rng.random(40)
         truth[0] = True
-        at = ranks(np.argsort(-scores), np.flatnonzero(truth))
-        ours, theirs = average_precision(at), average_precision_score(truth, scores)
+        at = find_ranks(np.argsort(-scores), np.flatnonzero(truth))
+        ours, theirs = compute_average_precision(at), average_precision_score(truth, scores)
         steps = np.array([(1 if rank == 0 else n / rank) - (n + 1) / (rank + 1) for n, rank in enumerate(at)])
         assert ours - theirs == pytest.approx(steps.mean() / 2)
 
 
 def test_equal_ones_keep_the_order_of_their_numbers():
     flat = np.ones((1, 2), np.float32), np.ones((4, 2), np.float32)
-    assert compare(*flat, [answers(easy=[0])], revisited=False).protocols["all"].map == 1
-    assert compare(*flat, [answers(easy=[3])], revisited=False).protocols["all"].map == pytest.approx((0 + 1 / 4) / 2)
+    assert report_retrieval(*flat, [answers(easy=[0])], revisited=False).protocols["all"].map == 1
+    assert report_retrieval(*flat, [answers(easy=[3])], revisited=False).protocols["all"].map == pytest.approx(
+        (0 + 1 / 4) / 2
+    )

@@ -32,11 +32,10 @@ from ehm.deploy.predict.segmentation import write_mask
 from ehm.errors import WriteError
 from ehm.storage.arrays import LearnerState
 from ehm.storage.checkpoint import newest_checkpoint, save_checkpoint
-from ehm.storage.writing import replace_file, report_write_errors
+from ehm.storage.writing import replace_file, report_write_errors, write_json
 from ehm.training.curves import Curves
 from ehm.training.runlog import RunLog
-from ehm.training.runs import write_json
-from ehm.training.tokenizer import _draw
+from ehm.training.tokenizer_quality import Reconstructions, draw_reconstructions
 
 NOISE = np.random.default_rng(0).integers(0, 256, (4, 64, 64, 3), dtype=np.uint8)
 FEATURES = NOISE.reshape(4, -1).astype(np.float32)
@@ -68,13 +67,17 @@ def write_curve(folder):
     curves.close()
 
 
+def write_reconstructions(folder):
+    draw_reconstructions(Reconstructions(NOISE, NOISE / np.float32(255), np.zeros(4)), folder)
+
+
 WRITERS = {
     "checkpoints/step-00000007": write_state,
     "figures.json": lambda folder: write_json(folder / "figures.json", {"key": "x" * 5000}),
     "tensorboard": write_curve,
     "page.png": lambda folder: _write_picture(Image.fromarray(NOISE[0]), folder / "page.png"),
     "distance.csv": write_table,
-    "reconstructions.png": lambda folder: _draw(NOISE, NOISE / np.float32(255), np.zeros(4), folder),
+    "reconstructions.png": write_reconstructions,
     "masks/a.png": lambda folder: write_mask(NOISE[0, :, :, 0], folder / "masks", "a", set()),
     "bundle/model.onnx": write_graph,
     "features.npy": write_predictions,

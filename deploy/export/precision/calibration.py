@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from rich.progress import Progress
 
-from ehm.config import CalibrationConfig, DataConfig, FinetuneConfig, RetrievalConfig
+from ehm.config import CalibrationConfig, DataConfig
 from ehm.console import console
 from ehm.data import open_source
 from ehm.data.decoding.depth import ValueRange
@@ -27,14 +27,15 @@ from ehm.deploy.bundle.manifest import Source
 from ehm.errors import BrokenImage, ConfigError, DataError
 from ehm.storage.checkpoint import open_checkpoint
 from ehm.tasks.held_out import leave_out_seen
-from ehm.tasks.images import split
-from ehm.tasks.retrieval.task import parts
+from ehm.tasks.registry import find_task_by_kind
 from ehm.training.training_data import TrainingData, hash_training_images, read_training_data
 
 __all__ = ["ImageSample", "choose_images"]
 
 _THREADS = 2
 """Threads that read names, sizes and bytes of images."""
+_KINDS_OF_ONE_IMAGE = ("classifier", "embedder")
+"""Kinds of checkpoints whose sources give an image, and nothing that belongs to it."""
 Prepare = Callable[[Image.Image], NDArray[Any]]
 
 
@@ -193,11 +194,11 @@ def _open_training_images(source: Source, origin: str | None = None) -> _Images:
     data = values["data"]
     if origin is not None:
         data["source"] = origin
-    if source.kind == "embedder":
-        return _Images(data["source"], *parts(RetrievalConfig.model_validate(values)))
-    if source.kind == "classifier":
-        return _Images(data["source"], *split(FinetuneConfig.model_validate(values)))
-    return _open_images(data["source"], data.get("range"), data["layout"])
+    entry = find_task_by_kind(source.kind)
+    if entry is None or source.kind not in _KINDS_OF_ONE_IMAGE:
+        return _open_images(data["source"], data.get("range"), data["layout"])
+    config = entry.config.model_validate(values)
+    return _Images(data["source"], *entry.load_class().split_images(config))
 
 
 def _open_images(origin: str, value_range: ValueRange, layout: str = "auto") -> _Images:

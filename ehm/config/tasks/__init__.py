@@ -7,7 +7,6 @@ from ehm.config.tasks.retrieval import RetrievalConfig
 from ehm.config.tasks.segmentation import SegmentationConfig, SegmentationData, SlideConfig, UperNetConfig
 
 __all__ = [
-    "TASKS",
     "AugmentConfig",
     "DetectionConfig",
     "DetectionData",
@@ -20,11 +19,3 @@ __all__ = [
     "TaskConfig",
     "UperNetConfig",
 ]
-
-TASKS: dict[str, type[TaskConfig]] = {
-    "classification": FinetuneConfig,
-    "detection": DetectionConfig,
-    "segmentation": SegmentationConfig,
-    "retrieval": RetrievalConfig,
-}
-"""The configuration of each task, by the value of ``--task`` and of the key ``task``."""

@@ -1,7 +1,7 @@
 """Mixup and CutMix on bytes, and soft targets (Zhang et al., 2018; Yun et al., 2019; Szegedy et al., 2016).
 
 Follows the defaults of timm's ``Mixup``, which MAE's fine-tuning uses: one draw for the whole batch, every batch mixed,
-CutMix with probability 0.5 where both are on, and an image's partner is its mirror in the order of the batch.
+CutMix with probability 0.5 if both are on, and an image's partner is its mirror in the order of the batch.
 Shapes: B images of H x W pixels, C classes.
 """
 
@@ -10,17 +10,17 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["mix", "soft_targets"]
+__all__ = ["make_soft_targets", "mix_images"]
 
 
-def soft_targets(labels: NDArray[np.int64], classes: int, smoothing: float = 0.0) -> NDArray[np.float32]:
-    """Class numbers (B,) -> distributions (B, C): ``smoothing`` is spread evenly over all classes."""
+def make_soft_targets(labels: NDArray[np.int64], classes: int, smoothing: float = 0.0) -> NDArray[np.float32]:
+    """Turn class numbers (B,) into distributions (B, C): ``smoothing`` is spread evenly over all classes."""
     targets = np.full((len(labels), classes), smoothing / classes, dtype=np.float32)
     targets[np.arange(len(labels)), labels] = 1 - smoothing + smoothing / classes
     return targets
 
 
-def mix(
+def mix_images(
     images: NDArray[np.uint8],
     targets: NDArray[np.float32],
     mixup: float,
@@ -35,25 +35,24 @@ def mix(
     """
     if mixup <= 0 and cutmix <= 0:
         return images, targets
-    cut = cutmix > 0 and (mixup <= 0 or rng.random() < 0.5)
-    share = float(rng.beta(cutmix, cutmix) if cut else rng.beta(mixup, mixup))
-    if cut:
-        rows, columns = _box(images.shape[1], images.shape[2], share, rng)
+    is_cutmix = cutmix > 0 and (mixup <= 0 or rng.random() < 0.5)
+    parameter = cutmix if is_cutmix else mixup
+    share = float(rng.beta(parameter, parameter))
+    if is_cutmix:
+        height, width = images.shape[1:3]
+        rows = _draw_span(height, share, rng)
+        columns = _draw_span(width, share, rng)
         mixed = images.copy()
         mixed[:, rows, columns] = images[::-1, rows, columns]
-        share = 1 - (rows.stop - rows.start) * (columns.stop - columns.start) / (images.shape[1] * images.shape[2])
+        share = 1 - (rows.stop - rows.start) * (columns.stop - columns.start) / (height * width)
     else:
         blend = images * np.float32(share) + images[::-1] * np.float32(1 - share)
         mixed = np.rint(blend).astype(np.uint8)
     return mixed, (targets * share + targets[::-1] * (1 - share)).astype(np.float32)
 
 
-def _box(height: int, width: int, share: float, rng: np.random.Generator) -> tuple[slice, slice]:
-    """A box of ``1 - share`` of the area around a random centre, cut off at the image's borders."""
-    side = np.sqrt(1 - share)
-
-    def span(length: int) -> slice:
-        size, centre = int(length * side), int(rng.integers(length))
-        return slice(max(0, centre - size // 2), min(length, centre + (size + 1) // 2))
-
-    return span(height), span(width)
+def _draw_span(length: int, share: float, rng: np.random.Generator) -> slice:
+    """Draw one side of a box of ``1 - share`` of the image's area: around a random centre, cut off at the borders."""
+    size = int(length * np.sqrt(1 - share))
+    centre = int(rng.integers(length))
+    return slice(max(0, centre - size // 2), min(length, centre + (size + 1) // 2))

@@ -5,30 +5,32 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from rich.table import Table
 
-from ehm import backends
 from ehm.backends.base import Backend
 from ehm.config import ProbeConfig
 from ehm.console import console
-from ehm.data import EvalTransform
+from ehm.data import EvalTransform, Source
 from ehm.data.subset import Subset
 from ehm.errors import ConfigError
-from ehm.tasks.classification.metrics import Report, report
-from ehm.tasks.classification.task import Classification
-from ehm.tasks.images import collect, eval_loader
-from ehm.training.runs import agree, begin, explain_stop, write_json
-from ehm.training.supervised import fit
+from ehm.storage.writing import write_json
+from ehm.tasks.classification.metrics import ClassificationReport, report_classification
+from ehm.tasks.classification.task import MOST_AT_ONCE, Classification
+from ehm.tasks.predictions import collect_predictions
+from ehm.training.loaders import make_eval_loader
+from ehm.training.run import open_run
+from ehm.training.supervised import train_task
 
-__all__ = ["DEFAULT_CONFIG", "TEMPERATURE", "ProbeResult", "neighbour_votes", "probe"]
+__all__ = ["DEFAULT_CONFIG", "TEMPERATURE", "ProbeResult", "measure_neighbours", "probe", "vote_by_neighbours"]
 
 DEFAULT_CONFIG = "elpv/probe"
+DEFAULT_OUT = Path("runs/probe")
 TEMPERATURE = 0.07
-"""Of the votes of nearest neighbours (DINO, Caron et al., 2021)."""
+"""The temperature of the votes of nearest neighbours (DINO, Caron et al., 2021)."""
+_QUERIES_AT_ONCE = 256
 
 
 @dataclass(frozen=True)
@@ -37,8 +39,8 @@ class ProbeResult:
 
     out: Path
     checkpoint: Path
-    linear: Report
-    neighbours: Report
+    linear: ClassificationReport
+    neighbours: ClassificationReport
 
 
 def probe(
@@ -53,37 +55,47 @@ def probe(
     The linear probe sees what ``config.pool`` says and is trained as fine-tuning is, with the encoder frozen; nearest
     neighbours see the mean of the patch tokens. ``out/metrics.json`` holds both reports. Raises EhmError on bad input.
     """
-    folder = Path(out) if out is not None else Path("runs") / "probe"
-    settings, _ = begin(ProbeConfig, DEFAULT_CONFIG, config, overrides, folder, resume=False, resumable=False)
-    backend = backends.get(device)
-    agree(backend.processes, None)
-    task = Classification(settings, backend)
-    neighbours = measure_neighbours(settings, backend, task.train, task.val)
-    with explain_stop(folder, resumable=False):
-        linear = fit(task, backend, folder, title="probe")
-        _print(settings, linear.report, neighbours)
-        if backend.processes.rank == 0:
-            values = {"linear": linear.report.to_json(), "neighbours": neighbours.to_json()}
-            path = write_json(folder / "metrics.json", {"checkpoint": str(linear.checkpoint), **values})
+    folder = DEFAULT_OUT if out is None else Path(out)
+    run = open_run(ProbeConfig, DEFAULT_CONFIG, config, overrides, device, folder, is_resumable=False)
+    task = Classification(run.config, run.backend)
+    neighbours = measure_neighbours(run.config, run.backend, task.train, task.val)
+    with run.explain_write_errors():
+        linear = train_task(task, run, title="probe")
+        _print_reports(run.config, linear.report, neighbours)
+        if run.is_main_process:
+            values = {
+                "checkpoint": str(linear.checkpoint),
+                "linear": linear.report.to_json(),
+                "neighbours": neighbours.to_json(),
+            }
+            path = write_json(folder / "metrics.json", values)
             console.print(f"Report: {path}")
     return ProbeResult(folder, linear.checkpoint, linear.report, neighbours)
 
 
-def measure_neighbours(config: ProbeConfig, backend: Backend, train: Subset, val: Subset) -> Report:
-    """k-NN on the features of the encoder: each image of ``val`` is classed by its nearest images of ``train``."""
+def measure_neighbours(
+    config: ProbeConfig, backend: Backend, train: Subset[Source], val: Subset[Source]
+) -> ClassificationReport:
+    """Class each image of ``val`` by the images of ``train`` whose features are nearest to its own (k-NN)."""
     if config.neighbours > len(train):
         raise ConfigError(f"neighbours {config.neighbours}: there are only {len(train):,} images to search")
     encoder = backend.create_encoder(config.model, config.data)
     transform = EvalTransform.from_spec(encoder.image_size, encoder.inputs)
-    found = []
-    for part, title in zip((train, val), ("features to search", "features to class"), strict=True):
-        with eval_loader(part, transform, config, backend.processes) as loader:
-            found.append((part.source.classes, *collect(encoder.compute_features, loader, title, backend.processes)))
-    (classes, labels, features), (_, wanted, queries) = found
-    return report(wanted, neighbour_votes(features, labels, queries, len(classes), config.neighbours), classes)
+
+    def extract_features(subset: Subset[Source], title: str) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        with make_eval_loader(
+            subset.source, transform, config, backend.processes, most=MOST_AT_ONCE, subset=subset.selected
+        ) as loader:
+            return collect_predictions(encoder.compute_features, loader, title, backend.processes)
+
+    labels, features = extract_features(train, "features to search")
+    wanted, queries = extract_features(val, "features to class")
+    classes = train.source.classes
+    votes = vote_by_neighbours(features, labels, queries, len(classes), config.neighbours)
+    return report_classification(wanted, votes, classes)
 
 
-def neighbour_votes(
+def vote_by_neighbours(
     features: NDArray[np.float32],
     labels: NDArray[np.int64],
     queries: NDArray[np.float32],
@@ -91,34 +103,35 @@ def neighbour_votes(
     neighbours: int,
     temperature: float = TEMPERATURE,
 ) -> NDArray[np.float64]:
-    """Votes of the nearest of ``features`` (n, D) by cosine for ``queries`` (m, D): (m, classes), each row sums to 1.
+    """Return the votes (m, classes) of the nearest of ``features`` (n, D) for ``queries`` (m, D); rows sum to 1.
 
-    The vote of a neighbour weighs exp(cosine / temperature), as in DINO. The mean of ``features`` is taken off first:
-    features of one encoder share a large constant part, which hides the angles between them.
+    The vote of a neighbour weighs exp(cosine / temperature), as in DINO.
     """
+    # features of one encoder share a large constant part, which hides the angles between them
     mean = features.mean(axis=0)
-    features, queries = _unit(features - mean), _unit(queries - mean)
+    features = _normalise_rows(features - mean)
+    queries = _normalise_rows(queries - mean)
     count = min(neighbours, len(features))
     votes = np.zeros((len(queries), classes))
-    for start in range(0, len(queries), 256):
-        rows = slice(start, start + 256)
+    for start in range(0, len(queries), _QUERIES_AT_ONCE):
+        rows = slice(start, start + _QUERIES_AT_ONCE)
         cosine = queries[rows] @ features.T
         nearest = np.argpartition(-cosine, count - 1, axis=1)[:, :count]
+        # 1 is taken off, which changes no share and keeps exp from growing beyond float64
         weight = np.exp((np.take_along_axis(cosine, nearest, axis=1) - 1) / temperature, dtype=np.float64)
         np.add.at(votes[rows], (np.arange(len(nearest))[:, None], labels[nearest]), weight)
     votes /= votes.sum(axis=1, keepdims=True)
     return votes
 
 
-def _unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+def _normalise_rows(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
     unit: NDArray[np.float32] = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
     return unit
 
 
-def _print(config: ProbeConfig, linear: Report, neighbours: Report) -> None:
+def _print_reports(config: ProbeConfig, linear: ClassificationReport, neighbours: ClassificationReport) -> None:
     table = Table("probe", "top-1", "balanced accuracy", "AUC", title=f"frozen features of {config.model.init}")
-    rows: list[tuple[str, Any]] = [("linear", linear), (f"{config.neighbours} nearest neighbours", neighbours)]
-    for name, result in rows:
-        auc = "" if result.auc is None else f"{result.auc:.3f}"
-        table.add_row(name, f"{result.top1:.1%}", f"{result.balanced_accuracy:.1%}", auc)
+    for name, report in (("linear", linear), (f"{config.neighbours} nearest neighbours", neighbours)):
+        auc = "" if report.auc is None else f"{report.auc:.3f}"
+        table.add_row(name, f"{report.top1:.1%}", f"{report.balanced_accuracy:.1%}", auc)
     console.print(table)

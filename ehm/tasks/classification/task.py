@@ -11,120 +11,123 @@ from numpy.typing import NDArray
 
 from ehm.backends.base import Backend, Classifier
 from ehm.config import FinetuneConfig
-from ehm.data import Batch, EvalTransform, TrainTransform, open_source
+from ehm.data import Batch, EvalTransform, Source, Split, TrainTransform, open_source
 from ehm.data.subset import Subset, require_labels
-from ehm.errors import DataError
-from ehm.storage.arrays import LearnerState
-from ehm.tasks.classification.metrics import Report, report
-from ehm.tasks.classification.mixing import mix, soft_targets
-from ehm.tasks.evaluate import Evaluation, Stored
-from ehm.tasks.held_out import leave_out_first_weights, remember_images, select_part
-from ehm.tasks.images import collect, eval_loader, split, train_loader
-from ehm.tasks.occurrences import count_labels
+from ehm.storage.checkpoint import Checkpoint
+from ehm.tasks.base import Evaluation, Task, load_learner, merge_config
+from ehm.tasks.classes import count_labels, number_classes
+from ehm.tasks.classification.metrics import ClassificationReport, report_classification
+from ehm.tasks.classification.mixing import make_soft_targets, mix_images
+from ehm.tasks.folds import divide_by_fold, require_same_classes, stratify
+from ehm.tasks.predictions import collect_predictions
+from ehm.training.loaders import make_eval_loader, make_train_loader
 
-__all__ = ["Classification", "reopen"]
+__all__ = ["MOST_AT_ONCE", "Classification"]
+
+MOST_AT_ONCE = 256
+"""Images that are measured at once, at most: more make nothing faster."""
 
 
-class Classification:
-    """Implements :class:`ehm.training.supervised.Task`: fine-tuning, and linear probing where ``config.frozen``."""
+class Classification(Task[FinetuneConfig, ClassificationReport]):
+    """Fine-tuning, or linear probing if ``config.frozen``."""
 
-    kind = "classifier"
+    learner: Classifier
 
     def __init__(self, config: FinetuneConfig, backend: Backend, start: Path | None = None) -> None:
-        data, augment, self._processes = config.data, config.augment, backend.processes
-        self.config = config
-        self.train, val = split(config)
-        self.classes = self.train.source.classes
-        self.data = remember_images(config, self.train, val, self.classes, start, self._processes)
-        self.val = leave_out_first_weights(val, self.data, config, self._processes)
-        self.class_counts = count_labels(self.train, data)
-        # a resumed run needs nothing but its checkpoint
-        model = config.model if start is None else config.model.model_copy(update={"init": str(start)})
-        self.learner: Classifier = backend.create_classifier(
-            config.model_copy(update={"model": model}), len(self.classes)
-        )
+        train, val = self.split_images(config)
+        super().__init__(config, backend, train, val, start)
+        self.class_counts = count_labels(train, config.data)
+        self.learner = backend.create_classifier(self.learner_config, len(self.classes))
         self.headline = f"{'Linear probing of' if config.frozen else 'Fine-tuning'} {config.model.init}"
+
+        data = config.data
         inputs = self.learner.inputs
         transform = TrainTransform(
             self.learner.image_size,
             data.crop_scale,
             data.flip,
             data.color_jitter,
-            augment.rand_augment,
-            augment.random_erasing,
+            config.augment.rand_augment,
+            config.augment.random_erasing,
             inputs.mean,
             inputs.std,
             inputs.interpolation,
         )
-        self.loader = train_loader(self.train, transform, config, self._processes)
-        measured = EvalTransform.from_spec(self.learner.image_size, inputs)
-        self._val_loader = eval_loader(self.val, measured, config, self._processes)
+        self.loader = make_train_loader(train.source, transform, config, self.processes, subset=train.selected)
+        numbers = np.arange(len(self.classes))
+        self.evaluation = ClassifierEvaluation(self.learner, self.classes, numbers, config, self.val, backend)
 
     @property
-    def stored(self) -> dict[str, Any]:
-        """What ``FinetuneConfig`` reads: a probe's own keys are left out."""
+    def config_to_keep(self) -> dict[str, Any]:
+        """The configuration as JSON, as ``FinetuneConfig`` reads it: a probe's own keys are left out."""
         return self.config.model_dump(mode="json", include=set(FinetuneConfig.model_fields))
 
-    @property
-    def broken(self) -> Mapping[str, str]:
-        """See :attr:`ehm.training.supervised.Task.broken`."""
-        return self.loader.unreadable | self._val_loader.unreadable
-
-    def step(self, batch: Batch, step: int, lr: float) -> Mapping[str, SupportsFloat]:
-        """See :meth:`ehm.training.supervised.Task.step`."""
+    def train_step(self, batch: Batch, step: int, lr: float) -> Mapping[str, SupportsFloat]:
+        """Take an optimiser step on images that Mixup and CutMix have mixed."""
         assert batch.labels is not None
-        augment, rng = self.config.augment, np.random.default_rng([self.config.run.seed, step])
-        targets = soft_targets(batch.labels, len(self.classes), augment.label_smoothing)
-        images, targets = mix(batch.images, targets, augment.mixup, augment.cutmix, rng)
+        augment = self.config.augment
+        # a generator of its own for each step, so that a resumed run draws what the run before would have drawn
+        rng = np.random.default_rng([self.config.run.seed, step])
+        targets = make_soft_targets(batch.labels, len(self.classes), augment.label_smoothing)
+        images, targets = mix_images(batch.images, targets, augment.mixup, augment.cutmix, rng)
         return self.learner.train_step(images, targets, lr, self.config.optim.weight_decay)
 
-    def measure(self) -> Report:
-        """See :meth:`ehm.training.supervised.Task.measure`."""
-        return report(*collect(self.learner.compute_logits, self._val_loader, processes=self._processes), self.classes)
+    @classmethod
+    def open_source(cls, config: FinetuneConfig, split: Split) -> Source:
+        """Open images of classes."""
+        return open_source(config.data, split)
 
-    def close(self) -> None:
-        """See :meth:`ehm.training.supervised.Task.close`."""
-        self.loader.close()
-        self._val_loader.close()
+    @classmethod
+    def divide_source(cls, config: FinetuneConfig, source: Source) -> tuple[Subset[Source], Subset[Source]]:
+        """Return the source's own parts, or hold out a fold of each class.
 
+        Raises DataError if there are no labels, or if the parts disagree about the classes.
+        """
+        labels = require_labels(source, config.data.source)
+        if source.split == "train":
+            val = cls.open_source(config, "val")
+            require_labels(val, config.data.source)
+            require_same_classes(source, val, config.data.source)
+            return Subset(source, None, "train"), Subset(val, None, "val")
+        return divide_by_fold(source, stratify(labels, config), config)
 
-def reopen(stored: Stored, backend: Backend, config: str | Path | None, overrides: Sequence[str]) -> Evaluation[Report]:
-    """The classifier of a checkpoint, on the part of the images that ``config`` and ``overrides`` say.
-
-    Raises DataError where the source has no labels, or others.
-    """
-    settings = stored.settings(FinetuneConfig, config, overrides)
-    classes = tuple(stored.meta["classes"])
-    classifier = backend.create_classifier(settings, len(classes))
-    classifier.load(LearnerState(stored.arrays, {}))
-    source = open_source(settings.data, "train")
-    part = select_part(
-        stored,
-        settings,
-        source,
-        lambda: split(settings, source)[1],
-        lambda: open_source(settings.data, "val"),
-        backend.processes,
-    )
-    numbers = _renumber(part, classes, settings.data.source)
-    transform = EvalTransform.from_spec(classifier.image_size, classifier.inputs)
-    loader = eval_loader(part, transform, settings, backend.processes)
-
-    def measure() -> Report:
-        with loader:
-            labels, logits = collect(classifier.compute_logits, loader, "evaluate", backend.processes)
-        return report(numbers[labels], logits, classes)
-
-    return Evaluation(settings.data.source, part, measure, loader.unreadable)
+    @classmethod
+    def open_evaluation(
+        cls, checkpoint: Checkpoint, backend: Backend, config: str | Path | None, overrides: Sequence[str]
+    ) -> ClassifierEvaluation:
+        """Prepare to measure the classifier of a checkpoint; DataError if the source has no labels, or others."""
+        settings = merge_config(FinetuneConfig, checkpoint, config, overrides)
+        classes = tuple(checkpoint.metadata["classes"])
+        classifier = backend.create_classifier(settings, len(classes))
+        load_learner(classifier, checkpoint)
+        subset = cls.select_subset(checkpoint, settings, backend.processes)
+        require_labels(subset.source, settings.data.source)
+        numbers = number_classes(subset.source.classes, classes, settings.data.source, "classifier")
+        return ClassifierEvaluation(classifier, classes, numbers, settings, subset, backend)
 
 
-def _renumber(part: Subset, classes: tuple[str, ...], name: str) -> NDArray[np.int64]:
-    """The checkpoint's number of each of the source's classes, matched by name."""
-    require_labels(part.source, name)
-    unknown = [label for label in part.source.classes if label not in classes]
-    if unknown:
-        raise DataError(
-            f"data.source {name}: class {unknown[0]} is not among the classifier's {len(classes)} "
-            f"({', '.join(classes[:5])}{', …' if len(classes) > 5 else ''})"
+class ClassifierEvaluation(Evaluation[ClassificationReport]):
+    """Figures of a classifier of ``classes``; ``numbers`` are those of the source's classes among them."""
+
+    def __init__(
+        self,
+        classifier: Classifier,
+        classes: tuple[str, ...],
+        numbers: NDArray[np.int64],
+        config: FinetuneConfig,
+        subset: Subset[Source],
+        backend: Backend,
+    ) -> None:
+        transform = EvalTransform.from_spec(classifier.image_size, classifier.inputs)
+        loader = make_eval_loader(
+            subset.source, transform, config, backend.processes, most=MOST_AT_ONCE, subset=subset.selected
         )
-    return np.array([classes.index(label) for label in part.source.classes], dtype=np.int64)
+        super().__init__(config.data.source, subset, loader, backend.processes)
+        self._classifier = classifier
+        self._classes = classes
+        self._numbers = numbers
+
+    def measure(self, title: str = "") -> ClassificationReport:
+        """Compare the labels of all images with the highest of their logits."""
+        labels, logits = collect_predictions(self._classifier.compute_logits, self.loader, title, self.processes)
+        return report_classification(self._numbers[labels], logits, self._classes)

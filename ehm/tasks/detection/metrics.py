@@ -1,6 +1,6 @@
 """Average precision of boxes and of masks as COCO counts it (Lin et al., 2014).
 
-faster-coco-eval counts: the same numbers as pycocotools', of which it is many times as fast.
+It is counted by faster-coco-eval: the same numbers as pycocotools', many times faster.
 
 An average precision is the mean of the precision at 101 recalls; AP is its mean over classes and over the overlaps
 0.50, 0.55, … 0.95 from which on a detection counts, AP50 that at 0.50. Small are objects below 32 x 32 pixels, large
@@ -15,22 +15,23 @@ from importlib import import_module
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from rich.table import Table
 
 from ehm.console import console
 from ehm.data.instances import Detections
 from ehm.data.sources.coco import mask_tools
+from ehm.tasks.class_table import make_class_table
 
-__all__ = ["AveragePrecision", "Precision", "as_results", "average_precision"]
+__all__ = ["DetectionReport", "Precision", "encode_detections", "report_detection"]
 
 Row = dict[str, Any]
 """A detection or an annotation as COCO has it, ``category_id`` being the class number."""
-_SHOWN_CLASSES = 20
 
 
 @dataclass(frozen=True)
 class Precision:
-    """In [0, 1], or None where no object counts; ``per_class`` is AP in the order of the report's ``classes``."""
+    """Average precisions in [0, 1], or None if no object counts; ``per_class`` is AP in the order of the classes."""
 
     ap: float | None
     ap50: float | None
@@ -42,10 +43,10 @@ class Precision:
 
 
 @dataclass(frozen=True)
-class AveragePrecision:
-    """What a detector reaches on ``images`` with ``objects`` (number of each class, crowds left out).
+class DetectionReport:
+    """The figures that a detector reaches on ``images`` with ``objects`` (number of each class, crowds left out).
 
-    ``masks`` is None where it finds boxes alone.
+    ``masks`` is None if it finds boxes alone.
     """
 
     images: int
@@ -55,70 +56,71 @@ class AveragePrecision:
     masks: Precision | None
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values for ``metrics.json``."""
+        """Return plain values for ``metrics.json``."""
         return asdict(self)
 
     @property
-    def figures(self) -> dict[str, float | None]:
-        """Those for the whole."""
-        parts = {"box": self.boxes, **({} if self.masks is None else {"mask": self.masks})}
-        return {
-            f"{part}_{name}": getattr(precision, name)
-            for part, precision in parts.items()
-            for name in ("ap", "ap50", "ap75")
-        }
+    def figures(self) -> Mapping[str, float | None]:
+        """The figures for all images together."""
+        figures: dict[str, float | None] = {}
+        for part, precision in (("box", self.boxes), ("mask", self.masks)):
+            if precision is not None:
+                figures[f"{part}_ap"] = precision.ap
+                figures[f"{part}_ap50"] = precision.ap50
+                figures[f"{part}_ap75"] = precision.ap75
+        return figures
 
     @property
     def score(self) -> float:
-        """What the best checkpoint is chosen by: AP of the boxes."""
+        """The figure that the best checkpoint is chosen by: AP of the boxes."""
         return self.boxes.ap or 0.0
 
     def show(self) -> None:
-        """Print the whole, and the classes (the worst ones of many)."""
-        parts = {"boxes": self.boxes, **({} if self.masks is None else {"masks": self.masks})}
+        """Print the figures, and the classes (the worst ones of many)."""
+        parts = {"boxes": self.boxes}
+        if self.masks is not None:
+            parts["masks"] = self.masks
         table = Table(title=f"average precision on {self.images:,} images, {sum(self.objects):,} objects")
         table.add_column("")
         for name in ("AP", "AP50", "AP75", "small", "medium", "large"):
             table.add_column(name, justify="right")
         for part, found in parts.items():
             values = (found.ap, found.ap50, found.ap75, found.small, found.medium, found.large)
-            table.add_row(part, *map(_shown, values))
-        console.print(table)
-        worst = sorted(range(len(self.classes)), key=lambda index: (self.boxes.per_class[index] or 0.0, index))
-        few = len(self.classes) <= _SHOWN_CLASSES
-        table = Table(title=None if few else f"the {_SHOWN_CLASSES} classes of lowest AP")
-        table.add_column("class")
-        for name in (*(f"AP of {part}" for part in parts), "objects"):
-            table.add_column(name, justify="right")
-        for index in range(len(self.classes)) if few else worst[:_SHOWN_CLASSES]:
-            shares = (_shown(found.per_class[index]) for found in parts.values())
-            table.add_row(self.classes[index], *shares, str(self.objects[index]))
+            table.add_row(part, *map(_format_share, values))
         console.print(table)
 
+        columns = {
+            f"AP of {part}": [_format_share(share) for share in found.per_class] for part, found in parts.items()
+        }
+        columns["objects"] = [str(count) for count in self.objects]
+        box_ap = [share or 0.0 for share in self.boxes.per_class]
+        worst_first = sorted(range(len(self.classes)), key=box_ap.__getitem__)
+        console.print(make_class_table(self.classes, columns, worst_first, "AP"))
 
-def as_results(image_id: int, found: Detections) -> list[Row]:
-    """Detections in an image as rows: masks run-length encoded, so that those of many images fit in memory."""
+
+def encode_detections(image_id: int, found: Detections) -> list[Row]:
+    """Return detections in an image as rows: masks run-length encoded, so that those of many images fit in memory."""
     left, top, right, bottom = found.boxes.T.astype(np.float64)
     boxes = np.stack([left, top, right - left, bottom - top], axis=1).tolist()
-    rows: list[Row] = [
-        {"image_id": image_id, "category_id": label, "bbox": box, "score": score}
-        for label, box, score in zip(found.labels.tolist(), boxes, found.scores.tolist(), strict=True)
-    ]
+    rows: list[Row] = []
+    for label, box, score in zip(found.labels.tolist(), boxes, found.scores.tolist(), strict=True):
+        rows.append({"image_id": image_id, "category_id": label, "bbox": box, "score": score})
     if found.masks is not None and rows:
+        # pycocotools takes (H, W, n), column by column
         codes = mask_tools().encode(np.asfortranarray(found.masks.transpose(1, 2, 0), dtype=np.uint8))
         for row, code in zip(rows, codes, strict=True):
             row["segmentation"] = code
     return rows
 
 
-def average_precision(
+def report_detection(
     images: Sequence[Mapping[str, Any]],
     truth: Sequence[Row],
     found: Sequence[Row],
     classes: Sequence[str],
     masks: bool,
     detections: int = 100,
-) -> AveragePrecision:
+) -> DetectionReport:
     """Compare what was ``found`` in ``images`` (each with ``id``, ``height``, ``width``) with the ``truth``.
 
     ``truth`` are COCO's annotations, ``category_id`` being the class number; ``area`` and ``iscrowd`` may be missing.
@@ -128,18 +130,19 @@ def average_precision(
         raise ValueError("images: there is none to measure")
     categories = [{"id": number, "name": name} for number, name in enumerate(classes)]
     sizes = {image["id"]: (image["height"], image["width"]) for image in images}
-    objects = [_complete(row, number, sizes[row["image_id"]]) for number, row in enumerate(truth, start=1)]
-    right = _database(images, categories, objects)
+    # ids start at 1, as faster-coco-eval takes 0 for "no match"
+    objects = [_complete_row(row, number, sizes[row["image_id"]]) for number, row in enumerate(truth, start=1)]
+    right = _make_database(images, categories, objects)
 
     def measure(kind: Literal["bbox", "segm"]) -> Precision:
         rows = [dict(row) for row in found]
         for row in rows:
             row.pop("bbox" if kind == "segm" else "segmentation", None)  # from which areas would be taken
-        answers = right.loadRes(rows) if rows else _database(images, categories, [])
-        return _evaluate(right, answers, kind, len(classes), detections)
+        answers = right.loadRes(rows) if rows else _make_database(images, categories, [])
+        return _evaluate_database(right, answers, kind, len(classes), detections)
 
     counts = np.bincount([row["category_id"] for row in objects if not row["iscrowd"]], minlength=len(classes))
-    return AveragePrecision(
+    return DetectionReport(
         images=len(images),
         classes=tuple(classes),
         objects=tuple(counts.tolist()),
@@ -148,16 +151,16 @@ def average_precision(
     )
 
 
-def _complete(row: Row, number: int, size: tuple[int, int]) -> Row:
-    """With an id of its own, which starts at 1 as 0 means no match, and with what COCO's files have besides."""
-    whole = {**row, "id": number, "iscrowd": int(row.get("iscrowd") or 0)}
-    if "area" not in whole:
-        whole["area"] = _area(row, size)
-    return whole
+def _complete_row(row: Row, number: int, size: tuple[int, int]) -> Row:
+    """Return an annotation with the id ``number`` and with what COCO's files have besides."""
+    complete = {**row, "id": number, "iscrowd": int(row.get("iscrowd") or 0)}
+    if "area" not in complete:
+        complete["area"] = _compute_area(row, size)
+    return complete
 
 
-def _area(row: Row, size: tuple[int, int]) -> float:
-    """Pixels of an object: of its mask, or without one of its box."""
+def _compute_area(row: Row, size: tuple[int, int]) -> float:
+    """Return the pixels of an object: of its mask, or without one of its box."""
     segmentation = row.get("segmentation")
     if not segmentation:
         return float(row["bbox"][2] * row["bbox"][3])
@@ -169,36 +172,37 @@ def _area(row: Row, size: tuple[int, int]) -> float:
     return float(tools.area(segmentation))
 
 
-def _database(images: Sequence[Mapping[str, Any]], categories: list[Row], annotations: list[Row]) -> Any:
+def _make_database(images: Sequence[Mapping[str, Any]], categories: list[Row], annotations: list[Row]) -> Any:
     database = import_module("faster_coco_eval").COCO()
     database.dataset = {"images": list(images), "categories": categories, "annotations": annotations}
     database.createIndex()
     return database
 
 
-def _evaluate(right: Any, answers: Any, kind: Literal["bbox", "segm"], classes: int, detections: int) -> Precision:
+def _evaluate_database(
+    right: Any, answers: Any, kind: Literal["bbox", "segm"], classes: int, detections: int
+) -> Precision:
     evaluation = import_module("faster_coco_eval").COCOeval_faster(right, answers, kind)
     evaluation.params.maxDets = [detections]
     evaluation.evaluate()
     evaluation.accumulate()
     # (overlaps, recalls, classes, areas, detections), -1 where no object counts
-    precision = evaluation.eval["precision"][:, :, :, :, -1]
-    of_class = (_mean(precision[:, :, number, 0]) for number in range(classes))
+    precision: NDArray[np.float64] = evaluation.eval["precision"][:, :, :, :, -1]
     return Precision(
-        ap=_mean(precision[:, :, :, 0]),
-        ap50=_mean(precision[0, :, :, 0]),
-        ap75=_mean(precision[5, :, :, 0]),
-        small=_mean(precision[:, :, :, 1]),
-        medium=_mean(precision[:, :, :, 2]),
-        large=_mean(precision[:, :, :, 3]),
-        per_class=tuple(of_class),
+        ap=_average_known(precision[:, :, :, 0]),
+        ap50=_average_known(precision[0, :, :, 0]),
+        ap75=_average_known(precision[5, :, :, 0]),
+        small=_average_known(precision[:, :, :, 1]),
+        medium=_average_known(precision[:, :, :, 2]),
+        large=_average_known(precision[:, :, :, 3]),
+        per_class=tuple(_average_known(precision[:, :, number, 0]) for number in range(classes)),
     )
 
 
-def _mean(precision: Any) -> float | None:
-    counted = precision[precision > -1]
-    return float(counted.mean()) if counted.size else None
+def _average_known(precision: NDArray[np.float64]) -> float | None:
+    known = precision[precision > -1]
+    return float(known.mean()) if known.size else None
 
 
-def _shown(share: float | None) -> str:
+def _format_share(share: float | None) -> str:
     return "-" if share is None else f"{share:.1%}"

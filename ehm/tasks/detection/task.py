@@ -3,257 +3,191 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, SupportsFloat
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.progress import track
 
-from ehm.backends.base import ALONE, Backend, Detector, Processes
+from ehm.backends.base import Backend, Detector
 from ehm.config import DetectionConfig
 from ehm.console import console
-from ehm.data.folds import stratified_folds
+from ehm.data import Batch, Loader, Source, Split
 from ehm.data.instances import MirrorTransform
-from ehm.data.loader import Batch, Loader
-from ehm.data.sources.base import Split
 from ehm.data.sources.coco import CocoSource, open_coco
 from ehm.data.subset import Subset
-from ehm.errors import ConfigError, DataError
-from ehm.storage.arrays import LearnerState
+from ehm.errors import DataError
+from ehm.storage.checkpoint import Checkpoint
 from ehm.storage.writing import replace_file
-from ehm.tasks.detection.metrics import AveragePrecision, as_results, average_precision
-from ehm.tasks.evaluate import Evaluation, Stored
-from ehm.tasks.held_out import leave_out_first_weights, remember_images, select_part
-from ehm.tasks.occurrences import count_objects
+from ehm.tasks.base import Evaluation, Task, load_learner, merge_config
+from ehm.tasks.classes import count_objects, require_known_classes
+from ehm.tasks.detection.metrics import DetectionReport, Row, encode_detections, report_detection
+from ehm.tasks.folds import divide_by_fold, require_same_classes, stratify
+from ehm.tasks.predictions import track_batches
+from ehm.training.loaders import make_eval_loader, make_train_loader
 
-__all__ = ["Detection", "reopen"]
+__all__ = ["Detection"]
 
 _PICTURES = 16
-_SHOWN = 5
+"""Images that an evaluation draws, at most."""
+_SHOWN_REASONS = 5
 
 
-class Detection:
-    """Implements :class:`ehm.training.supervised.Task`: training Mask R-CNN on objects in COCO's format."""
+class Detection(Task[DetectionConfig, DetectionReport]):
+    """Training Mask R-CNN on objects in COCO's format."""
 
-    kind = "detector"
+    measured_keys = ("min_size", "max_size", "detections", "score_threshold")
+
+    learner: Detector
 
     def __init__(self, config: DetectionConfig, backend: Backend, start: Path | None = None) -> None:
-        self.config, self._processes = config, backend.processes
-        self.train, val = _split(config, _open(config, "train"))
-        self.classes = self.train.source.classes
-        self.data = remember_images(config, self.train, val, self.classes, start, self._processes)
-        self.val = leave_out_first_weights(val, self.data, config, self._processes)
-        self.class_counts = count_objects(self.train, config.data)
-        # a resumed run needs nothing but its checkpoint
-        model = config.model if start is None else config.model.model_copy(update={"init": str(start)})
-        self.learner: Detector = backend.create_detector(config.model_copy(update={"model": model}), len(self.classes))
+        train, val = self.split_images(config)
+        super().__init__(config, backend, train, val, start)
+        self.class_counts = count_objects(train, config.data)
+        self.learner = backend.create_detector(self.learner_config, len(self.classes))
         self.headline = f"{'Mask' if config.masks else 'Faster'} R-CNN on {config.model.init}"
-        self.loader = Loader(
-            _source(self.train),
-            MirrorTransform(config.data.flip),
-            batch_size=config.optim.batch_size,
-            seed=config.run.seed,
-            shuffle=True,
-            drop_last=True,
-            workers=config.data.workers,
-            strict=config.data.strict,
-            subset=self.train.selected,
-            rank=self._processes.rank,
-            world_size=self._processes.size,
-        )
-        self._val_loader = _eval_loader(self.val, config, self._processes)
+        transform = MirrorTransform(config.data.flip)
+        self.loader = make_train_loader(train.source, transform, config, self.processes, subset=train.selected)
+        self.evaluation = DetectorEvaluation(self.learner, self.classes, config, self.val, backend)
 
-    @property
-    def stored(self) -> dict[str, Any]:
-        """See :attr:`ehm.training.supervised.Task.stored`."""
-        return self.config.model_dump(mode="json")
-
-    @property
-    def broken(self) -> Mapping[str, str]:
-        """See :attr:`ehm.training.supervised.Task.broken`."""
-        return self.loader.unreadable | self._val_loader.unreadable
-
-    def step(self, batch: Batch, step: int, lr: float) -> Mapping[str, SupportsFloat]:
-        """See :meth:`ehm.training.supervised.Task.step`."""
+    def train_step(self, batch: Batch, step: int, lr: float) -> Mapping[str, SupportsFloat]:
+        """Take an optimiser step on images and their objects."""
         images, targets = zip(*batch.images, strict=True)
         return self.learner.train_step(images, targets, lr, self.config.optim.weight_decay)
 
-    def measure(self) -> AveragePrecision:
-        """See :meth:`ehm.training.supervised.Task.measure`."""
-        return _measure(self.learner, self._val_loader, self.val, self.config, self._processes)
+    @classmethod
+    def open_source(cls, config: DetectionConfig, split: Split) -> CocoSource:
+        """Open images with annotations in COCO's format."""
+        return open_coco(config.data, split, config.masks)
 
-    def close(self) -> None:
-        """See :meth:`ehm.training.supervised.Task.close`."""
-        self.loader.close()
-        self._val_loader.close()
+    @classmethod
+    def divide_source(cls, config: DetectionConfig, source: Source) -> tuple[Subset[CocoSource], Subset[CocoSource]]:
+        """Return the images with objects to train on, and all images of the other part, or of the fold, to measure on.
+
+        If the source has one part only, its folds have about equally many images of each class, an image being of its
+        rarest.
+        """
+        assert isinstance(source, CocoSource)
+        name = config.data.source
+        _print_unusable(source, name)
+        trainable = np.array([bool(source.trainable(index)) for index in range(len(source))])
+        if not trainable.any():
+            raise DataError(f"data.source {name}: none of its {len(source)} images has an object to learn from")
+        if source.split == "train":
+            val = cls.open_source(config, "val")
+            require_same_classes(source, val, name, "categories")
+            return Subset(source, np.flatnonzero(trainable), "train"), Subset(val, None, "val")
+        return divide_by_fold(source, stratify(_find_rarest_classes(source), config), config, trainable)
+
+    @classmethod
+    def open_evaluation(
+        cls, checkpoint: Checkpoint, backend: Backend, config: str | Path | None, overrides: Sequence[str]
+    ) -> DetectorEvaluation:
+        """Prepare to measure the detector of a checkpoint.
+
+        Raises DataError if the source has classes that the detector does not know; those that it knows besides count
+        nowhere.
+        """
+        settings = merge_config(DetectionConfig, checkpoint, config, overrides, cls.measured_keys)
+        classes = tuple(checkpoint.metadata["classes"])
+        detector = backend.create_detector(settings, len(classes))
+        load_learner(detector, checkpoint)
+        subset = cls.select_subset(checkpoint, settings, backend.processes)
+        require_known_classes(subset.source.classes, classes, settings.data.source, "detector")
+        return DetectorEvaluation(detector, classes, settings, subset, backend)
 
 
-def reopen(
-    stored: Stored, backend: Backend, config: str | Path | None, overrides: Sequence[str]
-) -> Evaluation[AveragePrecision]:
-    """The detector of a checkpoint, on the part of the images that ``config`` and ``overrides`` say.
+class DetectorEvaluation(Evaluation[DetectionReport]):
+    """Average precision of a detector of ``classes``, among which are those of the source."""
 
-    Raises DataError where the source has classes that the detector does not know; those that it knows besides count
-    nowhere.
-    """
-    measuring = ("min_size", "max_size", "detections", "score_threshold")
-    settings = stored.settings(DetectionConfig, config, overrides, measuring)
-    classes = tuple(stored.meta["classes"])
-    detector = backend.create_detector(settings, len(classes))
-    detector.load(LearnerState(stored.arrays, {}))
-    source = _open(settings, "train")
-    part = select_part(
-        stored,
-        settings,
-        source,
-        lambda: _split(settings, source)[1],
-        lambda: _open(settings, "val"),
-        backend.processes,
-    )
-    unknown = [name for name in part.source.classes if name not in classes]
-    if unknown:
-        raise DataError(
-            f"data.source {settings.data.source}: class {unknown[0]} is not among the detector's {len(classes)} "
-            f"({', '.join(classes[:5])}{', …' if len(classes) > 5 else ''})"
+    def __init__(
+        self,
+        detector: Detector,
+        classes: tuple[str, ...],
+        config: DetectionConfig,
+        subset: Subset[CocoSource],
+        backend: Backend,
+    ) -> None:
+        loader = make_eval_loader(subset.source, MirrorTransform(), config, backend.processes, subset=subset.selected)
+        super().__init__(config.data.source, subset, loader, backend.processes)
+        self._detector = detector
+        self._classes = classes
+        self._config = config
+        self._source = subset.source
+
+    def measure(self, title: str = "") -> DetectionReport:
+        """Compare what is found in all images that can be read with their annotations."""
+        rows_here: dict[int, list[Row]] = {}
+        for batch in track_batches(self.loader, title):
+            found_in_each = self._detector.detect_objects([image for image, _ in batch.images])
+            for index, found in zip(batch.indices.tolist(), found_in_each, strict=True):
+                # in place of an unreadable image another one was read, which counts once
+                rows_here[index] = encode_detections(index, found)
+        rows: dict[int, list[Row]] = {}
+        for share in self.processes.gather_values(rows_here):
+            rows |= share
+
+        images = []
+        truth = []
+        found_rows = []
+        class_numbers = self._number_categories()
+        for index in sorted(rows):
+            image, objects = self._source.seen(index)
+            images.append({**image, "id": index})
+            for row in objects:
+                truth.append({**row, "image_id": index, "category_id": class_numbers[row["category_id"]]})
+            found_rows += rows[index]
+        return report_detection(images, truth, found_rows, self._classes, self._config.masks, self._config.detections)
+
+    def _number_categories(self) -> dict[Any, int]:
+        """Return the detector's class number of each category of the source."""
+        numbers = {}
+        for category, number in self._source.numbers.items():
+            numbers[category] = self._classes.index(self._source.classes[number])
+        return numbers
+
+    def draw(self, folder: Path) -> None:
+        """Write pictures of what is found in the first images."""
+        from ehm.analysis.objects import draw_objects
+
+        if self.processes.size > 1:
+            return  # drawing is one process's work, and several may share the parameters
+        loader = Loader(
+            self._source,
+            MirrorTransform(),
+            batch_size=1,
+            seed=0,
+            shuffle=False,
+            drop_last=False,
+            workers=0,
+            subset=self.subset.indices[:_PICTURES],
         )
-    loader = _eval_loader(part, settings, backend.processes)
-    measure = partial(_measure, detector, loader, part, settings, backend.processes, classes, "evaluate")
-    alone = backend.processes.size == 1  # drawing is one process's work, and several may share the parameters
-    draw = partial(_draw, detector, part, classes) if alone else None
-    return Evaluation(settings.data.source, part, measure, loader.unreadable, draw)
+        for number, batch in enumerate(loader.batches(0, loader.steps_per_epoch)):
+            ((image, _),) = batch.images
+            (found,) = self._detector.detect_objects([image])
+            picture = draw_objects(image, found, self._classes)
+            # numbered, as folders may share names
+            name = f"{number:02d}_{Path(self._source.name(int(batch.indices[0]))).stem}"
+            with replace_file(folder / "pictures" / f"{name}.png") as temporary:
+                picture.save(temporary, format="PNG")
+        console.print(f"Pictures: {folder / 'pictures'}")
 
 
-def _open(config: DetectionConfig, split: Split) -> CocoSource:
-    return open_coco(config.data, split, config.masks)
-
-
-def _split(config: DetectionConfig, source: CocoSource) -> tuple[Subset, Subset]:
-    """What to train on, images with objects, and what to measure on: all images of the other part, or of the fold.
-
-    Where the source has one part only, its folds have about equally many images of each class, an image being of its
-    rarest.
-    """
-    name = config.data.source
-    _say_unusable(source, name)
-    usable = np.array([bool(source.trainable(index)) for index in range(len(source))])
-    if not usable.any():
-        raise DataError(f"data.source {name}: none of its {len(source)} images has an object to learn from")
-    if source.split == "train":
-        val = _open(config, "val")
-        if val.classes != source.classes:
-            raise DataError(f"data.source {name}: train and val do not have the same categories")
-        return Subset(source, np.flatnonzero(usable), "train"), Subset(val, None, "val")
-    try:
-        fold_of = stratified_folds(_rarest(source), config.folds, seed=0)
-    except ValueError as error:
-        raise ConfigError(f"folds: {error}") from None
-    title, held_out = f"fold {config.fold} of {config.folds}", fold_of == config.fold
-    train = Subset(source, np.flatnonzero(usable & ~held_out), f"all but {title}")
-    return train, Subset(source, np.flatnonzero(held_out), title)
-
-
-def _rarest(source: CocoSource) -> NDArray[np.int64]:
-    """Of each image the class that fewest images have; -1 where it has none."""
-    present = [{source.numbers[each["category_id"]] for each in objects} for objects in source.annotations]
+def _find_rarest_classes(source: CocoSource) -> NDArray[np.int64]:
+    """Return for each image the class that fewest images have among those of its objects; -1 if it has none."""
+    present = []
+    for objects in source.annotations:
+        present.append({source.numbers[row["category_id"]] for row in objects})
     counts = np.bincount([label for labels in present for label in labels], minlength=len(source.classes))
-    return np.array([min(labels, key=lambda label: (counts[label], label), default=-1) for labels in present])
+    rarest = [min(labels, key=lambda label: (counts[label], label), default=-1) for labels in present]
+    return np.array(rarest)
 
 
-def _say_unusable(source: CocoSource, name: str) -> None:
+def _print_unusable(source: CocoSource, name: str) -> None:
     if not source.unusable:
         return
     console.print(f"data.source {name}: {len(source.unusable)} objects are left out of training:")
-    for reason in source.unusable[:_SHOWN]:
+    for reason in source.unusable[:_SHOWN_REASONS]:
         console.print(f"  {reason}")
-    if len(source.unusable) > _SHOWN:
-        console.print(f"  and {len(source.unusable) - _SHOWN} more")
-
-
-def _source(part: Subset) -> CocoSource:
-    assert isinstance(part.source, CocoSource)
-    return part.source
-
-
-def _eval_loader(part: Subset, config: DetectionConfig, processes: Processes = ALONE) -> Loader:
-    """Every image of ``part`` once, in order; a share of them for each of ``processes``."""
-    return Loader(
-        _source(part),
-        MirrorTransform(),
-        batch_size=max(1, config.optim.batch_size // config.optim.accumulate // processes.size) * processes.size,
-        seed=0,
-        shuffle=False,
-        drop_last=False,
-        workers=config.data.workers,
-        strict=config.data.strict,
-        subset=part.selected,
-        rank=processes.rank,
-        world_size=processes.size,
-    )
-
-
-def _measure(
-    detector: Detector,
-    loader: Loader,
-    part: Subset,
-    config: DetectionConfig,
-    processes: Processes,
-    classes: tuple[str, ...] | None = None,
-    title: str = "",
-) -> AveragePrecision:
-    """Average precision on all images of ``part`` that can be read; ``classes`` are the detector's, by default its own.
-
-    All processes call this, each with its own share in ``loader``.
-    """
-    source = _source(part)
-    classes = source.classes if classes is None else classes
-    rows: dict[int, list[dict[str, Any]]] = {}
-    batches = loader.batches(0, loader.steps_per_epoch)
-    hidden = not (title and console.is_terminal)
-    for batch in track(batches, title, loader.steps_per_epoch, console=console, disable=hidden):
-        for index, found in zip(
-            batch.indices.tolist(), detector.detect_objects([image for image, _ in batch.images]), strict=True
-        ):
-            rows[index] = as_results(index, found)
-    found_by_index = {index: found for share in processes.gather_values(rows) for index, found in share.items()}
-    numbers = {key: classes.index(source.classes[number]) for key, number in source.numbers.items()}
-    measured = sorted(found_by_index)  # where a file is broken another image stood in for it, which counts once
-    seen = {index: source.seen(index) for index in measured}
-    return average_precision(
-        [{**image, "id": index} for index, (image, _) in seen.items()],
-        [
-            {**each, "image_id": index, "category_id": numbers[each["category_id"]]}
-            for index, (_, objects) in seen.items()
-            for each in objects
-        ],
-        [row for index in measured for row in found_by_index[index]],
-        classes,
-        config.masks,
-        config.detections,
-    )
-
-
-def _draw(detector: Detector, part: Subset, classes: tuple[str, ...], folder: Path) -> None:
-    """Write pictures of what is found in the first images of ``part``."""
-    from ehm.analysis.objects import draw_objects
-
-    part = Subset(part.source, part.indices[:_PICTURES], "")
-    loader = Loader(
-        _source(part),
-        MirrorTransform(),
-        batch_size=1,
-        seed=0,
-        shuffle=False,
-        drop_last=False,
-        workers=0,
-        subset=part.selected,
-    )
-    for number, batch in enumerate(loader.batches(0, loader.steps_per_epoch)):
-        ((image, _),) = batch.images
-        (found,) = detector.detect_objects([image])
-        name = f"{number:02d}_{Path(part.source.name(int(batch.indices[0]))).stem}"  # folders may share names
-        picture = draw_objects(image, found, classes)
-        with replace_file(folder / "pictures" / f"{name}.png") as temporary:
-            picture.save(temporary, format="PNG")
-    console.print(f"Pictures: {folder / 'pictures'}")
+    if len(source.unusable) > _SHOWN_REASONS:
+        console.print(f"  and {len(source.unusable) - _SHOWN_REASONS} more")

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 import pickle
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,15 +34,28 @@ from ehm.errors import BrokenImage, DataError
 from ehm.storage.reading import describe_value, read_json, shorten
 from ehm.tasks.retrieval.pickled import read_pickle
 
-__all__ = ["Answers", "Benchmark", "BenchmarkSource", "by_class", "open_benchmark", "read_answers"]
+__all__ = ["Answers", "Benchmark", "BenchmarkSource", "make_answers_by_class", "open_benchmark", "read_answers"]
 
 Box = tuple[float, float, float, float]
 _KINDS = ("easy", "hard", "junk")
+_LISTS = ("imlist", "qimlist", "gnd")
+_DAMAGED = (
+    pickle.UnpicklingError,
+    EOFError,
+    LookupError,
+    TypeError,
+    ValueError,
+    AttributeError,
+    MemoryError,
+    RecursionError,
+)
+"""Errors that a damaged pickle may raise, whatever it was damaged in."""
+_NO_IMAGES = np.zeros(0, np.int64)
 
 
 @dataclass(frozen=True)
 class Answers:
-    """What one query should find: positions in the database (n,) each. ``junk`` counts neither for nor against."""
+    """The images that a query should find: positions in the database (n,); ``junk`` counts neither for nor against."""
 
     easy: NDArray[np.int64]
     hard: NDArray[np.int64]
@@ -51,7 +64,7 @@ class Answers:
 
 @dataclass(frozen=True)
 class BenchmarkSource:
-    """Implements :class:`ehm.data.Source`: queries, then the database; ``boxes`` by an image's number."""
+    """The images of a benchmark: queries, then the database; ``boxes`` by an image's index."""
 
     files: Names
     boxes: Mapping[int, Box]
@@ -66,22 +79,25 @@ class BenchmarkSource:
         return len(self.files)
 
     def load(self, index: int) -> Image.Image:
-        """The image in RGB, or what its box holds of it, as it is seen; raises BrokenImage."""
+        """Return the image in RGB, or what its box holds of it, as it is seen; raises BrokenImage."""
         image = decode_image(self.files[index], value_range=self.value_range)
-        return image.crop(cut) if (cut := self.cut(index, read_head(self.files[index]))) else image
+        box = self.find_box(index, read_head(self.files[index]))
+        return image if box is None else image.crop(box)
 
-    def cut(self, index: int, head: Head) -> tuple[int, int, int, int] | None:
-        """Return the box of an image, of which the published ones are of stored pixels, in those of the image as seen.
+    def find_box(self, index: int, head: Head) -> tuple[int, int, int, int] | None:
+        """Return the box of an image in whole pixels of the image as it is seen, or None if it has none.
 
-        In whole pixels, and no larger than the image; None where it has no box. Raises BrokenImage where nothing is
-        left.
+        Published boxes count stored pixels, before EXIF turns the image; they may reach beyond it. Raises BrokenImage
+        if nothing of the box lies inside.
         """
         box = self.boxes.get(index)
         if box is None:
             return None
         width, height = head.size
-        left, top = (max(0, round(value)) for value in box[:2])
-        right, bottom = min(width, round(box[2])), min(height, round(box[3]))
+        left = max(0, round(box[0]))
+        top = max(0, round(box[1]))
+        right = min(width, round(box[2]))
+        bottom = min(height, round(box[3]))
         if left >= right or top >= bottom:
             raise BrokenImage(f"{self.files[index]}: its box {list(box)} holds nothing of {width} x {height} pixels")
         seen = turn_boxes(np.array([[left, top, right, bottom]]), head.size, head.orientation)
@@ -89,15 +105,15 @@ class BenchmarkSource:
         return left, top, right, bottom
 
     def name(self, index: int) -> str:
-        """The path of the file."""
+        """Return the path of the file."""
         return self.files[index]
 
 
 @dataclass(frozen=True)
 class Benchmark:
-    """Images of ``source`` that are sought (q,) and searched (m,), both numbers there, and ``answers`` of each query.
+    """A published benchmark, or one's own: ``queries`` (q,) and ``database`` (m,) are image indices into ``source``.
 
-    ``revisited`` says whether the answers tell easy from hard.
+    ``answers`` has what each query should find; ``revisited`` says whether they tell easy from hard.
     """
 
     source: BenchmarkSource
@@ -107,47 +123,59 @@ class Benchmark:
     revisited: bool
 
 
-def open_benchmark(place: str) -> Benchmark:
-    """The benchmark at ``place``, a folder or the file with its answers; see the head of this module.
+def open_benchmark(location: str) -> Benchmark:
+    """Open the benchmark at ``location``, a folder or the file with its answers; see the head of this module.
 
     Raises DataError that names the file and what is wrong with it: answers that are none, an image that is missing, a
     number that no image has, a box that holds nothing.
     """
-    path = Path(place).expanduser()
+    path = Path(location).expanduser()
     if path.is_file():
-        return _revisited(path)
+        return _open_revisited(path)
     if not path.is_dir():
-        raise DataError(f"benchmark {place}: there is no such folder or file")
+        raise DataError(f"benchmark {location}: there is no such folder or file")
     found = sorted(file for file in path.glob("gnd*") if file.suffix in (".json", ".pkl"))
     if len(found) > 1:
-        raise DataError(f"benchmark {place}: holds {found[0].name} and {found[1].name}; name one of them")
+        raise DataError(f"benchmark {location}: holds {found[0].name} and {found[1].name}; name one of them")
     if found:
-        return _revisited(found[0])
+        return _open_revisited(found[0])
     if (path / "queries").is_dir() and (path / "database").is_dir():
-        return _folders(path)
+        return _open_query_folders(path)
     parts = [name for name in visible_folders(path) if name_part(name) is not None]
     if parts:
         raise DataError(
-            f"benchmark {place}: {parts[0]}/ is named like a part of a data set and not like a class; name the folder "
-            f"that holds the classes, for example benchmark={path / parts[0]}"
+            f"benchmark {location}: {parts[0]}/ is named like a part of a data set and not like a class; name the "
+            f"folder that holds the classes, for example benchmark={path / parts[0]}"
         )
     images = open_folder(str(path), "all", "classes")
     if images.labels is None:
         raise DataError(
-            f"benchmark {place}: expected gnd_*.pkl or gnd.json, queries/ and database/, or a folder for each class"
+            f"benchmark {location}: expected gnd_*.pkl or gnd.json, queries/ and database/, or a folder for each class"
         )
     source = BenchmarkSource(Names(images.name(index) for index in range(len(images))), {})
-    return Benchmark(source, *_among_themselves(images.labels), revisited=False)
+    queries, database, answers = make_answers_by_class(images.labels, np.arange(len(images)))
+    return Benchmark(source, queries, database, answers, revisited=False)
 
 
-def by_class(labels: NDArray[np.int64], subset: NDArray[np.int64]) -> tuple[Any, Any, tuple[Answers, ...]]:
-    """Queries, database and answers where each image of ``subset`` is sought among the others; ``labels`` are all."""
-    queries, database, answers = _among_themselves(labels[subset])
-    return subset[queries], subset[database], answers
+def make_answers_by_class(
+    labels: NDArray[np.int64], subset: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64], tuple[Answers, ...]]:
+    """Return queries, database and answers if each image of ``subset`` is sought among the others, by its class.
+
+    ``labels`` are those of all images; queries and database are indices of images.
+    """
+    labels = labels[subset]
+    members = {label: np.flatnonzero(labels == label) for label in np.unique(labels).tolist()}
+    answers = []
+    for position, label in enumerate(labels.tolist()):
+        alike = members[label]
+        # junk to itself: the query lies in the database too, where it would always be found first
+        answers.append(Answers(alike[alike != position], _NO_IMAGES, np.array([position])))
+    return subset, subset, tuple(answers)
 
 
 def read_answers(file: Path) -> dict[str, Any]:
-    """The published answers, in a pickle or in JSON; nothing in the file is executed. Raises DataError."""
+    """Read the published answers, in a pickle or in JSON; nothing in the file is executed. Raises DataError."""
     try:
         if file.suffix == ".json":
             content = read_json(file)
@@ -156,74 +184,67 @@ def read_answers(file: Path) -> dict[str, Any]:
                 content = read_pickle(stream)
     except _DAMAGED as error:
         raise DataError(f"{file}: cannot be read as answers: {shorten(str(error))}") from None
-    if not isinstance(content, dict) or not all(isinstance(content.get(key), list) for key in _SHAPE):
-        raise DataError(f"{file}: expected a dictionary of the lists {', '.join(_SHAPE)}")
+    if not isinstance(content, dict) or not all(isinstance(content.get(key), list) for key in _LISTS):
+        raise DataError(f"{file}: expected a dictionary of the lists {', '.join(_LISTS)}")
     if len(content["gnd"]) != len(content["qimlist"]):
         raise DataError(f"{file}: {len(content['qimlist'])} queries in qimlist, {len(content['gnd'])} in gnd")
     return content
 
 
-_SHAPE = ("imlist", "qimlist", "gnd")
-_DAMAGED = (
-    pickle.UnpicklingError,
-    EOFError,
-    LookupError,
-    TypeError,
-    ValueError,
-    AttributeError,
-    MemoryError,
-    RecursionError,
-)
-
-
-def _revisited(file: Path) -> Benchmark:
-    content, root = read_answers(file), file.parent
-    searched, sought = content["imlist"], content["qimlist"]
-    if not searched or not sought:
-        raise DataError(f"{file}: has no {'queries' if searched else 'images'}")
-    files = [_image(root, "queries", name, file) for name in sought]
-    files += [_image(root, "database", name, file) for name in searched]
+def _open_revisited(file: Path) -> Benchmark:
+    """Open a benchmark whose answers lie in ``file``, beside its images."""
+    content = read_answers(file)
+    database = content["imlist"]
+    queries = content["qimlist"]
+    if not database or not queries:
+        raise DataError(f"{file}: has no {'queries' if database else 'images'}")
+    files = [_find_image(file.parent, "queries", name, file) for name in queries]
+    files += [_find_image(file.parent, "database", name, file) for name in database]
     boxes: dict[int, Box] = {}
     answers = []
-    for number, (name, entry) in enumerate(zip(sought, content["gnd"], strict=True)):
+    for number, (name, entry) in enumerate(zip(queries, content["gnd"], strict=True)):
         where = f"{file}: query {name}"
         if not isinstance(entry, dict):
             raise DataError(f"{where}: expected a dictionary of {', '.join(_KINDS)} and bbx")
-        answers.append(
-            Answers(*(_positions(entry.get(kind, ()), len(searched), f"{where}: {kind}") for kind in _KINDS))
-        )
+        kinds = [_read_positions(entry.get(kind, ()), len(database), f"{where}: {kind}") for kind in _KINDS]
+        answers.append(Answers(*kinds))
         if entry.get("bbx") is not None:
-            boxes[number] = _box(entry["bbx"], where)
+            boxes[number] = _read_box(entry["bbx"], where)
     source = BenchmarkSource(Names(files), boxes)
-    for number in boxes:
+    _check_boxes(source, file)
+    first = len(queries)
+    return Benchmark(source, np.arange(first), np.arange(first, len(files)), tuple(answers), revisited=True)
+
+
+def _check_boxes(source: BenchmarkSource, answers: Path) -> None:
+    """Raise DataError if a box holds nothing of its image, before anything is computed."""
+    for number in source.boxes:
         try:
-            head = read_head(files[number])
+            head = read_head(source.files[number])
         except BrokenImage:
             continue  # the loader says what is wrong with the file
         try:
-            source.cut(number, head)
+            source.find_box(number, head)
         except BrokenImage as error:
-            raise DataError(f"{file}: {error}") from None
-    split = len(sought)
-    return Benchmark(source, np.arange(split), np.arange(split, len(files)), tuple(answers), revisited=True)
+            raise DataError(f"{answers}: {error}") from None
 
 
-def _image(root: Path, part: str, name: Any, answers: Path) -> str:
-    """The file of an image: in ``jpg/`` as published, or in the folder of its part; the suffix may be left out."""
-    for place in (root / part, root / "jpg", root):
-        for file in (place / f"{name}", place / f"{name}.jpg"):
+def _find_image(root: Path, part: str, name: Any, answers: Path) -> str:
+    """Return the file of an image: in ``jpg/`` as published, or in the folder of its part; the suffix may be absent."""
+    for folder_path in (root / part, root / "jpg", root):
+        for file in (folder_path / f"{name}", folder_path / f"{name}.jpg"):
             if file.is_file():
                 return str(file)
     raise DataError(f"{answers}: image {name} is not in {root / 'jpg'} or {root / part}")
 
 
-def _positions(values: Any, images: int, where: str) -> NDArray[np.int64]:
+def _read_positions(values: Any, images: int, where: str) -> NDArray[np.int64]:
     try:
         found = np.asarray(values).reshape(-1)
     except ValueError:
-        found = np.array([""])
+        found = np.array([""])  # lists of several lengths, which are refused below
     if not len(found):
-        return np.zeros(0, np.int64)
+        return _NO_IMAGES
     if found.dtype.kind not in "iu" or found.min() < 0 or found.max() >= images:
         raise DataError(
             f"{where}: expected numbers of images from 0 to {images - 1}, not {describe_value(found.tolist()[:5])}"
@@ -231,7 +252,7 @@ def _positions(values: Any, images: int, where: str) -> NDArray[np.int64]:
     return found.astype(np.int64)
 
 
-def _box(values: Any, where: str) -> Box:
+def _read_box(values: Any, where: str) -> Box:
     try:
         left, top, right, bottom = (float(value) for value in values)
     except (TypeError, ValueError, OverflowError):
@@ -242,34 +263,30 @@ def _box(values: Any, where: str) -> Box:
     return left, top, right, bottom
 
 
-def _folders(root: Path) -> Benchmark:
-    """``queries/`` and ``database/`` with folders of the same names."""
-    parts = [open_folder(str(root / part), "all", "classes") for part in ("queries", "database")]
-    classes: list[list[str]] = []
-    for part, images in zip(("queries", "database"), parts, strict=True):
-        names = [Path(images.files[index]).parts for index in range(len(images))]
-        if any(len(name) < 2 for name in names):
-            raise DataError(f"benchmark {root}: {part}/ has images outside of class folders, and there is no gnd.json")
-        classes.append([name[0] for name in names])
-    absent = sorted(set(classes[0]) - set(classes[1]))
+def _open_query_folders(root: Path) -> Benchmark:
+    """Open ``queries/`` and ``database/``, which have a folder for each class, of the same names."""
+    queries, query_classes = _read_class_folders(root, "queries")
+    database, database_classes = _read_class_folders(root, "database")
+    absent = sorted(set(query_classes) - set(database_classes))
     if absent:
         raise DataError(f"benchmark {root}: queries/{absent[0]} has no folder of that name in database/")
-    files = [images.name(index) for images in parts for index in range(len(images))]
-    none, searched = np.zeros(0, np.int64), np.array(classes[1])
-    answers = tuple(Answers(np.flatnonzero(searched == name), none, none) for name in classes[0])
-    split = len(parts[0])
+    classes = np.array(database_classes)
+    answers = [Answers(np.flatnonzero(classes == name), _NO_IMAGES, _NO_IMAGES) for name in query_classes]
+    first = len(queries)
+    files = queries + database
     source = BenchmarkSource(Names(files), {})
-    return Benchmark(source, np.arange(split), np.arange(split, len(files)), answers, revisited=False)
+    return Benchmark(source, np.arange(first), np.arange(first, len(files)), tuple(answers), revisited=False)
 
 
-def _among_themselves(
-    labels: NDArray[np.int64] | Sequence[int],
-) -> tuple[NDArray[np.int64], NDArray[np.int64], tuple[Answers, ...]]:
-    """Every image sought among all; it is junk to itself."""
-    numbers, labels, none = np.arange(len(labels)), np.asarray(labels), np.zeros(0, np.int64)
-    members = {label: np.flatnonzero(labels == label) for label in np.unique(labels).tolist()}
-    answers = []
-    for number, label in enumerate(labels.tolist()):
-        alike = members[label]
-        answers.append(Answers(alike[alike != number], none, np.array([number])))
-    return numbers, numbers, tuple(answers)
+def _read_class_folders(root: Path, part: str) -> tuple[list[str], list[str]]:
+    """Return the files of a part of a benchmark, and the class folder of each."""
+    images = open_folder(str(root / part), "all", "classes")
+    files = []
+    classes = []
+    for index in range(len(images)):
+        parts = Path(images.files[index]).parts
+        if len(parts) < 2:
+            raise DataError(f"benchmark {root}: {part}/ has images outside of class folders, and there is no gnd.json")
+        files.append(images.name(index))
+        classes.append(parts[0])
+    return files, classes

@@ -1,4 +1,4 @@
-"""What retrieval searches for, and among which images: a benchmark, classes that are held out, or all of a source.
+"""Queries and a database for retrieval: a benchmark, classes that are held out, or all images of a source.
 
 q is the number of queries, m that of images to search, n that of all images of a source.
 """
@@ -16,45 +16,83 @@ from ehm.config import RetrievalConfig
 from ehm.data import Source, Split, open_source
 from ehm.data.subset import Subset, require_labels
 from ehm.errors import ConfigError, DataError
-from ehm.tasks.evaluate import Stored
-from ehm.tasks.held_out import holds_training_images, leave_out_trained, select_part
-from ehm.tasks.retrieval.benchmarks import Answers, by_class, open_benchmark
+from ehm.storage.checkpoint import Checkpoint
+from ehm.tasks.folds import describe_fold, draw_folds
+from ehm.tasks.held_out import holds_training_images, leave_out_trained
+from ehm.tasks.retrieval.benchmarks import Answers, make_answers_by_class, open_benchmark
 
-__all__ = ["NumberedSource", "Search", "choose_benchmark", "open_search", "select_search", "split_classes"]
+__all__ = [
+    "NumberedSource",
+    "Search",
+    "choose_benchmark",
+    "open_search",
+    "search_benchmark",
+    "search_classes",
+    "split_classes",
+]
+
+
+@dataclass(frozen=True)
+class NumberedSource:
+    """A source whose labels are the indices of its images, so that descriptors can be told apart."""
+
+    source: Source
+    classes: tuple[str, ...] = ()
+    split: Split = "all"
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """The indices (n,)."""
+        return np.arange(len(self.source))
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Lines to print about the source."""
+        return self.source.notes
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def load(self, index: int) -> Any:
+        """Return the image, as the source gives it."""
+        return self.source.load(index)
+
+    def name(self, index: int) -> str:
+        """Return where the image lies."""
+        return self.source.name(index)
 
 
 @dataclass(frozen=True)
 class Search:
-    """Images of ``part`` to search for (q,) and among (m,), both numbers of its source, and what is to be found.
+    """Images of ``subset`` to search for (q,) and among (m,), both indices of its source, and what is to be found.
 
     ``revisited`` says whether the answers tell easy from hard.
     """
 
-    part: Subset
+    subset: Subset[NumberedSource]
     queries: NDArray[np.int64]
     database: NDArray[np.int64]
     answers: tuple[Answers, ...]
     revisited: bool
 
     @property
-    def images(self) -> Subset:
-        """Return its part of the source as it was opened, whose images are not numbered yet."""
-        assert isinstance(self.part.source, NumberedSource)
-        return replace(self.part, source=self.part.source.source)
+    def images(self) -> Subset[Source]:
+        """The same images in the source as it was opened."""
+        return Subset(self.subset.source.source, self.subset.selected, self.subset.title)
 
-    def restrict(self, images: Subset) -> Search:
+    def restrict(self, images: Subset[Source]) -> Search:
         """Return the search among ``images`` alone: others are neither sought nor found nor missed.
 
         Raises DataError if nothing is left to find.
         """
-        if len(images) == len(self.part):
+        if len(images) == len(self.subset):
             return self
-        kept = np.zeros(len(self.part.source), bool)
-        kept[images.indices] = True
-        there = kept[self.database]
+        is_kept = np.zeros(len(self.subset.source), bool)
+        is_kept[images.indices] = True
+        is_there = is_kept[self.database]
         for query, answer in zip(self.queries.tolist(), self.answers, strict=True):
-            if kept[query] and (there[answer.easy].any() or there[answer.hard].any()):
-                return replace(self, part=replace(images, source=self.part.source))
+            if is_kept[query] and (is_there[answer.easy].any() or is_there[answer.hard].any()):
+                return replace(self, subset=Subset(self.subset.source, images.selected, images.title))
         raise DataError(f"data.source: of {images.title} no two images belong together; there is nothing to find")
 
 
@@ -65,7 +103,7 @@ def open_search(config: RetrievalConfig) -> Search:
     source = open_source(config.data, "train")
     if source.split == "train":
         source = open_source(config.data, "val")
-    return _search_among(Subset(source, None, source.split), config)
+    return search_classes(Subset(source, None, source.split), config)
 
 
 def split_classes(config: RetrievalConfig, source: Source) -> tuple[NDArray[np.int64], Search]:
@@ -83,84 +121,47 @@ def split_classes(config: RetrievalConfig, source: Source) -> tuple[NDArray[np.i
             f"folds {config.folds}: {len(classes)} classes of {config.data.source} cannot be parted into as many of "
             "two classes at least; set benchmark to measure on other images"
         )
-    held_out = np.random.default_rng(0).permutation(len(classes)) % config.folds == config.fold
-    title = f"{held_out.sum():,} other classes, fold {config.fold} of {config.folds}"
-    part = Subset(source, np.flatnonzero(held_out[labels]), title)
-    return classes[~held_out], _search_among(part, config)
+    is_held_out = draw_folds(len(classes), config) == config.fold
+    title = f"{is_held_out.sum():,} other classes, {describe_fold(config)}"
+    held_out = Subset(source, np.flatnonzero(is_held_out[labels]), title)
+    return classes[~is_held_out], search_classes(held_out, config)
 
 
-def choose_benchmark(stored: Stored, settings: RetrievalConfig, is_given: bool, processes: Processes) -> str | None:
-    """Return the benchmark to measure a checkpoint on, or None for ``data.source`` of ``settings``.
+def choose_benchmark(
+    checkpoint: Checkpoint, config: RetrievalConfig, is_given: bool, processes: Processes
+) -> str | None:
+    """Return the benchmark to measure a checkpoint on, or None for the images of ``config.data.source``.
 
     The one of the training counts as well as one that ``is_given`` now, unless other images are given now.
     """
-    if settings.benchmark is None or is_given:
-        return settings.benchmark
-    if settings.data.source == stored.meta["config"]["data"]["source"]:
-        return settings.benchmark  # the images of the training need not be there
-    source = open_source(settings.data, "train")
-    return settings.benchmark if holds_training_images(stored, settings, source, processes) else None
+    if config.benchmark is None or is_given:
+        return config.benchmark
+    if config.data.source == checkpoint.metadata["config"]["data"]["source"]:
+        return config.benchmark  # the images of the training need not be there
+    source = open_source(config.data, "train")
+    return config.benchmark if holds_training_images(checkpoint, config, source, processes) else None
 
 
-def select_search(stored: Stored, settings: RetrievalConfig, processes: Processes) -> Search:
-    """Return the search that a checkpoint is measured by, without images that it was trained on."""
-    if settings.benchmark is not None:
-        search = _open_benchmark(settings.benchmark, settings)
-        threads = settings.data.workers
-        return search.restrict(leave_out_trained(search.images, stored, settings.benchmark, threads, processes))
-    source = open_source(settings.data, "train")
-
-    def hold_out() -> Subset:
-        return split_classes(settings, source)[1].images
-
-    def open_val() -> Source:
-        return open_source(settings.data, "val")
-
-    return _search_among(select_part(stored, settings, source, hold_out, open_val, processes), settings)
+def search_benchmark(benchmark: str, checkpoint: Checkpoint, config: RetrievalConfig, processes: Processes) -> Search:
+    """Open ``benchmark`` without the images that the checkpoint was trained on."""
+    search = _open_benchmark(benchmark, config)
+    new = leave_out_trained(search.images, checkpoint, benchmark, config.data.workers, processes)
+    return search.restrict(new)
 
 
-def _open_benchmark(place: str, config: RetrievalConfig) -> Search:
-    found = open_benchmark(place)
-    found = replace(found, source=replace(found.source, value_range=config.data.range))
-    title = f"{len(found.queries):,} queries, {len(found.database):,} images to search"
-    part = Subset(NumberedSource(found.source), None, title)
-    return Search(part, found.queries, found.database, found.answers, found.revisited)
-
-
-def _search_among(part: Subset, config: RetrievalConfig) -> Search:
-    """Return the search for every image of ``part`` among its others, by their classes."""
-    queries, database, answers = by_class(require_labels(part.source, config.data.source), part.indices)
+def search_classes(images: Subset[Source], config: RetrievalConfig) -> Search:
+    """Return the search for every one of ``images`` among the others; those of its class are to be found."""
+    labels = require_labels(images.source, config.data.source)
+    queries, database, answers = make_answers_by_class(labels, images.indices)
     if not any(len(answer.easy) for answer in answers):
         raise DataError("data.source: no class has two images to measure on; there is nothing to find")
-    numbered = replace(part, source=NumberedSource(part.source))
+    numbered = Subset(NumberedSource(images.source), images.selected, images.title)
     return Search(numbered, queries, database, answers, revisited=False)
 
 
-@dataclass(frozen=True)
-class NumberedSource:
-    """A source whose labels are the numbers of its images."""
-
-    source: Source
-    classes: tuple[str, ...] = ()
-    split: Split = "all"
-
-    @property
-    def labels(self) -> NDArray[np.int64]:
-        """Return the numbers (n,)."""
-        return np.arange(len(self.source))
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """Return what there is to say of the source."""
-        return self.source.notes
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def load(self, index: int) -> Any:
-        """Return the image, as the source gives it."""
-        return self.source.load(index)
-
-    def name(self, index: int) -> str:
-        """Return where the image lies."""
-        return self.source.name(index)
+def _open_benchmark(path: str, config: RetrievalConfig) -> Search:
+    benchmark = open_benchmark(path)
+    source = replace(benchmark.source, value_range=config.data.range)
+    title = f"{len(benchmark.queries):,} queries, {len(benchmark.database):,} images to search"
+    images = Subset(NumberedSource(source), None, title)
+    return Search(images, benchmark.queries, benchmark.database, benchmark.answers, benchmark.revisited)

@@ -12,192 +12,190 @@ from numpy.typing import NDArray
 from ehm.backends.base import Backend, Embedder, Processes
 from ehm.config import RetrievalConfig, load_config
 from ehm.console import console
-from ehm.data import Batch, EvalTransform, Loader, Source, TrainTransform, open_source
+from ehm.data import Batch, EvalTransform, Loader, Source, Split, TrainTransform, open_source
 from ehm.data.sampler import repeat_to_multiple
 from ehm.data.subset import Subset, require_labels
-from ehm.data.transforms import Transform
-from ehm.storage.arrays import LearnerState
-from ehm.tasks.evaluate import Evaluation, Stored
-from ehm.tasks.held_out import leave_out_first_weights, leave_out_seen, remember_images
-from ehm.tasks.images import collect, train_loader
-from ehm.tasks.occurrences import count_labels
+from ehm.storage.checkpoint import Checkpoint
+from ehm.tasks.base import Evaluation, Task, load_learner, merge_config
+from ehm.tasks.classes import count_labels
+from ehm.tasks.held_out import leave_out_seen
+from ehm.tasks.predictions import collect_predictions
 from ehm.tasks.retrieval.benchmarks import Answers
-from ehm.tasks.retrieval.metrics import RetrievalReport, compare
-from ehm.tasks.retrieval.search import Search, choose_benchmark, open_search, select_search, split_classes
+from ehm.tasks.retrieval.metrics import RetrievalReport, report_retrieval
+from ehm.tasks.retrieval.search import (
+    Search,
+    choose_benchmark,
+    open_search,
+    search_benchmark,
+    search_classes,
+    split_classes,
+)
 from ehm.tasks.retrieval.transforms import EnlargeTransform, ShrinkTransform
+from ehm.training.loaders import make_eval_loader, make_train_loader
 from ehm.training.training_data import read_seen_images
 
-__all__ = ["Retrieval", "parts", "reopen", "untrained"]
+__all__ = ["Retrieval"]
+
+_MOST_AT_ONCE = 64
+"""Images that are described at once, at most: those of the largest scale take much memory."""
 
 
-class Retrieval:
-    """Implements :class:`ehm.training.supervised.Task`: training by ArcFace on images of classes."""
+class Retrieval(Task[RetrievalConfig, RetrievalReport]):
+    """Training by ArcFace on images of classes."""
 
-    kind = "embedder"
+    measured_keys = ("scales", "longest")
+
+    learner: Embedder
 
     def __init__(self, config: RetrievalConfig, backend: Backend, start: Path | None = None) -> None:
-        data, self._processes = config.data, backend.processes
-        self.config = config
-        source = open_source(config.data, "train")
-        kept, search = split_classes(config, source)
-        self.train = _select_classes(source, kept, config)
-        self.classes = tuple(source.classes[number] for number in kept.tolist())
-        self.data = remember_images(config, self.train, search.images, self.classes, start, self._processes)
-        new = leave_out_first_weights(search.images, self.data, config, self._processes, config.benchmark)
-        self._search = search.restrict(new)
-        self.val = self._search.part
-        self.class_counts = count_labels(self.train, data, self.classes)
-        self._numbers = np.full(len(source.classes), -1)
-        self._numbers[kept] = np.arange(len(kept))
-        # a resumed run needs nothing but its checkpoint
-        model = config.model if start is None else config.model.model_copy(update={"init": str(start)})
-        self.learner: Embedder = backend.create_embedder(config.model_copy(update={"model": model}), len(self.classes))
+        source = self.open_source(config, "train")
+        train_classes, search = split_classes(config, source)
+        train = _select_classes(source, train_classes, config)
+        classes = tuple(source.classes[number] for number in train_classes.tolist())
+        super().__init__(config, backend, train, search.images, start, classes=classes, val_name=config.benchmark)
+        search = search.restrict(self.val)
+        self.val = search.subset
+        self.class_counts = count_labels(train, config.data, classes)
+        # the numbers of the classes that are trained, which leave out those that are held out
+        self._class_numbers = np.full(len(source.classes), -1)
+        self._class_numbers[train_classes] = np.arange(len(train_classes))
+        self.learner = backend.create_embedder(self.learner_config, len(classes))
         self.headline = f"Training a descriptor by ArcFace on {config.model.init}"
         transform = TrainTransform(
             self.learner.image_size,
-            data.crop_scale,
-            data.flip,
-            data.color_jitter,
+            config.data.crop_scale,
+            config.data.flip,
+            config.data.color_jitter,
             interpolation=self.learner.inputs.interpolation,
         )
-        self.loader = train_loader(self.train, transform, config, self._processes)
-        measured = EvalTransform.from_spec(self.learner.image_size, self.learner.inputs)
-        self._val_loader = _loader(self._search, measured, config, self._processes)
+        self.loader = make_train_loader(source, transform, config, self.processes, subset=train.selected)
+        self.evaluation = EmbedderEvaluation(self.learner, search, config, backend)
 
-    @property
-    def stored(self) -> dict[str, Any]:
-        """See :attr:`ehm.training.supervised.Task.stored`."""
-        return self.config.model_dump(mode="json")
-
-    @property
-    def broken(self) -> Mapping[str, str]:
-        """See :attr:`ehm.training.supervised.Task.broken`."""
-        return self.loader.unreadable | self._val_loader.unreadable
-
-    def step(self, batch: Batch, step: int, lr: float) -> Mapping[str, SupportsFloat]:
-        """See :meth:`ehm.training.supervised.Task.step`."""
+    def train_step(self, batch: Batch, step: int, lr: float) -> Mapping[str, SupportsFloat]:
+        """Take an optimiser step on images and their classes."""
         assert batch.labels is not None
-        return self.learner.train_step(batch.images, self._numbers[batch.labels], lr, self.config.optim.weight_decay)
+        numbers = self._class_numbers[batch.labels]
+        return self.learner.train_step(batch.images, numbers, lr, self.config.optim.weight_decay)
 
-    def measure(self) -> RetrievalReport:
-        """See :meth:`ehm.training.supervised.Task.measure`."""
-        return _measure(self.learner, self._search, self._val_loader, "", self._processes)
+    @classmethod
+    def open_source(cls, config: RetrievalConfig, split: Split) -> Source:
+        """Open images of classes."""
+        return open_source(config.data, split)
 
-    def close(self) -> None:
-        """See :meth:`ehm.training.supervised.Task.close`."""
-        self.loader.close()
-        self._val_loader.close()
+    @classmethod
+    def divide_source(cls, config: RetrievalConfig, source: Source) -> tuple[Subset[Source], Subset[Source]]:
+        """Return the images of the classes to train on, and those of the search that is measured."""
+        train_classes, search = split_classes(config, source)
+        return _select_classes(source, train_classes, config), search.images
+
+    @classmethod
+    def open_evaluation(
+        cls, checkpoint: Checkpoint, backend: Backend, config: str | Path | None, overrides: Sequence[str]
+    ) -> EmbedderEvaluation:
+        """Prepare to measure the descriptor of a checkpoint on a benchmark or on other images.
+
+        Images of ``data.source`` that are not those of the training are all sought among each other.
+        """
+        given = load_config(RetrievalConfig, checkpoint.metadata["config"] if config is None else config, overrides)
+        settings = merge_config(RetrievalConfig, checkpoint, config, overrides, cls.measured_keys)
+        settings = settings.model_copy(update={"benchmark": given.benchmark})
+        is_given = config is not None or any(override.startswith("benchmark=") for override in overrides)
+        benchmark = choose_benchmark(checkpoint, settings, is_given, backend.processes)
+        settings = settings.model_copy(update={"benchmark": benchmark})
+        if benchmark is None:
+            subset = cls.select_subset(checkpoint, settings, backend.processes)
+            search = search_classes(subset, settings)
+        else:
+            search = search_benchmark(benchmark, checkpoint, settings, backend.processes)
+        embedder = backend.create_embedder(settings, len(checkpoint.metadata["classes"]))
+        load_learner(embedder, checkpoint)
+        return EmbedderEvaluation(embedder, search, settings, backend)
+
+    @classmethod
+    def open_untrained(
+        cls, init: str, backend: Backend, config: str | Path | None, overrides: Sequence[str]
+    ) -> EmbedderEvaluation:
+        """Prepare to measure an encoder as it is: the generalised mean of its patch tokens, without whitening."""
+        settings = load_config(RetrievalConfig, config, overrides)
+        model = settings.model.model_copy(update={"init": init})
+        settings = settings.model_copy(update={"model": model, "dim": None})
+        search = open_search(settings)
+        new = leave_out_seen(
+            search.images,
+            read_seen_images(init),
+            f"{init} was trained on",
+            settings.benchmark or settings.data.source,
+            settings.data.workers,
+            backend.processes,
+        )
+        embedder = backend.create_embedder(settings, 0)
+        for note in embedder.notes:
+            console.print(f"  {note}")
+        return EmbedderEvaluation(embedder, search.restrict(new), settings, backend)
 
 
-def reopen(
-    stored: Stored, backend: Backend, config: str | Path | None, overrides: Sequence[str]
-) -> Evaluation[RetrievalReport]:
-    """The descriptor of a checkpoint, on the benchmark or the images that ``config`` and ``overrides`` say.
+class EmbedderEvaluation(Evaluation[RetrievalReport]):
+    """Figures of an embedder: all images of a search are described once, and ranked for each query."""
 
-    Images of ``data.source`` that are not those of the training are all sought among each other.
-    """
-    given = load_config(RetrievalConfig, config if config is not None else stored.meta["config"], overrides)
-    settings = stored.settings(RetrievalConfig, config, overrides, measuring=("scales", "longest"))
-    settings = settings.model_copy(update={"benchmark": given.benchmark})
-    is_given = config is not None or any(override.startswith("benchmark=") for override in overrides)
-    benchmark = choose_benchmark(stored, settings, is_given, backend.processes)
-    settings = settings.model_copy(update={"benchmark": benchmark})
-    search = select_search(stored, settings, backend.processes)
-    embedder = backend.create_embedder(settings, len(stored.meta["classes"]))
-    embedder.load(LearnerState(stored.arrays, {}))
-    return _evaluate(embedder, search, settings, backend)
+    def __init__(self, embedder: Embedder, search: Search, config: RetrievalConfig, backend: Backend) -> None:
+        transform = EvalTransform.from_spec(embedder.image_size, embedder.inputs)
+        loader = _make_loader(search, transform, config, backend.processes)
+        super().__init__(config.benchmark or config.data.source, search.subset, loader, backend.processes)
+        self._embedder = embedder
+        self._search = search
 
+    def measure(self, title: str = "") -> RetrievalReport:
+        """Rank the database for each query; images that cannot be read are neither sought nor searched nor missed."""
+        search = self._search
+        numbers, rows = collect_predictions(self._describe, self.loader, title, self.processes)
+        row_of = np.full(len(search.subset.source), -1)
+        row_of[numbers] = np.arange(len(numbers))
+        is_there = row_of[search.database] >= 0
+        # answers are positions in the database, which move up where images before them are missing
+        new_position = np.where(is_there, np.cumsum(is_there) - 1, -1)
 
-def untrained(
-    init: str, backend: Backend, config: str | Path | None, overrides: Sequence[str]
-) -> Evaluation[RetrievalReport]:
-    """An encoder as it is: the generalised mean of its patch tokens, without whitening."""
-    settings = load_config(RetrievalConfig, config, overrides)
-    model = settings.model.model_copy(update={"init": init})
-    settings = settings.model_copy(update={"model": model, "dim": None})
-    search = open_search(settings)
-    source = settings.benchmark or settings.data.source
-    threads, seen_by = settings.data.workers, f"{init} was trained on"
-    new = leave_out_seen(search.images, read_seen_images(init), seen_by, source, threads, backend.processes)
-    embedder = backend.create_embedder(settings, 0)
-    for note in embedder.notes:
-        console.print(f"  {note}")
-    return _evaluate(embedder, search.restrict(new), settings, backend)
+        def move_positions(positions: NDArray[np.int64]) -> NDArray[np.int64]:
+            moved: NDArray[np.int64] = new_position[positions]
+            return moved[moved >= 0]
 
+        query_rows = row_of[search.queries]
+        answers = []
+        for answer, row in zip(search.answers, query_rows, strict=True):
+            if row >= 0:
+                kinds = (answer.easy, answer.hard, answer.junk)
+                answers.append(Answers(*map(move_positions, kinds)))
+        queries = rows[query_rows[query_rows >= 0]]
+        database = rows[row_of[search.database[is_there]]]
+        return report_retrieval(queries, database, answers, search.revisited)
 
-def parts(config: RetrievalConfig) -> tuple[Subset, Subset]:
-    """The images that are trained on, and those that are measured on; raises as the training does."""
-    source = open_source(config.data, "train")
-    kept, search = split_classes(config, source)
-    return _select_classes(source, kept, config), search.images
+    def _describe(self, images: Any) -> NDArray[np.float32]:
+        # whole images come one by one, in a tuple
+        return self._embedder.compute_descriptors(np.stack(images) if isinstance(images, tuple) else images)
 
 
-def _select_classes(source: Source, classes: NDArray[np.int64], config: RetrievalConfig) -> Subset:
+def _select_classes(source: Source, classes: NDArray[np.int64], config: RetrievalConfig) -> Subset[Source]:
     labels = require_labels(source, config.data.source)
     return Subset(source, np.flatnonzero(np.isin(labels, classes)), f"{len(classes):,} classes")
 
 
-def _evaluate(
-    embedder: Embedder, search: Search, settings: RetrievalConfig, backend: Backend
-) -> Evaluation[RetrievalReport]:
-    transform = EvalTransform.from_spec(embedder.image_size, embedder.inputs)
-    loader = _loader(search, transform, settings, backend.processes)
-
-    def measure() -> RetrievalReport:
-        with loader:
-            return _measure(embedder, search, loader, "evaluate", backend.processes)
-
-    return Evaluation(settings.benchmark or settings.data.source, search.part, measure, loader.unreadable)
-
-
-def _loader(search: Search, transform: EvalTransform, config: RetrievalConfig, processes: Processes) -> Loader:
-    size = processes.size
-    indices = search.part.indices
-    if config.longest is not None:
-        # one image at a time, as they differ in size
-        indices = repeat_to_multiple(indices, size)
-        batch_size = size
-        image_transform: Transform = ShrinkTransform(config.longest)
-    else:
+def _make_loader(search: Search, transform: EvalTransform, config: RetrievalConfig, processes: Processes) -> Loader:
+    source = search.subset.source
+    if config.longest is None:
         largest = max(config.scales)
         height, width = transform.image_size
-        image_transform = EnlargeTransform(transform, (round(height * largest), round(width * largest)))
-        batch_size = max(1, min(64, config.optim.batch_size // config.optim.accumulate // size)) * size
+        enlarged = EnlargeTransform(transform, (round(height * largest), round(width * largest)))
+        subset = search.subset.selected
+        return make_eval_loader(source, enlarged, config, processes, most=_MOST_AT_ONCE, subset=subset)
     return Loader(
-        search.part.source,
-        image_transform,
-        batch_size=batch_size,
+        source,
+        ShrinkTransform(config.longest),
+        batch_size=processes.size,  # an image for each process, as they differ in size
         seed=0,
         shuffle=False,
         drop_last=False,
         workers=config.data.workers,
         strict=config.data.strict,
-        subset=indices,
+        subset=repeat_to_multiple(search.subset.indices, processes.size),
         rank=processes.rank,
-        world_size=size,
+        world_size=processes.size,
     )
-
-
-def _measure(embedder: Embedder, search: Search, loader: Loader, title: str, processes: Processes) -> RetrievalReport:
-    """Describe all images once and rank; those that cannot be read are neither sought nor searched nor missed."""
-
-    def describe(images: NDArray[np.uint8] | tuple[NDArray[np.uint8], ...]) -> NDArray[np.float32]:
-        return embedder.compute_descriptors(np.stack(images) if isinstance(images, tuple) else images)
-
-    numbers, rows = collect(describe, loader, title, processes)
-    place = np.full(len(search.part.source), -1)
-    place[numbers] = np.arange(len(numbers))
-    there = place[search.database] >= 0
-    moved = np.where(there, np.cumsum(there) - 1, -1)
-
-    def kept(positions: NDArray[np.int64]) -> NDArray[np.int64]:
-        found: NDArray[np.int64] = moved[positions]
-        return found[found >= 0]
-
-    sought = place[search.queries]
-    answers = [
-        Answers(kept(answer.easy), kept(answer.hard), kept(answer.junk))
-        for answer, query in zip(search.answers, sought, strict=True)
-        if query >= 0
-    ]
-    return compare(rows[sought[sought >= 0]], rows[place[search.database[there]]], answers, search.revisited)

@@ -1,0 +1,194 @@
+"""What all tasks share: how one is trained, how its model is measured, and how a checkpoint of it is opened.
+
+A task is a folder: ``task.py`` has a subclass of :class:`Task` and one of :class:`Evaluation`, and ``metrics.py`` a
+report. A row of :mod:`ehm.tasks.registry` makes it known to the commands.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Generic, SupportsFloat, TypeVar
+
+from ehm.backends.base import Backend, Processes, TaskLearner
+from ehm.config import TaskConfig, load_config
+from ehm.data import Loader, Source, Split
+from ehm.data.subset import Subset
+from ehm.storage.arrays import LearnerState
+from ehm.storage.checkpoint import Checkpoint
+from ehm.tasks.held_out import leave_out_first_weights, remember_images, select_subset
+from ehm.tasks.registry import TASKS
+from ehm.training.supervised import Report
+
+__all__ = ["Evaluation", "Task", "load_learner", "merge_config"]
+
+C = TypeVar("C", bound=TaskConfig)
+R = TypeVar("R", bound=Report)
+
+
+class Evaluation(ABC, Generic[R]):
+    """A model and the images of ``subset`` that it is measured on, during its training or later.
+
+    ``loader`` reads this process's share of them. ``source_name`` says where the images lie.
+    """
+
+    def __init__(self, source_name: str, subset: Subset[Any], loader: Loader, processes: Processes) -> None:
+        self.source_name = source_name
+        self.subset = subset
+        self.loader = loader
+        self.processes = processes
+
+    @abstractmethod
+    def measure(self, title: str = "") -> R:
+        """Measure the model, with a progress bar if there is a ``title``; all processes call this."""
+
+    def draw(self, folder: Path) -> None:
+        """Write pictures of results into ``folder``, after the measurement; most tasks have none."""
+
+    def close(self) -> None:
+        """End what reads images."""
+        self.loader.close()
+
+
+class Task(ABC, Generic[C, R]):
+    """Training for a task, as :func:`ehm.training.supervised.train_task` runs it.
+
+    A subclass opens its images, calls this constructor, and then sets what is declared here. ``val_name`` says where
+    the images to measure on lie, if not in ``data.source``.
+    """
+
+    measured_keys: ClassVar[tuple[str, ...]] = ()
+    """Keys of the configuration that say how the model is measured, besides those of all tasks."""
+
+    headline: str
+    learner: TaskLearner
+    loader: Loader
+    evaluation: Evaluation[R]
+    class_counts: tuple[str, ...] = ()
+
+    def __init__(
+        self,
+        config: C,
+        backend: Backend,
+        train: Subset[Any],
+        val: Subset[Any],
+        start: Path | None,
+        *,
+        classes: tuple[str, ...] | None = None,
+        val_name: str | None = None,
+    ) -> None:
+        self.config = config
+        self.processes = backend.processes
+        self.train = train
+        self.classes: tuple[str, ...] = train.source.classes if classes is None else classes
+        self.data = remember_images(config, train, val, self.classes, start, self.processes)
+        self.val = leave_out_first_weights(val, self.data, config, self.processes, val_name)
+        # a resumed run needs nothing but its checkpoint
+        self.learner_config = config if start is None else _begin_with(config, start)
+
+    @property
+    def kind(self) -> str:
+        """The kind of its checkpoints."""
+        return TASKS[self.config.task].kind
+
+    @property
+    def config_to_keep(self) -> dict[str, Any]:
+        """The configuration as JSON, as checkpoints keep it."""
+        return self.config.model_dump(mode="json")
+
+    @property
+    def unreadable(self) -> Mapping[str, str]:
+        """Files that could not be read, and why."""
+        return self.loader.unreadable | self.evaluation.loader.unreadable
+
+    @abstractmethod
+    def train_step(self, batch: Any, step: int, lr: float) -> Mapping[str, SupportsFloat]:
+        """Take an optimiser step on a batch of ``loader``; ``loss`` is among the metrics."""
+
+    def measure(self) -> R:
+        """Measure ``learner`` on ``val``; every process calls this."""
+        return self.evaluation.measure()
+
+    def close(self) -> None:
+        """End what reads images."""
+        self.loader.close()
+        self.evaluation.close()
+
+    @classmethod
+    @abstractmethod
+    def open_source(cls, config: C, split: Split) -> Source:
+        """Open the images that ``config`` names: their part ``split``, or all if they have no parts."""
+
+    @classmethod
+    @abstractmethod
+    def divide_source(cls, config: C, source: Source) -> tuple[Subset[Any], Subset[Any]]:
+        """Return the images to train on and those to measure on, if ``source`` was opened to train on.
+
+        They are the parts of the source, or all folds but one and that one.
+        """
+
+    @classmethod
+    def split_images(cls, config: C) -> tuple[Subset[Any], Subset[Any]]:
+        """Open the images to train on and those to measure on."""
+        return cls.divide_source(config, cls.open_source(config, "train"))
+
+    @classmethod
+    @abstractmethod
+    def open_evaluation(
+        cls, checkpoint: Checkpoint, backend: Backend, config: str | Path | None, overrides: Sequence[str]
+    ) -> Evaluation[R]:
+        """Prepare to measure the model of ``checkpoint`` on the images that ``config`` and ``overrides`` name.
+
+        Those are by default what the training held out. Raises DataError if they do not fit the model.
+        """
+
+    @classmethod
+    def open_untrained(
+        cls, init: str, backend: Backend, config: str | Path | None, overrides: Sequence[str]
+    ) -> Evaluation[R]:
+        """Prepare to measure the encoder ``init`` as it is, without training for the task, where that is possible."""
+        raise NotImplementedError
+
+    @classmethod
+    def select_subset(cls, checkpoint: Checkpoint, config: C, processes: Processes) -> Subset[Any]:
+        """Return the images that the model of ``checkpoint`` is measured on, without any that it was trained on."""
+        source = cls.open_source(config, "train")
+        return select_subset(
+            checkpoint,
+            config,
+            source,
+            hold_out=lambda: cls.divide_source(config, source)[1],
+            open_val=lambda: cls.open_source(config, "val"),
+            processes=processes,
+        )
+
+
+def _begin_with(config: C, start: Path) -> C:
+    return config.model_copy(update={"model": config.model.model_copy(update={"init": str(start)})})
+
+
+def merge_config(
+    kind: type[C],
+    checkpoint: Checkpoint,
+    config: str | Path | None,
+    overrides: Sequence[str],
+    measured_keys: Sequence[str] = (),
+) -> C:
+    """Return the configuration of ``checkpoint`` with the images, folds and batches of ``config`` and ``overrides``.
+
+    The model is always the checkpoint's, and its images are prepared as in its training unless something else is
+    given. The weights that it began with are not needed. ``measured_keys`` are further keys of the task that say how
+    it is measured. Raises ConfigError if those do not go with the checkpoint.
+    """
+    stored = checkpoint.metadata["config"]
+    given = load_config(kind, stored if config is None else config, overrides)
+    given_values = given.model_dump()
+    own = load_config(kind, {**stored, **{key: given_values[key] for key in measured_keys}})
+    own = _begin_with(own, checkpoint.folder)
+    return own.model_copy(update={"data": given.data, "folds": given.folds, "fold": given.fold, "optim": given.optim})
+
+
+def load_learner(learner: TaskLearner, checkpoint: Checkpoint) -> None:
+    """Load the weights of ``checkpoint``, without the state of the optimiser, which measuring does not need."""
+    learner.load(LearnerState(checkpoint.model, {}))

@@ -1,0 +1,82 @@
+"""The downstream tasks: one row says all that the commands need to know of a task before they import it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from ehm.config import DetectionConfig, FinetuneConfig, RetrievalConfig, SegmentationConfig, TaskConfig
+
+if TYPE_CHECKING:
+    from ehm.tasks.base import Task
+
+__all__ = ["TASKS", "TaskEntry", "find_task_by_kind"]
+
+
+@dataclass(frozen=True)
+class TaskEntry:
+    """A downstream task.
+
+    ``name`` is what ``--task`` and the key ``task`` say, ``config`` the class of its configuration, ``recipe`` the
+    shipped configuration that is taken if none is given, ``module`` and ``task_class`` where its code is, and ``kind``
+    what its checkpoints are called. ``measures_untrained`` says whether an encoder can be measured without training.
+    """
+
+    name: str
+    config: type[TaskConfig]
+    recipe: str
+    module: str
+    task_class: str
+    kind: str
+    measures_untrained: bool = False
+
+    def load_class(self) -> type[Task[Any, Any]]:
+        """Import the task; the others, and what they need, are not imported."""
+        found: type[Task[Any, Any]] = getattr(import_module(self.module), self.task_class)
+        return found
+
+
+_ENTRIES = (
+    TaskEntry(
+        name="classification",
+        config=FinetuneConfig,
+        recipe="elpv/finetune",
+        module="ehm.tasks.classification.task",
+        task_class="Classification",
+        kind="classifier",
+    ),
+    TaskEntry(
+        name="detection",
+        config=DetectionConfig,
+        recipe="detection/coco_vit_base_1x",
+        module="ehm.tasks.detection.task",
+        task_class="Detection",
+        kind="detector",
+    ),
+    TaskEntry(
+        name="segmentation",
+        config=SegmentationConfig,
+        recipe="segmentation/ade20k_vit_base_mae",
+        module="ehm.tasks.segmentation.task",
+        task_class="Segmentation",
+        kind="segmenter",
+    ),
+    TaskEntry(
+        name="retrieval",
+        config=RetrievalConfig,
+        recipe="retrieval/gldv2_vit_base",
+        module="ehm.tasks.retrieval.task",
+        task_class="Retrieval",
+        kind="embedder",
+        measures_untrained=True,
+    ),
+)
+TASKS: Mapping[str, TaskEntry] = {entry.name: entry for entry in _ENTRIES}
+"""The tasks by name; the first one is meant if a configuration names none."""
+
+
+def find_task_by_kind(kind: str) -> TaskEntry | None:
+    """Return the task whose checkpoints are of ``kind``, or None if it is no task's."""
+    return next((entry for entry in _ENTRIES if entry.kind == kind), None)

@@ -1,0 +1,74 @@
+"""How loops read images: shuffled batches to train on, and every image once, in order, to measure on."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ehm.backends.base import ALONE, Processes
+from ehm.config import TaskConfig, TokenizerConfig, TrainConfig
+from ehm.data import Loader, Source, Transform
+
+__all__ = ["make_eval_loader", "make_train_loader"]
+
+Config = TaskConfig | TokenizerConfig | TrainConfig
+
+
+def make_train_loader(
+    source: Source,
+    transform: Transform,
+    config: Config,
+    processes: Processes,
+    *,
+    views: int = 1,
+    subset: NDArray[np.int64] | None = None,
+) -> Loader:
+    """Return a loader of batches to train on, in a new order every epoch; each process gets a share of each.
+
+    ``optim.batch_size`` counts the copies of an image if it is masked in several ``views``.
+    """
+    return Loader(
+        source,
+        transform,
+        batch_size=config.optim.batch_size // views,
+        seed=config.run.seed,
+        shuffle=True,
+        drop_last=True,
+        workers=config.data.workers,
+        strict=config.data.strict,
+        subset=subset,
+        rank=processes.rank,
+        world_size=processes.size,
+    )
+
+
+def make_eval_loader(
+    source: Source,
+    transform: Transform,
+    config: Config,
+    processes: Processes = ALONE,
+    *,
+    most: int | None = None,
+    subset: NDArray[np.int64] | None = None,
+) -> Loader:
+    """Return a loader of every image once, in order; each process gets a share of them.
+
+    A process has as many images at once as pass through the device in training, which fits its memory, and ``most`` at
+    most.
+    """
+    images_at_once = config.optim.batch_size // config.optim.accumulate // processes.size
+    if most is not None:
+        images_at_once = min(most, images_at_once)
+    return Loader(
+        source,
+        transform,
+        batch_size=max(1, images_at_once) * processes.size,
+        seed=0,
+        shuffle=False,
+        drop_last=False,
+        workers=config.data.workers,
+        strict=config.data.strict,
+        subset=subset,
+        rank=processes.rank,
+        world_size=processes.size,
+    )

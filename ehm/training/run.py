@@ -1,0 +1,218 @@
+"""A run of any loop: its configuration, device and folder, and the checkpoint that it is resumed from.
+
+FOLDER/config.yaml      the configuration, for people and for --resume
+       checkpoints/     the newest ones
+       metrics.jsonl, tensorboard/, and what the loop itself writes
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import yaml
+
+from ehm import backends
+from ehm.backends.base import Backend, Learner, Processes, TaskLearner, TokenizerLearner
+from ehm.config import TaskConfig, TokenizerConfig, TrainConfig, load_config
+from ehm.console import console
+from ehm.data import Source
+from ehm.data.decoding.depth_notes import describe_depths
+from ehm.errors import CheckpointError, ConfigError, WriteError
+from ehm.storage.arrays import Arrays
+from ehm.storage.checkpoint import checkpoint_path, newest_checkpoint, prune_checkpoints, save_checkpoint
+from ehm.storage.writing import write_text
+from ehm.training.plan import RunPlan
+from ehm.training.resume import check_settings, print_changes
+
+__all__ = ["CONFIG_FILE", "Run", "connect_processes", "open_run", "print_unreadable"]
+
+C = TypeVar("C", bound=TrainConfig | TaskConfig | TokenizerConfig)
+CONFIG_FILE = "config.yaml"
+_SHOWN_FILES = 20
+
+
+@dataclass(frozen=True)
+class Run(Generic[C]):
+    """What a loop is given besides its data and its learner; ``start`` is the checkpoint that it is resumed from.
+
+    ``is_resumable`` is false for a command that cannot go on from its checkpoints.
+    """
+
+    config: C
+    backend: Backend
+    folder: Path
+    start: Path | None
+    is_resumable: bool = True
+
+    @property
+    def processes(self) -> Processes:
+        """The processes that train together."""
+        return self.backend.processes
+
+    @property
+    def is_main_process(self) -> bool:
+        """Whether this process writes the files and prints."""
+        return self.processes.rank == 0
+
+    def describe_device(self) -> str:
+        """Return the device, or the devices, that the run computes on, in words."""
+        info = self.backend.describe_device()
+        text = f"device {info.name} ({info.description})"
+        if self.processes.size > 1:
+            text += f", {self.processes.size} processes"
+        return text
+
+    def write_config(self) -> None:
+        """Write the configuration into the folder; the first process does."""
+        if self.is_main_process:
+            values = self.config.model_dump(mode="json")
+            write_text(self.folder / CONFIG_FILE, yaml.safe_dump(values, sort_keys=False))
+
+    def print_start(self, source: Source, notes: Sequence[str]) -> None:
+        """Print what there is to know of the images, ``notes``, the folder, and what has changed since ``start``."""
+        for note in (*source.notes, *describe_depths(source), *notes):
+            console.print(f"  {note}")
+        if self.start is None:
+            console.print(f"  into {self.folder}")
+        else:
+            console.print(f"  into {self.folder}, continuing {self.start.name}")
+            print_changes(self.config, self.start, self.backend)
+
+    def make_metadata(
+        self, kind: str, done: int, plan: RunPlan, config: Mapping[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """Return what ``state.json`` says of every run after ``done`` steps.
+
+        ``config`` is the configuration as the checkpoint keeps it, if not all of it.
+        """
+        return {
+            "kind": kind,
+            "epoch": done / plan.steps_per_epoch,
+            "step": done,
+            "seed": self.config.run.seed,
+            "config": self.config.model_dump(mode="json") if config is None else config,
+            "device": self.backend.describe_device().name,
+            "versions": dict(self.backend.describe_device().versions),
+        }
+
+    def save_checkpoint(
+        self,
+        learner: Learner | TaskLearner | TokenizerLearner,
+        metadata: dict[str, Any],
+        *,
+        images: Arrays | None = None,
+        subfolder: str = "checkpoints",
+        keep: int | None = None,
+    ) -> Path:
+        """Write a checkpoint into ``subfolder`` and leave the newest ``keep`` there; all processes call this.
+
+        ``images`` are the keys of those that were trained on; ``keep`` is ``run.keep`` if left out.
+        """
+        folder = self.folder / subfolder
+        state = learner.state()  # every process takes part where several share the parameters
+        if self.is_main_process:
+            save_checkpoint(folder, state, metadata, images)
+            prune_checkpoints(folder, self.config.run.keep if keep is None else keep)
+        return checkpoint_path(folder, metadata["step"])
+
+    @contextmanager
+    def explain_write_errors(self) -> Iterator[None]:
+        """Add to a WriteError which checkpoint of the run survived, and how to go on from it."""
+        try:
+            yield
+        except WriteError as error:
+            saved = newest_checkpoint(self.folder / "checkpoints")
+            if saved is None:
+                outcome = "no checkpoint was written yet"
+                next_step = "start the run again"
+            elif self.is_resumable:
+                outcome = f"the checkpoint {saved} is complete"
+                next_step = f"go on from there with --resume --out {self.folder}"
+            else:
+                outcome = f"the checkpoint {saved} is complete"
+                next_step = f"remove {self.folder} and start again, or choose another --out"
+            raise WriteError(error.path, error.reason, error.remedy, outcome, next_step) from None
+
+
+def open_run(
+    kind: type[C],
+    default: str,
+    config: C | str | Path | None,
+    overrides: Sequence[str],
+    device: str,
+    folder: Path,
+    *,
+    resume: bool = False,
+    is_resumable: bool = True,
+) -> Run[C]:
+    """Open a run in ``folder``: find its configuration, its device and, if it is resumed, its newest checkpoint.
+
+    Without ``config`` a resumed run keeps the one stored in ``folder``, and a new one takes the shipped ``default``;
+    but if ``overrides`` name an objective, the published recipe of that alone. All processes call this.
+    """
+    start = newest_checkpoint(folder / "checkpoints")
+    if start is not None and not resume:
+        how = "--resume continues it" if is_resumable else "remove it to measure again"
+        raise ConfigError(f"--out {folder}: holds a run already; {how}, another --out starts a new one")
+    settings = _load_settings(kind, default, config, overrides, folder, resume)
+    if start is not None:
+        check_settings(kind, settings, start)
+    backend = backends.get(device)
+    connect_processes(backend.processes, start)
+    return Run(settings, backend, folder, start, is_resumable)
+
+
+def _load_settings(
+    kind: type[C],
+    default: str,
+    config: C | str | Path | None,
+    overrides: Sequence[str],
+    folder: Path,
+    resume: bool,
+) -> C:
+    if resume and config is None:
+        config = folder / CONFIG_FILE
+        if not config.is_file():
+            raise CheckpointError(f"--resume: no run in {folder}; --out names the folder of the run to continue")
+    if isinstance(config, kind):
+        return config
+    assert config is None or isinstance(config, (str, Path))
+    if config is None and any(override.startswith("objective=") for override in overrides):
+        console.print("No --config: taking the objective's published recipe")
+    elif config is None:
+        console.print(f"No --config: taking the shipped {default}")
+        config = default
+    return load_config(kind, config, overrides)
+
+
+def connect_processes(processes: Processes, start: Path | None = None) -> None:
+    """Silence all processes but the first, and see that all start from the same checkpoint.
+
+    Raises CheckpointError if they do not: then they see different folders.
+    """
+    console.quiet = processes.rank != 0
+    starts = processes.gather_values(start.name if start else "the beginning")
+    others = sorted(set(starts) - {starts[0]})
+    if others:
+        raise CheckpointError(
+            f"--resume: process 0 starts from {starts[0]}, others from {', '.join(others)}; "
+            "--out must be a folder that all machines share"
+        )
+
+
+def print_unreadable(unreadable: Mapping[str, str], processes: Processes) -> None:
+    """List the files that processes skipped, and why; all processes call this."""
+    files: dict[str, str] = {}
+    for share in processes.gather_values(dict(unreadable)):
+        files |= share
+    if not files:
+        return
+    console.print(f"{len(files)} files were skipped because they cannot be read:")
+    for name, reason in sorted(files.items())[:_SHOWN_FILES]:
+        console.print(f"  {name}: {reason}")
+    if len(files) > _SHOWN_FILES:
+        console.print(f"  and {len(files) - _SHOWN_FILES} more")

@@ -1,0 +1,107 @@
+"""What a tokenizer's codes keep of images: errors of their reconstructions, and how many codes are in use.
+
+Shapes: B images of H x W pixels, N tokens of each.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ehm.analysis.draw import enlarge_patches
+from ehm.analysis.mosaic import Tile, compose_mosaic
+from ehm.backends.base import TokenizerLearner
+from ehm.config import TokenizerConfig
+from ehm.data import EvalTransform, Loader, Source
+from ehm.storage.writing import replace_file
+
+__all__ = ["Quality", "Reconstructions", "draw_reconstructions", "measure_quality"]
+
+MEASURED = 512
+"""Images that a tokenizer is measured on, at most."""
+_MOST_AT_ONCE = 64
+_SHOWN = 8
+_CELL_PIXELS = 160
+"""Side of a picture on the page, about."""
+
+
+@dataclass(frozen=True)
+class Quality:
+    """What the tokens of ``images`` images keep of them, at their centres.
+
+    ``mse`` is the mean squared error of pixels in [0, 1] reconstructed from tokens, ``mean_mse`` that of each image's
+    mean colour. ``codes_used`` is the share of the vocabulary that occurs, ``perplexity`` the exponential of the
+    entropy of the codes' distribution.
+    """
+
+    images: int
+    mse: float
+    mean_mse: float
+    codes_used: float
+    perplexity: float
+
+
+@dataclass(frozen=True)
+class Reconstructions:
+    """The first images that were measured (B, H, W, 3), what is left of them, in [0, 1], and their squared errors."""
+
+    images: NDArray[np.uint8]
+    seen: NDArray[np.float32]
+    errors: NDArray[np.float32]
+
+
+def measure_quality(
+    tokenizer: TokenizerLearner, source: Source, config: TokenizerConfig
+) -> tuple[Quality, Reconstructions]:
+    """Tokenize images spread over the source and reconstruct them."""
+    chosen = np.unique(np.linspace(0, len(source) - 1, min(len(source), MEASURED)).astype(np.int64))
+    loader = Loader(
+        source,
+        EvalTransform(config.image_size),
+        batch_size=min(_MOST_AT_ONCE, config.optim.batch_size),
+        seed=0,
+        shuffle=False,
+        drop_last=False,
+        workers=0,
+        subset=chosen,
+    )
+    errors = []
+    spreads = []
+    shown = None
+    counts = np.zeros(config.vocabulary, np.int64)
+    for batch in loader.batches(0, loader.steps_per_epoch):
+        seen, tokens = tokenizer.reconstruct_images(batch.images)
+        pixels = batch.images.astype(np.float32) / 255
+        error = ((seen - pixels) ** 2).mean(axis=(1, 2, 3))
+        errors.append(error)
+        spreads.append(pixels.var(axis=(1, 2)).mean(axis=1))
+        counts += np.bincount(tokens.ravel(), minlength=config.vocabulary)
+        if shown is None:
+            shown = Reconstructions(batch.images[:_SHOWN], seen[:_SHOWN], error[:_SHOWN])
+    assert shown is not None  # a source has images
+    shares = counts[counts > 0] / counts.sum()
+    quality = Quality(
+        images=len(chosen),
+        mse=float(np.concatenate(errors).mean()),
+        mean_mse=float(np.concatenate(spreads).mean()),
+        codes_used=float((counts > 0).mean()),
+        perplexity=float(np.exp(-(shares * np.log(shares)).sum())),
+    )
+    return quality, shown
+
+
+def draw_reconstructions(shown: Reconstructions, folder: Path) -> None:
+    """Write ``reconstructions.png``: originals over what their tokens keep of them."""
+    cell = max(1, _CELL_PIXELS // shown.images.shape[2])
+    above = [Tile(enlarge_patches(image, cell)) for image in shown.images]
+    below = []
+    for image, error in zip(shown.seen, shown.errors, strict=True):
+        pixels = (255 * image).round().astype(np.uint8)
+        below.append(Tile(enlarge_patches(pixels, cell), (f"MSE {error:.4f}",)))
+    title = "Images, and what their tokens keep of them"
+    page = compose_mosaic(title, [f"Tokenizer: {folder}"], [""] * len(above), [above, below])
+    with replace_file(folder / "reconstructions.png") as temporary:
+        page.save(temporary, format="PNG")
