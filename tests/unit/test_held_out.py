@@ -51,10 +51,10 @@ class Model:
 
 BACKEND = SimpleNamespace(
     processes=ALONE,
-    classifier=lambda *_: Model(),
-    detector=lambda *_: Model(),
-    embedder=lambda *_: Model(),
-    segmenter=lambda *_: Model(),
+    create_classifier=lambda *_: Model(),
+    create_detector=lambda *_: Model(),
+    create_embedder=lambda *_: Model(),
+    create_segmenter=lambda *_: Model(),
 )
 
 
