@@ -14,27 +14,31 @@ from mindspore import Tensor, ops
 from numpy.typing import NDArray
 
 from ehm.backends.base import ALONE, Processes
-from ehm.backends.common import STEP, is_decayed, split_batch, step_entropy
+from ehm.backends.common import is_decayed, split_batch, step_entropy
 from ehm.backends.mindspore.engine.devices import Target, choose_dtype
 from ehm.backends.mindspore.engine.optim import AdamW, Momentum, Optimizer
 from ehm.backends.mindspore.engine.step import Training, draw_drop_path, refuse_unknown
 from ehm.backends.mindspore.engine.tensors import Pixels, load_arrays, to_arrays
 from ehm.backends.mindspore.models.loading import load_model
 from ehm.backends.mindspore.models.vit import layer_of
+from ehm.backends.resumable import ResumableLearner
 from ehm.config import FinetuneConfig
 from ehm.config.inputs import differing_inputs
 from ehm.errors import BackendError
-from ehm.storage.arrays import LearnerState
 
 __all__ = ["MindsporeClassifier"]
 
 
-class MindsporeClassifier:
+class MindsporeClassifier(ResumableLearner):
     """Implements :class:`ehm.backends.base.Classifier`. Raises BackendError for settings that this backend lacks."""
+
+    _to_arrays = staticmethod(to_arrays)
+    _load_arrays = staticmethod(load_arrays)
 
     def __init__(self, config: FinetuneConfig, classes: int, target: Target, processes: Processes = ALONE) -> None:
         refuse_unknown(config.run, processes)
-        self._config, self._rank, self._steps = config, processes.rank, 0
+        self._config = config
+        self._rank = processes.rank
         dtype = choose_dtype(config.optim.dtype, target)
         fc_norm = False if config.frozen else None
         loaded = load_model(config.model, config.run.seed, classes, config.pool, fc_norm, dtype, config.frozen)
@@ -88,17 +92,6 @@ class MindsporeClassifier:
     def measure_gradients(self, images: NDArray[np.uint8], targets: NDArray[np.float32]) -> NDArray[np.float64]:
         """There are none: raises BackendError."""
         raise BackendError("gradients are not in MindSpore; --device cpu, cuda or npu computes them with torch")
-
-    def state(self) -> LearnerState:
-        """See :meth:`ehm.backends.base.Classifier.state`."""
-        return LearnerState(to_arrays(self.model), {**self._training.state(), STEP: np.array(self._steps, np.int64)})
-
-    def load(self, state: LearnerState) -> None:
-        """See :meth:`ehm.backends.base.Classifier.load`."""
-        load_arrays(self.model, state.model)
-        moments = dict(state.optimizer)
-        self._steps = int(moments.pop(STEP, np.array(0)))
-        self._training.load(moments)
 
     def _inputs(self, images: NDArray[np.uint8], targets: NDArray[np.float32]) -> Callable[[slice], tuple[Any, ...]]:
         numbers = step_entropy(self._config.run.seed, self._steps, self._rank)

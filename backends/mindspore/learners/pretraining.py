@@ -14,7 +14,7 @@ from mindspore import Tensor, nn, ops
 from numpy.typing import NDArray
 
 from ehm.backends.base import ALONE, Processes
-from ehm.backends.common import STEP, is_decayed, split_batch, step_entropy
+from ehm.backends.common import is_decayed, split_batch, step_entropy
 from ehm.backends.mindspore.engine.devices import Target, choose_dtype
 from ehm.backends.mindspore.engine.optim import AdamW
 from ehm.backends.mindspore.engine.step import Training, draw_drop_path, refuse_unknown
@@ -22,11 +22,11 @@ from ehm.backends.mindspore.engine.tensors import Pixels, load_arrays, to_arrays
 from ehm.backends.mindspore.models.blocks import Block, cosine_similarity
 from ehm.backends.mindspore.models.loading import load_initial_weights
 from ehm.backends.mindspore.objectives import create_objective
+from ehm.backends.resumable import ResumableLearner
 from ehm.config import TrainConfig
 from ehm.config.objectives import OBJECTIVES
 from ehm.errors import BackendError
 from ehm.masking import split_mask, spread_mask
-from ehm.storage.arrays import LearnerState, join_average, split_average
 
 __all__ = ["MindsporeLearner"]
 
@@ -50,8 +50,11 @@ class MindsporeBatch:
         return self._learner.compute_saliency(self.images)
 
 
-class MindsporeLearner:
+class MindsporeLearner(ResumableLearner):
     """Implements :class:`ehm.backends.base.Learner`. Raises BackendError for settings that this backend lacks."""
+
+    _to_arrays = staticmethod(to_arrays)
+    _load_arrays = staticmethod(load_arrays)
 
     def __init__(self, config: TrainConfig, target: Target, processes: Processes = ALONE) -> None:
         if config.mask.build == "device":
@@ -59,16 +62,15 @@ class MindsporeLearner:
         refuse_unknown(config.run, processes)
         self._config = config
         self._rank = processes.rank
-        self._steps = 0
+        self._draws_by_step = config.model.drop_path > 0
         self._dtype = choose_dtype(config.optim.dtype, target)
         self._objective = create_objective(config)
         self.model = self._build_model()
         self.model.set_train()
-        self._ema: nn.Cell | None = None
         if config.optim.ema_decay is not None:
-            self._ema = self._build_model()
-            self._ema.update_parameters_name("ema.")  # names are unique within a graph
-            self._update_average = ms.jit(_build_averaging(self._ema, self.model, config.optim.ema_decay))
+            self._average = self._build_model()
+            self._average.update_parameters_name("ema.")  # names are unique within a graph
+            self._update_average = ms.jit(_build_averaging(self._average, self.model, config.optim.ema_decay))
         if config.run.grad_checkpointing:
             for _, cell in self.model.cells_and_names():
                 if isinstance(cell, Block):
@@ -80,7 +82,7 @@ class MindsporeLearner:
             return model(pixels(images), *mask)
 
         self._training = Training(loss, self._create_optimizer(), config.optim, self._dtype, processes)
-        source = self._ema if config.mask.source == "ema" and self._ema is not None else model
+        source = self._average if config.mask.source == "ema" and self._average is not None else model
         blocks = config.mask.blocks
         pool = _build_pooling(config.spec.grid, config.units)
 
@@ -131,27 +133,9 @@ class MindsporeLearner:
 
         metrics = self._training.step(len(images), take_inputs, lr, weight_decay)
         self._steps += 1
-        if self._ema is not None:
+        if self._average is not None:
             self._update_average()
         return metrics
-
-    def state(self) -> LearnerState:
-        """See :meth:`ehm.backends.base.Learner.state`."""
-        optimizer = self._training.state()
-        if self._config.model.drop_path:
-            optimizer[STEP] = np.array(self._steps, np.int64)
-        if self._ema is not None:
-            optimizer = join_average(optimizer, to_arrays(self._ema))
-        return LearnerState(to_arrays(self.model), optimizer)
-
-    def load(self, state: LearnerState) -> None:
-        """See :meth:`ehm.backends.base.Learner.load`."""
-        load_arrays(self.model, state.model)
-        optimizer, average = split_average(state.optimizer)
-        if self._ema is not None:
-            load_arrays(self._ema, average)
-        self._steps = int(optimizer.pop(STEP, np.array(0)))
-        self._training.load(optimizer)
 
     def _build_model(self) -> Any:
         """Build the model with the weights that the seed gives, or those that ``model.init`` names."""

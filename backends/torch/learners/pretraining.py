@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ehm.backends.base import ALONE, Processes
-from ehm.backends.common import STEP, split_batch, step_entropy
+from ehm.backends.common import split_batch, step_entropy
+from ehm.backends.resumable import ResumableLearner
 from ehm.backends.torch.engine import hierarchy
 from ehm.backends.torch.engine.distributed import gather_parameters, is_sharded, wrap_model
 from ehm.backends.torch.engine.optim import param_groups
@@ -29,7 +30,6 @@ from ehm.config import TrainConfig
 from ehm.config.objectives import OBJECTIVES
 from ehm.masking import split_mask, spread_mask
 from ehm.masking.static import count_masked
-from ehm.storage.arrays import LearnerState, join_average, split_average
 
 __all__ = ["TorchLearner"]
 
@@ -67,23 +67,25 @@ class TorchBatch:
         return self._learner.evolve_mask(self, depth, ranks)
 
 
-class TorchLearner:
+class TorchLearner(ResumableLearner):
     """Implements :class:`ehm.backends.base.Learner`."""
+
+    _to_arrays = staticmethod(to_arrays)
+    _load_arrays = staticmethod(load_arrays)
 
     def __init__(self, config: TrainConfig, device: torch.device, processes: Processes = ALONE) -> None:
         self._config = config
         self._device = device
         self._rank = processes.rank
-        self._steps = 0
         self._has_drop_path = config.model.drop_path > 0
+        self._draws_by_step = self._has_drop_path
         self._pixels = Pixels(device, config.data.mean, config.data.std)
         self._objective = create_objective(config, device)
         self.model = self._build_model().train()
-        self._ema: Any = None
         if config.optim.ema_decay is not None:
-            self._ema = self._build_model().eval().requires_grad_(False)
+            self._average = self._build_model().eval().requires_grad_(False)
             if config.run.parallel == "fsdp":
-                wrap_model(self._ema, "fsdp", processes, device)
+                wrap_model(self._average, "fsdp", processes, device)
         if config.run.grad_checkpointing:
             recompute_activations(self.model, random=self._has_drop_path)
         self._training = Training(self.model, self._create_optimizer, config.optim, config.run, device, processes)
@@ -168,24 +170,6 @@ class TorchLearner:
         self._update_average()
         return metrics
 
-    def state(self) -> LearnerState:
-        """See :meth:`ehm.backends.base.Learner.state`."""
-        optimizer = self._training.state()
-        if self._has_drop_path:
-            optimizer[STEP] = np.array(self._steps, np.int64)
-        if self._ema is not None:
-            optimizer = join_average(optimizer, to_arrays(self._ema))
-        return LearnerState(to_arrays(self.model), optimizer)
-
-    def load(self, state: LearnerState) -> None:
-        """See :meth:`ehm.backends.base.Learner.load`."""
-        load_arrays(self.model, state.model)
-        optimizer, average = split_average(state.optimizer)
-        if self._ema is not None:
-            load_arrays(self._ema, average)
-        self._steps = int(optimizer.pop(STEP, np.array(0)))
-        self._training.load(optimizer)
-
     def _build_model(self) -> Any:
         """Build the model with the weights that the seed gives, or those that ``model.init`` names."""
         with torch.random.fork_rng(devices=[]):
@@ -223,8 +207,8 @@ class TorchLearner:
         ``read`` selects the modules whose parameters ``function`` reads outside of their ``forward``: FSDP has to
         gather them.
         """
-        use_average = self._config.mask.source == "ema" and self._ema is not None
-        model = self._ema if use_average else self.model
+        use_average = self._config.mask.source == "ema" and self._average is not None
+        model = self._average if use_average else self.model
         evaluating = _without_drop_path if self._has_drop_path else nullcontext
         sent = []
         batch.embedded = []
@@ -243,10 +227,10 @@ class TorchLearner:
     @torch.no_grad()
     def _update_average(self) -> None:
         """Exponential moving average of the parameters: ema = decay * ema + (1 - decay) * model."""
-        if self._ema is None or self._config.optim.ema_decay is None:
+        if self._average is None or self._config.optim.ema_decay is None:
             return
         torch._foreach_lerp_(
-            list(self._ema.parameters()),
+            list(self._average.parameters()),
             [parameter.detach() for parameter in self.model.parameters()],
             1 - self._config.optim.ema_decay,
         )
