@@ -1,4 +1,4 @@
-"""``ehm doctor``: what this machine offers, what is missing, and the command that mends it.
+"""``ehm doctor``: what this machine offers, what is missing, and the command that fixes it.
 
 Packages and drivers are looked up in metadata and files, not imported. Devices are asked in child processes
 (:mod:`ehm.doctor.child`), all at once, and the reason of one that fails is shown.
@@ -16,31 +16,35 @@ from rich.table import Table
 from rich.text import Text
 
 from ehm.console import PlainConsole
-from ehm.doctor.devices import device as look_at
-from ehm.doctor.devices import known
-from ehm.doctor.findings import EXTRAS, Finding, machine, package, variables
-from ehm.doctor.operators import operators
+from ehm.doctor.devices import examine_device, list_known_devices
+from ehm.doctor.findings import EXTRAS, Finding, examine_machine, examine_package, list_variables
+from ehm.doctor.operators import report_operators
 from ehm.errors import BackendError
 
-__all__ = ["Finding", "doctor", "examine", "operators"]
+__all__ = ["Finding", "collect_findings", "doctor"]
 
 STYLES = {"ok": "green", "missing": "yellow", "absent": "dim", "broken": "red"}
 
 
-def doctor(json: bool = False, device: str = "auto") -> int:
-    """Print a table, or JSON, of what was found; 0 when ``device`` can train (``auto``: when any can), else 1.
+def doctor(device: str = "auto", operators: bool = False, json: bool = False) -> int:
+    """Print a table, or JSON, of what was found; return 0 if ``device`` can train (``auto``: if any can), else 1.
 
-    Raises BackendError for a device that nobody offers.
+    With ``operators`` prints the operators of training instead, and returns 0 if an NPU has all of them. Raises
+    BackendError for an unknown device.
     """
-    findings = list(examine(device))
+    if operators:
+        return report_operators(device, json)
+    findings = list(collect_findings(device))
     works = any(finding.kind == "device" and finding.state == "ok" for finding in findings)
     if json:
-        print(dumps({"device": device, "works": works, "findings": [asdict(found) for found in findings]}, indent=2))
+        rows = [asdict(finding) for finding in findings]
+        print(dumps({"device": device, "works": works, "findings": rows}, indent=2))
         return 0 if works else 1
-    table = Table("", "", "", "to mend it", title="ehm doctor")
-    for found in findings:
-        state = Text(found.state, style=STYLES[found.state])
-        table.add_row(found.name, state, found.detail, found.mend, end_section=_last(found, findings))
+    table = Table("", "", "", "to fix it", title="ehm doctor")
+    for finding, following in zip(findings, [*findings[1:], None], strict=True):
+        state = Text(finding.state, style=STYLES[finding.state])
+        is_last_of_kind = following is None or following.kind != finding.kind
+        table.add_row(finding.name, state, finding.detail, finding.mend, end_section=is_last_of_kind)
     console = PlainConsole(soft_wrap=False)
     console.print(table)
     if not works and device == "auto":
@@ -51,26 +55,24 @@ def doctor(json: bool = False, device: str = "auto") -> int:
     return 0 if works else 1
 
 
-def examine(device: str = "auto") -> Iterator[Finding]:
-    """The machine, the variables that are set, the packages, then the devices of ``--device``, or the one named."""
-    offered, problem = known()
+def collect_findings(device: str = "auto") -> Iterator[Finding]:
+    """Yield the machine, the variables that are set, the packages, then all devices or the one that is named."""
+    offered, problem = list_known_devices()
+    kind = device.partition(":")[0]
     if device == "auto":
         wanted = offered
-    elif (kind := device.partition(":")[0]) in offered:
+    elif kind in offered:
         wanted = {device: offered[kind]}
     else:
         raise BackendError(f"--device {device}: unknown; known are auto, {', '.join(offered)}")
     with ThreadPoolExecutor() as pool:
-        devices = [pool.submit(look_at, name, served) for name, served in wanted.items()]
-        packages = [pool.submit(package, name) for name in EXTRAS]
-        yield from machine()
-        yield from variables()
+        # Devices first: importing a framework takes the longest.
+        devices = [pool.submit(examine_device, name, provider) for name, provider in wanted.items()]
+        packages = [pool.submit(examine_package, name) for name in EXTRAS]
+        yield from examine_machine()
+        yield from list_variables()
         yield Finding("package", "ehm", "ok", version("ehm"))
-        yield from (found.result() for found in packages)
-        yield from (found.result() for found in devices)
+        yield from (package.result() for package in packages)
+        yield from (each.result() for each in devices)
     if problem:
         yield Finding("device", "other packages", "broken", problem)
-
-
-def _last(finding: Finding, findings: list[Finding]) -> bool:
-    return finding is [other for other in findings if other.kind == finding.kind][-1]

@@ -8,9 +8,10 @@ import sys
 from json import loads
 from typing import Any
 
-__all__ = ["PATIENCE", "ask"]
+__all__ = ["PATIENCE", "ask_child"]
 
-PATIENCE = 120  # seconds for a child: importing a framework from a cold disk takes tens
+PATIENCE = 120
+"""Seconds for a child: importing a framework from a cold disk takes tens of them."""
 
 ENVIRONMENT = {
     # Without the guard, importing torch also imports every vendor's plug-in that is installed, wanted or not.
@@ -21,9 +22,13 @@ ENVIRONMENT = {
 }
 
 
-def ask(code: str, *arguments: str, patience: float | None = None) -> tuple[Any, str]:
-    """Run ``code`` in a child, ``patience`` seconds at most; the JSON line that it prints last, or None and why not."""
-    patience = PATIENCE if patience is None else patience
+def ask_child(code: str, *arguments: str, patience: float | None = None) -> tuple[Any, str]:
+    """Run ``code`` in a child process and return the last line of JSON that it prints.
+
+    Without one, or after ``patience`` seconds, returns None and the reason.
+    """
+    if patience is None:
+        patience = PATIENCE
     command = [sys.executable, "-c", code, *arguments]
     environment = {**os.environ, **ENVIRONMENT}
     try:
@@ -31,7 +36,8 @@ def ask(code: str, *arguments: str, patience: float | None = None) -> tuple[Any,
     except subprocess.TimeoutExpired:
         return None, f"no answer within {patience} seconds"
     if done.returncode:
-        return None, (done.stderr.strip().splitlines() or [f"ended by signal or status {done.returncode}"])[-1]
+        last_words = done.stderr.strip().splitlines() or [f"ended by signal or status {done.returncode}"]
+        return None, last_words[-1]
     for line in reversed(done.stdout.splitlines()):  # a vendor's library may have the last word
         try:
             answer = loads(line)

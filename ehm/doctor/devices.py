@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -9,83 +10,100 @@ from typing import Any
 
 from ehm import backends
 from ehm.backends import ascend
-from ehm.doctor.attention import TOLERANCE, compare
-from ehm.doctor.child import ask
-from ehm.doctor.findings import ROOT, Finding, nvidia_driver
+from ehm.doctor.attention import TOLERANCE, measure_attention_error
+from ehm.doctor.child import ask_child
+from ehm.doctor.findings import ROOT, Finding, find_nvidia_driver
 from ehm.errors import BackendError
 
-__all__ = ["answer", "device", "known"]
+__all__ = ["describe_device", "examine_device", "list_known_devices"]
 
 ASK_DEVICE = """
 import json, sys
-from ehm.doctor.devices import answer
+from ehm.doctor.devices import describe_device
 from ehm.errors import BackendError
 try:
-    print(json.dumps(answer(sys.argv[1])))
+    print(json.dumps(describe_device(sys.argv[1])))
 except BackendError as error:
     sys.exit(str(error))
 """
-"""Prints what :func:`answer` gives."""
+"""Prints the result of :func:`describe_device`."""
 
 
-def known() -> tuple[dict[str, str], str]:
-    """The devices and the functions behind them, and why those of other packages are not among them."""
+def list_known_devices() -> tuple[dict[str, str], str]:
+    """List the devices and the functions behind them.
+
+    Also returns why the devices of other packages are not among them, empty if they are.
+    """
     try:
         return backends.list_devices(), ""
     except BackendError as error:
         return backends.DEVICES, str(error)
 
 
-def answer(name: str) -> dict[str, Any]:
-    """What a device offers, and how far off its attention is: plain JSON, to be called in a child."""
+def describe_device(name: str) -> dict[str, Any]:
+    """Describe a device and the error of its attention in each precision, as plain JSON; to be called in a child."""
     backend = backends.get(name)
     info = backend.describe_device()
-    return {**asdict(info), "attention": {dtype: compare(backend, dtype) for dtype in info.dtypes}}
+    errors = {dtype: measure_attention_error(backend, dtype) for dtype in info.dtypes}
+    return {**asdict(info), "attention": errors}
 
 
-def device(name: str, served: str) -> Finding:
-    """What is found where ``--device name`` points, a device that the function ``served`` makes."""
+def examine_device(name: str, provider: str) -> Finding:
+    """Examine the device ``name``, whose backend the function ``provider`` makes."""
     kind = name.partition(":")[0]
-    if kind in backends.DEVICES and find_spec(framework := backends.framework_of(kind)) is None:
-        return Finding("device", name, "missing", f"{framework} is not installed", f"pip install 'ehm[{framework}]'")
-    said, reason = ask(ASK_DEVICE, name)
-    if said is None:
+    if kind in backends.DEVICES:
+        framework = backends.framework_of(kind)
+        if find_spec(framework) is None:
+            return Finding(
+                "device", name, "missing", f"{framework} is not installed", f"pip install 'ehm[{framework}]'"
+            )
+    facts, reason = ask_child(ASK_DEVICE, name)
+    if facts is None:
+        # Errors that begin with the flag are the backend's own: there is no such device. Others are crashes.
         if not reason.startswith("--device"):
             return Finding("device", name, "broken", reason)
-        return Finding("device", name, "absent", *_mended(kind, reason.partition(": ")[2]))
-    memory = f", {said['memory_bytes'] / 2**30:.1f} GiB" if said["memory_bytes"] else ""
-    versions = ", ".join(f"{package} {number}" for package, number in said["versions"].items())
-    many = f"{said['count']} x " if said["count"] > 1 else ""
-    detail = f"{many}{said['description']}{memory}; {', '.join(said['dtypes'])}; {versions}"
+        return Finding("device", name, "absent", *_explain_absence(kind, reason.partition(": ")[2]))
+    facts["works"], attention = _judge_attention(facts["attention"])
+    detail = _describe_facts(facts)
     if kind not in backends.DEVICES:
-        detail += f"; by {served}"
-    said["works"], attention = _judged(said)
-    return Finding("device", name, "ok" if said["works"] else "broken", detail + attention, facts=said)
+        detail += f"; by {provider}"
+    return Finding("device", name, "ok" if facts["works"] else "broken", detail + attention, facts=facts)
 
 
-def _judged(said: dict[str, Any]) -> tuple[bool, str]:
-    """Whether a device's attention is right, and what to say of it."""
-    differences: dict[str, float | None] = said["attention"]
-    wrong = {dtype: found for dtype, found in differences.items() if found is None or found > TOLERANCE}
-    if not wrong:
-        return True, f"; attention right within {max(filter(None, differences.values())):.1g}"
-    shown = ", ".join(f"{'NaN' if found is None else f'{found:.2g}'} in {dtype}" for dtype, found in wrong.items())
-    return False, f"; attention is wrong: off by {shown}, where rounding stays below {TOLERANCE}"
+def _describe_facts(facts: Mapping[str, Any]) -> str:
+    number = f"{facts['count']} x " if facts["count"] > 1 else ""
+    memory = f", {facts['memory_bytes'] / 2**30:.1f} GiB" if facts["memory_bytes"] else ""
+    versions = ", ".join(f"{package} {installed}" for package, installed in facts["versions"].items())
+    return f"{number}{facts['description']}{memory}; {', '.join(facts['dtypes'])}; {versions}"
 
 
-def _mended(kind: str, reason: str) -> tuple[str, str]:
-    """Why a device is absent, and what mends it, where that is known."""
+def _judge_attention(errors: Mapping[str, float | None]) -> tuple[bool, str]:
+    """Return whether the attention of a device is right in every precision, and a sentence about it."""
+    wrong = []
+    for dtype, error in errors.items():
+        if error is None:
+            wrong.append(f"NaN in {dtype}")
+        elif error > TOLERANCE:
+            wrong.append(f"{error:.2g} in {dtype}")
+    if wrong:
+        return False, f"; attention is wrong: off by {', '.join(wrong)}, where rounding stays below {TOLERANCE}"
+    return True, f"; attention right within {max(filter(None, errors.values())):.1g}"
+
+
+def _explain_absence(kind: str, reason: str) -> tuple[str, str]:
+    """Return why a device is absent, and the way to fix it if one is known."""
     if kind == "npu":
-        wrong = ascend.find_problem(ascend.find_software(ROOT))
-        return wrong if wrong and str(wrong) in reason else (reason, "")
-    if kind == "cuda" and _torch().endswith("+cpu"):
+        problem = ascend.find_problem(ascend.find_software(ROOT))
+        if problem and str(problem) in reason:
+            return problem
+    if kind == "cuda" and _torch_version().endswith("+cpu"):
         return reason, "install a torch that is built with CUDA: this one is not"
-    if kind == "cuda" and nvidia_driver() is None:
+    if kind == "cuda" and find_nvidia_driver() is None:
         return reason, "install NVIDIA's driver; a container needs --gpus all"
     return reason, ""
 
 
-def _torch() -> str:
+def _torch_version() -> str:
     try:
         return version("torch")
     except PackageNotFoundError:

@@ -1,4 +1,4 @@
-"""One thing that was found, or not, and the look-ups that need no framework: machine, drivers, packages, variables."""
+"""The rows of ``ehm doctor``, and the look-ups that need no framework: machine, drivers, packages, variables."""
 
 from __future__ import annotations
 
@@ -16,11 +16,18 @@ from typing import Any, Literal
 
 from ehm.backends import ascend
 from ehm.backends.common import host_memory
-from ehm.doctor.child import ask
+from ehm.doctor.child import ask_child
 from ehm.doctor.variables import VARIABLES
 from ehm.processors import available_processors
 
-__all__ = ["EXTRAS", "Finding", "machine", "nvidia_driver", "package", "variables"]
+__all__ = [
+    "EXTRAS",
+    "Finding",
+    "examine_machine",
+    "examine_package",
+    "find_nvidia_driver",
+    "list_variables",
+]
 
 EXTRAS = {
     "numba": "",
@@ -42,13 +49,14 @@ OTHER_NAMES = {"onnxruntime": ("onnxruntime-gpu", "onnxruntime-cann", "onnxrunti
 
 ASK_PROVIDERS = "import json, onnxruntime; print(json.dumps(onnxruntime.get_available_providers()))"
 ROOT = Path("/")
+"""The root of the file system, in which drivers are looked up; tests have one of their own."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One row: ``ok``, ``missing`` (``mend`` gets it), ``absent`` hardware, or ``broken`` with the reason.
+    """One row: ``ok``, ``missing`` (the command ``mend`` installs it), ``absent`` hardware, or ``broken``.
 
-    ``facts`` are what a script may want of it, as plain JSON.
+    ``detail`` has the reason. ``facts`` are for scripts, as plain JSON.
     """
 
     kind: Literal["machine", "variable", "package", "device"]
@@ -59,89 +67,60 @@ class Finding:
     facts: dict[str, Any] = field(default_factory=dict)
 
 
-def machine() -> Iterator[Finding]:
-    """Python, cores, memory, and the drivers of accelerators."""
+def examine_machine() -> Iterator[Finding]:
+    """Yield Python, cores, memory, and the drivers of accelerators."""
     yield Finding("machine", "python", "ok", f"{platform.python_version()} on {platform.platform()}")
-    usable, present = available_processors(), os.cpu_count()
-    cores = str(usable) if usable == present else f"{usable} of {present}, which is all that this process may use"
+    usable = available_processors()
+    present = os.cpu_count()
+    cores = str(usable)
+    if usable != present:
+        cores = f"{usable} of {present}, which is all that this process may use"
     yield Finding("machine", "cores", "ok", cores)
     memory = host_memory()
     yield Finding("machine", "memory", "ok", f"{memory / 2**30:.1f} GiB", facts={"bytes": memory})
-    yield _found("NVIDIA driver", nvidia_driver())
-    found = ascend.find_software(ROOT)
-    yield _found("Ascend driver", found.driver)
-    inactive = ascend.Problem(
-        f"{found.cann} in {found.cann_home}: not active in this shell", f"source {found.cann_script}"
-    )
-    if found.cann and not found.active:
-        yield Finding("machine", "CANN", "broken", *inactive)
+    yield _report_software("NVIDIA driver", find_nvidia_driver())
+    software = ascend.find_software(ROOT)
+    yield _report_software("Ascend driver", software.driver)
+    if software.cann and not software.active:
+        detail = f"{software.cann} in {software.cann_home}: not active in this shell"
+        yield Finding("machine", "CANN", "broken", detail, f"source {software.cann_script}")
     else:
-        yield _found("CANN", found.cann, f" in {found.cann_home}")
+        yield _report_software("CANN", software.cann, f" in {software.cann_home}")
 
 
-def variables() -> Iterator[Finding]:
-    """The environment variables that change what a device does, those that are set."""
+def list_variables() -> Iterator[Finding]:
+    """Yield the environment variables that are set and change what a device does."""
     for name in VARIABLES:
         if name in os.environ:
             yield Finding("variable", name, "ok", os.environ[name])
 
 
-def package(name: str) -> Finding:
-    """A package by its metadata, and whether it goes with what is beside it."""
-    number = next((found for each in (name, *OTHER_NAMES.get(name, ())) if (found := _version(each))), None)
-    if number is None:
-        return Finding("package", name, "missing", "", _installs(name))
-    if wrong := _mismatch(name, number):
-        return Finding("package", name, "broken", wrong.what, wrong.mend)
+def examine_package(name: str) -> Finding:
+    """Look a package up in its metadata, and check that it goes with the packages beside it."""
+    installed = _find_version(name)
+    for other_name in OTHER_NAMES.get(name, ()):
+        installed = installed or _find_version(other_name)
+    if installed is None:
+        return Finding("package", name, "missing", "", _install_command(name))
+    mismatch = _find_mismatch(name, installed)
+    if mismatch:
+        return Finding("package", name, "broken", mismatch.what, mismatch.mend)
     if name != "onnxruntime":
-        return Finding("package", name, "ok", number)
-    providers, reason = ask(ASK_PROVIDERS)
+        return Finding("package", name, "ok", installed)
+    providers, reason = ask_child(ASK_PROVIDERS)
     if providers is None:
-        return Finding("package", name, "broken", f"{number}: {reason}", f"pip install --force-reinstall {name}")
-    return Finding("package", name, "ok", f"{number} with {', '.join(providers)}", facts={"providers": providers})
+        return Finding("package", name, "broken", f"{installed}: {reason}", f"pip install --force-reinstall {name}")
+    return Finding("package", name, "ok", f"{installed} with {', '.join(providers)}", facts={"providers": providers})
 
 
-def _installs(name: str) -> str:
-    if name == "torch-npu":
-        return ascend.install_command(_version("torch"))
-    if name == "mindspore":
-        return "pip install 'ehm[mindspore]' with Python 3.12 at most, in an environment of its own"
-    return f"pip install 'ehm[{EXTRAS[name]}]'" if EXTRAS[name] else f"pip install {name}"
-
-
-def _mismatch(name: str, number: str) -> ascend.Problem | None:
-    """What does not go together.
-
-    MindSpore up to 2.10 is built for numpy 1. The metadata of 2.10.0 lets numpy 2 in, and ``Tensor(1.0) * 0.5`` raises.
-    """
-    if name == "torch-npu":
-        return ascend.find_mismatch(ascend.find_software(ROOT))
-    if name != "mindspore":
-        return None
-    numpy = _version("numpy")
-    if numpy and int(numpy.partition(".")[0]) >= 2:
-        return ascend.Problem(
-            f"mindspore {number} goes with numpy below 2, but numpy {numpy} is installed", "pip install 'numpy<2'"
-        )
-    if sys.version_info >= (3, 13):
-        return ascend.Problem(
-            f"mindspore {number} goes with Python 3.12 at most, but this is {platform.python_version()}",
-            "python3.12 -m venv for an environment of its own",
-        )
-    return ascend.mindspore_mismatch(number, ascend.find_software(ROOT))
-
-
-def _found(name: str, number: str | None, where: str = "") -> Finding:
-    return Finding("machine", name, "ok" if number else "absent", f"{number}{where}" if number else "")
-
-
-def nvidia_driver() -> str | None:
-    """The version of NVIDIA's kernel module, or what nvidia-smi says of it."""
+def find_nvidia_driver() -> str | None:
+    """Return the version of NVIDIA's kernel module, from its file or else from nvidia-smi; None without a driver."""
     try:
         text = (ROOT / "proc/driver/nvidia/version").read_text(encoding="utf-8")
     except OSError:
         text = ""
-    if found := re.search(r"Kernel Module.*?\s(\d+(\.\d+)+)\s", text):
+    found = re.search(r"Kernel Module.*?\s(\d+(\.\d+)+)\s", text)
+    if found:
         return found[1]
     command = shutil.which("nvidia-smi")
     if command is None:
@@ -151,10 +130,44 @@ def nvidia_driver() -> str | None:
         done = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True)
     except (OSError, subprocess.SubprocessError):
         return None
-    return next(iter(done.stdout.split()), None)
+    return next(iter(done.stdout.split()), None)  # one line for each GPU, all the same
 
 
-def _version(name: str) -> str | None:
+def _report_software(name: str, installed: str | None, location: str = "") -> Finding:
+    if not installed:
+        return Finding("machine", name, "absent", "")
+    return Finding("machine", name, "ok", f"{installed}{location}")
+
+
+def _install_command(name: str) -> str:
+    if name == "torch-npu":
+        return ascend.install_command(_find_version("torch"))
+    if name == "mindspore":
+        return "pip install 'ehm[mindspore]' with Python 3.12 at most, in an environment of its own"
+    return f"pip install 'ehm[{EXTRAS[name]}]'" if EXTRAS[name] else f"pip install {name}"
+
+
+def _find_mismatch(name: str, installed: str) -> ascend.Problem | None:
+    """Find out whether a package does not go with Python, with other packages or with CANN."""
+    if name == "torch-npu":
+        return ascend.find_mismatch(ascend.find_software(ROOT))
+    if name != "mindspore":
+        return None
+    numpy = _find_version("numpy")
+    # MindSpore up to 2.10 is built for numpy 1. The metadata of 2.10.0 lets numpy 2 in, and Tensor(1.0) * 0.5 raises.
+    if numpy and int(numpy.partition(".")[0]) >= 2:
+        return ascend.Problem(
+            f"mindspore {installed} goes with numpy below 2, but numpy {numpy} is installed", "pip install 'numpy<2'"
+        )
+    if sys.version_info >= (3, 13):
+        return ascend.Problem(
+            f"mindspore {installed} goes with Python 3.12 at most, but this is {platform.python_version()}",
+            "python3.12 -m venv for an environment of its own",
+        )
+    return ascend.mindspore_mismatch(installed, ascend.find_software(ROOT))
+
+
+def _find_version(name: str) -> str | None:
     try:
         return version(name)
     except PackageNotFoundError:

@@ -10,34 +10,33 @@ import sys
 import pytest
 
 import ehm
-from ehm.cli import _parser, main
+from ehm.cli import build_parser, main
+from ehm.commands import COMMANDS
 from ehm.config.listing import configs
 from ehm.deploy.predict.command import main as predict_main
 from ehm.deploy.serve.settings import Settings
 from ehm.doctor import doctor
 from ehm.errors import ConfigError
 
-COMMANDS = {name: getattr(ehm, name) for name in ehm._HOMES if name not in ("train_tokenizer", "bench_export")}
-COMMANDS |= {"tokenizer": ehm.train_tokenizer, "bench": ehm.bench_export, "configs": configs, "doctor": doctor}
-NO_PARAMETERS = {"help", "debug", "unused", "run"}
-WORDS = {("bench", "kind"), ("tokenizer", "action"), ("doctor", "operators")}
-"""What chooses the function."""
+FUNCTIONS = {name: getattr(ehm, name) for name in ehm._HOMES if name not in ("train_tokenizer", "bench_export")}
+FUNCTIONS |= {"tokenizer": ehm.train_tokenizer, "bench": ehm.bench_export, "configs": configs, "doctor": doctor}
+NO_PARAMETERS = {"help", "debug", "refused"}
 
 
 def commands():
     """Every command's parser by its name."""
-    return next(action for action in _parser()._actions if action.dest == "command").choices
+    return next(action for action in build_parser()._actions if action.dest == "command").choices
 
 
 def test_every_command_has_a_function():
-    assert set(commands()) == set(COMMANDS)
+    assert set(commands()) == set(FUNCTIONS)
 
 
-@pytest.mark.parametrize("name", list(COMMANDS))
+@pytest.mark.parametrize("name", list(FUNCTIONS))
 def test_the_flags_of_a_command_are_the_parameters_of_its_function(name):
     actions = {action.dest: action for action in commands()[name]._actions if action.dest not in NO_PARAMETERS}
-    actions = {dest: action for dest, action in actions.items() if (name, dest) not in WORDS}
-    parameters = dict(inspect.signature(COMMANDS[name]).parameters)
+    actions = {dest: action for dest, action in actions.items() if dest not in COMMANDS[name].selectors}
+    parameters = dict(inspect.signature(FUNCTIONS[name]).parameters)
     if parameters.pop("settings", None) is not None:  # of the server: the fields of its settings
         for field, info in Settings.model_fields.items():
             keyword = inspect.Parameter(field, inspect.Parameter.KEYWORD_ONLY, default=info.default)

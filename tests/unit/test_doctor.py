@@ -8,7 +8,7 @@ from importlib.metadata import version
 import pytest
 
 from ehm.backends import ascend
-from ehm.doctor import child, devices, doctor, examine, findings
+from ehm.doctor import child, collect_findings, devices, doctor, findings
 from ehm.errors import BackendError
 
 
@@ -18,7 +18,7 @@ def _wide(monkeypatch):
 
 
 def row(name, device="auto"):
-    return next(finding for finding in examine(device) if finding.name == name)
+    return next(finding for finding in collect_findings(device) if finding.name == name)
 
 
 def without(monkeypatch, *names):
@@ -57,7 +57,7 @@ def test_without_torch_it_says_what_to_install_and_exits_with_1(monkeypatch, cap
 
 def test_each_missing_package_has_its_command(monkeypatch):
     without(monkeypatch, *findings.EXTRAS)
-    rows = {finding.name: finding for finding in examine()}
+    rows = {finding.name: finding for finding in collect_findings()}
     assert rows["elpv-dataset"].state == "missing"
     assert rows["elpv-dataset"].mend == "pip install 'ehm[elpv]'"
     assert rows["numba"].mend == "pip install numba"
@@ -93,12 +93,12 @@ def test_children_wake_no_plug_ins_and_wait_for_no_other_process(monkeypatch):
     for name in names:
         monkeypatch.setenv(name, "2")
     code = "import json, os, sys; print(json.dumps([os.environ[name] for name in sys.argv[1:]]))"
-    assert child.ask(code, *names) == (["0", "1", "1"], "")
+    assert child.ask_child(code, *names) == (["0", "1", "1"], "")
 
 
 def test_noise_on_standard_output_is_no_answer():
-    assert child.ask("print('loading'); print('[1]'); print('[INFO] goodbye')") == ([1], "")
-    assert child.ask("print('[INFO] nothing else')") == (None, "no answer")
+    assert child.ask_child("print('loading'); print('[1]'); print('[INFO] goodbye')") == ([1], "")
+    assert child.ask_child("print('[INFO] nothing else')") == (None, "no answer")
 
 
 def test_one_device_decides_the_status_when_it_is_named(monkeypatch, capsys):
@@ -130,7 +130,7 @@ def test_a_device_that_nobody_offers_is_one_sentence():
 def test_variables_that_are_set_are_shown(monkeypatch):
     monkeypatch.setenv("ASCEND_RT_VISIBLE_DEVICES", "0,1")
     monkeypatch.delenv("HCCL_BUFFSIZE", raising=False)
-    shown = {found.name: found.detail for found in findings.variables()}
+    shown = {found.name: found.detail for found in findings.list_variables()}
     assert shown["ASCEND_RT_VISIBLE_DEVICES"] == "0,1"
     assert "HCCL_BUFFSIZE" not in shown
 
@@ -145,7 +145,7 @@ def test_drivers_are_read_from_files(monkeypatch, tmp_path):
     driver.mkdir(parents=True)
     (driver / "version.info").write_text("Version=25.2.0\nascendhal_version=7.35.23\n")
     monkeypatch.setattr(findings, "ROOT", tmp_path)
-    rows = {found.name: found for found in findings.machine()}
+    rows = {found.name: found for found in findings.examine_machine()}
     assert (rows["NVIDIA driver"].state, rows["NVIDIA driver"].detail) == ("ok", "535.129.03")
     assert (rows["Ascend driver"].state, rows["Ascend driver"].detail) == ("ok", "25.2.0")
     assert rows["CANN"].state == "absent"
@@ -159,7 +159,7 @@ def test_cann_that_is_installed_but_not_active_has_its_command(monkeypatch, tmp_
     for name in ("ASCEND_HOME_PATH", "ASCEND_TOOLKIT_HOME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(findings, "ROOT", tmp_path)
-    row = next(found for found in findings.machine() if found.name == "CANN")
+    row = next(found for found in findings.examine_machine() if found.name == "CANN")
     assert (row.state, row.mend) == ("broken", f"source {home}/set_env.sh")
 
 
@@ -178,10 +178,10 @@ def versions(monkeypatch, **installed):
 
 def test_mindspore_beside_a_numpy_that_it_cannot_use_is_broken(monkeypatch):
     versions(monkeypatch, mindspore="2.10.0", numpy="2.3.1")
-    found = findings.package("mindspore")
+    found = findings.examine_package("mindspore")
     assert (found.state, found.mend) == ("broken", "pip install 'numpy<2'")
     versions(monkeypatch, mindspore="2.10.0", numpy="1.26.4")
-    assert findings.package("mindspore").state == ("ok" if sys.version_info < (3, 13) else "broken")
+    assert findings.examine_package("mindspore").state == ("ok" if sys.version_info < (3, 13) else "broken")
 
 
 @pytest.mark.skipif(sys.version_info >= (3, 13), reason="MindSpore has no wheel for this Python, which comes first")
@@ -191,13 +191,13 @@ def test_mindspore_beside_another_cann_is_broken(monkeypatch, tmp_path):
     install_info.write_text("version=8.5.0\n")
     monkeypatch.setattr(findings, "ROOT", tmp_path)
     versions(monkeypatch, mindspore="2.10.0", numpy="1.26.4")
-    found = findings.package("mindspore")
+    found = findings.examine_package("mindspore")
     assert (found.state, found.mend) == ("broken", "install CANN 9.1.0")
 
 
 def test_torch_npu_beside_another_torch_is_broken(monkeypatch):
     versions(monkeypatch, torch="2.14.0+cpu", torch_npu="2.12.0")
-    found = findings.package("torch-npu")
+    found = findings.examine_package("torch-npu")
     assert found.state == "broken"
     assert found.detail == "torch-npu 2.12.0 goes with torch 2.12.0, but torch 2.14.0+cpu is installed"
     assert found.mend == "pip install torch==2.12.0"
@@ -206,7 +206,7 @@ def test_torch_npu_beside_another_torch_is_broken(monkeypatch):
 def test_onnxruntime_counts_under_the_names_of_its_builds(monkeypatch):
     versions(monkeypatch, onnxruntime_cann="1.23.0")
     monkeypatch.setattr(findings, "ASK_PROVIDERS", """print('["CANNExecutionProvider", "CPUExecutionProvider"]')""")
-    found = findings.package("onnxruntime")
+    found = findings.examine_package("onnxruntime")
     assert found.detail == "1.23.0 with CANNExecutionProvider, CPUExecutionProvider"
 
 
@@ -214,8 +214,8 @@ def test_an_absent_npu_has_what_mends_it_in_a_column_of_its_own(monkeypatch, tmp
     versions(monkeypatch, torch="2.12.0", torch_npu="2.12.0")
     monkeypatch.setattr(devices, "ROOT", tmp_path)
     said = ascend.explain_absence(ImportError("libhccl.so"), ascend.find_software(tmp_path, {}))
-    monkeypatch.setattr(devices, "ask", lambda *arguments: (None, f"--device npu: {said}"))
-    found = devices.device("npu", "")
+    monkeypatch.setattr(devices, "ask_child", lambda *arguments: (None, f"--device npu: {said}"))
+    found = devices.examine_device("npu", "")
     assert found.state == "absent"
     assert found.detail.startswith("CANN is not found")
     assert found.mend.startswith("install CANN")

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from ehm import backends
-from ehm.doctor import devices, doctor, examine, reference
-from ehm.doctor.attention import TOLERANCE, compare
+from ehm.doctor import collect_findings, devices, doctor, reference
+from ehm.doctor.attention import TOLERANCE, measure_attention_error
 from ehm.errors import BackendError
 
 STRANGE = '''
@@ -74,34 +74,34 @@ def strange(tmp_path, monkeypatch):
 @pytest.mark.parametrize("how", ["uniform", "nan", "shuffled"])
 def test_attention_that_is_wrong_is_outside_the_tolerance(strange, how):
     strange(how)
-    difference = compare(backends.get("strange"), "float32")
+    difference = measure_attention_error(backends.get("strange"), "float32")
     assert difference is None if how == "nan" else difference > 5 * TOLERANCE
 
 
 @pytest.mark.parametrize(("dtype", "off"), [("float32", 1e-5), ("bfloat16", TOLERANCE / 2), ("float16", TOLERANCE / 2)])
 def test_rounding_is_inside_of_it(dtype, off):
     """In float32 the arithmetic of the reference in NumPy is torch's, and timm's blocks are those that compute."""
-    assert 0 < compare(backends.get("cpu"), dtype) < off
+    assert 0 < measure_attention_error(backends.get("cpu"), dtype) < off
 
 
 @pytest.mark.parametrize("left_out", ["pos_embed", "blocks.0.mlp.fc2.weight", "blocks.1.attn.qkv.weight", "cls_token"])
 def test_every_part_of_the_model_counts(monkeypatch, left_out):
     """Without one of them the reference is another model's: the comparison sees further than uniform attention."""
-    real = reference.similarity
+    real = reference.compute_similarity
 
     def similarity(config, model, images):
         return real(config, model | {left_out: np.zeros_like(model[left_out])}, images)
 
-    monkeypatch.setattr(reference, "similarity", similarity)
-    assert compare(backends.get("cpu"), "float32") > 1e-3
+    monkeypatch.setattr(reference, "compute_similarity", similarity)
+    assert measure_attention_error(backends.get("cpu"), "float32") > 1e-3
 
 
 def test_it_looks_at_attention_that_is_far_from_uniform(monkeypatch):
     """Else a uniform one would hardly differ: 17 tokens, so that a uniform row has 1/17 everywhere."""
     seen = []
-    real = reference.similarity
-    monkeypatch.setattr(reference, "similarity", lambda *arguments: seen.append(real(*arguments)) or seen[-1])
-    compare(backends.get("cpu"), "float32")
+    real = reference.compute_similarity
+    monkeypatch.setattr(reference, "compute_similarity", lambda *arguments: seen.append(real(*arguments)) or seen[-1])
+    measure_attention_error(backends.get("cpu"), "float32")
     (part,) = seen
     assert part.shape == (2, 16, 16)
     assert np.abs(part - 1 / 17).max() > 1 / 17
@@ -109,7 +109,7 @@ def test_it_looks_at_attention_that_is_far_from_uniform(monkeypatch):
 
 def test_a_device_of_another_package_is_a_row_that_names_it(strange):
     strange("right")
-    found = next(row for row in examine("strange") if row.kind == "device")
+    found = next(row for row in collect_findings("strange") if row.kind == "device")
     assert found.state == "ok", found.detail
     assert found.detail.startswith("2 x a strange device, 1.0 GiB; float32")
     assert "by strange:backend" in found.detail
@@ -119,7 +119,7 @@ def test_a_device_of_another_package_is_a_row_that_names_it(strange):
 
 def test_uniform_attention_breaks_a_device(strange, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "500")
-    monkeypatch.setattr(devices, "ask", lambda code, name: (devices.answer(name), ""))
+    monkeypatch.setattr(devices, "ask_child", lambda code, name: (devices.describe_device(name), ""))
     strange("uniform")
     assert doctor(device="strange") == 1
     text = capsys.readouterr().out
@@ -129,7 +129,7 @@ def test_uniform_attention_breaks_a_device(strange, capsys, monkeypatch):
 
 def test_the_simulated_npu_is_a_device_like_a_real_one(monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1] / "simulated"))
-    found = next(row for row in examine("npu") if row.kind == "device")
+    found = next(row for row in collect_findings("npu") if row.kind == "device")
     assert found.state == "ok", found.detail
     assert "(simulated)" in found.detail
     assert set(found.facts["attention"]) == {"bfloat16", "float32", "float16"}
@@ -140,8 +140,8 @@ def test_two_packages_that_claim_one_name_are_a_row(monkeypatch):
     def fails():
         raise BackendError("device cpu is claimed twice")
 
-    monkeypatch.setattr(backends, "devices", fails)
+    monkeypatch.setattr(backends, "list_devices", fails)
     monkeypatch.setattr(devices, "ASK_DEVICE", "import sys; sys.exit('--device: none')")
-    rows = {found.name: found for found in examine()}
+    rows = {found.name: found for found in collect_findings()}
     assert (rows["other packages"].state, rows["other packages"].detail) == ("broken", "device cpu is claimed twice")
     assert {"cpu", "cuda", "npu"} <= set(rows)

@@ -5,8 +5,7 @@ import json
 import pytest
 
 from ehm.cli import main
-from ehm.doctor import operators as command
-from ehm.doctor.operators import operators
+from ehm.doctor.operators import report_operators
 from ehm.errors import BackendError
 
 NATIVE = ("aten::mm", ("bfloat16",), "native", "backends/torch/objectives/mae.py:10 in forward", "")
@@ -44,7 +43,7 @@ def reported(monkeypatch):
 
 def test_all_native_is_status_0(reported, capsys):
     reported(NATIVE, NEUTRAL, WAITS)
-    assert operators() == 0
+    assert report_operators() == 0
     text = capsys.readouterr().out
     assert "3 operators; none falls back to the CPU." in text
     assert text.index("aten::nonzero") < text.index("aten::t ") < text.index("aten::mm")
@@ -52,7 +51,7 @@ def test_all_native_is_status_0(reported, capsys):
 
 def test_one_that_falls_back_is_status_1_on_top_with_its_place(reported, capsys):
     reported(NATIVE, FALLS)
-    assert operators() == 1
+    assert report_operators() == 1
     text = capsys.readouterr().out
     assert "2 operators; fall back to the CPU: aten::linalg_eigh." in text
     assert text.index("aten::linalg_eigh") < text.index("aten::mm")
@@ -63,7 +62,7 @@ def test_one_that_falls_back_is_status_1_on_top_with_its_place(reported, capsys)
 def test_an_operator_that_is_all_right_is_one_row_and_each_bad_call_is_its_own(reported, capsys):
     elsewhere = ("backends/torch/engine/optim.py:1 in f", "")
     reported(NATIVE, ("aten::mm", ("float32",), "native", *elsewhere), FALLS, (*FALLS[:3], *elsewhere))
-    assert operators() == 1
+    assert report_operators() == 1
     text = capsys.readouterr().out
     (mm,) = (line for line in text.splitlines() if "aten::mm" in line)
     assert "bfloat16, float32" in mm
@@ -88,7 +87,7 @@ def test_a_report_that_cannot_be_made_is_one_sentence(reported, monkeypatch, cap
     assert main(["doctor", "--operators", "--device", "npu"]) == 1
     assert capsys.readouterr().err == "ehm doctor: --operators: --device npu: torch-npu is not installed\n"
     with pytest.raises(BackendError):
-        command("npu")
+        report_operators("npu")
 
 
 def test_without_torch_there_are_none_to_record(reported, monkeypatch, capsys):

@@ -45,8 +45,8 @@ ROOMS: dict[str, set[str]] = {
 }
 """The rooms from which each room may import. A module belongs to the room with the longest name that begins its own."""
 
-WIRING = {"ehm", "ehm.cli"}
-"""Modules that only wire: ``ehm.cli`` may import any room, and any room may import ``ehm`` for its version."""
+WIRING = {"ehm", "ehm.cli", "ehm.commands"}
+"""Modules that only wire: the command line may import any room, and any room may import ``ehm`` for its version."""
 
 OUTSIDE: list[tuple[str, set[str]]] = [
     ("ehm.backends.torch", TORCH),

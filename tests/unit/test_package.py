@@ -114,9 +114,9 @@ def test_commands_in_the_guides_exist(shown):
         targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.M)
         assert {word for word in words[1:] if "=" not in word} <= set(targets)
     else:
-        from ehm.cli import _parser
+        from ehm.cli import build_parser
 
-        _parser().parse_args(words[1:])
+        build_parser().parse_args(words[1:])
 
 
 LINKED = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docker/README.md"]

@@ -1,0 +1,327 @@
+"""The commands of ``ehm``: the function behind each, its help and its flags.
+
+A flag is a parameter of the command's function, and ``--set`` is ``overrides``. A flag that is not given is not passed
+on, so that each default stands in one place, the function. Nothing heavy is imported here.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+__all__ = ["COMMANDS", "Command"]
+
+_TRAINING_DEVICES = "auto, cpu, cuda, npu, mindspore[:cpu|:ascend], or another device that ehm doctor lists"
+_RUNTIME_DEVICES = "auto, cpu, cuda, npu or openvino; cuda:1 is the second of several"
+_PRECISION_HELP = "precision of the network to run: float32, float16 or int8 (default: float32)"
+_BUNDLE_HELP = "folder that ehm export wrote"
+_CHECKPOINT_HELP = "run folder, checkpoint folder, weights file or timm:NAME"
+
+Parser = argparse.ArgumentParser
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command: ``function`` is "module:name", and ``selectors`` are arguments that it is not passed."""
+
+    function: str
+    help: str
+    add_flags: Callable[[Parser], None]
+    selectors: tuple[str, ...] = ()
+
+    def run(self, options: Mapping[str, Any]) -> int:
+        """Call the function with ``options`` and return the exit status."""
+        module, _, name = self.function.partition(":")
+        arguments = {key: value for key, value in options.items() if key not in self.selectors}
+        return getattr(import_module(module), name)(**arguments) or 0
+
+
+def _add_train_flags(parser: Parser) -> None:
+    _add_training_flags(parser, "runs/pretrain")
+    _add_resume_flag(parser)
+
+
+def _add_finetune_flags(parser: Parser) -> None:
+    parser.add_argument(
+        "--task",
+        help="task to train for: classification, detection, segmentation or retrieval (default: the task that the "
+        "configuration names, or classification)",
+    )
+    _add_training_flags(parser, "runs/finetune")
+    _add_resume_flag(parser)
+
+
+def _add_probe_flags(parser: Parser) -> None:
+    _add_training_flags(parser, "runs/probe")
+
+
+def _add_tokenizer_flags(parser: Parser) -> None:
+    parser.add_argument("action", choices=["train"], help="train: train a tokenizer")
+    _add_training_flags(parser, "runs/tokenizer")
+    _add_resume_flag(parser)
+
+
+def _add_evaluate_flags(parser: Parser) -> None:
+    parser.add_argument(
+        "checkpoint",
+        help=f"run or checkpoint folder of a fine-tuned model; with --task also the encoder to measure: "
+        f"{_CHECKPOINT_HELP}",
+    )
+    parser.add_argument(
+        "--task", help="retrieval measures an encoder that was not trained for it (default: the task of the checkpoint)"
+    )
+    _add_config_flags(parser)
+    _add_device_flag(parser)
+    _add_out_flag(parser, "write metrics.json into this folder (default: write no file)")
+
+
+def _add_export_flags(parser: Parser) -> None:
+    parser.add_argument("checkpoint", help=f"{_CHECKPOINT_HELP}, or a bundle to export again")
+    _add_config_flags(parser)
+    parser.add_argument(
+        "--device",
+        help="device on which ONNX Runtime runs the exported network to compare it with the framework's: "
+        f"{_RUNTIME_DEVICES} (default: auto, which is the CPU)",
+    )
+    _add_out_flag(parser, "write the bundle into this folder (default: runs/export)")
+    parser.add_argument(
+        "--head",
+        choices=["auto", "classifier", "features", "patches", "multi"],
+        help="outputs of the network: class scores, features of the image, features of the patches, or multi for all "
+        "of them (default: auto, the scores if the checkpoint has a head, else the features)",
+    )
+    parser.add_argument(
+        "--target",
+        choices=["onnxruntime", "portable", "ascend"],
+        help="runtime that the graph is written for: portable runs everywhere, onnxruntime has its own attention, "
+        "ascend is for Ascend's converter (default: portable)",
+    )
+    parser.add_argument("--triton", metavar="DIR", help="also write the models into this model repository of Triton")
+    parser.add_argument("--kserve", metavar="FILE", help="also write an InferenceService of KServe into this file")
+    parser.add_argument("--int8", action="store_true", help="also write the network in int8, calibrated on images")
+    parser.add_argument("--float16", action="store_true", help="also write the network in float16")
+
+
+def _add_predict_flags(parser: Parser) -> None:
+    parser.add_argument("bundle", help=_BUNDLE_HELP)
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="image file, or folder of images")
+    _add_refused_flags(parser)
+    parser.add_argument("--device", help=f"device of ONNX Runtime: {_RUNTIME_DEVICES} (default: auto)")
+    parser.add_argument("--precision", help=_PRECISION_HELP)
+    _add_out_flag(
+        parser,
+        "write predictions.jsonl, features.npy and patches.npy, as far as the bundle gives them, into this folder "
+        "(default: write no files)",
+    )
+    parser.add_argument(
+        "--index", metavar="KIND", help="with --out, also write a faiss index of the features: flat, hnsw or ivf"
+    )
+    parser.add_argument("--top", type=int, help="number of classes to print for each image (default: 5)")
+    parser.add_argument("--json", action="store_true", help="print a JSON object for each image, one on a line")
+
+
+def _add_bench_flags(parser: Parser) -> None:
+    parser.add_argument("kind", choices=["export"], help="export: measure an exported bundle")
+    parser.add_argument("bundle", help=_BUNDLE_HELP)
+    _add_refused_flags(parser)
+    parser.add_argument(
+        "--batch", type=int, nargs="+", metavar="N", help="batch sizes to measure, in images (default: 1 and 8)"
+    )
+    parser.add_argument(
+        "--device", nargs="+", help="devices to measure: cpu, cuda, npu or openvino (default: every one there is)"
+    )
+    parser.add_argument(
+        "--images", nargs="+", metavar="IMAGE", help="image files to measure with (default: random pixels)"
+    )
+    parser.add_argument("--rounds", type=int, help="number of times that each batch is run (default: 20)")
+    parser.add_argument("--threads", type=int, help="number of threads of each network (default: one for each core)")
+    parser.add_argument(
+        "--processor-time", action="store_true", help="report the processor time of all threads instead of elapsed time"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    _add_out_flag(parser, "write bench.json into this folder (default: write no file)")
+
+
+def _add_serve_flags(parser: Parser) -> None:
+    # imported here: the settings are a pydantic model, which other commands need not load to parse their flags
+    from ehm.deploy.serve.settings import add_flags
+
+    parser.add_argument(
+        "--config", metavar="FILE", help="YAML file with any of these settings, by name; flags take precedence over it"
+    )
+    add_flags(parser)
+
+
+def _add_inspect_flags(parser: Parser) -> None:
+    parser.add_argument(
+        "kind",
+        choices=["hierarchy", "masks", "attention", "distance", "gradients"],
+        help="picture to draw; distance and gradients compare the layers of several encoders in a chart",
+    )
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="image file, or folder of images")
+    parser.add_argument(
+        "--checkpoint",
+        required=True,
+        nargs="+",
+        metavar="CHECKPOINT",
+        help=f"encoder to look at: {_CHECKPOINT_HELP}; several for distance and gradients",
+    )
+    _add_refused_flags(parser)
+    _add_device_flag(parser)
+    _add_out_flag(parser, "write the pictures into this folder (default: runs/inspect)")
+    parser.add_argument(
+        "--balance",
+        choices=["none", "sinkhorn"],
+        help="balancing of the similarity (default: as in the run behind the checkpoint)",
+    )
+    parser.add_argument(
+        "--depths",
+        type=float,
+        nargs="+",
+        metavar="DEPTH",
+        help="for hierarchy: depths at which to cut the trees, each from 0 to 1",
+    )
+    parser.add_argument(
+        "--progress",
+        type=float,
+        nargs="+",
+        metavar="PROGRESS",
+        help="for masks: moments of training to draw masks for, each from 0 (start) to 1 (end)",
+    )
+    parser.add_argument(
+        "--patches",
+        nargs="+",
+        metavar="ROW,COLUMN",
+        help="for attention: patches whose attention to draw, counted from 0",
+    )
+    parser.add_argument(
+        "--ratio", type=float, help="for masks: share of masked patches (default: as in the run behind the checkpoint)"
+    )
+    parser.add_argument(
+        "--seed", type=int, help="seed of the masks, or of the choice of images for gradients (default: 0)"
+    )
+
+
+def _add_configs_flags(parser: Parser) -> None:
+    parser.add_argument("name", nargs="?", help="folder of configurations to list, or one configuration to show")
+    parser.add_argument(
+        "--keys",
+        nargs="?",
+        const="",
+        metavar="SECTION",
+        help="list the keys of configurations instead, with type, default and meaning: all keys, or those of a command "
+        "(train), a task (detection), a section (optim), or one key (optim.betas)",
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+
+
+def _add_doctor_flags(parser: Parser) -> None:
+    parser.add_argument(
+        "--device",
+        help="device to examine alone; the exit status is 0 only if it can train (default: auto, any device)",
+    )
+    parser.add_argument(
+        "--operators",
+        action="store_true",
+        help="list the operators that training needs, and whether an NPU has each of them",
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+
+
+def _add_training_flags(parser: Parser, out: str) -> None:
+    _add_config_flags(parser)
+    _add_device_flag(parser)
+    _add_out_flag(parser, f"write the results into this folder (default: {out})")
+
+
+def _add_config_flags(parser: Parser) -> None:
+    parser.add_argument(
+        "--config", metavar="FILE", help="configuration to use: a YAML file, or a name that ehm configs lists"
+    )
+    parser.add_argument(
+        "--set",
+        metavar="KEY=VALUE",
+        action="append",
+        dest="overrides",
+        help="override one key of the configuration, for example optim.epochs=20; can be repeated",
+    )
+
+
+def _add_refused_flags(parser: Parser) -> None:
+    """Accept ``--config`` and ``--set`` for a command without settings, to explain instead of "unrecognized"."""
+    for flag in ("--config", "--set"):
+        parser.add_argument(flag, action="append", dest="refused", help=argparse.SUPPRESS)
+
+
+def _add_device_flag(parser: Parser) -> None:
+    parser.add_argument("--device", help=f"device to compute on: {_TRAINING_DEVICES} (default: auto)")
+
+
+def _add_out_flag(parser: Parser, text: str) -> None:
+    parser.add_argument("--out", metavar="DIR", help=text)
+
+
+def _add_resume_flag(parser: Parser) -> None:
+    parser.add_argument("--resume", action="store_true", help="continue the run in the folder of --out")
+
+
+COMMANDS = {
+    "train": Command("ehm.training.pretrain:train", "Pretrain an encoder on unlabelled images.", _add_train_flags),
+    "finetune": Command(
+        "ehm.tasks.finetune:finetune",
+        "Train an encoder for a task: classification, detection, segmentation or retrieval.",
+        _add_finetune_flags,
+    ),
+    "probe": Command(
+        "ehm.tasks.classification.probe:probe",
+        "Measure a frozen encoder by a linear probe and by nearest neighbours.",
+        _add_probe_flags,
+    ),
+    "evaluate": Command(
+        "ehm.tasks.evaluate:evaluate", "Measure a fine-tuned model on labelled images.", _add_evaluate_flags
+    ),
+    "export": Command(
+        "ehm.deploy.export:export",
+        "Export a fine-tuned model or an encoder as a bundle for ONNX Runtime.",
+        _add_export_flags,
+    ),
+    "predict": Command(
+        "ehm.deploy.predict.command:main",
+        "Classify images, detect objects, segment or extract features with an exported bundle.",
+        _add_predict_flags,
+    ),
+    "bench": Command(
+        "ehm.deploy.bench:bench_export",
+        "Measure the latency and throughput of an exported bundle, and of torch beside it if it is installed.",
+        _add_bench_flags,
+        selectors=("kind",),
+    ),
+    "serve": Command(
+        "ehm.deploy.serve:serve",
+        "Serve exported bundles over HTTP, for image files and by the Open Inference Protocol v2.",
+        _add_serve_flags,
+    ),
+    "inspect": Command(
+        "ehm.analysis.inspect:inspect",
+        "Draw the hierarchies, masks or attention of an encoder, or compare the layers of several.",
+        _add_inspect_flags,
+    ),
+    "tokenizer": Command(
+        "ehm.training.tokenizer:train_tokenizer",
+        "Train the visual tokens that the objective beit needs, on unlabelled images.",
+        _add_tokenizer_flags,
+        selectors=("action",),
+    ),
+    "configs": Command(
+        "ehm.config.listing:configs",
+        "List the configurations that come with ehm, or the keys that a configuration can have.",
+        _add_configs_flags,
+    ),
+    "doctor": Command(
+        "ehm.doctor:doctor", "Report what this machine offers for training, and what is missing.", _add_doctor_flags
+    ),
+}
+"""The commands by name, in the order of ``ehm --help``."""
