@@ -1,7 +1,7 @@
 """Curves for TensorBoard, written by the run itself.
 
 tensorboardX writes from a thread of its own behind a queue of ten events. A full disk ends that thread without a word,
-the queue fills, and the run then waits for it for ever. Here what cannot be written is an error of the run.
+the queue fills, and the run then waits for it for ever. Here, data that cannot be written is an error of the run.
 """
 
 from __future__ import annotations
@@ -38,20 +38,21 @@ class Curves:
             file = folder / f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}"
             self._writer = RecordWriter(str(file))
             try:
-                self._write(file_version="brain.Event:2")
+                self._write_event(file_version="brain.Event:2")
                 if first_step:
-                    self._write(step=first_step, session_log={"status": "START"})
+                    # TensorBoard drops the points of earlier files from this step on
+                    self._write_event(step=first_step, session_log={"status": "START"})
                 self._writer.flush()
             except OSError:
                 with suppress(OSError):
                     self._writer.close()
                 raise
 
-    def add(self, step: int, values: Mapping[str, float]) -> None:
+    def add_values(self, step: int, values: Mapping[str, float]) -> None:
         """Append ``values`` as they stand after ``step`` steps."""
         points = [{"tag": name, "simple_value": value} for name, value in values.items()]
         with report_write_errors(self._folder):
-            self._write(step=step, summary={"value": points})
+            self._write_event(step=step, summary={"value": points})
             if time.monotonic() - self._last_flush > _FLUSH_SECONDS:
                 self._writer.flush()
                 self._last_flush = time.monotonic()
@@ -61,7 +62,7 @@ class Curves:
         with report_write_errors(self._folder):
             self._writer.close()
 
-    def _write(self, **fields: Any) -> None:
+    def _write_event(self, **fields: Any) -> None:
         from tensorboardX.proto.event_pb2 import Event
 
         self._writer.write(Event(wall_time=time.time(), **fields).SerializeToString())

@@ -1,4 +1,4 @@
-"""How long a run is, and whether its settings can mean what they say now that the number of images is known."""
+"""The length of a run, and a check of its settings once the number of images is known."""
 
 from __future__ import annotations
 
@@ -68,13 +68,13 @@ def check_plan(
 ) -> list[str]:
     """Compare the settings of a run with each other and with the number of ``images``, each in ``views`` copies.
 
-    Returns what can be meant, but hardly is, in a sentence each. Raises ConfigError if settings cannot mean what they
-    say; a ``resumed`` run, which may have begun before anybody looked, is only told so.
+    Returns warnings, a sentence each, about settings that are possible but hardly meant. Raises ConfigError if settings
+    contradict each other; for a ``resumed`` run, which may have begun before this was checked, these are warnings too.
     """
     problems = list(_find_problems(plan, optim, images, views))
     if problems and not resumed:
         raise ConfigError("; ".join(problems))
-    return [*problems, *_find_oddities(plan, optim, run, measures)]
+    return [*problems, *_find_unlikely(plan, optim, run, measures)]
 
 
 def _find_problems(plan: RunPlan, optim: OptimConfig, images: int, views: int) -> Iterator[str]:
@@ -98,6 +98,7 @@ def _find_problems(plan: RunPlan, optim: OptimConfig, images: int, views: int) -
             f"{plan.total:,} ({plan.steps_per_epoch:,} in an epoch); set optim.warmup_steps={plan.total // 10} or "
             "another part of them"
         )
+    # a warm-up that is longer than the run has been reported already
     falls = [share for share in optim.milestones if share * plan.total < warmup <= plan.total]
     if optim.schedule == "step" and falls:
         yield (
@@ -106,13 +107,13 @@ def _find_problems(plan: RunPlan, optim: OptimConfig, images: int, views: int) -
         )
 
 
-def _find_oddities(plan: RunPlan, optim: OptimConfig, run: RunConfig, measures: bool) -> Iterator[str]:
+def _find_unlikely(plan: RunPlan, optim: OptimConfig, run: RunConfig, measures: bool) -> Iterator[str]:
     warmup = optim.count_warmup_steps(plan.steps_per_epoch)
     if plan.last < plan.total and plan.last <= warmup:
         yield f"run.max_steps {plan.last:,}: the run ends within the warm-up of {warmup:,.0f} steps"
-    rare = [("checkpoint_every", plan.save_every, "the only checkpoint is that of the end")]
+    intervals = [("checkpoint_every", plan.save_every, "the only checkpoint is that of the end")]
     if measures:
-        rare.append(("measure_every", plan.measure_every, "the only measurement is that of the end"))
-    for key, steps, consequence in rare:
+        intervals.append(("measure_every", plan.measure_every, "the only measurement is that of the end"))
+    for key, steps, consequence in intervals:
         if steps > plan.last:
             yield f"run.{key} {getattr(run, key):g}: is more than the run's {plan.last:,} steps; {consequence}"

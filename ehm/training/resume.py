@@ -1,4 +1,4 @@
-"""What a resumed run compares with its checkpoint: what shapes the weights stops it, what does not is only said."""
+"""Compare a resumed run with its checkpoint: a change that shapes the weights stops it, any other is printed."""
 
 from __future__ import annotations
 
@@ -21,62 +21,62 @@ __all__ = ["check_resumed_data", "check_settings", "print_changes"]
 
 Config = TrainConfig | TaskConfig | TokenizerConfig
 C = TypeVar("C", bound=Config)
+Changes = dict[str, tuple[Any, Any]]
+"""The value before and the value now of each key that differs."""
 _FREE = {
     "data.workers", "data.source", "data.layout", "data.strict", "data.allow_empty_classes", "benchmark", "model.init",
     "model.tokenizer", "mask.build", "optim.accumulate"
 }  # fmt: skip
 """Keys that a resumed run may change, besides those of ``run`` but its seed.
 
-Images and the tokenizer are compared themselves, wherever they lie; first weights have no more say.
+Images and the tokenizer are compared themselves, wherever they lie; the first weights play no part any more.
 """
 _FROM_WEIGHTS = ("data.mean", "data.std", "data.crop_pct", "data.crop_mode", "data.interpolation")
-"""What a task takes from its encoder's weights if its configuration leaves it out."""
-_SHOWN = 5
-"""Classes that a message names."""
+"""Keys that a task takes from its encoder's weights if its configuration leaves them out."""
+_SHOWN_CLASSES = 5
 
 
 def check_settings(kind: type[C], config: C, start: Path) -> None:
-    """Raise ConfigError if a resumed run has other settings than the checkpoint ``start`` that shape the weights.
-
-    The checkpoint is asked, and not the run's ``config.yaml``, which anybody may have edited.
-    """
+    """Raise ConfigError if a resumed run has other settings than the checkpoint ``start`` that shape the weights."""
+    # the checkpoint is compared, and not the run's config.yaml, which anybody may have edited
     changes = _find_changes(kind, config, open_checkpoint(start).metadata)
     binding = {key: change for key, change in changes.items() if not _is_free(key)}
     if binding:
         raise ConfigError(
-            f"--resume: {start.name} was trained with other settings: {'; '.join(_describe(binding))}; "
+            f"--resume: {start.name} was trained with other settings: {_describe_changes(binding)}; "
             "set them as they were, or start a new run with another --out"
         )
 
 
 def check_resumed_data(
-    start: Path, found: TrainingData, classes: Sequence[str] | None, name: str
+    start: Path, found: TrainingData, classes: Sequence[str] | None, source_name: str
 ) -> TrainingData | None:
     """Return what the checkpoint ``start`` keeps of its images if the run ``found`` the same ones; None if nothing.
 
-    ``classes`` are compared too, by name and order, and so are labels; None if the run has none. ``name`` is the
-    source's, for messages. Raises ConfigError that says what has changed.
+    ``classes`` are compared too, by name and order, and so are labels; None if the run has none. ``source_name`` is for
+    messages. Raises ConfigError that says what has changed.
     """
-    opened = open_checkpoint(start)
-    meta = opened.metadata
-    stored = read_training_data(opened)
+    checkpoint = open_checkpoint(start)
+    metadata = checkpoint.metadata
+    stored = read_training_data(checkpoint)
     changes = []
-    if classes is not None and list(classes) != meta.get("classes", list(classes)):
-        changes.append(_describe_classes(meta["classes"], classes))
+    if classes is not None and list(classes) != metadata.get("classes", list(classes)):
+        changes.append(_describe_classes(metadata["classes"], classes))
     if stored is None:
         console.print(
             f"  {start.name} was written by an earlier version of ehm and does not say which images it was trained on: "
             "whether they are the same could not be compared"
         )
     else:
-        changes += _compare(stored.train, found.train, "images to train on", labelled=classes is not None)
-        held_out = stored.val == stored.train and found.val == found.train  # of what was compared just now
-        if stored.val is not None and found.val is not None and not held_out:
-            changes += _compare(stored.val, found.val, "images to measure on", labelled=True)
+        changes += _compare_sources(stored.train, found.train, "images to train on", labelled=classes is not None)
+        # a held-out fold is a part of the images to train on, which have been compared just now
+        is_fold = stored.val == stored.train and found.val == found.train
+        if stored.val is not None and found.val is not None and not is_fold:
+            changes += _compare_sources(stored.val, found.val, "images to measure on", labelled=True)
     if changes:
         raise ConfigError(
-            f"--resume: data.source {name} is not what {start.name} was trained on: {'; '.join(changes)}; bring back "
-            "what was there, or start a new run with another --out"
+            f"--resume: data.source {source_name} is not what {start.name} was trained on: {'; '.join(changes)}; bring "
+            "back what was there, or start a new run with another --out"
         )
     return stored
 
@@ -86,46 +86,57 @@ def print_changes(config: Config, start: Path, backend: Backend) -> None:
 
     They need not stop the run, as :func:`check_settings` has seen. Nothing is printed if all is as it was.
     """
-    meta = open_checkpoint(start).metadata
-    changes = _find_changes(type(config), config, meta)
-    versions = {**backend.describe_device().versions, "ehm": __version__, "numpy": np.__version__}
-    now = {
-        "device": backend.describe_device().name,
-        **{f"version of {name}": version for name, version in versions.items()},
-    }
-    before = {"device": meta.get("device")}
-    before |= {f"version of {name}": version for name, version in meta.get("versions", {}).items()}
-    changes |= {key: (before[key], value) for key, value in now.items() if before.get(key) not in (None, value)}
+    metadata = open_checkpoint(start).metadata
+    changes = _find_changes(type(config), config, metadata)
+    info = backend.describe_device()
+    before = _name_versions(metadata.get("device"), metadata.get("versions", {}))
+    now = _name_versions(info.name, {**info.versions, "ehm": __version__, "numpy": np.__version__})
+    for key, value in now.items():
+        # a framework that only one of the two has is no change of version: the device has changed
+        if before.get(key) not in (None, value):
+            changes[key] = (before[key], value)
     if changes:
-        console.print(f"  changed since then, without harm: {'; '.join(_describe(changes))}")
+        console.print(f"  changed since then, without harm: {_describe_changes(changes)}")
 
 
-def _find_changes(kind: type[C], config: C, meta: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+def _name_versions(device: str | None, versions: Mapping[str, str]) -> dict[str, str | None]:
+    return {"device": device, **{f"version of {name}": version for name, version in versions.items()}}
+
+
+def _find_changes(kind: type[C], config: C, metadata: Mapping[str, Any]) -> Changes:
     """Return the value in a checkpoint and the value now of each key that differs."""
-    before = _flat(load_config(kind, meta["config"]).model_dump(mode="json"))
-    now = _flat(config.model_dump(mode="json"))
+    # loaded, so that keys which the version that wrote it did not have get their defaults
+    before = _flatten(load_config(kind, metadata["config"]).model_dump(mode="json"))
+    now = _flatten(config.model_dump(mode="json"))
     for key in _FROM_WEIGHTS:
         if now.get(key, "") is None:  # as the weights say, and a resumed run's are those of its checkpoint
             now[key] = before[key]
-    return {key: (value, now.get(key)) for key, value in before.items() if value != now.get(key)}
+    changes = {}
+    for key, value in before.items():
+        if value != now.get(key):
+            changes[key] = (value, now.get(key))
+    return changes
 
 
 def _is_free(key: str) -> bool:
     return key in _FREE or (key.startswith("run.") and key != "run.seed")
 
 
-def _describe(changes: Mapping[str, tuple[Any, Any]]) -> list[str]:
-    return [f"{key} was {_spell(before)} and is {_spell(now)}" for key, (before, now) in changes.items()]
+def _describe_changes(changes: Changes) -> str:
+    return "; ".join(f"{key} was {_spell(before)} and is {_spell(now)}" for key, (before, now) in changes.items())
 
 
 def _spell(value: Any) -> Any:
     """Return ``value`` as a configuration spells it."""
     if value is None:
         return "null"
-    return str(value).lower() if isinstance(value, bool) else value
+    if isinstance(value, bool):
+        return str(value).lower()
+    return value
 
 
-def _compare(before: SourceIdentity, now: SourceIdentity, what: str, labelled: bool) -> list[str]:
+def _compare_sources(before: SourceIdentity, now: SourceIdentity, what: str, labelled: bool) -> list[str]:
+    """Return the plainest difference between two sources in words, in a list that is empty if there is none."""
     if before.images != now.images:
         return [f"there were {before.images:,} {what} and there are {now.images:,}"]
     if before.files != now.files:
@@ -139,19 +150,24 @@ def _compare(before: SourceIdentity, now: SourceIdentity, what: str, labelled: b
 
 def _describe_classes(before: Sequence[str], now: Sequence[str]) -> str:
     if sorted(before) == sorted(now):
-        return f"the classes were in the order {_shorten(before)} and are in the order {_shorten(now)}"
+        return f"the classes were in the order {_list_some(before)} and are in the order {_list_some(now)}"
     if len(before) == len(now):
         renamed = [f"{old} is now {new}" for old, new in zip(before, now, strict=True) if old != new]
-        return f"of the {len(now)} classes {_shorten(renamed)}"
-    return f"there were {len(before)} classes ({_shorten(before)}) and there are {len(now)} ({_shorten(now)})"
+        return f"of the {len(now)} classes {_list_some(renamed)}"
+    return f"there were {len(before)} classes ({_list_some(before)}) and there are {len(now)} ({_list_some(now)})"
 
 
-def _shorten(words: Sequence[str]) -> str:
-    return ", ".join(words[:_SHOWN]) + (", …" if len(words) > _SHOWN else "")
+def _list_some(words: Sequence[str]) -> str:
+    more = ", …" if len(words) > _SHOWN_CLASSES else ""
+    return ", ".join(words[:_SHOWN_CLASSES]) + more
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested sections as one dictionary with dotted keys."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+        if isinstance(value, dict):
+            flat |= _flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
     return flat

@@ -37,11 +37,12 @@ SeenImages = Mapping[KeyKind, NDArray[np.uint64]]
 """Sorted keys of images, by what they are made of."""
 CONTENT_LIMIT = 200_000
 """Images up to which a training set is known by content: reading more of them once would delay the first step."""
+_NO_KEYS = np.zeros(0, np.uint64)
 
 
 @dataclass(frozen=True)
 class TrainingData:
-    """What a run is trained on and measured on; ``val`` is None if nothing is measured.
+    """The sources that a run is trained on and measured on; ``val`` is None if nothing is measured.
 
     ``seen`` are the images that it trains on, ``seen_before`` those that its first weights were trained on, both with
     labels; only the first process has them.
@@ -54,10 +55,11 @@ class TrainingData:
 
     @property
     def all_seen(self) -> SeenImages:
-        """Return the keys of all images that the weights have been trained on with labels."""
-        kinds = {*self.seen, *self.seen_before}
-        nothing = np.zeros(0, np.uint64)
-        return {kind: np.union1d(self.seen.get(kind, nothing), self.seen_before.get(kind, nothing)) for kind in kinds}
+        """The keys of all images that the weights have been trained on with labels."""
+        all_keys = {}
+        for kind in {*self.seen, *self.seen_before}:
+            all_keys[kind] = np.union1d(self.seen.get(kind, _NO_KEYS), self.seen_before.get(kind, _NO_KEYS))
+        return all_keys
 
     def to_json(self) -> dict[str, Any]:
         """Return the identities as ``state.json`` keeps them."""
@@ -65,8 +67,11 @@ class TrainingData:
 
     def to_arrays(self) -> Arrays:
         """Return the keys as ``images.safetensors`` keeps them."""
-        named = {"seen": self.seen, "seen_before": self.seen_before}
-        return {f"{name}.{kind}": keys for name, group in named.items() for kind, keys in group.items()}
+        arrays: Arrays = {}
+        for name, group in (("seen", self.seen), ("seen_before", self.seen_before)):
+            for kind, keys in group.items():
+                arrays[f"{name}.{kind}"] = keys
+        return arrays
 
 
 def read_training_data(checkpoint: Checkpoint) -> TrainingData | None:
@@ -94,15 +99,15 @@ def read_training_data(checkpoint: Checkpoint) -> TrainingData | None:
 def read_seen_images(init: str | Path) -> SeenImages:
     """Return the images that the weights named by ``model.init`` were trained on with labels; none if nobody knows."""
     try:
-        found = find_checkpoint(init)
+        checkpoint = find_checkpoint(init)
     except CheckpointError:
-        return {}  # what is wrong with it is said where its weights are read
-    data = None if found is None else read_training_data(found)
+        return {}  # what is wrong with it is said when its weights are read
+    data = None if checkpoint is None else read_training_data(checkpoint)
     return {} if data is None else data.all_seen
 
 
 def identify_training_data(train: Source, val: Source | None, threads: int, processes: Processes) -> TrainingData:
-    """Return the identities of what is trained on and measured on.
+    """Return the identities of the sources that are trained on and measured on.
 
     One process of each machine looks, and all call this. Raises DataError if machines hold different images.
     """
@@ -111,8 +116,11 @@ def identify_training_data(train: Source, val: Source | None, threads: int, proc
         train_identity = identify_source(train, threads)
         if val is None:
             return TrainingData(train_identity)
-        return TrainingData(train_identity, train_identity if val is train else identify_source(val, threads))
+        if val is train:  # a fold of it is held out
+            return TrainingData(train_identity, train_identity)
+        return TrainingData(train_identity, identify_source(val, threads))
 
+    # the processes of a machine see the same files, and would only read them at the same time
     is_first_of_machine = processes.rank % processes.local_size == 0
     everywhere = processes.gather_values(identify() if is_first_of_machine else None)
     first: TrainingData = everywhere[0]
@@ -141,7 +149,7 @@ def find_seen(source: Source, indices: NDArray[np.int64], seen: SeenImages, thre
 
 
 def run_on_first(function: Callable[[], T], processes: Processes) -> T:
-    """Return what ``function`` gives the first of ``processes``, which alone runs it; all call this."""
+    """Return the result of ``function``, which the first of ``processes`` alone runs; all call this."""
     value = function() if processes.rank == 0 else None
     result: T = processes.gather_values(value)[0]
     return result

@@ -63,7 +63,7 @@ def write_table(folder):
 
 def write_curve(folder):
     curves = Curves(folder / "tensorboard")
-    curves.add(1, {"x" * 5000: 1.0})
+    curves.add_values(1, {"x" * 5000: 1.0})
     curves.close()
 
 
@@ -160,7 +160,7 @@ def test_other_reasons_than_a_full_disk_have_their_own_remedy(tmp_path):
 def test_curves_are_tensorboards_records(tmp_path):
     Curves(tmp_path).close()
     curves = Curves(tmp_path / "again", first_step=3)
-    curves.add(4, {"loss": 0.5, "lr": 0.25})
+    curves.add_values(4, {"loss": 0.5, "lr": 0.25})
     curves.close()
     (file,) = (tmp_path / "again").iterdir()
     from tensorboardX.proto.event_pb2 import Event, SessionLog
