@@ -40,6 +40,7 @@ from ehm import backends
 from ehm.config import DataConfig, ModelSource
 from ehm.data import EvalTransform, Loader, open_source, stratified_folds
 from ehm.data.sources.folder import ElpvSource
+from ehm.storage.writing import replace_folder
 
 ROOT = Path("runs/study")
 PHOTOGRAPHS = ROOT / "elpv-128"
@@ -119,14 +120,12 @@ def reduce_photographs() -> None:
         return
     source = open_source(DataConfig(source="elpv"), "all")
     assert isinstance(source, ElpvSource)
-    temporary = PHOTOGRAPHS.with_name("partial")
-    shutil.rmtree(temporary, ignore_errors=True)
-    (temporary / "images").mkdir(parents=True)
-    for index in range(len(source)):
-        image = source.load(index).convert("L").resize((128, 128), Image.Resampling.BICUBIC)
-        image.save(temporary / "images" / Path(source.name(index)).name)
-    shutil.copy(source.root / "labels.csv", temporary)
-    temporary.rename(PHOTOGRAPHS)
+    with replace_folder(PHOTOGRAPHS) as folder:
+        (folder / "images").mkdir()
+        for index in range(len(source)):
+            image = source.load(index).convert("L").resize((128, 128), Image.Resampling.BICUBIC)
+            image.save(folder / "images" / Path(source.name(index)).name)
+        shutil.copy(source.root / "labels.csv", folder)
 
 
 def train_tokenizer() -> None:

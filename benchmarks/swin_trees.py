@@ -17,7 +17,6 @@ x 12 and 6 x 6 tokens in windows of 6, as the last three of SimMIM's Swin-B at 1
 from __future__ import annotations
 
 import argparse
-import shutil
 import statistics
 from pathlib import Path
 from typing import Any
@@ -34,6 +33,7 @@ from ehm.analysis.draw import draw_partition
 from ehm.analysis.mosaic import Tile, compose_mosaic
 from ehm.config import TrainConfig
 from ehm.storage.checkpoint import open_checkpoint
+from ehm.storage.writing import replace_folder
 
 ROOT = Path("runs/swin_trees")
 CROPS = ROOT / "crops"
@@ -72,14 +72,11 @@ def make_crops(count: int = 1500) -> None:
     if CROPS.is_dir():
         return
     rng, sources = np.random.default_rng(0), photographs()
-    temporary = CROPS.with_name("partial")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    for index in range(count):
-        image = sources[index % len(sources)]
-        left = image[:, : image.shape[1] * 3 // 5]
-        Image.fromarray(crop(left, 128, rng)).save(temporary / f"{index:04d}.png")
-    temporary.rename(CROPS)
+    with replace_folder(CROPS) as folder:
+        for index in range(count):
+            image = sources[index % len(sources)]
+            left = image[:, : image.shape[1] * 3 // 5]
+            Image.fromarray(crop(left, 128, rng)).save(folder / f"{index:04d}.png")
 
 
 def crop(image: NDArray[np.uint8], side: int, rng: np.random.Generator) -> NDArray[np.uint8]:

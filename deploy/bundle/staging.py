@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +11,7 @@ from ehm.deploy.bundle.manifest import CARD, MANIFEST
 from ehm.errors import ExportError, WriteError
 from ehm.storage.names import refuse_undecodable
 from ehm.storage.reading import hash_file, read_json
-from ehm.storage.writing import flush_to_disk, report_write_errors
+from ehm.storage.writing import replace_folder
 
 __all__ = ["stage_bundle"]
 
@@ -26,32 +25,12 @@ def stage_bundle(out: Path) -> Iterator[Path]:
     """
     out = Path(os.path.abspath(out))
     refuse_undecodable(out, "ONNX")
-    folder = out.with_name(f".{out.name}-partial")
-    replaced = out.with_name(f".{out.name}-replaced")
-    if replaced.is_dir() and not out.exists():  # an export was killed between the two renames
-        replaced.rename(out)
     _refuse_foreign_files(out)
-    for stale in (folder, replaced):  # what a killed export left
-        shutil.rmtree(stale, ignore_errors=True)
-    try:
-        with report_write_errors(out):
-            folder.mkdir(parents=True)
-        yield folder
-        with report_write_errors(out):
-            for path in (*folder.iterdir(), folder):  # complete after a power cut too
-                flush_to_disk(path)
-            # a folder cannot be renamed onto one that has files, so the old bundle steps aside first
-            if out.exists():
-                out.rename(replaced)
-            folder.rename(out)
-            flush_to_disk(out.parent)
-    except WriteError as error:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise WriteError(_final_path(Path(error.path), folder, out), error.reason, error.remedy) from None
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
-    shutil.rmtree(replaced, ignore_errors=True)
+    with replace_folder(out) as folder:
+        try:
+            yield folder
+        except WriteError as error:
+            raise WriteError(_final_path(Path(error.path), folder, out), error.reason, error.remedy) from None
 
 
 def _final_path(path: Path, folder: Path, out: Path) -> Path:

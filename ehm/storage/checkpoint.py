@@ -26,7 +26,7 @@ from ehm import __version__
 from ehm.errors import CheckpointError
 from ehm.storage.arrays import Arrays, LearnerState
 from ehm.storage.reading import describe_value, hash_file, read_json
-from ehm.storage.writing import flush_to_disk, report_write_errors
+from ehm.storage.writing import replace_folder, report_write_errors
 
 __all__ = [
     "FORMAT",
@@ -167,26 +167,12 @@ def save_checkpoint(folder: Path, state: LearnerState, metadata: dict[str, Any],
     this one, if the disk is full.
     """
     final = checkpoint_path(folder, metadata["step"])
-    temporary = folder / f".{final.name}"
-    replaced = folder / f".{final.name}-replaced"
     with report_write_errors(final):
-        folder.mkdir(parents=True, exist_ok=True)
-        for stale in folder.glob(".step-*"):
+        for stale in folder.glob(".step-*"):  # a run that was killed left it
             shutil.rmtree(stale)
-        try:
-            _write_folder(temporary, state, metadata, images or {})
-            if final.exists():  # the same step once more: a run was resumed from before it
-                final.rename(replaced)
-                temporary.rename(final)
-                shutil.rmtree(replaced)
-            else:
-                temporary.rename(final)
-            flush_to_disk(folder)
-        except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
-            if replaced.exists() and not final.exists():
-                replaced.rename(final)
-            raise
+        # the same step is there already if a run was resumed from before it
+        with replace_folder(final) as temporary:
+            _write_files(temporary, state, metadata, images or {})
     return final
 
 
@@ -196,9 +182,8 @@ def prune_checkpoints(folder: Path, keep: int) -> None:
         shutil.rmtree(path)
 
 
-def _write_folder(folder: Path, state: LearnerState, metadata: dict[str, Any], images: Arrays) -> None:
-    """Write the files of a checkpoint into the new ``folder``, and wait until they are on the disk."""
-    folder.mkdir()
+def _write_files(folder: Path, state: LearnerState, metadata: dict[str, Any], images: Arrays) -> None:
+    """Write the files of a checkpoint into ``folder``."""
     files = {_MODEL: state.model, _OPTIMIZER: state.optimizer}
     if images:
         files[_IMAGES] = images
@@ -212,8 +197,6 @@ def _write_folder(folder: Path, state: LearnerState, metadata: dict[str, Any], i
         "sha256": {file: hash_file(folder / file) for file in files},
     }
     (folder / _STATE).write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
-    for path in (*folder.iterdir(), folder):
-        flush_to_disk(path)
 
 
 def _complete_checkpoints(folder: Path) -> list[Path]:

@@ -32,7 +32,7 @@ from ehm.deploy.predict.segmentation import write_mask
 from ehm.errors import WriteError
 from ehm.storage.arrays import LearnerState
 from ehm.storage.checkpoint import newest_checkpoint, save_checkpoint
-from ehm.storage.writing import replace_file, report_write_errors, write_json
+from ehm.storage.writing import rename_all, replace_file, replace_folder, report_write_errors, write_json
 from ehm.training.curves import Curves
 from ehm.training.runlog import RunLog
 from ehm.training.tokenizer_quality import Reconstructions, draw_reconstructions
@@ -143,6 +143,34 @@ def test_another_error_passes_and_leaves_nothing(tmp_path):
     with pytest.raises(KeyError):
         write_half(tmp_path / "metrics.json")
     assert list(tmp_path.iterdir()) == []
+
+
+def write_folder(path, text, fails=False):
+    with replace_folder(path) as folder:
+        (folder / "a.txt").write_text(text)
+        if fails:
+            raise KeyError
+
+
+def test_a_folder_is_replaced_complete_or_not_at_all(tmp_path):
+    write_folder(tmp_path / "folder", "one")
+    with pytest.raises(KeyError):
+        write_folder(tmp_path / "folder", "two", fails=True)
+    assert (tmp_path / "folder" / "a.txt").read_text() == "one"
+    (tmp_path / "folder").rename(tmp_path / ".folder-replaced")  # what a kill between the two renames leaves
+    with pytest.raises(KeyError):
+        write_folder(tmp_path / "folder", "two", fails=True)
+    assert (tmp_path / "folder" / "a.txt").read_text() == "one"
+    write_folder(tmp_path / "folder", "two")
+    assert (tmp_path / "folder" / "a.txt").read_text() == "two"
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
+def test_renames_are_taken_back_when_one_fails(tmp_path):
+    (tmp_path / "a").write_text("a")
+    with pytest.raises(FileNotFoundError):
+        rename_all([(tmp_path / "a", tmp_path / "b"), (tmp_path / "missing", tmp_path / "c")])
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
 def test_other_reasons_than_a_full_disk_have_their_own_remedy(tmp_path):

@@ -19,7 +19,7 @@ from ehm.config import TritonConfig
 from ehm.deploy.bundle.bundle import Bundle
 from ehm.deploy.bundle.manifest import Precision, TensorRecord
 from ehm.errors import ConfigError, ExportError
-from ehm.storage.writing import report_write_errors
+from ehm.storage.writing import rename_all, report_write_errors
 
 __all__ = ["check_triton", "model_name", "write_triton"]
 
@@ -45,12 +45,7 @@ def write_triton(
     repository = Path(os.path.abspath(repository))
     staging = repository.with_name(f".{repository.name}-partial")
     shutil.rmtree(staging, ignore_errors=True)
-    moved: list[tuple[Path, Path]] = []
-
-    def move(old: Path, new: Path) -> None:
-        old.rename(new)
-        moved.append((old, new))
-
+    moves: list[tuple[Path, Path]] = []
     try:
         with report_write_errors(repository):
             for precision in bundle.manifest.models:
@@ -58,13 +53,13 @@ def write_triton(
             repository.mkdir(parents=True, exist_ok=True)
             for precision, place in places.items():
                 if place.exists():
-                    move(place, staging / f"{place.name}-replaced")
+                    moves.append((place, staging / f"{place.name}-replaced"))
                 if precision in bundle.manifest.models:
-                    move(staging / place.name, place)
+                    moves.append((staging / place.name, place))
+            rename_all(moves)
     except BaseException:
-        for old, new in reversed(moved):  # should that fail too, the earlier models stay in the folder beside
-            new.rename(old)
-        shutil.rmtree(staging, ignore_errors=True)
+        if not any(staging.glob("*-replaced")):  # an earlier model that could not be moved back stays there
+            shutil.rmtree(staging, ignore_errors=True)
         raise
     shutil.rmtree(staging, ignore_errors=True)
     return [places[precision] for precision in bundle.manifest.models]

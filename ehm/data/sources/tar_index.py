@@ -13,9 +13,9 @@ import json
 import os
 import re
 import tarfile
-import tempfile
 import zipfile
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,8 +24,9 @@ from numpy.typing import NDArray
 
 from ehm.data.sources.image_files import has_image_suffix
 from ehm.data.sources.inventory import HIDDEN, OTHER_FORMAT, Unused, is_unread_suffix
-from ehm.errors import DataError
+from ehm.errors import DataError, WriteError
 from ehm.storage.reading import describe_value
+from ehm.storage.writing import replace_file
 
 __all__ = ["UNLABELLED", "TarIndex", "read_index", "split_member_name"]
 
@@ -73,15 +74,11 @@ def read_index(file: Path) -> TarIndex:
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         pass  # none yet, or damaged
     index = _index_members(file)
-    try:
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=cache.parent) as partial:
-            names_in_bytes = np.frombuffer(os.fsencode("\0".join(index.names)), dtype=np.uint8)
-            unused_in_bytes = np.frombuffer(json.dumps(index.unused).encode(), dtype=np.uint8)
-            np.savez(Path(partial, cache.name), numbers=index.numbers, names=names_in_bytes, unused=unused_in_bytes)
-            os.replace(Path(partial, cache.name), cache)
-    except OSError:
-        pass  # a full or read-only home only means reading the headers again next time
+    names_in_bytes = np.frombuffer(os.fsencode("\0".join(index.names)), dtype=np.uint8)
+    unused_in_bytes = np.frombuffer(json.dumps(index.unused).encode(), dtype=np.uint8)
+    # a full or read-only home only means reading the headers again next time
+    with suppress(WriteError), replace_file(cache, shared=True) as temporary:
+        np.savez(temporary, numbers=index.numbers, names=names_in_bytes, unused=unused_in_bytes)
     return index
 
 
