@@ -18,12 +18,13 @@ __all__ = ["PlainConsole", "console", "print_line"]
 
 
 class _EscapingStream:
-    """A text stream that writes what its encoding cannot express as escapes, and is ``stream`` otherwise."""
+    """A text stream that escapes the characters that its encoding lacks, and is ``stream`` otherwise."""
 
     def __init__(self, stream: IO[str]) -> None:
         self._stream = stream
 
     def write(self, text: str) -> int:
+        # A stream in memory has no encoding.
         encoding = getattr(self._stream, "encoding", None) or "utf-8"
         encodable = escape_undecodable(text).encode(encoding, "backslashreplace").decode(encoding)
         with report_write_errors(self._describe()):
@@ -57,7 +58,7 @@ class PlainConsole(Console):
 
 
 console = PlainConsole()
-"""Where every command prints."""
+"""The console on which every command prints."""
 
 
 def print_line(text: str) -> None:

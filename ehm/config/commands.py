@@ -1,4 +1,4 @@
-"""Which command a configuration is for: the one whose keys it has."""
+"""The command that a configuration is for, recognised by its keys."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ COMMANDS: dict[type[Section], str] = {
 def recognise_command(values: Mapping[str, Any], asked: type[Section]) -> str | None:
     """Return the command whose configuration ``values`` are, or None if no other fits better than ``asked``."""
     unknown_keys = {kind: _count_unknown(values, kind) for kind in COMMANDS}
+    # min() takes the first of equals, so the order of COMMANDS decides.
     best = min(COMMANDS, key=lambda kind: unknown_keys[kind])
     if asked not in COMMANDS or unknown_keys[best] == unknown_keys[asked]:
         return None
@@ -46,4 +47,6 @@ def _count_unknown(values: Mapping[str, Any], kind: type[Section]) -> int:
         if isinstance(value, Mapping) and isinstance(section, type) and issubclass(section, Section):
             count += sum(inner not in section.model_fields for inner in value)
     task = kind.model_fields.get("task")
-    return count + (task is not None and "task" in values and values["task"] != task.default)
+    if task is not None and "task" in values and values["task"] != task.default:
+        count += 1  # the name of another task counts like a key that is not there
+    return count

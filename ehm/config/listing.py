@@ -1,7 +1,8 @@
-"""``ehm configs``: the shipped configurations, what they are and what they reproduce, as their own headers say.
+"""``ehm configs``: the configurations that come with ehm, described by their own headers.
 
-A header is the comment that a file begins with: first what it is, then lines ``Paper:`` or ``Reproduces:`` and
-``Cost:``, each of which may go on in indented lines, and indented, without a label, the command that runs it.
+A header is the comment that a file begins with. It describes the configuration; then come lines with the label
+``Paper:`` or ``Reproduces:`` and ``Cost:``, each of which may go on in indented lines; and then, indented and without a
+label, the command that runs it.
 """
 
 from __future__ import annotations
@@ -17,28 +18,29 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from ehm.config.keys import print_keys
-from ehm.config.loading import locate, shipped_configs
+from ehm.config.loading import locate_config, shipped_configs
 from ehm.console import PlainConsole, print_line
 from ehm.errors import ConfigError
 from ehm.storage.reading import read_text
 
-__all__ = ["Shipped", "configs", "describe"]
+__all__ = ["ShippedConfig", "configs", "describe_config"]
 
 _LABEL = re.compile(r"([A-Z][a-z ]+): (.*)")
 
 
 @dataclass(frozen=True)
-class Shipped:
-    """A shipped configuration: ``about`` is its first sentence, ``command`` the words that run it.
-
-    ``reproduces`` are a publication's table and number, ``cost`` is counted from the shapes; empty where it has none.
-    """
+class ShippedConfig:
+    """A shipped configuration, as its header describes it."""
 
     name: str
     about: str
+    """The first sentence of its header."""
     reproduces: str
+    """Table and number of a publication, empty if it reproduces none."""
     cost: str
+    """Cost of a run, counted from the shapes; empty if it is not stated."""
     command: tuple[str, ...]
+    """The words of the command that runs it."""
 
 
 def configs(name: str | None = None, keys: str | None = None, json: bool = False) -> None:
@@ -52,17 +54,24 @@ def configs(name: str | None = None, keys: str | None = None, json: bool = False
             raise ConfigError(f"{name}: --keys lists the keys of all configurations; leave {name} out")
         print_keys(keys, json)
         return
-    known = shipped_configs()
-    names = known if name is None else [each for each in known if each.startswith(f"{name.rstrip('/')}/")]
+    names = shipped_configs()
+    if name is not None:
+        folder_prefix = f"{name.rstrip('/')}/"
+        names = [each for each in names if each.startswith(folder_prefix)]
     if name is not None and not names:
-        print_line(read_text(locate(name), ConfigError).removesuffix("\n"))
+        print_line(read_text(locate_config(name), ConfigError).removesuffix("\n"))
         return
-    found = [describe(each) for each in names]
+    found = [describe_config(each) for each in names]
     if json:
         print(dumps([asdict(each) for each in found], indent=2))
         return
+    _print_table(found)
+
+
+def _print_table(found: list[ShippedConfig]) -> None:
     table = Table(
-        Column("--config", min_width=2 + max(len(Path(each.name).name) for each in found)),  # names are there to copy
+        # Names are there to copy, so they are never broken.
+        Column("--config", min_width=2 + max(len(Path(each.name).name) for each in found)),
         "what it is",
         "reproduces: published, not measured here",
         title="shipped configurations",
@@ -79,21 +88,23 @@ def configs(name: str | None = None, keys: str | None = None, json: bool = False
     )
 
 
-def describe(name: str) -> Shipped:
-    """What the header of the shipped configuration ``name`` says."""
-    parts, label = {"": ""}, ""
+def describe_config(name: str) -> ShippedConfig:
+    """Read the header of the shipped configuration ``name``."""
+    label = ""  # of the line that is read; the description has none
+    texts = {label: ""}
     command: list[str] = []
-    for line in locate(name).read_text(encoding="utf-8").splitlines():
+    for line in locate_config(name).read_text(encoding="utf-8").splitlines():
         if not line.startswith("#"):
             break
         text = line.removeprefix("#")
-        if text.startswith("   ehm ") or command:
+        labelled = _LABEL.fullmatch(text.strip())
+        if text.startswith("   ehm ") or command:  # the command is the last thing in a header
             command += shlex.split(text.removesuffix("\\"))
-        elif found := _LABEL.fullmatch(text.strip()):
-            label = found[1]
-            parts[label] = found[2]
+        elif labelled:
+            label = labelled[1]
+            texts[label] = labelled[2]
         else:
-            parts[label] = f"{parts[label]} {text.strip()}".strip()
-    reproduces = parts.get("Paper") or parts.get("Reproduces", "")
-    about = re.split(r"(?<=\.) (?=[A-Z])", parts[""])[0]
-    return Shipped(name, about, reproduces, parts.get("Cost", ""), tuple(command))
+            texts[label] = f"{texts[label]} {text.strip()}".strip()
+    reproduces = texts.get("Paper") or texts.get("Reproduces", "")
+    about = re.split(r"(?<=\.) (?=[A-Z])", texts[""])[0]
+    return ShippedConfig(name, about, reproduces, texts.get("Cost", ""), tuple(command))

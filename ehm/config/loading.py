@@ -1,4 +1,4 @@
-"""From YAML and ``--set`` to a validated configuration, with every error at once, its file and its key."""
+"""Reading configurations: YAML and ``--set`` become validated objects, or all errors at once, with file and key."""
 
 from __future__ import annotations
 
@@ -18,18 +18,31 @@ from ehm.errors import ConfigError
 from ehm.storage.names import escape_undecodable
 from ehm.storage.reading import describe_value, read_text, shorten
 
-__all__ = ["load_config", "locate", "read_config", "read_mapping", "shipped_configs"]
+__all__ = ["load_config", "locate_config", "read_config", "read_mapping", "shipped_configs"]
 
 C = TypeVar("C", bound=Section)
 _YAML_ERRORS = (yaml.YAMLError, ValueError, RecursionError)
-"""What PyYAML raises: ValueError for a date that does not exist and for an integer of more than 4,300 digits."""
+"""The errors of PyYAML: ValueError for a date that does not exist and for an integer of more than 4,300 digits."""
+
+_YAML_WORDS = {
+    "tuple_type": "should be a list",
+    "model_type": "should be a section of keys and values",
+    "bool_parsing": "should be true or false",
+    "int_parsing": "should be a whole number",
+    "int_type": "should be a whole number",
+    "int_from_float": "should be a whole number",
+    "float_parsing": "should be a number",
+    "float_type": "should be a number",
+    "string_type": "should be text",
+}
+"""Messages for the errors of pydantic that speak of Python instead of YAML, by their type."""
 
 
 def load_config(kind: type[C], file: str | Path | Mapping[str, Any] | None, overrides: Sequence[str] = ()) -> C:
     """Read ``file`` (a path or the name of a shipped one), apply ``key=value`` overrides and validate.
 
-    A mapping is taken for a file's contents, for example the configuration that a checkpoint keeps.
-    Raises ConfigError with one line for each thing that is wrong.
+    A mapping counts as the contents of a file, for example the configuration that a checkpoint keeps. Raises
+    ConfigError, which names everything that is wrong.
     """
     values: dict[str, Any] = {}
     origin = "the defaults"
@@ -39,28 +52,30 @@ def load_config(kind: type[C], file: str | Path | Mapping[str, Any] | None, over
     elif file is not None:
         origin = str(file)
         values = read_config(file)
+    # Before the overrides, whose keys are meant for this command even if the file is for another.
     command = None if file is None else recognise_command(values, kind)
     for override in overrides:
-        _apply(values, override)
+        _apply_override(values, override)
     try:
         return kind.model_validate(values)
     except ValidationError as error:
         if command is not None:
             raise ConfigError(f"{origin}: is a configuration of {command}, not of {COMMANDS[kind]}") from None
-        lines = [_explain(detail, kind) for detail in error.errors()]
-        where = "--set" if overrides and file is None else origin + (" with --set" if overrides else "")
-        raise ConfigError(f"{where}: " + "; ".join(lines)) from None
+        reasons = [_explain_error(detail, kind) for detail in error.errors()]
+        if overrides:
+            origin = "--set" if file is None else f"{origin} with --set"
+        raise ConfigError(f"{origin}: {'; '.join(reasons)}") from None
 
 
 def shipped_configs() -> list[str]:
-    """Names that ``--config`` takes besides paths, for example ``pretrain/vit_small_evolved``; 10 comes after 2."""
+    """List the names that ``--config`` takes besides paths, for example ``pretrain/vit_small_evolved``."""
     root = Path(str(files("ehm") / "configs"))
-    names = (str(path.relative_to(root).with_suffix("")) for path in root.rglob("*.yaml"))
-    return sorted(names, key=lambda name: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)])
+    names = [str(path.relative_to(root).with_suffix("")) for path in root.rglob("*.yaml")]
+    return sorted(names, key=_split_numbers)
 
 
-def locate(name: str) -> Path:
-    """The file that ``name`` means: a path, or a shipped one; ConfigError where there is none."""
+def locate_config(name: str) -> Path:
+    """Return the file of the path or the shipped configuration ``name``; raises ConfigError if there is none."""
     path = Path(name)
     if path.is_file():
         return path
@@ -71,12 +86,15 @@ def locate(name: str) -> Path:
 
 
 def read_config(file: str | Path) -> dict[str, Any]:
-    """The keys and values of ``file``, a path or the name of a shipped one, as they stand there."""
-    return read_mapping(locate(str(file)), str(file))
+    """Return the keys and values of ``file``, a path or the name of a shipped one, as they stand there."""
+    return read_mapping(locate_config(str(file)), str(file))
 
 
 def read_mapping(path: Path, origin: str) -> dict[str, Any]:
-    """What a YAML file holds, nothing for an empty one; ConfigError, after ``origin``, where it is no mapping."""
+    """Return the mapping in a YAML file, empty for an empty file.
+
+    Raises ConfigError, which begins with ``origin``, if the file is not YAML or not a mapping.
+    """
     try:
         values = yaml.safe_load(read_text(path, ConfigError, "valid YAML"))
     except _YAML_ERRORS as error:
@@ -88,7 +106,13 @@ def read_mapping(path: Path, origin: str) -> dict[str, Any]:
     return values
 
 
-def _apply(values: dict[str, Any], override: str) -> None:
+def _split_numbers(name: str) -> list[str | int]:
+    """Split a name so that its numbers sort by value: 10 comes after 2."""
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
+
+
+def _apply_override(values: dict[str, Any], override: str) -> None:
+    """Set one key of ``values`` by ``override``, "key=value" with a dotted key."""
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise ConfigError(f"--set {override}: expected key=value, for example optim.epochs=20")
@@ -105,40 +129,26 @@ def _apply(values: dict[str, Any], override: str) -> None:
         raise ConfigError(f"--set {shorten(override)}: {describe_value(text)} is not a YAML value") from None
 
 
-_PLAIN = {
-    "tuple_type": "should be a list",
-    "model_type": "should be a section of keys and values",
-    "bool_parsing": "should be true or false",
-    "int_parsing": "should be a whole number",
-    "int_type": "should be a whole number",
-    "int_from_float": "should be a whole number",
-    "float_parsing": "should be a number",
-    "float_type": "should be a number",
-    "string_type": "should be text",
-}
-"""Pydantic's words where they speak of Python instead of YAML."""
-
-
-def _explain(detail: Any, kind: type[BaseModel]) -> str:
-    """One error of pydantic as a line: the key, what would be right, what was there."""
+def _explain_error(detail: Any, kind: type[BaseModel]) -> str:
+    """Explain an error of pydantic: the key, the values that would be right, and the one that was given."""
     key = ".".join(str(part) for part in detail["loc"])
     if detail["type"] == "extra_forbidden":
-        return f"{key}: unknown key; known here are {', '.join(_section(detail, kind).model_fields)}"
+        return f"{key}: unknown key; known here are {', '.join(_find_section(detail, kind).model_fields)}"
     message = str(detail["msg"]).removeprefix("Value error, ").removeprefix("Input ").split(", unable to parse")[0]
-    message = _PLAIN.get(detail["type"], message)
+    message = _YAML_WORDS.get(detail["type"], message)
     if detail["type"] == "too_short":
         message = f"should have at least {detail['ctx']['min_length']} values"
-    if detail["type"] in ("missing", "too_long"):
+    if detail["type"] in ("missing", "too_long"):  # of a list with a fixed length; the key ends with a position
         return f"{key.rstrip('.0123456789')}: wrong number of values in {describe_value(detail['input'])}"
-    if not key:
+    if not key:  # a check of the whole configuration, whose message names the keys itself
         return message
     if isinstance(detail["input"], dict):
         return f"{key}: {message}"
     return f"{key}: {message}, not {describe_value(detail['input'])}"
 
 
-def _section(detail: Any, kind: type[BaseModel]) -> Any:
-    """The class of the section that an error's key is in."""
+def _find_section(detail: Any, kind: type[BaseModel]) -> Any:
+    """Return the class of the section that holds the key of an error."""
     section: Any = kind
     for part in detail["loc"][:-1]:
         section = section.model_fields[part].annotation

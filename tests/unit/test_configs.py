@@ -9,7 +9,7 @@ from shipped import kind
 
 from ehm.cli import main
 from ehm.config import TrainConfig, load_config, shipped_configs
-from ehm.config.listing import describe
+from ehm.config.listing import describe_config
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 SIZES = {"small": (384, 12, 6), "base": (768, 12, 12)}  # width, depth, heads: DeiT-S and ViT-B
@@ -25,7 +25,7 @@ def test_the_shipped_names_are_the_files():
 @pytest.mark.parametrize("name", shipped_configs())
 def test_it_loads_and_says_what_it_is_and_how_to_run_it(name):
     load_config(kind(name), name)
-    said = describe(name)
+    said = describe_config(name)
     assert said.about.endswith(".")
     assert f"--config {name}" in " ".join(said.command)
     assert "\\" not in said.command
@@ -78,7 +78,7 @@ def test_each_table_of_the_paper_has_a_folder_in_order():
 @pytest.mark.parametrize("name", PAPER)
 def test_a_row_of_the_paper_says_its_table_and_trains_as_long_as_it_says(name):
     table, row = name.split("/")[1:]
-    assert describe(name).reproduces.startswith(f"Table {ROMAN[int(table[6:]) - 1]}, ")
+    assert describe_config(name).reproduces.startswith(f"Table {ROMAN[int(table[6:]) - 1]}, ")
     config = load_config(kind(name), name)
     assert config.data.source == "imagenet"
     if kind(name) is TrainConfig:
@@ -113,13 +113,13 @@ def test_the_recipes_of_the_paper_differ_in_the_mask_alone():
 
 
 def test_a_header_is_read_to_the_end_of_each_part():
-    said = describe("pretrain/vit_small_evolved")
+    said = describe_config("pretrain/vit_small_evolved")
     assert said.about == "MAE ViT-S/16 on ImageNet-1K, evolved hierarchical masks."
     assert said.reproduces.startswith("Tables I and II, ours: 80.06% top-1 after fine-tuning and 40.59 mIoU")
     assert said.reproduces.endswith("Table IV gives the 400-epoch numbers).")
     assert said.cost.endswith("(10% more than with random masks).")
     assert said.command[:4] == ("ehm", "train", "--config", "pretrain/vit_small_evolved")
-    assert describe("finetune/imagenet_vit_base_mae").command[-2:] == ("--out", "runs/finetune_vit_base")
+    assert describe_config("finetune/imagenet_vit_base_mae").command[-2:] == ("--out", "runs/finetune_vit_base")
 
 
 def test_the_command_lists_them_all_by_folder(capsys, monkeypatch):
