@@ -16,7 +16,7 @@ from ehm.deploy.bundle.staging import stage_bundle
 from ehm.deploy.export.card import write_card
 from ehm.deploy.export.detector import check_detector_config, is_detector, open_detector
 from ehm.deploy.export.engines.ascend import write_om
-from ehm.deploy.export.engines.convert import check_engines, convert, is_bundle, write_engines
+from ehm.deploy.export.engines.convert import check_engines, convert_bundle, is_bundle, write_engines
 from ehm.deploy.export.exportable import Exportable
 from ehm.deploy.export.sources import prepare_export, require_packages
 from ehm.deploy.predict.runtime import open_session
@@ -70,7 +70,9 @@ def export(
         raise ConfigError(f"--head {head}: expected one of {', '.join(get_args(Head))}")
     config = _load_config(config, overrides, target, int8, float16)
     if is_bundle(checkpoint):
-        return convert(checkpoint, triton=triton, kserve=kserve, config=config, head=head, device=device, out=out)
+        return convert_bundle(
+            checkpoint, triton=triton, kserve=kserve, config=config, head=head, device=device, out=out
+        )
     out = Path("runs") / "export" if out is None else Path(out)
     config = config.model_copy(update={"model": config.model.model_copy(update={"init": str(checkpoint)})})
     whole_detector = head in ("auto", "multi") and is_detector(checkpoint)

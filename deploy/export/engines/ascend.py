@@ -1,4 +1,4 @@
-"""An exported network for Ascend: ATC's command, written beside it, and run where CANN is installed.
+"""An exported network for Ascend: ATC's command, written beside it, and run if CANN is installed.
 
 ATC (Ascend Tensor Compiler) makes an offline model (``model.om``) of an ONNX file for one kind of processor and a list
 of batch sizes, which have to be the first dimension and the only dynamic one. It computes in float16 unless it is told
@@ -20,7 +20,7 @@ from ehm.deploy.bundle.manifest import TensorRecord
 from ehm.errors import ExportError
 from ehm.storage.writing import report_write_errors, write_text
 
-__all__ = ["SCRIPT", "command", "write_om"]
+__all__ = ["SCRIPT", "atc_command", "write_om"]
 
 SCRIPT = "atc.sh"
 _OM = "model.om"
@@ -34,37 +34,39 @@ exec {command} \\
 
 
 def write_om(folder: Path, model: str, images: TensorRecord, config: AscendConfig | None = None) -> None:
-    """Write ``atc.sh`` beside the ONNX file ``model`` in ``folder``, and ``model.om`` where ``atc`` is installed.
+    """Write ``atc.sh`` beside the ONNX file ``model`` in ``folder``, and ``model.om`` if ``atc`` is installed.
 
-    ``images`` is the network's input. Raises ExportError where another dimension than the batch is dynamic, or where
-    ``atc`` fails.
+    ``images`` is the network's input. Raises ExportError if another dimension than the batch is dynamic, or if ``atc``
+    fails.
     """
-    line = command(images, config or AscendConfig())
+    command = atc_command(images, config or AscendConfig())
     script = folder / SCRIPT
-    write_text(script, _TEXT.format(command=line, model=model))
+    write_text(script, _TEXT.format(command=command, model=model))
     script.chmod(0o755)
     if shutil.which("atc") is None:
         console.print(f"No atc here, CANN's converter; where it is installed, run {SCRIPT} of the bundle:")
-        console.print(line)
+        console.print(command)
         return
-    with tempfile.TemporaryDirectory() as place:  # ATC writes notes into its working folder
+    with tempfile.TemporaryDirectory() as working_folder:  # ATC writes notes there, which are no part of a bundle
         console.print(f"Running {SCRIPT}, which takes minutes")
         done = subprocess.run(
-            ["sh", script.absolute()], cwd=place, capture_output=True, text=True, errors="replace", check=False
+            ["sh", script.absolute()], cwd=working_folder, capture_output=True, text=True, errors="replace", check=False
         )
-        made = Path(place) / _OM
+        made = Path(working_folder) / _OM
         if done.returncode != 0 or not made.is_file():
-            lines = [line.strip() for line in (done.stdout + done.stderr).splitlines() if line.strip()]
             raise ExportError(
-                f"atc failed with status {done.returncode}: {' '.join(lines[-5:])[-500:] or 'it printed nothing'}; "
+                f"atc failed with status {done.returncode}: {_last_lines(done.stdout + done.stderr)}; "
                 "ascend.soc_version and ascend.batch_sizes are what can be set"
             )
         with report_write_errors(folder / _OM):
             shutil.move(made, folder / _OM)
 
 
-def command(images: TensorRecord, config: AscendConfig) -> str:
-    """ATC's command for a network with the input ``images``, without the files; ExportError as of :func:`write_om`."""
+def atc_command(images: TensorRecord, config: AscendConfig) -> str:
+    """Return ATC's command for a network with the input ``images``, without the files.
+
+    Raises ExportError if another dimension than the batch is dynamic.
+    """
     sizes = images.shape[1:]
     if any(isinstance(size, str) for size in sizes):
         raise ExportError(
@@ -81,3 +83,9 @@ def command(images: TensorRecord, config: AscendConfig) -> str:
             "--precision_mode_v2=origin",
         ]
     )
+
+
+def _last_lines(output: str) -> str:
+    """Return the end of what a program printed, in one line: ATC's reason stands there."""
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    return " ".join(lines[-5:])[-500:] or "it printed nothing"

@@ -1,4 +1,4 @@
-"""A bundle for other engines: what ``--triton`` and ``--kserve`` write, of a new bundle or of one that is there."""
+"""A bundle for other engines: what ``--triton`` and ``--kserve`` write, for a new bundle or for one that is there."""
 
 from __future__ import annotations
 
@@ -8,24 +8,27 @@ from pathlib import Path
 from ehm.config import ExportConfig, TritonConfig
 from ehm.console import console
 from ehm.deploy.bundle.bundle import Bundle
+from ehm.deploy.bundle.manifest import MANIFEST
 from ehm.deploy.export.engines.kserve import write_kserve
 from ehm.deploy.export.engines.triton import check_triton, model_name, write_triton
 from ehm.deploy.predict.registry import create_handler
 from ehm.errors import ConfigError
 from ehm.models.heads import Head
 
-__all__ = ["check_engines", "convert", "is_bundle", "write_engines"]
+__all__ = ["check_engines", "convert_bundle", "is_bundle", "write_engines"]
 
-_OF_A_RUN = ("checkpoints", "state.json", "metrics.jsonl")
-"""What only the folder of a run, or of a checkpoint, holds."""
+_RUN_FILES = ("checkpoints", "state.json", "metrics.jsonl")
+"""Names that occur only in the folder of a run, or of a checkpoint."""
+_FLAGS = {"target": "--target", "int8": "--int8", "float16": "--float16"}
+"""Keys of the configuration that have a flag of their own."""
 
 
 def is_bundle(path: str | Path) -> bool:
-    """Whether ``path`` is a bundle, rather than something to make one of."""
-    return (Path(path) / "manifest.json").is_file()
+    """Return whether ``path`` is a bundle, rather than something to make one of."""
+    return (Path(path) / MANIFEST).is_file()
 
 
-def convert(
+def convert_bundle(
     path: str | Path,
     *,
     triton: str | Path | None,
@@ -37,16 +40,22 @@ def convert(
 ) -> Path:
     """Write what other engines want of the bundle at ``path``, which stays as it is; returns ``path``.
 
-    Raises ConfigError where neither is asked for, or where settings, ``head`` or ``out`` would change the bundle.
+    Raises ConfigError if neither is asked for, or if settings, ``head`` or ``out`` would change the bundle.
     """
-    changes = ["--head"] * (head != "auto") + ["--out"] * (out is not None) + _changed(config)
+    changes = _list_changes(config)
+    if out is not None:
+        changes.insert(0, "--out")
+    if head != "auto":
+        changes.insert(0, "--head")
     if not changes and triton is None and kserve is None:
         raise ConfigError(f"{path}: is a bundle already; --triton DIR or --kserve FILE says what to make of it")
     bundle = Bundle.open(path)
     create_handler(bundle.manifest).require_batches(bundle.path, "ehm export --triton or --kserve")
     if changes:
-        origin, flags = bundle.manifest.source.checkpoint, ", ".join(changes)
-        raise ConfigError(f"{path}: is a bundle already, and final; for {flags} export {origin} again with that")
+        origin = bundle.manifest.source.checkpoint
+        raise ConfigError(
+            f"{path}: is a bundle already, and final; for {', '.join(changes)} export {origin} again with that"
+        )
     check_engines(bundle.path, triton=triton, kserve=kserve, config=config, device=device)
     write_engines(bundle, triton=triton, kserve=kserve, config=config, device=device)
     return bundle.path
@@ -55,43 +64,40 @@ def convert(
 def check_engines(
     bundle: Path, *, triton: str | Path | None, kserve: str | Path | None, config: ExportConfig, device: str
 ) -> None:
-    """Raise, before anything is written, what :func:`write_engines` would of the bundle that is or will be there.
+    """Raise, before anything is written, the errors of `write_engines` for the bundle that is or will be there.
 
-    ConfigError where they would put a file into a bundle, or models into a bundle or a run.
+    It is a ConfigError if they would put a file into a bundle, or models into a bundle or a run.
     """
     own = Path(os.path.abspath(bundle))
     if triton is not None:
-        place = Path(os.path.abspath(triton))
-        if place.is_relative_to(own) or own.is_relative_to(place):
+        repository = Path(os.path.abspath(triton))
+        if repository.is_relative_to(own) or own.is_relative_to(repository):
             raise ConfigError(
                 f"--triton {triton}: neither the repository nor the bundle {bundle} may lie in the other; "
                 "give a folder of its own"
             )
-        if is_bundle(place) or any((place / name).exists() for name in _OF_A_RUN):
+        if is_bundle(repository) or any((repository / name).exists() for name in _RUN_FILES):
             raise ConfigError(f"--triton {triton}: is a bundle or a run; give a folder of its own")
-        if place.exists() and not place.is_dir():
+        if repository.exists() and not repository.is_dir():
             raise ConfigError(f"--triton {triton}: is no folder")
-        check_triton(bundle, place, config.triton, device)
+        check_triton(bundle, repository, config.triton, device)
     if kserve is not None:
         file = Path(os.path.abspath(kserve))
         if file.is_relative_to(own) or is_bundle(file.parent):
             raise ConfigError(f"--kserve {kserve}: lies in a bundle, which holds nothing else; give another place")
         if file.is_dir():
             raise ConfigError(f"--kserve {kserve}: is a folder; give a file")
-        model_name(bundle, config.triton)
+        model_name(bundle, config.triton)  # which raises the error of a wrong name
 
 
 def write_engines(
     bundle: Bundle, *, triton: str | Path | None, kserve: str | Path | None, config: ExportConfig, device: str
 ) -> None:
-    """Write the model repository ``triton`` and the file ``kserve``, if they are asked for; errors as theirs.
-
-    The pod of an InferenceService has one GPU, which is number 0 there, whichever it is on the machine: both together
-    name that one.
-    """
+    """Write the model repository ``triton`` and the file ``kserve``, if they are asked for; errors as theirs."""
     if triton is not None:
-        placed = "cuda:0" if kserve is not None and device.startswith("cuda:") else device
-        models = write_triton(bundle, Path(triton), config.triton, placed)
+        # the pod of an InferenceService has one GPU, which is number 0 there, whichever it is on this machine
+        in_pod = kserve is not None and device.startswith("cuda:")
+        models = write_triton(bundle, Path(triton), config.triton, "cuda:0" if in_pod else device)
         names = ", ".join(model.name for model in models)
         console.print(f"{names} in {triton}; try: tritonserver --model-repository={triton}")
     if kserve is not None:
@@ -108,9 +114,12 @@ def write_engines(
             )
 
 
-def _changed(config: ExportConfig) -> list[str]:
-    """What ``config`` says that a bundle cannot follow any more, as flags."""
-    flags = {"target": "--target", "int8": "--int8", "float16": "--float16"}
+def _list_changes(config: ExportConfig) -> list[str]:
+    """Return what ``config`` says that a finished bundle cannot follow, as flags."""
     default = ExportConfig()
-    names = [name for name in ExportConfig.model_fields if getattr(config, name) != getattr(default, name)]
-    return [flags.get(name, f"--set {name}") for name in names if name != "triton"]
+    changes = []
+    for name in ExportConfig.model_fields:
+        # Triton's settings are for the files beside the bundle
+        if name != "triton" and getattr(config, name) != getattr(default, name):
+            changes.append(_FLAGS.get(name, f"--set {name}"))
+    return changes

@@ -16,7 +16,7 @@ import yaml
 
 from ehm.config import TritonConfig
 from ehm.deploy.bundle.bundle import Bundle
-from ehm.deploy.export.engines.triton import model_name
+from ehm.deploy.export.engines.triton import model_name, variant_name
 from ehm.storage.writing import write_text
 
 __all__ = ["write_kserve"]
@@ -35,19 +35,19 @@ def write_kserve(bundle: Bundle, file: Path, config: TritonConfig | None = None,
     """
     config = config or TritonConfig()
     name = model_name(bundle.path, config)
-    models = ", ".join(
-        name if precision == "float32" else f"{name}_{precision}" for precision in bundle.manifest.models
-    )
-    text = _HEADER.format(models=models) + yaml.safe_dump(_service(bundle, name, config, device), sort_keys=False)
-    write_text(Path(os.path.abspath(file)), text)
+    models = ", ".join(variant_name(name, precision) for precision in bundle.manifest.models)
+    service = yaml.safe_dump(_describe_service(bundle, name, config, device), sort_keys=False)
+    write_text(Path(os.path.abspath(file)), _HEADER.format(models=models) + service)
 
 
-def _service(bundle: Bundle, name: str, config: TritonConfig, device: str) -> dict[str, Any]:
+def _describe_service(bundle: Bundle, name: str, config: TritonConfig, device: str) -> dict[str, Any]:
+    """Return the InferenceService of a model as plain values."""
     # Triton takes about 1 GiB itself; ONNX Runtime holds each network in its file's and in its kernels' layout
     weights = sum(record.bytes for record in bundle.manifest.files.values())
     memory = f"{1 + math.ceil(2 * config.instances * weights / 2**30)}Gi"
     amounts = {"cpu": str(config.threads * config.instances or 2), "memory": memory}
-    gpu = {"nvidia.com/gpu": "1"} if device.startswith("cuda") else {}
+    if device.startswith("cuda"):
+        amounts["nvidia.com/gpu"] = "1"
     return {
         "apiVersion": "serving.kserve.io/v1beta1",
         "kind": "InferenceService",
@@ -61,7 +61,7 @@ def _service(bundle: Bundle, name: str, config: TritonConfig, device: str) -> di
                     "runtime": "kserve-tritonserver",
                     "storageUri": config.storage_uri,
                     # copies: YAML would write one mapping as an alias of the other
-                    "resources": {"requests": amounts | gpu, "limits": amounts | gpu},
+                    "resources": {"requests": dict(amounts), "limits": dict(amounts)},
                     "readinessProbe": {"httpGet": {"path": "/v2/health/ready", "port": 8080}},
                 },
             }
@@ -70,5 +70,6 @@ def _service(bundle: Bundle, name: str, config: TritonConfig, device: str) -> di
 
 
 def _dns_name(name: str) -> str:
-    """KServe's names: small letters, digits and hyphens, a letter first; short enough for what it appends."""
-    return re.sub(r"[^a-z0-9]+", "-", f"ehm-{name.lower()}")[:44].rstrip("-")
+    """Return a name that KServe takes: small letters, digits and hyphens, a letter first."""
+    allowed = re.sub(r"[^a-z0-9]+", "-", f"ehm-{name.lower()}")
+    return allowed[:44].rstrip("-")  # short enough for what KServe appends

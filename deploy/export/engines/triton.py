@@ -1,11 +1,11 @@
 """A bundle as models of Triton Inference Server, which batches requests and runs several instances of each.
 
     REPOSITORY/NAME/config.pbtxt     ModelConfig of Triton's model_config.proto, as protobuf text
-               NAME/labels.txt       one class a line, where there are logits: Triton's classification extension
-               NAME/1/model.onnx     the bundle's own file, unchanged (and its weights, where they lie beside it)
-               NAME_int8/...         the same for every other kind of numbers in the bundle
+               NAME/labels.txt       one class a line, if there are logits: Triton's classification extension
+               NAME/1/model.onnx     the bundle's own file, unchanged (and its weights, if they lie beside it)
+               NAME_int8/...         the same for every other precision in the bundle
 
-Triton does not count the batch among the dimensions. What it runs on is its ``onnxruntime`` backend.
+Triton does not count the batch among the dimensions. The models run on its ``onnxruntime`` backend.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ehm.deploy.bundle.manifest import Precision, TensorRecord
 from ehm.errors import ConfigError, ExportError
 from ehm.storage.writing import rename_all, report_write_errors
 
-__all__ = ["check_triton", "model_name", "write_triton"]
+__all__ = ["check_triton", "model_name", "variant_name", "write_triton"]
 
 _TYPES = {"float32": "TYPE_FP32", "uint8": "TYPE_UINT8"}
 _KINDS = {"auto": "KIND_AUTO", "cpu": "KIND_CPU", "cuda": "KIND_GPU"}
@@ -34,13 +34,13 @@ def write_triton(
 ) -> list[Path]:
     """Write ``bundle`` into the model repository ``repository`` and return the models' folders, float32 first.
 
-    ``device`` is where Triton runs them: ``cpu``, ``cuda`` (``cuda:1``), or ``auto``, on GPUs where there are any.
-    Models of an earlier export of the same name are replaced, all or none. Raises ExportError where another
-    model has that name, ConfigError for a name or a device that Triton does not take.
+    ``device`` is what Triton runs them on: ``cpu``, ``cuda`` (``cuda:1``), or ``auto``, on GPUs if there are any.
+    Models of an earlier export of the same name are replaced, all or none. Raises ExportError if another model has
+    that name, ConfigError for a name or a device that Triton does not take.
     """
     config = config or TritonConfig()
-    places = check_triton(bundle.path, repository, config, device)
-    group = _instances(config, device)
+    folders = check_triton(bundle.path, repository, config, device)
+    group = _describe_instances(config, device)
     # beside the repository, which a running Triton may be watching
     repository = Path(os.path.abspath(repository))
     staging = repository.with_name(f".{repository.name}-partial")
@@ -49,34 +49,39 @@ def write_triton(
     try:
         with report_write_errors(repository):
             for precision in bundle.manifest.models:
-                _write_model(bundle, precision, staging / places[precision].name, config, group)
+                _write_model(bundle, precision, staging / folders[precision].name, config, group)
             repository.mkdir(parents=True, exist_ok=True)
-            for precision, place in places.items():
-                if place.exists():
-                    moves.append((place, staging / f"{place.name}-replaced"))
+            # models of precisions that the bundle no longer has go too: they are of other weights
+            for precision, folder in folders.items():
+                if folder.exists():
+                    moves.append((folder, staging / f"{folder.name}-replaced"))
                 if precision in bundle.manifest.models:
-                    moves.append((staging / place.name, place))
+                    moves.append((staging / folder.name, folder))
             rename_all(moves)
     except BaseException:
         if not any(staging.glob("*-replaced")):  # an earlier model that could not be moved back stays there
             shutil.rmtree(staging, ignore_errors=True)
         raise
     shutil.rmtree(staging, ignore_errors=True)
-    return [places[precision] for precision in bundle.manifest.models]
+    return [folders[precision] for precision in bundle.manifest.models]
 
 
 def check_triton(bundle: Path, repository: Path, config: TritonConfig, device: str) -> dict[Precision, Path]:
-    """Folders in ``repository`` of the models of a ``bundle`` that need not be there yet; errors of `write_triton`."""
+    """Return the folders in ``repository`` for the models of a ``bundle``, which need not be there yet.
+
+    Raises the errors of `write_triton`.
+    """
     name = model_name(bundle, config)
-    _instances(config, device)
-    places = {precision: repository / _variant(name, precision) for precision in get_args(Precision)}
-    for precision, place in places.items():
-        _refuse_foreign(place, precision)
-    return places
+    _describe_instances(config, device)  # which raises the error of a wrong device
+    folders: dict[Precision, Path] = {}
+    for precision in get_args(Precision):
+        folders[precision] = repository / variant_name(name, precision)
+        _refuse_foreign_folder(folders[precision], precision)
+    return folders
 
 
 def model_name(bundle: Path, config: TritonConfig) -> str:
-    """What clients call the model: ``triton.name``, or that of the bundle's folder where a URL can hold it."""
+    """Return what clients call the model: ``triton.name``, or the name of the bundle's folder if a URL can hold it."""
     name = config.name or Path(os.path.abspath(bundle)).name
     try:
         return TritonConfig(name=name).name
@@ -87,52 +92,64 @@ def model_name(bundle: Path, config: TritonConfig) -> str:
         ) from None
 
 
-def _variant(name: str, precision: Precision) -> str:
+def variant_name(name: str, precision: Precision) -> str:
+    """Return the name of the model in a precision."""
     return name if precision == "float32" else f"{name}_{precision}"
 
 
-def _refuse_foreign(place: Path, precision: Precision) -> None:
-    """Only what an earlier export wrote, in the same numbers, may be replaced."""
-    if not place.exists() and not place.is_symlink():
+def _refuse_foreign_folder(folder: Path, precision: Precision) -> None:
+    """Raise ExportError unless a folder is absent, or an earlier export wrote it for the same precision."""
+    if not folder.exists() and not folder.is_symlink():
         return
-    file = place / "config.pbtxt"
+    file = folder / "config.pbtxt"
     own = file.is_file() and file.read_text(encoding="utf-8", errors="replace").startswith(_OURS.format(precision))
-    if not own or {path.name for path in place.iterdir()} - {"config.pbtxt", "labels.txt", "1"}:
+    if not own or {path.name for path in folder.iterdir()} - {"config.pbtxt", "labels.txt", "1"}:
         raise ExportError(
-            f"{place}: exists, and not as ehm export wrote it; choose another --triton or --set triton.name=NAME"
+            f"{folder}: exists, and not as ehm export wrote it; choose another --triton or --set triton.name=NAME"
         )
 
 
 def _write_model(bundle: Bundle, precision: Precision, folder: Path, config: TritonConfig, group: str) -> None:
+    """Write the folder of one model; ``group`` says how many instances run on what."""
     (folder / "1").mkdir(parents=True)
-    for name in (bundle.model(precision).name, f"{bundle.model(precision).name}.data"):
+    model = bundle.model(precision).name
+    for name in (model, f"{model}.data"):
         if name in bundle.manifest.files:
             shutil.copyfile(bundle.path / name, folder / "1" / name)
-    text = _config(bundle, precision, folder.name, config, group)
+    text = _write_config(bundle, precision, folder.name, config, group)
     (folder / "config.pbtxt").write_text(_OURS.format(precision) + text, encoding="utf-8")
     if bundle.manifest.output("logits"):
-        labels = (" ".join(label.split()) for label in bundle.manifest.labels)  # a line each, whatever they hold
-        (folder / "labels.txt").write_text("".join(f"{label}\n" for label in labels), encoding="utf-8")
+        lines = []
+        for label in bundle.manifest.labels:
+            lines.append(" ".join(label.split()) + "\n")  # one line each, whatever a label holds
+        (folder / "labels.txt").write_text("".join(lines), encoding="utf-8")
 
 
-def _config(bundle: Bundle, precision: Precision, name: str, config: TritonConfig, group: str) -> str:
+def _write_config(bundle: Bundle, precision: Precision, name: str, config: TritonConfig, group: str) -> str:
+    """Return a ModelConfig as protobuf text."""
     manifest = bundle.manifest
-    outputs = ",\n".join(f"  {{ {_tensor(output)}{_labels(output)} }}" for output in manifest.outputs)
-    sizes = config.preferred_batch_size
-    preferred = f"preferred_batch_size: {_list(sizes)}\n  " if sizes else ""
+    outputs = []
+    for output in manifest.outputs:
+        labels = ' label_filename: "labels.txt"' if output.name == "logits" else ""
+        outputs.append(f"  {{ {_describe_tensor(output)}{labels} }}")
+    preferred = ""
+    if config.preferred_batch_size:
+        preferred = f"preferred_batch_size: {_format_list(config.preferred_batch_size)}\n  "
+    warm_ups = []
     # the first batch of a size is slow: kernels are chosen and memory is taken
-    warm = ",\n".join(_warm_up(manifest.input, manifest.preprocessing.image_size, size) for size in _sizes(config))
+    for size in sorted({1, config.max_batch_size}):
+        warm_ups.append(_describe_warm_up(manifest.input, manifest.preprocessing.image_size, size))
     return f"""\
-name: {_text(name)}
+name: {_quote(name)}
 platform: "onnxruntime_onnx"
 backend: "onnxruntime"
-default_model_filename: {_text(bundle.model(precision).name)}
+default_model_filename: {_quote(bundle.model(precision).name)}
 max_batch_size: {config.max_batch_size}
 input [
-  {{ {_tensor(manifest.input)} }}
+  {{ {_describe_tensor(manifest.input)} }}
 ]
 output [
-{outputs}
+{_join_lines(outputs)}
 ]
 dynamic_batching {{
   {preferred}max_queue_delay_microseconds: {config.max_queue_delay}
@@ -143,12 +160,13 @@ instance_group [
 ]
 parameters {{ key: "intra_op_thread_count" value {{ string_value: "{config.threads}" }} }}
 model_warmup [
-{warm}
+{_join_lines(warm_ups)}
 ]
 """
 
 
-def _instances(config: TritonConfig, device: str) -> str:
+def _describe_instances(config: TritonConfig, device: str) -> str:
+    """Return an instance group; raises ConfigError for a device that Triton does not take."""
     kind, _, number = device.partition(":")
     if kind not in _KINDS or (number and (kind != "cuda" or not number.isdecimal())):
         raise ConfigError(f"--device {device}: Triton runs on auto, cpu, cuda or one GPU (cuda:1)")
@@ -156,34 +174,30 @@ def _instances(config: TritonConfig, device: str) -> str:
     return f"count: {config.instances} kind: {_KINDS[kind]}{gpus}"
 
 
-def _sizes(config: TritonConfig) -> list[int]:
-    return sorted({1, config.max_batch_size})
-
-
-def _tensor(record: TensorRecord) -> str:
+def _describe_tensor(record: TensorRecord) -> str:
     dims = [-1 if isinstance(size, str) else size for size in record.shape[1:]]
-    return f"name: {_text(record.name)} data_type: {_TYPES[record.dtype]} dims: {_list(dims)}"
+    return f"name: {_quote(record.name)} data_type: {_TYPES[record.dtype]} dims: {_format_list(dims)}"
 
 
-def _labels(output: TensorRecord) -> str:
-    return ' label_filename: "labels.txt"' if output.name == "logits" else ""
-
-
-def _warm_up(record: TensorRecord, image_size: tuple[int, int], batch: int) -> str:
-    """Zeros of the model's own size where it takes any."""
+def _describe_warm_up(record: TensorRecord, image_size: tuple[int, int], batch: int) -> str:
+    """Return a batch of zeros, of the model's own size if it takes any."""
     sides = iter(image_size)
     dims = [next(sides) if isinstance(size, str) else size for size in record.shape[1:]]
-    value = f"data_type: {_TYPES[record.dtype]} dims: {_list(dims)} zero_data: true"
+    value = f"data_type: {_TYPES[record.dtype]} dims: {_format_list(dims)} zero_data: true"
     return (
         f'  {{ name: "batch of {batch}" batch_size: {batch} '
-        f"inputs {{ key: {_text(record.name)} value {{ {value} }} }} }}"
+        f"inputs {{ key: {_quote(record.name)} value {{ {value} }} }} }}"
     )
 
 
-def _list(values: tuple[int, ...] | list[int]) -> str:
+def _format_list(values: tuple[int, ...] | list[int]) -> str:
     return f"[ {', '.join(map(str, values))} ]"
 
 
-def _text(value: str) -> str:
-    """A string of protobuf's text format."""
+def _join_lines(entries: list[str]) -> str:
+    return ",\n".join(entries)
+
+
+def _quote(value: str) -> str:
+    """Return a string of protobuf's text format."""
     return '"' + value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n") + '"'
