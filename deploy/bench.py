@@ -1,4 +1,4 @@
-"""How fast is a bundle? Each network on each provider, beside torch, in turns, so that all meet the same machine.
+"""The speed of a bundle: each network on each provider, beside torch, in turns, so that all meet the same machine.
 
 Shapes: B images.
 """
@@ -28,7 +28,7 @@ from ehm.deploy.bundle.manifest import Manifest
 from ehm.deploy.bundle.preprocessing import eval_transform, normalise_pixels
 from ehm.deploy.predict.predictor import Predictor, row_cosines
 from ehm.deploy.predict.registry import create_handler
-from ehm.deploy.predict.runtime import installed
+from ehm.deploy.predict.runtime import installed_devices
 from ehm.errors import ConfigError, EhmError
 from ehm.storage.writing import write_json
 
@@ -40,7 +40,7 @@ _PAUSE = 0.02
 
 @dataclass(frozen=True)
 class Timing:
-    """One way to compute a batch: milliseconds a batch, and how many times as fast as the baseline.
+    """The speed of one contestant: milliseconds a batch, and how many times as fast as the baseline.
 
     ``ratio`` is the median over rounds, each against the baseline of the same round; a quarter of them is below
     ``ratio_low`` and a quarter above ``ratio_high``. ``cosine`` is the smallest to float32 in ONNX Runtime.
@@ -58,13 +58,25 @@ class Timing:
 
 
 @dataclass(frozen=True)
-class _Way:
-    """``run`` computes ``output`` (B, ...) from the bundle's own input, or from normalised images (B, 3, H, W)."""
+class _Contestant:
+    """A way to compute ``output`` (B, ...) from the bundle's own input, or from ``normalised`` images (B, 3, H, W)."""
 
     name: str
     output: str
     normalised: bool
     run: Callable[[NDArray[Any]], NDArray[np.float32]]
+
+
+@dataclass(frozen=True)
+class _Inputs:
+    """A batch as the bundle takes it, and as ``normalised`` images (B, 3, H, W)."""
+
+    own: NDArray[Any]
+    normalised: NDArray[np.float32]
+
+    def for_contestant(self, contestant: _Contestant) -> NDArray[Any]:
+        """Return the batch in the form that a contestant takes."""
+        return self.normalised if contestant.normalised else self.own
 
 
 def bench_export(
@@ -79,7 +91,7 @@ def bench_export(
     json: bool = False,
     out: str | Path | None = None,
 ) -> list[Timing]:
-    """Time the networks of a bundle, and torch where it and the checkpoint are still here; print a table, or JSON.
+    """Time the networks of a bundle, and torch if it and the checkpoint are still here; print a table, or JSON.
 
     ``batch`` are sizes of batches; ``device`` one or several of ``runtime.PROVIDERS``, by default all that are
     installed; ``images`` are files, by default smooth random pictures; ``threads`` are those of each network, by
@@ -88,114 +100,122 @@ def bench_export(
     ExportError for a damaged bundle, BackendError for a device that is not there.
     """
     for option, values in (("--batch", batch), ("--rounds", (rounds,))):
-        if any(value < 1 for value in values):
+        if min(values) < 1:
             raise ConfigError(f"{option} {min(values)}: expected at least 1")
     opened = Bundle.open(bundle)
     notes = PlainConsole(stderr=True)
-    devices = [device] if isinstance(device, str) else device or installed()
-    reference, ways = _exported(opened, devices, threads)
+    devices = [device] if isinstance(device, str) else device or installed_devices()
+    reference, contestants = _load_exported(opened, devices, threads)
     try:
-        ways = _torch(opened.manifest, threads) + ways
+        # torch comes first: it is the baseline
+        contestants = _load_torch(opened.manifest, threads) + contestants
     except EhmError as error:
         notes.print(f"torch is left out: {error}")
-    pictures = [reference.decode(file) for file in images] or _pictures(max(batch))
+    pictures = [reference.decode(file) for file in images] or _draw_pictures(max(batch))
     clock = time.process_time if processor_time else time.perf_counter
     timings: list[Timing] = []
     with Progress(console=notes, transient=True, disable=not notes.is_terminal) as progress:
         task = progress.add_task("bench", total=len(batch) * rounds)
         for size in batch:
-            inputs = _inputs(reference, list(islice(cycle(pictures), size)))
-            timings += _time(reference, ways, inputs, rounds, clock, lambda: progress.advance(task))
+            inputs = _prepare_inputs(reference, list(islice(cycle(pictures), size)))
+            timings += _time_rounds(reference, contestants, inputs, rounds, clock, lambda: progress.advance(task))
     report = {"bundle": str(bundle), "cores": os.cpu_count(), "timings": [asdict(timing) for timing in timings]}
     if json:
         print(json_module.dumps(report, indent=2))
     else:
-        _print(timings, f"{bundle}: {rounds} round{'s' * (rounds != 1)}, ratios to {timings[0].name}")
+        _print_table(timings, f"{bundle}: {rounds} round{'s' * (rounds != 1)}, ratios to {timings[0].name}")
     if out is not None:
         notes.print(f"figures in {write_json(Path(out) / 'bench.json', report)}")
     return timings
 
 
-def _exported(bundle: Bundle, devices: Sequence[str], threads: int) -> tuple[Predictor, list[_Way]]:
-    """The network in float32 on the first device, and every network on every device."""
-    create_handler(bundle.manifest).require_batches(bundle.path, "ehm bench")
+def _load_exported(bundle: Bundle, devices: Sequence[str], threads: int) -> tuple[Predictor, list[_Contestant]]:
+    """Return the network in float32 on the first device, and every network on every device."""
     manifest = bundle.manifest
+    create_handler(manifest).require_batches(bundle.path, "ehm bench")
     output = manifest.compared_output
-    ways, predictors = [], []
+    contestants = []
+    predictors = []
     for device in devices:
         for precision in manifest.models:
             predictor = Predictor(bundle, device, precision, threads)
-            run = partial(_run, predictor, output)
-            ways.append(_Way(f"{predictor.provider.removesuffix('ExecutionProvider')} {precision}", output, False, run))
+            name = f"{predictor.provider.removesuffix('ExecutionProvider')} {precision}"
+            contestants.append(_Contestant(name, output, False, partial(_run_predictor, predictor, output)))
             predictors.append(predictor)
-    return predictors[0], ways
+    return predictors[0], contestants
 
 
-def _run(predictor: Predictor, output: str, inputs: NDArray[Any]) -> NDArray[np.float32]:
+def _run_predictor(predictor: Predictor, output: str, inputs: NDArray[Any]) -> NDArray[np.float32]:
     return predictor.run(inputs, [output])[output]
 
 
-def _torch(manifest: Manifest, threads: int) -> list[_Way]:
-    """Torch computes the logits of a classifier and the features of an encoder."""
-    from ehm.deploy.bench_baselines import torch_rivals
+def _load_torch(manifest: Manifest, threads: int) -> list[_Contestant]:
+    """Return torch's ways to compute the logits of a classifier or the features of an encoder."""
+    from ehm.deploy.bench_baselines import load_torch_baselines
 
     output = "logits" if manifest.labels else "features"
     if manifest.output(output) is None:
         raise EhmError(f"the bundle has no {output}, which torch computes")
-    return [_Way(f"torch {name}", output, True, run) for name, run in torch_rivals(manifest, threads).items()]
+    baselines = load_torch_baselines(manifest, output, threads)
+    return [_Contestant(f"torch {name}", output, True, run) for name, run in baselines.items()]
 
 
-def _pictures(count: int) -> list[Image.Image]:
-    """Smooth random pictures of 300 x 300 pixels."""
+def _draw_pictures(count: int) -> list[Image.Image]:
+    """Return smooth random pictures of 300 x 300 pixels."""
     noise = np.random.default_rng(0).integers(0, 256, (count, 12, 12, 3), np.uint8)
     return [Image.fromarray(pixels).resize((300, 300), Image.Resampling.BICUBIC) for pixels in noise]
 
 
-def _inputs(reference: Predictor, pictures: Sequence[Image.Image]) -> tuple[NDArray[Any], NDArray[np.float32]]:
-    """What the bundle takes, and normalised images (B, 3, H, W)."""
+def _prepare_inputs(reference: Predictor, pictures: Sequence[Image.Image]) -> _Inputs:
+    """Turn pictures into a batch."""
     rule = reference.manifest.preprocessing
     if rule.in_graph:
-        pictures = [picture.resize(pictures[0].size) for picture in pictures]  # what is one batch has one size
+        # images of one batch have one size
+        pictures = [picture.resize(pictures[0].size) for picture in pictures]
     transform = eval_transform(rule)
     pixels = np.stack([transform(picture) for picture in pictures])
-    normalised = np.ascontiguousarray(normalise_pixels(pixels, rule))
-    return np.stack([reference.prepare(picture) for picture in pictures]), normalised
+    own = np.stack([reference.prepare(picture) for picture in pictures])
+    return _Inputs(own, np.ascontiguousarray(normalise_pixels(pixels, rule)))
 
 
-def _time(
+def _time_rounds(
     reference: Predictor,
-    ways: Sequence[_Way],
-    inputs: tuple[NDArray[Any], NDArray[np.float32]],
+    contestants: Sequence[_Contestant],
+    inputs: _Inputs,
     rounds: int,
     clock: Callable[[], float],
     advance: Callable[[], None],
 ) -> list[Timing]:
-    """One run of each in every round; the first of ``ways`` is the baseline."""
-    expected = reference.run(inputs[0])
+    """Run each contestant once in every round; the first is the baseline."""
+    expected = reference.run(inputs.own)
     cosines = []
-    for way in ways:  # the first run allocates, and compiles where there is a compiler
-        cosines.append(float(row_cosines(expected[way.output], way.run(inputs[way.normalised])).min()))
-    seconds = np.empty((rounds, len(ways)))
+    for contestant in contestants:  # the first run allocates, and compiles if there is a compiler
+        found = contestant.run(inputs.for_contestant(contestant))
+        cosines.append(float(row_cosines(expected[contestant.output], found).min()))
+    seconds = np.empty((rounds, len(contestants)))
     for row in seconds:
-        for column, way in enumerate(ways):
+        for column, contestant in enumerate(contestants):
             time.sleep(_PAUSE)
             start = clock()
-            way.run(inputs[way.normalised])
+            contestant.run(inputs.for_contestant(contestant))
             row[column] = clock() - start
         advance()
-    return [
-        _timing(way.name, len(inputs[0]), column, seconds[:, 0] / column, similar)
-        for way, column, similar in zip(ways, seconds.T, cosines, strict=True)
-    ]
+    timings = []
+    for contestant, own, cosine in zip(contestants, seconds.T, cosines, strict=True):
+        timings.append(_summarise(contestant.name, len(inputs.own), own, seconds[:, 0] / own, cosine))
+    return timings
 
 
-def _timing(name: str, batch: int, seconds: NDArray[np.float64], ratios: NDArray[np.float64], similar: float) -> Timing:
-    median, p95 = (float(value) for value in np.quantile(seconds, (0.5, 0.95)))
-    low, ratio, high = (float(value) for value in np.quantile(ratios, (0.25, 0.5, 0.75)))
-    return Timing(name, batch, median * 1000, p95 * 1000, batch / median, ratio, low, high, similar)
+def _summarise(
+    name: str, batch: int, seconds: NDArray[np.float64], ratios: NDArray[np.float64], cosine: float
+) -> Timing:
+    """Return the quantiles of a contestant's seconds and of its ratios to the baseline (rounds,)."""
+    median, p95 = np.quantile(seconds, (0.5, 0.95)).tolist()
+    low, ratio, high = np.quantile(ratios, (0.25, 0.5, 0.75)).tolist()
+    return Timing(name, batch, median * 1000, p95 * 1000, batch / median, ratio, low, high, cosine)
 
 
-def _print(timings: Sequence[Timing], title: str) -> None:
+def _print_table(timings: Sequence[Timing], title: str) -> None:
     table = Table(title=title, box=box.SIMPLE, padding=0, pad_edge=False)
     for name in ("batch", "network", "ms", "p95", "images/s", "ratio (quartiles)", "cosine"):
         table.add_column(name, justify="left" if name == "network" else "right", no_wrap=True)

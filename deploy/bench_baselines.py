@@ -1,4 +1,4 @@
-"""The network of a bundle in torch, as its checkpoint gives it: what an exported file has to be faster than."""
+"""The network of a bundle in torch, loaded from its checkpoint: the baseline that an exported file should beat."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from ehm.models.heads import Head
 from ehm.models.opening import names_weights, open_model
 from ehm.models.plain_vit import assemble_plain_vit
 
-__all__ = ["torch_rivals"]
+__all__ = ["load_torch_baselines"]
 
 Run = Callable[[NDArray[np.float32]], Any]
 
 
-def torch_rivals(manifest: Manifest, threads: int = 0) -> dict[str, Run]:
-    """Functions of normalised images (B, 3, H, W), by name: torch eager in float32, compiled, and in bfloat16.
+def load_torch_baselines(manifest: Manifest, output: str, threads: int = 0) -> dict[str, Run]:
+    """Return functions of normalised images (B, 3, H, W): torch eager in float32, compiled, and in bfloat16, by name.
 
-    All compute what the bundle's first output is, on the CPU, by ``threads`` where that is not 0. Raises EhmError, with
-    the reason, where torch is not installed or the checkpoint is no longer what was exported.
+    All compute ``output``, logits or features, on the CPU, by ``threads`` if that is not 0. Raises EhmError, with the
+    reason, if torch is not installed or the checkpoint is no longer what was exported.
     """
     if find_spec("torch") is None or find_spec("timm") is None:
         raise BackendError("torch and timm are not installed")
@@ -35,7 +35,7 @@ def torch_rivals(manifest: Manifest, threads: int = 0) -> dict[str, Run]:
     from ehm.backends.torch.models.loading import read_arrays
 
     source = ModelSource(init=manifest.source.checkpoint, image_size=manifest.preprocessing.image_size)
-    head: Head = "classifier" if manifest.task == "classification" else "features"
+    head: Head = "classifier" if output == "logits" else "features"
     weights = open_model(source, read_arrays) if names_weights(source) else None
     plain_vit = None if weights is None else assemble_plain_vit(weights, source, head)
     if plain_vit is None:
@@ -49,19 +49,20 @@ def torch_rivals(manifest: Manifest, threads: int = 0) -> dict[str, Run]:
         raise EhmError(f"{manifest.source.checkpoint} has changed since it was exported")
     if threads:
         torch.set_num_threads(threads)
+    # sizes stay the same, and code for one size is the fastest
     compiled = torch.compile(module, dynamic=False)
 
     @torch.inference_mode()
-    def eager(images: NDArray[np.float32]) -> Any:
+    def run_eager(images: NDArray[np.float32]) -> Any:
         return module(torch.from_numpy(images)).numpy()
 
     @torch.inference_mode()
-    def fast(images: NDArray[np.float32]) -> Any:
+    def run_compiled(images: NDArray[np.float32]) -> Any:
         return compiled(torch.from_numpy(images)).numpy()
 
     @torch.inference_mode()
-    def bfloat16(images: NDArray[np.float32]) -> Any:
+    def run_bfloat16(images: NDArray[np.float32]) -> Any:
         with torch.autocast("cpu", torch.bfloat16):
             return module(torch.from_numpy(images)).float().numpy()
 
-    return {"float32": eager, "float32 compiled": fast, "bfloat16": bfloat16}
+    return {"float32": run_eager, "float32 compiled": run_compiled, "bfloat16": run_bfloat16}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,15 +20,15 @@ if TYPE_CHECKING:
 
     from ehm.deploy.bundle.manifest import Precision
 
-__all__ = ["PROVIDERS", "Provider", "installed", "open_session"]
+__all__ = ["PROVIDERS", "Provider", "installed_devices", "open_session"]
 
 
 @dataclass(frozen=True)
 class Provider:
     """An execution provider of ONNX Runtime and the package that brings it.
 
-    ``options`` are for all networks; ``lower`` are added for those in other numbers than float32; ``threads`` is the
-    name of the option for their number, where it is not that of the session.
+    ``options`` are for all networks; ``lower`` are added for those in a lower precision than float32; ``threads`` is
+    the name of the option for their number, if that is not the session's. ``numbered`` devices can be several.
     """
 
     name: str
@@ -69,9 +70,9 @@ _MESSAGE = 500
 _log = logging.getLogger(__name__)
 
 
-def installed() -> list[str]:
-    """Devices whose providers this ONNX Runtime has, fastest first; they need not start."""
-    available = _onnxruntime().get_available_providers()
+def installed_devices() -> list[str]:
+    """Return the devices whose providers this ONNX Runtime has, fastest first; they need not start."""
+    available = _import_onnxruntime().get_available_providers()
     return [device for device, provider in PROVIDERS.items() if provider.name in available]
 
 
@@ -83,35 +84,20 @@ def open_session(
     A number chooses among several (``cuda:1``). ``threads`` are those of one operator on a CPU, by default one for each
     core that this process may use.
 
-    ONNX Runtime falls back to the CPU without a word when a provider cannot start; here that is a BackendError. Of
-    ``auto`` it is a warning in the log, and so is a network that a provider cannot load; the next one is tried.
-    ExportError where there is none left.
+    ONNX Runtime falls back to the CPU without a word if a provider cannot start; here that is a BackendError. With
+    ``auto``, a provider that cannot start or cannot load the network is a warning in the log, and the next one is
+    tried. Raises ExportError if none can load the network.
     """
     refuse_undecodable(model, "ONNX Runtime")
-    onnxruntime = _onnxruntime()
-    name, _, number = device.partition(":")
-    known = name in PROVIDERS and (not number or (PROVIDERS[name].numbered and number.isdecimal()))
-    if name != "auto" and not known:
-        raise BackendError(f"--device {device}: unknown to ONNX Runtime; known are auto, {', '.join(PROVIDERS)}")
-    available = onnxruntime.get_available_providers()
-    if known and PROVIDERS[name].name not in available:
-        raise BackendError(
-            f"--device {device}: ONNX Runtime here lacks {PROVIDERS[name].name}, which the package "
-            f"{PROVIDERS[name].package} brings; --device cpu works here"
-        )
-    settings = onnxruntime.SessionOptions()
-    # its own choice counts the machine's cores instead, and ties each thread to one, whatever else runs there
-    settings.intra_op_num_threads = threads or physical_cores()
-    # threads that spin while they wait take the cores from decoding, from other runs and from other programs
-    settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    settings.log_severity_level = 4  # its errors are raised too, and the lines of a log may have to be JSON
-    # for bundles of earlier versions, whose int8 weights have all eight bits: without VNNI their products with uint8
-    # are added up in 16 bits and clipped, which changes what a network says; this takes uint8 times uint8 on such
-    # processors, and nothing else on others (onnxruntime_session_options_config_keys.h)
-    settings.add_session_config_entry("session.x64quantprecision", "1")
-    providers = [each for each in ([PROVIDERS[name]] if known else PROVIDERS.values()) if each.name in available]
-    for provider in providers:
-        options = provider.options | ({} if precision == "float32" else provider.lower)
+    onnxruntime = _import_onnxruntime()
+    candidates = _find_candidates(device, onnxruntime.get_available_providers())
+    settings = _session_options(threads)
+    _, _, number = device.partition(":")
+    for provider in candidates:
+        last = provider is candidates[-1]
+        options = dict(provider.options)
+        if precision != "float32":
+            options |= provider.lower
         if number:
             options["device_id"] = number
         if threads and provider.threads:
@@ -122,21 +108,52 @@ def open_session(
                 model, settings, providers=[(provider.name, options)], enable_fallback=False
             )
         except Exception as error:  # ONNX Runtime's exceptions share no base of their own
-            if provider is providers[-1]:
-                reason = shorten(str(error), _MESSAGE)
-                raise ExportError(f"{model}: ONNX Runtime {onnxruntime.__version__} cannot load it: {reason}") from None
             reason = shorten(str(error), _MESSAGE)
+            if last:
+                raise ExportError(f"{model}: ONNX Runtime {onnxruntime.__version__} cannot load it: {reason}") from None
             _log.warning("--device auto: %s cannot load %s; trying the next: %s", provider.name, model, reason)
             continue
+        # a provider that cannot start is missing here, and the CPU has taken its place
         if session.get_providers()[0] == provider.name:
             return session
-        if not known:
+        if not last:
             _log.warning("--device auto: %s is installed but cannot start; trying the next", provider.name)
     raise BackendError(f"--device {device}: {provider.name} is installed but cannot start; --device cpu works here")
 
 
-def _onnxruntime() -> Any:
-    """The package, which is looked for when it is needed: a bundle is converted without."""
+def _find_candidates(device: str, available: Sequence[str]) -> list[Provider]:
+    """Return the providers to try for a device, in order; raises BackendError if it is unknown or not installed."""
+    if device == "auto":
+        return [provider for provider in PROVIDERS.values() if provider.name in available]
+    name, _, number = device.partition(":")
+    if name not in PROVIDERS or (number and not (PROVIDERS[name].numbered and number.isdecimal())):
+        raise BackendError(f"--device {device}: unknown to ONNX Runtime; known are auto, {', '.join(PROVIDERS)}")
+    provider = PROVIDERS[name]
+    if provider.name not in available:
+        raise BackendError(
+            f"--device {device}: ONNX Runtime here lacks {provider.name}, which the package "
+            f"{provider.package} brings; --device cpu works here"
+        )
+    return [provider]
+
+
+def _session_options(threads: int) -> Any:
+    """Return the options of a session that are the same for every provider."""
+    settings = _import_onnxruntime().SessionOptions()
+    # its own choice counts the machine's cores instead, and ties each thread to one, whatever else runs there
+    settings.intra_op_num_threads = threads or physical_cores()
+    # threads that spin while they wait take the cores from decoding, from other runs and from other programs
+    settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    settings.log_severity_level = 4  # its errors are raised too, and the lines of a log may have to be JSON
+    # for bundles of earlier versions, whose int8 weights have all eight bits: without VNNI their products with uint8
+    # are added up in 16 bits and clipped, which changes what a network says; this takes uint8 times uint8 on such
+    # processors, and nothing else on others (onnxruntime_session_options_config_keys.h)
+    settings.add_session_config_entry("session.x64quantprecision", "1")
+    return settings
+
+
+def _import_onnxruntime() -> Any:
+    """Return the package, which is imported when it is needed: a bundle is converted without it."""
     if find_spec("onnxruntime") is None:
         raise BackendError("onnxruntime is not installed; pip install 'ehm[serve]' installs it")
     import onnxruntime

@@ -362,10 +362,10 @@ def test_the_bench_times_every_network_beside_torch(bundle, tmp_path, monkeypatc
 
 
 def test_the_bench_says_why_torch_is_left_out(bundle, monkeypatch, capsys):
-    def gone(manifest, threads):
+    def gone(manifest, output, threads):
         raise EhmError(f"{manifest.source.checkpoint} has changed since it was exported")
 
-    monkeypatch.setattr("ehm.deploy.bench_baselines.torch_rivals", gone)
+    monkeypatch.setattr("ehm.deploy.bench_baselines.load_torch_baselines", gone)
     timings = bench_export(bundle.path, batch=[1], rounds=1)
     assert timings[0].name.endswith("float32")
     out, err = capsys.readouterr()
@@ -378,7 +378,7 @@ def test_the_bench_says_why_torch_is_left_out(bundle, monkeypatch, capsys):
 
 def test_the_bench_measures_time_against_the_baseline_of_the_same_round(bundle):
     clock = iter(np.cumsum([0, 8, 0, 2, 0, 4, 0, 4]))  # seconds: rounds of 8 and 2, then 4 and 4
-    reference, ways = bench._exported(bundle, ["cpu"], 1)
-    inputs = bench._inputs(reference, bench._pictures(2))
-    _, timing = bench._time(reference, ways[:2], inputs, 2, lambda: float(next(clock)), lambda: None)
+    reference, ways = bench._load_exported(bundle, ["cpu"], 1)
+    inputs = bench._prepare_inputs(reference, bench._draw_pictures(2))
+    _, timing = bench._time_rounds(reference, ways[:2], inputs, 2, lambda: float(next(clock)), lambda: None)
     assert (timing.batch, timing.median_ms, timing.ratio) == (2, 3000, 2.5)

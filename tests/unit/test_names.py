@@ -18,7 +18,7 @@ from ehm.config import DataConfig, load_config
 from ehm.config.tasks import FinetuneConfig
 from ehm.console import PlainConsole, console, print_line
 from ehm.data import open_source
-from ehm.deploy.bench import Timing, _print
+from ehm.deploy.bench import Timing, _print_table
 from ehm.deploy.predict.prediction import Prediction
 from ehm.deploy.serve.http.app import _answer
 from ehm.deploy.serve.routes.neighbours import Index
@@ -79,7 +79,7 @@ def test_reports_keep_the_names_of_classes(monkeypatch, capsys):
     SegmentationReport(1, 1.0, 1.0, 1.0, tuple(NAMES[:2]), (1.0, 1.0), (1.0, 1.0), (8, 8)).show()
     boxes = [{"image_id": 1, "bbox": [0, 0, 4, 4], "category_id": 1, "score": 0.5}]
     report_detection([{"id": 1, "height": 9, "width": 9}], boxes, boxes, NAMES[:2], masks=False).show()
-    _print([Timing(NAMES[1], 1, 1, 1, 1, 1, 1, 1, 1)], NAMES[0])
+    _print_table([Timing(NAMES[1], 1, 1, 1, 1, 1, 1, 1, 1)], NAMES[0])
     print_unreadable({f"/data/{NAMES[1]}/a.png": f"broken {NAMES[1]}"}, ALONE)
     printed = capsys.readouterr().out
     assert printed.count(NAMES[1]) >= 1 + 1 + 1 + 1 + 2
