@@ -25,18 +25,19 @@ DEVICES: dict[str, str] = {
     "npu": "ehm.backends.torch:backend",
     "mindspore": "ehm.backends.mindspore:backend",
 }
-"""Device names of ``--device`` that ehm knows itself, and the function ``(device) -> Backend`` that serves each."""
+"""Names of ``--device`` that ehm knows itself, and the function ``(device) -> Backend`` behind each."""
 
 GROUP = "ehm.backends"
 """The group of entry points by which other packages add devices."""
 
-prepare_threads()  # here, because every module of ehm's that imports a framework lies below this package
+# here, because every module of ehm's that imports a framework lies below this package
+prepare_threads()
 
 
 def list_devices() -> dict[str, str]:
-    """All device names of this installation and the function behind each, as ``module:function``.
+    """Return all device names of this installation and the function behind each, as ``module:function``.
 
-    Raises BackendError where two packages claim one name.
+    Raises BackendError if two packages claim one name.
     """
     known = dict(DEVICES)
     for entry in entry_points(group=GROUP):
@@ -50,12 +51,12 @@ def list_devices() -> dict[str, str]:
 
 
 def framework_of(device: str) -> str:
-    """The package that a device of ehm's own needs, which is also the extra of ehm that installs it."""
+    """Return the package that a device of ehm's own needs, which is also the extra of ehm that installs it."""
     return DEVICES[device].partition(":")[0].rpartition(".")[2]
 
 
 def get(device: str = "auto") -> Backend:
-    """The backend for a ``--device`` value; ``auto`` takes the fastest device that is present.
+    """Return the backend for a ``--device`` value; ``auto`` takes the fastest device that is present.
 
     Raises BackendError naming the devices that exist, or the package that is missing and the command that installs it.
     """
@@ -64,11 +65,12 @@ def get(device: str = "auto") -> Backend:
     if name not in known:
         raise BackendError(f"--device {device}: unknown; known are auto, {', '.join(known)}")
     if name in DEVICES and find_spec(framework_of(name)) is None:
-        package, other = framework_of(name), _choose_device()
-        works = f", or --device {other} takes {framework_of(other)}, which is" if find_spec(framework_of(other)) else ""
-        raise BackendError(
-            f"--device {device}: {package} is not installed; pip install 'ehm[{package}]' installs it{works}"
-        )
+        package = framework_of(name)
+        problem = f"--device {device}: {package} is not installed; pip install 'ehm[{package}]' installs it"
+        other = _choose_device()
+        if find_spec(framework_of(other)):
+            problem += f", or --device {other} takes {framework_of(other)}, which is"
+        raise BackendError(problem)
     module, _, function = known[name].partition(":")
     try:
         make = getattr(import_module(module), function)
@@ -79,5 +81,8 @@ def get(device: str = "auto") -> Backend:
 
 
 def _choose_device() -> str:
-    """A device of the first framework that is installed, torch's if none is."""
-    return next((name for name in DEVICES if find_spec(framework_of(name)) is not None), "cpu")
+    """Return a device of the first framework that is installed, torch's if none is."""
+    for name in DEVICES:
+        if find_spec(framework_of(name)) is not None:
+            return name
+    return "cpu"

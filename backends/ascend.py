@@ -1,8 +1,7 @@
-"""What an Ascend NPU needs to be seen by torch: driver, CANN, torch and torch-npu, and which versions go together.
+"""The software that torch needs to see an Ascend NPU (driver, CANN, torch-npu), and which versions go together.
 
-Of MindSpore, only which CANN goes with it.
-
-Everything is read from files and from the metadata of packages: nothing is imported, and nothing of the vendor's runs.
+For MindSpore, this covers only the CANN that goes with it. Everything is read from files and from the metadata of
+packages: nothing is imported, and nothing of the vendor's runs.
 """
 
 from __future__ import annotations
@@ -80,12 +79,12 @@ release 1.9.0, the others by VERSION_MAP.json of mindspore-ai/mindformers, commi
 """
 
 _HOMES = ("usr/local/Ascend/cann", "usr/local/Ascend/ascend-toolkit/latest")
-"""Where CANN installs itself: since 8.5, and before."""
+"""Folders that CANN installs itself in: since 8.5, and before."""
 
 
 @dataclass(frozen=True)
 class Installation:
-    """What was found; None where there is none. ``cann_home`` is CANN's folder, ``script`` its set_env.sh.
+    """The software that was found; None for what is missing. ``cann_home`` is CANN's folder.
 
     ``active`` says whether this process was started with CANN's environment; ``nodes`` are the NPUs that it may open,
     ``hidden`` those that it may not; ``visible`` is ASCEND_RT_VISIBLE_DEVICES.
@@ -105,46 +104,62 @@ class Installation:
     def cann_script(self) -> str:
         """The script that makes CANN known to a shell."""
         home = self.cann_home or Path("/", _HOMES[0])
-        return str(next((p for p in (home / "set_env.sh", home.parent / "set_env.sh") if p.exists()), home))
+        for script in (home / "set_env.sh", home.parent / "set_env.sh"):
+            if script.exists():
+                return str(script)
+        return str(home)
 
 
 class Problem(NamedTuple):
-    """What is wrong, and the command or the deed that mends it."""
+    """A problem, and the command or the step that fixes it."""
 
-    what: str
-    mend: str
+    problem: str
+    remedy: str
 
     def __str__(self) -> str:
-        return f"{self.what}: {self.mend}"
+        return f"{self.problem}: {self.remedy}"
 
 
 def find_software(root: Path = Path("/"), environ: Mapping[str, str] = os.environ) -> Installation:
-    """Look for everything; ``root`` is where the file system begins."""
+    """Look for the software of an NPU below ``root``, the root of the file system."""
     named = [environ[name] for name in ("ASCEND_HOME_PATH", "ASCEND_TOOLKIT_HOME") if environ.get(name)]
-    homes = [home for home in (*map(Path, named), *(root / home for home in _HOMES)) if home.is_dir()]
-    cann = next(((home, number) for home in homes if (number := _read_cann_version(home))), None)
-    nodes = sorted(str(path) for path in (root / "dev").glob("davinci[0-9]*"))
+    cann = None
+    cann_home = None
+    for home in (*map(Path, named), *(root / home for home in _HOMES)):
+        cann = _read_cann_version(home)
+        if cann is not None:
+            cann_home = home
+            break
+    nodes = []
+    hidden = []
+    for node in sorted(map(str, (root / "dev").glob("davinci[0-9]*"))):
+        if os.access(node, os.R_OK | os.W_OK):
+            nodes.append(node)
+        else:
+            hidden.append(node)
     return Installation(
         torch=_package_version("torch"),
         torch_npu=_package_version("torch-npu"),
-        cann=cann[1] if cann else None,
-        cann_home=cann[0] if cann else None,
+        cann=cann,
+        cann_home=cann_home,
         active=bool(named),
         driver=_read_value(root / "usr/local/Ascend/driver/version.info", "version"),
-        nodes=tuple(node for node in nodes if os.access(node, os.R_OK | os.W_OK)),
-        hidden=tuple(node for node in nodes if not os.access(node, os.R_OK | os.W_OK)),
+        nodes=tuple(nodes),
+        hidden=tuple(hidden),
         visible=environ.get("ASCEND_RT_VISIBLE_DEVICES"),
     )
 
 
 def pair_for(torch_npu: str) -> Pair | None:
-    """The published pair of a release of torch-npu; for a later .postN the last one before, for others None."""
-    same = [pair for pair in PAIRS if pair.torch == _release_of(torch_npu)]
-    return next((pair for pair in same if _post_number(pair.torch_npu) <= _post_number(torch_npu)), None)
+    """Return the published pair of a release of torch-npu; of a later .postN the last one before, else None."""
+    for pair in PAIRS:
+        if pair.torch == _release_of(torch_npu) and _post_number(pair.torch_npu) <= _post_number(torch_npu):
+            return pair
+    return None
 
 
 def find_mismatch(found: Installation) -> Problem | None:
-    """Which of the installed versions do not go together; None if they do, as far as is published."""
+    """Find installed versions that do not go together; None if they do, as far as is published."""
     if found.torch_npu is None:
         return None
     pair = pair_for(found.torch_npu)
@@ -155,16 +170,17 @@ def find_mismatch(found: Installation) -> Problem | None:
             f"torch-npu {found.torch_npu} goes with torch {wanted}, but {have}", f"pip install torch=={wanted}"
         )
     if pair and found.cann and not _is_release(found.cann, pair.cann):
-        other = next((each for each in PAIRS if each.torch == pair.torch and _is_release(found.cann, each.cann)), None)
-        return Problem(
-            f"{pair} go together, but CANN {found.cann} is installed in {found.cann_home}",
-            f"pip install torch-npu=={other.torch_npu}" if other else f"install CANN {pair.cann}",
-        )
+        problem = f"{pair} go together, but CANN {found.cann} is installed in {found.cann_home}"
+        # another torch-npu is installed faster than another CANN
+        for other in PAIRS:
+            if other.torch == pair.torch and _is_release(found.cann, other.cann):
+                return Problem(problem, f"pip install torch-npu=={other.torch_npu}")
+        return Problem(problem, f"install CANN {pair.cann}")
     return None
 
 
 def mindspore_mismatch(mindspore: str, found: Installation) -> Problem | None:
-    """Whether another CANN is installed than goes with a release of MindSpore; None if not, or if it is not known."""
+    """Find out whether another CANN is installed than goes with a release of MindSpore; None if not, or not known."""
     wanted = MINDSPORE.get(mindspore)
     if wanted is None or found.cann is None or _is_release(found.cann, wanted):
         return None
@@ -175,16 +191,16 @@ def mindspore_mismatch(mindspore: str, found: Installation) -> Problem | None:
 
 
 def find_problem(found: Installation) -> Problem | None:
-    """The first thing that keeps torch from seeing an NPU, as far as files tell; None where everything is there."""
+    """Find the first thing that keeps torch from seeing an NPU, as far as files tell; None if all is there."""
     if found.torch_npu is None:
         return Problem("torch-npu is not installed", install_command(found.torch))
     if wrong := find_mismatch(found):
         return wrong
     if found.cann is None:
         pair = pair_for(found.torch_npu)
-        goes = f"goes with CANN {pair.cann}" if pair else f"is not among the published pairs, which end at {NEWEST}"
+        wanted = f"goes with CANN {pair.cann}" if pair else f"is not among the published pairs, which end at {NEWEST}"
         return Problem(
-            f"CANN is not found in ASCEND_HOME_PATH or /usr/local/Ascend (torch-npu {found.torch_npu} {goes})",
+            f"CANN is not found in ASCEND_HOME_PATH or /usr/local/Ascend (torch-npu {found.torch_npu} {wanted})",
             "install CANN's toolkit and the operators for the NPU, and source its set_env.sh",
         )
     if not found.active:
@@ -210,10 +226,10 @@ def find_problem(found: Installation) -> Problem | None:
 
 
 def explain_absence(error: BaseException | str | None = None, found: Installation | None = None) -> str:
-    """Why torch sees no NPU here, and what mends it, in one sentence.
+    """Explain in one sentence why torch sees no NPU here, and how to fix it.
 
-    To be asked only once ``import torch_npu`` has failed (with ``error``), or has worked and shown no device: what
-    files say does not prove that an NPU is missing.
+    Call this only after ``import torch_npu`` has failed (with ``error``), or has worked and shown no device: files
+    alone do not prove that an NPU is missing.
     """
     found = found or find_software()
     if wrong := find_problem(found):
@@ -228,15 +244,21 @@ def explain_absence(error: BaseException | str | None = None, found: Installatio
 
 
 def install_command(torch: str | None = None) -> str:
-    """How to get torch-npu beside ``torch``, or the newest documented pair where it has none."""
-    pair = next((pair for pair in PAIRS if torch and pair.torch == _release_of(torch)), NEWEST)
-    instead = f" (no pair is published for torch {torch})" if torch and pair.torch != _release_of(torch) else ""
-    command = f"pip install 'ehm[npu]' torch=={pair.torch} torch-npu=={pair.torch_npu}"
-    return f"{command}, which go with CANN {pair.cann}{instead}"
+    """Return the command that installs torch-npu beside ``torch``, or the newest documented pair if it has none."""
+    chosen = NEWEST
+    reason = ""
+    if torch is not None:
+        fitting = [pair for pair in PAIRS if pair.torch == _release_of(torch)]
+        if fitting:
+            chosen = fitting[0]  # the newest comes first
+        else:
+            reason = f" (no pair is published for torch {torch})"
+    command = f"pip install 'ehm[npu]' torch=={chosen.torch} torch-npu=={chosen.torch_npu}"
+    return f"{command}, which go with CANN {chosen.cann}{reason}"
 
 
 def _is_release(cann: str, wanted: str) -> bool:
-    """Whether a CANN is the release that is wanted, or a build of it: 9.1.0-beta.3 is 9.1.0."""
+    """Return whether a CANN is the release that is wanted, or a build of it: 9.1.0-beta.3 is 9.1.0."""
     return cann.upper().startswith(wanted.upper())
 
 
@@ -249,13 +271,16 @@ def _read_cann_version(home: Path) -> str | None:
 
 
 def _read_value(file: Path, key: str) -> str | None:
-    """The value of a ``key=value`` line, whose key may begin with a capital."""
+    """Return the value of a ``key=value`` line, whose key may begin with a capital; None without a value."""
     try:
         lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return None
-    pairs = (line.partition("=") for line in lines)
-    return next((value.strip() for name, _, value in pairs if name.strip().lower() == key), None) or None
+    for line in lines:
+        name, _, value = line.partition("=")
+        if name.strip().lower() == key:
+            return value.strip() or None
+    return None
 
 
 def _package_version(name: str) -> str | None:
@@ -266,7 +291,7 @@ def _package_version(name: str) -> str | None:
 
 
 def _release_of(number: str) -> str:
-    """``2.12.0`` of ``2.12.0.post3`` and of ``2.12.0+cpu``."""
+    """Return the release that a version is a build of: ``2.12.0`` for ``2.12.0.post3`` and ``2.12.0+cpu``."""
     return ".".join(number.partition("+")[0].split(".")[:3]).partition("rc")[0]
 
 

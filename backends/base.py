@@ -53,10 +53,10 @@ __all__ = [
 
 @dataclass(frozen=True)
 class DeviceInfo:
-    """What one machine offers, as data.
+    """A device and what it offers.
 
-    ``dtypes`` are the arithmetic types of a training step, the one that ``dtype: auto`` takes first; ``hierarchy`` is
-    where ``mask.build: auto`` builds trees.
+    ``dtypes`` are the arithmetic types of a training step, the one that ``dtype: auto`` takes first; ``hierarchy`` says
+    on which side ``mask.build: auto`` builds trees.
     """
 
     name: str
@@ -73,21 +73,21 @@ class Processes(Protocol):
 
     @property
     def rank(self) -> int:
-        """The number of this one, from 0; number 0 writes the files and speaks."""
+        """Number of this process, from 0; number 0 writes the files and prints."""
         ...
 
     @property
     def size(self) -> int:
-        """How many there are."""
+        """Number of processes."""
         ...
 
     @property
     def local_size(self) -> int:
-        """How many of them share this machine's processors."""
+        """Number of processes that share this machine's processors."""
         ...
 
     def gather_values(self, value: Any) -> list[Any]:
-        """``value`` of every process, in the order of their ranks; all of them call this, and wait for each other."""
+        """Return ``value`` of every process in the order of ranks; all call this, and wait for each other."""
         ...
 
 
@@ -108,7 +108,7 @@ ALONE = OneProcess()
 
 
 class PreparedBatch(Protocol):
-    """This process's images of one step: what the model sees in them, and then the step itself, share the work on them.
+    """This process's images of one step, from which similarities or saliencies and then the step itself are computed.
 
     A batch is prepared for one step. What :meth:`similarity` or :meth:`saliency` has already computed, such as the
     patch embedding, is used again by :meth:`Learner.train_step`.
@@ -141,9 +141,9 @@ class MasksOnDevice(Protocol):
     def evolved_mask(self, depth: float, ranks: NDArray[np.int32]) -> tuple[Any, Mapping[str, SupportsFloat]]:
         """Compute similarity, hierarchy and masks of the images at ``depth`` in [0, 1], all on the device.
 
-        ``ranks`` (B, views, 2N - 1) are those of :func:`ehm.masking.draw_ranks`. Gives masks (B * views, N), those of
-        one image together, that stay on the device, and what a :class:`ehm.masking.Masker` logs. Both equal those that
-        are computed on the host.
+        ``ranks`` (B, views, 2N - 1) come from :func:`ehm.masking.draw_ranks`. Returns masks (B * views, N), those of
+        one image together, that stay on the device, and the figures that a :class:`ehm.masking.Masker` logs. Both equal
+        those that are computed on the host.
         """
         ...
 
@@ -151,7 +151,7 @@ class MasksOnDevice(Protocol):
 class Learner(Protocol):
     """A masked image model in pretraining.
 
-    ``notes`` says what weights it began with, if ``config.model.init`` names some.
+    ``notes`` say which weights it began with, if ``config.model.init`` names some.
     """
 
     notes: tuple[str, ...]
@@ -170,7 +170,7 @@ class Learner(Protocol):
         ...
 
     def state(self) -> LearnerState:
-        """Return copies of everything that ``load`` needs to continue bit for bit; called in every process."""
+        """Return copies of all that :meth:`load` needs to continue bit for bit; called in every process."""
         ...
 
     def load(self, state: LearnerState) -> None:
@@ -179,11 +179,11 @@ class Learner(Protocol):
 
 
 class TaskLearner(Protocol):
-    """What the learners of all tasks have: an encoder under a head.
+    """An encoder under a head, in training for any task.
 
     It takes images of ``image_size`` = (H, W) pixels, prepared as ``inputs`` says: as the encoder's weights were
-    trained, but for what ``config.data`` sets. ``architecture`` (plain JSON) says what the encoder is, so that a
-    checkpoint can be opened without the weights that it started from; ``notes`` what was loaded and what was left.
+    trained, except for what ``config.data`` sets. ``architecture`` (plain JSON) describes the encoder, so that a
+    checkpoint can be opened without the weights that it started from; ``notes`` say what was loaded and what was not.
     """
 
     image_size: tuple[int, int]
@@ -206,92 +206,92 @@ class Classifier(TaskLearner, Protocol):
     def train_step(
         self, images: NDArray[np.uint8], targets: NDArray[np.float32], lr: float, weight_decay: float
     ) -> Mapping[str, SupportsFloat]:
-        """One optimiser step on (B, H, W, 3) images and (B, C) target distributions; ``loss`` is among the metrics."""
+        """Take one optimiser step on (B, H, W, 3) images and (B, C) target distributions; metrics include ``loss``."""
         ...
 
     def compute_logits(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Evaluation mode: (B, H, W, 3) -> (B, C)."""
+        """Compute logits in evaluation mode: (B, H, W, 3) -> (B, C)."""
         ...
 
     def measure_gradients(self, images: NDArray[np.uint8], targets: NDArray[np.float32]) -> NDArray[np.float64]:
-        """Gradients of each layer below the head at the present weights: (B, H, W, 3), (B, C) -> (K, 2).
+        """Measure the gradients of each layer below the head at the present weights: (B, H, W, 3), (B, C) -> (K, 2).
 
-        The embedding's first, then the blocks': the mean magnitude of their entries, and their length. Of the loss of
-        :meth:`train_step` in evaluation mode, in float32, on pixels that are normalised as the encoder's weights were
-        trained. The head has normal weights (standard deviation 0.02, always the same ones) and no bias meanwhile, as
-        those of a fresh one are of another size in every library, and gradients below are in proportion to them.
+        The embedding's come first, then the blocks': the mean magnitude of their entries, and their length. The loss is
+        that of :meth:`train_step` in evaluation mode, in float32, on pixels that are normalised as those that the
+        encoder's weights were trained on. Meanwhile the head has normal weights (standard deviation 0.02, always the
+        same ones) and no bias: the weights of a fresh head differ in size between libraries, and gradients below are in
+        proportion to them.
         """
         ...
 
 
 class Embedder(TaskLearner, Protocol):
-    """An encoder whose patch tokens become one descriptor of an image, in training by ArcFace."""
+    """An encoder that describes an image by one vector of its patch tokens, trained by ArcFace."""
 
     def train_step(
         self, images: NDArray[np.uint8], labels: NDArray[np.int64], lr: float, weight_decay: float
     ) -> Mapping[str, SupportsFloat]:
-        """One optimiser step on (B, H, W, 3) images and their class numbers (B,); ``loss`` is among the metrics."""
+        """Take one optimiser step on (B, H, W, 3) images and their class numbers (B,); metrics include ``loss``."""
         ...
 
     def compute_descriptors(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Evaluation mode: (B, H, W, 3) -> (B, D), rows of length 1.
+        """Compute descriptors in evaluation mode: (B, H, W, 3) -> (B, D), rows of length 1.
 
-        H and W are ``image_size`` times the largest of ``config.scales``; with ``config.longest`` any.
+        H and W are ``image_size`` times the largest of ``config.scales``, or any size with ``config.longest``.
         """
         ...
 
 
 class Detector(TaskLearner, Protocol):
-    """An encoder under the heads of Mask R-CNN, or of Faster R-CNN where objects have boxes alone.
+    """An encoder under the heads of Mask R-CNN, or of Faster R-CNN if objects have only boxes.
 
-    Its images, (H, W, 3) uint8, may have any size and need not be alike: they are resized inside, to ``image_size`` at
-    most.
+    Its images, (H, W, 3) uint8, may have any size, each its own: they are resized inside, to ``image_size`` at most.
     """
 
     def train_step(
         self, images: Sequence[NDArray[np.uint8]], targets: Sequence[Instances], lr: float, weight_decay: float
     ) -> Mapping[str, SupportsFloat]:
-        """One optimiser step; among the metrics are ``loss`` and its terms, each with a name of its own."""
+        """Take one optimiser step; the metrics are ``loss`` and its terms, each with a name of its own."""
         ...
 
     def detect_objects(self, images: Sequence[NDArray[np.uint8]]) -> list[Detections]:
-        """Evaluation mode: the objects in each image, in pixels of that image as it was given."""
+        """Find the objects in each image, in pixels of the image as it was given; in evaluation mode."""
         ...
 
 
 class Segmenter(TaskLearner, Protocol):
-    """An encoder with a head that tells the class of each pixel; it is trained on images of ``image_size``."""
+    """An encoder under a head that predicts the class of each pixel, trained on images of ``image_size``."""
 
     def train_step(
         self, images: NDArray[np.uint8], labels: NDArray[np.uint8], lr: float, weight_decay: float
     ) -> Mapping[str, SupportsFloat]:
-        """One optimiser step on (B, H, W, 3) images and (B, H, W) classes, 255 where one does not count.
+        """Take one optimiser step on (B, H, W, 3) images and (B, H, W) classes, 255 for pixels that do not count.
 
-        ``loss`` is among the metrics.
+        The metrics include ``loss``.
         """
         ...
 
     def segment_image(self, image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
-        """Evaluation mode: the class of each pixel of an image (h, w, 3) of any size, as ``size`` = (H, W) of them."""
+        """Predict the classes of an image (h, w, 3) of any size, resized to ``size`` = (H, W); in evaluation mode."""
         ...
 
 
 class TokenizerLearner(Protocol):
-    """A discrete VAE in training, whose codes become BEiT's visual tokens."""
+    """A discrete VAE in training; its codes become BEiT's visual tokens."""
 
     def train_step(
         self, images: NDArray[np.uint8], temperature: float, lr: float, weight_decay: float
     ) -> Mapping[str, SupportsFloat]:
-        """One optimiser step on (B, H, W, 3) images, codes relaxed at ``temperature``.
+        """Take one optimiser step on (B, H, W, 3) images, with codes relaxed at ``temperature``.
 
-        Among the metrics are ``loss``, ``mse`` and ``kl``, its two terms, and of the codes in the latest
-        ``run.log_every`` batches ``codes_used`` in [0, 1], the share of the vocabulary that occurs, and ``perplexity``,
-        the exponential of their distribution's entropy: the vocabulary's size where all are used equally often.
+        The metrics are ``loss``, its two terms ``mse`` and ``kl``, and two figures on the codes of the latest
+        ``run.log_every`` batches: ``codes_used`` in [0, 1] is the share of the vocabulary that occurs, ``perplexity``
+        the exponential of their distribution's entropy, which is the vocabulary's size if all occur equally often.
         """
         ...
 
     def reconstruct_images(self, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """What is left of (B, H, W, 3) images in their tokens: (B, H, W, 3) in [0, 1], and the tokens (B, h * w)."""
+        """Reconstruct (B, H, W, 3) images from their tokens: (B, H, W, 3) in [0, 1], and the tokens (B, h * w)."""
         ...
 
     def state(self) -> LearnerState:
@@ -304,10 +304,10 @@ class TokenizerLearner(Protocol):
 
 
 class Encoder(Protocol):
-    """A trained encoder, for measurement and pictures: evaluation mode, no gradient.
+    """A trained encoder in evaluation mode, without gradient, for measurement and pictures.
 
     It takes images of ``image_size`` = (H, W) pixels, prepared as ``inputs`` says, and cuts them into ``grid`` = (down,
-    across) patches; ``notes`` says what was loaded and what was left aside.
+    across) patches; ``notes`` say what was loaded and what was not.
     """
 
     image_size: tuple[int, int]
@@ -316,63 +316,63 @@ class Encoder(Protocol):
     notes: tuple[str, ...]
 
     def compute_features(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Mean of the patch tokens after the last norm: (B, H, W, 3) -> (B, D)."""
+        """Average the patch tokens after the last norm: (B, H, W, 3) -> (B, D)."""
         ...
 
     def compute_similarity(self, images: NDArray[np.uint8], blocks: int) -> NDArray[np.float32]:
-        """Symmetrised mean attention of the first ``blocks`` blocks: (B, H, W, 3) -> (B, N, N)."""
+        """Compute the symmetrised mean attention of the first ``blocks`` blocks: (B, H, W, 3) -> (B, N, N)."""
         ...
 
     def compute_tokens(self, images: NDArray[np.uint8], blocks: int) -> NDArray[np.float32]:
-        """What the patches have become behind the first ``blocks`` blocks: (B, H, W, 3) -> (B, N, D)."""
+        """Compute the patch tokens behind the first ``blocks`` blocks: (B, H, W, 3) -> (B, N, D)."""
         ...
 
     def compute_attention(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Softmax attention of the last block: (B, H, W, 3) -> (B, heads, L, L)."""
+        """Compute the softmax attention of the last block: (B, H, W, 3) -> (B, heads, L, L)."""
         ...
 
     def iterate_attention(self, images: NDArray[np.uint8]) -> Iterator[NDArray[np.float32]]:
-        """That of every block, one after the other."""
+        """Yield the softmax attention of every block, one after the other: (B, heads, L, L) each."""
         ...
 
 
 class Backend(Protocol):
-    """One framework on one kind of device; ``processes`` are those that train together, this one among them."""
+    """A framework on one kind of device; ``processes`` are all that train one model together."""
 
     name: str
     processes: Processes
 
     def describe_device(self) -> DeviceInfo:
-        """What the device offers."""
+        """Describe the device and what it offers."""
         ...
 
     def create_learner(self, config: TrainConfig) -> Learner:
-        """A model in pretraining, initialised from ``config.run.seed`` and from ``config.model.init``."""
+        """Create a model in pretraining, initialised from ``config.run.seed`` and from ``config.model.init``."""
         ...
 
     def create_classifier(self, config: FinetuneConfig, classes: int) -> Classifier:
-        """An encoder from ``config.model`` under a fresh linear head of ``classes``."""
+        """Create an encoder from ``config.model`` under a fresh linear head of ``classes``."""
         ...
 
     def create_detector(self, config: DetectionConfig, classes: int) -> Detector:
-        """An encoder from ``config.model`` under fresh heads for ``classes`` kinds of objects."""
+        """Create an encoder from ``config.model`` under fresh heads for ``classes`` kinds of objects."""
         ...
 
     def create_segmenter(self, config: SegmentationConfig, classes: int) -> Segmenter:
-        """An encoder from ``config.model`` under a fresh head for ``classes``."""
+        """Create an encoder from ``config.model`` under a fresh head for ``classes``."""
         ...
 
     def create_embedder(self, config: RetrievalConfig, classes: int) -> Embedder:
-        """An encoder from ``config.model`` under a fresh descriptor, and ArcFace's weights of ``classes``.
+        """Create an encoder from ``config.model`` under a fresh descriptor, with ArcFace's weights of ``classes``.
 
-        0 of them is for use without training: ``config.dim`` should be null.
+        0 classes are for use without training; ``config.dim`` should be null then.
         """
         ...
 
     def create_encoder(self, source: ModelSource, data: SourceConfig | None = None) -> Encoder:
-        """A trained encoder in evaluation mode; what ``data`` sets about images goes before what its weights say."""
+        """Open a trained encoder in evaluation mode; what ``data`` sets about images overrides what its weights say."""
         ...
 
     def create_tokenizer(self, config: TokenizerConfig) -> TokenizerLearner:
-        """A discrete VAE in training, initialised from ``config.run.seed``."""
+        """Create a discrete VAE in training, initialised from ``config.run.seed``."""
         ...

@@ -1,4 +1,4 @@
-"""What more than one backend needs, without a framework."""
+"""Helpers that more than one backend needs, without a framework."""
 
 from __future__ import annotations
 
@@ -15,32 +15,38 @@ __all__ = [
     "step_entropy",
 ]
 
-SCALE, TRACKER = "scaler/scale", "scaler/growth_tracker"
-"""Names, among the optimiser's arrays, of float16's loss scale and of the steps since it last changed."""
+SCALE = "scaler/scale"
+"""Name, among the optimiser's arrays, of float16's loss scale."""
+TRACKER = "scaler/growth_tracker"
+"""Name there of the number of steps since the loss scale last changed."""
 STEP = "step"
-"""Name there of the number of steps made, where random numbers depend on it."""
+"""Name there of the number of steps taken, if random numbers depend on it."""
 
 
 def split_batch(batch: int, parts: int) -> Iterator[slice]:
-    """At most ``parts`` slices of a batch for gradient accumulation; a short batch gives fewer, none of them empty."""
-    size = -(-batch // parts)
+    """Yield at most ``parts`` slices of a batch for gradient accumulation; a short batch gives fewer, none empty."""
+    size = -(-batch // parts)  # rounded up
     for start in range(0, batch, size):
         yield slice(start, min(start + size, batch))
 
 
 def is_decayed(name: str, dimensions: int, no_decay: Collection[str] = ()) -> bool:
-    """Whether weight decay applies: not to biases, norms and other vectors, nor to what ``no_decay`` names.
+    """Return whether weight decay applies: not to biases, norms and other vectors, nor to what ``no_decay`` names.
 
-    Nor to tables of biases for relative positions, as in timm and in SimMIM's Swin.
+    It does not apply to tables of biases for relative positions either, as in timm and in SimMIM's Swin.
     """
     return dimensions > 1 and not name.endswith((".bias", "bias_table")) and name not in no_decay
 
 
 def step_entropy(seed: int, step: int, rank: int) -> list[int]:
-    """What random numbers of a step depend on, and nothing else, so that they are the same in a resumed run."""
-    return [seed, step, *([rank] if rank else [])]
+    """Return the numbers that seed a step's random numbers, which are the same in a resumed run then."""
+    numbers = [seed, step]
+    if rank:
+        # left out for process 0, so that a run of one process draws what it always drew
+        numbers.append(rank)
+    return numbers
 
 
 def host_memory() -> int:
-    """Bytes of this machine's memory."""
+    """Return the bytes of this machine's memory."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

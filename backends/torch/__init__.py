@@ -42,56 +42,57 @@ class TorchBackend:
     """Implements :class:`ehm.backends.base.Backend` on one torch device."""
 
     def __init__(self, device: torch.device, processes: Processes) -> None:
-        self.device, self.processes = device, processes
+        self.device = device
+        self.processes = processes
         self.name = device.type
 
     def describe_device(self) -> DeviceInfo:
-        """What the device offers."""
+        """Describe the device and what it offers."""
         return describe_device(self.device)
 
     def create_learner(self, config: TrainConfig) -> Learner:
-        """A model in pretraining, initialised from ``config.run.seed``."""
+        """Create a model in pretraining, initialised from ``config.run.seed``."""
         from ehm.backends.torch.learners.pretraining import TorchLearner
 
         set_deterministic(config.run.deterministic)
         return TorchLearner(config, self.device, self.processes)
 
     def create_classifier(self, config: FinetuneConfig, classes: int) -> Classifier:
-        """An encoder from ``config.model`` under a fresh linear head of ``classes``."""
+        """Create an encoder from ``config.model`` under a fresh linear head of ``classes``."""
         from ehm.backends.torch.learners.classifier import TorchClassifier
 
         set_deterministic(config.run.deterministic)
         return TorchClassifier(config, classes, self.device, self.processes)
 
     def create_detector(self, config: DetectionConfig, classes: int) -> Detector:
-        """An encoder from ``config.model`` under fresh heads for ``classes`` kinds of objects."""
+        """Create an encoder from ``config.model`` under fresh heads for ``classes`` kinds of objects."""
         from ehm.backends.torch.learners.detector import TorchDetector
 
         set_deterministic(config.run.deterministic)
         return TorchDetector(config, classes, self.device, self.processes)
 
     def create_segmenter(self, config: SegmentationConfig, classes: int) -> Segmenter:
-        """An encoder from ``config.model`` under a fresh head for ``classes``."""
+        """Create an encoder from ``config.model`` under a fresh head for ``classes``."""
         from ehm.backends.torch.learners.segmenter import TorchSegmenter
 
         set_deterministic(config.run.deterministic)
         return TorchSegmenter(config, classes, self.device, self.processes)
 
     def create_embedder(self, config: RetrievalConfig, classes: int) -> Embedder:
-        """An encoder from ``config.model`` under a fresh descriptor."""
+        """Create an encoder from ``config.model`` under a fresh descriptor."""
         from ehm.backends.torch.learners.embedder import TorchEmbedder
 
         set_deterministic(config.run.deterministic)
         return TorchEmbedder(config, classes, self.device, self.processes)
 
     def create_encoder(self, source: ModelSource, data: SourceConfig | None = None) -> Encoder:
-        """A trained encoder in evaluation mode; what ``data`` sets about images goes before what its weights say."""
+        """Open a trained encoder in evaluation mode; what ``data`` sets about images overrides what its weights say."""
         from ehm.backends.torch.learners.encoder import TorchEncoder
 
         return TorchEncoder(source, self.device, data)
 
     def create_tokenizer(self, config: TokenizerConfig) -> TokenizerLearner:
-        """A discrete VAE in training, initialised from ``config.run.seed``."""
+        """Create a discrete VAE in training, initialised from ``config.run.seed``."""
         from ehm.backends.torch.learners.tokenizer import TorchTokenizer
 
         set_deterministic(config.run.deterministic)
@@ -99,5 +100,5 @@ class TorchBackend:
 
 
 def backend(device: str) -> TorchBackend:
-    """The backend for a ``--device`` value that :func:`ehm.backends.get` sends here."""
+    """Return the backend for a ``--device`` value that :func:`ehm.backends.get` sends here."""
     return TorchBackend(*join_processes(choose_device(device)))

@@ -104,7 +104,7 @@ def examine_package(name: str) -> Finding:
         return Finding("package", name, "missing", "", _install_command(name))
     mismatch = _find_mismatch(name, installed)
     if mismatch:
-        return Finding("package", name, "broken", mismatch.what, mismatch.mend)
+        return Finding("package", name, "broken", mismatch.problem, mismatch.remedy)
     if name != "onnxruntime":
         return Finding("package", name, "ok", installed)
     providers, reason = ask_child(ASK_PROVIDERS)

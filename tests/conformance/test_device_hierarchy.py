@@ -313,7 +313,7 @@ ranks = draw_ranks(rng, 3, 48)
 def chain(device):
     tree = hierarchy.build_hierarchy(hierarchy.balance(torch.from_numpy(similarity).to(device)))
     mask = hierarchy.hierarchical_mask(tree, 0.4, 0.75, torch.from_numpy(ranks).to(device))
-    found = [*vars(tree).values(), mask, *hierarchy.statistics(tree, 0.4).values(), *hierarchy.split_mask(mask, 36)]
+    found = [*vars(tree).values(), mask, *hierarchy.describe_parts(tree, 0.4).values(), *hierarchy.split_mask(mask, 36)]
     assert {tensor.device.type for tensor in found} == {device}
     return [tensor.cpu().numpy() for tensor in found]
 

@@ -1,4 +1,4 @@
-"""What really differs between torch's devices, as data. Everything else is device-neutral PyTorch."""
+"""The differences between torch's devices, as data. Everything else is device-neutral PyTorch."""
 
 from __future__ import annotations
 
@@ -20,56 +20,59 @@ from ehm.errors import BackendError
 __all__ = ["FACTS", "DeviceFacts", "autocast_to", "choose_device", "choose_dtype", "describe_device", "device_module"]
 
 
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h
+# numbers of glibc's malloc.h
+_M_TRIM_THRESHOLD = -1
+_M_MMAP_MAX = -4
 
 
 @dataclass(frozen=True)
 class DeviceFacts:
-    """Facts about one kind of device.
-
-    ``dtypes``: types of a step's arithmetic, the first of which is what ``dtype: auto`` means. ``distributed``: the
-    collectives between processes. ``fused_adamw``: AdamW has a kernel of its own, and ``fused_adamw_scales`` says
-    whether that kernel takes a gradient scaler's verdict, without which a float16 step must wait for it.
-    ``compiler``: the backend of torch.compile, None where there is none to rely on. ``synchronises_norms``: batch norm
-    can take its moments over all processes. ``visible_devices``: the
-    environment variable that hides devices from a process. ``plugin``: the package that teaches torch the device, and
-    ``explain`` says in a sentence why it does not work here, given what its import raised, if it did. ``prepare``:
-    what a process does before it trains.
-    """
+    """Facts about one kind of device."""
 
     dtypes: tuple[str, ...]
+    """Types of a step's arithmetic; the first is that of ``dtype: auto``."""
     distributed: str
+    """The collectives between processes."""
     fused_adamw: bool = True
+    """Whether AdamW has a kernel of its own."""
     fused_adamw_scales: bool = True
+    """Whether that kernel takes the verdict of a gradient scaler, without which a float16 step has to wait for it."""
     compiler: str | None = "inductor"
+    """The backend of torch.compile; None if there is none to rely on."""
     synchronises_norms: bool = True
+    """Whether batch norm can take its moments over all processes."""
     visible_devices: str | None = None
+    """The environment variable that hides devices from a process."""
     plugin: str | None = None
+    """The package that teaches torch the device."""
     explain: Callable[[BaseException | None], str] | None = None
+    """Gives a sentence on why the plug-in does not work here, from the error of its import if there was one."""
     prepare: Callable[[], None] = lambda: None
+    """Called in a process before it trains."""
 
 
 def _cpu_dtypes() -> tuple[str, ...]:
-    """bfloat16 first only where the processor multiplies it natively; elsewhere it is emulated and slower."""
+    """Return the types of a CPU, bfloat16 first only if the processor multiplies it natively."""
     native = torch.backends.cpu.get_cpu_capability() == "AVX512" and _has_cpu_flag("avx512_bf16", "amx_bf16")
-    return ("bfloat16", "float32", "float16") if native else ("float32", "bfloat16", "float16")
+    if native:
+        return "bfloat16", "float32", "float16"
+    # emulated bfloat16 is slower than float32
+    return "float32", "bfloat16", "float16"
 
 
 def _has_cpu_flag(*flags: str) -> bool:
     try:
         with open("/proc/cpuinfo", encoding="ascii") as file:
-            present = next((line for line in file if line.startswith("flags")), "").split()
+            present = next((line for line in file if line.startswith("flags")), "").split()  # all cores have the same
     except OSError:
         return False
     return any(flag in present for flag in flags)
 
 
 def _keep_memory() -> None:
-    """Let the C library keep large blocks of memory, instead of having the system map and clear them in every step.
-
-    That is what glibc does with every block above 32 MB. A step of ViT-B in bfloat16 took 1.44 s instead of 1.57 so
-    (16 images, 2 cores, medians of 6). Does nothing with other libraries.
-    """
+    """Let the C library keep large blocks of memory; does nothing with other libraries than glibc."""
+    # By default glibc has the system map and clear every block above 32 MB in every step. A step of ViT-B in bfloat16
+    # takes 1.44 s without that instead of 1.57 (16 images, 2 cores, medians of 6).
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(_M_MMAP_MAX, 0)
@@ -80,7 +83,7 @@ FACTS: dict[str, DeviceFacts] = {
     "cpu": DeviceFacts(_cpu_dtypes(), distributed="gloo", synchronises_norms=False, prepare=_keep_memory),
     "cuda": DeviceFacts(("bfloat16", "float32", "float16"), distributed="nccl", visible_devices="CUDA_VISIBLE_DEVICES"),
     # torch-npu 2.14: its fused AdamW takes no found_inf; triton-ascend's compiler fails on backward passes
-    # (triton-ascend issue 424), so that none is offered until that is mended.
+    # (triton-ascend issue 424), so that none is offered until that is fixed.
     "npu": DeviceFacts(
         ("bfloat16", "float32", "float16"),
         distributed="hccl",
@@ -91,27 +94,21 @@ FACTS: dict[str, DeviceFacts] = {
         explain=ascend.explain_absence,
     ),
 }
-"""By torch's name of the device. A package that adds a device to torch adds its row here (``ehm.backends``)."""
+"""The facts by torch's name of the device. A package that adds a device to torch adds its row here."""
 
 
 def choose_device(device: str) -> torch.device:
-    """The torch device that a ``--device`` value means; raises BackendError where it is not present.
+    """Return the torch device that a ``--device`` value means; raises BackendError if it is not present.
 
     Only the plug-in of the device that is asked for is imported; for ``auto`` every one that is installed.
     """
     kind = device.partition(":")[0]
-    failed: dict[str, BaseException] = {}
-    for name, facts in FACTS.items():
-        if facts.plugin is not None and kind in ("auto", name) and find_spec(facts.plugin) is not None:
-            try:
-                import_module(facts.plugin)
-            except (ImportError, RuntimeError, OSError) as error:  # a library of the vendor's that is not there
-                failed[name] = error
+    failures = _import_plugins(kind)
     present = torch.accelerator.current_accelerator(check_available=True)
     if device == "auto":
         return present if present is not None and present.type in FACTS else torch.device("cpu")
     if kind != "cpu" and (present is None or present.type != kind):
-        raise BackendError(f"--device {device}: {_why_absent(kind, failed.get(kind))}")
+        raise BackendError(f"--device {device}: {_explain_absence(kind, failures.get(kind))}")
     try:
         chosen = torch.device(device)
     except RuntimeError:
@@ -123,7 +120,19 @@ def choose_device(device: str) -> torch.device:
     return chosen
 
 
-def _why_absent(kind: str, error: BaseException | None) -> str:
+def _import_plugins(kind: str) -> dict[str, BaseException]:
+    """Import the plug-in of a ``kind`` of device, or all for "auto"; return the errors by kind."""
+    failures: dict[str, BaseException] = {}
+    for name, facts in FACTS.items():
+        if facts.plugin is not None and kind in ("auto", name) and find_spec(facts.plugin) is not None:
+            try:
+                import_module(facts.plugin)
+            except (ImportError, RuntimeError, OSError) as error:  # one of the vendor's libraries is missing
+                failures[name] = error
+    return failures
+
+
+def _explain_absence(kind: str, error: BaseException | None) -> str:
     explain = FACTS[kind].explain
     if explain is not None:
         return explain(error)
@@ -131,12 +140,12 @@ def _why_absent(kind: str, error: BaseException | None) -> str:
 
 
 def device_module(device: torch.device) -> Any:
-    """torch's module of functions for ``device``: ``torch.cuda``, ``torch.npu`` ..."""
+    """Return torch's module of functions for ``device``: ``torch.cuda``, ``torch.npu`` ..."""
     return torch.get_device_module(device)
 
 
 def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
-    """The type in which a step computes on ``device``; raises BackendError where the device lacks it."""
+    """Return the type in which a step computes on ``device``; raises BackendError if the device lacks it."""
     offered = FACTS[device.type].dtypes
     name = offered[0] if dtype == "auto" else dtype
     if name not in offered:
@@ -146,20 +155,23 @@ def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
 
 
 def autocast_to(device: torch.device, dtype: torch.dtype) -> torch.autocast:
-    """Matrix products in ``dtype``, where it is not float32 anyway."""
+    """Return a context in which matrix products are computed in ``dtype``; it does nothing for float32."""
     return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
 
 
 def describe_device(device: torch.device) -> DeviceInfo:
-    """Name, number, memory and types of ``device``."""
+    """Return the name, number, memory and types of ``device``."""
     versions = {"torch": str(torch.__version__)}
     plugin = FACTS[device.type].plugin
     if plugin is not None:
         versions[plugin.replace("_", "-")] = str(import_module(plugin).__version__)
     if device.type == "cpu":
-        count, memory, text = 1, host_memory(), f"{os.cpu_count()} cores"
+        count = 1
+        memory = host_memory()
+        text = f"{os.cpu_count()} cores"
     else:
         count = torch.accelerator.device_count()
         module = device_module(device)
-        memory, text = module.mem_get_info(device)[1], module.get_device_name(device)
+        _, memory = module.mem_get_info(device)
+        text = module.get_device_name(device)
     return DeviceInfo(device.type, text, count, memory, FACTS[device.type].dtypes, versions)

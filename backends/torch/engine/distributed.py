@@ -40,8 +40,8 @@ __all__ = [
 ]
 
 _PASSES = ("embed", "compute_similarity", "compute_features", "compute_saliency")
-"""Methods of a model that are called beside ``forward``, and need its parameters whole too."""
-_NEEDED = ("RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+"""Methods of a model that are called beside ``forward``, and need its whole parameters too."""
+_ENVIRONMENT = ("RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
 @dataclass(frozen=True)
@@ -60,20 +60,22 @@ class TorchProcesses:
 
 
 def join_processes(device: torch.device) -> tuple[torch.device, Processes]:
-    """This process's own device among those that torchrun has started processes for, and all these processes.
+    """Join the processes that torchrun has started; return this one's own device and all processes.
 
-    Without torchrun: ``device``, alone. Raises BackendError where the environment is incomplete or has more processes
-    than there are devices.
+    Without torchrun these are ``device`` and this process alone. Raises BackendError if the environment is incomplete
+    or has more processes than there are devices.
     """
-    world = os.environ.get("WORLD_SIZE", "1")
-    if world == "1":
+    world_size = os.environ.get("WORLD_SIZE", "1")
+    if world_size == "1":
         if device.type != "cpu":
             device = torch.device(device.type, device.index or 0)
             device_module(device).set_device(device)
         return device, ALONE
-    missing = [name for name in _NEEDED if name not in os.environ]
+    missing = [name for name in _ENVIRONMENT if name not in os.environ]
     if missing:
-        raise BackendError(f"WORLD_SIZE is {world}, but {', '.join(missing)} is not set: torchrun sets all of them")
+        raise BackendError(
+            f"WORLD_SIZE is {world_size}, but {', '.join(missing)} is not set: torchrun sets all of them"
+        )
     if device.type != "cpu":
         device = _choose_own_device(device, int(os.environ["LOCAL_RANK"]))
     if not dist.is_initialized():
@@ -100,18 +102,16 @@ def _choose_own_device(device: torch.device, local_rank: int) -> torch.device:
 
 
 def _leave_group() -> None:
-    """End the group while Python still runs.
-
-    A process was seen to abort after its work, in FSDP ("terminate called without an active exception"): modules there
-    refer to each other, and what they hold may otherwise live until the interpreter is torn down.
-    """
+    """End the group while Python still runs."""
     if dist.is_initialized():
         dist.destroy_process_group()
+        # A process was seen to abort after its work, in FSDP ("terminate called without an active exception"): modules
+        # there refer to each other, and would otherwise live until the interpreter is torn down.
         gc.collect()
 
 
 def mean_over_processes(value: Tensor, processes: Processes) -> Tensor:
-    """``value`` averaged over all processes; stays on the device."""
+    """Average ``value`` over all processes; it stays on the device."""
     if processes.size == 1:
         return value
     total = value.clone()
@@ -120,14 +120,14 @@ def mean_over_processes(value: Tensor, processes: Processes) -> Tensor:
 
 
 def is_sharded(parallel: Literal["ddp", "fsdp"], processes: Processes) -> bool:
-    """Whether parameters are spread over ``processes``."""
+    """Return whether parameters are spread over ``processes``."""
     return parallel == "fsdp" and processes.size > 1
 
 
 def wrap_model(
     model: nn.Module, parallel: Literal["ddp", "fsdp"], processes: Processes, device: torch.device
 ) -> nn.Module:
-    """``model``, whose backward pass averages gradients over all processes.
+    """Return ``model`` with a backward pass that averages gradients over all processes.
 
     ``ddp`` keeps a copy of everything in each process. ``fsdp`` (FSDP2) shards parameters, gradients and the
     optimiser's state, block by block, and changes ``model`` itself: make the optimiser afterwards.
@@ -141,25 +141,29 @@ def wrap_model(
 
 
 def with_common_norms(model: nn.Module, processes: Processes, device: torch.device) -> nn.Module:
-    """``model``, whose batch norms take their moments over all ``processes`` where the device can, else over each's."""
+    """Return ``model`` with batch norms that take their moments over all ``processes``, if the device can."""
     if processes.size == 1 or not FACTS[device.type].synchronises_norms:
         return model
     return nn.SyncBatchNorm.convert_sync_batchnorm(model)
 
 
 def average_norms(model: nn.Module, processes: Processes) -> None:
-    """Give batch norms that each process feeds by itself the mean of all ``processes``' running moments.
+    """Average the running moments of batch norms that each process updates by itself.
 
-    All evaluate the same model then, and it is the one that is saved.
+    All processes evaluate the same model then, and it is the one that is saved.
     """
     if processes.size == 1:
         return
-    own = [part for part in model.modules() if type(part) is nn.BatchNorm2d]
-    moments = [value for part in own for value in (part.running_mean, part.running_var) if value is not None]
-    if moments:
-        common = mean_over_processes(torch.cat(moments), processes)
-        for value, shared in zip(moments, common.split([len(value) for value in moments]), strict=True):
-            value.copy_(shared)
+    moments: list[Tensor] = []
+    for module in model.modules():
+        if type(module) is nn.BatchNorm2d and module.running_mean is not None and module.running_var is not None:
+            moments += [module.running_mean, module.running_var]
+    if not moments:
+        return
+    # one collective for all of them
+    averages = mean_over_processes(torch.cat(moments), processes).split([len(value) for value in moments])
+    for value, average in zip(moments, averages, strict=True):
+        value.copy_(average)
 
 
 def _shard_model(model: nn.Module, processes: Processes, device: torch.device) -> None:
@@ -167,7 +171,8 @@ def _shard_model(model: nn.Module, processes: Processes, device: torch.device) -
     for module in list(model.children()):
         if isinstance(module, (nn.ModuleList, nn.Sequential)):
             for block in module:
-                if any(block.children()):  # not a single layer, whose parameters may be read beside its forward
+                # a single layer stays whole, because its parameters may be read beside its forward
+                if any(block.children()):
                     fully_shard(block, mesh=mesh)
     fully_shard(model, mesh=mesh)
     for name in _PASSES:
@@ -176,7 +181,7 @@ def _shard_model(model: nn.Module, processes: Processes, device: torch.device) -
 
 
 def synchronise_gradients(module: nn.Module, last: bool) -> AbstractContextManager[object]:
-    """Around the passes of one part of a batch: gradients travel once, after the ``last`` part."""
+    """Return a context for the passes of one part of a batch: gradients travel once, after the ``last`` part."""
     if isinstance(module, DistributedDataParallel) and not last:
         return module.no_sync()
     if isinstance(module, FSDPModule):
@@ -186,7 +191,7 @@ def synchronise_gradients(module: nn.Module, last: bool) -> AbstractContextManag
 
 @contextmanager
 def gather_parameters(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """The whole parameters of FSDP's ``modules``, for code that reads them beside their ``forward``."""
+    """Gather the parameters of FSDP's ``modules`` for a while, for code that reads them beside their ``forward``."""
     sharded = [module for module in modules if isinstance(module, FSDPModule)]
     for module in sharded:
         module.unshard()
@@ -198,11 +203,13 @@ def gather_parameters(modules: Iterable[nn.Module]) -> Iterator[None]:
 
 
 def gather_tensor(value: Tensor) -> Tensor:
-    """A parameter or a state of the optimiser, whole; where it is sharded every process must call this."""
+    """Return a whole parameter or state of the optimiser; if it is sharded, every process must call this."""
     return value.full_tensor() if isinstance(value, DTensor) else value
 
 
 def shard_like(value: Tensor, own: Tensor) -> Tensor:
-    """``value`` on the device of ``own`` and sharded as it is."""
+    """Return ``value`` on the device of ``own``, and sharded as ``own`` is."""
     value = value.to(own.device)
-    return distribute_tensor(value, own.device_mesh, own.placements) if isinstance(own, DTensor) else value
+    if isinstance(own, DTensor):
+        return distribute_tensor(value, own.device_mesh, own.placements)
+    return value

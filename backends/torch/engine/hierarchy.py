@@ -1,14 +1,15 @@
 """From similarity to mask on a torch device, equal to :mod:`ehm.masking` on the host.
 
-All pairs of clusters that are each other's nearest are merged at once, in rounds: average linkage is reducible (no
-merge brings anything nearer to a cluster than its nearest neighbour was), so that the trees are those of the greedy
-loop (Eq. 5-13). Among equal similarities the lowest column is the nearest. Then the best pair of an image, and of
-equally good ones the first, is always mutual: every round merges something.
+All pairs of clusters that are each other's nearest are merged at once, in rounds. Average linkage is reducible: no
+merge brings anything nearer to a cluster than its nearest neighbour was. Therefore the trees are those of the greedy
+loop (Eq. 5-13). Among equal similarities the lowest column is the nearest. Then the best pair of an image, and the
+first of equally good ones, is always mutual: every round merges something.
 
-A cluster stays in the column of its smallest leaf. So a merge empties one column, every column but the first is
-emptied once, and what is known of the merge is written there by ``where``: nothing is scattered. Shapes depend on one
-number, the most clusters that any image has left. It is read from the device every few rounds, to stop and to halve
-the matrix; this read waits for the device, and is the only one. float32 throughout, int64 only as indices.
+A cluster stays in the column of its smallest leaf. A merge therefore empties one column, and every column but the first
+is emptied exactly once. The facts about the merge are written into the emptied column by ``torch.where``, so that
+nothing is scattered. Shapes depend on one number, the most clusters that any image has left. It is read from the device
+every few rounds, to stop and to halve the matrix; this read waits for the device, and is the only one. All values are
+float32; int64 occurs only as indices.
 
 Shapes: B images, N patches, M = 2N - 1 nodes, W columns in use, K facts about each.
 """
@@ -39,16 +40,18 @@ __all__ = [
 ROUNDS = 8
 """Rounds of merging between two reads of the number of clusters."""
 
-MOST = 4096
-"""Patches up to which N^2 is exact in float32."""
+MAX_PATCHES = 4096
+"""Number of patches up to which N^2 is exact in float32."""
 
 EMPTY = -1e30
 """Similarity to a column that is empty, and of a cluster to itself: below every real one, and its means are finite."""
 
+# Rows of the facts about a cluster: its smallest leaf, its identity, size and level, and the lowest similarity that was
+# merged within it.
 LEAF, NODE, SIZE, LEVEL, LOW = range(5)
-"""Of a cluster: its smallest leaf, its identity, size and level, and the lowest similarity merged within it."""
+# Rows of the facts about a merge, in the column that it emptied: the identities of both clusters and the round. Size,
+# level and lowest similarity are those of the new cluster.
 LEFT, RIGHT, ROUND = 0, 1, 5
-"""Of a merge, in the column that it emptied: the identities of both clusters and when; the rest as of the new one."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,25 +83,26 @@ class DeviceHierarchy:
 
 @torch.no_grad()
 def balance(similarity: Tensor, iterations: int = 20) -> Tensor:
-    """As :func:`ehm.masking.balance`, but for rounding: (B, N, N), symmetric and not negative -> (B, N, N) float32."""
+    """Balance as :func:`ehm.masking.balance`, except for rounding: (B, N, N), symmetric, >= 0 -> (B, N, N) float32."""
     if iterations < 1:
         raise ValueError(f"iterations must be at least 1, not {iterations}")
     _check_similarity(similarity)
-    off = similarity.float().masked_fill(_diagonal_mask(similarity), 0)
-    scale = torch.ones_like(off[:, 0])
+    off_diagonal = similarity.float().masked_fill(_diagonal_mask(similarity), 0)
+    scale = torch.ones_like(off_diagonal[:, 0])
     for _ in range(iterations):
-        total = (off * scale[:, None]).sum(dim=2) * scale  # no matrix product: TF32, HF32 and autocast round those
+        # no matrix product: TF32, HF32 and autocast would round it
+        total = (off_diagonal * scale[:, None]).sum(dim=2) * scale
         scale = scale / total.masked_fill(total <= 0, 1).sqrt()
-    return off * (scale[:, :, None] * scale[:, None])
+    return off_diagonal * (scale[:, :, None] * scale[:, None])
 
 
 @torch.no_grad()
 def build_hierarchy(similarity: Tensor) -> DeviceHierarchy:
     """Merge the two most similar parts of each image until one is left: (B, N, N) -> B binary trees.
 
-    As :func:`ehm.masking.build_hierarchy`, which computes in float64: the trees are equal unless two similarities that
+    :func:`ehm.masking.build_hierarchy` does the same in float64: the trees are equal unless two similarities that
     compete, for a merge or for a place in the order of merging, are within the rounding of float32. Raises ValueError
-    for what is not (B, N, N) with B >= 1 and 2 <= N <= 4096, or not finite.
+    if the shape is not (B, N, N) with B >= 1 and 2 <= N <= 4096, or if a value is not finite.
     """
     _check_similarity(similarity)
     batch, n = similarity.shape[:2]
@@ -107,75 +111,83 @@ def build_hierarchy(similarity: Tensor) -> DeviceHierarchy:
     similarity = (similarity + similarity.transpose(1, 2)) / 2
     similarity = similarity.masked_fill(_diagonal_mask(similarity), EMPTY)
     leaf = torch.arange(n, dtype=torch.float32, device=similarity.device).expand(batch, n)
-    one, zero = torch.ones_like(leaf), torch.zeros_like(leaf)
+    one = torch.ones_like(leaf)
+    zero = torch.zeros_like(leaf)
     facts = torch.stack([leaf, leaf, one, one, -EMPTY * one, zero], dim=1)  # (B, K, W)
-    gone = zero > 0
+    is_empty = zero > 0
     wider: list[tuple[Tensor, Tensor]] = []
-    rounds, left = 0, n
-    while left > 1 and rounds < n - 1:
+    rounds = 0
+    clusters_left = n
+    while clusters_left > 1 and rounds < n - 1:
         for _ in range(min(ROUNDS, n - 1 - rounds)):
             rounds += 1
-            similarity, facts, gone = _merge_pairs(similarity, facts, gone, n, rounds)
-        left = int((~gone).sum(dim=1, dtype=torch.float32).masked_fill(~finite, n).max().item())
+            similarity, facts, is_empty = _merge_pairs(similarity, facts, is_empty, n, rounds)
+        # An image whose values are not finite counts as unmerged, so that it is found after the last round.
+        clusters_left = int((~is_empty).sum(dim=1, dtype=torch.float32).masked_fill(~finite, n).max().item())
         width = facts.shape[2]
-        while (width + 1) // 2 >= left > 1:
+        while (width + 1) // 2 >= clusters_left > 1:
             width = (width + 1) // 2
         if width < facts.shape[2]:
-            wider.append((facts, gone))
-            similarity, facts, gone = _drop_empty_columns(similarity, facts, gone, width)
-    if left > 1:
+            wider.append((facts, is_empty))
+            similarity, facts, is_empty = _drop_empty_columns(similarity, facts, is_empty, width)
+    if clusters_left > 1:
         raise ValueError(f"similarity must be finite, and below {-EMPTY / 2:g} in magnitude")
-    for outer, went in reversed(wider):  # a column that was not empty when the matrix was halved was emptied later
-        place = ((~went).cumsum(dim=1, dtype=torch.float32) - 1).clamp(0, facts.shape[2] - 1).long()
-        facts = torch.where(went[:, None], outer, _take_columns(facts, place))
+    # Columns that were empty when the matrix was halved have their facts; the others were emptied later.
+    for wider_facts, was_empty in reversed(wider):
+        place = ((~was_empty).cumsum(dim=1, dtype=torch.float32) - 1).clamp(0, facts.shape[2] - 1).long()
+        facts = torch.where(was_empty[:, None], wider_facts, _take_columns(facts, place))
     return _number_nodes(facts)
 
 
-def _merge_pairs(similarity: Tensor, facts: Tensor, gone: Tensor, n: int, rounds: int) -> tuple[Tensor, Tensor, Tensor]:
-    """One round: unite all columns that are each other's nearest; the right one of a pair is emptied."""
+def _merge_pairs(
+    similarity: Tensor, facts: Tensor, is_empty: Tensor, n: int, rounds: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Merge all columns that are each other's nearest, one round; the right column of a pair is emptied."""
     nearest, partner = similarity.max(dim=2)  # the first of equal ones, as torch promises
     index = torch.arange(partner.shape[1], device=partner.device)
-    mutual = partner.gather(1, partner) == index  # an empty column's is 0, which is never empty
-    grows, goes = mutual & (partner > index), mutual & (partner < index)
+    mutual = partner.gather(1, partner) == index  # the partner of an empty column is 0, which is never empty
+    is_grown = mutual & (partner > index)
+    is_emptied = mutual & (partner < index)
 
     other = _take_columns(facts, partner)
     size = facts[:, SIZE] + other[:, SIZE]
-    rest = [
-        size,
-        torch.maximum(facts[:, LEVEL], other[:, LEVEL]) + 1,
-        torch.minimum(nearest, torch.minimum(facts[:, LOW], other[:, LOW])),  # rounding must not lift it above a part's
-        torch.full_like(size, rounds),
-    ]
-    whole = torch.stack([facts[:, LEAF], n - 1 + other[:, LEAF], *rest], dim=1)
-    merge = torch.stack([other[:, NODE], facts[:, NODE], *rest], dim=1)
-    facts = torch.where(goes[:, None], merge, torch.where(grows[:, None], whole, facts))
+    level = torch.maximum(facts[:, LEVEL], other[:, LEVEL]) + 1
+    # the minimum with both parts, because rounding must not lift it above that of a part
+    lowest = torch.minimum(nearest, torch.minimum(facts[:, LOW], other[:, LOW]))
+    shared_facts = [size, level, lowest, torch.full_like(size, rounds)]
+    cluster = torch.stack([facts[:, LEAF], n - 1 + other[:, LEAF], *shared_facts], dim=1)
+    merge = torch.stack([other[:, NODE], facts[:, NODE], *shared_facts], dim=1)
+    facts = torch.where(is_emptied[:, None], merge, torch.where(is_grown[:, None], cluster, facts))
 
     # means over leaf pairs, rows and then columns (Eq. 7, by the formula of Lance and Williams, 1967)
-    share = (other[:, SIZE] / size).masked_fill(~grows, 0)[:, :, None]
+    share = (other[:, SIZE] / size).masked_fill(~is_grown, 0)[:, :, None]
     rows = (partner + index.shape[0] * torch.arange(len(partner), device=partner.device)[:, None]).flatten()
-    rows_met = _move_toward(similarity, rows, share).transpose(1, 2).contiguous()
-    both_met = _move_toward(rows_met, rows, share)
-    similarity = torch.maximum(both_met, both_met.transpose(1, 2))  # symmetric to the last bit
-    empty = goes[:, :, None] | goes[:, None] | _diagonal_mask(similarity)
-    return similarity.masked_fill_(empty, EMPTY), facts, gone | goes
+    merged_rows = _move_toward(similarity, rows, share).transpose(1, 2).contiguous()
+    merged = _move_toward(merged_rows, rows, share)
+    similarity = torch.maximum(merged, merged.transpose(1, 2))  # symmetric to the last bit
+    never_nearest = is_emptied[:, :, None] | is_emptied[:, None] | _diagonal_mask(similarity)
+    return similarity.masked_fill_(never_nearest, EMPTY), facts, is_empty | is_emptied
 
 
 def _move_toward(similarity: Tensor, rows: Tensor, share: Tensor) -> Tensor:
-    """Move every row by ``share`` (B, W, 1) to the row of ``rows`` (B * W)."""
+    """Move every row by ``share`` (B, W, 1) of the way to its row of ``rows`` (B * W)."""
     there = similarity.flatten(0, 1).index_select(0, rows)
     return torch.lerp(similarity, there.view_as(similarity), share)
 
 
-def _drop_empty_columns(similarity: Tensor, facts: Tensor, gone: Tensor, width: int) -> tuple[Tensor, Tensor, Tensor]:
+def _drop_empty_columns(
+    similarity: Tensor, facts: Tensor, is_empty: Tensor, width: int
+) -> tuple[Tensor, Tensor, Tensor]:
     """Keep ``width`` columns: those in use in their order, then empty ones."""
-    n = gone.shape[1]
-    key = gone.float() * n + torch.arange(n, dtype=torch.float32, device=gone.device)
+    n = is_empty.shape[1]
+    # a key of its own for every column, because argsort promises no order of equal ones
+    key = is_empty.float() * n + torch.arange(n, dtype=torch.float32, device=is_empty.device)
     kept = key.argsort(dim=1)[:, :width]
     rows = (kept + n * torch.arange(len(kept), device=kept.device)[:, None]).flatten()
-    for _ in range(2):
+    for _ in range(2):  # rows, then columns
         similarity = similarity.flatten(0, 1).index_select(0, rows).unflatten(0, kept.shape)
         similarity = similarity.transpose(1, 2).contiguous()
-    return similarity, _take_columns(facts, kept), gone.gather(1, kept)
+    return similarity, _take_columns(facts, kept), is_empty.gather(1, kept)
 
 
 def _number_nodes(facts: Tensor) -> DeviceHierarchy:
@@ -183,6 +195,7 @@ def _number_nodes(facts: Tensor) -> DeviceHierarchy:
     batch, _, n = facts.shape
     merges = facts[:, :, 1:]
     low = merges[:, LOW]
+    # by round, and by column within a round; this orders merges of equal similarity
     when = merges[:, ROUND] * n + torch.arange(n - 1, device=facts.device, dtype=torch.float32)
     higher = low[:, :, None] > low[:, None]
     tied = (low[:, :, None] == low[:, None]) & (when[:, :, None] < when[:, None])
@@ -212,8 +225,8 @@ def _number_nodes(facts: Tensor) -> DeviceHierarchy:
 def hierarchical_mask(tree: DeviceHierarchy, depth: float, ratio: float, ranks: Tensor) -> Tensor:
     """Hide parts at ``depth`` in [0, 1] until round(ratio * N) patches are hidden: (B, N) bool, True = masked.
 
-    As :func:`ehm.masking.hierarchical_mask`, and equal to it for the same trees and ``ranks`` (B, M) int32, on the
-    device of the trees, of :func:`ehm.masking.masks.draw_ranks`. Raises ValueError as that does.
+    Masks are those of :func:`ehm.masking.hierarchical_mask` for the same trees and ``ranks`` (B, M) int32, which are on
+    the device of the trees and come from :func:`ehm.masking.masks.draw_ranks`. Raises ValueError as that does.
     """
     n = tree.patches
     count = count_masked(ratio, n)
@@ -239,7 +252,7 @@ def hierarchical_mask(tree: DeviceHierarchy, depth: float, ratio: float, ranks: 
 
 @torch.no_grad()
 def describe_parts(tree: DeviceHierarchy, depth: float) -> dict[str, Tensor]:
-    """What :class:`ehm.masking.Masker` logs of trees and parts at ``depth`` in [0, 1], as tensors without dimension."""
+    """Compute the figures on trees and parts at ``depth`` in [0, 1] that :class:`ehm.masking.Masker` logs."""
     limit, part, _ = _find_parts(tree, depth)
     return {
         "mask_level": limit.float().mean(),
@@ -250,7 +263,7 @@ def describe_parts(tree: DeviceHierarchy, depth: float) -> dict[str, Tensor]:
 
 
 def split_mask(mask: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Indices of the visible and the ``count`` masked patches, and each patch's place among both: three of (B, N).
+    """Return the indices of the visible and the ``count`` masked patches, and each patch's place among both.
 
     ``mask`` is (B, N) bool, with ``count`` True in every row.
     """
@@ -261,14 +274,15 @@ def split_mask(mask: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def spread_mask(mask: Tensor, units: tuple[int, int], factor: int) -> Tensor:
-    """A mask of units as one of tokens, ``factor`` x ``factor`` to a unit: (B, h * w) -> (B, N)."""
+    """Spread a mask of units over their tokens, ``factor`` x ``factor`` to a unit: (B, h * w) -> (B, N)."""
     down, across = units
     return mask.view(-1, down, 1, across, 1).expand(-1, -1, factor, -1, factor).flatten(1)
 
 
 def _find_parts(tree: DeviceHierarchy, depth: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Masking level of each image (B, 1) int32, which nodes are parts at it, and which lie within one (B, M)."""
-    levels = masking_level(depth, np.arange(1, tree.patches + 1, dtype=np.int32))  # by height
+    """Return the masking level of each image (B, 1) int32, which nodes are parts at it, and which lie inside one."""
+    # looked up by height, so that host and device round the same numbers
+    levels = masking_level(depth, np.arange(1, tree.patches + 1, dtype=np.int32))
     table = upload_array(levels, tree.parent.device)
     limit = table.index_select(0, tree.height - 1)[:, None]
     inside = (tree.parent >= 0) & (tree.level.gather(1, tree.parent.clamp(min=0)) <= limit)
@@ -276,7 +290,7 @@ def _find_parts(tree: DeviceHierarchy, depth: float) -> tuple[Tensor, Tensor, Te
 
 
 def _take_columns(facts: Tensor, index: Tensor) -> Tensor:
-    """Columns ``index`` (B, V) of ``facts`` (B, K, W): (B, K, V)."""
+    """Take columns ``index`` (B, V) of ``facts`` (B, K, W): (B, K, V)."""
     return facts.gather(2, index[:, None].expand(-1, facts.shape[1], -1))
 
 
@@ -286,5 +300,5 @@ def _diagonal_mask(similarity: Tensor) -> Tensor:
 
 def _check_similarity(similarity: Tensor) -> None:
     shape = tuple(similarity.shape)
-    if len(shape) != 3 or shape[1] != shape[2] or shape[0] < 1 or not 2 <= shape[1] <= MOST:
-        raise ValueError(f"similarity must have shape (B, N, N) with B >= 1 and 2 <= N <= {MOST}, not {shape}")
+    if len(shape) != 3 or shape[1] != shape[2] or shape[0] < 1 or not 2 <= shape[1] <= MAX_PATCHES:
+        raise ValueError(f"similarity must have shape (B, N, N) with B >= 1 and 2 <= N <= {MAX_PATCHES}, not {shape}")

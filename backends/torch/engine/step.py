@@ -1,4 +1,4 @@
-"""What every training step does around its loss: precision, accumulation, clipping, compilation and processes."""
+"""The parts of a training step around its loss: precision, accumulation, clipping, compilation and processes."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ _BLOCKS = (Block, BeitBlock, SwinTransformerBlock)
 
 
 class Training:
-    """``model`` and its optimiser on ``device``; ``module`` is what a loss has to call.
+    """A model and its optimiser on one device; a loss has to call ``module``.
 
-    ``optimizer`` makes the optimiser for ``fused`` (bool), after the model has been sharded where it is. Where only its
-    ``head`` is trained, that is what ``module`` stands for, and a batch stays whole. Raises BackendError for settings
-    that the device does not have.
+    ``optimizer`` creates the optimiser, fused (bool) or not, after the model has been sharded, if it is. If only the
+    model's ``head`` is trained, ``module`` is the head, and a batch is not split. Raises BackendError for settings that
+    the device does not have.
     """
 
     def __init__(
@@ -59,30 +59,30 @@ class Training:
         facts = FACTS[device.type]
         facts.prepare()
         self.dtype = choose_dtype(optim.dtype, device)
-        self._model, self._optim, self._device, self._processes = model, optim, device, processes
+        self._model = model
+        self._optim = optim
+        self._device = device
+        self._processes = processes
         scaled = self.dtype == torch.float16
         if scaled and is_sharded(run.parallel, processes):
             raise BackendError("optim.dtype float16: not with run.parallel fsdp; bfloat16 needs no loss scaling")
         trained = model if head is None else head
         self._parts = optim.accumulate if head is None else 1
         if run.compile:
-            if facts.compiler is None:
-                raise BackendError(f"run.compile: there is no compiler to rely on for {device.type}; leave it false")
-            if facts.compiler == "inductor" and not any(map(which, ("g++", "clang++"))):
-                raise BackendError("run.compile: torch needs a C++ compiler, g++ or clang++, and finds none")
-            trained.compile(backend=facts.compiler, dynamic=False)
+            _compile(trained, device)
+        # in this order: sharding replaces the parameters that the optimiser is given
         self.module = wrap_model(trained, run.parallel, processes, device)
         self.optimizer = optimizer(facts.fused_adamw and (facts.fused_adamw_scales or not scaled))
         self._scaler = torch.amp.GradScaler(device.type, enabled=scaled)
 
     def autocast(self) -> torch.autocast:
-        """Matrix products in the type of this run."""
+        """Return a context in which matrix products are computed in the type of this run."""
         return autocast_to(self._device, self.dtype)
 
     def step(
         self, rows: int, loss: Callable[[slice], Tensor], lr: float, weight_decay: float
     ) -> dict[str, SupportsFloat]:
-        """One step on a batch of ``rows`` images; ``loss`` gives the mean loss of a slice of them.
+        """Take one step on a batch of ``rows`` images; ``loss`` computes the mean loss of a slice of them.
 
         The batch is split into ``optim.accumulate`` parts, whose gradients travel between processes once. The metrics
         ``loss`` and, where gradients are clipped, ``grad_norm`` stay on the device.
@@ -93,6 +93,7 @@ class Training:
         parts = list(split_batch(rows, self._parts))
         for part in parts:
             with synchronise_gradients(self.module, last=part is parts[-1]):
+                # weighted by its size, as the last part may be shorter
                 value = loss(part) * ((part.stop - part.start) / rows)
                 self._scaler.scale(value).backward()
             total += value.detach()
@@ -106,7 +107,7 @@ class Training:
         return metrics
 
     def state(self) -> Arrays:
-        """The optimiser's arrays, and the loss scale where there is one."""
+        """Return the optimiser's arrays, and the loss scale if there is one."""
         arrays = optimizer_arrays(self.optimizer, self._model.named_parameters())
         if self._scaler.is_enabled():
             scaler = self._scaler.state_dict()
@@ -115,29 +116,43 @@ class Training:
         return arrays
 
     def load(self, arrays: Arrays) -> None:
-        """Go on from what :meth:`state` gave, whatever type that run computed in; CheckpointError where it misfits."""
+        """Continue from the arrays of :meth:`state`, whatever type that run computed in.
+
+        Raises CheckpointError if they do not fit.
+        """
         moments = dict(arrays)
-        scale, tracker = moments.pop(SCALE, None), moments.pop(TRACKER, None)
+        scale = moments.pop(SCALE, None)
+        tracker = moments.pop(TRACKER, None)
         load_optimizer_arrays(self.optimizer, self._model.named_parameters(), moments)
         if scale is not None and tracker is not None and self._scaler.is_enabled():
             scaler: dict[str, Any] = {**self._scaler.state_dict(), "scale": float(scale)}
             self._scaler.load_state_dict({**scaler, "_growth_tracker": int(tracker)})
 
 
+def _compile(module: nn.Module, device: torch.device) -> None:
+    """Let torch compile ``module`` in place; raises BackendError if that is not possible for ``device``."""
+    compiler = FACTS[device.type].compiler
+    if compiler is None:
+        raise BackendError(f"run.compile: there is no compiler to rely on for {device.type}; leave it false")
+    if compiler == "inductor" and not any(map(which, ("g++", "clang++"))):
+        raise BackendError("run.compile: torch needs a C++ compiler, g++ or clang++, and finds none")
+    module.compile(backend=compiler, dynamic=False)
+
+
 def recompute_activations(model: nn.Module, random: bool = False) -> None:
     """Keep no activations inside Transformer blocks: the backward pass computes them again (Chen et al., 2016).
 
-    ``random`` says whether they draw random numbers, which have to be the same then.
+    ``random`` says whether the blocks draw random numbers, which have to be the same the second time.
     """
-    for block in model.modules():
-        if isinstance(block, _BLOCKS):
-            whole: Any = block
-            whole.forward = partial(checkpoint, whole.forward, use_reentrant=False, preserve_rng_state=random)
+    for module in model.modules():
+        if isinstance(module, _BLOCKS):
+            block: Any = module
+            block.forward = partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=random)
 
 
 @contextmanager
 def seed_random_numbers(device: torch.device, numbers: list[int]) -> Iterator[None]:
-    """Random numbers of ``numbers`` alone, on the host and on ``device``: the same in a resumed run."""
+    """Seed torch's random numbers by ``numbers`` for a while, on the host and on ``device``."""
     on_device = [] if device.type == "cpu" else [device]
     with torch.random.fork_rng(on_device, device_type=device.type):
         torch.manual_seed(int(np.random.SeedSequence(numbers).generate_state(1)[0]))
@@ -145,7 +160,7 @@ def seed_random_numbers(device: torch.device, numbers: list[int]) -> Iterator[No
 
 
 def set_deterministic(wanted: bool) -> None:
-    """Let only deterministic kernels run in this process, or any; before the first use of a device.
+    """Let only deterministic kernels run in this process if ``wanted``, else any; before the first use of a device.
 
     An operator that has no deterministic kernel then raises. Collectives on Ascend obey HCCL_DETERMINISTIC.
     """
@@ -153,6 +168,6 @@ def set_deterministic(wanted: bool) -> None:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         os.environ.setdefault("HCCL_DETERMINISTIC", "true")
         safeguard: Any = torch.utils.deterministic
-        safeguard.fill_uninitialized_memory = False  # finds bugs, at a cost
+        safeguard.fill_uninitialized_memory = False  # torch's default, which finds bugs at a cost
     torch.use_deterministic_algorithms(wanted)
     torch.backends.cudnn.benchmark = False

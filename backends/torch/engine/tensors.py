@@ -1,4 +1,4 @@
-"""Between NumPy and a device: pixels in, parameters by name in and out."""
+"""Move data between NumPy and a device: pixels in, parameters by name in and out."""
 
 from __future__ import annotations
 
@@ -18,13 +18,16 @@ __all__ = ["Pixels", "load_arrays", "start_download", "to_arrays", "upload_array
 
 
 def upload_array(array: NDArray[Any], device: torch.device) -> Tensor:
-    """``array`` on ``device``. An accelerator copies while the host goes on, which needs memory that is not paged."""
+    """Return ``array`` as a tensor on ``device``; an accelerator copies it while the host goes on."""
     tensor = torch.from_numpy(array)
-    return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
+    if device.type == "cpu":
+        return tensor
+    # a copy in the background needs memory that is not paged
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def start_download(tensor: Tensor) -> Callable[[], NDArray[Any]]:
-    """Start to copy ``tensor`` to the host; the function returned waits for the copy alone, and gives it."""
+    """Start to copy ``tensor`` to the host; the function returned waits for this copy alone, and returns it."""
     if tensor.device.type == "cpu":
         return tensor.numpy
     copy = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
@@ -46,9 +49,8 @@ class Pixels:
     def __init__(self, device: torch.device, mean: tuple[float, float, float], std: tuple[float, float, float]) -> None:
         self._device = device
         # made once: a small copy in every step would make the host wait for the device
-        self._offset, self._scale = (
-            torch.tensor(values).view(1, 3, 1, 1).mul(255).to(device) for values in (mean, std)
-        )
+        self._offset = torch.tensor(mean).view(1, 3, 1, 1).mul(255).to(device)
+        self._scale = torch.tensor(std).view(1, 3, 1, 1).mul(255).to(device)
 
     def __call__(self, images: NDArray[np.uint8]) -> Tensor:
         """Upload and normalise ``images``."""
@@ -57,14 +59,18 @@ class Pixels:
 
 
 def to_arrays(module: nn.Module) -> Arrays:
-    """Copies of a module's parameters and buffers by name."""
-    return {name: gather_tensor(value.detach()).cpu().numpy().copy() for name, value in module.state_dict().items()}
+    """Copy a module's parameters and buffers, by name."""
+    arrays: Arrays = {}
+    for name, value in module.state_dict().items():
+        arrays[name] = gather_tensor(value.detach()).cpu().numpy().copy()  # on a CPU, numpy() is a view
+    return arrays
 
 
 def load_arrays(module: nn.Module, arrays: Arrays) -> None:
     """Copy ``arrays`` into a module; raises CheckpointError naming what is missing, surplus or of another shape."""
     own = module.state_dict()
     check_shapes({name: tuple(value.shape) for name, value in own.items()}, arrays)
-    module.load_state_dict(
-        {name: shard_like(torch.from_numpy(np.array(arrays[name])), value) for name, value in own.items()}
-    )
+    tensors = {}
+    for name, value in own.items():
+        tensors[name] = shard_like(torch.from_numpy(np.array(arrays[name])), value)
+    module.load_state_dict(tensors)

@@ -1,7 +1,7 @@
-"""Attention as numbers: what fused kernels compute and throw away (paper, section IV-A and V-E).
+"""Attention probabilities, which fused kernels compute and discard (paper, section IV-A and V-E).
 
-For timm's blocks of a ViT and of a BEiT; the latter add a bias for relative positions, (h, L, L), to the scores: one
-that all blocks ``share`` in pretraining, or their own.
+The blocks are timm's of a ViT or of a BEiT. The latter add a bias for relative positions, (h, L, L), to the scores: the
+``shared_bias`` of all blocks in pretraining, or their own.
 
 Shapes: B images, L tokens with the class token first, D features, h heads of d = D / h features.
 """
@@ -27,21 +27,21 @@ __all__ = [
 ]
 
 UNFUSED = {("cpu", torch.bfloat16)}
-"""Devices and types where attention trains faster as plain matrix products than by torch's fused kernel.
+"""Devices and types for which attention trains faster as plain matrix products than by torch's fused kernel.
 
 torch 2.14 on a CPU with AMX, forward and backward of a decoder block (16 images, 16 heads, 197 tokens, one thread):
-124 ms fused, most of it backward, 46 ms so.
+124 ms fused, most of it backward, and 46 ms as matrix products.
 """
 
 
 class MaskedBlock(Block):
-    """timm's block without masks and dropout, its attention unfused where that is faster."""
+    """timm's block without masks and dropout, its attention unfused if that is faster."""
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
         """(B, L, D) -> (B, L, D)."""
-        kind = x.device.type
-        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
-        if (kind, dtype) not in UNFUSED:
+        device = x.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+        if (device, dtype) not in UNFUSED:
             return super().forward(x)
         normed = self.norm1(x)
         q, k, v = _project_heads(self, normed, 3)
@@ -49,41 +49,44 @@ class MaskedBlock(Block):
 
 
 def attention_probs(block: Any, tokens: Tensor) -> Tensor:
-    """Softmax attention of one timm block on its input: (B, L, D) -> (B, h, L, L). Needs queries and keys only."""
+    """Compute the softmax attention of one timm block on its input: (B, L, D) -> (B, h, L, L)."""
     q, k = _project_heads(block, block.norm1(tokens), 2)
     return _compute_probs(block, q, k).unflatten(0, (len(tokens), -1))
 
 
-def mean_attention(blocks: Iterable[Any], tokens: Tensor, count: int, share: Tensor | None = None) -> Tensor:
-    """Attention averaged over the heads of the first ``count`` timm blocks: (B, L, D) -> (B, L, L), float32.
+def mean_attention(blocks: Iterable[Any], tokens: Tensor, count: int, shared_bias: Tensor | None = None) -> Tensor:
+    """Average attention over the heads of the first ``count`` timm blocks: (B, L, D) -> (B, L, L), float32.
 
-    Each block's probabilities serve twice, for the mean and for its output; of the last block, only queries and keys
-    are computed. For use without gradient.
+    For use without gradient.
     """
-    used = list(blocks)[:count]
+    *earlier, last = list(blocks)[:count]
     total: Any = 0
-    for index, block in enumerate(used):
-        last = index == len(used) - 1
+    for block in earlier:
         normed = block.norm1(tokens)
-        q, k, *v = _project_heads(block, normed, 2 if last else 3)
-        probs = _compute_probs(block, q, k, share)
+        q, k, v = _project_heads(block, normed, 3)
+        # the probabilities serve twice: for the mean, and for the block's output
+        probs = _compute_probs(block, q, k, shared_bias)
         total = total + probs.unflatten(0, (len(tokens), -1)).sum(dim=1, dtype=torch.float32)
-        if not last:
-            tokens = _finish_block(block, tokens, normed, torch.bmm(probs, v[0]))
-    mean: Tensor = total / sum(block.attn.num_heads for block in used)
+        tokens = _finish_block(block, tokens, normed, torch.bmm(probs, v))
+    # nobody needs the output of the last block, nor therefore its values
+    q, k = _project_heads(last, last.norm1(tokens), 2)
+    probs = _compute_probs(last, q, k, shared_bias)
+    total = total + probs.unflatten(0, (len(tokens), -1)).sum(dim=1, dtype=torch.float32)
+    mean: Tensor = total / sum(block.attn.num_heads for block in (*earlier, last))
     return mean
 
 
-def class_attention(blocks: Iterable[Any], tokens: Tensor, share: Tensor | None = None) -> Tensor:
-    """The class token's attention to the patches in the last of timm's ``blocks``: (B, L, D) -> (B, L - 1), float32.
+def class_attention(blocks: Iterable[Any], tokens: Tensor, shared_bias: Tensor | None = None) -> Tensor:
+    """Compute the class token's attention to the patches in the last of ``blocks``: (B, L, D) -> (B, L - 1), float32.
 
-    Mean over heads. Of the last block, keys and one query a head are used. For use without gradient and drop path.
+    It is the mean over heads. For use without gradient and drop path.
     """
-    *before, last = blocks
-    for block in before:
-        tokens = block(tokens) if share is None else block(tokens, shared_rel_pos_bias=share)
+    *earlier, last = blocks
+    for block in earlier:
+        tokens = block(tokens) if shared_bias is None else block(tokens, shared_rel_pos_bias=shared_bias)
     q, k = _project_heads(last, last.norm1(tokens), 2)
-    probs = _compute_probs(last, q[:, :1], k, share).unflatten(0, (len(tokens), -1))
+    class_query = q[:, :1]
+    probs = _compute_probs(last, class_query, k, shared_bias).unflatten(0, (len(tokens), -1))
     return probs[:, :, 0, 1:].mean(dim=1, dtype=torch.float32)
 
 
@@ -93,47 +96,47 @@ def patch_similarity(attention: Tensor) -> Tensor:
 
 
 def cosine_similarity(features: Tensor) -> Tensor:
-    """Cosine of the angles between features, moved to [0, 1]: (B, N, D) -> (B, N, N), float32.
-
-    The trees are those of the cosine itself, and no entry is negative, as balancing needs it.
-    """
+    """Compute the cosine of the angles between features, moved to [0, 1]: (B, N, D) -> (B, N, N), float32."""
     directions = normalize(features.float(), dim=-1)
+    # moved, because balancing needs entries that are not negative; the trees are those of the cosine itself
     with torch.autocast(features.device.type, enabled=False):
         return symmetrise((1 + directions @ directions.transpose(1, 2)) / 2)
 
 
 def symmetrise(matrix: Tensor) -> Tensor:
-    """(A + A^T) / 2 of each of (B, N, N)."""
+    """Return (A + A^T) / 2 of each of (B, N, N)."""
     return (matrix + matrix.transpose(1, 2)) / 2
 
 
 def _project_heads(block: Any, normed: Tensor, parts: int) -> tuple[Tensor, ...]:
-    """The first ``parts`` of queries, keys and values: (B, L, D) -> (B * h, L, d) each."""
+    """Compute the first ``parts`` of queries, keys and values: (B, L, D) -> (B * h, L, d) each."""
     attn = block.attn
     weight, bias = attn.qkv.weight, attn.qkv.bias
-    if getattr(attn, "q_bias", None) is not None:
+    if getattr(attn, "q_bias", None) is not None:  # BEiT's, whose keys have no bias
         bias = torch.cat([attn.q_bias, torch.zeros_like(attn.q_bias), attn.v_bias])
     if parts < 3:
         rows = parts * weight.shape[0] // 3
-        weight, bias = weight[:rows], None if bias is None else bias[:rows]
+        weight = weight[:rows]
+        bias = None if bias is None else bias[:rows]
     fused = linear(normed, weight, bias).unflatten(2, (parts, attn.num_heads, -1))
-    return fused.permute(2, 0, 3, 1, 4).flatten(1, 2).unbind(0)  # one copy, so that batched products need none
+    # one copy here, so that the batched products need none
+    return fused.permute(2, 0, 3, 1, 4).flatten(1, 2).unbind(0)
 
 
-def _compute_probs(block: Any, q: Tensor, k: Tensor, share: Tensor | None = None) -> Tensor:
+def _compute_probs(block: Any, q: Tensor, k: Tensor, shared_bias: Tensor | None = None) -> Tensor:
     attn = block.attn
     if hasattr(attn, "q_norm"):
         q, k = attn.q_norm(q), attn.k_norm(k)
     scores = torch.bmm(q * attn.scale, k.transpose(1, 2))
     if getattr(attn, "relative_position_bias_table", None) is not None:
-        share = attn._get_rel_pos_bias()[0]
-    if share is not None:
-        scores = (scores.unflatten(0, (-1, attn.num_heads)) + share[:, : q.shape[1]]).flatten(0, 1)
+        shared_bias = attn._get_rel_pos_bias()[0]  # the block's own
+    if shared_bias is not None:
+        scores = (scores.unflatten(0, (-1, attn.num_heads)) + shared_bias[:, : q.shape[1]]).flatten(0, 1)
     return scores.softmax(dim=-1)
 
 
 def _finish_block(block: Any, tokens: Tensor, normed: Tensor, mixed: Tensor) -> Tensor:
-    """The rest of a timm block after its attention has ``mixed`` the values (B * h, L, d): -> (B, L, D)."""
+    """Compute the rest of a timm block after its attention has ``mixed`` the values (B * h, L, d): -> (B, L, D)."""
     attn = block.attn
     mixed = mixed.unflatten(0, (len(tokens), -1)).transpose(1, 2).flatten(2)
     if hasattr(block, "gamma_1"):  # BEiT's

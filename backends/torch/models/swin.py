@@ -1,6 +1,6 @@
-"""Swin Transformers by numbers, timm's own class, and their attention between the cells of the output grid.
+"""Swin Transformers of timm's class, and their attention between the cells of the output grid.
 
-Attention exists within windows only. Here that of each block, shifted or not and of whatever stage, is added up to the
+A Swin attends within windows only. The attention of each block, shifted or not and of any stage, is added up over the
 cells that its tokens lie in: how much of its attention the tokens of a cell give to those of another. Cells that no
 window holds together get nothing from that block.
 
@@ -41,7 +41,7 @@ def build_swin(
 
 
 def swin_sizes(spec: SwinSpec, drop_path: float) -> dict[str, Any]:
-    """``spec`` as timm's class takes it."""
+    """Return the arguments of timm's class for ``spec``."""
     return {
         "img_size": spec.image_size,
         "patch_size": spec.patch_size,
@@ -55,10 +55,10 @@ def swin_sizes(spec: SwinSpec, drop_path: float) -> dict[str, Any]:
 
 
 def window_attention(block: Any, tokens: Tensor) -> Tensor:
-    """Softmax attention of one timm block on its input: (B, h, w, D) -> (B, nW, n, T, T). Queries and keys only."""
+    """Compute the softmax attention of one timm block on its input: (B, h, w, D) -> (B, nW, n, T, T)."""
     attn = block.attn
     windows = _partition_windows(block, block.norm1(tokens)).flatten(0, 1)  # (B * nW, T, D)
-    rows = 2 * attn.qkv.weight.shape[0] // 3
+    rows = 2 * attn.qkv.weight.shape[0] // 3  # queries and keys alone
     bias = None if attn.qkv.bias is None else attn.qkv.bias[:rows]
     q, k = nn.functional.linear(windows, attn.qkv.weight[:rows], bias).unflatten(2, (2, attn.num_heads, -1)).unbind(2)
     scores = (q * attn.scale).transpose(1, 2) @ k.permute(0, 2, 3, 1) + attn._get_rel_pos_bias()
@@ -69,47 +69,50 @@ def window_attention(block: Any, tokens: Tensor) -> Tensor:
 
 
 def cell_attention(block: Any, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Attention between cells of ``grid``, mean over heads: (B, h, w, D) -> (B, N, N), float32.
+    """Compute the attention between cells of ``grid``, mean over heads: (B, h, w, D) -> (B, N, N), float32.
 
-    Entry (i, j) is the share of its attention that a token of cell i gives to cell j, mean over the tokens of the cell.
-    ``grid`` divides h and w.
+    Entry (i, j) is the share of its attention that a token of cell i gives to cell j, averaged over the tokens of cell
+    i. ``grid`` divides h and w.
     """
     probs = window_attention(block, tokens).mean(dim=2, dtype=torch.float32)  # (B, nW, T, T)
     owner = _partition_windows(block, _assign_cells(tokens, grid))[0]  # (nW, T, N)
     with torch.autocast(tokens.device.type, enabled=False):
         to_cells = (probs @ owner).flatten(1, 2)  # (B, nW * T, N)
         total = owner.flatten(0, 1).T @ to_cells
-    return total * (grid[0] * grid[1] / (tokens.shape[1] * tokens.shape[2]))
+    tokens_per_cell = tokens.shape[1] * tokens.shape[2] / (grid[0] * grid[1])
+    return total / tokens_per_cell
 
 
 def first_blocks(stages: Any, tokens: Tensor, count: int) -> tuple[list[tuple[Any, Tensor]], Tensor]:
-    """The first ``count`` blocks, each with its input (B, h, w, D), and the output of the last of them."""
-    found: list[tuple[Any, Tensor]] = []
+    """Run the first ``count`` blocks; return each with its input (B, h, w, D), and the output of the last."""
+    blocks_and_inputs: list[tuple[Any, Tensor]] = []
     for stage in stages:
-        if len(found) == count:
+        if len(blocks_and_inputs) == count:
             break
         tokens = stage.downsample(tokens)
-        for block in stage.blocks[: count - len(found)]:
-            found.append((block, tokens))
+        for block in stage.blocks[: count - len(blocks_and_inputs)]:
+            blocks_and_inputs.append((block, tokens))
             tokens = block(tokens)
-    return found, tokens
+    return blocks_and_inputs, tokens
 
 
 def stage_similarity(stages: Any, tokens: Tensor, count: int, grid: tuple[int, int]) -> Tensor:
     """Symmetrised mean of :func:`cell_attention` over the first ``count`` blocks: (B, h, w, D) -> (B, N, N)."""
-    found, _ = first_blocks(stages, tokens, count)
-    return symmetrise(torch.stack([cell_attention(block, seen, grid) for block, seen in found]).mean(dim=0))
+    blocks_and_inputs, _ = first_blocks(stages, tokens, count)
+    attentions = [cell_attention(block, block_input, grid) for block, block_input in blocks_and_inputs]
+    return symmetrise(torch.stack(attentions).mean(dim=0))
 
 
 def mean_cells(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Mean of the tokens in each cell of ``grid``, which divides their map: (B, h, w, D) -> (B, N, D)."""
+    """Average the tokens in each cell of ``grid``, which divides their map: (B, h, w, D) -> (B, N, D)."""
     cells = tokens.unflatten(2, (grid[1], -1)).unflatten(1, (grid[0], -1)).mean(dim=(2, 4))
     return cells.flatten(1, 2)
 
 
 def _partition_windows(block: Any, tokens: Tensor) -> Tensor:
-    """Tokens as ``block`` divides them: moved by its shift, padded, (B, h, w, D) -> (B, nW, T, D)."""
-    (height, width), (down, across) = tokens.shape[1:3], block.window_size
+    """Divide tokens into windows as ``block`` does, shifted and padded: (B, h, w, D) -> (B, nW, T, D)."""
+    height, width = tokens.shape[1:3]
+    down, across = block.window_size
     if any(block.shift_size):
         tokens = tokens.roll((-block.shift_size[0], -block.shift_size[1]), dims=(1, 2))
     tokens = pad(tokens, (0, 0, 0, -width % across, 0, -height % down))
@@ -118,7 +121,7 @@ def _partition_windows(block: Any, tokens: Tensor) -> Tensor:
 
 
 def _assign_cells(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Which cell each place of the map lies in, as zeros and a one: (B, h, w, D) -> (1, h, w, N), float32."""
+    """Mark the cell that each place of the map lies in, as zeros and a one: (B, h, w, D) -> (1, h, w, N), float32."""
     height, width = tokens.shape[1:3]
     rows = torch.arange(height, device=tokens.device) // (height // grid[0])
     columns = torch.arange(width, device=tokens.device) // (width // grid[1])

@@ -1,4 +1,4 @@
-"""Vision Transformers by numbers: timm's own classes, so that every parameter has timm's name."""
+"""Vision Transformers of timm's own classes, so that every parameter has timm's name."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def build_vit(
     global_pool: Literal["avg", "token"] = "avg",
     fc_norm: bool | None = None,
 ) -> VisionTransformer | Beit:
-    """A ViT of ``spec``: normalised (B, 3, H, W) -> (B, classes), or pooled features (B, D) for 0 classes.
+    """Build a ViT of ``spec``: normalised (B, 3, H, W) -> (B, classes), or pooled features (B, D) for 0 classes.
 
     ``global_pool`` is ``avg`` (mean of the patch tokens) or ``token`` (the class token). As in MAE's fine-tuning the
     last norm follows an average, unless ``fc_norm`` is False, and the head starts near zero (std 2e-5). The relative
@@ -40,9 +40,8 @@ def build_vit(
 
 
 def vit_sizes(spec: VitSpec, drop_path: float) -> dict[str, Any]:
-    """``spec`` as timm's class of its form takes it: VisionTransformer, or Beit without positions that are added."""
-    relative = {"use_abs_pos_emb": False, "init_values": LAYER_SCALE} if spec.relative else {}
-    return {
+    """Return the arguments of timm's class for ``spec``: VisionTransformer, or Beit without added positions."""
+    arguments = {
         "img_size": spec.image_size,
         "patch_size": spec.patch_size,
         "embed_dim": spec.width,
@@ -51,11 +50,13 @@ def vit_sizes(spec: VitSpec, drop_path: float) -> dict[str, Any]:
         "mlp_ratio": spec.mlp_ratio,
         "drop_path_rate": drop_path,
         "norm_layer": partial(nn.LayerNorm, eps=1e-6),
-        **relative,
     }
+    if spec.relative:
+        arguments |= {"use_abs_pos_emb": False, "init_values": LAYER_SCALE}
+    return arguments
 
 
 def layers_of(model: Any) -> dict[str, int]:
-    """Layer of every parameter of a timm model: 0 is the embedding, then the blocks, last the head and its norm."""
+    """Return the layer of every parameter of a timm model: the embedding (0), the blocks, the head with its norm."""
     layers: dict[str, int] = group_parameters(model, model.group_matcher(coarse=False), reverse=True)
     return layers
