@@ -98,7 +98,7 @@ lint: $(INSTALLED) ## ruff, mypy and hadolint
 	$(BIN)/mypy
 	$(BIN)/hadolint docker/Dockerfile.* docker/*.Dockerfile
 
-format: $(INSTALLED) ## let ruff mend what it can
+format: $(INSTALLED) ## let ruff fix what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 

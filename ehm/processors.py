@@ -1,8 +1,8 @@
-"""How many processors this process may use, and how the threads that run on them wait for each other.
+"""The processors that this process may use, and the way that threads on them wait for each other.
 
 OpenMP's threads meet at the end of every operator. The first one there either spins, which keeps its core busy for
 nothing, or sleeps until the last one comes. torch, MindSpore and scikit-learn bring GNU's OpenMP library, which spins
-for some milliseconds unless told otherwise. Where anything else runs on the same cores (data workers, another program),
+for some milliseconds unless told otherwise. If anything else runs on the same cores (data workers, another program),
 the thread that is waited for is often the one that has no core, because the others spin: training becomes several times
 slower. `benchmarks/busy_machine.py` measures it, and docs/cost.md has the figures.
 
@@ -40,7 +40,7 @@ def prepare_threads() -> None:
     """
     if not any(name in os.environ for name in _ON_WAITING):
         os.environ.update(WAITING)
-    if available_processors() < _processors_by_affinity():
+    if available_processors() < _count_processors_by_affinity():
         os.environ.setdefault("OMP_NUM_THREADS", str(available_processors()))
 
 
@@ -50,14 +50,14 @@ def available_processors() -> int:
     A share of a processor counts as a whole one.
     """
     quota = _read_quota()
-    allowed = _processors_by_affinity()
+    allowed = _count_processors_by_affinity()
     return allowed if quota is None else max(1, min(allowed, math.ceil(quota)))
 
 
 def physical_cores() -> int:
     """Return how many cores this process may use; two processors that share a core (hyper-threading) count once."""
     cores = set()
-    for processor in _affinity():
+    for processor in _read_affinity():
         siblings = _TOPOLOGY / f"cpu{processor}" / "topology" / "thread_siblings_list"
         try:
             cores.add(siblings.read_text())
@@ -66,14 +66,14 @@ def physical_cores() -> int:
     return min(len(cores), available_processors())
 
 
-def _affinity() -> set[int]:
+def _read_affinity() -> set[int]:
     if hasattr(os, "sched_getaffinity"):
         return os.sched_getaffinity(0)
     return set(range(os.cpu_count() or 1))
 
 
-def _processors_by_affinity() -> int:
-    return len(_affinity())
+def _count_processors_by_affinity() -> int:
+    return len(_read_affinity())
 
 
 def _read_quota() -> float | None:
@@ -100,13 +100,13 @@ def _read_quota() -> float | None:
         for folder in (group, *group.parents):
             if not folder.is_relative_to(root):
                 break
-            quota = _quota_of(folder)
+            quota = _read_group_quota(folder)
             if quota is not None:
                 quotas.append(quota)
     return min(quotas, default=None)
 
 
-def _quota_of(group: Path) -> float | None:
+def _read_group_quota(group: Path) -> float | None:
     try:
         if (group / "cpu.max").exists():
             quota, period = (group / "cpu.max").read_text().split()

@@ -119,7 +119,7 @@ def _format_default(value: Any) -> str:
 
 
 def _belongs(key: Key, section: str) -> bool:
-    """Whether ``section`` is the key's command or task, a section that holds it, or the key itself."""
+    """Return whether ``section`` is the key's command or task, a section that holds it, or the key itself."""
     words = key.command.split()
     owner = words[-1] if "--task" in words else words[1]
     first, _, rest = section.partition(".")

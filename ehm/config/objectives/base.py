@@ -1,4 +1,4 @@
-"""What the shared side asks of a pretraining objective."""
+"""The interface of a pretraining objective, as far as all backends share it."""
 
 from __future__ import annotations
 
