@@ -27,7 +27,7 @@ def clauses(source):
                 yield getattr(node, "lineno", 1), docstring.splitlines()[0]
 
 
-@pytest.mark.parametrize("path", python_files(), ids=lambda path: str(path.relative_to(ROOT)))
+@pytest.mark.parametrize("path", list(python_files()), ids=lambda path: str(path.relative_to(ROOT)))
 def test_docstrings_begin_with_a_sentence(path):
     assert list(clauses(path.read_text(encoding="utf-8"))) == []
 
