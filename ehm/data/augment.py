@@ -29,6 +29,7 @@ _ERASING_TRIES = 10
 
 
 def _transform_affine(image: Image.Image, matrix: tuple[float, ...], fill: Colour) -> Image.Image:
+    # bicubic, as MAE asks timm for, whose own default is drawn at random
     return image.transform(
         image.size, Image.Transform.AFFINE, matrix, resample=Image.Resampling.BICUBIC, fillcolor=fill
     )
@@ -41,7 +42,9 @@ def _posterize(image: Image.Image, bits: float, fill: Colour) -> Image.Image:
 
 
 def _add_below_middle(image: Image.Image, add: float, fill: Colour) -> Image.Image:
-    table = [min(255, value + int(add)) if value < 128 else value for value in range(256)]
+    table = list(range(256))
+    for value in range(128):
+        table[value] = min(255, value + int(add))
     return image.point(table * 3)
 
 
@@ -123,10 +126,11 @@ class RandAugment:
         """Return an RGB image of the same size."""
         names = list(OPERATIONS)
         for choice in rng.integers(len(names), size=self.count):
-            if rng.random() >= 0.5:
+            if rng.random() >= 0.5:  # timm's default probability of an operation
                 continue
             name = names[choice]
             magnitude = min(max(rng.normal(self.magnitude, self.deviation), 0.0), _MOST_MAGNITUDE)
+            # drawn for operations without a sign too, so that all take equally many random numbers
             sign = 1 if rng.random() < 0.5 else -1
             strength = scale_strength(name, magnitude, sign, self.increasing)
             image = OPERATIONS[name](image, strength, self.fill)
@@ -164,6 +168,7 @@ class RandomErasing:
                 continue
             top = rng.integers(height - box_height + 1)
             left = rng.integers(width - box_width + 1)
+            # the normalisation makes N(0, 1) of this, as far as bytes can hold it
             noise = 255 * rng.normal(self.mean, self.std, size=(box_height, box_width, 3))
             # copied, as an array made from a PIL image cannot be written to
             pixels = pixels.copy()
@@ -177,6 +182,7 @@ def jitter_colors(image: Image.Image, strength: float, rng: np.random.Generator)
 
     torchvision's ``ColorJitter(s, s, s)`` with s = ``strength`` in [0, 1], which BEiT's pretraining applies at 0.4.
     """
+    # the three do not commute: torchvision draws their order too
     enhancements = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
     for index in rng.permutation(3):
         image = enhancements[index](image).enhance(rng.uniform(1 - strength, 1 + strength))

@@ -26,6 +26,7 @@ def enlarge_argmax(scores: NDArray[np.float32], size: tuple[int, int]) -> NDArra
     rows_at_once = max(1, min(_ROWS, MOST_SCORES // (classes * columns_at_once)))
     for first_column in range(0, size[1], columns_at_once):
         columns = slice(first_column, first_column + columns_at_once)
+        # of the scores only the columns that these pixels lie between are enlarged downwards
         begin = left[first_column]
         needed = scores[:, :, begin : right[columns][-1] + 1]
         for first_row in range(0, size[0], rows_at_once):
@@ -41,6 +42,7 @@ def enlarge_argmax(scores: NDArray[np.float32], size: tuple[int, int]) -> NDArra
 
 def find_neighbours(origin: int, size: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
     """Return for each of ``size`` pixels the two of ``origin`` around its centre, and the weight of the second."""
+    # pixels are squares with centres at halves; at the borders the outermost one counts alone
     centre = np.clip((np.arange(size) + 0.5) * (origin / size) - 0.5, 0, origin - 1)
     first = np.floor(centre).astype(np.int64)
     return first, np.minimum(first + 1, origin - 1), (centre - first).astype(np.float32)

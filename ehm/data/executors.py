@@ -1,4 +1,4 @@
-"""Who reads the images of a batch: this process, its threads, or worker processes that read ahead."""
+"""Readers of batches: this process, its threads, or worker processes that read ahead."""
 
 from __future__ import annotations
 
@@ -43,7 +43,8 @@ class InProcess:
         """See :class:`Executor`."""
         for plan in plans:
             if self.reader.transform.shape is None:
-                yield _join([self.reader.read_sample(index, plan.epoch) for index in plan.indices.tolist()])
+                samples = [self.reader.read_sample(index, plan.epoch) for index in plan.indices.tolist()]
+                yield _join(samples)
                 continue
             # written in place: to stack the samples afterwards would copy the batch once more
             images = np.empty((len(plan.indices), *self.reader.sample_shape), np.uint8)
@@ -71,10 +72,10 @@ class Threads:
                 pending.append([pool.submit(self.reader.read_sample, i, plan.epoch) for i in plan.indices.tolist()])
                 # batches of one image need more of them ahead, or some threads would have nothing to do
                 ahead = max(_BATCHES_AHEAD, math.ceil(2 * self.count / max(1, len(plan.indices))))
-                if len(pending) > ahead:
-                    yield _join([future.result() for future in pending.popleft()])
+                if len(pending) > ahead:  # or memory would fill with what nobody has asked for yet
+                    yield _wait_for(pending.popleft())
             while pending:
-                yield _join([future.result() for future in pending.popleft()])
+                yield _wait_for(pending.popleft())
         finally:  # an iterator that is given up half-way comes here too
             pool.shutdown(cancel_futures=True)
 
@@ -98,6 +99,7 @@ class Processes:
 
     def load_batches(self, plans: Iterator[BatchPlan]) -> Iterator[LoadedBatch]:
         """See :class:`Executor`."""
+        # workers of an earlier call are taken again: to start an interpreter takes a second
         if not self._idle:
             pool = WorkerPool(self._count, self._reader, self._rows)
             self._idle.append(pool)
@@ -119,10 +121,17 @@ class Processes:
         self._idle = []
 
 
+def _wait_for(futures: Sequence[Future[Sample]]) -> LoadedBatch:
+    return _join([future.result() for future in futures])
+
+
 def _join(samples: Sequence[Sample]) -> LoadedBatch:
     """Return samples as a batch whose images are a tuple, because they differ in size or are no arrays."""
+    values = []
+    indices = []
     unreadable: dict[str, str] = {}
     for sample in samples:
+        values.append(sample.value)
+        indices.append(sample.index)
         unreadable |= sample.unreadable
-    indices = np.array([sample.index for sample in samples], np.int64)
-    return LoadedBatch(tuple(sample.value for sample in samples), indices, unreadable)
+    return LoadedBatch(tuple(values), np.array(indices, np.int64), unreadable)

@@ -50,8 +50,10 @@ class MirrorTransform:
 
 def mirror(image: NDArray[np.uint8], objects: Instances) -> AnnotatedImage:
     """Exchange left and right in an image (H, W, 3) and in its objects."""
+    # the right border becomes the left one, so that left stays the smaller
     boxes = objects.boxes.copy()
     boxes[:, [0, 2]] = image.shape[1] - objects.boxes[:, [2, 0]]
+    # copied, as frameworks take no arrays that run backwards in memory
     masks = objects.masks
     if masks is not None:
         masks = np.ascontiguousarray(masks[:, :, ::-1])

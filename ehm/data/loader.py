@@ -78,6 +78,7 @@ class Loader:
         elif transform.shape is None:
             self._executor = Threads(reader, workers)
         else:
+            # the shared memory has room for this rank's part of the largest batch
             most_rows = min(batch_size // world_size, math.ceil(len(indices) / world_size))
             self._executor = Processes(reader, workers, most_rows)
 
@@ -96,6 +97,7 @@ class Loader:
         for step, loaded in zip(steps, self._executor.load_batches(plans), strict=True):
             self.unreadable |= loaded.unreadable
             rows, total = self._sampler.locate_rows(step)
+            # of the images that were read, which are others than planned if files are unreadable
             labels = None if self._labels is None else self._labels[loaded.indices]
             yield Batch(loaded.images, labels, loaded.indices, rows.start, total)
 

@@ -27,6 +27,7 @@ def find_central_part(width: int, height: int, cover: tuple[int, int]) -> tuple[
     It is the whole image, unless that would be longer than :func:`limit_sides` afterwards: then it is the central
     part of at most that length. Equally much is cut from both ends, so that the centre stays where it is.
     """
+    # the limits are those of the resized image, so that they are scaled back to this one
     most_height, most_width = limit_sides(cover)
     cut_across = _count_cut(width, height * most_width // cover[0])
     cut_down = _count_cut(height, width * most_height // cover[1])

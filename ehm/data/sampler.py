@@ -1,4 +1,4 @@
-"""Which images make up each batch: a pure function of the seed and the number of the step."""
+"""The images of each batch, as a pure function of the seed and the number of the step."""
 
 from __future__ import annotations
 

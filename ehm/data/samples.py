@@ -1,4 +1,4 @@
-"""How an image of a source becomes a sample: a pure function of the seed, the epoch and the image's index."""
+"""Samples made of a source's images, as a pure function of the seed, the epoch and the image's index."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _TRIES = 100
 
 @dataclass(frozen=True)
 class Sample:
-    """What the transform made of the image at ``index``; ``unreadable`` maps files that it stands in for to reasons."""
+    """The transformed image at ``index``; ``unreadable`` maps files that it stands in for to the reasons."""
 
     value: Any
     index: int
@@ -62,6 +62,7 @@ class SampleReader:
 
     def read_sample(self, index: int, epoch: int) -> Sample:
         """Read and transform image ``index``, or another one in its place; DataError if 100 in a row are unreadable."""
+        # a generator of its own: neither the batch nor the process that reads the image changes what is drawn
         rng = np.random.default_rng([_SAMPLE_STREAM, self.seed, epoch, index])
         unreadable: dict[str, str] = {}
         for _ in range(_TRIES):
@@ -72,7 +73,7 @@ class SampleReader:
                     raise
                 name = self.source.name(index)
                 reason = str(error)
-                unreadable[name] = reason.removeprefix(f"{name}: ")
+                unreadable[name] = reason.removeprefix(f"{name}: ")  # the name is printed beside it
                 index = int(self.pool[rng.integers(len(self.pool))])
             else:
                 return Sample(self.transform(image, rng), index, unreadable)

@@ -82,6 +82,7 @@ class CropTransform:
         width, height = fit_size(*picture.size, self.scale, rng.uniform(*self.ratio))
         rows = _nearest_indices(height, picture.height)
         columns = _nearest_indices(width, picture.width)
+        # labels are numbers, which cannot be averaged: each pixel takes the nearest
         labels = labels[np.ix_(rows, columns)]
         left, top, right, bottom = self._draw_box(labels, rng)
         crop_height = bottom - top
@@ -99,6 +100,7 @@ class CropTransform:
         sample[:] = (*self.fill, IGNORED)
         sample[:crop_height, :crop_width, :3] = np.asarray(crop)
         sample[:crop_height, :crop_width, 3] = labels[top:bottom, left:right]
+        # only the crop is flipped, so that the padding stays on the right
         if self.flip and rng.random() < 0.5:
             sample[:, :crop_width] = sample[:, :crop_width][:, ::-1].copy()
         return sample
@@ -112,6 +114,7 @@ class CropTransform:
             left = int(rng.integers(max(width - crop_width, 0) + 1))
             right = min(left + crop_width, width)
             bottom = min(top + crop_height, height)
+            # pixels that are ignored count for no class
             counts = np.bincount(labels[top:bottom, left:right].ravel(), minlength=IGNORED + 1)[:IGNORED]
             if self.max_share == 1:
                 break
@@ -142,11 +145,11 @@ def distort_colours(image: Image.Image, rng: np.random.Generator) -> Image.Image
     levels = np.arange(256)
     if rng.random() < 0.5:
         image = _map_levels(image, levels + rng.uniform(-32, 32))
-    contrast = rng.uniform(0.5, 1.5) if rng.random() < 0.5 else 1.0
+    contrast = _draw_factor(rng)
     contrast_first = rng.random() < 0.5
     if contrast_first:
         image = _map_levels(image, levels * contrast)
-    saturation = rng.uniform(0.5, 1.5) if rng.random() < 0.5 else 1.0
+    saturation = _draw_factor(rng)
     turn = rng.uniform(-18, 18) / 180 * 256 if rng.random() < 0.5 else 0.0
     if saturation != 1 or turn:
         hues, saturations, values = image.convert("HSV").split()
@@ -156,6 +159,11 @@ def distort_colours(image: Image.Image, rng: np.random.Generator) -> Image.Image
     if not contrast_first:
         image = _map_levels(image, levels * contrast)
     return image
+
+
+def _draw_factor(rng: np.random.Generator) -> float:
+    """Draw a factor from 0.5 to 1.5 half the time, and 1 otherwise."""
+    return rng.uniform(0.5, 1.5) if rng.random() < 0.5 else 1.0
 
 
 def _map_levels(image: Image.Image, values: NDArray[np.floating]) -> Image.Image:

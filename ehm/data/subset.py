@@ -56,7 +56,8 @@ def _explain_missing_labels(source: Source) -> str:
     if not isinstance(source, FileSource):
         return remedy
     files = [source.files[index] for index in range(len(source))]
-    common = os.path.commonpath([os.path.dirname(file) for file in files])  # for example train
+    # the folders of classes may lie below one of a part, for example train
+    common = os.path.commonpath([os.path.dirname(file) for file in files])
     if common:
         files = [os.path.relpath(file, common) for file in files]
     loose = [file for file in files if os.sep not in file]

@@ -87,6 +87,7 @@ class TrainTransform:
         crop = image.crop((left, top, left + crop_width, top + crop_height))
         height, width = self.image_size
         image = crop.resize((width, height), RESAMPLING[self.interpolation])
+        # the order of the draws is part of what a seed means
         if self.flip and rng.random() < 0.5:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         if self.color_jitter:
@@ -94,6 +95,7 @@ class TrainTransform:
         if self._augment is not None:
             image = self._augment(image, rng)
         pixels = np.asarray(image)
+        # last, as timm does after the normalisation: no other operation changes the noise
         if self.random_erasing:
             pixels = RandomErasing(self.random_erasing, self.mean, self.std)(pixels, rng)
         return pixels
@@ -173,7 +175,7 @@ class EvalTransform:
         height, width = self.image_size
         size, (left, top) = self.layout(*image.size)
         image = image.resize(size, RESAMPLING[self.interpolation])
-        if width <= size[0] and height <= size[1]:
+        if width <= size[0] and height <= size[1]:  # the crop lies inside, which needs no canvas
             return np.asarray(image.crop((left, top, left + width, top + height)))
         canvas = Image.new("RGB", (width, height), self.fill)
         canvas.paste(image, (-left, -top))
@@ -225,6 +227,7 @@ def draw_resized_crop(
             top = int(rng.integers(height - crop_height + 1))
             left = int(rng.integers(width - crop_width + 1))
             return top, left, crop_height, crop_width
+    # an image longer than any admitted crop gives the longest one
     aspect = min(max(width / height, ratio[0]), ratio[1])
     crop_width = min(width, round(height * aspect))
     crop_height = min(height, round(width / aspect))

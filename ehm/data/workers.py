@@ -46,7 +46,7 @@ _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM
 
 @dataclass(frozen=True)
 class _Setup:
-    """What every worker has to know: how to read samples, and how the shared memory is laid out.
+    """The setup of every worker: how to read samples, and the layout of the shared memory.
 
     The memory has ``slots``, each for a batch of up to ``rows`` images.
     """
