@@ -33,10 +33,11 @@ class Command:
     selectors: tuple[str, ...] = ()
 
     def run(self, options: Mapping[str, Any]) -> int:
-        """Call the function with ``options`` and return the exit status."""
+        """Call the function with ``options`` and return the exit status: its own if it has one, or else success."""
         module, _, name = self.function.partition(":")
         arguments = {key: value for key, value in options.items() if key not in self.selectors}
-        return getattr(import_module(module), name)(**arguments) or 0
+        result = getattr(import_module(module), name)(**arguments)
+        return result if isinstance(result, int) else 0
 
 
 def _add_train_flags(parser: Parser) -> None:
