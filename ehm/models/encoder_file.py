@@ -65,7 +65,7 @@ def read_facts(path: Path) -> FileFacts:
         if "inputs" in metadata:
             values = json.loads(metadata["inputs"])
         else:
-            values = {key: json.loads(metadata[key]) for key in ("mean", "std")}
+            values = {"mean": json.loads(metadata["mean"]), "std": json.loads(metadata["std"])}
         return FileFacts(spec, InputSpec.from_mapping(values))
     except (AttributeError, KeyError, TypeError, ValueError, ZeroDivisionError, RecursionError) as error:
         reason = shorten(str(error))
@@ -101,10 +101,9 @@ def _read_hub_inputs(config: Path) -> InputSpec | None:
         values = json.loads(config.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return None
-    facts = values.get("pretrained_cfg") if isinstance(values, Mapping) else None
-    if not isinstance(facts, Mapping):
-        return None
+    if not isinstance(values, Mapping) or not isinstance(values.get("pretrained_cfg"), Mapping):
+        return None  # any program may have a file of that name beside its weights
     try:
-        return InputSpec.from_pretrained_cfg(facts)
+        return InputSpec.from_pretrained_cfg(values["pretrained_cfg"])
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"{config}: pretrained_cfg: {error}") from None

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable
+from itertools import chain
 
 from ehm.config.objectives import OBJECTIVES
 from ehm.errors import CheckpointError
 
 __all__ = ["HEADS", "refuse_foreign_parts", "refuse_unloaded"]
 
-HEADS = tuple(dict.fromkeys(head for objective in OBJECTIVES.values() for head in objective.heads))
+HEADS = tuple(dict.fromkeys(chain.from_iterable(objective.heads for objective in OBJECTIVES.values())))
 """Beginnings of the names of what pretraining has beside the encoder."""
 _CLASSIFIER_PARTS = ("head", "heads", "head_dist", "fc_norm", "pre_logits", "classifier")
 """First parts of the names of what lies behind the encoder: classifiers, and what prepares tokens for them."""
@@ -45,11 +46,13 @@ def refuse_foreign_parts(names: Iterable[str], origin: str) -> None:
     This says the reason before the sizes of a file are read, which need not make sense for another family.
     """
     names = list(names)
+    # a decoder that is left out anyway may be of any kind
     encoder = [name for name in names if not _is_head(name, "head")]
     for pattern, part in _FOREIGN:
         matches = [name for name in encoder if re.search(pattern, name)]
         if matches:
             raise CheckpointError(f"{origin}: its encoder has {part} ({_shorten_names(matches)}); {_REMEDY}")
+    # which of two norms was trained to be the last one cannot be told, and the other would be lost
     if "fc_norm.weight" in names and "norm.weight" in names:
         raise CheckpointError(
             f"{origin}: its encoder has a norm before the pooling and another behind it (norm.weight, "
@@ -77,4 +80,6 @@ def _is_head(name: str, head: str) -> bool:
 
 def _shorten_names(names: list[str]) -> str:
     first = min(names)  # a safetensors file has no order of its own
-    return first if len(names) == 1 else f"{first} and {len(names) - 1} more"
+    if len(names) == 1:
+        return first
+    return f"{first} and {len(names) - 1} more"

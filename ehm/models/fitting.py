@@ -6,7 +6,8 @@ its network's parameters, and copies the arrays that come back.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 
 from ehm.config import ModelSource
@@ -16,9 +17,12 @@ from ehm.models.resample import resample_arrays
 from ehm.models.shapes import resize_spec
 from ehm.models.tables import spread_table
 from ehm.models.weights import Weights
-from ehm.storage.arrays import Arrays, find_mismatches, join_some
+from ehm.storage.arrays import Arrays, drop_names, find_mismatches, join_some
 
-__all__ = ["count_by_part", "fit_arrays", "keep_encoder", "resize_weights", "select_arrays"]
+__all__ = ["fit_arrays", "keep_encoder", "resize_weights", "select_arrays", "select_but_fresh"]
+
+Shapes = Mapping[str, tuple[int, ...]]
+"""The shapes of a network's parameters by their names."""
 
 
 def resize_weights(weights: Weights, source: ModelSource) -> Weights:
@@ -35,16 +39,20 @@ def resize_weights(weights: Weights, source: ModelSource) -> Weights:
 
 def keep_encoder(arrays: Arrays, depth: int) -> Arrays:
     """Return the encoder of ``depth`` blocks in a pretraining model's ``arrays``, as timm's class takes it strictly."""
-    encoder = {name: array for name, array in arrays.items() if not name.startswith(HEADS)}
+    encoder = {}
+    for name, array in arrays.items():
+        if not name.startswith(HEADS):
+            encoder[name] = array
     return spread_table(encoder, depth)
 
 
-def fit_arrays(shapes: Mapping[str, tuple[int, ...]], arrays: Arrays, origin: str, head: str = "head") -> Arrays:
+def fit_arrays(shapes: Shapes, arrays: Arrays, origin: str, head: str = "head") -> Arrays:
     """Return those of ``arrays`` that ``shapes`` names.
 
     Raises CheckpointError, which begins with ``origin``, if one is missing or has another shape, or if something of
     ``arrays`` would be left out that is no head (:func:`ehm.models.encoder_parts.refuse_unloaded`).
     """
+    # first, because a part that the network lacks says more about the file than the shapes that differ then
     refuse_unloaded(arrays, shapes, origin, head)
     problems = find_mismatches(shapes, arrays)
     if problems:
@@ -53,31 +61,50 @@ def fit_arrays(shapes: Mapping[str, tuple[int, ...]], arrays: Arrays, origin: st
 
 
 def select_arrays(
-    shapes: Mapping[str, tuple[int, ...]], arrays: Arrays, head: str, origin: str, assumptions: tuple[str, ...] = ()
+    shapes: Shapes, arrays: Arrays, head: str, origin: str, assumptions: tuple[str, ...] = ()
 ) -> tuple[Arrays, tuple[str, ...]]:
-    """Return what of ``arrays`` goes into a network whose parameters have ``shapes``, and notes on what is left.
+    """Return what of ``arrays`` goes into a network for a task, whose parameters have ``shapes``, and notes on it.
 
     The network's head (``head.*``) stays fresh, and so may a norm behind the pooling: they are absent from the result.
     The rest must fit, as in :func:`fit_arrays`. ``origin`` is how notes and errors name the weights; ``assumptions``
     are notes on what the weights do not say.
     """
-    fresh = {name for name in shapes if name.startswith("fc_norm.") and name not in arrays}
-    fresh |= {name for name in shapes if name.startswith(f"{head}.")}
-    wanted = {name: shape for name, shape in shapes.items() if name not in fresh}
-    selected = fit_arrays(wanted, arrays, origin, head)
-    unused = [name for name in arrays if name not in selected]
-    notes = [f"encoder from {origin}", *assumptions]
+    fresh = set()
+    for name in shapes:
+        # MAE's fine-tuning puts a norm behind the pooling, which no pretrained encoder has
+        is_new_norm = name.startswith("fc_norm.") and name not in arrays
+        if is_new_norm or name.startswith(f"{head}."):
+            fresh.add(name)
+    selected, notes = select_but_fresh(shapes, arrays, fresh, origin, head)
+    return selected, (f"encoder from {origin}", *assumptions, *notes)
+
+
+def select_but_fresh(
+    shapes: Shapes, arrays: Arrays, fresh: Collection[str], origin: str, head: str = "head"
+) -> tuple[Arrays, list[str]]:
+    """Return the ``arrays`` of a network with ``shapes``, but for parameters that start ``fresh``, and notes on both.
+
+    The notes say which parts start afresh and which arrays are not used. Raises as :func:`fit_arrays` does.
+    """
+    selected = fit_arrays(drop_names(shapes, fresh), arrays, origin, head)
+    notes = []
     if fresh:
-        notes.append("starts afresh: " + count_by_part(fresh))
+        notes.append("starts afresh: " + _count_by_part(fresh))
+    unused = drop_names(arrays, selected)
     if unused:
-        notes.append("not used from there: " + count_by_part(unused))
-    return selected, tuple(notes)
+        notes.append("not used from there: " + _count_by_part(unused))
+    return selected, notes
 
 
-def count_by_part(names: Iterable[str]) -> str:
+def _count_by_part(names: Iterable[str]) -> str:
     """Return ``names`` shortened to their first parts, each with its number of tensors."""
-    counts: dict[str, int] = {}
+    counts: Counter[str] = Counter()
     for name in names:
-        part = "decoder" if name.startswith("decoder") else name.partition(".")[0]
-        counts[part] = counts.get(part, 0) + 1
-    return ", ".join(f"{part} ({count} tensors)" if count > 1 else part for part, count in sorted(counts.items()))
+        part = name.partition(".")[0]
+        if part.startswith("decoder"):  # MAE's has a dozen parts that begin so
+            part = "decoder"
+        counts[part] += 1
+    parts = []
+    for part, count in sorted(counts.items()):
+        parts.append(f"{part} ({count} tensors)" if count > 1 else part)
+    return ", ".join(parts)

@@ -48,6 +48,7 @@ def select_labels(provenance: Provenance, head: Head) -> tuple[str, ...]:
     """
     if head in _HEADLESS:
         return ()
+    # a detector's checkpoint is exported whole, unless its encoder alone is asked for
     insists = head == "classifier" or provenance.kind == "detector"
     if insists and not provenance.labels:
         raise CheckpointError(f"{provenance.origin}: {_WITHOUT_CLASSIFIER[provenance.kind]}")
@@ -56,8 +57,9 @@ def select_labels(provenance: Provenance, head: Head) -> tuple[str, ...]:
 
 def list_outputs(head: Head, has_classifier: bool) -> tuple[Output, ...]:
     """Return the outputs, in order, that ``head`` means for a model; ``multi`` is everything that it can give."""
-    if head == "multi":
-        return ("logits", "features", "patches") if has_classifier else ("features", "patches")
     if head == "patches":
         return ("patches",)
+    if head == "multi":
+        outputs: tuple[Output, ...] = ("features", "patches")
+        return ("logits", *outputs) if has_classifier else outputs
     return ("logits",) if has_classifier else ("features",)

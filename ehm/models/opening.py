@@ -53,6 +53,7 @@ def read_safetensors(path: Path) -> Arrays:
             f"{path}: only torch reads such files; pip install 'ehm[torch]', or save the tensors as .safetensors"
         )
     try:
+        # safetensors.numpy would refuse bfloat16, in which many weights are published
         return {name: _to_array(value) for name, value in deserialize(path.read_bytes())}
     except SafetensorError as error:
         raise CheckpointError(f"{path}: not a safetensors file: {error}") from None
@@ -92,7 +93,7 @@ def read_inputs(checkpoint: Checkpoint) -> InputSpec:
 
 def number_labels(classes: int) -> tuple[str, ...]:
     """Return the labels "0", "1", ... for ``classes`` without names."""
-    return tuple(str(number) for number in range(classes))
+    return tuple(map(str, range(classes)))
 
 
 def _from_checkpoint(checkpoint: Checkpoint, named: str) -> Weights:
@@ -106,12 +107,12 @@ def _from_checkpoint(checkpoint: Checkpoint, named: str) -> Weights:
         labels = tuple(checkpoint.metadata["classes"])
         pool = checkpoint.metadata["config"]["pool"]
     arrays = checkpoint.model
-    if kind not in ("pretrain", "classifier"):
-        arrays = {name.partition(_ENCODER)[2]: array for name, array in arrays.items() if _ENCODER in name}
+    if kind not in ("pretrain", "classifier"):  # there the encoder is a part of a network, at any depth
+        arrays = _take_encoder(arrays)
     arrays = _to_float32(arrays)
     origin = str(checkpoint.folder)
     provenance = Provenance(origin, kind, checkpoint.model_sha256, read_inputs(checkpoint), labels, pool)
-    if kind == "pretrain":
+    if kind == "pretrain":  # only checkpoints of tasks describe their encoder: it may be a file's there
         spec = TrainConfig.model_validate(checkpoint.metadata["config"]).spec
         return Weights(arrays, provenance, spec, checkpoint=checkpoint)
     encoder = checkpoint.metadata["encoder"]
@@ -130,6 +131,7 @@ def _from_file(source: ModelSource, read_file: ReadFile) -> Weights:
     """
     path = Path(source.init)
     arrays = _to_float32(rename_to_timm(read_file(path)))
+    # before the sizes are read, which need not make sense for the encoder of another family
     refuse_foreign_parts(arrays, source.init)
     facts = read_facts(path)
     inputs = facts.inputs
@@ -141,7 +143,9 @@ def _from_file(source: ModelSource, read_file: ReadFile) -> Weights:
         spec = infer_spec(arrays, source)
         assumptions = list_assumptions(spec, source)
         if inputs is None:
-            inputs = _BEIT_INPUTS if "lm_head.weight" in arrays else InputSpec()
+            inputs = InputSpec()
+            if "lm_head.weight" in arrays:  # the head that predicts visual tokens
+                inputs = _BEIT_INPUTS
             assumptions.append(f"mean {list(inputs.mean)} and std {list(inputs.std)} (data.mean, data.std)")
     notes: tuple[str, ...] = ()
     if assumptions:
@@ -158,6 +162,16 @@ def _from_file(source: ModelSource, read_file: ReadFile) -> Weights:
     return Weights(arrays, provenance, spec)
 
 
+def _take_encoder(arrays: Arrays) -> Arrays:
+    """Return the arrays below ``encoder.``, under the rest of their names."""
+    taken = {}
+    for name, array in arrays.items():
+        _, found, inner = name.partition(_ENCODER)
+        if found:
+            taken[inner] = array
+    return taken
+
+
 def _to_array(tensor: Mapping[str, Any]) -> NDArray[Any]:
     """Turn one tensor of the safetensors format into an array."""
     if tensor["dtype"] == "BF16":
@@ -168,8 +182,8 @@ def _to_array(tensor: Mapping[str, Any]) -> NDArray[Any]:
 
 
 def _to_float32(arrays: Arrays) -> Arrays:
-    converted = {}
+    converted = dict(arrays)
     for name, array in arrays.items():
-        is_floating = np.issubdtype(array.dtype, np.floating)
-        converted[name] = array.astype(np.float32, copy=False) if is_floating else array
+        if np.issubdtype(array.dtype, np.floating):  # not the number of batches that a batch norm has seen
+            converted[name] = array.astype(np.float32, copy=False)
     return converted

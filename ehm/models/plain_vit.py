@@ -17,8 +17,6 @@ from ehm.models.weights import Weights
 
 __all__ = ["assemble_plain_vit"]
 
-Shapes = dict[str, tuple[int, ...]]
-
 
 def assemble_plain_vit(weights: Weights, source: ModelSource, head: Head = "auto") -> Weights | None:
     """Return the plain ViT in ``weights`` for images of ``source.image_size``, with the classifier that ``head`` takes.
@@ -34,7 +32,7 @@ def assemble_plain_vit(weights: Weights, source: ModelSource, head: Head = "auto
     if weights are missing or do not fit, and if a file's ViT has more than a plain one.
     """
     provenance = weights.provenance
-    if provenance.kind == "segmenter" and head in ("auto", "classifier"):
+    if provenance.kind == "segmenter" and head == "auto":  # its scores are meant, which UperNet computes
         return None
     labels = select_labels(provenance, head)
     spec = weights.spec
@@ -42,8 +40,10 @@ def assemble_plain_vit(weights: Weights, source: ModelSource, head: Head = "auto
         return None
     resized = resize_weights(weights, source)
     assert isinstance(resized.spec, VitSpec)
-    has_fc_norm = "fc_norm.weight" in resized.arrays
-    shapes = _list_encoder_shapes(resized.spec, "fc_norm" if has_fc_norm else "norm")
+    last_norm = "norm"
+    if "fc_norm.weight" in resized.arrays:
+        last_norm = "fc_norm"
+    shapes = _list_encoder_shapes(resized.spec, last_norm)
     if labels:
         is_probe = "head.1.weight" in resized.arrays
         shapes |= _list_classifier_shapes(len(labels), spec.width, is_probe)
@@ -51,17 +51,17 @@ def assemble_plain_vit(weights: Weights, source: ModelSource, head: Head = "auto
     return replace(resized, arrays=arrays, provenance=replace(provenance, labels=labels))
 
 
-def _list_encoder_shapes(spec: VitSpec, norm: str) -> Shapes:
+def _list_encoder_shapes(spec: VitSpec, norm: str) -> dict[str, tuple[int, ...]]:
     """Return the names and shapes of a plain ViT's parameters, as timm gives them."""
     width = spec.width
     hidden = round(width * spec.mlp_ratio)
-    shapes: Shapes = {
+    shapes: dict[str, tuple[int, ...]] = {
         "cls_token": (1, 1, width),
         "pos_embed": (1, 1 + spec.patches, width),
         "patch_embed.proj.weight": (width, 3, spec.patch_size, spec.patch_size),
         "patch_embed.proj.bias": (width,),
     }
-    layers: Shapes = {
+    layers: dict[str, tuple[int, ...]] = {
         "norm1": (width,),
         "attn.qkv": (3 * width, width),
         "attn.proj": (width, width),
@@ -71,13 +71,19 @@ def _list_encoder_shapes(spec: VitSpec, norm: str) -> Shapes:
     }
     for index in range(spec.depth):
         for name, shape in layers.items():
+            # all of them have a bias for each row
             shapes[f"blocks.{index}.{name}.weight"] = shape
             shapes[f"blocks.{index}.{name}.bias"] = shape[:1]
     return {**shapes, f"{norm}.weight": (width,), f"{norm}.bias": (width,)}
 
 
-def _list_classifier_shapes(classes: int, width: int, is_probe: bool) -> Shapes:
+def _list_classifier_shapes(classes: int, width: int, is_probe: bool) -> dict[str, tuple[int, ...]]:
     if is_probe:
-        statistics: Shapes = {"head.0.running_mean": (width,), "head.0.running_var": (width,)}
-        return {**statistics, "head.1.weight": (classes, width), "head.1.bias": (classes,)}
+        # the batch norm of a linear probe has no weights of its own
+        return {
+            "head.0.running_mean": (width,),
+            "head.0.running_var": (width,),
+            "head.1.weight": (classes, width),
+            "head.1.bias": (classes,),
+        }
     return {"head.weight": (classes, width), "head.bias": (classes,)}

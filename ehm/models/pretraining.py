@@ -5,14 +5,13 @@ The encoder has to be the run's own kind; its image size, and a Swin's window, m
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
 from ehm.config import ModelSource, TrainConfig
 from ehm.config.encoders import EncoderSpec
 from ehm.errors import CheckpointError
 from ehm.models.encoder_parts import HEADS
-from ehm.models.fitting import count_by_part, fit_arrays
+from ehm.models.fitting import Shapes, select_but_fresh
 from ehm.models.opening import ReadFile, open_model, read_safetensors
 from ehm.models.resample import resample_arrays
 from ehm.models.tables import SHARED_TABLE, average_tables
@@ -26,7 +25,7 @@ _RESAMPLED = ("image_size", "window")
 
 
 def select_initial_arrays(
-    config: TrainConfig, shapes: Mapping[str, tuple[int, ...]], read_file: ReadFile = read_safetensors
+    config: TrainConfig, shapes: Shapes, read_file: ReadFile = read_safetensors
 ) -> tuple[Arrays, tuple[str, ...]]:
     """Return what of ``config.model.init`` goes into a model whose parameters have ``shapes``, and notes on it.
 
@@ -43,21 +42,18 @@ def select_initial_arrays(
             f"model.init {init}: no such file or folder; ehm train takes a run folder, a checkpoint, or a .safetensors "
             "or .pth file"
         )
+    # a bare file does not say its heads and its grid, which are most likely the run's
     source = ModelSource(init=init, heads=config.spec.heads, image_size=config.spec.image_size)
     weights = open_model(source, read_file)
     notes = [f"begins with the weights of {init}", *weights.provenance.notes]
     arrays = _resample_same_kind(weights, config.spec, init)
     if SHARED_TABLE in shapes and SHARED_TABLE not in arrays:
+        # the encoder was fine-tuned, where each block got a table of its own
         arrays = average_tables(arrays)
         if SHARED_TABLE in arrays:
             notes.append("the biases for relative positions are the mean of those of its blocks")
-    fresh = _find_fresh_names(shapes, arrays)
-    selected = fit_arrays({name: shape for name, shape in shapes.items() if name not in fresh}, arrays, init)
-    if fresh:
-        notes.append("starts afresh: " + count_by_part(fresh))
-    unused = [name for name in arrays if name not in selected]
-    if unused:
-        notes.append("not used from there: " + count_by_part(unused))
+    selected, found = select_but_fresh(shapes, arrays, _find_fresh_names(shapes, arrays), init)
+    notes += found
     inputs = weights.provenance.inputs
     if (inputs.mean, inputs.std) != (config.data.mean, config.data.std):
         notes.append(f"these weights are taken as trained with data.mean {inputs.mean} and data.std {inputs.std}")
@@ -67,21 +63,27 @@ def select_initial_arrays(
 def _resample_same_kind(weights: Weights, spec: EncoderSpec, init: str) -> Arrays:
     """Resample the arrays to ``spec``; CheckpointError if their encoder is another one at any size."""
     found = weights.spec
-    if found is None or found.description != spec.description:
-        held = weights.timm if found is None else found.description
-        raise CheckpointError(f"model.init {init}: holds {held}, and the run's encoder is {spec.description}")
-    differing = []
-    for name in vars(spec):
-        if name not in _RESAMPLED and getattr(found, name) != getattr(spec, name):
-            differing.append(name)
-    if differing:
-        theirs = ", ".join(f"{name} {getattr(found, name)}" for name in differing)
-        ours = ", ".join(f"{name} {getattr(spec, name)}" for name in differing)
-        raise CheckpointError(f"model.init {init}: its encoder has {theirs}, and the run's has {ours}")
+    if found is None:
+        raise CheckpointError(f"model.init {init}: holds {weights.timm}, and the run's encoder is {spec.description}")
+    if found.description != spec.description:
+        raise CheckpointError(
+            f"model.init {init}: holds {found.description}, and the run's encoder is {spec.description}"
+        )
+    theirs = []
+    ours = []
+    for name, wanted in vars(spec).items():
+        held = getattr(found, name)
+        if name not in _RESAMPLED and held != wanted:
+            theirs.append(f"{name} {held}")
+            ours.append(f"{name} {wanted}")
+    if theirs:
+        raise CheckpointError(
+            f"model.init {init}: its encoder has {', '.join(theirs)}, and the run's has {', '.join(ours)}"
+        )
     return resample_arrays(weights.arrays, spec, found)
 
 
-def _find_fresh_names(shapes: Mapping[str, tuple[int, ...]], arrays: Arrays) -> set[str]:
+def _find_fresh_names(shapes: Shapes, arrays: Arrays) -> set[str]:
     """Return the names of those parts beside the encoder that ``arrays`` do not have complete."""
     parts = list(HEADS)
     if "fc_norm.weight" in arrays:
@@ -89,7 +91,8 @@ def _find_fresh_names(shapes: Mapping[str, tuple[int, ...]], arrays: Arrays) -> 
         parts.append("norm.")
     fresh: set[str] = set()
     for part in parts:
-        names = {name: shape for name, shape in shapes.items() if name.startswith(part)}
-        if find_mismatches(names, arrays):
-            fresh |= names.keys()
+        wanted = {name: shape for name, shape in shapes.items() if name.startswith(part)}
+        # a part is taken whole or not at all: half of a decoder's weights would fit nothing
+        if find_mismatches(wanted, arrays):
+            fresh.update(wanted)
     return fresh

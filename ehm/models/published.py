@@ -26,6 +26,7 @@ def rename_to_timm(arrays: Arrays) -> Arrays:
     """
     kept = {}
     for name, array in arrays.items():
+        # the indices of a table are those of its own grid, and would not fit another
         if not name.endswith(_COMPUTED):
             kept[name.removeprefix("encoder.")] = array
     if "layers.0.downsample.reduction.weight" in kept:  # timm's first stage has none, so these are Microsoft's names

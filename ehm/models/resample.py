@@ -26,11 +26,13 @@ def bicubic_weights(new: int, old: int) -> NDArray[np.float64]:
     image processing" (1981), Eq. 15; Pillow's BICUBIC and torch's antialiased ``interpolate`` do the same.
     """
     scale = old / new
-    centres = (np.arange(new) + 0.5) * scale
+    centres = (np.arange(new) + 0.5) * scale  # pixels are areas: their centres lie at halves
+    # a kernel that is widened when shrinking smooths what the new grid cannot hold
     x = np.abs((np.arange(old) + 0.5 - centres[:, None]) / max(scale, 1))
     near = (1.5 * x - 2.5) * x * x + 1
     far = ((2.5 - 0.5 * x) * x - 4) * x + 2
     weights = np.where(x < 1, near, np.where(x < 2, far, 0))
+    # at a border a part of the kernel lies outside, and what is left would not sum to one
     normalised: NDArray[np.float64] = weights / weights.sum(axis=1, keepdims=True)
     return normalised
 
@@ -41,6 +43,7 @@ def resample_positions(positions: NDArray[Any], new: tuple[int, int], old: tuple
     Bicubic with antialiasing, as timm's ``resample_abs_pos_embed`` does with ``torch.nn.functional.interpolate``. The
     class token's position, the first one, stays.
     """
+    # in float64, so that the result does not depend on the order in which a library sums
     token, patches = np.split(np.asarray(positions, np.float64), [1], axis=1)
     resampled = _resample_grid(patches[0], new, old)
     return np.concatenate([token, resampled[None]], axis=1).astype(np.float32)
@@ -60,17 +63,13 @@ def resample_table(table: NDArray[Any], new: tuple[int, int], old: tuple[int, in
 
 def resample_arrays(arrays: Mapping[str, NDArray[Any]], new: EncoderSpec, old: EncoderSpec) -> dict[str, NDArray[Any]]:
     """Return an encoder's ``arrays``, timm's names, with the positions and tables of ``old`` resampled to ``new``."""
-    return {name: _resample_array(name, array, new, old) for name, array in arrays.items()}
-
-
-def _resample_array(name: str, array: NDArray[Any], new: EncoderSpec, old: EncoderSpec) -> NDArray[Any]:
-    if name in _POSITIONS and new.grid != old.grid:
-        return resample_positions(array, new.grid, old.grid)
-    if name.endswith(TABLE):
-        new_grid = new.table_grid(name)
-        old_grid = old.table_grid(name)
-        return array if new_grid == old_grid else resample_table(array, new_grid, old_grid)
-    return array
+    resampled = dict(arrays)
+    for name, array in arrays.items():
+        if name in _POSITIONS and new.grid != old.grid:
+            resampled[name] = resample_positions(array, new.grid, old.grid)
+        elif name.endswith(TABLE) and new.table_grid(name) != old.table_grid(name):
+            resampled[name] = resample_table(array, new.table_grid(name), old.table_grid(name))
+    return resampled
 
 
 def _resample_grid(rows: NDArray[np.float64], new: tuple[int, int], old: tuple[int, int]) -> NDArray[np.float64]:

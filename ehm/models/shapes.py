@@ -56,6 +56,7 @@ def check_positions(arrays: Arrays, spec: EncoderSpec, origin: str) -> None:
 
     All other shapes are compared when the arrays are copied; positions may be resampled before.
     """
+    # the spec is the file's own: a difference is damage, and no other size that somebody asked for
     positions = arrays.get("pos_embed")
     if positions is not None and positions.shape[1:2] != (1 + spec.patches,):
         down, across = spec.grid
@@ -81,28 +82,37 @@ def resize_spec(spec: EncoderSpec, source: ModelSource) -> EncoderSpec:
     shorter side of the last stage, as if a configuration says nothing. Raises CheckpointError if ``source`` says other
     things about the width, depth or heads, ConfigError if the image size does not fit.
     """
-    depth = spec.depths if isinstance(spec, SwinSpec) else spec.depth
+    depth: int | tuple[int, ...]
+    if isinstance(spec, SwinSpec):
+        depth = spec.depths
+        divisor = "stride"
+    else:
+        depth = spec.depth
+        divisor = "patch size"
     for key, found in {"width": spec.width, "depth": depth, "heads": spec.heads}.items():
         wanted = getattr(source, key)
         if wanted is not None and wanted != found:
             raise CheckpointError(f"model.{key} {wanted}: the weights in {source.init} have {key} {found}")
     size = source.image_size or spec.image_size
     if size[0] % spec.stride or size[1] % spec.stride:
-        what = "stride" if isinstance(spec, SwinSpec) else "patch size"
-        raise ConfigError(f"model.image_size {list(size)}: not a multiple of the weights' {what} {spec.stride}")
+        raise ConfigError(f"model.image_size {list(size)}: not a multiple of the weights' {divisor} {spec.stride}")
     resized = replace(spec, image_size=size)
     if not isinstance(resized, SwinSpec):
         if source.window is not None:
             raise ConfigError(f"model.window {source.window}: the weights in {source.init} have no windows")
         return resized
-    window = resized.window if resized == spec else min(resized.grid)
-    return replace(resized, window=source.window or window)
+    window = source.window
+    if window is None:
+        # windows as wide as the last stage, as at the size that the weights were trained at
+        window = spec.window if resized == spec else min(resized.grid)
+    return replace(resized, window=window)
 
 
 def spec_to_json(spec: EncoderSpec) -> dict[str, Any]:
     """Return ``spec`` as plain JSON, from which :func:`spec_from_json` rebuilds it."""
     values: dict[str, Any] = {"family": spec.family}
     for key, value in asdict(spec).items():
+        # as JSON gives it back, so that what is read equals what was written
         values[key] = list(value) if isinstance(value, tuple) else value
     return values
 
@@ -114,5 +124,6 @@ def spec_from_json(encoder: Mapping[str, Any]) -> EncoderSpec:
     """
     values: dict[str, Any] = {}
     for key, value in encoder.items():
+        # specs compare and hash by their values, which lists do not
         values[key] = tuple(value) if isinstance(value, list) else value
     return FAMILIES[values.pop("family")](**values)

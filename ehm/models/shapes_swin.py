@@ -24,19 +24,20 @@ def infer_swin(arrays: Arrays, source: ModelSource) -> SwinSpec:
     refuse_other_positions(arrays, FIRST_TABLE, source)
     width, patch_size = read_patches(arrays, source)
     stages = range(count_parts(arrays, r"layers\.(\d+)\."))
-    depths = tuple(count_parts(arrays, rf"layers\.{stage}\.blocks\.(\d+)\.") for stage in stages)
-    tables = [f"layers.{stage}.blocks.0.attn.{TABLE}" for stage in stages]
-    for name in tables:
-        if name not in arrays:
-            raise CheckpointError(f"{source.init}: not a Swin with timm's names: {name} missing")
-    heads = tuple(arrays[name].shape[1] for name in tables)
+    depths = []
+    heads = []
+    for stage in stages:
+        depths.append(count_parts(arrays, rf"layers\.{stage}\.blocks\.(\d+)\."))
+        table = f"layers.{stage}.blocks.0.attn.{TABLE}"
+        if table not in arrays:
+            raise CheckpointError(f"{source.init}: not a Swin with timm's names: {table} missing")
+        heads.append(arrays[table].shape[1])  # a column for each head
     window = infer_side(len(arrays[FIRST_TABLE]))
     if window is None:
         raise CheckpointError(f"{source.init}: its windows are not square, and only square ones load from a bare file")
-    mlp_ratio = arrays["layers.0.blocks.0.mlp.fc1.weight"].shape[0] / width
+    mlp_ratio = arrays["layers.0.blocks.0.mlp.fc1.weight"].shape[0] / width  # a row for each hidden feature
     # the stride follows from the stages, and the image size from the stride and the table of the last stage
-    spec = SwinSpec((0, 0), patch_size, width, depths, heads, window, mlp_ratio)
-    last = tables[-1]
-    spec = replace(spec, image_size=infer_image_size(last, len(arrays[last]), spec.stride, source))
+    spec = SwinSpec((0, 0), patch_size, width, tuple(depths), tuple(heads), window, mlp_ratio)
+    spec = replace(spec, image_size=infer_image_size(table, len(arrays[table]), spec.stride, source))
     check_tables(arrays, spec, source.init)
     return spec

@@ -21,14 +21,18 @@ _POSITIONS = ("pos_embed", "absolute_pos_embed")
 
 def infer_vit(arrays: Arrays, source: ModelSource) -> VitSpec:
     """Infer the spec of a ViT; raises as :func:`ehm.models.shapes.infer_spec` does."""
-    tables = [name for name in (SHARED_TABLE, _OWN_TABLE) if name in arrays]
-    positions = tables[0] if tables else "pos_embed"
+    # pretraining has one table for all blocks, fine-tuning one in each, and a plain ViT none
+    positions = "pos_embed"
+    for table in (_OWN_TABLE, SHARED_TABLE):
+        if table in arrays:
+            positions = table
     require_names(arrays, (*_NAMES, positions), source)
     refuse_other_positions(arrays, positions, source)
     width, patch_size = read_patches(arrays, source)
     depth = count_parts(arrays, r"blocks\.(\d+)\.")
-    mlp_ratio = arrays["blocks.0.mlp.fc1.weight"].shape[0] / width
+    mlp_ratio = arrays["blocks.0.mlp.fc1.weight"].shape[0] / width  # a row for each hidden feature
     if positions == "pos_embed":
+        # the class token has a position too
         size = _infer_image_size(arrays[positions].shape[1] - 1, patch_size, source)
         return VitSpec(size, patch_size, width, depth, _infer_heads(source, width), mlp_ratio)
     rows, heads = arrays[positions].shape
@@ -64,11 +68,16 @@ def read_patches(arrays: Arrays, source: ModelSource) -> tuple[int, int]:
 
 def count_parts(names: Iterable[str], pattern: str) -> int:
     """Return one more than the highest number that ``pattern`` finds at the beginning of a name."""
-    matches = [re.match(pattern, name) for name in names]
-    return 1 + max((int(match[1]) for match in matches if match), default=-1)
+    highest = -1
+    for name in names:
+        match = re.match(pattern, name)
+        if match:
+            highest = max(highest, int(match[1]))
+    return 1 + highest
 
 
 def _infer_image_size(patches: int, patch_size: int, source: ModelSource) -> tuple[int, int]:
+    # 4 x 9 patches are as many as 6 x 6, so that the settings go first
     size = source.image_size or (0, 0)
     if (size[0] // patch_size) * (size[1] // patch_size) == patches:
         return size

@@ -1,4 +1,4 @@
-"""Tables of biases for relative positions: their names, how many rows they have, and where they stand.
+"""Tables of biases for relative positions: their names, their numbers of rows, and their places in a network.
 
 A table has a row for each of the (2h - 1) * (2w - 1) differences of position among h x w tokens, and a column for each
 head. That of a ViT ends with three rows for the class token: from it, to it, and to itself. In pretraining the blocks
@@ -14,7 +14,7 @@ import numpy as np
 from ehm.config import ModelSource
 from ehm.config.encoders import EncoderSpec
 from ehm.errors import CheckpointError
-from ehm.storage.arrays import Arrays
+from ehm.storage.arrays import Arrays, drop_names
 
 __all__ = [
     "CLASS_TOKEN_ROWS",
@@ -40,7 +40,9 @@ WITH_SETTINGS = "(--set; a command without it takes the run's folder, which says
 def infer_side(rows: int) -> int | None:
     """Return the tokens on the side of the square that has ``rows`` = (2 side - 1)^2 differences; None if none has."""
     root = math.isqrt(max(rows, 0))
-    return (root + 1) // 2 if root * root == rows and root % 2 else None
+    if root * root != rows or root % 2 == 0:  # 2 side - 1 is odd
+        return None
+    return (root + 1) // 2
 
 
 def infer_image_size(name: str, rows: int, stride: int, source: ModelSource) -> tuple[int, int]:
@@ -49,6 +51,7 @@ def infer_image_size(name: str, rows: int, stride: int, source: ModelSource) -> 
     Tokens are ``stride`` pixels apart. ``source.image_size`` is taken if it fits, else a square. Raises CheckpointError
     if neither does.
     """
+    # a wide image has a number of differences that a square can have too, so that the settings go first
     size = source.image_size or (0, 0)
     down = size[0] // stride
     across = size[1] // stride
@@ -65,23 +68,26 @@ def infer_image_size(name: str, rows: int, stride: int, source: ModelSource) -> 
 
 def check_tables(arrays: Arrays, spec: EncoderSpec, origin: str) -> None:
     """Raise CheckpointError, which begins with ``origin``, if a table does not have the rows that ``spec`` needs."""
-    rest = CLASS_TOKEN_ROWS if spec.has_class_token else 0
-    for name in arrays:
-        if name.endswith(TABLE):
-            height, width = spec.table_grid(name)
-            rows = (2 * height - 1) * (2 * width - 1) + rest
-            if len(arrays[name]) != rows:
-                raise CheckpointError(
-                    f"{origin}: {name} has {len(arrays[name])} rows, where {height} x {width} tokens have {rows}"
-                )
+    for name, table in arrays.items():
+        if not name.endswith(TABLE):
+            continue
+        height, width = spec.table_grid(name)
+        rows = (2 * height - 1) * (2 * width - 1)
+        if spec.has_class_token:
+            rows += CLASS_TOKEN_ROWS
+        if len(table) != rows:
+            raise CheckpointError(
+                f"{origin}: {name} has {len(table)} rows, where {height} x {width} tokens have {rows}"
+            )
 
 
 def spread_table(arrays: Arrays, depth: int) -> Arrays:
     """Return ``arrays`` with a copy of the shared table, if there is one, in each of ``depth`` blocks."""
     if SHARED_TABLE not in arrays:
         return arrays
-    spread = {name: array for name, array in arrays.items() if name != SHARED_TABLE}
+    spread = drop_names(arrays, (SHARED_TABLE,))
     for block in range(depth):
+        # a copy: the blocks learn apart from now on, and a framework may take the array's memory as it is
         spread[f"blocks.{block}.attn.{TABLE}"] = arrays[SHARED_TABLE].copy()
     return spread
 
@@ -91,7 +97,7 @@ def average_tables(arrays: Arrays) -> Arrays:
     tables = [name for name in arrays if name.startswith("blocks.") and name.endswith(TABLE)]
     if not tables:
         return arrays
-    averaged = {name: array for name, array in arrays.items() if name not in tables}
-    mean = np.stack([arrays[name] for name in tables]).mean(axis=0, dtype=np.float64)
-    averaged[SHARED_TABLE] = mean.astype(np.float32)
+    averaged = drop_names(arrays, tables)
+    stacked = np.stack([arrays[name] for name in tables])
+    averaged[SHARED_TABLE] = stacked.mean(axis=0, dtype=np.float64).astype(np.float32)
     return averaged

@@ -82,5 +82,5 @@ class LoadedModel:
 
     @property
     def inputs(self) -> InputSpec:
-        """How the weights want images to be prepared."""
+        """The preparation of images that the weights want."""
         return self.provenance.inputs

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from numpy.typing import NDArray
 
@@ -14,15 +14,19 @@ __all__ = [
     "Arrays",
     "LearnerState",
     "check_shapes",
+    "drop_names",
     "find_mismatches",
     "join_average",
     "join_some",
     "split_average",
+    "take_prefix",
 ]
 
+T = TypeVar("T")
 Arrays = dict[str, NDArray[Any]]
 """Plain arrays by name. Parameter names are timm's (``blocks.0.attn.qkv.weight``) on every backend."""
 _AVERAGE = "ema/"
+"""Before the names of a moving average, which lies among the optimiser's arrays."""
 _SHOWN = 3
 """Most problems that an error message lists."""
 
@@ -38,7 +42,8 @@ class LearnerState:
 def check_shapes(shapes: Mapping[str, tuple[int, ...]], arrays: Arrays) -> None:
     """Raise CheckpointError if ``arrays`` are not those of a model whose parameters have ``shapes``."""
     problems = find_mismatches(shapes, arrays)
-    problems += [f"{name} is not part of the model" for name in arrays.keys() - shapes.keys()]
+    for name in arrays.keys() - shapes.keys():
+        problems.append(f"{name} is not part of the model")
     if problems:
         raise CheckpointError(f"the weights do not fit this model: {join_some(sorted(problems))}")
 
@@ -57,8 +62,21 @@ def find_mismatches(shapes: Mapping[str, tuple[int, ...]], arrays: Arrays) -> li
 
 def join_some(problems: list[str]) -> str:
     """Join the first three ``problems``, and say how many more there are."""
-    more = f" and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
-    return "; ".join(problems[:_SHOWN]) + more
+    joined = "; ".join(problems[:_SHOWN])
+    # another network than that of the weights has hundreds of them, and the first ones tell which it is
+    if len(problems) > _SHOWN:
+        joined += f" and {len(problems) - _SHOWN} more"
+    return joined
+
+
+def drop_names(entries: Mapping[str, T], names: Container[str]) -> dict[str, T]:
+    """Return ``entries`` without those that ``names`` has."""
+    return {name: value for name, value in entries.items() if name not in names}
+
+
+def take_prefix(entries: Mapping[str, T], prefix: str) -> dict[str, T]:
+    """Return those of ``entries`` whose names begin with ``prefix``, under the rest of their names."""
+    return {name.removeprefix(prefix): value for name, value in entries.items() if name.startswith(prefix)}
 
 
 def join_average(optimizer: Arrays, average: Arrays) -> Arrays:

@@ -52,8 +52,8 @@ _STATE = "state.json"
 class Checkpoint:
     """A complete checkpoint: its folder and its metadata, and its arrays, which are read when they are first used.
 
-    Each file of arrays is read and compared with its SHA-256 at most once. Reading one that is missing or was altered
-    raises CheckpointError.
+    Each file of arrays is read and compared with its SHA-256 at most once: pass the object on instead of opening the
+    folder again. Reading a file that is missing or was altered raises CheckpointError.
     """
 
     folder: Path
@@ -61,7 +61,7 @@ class Checkpoint:
 
     @property
     def kind(self) -> str:
-        """What was trained: ``pretrain``, ``tokenizer``, ``classifier``, ``segmenter``, ``detector``, ``embedder``."""
+        """The kind of model: ``pretrain``, ``tokenizer``, ``classifier``, ``segmenter``, ``detector``, ``embedder``."""
         return str(self.metadata["kind"])
 
     @property
@@ -72,34 +72,39 @@ class Checkpoint:
     @property
     def value_range(self) -> tuple[float, float] | None:
         """The ``data.range`` that was trained with, if there was one."""
+        # tokenizers and checkpoints of earlier versions have no such key
         stored = self.metadata["config"].get("data", {}).get("range")
-        return None if stored is None else (float(stored[0]), float(stored[1]))
+        if stored is None:
+            return None
+        return float(stored[0]), float(stored[1])
 
     @cached_property
     def model(self) -> Arrays:
         """Parameters and buffers."""
-        return self._read(_MODEL)
+        return self._read_file(_MODEL)
 
     @cached_property
     def optimizer(self) -> Arrays:
         """The optimiser's moments and counters, and moving averages of the parameters."""
-        return self._read(_OPTIMIZER)
+        return self._read_file(_OPTIMIZER)
 
     @cached_property
     def images(self) -> Arrays:
         """Keys of the images that were trained on; empty if the checkpoint keeps none."""
-        files = self.metadata.get("sha256") or {}
-        return self._read(_IMAGES) if _IMAGES in files else {}
+        if _IMAGES not in self.metadata["sha256"]:  # of a pretraining run, or written by an earlier version
+            return {}
+        return self._read_file(_IMAGES)
 
     @property
     def state(self) -> LearnerState:
         """All that a run needs to go on."""
         return LearnerState(self.model, self.optimizer)
 
-    def _read(self, name: str) -> Arrays:
+    def _read_file(self, name: str) -> Arrays:
         file = self.folder / name
         if not file.is_file():
             raise CheckpointError(f"{file}: missing; the checkpoint is incomplete")
+        # before anything is parsed: a truncated file could pass for one with other arrays
         if hash_file(file) != self.metadata["sha256"][name]:
             raise CheckpointError(f"{file}: does not match the SHA-256 in {_STATE}; it was altered or damaged")
         try:
@@ -138,7 +143,9 @@ def find_checkpoint(path: str | Path) -> Checkpoint | None:
     Raises CheckpointError for a folder without a checkpoint.
     """
     path = Path(path)
-    return open_checkpoint(path) if path.is_dir() or _is_part(path) else None
+    if path.is_dir() or _is_part(path):
+        return open_checkpoint(path)
+    return None
 
 
 def find_value_range(path: str | Path) -> tuple[float, float] | None:
@@ -147,7 +154,9 @@ def find_value_range(path: str | Path) -> tuple[float, float] | None:
     Files of weights and names of timm's say nothing about it.
     """
     checkpoint = find_checkpoint(path)
-    return None if checkpoint is None else checkpoint.value_range
+    if checkpoint is None:
+        return None
+    return checkpoint.value_range
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
@@ -187,15 +196,19 @@ def _write_files(folder: Path, state: LearnerState, metadata: dict[str, Any], im
     files = {_MODEL: state.model, _OPTIMIZER: state.optimizer}
     if images:
         files[_IMAGES] = images
+    hashes = {}
     for file, arrays in files.items():
         # safetensors writes an array's memory as it lies there, and takes it for row by row
-        save_file({key: np.asarray(value, order="C") for key, value in arrays.items()}, folder / file)
+        contiguous = {name: np.asarray(array, order="C") for name, array in arrays.items()}
+        save_file(contiguous, folder / file)
+        hashes[file] = hash_file(folder / file)
     described = {
         "format": FORMAT,
         **metadata,
         "versions": {"ehm": __version__, "numpy": np.__version__, **metadata.get("versions", {})},
-        "sha256": {file: hash_file(folder / file) for file in files},
+        "sha256": hashes,
     }
+    # the last file, which makes the folder a checkpoint
     (folder / _STATE).write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
 
 
@@ -205,13 +218,18 @@ def _complete_checkpoints(folder: Path) -> list[Path]:
 
 
 def _is_part(path: Path) -> bool:
+    """Tell whether ``path`` is a file of a checkpoint, which has its state beside it."""
     return path.is_file() and (path.parent / _STATE).is_file()
 
 
 def _find_folder(path: Path) -> Path:
-    folder = path.parent if _is_part(path) else path
+    """Return the checkpoint's folder that ``path`` means; CheckpointError if there is none."""
+    folder = path
+    if _is_part(path):
+        folder = path.parent
     if (folder / _STATE).is_file():
         return folder
+    # a run's output folder has its checkpoints in a folder of their own
     found = newest_checkpoint(folder / "checkpoints") or newest_checkpoint(folder)
     if found is None:
         raise CheckpointError(f"{path}: no checkpoint there; expected a run's output folder or a folder step-NNNNNNNN")
@@ -234,7 +252,7 @@ def _read_metadata(folder: Path) -> dict[str, Any]:
 
 def _advise_without(damaged: Path) -> str:
     """Say how to go on if the checkpoint ``damaged`` cannot be read: from the newest of the others beside it."""
-    others = [path for path in _complete_checkpoints(damaged.parent) if path != damaged]
+    others = set(_complete_checkpoints(damaged.parent)) - {damaged}
     if not others:
         return "no other checkpoint lies beside it, so start a new run with another --out"
     return f"without {damaged}, --resume goes on from {max(others).name} beside it: move it away"

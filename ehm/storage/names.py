@@ -29,6 +29,7 @@ def refuse_undecodable(path: Path, library: str) -> None:
 
 
 def _escape_surrogate(match: re.Match[str]) -> str:
+    """Return the escape of one lone surrogate: that of the byte which it stands for, if it stands for one."""
     code = ord(match[0])
     if 0x80 <= code - _FIRST_BYTE <= 0xFF:
         return f"\\x{code - _FIRST_BYTE:02x}"

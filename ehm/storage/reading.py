@@ -19,8 +19,11 @@ _LIMIT = 120
 
 def shorten(text: str, limit: int = _LIMIT) -> str:
     """Return ``text`` on one line of at most ``limit`` characters."""
+    # cut first: a user's file can hold a value of many megabytes
     text = " ".join(text[: 10 * limit].split())
-    return text if len(text) <= limit else f"{text[: limit - 4]} ..."
+    if len(text) <= limit:
+        return text
+    return f"{text[: limit - 4]} ..."
 
 
 def describe_value(value: Any, limit: int = _LIMIT) -> str:
@@ -42,8 +45,10 @@ def read_text(file: Path, error: type[EhmError] = DataError, what: str = "a text
     except OSError as problem:
         raise error(f"{file}: not {what}: {problem.strerror}") from None
     try:
+        # Windows editors put a byte order mark before the text, which JSON and YAML would refuse
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as problem:
+        # the line, and not the offset, is what an editor shows
         line = content.count(b"\n", 0, problem.start) + 1
         raise error(
             f"{file}: not {what} in UTF-8: byte 0x{content[problem.start]:02x} in line {line}; save it in that encoding"
@@ -73,6 +78,7 @@ def read_rows(file: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[st
 
     A value that a row lacks is an empty string. Raises DataError if the file is no CSV in UTF-8 or lacks ``columns``.
     """
+    # the csv module needs the line ends as they are: a quoted value may hold some
     with file.open(newline="", encoding="utf-8-sig") as stream:
         rows = csv.DictReader(stream, restval="")
         try:
@@ -92,6 +98,7 @@ def read_rows(file: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[st
 def hash_file(path: Path) -> str:
     """Return the SHA-256 of a file as hexadecimal digits."""
     digest = hashlib.sha256()
+    # in pieces: a file of weights may be larger than the memory
     with path.open("rb") as file:
         while block := file.read(1 << 20):
             digest.update(block)

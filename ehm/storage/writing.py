@@ -38,10 +38,12 @@ def replace_file(path: Path, shared: bool = False) -> Iterator[Path]:
     """
     # the suffix stays, because np.save and faiss look at it; a name without a random part is used again, so that what
     # a killed writer left does not stay for ever
-    unique = f"{secrets.token_hex(4)}-" if shared else ""
-    temporary = path.with_name(f".{unique}{path.name}")
+    temporary = path.with_name(f".{path.name}")
+    if shared:
+        temporary = path.with_name(f".{secrets.token_hex(4)}-{path.name}")
     with report_write_errors(path):
         try:
+            # mkdir would call this "File exists", which names the wrong problem
             if path.parent.exists() and not path.parent.is_dir():
                 raise NotADirectoryError(errno.ENOTDIR, "")
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -73,9 +75,10 @@ def replace_folder(path: Path) -> Iterator[Path]:
         with report_write_errors(path):
             for written in (*temporary.rglob("*"), temporary):  # complete after a power cut too
                 _flush_to_disk(written)
-            # a folder cannot be renamed onto one that has files, so the earlier one steps aside first
-            aside = [(path, replaced)] if path.exists() else []
-            rename_all([*aside, (temporary, path)])
+            moves = [(temporary, path)]
+            if path.exists():  # a folder cannot be renamed onto one that has files: the earlier one steps aside
+                moves.insert(0, (path, replaced))
+            rename_all(moves)
             _flush_to_disk(path.parent)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -90,7 +93,7 @@ def rename_all(moves: Iterable[tuple[Path, Path]]) -> None:
         for old, new in moves:
             old.rename(new)
             done.append((old, new))
-    except BaseException:
+    except BaseException:  # an interrupt too
         for old, new in reversed(done):
             new.rename(old)
         raise
@@ -141,6 +144,7 @@ def _describe_failure(path: Path | str, number: int | None, text: str) -> WriteE
 
 def _find_error_number(text: str) -> int | None:
     """Return the error number of the operating system that ``text`` quotes, or None."""
+    # what a library raises has only a text: from Rust with the number, from C++ with the words
     if match := _RUST_ERROR_NUMBER.search(text):
         return int(match[1])
     for number in (*_FULL, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO):
