@@ -57,6 +57,12 @@ def test_what_the_command_predict_calls_takes_what_the_function_takes():
         assert parameter.default == inspect.signature(ehm.predict).parameters[name].default
 
 
+@pytest.mark.parametrize(("result", "status"), [(None, 0), (3, 3), ({"loss": 0.5}, 0)])
+def test_the_exit_status_is_a_number_that_the_function_returns_or_success(result, status, monkeypatch):
+    monkeypatch.setattr("ehm.training.pretrain.train", lambda **options: result)
+    assert main(["train"]) == status
+
+
 def test_flags_arrive_and_what_is_not_given_is_not_passed(monkeypatch):
     calls = []
     monkeypatch.setattr("ehm.deploy.export.export", lambda *args, **options: calls.append(options))
