@@ -135,7 +135,7 @@ def test_data_workers_inherit_it(images):
     options = {"batch_size": 4, "seed": 0, "shuffle": False, "drop_last": True, "workers": 1}
     with Loader(source, TrainTransform((8, 8)), **options) as loader:
         next(batches := loader.batches(0, 2))
-        worker = loader._workers[0]._workers[0].process
+        worker = loader._executor._pools[0]._workers[0].process
         with open(f"/proc/{worker.pid}/environ", "rb") as file:
             entries = file.read().decode().split("\0")
         batches.close()
