@@ -89,7 +89,7 @@ def test_sliding_is_the_mean_of_the_windows_and_whole_is_one_pass():
             total[:, :, y : y + 32, x : x + 32] += scores_of(learner.model, pixels[:, :, y : y + 32, x : x + 32])
             counts[y : y + 32, x : x + 32] += 1
     with torch.no_grad():
-        torch.testing.assert_close(learner._slide(pixels), total / counts, rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(learner._score_windows(pixels), total / counts, rtol=1e-3, atol=1e-3)
     expected = F.interpolate(total / counts, (25, 30), mode="bilinear", align_corners=False).argmax(1)[0]
     found = learner.segment_image(image, (25, 30))
     assert found.dtype == np.uint8

@@ -1,4 +1,4 @@
-"""An encoder with a linear head on one torch device: fine-tuning, and linear probing where ``frozen``.
+"""An encoder with a linear head on one torch device: fine-tuning, and linear probing with a ``frozen`` encoder.
 
 Shapes: B images of H x W pixels, C classes, D features.
 """
@@ -46,10 +46,10 @@ class TorchClassifier(Supervised):
         self, images: NDArray[np.uint8], targets: NDArray[np.float32], lr: float, weight_decay: float
     ) -> Mapping[str, SupportsFloat]:
         """See :meth:`ehm.backends.base.Classifier.train_step`."""
-        wanted = upload_array(targets, self._device)
+        targets_on_device = upload_array(targets, self._device)
         if self._head is None:
-            return self._fine_tune(images, wanted, lr, weight_decay)
-        return self._probe(self._head, images, wanted, lr, weight_decay)
+            return self._fine_tune(images, targets_on_device, lr, weight_decay)
+        return self._train_probe(self._head, images, targets_on_device, lr, weight_decay)
 
     def compute_logits(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """See :meth:`ehm.backends.base.Classifier.compute_logits`."""
@@ -63,49 +63,59 @@ class TorchClassifier(Supervised):
         self.model.eval()
         layers = layers_of(self.model)
         head = max(layers.values())
-        named = [(name, p) for name, p in self.model.named_parameters() if layers[name] < head and p.requires_grad]
+        below_head: dict[str, nn.Parameter] = {}
+        for name, parameter in self.model.named_parameters():
+            if layers[name] < head and parameter.requires_grad:
+                below_head[name] = parameter
         with _normal_head(self.model):
             loss = soft_cross_entropy(self.model(self._trained_pixels(images)), upload_array(targets, self._device))
-            found = torch.autograd.grad(loss, [parameter for _, parameter in named], allow_unused=True)
-        parts: list[list[Tensor]] = [[] for _ in range(head)]
-        for (name, parameter), gradient in zip(named, found, strict=True):
-            parts[layers[name]].append(torch.zeros_like(parameter) if gradient is None else gradient)
-        flat = [torch.cat([gradient.flatten() for gradient in part]) for part in parts]
-        return np.array([[float(layer.abs().mean()), float(layer.norm())] for layer in flat])
+            gradients = torch.autograd.grad(loss, list(below_head.values()), allow_unused=True)
+        by_layer: list[list[Tensor]] = [[] for _ in range(head)]
+        for (name, parameter), gradient in zip(below_head.items(), gradients, strict=True):
+            # a parameter that the loss does not depend on counts as one with gradient 0
+            values = torch.zeros_like(parameter) if gradient is None else gradient
+            by_layer[layers[name]].append(values.flatten())
+        rows = []
+        for values_of_layer in by_layer:
+            layer = torch.cat(values_of_layer)
+            rows.append([float(layer.abs().mean()), float(layer.norm())])
+        return np.array(rows)
 
     def _fine_tune(
         self, images: NDArray[np.uint8], targets: Tensor, lr: float, weight_decay: float
     ) -> Mapping[str, SupportsFloat]:
         self.model.train()
 
-        def loss(rows: slice) -> Tensor:
+        def compute_loss(rows: slice) -> Tensor:
             with self._training.autocast():
                 logits = self._training.module(self._pixels(images[rows]))
             return soft_cross_entropy(logits, targets[rows])
 
-        return self._step(len(images), loss, lr, weight_decay)
+        return self._take_step(len(images), compute_loss, lr, weight_decay)
 
-    def _probe(
+    def _train_probe(
         self, head: nn.Module, images: NDArray[np.uint8], targets: Tensor, lr: float, weight_decay: float
     ) -> Mapping[str, SupportsFloat]:
-        """The encoder runs part by part without gradient; the head's batch norm sees the whole batch at once."""
+        """Take a step of the head; the encoder runs part by part without gradient."""
         self.model.eval()
         head.train()
         with torch.no_grad(), self._training.autocast():
-            features = torch.cat([self._features(images[rows]) for rows in split_batch(len(images), self._parts)])
+            # joined, because the head's batch norm has to see the whole batch at once
+            parts = [self._pool_features(images[rows]) for rows in split_batch(len(images), self._parts)]
+            features = torch.cat(parts)
 
-        def loss(rows: slice) -> Tensor:
+        def compute_loss(rows: slice) -> Tensor:
             return soft_cross_entropy(self._training.module(features.float()), targets)
 
-        return self._step(len(images), loss, lr, weight_decay)
+        return self._take_step(len(images), compute_loss, lr, weight_decay)
 
-    def _features(self, images: NDArray[np.uint8]) -> Tensor:
+    def _pool_features(self, images: NDArray[np.uint8]) -> Tensor:
         features: Tensor = self.model.forward_head(self.model.forward_features(self._pixels(images)), pre_logits=True)
         return features
 
 
 def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """Cross entropy against distributions, in float32: (B, C), (B, C) -> scalar mean over B."""
+    """Compute the mean cross entropy against distributions, in float32: (B, C), (B, C) -> scalar."""
     return -(targets * logits.float().log_softmax(dim=-1)).sum(dim=-1).mean()
 
 
@@ -113,17 +123,20 @@ def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
 def _normal_head(model: Any) -> Iterator[None]:
     """Give the classifier normal weights (std 0.02, seed 0) and no bias for a while."""
     linear = model.get_submodule(classifier_name(model))
-    kept = {name: value.clone() for name, value in linear.state_dict().items()}
+    own = {name: value.clone() for name, value in linear.state_dict().items()}
+    # NumPy's numbers are the same on every device and with every version of torch
     weight = np.random.default_rng(0).normal(0, 0.02, tuple(linear.weight.shape)).astype(np.float32)
-    linear.load_state_dict({name: torch.from_numpy(weight) if name == "weight" else kept[name] * 0 for name in kept})
+    normal = {name: torch.zeros_like(value) for name, value in own.items()}
+    normal["weight"] = torch.from_numpy(weight)
+    linear.load_state_dict(normal)
     try:
         yield
     finally:
-        linear.load_state_dict(kept)
+        linear.load_state_dict(own)
 
 
 def probe_head(model: Any) -> nn.Module:
-    """Freeze ``model`` and put batch norm without affine before its linear classifier, as MAE's linear probe does."""
+    """Freeze ``model``, put a batch norm before its classifier as MAE's linear probe does, and return both."""
     name = classifier_name(model)
     linear = model.get_submodule(name)
     if not isinstance(linear, nn.Linear):

@@ -46,44 +46,46 @@ class TorchDetector(Supervised):
         self.model.train()
         terms: dict[str, Tensor] = {}
 
-        def loss(rows: slice) -> Tensor:
+        def compute_loss(rows: slice) -> Tensor:
             share = (rows.stop - rows.start) / len(images)
             with self._training.autocast():
-                found = self._training.module(
-                    self._upload(images[rows]), [self._target(each) for each in targets[rows]]
+                losses = self._training.module(
+                    self._upload_images(images[rows]), [self._upload_target(objects) for objects in targets[rows]]
                 )
-            for name, value in found.items():
+            for name, value in losses.items():
                 terms[name] = terms.get(name, 0) + value.detach() * share
-            return torch.stack([value.float() for value in found.values()]).sum()
+            return torch.stack([value.float() for value in losses.values()]).sum()
 
-        metrics = self._step(len(images), loss, lr, weight_decay)
-        return {**metrics, **{name: mean_over_processes(value, self._processes) for name, value in terms.items()}}
+        metrics = self._take_step(len(images), compute_loss, lr, weight_decay)
+        for name, value in terms.items():
+            metrics[name] = mean_over_processes(value, self._processes)
+        return metrics
 
     def detect_objects(self, images: Sequence[NDArray[np.uint8]]) -> list[Detections]:
         """See :meth:`ehm.backends.base.Detector.detect_objects`."""
         self.model.eval()
         # processes that share the parameters go through the model together, those without an image too
-        shown = list(images) or [np.zeros((32, 32, 3), np.uint8)]
+        inputs = list(images) or [np.zeros((32, 32, 3), np.uint8)]
         with torch.no_grad(), self._training.autocast():
-            found = self.model(self._upload(shown))
-        return [_download_detections(each) for each in found[: len(images)]]
+            outputs = self.model(self._upload_images(inputs))
+        return [_download_detections(output) for output in outputs[: len(images)]]
 
-    def _upload(self, images: Sequence[NDArray[np.uint8]]) -> list[Tensor]:
+    def _upload_images(self, images: Sequence[NDArray[np.uint8]]) -> list[Tensor]:
         return [self._pixels(image[None])[0] for image in images]
 
-    def _target(self, objects: Instances) -> dict[str, Tensor]:
-        """As torchvision takes it, whose class 0 is the background."""
-        target: dict[str, NDArray[Any]] = {"boxes": objects.boxes, "labels": objects.labels + 1}
+    def _upload_target(self, objects: Instances) -> dict[str, Tensor]:
+        """Return the objects of an image in torchvision's form."""
+        target: dict[str, NDArray[Any]] = {"boxes": objects.boxes, "labels": objects.labels + 1}  # 0 is the background
         if objects.masks is not None:
             target["masks"] = objects.masks.view(np.uint8)
         return {name: upload_array(array, self._device) for name, array in target.items()}
 
 
-def _download_detections(found: Mapping[str, Tensor]) -> Detections:
-    masks = found.get("masks")
+def _download_detections(output: Mapping[str, Tensor]) -> Detections:
+    masks = output.get("masks")
     return Detections(
-        boxes=found["boxes"].float().cpu().numpy(),
-        labels=found["labels"].cpu().numpy() - 1,
+        boxes=output["boxes"].float().cpu().numpy(),
+        labels=output["labels"].cpu().numpy() - 1,
         masks=None if masks is None else (masks[:, 0] > 0.5).cpu().numpy(),
-        scores=found["scores"].float().cpu().numpy(),
+        scores=output["scores"].float().cpu().numpy(),
     )

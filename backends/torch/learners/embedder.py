@@ -50,28 +50,29 @@ class TorchEmbedder(Supervised):
         self, images: NDArray[np.uint8], labels: NDArray[np.int64], lr: float, weight_decay: float
     ) -> Mapping[str, SupportsFloat]:
         """See :meth:`ehm.backends.base.Embedder.train_step`."""
-        wanted = upload_array(labels, self._device)
+        targets = upload_array(labels, self._device)
         self.model.train()
 
-        def loss(rows: slice) -> Tensor:
+        def compute_loss(rows: slice) -> Tensor:
             with self._training.autocast():
-                logits = self._training.module(self._pixels(images[rows]), wanted[rows])
-            return F.cross_entropy(logits, wanted[rows])
+                logits = self._training.module(self._pixels(images[rows]), targets[rows])
+            return F.cross_entropy(logits, targets[rows])
 
-        return self._step(len(images), loss, lr, weight_decay)
+        return self._take_step(len(images), compute_loss, lr, weight_decay)
 
     @torch.no_grad()
     def compute_descriptors(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """See :meth:`ehm.backends.base.Embedder.compute_descriptors`: the mean over all scales, brought to length 1."""
         self.model.eval()
-        pixels, total = self._pixels(images), torch.zeros((), device=self._device)
-        whole = self._config.longest is not None
-        height, width = images.shape[1:3] if whole else self.image_size
-        # compiled code would be made anew for each image's size
-        eager = torch.compiler.set_stance("force_eager") if whole and self._config.run.compile else nullcontext()
+        pixels = self._pixels(images)
+        total = torch.zeros((), device=self._device)
+        own_size = self._config.longest is not None
+        height, width = images.shape[1:3] if own_size else self.image_size
+        # torch would compile the network anew for each image's size
+        eager = torch.compiler.set_stance("force_eager") if own_size and self._config.run.compile else nullcontext()
         with eager:
             for scale in self._config.scales:
-                size = self._size(height * scale), self._size(width * scale)
+                size = self._fit_side(height * scale), self._fit_side(width * scale)
                 resized = pixels
                 if size != pixels.shape[2:]:
                     resized = F.interpolate(pixels, size, mode="bilinear", align_corners=False, antialias=True)
@@ -80,24 +81,28 @@ class TorchEmbedder(Supervised):
         descriptors: NDArray[np.float32] = F.normalize(total, dim=1).cpu().numpy()
         return descriptors
 
-    def _size(self, side: float) -> int:
-        """The nearest that the encoder takes."""
-        return round(side) if self._stride is None else max(1, round(side / self._stride)) * self._stride
+    def _fit_side(self, side: float) -> int:
+        """Return the nearest number of pixels that the encoder takes."""
+        if self._stride is None:
+            return round(side)
+        return max(1, round(side / self._stride)) * self._stride
 
 
 def _make_resizable(encoder: Any, size: tuple[int, int], config: RetrievalConfig) -> int:
-    """What the sides of images of other sizes are multiples of; the encoder is made to take such.
+    """Let the encoder take images of any size; return the number that their sides have to be multiples of.
 
-    ConfigError for one that takes images of ``size`` = (H, W) only.
+    Raises ConfigError for an encoder that takes images of ``size`` = (H, W) only.
     """
     stride: int = encoder.feature_info[-1]["reduction"]
     if isinstance(encoder, VisionTransformer):
         take_any_size(encoder)
     elif not _accepts_size(encoder, (size[0] + stride, size[1] + 2 * stride)):
-        said, instead = f"scales {list(config.scales)}", "leave [1.0]"
+        setting = f"scales {list(config.scales)}"
+        remedy = "leave [1.0]"
         if config.longest is not None:
-            said, instead = f"longest {config.longest}", "leave it out"
-        raise ConfigError(f"{said}: a {type(encoder).__name__} takes images of one size; {instead}")
+            setting = f"longest {config.longest}"
+            remedy = "leave it out"
+        raise ConfigError(f"{setting}: a {type(encoder).__name__} takes images of one size; {remedy}")
     return stride
 
 

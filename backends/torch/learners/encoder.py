@@ -60,32 +60,33 @@ class TorchEncoder:
         """See :meth:`ehm.backends.base.Encoder.compute_similarity`."""
         if isinstance(self.model, SwinTransformer):
             tokens = self.model.patch_embed(self._pixels(images))
-            found = stage_similarity(self.model.layers, tokens, blocks, self.grid)
+            similarity = stage_similarity(self.model.layers, tokens, blocks, self.grid)
         else:
-            found = patch_similarity(mean_attention(self._vit().blocks, self._tokens(images), blocks))
-        similarity: NDArray[np.float32] = found.cpu().numpy()
-        return similarity
+            attention = mean_attention(self._require_vit().blocks, self._embed(images), blocks)
+            similarity = patch_similarity(attention)
+        array: NDArray[np.float32] = similarity.cpu().numpy()
+        return array
 
     @torch.inference_mode()
     def compute_tokens(self, images: NDArray[np.uint8], blocks: int) -> NDArray[np.float32]:
-        """See :meth:`ehm.backends.base.Encoder.compute_tokens`; of a Swin, the mean over each cell of its output."""
+        """See :meth:`ehm.backends.base.Encoder.compute_tokens`; a Swin's are means over each cell of its output."""
         if isinstance(self.model, SwinTransformer):
-            _, behind = first_blocks(self.model.layers, self.model.patch_embed(self._pixels(images)), blocks)
-            behind = mean_cells(behind, self.grid)
+            _, tokens = first_blocks(self.model.layers, self.model.patch_embed(self._pixels(images)), blocks)
+            tokens = mean_cells(tokens, self.grid)
         else:
-            behind = self._tokens(images)
-            for block in self._vit().blocks[:blocks]:
-                behind = block(behind)
-            behind = behind[:, 1:]
-        tokens: NDArray[np.float32] = behind.cpu().numpy()
-        return tokens
+            tokens = self._embed(images)
+            for block in self._require_vit().blocks[:blocks]:
+                tokens = block(tokens)
+            tokens = tokens[:, 1:]  # without the class token
+        array: NDArray[np.float32] = tokens.cpu().numpy()
+        return array
 
     @torch.inference_mode()
     def compute_attention(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """See :meth:`ehm.backends.base.Encoder.compute_attention`."""
-        *before, last = self._vit().blocks
-        tokens = self._tokens(images)
-        for block in before:
+        *earlier, last = self._require_vit().blocks
+        tokens = self._embed(images)
+        for block in earlier:
             tokens = block(tokens)
         attention: NDArray[np.float32] = attention_probs(last, tokens).cpu().numpy()
         return attention
@@ -93,14 +94,14 @@ class TorchEncoder:
     @torch.inference_mode()
     def iterate_attention(self, images: NDArray[np.uint8]) -> Iterator[NDArray[np.float32]]:
         """See :meth:`ehm.backends.base.Encoder.iterate_attention`."""
-        blocks, tokens = self._vit().blocks, self._tokens(images)
-        for block in blocks:
+        tokens = self._embed(images)
+        for block in self._require_vit().blocks:
             yield attention_probs(block, tokens).cpu().numpy()
             tokens = block(tokens)
 
-    def _tokens(self, images: NDArray[np.uint8]) -> Tensor:
-        """What enters the first block: (B, L, D)."""
-        model = self._vit()
+    def _embed(self, images: NDArray[np.uint8]) -> Tensor:
+        """Embed images as the tokens (B, L, D) that enter the first block of a ViT."""
+        model = self._require_vit()
         patches = model.patch_embed(self._pixels(images))
         tokens: Tensor
         if isinstance(model, Beit):
@@ -109,14 +110,15 @@ class TorchEncoder:
         tokens = model.norm_pre(model._pos_embed(patches))
         return tokens
 
-    def _vit(self) -> Any:
+    def _require_vit(self) -> Any:
+        """Return the model; raises ConfigError if it is no ViT with a class token."""
         if not isinstance(self.model, VisionTransformer | Beit) or self.model.num_prefix_tokens != 1:
             raise ConfigError(f"model.init {self._origin}: attention needs a ViT with one class token")
         return self.model
 
 
 def _output_grid(model: Any, image_size: tuple[int, int]) -> tuple[int, int]:
-    """Patches down and across; of a Swin or a convolutional network, the cells of its last feature map."""
+    """Return the patches down and across; for a Swin or a convolutional network, the cells of its last map."""
     if isinstance(model, VisionTransformer | Beit):
         return tuple(model.patch_embed.grid_size)
     reduction = model.feature_info[-1]["reduction"]

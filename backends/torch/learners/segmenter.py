@@ -31,8 +31,8 @@ __all__ = ["IGNORED", "TorchSegmenter", "pixel_loss"]
 
 IGNORED = 255
 """The label of pixels that do not count."""
-_MOST_SCORES = 1 << 28
-"""Scores of an image in its own size that the device holds at once, 1 GiB; more are enlarged on the host, in parts."""
+_MAX_SCORES = 1 << 28
+"""Number of scores of an image in its own size that the device holds at once, 1 GiB."""
 
 
 class TorchSegmenter(Supervised):
@@ -59,18 +59,21 @@ class TorchSegmenter(Supervised):
     def train_step(
         self, images: NDArray[np.uint8], labels: NDArray[np.uint8], lr: float, weight_decay: float
     ) -> Mapping[str, SupportsFloat]:
-        """See :meth:`ehm.backends.base.Segmenter.train_step`; ConfigError where a part of the batch is one image."""
+        """See :meth:`ehm.backends.base.Segmenter.train_step`; ConfigError if a part of the batch is one image."""
         self._refuse_single(len(images))
         self.model.train()
-        wanted, weight = upload_array(labels, self._device).long(), self._config.head.auxiliary_weight
+        targets = upload_array(labels, self._device).long()
+        auxiliary_weight = self._config.head.auxiliary_weight
 
-        def loss(rows: slice) -> Tensor:
+        def compute_loss(rows: slice) -> Tensor:
             with self._training.autocast():
                 scores, auxiliary = self._training.module(self._pixels(images[rows]))
-            value = pixel_loss(scores, wanted[rows])
-            return value if auxiliary is None else value + weight * pixel_loss(auxiliary, wanted[rows])
+            loss = pixel_loss(scores, targets[rows])
+            if auxiliary is not None:
+                loss = loss + auxiliary_weight * pixel_loss(auxiliary, targets[rows])
+            return loss
 
-        metrics = self._step(len(images), loss, lr, weight_decay)
+        metrics = self._take_step(len(images), compute_loss, lr, weight_decay)
         average_norms(self.model, self._processes)
         return metrics
 
@@ -79,39 +82,47 @@ class TorchSegmenter(Supervised):
         self.model.eval()
         with torch.no_grad():
             pixels = self._pixels(image[None])
-            scores = self._whole(pixels) if self._config.inference.mode == "whole" else self._slide(pixels)
-            if scores.shape[1] * size[0] * size[1] > _MOST_SCORES:
-                return enlarge_argmax(scores[0].float().cpu().numpy(), size)  # a part at a time
+            if self._config.inference.mode == "whole":
+                scores = self._score_whole(pixels)
+            else:
+                scores = self._score_windows(pixels)
+            if scores.shape[1] * size[0] * size[1] > _MAX_SCORES:
+                # on the host, a part at a time
+                return enlarge_argmax(scores[0].float().cpu().numpy(), size)
             labels: NDArray[np.uint8] = upsample(scores, size).argmax(dim=1)[0].to(torch.uint8).cpu().numpy()
         return labels
 
     def _refuse_single(self, rows: int) -> None:
-        """Batch norm of the whole map's mean needs two values, here or over all processes."""
+        """Raise ConfigError if a part of a batch is one image: batch norm of the map's mean needs two values."""
         parts = [part.stop - part.start for part in split_batch(rows, self._config.optim.accumulate)]
-        if min(parts) < 2 and not any(isinstance(part, nn.SyncBatchNorm) for part in self.model.modules()):
+        synchronised = any(isinstance(module, nn.SyncBatchNorm) for module in self.model.modules())
+        if min(parts) < 2 and not synchronised:
             optim = self._config.optim
             raise ConfigError(
                 f"optim.batch_size {optim.batch_size}, optim.accumulate {optim.accumulate}: a process gets parts of "
                 f"{', '.join(map(str, parts))} images, and UperNet's batch norm needs 2 at least"
             )
 
-    def _whole(self, pixels: Tensor) -> Tensor:
-        """(1, 3, H, W) -> (1, C, H, W). What is missing to a multiple of the widest stride is of the mean colour."""
+    def _score_whole(self, pixels: Tensor) -> Tensor:
+        """Score a whole image: (1, 3, H, W) -> (1, C, H, W)."""
         height, width = pixels.shape[2:]
+        # padded with the mean colour to a multiple of the widest stride
         padded = F.pad(pixels, (0, -width % STRIDES[-1], 0, -height % STRIDES[-1]))
-        return self._scores(padded)[:, :, :height, :width]
+        return self._compute_scores(padded)[:, :, :height, :width]
 
-    def _slide(self, pixels: Tensor) -> Tensor:
-        """(1, 3, H, W) -> (1, C, H, W): the mean of all windows' scores, as many at once as a part of a batch has."""
-        (height, width), (h, w) = pixels.shape[2:], self.image_size
+    def _score_windows(self, pixels: Tensor) -> Tensor:
+        """Average the scores of all windows of an image: (1, 3, H, W) -> (1, C, H, W)."""
+        height, width = pixels.shape[2:]
+        h, w = self.image_size
         optim = self._config.optim
         corners = place_windows((max(height, h), max(width, w)), (h, w), self._config.stride)
         total: Tensor | None = None
         counts = torch.zeros((1, 1, height, width), device=self._device)
+        # as many windows at once as a part of a training batch has images
         group = max(1, optim.batch_size // optim.accumulate // self._processes.size)
         for start in range(0, len(corners), group):
             chosen = corners[start : start + group]
-            scores = self._scores(torch.cat([self._window(pixels, corner) for corner in chosen]))
+            scores = self._compute_scores(torch.cat([self._cut_window(pixels, corner) for corner in chosen]))
             if total is None:
                 total = scores.new_zeros((1, scores.shape[1], height, width))
             for (y, x), window in zip(chosen, scores, strict=True):
@@ -121,29 +132,28 @@ class TorchSegmenter(Supervised):
         assert total is not None
         return total / counts
 
-    def _window(self, pixels: Tensor, corner: tuple[int, int]) -> Tensor:
-        """Return the window (1, 3, h, w) at ``corner`` (y, x), with the mean colour on the right and below the image.
-
-        Windows are padded one by one: a line of pixels, padded as a whole, would grow to a window's height.
-        """
+    def _cut_window(self, pixels: Tensor, corner: tuple[int, int]) -> Tensor:
+        """Return the window (1, 3, h, w) at ``corner`` (y, x), with the mean colour beyond the image."""
         y, x = corner
         height, width = self.image_size
         inside = pixels[:, :, y : y + height, x : x + width]
+        # one by one: a line of pixels, padded as a whole, would grow to a window's height
         return F.pad(inside, (0, width - inside.shape[3], 0, height - inside.shape[2]))
 
-    def _scores(self, pixels: Tensor) -> Tensor:
-        """(B, 3, H, W) -> (B, C, H, W) in float32."""
+    def _compute_scores(self, pixels: Tensor) -> Tensor:
+        """Score images or windows: (B, 3, H, W) -> (B, C, H, W) in float32."""
         with self._training.autocast():
-            scores, _ = self.model.forward(pixels)  # past what torch.compile made for one size
+            # forward itself, because torch.compile compiled a call for one size
+            scores, _ = self.model.forward(pixels)
         return upsample(scores.float(), pixels.shape[2:])
 
 
 def pixel_loss(scores: Tensor, labels: Tensor) -> Tensor:
-    """Cross entropy of scores (B, C, h, w), enlarged to (B, H, W) labels, in float32: the sum over pixels that count,
-    divided by the number of all, as mmsegmentation does by default.
+    """Compute the cross entropy of scores (B, C, h, w), enlarged to (B, H, W) labels, in float32.
 
-    So the loss of a batch is the mean of its parts' losses, whatever lies in them. Flat, because the kernel for maps
-    sums in another order every time on CUDA.
+    It is the sum over pixels that count, divided by the number of all, as mmsegmentation does by default: the loss of a
+    batch is the mean of its parts' losses then, whatever lies in them.
     """
+    # flat, because the kernel for maps sums in another order every time on CUDA
     logits = upsample(scores.float(), labels.shape[1:]).permute(0, 2, 3, 1).flatten(0, 2)
     return F.cross_entropy(logits, labels.flatten(), ignore_index=IGNORED, reduction="sum") / labels.numel()

@@ -1,4 +1,4 @@
-"""A module in training whose state is its parameters, its optimiser's and the number of steps that it has taken."""
+"""A module in training; its state is its parameters, the optimiser's state and the number of steps taken."""
 
 from __future__ import annotations
 
@@ -18,20 +18,22 @@ __all__ = ["Stepped"]
 
 
 class Stepped(ResumableLearner):
-    """``model`` on ``device``; what a step draws is that of ``seed``, the step's number and the process."""
+    """A model in training on ``device``; its random numbers follow from ``seed``, the step and the process."""
 
     _to_arrays = staticmethod(to_arrays)
     _load_arrays = staticmethod(load_arrays)
 
     def __init__(self, model: Any, training: Training, device: torch.device, processes: Processes, seed: int) -> None:
         self.model = model
-        self._training, self._device, self._processes = training, device, processes
+        self._training = training
+        self._device = device
+        self._processes = processes
         self._seed = seed
 
-    def _step(
+    def _take_step(
         self, rows: int, loss: Callable[[slice], Tensor], lr: float, weight_decay: float
     ) -> dict[str, SupportsFloat]:
-        """One step of :class:`Training`, with its own random numbers (drop path, dropout, samples)."""
+        """Take a step of :class:`Training` with random numbers of its own (drop path, dropout, samples)."""
         with seed_random_numbers(self._device, step_entropy(self._seed, self._steps, self._processes.rank)):
             metrics = self._training.step(rows, loss, lr, weight_decay)
         self._steps += 1

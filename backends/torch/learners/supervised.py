@@ -1,4 +1,4 @@
-"""What the learners of all tasks share on a torch device: weights, pixels and the optimiser."""
+"""The base of all task learners on a torch device: weights, pixels and the optimiser."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ __all__ = ["Supervised", "create_optimizer"]
 
 
 class Supervised(Stepped):
-    """Implements what :class:`ehm.backends.base.TaskLearner` asks for.
+    """Implements :class:`ehm.backends.base.TaskLearner`.
 
     ``model`` is the torch module: the model of ``loaded``, or one that has it as its ``encoder`` somewhere inside.
-    Where only a ``head`` is trained, that is its part.
+    ``head`` is the part of it that is trained, if it is not trained as a whole.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class Supervised(Stepped):
         self.architecture: Mapping[str, Any] = loaded.architecture
         self.notes = loaded.notes
         self.inputs = config.data.input_spec(loaded.inputs)
-        if self.notes:
+        if self.notes:  # without weights, there is nothing to differ from
             self.notes += differing_inputs(self.inputs, loaded.inputs)
         training = Training(
             model,
@@ -60,17 +60,17 @@ class Supervised(Stepped):
 
 
 def create_optimizer(model: nn.Module, encoder: Any, config: TaskConfig, fused: bool) -> Optimizer:
-    """The optimiser that ``config`` names, whose rates fall from layer to layer of ``encoder`` (``layer_decay``).
+    """Create the optimiser that ``config`` names; its rates fall from layer to layer of ``encoder`` (``layer_decay``).
 
     The encoder is ``model`` or a part of it.
     """
-    prefix = next(f"{name}." if name else "" for name, part in model.named_modules() if part is encoder)
-    names = encoder.no_weight_decay() if hasattr(encoder, "no_weight_decay") else ()
+    prefix = next(f"{name}." if name else "" for name, module in model.named_modules() if module is encoder)
+    undecayed = encoder.no_weight_decay() if hasattr(encoder, "no_weight_decay") else ()
+    undecayed = {f"{prefix}{name}" for name in undecayed}
     layers = None
     if config.layer_decay < 1:
         layers = nested_layers(model) if prefix else layers_of(model)
-    skip = {f"{prefix}{name}" for name in names}
-    groups = param_groups(model.named_parameters(), skip, config.layer_decay, layers)
+    groups = param_groups(model.named_parameters(), undecayed, config.layer_decay, layers)
     if config.optimizer == "lars":
         return create_lars(groups, config.optim.lr)
     if config.optimizer == "sgd":

@@ -55,31 +55,34 @@ class TorchTokenizer(Stepped):
     ) -> Mapping[str, SupportsFloat]:
         """See :meth:`ehm.backends.base.TokenizerLearner.train_step`."""
         self.model.train()
-        heat = torch.full((), temperature, device=self._device)
-        terms, counts = torch.zeros(2, device=self._device), torch.zeros(self._config.vocabulary, device=self._device)
+        temperature_on_device = torch.full((), temperature, device=self._device)
+        terms = torch.zeros(2, device=self._device)
+        counts = torch.zeros(self._config.vocabulary, device=self._device)
 
-        def loss(rows: slice) -> Tensor:
+        def compute_loss(rows: slice) -> Tensor:
             with self._training.autocast():
-                error, divergence, tokens = self._training.module(self._pixels(images[rows]), heat)
+                error, divergence, tokens = self._training.module(self._pixels(images[rows]), temperature_on_device)
+            # accumulated on the device: reading a term would make the host wait for it
             terms.add_(torch.stack([error, divergence]).detach(), alpha=(rows.stop - rows.start) / len(images))
             counts.scatter_add_(0, tokens.flatten(), torch.ones_like(tokens, dtype=counts.dtype).flatten())
             value: Tensor = error + self._config.kl_weight * divergence
             return value
 
-        metrics = self._step(len(images), loss, lr, weight_decay)
+        metrics = self._take_step(len(images), compute_loss, lr, weight_decay)
         self._recent.append(mean_over_processes(counts, self._processes))
         error, divergence = mean_over_processes(terms, self._processes).unbind()
-        return {**metrics, "mse": error, "kl": divergence, **measure_usage(torch.stack(list(self._recent)).sum(dim=0))}
+        metrics |= {"mse": error, "kl": divergence}
+        return metrics | measure_usage(torch.stack(list(self._recent)).sum(dim=0))
 
     def reconstruct_images(self, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """See :meth:`ehm.backends.base.TokenizerLearner.reconstruct_images`."""
         self.model.eval()
-        seen, tokens = self.model.reconstruct(self._pixels(images))
-        return seen.permute(0, 2, 3, 1).cpu().numpy(), tokens.cpu().numpy()
+        reconstructed, tokens = self.model.reconstruct(self._pixels(images))
+        return reconstructed.permute(0, 2, 3, 1).cpu().numpy(), tokens.cpu().numpy()
 
 
 def measure_usage(counts: Tensor) -> dict[str, SupportsFloat]:
-    """Share of the codes that occur, and the perplexity of their distribution, of (K,) counts."""
+    """Compute the share of codes that occur, and the perplexity of their distribution, from (K,) counts."""
     shares = counts / counts.sum()
     entropy = -(shares * shares.clamp_min(1e-12).log()).sum()
     return {"codes_used": (counts > 0).float().mean(), "perplexity": entropy.exp()}

@@ -19,25 +19,27 @@ from ehm.storage.arrays import Arrays
 __all__ = ["DalleEncoder"]
 
 _EPSILON = 0.1
-"""Pixels are mapped to [0.1, 0.9], as its logit-Laplace likelihood wants them."""
+"""Pixels are mapped to [0.1, 0.9], which its logit-Laplace likelihood needs."""
 _BLOCK = re.compile(r"blocks\.group_(\d+)\.block_(\d+)\.")
 
 
 class DalleEncoder(Tokenizer):
-    """``groups`` of ``blocks`` residual blocks, ``width`` wide at first and twice as wide in each further group.
+    """DALL-E's encoder: ``groups`` of ``blocks`` residual blocks, ``width`` wide, doubled in each further group.
 
     Pixels of the shorter side are halved after each group but the last. The defaults are the published sizes.
     """
 
     def __init__(self, vocabulary: int = 8192, width: int = 256, groups: int = 4, blocks: int = 2) -> None:
         super().__init__()
-        self.vocabulary, self.stride = vocabulary, 2 ** (groups - 1)
+        self.vocabulary = vocabulary
+        self.stride = 2 ** (groups - 1)
         gain = 1 / (groups * blocks) ** 2
         stack = nn.Sequential()
         stack.add_module("input", _Conv(3, width, 7))
         inside = width
         for number in range(1, groups + 1):
-            group, outside = nn.Sequential(), width * 2 ** (number - 1)
+            group = nn.Sequential()
+            outside = width * 2 ** (number - 1)
             for block in range(1, blocks + 1):
                 group.add_module(f"block_{block}", _Block(inside, outside, gain))
                 inside = outside
@@ -51,16 +53,22 @@ class DalleEncoder(Tokenizer):
         self.blocks = stack
 
     @classmethod
-    def of(cls, arrays: Arrays) -> DalleEncoder:
-        """The encoder whose parameters ``arrays`` are, by name; sizes are told from names and shapes.
+    def from_arrays(cls, arrays: Arrays) -> DalleEncoder:
+        """Build the encoder with the parameters ``arrays``; sizes follow from their names and shapes.
 
-        Raises CheckpointError where they are not such an encoder's.
+        Raises CheckpointError if they are not such an encoder's.
         """
-        first, last = arrays.get("blocks.input.w"), arrays.get("blocks.output.conv.w")
-        found = [(int(match[1]), int(match[2])) for name in arrays if (match := _BLOCK.match(name))]
-        if first is None or last is None or not found:
+        first = arrays.get("blocks.input.w")
+        last = arrays.get("blocks.output.conv.w")
+        groups = 0
+        blocks = 0
+        for name in arrays:
+            match = _BLOCK.match(name)
+            if match is not None:
+                groups = max(groups, int(match[1]))
+                blocks = max(blocks, int(match[2]))
+        if first is None or last is None or not groups:
             raise CheckpointError("not the tensors of DALL-E's encoder: blocks.input.w or blocks.output.conv.w missing")
-        groups, blocks = (max(numbers) for numbers in zip(*found, strict=True))
         encoder = cls(last.shape[0], first.shape[0], groups, blocks)
         load_arrays(encoder, arrays)
         return encoder
@@ -76,7 +84,8 @@ class _Block(nn.Module):
 
     def __init__(self, inside: int, outside: int, gain: float) -> None:
         super().__init__()
-        self._gain, hidden = gain, outside // 4
+        self._gain = gain
+        hidden = outside // 4
         self.id_path = nn.Identity() if inside == outside else _Conv(inside, outside, 1)
         self.res_path = nn.Sequential()
         sizes = ((inside, hidden, 3), (hidden, hidden, 3), (hidden, hidden, 3), (hidden, outside, 1))

@@ -1,7 +1,7 @@
-"""Where BEiT's visual tokens come from: a run of ``ehm tokenizer train``, or DALL-E's published encoder.
+"""Load the tokenizer of BEiT's visual tokens: a run of ``ehm tokenizer train``, or DALL-E's published encoder.
 
 ``encoder.pkl`` is a pickled module of the package ``dall_e``. Reading it executes nothing: torch's restricted unpickler
-makes tensors and containers, and for each class that the module consists of an empty stand-in, known by name alone.
+makes tensors and containers, and an empty stand-in for each class of the module, which is known by its name alone.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ _ABSENT = (
     "objective beit needs visual tokens: give DALL-E's encoder.pkl or a tokenizer of your own images "
     "(ehm tokenizer train --out runs/tokenizer) as model.tokenizer"
 )
+_COMMANDS = {"pretrain": "train", "classifier": "finetune"}
+"""Commands whose names differ from the kind of checkpoint that they write."""
 _CLASSES = (
     "dall_e.encoder.Encoder",
     "dall_e.encoder.EncoderBlock",
@@ -37,22 +39,22 @@ _CLASSES = (
     "torch.nn.modules.linear.Identity",
     "torch.nn.modules.pooling.MaxPool2d",
 )
-"""What the published module consists of."""
+"""The classes that the published module consists of."""
 
 
 def load_tokenizer(source: str | None, device: torch.device) -> Tokenizer:
-    """The frozen tokenizer that ``source`` names, on ``device``.
+    """Load the tokenizer that ``source`` names to ``device``, frozen.
 
     ``source`` is a run folder or checkpoint of ``ehm tokenizer train``, DALL-E's ``encoder.pkl``, or its tensors in a
-    ``.safetensors`` or torch file. Raises ConfigError where there is none, and CheckpointError where it is no
-    tokenizer, was altered, or is a pickle of anything else.
+    ``.safetensors`` or torch file. Raises ConfigError if there is none, and CheckpointError if it is no tokenizer, was
+    altered, or is a pickle of anything else.
     """
     path = Path(source or "")
     if not source or not path.exists():
         raise ConfigError(f"{_ABSENT}, not {source}, which does not exist" if source else _ABSENT)
     if path.is_file() and not (path.parent / "state.json").is_file():
         try:
-            tokenizer: Tokenizer = DalleEncoder.of(_read_file(path))
+            tokenizer: Tokenizer = DalleEncoder.from_arrays(_read_file(path))
         except CheckpointError as error:
             raise CheckpointError(f"{path}: {str(error).removeprefix(f'{path}: ')}") from None
     else:
@@ -61,7 +63,7 @@ def load_tokenizer(source: str | None, device: torch.device) -> Tokenizer:
 
 
 def build_tokenizer(config: TokenizerConfig) -> DiscreteVae:
-    """The network of ``config``, with fresh parameters."""
+    """Build the network of ``config`` with fresh parameters."""
     return DiscreteVae(config.vocabulary, config.width, config.stride)
 
 
@@ -74,18 +76,16 @@ def _load_own(path: Path) -> DiscreteVae:
     return tokenizer
 
 
-_COMMANDS = {"pretrain": "train", "classifier": "finetune"}
-
-
 def _read_file(path: Path) -> Arrays:
-    """Arrays by name; CheckpointError where torch's restricted unpickler finds anything but tensors and stand-ins."""
+    """Read arrays by name; raises CheckpointError if the file holds anything but tensors and known classes."""
     if path.suffix == ".safetensors":
         return read_safetensors(path)
     stand_ins: list[Any] = [(_StandIn, name) for name in _CLASSES]
     try:
         with torch.serialization.safe_globals(stand_ins):
             content = torch.load(path, map_location="cpu", weights_only=True)
-        tensors = dict(_collect_tensors(content)) if isinstance(content, _StandIn) else dict(content)
+        # a module, or a file of its tensors alone
+        tensors = _collect_tensors(content) if isinstance(content, _StandIn) else dict(content)
         return {name: value.detach().float().numpy() for name, value in tensors.items()}
     except Exception as error:  # a file of unknown origin can fail in any way, at any opcode
         reason = _explain_failure(error)
@@ -95,7 +95,7 @@ def _read_file(path: Path) -> Arrays:
 
 
 def _explain_failure(error: Exception) -> str:
-    """What torch's unpickler met, without its advice to load the file all the same."""
+    """Return what torch's unpickler stopped at, without its advice to load the file all the same."""
     found = re.search(
         r"(?:WeightsUnpickler error:\s*|Trying to load )(\S.*?)(?: was not an allowed global|\.? *$)",
         str(error),
@@ -107,12 +107,15 @@ def _explain_failure(error: Exception) -> str:
 
 
 class _StandIn:
-    """What stands where the file names a class of a module: attributes, and no code."""
+    """A class without code that stands for one that the file names; its instances hold attributes alone."""
 
 
-def _collect_tensors(module: Any, prefix: str = "") -> list[tuple[str, Tensor]]:
-    """Parameters of a tree of stand-ins, as ``torch.nn.Module.state_dict`` names them."""
-    own = [(prefix + name, value) for name, value in module._parameters.items() if value is not None]
+def _collect_tensors(module: Any, prefix: str = "") -> dict[str, Tensor]:
+    """Collect the parameters of a tree of stand-ins, named as by ``torch.nn.Module.state_dict``."""
+    tensors: dict[str, Tensor] = {}
+    for name, value in module._parameters.items():
+        if value is not None:
+            tensors[prefix + name] = value
     for name, child in module._modules.items():
-        own += _collect_tensors(child, f"{prefix}{name}.")
-    return own
+        tensors |= _collect_tensors(child, f"{prefix}{name}.")
+    return tensors

@@ -1,4 +1,4 @@
-"""One descriptor for an image, from the patch tokens of any encoder, and ArcFace, which trains it.
+"""A descriptor of an image from the patch tokens of any encoder, and ArcFace, which trains it.
 
 Shapes: B images, N patches, W features of a token, D of a descriptor, C classes.
 """
@@ -27,7 +27,7 @@ class Embedding(nn.Module):
     length. Without ``dim`` there is no whitening. With ``classes`` the forward pass takes labels (B,) too and gives
     ArcFace's logits (B, C). GeM, ArcFace and lengths are float32 whatever the encoder computes in.
 
-    ``forward_features`` and ``forward_head`` divide it as timm's models are divided.
+    ``forward_features`` and ``forward_head`` split the pass as timm's models split it.
     """
 
     def __init__(
@@ -41,17 +41,18 @@ class Embedding(nn.Module):
         self.arcface = ArcFace(dim or width, classes, margin, scale) if classes else None
 
     def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Descriptors (B, D), or with ``labels`` logits (B, C)."""
+        """Compute descriptors (B, D), or with ``labels`` logits (B, C)."""
         descriptors = self.forward_head(self.forward_features(images))
         return descriptors if labels is None or self.arcface is None else self.arcface(descriptors, labels)
 
     def forward_features(self, images: Tensor) -> Tensor:
-        """Patch tokens (B, N, W) behind the encoder's last norm."""
+        """Compute the patch tokens (B, N, W) behind the encoder's last norm."""
         return patch_tokens(self.encoder, self.encoder.forward_features(images))
 
     def forward_head(self, tokens: Tensor, pre_logits: bool = True) -> Tensor:
         """(B, N, W) -> (B, D)."""
         with torch.autocast(tokens.device.type, enabled=False):
+            # clamped, because a power of a negative number is not real
             mean = tokens.float().clamp(min=_EPSILON).pow(self.power).mean(dim=1).pow(1 / self.power)
             return F.normalize(self.whitening(mean), dim=1)
 
@@ -59,8 +60,8 @@ class Embedding(nn.Module):
 class ArcFace(nn.Module):
     """Additive angular margin (Deng et al., 2019): cosines to a weight for each class, times a learned ``scale``.
 
-    The angle to the right class is made larger by ``margin`` radians; beyond pi, where that would turn the cosine
-    around, the published code's continuation with a constant slope is taken.
+    The angle to the right class is made larger by ``margin`` radians. Beyond pi that would turn the cosine around: the
+    published code's continuation with a constant slope is taken there.
     """
 
     def __init__(self, width: int, classes: int, margin: float, scale: float) -> None:
@@ -75,17 +76,17 @@ class ArcFace(nn.Module):
         with torch.autocast(descriptors.device.type, enabled=False):
             cosine = F.linear(descriptors.float(), F.normalize(self.weight.float(), dim=1))
             right = cosine.gather(1, labels[:, None])
-            sine = (1 - right.square()).clamp(min=1e-7).sqrt()
-            nearer = right * math.cos(self.margin) - sine * math.sin(self.margin)
-            beyond = right - math.sin(self.margin) * self.margin
-            nearer = torch.where(right > -math.cos(self.margin), nearer, beyond)
-            return self.scale * cosine.scatter(1, labels[:, None], nearer)
+            sine = (1 - right.square()).clamp(min=1e-7).sqrt()  # the gradient of the root is infinite at 0
+            with_margin = right * math.cos(self.margin) - sine * math.sin(self.margin)
+            beyond_pi = right - math.sin(self.margin) * self.margin
+            with_margin = torch.where(right > -math.cos(self.margin), with_margin, beyond_pi)
+            return self.scale * cosine.scatter(1, labels[:, None], with_margin)
 
 
 def patch_tokens(model: Any, tokens: Any) -> Tensor:
-    """What timm's ``forward_features`` gave, as tokens behind the last norm: -> (B, N, W).
+    """Bring the output of timm's ``forward_features`` to patch tokens behind the last norm: -> (B, N, W).
 
-    Of a ViT without the class token; of others the cells of the map.
+    For a ViT these are its tokens without the class token, for other networks the cells of their map.
     """
     if not isinstance(tokens, Tensor) or tokens.ndim not in (3, 4):
         raise ConfigError(f"model: {type(model).__name__} gives no tokens of patches to describe an image by")

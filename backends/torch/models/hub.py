@@ -1,4 +1,4 @@
-"""The Hugging Face Hub without a connection: what is cached is used, and what is not is missed at once."""
+"""Use the Hugging Face Hub without a connection: cached files are used, others fail at once."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _PATIENCE = 5
 
 @contextmanager
 def reachable_or_offline() -> Iterator[None]:
-    """Within, downloads from a hub that does not answer fail at once, unless the file is in the cache.
+    """Let downloads from a hub that does not answer fail at once for a while, unless the file is in the cache.
 
     huggingface_hub 2.4 tries six times for each name that a file of weights may have, for a minute and with a warning
     each, and has an argument against that in none of the functions that timm calls; its offline mode (HF_HUB_OFFLINE)

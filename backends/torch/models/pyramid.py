@@ -35,32 +35,33 @@ __all__ = [
 
 STRIDES = (4, 8, 16, 32)
 Taps = Sequence[int] | Callable[[int], Sequence[int]]
-"""Numbers of a ViT's blocks, or what gives them for its depth: :func:`last_of_quarters`, :func:`last_of_thirds`."""
+"""Numbers of a ViT's blocks, or a function that gives them for its depth."""
 _BEHIND = ("norm", "fc_norm", "head")
-"""Of an encoder, what lies behind its last map."""
+"""Parts of an encoder that lie behind its last map."""
 
 
 def last_of_quarters(depth: int) -> tuple[int, ...]:
-    """The last block of each quarter, as MAE detects (Li et al., 2021) and the paper does (V-B): 2, 5, 8, 11 of 12."""
-    return tuple(max(depth * part // 4 - 1, 0) for part in (1, 2, 3, 4))
+    """Return the last block of each quarter, as in detection with MAE and in the paper (V-B): 2, 5, 8, 11 of 12."""
+    return tuple(max(depth * quarter // 4 - 1, 0) for quarter in (1, 2, 3, 4))
 
 
 def last_of_thirds(depth: int) -> tuple[int, ...]:
-    """The last block of each third and the middle one, as BEiT and MAE segment: 3, 5, 7, 11 of 12."""
+    """Return the last block of each third and the middle one, as BEiT and MAE segment: 3, 5, 7, 11 of 12."""
     return tuple(max(block - 1, 0) for block in (depth // 3, depth // 2, depth * 2 // 3, depth))
 
 
 class Pyramid(nn.Module):
-    """A timm model, ``encoder``, whose maps are brought to :data:`STRIDES` where they do not have them already.
+    """A timm model, ``encoder``, and a neck that brings its maps to :data:`STRIDES`.
 
-    Normalised (B, 3, H, W) -> four maps (B, C_i, H / s_i, W / s_i). A ViT gives what its blocks ``taps`` leave,
-    enlarged by transposed convolutions or reduced by a maximum, as BEiT's published code does for patches of 16; where
-    the side of its patches is no power of two, images are resized so that they become one (448 pixels for 512, of 14).
-    A Swin, or a convolutional network of timm's, has stages of these strides. ``channels`` are the C_i; ``scale`` is of
-    the images' sides.
+    Normalised (B, 3, H, W) -> four maps (B, C_i, H / s_i, W / s_i). The maps of a ViT are the outputs of its blocks
+    ``taps``, enlarged by transposed convolutions or reduced by a maximum, as BEiT's published code does for patches of
+    16. If the side of its patches is no power of two, images are resized so that it becomes one: for patches of 14
+    pixels, images of 512 become 448. A Swin, or a convolutional network of timm's, has stages of these strides.
+    ``channels`` are the C_i, ``scale`` is the factor of the images' sides.
 
     ``any_size`` says whether H and W may be any multiples of 32, as with ViTs whose positions are added, and with
-    convolutions; others take images of the size that they were made for. ConfigError for an encoder without such maps.
+    convolutions; other encoders take images of the size that they were built for. Raises ConfigError for an encoder
+    without such maps.
     """
 
     def __init__(self, encoder: Any, taps: Taps = last_of_thirds) -> None:
@@ -69,17 +70,21 @@ class Pyramid(nn.Module):
         self.neck: nn.ModuleList | None = None
         self.scale = 1.0
         if isinstance(encoder, VisionTransformer | Beit):
-            self._init_vit(encoder, tuple(taps(len(encoder.blocks)) if callable(taps) else taps))
+            blocks = taps(len(encoder.blocks)) if callable(taps) else taps
+            self._init_vit(encoder, tuple(blocks))
         else:
             self._init_stages(encoder)
-        for name in _BEHIND:  # several processes wait for the gradients of all that learns
-            if isinstance(part := getattr(encoder, name, None), nn.Module):
+        # Several processes wait for the gradients of all that learns, and these parts would never have any.
+        for name in _BEHIND:
+            part = getattr(encoder, name, None)
+            if isinstance(part, nn.Module):
                 part.requires_grad_(False)
 
     def _init_vit(self, encoder: Any, taps: tuple[int, ...]) -> None:
         if min(taps) < 0 or max(taps) >= len(encoder.blocks):
             raise ConfigError(f"model: maps behind blocks {list(taps)}; the encoder has {len(encoder.blocks)}")
-        patch, width = encoder.patch_embed.patch_size[0], encoder.embed_dim
+        patch = encoder.patch_embed.patch_size[0]
+        width = encoder.embed_dim
         stride = 2 ** round(math.log2(patch))
         self.scale = patch / stride
         self.any_size = isinstance(encoder, VisionTransformer)
@@ -87,16 +92,18 @@ class Pyramid(nn.Module):
             take_any_size(encoder)
         elif self.scale != 1:
             raise ConfigError(f"model: patches of {patch} pixels; with relative positions they need a power of two")
-        encoder.blocks[max(taps) + 1 :].requires_grad_(False)
+        encoder.blocks[max(taps) + 1 :].requires_grad_(False)  # their output is not used
         self.taps: tuple[int, ...] = taps
         self.channels: tuple[int, ...] = (width,) * len(STRIDES)
         self.neck = nn.ModuleList(_build_resizing(width, stride, wanted) for wanted in STRIDES)
 
     def _init_stages(self, encoder: Any) -> None:
-        stages = {facts["reduction"]: index for index, facts in enumerate(encoder.feature_info)}
+        stages: dict[int, int] = {}
+        for index, facts in enumerate(encoder.feature_info):
+            stages[facts["reduction"]] = index
         if not set(STRIDES) <= set(stages):
             raise ConfigError(f"model: {type(encoder).__name__} has maps at strides {sorted(stages)}, not 4, 8, 16, 32")
-        self.any_size = not hasattr(encoder, "set_input_size")
+        self.any_size = not hasattr(encoder, "set_input_size")  # timm's Swins have it, convolutions need none
         self.taps = tuple(stages[stride] for stride in STRIDES)
         self.channels = tuple(encoder.feature_info[index]["num_chs"] for index in self.taps)
 
@@ -105,12 +112,14 @@ class Pyramid(nn.Module):
         if self.scale != 1:
             size = [round(side * self.scale) for side in images.shape[2:]]
             images = F.interpolate(images, size, mode="bilinear", align_corners=False)
-        blocks = sorted(set(self.taps))  # a shallow encoder has too few for four
-        found: list[Tensor] = self.encoder.forward_intermediates(
+        blocks = sorted(set(self.taps))  # a shallow encoder has fewer than four
+        outputs: list[Tensor] = self.encoder.forward_intermediates(
             images, indices=blocks, output_fmt="NCHW", intermediates_only=True
         )
-        maps = [found[blocks.index(tap)] for tap in self.taps]
-        return maps if self.neck is None else [layer(level) for layer, level in zip(self.neck, maps, strict=True)]
+        maps = [outputs[blocks.index(tap)] for tap in self.taps]
+        if self.neck is None:
+            return maps
+        return [layer(level) for layer, level in zip(self.neck, maps, strict=True)]
 
 
 def load_pyramid(
@@ -137,20 +146,23 @@ def load_pyramid(
 
 
 def nested_layers(model: nn.Module) -> dict[str, int]:
-    """Layer of every parameter of ``model``: of those of the encoder inside see :func:`layers_of`; the rest is above.
+    """Return the layer of every parameter of ``model``; everything outside its encoder lies above the encoder.
 
-    The encoder is the one module that has the name ``encoder``.
+    The encoder is the one module that has the name ``encoder``; see :func:`layers_of` for its layers.
     """
     ((prefix, encoder),) = ((name, part) for name, part in model.named_modules() if name.split(".")[-1] == "encoder")
-    trained = {name for name, parameter in encoder.named_parameters() if parameter.requires_grad}
     inner = layers_of(encoder)
-    above = 1 + max(layer for name, layer in inner.items() if name in trained)
-    layers = {f"{prefix}.{name}": min(layer, above) for name, layer in inner.items()}
-    return {name: layers.get(name, above) for name, _ in model.named_parameters()}
+    trained_layers = [inner[name] for name, parameter in encoder.named_parameters() if parameter.requires_grad]
+    above = 1 + max(trained_layers)
+    layers: dict[str, int] = {}
+    for name, _ in model.named_parameters():
+        is_inner = name.startswith(f"{prefix}.")
+        layers[name] = min(inner[name.removeprefix(f"{prefix}.")], above) if is_inner else above
+    return layers
 
 
 def _build_resizing(width: int, stride: int, wanted: int) -> nn.Module:
-    """From maps at ``stride`` to such at ``wanted``."""
+    """Build a module that brings maps of ``stride`` to the stride ``wanted``."""
     if wanted > stride:
         return nn.MaxPool2d(wanted // stride)
     layers: list[nn.Module] = []
@@ -162,7 +174,13 @@ def _build_resizing(width: int, stride: int, wanted: int) -> nn.Module:
 
 
 def take_any_size(model: Any) -> None:
-    """Let timm resample the positions in every pass: what ``dynamic_img_size`` does when a ViT is made."""
+    """Let timm resample the positions in every pass, as a ViT that is built with ``dynamic_img_size`` does.
+
+    This sets the attributes that timm's constructor derives from that argument (``VisionTransformer.__init__`` and
+    ``PatchEmbed.__init__`` of 1.0.31), because the network has been built by then, perhaps by timm's name, and only the
+    network shows whether it takes any size. It can go when timm has a method for it, as ``set_input_size`` is one for a
+    single size (https://github.com/huggingface/pytorch-image-models, ``timm/models/vision_transformer.py``).
+    """
     model.dynamic_img_size = True
     model.patch_embed.strict_img_size = False
     model.patch_embed.flatten = False
@@ -170,11 +188,16 @@ def take_any_size(model: Any) -> None:
 
 
 def fix_size(pyramid: Pyramid, image_size: tuple[int, int]) -> None:
-    """Resample the positions of a ViT that takes any size, once, for images of (H, W): the same function of these."""
+    """Resample the positions of a ViT that takes any size once and for all, for images of (H, W).
+
+    For such images the outputs stay the same; the network becomes simpler to export. The attributes are those of
+    :func:`take_any_size`, set back.
+    """
     encoder: Any = pyramid.encoder
     if not getattr(encoder, "dynamic_img_size", False):
         return
-    height, width = (round(side * pyramid.scale) for side in image_size)
+    height = round(image_size[0] * pyramid.scale)
+    width = round(image_size[1] * pyramid.scale)
     encoder.set_input_size(img_size=(height, width))
     encoder.dynamic_img_size = False
     encoder.patch_embed.flatten = True

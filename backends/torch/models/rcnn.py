@@ -1,4 +1,4 @@
-"""Mask R-CNN (He et al., 2017) of torchvision, and Faster R-CNN, on any encoder's maps.
+"""Torchvision's Mask R-CNN (He et al., 2017) and Faster R-CNN on the maps of any encoder.
 
 Shapes: B images; D features of the pyramid; C classes, numbered from 1: 0 is the background.
 """
@@ -25,13 +25,13 @@ __all__ = ["Backbone", "build_rcnn"]
 
 _RATIOS = (0.5, 1.0, 2.0)
 _POOL = 7
-"""Side of what the box head sees of an object, in cells of the map."""
+"""Side of the region of an object that the box head takes, in cells."""
 
 
 class Backbone(nn.Module):
     """Normalised (B, 3, H, W) -> maps (B, D, H / s, W / s) at strides 4, 8, 16, 32 and 64, named 0 to 3 and pool.
 
-    float32, whatever the encoder computes in: RoIAlign and NMS take boxes and maps of one type.
+    The maps are float32 whatever the encoder computes in: RoIAlign and NMS take boxes and maps of one type.
     """
 
     def __init__(self, pyramid: Pyramid, width: int) -> None:
@@ -42,22 +42,28 @@ class Backbone(nn.Module):
 
     def forward(self, images: Tensor) -> OrderedDict[str, Tensor]:
         """See the class."""
-        maps = OrderedDict((str(level), value) for level, value in enumerate(self.pyramid(images)))
-        return OrderedDict((name, value.float()) for name, value in self.fpn(maps).items())
+        maps: OrderedDict[str, Tensor] = OrderedDict()
+        for level, value in enumerate(self.pyramid(images)):
+            maps[str(level)] = value
+        outputs: OrderedDict[str, Tensor] = self.fpn(maps)
+        for name in outputs:
+            outputs[name] = outputs[name].float()
+        return outputs
 
 
 def build_rcnn(
     config: DetectionConfig, classes: int, weights: Weights | None = None
 ) -> tuple[Any, LoadedModel, tuple[int, int]]:
-    """The detector of ``config`` for C ``classes``, what its encoder was loaded from, and the (H, W) that images get.
+    """Build the detector of ``config`` for C ``classes``; return it, its loaded encoder, and the images' size (H, W).
 
-    It takes lists of normalised images (3, H, W), of any sizes, and in training targets as torchvision's does. In the
-    pyramid a ViT gives what its four quarters leave. Raises as ``load_pyramid`` does, and ConfigError where an encoder
-    takes one size only and that is no square of a multiple of 32 pixels.
+    The detector takes lists of normalised images (3, H, W), of any sizes, and in training targets as torchvision's
+    does. The maps of a ViT are the outputs of its four quarters. Raises as ``load_pyramid`` does, and ConfigError if an
+    encoder takes one size only that is no square of a multiple of 32 pixels.
     """
     pyramid, loaded = load_pyramid(config.model, taps=last_of_quarters, weights=weights)
     resizing, size = _build_resizing(config, pyramid.any_size, loaded.image_size)
-    backbone, width = Backbone(pyramid, config.width), config.width
+    width = config.width
+    backbone = Backbone(pyramid, width)
     anchors = AnchorGenerator(tuple((side,) for side in config.anchor_sizes), (_RATIOS,) * len(config.anchor_sizes))
     options: dict[str, Any] = {
         "rpn_anchor_generator": anchors,
@@ -67,7 +73,7 @@ def build_rcnn(
         "box_batch_size_per_image": config.proposals,
         "box_score_thresh": config.score_threshold,
         "box_detections_per_img": config.detections,
-        "image_mean": (0.0, 0.0, 0.0),  # they come normalised
+        "image_mean": (0.0, 0.0, 0.0),  # images come normalised
         "image_std": (1.0, 1.0, 1.0),
         **resizing,
     }
@@ -81,9 +87,10 @@ def build_rcnn(
 def _build_resizing(
     config: DetectionConfig, any_size: bool, fixed: tuple[int, int]
 ) -> tuple[dict[str, Any], tuple[int, int]]:
-    """How images are resized and padded, and the size that they get at most."""
+    """Return torchvision's arguments on how images are resized and padded, and the largest size (H, W) that results."""
     if any_size:
-        return {"min_size": config.min_size, "max_size": config.max_size}, (config.min_size[-1], config.max_size)
+        arguments = {"min_size": config.min_size, "max_size": config.max_size}
+        return arguments, (config.min_size[-1], config.max_size)
     height, width = fixed
     if height != width or height % STRIDES[-1]:
         raise ConfigError(
@@ -94,7 +101,7 @@ def _build_resizing(
 
 
 class _RPNHead(RPNHead):
-    """In float32 out, as the boxes are that its scores are sorted with."""
+    """Torchvision's head with float32 outputs, the type of the boxes that its scores are sorted with."""
 
     def forward(self, x: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         scores, deltas = super().forward(x)
@@ -102,7 +109,7 @@ class _RPNHead(RPNHead):
 
 
 class _BoxPredictor(FastRCNNPredictor):
-    """In float32 out, as the boxes are that its scores are sorted with."""
+    """Torchvision's predictor with float32 outputs, the type of the boxes that its scores are sorted with."""
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         scores, deltas = super().forward(x)

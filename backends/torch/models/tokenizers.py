@@ -17,21 +17,21 @@ __all__ = ["DiscreteVae", "Tokenizer"]
 
 
 class Tokenizer(nn.Module, ABC):
-    """Images -> visual tokens, what BEiT predicts: ``vocabulary`` of them, one for ``stride`` x ``stride`` pixels."""
+    """A network from images to visual tokens out of a ``vocabulary``, one for ``stride`` x ``stride`` pixels."""
 
     vocabulary: int
     stride: int
 
     @abstractmethod
     def logits(self, images: Tensor) -> Tensor:
-        """How well each code suits each place: (B, 3, H, W) -> (B, K, h, w)."""
+        """Compute how well each code suits each place: (B, 3, H, W) -> (B, K, h, w)."""
 
     @torch.no_grad()
     def tokens(self, images: Tensor) -> Tensor:
-        """The best code of each place, row by row: (B, 3, H, W) in [0, 1] -> (B, h * w) int64.
+        """Return the best code of each place, row by row: (B, 3, H, W) in [0, 1] -> (B, h * w) int64.
 
-        In float32 whatever the caller computes in, so that images have the same tokens in every run. Raises ValueError
-        where H or W is not a multiple of ``stride``.
+        It computes in float32 whatever the caller computes in, so that images have the same tokens in every run. Raises
+        ValueError if H or W is not a multiple of ``stride``.
         """
         height, width = images.shape[-2:]
         if height % self.stride or width % self.stride:
@@ -43,23 +43,25 @@ class Tokenizer(nn.Module, ABC):
 class DiscreteVae(Tokenizer):
     """A convolutional encoder to logits of ``vocabulary`` codes, a codebook (K, D), and a decoder back to pixels.
 
-    ``stride`` is a power of two. ``width`` D is the number of channels at that stride; each halving of it halves them.
-    Batch norm before the logits takes off what all places have in common, which would else give them all one code.
+    ``stride`` is a power of two. ``width`` D is the number of channels at that stride; half the stride, half of them.
     In evaluation mode an image has the same tokens in any batch.
     """
 
     def __init__(self, vocabulary: int, width: int, stride: int = 8) -> None:
         super().__init__()
-        self.vocabulary, self.stride = vocabulary, stride
-        stages = stride.bit_length() - 1
+        self.vocabulary = vocabulary
+        self.stride = stride
+        stages = stride.bit_length() - 1  # the logarithm of a power of two
         channels = [3, *(width >> (stages - 1 - stage) for stage in range(stages))]
         logits = nn.Conv2d(width, vocabulary, 1)
-        nn.init.normal_(logits.weight, std=4 / width**0.5)  # sure enough of codes to be heard above the Gumbel noise
+        # logits large enough to stand out from the Gumbel noise
+        nn.init.normal_(logits.weight, std=4 / width**0.5)
         self.encoder = nn.Sequential(
             *_build_stages(channels, nn.Conv2d),
             _Residual(width),
             _Residual(width),
             nn.ReLU(),
+            # takes off what all places have in common, which would give them all one code otherwise
             nn.BatchNorm2d(width, affine=False),
             logits,
         )
@@ -76,37 +78,39 @@ class DiscreteVae(Tokenizer):
     def forward(self, images: Tensor, temperature: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Reconstruct (B, 3, H, W) images through relaxed codes: the two terms of the loss, and the tokens (B, h * w).
 
-        The first term is the mean squared error of the pixels (where DALL-E has a logit-Laplace likelihood). The second
-        is KL(q || uniform) in nats, q being the codes' mean distribution over images and places: that part of the
-        ELBO's divergence which says how unevenly codes are used, without the part that says how surely each place has
-        one (Hoffman and Johnson, "ELBO surgery", 2016). Codes are Gumbel-softmax samples of ``temperature`` (Jang et
-        al., 2017), a scalar; their noise is torch's own random numbers, on the device of ``images``.
+        The first term is the mean squared error of the pixels (DALL-E has a logit-Laplace likelihood instead). The
+        second is KL(q || uniform) in nats, with q the mean distribution of codes over images and places. It is the part
+        of the ELBO's divergence that measures how unevenly codes are used, without the part that measures how certain
+        the code of each place is (Hoffman and Johnson, "ELBO surgery", 2016). Codes are Gumbel-softmax samples of
+        ``temperature`` (Jang et al., 2017), a scalar; their noise is torch's own random numbers, on the device of
+        ``images``.
         """
         logits = self.logits(images).float()
         noise = -torch.empty_like(logits).exponential_().log()
         samples = ((logits + noise) / temperature).softmax(dim=1)
         features = torch.einsum("bkhw,kd->bdhw", samples, self.codebook)
-        error = mse_loss(self._decode(features).float(), images)
+        error = mse_loss(self._decode_features(features).float(), images)
         q = logits.softmax(dim=1).mean(dim=(0, 2, 3))
         divergence = (q * (self.vocabulary * q).clamp_min(1e-12).log()).sum()
         return error, divergence, logits.detach().argmax(dim=1).flatten(1)
 
     @torch.no_grad()
     def reconstruct(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """What the tokens of (B, 3, H, W) images keep of them: images of that shape in [0, 1], and the tokens."""
-        height, width = (side // self.stride for side in images.shape[-2:])
+        """Reconstruct (B, 3, H, W) images from their tokens: images of that shape in [0, 1], and the tokens."""
+        height = images.shape[-2] // self.stride
+        width = images.shape[-1] // self.stride
         tokens = self.tokens(images)
         features = embedding(tokens, self.codebook).unflatten(1, (height, width)).permute(0, 3, 1, 2)
-        return self._decode(features).clamp(0, 1), tokens
+        return self._decode_features(features).clamp(0, 1), tokens
 
-    def _decode(self, features: Tensor) -> Tensor:
-        """Features of codes (B, D, h, w) -> images (B, 3, H, W)."""
+    def _decode_features(self, features: Tensor) -> Tensor:
+        """Decode features of codes (B, D, h, w) to images (B, 3, H, W)."""
         decoded: Tensor = self.decoder(features)
         return (decoded + 1) / 2
 
 
 class _Residual(nn.Module):
-    """``x`` and two convolutions of it: (B, D, h, w) -> (B, D, h, w)."""
+    """A residual block of two convolutions: (B, D, h, w) -> (B, D, h, w)."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -121,7 +125,7 @@ class _Residual(nn.Module):
 
 
 def _build_stages(channels: list[int], convolution: type[nn.Conv2d] | type[nn.ConvTranspose2d]) -> Iterator[nn.Module]:
-    """Convolutions that halve or double height and width, with ReLUs between them."""
+    """Yield convolutions that halve or double height and width, with ReLUs between them."""
     for stage, (before, after) in enumerate(pairwise(channels)):
         if stage:
             yield nn.ReLU()

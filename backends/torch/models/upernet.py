@@ -1,4 +1,4 @@
-"""UperNet (Xiao et al., 2018): a pyramid of features in, scores of each class at each place out.
+"""UperNet (Xiao et al., 2018): from a pyramid of features to scores of each class at each place.
 
 The head is mmsegmentation's ``UPerHead`` with its auxiliary ``FCNHead``, as it is configured for MAE and BEiT.
 
@@ -20,7 +20,7 @@ __all__ = ["PoolingPyramid", "UperNet", "adaptive_mean", "upsample"]
 
 _SCALES = (1, 2, 3, 6)
 _AUXILIARY = 2
-"""The level that the auxiliary head looks at."""
+"""The level that the auxiliary head is applied to."""
 
 
 class UperNet(nn.Module):
@@ -31,7 +31,8 @@ class UperNet(nn.Module):
 
     def __init__(self, pyramid: Pyramid, classes: int, config: UperNetConfig) -> None:
         super().__init__()
-        channels, width = pyramid.channels, config.channels
+        channels = pyramid.channels
+        width = config.channels
         self.pyramid = pyramid
         self.pooling = PoolingPyramid(channels[-1], width)
         self.lateral = nn.ModuleList(_build_layer(level, width, 1) for level in channels[:-1])
@@ -40,35 +41,38 @@ class UperNet(nn.Module):
         self.classify = _build_classifier(width, classes, config.dropout)
         self.auxiliary: nn.Module | None = None
         if config.auxiliary_weight:
-            level, hidden = channels[_AUXILIARY], config.auxiliary_channels
+            hidden = config.auxiliary_channels
             self.auxiliary = nn.Sequential(
-                _build_layer(level, hidden, 3), *_build_classifier(hidden, classes, config.dropout)
+                _build_layer(channels[_AUXILIARY], hidden, 3), *_build_classifier(hidden, classes, config.dropout)
             )
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        """See the class; the second is None in evaluation, and without auxiliary head."""
+        """See the class; the second output is None in evaluation, and without auxiliary head."""
         levels = self.pyramid(images)
-        scores: Tensor = self.classify(self._fused(levels))
+        scores: Tensor = self.classify(self._fuse_levels(levels))
         if self.auxiliary is None or not self.training:
             return scores, None
         return scores, self.auxiliary(levels[_AUXILIARY])
 
-    def _fused(self, levels: Sequence[Tensor]) -> Tensor:
-        """From the coarsest level to the finest, each added to the one below (Lin et al., 2017): (B, D, H/4, W/4)."""
-        maps = [layer(level) for layer, level in zip(self.lateral, levels, strict=False)]
+    def _fuse_levels(self, levels: Sequence[Tensor]) -> Tensor:
+        """Fuse the levels from the coarsest to the finest (Lin et al., 2017): (B, D, H/4, W/4)."""
+        maps = [layer(level) for layer, level in zip(self.lateral, levels, strict=False)]  # all but the coarsest
         maps.append(self.pooling(levels[-1]))
         for index in range(len(maps) - 1, 0, -1):
             maps[index - 1] = maps[index - 1] + upsample(maps[index], maps[index - 1].shape[2:])
-        outputs = [layer(each) for layer, each in zip(self.smooth, maps, strict=False)] + maps[-1:]
-        size = outputs[0].shape[2:]
-        fused: Tensor = self.fuse(torch.cat([outputs[0], *(upsample(each, size) for each in outputs[1:])], dim=1))
+        size = maps[0].shape[2:]
+        outputs = [self.smooth[0](maps[0])]
+        for layer, level in zip(self.smooth[1:], maps[1:], strict=False):
+            outputs.append(upsample(layer(level), size))
+        outputs.append(upsample(maps[-1], size))  # the pooled level is smooth already
+        fused: Tensor = self.fuse(torch.cat(outputs, dim=1))
         return fused
 
 
 class PoolingPyramid(nn.Module):
-    """Pyramid pooling (Zhao et al., 2017): means of the whole map and of 2 x 2, 3 x 3 and 6 x 6 parts of it beside it.
+    """Pyramid pooling (Zhao et al., 2017): (B, C_4, h, w) -> (B, D, h, w).
 
-    (B, C_4, h, w) -> (B, D, h, w).
+    The map is joined by means of itself, of its 2 x 2, 3 x 3 and 6 x 6 parts.
     """
 
     def __init__(self, channels: int, width: int) -> None:
@@ -79,32 +83,34 @@ class PoolingPyramid(nn.Module):
     def forward(self, level: Tensor) -> Tensor:
         """See the class."""
         size = level.shape[2:]
-        pooled = [layer(adaptive_mean(level, scale)) for layer, scale in zip(self.parts, _SCALES, strict=True)]
-        fused: Tensor = self.fuse(torch.cat([level, *(upsample(each, size) for each in pooled)], dim=1))
+        maps = [level]
+        for layer, scale in zip(self.parts, _SCALES, strict=True):
+            maps.append(upsample(layer(adaptive_mean(level, scale)), size))
+        fused: Tensor = self.fuse(torch.cat(maps, dim=1))
         return fused
 
 
 def adaptive_mean(level: Tensor, parts: int) -> Tensor:
-    """(B, C, h, w) -> (B, C, parts, parts): what ``adaptive_avg_pool2d`` computes, as two matrix products.
+    """Average as ``adaptive_avg_pool2d`` does, by two matrix products: (B, C, h, w) -> (B, C, parts, parts).
 
-    These have gradients that are the same every time on all devices, and ONNX can express them for any h and w.
+    Their gradients are the same every time on all devices, and ONNX can express them for any h and w.
     """
-    down, across = (_compute_shares(side, parts, level) for side in level.shape[2:])
+    down = _compute_shares(level.shape[2], parts, level)
+    across = _compute_shares(level.shape[3], parts, level)
     return down @ level @ across.mT
 
 
 def _compute_shares(side: int, parts: int, like: Tensor) -> Tensor:
-    """Weights (parts, side) of a side's places in the mean of each part; neighbouring parts may share a place.
-
-    Made where ``like`` is: a copy from the host in every step would make that wait.
-    """
-    part, place = torch.arange(parts, device=like.device)[:, None], torch.arange(side, device=like.device)
+    """Return the weights (parts, side) of a side's places in the mean of each part; neighbours may share a place."""
+    # made on the device of ``like``, because a copy in every step would make the host wait
+    part = torch.arange(parts, device=like.device)[:, None]
+    place = torch.arange(side, device=like.device)
     inside = (place >= part * side // parts) & (place * parts < (part + 1) * side)
     return inside.to(like.dtype) / inside.sum(dim=1, keepdim=True).to(like.dtype)
 
 
 def upsample(values: Tensor, size: Sequence[int]) -> Tensor:
-    """Bilinear, as corners of pixels lie: (B, C, h, w) -> (B, C, *size)."""
+    """Resize bilinearly with aligned pixel borders: (B, C, h, w) -> (B, C, *size)."""
     return F.interpolate(values, tuple(size), mode="bilinear", align_corners=False)
 
 
