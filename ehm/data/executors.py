@@ -99,7 +99,7 @@ class Processes:
 
     def load_batches(self, plans: Iterator[BatchPlan]) -> Iterator[LoadedBatch]:
         """See :class:`Executor`."""
-        # workers of an earlier call are taken again: to start an interpreter takes a second
+        # workers of an earlier call are taken again: to start an interpreter costs more than a batch
         if not self._idle:
             pool = WorkerPool(self._count, self._reader, self._rows)
             self._idle.append(pool)

@@ -25,7 +25,7 @@ def find_central_part(width: int, height: int, cover: tuple[int, int]) -> tuple[
     """Return the box (left, top, right, bottom) of an image that is resized until it covers ``cover``.
 
     It is the whole image, unless that would be longer than :func:`limit_sides` afterwards: then it is the central
-    part of at most that length. Equally much is cut from both ends, so that the centre stays where it is.
+    part of at most that length. Equally much is cut from both ends, so that the centre stays in its place.
     """
     # the limits are those of the resized image, so that they are scaled back to this one
     most_height, most_width = limit_sides(cover)

@@ -1,6 +1,6 @@
 """From an image and its mask to one sample of segmentation: both cut alike, for training, and resized for inference.
 
-The numbers are mmsegmentation's for ADE20K. Images are resized bilinearly as Pillow does, which averages where it
+The numbers are mmsegmentation's for ADE20K. Images are resized bilinearly as Pillow does, which averages when it
 reduces (OpenCV, which that uses, does not), masks to the nearest pixel.
 """
 
@@ -131,7 +131,7 @@ def place_windows(size: tuple[int, ...], crop: tuple[int, int], stride: tuple[in
 
 
 def _place_along(length: int, window: int, stride: int) -> list[int]:
-    """Return where windows along one side begin."""
+    """Return the first pixel of each window along one side."""
     steps = max(0, math.ceil((length - window) / stride))
     return [min(index * stride, length - window) for index in range(steps + 1)]
 
@@ -150,7 +150,9 @@ def distort_colours(image: Image.Image, rng: np.random.Generator) -> Image.Image
     if contrast_first:
         image = _map_levels(image, levels * contrast)
     saturation = _draw_factor(rng)
-    turn = rng.uniform(-18, 18) / 180 * 256 if rng.random() < 0.5 else 0.0
+    turn = 0.0
+    if rng.random() < 0.5:
+        turn = rng.uniform(-18, 18) / 180 * 256
     if saturation != 1 or turn:
         hues, saturations, values = image.convert("HSV").split()
         hues = hues.point([round(level + turn) % 256 for level in range(256)])

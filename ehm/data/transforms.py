@@ -131,12 +131,14 @@ class EvalTransform:
         """Return the transform that ``timm.data.create_transform`` makes for this description and size."""
         resize_to = spec.resize_target(image_size)
         # timm leaves squares to torchvision's Resize; MAE's rule has always rounded down here
-        down = spec.crop_mode == "center" and (spec.crop_pct is None or resize_to[0] == resize_to[1])
+        rounds_down = spec.crop_mode == "center" and (spec.crop_pct is None or resize_to[0] == resize_to[1])
         fill = (0, 0, 0)
         if spec.crop_mode == "border":
             red, green, blue = (round(255 * value) for value in spec.mean)
             fill = (red, green, blue)
-        return cls(image_size, resize_to, spec.crop_mode, spec.interpolation, fill, "down" if down else "nearest")
+        return cls(
+            image_size, resize_to, spec.crop_mode, spec.interpolation, fill, "down" if rounds_down else "nearest"
+        )
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -157,7 +159,9 @@ class EvalTransform:
     def shorten(self, image: Image.Image) -> Image.Image:
         """Return the image, or the central part of one that is so long that resizing would take too much memory."""
         box = self.part(*image.size)
-        return image if box == (0, 0, *image.size) else image.crop(box)
+        if box == (0, 0, *image.size):
+            return image
+        return image.crop(box)
 
     def layout(self, width: int, height: int) -> tuple[tuple[int, int], tuple[int, int]]:
         """Return (width, height) that an image of that size is resized to, and (left, top) of the crop in the result.
@@ -193,13 +197,14 @@ class EvalTransform:
         # the same operations as in timm's ResizeKeepRatio, so that halves are rounded alike
         ratio_down = height / cover_height
         ratio_across = width / cover_width
-        ratio = max(ratio_down, ratio_across) if self.crop_mode == "border" else min(ratio_down, ratio_across)
+        choose = max if self.crop_mode == "border" else min
+        ratio = choose(ratio_down, ratio_across)
         # one pixel at least: a long thin image would vanish in "border", and Pillow cannot make an empty one
         return max(1, round(width / ratio)), max(1, round(height / ratio))
 
 
 def _find_crop_start(resized: int, wanted: int) -> int:
-    """Return where a centred crop of ``wanted`` pixels begins, as in torchvision: odd padding is longer behind."""
+    """Return the first pixel of a centred crop of ``wanted`` ones, as in torchvision: odd padding is longer behind."""
     if resized < wanted:
         return -((wanted - resized) // 2)
     return round((resized - wanted) / 2)

@@ -1,4 +1,4 @@
-"""What all tasks share: how one is trained, how its model is measured, and how a checkpoint of it is opened.
+"""The base of all tasks: to train one, to measure its model, and to open a checkpoint of it.
 
 A task is a folder: ``task.py`` has a subclass of :class:`Task` and one of :class:`Evaluation`, and ``metrics.py`` a
 report. A row of :mod:`ehm.tasks.registry` makes it known to the commands.
@@ -30,7 +30,7 @@ R = TypeVar("R", bound=Report)
 class Evaluation(ABC, Generic[R]):
     """A model and the images of ``subset`` that it is measured on, during its training or later.
 
-    ``loader`` reads this process's share of them. ``source_name`` says where the images lie.
+    ``loader`` reads this process's share of them. ``source_name`` is the name of their source.
     """
 
     def __init__(self, source_name: str, subset: Subset[Any], loader: Loader, processes: Processes) -> None:
@@ -82,10 +82,12 @@ class Task(ABC, Generic[C, R]):
         self.processes = backend.processes
         self.train = train
         self.classes: tuple[str, ...] = train.source.classes if classes is None else classes
+        # before anything expensive: this compares the images with those of the checkpoint, and may refuse them
         self.data = remember_images(config, train, val, self.classes, start, self.processes)
         self.val = leave_out_first_weights(val, self.data, config, self.processes, val_name)
-        # a resumed run needs nothing but its checkpoint
-        self.learner_config = config if start is None else _begin_with(config, start)
+        self.learner_config = config
+        if start is not None:  # a resumed run needs nothing but its checkpoint
+            self.learner_config = _begin_with(config, start)
 
     @property
     def kind(self) -> str:
@@ -147,7 +149,7 @@ class Task(ABC, Generic[C, R]):
     def open_untrained(
         cls, init: str, backend: Backend, config: str | Path | None, overrides: Sequence[str]
     ) -> Evaluation[R]:
-        """Prepare to measure the encoder ``init`` as it is, without training for the task, where that is possible."""
+        """Prepare to measure the encoder ``init`` as it is, if that is possible without training for the task."""
         raise NotImplementedError
 
     @classmethod
@@ -182,9 +184,11 @@ def merge_config(
     it is measured. Raises ConfigError if those do not go with the checkpoint.
     """
     stored = checkpoint.metadata["config"]
-    given = load_config(kind, stored if config is None else config, overrides)
+    given = load_config(kind, config or stored, overrides)
     given_values = given.model_dump()
-    own = load_config(kind, {**stored, **{key: given_values[key] for key in measured_keys}})
+    changed = {key: given_values[key] for key in measured_keys}
+    # loaded again, so that keys which do not go together are an error
+    own = load_config(kind, {**stored, **changed})
     own = _begin_with(own, checkpoint.folder)
     return own.model_copy(update={"data": given.data, "folds": given.folds, "fold": given.fold, "optim": given.optim})
 

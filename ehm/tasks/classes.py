@@ -61,14 +61,13 @@ def count_labels(train: Subset[Any], config: SourceConfig, trained: Sequence[str
     classes = source.classes if trained is None else tuple(trained)
     count_of = dict(zip(source.classes, np.bincount(train.labels, minlength=len(source.classes)), strict=True))
     counts = np.array([count_of[name] for name in classes], np.int64)
-    has_names = isinstance(source, FileSource)
-    if isinstance(source, FileSource) and source.empty_classes and not config.allow_empty_classes:
-        names = list_names([f"{name}/" for name in source.empty_classes])
-        raise DataError(
-            f"data.source {config.source}: {names} beside the classes without any image that is read; add images or "
-            f"remove the folder; {ALLOW}"
-        )
-    if has_names:
+    if isinstance(source, FileSource):  # somebody has named its classes, by folders or in a table
+        if source.empty_classes and not config.allow_empty_classes:
+            names = list_names([f"{name}/" for name in source.empty_classes])
+            raise DataError(
+                f"data.source {config.source}: {names} beside the classes without any image that is read; add images "
+                f"or remove the folder; {ALLOW}"
+            )
         _require_every_class(classes, counts, "image", train, config)
     return _describe_all("images of each class to train on", classes, counts)
 
@@ -93,9 +92,10 @@ def describe_masks(
     """
     source = train.source
     pixels = train_counts.pixels[: len(classes)]
+    # ADE20K ignores 0, and its 150 classes are the benchmark's, whatever a part of its images holds
     if source.named and not source.zero_ignored:
         _require_every_class(classes, pixels, "pixel", train, config)
-    total = max(1, int(train_counts.pixels.sum()))
+    total = max(1, int(train_counts.pixels.sum()))  # 1 for masks that ignore everything
     shares = []
     for number, name in enumerate(classes):
         shares.append(f"{escape_unprintable(name)} {train_counts.masks[number]:,}, {pixels[number] / total:.2%}")
@@ -103,8 +103,7 @@ def describe_masks(
     if len(classes) <= LISTED:
         lines = [f"{title}: {'; '.join(shares)}"]
     else:
-        rarest = np.argsort(pixels, kind="stable")[:RAREST].tolist()
-        lines = [f"{title}: the rarest are {'; '.join(shares[number] for number in rarest)}"]
+        lines = [f"{title}: the rarest are {'; '.join(_select_rarest(shares, pixels))}"]
     absent = _find_absent(classes, pixels)
     if absent:
         lines.append(f"classes without a pixel to train on: {len(absent):,} ({list_names(absent)})")
@@ -116,12 +115,19 @@ def describe_masks(
 
 def describe_counts(classes: Sequence[str], counts: Sequence[int]) -> str:
     """Return the count of each class, or of many classes the range and the rarest."""
-    each = [f"{escape_unprintable(name)} {count:,}" for name, count in zip(classes, counts, strict=True)]
+    each = []
+    for name, count in zip(classes, counts, strict=True):
+        each.append(f"{escape_unprintable(name)} {count:,}")
     if len(classes) <= LISTED:
         return ", ".join(each)
-    rarest = np.argsort(np.array(counts), kind="stable")[:RAREST].tolist()
-    names = ", ".join(each[number] for number in rarest)
-    return f"{min(counts):,} to {max(counts):,} (the rarest: {names})"
+    rarest = ", ".join(_select_rarest(each, np.array(counts)))
+    return f"{min(counts):,} to {max(counts):,} (the rarest: {rarest})"
+
+
+def _select_rarest(texts: Sequence[str], counts: NDArray[np.int64]) -> list[str]:
+    # stable: of equally rare classes the first ones are taken
+    rarest = np.argsort(counts, kind="stable")[:RAREST].tolist()
+    return [texts[number] for number in rarest]
 
 
 def _describe_all(title: str, classes: Sequence[str], counts: NDArray[np.int64]) -> tuple[str, ...]:
@@ -148,6 +154,7 @@ def _require_every_class(
     if not absent or config.allow_empty_classes:
         return
     several = "classes" if len(absent) > 1 else "class"
+    # a rare class may lie in the fold alone, in which case another fold would do
     held_out = "; what is held out (fold) may hold them" if train.selected is not None else ""
     raise DataError(
         f"data.source {config.source}: {several} {list_names(absent)} without any {what} to train on ({train.title})"

@@ -43,7 +43,7 @@ def evaluate(
     """
     backend = backends.get(device)
     processes = backend.processes
-    connect_processes(processes)
+    connect_processes(processes)  # first, so that only one of them prints
     if task is None:
         evaluation = _open_trained(checkpoint, backend, config, overrides)
     else:
@@ -52,12 +52,13 @@ def evaluate(
     console.print(f"Evaluating {checkpoint} on {evaluation.source_name} ({subset.title}): {len(subset):,} images")
     for note in (*subset.source.notes, *describe_depths(subset.source)):
         console.print(f"  {note}")
-    try:
+    try:  # workers end also if the measurement fails
         report = evaluation.measure("evaluate")
     finally:
         evaluation.close()
     report.show()
     print_unreadable(evaluation.loader.unreadable, processes)
+    # all processes have the same report; one writes it
     if out is not None and processes.rank == 0:
         values = {"checkpoint": str(checkpoint), "source": evaluation.source_name, "part": subset.title}
         path = write_json(Path(out) / "metrics.json", {**values, **report.to_json()})
@@ -87,6 +88,6 @@ def _open_untrained(
 ) -> Evaluation[Any]:
     entry = TASKS.get(task)
     if entry is None or not entry.measures_untrained:
-        possible = [name for name, each in TASKS.items() if each.measures_untrained]
-        raise ConfigError(f"--task {task}: only {', '.join(possible)} measures an encoder without training; omit it")
+        possible = ", ".join(name for name, each in TASKS.items() if each.measures_untrained)
+        raise ConfigError(f"--task {task}: only {possible} measures an encoder without training; omit it")
     return entry.load_class().open_untrained(init, backend, config, overrides)

@@ -35,7 +35,8 @@ def finetune(
     ``out`` is continued and ends with the weights of a run that was never stopped. Raises EhmError on bad input and
     TrainingError if the loss is not finite.
     """
-    folder = DEFAULT_OUT if out is None else Path(out)
+    folder = Path(out or DEFAULT_OUT)
+    # the task decides which configuration is read, so that it is found out first
     entry = TASKS[_choose_task(task, config, folder, resume)]
     run = open_run(entry.config, entry.recipe, config, overrides, device, folder, resume=resume)
     with run.explain_write_errors():
@@ -60,6 +61,7 @@ def _read_task(config: TaskConfig | str | Path | None, folder: Path, resume: boo
     if isinstance(config, TaskConfig):
         return config.task
     stored = folder / CONFIG_FILE
+    # without the file open_run says that there is no run
     if config is None and resume and stored.is_file():
         config = stored
     if config is None:

@@ -45,7 +45,10 @@ def divide_by_fold(
     Of the former only ``trainable`` ones (n,) are taken, all if left out.
     """
     is_held_out = fold_of == config.fold
-    is_trained = ~is_held_out if trainable is None else trainable & ~is_held_out
+    # what is not trainable is measured all the same: an image without objects shows false detections
+    is_trained = ~is_held_out
+    if trainable is not None:
+        is_trained &= trainable
     title = describe_fold(config)
     train = Subset(source, np.flatnonzero(is_trained), f"all but {title}")
     return train, Subset(source, np.flatnonzero(is_held_out), title)

@@ -60,6 +60,7 @@ def remember_images(
             return stored
     else:
         _refuse_fold(config, train, val)
+    # a resumed run keeps what its checkpoint says, as its model.init is not read any more
     seen_before = read_seen_images(config.model.init) if start is None else {}
     seen: SeenImages = {}
     if processes.rank == 0:  # which alone writes checkpoints
@@ -73,7 +74,7 @@ def leave_out_seen(
 ) -> Subset[S]:
     """Return ``subset`` without the images that were ``seen`` before, and say how many they are.
 
-    ``seen_by`` begins the sentence, for example "runs/first was trained on"; ``source_name`` says where the images lie.
+    ``seen_by`` begins the sentence, for example "runs/first was trained on"; ``source_name`` names the images.
     Raises DataError if none is left. All processes call this.
     """
     if not seen:
@@ -114,6 +115,7 @@ def leave_out_trained(
     training = read_training_data(checkpoint)
     if training is None:
         return subset
+    # a whole part that the training measured is measured again, copies of training images among it included
     if subset.selected is None and training.val != training.train:
         found = identify_training_data(subset.source, None, threads, processes).train
         if found == training.val:
@@ -154,6 +156,7 @@ def select_subset(
         subset = Subset(open_val(), None, "val")
     elif _may_have_held_out_fold(checkpoint) and holds_training_images(checkpoint, config, source, processes):
         subset = hold_out()
+        # another fold than the training held out has images that it trained on, which are left out below
         trained = checkpoint.metadata["config"]
         if (trained["folds"], trained["fold"]) == (config.folds, config.fold):
             return subset

@@ -1,4 +1,4 @@
-"""What a model says of all images of a loader, gathered from all processes."""
+"""The predictions of a model for all images of a loader, gathered from all processes."""
 
 from __future__ import annotations
 
@@ -41,6 +41,7 @@ def collect_predictions(
         indices.append(batch.indices)
         labels.append(batch.labels)
         rows.append(predict(batch.images))
+    # concatenated before they are sent: one message of three arrays for each process
     share = (np.concatenate(indices), np.concatenate(labels), np.concatenate(rows))
     all_indices, all_labels, all_rows = zip(*processes.gather_values(share), strict=True)
     _, once = np.unique(np.concatenate(all_indices), return_index=True)

@@ -20,8 +20,8 @@ class TaskEntry:
     """A downstream task.
 
     ``name`` is what ``--task`` and the key ``task`` say, ``config`` the class of its configuration, ``recipe`` the
-    shipped configuration that is taken if none is given, ``module`` and ``task_class`` where its code is, and ``kind``
-    what its checkpoints are called. ``measures_untrained`` says whether an encoder can be measured without training.
+    shipped configuration that is taken if none is given, ``module`` and ``task_class`` name its code, and ``kind`` is
+    the name of its checkpoints. ``measures_untrained`` says whether an encoder can be measured without training.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""How loops read images: shuffled batches to train on, and every image once, in order, to measure on."""
+"""The loaders of all loops: shuffled batches to train on, and every image once, in order, to measure on."""
 
 from __future__ import annotations
 

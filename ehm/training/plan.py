@@ -57,6 +57,7 @@ def plan_run(optim: OptimConfig, run: RunConfig, steps_per_epoch: int) -> RunPla
         steps_per_epoch,
         total,
         last=min(total, run.max_steps or total),
+        # intervals are set in epochs, and an epoch may have few steps
         save_every=max(1, round(run.checkpoint_every * steps_per_epoch)),
         measure_every=max(1, round(run.measure_every * steps_per_epoch)),
         log_every=run.log_every,
@@ -78,6 +79,7 @@ def check_plan(
 
 
 def _find_problems(plan: RunPlan, optim: OptimConfig, images: int, views: int) -> Iterator[str]:
+    # such a batch would be cut to the images there are, at a learning rate that is scaled for more
     if optim.batch_size > images * views:
         copies = f" with {views} masks each" if views > 1 else ""
         yield (

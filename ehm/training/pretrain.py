@@ -43,7 +43,7 @@ DEFAULT_OUT = Path("runs/pretrain")
 
 @dataclass(frozen=True)
 class TrainResult:
-    """Where a run's results are, and how it ended."""
+    """The files that a run has written, and its last step and loss; ``encoder`` is None if the run is not complete."""
 
     out: Path
     checkpoint: Path
@@ -67,7 +67,7 @@ def train(
     with the weights of one that never was (same machine, same number of threads). Raises EhmError on bad input and
     TrainingError if the loss is not finite.
     """
-    folder = DEFAULT_OUT if out is None else Path(out)
+    folder = Path(out or DEFAULT_OUT)
     run = open_run(TrainConfig, DEFAULT_CONFIG, config, overrides, device, folder, resume=resume)
     with run.explain_write_errors():
         return _pretrain(run)
@@ -87,12 +87,15 @@ def _pretrain(run: Run[TrainConfig]) -> TrainResult:
     loader = make_train_loader(source, transform, config, processes, views=views)
     plan = plan_run(optim, config.run, loader.steps_per_epoch)
     is_resumed = run.start is not None
+    # before the learner, so that a mistake costs seconds
     warnings = check_plan(plan, optim, config.run, len(source), views=views, measures=False, resumed=is_resumed)
     training_data = identify_training_data(source, None, data.workers, processes)
     tokenizer = _hash_tokenizer(config)
 
-    where = run.backend.describe_device().hierarchy if config.mask.build == "auto" else config.mask.build
-    masker = make_masker(config.masking, config.masks, config.units, where, processes.local_size)
+    build = config.mask.build
+    if build == "auto":
+        build = run.backend.describe_device().hierarchy
+    masker = make_masker(config.masking, config.masks, config.units, build, processes.local_size)
     first = 0
     if run.start is None:
         learner = run.backend.create_learner(config)
@@ -118,6 +121,7 @@ def _pretrain(run: Run[TrainConfig]) -> TrainResult:
         for step, batch in enumerate(loader.batches(first, plan.last), start=first):
             progress = step / plan.total  # p = t / T of Eq. 14, with fractional epochs
             prepared = learner.prepare_batch(batch.images)
+            # the masks of an image follow from the seed, the step and its row, however many processes share the batch
             mask, mask_figures = masker(prepared, progress, (config.run.seed, step), batch.first)
             lr = learning_rate_at(optim, step, plan.steps_per_epoch)
             metrics = learner.train_step(prepared, mask, lr, optim.weight_decay)
@@ -136,7 +140,7 @@ def _pretrain(run: Run[TrainConfig]) -> TrainResult:
 
     assert saved is not None  # a run has at least one step, and its last one is saved
     encoder = None
-    if plan.last == plan.total:
+    if plan.last == plan.total:  # a run that stops early has no final encoder, and goes on by --resume
         encoder = _write_encoder(run, learner)
     print_unreadable(loader.unreadable, processes)
     _print_result(run.folder, saved, encoder)
@@ -156,7 +160,10 @@ def _hash_tokenizer(config: TrainConfig) -> dict[str, str]:
     if config.model.tokenizer is None:
         return {}
     path = Path(config.model.tokenizer)
-    return {"tokenizer": hash_file(path) if path.is_file() else open_checkpoint(path).model_sha256}
+    # by content: the file may lie elsewhere when the run is resumed
+    if path.is_file():
+        return {"tokenizer": hash_file(path)}
+    return {"tokenizer": open_checkpoint(path).model_sha256}
 
 
 def _write_encoder(run: Run[TrainConfig], learner: Learner) -> Path:
@@ -167,7 +174,7 @@ def _write_encoder(run: Run[TrainConfig], learner: Learner) -> Path:
     """
     config = run.config
     metadata = encoder_metadata(config.spec, InputSpec(config.data.mean, config.data.std))
-    state = learner.state()
+    state = learner.state()  # all processes take part, which may share the parameters
     _, averaged = split_average(state.optimizer)
     for name, arrays in (("encoder", state.model), ("encoder_ema", averaged)):
         kept = keep_encoder(arrays, config.spec.blocks)
@@ -182,8 +189,12 @@ def _print_start(run: Run[TrainConfig], source: Source, plan: RunPlan, notes: Se
     optim = config.optim
     spec = config.spec
     height, width = spec.image_size
-    units = "patches" if config.unit == config.patch_size else f"units of {config.unit} pixels"
-    views = f" ({config.mask.views} masks an image)" if config.mask.views > 1 else ""
+    units = "patches"
+    if config.unit != config.patch_size:
+        units = f"units of {config.unit} pixels"
+    views = ""
+    if config.mask.views > 1:
+        views = f" ({config.mask.views} masks an image)"
     console.print(
         f"Pretraining {config.encoder} ({spec.width} wide, {spec.blocks} blocks, {height} x {width} pixels, "
         f"{math.prod(config.units)} {units}) with {config.objective} and {config.masking} masks "

@@ -1,4 +1,4 @@
-"""What a loop measures of itself: its speed, and the metrics of its steps, read from the device as seldom as can be."""
+"""The speed of a loop and the metrics of its steps, read from the device as seldom as can be."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class RunMeter:
         """
         losses = []
         for step, metrics in self._pending:
-            loss = float(metrics["loss"])
+            loss = float(metrics["loss"])  # waits for the device: the only synchronisation of a step
             if not math.isfinite(loss):
                 good = f"the last good checkpoint is {saved}" if saved else "no checkpoint was written yet"
                 raise TrainingError(
@@ -47,6 +47,7 @@ class RunMeter:
                     "a lower optim.base_lr, optim.clip_grad=1 or optim.dtype=float32 may help"
                 )
             losses.append(loss)
+        # the loss is noisy, so that its mean is logged; other metrics are those of the latest step
         done, newest = self._pending[-1]
         values = {name: float(value) for name, value in newest.items()}
         values["loss"] = sum(losses) / len(losses)

@@ -100,7 +100,10 @@ def print_changes(config: Config, start: Path, backend: Backend) -> None:
 
 
 def _name_versions(device: str | None, versions: Mapping[str, str]) -> dict[str, str | None]:
-    return {"device": device, **{f"version of {name}": version for name, version in versions.items()}}
+    named: dict[str, str | None] = {"device": device}
+    for name, version in versions.items():
+        named[f"version of {name}"] = version
+    return named
 
 
 def _find_changes(kind: type[C], config: C, metadata: Mapping[str, Any]) -> Changes:
@@ -123,7 +126,10 @@ def _is_free(key: str) -> bool:
 
 
 def _describe_changes(changes: Changes) -> str:
-    return "; ".join(f"{key} was {_spell(before)} and is {_spell(now)}" for key, (before, now) in changes.items())
+    sentences = []
+    for key, (before, now) in changes.items():
+        sentences.append(f"{key} was {_spell(before)} and is {_spell(now)}")
+    return "; ".join(sentences)
 
 
 def _spell(value: Any) -> Any:

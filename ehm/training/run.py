@@ -37,7 +37,7 @@ _SHOWN_FILES = 20
 
 @dataclass(frozen=True)
 class Run(Generic[C]):
-    """What a loop is given besides its data and its learner; ``start`` is the checkpoint that it is resumed from.
+    """A run that a loop carries out; ``start`` is the checkpoint that it is resumed from, None for a new one.
 
     ``is_resumable`` is false for a command that cannot go on from its checkpoints.
     """
@@ -55,7 +55,7 @@ class Run(Generic[C]):
 
     @property
     def is_main_process(self) -> bool:
-        """Whether this process writes the files and prints."""
+        """True for the process that writes the files and prints."""
         return self.processes.rank == 0
 
     def describe_device(self) -> str:
@@ -94,7 +94,7 @@ class Run(Generic[C]):
             "epoch": done / plan.steps_per_epoch,
             "step": done,
             "seed": self.config.run.seed,
-            "config": self.config.model_dump(mode="json") if config is None else config,
+            "config": config or self.config.model_dump(mode="json"),
             "device": self.backend.describe_device().name,
             "versions": dict(self.backend.describe_device().versions),
         }
@@ -113,10 +113,11 @@ class Run(Generic[C]):
         ``images`` are the keys of those that were trained on; ``keep`` is ``run.keep`` if left out.
         """
         folder = self.folder / subfolder
-        state = learner.state()  # every process takes part where several share the parameters
+        state = learner.state()  # every process takes part, as several may share the parameters
         if self.is_main_process:
             save_checkpoint(folder, state, metadata, images)
-            prune_checkpoints(folder, self.config.run.keep if keep is None else keep)
+            # after the new one is complete, so that a crash leaves at least one
+            prune_checkpoints(folder, keep or self.config.run.keep)
         return checkpoint_path(folder, metadata["step"])
 
     @contextmanager
@@ -154,10 +155,12 @@ def open_run(
     Without ``config`` a resumed run keeps the one stored in ``folder``, and a new one takes the shipped ``default``;
     but if ``overrides`` name an objective, the published recipe of that alone. All processes call this.
     """
+    # a new run in the folder of another would mix their files
     start = newest_checkpoint(folder / "checkpoints")
     if start is not None and not resume:
         how = "--resume continues it" if is_resumable else "remove it to measure again"
         raise ConfigError(f"--out {folder}: holds a run already; {how}, another --out starts a new one")
+    # before the device, whose framework takes seconds to import
     settings = _load_settings(kind, default, config, overrides, folder, resume)
     if start is not None:
         check_settings(kind, settings, start)
@@ -195,6 +198,7 @@ def connect_processes(processes: Processes, start: Path | None = None) -> None:
     Raises CheckpointError if they do not: then they see different folders.
     """
     console.quiet = processes.rank != 0
+    # by name: machines may have mounted the folder at different paths
     starts = processes.gather_values(start.name if start else "the beginning")
     others = sorted(set(starts) - {starts[0]})
     if others:

@@ -56,7 +56,7 @@ R_co = TypeVar("R_co", bound=Report, covariant=True)
 
 
 class SupervisedTask(Protocol[R_co]):
-    """What the loop needs of a task, which :class:`ehm.tasks.base.Task` provides.
+    """The part of a task that the loop needs; :class:`ehm.tasks.base.Task` provides it.
 
     ``kind`` names its checkpoints and ``headline`` says what is trained. ``train`` and ``val`` are the images, of which
     checkpoints keep ``data``, and ``class_counts`` are lines that say how often each class occurs in ``train``. The
@@ -110,7 +110,7 @@ class SupervisedTask(Protocol[R_co]):
 
 @dataclass(frozen=True)
 class TaskResult(Generic[R]):
-    """Where a run's results are. ``report`` measures the end of training, which ``checkpoint`` holds.
+    """The results of a run. ``report`` measures the end of training, which ``checkpoint`` holds.
 
     ``best`` is the checkpoint of the highest score: chosen on the images that it is measured on.
     """
@@ -145,6 +145,7 @@ def train_task(task: SupervisedTask[R], run: Run[Any], title: str) -> TaskResult
     _print_start(task, run, plan, [*task.class_counts, *learner.notes, *warnings])
     run.write_config()
 
+    # computed once, as all checkpoints of a run keep the same keys
     seen_images = task.data.to_arrays()
     saved = run.start
     report: R | None = None
@@ -172,6 +173,7 @@ def train_task(task: SupervisedTask[R], run: Run[Any], title: str) -> TaskResult
                 meter.restart_clock()  # to measure is no part of the speed of training
             log.log(done, values)
 
+            # the best one lies in a folder of its own, so that newer checkpoints do not push it out
             if is_save_due or is_best:
                 metadata = run.make_metadata(task.kind, done, plan, task.config_to_keep)
                 metadata |= _describe_task(task, report, best_score)

@@ -34,7 +34,7 @@ DEFAULT_OUT = Path("runs/tokenizer")
 
 @dataclass(frozen=True)
 class TokenizerResult:
-    """Where a run's results are, and what they are worth."""
+    """The results of a run: its folder, its last checkpoint, and the quality of the tokens."""
 
     out: Path
     checkpoint: Path
@@ -55,7 +55,7 @@ def train_tokenizer(
     ``out`` is continued and ends with the weights of a run that was never stopped. Raises EhmError on bad input and
     TrainingError if the loss is not finite.
     """
-    folder = DEFAULT_OUT if out is None else Path(out)
+    folder = Path(out or DEFAULT_OUT)
     run = open_run(TokenizerConfig, DEFAULT_CONFIG, config, overrides, device, folder, resume=resume)
     with run.explain_write_errors():
         return _train(run)
@@ -88,6 +88,7 @@ def _train(run: Run[TokenizerConfig]) -> TokenizerResult:
     silent = not run.is_main_process
     with loader, RunLog(run.folder, plan.last, first, "tokenizer", config.run.tensorboard, silent) as log:
         for step, batch in enumerate(loader.batches(first, plan.last), start=first):
+            # relaxed codes become discrete as the temperature falls (Gumbel-softmax)
             temperature = temperature_at(config.temperature, step / plan.total)
             lr = learning_rate_at(optim, step, plan.steps_per_epoch)
             metrics = tokenizer.train_step(batch.images, temperature, lr, optim.weight_decay)
@@ -103,6 +104,7 @@ def _train(run: Run[TokenizerConfig]) -> TokenizerResult:
                 saved = run.save_checkpoint(tokenizer, metadata)
 
     assert saved is not None  # a run has at least one step, and its last one is saved
+    # all processes measure, which costs less than to send what one finds
     quality, shown = measure_quality(tokenizer, source, config)
     if run.is_main_process:
         draw_reconstructions(shown, run.folder)

@@ -1,4 +1,4 @@
-"""What a tokenizer's codes keep of images: errors of their reconstructions, and how many codes are in use.
+"""The quality of a tokenizer: errors of images reconstructed from its codes, and how many codes are in use.
 
 Shapes: B images of H x W pixels, N tokens of each.
 """
@@ -30,7 +30,7 @@ _CELL_PIXELS = 160
 
 @dataclass(frozen=True)
 class Quality:
-    """What the tokens of ``images`` images keep of them, at their centres.
+    """The quality of the tokens of ``images`` images, cropped at their centres.
 
     ``mse`` is the mean squared error of pixels in [0, 1] reconstructed from tokens, ``mean_mse`` that of each image's
     mean colour. ``codes_used`` is the share of the vocabulary that occurs, ``perplexity`` the exponential of the
@@ -57,6 +57,7 @@ def measure_quality(
     tokenizer: TokenizerLearner, source: Source, config: TokenizerConfig
 ) -> tuple[Quality, Reconstructions]:
     """Tokenize images spread over the source and reconstruct them."""
+    # spread evenly, as a source may be sorted by class
     chosen = np.unique(np.linspace(0, len(source) - 1, min(len(source), MEASURED)).astype(np.int64))
     loader = Loader(
         source,
@@ -77,11 +78,13 @@ def measure_quality(
         pixels = batch.images.astype(np.float32) / 255
         error = ((seen - pixels) ** 2).mean(axis=(1, 2, 3))
         errors.append(error)
+        # the error of a picture in its mean colour: tokens that are worth nothing leave as much
         spreads.append(pixels.var(axis=(1, 2)).mean(axis=1))
         counts += np.bincount(tokens.ravel(), minlength=config.vocabulary)
         if shown is None:
             shown = Reconstructions(batch.images[:_SHOWN], seen[:_SHOWN], error[:_SHOWN])
     assert shown is not None  # a source has images
+    # codes that never occur add nothing to the entropy, and log(0) would spoil it
     shares = counts[counts > 0] / counts.sum()
     quality = Quality(
         images=len(chosen),

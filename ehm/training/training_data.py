@@ -63,7 +63,8 @@ class TrainingData:
 
     def to_json(self) -> dict[str, Any]:
         """Return the identities as ``state.json`` keeps them."""
-        return {"train": asdict(self.train), "val": None if self.val is None else asdict(self.val)}
+        val = None if self.val is None else asdict(self.val)
+        return {"train": asdict(self.train), "val": val}
 
     def to_arrays(self) -> Arrays:
         """Return the keys as ``images.safetensors`` keeps them."""
@@ -102,7 +103,9 @@ def read_seen_images(init: str | Path) -> SeenImages:
         checkpoint = find_checkpoint(init)
     except CheckpointError:
         return {}  # what is wrong with it is said when its weights are read
-    data = None if checkpoint is None else read_training_data(checkpoint)
+    if checkpoint is None:
+        return {}  # a file of weights or a name of timm's
+    data = read_training_data(checkpoint)
     return {} if data is None else data.all_seen
 
 
@@ -122,7 +125,8 @@ def identify_training_data(train: Source, val: Source | None, threads: int, proc
 
     # the processes of a machine see the same files, and would only read them at the same time
     is_first_of_machine = processes.rank % processes.local_size == 0
-    everywhere = processes.gather_values(identify() if is_first_of_machine else None)
+    found_here = identify() if is_first_of_machine else None
+    everywhere = processes.gather_values(found_here)
     first: TrainingData = everywhere[0]
     for rank, found in enumerate(everywhere):
         if found is not None and found.to_json() != first.to_json():
@@ -136,6 +140,7 @@ def identify_training_data(train: Source, val: Source | None, threads: int, proc
 def hash_training_images(source: Source, indices: NDArray[np.int64], threads: int) -> SeenImages:
     """Return the keys of the images that are trained on: of their content, or of their names if they are very many."""
     kind: KeyKind = "content" if len(indices) <= CONTENT_LIMIT else "name"
+    # sorted and without copies, for np.isin and for small files
     keys = np.unique(hash_images(source, indices, kind, threads))
     return {kind: keys[keys != UNREADABLE]}
 

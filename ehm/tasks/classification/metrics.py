@@ -67,10 +67,12 @@ class ClassificationReport:
         columns: dict[str, list[str]] = {}
         for name, values in (("precision", self.precision), ("recall", self.recall), ("F1", self.f1)):
             columns[name] = [f"{value:.3f}" for value in values]
-        columns["images"] = [str(count) for count in self.support]
+        columns["images"] = list(map(str, self.support))
         if len(self.classes) <= MOST_CLASSES:
+            # the confusion matrix, a column for each prediction; of many classes it would not fit
             for called, name in enumerate(self.classes):
                 columns[f"called {name}"] = [str(row[called]) for row in self.confusion]
+        # stable: of classes with the same recall the first ones are listed
         worst_first = np.argsort(self.recall, kind="stable").tolist()
         console.print(make_class_table(self.classes, columns, worst_first, "recall"))
 
@@ -84,13 +86,14 @@ def report_classification(
     confusion = compute_confusion(labels, scores.argmax(axis=1), len(classes))
     precision, recall, f1 = compute_precision_recall_f1(confusion)
     support = confusion.sum(axis=1)
-    auc = None
+    auc = None  # it needs samples of both of two classes
     if len(classes) == 2 and (support > 0).all():
         auc = compute_roc_auc(labels == 1, scores[:, 1] - scores[:, 0])
     return ClassificationReport(
         samples=len(labels),
         top1=float(np.trace(confusion) / len(labels)),
         top5=_compute_top5(labels, scores) if len(classes) > 5 else None,
+        # classes that do not occur have no recall, and would lower the mean as zeros
         balanced_accuracy=float(recall[support > 0].mean()),
         auc=auc,
         classes=tuple(classes),
@@ -98,7 +101,7 @@ def report_classification(
         recall=tuple(recall.tolist()),
         f1=tuple(f1.tolist()),
         support=tuple(support.tolist()),
-        confusion=tuple(tuple(row) for row in confusion.tolist()),
+        confusion=tuple(map(tuple, confusion.tolist())),
     )
 
 

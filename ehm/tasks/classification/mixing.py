@@ -35,6 +35,7 @@ def mix_images(
     """
     if mixup <= 0 and cutmix <= 0:
         return images, targets
+    # drawn once for the whole batch, and the share too, as timm does by default
     is_cutmix = cutmix > 0 and (mixup <= 0 or rng.random() < 0.5)
     parameter = cutmix if is_cutmix else mixup
     share = float(rng.beta(parameter, parameter))
@@ -44,8 +45,10 @@ def mix_images(
         columns = _draw_span(width, share, rng)
         mixed = images.copy()
         mixed[:, rows, columns] = images[::-1, rows, columns]
+        # the box was cut off at the borders, so that more of the image is left than was drawn
         share = 1 - (rows.stop - rows.start) * (columns.stop - columns.start) / (height * width)
     else:
+        # float32 holds products of bytes exactly enough, in half the memory of float64
         blend = images * np.float32(share) + images[::-1] * np.float32(1 - share)
         mixed = np.rint(blend).astype(np.uint8)
     return mixed, (targets * share + targets[::-1] * (1 - share)).astype(np.float32)

@@ -1,4 +1,4 @@
-"""How good are frozen features? A linear probe as in MAE, and nearest neighbours as in DINO."""
+"""Measures of frozen features: a linear probe as in MAE, and nearest neighbours as in DINO."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _QUERIES_AT_ONCE = 256
 
 @dataclass(frozen=True)
 class ProbeResult:
-    """Where the results are, and what both probes say about the same images."""
+    """The results of both probes on the same images, and the folder and checkpoint that hold them."""
 
     out: Path
     checkpoint: Path
@@ -55,9 +55,10 @@ def probe(
     The linear probe sees what ``config.pool`` says and is trained as fine-tuning is, with the encoder frozen; nearest
     neighbours see the mean of the patch tokens. ``out/metrics.json`` holds both reports. Raises EhmError on bad input.
     """
-    folder = DEFAULT_OUT if out is None else Path(out)
+    folder = Path(out or DEFAULT_OUT)
     run = open_run(ProbeConfig, DEFAULT_CONFIG, config, overrides, device, folder, is_resumable=False)
     task = Classification(run.config, run.backend)
+    # first, as it takes no training: what is wrong with its settings is said soon
     neighbours = measure_neighbours(run.config, run.backend, task.train, task.val)
     with run.explain_write_errors():
         linear = train_task(task, run, title="probe")
@@ -116,9 +117,11 @@ def vote_by_neighbours(
     for start in range(0, len(queries), _QUERIES_AT_ONCE):
         rows = slice(start, start + _QUERIES_AT_ONCE)
         cosine = queries[rows] @ features.T
+        # only the nearest are needed, in any order, which is faster than sorting all
         nearest = np.argpartition(-cosine, count - 1, axis=1)[:, :count]
         # 1 is taken off, which changes no share and keeps exp from growing beyond float64
         weight = np.exp((np.take_along_axis(cosine, nearest, axis=1) - 1) / temperature, dtype=np.float64)
+        # not votes[...] += weight, which would count a class once however many neighbours have it
         np.add.at(votes[rows], (np.arange(len(nearest))[:, None], labels[nearest]), weight)
     votes /= votes.sum(axis=1, keepdims=True)
     return votes

@@ -54,7 +54,7 @@ class Classification(Task[FinetuneConfig, ClassificationReport]):
             inputs.interpolation,
         )
         self.loader = make_train_loader(train.source, transform, config, self.processes, subset=train.selected)
-        numbers = np.arange(len(self.classes))
+        numbers = np.arange(len(self.classes))  # the source's classes are those that are trained
         self.evaluation = ClassifierEvaluation(self.learner, self.classes, numbers, config, self.val, backend)
 
     @property
@@ -102,6 +102,7 @@ class Classification(Task[FinetuneConfig, ClassificationReport]):
         load_learner(classifier, checkpoint)
         subset = cls.select_subset(checkpoint, settings, backend.processes)
         require_labels(subset.source, settings.data.source)
+        # other images may have the classes in another order, or not all of them
         numbers = number_classes(subset.source.classes, classes, settings.data.source, "classifier")
         return ClassifierEvaluation(classifier, classes, numbers, settings, subset, backend)
 

@@ -89,10 +89,11 @@ class DetectionReport:
             table.add_row(part, *map(_format_share, values))
         console.print(table)
 
-        columns = {
-            f"AP of {part}": [_format_share(share) for share in found.per_class] for part, found in parts.items()
-        }
+        columns = {}
+        for part, found in parts.items():
+            columns[f"AP of {part}"] = [_format_share(share) for share in found.per_class]
         columns["objects"] = [str(count) for count in self.objects]
+        # classes without objects come first too: nothing is known of them
         box_ap = [share or 0.0 for share in self.boxes.per_class]
         worst_first = sorted(range(len(self.classes)), key=box_ap.__getitem__)
         console.print(make_class_table(self.classes, columns, worst_first, "AP"))
@@ -129,15 +130,21 @@ def report_detection(
     if not images:
         raise ValueError("images: there is none to measure")
     categories = [{"id": number, "name": name} for number, name in enumerate(classes)]
-    sizes = {image["id"]: (image["height"], image["width"]) for image in images}
-    # ids start at 1, as faster-coco-eval takes 0 for "no match"
-    objects = [_complete_row(row, number, sizes[row["image_id"]]) for number, row in enumerate(truth, start=1)]
+    sizes = {}
+    for image in images:
+        sizes[image["id"]] = (image["height"], image["width"])
+    objects = []
+    for number, row in enumerate(truth, start=1):  # 0 means "no match" to faster-coco-eval
+        objects.append(_complete_row(row, number, sizes[row["image_id"]]))
     right = _make_database(images, categories, objects)
 
     def measure(kind: Literal["bbox", "segm"]) -> Precision:
-        rows = [dict(row) for row in found]
-        for row in rows:
-            row.pop("bbox" if kind == "segm" else "segmentation", None)  # from which areas would be taken
+        # areas are taken from masks if there are any, and from boxes otherwise
+        unused = "bbox" if kind == "segm" else "segmentation"
+        rows = []
+        for row in found:
+            rows.append(dict(row))
+            rows[-1].pop(unused, None)
         answers = right.loadRes(rows) if rows else _make_database(images, categories, [])
         return _evaluate_database(right, answers, kind, len(classes), detections)
 
@@ -165,6 +172,7 @@ def _compute_area(row: Row, size: tuple[int, int]) -> float:
     if not segmentation:
         return float(row["bbox"][2] * row["bbox"][3])
     tools = mask_tools()
+    # COCO's three forms: polygons, run lengths as a list, and run lengths packed in text
     if isinstance(segmentation, list):
         segmentation = tools.merge(tools.frPyObjects(segmentation, *size))
     elif isinstance(segmentation["counts"], list):
@@ -173,6 +181,7 @@ def _compute_area(row: Row, size: tuple[int, int]) -> float:
 
 
 def _make_database(images: Sequence[Mapping[str, Any]], categories: list[Row], annotations: list[Row]) -> Any:
+    # by name, as only measuring needs the package; it takes a dictionary only behind its constructor's back
     database = import_module("faster_coco_eval").COCO()
     database.dataset = {"images": list(images), "categories": categories, "annotations": annotations}
     database.createIndex()
@@ -183,6 +192,7 @@ def _evaluate_database(
     right: Any, answers: Any, kind: Literal["bbox", "segm"], classes: int, detections: int
 ) -> Precision:
     evaluation = import_module("faster_coco_eval").COCOeval_faster(right, answers, kind)
+    # one limit instead of COCO's three (1, 10 and 100): average precision uses the last alone
     evaluation.params.maxDets = [detections]
     evaluation.evaluate()
     evaluation.accumulate()

@@ -70,6 +70,7 @@ class Detection(Task[DetectionConfig, DetectionReport]):
         assert isinstance(source, CocoSource)
         name = config.data.source
         _print_unusable(source, name)
+        # images without objects teach nothing here, but measuring counts what is found in them
         trainable = np.array([bool(source.trainable(index)) for index in range(len(source))])
         if not trainable.any():
             raise DataError(f"data.source {name}: none of its {len(source)} images has an object to learn from")
@@ -131,6 +132,7 @@ class DetectorEvaluation(Evaluation[DetectionReport]):
         truth = []
         found_rows = []
         class_numbers = self._number_categories()
+        # sorted, so that the order does not depend on the number of processes
         for index in sorted(rows):
             image, objects = self._source.seen(index)
             images.append({**image, "id": index})
@@ -176,9 +178,12 @@ class DetectorEvaluation(Evaluation[DetectionReport]):
 def _find_rarest_classes(source: CocoSource) -> NDArray[np.int64]:
     """Return for each image the class that fewest images have among those of its objects; -1 if it has none."""
     present = []
+    counts = np.zeros(len(source.classes), np.int64)
     for objects in source.annotations:
-        present.append({source.numbers[row["category_id"]] for row in objects})
-    counts = np.bincount([label for labels in present for label in labels], minlength=len(source.classes))
+        labels = {source.numbers[row["category_id"]] for row in objects}
+        present.append(labels)
+        counts[list(labels)] += 1
+    # of equally rare classes the first one, whatever the order in the file
     rarest = [min(labels, key=lambda label: (counts[label], label), default=-1) for labels in present]
     return np.array(rarest)
 

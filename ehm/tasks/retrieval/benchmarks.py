@@ -82,7 +82,9 @@ class BenchmarkSource:
         """Return the image in RGB, or what its box holds of it, as it is seen; raises BrokenImage."""
         image = decode_image(self.files[index], value_range=self.value_range)
         box = self.find_box(index, read_head(self.files[index]))
-        return image if box is None else image.crop(box)
+        if box is None:
+            return image
+        return image.crop(box)
 
     def find_box(self, index: int, head: Head) -> tuple[int, int, int, int] | None:
         """Return the box of an image in whole pixels of the image as it is seen, or None if it has none.
@@ -134,7 +136,7 @@ def open_benchmark(location: str) -> Benchmark:
         return _open_revisited(path)
     if not path.is_dir():
         raise DataError(f"benchmark {location}: there is no such folder or file")
-    found = sorted(file for file in path.glob("gnd*") if file.suffix in (".json", ".pkl"))
+    found = sorted([*path.glob("gnd*.json"), *path.glob("gnd*.pkl")])
     if len(found) > 1:
         raise DataError(f"benchmark {location}: holds {found[0].name} and {found[1].name}; name one of them")
     if found:
@@ -165,7 +167,9 @@ def make_answers_by_class(
     ``labels`` are those of all images; queries and database are indices of images.
     """
     labels = labels[subset]
-    members = {label: np.flatnonzero(labels == label) for label in np.unique(labels).tolist()}
+    members = {}
+    for label in np.unique(labels).tolist():
+        members[label] = np.flatnonzero(labels == label)
     answers = []
     for position, label in enumerate(labels.tolist()):
         alike = members[label]
@@ -198,6 +202,7 @@ def _open_revisited(file: Path) -> Benchmark:
     queries = content["qimlist"]
     if not database or not queries:
         raise DataError(f"{file}: has no {'queries' if database else 'images'}")
+    # queries come first, so that their numbers are those of their boxes
     files = [_find_image(file.parent, "queries", name, file) for name in queries]
     files += [_find_image(file.parent, "database", name, file) for name in database]
     boxes: dict[int, Box] = {}
@@ -206,8 +211,10 @@ def _open_revisited(file: Path) -> Benchmark:
         where = f"{file}: query {name}"
         if not isinstance(entry, dict):
             raise DataError(f"{where}: expected a dictionary of {', '.join(_KINDS)} and bbx")
-        kinds = [_read_positions(entry.get(kind, ()), len(database), f"{where}: {kind}") for kind in _KINDS]
-        answers.append(Answers(*kinds))
+        positions = []
+        for kind in _KINDS:
+            positions.append(_read_positions(entry.get(kind, ()), len(database), f"{where}: {kind}"))
+        answers.append(Answers(*positions))
         if entry.get("bbx") is not None:
             boxes[number] = _read_box(entry["bbx"], where)
     source = BenchmarkSource(Names(files), boxes)
@@ -219,6 +226,7 @@ def _open_revisited(file: Path) -> Benchmark:
 def _check_boxes(source: BenchmarkSource, answers: Path) -> None:
     """Raise DataError if a box holds nothing of its image, before anything is computed."""
     for number in source.boxes:
+        # the head is enough: it has the size and the orientation
         try:
             head = read_head(source.files[number])
         except BrokenImage:
@@ -245,6 +253,7 @@ def _read_positions(values: Any, images: int, where: str) -> NDArray[np.int64]:
         found = np.array([""])  # lists of several lengths, which are refused below
     if not len(found):
         return _NO_IMAGES
+    # booleans and floats would be taken as positions without a word
     if found.dtype.kind not in "iu" or found.min() < 0 or found.max() >= images:
         raise DataError(
             f"{where}: expected numbers of images from 0 to {images - 1}, not {describe_value(found.tolist()[:5])}"
@@ -271,7 +280,9 @@ def _open_query_folders(root: Path) -> Benchmark:
     if absent:
         raise DataError(f"benchmark {root}: queries/{absent[0]} has no folder of that name in database/")
     classes = np.array(database_classes)
-    answers = [Answers(np.flatnonzero(classes == name), _NO_IMAGES, _NO_IMAGES) for name in query_classes]
+    answers = []
+    for name in query_classes:
+        answers.append(Answers(np.flatnonzero(classes == name), _NO_IMAGES, _NO_IMAGES))
     first = len(queries)
     files = queries + database
     source = BenchmarkSource(Names(files), {})

@@ -1,4 +1,4 @@
-"""How good is a ranking? Mean average precision as revisited Oxford and Paris count it (Radenovic et al., 2018).
+"""Mean average precision of rankings, as revisited Oxford and Paris count it (Radenovic et al., 2018).
 
 Shapes: q queries, m images of the database, D features.
 """
@@ -83,7 +83,9 @@ class RetrievalReport:
 
     def show(self) -> None:
         """Print a row a protocol."""
-        table = Table("protocol", "queries", "mAP", *(f"mP@{kappa}" for kappa in KAPPAS))
+        table = Table("protocol", "queries", "mAP")
+        for kappa in KAPPAS:
+            table.add_column(f"mP@{kappa}")
         for name, protocol in self.protocols.items():
             shares = [f"{share:.1%}" for share in (protocol.map, *protocol.precision)]
             table.add_row(name, f"{protocol.queries:,}", *shares)
@@ -100,7 +102,7 @@ def report_retrieval(
     for order, answer in zip(_rank_database(queries, database), answers, strict=True):
         for name in names:
             positive, junk = _divide_answers(answer, name)
-            if len(positive):
+            if len(positive):  # a query without answers says nothing, and the published code skips it too
                 ranks = find_ranks(order, positive, junk)
                 precisions = [_compute_precision(ranks, kappa) for kappa in KAPPAS]
                 figures[name].append([compute_average_precision(ranks), *precisions])

@@ -58,7 +58,7 @@ class NumberedSource:
         return self.source.load(index)
 
     def name(self, index: int) -> str:
-        """Return where the image lies."""
+        """Return the path of the image."""
         return self.source.name(index)
 
 
@@ -90,6 +90,7 @@ class Search:
         is_kept = np.zeros(len(self.subset.source), bool)
         is_kept[images.indices] = True
         is_there = is_kept[self.database]
+        # one query with an answer is enough: a search without any has no figures
         for query, answer in zip(self.queries.tolist(), self.answers, strict=True):
             if is_kept[query] and (is_there[answer.easy].any() or is_there[answer.hard].any()):
                 return replace(self, subset=Subset(self.subset.source, images.selected, images.title))
@@ -116,11 +117,13 @@ def split_classes(config: RetrievalConfig, source: Source) -> tuple[NDArray[np.i
     classes = np.arange(len(source.classes))
     if config.benchmark is not None or source.split == "train":
         return classes, open_search(config)
+    # with one class held out, every image would be an answer to every query
     if len(classes) < 2 * config.folds:
         raise ConfigError(
             f"folds {config.folds}: {len(classes)} classes of {config.data.source} cannot be parted into as many of "
             "two classes at least; set benchmark to measure on other images"
         )
+    # whole classes are held out: a descriptor is to find things that it has never seen
     is_held_out = draw_folds(len(classes), config) == config.fold
     title = f"{is_held_out.sum():,} other classes, {describe_fold(config)}"
     held_out = Subset(source, np.flatnonzero(is_held_out[labels]), title)
@@ -139,7 +142,9 @@ def choose_benchmark(
     if config.data.source == checkpoint.metadata["config"]["data"]["source"]:
         return config.benchmark  # the images of the training need not be there
     source = open_source(config.data, "train")
-    return config.benchmark if holds_training_images(checkpoint, config, source, processes) else None
+    if holds_training_images(checkpoint, config, source, processes):
+        return config.benchmark
+    return None
 
 
 def search_benchmark(benchmark: str, checkpoint: Checkpoint, config: RetrievalConfig, processes: Processes) -> Search:

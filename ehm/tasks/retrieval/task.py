@@ -96,9 +96,10 @@ class Retrieval(Task[RetrievalConfig, RetrievalReport]):
 
         Images of ``data.source`` that are not those of the training are all sought among each other.
         """
-        given = load_config(RetrievalConfig, checkpoint.metadata["config"] if config is None else config, overrides)
+        given = load_config(RetrievalConfig, config or checkpoint.metadata["config"], overrides)
         settings = merge_config(RetrievalConfig, checkpoint, config, overrides, cls.measured_keys)
         settings = settings.model_copy(update={"benchmark": given.benchmark})
+        # a benchmark of the configuration file counts as given, one that the checkpoint keeps does not
         is_given = config is not None or any(override.startswith("benchmark=") for override in overrides)
         benchmark = choose_benchmark(checkpoint, settings, is_given, backend.processes)
         settings = settings.model_copy(update={"benchmark": benchmark})
@@ -118,6 +119,7 @@ class Retrieval(Task[RetrievalConfig, RetrievalReport]):
         """Prepare to measure an encoder as it is: the generalised mean of its patch tokens, without whitening."""
         settings = load_config(RetrievalConfig, config, overrides)
         model = settings.model.model_copy(update={"init": init})
+        # without training there is no whitening, which would be a random projection
         settings = settings.model_copy(update={"model": model, "dim": None})
         search = open_search(settings)
         new = leave_out_seen(
@@ -169,8 +171,9 @@ class EmbedderEvaluation(Evaluation[RetrievalReport]):
         return report_retrieval(queries, database, answers, search.revisited)
 
     def _describe(self, images: Any) -> NDArray[np.float32]:
-        # whole images come one by one, in a tuple
-        return self._embedder.compute_descriptors(np.stack(images) if isinstance(images, tuple) else images)
+        if isinstance(images, tuple):  # whole images come one by one, and not stacked
+            images = np.stack(images)
+        return self._embedder.compute_descriptors(images)
 
 
 def _select_classes(source: Source, classes: NDArray[np.int64], config: RetrievalConfig) -> Subset[Source]:

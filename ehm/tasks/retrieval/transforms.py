@@ -1,4 +1,4 @@
-"""How images are resized to be described: whole, in their own proportions, or larger than the network takes them."""
+"""Transforms of images to describe: whole, in their own proportions, or larger than the network takes them."""
 
 from __future__ import annotations
 

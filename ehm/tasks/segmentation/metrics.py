@@ -6,7 +6,7 @@ Shapes: C classes.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -49,7 +49,7 @@ class SegmentationReport:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values for ``metrics.json``."""
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in vars(self).items()}
+        return asdict(self)
 
     def show(self) -> None:
         """Print the figures, and each class, of many those of the lowest intersection over union."""
@@ -63,7 +63,9 @@ class SegmentationReport:
             "accuracy": self.accuracy,
             "share of pixels": [count / total for count in self.pixels],
         }
-        columns = {name: [_format_share(share) for share in values] for name, values in shares.items()}
+        columns = {}
+        for name, values in shares.items():
+            columns[name] = [_format_share(share) for share in values]
         known = {index: share for index, share in enumerate(self.iou) if share is not None}
         console.print(make_class_table(self.classes, columns, sorted(known, key=known.__getitem__), "IoU"))
 
@@ -77,6 +79,7 @@ def count_pixels(labels: NDArray[np.uint8], predicted: NDArray[np.uint8], classe
     if labels.shape != predicted.shape:
         raise ValueError(f"predicted: has the shape {predicted.shape}, and the labels {labels.shape}")
     valid = labels != IGNORED
+    # a number for each pair of classes, so that one count serves for all pixels
     pairs = labels[valid].astype(np.int64) * classes + predicted[valid]
     return np.bincount(pairs, minlength=classes * classes).reshape(classes, classes)
 
@@ -85,6 +88,7 @@ def report_segmentation(counts: NDArray[np.int64], classes: Sequence[str], image
     """Return the figures of ``counts`` (C, C), summed over images by :func:`count_pixels`; ValueError if all are 0."""
     if not counts.sum():
         raise ValueError("counts: there is no pixel to measure")
+    # counted over the pixels of all images, as the benchmark does, and not averaged over images
     right = np.diag(counts)
     true = counts.sum(axis=1)
     called = counts.sum(axis=0)

@@ -69,6 +69,7 @@ class Segmentation(Task[SegmentationConfig, SegmentationReport]):
 
     def train_step(self, batch: Batch, step: int, lr: float) -> Mapping[str, SupportsFloat]:
         """Take an optimiser step on crops of images and of their masks."""
+        # the label travels as a fourth channel, so that image and mask share one array
         images = batch.images[..., :3]
         labels = batch.images[..., 3]
         return self.learner.train_step(images, labels, lr, self.config.optim.weight_decay)
@@ -150,14 +151,16 @@ class SegmenterEvaluation(Evaluation[SegmentationReport]):
                     labels, self._segmenter.segment_image(image, (height, width)), len(self._classes)
                 )
         shares = self.processes.gather_values((counts, len(measured)))
-        counts = np.sum([theirs for theirs, _ in shares], axis=0)
+        all_counts, all_images = zip(*shares, strict=True)
+        counts = np.sum(all_counts, axis=0)
         if not counts.sum():
             raise DataError(f"data.source {self.source_name}: no pixel of {self.subset.title} has a class to measure")
-        return report_segmentation(counts, self._classes, sum(number for _, number in shares))
+        return report_segmentation(counts, self._classes, sum(all_images))
 
 
 def _with_classes(source: PairSource, classes: tuple[str, ...], name: str) -> PairSource:
     """Return ``source`` with ``classes``: its own, or more if nobody has named its own. Raises DataError for others."""
+    # classes that nobody named are numbers up to the largest one in the masks, which may be smaller in this part
     if source.classes == classes or (not source.named and len(source.classes) <= len(classes)):
         return replace(source, classes=classes)
     raise DataError(
@@ -172,7 +175,9 @@ def _check_masks(subset: Subset[PairSource], config: SegmentationConfig, process
     share = subset.indices[processes.rank :: processes.size].tolist()
     wrong_here = check_pairs(subset.source, share, config.data.workers, counts)
     shares = processes.gather_values((wrong_here, counts))
-    wrong = [message for messages, _ in shares for message in messages]
+    wrong: list[str] = []
+    for messages, _ in shares:
+        wrong += messages
     if wrong:
         more = f"; and {len(wrong) - _SHOWN_MASKS} more" if len(wrong) > _SHOWN_MASKS else ""
         raise DataError(f"data.source {config.data.source}: {'; '.join(wrong[:_SHOWN_MASKS])}{more}")
