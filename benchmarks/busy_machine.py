@@ -1,4 +1,4 @@
-"""How fast pretraining is beside other programs, by how OpenMP's threads wait for each other and how many they are.
+"""The speed of pretraining beside other programs, by the number of OpenMP's threads and the way that they wait.
 
     python benchmarks/busy_machine.py [--neighbours 0 1 3] [--threads 2 1] [--seconds 4] [--rounds 2]
 
@@ -35,12 +35,13 @@ POLICIES = {
 }
 DECIDING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "OMP_NUM_THREADS")
 BUSY = "while True: pass"
-WARM_UP = 5  # steps: kernels are compiled and memory is allocated
+WARM_UP = 5
+"""Steps in which kernels are compiled and memory is allocated."""
 
 
 @dataclass
 class Trainer:
-    """A process that trains for as many seconds as it is told to, and says how many images that were."""
+    """A process that trains for a number of seconds when it is told to, and reports its images a second."""
 
     policy: str
     threads: int
@@ -62,7 +63,7 @@ class Trainer:
 
 
 def train_when_told(device: str) -> None:
-    """The trainer's process: read seconds, train, print images a second."""
+    """Run in the trainer's process: read seconds, train, print images a second."""
     from ehm import backends
     from ehm.config import TrainConfig, load_config
     from ehm.data import Loader, TrainTransform, open_source
@@ -78,7 +79,7 @@ def train_when_told(device: str) -> None:
     loader = Loader(source, transform, batch_size=size, seed=0, shuffle=True, drop_last=True, workers=workers)
     batches = zip(count(), loader.batches(0, 10**6))
 
-    def step() -> None:
+    def take_step() -> None:
         number, batch = next(batches)
         prepared = learner.prepare_batch(batch.images)
         mask, _ = masker(prepared, 0.3, (number,))
@@ -86,19 +87,19 @@ def train_when_told(device: str) -> None:
 
     with loader:
         for _ in range(WARM_UP):
-            step()
+            take_step()
         print("ready", flush=True)
         for line in sys.stdin:
             steps = 0
             start = time.perf_counter()
             while (elapsed := time.perf_counter() - start) < float(line):
-                step()
+                take_step()
                 steps += 1
             print(json.dumps(steps * size / elapsed), flush=True)
 
 
 @contextmanager
-def trainer(policy: str, threads: int, args: argparse.Namespace) -> Iterator[Trainer]:
+def start_trainer(policy: str, threads: int, args: argparse.Namespace) -> Iterator[Trainer]:
     environment = {name: value for name, value in os.environ.items() if name not in DECIDING}
     environment |= POLICIES[policy] | {"OMP_NUM_THREADS": str(threads)}
     command = [args.python, __file__, "--device", args.device, "--trainer"]
@@ -111,7 +112,8 @@ def trainer(policy: str, threads: int, args: argparse.Namespace) -> Iterator[Tra
 
 
 @contextmanager
-def neighbours(number: int) -> Iterator[None]:
+def run_neighbours(number: int) -> Iterator[None]:
+    """Keep ``number`` cores busy while the block runs."""
     busy = [subprocess.Popen([sys.executable, "-c", BUSY]) for _ in range(number)]
     try:
         yield
@@ -121,25 +123,30 @@ def neighbours(number: int) -> Iterator[None]:
             process.wait()
 
 
-def measure(args: argparse.Namespace) -> list[Trainer]:
+def measure_trainers(args: argparse.Namespace) -> list[Trainer]:
     with ExitStack() as stack:
         trainers = []
         for threads in args.threads:
             for policy in POLICIES:
-                trainers.append(stack.enter_context(trainer(policy, threads, args)))
+                trainers.append(stack.enter_context(start_trainer(policy, threads, args)))
         for one in trainers:
             one.wait_until_ready()
         for round_ in range(args.rounds):
             for number in args.neighbours:
-                with neighbours(number):
+                with run_neighbours(number):
                     for one in trainers:
                         one.rates.setdefault(number, []).append(one.train(args.seconds))
             print(f"round {round_ + 1} of {args.rounds} done", file=sys.stderr, flush=True)
         return trainers
 
 
-def spread(values: list[float], digits: int) -> str:
+def format_spread(values: list[float], digits: int) -> str:
     return f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f} - {max(values):.{digits}f})"
+
+
+def divide_pairs(values: list[float], others: list[float]) -> list[float]:
+    """Divide each value by the one of the same round."""
+    return [value / other for value, other in zip(values, others, strict=True)]
 
 
 def print_table(trainers: list[Trainer], args: argparse.Namespace) -> None:
@@ -149,9 +156,16 @@ def print_table(trainers: list[Trainer], args: argparse.Namespace) -> None:
     for one in trainers:
         base = next(each for each in trainers if each.threads == one.threads)
         for number, rates in one.rates.items():
-            gains = [rate / other for rate, other in zip(rates, base.rates[number], strict=True)]
-            alone = [rate / other for rate, other in zip(rates, one.rates[args.neighbours[0]], strict=True)]
-            cells = (one.threads, one.policy, number, spread(rates, 0), spread(gains, 2), spread(alone, 2))
+            gains = divide_pairs(rates, base.rates[number])
+            alone = divide_pairs(rates, one.rates[args.neighbours[0]])
+            cells = (
+                one.threads,
+                one.policy,
+                number,
+                format_spread(rates, 0),
+                format_spread(gains, 2),
+                format_spread(alone, 2),
+            )
             print("| " + " | ".join(map(str, cells)) + " |")
 
 
@@ -168,7 +182,7 @@ def main() -> None:
     if args.trainer:
         train_when_told(args.device)
     else:
-        print_table(measure(args), args)
+        print_table(measure_trainers(args), args)
 
 
 if __name__ == "__main__":

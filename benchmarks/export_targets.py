@@ -2,10 +2,10 @@
 
     OMP_NUM_THREADS=1 python benchmarks/export_targets.py [--models vit_small vit_tiny] [--batches 1 8] [--turns 20]
 
-Milliseconds of one thread's processor time a batch, which other programs disturb little; all contestants take turns in
-one process. "speed" is the portable graph's time / theirs, turn by turn: the median and the quartiles. Beside the
-targets stand two ways to write attention that are not taken: ONNX Runtime's MultiHeadAttention and ONNX's own Attention
-(operator set 23). Weights are random.
+Prints milliseconds of one thread's processor time a batch, which other programs disturb little; all contestants take
+turns in one process. "speed" is the portable graph's time / theirs, turn by turn: the median and the quartiles. Two
+other ways to write attention are measured too, which ehm does not use: ONNX Runtime's MultiHeadAttention and ONNX's own
+Attention (operator set 23). Weights are random.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ Run = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
 
 def make_weights(spec: VitSpec) -> Weights:
-    """A classifier of ten classes with random weights."""
+    """Make a classifier of ten classes with random weights."""
     rng = np.random.default_rng(0)
-    arrays = {
-        name: rng.normal(float("norm" in name and "weight" in name), 0.02, value.shape).astype(np.float32)
-        for name, value in build_vit(spec, 10).state_dict().items()
-    }
+    arrays = {}
+    for name, value in build_vit(spec, 10).state_dict().items():
+        mean = 1.0 if "norm" in name and "weight" in name else 0.0
+        arrays[name] = rng.normal(mean, 0.02, value.shape).astype(np.float32)
     inputs = InputSpec((0.5,) * 3, (0.5,) * 3)
     return Weights(arrays, Provenance("random", "file", inputs=inputs, labels=tuple("0123456789")), spec)
 
@@ -82,7 +82,7 @@ class Attention23(_SplitGraph):
         return {"q_num_heads": self.spec.heads, "kv_num_heads": self.spec.heads}
 
 
-def by_onnxruntime(weights: Weights, opset: int, graph: type[vit.VitGraph]) -> Run:
+def load_onnxruntime(weights: Weights, opset: int, graph: type[vit.VitGraph]) -> Run:
     """Return a run of the model in ONNX Runtime, on one thread, with the attention that ``graph`` writes."""
     kept = vit.GRAPHS["onnxruntime"]
     vit.GRAPHS["onnxruntime"] = graph
@@ -97,7 +97,8 @@ def by_onnxruntime(weights: Weights, opset: int, graph: type[vit.VitGraph]) -> R
     return lambda images: session.run(None, {"images": images})[0]
 
 
-def by_torch(weights: Weights) -> Run:
+def load_torch(weights: Weights) -> Run:
+    """Return a run of the model in torch, eager, in float32."""
     module = build_plain_vit(weights)
 
     @torch.inference_mode()
@@ -108,14 +109,14 @@ def by_torch(weights: Weights) -> Run:
     return run
 
 
-def measure(weights: Weights, batch: int, turns: int) -> dict[str, NDArray[np.float64]]:
-    """Milliseconds a batch of each contestant, (turns,) each."""
+def measure_contestants(weights: Weights, batch: int, turns: int) -> dict[str, NDArray[np.float64]]:
+    """Measure the milliseconds a batch of each contestant, (turns,) each."""
     contestants: dict[str, Run] = {
-        "portable": by_onnxruntime(weights, 17, vit.GRAPHS["portable"]),
-        "onnxruntime": by_onnxruntime(weights, 17, vit.GRAPHS["onnxruntime"]),
-        "MultiHeadAttention": by_onnxruntime(weights, 17, MultiHead),
-        "Attention, opset 23": by_onnxruntime(weights, 23, Attention23),
-        "torch, eager": by_torch(weights),
+        "portable": load_onnxruntime(weights, 17, vit.GRAPHS["portable"]),
+        "onnxruntime": load_onnxruntime(weights, 17, vit.GRAPHS["onnxruntime"]),
+        "MultiHeadAttention": load_onnxruntime(weights, 17, MultiHead),
+        "Attention, opset 23": load_onnxruntime(weights, 23, Attention23),
+        "torch, eager": load_torch(weights),
     }
     images = np.random.default_rng(1).normal(size=(batch, 3, *weights.spec.image_size)).astype(np.float32)
     expected = contestants["torch, eager"](images)
@@ -143,7 +144,7 @@ def main() -> None:
     for name in arguments.models:
         weights = make_weights(MODELS[name])
         for batch in arguments.batches:
-            times = measure(weights, batch, arguments.turns)
+            times = measure_contestants(weights, batch, arguments.turns)
             for graph, values in times.items():
                 low, middle, high = np.quantile(times["portable"] / values, [0.25, 0.5, 0.75])
                 figures = f"{values.min():.1f} | {np.median(values):.1f} | {middle:.3f} ({low:.3f} to {high:.3f})"

@@ -1,11 +1,12 @@
-"""How many floating-point operations a shipped configuration takes on ImageNet-1K, counted from the shapes.
+"""The number of floating-point operations of a shipped configuration on ImageNet-1K, counted from the shapes.
 
     python benchmarks/flops.py paper/table_1/evolved_100 paper/table_8/beit [...]
     python benchmarks/flops.py --encoder vit_base finetune/imagenet_vit_base_mae
 
 One image passes through the model, forward and backward, and torch counts its matrix products and convolutions: two
-operations a multiplication. Similarity or saliency is counted where the masking looks at the image. Everything else is
-left out: trees, optimiser, data, BEiT's tokenizer, evaluation. Fine-tuned or probed is a plain ViT, ``--encoder``.
+operations a multiplication. Similarity or saliency is counted if the masking needs it. Everything else is left out:
+trees, optimiser, data, BEiT's tokenizer, evaluation. Fine-tuning and probing are counted for the plain ViT of
+``--encoder``.
 """
 
 from __future__ import annotations
@@ -24,12 +25,17 @@ from ehm.config import FinetuneConfig, ModelConfig, ProbeConfig, TrainConfig, en
 from ehm.config.encoders import VitSpec
 from ehm.masking import split_mask, spread_mask
 
-IMAGES, CLASSES, VOCABULARY = 1_281_167, 1000, 8192
-SIMILARITY, SALIENCY = ("evolved", "shallow", "deep", "epm"), ("attmask_high", "attmask_hint", "attmask_low", "mst")
+IMAGES = 1_281_167
+"""Training images of ImageNet-1K."""
+CLASSES = 1000
+VOCABULARY = 8192
+"""Visual tokens of DALL-E, which BEiT predicts."""
+BY_SIMILARITY = ("evolved", "shallow", "deep", "epm")
+BY_SALIENCY = ("attmask_high", "attmask_hint", "attmask_low", "mst")
 
 
-def pretraining(config: TrainConfig) -> int:
-    """Operations of one image that is masked ``mask.views`` times."""
+def count_pretraining(config: TrainConfig) -> int:
+    """Count the operations of one image that is masked ``mask.views`` times."""
     targets: dict[str, torch.Tensor] = {}
     if config.objective == "beit":  # without a tokenizer, whose own operations are not counted
         model = build_beit(config, VOCABULARY)
@@ -43,16 +49,16 @@ def pretraining(config: TrainConfig) -> int:
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         tokens = model.embed(images)
         with torch.no_grad():
-            if config.masking in SIMILARITY:
+            if config.masking in BY_SIMILARITY:
                 model.compute_similarity(tokens.detach(), config.mask.blocks)
-            if config.masking in SALIENCY:
+            if config.masking in BY_SALIENCY:
                 model.compute_saliency(tokens.detach())
         model(images, *(torch.from_numpy(part) for part in parts), tokens, **targets).backward()
     return int(counter.get_total_flops())
 
 
-def downstream(config: FinetuneConfig, encoder: str) -> int:
-    """Operations of one image: forward and, where the encoder is not frozen, backward."""
+def count_downstream(config: FinetuneConfig, encoder: str) -> int:
+    """Count the operations of one image: forward and, if the encoder is not frozen, backward."""
     size = config.model.image_size or (224, 224)
     spec = encoder_spec(encoder, size, config.model.patch_size, ModelConfig())
     assert isinstance(spec, VitSpec)
@@ -75,11 +81,14 @@ def main() -> None:
         config: FinetuneConfig | TrainConfig
         if "finetune" in name or "probe" in name:
             config = load_config(FinetuneConfig if "finetune" in name else ProbeConfig, name)
-            views, operations = 1, downstream(config, args.encoder)
+            views = 1
+            operations = count_downstream(config, args.encoder)
         else:
             config = load_config(TrainConfig, name)
-            views, operations = config.mask.views, pretraining(config)
-        batch, each = config.optim.batch_size, operations / views
+            views = config.mask.views
+            operations = count_pretraining(config)
+        batch = config.optim.batch_size
+        each = operations / views
         steps = config.optim.epochs * (IMAGES * views // batch)
         print(f"| {name} | {steps:,} | {batch:,} | {each / 1e9:.2f} | {steps * batch * each:.1e} |")
 

@@ -2,10 +2,11 @@
 
     python benchmarks/hierarchy.py [--patches 49 196] [--turns 25]
 
-Microseconds an image, the best of several turns that the contestants take one after the other. ehm starts from the
-float32 similarity that a model gives and returns the whole hierarchy; the peers get the float64 distances in condensed
-form, ready made, and do one image after the other on one core. The last columns are ehm on one core / fastcluster: of
-the best, and of each turn (median, quartiles). "random" is symmetrised noise, "attention" that of 16 random features.
+Prints microseconds an image, the best of several turns that the contestants take one after the other. ehm starts from
+the float32 similarity that a model gives and returns the whole hierarchy; the others get float64 distances in condensed
+form, ready made, and do one image after the other on one core. The last columns are the time of ehm on one core divided
+by that of fastcluster: of the best turns, and of each turn (median, quartiles). "random" is symmetrised noise,
+"attention" comes from 16 random features.
 """
 
 from __future__ import annotations
@@ -28,19 +29,21 @@ Array = NDArray[np.float32]
 
 
 def random_similarity(batch: int, n: int) -> Array:
+    """Draw symmetrised noise: (batch, n, n)."""
     values = np.random.default_rng(0).random((batch, n, n))
     return ((values + values.transpose(0, 2, 1)) / 2).astype(np.float32)
 
 
 def attention_similarity(batch: int, n: int) -> Array:
+    """Compute the symmetrised attention of random features: (batch, n, n)."""
     features = np.random.default_rng(0).normal(size=(batch, n, 16))
     weights = np.exp(features @ features.transpose(0, 2, 1) / 4)
     weights /= weights.sum(axis=2, keepdims=True)
     return ((weights + weights.transpose(0, 2, 1)) / 2).astype(np.float32)
 
 
-def measure(similarity: Array, turns: int) -> dict[str, NDArray[np.float64]]:
-    """Microseconds an image of each contestant, (turns,) each."""
+def measure_contestants(similarity: Array, turns: int) -> dict[str, NDArray[np.float64]]:
+    """Measure the microseconds an image of each contestant, (turns,) each."""
     distances = [squareform(1 - image.astype(np.float64), checks=False) for image in similarity]
     contestants: dict[str, Callable[[], object]] = {
         "ehm": lambda: build_hierarchy(similarity, threads=1),
@@ -67,8 +70,10 @@ def main() -> None:
     for kind in (random_similarity, attention_similarity):
         ours = {}
         for n in arguments.patches:
-            similarity = kind(min(64, max(8, 32 * 196**2 // n**2)), n)
-            times = measure(similarity, arguments.turns)
+            # fewer images of more patches, so that every row takes about as long
+            images = min(64, max(8, 32 * 196**2 // n**2))
+            similarity = kind(images, n)
+            times = measure_contestants(similarity, arguments.turns)
             low, middle, high = np.quantile(times["ehm"] / times["fastcluster"], [0.25, 0.5, 0.75])
             one, two, fast, scipy = (float(values.min()) for values in times.values())
             ours[n] = one
@@ -78,7 +83,8 @@ def main() -> None:
                 f"  {one / fast:.2f}  {middle:.2f} ({low:.2f} - {high:.2f})",
                 flush=True,
             )
-        small, large = min(ours), max(ours)
+        small = min(ours)
+        large = max(ours)
         if small < large:
             power = math.log(ours[large] / ours[small]) / math.log(large / small)
             print(f"from {small} to {large} patches, ehm's time grows as N^{power:.2f}\n")

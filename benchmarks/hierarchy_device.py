@@ -1,8 +1,8 @@
-"""How often the trees and masks of the device differ from those of the host, and what either costs, on real attention.
+"""A comparison of the trees and masks of the device with those of the host, and of their cost, on real attention.
 
     python benchmarks/hierarchy_device.py RUN [--device cpu] [--images 1024] [--blocks 6]
 
-RUN is the folder of a pretraining run, whose images are looked at. Trees are compared by their parents; masks at ratio
+RUN is the folder of a pretraining run, whose images are used. Trees are compared by their parents; masks at ratio
 0.75, drawn with the same ranks. Times are the best of three rounds over 64 images, on one thread of the host.
 """
 
@@ -24,37 +24,42 @@ from ehm.storage.checkpoint import open_checkpoint
 
 DEPTHS = (0.1, 0.3, 0.5, 0.8)
 PIECE = 64
+"""Images that are compared and timed at once."""
 
 
-def similarities(run: str, device: str, count: int, blocks: int) -> np.ndarray:
-    """Of the first ``count`` images in a shuffled order: (count, N, N)."""
+def compute_similarities(run: str, device: str, count: int, blocks: int) -> np.ndarray:
+    """Compute the similarities of the first ``count`` images in a shuffled order: (count, N, N)."""
     meta = open_checkpoint(run).metadata
     encoder = backends.get(device).create_encoder(ModelSource(init=run))
-    source, transform = open_source(DataConfig(**meta["config"]["data"]), "train"), EvalTransform(encoder.image_size)
+    source = open_source(DataConfig(**meta["config"]["data"]), "train")
+    transform = EvalTransform(encoder.image_size)
     order = np.random.default_rng(0).permutation(len(source))[:count].tolist()
-    images = (np.stack([transform(source.load(i)) for i in order[k : k + PIECE]]) for k in range(0, len(order), PIECE))
-    return np.concatenate([encoder.compute_similarity(piece, blocks) for piece in images])
+    pieces = []
+    for start in range(0, len(order), PIECE):
+        images = np.stack([transform(source.load(index)) for index in order[start : start + PIECE]])
+        pieces.append(encoder.compute_similarity(images, blocks))
+    return np.concatenate(pieces)
 
 
-def differences(similarity: np.ndarray, balanced: bool, device: torch.device) -> list[int]:
-    """Images whose trees differ, and whose masks do at each depth."""
+def count_differences(similarity: np.ndarray, balanced: bool, device: torch.device) -> list[int]:
+    """Count the images whose trees differ, and whose masks differ at each depth."""
     counts = np.zeros(1 + len(DEPTHS), int)
     for start in range(0, len(similarity), PIECE):
         part = similarity[start : start + PIECE]
-        there = torch.from_numpy(part).to(device)
+        on_chip = torch.from_numpy(part).to(device)
         host = build_hierarchy(balance(part) if balanced else part)
-        tree = on_device.build_hierarchy(on_device.balance(there) if balanced else there)
+        tree = on_device.build_hierarchy(on_device.balance(on_chip) if balanced else on_chip)
         ranks = draw_ranks(np.random.default_rng(start), len(part), host.patches)
-        unlike = [host.parent != tree.parent.cpu().numpy()]
+        differing = [host.parent != tree.parent.cpu().numpy()]
         for depth in DEPTHS:
             mask = on_device.hierarchical_mask(tree, depth, 0.75, torch.from_numpy(ranks).to(device))
-            unlike.append(hierarchical_mask(host, depth, 0.75, ranks=ranks) != mask.cpu().numpy())
-        counts += [part.any(axis=1).sum() for part in unlike]
+            differing.append(hierarchical_mask(host, depth, 0.75, ranks=ranks) != mask.cpu().numpy())
+        counts += [nodes.any(axis=1).sum() for nodes in differing]
     return counts.tolist()
 
 
-def microseconds(build: Callable[[], object]) -> float:
-    """Of an image, the best of three."""
+def measure_microseconds(build: Callable[[], object]) -> float:
+    """Measure the microseconds an image, the best of three rounds."""
     best = np.inf
     for _ in range(3):
         start = time.perf_counter()
@@ -71,7 +76,7 @@ def main() -> None:
     parser.add_argument("--blocks", type=int, default=6)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    similarity = similarities(arguments.run, arguments.device, arguments.images, arguments.blocks)
+    similarity = compute_similarities(arguments.run, arguments.device, arguments.images, arguments.blocks)
     device = torch.device("cpu" if arguments.device == "auto" else arguments.device)
     print(f"{len(similarity)} images, {similarity.shape[1]} patches, device {device}\n")
     columns = " | ".join(f"at {depth}" for depth in DEPTHS)
@@ -79,9 +84,9 @@ def main() -> None:
     for name, balanced in (("raw", False), ("balanced", True)):
         first = balance(similarity[:PIECE]) if balanced else similarity[:PIECE]
         there = torch.from_numpy(first).to(device)
-        counts = " | ".join(map(str, differences(similarity, balanced, device)))
-        host = microseconds(lambda first=first: build_hierarchy(first, threads=1))
-        own = microseconds(lambda there=there: on_device.build_hierarchy(there).height.cpu())
+        counts = " | ".join(map(str, count_differences(similarity, balanced, device)))
+        host = measure_microseconds(lambda first=first: build_hierarchy(first, threads=1))
+        own = measure_microseconds(lambda there=there: on_device.build_hierarchy(there).height.cpu())
         print(f"| {name} | {counts} | {host:.0f} | {own:,.0f} |")
 
 

@@ -1,11 +1,11 @@
-"""Images a second that reach a training loop: ehm's loader beside torch's DataLoader and, where installed, Grain.
+"""Images a second that reach a training loop: ehm's loader beside torch's DataLoader and Grain, if it is installed.
 
     python benchmarks/loader.py [--images 512] [--batch-size 64] [--workers 0 1 2] [--rounds 2]
 
 All read ELPV's photographs through the same decoder and the same random resized crop to 224 x 224, so that only the
-machinery differs. The clock starts when the first batch is there; the time until then is its own column. CPU time is
-that of all processes together. Each figure is the best of the rounds, which go through all loaders in turn. What stays
-behind when the training process is killed (kill -9) is counted ten seconds later.
+machinery differs. The clock starts when the first batch is there; the time until then is a column of its own. CPU time
+is that of all processes together. Each figure is the best of the rounds, which go through all loaders in turn. Ten
+seconds after the training process was killed (kill -9), the processes that it left behind are counted.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ class Batches:
         return 1_000_000
 
     def __getitem__(self, step: int) -> np.ndarray:
-        places = range(step * self.batch_size, (step + 1) * self.batch_size)
-        return np.stack([Samples()[self.order[place % len(SOURCE)]] for place in places])
+        positions = range(step * self.batch_size, (step + 1) * self.batch_size)
+        return np.stack([Samples()[self.order[position % len(SOURCE)]] for position in positions])
 
 
 def ehm_batches(batch_size: int, workers: int) -> Iterator[object]:
@@ -84,26 +84,32 @@ def grain_batches(batch_size: int, workers: int) -> Iterator[object]:
 PEERS = {"ehm": ehm_batches, "torch": torch_batches, "grain": grain_batches}
 
 
-def cpu_seconds() -> float:
-    """Of this process and all that it started and that still live."""
+def read_cpu_seconds() -> float:
+    """Return the CPU seconds of this process and of all that it started and that are still alive."""
     me = psutil.Process()
-    return sum(sum(process.cpu_times()[:2]) for process in (me, *me.children(recursive=True)))
+    seconds = 0.0
+    for process in (me, *me.children(recursive=True)):
+        times = process.cpu_times()
+        seconds += times.user + times.system
+    return seconds
 
 
-def measure(peer: str, batch_size: int, workers: int, images: int) -> tuple[float, float, float]:
-    """Seconds to the first batch, seconds for an image after it, and CPU seconds for it."""
+def measure_loader(peer: str, batch_size: int, workers: int, images: int) -> tuple[float, float, float]:
+    """Measure seconds to the first batch, then seconds and CPU seconds for an image."""
     start = time.perf_counter()
     batches = PEERS[peer](batch_size, workers)
     next(batches)
-    first, cpu = time.perf_counter(), cpu_seconds()
+    first = time.perf_counter()
+    cpu_before = read_cpu_seconds()
     count = batch_size * sum(1 for _ in islice(batches, images // batch_size))
-    seconds, cpu = time.perf_counter() - first, cpu_seconds() - cpu
+    seconds = time.perf_counter() - first
+    cpu = read_cpu_seconds() - cpu_before
     batches.close()
     return first - start, seconds / count, cpu / count
 
 
-def left_behind(peer: str) -> int:
-    """Processes that are alive ten seconds after the one that started them was killed."""
+def count_left_behind(peer: str) -> int:
+    """Count the processes that are alive ten seconds after the one that started them was killed."""
     child = subprocess.Popen(
         [sys.executable, __file__, "--hold", peer], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
     )
@@ -134,7 +140,7 @@ def main() -> None:
     runs = [(workers, peer) for workers in arguments.workers for peer in peers]
     best = dict.fromkeys(runs, (math.inf,) * 3)
     for workers, peer in runs * arguments.rounds:
-        measured = measure(peer, arguments.batch_size, workers, arguments.images)
+        measured = measure_loader(peer, arguments.batch_size, workers, arguments.images)
         best[workers, peer] = tuple(map(min, best[workers, peer], measured))
     print(f"{os.cpu_count()} cores, batches of {arguments.batch_size}, best of {arguments.rounds} rounds\n")
     print("| loader | workers | first batch, s | images/s | CPU, ms an image |\n|---|---|---|---|---|")
@@ -142,7 +148,7 @@ def main() -> None:
         print(f"| {peer} | {workers} | {first:.2f} | {1 / seconds:.0f} | {1000 * cpu:.1f} |")
     print("\n| loader | processes left 10 s after kill -9, of 2 workers |\n|---|---|")
     for peer in peers:
-        print(f"| {peer} | {left_behind(peer)} |", flush=True)
+        print(f"| {peer} | {count_left_behind(peer)} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What a pretraining step costs, and its masks: random beside evolved, ehm beside its peers.
+"""The cost of a pretraining step and of its masks: random beside evolved, ehm beside other programs.
 
     python benchmarks/pretrain_step.py [--models vit_small vit_base] [--dtypes bfloat16 float32] [--batch-size 16]
         [--rounds 3] [--steps 4] [--device cpu|cuda|npu] [--threads N] [--clock wall|cpu] [--rows ...] [--quick]
@@ -7,17 +7,17 @@
 A round starts a process for each row, one after the other: two steps that do not count, then --steps that do. Columns
 are milliseconds: the median of a round's steps, and of these the median; "of random" and "of plain" compare with the
 rows of that name in the same round: median (lowest - highest). All rows see the same images of 224 x 224, mask 147 of
-196 patches, have the same decoder (512 wide, 8 blocks), the same threads and, by autocast, the same type. --clock cpu
-with --threads 1 counts processor time, where other jobs are about. --profile ROW prints the operators of that row's
-step instead.
+196 patches, have the same decoder (512 wide, 8 blocks), the same threads and, by autocast, the same precision.
+--clock cpu with --threads 1 counts processor time, for a machine on which other jobs run. --profile ROW prints the
+operators of that row's step instead.
 
-data is upload and normalisation; similarity the look at the first six blocks; hierarchy is balancing and trees, of
-which "tree" is the trees alone, in % of the step; memory is the peak of the process (of the device's allocator, on an
-accelerator) over its steps. "evolved" balances similarities (the default), "evolved, raw" is the paper's way, "evolved,
-4 views" masks each image of a quarter as many four times after one look at it (mask.views); "compiled" is run.compile,
-whose first step takes a minute. "plain" is the step of the published MAE code: patches embedded by a convolution,
-attention as matrix products and softmax, all patches predicted, AdamW parameter by parameter.
-Peers take part where they are installed (pip install transformers lightly), as their own examples train them.
+"data" is upload and normalisation; "similarity" the forward pass through the first six blocks; "hierarchy" is balancing
+and trees, and "tree" the trees alone, in % of the step; "memory" is the peak of the process (of the device's allocator,
+on an accelerator) over its steps. "evolved" balances similarities (the default), "evolved, raw" does not, as in the
+paper; "evolved, 4 views" masks each of a quarter of the images four times after one forward pass (mask.views);
+"compiled" is run.compile, whose first step takes a minute. "plain" is the step of the published MAE code: patches
+embedded by a convolution, attention by matrix products and softmax, all patches predicted, AdamW parameter by
+parameter. Other programs take part if they are installed (pip install transformers lightly), as their examples train.
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ from ehm.backends.torch.engine import devices
 from ehm.config import TrainConfig
 from ehm.config.encoders import VIT_PRESETS
 
-PROGRESS = 0.5  # half way through training: trees are cut in the middle
+PROGRESS = 0.5
+"""Half way through training, trees are cut in the middle."""
 COLUMNS = ("data", "similarity", "hierarchy", "mask", "forward/backward", "optimiser", "total")
 EVOLVED = {
     "random": {},
@@ -57,40 +58,42 @@ Step = Callable[[], float]
 
 
 class Clock:
-    """Seconds by name, of work that has ended; what runs inside of a measured part counts there only."""
+    """Seconds by name of the work that has ended; work inside of a measured part counts there only."""
 
     def __init__(self, device: torch.device, cpu: bool) -> None:
         self.seconds = dict.fromkeys((*COLUMNS, "tree"), 0.0)
-        self._device, self._inner, self._read = device, [0.0], time.process_time if cpu else time.perf_counter
+        self._device = device
+        self._inner = [0.0]  # seconds of measured parts within each part that is open
+        self._read = time.process_time if cpu else time.perf_counter
 
-    def now(self) -> float:
-        """Seconds, when the device has done all that was asked of it."""
+    def read_seconds(self) -> float:
+        """Return the seconds once the device has done everything that it was asked for."""
         if self._device.type != "cpu":
             torch.accelerator.synchronize()
         return self._read()
 
     @contextmanager
-    def part(self, name: str) -> Any:
-        """What happens inside counts as ``name``."""
-        start = self.now()
+    def measure_part(self, name: str) -> Any:
+        """Count the work inside the block as ``name``."""
+        start = self.read_seconds()
         self._inner.append(0.0)
         yield
-        passed = self.now() - start
+        passed = self.read_seconds() - start
         self.seconds[name] += passed - self._inner.pop()
         self._inner[-1] += passed
 
-    def timed(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        """``function``, which counts as ``name``."""
+    def measure_calls(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Wrap ``function`` so that its calls count as ``name``."""
 
         def run(*args: Any, **kwargs: Any) -> Any:
-            with self.part(name):
+            with self.measure_part(name):
                 return function(*args, **kwargs)
 
         return run
 
 
-def ehm_step(row: str, model: str, dtype: str, images: NDArray[np.uint8], clock: Clock, device: str) -> Step:
-    """A step of ehm, as the training loop makes it."""
+def make_ehm_step(row: str, model: str, dtype: str, images: NDArray[np.uint8], clock: Clock, device: str) -> Step:
+    """Make a function that takes a step of ehm, as the training loop does."""
     from ehm import backends
     from ehm.masking import make_masker, masker
 
@@ -106,53 +109,56 @@ def ehm_step(row: str, model: str, dtype: str, images: NDArray[np.uint8], clock:
     backend = backends.get(device)
     learner: Any = backend.create_learner(config)
     build = backend.describe_device().hierarchy
-    mask = clock.timed("mask", make_masker(config.masking, config.masks, config.units, build))
+    mask = clock.measure_calls("mask", make_masker(config.masking, config.masks, config.units, build))
     images = images[: len(images) // config.mask.views]
 
-    learner._pixels = clock.timed("data", learner._pixels)
-    learner.model.embed = clock.timed("forward/backward", learner.model.embed)  # once for both
-    masker.balance = clock.timed("hierarchy", masker.balance)
-    masker.build_hierarchy = clock.timed("hierarchy", clock.timed("tree", masker.build_hierarchy))
+    learner._pixels = clock.measure_calls("data", learner._pixels)
+    learner.model.embed = clock.measure_calls("forward/backward", learner.model.embed)  # once for both
+    masker.balance = clock.measure_calls("hierarchy", masker.balance)
+    masker.build_hierarchy = clock.measure_calls("hierarchy", clock.measure_calls("tree", masker.build_hierarchy))
     optimizer = learner._training.optimizer
-    optimizer.step = clock.timed("optimiser", optimizer.step)
+    optimizer.step = clock.measure_calls("optimiser", optimizer.step)
 
     def step() -> float:
         batch = learner.prepare_batch(images)
-        batch.compute_similarity = clock.timed("similarity", batch.compute_similarity)
-        batch.evolved_mask = clock.timed("similarity", batch.evolved_mask)  # on the device: hierarchies and masks too
+        batch.compute_similarity = clock.measure_calls("similarity", batch.compute_similarity)
+        batch.evolved_mask = clock.measure_calls(
+            "similarity", batch.evolved_mask
+        )  # on the device: hierarchies and masks too
         masks, _ = mask(batch, PROGRESS, (0,))
-        with clock.part("forward/backward"):
+        with clock.measure_part("forward/backward"):
             return learner.train_step(batch, masks, 1e-4, 0.05)["loss"]
 
     return step
 
 
-def peer_step(row: str, model: str, dtype: str, images: NDArray[np.uint8], clock: Clock, device: str) -> Step:
-    """A step of another implementation, under autocast as ehm's."""
+def make_peer_step(row: str, model: str, dtype: str, images: NDArray[np.uint8], clock: Clock, device: str) -> Step:
+    """Make a function that takes a step of another implementation, under the same autocast."""
     from ehm.backends.torch.engine.tensors import Pixels
 
-    place, config = devices.choose_device(device), TrainConfig(encoder=model)
-    loss, optimizer = {"plain": plain, "transformers": transformers_vit, "lightly": lightly_vit}[row](model, place)
-    pixels = Pixels(place, config.data.mean, config.data.std)
-    arithmetic = devices.choose_dtype(dtype, place)
+    torch_device = devices.choose_device(device)
+    data = TrainConfig(encoder=model).data
+    compute_loss, optimizer = BUILDERS[row](model, torch_device)
+    pixels = Pixels(torch_device, data.mean, data.std)
+    precision = devices.choose_dtype(dtype, torch_device)
 
     def step() -> float:
-        with clock.part("data"):
+        with clock.measure_part("data"):
             batch = pixels(images)
-        with clock.part("forward/backward"):
+        with clock.measure_part("forward/backward"):
             optimizer.zero_grad()
-            with devices.autocast_to(place, arithmetic):
-                value = loss(batch)
+            with devices.autocast_to(torch_device, precision):
+                value = compute_loss(batch)
             value.backward()
-        with clock.part("optimiser"):
+        with clock.measure_part("optimiser"):
             optimizer.step()
         return value.detach()
 
     return step
 
 
-def plain(name: str, device: torch.device) -> tuple[Callable[..., Any], torch.optim.Optimizer]:
-    """MAE as its paper describes it (He et al., 2022), every operator by itself."""
+def build_plain(name: str, device: torch.device) -> tuple[Callable[..., Any], torch.optim.Optimizer]:
+    """Build MAE as its paper describes it (He et al., 2022), every operator by itself."""
     from timm.models.vision_transformer import Block
 
     from ehm.backends.torch.models.patches import patchify
@@ -161,24 +167,25 @@ def plain(name: str, device: torch.device) -> tuple[Callable[..., Any], torch.op
     model = MaskedAutoencoder(TrainConfig(encoder=name).spec).to(device).train()
     blocks = [*model.blocks, *model.decoder_blocks]
     for block in blocks:
-        block.__class__, block.attn.fused_attn = Block, False  # timm's own, unfused
+        block.__class__ = Block  # timm's own instead of ours
+        block.attn.fused_attn = False
 
-    def take(tokens: Any, places: Any) -> Any:
-        return torch.gather(tokens, 1, places.unsqueeze(-1).repeat(1, 1, tokens.shape[-1]))
+    def gather_tokens(tokens: Any, indices: Any) -> Any:
+        return torch.gather(tokens, 1, indices.unsqueeze(-1).repeat(1, 1, tokens.shape[-1]))
 
-    def loss(images: Any) -> Any:
+    def compute_loss(images: Any) -> Any:
         tokens = model.patch_embed(images) + model.pos_embed[:, 1:]
         batch, patches, _ = tokens.shape
         visible = patches // 4
         order = torch.rand(batch, patches, device=device).argsort(dim=1)
         restore = order.argsort(dim=1)
-        tokens = model._with_class_token(take(tokens, order[:, :visible]))
+        tokens = model._with_class_token(gather_tokens(tokens, order[:, :visible]))
         for block in model.blocks:
             tokens = block(tokens)
         tokens = model.decoder_embed(model.norm(tokens))
         fill = model.mask_token.repeat(batch, patches - visible, 1)
-        whole = take(torch.cat([tokens[:, 1:], fill], dim=1), restore)
-        tokens = torch.cat([tokens[:, :1], whole], dim=1) + model.decoder_pos_embed
+        complete = gather_tokens(torch.cat([tokens[:, 1:], fill], dim=1), restore)
+        tokens = torch.cat([tokens[:, :1], complete], dim=1) + model.decoder_pos_embed
         for block in model.decoder_blocks:
             tokens = block(tokens)
         predicted = model.decoder_pred(model.decoder_norm(tokens))[:, 1:]
@@ -189,13 +196,12 @@ def plain(name: str, device: torch.device) -> tuple[Callable[..., Any], torch.op
         masked = masked.gather(1, restore)
         return (((predicted - target) ** 2).mean(dim=-1) * masked).sum() / masked.sum()
 
-    return loss, torch.optim.AdamW(
-        [p for p in model.parameters() if p.requires_grad], lr=1e-4, weight_decay=0.05, foreach=False, fused=False
-    )
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return compute_loss, torch.optim.AdamW(trained, lr=1e-4, weight_decay=0.05, foreach=False, fused=False)
 
 
-def transformers_vit(name: str, device: torch.device) -> tuple[Callable[..., Any], torch.optim.Optimizer]:
-    """Hugging Face's ViTMAE with its trainer's optimiser, fused AdamW."""
+def build_transformers(name: str, device: torch.device) -> tuple[Callable[..., Any], torch.optim.Optimizer]:
+    """Build Hugging Face's ViTMAE with its trainer's optimiser, fused AdamW."""
     from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
     size = VIT_PRESETS[name]
@@ -212,8 +218,8 @@ def transformers_vit(name: str, device: torch.device) -> tuple[Callable[..., Any
     return lambda images: model(images).loss, torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
 
 
-def lightly_vit(name: str, device: torch.device) -> tuple[Callable[..., Any], torch.optim.Optimizer]:
-    """lightly's MAE on a timm ViT, with torch's default AdamW, as in its example."""
+def build_lightly(name: str, device: torch.device) -> tuple[Callable[..., Any], torch.optim.Optimizer]:
+    """Build lightly's MAE on a timm ViT, with torch's default AdamW, as in its example."""
     import warnings
 
     from lightly.models import utils
@@ -229,8 +235,9 @@ def lightly_vit(name: str, device: torch.device) -> tuple[Callable[..., Any], to
     )
     model = torch.nn.ModuleList([encoder, decoder]).to(device).train()
 
-    def loss(images: Any) -> Any:
-        batch, tokens = len(images), encoder.sequence_length
+    def compute_loss(images: Any) -> Any:
+        batch = len(images)
+        tokens = encoder.sequence_length
         keep, hide = utils.random_token_mask(size=(batch, tokens), mask_ratio=0.75, device=device)
         encoded = decoder.embed(encoder.encode(images=images, idx_keep=keep))
         filled = utils.repeat_token(decoder.mask_token, (batch, tokens))
@@ -239,51 +246,60 @@ def lightly_vit(name: str, device: torch.device) -> tuple[Callable[..., Any], to
         target = utils.get_at_index(utils.patchify(images, 16), hide - 1)
         return torch.nn.functional.mse_loss(predicted, target)
 
-    return loss, torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return compute_loss, torch.optim.AdamW(trained, lr=1e-4)
 
 
-def work(row: str, model: str, dtype: str, batch_size: int, device: str, cpu: bool, steps: int) -> None:
-    """One row's process: two steps that do not count, then ``steps`` that do, a line of JSON for each."""
+BUILDERS = {"plain": build_plain, "transformers": build_transformers, "lightly": build_lightly}
+
+
+def make_step(row: str, model: str, dtype: str, images: NDArray[np.uint8], clock: Clock, device: str) -> Step:
+    """Make a function that takes a step of the row and returns its loss."""
+    make = make_ehm_step if row in EVOLVED else make_peer_step
+    return make(row, model, dtype, images, clock, device)
+
+
+def run_row(row: str, model: str, dtype: str, batch_size: int, device: str, cpu: bool, steps: int) -> None:
+    """Run in the process of a row: two steps that do not count, then ``steps`` that do, a line of JSON for each."""
     images = np.random.default_rng(0).integers(0, 256, (batch_size, 224, 224, 3), np.uint8)
-    place = devices.choose_device(device)
-    clock = Clock(place, cpu)
-    step = (ehm_step if row in EVOLVED else peer_step)(row, model, dtype, images, clock, device)
+    torch_device = devices.choose_device(device)
+    clock = Clock(torch_device, cpu)
+    take_step = make_step(row, model, dtype, images, clock, device)
     for number in range(-2, steps):
         clock.seconds = dict.fromkeys(clock.seconds, 0.0)
-        start = clock.now()
-        step()
-        seconds = {**clock.seconds, "total": clock.now() - start}
+        start = clock.read_seconds()
+        take_step()
+        seconds = {**clock.seconds, "total": clock.read_seconds() - start}
         seconds["hierarchy"] += seconds["tree"]
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        if place.type != "cpu":
-            memory = devices.device_module(place).max_memory_allocated() / 2**20
+        if torch_device.type != "cpu":
+            memory = devices.device_module(torch_device).max_memory_allocated() / 2**20
         if number >= 0:
             print(json.dumps({**seconds, "memory": memory}))
 
 
-def profile(row: str, model: str, dtype: str, batch_size: int, device: str) -> None:
-    """Where the time of a step goes, operator by operator."""
+def print_profile(row: str, model: str, dtype: str, batch_size: int, device: str) -> None:
+    """Print the time of a step, operator by operator."""
     images = np.random.default_rng(0).integers(0, 256, (batch_size, 224, 224, 3), np.uint8)
-    place = devices.choose_device(device)
-    step = (ehm_step if row in EVOLVED else peer_step)(row, model, dtype, images, Clock(place, False), device)
+    take_step = make_step(row, model, dtype, images, Clock(devices.choose_device(device), False), device)
     for _ in range(2):
-        float(step())
+        float(take_step())
     with torch.profiler.profile() as profiler:
         for _ in range(2):
-            float(step())
+            float(take_step())
     events = sorted(profiler.key_averages(), key=lambda event: -event.self_cpu_time_total)
-    whole = sum(event.self_cpu_time_total for event in events)
+    total = sum(event.self_cpu_time_total for event in events)
     print(
         f"\n{row}, {model}, {dtype}, {batch_size} masked images a step\n\n| operator | ms a step | share, % | calls |"
     )
     print("|---|---|---|---|")
     for event in events[:16]:
         milliseconds = event.self_cpu_time_total / 2000
-        print(f"| {event.key} | {milliseconds:.0f} | {milliseconds / whole * 2e5:.1f} | {event.count // 2} |")
+        print(f"| {event.key} | {milliseconds:.0f} | {milliseconds / total * 2e5:.1f} | {event.count // 2} |")
 
 
-def measure(row: str, model: str, dtype: str, arguments: argparse.Namespace) -> list[dict[str, float]]:
-    """The steps of one row, in a process of its own."""
+def measure_row(row: str, model: str, dtype: str, arguments: argparse.Namespace) -> list[dict[str, float]]:
+    """Measure the steps of one row, in a process of its own."""
     command = [sys.executable, __file__, "--row", row, "--models", model, "--dtypes", dtype]
     for name in ("batch_size", "device", "clock", "steps"):
         command += [f"--{name.replace('_', '-')}", str(getattr(arguments, name))]
@@ -291,19 +307,15 @@ def measure(row: str, model: str, dtype: str, arguments: argparse.Namespace) -> 
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-def table(model: str, dtype: str, rows: list[str], arguments: argparse.Namespace) -> None:
-    """Measure the rows in turn, and print."""
+def print_table(model: str, dtype: str, rows: list[str], arguments: argparse.Namespace) -> None:
+    """Measure the rows in turn, and print them."""
     measured: dict[str, list[list[dict[str, float]]]] = {row: [] for row in rows}
     for number in range(arguments.rounds):
         for row in rows:
-            measured[row].append(measure(row, model, dtype, arguments))
+            measured[row].append(measure_row(row, model, dtype, arguments))
             seconds = np.median([step["total"] for step in measured[row][-1]])
             print(f"{model}, {dtype}, round {number}: {row} {seconds:.2f} s", file=sys.stderr)
-    # by row, column and round: the median of the round's steps
-    times = {
-        row: {name: np.array([np.median([step[name] for step in turn]) for turn in turns]) for name in turns[0][0]}
-        for row, turns in measured.items()
-    }
+    times = {row: take_medians(turns) for row, turns in measured.items()}
     print(f"\n{model}, {dtype}, {arguments.batch_size} masked images a step\n")
     print(f"| row | {' | '.join(COLUMNS)} | tree, % | of random | of plain | memory, MiB |")
     print("|---|" + "---|" * (len(COLUMNS) + 4))
@@ -317,17 +329,27 @@ def table(model: str, dtype: str, rows: list[str], arguments: argparse.Namespace
         print(f"| {row} | {' | '.join(cells)} |", flush=True)
 
 
-def machine(device: str) -> str:
-    """One line on what this was measured on."""
-    place = devices.choose_device(device)
+def take_medians(turns: list[list[dict[str, float]]]) -> dict[str, NDArray[np.float64]]:
+    """Return the median of each round's steps, (rounds,) for each column."""
+    medians = {}
+    for name in turns[0][0]:
+        medians[name] = np.array([np.median([step[name] for step in turn]) for turn in turns])
+    return medians
+
+
+def describe_machine(device: str) -> str:
+    """Describe the machine in one line."""
+    torch_device = devices.choose_device(device)
     name = platform.processor() or platform.machine()
     if os.path.exists("/proc/cpuinfo"):
         with open("/proc/cpuinfo", encoding="ascii") as file:
             name = next((line.partition(":")[2].strip() for line in file if line.startswith("model name")), name)
     amx = ", AMX" if devices._has_cpu_flag("amx_bf16") else ""
-    accelerator = "" if place.type == "cpu" else f"{devices.describe_device(place).description}; "
-    threads, load = torch.get_num_threads(), os.getloadavg()[0]
-    cores = f"{os.cpu_count()} cores, {threads} threads, load {load:.1f} before the start"
+    accelerator = ""
+    if torch_device.type != "cpu":
+        accelerator = f"{devices.describe_device(torch_device).description}; "
+    load = os.getloadavg()[0]
+    cores = f"{os.cpu_count()} cores, {torch.get_num_threads()} threads, load {load:.1f} before the start"
     return f"{accelerator}{name}{amx}, {cores}; torch {torch.__version__}"
 
 
@@ -337,15 +359,20 @@ def main() -> None:
     parser.add_argument("--dtypes", nargs="+", default=["bfloat16", "float32"])
     parser.add_argument("--batch-size", type=int, default=16, help="masked images a step (16), a multiple of 4")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=4, help="that count, of each row in each round (4)")
-    parser.add_argument("--profile", choices=[*EVOLVED, *PEERS], metavar="ROW", help="operators of this row's step")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--threads", type=int, help="of torch (its own choice)")
+    parser.add_argument("--steps", type=int, default=4, help="steps that count, of each row in each round (4)")
     parser.add_argument(
-        "--clock", choices=["wall", "cpu"], default="wall", help="cpu: processor time, with --threads 1"
+        "--profile", choices=[*EVOLVED, *PEERS], metavar="ROW", help="print the operators of this row's step"
+    )
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, help="threads of torch (default: its own choice)")
+    parser.add_argument(
+        "--clock", choices=["wall", "cpu"], default="wall", help="cpu counts processor time, with --threads 1"
     )
     parser.add_argument(
-        "--rows", nargs="+", choices=[*EVOLVED, *PEERS], help="only these, random and plain (all but compiled)"
+        "--rows",
+        nargs="+",
+        choices=[*EVOLVED, *PEERS],
+        help="only these rows, random and plain (default: all but compiled)",
     )
     parser.add_argument("--quick", action="store_true", help="one round of vit_small with 8 images")
     parser.add_argument("--row", help=argparse.SUPPRESS)
@@ -354,23 +381,28 @@ def main() -> None:
         os.environ["OMP_NUM_THREADS"] = str(arguments.threads)  # of the rows' processes
         torch.set_num_threads(arguments.threads)
     if arguments.row:
-        model, dtype, cpu = arguments.models[0], arguments.dtypes[0], arguments.clock == "cpu"
-        work(arguments.row, model, dtype, arguments.batch_size, arguments.device, cpu, arguments.steps)
+        model = arguments.models[0]
+        dtype = arguments.dtypes[0]
+        cpu = arguments.clock == "cpu"
+        run_row(arguments.row, model, dtype, arguments.batch_size, arguments.device, cpu, arguments.steps)
         return
     if arguments.profile:
-        model, dtype = arguments.models[-1], arguments.dtypes[0]
-        print(machine(arguments.device))
-        profile(arguments.profile, model, dtype, arguments.batch_size, arguments.device)
+        model = arguments.models[-1]
+        dtype = arguments.dtypes[0]
+        print(describe_machine(arguments.device))
+        print_profile(arguments.profile, model, dtype, arguments.batch_size, arguments.device)
         return
     if arguments.quick:
-        arguments.models, arguments.batch_size, arguments.rounds = ["vit_small"], 8, 1
+        arguments.models = ["vit_small"]
+        arguments.batch_size = 8
+        arguments.rounds = 1
     rows = [row for row in (*EVOLVED, *PEERS) if row in EVOLVED or PEERS[row] is None or find_spec(PEERS[row])]
     wanted = arguments.rows or [row for row in rows if not row.endswith("compiled")]
     rows = [row for row in rows if row in (*wanted, "random", "plain")]
-    print(machine(arguments.device))
+    print(describe_machine(arguments.device))
     for model in arguments.models:
         for dtype in arguments.dtypes:
-            table(model, dtype, rows, arguments)
+            print_table(model, dtype, rows, arguments)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,13 @@
-"""Does evolved masking help, on a small budget? Every masking, the same budget, several seeds; resumable run by run.
+"""A study of maskings on a small budget: every masking, the same budget, several seeds; resumable run by run.
 
-    python benchmarks/study.py run      trains and measures what is missing under runs/study
-    python benchmarks/study.py report   writes docs/study.md from what is there
+    python benchmarks/study.py run      trains and measures the runs that are missing under runs/study
+    python benchmarks/study.py report   writes docs/study.md from the runs that are there
 
 Each run pretrains ``configs/elpv/pretrain_study.yaml`` on all photographs without labels. Its encoder is then measured
 by AUC of "defective" in three ways: a linear probe and k-NN on frozen features, each by stratified 5-fold
 cross-validation over all labels, and fine-tuning on one fixed split. The probe's regularisation is chosen inside the
-training folds; nothing else is chosen at all. Runs of one seed share initial weights and data order, so differences are
-paired by seed.
+training folds; nothing else is chosen by any score. Runs of one seed share initial weights and data order, so
+differences are paired by seed.
 
 The photographs are reduced to 128 pixels once, because decoding them in full would cost as much as training. Each run
 is a process with one thread, and two work side by side.
@@ -52,7 +52,8 @@ NEIGHBOURS = 20
 IMAGE_SIZE = (96, 96)
 CONFIG = "elpv/pretrain_study"
 
-RAW, BALANCED = "mask.balance=none", "mask.balance=sinkhorn"
+RAW = "mask.balance=none"
+BALANCED = "mask.balance=sinkhorn"
 ARMS: dict[str, tuple[str, list[str]]] = {
     "random": ("random patches (MAE)", ["masking=random"]),
     "grid": ("regular grid", ["masking=grid"]),
@@ -91,10 +92,12 @@ FINETUNE = [
 ]
 
 
-def run(names: list[str], seeds: list[int], jobs: int) -> None:
-    """Do what is missing, seed by seed, ``jobs`` processes of one thread at a time."""
+def run_missing(names: list[str], seeds: list[int], jobs: int) -> None:
+    """Run the arms that are missing, seed by seed, ``jobs`` processes of one thread at a time."""
     reduce_photographs()
-    missing = [(name, seed) for seed in seeds for name in names if not result_of(name, seed).is_file()]
+    missing = []
+    for seed in seeds:
+        missing += [(name, seed) for name in names if not result_path(name, seed).is_file()]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     if any(name.startswith("beit") for name, _ in missing):
         train_tokenizer()
@@ -129,13 +132,14 @@ def reduce_photographs() -> None:
 
 
 def train_tokenizer() -> None:
-    """BEiT's, from the same photographs, the same one for every seed."""
+    """Train BEiT's tokenizer on the same photographs, one for all seeds."""
     ehm.train_tokenizer("elpv/tokenizer", device="cpu", overrides=SOURCE, out=TOKENIZER, resume=True)
 
 
-def one(name: str, seed: int) -> None:
+def run_one(name: str, seed: int) -> None:
     """Train and measure one run."""
-    folder, started = ROOT / f"{name}-{seed}", time.perf_counter()
+    folder = ROOT / f"{name}-{seed}"
+    started = time.perf_counter()
     overrides = [*SOURCE, f"run.seed={seed}"]
     if name == "untrained":  # one step of no length: the weights that every run of this seed starts from
         overrides += ["masking=random", "run.max_steps=1"]
@@ -144,26 +148,28 @@ def one(name: str, seed: int) -> None:
     resume = (folder / "checkpoints").is_dir()
     ehm.train(CONFIG, device="cpu", overrides=overrides, out=folder, resume=resume)
     trained = time.perf_counter() - started
-    result = measure(folder, seed) | trees(folder)
+    result = measure_encoder(folder, seed) | average_figures(folder)
     result |= {"pretrain_seconds": trained, "seconds": time.perf_counter() - started}
     temporary = folder / ".result.json"
     temporary.write_text(json.dumps(result, indent=2) + "\n")
-    temporary.replace(result_of(name, seed))
+    temporary.replace(result_path(name, seed))
 
 
-def result_of(name: str, seed: int) -> Path:
+def result_path(name: str, seed: int) -> Path:
     return ROOT / f"{name}-{seed}" / "result.json"
 
 
-def measure(folder: Path, seed: int) -> dict[str, Any]:
-    """AUC by each measure; the folds are the same for every run."""
-    features, labels = extract(folder)
+def measure_encoder(folder: Path, seed: int) -> dict[str, Any]:
+    """Measure the AUC in each way; the folds are the same for every run."""
+    features, labels = extract_features(folder)
     fold_of = stratified_folds(labels, FOLDS, seed=0)
-    linear, knn = [], []
+    linear = []
+    knn = []
     for fold in range(FOLDS):
-        train, test = fold_of != fold, fold_of == fold
-        linear.append(linear_auc(features[train], labels[train], features[test], labels[test]))
-        knn.append(knn_auc(features[train], labels[train], features[test], labels[test]))
+        train = fold_of != fold
+        test = fold_of == fold
+        linear.append(measure_linear_auc(features[train], labels[train], features[test], labels[test]))
+        knn.append(measure_knn_auc(features[train], labels[train], features[test], labels[test]))
     out = folder / "finetune"
     shutil.rmtree(out, ignore_errors=True)
     tuned = ehm.finetune(
@@ -181,8 +187,8 @@ def measure(folder: Path, seed: int) -> dict[str, Any]:
     }
 
 
-def extract(folder: Path) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """Frozen features (n, D) and labels (n,) of all photographs, uncropped."""
+def extract_features(folder: Path) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """Extract frozen features (n, D) and labels (n,) of all photographs, uncropped."""
     encoder = backends.get("cpu").create_encoder(ModelSource(init=str(folder), image_size=IMAGE_SIZE))
     source = open_source(DataConfig(source=str(PHOTOGRAPHS), layout="elpv"), "all")
     assert source.labels is not None
@@ -194,8 +200,8 @@ def extract(folder: Path) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
     return features, source.labels[np.concatenate([batch.indices for batch in batches])]
 
 
-def linear_auc(x: Any, y: Any, x_test: Any, y_test: Any) -> float:
-    """Logistic regression; its penalty is chosen by cross-validation inside the training folds."""
+def measure_linear_auc(x: Any, y: Any, x_test: Any, y_test: Any) -> float:
+    """Measure logistic regression; its penalty is chosen by cross-validation inside the training folds."""
     model = make_pipeline(
         StandardScaler(),
         LogisticRegressionCV(
@@ -210,39 +216,48 @@ def linear_auc(x: Any, y: Any, x_test: Any, y_test: Any) -> float:
     return float(roc_auc_score(y_test, model.fit(x, y).predict_proba(x_test)[:, 1]))
 
 
-def knn_auc(x: Any, y: Any, x_test: Any, y_test: Any) -> float:
-    """Share of defective cells among the nearest training cells by cosine, weighted as in DINO (temperature 0.07)."""
+def measure_knn_auc(x: Any, y: Any, x_test: Any, y_test: Any) -> float:
+    """Measure the share of defective cells among the nearest training cells by cosine.
+
+    They are weighted as in DINO (temperature 0.07).
+    """
     mean = x.mean(0)  # features share a large constant part that hides every angle
-    x, x_test = x - mean, x_test - mean
-    x, x_test = (v / np.linalg.norm(v, axis=1, keepdims=True) for v in (x, x_test))
-    cosine = x_test @ x.T
+    cosine = scale_rows(x_test - mean) @ scale_rows(x - mean).T
     nearest = np.argpartition(-cosine, NEIGHBOURS, axis=1)[:, :NEIGHBOURS]
     weight = np.exp(np.take_along_axis(cosine, nearest, 1) / 0.07)
     return float(roc_auc_score(y_test, (weight * y[nearest]).sum(1) / weight.sum(1)))
 
 
-def trees(folder: Path) -> dict[str, float]:
-    """Means over the run of the hierarchy's figures, where the masking has one."""
+def scale_rows(rows: Any) -> Any:
+    """Scale each row to length 1."""
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def average_figures(folder: Path) -> dict[str, float]:
+    """Average the figures of the hierarchy over the run, if its masking has one."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     keys = [key for key in ("tree_height", "largest_part", "parts") if key in lines[-1]]
     return {key: statistics.mean(line[key] for line in lines) for key in keys} | {"loss": lines[-1]["loss"]}
 
 
-def report(seeds: list[int]) -> None:
-    """Rewrite the tables of ``REPORT`` from what is there."""
+def write_report(seeds: list[int]) -> None:
+    """Write the tables of ``REPORT`` from the runs that are there."""
     names = ("untrained", *ARMS, *OBJECTIVES)
-    results = {
-        name: {seed: json.loads(path.read_text()) for seed in seeds if (path := result_of(name, seed)).is_file()}
-        for name in names
-    }
+    results: dict[str, dict[int, dict[str, Any]]] = {}
+    for name in names:
+        paths = {seed: result_path(name, seed) for seed in seeds}
+        results[name] = {seed: json.loads(path.read_text()) for seed, path in paths.items() if path.is_file()}
     titles = {"untrained": "untrained", **{name: arm[0] for name, arm in (ARMS | OBJECTIVES).items()}}
     text = REPORT.read_text() if REPORT.is_file() else ""
-    for mark, lines in (
-        ("table", study_tables.maskings({name: results[name] for name in ("untrained", *ARMS)}, titles)),
-        ("objectives", study_tables.objectives({name: results[name] for name in OBJECTIVES}, titles)),
-    ):
+    by_masking = {name: results[name] for name in ("untrained", *ARMS)}
+    by_objective = {name: results[name] for name in OBJECTIVES}
+    tables = {
+        "table": study_tables.compare_maskings(by_masking, titles),
+        "objectives": study_tables.compare_objectives(by_objective, titles),
+    }
+    for mark, lines in tables.items():
         if lines:
-            text = study_tables.replaced(text, mark, lines)
+            text = study_tables.replace_table(text, mark, lines)
             print("\n".join([*lines, ""]))
     REPORT.write_text(text)
 
@@ -258,11 +273,11 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS))
     args = parser.parse_args()
     if args.action == "one":
-        one(args.arms[0], args.seeds[0])
+        run_one(args.arms[0], args.seeds[0])
         return
     if args.action == "run":
-        run(args.arms, args.seeds, args.jobs)
-    report(args.seeds)
+        run_missing(args.arms, args.seeds, args.jobs)
+    write_report(args.seeds)
 
 
 if __name__ == "__main__":

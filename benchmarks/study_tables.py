@@ -8,25 +8,25 @@ from typing import Any
 
 from scipy import stats
 
-__all__ = ["MEASURES", "maskings", "objectives", "replaced"]
+__all__ = ["MEASURES", "compare_maskings", "compare_objectives", "replace_table"]
 
 MEASURES = {"linear": "linear probe", "knn": "k-NN", "finetune": "fine-tuning"}
 
 
-def replaced(text: str, mark: str, lines: list[str]) -> str:
-    """``text`` with ``lines`` between the comments of ``mark``."""
+def replace_table(text: str, mark: str, lines: list[str]) -> str:
+    """Return ``text`` with ``lines`` between the comments of ``mark``."""
     before, _, rest = text.partition(f"<!-- {mark} -->\n")
     _, _, after = rest.partition("<!-- end -->\n")
     return before + f"<!-- {mark} -->\n" + "\n".join(lines) + "\n<!-- end -->\n" + after
 
 
-def maskings(results: dict[str, dict[int, dict[str, Any]]], titles: dict[str, str]) -> list[str]:
-    """All maskings of one objective; none without runs."""
-    runs = [run for arm in results.values() for run in arm.values()]
-    if not runs:
+def compare_maskings(results: dict[str, dict[int, dict[str, Any]]], titles: dict[str, str]) -> list[str]:
+    """Compare all maskings of one objective; returns no lines without runs."""
+    total = describe_total(results)
+    if not total:
         return []
     lines = [
-        f"{len(runs)} runs, {sum(run['seconds'] for run in runs) / 60:.0f} minutes in all.",
+        total,
         "",
         "AUC, mean ± standard deviation over seeds:",
         "",
@@ -37,10 +37,10 @@ def maskings(results: dict[str, dict[int, dict[str, Any]]], titles: dict[str, st
         if not arm:
             continue
         rows = list(arm.values())
-        cells = [spread([row[measure] for row in rows]) for measure in MEASURES]
-        cells += [f"{mean(rows, 'tree_height'):.1f}" if "tree_height" in rows[0] else "–"]
-        cells += [f"{mean(rows, 'largest_part'):.0%}" if "largest_part" in rows[0] else "–"]
-        cells += [f"{mean(rows, 'seconds') / 60:.1f}"]
+        cells = [format_spread([row[measure] for row in rows]) for measure in MEASURES]
+        cells += [f"{average_key(rows, 'tree_height'):.1f}" if "tree_height" in rows[0] else "–"]
+        cells += [f"{average_key(rows, 'largest_part'):.0%}" if "largest_part" in rows[0] else "–"]
+        cells += [f"{average_key(rows, 'seconds') / 60:.1f}"]
         lines.append(f"| {titles[name]} | {len(rows)} | " + " | ".join(cells) + " |")
     lines += [
         "",
@@ -53,31 +53,40 @@ def maskings(results: dict[str, dict[int, dict[str, Any]]], titles: dict[str, st
         shared = [seed for seed in arm if seed in results["random"]]
         if name == "random" or len(shared) < 2:
             continue
-        cells = [paired([arm[s][m] - results["random"][s][m] for s in shared]) for m in MEASURES]
+        cells = [format_difference([arm[s][m] - results["random"][s][m] for s in shared]) for m in MEASURES]
         lines.append(f"| {titles[name]} | " + " | ".join(cells) + " |")
     return lines
 
 
-def mean(rows: list[dict[str, Any]], key: str) -> float:
+def describe_total(results: dict[str, dict[int, dict[str, Any]]]) -> str:
+    """Describe how many runs there are and how long they took; empty without runs."""
+    seconds = []
+    for arm in results.values():
+        seconds += [run["seconds"] for run in arm.values()]
+    return f"{len(seconds)} runs, {sum(seconds) / 60:.0f} minutes in all." if seconds else ""
+
+
+def average_key(rows: list[dict[str, Any]], key: str) -> float:
     return statistics.mean(row[key] for row in rows)
 
 
-def spread(values: list[float]) -> str:
-    return f"{statistics.mean(values):.3f}" + (f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else "")
+def format_spread(values: list[float]) -> str:
+    deviation = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.3f}{deviation}"
 
 
-def paired(differences: list[float]) -> str:
+def format_difference(differences: list[float]) -> str:
     half = stats.t.ppf(0.975, len(differences) - 1) * statistics.stdev(differences) / math.sqrt(len(differences))
     return f"{statistics.mean(differences):+.3f} ± {half:.3f}"
 
 
-def objectives(results: dict[str, dict[int, dict[str, Any]]], titles: dict[str, str]) -> list[str]:
-    """Each objective with its own masks and with evolved ones, as in the paper's Table VIII; none without runs."""
-    runs = [run for arm in results.values() for run in arm.values()]
-    if not runs:
+def compare_objectives(results: dict[str, dict[int, dict[str, Any]]], titles: dict[str, str]) -> list[str]:
+    """Compare each objective with its own masks and with evolved ones, as Table VIII does; no lines without runs."""
+    total = describe_total(results)
+    if not total:
         return []
     lines = [
-        f"{len(runs)} runs, {sum(run['seconds'] for run in runs) / 60:.0f} minutes in all.",
+        total,
         "",
         "AUC, mean ± standard deviation over seeds, and below it what evolved masks change, paired by seed, with its "
         "95 % interval (Student's t):",
@@ -89,13 +98,13 @@ def objectives(results: dict[str, dict[int, dict[str, Any]]], titles: dict[str, 
         rows = list(arm.values())
         if not rows:
             continue
-        cells = [spread([row[measure] for row in rows]) for measure in MEASURES]
+        cells = [format_spread([row[measure] for row in rows]) for measure in MEASURES]
         lines.append(
-            f"| {titles[name]} | {len(rows)} | " + " | ".join(cells) + f" | {mean(rows, 'seconds') / 60:.1f} |"
+            f"| {titles[name]} | {len(rows)} | " + " | ".join(cells) + f" | {average_key(rows, 'seconds') / 60:.1f} |"
         )
         own = results.get(name.removesuffix("-evolved"), {})
         shared = [seed for seed in arm if seed in own]
         if name.endswith("-evolved") and len(shared) > 1:
-            cells = [paired([arm[seed][m] - own[seed][m] for seed in shared]) for m in MEASURES]
+            cells = [format_difference([arm[seed][m] - own[seed][m] for seed in shared]) for m in MEASURES]
             lines.append("| *difference* | | " + " | ".join(cells) + " | |")
     return lines

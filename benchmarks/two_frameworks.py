@@ -3,9 +3,9 @@
     python benchmarks/two_frameworks.py curves    # trains three runs under runs/mindspore, resumable, about ten minutes
     python benchmarks/two_frameworks.py steps     # seconds of a step, alternately in both
 
-``curves``: torch; MindSpore from the same weights, which torch's checkpoint after one step hands over; and MindSpore
-from weights of its own. The same images, crops and order in all, and the same masks as long as similarities agree.
-Prints a table by epoch and draws docs/images/mindspore.svg. MindSpore runs in the environment of `make test`.
+``curves`` compares torch, MindSpore from the same weights (those of torch's checkpoint after one step), and MindSpore
+from weights of its own. All see the same images, crops and order, and the same masks as long as similarities agree. It
+prints a table by epoch and draws docs/images/mindspore.svg. MindSpore runs in the environment of `make test`.
 """
 
 import json
@@ -18,7 +18,8 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-RUNS, PICTURE = ROOT / "runs/mindspore", ROOT / "docs/images/mindspore.svg"
+RUNS = ROOT / "runs/mindspore"
+PICTURE = ROOT / "docs/images/mindspore.svg"
 PYTHONS = {
     "cpu": sys.executable,
     "mindspore:cpu": os.environ.get("EHM_MINDSPORE_PYTHON", str(ROOT / ".venv-mindspore/bin/python")),
@@ -31,27 +32,28 @@ CURVES = {
 ROUNDS = 15
 
 
-def train(device, out, steps="null"):
+def train_run(device, out, steps="null"):
     settings = ["optim.dtype=float32", "run.keep=1", f"run.max_steps={steps}"]
     arguments = ["--config", "elpv/pretrain", "--device", device, "--out", str(out), "--resume"]
     overrides = [f"--set={setting}" for setting in settings]
     subprocess.run([PYTHONS[device], "-m", "ehm.cli", "train", *arguments, *overrides], check=True)
 
 
-def curves():
+def compare_curves():
     names = list(CURVES)
     folders = {name: RUNS / str(number) for number, name in enumerate(names)}
-    train("cpu", folders[names[0]], 1)
+    train_run("cpu", folders[names[0]], 1)
     if not folders[names[1]].exists():
         shutil.copytree(folders[names[0]], folders[names[1]])
-    train("cpu", folders[names[0]])
+    train_run("cpu", folders[names[0]])
     for name in names[1:]:
-        train("mindspore:cpu", folders[name])
-    report(folders)
+        train_run("mindspore:cpu", folders[name])
+    print_report(folders)
 
 
-def report(folders):
-    losses, epochs = {}, {}
+def print_report(folders):
+    losses = {}
+    epochs = {}
     for name, folder in folders.items():
         lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         losses[name] = {line["step"]: line["loss"] for line in lines}
@@ -67,40 +69,34 @@ def report(folders):
     print(
         ", ".join(f"{max(gap for step, gap in apart if step <= last):.1e} up to step {last}" for last in (82, 328, 656))
     )
-    draw(losses)
+    draw_curves(losses)
 
 
-def draw(losses):
-    width, height, left, bottom, top = 640, 320, 50, 280, 1.3
-    low = 0.45
+def draw_curves(losses):
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 4), layout="constrained")
+    axes = figure.add_subplot()
     last = max(max(curve) for curve in losses.values())
-
-    def point(step, loss):
-        return (
-            f"{left + step / last * (width - left - 40):.1f},{bottom - (min(loss, top) - low) / (top - low) * 250:.1f}"
-        )
-
-    parts = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif">']
-    parts.append(f'<rect width="{width}" height="{height}" fill="white"/>')
-    for loss in (0.5, 0.7, 0.9, 1.1, 1.3):
-        x, y = point(0, loss).split(",")
-        parts.append(f'<path d="M{x},{y} H{width - 40}" stroke="#ddd"/>')
-        parts.append(f'<text x="{left - 8}" y="{y}" font-size="12" text-anchor="end" dy="4">{loss}</text>')
-    for epoch in range(0, 9, 2):
-        x = point(last * epoch / 8, low).split(",")[0]
-        parts.append(f'<text x="{x}" y="{bottom + 18}" font-size="12" text-anchor="middle">epoch {epoch}</text>')
     for row, (name, curve) in enumerate(losses.items()):
-        dash = ' stroke-dasharray="6 4"' if row == 1 else ""
-        line = " ".join(point(step, loss) for step, loss in sorted(curve.items()))
-        parts.append(f'<polyline points="{line}" fill="none" stroke="{CURVES[name]}" stroke-width="2"{dash}/>')
-        parts.append(f'<text x="{width - 30}" y="{50 + 20 * row}" font-size="13" text-anchor="end"')
-        parts.append(f' fill="{CURVES[name]}">{name}</text>')
-    PICTURE.write_text("\n".join([*parts, "</svg>\n"]))
+        epochs = [8 * step / last for step in sorted(curve)]
+        values = [curve[step] for step in sorted(curve)]
+        # The second curve hides the first one as long as they agree, so it is dashed.
+        axes.plot(epochs, values, color=CURVES[name], linestyle="--" if row == 1 else "-", label=name)
+    axes.set_xlabel("epoch")
+    axes.set_ylabel("loss")
+    axes.set_ylim(0.45, 1.3)
+    axes.grid(axis="y", color="0.9")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "ehm"}):  # text as text, and fixed identifiers
+        figure.savefig(PICTURE, metadata={"Date": None})  # without the date, the same curves give the same file
     print(f"Picture: {PICTURE}")
 
 
-def steps():
-    """Each framework in a process of its own, which makes a step when it is told to."""
+def compare_steps():
+    """Time each framework in a process of its own, which takes a step when it is told to."""
     processes = {
         device: subprocess.Popen(
             [python, __file__, "serve", device], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -127,7 +123,8 @@ def steps():
         print(f"| {part} | {medians[0]} | {medians[1]} | {middle:.2f} ({low:.2f} to {high:.2f}) |")
 
 
-def serve(device):
+def take_steps(device):
+    """Take a step for each line of standard input, and print the seconds of its parts."""
     import numpy as np
 
     from ehm import backends
@@ -135,7 +132,8 @@ def serve(device):
     from ehm.masking import make_masker
 
     config = load_config(TrainConfig, "elpv/pretrain", ["optim.dtype=float32"])
-    learner, count = backends.get(device).create_learner(config), config.optim.batch_size
+    learner = backends.get(device).create_learner(config)
+    count = config.optim.batch_size
     images = np.random.default_rng(0).integers(0, 256, (count, *config.image_size, 3), dtype=np.uint8)
     masker = make_masker(config.masking, config.masks, config.units)
     for number, _ in enumerate(sys.stdin):
@@ -148,4 +146,4 @@ def serve(device):
 
 
 if __name__ == "__main__":
-    {"curves": curves, "steps": steps, "serve": serve}[sys.argv[1]](*sys.argv[2:])
+    {"curves": compare_curves, "steps": compare_steps, "serve": take_steps}[sys.argv[1]](*sys.argv[2:])
