@@ -32,7 +32,7 @@ class Gate:
 def batcher(run=double, **changes):
     metrics = Metrics()
     options = {"max_batch": 4, "max_delay": 0.005, "queue": 100, **changes}
-    made = Batcher(run, metrics=metrics.model("m"), **options)
+    made = Batcher(run, metrics=metrics.for_model("m"), **options)
     made.values = lambda name: metrics.registry.get_sample_value(name, {"model": "m"})
     return made
 

@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ehm.deploy.serve.http.exchange import Exchange
 from ehm.deploy.serve.inference.memory import Record
-from ehm.deploy.serve.inference.service import Service, service_of
+from ehm.deploy.serve.inference.service import Service, find_service
 from ehm.deploy.serve.routes import page
 from ehm.errors import RequestError
 
@@ -68,7 +68,7 @@ class Edge:
             seconds = exchange.seconds
             status = exchange.status
             route = getattr(scope.get("route"), "path", "")
-            service.metrics.request(record.model, route, status, seconds, record.asked)
+            service.metrics.count_request(record.model, route, status, seconds, record.asked)
             fields = {"id": record.id, "method": method, "path": scope["path"], "status": status}
             fields |= {"model": record.model, "ms": round(seconds * 1000, 2), "batch": record.batch}
             fields |= {"error": record.error} if record.error else {}
@@ -84,7 +84,7 @@ class Edge:
             return None
         scheme, _, token = headers.get("authorization", "").partition(" ")
         key = token if scheme.lower() == "bearer" else headers.get("x-api-key")
-        if not self._service.allows(key):
+        if not self._service.allows_key(key):
             return 401, "expected the server's API key, as Authorization: Bearer KEY or X-API-Key: KEY"
         if self._service.closed:
             return 503, "the server stops"
@@ -96,11 +96,11 @@ async def admit(request: Request) -> None:
 
     A dependency of every route, since the route tells the model, under whose name a refusal is counted.
     """
-    service = await service_of(request)
+    service = await find_service(request)
     if not service.crowded or request.scope["path"] in OPEN:
         return
     only = next(iter(service.models)) if request.method == "POST" and len(service.models) == 1 else ""
     name = request.path_params.get("model") or request.query_params.get("model") or only
     if name in service.models:
-        service.record(request).model = name
+        service.get_record(request).model = name
     raise RequestError(429, f"{service.under_way - 1} requests are under way; try again in a second")

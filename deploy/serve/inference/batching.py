@@ -1,7 +1,7 @@
 """Dynamic batching: requests of the same shape that wait at the same time run as one batch.
 
-A model has one `Batcher`. While fewer than ``runs`` batches are under way, what waits runs at once in a thread, as many
-requests as fit into ``max_batch`` images; later ones gather until a run ends. With ``max_delay``, the first of a batch
+A model has one `Batcher`. While fewer than ``runs`` batches are under way, waiting requests run at once in a thread, as
+many as fit into ``max_batch`` images; later ones gather until a run ends. With ``max_delay``, the first of a batch
 waits that long for others before. No task outlives the last waiting request, so that a batcher which nobody refers to
 any more vanishes with its model.
 """
@@ -30,7 +30,7 @@ Outputs = Mapping[str, NDArray[np.float32]]  # by name, B rows each
 
 @dataclass(frozen=True)
 class Result:
-    """Outputs of one request, and how many images ran in the largest batch that it was part of."""
+    """The outputs of one request, and how many images ran in the largest batch that it was part of."""
 
     outputs: Outputs
     batch: int
@@ -38,7 +38,7 @@ class Result:
 
 @dataclass(eq=False)
 class _Entry:
-    """Images of one request, that may run with others of their shape: ``most`` together."""
+    """Images of one request, which may run with others of their shape: ``most`` together."""
 
     images: Images
     names: frozenset[str]
@@ -47,6 +47,7 @@ class _Entry:
     future: asyncio.Future[Result] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
     def fits(self, other: _Entry) -> bool:
+        """Return whether both can be stacked into one batch."""
         return self.images.shape[1:] == other.images.shape[1:] and self.images.dtype == other.images.dtype
 
 
@@ -81,21 +82,23 @@ class Batcher:
         self._counting = Lock()
 
     async def infer(self, images: Images, names: Sequence[str], deadline: float, together: int | None = None) -> Result:
-        """Outputs ``names`` of ``images`` (B, ...), B at least 1, by ``deadline`` on the loop's clock.
+        """Return outputs ``names`` of ``images`` (B, ...), B at least 1, by ``deadline`` on the loop's clock.
 
-        ``together`` is how many images of their shape may run at once, where that is fewer than ``max_batch``. Raises
-        RequestError: 429 where the queue is full, 504 at the deadline, 500 where the model fails. A request that is
-        cancelled leaves the queue.
+        ``together`` is how many images of their shape may run at once, if that is fewer than ``max_batch``. Raises
+        RequestError: 429 if the queue is full, 504 at the deadline, 500 if the model fails. A request that is cancelled
+        leaves the queue.
         """
         if self._requests >= self._queue:
             raise RequestError(429, f"the queue of {self._queue} requests is full; try again in a second")
         loop = asyncio.get_running_loop()
         most = min(self._max_batch, together or self._max_batch)
-        parts = [images[start : start + most] for start in range(0, len(images), most)]
-        entries = [_Entry(part, frozenset(names), loop.time(), most) for part in parts]
+        entries = []
+        # more images than one batch holds run in several
+        for start in range(0, len(images), most):
+            entries.append(_Entry(images[start : start + most], frozenset(names), loop.time(), most))
         self._requests += 1
         self._waiting.extend(entries)
-        self._metrics.waiting(len(images))
+        self._metrics.change_waiting(len(images))
         self._arrival.set()
         for _ in entries:
             self._start_runner()
@@ -104,33 +107,36 @@ class Batcher:
             done, _ = await asyncio.wait(
                 futures, timeout=max(0, deadline - loop.time()), return_when=asyncio.FIRST_EXCEPTION
             )
-            failed = [error for future in done if (error := future.exception())]
-            if failed:
-                raise failed[0]
+            for future in done:
+                error = future.exception()
+                if error is not None:
+                    raise error
             if len(done) < len(futures):
                 raise RequestError(504, "the deadline passed before the model had answered")
             results = [future.result() for future in futures]
         finally:
             self._requests -= 1
             for entry in entries:
-                entry.future.cancel()  # changes nothing where it has its result
+                entry.future.cancel()  # changes nothing if it has its result
                 if entry in self._waiting:
-                    self._take([entry])
-        joined = {name: np.concatenate([result.outputs[name] for result in results]) for name in names}
+                    self._remove_waiting([entry])
+        joined = {}
+        for name in names:
+            joined[name] = np.concatenate([result.outputs[name] for result in results])
         return Result(joined, max(result.batch for result in results))
 
     def run_now(self, images: Images, names: Sequence[str], loop: asyncio.AbstractEventLoop) -> Result | None:
         """Run ``images`` (B, ...) in the calling thread if nobody waits and a run is free; None if not.
 
-        Spares a lone request the way to another thread. ``loop`` is the one that the others wait on. Raises
-        RequestError (500) where the model fails.
+        It spares a lone request the way to another thread. ``loop`` is the one that the others wait on. Raises
+        RequestError (500) if the model fails.
         """
         if self._max_delay or not self._begin_run(waiting=False):
             return None
         try:
             started = loop.time()
             outputs = self._run_together([images], names)
-            self._metrics.batch(len(images), [0.0], loop.time() - started)
+            self._metrics.observe_batch(len(images), [0.0], loop.time() - started)
             return Result(outputs, len(images))
         finally:
             self._end_run()
@@ -139,7 +145,7 @@ class Batcher:
 
     def _begin_run(self, waiting: bool) -> bool:
         """Count one more run if one is free, and if somebody waits, or nobody, as ``waiting`` says."""
-        with self._counting:
+        with self._counting:  # from the loop and from other threads
             free = self._under_way < self._runs and bool(self._waiting) == waiting
             self._under_way += free
             return free
@@ -150,33 +156,34 @@ class Batcher:
 
     def _start_runner(self) -> None:
         if self._begin_run(waiting=True):
-            runner = asyncio.get_running_loop().create_task(self._serve())
+            runner = asyncio.get_running_loop().create_task(self._run_batches())
             self._runners.add(runner)  # the loop itself would not keep it alive
             runner.add_done_callback(self._runners.discard)
 
-    async def _serve(self) -> None:
+    async def _run_batches(self) -> None:
+        """Run batch after batch until nobody waits."""
         try:
-            while batch := await self._collect():
-                await self._answer(batch)
+            while batch := await self._collect_batch():
+                await self._answer_batch(batch)
         finally:
             self._end_run()
 
-    async def _collect(self) -> list[_Entry]:
-        """The next batch once it is full or its first entry has waited long enough; none when nobody waits."""
+    async def _collect_batch(self) -> list[_Entry]:
+        """Return the next batch once it is full or its first entry has waited long enough; none if nobody waits."""
         loop = asyncio.get_running_loop()
         while self._waiting:
-            batch, full = self._fitting()
+            batch, full = self._find_fitting()
             left = batch[0].arrived + self._max_delay - loop.time()
             if full or left <= 0:
-                self._take(batch)
+                self._remove_waiting(batch)
                 return batch
             self._arrival.clear()
             with suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._arrival.wait(), left)
         return []
 
-    def _fitting(self) -> tuple[list[_Entry], bool]:
-        """Entries to run with the first one, in order of arrival, and whether no more could join them."""
+    def _find_fitting(self) -> tuple[list[_Entry], bool]:
+        """Return the entries to run with the first one, in order of arrival, and whether no more could join them."""
         first = self._waiting[0]
         batch: list[_Entry] = []
         size = 0
@@ -189,12 +196,13 @@ class Batcher:
             size += len(entry.images)
         return batch, size == first.most
 
-    def _take(self, batch: list[_Entry]) -> None:
+    def _remove_waiting(self, batch: list[_Entry]) -> None:
         for entry in batch:
             self._waiting.remove(entry)
-            self._metrics.waiting(-len(entry.images))
+            self._metrics.change_waiting(-len(entry.images))
 
-    async def _answer(self, batch: list[_Entry]) -> None:
+    async def _answer_batch(self, batch: list[_Entry]) -> None:
+        """Run a batch in a thread, and give each entry its rows or the error."""
         loop = asyncio.get_running_loop()
         names = sorted(frozenset().union(*(entry.names for entry in batch)))
         size = sum(len(entry.images) for entry in batch)
@@ -203,18 +211,21 @@ class Batcher:
             outputs = await asyncio.to_thread(self._run_together, [entry.images for entry in batch], names)
         except RequestError as error:
             for entry in batch:
-                if not entry.future.done():
+                if not entry.future.done():  # a client that has left
                     entry.future.set_exception(error)
             return
-        self._metrics.batch(size, [started - entry.arrived for entry in batch], loop.time() - started)
+        self._metrics.observe_batch(size, [started - entry.arrived for entry in batch], loop.time() - started)
         start = 0
         for entry in batch:
             stop = start + len(entry.images)
             if not entry.future.done():
-                entry.future.set_result(Result({name: rows[start:stop] for name, rows in outputs.items()}, size))
+                own_rows = {name: rows[start:stop] for name, rows in outputs.items()}
+                entry.future.set_result(Result(own_rows, size))
             start = stop
 
     def _run_together(self, images: list[Images], names: Sequence[str]) -> Outputs:
+        """Run several requests' images as one batch; raises RequestError (500) if the model fails."""
+        # one request needs no copy
         together = np.concatenate(images) if len(images) > 1 else images[0]
         try:
             outputs = self._run(together, names)

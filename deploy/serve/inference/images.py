@@ -1,4 +1,4 @@
-"""Image files from strangers: what they may be, and how much they may unpack to."""
+"""Image files from strangers: the formats that are read, and the sizes that they may unpack to."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from ehm.errors import BrokenImage, RequestError
 __all__ = ["FORMATS", "read_image"]
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
-"""Pillow's names. It knows others that start programs (EPS) or are hardly ever tested."""
+"""The formats that are read, by Pillow's names. It knows others that start programs (EPS) or are hardly tested."""
 
 
 def read_image(
     data: bytes, max_pixels: int, enough: tuple[int, int] | None = None, value_range: ValueRange = None
 ) -> Image.Image:
-    """A file's bytes -> an RGB image; RequestError: 413 for more than ``max_pixels``, 422 for what cannot be read.
+    """Turn a file's bytes into an RGB image; ``enough`` and ``value_range``, the model's, are as in `decode_image`.
 
-    The size is checked in the file's header, before anything is unpacked. ``enough`` and ``value_range``, the model's,
-    are as in `decode_image`.
+    Raises RequestError: 413 for more than ``max_pixels``, 422 for a file that cannot be read.
     """
     if not data:
         raise RequestError(422, f"the image is empty: expected a file of a known format: {', '.join(FORMATS)}")
+    # the size is checked in the header, before anything is unpacked: a small file can hold a huge image
     try:
         width, height = read_head(BytesIO(data), "the image", FORMATS).seen_size
     except BrokenImage as error:

@@ -1,4 +1,4 @@
-"""The bytes that requests hold: their bodies, their images, and their answers until these are read."""
+"""The memory that requests hold: their bodies, their images, and their answers until these are read."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ __all__ = ["Memory", "Record"]
 class Record:
     """The facts known about one request.
 
-    ``deadline`` is on the event loop's clock, ``asked`` whether its model was asked, ``held`` the bytes it holds,
-    ``error`` the sentence that refuses it.
+    ``deadline`` is on the event loop's clock, ``asked`` is true once its model was asked, ``batch`` is the size of the
+    batch that it ran in, ``held`` the bytes that it holds, and ``error`` the sentence that refuses it.
     """
 
     id: str
@@ -36,20 +36,21 @@ class Memory:
 
     def hold(self, record: Record, count: int) -> None:
         """Account for so many bytes until `release`; RequestError (413, 429) if there are too many."""
-        self._hold(record, count, "the request")
+        self._hold_bytes(record, count, "the request")
 
     def hold_answer(self, record: Record, count: int) -> None:
         """Account for the bytes of an answer until it is sent, in place of what its request held; errors of `hold`."""
         self.release(record)
-        if count > PIECE:  # no more than that waits in a connection; an error must be told in any case
-            self._hold(record, count, "the answer")
+        # no more than a piece waits in a connection, and an error has to be told in any case
+        if count > PIECE:
+            self._hold_bytes(record, count, "the answer")
 
     def release(self, record: Record) -> None:
-        """Forget what a request held."""
+        """Give back what a request held."""
         self.held -= record.held
         record.held = 0
 
-    def _hold(self, record: Record, count: int, what: str) -> None:
+    def _hold_bytes(self, record: Record, count: int, what: str) -> None:
         if record.held + count > self._most:
             raise RequestError(413, f"{what} takes more than {self._most} bytes of memory")
         if self.held + count > self._most:

@@ -1,4 +1,7 @@
-"""What Prometheus reads at ``/metrics``. Times are in seconds; a name that is not a model's is never a label."""
+"""The metrics that Prometheus reads at ``/metrics``. Times are in seconds.
+
+Only names of models become labels: a client could fill the memory with names of its own.
+"""
 
 from __future__ import annotations
 
@@ -65,11 +68,11 @@ class Metrics:
         )
         self._shown: dict[str, tuple[str, ...]] = {}
 
-    def model(self, name: str) -> ModelMetrics:
-        """The metrics of one model."""
+    def for_model(self, name: str) -> ModelMetrics:
+        """Return the metrics of one model."""
         return ModelMetrics(self, name)
 
-    def request(self, model: str, route: str, status: int, seconds: float, asked: bool) -> None:
+    def count_request(self, model: str, route: str, status: int, seconds: float, asked: bool) -> None:
         """Count an answer; ``route`` is the path's template, or empty if there is none.
 
         Its time counts if the model was ``asked``: probes, and refusals that cost nothing, would hide how long
@@ -79,25 +82,26 @@ class Metrics:
         if asked and not 400 <= status < 500:
             self._seconds.labels(model).observe(seconds)
 
-    def loaded(self, model: str, well: bool) -> None:
+    def count_load(self, model: str, succeeded: bool) -> None:
         """Count an attempt to load a bundle."""
-        self._reloads.labels(model, "success" if well else "failure").inc()
+        self._reloads.labels(model, "success" if succeeded else "failure").inc()
 
-    def show(self, model: str, labels: tuple[str, str, str, str] | None) -> None:
-        """Say what is served under a name: version, task, precision and provider, or nothing any more."""
+    def show_model(self, model: str, labels: tuple[str, str, str, str] | None) -> None:
+        """Show what is served under a name: version, task, precision and provider, or nothing any more."""
+        # a series of an earlier version would go on beside the new one
         if model in self._shown:
             self._info.remove(model, *self._shown.pop(model))
         if labels:
             self._info.labels(model, *labels).set(1)
             self._shown[model] = labels
 
-    def text(self) -> bytes:
-        """Prometheus' text format, version 0.0.4."""
+    def render(self) -> bytes:
+        """Return all metrics in Prometheus' text format, version 0.0.4."""
         return generate_latest(self.registry)
 
 
 class ModelMetrics:
-    """What the batcher of one model reports."""
+    """The metrics that the batcher of one model reports."""
 
     def __init__(self, metrics: Metrics, name: str) -> None:
         self._waiting = metrics.waiting.labels(name)
@@ -105,13 +109,13 @@ class ModelMetrics:
         self._queue = metrics.queue_seconds.labels(name)
         self._run = metrics.batch_seconds.labels(name)
 
-    def waiting(self, change: int) -> None:
-        """So many images more, or fewer, wait."""
+    def change_waiting(self, change: int) -> None:
+        """Count so many more, or fewer, images that wait."""
         self._waiting.inc(change)
 
-    def batch(self, size: int, waited: Sequence[float], seconds: float) -> None:
-        """A batch of ``size`` images ran for ``seconds``, after its parts had waited."""
+    def observe_batch(self, size: int, waited: Sequence[float], seconds: float) -> None:
+        """Count a batch of ``size`` images that ran for ``seconds`` after its parts had ``waited``."""
         self._size.observe(size)
         self._run.observe(seconds)
-        for each in waited:
-            self._queue.observe(each)
+        for part in waited:
+            self._queue.observe(part)

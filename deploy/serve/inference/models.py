@@ -1,4 +1,4 @@
-"""The models that a server has: loaded, verified and warmed up, replaced while they serve.
+"""The models of a server: loaded, verified and warmed up, and replaced while they serve.
 
 A request keeps the `ServedModel` that it began with until it is answered, so that a replaced one answers what it has
 accepted and is freed with its last request.
@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from ehm.deploy.bundle.bundle import Bundle
-from ehm.deploy.bundle.manifest import Manifest
+from ehm.deploy.bundle.manifest import MANIFEST, Manifest
 from ehm.deploy.bundle.preprocessing import eval_transform
 from ehm.deploy.predict.handler import HandlerT
 from ehm.deploy.predict.predictor import Predictor
@@ -29,20 +29,24 @@ from ehm.processors import available_processors
 
 __all__ = ["Models", "ServedModel", "name_bundles"]
 
-_AREA = 4
-"""Of an image for a network of any size, at most, in areas of the manifest's ``image_size``: the memory that attention
+_MOST_AREA = 4
+"""The largest image for a network of any size, in areas of the manifest's ``image_size``: the memory that attention
 takes grows with the area squared."""
 
-_RUNS = 4
-"""Batches of a model that run at once on a CPU, at most: each takes memory for what the network computes."""
+_MOST_RUNS = 4
+"""The most batches of a model that run at once on a CPU: each takes memory for what the network computes."""
 
 _LOG = logging.getLogger("ehm.serve")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 Signature = frozenset[tuple[str, int, int, int]] | None
+"""The name, inode, time and size of each file of a bundle; None if there is none."""
 
 
 def name_bundles(bundles: Sequence[str | Path]) -> dict[str, Path]:
-    """``NAME=DIR``, or ``DIR`` whose last part is the name, as a table; raises ConfigError."""
+    """Return the folder of each name from texts ``NAME=DIR``, or ``DIR`` whose last part is the name.
+
+    Raises ConfigError for a name that is empty, taken, or not fit for a URL.
+    """
     if not bundles:
         raise ConfigError("DIR: expected at least one bundle, which ehm export writes")
     found: dict[str, Path] = {}
@@ -50,8 +54,9 @@ def name_bundles(bundles: Sequence[str | Path]) -> dict[str, Path]:
         name, equals, folder = text.partition("=")
         if equals and not name:
             raise ConfigError(f"{text}: the name is empty; expected NAME={folder}, or {folder or 'DIR'} alone")
-        if not (equals and _NAME.fullmatch(name)):
-            name, folder = Path(text).resolve().name, text
+        if not (equals and _NAME.fullmatch(name)):  # the path itself may hold an equals sign
+            name = Path(text).resolve().name
+            folder = text
         if not _NAME.fullmatch(name):
             raise ConfigError(f"{text}: {name!r} is no name for a model; give one of letters and digits: NAME={folder}")
         if name in found:
@@ -62,7 +67,7 @@ def name_bundles(bundles: Sequence[str | Path]) -> dict[str, Path]:
 
 @dataclass(frozen=True, eq=False)
 class ServedModel:
-    """One bundle in service. ``version`` is that of its network's files; ``max_pixels`` bounds a run."""
+    """A bundle in service. ``version`` is that of its network's files; ``max_pixels`` bounds a run."""
 
     name: str
     version: str
@@ -72,12 +77,12 @@ class ServedModel:
 
     @property
     def bundle(self) -> Bundle:
-        """What it was loaded from."""
+        """The bundle that was loaded."""
         return self.predictor.bundle
 
     @property
     def manifest(self) -> Manifest:
-        """Its inputs, outputs, labels and preprocessing."""
+        """The inputs, outputs, labels and preprocessing of the model."""
         return self.predictor.manifest
 
     def require_handler(self, kind: type[HandlerT]) -> HandlerT:
@@ -88,19 +93,20 @@ class ServedModel:
         return handler
 
     async def infer(self, images: Images, names: Sequence[str], deadline: float) -> Result:
-        """Prepared ``images`` (B, ...) -> those outputs, all by default; errors as of :meth:`Batcher.infer`."""
-        known = [output.name for output in self.manifest.outputs]
-        missing = [name for name in names if name not in known]
-        if missing:
-            raise RequestError(400, f"the model {self.name} has no output {missing[0]!r}, only {', '.join(known)}")
+        """Return outputs of prepared ``images`` (B, ...), by default all; errors as of :meth:`Batcher.infer`."""
+        known = self.manifest.output_names
+        for name in names:
+            if name not in known:
+                raise RequestError(400, f"the model {self.name} has no output {name!r}, only {', '.join(known)}")
         together = None if self.predictor.handler.takes_batches else 1
-        if self.manifest.input.layout == "NHWC":  # the graph resizes, all images of a run at once
-            together = max(1, int(self.max_pixels / self._resized(*images.shape[1:3])))
+        if self.manifest.input.layout == "NHWC":
+            # the graph resizes all images of a run at once, and holds them all
+            together = max(1, int(self.max_pixels / self._count_resized_pixels(*images.shape[1:3])))
         return await self.batcher.infer(images, names or known, deadline, together)
 
     def check_size(self, height: int, width: int) -> None:
         """Refuse (413) an image that resizing would blow up: proportions are kept, so a thin one grows very long."""
-        if self._resized(height, width) > self.max_pixels:
+        if self._count_resized_pixels(height, width) > self.max_pixels:
             raise RequestError(
                 413, f"an image of {width} x {height} takes more than {self.max_pixels} pixels once resized"
             )
@@ -110,142 +116,148 @@ class ServedModel:
         if self.manifest.input.layout == "NHWC":
             self.check_size(*shape[1:3])
         elif isinstance(self.manifest.input.shape[2], str):
-            (height, width), (own_h, own_w) = shape[2:], self.manifest.preprocessing.image_size
-            if height * width > _AREA * own_h * own_w:
+            height, width = shape[2:]
+            own_h, own_w = self.manifest.preprocessing.image_size
+            if height * width > _MOST_AREA * own_h * own_w:
                 raise RequestError(
-                    413, f"an image of {width} x {height} has more than {_AREA} times the pixels of {own_w} x {own_h}"
+                    413,
+                    f"an image of {width} x {height} has more than {_MOST_AREA} times the pixels of {own_w} x {own_h}",
                 )
 
-    def _resized(self, height: int, width: int) -> int:
-        """Pixels of an image as sent or as resized, whichever are more."""
+    def _count_resized_pixels(self, height: int, width: int) -> int:
+        """Return the pixels of an image as sent or as resized, whichever are more."""
         transform = eval_transform(self.manifest.preprocessing)
         left, top, right, bottom = transform.part(width, height)
-        resized, _ = transform.layout(right - left, bottom - top)
-        return max(height * width, resized[0] * resized[1])
+        (resized_width, resized_height), _ = transform.layout(right - left, bottom - top)
+        return max(height * width, resized_height * resized_width)
 
 
 @dataclass
-class _Place:
-    """A name, the folder behind it, and what is served from there."""
+class _Slot:
+    """The folder behind a name, and the model that is served from there; ``reason`` is why there is none."""
 
     path: Path
     model: ServedModel | None = None
     wanted: bool = True
-    seen: Signature = None
-    """What was loaded, or refused."""
-    looked: Signature = None
-    """What was there at the last look: files that still change are being copied."""
+    tried: Signature = None
+    """The files that were loaded, or refused."""
+    last_seen: Signature = None
+    """The files at the last check: those that still change are being copied."""
     reason: str = ""
 
 
 class Models(Mapping[str, ServedModel]):
-    """What is served, by name. Every method runs on the event loop."""
+    """The models that are served, by name. Every method runs on the event loop."""
 
     def __init__(self, bundles: Mapping[str, Path], settings: Settings, metrics: Metrics) -> None:
-        self._places = {name: _Place(path) for name, path in bundles.items()}
+        self._slots = {name: _Slot(path) for name, path in bundles.items()}
         self._settings = settings
         self._metrics = metrics
         self._loading = asyncio.Lock()
 
     def __getitem__(self, name: str) -> ServedModel:
-        model = self._places[name].model
+        model = self._slots[name].model
         if model is None:
             raise KeyError(name)
         return model
 
     def __iter__(self) -> Iterator[str]:
-        return (name for name, place in self._places.items() if place.model is not None)
+        return (name for name, slot in self._slots.items() if slot.model is not None)
 
     def __len__(self) -> int:
         return sum(1 for _ in self)
 
     @property
     def ready(self) -> bool:
-        """Whether every model that is wanted is there."""
-        return all(place.model is not None for place in self._places.values() if place.wanted)
+        """True if every model that is wanted is there."""
+        return all(slot.model is not None for slot in self._slots.values() if slot.wanted)
 
     def find(self, name: str, version: str | None = None) -> ServedModel:
-        """The model of that name; raises RequestError (404) that names those there are."""
+        """Return the model of that name; raises RequestError (404) that names those there are."""
         if name not in self:
             raise RequestError(404, f"there is no model {name[:60]!r}; there are {', '.join(self) or 'none'}")
         if version not in (None, self[name].version):
             raise RequestError(404, f"{name} has the version {self[name].version}, no other")
         return self[name]
 
-    def index(self) -> list[dict[str, str]]:
-        """``$repository_index_response`` of Triton's repository extension."""
-        return [
-            {
-                "name": name,
-                "version": place.model.version if place.model else "",
-                "state": "READY" if place.model else "UNAVAILABLE",
-                "reason": place.reason,
-            }
-            for name, place in self._places.items()
-        ]
+    def list_index(self) -> list[dict[str, str]]:
+        """Return ``$repository_index_response`` of Triton's repository extension."""
+        entries = []
+        for name, slot in self._slots.items():
+            entry = {"name": name, "version": "", "state": "UNAVAILABLE", "reason": slot.reason}
+            if slot.model:
+                entry |= {"version": slot.model.version, "state": "READY"}
+            entries.append(entry)
+        return entries
 
     async def load(self, name: str, asked: bool = True) -> None:
-        """Load, or load again; raises EhmError, and what was served goes on being served.
+        """Load a model, or load it again; raises EhmError, and then the one that was served goes on.
 
         A load that nobody ``asked`` for gives way to an unloading that came while it read.
         """
-        place = self._place(name)
+        slot = self._find_slot(name)
         async with self._loading:
             try:
                 model = None
-                while model is None or place.seen != _signature(place.path):  # replaced while it was read
-                    place.seen = _signature(place.path)
-                    model = await asyncio.to_thread(self._open, name, place.path)
-                _same_task(place.model, model)
+                while model is None or slot.tried != _read_signature(slot.path):  # replaced while it was read
+                    slot.tried = _read_signature(slot.path)
+                    model = await asyncio.to_thread(self._open, name, slot.path)
+                _require_same_task(slot.model, model)
             except EhmError as error:
-                place.reason = str(error)
-                self._metrics.loaded(name, well=False)
+                slot.reason = str(error)
+                self._metrics.count_load(name, succeeded=False)
                 raise
-            if not (asked or place.wanted):
+            if not (asked or slot.wanted):
                 return
-            place.model, place.wanted, place.reason = model, True, ""
-            self._metrics.loaded(name, well=True)
-            manifest, provider = model.manifest, model.predictor.provider
-            self._metrics.show(name, (model.version, manifest.task, self._settings.precision, provider))
-            _LOG.info("%s", _said(model, self._settings))
+            slot.model = model
+            slot.wanted = True
+            slot.reason = ""
+            self._metrics.count_load(name, succeeded=True)
+            labels = (model.version, model.manifest.task, self._settings.precision, model.predictor.provider)
+            self._metrics.show_model(name, labels)
+            _LOG.info("%s", _describe_model(model, self._settings))
 
     async def load_all(self) -> None:
         """Load every model; raises EhmError at the first that cannot be."""
-        for name in self._places:
+        for name in self._slots:
             await self.load(name)
 
     def unload(self, name: str) -> None:
-        """Serve a model no longer; what it has accepted is answered."""
-        place = self._place(name)
-        place.model, place.wanted, place.reason = None, False, "unloaded"
-        self._metrics.show(name, None)
+        """Stop serving a model; the requests that it has accepted are answered."""
+        slot = self._find_slot(name)
+        slot.model = None
+        slot.wanted = False
+        slot.reason = "unloaded"
+        self._metrics.show_model(name, None)
 
     async def refresh(self, every: bool = False) -> None:
-        """Load what was replaced since it was last looked at, or ``every`` model; failures are only logged."""
-        for name, place in self._places.items():
-            now = _signature(place.path)
-            same, place.looked = now == place.looked, now
-            if place.wanted and same and now is None and place.seen is not None:
-                place.seen = None  # so that it is said once, and loaded when it is there again
-                _LOG.warning("%s: there is no bundle at %s any more; what was loaded goes on", name, place.path)
-            if place.wanted and (every or (same and now is not None and now != place.seen)):
+        """Load the bundles that were replaced since the last check, or ``every`` one; failures are only logged."""
+        for name, slot in self._slots.items():
+            now = _read_signature(slot.path)
+            settled = now == slot.last_seen  # no file is being copied
+            slot.last_seen = now
+            if slot.wanted and settled and now is None and slot.tried is not None:
+                slot.tried = None  # so that it is said once, and loaded when it is there again
+                _LOG.warning("%s: there is no bundle at %s any more; what was loaded goes on", name, slot.path)
+            if slot.wanted and (every or (settled and now is not None and now != slot.tried)):
                 try:
                     await self.load(name, asked=False)
                 except Exception as error:  # whatever is wrong with a new bundle, the old one goes on
                     _LOG.error("%s: the new bundle is refused, the old one goes on: %s", name, error)
 
     async def watch(self) -> None:
-        """Refresh again and again."""
+        """Check for replaced bundles again and again."""
         while True:
             await asyncio.sleep(self._settings.poll)
             await self.refresh()
 
-    def _place(self, name: str) -> _Place:
-        if name not in self._places:
-            raise RequestError(404, f"there is no model {name[:60]!r}; there are {', '.join(self._places)}")
-        return self._places[name]
+    def _find_slot(self, name: str) -> _Slot:
+        if name not in self._slots:
+            raise RequestError(404, f"there is no model {name[:60]!r}; there are {', '.join(self._slots)}")
+        return self._slots[name]
 
     def _open(self, name: str, path: Path) -> ServedModel:
+        """Load and warm up a bundle, which takes seconds: not on the event loop."""
         settings = self._settings
         bundle = Bundle.open(path)
         predictor = Predictor(bundle, settings.device, settings.precision, settings.threads)
@@ -255,7 +267,7 @@ class Models(Mapping[str, ServedModel]):
             max_batch=settings.max_batch,
             max_delay=settings.max_delay / 1000,
             queue=settings.queue,
-            metrics=self._metrics.model(name),
+            metrics=self._metrics.for_model(name),
             runs=_runs_at_once(predictor, settings.threads),
         )
         return ServedModel(name, bundle.version(settings.precision), predictor, batcher, settings.max_pixels)
@@ -283,20 +295,23 @@ def _runs_at_once(predictor: Predictor, threads: int) -> int:
     """
     if predictor.provider != PROVIDERS["cpu"].name:
         return 1
-    return min(_RUNS, threads or available_processors())
+    return min(_MOST_RUNS, threads or available_processors())
 
 
-def _signature(path: Path) -> Signature:
-    """What changes when a bundle is replaced, whole or file by file in any order; None while there is none."""
-    manifest = path / "manifest.json"
+def _read_signature(path: Path) -> Signature:
+    """Return what changes when a bundle is replaced, whole or file by file in any order; None if there is none."""
+    entries = []
     try:
-        found = [(file.name, file.stat()) for file in (manifest, *path.glob("*.onnx*"))]
+        for file in (path / MANIFEST, *path.glob("*.onnx*")):
+            stat = file.stat()
+            entries.append((file.name, stat.st_ino, stat.st_mtime_ns, stat.st_size))
     except OSError:
         return None
-    return frozenset((name, stat.st_ino, stat.st_mtime_ns, stat.st_size) for name, stat in found)
+    return frozenset(entries)
 
 
-def _same_task(old: ServedModel | None, new: ServedModel) -> None:
+def _require_same_task(old: ServedModel | None, new: ServedModel) -> None:
+    """Raise ExportError if a new bundle would answer its clients with something else than the old one did."""
     if old is not None and old.manifest.task != new.manifest.task:
         raise ExportError(
             f"{new.bundle.path}: its task is {new.manifest.task}, that of the model in service {old.manifest.task}; "
@@ -304,6 +319,6 @@ def _same_task(old: ServedModel | None, new: ServedModel) -> None:
         )
 
 
-def _said(model: ServedModel, settings: Settings) -> str:
+def _describe_model(model: ServedModel, settings: Settings) -> str:
     outputs = model.predictor.handler.describe_outputs()
     return f"{model.name}: {outputs}; {settings.precision} on {model.predictor.provider}; version {model.version}"

@@ -69,7 +69,7 @@ async def segment(
     png: Annotated[bool, Query(description="answer with the mask alone, as a file")] = False,
 ) -> Any:
     """The class of each pixel of an image, sent as for classify; `?png=true` answers with a label image."""
-    served = service.model(request, model)
+    served = service.find_model(request, model)
     handler = served.require_handler(SegmentationHandler)
     upload = await service.read_image(request, served)
     labels = await _mask(service, request, served, handler, upload)
@@ -101,7 +101,7 @@ async def detect(
     score: Annotated[float, Query(ge=0, le=1, description="of an object, at least; the bundle's if that is more")] = 0,
 ) -> Detection:
     """The objects in an image, sent as for classify."""
-    served = service.model(request, model)
+    served = service.find_model(request, model)
     handler = served.require_handler(DetectionHandler)
     upload = await service.read_image(request, served)
     objects = await _objects(service, request, served, handler, upload, max(handler.fit.threshold, score), masks)
@@ -113,9 +113,9 @@ async def _mask(
 ) -> NDArray[np.uint8]:
     """The windows of an image go through the model like the images of requests, a few at a time."""
     mosaic = await service.offload(request, handler.cut_windows, upload.image)
-    service.hold(request, 4 * len(served.manifest.labels) * mosaic.pixel_count)
+    service.hold_bytes(request, 4 * len(served.manifest.labels) * mosaic.pixel_count)
     for start in range(0, len(mosaic), WINDOW_BATCH):
-        outputs = await service.answer(request, served, mosaic.inputs(start, WINDOW_BATCH), ["scores"])
+        outputs = await service.run_model(request, served, mosaic.inputs(start, WINDOW_BATCH), ["scores"])
         await service.offload(request, mosaic.add_scores, start, outputs["scores"])
     return await service.offload(request, mosaic.make_labels, (upload.image.height, upload.image.width))
 
@@ -131,11 +131,11 @@ async def _objects(
 ) -> list[Object]:
     placed, inputs = await service.offload(request, handler.place, upload.image)
     names = [output.name for output in served.manifest.outputs if masks or output.name != "masks"]
-    rows = await service.answer(request, served, inputs, names)
+    rows = await service.run_model(request, served, inputs, names)
     outputs = {name: values[0] for name, values in rows.items()}
     if "masks" in outputs:  # each of them is as large as the image
         count = int((outputs["scores"] > threshold).sum())
-        service.hold(request, count * upload.image.width * upload.image.height)
+        service.hold_bytes(request, count * upload.image.width * upload.image.height)
 
     def described() -> list[Object]:
         found = handler.find_objects(outputs, placed, threshold)

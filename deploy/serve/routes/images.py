@@ -74,7 +74,7 @@ async def classify(
     The image file is the whole body (`curl --data-binary @photo.jpg`) or the field `image` of a form
     (`curl -F image=@photo.jpg`).
     """
-    served = service.model(request, model)
+    served = service.find_model(request, model)
     row, file = await row_of(service, request, served, "logits")
     found = rank_classes(row, served.manifest.labels, top)
     classes = [Class(label=label, probability=share) for label, share in found]
@@ -84,7 +84,7 @@ async def classify(
 @router.post("/embed", openapi_extra=IMAGE, response_model_exclude_none=True)
 async def embed(service: Served, request: Request, model: Model = None) -> Features:
     """The features of an image, sent as for classify."""
-    served = service.model(request, model)
+    served = service.find_model(request, model)
     row, file = await row_of(service, request, served, "features")
     return Features(model=served.name, version=served.version, image=file, features=row.tolist())
 

@@ -60,7 +60,7 @@ router = APIRouter(prefix="/v2", tags=["Open Inference Protocol v2"])
 
 async def _asked(service: Served, request: Request, model: str) -> ServedModel:
     # taken from the path, as FastAPI would make a query parameter of it where the path has none
-    return service.model(request, model, request.path_params.get("version"))
+    return service.find_model(request, model, request.path_params.get("version"))
 
 
 Asked = Annotated[ServedModel, Depends(_asked)]
@@ -133,13 +133,13 @@ async def model_infer(service: Served, request: Request, served: Asked) -> Respo
     length = request.headers.get(_HEADER)
     if length is not None and not (length.isascii() and length.isdecimal() and len(length) < 19):
         raise RequestError(400, f"{_HEADER}: expected the number of bytes of the JSON")
-    body = await service.body(request)
+    body = await service.read_body(request)
     asked: InferRequest = await service.offload(
         request, decode, body, None if length is None else int(length), served.manifest
     )
     served.check_tensor(asked.images.shape)
     names = [output.name for output in asked.outputs]
-    outputs = await service.answer(request, served, asked.images, names, asked.timeout)
+    outputs = await service.run_model(request, served, asked.images, names, asked.timeout)
 
     def encoded() -> tuple[bytes, dict[str, str]]:
         body, head = encode(asked, outputs, served.name, served.version, served.manifest.labels)
@@ -155,7 +155,7 @@ async def model_infer(service: Served, request: Request, served: Asked) -> Respo
 @router.post("/repository/index", response_model=list[IndexEntry])
 async def repository_index(service: Served, request: Request) -> list[dict[str, str]]:
     """Every model, whether it can be asked, and why not."""
-    found = service.models.index()
+    found = service.models.list_index()
     only_ready = (await _options(service, request)).get("ready") is True
     return [entry for entry in found if entry["state"] == "READY" or not only_ready]
 
@@ -196,7 +196,7 @@ def _controlled(service: Service, request: Request) -> None:
 
 async def _options(service: Service, request: Request) -> dict[str, Any]:
     """Return the JSON object of a request, empty if there is none."""
-    body = await service.body(request)
+    body = await service.read_body(request)
     if len(body) > _MOST_OPTIONS:
         raise RequestError(413, f"the body has {len(body)} bytes, more than {_MOST_OPTIONS}")
     try:

@@ -159,7 +159,7 @@ async def about(service: Served, index: Searched) -> Facts:
 @router.post("/v1/view", openapi_extra=IMAGE, response_model_exclude_none=True)
 async def view(service: Served, request: Request, model: Model = None) -> View:
     """The image as the server reads it, and the region of it that a model sees."""
-    served = service.model(request, model)
+    served = service.find_model(request, model)
     upload = await service.read_image(request, served)
     size = upload.image.size
     seen = served.predictor.handler.find_seen_region(*size)
@@ -188,7 +188,7 @@ async def neighbours(
     """The images of the index whose features are most like this image's, by cosine."""
     if index is None:
         raise RequestError(404, "this server has no index; ehm serve --index DIR gives it one")
-    served = service.model(request, model)
+    served = service.find_model(request, model)
     if not _fits(served, index):
         raise RequestError(400, f"the model {served.name} does not give {index.width} features, as the index has")
     features, name = await row_of(service, request, served, "features")
@@ -217,7 +217,7 @@ async def thumbnail(service: Served, index: Searched, request: Request, number: 
 @router.post("/v1/parts", openapi_extra=IMAGE, response_model_exclude_none=True)
 async def parts(service: Served, request: Request, model: Model = None) -> Hierarchy:
     """The parts of what a model sees of an image, at several depths of their hierarchy."""
-    served = service.model(request, model)
+    served = service.find_model(request, model)
     if served.manifest.output("patches") is None:
         raise RequestError(
             400, f"the model {served.name} gives no patches; ehm export --head multi writes a bundle that does"
