@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     )
     from ehm.config.inputs import InputSpec
     from ehm.data.instances import Detections, Instances
+    from ehm.models.weights import Weights
 
 __all__ = [
     "ALONE",
@@ -337,7 +338,10 @@ class Encoder(Protocol):
 
 
 class Backend(Protocol):
-    """A framework on one kind of device; ``processes`` are all that train one model together."""
+    """A framework on one kind of device; ``processes`` are all that train one model together.
+
+    ``weights`` of a task's learner are what ``config.model`` names, if that was opened already.
+    """
 
     name: str
     processes: Processes
@@ -350,19 +354,19 @@ class Backend(Protocol):
         """Create a model in pretraining, initialised from ``config.run.seed`` and from ``config.model.init``."""
         ...
 
-    def create_classifier(self, config: FinetuneConfig, classes: int) -> Classifier:
+    def create_classifier(self, config: FinetuneConfig, classes: int, weights: Weights | None = None) -> Classifier:
         """Create an encoder from ``config.model`` under a fresh linear head of ``classes``."""
         ...
 
-    def create_detector(self, config: DetectionConfig, classes: int) -> Detector:
+    def create_detector(self, config: DetectionConfig, classes: int, weights: Weights | None = None) -> Detector:
         """Create an encoder from ``config.model`` under fresh heads for ``classes`` kinds of objects."""
         ...
 
-    def create_segmenter(self, config: SegmentationConfig, classes: int) -> Segmenter:
+    def create_segmenter(self, config: SegmentationConfig, classes: int, weights: Weights | None = None) -> Segmenter:
         """Create an encoder from ``config.model`` under a fresh head for ``classes``."""
         ...
 
-    def create_embedder(self, config: RetrievalConfig, classes: int) -> Embedder:
+    def create_embedder(self, config: RetrievalConfig, classes: int, weights: Weights | None = None) -> Embedder:
         """Create an encoder from ``config.model`` under a fresh descriptor, with ArcFace's weights of ``classes``.
 
         0 classes are for use without training; ``config.dim`` should be null then.

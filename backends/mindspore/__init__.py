@@ -32,6 +32,7 @@ from ehm.config import (
     TrainConfig,
 )
 from ehm.errors import BackendError
+from ehm.models.weights import Weights
 
 __all__ = ["MindsporeBackend", "backend"]
 
@@ -56,22 +57,22 @@ class MindsporeBackend:
         set_deterministic(config.run.deterministic)
         return MindsporeLearner(config, self.target, self.processes)
 
-    def create_classifier(self, config: FinetuneConfig, classes: int) -> Classifier:
+    def create_classifier(self, config: FinetuneConfig, classes: int, weights: Weights | None = None) -> Classifier:
         """Create an encoder from ``config.model`` under a fresh linear head of ``classes``."""
         from ehm.backends.mindspore.learners.classifier import MindsporeClassifier
 
         set_deterministic(config.run.deterministic)
-        return MindsporeClassifier(config, classes, self.target, self.processes)
+        return MindsporeClassifier(config, classes, self.target, self.processes, weights)
 
-    def create_detector(self, config: DetectionConfig, classes: int) -> Detector:
+    def create_detector(self, config: DetectionConfig, classes: int, weights: Weights | None = None) -> Detector:
         """Raise BackendError: this backend has none."""
         raise BackendError("detection: not in MindSpore; --device cpu, cuda or npu trains with torch")
 
-    def create_segmenter(self, config: SegmentationConfig, classes: int) -> Segmenter:
+    def create_segmenter(self, config: SegmentationConfig, classes: int, weights: Weights | None = None) -> Segmenter:
         """Raise BackendError: this backend has none."""
         raise BackendError("segmentation: not in MindSpore; --device cpu, cuda or npu trains it with torch")
 
-    def create_embedder(self, config: RetrievalConfig, classes: int) -> Embedder:
+    def create_embedder(self, config: RetrievalConfig, classes: int, weights: Weights | None = None) -> Embedder:
         """Raise BackendError: this backend has none."""
         raise BackendError("retrieval is not in MindSpore; --device cpu, cuda or npu trains it with torch")
 

@@ -34,6 +34,7 @@ from ehm.config import (
     TokenizerConfig,
     TrainConfig,
 )
+from ehm.models.weights import Weights
 
 __all__ = ["TorchBackend", "backend"]
 
@@ -57,33 +58,33 @@ class TorchBackend:
         set_deterministic(config.run.deterministic)
         return TorchLearner(config, self.device, self.processes)
 
-    def create_classifier(self, config: FinetuneConfig, classes: int) -> Classifier:
+    def create_classifier(self, config: FinetuneConfig, classes: int, weights: Weights | None = None) -> Classifier:
         """Create an encoder from ``config.model`` under a fresh linear head of ``classes``."""
         from ehm.backends.torch.learners.classifier import TorchClassifier
 
         set_deterministic(config.run.deterministic)
-        return TorchClassifier(config, classes, self.device, self.processes)
+        return TorchClassifier(config, classes, self.device, self.processes, weights)
 
-    def create_detector(self, config: DetectionConfig, classes: int) -> Detector:
+    def create_detector(self, config: DetectionConfig, classes: int, weights: Weights | None = None) -> Detector:
         """Create an encoder from ``config.model`` under fresh heads for ``classes`` kinds of objects."""
         from ehm.backends.torch.learners.detector import TorchDetector
 
         set_deterministic(config.run.deterministic)
-        return TorchDetector(config, classes, self.device, self.processes)
+        return TorchDetector(config, classes, self.device, self.processes, weights)
 
-    def create_segmenter(self, config: SegmentationConfig, classes: int) -> Segmenter:
+    def create_segmenter(self, config: SegmentationConfig, classes: int, weights: Weights | None = None) -> Segmenter:
         """Create an encoder from ``config.model`` under a fresh head for ``classes``."""
         from ehm.backends.torch.learners.segmenter import TorchSegmenter
 
         set_deterministic(config.run.deterministic)
-        return TorchSegmenter(config, classes, self.device, self.processes)
+        return TorchSegmenter(config, classes, self.device, self.processes, weights)
 
-    def create_embedder(self, config: RetrievalConfig, classes: int) -> Embedder:
+    def create_embedder(self, config: RetrievalConfig, classes: int, weights: Weights | None = None) -> Embedder:
         """Create an encoder from ``config.model`` under a fresh descriptor."""
         from ehm.backends.torch.learners.embedder import TorchEmbedder
 
         set_deterministic(config.run.deterministic)
-        return TorchEmbedder(config, classes, self.device, self.processes)
+        return TorchEmbedder(config, classes, self.device, self.processes, weights)
 
     def create_encoder(self, source: ModelSource, data: SourceConfig | None = None) -> Encoder:
         """Open a trained encoder in evaluation mode; what ``data`` sets about images overrides what its weights say."""

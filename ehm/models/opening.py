@@ -26,7 +26,15 @@ from ehm.storage.arrays import Arrays
 from ehm.storage.checkpoint import Checkpoint, find_checkpoint
 from ehm.storage.reading import hash_file
 
-__all__ = ["ReadFile", "names_weights", "number_labels", "open_model", "read_inputs", "read_safetensors"]
+__all__ = [
+    "ReadFile",
+    "names_weights",
+    "number_labels",
+    "open_model",
+    "read_inputs",
+    "read_safetensors",
+    "take_weights",
+]
 
 ReadFile = Callable[[Path], Arrays]
 """A function that reads the arrays of a file of weights by name, or raises CheckpointError."""
@@ -75,7 +83,7 @@ def open_model(source: ModelSource, read_file: ReadFile = read_safetensors) -> W
     path = Path(source.init)
     checkpoint = find_checkpoint(path)
     if checkpoint is not None:
-        return _from_checkpoint(checkpoint, source.init)
+        return take_weights(checkpoint, source.init)
     if path.is_file():
         return _from_file(source, read_file)
     raise CheckpointError(
@@ -96,11 +104,13 @@ def number_labels(classes: int) -> tuple[str, ...]:
     return tuple(map(str, range(classes)))
 
 
-def _from_checkpoint(checkpoint: Checkpoint, named: str) -> Weights:
-    """Take the encoder out of a checkpoint; CheckpointError, which begins with what is ``named``, if it has none."""
+def take_weights(checkpoint: Checkpoint, named: str | None = None) -> Weights:
+    """Take the encoder out of ``checkpoint``; CheckpointError if it has none, which begins with what is ``named``."""
     kind = checkpoint.kind
     if kind == "tokenizer":
-        raise CheckpointError(f"{named}: holds a tokenizer, which is for model.tokenizer, and no encoder")
+        raise CheckpointError(
+            f"{named or checkpoint.folder}: holds a tokenizer, which is for model.tokenizer, and no encoder"
+        )
     labels: tuple[str, ...] = ()
     pool: Pool = "avg"
     if kind == "classifier":

@@ -51,3 +51,11 @@ def test_an_export_of_a_whole_detector_opens_it_once(calls):
     pytest.importorskip("torchvision", reason="comes with the extra tasks")
     ehm.export("trained/detection", out="exported")
     assert calls == {("read", "model.safetensors"): 1, ("hashed", "model.safetensors"): 1}
+
+
+@pytest.mark.parametrize("task", ["classification", "segmentation", "detection", "retrieval"])
+def test_an_evaluation_opens_its_checkpoint_once(task, calls):
+    if task == "detection":
+        pytest.importorskip("faster_coco_eval", reason="comes with the extra tasks")
+    ehm.evaluate(f"trained/{task}", device="cpu")
+    assert calls == {("read", "model.safetensors"): 1, ("hashed", "model.safetensors"): 1}

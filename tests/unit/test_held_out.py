@@ -28,6 +28,7 @@ from ehm.data.subset import Subset
 from ehm.deploy.bundle.manifest import Source
 from ehm.deploy.export.precision.calibration import choose_images
 from ehm.errors import ConfigError, DataError
+from ehm.models.shapes import spec_from_settings, spec_to_json
 from ehm.storage.arrays import LearnerState
 from ehm.storage.checkpoint import open_checkpoint, save_checkpoint
 from ehm.tasks.classification.task import Classification
@@ -121,6 +122,7 @@ class Trained:
             "kind": self.task.kind,
             "step": 1,
             "config": self.task.config_to_keep,
+            "encoder": spec_to_json(spec_from_settings(SCRATCH)),
             "classes": list(self.task.classes),
             "data": self.task.data.to_json(),
         }

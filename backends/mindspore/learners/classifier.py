@@ -25,6 +25,7 @@ from ehm.backends.resumable import ResumableLearner
 from ehm.config import FinetuneConfig
 from ehm.config.inputs import differing_inputs
 from ehm.errors import BackendError
+from ehm.models.weights import Weights
 
 __all__ = ["MindsporeClassifier"]
 
@@ -35,13 +36,20 @@ class MindsporeClassifier(ResumableLearner):
     _to_arrays = staticmethod(to_arrays)
     _load_arrays = staticmethod(load_arrays)
 
-    def __init__(self, config: FinetuneConfig, classes: int, target: Target, processes: Processes = ALONE) -> None:
+    def __init__(
+        self,
+        config: FinetuneConfig,
+        classes: int,
+        target: Target,
+        processes: Processes = ALONE,
+        weights: Weights | None = None,
+    ) -> None:
         refuse_unknown(config.run, processes)
         self._config = config
         self._rank = processes.rank
         dtype = choose_dtype(config.optim.dtype, target)
         fc_norm = False if config.frozen else None
-        loaded = load_model(config.model, config.run.seed, classes, config.pool, fc_norm, dtype, config.frozen)
+        loaded = load_model(config.model, config.run.seed, classes, config.pool, fc_norm, dtype, config.frozen, weights)
         self.model = model = loaded.model
         self._depth = len(model.blocks)
         self.image_size = loaded.image_size

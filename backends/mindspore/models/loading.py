@@ -22,7 +22,7 @@ from ehm.models.fitting import resize_weights, select_arrays
 from ehm.models.opening import open_model
 from ehm.models.pretraining import select_initial_arrays
 from ehm.models.shapes import spec_from_settings, spec_to_json
-from ehm.models.weights import LoadedModel, Pool, Provenance
+from ehm.models.weights import LoadedModel, Pool, Provenance, Weights
 from ehm.storage.arrays import Arrays
 
 __all__ = ["load_initial_weights", "load_model"]
@@ -38,12 +38,13 @@ def load_model(
     fc_norm: bool | None = None,
     dtype: Any = ms.float32,
     probe: bool = False,
+    weights: Weights | None = None,
 ) -> LoadedModel:
     """Load the encoder that ``source`` names under a head of ``classes`` that ``seed`` starts (0: none).
 
     ``pool``, ``fc_norm`` and ``probe`` are :class:`VisionTransformer`'s. Positions and tables of relative ones are
-    resampled to ``source.image_size``. Raises CheckpointError if weights are missing or do not fit, ConfigError
-    if the settings do not.
+    resampled to ``source.image_size``. ``weights`` are what ``source`` names if that was opened already. Raises
+    CheckpointError if weights are missing or do not fit, ConfigError if the settings do not.
     """
     rng = np.random.default_rng(seed)
     if source.init.startswith("timm:"):
@@ -52,7 +53,8 @@ def load_model(
         spec = _require_vit(spec_from_settings(source), f"model.encoder {source.encoder}")
         model = VisionTransformer(spec, rng, classes, pool, fc_norm, dtype, probe)
         return LoadedModel(model, spec_to_json(spec), Provenance("scratch", "scratch"))
-    weights = open_model(source)
+    if weights is None:
+        weights = open_model(source)
     if weights.spec is None:
         raise ConfigError(f"model.init {source.init}: holds timm's {weights.timm}, which needs torch; {_ACCEPTED}")
     weights = resize_weights(weights, source)

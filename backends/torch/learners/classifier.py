@@ -22,6 +22,7 @@ from ehm.backends.torch.models.loading import classifier_name, load_model
 from ehm.backends.torch.models.vit import layers_of
 from ehm.config import FinetuneConfig
 from ehm.errors import ConfigError
+from ehm.models.weights import Weights
 
 __all__ = ["TorchClassifier", "probe_head"]
 
@@ -30,11 +31,16 @@ class TorchClassifier(Supervised):
     """Implements :class:`ehm.backends.base.Classifier`. ``model`` is the torch module: a timm model, whole."""
 
     def __init__(
-        self, config: FinetuneConfig, classes: int, device: torch.device, processes: Processes = ALONE
+        self,
+        config: FinetuneConfig,
+        classes: int,
+        device: torch.device,
+        processes: Processes = ALONE,
+        weights: Weights | None = None,
     ) -> None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.run.seed)
-            loaded = load_model(config.model, classes, config.pool, fc_norm=False if config.frozen else None)
+            loaded = load_model(config.model, classes, config.pool, False if config.frozen else None, weights)
             self._head = probe_head(loaded.model) if config.frozen else None
         if config.run.grad_checkpointing:
             loaded.model.set_grad_checkpointing(True)

@@ -21,6 +21,7 @@ from ehm.backends.torch.learners.supervised import Supervised
 from ehm.backends.torch.models.rcnn import build_rcnn
 from ehm.config import DetectionConfig
 from ehm.data.instances import Detections, Instances
+from ehm.models.weights import Weights
 
 __all__ = ["TorchDetector"]
 
@@ -29,11 +30,16 @@ class TorchDetector(Supervised):
     """Implements :class:`ehm.backends.base.Detector`. ``model`` is torchvision's module."""
 
     def __init__(
-        self, config: DetectionConfig, classes: int, device: torch.device, processes: Processes = ALONE
+        self,
+        config: DetectionConfig,
+        classes: int,
+        device: torch.device,
+        processes: Processes = ALONE,
+        weights: Weights | None = None,
     ) -> None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.run.seed)
-            model, loaded, image_size = build_rcnn(config, classes)
+            model, loaded, image_size = build_rcnn(config, classes, weights)
         if config.run.grad_checkpointing:
             recompute_activations(model, random=config.model.drop_path > 0)
         super().__init__(model, loaded, config, device, processes)

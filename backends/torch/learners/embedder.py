@@ -25,6 +25,7 @@ from ehm.backends.torch.models.loading import load_model
 from ehm.backends.torch.models.pyramid import take_any_size
 from ehm.config import RetrievalConfig
 from ehm.errors import ConfigError
+from ehm.models.weights import Weights
 
 __all__ = ["TorchEmbedder"]
 
@@ -33,11 +34,16 @@ class TorchEmbedder(Supervised):
     """Implements :class:`ehm.backends.base.Embedder`. ``model`` is the torch module, an :class:`Embedding`."""
 
     def __init__(
-        self, config: RetrievalConfig, classes: int, device: torch.device, processes: Processes = ALONE
+        self,
+        config: RetrievalConfig,
+        classes: int,
+        device: torch.device,
+        processes: Processes = ALONE,
+        weights: Weights | None = None,
     ) -> None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.run.seed)
-            loaded = load_model(config.model, fc_norm=False)
+            loaded = load_model(config.model, fc_norm=False, weights=weights)
             model = Embedding(loaded.model, config.dim, classes, config.margin, config.scale)
         one_size = config.longest is None and config.scales == (1.0,)
         self._stride = None if one_size else _make_resizable(loaded.model, loaded.image_size, config)

@@ -26,6 +26,7 @@ from ehm.config import SegmentationConfig
 from ehm.data.bilinear import enlarge_argmax
 from ehm.data.segmentation import place_windows
 from ehm.errors import ConfigError
+from ehm.models.weights import Weights
 
 __all__ = ["IGNORED", "TorchSegmenter", "pixel_loss"]
 
@@ -39,11 +40,16 @@ class TorchSegmenter(Supervised):
     """Implements :class:`ehm.backends.base.Segmenter`. ``model`` is the torch module."""
 
     def __init__(
-        self, config: SegmentationConfig, classes: int, device: torch.device, processes: Processes = ALONE
+        self,
+        config: SegmentationConfig,
+        classes: int,
+        device: torch.device,
+        processes: Processes = ALONE,
+        weights: Weights | None = None,
     ) -> None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.run.seed)
-            pyramid, loaded = load_pyramid(config.model, config.crop_size, config.head.taps or last_of_thirds)
+            pyramid, loaded = load_pyramid(config.model, config.crop_size, config.head.taps or last_of_thirds, weights)
             model = with_common_norms(UperNet(pyramid, classes, config.head), processes, device)
         if config.inference.mode == "whole" and not pyramid.any_size:
             raise ConfigError(

@@ -13,6 +13,7 @@ from ehm.backends.base import Backend, Classifier
 from ehm.config import FinetuneConfig
 from ehm.data import Batch, EvalTransform, Source, Split, TrainTransform, open_source
 from ehm.data.subset import Subset, require_labels
+from ehm.models.opening import take_weights
 from ehm.storage.checkpoint import Checkpoint
 from ehm.tasks.base import Evaluation, Task, load_learner, merge_config
 from ehm.tasks.classes import count_labels, number_classes
@@ -98,7 +99,7 @@ class Classification(Task[FinetuneConfig, ClassificationReport]):
         """Prepare to measure the classifier of a checkpoint; DataError if the source has no labels, or others."""
         settings = merge_config(FinetuneConfig, checkpoint, config, overrides)
         classes = tuple(checkpoint.metadata["classes"])
-        classifier = backend.create_classifier(settings, len(classes))
+        classifier = backend.create_classifier(settings, len(classes), take_weights(checkpoint))
         load_learner(classifier, checkpoint)
         subset = cls.select_subset(checkpoint, settings, backend.processes)
         require_labels(subset.source, settings.data.source)

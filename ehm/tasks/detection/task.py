@@ -17,6 +17,7 @@ from ehm.data.instances import MirrorTransform
 from ehm.data.sources.coco import CocoSource, open_coco
 from ehm.data.subset import Subset
 from ehm.errors import DataError
+from ehm.models.opening import take_weights
 from ehm.storage.checkpoint import Checkpoint
 from ehm.storage.writing import replace_file
 from ehm.tasks.base import Evaluation, Task, load_learner, merge_config
@@ -91,7 +92,7 @@ class Detection(Task[DetectionConfig, DetectionReport]):
         """
         settings = merge_config(DetectionConfig, checkpoint, config, overrides, cls.measured_keys)
         classes = tuple(checkpoint.metadata["classes"])
-        detector = backend.create_detector(settings, len(classes))
+        detector = backend.create_detector(settings, len(classes), take_weights(checkpoint))
         load_learner(detector, checkpoint)
         subset = cls.select_subset(checkpoint, settings, backend.processes)
         require_known_classes(subset.source.classes, classes, settings.data.source, "detector")

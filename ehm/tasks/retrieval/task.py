@@ -15,6 +15,7 @@ from ehm.console import console
 from ehm.data import Batch, EvalTransform, Loader, Source, Split, TrainTransform, open_source
 from ehm.data.sampler import repeat_to_multiple
 from ehm.data.subset import Subset, require_labels
+from ehm.models.opening import take_weights
 from ehm.storage.checkpoint import Checkpoint
 from ehm.tasks.base import Evaluation, Task, load_learner, merge_config
 from ehm.tasks.classes import count_labels
@@ -108,7 +109,7 @@ class Retrieval(Task[RetrievalConfig, RetrievalReport]):
             search = search_classes(subset, settings)
         else:
             search = search_benchmark(benchmark, checkpoint, settings, backend.processes)
-        embedder = backend.create_embedder(settings, len(checkpoint.metadata["classes"]))
+        embedder = backend.create_embedder(settings, len(checkpoint.metadata["classes"]), take_weights(checkpoint))
         load_learner(embedder, checkpoint)
         return EmbedderEvaluation(embedder, search, settings, backend)
 

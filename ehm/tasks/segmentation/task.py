@@ -17,6 +17,7 @@ from ehm.data.sources.mask_counts import MaskCounts, explain_255
 from ehm.data.sources.pairs import PairSource, check_pairs, open_pairs
 from ehm.data.subset import Subset
 from ehm.errors import ConfigError, DataError
+from ehm.models.opening import take_weights
 from ehm.storage.checkpoint import Checkpoint
 from ehm.tasks.base import Evaluation, Task, load_learner, merge_config
 from ehm.tasks.classes import describe_masks
@@ -101,7 +102,7 @@ class Segmentation(Task[SegmentationConfig, SegmentationReport]):
         subset = replace(subset, source=_with_classes(subset.source, classes, settings.data.source))
         if settings.data.check:
             _check_masks(subset, settings, backend.processes)
-        segmenter = backend.create_segmenter(settings, len(classes))
+        segmenter = backend.create_segmenter(settings, len(classes), take_weights(checkpoint))
         load_learner(segmenter, checkpoint)
         return SegmenterEvaluation(segmenter, classes, settings, subset, backend)
 
