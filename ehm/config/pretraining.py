@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import cached_property
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, WithJsonSchema, model_validator
@@ -169,7 +171,7 @@ class TrainConfig(Section):
                 "some must be, and some stay"
             )
 
-    @property
+    @cached_property
     def spec(self) -> EncoderSpec:
         """The encoder's sizes; the objective decides the form of a ViT."""
         relative = OBJECTIVES[self.objective].relative_vit
@@ -185,9 +187,17 @@ class TrainConfig(Section):
         """Mask units down and across."""
         return self.image_size[0] // self.unit, self.image_size[1] // self.unit
 
-    @property
+    @cached_property
     def masks(self) -> MaskConfig:
         """The section ``mask`` with the share of units that is really hidden (see :meth:`Objective.hidden_ratio`)."""
         units = self.units[0] * self.units[1]
         ratio = OBJECTIVES[self.objective].hidden_ratio(self.mask.ratio, units)
         return self.mask.model_copy(update={"ratio": ratio})
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> TrainConfig:
+        """Return a copy with the values of ``update``, and without what has been computed from the old ones."""
+        copy = super().model_copy(update=update, deep=deep)
+        # loops ask for these at every step, so that they are computed once; pydantic copies the results too
+        for name in ("spec", "masks"):
+            copy.__dict__.pop(name, None)
+        return copy
