@@ -62,10 +62,12 @@ def draw_chart(title: str, notes: Sequence[str], lines: Sequence[Line], x_label:
         colour = PALETTE[_COLOUR_ORDER[number % len(_COLOUR_ORDER)]] / 255
         layers = np.arange(line.first, line.first + len(line.values))
         if line.around is not None:
+            # Transparent, so that heads with nearly the same value show as a darker dot.
             axes.scatter(
                 np.repeat(layers, line.around.shape[1]), line.around.ravel(), 12, color=colour, alpha=0.35, linewidths=0
             )
         handles += axes.plot(layers, line.values, marker="o", markersize=5, color=colour)
+    # From 0, so that heights on the page compare as the values do.
     axes.set_ylim(bottom=0)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel(x_label)
@@ -73,6 +75,7 @@ def draw_chart(title: str, notes: Sequence[str], lines: Sequence[Line], x_label:
     axes.grid(axis="y", color="0.9")
     axes.spines[["top", "right"]].set_visible(False)
 
+    # The constrained layout makes room for these three texts, however many lines they have.
     texts = [figure.suptitle(title, x=0.01, ha="left", fontsize=15)]
     foot = "\n".join(textwrap.fill(note, _NOTE_WIDTH) for note in notes)
     texts.append(figure.supxlabel(foot, x=0.01, ha="left", fontsize=9, color="0.35"))

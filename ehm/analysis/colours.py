@@ -72,9 +72,10 @@ def choose_part_colours(
         beside = (owners[:, 1:], owners[:, :-1])
         below = (owners[1:], owners[:-1])
         for one, other in (beside, below):
+            # add.at counts every pair; plain indexing would count repeated indices once
             np.add.at(borders, (one, other), 1)
             np.add.at(borders, (other, one), 1)
-    np.fill_diagonal(borders, 0)
+    np.fill_diagonal(borders, 0)  # a part has no border with itself
 
     chosen = np.full(patches, -1)
     uses = np.zeros(len(PALETTE), np.int64)

@@ -41,6 +41,7 @@ def compare_distances(checkpoints: Sequence[str], files: Sequence[Path], device:
         patch_side = encoder.image_size[0] / encoder.grid[0]
         distances = measure_encoder_distances(encoder, files, find_value_range(name))
         lines.append(Line(name, distances.mean(axis=1), distances))
+        # Encoders of other sizes can be compared, so the note names every size once.
         inputs.add(f"{encoder.image_size[0]} x {encoder.image_size[1]} pixels in patches of {patch_side:g}")
         for layer, heads in enumerate(distances.tolist(), 1):
             for head, distance in enumerate(heads):

@@ -58,6 +58,7 @@ def draw_mask(image: Image, mask: NDArray[np.bool_]) -> Image:
 def draw_attention(image: Image, weights: NDArray[np.floating[Any]], patch: tuple[int, int], colour: Colour) -> Image:
     """Draw a heat map of ``weights`` (h, w) in [0, 1] over ``image`` in grey; ``patch`` = (row, column) in a box."""
     cell = image.shape[0] // weights.shape[0]
+    # Weak attention lets more of the image through, so that its content can be recognised.
     opacity = enlarge_patches(0.5 + 0.3 * weights, cell)[..., None]
     heat_map = _blend(_to_grey(image), enlarge_patches(heat_colours(weights), cell), opacity)
     return draw_box(heat_map, patch, cell, colour)
@@ -74,6 +75,7 @@ def draw_box(image: Image, patch: tuple[int, int], cell: int, colour: Colour) ->
     columns_outside = np.maximum(left - columns, columns - (left + cell - 1))
     # the number of pixels from each pixel to the patch, not positive inside it
     outside = np.maximum(rows_outside, columns_outside)
+    # The black line comes first and stays one pixel wide outside of the coloured one.
     picture[(outside > 0) & (outside <= line + 1)] = 0
     picture[(outside > 0) & (outside <= line)] = colour
     return picture
@@ -88,6 +90,7 @@ def find_borders(patches: NDArray[Any], cell: int) -> NDArray[np.bool_]:
     height, width = labels.shape
     line = min(max(1, cell // 8), 4)
     before = line // 2
+    # Padded by its own edge, the image has no line around it.
     padded = np.pad(labels, (before, line - before), mode="edge")
     found = np.zeros((height, width), bool)
     for down in range(line + 1):

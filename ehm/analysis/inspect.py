@@ -123,6 +123,7 @@ def _open_model(checkpoint: str, device: str, balance: str | None, ratio: float 
     mask = MaskConfig()
     side = 1
     origin = checkpoint
+    # A weights file or a model of timm knows no masking.
     if Path(checkpoint).is_dir():
         meta = open_checkpoint(checkpoint).metadata
         if meta["kind"] == "pretrain":

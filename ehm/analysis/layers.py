@@ -98,6 +98,7 @@ def measure_fine_tuning_gradients(
     one_hot = np.eye(len(data.classes), dtype=np.float32)
     gradients = []
     counts = []
+    # Drawn at random, because folders of classes are sorted by class.
     order = np.random.default_rng(seed).permutation(len(data))[:GRADIENT_IMAGES]
     for numbers in np.split(order, range(_BATCH, len(order), _BATCH)):
         images = dict(_read_images(data, numbers, transform))

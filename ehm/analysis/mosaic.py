@@ -114,13 +114,13 @@ def _write_lines(
         pen.text((MARGIN, top + number * _line_height(size)), line, ink, _font(size))
 
 
-@lru_cache
+@lru_cache  # wrapping and shortening ask for a font for every word
 def _font(size: int) -> Any:
     return ImageFont.load_default(size=size)
 
 
 def _line_height(size: int) -> int:
-    return round(size * 1.35)
+    return round(size * 1.35)  # leaves room for descenders and accents
 
 
 def _shorten_text(text: str, size: int, width: int) -> str:

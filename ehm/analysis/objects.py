@@ -30,6 +30,7 @@ def draw_objects(
     if found.masks is not None:
         for index in shown:
             mask = found.masks[index]
+            # the mean of image and colour, so that the object stays visible
             pixels[mask] = (pixels[mask] + PALETTE[found.labels[index] % len(PALETTE)]) / 2
     picture = Image.fromarray(pixels.round().astype(np.uint8))
     pen = ImageDraw.Draw(picture)

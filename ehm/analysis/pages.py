@@ -37,6 +37,7 @@ def draw_hierarchy_page(model: InspectedModel, files: Sequence[Path], depths: Se
     images, pictures, _ = _load_images(model, files, 1 + len(depths))
     grid = model.units
     hierarchy = model.build_hierarchy(images)
+    # Each tree has its own height, so the same depth is another level in each.
     levels = [masking.masking_level(depth, hierarchy.height) for depth in depths]
     cuts = [hierarchy.cut(level) for level in levels]
     rows = []
@@ -64,12 +65,14 @@ def draw_masks_page(model: InspectedModel, files: Sequence[Path], progress: Sequ
     """Draw masks at fractions ``progress`` of a training run, all from this one model (Fig. 7)."""
     images, pictures, _ = _load_images(model, files, 1 + len(progress))
     grid = model.units
+    # One mask for each tile, even if the run masked every image several times.
     masker = masking.make_masker(model.masking, model.mask.model_copy(update={"views": 1}), grid)
     rows = []
     for index, (file, picture) in enumerate(zip(files, pictures, strict=True)):
         image = PreparedImage(model, images[index])
         row = [Tile(picture, (file.name,))]
         for moment in progress:
+            # The seed is the same for all moments, so that a row shows the effect of progress alone.
             mask, figures = masker(image, moment, (seed,), first=index)
             row.append(Tile(draw.draw_mask(picture, mask.reshape(grid)), _describe_mask(figures)))
         rows.append(row)
@@ -117,7 +120,7 @@ def _load_images(
     """
     encoder = model.encoder
     tile_width = min(_PAGE_WIDTH // columns, _LARGEST_TILE)
-    cell = max(4, tile_width // max(encoder.grid))
+    cell = max(4, tile_width // max(encoder.grid))  # in smaller cells a patch would be all contour
     size = (encoder.grid[1] * cell, encoder.grid[0] * cell)
     transform = EvalTransform.from_spec(encoder.image_size, encoder.inputs)
     images = np.stack([transform(decode_image(file, value_range=model.value_range)) for file in files])

@@ -65,6 +65,7 @@ def collect_findings(device: str = "auto") -> Iterator[Finding]:
         wanted = {device: offered[kind]}
     else:
         raise BackendError(f"--device {device}: unknown; known are auto, {', '.join(offered)}")
+    # Each question waits for a child process, so threads are enough to ask all of them at once.
     with ThreadPoolExecutor() as pool:
         # Devices first: importing a framework takes the longest.
         devices = [pool.submit(examine_device, name, provider) for name, provider in wanted.items()]

@@ -57,6 +57,7 @@ def examine_device(name: str, provider: str) -> Finding:
             return Finding(
                 "device", name, "missing", f"{framework} is not installed", f"pip install 'ehm[{framework}]'"
             )
+    # In a child: a driver that does not match can end the process that asks for the device.
     facts, reason = ask_child(ASK_DEVICE, name)
     if facts is None:
         # Errors that begin with the flag are the backend's own: there is no such device. Others are crashes.
@@ -93,9 +94,11 @@ def _judge_attention(errors: Mapping[str, float | None]) -> tuple[bool, str]:
 def _explain_absence(kind: str, reason: str) -> tuple[str, str]:
     """Return why a device is absent, and the way to fix it if one is known."""
     if kind == "npu":
+        # The files tell a cause and its remedy apart, which the error has in one sentence.
         problem = ascend.find_problem(ascend.find_software(ROOT))
         if problem and str(problem) in reason:
             return problem
+    # Wheels of torch for CPUs alone have this suffix.
     if kind == "cuda" and _torch_version().endswith("+cpu"):
         return reason, "install a torch that is built with CUDA: this one is not"
     if kind == "cuda" and find_nvidia_driver() is None:

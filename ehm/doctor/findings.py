@@ -97,6 +97,7 @@ def list_variables() -> Iterator[Finding]:
 
 def examine_package(name: str) -> Finding:
     """Look a package up in its metadata, and check that it goes with the packages beside it."""
+    # The same module comes from packages of several names, of which one is installed.
     installed = _find_version(name)
     for other_name in OTHER_NAMES.get(name, ()):
         installed = installed or _find_version(other_name)
@@ -107,6 +108,7 @@ def examine_package(name: str) -> Finding:
         return Finding("package", name, "broken", mismatch.problem, mismatch.remedy)
     if name != "onnxruntime":
         return Finding("package", name, "ok", installed)
+    # Providers are known only to the library, whose import can fail for lack of a driver.
     providers, reason = ask_child(ASK_PROVIDERS)
     if providers is None:
         return Finding("package", name, "broken", f"{installed}: {reason}", f"pip install --force-reinstall {name}")
@@ -119,6 +121,7 @@ def find_nvidia_driver() -> str | None:
         text = (ROOT / "proc/driver/nvidia/version").read_text(encoding="utf-8")
     except OSError:
         text = ""
+    # The file is read first: nvidia-smi can take seconds, or hang on a faulty GPU.
     found = re.search(r"Kernel Module.*?\s(\d+(\.\d+)+)\s", text)
     if found:
         return found[1]

@@ -22,8 +22,8 @@ ASK_OPERATORS = """
 import dataclasses, json, sys
 from ehm.errors import EhmError
 try:
-    from ehm.backends.torch.diagnosis.operators import report
-    print(json.dumps([dataclasses.asdict(row) for row in report(sys.argv[1])]))
+    from ehm.backends.torch.diagnosis.operators import report_operators
+    print(json.dumps([dataclasses.asdict(row) for row in report_operators(sys.argv[1])]))
 except (EhmError, ImportError) as error:
     sys.exit(str(error))
 """
@@ -47,6 +47,7 @@ def report_operators(device: str = "auto", json: bool = False) -> int:
         raise BackendError(
             "--operators: torch's are recorded, and it is not installed; pip install 'ehm[torch]' installs it"
         )
+    # In a child, as everything that needs a framework: a vendor's plug-in may end the process.
     rows, reason = ask_child(ASK_OPERATORS, device, patience=PATIENCE)
     if rows is None:
         raise BackendError(f"--operators: {reason}")
