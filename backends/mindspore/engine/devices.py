@@ -1,4 +1,4 @@
-"""What differs between MindSpore's targets, as data, and which of them a ``--device`` value means."""
+"""The differences between MindSpore's targets, as data, and the choice of one by a ``--device`` value."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["FACTS", "Target", "TargetFacts", "choose_dtype", "choose_target", "d
 
 @dataclass(frozen=True)
 class TargetFacts:
-    """``name`` is MindSpore's own; ``dtypes`` are the types of a step's arithmetic, the first ``dtype: auto``."""
+    """Facts about a target: MindSpore's ``name`` of it, and types of a step's arithmetic, first that of ``auto``."""
 
     name: str
     dtypes: tuple[str, ...]
@@ -27,21 +27,21 @@ FACTS: dict[str, TargetFacts] = {
     "ascend": TargetFacts("Ascend", ("bfloat16", "float32", "float16")),
     "cpu": TargetFacts("CPU", ("float32", "float16")),  # its matrix product has no kernel for bfloat16 (2.10)
 }
-"""By what follows ``mindspore:`` in ``--device``."""
+"""The facts by the name that follows ``mindspore:`` in ``--device``."""
 
 
 @dataclass(frozen=True)
 class Target:
-    """One kind of device, and the number of the one that is meant, if any is."""
+    """A kind of device, and the number of a certain one, or None."""
 
     kind: str
     index: int | None = None
 
 
 def choose_target(device: str) -> Target:
-    """The target that ``mindspore``, ``mindspore:cpu``, ``mindspore:ascend`` or ``mindspore:ascend:N`` means.
+    """Return the target of ``mindspore``, ``mindspore:cpu``, ``mindspore:ascend`` or ``mindspore:ascend:N``.
 
-    Raises BackendError where it is not present. Without a target it is the NPU where there is one.
+    ``mindspore`` alone is the NPU if there is one. Raises BackendError if the target is not present.
     """
     _, _, rest = device.partition(":")
     kind, _, index = rest.partition(":")
@@ -56,9 +56,14 @@ def choose_target(device: str) -> Target:
             f"--device {device}: mindspore {ms.__version__} sees no NPU; ehm doctor says what is there of driver and "
             "CANN; --device mindspore:cpu works here"
         )
-    if index and int(index) >= (count := ms.device_context.ascend.device_count()):
-        raise BackendError(f"--device {device}: there are {count}, numbered from 0")
-    return Target(kind or ("ascend" if present else "cpu"), int(index) if index else None)
+    if index:
+        count = ms.device_context.ascend.device_count()
+        if int(index) >= count:
+            raise BackendError(f"--device {device}: there are {count}, numbered from 0")
+        return Target(kind, int(index))
+    if kind:
+        return Target(kind)
+    return Target("ascend" if present else "cpu")
 
 
 def use_target(target: Target) -> None:
@@ -70,12 +75,12 @@ def use_target(target: Target) -> None:
         else:
             ms.set_device(name, target.index)
     except RuntimeError as error:
-        reason = (str(error).strip().splitlines() or ["no reason given"])[0]
+        reason = (str(error).strip().splitlines() or ["no reason given"])[0]  # a stack of C++ calls follows
         raise BackendError(f"--device mindspore:{target.kind}: MindSpore cannot use it: {reason}") from None
 
 
 def choose_dtype(dtype: str, target: Target) -> Any:
-    """MindSpore's type in which a step computes on ``target``; raises BackendError where the target lacks it."""
+    """Return MindSpore's type in which a step computes on ``target``; raises BackendError if the target lacks it."""
     offered = FACTS[target.kind].dtypes
     name = offered[0] if dtype == "auto" else dtype
     if name not in offered:
@@ -86,12 +91,14 @@ def choose_dtype(dtype: str, target: Target) -> Any:
 
 
 def describe_target(target: Target) -> DeviceInfo:
-    """Name, number, memory and types of ``target``."""
+    """Return the name, number, memory and types of ``target``."""
     if target.kind == "cpu":
-        count, memory = 1, host_memory()
+        count = 1
+        memory = host_memory()
         text = f"CPU target, {os.cpu_count()} cores"
     else:
         count = ms.device_context.ascend.device_count()
         properties = ms.hal.get_device_properties(target.index or 0, "Ascend")
-        memory, text = properties.total_memory, properties.name
+        memory = properties.total_memory
+        text = properties.name
     return DeviceInfo("mindspore", text, count, memory, FACTS[target.kind].dtypes, {"mindspore": str(ms.__version__)})

@@ -36,9 +36,10 @@ class MindsporeProcesses:
 
 
 def join_processes(target: Target) -> Processes:
-    """Take this process's own device of ``target``'s kind, and give all the processes that msrun has started.
+    """Take this process's own device of ``target``'s kind, and return the processes that msrun has started.
 
-    Without msrun: ``target`` as it is, alone. msrun's scheduler never returns from here: it ends with the others.
+    Without msrun, take ``target`` as it is; this process is alone then. msrun's scheduler never returns from here: it
+    ends with the others.
     """
     if os.environ.get("MS_WORKER_NUM", "1") == "1" or "MS_ROLE" not in os.environ:
         use_target(target)
@@ -49,7 +50,9 @@ def join_processes(target: Target) -> Processes:
             f"--device mindspore:{target.kind}"
         )
     own = os.environ.get("DEVICE_ID")  # the scheduler has none
-    use_target(Target(target.kind, int(own)) if target.kind == "ascend" and own else target)
+    if target.kind == "ascend" and own:
+        target = Target(target.kind, int(own))
+    use_target(target)
     communication.init()
     return MindsporeProcesses(
         communication.get_rank(), communication.get_group_size(), communication.get_local_rank_size()

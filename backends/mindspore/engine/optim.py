@@ -20,29 +20,31 @@ _EPSILON = 1e-8
 
 
 class Optimizer(ABC):
-    """What all share: ``slots`` are names of arrays that each parameter has, with torch's names for them.
+    """The base of all optimisers, whose state has torch's names.
 
-    ``scales`` are factors of the learning rate, ``decaying`` says where weight decay applies, both for each parameter.
+    ``scales`` are factors of the learning rate and ``decaying`` says whether weight decay applies, for each parameter.
     """
 
     slots: tuple[str, ...]
+    """Names of the arrays that each parameter has."""
     counts: bool
     """Whether the number of steps is part of the state."""
 
     def __init__(self, parameters: Mapping[str, Parameter], scales: Sequence[float], decaying: Sequence[bool]) -> None:
         self._names = tuple(parameters)
         self.parameters = ParameterTuple(parameters.values())
-        self._scales, self._decaying = tuple(scales), tuple(decaying)
+        self._scales = tuple(scales)
+        self._decaying = tuple(decaying)
         self._moments = [self.parameters.clone(prefix=slot, init="zeros") for slot in self.slots]
         self._count = Parameter(Tensor(0.0, ms.float32), name="step", requires_grad=False)
-        self._update = ms.jit(self._compose())
+        self._update = ms.jit(self._build_update())
 
     def step(self, gradients: Sequence[Tensor], lr: float, weight_decay: float) -> None:
-        """Move the parameters; ``gradients`` come in their order."""
+        """Move the parameters; ``gradients`` are in their order."""
         self._update(Tensor(lr, ms.float32), Tensor(weight_decay, ms.float32), *gradients)
 
     def state(self) -> Arrays:
-        """Copies as ``{parameter}/{slot}``, for example ``head.weight/exp_avg``; none before the first step."""
+        """Copy the state as ``{parameter}/{slot}``, such as ``head.weight/exp_avg``; empty before the first step."""
         arrays: Arrays = {}
         if self._count.asnumpy() > 0:
             for slot, moments in zip(self.slots, self._moments, strict=True):
@@ -53,38 +55,41 @@ class Optimizer(ABC):
         return arrays
 
     def load(self, arrays: Arrays) -> None:
-        """Put back what :meth:`state`, or torch's optimiser, gave; CheckpointError where something does not fit."""
-        known = {f"{name}/{slot}" for name in self._names for slot in (*self.slots, *(["step"] * self.counts))}
+        """Restore the state of :meth:`state`, or of torch's optimiser; raises CheckpointError if it does not fit."""
+        slots = (*self.slots, "step") if self.counts else self.slots
+        known = {f"{name}/{slot}" for name in self._names for slot in slots}
         for key in arrays:
             if key not in known:
                 raise CheckpointError(f"the optimiser's {key} belongs to no parameter of this model")
-        if arrays and (missing := known - arrays.keys()):
-            raise CheckpointError(f"the optimiser's {min(missing)} is missing")
-        steps = (
-            {float(arrays[f"{name}/step"]) for name in self._names} if arrays and self.counts else {float(bool(arrays))}
-        )
-        if len(steps) > 1:
-            raise CheckpointError("the optimiser's parameters have not all made the same number of steps")
+        if arrays and known - arrays.keys():
+            raise CheckpointError(f"the optimiser's {min(known - arrays.keys())} is missing")
+        # torch counts steps for each parameter, and this optimiser for all of them
+        steps = float(bool(arrays))
+        if arrays and self.counts:
+            numbers = {float(arrays[f"{name}/step"]) for name in self._names}
+            if len(numbers) > 1:
+                raise CheckpointError("the optimiser's parameters have not all made the same number of steps")
+            steps = numbers.pop()
         for slot, moments in zip(self.slots, self._moments, strict=True):
             for name, moment in zip(self._names, moments, strict=True):
                 array = arrays.get(f"{name}/{slot}", np.zeros(moment.shape, np.float32))
                 if array.shape != moment.shape:
                     raise CheckpointError(f"the optimiser's {name}/{slot} is {array.shape}, not {tuple(moment.shape)}")
                 set_values(moment, array)
-        set_values(self._count, np.array(steps.pop(), np.float32))
+        set_values(self._count, np.array(steps, np.float32))
 
     @abstractmethod
-    def _compose(self) -> Callable[..., Any]:
-        """The function of a learning rate, a weight decay and gradients that :meth:`step` compiles."""
+    def _build_update(self) -> Callable[..., Any]:
+        """Return the function of a learning rate, a weight decay and gradients that :meth:`step` compiles."""
 
 
 class AdamW(Optimizer):
     """AdamW (Loshchilov and Hutter, 2019) as torch computes it, in one operator a parameter.
 
-    MindSpore's fused ``AdamWeightDecay``, which both of its targets have, corrects no bias. The corrections m / c1 and
-    v / c2**2 are put into its scalars instead: with r = c2 / c1, a rate of lr * r, an epsilon of eps * c2 and a decay
-    of wd / r make the same step. ``mindspore.experimental.optim.AdamW`` does without, in a dozen operators a parameter
-    and with the memory of a third moment (2.10).
+    The operator is MindSpore's fused ``AdamWeightDecay``, which both of its targets have, and which corrects no bias.
+    The corrections m / c1 and v / c2**2 are put into its scalars instead: with r = c2 / c1, a rate of lr * r, an epsilon of
+    eps * c2 and a decay of wd / r make the same step. ``mindspore.experimental.optim.AdamW`` takes a dozen operators a
+    parameter and the memory of a third moment (2.10).
     """
 
     slots = ("exp_avg", "exp_avg_sq")
@@ -100,9 +105,16 @@ class AdamW(Optimizer):
         self._betas = betas
         super().__init__(parameters, scales, decaying)
 
-    def _compose(self) -> Callable[..., Any]:
-        parameters, count, (firsts, seconds), (beta1, beta2) = self.parameters, self._count, self._moments, self._betas
-        scales, decaying, fused, each = self._scales, self._decaying, ops.AdamWeightDecay(), ops.HyperMap()
+    def _build_update(self) -> Callable[..., Any]:
+        # local names, because a compiled graph takes no attributes of a Python object
+        parameters = self.parameters
+        count = self._count
+        firsts, seconds = self._moments
+        beta1, beta2 = self._betas
+        scales = self._scales
+        decaying = self._decaying
+        fused = ops.AdamWeightDecay()
+        apply_to_each = ops.HyperMap()
 
         def move(
             rate: Tensor,
@@ -115,15 +127,16 @@ class AdamW(Optimizer):
             decays: bool,
             gradient: Tensor,
         ) -> Any:
-            decay = decay if decays else decay * 0
+            if not decays:
+                decay = decay * 0  # the operator needs a tensor
             return fused(parameter, first, second, rate * scale, beta1, beta2, epsilon, decay, gradient)
 
         def update(lr: Tensor, weight_decay: Tensor, *gradients: Tensor) -> Any:
             step = ops.assign_add(count, 1.0)
             c1 = 1 - ops.pow(beta1, step)
             c2 = ops.sqrt(1 - ops.pow(beta2, step))
-            one = ops.partial(move, lr * c2 / c1, weight_decay * c1 / c2, _EPSILON * c2)
-            return each(one, parameters, firsts, seconds, scales, decaying, gradients)
+            move_one = ops.partial(move, lr * c2 / c1, weight_decay * c1 / c2, _EPSILON * c2)
+            return apply_to_each(move_one, parameters, firsts, seconds, scales, decaying, gradients)
 
         return update
 
@@ -148,9 +161,14 @@ class Momentum(Optimizer):
         self._trust = trust
         super().__init__(parameters, scales, decaying)
 
-    def _compose(self) -> Callable[..., Any]:
-        parameters, count, (buffers,), trust = self.parameters, self._count, self._moments, self._trust
-        scales, decaying, each = self._scales, self._decaying, ops.HyperMap()
+    def _build_update(self) -> Callable[..., Any]:
+        parameters = self.parameters
+        count = self._count
+        (buffers,) = self._moments
+        trust = self._trust
+        scales = self._scales
+        decaying = self._decaying
+        apply_to_each = ops.HyperMap()
 
         def move(
             lr: Tensor,
@@ -172,8 +190,8 @@ class Momentum(Optimizer):
 
         def update(lr: Tensor, weight_decay: Tensor, *gradients: Tensor) -> Any:
             ops.assign_add(count, 1.0)
-            one = ops.partial(move, lr, weight_decay)
-            return each(one, parameters, buffers, scales, decaying, gradients)
+            move_one = ops.partial(move, lr, weight_decay)
+            return apply_to_each(move_one, parameters, buffers, scales, decaying, gradients)
 
         return update
 

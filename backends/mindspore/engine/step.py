@@ -1,4 +1,4 @@
-"""What every training step does around its loss: accumulation, loss scaling, several processes, clipping."""
+"""The parts of a training step around its loss: accumulation, loss scaling, several processes, clipping."""
 
 from __future__ import annotations
 
@@ -22,8 +22,14 @@ from ehm.storage.arrays import Arrays
 
 __all__ = ["Training", "draw_drop_path", "refuse_unknown", "set_deterministic"]
 
-_FIRST_SCALE, _GROWTH, _WINDOW = 2.0**16, 2, 2000  # as torch's GradScaler begins, grows and waits
-_EACH, _SUM, _PRODUCT = ops.HyperMap(), ops.Add(), ops.Mul()  # a list comprehension takes ten times as long to compile
+# torch's GradScaler begins with this scale, grows by this factor, and waits for so many steps
+_FIRST_SCALE = 2.0**16
+_GROWTH = 2
+_WINDOW = 2000
+# maps over gradients; a list comprehension takes ten times as long to compile
+_APPLY_TO_EACH = ops.HyperMap()
+_SUM = ops.Add()
+_PRODUCT = ops.Mul()
 
 
 class Training:
@@ -38,7 +44,8 @@ class Training:
         processes: Processes,
         parts: int | None = None,
     ) -> None:
-        self._optimizer, self._optim = optimizer, optim
+        self._optimizer = optimizer
+        self._optim = optim
         self._parts = optim.accumulate if parts is None else parts
         self._scaler = DynamicLossScaler(_FIRST_SCALE, _GROWTH, _WINDOW) if dtype == ms.float16 else None
 
@@ -53,33 +60,36 @@ class Training:
     def step(
         self, rows: int, inputs: Callable[[slice], tuple[Tensor | None, ...]], lr: float, weight_decay: float
     ) -> dict[str, SupportsFloat]:
-        """One step on a batch of ``rows`` images; ``inputs`` gives what the loss of a slice of them takes.
+        """Take one step on a batch of ``rows`` images; ``inputs`` returns the loss's inputs for a slice of them.
 
         The batch is split into ``parts`` (``optim.accumulate`` if left out), whose gradients travel between processes
         once. The metrics ``loss`` and, where gradients are clipped, ``grad_norm`` stay on the device; in float16 the
         host waits once.
         """
-        scale = Tensor(1.0, ms.float32) if self._scaler is None else self._scaler.scale_value.value()
+        scale = Tensor(1.0, ms.float32)
+        if self._scaler is not None:
+            scale = self._scaler.scale_value.value()
         total: Any = 0.0
         gradients: Any = None
         for part in split_batch(rows, self._parts):
             share = (part.stop - part.start) / rows
-            (_, value), found = self._gradients(scale * share, *inputs(part))
+            (_, value), part_gradients = self._gradients(scale * share, *inputs(part))
             total = total + value * share
-            gradients = found if gradients is None else self._add(*gradients, *found)
+            gradients = part_gradients if gradients is None else self._add(*gradients, *part_gradients)
         total, norm, *gradients = self._prepare(total, scale, *gradients)
         metrics: dict[str, SupportsFloat] = {"loss": total}
         if self._optim.clip_grad is not None:
             metrics["grad_norm"] = norm
-        finite = self._scaler is None or bool(np.isfinite(norm.asnumpy()))
+        finite = True
         if self._scaler is not None:
+            finite = bool(np.isfinite(norm.asnumpy()))
             self._scaler.adjust(Tensor(finite))
         if finite:
             self._optimizer.step(gradients, lr, weight_decay)
         return metrics
 
     def state(self) -> Arrays:
-        """The optimiser's arrays, and the loss scale where there is one."""
+        """Return the optimiser's arrays, and the loss scale if there is one."""
         arrays = self._optimizer.state()
         if self._scaler is not None:
             arrays[SCALE] = np.array(self._scaler.scale_value.asnumpy(), np.float32)
@@ -87,9 +97,13 @@ class Training:
         return arrays
 
     def load(self, arrays: Arrays) -> None:
-        """Go on from what :meth:`state` gave, whatever type that run computed in; CheckpointError where it misfits."""
+        """Continue from the arrays of :meth:`state`, whatever type that run computed in.
+
+        Raises CheckpointError if they do not fit.
+        """
         moments = dict(arrays)
-        scale, tracker = moments.pop(SCALE, None), moments.pop(TRACKER, None)
+        scale = moments.pop(SCALE, None)
+        tracker = moments.pop(TRACKER, None)
         self._optimizer.load(moments)
         if scale is not None and tracker is not None and self._scaler is not None:
             set_values(self._scaler.scale_value, scale)
@@ -105,9 +119,9 @@ def refuse_unknown(run: RunConfig, processes: Processes) -> None:
 
 
 def draw_drop_path(rate: float, depth: int, images: int, numbers: list[int]) -> NDArray[np.float32] | None:
-    """Factors (2 * depth, images, 1, 1) of branches: 0 or 1 / (1 - p), p rising from 0 to ``rate`` over the blocks.
+    """Draw factors (2 * depth, images, 1, 1) of branches: 0 or 1 / (1 - p), p rising from 0 to ``rate`` over blocks.
 
-    They follow from ``numbers`` alone, as the whole of a resumed run needs; None where no branch is left out.
+    They follow from ``numbers`` alone, so that a resumed run draws the same; None if no branch is left out.
     """
     if not rate:
         return None
@@ -117,25 +131,27 @@ def draw_drop_path(rate: float, depth: int, images: int, numbers: list[int]) -> 
 
 
 def set_deterministic(wanted: bool) -> None:
-    """Let only deterministic kernels run in this process, where ``wanted``; MindSpore takes it back for none."""
+    """Let only deterministic kernels run in this process if ``wanted``; MindSpore cannot take that back."""
     if wanted and ms.get_context("deterministic") != "ON":
         os.environ.setdefault("HCCL_DETERMINISTIC", "true")
         ms.set_deterministic(True)
 
 
 def _add_gradients(*gradients: Tensor) -> tuple[Tensor, ...]:
-    """The sum of two equally long halves."""
+    """Add the two halves of ``gradients``, which are equally long."""
     half = len(gradients) // 2
-    return _EACH(_SUM, gradients[:half], gradients[half:])
+    return _APPLY_TO_EACH(_SUM, gradients[:half], gradients[half:])
 
 
 def _build_preparation(
     optimizer: Optimizer, clip: float | None, scaled: bool, processes: Processes
 ) -> Callable[..., tuple[Tensor, ...]]:
-    """Of the loss and the gradients of this process: their means over all, the norm, and the gradients, clipped."""
-    several, size = processes.size > 1, processes.size
+    """Return a function that averages loss and gradients over processes, measures the norm, and clips."""
+    size = processes.size
+    several = size > 1
     if several:
-        reduce, total_of_all = nn.DistributedGradReducer(optimizer.parameters, True, size), ops.AllReduce()
+        reduce = nn.DistributedGradReducer(optimizer.parameters, True, size)
+        total_of_all = ops.AllReduce()
 
     def prepare(total: Tensor, scale: Tensor, *gradients: Tensor) -> tuple[Tensor, ...]:
         norm = total
@@ -143,11 +159,11 @@ def _build_preparation(
             gradients = reduce(gradients)
             total = total_of_all(total) / size
         if scaled:
-            gradients = _EACH(ops.partial(_PRODUCT, 1 / scale), gradients)
+            gradients = _APPLY_TO_EACH(ops.partial(_PRODUCT, 1 / scale), gradients)
         if scaled or clip is not None:
-            norm = ops.sqrt(ops.AddN()(_EACH(_square_sum, gradients)))
+            norm = ops.sqrt(ops.AddN()(_APPLY_TO_EACH(_square_sum, gradients)))
         if clip is not None:
-            gradients = _EACH(ops.partial(_PRODUCT, ops.minimum(clip / (norm + 1e-6), 1.0)), gradients)
+            gradients = _APPLY_TO_EACH(ops.partial(_PRODUCT, ops.minimum(clip / (norm + 1e-6), 1.0)), gradients)
         return total, norm, *gradients
 
     return prepare

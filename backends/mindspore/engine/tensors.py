@@ -1,4 +1,4 @@
-"""Between NumPy and a device: pixels in, parameters by name in and out."""
+"""Move data between NumPy and a device: pixels in, parameters by name in and out."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ class Pixels(nn.Cell):
 
     def __init__(self, mean: tuple[float, float, float], std: tuple[float, float, float]) -> None:
         super().__init__()
-        self.offset, self.scale = (Tensor(np.array(values, np.float32) * 255) for values in (mean, std))
+        self.offset = Tensor(np.array(mean, np.float32) * 255)
+        self.scale = Tensor(np.array(std, np.float32) * 255)
 
     def construct(self, images: Tensor) -> Tensor:
         """Normalise ``images``."""
@@ -27,7 +28,7 @@ class Pixels(nn.Cell):
 
 
 def to_arrays(cell: nn.Cell) -> Arrays:
-    """Copies of a cell's parameters by name."""
+    """Copy a cell's parameters, by name."""
     return {name: parameter.asnumpy().copy() for name, parameter in cell.parameters_and_names()}
 
 

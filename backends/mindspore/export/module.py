@@ -27,7 +27,7 @@ def reference(weights: Weights, outputs: Sequence[Output]) -> Reference:
     arrays = dict(weights.arrays)
     is_probe = "head.1.weight" in arrays
     if is_probe:
-        arrays["head.0.num_batches_tracked"] = np.array(0)  # which changes nothing in evaluation
+        arrays["head.0.num_batches_tracked"] = np.array(0)  # changes nothing in evaluation
     classes = len(weights.provenance.labels)
     pool = weights.provenance.pool
     fc_norm = "fc_norm.weight" in arrays
@@ -37,9 +37,10 @@ def reference(weights: Weights, outputs: Sequence[Output]) -> Reference:
 
     @ms.jit
     def compute(images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        tokens = model.tokens(images)
-        features = model.pooled(tokens)
-        return model.head(features) if model.classes else features, features, model.patches(tokens)
+        tokens = model.compute_tokens(images)
+        features = model.pool_tokens(tokens)
+        logits = model.head(features) if model.classes else features  # a graph has one number of outputs
+        return logits, features, model.norm_patches(tokens)
 
     def forward(images: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
         logits, features, patches = (output.asnumpy() for output in compute(Tensor(images)))

@@ -1,4 +1,4 @@
-"""An encoder with a linear head on one MindSpore target: fine-tuning, and linear probing where ``frozen``.
+"""An encoder with a linear head on one MindSpore target: fine-tuning, and linear probing with a ``frozen`` encoder.
 
 Shapes: B images of H x W pixels, C classes.
 """
@@ -50,7 +50,8 @@ class MindsporeClassifier(ResumableLearner):
         dtype = choose_dtype(config.optim.dtype, target)
         fc_norm = False if config.frozen else None
         loaded = load_model(config.model, config.run.seed, classes, config.pool, fc_norm, dtype, config.frozen, weights)
-        self.model = model = loaded.model
+        model = loaded.model
+        self.model = model
         self._depth = len(model.blocks)
         self.image_size = loaded.image_size
         self.architecture: Mapping[str, Any] = loaded.architecture
@@ -75,9 +76,11 @@ class MindsporeClassifier(ResumableLearner):
         def logits(images: Tensor) -> Tensor:
             return model(pixels(images)).astype(ms.float32)
 
-        self._features, self._logits = ms.jit(features), ms.jit(logits)
-        optimizer = self._optimizer()
-        if config.frozen:  # the head's batch norm sees the whole batch at once
+        self._features = ms.jit(features)
+        self._logits = ms.jit(logits)
+        optimizer = self._create_optimizer()
+        if config.frozen:
+            # one part, because the head's batch norm has to see the whole batch at once
             self._training = Training(probe_loss, optimizer, config.optim, dtype, processes, parts=1)
         else:
             self._training = Training(loss, optimizer, config.optim, dtype, processes)
@@ -86,8 +89,11 @@ class MindsporeClassifier(ResumableLearner):
         self, images: NDArray[np.uint8], targets: NDArray[np.float32], lr: float, weight_decay: float
     ) -> Mapping[str, SupportsFloat]:
         """See :meth:`ehm.backends.base.Classifier.train_step`."""
-        inputs = self._probe_inputs(images, targets) if self._config.frozen else self._inputs(images, targets)
-        metrics = self._training.step(len(images), inputs, lr, weight_decay)
+        if self._config.frozen:
+            take_inputs = self._prepare_probe(images, targets)
+        else:
+            take_inputs = self._prepare_fine_tuning(images, targets)
+        metrics = self._training.step(len(images), take_inputs, lr, weight_decay)
         self._steps += 1
         return metrics
 
@@ -98,42 +104,50 @@ class MindsporeClassifier(ResumableLearner):
         return logits
 
     def measure_gradients(self, images: NDArray[np.uint8], targets: NDArray[np.float32]) -> NDArray[np.float64]:
-        """There are none: raises BackendError."""
+        """Raise BackendError: this backend has none."""
         raise BackendError("gradients are not in MindSpore; --device cpu, cuda or npu computes them with torch")
 
-    def _inputs(self, images: NDArray[np.uint8], targets: NDArray[np.float32]) -> Callable[[slice], tuple[Any, ...]]:
-        numbers = step_entropy(self._config.run.seed, self._steps, self._rank)
-        keep = draw_drop_path(self._config.model.drop_path, self._depth, len(images), numbers)
-        return lambda rows: (
-            Tensor(images[rows]),
-            Tensor(targets[rows]),
-            None if keep is None else Tensor(keep[:, rows]),
-        )
-
-    def _probe_inputs(
+    def _prepare_fine_tuning(
         self, images: NDArray[np.uint8], targets: NDArray[np.float32]
     ) -> Callable[[slice], tuple[Any, ...]]:
-        """The encoder runs part by part without gradient."""
-        parts = [
-            self._features(Tensor(images[rows])) for rows in split_batch(len(images), self._config.optim.accumulate)
-        ]
+        """Return a function that gives the loss's inputs for a slice of the batch."""
+        numbers = step_entropy(self._config.run.seed, self._steps, self._rank)
+        keep = draw_drop_path(self._config.model.drop_path, self._depth, len(images), numbers)
+
+        def take_inputs(rows: slice) -> tuple[Any, ...]:
+            factors = None if keep is None else Tensor(keep[:, rows])
+            return Tensor(images[rows]), Tensor(targets[rows]), factors
+
+        return take_inputs
+
+    def _prepare_probe(
+        self, images: NDArray[np.uint8], targets: NDArray[np.float32]
+    ) -> Callable[[slice], tuple[Any, ...]]:
+        """Run the encoder part by part without gradient; return a function that gives the inputs of the head."""
+        parts = []
+        for rows in split_batch(len(images), self._config.optim.accumulate):
+            parts.append(self._features(Tensor(images[rows])).astype(ms.float32))
         self.model.head.set_train()
-        features = ops.cat([part.astype(ms.float32) for part in parts])
+        features = ops.cat(parts)
         return lambda rows: (features, Tensor(targets))
 
-    def _optimizer(self) -> Optimizer:
-        """Layer i of L learns at ``layer_decay ** (L - i)`` of the rate (BEiT, and MAE's ``lr_decay.py``)."""
-        config, last = self._config, self._depth + 1
-        own = {name: value for name, value in self.model.parameters_and_names() if value.requires_grad}
-        if config.frozen:
-            own = {name: value for name, value in own.items() if name.startswith("head.")}
-        scales = [config.layer_decay ** (last - layer_of(name, self._depth)) for name in own]
-        decaying = [is_decayed(name, value.ndim, ("cls_token", "pos_embed")) for name, value in own.items()]
+    def _create_optimizer(self) -> Optimizer:
+        """Create the optimiser; layer i of L learns at ``layer_decay ** (L - i)`` of the rate (BEiT, MAE)."""
+        config = self._config
+        last = self._depth + 1
+        trained = {}
+        scales = []
+        decaying = []
+        for name, value in self.model.parameters_and_names():
+            if value.requires_grad and (not config.frozen or name.startswith("head.")):
+                trained[name] = value
+                scales.append(config.layer_decay ** (last - layer_of(name, self._depth)))
+                decaying.append(is_decayed(name, value.ndim, ("cls_token", "pos_embed")))
         if config.optimizer == "adamw":
-            return AdamW(own, scales, decaying, config.optim.betas)
-        return Momentum(own, scales, decaying, trust=0.001 if config.optimizer == "lars" else None)
+            return AdamW(trained, scales, decaying, config.optim.betas)
+        return Momentum(trained, scales, decaying, trust=0.001 if config.optimizer == "lars" else None)
 
 
 def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """Cross entropy against distributions, in float32: (B, C), (B, C) -> scalar mean over B."""
+    """Compute the mean cross entropy against distributions, in float32: (B, C), (B, C) -> scalar."""
     return -(targets * ops.log_softmax(logits.astype(ms.float32), axis=-1)).sum(axis=-1).mean()

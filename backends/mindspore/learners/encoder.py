@@ -29,7 +29,8 @@ class MindsporeEncoder:
 
     def __init__(self, source: ModelSource, data: SourceConfig | None = None) -> None:
         loaded = load_model(source, seed=0, pool="avg", fc_norm=False)
-        self.model = model = loaded.model
+        model = loaded.model
+        self.model = model
         model.set_train(False)
         self.image_size = loaded.image_size
         self.grid = spec_from_json(loaded.architecture).grid
@@ -47,11 +48,13 @@ class MindsporeEncoder:
             return run_blocks(model.blocks[:blocks], model.embed(pixels(images)))[:, 1:]
 
         def attention(images: Tensor) -> Tensor:
-            before = run_blocks(model.blocks[:-1], model.embed(pixels(images)))
-            return attention_probs(model.blocks[-1], before)
+            last_input = run_blocks(model.blocks[:-1], model.embed(pixels(images)))
+            return attention_probs(model.blocks[-1], last_input)
 
-        self._features, self._similarity, self._attention = ms.jit(features), ms.jit(similarity), ms.jit(attention)
+        self._features = ms.jit(features)
+        self._similarity = ms.jit(similarity)
         self._tokens = ms.jit(tokens)
+        self._attention = ms.jit(attention)
         self._pixels = pixels
 
     def compute_features(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:

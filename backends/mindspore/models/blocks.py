@@ -1,4 +1,4 @@
-"""The Transformer block of a ViT, and its attention as numbers (paper, section IV-A).
+"""The Transformer block of a ViT, and its attention probabilities (paper, section IV-A).
 
 Only operators that MindSpore has on its CPU and on its Ascend target. ``dtype`` is the type of matrix products;
 residuals, norms and softmax are float32. Shapes: B images, L tokens with the class token first, D features, h heads of
@@ -29,14 +29,14 @@ __all__ = [
 
 
 def apply_linear(x: Tensor, weight: Tensor, bias: Tensor, dtype: Any) -> Tensor:
-    """(..., I) times (O, I) transposed, plus (O,), in ``dtype``: (..., O)."""
+    """Multiply (..., I) by (O, I) transposed and add (O,), in ``dtype``: (..., O)."""
     rows = x.reshape((-1, x.shape[-1])).astype(dtype)
     product = ops.MatMul(transpose_b=True)(rows, weight.astype(dtype)) + bias.astype(dtype)
     return product.reshape((*x.shape[:-1], weight.shape[0]))
 
 
 class Dense(nn.Cell):
-    """A linear layer: (..., I) -> (..., O); without ``bias``, its weights alone."""
+    """A linear layer: (..., I) -> (..., O); without ``bias`` it only holds its weights, for a subclass to apply."""
 
     def __init__(self, inputs: int, outputs: int, dtype: Any, bias: bool = True) -> None:
         super().__init__()
@@ -71,21 +71,23 @@ class Attention(nn.Cell):
         super().__init__()
         self.qkv = Dense(width, 3 * width, dtype, bias)
         self.proj = Dense(width, width, dtype)
-        self.heads, self.scale = heads, (width // heads) ** -0.5
+        self.heads = heads
+        self.scale = (width // heads) ** -0.5
         self.unstack = ops.Unstack(axis=0, num=3)
 
-    def split(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values: (B, L, D) -> (B, h, L, d) each."""
+    def split_heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Compute queries, keys and values: (B, L, D) -> (B, h, L, d) each."""
         batch, tokens, width = x.shape
         qkv = self.project(x).reshape((batch, tokens, 3, self.heads, width // self.heads)).transpose((2, 0, 3, 1, 4))
-        return self.unstack(qkv)  # indexing took three tenths of a step on a CPU
+        # indexing instead took three tenths of a step on a CPU
+        return self.unstack(qkv)
 
     def project(self, x: Tensor) -> Tensor:
-        """(B, L, D) -> (B, L, 3 * D)."""
+        """Project tokens to queries, keys and values: (B, L, D) -> (B, L, 3 * D)."""
         return self.qkv(x)
 
-    def probs(self, q: Tensor, k: Tensor, bias: Tensor | None = None) -> Tensor:
-        """Softmax attention in float32: (B, h, K, d), (B, h, L, d) -> (B, h, K, L) of the first K tokens.
+    def compute_probs(self, q: Tensor, k: Tensor, bias: Tensor | None = None) -> Tensor:
+        """Compute softmax attention in float32: (B, h, K, d), (B, h, L, d) -> (B, h, K, L) of the first K tokens.
 
         ``bias`` (h, L, L) is added to the scores.
         """
@@ -94,16 +96,16 @@ class Attention(nn.Cell):
             scores = scores + bias[:, : q.shape[2]]
         return ops.softmax(scores, axis=-1)
 
-    def mix(self, probs: Tensor, v: Tensor) -> Tensor:
-        """(B, h, L, L), (B, h, L, d) -> (B, L, D)."""
+    def mix_values(self, probs: Tensor, v: Tensor) -> Tensor:
+        """Mix the values by the probabilities: (B, h, L, L), (B, h, L, d) -> (B, L, D)."""
         batch, heads, tokens, width = v.shape
         mixed = ops.BatchMatMul()(probs.astype(v.dtype), v).transpose((0, 2, 1, 3))
         return self.proj(mixed.reshape((batch, tokens, heads * width)))
 
     def construct(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        """(B, L, D) -> (B, L, D); for ``bias`` see :meth:`probs`."""
-        q, k, v = self.split(x)
-        return self.mix(self.probs(q, k, bias), v)
+        """(B, L, D) -> (B, L, D); for ``bias`` see :meth:`compute_probs`."""
+        q, k, v = self.split_heads(x)
+        return self.mix_values(self.compute_probs(q, k, bias), v)
 
 
 class Mlp(nn.Cell):
@@ -133,53 +135,58 @@ class Block(nn.Cell):
         self, x: Tensor, bias: Tensor | None = None, keep_attn: Tensor | None = None, keep_mlp: Tensor | None = None
     ) -> Tensor:
         """``bias`` is the attention's; ``keep_attn`` and ``keep_mlp`` (B, 1, 1) scale the branches: drop path."""
-        return self.finish(x, self.attn(self.norm1(x), bias), keep_attn, keep_mlp)
+        return self.finish_block(x, self.attn(self.norm1(x), bias), keep_attn, keep_mlp)
 
-    def finish(self, x: Tensor, mixed: Tensor, keep_attn: Tensor | None, keep_mlp: Tensor | None) -> Tensor:
-        """What follows attention; ``mixed`` (B, L, D) is its output for ``x``."""
+    def finish_block(self, x: Tensor, mixed: Tensor, keep_attn: Tensor | None, keep_mlp: Tensor | None) -> Tensor:
+        """Compute what follows attention, whose output for ``x`` is ``mixed`` (B, L, D)."""
         x = x + (mixed if keep_attn is None else mixed * keep_attn)
         refined = self.mlp(self.norm2(x))
         return x + (refined if keep_mlp is None else refined * keep_mlp)
 
 
 def run_blocks(blocks: Any, tokens: Tensor, bias: Tensor | None = None, keep: Tensor | None = None) -> Tensor:
-    """All of ``blocks``: (B, L, D) -> (B, L, D); ``keep`` (2 * depth, B, 1, 1) are drop path's factors."""
+    """Run all ``blocks``: (B, L, D) -> (B, L, D); ``keep`` (2 * depth, B, 1, 1) are drop path's factors."""
     for index, block in enumerate(blocks):
-        tokens = block(tokens, bias) if keep is None else block(tokens, bias, keep[2 * index], keep[2 * index + 1])
+        if keep is None:
+            tokens = block(tokens, bias)
+        else:
+            tokens = block(tokens, bias, keep[2 * index], keep[2 * index + 1])
     return tokens
 
 
 def attention_probs(block: Block, tokens: Tensor) -> Tensor:
-    """Softmax attention of one block on its input: (B, L, D) -> (B, h, L, L)."""
-    q, k, _ = block.attn.split(block.norm1(tokens))
-    return block.attn.probs(q, k)
+    """Compute the softmax attention of one block on its input: (B, L, D) -> (B, h, L, L)."""
+    q, k, _ = block.attn.split_heads(block.norm1(tokens))
+    return block.attn.compute_probs(q, k)
 
 
 def mean_attention(blocks: Any, tokens: Tensor, count: int, bias: Tensor | None = None) -> Tensor:
-    """Attention averaged over the heads of the first ``count`` blocks: (B, L, D) -> (B, L, L), float32.
+    """Average attention over the heads of the first ``count`` blocks: (B, L, D) -> (B, L, L), float32.
 
-    Each block's probabilities serve twice, for the mean and for its output. All blocks share the ``bias``, if any.
+    All blocks share the ``bias``, if any.
     """
     used = min(count, len(blocks))
     total = ops.zeros((tokens.shape[0], tokens.shape[1], tokens.shape[1]), ms.float32)
     for index in range(used):
         block = blocks[index]
-        q, k, v = block.attn.split(block.norm1(tokens))
-        probs = block.attn.probs(q, k, bias)
+        q, k, v = block.attn.split_heads(block.norm1(tokens))
+        probs = block.attn.compute_probs(q, k, bias)
         total = total + probs.mean(axis=1)
+        # the probabilities serve a second time, for the block's output; nobody needs that of the last block
         if index < used - 1:
-            tokens = block.finish(tokens, block.attn.mix(probs, v), None, None)
+            tokens = block.finish_block(tokens, block.attn.mix_values(probs, v), None, None)
     return total / used
 
 
 def class_attention(blocks: Any, tokens: Tensor, bias: Tensor | None = None) -> Tensor:
-    """The class token's attention to the patches in the last of ``blocks``: (B, L, D) -> (B, L - 1), float32.
+    """Compute the class token's attention to the patches in the last of ``blocks``: (B, L, D) -> (B, L - 1), float32.
 
-    Mean over heads. All blocks share the ``bias``, if any.
+    It is the mean over heads. All blocks share the ``bias``, if any.
     """
-    tokens, last = run_blocks(blocks[:-1], tokens, bias), blocks[-1]
-    q, k, _ = last.attn.split(last.norm1(tokens))
-    return last.attn.probs(q[:, :, :1], k, bias)[:, :, 0, 1:].mean(axis=1)
+    tokens = run_blocks(blocks[:-1], tokens, bias)
+    last = blocks[-1]
+    q, k, _ = last.attn.split_heads(last.norm1(tokens))
+    return last.attn.compute_probs(q[:, :, :1], k, bias)[:, :, 0, 1:].mean(axis=1)
 
 
 def patch_similarity(attention: Tensor) -> Tensor:
@@ -188,16 +195,14 @@ def patch_similarity(attention: Tensor) -> Tensor:
 
 
 def cosine_similarity(features: Tensor) -> Tensor:
-    """Cosine of the angles between features, moved to [0, 1]: (B, N, D) -> (B, N, N), float32.
-
-    The trees are those of the cosine itself, and no entry is negative, as balancing needs it.
-    """
+    """Compute the cosine of the angles between features, moved to [0, 1]: (B, N, D) -> (B, N, N), float32."""
     features = features.astype(ms.float32)
     length = ops.sqrt(ops.square(features).sum(axis=-1, keepdims=True))
     directions = features / ops.maximum(length, 1e-12)
+    # moved, because balancing needs entries that are not negative; the trees are those of the cosine itself
     return symmetrise((1 + ops.BatchMatMul(transpose_b=True)(directions, directions)) / 2)
 
 
 def symmetrise(matrix: Tensor) -> Tensor:
-    """(A + A^T) / 2 of each of (B, N, N)."""
+    """Return (A + A^T) / 2 of each of (B, N, N)."""
     return (matrix + matrix.swapaxes(1, 2)) / 2

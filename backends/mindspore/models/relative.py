@@ -30,24 +30,28 @@ class RelativeBias(nn.Cell):
 
 
 class RelativeAttention(Attention):
-    """Attention to whose scores a bias is added: that of its own table for a ``grid``, else the one it is given."""
+    """Attention with a bias added to its scores: that of its own table for a ``grid``, else the one it is given."""
 
     def __init__(self, width: int, heads: int, dtype: Any, grid: tuple[int, int] | None) -> None:
         super().__init__(width, heads, dtype, bias=False)
-        self.q_bias, self.v_bias = (Parameter(Tensor(np.zeros(width, np.float32))) for _ in range(2))
-        self.dtype, self.own = dtype, grid is not None
+        self.q_bias = Parameter(Tensor(np.zeros(width, np.float32)))
+        self.v_bias = Parameter(Tensor(np.zeros(width, np.float32)))
+        self.dtype = dtype
+        self.has_table = grid is not None
         if grid is not None:
             self.relative_position_bias_table, self.index = _create_table(grid, heads)
 
     def project(self, x: Tensor) -> Tensor:
-        """(B, L, D) -> (B, L, 3 * D)."""
+        """Project tokens to queries, keys and values: (B, L, D) -> (B, L, 3 * D)."""
+        # keys have no bias
         bias = ops.cat((self.q_bias, ops.zeros_like(self.q_bias), self.v_bias))
         return apply_linear(x, self.qkv.weight, bias, self.dtype)
 
-    def probs(self, q: Tensor, k: Tensor, bias: Tensor | None = None) -> Tensor:
-        """See :meth:`Attention.probs`."""
-        own = _look_up_biases(self.relative_position_bias_table, self.index) if self.own else bias
-        return super().probs(q, k, own)
+    def compute_probs(self, q: Tensor, k: Tensor, bias: Tensor | None = None) -> Tensor:
+        """See :meth:`Attention.compute_probs`."""
+        if self.has_table:
+            bias = _look_up_biases(self.relative_position_bias_table, self.index)
+        return super().compute_probs(q, k, bias)
 
 
 class RelativeBlock(Block):
@@ -57,22 +61,23 @@ class RelativeBlock(Block):
         self, width: int, heads: int, mlp_ratio: float, dtype: Any, grid: tuple[int, int] | None = None
     ) -> None:
         super().__init__(width, heads, mlp_ratio, dtype, RelativeAttention(width, heads, dtype, grid))
-        self.gamma_1, self.gamma_2 = (Parameter(Tensor(np.full(width, LAYER_SCALE, np.float32))) for _ in range(2))
+        self.gamma_1 = Parameter(Tensor(np.full(width, LAYER_SCALE, np.float32)))
+        self.gamma_2 = Parameter(Tensor(np.full(width, LAYER_SCALE, np.float32)))
 
-    def finish(self, x: Tensor, mixed: Tensor, keep_attn: Tensor | None, keep_mlp: Tensor | None) -> Tensor:
-        """See :meth:`Block.finish`."""
+    def finish_block(self, x: Tensor, mixed: Tensor, keep_attn: Tensor | None, keep_mlp: Tensor | None) -> Tensor:
+        """See :meth:`Block.finish_block`."""
         scale_attn = self.gamma_1 if keep_attn is None else self.gamma_1 * keep_attn
         scale_mlp = self.gamma_2 if keep_mlp is None else self.gamma_2 * keep_mlp
-        return super().finish(x, mixed, scale_attn, scale_mlp)
+        return super().finish_block(x, mixed, scale_attn, scale_mlp)
 
 
 def _create_table(grid: tuple[int, int], heads: int) -> tuple[Parameter, Tensor]:
-    """A table of zeros, (T, h), and the entry of each pair of tokens, (L, L)."""
+    """Return a table of zeros, (T, h), and the entry of each pair of tokens, (L, L)."""
     index = relative_index(grid)
     return Parameter(Tensor(np.zeros((index.max() + 1, heads), np.float32))), Tensor(index)
 
 
 def _look_up_biases(table: Tensor, index: Tensor) -> Tensor:
-    """(T, h), (L, L) -> (h, L, L)."""
+    """Look up the biases of all pairs: (T, h), (L, L) -> (h, L, L)."""
     length = index.shape[0]
     return ops.gather(table, index.reshape((-1,)), 0).reshape((length, length, -1)).transpose((2, 0, 1))

@@ -40,16 +40,21 @@ class VisionTransformer(nn.Cell):
         probe: bool = False,
     ) -> None:
         super().__init__()
-        self.pool, self.classes, self.relative = pool, classes, spec.relative
+        self.pool = pool
+        self.classes = classes
+        self.relative = spec.relative
         self.norms_pooled = pool == "avg" if fc_norm is None else fc_norm
         self.patch_embed = PatchEmbed(spec, dtype)
         self.cls_token = Parameter(Tensor(np.zeros((1, 1, spec.width), np.float32)))
-        sizes = spec.width, spec.heads, spec.mlp_ratio, dtype
-        if spec.relative:
-            self.blocks = nn.CellList([RelativeBlock(*sizes, spec.grid) for _ in range(spec.depth)])
-        else:
+        blocks: list[Block] = []
+        for _ in range(spec.depth):
+            if spec.relative:
+                blocks.append(RelativeBlock(spec.width, spec.heads, spec.mlp_ratio, dtype, spec.grid))
+            else:
+                blocks.append(Block(spec.width, spec.heads, spec.mlp_ratio, dtype))
+        if not spec.relative:
             self.pos_embed = Parameter(Tensor(np.zeros((1, spec.patches + 1, spec.width), np.float32)))
-            self.blocks = nn.CellList([Block(*sizes) for _ in range(spec.depth)])
+        self.blocks = nn.CellList(blocks)
         if self.norms_pooled:
             self.fc_norm = LayerNorm(spec.width)
         else:
@@ -60,43 +65,45 @@ class VisionTransformer(nn.Cell):
         init_truncated(self, rng)
 
     def embed(self, images: Tensor) -> Tensor:
-        """What enters the first block: (B, 3, H, W) -> (B, L, D)."""
+        """Embed images as the tokens that enter the first block: (B, 3, H, W) -> (B, L, D)."""
         patches = self.patch_embed(images)
         if self.relative:
             return prepend_class_token(patches.astype(ms.float32), self.cls_token)
         return prepend_class_token(patches + self.pos_embed[:, 1:], self.cls_token + self.pos_embed[:, :1])
 
-    def tokens(self, images: Tensor, keep: Tensor | None = None) -> Tensor:
-        """What leaves the last block: (B, 3, H, W) -> (B, L, D)."""
+    def compute_tokens(self, images: Tensor, keep: Tensor | None = None) -> Tensor:
+        """Compute the tokens that leave the last block: (B, 3, H, W) -> (B, L, D)."""
         return run_blocks(self.blocks, self.embed(images), None, keep)
 
-    def pooled(self, tokens: Tensor) -> Tensor:
-        """What the head sees of :meth:`tokens`: (B, L, D) -> (B, D)."""
+    def pool_tokens(self, tokens: Tensor) -> Tensor:
+        """Pool and norm the tokens for the head: (B, L, D) -> (B, D)."""
         if self.norms_pooled:
-            return self.fc_norm(self._pooled(tokens))
-        return self._pooled(self.norm(tokens))
+            return self.fc_norm(self._pool(tokens))
+        return self._pool(self.norm(tokens))
 
-    def patches(self, tokens: Tensor) -> Tensor:
-        """The patches of :meth:`tokens` behind the last norm: (B, L, D) -> (B, N, D)."""
-        return self.fc_norm(tokens[:, 1:]) if self.norms_pooled else self.norm(tokens[:, 1:])
+    def norm_patches(self, tokens: Tensor) -> Tensor:
+        """Apply the last norm to the patch tokens: (B, L, D) -> (B, N, D)."""
+        patches = tokens[:, 1:]
+        return self.fc_norm(patches) if self.norms_pooled else self.norm(patches)
 
     def compute_features(self, images: Tensor, keep: Tensor | None = None) -> Tensor:
-        """What the head sees: (B, 3, H, W) -> (B, D)."""
-        return self.pooled(self.tokens(images, keep))
+        """Compute the pooled features: (B, 3, H, W) -> (B, D)."""
+        return self.pool_tokens(self.compute_tokens(images, keep))
 
     def construct(self, images: Tensor, keep: Tensor | None = None) -> Tensor:
-        """``keep`` (2 * depth, B, 1, 1) are drop path's factors of every branch."""
+        """Compute logits, or features without a head; ``keep`` (2 * depth, B, 1, 1) are drop path's factors."""
         features = self.compute_features(images, keep)
         return self.head(features) if self.classes else features
 
-    def _pooled(self, tokens: Tensor) -> Tensor:
+    def _pool(self, tokens: Tensor) -> Tensor:
         return tokens[:, 1:].mean(axis=1) if self.pool == "avg" else tokens[:, 0]
 
 
 class Standardise(nn.Cell):
-    """Batch norm without affine, as MAE's linear probe has it: (B, D) -> (B, D), in float32.
+    """Batch norm without scale and offset, as in MAE's linear probe: (B, D) -> (B, D), in float32.
 
-    In training by the batch, whose moments the running ones approach by a tenth; in evaluation by those.
+    In training it takes the moments of the batch, which the running ones approach by a tenth; in evaluation it takes
+    the running ones.
     """
 
     def __init__(self, width: int) -> None:
@@ -108,7 +115,8 @@ class Standardise(nn.Cell):
     def construct(self, x: Tensor) -> Tensor:
         """(B, D) -> (B, D)."""
         x = x.astype(ms.float32)
-        mean, variance = self.running_mean, self.running_var
+        mean = self.running_mean
+        variance = self.running_var
         if self.training:
             mean = x.mean(axis=0)
             variance = ops.square(x - mean).mean(axis=0)
@@ -120,12 +128,14 @@ class Standardise(nn.Cell):
 
 
 def layer_of(name: str, depth: int) -> int:
-    """Layer of a parameter as timm counts: 0 is the embedding, then the blocks, the norm with the last, last the head.
+    """Return the layer of a parameter as timm counts: the embedding (0), the blocks, the head.
 
-    A norm behind the average belongs to the head.
+    The last norm belongs to the last block, a norm behind the average to the head.
     """
     if name.startswith("blocks."):
         return int(name.split(".")[1]) + 1
     if name.startswith("norm."):
         return depth
-    return depth + 1 if name.startswith(("fc_norm.", "head.")) else 0
+    if name.startswith(("fc_norm.", "head.")):
+        return depth + 1
+    return 0
