@@ -77,7 +77,7 @@ def count_objects(train: Subset[CocoSource], config: SourceConfig) -> tuple[str,
     source = train.source
     labels = []
     for index in train.indices.tolist():
-        labels += [source.numbers[row["category_id"]] for row in source.trainable(index)]
+        labels += [source.numbers[row["category_id"]] for row in source.trainable_objects(index)]
     counts = np.bincount(np.array(labels, np.int64), minlength=len(source.classes))
     _require_every_class(source.classes, counts, "object", train, config)
     return _describe_all("objects of each class to train on", source.classes, counts)

@@ -86,8 +86,8 @@ class Optimizer(ABC):
 class AdamW(Optimizer):
     """AdamW (Loshchilov and Hutter, 2019) as torch computes it, in one operator a parameter.
 
-    The operator is MindSpore's fused ``AdamWeightDecay``, which both of its targets have, and which corrects no bias.
-    The corrections m / c1 and v / c2**2 are put into its scalars instead: with r = c2 / c1, a rate of lr * r, an epsilon of
+    The operator is MindSpore's fused ``AdamWeightDecay``, which both targets have, and which corrects no bias. The
+    corrections m / c1 and v / c2**2 are put into its scalars instead: with r = c2 / c1, a rate of lr * r, an epsilon of
     eps * c2 and a decay of wd / r make the same step. ``mindspore.experimental.optim.AdamW`` takes a dozen operators a
     parameter and the memory of a third moment (2.10).
     """

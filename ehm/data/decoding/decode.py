@@ -38,15 +38,20 @@ __all__ = ["SUFFIXES", "decode_image", "open_image", "read_head"]
 SUFFIXES = frozenset(
     {".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"}
 )
-"""What makes a file an image, whatever its case."""
+"""Suffixes of image files, in any case."""
 
 
 class _Quiet:
-    """No warnings of Pillow's, but bombs are errors. Threads are in it together: filters are the whole process's, so
-    that ``warnings.catch_warnings`` in each would put back those of another, and leave them behind."""
+    """A context without Pillow's warnings, in which decompression bombs are errors; threads share it.
+
+    Filters of warnings belong to the whole process: if each thread had a ``warnings.catch_warnings`` of its own, one
+    would put back the filters of another, and leave them behind.
+    """
 
     def __init__(self) -> None:
-        self._lock, self._inside, self._caught = Lock(), 0, warnings.catch_warnings()
+        self._lock = Lock()
+        self._inside = 0
+        self._caught = warnings.catch_warnings()
 
     def __enter__(self) -> None:
         with self._lock:
@@ -99,7 +104,8 @@ def decode_image(
             if enough is not None:
                 reduce_while_decoding(image, enough)
             image.load()
-            return turn_image(_to_rgb(image), read_orientation(image))  # Pillow has turned TIFFs itself, and says so
+            # nothing is left to turn of a TIFF, which Pillow turns while it loads
+            return turn_image(_to_rgb(image), read_orientation(image))
 
 
 @contextmanager
@@ -116,9 +122,11 @@ def open_image(file: str | Path | BytesIO, name: str | None = None) -> Iterator[
 def read_head(file: str | Path | BytesIO, name: str | None = None, formats: tuple[str, ...] | None = None) -> Head:
     """Return the size and the orientation of an image without decoding a pixel; errors are as in `decode_image`."""
     with _name_errors(name if name is not None else str(file)), _open_binary(file) as stream:
-        tiff = read_tiff(stream) if (formats is None or "TIFF" in formats) and is_tiff(stream) else None
-        if tiff is not None:  # of which Pillow's versions give the stored size, or the size as it is seen
-            return Head(tiff.size, tiff.orientation)
+        if (formats is None or "TIFF" in formats) and is_tiff(stream):
+            # Pillow's versions differ in whether they give the stored size, or the size as it is seen
+            tiff = read_tiff(stream)
+            if tiff is not None:
+                return Head(tiff.size, tiff.orientation)
         head = leave_out_pixels(stream) if is_png(stream) else stream
         with Image.open(head, formats=formats) as image:
             return Head(image.size, read_orientation(image))
@@ -161,7 +169,7 @@ def _name_errors(name: str) -> Iterator[None]:
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "LAB":
         return _lab_to_srgb(image)
-    if image.mode in ("La", "RGBa"):  # premultiplied by alpha
+    if image.mode in ("La", "RGBa"):  # premultiplied by alpha, which Pillow converts to no other mode
         image = image.convert(image.mode.upper())
     if image.has_transparency_data:
         paper = Image.new("RGBA", image.size, "white")
@@ -172,8 +180,9 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 def _lab_to_srgb(image: Image.Image) -> Image.Image:
     from PIL import ImageCms  # a library of its own, which few images need
 
-    profiles = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
-    converted = ImageCms.profileToProfile(image, *profiles, outputMode="RGB")
+    lab = ImageCms.createProfile("LAB")
+    srgb = ImageCms.createProfile("sRGB")
+    converted = ImageCms.profileToProfile(image, lab, srgb, outputMode="RGB")
     assert converted is not None  # only a conversion in place gives nothing
     return converted
 

@@ -19,15 +19,17 @@ from ehm.errors import BrokenImage
 __all__ = ["deep_pixels", "deep_tiff", "raw_mode"]
 
 _COLOURS = {WHITE_IS_ZERO: "L", BLACK_IS_ZERO: "L", RGB: "RGB", CMYK: "CMYK"}
-_PREMULTIPLIED, _ALPHA = 1, 2
+# TIFF's numbers of the kinds of a further sample
+_PREMULTIPLIED = 1
+_ALPHA = 2
 _OTHER_BYTE = {"RGB;16B": "RGB;16L", "RGBA;16B": "RGBA;16L"}
-"""How Pillow unpacks the other byte of each value than it does by itself."""
+"""Pillow's unpackers of the other byte of each value, by the one that it takes by itself."""
 
 
 def deep_tiff(tiff: Tiff, file: IO[bytes], name: str, value_range: ValueRange) -> tuple[Image.Image, Depth]:
     """Return the stored pixels of a TIFF file, and how they were scaled.
 
-    Raises BrokenImage where the range of its values or its colours are not known, OSError where it is damaged.
+    Raises BrokenImage if the range of its values or its colours are not known, OSError if it is damaged.
     """
     mode = _COLOURS.get(tiff.photometric)
     if mode is None:
@@ -37,7 +39,11 @@ def deep_tiff(tiff: Tiff, file: IO[bytes], name: str, value_range: ValueRange) -
     colours = len(mode)
     if tiff.samples < colours:
         raise BrokenImage(f"{name}: has {tiff.samples} values a pixel, and its colours have {colours}")
-    alpha = tiff.extra[0] if tiff.extra else (_ALPHA if (mode, tiff.samples) == ("RGB", 4) else 0)
+    alpha = 0
+    if tiff.extra:
+        alpha = tiff.extra[0]
+    elif mode == "RGB" and tiff.samples == 4:
+        alpha = _ALPHA  # many writers leave the tag out
     has_alpha = alpha in (_PREMULTIPLIED, _ALPHA) and mode != "CMYK" and tiff.samples > colours
     limit = Image.MAX_IMAGE_PIXELS
     if limit is not None and tiff.size[0] * tiff.size[1] > limit:
@@ -49,33 +55,33 @@ def deep_tiff(tiff: Tiff, file: IO[bytes], name: str, value_range: ValueRange) -
     pixels = np.zeros((tiff.size[1], tiff.size[0], colours + has_alpha), np.uint8)
     for row, values in tiff.read_rows(file):
         part = pixels[row : row + len(values)]
-        part[:, :, :colours] = reader.scale(values[:, :, :colours])
+        part[:, :, :colours] = reader.scale_values(values[:, :, :colours])
         if has_alpha:
-            part[:, :, colours:] = opacity.scale(values[:, :, colours : colours + 1])
+            part[:, :, colours:] = opacity.scale_values(values[:, :, colours : colours + 1])
     if has_alpha:
         mode += "a" if alpha == _PREMULTIPLIED else "A"
-    return Image.frombytes(mode, tiff.size, pixels.tobytes()), reader.depth()
+    return Image.frombytes(mode, tiff.size, pixels.tobytes()), reader.describe_scaling()
 
 
 def deep_pixels(
     image: Image.Image, file: IO[bytes], name: str, value_range: ValueRange
 ) -> tuple[Image.Image, Depth] | None:
-    """Return the stored pixels of an image that Pillow has opened, and how they were scaled; None of one of 8 bits.
+    """Return the stored pixels of an image that Pillow has opened, and how they were scaled; None for 8 bits.
 
-    ``file`` is what Pillow has opened. Colours of 16 bits are left to Pillow, which scales by their type, unless there
-    is a ``value_range``. Raises BrokenImage where it does not give all of their bits.
+    ``file`` is the open file. Colours of 16 bits are left to Pillow, which scales by their type, unless there is a
+    ``value_range``. Raises BrokenImage if Pillow does not give all of their bits.
     """
     stored_as = raw_mode(image)
     if image.mode in ("I", "F") or image.mode.startswith("I;"):
         values = _grey_values(image, value_range)
         bits = 16 if values.dtype == np.uint16 else 32
         reader = DepthReader(name, values.dtype, bits, value_range)
-        pixels = Image.fromarray(reader.scale(values[:, :, None])[:, :, 0])
+        pixels = Image.fromarray(reader.scale_values(values[:, :, None])[:, :, 0])
         transparent = image.info.get("transparency")
         if isinstance(transparent, int):
             alpha = np.where(values == transparent, 0, 255).astype(np.uint8)
             pixels = Image.merge("LA", (pixels, Image.fromarray(alpha)))
-        return pixels, reader.depth()
+        return pixels, reader.describe_scaling()
     if value_range is None or ";16" not in stored_as:
         return None
     if stored_as not in _OTHER_BYTE:
@@ -89,20 +95,23 @@ def deep_pixels(
         again.tile = [tile._replace(args=_OTHER_BYTE[stored_as]) for tile in again.tile]
         values = high * 256 + np.asarray(again)
     reader = DepthReader(name, values.dtype, 16, value_range)
-    colours = reader.scale(values[:, :, :3])
+    colours = reader.scale_values(values[:, :, :3])
     if values.shape[2] == 4:
         colours = np.concatenate([colours, (values[:, :, 3:] >> 8).astype(np.uint8)], axis=2)
-    return Image.fromarray(colours), reader.depth()
+    return Image.fromarray(colours), reader.describe_scaling()
 
 
 def raw_mode(image: Image.Image) -> str:
     """Return how the values lie in the file, in the words of Pillow's decoders, before its pixels are read.
 
-    Empty where the decoder of a format has no word for it.
+    Empty if the decoder of a format has no word for it.
     """
-    arguments = image.tile[0].args if isinstance(image, ImageFile) and image.tile else ""
-    found = arguments[0] if isinstance(arguments, tuple) and arguments else arguments
-    return found if isinstance(found, str) else ""
+    if not isinstance(image, ImageFile) or not image.tile:
+        return ""
+    arguments = image.tile[0].args
+    if isinstance(arguments, tuple) and arguments:
+        arguments = arguments[0]
+    return arguments if isinstance(arguments, str) else ""
 
 
 def _grey_values(image: Image.Image, value_range: ValueRange) -> NDArray[Any]:
@@ -113,8 +122,9 @@ def _grey_values(image: Image.Image, value_range: ValueRange) -> NDArray[Any]:
     values = np.asarray(image)
     if image.format == "PPM" and image.mode == "I":
         # Pillow has made white 65535, which is right unless a range is stated for the values of the file
-        values = values if value_range is None else np.round(values * (largest / 65535))
+        if value_range is not None:
+            values = np.round(values * (largest / 65535))
         return values.astype(np.uint16)
     if image.format == "PNG" or image.mode.startswith("I;16"):
-        return values.astype(np.uint16)  # which some versions of Pillow give as 32 bits
+        return values.astype(np.uint16)  # some versions of Pillow give 32 bits
     return values

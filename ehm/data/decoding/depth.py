@@ -1,8 +1,8 @@
-"""Values of more than 8 bits to bytes: which of them is black and which is white.
+"""Scale values of more than 8 bits to bytes: choose the values that become black and white.
 
-Never what the smallest and the largest value of an image happen to be: one pixel would decide over all others, and
-frames of one scene would differ in brightness. A range is stated by the user (``data.range``), or follows from the
-type of the values:
+They are never the smallest and the largest value of an image: one pixel would decide over all others, and frames of one
+scene would differ in brightness. A range is stated by the user (``data.range``), or follows from the type of the
+values:
 
     unsigned, up to 16 bits    0 to 2**bits - 1, the bits that the file says they have
     floating point             0 to 1
@@ -54,11 +54,11 @@ class Depth:
 
 
 class DepthReader:
-    """Scales the values of one image, part by part.
+    """A converter of the values of one image to bytes, part by part.
 
-    ``dtype`` and ``bits`` are those of the file's values, ``value_range`` what the user states, ``missing_value`` what
-    the file declares to stand for missing data; ``white_is_zero`` exchanges black and white. Raises BrokenImage, which
-    begins with ``name``, where the range is neither stated nor known.
+    ``dtype`` and ``bits`` are those of the file's values, ``value_range`` is stated by the user, ``missing_value`` is
+    declared by the file to stand for missing data; ``white_is_zero`` exchanges black and white. Raises BrokenImage,
+    which begins with ``name``, if the range is neither stated nor known.
     """
 
     def __init__(
@@ -79,24 +79,27 @@ class DepthReader:
         self._values = 0
         self._outside = 0
         self._largest = -np.inf
+        black = 0.0
         if value_range is not None:
             black, white = value_range
         elif self._floating:
-            black, white = 0.0, 1.0
+            white = 1.0
         elif dtype.kind == "u" and bits <= 16:
-            black, white = 0.0, float(2**bits - 1)
+            white = float(2**bits - 1)
         else:
             raise BrokenImage(f"{name}: has {self._kind}, whose range is not known; {_REMEDY}")
-        self._black, self._white = (white, black) if white_is_zero else (black, white)
+        self._black = white if white_is_zero else black
+        self._white = black if white_is_zero else white
 
-    def scale(self, values: NDArray[Any]) -> NDArray[np.uint8]:
-        """Return values (h, w, S) as bytes. A pixel of which any value is no number, or all are missing, is black."""
+    def scale_values(self, values: NDArray[Any]) -> NDArray[np.uint8]:
+        """Scale values (h, w, S) to bytes. A pixel is black if any of its values is no number, or all are missing."""
         missing = np.zeros(values.shape[:2], bool)
         if self._floating:
             missing |= ~np.isfinite(values).all(axis=2)
         if self._missing_value is not None:
             missing |= (values == self._missing_value).all(axis=2)
         self._missing += int(missing.sum())
+        # most images have no missing values, and need no copy here
         present = values[~missing] if missing.any() else values.reshape(-1, values.shape[2])
         if present.size:
             self._largest = max(self._largest, float(present.max()))
@@ -108,8 +111,8 @@ class DepthReader:
         scaled[~missing] = np.round(255 * shares.clip(0, 1)).astype(np.uint8)
         return scaled
 
-    def depth(self) -> Depth:
-        """Return how the image was scaled; raises BrokenImage if it is of floating point, and not of 0 to 1."""
+    def describe_scaling(self) -> Depth:
+        """Describe how the image was scaled; raises BrokenImage if it is of floating point, and not of 0 to 1."""
         if self._outside > max(1, _MOST_OUTSIDE * self._values):
             raise BrokenImage(
                 f"{self._name}: has {self._kind}, of which {self._outside / self._values:.0%} lie outside 0 to 1, the "
@@ -126,9 +129,11 @@ def count_missing(image: Image.Image) -> int:
 
 
 def _as_type(value: float, dtype: np.dtype[Any]) -> Any:
-    """Return a number in an image's own type, in which 1e-20 is another one; None where it has no such number."""
+    """Return a number in an image's own type, in which 1e-20 may be another one; None if the type lacks it."""
     if dtype.kind == "f":
         with np.errstate(over="ignore"):
             return dtype.type(value)
     limits = np.iinfo(dtype)
-    return int(value) if value.is_integer() and limits.min <= value <= limits.max else None
+    if value.is_integer() and limits.min <= value <= limits.max:
+        return int(value)
+    return None

@@ -1,4 +1,4 @@
-"""What a run says at its beginning about images of more than 8 bits: how they are scaled, and what is missing."""
+"""Notes at the beginning of a run on images of more than 8 bits: how they are scaled, and what is missing."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def describe_depths(source: Source) -> tuple[str, ...]:
     for number in numbers:
         try:
             depth = _read_image(source, number).info.get(DEPTH)
-        except BrokenImage:  # which the loader counts
-            continue
+        except BrokenImage:
+            continue  # the loader counts it
         if depth is not None:
             kinds[depth.kind, depth.black, depth.white, depth.stated].append(depth)
     return tuple(_describe_depths(depths, len(numbers)) for depths in kinds.values())

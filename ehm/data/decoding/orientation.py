@@ -1,4 +1,4 @@
-"""The eight orientations of EXIF: images, maps of labels and boxes as they are stored, turned to how they are seen.
+"""Turn images, maps of labels and boxes from how they are stored to how they are seen, by EXIF's eight orientations.
 
 EXIF 2.32, section 4.6.4, and TIFF 6.0, page 36, say where the stored first row and first column lie in the picture.
 Each orientation is undone by mirroring the stored columns, mirroring the stored rows, and then exchanging both axes.
@@ -45,8 +45,9 @@ _STEPS: dict[int, tuple[bool, bool, bool]] = {
     7: (True, True, True),
     8: (True, False, True),
 }
-"""Whether to mirror the columns, whether to mirror the rows, and whether to exchange the axes then."""
-_LOOKED_AT = 1000
+"""For each orientation, whether to mirror the columns, to mirror the rows, and to exchange the axes then."""
+_MAX_LOOKED_AT = 1000
+"""Number of images that are looked at to find out how all annotations of a source were drawn."""
 _TRANSPOSE = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -80,18 +81,21 @@ class Sized:
     size: tuple[int, int]
 
     @property
-    def fits(self) -> tuple[Annotated, ...]:
+    def fitting_readings(self) -> tuple[Annotated, ...]:
         """The readings under which image and annotation have the same size: both, one or none of them."""
-        readings: tuple[tuple[Annotated, tuple[int, int]], ...] = (
-            ("stored", self.head.size),
-            ("upright", self.head.seen_size),
-        )
-        return tuple(reading for reading, size in readings if size == self.size)
+        fitting: list[Annotated] = []
+        if self.head.size == self.size:
+            fitting.append("stored")
+        if self.head.seen_size == self.size:
+            fitting.append("upright")
+        return tuple(fitting)
 
 
 def spread_numbers(count: int) -> list[int]:
-    """Return numbers of at most a thousand of ``count`` images, evenly spread: enough to tell how all are."""
-    return np.unique(np.linspace(0, count - 1, min(count, _LOOKED_AT)).round().astype(int)).tolist() if count else []
+    """Return the numbers of at most a thousand of ``count`` images, spread evenly."""
+    if not count:
+        return []
+    return np.unique(np.linspace(0, count - 1, min(count, _MAX_LOOKED_AT)).round().astype(int)).tolist()
 
 
 def read_orientation(image: Image.Image) -> int:
@@ -114,7 +118,9 @@ def seen_size(size: tuple[int, int], orientation: int) -> tuple[int, int]:
 
 def turn_image(image: Image.Image, orientation: int) -> Image.Image:
     """Return the image as it is seen."""
-    return image.transpose(_TRANSPOSE[orientation]) if orientation in _TRANSPOSE else image
+    if orientation in _TRANSPOSE:
+        return image.transpose(_TRANSPOSE[orientation])
+    return image
 
 
 def turn_array(pixels: NDArray[Any], orientation: int) -> NDArray[Any]:
@@ -141,9 +147,9 @@ def turn_boxes(boxes: NDArray[Any], size: tuple[int, int], orientation: int) -> 
 def find_annotated(source: str, images: Iterable[Sized]) -> tuple[Annotated, tuple[str, ...]]:
     """Find out from sizes which pixels the annotations of ``images`` were drawn on, and what to tell the user.
 
-    Only images that EXIF turns by 90 degrees and that are no squares can tell. Where none of them does, annotations
-    are taken to be drawn on the stored pixels, as COCO's are. There is one sentence to tell, or none.
-    Raises DataError, which names ``source`` and two images, where some tell one thing and some the other.
+    Only images that EXIF turns by 90 degrees and that are no squares can tell. If none of them does, annotations are
+    taken to be drawn on the stored pixels, as COCO's are. There is one sentence to tell, or none. Raises DataError,
+    which names ``source`` and two images, if some tell one thing and some the other.
     """
     turned = 0
     examples: dict[Annotated, Sized] = {}
@@ -151,8 +157,8 @@ def find_annotated(source: str, images: Iterable[Sized]) -> tuple[Annotated, tup
         if image.head.orientation == 1:
             continue
         turned += 1
-        if len(image.fits) == 1:
-            examples.setdefault(image.fits[0], image)
+        if len(image.fitting_readings) == 1:
+            examples.setdefault(image.fitting_readings[0], image)
     if len(examples) == 2:
         raise DataError(
             f"data.source {source}: the annotations of {examples['stored'].name} have the size of the stored image, "

@@ -33,7 +33,7 @@ def reduce_while_decoding(image: Image.Image, enough: tuple[int, int]) -> None:
         return
     height, width = enough
     if _lies_on_its_side(image):
-        height, width = width, height
+        height, width = width, height  # as they are stored
     for scale in _SCALES:
         divides = image.width % scale == 0 and image.height % scale == 0
         if divides and image.width >= MARGIN * scale * width and image.height >= MARGIN * scale * height:

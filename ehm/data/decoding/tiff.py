@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,21 +22,25 @@ from ehm.data.decoding.tiff_segments import BYTE_CODECS, COMPRESSION, Segments, 
 
 __all__ = ["BLACK_IS_ZERO", "CMYK", "RGB", "WHITE_IS_ZERO", "Tiff", "is_tiff", "read_tiff"]
 
-WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, CMYK = 0, 1, 2, 5
-"""TIFF's photometric interpretations."""
+# TIFF's photometric interpretations
+WHITE_IS_ZERO = 0
+BLACK_IS_ZERO = 1
+RGB = 2
+CMYK = 5
 _MAGIC = (b"II*\0", b"MM\0*", b"II+\0")
 _WIDTH, _HEIGHT, _BITS, _PHOTOMETRIC, _SAMPLES = 256, 257, 258, 262, 277
 _PLANES, _PREDICTOR, _EXTRA_SAMPLES, _SAMPLE_FORMAT, _GDAL_NODATA = 284, 317, 338, 339, 42113
 _KINDS = {1: "u", 2: "i", 3: "f", 4: "u"}
 """NumPy's letters of the sample formats; 4 is "undefined"."""
-_DIFFERENCES, _FLOAT_DIFFERENCES = 2, 3
-"""TIFF's numbers of predictors."""
-_MOST_SAMPLES = 8
+# TIFF's numbers of predictors
+_DIFFERENCES = 2
+_FLOAT_DIFFERENCES = 3
+_MAX_SAMPLES = 8
 
 
 @dataclass(frozen=True)
 class Tiff:
-    """What the first directory of a TIFF file says.
+    """The facts of the first directory of a TIFF file.
 
     ``size`` is that of the stored pixels (width, height). A pixel has ``samples`` values of ``bits`` bits; ``dtype`` is
     that of the values as they are read. ``photometric`` and ``extra`` (of each sample beyond the colours: 0 unknown,
@@ -55,7 +59,7 @@ class Tiff:
 
     @property
     def is_deep(self) -> bool:
-        """Whether Pillow does not read the values as the file means them, or knows nothing of missing ones."""
+        """True if Pillow does not read the values as the file means them, or knows nothing of missing ones."""
         if self.missing_value is not None and self.photometric in (WHITE_IS_ZERO, BLACK_IS_ZERO, RGB):
             return self.tags.get(COMPRESSION, 1) in BYTE_CODECS
         return self.bits > 8 or self.dtype.kind != "u"
@@ -63,18 +67,21 @@ class Tiff:
     def read_rows(self, file: IO[bytes]) -> Iterator[tuple[int, NDArray[Any]]]:
         """Yield the number of a first row and the values (h, W, S) of some rows, from the top to the bottom.
 
-        Raises OSError, as Pillow does, where the file is damaged or packed in a way that only suits 8 bits.
+        Raises OSError, as Pillow does, if the file is damaged or packed in a way that only suits 8 bits.
         """
         in_planes = self.tags.get(_PLANES, 1) == 2 and self.samples > 1
         planes = self.samples if in_planes else 1
         segments = read_segments(self.tags, self.size, planes, self.bits * (self.samples // planes), file)
-        for first, count in segments.groups():
-            parts = [self._values(segments.load(file, plane, first, count), segments) for plane in range(planes)]
+        for first, count in segments.row_groups():
+            parts = []
+            for plane in range(planes):
+                rows = segments.load_rows(file, plane, first, count)
+                parts.append(self._decode_values(rows, segments))
             row = first * segments.height
             yield row, np.concatenate(parts, axis=2)[: self.size[1] - row, : self.size[0]]
 
-    def _values(self, rows: NDArray[np.uint8], segments: Segments) -> NDArray[Any]:
-        """Return values (h, w, S) of bytes (h, across, bytes of a segment's row); w may go beyond the image."""
+    def _decode_values(self, rows: NDArray[np.uint8], segments: Segments) -> NDArray[Any]:
+        """Decode bytes (h, across, bytes of a segment's row) to values (h, w, S); w may go beyond the image."""
         samples = segments.bits // self.bits
         predictor = self.tags.get(_PREDICTOR, 1)
         if predictor == _FLOAT_DIFFERENCES:
@@ -83,10 +90,11 @@ class Tiff:
         elif self.bits % 8:
             values = _unpack_bits(rows, segments.width * samples, self.bits)
         else:
-            values = rows.view(self.dtype.newbyteorder(">" if self.tags.prefix == b"MM" else "<"))
+            byte_order: Literal["<", ">"] = ">" if self.tags.prefix == b"MM" else "<"
+            values = rows.view(self.dtype.newbyteorder(byte_order))
         values = values.astype(self.dtype).reshape(*rows.shape[:2], segments.width, samples)
         if predictor == _DIFFERENCES:
-            words = values.view(f"u{self.dtype.itemsize}")  # which wrap around, as the differences do
+            words = values.view(f"u{self.dtype.itemsize}")  # unsigned, to wrap around as the differences do
             values = np.cumsum(words, axis=2, dtype=words.dtype).view(self.dtype)
         return values.reshape(len(rows), -1, samples)
 
@@ -100,7 +108,7 @@ def is_tiff(file: IO[bytes]) -> bool:
 
 
 def read_tiff(file: IO[bytes]) -> Tiff | None:
-    """Return what the first directory of a TIFF file says; None where its values are not all of one kind of NumPy's."""
+    """Read the first directory of a TIFF file; None if its values are not all of one kind that NumPy has."""
     file.seek(0)
     header = file.read(8)
     if header[2:3] == b"+":  # BigTIFF
@@ -108,10 +116,12 @@ def read_tiff(file: IO[bytes]) -> Tiff | None:
     tags = ImageFileDirectory_v2(header)
     file.seek(tags.next)
     tags.load(file)
-    (width,), (height,), (samples,) = (read_integers(tags, tag, (1,))[:1] for tag in (_WIDTH, _HEIGHT, _SAMPLES))
+    width = read_integers(tags, _WIDTH, (1,))[0]
+    height = read_integers(tags, _HEIGHT, (1,))[0]
+    samples = read_integers(tags, _SAMPLES, (1,))[0]
     all_bits = set(read_integers(tags, _BITS, (1,)))
     formats = set(read_integers(tags, _SAMPLE_FORMAT, (1,)))
-    if len(all_bits) != 1 or len(formats) != 1 or min(width, height) < 1 or not 1 <= samples <= _MOST_SAMPLES:
+    if len(all_bits) != 1 or len(formats) != 1 or min(width, height) < 1 or not 1 <= samples <= _MAX_SAMPLES:
         return None
     bits = all_bits.pop()
     dtype = _choose_dtype(bits, _KINDS.get(formats.pop(), ""))
@@ -132,22 +142,24 @@ def read_tiff(file: IO[bytes]) -> Tiff | None:
 
 
 def _choose_dtype(bits: int, kind: str) -> np.dtype[Any] | None:
-    """Return the smallest type of NumPy's that holds values of so many bits; None where there is none."""
+    """Return the smallest type of NumPy's that holds values of so many bits; None if there is none."""
     if kind not in ("u", "i", "f") or not 1 <= bits <= 64:
         return None
     size = 2 ** max(0, math.ceil(math.log2(bits / 8)))
+    # signs and exponents stand at the top of whole bytes alone
     if (kind != "u" and 8 * size != bits) or (kind == "f" and size == 1):
         return None
     return np.dtype(f"{kind}{size}")
 
 
 def _missing_value(tags: ImageFileDirectory_v2) -> float | None:
-    """Return the number in GDAL's tag for missing data; None where there is none."""
+    """Return the number in GDAL's tag for missing data; None if there is none."""
     try:
         value = float(str(tags.get(_GDAL_NODATA, "")).strip("\0 "))
     except ValueError:
         return None
-    return value if math.isfinite(value) else None  # what is no number, or infinite, is missing anyway
+    # values that are no numbers, or infinite, count as missing anyway
+    return value if math.isfinite(value) else None
 
 
 def _unpack_bits(rows: NDArray[np.uint8], count: int, bits: int) -> NDArray[np.uint64]:

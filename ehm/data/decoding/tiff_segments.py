@@ -20,6 +20,7 @@ from PIL.TiffImagePlugin import ImageFileDirectory_v2, TiffImageFile
 __all__ = ["BYTE_CODECS", "COMPRESSION", "Segments", "read_integers", "read_segments"]
 
 COMPRESSION = 259
+"""TIFF's tag of the compression; the others are below."""
 _RAW = 1
 BYTE_CODECS = frozenset({_RAW, 5, 8, 32773, 32946, 34925, 50000})
 """Compressions that keep bytes as they are: none, LZW, deflate (two numbers), PackBits, LZMA and Zstandard."""
@@ -54,16 +55,16 @@ class Segments:
     @property
     def row_bytes(self) -> int:
         """Bytes of a segment's row."""
-        return -(-self.width * self.bits // 8)
+        return -(-self.width * self.bits // 8)  # rounded up
 
-    def groups(self) -> Iterator[tuple[int, int]]:
-        """Yield what is to be read at once: the number of a first row of segments, and of how many rows of them."""
+    def row_groups(self) -> Iterator[tuple[int, int]]:
+        """Yield rows of segments to read at once: the number of the first row, and the number of rows."""
         count = max(1, _BYTES_AT_ONCE // (self.across * self.row_bytes * self.height))
         for first in range(0, self.down, count):
             yield first, min(count, self.down - first)
 
-    def load(self, file: IO[bytes], plane: int, first: int, count: int) -> NDArray[np.uint8]:
-        """Return the bytes (h, across, bytes of a segment's row) of ``count`` rows of segments of a plane."""
+    def load_rows(self, file: IO[bytes], plane: int, first: int, count: int) -> NDArray[np.uint8]:
+        """Decompress ``count`` rows of segments of a plane to bytes (h, across, bytes of a segment's row)."""
         begin = (plane * self.down + first) * self.across
         height = count * self.height
         if not self.tiled:
@@ -92,14 +93,17 @@ class Segments:
             directory |= {_TILE_WIDTH: [self.row_bytes], _TILE_HEIGHT: [self.height]}
         else:
             directory |= {_ROWS_PER_STRIP: [self.height]}
-        offsets_tag, counts_tag = (_TILE_OFFSETS, _TILE_BYTES) if self.tiled else (_STRIP_OFFSETS, _STRIP_BYTES)
+        offsets_tag = _TILE_OFFSETS if self.tiled else _STRIP_OFFSETS
+        counts_tag = _TILE_BYTES if self.tiled else _STRIP_BYTES
         # a header of 8 bytes, the directory of 12 bytes an entry, the two lists if they are lists, the segments
         lists_at = 8 + 2 + 12 * (len(directory) + 2) + 4
         first_offset = lists_at + (8 * len(parts) if len(parts) > 1 else 0)
         directory |= {offsets_tag: list(accumulate(lengths[:-1], initial=first_offset)), counts_tag: lengths}
-        entries, lists = b"", b""
+        entries = b""
+        lists = b""
         for tag, values in sorted(directory.items()):
             packed = struct.pack(f"<{len(values)}I", *values)
+            # an entry holds a single value itself, and the place of a list
             if len(values) > 1:
                 place = struct.pack("<I", lists_at + len(lists))
                 lists += packed
@@ -113,21 +117,24 @@ class Segments:
 def read_segments(
     tags: ImageFileDirectory_v2, size: tuple[int, int], planes: int, bits: int, file: IO[bytes]
 ) -> Segments:
-    """Return where the segments of an image of ``size`` (width, height) lie, of whose pixels a plane has ``bits`` bits.
+    """Find the segments of an image of ``size`` (width, height), of whose pixels a plane has ``bits`` bits.
 
-    Raises OSError where tags are missing, contradict each other or the file's size, or name another compression.
+    Raises OSError if tags are missing, contradict each other or the file's size, or name another compression.
     """
-    (compression,) = read_integers(tags, COMPRESSION, (_RAW,))[:1]
+    compression = read_integers(tags, COMPRESSION, (_RAW,))[0]
     if compression not in BYTE_CODECS:
         raise OSError(f"TIFF's compression {compression} is not read for values of more than 8 bits")
     tiled = _TILE_OFFSETS in tags
     if tiled:
-        (width,), (height,) = read_integers(tags, _TILE_WIDTH, (0,)), read_integers(tags, _TILE_HEIGHT, (0,))
+        width = read_integers(tags, _TILE_WIDTH, (0,))[0]
+        height = read_integers(tags, _TILE_HEIGHT, (0,))[0]
     else:
-        width, height = size[0], min(size[1], read_integers(tags, _ROWS_PER_STRIP, (size[1],))[0])
+        width = size[0]
+        height = min(size[1], read_integers(tags, _ROWS_PER_STRIP, (size[1],))[0])
     if not (0 < width < 2 * size[0] + 4096 and 0 < height < 2 * size[1] + 4096):
         raise OSError(f"tiles or strips of {width} x {height} pixels make no sense")
-    across, down = -(-size[0] // width), -(-size[1] // height)
+    across = -(-size[0] // width)  # both rounded up
+    down = -(-size[1] // height)
     offsets = read_integers(tags, _TILE_OFFSETS if tiled else _STRIP_OFFSETS, ())
     counts = read_integers(tags, _TILE_BYTES if tiled else _STRIP_BYTES, ())
     if compression == _RAW and not tiled:
@@ -138,12 +145,12 @@ def read_segments(
         raise OSError(f"{len(offsets)} strips or tiles are listed, {across * down * planes} are needed")
     if sum(counts) > file.seek(0, 2):
         raise OSError("the file is truncated, or its strips overlap")
-    (fill_order,) = read_integers(tags, _FILL_ORDER, (1,))[:1]
+    fill_order = read_integers(tags, _FILL_ORDER, (1,))[0]
     return Segments(tiled, width, height, across, down, size[1], bits, compression, fill_order, offsets, counts)
 
 
 def read_integers(tags: ImageFileDirectory_v2, tag: int, default: tuple[int, ...]) -> tuple[int, ...]:
-    """Return the whole numbers under ``tag``, however many they are; OSError where there is something else."""
+    """Return the whole numbers under ``tag``, however many they are; OSError if there is something else."""
     value = tags.get(tag, default)
     values = value if isinstance(value, tuple) else (value,)
     if (not values and default) or not all(isinstance(each, int) for each in values):
@@ -156,14 +163,16 @@ def _divide_strips(
 ) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
     """Divide uncompressed strips of ``height`` rows of ``row`` bytes, so that a high one need not be read at once.
 
-    Returns the new height, which divides the old one, and where each strip lies and how many bytes it has: writers of
-    uncompressed files were seen to leave that out.
+    Returns the new height, which divides the old one, and the offset and the number of bytes of each strip: writers of
+    uncompressed files were seen to leave the numbers out.
     """
     lower = height
     while lower * row > _BYTES_AT_ONCE and lower > 1:
+        # the next smaller divisor from a half down
         lower = next(rows for rows in range(lower // 2, 0, -1) if height % rows == 0)
     strips_of_plane = -(-image_height // height)
-    starts, counts = [], []
+    starts = []
+    counts = []
     for number, offset in enumerate(offsets):
         rows_left = min(height, image_height - number % strips_of_plane * height)
         for first in range(0, rows_left, lower):

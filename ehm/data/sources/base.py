@@ -1,4 +1,4 @@
-"""What the loader reads from: numbered images with optional labels. Names of millions of files stay compact."""
+"""Sources of numbered images with optional labels, which the loader reads; names of millions of files stay compact."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Source(Protocol):
 
     @property
     def labels(self) -> NDArray[np.int64] | None:
-        """Class numbers (n,), or None where there are none."""
+        """Class numbers (n,), or None without labels."""
         ...
 
     @property
@@ -35,22 +35,22 @@ class Source(Protocol):
 
     @property
     def split(self) -> Split:
-        """Which part of the data this is; "all" where it has no parts of its own."""
+        """The part of the data that this is; "all" if the data has no parts."""
         ...
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Lines to print before it is read: which layout was recognised, and which files are not used and why."""
+        """Lines to print before the source is read: the layout that was recognised, and the files that are not used."""
         ...
 
     def __len__(self) -> int: ...
 
     def load(self, index: int) -> Any:
-        """The image in RGB, with what belongs to it where a task needs more; BrokenImage names it and the reason."""
+        """Read the image in RGB, with its mask or objects if a task needs them; BrokenImage names it and the reason."""
         ...
 
     def name(self, index: int) -> str:
-        """Where the image lies, for messages."""
+        """Return the path of the image, for messages."""
         ...
 
 
@@ -58,9 +58,9 @@ class Names:
     """A list of strings in two arrays: a tenth of a Python list's memory, and quick to send to a worker."""
 
     def __init__(self, names: Iterable[str]) -> None:
-        encoded = [os.fsencode(name) for name in names]
+        encoded = list(map(os.fsencode, names))  # names need not be UTF-8
         self._bytes = b"".join(encoded)
-        self._ends = np.cumsum([len(name) for name in encoded], dtype=np.int64)
+        self._ends = np.cumsum(list(map(len, encoded)), dtype=np.int64)
 
     def __len__(self) -> int:
         return len(self._ends)
@@ -89,9 +89,9 @@ class FileSource:
         return len(self.files)
 
     def load(self, index: int) -> Image.Image:
-        """The image in RGB; raises BrokenImage with its path and the reason."""
+        """Read the image in RGB; raises BrokenImage with its path and the reason."""
         return decode_image(self.name(index), value_range=self.value_range)
 
     def name(self, index: int) -> str:
-        """The path of the file."""
+        """Return the path of the file."""
         return os.path.join(self.root, self.files[index])

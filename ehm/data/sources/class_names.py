@@ -21,8 +21,8 @@ def read_classes_file(root: Path) -> tuple[str, ...]:
     file = root / CLASSES_FILE
     if not file.is_file():
         return ()
-    names = [line.strip() for line in read_text(file).splitlines()]
-    return _check_distinct(file, [name for name in names if name])
+    names = map(str.strip, read_text(file).splitlines())
+    return _check_distinct(file, list(filter(None, names)))
 
 
 def read_ade20k_classes(root: Path) -> tuple[str, ...]:
@@ -30,15 +30,21 @@ def read_ade20k_classes(root: Path) -> tuple[str, ...]:
     file = root / ADE20K_TABLE
     if not file.is_file():
         return CLASSES
-    rows = [line.split(maxsplit=4) for line in read_text(file).splitlines()]
-    names = [row[4].split(",")[0].strip() for row in rows if len(row) == 5 and row[0].isdigit()]
-    return tuple(names) if len(set(names)) == len(names) == len(CLASSES) else CLASSES
+    names = []
+    for line in read_text(file).splitlines():
+        columns = line.split(maxsplit=4)
+        if len(columns) == 5 and columns[0].isdigit():
+            names.append(columns[4].split(",")[0].strip())
+    # a table of another set, or one that cannot be understood, names nothing
+    if len(set(names)) == len(names) == len(CLASSES):
+        return tuple(names)
+    return CLASSES
 
 
 def _check_distinct(file: Path, names: Sequence[str]) -> tuple[str, ...]:
     if not 2 <= len(names) <= IGNORED:
         raise DataError(f"{file}: names {len(names)} classes; a mask of 8 bits has 2 to {IGNORED}")
-    twice = [name for name in names if names.count(name) > 1]
-    if twice:
-        raise DataError(f"{file}: names the class {twice[0]} twice")
+    for name in names:
+        if names.count(name) > 1:
+            raise DataError(f"{file}: names the class {name} twice")
     return tuple(names)

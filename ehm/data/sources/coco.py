@@ -44,8 +44,9 @@ from ehm.storage.reading import describe_value, read_json, shorten
 __all__ = ["CocoSource", "mask_tools", "open_coco", "read_coco"]
 
 Annotation = Mapping[str, Any]
-"""An object as the file has it: ``bbox`` (left, top, width, height), ``category_id``, ``segmentation``, ``iscrowd``."""
+"""An object as in the file: ``bbox`` (left, top, width, height), ``category_id``, ``segmentation``, ``iscrowd``."""
 _SHOWN = 3
+"""Number of problems that an error names."""
 _LARGEST_SIDE = 2**31
 
 
@@ -53,9 +54,9 @@ _LARGEST_SIDE = 2**31
 class CocoSource:
     """Numbered images below ``root``, each with its ``annotations``; classes are the categories, ordered by their id.
 
-    ``numbers`` gives the class of each category's id. ``unusable`` says which objects have no area inside their image:
-    they count where a detector is measured, as pycocotools counts them, and are left out of training. ``annotated``
-    says which pixels of an image its objects were drawn on. ``value_range`` is that of
+    ``numbers`` gives the class of each category's id. ``unusable`` names the objects that have no area inside their
+    image: they count when a detector is measured, as in pycocotools, and are left out of training. ``annotated`` says
+    which pixels of an image its objects were drawn on. ``value_range`` is that of
     :func:`ehm.data.decoding.decode.decode_image`.
     """
 
@@ -80,22 +81,22 @@ class CocoSource:
         return len(self.images)
 
     def name(self, index: int) -> str:
-        """The path of the file."""
+        """Return the path of the file."""
         return os.path.join(self.root, self.images[index]["file_name"])
 
-    def trainable(self, index: int) -> list[Annotation]:
-        """The objects of an image that a detector learns: those with an area inside it, and no crowds."""
+    def trainable_objects(self, index: int) -> list[Annotation]:
+        """Return the objects of an image that a detector learns: those with an area inside it, and no crowds."""
         size = _size_of(self.images[index])
         return [
             each for each in self.annotations[index] if not each.get("iscrowd") and _clip_box(each, size) is not None
         ]
 
     def load(self, index: int) -> tuple[NDArray[np.uint8], Instances]:
-        """The image (H, W, 3) as it is seen with its ``trainable`` objects, boxes cut at its borders; BrokenImage."""
+        """Read the image (H, W, 3) as it is seen and its trainable objects, boxes cut at its borders; BrokenImage."""
         height, width = _size_of(self.images[index])
         image = np.array(decode_image(self.name(index), value_range=self.value_range))
         orientation = self._orientation(index)
-        objects = self.trainable(index)
+        objects = self.trainable_objects(index)
         boxes = np.array([_clip_box(each, (height, width)) for each in objects], np.float32).reshape(-1, 4)
         boxes = turn_boxes(boxes, (width, height), orientation)
         labels = np.array([self.numbers[each["category_id"]] for each in objects], np.int64)
@@ -106,12 +107,13 @@ class CocoSource:
             mask[:] = turn_array(_decode_mask(each["segmentation"], height, width), orientation)
         return image, Instances(boxes, labels, masks)
 
-    def seen(self, index: int) -> tuple[Annotation, list[Annotation]]:
-        """Return what the file says of an image, and its objects, in the pixels of the image as it is seen.
+    def upright_annotations(self, index: int) -> tuple[Annotation, list[Annotation]]:
+        """Return the record of an image and its objects, in the pixels of the image as it is seen.
 
-        Masks of an image that is turned become run-length codes. Raises BrokenImage where it cannot be read.
+        Masks of an image that is turned become run-length codes. Raises BrokenImage if it cannot be read.
         """
-        record, objects = self.images[index], self.annotations[index]
+        record = self.images[index]
+        objects = self.annotations[index]
         orientation = self._orientation(index)
         if orientation == 1:
             return record, list(objects)
@@ -121,15 +123,16 @@ class CocoSource:
         return {**record, "width": seen_width, "height": seen_height}, turned
 
     def _orientation(self, index: int) -> int:
-        """Return how an image's objects are turned with it; BrokenImage where their sizes do not fit together."""
+        """Return the orientation that an image's objects are turned by; BrokenImage if their sizes do not fit."""
         height, width = _size_of(self.images[index])
         sized = Sized(self.name(index), read_head(self.name(index)), (width, height))
-        if self.annotated in sized.fits:
+        readings = sized.fitting_readings
+        if self.annotated in readings:
             return sized.head.orientation if self.annotated == "stored" else 1
-        have = sized.head.seen_size if self.annotated == "upright" else sized.head.size
-        advice = f"; data.annotated={sized.fits[0]} reads them otherwise" if sized.fits else ""
+        actual = sized.head.seen_size if self.annotated == "upright" else sized.head.size
+        advice = f"; data.annotated={readings[0]} reads them otherwise" if readings else ""
         raise BrokenImage(
-            f"{sized.name}: has {have[0]} x {have[1]} pixels (width x height), and its annotations are for "
+            f"{sized.name}: has {actual[0]} x {actual[1]} pixels (width x height), and its annotations are for "
             f"{width} x {height}{advice}"
         )
 
@@ -158,15 +161,16 @@ def read_coco(source: str, split: Split, masks: bool = True, layout: str = "auto
     notes = [describe_layout(kind, found.parts, len(opened.classes))]
     unused = Unused()
     named = {os.path.normpath(image["file_name"]) for image in opened.images}
-    others = (file for file in image_files(found.folder, unused=unused) if file not in named)
-    unused.add_all(f"not named in {found.file.name}", others)
+    for file in image_files(found.folder, unused=unused):
+        if file not in named:
+            unused.add(f"not named in {found.file.name}", file)
     if unused:
         notes.append(unused.describe())
     return replace(opened, notes=tuple(notes))
 
 
 def mask_tools() -> Any:
-    """Run-length encoded masks: the functions of pycocotools.mask. Raises DataError where they are not installed."""
+    """Import the functions of pycocotools.mask for run-length codes; raises DataError if they are not installed."""
     try:
         return import_module("faster_coco_eval.core.mask")
     except ImportError:
@@ -174,59 +178,72 @@ def mask_tools() -> Any:
 
 
 def _read_annotations(file: Path, folder: Path, split: Split, masks: bool) -> CocoSource:
-    mask_tools()
+    mask_tools()  # an absent package is reported before a large file is read
     if not folder.is_dir():
         raise DataError(f"{file}: its images should lie in {folder}, and there is no such folder")
     content = read_json(file, what="annotations in COCO's format")
     try:
         images = tuple(sorted(content["images"], key=lambda image: image["id"]))
         places = {image["id"]: index for index, image in enumerate(images)}
-        categories = sorted((each["id"], each["name"]) for each in content["categories"])
-        sizes = [_size_of(image) for image in images]
+        categories = sorted((category["id"], category["name"]) for category in content["categories"])
+        sizes = list(map(_size_of, images))
         names = [os.fspath(image["file_name"]) for image in images]
-        objects: list[Annotation] = [dict(each) for each in content["annotations"]]
+        objects: list[Annotation] = list(map(dict, content["annotations"]))
     except KeyError as error:
         raise DataError(f"{file}: not annotations in COCO's format: {error} is missing") from None
     except (ValueError, TypeError, OverflowError) as error:
         reason = f"a value is of the wrong kind ({shorten(str(error))})"
         raise DataError(f"{file}: not annotations in COCO's format: {reason}") from None
+    _check_images_and_categories(file, images, names, sizes, categories)
+    numbers = {key: number for number, (key, _) in enumerate(categories)}
+    by_image: list[list[Annotation]] = [[] for _ in images]
+    problems = []
+    unusable = []
+    for number, each in enumerate(objects):
+        about = f"annotation {shorten(str(each.get('id', f'number {number}')))}"
+        if not _is_key(each.get("image_id"), places):
+            problems.append(f"{about}: no image has the id {describe_value(each.get('image_id'))}")
+            continue
+        index = places[each["image_id"]]
+        about = f"{about} of {names[index]}"
+        for problem in _find_problems(each, numbers, sizes[index], masks):
+            problems.append(f"{about}: {problem}")
+        # a box with a problem may have no numbers to clip
+        if not problems and _clip_box(each, sizes[index]) is None:
+            height, width = sizes[index]
+            unusable.append(f"{about}: its box {each['bbox']} has no area inside {width} x {height} pixels")
+        by_image[index].append(each)
+    if problems:
+        raise DataError(f"{file}: {_join_first(problems)}")
+    classes = tuple(escape_undecodable(name) for _, name in categories)
+    return CocoSource(folder, images, tuple(map(tuple, by_image)), classes, numbers, split, tuple(unusable), masks)
+
+
+def _check_images_and_categories(
+    file: Path,
+    images: Sequence[Mapping[str, Any]],
+    names: Sequence[str],
+    sizes: Sequence[tuple[int, int]],
+    categories: Sequence[tuple[Any, str]],
+) -> None:
+    """Raise DataError if there are no images or no categories, if one occurs twice, or if an image has no size."""
     if not images or not categories:
         raise DataError(f"{file}: names no {'images' if not images else 'categories'}")
-    if unfit := next(
-        (name for name, size in zip(names, sizes, strict=True) if not all(1 <= side < _LARGEST_SIDE for side in size)),
-        None,
-    ):
-        raise DataError(f"{file}: image {unfit}: height and width should be 1 at least, and below 2^31")
+    for name, size in zip(names, sizes, strict=True):
+        if not all(1 <= side < _LARGEST_SIDE for side in size):
+            raise DataError(f"{file}: image {name}: height and width should be 1 at least, and below 2^31")
     for what, keys in (
         ("two images have the id", [image["id"] for image in images]),
         ("two categories have the id", [key for key, _ in categories]),
         ("two categories have the name", [name for _, name in categories]),
     ):
-        if twice := [key for key, count in Counter(keys).items() if count > 1]:
-            raise DataError(f"{file}: {what} {shorten(str(twice[0]))}")
-    numbers = {key: number for number, (key, _) in enumerate(categories)}
-    sorted_out: list[list[Annotation]] = [[] for _ in images]
-    wrong, unusable = [], []
-    for number, each in enumerate(objects):
-        index = places[each["image_id"]] if _is_key(each.get("image_id"), places) else None
-        about = f"annotation {shorten(str(each.get('id', f'number {number}')))}"
-        if index is None:
-            wrong.append(f"{about}: no image has the id {describe_value(each.get('image_id'))}")
-            continue
-        about = f"{about} of {names[index]}"
-        wrong += (f"{about}: {problem}" for problem in _find_problems(each, numbers, sizes[index], masks))
-        if not wrong and _clip_box(each, sizes[index]) is None:
-            height, width = sizes[index]
-            unusable.append(f"{about}: its box {each['bbox']} has no area inside {width} x {height} pixels")
-        sorted_out[index].append(each)
-    if wrong:
-        raise DataError(f"{file}: {_join_first(wrong)}")
-    classes = tuple(escape_undecodable(name) for _, name in categories)
-    return CocoSource(folder, images, tuple(map(tuple, sorted_out)), classes, numbers, split, tuple(unusable), masks)
+        for key, count in Counter(keys).items():
+            if count > 1:
+                raise DataError(f"{file}: {what} {shorten(str(key))}")
 
 
 def _find_problems(each: Annotation, numbers: Mapping[int, int], size: tuple[int, int], masks: bool) -> Iterator[str]:
-    """What makes an object useless, each with what would be right."""
+    """Yield the problems that make an object useless, each with what would be right."""
     if not _is_key(each.get("category_id"), numbers):
         yield f"no category has the id {describe_value(each.get('category_id'))}"
     box = each.get("bbox")
@@ -250,7 +267,7 @@ def _find_problems(each: Annotation, numbers: Mapping[int, int], size: tuple[int
 
 
 def _read_sized(source: CocoSource, index: int) -> Sized | None:
-    """Return the head of an image and the size that its annotations are for; None where it cannot be read."""
+    """Return the head of an image and the size that its annotations are for; None if it cannot be read."""
     height, width = _size_of(source.images[index])
     try:
         return Sized(source.name(index), read_head(source.name(index)), (width, height))
@@ -280,7 +297,7 @@ def _is_polygon(ring: Any) -> bool:
 
 
 def _is_coordinate(value: Any) -> bool:
-    """Whether ``value`` is a number that can be one of pixels; pycocotools takes no larger ones."""
+    """Return whether ``value`` is a number of pixels that pycocotools takes."""
     return type(value) in (int, float) and abs(value) < _LARGEST_SIDE
 
 
@@ -290,12 +307,12 @@ def _join_first(problems: Sequence[str]) -> str:
 
 
 def _size_of(image: Mapping[str, Any]) -> tuple[int, int]:
-    """Height and width."""
+    """Return the height and width of an image's record."""
     return int(image["height"]), int(image["width"])
 
 
 def _clip_box(each: Annotation, size: tuple[int, int]) -> NDArray[np.float32] | None:
-    """Left, top, right, bottom of what lies inside an image of ``size`` = (height, width); None where nothing does."""
+    """Clip a box to an image of ``size`` = (height, width): left, top, right, bottom; None if nothing is inside."""
     left, top, width, height = each["bbox"]
     box = np.array([left, top, left + width, top + height], np.float32)
     box = box.clip(0, np.array([size[1], size[0], size[1], size[0]], np.float32))
@@ -303,7 +320,7 @@ def _clip_box(each: Annotation, size: tuple[int, int]) -> NDArray[np.float32] | 
 
 
 def _decode_mask(segmentation: Any, height: int, width: int) -> NDArray[np.bool_]:
-    """Polygons, or a run-length code, as pycocotools paints them: (H, W)."""
+    """Paint polygons, or a run-length code, as pycocotools does: (H, W)."""
     tools = mask_tools()
     if isinstance(segmentation, list):
         code = tools.merge(tools.frPyObjects(segmentation, height, width))

@@ -59,7 +59,7 @@ class ElpvSource(FileSource):
 
 
 def open_elpv(source: str, split: Split) -> ElpvSource:
-    """The 2,624 solar cells of Buerhop-Lutz et al. (2018), labelled "functional" or "defective".
+    """Open the 2,624 solar cells of Buerhop-Lutz et al. (2018), labelled "functional" or "defective".
 
     Experts said whether a cell is defective and whether they are sure; the data set writes the four answers as 0, 1/3,
     2/3 and 1. A label is the first answer alone: defective from 0.5 on, that is 2/3 and 1 (821 of 2,624 cells).
@@ -76,16 +76,22 @@ def open_elpv(source: str, split: Split) -> ElpvSource:
         raise DataError(f"data.source {source}: no labels.csv of ELPV in {root}")
     if split == "val":
         raise no_validation_part(source)
-    rows = [line.split() for line in read_text(table).splitlines()]
-    try:
-        probability = np.array([float(row[1]) for row in rows])
-        kind = tuple(row[2] for row in rows)
-    except (IndexError, ValueError):
-        raise DataError(f"{table}: expected lines of an image's path, its probability and mono or poly") from None
+    files = []
+    probabilities = []
+    kinds = []
+    for line in read_text(table).splitlines():
+        try:
+            file, probability_text, kind, *_ = line.split()
+            probabilities.append(float(probability_text))
+        except ValueError:
+            raise DataError(f"{table}: expected lines of an image's path, its probability and mono or poly") from None
+        files.append(file)
+        kinds.append(kind)
+    probability = np.array(probabilities)
     labels = (probability >= 0.5).astype(np.int64)
     classes = ("functional", "defective")
     notes = (describe_layout("photographs of ELPV", (), len(classes)),)
-    return ElpvSource(root, Names(row[0] for row in rows), labels, classes, "all", probability, kind, notes=notes)
+    return ElpvSource(root, Names(files), labels, classes, "all", probability, tuple(kinds), notes=notes)
 
 
 def open_folder(source: str, split: Split, layout: str = "folder") -> FileSource:
@@ -96,14 +102,15 @@ def open_folder(source: str, split: Split, layout: str = "folder") -> FileSource
     training part. The test part is never read. Raises DataError if the folders hold images and their masks.
     """
     division = divide_by_layout(source, layout, IMAGES)
-    root, unused = division.root, Unused()
+    root = division.root
+    unused = Unused()
     contents: dict[Part, PartFiles] = {}
     for part, name in division.parts.items():
         contents[part] = list_part(root, name, unused)
     if not contents:
         contents = {"train": list_part(root, "", unused)}
     place = root / division.parts.get("train", "")
-    folders = list(dict.fromkeys(contents["train"].class_folders))
+    folders = list(dict.fromkeys(contents["train"].class_folders))  # each once, in order
     if layout != "classes":
         _refuse_masks(source, place, folders)
     classes = _as_classes(folders)
@@ -152,9 +159,12 @@ def make_file_source(
         raise no_validation_part(source)
     if "val" not in parts:
         split = "all"
-    chosen = [found for part, found in parts.items() if part != "test" and split in ("all", part)]
-    files = [file for found in chosen for file in found.files]
-    class_folders = [name for found in chosen for name in found.class_folders]
+    files: list[str] = []
+    class_folders: list[str | None] = []
+    for part, found in parts.items():
+        if part != "test" and split in ("all", part):
+            files += found.files
+            class_folders += found.class_folders
     if unused:
         notes = [*notes, unused.describe()]
     if not files:
@@ -190,20 +200,24 @@ def _first_folder(file: str, place: str) -> str | None:
 
 def _as_classes(folders: Sequence[str | None]) -> tuple[str, ...]:
     """Return the folders as classes, if there are two at least and no image lies beside them."""
-    names = tuple(name for name in folders if name is not None)
-    return names if len(names) == len(folders) > 1 else ()
+    if None in folders or len(folders) < 2:
+        return ()
+    return tuple(name for name in folders if name is not None)
 
 
 def _name_kind(source: str, division: Division) -> str:
     """Return "folder", and which one if the parts lie deeper than in the source itself."""
     outer = Path(source).expanduser()
-    return "folder" if division.root == outer else f"folder {list_names([str(division.root.relative_to(outer))])}/"
+    if division.root == outer:
+        return "folder"
+    return f"folder {list_names([str(division.root.relative_to(outer))])}/"
 
 
 def _refuse_masks(source: str, place: Path, folders: Sequence[str | None]) -> None:
     """Raise DataError if the folders are images/ and that of their masks: no classes, and masks are no photographs."""
-    masks = sorted(name for name in folders if name is not None and name.lower() in MASK_FOLDERS)
-    images = [name for name in folders if name is not None and name.lower() == "images"]
+    names = [name for name in folders if name is not None]
+    masks = sorted(name for name in names if name.lower() in MASK_FOLDERS)
+    images = [name for name in names if name.lower() == "images"]
     if images and masks:
         raise DataError(
             f"data.source {source}: fits two layouts: images with their masks ({images[0]}/ and {masks[0]}/) and "
@@ -245,5 +259,7 @@ def _empty_folders(place: Path, classes: Sequence[str]) -> tuple[str, ...]:
 def _visible_files(root: Path) -> list[str]:
     files = []
     for folder_path, _, names in os.walk(root):
-        files += [os.path.join(folder_path, name) for name in names if not name.startswith(".")]
+        for name in names:
+            if not name.startswith("."):
+                files.append(os.path.join(folder_path, name))
     return files

@@ -1,4 +1,4 @@
-"""Which images a source holds, known again wherever they lie: a source by its files' names, an image by its bytes.
+"""Identify the images of a source wherever they lie: a source by its files' names, an image by its bytes.
 
 n is the number of images.
 """
@@ -26,7 +26,7 @@ __all__ = ["UNREADABLE", "KeyKind", "SourceIdentity", "hash_images", "identify_s
 T = TypeVar("T")
 R = TypeVar("R")
 KeyKind = Literal["content", "name"]
-"""What the key of an image is made of: its size and its bytes, or its file name and its size."""
+"""The kinds of keys: of an image's size and bytes, or of its file name and size."""
 UNREADABLE = 0
 """The key of an image that cannot be read."""
 _BLOCK = 4096
@@ -40,7 +40,7 @@ _SAMPLE = 64
 
 @dataclass(frozen=True)
 class SourceIdentity:
-    """What two sources have in common if they hold the same images, wherever they lie.
+    """The identity of a source, which is equal for sources of the same images, wherever they lie.
 
     ``files`` is the SHA-256 of the names and sizes of all images in their order, ``sample`` that of the bytes of some
     of them: uncompressed images often share names and sizes. ``labels`` is that of what belongs to the images: names
@@ -74,7 +74,9 @@ def hash_images(source: Source, indices: NDArray[np.int64], kind: KeyKind, threa
     """
     hash_image = _hash_content if kind == "content" else _hash_name
     hash_batch = partial(_map_batch, partial(hash_image, source))
-    keys = [key for batch in in_threads(hash_batch, _split_batches(indices.tolist()), threads) for key in batch]
+    keys: list[int] = []
+    for batch in in_threads(hash_batch, _split_batches(indices.tolist()), threads):
+        keys += batch
     return np.array(keys, dtype=np.uint64)
 
 
@@ -105,6 +107,7 @@ def _hash_labels(source: Source, threads: int) -> str:
         digest.update(b"%d" % source.zero_ignored)
     if isinstance(source, CocoSource):
         for objects in source.annotations:
+            # masks are left out: they would take long, and go with the boxes
             described = [(each["category_id"], each["bbox"], each.get("iscrowd")) for each in objects]
             digest.update(repr(described).encode())
     return digest.hexdigest()
@@ -112,8 +115,10 @@ def _hash_labels(source: Source, threads: int) -> str:
 
 def _read_sizes(paths: Sequence[str], threads: int) -> list[int]:
     """Return the sizes of files in bytes, -1 for one that is not there."""
-    batches = in_threads(partial(_map_batch, _read_size), _split_batches(paths), threads)
-    return [size for batch in batches for size in batch]
+    sizes: list[int] = []
+    for batch in in_threads(partial(_map_batch, _read_size), _split_batches(paths), threads):
+        sizes += batch
+    return sizes
 
 
 def _read_size(path: str) -> int:

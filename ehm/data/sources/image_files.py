@@ -56,7 +56,7 @@ def hidden_images(root: Path, path: str) -> Iterator[str]:
 
 
 def has_image_suffix(name: str) -> bool:
-    """Whether a file of this name is read as an image."""
+    """Return whether a file of this name is read as an image."""
     return os.path.splitext(name)[1].lower() in SUFFIXES
 
 
@@ -69,4 +69,4 @@ IMAGES = SampleFinder(
     below=lambda folder: next(image_files(folder), None) is not None,
     directly=_holds_images_directly,
 )
-"""How to tell whether a folder holds images."""
+"""The tests whether a folder holds images."""

@@ -49,10 +49,15 @@ def open_imagenet(source: str, split: Split) -> FileSource:
 
 def _without_loose(found: PartFiles, unused: Unused) -> PartFiles:
     """Return the training images without those that lie beside the class folders, which would leave all unlabelled."""
-    labelled = [(file, name) for file, name in zip(found.files, found.class_folders, strict=True) if name is not None]
-    loose = [file for file, name in zip(found.files, found.class_folders, strict=True) if name is None]
-    unused.add_all("beside the class folders", loose)
-    return PartFiles([file for file, _ in labelled], [name for _, name in labelled])
+    files: list[str] = []
+    class_folders: list[str | None] = []
+    for file, name in zip(found.files, found.class_folders, strict=True):
+        if name is None:
+            unused.add("beside the class folders", file)
+        else:
+            files.append(file)
+            class_folders.append(name)
+    return PartFiles(files, class_folders)
 
 
 def find_imagenet(source: str) -> Division | None:

@@ -43,7 +43,7 @@ _SIGNATURES = (
     b"II*\x00",  # TIFF
     b"MM\x00*",
 )
-"""How files of the formats that are read begin."""
+"""First bytes of files in the formats that are read."""
 
 
 class Unused:
@@ -73,7 +73,8 @@ class Unused:
         for reason, count, names in rows:
             self._counts[reason] = self._counts.get(reason, 0) + count
             known = self._names.setdefault(reason, [])
-            known += [folder + name for name in names][: NAMED - len(known)]
+            for name in names[: NAMED - len(known)]:
+                known.append(folder + name)
 
     def rows(self) -> list[tuple[str, int, list[str]]]:
         """Return each reason with the number of its files and the first names, as plain values."""
@@ -85,13 +86,15 @@ class Unused:
             return ""
         groups = []
         for reason, count, names in self.rows():
-            shown = [*map(escape_unprintable, names), *(["…"] if count > len(names) else [])]
+            shown = list(map(escape_unprintable, names))
+            if count > len(names):
+                shown.append("…")
             groups.append(f"{count:,} {reason} ({', '.join(shown)})")
         return f"not used: {'; '.join(groups)}"
 
 
 def is_sample_file(path: str | Path) -> bool:
-    """Whether a file whose suffix is not read looks like an image or a sample all the same.
+    """Return whether a file whose suffix is not read looks like an image or a sample all the same.
 
     Its suffix says so, or it has none (or one that follows an image's, as in ``a.jpg~`` or ``a.jpg?size=large``) and it
     begins as an image of a format that is read does.
@@ -107,7 +110,7 @@ def is_sample_file(path: str | Path) -> bool:
 
 
 def is_unread_suffix(name: str) -> bool:
-    """Whether a name ends as an image or a set of samples does in a format that is not read; compressed ones too."""
+    """Return whether a name ends as an image or a set of samples in a format that is not read; compressed ones too."""
     stem, suffix = os.path.splitext(name.lower())
     if suffix in _COMPRESSED:
         inner_suffix = os.path.splitext(stem)[1]
@@ -134,10 +137,10 @@ def list_names(names: Sequence[str], most: int = 5) -> str:
 
 def escape_unprintable(name: str) -> str:
     """Return ``name`` with whatever cannot be printed (bytes that are no UTF-8, line ends) written as an escape."""
-    return "".join(
-        character if character.isprintable() else character.encode("unicode_escape").decode("ascii")
-        for character in name
-    )
+    printable = ""
+    for character in name:
+        printable += character if character.isprintable() else character.encode("unicode_escape").decode("ascii")
+    return printable
 
 
 def describe_layout(kind: str, parts: Sequence[str], classes: int) -> str:

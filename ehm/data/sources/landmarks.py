@@ -17,14 +17,14 @@ from ehm.storage.reading import read_rows
 __all__ = ["holds_gldv2", "open_gldv2"]
 
 _DIGITS = 18
-"""Of the largest number of a landmark: what fits into 64 bits."""
+"""Number of digits of a landmark's number that always fits into 64 bits."""
 _TABLES = {"train_clean.csv": ("landmark_id", "images"), "train.csv": ("id", "landmark_id")}
 """The columns of each table; Kaggle's train.csv has no ``url``. The first that is there counts: the paper trains on the
 cleaned set."""
 
 
 def holds_gldv2(root: Path) -> bool:
-    """Whether a table with GLDv2's columns lies beside a folder ``train/``.
+    """Return whether a table with GLDv2's columns lies beside a folder ``train/``.
 
     The names of the tables are not enough: many a data set has a train.csv.
     """
@@ -43,7 +43,7 @@ def _has_columns(table: Path) -> bool:
 
 
 def open_gldv2(source: str, split: Split) -> FileSource:
-    """GLDv2: image abc... is ``train/a/b/c/abc....jpg``; a class is a landmark, named by its number.
+    """Open GLDv2: image abc... is ``train/a/b/c/abc....jpg``; a class is a landmark, named by its number.
 
     ``train_clean.csv`` has a row for each landmark (``landmark_id,images``, 1.58 million images of 81,313), or else
     ``train.csv`` one for each image (``id,landmark_id``, and others). There is no validation part. Raises DataError
@@ -58,7 +58,8 @@ def open_gldv2(source: str, split: Split) -> FileSource:
             f"data.source {source}: not GLDv2's layout, a folder train/ and {' or '.join(_TABLES)}; "
             "data.layout=auto takes a folder for each class"
         )
-    images, landmarks = [], []
+    images = []
+    landmarks = []
     for image, landmark in _read_landmarks(table):
         images.append("/".join(["train", *image[:3], f"{image}.jpg"]))
         landmarks.append(landmark)
@@ -70,8 +71,9 @@ def open_gldv2(source: str, split: Split) -> FileSource:
     notes = [describe_layout(f"GLDv2 by {table.name}", (), len(known))]
     unused = Unused()
     named = set(images)
-    others = (file for file in image_files(root, "train", unused) if file not in named)
-    unused.add_all(f"not named in {table.name}", others)
+    for file in image_files(root, "train", unused):
+        if file not in named:
+            unused.add(f"not named in {table.name}", file)
     if unused:
         notes.append(unused.describe())
     classes = tuple(map(str, known.tolist()))
@@ -79,7 +81,7 @@ def open_gldv2(source: str, split: Split) -> FileSource:
 
 
 def _read_landmarks(table: Path) -> Iterator[tuple[str, int]]:
-    """Each image with its landmark."""
+    """Yield each image with its landmark."""
     columns = _TABLES[table.name]
     for line, row in read_rows(table, columns):
         images = row["images" if "images" in columns else "id"]

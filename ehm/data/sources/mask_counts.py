@@ -16,7 +16,7 @@ VALUES = 256
 
 
 class MaskCounts:
-    """How many masks hold each value (256,), how many pixels have it (256,), and how many masks hold 1 beside 255.
+    """Counts of the masks that hold each value (256,), of its pixels (256,), and of the masks that hold 1 beside 255.
 
     Several threads may add masks.
     """

@@ -1,4 +1,4 @@
-"""Masks: label images of up to 8 bits in which a pixel's value is its class, and what can be wrong with them.
+"""Read masks: label images of up to 8 bits in which a pixel's value is its class.
 
 Shapes: an image of H x W pixels, C classes.
 """
@@ -28,10 +28,9 @@ _GREY_LEVELS = re.compile(r"L(?:;([24]))?(I?)R?")
 def read_mask(file: str, zero_ignored: bool = False) -> NDArray[np.uint8]:
     """Return class numbers (H, W), turned as the file's own orientation says; :data:`IGNORED` stays.
 
-    They are the values that the file holds, whatever grey or colour a viewer shows for them. Where ``zero_ignored``, 0
-    is ignored too, and classes count from 1 there.
-
-    Raises BrokenImage for what is no label image of 1 to 8 bits (PNG's palette or grey levels).
+    They are the values in the file, whatever grey or colour a viewer shows for them. With ``zero_ignored``, 0 is
+    ignored too, and classes count from 1. Raises BrokenImage if the file is no label image of 1 to 8 bits (PNG's
+    palette or grey levels).
     """
     with open_image(file) as image:
         if image.mode not in ("1", "L", "P"):
@@ -56,7 +55,8 @@ def _stored_values(levels: NDArray[np.uint8], stored_as: str) -> NDArray[np.uint
     found = _GREY_LEVELS.fullmatch(stored_as)
     if found is None:
         return levels
-    bits, white_is_zero = int(found[1] or 8), bool(found[2])
+    bits = int(found[1] or 8)
+    white_is_zero = bool(found[2])
     largest = 2**bits - 1
     values = levels // np.uint8(255 // largest)
     return largest - values if white_is_zero else values

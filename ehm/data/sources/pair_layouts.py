@@ -84,11 +84,14 @@ def find_pair_folders(source: str, root: Path) -> PairFolders:
     Raises DataError if there are none, if two arrangements or two folders of masks are possible, or if there is no part
     to train on.
     """
-    found = [candidate for masks in MASK_FOLDERS for candidate in _find_arrangements(source, root, masks)]
-    found = [each for each in found if any(map(_holds_masks, each.folders.values()))] or found[:1]
+    possible: list[PairFolders] = []
+    for masks_name in MASK_FOLDERS:
+        possible += _find_arrangements(source, root, masks_name)
+    # an arrangement without a single mask counts only if there is no other, to report what it lacks
+    found = [each for each in possible if any(map(_holds_masks, each.folders.values()))] or possible[:1]
     if not found:
-        masks = ", ".join(f"{name}/" for name in MASK_FOLDERS)
-        raise DataError(f"data.source {source}: no folder images/ with {masks} beside it")
+        names = ", ".join(f"{name}/" for name in MASK_FOLDERS)
+        raise DataError(f"data.source {source}: no folder images/ with {names} beside it")
     if len(found) > 1:
         places = [
             f"{images.relative_to(root)} with {masks.relative_to(root)}" for images, masks in map(_first_folders, found)
@@ -112,16 +115,23 @@ def _find_arrangements(source: str, root: Path, masks: str) -> list[PairFolders]
     found = []
     images_parts = match_parts(source, visible_folders(root / "images"))
     masks_parts = match_parts(source, visible_folders(root / masks))
-    both = [part for part in PARTS if part in images_parts and part in masks_parts]
-    if both:
-        folders = {part: (root / "images" / images_parts[part], root / masks / masks_parts[part]) for part in both}
+    folders: dict[Part, tuple[Path, Path]] = {}
+    for part in PARTS:
+        if part in images_parts and part in masks_parts:
+            folders[part] = (root / "images" / images_parts[part], root / masks / masks_parts[part])
+    if folders:
         others = [f"images/{name}" for name in visible_folders(root / "images")]
         found.append(_make_pair_folders(root, folders, images_parts, others))
     outer_parts = match_parts(source, visible_folders(root))
-    inside = {part: (root / name / "images", root / name / masks) for part, name in outer_parts.items()}
-    complete = {part: pair for part, pair in inside.items() if pair[0].is_dir() and pair[1].is_dir()}
+    complete: dict[Part, tuple[Path, Path]] = {}
+    others = []
+    for part, name in outer_parts.items():
+        images_folder = root / name / "images"
+        if images_folder.is_dir():
+            others.append(f"{name}/images")
+            if (root / name / masks).is_dir():
+                complete[part] = (images_folder, root / name / masks)
     if complete:
-        others = [f"{name}/images" for name in outer_parts.values() if (root / name / "images").is_dir()]
         found.append(_make_pair_folders(root, complete, outer_parts, others))
     if not found and (root / "images").is_dir() and (root / masks).is_dir():
         found.append(PairFolders(root, {"train": (root / "images", root / masks)}, {}))
@@ -141,5 +151,5 @@ def _holds_masks(pair: tuple[Path, Path]) -> bool:
 
 
 def is_mask_file(file: str) -> bool:
-    """Whether a file of this name can be a mask."""
+    """Return whether a file of this name can be a mask."""
     return Path(file).suffix.lower() in MASK_SUFFIXES

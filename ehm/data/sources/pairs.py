@@ -79,35 +79,36 @@ class PairSource:
         return len(self.images)
 
     def load(self, index: int) -> Pair:
-        """Image and mask as they are seen; raises BrokenImage where one cannot be read, or they do not fit together."""
+        """Read image and mask as they are seen; raises BrokenImage if one is unreadable or they do not fit."""
         image = decode_image(self.name(index), value_range=self.value_range)
-        labels, wrong = self.read_labels(index)
-        if wrong:
-            raise BrokenImage(wrong)
+        labels, problem = self.read_labels(index)
+        if problem:
+            raise BrokenImage(problem)
         return Pair(image, labels)
 
     def read_labels(self, index: int) -> tuple[NDArray[np.uint8], str]:
-        """Return the labels (H, W) of an image as it is seen, and what keeps them from it: nothing where they fit.
+        """Read the labels (H, W) of an image as it is seen, and the problem that keeps them from it, empty if none.
 
-        Raises BrokenImage where image or mask cannot be read.
+        Raises BrokenImage if image or mask cannot be read.
         """
         file = self.mask(index)
         labels = read_mask(file, self.zero_ignored)
         head = read_head(self.name(index))
         if head.orientation != 1 and self.annotated == "stored" and read_head(file).orientation == 1:
             labels = turn_array(labels, head.orientation)
-        wrong = _find_misfit(file, labels, head.seen_size, len(self.classes), self.zero_ignored)
-        if wrong and labels.shape == head.seen_size and head.orientation != 1:
+        problem = _find_misfit(file, labels, head.seen_size, len(self.classes), self.zero_ignored)
+        # a mask of exchanged sides was drawn on the other pixels
+        if problem and labels.shape == head.seen_size and head.orientation != 1:
             other: Annotated = "upright" if self.annotated == "stored" else "stored"
-            wrong += f" as it is seen; data.annotated={other} if it was drawn on the {_DRAWN_ON[other]}"
-        return np.ascontiguousarray(labels), wrong
+            problem += f" as it is seen; data.annotated={other} if it was drawn on the {_DRAWN_ON[other]}"
+        return np.ascontiguousarray(labels), problem
 
     def name(self, index: int) -> str:
-        """The path of the image."""
+        """Return the path of the image."""
         return os.path.join(self.root, self.images[index])
 
     def mask(self, index: int) -> str:
-        """The path of the mask."""
+        """Return the path of the mask."""
         return os.path.join(self.root, self.masks[index])
 
 
@@ -162,21 +163,23 @@ def check_pairs(
 
     Images that cannot be read are left out: the loader replaces them. The values of masks are added to ``counts``.
     """
-    return [wrong for wrong in in_threads(partial(_check_pair, source, counts), indices, threads) if wrong]
+    problems = in_threads(partial(_check_pair, source, counts), indices, threads)
+    return [problem for problem in problems if problem]
 
 
 def _check_pair(source: PairSource, counts: MaskCounts | None, index: int) -> str:
     try:
-        labels, wrong = source.read_labels(index)
+        labels, problem = source.read_labels(index)
     except BrokenImage as error:
-        return str(error) if str(error).startswith(source.mask(index)) else ""
+        is_about_mask = str(error).startswith(source.mask(index))
+        return str(error) if is_about_mask else ""
     if counts is not None:
         counts.add(labels)
-    return wrong
+    return problem
 
 
 def _find_misfit(file: str, labels: NDArray[np.uint8], size: tuple[int, int], classes: int, zero_ignored: bool) -> str:
-    """What keeps a mask from its image of (width, height); nothing where it fits."""
+    """Describe what keeps a mask from its image of (width, height); empty if it fits."""
     if labels.shape != size[::-1]:
         return f"{file}: is {labels.shape[1]} x {labels.shape[0]} pixels, and its image {size[0]} x {size[1]}"
     wrong = np.unique(labels[(labels >= classes) & (labels != IGNORED)])
@@ -199,7 +202,7 @@ def _with_orientation(config: SegmentationData, source: PairSource) -> PairSourc
 
 
 def _read_sized(source: PairSource, index: int) -> Sized | None:
-    """Return the head of an image and the size of its mask; None where there is nothing to tell from them."""
+    """Return the head of an image and the size of its mask; None if they cannot tell how the mask was drawn."""
     try:
         head = read_head(source.name(index))
         if head.orientation == 1:
@@ -207,7 +210,9 @@ def _read_sized(source: PairSource, index: int) -> Sized | None:
         mask = read_head(source.mask(index))
     except BrokenImage:
         return None
-    return None if mask.orientation != 1 else Sized(source.mask(index), head, mask.size)
+    if mask.orientation != 1:
+        return None  # it is turned by itself
+    return Sized(source.mask(index), head, mask.size)
 
 
 def _match_masks(source: str, root: Path, images: Path, masks: Path, unused: Unused) -> tuple[list[str], list[str]]:
@@ -230,18 +235,20 @@ def _match_masks(source: str, root: Path, images: Path, masks: Path, unused: Unu
             f"{missing[0]} needs {stem}.png there"
         )
     found = [known[os.path.splitext(file)[0]] for file in files]
-    alone = sorted(set(known.values()) - set(found))
-    unused.add_all("of masks without an image", (str((masks / file).relative_to(root)) for file in alone))
-    return [str((images / file).relative_to(root)) for file in files], [
-        str((masks / file).relative_to(root)) for file in found
-    ]
+    for file in sorted(set(known.values()) - set(found)):
+        unused.add("of masks without an image", str((masks / file).relative_to(root)))
+    image_paths = [str((images / file).relative_to(root)) for file in files]
+    mask_paths = [str((masks / file).relative_to(root)) for file in found]
+    return image_paths, mask_paths
 
 
 def _number_classes(config: SegmentationData, source: PairSource) -> PairSource:
-    """Classes 0 to the largest value in any mask, for want of names."""
+    """Give the source classes 0 to the largest value in any mask, for want of names."""
     largest = max(in_threads(partial(_find_largest, source), range(len(source)), config.workers), default=-1)
-    if largest < 0 and (wrong := check_pairs(source, range(1), 0)):
-        raise DataError(f"data.source {config.source}: none of its masks can be used: {wrong[0]}")
+    if largest < 0:
+        problems = check_pairs(source, range(1), 0)
+        if problems:
+            raise DataError(f"data.source {config.source}: none of its masks can be used: {problems[0]}")
     if largest < 1:
         counts = MaskCounts()
         check_pairs(source, range(len(source)), config.workers, counts)
@@ -258,4 +265,5 @@ def _find_largest(source: PairSource, index: int) -> int:
         labels = read_mask(source.mask(index))
     except BrokenImage:
         return -1
-    return int(np.max(labels, where=labels != IGNORED, initial=0)) if (labels != IGNORED).any() else -1
+    counted = labels[labels != IGNORED]
+    return int(counted.max()) if counted.size else -1

@@ -56,7 +56,7 @@ _NAME_AND_YEAR = re.compile(r"([a-z]+?)[-_]?(?:\d{4})?")
 
 @dataclass(frozen=True)
 class SampleFinder:
-    """How to tell whether a folder holds samples of some kind: anywhere ``below`` it, or ``directly`` in it."""
+    """A pair of tests whether a folder holds samples of some kind: anywhere ``below`` it, or ``directly`` in it."""
 
     below: Callable[[Path], bool]
     directly: Callable[[Path], bool]
@@ -128,9 +128,10 @@ def divide_by_layout(source: str, layout: str, finder: SampleFinder) -> Division
         raise DataError(f"data.source {source}: {wrong}")
     if layout == "classes":
         return Division(root)
-    division = _divide_folder(source, root, finder, certain=layout == "parts") or _divide_only_folder(
-        source, root, finder, certain=layout == "parts"
-    )
+    certain = layout == "parts"
+    division = _divide_folder(source, root, finder, certain)
+    if division is None:
+        division = _divide_only_folder(source, root, finder, certain)
     if division is None and layout == "parts":
         raise DataError(f"data.source {source}: data.layout=parts needs a folder train/ (or training/) with samples")
     if division is not None and "train" not in division.parts:
@@ -180,7 +181,7 @@ def _divide_only_folder(source: str, root: Path, finder: SampleFinder, certain: 
 
 
 def _share_class_folders(division: Division) -> bool:
-    """Whether the training part and another part have a folder of the same name: a class of both."""
+    """Return whether the training part and another part have a folder of the same name: a class of both."""
     if "train" not in division.parts:
         return False
     classes = set(visible_folders(division.folder("train")))

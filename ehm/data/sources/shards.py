@@ -28,7 +28,7 @@ from ehm.data.sources.parts import (
     no_validation_part,
     visible_folders,
 )
-from ehm.data.sources.tar_index import UNLABELLED, read_index
+from ehm.data.sources.tar_index import UNLABELLED, TarIndex, read_index
 from ehm.errors import BrokenImage, DataError
 
 __all__ = ["ShardSource", "find_tar_files", "holds_shards", "is_pattern", "open_shards"]
@@ -55,7 +55,7 @@ class ShardSource:
         return len(self.shard)
 
     def load(self, index: int) -> Image.Image:
-        """The image in RGB; raises BrokenImage with its shard, its name and the reason."""
+        """Read the image in RGB; raises BrokenImage with its shard, its name and the reason."""
         name = self.name(index)
         try:
             with open(self.files[self.shard[index]], "rb") as file:
@@ -66,7 +66,7 @@ class ShardSource:
         return decode_image(BytesIO(data), name, value_range=self.value_range)
 
     def name(self, index: int) -> str:
-        """The path of the shard and the name inside it."""
+        """Return the path of the shard and the name inside it."""
         return f"{self.files[self.shard[index]]}/{self.members[index]}"
 
 
@@ -83,9 +83,15 @@ def open_shards(source: str, split: Split) -> ShardSource:
         raise no_validation_part(source)
     if "val" not in parts:
         split = "all"
-    files = [file for part, found in parts.items() if part != "test" and split in ("all", part) for file in found]
-    every = [file for part, found in parts.items() if part != "test" for file in found]
-    indexes = {file: read_index(file) for file in every}  # all parts: they have the same classes
+    files: list[Path] = []
+    indexes: dict[Path, TarIndex] = {}
+    for part, found in parts.items():
+        if part == "test":
+            continue
+        if split in ("all", part):
+            files += found
+        for file in found:
+            indexes[file] = read_index(file)  # of every part, because they have the same classes
     for file in files:
         unused.merge(indexes[file].unused, f"{file.name}/")
     numbers = np.concatenate([indexes[file].numbers for file in files])
@@ -99,6 +105,7 @@ def open_shards(source: str, split: Split) -> ShardSource:
     labelled = bool((labels >= 0).all())
     classes = 1 + max(int(index.numbers[:, 2].max(initial=UNLABELLED)) for index in indexes.values())
     notes = [describe_layout(f"{len(files):,} tar shards", _part_names(parts), classes if labelled else 0)]
+    # labels of some samples alone train nothing
     if not labelled and (labels >= 0).any():
         notes.append(f"labels are not used: {(labels >= 0).sum():,} of {len(labels):,} samples have one")
     if unused:
@@ -139,9 +146,11 @@ def _divide_by_name(source: str, files: list[Path]) -> dict[Part, list[Path]]:
     """Return the shards of each part by the words in their names; all are "train" if no name has such a word."""
     parts: dict[Part | None, list[Path]] = {}
     for file in files:
-        words = set(re.split("[^a-z]+", file.stem.lower()))
+        words = re.split("[^a-z]+", file.stem.lower())
         named = {SPELLINGS[word] for word in words if word in SPELLINGS}
-        parts.setdefault(named.pop() if len(named) == 1 else None, []).append(file)
+        # a name with words of two parts tells nothing
+        part = named.pop() if len(named) == 1 else None
+        parts.setdefault(part, []).append(file)
     if set(parts) in ({None}, {"train"}):
         return {"train": files}
     if None in parts or "train" not in parts:
@@ -181,12 +190,12 @@ def _count_passed_over(root: Path, used: Set[Path], unused: Unused) -> None:
 
 
 def is_pattern(source: str) -> bool:
-    """Whether ``source`` names tar files rather than a folder."""
+    """Return whether ``source`` names tar files rather than a folder."""
     return bool(_RANGE.search(source)) or source.lower().endswith(".tar")
 
 
 def holds_shards(root: Path) -> bool:
-    """Whether a folder, or one of its parts, holds .tar files."""
+    """Return whether a folder, or one of its parts, holds .tar files."""
     parts = [root / name for name in visible_folders(root) if name_part(name) is not None]
     return any(map(_has_tar_files, [root, *parts]))
 
@@ -199,7 +208,7 @@ def find_tar_files(root: Path) -> list[Path]:
 
 
 def is_tar_name(name: str) -> bool:
-    """Whether a file of this name is read as a shard."""
+    """Return whether a file of this name is read as a shard."""
     return name.lower().endswith(".tar")
 
 
@@ -208,14 +217,15 @@ def _has_tar_files(folder: Path) -> bool:
 
 
 TARS = SampleFinder(below=_has_tar_files, directly=_has_tar_files)
-"""How to tell whether a folder holds shards."""
+"""The tests whether a folder holds shards."""
 
 
 def _expand_pattern(pattern: str) -> Iterator[str]:
-    """``a-{08..10}.tar`` -> a-08.tar, a-09.tar, a-10.tar; the first bound's digits are the width."""
+    """Yield a-08.tar, a-09.tar, a-10.tar for ``a-{08..10}.tar``; the first bound's digits are the width."""
     found = _RANGE.search(pattern)
     if found is None:
         yield pattern
         return
     for number in range(int(found[1]), int(found[2]) + 1):
-        yield from _expand_pattern(pattern[: found.start()] + str(number).zfill(len(found[1])) + pattern[found.end() :])
+        name = pattern[: found.start()] + str(number).zfill(len(found[1])) + pattern[found.end() :]
+        yield from _expand_pattern(name)  # there may be another range behind it

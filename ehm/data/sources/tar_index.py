@@ -124,7 +124,7 @@ def _index_members(file: Path) -> TarIndex:
 
 
 def _is_part_of_a_sample(member: tarfile.TarInfo, unused: Unused) -> bool:
-    """Whether a member belongs to a sample; one that looks like an image and does not is counted in ``unused``."""
+    """Return whether a member belongs to a sample; others that look like images are counted in ``unused``."""
     base = member.name.rpartition("/")[2]
     if member.isdir():
         return False

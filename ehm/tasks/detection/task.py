@@ -72,7 +72,7 @@ class Detection(Task[DetectionConfig, DetectionReport]):
         name = config.data.source
         _print_unusable(source, name)
         # images without objects teach nothing here, but measuring counts what is found in them
-        trainable = np.array([bool(source.trainable(index)) for index in range(len(source))])
+        trainable = np.array([bool(source.trainable_objects(index)) for index in range(len(source))])
         if not trainable.any():
             raise DataError(f"data.source {name}: none of its {len(source)} images has an object to learn from")
         if source.split == "train":
@@ -135,7 +135,7 @@ class DetectorEvaluation(Evaluation[DetectionReport]):
         class_numbers = self._number_categories()
         # sorted, so that the order does not depend on the number of processes
         for index in sorted(rows):
-            image, objects = self._source.seen(index)
+            image, objects = self._source.upright_annotations(index)
             images.append({**image, "id": index})
             for row in objects:
                 truth.append({**row, "image_id": index, "category_id": class_numbers[row["category_id"]]})
