@@ -65,7 +65,7 @@ class Server:
 
 @dataclass(frozen=True)
 class Request:
-    """What wrk sends, again and again: a Lua script with the body and headers of one request."""
+    """A request that wrk sends again and again: a Lua script with its body and headers."""
 
     name: str
     path: str

@@ -1,4 +1,4 @@
-"""How long reading and writing tensors as JSON keeps everybody else in the server waiting: Python's json and ours.
+"""The time for which reading and writing tensors as JSON keeps the rest of the server waiting: Python's json and ours.
 
     python benchmarks/serve_json.py [--rounds 5]
 
