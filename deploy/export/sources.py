@@ -45,6 +45,7 @@ def prepare_export(source: ModelSource, head: Head) -> ImageExportable:
             "weights or timm:NAME"
         )
     weights = open_model(source, read_file)
+    # a plain ViT becomes the same file with any framework, and without torch's exporter
     plain_vit = assemble_plain_vit(weights, source, head)
     if plain_vit is None:
         return _prepare_with_torch(source, head, weights)
@@ -129,6 +130,10 @@ def _prepare_with_torch(source: ModelSource, head: Head, weights: Weights | None
             raise_opset="opset" not in config.model_fields_set,  # unless it was asked for
         )
 
-    kind = SegmenterExportable if network.outputs == ("scores",) else ImageExportable
-    checkpoint = None if weights is None else weights.checkpoint
+    kind = ImageExportable
+    if network.outputs == ("scores",):
+        kind = SegmenterExportable
+    checkpoint = None
+    if weights is not None:
+        checkpoint = weights.checkpoint
     return kind(loaded.provenance, loaded.image_size, network.outputs, make, reference, packages, checkpoint)

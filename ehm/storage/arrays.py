@@ -13,6 +13,7 @@ from ehm.errors import CheckpointError
 __all__ = [
     "Arrays",
     "LearnerState",
+    "add_prefix",
     "check_shapes",
     "drop_names",
     "find_mismatches",
@@ -74,6 +75,11 @@ def drop_names(entries: Mapping[str, T], names: Container[str]) -> dict[str, T]:
     return {name: value for name, value in entries.items() if name not in names}
 
 
+def add_prefix(entries: Mapping[str, T], prefix: str) -> dict[str, T]:
+    """Return ``entries`` with ``prefix`` before their names."""
+    return {prefix + name: value for name, value in entries.items()}
+
+
 def take_prefix(entries: Mapping[str, T], prefix: str) -> dict[str, T]:
     """Return those of ``entries`` whose names begin with ``prefix``, under the rest of their names."""
     return {name.removeprefix(prefix): value for name, value in entries.items() if name.startswith(prefix)}
@@ -81,16 +87,10 @@ def take_prefix(entries: Mapping[str, T], prefix: str) -> dict[str, T]:
 
 def join_average(optimizer: Arrays, average: Arrays) -> Arrays:
     """Return the optimiser's arrays and a moving average of the parameters as one set."""
-    return optimizer | {_AVERAGE + name: array for name, array in average.items()}
+    return optimizer | add_prefix(average, _AVERAGE)
 
 
 def split_average(arrays: Arrays) -> tuple[Arrays, Arrays]:
     """Split what :func:`join_average` joined; the average is empty if there was none."""
-    optimizer = {}
-    average = {}
-    for name, array in arrays.items():
-        if name.startswith(_AVERAGE):
-            average[name.removeprefix(_AVERAGE)] = array
-        else:
-            optimizer[name] = array
-    return optimizer, average
+    average = take_prefix(arrays, _AVERAGE)
+    return drop_names(arrays, add_prefix(average, _AVERAGE)), average

@@ -61,10 +61,12 @@ def load_model(
     assert weights.spec is not None
     spec = _require_vit(weights.spec, f"model.init {source.init}: holds a Swin, which")
     if pool == "avg" and weights.has_norm_behind_pooling:
-        fc_norm = True
+        fc_norm = True  # else the norm that the weights have would be left out, and none be used
     model = VisionTransformer(spec, rng, classes, pool, fc_norm, dtype, probe)
     parameters = dict(model.parameters_and_names())
-    arrays, notes = select_arrays(_shapes_of(parameters), weights.arrays, "head", source.init, weights.provenance.notes)
+    arrays, notes = select_arrays(
+        _list_shapes(parameters), weights.arrays, "head", source.init, weights.provenance.notes
+    )
     _copy_arrays(parameters, arrays)
     return LoadedModel(model, spec_to_json(spec), weights.provenance, notes)
 
@@ -72,7 +74,7 @@ def load_model(
 def load_initial_weights(model: nn.Cell, config: TrainConfig) -> tuple[str, ...]:
     """Copy the weights that ``config.model.init`` names into ``model``, one in pretraining; return notes on them."""
     parameters = dict(model.parameters_and_names())
-    arrays, notes = select_initial_arrays(config, _shapes_of(parameters))
+    arrays, notes = select_initial_arrays(config, _list_shapes(parameters))
     _copy_arrays(parameters, arrays)
     return notes
 
@@ -84,7 +86,7 @@ def _require_vit(spec: EncoderSpec, named: str) -> VitSpec:
     return spec
 
 
-def _shapes_of(parameters: Mapping[str, Parameter]) -> dict[str, tuple[int, ...]]:
+def _list_shapes(parameters: Mapping[str, Parameter]) -> dict[str, tuple[int, ...]]:
     return {name: tuple(value.shape) for name, value in parameters.items()}
 
 

@@ -32,7 +32,7 @@ from ehm.errors import CheckpointError, ConfigError
 from ehm.models.heads import Head, Output, Reference, list_outputs, select_labels
 from ehm.models.opening import number_labels, open_model
 from ehm.models.weights import LoadedModel, Provenance, Weights
-from ehm.storage.arrays import Arrays
+from ehm.storage.arrays import Arrays, add_prefix, take_prefix
 
 __all__ = ["build_plain_vit", "compute_with_torch", "load_module", "make_network", "reference"]
 
@@ -57,11 +57,10 @@ def compute_with_torch(network: Heads | Scores) -> Reference:
 def build_plain_vit(weights: Weights) -> nn.Module:
     """Build timm's own class with all arrays of ``weights``, a plain ViT."""
     assert isinstance(weights.spec, VitSpec)
-    arrays = weights.arrays
-    classes = len(weights.provenance.labels)
-    model: Any = build_vit(weights.spec, classes, 0.0, weights.provenance.pool, "fc_norm.weight" in arrays)
-    tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
-    if "head.0.running_mean" in arrays:
+    provenance = weights.provenance
+    tensors = _to_tensors(weights.arrays)
+    model: Any = build_vit(weights.spec, len(provenance.labels), 0.0, provenance.pool, "fc_norm.weight" in tensors)
+    if "head.0.running_mean" in tensors:  # a linear probe
         probe_head(model)
         tensors["head.0.num_batches_tracked"] = torch.tensor(0)  # counts batches in training, and nothing else
     model.load_state_dict(tensors)
@@ -81,6 +80,7 @@ def load_module(source: ModelSource, head: Head = "auto", weights: Weights | Non
             return _load_from_timm(source, head)
         if weights is None:
             weights = open_model(source, read_arrays)
+        # the checkpoint's folder, which errors then name, and not a run's, which has several
         source = source.model_copy(update={"init": weights.provenance.origin})
         labels = select_labels(weights.provenance, head)
         if weights.provenance.kind == "segmenter" and head == "auto":
@@ -99,11 +99,12 @@ def make_network(loaded: LoadedModel, head: Head) -> Heads | Scores:
 
 def _load_encoder(source: ModelSource, weights: Weights, labels: tuple[str, ...]) -> LoadedModel:
     """Load an encoder with its own classifier of ``labels``, if there are any."""
+    # without a norm behind the pooling, unless the weights have one: there is no training to begin it for
     loaded = load_model(source, len(labels), weights.provenance.pool, fc_norm=False, weights=weights)
     if labels:
         # `load_model` leaves the classifier fresh; here it belongs to the weights
         name = classifier_name(loaded.model)
-        own = _take_part(weights.arrays, f"{name}.")
+        own = take_prefix(weights.arrays, f"{name}.")
         if "0.running_mean" in own:
             probe_head(loaded.model)
         _fill_classifier(loaded.model, name, own)
@@ -123,9 +124,11 @@ def _load_segmenter(source: ModelSource, weights: Weights) -> LoadedModel:
     pyramid, loaded = load_pyramid(encoder, (height, width), config.head.taps or last_of_thirds, weights)
     labels = tuple(metadata["classes"])
     network = UperNet(pyramid, len(labels), config.head)
-    # the encoder's are there already, in the sizes that it has here
-    rest = {name: array for name, array in weights.checkpoint.model.items() if ".encoder." not in name}
-    network.load_state_dict({**network.state_dict(), **_to_tensors(rest)})
+    state = network.state_dict()
+    for name, array in weights.checkpoint.model.items():
+        if ".encoder." not in name:  # its arrays are there already, in the sizes that it has here
+            state[name] = torch.from_numpy(array)
+    network.load_state_dict(state)
     architecture = {**loaded.architecture, "image_size": [height, width]}
     return LoadedModel(_freeze(network), architecture, replace(weights.provenance, labels=labels))
 
@@ -135,7 +138,8 @@ def _load_embedder(source: ModelSource, weights: Weights) -> LoadedModel:
     assert weights.checkpoint is not None
     loaded = load_model(source, fc_norm=False, weights=weights)
     model = Embedding(loaded.model, weights.checkpoint.metadata["config"]["dim"])
-    arrays = {f"encoder.{name}": array for name, array in to_arrays(loaded.model).items()}
+    # the encoder's as they were resampled to the image size, the others as they were trained
+    arrays = add_prefix(to_arrays(loaded.model), "encoder.")
     for name, array in weights.checkpoint.model.items():
         if not name.startswith(("arcface.", "encoder.")):
             arrays[name] = array
@@ -146,23 +150,19 @@ def _load_embedder(source: ModelSource, weights: Weights) -> LoadedModel:
 def _load_from_timm(source: ModelSource, head: Head) -> LoadedModel:
     """Load a network of timm's, with the classifier that it was published with if ``head`` takes one."""
     name = source.init.removeprefix("timm:").partition("?")[0]
-    published = timm.get_pretrained_cfg(name) if timm.is_model(name.partition(".")[0]) else None
-    known = number_labels(0 if published is None else published.num_classes)
     labels: tuple[str, ...] = ()
-    if published is not None:  # what is not timm's, load_model refuses with the names that are near
+    # any name that timm does not know is refused below, with the names that are near
+    if timm.is_model(name.partition(".")[0]) and (published := timm.get_pretrained_cfg(name)):
+        known = number_labels(published.num_classes)
         labels = select_labels(Provenance(source.init, "timm", labels=known), head)
     loaded = load_model(source, len(labels))
-    subset = infer_imagenet_subset(loaded.model) if labels else None
-    if subset:
+    if labels and (subset := infer_imagenet_subset(loaded.model)):  # timm names no other classes than ImageNet's
         labels = tuple(ImageNetInfo(subset).label_descriptions())
+    # there may be no file to hash: an untrained network is exported too
     tensors = {key: value.contiguous() for key, value in loaded.model.state_dict().items()}
     digest = hashlib.sha256(save(tensors)).hexdigest()
     _freeze(loaded.model)
     return replace(loaded, provenance=replace(loaded.provenance, sha256=digest, labels=labels))
-
-
-def _take_part(arrays: Arrays, prefix: str) -> Arrays:
-    return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
 
 
 def _fill_classifier(model: nn.Module, name: str, arrays: Arrays) -> None:

@@ -76,37 +76,41 @@ def load_model(
         weights = resize_weights(weights, source)
         assert weights.spec is not None
         if pool == "avg" and weights.has_norm_behind_pooling:
-            fc_norm = True
+            fc_norm = True  # else the norm that the weights have would be left out, and none be used
         model = build_encoder(weights.spec, classes, source.drop_path, pool, fc_norm)
         architecture = spec_to_json(weights.spec)
     assumptions = weights.provenance.notes
-    arrays, notes = select_arrays(_shapes_of(model), weights.arrays, classifier_name(model), source.init, assumptions)
+    arrays, notes = select_arrays(_list_shapes(model), weights.arrays, classifier_name(model), source.init, assumptions)
     _copy_arrays(model, arrays)
     return LoadedModel(model, architecture, weights.provenance, notes)
 
 
 def load_initial_weights(model: nn.Module, config: TrainConfig) -> tuple[str, ...]:
     """Copy the weights that ``config.model.init`` names into ``model``, one in pretraining; return notes on them."""
-    arrays, notes = select_initial_arrays(config, _shapes_of(model), read_arrays)
+    arrays, notes = select_initial_arrays(config, _list_shapes(model), read_arrays)
     _copy_arrays(model, arrays)
     return notes
 
 
 def classifier_name(model: Any) -> str:
     """Return the name of a timm model's last linear layer: ``head``, ``fc``, ``head.fc`` ..."""
-    default = "head.fc" if isinstance(model, SwinTransformer) else "head"
+    # the encoders that we build ourselves have no pretrained_cfg
+    default = "head"
+    if isinstance(model, SwinTransformer):
+        default = "head.fc"
     return str(getattr(model, "pretrained_cfg", {}).get("classifier", default))
 
 
 def read_arrays(path: Path) -> Arrays:
     """Read the arrays of a ``.safetensors`` file, or of a torch file with tensors at its top or in a known container.
 
-    Of the objects that published files hold beside them, ``argparse.Namespace`` is inert, and a plain dictionary stands
-    in for yacs's; any other is refused with a CheckpointError.
+    Anything but tensors is refused with a CheckpointError, unless it cannot run code.
     """
     if path.suffix == ".safetensors":
         return read_safetensors(path)
     try:
+        # published files hold their program's settings beside the tensors: argparse's namespace is inert, and a plain
+        # dictionary stands in for yacs's
         with torch.serialization.safe_globals([argparse.Namespace, (OrderedDict, "yacs.config.CfgNode")]):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
@@ -121,9 +125,9 @@ def read_arrays(path: Path) -> Arrays:
     arrays = {}
     for name, value in content.items():
         if isinstance(value, Tensor):
-            # NumPy lacks bfloat16, and everything downstream computes in float32
-            tensor = value.float() if value.is_floating_point() else value
-            arrays[str(name)] = tensor.detach().numpy()
+            if value.is_floating_point():  # NumPy has no bfloat16
+                value = value.float()
+            arrays[str(name)] = value.detach().numpy()
     return arrays
 
 
@@ -139,13 +143,16 @@ def _explain(error: Exception) -> str:
     return f"it is damaged, or no file of torch's ({shorten(_first_line(error))})"
 
 
-def _shapes_of(model: nn.Module) -> dict[str, tuple[int, ...]]:
+def _list_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
     return {name: tuple(value.shape) for name, value in model.state_dict().items()}
 
 
 def _copy_arrays(model: nn.Module, arrays: Arrays) -> None:
-    tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
-    model.load_state_dict({**model.state_dict(), **tensors})
+    """Copy ``arrays`` into ``model``; parameters that they lack stay as they are."""
+    state = model.state_dict()
+    for name, array in arrays.items():
+        state[name] = torch.from_numpy(array)
+    model.load_state_dict(state)
 
 
 def _load_from_timm(source: ModelSource, classes: int) -> LoadedModel:
@@ -162,12 +169,14 @@ def _load_from_timm(source: ModelSource, classes: int) -> LoadedModel:
     published = model.pretrained_cfg
     size = source.image_size or published["input_size"][1:]
     architecture = {"family": "timm", "name": name, "image_size": list(size)}
-    note = f"{name} of timm, " + ("with its published weights" if pretrained else "untrained")
+    weights = "with its published weights" if pretrained else "untrained"
     try:
         inputs = InputSpec.from_pretrained_cfg(published)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"model.init {source.init}: timm's pretrained_cfg of it: {error}") from None
-    return LoadedModel(model, architecture, Provenance(source.init, "timm", inputs=inputs), (note,))
+    return LoadedModel(
+        model, architecture, Provenance(source.init, "timm", inputs=inputs), (f"{name} of timm, {weights}",)
+    )
 
 
 def _create_timm_model(
@@ -194,4 +203,6 @@ def _create_timm_model(
 
 def _first_line(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    if lines:
+        return lines[0]
+    return type(error).__name__  # some errors have no words
