@@ -107,7 +107,7 @@ def test_a_refused_body_is_read_on_within_limits(bundle, monkeypatch, limit, val
 @pytest.fixture
 def large(bundle, monkeypatch):
     """A server whose /docs are as large as can be, and its service."""
-    monkeypatch.setattr("ehm.deploy.serve.http.app._page", lambda app: "x" * LARGE)
+    monkeypatch.setattr("ehm.deploy.serve.http.app._render_page", lambda app: "x" * LARGE)
     with running([bundle], send_timeout=600, max_memory=int(1.5 * LARGE)) as (address, service):
         yield address, service
 
@@ -152,7 +152,7 @@ def test_no_more_than_a_piece_of_an_answer_waits_in_a_connection(large, monkeypa
 
 
 def test_a_client_that_reads_too_slowly_is_dropped(bundle, monkeypatch, caplog):
-    monkeypatch.setattr("ehm.deploy.serve.http.app._page", lambda app: "x" * LARGE)
+    monkeypatch.setattr("ehm.deploy.serve.http.app._render_page", lambda app: "x" * LARGE)
     with running([bundle], send_timeout=0.3) as (address, service), start_reading(address) as lazy:
         eventually(lambda: dropped(service, "unread") == 1)
         eventually(lambda: service.memory.held == 0)

@@ -265,7 +265,7 @@ def test_overload_is_429_and_a_late_answer_504(bundle, monkeypatch):
 
 def test_the_deadline_counts_behind_the_model_too(bundle, monkeypatch):
     passed = threading.Event()
-    monkeypatch.setattr(open_inference, "encode", lambda *_: passed.wait(20))
+    monkeypatch.setattr(open_inference, "encode_response", lambda *_: passed.wait(20))
     with running([bundle], timeout=3) as (address, _):  # enough for the model itself, on a busy machine too
         status, _, answer = ask(address, "POST", "/v2/models/both/infer", infer_body())
         passed.set()

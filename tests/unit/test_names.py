@@ -20,7 +20,7 @@ from ehm.console import PlainConsole, console, print_line
 from ehm.data import open_source
 from ehm.deploy.bench import Timing, _print_table
 from ehm.deploy.predict.prediction import Prediction
-from ehm.deploy.serve.http.app import _answer
+from ehm.deploy.serve.http.app import _answer_error
 from ehm.deploy.serve.routes.neighbours import Index
 from ehm.doctor import Finding
 from ehm.errors import ConfigError
@@ -139,7 +139,7 @@ def test_a_server_answers_with_what_json_can_hold(tmp_path):
     np.save(tmp_path / "features.npy", np.eye(2, 4, dtype=np.float32))
     assert Index(tmp_path).names == [r"caf\xe9", "b.png"]
     request = SimpleNamespace(state=SimpleNamespace(record=SimpleNamespace(error=None)))
-    assert json.loads(_answer(request, 400, "no input \ud800").body) == {"error": r"no input \ud800"}
+    assert json.loads(_answer_error(request, 400, "no input \ud800").body) == {"error": r"no input \ud800"}
 
 
 def test_predictions_and_findings_are_text(capsys):

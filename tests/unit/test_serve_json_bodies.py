@@ -8,7 +8,7 @@ import pytest
 from inference_bodies import INPUT, NUMBERS, OUTPUTS, body, changed, manifest
 
 from ehm.deploy.serve.routes import json_request
-from ehm.deploy.serve.routes.protocol import InferRequest, OutputRequest, decode, encode
+from ehm.deploy.serve.routes.protocol import InferRequest, OutputRequest, decode_request, encode_response
 from ehm.errors import RequestError
 
 IMAGES = np.float32(NUMBERS).reshape(1, 3, 1, 2).tolist()
@@ -32,7 +32,7 @@ IMAGES = np.float32(NUMBERS).reshape(1, 3, 1, 2).tolist()
 )
 def test_null_is_what_is_not_set(request_body):
     """protobuf's JSON of C# and Go, and Java's Jackson, write it for every field without a value."""
-    found = decode(request_body, None, manifest())
+    found = decode_request(request_body, None, manifest())
     assert found.images.tolist() == IMAGES
     assert found.outputs == (OutputRequest("logits"), OutputRequest("features"))
     assert (found.id, found.timeout) == (None, None)
@@ -40,7 +40,7 @@ def test_null_is_what_is_not_set(request_body):
 
 def test_null_beside_binary_data():
     head = changed(data=None, parameters={"binary_data_size": 24, "shared_memory_region": None})
-    found = decode(head + struct.pack("<6f", *NUMBERS), len(head), manifest())
+    found = decode_request(head + struct.pack("<6f", *NUMBERS), len(head), manifest())
     assert found.images.tolist() == IMAGES
 
 
@@ -60,7 +60,7 @@ def test_large_bodies_are_read_as_small_ones(nested, dtype):
     tensor, images = large(4, nested, dtype)
     text = json.dumps({"id": '"data": [1]', "inputs": [tensor], "outputs": [{"name": "features"}]}).encode()
     assert len(text) > json_request._LARGE
-    found = decode(text, None, manifest(("batch", 3, 40, 50), dtype))
+    found = decode_request(text, None, manifest(("batch", 3, 40, 50), dtype))
     assert found.images.dtype == dtype
     assert np.array_equal(found.images, images)
     assert (found.id, found.outputs) == ('"data": [1]', (OutputRequest("features"),))
@@ -90,14 +90,14 @@ def replaced(old, new):
 )
 def test_what_is_wrong_with_a_large_body_is_said(text, status, sentence):
     with pytest.raises(RequestError) as refused:
-        decode(text.encode(), None, manifest(("batch", 3, 40, 50)))
+        decode_request(text.encode(), None, manifest(("batch", 3, 40, 50)))
     assert refused.value.status == status
     assert sentence in str(refused.value)
 
 
 def test_an_answer_is_the_json_of_its_parts():
     asked = InferRequest(np.zeros((2, 1), np.float32), (OutputRequest("logits"), OutputRequest("features")), id='a"b')
-    raw, head = encode(asked, OUTPUTS, "m", "v")
+    raw, head = encode_response(asked, OUTPUTS, "m", "v")
     assert head is None
     assert json.loads(raw) == {
         "model_name": "m",
@@ -110,5 +110,5 @@ def test_an_answer_is_the_json_of_its_parts():
     }
     many = {"logits": np.random.default_rng(0).standard_normal((50, 4000)).astype(np.float32)}
     asked = InferRequest(np.zeros((50, 1), np.float32), (OutputRequest("logits"),))
-    raw, _ = encode(asked, many, "m", "v")
+    raw, _ = encode_response(asked, many, "m", "v")
     assert json.loads(raw)["outputs"][0]["data"] == many["logits"].ravel().tolist()

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ehm.deploy.bundle.manifest import Manifest, TensorRecord
-from ehm.deploy.serve.routes.protocol import InferRequest, OutputRequest, encode, metadata
+from ehm.deploy.serve.routes.protocol import InferRequest, OutputRequest, describe_model, encode_response
 
 PIXELS = ("uint8", "NHWC", ["batch", "height", "width", 3], "UINT8", [-1, -1, -1, 3])
 IMAGES = ("float32", "NCHW", ["batch", 3, 8, 12], "FP32", [-1, 3, 8, 12])
@@ -61,7 +61,7 @@ def test_it_names_every_tensor_with_its_datatype(kind):
             "parity": {"reference": "", "runtime": "", "tolerance": 0, "max_abs": 0, "cosine": 1, "cases": []},
         }
     )
-    assert metadata(manifest, "m", "1") == {
+    assert describe_model(manifest, "m", "1") == {
         "name": "m",
         "versions": ["1"],
         "platform": "onnx_onnxv1",
@@ -77,6 +77,6 @@ def test_every_type_that_a_manifest_can_name_is_known():
 
 def test_values_are_answered_in_their_own_type():
     request = InferRequest(np.zeros((1, 3, 8, 12), np.float32), (OutputRequest("labels", binary=True),))
-    body, head = encode(request, {"labels": np.array([[3, -1]])}, "m", "1")
+    body, head = encode_response(request, {"labels": np.array([[3, -1]])}, "m", "1")
     assert b'"datatype":"INT64","shape":[1,2]' in body[:head]
     assert body[head:] == (3).to_bytes(8, "little") + (-1).to_bytes(8, "little", signed=True)

@@ -10,13 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from inference_bodies import INPUT, NUMBERS, OUTPUTS, body, changed, manifest
 
-from ehm.deploy.serve.routes.protocol import decode, encode, metadata
+from ehm.deploy.serve.routes.protocol import decode_request, describe_model, encode_response
 from ehm.errors import RequestError
 
 
 def test_json_tensors_flat_and_nested():
     for data in (NUMBERS, [[[[0.5, -1]], [[2, 3]], [[4, 0.001]]]]):
-        found = decode(changed(data=data), None, manifest())
+        found = decode_request(changed(data=data), None, manifest())
         assert found.images.dtype == np.float32
         assert found.images.tolist() == np.float32(NUMBERS).reshape(1, 3, 1, 2).tolist()
         assert [(o.name, o.binary, o.classes) for o in found.outputs] == [("logits", False, 0), ("features", False, 0)]
@@ -25,25 +25,27 @@ def test_json_tensors_flat_and_nested():
 
 def test_binary_tensors_are_little_endian_after_the_json():
     head = changed(data=None, parameters={"binary_data_size": 24})
-    found = decode(head + struct.pack("<6f", *NUMBERS), len(head), manifest())
+    found = decode_request(head + struct.pack("<6f", *NUMBERS), len(head), manifest())
     assert found.images.tolist() == np.float32(NUMBERS).reshape(1, 3, 1, 2).tolist()
 
 
 def test_a_raw_binary_request_is_one_image_and_wants_binary_outputs():
-    found = decode(struct.pack("<6f", *NUMBERS), 0, manifest())
+    found = decode_request(struct.pack("<6f", *NUMBERS), 0, manifest())
     assert found.images.shape == (1, 3, 1, 2)
     assert [(o.name, o.binary) for o in found.outputs] == [("logits", True), ("features", True)]
     with pytest.raises(RequestError, match="does not say the image's size"):
-        decode(bytes(6), 0, manifest(("batch", "height", "width", 3), "uint8"))
+        decode_request(bytes(6), 0, manifest(("batch", "height", "width", 3), "uint8"))
 
 
 def test_bytes_of_any_size():
     image = {"name": "images", "shape": [1, 1, 2, 3], "datatype": "UINT8", "data": [0, 1, 2, 253, 254, 255]}
-    found = decode(body(inputs=[image]), None, manifest(("batch", "height", "width", 3), "uint8"))
+    found = decode_request(body(inputs=[image]), None, manifest(("batch", "height", "width", 3), "uint8"))
     assert (found.images.dtype, found.images.tolist()) == (np.uint8, [[[[0, 1, 2], [253, 254, 255]]]])
     for wrong in ([0, 1, 2, 3, 4, 256], [0, 1, 2, 3, 4, -1], [0.5] * 6):
         with pytest.raises(RequestError, match="integers from 0 to 255"):
-            decode(body(inputs=[{**image, "data": wrong}]), None, manifest(("batch", "height", "width", 3), "uint8"))
+            decode_request(
+                body(inputs=[{**image, "data": wrong}]), None, manifest(("batch", "height", "width", 3), "uint8")
+            )
 
 
 def test_parameters_of_request_and_outputs():
@@ -52,16 +54,16 @@ def test_parameters_of_request_and_outputs():
         {"name": "logits", "parameters": {"classification": 2}},
     ]
     asked = body(id="7", outputs=wanted, parameters={"binary_data_output": True, "timeout": 1500000, "other": "x"})
-    found = decode(asked, None, manifest())
+    found = decode_request(asked, None, manifest())
     assert (found.id, found.timeout) == ("7", 1.5)
     assert [(o.name, o.binary, o.classes) for o in found.outputs] == [("features", False, 0), ("logits", True, 2)]
 
 
 def response(outputs, **more):
-    asked = decode(
+    asked = decode_request(
         body(inputs=[{**INPUT, "shape": [2, 3, 1, 2], "data": NUMBERS * 2}], outputs=outputs, **more), None, manifest()
     )
-    return encode(asked, OUTPUTS, "m", "abc", manifest().labels)
+    return encode_response(asked, OUTPUTS, "m", "abc", manifest().labels)
 
 
 def test_a_json_response_has_the_specified_fields():
@@ -104,15 +106,15 @@ def test_classification_gives_value_index_label_as_triton_does():
 
 
 def test_what_json_cannot_say_is_refused_and_binary_is_not():
-    asked = decode(body(), None, manifest())
+    asked = decode_request(body(), None, manifest())
     with pytest.raises(RequestError, match=r"logits is not finite.*binary_data"):
-        encode(asked, {name: np.full((1, 4), np.nan, np.float32) for name in OUTPUTS}, "m", "1")
-    asked = decode(body(parameters={"binary_data_output": True}), None, manifest())
-    assert encode(asked, {name: np.full((1, 4), np.nan, np.float32) for name in OUTPUTS}, "m", "1")[1]
+        encode_response(asked, {name: np.full((1, 4), np.nan, np.float32) for name in OUTPUTS}, "m", "1")
+    asked = decode_request(body(parameters={"binary_data_output": True}), None, manifest())
+    assert encode_response(asked, {name: np.full((1, 4), np.nan, np.float32) for name in OUTPUTS}, "m", "1")[1]
 
 
 def test_metadata_has_minus_one_for_dynamic_sizes():
-    found = metadata(manifest(("batch", "height", "width", 3), "uint8"), "m", "abc")
+    found = describe_model(manifest(("batch", "height", "width", 3), "uint8"), "m", "abc")
     assert found["inputs"] == [{"name": "images", "datatype": "UINT8", "shape": [-1, -1, -1, 3]}]
     assert found["outputs"][0] == {"name": "logits", "datatype": "FP32", "shape": [-1, 4]}
     assert (found["platform"], found["versions"]) == ("onnx_onnxv1", ["abc"])
@@ -169,7 +171,7 @@ def test_metadata_has_minus_one_for_dynamic_sizes():
 )
 def test_a_wrong_request_is_one_sentence(raw, length, sentence):
     with pytest.raises(RequestError, match=sentence) as refused:
-        decode(raw, length, manifest())
+        decode_request(raw, length, manifest())
     assert refused.value.status == 400
     assert len(str(refused.value)) < 400
     assert "\n" not in str(refused.value)
@@ -189,7 +191,7 @@ OF_INPUT = st.sampled_from(["name", "shape", "datatype", "parameters", "data"])
 def test_any_json_is_read_or_refused(changes, of_input, length):
     raw = json.dumps({"inputs": [{**INPUT, **of_input}], **changes}).encode()
     with contextlib.suppress(RequestError):
-        assert decode(raw, length, manifest()).images.shape[1:] == (3, 1, 2)
+        assert decode_request(raw, length, manifest()).images.shape[1:] == (3, 1, 2)
 
 
 def test_an_image_smaller_than_a_patch_is_refused():
@@ -198,5 +200,5 @@ def test_an_image_smaller_than_a_patch_is_refused():
     any_size = any_size.model_copy(update={"input": record})
     for shape in ([1, 3, 3, 9], [1, 3, 9, 3]):
         with pytest.raises(RequestError, match=r"inputs\.0\.shape: expected at least 4 pixels each way"):
-            decode(changed(shape=shape, data=[0] * 81), None, any_size)
-    assert decode(changed(shape=[1, 3, 4, 5], data=[0] * 60), None, any_size).images.shape == (1, 3, 4, 5)
+            decode_request(changed(shape=shape, data=[0] * 81), None, any_size)
+    assert decode_request(changed(shape=[1, 3, 4, 5], data=[0] * 60), None, any_size).images.shape == (1, 3, 4, 5)

@@ -13,7 +13,7 @@ from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 
 import ehm
-from ehm.deploy.serve.http.edge import OPEN, Edge, admit
+from ehm.deploy.serve.http.edge import OPEN, Edge, refuse_if_crowded
 from ehm.deploy.serve.http.exchange import RETRY
 from ehm.deploy.serve.inference.service import Service
 from ehm.deploy.serve.routes import dense, images, open_inference, page
@@ -24,9 +24,13 @@ from ehm.storage.names import escape_undecodable
 __all__ = ["create_app"]
 
 
-class _Described(FastAPI):
+_ERROR = {"type": "object", "required": ["error"], "properties": {"error": {"type": "string"}}}
+"""The schema of an answer that refuses a request."""
+
+
+class _DescribedApp(FastAPI):
     def openapi(self) -> dict[str, Any]:
-        """What FastAPI finds, and the API key, which `Edge` asks for, where this server has one."""
+        """Return what FastAPI finds, and the API key, which `Edge` asks for, if this server has one."""
         if self.openapi_schema is None and super().openapi() and self.state.service.guarded:
             schema: dict[str, Any] = self.openapi_schema or {}
             schema["components"]["securitySchemes"] = {
@@ -39,80 +43,87 @@ class _Described(FastAPI):
         return super().openapi()
 
 
-def _identity(route: APIRoute) -> str:
-    """The operation's id in the description, from which programs make the names of functions."""
+def _operation_id(route: APIRoute) -> str:
+    """Return the operation's id in the description, from which programs make the names of functions."""
+    # a route with a version is a second one of the same function
     return f"{route.name}_of_version" if "{version}" in route.path else route.name
 
 
 def create_app(service: Service, index: Index | None = None) -> FastAPI:
-    """The application around a service, which is its ``state.service``, and images to search, its ``state.index``."""
+    """Return the application around a service, which is its ``state.service``.
+
+    Images to search are its ``state.index``.
+    """
     error = {"description": "refused, with the reason", "content": {"application/json": {"schema": _ERROR}}}
-    app = _Described(
+    app = _DescribedApp(
         title="ehm serve",
         version=ehm.__version__,
         docs_url=None,  # FastAPI's own pages load their scripts from elsewhere
         redoc_url=None,
         redirect_slashes=False,  # an empty answer, to an address that the client's Host header made
-        generate_unique_id_function=_identity,
+        generate_unique_id_function=_operation_id,
         responses={"4XX": error, "5XX": error},
     )
     app.state.service = service
     app.state.index = index
     for routes in (page, images, dense, open_inference):
-        app.include_router(routes.router, dependencies=[Depends(admit)])
+        app.include_router(routes.router, dependencies=[Depends(refuse_if_crowded)])
 
     @app.get("/metrics", include_in_schema=False)
     async def metrics() -> Response:
+        """Return the metrics for Prometheus."""
         return Response(service.metrics.render(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     @app.get("/docs", include_in_schema=False)
     async def docs() -> HTMLResponse:
-        return HTMLResponse(_page(app))
+        """Return the description for people."""
+        return HTMLResponse(_render_page(app))
 
-    app.add_exception_handler(RequestError, _refused)
-    app.add_exception_handler(HTTPException, _refused)
-    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(RequestError, _answer_refusal)
+    app.add_exception_handler(HTTPException, _answer_refusal)
+    app.add_exception_handler(RequestValidationError, _answer_invalid)
     app.add_middleware(Edge, service=service)
     return app
 
 
-_ERROR = {"type": "object", "required": ["error"], "properties": {"error": {"type": "string"}}}
-
-
-def _answer(request: Request, status: int, reason: str, headers: dict[str, str] | None = None) -> JSONResponse:
+def _answer_error(request: Request, status: int, reason: str, headers: dict[str, str] | None = None) -> JSONResponse:
     reason = escape_undecodable(reason)  # JSON of a client may name a lone surrogate, which UTF-8 cannot hold
     request.state.record.error = reason
     return JSONResponse({"error": reason}, status, headers)
 
 
-async def _refused(request: Request, error: Exception) -> Response:
+async def _answer_refusal(request: Request, error: Exception) -> Response:
     if isinstance(error, RequestError):
-        return _answer(request, error.status, str(error), RETRY if error.status in (429, 503) else None)
+        headers = RETRY if error.status in (429, 503) else None
+        return _answer_error(request, error.status, str(error), headers)
     assert isinstance(error, HTTPException)
-    path, headers = request.url.path[:100], dict(error.headers or {})
+    path = request.url.path[:100]
+    headers = dict(error.headers or {})
     reason = str(error.detail)
     if error.status_code == 404:
-        reason = f"there is nothing at {path}" + ("; try it without the / at its end" if path[1:].endswith("/") else "")
+        reason = f"there is nothing at {path}"
+        if path[1:].endswith("/"):
+            reason += "; try it without the / at its end"
     elif error.status_code == 405:
         allowed = headers.get("allow", headers.get("Allow", "another method"))
         reason = f"{path} takes {allowed}, not {request.method[:20]}"
-    return _answer(request, error.status_code, reason, headers)
+    return _answer_error(request, error.status_code, reason, headers)
 
 
-async def _invalid(request: Request, error: Exception) -> Response:
+async def _answer_invalid(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     first: dict[str, Sequence[object]] = error.errors()[0]
-    return _answer(request, 422, f"{'.'.join(map(str, first['loc'][1:]))}: {first['msg']}")
+    return _answer_error(request, 422, f"{'.'.join(map(str, first['loc'][1:]))}: {first['msg']}")
 
 
-def _page(app: FastAPI) -> str:
-    """What /openapi.json says, for people."""
+def _render_page(app: FastAPI) -> str:
+    """Return the content of /openapi.json as a page for people."""
     schema = app.openapi()
-    rows = [
-        f"<dt><code>{name.upper()} {escape(path)}</code></dt><dd><pre>{escape(route.get('description', ''))}</pre></dd>"
-        for path, methods in schema["paths"].items()
-        for name, route in methods.items()
-    ]
+    rows = []
+    for path, methods in schema["paths"].items():
+        for name, route in methods.items():
+            text = escape(route.get("description", ""))
+            rows.append(f"<dt><code>{name.upper()} {escape(path)}</code></dt><dd><pre>{text}</pre></dd>")
     return (
         f"<!doctype html><html lang=en><meta charset=utf-8><title>{escape(schema['info']['title'])}</title>"
         "<style>body{font:16px sans-serif;max-width:50em;margin:2em auto}pre{white-space:pre-wrap;font:inherit}</style>"

@@ -1,4 +1,4 @@
-"""Connections within limits: how many there are, how long a request may take to begin, and who reads its answer."""
+"""Limits of connections: their number, the time in which a request begins, and in which its answer is read."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ def limit_connections(metrics: Metrics, *, head_timeout: float, send_timeout: fl
             transport.set_write_buffer_limits(high=0)
             metrics.connections.set(len(self.connections))
             if len(self.connections) > most:
-                victim = next(iter(idle), self)
+                victim = next(iter(idle), self)  # the longest idle one, or this new one if all have a request
                 crowded.warning("%d connections are open, as many as may be: one is closed for each new one", most)
                 metrics.dropped.labels("limit").inc()
-                _reset(victim.transport)
+                _close_at_once(victim.transport)
                 idle.pop(victim, None)
                 if victim is self:
                     return
@@ -80,7 +80,7 @@ def limit_connections(metrics: Metrics, *, head_timeout: float, send_timeout: fl
             left = self.transport.get_write_buffer_size()
             _LOG.warning("a client left %d bytes of its answer unread for %g seconds: dropped", left, send_timeout)
             metrics.dropped.labels("unread").inc()
-            _reset(self.transport)
+            _close_at_once(self.transport)
 
         def _note_idle(self) -> None:
             if self._has_request() or self.transport.is_closing():
@@ -104,11 +104,11 @@ def drop_unread(connections: Iterable[Any]) -> None:
     """Drop the connections of clients that have not read what was written to them."""
     for connection in list(connections):
         if connection.transport.get_write_buffer_size():
-            _reset(connection.transport)
+            _close_at_once(connection.transport)
 
 
-def _reset(transport: asyncio.Transport) -> None:
-    """Close a connection at once; the kernel would otherwise keep what the client has not read for minutes."""
+def _close_at_once(transport: asyncio.Transport) -> None:
+    """Close a connection and drop what the client has not read, which the kernel would otherwise keep for minutes."""
     if not transport.is_closing() or transport.get_write_buffer_size():
         abort = struct.pack("ii", 1, 0)  # linger, for 0 seconds
         transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, abort)

@@ -17,12 +17,12 @@ from ehm.deploy.serve.inference.service import Service, find_service
 from ehm.deploy.serve.routes import page
 from ehm.errors import RequestError
 
-__all__ = ["OPEN", "Edge", "admit"]
+__all__ = ["OPEN", "Edge", "refuse_if_crowded"]
 
 _LOG = logging.getLogger("ehm.serve")
 _ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 OPEN = frozenset({"/", "/docs", "/metrics", "/openapi.json", "/v2/health/live", "/v2/health/ready", *page.STATIC})
-"""Paths that need no API key, and that are always answered: while the server stops, and if too much is under way."""
+"""Paths that need no API key and are always answered: while the server stops, and if too much is under way."""
 
 
 class Edge:
@@ -41,14 +41,16 @@ class Edge:
         deadline = asyncio.get_running_loop().time() + service.settings.timeout
         headers = Headers(scope=scope)
         method = scope["method"]
-        given = headers.get("x-request-id", "")
-        record = Record(given if _ID.fullmatch(given) else uuid.uuid4().hex, deadline)
+        request_id = headers.get("x-request-id", "")
+        if not _ID.fullmatch(request_id):
+            request_id = uuid.uuid4().hex
+        record = Record(request_id, deadline)
         scope.setdefault("state", {})["record"] = record
         if method == "HEAD" and scope["path"] in OPEN:
             scope = {**scope, "method": "GET"}  # the server, whose scope still says HEAD, leaves out the body
         exchange = Exchange(service, record, scope, receive, send)
         try:
-            refusal = self._refusal(scope["path"], headers)
+            refusal = self._find_refusal(scope["path"], headers)
             if refusal is None:
                 await self._app(scope, exchange.receive, exchange.send)
             else:
@@ -63,7 +65,7 @@ class Edge:
                 reason = f"the server failed on this request; its log has the reason under {record.id}"
                 await exchange.refuse(500, reason)
         finally:
-            exchange.leave()
+            exchange.count_out()
             service.memory.release(record)
             seconds = exchange.seconds
             status = exchange.status
@@ -71,15 +73,19 @@ class Edge:
             service.metrics.count_request(record.model, route, status, seconds, record.asked)
             fields = {"id": record.id, "method": method, "path": scope["path"], "status": status}
             fields |= {"model": record.model, "ms": round(seconds * 1000, 2), "batch": record.batch}
-            fields |= {"error": record.error} if record.error else {}
-            level = logging.WARNING if status >= 500 else logging.INFO
-            level = logging.DEBUG if scope["path"] in OPEN else level
+            if record.error:
+                fields["error"] = record.error
+            level = logging.INFO
+            if scope["path"] in OPEN:  # probes come every few seconds, and would bury the rest
+                level = logging.DEBUG
+            elif status >= 500:
+                level = logging.WARNING
             _LOG.log(level, "request", extra={"fields": fields})
         # it is counted and logged: to read on what nobody wants is no part of it
         await exchange.finish()
 
-    def _refusal(self, path: str, headers: Headers) -> tuple[int, str] | None:
-        """Status and reason, where a request may not pass."""
+    def _find_refusal(self, path: str, headers: Headers) -> tuple[int, str] | None:
+        """Return status and reason if a request may not pass, else None."""
         if path in OPEN:
             return None
         scheme, _, token = headers.get("authorization", "").partition(" ")
@@ -91,16 +97,17 @@ class Edge:
         return None
 
 
-async def admit(request: Request) -> None:
+async def refuse_if_crowded(request: Request) -> None:
     """Refuse (429) a request if too many are under way.
 
-    A dependency of every route, since the route tells the model, under whose name a refusal is counted.
+    It is a dependency of every route, since the route tells the model, under whose name a refusal is counted.
     """
     service = await find_service(request)
     if not service.crowded or request.scope["path"] in OPEN:
         return
-    only = next(iter(service.models)) if request.method == "POST" and len(service.models) == 1 else ""
-    name = request.path_params.get("model") or request.query_params.get("model") or only
+    name: str = request.path_params.get("model") or request.query_params.get("model") or ""
+    if not name and request.method == "POST" and len(service.models) == 1:
+        name = next(iter(service.models))
     if name in service.models:
         service.get_record(request).model = name
     raise RequestError(429, f"{service.under_way - 1} requests are under way; try again in a second")

@@ -20,7 +20,7 @@ RETRY = {"retry-after": "1"}
 """Headers of an answer with 429 or 503."""
 _LINGER_SECONDS = 5.0
 _LINGER_BYTES = 64 * 2**20
-"""For how long, and how much of, a body is read on behind an early answer.
+"""The time and the bytes for which a body is read on behind an early answer.
 
 A connection that is closed while data arrive is reset by the kernel, and the client, or the proxy in front, loses the
 answer with it. nginx and Apache linger for the same reason (``lingering_close``).
@@ -28,9 +28,9 @@ answer with it. nginx and Apache linger for the same reason (``lingering_close``
 
 
 class Exchange:
-    """Receive and send of the application for one request, which is under way until its answer begins.
+    """The messages of one request, between the application and the client; it is under way until its answer begins.
 
-    ``status`` is that of the answer, 0 until it begins; ``seconds`` is how long it took to begin. :meth:`leave` and
+    ``status`` is that of the answer, 0 until it begins; ``seconds`` is how long it took to begin. :meth:`count_out` and
     :meth:`finish` have to be called at the end.
     """
 
@@ -45,16 +45,16 @@ class Exchange:
         self._send = send
         # a request without these two headers has no body (RFC 9112, 6.3)
         self._body_read = headers.get("content-length", "0") == "0" and "transfer-encoding" not in headers
-        self._left = False
+        self._counted_out = False
         self._start: Message | None = None
         self._refused = False
         self._unfinished = False
         service.under_way += 1
 
-    def leave(self) -> None:
+    def count_out(self) -> None:
         """Count the request as under way no longer: clients that read slowly keep nobody out."""
-        if not self._left:
-            self._left = True
+        if not self._counted_out:
+            self._counted_out = True
             self._service.under_way -= 1
             self.seconds = asyncio.get_running_loop().time() - self._entered
 
@@ -78,7 +78,7 @@ class Exchange:
             except RequestError as error:
                 await self.refuse(error.status, str(error))
                 return
-            await self._begin(self._start)
+            await self._begin_answer(self._start)
             self._start = None
         await self._send_body(message.get("body", b""), last=not message.get("more_body", False))
 
@@ -88,10 +88,12 @@ class Exchange:
         self._record.error = reason
         body = json.dumps({"error": reason}).encode()
         headers = {"content-type": "application/json", "content-length": str(len(body))}
-        headers |= RETRY if status in (429, 503) else {}
-        headers |= {"www-authenticate": "Bearer"} if status == 401 else {}
+        if status in (429, 503):
+            headers |= RETRY
+        if status == 401:
+            headers["www-authenticate"] = "Bearer"
         raw = [(name.encode(), value.encode()) for name, value in headers.items()]
-        await self._begin({"type": "http.response.start", "status": status, "headers": raw})
+        await self._begin_answer({"type": "http.response.start", "status": status, "headers": raw})
         await self._send_body(body, last=True)
 
     async def finish(self) -> None:
@@ -102,8 +104,9 @@ class Exchange:
             await asyncio.wait_for(self._discard_body(), _LINGER_SECONDS)
         await self._send({"type": "http.response.body", "body": b"", "more_body": False})
 
-    async def _begin(self, start: Message) -> None:
-        self.leave()
+    async def _begin_answer(self, start: Message) -> None:
+        """Send the status and the headers."""
+        self.count_out()
         self.status = start["status"]
         headers = MutableHeaders(scope=start)
         headers["x-request-id"] = self._record.id
@@ -123,6 +126,7 @@ class Exchange:
         self._unfinished = last and not ends
 
     async def _discard_body(self) -> None:
+        """Read what is left of the request's body, within bounds."""
         discarded = 0
         while not self._body_read and discarded < _LINGER_BYTES:
             discarded += len((await self.receive()).get("body", b""))

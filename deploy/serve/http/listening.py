@@ -18,7 +18,7 @@ __all__ = ["bind_port", "fit_connections", "report_loop_errors", "start_listenin
 _LOG = logging.getLogger("ehm.serve")
 _BACKLOG = 2048
 _OTHER_FILES = 100
-"""Descriptors beside those of connections: bundles, images of the index, threads' pipes, libraries."""
+"""Descriptors beside those of connections: of bundles, images of the index, threads' pipes, libraries."""
 _EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 
 
@@ -28,16 +28,17 @@ def bind_port(host: str, port: int) -> socket.socket:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listener = socket.socket(family, kind, protocol)
         try:
-            _bind(listener, address)
+            _bind_unused(listener, address)
         except BaseException:
             listener.close()
             raise
         return listener
     except OSError as error:
-        raise _unavailable(host, port, error) from None
+        raise _describe_failure(host, port, error) from None
 
 
-def _bind(listener: socket.socket, address: Any) -> None:
+def _bind_unused(listener: socket.socket, address: Any) -> None:
+    """Give a socket the port unless somebody listens at it."""
     try:
         # With SO_REUSEADDR two sockets may have a port as long as neither listens, and a second server would find out
         # only after loading its models.
@@ -58,7 +59,7 @@ def start_listening(listener: socket.socket, host: str, port: int) -> None:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.listen(_BACKLOG)
     except OSError as error:
-        raise _unavailable(host, port, error) from None
+        raise _describe_failure(host, port, error) from None
 
 
 def fit_connections(most: int) -> int:
@@ -86,15 +87,15 @@ def report_loop_errors(loop: asyncio.AbstractEventLoop) -> None:
     """
     exhausted = OncePerSecond(_LOG)
 
-    def report(loop: asyncio.AbstractEventLoop, context: Mapping[str, Any]) -> None:
+    def report_error(loop: asyncio.AbstractEventLoop, context: Mapping[str, Any]) -> None:
         error = context.get("exception")
         if isinstance(error, OSError) and error.errno in _EXHAUSTED:
             exhausted.warning("new connections have to wait: %s", error.strerror)
         else:
             _LOG.error("%s", context["message"], exc_info=error)
 
-    loop.set_exception_handler(report)
+    loop.set_exception_handler(report_error)
 
 
-def _unavailable(host: str, port: int, error: OSError) -> ConfigError:
+def _describe_failure(host: str, port: int, error: OSError) -> ConfigError:
     return ConfigError(f"--host {host} --port {port}: {error.strerror}")

@@ -1,4 +1,4 @@
-"""Log lines: one a request and one for whatever else happens, as text or as JSON objects, on standard error."""
+"""The log: one line a request and one for whatever else happens, as text or as JSON objects, on standard error."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def configure_logging(form: Literal["text", "json"]) -> None:
 
 
 class OncePerSecond:
-    """Warnings that may come by the thousand: one a second is logged, and the next one says how many were not."""
+    """A log of warnings that may come by the thousand: one a second, and the next one says how many were left out."""
 
     def __init__(self, logger: logging.Logger) -> None:
         self._logger = logger
@@ -43,19 +43,20 @@ class OncePerSecond:
         self._left_out = 0
 
 
-def _fields(record: logging.LogRecord) -> dict[str, Any]:
+def _read_fields(record: logging.LogRecord) -> dict[str, Any]:
+    """Return the fields of a request, which `Edge` hands over."""
     fields: dict[str, Any] = getattr(record, "fields", {})
     return fields
 
 
-def _time(record: logging.LogRecord) -> str:
+def _format_time(record: logging.LogRecord) -> str:
     return datetime.fromtimestamp(record.created, timezone.utc).isoformat(timespec="milliseconds")
 
 
 class _Json(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        line = {"time": _time(record), "level": record.levelname.lower(), "message": record.getMessage()}
-        line |= _fields(record)
+        line = {"time": _format_time(record), "level": record.levelname.lower(), "message": record.getMessage()}
+        line |= _read_fields(record)
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
         return json.dumps(line)
@@ -64,6 +65,6 @@ class _Json(logging.Formatter):
 class _Text(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         # what a client sent stands in quotes, so that it can neither end a line nor look like another field
-        fields = [f"{key}={json.dumps(value)}" for key, value in _fields(record).items() if value not in ("", 0)]
-        line = " ".join([_time(record), record.levelname.lower(), record.getMessage(), *fields])
+        fields = [f"{key}={json.dumps(value)}" for key, value in _read_fields(record).items() if value not in ("", 0)]
+        line = " ".join([_format_time(record), record.levelname.lower(), record.getMessage(), *fields])
         return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line

@@ -1,4 +1,4 @@
-"""The process: opens the socket, loads, serves, and stops in order."""
+"""The process of the server: open the port, load, serve, and stop in order."""
 
 from __future__ import annotations
 
@@ -51,10 +51,11 @@ def serve(
     configure_logging(checked.log)
     # a port that is taken is reported before the models are loaded
     with bind_port(checked.host, checked.port) as listener:
-        _run_event_loop(_serve(Service(paths, checked, key), index, listener))
+        _run_event_loop(_run_server(Service(paths, checked, key), index, listener))
 
 
 def _run_event_loop(main: Coroutine[Any, Any, None]) -> None:
+    """Run a coroutine on the fastest event loop that there is."""
     if sys.platform == "win32":  # for which there is no uvloop
         asyncio.run(main)
         return
@@ -64,7 +65,8 @@ def _run_event_loop(main: Coroutine[Any, Any, None]) -> None:
     uvloop.run(main)
 
 
-async def _serve(service: Service, index: Index | None, listener: socket.socket) -> None:
+async def _run_server(service: Service, index: Index | None, listener: socket.socket) -> None:
+    """Load the models, serve until a signal, and answer what was accepted."""
     settings = service.settings
     protocol = limit_connections(
         service.metrics,
@@ -88,12 +90,14 @@ async def _serve(service: Service, index: Index | None, listener: socket.socket)
     report_loop_errors(loop)
     tasks: list[asyncio.Task[None]] = []
 
-    def reload() -> None:
+    def reload_models() -> None:
         tasks.append(loop.create_task(service.models.refresh(every=True)))
 
     stop = _Stop(service, server)
-    for number, action in ((signal.SIGTERM, stop.terminate), (signal.SIGINT, stop.interrupt), (signal.SIGHUP, reload)):
-        loop.add_signal_handler(number, action)
+    # before loading, which takes a while in which the server may be stopped
+    loop.add_signal_handler(signal.SIGTERM, stop.terminate)
+    loop.add_signal_handler(signal.SIGINT, stop.interrupt)
+    loop.add_signal_handler(signal.SIGHUP, reload_models)
     await service.models.load_all()
     await asyncio.to_thread(page.make_ready, service, index)
     tasks.append(loop.create_task(service.models.watch()))
@@ -106,7 +110,7 @@ async def _serve(service: Service, index: Index | None, listener: socket.socket)
 
 
 class _Stop:
-    """The end of a server in two steps, by signals."""
+    """The stop of a server in two steps, by signals."""
 
     def __init__(self, service: Service, server: _Server) -> None:
         self._service = service
@@ -120,17 +124,17 @@ class _Stop:
         if delay and self._server.started:
             self._service.stopping = True
             _LOG.info("stopping: not ready any more, but requests are taken for another %g seconds", delay)
-            asyncio.get_running_loop().call_later(delay, self._close)
+            asyncio.get_running_loop().call_later(delay, self._close_port)
         else:
-            self._close()
+            self._close_port()
 
     def interrupt(self) -> None:
         """Close the port at once, and the second time wait no longer for answers (SIGINT, which is Ctrl-C)."""
         if self._service.closed:
             self._server.force_exit = True
-        self._close()
+        self._close_port()
 
-    def _close(self) -> None:
+    def _close_port(self) -> None:
         if self._service.closed:
             return
         self._service.stopping = True
@@ -141,7 +145,7 @@ class _Stop:
 
 class _Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Say where it listens, once it does."""
+        """Log the address once the server listens there."""
         await super().startup(sockets)
         for listener in [] if self.should_exit else sockets or []:
             host, port = listener.getsockname()[:2]
@@ -149,10 +153,9 @@ class _Server(uvicorn.Server):
             _LOG.info("ready at %s: / /v1/classify /v1/embed /v2 /metrics /docs", url)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Wait for answers as uvicorn does, which would wait for clients that never read them, too."""
-        timer = asyncio.get_running_loop().call_later(
-            self.config.timeout_graceful_shutdown or 0, drop_unread, self.server_state.connections
-        )
+        """Wait for answers as uvicorn does, but not for clients that never read them."""
+        seconds = self.config.timeout_graceful_shutdown or 0
+        timer = asyncio.get_running_loop().call_later(seconds, drop_unread, self.server_state.connections)
         await super().shutdown(sockets)
         timer.cancel()
 
@@ -163,9 +166,14 @@ class _Server(uvicorn.Server):
 
 
 def _read_api_key(file: str | Path | None) -> str | None:
-    """The key of a file, or of EHM_API_KEY; never an argument, which every user of the machine could read."""
+    """Return the key of a file, or of EHM_API_KEY; None if there is none.
+
+    It is never an argument, which every user of the machine could read. Raises ConfigError for a key that no client
+    could send.
+    """
     if file is None:
-        origin, key = "EHM_API_KEY", os.environ.get("EHM_API_KEY")
+        origin = "EHM_API_KEY"
+        key = os.environ.get(origin)
         if key is None:
             return None
     else:

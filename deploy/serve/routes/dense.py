@@ -1,4 +1,4 @@
-"""Routes for an image file that answer with where things are: a mask, or objects."""
+"""Routes for an image file that answer with places in the image: a mask, or objects."""
 
 from __future__ import annotations
 
@@ -72,14 +72,14 @@ async def segment(
     served = service.find_model(request, model)
     handler = served.require_handler(SegmentationHandler)
     upload = await service.read_image(request, served)
-    labels = await _mask(service, request, served, handler, upload)
+    labels = await _compute_mask(service, request, served, handler, upload)
 
-    def packed() -> tuple[bytes, list[Share]]:
+    def pack() -> tuple[bytes, list[Share]]:
         file = io.BytesIO()
         make_label_image(labels).save(file, format="PNG")
         return file.getvalue(), [Share(label=label, share=share) for label, share in handler.measure_shares(labels)]
 
-    data, classes = await service.offload(request, packed)
+    data, classes = await service.offload(request, pack)
     if png:
         return Response(data, media_type="image/png")
     return Segmentation(
@@ -97,21 +97,21 @@ async def detect(
     service: Served,
     request: Request,
     model: Model = None,
-    masks: Annotated[bool, Query(description="with masks, where the model gives any")] = True,
+    masks: Annotated[bool, Query(description="with masks, if the model gives any")] = True,
     score: Annotated[float, Query(ge=0, le=1, description="of an object, at least; the bundle's if that is more")] = 0,
 ) -> Detection:
     """The objects in an image, sent as for classify."""
     served = service.find_model(request, model)
     handler = served.require_handler(DetectionHandler)
     upload = await service.read_image(request, served)
-    objects = await _objects(service, request, served, handler, upload, max(handler.fit.threshold, score), masks)
+    objects = await _find_objects(service, request, served, handler, upload, max(handler.fit.threshold, score), masks)
     return Detection(model=served.name, version=served.version, image=upload.name, objects=objects)
 
 
-async def _mask(
+async def _compute_mask(
     service: Service, request: Request, served: ServedModel, handler: SegmentationHandler, upload: Upload
 ) -> NDArray[np.uint8]:
-    """The windows of an image go through the model like the images of requests, a few at a time."""
+    """Return the class of each pixel: windows go through the model like the images of requests, a few at a time."""
     mosaic = await service.offload(request, handler.cut_windows, upload.image)
     service.hold_bytes(request, 4 * len(served.manifest.labels) * mosaic.pixel_count)
     for start in range(0, len(mosaic), WINDOW_BATCH):
@@ -120,7 +120,7 @@ async def _mask(
     return await service.offload(request, mosaic.make_labels, (upload.image.height, upload.image.width))
 
 
-async def _objects(
+async def _find_objects(
     service: Service,
     request: Request,
     served: ServedModel,
@@ -129,16 +129,18 @@ async def _objects(
     threshold: float,
     masks: bool,
 ) -> list[Object]:
+    """Return the objects of a score above ``threshold``, with or without masks."""
     placed, inputs = await service.offload(request, handler.place, upload.image)
-    names = [output.name for output in served.manifest.outputs if masks or output.name != "masks"]
+    names = [name for name in served.manifest.output_names if masks or name != "masks"]
     rows = await service.run_model(request, served, inputs, names)
     outputs = {name: values[0] for name, values in rows.items()}
-    if "masks" in outputs:  # each of them is as large as the image
+    if "masks" in outputs:
+        # pasted, each mask is as large as the image
         count = int((outputs["scores"] > threshold).sum())
         service.hold_bytes(request, count * upload.image.width * upload.image.height)
 
-    def described() -> list[Object]:
+    def describe() -> list[Object]:
         found = handler.find_objects(outputs, placed, threshold)
-        return [Object.model_validate(each.as_dict()) for each in found]
+        return [Object.model_validate(item.as_dict()) for item in found]
 
-    return await service.offload(request, described)
+    return await service.offload(request, describe)

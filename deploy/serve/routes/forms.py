@@ -1,4 +1,4 @@
-"""The image file of a form (multipart/form-data)."""
+"""The image file in a form (multipart/form-data)."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from ehm.errors import RequestError
 __all__ = ["read_form_image"]
 
 _MOST_FIELDS = 100
+"""Fields of a form at most: each takes memory of its own."""
 
 
 def read_form_image(headers: Headers, body: bytes, parameters: Set[str]) -> tuple[bytes, str | None]:
@@ -32,11 +33,13 @@ class _InMemoryParser(MultiPartParser):
 
 
 async def _read_form_image(headers: Headers, body: bytes, parameters: Set[str]) -> tuple[bytes, str | None]:
-    async def chunks() -> AsyncGenerator[bytes, None]:
+    """Return the file and its name; see `read_form_image`."""
+
+    async def yield_body() -> AsyncGenerator[bytes, None]:
         yield body
 
     try:
-        form = await _InMemoryParser(headers, chunks(), max_files=_MOST_FIELDS, max_fields=_MOST_FIELDS).parse()
+        form = await _InMemoryParser(headers, yield_body(), max_files=_MOST_FIELDS, max_fields=_MOST_FIELDS).parse()
     except MultiPartException as error:
         raise RequestError(400, f"the form cannot be read: {error.message}") from None
     try:

@@ -1,4 +1,4 @@
-"""Routes for people with an image file: classes or features of it."""
+"""Routes for an image file that answer with its classes or features."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ehm.deploy.serve.inference.models import ServedModel
 from ehm.deploy.serve.inference.service import Served, Service
 from ehm.errors import RequestError
 
-__all__ = ["BINARY", "IMAGE", "Answer", "Model", "router", "row_of"]
+__all__ = ["BINARY", "IMAGE", "Answer", "Model", "compute_row", "router"]
 
 BINARY: dict[str, Any] = {"schema": {"type": "string", "format": "binary"}}
 _FORM = {"type": "object", "required": ["image"], "properties": {"image": BINARY["schema"]}}
@@ -39,7 +39,7 @@ class Class(BaseModel):
 
 
 class Answer(BaseModel):
-    """What gave it: the model, its version, and the file's name where a form said it."""
+    """The origin of an answer: the model, its version, and the file's name if a form said it."""
 
     model: str
     version: str
@@ -58,7 +58,7 @@ class Features(Answer):
     features: list[float]
 
 
-Model = Annotated[str | None, Query(description="its name; needed where several are served")]
+Model = Annotated[str | None, Query(description="its name; needed if several are served")]
 router = APIRouter(prefix="/v1", tags=["Images"])
 
 
@@ -75,7 +75,7 @@ async def classify(
     (`curl -F image=@photo.jpg`).
     """
     served = service.find_model(request, model)
-    row, file = await row_of(service, request, served, "logits")
+    row, file = await compute_row(service, request, served, "logits")
     found = rank_classes(row, served.manifest.labels, top)
     classes = [Class(label=label, probability=share) for label, share in found]
     return Classes(model=served.name, version=served.version, image=file, classes=classes)
@@ -85,18 +85,19 @@ async def classify(
 async def embed(service: Served, request: Request, model: Model = None) -> Features:
     """The features of an image, sent as for classify."""
     served = service.find_model(request, model)
-    row, file = await row_of(service, request, served, "features")
+    row, file = await compute_row(service, request, served, "features")
     return Features(model=served.name, version=served.version, image=file, features=row.tolist())
 
 
-async def row_of(
+async def compute_row(
     service: Service, request: Request, model: ServedModel, output: str
 ) -> tuple[NDArray[np.float32], str | None]:
-    """A model's output for the image of a request, one row, and the file's name."""
+    """Return a model's output for the image of a request, one row, and the file's name."""
     if model.manifest.output(output) is None:
         raise RequestError(400, f"the model {model.name} gives no {output}")
     outputs, file = await service.answer_image(request, model, [output])
     row = outputs[output][0]
-    if not np.isfinite(row).all():  # which JSON cannot say, for example after an overflow in float16
+    # JSON has no infinities, which come for example from an overflow in float16
+    if not np.isfinite(row).all():
         raise RequestError(500, f"the model {model.name} gave {output} that are not finite")
     return row, file

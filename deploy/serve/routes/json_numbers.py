@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 __all__ = ["cut_numbers", "dump_numbers", "parse_numbers"]
 
 _CHARACTERS = 2**14
+"""Characters that are read at a time, which takes about half a millisecond."""
 _NUMBERS = 2**10
-"""What is read and what is written at a time; either takes about half a millisecond."""
+"""Numbers that are written at a time, which takes about half a millisecond."""
 _DATA = re.compile(r'"data"\s*:\s*(?=\[)')
 _SPACE = re.compile(r"[ \t\n\r]*")
 
@@ -31,13 +32,18 @@ def cut_numbers(text: str) -> tuple[str, str]:
     key = _DATA.search(text)
     if key is None:
         return text, ""
+    start = key.end()
     # An array of numbers holds neither strings nor objects: it ends before the next quote or brace, with nothing
     # between but the comma before the next key.
-    ends = [place for place in (text.find('"', key.end()), text.find("}", key.end())) if place >= 0]
-    numbers = text[key.end() : min(ends, default=len(text))].rstrip(" \t\n\r,")
+    end = len(text)
+    for mark in ('"', "}"):
+        found = text.find(mark, start)
+        if found >= 0:
+            end = min(end, found)
+    numbers = text[start:end].rstrip(" \t\n\r,")
     if not numbers.endswith("]"):
         return text, ""
-    return f"{text[: key.end()]}[]{text[key.end() + len(numbers) :]}", numbers
+    return f"{text[:start]}[]{text[start + len(numbers) :]}", numbers
 
 
 def parse_numbers(text: str) -> NDArray[Any]:
@@ -55,12 +61,12 @@ def dump_numbers(values: NDArray[Any]) -> str:
     steps = []
     for start in range(0, flat.size, _NUMBERS):
         steps.append(json.dumps(flat[start : start + _NUMBERS].tolist(), separators=(",", ":"))[1:-1])
-        pace.keep()
+        pace.let_others_run()
     return f"[{','.join(steps)}]"
 
 
 class _Reader:
-    """Arrays of numbers in a text."""
+    """A reader of arrays of numbers in a text."""
 
     def __init__(self, text: str) -> None:
         self._text = text
@@ -77,23 +83,26 @@ class _Reader:
             return self._read_flat(inner, end), end + 1
         rows = []
         while True:
-            row, place = self.read_array(inner)
+            row, end = self.read_array(inner)
             rows.append(row)
-            self._pace.keep()
-            place = self._skip_space(place)
-            if text[place : place + 1] == "]":
-                return np.stack(rows), place + 1
-            inner = self._skip_space(place + 1)
-            if text[place : place + 1] != "," or text[inner : inner + 1] != "[":
-                raise ValueError(f"expected another row of numbers at {text[place : place + 20]!r}")
+            self._pace.let_others_run()
+            end = self._skip_space(end)
+            if text[end : end + 1] == "]":
+                return np.stack(rows), end + 1
+            inner = self._skip_space(end + 1)
+            if text[end : end + 1] != "," or text[inner : inner + 1] != "[":
+                raise ValueError(f"expected another row of numbers at {text[end : end + 20]!r}")
 
     def _read_flat(self, start: int, end: int) -> NDArray[Any]:
         """Read numbers with commas between them, which fill ``text[start:end]``."""
         steps: list[NDArray[Any]] = []
         while True:
-            cut = self._text.find(",", start + _CHARACTERS, end) if end - start > _CHARACTERS else -1
+            cut = -1
+            if end - start > _CHARACTERS:
+                cut = self._text.find(",", start + _CHARACTERS, end)
             last = cut < 0
-            cut = end if last else cut
+            if last:
+                cut = end
             values = json.loads(f"[{self._text[start:cut]}]", parse_constant=_refuse_constant)
             # json reads an empty array as well, but there must be a number on either side of a comma
             if not values and (steps or not last):
@@ -105,16 +114,16 @@ class _Reader:
             if last:
                 return np.concatenate(steps) if len(steps) > 1 else numbers
             start = cut + 1
-            self._pace.keep()
+            self._pace.let_others_run()
 
-    def _skip_space(self, place: int) -> int:
-        match = _SPACE.match(self._text, place)
+    def _skip_space(self, start: int) -> int:
+        match = _SPACE.match(self._text, start)
         assert match is not None  # it matches nothing as well
         return match.end()
 
 
 class _Pace:
-    """Lets other threads run once a millisecond.
+    """A pace that lets other threads run once a millisecond.
 
     A thread that merely offers the interpreter has it again before another one wakes; one that sleeps has not.
     """
@@ -122,7 +131,7 @@ class _Pace:
     def __init__(self) -> None:
         self._slept = time.perf_counter()
 
-    def keep(self) -> None:
+    def let_others_run(self) -> None:
         """Sleep for a moment if the last time was a millisecond ago."""
         if time.perf_counter() - self._slept > 1e-3:
             time.sleep(5e-5)
@@ -130,4 +139,5 @@ class _Pace:
 
 
 def _refuse_constant(constant: str) -> None:
+    """Raise ValueError for NaN and infinities, which Python's json reads although JSON has none."""
     raise ValueError(f"{constant} is not JSON")

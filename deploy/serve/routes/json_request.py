@@ -1,4 +1,4 @@
-"""The JSON of an inference request, typed; large arrays of numbers are left for `json_numbers`."""
+"""The JSON of an inference request as typed objects; large arrays of numbers are left for `json_numbers`."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ Parameters = dict[str, Any] | None
 _LARGE = 2**16
 """Bytes of JSON whose numbers are read in small steps; anything shorter takes a few milliseconds at most."""
 _MOST_BESIDE = 2**20
-"""Characters of JSON beside the numbers, which are read in one go while nobody else is answered."""
+"""The most characters of JSON beside the numbers: they are read in one go, while nobody else is answered."""
 
 
 class Input(BaseModel):
-    """``$request_input`` of the protocol."""
+    """An input, ``$request_input`` of the protocol."""
 
     name: str
     shape: list[_Size]
@@ -32,14 +32,14 @@ class Input(BaseModel):
 
 
 class Output(BaseModel):
-    """``$request_output`` of the protocol."""
+    """An output that is asked for, ``$request_output`` of the protocol."""
 
     name: str
     parameters: Parameters = None
 
 
 class InferenceRequest(BaseModel):
-    """``$inference_request`` of the protocol."""
+    """A request, ``$inference_request`` of the protocol."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -50,7 +50,10 @@ class InferenceRequest(BaseModel):
 
 
 def parse_request(head: bytes) -> tuple[InferenceRequest, str]:
-    """Read the JSON of a request; a large array of numbers is returned as it is, with an empty one in its place."""
+    """Read the JSON of a request; a large array of numbers is returned as text, with an empty one in its place.
+
+    Raises RequestError: 400 for JSON that is no request, 413 for too much of it beside the numbers.
+    """
     if not head:
         raise RequestError(400, "the body is empty: expected an inference request in JSON")
     numbers = ""
@@ -64,14 +67,16 @@ def parse_request(head: bytes) -> tuple[InferenceRequest, str]:
                 f"the JSON has {len(text)} characters beside one array of numbers, more than {_MOST_BESIDE}; send "
                 "tensors in binary (binary_data_size)",
             )
-        return InferenceRequest.model_validate(json.loads(text, parse_constant=_refuse)), numbers
+        return InferenceRequest.model_validate(json.loads(text, parse_constant=_refuse_constant)), numbers
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"]))
-        raise RequestError(400, f"{key + ': ' if key else ''}{first['msg']}") from None
+        reason = f"{key}: {first['msg']}" if key else first["msg"]
+        raise RequestError(400, reason) from None
     except (ValueError, RecursionError) as error:
         raise RequestError(400, f"the body is not JSON: {error}") from None
 
 
-def _refuse(constant: str) -> None:
+def _refuse_constant(constant: str) -> None:
+    """Raise ValueError for NaN and infinities, which Python's json reads although JSON has none."""
     raise ValueError(f"{constant} is not JSON")

@@ -1,4 +1,4 @@
-"""An index of images and the ones in it that are most alike: exact search by cosine in NumPy, or faiss's index."""
+"""An index of images, searched for those that are most alike: exactly, by cosine in NumPy, or by faiss."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _HOW = "ehm predict BUNDLE IMAGES --out DIR writes it, with a bundle that gives 
 
 @dataclass(frozen=True)
 class Neighbour:
-    """An image of the index: ``number``, ``name`` and cosine ``similarity`` (-1 to 1) to what was sought."""
+    """An image of the index: ``number``, ``name`` and cosine ``similarity`` (-1 to 1) to the image that was sought."""
 
     number: int
     name: str
@@ -37,14 +37,14 @@ class Index:
 
     ``files`` are the n images, a relative path being taken from the current folder; ``names`` the same without the
     folder that all of them lie in; ``width`` is D. Images that could not be read have no features and are left out.
-    Where an ``index.faiss`` lies beside them it is searched, which may miss some; without faiss, exactly all, and the
-    log says so. Raises DataError for a folder that is not such an index.
+    If an ``index.faiss`` lies beside them it is searched, which may miss some; without faiss all images are compared,
+    and the log says so. Raises DataError for a folder that is not such an index.
     """
 
     def __init__(self, folder: str | Path) -> None:
         folder = Path(folder)
-        features = _features(folder / "features.npy")
-        self.files = _files(folder / "predictions.jsonl")
+        features = _read_features(folder / "features.npy")
+        self.files = _read_files(folder / "predictions.jsonl")
         if len(self.files) != len(features):
             raise DataError(
                 f"{folder}: features.npy has {len(features)} rows, predictions.jsonl {len(self.files)} images without "
@@ -60,23 +60,26 @@ class Index:
             return
         if file.is_file():
             _LOG.warning("%s: faiss is not installed, searching exactly; pip install 'ehm[index]'", file)
-        self._directions = _directions(features)
+        self._directions = _to_directions(features)
 
     def __len__(self) -> int:
         return len(self.files)
 
     def search(self, features: NDArray[np.float32], top: int) -> list[Neighbour]:
-        """The ``top`` images whose features have the largest cosine with ``features`` (D,), the most alike first."""
+        """Return the ``top`` images whose features have the largest cosine with ``features`` (D,), most alike first."""
         if self._faiss is not None:
-            cosines, numbers = self._faiss.search(_directions(features)[None], min(top, len(self)))
-            pairs = zip(numbers[0].tolist(), cosines[0].tolist(), strict=True)  # -1 where it found fewer
-            return [Neighbour(number, self.names[number], cosine) for number, cosine in pairs if number >= 0]
-        similarity = self._directions @ _directions(features)
-        best = np.argsort(-similarity, kind="stable")[:top]
-        return [Neighbour(int(number), self.names[number], float(similarity[number])) for number in best]
+            cosines, numbers = self._faiss.search(_to_directions(features)[None], min(top, len(self)))
+            neighbours = []
+            for number, cosine in zip(numbers[0].tolist(), cosines[0].tolist(), strict=True):
+                if number >= 0:  # faiss fills up with -1 if it found fewer
+                    neighbours.append(Neighbour(number, self.names[number], cosine))
+            return neighbours
+        similarity = self._directions @ _to_directions(features)
+        best = np.argsort(-similarity, kind="stable")[:top].tolist()
+        return [Neighbour(number, self.names[number], float(similarity[number])) for number in best]
 
 
-def _features(file: Path) -> NDArray[np.float32]:
+def _read_features(file: Path) -> NDArray[np.float32]:
     try:
         features: NDArray[np.float32] = np.load(file, allow_pickle=False)
     except FileNotFoundError:
@@ -90,7 +93,8 @@ def _features(file: Path) -> NDArray[np.float32]:
     return features
 
 
-def _files(file: Path) -> list[Path]:
+def _read_files(file: Path) -> list[Path]:
+    """Return the images that could be read, from the predictions of ``ehm predict``."""
     files = []
     number = 1
     try:
@@ -109,8 +113,8 @@ def _files(file: Path) -> list[Path]:
     return files
 
 
-def _directions(features: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Features (..., D) divided by their length; zeros stay zeros."""
+def _to_directions(features: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return features (..., D) divided by their length; zeros stay zeros."""
     lengths = np.linalg.norm(features, axis=-1, keepdims=True)
     directions: NDArray[np.float32] = features / np.maximum(lengths, np.float32(1e-12))
     return directions

@@ -12,7 +12,7 @@ import ehm
 from ehm.deploy.serve.inference.models import ServedModel
 from ehm.deploy.serve.inference.service import Served, Service
 from ehm.deploy.serve.routes.json_request import InferenceRequest
-from ehm.deploy.serve.routes.protocol import InferRequest, decode, encode, metadata
+from ehm.deploy.serve.routes.protocol import InferRequest, decode_request, describe_model, encode_response
 from ehm.deploy.serve.routes.schemas import (
     INFERENCE,
     IndexEntry,
@@ -30,8 +30,8 @@ _HEADER = "Inference-Header-Content-Length"
 _EXTENSIONS = ["binary_tensor_data", "classification", "model_repository"]
 
 
-def _inlined(schema: dict[str, Any]) -> dict[str, Any]:
-    """A schema with its definitions where they are used: OpenAPI looks for them elsewhere."""
+def _inline_definitions(schema: dict[str, Any]) -> dict[str, Any]:
+    """Return a schema with its definitions in place of references: OpenAPI looks for them elsewhere."""
     text = json.dumps(schema)
     for name, definition in schema["$defs"].items():
         text = text.replace(json.dumps({"$ref": f"#/$defs/{name}"}), json.dumps(definition))
@@ -44,7 +44,7 @@ _INFER: dict[str, Any] = {
     "requestBody": {
         "required": True,
         "content": {
-            "application/json": {"schema": _inlined(InferenceRequest.model_json_schema())},
+            "application/json": {"schema": _inline_definitions(InferenceRequest.model_json_schema())},
             "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
         },
     }
@@ -54,16 +54,16 @@ _VERSION: dict[str, Any] = {
 }
 _NOT_READY: dict[int | str, dict[str, Any]] = {503: {"model": ModelReady, "description": "not now"}}
 _MOST_OPTIONS = 2**16
-"""Bytes of a JSON object that is no inference request."""
+"""The most bytes of a JSON object that is no inference request."""
 router = APIRouter(prefix="/v2", tags=["Open Inference Protocol v2"])
 
 
-async def _asked(service: Served, request: Request, model: str) -> ServedModel:
-    # taken from the path, as FastAPI would make a query parameter of it where the path has none
+async def _find_model(service: Served, request: Request, model: str) -> ServedModel:
+    # the version is taken from the path, as FastAPI would make a query parameter of it for a path that has none
     return service.find_model(request, model, request.path_params.get("version"))
 
 
-Asked = Annotated[ServedModel, Depends(_asked)]
+Asked = Annotated[ServedModel, Depends(_find_model)]
 
 
 @router.get("", response_model=ServerMetadata)
@@ -74,13 +74,13 @@ async def server_metadata() -> dict[str, Any]:
 
 @router.get("/health/live", response_model=Live)
 async def server_live() -> dict[str, bool]:
-    """Whether the process answers."""
+    """Tell whether the process answers."""
     return {"live": True}
 
 
 @router.get("/health/ready", response_model=Ready, responses={503: {"model": Ready, "description": "not now"}})
 async def server_ready(service: Served) -> JSONResponse:
-    """Whether every model can be asked; not so from the moment when the server is told to stop."""
+    """Tell whether every model can be asked; no longer once the server is told to stop."""
     return JSONResponse({"ready": service.ready}, 200 if service.ready else 503)
 
 
@@ -88,7 +88,7 @@ async def server_ready(service: Served) -> JSONResponse:
 @router.get("/models/{model}/versions/{version}", response_model=ModelMetadata, openapi_extra=_VERSION)
 async def model_metadata(asked: Asked) -> dict[str, Any]:
     """Inputs and outputs of a model."""
-    return metadata(asked.manifest, asked.name, asked.version)
+    return describe_model(asked.manifest, asked.name, asked.version)
 
 
 @router.get("/models/{model}/ready", response_model=ModelReady, responses=_NOT_READY)
@@ -107,14 +107,14 @@ async def model_ready(service: Served, asked: Asked) -> JSONResponse:
 @router.get("/models/{model}/config", include_in_schema=False)
 @router.get("/models/{model}/versions/{version}/config", include_in_schema=False)
 async def absent_config(asked: Asked) -> None:
-    """What tritonclient's get_model_config asks for."""
+    """Refuse what tritonclient's get_model_config asks for."""
     raise RequestError(404, f"Triton's model configuration is absent; /v2/models/{asked.name} has inputs and outputs")
 
 
 @router.get("/models/{model}/stats", include_in_schema=False)
 @router.get("/models/{model}/versions/{version}/stats", include_in_schema=False)
 async def absent_statistics(asked: Asked) -> None:
-    """What tritonclient's get_inference_statistics asks for."""
+    """Refuse what tritonclient's get_inference_statistics asks for."""
     raise RequestError(404, "Triton's statistics are absent; /metrics has such figures")
 
 
@@ -134,37 +134,36 @@ async def model_infer(service: Served, request: Request, served: Asked) -> Respo
     if length is not None and not (length.isascii() and length.isdecimal() and len(length) < 19):
         raise RequestError(400, f"{_HEADER}: expected the number of bytes of the JSON")
     body = await service.read_body(request)
-    asked: InferRequest = await service.offload(
-        request, decode, body, None if length is None else int(length), served.manifest
-    )
+    head_length = None if length is None else int(length)
+    asked: InferRequest = await service.offload(request, decode_request, body, head_length, served.manifest)
     served.check_tensor(asked.images.shape)
     names = [output.name for output in asked.outputs]
     outputs = await service.run_model(request, served, asked.images, names, asked.timeout)
 
-    def encoded() -> tuple[bytes, dict[str, str]]:
-        body, head = encode(asked, outputs, served.name, served.version, served.manifest.labels)
+    def encode() -> tuple[bytes, dict[str, str]]:
+        body, head = encode_response(asked, outputs, served.name, served.version, served.manifest.labels)
         headers = {"content-type": "application/json"}
         if head is not None:
             headers = {"content-type": "application/octet-stream", _HEADER: str(head)}
         return body, headers
 
-    body, headers = await service.offload(request, encoded)
+    body, headers = await service.offload(request, encode)
     return Response(body, headers=headers)
 
 
 @router.post("/repository/index", response_model=list[IndexEntry])
 async def repository_index(service: Served, request: Request) -> list[dict[str, str]]:
-    """Every model, whether it can be asked, and why not."""
+    """List every model, whether it can be asked, and why not."""
     found = service.models.list_index()
-    only_ready = (await _options(service, request)).get("ready") is True
+    only_ready = (await _read_options(service, request)).get("ready") is True
     return [entry for entry in found if entry["state"] == "READY" or not only_ready]
 
 
 @router.post("/repository/models/{model}/load", response_class=Response)
 async def model_load(service: Served, request: Request, model: str) -> Response:
     """Load a model, or load it again from its folder."""
-    _controlled(service, request)
-    parameters = (await _options(service, request)).get("parameters") or {}
+    _require_control(service, request)
+    parameters = (await _read_options(service, request)).get("parameters") or {}
     if parameters:
         raise RequestError(400, "parameters: a model is loaded as it lies in its folder, expected none")
     try:
@@ -178,13 +177,13 @@ async def model_load(service: Served, request: Request, model: str) -> Response:
 
 @router.post("/repository/models/{model}/unload", response_class=Response)
 async def model_unload(service: Served, request: Request, model: str) -> Response:
-    """Serve a model no longer; what it has accepted is answered."""
-    _controlled(service, request)
+    """Stop serving a model; the requests that it has accepted are answered."""
+    _require_control(service, request)
     service.models.unload(model)
     return Response()
 
 
-def _controlled(service: Service, request: Request) -> None:
+def _require_control(service: Service, request: Request) -> None:
     if not service.settings.model_control:
         raise RequestError(
             403, "models are loaded and unloaded by the server alone; --model-control lets clients do so"
@@ -194,7 +193,7 @@ def _controlled(service: Service, request: Request) -> None:
         raise RequestError(403, "a web page (Origin) loads and unloads models only with an API key")
 
 
-async def _options(service: Service, request: Request) -> dict[str, Any]:
+async def _read_options(service: Service, request: Request) -> dict[str, Any]:
     """Return the JSON object of a request, empty if there is none."""
     body = await service.read_body(request)
     if len(body) > _MOST_OPTIONS:

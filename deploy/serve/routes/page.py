@@ -1,4 +1,4 @@
-"""The page at ``/``, for people who drop an image to see what a model sees, and the requests that only it makes."""
+"""The page at ``/``, which shows what a model sees in an image, and the requests that only the page makes."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from ehm.data.decoding.decode import decode_image
 from ehm.deploy.serve.inference.images import FORMATS
 from ehm.deploy.serve.inference.models import ServedModel
 from ehm.deploy.serve.inference.service import Served, Service
-from ehm.deploy.serve.routes.images import BINARY, IMAGE, Answer, Model, row_of
+from ehm.deploy.serve.routes.images import BINARY, IMAGE, Answer, Model, compute_row
 from ehm.deploy.serve.routes.neighbours import Index, Neighbour
-from ehm.deploy.serve.routes.parts import Level, surroundings, take_apart, warm_up
+from ehm.deploy.serve.routes.parts import Level, find_surroundings, take_apart, warm_up
 from ehm.errors import BrokenImage, DataError, RequestError
 
 __all__ = ["STATIC", "make_ready", "router"]
@@ -33,7 +33,7 @@ STATIC = {
     "/static/dense.js": "text/javascript",
     "/static/icon.svg": "image/svg+xml",
 }
-"""What the page is made of, by path, with its type."""
+"""The files of the page, by path, with their types."""
 _HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
     "img-src 'self' blob: data:; form-action 'none'; base-uri 'none'; frame-ancestors 'none'",
@@ -41,46 +41,50 @@ _HEADERS = {
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-cache",
 }
-_PREVIEW, _THUMBNAIL = 1280, 240
-"""Pixels along the longer side of what the page shows."""
+_PREVIEW = 1280
+"""Pixels along the longer side of the image that the page shows."""
+_THUMBNAIL = 240
+"""Pixels along the longer side of a neighbour."""
 
 router = APIRouter(tags=["Page"])
 
 
 def make_ready(service: Service, index: Index | None) -> None:
-    """Before the first request: compile what parts take, if a model gives any, and count the files that have gone.
+    """Prepare the page before the first request.
 
-    Raises DataError where no model gives as many features as the index has.
+    What parts take is compiled, if a model gives any, and files of the index that are gone are reported. Raises
+    DataError if no model gives as many features as the index has.
     """
-    if index is not None and not any(_fits(model, index) for model in service.models.values()):
+    if index is not None and not any(_fits_index(model, index) for model in service.models.values()):
         raise DataError(
             f"--index: its features have {index.width} numbers an image, and no model here gives such; make it with "
             "ehm predict BUNDLE IMAGES --out DIR and the bundle that is served"
         )
-    if index is not None and (gone := [file for file in index.files if not file.is_file()]):
+    gone = [] if index is None else [file for file in index.files if not file.is_file()]
+    if index is not None and gone:
         what = f"{len(gone)} of its {len(index)} images cannot be found, for example {gone[0]}"
         _LOG.warning("--index: %s; they are named without a picture", what)
     if any(model.manifest.output("patches") is not None for model in service.models.values()):
         warm_up()
 
 
-async def _index(request: Request) -> Index | None:
+async def _find_index(request: Request) -> Index | None:
     index: Index | None = request.app.state.index
     return index
 
 
-Searched = Annotated[Index | None, Depends(_index)]
+Searched = Annotated[Index | None, Depends(_find_index)]
 
 
 @router.get("/", include_in_schema=False)
 async def page() -> FileResponse:
-    """The page itself."""
+    """Return the page itself."""
     return FileResponse(_FOLDER / "index.html", media_type="text/html", headers=_HEADERS)
 
 
 @router.get("/static/{name}", include_in_schema=False)
 async def static(name: str) -> FileResponse:
-    """What it is made of."""
+    """Return a file of the page."""
     kind = STATIC.get(f"/static/{name}")
     if kind is None:
         raise RequestError(404, f"there is no static/{name[:60]}")
@@ -101,7 +105,7 @@ class ModelFacts(BaseModel):
 
 
 class Facts(BaseModel):
-    """What is served, and how many images the index has; 0 without one."""
+    """The models that are served, and the number of images in the index; 0 without one."""
 
     models: list[ModelFacts]
     index: int
@@ -147,9 +151,9 @@ async def about(service: Served, index: Searched) -> Facts:
             name=name,
             task=model.manifest.task,
             image_size=list(model.manifest.preprocessing.image_size),
-            outputs=[output.name for output in model.manifest.outputs],
+            outputs=model.manifest.output_names,
             labels=len(model.manifest.labels),
-            neighbours=index is not None and _fits(model, index),
+            neighbours=index is not None and _fits_index(model, index),
         )
         for name, model in service.models.items()
     ]
@@ -163,9 +167,10 @@ async def view(service: Served, request: Request, model: Model = None) -> View:
     upload = await service.read_image(request, served)
     size = upload.image.size
     seen = served.predictor.handler.find_seen_region(*size)
-    left, top, width, height = shown = surroundings(size, seen)
+    shown = find_surroundings(size, seen)
+    left, top, width, height = shown
     part = upload.image if (width, height) == size else upload.image.crop((left, top, left + width, top + height))
-    preview = await service.offload(request, _jpeg, part, _PREVIEW)
+    preview = await service.offload(request, _encode_jpeg, part, _PREVIEW)
     return View(
         model=served.name,
         version=served.version,
@@ -189,9 +194,9 @@ async def neighbours(
     if index is None:
         raise RequestError(404, "this server has no index; ehm serve --index DIR gives it one")
     served = service.find_model(request, model)
-    if not _fits(served, index):
+    if not _fits_index(served, index):
         raise RequestError(400, f"the model {served.name} does not give {index.width} features, as the index has")
-    features, name = await row_of(service, request, served, "features")
+    features, name = await compute_row(service, request, served, "features")
     found = await service.offload(request, index.search, features, top)
     return Neighbours(model=served.name, version=served.version, image=name, neighbours=found)
 
@@ -201,14 +206,18 @@ async def thumbnail(service: Served, index: Searched, request: Request, number: 
     """A small JPEG of an image of the index, by its number."""
     if index is None or not 0 <= number < len(index):
         raise RequestError(404, f"there is no image {str(number)[:20]} in the index")
-    fitting = (model.manifest.preprocessing.value_range for model in service.models.values() if _fits(model, index))
-    value_range = next(fitting, None)
+    value_range = None
+    for model in service.models.values():
+        if _fits_index(model, index):
+            # shown as the model that was searched with sees it
+            value_range = model.manifest.preprocessing.value_range
+            break
 
-    def read() -> bytes:
-        return _jpeg(decode_image(index.files[number], formats=FORMATS, value_range=value_range), _THUMBNAIL)
+    def read_thumbnail() -> bytes:
+        return _encode_jpeg(decode_image(index.files[number], formats=FORMATS, value_range=value_range), _THUMBNAIL)
 
     try:
-        small = await service.offload(request, read)
+        small = await service.offload(request, read_thumbnail)
     except BrokenImage:
         raise RequestError(404, f"image {number} of the index cannot be read any more") from None
     return Response(small, media_type="image/jpeg", headers=_HEADERS | {"Cache-Control": "private, max-age=600"})
@@ -222,7 +231,7 @@ async def parts(service: Served, request: Request, model: Model = None) -> Hiera
         raise RequestError(
             400, f"the model {served.name} gives no patches; ehm export --head multi writes a bundle that does"
         )
-    patches, name = await row_of(service, request, served, "patches")
+    patches, name = await compute_row(service, request, served, "patches")
     try:
         found = await service.offload(request, take_apart, patches)
     except DataError as error:
@@ -230,14 +239,14 @@ async def parts(service: Served, request: Request, model: Model = None) -> Hiera
     return Hierarchy(model=served.name, version=served.version, image=name, **vars(found))
 
 
-def _fits(model: ServedModel, index: Index) -> bool:
-    """Whether the model gives as many features as the index has."""
+def _fits_index(model: ServedModel, index: Index) -> bool:
+    """Return whether the model gives as many features as the index has."""
     features = model.manifest.output("features")
     return features is not None and features.shape[1] == index.width
 
 
-def _jpeg(image: Image.Image, side: int) -> bytes:
-    """The image as a JPEG of at most ``side`` pixels; it is shrunk in place, as a large one has no room for another."""
+def _encode_jpeg(image: Image.Image, side: int) -> bytes:
+    """Return the image as a JPEG of at most ``side`` pixels; it is shrunk in place, to hold no second large one."""
     image.thumbnail((side, side), Image.Resampling.BICUBIC)
     content = BytesIO()
     image.save(content, "JPEG", quality=90)

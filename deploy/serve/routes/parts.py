@@ -1,4 +1,4 @@
-"""What a model sees of an image, and the parts that it takes it apart into, from single patches to the whole.
+"""The parts that a model takes an image apart into, from single patches to the whole.
 
 Shapes: D features of a patch, h x w patches, N = h * w.
 """
@@ -15,10 +15,10 @@ from ehm.analysis.colours import choose_part_colours
 from ehm.errors import DataError
 from ehm.masking import build_hierarchy, cosine_similarity
 
-__all__ = ["Level", "Parts", "surroundings", "take_apart", "warm_up"]
+__all__ = ["Level", "Parts", "find_surroundings", "take_apart", "warm_up"]
 
 _LEVELS = 16
-"""At most so many partitions are given; a tree is rarely higher, if it is not a chain."""
+"""The most partitions that are given; a tree is rarely higher, if it is not a chain."""
 
 
 @dataclass(frozen=True)
@@ -58,11 +58,14 @@ def take_apart(patches: NDArray[np.float32]) -> Parts:
     height = int(hierarchy.height[0])
     levels = np.unique(np.linspace(1, height, _LEVELS).round().astype(int)).tolist()
     cuts = [hierarchy.cut(level)[0] for level in levels]
+    described = []
+    for level, cut in zip(levels, cuts, strict=True):
+        described.append(Level(level, len(np.unique(cut)), cut.tolist()))
     colours = choose_part_colours(hierarchy.parent[0], hierarchy.size[0], cuts, grid)
     return Parts(
         grid,
         height,
-        [Level(level, len(np.unique(cut)), cut.tolist()) for level, cut in zip(levels, cuts, strict=True)],
+        described,
         [f"#{red:02x}{green:02x}{blue:02x}" for red, green, blue in colours.tolist()],
     )
 
@@ -72,16 +75,19 @@ def warm_up() -> None:
     take_apart(np.eye(4, dtype=np.float32).reshape(4, 2, 2))
 
 
-def surroundings(size: tuple[int, int], seen: tuple[float, float, float, float]) -> tuple[int, int, int, int]:
-    """What to show of an image of ``size``: left, top, width and height in its pixels, with what is ``seen`` in it.
+def find_surroundings(size: tuple[int, int], seen: tuple[float, float, float, float]) -> tuple[int, int, int, int]:
+    """Return the part of an image of ``size`` to show: left, top, width and height in its pixels.
 
-    In each direction at most three times the longer side of the region, so that this stays visible in a long image.
+    It holds the region that is ``seen``. In each direction it has at most three times the longer side of the region,
+    so that this stays visible in a long image.
     """
     most = math.ceil(3 * max(seen[2:]))
-    lengths = [min(length, most) for length in size]
-    middles = [seen[axis] + seen[axis + 2] / 2 for axis in (0, 1)]
-    left, top = (
-        max(0, min(round(middle - length / 2), whole - length))
-        for middle, length, whole in zip(middles, lengths, size, strict=True)
-    )
-    return left, top, lengths[0], lengths[1]
+    left, width = _center_part(size[0], most, seen[0] + seen[2] / 2)
+    top, height = _center_part(size[1], most, seen[1] + seen[3] / 2)
+    return left, top, width, height
+
+
+def _center_part(whole: int, most: int, middle: float) -> tuple[int, int]:
+    """Return start and length of a part of at most ``most`` pixels around ``middle``, inside of ``whole``."""
+    length = min(whole, most)
+    return max(0, min(round(middle - length / 2), whole - length)), length

@@ -21,7 +21,7 @@ from ehm.deploy.serve.routes.json_numbers import dump_numbers, parse_numbers
 from ehm.deploy.serve.routes.json_request import InferenceRequest, Input, Output, Parameters, parse_request
 from ehm.errors import RequestError
 
-__all__ = ["InferRequest", "OutputRequest", "decode", "encode", "metadata"]
+__all__ = ["InferRequest", "OutputRequest", "decode_request", "describe_model", "encode_response"]
 
 _DATATYPES = {"float32": "FP32", "uint8": "UINT8", "int64": "INT64"}
 
@@ -45,130 +45,145 @@ class InferRequest:
     timeout: float | None = None
 
 
-def metadata(manifest: Manifest, name: str, version: str) -> dict[str, Any]:
-    """``$metadata_model_response``; dynamic dimensions are -1."""
-
-    def tensor(record: TensorRecord) -> dict[str, Any]:
-        shape = [size if isinstance(size, int) else -1 for size in record.shape]
-        return {"name": record.name, "datatype": _DATATYPES[record.dtype], "shape": shape}
-
+def describe_model(manifest: Manifest, name: str, version: str) -> dict[str, Any]:
+    """Return ``$metadata_model_response``; dynamic dimensions are -1."""
     return {
         "name": name,
         "versions": [version],
         "platform": "onnx_onnxv1",
-        "inputs": [tensor(manifest.input)],
-        "outputs": [tensor(output) for output in manifest.outputs],
+        "inputs": [_describe_tensor(manifest.input)],
+        "outputs": list(map(_describe_tensor, manifest.outputs)),
     }
 
 
-def decode(body: bytes, header_length: int | None, manifest: Manifest) -> InferRequest:
+def decode_request(body: bytes, header_length: int | None, manifest: Manifest) -> InferRequest:
     """Read a request for the model of ``manifest``; raises RequestError (400) that says what would be right.
 
     ``header_length`` is the Inference-Header-Content-Length: how much of the body is JSON, all of it by default. 0
     says that the body is the input of one image in binary, and that all outputs shall be.
     """
     if header_length == 0:
-        images = _from_binary(body, [1, *_static(manifest.input)], manifest.input)
-        return InferRequest(images, tuple(OutputRequest(output.name, binary=True) for output in manifest.outputs))
+        images = _read_binary(body, [1, *_fixed_sizes(manifest.input)], manifest.input)
+        return InferRequest(images, tuple(OutputRequest(name, binary=True) for name in manifest.output_names))
     if header_length is not None and not 0 < header_length <= len(body):
         raise RequestError(400, f"Inference-Header-Content-Length: {header_length}, but the body has {len(body)} bytes")
     request, numbers = parse_request(body[:header_length])
     if [given.name for given in request.inputs] != [manifest.input.name]:
         raise RequestError(400, f"inputs: expected one, named {manifest.input.name!r}")
+    tail = b"" if header_length is None else body[header_length:]
     return InferRequest(
-        images=_tensor(request.inputs[0], numbers, b"" if header_length is None else body[header_length:], manifest),
-        outputs=_outputs(request, manifest),
+        images=_read_tensor(request.inputs[0], numbers, tail, manifest),
+        outputs=_read_outputs(request, manifest),
         id=request.id,
-        timeout=_timeout(_given(request.parameters)),
+        timeout=_read_timeout(_drop_null(request.parameters)),
     )
 
 
-def encode(
+def encode_response(
     request: InferRequest,
     outputs: Mapping[str, NDArray[np.float32]],
     model: str,
     version: str,
     labels: Sequence[str] = (),
 ) -> tuple[bytes, int | None]:
-    """The body of the response, and how much of it is JSON where binary data follow, else None."""
+    """Return the body of the response, and how much of it is JSON if binary data follow, else None."""
     described: list[str] = []
     tail: list[bytes] = []
     for wanted in request.outputs:
         values = outputs[wanted.name]
-        datatype = _DATATYPES[str(values.dtype)]
-        entry: dict[str, Any] = {"name": wanted.name, "datatype": datatype, "shape": list(values.shape)}
+        entry: dict[str, Any] = {"name": wanted.name}
         numbers = ""
         if wanted.classes:
-            texts = _classes(values.reshape(len(values), -1), wanted.classes, labels if wanted.name == "logits" else ())
-            entry |= {"datatype": "BYTES", "shape": [len(texts), len(texts[0])]}
-            flat = [text for row in texts for text in row]
-            raw = b"".join(len(text.encode()).to_bytes(4, "little") + text.encode() for text in flat)
+            texts = _rank_classes(values, wanted.classes, labels if wanted.name == "logits" else ())
+            entry |= {"datatype": "BYTES", "shape": [len(values), len(texts) // len(values)]}
+            raw = b"".join(map(_encode_text, texts)) if wanted.binary else b""
         else:
-            flat, raw = [], values.astype(values.dtype.newbyteorder("<"), copy=False).tobytes()
+            texts = []
+            entry |= {"datatype": _DATATYPES[str(values.dtype)], "shape": list(values.shape)}
+            raw = values.astype(values.dtype.newbyteorder("<"), copy=False).tobytes() if wanted.binary else b""
         if wanted.binary:
             entry["parameters"] = {"binary_data_size": len(raw)}
             tail.append(raw)
         elif wanted.classes:
-            entry["data"] = flat
+            entry["data"] = texts
         elif np.isfinite(values).all():
+            # many numbers are written in small steps, and put behind the rest of the entry as text
             numbers = f',"data":{dump_numbers(values)}'
         else:
             raise RequestError(400, f"outputs: {wanted.name} is not finite, which JSON cannot say; ask for binary_data")
-        described.append(f"{_dump(entry)[:-1]}{numbers}}}")
+        described.append(f"{_dump_json(entry)[:-1]}{numbers}}}")
     answer = {"model_name": model, "model_version": version}
     if request.id is not None:
         answer["id"] = request.id
-    head = f'{_dump(answer)[:-1]},"outputs":[{",".join(described)}]}}'.encode()
+    head = f'{_dump_json(answer)[:-1]},"outputs":[{",".join(described)}]}}'.encode()
     return head + b"".join(tail), len(head) if tail else None
 
 
-def _dump(value: dict[str, Any]) -> str:
+def _describe_tensor(record: TensorRecord) -> dict[str, Any]:
+    shape = [size if isinstance(size, int) else -1 for size in record.shape]
+    return {"name": record.name, "datatype": _DATATYPES[record.dtype], "shape": shape}
+
+
+def _encode_text(text: str) -> bytes:
+    """Return a text as an element of a BYTES tensor: its length in four bytes, and UTF-8."""
+    encoded = text.encode()
+    return len(encoded).to_bytes(4, "little") + encoded
+
+
+def _dump_json(value: dict[str, Any]) -> str:
     return json.dumps(value, allow_nan=False, separators=(",", ":"))
 
 
-def _tensor(given: Input, numbers: str, tail: bytes, manifest: Manifest) -> NDArray[Any]:
+def _read_tensor(given: Input, numbers: str, tail: bytes, manifest: Manifest) -> NDArray[Any]:
+    """Return the images of an input; ``numbers`` were cut out of its JSON, ``tail`` follows the JSON."""
     expected = manifest.input
     datatype = _DATATYPES[expected.dtype]
     if given.datatype != datatype:
         raise RequestError(400, f"inputs.0.datatype: expected {datatype}, not {given.datatype[:20]!r}")
-    fits = len(given.shape) == len(expected.shape) and all(
-        size == wanted if isinstance(wanted, int) else size > 0
-        for size, wanted in zip(given.shape, expected.shape, strict=True)
-    )
-    if not fits:
+    if not _fits_shape(given.shape, expected.shape):
         wanted = [size if isinstance(size, int) else -1 for size in expected.shape]
         raise RequestError(400, f"inputs.0.shape: expected {wanted}, at least one image, not {given.shape[:8]}")
     if expected.smallest and min(given.shape[2:]) < expected.smallest:
         raise RequestError(
             400, f"inputs.0.shape: expected at least {expected.smallest} pixels each way, as a patch has"
         )
-    parameters = _given(given.parameters)
+    parameters = _drop_null(given.parameters)
     size = parameters.get("binary_data_size")
     if size is None:
         if "shared_memory_region" in parameters:
             raise RequestError(400, "inputs.0.parameters: shared memory is not supported; send the data")
         if tail:
             raise RequestError(400, f"{len(tail)} bytes follow the JSON that no input's binary_data_size accounts for")
-        return _from_json(given, numbers, expected)
+        return _read_json(given, numbers, expected)
     if given.data is not None:
         raise RequestError(400, "inputs.0: either data or binary_data_size, not both")
     if size != len(tail):
         raise RequestError(400, f"inputs.0.parameters.binary_data_size: {len(tail)} bytes follow the JSON")
-    return _from_binary(tail, given.shape, expected)
+    return _read_binary(tail, given.shape, expected)
 
 
-def _from_binary(raw: bytes, shape: Sequence[int], expected: TensorRecord) -> NDArray[Any]:
+def _fits_shape(shape: Sequence[int], expected: Sequence[int | str]) -> bool:
+    """Return whether the sizes are those of the network; a dynamic one takes any but 0."""
+    if len(shape) != len(expected):
+        return False
+    for size, wanted in zip(shape, expected, strict=True):
+        if size != wanted and (isinstance(wanted, int) or size == 0):
+            return False
+    return True
+
+
+def _read_binary(raw: bytes, shape: Sequence[int], expected: TensorRecord) -> NDArray[Any]:
     dtype = np.dtype(expected.dtype).newbyteorder("<")
     wanted = math.prod(shape) * dtype.itemsize
     if len(raw) != wanted:
         raise RequestError(400, f"{expected.name}: {list(shape)} takes {wanted} bytes, but {len(raw)} were sent")
     images = np.frombuffer(raw, dtype).reshape(shape).astype(expected.dtype, copy=False)
-    if not np.isfinite(images).all():  # as in JSON: nothing but NaN could come of it
+    if not np.isfinite(images).all():  # refused as in JSON: nothing but NaN could come of it
         raise RequestError(400, f"{expected.name}: expected finite numbers, but some are NaN or infinite")
     return images
 
 
-def _from_json(given: Input, numbers: str, expected: TensorRecord) -> NDArray[Any]:
+def _read_json(given: Input, numbers: str, expected: TensorRecord) -> NDArray[Any]:
     if given.data is None:
         raise RequestError(400, "inputs.0.data: missing, and no binary_data_size either")
     kinds = "iu" if expected.dtype == "uint8" else "iuf"
@@ -191,56 +206,64 @@ def _from_json(given: Input, numbers: str, expected: TensorRecord) -> NDArray[An
     return images
 
 
-def _static(record: TensorRecord) -> list[int]:
+def _fixed_sizes(record: TensorRecord) -> list[int]:
+    """Return the sizes behind the batch; raises RequestError (400) if one of them is dynamic."""
     sizes = [size for size in record.shape[1:] if isinstance(size, int)]
     if len(sizes) + 1 < len(record.shape):
         raise RequestError(400, "a raw binary request does not say the image's size, which this model needs")
     return sizes
 
 
-def _outputs(request: InferenceRequest, manifest: Manifest) -> tuple[OutputRequest, ...]:
-    known = [output.name for output in manifest.outputs]
-    binary = _flag(_given(request.parameters), "binary_data_output", False)
+def _read_outputs(request: InferenceRequest, manifest: Manifest) -> tuple[OutputRequest, ...]:
+    """Return the outputs that a request asks for, by default all."""
+    known = manifest.output_names
+    binary = _read_flag(_drop_null(request.parameters), "binary_data_output", False)
     found = []
     for index, wanted in enumerate(request.outputs or [Output(name=name) for name in known]):
         if wanted.name not in known:
             raise RequestError(400, f"outputs.{index}.name: expected one of {', '.join(known)}")
-        parameters = _given(wanted.parameters)
+        parameters = _drop_null(wanted.parameters)
         if "shared_memory_region" in parameters:
             raise RequestError(400, f"outputs.{index}.parameters: shared memory is not supported")
         classes = parameters.get("classification", 0)
-        if type(classes) is not int or classes < 0:
+        if type(classes) is not int or classes < 0:  # a bool is an int too
             raise RequestError(400, f"outputs.{index}.parameters.classification: expected a number of classes")
-        found.append(OutputRequest(wanted.name, _flag(parameters, "binary_data", binary), classes))
+        found.append(OutputRequest(wanted.name, _read_flag(parameters, "binary_data", binary), classes))
     if len({output.name for output in found}) < len(found):
         raise RequestError(400, "outputs: the same name twice")
     return tuple(found)
 
 
-def _given(parameters: Parameters) -> dict[str, Any]:
+def _drop_null(parameters: Parameters) -> dict[str, Any]:
     """Return the parameters that have a value."""
     return {name: value for name, value in (parameters or {}).items() if value is not None}
 
 
-def _flag(parameters: dict[str, Any], name: str, default: bool) -> bool:
+def _read_flag(parameters: dict[str, Any], name: str, default: bool) -> bool:
     value = parameters.get(name, default)
     if not isinstance(value, bool):
         raise RequestError(400, f"parameters.{name}: expected true or false")
     return value
 
 
-def _timeout(parameters: dict[str, Any]) -> float | None:
-    """Triton's ``timeout`` in microseconds; 0 stands for the server's own."""
+def _read_timeout(parameters: dict[str, Any]) -> float | None:
+    """Return Triton's ``timeout``, in microseconds, in seconds; None stands for the server's own."""
     value = parameters.get("timeout", 0)
     if type(value) is not int or value < 0:
         raise RequestError(400, "parameters.timeout: expected microseconds, a whole number")
     return value / 1e6 if value else None
 
 
-def _classes(values: NDArray[np.float32], count: int, labels: Sequence[str]) -> list[list[str]]:
-    """(B, n) -> the ``count`` highest of each row as ``value:index[:label]``, values as C++'s std::to_string does."""
-    best = np.argsort(-values, axis=1, kind="stable")[:, :count]
-    suffix = [f":{label}" if label else "" for label in labels] or [""] * values.shape[1]
-    return [
-        [f"{row[index]:f}:{index}{suffix[index]}" for index in order] for row, order in zip(values, best, strict=True)
-    ]
+def _rank_classes(values: NDArray[np.float32], count: int, labels: Sequence[str]) -> list[str]:
+    """Return the ``count`` highest values of each row (B, ...) as ``value:index[:label]``, row after row.
+
+    Values are written as C++'s std::to_string does, which Triton uses.
+    """
+    rows = values.reshape(len(values), -1)
+    best = np.argsort(-rows, axis=1, kind="stable")[:, :count]
+    texts = []
+    for row, order in zip(rows, best, strict=True):
+        for index in order:
+            label = f":{labels[index]}" if labels and labels[index] else ""
+            texts.append(f"{row[index]:f}:{index}{label}")
+    return texts

@@ -1,4 +1,4 @@
-"""Answers of the Open Inference Protocol v2, as ``/openapi.json`` describes them."""
+"""The answers of the Open Inference Protocol v2, as ``/openapi.json`` describes them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["INFERENCE", "IndexEntry", "Live", "ModelMetadata", "ModelReady", "Re
 
 
 class ServerMetadata(BaseModel):
-    """``$metadata_server_response``."""
+    """The answer ``$metadata_server_response`` of the protocol."""
 
     name: str
     version: str
@@ -18,19 +18,19 @@ class ServerMetadata(BaseModel):
 
 
 class Live(BaseModel):
-    """Whether the process answers."""
+    """The answer that tells if the process lives."""
 
     live: bool
 
 
 class Ready(BaseModel):
-    """Whether every model can be asked."""
+    """The answer that tells if every model can be asked."""
 
     ready: bool
 
 
 class ModelReady(BaseModel):
-    """Whether a model can be asked."""
+    """The answer that tells if a model can be asked."""
 
     name: str
     ready: bool
@@ -43,7 +43,7 @@ class _Tensor(BaseModel):
 
 
 class ModelMetadata(BaseModel):
-    """``$metadata_model_response``; dynamic dimensions are -1."""
+    """The answer ``$metadata_model_response`` of the protocol; dynamic dimensions are -1."""
 
     name: str
     versions: list[str]
@@ -53,7 +53,7 @@ class ModelMetadata(BaseModel):
 
 
 class IndexEntry(BaseModel):
-    """A model of ``$repository_index_response``."""
+    """A model in the answer ``$repository_index_response``."""
 
     name: str
     version: str
