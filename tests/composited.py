@@ -37,7 +37,7 @@ def write_pairs(folder, count, seed=0, ignored_border=2):
 
 
 def _shape(rng, round_, border):
-    """Where a piece is, and where it is with a border around it."""
+    """Return the place of a piece, and its place with a border around it."""
     y, x = np.mgrid[:SIDE, :SIDE]
     (cy, cx), (ry, rx) = rng.uniform(12, SIDE - 12, 2), rng.uniform(12, 24, 2)
 

@@ -49,7 +49,7 @@ def multi_head(out, *outputs):
 
 
 def index_of(bundle, root):
-    """What ``ehm predict --out`` leaves: ten photographs, one that could not be read, and features of the ten."""
+    """Write what ``ehm predict --out`` does for ten photographs and an unreadable one, with features of the ten."""
     rng = np.random.default_rng(0)
     lines, rows = [], []
     predictor = Predictor(bundle)

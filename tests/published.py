@@ -146,7 +146,7 @@ def yacs():
 
 
 def save_simmim(tensors, path):
-    """As SimMIM's ``save_checkpoint`` does."""
+    """Save a checkpoint as SimMIM's ``save_checkpoint`` does."""
     optimizer = {"state": {0: {"step": 7, "exp_avg": torch.zeros(2)}}, "param_groups": [{"lr": 1e-4, "params": [0]}]}
     with yacs() as node:
         content = {

@@ -1,4 +1,4 @@
-"""What similarities in tests are made of."""
+"""The ingredients of similarities in tests."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""What one device makes of given weights and images: run as a script, in any environment.
+"""The results of one device for given weights and images: run as a script, in any environment.
 
     python parity.py DEVICE START STEPS OUT [broken]
 

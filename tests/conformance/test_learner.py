@@ -1,4 +1,4 @@
-"""What the shared loop relies on, whatever the backend."""
+"""The behaviour of learners that the shared loop relies on, for every backend."""
 
 import os
 

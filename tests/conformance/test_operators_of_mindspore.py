@@ -24,7 +24,7 @@ def used():
 
 
 def platforms(name):
-    """Of an operator as documented, or as what its text refers to is."""
+    """Return an operator's platforms as documented, or those of the operator to which its text refers."""
     module, _, attribute = name.partition(".")
     documented = getattr(getattr(ms, module), attribute).__doc__ or ""
     if line := re.search(r"Supported Platforms:\s*\n\s*(.*)", documented):

@@ -1,4 +1,4 @@
-"""What weights a run begins with, whatever the backend: those of a relative ViT, and given ones."""
+"""The weights that a run begins with, for every backend: those of a relative ViT, and given ones."""
 
 import math
 

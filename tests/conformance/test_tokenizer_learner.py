@@ -1,4 +1,4 @@
-"""What ``ehm tokenizer train`` relies on, whatever the backend; those without a tokenizer say so in a sentence."""
+"""The behaviour that ``ehm tokenizer train`` relies on; backends without a tokenizer say so in a sentence."""
 
 import numpy as np
 import pytest

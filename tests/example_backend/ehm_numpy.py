@@ -4,5 +4,5 @@ from fake_learner import FakeBackend
 
 
 def backend(device):
-    """What ``--device numpy`` gives."""
+    """The backend of ``--device numpy``."""
     return FakeBackend()

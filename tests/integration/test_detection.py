@@ -297,7 +297,7 @@ def test_what_a_bundle_cannot_do_yet_is_said(learned, bundle, tmp_path):
 
 
 class Runtime:
-    """What ONNX Runtime would give if the graph were right, but for ``change`` of it."""
+    """Stand in for ONNX Runtime with the right results, except for ``change``."""
 
     def __init__(self, graph, change):
         self.graph, self.change = graph, change

@@ -43,7 +43,7 @@ PIXELS = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 
 
 def by_onnxruntime(bundle):
-    """What ONNX Runtime makes of ``PIXELS``."""
+    """Return the outputs of ONNX Runtime for ``PIXELS``."""
     session = onnxruntime.InferenceSession(bundle / "model.onnx", providers=["CPUExecutionProvider"])
     return session.run(None, {"images": PIXELS.numpy()})
 

@@ -308,7 +308,7 @@ print(open_session(Path(sys.argv[1])).run(None, {"images": numpy.ones((2, 64), "
 
 
 def test_int8_is_right_in_a_session_without_settings(tmp_path):
-    """Of the largest inputs and weights that there can be; eight-bit weights give 32 here without VNNI."""
+    """The largest possible inputs and weights give the right sum; eight-bit weights give 32 here without VNNI."""
     wide_sum(tmp_path / "model.onnx")
     write_int8(tmp_path / "model.onnx", tmp_path / "model.int8.onnx", [ONES.T])
     session = onnxruntime.InferenceSession(tmp_path / "model.int8.onnx", providers=["CPUExecutionProvider"])

@@ -44,7 +44,7 @@ def pixels_of(size):
 
 
 def along_the_width_first(image, wanted):
-    """What Pillow gives in two steps; in one it takes the height of tall images first, which rounds otherwise."""
+    """Resize by Pillow in two steps; in one it takes the height of tall images first, which rounds otherwise."""
     (height, width), (cover_h, cover_w) = wanted, EvalTransform(wanted).cover
     size = max(cover_w, image.width * cover_h // image.height), max(cover_h, image.height * cover_w // image.width)
     image = image.resize((size[0], image.height), 3).resize(size, 3)

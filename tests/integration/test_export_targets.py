@@ -1,4 +1,4 @@
-"""What a graph is written for, and images of any size in a plain ViT, against exports at each of those sizes."""
+"""Targets of a graph, and images of any size in a plain ViT, against exports at each of those sizes."""
 
 import numpy as np
 import onnx

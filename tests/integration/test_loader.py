@@ -83,7 +83,7 @@ def all_indices(batches):
 
 
 def pids(batch):
-    """Who read it, to 16 bits, from a source that signs."""
+    """Return the processes that read the images, to 16 bits, from a source that signs."""
     high, low = batch.images[:, 0, 0, 1].astype(int), batch.images[:, 0, 0, 2].astype(int)
     return set((high * 256 + low).tolist())
 

@@ -98,7 +98,7 @@ def test_doctor_and_auto_take_mindspore_where_torch_is_not_installed(images, tmp
 
 
 def test_a_run_goes_on_in_the_other_framework_and_comes_back(images, stripes, tmp_path):
-    """And what SimMIM has pretrained here is fine-tuned there."""
+    """An encoder that SimMIM pretrained here is fine-tuned there."""
     values = {**PRETRAIN, "data.source": images, "objective": "simmim", "mask.unit": 16, "model.drop_path": 0}
 
     def torch(out, last, resume):

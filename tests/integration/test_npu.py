@@ -232,7 +232,7 @@ DETECTION = {
 
 
 def test_three_operators_of_a_detector_fall_back(tmp_path):
-    """Those that docs/detection.md names, in lower precision too."""
+    """These are the operators that docs/detection.md names, in lower precision too."""
     for part, images in (("train", 4), ("val", 2)):
         write_scenes(tmp_path / "scenes", images, images, part, 64)
     settings = {**DETECTION, "data.source": tmp_path / "scenes"}

@@ -36,7 +36,7 @@ def connect(address):
 
 
 def read_all(connection):
-    """What the server sends until it closes."""
+    """Read until the server closes the connection."""
     received = b""
     while more := connection.recv(2**20):
         received += more

@@ -1,4 +1,4 @@
-"""What strangers send: every limit has its status and a sentence, and nothing is a failure of the server."""
+"""Requests of strangers: every limit has its status and a sentence, and nothing is a failure of the server."""
 
 import asyncio
 import concurrent.futures
@@ -558,7 +558,7 @@ def test_the_documentation_needs_no_network(server):
 
 
 def test_infer_is_there_for_other_routes(bundle):
-    """What the page of the server builds on."""
+    """The page of the server builds on inference by name."""
     with running([bundle]) as (_, service):
 
         async def main():

@@ -72,7 +72,7 @@ def test_a_failure_of_the_model_counts_into_its_latency(bundle, monkeypatch):
     ],
 )
 def test_every_429_has_its_model_and_its_route(bundle, monkeypatch, path, route, body):
-    """Those of a full queue, and those of a server that has more under way than it may read."""
+    """A full queue answers 429, and so does a server that has more under way than it may read."""
     started = threading.Event()
     go = threading.Event()
     run = Predictor.run

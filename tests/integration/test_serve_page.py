@@ -139,7 +139,7 @@ class Page:
         ActionChains(self.browser).move_to_element_with_offset(canvas, round(across), round(down)).perform()
 
     def said(self):
-        """What the browser complains of, but for advice to this test, which reads pixels."""
+        """Return the complaints of the browser, but for advice to this test, which reads pixels."""
         entries = [entry["message"] for entry in self.browser.get_log("browser")]
         return [message for message in entries if "getImageData" not in message]
 
@@ -240,7 +240,7 @@ def test_objects_are_drawn_with_boxes_and_masks(served, browser, tmp_path):
 
 
 def tinted(pixel, colour):
-    """Whether a colour lies over another one."""
+    """Return whether a colour lies over another one."""
     return max(abs(one - other) for one, other in zip(pixel, colour, strict=False)) > 30
 
 

@@ -400,7 +400,7 @@ def test_a_connection_without_a_whole_head_is_closed(tmp_path, start, sent):
 
 
 def test_a_slow_answer_is_waited_for_on_its_connection(tmp_path, start):
-    """What waits for an answer is not silent, nor is what got one."""
+    """A connection that waits for an answer is not silent, nor is one that got one."""
     server = start(means_bundle(tmp_path / "m"), "--timeout", "3", before=SLOW)
     client = http.client.HTTPConnection(server.address, timeout=30)
     images, _ = picture(0)

@@ -1,4 +1,4 @@
-"""Which threads a request takes: none of the web framework's, its own if it is alone, and others' runs do not wait."""
+"""The threads of a request: none of the web framework's, its own if it is alone, and others' runs do not wait."""
 
 import concurrent.futures
 import http.client

@@ -101,7 +101,7 @@ def core(built, tmp_path_factory):
 
 
 def package_files():
-    """What the wheel must hold, read from the real folders and not through the links."""
+    """List the files that the wheel must hold, read from the real folders and not through the links."""
     files = {path.relative_to(ROOT) for path in (ROOT / "ehm").rglob("*.py")} | {Path("ehm/py.typed")}
     for name in LINKS:
         files = {path for path in files if path.parts[1] != name}

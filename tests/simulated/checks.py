@@ -1,4 +1,4 @@
-"""What the simulated NPU promises, one function each; run as a script it prints what failed, by name, as JSON.
+"""The promises of the simulated NPU, one function each; as a script it prints the names of those that fail, as JSON.
 
 In a process of its own, because a device cannot be uninstalled: ``tests/unit/test_simulated_npu.py`` starts it.
 """

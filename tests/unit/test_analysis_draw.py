@@ -1,4 +1,4 @@
-"""What a picture of one image shows, pixel by pixel, on grids small enough to write down."""
+"""Pictures of one image, pixel by pixel, on grids small enough to write down."""
 
 import numpy as np
 import pytest

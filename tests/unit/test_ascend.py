@@ -1,4 +1,4 @@
-"""What is said of an Ascend NPU that torch does not see: checked on trees of files like those that CANN writes."""
+"""The explanation of an Ascend NPU that torch does not see, on trees of files like those that CANN writes."""
 
 import os
 import subprocess

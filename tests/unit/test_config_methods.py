@@ -1,4 +1,4 @@
-"""What each objective's published recipe brings, where a configuration says nothing, and what it leaves to the user."""
+"""The published recipe of each objective: the defaults that it brings, and the values that it leaves to the user."""
 
 import pytest
 

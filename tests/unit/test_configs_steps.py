@@ -28,7 +28,7 @@ TOKENIZERS = [name for name in shipped_configs() if kind(name) is TokenizerConfi
 
 
 def rate(optim):
-    """Of the middle of ten steps an epoch."""
+    """Return the learning rate in the middle of a run of ten steps an epoch."""
     steps, warmup = 10 * optim.epochs, 10 * optim.warmup_epochs
     return compute_learning_rate(steps // 2, steps, warmup, optim.lr, optim.min_lr, optim.schedule)
 

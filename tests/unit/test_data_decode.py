@@ -96,7 +96,7 @@ def without_adobe(jpeg):
     [((10, 100, 200, 30), (216, 137, 49)), ((0, 255, 255, 0), (255, 0, 0)), ((200, 50, 20, 90), (36, 133, 152))],
 )
 def test_cmyk_jpegs_are_inverted_with_and_without_adobes_marker(ink, seen):
-    """What Skia 144 (Chromium's library of pictures) shows of both files."""
+    """The colours that Skia 144 (Chromium's library of pictures) shows for both files."""
     adobe = written(Image.new("CMYK", (16, 16), ink), "JPEG", quality=100)  # Pillow writes inverted, with the marker
     for file in (adobe, without_adobe(adobe)):
         assert np.abs(pixels(file)[8, 8].astype(int) - seen).max() <= 1

@@ -12,7 +12,7 @@ from ehm.data import stratified_folds
 
 
 def class_counts(labels, test_folds):
-    """How many samples of each class the folds have, without their order."""
+    """Count the samples of each class in the folds, without their order."""
     return {
         int(name): sorted(int(((labels == name) & (test_folds == fold)).sum()) for fold in range(test_folds.max() + 1))
         for name in np.unique(labels)

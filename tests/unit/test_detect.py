@@ -1,4 +1,4 @@
-"""What a detector's bundle does around its network in NumPy, against torch, torchvision and pycocotools."""
+"""The work of a detector's bundle around its network, in NumPy, against torch, torchvision and pycocotools."""
 
 import numpy as np
 import pytest

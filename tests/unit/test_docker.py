@@ -52,7 +52,7 @@ def user(name):
 
 
 def required(extras):
-    """What pyproject.toml asks for with some extras."""
+    """Return the requirements of pyproject.toml with some extras."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     queue = [*project["dependencies"], *(text for extra in extras for text in project["optional-dependencies"][extra])]
     for text in queue:

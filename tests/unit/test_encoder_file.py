@@ -1,4 +1,4 @@
-"""What ``encoder.safetensors`` says about its encoder, against timm's class with the sizes that training had."""
+"""The description of the encoder in ``encoder.safetensors``, against timm's class with the sizes of training."""
 
 import json
 from functools import partial

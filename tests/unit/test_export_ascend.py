@@ -38,7 +38,7 @@ exit 255
 
 @pytest.fixture
 def folder(tmp_path):
-    """Where an export is being written; its name is one that a shell would take apart."""
+    """The folder of an export that is being written; its name is one that a shell would take apart."""
     place = tmp_path / "a bundle"
     place.mkdir()
     (place / "model.onnx").write_bytes(b"network")

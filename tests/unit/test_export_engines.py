@@ -25,7 +25,7 @@ from ehm.errors import ConfigError, ExportError, WriteError
 
 
 def fits(array, dims):
-    """Whether an array with its batch first has Triton's dimensions."""
+    """Return whether an array with its batch first has Triton's dimensions."""
     return array.ndim == len(dims) + 1 and all(
         want in (-1, size) for size, want in zip(array.shape[1:], dims, strict=True)
     )

@@ -1,4 +1,4 @@
-"""What a model is measured on is never what it was trained on, in every task and however the images are named.
+"""A model is never measured on images that it was trained on, in every task and however the images are named.
 
 No framework takes part: the models are stand-ins that the tasks only load.
 """
@@ -40,7 +40,7 @@ IMAGES = 24
 
 
 class Model:
-    """What a backend makes for a task, as far as opening one asks for it."""
+    """A learner of a task, as far as opening one asks for it."""
 
     image_size = (16, 16)
     inputs = InputSpec()

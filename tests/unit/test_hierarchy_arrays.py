@@ -1,4 +1,4 @@
-"""What arrays hierarchies are built from, and on how many threads."""
+"""The arrays that hierarchies are built from, and the threads that build them."""
 
 import subprocess
 import sys

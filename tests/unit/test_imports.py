@@ -99,7 +99,7 @@ def room_of(name):
 
 
 def violations(name, source, is_package=False):
-    """What a module imports from a room above its own, from a framework not its own, or through a top-level folder."""
+    """Find the imports of a module from a room above its own, a framework not its own, or a top-level folder."""
     allowed_outside = next(allowed for prefix, allowed in OUTSIDE if under(name, prefix))
     forbidden = (FRAMEWORKS | WEB | {"backends", "deploy"}) - allowed_outside
     found = set()
@@ -170,7 +170,7 @@ def test_a_right_import_is_let_through(name, source):
 
 
 def loaded(*names):
-    """What is in ``sys.modules`` of a new interpreter after importing modules."""
+    """Return ``sys.modules`` of a new interpreter after importing modules."""
     code = f"import sys, {', '.join(names)}; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=True)
     return {name.partition(".")[0] for name in done.stdout.split()}

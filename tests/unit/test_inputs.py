@@ -75,7 +75,7 @@ def test_normalised_pixels_are_timms_for_published_networks(photographs):
 
 
 def test_weights_that_say_nothing_are_measured_as_mae_does():
-    """Which is what manifests of older versions mean, whatever their size."""
+    """Manifests of older versions mean this, whatever their size."""
     for size in [*SIZES, (64, 96), (240, 256)]:
         transform = EvalTransform.from_spec(size, InputSpec())
         assert transform == EvalTransform(size, EvalTransform(size).cover)

@@ -198,7 +198,7 @@ def pair_by_pair(block, size, matrices):
     result, per_cell = np.zeros((24, 24)), height * width / 24
 
     def cell(window, token):
-        """Of a token of a window: which cell it lies in; None where it is padding."""
+        """Return the cell that a token of a window lies in, None if it is padding."""
         row = window // (wide // across) * down + token // across
         column = window % (wide // across) * across + token % across
         if row >= height or column >= width:

@@ -40,7 +40,7 @@ def below(hierarchy, b):
 
 
 def is_start_of_a_walk(hierarchy, b, leaves, node, masked):
-    """Whether ``masked`` can be the first leaves of a depth-first walk from ``node``, in some order of children."""
+    """Return whether ``masked`` can be the first leaves of a depth-first walk from ``node``, for some order."""
     inside = leaves[node] & masked
     if not inside or inside == leaves[node]:
         return True
@@ -143,7 +143,7 @@ def test_every_order_of_ranks_is_as_likely_as_any_other():
 
 
 def subsets(mask):
-    """How often each set of masked patches occurs."""
+    """Count how often each set of masked patches occurs."""
     n, count = mask.shape[1], mask[0].sum()
     names = {combination: i for i, combination in enumerate(itertools.combinations(range(n), count))}
     return np.bincount([names[tuple(np.flatnonzero(row))] for row in mask], minlength=len(names))

@@ -160,7 +160,7 @@ def test_at_the_end_parts_come_in_any_order_and_the_last_is_filled_at_random():
 
 @pytest.mark.parametrize("progress", [0.09, 0.49])
 def test_in_between_the_orders_are_mixed_by_the_root_of_progress(progress):
-    """Of two patches, the chance that the one in the earlier place is hidden first, against integration by sampling."""
+    """The chance that the earlier of two patches is hidden first, against integration by sampling."""
     a = math.sqrt(progress)
     part = np.tile(np.array([0, 1], np.int32), (20_000, 1))
     rng, again = np.random.default_rng(7), np.random.default_rng(7)

@@ -255,7 +255,7 @@ def test_the_device_gets_the_numbers_that_the_host_would_use():
 
 
 def test_each_mask_has_a_stream_of_its_own():
-    """As NumPy's generator of the seed, the row and the view gives it; slices go on where the whole has stopped."""
+    """Streams are NumPy's generators of the seed, the row and the view; slices continue where the whole has stopped."""
     numbers = MaskStreams((7, 5), range(2, 4), views=2).random((4, 3))
     expected = [np.random.default_rng([7, 5, row, view]).random(3) for row in (2, 3) for view in (0, 1)]
     np.testing.assert_array_equal(numbers, expected)

@@ -1,4 +1,4 @@
-"""How often classes occur is counted and said, and a named class that never does is refused."""
+"""Occurrences of classes are counted and reported, and a named class that never occurs is refused."""
 
 import json
 from dataclasses import replace

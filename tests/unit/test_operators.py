@@ -1,4 +1,4 @@
-"""What an NPU has, against torch's own table of operators; what a step runs, against a step written out here."""
+"""The operators of an NPU, against torch's own table; those of a step, against a step written out here."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Who decays, who learns how fast, and LARS, against hand-written values and timm."""
+"""Weight decay, learning rates of layers, and LARS, against hand-written values and timm."""
 
 import numpy as np
 import pytest

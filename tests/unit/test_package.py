@@ -1,4 +1,4 @@
-"""What the package promises: its public names, its version, and the README's Python."""
+"""The promises of the package: its public names, its version, and the README's Python."""
 
 import ast
 import importlib

@@ -1,4 +1,4 @@
-"""How many processors there are for this process, and how OpenMP threads wait: what libraries report of themselves."""
+"""The processors of this process, and the way that OpenMP threads wait, as libraries report it themselves."""
 
 import os
 import re
@@ -100,7 +100,7 @@ def test_processors_that_share_a_core_count_once(machine):
 
 
 def reported(code, **variables):
-    """What GNU's OpenMP library says that it goes by, once ``code`` has loaded it."""
+    """Return the settings that GNU's OpenMP library reports once ``code`` has loaded it."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_", "KMP_"))}
     environment |= {"OMP_DISPLAY_ENV": "VERBOSE", **variables}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)

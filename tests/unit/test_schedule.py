@@ -11,7 +11,7 @@ PEAK, FLOOR = 4e-4, 1e-5
 
 
 def rates(total, scheduler):
-    """Of torch's ``scheduler``, a function of an optimiser, in each step."""
+    """Return the rates of torch's ``scheduler``, a function of an optimiser, in each step."""
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=PEAK)
     schedule, found = scheduler(optimizer), []
     for _ in range(total):

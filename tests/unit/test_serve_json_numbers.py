@@ -47,7 +47,7 @@ TOKENS = st.sampled_from(["[", "]", ",", "1", "-2.5", "1e3", " ", "NaN", "true",
 
 @given(st.lists(TOKENS, max_size=14).map(lambda tokens: "[" + "".join(tokens)))
 def test_what_json_refuses_is_refused(text):
-    """And so is what is valid JSON without being a rectangular array of numbers."""
+    """Text that Python's json refuses is refused, and valid JSON that is no rectangular array of numbers, too."""
     try:
         expected = np.asarray(json.loads(text, parse_constant=json_numbers._refuse_constant))
     except ValueError:

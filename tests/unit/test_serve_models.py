@@ -26,7 +26,7 @@ async def serving(folder):
 
 
 def scale(models):
-    """What the model that is served multiplies with."""
+    """Return the factor of the model that is served."""
     images, means = picture(0)
     return models["m"].predictor.run(images)["features"][0, 0] / means[0, 0]
 

@@ -13,7 +13,7 @@ _MIXES = {"copy_", "_copy_from", "_copy_from_and_resize", "index.Tensor", "index
 
 
 class _Facts:
-    """What the schema says of an operator."""
+    """The facts about an operator that its schema states."""
 
     def __init__(self, operator):
         schema = operator._schema

@@ -1,4 +1,4 @@
-"""What arrived at the device: operators with dtypes and call sites."""
+"""A record of the operators that arrived at the device, with dtypes and call sites."""
 
 import atexit
 import json
