@@ -26,7 +26,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from itertools import count
 
-from ehm.processors import WAITING, available_processors
+from ehm.processors import WAITING, count_available_processors
 
 POLICIES = {
     "spin, the library's own choice": {"GOMP_SPINCOUNT": "300000"},
@@ -150,7 +150,7 @@ def divide_pairs(values: list[float], others: list[float]) -> list[float]:
 
 
 def print_table(trainers: list[Trainer], args: argparse.Namespace) -> None:
-    print(f"{args.device}, {available_processors()} processors, {args.rounds} rounds of {args.seconds:g} s\n")
+    print(f"{args.device}, {count_available_processors()} processors, {args.rounds} rounds of {args.seconds:g} s\n")
     print("| threads | waiting | neighbours | images/s | times the first of these | of itself without neighbours |")
     print("|---|---|---|---|---|---|")
     for one in trainers:
@@ -172,7 +172,7 @@ def print_table(trainers: list[Trainer], args: argparse.Namespace) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--neighbours", type=int, nargs="+", default=[0, 1, 3], help="processes that keep a core busy")
-    parser.add_argument("--threads", type=int, nargs="+", default=[available_processors(), 1])
+    parser.add_argument("--threads", type=int, nargs="+", default=[count_available_processors(), 1])
     parser.add_argument("--seconds", type=float, default=4, help="of each turn")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--device", default="cpu", help="of ehm train")

@@ -24,7 +24,7 @@ __all__ = [
     "train_tokenizer",
 ]
 
-_HOMES = {
+_MODULES = {
     "train": "ehm.training.pretrain",
     "finetune": "ehm.tasks.finetune",
     "probe": "ehm.tasks.classification.probe",
@@ -36,11 +36,15 @@ _HOMES = {
     "bench_export": "ehm.deploy.bench",
     "serve": "ehm.deploy.serve",
 }
+"""The module of each function."""
+
+
+# Python calls these two for what the module itself does not have (PEP 562), so that `import ehm` stays fast.
 
 
 def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        return getattr(import_module(_HOMES[name]), name)
+    if name in _MODULES:
+        return getattr(import_module(_MODULES[name]), name)
     raise AttributeError(f"module 'ehm' has no attribute {name!r}")
 
 

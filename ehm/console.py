@@ -26,6 +26,7 @@ class _EscapingStream:
     def write(self, text: str) -> int:
         # A stream in memory has no encoding.
         encoding = getattr(self._stream, "encoding", None) or "utf-8"
+        # names first: Python would write a byte that is no UTF-8 as the surrogate \\udce9, and not as the byte \\xe9
         encodable = escape_undecodable(text).encode(encoding, "backslashreplace").decode(encoding)
         with report_write_errors(self._describe()):
             return self._stream.write(encodable)
@@ -35,7 +36,9 @@ class _EscapingStream:
             self._stream.flush()
 
     def _describe(self) -> str:
-        return "standard error" if self._stream is sys.stderr else "standard output"
+        if self._stream is sys.stderr:
+            return "standard error"
+        return "standard output"
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
@@ -65,4 +68,4 @@ def print_line(text: str) -> None:
     """Print ``text`` and a line end to standard output at once, unwrapped and without colours, for other programs."""
     stream = _EscapingStream(sys.stdout)
     stream.write(f"{text}\n")
-    stream.flush()
+    stream.flush()  # the program that reads the pipe may wait for this line

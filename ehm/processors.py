@@ -18,10 +18,11 @@ import math
 import os
 from pathlib import Path
 
-__all__ = ["available_processors", "physical_cores", "prepare_threads"]
+__all__ = ["count_available_processors", "count_physical_cores", "prepare_threads"]
 
 _CGROUPS = Path("/sys/fs/cgroup")
 _OWN_CGROUPS = Path("/proc/self/cgroup")
+"""The control groups of this process, a line each: number, controllers, path."""
 _TOPOLOGY = Path("/sys/devices/system/cpu")
 
 WAITING = {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0"}
@@ -40,40 +41,40 @@ def prepare_threads() -> None:
     """
     if not any(name in os.environ for name in _ON_WAITING):
         os.environ.update(WAITING)
-    if available_processors() < _count_processors_by_affinity():
-        os.environ.setdefault("OMP_NUM_THREADS", str(available_processors()))
+    # the libraries count the processors that this process may run on, and nothing else
+    if count_available_processors() < len(_read_affinity()):
+        os.environ.setdefault("OMP_NUM_THREADS", str(count_available_processors()))
 
 
-def available_processors() -> int:
+def count_available_processors() -> int:
     """Return how many processors this process may use: those it may run on, or fewer if its control group says so.
 
     A share of a processor counts as a whole one.
     """
+    allowed = len(_read_affinity())
     quota = _read_quota()
-    allowed = _count_processors_by_affinity()
-    return allowed if quota is None else max(1, min(allowed, math.ceil(quota)))
+    if quota is None:
+        return allowed
+    return max(1, min(allowed, math.ceil(quota)))
 
 
-def physical_cores() -> int:
+def count_physical_cores() -> int:
     """Return how many cores this process may use; two processors that share a core (hyper-threading) count once."""
     cores = set()
     for processor in _read_affinity():
+        # every processor of a core names the same siblings
         siblings = _TOPOLOGY / f"cpu{processor}" / "topology" / "thread_siblings_list"
         try:
             cores.add(siblings.read_text())
         except OSError:  # not Linux, or a container without /sys
-            return available_processors()
-    return min(len(cores), available_processors())
+            return count_available_processors()
+    return min(len(cores), count_available_processors())
 
 
 def _read_affinity() -> set[int]:
     if hasattr(os, "sched_getaffinity"):
         return os.sched_getaffinity(0)
-    return set(range(os.cpu_count() or 1))
-
-
-def _count_processors_by_affinity() -> int:
-    return len(_read_affinity())
+    return set(range(os.cpu_count() or 1))  # macOS and Windows do not say
 
 
 def _read_quota() -> float | None:
@@ -89,7 +90,7 @@ def _read_quota() -> float | None:
     quotas = []
     for line in lines:
         _, controllers, path = line.split(":", 2)
-        if controllers == "":
+        if controllers == "":  # version 2, which has one hierarchy for all
             root = _CGROUPS
         elif "cpu" in controllers.split(","):
             root = _CGROUPS / controllers
@@ -113,7 +114,8 @@ def _read_group_quota(group: Path) -> float | None:
         else:
             quota = (group / "cpu.cfs_quota_us").read_text().strip()
             period = (group / "cpu.cfs_period_us").read_text().strip()
-        limited = quota not in ("max", "-1")
-        return int(quota) / int(period) if limited else None
+        if quota in ("max", "-1"):  # no limit, in the words of versions 2 and 1
+            return None
+        return int(quota) / int(period)
     except (OSError, ValueError, ZeroDivisionError):
         return None

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ehm.errors import BackendError, ExportError
-from ehm.processors import physical_cores
+from ehm.processors import count_physical_cores
 from ehm.storage.names import refuse_undecodable
 from ehm.storage.reading import shorten
 
@@ -141,7 +141,7 @@ def _session_options(threads: int) -> Any:
     """Return the options of a session that are the same for every provider."""
     settings = _import_onnxruntime().SessionOptions()
     # its own choice counts the machine's cores instead, and ties each thread to one, whatever else runs there
-    settings.intra_op_num_threads = threads or physical_cores()
+    settings.intra_op_num_threads = threads or count_physical_cores()
     # threads that spin while they wait take the cores from decoding, from other runs and from other programs
     settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
     settings.log_severity_level = 4  # its errors are raised too, and the lines of a log may have to be JSON

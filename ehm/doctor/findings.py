@@ -18,7 +18,7 @@ from ehm.backends import ascend
 from ehm.backends.common import host_memory
 from ehm.doctor.child import ask_child
 from ehm.doctor.variables import VARIABLES
-from ehm.processors import available_processors
+from ehm.processors import count_available_processors
 
 __all__ = [
     "EXTRAS",
@@ -70,7 +70,7 @@ class Finding:
 def examine_machine() -> Iterator[Finding]:
     """Yield Python, cores, memory, and the drivers of accelerators."""
     yield Finding("machine", "python", "ok", f"{platform.python_version()} on {platform.platform()}")
-    usable = available_processors()
+    usable = count_available_processors()
     present = os.cpu_count()
     cores = str(usable)
     if usable != present:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ehm.processors import available_processors
+from ehm.processors import count_available_processors
 
 __all__ = ["run_over_batch"]
 
@@ -28,7 +28,7 @@ def run_over_batch(kernel: Callable[..., Any], *arrays: NDArray[Any], entries: i
     # at once, and hangs after a fork. Kernels that release the interpreter lock need no more than plain threads.
     batch = len(arrays[0])
     if threads is None:
-        threads = available_processors()
+        threads = count_available_processors()
     chunks = max(1, min(threads, batch, batch * entries // ENTRIES_PER_THREAD))
     if chunks == 1:
         kernel(*arrays)

@@ -18,7 +18,7 @@ from ehm.masking.schedule import depth, masking_level
 from ehm.masking.similarity import balance
 from ehm.masking.static import block_mask, grid_mask, large_block_mask, random_mask
 from ehm.masking.streams import MaskStreams
-from ehm.processors import available_processors
+from ehm.processors import count_available_processors
 
 if TYPE_CHECKING:
     from ehm.config import MaskConfig
@@ -86,7 +86,7 @@ def make_masker(
     host takes as many threads as it has processors, divided among ``sharers`` processes that do the same. Raises
     ValueError for any other name.
     """
-    threads = max(1, available_processors() // sharers)
+    threads = max(1, count_available_processors() // sharers)
     if masking in _STATIC:
         return _StaticMasker(masking, config, grid)
     if masking in _SALIENCY:

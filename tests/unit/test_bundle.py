@@ -20,7 +20,7 @@ from ehm.deploy.predict.command import main, predict
 from ehm.deploy.predict.predictor import Predictor
 from ehm.deploy.predict.runtime import PROVIDERS, open_session
 from ehm.errors import BackendError, ConfigError, DataError, ExportError
-from ehm.processors import physical_cores
+from ehm.processors import count_physical_cores
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.5)
 
@@ -459,7 +459,7 @@ def test_openvino_computes_in_bfloat16_only_where_the_network_is_in_lower_precis
     monkeypatch.setattr(onnxruntime, "InferenceSession", Session)
     open_session(bundle / "model.onnx", "openvino")
     open_session(bundle / "model.onnx", "auto", threads=3, precision="int8")
-    assert asked[0] == (physical_cores(), {"device_type": "CPU"})
+    assert asked[0] == (count_physical_cores(), {"device_type": "CPU"})
     threads, options = asked[1]
     assert (threads, options["num_of_threads"]) == (3, "3")
     assert json.loads(options["load_config"]) == {"CPU": {"INFERENCE_PRECISION_HINT": "bf16"}}

@@ -18,7 +18,7 @@ from ehm.deploy.serve.settings import Settings
 from ehm.doctor import doctor
 from ehm.errors import ConfigError
 
-FUNCTIONS = {name: getattr(ehm, name) for name in ehm._HOMES if name not in ("train_tokenizer", "bench_export")}
+FUNCTIONS = {name: getattr(ehm, name) for name in ehm._MODULES if name not in ("train_tokenizer", "bench_export")}
 FUNCTIONS |= {"tokenizer": ehm.train_tokenizer, "bench": ehm.bench_export, "configs": configs, "doctor": doctor}
 NO_PARAMETERS = {"help", "debug", "refused"}
 

@@ -56,8 +56,8 @@ def test_what_is_listed_exists_and_is_explained(name):
 
 
 def test_the_functions_of_the_commands_are_at_the_top():
-    assert set(ehm.__all__) == {"__version__", *ehm._HOMES}
-    for name, home in ehm._HOMES.items():
+    assert set(ehm.__all__) == {"__version__", *ehm._MODULES}
+    for name, home in ehm._MODULES.items():
         assert getattr(ehm, name) is getattr(importlib.import_module(home), name)
 
 

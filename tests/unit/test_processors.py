@@ -10,7 +10,7 @@ import pytest
 from ehm import processors
 from ehm.config import DataConfig
 from ehm.data import Loader, TrainTransform, open_source
-from ehm.processors import WAITING, available_processors, physical_cores, prepare_threads
+from ehm.processors import WAITING, count_available_processors, count_physical_cores, prepare_threads
 
 DECIDING = ["OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "KMP_LIBRARY"]
 CHOSEN = {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0"}
@@ -76,7 +76,7 @@ def test_a_control_group_bounds_the_processors(machine, files, own, allowed):
     write(machine / "own", own)
     for name, text in files.items():
         write(machine / "cgroup" / name, text)
-    assert available_processors() == allowed
+    assert count_available_processors() == allowed
     prepare_threads()
     assert os.environ.get("OMP_NUM_THREADS") == (None if allowed == 8 else str(allowed))
 
@@ -90,13 +90,13 @@ def test_a_number_of_threads_that_is_set_stays(machine):
 
 
 def test_processors_that_share_a_core_count_once(machine):
-    assert physical_cores() == 8  # nothing is known about them
+    assert count_physical_cores() == 8  # nothing is known about them
     for number in range(8):
         write(machine / f"cpus/cpu{number}/topology/thread_siblings_list", f"{number % 4},{number % 4 + 4}\n")
-    assert physical_cores() == 4
+    assert count_physical_cores() == 4
     write(machine / "own", "0::/")
     write(machine / "cgroup/cpu.max", "300000 100000\n")
-    assert physical_cores() == 3
+    assert count_physical_cores() == 3
 
 
 def reported(code, **variables):

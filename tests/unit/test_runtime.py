@@ -19,6 +19,6 @@ def test_its_threads_do_not_spin(network):
 
 
 def test_its_threads_are_as_many_as_the_cores_unless_told_otherwise(network, monkeypatch):
-    monkeypatch.setattr(runtime, "physical_cores", lambda: 3)
+    monkeypatch.setattr(runtime, "count_physical_cores", lambda: 3)
     assert open_session(network).get_session_options().intra_op_num_threads == 3
     assert open_session(network, threads=2).get_session_options().intra_op_num_threads == 2

@@ -25,7 +25,7 @@ from ehm.deploy.serve.inference.batching import Batcher, Images, Result
 from ehm.deploy.serve.inference.metrics import Metrics
 from ehm.deploy.serve.settings import Settings
 from ehm.errors import ConfigError, EhmError, ExportError, RequestError
-from ehm.processors import available_processors
+from ehm.processors import count_available_processors
 
 __all__ = ["Models", "ServedModel", "name_bundles"]
 
@@ -295,7 +295,7 @@ def _runs_at_once(predictor: Predictor, threads: int) -> int:
     """
     if predictor.provider != PROVIDERS["cpu"].name:
         return 1
-    return min(_MOST_RUNS, threads or available_processors())
+    return min(_MOST_RUNS, threads or count_available_processors())
 
 
 def _read_signature(path: Path) -> Signature:

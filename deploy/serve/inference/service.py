@@ -24,7 +24,7 @@ from ehm.deploy.serve.inference.models import Models, ServedModel
 from ehm.deploy.serve.routes.forms import read_form_image
 from ehm.deploy.serve.settings import Settings
 from ehm.errors import RequestError
-from ehm.processors import available_processors
+from ehm.processors import count_available_processors
 
 __all__ = ["Served", "Service", "Upload", "find_service"]
 
@@ -58,7 +58,7 @@ class Service:
         self.memory = Memory(settings.max_memory)
         self._image_count = 0  # images that are being read, or run at once
         self._key = api_key.encode() if api_key else None
-        self._decoders = ThreadPoolExecutor(available_processors(), thread_name_prefix="decode")
+        self._decoders = ThreadPoolExecutor(count_available_processors(), thread_name_prefix="decode")
         Image.init()  # which registers formats, and is no work for several threads at once
 
     @property
