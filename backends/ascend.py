@@ -164,8 +164,12 @@ def find_mismatch(found: Installation) -> Problem | None:
         return None
     pair = pair_for(found.torch_npu)
     if found.torch is None or _release_of(found.torch) != _release_of(found.torch_npu):
-        wanted = pair.torch if pair else _release_of(found.torch_npu)
-        have = f"torch {found.torch} is installed" if found.torch else "torch is not installed"
+        wanted = _release_of(found.torch_npu)
+        if pair is not None:
+            wanted = pair.torch
+        have = "torch is not installed"
+        if found.torch:
+            have = f"torch {found.torch} is installed"
         return Problem(
             f"torch-npu {found.torch_npu} goes with torch {wanted}, but {have}", f"pip install torch=={wanted}"
         )
@@ -198,7 +202,9 @@ def find_problem(found: Installation) -> Problem | None:
         return wrong
     if found.cann is None:
         pair = pair_for(found.torch_npu)
-        wanted = f"goes with CANN {pair.cann}" if pair else f"is not among the published pairs, which end at {NEWEST}"
+        wanted = f"is not among the published pairs, which end at {NEWEST}"
+        if pair is not None:
+            wanted = f"goes with CANN {pair.cann}"
         return Problem(
             f"CANN is not found in ASCEND_HOME_PATH or /usr/local/Ascend (torch-npu {found.torch_npu} {wanted})",
             "install CANN's toolkit and the operators for the NPU, and source its set_env.sh",
@@ -263,6 +269,7 @@ def _is_release(cann: str, wanted: str) -> bool:
 
 
 def _read_cann_version(home: Path) -> str | None:
+    # the toolkit's own file first: those of other packages may have other versions
     for pattern in ("*/ascend_toolkit_install.info", "ascend_toolkit_install.info", "*/ascend_*_install.info"):
         for file in sorted(home.glob(pattern)):
             if number := _read_value(file, "version"):
@@ -292,8 +299,10 @@ def _package_version(name: str) -> str | None:
 
 def _release_of(number: str) -> str:
     """Return the release that a version is a build of: ``2.12.0`` for ``2.12.0.post3`` and ``2.12.0+cpu``."""
-    return ".".join(number.partition("+")[0].split(".")[:3]).partition("rc")[0]
+    without_build = number.partition("+")[0]
+    return ".".join(without_build.split(".")[:3]).partition("rc")[0]
 
 
 def _post_number(number: str) -> int:
-    return int(number.rpartition(".post")[2]) if ".post" in number else 0
+    _, post, digits = number.rpartition(".post")
+    return int(digits) if post else 0

@@ -69,7 +69,7 @@ class Training:
         scale = Tensor(1.0, ms.float32)
         if self._scaler is not None:
             scale = self._scaler.scale_value.value()
-        total: Any = 0.0
+        total: Any = 0.0  # stays on the device once a loss is added
         gradients: Any = None
         for part in split_batch(rows, self._parts):
             share = (part.stop - part.start) / rows

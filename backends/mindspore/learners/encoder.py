@@ -34,7 +34,9 @@ class MindsporeEncoder:
         model.set_train(False)
         self.image_size = loaded.image_size
         self.grid = spec_from_json(loaded.architecture).grid
-        self.inputs = loaded.inputs if data is None else data.input_spec(loaded.inputs)
+        self.inputs = loaded.inputs
+        if data is not None:
+            self.inputs = data.input_spec(loaded.inputs)
         self.notes = loaded.notes
         pixels = Pixels(self.inputs.mean, self.inputs.std)
 

@@ -145,8 +145,12 @@ class MindsporeLearner(ResumableLearner):
 
     def _create_optimizer(self) -> AdamW:
         undecayed = OBJECTIVES[self._config.objective].undecayed
-        trained = {name: value for name, value in self.model.parameters_and_names() if value.requires_grad}
-        decaying = [is_decayed(name, value.ndim, undecayed) for name, value in trained.items()]
+        trained = {}
+        decaying = []
+        for name, value in self.model.parameters_and_names():
+            if value.requires_grad:  # MAE's positions are fixed
+                trained[name] = value
+                decaying.append(is_decayed(name, value.ndim, undecayed))
         return AdamW(trained, [1.0] * len(trained), decaying, self._config.optim.betas)
 
     def _apply_to_pieces(

@@ -139,9 +139,13 @@ class Block(nn.Cell):
 
     def finish_block(self, x: Tensor, mixed: Tensor, keep_attn: Tensor | None, keep_mlp: Tensor | None) -> Tensor:
         """Compute what follows attention, whose output for ``x`` is ``mixed`` (B, L, D)."""
-        x = x + (mixed if keep_attn is None else mixed * keep_attn)
+        if keep_attn is not None:
+            mixed = mixed * keep_attn
+        x = x + mixed
         refined = self.mlp(self.norm2(x))
-        return x + (refined if keep_mlp is None else refined * keep_mlp)
+        if keep_mlp is not None:
+            refined = refined * keep_mlp
+        return x + refined
 
 
 def run_blocks(blocks: Any, tokens: Tensor, bias: Tensor | None = None, keep: Tensor | None = None) -> Tensor:

@@ -66,8 +66,13 @@ class RelativeBlock(Block):
 
     def finish_block(self, x: Tensor, mixed: Tensor, keep_attn: Tensor | None, keep_mlp: Tensor | None) -> Tensor:
         """See :meth:`Block.finish_block`."""
-        scale_attn = self.gamma_1 if keep_attn is None else self.gamma_1 * keep_attn
-        scale_mlp = self.gamma_2 if keep_mlp is None else self.gamma_2 * keep_mlp
+        # layer scale and drop path both multiply a branch
+        scale_attn = self.gamma_1
+        scale_mlp = self.gamma_2
+        if keep_attn is not None:
+            scale_attn = scale_attn * keep_attn
+        if keep_mlp is not None:
+            scale_mlp = scale_mlp * keep_mlp
         return super().finish_block(x, mixed, scale_attn, scale_mlp)
 
 

@@ -61,7 +61,10 @@ class VisionTransformer(nn.Cell):
             self.norm = LayerNorm(spec.width)
         if classes:
             head = Dense(spec.width, classes, dtype)
-            self.head = nn.SequentialCell(Standardise(spec.width), head) if probe else head
+            if probe:
+                self.head = nn.SequentialCell(Standardise(spec.width), head)
+            else:
+                self.head = head
         init_truncated(self, rng)
 
     def embed(self, images: Tensor) -> Tensor:
@@ -96,7 +99,9 @@ class VisionTransformer(nn.Cell):
         return self.head(features) if self.classes else features
 
     def _pool(self, tokens: Tensor) -> Tensor:
-        return tokens[:, 1:].mean(axis=1) if self.pool == "avg" else tokens[:, 0]
+        if self.pool == "avg":
+            return tokens[:, 1:].mean(axis=1)
+        return tokens[:, 0]
 
 
 class Standardise(nn.Cell):

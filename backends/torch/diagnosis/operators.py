@@ -1,9 +1,9 @@
-"""Which operators a run needs, and whether torch-npu 2.14 has them for an Ascend NPU.
+"""Find the operators that a run needs, and whether torch-npu 2.14 has them for an Ascend NPU.
 
-An operator runs natively when it is in torch-npu's list (``npu_operators.txt``), or it is structured and its ``.out``
-overload is; it is device-neutral when torch composes it of others. Any other one falls back to the CPU, in the middle
-of a step. Registration proves neither each dtype nor speed; a dtype that is known to be undocumented, or not to exist
-on the device, counts as falling back.
+An operator runs natively if it is in torch-npu's list (``npu_operators.txt``), or if it is structured and its ``.out``
+overload is in the list; it is device-neutral if torch composes it of others. Any other operator falls back to the CPU,
+in the middle of a step. Registration proves neither every dtype nor speed. A dtype that is not documented, or does not
+exist on the device, counts as falling back.
 """
 
 from __future__ import annotations
@@ -38,19 +38,29 @@ __all__ = [
 Kind = Literal["native", "neutral", "falls back", "synchronises"]
 
 WAITS = {"_local_scalar_dense", "equal", "masked_select", "nonzero", "unique_consecutive", "unique_dim", "_unique2"}
-"""Native, but what they give has a size or a value that the host waits for."""
+"""Native operators whose result has a size or a value that the host waits for."""
 INDEXED = {"index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index"}
-"""These wait where an index is boolean."""
+"""Operators that wait if an index is boolean."""
 UNDOCUMENTED = dict.fromkeys(("argsort", "cumsum", "cumsum_", "gather", "index_add", "index_add_", "sort"), "bfloat16")
-"""Operators that order, move or add up values, and what torch-npu does not document that they take on the 910B (list of
-torch's API, 2.13). Others are not held to that list: it leaves bfloat16 out for matmul, too."""
+"""Operators that order, move or add up values, and the dtype that torch-npu does not document for them on the 910B (its
+list of torch's API, 2.13). Others are not held to that list: it leaves bfloat16 out for matmul, too."""
 COMPOSITE = ("CompositeImplicitAutograd", "CompositeExplicitAutograd")
 STRUCTURED = "CompositeExplicitAutogradNonFunctional"
+
+_MASKINGS: tuple[tuple[str, Literal["host", "device"]], ...] = (
+    ("random", "host"),
+    ("attmask_high", "host"),
+    ("evolved", "host"),
+    ("evolved", "device"),
+)
+_VIT: dict[str, Any] = {"encoder": "vit_tiny", "patch_size": 8, "width": 24, "depth": 2, "heads": 2}
+_SWIN: dict[str, Any] = {"encoder": "swin_tiny", "patch_size": 2, "width": 8, "depth": [2, 2, 1], "heads": [1, 2, 2]}
+_OPTIM = {"batch_size": 4, "epochs": 1, "warmup_epochs": 0, "accumulate": 2, "clip_grad": 1.0}
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What an NPU does with an operator, and why."""
+    """The way in which an NPU runs an operator, and the reason."""
 
     kind: Kind
     reason: str
@@ -69,15 +79,15 @@ class OperatorRow:
 
 @cache
 def native_operators() -> frozenset[str]:
-    """Operators of torch's ``aten`` with a kernel in torch-npu 2.14, overloads after a dot."""
+    """Return the operators of torch's ``aten`` with a kernel in torch-npu 2.14, overloads after a dot."""
     lines = Path(__file__).with_name("npu_operators.txt").read_text(encoding="utf-8").splitlines()
     return frozenset(line for line in lines if not line.startswith("#"))
 
 
 def classify_operator(name: str, dtypes: tuple[str, ...] = ()) -> Verdict:
-    """What becomes of ``name`` (``add.Tensor``; other namespaces as ``ns::name``) on tensors of ``dtypes``.
+    """Classify the operator ``name`` (``add.Tensor``; other namespaces as ``ns::name``) on tensors of ``dtypes``.
 
-    Raises ValueError where torch has no such operator.
+    Raises ValueError if torch has no such operator.
     """
     base = name.partition(".")[0]
     if "float64" in dtypes:
@@ -87,14 +97,15 @@ def classify_operator(name: str, dtypes: tuple[str, ...] = ()) -> Verdict:
             return Verdict("falls back", f"{base} is not documented for {dtype}; float32 is safe")
     if base in WAITS or (base in INDEXED and "bool" in (dtypes[1:] or dtypes)):
         return Verdict("synchronises", "the host waits for a value or a size")
-    if name.startswith("_scaled_dot_product"):  # which kernel that is differs between devices
+    # each device has another kernel of its own
+    if name.startswith("_scaled_dot_product"):
         return Verdict("native", "one scaled_dot_product_attention there")
     return _classify_structure(name)
 
 
 @cache
 def _classify_structure(name: str) -> Verdict:
-    """Of the list, or composed of others?"""
+    """Classify an operator by torch-npu's list and by how torch composes it."""
     qualified = name if "::" in name else f"aten::{name}"
     if name in native_operators():
         return Verdict("native", "in torch-npu's list")
@@ -115,14 +126,16 @@ def _classify_structure(name: str) -> Verdict:
 
 
 def _find_out_overload(qualified: str) -> str | None:
-    """The overload that writes what ``qualified`` returns into arguments of the same types, if there is one."""
+    """Find the overload of ``qualified`` that writes into arguments of the same types; None without one."""
     own = torch._C._get_schema(*_split_overload(qualified))
     base = qualified.removeprefix("aten::").partition(".")[0].removesuffix("_")
-    wanted = [(value.name, str(value.type)) for value in own.arguments]
-    for overload in getattr(torch.ops.aten, base).overloads():
-        schema = getattr(getattr(torch.ops.aten, base), overload)._schema
-        given = [(value.name, str(value.type)) for value in schema.arguments if not value.is_out]
-        if len(given) < len(schema.arguments) and given == wanted:
+    own_arguments = [(value.name, str(value.type)) for value in own.arguments]
+    packet = getattr(torch.ops.aten, base)
+    for overload in packet.overloads():
+        schema = getattr(packet, overload)._schema
+        inputs = [(value.name, str(value.type)) for value in schema.arguments if not value.is_out]
+        has_outputs = len(inputs) < len(schema.arguments)
+        if has_outputs and inputs == own_arguments:
             return f"{base}.{overload}"
     return None
 
@@ -133,7 +146,7 @@ def _split_overload(qualified: str) -> tuple[str, str]:
 
 
 def judge_calls(calls: Iterable[Call]) -> list[OperatorRow]:
-    """A row for each call that :func:`record_operators` saw; what would fall back comes first, then what waits."""
+    """Return a row for each call that :func:`record_operators` saw, with those that fall back first."""
     rows = set()
     for call in calls:
         verdict = classify_operator(call.operator, call.dtypes)
@@ -145,11 +158,11 @@ def judge_calls(calls: Iterable[Call]) -> list[OperatorRow]:
 
 
 def report_operators(device: str) -> list[OperatorRow]:
-    """Run tiny steps on ``device`` in each of its dtypes and say of every operator what an NPU makes of it.
+    """Run tiny steps on ``device`` in each of its dtypes, and classify every operator for an NPU.
 
     Pretraining with random masks, with those by the class token's attention, and with evolved ones, built on the host
     and on the device, by each objective; fine-tuning of each encoder and a probe, with the logits that they are
-    measured by. Raises BackendError where ``device`` is not there.
+    measured by. Raises BackendError if ``device`` is not present.
     """
     backend = ehm.backends.torch.backend(device)
     calls: Counter[Call] = Counter()
@@ -164,17 +177,6 @@ def report_operators(device: str) -> list[OperatorRow]:
             calls += _record_classifier(backend, FinetuneConfig, dtype, model)
         calls += _record_classifier(backend, ProbeConfig, dtype, _VIT)
     return judge_calls(calls)
-
-
-_MASKINGS: tuple[tuple[str, Literal["host", "device"]], ...] = (
-    ("random", "host"),
-    ("attmask_high", "host"),
-    ("evolved", "host"),
-    ("evolved", "device"),
-)
-_VIT: dict[str, Any] = {"encoder": "vit_tiny", "patch_size": 8, "width": 24, "depth": 2, "heads": 2}
-_SWIN: dict[str, Any] = {"encoder": "swin_tiny", "patch_size": 2, "width": 8, "depth": [2, 2, 1], "heads": [1, 2, 2]}
-_OPTIM = {"batch_size": 4, "epochs": 1, "warmup_epochs": 0, "accumulate": 2, "clip_grad": 1.0}
 
 
 def _record_pretraining(
@@ -212,7 +214,7 @@ def _record_pretraining(
 
 
 def _save_tokenizer(backend: Any, folder: Path) -> str:
-    """An untrained tokenizer, saved in ``folder``."""
+    """Save an untrained tokenizer in ``folder``; return its path."""
     config = TokenizerConfig(vocabulary=16, width=8)
     meta = {"kind": "tokenizer", "step": 0, "epoch": 0, "config": config.model_dump(mode="json")}
     return str(save_checkpoint(folder, backend.create_tokenizer(config).state(), meta))

@@ -40,9 +40,9 @@ class Call(NamedTuple):
 
 
 def call_site() -> str:
-    """``file:line`` of the innermost code of this backend that is running, or else of any that is not torch's.
+    """Return ``file:line`` of the innermost running code of this backend, or else of any that is not torch's.
 
-    What autograd runs has no such place: it is named after the operation whose gradient it computes.
+    Operators that autograd runs have no such place: they are named after the operation whose gradient they compute.
     """
     frame: FrameType | None = sys._getframe(1)
     other = ""
@@ -50,7 +50,7 @@ def call_site() -> str:
         file = frame.f_code.co_filename
         if file.startswith(_TORCH):
             if frame.f_code.co_name == "_engine_run_backward":
-                break  # what is below called the backward pass, not this operator
+                break  # the frames below called the backward pass, not this operator
         elif file != __file__ and "/torch_npu/" not in file:
             short = file.rpartition(f"site-packages{os.sep}")[2].removeprefix(_ROOT)
             place = f"{short}:{frame.f_lineno}"
@@ -61,20 +61,21 @@ def call_site() -> str:
     if other:
         return other
     node = torch._C._current_autograd_node()
-    return f"backward ({node.name()})" if node is not None else "backward"
+    if node is None:
+        return "backward"
+    return f"backward ({node.name()})"
 
 
 def dtypes_of(*values: Any) -> tuple[str, ...]:
-    """Dtypes of the tensors in ``values``, each once, in order; a float64 without dimension is told apart.
-
-    A single float64 value is what torch's own gradient scaler computes, and harmless.
-    """
+    """Return the dtypes of the tensors in ``values``, each once, in order; a single float64 is told apart."""
     found: dict[str, None] = {}
 
     def visit(value: Any) -> None:
         if isinstance(value, Tensor):
             name = str(value.dtype).removeprefix("torch.")
-            found["one float64" if name == "float64" and not value.dim() else name] = None
+            if name == "float64" and not value.dim():
+                name = "one float64"  # torch's own gradient scaler computes such values, which is harmless
+            found[name] = None
         elif isinstance(value, (list, tuple)):
             for element in value:
                 visit(element)
@@ -88,16 +89,20 @@ def dtypes_of(*values: Any) -> tuple[str, ...]:
 class _Recorder(TorchDispatchMode):
     def __init__(self, device: str, calls: Counter[Call]) -> None:
         super().__init__()
-        self._device, self._calls = device, calls
+        self._device = device
+        self._calls = calls
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
-        found = {value.device.type for value in _flatten_values((args, kwargs, result)) if isinstance(value, Tensor)}
-        if self._device in found:
+        devices = set()
+        for value in _flatten_values((args, kwargs, result)):
+            if isinstance(value, Tensor):
+                devices.add(value.device.type)
+        if self._device in devices:
             name = func.name().removeprefix("aten::")
-            at_once = kwargs.get("non_blocking") or (name == "copy_" and args[2:] == (True,))
-            waits = len(found) > 1 and name in ("_to_copy", "copy_") and not at_once
+            in_background = kwargs.get("non_blocking") or (name == "copy_" and args[2:] == (True,))
+            waits = len(devices) > 1 and name in ("_to_copy", "copy_") and not in_background
             self._calls[Call(name, dtypes_of(args, kwargs, result), call_site(), waits)] += 1
         return result
 

@@ -106,7 +106,9 @@ def choose_device(device: str) -> torch.device:
     failures = _import_plugins(kind)
     present = torch.accelerator.current_accelerator(check_available=True)
     if device == "auto":
-        return present if present is not None and present.type in FACTS else torch.device("cpu")
+        if present is not None and present.type in FACTS:
+            return present
+        return torch.device("cpu")
     if kind != "cpu" and (present is None or present.type != kind):
         raise BackendError(f"--device {device}: {_explain_absence(kind, failures.get(kind))}")
     try:

@@ -92,7 +92,9 @@ def _choose_own_device(device: torch.device, local_rank: int) -> torch.device:
     count = torch.accelerator.device_count()
     if local_rank >= count:
         variable = FACTS[device.type].visible_devices
-        hidden = f" ({variable} may hide others)" if variable else ""
+        hidden = ""
+        if variable:
+            hidden = f" ({variable} may hide others)"
         raise BackendError(
             f"--device {device.type}: process {local_rank} of this machine has none: it has {count}{hidden}"
         )
@@ -114,7 +116,7 @@ def mean_over_processes(value: Tensor, processes: Processes) -> Tensor:
     """Average ``value`` over all processes; it stays on the device."""
     if processes.size == 1:
         return value
-    total = value.clone()
+    total = value.clone()  # the collective changes its argument
     dist.all_reduce(total)
     return total / processes.size
 
@@ -135,6 +137,7 @@ def wrap_model(
     if processes.size == 1:
         return model
     if parallel == "ddp":
+        # gradients as views of what travels need no second copy
         return DistributedDataParallel(model, gradient_as_bucket_view=True)
     _shard_model(model, processes, device)
     return model

@@ -63,7 +63,7 @@ class Training:
         self._optim = optim
         self._device = device
         self._processes = processes
-        scaled = self.dtype == torch.float16
+        scaled = self.dtype == torch.float16  # the one type whose range is too small for gradients
         if scaled and is_sharded(run.parallel, processes):
             raise BackendError("optim.dtype float16: not with run.parallel fsdp; bfloat16 needs no loss scaling")
         trained = model if head is None else head
@@ -89,6 +89,7 @@ class Training:
         """
         set_rates(self.optimizer, lr, weight_decay)
         self.optimizer.zero_grad(set_to_none=True)
+        # summed on the device: reading a loss would make the host wait
         total = torch.zeros((), device=self._device)
         parts = list(split_batch(rows, self._parts))
         for part in parts:
@@ -99,7 +100,7 @@ class Training:
             total += value.detach()
         metrics: dict[str, SupportsFloat] = {"loss": mean_over_processes(total, self._processes)}
         if self._optim.clip_grad is not None:
-            self._scaler.unscale_(self.optimizer)
+            self._scaler.unscale_(self.optimizer)  # the limit is that of the true gradients
             trained = [parameter for parameter in self._model.parameters() if parameter.grad is not None]
             metrics["grad_norm"] = gather_tensor(nn.utils.clip_grad_norm_(trained, self._optim.clip_grad).detach())
         self._scaler.step(self.optimizer)
@@ -153,7 +154,9 @@ def recompute_activations(model: nn.Module, random: bool = False) -> None:
 @contextmanager
 def seed_random_numbers(device: torch.device, numbers: list[int]) -> Iterator[None]:
     """Seed torch's random numbers by ``numbers`` for a while, on the host and on ``device``."""
-    on_device = [] if device.type == "cpu" else [device]
+    on_device = []
+    if device.type != "cpu":
+        on_device.append(device)
     with torch.random.fork_rng(on_device, device_type=device.type):
         torch.manual_seed(int(np.random.SeedSequence(numbers).generate_state(1)[0]))
         yield

@@ -1,7 +1,7 @@
 """torchvision's Faster and Mask R-CNN for one image of one size, in tensors whose shapes do not depend on the image.
 
-torch.onnx follows no other ones. The arithmetic is torchvision's; where it drops boxes, here they get a score that
-loses, and where it takes those that are left, here the K best are taken.
+torch.onnx follows no others. The arithmetic is torchvision's. Boxes that torchvision drops get a score here that loses;
+of the boxes that it keeps, the K best are taken here.
 
 Shapes: N boxes, K objects at most; D features; C classes without the background.
 """
@@ -21,20 +21,23 @@ __all__ = ["OUTPUTS", "DetectorGraph"]
 
 OUTPUTS = ("boxes", "labels", "scores", "masks")
 _LOST = -1e30
-"""The score of a box that is out: below all logits."""
+"""The score of a box that is dropped: below all logits."""
 _CANDIDATES = 1000
-"""Boxes of one level, of all levels, and pairs of box and class that go on to the next step."""
-_PROPOSAL_SIDE, _OBJECT_SIDE = 1e-3, 1e-2
-"""Pixels that a side has at least: torchvision's."""
-_CANONICAL_SIDE, _CANONICAL_LEVEL = 224.0, 4.0
-"""An object of this side is seen on the map of stride 2 ** 4 (Lin et al., 2017, equation 1)."""
+"""Number of boxes of one level, of all levels, and of pairs of box and class that go on to the next step."""
+# the least sides in pixels, torchvision's
+_PROPOSAL_SIDE = 1e-3
+_OBJECT_SIDE = 1e-2
+# an object of this side is pooled from the map of stride 2 ** 4 (Lin et al., 2017, equation 1)
+_CANONICAL_SIDE = 224.0
+_CANONICAL_LEVEL = 4.0
 
 
 class DetectorGraph(nn.Module):
-    """Normalised (1, 3, H, W) -> ``boxes`` (K, 4) in pixels, ``labels`` (K,) from 0 on, ``scores`` (K,), ``masks``.
+    """A detector of fixed shapes: normalised (1, 3, H, W) -> ``boxes``, ``labels``, ``scores`` and ``masks``.
 
-    The likeliest first; a score of 0 is no object. ``masks`` (K, 28, 28) are probabilities inside each box; a model
-    without a mask head leaves them out. No score is too low: who asks says what counts.
+    ``boxes`` (K, 4) are in pixels, ``labels`` (K,) count from 0, ``masks`` (K, 28, 28) are probabilities inside each
+    box; a model without a mask head leaves them out. Objects are sorted by ``scores`` (K,), and a score of 0 is no
+    object. No object is left out for a low score: callers have their own threshold.
     """
 
     def __init__(self, model: Any, image_size: tuple[int, int]) -> None:
@@ -53,60 +56,70 @@ class DetectorGraph(nn.Module):
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """See the class."""
         maps = list(self.model.backbone(images).values())
-        proposals, valid = self._propose(maps)
-        boxes, labels, scores = self._classify(maps[: len(STRIDES)], proposals, valid)
+        proposals, valid = self._propose_boxes(maps)
+        # the coarsest map is for proposals alone
+        boxes, labels, scores = self._classify_boxes(maps[: len(STRIDES)], proposals, valid)
         if len(self.outputs) < len(OUTPUTS):
             return boxes, labels, scores
         heads = self.model.roi_heads
-        logits = heads.mask_predictor(heads.mask_head(_pool_regions(heads.mask_roi_pool, maps[: len(STRIDES)], boxes)))
-        return boxes, labels, scores, logits[torch.arange(len(boxes)), labels + 1].sigmoid()
+        regions = _pool_regions(heads.mask_roi_pool, maps[: len(STRIDES)], boxes)
+        logits = heads.mask_predictor(heads.mask_head(regions))
+        masks = logits[torch.arange(len(boxes)), labels + 1].sigmoid()  # class 0 of the head is the background
+        return boxes, labels, scores, masks
 
-    def _propose(self, maps: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """Boxes (N, 4) that may hold an object, and which of them are meant (N,)."""
+    def _propose_boxes(self, maps: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """Compute boxes (N, 4) that may hold an object, and which of them count (N,)."""
         rpn = self.model.rpn
         logits, deltas = rpn.head(maps)
+        # in the order of the anchors: by level, row, column and ratio
         scores = torch.cat([values[0].permute(1, 2, 0).reshape(-1) for values in logits])
         moves = torch.cat([values[0].unflatten(0, (-1, 4)).permute(2, 3, 0, 1).reshape(-1, 4) for values in deltas])
-        chosen, levels, first = [], [], 0
+        chosen = []
+        levels = []
+        first = 0
         for level, count in enumerate(self.counts):
             best = min(_CANDIDATES, count)
             chosen.append(scores[first : first + count].topk(best).indices + first)
             levels.append(torch.full((best,), level))
             first += count
         index = torch.cat(chosen)
-        boxes = self._clip(rpn.box_coder.decode_single(moves, self.anchors)[index])
-        # logits, in the order of their sigmoids, which a runtime may round to equal ones
+        boxes = self._clip_boxes(rpn.box_coder.decode_single(moves, self.anchors)[index])
+        # sorted by logits instead of their sigmoids, which a runtime may round to equal numbers
         scores = torch.where(_at_least(boxes, _PROPOSAL_SIDE), scores[index], _LOST)
-        best_scores, order = self._suppress(boxes, scores, torch.cat(levels), rpn.nms_thresh, _CANDIDATES)
+        best_scores, order = self._suppress_doubles(boxes, scores, torch.cat(levels), rpn.nms_thresh, _CANDIDATES)
         return boxes[order], best_scores > _LOST / 2
 
-    def _classify(self, maps: list[Tensor], proposals: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Boxes (K, 4), labels (K,) and scores (K,) of objects."""
+    def _classify_boxes(self, maps: list[Tensor], proposals: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Compute boxes (K, 4), labels (K,) and scores (K,) of objects."""
         heads = self.model.roi_heads
         logits, moves = heads.box_predictor(heads.box_head(_pool_regions(heads.box_roi_pool, maps, proposals)))
         classes = logits.shape[1] - 1
         boxes = heads.box_coder.decode_single(moves, proposals).unflatten(1, (-1, 4))[:, 1:].reshape(-1, 4)
-        boxes, scores = self._clip(boxes), logits.softmax(-1)[:, 1:].reshape(-1)
+        boxes = self._clip_boxes(boxes)
+        scores = logits.softmax(-1)[:, 1:].reshape(-1)
         labels = torch.arange(classes).repeat(len(proposals))
-        meant = valid.repeat_interleave(classes) & _at_least(boxes, _OBJECT_SIDE)
-        scores, index = torch.where(meant, scores, _LOST).topk(min(_CANDIDATES, len(labels)))
-        boxes, labels = boxes[index], labels[index]
-        scores, order = self._suppress(boxes, scores, labels, heads.nms_thresh, heads.detections_per_img)
+        counts = valid.repeat_interleave(classes) & _at_least(boxes, _OBJECT_SIDE)
+        scores, index = torch.where(counts, scores, _LOST).topk(min(_CANDIDATES, len(labels)))
+        boxes = boxes[index]
+        labels = labels[index]
+        scores, order = self._suppress_doubles(boxes, scores, labels, heads.nms_thresh, heads.detections_per_img)
         return boxes[order], labels[order], scores.clamp(min=0)
 
-    def _suppress(
+    def _suppress_doubles(
         self, boxes: Tensor, scores: Tensor, groups: Tensor, threshold: float, count: int
     ) -> tuple[Tensor, Tensor]:
-        """Scores and indices of the ``count`` best boxes that are no doubles of a better one in their group."""
-        apart = groups.to(boxes) * (max(self.image_size) + 1.0)  # boxes of two groups never touch
-        kept = nms(boxes + apart[:, None], scores, threshold)
-        meant = torch.zeros_like(scores).index_fill(0, kept, 1.0) > 0
-        best: tuple[Tensor, Tensor] = torch.where(meant, scores, _LOST).topk(min(count, len(scores)))
+        """Return scores and indices of the ``count`` best boxes that are no doubles of a better one in their group."""
+        # each group moved to a place of its own, so that boxes of two groups never overlap
+        offset = groups.to(boxes) * (max(self.image_size) + 1.0)
+        kept = nms(boxes + offset[:, None], scores, threshold)
+        is_kept = torch.zeros_like(scores).index_fill(0, kept, 1.0) > 0
+        best: tuple[Tensor, Tensor] = torch.where(is_kept, scores, _LOST).topk(min(count, len(scores)))
         return best
 
-    def _clip(self, boxes: Tensor) -> Tensor:
+    def _clip_boxes(self, boxes: Tensor) -> Tensor:
         height, width = self.image_size
-        across, down = boxes[:, 0::2].clamp(0, width), boxes[:, 1::2].clamp(0, height)
+        across = boxes[:, 0::2].clamp(0, width)
+        down = boxes[:, 1::2].clamp(0, height)
         return torch.stack([across[:, 0], down[:, 0], across[:, 1], down[:, 1]], dim=1)
 
 
@@ -116,16 +129,18 @@ def _at_least(boxes: Tensor, side: float) -> Tensor:
 
 
 def _pool_regions(pooler: Any, maps: list[Tensor], boxes: Tensor) -> Tensor:
-    """What ``boxes`` (N, 4) hold on the map that suits their size: (N, D, side, side). All maps are read."""
+    """Pool the regions of ``boxes`` (N, 4) from the map that suits their size: (N, D, side, side)."""
     area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
     level = torch.floor(_CANONICAL_LEVEL + torch.log2(area.sqrt() / _CANONICAL_SIDE) + 1e-6)
     level = level.clamp(2, 1 + len(maps)) - 2
     regions = torch.cat([torch.zeros_like(boxes[:, :1]), boxes], dim=1)
-    found = [
-        roi_align(values, regions, pooler.output_size, 1 / stride, pooler.sampling_ratio)
-        for values, stride in zip(maps, STRIDES, strict=True)
-    ]
-    chosen = found[0]
-    for index, values in enumerate(found):
-        chosen = torch.where((level == index)[:, None, None, None], values, chosen)
+    # from every map, because a choice of boxes would have a shape that depends on the image
+    chosen: Tensor | None = None
+    for index, (values, stride) in enumerate(zip(maps, STRIDES, strict=True)):
+        pooled = roi_align(values, regions, pooler.output_size, 1 / stride, pooler.sampling_ratio)
+        if chosen is None:
+            chosen = pooled
+        else:
+            chosen = torch.where((level == index)[:, None, None, None], pooled, chosen)
+    assert chosen is not None
     return chosen

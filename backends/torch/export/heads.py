@@ -1,4 +1,4 @@
-"""What a timm model gives besides its logits, as one module with several outputs.
+"""Modules with several outputs for export: a timm model's logits, features and patches, or a segmenter's scores.
 
 Shapes: B images, N = h * w patches, L = N tokens and those before them, D features, C classes.
 """
@@ -22,7 +22,7 @@ __all__ = ["Heads", "Scores"]
 class Heads(nn.Module):
     """Normalised images (B, 3, H, W) -> a tuple of ``outputs``, as :data:`ehm.models.heads.Forward` describes them.
 
-    ExportError where ``patches`` are asked for and the model's tokens are no grid.
+    Raises ExportError if ``patches`` are asked for and the model's tokens are no grid.
     """
 
     def __init__(self, model: nn.Module, outputs: Sequence[Output]) -> None:
@@ -33,27 +33,32 @@ class Heads(nn.Module):
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """See the class."""
         tokens = self.model.forward_features(images)
-        return tuple(self._output(name, tokens, images.shape[2], images.shape[3]) for name in self.outputs)
+        return tuple(self._compute_output(name, tokens, images.shape[2], images.shape[3]) for name in self.outputs)
 
-    def _output(self, name: Output, tokens: Any, height: int, width: int) -> Tensor:
+    def _compute_output(self, name: Output, tokens: Any, height: int, width: int) -> Tensor:
         if name == "patches":
-            return self._patches(tokens, height, width)
+            return self._arrange_patches(tokens, height, width)
         values: Tensor = self.model.forward_head(tokens, pre_logits=name == "features")
         return values
 
-    def _patches(self, tokens: Any, height: int, width: int) -> Tensor:
-        """(B, L, D), (B, h, w, D) or (B, D, h, w) -> (B, D, h, w); the patches of tokens are equally far apart."""
+    def _arrange_patches(self, tokens: Any, height: int, width: int) -> Tensor:
+        """Arrange patches as a map: (B, L, D), (B, h, w, D) or (B, D, h, w) -> (B, D, h, w).
+
+        The patches of tokens are taken to be equally far apart down and across.
+        """
         model = self.model
         if isinstance(tokens, Tensor) and tokens.ndim == 3:
             if isinstance(getattr(model, "norm", None), nn.Identity):  # the norm stands behind the average
                 tokens = getattr(model, "fc_norm", model.norm)(tokens)
             tokens = tokens[:, getattr(model, "num_prefix_tokens", 0) :]
             stride = math.sqrt(height * width / tokens.shape[1])
-            h, w = round(height / stride), round(width / stride)
+            h = round(height / stride)
+            w = round(width / stride)
             if h * w == tokens.shape[1]:
                 return tokens.transpose(1, 2).unflatten(2, (h, w))
         elif isinstance(tokens, Tensor) and tokens.ndim == 4:
-            return tokens.permute(0, 3, 1, 2) if getattr(model, "output_fmt", "NCHW") == "NHWC" else tokens
+            channels_last = getattr(model, "output_fmt", "NCHW") == "NHWC"  # as timm's Swins
+            return tokens.permute(0, 3, 1, 2) if channels_last else tokens
         raise ExportError(
             f"{type(model).__name__}: its tokens are no grid of patches; --head classifier and features export it"
         )

@@ -40,8 +40,11 @@ class TorchClassifier(Supervised):
     ) -> None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.run.seed)
-            loaded = load_model(config.model, classes, config.pool, False if config.frozen else None, weights)
-            self._head = probe_head(loaded.model) if config.frozen else None
+            fc_norm = False if config.frozen else None  # a probe keeps the encoder's own norm
+            loaded = load_model(config.model, classes, config.pool, fc_norm, weights)
+            self._head: nn.Module | None = None
+            if config.frozen:
+                self._head = probe_head(loaded.model)
         if config.run.grad_checkpointing:
             loaded.model.set_grad_checkpointing(True)
         super().__init__(loaded.model, loaded, config, device, processes, self._head)

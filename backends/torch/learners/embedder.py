@@ -73,7 +73,9 @@ class TorchEmbedder(Supervised):
         pixels = self._pixels(images)
         total = torch.zeros((), device=self._device)
         own_size = self._config.longest is not None
-        height, width = images.shape[1:3] if own_size else self.image_size
+        height, width = self.image_size
+        if own_size:
+            height, width = images.shape[1:3]
         # torch would compile the network anew for each image's size
         eager = torch.compiler.set_stance("force_eager") if own_size and self._config.run.compile else nullcontext()
         with eager:

@@ -37,7 +37,9 @@ class TorchEncoder:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)  # `scratch` and untrained models are the same every time
             loaded = load_model(source, pool="avg", fc_norm=False)
-        self.inputs = loaded.inputs if data is None else data.input_spec(loaded.inputs)
+        self.inputs = loaded.inputs
+        if data is not None:
+            self.inputs = data.input_spec(loaded.inputs)
         self._pixels = Pixels(device, self.inputs.mean, self.inputs.std)
         self._origin = source.init
         self.model: Any = loaded.model.to(device).eval()

@@ -155,7 +155,10 @@ class TorchLearner(ResumableLearner):
         chunks_left = iter(embedded)
 
         def compute_loss(rows: slice) -> Tensor:
-            pixels, tokens = next(chunks_left) if embedded else (self._pixels(images[rows]), None)
+            if embedded:
+                pixels, tokens = next(chunks_left)
+            else:
+                pixels, tokens = self._pixels(images[rows]), None
             masks = slice(rows.start * views, rows.stop * views)
             targets = self._objective.targets(pixels)
             with self._training.autocast():

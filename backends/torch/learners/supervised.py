@@ -64,9 +64,13 @@ def create_optimizer(model: nn.Module, encoder: Any, config: TaskConfig, fused: 
 
     The encoder is ``model`` or a part of it.
     """
-    prefix = next(f"{name}." if name else "" for name, module in model.named_modules() if module is encoder)
-    undecayed = encoder.no_weight_decay() if hasattr(encoder, "no_weight_decay") else ()
-    undecayed = {f"{prefix}{name}" for name in undecayed}
+    prefix = ""
+    for name, module in model.named_modules():
+        if module is encoder and name:
+            prefix = f"{name}."
+    undecayed = set()
+    if hasattr(encoder, "no_weight_decay"):  # not every network of timm's has it
+        undecayed = {f"{prefix}{name}" for name in encoder.no_weight_decay()}
     layers = None
     if config.layer_decay < 1:
         layers = nested_layers(model) if prefix else layers_of(model)

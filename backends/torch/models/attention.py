@@ -40,7 +40,9 @@ class MaskedBlock(Block):
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
         """(B, L, D) -> (B, L, D)."""
         device = x.device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+        dtype = x.dtype
+        if torch.is_autocast_enabled(device):
+            dtype = torch.get_autocast_dtype(device)
         if (device, dtype) not in UNFUSED:
             return super().forward(x)
         normed = self.norm1(x)
@@ -83,7 +85,10 @@ def class_attention(blocks: Iterable[Any], tokens: Tensor, shared_bias: Tensor |
     """
     *earlier, last = blocks
     for block in earlier:
-        tokens = block(tokens) if shared_bias is None else block(tokens, shared_rel_pos_bias=shared_bias)
+        if shared_bias is None:  # timm's plain blocks do not know the argument
+            tokens = block(tokens)
+        else:
+            tokens = block(tokens, shared_rel_pos_bias=shared_bias)
     q, k = _project_heads(last, last.norm1(tokens), 2)
     class_query = q[:, :1]
     probs = _compute_probs(last, class_query, k, shared_bias).unflatten(0, (len(tokens), -1))
@@ -117,7 +122,8 @@ def _project_heads(block: Any, normed: Tensor, parts: int) -> tuple[Tensor, ...]
     if parts < 3:
         rows = parts * weight.shape[0] // 3
         weight = weight[:rows]
-        bias = None if bias is None else bias[:rows]
+        if bias is not None:
+            bias = bias[:rows]
     fused = linear(normed, weight, bias).unflatten(2, (parts, attn.num_heads, -1))
     # one copy here, so that the batched products need none
     return fused.permute(2, 0, 3, 1, 4).flatten(1, 2).unbind(0)
@@ -125,7 +131,7 @@ def _project_heads(block: Any, normed: Tensor, parts: int) -> tuple[Tensor, ...]
 
 def _compute_probs(block: Any, q: Tensor, k: Tensor, shared_bias: Tensor | None = None) -> Tensor:
     attn = block.attn
-    if hasattr(attn, "q_norm"):
+    if hasattr(attn, "q_norm"):  # timm's ViT, whose norms may be identities
         q, k = attn.q_norm(q), attn.k_norm(k)
     scores = torch.bmm(q * attn.scale, k.transpose(1, 2))
     if getattr(attn, "relative_position_bias_table", None) is not None:

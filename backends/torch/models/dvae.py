@@ -51,7 +51,8 @@ def load_tokenizer(source: str | None, device: torch.device) -> Tokenizer:
     """
     path = Path(source or "")
     if not source or not path.exists():
-        raise ConfigError(f"{_ABSENT}, not {source}, which does not exist" if source else _ABSENT)
+        problem = f", not {source}, which does not exist" if source else ""
+        raise ConfigError(_ABSENT + problem)
     if path.is_file() and not (path.parent / "state.json").is_file():
         try:
             tokenizer: Tokenizer = DalleEncoder.from_arrays(_read_file(path))

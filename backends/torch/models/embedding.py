@@ -43,7 +43,10 @@ class Embedding(nn.Module):
     def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
         """Compute descriptors (B, D), or with ``labels`` logits (B, C)."""
         descriptors = self.forward_head(self.forward_features(images))
-        return descriptors if labels is None or self.arcface is None else self.arcface(descriptors, labels)
+        if labels is None or self.arcface is None:
+            return descriptors
+        logits: Tensor = self.arcface(descriptors, labels)
+        return logits
 
     def forward_features(self, images: Tensor) -> Tensor:
         """Compute the patch tokens (B, N, W) behind the encoder's last norm."""
@@ -91,7 +94,8 @@ def patch_tokens(model: Any, tokens: Any) -> Tensor:
     if not isinstance(tokens, Tensor) or tokens.ndim not in (3, 4):
         raise ConfigError(f"model: {type(model).__name__} gives no tokens of patches to describe an image by")
     if tokens.ndim == 4:
-        return tokens.flatten(1, 2) if getattr(model, "output_fmt", "NCHW") == "NHWC" else tokens.flatten(2).mT
+        channels_last = getattr(model, "output_fmt", "NCHW") == "NHWC"  # as timm's Swins
+        return tokens.flatten(1, 2) if channels_last else tokens.flatten(2).mT
     if isinstance(getattr(model, "norm", None), nn.Identity):  # the norm stands behind an average
         tokens = getattr(model, "fc_norm", model.norm)(tokens)
     return tokens[:, getattr(model, "num_prefix_tokens", 0) :]

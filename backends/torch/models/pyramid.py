@@ -156,8 +156,10 @@ def nested_layers(model: nn.Module) -> dict[str, int]:
     above = 1 + max(trained_layers)
     layers: dict[str, int] = {}
     for name, _ in model.named_parameters():
-        is_inner = name.startswith(f"{prefix}.")
-        layers[name] = min(inner[name.removeprefix(f"{prefix}.")], above) if is_inner else above
+        layers[name] = above
+        if name.startswith(f"{prefix}."):
+            # frozen layers, such as a last norm that is not used, must not lift the rest
+            layers[name] = min(inner[name.removeprefix(f"{prefix}.")], above)
     return layers
 
 
@@ -167,7 +169,8 @@ def _build_resizing(width: int, stride: int, wanted: int) -> nn.Module:
         return nn.MaxPool2d(wanted // stride)
     layers: list[nn.Module] = []
     while stride > wanted:
-        layers += [nn.BatchNorm2d(width), nn.GELU()] if layers else []
+        if layers:
+            layers += [nn.BatchNorm2d(width), nn.GELU()]
         layers.append(nn.ConvTranspose2d(width, width, 2, stride=2))
         stride //= 2
     return nn.Sequential(*layers)

@@ -59,7 +59,9 @@ def window_attention(block: Any, tokens: Tensor) -> Tensor:
     attn = block.attn
     windows = _partition_windows(block, block.norm1(tokens)).flatten(0, 1)  # (B * nW, T, D)
     rows = 2 * attn.qkv.weight.shape[0] // 3  # queries and keys alone
-    bias = None if attn.qkv.bias is None else attn.qkv.bias[:rows]
+    bias = attn.qkv.bias
+    if bias is not None:
+        bias = bias[:rows]
     q, k = nn.functional.linear(windows, attn.qkv.weight[:rows], bias).unflatten(2, (2, attn.num_heads, -1)).unbind(2)
     scores = (q * attn.scale).transpose(1, 2) @ k.permute(0, 2, 3, 1) + attn._get_rel_pos_bias()
     scores = scores.unflatten(0, (len(tokens), -1))

@@ -84,7 +84,8 @@ class TokenHead(nn.Module):
     ) -> Tensor:
         """Mean cross-entropy of the ``visual_tokens`` (B, N) of hidden cells, from indices (k * B, ...)."""
         encoder: MaskedEncoder = self
-        tokens = encoder.embed(images) if tokens is None else tokens
+        if tokens is None:
+            tokens = encoder.embed(images)
         is_hidden = restore >= visible.shape[1]
         encoded = encoder.encode(tokens, is_hidden)
         logits = self.lm_head(gather_tokens(encoded, masked))

@@ -140,8 +140,10 @@ class MaskedAutoencoder(nn.Module):
         ``tokens`` (B, N, D) spares the patch embedding if it has been computed. The k masks of an image lie one after
         the other.
         """
-        tokens = self.embed(images) if tokens is None else tokens
+        if tokens is None:
+            tokens = self.embed(images)
         predicted = self.decode(self.encode(tokens, visible), restore, masked)
+        # float32 from here on, because bfloat16 would round the small differences
         return (predicted.float() - self.target(images, masked)).square().mean()
 
     def _with_class_token(self, tokens: Tensor) -> Tensor:

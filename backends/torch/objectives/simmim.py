@@ -34,7 +34,8 @@ class PixelHead(nn.Module):
     ) -> Tensor:
         """Mean absolute error of the hidden pixels of normalised (B, 3, H, W), from indices (k * B, ...) of cells."""
         encoder: MaskedEncoder = self
-        tokens = encoder.embed(images) if tokens is None else tokens
+        if tokens is None:
+            tokens = encoder.embed(images)
         is_hidden = restore >= visible.shape[1]
         encoded = encoder.encode(tokens, is_hidden)
         head = self.decoder[0]

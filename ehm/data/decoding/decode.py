@@ -88,7 +88,8 @@ def decode_image(
 
     An image of more pixels than ``PIL.Image.MAX_IMAGE_PIXELS`` (89 million) is refused as a decompression bomb.
     """
-    name = name if name is not None else str(file)
+    if name is None:
+        name = str(file)
     with _name_errors(name), _open_binary(file) as stream:
         if (formats is None or "TIFF" in formats) and is_tiff(stream):
             tiff = read_tiff(stream)
@@ -127,7 +128,9 @@ def read_head(file: str | Path | BytesIO, name: str | None = None, formats: tupl
             tiff = read_tiff(stream)
             if tiff is not None:
                 return Head(tiff.size, tiff.orientation)
-        head = leave_out_pixels(stream) if is_png(stream) else stream
+        head: IO[bytes] = stream
+        if is_png(stream):
+            head = leave_out_pixels(stream)
         with Image.open(head, formats=formats) as image:
             return Head(image.size, read_orientation(image))
 

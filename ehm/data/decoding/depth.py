@@ -74,7 +74,9 @@ class DepthReader:
         self._floating = dtype.kind == "f"
         self._kind = f"{_KINDS[dtype.kind]} of {bits} bits"
         self._stated = value_range is not None
-        self._missing_value = None if missing_value is None else _as_type(missing_value, dtype)
+        self._missing_value = None
+        if missing_value is not None:
+            self._missing_value = _as_type(missing_value, dtype)
         self._missing = 0
         self._values = 0
         self._outside = 0
@@ -88,8 +90,10 @@ class DepthReader:
             white = float(2**bits - 1)
         else:
             raise BrokenImage(f"{name}: has {self._kind}, whose range is not known; {_REMEDY}")
-        self._black = white if white_is_zero else black
-        self._white = black if white_is_zero else white
+        if white_is_zero:
+            black, white = white, black
+        self._black = black
+        self._white = white
 
     def scale_values(self, values: NDArray[Any]) -> NDArray[np.uint8]:
         """Scale values (h, w, S) to bytes. A pixel is black if any of its values is no number, or all are missing."""
@@ -101,10 +105,11 @@ class DepthReader:
         self._missing += int(missing.sum())
         # most images have no missing values, and need no copy here
         present = values[~missing] if missing.any() else values.reshape(-1, values.shape[2])
-        if present.size:
+        if present.size:  # a part may be missing as a whole
             self._largest = max(self._largest, float(present.max()))
         if self._floating and not self._stated:
             self._values += present.size
+            # one value far outside is damage, many are another range
             self._outside += int(((present < -_OVERSHOOT) | (present > 1 + _OVERSHOOT)).sum())
         scaled = np.zeros(values.shape, np.uint8)
         shares = (present.astype(np.float64) - self._black) / (self._white - self._black)

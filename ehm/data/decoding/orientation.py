@@ -137,6 +137,7 @@ def turn_boxes(boxes: NDArray[Any], size: tuple[int, int], orientation: int) -> 
     """Return boxes (n, 4) of left, top, right, bottom, in a stored image of ``size`` (width, height), as seen."""
     mirror_columns, mirror_rows, exchange = _STEPS[orientation]
     turned = boxes.copy()
+    # mirroring makes the right border the left one
     if mirror_columns:
         turned[:, [0, 2]] = size[0] - turned[:, [2, 0]]
     if mirror_rows:

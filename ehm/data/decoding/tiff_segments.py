@@ -91,13 +91,17 @@ class Segments:
         }
         if self.tiled:
             directory |= {_TILE_WIDTH: [self.row_bytes], _TILE_HEIGHT: [self.height]}
+            offsets_tag = _TILE_OFFSETS
+            counts_tag = _TILE_BYTES
         else:
             directory |= {_ROWS_PER_STRIP: [self.height]}
-        offsets_tag = _TILE_OFFSETS if self.tiled else _STRIP_OFFSETS
-        counts_tag = _TILE_BYTES if self.tiled else _STRIP_BYTES
+            offsets_tag = _STRIP_OFFSETS
+            counts_tag = _STRIP_BYTES
         # a header of 8 bytes, the directory of 12 bytes an entry, the two lists if they are lists, the segments
         lists_at = 8 + 2 + 12 * (len(directory) + 2) + 4
-        first_offset = lists_at + (8 * len(parts) if len(parts) > 1 else 0)
+        first_offset = lists_at
+        if len(parts) > 1:
+            first_offset += 2 * 4 * len(parts)
         directory |= {offsets_tag: list(accumulate(lengths[:-1], initial=first_offset)), counts_tag: lengths}
         entries = b""
         lists = b""
@@ -135,14 +139,19 @@ def read_segments(
         raise OSError(f"tiles or strips of {width} x {height} pixels make no sense")
     across = -(-size[0] // width)  # both rounded up
     down = -(-size[1] // height)
-    offsets = read_integers(tags, _TILE_OFFSETS if tiled else _STRIP_OFFSETS, ())
-    counts = read_integers(tags, _TILE_BYTES if tiled else _STRIP_BYTES, ())
+    if tiled:
+        offsets = read_integers(tags, _TILE_OFFSETS, ())
+        counts = read_integers(tags, _TILE_BYTES, ())
+    else:
+        offsets = read_integers(tags, _STRIP_OFFSETS, ())
+        counts = read_integers(tags, _STRIP_BYTES, ())
     if compression == _RAW and not tiled:
         row = -(-width * bits // 8)
         height, offsets, counts = _divide_strips(offsets, size[1], height, row)
         down = -(-size[1] // height)
     if not len(offsets) == len(counts) == across * down * planes:
         raise OSError(f"{len(offsets)} strips or tiles are listed, {across * down * planes} are needed")
+    # a forged file could name the same bytes a thousand times, and take all memory
     if sum(counts) > file.seek(0, 2):
         raise OSError("the file is truncated, or its strips overlap")
     fill_order = read_integers(tags, _FILL_ORDER, (1,))[0]

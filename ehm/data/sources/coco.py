@@ -97,12 +97,15 @@ class CocoSource:
         image = np.array(decode_image(self.name(index), value_range=self.value_range))
         orientation = self._orientation(index)
         objects = self.trainable_objects(index)
+        # a shape also without objects
         boxes = np.array([_clip_box(each, (height, width)) for each in objects], np.float32).reshape(-1, 4)
         boxes = turn_boxes(boxes, (width, height), orientation)
         labels = np.array([self.numbers[each["category_id"]] for each in objects], np.int64)
         if not self.masks:
             return image, Instances(boxes, labels)
-        masks = np.zeros((len(objects), *image.shape[:2]), bool)
+        masks = np.zeros(
+            (len(objects), *image.shape[:2]), bool
+        )  # filled one by one: a list would take twice the memory
         for mask, each in zip(masks, objects, strict=True):
             mask[:] = turn_array(_decode_mask(each["segmentation"], height, width), orientation)
         return image, Instances(boxes, labels, masks)
@@ -302,8 +305,10 @@ def _is_coordinate(value: Any) -> bool:
 
 
 def _join_first(problems: Sequence[str]) -> str:
-    more = f"; and {len(problems) - _SHOWN} more like these" if len(problems) > _SHOWN else ""
-    return "; ".join(problems[:_SHOWN]) + more
+    joined = "; ".join(problems[:_SHOWN])
+    if len(problems) > _SHOWN:
+        joined += f"; and {len(problems) - _SHOWN} more like these"
+    return joined
 
 
 def _size_of(image: Mapping[str, Any]) -> tuple[int, int]:
@@ -316,7 +321,9 @@ def _clip_box(each: Annotation, size: tuple[int, int]) -> NDArray[np.float32] | 
     left, top, width, height = each["bbox"]
     box = np.array([left, top, left + width, top + height], np.float32)
     box = box.clip(0, np.array([size[1], size[0], size[1], size[0]], np.float32))
-    return box if box[2] > box[0] and box[3] > box[1] else None
+    if box[2] > box[0] and box[3] > box[1]:
+        return box
+    return None
 
 
 def _decode_mask(segmentation: Any, height: int, width: int) -> NDArray[np.bool_]:

@@ -59,21 +59,18 @@ def find_annotations(source: str, split: Split, layout: str = "auto") -> Annotat
         )
     name, parts = next(iter(fitting.items()))
     if split == "val" and "val" not in parts:
-        raise (
-            no_validation_part(source)
-            if parts
-            else DataError(f"data.source {source}: has no validation part of its own (annotations/{PREFIX}val.json)")
-        )
+        if parts:
+            raise no_validation_part(source)
+        raise DataError(f"data.source {source}: has no validation part of its own (annotations/{PREFIX}val.json)")
     if name == "instances":
         return Annotated(single, root / "images", "all")
-    read = parts["val" if split == "val" else "train"]
-    known = split if split == "val" else "train"
-    return Annotated(
-        root / "annotations" / f"{PREFIX}{read}.json",
-        root / read,
-        known if "val" in parts else "all",
-        tuple(parts.values()),
-    )
+    part: Part = "val" if split == "val" else "train"
+    file = root / "annotations" / f"{PREFIX}{parts[part]}.json"
+    # without a validation part, these are all images that there are
+    known: Split = "all"
+    if "val" in parts:
+        known = "val" if split == "val" else "train"
+    return Annotated(file, root / parts[part], known, tuple(parts.values()))
 
 
 def _group_by_year(source: str, root: Path) -> dict[str, Mapping[Part, str]]:
@@ -83,5 +80,9 @@ def _group_by_year(source: str, root: Path) -> dict[str, Mapping[Part, str]]:
         name = file.stem.removeprefix(PREFIX)
         year = re.search(r"\d{4}$", name)
         names.setdefault(year[0] if year else "", []).append(name)
-    groups = {year: match_parts(source, found) for year, found in names.items()}
-    return {year: parts for year, parts in sorted(groups.items()) if "train" in parts}
+    groups: dict[str, Mapping[Part, str]] = {}
+    for name_of_year, found in sorted(names.items()):
+        parts = match_parts(source, found)
+        if "train" in parts:
+            groups[name_of_year] = parts
+    return groups

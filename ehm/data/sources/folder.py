@@ -193,8 +193,9 @@ def make_file_source(
 
 def _first_folder(file: str, place: str) -> str | None:
     """Return the folder of ``file`` right below ``place``, None if it lies in ``place`` itself."""
-    inside = file[len(place) + 1 :] if place else file
-    first, separator, _ = inside.partition(os.sep)
+    if place:
+        file = file[len(place) + 1 :]
+    first, separator, _ = file.partition(os.sep)
     return first if separator else None
 
 

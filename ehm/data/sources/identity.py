@@ -60,7 +60,10 @@ def identify_source(source: Source, threads: int = 0) -> SourceIdentity:
     nor where it was moved to.
     """
     names = [source.name(index) for index in range(len(source))]
-    sizes = source.size.tolist() if isinstance(source, ShardSource) else _read_sizes(names, threads)
+    if isinstance(source, ShardSource):
+        sizes = source.size.tolist()  # known from the index
+    else:
+        sizes = _read_sizes(names, threads)
     keys = hash_images(source, _spread_sample(len(source)), "content", threads)
     sample = hashlib.sha256(keys.astype("<u8").tobytes()).hexdigest()
     return SourceIdentity(len(source), _hash_names(names, sizes), sample, _hash_labels(source, threads))

@@ -60,7 +60,7 @@ class Unused:
         """Count a file, or ``count`` of which ``name`` is the first; ``reason`` reads well behind their number."""
         self._counts[reason] = self._counts.get(reason, 0) + count
         names = self._names.setdefault(reason, [])
-        if len(names) < NAMED:
+        if len(names) < NAMED:  # there may be millions of files
             names.append(name)
 
     def add_all(self, reason: str, names: Iterable[str]) -> None:
@@ -146,7 +146,12 @@ def escape_unprintable(name: str) -> str:
 def describe_layout(kind: str, parts: Sequence[str], classes: int) -> str:
     """Return what was recognised, such as "folder with parts train, valid, test; 3 classes"."""
     divided = f" with parts {list_names(parts)}" if parts else ""
-    counted = f"{classes:,} class{'es' if classes > 1 else ''}" if classes else "no classes"
+    if not classes:
+        counted = "no classes"
+    elif classes == 1:
+        counted = "1 class"
+    else:
+        counted = f"{classes:,} classes"
     return f"{kind}{divided}; {counted}"
 
 

@@ -119,7 +119,10 @@ def open_pairs(config: SegmentationData, split: Split = "all") -> PairSource:
     told.
     """
     root, is_ade20k = recognise_pairs(config.source, config.layout)
-    classes = read_ade20k_classes(root) if is_ade20k else read_classes_file(root)
+    if is_ade20k:
+        classes = read_ade20k_classes(root)
+    else:
+        classes = read_classes_file(root)
     found = find_pair_folders(config.source, root)
     if split == "val" and "val" not in found.folders:
         raise no_validation_part(config.source)
@@ -218,7 +221,7 @@ def _read_sized(source: PairSource, index: int) -> Sized | None:
 def _match_masks(source: str, root: Path, images: Path, masks: Path, unused: Unused) -> tuple[list[str], list[str]]:
     """Return the paths below ``root`` of all images, sorted, and of their masks."""
     passed_over = Unused()
-    files = list(image_files(images, unused=passed_over))
+    files = list(image_files(images, unused=passed_over))  # relative to ``images``
     unused.merge(passed_over.rows(), f"{images.relative_to(root)}/")
     if not files:
         raise DataError(f"data.source {source}: no images in {images}")

@@ -81,7 +81,9 @@ class Division:
 def name_part(folder: str) -> Part | None:
     """Return the part that a folder of this name usually holds, or None."""
     found = _NAME_AND_YEAR.fullmatch(folder.lower())
-    return SPELLINGS.get(found[1]) if found else None
+    if found is None:
+        return None
+    return SPELLINGS.get(found[1])
 
 
 def match_parts(source: str, names: Iterable[str]) -> dict[Part, str]:

@@ -104,7 +104,8 @@ def open_shards(source: str, split: Split) -> ShardSource:
     offset, size, labels = numbers.T.copy()
     labelled = bool((labels >= 0).all())
     classes = 1 + max(int(index.numbers[:, 2].max(initial=UNLABELLED)) for index in indexes.values())
-    notes = [describe_layout(f"{len(files):,} tar shards", _part_names(parts), classes if labelled else 0)]
+    class_names = tuple(map(str, range(classes))) if labelled else ()
+    notes = [describe_layout(f"{len(files):,} tar shards", _part_names(parts), len(class_names))]
     # labels of some samples alone train nothing
     if not labelled and (labels >= 0).any():
         notes.append(f"labels are not used: {(labels >= 0).sum():,} of {len(labels):,} samples have one")
@@ -117,7 +118,7 @@ def open_shards(source: str, split: Split) -> ShardSource:
         size=size,
         members=Names(name for file in files for name in indexes[file].names),
         labels=labels if labelled else None,
-        classes=tuple(str(label) for label in range(classes)) if labelled else (),
+        classes=class_names,
         split=split,
         notes=tuple(notes),
     )
@@ -126,6 +127,7 @@ def open_shards(source: str, split: Split) -> ShardSource:
 def _find_parts(source: str, unused: Unused) -> dict[Part, list[Path]]:
     """Return the tar files of each part; all are "train" if there are no parts. What is passed over is counted."""
     if is_pattern(source):
+        # read as named, whether there is such a file or not: a missing one is an error
         return {"train": [Path(file).expanduser() for file in _expand_pattern(source)]}
     division = divide_by_layout(source, "auto", TARS)
     if division.parts:
@@ -155,10 +157,10 @@ def _divide_by_name(source: str, files: list[Path]) -> dict[Part, list[Path]]:
         return {"train": files}
     if None in parts or "train" not in parts:
         named_like_parts = next(found[0].name for part, found in parts.items() if part not in (None, "train"))
+        others = "other shards are named like none" if None in parts else "no shard like a training part"
         raise DataError(
-            f"data.source {source}: {named_like_parts} is named like a part that is kept for measuring, and "
-            f"{'other shards are named like none' if None in parts else 'no shard like a training part'}; name the "
-            "shards to read by a pattern, for example data.source=FOLDER/shard-{000000..000012}.tar"
+            f"data.source {source}: {named_like_parts} is named like a part that is kept for measuring, and {others}; "
+            "name the shards to read by a pattern, for example data.source=FOLDER/shard-{000000..000012}.tar"
         )
     return {part: parts[part] for part in PARTS if part in parts}
 

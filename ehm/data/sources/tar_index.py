@@ -147,7 +147,10 @@ def _read_sample(file: Path, tar: tarfile.TarFile, members: Iterable[tarfile.Tar
         if suffix in (".cls", ".json"):
             sample.label = max(sample.label, _read_label(file, tar, member))
         elif has_image_suffix(member.name):
-            (sample.longer if "." in suffix[1:] else sample.plain).append(member)
+            if "." in suffix[1:]:
+                sample.longer.append(member)
+            else:
+                sample.plain.append(member)
         elif is_unread_suffix(suffix):
             sample.unread.append(member.name)
     return sample
