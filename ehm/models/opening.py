@@ -31,7 +31,6 @@ __all__ = [
     "names_weights",
     "number_labels",
     "open_model",
-    "read_inputs",
     "read_safetensors",
     "take_weights",
 ]
@@ -85,18 +84,11 @@ def open_model(source: ModelSource, read_file: ReadFile = read_safetensors) -> W
     if checkpoint is not None:
         return take_weights(checkpoint, source.init)
     if path.is_file():
-        return _from_file(source, read_file)
+        return _open_file(source, read_file)
     raise CheckpointError(
         f"model.init {source.init}: no such file or folder; it takes a run folder, a .safetensors or .pth file, "
         "timm:NAME or scratch"
     )
-
-
-def read_inputs(checkpoint: Checkpoint) -> InputSpec:
-    """Return how images were prepared for what ``checkpoint`` holds."""
-    metadata = checkpoint.metadata
-    # older checkpoints say only in their configuration how pixels were normalised
-    return InputSpec.from_mapping({**metadata["config"].get("data", {}), **metadata.get("inputs", {})})
 
 
 def number_labels(classes: int) -> tuple[str, ...]:
@@ -121,8 +113,8 @@ def take_weights(checkpoint: Checkpoint, named: str | None = None) -> Weights:
         arrays = _take_encoder(arrays)
     arrays = _to_float32(arrays)
     origin = str(checkpoint.folder)
-    provenance = Provenance(origin, kind, checkpoint.model_sha256, read_inputs(checkpoint), labels, pool)
-    if kind == "pretrain":  # only checkpoints of tasks describe their encoder: it may be a file's there
+    provenance = Provenance(origin, kind, checkpoint.model_sha256, _read_inputs(checkpoint), labels, pool)
+    if kind == "pretrain":  # its configuration has all sizes; a task's may leave them to the weights it began with
         spec = TrainConfig.model_validate(checkpoint.metadata["config"]).spec
         return Weights(arrays, provenance, spec, checkpoint=checkpoint)
     encoder = checkpoint.metadata["encoder"]
@@ -132,7 +124,14 @@ def take_weights(checkpoint: Checkpoint, named: str | None = None) -> Weights:
     return Weights(arrays, provenance, spec_from_json(encoder), checkpoint=checkpoint)
 
 
-def _from_file(source: ModelSource, read_file: ReadFile) -> Weights:
+def _read_inputs(checkpoint: Checkpoint) -> InputSpec:
+    """Return how images were prepared for what ``checkpoint`` holds."""
+    metadata = checkpoint.metadata
+    # older checkpoints say only in their configuration how pixels were normalised
+    return InputSpec.from_mapping({**metadata["config"].get("data", {}), **metadata.get("inputs", {})})
+
+
+def _open_file(source: ModelSource, read_file: ReadFile) -> Weights:
     """Read the file ``source.init``: one of ours, which says what its encoder is, or one of others.
 
     For files of others see :func:`ehm.models.shapes.infer_spec` for what is read from shapes, and its errors. Their
