@@ -20,12 +20,9 @@ from ehm.storage.arrays import LearnerState
 
 if TYPE_CHECKING:
     from ehm.config import (
-        DetectionConfig,
-        FinetuneConfig,
         ModelSource,
-        RetrievalConfig,
-        SegmentationConfig,
         SourceConfig,
+        TaskConfig,
         TokenizerConfig,
         TrainConfig,
     )
@@ -354,22 +351,12 @@ class Backend(Protocol):
         """Create a model in pretraining, initialised from ``config.run.seed`` and from ``config.model.init``."""
         ...
 
-    def create_classifier(self, config: FinetuneConfig, classes: int, weights: Weights | None = None) -> Classifier:
-        """Create an encoder from ``config.model`` under a fresh linear head of ``classes``."""
-        ...
+    def create_task_learner(self, config: TaskConfig, classes: int, weights: Weights | None = None) -> Any:
+        """Create the learner of the task ``config.task``: an encoder from ``config.model`` under fresh heads.
 
-    def create_detector(self, config: DetectionConfig, classes: int, weights: Weights | None = None) -> Detector:
-        """Create an encoder from ``config.model`` under fresh heads for ``classes`` kinds of objects."""
-        ...
-
-    def create_segmenter(self, config: SegmentationConfig, classes: int, weights: Weights | None = None) -> Segmenter:
-        """Create an encoder from ``config.model`` under a fresh head for ``classes``."""
-        ...
-
-    def create_embedder(self, config: RetrievalConfig, classes: int, weights: Weights | None = None) -> Embedder:
-        """Create an encoder from ``config.model`` under a fresh descriptor, with ArcFace's weights of ``classes``.
-
-        0 classes are for use without training; ``config.dim`` should be null then.
+        It has the task's protocol, for example :class:`Classifier`. ``classes`` is the number of classes to tell apart;
+        retrieval takes 0 without training, and ``config.dim`` should be null then. Raises BackendError if the backend
+        has no such learner.
         """
         ...
 

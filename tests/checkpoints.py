@@ -33,7 +33,7 @@ def save(folder, arrays, meta):
 def classifier(folder, size, **settings):
     source = ModelSource(init="scratch", width=32, depth=1, heads=2, image_size=size)
     config = FinetuneConfig(**{"model": source, "data": DataConfig(mean=MEAN, std=STD), **settings})
-    made = backends.get("cpu").create_classifier(config, len(LABELS))
+    made = backends.get("cpu").create_task_learner(config, len(LABELS))
     meta = {
         "kind": "classifier",
         "classes": LABELS,

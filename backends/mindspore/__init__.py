@@ -3,31 +3,27 @@
 from __future__ import annotations
 
 import os
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any
 
 # MindSpore logs warnings by default; errors alone, as the other libraries do
 os.environ.setdefault("GLOG_v", "3")
 
 from ehm.backends.base import (
-    Classifier,
-    Detector,
     DeviceInfo,
-    Embedder,
     Encoder,
     Learner,
     Processes,
-    Segmenter,
     TokenizerLearner,
 )
 from ehm.backends.mindspore.engine.devices import Target, choose_target, describe_target
 from ehm.backends.mindspore.engine.distributed import join_processes
 from ehm.backends.mindspore.engine.step import set_deterministic
 from ehm.config import (
-    DetectionConfig,
-    FinetuneConfig,
     ModelSource,
-    RetrievalConfig,
-    SegmentationConfig,
     SourceConfig,
+    TaskConfig,
     TokenizerConfig,
     TrainConfig,
 )
@@ -57,24 +53,17 @@ class MindsporeBackend:
         set_deterministic(config.run.deterministic)
         return MindsporeLearner(config, self.target, self.processes)
 
-    def create_classifier(self, config: FinetuneConfig, classes: int, weights: Weights | None = None) -> Classifier:
-        """Create an encoder from ``config.model`` under a fresh linear head of ``classes``."""
-        from ehm.backends.mindspore.learners.classifier import MindsporeClassifier
+    def create_task_learner(self, config: TaskConfig, classes: int, weights: Weights | None = None) -> Any:
+        """Create the learner in the file of ``ehm.backends.mindspore.learners`` that has the task's name.
 
+        Raises BackendError if there is none.
+        """
+        name = f"ehm.backends.mindspore.learners.{config.task}"
+        if find_spec(name) is None:
+            raise BackendError(f"{config.task}: not in MindSpore; --device cpu, cuda or npu trains it with torch")
         set_deterministic(config.run.deterministic)
-        return MindsporeClassifier(config, classes, self.target, self.processes, weights)
-
-    def create_detector(self, config: DetectionConfig, classes: int, weights: Weights | None = None) -> Detector:
-        """Raise BackendError: this backend has none."""
-        raise BackendError("detection: not in MindSpore; --device cpu, cuda or npu trains with torch")
-
-    def create_segmenter(self, config: SegmentationConfig, classes: int, weights: Weights | None = None) -> Segmenter:
-        """Raise BackendError: this backend has none."""
-        raise BackendError("segmentation: not in MindSpore; --device cpu, cuda or npu trains it with torch")
-
-    def create_embedder(self, config: RetrievalConfig, classes: int, weights: Weights | None = None) -> Embedder:
-        """Raise BackendError: this backend has none."""
-        raise BackendError("retrieval is not in MindSpore; --device cpu, cuda or npu trains it with torch")
+        learner = import_module(name).TASK_LEARNER
+        return learner(config, classes, self.target, self.processes, weights)
 
     def create_encoder(self, source: ModelSource, data: SourceConfig | None = None) -> Encoder:
         """Open a trained encoder in evaluation mode; what ``data`` sets about images overrides what its weights say."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from importlib import import_module
+from typing import Any
 
 # torch imports every vendor's plug-in that is installed, and fails where a library of the vendor's is missing. The one
 # of the device that is asked for is imported by devices.pick, which can say what is wrong.
@@ -11,26 +13,19 @@ os.environ.setdefault("TORCH_DEVICE_BACKEND_AUTOLOAD", "0")
 import torch
 
 from ehm.backends.base import (
-    Classifier,
-    Detector,
     DeviceInfo,
-    Embedder,
     Encoder,
     Learner,
     Processes,
-    Segmenter,
     TokenizerLearner,
 )
 from ehm.backends.torch.engine.devices import choose_device, describe_device
 from ehm.backends.torch.engine.distributed import join_processes
 from ehm.backends.torch.engine.step import set_deterministic
 from ehm.config import (
-    DetectionConfig,
-    FinetuneConfig,
     ModelSource,
-    RetrievalConfig,
-    SegmentationConfig,
     SourceConfig,
+    TaskConfig,
     TokenizerConfig,
     TrainConfig,
 )
@@ -58,33 +53,11 @@ class TorchBackend:
         set_deterministic(config.run.deterministic)
         return TorchLearner(config, self.device, self.processes)
 
-    def create_classifier(self, config: FinetuneConfig, classes: int, weights: Weights | None = None) -> Classifier:
-        """Create an encoder from ``config.model`` under a fresh linear head of ``classes``."""
-        from ehm.backends.torch.learners.classifier import TorchClassifier
-
+    def create_task_learner(self, config: TaskConfig, classes: int, weights: Weights | None = None) -> Any:
+        """Create the learner in the file of ``ehm.backends.torch.learners`` that has the task's name."""
+        module = import_module(f"ehm.backends.torch.learners.{config.task}")
         set_deterministic(config.run.deterministic)
-        return TorchClassifier(config, classes, self.device, self.processes, weights)
-
-    def create_detector(self, config: DetectionConfig, classes: int, weights: Weights | None = None) -> Detector:
-        """Create an encoder from ``config.model`` under fresh heads for ``classes`` kinds of objects."""
-        from ehm.backends.torch.learners.detector import TorchDetector
-
-        set_deterministic(config.run.deterministic)
-        return TorchDetector(config, classes, self.device, self.processes, weights)
-
-    def create_segmenter(self, config: SegmentationConfig, classes: int, weights: Weights | None = None) -> Segmenter:
-        """Create an encoder from ``config.model`` under a fresh head for ``classes``."""
-        from ehm.backends.torch.learners.segmenter import TorchSegmenter
-
-        set_deterministic(config.run.deterministic)
-        return TorchSegmenter(config, classes, self.device, self.processes, weights)
-
-    def create_embedder(self, config: RetrievalConfig, classes: int, weights: Weights | None = None) -> Embedder:
-        """Create an encoder from ``config.model`` under a fresh descriptor."""
-        from ehm.backends.torch.learners.embedder import TorchEmbedder
-
-        set_deterministic(config.run.deterministic)
-        return TorchEmbedder(config, classes, self.device, self.processes, weights)
+        return module.TASK_LEARNER(config, classes, self.device, self.processes, weights)
 
     def create_encoder(self, source: ModelSource, data: SourceConfig | None = None) -> Encoder:
         """Open a trained encoder in evaluation mode; what ``data`` sets about images overrides what its weights say."""

@@ -93,7 +93,7 @@ def measure_fine_tuning_gradients(
     if data.labels is None or len(data.classes) < 2:
         raise DataError(f"{source}: has no labels; gradients need a folder with a folder for each class, or elpv")
     config = FinetuneConfig(model=ModelSource(init=init), data=DataConfig(source=source))
-    classifier = backend.create_classifier(config, len(data.classes))
+    classifier = backend.create_task_learner(config, len(data.classes))
     transform = EvalTransform.from_spec(classifier.image_size, classifier.inputs)
     one_hot = np.eye(len(data.classes), dtype=np.float32)
     gradients = []

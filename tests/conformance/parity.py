@@ -62,7 +62,7 @@ def classification(backend, meta, images, first):
     config = FinetuneConfig.model_validate(meta["config"])
     source = ModelSource(init=str(first))
     model, encoder = config.model.model_copy(update={"init": str(first)}), backend.create_encoder(source)
-    classifier = backend.create_classifier(config.model_copy(update={"model": model}), len(meta["classes"]))
+    classifier = backend.create_task_learner(config.model_copy(update={"model": model}), len(meta["classes"]))
     targets = np.eye(len(meta["classes"]), dtype=np.float32)[np.arange(len(images)) % len(meta["classes"])]
 
     def seen():

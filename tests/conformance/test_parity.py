@@ -134,7 +134,7 @@ def test_a_classifier_its_steps_and_its_encoder_are_torchs(device, task, config,
         start = save_checkpoint(tmp_path / "simmim", backends.get("cpu").create_learner(pretraining).state(), meta)
         values["model"] = {"init": str(start), "drop_path": 0}
     settings = FinetuneConfig.model_validate(values)
-    classifier = backends.get("cpu").create_classifier(settings, 3)
+    classifier = backends.get("cpu").create_task_learner(settings, 3)
     meta = {"kind": "classifier", "classes": ["a", "b", "c"], "image_size": [32, 48]}
     meta |= {"encoder": dict(classifier.architecture), "config": settings.model_dump()}
     state = classifier.state()

@@ -146,12 +146,16 @@ def test_learners_and_encoders_take_what_the_weights_say_unless_it_is_set():
     given = DataConfig(mean=MEAN, crop_mode="squash")
     changed = InputSpec(MEAN, (0.5,) * 3, 0.95, "squash")
     for data_config, expected in ((DataConfig(), OWN), (given, changed)):
-        assert backend.create_classifier(FinetuneConfig(model=SOURCE, data=data_config), 2).inputs == expected
-        assert backend.create_classifier(ProbeConfig(model=SOURCE, data=data_config, pool="avg"), 2).inputs == expected
-        assert backend.create_embedder(RetrievalConfig(model=SOURCE, data=data_config, dim=None), 0).inputs == expected
+        assert backend.create_task_learner(FinetuneConfig(model=SOURCE, data=data_config), 2).inputs == expected
+        assert (
+            backend.create_task_learner(ProbeConfig(model=SOURCE, data=data_config, pool="avg"), 2).inputs == expected
+        )
+        assert (
+            backend.create_task_learner(RetrievalConfig(model=SOURCE, data=data_config, dim=None), 0).inputs == expected
+        )
         assert backend.create_encoder(SOURCE, data_config).inputs == expected
     assert backend.create_encoder(SOURCE).inputs == OWN
-    learner = backend.create_classifier(FinetuneConfig(model=SOURCE, data=given), 2)
+    learner = backend.create_task_learner(FinetuneConfig(model=SOURCE, data=given), 2)
     assert "taken as trained with data.mean [0.5, 0.5, 0.5], data.crop_mode center" in learner.notes[-1]
 
 
@@ -204,7 +208,7 @@ def test_checkpoints_of_older_versions_keep_their_meaning(tmp_path):
     """They say nothing of the crop: that of MAE, and the normalisation of their configuration."""
     path = classifier(tmp_path, (48, 64), data=DataConfig(mean=MEAN, std=STD))
     assert "inputs" not in open_checkpoint(path).metadata
-    learner = backends.get("cpu").create_classifier(FinetuneConfig(model=ModelSource(init=str(path))), 2)
+    learner = backends.get("cpu").create_task_learner(FinetuneConfig(model=ModelSource(init=str(path))), 2)
     assert learner.inputs == InputSpec(MEAN, STD)
     rule = Bundle.open(export(path, out=tmp_path / "bundle")).manifest.preprocessing
     assert (rule.cover, rule.rounding, rule.resize) == ((54, 73), "down", "cover")

@@ -22,8 +22,8 @@ from serving import running
 from tritonclient.utils import InferenceServerException
 
 from ehm.backends.torch.export.detector_module import load_detector
-from ehm.backends.torch.learners.classifier import TorchClassifier
-from ehm.backends.torch.learners.detector import TorchDetector
+from ehm.backends.torch.learners.classification import TorchClassifier
+from ehm.backends.torch.learners.detection import TorchDetector
 from ehm.cli import main
 from ehm.config import DetectionConfig, FinetuneConfig, ModelSource
 from ehm.data.sources.coco import read_coco

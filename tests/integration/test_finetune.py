@@ -13,7 +13,7 @@ from sklearn.metrics import balanced_accuracy_score
 from timm.loss import SoftTargetCrossEntropy
 from timm.optim import param_groups_layer_decay
 
-from ehm.backends.torch.learners.classifier import TorchClassifier, soft_cross_entropy
+from ehm.backends.torch.learners.classification import TorchClassifier, soft_cross_entropy
 from ehm.cli import main
 from ehm.config import FinetuneConfig
 from ehm.data import EvalTransform, decode_image, stratified_folds

@@ -209,7 +209,7 @@ config = TrainConfig(encoder="vit_tiny", image_size=32, mask={"blocks": 1}, mode
 data = DataConfig(mean=(0.1, 0.2, 0.3), crop_mode="squash")
 commands = {
     "train": lambda: backend.create_learner(config),
-    "finetune": lambda: backend.create_classifier(FinetuneConfig(model=ModelSource(init=refused)), 2),
+    "finetune": lambda: backend.create_task_learner(FinetuneConfig(model=ModelSource(init=refused)), 2),
     "inspect": lambda: backend.create_encoder(ModelSource(init=refused)),
 }
 said = {}
@@ -218,7 +218,7 @@ for command, run in commands.items():
         run()
     except CheckpointError as error:
         said[command] = str(error)
-learner = backend.create_classifier(FinetuneConfig(model=ModelSource(init=described), data=data), 2)
+learner = backend.create_task_learner(FinetuneConfig(model=ModelSource(init=described), data=data), 2)
 encoder = backend.create_encoder(ModelSource(init=described))
 pixels = np.random.default_rng(0).integers(0, 256, (2, *encoder.image_size, 3), dtype=np.uint8)
 found = {"inputs": learner.inputs.to_json(), "own": encoder.inputs.to_json(), "notes": encoder.notes}

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from ehm.backends.torch.learners.classifier import TorchClassifier
+from ehm.backends.torch.learners.classification import TorchClassifier
 from ehm.backends.torch.learners.encoder import TorchEncoder
 from ehm.config import FinetuneConfig, ModelSource, ProbeConfig
 from ehm.data import stratified_folds

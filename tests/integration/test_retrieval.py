@@ -12,7 +12,7 @@ from PIL import Image
 from safetensors.numpy import load_file
 from sklearn.datasets import load_sample_images
 
-from ehm.backends.torch.learners.embedder import TorchEmbedder
+from ehm.backends.torch.learners.retrieval import TorchEmbedder
 from ehm.cli import main
 from ehm.config import RetrievalConfig
 from ehm.data import EvalTransform, decode_image

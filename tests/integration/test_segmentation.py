@@ -22,7 +22,7 @@ from sklearn.metrics import jaccard_score
 
 from ehm import backends
 from ehm.backends.torch.export.module import load_module, make_network
-from ehm.backends.torch.learners.segmenter import TorchSegmenter
+from ehm.backends.torch.learners.segmentation import TorchSegmenter
 from ehm.cli import main
 from ehm.config import FinetuneConfig, ModelSource, SegmentationConfig
 from ehm.data.segmentation import resize_to_scale
@@ -140,7 +140,7 @@ def test_the_encoder_inside_is_where_other_runs_begin(trained, pairs, tmp_path, 
     classifier = FinetuneConfig.model_validate(
         {"model": {"init": str(trained.out)}, "data": {"workers": 0}, "optim": {"batch_size": 8, "warmup_epochs": 0}}
     )
-    model = backends.get("cpu").create_classifier(classifier, 2).state().model
+    model = backends.get("cpu").create_task_learner(classifier, 2).state().model
     inside = open_checkpoint(trained.checkpoint).model
     np.testing.assert_array_equal(model["blocks.1.attn.qkv.weight"], inside["pyramid.encoder.blocks.1.attn.qkv.weight"])
 

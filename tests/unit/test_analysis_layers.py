@@ -82,7 +82,7 @@ def test_attention_of_every_block_is_what_the_blocks_compute(images):
 
 def classifier(**model):
     sizes = {"encoder": "vit_tiny", "width": 24, "depth": 2, "heads": 2, "image_size": 32, "patch_size": 8}
-    return backends.get("cpu").create_classifier(FinetuneConfig.model_validate({"model": {**sizes, **model}}), 3)
+    return backends.get("cpu").create_task_learner(FinetuneConfig.model_validate({"model": {**sizes, **model}}), 3)
 
 
 def test_gradients_are_those_of_plain_torch():

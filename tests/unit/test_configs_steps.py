@@ -62,7 +62,7 @@ def test_it_pretrains(name, tokenizer):
 def test_it_classifies(name):
     config = tiny_classifier(load_config(kind(name), name))
     images = np.random.default_rng(0).integers(0, 256, (4, 16, 16, 3), dtype=np.uint8)
-    classifier = backends.get("cpu").create_classifier(config, classes=3)
+    classifier = backends.get("cpu").create_task_learner(config, classes=3)
     targets = np.eye(3, dtype=np.float32)[[0, 1, 2, 0]]
     first = float(classifier.train_step(images, targets, rate(config.optim), config.optim.weight_decay)["loss"])
     assert first == pytest.approx(math.log(3), abs=0.1)  # the head begins near zero
@@ -76,7 +76,7 @@ def test_it_segments(name):
     images, labels = (
         rng.integers(0, high, shape, np.uint8) for high, shape in ((256, (4, 32, 32, 3)), (3, (4, 32, 32)))
     )
-    segmenter = backends.get("cpu").create_segmenter(config, classes=3)
+    segmenter = backends.get("cpu").create_task_learner(config, classes=3)
     first = float(segmenter.train_step(images, labels, config.optim.lr, config.optim.weight_decay)["loss"])
     assert first == pytest.approx(1.4 * math.log(3), abs=0.3)  # two heads that begin near zero, one of weight 0.4
     assert segmenter.segment_image(images[0], (40, 50)).shape == (40, 50)
@@ -86,7 +86,7 @@ def test_it_segments(name):
 def test_it_describes(name):
     config = tiny_embedder(load_config(kind(name), name))
     images = np.random.default_rng(0).integers(0, 256, (4, 16, 16, 3), dtype=np.uint8)
-    embedder = backends.get("cpu").create_embedder(config, classes=3)
+    embedder = backends.get("cpu").create_task_learner(config, classes=3)
     loss = embedder.train_step(images, np.array([0, 1, 2, 0]), config.optim.lr, config.optim.weight_decay)["loss"]
     assert np.isfinite(float(loss))
     assert embedder.compute_descriptors(images).shape == (4, 8)

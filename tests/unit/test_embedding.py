@@ -5,7 +5,7 @@ import pytest
 import timm
 import torch
 
-from ehm.backends.torch.learners.embedder import TorchEmbedder
+from ehm.backends.torch.learners.retrieval import TorchEmbedder
 from ehm.backends.torch.models.embedding import ArcFace, Embedding, patch_tokens
 from ehm.config import RetrievalConfig
 from ehm.errors import ConfigError

@@ -11,7 +11,7 @@ from onnx import numpy_helper
 
 from ehm.backends.torch.export.heads import Heads
 from ehm.backends.torch.export.module import build_plain_vit
-from ehm.backends.torch.learners.classifier import probe_head
+from ehm.backends.torch.learners.classification import probe_head
 from ehm.backends.torch.models.vit import build_vit
 from ehm.config.encoders import VitSpec
 from ehm.config.inputs import InputSpec

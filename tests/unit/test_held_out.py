@@ -52,10 +52,7 @@ class Model:
 
 BACKEND = SimpleNamespace(
     processes=ALONE,
-    create_classifier=lambda *_: Model(),
-    create_detector=lambda *_: Model(),
-    create_embedder=lambda *_: Model(),
-    create_segmenter=lambda *_: Model(),
+    create_task_learner=lambda *_: Model(),
 )
 
 

@@ -168,7 +168,7 @@ def test_training_waits_only_where_it_says_so(rows):
 
 def test_the_report_covers_all_of_training(rows):
     sites = {row.site.rpartition(":")[0].rpartition("/")[2] for row in rows}
-    assert sites >= {"mae.py", "attention.py", "hierarchy.py", "classifier.py", "step.py", "pretraining.py"}
+    assert sites >= {"mae.py", "attention.py", "hierarchy.py", "classification.py", "step.py", "pretraining.py"}
     assert {"float32", "bfloat16", "float16"} <= {dtype for row in rows for dtype in row.dtypes}
     ran = {row.operator for row in rows}
     assert {"_fused_adamw_", "convolution_backward", "native_layer_norm_backward", "_foreach_lerp_.Scalar"} <= ran

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from ehm.backends.torch.learners.segmenter import TorchSegmenter, pixel_loss
+from ehm.backends.torch.learners.segmentation import TorchSegmenter, pixel_loss
 from ehm.backends.torch.models.pyramid import load_pyramid, nested_layers
 from ehm.backends.torch.models.upernet import UperNet, adaptive_mean
 from ehm.config import ModelSource, SegmentationConfig, UperNetConfig

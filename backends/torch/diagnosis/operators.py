@@ -222,7 +222,7 @@ def _save_tokenizer(backend: Any, folder: Path) -> str:
 
 def _record_classifier(backend: Any, kind: type[FinetuneConfig], dtype: str, model: Mapping[str, Any]) -> Counter[Call]:
     settings = {"model": {**model, "image_size": 32, "drop_path": 0.1}, "optim": {**_OPTIM, "dtype": dtype}}
-    classifier = backend.create_classifier(kind.model_validate(settings), 3)
+    classifier = backend.create_task_learner(kind.model_validate(settings), 3)
     images = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), dtype=np.uint8)
     targets = np.eye(3, dtype=np.float32)[[0, 1, 2, 0]]
     with record_operators(backend.name) as calls:

@@ -20,7 +20,7 @@ from torch import nn
 
 from ehm.backends.torch.engine.tensors import load_arrays, to_arrays
 from ehm.backends.torch.export.heads import Heads, Scores
-from ehm.backends.torch.learners.classifier import probe_head
+from ehm.backends.torch.learners.classification import probe_head
 from ehm.backends.torch.models.embedding import Embedding
 from ehm.backends.torch.models.loading import classifier_name, load_model, read_arrays
 from ehm.backends.torch.models.pyramid import STRIDES, last_of_thirds, load_pyramid

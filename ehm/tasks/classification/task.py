@@ -38,7 +38,7 @@ class Classification(Task[FinetuneConfig, ClassificationReport]):
         train, val = self.split_images(config)
         super().__init__(config, backend, train, val, start)
         self.class_counts = count_labels(train, config.data)
-        self.learner = backend.create_classifier(self.learner_config, len(self.classes))
+        self.learner = backend.create_task_learner(self.learner_config, len(self.classes))
         self.headline = f"{'Linear probing of' if config.frozen else 'Fine-tuning'} {config.model.init}"
 
         data = config.data
@@ -99,7 +99,7 @@ class Classification(Task[FinetuneConfig, ClassificationReport]):
         """Prepare to measure the classifier of a checkpoint; DataError if the source has no labels, or others."""
         settings = merge_config(FinetuneConfig, checkpoint, config, overrides)
         classes = tuple(checkpoint.metadata["classes"])
-        classifier = backend.create_classifier(settings, len(classes), take_weights(checkpoint))
+        classifier = backend.create_task_learner(settings, len(classes), take_weights(checkpoint))
         load_learner(classifier, checkpoint)
         subset = cls.select_subset(checkpoint, settings, backend.processes)
         require_labels(subset.source, settings.data.source)

@@ -45,7 +45,7 @@ class Detection(Task[DetectionConfig, DetectionReport]):
         train, val = self.split_images(config)
         super().__init__(config, backend, train, val, start)
         self.class_counts = count_objects(train, config.data)
-        self.learner = backend.create_detector(self.learner_config, len(self.classes))
+        self.learner = backend.create_task_learner(self.learner_config, len(self.classes))
         self.headline = f"{'Mask' if config.masks else 'Faster'} R-CNN on {config.model.init}"
         transform = MirrorTransform(config.data.flip)
         self.loader = make_train_loader(train.source, transform, config, self.processes, subset=train.selected)
@@ -92,7 +92,7 @@ class Detection(Task[DetectionConfig, DetectionReport]):
         """
         settings = merge_config(DetectionConfig, checkpoint, config, overrides, cls.measured_keys)
         classes = tuple(checkpoint.metadata["classes"])
-        detector = backend.create_detector(settings, len(classes), take_weights(checkpoint))
+        detector = backend.create_task_learner(settings, len(classes), take_weights(checkpoint))
         load_learner(detector, checkpoint)
         subset = cls.select_subset(checkpoint, settings, backend.processes)
         require_known_classes(subset.source.classes, classes, settings.data.source, "detector")

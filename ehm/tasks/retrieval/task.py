@@ -60,7 +60,7 @@ class Retrieval(Task[RetrievalConfig, RetrievalReport]):
         # the numbers of the classes that are trained, which leave out those that are held out
         self._class_numbers = np.full(len(source.classes), -1)
         self._class_numbers[train_classes] = np.arange(len(train_classes))
-        self.learner = backend.create_embedder(self.learner_config, len(classes))
+        self.learner = backend.create_task_learner(self.learner_config, len(classes))
         self.headline = f"Training a descriptor by ArcFace on {config.model.init}"
         transform = TrainTransform(
             self.learner.image_size,
@@ -109,7 +109,7 @@ class Retrieval(Task[RetrievalConfig, RetrievalReport]):
             search = search_classes(subset, settings)
         else:
             search = search_benchmark(benchmark, checkpoint, settings, backend.processes)
-        embedder = backend.create_embedder(settings, len(checkpoint.metadata["classes"]), take_weights(checkpoint))
+        embedder = backend.create_task_learner(settings, len(checkpoint.metadata["classes"]), take_weights(checkpoint))
         load_learner(embedder, checkpoint)
         return EmbedderEvaluation(embedder, search, settings, backend)
 
@@ -131,7 +131,7 @@ class Retrieval(Task[RetrievalConfig, RetrievalReport]):
             settings.data.workers,
             backend.processes,
         )
-        embedder = backend.create_embedder(settings, 0)
+        embedder = backend.create_task_learner(settings, 0)
         for note in embedder.notes:
             console.print(f"  {note}")
         return EmbedderEvaluation(embedder, search.restrict(new), settings, backend)

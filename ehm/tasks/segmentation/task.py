@@ -50,7 +50,7 @@ class Segmentation(Task[SegmentationConfig, SegmentationReport]):
             if wrong := explain_255(train_counts.merge([val_counts]), self.classes):
                 raise DataError(f"data.source {config.data.source}: {wrong}")
             self.class_counts = describe_masks(train, train_counts, self.classes, config.data)
-        self.learner = backend.create_segmenter(self.learner_config, len(self.classes))
+        self.learner = backend.create_task_learner(self.learner_config, len(self.classes))
         self.headline = f"Training UperNet on {config.model.init}"
 
         data = config.data
@@ -102,7 +102,7 @@ class Segmentation(Task[SegmentationConfig, SegmentationReport]):
         subset = replace(subset, source=_with_classes(subset.source, classes, settings.data.source))
         if settings.data.check:
             _check_masks(subset, settings, backend.processes)
-        segmenter = backend.create_segmenter(settings, len(classes), take_weights(checkpoint))
+        segmenter = backend.create_task_learner(settings, len(classes), take_weights(checkpoint))
         load_learner(segmenter, checkpoint)
         return SegmenterEvaluation(segmenter, classes, settings, subset, backend)
 

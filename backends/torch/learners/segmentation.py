@@ -163,3 +163,7 @@ def pixel_loss(scores: Tensor, labels: Tensor) -> Tensor:
     # flat, because the kernel for maps sums in another order every time on CUDA
     logits = upsample(scores.float(), labels.shape[1:]).permute(0, 2, 3, 1).flatten(0, 2)
     return F.cross_entropy(logits, labels.flatten(), ignore_index=IGNORED, reduction="sum") / labels.numel()
+
+
+TASK_LEARNER = TorchSegmenter
+"""The learner of the task that this file is named after; the backend finds it by that name."""

@@ -95,3 +95,7 @@ def _download_detections(output: Mapping[str, Tensor]) -> Detections:
         masks=None if masks is None else (masks[:, 0] > 0.5).cpu().numpy(),
         scores=output["scores"].float().cpu().numpy(),
     )
+
+
+TASK_LEARNER = TorchDetector
+"""The learner of the task that this file is named after; the backend finds it by that name."""

@@ -121,3 +121,7 @@ def _accepts_size(encoder: Any, size: tuple[int, int]) -> bool:
     except (AssertionError, RuntimeError, ValueError):  # each model of timm's has its own way to say no
         return False
     return True
+
+
+TASK_LEARNER = TorchEmbedder
+"""The learner of the task that this file is named after; the backend finds it by that name."""

@@ -156,3 +156,7 @@ def probe_head(model: Any) -> nn.Module:
     head = nn.Sequential(nn.BatchNorm1d(linear.in_features, affine=False, eps=1e-6), linear.requires_grad_(True))
     model.set_submodule(name, head)
     return head
+
+
+TASK_LEARNER = TorchClassifier
+"""The learner of the task that this file is named after; the backend finds it by that name."""
