@@ -90,16 +90,15 @@ def _pretrain(run: Run[TrainConfig]) -> TrainResult:
     # before the learner, so that a mistake costs seconds
     warnings = check_plan(plan, optim, config.run, len(source), views=views, measures=False, resumed=is_resumed)
     training_data = identify_training_data(source, None, data.workers, processes)
-    tokenizer = _hash_tokenizer(config)
 
     build = config.mask.build
     if build == "auto":
         build = run.backend.describe_device().hierarchy
     masker = make_masker(config.masking, config.masks, config.units, build, processes.local_size)
+    learner = run.backend.create_learner(config if run.start is None else _without_first_weights(config))
+    tokenizer = _hash_tokenizer(config)
     first = 0
-    if run.start is None:
-        learner = run.backend.create_learner(config)
-    else:
+    if run.start is not None:
         check_resumed_data(run.start, training_data, None, data.source)
         checkpoint = open_to_resume(run.start)
         if checkpoint.metadata.get("tokenizer") not in (None, tokenizer.get("tokenizer")):
@@ -107,7 +106,6 @@ def _pretrain(run: Run[TrainConfig]) -> TrainResult:
                 f"model.tokenizer {config.model.tokenizer}: is not the one that this run began with, and its tokens "
                 "mean other things; give that one, or start a new run"
             )
-        learner = run.backend.create_learner(_without_first_weights(config))
         learner.load(checkpoint.state)
         first = int(checkpoint.metadata["step"])
     _print_start(run, source, plan, [*learner.notes, *warnings])
