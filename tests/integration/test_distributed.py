@@ -72,8 +72,11 @@ def curve(out, *names):
 def assert_same_run(one, several, *names, rtol=1e-5, atol=2e-5):
     for name, values in curve(one, *names).items():
         np.testing.assert_allclose(curve(several, name)[name], values, rtol=rtol, err_msg=name)
-    (first, meta), (second, again) = open_checkpoint(one).state, open_checkpoint(several).state
-    assert meta["step"] == again["step"]
+    alone = open_checkpoint(one)
+    shared = open_checkpoint(several)
+    assert alone.metadata["step"] == shared.metadata["step"]
+    first = alone.state
+    second = shared.state
     for ours, theirs in ((first.model, second.model), (first.optimizer, second.optimizer)):
         assert ours.keys() == theirs.keys()
         for name, value in ours.items():

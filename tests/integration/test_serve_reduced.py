@@ -34,7 +34,7 @@ def read(monkeypatch):
         return image
 
     monkeypatch.setattr(serving_images, "decode_image", noted)
-    monkeypatch.setattr("ehm.deploy.predict.predictor.decode", noted)
+    monkeypatch.setattr("ehm.deploy.predict.predictor.decode_image", noted)
     return sizes
 
 
