@@ -105,6 +105,7 @@ def bench_export(
     opened = Bundle.open(bundle)
     notes = PlainConsole(stderr=True)
     devices = [device] if isinstance(device, str) else device or installed_devices()
+    # the network in float32 is what all others are compared with
     reference, contestants = _load_exported(opened, devices, threads)
     try:
         # torch comes first: it is the baseline
@@ -117,6 +118,7 @@ def bench_export(
     with Progress(console=notes, transient=True, disable=not notes.is_terminal) as progress:
         task = progress.add_task("bench", total=len(batch) * rounds)
         for size in batch:
+            # a few files fill a batch of any size by taking turns
             inputs = _prepare_inputs(reference, list(islice(cycle(pictures), size)))
             timings += _time_rounds(reference, contestants, inputs, rounds, clock, lambda: progress.advance(task))
     report = {"bundle": str(bundle), "cores": os.cpu_count(), "timings": [asdict(timing) for timing in timings]}
@@ -174,6 +176,7 @@ def _prepare_inputs(reference: Predictor, pictures: Sequence[Image.Image]) -> _I
         pictures = [picture.resize(pictures[0].size) for picture in pictures]
     transform = eval_transform(rule)
     pixels = np.stack([transform(picture) for picture in pictures])
+    # in the form of the bundle itself, which may do all of the above in its graph
     own = np.stack([reference.prepare(picture) for picture in pictures])
     return _Inputs(own, np.ascontiguousarray(normalise_pixels(pixels, rule)))
 
@@ -195,6 +198,7 @@ def _time_rounds(
     seconds = np.empty((rounds, len(contestants)))
     for row in seconds:
         for column, contestant in enumerate(contestants):
+            # not counted: see the constant
             time.sleep(_PAUSE)
             start = clock()
             contestant.run(inputs.for_contestant(contestant))

@@ -49,6 +49,7 @@ class Bundle:
         if not weight_files:
             return files[model].sha256[:12]
         digest = hashlib.sha256()
+        # names are hashed too, so that two weight files cannot trade places
         for name in (model, *weight_files):
             digest.update(f"{name} {files[name].sha256}\n".encode())
         return digest.hexdigest()[:12]
@@ -61,6 +62,7 @@ class Bundle:
         """
         path = Path(path)
         manifest = read_manifest(path)
+        # hashing reads every file once, which is cheap beside loading the network
         for name, record in manifest.files.items():
             if Path(name).name != name:
                 raise ExportError(f"{path / MANIFEST}: files may not lie outside the bundle: {name!r}")
@@ -83,6 +85,7 @@ class Bundle:
             if file.name != MANIFEST:
                 files[file.name] = FileRecord(bytes=file.stat().st_size, sha256=hash_file(file))
         manifest = manifest.model_copy(update={"files": files})
+        # NaN is no JSON: a figure that is not finite must not get into a manifest
         text = json.dumps(manifest.model_dump(mode="json"), indent=2, allow_nan=False, ensure_ascii=False)
         write_text(folder / MANIFEST, text + "\n")
         return cls(folder, manifest)

@@ -237,6 +237,7 @@ class Manifest(_Section):
             raise ValueError("models has no float32")
         if not self.outputs:
             raise ValueError("outputs is empty")
+        # servers and clients index labels by class number, so both have to agree
         if self.task == "classification":
             logits = self.output("logits")
             if logits is None:
@@ -285,6 +286,7 @@ def read_manifest(folder: Path) -> Manifest:
     values = read_json(file, ExportError, "a bundle's manifest")
     if not isinstance(values, dict) or "format" not in values:
         raise ExportError(f"{file}: not a bundle's manifest: it has no format")
+    # checked before the rest, whose keys may mean something else in another format
     if values["format"] != FORMAT:
         found = describe_value(values["format"])
         raise ExportError(
@@ -294,5 +296,6 @@ def read_manifest(folder: Path) -> Manifest:
         return Manifest.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
+        # the first error is enough: a manifest is written by a program and seldom wrong in two places
         key = ".".join(map(str, first["loc"])) or "manifest"
         raise ExportError(f"{file}: {key}: {first['msg'].removeprefix('Value error, ')}") from None

@@ -26,6 +26,7 @@ def describe_preprocessing(
 
     ``value_range`` is what the training stated for images of more than 8 bits.
     """
+    # the transform works out the sizes, so that the rule is in one place
     transform = EvalTransform.from_spec(image_size, inputs)
     return Preprocessing.model_validate(
         {

@@ -53,6 +53,7 @@ def _refuse_foreign_files(out: Path) -> None:
     try:
         files = read_json(out / MANIFEST, ExportError)["files"]
         own_names = {MANIFEST, *files}
+        # bundles of early versions have no card
         card_hash = files[CARD]["sha256"] if CARD in files else None
     except (ExportError, AttributeError, TypeError, KeyError):
         raise ExportError(f"{out}: exists and is not a bundle; {advice}") from None

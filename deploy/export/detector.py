@@ -72,6 +72,7 @@ class DetectorExportable(Exportable):
 
     def manifest_rules(self) -> dict[str, Any]:
         """Return the rule by which images are fitted into the input, and the score of objects that count."""
+        # training draws from several sizes; the last one is that of evaluation
         shorter = self.settings.min_size[-1]
         longer = self.settings.max_size
         if not self.graph.model.backbone.pyramid.any_size:
@@ -88,6 +89,7 @@ def is_detector(path: str | Path) -> bool:
 def check_detector_config(config: ExportConfig) -> None:
     """Raise ConfigError for a key that a detector's bundle cannot follow, BackendError if a package is missing."""
     changed = [key for key in _UNFIT_KEYS if getattr(config, key)]
+    # the target is named first, as the flag that users know
     if config.target != "portable":
         changed.insert(0, "target")
     if changed:
@@ -155,6 +157,7 @@ def _compare_case(
     found_indices = []
     count = len(expected["scores"])
     for index in range(count):
+        # the order of objects with nearly equal scores may differ
         same = _find_object(index, expected, found, side)
         if same is not None:
             expected_indices.append(index)
@@ -180,6 +183,7 @@ def _find_object(
     index: int, expected: dict[str, NDArray[Any]], found: dict[str, NDArray[Any]], side: int
 ) -> int | None:
     """Return the index in ``found`` of object ``index`` of ``expected``; None if it is not there."""
+    # an object is the same if box, score and label agree
     near = np.abs(found["boxes"] - expected["boxes"][index]).max(axis=1) / side < _TOLERANCE
     near &= np.abs(found["scores"] - expected["scores"][index]) < _TOLERANCE
     near &= found["labels"] == expected["labels"][index]

@@ -104,6 +104,7 @@ class ImageExportable(Exportable):
 
     def choose_target(self, config: ExportConfig) -> Target:
         """Return the target: what torch writes for ONNX Runtime is the portable graph."""
+        # the manifest should name the graph that is there, not the one that was wished for
         if config.target == "onnxruntime" and not self.fuses:
             return "portable"
         return config.target
@@ -124,6 +125,7 @@ class SegmenterExportable(ImageExportable):
 
     def make_graph(self, config: ExportConfig) -> ModelProto:
         """Return the network as an ONNX graph; raises ConfigError for a key that does not go with windows."""
+        # refused when the graph is made, before anything is written
         for key in _WINDOWED:
             if getattr(config, key):
                 origin = self.provenance.origin
@@ -139,5 +141,6 @@ class SegmenterExportable(ImageExportable):
         settings = SegmentationConfig.model_validate(self.checkpoint.metadata["config"])
         stride = []
         for size, step, side in zip(self.image_size, settings.stride, settings.crop_size, strict=True):
+            # an export may take another size of window than training; the overlap stays the same
             stride.append(max(1, size * step // side))
         return {"windows": Windows(scale=settings.data.scale, stride=(stride[0], stride[1]))}

@@ -69,12 +69,14 @@ def export(
     if head not in get_args(Head):
         raise ConfigError(f"--head {head}: expected one of {', '.join(get_args(Head))}")
     config = _load_config(config, overrides, target, int8, float16)
+    # a bundle is final: it can only be converted for other engines
     if is_bundle(checkpoint):
         return convert_bundle(
             checkpoint, triton=triton, kserve=kserve, config=config, head=head, device=device, out=out
         )
     out = Path("runs") / "export" if out is None else Path(out)
     config = config.model_copy(update={"model": config.model.model_copy(update={"init": str(checkpoint)})})
+    # other heads take the encoder of a detector alone, which is an image model
     whole_detector = head in ("auto", "multi") and is_detector(checkpoint)
     if whole_detector:
         if triton is not None or kserve is not None:
@@ -86,6 +88,7 @@ def export(
     with stage_bundle(out) as folder:
         model = open_detector(config.model) if whole_detector else prepare_export(config.model, head)
         sealed = _write_bundle(folder, model, config, device, out)
+    # all files, since weights may lie beside the graph
     megabytes = sum(record.bytes for record in sealed.manifest.files.values()) / 1e6
     console.print(sealed.manifest.parity.describe())
     console.print(f"Bundle in {out} ({megabytes:.1f} MB); try: ehm predict {out} IMAGE")
@@ -102,6 +105,7 @@ def _load_config(
 ) -> ExportConfig:
     """Return the configuration with the overrides, and with the flags that have keys of their own."""
     settings = list(overrides)
+    # flags that were given go before the configuration's keys
     for key, value in (("target", target), ("int8", int8), ("float16", float16)):
         if value:
             settings.append(f"{key}={value}")
@@ -132,9 +136,11 @@ def _write_bundle(folder: Path, model: Exportable, config: ExportConfig, device:
     graph = model.make_graph(config)
     if config.preprocessing:
         take_bytes(graph, preprocessing)
+    # saved before it is compared: the file itself has to be right, not the graph in memory
     save(graph, folder / _MODEL)
     parity = model.compare(open_session(folder / _MODEL, device), preprocessing)
     record = _describe_tensor(graph.graph.input[0])
+    packages = ("ehm", *_NEEDED, *model.packages)
     manifest = Manifest(
         task=model.task,
         target=target,
@@ -144,14 +150,16 @@ def _write_bundle(folder: Path, model: Exportable, config: ExportConfig, device:
         preprocessing=preprocessing,
         labels=provenance.labels,
         source=Source(checkpoint=escape_undecodable(provenance.origin), kind=provenance.kind, sha256=provenance.sha256),
-        versions={package: version(package) for package in ("ehm", *_NEEDED, *model.packages)},
+        versions=dict(zip(packages, map(version, packages), strict=True)),
         parity=parity,
         **model.manifest_rules(),
     )
+    # before the bundle is sealed, so that the script and the offline model are hashed too
     if target == "ascend":
         write_om(folder, _MODEL, manifest.input, config.ascend)
     records = write_lower_precisions(Bundle(folder, manifest), config, device)
     manifest = manifest.model_copy(update={"models": manifest.models | records})
+    # last, since the card reports the quality of the lower precisions
     write_card(manifest, config, folder / CARD)
     return Bundle.seal(folder, manifest)
 

@@ -81,6 +81,7 @@ def main(
     job = _open_job(bundle, images, top, device, precision, out, index)
     predictor = job.predictor
     notes = PlainConsole(stderr=True)
+    # standard output belongs to the results, so that it can be piped
     count = f"{len(job.files)} image{'s' * (len(job.files) != 1)}"
     outputs = predictor.handler.describe_outputs()
     notes.print(f"{count} with {bundle} ({outputs}; {precision}) on {predictor.provider}")
@@ -135,14 +136,14 @@ def _open_job(
     index: IndexKind | None,
 ) -> _Job:
     """Check the arguments and load the bundle, so that what is wrong is reported before there are results."""
+    if top < 1:
+        raise ConfigError(f"--top {top}: expected at least 1")
     if out is not None and Path(out).exists() and not Path(out).is_dir():
         raise ConfigError(f"--out {out}: is no folder")
     files = _find_images(images)
     predictor = Predictor(bundle, device, precision)
     if index is not None:
         _check_index(predictor, index, out)
-    if top < 1:
-        raise ConfigError(f"--top {top}: expected at least 1")
     options = PredictionOptions(top, None if out is None else Path(out))
     return _Job(predictor, files, options, index)
 
@@ -165,6 +166,7 @@ def _find_images(images: str | Path | Sequence[str | Path]) -> list[Path]:
         if not path.is_dir():
             files.append(path)
             continue
+        # sorted, so that rows of features have the same order on every machine
         found = sorted(_visible_images(path.rglob("*")))
         if not found:
             raise DataError(f"{path}: no images below this folder; known are {', '.join(sorted(SUFFIXES))}")
@@ -191,6 +193,7 @@ def _save_predictions(out: Path, predictions: Sequence[Prediction], index: Index
         lines.append(json_module.dumps(without_arrays.as_dict()) + "\n")
     with replace_file(out / "predictions.jsonl") as temporary:  # it gets its name last, when all files belong together
         temporary.write_text("".join(lines), encoding="utf-8")
+        # an index of an earlier call would number other images
         (out / faiss_index.FILE).unlink(missing_ok=True)
         features = [prediction.features for prediction in predictions if prediction.features is not None]
         _save_rows(out / "features.npy", features)

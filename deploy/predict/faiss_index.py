@@ -46,6 +46,7 @@ def write_index(folder: Path, features: NDArray[np.float32], kind: IndexKind) ->
     count, width = features.shape
     # of length 1, so that inner products are cosines; zeros stay zeros
     directions = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), np.float32(1e-12))
+    # inner products of unit vectors are cosines
     index: Any = faiss.IndexFlatIP(width)
     if kind == "hnsw":
         index = faiss.IndexHNSWFlat(width, 32, faiss.METRIC_INNER_PRODUCT)
@@ -54,6 +55,7 @@ def write_index(folder: Path, features: NDArray[np.float32], kind: IndexKind) ->
     elif kind == "ivf":
         cells = max(1, min(round(4 * count**0.5), count // 39))  # k-means wants 39 images a cell
         index = faiss.IndexIVFFlat(index, width, cells, faiss.METRIC_INNER_PRODUCT)
+        # more cells find more of the true neighbours, and take longer
         index.nprobe = max(1, cells // 10)
         index.train(directions)
     index.add(directions)

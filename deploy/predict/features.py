@@ -50,6 +50,7 @@ class FeaturesHandler(Handler):
     ) -> Iterator[Prediction]:
         """Yield the prediction of each file; see `Handler.predict_files`. Threads read one batch at a time."""
         names = self._wanted_outputs()
+        # decoding releases the interpreter, so threads read images side by side
         with ThreadPoolExecutor(thread_name_prefix="decode") as pool:
             for start in range(0, len(files), _BATCH):
                 chunk = files[start : start + _BATCH]

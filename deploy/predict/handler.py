@@ -104,6 +104,7 @@ class Handler(ABC):
 
     def example_code(self) -> list[str]:
         """Return lines of Python that run the network on a photograph without ehm; none if that takes too many."""
+        # one output is enough to show how it works
         output = self.manifest.outputs[0].name
         file = self.manifest.models["float32"].file
         return [

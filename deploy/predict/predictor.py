@@ -33,6 +33,7 @@ class Predictor:
         self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
         self.manifest = self.bundle.manifest
         self.handler = create_handler(self.manifest)
+        # ONNX Runtime lets several threads run one session
         self._session = open_session(self.bundle.model(precision), device, threads, precision)
         self.provider: str = self._session.get_providers()[0]
         self._transform = eval_transform(self.manifest.preprocessing)

@@ -43,6 +43,7 @@ class Mosaic:
         height, width = pixels.shape[1:]
         self._pixels = pixels
         self._window = window
+        # an image smaller than a window has one, which is padded
         self._corners = place_windows((max(height, window[0]), max(width, window[1])), window, stride)
         self._counts = np.zeros((height, width), np.float32)
         self._total: NDArray[np.float32] | None = None

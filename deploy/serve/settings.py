@@ -132,9 +132,11 @@ class Settings(BaseModel):
 
         Raises ConfigError that names the flag, or the file and its key, that is wrong.
         """
+        # None stands for a flag that was not given
         given = {name: value for name, value in given.items() if value is not None}
         values = {} if config is None else _read_config(Path(config))
         try:
+            # what the command line says goes before the file
             return cls.model_validate(values | given)
         except ValidationError as error:
             first = error.errors()[0]
@@ -208,6 +210,7 @@ def _read_config(config: Path) -> dict[str, Any]:
     for key, value in read_mapping(config, str(config)).items():
         name = str(key).replace("-", "_")
         if name not in Settings.model_fields:
+            # a cutoff of 0 always finds one
             nearest = get_close_matches(name, Settings.model_fields, 1, 0)[0]
             raise ConfigError(f"{config}: {name}: unknown key; the nearest is {nearest}")
         values[name] = value

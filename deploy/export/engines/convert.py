@@ -49,6 +49,7 @@ def convert_bundle(
         changes.insert(0, "--head")
     if not changes and triton is None and kserve is None:
         raise ConfigError(f"{path}: is a bundle already; --triton DIR or --kserve FILE says what to make of it")
+    # verified first, since its files are copied as they are
     bundle = Bundle.open(path)
     create_handler(bundle.manifest).require_batches(bundle.path, "ehm export --triton or --kserve")
     if changes:
@@ -76,6 +77,7 @@ def check_engines(
                 f"--triton {triton}: neither the repository nor the bundle {bundle} may lie in the other; "
                 "give a folder of its own"
             )
+        # Triton takes every folder in its repository for a model
         if is_bundle(repository) or any((repository / name).exists() for name in _RUN_FILES):
             raise ConfigError(f"--triton {triton}: is a bundle or a run; give a folder of its own")
         if repository.exists() and not repository.is_dir():

@@ -34,6 +34,7 @@ def save(model: ModelProto, path: Path) -> None:
 
     They are stored beside the graph, in a file of their own.
     """
+    # of weights alone: the rest of a graph is small
     bytes_of_weights = sum(len(tensor.raw_data) for tensor in model.graph.initializer)
     beside = bytes_of_weights > EMBED_LIMIT
     weights = f"{path.name}.data"

@@ -56,6 +56,7 @@ class VitGraph(Nodes):
         tokens = self._embed_images()
         for index in range(self.spec.depth):
             tokens = self._add_block(f"blocks.{index}", tokens)
+        # nodes are shared by name, so an output costs only what others have not computed
         if "patches" in self.outputs:
             self._add_patch_output(tokens)
         if self.outputs != ("patches",):
@@ -74,6 +75,7 @@ class VitGraph(Nodes):
         if scale is not None:
             weight = weight * scale[:, None]
             bias = bias * scale
+        # MatMul and Add rather than Gemm, which takes matrices only
         product = self.add_node("MatMul", [x, self.add_constant(f"{name}.weight", weight.T)], f"{name}/product")
         return self.add_node("Add", [product, self.add_constant(f"{name}.bias", bias)], f"{name}/sum")
 
@@ -100,6 +102,7 @@ class VitGraph(Nodes):
         self.add_node("Split", parts, query, key, value, axis=1)
         key = self.add_node("Transpose", [key], f"{name}/transposed", perm=[0, 1, 3, 2])
         scores = self.add_node("MatMul", [query, key], f"{name}/scores")
+        # over the keys
         shares = self.add_node("Softmax", [scores], f"{name}/softmax", axis=-1)
         mixed = self.add_node("MatMul", [shares, value], f"{name}/mixed")
         mixed = self.add_node("Transpose", [mixed], f"{name}/tokens", perm=[0, 2, 1, 3])
@@ -119,7 +122,9 @@ class VitGraph(Nodes):
         shape = self.add_integers("patch_embed.shape", 0, self.spec.width, -1)
         rows = self.add_node("Reshape", [grid, shape], "patch_embed/rows")
         patches = self.add_node("Transpose", [rows], "patch_embed/patches", perm=[0, 2, 1])
+        # a Concat would need the batch's size, which is dynamic
         padded = self.add_node("Pad", [patches, self.add_integers("cls_token.pads", 0, 1, 0, 0, 0, 0)], "cls_token/pad")
+        # the class token has one position; adding both here spares a node at run time
         positions = self.arrays["pos_embed"].copy()
         positions[:, :1] += self.arrays["cls_token"]
         if self.dynamic_size:
@@ -131,6 +136,7 @@ class VitGraph(Nodes):
     def _resample_positions(self, positions: NDArray[np.float32], grid: str) -> str:
         """Add positions (1, L, D) for the tokens of ``grid`` (B, D, h, w)."""
         token, patches = np.split(positions, [1], axis=1)
+        # Resize works on planes (1, D, h, w)
         planes = patches.swapaxes(1, 2).reshape(1, self.spec.width, *self.spec.grid)
         stored = self.add_constant("pos_embed", planes)
         size = self.add_node("Shape", [grid], "grid/size", start=2)
@@ -264,6 +270,7 @@ def make_vit(
     """
     graph = GRAPHS[target](weights, outputs, opset, dynamic_size)
     graph.write()
+    # dynamic dimensions have names, which runtimes show
     size: tuple[int | str, ...] = graph.spec.image_size
     grid: tuple[int | str, ...] = graph.spec.grid
     if dynamic_size:

@@ -57,6 +57,7 @@ def write_int8(source: Path, path: Path, batches: Iterable[NDArray[Any]]) -> Mod
     if not layers:
         raise ExportError("--int8: the network has no linear layer (MatMul with constant weights) to quantise")
     quantiser = _Quantiser(graph)
+    # only such a norm can be rescaled without changing anything else
     norms = _find_feeding_norms(graph, layers)
     for name, (low, high) in _measure_ranges(source, path, layers, batches).items():
         quantiser.quantise_layers(name, layers[name], norms.get(name), low, high)
@@ -79,6 +80,7 @@ class _Quantiser:
     ) -> None:
         """Quantise the linear layers that take ``name`` (..., D), whose features lie between ``low`` and ``high``."""
         weights = [numpy_helper.to_array(self._constants[node.input[1]]) for node in layers]
+        # without a norm in front, features keep their sizes
         factor = np.ones_like(low)
         if norm is not None:
             factor = _smoothing_factor(weights, low, high)
@@ -102,6 +104,7 @@ class _Quantiser:
             nodes.append(node)
         del graph.node[:]
         graph.node.extend(nodes)
+        # float32 matrices that int8 replaced would double the size of the file
         used: set[str] = set()
         for node in nodes:
             used.update(node.input)
@@ -151,6 +154,7 @@ def _smoothing_factor(weights: list[Floats], low: Floats, high: Floats) -> Float
 
 def _find_linear_layers(graph: GraphProto) -> Layers:
     """Return the MatMul nodes with constant weights, by the name of what goes in."""
+    # attention multiplies activations by MatMul too; those stay in float32
     matrices = {tensor.name for tensor in graph.initializer if len(tensor.dims) == 2}
     layers: Layers = defaultdict(list)
     for node in graph.node:

@@ -58,6 +58,7 @@ def write_lower_precisions(bundle: Bundle, config: ExportConfig, device: str) ->
     if config.float16:
         graph = _write_float16(source, bundle.path / "model.float16.onnx")
         records["float16"] = describe_graph(graph, "model.float16.onnx")
+    # a bundle that knows the new files, to open them as users will
     models = {**manifest.models, **records}
     complete = Bundle(bundle.path, manifest.model_copy(update={"models": models}))
     variants = {precision: Predictor(complete, device, precision) for precision in records}
@@ -91,7 +92,8 @@ def _write_float16(source: Path, path: Path) -> ModelProto:
 def _sort_nodes(graph: GraphProto) -> None:
     """Bring nodes behind those that they take from: the converter puts its casts at the end."""
     known = {""}  # the name of an input that is left out
-    known.update(value.name for value in (*graph.input, *graph.initializer))
+    for value in (*graph.input, *graph.initializer):
+        known.add(value.name)
     waiting = list(graph.node)
     del graph.node[:]
     while waiting:
@@ -118,6 +120,7 @@ def _measure_variants(
         runs[f"{precision}{_DEFAULT_SESSION}"] = _open_default_session(predictor.bundle.model(precision))
     indices, outputs = _run_all(runs, names, reference, sample, size)
     labels = _find_labels(sample, manifest.labels, indices)
+    # with the name of the part, which tells if training held it out
     origin = str(sample)
     expected = outputs["float32"]
     qualities: dict[Precision, Quality] = {}
@@ -145,12 +148,14 @@ def _run_all(
         found[run] = {name: [] for name in names}
     for batch_indices, inputs in sample.iterate_batches(reference.prepare, size, "measure"):
         indices.append(batch_indices)
+        # all on the same batch, which is read and prepared once
         for run, function in runs.items():
             for name, values in function(inputs, names).items():
                 found[run][name].append(values)
-    outputs = {}
+    outputs: dict[str, Outputs] = {run: {} for run in runs}
     for run, batches in found.items():
-        outputs[run] = {name: np.concatenate(values) for name, values in batches.items()}
+        for name, parts in batches.items():
+            outputs[run][name] = np.concatenate(parts)
     return np.concatenate(indices), outputs
 
 
@@ -184,6 +189,7 @@ def _compare_precision(
             f"--{precision}: the mean cosine to float32 is {cosines.mean():.4f} on {len(cosines)} images of "
             f"{source}{session}, and at least {FLOOR} is asked for; calibrate on more images, or leave it out"
         )
+    # a bundle of features has no classes to compare
     shares = {}
     if "logits" in names:
         classes_float32 = expected["logits"].argmax(axis=1)
@@ -204,9 +210,12 @@ def _find_labels(sample: ImageSample, classes: tuple[str, ...], indices: NDArray
         return None
     unknown = [name for name in source.classes if name not in classes]
     if unknown:
+        known = list(classes[:5])
+        if len(classes) > 5:
+            known.append("…")
         console.print(
             f"No accuracy is measured: class {unknown[0]} of {sample.origin} is not among the network's "
-            f"{len(classes)} ({', '.join(classes[:5])}{', …' if len(classes) > 5 else ''})"
+            f"{len(classes)} ({', '.join(known)})"
         )
         return None
     own_numbers = np.array([classes.index(name) for name in source.classes])
@@ -225,30 +234,17 @@ def _print_table(qualities: Mapping[Precision, Quality], files: Mapping[Precisio
         megabytes = f"{sum(part.stat().st_size for part in parts) / 1e6:.1f}"
         quality = qualities.get(precision)
         if quality is None:
-            table.add_row(precision, megabytes, "", "", "", _format_share(first.accuracy_float32))
+            table.add_row(precision, megabytes, "", "", "", *_format_figures(".1%", first.accuracy_float32))
             continue
-        table.add_row(
-            precision,
-            megabytes,
-            _format_cosine(quality.cosine),
-            _format_cosine(quality.cosine_min),
-            _format_share(quality.agreement),
-            _format_share(quality.accuracy),
-        )
-        table.add_row(
-            "  default session",
-            "",
-            _format_cosine(quality.default_cosine),
-            _format_cosine(quality.default_cosine_min),
-            _format_share(quality.default_agreement),
-            "",
-        )
+        cosines = _format_figures(".6f", quality.cosine, quality.cosine_min)
+        shares = _format_figures(".1%", quality.agreement, quality.accuracy)
+        table.add_row(precision, megabytes, *cosines, *shares)
+        cosines = _format_figures(".6f", quality.default_cosine, quality.default_cosine_min)
+        shares = _format_figures(".1%", quality.default_agreement, None)
+        table.add_row("  default session", "", *cosines, *shares)
     console.print(table)
 
 
-def _format_cosine(value: float | None) -> str:
-    return "" if value is None else f"{value:.6f}"
-
-
-def _format_share(value: float | None) -> str:
-    return "" if value is None else f"{value:.1%}"
+def _format_figures(form: str, *values: float | None) -> list[str]:
+    """Return figures in a format of Python's; one that was not measured is empty."""
+    return ["" if value is None else format(value, form) for value in values]

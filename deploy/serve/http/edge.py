@@ -38,9 +38,11 @@ class Edge:
             await self._app(scope, receive, send)
             return
         service = self._service
+        # from the head on: a slow body is part of the request
         deadline = asyncio.get_running_loop().time() + service.settings.timeout
         headers = Headers(scope=scope)
         method = scope["method"]
+        # an id of a client goes into logs and headers, so it may not hold anything
         request_id = headers.get("x-request-id", "")
         if not _ID.fullmatch(request_id):
             request_id = uuid.uuid4().hex

@@ -37,8 +37,9 @@ class OncePerSecond:
         if 0 <= self._logged > now - 1:
             self._left_out += 1
             return
-        more = f" ({self._left_out} more since the last such line)" if self._left_out else ""
-        self._logger.warning(text + more, *arguments)
+        if self._left_out:
+            text += f" ({self._left_out} more since the last such line)"
+        self._logger.warning(text, *arguments)
         self._logged = now
         self._left_out = 0
 
@@ -67,4 +68,6 @@ class _Text(logging.Formatter):
         # what a client sent stands in quotes, so that it can neither end a line nor look like another field
         fields = [f"{key}={json.dumps(value)}" for key, value in _read_fields(record).items() if value not in ("", 0)]
         line = " ".join([_format_time(record), record.levelname.lower(), record.getMessage(), *fields])
-        return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
+        if record.exc_info:
+            line += f"\n{self.formatException(record.exc_info)}"
+        return line

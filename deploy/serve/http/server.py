@@ -45,7 +45,10 @@ def serve(
     DataError for an index that is damaged or fits no bundle.
     """
     checked = Settings.from_arguments(config, bundles=bundles, **settings)
-    paths = name_bundles([checked.bundles] if isinstance(checked.bundles, str | Path) else checked.bundles)
+    bundles = checked.bundles
+    if isinstance(bundles, str | Path):
+        bundles = (bundles,)
+    paths = name_bundles(bundles)
     key = _read_api_key(checked.api_key_file)
     index = None if checked.index is None else Index(checked.index)
     configure_logging(checked.log)
@@ -147,9 +150,13 @@ class _Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Log the address once the server listens there."""
         await super().startup(sockets)
-        for listener in [] if self.should_exit else sockets or []:
+        if self.should_exit:  # it was stopped meanwhile
+            return
+        for listener in sockets or []:
             host, port = listener.getsockname()[:2]
-            url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+            if ":" in host:  # in an address, IPv6 stands in brackets
+                host = f"[{host}]"
+            url = f"http://{host}:{port}"
             _LOG.info("ready at %s: / /v1/classify /v1/embed /v2 /metrics /docs", url)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:

@@ -204,17 +204,22 @@ class Batcher:
     async def _answer_batch(self, batch: list[_Entry]) -> None:
         """Run a batch in a thread, and give each entry its rows or the error."""
         loop = asyncio.get_running_loop()
-        names = sorted(frozenset().union(*(entry.names for entry in batch)))
-        size = sum(len(entry.images) for entry in batch)
+        names: set[str] = set()
+        size = 0
+        waited = []
         started = loop.time()
+        for entry in batch:
+            names |= entry.names
+            size += len(entry.images)
+            waited.append(started - entry.arrived)
         try:
-            outputs = await asyncio.to_thread(self._run_together, [entry.images for entry in batch], names)
+            outputs = await asyncio.to_thread(self._run_together, [entry.images for entry in batch], sorted(names))
         except RequestError as error:
             for entry in batch:
                 if not entry.future.done():  # a client that has left
                     entry.future.set_exception(error)
             return
-        self._metrics.observe_batch(size, [started - entry.arrived for entry in batch], loop.time() - started)
+        self._metrics.observe_batch(size, waited, loop.time() - started)
         start = 0
         for entry in batch:
             stop = start + len(entry.images)

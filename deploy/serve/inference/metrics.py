@@ -28,6 +28,7 @@ class Metrics:
 
     def __init__(self) -> None:
         disable_created_metrics()  # a gauge beside every series that says when it began
+        # not the global one, so that several servers can live in one process, as in tests
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         self._requests = Counter(

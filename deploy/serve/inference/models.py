@@ -153,6 +153,7 @@ class Models(Mapping[str, ServedModel]):
         self._slots = {name: _Slot(path) for name, path in bundles.items()}
         self._settings = settings
         self._metrics = metrics
+        # one model at a time: loading takes memory for both the old and the new one
         self._loading = asyncio.Lock()
 
     def __getitem__(self, name: str) -> ServedModel:
@@ -162,7 +163,9 @@ class Models(Mapping[str, ServedModel]):
         return model
 
     def __iter__(self) -> Iterator[str]:
-        return (name for name, slot in self._slots.items() if slot.model is not None)
+        for name, slot in self._slots.items():
+            if slot.model is not None:
+                yield name
 
     def __len__(self) -> int:
         return sum(1 for _ in self)
@@ -280,6 +283,7 @@ class Models(Mapping[str, ServedModel]):
         sizes = [1]
         if predictor.handler.takes_batches:
             sizes.append(self._settings.max_batch)
+        # the first run of a size takes memory and chooses kernels
         for batch in sizes:
             try:
                 predictor.run(np.zeros((batch, *size), record.dtype))
@@ -304,6 +308,7 @@ def _read_signature(path: Path) -> Signature:
     try:
         for file in (path / MANIFEST, *path.glob("*.onnx*")):
             stat = file.stat()
+            # the inode changes if a file is replaced by one of the same size and time
             entries.append((file.name, stat.st_ino, stat.st_mtime_ns, stat.st_size))
     except OSError:
         return None

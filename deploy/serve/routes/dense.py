@@ -74,10 +74,14 @@ async def segment(
     upload = await service.read_image(request, served)
     labels = await _compute_mask(service, request, served, handler, upload)
 
+    # compressing takes a while: in a thread
     def pack() -> tuple[bytes, list[Share]]:
         file = io.BytesIO()
         make_label_image(labels).save(file, format="PNG")
-        return file.getvalue(), [Share(label=label, share=share) for label, share in handler.measure_shares(labels)]
+        shares = []
+        for label, share in handler.measure_shares(labels):
+            shares.append(Share(label=label, share=share))
+        return file.getvalue(), shares
 
     data, classes = await service.offload(request, pack)
     if png:
@@ -113,7 +117,9 @@ async def _compute_mask(
 ) -> NDArray[np.uint8]:
     """Return the class of each pixel: windows go through the model like the images of requests, a few at a time."""
     mosaic = await service.offload(request, handler.cut_windows, upload.image)
+    # scores in float32 for every class and pixel are kept until the last window
     service.hold_bytes(request, 4 * len(served.manifest.labels) * mosaic.pixel_count)
+    # in between, batches of other requests have their turn
     for start in range(0, len(mosaic), WINDOW_BATCH):
         outputs = await service.run_model(request, served, mosaic.inputs(start, WINDOW_BATCH), ["scores"])
         await service.offload(request, mosaic.add_scores, start, outputs["scores"])

@@ -93,6 +93,7 @@ async def compute_row(
     service: Service, request: Request, model: ServedModel, output: str
 ) -> tuple[NDArray[np.float32], str | None]:
     """Return a model's output for the image of a request, one row, and the file's name."""
+    # asked before the body is read, which may be large
     if model.manifest.output(output) is None:
         raise RequestError(400, f"the model {model.name} gives no {output}")
     outputs, file = await service.answer_image(request, model, [output])

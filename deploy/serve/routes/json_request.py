@@ -58,6 +58,7 @@ def parse_request(head: bytes) -> tuple[InferenceRequest, str]:
         raise RequestError(400, "the body is empty: expected an inference request in JSON")
     numbers = ""
     try:
+        # JSON may be in UTF-16 or UTF-32 as well
         text = head.decode(json.detect_encoding(head), "surrogatepass")  # as json.loads does
         if len(text) > _LARGE:
             text, numbers = cut_numbers(text)

@@ -50,11 +50,13 @@ class Index:
                 f"{folder}: features.npy has {len(features)} rows, predictions.jsonl {len(self.files)} images without "
                 f"an error; {_HOW}"
             )
+        # a page has little room, and the common folder tells nothing
         common = os.path.commonpath([file.parent for file in self.files])
         self.names = [escape_undecodable(os.path.relpath(file, common)) for file in self.files]
         self.width = features.shape[1]
         self._faiss: Any = None
         file = folder / faiss_index.FILE
+        # faiss is an extra, and exact search needs none
         if file.is_file() and faiss_index.is_available():
             self._faiss = faiss_index.open_index(file, features.shape)
             return
@@ -81,6 +83,7 @@ class Index:
 
 def _read_features(file: Path) -> NDArray[np.float32]:
     try:
+        # pickles could run code
         features: NDArray[np.float32] = np.load(file, allow_pickle=False)
     except FileNotFoundError:
         raise DataError(f"{file}: missing; {_HOW}") from None

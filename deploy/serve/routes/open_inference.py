@@ -32,6 +32,7 @@ _EXTENSIONS = ["binary_tensor_data", "classification", "model_repository"]
 
 def _inline_definitions(schema: dict[str, Any]) -> dict[str, Any]:
     """Return a schema with its definitions in place of references: OpenAPI looks for them elsewhere."""
+    # as text, since definitions refer to each other at any depth
     text = json.dumps(schema)
     for name, definition in schema["$defs"].items():
         text = text.replace(json.dumps({"$ref": f"#/$defs/{name}"}), json.dumps(definition))
@@ -130,12 +131,14 @@ async def model_infer(service: Served, request: Request, served: Asked) -> Respo
     refusal = served.predictor.handler.tensor_refusal
     if refusal is not None:
         raise RequestError(400, f"the model {served.name} {refusal}")
+    # 19 digits are more bytes than any body has
     length = request.headers.get(_HEADER)
     if length is not None and not (length.isascii() and length.isdecimal() and len(length) < 19):
         raise RequestError(400, f"{_HEADER}: expected the number of bytes of the JSON")
     body = await service.read_body(request)
     head_length = None if length is None else int(length)
     asked: InferRequest = await service.offload(request, decode_request, body, head_length, served.manifest)
+    # before the queue: memory for attention grows with the square of the pixels
     served.check_tensor(asked.images.shape)
     names = [output.name for output in asked.outputs]
     outputs = await service.run_model(request, served, asked.images, names, asked.timeout)

@@ -202,6 +202,7 @@ async def neighbours(
 
 
 @router.get("/v1/index/{number}", response_class=Response, responses={200: {"content": {"image/jpeg": BINARY}}})
+# the number, not a path, names an image: a client cannot ask for other files
 async def thumbnail(service: Served, index: Searched, request: Request, number: int) -> Response:
     """A small JPEG of an image of the index, by its number."""
     if index is None or not 0 <= number < len(index):
@@ -247,6 +248,7 @@ def _fits_index(model: ServedModel, index: Index) -> bool:
 
 def _encode_jpeg(image: Image.Image, side: int) -> bytes:
     """Return the image as a JPEG of at most ``side`` pixels; it is shrunk in place, to hold no second large one."""
+    # thumbnail keeps the proportions and never enlarges
     image.thumbnail((side, side), Image.Resampling.BICUBIC)
     content = BytesIO()
     image.save(content, "JPEG", quality=90)

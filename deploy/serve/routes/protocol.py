@@ -68,6 +68,7 @@ def decode_request(body: bytes, header_length: int | None, manifest: Manifest) -
     if header_length is not None and not 0 < header_length <= len(body):
         raise RequestError(400, f"Inference-Header-Content-Length: {header_length}, but the body has {len(body)} bytes")
     request, numbers = parse_request(body[:header_length])
+    # bundles have one input
     if [given.name for given in request.inputs] != [manifest.input.name]:
         raise RequestError(400, f"inputs: expected one, named {manifest.input.name!r}")
     tail = b"" if header_length is None else body[header_length:]
@@ -93,15 +94,15 @@ def encode_response(
         values = outputs[wanted.name]
         entry: dict[str, Any] = {"name": wanted.name}
         numbers = ""
+        texts: list[str] = []
         if wanted.classes:
+            # labels belong to logits: the numbers of other outputs' values are no classes
             texts = _rank_classes(values, wanted.classes, labels if wanted.name == "logits" else ())
             entry |= {"datatype": "BYTES", "shape": [len(values), len(texts) // len(values)]}
-            raw = b"".join(map(_encode_text, texts)) if wanted.binary else b""
         else:
-            texts = []
             entry |= {"datatype": _DATATYPES[str(values.dtype)], "shape": list(values.shape)}
-            raw = values.astype(values.dtype.newbyteorder("<"), copy=False).tobytes() if wanted.binary else b""
         if wanted.binary:
+            raw = b"".join(map(_encode_text, texts)) if wanted.classes else _encode_values(values)
             entry["parameters"] = {"binary_data_size": len(raw)}
             tail.append(raw)
         elif wanted.classes:
@@ -120,8 +121,17 @@ def encode_response(
 
 
 def _describe_tensor(record: TensorRecord) -> dict[str, Any]:
-    shape = [size if isinstance(size, int) else -1 for size in record.shape]
-    return {"name": record.name, "datatype": _DATATYPES[record.dtype], "shape": shape}
+    return {"name": record.name, "datatype": _DATATYPES[record.dtype], "shape": _describe_shape(record)}
+
+
+def _describe_shape(record: TensorRecord) -> list[int]:
+    """Return the sizes of a tensor as the protocol writes them: -1 for a dynamic one."""
+    return [size if isinstance(size, int) else -1 for size in record.shape]
+
+
+def _encode_values(values: NDArray[Any]) -> bytes:
+    """Return values in binary, in the protocol's byte order."""
+    return values.astype(values.dtype.newbyteorder("<"), copy=False).tobytes()
 
 
 def _encode_text(text: str) -> bytes:
@@ -141,8 +151,9 @@ def _read_tensor(given: Input, numbers: str, tail: bytes, manifest: Manifest) ->
     if given.datatype != datatype:
         raise RequestError(400, f"inputs.0.datatype: expected {datatype}, not {given.datatype[:20]!r}")
     if not _fits_shape(given.shape, expected.shape):
-        wanted = [size if isinstance(size, int) else -1 for size in expected.shape]
+        wanted = _describe_shape(expected)
         raise RequestError(400, f"inputs.0.shape: expected {wanted}, at least one image, not {given.shape[:8]}")
+    # a convolution of patches fails on less than one
     if expected.smallest and min(given.shape[2:]) < expected.smallest:
         raise RequestError(
             400, f"inputs.0.shape: expected at least {expected.smallest} pixels each way, as a patch has"
@@ -150,6 +161,7 @@ def _read_tensor(given: Input, numbers: str, tail: bytes, manifest: Manifest) ->
     parameters = _drop_null(given.parameters)
     size = parameters.get("binary_data_size")
     if size is None:
+        # shared memory would let clients read and write the server's
         if "shared_memory_region" in parameters:
             raise RequestError(400, "inputs.0.parameters: shared memory is not supported; send the data")
         if tail:
@@ -186,14 +198,16 @@ def _read_binary(raw: bytes, shape: Sequence[int], expected: TensorRecord) -> ND
 def _read_json(given: Input, numbers: str, expected: TensorRecord) -> NDArray[Any]:
     if given.data is None:
         raise RequestError(400, "inputs.0.data: missing, and no binary_data_size either")
-    kinds = "iu" if expected.dtype == "uint8" else "iuf"
+    bytes_wanted = expected.dtype == "uint8"
+    kinds = "iu" if bytes_wanted else "iuf"
     try:
         # the numbers were cut out of this input if they left it empty
         values = parse_numbers(numbers) if numbers and not given.data else np.asarray(given.data)
     except (ValueError, OverflowError, RecursionError):  # no numbers, ragged, or too deep
         values = np.empty(0, object)
-    if values.dtype.kind not in kinds or (expected.dtype == "uint8" and (values.min() < 0 or values.max() > 255)):
-        what = "integers from 0 to 255" if expected.dtype == "uint8" else "numbers"
+    # NumPy makes an array of another kind of texts, objects, and true and false
+    if values.dtype.kind not in kinds or (bytes_wanted and (values.min() < 0 or values.max() > 255)):
+        what = "integers from 0 to 255" if bytes_wanted else "numbers"
         raise RequestError(400, f"inputs.0.data: expected {what}, flat or nested as the shape says")
     if values.size != math.prod(given.shape):
         raise RequestError(
@@ -229,6 +243,7 @@ def _read_outputs(request: InferenceRequest, manifest: Manifest) -> tuple[Output
         if type(classes) is not int or classes < 0:  # a bool is an int too
             raise RequestError(400, f"outputs.{index}.parameters.classification: expected a number of classes")
         found.append(OutputRequest(wanted.name, _read_flag(parameters, "binary_data", binary), classes))
+    # an answer names outputs, so that each can be there once
     if len({output.name for output in found}) < len(found):
         raise RequestError(400, "outputs: the same name twice")
     return tuple(found)
