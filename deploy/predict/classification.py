@@ -44,3 +44,7 @@ def softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
     weights = np.exp(shifted)
     probabilities: NDArray[np.float64] = weights / weights.sum(axis=-1, keepdims=True)
     return probabilities
+
+
+HANDLER = ClassificationHandler
+"""The handler of the task that this file is named after; ``create_handler`` finds it by that name."""

@@ -189,3 +189,7 @@ def _encode_runs(mask: NDArray[np.bool_]) -> dict[str, Any]:
     ends = np.flatnonzero(flat[1:] != flat[:-1])
     counts = np.diff(np.concatenate([[0], ends, [mask.size]]))
     return {"size": list(mask.shape), "counts": counts.tolist()}
+
+
+HANDLER = DetectionHandler
+"""The handler of the task that this file is named after; ``create_handler`` finds it by that name."""

@@ -96,3 +96,7 @@ def _run_inputs(
         for row, index in enumerate(indices):
             rows[index] = {name: values[row] for name, values in outputs.items()}
     return rows
+
+
+HANDLER = FeaturesHandler
+"""The handler of the task that this file is named after; ``create_handler`` finds it by that name."""

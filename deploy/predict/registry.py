@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-from ehm.deploy.bundle.manifest import Manifest, Task
-from ehm.deploy.predict.classification import ClassificationHandler
-from ehm.deploy.predict.detection import DetectionHandler
-from ehm.deploy.predict.features import FeaturesHandler
+from importlib import import_module
+
+from ehm.deploy.bundle.manifest import Manifest
 from ehm.deploy.predict.handler import Handler
-from ehm.deploy.predict.segmentation import SegmentationHandler
 
-__all__ = ["HANDLERS", "create_handler"]
-
-HANDLERS: dict[Task, type[Handler]] = {
-    "classification": ClassificationHandler,
-    "features": FeaturesHandler,
-    "segmentation": SegmentationHandler,
-    "detection": DetectionHandler,
-}
+__all__ = ["create_handler"]
 
 
 def create_handler(manifest: Manifest) -> Handler:
-    """Return the handler for the bundle of a manifest."""
-    return HANDLERS[manifest.task](manifest)
+    """Return the handler for the bundle of a manifest, from the file of this folder that has the task's name."""
+    handler: Handler = import_module(f"ehm.deploy.predict.{manifest.task}").HANDLER(manifest)
+    return handler

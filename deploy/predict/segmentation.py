@@ -185,3 +185,7 @@ def _remove_masks(out: Path) -> None:
         mask = entry.get("mask") if isinstance(entry, dict) else None
         if mask is not None and Path(mask).parent == out / "masks":
             Path(mask).unlink(missing_ok=True)
+
+
+HANDLER = SegmentationHandler
+"""The handler of the task that this file is named after; ``create_handler`` finds it by that name."""
