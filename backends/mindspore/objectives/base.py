@@ -1,4 +1,4 @@
-"""What the learner asks of a pretraining objective."""
+"""The interface of a pretraining objective that the learner uses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the routes share: the models, the limits, and the way of a request through them."""
+"""The part that all routes share: the models, the limits, and the way of a request through them."""
 
 from __future__ import annotations
 

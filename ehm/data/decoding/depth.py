@@ -39,7 +39,7 @@ _REMEDY = "data.range=[black, white] states it, where the model is trained"
 
 @dataclass(frozen=True)
 class Depth:
-    """How an image of more than 8 bits was scaled.
+    """The scaling of an image of more than 8 bits.
 
     ``kind`` are its values in words; ``black`` and ``white`` the values that became 0 and 255, ``largest`` the largest
     of them, ``missing`` the number of pixels that were left out, and ``stated`` whether a user stated the range.
