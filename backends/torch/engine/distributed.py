@@ -33,6 +33,7 @@ __all__ = [
     "is_sharded",
     "join_processes",
     "mean_over_processes",
+    "shard_again",
     "shard_like",
     "synchronise_gradients",
     "with_common_norms",
@@ -203,6 +204,13 @@ def gather_parameters(modules: Iterable[nn.Module]) -> Iterator[None]:
     finally:
         for module in sharded:
             module.reshard()
+
+
+def shard_again(module: nn.Module) -> None:
+    """Let go of FSDP's whole parameters: the parameters of ``module`` are the optimiser's own, sharded ones then."""
+    for part in module.modules():
+        if isinstance(part, FSDPModule):
+            part.reshard()
 
 
 def gather_tensor(value: Tensor) -> Tensor:

@@ -25,6 +25,7 @@ from ehm.backends.torch.engine.distributed import (
     gather_tensor,
     is_sharded,
     mean_over_processes,
+    shard_again,
     synchronise_gradients,
     wrap_model,
 )
@@ -109,6 +110,8 @@ class Training:
 
     def state(self) -> Arrays:
         """Return the optimiser's arrays, and the loss scale if there is one."""
+        # FSDP keeps some parameters whole after a forward pass, and the optimiser's state is that of the sharded ones
+        shard_again(self._model)
         arrays = optimizer_arrays(self.optimizer, self._model.named_parameters())
         if self._scaler.is_enabled():
             scaler = self._scaler.state_dict()
