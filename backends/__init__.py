@@ -41,6 +41,7 @@ def list_devices() -> dict[str, str]:
     """
     known = dict(DEVICES)
     for entry in entry_points(group=GROUP):
+        # a package that is installed twice is found twice, and claims nothing twice
         if known.get(entry.name, entry.value) != entry.value:
             raise BackendError(
                 f"device {entry.name} is claimed twice, by {known[entry.name]} and by {entry.value} "
@@ -64,6 +65,7 @@ def get(device: str = "auto") -> Backend:
     name = _choose_device() if device == "auto" else device.partition(":")[0]
     if name not in known:
         raise BackendError(f"--device {device}: unknown; known are auto, {', '.join(known)}")
+    # asked before the import, whose own error would name no remedy
     if name in DEVICES and find_spec(framework_of(name)) is None:
         package = framework_of(name)
         problem = f"--device {device}: {package} is not installed; pip install 'ehm[{package}]' installs it"

@@ -163,6 +163,7 @@ def find_mismatch(found: Installation) -> Problem | None:
     if found.torch_npu is None:
         return None
     pair = pair_for(found.torch_npu)
+    # builds such as 2.12.0+cpu are of the same release
     if found.torch is None or _release_of(found.torch) != _release_of(found.torch_npu):
         wanted = _release_of(found.torch_npu)
         if pair is not None:
@@ -173,6 +174,7 @@ def find_mismatch(found: Installation) -> Problem | None:
         return Problem(
             f"torch-npu {found.torch_npu} goes with torch {wanted}, but {have}", f"pip install torch=={wanted}"
         )
+    # a release that is not in the table may still go together
     if pair and found.cann and not _is_release(found.cann, pair.cann):
         problem = f"{pair} go together, but CANN {found.cann} is installed in {found.cann_home}"
         # another torch-npu is installed faster than another CANN
@@ -242,6 +244,7 @@ def explain_absence(error: BaseException | str | None = None, found: Installatio
         return str(wrong)
     known = f"torch-npu {found.torch_npu}, CANN {found.cann} and driver {found.driver} are there and"
     if error is not None:
+        # the first line names the cause, and a stack follows
         reason = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
         return f"{known} seem to go together, but importing torch_npu fails: {reason}"
     if found.visible is not None:

@@ -46,6 +46,7 @@ class Optimizer(ABC):
     def state(self) -> Arrays:
         """Copy the state as ``{parameter}/{slot}``, such as ``head.weight/exp_avg``; empty before the first step."""
         arrays: Arrays = {}
+        # torch has no moments before the first step either
         if self._count.asnumpy() > 0:
             for slot, moments in zip(self.slots, self._moments, strict=True):
                 for name, moment in zip(self._names, moments, strict=True):

@@ -154,6 +154,7 @@ def _build_preparation(
         total_of_all = ops.AllReduce()
 
     def prepare(total: Tensor, scale: Tensor, *gradients: Tensor) -> tuple[Tensor, ...]:
+        # a graph returns the same values on every path, needed or not
         norm = total
         if several:
             gradients = reduce(gradients)
@@ -163,6 +164,7 @@ def _build_preparation(
         if scaled or clip is not None:
             norm = ops.sqrt(ops.AddN()(_APPLY_TO_EACH(_square_sum, gradients)))
         if clip is not None:
+            # the small number is that of torch's clip_grad_norm_
             gradients = _APPLY_TO_EACH(ops.partial(_PRODUCT, ops.minimum(clip / (norm + 1e-6), 1.0)), gradients)
         return total, norm, *gradients
 

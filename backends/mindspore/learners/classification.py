@@ -99,6 +99,7 @@ class MindsporeClassifier(ResumableLearner):
 
     def compute_logits(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """See :meth:`ehm.backends.base.Classifier.compute_logits`."""
+        # nothing else of the network differs between training and evaluation
         self.model.head.set_train(False)
         logits: NDArray[np.float32] = self._logits(Tensor(images)).asnumpy()
         return logits

@@ -61,6 +61,7 @@ class LayerNorm(nn.Cell):
 
     def construct(self, x: Tensor) -> Tensor:
         """(..., D) -> (..., D)."""
+        # float16 would overflow in the variance
         return self.norm(x.astype(ms.float32), self.weight, self.bias)[0]
 
 
@@ -99,6 +100,7 @@ class Attention(nn.Cell):
     def mix_values(self, probs: Tensor, v: Tensor) -> Tensor:
         """Mix the values by the probabilities: (B, h, L, L), (B, h, L, d) -> (B, L, D)."""
         batch, heads, tokens, width = v.shape
+        # back to the type of matrix products
         mixed = ops.BatchMatMul()(probs.astype(v.dtype), v).transpose((0, 2, 1, 3))
         return self.proj(mixed.reshape((batch, tokens, heads * width)))
 

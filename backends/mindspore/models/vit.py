@@ -125,6 +125,7 @@ class Standardise(nn.Cell):
         if self.training:
             mean = x.mean(axis=0)
             variance = ops.square(x - mean).mean(axis=0)
+            # running moments are unbiased, those of the batch are not, as in torch
             unbiased = variance * (x.shape[0] / max(x.shape[0] - 1, 1))
             ops.assign(self.running_mean, self.running_mean * 0.9 + ops.stop_gradient(mean) * 0.1)
             ops.assign(self.running_var, self.running_var * 0.9 + ops.stop_gradient(unbiased) * 0.1)

@@ -53,6 +53,7 @@ class MaskedAutoencoder(nn.Cell):
 
         self.patch_embed = PatchEmbed(spec, dtype)
         self.cls_token = Parameter(Tensor(np.zeros((1, 1, spec.width), np.float32)))
+        # fixed sine-cosine positions, which load from published files under these names
         self.pos_embed = build_positions(spec.width)
         self.blocks = build_blocks(spec.width, spec.depth, spec.heads)
         self.norm = LayerNorm(spec.width)

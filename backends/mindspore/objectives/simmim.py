@@ -45,6 +45,7 @@ class SimmimVit(nn.Cell):
         self.patch_embed = PatchEmbed(spec, dtype)
         self.cls_token = Parameter(Tensor(np.zeros((1, 1, spec.width), np.float32)))
         self.mask_token = Parameter(Tensor(np.zeros((1, 1, spec.width), np.float32)))
+        # one for all blocks; fine-tuning has one in each
         self.rel_pos_bias = RelativeBias(spec.grid, spec.heads)
         self.blocks = nn.CellList(
             [RelativeBlock(spec.width, spec.heads, spec.mlp_ratio, dtype) for _ in range(spec.depth)]

@@ -69,6 +69,7 @@ def join_processes(device: torch.device) -> tuple[torch.device, Processes]:
     world_size = os.environ.get("WORLD_SIZE", "1")
     if world_size == "1":
         if device.type != "cpu":
+            # tensors say cuda:0 where a device says cuda, and the two would not be equal
             device = torch.device(device.type, device.index or 0)
             device_module(device).set_device(device)
         return device, ALONE
@@ -179,6 +180,7 @@ def _shard_model(model: nn.Module, processes: Processes, device: torch.device) -
                 if any(block.children()):
                     fully_shard(block, mesh=mesh)
     fully_shard(model, mesh=mesh)
+    # FSDP gathers parameters for forward alone, unless it knows of other methods
     for name in _PASSES:
         if hasattr(model, name):
             register_fsdp_forward_method(model, name)

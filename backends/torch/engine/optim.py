@@ -92,6 +92,7 @@ def load_optimizer_arrays(
     parameters = dict(named_parameters)
     # torch keeps the step count on the host, except for kernels that read it on the device
     on_device = any(group.get("fused") or group.get("capturable") for group in optimizer.param_groups)
+    # moments of steps that the restored run did not take
     optimizer.state.clear()
     for key, array in arrays.items():
         name, _, slot = key.rpartition("/")

@@ -31,6 +31,7 @@ def start_download(tensor: Tensor) -> Callable[[], NDArray[Any]]:
     if tensor.device.type == "cpu":
         return tensor.numpy
     copy = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    # waits for nothing: the event behind it says when the copy is there
     copy.copy_(tensor, non_blocking=True)
     done = device_module(tensor.device).Event()
     done.record()

@@ -50,6 +50,7 @@ class Heads(nn.Module):
         if isinstance(tokens, Tensor) and tokens.ndim == 3:
             if isinstance(getattr(model, "norm", None), nn.Identity):  # the norm stands behind the average
                 tokens = getattr(model, "fc_norm", model.norm)(tokens)
+            # without class and register tokens
             tokens = tokens[:, getattr(model, "num_prefix_tokens", 0) :]
             stride = math.sqrt(height * width / tokens.shape[1])
             h = round(height / stride)

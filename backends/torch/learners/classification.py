@@ -48,6 +48,7 @@ class TorchClassifier(Supervised):
         if config.run.grad_checkpointing:
             loaded.model.set_grad_checkpointing(True)
         super().__init__(loaded.model, loaded, config, device, processes, self._head)
+        # gradients are compared between encoders, on the pixels that each was trained on
         self._trained_pixels = Pixels(device, loaded.inputs.mean, loaded.inputs.std)
         self._parts = config.optim.accumulate
 

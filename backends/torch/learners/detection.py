@@ -92,6 +92,7 @@ def _download_detections(output: Mapping[str, Tensor]) -> Detections:
     return Detections(
         boxes=output["boxes"].float().cpu().numpy(),
         labels=output["labels"].cpu().numpy() - 1,
+        # pixels that more likely than not belong to the object
         masks=None if masks is None else (masks[:, 0] > 0.5).cpu().numpy(),
         scores=output["scores"].float().cpu().numpy(),
     )

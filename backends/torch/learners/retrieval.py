@@ -85,6 +85,7 @@ class TorchEmbedder(Supervised):
                 if size != pixels.shape[2:]:
                     resized = F.interpolate(pixels, size, mode="bilinear", align_corners=False, antialias=True)
                 with self._training.autocast():
+                    # all scales count alike, because descriptors have length 1
                     total = total + self.model(resized)
         descriptors: NDArray[np.float32] = F.normalize(total, dim=1).cpu().numpy()
         return descriptors

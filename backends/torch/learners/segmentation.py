@@ -80,6 +80,7 @@ class TorchSegmenter(Supervised):
             return loss
 
         metrics = self._take_step(len(images), compute_loss, lr, weight_decay)
+        # needed if the device cannot take moments over all processes
         average_norms(self.model, self._processes)
         return metrics
 

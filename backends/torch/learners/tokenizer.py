@@ -46,6 +46,7 @@ class TorchTokenizer(Stepped):
             device,
             processes,
         )
+        # pixels in [0, 1], which a tokenizer takes
         self._pixels = Pixels(device, (0, 0, 0), (1, 1, 1))
         self._recent: deque[Tensor] = deque(maxlen=config.run.log_every)
         super().__init__(model, training, device, processes, config.run.seed)

@@ -33,6 +33,7 @@ class DalleEncoder(Tokenizer):
         super().__init__()
         self.vocabulary = vocabulary
         self.stride = 2 ** (groups - 1)
+        # the published scale of the residual branches
         gain = 1 / (groups * blocks) ** 2
         stack = nn.Sequential()
         stack.add_module("input", _Conv(3, width, 7))
@@ -69,6 +70,7 @@ class DalleEncoder(Tokenizer):
                 blocks = max(blocks, int(match[2]))
         if first is None or last is None or not groups:
             raise CheckpointError("not the tensors of DALL-E's encoder: blocks.input.w or blocks.output.conv.w missing")
+        # sizes that the names and shapes give; loading checks all the rest
         encoder = cls(last.shape[0], first.shape[0], groups, blocks)
         load_arrays(encoder, arrays)
         return encoder

@@ -53,6 +53,7 @@ def load_tokenizer(source: str | None, device: torch.device) -> Tokenizer:
     if not source or not path.exists():
         problem = f", not {source}, which does not exist" if source else ""
         raise ConfigError(_ABSENT + problem)
+    # the weights file of a checkpoint stands for the checkpoint
     if path.is_file() and not (path.parent / "state.json").is_file():
         try:
             tokenizer: Tokenizer = DalleEncoder.from_arrays(_read_file(path))

@@ -44,6 +44,7 @@ class MaskedVit(Beit):
 
     def __init__(self, spec: VitSpec, drop_path: float = 0.0) -> None:
         sizes = vit_sizes(spec, drop_path)
+        # one table of biases for all blocks; fine-tuning has one in each
         super().__init__(**sizes, num_classes=0, use_shared_rel_pos_bias=True, use_fc_norm=False)
         self.spec = spec
         self.mask_token = _create_mask_token(spec.width)
@@ -104,6 +105,7 @@ class MaskedSwin(SwinTransformer):
     def embed(self, images: Tensor) -> Tensor:
         """Embed normalised (B, 3, H, W) as patch tokens (B, h, w, D of the first stage)."""
         tokens = embed_patches(images, self.patch_embed.proj, self.spec.patch_size)
+        # timm's own patch embedding, with a matrix product instead of the convolution
         norm: Any = self.patch_embed.norm
         normed: Tensor = norm(tokens)
         return normed.unflatten(1, (images.shape[2] // self.spec.patch_size, -1))

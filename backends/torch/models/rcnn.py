@@ -69,6 +69,7 @@ def build_rcnn(
         "rpn_anchor_generator": anchors,
         "rpn_head": _RPNHead(width, len(_RATIOS)),
         "box_head": TwoMLPHead(width * _POOL**2, 4 * width),
+        # and the background
         "box_predictor": _BoxPredictor(4 * width, classes + 1),
         "box_batch_size_per_image": config.proposals,
         "box_score_thresh": config.score_threshold,

@@ -65,6 +65,7 @@ def window_attention(block: Any, tokens: Tensor) -> Tensor:
     q, k = nn.functional.linear(windows, attn.qkv.weight[:rows], bias).unflatten(2, (2, attn.num_heads, -1)).unbind(2)
     scores = (q * attn.scale).transpose(1, 2) @ k.permute(0, 2, 3, 1) + attn._get_rel_pos_bias()
     scores = scores.unflatten(0, (len(tokens), -1))
+    # a shifted window joins tokens of two borders, which must not see each other
     if block.attn_mask is not None:
         scores = scores + block.attn_mask.unsqueeze(1)
     return scores.softmax(dim=-1)
@@ -117,6 +118,7 @@ def _partition_windows(block: Any, tokens: Tensor) -> Tensor:
     down, across = block.window_size
     if any(block.shift_size):
         tokens = tokens.roll((-block.shift_size[0], -block.shift_size[1]), dims=(1, 2))
+    # as timm pads a map that windows do not divide
     tokens = pad(tokens, (0, 0, 0, -width % across, 0, -height % down))
     windows: Tensor = window_partition(tokens, block.window_size)
     return windows.flatten(1, 2).unflatten(0, (len(tokens), -1))

@@ -115,6 +115,7 @@ def upsample(values: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def _build_layer(channels: int, width: int, kernel: int) -> nn.Sequential:
+    # without bias, which batch norm would take off
     convolution = nn.Conv2d(channels, width, kernel, padding=kernel // 2, bias=False)
     nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
     return nn.Sequential(convolution, nn.BatchNorm2d(width), nn.ReLU(inplace=True))

@@ -49,6 +49,7 @@ def vit_sizes(spec: VitSpec, drop_path: float) -> dict[str, Any]:
         "num_heads": spec.heads,
         "mlp_ratio": spec.mlp_ratio,
         "drop_path_rate": drop_path,
+        # the epsilon of ViT; torch's own is 1e-5
         "norm_layer": partial(nn.LayerNorm, eps=1e-6),
     }
     if spec.relative:

@@ -58,6 +58,7 @@ class VisualTokens:
         with torch.autocast(images.device.type, enabled=False):
             pixels = images * self._std + self._mean
             resized = self._down @ pixels @ self._across.T
+            # bicubic resampling overshoots
             return self._tokenizer.tokens(resized.clamp(0, 1))
 
 

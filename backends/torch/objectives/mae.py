@@ -147,6 +147,7 @@ class MaskedAutoencoder(nn.Module):
         return (predicted.float() - self.target(images, masked)).square().mean()
 
     def _with_class_token(self, tokens: Tensor) -> Tensor:
+        # the class token has a position of its own, which is zero until it is fine-tuned
         first = (self.cls_token + self.pos_embed[:, :1]).to(tokens.dtype)
         return torch.cat([first.expand(tokens.shape[0], -1, -1), tokens], dim=1)
 

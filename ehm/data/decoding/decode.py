@@ -91,6 +91,7 @@ def decode_image(
     if name is None:
         name = str(file)
     with _name_errors(name), _open_binary(file) as stream:
+        # Pillow gives the high byte of colours of 16 bits, and knows nothing of missing values
         if (formats is None or "TIFF" in formats) and is_tiff(stream):
             tiff = read_tiff(stream)
             if tiff is not None and tiff.is_deep:

@@ -51,6 +51,7 @@ def deep_tiff(tiff: Tiff, file: IO[bytes], name: str, value_range: ValueRange) -
     white_is_zero = tiff.photometric == WHITE_IS_ZERO
     reader = DepthReader(name, tiff.dtype, tiff.bits, value_range, tiff.missing_value, white_is_zero)
     opaque = 1.0 if tiff.dtype.kind == "f" else float(2**tiff.bits - 1)
+    # opacity is neither inverted nor ever missing
     opacity = DepthReader(name, tiff.dtype, tiff.bits, (0.0, opaque))
     pixels = np.zeros((tiff.size[1], tiff.size[0], colours + has_alpha), np.uint8)
     for row, values in tiff.read_rows(file):
@@ -97,6 +98,7 @@ def deep_pixels(
     reader = DepthReader(name, values.dtype, 16, value_range)
     colours = reader.scale_values(values[:, :, :3])
     if values.shape[2] == 4:
+        # opacity by its type: a stated range is one of colours
         colours = np.concatenate([colours, (values[:, :, 3:] >> 8).astype(np.uint8)], axis=2)
     return Image.fromarray(colours), reader.describe_scaling()
 

@@ -37,6 +37,7 @@ def _read_image(source: Any, number: int) -> Image.Image:
     image = getattr(item, "image", item)  # a pair of an image and its mask
     if isinstance(image, Image.Image):
         return image
+    # a source of another kind of samples, whose images are read again
     return decode_image(source.name(number), value_range=source.value_range)
 
 

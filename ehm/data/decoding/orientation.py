@@ -158,6 +158,7 @@ def find_annotated(source: str, images: Iterable[Sized]) -> tuple[Annotated, tup
         if image.head.orientation == 1:
             continue
         turned += 1
+        # a square fits both readings, and a wrong file fits none
         if len(image.fitting_readings) == 1:
             examples.setdefault(image.fitting_readings[0], image)
     if len(examples) == 2:

@@ -36,6 +36,7 @@ def reduce_while_decoding(image: Image.Image, enough: tuple[int, int]) -> None:
         height, width = width, height  # as they are stored
     for scale in _SCALES:
         divides = image.width % scale == 0 and image.height % scale == 0
+        # the largest reduction that is still well above the final size
         if divides and image.width >= MARGIN * scale * width and image.height >= MARGIN * scale * height:
             image.draft(None, (image.width // scale, image.height // scale))
             return

@@ -87,6 +87,7 @@ class Tiff:
         if predictor == _FLOAT_DIFFERENCES:
             rows = _undo_float_differences(rows, samples, self.bits // 8)
             values = rows.view(self.dtype.newbyteorder(">"))
+        # values that do not end with a byte
         elif self.bits % 8:
             values = _unpack_bits(rows, segments.width * samples, self.bits)
         else:

@@ -66,6 +66,7 @@ class Names:
         return len(self._ends)
 
     def __getitem__(self, index: int) -> str:
+        # names lie one behind the other
         start = self._ends[index - 1] if index > 0 else 0
         return os.fsdecode(self._bytes[start : self._ends[index]])
 

@@ -42,6 +42,7 @@ def read_ade20k_classes(root: Path) -> tuple[str, ...]:
 
 
 def _check_distinct(file: Path, names: Sequence[str]) -> tuple[str, ...]:
+    # 255 is the value of pixels that do not count
     if not 2 <= len(names) <= IGNORED:
         raise DataError(f"{file}: names {len(names)} classes; a mask of 8 bits has 2 to {IGNORED}")
     for name in names:

@@ -163,6 +163,7 @@ def read_coco(source: str, split: Split, masks: bool = True, layout: str = "auto
     kind = f"COCO's format by {found.file.relative_to(Path(source).expanduser())}"
     notes = [describe_layout(kind, found.parts, len(opened.classes))]
     unused = Unused()
+    # as the folder is listed: a file may be named ./a.jpg
     named = {os.path.normpath(image["file_name"]) for image in opened.images}
     for file in image_files(found.folder, unused=unused):
         if file not in named:
@@ -198,6 +199,7 @@ def _read_annotations(file: Path, folder: Path, split: Split, masks: bool) -> Co
         reason = f"a value is of the wrong kind ({shorten(str(error))})"
         raise DataError(f"{file}: not annotations in COCO's format: {reason}") from None
     _check_images_and_categories(file, images, names, sizes, categories)
+    # ids of categories have gaps, classes have none
     numbers = {key: number for number, (key, _) in enumerate(categories)}
     by_image: list[list[Annotation]] = [[] for _ in images]
     problems = []

@@ -46,6 +46,7 @@ def find_annotations(source: str, split: Split, layout: str = "auto") -> Annotat
     if single.is_file():
         fitting["instances"] = {}
     if layout == "coco" and "coco" not in fitting:
+        # without files that have no year, those of the only year are meant, not the single file
         if years:
             fitting.pop("instances", None)
     elif layout != "auto":

@@ -111,6 +111,7 @@ def open_folder(source: str, split: Split, layout: str = "folder") -> FileSource
         contents = {"train": list_part(root, "", unused)}
     place = root / division.parts.get("train", "")
     folders = list(dict.fromkeys(contents["train"].class_folders))  # each once, in order
+    # otherwise the user has said that folders of masks are classes
     if layout != "classes":
         _refuse_masks(source, place, folders)
     classes = _as_classes(folders)
@@ -177,6 +178,7 @@ def make_file_source(
         return FileSource(root, Names(files), None, (), split, notes=tuple(notes))
     numbers: dict[str | None, int] = {name: number for number, name in enumerate(classes)}
     for file, name in zip(files, class_folders, strict=True):
+        # what is not trained cannot be measured
         if name not in numbers:
             raise DataError(f"data.source {source}: {file} is of class {name}, which the training part does not have")
     labels = np.array([numbers[name] for name in class_folders], dtype=np.int64)

@@ -90,6 +90,7 @@ def _spread_sample(count: int) -> NDArray[np.int64]:
 
 def _hash_names(names: Sequence[str], sizes: Sequence[int]) -> str:
     folders = {os.path.dirname(name) for name in names}
+    # relative to it, so that a copy elsewhere has the same identity
     common = len(os.path.commonpath(folders)) if folders else 0
     digest = hashlib.sha256()
     for name, size in zip(names, sizes, strict=True):

@@ -30,6 +30,7 @@ def _walk_folder(root: Path, below: str, above: frozenset[tuple[int, int]], unus
     except OSError as error:
         raise DataError(f"data.source: cannot read {root / below}: {error.strerror}") from None
     here = (status.st_dev, status.st_ino)
+    # a link to a folder above would never end
     if here in above:
         return
     for entry in entries:

@@ -63,11 +63,13 @@ def _without_loose(found: PartFiles, unused: Unused) -> PartFiles:
 def find_imagenet(source: str) -> Division | None:
     """Return the folder that holds ImageNet's parts, in or below ``source``, and their names; None if none does."""
     root = Path(source).expanduser()
+    # Kaggle's first, which lies below the folder that is named
     for candidate in (root / _KAGGLE, root):
         parts = match_parts(source, visible_folders(candidate))
         if "train" not in parts:
             continue
         if any(map(_WORDNET_ID.fullmatch, visible_folders(candidate / parts["train"]))):
+            # other data sets have a folder train/, too
             return Division(candidate, parts)
     return None
 

@@ -35,6 +35,7 @@ def holds_gldv2(root: Path) -> bool:
 
 def _has_columns(table: Path) -> bool:
     try:
+        # spreadsheets write a byte order mark
         with table.open(newline="", encoding="utf-8-sig") as file:
             header = next(csv.reader(file), [])
     except (OSError, UnicodeDecodeError, csv.Error):
@@ -67,6 +68,7 @@ def open_gldv2(source: str, split: Split) -> FileSource:
         raise DataError(f"{table}: has no images")
     if not (root / images[0]).is_file():
         raise DataError(f"{table}: its first image is not there: {root / images[0]}")
+    # classes in the order of the landmarks' numbers
     known, labels = np.unique(np.array(landmarks, np.int64), return_inverse=True)
     notes = [describe_layout(f"GLDv2 by {table.name}", (), len(known))]
     unused = Unused()

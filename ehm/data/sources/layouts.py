@@ -57,6 +57,7 @@ def _recognise_layout(source: str) -> str:
         fitting["gldv2"] = "a table of landmarks beside train/"
     if find_imagenet(source) is not None:
         fitting["imagenet"] = "train/ with folders named nXXXXXXXX"
+    # image files beside shards may be meant instead
     if set(fitting) == {"shards"} and IMAGES.below(root):
         fitting["folder"] = "image files"
     if len(fitting) > 1:

@@ -37,6 +37,7 @@ class MaskCounts:
     def add(self, labels: NDArray[np.uint8]) -> None:
         """Count a mask (H, W)."""
         counts = np.bincount(labels.ravel(), minlength=VALUES)
+        # adding to an array is no single step
         with self._lock:
             self.pixels += counts
             self.masks += counts > 0

@@ -94,6 +94,7 @@ class PairSource:
         file = self.mask(index)
         labels = read_mask(file, self.zero_ignored)
         head = read_head(self.name(index))
+        # a mask with an orientation of its own has been turned by it
         if head.orientation != 1 and self.annotated == "stored" and read_head(file).orientation == 1:
             labels = turn_array(labels, head.orientation)
         problem = _find_misfit(file, labels, head.seen_size, len(self.classes), self.zero_ignored)
@@ -227,6 +228,7 @@ def _match_masks(source: str, root: Path, images: Path, masks: Path, unused: Unu
         raise DataError(f"data.source {source}: no images in {images}")
     known: dict[str, str] = {}
     for file in filter(is_mask_file, image_files(masks)):
+        # by the name without suffix: photographs are mostly JPEGs, and masks are not
         other = known.setdefault(os.path.splitext(file)[0], file)
         if other != file:
             raise DataError(f"data.source {source}: {other} and {file} in {masks} have one name; which is the mask?")
@@ -268,5 +270,6 @@ def _find_largest(source: PairSource, index: int) -> int:
         labels = read_mask(source.mask(index))
     except BrokenImage:
         return -1
+    # a mask may be ignored as a whole
     counted = labels[labels != IGNORED]
     return int(counted.max()) if counted.size else -1

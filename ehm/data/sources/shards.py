@@ -59,6 +59,7 @@ class ShardSource:
         name = self.name(index)
         try:
             with open(self.files[self.shard[index]], "rb") as file:
+                # opened each time: an open file would not survive the copy to a worker
                 file.seek(self.offset[index])
                 data = file.read(self.size[index])
         except OSError as error:
@@ -101,6 +102,7 @@ def open_shards(source: str, split: Split) -> ShardSource:
         if unused:
             problem += f"; {unused.describe()}"
         raise DataError(f"data.source {source}: {problem}")
+    # contiguous arrays instead of views with gaps
     offset, size, labels = numbers.T.copy()
     labelled = bool((labels >= 0).all())
     classes = 1 + max(int(index.numbers[:, 2].max(initial=UNLABELLED)) for index in indexes.values())

@@ -63,6 +63,7 @@ def read_index(file: Path) -> TarIndex:
         status = os.stat(file)
     except OSError as error:
         raise DataError(f"data.source: cannot read shard {file}: {error.strerror}") from None
+    # a file that changes its content changes its size or its time
     identity = f"{file.resolve()} {status.st_size} {status.st_mtime_ns} {_VERSION}"
     cache = Path.home() / ".cache" / "ehm" / f"shard-{hashlib.sha256(os.fsencode(identity)).hexdigest()[:32]}.npz"
     try:
