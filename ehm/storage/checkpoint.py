@@ -100,6 +100,13 @@ class Checkpoint:
         """All that a run needs to go on."""
         return LearnerState(self.model, self.optimizer)
 
+    def take_state(self) -> LearnerState:
+        """Return the state, and forget it: a run keeps its checkpoint open, and needs the memory for training."""
+        state = self.state
+        for name in ("model", "optimizer"):
+            del self.__dict__[name]
+        return state
+
     def _read_file(self, name: str) -> Arrays:
         file = self.folder / name
         if not file.is_file():
@@ -124,7 +131,7 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
 
 
 def open_to_resume(path: str | Path) -> Checkpoint:
-    """Open the checkpoint that ``path`` means and read its ``state``, to train on.
+    """Open the checkpoint that ``path`` means and read its ``state``, to train on; nothing of it is read again.
 
     If anything of it was altered or damaged, the CheckpointError says whether another checkpoint lies beside it.
     """

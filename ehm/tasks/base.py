@@ -15,6 +15,8 @@ from ehm.backends.base import Backend, Processes, TaskLearner
 from ehm.config import TaskConfig, load_config
 from ehm.data import Loader, Source, Split
 from ehm.data.subset import Subset
+from ehm.models.opening import take_weights
+from ehm.models.weights import Weights
 from ehm.storage.arrays import LearnerState
 from ehm.storage.checkpoint import Checkpoint
 from ehm.tasks.held_out import leave_out_first_weights, remember_images, select_subset
@@ -73,7 +75,7 @@ class Task(ABC, Generic[C, R]):
         backend: Backend,
         train: Subset[Any],
         val: Subset[Any],
-        start: Path | None,
+        start: Checkpoint | None,
         *,
         classes: tuple[str, ...] | None = None,
         val_name: str | None = None,
@@ -86,8 +88,15 @@ class Task(ABC, Generic[C, R]):
         self.data = remember_images(config, train, val, self.classes, start, self.processes)
         self.val = leave_out_first_weights(val, self.data, config, self.processes, val_name)
         self.learner_config = config
+        self._start = start
         if start is not None:  # a resumed run needs nothing but its checkpoint
-            self.learner_config = _begin_with(config, start)
+            self.learner_config = _begin_with(config, start.folder)
+
+    def take_first_weights(self) -> Weights | None:
+        """Return the weights that the learner begins with if they were opened already: those of a resumed run."""
+        if self._start is None:
+            return None
+        return take_weights(self._start)
 
     @property
     def kind(self) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TypeVar
 
 from ehm.backends.base import ALONE, Processes
@@ -44,7 +43,7 @@ def remember_images(
     train: Subset[Source],
     val: Subset[Source],
     classes: Sequence[str],
-    start: Path | None,
+    start: Checkpoint | None,
     processes: Processes,
 ) -> TrainingData:
     """Return what the checkpoints of a run are going to keep of the images that it trains on.

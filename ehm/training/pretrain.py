@@ -23,7 +23,7 @@ from ehm.masking import make_masker
 from ehm.models.encoder_file import encoder_metadata
 from ehm.models.fitting import keep_encoder
 from ehm.storage.arrays import split_average
-from ehm.storage.checkpoint import checkpoint_path, open_checkpoint, open_to_resume
+from ehm.storage.checkpoint import checkpoint_path, open_checkpoint
 from ehm.storage.reading import hash_file
 from ehm.storage.writing import replace_file
 from ehm.training.loaders import make_train_loader
@@ -100,18 +100,17 @@ def _pretrain(run: Run[TrainConfig]) -> TrainResult:
     first = 0
     if run.start is not None:
         check_resumed_data(run.start, training_data, None, data.source)
-        checkpoint = open_to_resume(run.start)
-        if checkpoint.metadata.get("tokenizer") not in (None, tokenizer.get("tokenizer")):
+        if run.start.metadata.get("tokenizer") not in (None, tokenizer.get("tokenizer")):
             raise CheckpointError(
                 f"model.tokenizer {config.model.tokenizer}: is not the one that this run began with, and its tokens "
                 "mean other things; give that one, or start a new run"
             )
-        learner.load(checkpoint.state)
-        first = int(checkpoint.metadata["step"])
+        learner.load(run.start.take_state())
+        first = int(run.start.metadata["step"])
     _print_start(run, source, plan, [*learner.notes, *warnings])
     run.write_config()
 
-    saved = run.start
+    saved = run.start_path
     loss = math.nan
     meter = RunMeter(plan)
     silent = not run.is_main_process
@@ -203,7 +202,7 @@ def _print_start(run: Run[TrainConfig], source: Source, plan: RunPlan, notes: Se
         f"batch {optim.batch_size}{views}, learning rate {optim.lr:.2e}; {run.describe_device()}"
     )
     run.print_start(source, notes)
-    if run.start is not None and run.start.name >= checkpoint_path(run.folder, plan.last).name:
+    if run.start is not None and run.start.folder.name >= checkpoint_path(run.folder, plan.last).name:
         stop = f", up to run.max_steps {config.run.max_steps}" if config.run.max_steps else ""
         console.print(f"  all of its steps are done already{stop}")
 

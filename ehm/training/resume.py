@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -14,7 +13,7 @@ from ehm.config import TaskConfig, TokenizerConfig, TrainConfig, load_config
 from ehm.console import console
 from ehm.data.sources.identity import SourceIdentity
 from ehm.errors import ConfigError
-from ehm.storage.checkpoint import open_checkpoint
+from ehm.storage.checkpoint import Checkpoint
 from ehm.training.training_data import TrainingData, read_training_data
 
 __all__ = ["check_resumed_data", "check_settings", "print_changes"]
@@ -36,35 +35,35 @@ _FROM_WEIGHTS = ("data.mean", "data.std", "data.crop_pct", "data.crop_mode", "da
 _SHOWN_CLASSES = 5
 
 
-def check_settings(kind: type[C], config: C, start: Path) -> None:
+def check_settings(kind: type[C], config: C, start: Checkpoint) -> None:
     """Raise ConfigError if a resumed run has other settings than the checkpoint ``start`` that shape the weights."""
     # the checkpoint is compared, and not the run's config.yaml, which anybody may have edited
-    changes = _find_changes(kind, config, open_checkpoint(start).metadata)
+    changes = _find_changes(kind, config, start.metadata)
     binding = {key: change for key, change in changes.items() if not _is_free(key)}
     if binding:
         raise ConfigError(
-            f"--resume: {start.name} was trained with other settings: {_describe_changes(binding)}; "
+            f"--resume: {start.folder.name} was trained with other settings: {_describe_changes(binding)}; "
             "set them as they were, or start a new run with another --out"
         )
 
 
 def check_resumed_data(
-    start: Path, found: TrainingData, classes: Sequence[str] | None, source_name: str
+    start: Checkpoint, found: TrainingData, classes: Sequence[str] | None, source_name: str
 ) -> TrainingData | None:
     """Return what the checkpoint ``start`` keeps of its images if the run ``found`` the same ones; None if nothing.
 
     ``classes`` are compared too, by name and order, and so are labels; None if the run has none. ``source_name`` is for
     messages. Raises ConfigError that says what has changed.
     """
-    checkpoint = open_checkpoint(start)
-    metadata = checkpoint.metadata
-    stored = read_training_data(checkpoint)
+    name = start.folder.name
+    metadata = start.metadata
+    stored = read_training_data(start)
     changes = []
     if classes is not None and list(classes) != metadata.get("classes", list(classes)):
         changes.append(_describe_classes(metadata["classes"], classes))
     if stored is None:
         console.print(
-            f"  {start.name} was written by an earlier version of ehm and does not say which images it was trained on: "
+            f"  {name} was written by an earlier version of ehm and does not say which images it was trained on: "
             "whether they are the same could not be compared"
         )
     else:
@@ -75,18 +74,18 @@ def check_resumed_data(
             changes += _compare_sources(stored.val, found.val, "images to measure on", labelled=True)
     if changes:
         raise ConfigError(
-            f"--resume: data.source {source_name} is not what {start.name} was trained on: {'; '.join(changes)}; bring "
+            f"--resume: data.source {source_name} is not what {name} was trained on: {'; '.join(changes)}; bring "
             "back what was there, or start a new run with another --out"
         )
     return stored
 
 
-def print_changes(config: Config, start: Path, backend: Backend) -> None:
+def print_changes(config: Config, start: Checkpoint, backend: Backend) -> None:
     """Print which settings, device and versions are others than those that wrote the checkpoint ``start``.
 
     They need not stop the run, as :func:`check_settings` has seen. Nothing is printed if all is as it was.
     """
-    metadata = open_checkpoint(start).metadata
+    metadata = start.metadata
     changes = _find_changes(type(config), config, metadata)
     info = backend.describe_device()
     before = _name_versions(metadata.get("device"), metadata.get("versions", {}))

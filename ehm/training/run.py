@@ -23,7 +23,14 @@ from ehm.data import Source
 from ehm.data.decoding.depth_notes import describe_depths
 from ehm.errors import CheckpointError, ConfigError, WriteError
 from ehm.storage.arrays import Arrays
-from ehm.storage.checkpoint import checkpoint_path, newest_checkpoint, prune_checkpoints, save_checkpoint
+from ehm.storage.checkpoint import (
+    Checkpoint,
+    checkpoint_path,
+    newest_checkpoint,
+    open_to_resume,
+    prune_checkpoints,
+    save_checkpoint,
+)
 from ehm.storage.writing import write_text
 from ehm.training.plan import RunPlan
 from ehm.training.resume import check_settings, print_changes
@@ -45,8 +52,13 @@ class Run(Generic[C]):
     config: C
     backend: Backend
     folder: Path
-    start: Path | None
+    start: Checkpoint | None
     is_resumable: bool = True
+
+    @property
+    def start_path(self) -> Path | None:
+        """The folder of the checkpoint that the run is resumed from."""
+        return None if self.start is None else self.start.folder
 
     @property
     def processes(self) -> Processes:
@@ -79,7 +91,7 @@ class Run(Generic[C]):
         if self.start is None:
             console.print(f"  into {self.folder}")
         else:
-            console.print(f"  into {self.folder}, continuing {self.start.name}")
+            console.print(f"  into {self.folder}, continuing {self.start.folder.name}")
             print_changes(self.config, self.start, self.backend)
 
     def make_metadata(
@@ -156,16 +168,18 @@ def open_run(
     but if ``overrides`` name an objective, the published recipe of that alone. All processes call this.
     """
     # a new run in the folder of another would mix their files
-    start = newest_checkpoint(folder / "checkpoints")
-    if start is not None and not resume:
+    newest = newest_checkpoint(folder / "checkpoints")
+    if newest is not None and not resume:
         how = "--resume continues it" if is_resumable else "remove it to measure again"
         raise ConfigError(f"--out {folder}: holds a run already; {how}, another --out starts a new one")
     # before the device, whose framework takes seconds to import
     settings = _load_settings(kind, default, config, overrides, folder, resume)
-    if start is not None:
+    start = None
+    if newest is not None:
+        start = open_to_resume(newest)
         check_settings(kind, settings, start)
     backend = backends.get(device)
-    connect_processes(backend.processes, start)
+    connect_processes(backend.processes, newest)
     return Run(settings, backend, folder, start, is_resumable)
 
 

@@ -17,7 +17,7 @@ from ehm.config import TaskConfig
 from ehm.console import console
 from ehm.data import Loader
 from ehm.data.subset import Subset
-from ehm.storage.checkpoint import newest_checkpoint, open_to_resume
+from ehm.storage.checkpoint import newest_checkpoint
 from ehm.storage.writing import write_json
 from ehm.training.plan import RunPlan, check_plan, plan_run
 from ehm.training.progress import RunMeter
@@ -135,10 +135,9 @@ def train_task(task: SupervisedTask[R], run: Run[Any], title: str) -> TaskResult
     best_score = -1.0  # below every score, so that the first measurement is the best so far
     best = None
     if run.start is not None:
-        checkpoint = open_to_resume(run.start)
-        learner.load(checkpoint.state)
-        first = int(checkpoint.metadata["step"])
-        best_score = float(checkpoint.metadata["best_score"])
+        learner.load(run.start.take_state())
+        first = int(run.start.metadata["step"])
+        best_score = float(run.start.metadata["best_score"])
         best = newest_checkpoint(run.folder / "best")
     plan = plan_run(optim, config.run, task.loader.steps_per_epoch)
     warnings = check_plan(plan, optim, config.run, len(task.train), measures=True, resumed=run.start is not None)
@@ -147,7 +146,7 @@ def train_task(task: SupervisedTask[R], run: Run[Any], title: str) -> TaskResult
 
     # computed once, as all checkpoints of a run keep the same keys
     seen_images = task.data.to_arrays()
-    saved = run.start
+    saved = run.start_path
     report: R | None = None
     meter = RunMeter(plan)
     silent = not run.is_main_process

@@ -14,7 +14,6 @@ from pathlib import Path
 from ehm.config import TokenizerConfig
 from ehm.console import console
 from ehm.data import Source, TrainTransform, open_source
-from ehm.storage.checkpoint import open_to_resume
 from ehm.storage.writing import write_json
 from ehm.training.loaders import make_train_loader
 from ehm.training.plan import RunPlan, check_plan, plan_run
@@ -77,13 +76,12 @@ def _train(run: Run[TokenizerConfig]) -> TokenizerResult:
     first = 0
     if run.start is not None:
         check_resumed_data(run.start, training_data, None, data.source)
-        checkpoint = open_to_resume(run.start)
-        tokenizer.load(checkpoint.state)
-        first = int(checkpoint.metadata["step"])
+        tokenizer.load(run.start.take_state())
+        first = int(run.start.metadata["step"])
     _print_start(run, source, plan, warnings)
     run.write_config()
 
-    saved = run.start
+    saved = run.start_path
     meter = RunMeter(plan)
     silent = not run.is_main_process
     with loader, RunLog(run.folder, plan.last, first, "tokenizer", config.run.tensorboard, silent) as log:

@@ -59,3 +59,10 @@ def test_an_evaluation_opens_its_checkpoint_once(task, calls):
         pytest.importorskip("faster_coco_eval", reason="comes with the extra tasks")
     ehm.evaluate(f"trained/{task}", device="cpu")
     assert calls == {("read", "model.safetensors"): 1, ("hashed", "model.safetensors"): 1}
+
+
+@pytest.mark.parametrize("task", ["classification", "retrieval"])
+def test_a_resumed_run_opens_its_checkpoint_once(task, calls):
+    ehm.finetune(device="cpu", overrides=["run.max_steps=null"], out=f"trained/{task}", resume=True)
+    for name in ("model.safetensors", "optimizer.safetensors"):
+        assert calls["read", name] == 1

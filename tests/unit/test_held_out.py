@@ -294,7 +294,7 @@ def test_a_checkpoint_of_an_earlier_version_goes_by_the_path(home):
 
 def test_a_resumed_task_wants_the_same_classes_in_the_same_order(home):
     trained = Trained("segmentation", home / "data", home / "run")
-    assert Segmentation(trained.config, BACKEND, trained.folder).data.train == trained.task.data.train
+    assert Segmentation(trained.config, BACKEND, open_checkpoint(trained.folder)).data.train == trained.task.data.train
     for text, message in (
         ("two\none\n", "the classes were in the order one, two and are in the order two, one"),
         ("one\nthree\n", "of the 2 classes two is now three"),
@@ -302,7 +302,7 @@ def test_a_resumed_task_wants_the_same_classes_in_the_same_order(home):
     ):
         (home / "data" / "classes.txt").write_text(text)
         with pytest.raises(ConfigError, match=message):
-            Segmentation(trained.config, BACKEND, trained.folder)
+            Segmentation(trained.config, BACKEND, open_checkpoint(trained.folder))
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -312,14 +312,14 @@ def test_a_resumed_task_wants_the_same_images_and_keeps_knowing_them(task, home)
     shutil.move("data", "moved")
     data = trained.config.data.model_copy(update={"source": "moved"})
     config = trained.config.model_copy(update={"data": data})
-    again = task_class(config, BACKEND, trained.folder).data
+    again = task_class(config, BACKEND, open_checkpoint(trained.folder)).data
     assert again.to_json() == trained.task.data.to_json()
     for name, found in again.to_arrays().items():
         np.testing.assert_array_equal(found, trained.task.data.to_arrays()[name])
     file = sorted((home / "moved").rglob("*.png"))[0]
     file.write_bytes(file.read_bytes() + b"more")
     with pytest.raises(ConfigError, match=r"data.source moved is not what step-00000001 was trained on"):
-        task_class(config, BACKEND, trained.folder)
+        task_class(config, BACKEND, open_checkpoint(trained.folder))
 
 
 def test_calibration_and_its_measure_keep_to_what_training_held_out(home):

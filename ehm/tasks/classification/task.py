@@ -34,11 +34,11 @@ class Classification(Task[FinetuneConfig, ClassificationReport]):
 
     learner: Classifier
 
-    def __init__(self, config: FinetuneConfig, backend: Backend, start: Path | None = None) -> None:
+    def __init__(self, config: FinetuneConfig, backend: Backend, start: Checkpoint | None = None) -> None:
         train, val = self.split_images(config)
         super().__init__(config, backend, train, val, start)
         self.class_counts = count_labels(train, config.data)
-        self.learner = backend.create_task_learner(self.learner_config, len(self.classes))
+        self.learner = backend.create_task_learner(self.learner_config, len(self.classes), self.take_first_weights())
         self.headline = f"{'Linear probing of' if config.frozen else 'Fine-tuning'} {config.model.init}"
 
         data = config.data

@@ -41,11 +41,11 @@ class Detection(Task[DetectionConfig, DetectionReport]):
 
     learner: Detector
 
-    def __init__(self, config: DetectionConfig, backend: Backend, start: Path | None = None) -> None:
+    def __init__(self, config: DetectionConfig, backend: Backend, start: Checkpoint | None = None) -> None:
         train, val = self.split_images(config)
         super().__init__(config, backend, train, val, start)
         self.class_counts = count_objects(train, config.data)
-        self.learner = backend.create_task_learner(self.learner_config, len(self.classes))
+        self.learner = backend.create_task_learner(self.learner_config, len(self.classes), self.take_first_weights())
         self.headline = f"{'Mask' if config.masks else 'Faster'} R-CNN on {config.model.init}"
         transform = MirrorTransform(config.data.flip)
         self.loader = make_train_loader(train.source, transform, config, self.processes, subset=train.selected)

@@ -48,7 +48,7 @@ class Retrieval(Task[RetrievalConfig, RetrievalReport]):
 
     learner: Embedder
 
-    def __init__(self, config: RetrievalConfig, backend: Backend, start: Path | None = None) -> None:
+    def __init__(self, config: RetrievalConfig, backend: Backend, start: Checkpoint | None = None) -> None:
         source = self.open_source(config, "train")
         train_classes, search = split_classes(config, source)
         train = _select_classes(source, train_classes, config)
@@ -60,7 +60,7 @@ class Retrieval(Task[RetrievalConfig, RetrievalReport]):
         # the numbers of the classes that are trained, which leave out those that are held out
         self._class_numbers = np.full(len(source.classes), -1)
         self._class_numbers[train_classes] = np.arange(len(train_classes))
-        self.learner = backend.create_task_learner(self.learner_config, len(classes))
+        self.learner = backend.create_task_learner(self.learner_config, len(classes), self.take_first_weights())
         self.headline = f"Training a descriptor by ArcFace on {config.model.init}"
         transform = TrainTransform(
             self.learner.image_size,

@@ -40,7 +40,7 @@ class Segmentation(Task[SegmentationConfig, SegmentationReport]):
 
     learner: Segmenter
 
-    def __init__(self, config: SegmentationConfig, backend: Backend, start: Path | None = None) -> None:
+    def __init__(self, config: SegmentationConfig, backend: Backend, start: Checkpoint | None = None) -> None:
         train, val = self.split_images(config)
         super().__init__(config, backend, train, val, start)
         # a resumed run has read its masks before, and its images are the same
@@ -50,7 +50,7 @@ class Segmentation(Task[SegmentationConfig, SegmentationReport]):
             if wrong := explain_255(train_counts.merge([val_counts]), self.classes):
                 raise DataError(f"data.source {config.data.source}: {wrong}")
             self.class_counts = describe_masks(train, train_counts, self.classes, config.data)
-        self.learner = backend.create_task_learner(self.learner_config, len(self.classes))
+        self.learner = backend.create_task_learner(self.learner_config, len(self.classes), self.take_first_weights())
         self.headline = f"Training UperNet on {config.model.init}"
 
         data = config.data
