@@ -96,6 +96,7 @@ class ExportConfig(Section):
     @model_validator(mode="before")
     @classmethod
     def _default_opset(cls, values: Any) -> Any:
+        # Opset 18 is the first with an antialiased resize, which both need; an opset that is set is checked below.
         if isinstance(values, dict) and (values.get("preprocessing") or values.get("dynamic_size")):
             return {"opset": 18, **values}
         return values

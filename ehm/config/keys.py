@@ -68,6 +68,7 @@ def print_keys(section: str = "", as_json: bool = False) -> None:
 
 def _describe_section(command: str, section: Section, prefix: str) -> Iterator[Key]:
     """Yield the keys of ``section``, whose values are the defaults, and of the sections in it."""
+    # The JSON schema states types and bounds in one form, however they are annotated.
     schema = type(section).model_json_schema()["properties"]
     for name, field in type(section).model_fields.items():
         value = getattr(section, name)
@@ -120,6 +121,7 @@ def _format_default(value: Any) -> str:
 
 def _belongs(key: Key, section: str) -> bool:
     """Return whether ``section`` is the key's command or task, a section that holds it, or the key itself."""
+    # "ehm finetune --task detection" belongs to detection, "ehm tokenizer train" to tokenizer
     words = key.command.split()
     owner = words[-1] if "--task" in words else words[1]
     first, _, rest = section.partition(".")

@@ -106,5 +106,6 @@ def describe_config(name: str) -> ShippedConfig:
         else:
             texts[label] = f"{texts[label]} {text.strip()}".strip()
     reproduces = texts.get("Paper") or texts.get("Reproduces", "")
+    # The first sentence ends at a full stop before a capital letter, not within "ViT-S/16 et al. 2021".
     about = re.split(r"(?<=\.) (?=[A-Z])", texts[""])[0]
     return ShippedConfig(name, about, reproduces, texts.get("Cost", ""), tuple(command))

@@ -155,6 +155,7 @@ class TrainConfig(Section):
     def _check_units(self) -> None:
         spec = self.spec
         unit = self.unit
+        # Units that do not divide the image would be cut at its border.
         multiples = range(spec.stride, min(spec.image_size) + 1, spec.stride)
         fitting = [side for side in multiples if spec.image_size[0] % side == 0 == spec.image_size[1] % side]
         if unit not in fitting:

@@ -26,6 +26,7 @@ class Section(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
 
+    # Without it, every subclass that changes a default would have to repeat the description.
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
         """Keep the description of a key if a subclass changes its default or its type only."""
@@ -41,6 +42,7 @@ class Section(BaseModel):
         """Complete a section given in part by the defaults of the recipe that holds it, not by those of its class."""
         if not isinstance(values, dict):
             return values
+        # pydantic would fill a section from the defaults of its class: epochs 300 instead of the 100 of a recipe.
         completed = dict(values)
         for key, value in values.items():
             default = cls.model_fields[key].default if key in cls.model_fields else None
@@ -52,6 +54,7 @@ class Section(BaseModel):
 class OptimConfig(Section):
     """``optim``: the optimiser and its schedule; the peak learning rate is ``base_lr * batch_size / 256``."""
 
+    # The defaults are those of MAE's pretraining at the paper's 300 epochs.
     epochs: Positive = Field(300, description="Length of the run in epochs, if optim.steps is null.")
     steps: Positive | None = Field(None, description="Length of the run in steps; null goes by optim.epochs.")
     batch_size: Positive = Field(4096, description="Number of images in a step, of all processes together.")

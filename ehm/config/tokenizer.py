@@ -43,6 +43,7 @@ class TokenizerConfig(Section):
     def _check_together(self) -> TokenizerConfig:
         if any(side % self.stride for side in self.image_size):
             raise ValueError(f"image_size {list(self.image_size)} is not a multiple of stride {self.stride}")
+        # The encoder halves the image and doubles its width at each step, ending with ``width``.
         if self.width % (self.stride // 2):
             raise ValueError(f"width {self.width} is not a multiple of {self.stride // 2}, half of the stride")
         if self.optim.ema_decay is not None:

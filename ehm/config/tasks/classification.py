@@ -52,6 +52,7 @@ class ProbeConfig(FinetuneConfig):
         epochs=90, batch_size=16384, base_lr=0.1, warmup_epochs=10, weight_decay=0, betas=(0.9, 0.999)
     )
     pool: Literal["avg", "token"] = "token"
+    # No layer of a frozen encoder learns, so there is no rate to decay.
     layer_decay: Annotated[float, Field(ge=1, le=1)] = 1.0
     frozen: Literal[True] = True
     optimizer: Literal["adamw", "lars", "sgd"] = "lars"

@@ -50,7 +50,7 @@ class DetectionConfig(TaskConfig):
         warmup_epochs=0,
         warmup_steps=500,
         schedule="step",
-        milestones=(0.6666667, 0.9166667),
+        milestones=(0.6666667, 0.9166667),  # epochs 8 and 11 of 12
         betas=(0.9, 0.999),
     )
     optimizer: Literal["adamw"] = "adamw"
