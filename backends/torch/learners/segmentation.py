@@ -129,7 +129,8 @@ class TorchSegmenter(Supervised):
         group = max(1, optim.batch_size // optim.accumulate // self._processes.size)
         for start in range(0, len(corners), group):
             chosen = corners[start : start + group]
-            scores = self._compute_scores(torch.cat([self._cut_window(pixels, corner) for corner in chosen]))
+            chosen_windows = [self._cut_window(pixels, corner) for corner in chosen]
+            scores = self._compute_scores(torch.cat(chosen_windows))
             if total is None:
                 total = scores.new_zeros((1, scores.shape[1], height, width))
             for (y, x), window in zip(chosen, scores, strict=True):

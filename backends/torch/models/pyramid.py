@@ -42,12 +42,14 @@ _BEHIND = ("norm", "fc_norm", "head")
 
 def last_of_quarters(depth: int) -> tuple[int, ...]:
     """Return the last block of each quarter, as in detection with MAE and in the paper (V-B): 2, 5, 8, 11 of 12."""
-    return tuple(max(depth * quarter // 4 - 1, 0) for quarter in (1, 2, 3, 4))
+    lengths = (depth // 4, depth * 2 // 4, depth * 3 // 4, depth)
+    return tuple(max(length - 1, 0) for length in lengths)  # a shallow encoder may have none in a quarter
 
 
 def last_of_thirds(depth: int) -> tuple[int, ...]:
     """Return the last block of each third and the middle one, as BEiT and MAE segment: 3, 5, 7, 11 of 12."""
-    return tuple(max(block - 1, 0) for block in (depth // 3, depth // 2, depth * 2 // 3, depth))
+    lengths = (depth // 3, depth // 2, depth * 2 // 3, depth)
+    return tuple(max(length - 1, 0) for length in lengths)
 
 
 class Pyramid(nn.Module):
@@ -110,7 +112,7 @@ class Pyramid(nn.Module):
     def forward(self, images: Tensor) -> list[Tensor]:
         """See the class."""
         if self.scale != 1:
-            size = [round(side * self.scale) for side in images.shape[2:]]
+            size = round(images.shape[2] * self.scale), round(images.shape[3] * self.scale)
             images = F.interpolate(images, size, mode="bilinear", align_corners=False)
         blocks = sorted(set(self.taps))  # a shallow encoder has fewer than four
         outputs: list[Tensor] = self.encoder.forward_intermediates(
@@ -150,7 +152,8 @@ def nested_layers(model: nn.Module) -> dict[str, int]:
 
     The encoder is the one module that has the name ``encoder``; see :func:`layers_of` for its layers.
     """
-    ((prefix, encoder),) = ((name, part) for name, part in model.named_modules() if name.split(".")[-1] == "encoder")
+    (prefix,) = (name for name, _ in model.named_modules() if name.split(".")[-1] == "encoder")
+    encoder = model.get_submodule(prefix)
     inner = layers_of(encoder)
     trained_layers = [inner[name] for name, parameter in encoder.named_parameters() if parameter.requires_grad]
     above = 1 + max(trained_layers)

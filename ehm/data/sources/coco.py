@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib import import_module
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -122,7 +123,9 @@ class CocoSource:
             return record, list(objects)
         height, width = _size_of(record)
         seen_width, seen_height = seen_size((width, height), orientation)
-        turned = [_turn_object(each, (height, width), orientation) for each in objects]
+        turned = []
+        for each in objects:
+            turned.append(_turn_object(each, (height, width), orientation))
         return {**record, "width": seen_width, "height": seen_height}, turned
 
     def _orientation(self, index: int) -> int:
@@ -146,7 +149,7 @@ def open_coco(config: DetectionData, split: Split, masks: bool = True) -> CocoSo
     if config.annotated != "auto":
         return replace(source, annotated=config.annotated)
     sized = in_threads(partial(_read_sized, source), spread_numbers(len(source)), config.workers)
-    annotated, note = find_annotated(config.source, [each for each in sized if each is not None])
+    annotated, note = find_annotated(config.source, filter(None, sized))
     return replace(source, annotated=annotated, notes=(*source.notes, *note))
 
 
@@ -188,10 +191,13 @@ def _read_annotations(file: Path, folder: Path, split: Split, masks: bool) -> Co
     content = read_json(file, what="annotations in COCO's format")
     try:
         images = tuple(sorted(content["images"], key=lambda image: image["id"]))
-        places = {image["id"]: index for index, image in enumerate(images)}
-        categories = sorted((category["id"], category["name"]) for category in content["categories"])
+        places: dict[Any, int] = {}
+        names: list[str] = []
+        for index, image in enumerate(images):
+            places[image["id"]] = index
+            names.append(os.fspath(image["file_name"]))
         sizes = list(map(_size_of, images))
-        names = [os.fspath(image["file_name"]) for image in images]
+        categories = sorted(map(itemgetter("id", "name"), content["categories"]))
         objects: list[Annotation] = list(map(dict, content["annotations"]))
     except KeyError as error:
         raise DataError(f"{file}: not annotations in COCO's format: {error} is missing") from None
@@ -200,7 +206,8 @@ def _read_annotations(file: Path, folder: Path, split: Split, masks: bool) -> Co
         raise DataError(f"{file}: not annotations in COCO's format: {reason}") from None
     _check_images_and_categories(file, images, names, sizes, categories)
     # ids of categories have gaps, classes have none
-    numbers = {key: number for number, (key, _) in enumerate(categories)}
+    ids, class_names = zip(*categories, strict=True)
+    numbers = dict(zip(ids, range(len(ids)), strict=True))
     by_image: list[list[Annotation]] = [[] for _ in images]
     problems = []
     unusable = []
@@ -220,7 +227,7 @@ def _read_annotations(file: Path, folder: Path, split: Split, masks: bool) -> Co
         by_image[index].append(each)
     if problems:
         raise DataError(f"{file}: {_join_first(problems)}")
-    classes = tuple(escape_undecodable(name) for _, name in categories)
+    classes = tuple(map(escape_undecodable, class_names))
     return CocoSource(folder, images, tuple(map(tuple, by_image)), classes, numbers, split, tuple(unusable), masks)
 
 
@@ -238,9 +245,9 @@ def _check_images_and_categories(
         if not all(1 <= side < _LARGEST_SIDE for side in size):
             raise DataError(f"{file}: image {name}: height and width should be 1 at least, and below 2^31")
     for what, keys in (
-        ("two images have the id", [image["id"] for image in images]),
-        ("two categories have the id", [key for key, _ in categories]),
-        ("two categories have the name", [name for _, name in categories]),
+        ("two images have the id", map(itemgetter("id"), images)),
+        ("two categories have the id", map(itemgetter(0), categories)),
+        ("two categories have the name", map(itemgetter(1), categories)),
     ):
         for key, count in Counter(keys).items():
             if count > 1:

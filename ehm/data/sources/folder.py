@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ehm.data.decoding.decode import SUFFIXES
 from ehm.data.sources.base import FileSource, Names, Split
 from ehm.data.sources.image_files import IMAGES, has_image_suffix, hidden_images, image_files
 from ehm.data.sources.inventory import (
@@ -22,6 +21,7 @@ from ehm.data.sources.inventory import (
     describe_parts,
     is_sample_file,
     list_names,
+    no_images,
 )
 from ehm.data.sources.parts import MASK_FOLDERS, Division, Part, divide_by_layout, no_validation_part, visible_folders
 from ehm.errors import DataError
@@ -169,11 +169,7 @@ def make_file_source(
     if unused:
         notes = [*notes, unused.describe()]
     if not files:
-        kinds = " ".join(sorted(SUFFIXES))
-        problem = f"no images in {root} or its subfolders (looked for {kinds})"
-        if unused:
-            problem += f"; {unused.describe()}"
-        raise DataError(f"data.source {source}: {problem}")
+        raise no_images(source, f"in {root} or its subfolders", unused)
     if not classes or None in class_folders:
         return FileSource(root, Names(files), None, (), split, notes=tuple(notes))
     numbers: dict[str | None, int] = {name: number for number, name in enumerate(classes)}

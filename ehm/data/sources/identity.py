@@ -59,7 +59,7 @@ def identify_source(source: Source, threads: int = 0) -> SourceIdentity:
     Names are relative to the deepest folder that holds all images: neither the spelling of the source's path matters
     nor where it was moved to.
     """
-    names = [source.name(index) for index in range(len(source))]
+    names = list(map(source.name, range(len(source))))
     if isinstance(source, ShardSource):
         sizes = source.size.tolist()  # known from the index
     else:
@@ -89,7 +89,7 @@ def _spread_sample(count: int) -> NDArray[np.int64]:
 
 
 def _hash_names(names: Sequence[str], sizes: Sequence[int]) -> str:
-    folders = {os.path.dirname(name) for name in names}
+    folders = set(map(os.path.dirname, names))
     # relative to it, so that a copy elsewhere has the same identity
     common = len(os.path.commonpath(folders)) if folders else 0
     digest = hashlib.sha256()
@@ -104,7 +104,7 @@ def _hash_labels(source: Source, threads: int) -> str:
     if source.labels is not None:
         digest.update(source.labels.astype("<i8").tobytes())
     if isinstance(source, PairSource):
-        masks = [source.mask(index) for index in range(len(source))]
+        masks = list(map(source.mask, range(len(source))))
         digest.update(_hash_names(masks, _read_sizes(masks, threads)).encode())
         for index in _spread_sample(len(masks)).tolist():
             digest.update(b"%d," % _hash_bytes(masks[index]))
@@ -180,4 +180,4 @@ def _split_batches(items: Sequence[T]) -> Iterator[Sequence[T]]:
 
 
 def _map_batch(function: Callable[[T], R], batch: Sequence[T]) -> list[R]:
-    return [function(item) for item in batch]
+    return list(map(function, batch))

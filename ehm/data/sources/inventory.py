@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from ehm.data.decoding.decode import SUFFIXES
+from ehm.errors import DataError
 
 __all__ = [
     "HIDDEN",
@@ -18,6 +19,7 @@ __all__ = [
     "is_sample_file",
     "is_unread_suffix",
     "list_names",
+    "no_images",
 ]
 
 NAMED = 3
@@ -91,6 +93,15 @@ class Unused:
                 shown.append("…")
             groups.append(f"{count:,} {reason} ({', '.join(shown)})")
         return f"not used: {'; '.join(groups)}"
+
+
+def no_images(source: str, place: str, unused: Unused) -> DataError:
+    """Return the error for a source without images in ``place``, with the files that are not read."""
+    kinds = " ".join(sorted(SUFFIXES))
+    problem = f"no images {place} (looked for {kinds})"
+    if unused:
+        problem += f"; {unused.describe()}"
+    return DataError(f"data.source {source}: {problem}")
 
 
 def is_sample_file(path: str | Path) -> bool:

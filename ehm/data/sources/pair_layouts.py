@@ -93,9 +93,9 @@ def find_pair_folders(source: str, root: Path) -> PairFolders:
         names = ", ".join(f"{name}/" for name in MASK_FOLDERS)
         raise DataError(f"data.source {source}: no folder images/ with {names} beside it")
     if len(found) > 1:
-        places = [
-            f"{images.relative_to(root)} with {masks.relative_to(root)}" for images, masks in map(_first_folders, found)
-        ]
+        places = []
+        for images, masks_folder in map(_first_folders, found):
+            places.append(f"{images.relative_to(root)} with {masks_folder.relative_to(root)}")
         raise DataError(
             f"data.source {source}: fits two arrangements of images and masks: {places[0]}, and {places[1]}; move one "
             "of them elsewhere"

@@ -167,8 +167,7 @@ def check_pairs(
 
     Images that cannot be read are left out: the loader replaces them. The values of masks are added to ``counts``.
     """
-    problems = in_threads(partial(_check_pair, source, counts), indices, threads)
-    return [problem for problem in problems if problem]
+    return list(filter(None, in_threads(partial(_check_pair, source, counts), indices, threads)))
 
 
 def _check_pair(source: PairSource, counts: MaskCounts | None, index: int) -> str:
@@ -201,7 +200,7 @@ def _with_orientation(config: SegmentationData, source: PairSource) -> PairSourc
     if config.annotated != "auto":
         return replace(source, annotated=config.annotated)
     sized = in_threads(partial(_read_sized, source), spread_numbers(len(source)), config.workers)
-    annotated, note = find_annotated(config.source, [each for each in sized if each is not None])
+    annotated, note = find_annotated(config.source, filter(None, sized))
     return replace(source, annotated=annotated, notes=note)
 
 

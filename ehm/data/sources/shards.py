@@ -7,17 +7,18 @@ import re
 from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass
 from io import BytesIO
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ehm.data.decoding.decode import SUFFIXES, decode_image
+from ehm.data.decoding.decode import decode_image
 from ehm.data.decoding.depth import ValueRange
 from ehm.data.sources.base import Names, Split
 from ehm.data.sources.image_files import has_image_suffix
-from ehm.data.sources.inventory import HIDDEN, OTHER_FORMAT, Unused, describe_layout, is_sample_file
+from ehm.data.sources.inventory import HIDDEN, OTHER_FORMAT, Unused, describe_layout, is_sample_file, no_images
 from ehm.data.sources.parts import (
     PARTS,
     SPELLINGS,
@@ -85,27 +86,26 @@ def open_shards(source: str, split: Split) -> ShardSource:
     if "val" not in parts:
         split = "all"
     files: list[Path] = []
-    indexes: dict[Path, TarIndex] = {}
+    indexes: list[TarIndex] = []
+    largest_label = UNLABELLED
     for part, found in parts.items():
         if part == "test":
             continue
-        if split in ("all", part):
-            files += found
         for file in found:
-            indexes[file] = read_index(file)  # of every part, because they have the same classes
-    for file in files:
-        unused.merge(indexes[file].unused, f"{file.name}/")
-    numbers = np.concatenate([indexes[file].numbers for file in files])
+            index = read_index(file)
+            # of every part, because all have the same classes
+            largest_label = max(largest_label, int(index.numbers[:, 2].max(initial=UNLABELLED)))
+            if split in ("all", part):
+                files.append(file)
+                indexes.append(index)
+                unused.merge(index.unused, f"{file.name}/")
+    numbers = np.concatenate([index.numbers for index in indexes])
     if not len(numbers):
-        kinds = " ".join(sorted(SUFFIXES))
-        problem = f"no images in {len(files)} tar files (looked for {kinds})"
-        if unused:
-            problem += f"; {unused.describe()}"
-        raise DataError(f"data.source {source}: {problem}")
+        raise no_images(source, f"in {len(files)} tar files", unused)
     # contiguous arrays instead of views with gaps
     offset, size, labels = numbers.T.copy()
     labelled = bool((labels >= 0).all())
-    classes = 1 + max(int(index.numbers[:, 2].max(initial=UNLABELLED)) for index in indexes.values())
+    classes = largest_label + 1
     class_names = tuple(map(str, range(classes))) if labelled else ()
     notes = [describe_layout(f"{len(files):,} tar shards", _part_names(parts), len(class_names))]
     # labels of some samples alone train nothing
@@ -115,10 +115,10 @@ def open_shards(source: str, split: Split) -> ShardSource:
         notes.append(unused.describe())
     return ShardSource(
         files=tuple(files),
-        shard=np.repeat(np.arange(len(files)), [len(indexes[file].names) for file in files]),
+        shard=np.repeat(np.arange(len(files)), [len(index.names) for index in indexes]),
         offset=offset,
         size=size,
-        members=Names(name for file in files for name in indexes[file].names),
+        members=Names(chain.from_iterable(index.names for index in indexes)),
         labels=labels if labelled else None,
         classes=class_names,
         split=split,
@@ -139,7 +139,7 @@ def _find_parts(source: str, unused: Unused) -> dict[Part, list[Path]]:
         if not files:
             raise DataError(f"data.source {source}: no .tar files in {division.root}")
         parts = _divide_by_name(source, files)
-    used = {file for files in parts.values() for file in files}
+    used = set(chain.from_iterable(parts.values()))
     _count_passed_over(division.root, used, unused)
     for part_file in parts.get("test", []):
         unused.add("of the test part, which is read only if data.source names it", part_file.name)
@@ -200,15 +200,16 @@ def is_pattern(source: str) -> bool:
 
 def holds_shards(root: Path) -> bool:
     """Return whether a folder, or one of its parts, holds .tar files."""
-    parts = [root / name for name in visible_folders(root) if name_part(name) is not None]
-    return any(map(_has_tar_files, [root, *parts]))
+    parts = filter(name_part, visible_folders(root))
+    return _has_tar_files(root) or any(_has_tar_files(root / part) for part in parts)
 
 
 def find_tar_files(root: Path) -> list[Path]:
     """Return the .tar files in a folder, sorted; hidden ones are left out."""
     if not root.is_dir():
         return []
-    return [root / name for name in sorted(os.listdir(root)) if is_tar_name(name) and not name.startswith(".")]
+    names = sorted(filter(is_tar_name, os.listdir(root)))
+    return [root / name for name in names if not name.startswith(".")]
 
 
 def is_tar_name(name: str) -> bool:
