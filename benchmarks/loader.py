@@ -19,7 +19,7 @@ import sys
 import time
 from collections.abc import Iterator
 from importlib.util import find_spec
-from itertools import islice
+from itertools import islice, product
 
 import numpy as np
 import psutil
@@ -137,7 +137,7 @@ def main() -> None:
         print("ready", flush=True)
         signal.pause()
     peers = [peer for peer in PEERS if peer == "ehm" or find_spec(peer)]
-    runs = [(workers, peer) for workers in arguments.workers for peer in peers]
+    runs = list(product(arguments.workers, peers))
     best = dict.fromkeys(runs, (math.inf,) * 3)
     for workers, peer in runs * arguments.rounds:
         measured = measure_loader(peer, arguments.batch_size, workers, arguments.images)

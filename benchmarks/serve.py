@@ -80,25 +80,25 @@ def free_port() -> int:
 
 
 @contextmanager
-def serving(bundle: Path, *options: str) -> Iterator[Server]:
+def serve_bundle(bundle: Path, *options: str) -> Iterator[Server]:
     port = free_port()
     command = [sys.executable, "-m", "ehm.cli", "serve", f"model={bundle}", "--port", str(port), *options]
-    with started(command, port, "/v2/health/ready") as server:
+    with start_server(command, port, "/v2/health/ready") as server:
         yield server
 
 
 @contextmanager
-def started(
+def start_server(
     command: list[str], port: int, health: str, folder: Path | None = None, environment: dict[str, str] | None = None
 ) -> Iterator[Server]:
-    """A server that runs until the end of the block, from when it answers at ``health``."""
+    """Run a server until the end of the block, which begins once it answers at ``health``."""
     with (
         tempfile.TemporaryFile() as log,
         subprocess.Popen(command, stdout=log, stderr=log, cwd=folder, env=environment) as process,
     ):
         try:
             url = f"http://127.0.0.1:{port}"
-            while not _ready(url + health):
+            while not _is_ready(url + health):
                 if process.poll() is not None:
                     log.seek(0)
                     raise SystemExit(log.read().decode())
@@ -106,13 +106,14 @@ def started(
             yield Server(url, psutil.Process(process.pid))
         finally:
             if process.poll() is None:
+                # A server with processes of its own may not end them.
                 for child in psutil.Process(process.pid).children(recursive=True):
                     child.terminate()
             process.terminate()
             process.wait()
 
 
-def _ready(url: str) -> bool:
+def _is_ready(url: str) -> bool:
     try:
         with urlopen(url) as answer:
             return bool(answer.status == 200)
@@ -120,8 +121,8 @@ def _ready(url: str) -> bool:
         return False
 
 
-def requests(bundle: Path, image: Path, folder: Path) -> Iterator[Request]:
-    """The same picture as a file, and as a tensor of the v2 protocol's binary extension."""
+def make_requests(bundle: Path, image: Path, folder: Path) -> Iterator[Request]:
+    """Make requests with the same picture as a file, and as a tensor of the v2 protocol's binary extension."""
     from ehm.data.decoding.decode import decode_image
     from ehm.deploy.predict.predictor import Predictor
 
@@ -146,8 +147,11 @@ def make_request(folder: Path, name: str, path: str, body: bytes, headers: dict[
     return Request(name, path, script)
 
 
-def wrk(server: Server, request: Request, connections: int, seconds: float) -> dict[str, float]:
-    """One run: requests, seconds, answers that were not 2xx (status) or broken, p50 and p99 in milliseconds."""
+def run_wrk(server: Server, request: Request, connections: int, seconds: float) -> dict[str, float]:
+    """Run wrk once.
+
+    Returns requests, seconds, answers that were not 2xx (``status``) or ``broken``, p50 and p99 in milliseconds.
+    """
     command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds:g}s", "--timeout", "30s", "-s", str(request.script)]
     output = subprocess.run([*command, server.url + request.path], check=True, capture_output=True, text=True).stdout
     line = next(line for line in output.splitlines() if line.startswith("RESULT "))
@@ -155,20 +159,21 @@ def wrk(server: Server, request: Request, connections: int, seconds: float) -> d
     return result
 
 
-def load(args: argparse.Namespace) -> None:
+def measure_load(args: argparse.Namespace) -> None:
+    """Measure the server with batches and without, in turns, and print a table."""
     found: dict[tuple[str, int, str], list[dict[str, float]]] = {}
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        kinds = list(requests(args.bundle, args.image, folder))
-        servers = {name: stack.enter_context(serving(args.bundle, *options)) for name, options in SETTINGS.items()}
+        kinds = list(make_requests(args.bundle, args.image, folder))
+        servers = {name: stack.enter_context(serve_bundle(args.bundle, *options)) for name, options in SETTINGS.items()}
         for server in servers.values():
             for kind in kinds:
-                wrk(server, kind, 4, 1)
+                run_wrk(server, kind, 4, 1)
         for number in range(args.rounds):
             for kind in kinds:
                 for connections in args.connections:
                     for name, server in servers.items():
-                        result = wrk(server, kind, connections, args.seconds)
+                        result = run_wrk(server, kind, connections, args.seconds)
                         found.setdefault((kind.name, connections, name), []).append(result)
             print(f"round {number + 1} of {args.rounds} done", file=sys.stderr, flush=True)
     print(
@@ -179,7 +184,8 @@ def load(args: argparse.Namespace) -> None:
         rates = [result["requests"] / result["seconds"] for result in results]
         alone = [run["requests"] / run["seconds"] for run in found[kind, connections, "one by one"]]
         gains = [rate / one for rate, one in zip(rates, alone, strict=True)]
-        p50, p99 = (statistics.median(result[key] for result in results) for key in ("p50", "p99"))
+        p50 = statistics.median(result["p50"] for result in results)
+        p99 = statistics.median(result["p99"] for result in results)
         failed = sum(result["status"] + result["broken"] for result in results)
         gain = "" if name == "one by one" else f"{statistics.median(gains):.2f} ({min(gains):.2f} - {max(gains):.2f})"
         print(
@@ -188,14 +194,18 @@ def load(args: argparse.Namespace) -> None:
         )
 
 
-def soak(args: argparse.Namespace) -> None:
-    with tempfile.TemporaryDirectory() as folder, serving(args.bundle) as server:
-        kinds = list(requests(args.bundle, args.image, Path(folder)))
+def measure_growth(args: argparse.Namespace) -> None:
+    """Keep a server busy and print its memory, threads and open files."""
+    with tempfile.TemporaryDirectory() as folder, serve_bundle(args.bundle) as server:
+        kinds = list(make_requests(args.bundle, args.image, Path(folder)))
         print("| minute | requests so far | not 2xx | resident MiB | threads | open files |\n|---|---|---|---|---|---|")
-        start, total, failed, memory = time.monotonic(), 0.0, 0.0, []
+        start = time.monotonic()
+        total = 0.0
+        failed = 0.0
+        memory: list[float] = []
         while time.monotonic() - start < 60 * args.minutes:
             for kind in kinds:
-                result = wrk(server, kind, args.connections[0], 15)
+                result = run_wrk(server, kind, args.connections[0], 15)
                 total += result["requests"]
                 failed += result["status"] + result["broken"]
             memory.append(server.process.memory_info().rss / 2**20)
@@ -205,6 +215,7 @@ def soak(args: argparse.Namespace) -> None:
                 f"| {server.process.num_fds()} |",
                 flush=True,
             )
+    # The first half warms up: kernels allocate their memory at the first request of each size.
     half = len(memory) // 2
     slope = np.polyfit(range(half, len(memory)), memory[half:], 1)[0] * 2 if half > 1 else float("nan")
     print(f"\nsecond half: {slope:+.2f} MiB a minute, {min(memory[half:]):.1f} to {max(memory[half:]):.1f} MiB")
@@ -227,10 +238,11 @@ def main() -> None:
     if args.what == "peers":
         import serve_peers
 
-        serve_peers.compare(args)
+        serve_peers.compare_servers(args)
         return
     args.image = args.image[0] if args.image else elpv_photograph()
-    (load if args.what == "load" else soak)(args)
+    measure = measure_load if args.what == "load" else measure_growth
+    measure(args)
 
 
 def elpv_photograph() -> Path:

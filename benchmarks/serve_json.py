@@ -20,12 +20,12 @@ import numpy as np
 from ehm.deploy.serve.routes.json_numbers import dump_numbers, parse_numbers
 
 
-def measure(function: Callable[[], object]) -> tuple[float, float]:
+def measure_call(function: Callable[[], object]) -> tuple[float, float]:
     """Return how long the call took and the longest time in it for which another thread waited, in seconds."""
     waits: list[float] = []
     done = threading.Event()
 
-    def wake() -> None:
+    def wake_often() -> None:
         last = time.perf_counter()
         while not done.is_set():
             time.sleep(0.001)
@@ -33,7 +33,7 @@ def measure(function: Callable[[], object]) -> tuple[float, float]:
             waits.append(now - last - 0.001)
             last = now
 
-    waiting = threading.Thread(target=wake)
+    waiting = threading.Thread(target=wake_often)
     waiting.start()
     time.sleep(0.05)
     started = time.perf_counter()
@@ -61,9 +61,10 @@ def main() -> None:
     }
     print(f"{len(flat) / 1e6:.1f} MB\n\n| | ms in all | ms that another thread waits at most |\n|---|---|---|")
     for name, call in calls.items():
-        results = [measure(call) for _ in range(rounds)]
-        taken, waited = (statistics.median(column) * 1000 for column in zip(*results, strict=True))
-        print(f"| {name} | {taken:.0f} | {waited:.0f} |")
+        results = [measure_call(call) for _ in range(rounds)]
+        taken = statistics.median(taken for taken, _ in results)
+        waited = statistics.median(waited for _, waited in results)
+        print(f"| {name} | {1000 * taken:.0f} | {1000 * waited:.0f} |")
 
 
 if __name__ == "__main__":

@@ -34,16 +34,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
-from serve import Request, Server, elpv_photograph, free_port, make_request, serving, started, wrk
+from serve import Request, Server, elpv_photograph, free_port, make_request, run_wrk, serve_bundle, start_server
 
 PEERS = Path(__file__).parent / "peers"
 OURS = "ehm serve"
-WARM_UP = 1  # seconds
+WARM_UP = 1
+"""Seconds that each server is warmed up."""
 
 
 @dataclass(frozen=True)
 class Contender:
-    """A server, and how a request for it is made of an image file's bytes: body and headers."""
+    """A server, and the function that makes body and headers of a request from the bytes of an image file."""
 
     server: Server
     path: str
@@ -66,15 +67,15 @@ def as_base64(data: bytes) -> tuple[bytes, dict[str, str]]:
 
 
 @contextmanager
-def python_server(python: Path, script: str, bundle: Path, health: str) -> Iterator[Server]:
+def start_python_server(python: Path, script: str, bundle: Path, health: str) -> Iterator[Server]:
     port = free_port()
     command = [str(python), str(PEERS / script), str(bundle.resolve()), str(port)]
-    with started(command, port, health) as server:
+    with start_server(command, port, health) as server:
         yield server
 
 
 @contextmanager
-def mlserver(python: Path, bundle: Path, folder: Path) -> Iterator[Server]:
+def start_mlserver(python: Path, bundle: Path, folder: Path) -> Iterator[Server]:
     port = free_port()
     folder.mkdir()
     shutil.copy(PEERS / "mlserver_runtime.py", folder)
@@ -85,20 +86,20 @@ def mlserver(python: Path, bundle: Path, folder: Path) -> Iterator[Server]:
     (folder / "model-settings.json").write_text(json.dumps(model | {"parameters": {"uri": str(bundle.resolve())}}))
     command = [str(python.with_name("mlserver")), "start", str(folder)]
     environment = {**os.environ, "PYTHONPATH": str(folder)}
-    with started(command, port, "/v2/models/model/ready", folder, environment) as server:
+    with start_server(command, port, "/v2/models/model/ready", folder, environment) as server:
         yield server
 
 
 @contextmanager
-def contenders(args: argparse.Namespace, folder: Path) -> Iterator[dict[str, Contender]]:
+def start_contenders(args: argparse.Namespace, folder: Path) -> Iterator[dict[str, Contender]]:
     python = args.venv.absolute() / "bin" / "python"
     if not python.exists():
         raise SystemExit(f"--venv {args.venv}: there is no environment of the other servers; make it:\n\n{__doc__}")
     with ExitStack() as stack:
-        ours = stack.enter_context(serving(args.bundle))
-        fastapi = stack.enter_context(python_server(python, "fastapi_server.py", args.bundle, "/openapi.json"))
-        litserve = stack.enter_context(python_server(python, "litserve_server.py", args.bundle, "/health"))
-        theirs = stack.enter_context(mlserver(python, args.bundle, folder / "mlserver"))
+        ours = stack.enter_context(serve_bundle(args.bundle))
+        fastapi = stack.enter_context(start_python_server(python, "fastapi_server.py", args.bundle, "/openapi.json"))
+        litserve = stack.enter_context(start_python_server(python, "litserve_server.py", args.bundle, "/health"))
+        theirs = stack.enter_context(start_mlserver(python, args.bundle, folder / "mlserver"))
         yield {
             OURS: Contender(ours, "/v1/classify", as_it_is),
             "FastAPI, ONNX Runtime": Contender(fastapi, "/v1/classify", as_it_is),
@@ -107,7 +108,7 @@ def contenders(args: argparse.Namespace, folder: Path) -> Iterator[dict[str, Con
         }
 
 
-def pictures(folder: Path) -> list[Path]:
+def make_pictures(folder: Path) -> list[Path]:
     cell = elpv_photograph()
     with Image.open(cell) as image:
         photograph = image.convert("RGB").resize((1920, 1440), Image.Resampling.LANCZOS)
@@ -115,7 +116,7 @@ def pictures(folder: Path) -> list[Path]:
     return [cell, folder / "photograph.jpg"]
 
 
-def processor_seconds(server: Server) -> float:
+def read_processor_seconds(server: Server) -> float:
     """Return the processor time that the server's processes have taken so far."""
     seconds = 0.0
     for process in (server.process, *server.process.children(recursive=True)):
@@ -124,32 +125,32 @@ def processor_seconds(server: Server) -> float:
     return seconds
 
 
-def measure(contender: Contender, request: Request, connections: int, seconds: float) -> dict[str, float]:
-    before = processor_seconds(contender.server)
-    found = wrk(contender.server, request, connections, seconds)
+def measure_contender(contender: Contender, request: Request, connections: int, seconds: float) -> dict[str, float]:
+    before = read_processor_seconds(contender.server)
+    found = run_wrk(contender.server, request, connections, seconds)
     found["rate"] = (found["requests"] - found["status"]) / found["seconds"]
-    found["cpu"] = 1000 * (processor_seconds(contender.server) - before) / max(1, found["requests"])
+    found["cpu"] = 1000 * (read_processor_seconds(contender.server) - before) / max(1, found["requests"])
     return found
 
 
-def compare(args: argparse.Namespace) -> None:
+def compare_servers(args: argparse.Namespace) -> None:
     results: dict[tuple[str, int, str], list[dict[str, float]]] = defaultdict(list)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        images = args.image or pictures(folder)
-        with contenders(args, folder) as servers:
+        images = args.image or make_pictures(folder)
+        with start_contenders(args, folder) as servers:
             requests: dict[tuple[str, str], Request] = {}
             for number, image in enumerate(images):
                 for place, (name, contender) in enumerate(servers.items()):
                     body, headers = contender.make(image.read_bytes())
                     made = make_request(folder / f"{number}-{place}", name, contender.path, body, headers)
                     requests[image.name, name] = made
-                    measure(contender, made, 2, WARM_UP)
+                    measure_contender(contender, made, 2, WARM_UP)
             for round_ in range(args.rounds):
                 for image in images:
                     for connections in args.connections:
                         for name, contender in servers.items():
-                            found = measure(contender, requests[image.name, name], connections, args.seconds)
+                            found = measure_contender(contender, requests[image.name, name], connections, args.seconds)
                             results[image.name, connections, name].append(found)
                 print(f"round {round_ + 1} of {args.rounds} done", file=sys.stderr, flush=True)
     print_table(results)
@@ -165,13 +166,14 @@ def print_table(results: dict[tuple[str, int, str], list[dict[str, float]]]) -> 
         ratios = []
         for own, other in zip(ours, runs, strict=True):
             ratios.append(own["rate"] / other["rate"] if other["rate"] else math.inf)
-        cells = [image, str(connections), name, spread([run["rate"] for run in runs], 0)]
-        cells += [f"{statistics.median(run[key] for run in runs):.1f}" for key in ("p50", "p99")]
-        cells += [spread([run["cpu"] for run in runs], 1)]
+        cells = [image, str(connections), name, format_spread([run["rate"] for run in runs], 0)]
+        for key in ("p50", "p99"):
+            cells.append(f"{statistics.median(run[key] for run in runs):.1f}")
+        cells += [format_spread([run["cpu"] for run in runs], 1)]
         cells += [f"{sum(run['status'] + run['broken'] for run in runs):.0f}"]
-        cells += ["" if name == OURS else spread(ratios, 2)]
+        cells += ["" if name == OURS else format_spread(ratios, 2)]
         print("| " + " | ".join(cells) + " |")
 
 
-def spread(values: list[float], digits: int) -> str:
+def format_spread(values: list[float], digits: int) -> str:
     return f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f} - {max(values):.{digits}f})"

@@ -237,7 +237,10 @@ def average_figures(folder: Path) -> dict[str, float]:
     """Average the figures of the hierarchy over the run, if its masking has one."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     keys = [key for key in ("tree_height", "largest_part", "parts") if key in lines[-1]]
-    return {key: statistics.mean(line[key] for line in lines) for key in keys} | {"loss": lines[-1]["loss"]}
+    figures = {"loss": lines[-1]["loss"]}
+    for key in keys:
+        figures[key] = statistics.mean(line[key] for line in lines)
+    return figures
 
 
 def write_report(seeds: list[int]) -> None:

@@ -117,7 +117,8 @@ def compare_steps():
     print("| | torch, ms | MindSpore, ms | ratio (quartiles) |")
     print("|---|---|---|---|")
     for part in ("masks", "step"):
-        ours, theirs = ([row[part] for row in times[device]] for device in ("cpu", "mindspore:cpu"))
+        ours = [row[part] for row in times["cpu"]]
+        theirs = [row[part] for row in times["mindspore:cpu"]]
         low, middle, high = statistics.quantiles([b / a for a, b in zip(ours, theirs, strict=True)], n=4)
         medians = [f"{statistics.median(values) * 1e3:.0f}" for values in (ours, theirs)]
         print(f"| {part} | {medians[0]} | {medians[1]} | {middle:.2f} ({low:.2f} to {high:.2f}) |")
