@@ -56,8 +56,9 @@ class Evaluation(ABC, Generic[R]):
 class Task(ABC, Generic[C, R]):
     """Training for a task, as :func:`ehm.training.supervised.train_task` runs it.
 
-    A subclass opens its images, calls this constructor, and then sets what is declared here. ``val_name`` says where
-    the images to measure on lie, if not in ``data.source``.
+    A subclass opens its images, calls this constructor, and then sets what is declared here: ``headline`` says what is
+    trained, and ``class_counts`` are lines that say how often each class occurs in ``train``. ``val_name`` names the
+    images to measure on, if they are not those of ``data.source``; checkpoints keep ``data`` of all images.
     """
 
     measured_keys: ClassVar[tuple[str, ...]] = ()

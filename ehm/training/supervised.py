@@ -10,12 +10,10 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, Protocol, SupportsFloat, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
-from ehm.backends.base import TaskLearner
 from ehm.config import TaskConfig
 from ehm.console import console
-from ehm.data import Loader
 from ehm.data.subset import Subset
 from ehm.storage.checkpoint import newest_checkpoint
 from ehm.storage.writing import write_json
@@ -24,9 +22,11 @@ from ehm.training.progress import RunMeter
 from ehm.training.run import Run, print_unreadable
 from ehm.training.runlog import RunLog
 from ehm.training.schedule import learning_rate_at
-from ehm.training.training_data import TrainingData
 
-__all__ = ["Report", "SupervisedTask", "TaskResult", "train_task"]
+if TYPE_CHECKING:
+    from ehm.tasks.base import Task
+
+__all__ = ["Report", "TaskResult", "train_task"]
 
 
 class Report(Protocol):
@@ -52,60 +52,6 @@ class Report(Protocol):
 
 
 R = TypeVar("R", bound=Report)
-R_co = TypeVar("R_co", bound=Report, covariant=True)
-
-
-class SupervisedTask(Protocol[R_co]):
-    """The part of a task that the loop needs; :class:`ehm.tasks.base.Task` provides it.
-
-    ``kind`` names its checkpoints and ``headline`` says what is trained. ``train`` and ``val`` are the images, of which
-    checkpoints keep ``data``, and ``class_counts`` are lines that say how often each class occurs in ``train``. The
-    loop draws batches from ``loader``, and saves and loads ``learner``.
-    """
-
-    headline: str
-    train: Subset[Any]
-    val: Subset[Any]
-    data: TrainingData
-    classes: tuple[str, ...]
-    class_counts: tuple[str, ...]
-
-    @property
-    def kind(self) -> str:
-        """The kind of its checkpoints."""
-        ...
-
-    @property
-    def loader(self) -> Loader:
-        """The batches that it trains on."""
-        ...
-
-    @property
-    def learner(self) -> TaskLearner:
-        """The model in training."""
-        ...
-
-    @property
-    def config_to_keep(self) -> dict[str, Any]:
-        """The configuration as JSON, without what a checkpoint need not keep."""
-        ...
-
-    @property
-    def unreadable(self) -> Mapping[str, str]:
-        """Files that could not be read, and why."""
-        ...
-
-    def train_step(self, batch: Any, step: int, lr: float) -> Mapping[str, SupportsFloat]:
-        """Take an optimiser step on a batch of ``loader``; ``loss`` is among the metrics."""
-        ...
-
-    def measure(self) -> R_co:
-        """Measure ``learner`` on ``val``; every process calls this."""
-        ...
-
-    def close(self) -> None:
-        """End what reads images."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -126,7 +72,7 @@ class TaskResult(Generic[R]):
         return self.report.figures
 
 
-def train_task(task: SupervisedTask[R], run: Run[Any], title: str) -> TaskResult[R]:
+def train_task(task: Task[Any, R], run: Run[Any], title: str) -> TaskResult[R]:
     """Train ``task`` as ``run`` says; ``title`` names the progress bar."""
     config: TaskConfig = run.config
     optim = config.optim
@@ -191,7 +137,7 @@ def train_task(task: SupervisedTask[R], run: Run[Any], title: str) -> TaskResult
     return TaskResult(run.folder, saved, best, report)
 
 
-def _describe_task(task: SupervisedTask[Any], report: Report | None, best_score: float) -> dict[str, Any]:
+def _describe_task(task: Task[Any, Any], report: Report | None, best_score: float) -> dict[str, Any]:
     """Return what the metadata of a task's checkpoint say besides those of every run."""
     return {
         "classes": list(task.classes),
@@ -213,7 +159,7 @@ def _write_metrics(folder: Path, val: Subset[Any], report: Report, saved: Path, 
     console.print(f"Report: {path}")
 
 
-def _print_start(task: SupervisedTask[Any], run: Run[Any], plan: RunPlan, notes: Sequence[str]) -> None:
+def _print_start(task: Task[Any, Any], run: Run[Any], plan: RunPlan, notes: Sequence[str]) -> None:
     config: TaskConfig = run.config
     optim = config.optim
     height, width = task.learner.image_size

@@ -11,7 +11,8 @@ from PIL import Image
 from ehm.config import DataConfig
 from ehm.data import open_source
 from ehm.errors import BrokenImage, DataError
-from ehm.tasks.retrieval.benchmarks import make_answers_by_class, open_benchmark, read_answers
+from ehm.tasks.retrieval.answers import make_answers_by_class, read_answers
+from ehm.tasks.retrieval.benchmarks import open_benchmark
 
 
 def picture(path, size=(40, 30), colour=(9, 9, 9)):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score
 
-from ehm.tasks.retrieval.benchmarks import Answers
+from ehm.tasks.retrieval.answers import Answers
 from ehm.tasks.retrieval.metrics import compute_average_precision, find_ranks, report_retrieval
 
 NONE = np.zeros(0, np.int64)

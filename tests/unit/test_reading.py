@@ -15,7 +15,7 @@ from ehm.data.sources.shards import open_shards
 from ehm.errors import CheckpointError, ConfigError, DataError, EhmError, ExportError
 from ehm.storage.checkpoint import open_checkpoint
 from ehm.storage.reading import describe_value, parse_json, read_json, read_rows, read_text, shorten
-from ehm.tasks.retrieval.benchmarks import read_answers
+from ehm.tasks.retrieval.answers import read_answers
 
 LONG = "9" * 5000  # more digits than Python turns into a number
 

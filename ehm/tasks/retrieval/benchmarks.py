@@ -13,8 +13,6 @@ bottom) in pixels that the query is cut to.
 
 from __future__ import annotations
 
-import math
-import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,35 +29,18 @@ from ehm.data.sources.base import Names, Split
 from ehm.data.sources.folder import open_folder
 from ehm.data.sources.parts import name_part, visible_folders
 from ehm.errors import BrokenImage, DataError
-from ehm.storage.reading import describe_value, read_json, shorten
-from ehm.tasks.retrieval.pickled import read_pickle
-
-__all__ = ["Answers", "Benchmark", "BenchmarkSource", "make_answers_by_class", "open_benchmark", "read_answers"]
-
-Box = tuple[float, float, float, float]
-_KINDS = ("easy", "hard", "junk")
-_LISTS = ("imlist", "qimlist", "gnd")
-_DAMAGED = (
-    pickle.UnpicklingError,
-    EOFError,
-    LookupError,
-    TypeError,
-    ValueError,
-    AttributeError,
-    MemoryError,
-    RecursionError,
+from ehm.tasks.retrieval.answers import (
+    ANSWER_KINDS,
+    NO_IMAGES,
+    Answers,
+    Box,
+    make_answers_by_class,
+    read_answers,
+    read_box,
+    read_positions,
 )
-"""Errors that a damaged pickle may raise, whatever it was damaged in."""
-_NO_IMAGES = np.zeros(0, np.int64)
 
-
-@dataclass(frozen=True)
-class Answers:
-    """The images that a query should find: positions in the database (n,); ``junk`` counts neither for nor against."""
-
-    easy: NDArray[np.int64]
-    hard: NDArray[np.int64]
-    junk: NDArray[np.int64]
+__all__ = ["Benchmark", "BenchmarkSource", "open_benchmark"]
 
 
 @dataclass(frozen=True)
@@ -159,42 +140,6 @@ def open_benchmark(location: str) -> Benchmark:
     return Benchmark(source, queries, database, answers, revisited=False)
 
 
-def make_answers_by_class(
-    labels: NDArray[np.int64], subset: NDArray[np.int64]
-) -> tuple[NDArray[np.int64], NDArray[np.int64], tuple[Answers, ...]]:
-    """Return queries, database and answers if each image of ``subset`` is sought among the others, by its class.
-
-    ``labels`` are those of all images; queries and database are indices of images.
-    """
-    labels = labels[subset]
-    members = {}
-    for label in np.unique(labels).tolist():
-        members[label] = np.flatnonzero(labels == label)
-    answers = []
-    for position, label in enumerate(labels.tolist()):
-        alike = members[label]
-        # junk to itself: the query lies in the database too, where it would always be found first
-        answers.append(Answers(alike[alike != position], _NO_IMAGES, np.array([position])))
-    return subset, subset, tuple(answers)
-
-
-def read_answers(file: Path) -> dict[str, Any]:
-    """Read the published answers, in a pickle or in JSON; nothing in the file is executed. Raises DataError."""
-    try:
-        if file.suffix == ".json":
-            content = read_json(file)
-        else:
-            with file.open("rb") as stream:
-                content = read_pickle(stream)
-    except _DAMAGED as error:
-        raise DataError(f"{file}: cannot be read as answers: {shorten(str(error))}") from None
-    if not isinstance(content, dict) or not all(isinstance(content.get(key), list) for key in _LISTS):
-        raise DataError(f"{file}: expected a dictionary of the lists {', '.join(_LISTS)}")
-    if len(content["gnd"]) != len(content["qimlist"]):
-        raise DataError(f"{file}: {len(content['qimlist'])} queries in qimlist, {len(content['gnd'])} in gnd")
-    return content
-
-
 def _open_revisited(file: Path) -> Benchmark:
     """Open a benchmark whose answers lie in ``file``, beside its images."""
     content = read_answers(file)
@@ -210,13 +155,13 @@ def _open_revisited(file: Path) -> Benchmark:
     for number, (name, entry) in enumerate(zip(queries, content["gnd"], strict=True)):
         where = f"{file}: query {name}"
         if not isinstance(entry, dict):
-            raise DataError(f"{where}: expected a dictionary of {', '.join(_KINDS)} and bbx")
+            raise DataError(f"{where}: expected a dictionary of {', '.join(ANSWER_KINDS)} and bbx")
         positions = []
-        for kind in _KINDS:
-            positions.append(_read_positions(entry.get(kind, ()), len(database), f"{where}: {kind}"))
+        for kind in ANSWER_KINDS:
+            positions.append(read_positions(entry.get(kind, ()), len(database), f"{where}: {kind}"))
         answers.append(Answers(*positions))
         if entry.get("bbx") is not None:
-            boxes[number] = _read_box(entry["bbx"], where)
+            boxes[number] = read_box(entry["bbx"], where)
     source = BenchmarkSource(Names(files), boxes)
     _check_boxes(source, file)
     first = len(queries)
@@ -246,32 +191,6 @@ def _find_image(root: Path, part: str, name: Any, answers: Path) -> str:
     raise DataError(f"{answers}: image {name} is not in {root / 'jpg'} or {root / part}")
 
 
-def _read_positions(values: Any, images: int, where: str) -> NDArray[np.int64]:
-    try:
-        found = np.asarray(values).reshape(-1)
-    except ValueError:
-        found = np.array([""])  # lists of several lengths, which are refused below
-    if not len(found):
-        return _NO_IMAGES
-    # booleans and floats would be taken as positions without a word
-    if found.dtype.kind not in "iu" or found.min() < 0 or found.max() >= images:
-        raise DataError(
-            f"{where}: expected numbers of images from 0 to {images - 1}, not {describe_value(found.tolist()[:5])}"
-        )
-    return found.astype(np.int64)
-
-
-def _read_box(values: Any, where: str) -> Box:
-    try:
-        left, top, right, bottom = (float(value) for value in values)
-    except (TypeError, ValueError, OverflowError):
-        shown = describe_value(values)
-        raise DataError(f"{where}: bbx: expected left, top, right, bottom, not {shown}") from None
-    if not all(map(math.isfinite, (left, top, right, bottom))):
-        raise DataError(f"{where}: bbx: is not finite: {describe_value(values)}")
-    return left, top, right, bottom
-
-
 def _open_query_folders(root: Path) -> Benchmark:
     """Open ``queries/`` and ``database/``, which have a folder for each class, of the same names."""
     queries, query_classes = _read_class_folders(root, "queries")
@@ -282,7 +201,7 @@ def _open_query_folders(root: Path) -> Benchmark:
     classes = np.array(database_classes)
     answers = []
     for name in query_classes:
-        answers.append(Answers(np.flatnonzero(classes == name), _NO_IMAGES, _NO_IMAGES))
+        answers.append(Answers(np.flatnonzero(classes == name), NO_IMAGES, NO_IMAGES))
     first = len(queries)
     files = queries + database
     source = BenchmarkSource(Names(files), {})

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from rich.table import Table
 
 from ehm.console import console
-from ehm.tasks.retrieval.benchmarks import Answers
+from ehm.tasks.retrieval.answers import Answers
 
 __all__ = ["KAPPAS", "Protocol", "RetrievalReport", "compute_average_precision", "find_ranks", "report_retrieval"]
 

@@ -19,7 +19,8 @@ from ehm.errors import ConfigError, DataError
 from ehm.storage.checkpoint import Checkpoint
 from ehm.tasks.folds import describe_fold, draw_folds
 from ehm.tasks.held_out import holds_training_images, leave_out_trained
-from ehm.tasks.retrieval.benchmarks import Answers, make_answers_by_class, open_benchmark
+from ehm.tasks.retrieval.answers import Answers, make_answers_by_class
+from ehm.tasks.retrieval.benchmarks import open_benchmark
 
 __all__ = [
     "NumberedSource",

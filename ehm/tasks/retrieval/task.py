@@ -21,7 +21,7 @@ from ehm.tasks.base import Evaluation, Task, load_learner, merge_config
 from ehm.tasks.classes import count_labels
 from ehm.tasks.held_out import leave_out_seen
 from ehm.tasks.predictions import collect_predictions
-from ehm.tasks.retrieval.benchmarks import Answers
+from ehm.tasks.retrieval.answers import Answers
 from ehm.tasks.retrieval.metrics import RetrievalReport, report_retrieval
 from ehm.tasks.retrieval.search import (
     Search,
