@@ -68,7 +68,8 @@ class InputSpec:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON, from which :meth:`from_mapping` rebuilds the spec."""
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+        values = asdict(self)
+        return values | {"mean": list(self.mean), "std": list(self.std)}
 
     def resize_target(self, image_size: tuple[int, int]) -> tuple[int, int]:
         """Return the height and width in pixels that an image is resized to, before ``image_size`` is cut from it."""

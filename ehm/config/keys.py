@@ -39,7 +39,9 @@ def list_keys(section: str = "") -> list[Key]:
 
     Raises ConfigError if there is no such section.
     """
-    keys = [key for kind, command in COMMANDS.items() for key in _describe_section(command, kind(), "")]
+    keys: list[Key] = []
+    for kind, command in COMMANDS.items():
+        keys += _describe_section(command, kind(), "")
     chosen = [key for key in keys if _belongs(key, section)]
     if not chosen:
         sections = sorted({key.name.rpartition(".")[0] for key in keys} - {""})

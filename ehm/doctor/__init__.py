@@ -36,10 +36,11 @@ def doctor(device: str = "auto", operators: bool = False, json: bool = False) ->
         return report_operators(device, json)
     findings = list(collect_findings(device))
     works = any(finding.kind == "device" and finding.state == "ok" for finding in findings)
+    status = 0 if works else 1
     if json:
         rows = [asdict(finding) for finding in findings]
         print(dumps({"device": device, "works": works, "findings": rows}, indent=2))
-        return 0 if works else 1
+        return status
     table = Table("", "", "", "to fix it", title="ehm doctor")
     for finding, following in zip(findings, [*findings[1:], None], strict=True):
         state = Text(finding.state, style=STYLES[finding.state])
@@ -52,7 +53,7 @@ def doctor(device: str = "auto", operators: bool = False, json: bool = False) ->
         console.print(f"No device can train here. {advice}")
     elif not works:
         console.print(f"--device {device} cannot train here.")
-    return 0 if works else 1
+    return status
 
 
 def collect_findings(device: str = "auto") -> Iterator[Finding]:
