@@ -52,7 +52,9 @@ class Optimizer(ABC):
                 for name, moment in zip(self._names, moments, strict=True):
                     arrays[f"{name}/{slot}"] = moment.asnumpy().copy()
             if self.counts:
-                arrays |= {f"{name}/step": self._count.asnumpy().copy() for name in self._names}
+                # torch counts for each parameter
+                for name in self._names:
+                    arrays[f"{name}/step"] = self._count.asnumpy().copy()
         return arrays
 
     def load(self, arrays: Arrays) -> None:

@@ -94,6 +94,7 @@ class SimmimVit(nn.Cell):
 
         The k masks of an image lie one after the other; for ``keep`` see :meth:`encode`.
         """
+        # the places of hidden patches come behind those of the visible ones
         is_hidden = restore >= visible.shape[1]
         encoded = self.encode(self.embed(images), is_hidden, keep)
         predicted = self.decoder[0](gather_tokens(encoded, masked))

@@ -63,10 +63,12 @@ def _cpu_dtypes() -> tuple[str, ...]:
 def _has_cpu_flag(*flags: str) -> bool:
     try:
         with open("/proc/cpuinfo", encoding="ascii") as file:
-            present = next((line for line in file if line.startswith("flags")), "").split()  # all cores have the same
+            for line in file:
+                if line.startswith("flags"):
+                    return not set(flags).isdisjoint(line.split())  # all cores have the same
     except OSError:
-        return False
-    return any(flag in present for flag in flags)
+        pass  # no Linux
+    return False
 
 
 def _keep_memory() -> None:

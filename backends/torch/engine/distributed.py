@@ -166,7 +166,7 @@ def average_norms(model: nn.Module, processes: Processes) -> None:
     if not moments:
         return
     # one collective for all of them
-    averages = mean_over_processes(torch.cat(moments), processes).split([len(value) for value in moments])
+    averages = mean_over_processes(torch.cat(moments), processes).split(list(map(len, moments)))
     for value, average in zip(moments, averages, strict=True):
         value.copy_(average)
 

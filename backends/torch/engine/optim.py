@@ -80,6 +80,7 @@ def optimizer_arrays(optimizer: Optimizer, named_parameters: NamedParameters) ->
     arrays: Arrays = {}
     for name, parameter in named_parameters:
         for slot, value in optimizer.state.get(parameter, {}).items():
+            # other slots are settings, which the configuration has
             if isinstance(value, Tensor):
                 arrays[f"{name}/{slot}"] = np.array(gather_tensor(value.detach()).cpu().numpy(), copy=True)
     return arrays

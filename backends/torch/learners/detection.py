@@ -56,7 +56,7 @@ class TorchDetector(Supervised):
             share = (rows.stop - rows.start) / len(images)
             with self._training.autocast():
                 losses = self._training.module(
-                    self._upload_images(images[rows]), [self._upload_target(objects) for objects in targets[rows]]
+                    self._upload_images(images[rows]), list(map(self._upload_target, targets[rows]))
                 )
             for name, value in losses.items():
                 terms[name] = terms.get(name, 0) + value.detach() * share
@@ -74,7 +74,7 @@ class TorchDetector(Supervised):
         inputs = list(images) or [np.zeros((32, 32, 3), np.uint8)]
         with torch.no_grad(), self._training.autocast():
             outputs = self.model(self._upload_images(inputs))
-        return [_download_detections(output) for output in outputs[: len(images)]]
+        return list(map(_download_detections, outputs[: len(images)]))
 
     def _upload_images(self, images: Sequence[NDArray[np.uint8]]) -> list[Tensor]:
         return [self._pixels(image[None])[0] for image in images]

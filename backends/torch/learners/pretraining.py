@@ -138,7 +138,9 @@ class TorchLearner(ResumableLearner):
         tree = hierarchy.build_hierarchy(similarity)
         ratio = self._config.masks.ratio
         views = upload_array(ranks, self._device).unbind(1)
-        masks = [hierarchy.hierarchical_mask(tree, depth, ratio, view) for view in views]
+        masks = []
+        for view in views:
+            masks.append(hierarchy.hierarchical_mask(tree, depth, ratio, view))
         # the masks of one image lie one after the other
         return torch.stack(masks, dim=1).flatten(0, 1), hierarchy.describe_parts(tree, depth)
 
@@ -160,9 +162,11 @@ class TorchLearner(ResumableLearner):
             else:
                 pixels, tokens = self._pixels(images[rows]), None
             masks = slice(rows.start * views, rows.stop * views)
+            visible, masked, restore = (part[masks] for part in indices)
+            # outside of autocast: targets are the same in every type that the model computes in
             targets = self._objective.targets(pixels)
             with self._training.autocast():
-                loss: Tensor = self._training.module(pixels, *(part[masks] for part in indices), tokens, **targets)
+                loss: Tensor = self._training.module(pixels, visible, masked, restore, tokens, **targets)
             return loss
 
         numbers = step_entropy(self._config.run.seed, self._steps, self._rank)

@@ -85,6 +85,7 @@ def _read_file(path: Path) -> Arrays:
     stand_ins: list[Any] = [(_StandIn, name) for name in _CLASSES]
     try:
         with torch.serialization.safe_globals(stand_ins):
+            # weights_only: torch's unpickler makes only the classes that are named here
             content = torch.load(path, map_location="cpu", weights_only=True)
         # a module, or a file of its tensors alone
         tensors = _collect_tensors(content) if isinstance(content, _StandIn) else dict(content)

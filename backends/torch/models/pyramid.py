@@ -106,8 +106,13 @@ class Pyramid(nn.Module):
         if not set(STRIDES) <= set(stages):
             raise ConfigError(f"model: {type(encoder).__name__} has maps at strides {sorted(stages)}, not 4, 8, 16, 32")
         self.any_size = not hasattr(encoder, "set_input_size")  # timm's Swins have it, convolutions need none
-        self.taps = tuple(stages[stride] for stride in STRIDES)
-        self.channels = tuple(encoder.feature_info[index]["num_chs"] for index in self.taps)
+        taps: list[int] = []
+        channels: list[int] = []
+        for stride in STRIDES:
+            taps.append(stages[stride])
+            channels.append(encoder.feature_info[stages[stride]]["num_chs"])
+        self.taps = tuple(taps)
+        self.channels = tuple(channels)
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """See the class."""
@@ -118,10 +123,13 @@ class Pyramid(nn.Module):
         outputs: list[Tensor] = self.encoder.forward_intermediates(
             images, indices=blocks, output_fmt="NCHW", intermediates_only=True
         )
-        maps = [outputs[blocks.index(tap)] for tap in self.taps]
-        if self.neck is None:
-            return maps
-        return [layer(level) for layer, level in zip(self.neck, maps, strict=True)]
+        maps = []
+        for level, tap in enumerate(self.taps):
+            feature_map = outputs[blocks.index(tap)]
+            if self.neck is not None:
+                feature_map = self.neck[level](feature_map)
+            maps.append(feature_map)
+        return maps
 
 
 def load_pyramid(

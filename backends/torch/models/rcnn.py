@@ -64,7 +64,8 @@ def build_rcnn(
     resizing, size = _build_resizing(config, pyramid.any_size, loaded.image_size)
     width = config.width
     backbone = Backbone(pyramid, width)
-    anchors = AnchorGenerator(tuple((side,) for side in config.anchor_sizes), (_RATIOS,) * len(config.anchor_sizes))
+    # one size of anchors on each level
+    anchors = AnchorGenerator(tuple(zip(config.anchor_sizes, strict=True)), (_RATIOS,) * len(config.anchor_sizes))
     options: dict[str, Any] = {
         "rpn_anchor_generator": anchors,
         "rpn_head": _RPNHead(width, len(_RATIOS)),

@@ -36,6 +36,7 @@ class Tokenizer(nn.Module, ABC):
         height, width = images.shape[-2:]
         if height % self.stride or width % self.stride:
             raise ValueError(f"images of {height} x {width} pixels: not multiples of the tokenizer's {self.stride}")
+        # two codes that suit a place almost equally would change places by rounding
         with torch.autocast(images.device.type, enabled=False):
             return self.logits(images.float()).argmax(dim=1).flatten(1)
 

@@ -87,6 +87,7 @@ class TokenHead(nn.Module):
         encoder: MaskedEncoder = self
         if tokens is None:
             tokens = encoder.embed(images)
+        # the places of hidden cells come behind those of the visible ones
         is_hidden = restore >= visible.shape[1]
         encoded = encoder.encode(tokens, is_hidden)
         logits = self.lm_head(gather_tokens(encoded, masked))

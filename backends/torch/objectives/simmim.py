@@ -36,6 +36,7 @@ class PixelHead(nn.Module):
         encoder: MaskedEncoder = self
         if tokens is None:
             tokens = encoder.embed(images)
+        # the places of hidden cells come behind those of the visible ones
         is_hidden = restore >= visible.shape[1]
         encoded = encoder.encode(tokens, is_hidden)
         head = self.decoder[0]

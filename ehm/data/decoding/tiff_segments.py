@@ -79,7 +79,7 @@ class Segments:
 
     def _wrap_up(self, parts: Sequence[bytes], height: int) -> bytes:
         """Return a TIFF file of ``height`` rows of bytes that consists of the segments ``parts``, as they are."""
-        lengths = [len(part) for part in parts]
+        lengths = list(map(len, parts))
         directory = {
             _WIDTH: [self.across * self.row_bytes],
             _HEIGHT: [height],

@@ -201,7 +201,7 @@ def _as_classes(folders: Sequence[str | None]) -> tuple[str, ...]:
     """Return the folders as classes, if there are two at least and no image lies beside them."""
     if None in folders or len(folders) < 2:
         return ()
-    return tuple(name for name in folders if name is not None)
+    return tuple(filter(None, folders))
 
 
 def _name_kind(source: str, division: Division) -> str:
@@ -214,9 +214,14 @@ def _name_kind(source: str, division: Division) -> str:
 
 def _refuse_masks(source: str, place: Path, folders: Sequence[str | None]) -> None:
     """Raise DataError if the folders are images/ and that of their masks: no classes, and masks are no photographs."""
-    names = [name for name in folders if name is not None]
-    masks = sorted(name for name in names if name.lower() in MASK_FOLDERS)
-    images = [name for name in names if name.lower() == "images"]
+    masks = []
+    images = []
+    for name in filter(None, folders):
+        if name.lower() in MASK_FOLDERS:
+            masks.append(name)
+        elif name.lower() == "images":
+            images.append(name)
+    masks.sort()
     if images and masks:
         raise DataError(
             f"data.source {source}: fits two layouts: images with their masks ({images[0]}/ and {masks[0]}/) and "

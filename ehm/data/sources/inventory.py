@@ -140,7 +140,7 @@ def _begins_like_an_image(path: str | Path) -> bool:
 
 def list_names(names: Sequence[str], most: int = 5) -> str:
     """Return the first ``most`` of ``names``, printable and with commas; "…" stands for the others."""
-    shown = [escape_unprintable(name) for name in names[:most]]
+    shown = list(map(escape_unprintable, names[:most]))
     if len(names) > most:
         shown.append("…")
     return ", ".join(shown)

@@ -99,6 +99,7 @@ def match_parts(source: str, names: Iterable[str]) -> dict[Part, str]:
                 "of them as data.source, or rename one"
             )
         found[part] = name
+    # in the order of the parts, not of their names
     return {part: found[part] for part in PARTS if part in found}
 
 
@@ -107,7 +108,12 @@ def visible_folders(root: Path) -> list[str]:
     if not root.is_dir():
         return []
     try:
-        return sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith("."))
+        names = []
+        for entry in os.scandir(root):
+            # a link to a folder counts as one
+            if entry.is_dir() and not entry.name.startswith("."):
+                names.append(entry.name)
+        return sorted(names)
     except OSError as error:
         raise DataError(f"data.source: cannot read {root}: {error.strerror}") from None
 
@@ -150,12 +156,17 @@ def _divide_folder(source: str, root: Path, finder: SampleFinder, certain: bool)
     folders = visible_folders(root)
     if not any(map(name_part, folders)):
         return None  # without looking into each, which takes long in large sets
-    filled = [name for name in folders if finder.below(root / name)]
+    filled = []
+    others = []
+    for name in folders:
+        if finder.below(root / name):
+            filled.append(name)
+            if name_part(name) is None:
+                others.append(name)
     parts = match_parts(source, filled)
     if not parts:
         return None
-    others = tuple(name for name in filled if name_part(name) is None)
-    division = Division(root, parts, others)
+    division = Division(root, parts, tuple(others))
     if certain or _share_class_folders(division):
         return division
     loose = finder.directly(root)

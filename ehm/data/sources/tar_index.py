@@ -70,7 +70,7 @@ def read_index(file: Path) -> TarIndex:
         with open(cache, "rb") as kept, np.load(kept) as stored:
             numbers = stored["numbers"]
             names = os.fsdecode(stored["names"].tobytes()).split("\0")[: len(numbers)]
-            unused = [tuple(row) for row in json.loads(stored["unused"].tobytes())]
+            unused = list(map(tuple, json.loads(stored["unused"].tobytes())))
             return TarIndex(numbers, names, unused)
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         pass  # none yet, or damaged
@@ -113,7 +113,10 @@ def _index_members(file: Path) -> TarIndex:
         raise DataError(f"data.source: shard {file} is not a complete uncompressed tar file: {reason}") from None
 
     # masks such as 0001.seg.png lie beside images; where the image is missing, they do not take its place
-    beside_images = {_suffix_of(member) for sample in samples if sample.plain for member in sample.longer}
+    beside_images: set[str] = set()
+    for sample in samples:
+        if sample.plain:
+            beside_images.update(map(_suffix_of, sample.longer))
     rows: list[tuple[int, int, int]] = []
     names: list[str] = []
     for sample in samples:
