@@ -19,6 +19,7 @@ def make_class_table(
 
     Of more than 20 classes only the first 20 of ``worst_first`` are listed: those whose ``figure`` is lowest.
     """
+    # few classes keep their own order, in which a reader looks for them
     if len(classes) <= MOST_CLASSES:
         table = Table()
         listed: Sequence[int] = range(len(classes))

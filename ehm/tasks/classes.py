@@ -48,7 +48,7 @@ def require_known_classes(classes: Sequence[str], known: Sequence[str], source_n
 def number_classes(classes: Sequence[str], known: Sequence[str], source_name: str, model: str) -> NDArray[np.int64]:
     """Return the model's number of each of a source's ``classes``, matched by name; DataError if it misses one."""
     require_known_classes(classes, known, source_name, model)
-    return np.array([known.index(name) for name in classes], dtype=np.int64)
+    return np.array(list(map(known.index, classes)), dtype=np.int64)
 
 
 def count_labels(train: Subset[Any], config: SourceConfig, trained: Sequence[str] | None = None) -> tuple[str, ...]:
@@ -75,10 +75,10 @@ def count_labels(train: Subset[Any], config: SourceConfig, trained: Sequence[str
 def count_objects(train: Subset[CocoSource], config: SourceConfig) -> tuple[str, ...]:
     """Return lines that say how many objects of each class ``train`` has to learn from; DataError if one has none."""
     source = train.source
-    labels = []
+    counts = np.zeros(len(source.classes), np.int64)
     for index in train.indices.tolist():
-        labels += [source.numbers[row["category_id"]] for row in source.trainable_objects(index)]
-    counts = np.bincount(np.array(labels, np.int64), minlength=len(source.classes))
+        for row in source.trainable_objects(index):  # crowds and boxes without area teach nothing
+            counts[source.numbers[row["category_id"]]] += 1
     _require_every_class(source.classes, counts, "object", train, config)
     return _describe_all("objects of each class to train on", source.classes, counts)
 

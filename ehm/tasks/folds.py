@@ -29,6 +29,7 @@ def stratify(labels: ArrayLike, config: TaskConfig) -> NDArray[np.int64]:
 
 def draw_folds(count: int, config: TaskConfig) -> NDArray[np.int64]:
     """Return the fold of each of ``count`` images or classes, drawn at random."""
+    # dealt out after a shuffle, so that folds differ in size by one at most
     return np.random.default_rng(_SEED).permutation(count) % config.folds
 
 

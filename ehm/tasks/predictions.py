@@ -22,6 +22,7 @@ Predict = Callable[[Any], NDArray[np.float32]]
 def track_batches(loader: Loader, title: str) -> Iterator[Batch]:
     """Yield the batches of one epoch, with a progress bar if there is a ``title`` and a terminal to draw it on."""
     steps = loader.steps_per_epoch
+    # measurements during training have no title: the bar of the run is on the screen
     is_hidden = not (title and console.is_terminal)
     yield from track(loader.batches(0, steps), title, steps, console=console, disable=is_hidden)
 
@@ -44,5 +45,6 @@ def collect_predictions(
     # concatenated before they are sent: one message of three arrays for each process
     share = (np.concatenate(indices), np.concatenate(labels), np.concatenate(rows))
     all_indices, all_labels, all_rows = zip(*processes.gather_values(share), strict=True)
+    # sorted by index too, so that the order does not depend on the number of processes
     _, once = np.unique(np.concatenate(all_indices), return_index=True)
     return np.concatenate(all_labels)[once], np.concatenate(all_rows)[once]

@@ -34,6 +34,7 @@ class TaskEntry:
 
     def load_class(self) -> type[Task[Any, Any]]:
         """Import the task; the others, and what they need, are not imported."""
+        # by name: detection needs packages that other tasks do not
         found: type[Task[Any, Any]] = getattr(import_module(self.module), self.task_class)
         return found
 

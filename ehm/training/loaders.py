@@ -33,7 +33,7 @@ def make_train_loader(
         batch_size=config.optim.batch_size // views,
         seed=config.run.seed,
         shuffle=True,
-        drop_last=True,
+        drop_last=True,  # a short batch would be a step of another size at the same learning rate
         workers=config.data.workers,
         strict=config.data.strict,
         subset=subset,
@@ -63,7 +63,7 @@ def make_eval_loader(
         source,
         transform,
         batch_size=max(1, images_at_once) * processes.size,
-        seed=0,
+        seed=0,  # only the stand-ins for unreadable images are drawn
         shuffle=False,
         drop_last=False,
         workers=config.data.workers,

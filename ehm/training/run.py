@@ -138,6 +138,7 @@ class Run(Generic[C]):
         try:
             yield
         except WriteError as error:
+            # what was written before is complete, whatever ended the run
             saved = newest_checkpoint(self.folder / "checkpoints")
             if saved is None:
                 outcome = "no checkpoint was written yet"

@@ -76,6 +76,7 @@ class RunLog:
     def __enter__(self) -> RunLog:
         if self._silent:
             return self
+        # the steps after the checkpoint are going to be taken once more
         write_text(self._path, "".join(_read_lines_before(self._path, self._first_step)))
         if self._tensorboard:
             self._curves = Curves(self._board_path, self._first_step)
@@ -142,6 +143,6 @@ def _read_lines_before(path: Path, step: int) -> list[str]:
         try:
             if json.loads(line)["step"] <= step:
                 kept.append(line)
-        except (ValueError, KeyError):
+        except (ValueError, KeyError):  # cut off by a crash
             continue
     return kept

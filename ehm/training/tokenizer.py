@@ -69,6 +69,7 @@ def _train(run: Run[TokenizerConfig]) -> TokenizerResult:
     transform = TrainTransform(config.image_size, data.crop_scale, data.flip, data.color_jitter)
     loader = make_train_loader(source, transform, config, run.processes)
     plan = plan_run(optim, config.run, loader.steps_per_epoch)
+    # before the tokenizer is made, so that a mistake costs seconds
     warnings = check_plan(plan, optim, config.run, len(source), measures=False, resumed=run.start is not None)
     training_data = identify_training_data(source, None, data.workers, run.processes)
 

@@ -66,7 +66,7 @@ class ClassificationReport:
         )
         columns: dict[str, list[str]] = {}
         for name, values in (("precision", self.precision), ("recall", self.recall), ("F1", self.f1)):
-            columns[name] = [f"{value:.3f}" for value in values]
+            columns[name] = list(map("{:.3f}".format, values))
         columns["images"] = list(map(str, self.support))
         if len(self.classes) <= MOST_CLASSES:
             # the confusion matrix, a column for each prediction; of many classes it would not fit

@@ -120,6 +120,7 @@ class ClassifierEvaluation(Evaluation[ClassificationReport]):
         subset: Subset[Source],
         backend: Backend,
     ) -> None:
+        # as the weights say, so that an exported bundle sees the same pixels
         transform = EvalTransform.from_spec(classifier.image_size, classifier.inputs)
         loader = make_eval_loader(
             subset.source, transform, config, backend.processes, most=MOST_AT_ONCE, subset=subset.selected

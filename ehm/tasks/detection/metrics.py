@@ -91,8 +91,8 @@ class DetectionReport:
 
         columns = {}
         for part, found in parts.items():
-            columns[f"AP of {part}"] = [_format_share(share) for share in found.per_class]
-        columns["objects"] = [str(count) for count in self.objects]
+            columns[f"AP of {part}"] = list(map(_format_share, found.per_class))
+        columns["objects"] = list(map(str, self.objects))
         # classes without objects come first too: nothing is known of them
         box_ap = [share or 0.0 for share in self.boxes.per_class]
         worst_first = sorted(range(len(self.classes)), key=box_ap.__getitem__)
@@ -148,7 +148,10 @@ def report_detection(
         answers = right.loadRes(rows) if rows else _make_database(images, categories, [])
         return _evaluate_database(right, answers, kind, len(classes), detections)
 
-    counts = np.bincount([row["category_id"] for row in objects if not row["iscrowd"]], minlength=len(classes))
+    counts = np.zeros(len(classes), np.int64)
+    for row in objects:
+        if not row["iscrowd"]:  # a crowd is no single object
+            counts[row["category_id"]] += 1
     return DetectionReport(
         images=len(images),
         classes=tuple(classes),

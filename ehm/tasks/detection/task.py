@@ -72,7 +72,9 @@ class Detection(Task[DetectionConfig, DetectionReport]):
         name = config.data.source
         _print_unusable(source, name)
         # images without objects teach nothing here, but measuring counts what is found in them
-        trainable = np.array([bool(source.trainable_objects(index)) for index in range(len(source))])
+        trainable = np.zeros(len(source), bool)
+        for index in range(len(source)):
+            trainable[index] = bool(source.trainable_objects(index))
         if not trainable.any():
             raise DataError(f"data.source {name}: none of its {len(source)} images has an object to learn from")
         if source.split == "train":

@@ -108,7 +108,7 @@ def read_positions(values: Any, images: int, where: str) -> NDArray[np.int64]:
 def read_box(values: Any, where: str) -> Box:
     """Return a box in pixels; raises DataError that begins with ``where``."""
     try:
-        left, top, right, bottom = (float(value) for value in values)
+        left, top, right, bottom = map(float, values)
     except (TypeError, ValueError, OverflowError):
         shown = describe_value(values)
         raise DataError(f"{where}: bbx: expected left, top, right, bottom, not {shown}") from None

@@ -135,7 +135,7 @@ def open_benchmark(location: str) -> Benchmark:
         raise DataError(
             f"benchmark {location}: expected gnd_*.pkl or gnd.json, queries/ and database/, or a folder for each class"
         )
-    source = BenchmarkSource(Names(images.name(index) for index in range(len(images))), {})
+    source = BenchmarkSource(Names(map(images.name, range(len(images)))), {})
     queries, database, answers = make_answers_by_class(images.labels, np.arange(len(images)))
     return Benchmark(source, queries, database, answers, revisited=False)
 

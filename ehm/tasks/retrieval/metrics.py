@@ -72,7 +72,7 @@ class RetrievalReport:
             protocols[name] = {
                 **asdict(protocol),
                 "map": _replace_nan(protocol.map),
-                "precision": [_replace_nan(share) for share in protocol.precision],
+                "precision": list(map(_replace_nan, protocol.precision)),
             }
         return {
             "images": self.images,
@@ -87,7 +87,7 @@ class RetrievalReport:
         for kappa in KAPPAS:
             table.add_column(f"mP@{kappa}")
         for name, protocol in self.protocols.items():
-            shares = [f"{share:.1%}" for share in (protocol.map, *protocol.precision)]
+            shares = map("{:.1%}".format, (protocol.map, *protocol.precision))
             table.add_row(name, f"{protocol.queries:,}", *shares)
         console.print(f"{self.images:,} images in the database, descriptors of {self.descriptor} features")
         console.print(table)
@@ -142,6 +142,7 @@ def compute_average_precision(ranks: NDArray[np.int64]) -> float:
     As the published ``compute_ap``: between the n-th positive and the one before, precision goes from that right before
     it to that with it. scikit-learn's ``average_precision_score`` takes the latter alone, and so gives less.
     """
+    # the first image of all has no precision before it, which the published code takes as 1
     found = np.arange(len(ranks))
     before = np.where(ranks == 0, 1.0, found / np.maximum(ranks, 1))
     return float(np.mean((before + (found + 1) / (ranks + 1)) / 2))

@@ -27,7 +27,7 @@ class ShrinkTransform:
     def __call__(self, image: Image.Image, rng: np.random.Generator | None = None) -> NDArray[np.uint8]:
         """Return the sample (H, W, 3) of an RGB image of any size."""
         factor = self.longest / max(image.size)
-        if factor < 1:
+        if factor < 1:  # neither of the published codes enlarges
             width = max(1, round(image.width * factor))
             height = max(1, round(image.height * factor))
             image = image.resize((width, height), Image.Resampling.BICUBIC)
@@ -51,6 +51,7 @@ class EnlargeTransform:
 
     def __call__(self, image: Image.Image, rng: np.random.Generator | None = None) -> NDArray[np.uint8]:
         """Return the sample (H, W, 3) of an RGB image of any size."""
+        # at its own size an image is prepared exactly as an exported bundle does it
         if self.size == self.transform.image_size:
             return self.transform(image, rng)
         return np.asarray(self._enlarge(image))

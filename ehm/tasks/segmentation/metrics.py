@@ -65,7 +65,8 @@ class SegmentationReport:
         }
         columns = {}
         for name, values in shares.items():
-            columns[name] = [_format_share(share) for share in values]
+            columns[name] = list(map(_format_share, values))
+        # classes that neither occur nor are predicted are no bad ones
         known = {index: share for index, share in enumerate(self.iou) if share is not None}
         console.print(make_class_table(self.classes, columns, sorted(known, key=known.__getitem__), "IoU"))
 
