@@ -1,0 +1,98 @@
+"""The handlers of the kinds of bundles: each task has one, and it says what differs."""
+
+from typing import get_args
+
+import numpy as np
+import pytest
+from dense_bundles import DETECTED, detector_bundle, segmenter_bundle
+from made_bundles import make_bundle
+from PIL import Image
+
+from ehm.deploy.bundle.manifest import Task
+from ehm.deploy.predict.detection import DetectionHandler
+from ehm.deploy.predict.predictor import Predictor
+from ehm.deploy.predict.registry import create_handler
+from ehm.deploy.predict.segmentation import SegmentationHandler
+from ehm.errors import ExportError
+
+
+@pytest.fixture(scope="module")
+def predictors(tmp_path_factory):
+    """A predictor of each kind of bundle, by its task."""
+    folder = tmp_path_factory.mktemp("bundles")
+    return {
+        "classification": Predictor(make_bundle(folder / "classes", outputs=("logits", "features"))),
+        "features": Predictor(make_bundle(folder / "features", outputs=("features", "patches"))),
+        "segmentation": Predictor(segmenter_bundle(folder / "masks")),
+        "detection": Predictor(detector_bundle(folder / "objects")),
+    }
+
+
+def test_every_task_of_a_manifest_has_a_handler(predictors):
+    assert set(predictors) == set(get_args(Task))
+    handlers = {type(create_handler(predictor.manifest)) for predictor in predictors.values()}
+    assert len(handlers) == len(predictors)
+    for task, predictor in predictors.items():
+        assert predictor.manifest.task == task
+        assert type(predictor.handler) in handlers
+
+
+def test_outputs_are_described_for_one_image(predictors):
+    described = predictors["detection"].handler.describe_outputs()
+    assert described == "boxes 4 x 4, labels 4, scores 4, masks 4 x 28 x 28"
+    assert predictors["segmentation"].handler.describe_outputs() == "scores 3 x 16 x 24"
+    names = [part.split()[0] for part in predictors["classification"].handler.describe_outputs().split(", ")]
+    assert names == ["logits", "features"]
+
+
+@pytest.mark.parametrize("task", get_args(Task))
+def test_a_batch_has_a_row_for_each_image(predictors, task):
+    predictor = predictors[task]
+    shape = [1 if isinstance(size, str) else size for size in predictor.manifest.input.shape]
+    outputs = predictor.run_batch(np.zeros(shape, predictor.manifest.input.dtype))
+    assert {len(values) for values in outputs.values()} == {1}
+
+
+def test_only_a_detector_takes_no_batches(predictors):
+    for task, predictor in predictors.items():
+        if task == "detection":
+            with pytest.raises(ExportError, match=r"b: a detector, which .* run, and ehm bench does not"):
+                predictor.handler.require_batches("b", "ehm bench")
+        else:
+            predictor.handler.require_batches("b", "ehm bench")
+
+
+def test_networks_of_whole_images_crop_nothing(predictors):
+    for task in ("segmentation", "detection"):
+        assert predictors[task].handler.find_seen_region(300, 200) == (0, 0, 300, 200)
+    left, top, width, height = predictors["features"].handler.find_seen_region(300, 200)
+    assert 0 < left < left + width < 300
+    assert 0 < top < top + height < 200
+
+
+def test_a_card_shows_code_where_a_few_lines_are_enough(predictors):
+    for task, predictor in predictors.items():
+        code = "\n".join(predictor.handler.example_code())
+        compile(code, "card", "exec")
+        assert ("onnxruntime" in code) == (task != "detection")
+    assert "longer one 80, at most 60 x 80" in predictors["detection"].handler.describe_input()
+
+
+def test_a_threshold_leaves_out_objects(predictors):
+    predictor = predictors["detection"]
+    assert isinstance(predictor.handler, DetectionHandler)
+    placed, inputs = predictor.handler.place(Image.new("RGB", (160, 120)))
+    outputs = predictor.run(inputs)
+    assert len(predictor.handler.find_objects(outputs, placed)) == len(DETECTED)
+    (likeliest,) = predictor.handler.find_objects(outputs, placed, 0.7)
+    np.testing.assert_allclose(likeliest.box, DETECTED[0]["box"], atol=1e-4)
+
+
+def test_the_shares_of_a_mask_are_those_of_its_pixels(predictors):
+    predictor = predictors["segmentation"]
+    assert isinstance(predictor.handler, SegmentationHandler)
+    pixels = np.zeros((40, 50, 3), np.uint8)
+    pixels[:, :10, 2] = 255
+    pixels[:, 10:, 0] = 255
+    labels = predictor.handler.segment(predictor, Image.fromarray(pixels))
+    assert predictor.handler.measure_shares(labels) == [("red", 0.8), ("blue", 0.2)]
