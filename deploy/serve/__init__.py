@@ -8,7 +8,8 @@ Each module stands on those above it:
                                     the JSON of an inference request
     routes/protocol, schemas        bodies of the protocol <-> arrays; its answers, described
     inference/images, routes/forms  what strangers send, within limits
-    inference/batching, models      requests that wait together run together; load, verify, replace
+    inference/batching              requests that wait together run together
+    inference/served_model, models  a bundle in service; load, verify, replace
     inference/memory, service       what all requests hold; the way of a request
     routes/                         open_inference, images, dense, page
     http/exchange, edge, app        the messages of a request; the web application around it

@@ -15,8 +15,8 @@ from PIL import Image
 from serving import means_bundle, running
 
 from ehm.deploy.predict.predictor import Predictor
-from ehm.deploy.serve.inference import models
-from ehm.deploy.serve.inference.models import _runs_at_once
+from ehm.deploy.serve.inference import served_model
+from ehm.deploy.serve.inference.served_model import count_parallel_runs
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +87,7 @@ def recorded(threads, service):
 
 def test_batches_run_at_once_on_a_processor(bundle, monkeypatch):
     """Each waits until the other runs, too."""
-    monkeypatch.setattr(models, "count_available_processors", lambda: 2)
+    monkeypatch.setattr(served_model, "count_available_processors", lambda: 2)
     together = threading.Barrier(2)
     with running([bundle], max_batch=1) as (address, service), concurrent.futures.ThreadPoolExecutor() as pool:
         run = service.models["both"].predictor.run
@@ -117,5 +117,5 @@ def test_batches_run_at_once_on_a_processor(bundle, monkeypatch):
     ],
 )
 def test_how_many_run_at_once(monkeypatch, provider, processors, threads, expected):
-    monkeypatch.setattr(models, "count_available_processors", lambda: processors)
-    assert _runs_at_once(SimpleNamespace(provider=provider), threads) == expected
+    monkeypatch.setattr(served_model, "count_available_processors", lambda: processors)
+    assert count_parallel_runs(SimpleNamespace(provider=provider), threads) == expected

@@ -54,7 +54,10 @@ OUTSIDE: list[tuple[str, set[str]]] = [
     *((f"ehm.deploy.export.engines.{name}", set()) for name in ("ascend", "convert", "kserve", "triton")),
     ("ehm.deploy.bench_baselines", {"torch", "onnxruntime"}),
     ("ehm.deploy.export", {"torch", "torchvision", "onnx", "onnxscript", "onnxruntime"}),
-    *((f"ehm.deploy.serve.inference.{name}", {"onnxruntime"}) for name in ("batching", "images", "models")),
+    *(
+        (f"ehm.deploy.serve.inference.{name}", {"onnxruntime"})
+        for name in ("batching", "images", "models", "served_model")
+    ),
     ("ehm.deploy.serve.routes.protocol", set()),
     ("ehm.deploy.serve", WEB | {"onnxruntime"}),
     ("ehm.deploy", {"onnxruntime"}),

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from serving import means_bundle, picture
 
+from ehm.deploy.serve.inference import models as serving_models
 from ehm.deploy.serve.inference.metrics import Metrics
 from ehm.deploy.serve.inference.models import Models, name_bundles
 from ehm.deploy.serve.settings import Settings
@@ -68,7 +69,7 @@ def test_files_that_still_change_are_left_alone(folders, caplog):
 def test_a_bundle_that_is_replaced_while_it_is_read_is_read_again(folders, monkeypatch):
     """Its manifest may be of the one, its network of the other."""
     served, _ = folders
-    really = Models._open
+    really = serving_models.open_served_model
     newer = [3.0]
 
     def replaced(*args):
@@ -77,17 +78,17 @@ def test_a_bundle_that_is_replaced_while_it_is_read_is_read_again(folders, monke
             means_bundle(served, scale=newer.pop())
         return model
 
-    monkeypatch.setattr(Models, "_open", replaced)
+    monkeypatch.setattr(serving_models, "open_served_model", replaced)
     assert np.isclose(scale(asyncio.run(serving(served))), 3)
 
 
 def test_unloading_stays_although_a_reload_was_under_way(folders, monkeypatch):
     served, _ = folders
-    really = Models._open
+    really = serving_models.open_served_model
 
     async def race():
         models = await serving(served)
-        monkeypatch.setattr(Models, "_open", lambda *args: (time.sleep(0.2), really(*args))[1])
+        monkeypatch.setattr(serving_models, "open_served_model", lambda *args: (time.sleep(0.2), really(*args))[1])
         reload = asyncio.ensure_future(models.refresh(every=True))
         await asyncio.sleep(0.05)
         models.unload("m")

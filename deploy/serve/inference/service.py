@@ -1,4 +1,4 @@
-"""The part that all routes share: the models, the limits, and the way of a request through them."""
+"""The service that all routes share: the models, the limits, and the way of a request through them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ from ehm.deploy.serve.inference.batching import Images, Outputs, Result
 from ehm.deploy.serve.inference.images import read_image
 from ehm.deploy.serve.inference.memory import Memory, Record
 from ehm.deploy.serve.inference.metrics import Metrics
-from ehm.deploy.serve.inference.models import Models, ServedModel
+from ehm.deploy.serve.inference.models import Models
+from ehm.deploy.serve.inference.served_model import ServedModel
 from ehm.deploy.serve.routes.forms import read_form_image
 from ehm.deploy.serve.settings import Settings
 from ehm.errors import RequestError

@@ -13,7 +13,7 @@ from pydantic import BaseModel
 
 from ehm.deploy.predict.detection import DetectionHandler
 from ehm.deploy.predict.segmentation import WINDOW_BATCH, SegmentationHandler, make_label_image
-from ehm.deploy.serve.inference.models import ServedModel
+from ehm.deploy.serve.inference.served_model import ServedModel
 from ehm.deploy.serve.inference.service import Served, Service, Upload
 from ehm.deploy.serve.routes.images import BINARY, IMAGE, Answer, Model
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel
 
 from ehm.deploy.predict.classification import rank_classes
-from ehm.deploy.serve.inference.models import ServedModel
+from ehm.deploy.serve.inference.served_model import ServedModel
 from ehm.deploy.serve.inference.service import Served, Service
 from ehm.errors import RequestError
 

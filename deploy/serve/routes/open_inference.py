@@ -9,7 +9,7 @@ from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import JSONResponse
 
 import ehm
-from ehm.deploy.serve.inference.models import ServedModel
+from ehm.deploy.serve.inference.served_model import ServedModel
 from ehm.deploy.serve.inference.service import Served, Service
 from ehm.deploy.serve.routes.json_request import InferenceRequest
 from ehm.deploy.serve.routes.protocol import InferRequest, decode_request, describe_model, encode_response

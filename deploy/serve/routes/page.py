@@ -15,7 +15,7 @@ from pydantic import BaseModel
 
 from ehm.data.decoding.decode import decode_image
 from ehm.deploy.serve.inference.images import FORMATS
-from ehm.deploy.serve.inference.models import ServedModel
+from ehm.deploy.serve.inference.served_model import ServedModel
 from ehm.deploy.serve.inference.service import Served, Service
 from ehm.deploy.serve.routes.images import BINARY, IMAGE, Answer, Model, compute_row
 from ehm.deploy.serve.routes.neighbours import Index, Neighbour
