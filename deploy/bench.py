@@ -158,14 +158,19 @@ def _load_torch(manifest: Manifest, threads: int) -> list[_Contestant]:
     output = "logits" if manifest.labels else "features"
     if manifest.output(output) is None:
         raise EhmError(f"the bundle has no {output}, which torch computes")
-    baselines = load_torch_baselines(manifest, output, threads)
-    return [_Contestant(f"torch {name}", output, True, run) for name, run in baselines.items()]
+    contestants = []
+    for name, run in load_torch_baselines(manifest, output, threads).items():
+        contestants.append(_Contestant(f"torch {name}", output, True, run))
+    return contestants
 
 
 def _draw_pictures(count: int) -> list[Image.Image]:
     """Return smooth random pictures of 300 x 300 pixels."""
     noise = np.random.default_rng(0).integers(0, 256, (count, 12, 12, 3), np.uint8)
-    return [Image.fromarray(pixels).resize((300, 300), Image.Resampling.BICUBIC) for pixels in noise]
+    pictures = []
+    for pixels in noise:
+        pictures.append(Image.fromarray(pixels).resize((300, 300), Image.Resampling.BICUBIC))
+    return pictures
 
 
 def _prepare_inputs(reference: Predictor, pictures: Sequence[Image.Image]) -> _Inputs:

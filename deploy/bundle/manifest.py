@@ -264,7 +264,11 @@ class Manifest(_Section):
     @property
     def compared_output(self) -> str:
         """The output whose cosines `Quality` has."""
-        return next(name for name in ("features", "logits", "patches", "scores") if self.output(name))
+        # the direction of features says the most: it does not depend on how decided the network is
+        for name in ("features", "logits", "patches"):
+            if self.output(name):
+                return name
+        return "scores"
 
     def output(self, name: str) -> TensorRecord | None:
         """Return the record of an output; None if the network does not give it.

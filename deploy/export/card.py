@@ -34,7 +34,9 @@ def write_card(manifest: Manifest, config: ExportConfig, path: Path) -> None:
     """
     runs = read_runs(manifest.source.checkpoint)
     handler = create_handler(manifest)
-    training = [f"- {line}" for line in describe_training(manifest.source, runs)]
+    training = []
+    for line in describe_training(manifest.source, runs):
+        training.append(f"- {line}")
     licences = f"- model: {config.license or _UNSTATED}\n- data: {config.data_license or _find_data_license(runs)}"
     sections = {
         f"# {handler.card.title}": _describe_network(manifest),
@@ -46,8 +48,10 @@ def write_card(manifest: Manifest, config: ExportConfig, path: Path) -> None:
         "## Licence": licences,
     }
     front = yaml.safe_dump(_front_matter(handler, config, runs), sort_keys=False, allow_unicode=True)
-    body = "\n\n".join(f"{title}\n\n{content}" for title, content in sections.items())
-    write_text(path, f"---\n{front}---\n\n{body}\n")
+    text = f"---\n{front}---\n"
+    for title, content in sections.items():
+        text += f"\n{title}\n\n{content}\n"
+    write_text(path, text)
 
 
 def _front_matter(handler: Handler, config: ExportConfig, runs: list[dict[str, Any]]) -> dict[str, Any]:

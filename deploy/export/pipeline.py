@@ -168,11 +168,13 @@ def _describe_tensor(value: ValueInfoProto) -> TensorRecord:
     """Return the manifest's record of an input or output of a graph."""
     from onnx import TensorProto
 
-    shape = tuple(dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim)
+    shape: list[int | str] = []
+    for dimension in value.type.tensor_type.shape.dim:
+        shape.append(dimension.dim_param or dimension.dim_value)  # a dynamic one has a name
     element = value.type.tensor_type.elem_type
     if element == TensorProto.UINT8:
-        return TensorRecord(name=value.name, dtype="uint8", layout="NHWC", shape=shape)
+        return TensorRecord(name=value.name, dtype="uint8", layout="NHWC", shape=tuple(shape))
     layout = _LAYOUTS[len(shape)]
     if element == TensorProto.INT64:
-        return TensorRecord(name=value.name, dtype="int64", layout=layout, shape=shape)
-    return TensorRecord(name=value.name, dtype="float32", layout=layout, shape=shape)
+        return TensorRecord(name=value.name, dtype="int64", layout=layout, shape=tuple(shape))
+    return TensorRecord(name=value.name, dtype="float32", layout=layout, shape=tuple(shape))

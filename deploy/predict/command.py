@@ -195,9 +195,14 @@ def _save_predictions(out: Path, predictions: Sequence[Prediction], index: Index
         temporary.write_text("".join(lines), encoding="utf-8")
         # an index of an earlier call would number other images
         (out / faiss_index.FILE).unlink(missing_ok=True)
-        features = [prediction.features for prediction in predictions if prediction.features is not None]
+        features = []
+        patches = []
+        for prediction in predictions:
+            if prediction.features is not None:
+                features.append(prediction.features)
+            if prediction.patches is not None:
+                patches.append(prediction.patches)
         _save_rows(out / "features.npy", features)
-        patches = [prediction.patches for prediction in predictions if prediction.patches is not None]
         _save_rows(out / "patches.npy", patches)
         if index is not None and features:
             faiss_index.write_index(out, np.stack(features), index)

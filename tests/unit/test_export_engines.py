@@ -304,8 +304,8 @@ def test_the_guide_has_every_setting_and_a_service_that_follows_the_definition()
     guide = (Path(__file__).parents[2] / "docs/serving_scale.md").read_text(encoding="utf-8")
     (container,) = service(re.search(r"```yaml\n(.*?)```", guide, re.S)[1])["spec"]["predictor"]["containers"]
     assert container["name"] == "kserve-container"  # the one that KServe looks for STORAGE_URI in
-    rows = dict(re.findall(r"^\| `(\w+)` \| `?([^|`]*)`? \|", guide, re.M))
-    said = {"name": "the bundle's folder", "preferred_batch_size": "none"}
+    rows = dict(re.findall(r"^\| `triton\.(\w+)` \| ([^|]*)\|", guide, re.M))
+    said = {"preferred_batch_size": "[]"}
     assert {name: value.strip() for name, value in rows.items()} == {
         name: said.get(name, str(value)) for name, value in TritonConfig()
     }

@@ -182,7 +182,9 @@ def _describe_tensor(record: TensorRecord) -> str:
 def _describe_warm_up(record: TensorRecord, image_size: tuple[int, int], batch: int) -> str:
     """Return a batch of zeros, of the model's own size if it takes any."""
     sides = iter(image_size)
-    dims = [next(sides) if isinstance(size, str) else size for size in record.shape[1:]]
+    dims = []
+    for size in record.shape[1:]:
+        dims.append(next(sides) if isinstance(size, str) else size)  # height, then width
     value = f"data_type: {_TYPES[record.dtype]} dims: {_format_list(dims)} zero_data: true"
     return (
         f'  {{ name: "batch of {batch}" batch_size: {batch} '

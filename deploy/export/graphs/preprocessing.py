@@ -29,7 +29,9 @@ def take_bytes(model: ModelProto, preprocessing: Preprocessing) -> None:
     graph = _PixelGraph(preprocessing)
     normalised = graph.write(images.name)
     for node in model.graph.node:
-        node.input[:] = [normalised if name == images.name else name for name in node.input]
+        for index, name in enumerate(node.input):
+            if name == images.name:
+                node.input[index] = normalised
     later = list(model.graph.node)
     del model.graph.node[:]
     model.graph.node.extend([*graph.nodes.values(), *later])

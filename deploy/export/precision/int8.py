@@ -108,9 +108,9 @@ class _Quantiser:
         used: set[str] = set()
         for node in nodes:
             used.update(node.input)
-        kept = [tensor for tensor in graph.initializer if tensor.name in used]
-        del graph.initializer[:]
-        graph.initializer.extend(kept)
+        for index in reversed(range(len(graph.initializer))):  # from the end, so that indices stay right
+            if graph.initializer[index].name not in used:
+                del graph.initializer[index]
         for name, array in self._added.items():
             graph.initializer.append(numpy_helper.from_array(array, name))
 

@@ -61,7 +61,9 @@ def write_lower_precisions(bundle: Bundle, config: ExportConfig, device: str) ->
     # a bundle that knows the new files, to open them as users will
     models = {**manifest.models, **records}
     complete = Bundle(bundle.path, manifest.model_copy(update={"models": models}))
-    variants = {precision: Predictor(complete, device, precision) for precision in records}
+    variants: dict[Precision, Predictor] = {}
+    for precision in records:
+        variants[precision] = Predictor(complete, device, precision)
     qualities = _measure_variants(reference, variants, measured, size)
     files = {precision: complete.model(precision) for precision in models}
     _print_table(qualities, files, manifest.compared_output)

@@ -92,8 +92,9 @@ class Exchange:
             headers |= RETRY
         if status == 401:
             headers["www-authenticate"] = "Bearer"
-        raw = [(name.encode(), value.encode()) for name, value in headers.items()]
-        await self._begin_answer({"type": "http.response.start", "status": status, "headers": raw})
+        start: Message = {"type": "http.response.start", "status": status, "headers": []}
+        MutableHeaders(scope=start).update(headers)
+        await self._begin_answer(start)
         await self._send_body(body, last=True)
 
     async def finish(self) -> None:

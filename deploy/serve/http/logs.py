@@ -66,8 +66,11 @@ class _Json(logging.Formatter):
 class _Text(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         # what a client sent stands in quotes, so that it can neither end a line nor look like another field
-        fields = [f"{key}={json.dumps(value)}" for key, value in _read_fields(record).items() if value not in ("", 0)]
-        line = " ".join([_format_time(record), record.levelname.lower(), record.getMessage(), *fields])
+        parts = [_format_time(record), record.levelname.lower(), record.getMessage()]
+        for key, value in _read_fields(record).items():
+            if value not in ("", 0):
+                parts.append(f"{key}={json.dumps(value)}")
+        line = " ".join(parts)
         if record.exc_info:
             line += f"\n{self.formatException(record.exc_info)}"
         return line

@@ -91,7 +91,8 @@ class Models(Mapping[str, ServedModel]):
     @property
     def ready(self) -> bool:
         """True if every model that is wanted is there."""
-        return all(slot.model is not None for slot in self._slots.values() if slot.wanted)
+        wanted = [slot for slot in self._slots.values() if slot.wanted]
+        return all(slot.model is not None for slot in wanted)
 
     def find(self, name: str, version: str | None = None) -> ServedModel:
         """Return the model of that name; raises RequestError (404) that names those there are."""
