@@ -383,7 +383,9 @@ def test_kill_9_with_another_child_holding_the_sockets(tmp_path, images):
 
 
 def test_ctrl_c_ends_at_once_with_one_traceback(tmp_path, images):
-    with run(tmp_path, SCRIPT.format(before="", each="pass"), str(images)) as process:
+    # a shell starts what runs in the background with SIGINT ignored, and these tests may run there
+    before = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    with run(tmp_path, SCRIPT.format(before=before, each="pass"), str(images)) as process:
         workers = family(process)
         os.killpg(process.pid, signal.SIGINT)
         _, errors = process.communicate(timeout=20)
