@@ -1,6 +1,7 @@
 """The promises of the simulated NPU, one function each; as a script it prints the names of those that fail, as JSON.
 
-In a process of its own, because a device cannot be uninstalled: ``tests/unit/test_simulated_npu.py`` starts it.
+It runs in a process of its own, because a device cannot be uninstalled; ``tests/unit/backends/test_simulated_npu.py``
+starts it.
 """
 
 import copy

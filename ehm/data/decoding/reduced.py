@@ -3,8 +3,8 @@
 JPEG keeps blocks of 8 x 8 pixels as frequencies, and libjpeg can turn the lowest of them into 4 x 4, 2 x 2 or 1 x 1
 pixels directly. Resizing what comes out gives nearly what resizing all pixels gives, if it is still well above the
 final size: at `MARGIN` times that, values of 8 bits differ by at most 8 levels, and on average by less than 0.75, on
-photographs (tests/unit/test_data_reduced.py). Only prediction and serving do this. Training and evaluation read every
-pixel.
+photographs (tests/unit/data/test_data_reduced.py). Only prediction and serving do this. Training and evaluation read
+every pixel.
 """
 
 from __future__ import annotations

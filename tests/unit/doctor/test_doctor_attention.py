@@ -128,7 +128,7 @@ def test_uniform_attention_breaks_a_device(strange, capsys, monkeypatch):
 
 
 def test_the_simulated_npu_is_a_device_like_a_real_one(monkeypatch):
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1] / "simulated"))
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2] / "simulated"))
     found = next(row for row in collect_findings("npu") if row.kind == "device")
     assert found.state == "ok", found.detail
     assert "(simulated)" in found.detail

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-SIMULATED = Path(__file__).parents[1] / "simulated"
+SIMULATED = Path(__file__).parents[2] / "simulated"
 CHECKS = re.findall(r"^def (\w+_\w+)\(\):", (SIMULATED / "checks.py").read_text(encoding="utf-8"), re.MULTILINE)
 
 

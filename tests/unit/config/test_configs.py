@@ -11,7 +11,7 @@ from ehm.cli import main
 from ehm.config import TrainConfig, load_config, shipped_configs
 from ehm.config.listing import describe_config
 
-CONFIGS = Path(__file__).parents[2] / "configs"
+CONFIGS = Path(__file__).parents[3] / "configs"
 SIZES = {"small": (384, 12, 6), "base": (768, 12, 12)}  # width, depth, heads: DeiT-S and ViT-B
 MASKINGS = ("random", "grid", "block", "evolved", "shallow", "deep")
 

@@ -11,7 +11,7 @@ from ehm.backends import ascend
 from ehm.doctor.attention import TOLERANCE
 from ehm.doctor.variables import VARIABLES
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 TEXT = (ROOT / "docs/backends.md").read_text(encoding="utf-8")
 
 

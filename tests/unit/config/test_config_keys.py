@@ -13,7 +13,7 @@ from ehm.config.listing import configs
 from ehm.config.sections import Section
 from ehm.errors import ConfigError
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 NAMES = {key.name for key in list_keys()}
 

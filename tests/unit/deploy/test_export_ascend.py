@@ -25,7 +25,7 @@ from ehm.deploy.export.engines.ascend import atc_command, write_om
 from ehm.deploy.predict.runtime import PROVIDERS
 from ehm.errors import ExportError
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 IMAGES = TensorRecord(name="images", dtype="float32", layout="NCHW", shape=("batch", 3, 28, 42))
 FAILING = """#!/bin/sh
 echo 'ATC start working now, please wait for a moment.'

@@ -12,7 +12,7 @@ from PIL import Image
 from ehm.cli import build_parser
 from ehm.deploy.serve.settings import MOST_PIXELS, Settings, add_flags, describe_default
 
-DOCS = Path(__file__).parents[2] / "docs" / "serving.md"
+DOCS = Path(__file__).parents[3] / "docs" / "serving.md"
 
 
 def flag(name):

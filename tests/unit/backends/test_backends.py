@@ -19,7 +19,7 @@ from ehm.config import MaskConfig
 from ehm.errors import BackendError
 from ehm.masking import make_masker
 
-TESTS = Path(__file__).parents[1]
+TESTS = Path(__file__).parents[2]
 
 
 def test_another_package_adds_a_backend(images, tmp_path):

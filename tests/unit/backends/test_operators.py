@@ -125,8 +125,8 @@ def test_a_record_has_operators_dtypes_and_places():
         y.item()
     line = test_a_record_has_operators_dtypes_and_places.__code__.co_firstlineno + 4
     found = {(call.operator, call.dtypes): call.site for call in calls}
-    assert found["addmm", ("float32",)].endswith(f"tests/unit/test_operators.py:{line}")
-    assert found["huber_loss", ("float32",)].endswith(f"tests/unit/test_operators.py:{line + 1}")
+    assert found["addmm", ("float32",)].endswith(f"tests/unit/backends/test_operators.py:{line}")
+    assert found["huber_loss", ("float32",)].endswith(f"tests/unit/backends/test_operators.py:{line + 1}")
     assert found["huber_loss_backward", ("float32",)] == "backward (HuberLossBackward0)"
     rows = judge_calls(calls)
     assert (rows[0].operator, rows[0].verdict) == ("huber_loss", "falls back")

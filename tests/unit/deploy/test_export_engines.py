@@ -301,7 +301,7 @@ def test_a_service_has_a_valid_name_whatever_the_models(tmp_path):
 
 
 def test_the_guide_has_every_setting_and_a_service_that_follows_the_definition():
-    guide = (Path(__file__).parents[2] / "docs/serving_scale.md").read_text(encoding="utf-8")
+    guide = (Path(__file__).parents[3] / "docs/serving_scale.md").read_text(encoding="utf-8")
     (container,) = service(re.search(r"```yaml\n(.*?)```", guide, re.S)[1])["spec"]["predictor"]["containers"]
     assert container["name"] == "kserve-container"  # the one that KServe looks for STORAGE_URI in
     rows = dict(re.findall(r"^\| `triton\.(\w+)` \| ([^|]*)\|", guide, re.M))
