@@ -36,7 +36,7 @@ class Prediction:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the plain values that ``--json`` prints."""
-        # the reason is all that there is
+        # an image that cannot be read has no other fields
         if self.error is not None:
             return {"image": self.image, "error": self.error}
         values: dict[str, Any] = {"image": self.image}

@@ -59,7 +59,8 @@ class Mosaic:
     def inputs(self, start: int, count: int) -> NDArray[np.float32]:
         """Return the windows (B, 3, *window) from number ``start``, ``count`` or what is left of them."""
         # windows are padded one by one: a line of pixels, padded as a whole, would grow to a window's height
-        return np.stack(list(map(self._padded_window, self._corners[start : start + count])))
+        corners = self._corners[start : start + count]
+        return np.stack([self._padded_window(corner) for corner in corners])
 
     def add_scores(self, start: int, scores: NDArray[np.float32]) -> None:
         """Add the scores (B, C, *window) of the windows from number ``start``."""

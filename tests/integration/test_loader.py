@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import chain, islice
 
@@ -315,13 +316,20 @@ def test_workers_import_no_framework():
     assert len(batches) == 5
 
 
+@contextmanager
 def run(tmp_path, text, *arguments, **options):
+    """A script in a group of processes of its own, of which none is left behind a test that fails."""
     script = tmp_path / "script.py"
     script.write_text(text)
     command = [sys.executable, str(script), *arguments]
-    return subprocess.Popen(
+    with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True, **options
-    )
+    ) as process:
+        try:
+            yield process
+        except BaseException:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
 
 
 SCRIPT = """
