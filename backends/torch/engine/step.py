@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from shutil import which
 from typing import Any, SupportsFloat
@@ -34,7 +33,7 @@ from ehm.config import OptimConfig, RunConfig
 from ehm.errors import BackendError
 from ehm.storage.arrays import Arrays
 
-__all__ = ["Training", "recompute_activations", "seed_random_numbers", "set_deterministic"]
+__all__ = ["Training", "recompute_activations", "set_deterministic"]
 
 _BLOCKS = (Block, BeitBlock, SwinTransformerBlock)
 
@@ -152,17 +151,6 @@ def recompute_activations(model: nn.Module, random: bool = False) -> None:
         if isinstance(module, _BLOCKS):
             block: Any = module
             block.forward = partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=random)
-
-
-@contextmanager
-def seed_random_numbers(device: torch.device, numbers: list[int]) -> Iterator[None]:
-    """Seed torch's random numbers by ``numbers`` for a while, on the host and on ``device``."""
-    on_device = []
-    if device.type != "cpu":
-        on_device.append(device)
-    with torch.random.fork_rng(on_device, device_type=device.type):
-        torch.manual_seed(int(np.random.SeedSequence(numbers).generate_state(1)[0]))
-        yield
 
 
 def set_deterministic(wanted: bool) -> None:

@@ -18,6 +18,7 @@ from safetensors.torch import save
 from timm.data.imagenet_info import ImageNetInfo, infer_imagenet_subset
 from torch import nn
 
+from ehm.backends.torch.engine.seeds import seed_weights
 from ehm.backends.torch.engine.tensors import load_arrays, to_arrays
 from ehm.backends.torch.export.heads import Heads, Scores
 from ehm.backends.torch.learners.classification import probe_head
@@ -74,8 +75,7 @@ def load_module(source: ModelSource, head: Head = "auto", weights: Weights | Non
     ``weights`` are what ``source`` names if that was opened already. Raises CheckpointError if a classifier is asked
     for and there is none, and as ``load_model`` does.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)  # an untrained model is the same every time
+    with seed_weights():  # an untrained model is the same every time
         if source.init.startswith("timm:"):
             return _load_from_timm(source, head)
         if weights is None:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ehm.backends.base import ALONE, Processes
 from ehm.backends.common import split_batch
+from ehm.backends.torch.engine.seeds import seed_weights
 from ehm.backends.torch.engine.tensors import Pixels, upload_array
 from ehm.backends.torch.learners.supervised import Supervised
 from ehm.backends.torch.models.loading import classifier_name, load_model
@@ -38,8 +39,7 @@ class TorchClassifier(Supervised):
         processes: Processes = ALONE,
         weights: Weights | None = None,
     ) -> None:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(config.run.seed)
+        with seed_weights(config.run.seed):
             fc_norm = False if config.frozen else None  # a probe keeps the encoder's own norm
             loaded = load_model(config.model, classes, config.pool, fc_norm, weights)
             self._head: nn.Module | None = None

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ehm.backends.base import ALONE, Processes
 from ehm.backends.torch.engine.distributed import mean_over_processes
+from ehm.backends.torch.engine.seeds import seed_weights
 from ehm.backends.torch.engine.step import recompute_activations
 from ehm.backends.torch.engine.tensors import upload_array
 from ehm.backends.torch.learners.supervised import Supervised
@@ -37,8 +38,7 @@ class TorchDetector(Supervised):
         processes: Processes = ALONE,
         weights: Weights | None = None,
     ) -> None:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(config.run.seed)
+        with seed_weights(config.run.seed):
             model, loaded, image_size = build_rcnn(config, classes, weights)
         if config.run.grad_checkpointing:
             recompute_activations(model, random=config.model.drop_path > 0)

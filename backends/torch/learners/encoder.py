@@ -16,6 +16,7 @@ from timm.models.swin_transformer import SwinTransformer
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
+from ehm.backends.torch.engine.seeds import seed_weights
 from ehm.backends.torch.engine.tensors import Pixels
 from ehm.backends.torch.models.attention import attention_probs, mean_attention, patch_similarity
 from ehm.backends.torch.models.loading import load_model
@@ -34,8 +35,7 @@ class TorchEncoder:
     """
 
     def __init__(self, source: ModelSource, device: torch.device, data: SourceConfig | None = None) -> None:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)  # `scratch` and untrained models are the same every time
+        with seed_weights():  # `scratch` and untrained models are the same every time
             loaded = load_model(source, pool="avg", fc_norm=False)
         self.inputs = loaded.inputs
         if data is not None:

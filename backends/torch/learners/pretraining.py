@@ -21,7 +21,8 @@ from ehm.backends.resumable import ResumableLearner
 from ehm.backends.torch.engine import hierarchy
 from ehm.backends.torch.engine.distributed import gather_parameters, is_sharded, wrap_model
 from ehm.backends.torch.engine.optim import param_groups
-from ehm.backends.torch.engine.step import Training, recompute_activations, seed_random_numbers
+from ehm.backends.torch.engine.seeds import seed_random_numbers, seed_weights
+from ehm.backends.torch.engine.step import Training, recompute_activations
 from ehm.backends.torch.engine.tensors import Pixels, load_arrays, start_download, to_arrays, upload_array
 from ehm.backends.torch.models.attention import cosine_similarity
 from ehm.backends.torch.models.loading import load_initial_weights
@@ -179,8 +180,7 @@ class TorchLearner(ResumableLearner):
 
     def _build_model(self) -> Any:
         """Build the model with the weights that the seed gives, or those that ``model.init`` names."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self._config.run.seed)
+        with seed_weights(self._config.run.seed):
             model = self._objective.build_model()
         self.notes = load_initial_weights(model, self._config)
         return model.to(self._device)

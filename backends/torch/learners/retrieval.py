@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ehm.backends.base import ALONE, Processes
+from ehm.backends.torch.engine.seeds import seed_weights
 from ehm.backends.torch.engine.step import recompute_activations
 from ehm.backends.torch.engine.tensors import upload_array
 from ehm.backends.torch.learners.supervised import Supervised
@@ -41,8 +42,7 @@ class TorchEmbedder(Supervised):
         processes: Processes = ALONE,
         weights: Weights | None = None,
     ) -> None:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(config.run.seed)
+        with seed_weights(config.run.seed):
             loaded = load_model(config.model, fc_norm=False, weights=weights)
             model = Embedding(loaded.model, config.dim, classes, config.margin, config.scale)
         one_size = config.longest is None and config.scales == (1.0,)

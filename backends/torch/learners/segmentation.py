@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from ehm.backends.base import ALONE, Processes
 from ehm.backends.common import split_batch
 from ehm.backends.torch.engine.distributed import average_norms, with_common_norms
+from ehm.backends.torch.engine.seeds import seed_weights
 from ehm.backends.torch.engine.step import recompute_activations
 from ehm.backends.torch.engine.tensors import upload_array
 from ehm.backends.torch.learners.supervised import Supervised
@@ -47,8 +48,7 @@ class TorchSegmenter(Supervised):
         processes: Processes = ALONE,
         weights: Weights | None = None,
     ) -> None:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(config.run.seed)
+        with seed_weights(config.run.seed):
             pyramid, loaded = load_pyramid(config.model, config.crop_size, config.head.taps or last_of_thirds, weights)
             model = with_common_norms(UperNet(pyramid, classes, config.head), processes, device)
         if config.inference.mode == "whole" and not pyramid.any_size:

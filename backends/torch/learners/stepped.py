@@ -11,7 +11,8 @@ from torch import Tensor
 from ehm.backends.base import Processes
 from ehm.backends.common import step_entropy
 from ehm.backends.resumable import ResumableLearner
-from ehm.backends.torch.engine.step import Training, seed_random_numbers
+from ehm.backends.torch.engine.seeds import seed_random_numbers
+from ehm.backends.torch.engine.step import Training
 from ehm.backends.torch.engine.tensors import load_arrays, to_arrays
 
 __all__ = ["Stepped"]

@@ -17,6 +17,7 @@ from torch import Tensor
 from ehm.backends.base import ALONE, Processes
 from ehm.backends.torch.engine.distributed import mean_over_processes
 from ehm.backends.torch.engine.optim import param_groups
+from ehm.backends.torch.engine.seeds import seed_weights
 from ehm.backends.torch.engine.step import Training
 from ehm.backends.torch.engine.tensors import Pixels
 from ehm.backends.torch.learners.stepped import Stepped
@@ -31,8 +32,7 @@ class TorchTokenizer(Stepped):
 
     def __init__(self, config: TokenizerConfig, device: torch.device, processes: Processes = ALONE) -> None:
         self._config = config
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(config.run.seed)
+        with seed_weights(config.run.seed):
             model = build_tokenizer(config)
         model.to(device)
         optim = config.optim
