@@ -22,7 +22,7 @@ from ehm.backends.torch.models.swin import first_blocks, mean_cells, stage_simil
 from ehm.backends.torch.models.vit import vit_sizes
 from ehm.config.encoders import SwinSpec, VitSpec
 
-__all__ = ["MaskedEncoder", "MaskedSwin", "MaskedVit"]
+__all__ = ["MaskedEncoder", "MaskedSwin", "MaskedVit", "encode_masked_images"]
 
 
 class MaskedEncoder(Protocol):
@@ -37,6 +37,20 @@ class MaskedEncoder(Protocol):
     def encode(self, tokens: Tensor, hidden: Tensor) -> Tensor:
         """Encode tokens of :meth:`embed`, with those hidden (k * B, N) bool of the output grid: (k * B, N, D)."""
         ...
+
+
+def encode_masked_images(
+    encoder: MaskedEncoder, images: Tensor, visible: Tensor, restore: Tensor, tokens: Tensor | None = None
+) -> Tensor:
+    """Encode normalised (B, 3, H, W) with their hidden cells covered: (k * B, N, D), with k masks an image.
+
+    ``visible`` (k * B, V) and ``restore`` (k * B, N) are indices of cells; ``tokens`` are those that
+    :meth:`MaskedEncoder.embed` made of the images, if that was done already.
+    """
+    if tokens is None:
+        tokens = encoder.embed(images)
+    # the places of hidden cells come behind those of the visible ones
+    return encoder.encode(tokens, restore >= visible.shape[1])
 
 
 class MaskedVit(Beit):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from ehm.backends.torch.models.dvae import load_tokenizer
-from ehm.backends.torch.models.masked_encoder import MaskedEncoder, MaskedSwin, MaskedVit
+from ehm.backends.torch.models.masked_encoder import MaskedSwin, MaskedVit, encode_masked_images
 from ehm.backends.torch.models.patches import gather_tokens
 from ehm.backends.torch.models.tokenizers import Tokenizer
 from ehm.backends.torch.objectives.base import TorchObjective
@@ -84,12 +84,7 @@ class TokenHead(nn.Module):
         visual_tokens: Tensor,
     ) -> Tensor:
         """Mean cross-entropy of the ``visual_tokens`` (B, N) of hidden cells, from indices (k * B, ...)."""
-        encoder: MaskedEncoder = self
-        if tokens is None:
-            tokens = encoder.embed(images)
-        # the places of hidden cells come behind those of the visible ones
-        is_hidden = restore >= visible.shape[1]
-        encoded = encoder.encode(tokens, is_hidden)
+        encoded = encode_masked_images(self, images, visible, restore, tokens)
         logits = self.lm_head(gather_tokens(encoded, masked))
         # the k masks of an image lie one after the other, and have the same visual tokens
         views = len(masked) // len(visual_tokens)

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from ehm.backends.torch.models.masked_encoder import MaskedEncoder, MaskedSwin, MaskedVit
+from ehm.backends.torch.models.masked_encoder import MaskedSwin, MaskedVit, encode_masked_images
 from ehm.backends.torch.models.patches import gather_tokens, patchify_by_channel
 from ehm.backends.torch.objectives.base import TorchObjective
 
@@ -33,12 +33,7 @@ class PixelHead(nn.Module):
         self: Any, images: Tensor, visible: Tensor, masked: Tensor, restore: Tensor, tokens: Tensor | None = None
     ) -> Tensor:
         """Mean absolute error of the hidden pixels of normalised (B, 3, H, W), from indices (k * B, ...) of cells."""
-        encoder: MaskedEncoder = self
-        if tokens is None:
-            tokens = encoder.embed(images)
-        # the places of hidden cells come behind those of the visible ones
-        is_hidden = restore >= visible.shape[1]
-        encoded = encoder.encode(tokens, is_hidden)
+        encoded = encode_masked_images(self, images, visible, restore, tokens)
         head = self.decoder[0]
         # as a matrix product: on an NPU, convolutions would run in HF32
         predicted = linear(gather_tokens(encoded, masked), head.weight.flatten(1), head.bias)
