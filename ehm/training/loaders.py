@@ -9,7 +9,7 @@ from ehm.backends.base import ALONE, Processes
 from ehm.config import TaskConfig, TokenizerConfig, TrainConfig
 from ehm.data import Loader, Source, Transform
 
-__all__ = ["make_eval_loader", "make_train_loader"]
+__all__ = ["make_eval_loader", "make_single_image_loader", "make_train_loader"]
 
 Config = TaskConfig | TokenizerConfig | TrainConfig
 
@@ -59,10 +59,34 @@ def make_eval_loader(
     images_at_once = config.optim.batch_size // config.optim.accumulate // processes.size
     if most is not None:
         images_at_once = min(most, images_at_once)
+    return _make_ordered_loader(source, transform, config, processes, max(1, images_at_once), subset)
+
+
+def make_single_image_loader(
+    source: Source,
+    transform: Transform,
+    config: Config,
+    processes: Processes,
+    *,
+    subset: NDArray[np.int64] | None = None,
+) -> Loader:
+    """Return a loader of every image once, in order, one at a time for each process: for images that differ in size."""
+    return _make_ordered_loader(source, transform, config, processes, 1, subset)
+
+
+def _make_ordered_loader(
+    source: Source,
+    transform: Transform,
+    config: Config,
+    processes: Processes,
+    images_at_once: int,
+    subset: NDArray[np.int64] | None,
+) -> Loader:
+    """Return a loader of every image once, in order, with ``images_at_once`` for each process."""
     return Loader(
         source,
         transform,
-        batch_size=max(1, images_at_once) * processes.size,
+        batch_size=images_at_once * processes.size,
         seed=0,  # only the stand-ins for unreadable images are drawn
         shuffle=False,
         drop_last=False,

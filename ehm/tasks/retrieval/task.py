@@ -32,7 +32,7 @@ from ehm.tasks.retrieval.search import (
     split_classes,
 )
 from ehm.tasks.retrieval.transforms import EnlargeTransform, ShrinkTransform
-from ehm.training.loaders import make_eval_loader, make_train_loader
+from ehm.training.loaders import make_eval_loader, make_single_image_loader, make_train_loader
 from ehm.training.training_data import read_seen_images
 
 __all__ = ["Retrieval"]
@@ -190,16 +190,5 @@ def _make_loader(search: Search, transform: EvalTransform, config: RetrievalConf
         enlarged = EnlargeTransform(transform, (round(height * largest), round(width * largest)))
         subset = search.subset.selected
         return make_eval_loader(source, enlarged, config, processes, most=_MOST_AT_ONCE, subset=subset)
-    return Loader(
-        source,
-        ShrinkTransform(config.longest),
-        batch_size=processes.size,  # an image for each process, as they differ in size
-        seed=0,
-        shuffle=False,
-        drop_last=False,
-        workers=config.data.workers,
-        strict=config.data.strict,
-        subset=repeat_to_multiple(search.subset.indices, processes.size),
-        rank=processes.rank,
-        world_size=processes.size,
-    )
+    whole_rounds = repeat_to_multiple(search.subset.indices, processes.size)
+    return make_single_image_loader(source, ShrinkTransform(config.longest), config, processes, subset=whole_rounds)

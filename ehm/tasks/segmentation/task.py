@@ -11,7 +11,7 @@ import numpy as np
 
 from ehm.backends.base import Backend, Processes, Segmenter
 from ehm.config import SegmentationConfig
-from ehm.data import Batch, Loader, Source, Split
+from ehm.data import Batch, Source, Split
 from ehm.data.segmentation import CropTransform, ScaleTransform
 from ehm.data.sources.mask_counts import MaskCounts, explain_255
 from ehm.data.sources.pairs import PairSource, check_pairs, open_pairs
@@ -24,7 +24,7 @@ from ehm.tasks.classes import describe_masks
 from ehm.tasks.folds import divide_by_fold, draw_folds
 from ehm.tasks.predictions import track_batches
 from ehm.tasks.segmentation.metrics import SegmentationReport, count_pixels, report_segmentation
-from ehm.training.loaders import make_train_loader
+from ehm.training.loaders import make_single_image_loader, make_train_loader
 
 __all__ = ["Segmentation"]
 
@@ -119,19 +119,8 @@ class SegmenterEvaluation(Evaluation[SegmentationReport]):
         backend: Backend,
     ) -> None:
         processes = backend.processes
-        loader = Loader(
-            subset.source,
-            ScaleTransform(config.data.scale),
-            batch_size=processes.size,  # an image for each process, as they differ in size
-            seed=0,
-            shuffle=False,
-            drop_last=False,
-            workers=config.data.workers,
-            strict=config.data.strict,
-            subset=subset.selected,
-            rank=processes.rank,
-            world_size=processes.size,
-        )
+        transform = ScaleTransform(config.data.scale)
+        loader = make_single_image_loader(subset.source, transform, config, processes, subset=subset.selected)
         super().__init__(config.data.source, subset, loader, processes)
         self._segmenter = segmenter
         self._classes = classes
