@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
 
@@ -46,7 +47,7 @@ def make_weights(spec: VitSpec) -> Weights:
     return Weights(arrays, Provenance("random", "file", inputs=inputs, labels=tuple("0123456789")), spec)
 
 
-class _SplitGraph(vit.VitGraph):
+class _SplitGraph(vit.VitGraph, ABC):
     """A ViT whose attention is one operator of separate queries, keys and values."""
 
     operator: str
@@ -60,8 +61,9 @@ class _SplitGraph(vit.VitGraph):
         merged = self.add_node(self.operator, parts, f"{name}/merged", **self._attributes())
         return self.add_linear(f"{name}.proj", merged)
 
+    @abstractmethod
     def _attributes(self) -> dict[str, Any]:
-        raise NotImplementedError
+        """Return the attributes of the operator."""
 
 
 class MultiHead(_SplitGraph):

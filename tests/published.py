@@ -11,9 +11,9 @@ from contextlib import contextmanager
 import torch
 
 WIDTH, HEADS, GRID, PATCH = 24, 3, 14, 16
-"""Of the ViTs: 224 pixels, as BEiT and SimMIM pretrain."""
+"""The sizes of the ViTs: 224 pixels, as BEiT and SimMIM pretrain."""
 SWIN_WIDTH, SWIN_DEPTHS, SWIN_HEADS, WINDOW = 8, (2, 2, 4, 2), (1, 2, 4, 8), 6
-"""Of the Swins: 192 pixels, as SimMIM pretrains."""
+"""The sizes of the Swins: 192 pixels, as SimMIM pretrains."""
 VOCABULARY = 40
 
 

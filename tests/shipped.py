@@ -6,7 +6,7 @@ from ehm.tasks.registry import TASKS
 
 KINDS = {"finetune": FinetuneConfig, "probe": ProbeConfig, "tokenizer": TokenizerConfig}
 SCALE = 4
-"""Of pixels, in images, patches and mask units alike: grids stay what they are."""
+"""The factor of pixels, in images, patches and mask units alike: grids stay what they are."""
 
 
 def kind(name):

@@ -59,7 +59,7 @@ class Handler(ABC):
     tensor_refusal: ClassVar[str | None] = None
     """The reason why the server takes no tensors for this kind of model, if it does not."""
     missing: ClassVar[str] = ""
-    """What another kind of model lacks when it is asked for this one's answer."""
+    """The part that a model of another kind lacks if it is asked for this kind of answer."""
 
     def __init__(self, manifest: Manifest) -> None:
         self.manifest = manifest

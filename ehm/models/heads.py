@@ -38,7 +38,7 @@ _WITHOUT_CLASSIFIER = {
     "segmenter": "a segmenter has no classifier of images; --head auto exports its scores",
     "detector": "a detector has no classifier of images; --head auto exports it whole",
 }
-"""What to say if a model of each kind is asked for a classifier."""
+"""The reasons, by kind of model, why it has no classifier, and the remedies."""
 
 
 def select_labels(provenance: Provenance, head: Head) -> tuple[str, ...]:

@@ -34,7 +34,7 @@ SHARED_TABLE = f"rel_pos_bias.{TABLE}"
 """Name of the table that all blocks of a ViT share in pretraining."""
 CLASS_TOKEN_ROWS = 3
 WITH_SETTINGS = "(--set; a command without it takes the run's folder, which says it)"
-"""How to give a size that a file does not say: ehm inspect has no settings."""
+"""The way to give a size that a file does not say: ehm inspect has no settings."""
 
 
 def infer_side(rows: int) -> int | None:

@@ -25,7 +25,7 @@ __all__ = ["rename_all", "replace_file", "replace_folder", "report_write_errors"
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 """Error numbers of a full disk: no space, over a quota, larger than a file may be."""
 _RUST_ERROR_NUMBER = re.compile(r"\(os error (\d+)\)")
-"""How the libraries that are written in Rust (safetensors) give the operating system's error number."""
+"""The form in which libraries written in Rust (safetensors) give the operating system's error number."""
 
 
 @contextmanager

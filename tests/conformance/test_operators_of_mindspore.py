@@ -10,7 +10,7 @@ ms = pytest.importorskip("mindspore", reason="MindSpore has an environment of it
 
 BACKEND = Path(__file__).parents[2] / "backends/mindspore"
 NO_OPERATORS = {"Cell", "CellList", "SequentialCell", "HyperMap", "partial", "DistributedGradReducer"}
-"""What arranges operators, or, as the reducer does with AllReduce, is documented without a platform of its own."""
+"""Names that arrange operators, or, as the reducer does with AllReduce, are documented without their own platform."""
 
 
 def used():

@@ -138,7 +138,7 @@ def test_a_network_of_timms_is_exported_as_timm_feeds_it(tmp_path):
 
 SOURCE = ModelSource(init="timm:test_vit?pretrained=false", image_size=32)
 OWN = InputSpec((0.5,) * 3, (0.5,) * 3, 0.95)
-"""What timm says about test_vit."""
+"""The preparation of images that timm states for test_vit."""
 
 
 def test_learners_and_encoders_take_what_the_weights_say_unless_it_is_set():

@@ -1,6 +1,7 @@
 """Docstrings begin with a sentence that stands alone (CONTRIBUTING.md, "How the code reads")."""
 
 import ast
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -20,12 +21,21 @@ def python_files():
 
 
 def clauses(source):
-    """Yield the line and the docstring of every module, class and function whose docstring begins with a clause."""
+    """Yield the line and the docstring of whatever has one that begins with a clause: constants and fields too."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            docstring = ast.get_docstring(node) or ""
-            if docstring.split() and docstring.split()[0].strip("`'\".,:") in CLAUSES:
-                yield getattr(node, "lineno", 1), docstring.splitlines()[0]
+            yield from clause(getattr(node, "lineno", 1), ast.get_docstring(node) or "")
+        if isinstance(node, ast.Module | ast.ClassDef):
+            for assignment, following in pairwise(node.body):
+                match assignment, following:
+                    case ast.Assign() | ast.AnnAssign(), ast.Expr(ast.Constant(str(text))):
+                        yield from clause(following.lineno, text)
+
+
+def clause(line, docstring):
+    """Yield the line and the first line of a docstring that begins with a clause."""
+    if docstring.split() and docstring.split()[0].strip("`'\".,:") in CLAUSES:
+        yield line, docstring.splitlines()[0]
 
 
 @pytest.mark.parametrize("path", list(python_files()), ids=lambda path: str(path.relative_to(ROOT)))
@@ -36,3 +46,4 @@ def test_docstrings_begin_with_a_sentence(path):
 def test_a_clause_is_seen():
     source = '"""Of a module."""\nclass A:\n    """An a."""\n    def f(self):\n        """What it does."""'
     assert list(clauses(source)) == [(1, "Of a module."), (4, "What it does.")]
+    assert list(clauses('A = 1\n"""A number."""\nB: int = 2\n"""Whether it is."""')) == [(4, "Whether it is.")]

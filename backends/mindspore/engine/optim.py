@@ -28,7 +28,7 @@ class Optimizer(ABC):
     slots: tuple[str, ...]
     """Names of the arrays that each parameter has."""
     counts: bool
-    """Whether the number of steps is part of the state."""
+    """True if the number of steps is part of the state."""
 
     def __init__(self, parameters: Mapping[str, Parameter], scales: Sequence[float], decaying: Sequence[bool]) -> None:
         self._names = tuple(parameters)

@@ -34,19 +34,19 @@ class DeviceFacts:
     distributed: str
     """The collectives between processes."""
     fused_adamw: bool = True
-    """Whether AdamW has a kernel of its own."""
+    """True if AdamW has a kernel of its own."""
     fused_adamw_scales: bool = True
-    """Whether that kernel takes the verdict of a gradient scaler, without which a float16 step has to wait for it."""
+    """True if AdamW's kernel takes the verdict of a gradient scaler; a float16 step would otherwise wait for it."""
     compiler: str | None = "inductor"
     """The backend of torch.compile; None if there is none to rely on."""
     synchronises_norms: bool = True
-    """Whether batch norm can take its moments over all processes."""
+    """True if batch norm can take its moments over all processes."""
     visible_devices: str | None = None
     """The environment variable that hides devices from a process."""
     plugin: str | None = None
     """The package that teaches torch the device."""
     explain: Callable[[BaseException | None], str] | None = None
-    """Gives a sentence on why the plug-in does not work here, from the error of its import if there was one."""
+    """A function that says why the plug-in does not work here, from the error of its import if there was one."""
     prepare: Callable[[], None] = lambda: None
     """Called in a process before it trains."""
 

@@ -45,9 +45,9 @@ class BaseSpec(ABC):
     recipe: ClassVar[Mapping[str, Any]] = {}
     """Values of a pretraining configuration that the family's published recipe sets otherwise than the objective's."""
     has_class_token: ClassVar[bool]
-    """Whether a class token stands before the patches."""
+    """True if a class token stands before the patches."""
     encodes_subsets: ClassVar[bool]
-    """Whether the encoder can see some of the patches alone, as MAE needs it."""
+    """True if the encoder can see some of the patches alone, as MAE needs it."""
     classifier: ClassVar[str]
     """Name of the linear classifier in timm's network."""
 

@@ -19,7 +19,7 @@ class Objective:
     """Values of its published recipe that are not the defaults of the sections, which are MAE's. Learning rates are per
     256 images."""
     relative_vit: bool = False
-    """Whether its ViT has the relative form."""
+    """True if the ViT of this objective has relative positions."""
     undecayed: tuple[str, ...] = ()
     """Parameters, by timm's names, that its published code does not decay although they are matrices."""
     heads: tuple[str, ...] = ()

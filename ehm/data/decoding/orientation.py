@@ -32,7 +32,7 @@ __all__ = [
 ]
 
 Annotated = Literal["stored", "upright"]
-"""Which pixels an annotation was drawn on: those stored in the file, or those of the image as it is seen."""
+"""The pixels that an annotation was drawn on: those stored in the file, or those of the image as it is seen."""
 
 ORIENTATION_TAG = 0x0112
 _STEPS: dict[int, tuple[bool, bool, bool]] = {

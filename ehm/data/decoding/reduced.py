@@ -14,7 +14,7 @@ from PIL import Image
 __all__ = ["MARGIN", "reduce_while_decoding"]
 
 MARGIN = 2.5
-"""How many times as large as needed a reduced image still is, in both directions."""
+"""A reduced image is at least so many times as large as needed, in both directions."""
 
 _FORMATS = ("JPEG", "MPO")  # MPO is a JPEG with further images behind it, which many telephones write
 _SCALES = (8, 4, 2)

@@ -23,7 +23,7 @@ __all__ = [
 ]
 
 NAMED = 3
-"""How many files of each reason are named."""
+"""The number of files that are named for each reason."""
 OTHER_FORMAT = "of a format that is not read"
 HIDDEN = "hidden, or in hidden folders"
 

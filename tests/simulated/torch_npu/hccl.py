@@ -13,7 +13,7 @@ _NAMES = {
     "allgather_into_tensor_coalesced": "all_gather_single_coalesced",
     "reduce_scatter_tensor_coalesced": "reduce_scatter_single_coalesced",
 }
-"""What a group of processes calls them, and what a backend does."""
+"""The names of a group of processes, and those of a backend."""
 
 
 def _down(value):

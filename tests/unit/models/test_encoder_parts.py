@@ -41,7 +41,7 @@ COMMANDS = {
     "export": assemble,
     "export by torch": lambda path: load_module(ModelSource(init=path)),
 }
-"""What opens a file of weights in each command."""
+"""The function that opens a file of weights in each command."""
 
 FAMILIES = {
     "layer scale": (VisionTransformer, {"init_values": 0.1}, r"layer scale, as in DINOv2.*blocks\.0\.ls1\.gamma"),
