@@ -13,7 +13,7 @@ from ehm.config.encoders import EncoderSpec, encoder_spec, family_of
 from ehm.config.objectives import OBJECTIVES
 from ehm.config.recipes import with_recipe
 from ehm.config.sections import OptimConfig, RunConfig, Section
-from ehm.config.values import BelowOne, EncoderName, Fraction, ImageSize, Positive, Stages, UnitRange
+from ehm.config.values import BelowOne, EncoderName, Fraction, ImageSize, Positive, Share, Stages, UnitRange
 
 __all__ = ["MaskConfig", "Masking", "ModelConfig", "ObjectiveName", "TrainConfig"]
 
@@ -131,6 +131,9 @@ class TrainConfig(Section):
     mask: MaskConfig = MaskConfig()
     data: PretrainData = PretrainData()
     optim: OptimConfig = OptimConfig()
+    layer_decay: Share = Field(
+        1.0, description="Factor of the learning rate from each layer of the encoder to the layer below it."
+    )
     run: RunConfig = RunConfig()
 
     @model_validator(mode="before")

@@ -59,6 +59,11 @@ class MindsporeLearner(ResumableLearner):
     def __init__(self, config: TrainConfig, target: Target, processes: Processes = ALONE) -> None:
         if config.mask.build == "device":
             raise BackendError("mask.build device: the MindSpore backend builds trees on the host; use host or auto")
+        if config.layer_decay < 1:
+            raise BackendError(
+                "layer_decay: the MindSpore backend pretrains all layers at one rate; "
+                "--device cpu, cuda or npu decays it with torch"
+            )
         refuse_unknown(config.run, processes)
         self._config = config
         self._rank = processes.rank

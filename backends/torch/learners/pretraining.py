@@ -26,6 +26,7 @@ from ehm.backends.torch.engine.step import Training, recompute_activations
 from ehm.backends.torch.engine.tensors import Pixels, load_arrays, start_download, to_arrays, upload_array
 from ehm.backends.torch.models.attention import cosine_similarity
 from ehm.backends.torch.models.loading import load_initial_weights
+from ehm.backends.torch.models.vit import layers_of
 from ehm.backends.torch.objectives import create_objective
 from ehm.config import TrainConfig
 from ehm.config.objectives import OBJECTIVES
@@ -186,9 +187,13 @@ class TorchLearner(ResumableLearner):
         return model.to(self._device)
 
     def _create_optimizer(self, fused: bool) -> torch.optim.Optimizer:
-        undecayed = OBJECTIVES[self._config.objective].undecayed
-        groups = param_groups(self.model.named_parameters(), undecayed)
-        optim = self._config.optim
+        config = self._config
+        undecayed = OBJECTIVES[config.objective].undecayed
+        layers = None
+        if config.layer_decay < 1:
+            layers = layers_of(self.model)
+        groups = param_groups(self.model.named_parameters(), undecayed, config.layer_decay, layers)
+        optim = config.optim
         return torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas, fused=fused)
 
     def _split_mask(self, mask: NDArray[np.bool_] | Tensor) -> tuple[Tensor, ...]:

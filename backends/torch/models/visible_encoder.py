@@ -9,10 +9,11 @@ Shapes: B images, N patches, V visible ones, D width.
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from timm.layers.patch_embed import PatchEmbed
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from ehm.backends.torch.models.attention import MaskedBlock, class_attention, mean_attention, patch_similarity
@@ -47,6 +48,11 @@ class VisibleEncoder(nn.Module):
     def stack(self) -> nn.ModuleList:
         """The blocks of the encoder."""
         return self.blocks
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Return timm's patterns of the names in each layer of a ViT; other parameters lie above the encoder."""
+        patterns: dict[str, Any] = VisionTransformer.group_matcher(cast(Any, self), coarse)
+        return patterns
 
     def embed(self, images: Tensor) -> Tensor:
         """Embed normalised (B, 3, H, W) as patch tokens with their positions (B, N, D)."""

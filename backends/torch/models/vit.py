@@ -58,6 +58,9 @@ def vit_sizes(spec: VitSpec, drop_path: float) -> dict[str, Any]:
 
 
 def layers_of(model: Any) -> dict[str, int]:
-    """Return the layer of every parameter of a timm model: the embedding (0), the blocks, the head with its norm."""
+    """Return the layer of every parameter of a timm model: the embedding (0), the blocks, the head with its norm.
+
+    The head of a model in pretraining is all that predicts what is hidden, and its mask token.
+    """
     layers: dict[str, int] = group_parameters(model, model.group_matcher(coarse=False), reverse=True)
     return layers
