@@ -9,7 +9,7 @@ from pydantic import Field
 
 from ehm.config.inputs import IMAGENET_MEAN, IMAGENET_STD, CropMode, InputSpec, Interpolation, Triple
 from ehm.config.sections import Section
-from ehm.config.values import Count, PixelRange, PositiveTriple, ShareRange, Unit
+from ehm.config.values import ClassName, Count, PixelRange, PositiveTriple, ShareRange, Unit
 
 __all__ = ["DataConfig", "ImageData", "PretrainData", "SourceConfig"]
 
@@ -17,7 +17,9 @@ __all__ = ["DataConfig", "ImageData", "PretrainData", "SourceConfig"]
 class SourceConfig(Section):
     """``data`` of every task: where images come from and how their pixels are normalised."""
 
-    source: str = Field(description="The images: elpv, a folder, the root of a data set, or tar shards (docs/data.md).")
+    source: str = Field(
+        description="The images: elpv, fashion-mnist, a folder, the root of a data set, or tar shards (docs/data.md)."
+    )
     range: PixelRange | None = Field(
         None,
         description="The values that are black and white in images of more than 8 bits, for example [0, 4095] for a "
@@ -54,10 +56,16 @@ class ImageData(SourceConfig):
     """``data`` of single images: where they come from, and how training crops and varies them."""
 
     source: str = "elpv"
-    layout: Literal["auto", "classes", "elpv", "folder", "gldv2", "imagenet", "parts", "shards"] = Field(
+    layout: Literal[
+        "auto", "classes", "elpv", "fashion-mnist", "folder", "gldv2", "idx", "imagenet", "parts", "shards"
+    ] = Field(
         "auto",
         description="How data.source is laid out on disk; parts or classes decides what the subfolders of a folder "
         "are if both are possible.",
+    )
+    classes: Annotated[tuple[ClassName, ...], Field(min_length=1)] | None = Field(
+        None,
+        description="Names of the classes whose images are read, numbered in the order of the source; null takes all.",
     )
     crop_scale: ShareRange = Field(
         (0.2, 1), description="Smallest and largest area of a random crop in training, as a share of the image."

@@ -12,6 +12,7 @@ from ehm.config.encoders import PRESETS
 
 __all__ = [
     "BelowOne",
+    "ClassName",
     "Count",
     "EncoderName",
     "Fraction",
@@ -54,6 +55,11 @@ def _check_black_and_white(value: tuple[float, float]) -> tuple[float, float]:
     return value
 
 
+def _write_number(value: Any) -> Any:
+    # classes without names are called by their numbers, which YAML does not read as text
+    return str(value) if type(value) is int else value
+
+
 def _expand_square(value: Any) -> Any:
     if isinstance(value, int):
         return value, value
@@ -76,6 +82,7 @@ def _check_encoder(encoder: str) -> str:
     return encoder
 
 
+ClassName = Annotated[str, BeforeValidator(_write_number)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Share = Annotated[float, Field(gt=0, le=1)]
 Unit = Annotated[float, Field(ge=0, le=1)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -88,6 +88,11 @@ class FileSource:
 
     def __len__(self) -> int:
         return len(self.files)
+
+    def select(self, indices: NDArray[np.int64], labels: NDArray[np.int64], classes: tuple[str, ...]) -> FileSource:
+        """Return the images at ``indices`` (n,) alone, with ``labels`` (n,) that number ``classes``."""
+        files = Names(self.files[index] for index in indices.tolist())
+        return replace(self, files=files, labels=labels, classes=classes, empty_classes=())
 
     def load(self, index: int) -> Image.Image:
         """Read the image in RGB; raises BrokenImage with its path and the reason."""

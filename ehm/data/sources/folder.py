@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -56,6 +56,13 @@ class ElpvSource(FileSource):
 
     probability: NDArray[np.float64]
     kind: tuple[str, ...]
+
+    def select(self, indices: NDArray[np.int64], labels: NDArray[np.int64], classes: tuple[str, ...]) -> ElpvSource:
+        """Return the images at ``indices`` (n,) alone, with ``labels`` (n,) that number ``classes``."""
+        selected = super().select(indices, labels, classes)
+        assert isinstance(selected, ElpvSource)
+        kind = tuple(self.kind[index] for index in indices.tolist())
+        return replace(selected, probability=self.probability[indices], kind=kind)
 
 
 def open_elpv(source: str, split: Split) -> ElpvSource:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from ehm.data.sources.base import Source
 from ehm.data.sources.coco import CocoSource
+from ehm.data.sources.idx import IdxSource
 from ehm.data.sources.pairs import PairSource
 from ehm.data.sources.shards import ShardSource
 from ehm.data.threads import in_threads
@@ -62,6 +63,8 @@ def identify_source(source: Source, threads: int = 0) -> SourceIdentity:
     names = list(map(source.name, range(len(source))))
     if isinstance(source, ShardSource):
         sizes = source.size.tolist()  # known from the index
+    elif isinstance(source, IdxSource):
+        sizes = [source.image_bytes] * len(source)
     else:
         sizes = _read_sizes(names, threads)
     keys = hash_images(source, _spread_sample(len(source)), "content", threads)
@@ -134,7 +137,12 @@ def _read_size(path: str) -> int:
 
 def _hash_name(source: Source, index: int) -> int:
     path = source.name(index)
-    size = int(source.size[index]) if isinstance(source, ShardSource) else _read_size(path)
+    if isinstance(source, ShardSource):
+        size = int(source.size[index])
+    elif isinstance(source, IdxSource):
+        size = source.image_bytes
+    else:
+        size = _read_size(path)
     return _to_key(b"%b\0%d" % (os.fsencode(os.path.basename(path)), size))
 
 
@@ -142,6 +150,8 @@ def _hash_content(source: Source, index: int) -> int:
     if isinstance(source, ShardSource):
         shard = str(source.files[source.shard[index]])
         return _hash_bytes(shard, int(source.offset[index]), int(source.size[index]))
+    if isinstance(source, IdxSource):
+        return _to_key(b"%d\0" % source.image_bytes + source.images[index].tobytes())
     return _hash_bytes(source.name(index))
 
 

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ehm.data.sources.base import FileSource, Source, Split
+from ehm.data.sources.class_selection import select_classes
 from ehm.data.sources.folder import open_elpv, open_folder
+from ehm.data.sources.idx import FASHION_MNIST, IdxSource, holds_idx, open_fashion_mnist, open_idx
 from ehm.data.sources.image_files import IMAGES
 from ehm.data.sources.imagenet import find_imagenet, open_imagenet
 from ehm.data.sources.landmarks import holds_gldv2, open_gldv2
@@ -21,11 +23,13 @@ if TYPE_CHECKING:
 
 __all__ = ["open_source"]
 
-_OPENERS: dict[str, Callable[[str, Split], FileSource | ShardSource]] = {
+_OPENERS: dict[str, Callable[[str, Split], FileSource | IdxSource | ShardSource]] = {
     "classes": partial(open_folder, layout="classes"),
     "elpv": open_elpv,
+    "fashion-mnist": open_fashion_mnist,
     "folder": open_folder,
     "gldv2": open_gldv2,
+    "idx": open_idx,
     "imagenet": open_imagenet,
     "parts": partial(open_folder, layout="parts"),
     "shards": open_shards,
@@ -37,16 +41,21 @@ def open_source(config: ImageData, split: Split = "all") -> Source:
 
     ``split`` is "train", "val" or "all". If the data has no validation part of its own, "train" gives all that is not
     a test part (``.split`` of the source then is "all") and "val" raises. "all" is both parts. A test part is never
-    read. Raises DataError if nothing is there, saying what was looked for, and if it fits more than one layout.
+    read. ``config.classes`` keeps the images of some classes. Raises DataError if nothing is there, saying what was
+    looked for, and if it fits more than one layout.
     """
     layout = _recognise_layout(config.source) if config.layout == "auto" else config.layout
-    return replace(_OPENERS[layout](config.source, split), value_range=config.range)
+    source = _OPENERS[layout](config.source, split)
+    # the values of an IDX file are bytes, which have one range only
+    if not isinstance(source, IdxSource):
+        source = replace(source, value_range=config.range)
+    return source if config.classes is None else select_classes(source, config.classes, config.source)
 
 
 def _recognise_layout(source: str) -> str:
     """Return the layout that ``source`` has by what only this layout has; DataError if it fits two."""
-    if source == "elpv":
-        return "elpv"
+    if source in ("elpv", FASHION_MNIST):
+        return source
     if is_pattern(source):
         return "shards"
     root = Path(source).expanduser()
@@ -55,6 +64,8 @@ def _recognise_layout(source: str) -> str:
         fitting["shards"] = "tar files"
     if holds_gldv2(root):
         fitting["gldv2"] = "a table of landmarks beside train/"
+    if holds_idx(root):
+        fitting["idx"] = "IDX files"
     if find_imagenet(source) is not None:
         fitting["imagenet"] = "train/ with folders named nXXXXXXXX"
     # image files beside shards may be meant instead

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Mapping, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BytesIO
 from itertools import chain
 from pathlib import Path
@@ -54,6 +54,18 @@ class ShardSource:
 
     def __len__(self) -> int:
         return len(self.shard)
+
+    def select(self, indices: NDArray[np.int64], labels: NDArray[np.int64], classes: tuple[str, ...]) -> ShardSource:
+        """Return the images at ``indices`` (n,) alone, with ``labels`` (n,) that number ``classes``."""
+        return replace(
+            self,
+            shard=self.shard[indices],
+            offset=self.offset[indices],
+            size=self.size[indices],
+            members=Names(self.members[index] for index in indices.tolist()),
+            labels=labels,
+            classes=classes,
+        )
 
     def load(self, index: int) -> Image.Image:
         """Read the image in RGB; raises BrokenImage with its shard, its name and the reason."""
