@@ -1,7 +1,7 @@
 """Masked autoencoder (He et al., 2022): an encoder of the visible patches, a light decoder of all of them.
 
 Encoder names are timm's, decoder names those of the published checkpoints, so that both load without renaming.
-Shapes: B images, N patches, V visible ones, D width, P = patch_size**2 * 3 values of a patch.
+Shapes: B images, N patches, K masked ones, P = patch_size**2 * 3 values of a patch.
 """
 
 from __future__ import annotations
@@ -12,20 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from ehm.backends.torch.models.patches import gather_tokens, patchify
-from ehm.backends.torch.models.visible_encoder import (
-    VisibleEncoder,
-    build_blocks,
-    build_fixed_positions,
-    create_norm,
-    initialise_linear_layers,
-)
+from ehm.backends.torch.models.visible_decoder import VisibleDecoder
 from ehm.backends.torch.objectives.base import TorchObjective
 from ehm.config.encoders import VitSpec
 
 __all__ = ["MaskedAutoencoder", "TorchMae"]
 
 
-class MaskedAutoencoder(VisibleEncoder):
+class MaskedAutoencoder(VisibleDecoder):
     """MAE on a ViT of ``spec``; ``forward`` gives the reconstruction loss of the masked patches."""
 
     def __init__(
@@ -36,35 +30,10 @@ class MaskedAutoencoder(VisibleEncoder):
         decoder_heads: int = 16,
         norm_pix_loss: bool = True,
     ) -> None:
-        super().__init__(spec)
+        super().__init__(spec, decoder_width, decoder_depth, decoder_heads)
         self.norm_pix_loss = norm_pix_loss
-        values_per_patch = spec.patch_size**2 * 3
-        self.decoder_embed = nn.Linear(spec.width, decoder_width)
-        self.mask_token = nn.Parameter(torch.zeros(1, 1, decoder_width))
-        self.decoder_pos_embed = build_fixed_positions(spec, decoder_width)
-        self.decoder_blocks = build_blocks(spec, decoder_width, decoder_depth, decoder_heads)
-        self.decoder_norm = create_norm(decoder_width)
-        self.decoder_pred = nn.Linear(decoder_width, values_per_patch)
+        self.decoder_pred = nn.Linear(decoder_width, spec.patch_size**2 * 3)
         self.init_weights()
-        nn.init.normal_(self.mask_token, std=0.02)
-        initialise_linear_layers(self)
-
-    def decode(self, encoded: Tensor, restore: Tensor, wanted: Tensor) -> Tensor:
-        """Predict the patches at indices ``wanted``: (B, 1 + V, D) and (B, K) -> (B, K, P).
-
-        ``restore`` (B, N) is each patch's place among the visible, then the masked ones.
-        """
-        tokens = self.decoder_embed(encoded)
-        class_token = tokens[:, :1]
-        visible_patches = tokens[:, 1:]
-        masked_count = restore.shape[1] - visible_patches.shape[1]
-        mask_tokens = self.mask_token.to(tokens.dtype).expand(tokens.shape[0], masked_count, -1)
-        patches = gather_tokens(torch.cat([visible_patches, mask_tokens], dim=1), restore)
-        tokens = torch.cat([class_token, patches], dim=1) + self.decoder_pos_embed
-        for block in self.decoder_blocks:
-            tokens = block(tokens)
-        # the norm and the prediction of visible patches would be thrown away
-        return self.decoder_pred(self.decoder_norm(gather_tokens(tokens[:, 1:], wanted)))
 
     def target(self, images: Tensor, masked: Tensor) -> Tensor:
         """Return the pixels of the patches at indices ``masked`` (B, K): (B, K, P), normalised by patch if asked."""
@@ -84,7 +53,7 @@ class MaskedAutoencoder(VisibleEncoder):
         """
         if tokens is None:
             tokens = self.embed(images)
-        predicted = self.decode(self.encode(tokens, visible), restore, masked)
+        predicted = self.decoder_pred(self.decode(self.encode(tokens, visible), restore, masked))
         # float32 from here on, because bfloat16 would round the small differences
         return (predicted.float() - self.target(images, masked)).square().mean()
 
