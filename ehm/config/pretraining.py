@@ -13,7 +13,7 @@ from ehm.config.encoders import EncoderSpec, encoder_spec, family_of
 from ehm.config.objectives import OBJECTIVES
 from ehm.config.recipes import with_recipe
 from ehm.config.sections import OptimConfig, RunConfig, Section
-from ehm.config.values import BelowOne, EncoderName, Fraction, ImageSize, Positive, Share, Stages, UnitRange
+from ehm.config.values import BelowOne, Count, EncoderName, Fraction, ImageSize, Positive, Share, Stages, UnitRange
 
 __all__ = ["MaskConfig", "Masking", "ModelConfig", "ObjectiveName", "TrainConfig"]
 
@@ -66,6 +66,11 @@ class ModelConfig(Section):
         0.0,
         description="Share of residual branches that the last block leaves out (stochastic depth); 0 for objective "
         "mae.",
+    )
+    freeze: Count = Field(
+        0,
+        description="Number of first blocks that do not learn, nor does the embedding before them; for a Swin counted "
+        "over all stages.",
     )
     tokenizer: str | None = Field(
         None,
@@ -147,6 +152,8 @@ class TrainConfig(Section):
         if self.masking in _CLASS_TOKEN_MASKINGS and not family_of(self.encoder).has_class_token:
             raise ValueError(f"masking {self.masking} goes by the class token's attention, and {self.encoder} has none")
         self._check_units()
+        if self.model.freeze > self.spec.blocks:
+            raise ValueError(f"model.freeze {self.model.freeze}: {self.encoder} has {self.spec.blocks} blocks")
         if self.optim.batch_size % self.mask.views:
             raise ValueError(
                 f"optim.batch_size {self.optim.batch_size} is not a multiple of mask.views {self.mask.views}"

@@ -169,3 +169,8 @@ class ModelSource(Section):
     drop_path: BelowOne = Field(
         0.0, description="Share of residual branches that the last block leaves out in training (stochastic depth)."
     )
+    freeze: Count = Field(
+        0,
+        description="Number of first blocks that do not learn, nor does the embedding before them; for a Swin counted "
+        "over all stages.",
+    )

@@ -199,6 +199,8 @@ def merge_config(
     changed = {key: given_values[key] for key in measured_keys}
     # loaded again, so that keys which do not go together are an error
     own = load_config(kind, {**stored, **changed})
+    # nothing learns in a measurement, so that every backend can take what some cannot train
+    own = own.model_copy(update={"model": own.model.model_copy(update={"freeze": 0})})
     own = _begin_with(own, checkpoint.folder)
     return own.model_copy(update={"data": given.data, "folds": given.folds, "fold": given.fold, "optim": given.optim})
 

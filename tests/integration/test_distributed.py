@@ -127,6 +127,15 @@ def test_two_processes_train_simmim_as_one_does(settings, tmp_path, encoder, par
     assert_same_run(tmp_path / "one", tmp_path / "two", "loss", "grad_norm", "lr", *FIGURES["evolved"])
 
 
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_two_processes_keep_first_blocks_as_one_does(settings, tmp_path, parallel):
+    settings |= {"model.freeze": 1, "layer_decay": 0.8, "optim.epochs": 2}
+    run("train", tmp_path / "one", settings)
+    said = run("train", tmp_path / "two", {**settings, "run.parallel": parallel}, 2)
+    assert "parameters learn" in said
+    assert_same_run(tmp_path / "one", tmp_path / "two", "loss", "grad_norm", "lr", *FIGURES["evolved"])
+
+
 def test_a_run_goes_on_with_another_number_of_processes(settings, tmp_path):
     whole, moved = tmp_path / "whole", tmp_path / "moved"
     settings |= {"masking": "block"}

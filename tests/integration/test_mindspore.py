@@ -159,6 +159,8 @@ ASKS_TOO_MUCH = {
     "optim.dtype bfloat16: not available on mindspore:cpu, which has float32, float16": {"optim.dtype": "bfloat16"},
     "mask.build device: the MindSpore backend builds trees on the host": {"mask.build": "device"},
     "objective beit: the MindSpore backend has mae and simmim": {"objective": "beit", "model.tokenizer": "runs/dvae"},
+    "layer_decay: the MindSpore backend pretrains all layers at one rate": {"layer_decay": 0.9},
+    "model.freeze: the MindSpore backend trains all blocks": {"model.freeze": 1},
     "encoder swin_tiny: the MindSpore backend has ViTs": SWIN,
 }
 

@@ -20,7 +20,7 @@ from ehm.config import OptimConfig, RunConfig
 from ehm.errors import BackendError
 from ehm.storage.arrays import Arrays
 
-__all__ = ["Training", "draw_drop_path", "refuse_unknown", "set_deterministic"]
+__all__ = ["Training", "draw_drop_path", "refuse_frozen", "refuse_unknown", "set_deterministic"]
 
 # torch's GradScaler begins with this scale, grows by this factor, and waits for so many steps
 _FIRST_SCALE = 2.0**16
@@ -115,6 +115,14 @@ def refuse_unknown(run: RunConfig, processes: Processes) -> None:
     if run.parallel == "fsdp" and processes.size > 1:
         raise BackendError(
             "run.parallel fsdp: the MindSpore backend keeps a copy of the model in each process; use ddp"
+        )
+
+
+def refuse_frozen(blocks: int) -> None:
+    """Raise BackendError if first ``blocks`` shall not learn (``model.freeze``), which this backend does not have."""
+    if blocks:
+        raise BackendError(
+            "model.freeze: the MindSpore backend trains all blocks; --device cpu, cuda or npu freezes them with torch"
         )
 
 

@@ -25,6 +25,7 @@ from ehm.backends.torch.engine.seeds import seed_random_numbers, seed_weights
 from ehm.backends.torch.engine.step import Training, recompute_activations
 from ehm.backends.torch.engine.tensors import Pixels, load_arrays, start_download, to_arrays, upload_array
 from ehm.backends.torch.models.attention import cosine_similarity
+from ehm.backends.torch.models.freezing import count_learning, freeze_blocks
 from ehm.backends.torch.models.loading import load_initial_weights
 from ehm.backends.torch.models.vit import layers_of
 from ehm.backends.torch.objectives import create_objective
@@ -184,6 +185,10 @@ class TorchLearner(ResumableLearner):
         with seed_weights(self._config.run.seed):
             model = self._objective.build_model()
         self.notes = load_initial_weights(model, self._config)
+        frozen = self._config.model.freeze
+        freeze_blocks(model, frozen)
+        if frozen:
+            self.notes += (count_learning(model),)
         return model.to(self._device)
 
     def _create_optimizer(self, fused: bool) -> torch.optim.Optimizer:

@@ -164,7 +164,7 @@ def nested_layers(model: nn.Module) -> dict[str, int]:
     encoder = model.get_submodule(prefix)
     inner = layers_of(encoder)
     trained_layers = [inner[name] for name, parameter in encoder.named_parameters() if parameter.requires_grad]
-    above = 1 + max(trained_layers)
+    above = 1 + max(trained_layers, default=0)  # none of an encoder that is frozen as a whole
     layers: dict[str, int] = {}
     for name, _ in model.named_parameters():
         layers[name] = above

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from ehm.config.data import DataConfig
 from ehm.config.sections import ModelSource, OptimConfig, Section
@@ -41,6 +41,12 @@ class FinetuneConfig(TaskConfig):
     )
     layer_decay: Share = 0.65
     frozen: bool = Field(False, description="Whether the encoder stays as it is and only the head is trained.")
+
+    @model_validator(mode="after")
+    def _check_frozen(self) -> FinetuneConfig:
+        if self.frozen and self.model.freeze:
+            raise ValueError("model.freeze: the whole encoder stays as it is when only the head is trained; leave it 0")
+        return self
 
 
 class ProbeConfig(FinetuneConfig):
