@@ -305,12 +305,14 @@ class Encoder(Protocol):
     """A trained encoder in evaluation mode, without gradient, for measurement and pictures.
 
     It takes images of ``image_size`` = (H, W) pixels, prepared as ``inputs`` says, and cuts them into ``grid`` = (down,
-    across) patches; ``notes`` say what was loaded and what was not.
+    across) patches; ``notes`` say what was loaded and what was not. Of the L tokens of a ViT the last N are patches,
+    and the first is the class token if ``has_class_token``.
     """
 
     image_size: tuple[int, int]
     inputs: InputSpec
     grid: tuple[int, int]
+    has_class_token: bool
     notes: tuple[str, ...]
 
     def compute_features(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:

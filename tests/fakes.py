@@ -13,6 +13,8 @@ from ehm.config.inputs import InputSpec
 class FakeEncoder:
     """An :class:`ehm.backends.base.Encoder` to whom patches of like colour and near place are alike."""
 
+    has_class_token = True
+
     def __init__(self, image_size: tuple[int, int] = (96, 96), patch_size: int = 8) -> None:
         self.image_size = image_size
         self.inputs = InputSpec()

@@ -1,6 +1,6 @@
 """Figures for each layer of an encoder: how far attention reaches, how large gradients are (paper, Fig. 2b and 11).
 
-Shapes: B images, N = h * w patches, L = 1 + N tokens, n heads, K layers.
+Shapes: B images, N = h * w patches, L tokens, the last N of which are patches, n heads, K layers.
 """
 
 from __future__ import annotations
@@ -50,8 +50,9 @@ def compute_attention_distance(attention: NDArray[np.float32], distances: NDArra
     The distance of a patch is its distance to all patches, weighted by its attention to them; the result is the mean
     over patches and images (Dosovitskiy et al., 2021, Fig. 7).
     """
-    # The class token has no place in the image, so the attention to the patches alone is brought to a sum of 1.
-    shares = attention[:, :, 1:, 1:].astype(np.float64)
+    # The tokens before the patches have no place in the image, so the attention to patches is brought to a sum of 1.
+    first = attention.shape[-1] - len(distances)
+    shares = attention[:, :, first:, first:].astype(np.float64)
     reach = (shares * distances).sum(axis=-1) / shares.sum(axis=-1)
     mean: NDArray[np.float64] = reach.mean(axis=(0, 2))
     return mean

@@ -15,6 +15,7 @@ from ehm import masking
 from ehm.backends.base import Encoder
 from ehm.config import MaskConfig
 from ehm.data.decoding.depth import ValueRange
+from ehm.errors import ConfigError
 from ehm.masking import Hierarchy
 
 __all__ = ["InspectedModel", "PreparedImage"]
@@ -48,8 +49,16 @@ class InspectedModel:
         return self._pool(rows.swapaxes(1, 2))
 
     def compute_saliency(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Compute the mean attention of the class token to each unit of (B, H, W, 3) images: (B, U)."""
-        return self._pool(self.encoder.compute_attention(images)[:, :, 0, 1:].mean(1))
+        """Compute the mean attention of the class token to each unit of (B, H, W, 3) images: (B, U).
+
+        Raises ConfigError if the encoder has no class token.
+        """
+        if not self.encoder.has_class_token:
+            raise ConfigError(f"{self.origin}: has no class token, whose attention masking {self.masking} goes by")
+        attention = self.encoder.compute_attention(images)
+        # other tokens, such as registers, may stand between the class token and the patches
+        first = attention.shape[-1] - self.encoder.grid[0] * self.encoder.grid[1]
+        return self._pool(attention[:, :, 0, first:].mean(1))
 
     def build_hierarchy(self, images: NDArray[np.uint8]) -> Hierarchy:
         """Build the trees of (B, H, W, 3) images."""

@@ -1,6 +1,6 @@
 """The pages of ``ehm inspect``: hierarchies, masks and attention of a handful of images (paper, Fig. 6, 7 and 8).
 
-Shapes: B images, H x W pixels, N = h * w patches, L = 1 + N tokens.
+Shapes: B images, H x W pixels, N = h * w patches, L tokens, the last N of which are patches.
 """
 
 from __future__ import annotations
@@ -88,7 +88,8 @@ def draw_attention_page(
     grid = model.encoder.grid
     attention = model.encoder.compute_attention(images).mean(1)  # (B, L, L)
     # in units of the share that every token gets if all get the same
-    shares = attention[:, 1:, 1:] * attention.shape[-1]
+    first = attention.shape[-1] - grid[0] * grid[1]
+    shares = attention[:, first:, first:] * attention.shape[-1]
     rows = []
     for picture, share, file in zip(pictures, shares, files, strict=True):
         marked = picture

@@ -7,7 +7,7 @@ from typing import Any
 
 from ehm.config.export import ExportConfig
 from ehm.config.pretraining import TrainConfig
-from ehm.config.sections import Section
+from ehm.config.section import Section
 from ehm.config.tasks import DetectionConfig, FinetuneConfig, ProbeConfig, RetrievalConfig, SegmentationConfig
 from ehm.config.tokenizer import TokenizerConfig
 

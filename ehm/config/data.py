@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from ehm.config.inputs import IMAGENET_MEAN, IMAGENET_STD, CropMode, InputSpec, Interpolation, Triple
-from ehm.config.sections import Section
+from ehm.config.section import Section
 from ehm.config.values import ClassName, Count, PixelRange, PositiveTriple, ShareRange, Unit
 
 __all__ = ["DataConfig", "ImageData", "PretrainData", "SourceConfig"]

@@ -6,7 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from ehm.config.sections import ModelSource, Section
+from ehm.config.section import Section
+from ehm.config.sections import ModelSource
 from ehm.config.values import Count, Positive, require_match
 
 __all__ = ["AscendConfig", "CalibrationConfig", "ExportConfig", "TritonConfig"]

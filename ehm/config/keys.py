@@ -12,7 +12,7 @@ import yaml
 from rich.table import Column, Table
 
 from ehm.config.commands import COMMANDS
-from ehm.config.sections import Section
+from ehm.config.section import Section
 from ehm.console import PlainConsole, print_line
 from ehm.errors import ConfigError
 

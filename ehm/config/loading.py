@@ -13,7 +13,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from ehm.config.commands import COMMANDS, recognise_command
-from ehm.config.sections import Section
+from ehm.config.section import Section
 from ehm.errors import ConfigError
 from ehm.storage.names import escape_undecodable
 from ehm.storage.reading import describe_value, read_text, shorten

@@ -9,11 +9,23 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, WithJsonSchema, model_validator
 
 from ehm.config.data import PretrainData
-from ehm.config.encoders import EncoderSpec, encoder_spec, family_of
+from ehm.config.encoders import PLAIN, EncoderSpec, VitForm, encoder_spec
 from ehm.config.objectives import OBJECTIVES
 from ehm.config.recipes import with_recipe
-from ehm.config.sections import OptimConfig, RunConfig, Section
-from ehm.config.values import BelowOne, Count, EncoderName, Fraction, ImageSize, Positive, Share, Stages, UnitRange
+from ehm.config.section import Section
+from ehm.config.sections import OptimConfig, RunConfig
+from ehm.config.values import (
+    BelowOne,
+    Count,
+    EncoderName,
+    Fraction,
+    ImageSize,
+    Positive,
+    PositiveReal,
+    Share,
+    Stages,
+    UnitRange,
+)
 
 __all__ = ["MaskConfig", "Masking", "ModelConfig", "ObjectiveName", "TrainConfig"]
 
@@ -62,6 +74,15 @@ class ModelConfig(Section):
     window: Positive | None = Field(
         None, description="Side of a Swin's attention window in tokens; null takes the shorter side of the last stage."
     )
+    mlp_ratio: PositiveReal | None = Field(
+        None, description="Hidden features of an MLP for each feature of a token; null takes the published one, 4."
+    )
+    relative: bool | None = Field(
+        None,
+        description="Whether a ViT has a bias for every relative position, as BEiT's; null takes what the objective's "
+        "published ViT has.",
+    )
+    form: VitForm = PLAIN
     drop_path: BelowOne = Field(
         0.0,
         description="Share of residual branches that the last block leaves out (stochastic depth); 0 for objective "
@@ -149,7 +170,7 @@ class TrainConfig(Section):
     @model_validator(mode="after")
     def _check_together(self) -> TrainConfig:
         OBJECTIVES[self.objective].check(self)
-        if self.masking in _CLASS_TOKEN_MASKINGS and not family_of(self.encoder).has_class_token:
+        if self.masking in _CLASS_TOKEN_MASKINGS and not self.spec.has_class_token:
             raise ValueError(f"masking {self.masking} goes by the class token's attention, and {self.encoder} has none")
         self._check_units()
         if self.model.freeze > self.spec.blocks:
@@ -185,7 +206,10 @@ class TrainConfig(Section):
     @cached_property
     def spec(self) -> EncoderSpec:
         """The encoder's sizes; the objective decides the form of a ViT."""
-        relative = OBJECTIVES[self.objective].relative_vit
+        relative = self.model.relative
+        if relative is None:
+            # a form that is asked for has positions of its own
+            relative = OBJECTIVES[self.objective].relative_vit and self.model.form == PLAIN
         return encoder_spec(self.encoder, self.image_size, self.patch_size, self.model, relative)
 
     @property

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
+from ehm.config.encoders import PLAIN, VitForm
+from ehm.config.section import Section
 from ehm.config.values import (
     BelowOne,
     Count,
@@ -18,37 +20,7 @@ from ehm.config.values import (
     Stages,
 )
 
-__all__ = ["ModelSource", "OptimConfig", "RunConfig", "Section"]
-
-
-class Section(BaseModel):
-    """Base of all sections: immutable, and strict about names."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
-
-    # Without it, every subclass that changes a default would have to repeat the description.
-    @classmethod
-    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
-        """Keep the description of a key if a subclass changes its default or its type only."""
-        super().__pydantic_init_subclass__(**kwargs)
-        for name, field in cls.model_fields.items():
-            inherited = getattr(cls.__base__, "model_fields", {}).get(name)
-            if field.description is None and inherited is not None:
-                field.description = inherited.description
-
-    @model_validator(mode="before")
-    @classmethod
-    def _keep_defaults(cls, values: Any) -> Any:
-        """Complete a section given in part by the defaults of the recipe that holds it, not by those of its class."""
-        if not isinstance(values, dict):
-            return values
-        # pydantic would fill a section from the defaults of its class: epochs 300 instead of the 100 of a recipe.
-        completed = dict(values)
-        for key, value in values.items():
-            default = cls.model_fields[key].default if key in cls.model_fields else None
-            if isinstance(value, dict) and isinstance(default, Section):
-                completed[key] = default.model_dump() | value
-        return completed
+__all__ = ["ModelSource", "OptimConfig", "RunConfig"]
 
 
 class OptimConfig(Section):
@@ -166,6 +138,10 @@ class ModelSource(Section):
     patch_size: Positive | None = Field(
         None, description="Side of a patch in pixels, for init scratch only; null takes the published one."
     )
+    mlp_ratio: PositiveReal | None = Field(
+        None, description="Hidden features of an MLP for each feature of a token; null as for width."
+    )
+    form: VitForm = PLAIN
     drop_path: BelowOne = Field(
         0.0, description="Share of residual branches that the last block leaves out in training (stochastic depth)."
     )

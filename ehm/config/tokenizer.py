@@ -7,7 +7,8 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from ehm.config.data import PretrainData
-from ehm.config.sections import OptimConfig, RunConfig, Section
+from ehm.config.section import Section
+from ehm.config.sections import OptimConfig, RunConfig
 from ehm.config.values import ImageSize, NotNegative, Positive, PositiveReal
 
 __all__ = ["TokenizerConfig"]

@@ -18,7 +18,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from ehm.config.encoders import EncoderSpec
+from ehm.config.encoders import PLAIN, EncoderSpec, VitSpec
 from ehm.config.inputs import InputSpec
 from ehm.errors import CheckpointError
 from ehm.models.shapes import spec_from_json, spec_to_json
@@ -26,8 +26,8 @@ from ehm.storage.reading import shorten
 
 __all__ = ["FileFacts", "encoder_metadata", "read_facts"]
 
-_FIXED = {"norm": "layer_norm", "norm_eps": 1e-6, "activation": "gelu"}
-"""Settings that are the same in all encoders that ehm builds, and may change one day."""
+_NORMS = {"layer": "layer_norm", "rms": "rms_norm"}
+"""Names of the kinds of norm in the metadata."""
 _HUB_CONFIG = "config.json"
 
 
@@ -43,7 +43,7 @@ def encoder_metadata(spec: EncoderSpec, inputs: InputSpec) -> dict[str, str]:
     """Return the metadata of a file that holds an encoder of ``spec`` under timm's names."""
     values = inputs.to_json()
     return {
-        "encoder": json.dumps({**spec_to_json(spec), "grid": list(spec.grid), **_FIXED}),
+        "encoder": json.dumps({**spec_to_json(spec), "grid": list(spec.grid), **_describe_layers(spec)}),
         "inputs": json.dumps(values),
         "mean": json.dumps(values["mean"]),
         "std": json.dumps(values["std"]),
@@ -83,13 +83,20 @@ def _read_metadata(path: Path) -> dict[str, str]:
         raise CheckpointError(f"{path}: not a safetensors file: {error}") from None
 
 
+def _describe_layers(spec: EncoderSpec) -> dict[str, Any]:
+    """Return the norm and the activation of an encoder, for readers that build it from sizes alone."""
+    form = spec.form if isinstance(spec, VitSpec) else PLAIN
+    return {"norm": _NORMS[form.norm], "norm_eps": form.norm_epsilon, "activation": form.mlp}
+
+
 def _read_spec(values: dict[str, Any]) -> EncoderSpec:
     """Rebuild the spec; ValueError if the encoder has a norm or an activation that ehm does not build."""
-    for key, value in _FIXED.items():
-        if values.pop(key) != value:
-            raise ValueError(f"{key} is not {value}")
+    said = {key: values.pop(key) for key in ("norm", "norm_eps", "activation")}
     grid = values.pop("grid")
     spec = spec_from_json(values)
+    for key, value in _describe_layers(spec).items():
+        if said[key] != value:
+            raise ValueError(f"{key} is not {value}")
     if list(spec.grid) != grid:
         raise ValueError(f"grid {grid} is not that of image_size {list(spec.image_size)}")
     return spec

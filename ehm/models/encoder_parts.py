@@ -16,27 +16,18 @@ __all__ = ["HEADS", "refuse_foreign_parts", "refuse_unloaded"]
 
 HEADS = tuple(dict.fromkeys(chain.from_iterable(objective.heads for objective in OBJECTIVES.values())))
 """Beginnings of the names of what pretraining has beside the encoder."""
-_CLASSIFIER_PARTS = ("head", "heads", "head_dist", "fc_norm", "pre_logits", "classifier")
+_CLASSIFIER_PARTS = ("head", "heads", "head_dist", "fc_norm", "pre_logits", "classifier", "attn_pool")
 """First parts of the names of what lies behind the encoder: classifiers, and what prepares tokens for them."""
 _LAST_NORM = "norm"
 """The encoder's last norm: a network with a norm behind its pooling (``fc_norm``) does without, as in MAE."""
 _FOREIGN = (
-    (r"^blocks\.\d+\.ls[12]\.", "layer scale, as in DINOv2 and DeiT III"),
-    (r"\.attn\.[qk]_norm\.", "norms of queries and keys"),
-    (r"^(reg_token|register_tokens|storage_tokens)\b", "register tokens, as in DINOv2 with registers and DINOv3"),
-    (r"^norm_pre\.", "a norm before the blocks, as in CLIP"),
-    (r"^dist_token\b", "a distillation token, as in DeiT's distilled networks"),
-    (r"^attn_pool\.", "pooling by attention, as in SigLIP"),
-    (r"\.mlp\.(w12|w1|w2|w3|fc1_g|fc1_x|norm)\.", "gated MLPs, as in EVA-02 and DINOv2's ViT-g"),
-    (r"\.attn\.norm\.|\.attn\.inner_attn_ln\.", "a norm within attention, as in EVA-02"),
     (r"\brel_pos\.", "relative positions of another form, as in timm's vit_relpos networks"),
-    (r"\brope\b|\brope_embed\.", "rotary positions, as in DINOv3 and EVA-02"),
     (r"\.attn\.(logit_scale|cpb_mlp)\b", "cosine attention with computed positions, as in Swin V2"),
 )
 """Patterns of names that tell a known family, and what its encoders have more than ours."""
 _REMEDY = (
-    "ehm loads the encoder of a file whole or not at all, and its own are plain ViTs, BEiT's and SimMIM's ViTs with "
-    "relative positions, and Swins of the first version; timm:NAME, by timm's name of the network, loads others"
+    "ehm loads the encoder of a file whole or not at all; docs/weights.md lists the families, and timm:NAME, by timm's "
+    "name of the network, loads others for fine-tuning and probing"
 )
 
 

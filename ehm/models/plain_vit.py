@@ -27,7 +27,7 @@ def assemble_plain_vit(weights: Weights, source: ModelSource, head: Head = "auto
     ``running_var`` of a batch norm without affine (eps 1e-6), then ``head.1.weight`` and ``bias``. Norms have eps 1e-6.
     The ``labels`` of its provenance are those of its logits, empty if it gives none.
 
-    None for what only a framework builds: a Swin, a ViT with relative positions, a network of timm's, a descriptor, a
+    None for what only a framework builds: a Swin, a ViT of another form, a network of timm's, a descriptor, a
     segmenter that is not asked for its encoder. Raises CheckpointError as :func:`ehm.models.heads.select_labels` does,
     if weights are missing or do not fit, and if a file's ViT has more than a plain one.
     """
@@ -36,7 +36,7 @@ def assemble_plain_vit(weights: Weights, source: ModelSource, head: Head = "auto
         return None
     labels = select_labels(provenance, head)
     spec = weights.spec
-    if not isinstance(spec, VitSpec) or spec.relative or provenance.kind == "embedder":
+    if not isinstance(spec, VitSpec) or not spec.is_plain or provenance.kind == "embedder":
         return None
     resized = resize_weights(weights, source)
     assert isinstance(resized.spec, VitSpec)

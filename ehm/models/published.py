@@ -29,6 +29,9 @@ def rename_to_timm(arrays: Arrays) -> Arrays:
         # the indices of a table are those of its own grid, and would not fit another
         if not name.endswith(_COMPUTED):
             kept[name.removeprefix("encoder.")] = array
+    if "dist_token" in kept:
+        # one more token before the patches, with a position of its own: what timm calls a register elsewhere
+        kept["reg_token"] = kept.pop("dist_token")
     if "layers.0.downsample.reduction.weight" in kept:  # timm's first stage has none, so these are Microsoft's names
         return {_rename_in_swin(name): array for name, array in kept.items()}
     return kept

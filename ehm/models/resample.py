@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ehm.config.encoders import EncoderSpec
+from ehm.config.encoders import EncoderSpec, VitSpec
 from ehm.models.tables import TABLE
 
 __all__ = ["bicubic_weights", "resample_arrays", "resample_positions", "resample_table"]
@@ -37,16 +37,18 @@ def bicubic_weights(new: int, old: int) -> NDArray[np.float64]:
     return normalised
 
 
-def resample_positions(positions: NDArray[Any], new: tuple[int, int], old: tuple[int, int]) -> NDArray[np.float32]:
-    """Resample position embeddings (1, 1 + N, D) from an ``old`` (h, w) grid to a ``new`` one.
+def resample_positions(
+    positions: NDArray[Any], new: tuple[int, int], old: tuple[int, int], prefix: int = 1
+) -> NDArray[np.float32]:
+    """Resample position embeddings (1, prefix + N, D) from an ``old`` (h, w) grid to a ``new`` one.
 
     Bicubic with antialiasing, as timm's ``resample_abs_pos_embed`` does with ``torch.nn.functional.interpolate``. The
-    class token's position, the first one, stays.
+    positions of the ``prefix`` tokens before the patches stay.
     """
     # in float64, so that the result does not depend on the order in which a library sums
-    token, patches = np.split(np.asarray(positions, np.float64), [1], axis=1)
+    tokens, patches = np.split(np.asarray(positions, np.float64), [prefix], axis=1)
     resampled = _resample_grid(patches[0], new, old)
-    return np.concatenate([token, resampled[None]], axis=1).astype(np.float32)
+    return np.concatenate([tokens, resampled[None]], axis=1).astype(np.float32)
 
 
 def resample_table(table: NDArray[Any], new: tuple[int, int], old: tuple[int, int]) -> NDArray[np.float32]:
@@ -66,7 +68,11 @@ def resample_arrays(arrays: Mapping[str, NDArray[Any]], new: EncoderSpec, old: E
     resampled = dict(arrays)
     for name, array in arrays.items():
         if name in _POSITIONS and new.grid != old.grid:
-            resampled[name] = resample_positions(array, new.grid, old.grid)
+            # the decoder of MAE has a position of its own for the class token
+            prefix = 1
+            if isinstance(new, VitSpec) and name == "pos_embed":
+                prefix = new.form.position_tokens
+            resampled[name] = resample_positions(array, new.grid, old.grid, prefix)
         elif name.endswith(TABLE) and new.table_grid(name) != old.table_grid(name):
             resampled[name] = resample_table(array, new.table_grid(name), old.table_grid(name))
     return resampled

@@ -6,11 +6,11 @@ A new family of encoders adds a file like ``shapes_swin.py`` and a line to :func
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import fields, replace
 from typing import Any
 
 from ehm.config import ModelSource, encoder_spec
-from ehm.config.encoders import FAMILIES, EncoderSpec, SwinSpec, VitSpec
+from ehm.config.encoders import FAMILIES, PLAIN, EncoderSpec, SwinSpec, VitForm, VitSpec
 from ehm.errors import CheckpointError, ConfigError
 from ehm.models.shapes_swin import FIRST_TABLE, infer_swin
 from ehm.models.shapes_vit import infer_vit
@@ -26,6 +26,9 @@ __all__ = [
     "spec_from_settings",
     "spec_to_json",
 ]
+
+
+_ROTARY_SOURCES = {"eva": "EVA-02", "dinov3": "DINOv3"}
 
 
 def infer_spec(arrays: Arrays, source: ModelSource) -> EncoderSpec:
@@ -46,6 +49,8 @@ def list_assumptions(spec: EncoderSpec, source: ModelSource) -> list[str]:
     assumptions = []
     if isinstance(spec, VitSpec) and not spec.relative and source.heads is None:
         assumptions.append(f"{spec.heads} heads as of the published ViT that is {spec.width} wide (model.heads)")
+    if isinstance(spec, VitSpec) and spec.form.rotary.kind is not None and source.form.rotary.kind is None:
+        assumptions.append(f"rotary positions as those of {_ROTARY_SOURCES[spec.form.rotary.kind]} (model.form.rotary)")
     if spec.image_size != source.image_size:
         assumptions.append(f"images of {spec.image_size[0]} x {spec.image_size[1]} pixels (model.image_size)")
     return assumptions
@@ -58,7 +63,8 @@ def check_positions(arrays: Arrays, spec: EncoderSpec, origin: str) -> None:
     """
     # the spec is the file's own: a difference is damage, and no other size that somebody asked for
     positions = arrays.get("pos_embed")
-    if positions is not None and positions.shape[1:2] != (1 + spec.patches,):
+    prefix = spec.form.position_tokens if isinstance(spec, VitSpec) else 0
+    if positions is not None and positions.shape[1:2] != (prefix + spec.patches,):
         down, across = spec.grid
         raise CheckpointError(
             f"{origin}: pos_embed is {positions.shape}, and the file says that it has {down} x {across} patches; "
@@ -111,19 +117,27 @@ def resize_spec(spec: EncoderSpec, source: ModelSource) -> EncoderSpec:
 def spec_to_json(spec: EncoderSpec) -> dict[str, Any]:
     """Return ``spec`` as plain JSON, from which :func:`spec_from_json` rebuilds it."""
     values: dict[str, Any] = {"family": spec.family}
-    for key, value in asdict(spec).items():
-        # as JSON gives it back, so that what is read equals what was written
-        values[key] = list(value) if isinstance(value, tuple) else value
+    for field in fields(spec):
+        value = getattr(spec, field.name)
+        if isinstance(value, VitForm):
+            # left out if nothing differs, so that older versions read plain ViTs
+            if value != PLAIN:
+                values[field.name] = value.model_dump(mode="json", exclude_defaults=True)
+        else:
+            # as JSON gives it back, so that what is read equals what was written
+            values[field.name] = list(value) if isinstance(value, tuple) else value
     return values
 
 
 def spec_from_json(encoder: Mapping[str, Any]) -> EncoderSpec:
     """Rebuild a spec from what :func:`spec_to_json` gave, in this version or an older one.
 
-    Raises KeyError or TypeError if this version has no such encoder.
+    Raises KeyError, TypeError or ValueError if this version has no such encoder.
     """
     values: dict[str, Any] = {}
     for key, value in encoder.items():
         # specs compare and hash by their values, which lists do not
         values[key] = tuple(value) if isinstance(value, list) else value
+    if "form" in values:
+        values["form"] = VitForm.model_validate(values["form"])
     return FAMILIES[values.pop("family")](**values)

@@ -1,45 +1,85 @@
-"""The sizes of a ViT from the shapes of its arrays under timm's names."""
+"""The sizes and the form of a ViT from the shapes of its arrays under timm's names."""
 
 from __future__ import annotations
 
 import math
 import re
 from collections.abc import Iterable
+from typing import Any
 
 from ehm.config import ModelSource
-from ehm.config.encoders import VIT_PRESETS, VitSpec
+from ehm.config.encoders import DINOV3_ROTARY, EVA_ROTARY, VIT_PRESETS, Rotary, VitForm, VitSpec
 from ehm.errors import CheckpointError
 from ehm.models.tables import CLASS_TOKEN_ROWS, SHARED_TABLE, TABLE, WITH_SETTINGS, check_tables, infer_image_size
 from ehm.storage.arrays import Arrays
 
 __all__ = ["count_parts", "infer_vit", "read_patches", "refuse_other_positions", "require_names"]
 
-_NAMES = ("cls_token", "patch_embed.proj.weight", "blocks.0.mlp.fc1.weight")
+_FIRST = "blocks.0."
+_NAMES = ("patch_embed.proj.weight", "blocks.0.mlp.fc2.weight")
 _OWN_TABLE = f"blocks.0.attn.{TABLE}"
 _POSITIONS = ("pos_embed", "absolute_pos_embed")
+_EVA_NAMES = ("attn.q_bias", "attn.q_proj.weight")
+"""Names in a block of timm's Eva that its VisionTransformer does not have."""
 
 
 def infer_vit(arrays: Arrays, source: ModelSource) -> VitSpec:
-    """Infer the spec of a ViT; raises as :func:`ehm.models.shapes.infer_spec` does."""
-    # pretraining has one table for all blocks, fine-tuning one in each, and a plain ViT none
-    positions = "pos_embed"
-    for table in (_OWN_TABLE, SHARED_TABLE):
+    """Infer the spec of a ViT; raises as :func:`ehm.models.shapes.infer_spec` does.
+
+    Names and shapes tell the form but for the epsilon of norms, GELU's approximation and rotary positions, which are
+    those of ``source.form``.
+    """
+    # pretraining has one table for all blocks, fine-tuning one in each, and a ViT with other positions none
+    for table in (SHARED_TABLE, _OWN_TABLE):
         if table in arrays:
-            positions = table
-    require_names(arrays, (*_NAMES, positions), source)
-    refuse_other_positions(arrays, positions, source)
+            return _infer_relative(arrays, table, source)
+    require_names(arrays, _NAMES, source)
     width, patch_size = read_patches(arrays, source)
+    form = infer_form(arrays, source)
     depth = count_parts(arrays, r"blocks\.(\d+)\.")
-    mlp_ratio = arrays["blocks.0.mlp.fc1.weight"].shape[0] / width  # a row for each hidden feature
-    if positions == "pos_embed":
-        # the class token has a position too
-        size = _infer_image_size(arrays[positions].shape[1] - 1, patch_size, source)
-        return VitSpec(size, patch_size, width, depth, _infer_heads(source, width), mlp_ratio)
-    rows, heads = arrays[positions].shape
-    size = infer_image_size(positions, rows - CLASS_TOKEN_ROWS, patch_size, source)
-    spec = VitSpec(size, patch_size, width, depth, heads, mlp_ratio, relative=True)
-    check_tables(arrays, spec, source.init)
-    return spec
+    mlp_ratio = arrays["blocks.0.mlp.fc2.weight"].shape[1] / width
+    heads = _infer_heads(source, width)
+    if not form.added_positions:
+        size = source.image_size or (14 * patch_size, 14 * patch_size)
+        return VitSpec(size, patch_size, width, depth, heads, mlp_ratio, form=form)
+    size, prefix_positions = _infer_image_size(arrays["pos_embed"].shape[1], form.prefix_tokens, patch_size, source)
+    form = form.model_copy(update={"prefix_positions": prefix_positions})
+    return VitSpec(size, patch_size, width, depth, heads, mlp_ratio, form=form)
+
+
+def infer_form(arrays: Arrays, source: ModelSource) -> VitForm:
+    """Infer the form of a ViT without tables of relative positions, but for the tokens that get a position."""
+
+    def has(name: str) -> bool:
+        return name in arrays
+
+    hidden = arrays["blocks.0.mlp.fc2.weight"].shape[1]
+    mlp = source.form.mlp
+    if has("blocks.0.mlp.fc1_g.weight"):
+        mlp = "swiglu"
+    elif has("blocks.0.mlp.fc1.weight") and len(arrays["blocks.0.mlp.fc1.weight"]) == 2 * hidden:
+        mlp = "swiglu_packed"
+    elif mlp.startswith("swiglu"):
+        raise CheckpointError(f"{source.init}: its MLPs have no gate; model.form.mlp is gelu or quick_gelu")
+    found: dict[str, Any] = {
+        "class_token": has("cls_token"),
+        "registers": arrays["reg_token"].shape[1] if has("reg_token") else 0,
+        "added_positions": has("pos_embed"),
+        "rotary": _infer_rotary(arrays, source),
+        "norm": "layer" if has("blocks.0.norm1.bias") else "rms",
+        "norm_patches": has("patch_embed.norm.weight"),
+        "norm_before": has("norm_pre.weight"),
+        "norm_queries": has("blocks.0.attn.q_norm.weight"),
+        "norm_values": has("blocks.0.attn.norm.weight"),
+        "layer_scale": has("blocks.0.ls1.gamma") or has("blocks.0.gamma_1"),
+        "bias": any(has(f"blocks.0.attn.{name}") for name in ("qkv.bias", "q_bias", "q_proj.bias")),
+        "separate_heads": has("blocks.0.attn.q_proj.weight"),
+        "output_bias": has("blocks.0.attn.proj.bias"),
+        "mlp": mlp,
+        "norm_mlp": has("blocks.0.mlp.norm.weight"),
+        "attention_pool": has("attn_pool.latent"),
+    }
+    return source.form.model_copy(update=found)
 
 
 def require_names(arrays: Arrays, names: Iterable[str], source: ModelSource) -> None:
@@ -76,18 +116,56 @@ def count_parts(names: Iterable[str], pattern: str) -> int:
     return 1 + highest
 
 
-def _infer_image_size(patches: int, patch_size: int, source: ModelSource) -> tuple[int, int]:
-    # 4 x 9 patches are as many as 6 x 6, so that the settings go first
+def _infer_relative(arrays: Arrays, table: str, source: ModelSource) -> VitSpec:
+    """Infer the spec of a ViT with the biases for relative positions that are called ``table``."""
+    require_names(arrays, ("cls_token", *_NAMES), source)
+    refuse_other_positions(arrays, table, source)
+    width, patch_size = read_patches(arrays, source)
+    rows, heads = arrays[table].shape
+    size = infer_image_size(table, rows - CLASS_TOKEN_ROWS, patch_size, source)
+    depth = count_parts(arrays, r"blocks\.(\d+)\.")
+    mlp_ratio = arrays["blocks.0.mlp.fc2.weight"].shape[1] / width
+    form = VitForm(norm_epsilon=source.form.norm_epsilon)
+    spec = VitSpec(size, patch_size, width, depth, heads, mlp_ratio, relative=True, form=form)
+    check_tables(arrays, spec, source.init)
+    return spec
+
+
+def _infer_rotary(arrays: Arrays, source: ModelSource) -> Rotary:
+    """Return the rotary positions: those of ``source``, or by the names of a block EVA-02's, or DINOv3's.
+
+    Raises CheckpointError if there are no positions of any kind.
+    """
+    rotary = source.form.rotary
+    if rotary.kind is not None:
+        return rotary
+    if any(f"{_FIRST}{name}" in arrays for name in _EVA_NAMES):
+        return EVA_ROTARY if "pos_embed" in arrays else DINOV3_ROTARY
+    if "pos_embed" in arrays:
+        return rotary
+    if f"{_FIRST}gamma_1" in arrays:
+        # timm's name of the factors in its networks with rotary positions
+        return DINOV3_ROTARY
+    raise CheckpointError(f"{source.init}: no ViT and no Swin with timm's names: pos_embed missing")
+
+
+def _infer_image_size(
+    positions: int, prefix_tokens: int, patch_size: int, source: ModelSource
+) -> tuple[tuple[int, int], bool]:
+    """Return the image size that has so many ``positions``, and whether tokens before the patches have one too."""
     size = source.image_size or (0, 0)
-    if (size[0] // patch_size) * (size[1] // patch_size) == patches:
-        return size
-    side = math.isqrt(patches)
-    if side * side != patches:
-        raise CheckpointError(
-            f"{source.init}: its {patches} patches make no square; give the height and width as model.image_size "
-            f"{WITH_SETTINGS}"
-        )
-    return side * patch_size, side * patch_size
+    wanted = (size[0] // patch_size) * (size[1] // patch_size)
+    # 4 x 9 patches are as many as 6 x 6, so that the settings go first
+    if wanted in (positions - prefix_tokens, positions):
+        return size, wanted != positions or not prefix_tokens
+    for patches in (positions - prefix_tokens, positions):
+        side = math.isqrt(max(patches, 0))
+        if side and side * side == patches:
+            return (side * patch_size, side * patch_size), patches != positions or not prefix_tokens
+    raise CheckpointError(
+        f"{source.init}: its {positions - prefix_tokens} patches make no square; give the height and width as "
+        f"model.image_size {WITH_SETTINGS}"
+    )
 
 
 def _infer_heads(source: ModelSource, width: int) -> int:

@@ -16,7 +16,8 @@ from ehm.storage.checkpoint import Checkpoint
 
 __all__ = ["LoadedModel", "Pool", "Provenance", "Weights"]
 
-Pool = Literal["avg", "token"]
+Pool = Literal["avg", "token", "map"]
+"""Pooling of tokens to features: the mean of the patches, the class token, or what a learned query takes of them."""
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,9 @@ class MindsporeEncoder:
         self.model = model
         model.set_train(False)
         self.image_size = loaded.image_size
-        self.grid = spec_from_json(loaded.architecture).grid
+        spec = spec_from_json(loaded.architecture)
+        self.grid = spec.grid
+        self.has_class_token = spec.has_class_token
         self.inputs = loaded.inputs
         if data is not None:
             self.inputs = data.input_spec(loaded.inputs)

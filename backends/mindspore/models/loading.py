@@ -16,7 +16,7 @@ from mindspore import Parameter, nn
 from ehm.backends.mindspore.engine.tensors import set_values
 from ehm.backends.mindspore.models.vit import VisionTransformer
 from ehm.config import ModelSource, TrainConfig
-from ehm.config.encoders import EncoderSpec, VitSpec
+from ehm.config.encoders import PLAIN, EncoderSpec, VitSpec
 from ehm.errors import ConfigError
 from ehm.models.fitting import resize_weights, select_arrays
 from ehm.models.opening import open_model
@@ -50,7 +50,8 @@ def load_model(
     if source.init.startswith("timm:"):
         raise ConfigError(f"model.init {source.init}: timm's models need torch; {_ACCEPTED}")
     if source.init == "scratch":
-        spec = _require_vit(spec_from_settings(source), f"model.encoder {source.encoder}")
+        wanted = spec_from_settings(source)
+        spec = _require_vit(wanted, f"model.encoder {source.encoder}: {wanted.description}")
         model = VisionTransformer(spec, rng, classes, pool, fc_norm, dtype, probe)
         return LoadedModel(model, spec_to_json(spec), Provenance("scratch", "scratch"))
     if weights is None:
@@ -59,7 +60,7 @@ def load_model(
         raise ConfigError(f"model.init {source.init}: holds timm's {weights.timm}, which needs torch; {_ACCEPTED}")
     weights = resize_weights(weights, source)
     assert weights.spec is not None
-    spec = _require_vit(weights.spec, f"model.init {source.init}: holds a Swin, which")
+    spec = _require_vit(weights.spec, f"model.init {source.init}: holds {weights.spec.description}, which")
     if pool == "avg" and weights.has_norm_behind_pooling:
         fc_norm = True  # else the norm that the weights have would be left out, and none be used
     model = VisionTransformer(spec, rng, classes, pool, fc_norm, dtype, probe)
@@ -81,8 +82,10 @@ def load_initial_weights(model: nn.Cell, config: TrainConfig) -> tuple[str, ...]
 
 def _require_vit(spec: EncoderSpec, named: str) -> VitSpec:
     """Return ``spec``; ConfigError, which begins with what is ``named``, if it is another encoder's."""
-    if not isinstance(spec, VitSpec):
-        raise ConfigError(f"{named} needs torch; the MindSpore backend has ViTs")
+    if not isinstance(spec, VitSpec) or not (spec.is_plain or spec.relative):
+        raise ConfigError(f"{named} needs torch; the MindSpore backend has plain ViTs and BEiT's")
+    if spec.form.norm_epsilon != PLAIN.norm_epsilon:
+        raise ConfigError(f"{named} needs torch; the MindSpore backend has norms of epsilon {PLAIN.norm_epsilon:g}")
     return spec
 
 

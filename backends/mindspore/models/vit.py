@@ -5,7 +5,7 @@ Shapes: B images, N patches, L = 1 + N tokens, D features, C classes.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import mindspore as ms
 import numpy as np
@@ -16,6 +16,7 @@ from ehm.backends.mindspore.models.initial import init_truncated
 from ehm.backends.mindspore.models.patches import PatchEmbed, prepend_class_token
 from ehm.backends.mindspore.models.relative import RelativeBlock
 from ehm.config.encoders import VitSpec
+from ehm.models.weights import Pool
 
 __all__ = ["VisionTransformer", "layer_of"]
 
@@ -34,7 +35,7 @@ class VisionTransformer(nn.Cell):
         spec: VitSpec,
         rng: np.random.Generator,
         classes: int = 0,
-        pool: Literal["avg", "token"] = "avg",
+        pool: Pool = "avg",
         fc_norm: bool | None = None,
         dtype: Any = ms.float32,
         probe: bool = False,

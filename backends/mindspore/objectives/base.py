@@ -9,7 +9,7 @@ import numpy as np
 from mindspore import nn
 
 from ehm.config import TrainConfig
-from ehm.config.encoders import VitSpec
+from ehm.config.encoders import PLAIN, VitSpec
 from ehm.errors import BackendError
 
 __all__ = ["MindsporeObjective"]
@@ -27,6 +27,8 @@ class MindsporeObjective(ABC):
         spec = config.spec
         if not isinstance(spec, VitSpec):
             raise BackendError(f"encoder {config.encoder}: the MindSpore backend has ViTs; a Swin needs torch")
+        if spec.form != PLAIN:
+            raise BackendError(f"model.form: {spec.description} needs torch; the MindSpore backend has plain ViTs")
         self.config = config
         self.spec = spec
 

@@ -11,6 +11,7 @@ from typing import Any, SupportsFloat
 import numpy as np
 import torch
 from timm.models.beit import Block as BeitBlock
+from timm.models.eva import EvaBlock
 from timm.models.swin_transformer import SwinTransformerBlock
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
@@ -35,7 +36,7 @@ from ehm.storage.arrays import Arrays
 
 __all__ = ["Training", "recompute_activations", "set_deterministic"]
 
-_BLOCKS = (Block, BeitBlock, SwinTransformerBlock)
+_BLOCKS = (Block, BeitBlock, EvaBlock, SwinTransformerBlock)
 
 
 class Training:

@@ -1,28 +1,30 @@
 """A trained encoder on one torch device, for measurement and pictures.
 
-Shapes: B images of H x W pixels, N patches, D features, L = 1 + N tokens.
+Shapes: B images of H x W pixels, N patches, D features, L tokens, the last N of which are patches.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from timm.models.beit import Beit
 from timm.models.swin_transformer import SwinTransformer
-from timm.models.vision_transformer import VisionTransformer
-from torch import Tensor
 
 from ehm.backends.torch.engine.seeds import seed_weights
 from ehm.backends.torch.engine.tensors import Pixels
-from ehm.backends.torch.models.attention import attention_probs, mean_attention, patch_similarity
+from ehm.backends.torch.models.attention import attention_probs, run_block
 from ehm.backends.torch.models.loading import load_model
 from ehm.backends.torch.models.swin import first_blocks, mean_cells, stage_similarity
+from ehm.backends.torch.models.timm_vit import read_timm_spec
+from ehm.backends.torch.models.vit import VIT_CLASSES
+from ehm.backends.torch.models.vit_parts import VitParts
 from ehm.config import ModelSource, SourceConfig
+from ehm.config.encoders import EncoderSpec, VitSpec
 from ehm.errors import ConfigError
+from ehm.models.shapes import spec_from_json
 
 __all__ = ["TorchEncoder"]
 
@@ -46,6 +48,11 @@ class TorchEncoder:
         self.image_size = loaded.image_size
         self.notes = loaded.notes
         self.grid = _output_grid(self.model, self.image_size)
+        spec = _find_spec(loaded.architecture, self.model)
+        self.has_class_token = spec is not None and spec.has_class_token
+        self._vit: VitParts | None = None
+        if isinstance(spec, VitSpec):
+            self._vit = VitParts(spec, self.model)
 
     @torch.inference_mode()
     def compute_features(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -64,8 +71,8 @@ class TorchEncoder:
             tokens = self.model.patch_embed(self._pixels(images))
             similarity = stage_similarity(self.model.layers, tokens, blocks, self.grid)
         else:
-            attention = mean_attention(self._require_vit().blocks, self._embed(images), blocks)
-            similarity = patch_similarity(attention)
+            vit = self._require_vit()
+            similarity = vit.compute_similarity(vit.embed(self._pixels(images)), blocks)
         array: NDArray[np.float32] = similarity.cpu().numpy()
         return array
 
@@ -76,52 +83,49 @@ class TorchEncoder:
             _, tokens = first_blocks(self.model.layers, self.model.patch_embed(self._pixels(images)), blocks)
             tokens = mean_cells(tokens, self.grid)
         else:
-            tokens = self._embed(images)
-            for block in self._require_vit().blocks[:blocks]:
-                tokens = block(tokens)
-            tokens = tokens[:, 1:]  # without the class token
+            vit = self._require_vit()
+            tokens = vit.compute_features(vit.embed(self._pixels(images)), blocks)
         array: NDArray[np.float32] = tokens.cpu().numpy()
         return array
 
     @torch.inference_mode()
     def compute_attention(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """See :meth:`ehm.backends.base.Encoder.compute_attention`."""
-        *earlier, last = self._require_vit().blocks
-        tokens = self._embed(images)
-        for block in earlier:
-            tokens = block(tokens)
-        attention: NDArray[np.float32] = attention_probs(last, tokens).cpu().numpy()
+        vit = self._require_vit()
+        places = vit.locate()
+        tokens = vit.run_blocks(vit.embed(self._pixels(images)), places, -1)
+        attention: NDArray[np.float32] = attention_probs(vit.blocks[-1], tokens, places).cpu().numpy()
         return attention
 
     @torch.inference_mode()
     def iterate_attention(self, images: NDArray[np.uint8]) -> Iterator[NDArray[np.float32]]:
         """See :meth:`ehm.backends.base.Encoder.iterate_attention`."""
-        tokens = self._embed(images)
-        for block in self._require_vit().blocks:
-            yield attention_probs(block, tokens).cpu().numpy()
-            tokens = block(tokens)
+        vit = self._require_vit()
+        places = vit.locate()
+        tokens = vit.prepend_prefix(vit.embed(self._pixels(images)))
+        for block in vit.blocks:
+            yield attention_probs(block, tokens, places).cpu().numpy()
+            tokens = run_block(block, tokens, places)
 
-    def _embed(self, images: NDArray[np.uint8]) -> Tensor:
-        """Embed images as the tokens (B, L, D) that enter the first block of a ViT."""
-        model = self._require_vit()
-        patches = model.patch_embed(self._pixels(images))
-        tokens: Tensor
-        if isinstance(model, Beit):
-            tokens = torch.cat([model.cls_token.expand(len(patches), -1, -1), patches], dim=1)
-            return tokens if model.pos_embed is None else tokens + model.pos_embed
-        tokens = model.norm_pre(model._pos_embed(patches))
-        return tokens
+    def _require_vit(self) -> VitParts:
+        """Return the parts of the model; raises ConfigError if it is no ViT that we can walk through."""
+        if self._vit is None:
+            raise ConfigError(f"model.init {self._origin}: attention needs a ViT of a family in docs/weights.md")
+        return self._vit
 
-    def _require_vit(self) -> Any:
-        """Return the model; raises ConfigError if it is no ViT with a class token."""
-        if not isinstance(self.model, VisionTransformer | Beit) or self.model.num_prefix_tokens != 1:
-            raise ConfigError(f"model.init {self._origin}: attention needs a ViT with one class token")
-        return self.model
+
+def _find_spec(architecture: Mapping[str, Any], model: Any) -> EncoderSpec | None:
+    """Return the spec of a loaded encoder; None for a network of timm's that is no encoder of ours."""
+    if architecture["family"] != "timm":
+        return spec_from_json(architecture)
+    found = read_timm_spec(model, architecture["name"])
+    return None if found is None else found[0]
 
 
 def _output_grid(model: Any, image_size: tuple[int, int]) -> tuple[int, int]:
     """Return the patches down and across; for a Swin or a convolutional network, the cells of its last map."""
-    if isinstance(model, VisionTransformer | Beit):
-        return tuple(model.patch_embed.grid_size)
+    if isinstance(model, VIT_CLASSES):
+        down, across = model.patch_embed.grid_size
+        return down, across
     reduction = model.feature_info[-1]["reduction"]
     return image_size[0] // reduction, image_size[1] // reduction

@@ -1,28 +1,32 @@
 """Attention probabilities, which fused kernels compute and discard (paper, section IV-A and V-E).
 
-The blocks are timm's of a ViT or of a BEiT. The latter add a bias for relative positions, (h, L, L), to the scores: the
-``shared_bias`` of all blocks in pretraining, or their own.
+The blocks are timm's of a ViT, of a BEiT or of an Eva. Those of BEiT add a bias for relative positions to the scores:
+one that all blocks share in pretraining, or their own. Those of Eva turn queries and keys by rotary positions.
 
-Shapes: B images, L tokens with the class token first, D features, h heads of d = D / h features.
+Shapes: B images, N patches, L tokens with the class token and registers first, D features, h heads of d = D / h.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from timm.layers.pos_embed_sincos import apply_rot_embed_cat
 from timm.models.vision_transformer import Block
 from torch import Tensor
 from torch.nn.functional import linear, normalize
 
 __all__ = [
     "MaskedBlock",
+    "Places",
     "attention_probs",
     "class_attention",
     "cosine_similarity",
     "mean_attention",
     "patch_similarity",
+    "run_block",
     "symmetrise",
 ]
 
@@ -47,16 +51,42 @@ class MaskedBlock(Block):
             return super().forward(x)
         normed = self.norm1(x)
         q, k, v = _project_heads(self, normed, 3)
-        return _finish_block(self, x, normed, torch.bmm(_compute_probs(self, q, k), v))
+        return _finish_block(self, x, normed, torch.bmm(_compute_probs(self, q, k, Places()), v))
 
 
-def attention_probs(block: Any, tokens: Tensor) -> Tensor:
+@dataclass(frozen=True)
+class Places:
+    """The places of tokens, as far as attention takes them into account.
+
+    ``prefix`` tokens stand before the patches. ``bias`` (h, L, L), or (B, h, L, L), is added to the scores: BEiT's
+    biases that all blocks share. ``rotations`` (N, 2d), or (B, 1, V, 2d), are sines and cosines that patches' queries
+    and keys are turned by.
+    """
+
+    prefix: int = 1
+    bias: Tensor | None = None
+    rotations: Tensor | None = None
+
+
+def run_block(block: Any, tokens: Tensor, places: Places) -> Tensor:
+    """Pass (B, L, D) through one timm block: -> (B, L, D)."""
+    # each of timm's blocks takes the places that its own network has, and no others
+    if places.rotations is not None:
+        passed: Tensor = block(tokens, rope=places.rotations)
+    elif places.bias is not None:
+        passed = block(tokens, shared_rel_pos_bias=places.bias)
+    else:
+        passed = block(tokens)
+    return passed
+
+
+def attention_probs(block: Any, tokens: Tensor, places: Places) -> Tensor:
     """Compute the softmax attention of one timm block on its input: (B, L, D) -> (B, h, L, L)."""
     q, k = _project_heads(block, block.norm1(tokens), 2)
-    return _compute_probs(block, q, k).unflatten(0, (len(tokens), -1))
+    return _compute_probs(block, q, k, places).unflatten(0, (len(tokens), -1))
 
 
-def mean_attention(blocks: Iterable[Any], tokens: Tensor, count: int, shared_bias: Tensor | None = None) -> Tensor:
+def mean_attention(blocks: Iterable[Any], tokens: Tensor, count: int, places: Places) -> Tensor:
     """Average attention over the heads of the first ``count`` timm blocks: (B, L, D) -> (B, L, L), float32.
 
     For use without gradient.
@@ -67,37 +97,34 @@ def mean_attention(blocks: Iterable[Any], tokens: Tensor, count: int, shared_bia
         normed = block.norm1(tokens)
         q, k, v = _project_heads(block, normed, 3)
         # the probabilities serve twice: for the mean, and for the block's output
-        probs = _compute_probs(block, q, k, shared_bias)
+        probs = _compute_probs(block, q, k, places)
         total = total + probs.unflatten(0, (len(tokens), -1)).sum(dim=1, dtype=torch.float32)
         tokens = _finish_block(block, tokens, normed, torch.bmm(probs, v))
     # nobody needs the output of the last block, nor therefore its values
     q, k = _project_heads(last, last.norm1(tokens), 2)
-    probs = _compute_probs(last, q, k, shared_bias)
+    probs = _compute_probs(last, q, k, places)
     total = total + probs.unflatten(0, (len(tokens), -1)).sum(dim=1, dtype=torch.float32)
     mean: Tensor = total / sum(block.attn.num_heads for block in (*earlier, last))
     return mean
 
 
-def class_attention(blocks: Iterable[Any], tokens: Tensor, shared_bias: Tensor | None = None) -> Tensor:
-    """Compute the class token's attention to the patches in the last of ``blocks``: (B, L, D) -> (B, L - 1), float32.
+def class_attention(blocks: Iterable[Any], tokens: Tensor, places: Places) -> Tensor:
+    """Compute the class token's attention to the patches in the last of ``blocks``: (B, L, D) -> (B, N), float32.
 
     It is the mean over heads. For use without gradient and drop path.
     """
     *earlier, last = blocks
     for block in earlier:
-        if shared_bias is None:  # timm's plain blocks do not know the argument
-            tokens = block(tokens)
-        else:
-            tokens = block(tokens, shared_rel_pos_bias=shared_bias)
+        tokens = run_block(block, tokens, places)
     q, k = _project_heads(last, last.norm1(tokens), 2)
     class_query = q[:, :1]
-    probs = _compute_probs(last, class_query, k, shared_bias).unflatten(0, (len(tokens), -1))
-    return probs[:, :, 0, 1:].mean(dim=1, dtype=torch.float32)
+    probs = _compute_probs(last, class_query, k, places).unflatten(0, (len(tokens), -1))
+    return probs[:, :, 0, places.prefix :].mean(dim=1, dtype=torch.float32)
 
 
-def patch_similarity(attention: Tensor) -> Tensor:
-    """Drop the class token's row and column and symmetrise (Eq. 6): (B, L, L) -> (B, L - 1, L - 1)."""
-    return symmetrise(attention[:, 1:, 1:])
+def patch_similarity(attention: Tensor, prefix: int = 1) -> Tensor:
+    """Drop the ``prefix`` tokens before the patches and symmetrise (Eq. 6): (B, L, L) -> (B, N, N)."""
+    return symmetrise(attention[:, prefix:, prefix:])
 
 
 def cosine_similarity(features: Tensor) -> Tensor:
@@ -116,8 +143,11 @@ def symmetrise(matrix: Tensor) -> Tensor:
 def _project_heads(block: Any, normed: Tensor, parts: int) -> tuple[Tensor, ...]:
     """Compute the first ``parts`` of queries, keys and values: (B, L, D) -> (B * h, L, d) each."""
     attn = block.attn
+    if attn.qkv is None:  # a matrix for each, in timm's larger networks of EVA-02
+        projections = (attn.q_proj, attn.k_proj, attn.v_proj)[:parts]
+        return tuple(_split_heads(project(normed), attn.num_heads) for project in projections)
     weight, bias = attn.qkv.weight, attn.qkv.bias
-    if getattr(attn, "q_bias", None) is not None:  # BEiT's, whose keys have no bias
+    if getattr(attn, "q_bias", None) is not None:  # BEiT's and DINOv3's, whose keys have no bias
         bias = torch.cat([attn.q_bias, torch.zeros_like(attn.q_bias), attn.v_bias])
     if parts < 3:
         rows = parts * weight.shape[0] // 3
@@ -129,28 +159,50 @@ def _project_heads(block: Any, normed: Tensor, parts: int) -> tuple[Tensor, ...]
     return fused.permute(2, 0, 3, 1, 4).flatten(1, 2).unbind(0)
 
 
-def _compute_probs(block: Any, q: Tensor, k: Tensor, shared_bias: Tensor | None = None) -> Tensor:
+def _split_heads(projected: Tensor, heads: int) -> Tensor:
+    """(B, L, D) -> (B * h, L, d)."""
+    return projected.unflatten(2, (heads, -1)).transpose(1, 2).flatten(0, 1)
+
+
+def _compute_probs(block: Any, q: Tensor, k: Tensor, places: Places) -> Tensor:
+    """Compute the attention of queries (B * h, Q, d) to keys (B * h, L, d): (B * h, Q, L)."""
     attn = block.attn
     if hasattr(attn, "q_norm"):  # timm's ViT, whose norms may be identities
         q, k = attn.q_norm(q), attn.k_norm(k)
+    if places.rotations is not None:
+        q = _rotate_patches(attn, q, places.rotations, places.prefix)
+        k = _rotate_patches(attn, k, places.rotations, places.prefix)
     scores = torch.bmm(q * attn.scale, k.transpose(1, 2))
+    bias = places.bias
     if getattr(attn, "relative_position_bias_table", None) is not None:
-        shared_bias = attn._get_rel_pos_bias()[0]  # the block's own
-    if shared_bias is not None:
-        scores = (scores.unflatten(0, (-1, attn.num_heads)) + shared_bias[:, : q.shape[1]]).flatten(0, 1)
+        bias = attn._get_rel_pos_bias()[0]  # the block's own
+    if bias is not None:
+        scores = (scores.unflatten(0, (-1, attn.num_heads)) + bias[:, : q.shape[1]]).flatten(0, 1)
     return scores.softmax(dim=-1)
+
+
+def _rotate_patches(attn: Any, heads: Tensor, rotations: Tensor, prefix: int) -> Tensor:
+    """Turn queries or keys of patches, (B * h, L, d), by ``rotations`` (N, 2d); those of the prefix stay."""
+    patches = heads[:, prefix:]
+    if not patches.shape[1]:
+        # the class token's query alone
+        return heads
+    turned = apply_rot_embed_cat(patches, rotations, half=attn.rotate_half)
+    return torch.cat([heads[:, :prefix], turned], dim=1).type_as(heads)
 
 
 def _finish_block(block: Any, tokens: Tensor, normed: Tensor, mixed: Tensor) -> Tensor:
     """Compute the rest of a timm block after its attention has ``mixed`` the values (B * h, L, d): -> (B, L, D)."""
     attn = block.attn
     mixed = mixed.unflatten(0, (len(tokens), -1)).transpose(1, 2).flatten(2)
-    if hasattr(block, "gamma_1"):  # BEiT's
+    # a norm and a gate that the attention of timm's ViT and Eva may have
+    if hasattr(attn, "norm"):
+        mixed = attn.norm(mixed)
+    if getattr(attn, "gate", None) is not None:
+        mixed = mixed * attn.gate(normed).sigmoid()
+    if hasattr(block, "gamma_1"):  # BEiT's and Eva's
         refined: Tensor = tokens + _scale_branch(attn.proj(mixed), block.gamma_1)
         return refined + _scale_branch(block.mlp(block.norm2(refined)), block.gamma_2)
-    mixed = attn.norm(mixed)
-    if getattr(attn, "gate", None) is not None:  # younger than the oldest timm that works
-        mixed = mixed * attn.gate(normed).sigmoid()
     tokens = tokens + block.ls1(attn.proj(mixed))
     finished: Tensor = tokens + block.ls2(block.mlp(block.norm2(tokens)))
     return finished

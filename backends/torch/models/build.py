@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 from ehm.backends.torch.models.swin import build_swin
 from ehm.backends.torch.models.vit import build_vit
-from ehm.config.encoders import EncoderSpec
+from ehm.config.encoders import EncoderSpec, VitSpec
 from ehm.errors import ConfigError
+from ehm.models.weights import Pool
 
 __all__ = ["build_encoder"]
 
@@ -19,7 +20,7 @@ def build_encoder(
     spec: EncoderSpec,
     classes: int = 0,
     drop_path: float = 0.0,
-    pool: Literal["avg", "token"] = "avg",
+    pool: Pool = "avg",
     fc_norm: bool | None = None,
 ) -> Any:
     """Build an encoder of ``spec``: normalised (B, 3, H, W) -> (B, classes), or pooled features (B, D) for 0 classes.
@@ -29,4 +30,6 @@ def build_encoder(
     """
     if pool == "token" and not spec.has_class_token:
         raise ConfigError(f"pool token: {spec.description} has no class token; set pool to avg")
+    if pool == "map" and not (isinstance(spec, VitSpec) and spec.form.attention_pool):
+        raise ConfigError(f"pool map: {spec.description} has no query that pools; set pool to avg")
     return BUILDERS[spec.family](spec, classes, drop_path, pool, fc_norm)

@@ -1,6 +1,6 @@
 """Encoders that see a mask token in place of what is hidden, as SimMIM and BEiT pretrain.
 
-They are timm's classes with a ``mask_token`` more, so that every parameter has timm's name. An objective
+They are timm's networks with a ``mask_token`` more, so that every parameter has timm's name. An objective
 (:mod:`ehm.backends.torch.objectives`) adds its head and its loss in a subclass.
 
 Shapes: B images, N output tokens of D features, k masks an image.
@@ -11,15 +11,13 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 import torch
-from timm.models.beit import Beit
 from timm.models.swin_transformer import SwinTransformer
 from torch import Tensor, nn
 
 from ehm.backends.torch.engine.hierarchy import spread_mask
-from ehm.backends.torch.models.attention import class_attention, mean_attention, patch_similarity
 from ehm.backends.torch.models.patches import embed_patches
 from ehm.backends.torch.models.swin import first_blocks, mean_cells, stage_similarity, swin_sizes
-from ehm.backends.torch.models.vit import vit_sizes
+from ehm.backends.torch.models.vit_parts import VitParts, build_parts
 from ehm.config.encoders import SwinSpec, VitSpec
 
 __all__ = ["MaskedEncoder", "MaskedSwin", "MaskedVit", "encode_masked_images"]
@@ -53,54 +51,23 @@ def encode_masked_images(
     return encoder.encode(tokens, restore >= visible.shape[1])
 
 
-class MaskedVit(Beit):
-    """A ViT in the relative form with one table of biases for all blocks, as BEiT and SimMIM pretrain it."""
+class MaskedVit(VitParts):
+    """A ViT that sees mask tokens; one with relative positions has one table of them for all blocks, as BEiT's."""
 
     def __init__(self, spec: VitSpec, drop_path: float = 0.0) -> None:
-        sizes = vit_sizes(spec, drop_path)
-        # one table of biases for all blocks; fine-tuning has one in each
-        super().__init__(**sizes, num_classes=0, use_shared_rel_pos_bias=True, use_fc_norm=False)
-        self.spec = spec
+        super().__init__(spec, build_parts(spec, drop_path))
         self.mask_token = _create_mask_token(spec.width)
-
-    @property
-    def stack(self) -> nn.ModuleList:
-        """The blocks of the encoder."""
-        return self.blocks
-
-    def embed(self, images: Tensor) -> Tensor:
-        """Embed normalised (B, 3, H, W) as patch tokens (B, N, D)."""
-        return embed_patches(images, self.patch_embed.proj, self.spec.patch_size)
 
     def encode(self, tokens: Tensor, hidden: Tensor) -> Tensor:
         """See :meth:`MaskedEncoder.encode`."""
-        tokens = self._with_class_token(_cover(tokens, self.mask_token, hidden))
-        share = self.rel_pos_bias()
-        for block in self.blocks:
-            tokens = block(tokens, shared_rel_pos_bias=share)
-        encoded: Tensor = self.norm(tokens)[:, 1:]
-        return encoded
-
-    def compute_similarity(self, tokens: Tensor, blocks: int) -> Tensor:
-        """Symmetrised mean attention of the first ``blocks`` blocks over all patches: (B, N, D) -> (B, N, N)."""
-        share = self.rel_pos_bias()
-        return patch_similarity(mean_attention(self.blocks, self._with_class_token(tokens), blocks, share))
-
-    def compute_features(self, tokens: Tensor, blocks: int) -> Tensor:
-        """Tokens behind the first ``blocks`` blocks over all patches: (B, N, D) -> (B, N, D)."""
-        tokens = self._with_class_token(tokens)
-        share = self.rel_pos_bias()
-        for block in self.blocks[:blocks]:
-            tokens = block(tokens, shared_rel_pos_bias=share)
-        return tokens[:, 1:]
-
-    def compute_saliency(self, tokens: Tensor) -> Tensor:
-        """Compute the class token's attention to all patches in the last block: (B, N, D) -> (B, N)."""
-        return class_attention(self.blocks, self._with_class_token(tokens), self.rel_pos_bias())
-
-    def _with_class_token(self, tokens: Tensor) -> Tensor:
-        first = self.cls_token.to(tokens.dtype).expand(tokens.shape[0], -1, -1)
-        return torch.cat([first, tokens], dim=1)
+        mask_token: Tensor = self.mask_token
+        positions = self.patch_positions()
+        if positions is not None:
+            # as if it had been put in the place of the patch before positions were added
+            mask_token = mask_token + positions
+        places = self.locate()
+        encoded: Tensor = self.norm(self.run_blocks(_cover(tokens, mask_token, hidden), places))
+        return encoded[:, places.prefix :]
 
 
 class MaskedSwin(SwinTransformer):
@@ -150,7 +117,10 @@ def _create_mask_token(width: int) -> nn.Parameter:
 
 
 def _cover(tokens: Tensor, mask_token: Tensor, hidden: Tensor) -> Tensor:
-    """Put the mask token in place of ``hidden`` patches (k * B, N): (B, N, D) -> (k * B, N, D)."""
+    """Put the mask token in place of ``hidden`` patches (k * B, N): (B, N, D) -> (k * B, N, D).
+
+    ``mask_token`` is one for all places (1, 1, D), or one for each (1, N, D).
+    """
     views = len(hidden) // len(tokens)
     if views > 1:
         # the k masks of an image lie one after the other

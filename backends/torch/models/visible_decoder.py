@@ -42,19 +42,21 @@ class VisibleDecoder(VisibleEncoder):
         initialise_linear_layers(self)
 
     def decode(self, encoded: Tensor, restore: Tensor, wanted: Tensor) -> Tensor:
-        """Decode the patches at indices ``wanted``: (B, 1 + V, D) and (B, K) -> (B, K, W).
+        """Decode the patches at indices ``wanted``: (B, P + V, D) and (B, K) -> (B, K, W).
 
-        ``restore`` (B, N) is each patch's place among the visible, then the masked ones.
+        ``restore`` (B, N) is each patch's place among the visible, then the masked ones. Of the P tokens before the
+        patches, the decoder sees the class token only.
         """
         tokens = self.decoder_embed(encoded)
-        class_token = tokens[:, :1]
-        visible_patches = tokens[:, 1:]
+        class_tokens = 1 if self.spec.has_class_token else 0
+        class_token = tokens[:, :class_tokens]
+        visible_patches = tokens[:, self.spec.form.prefix_tokens :]
         masked_count = restore.shape[1] - visible_patches.shape[1]
         mask_tokens = self.mask_token.to(tokens.dtype).expand(tokens.shape[0], masked_count, -1)
         patches = gather_tokens(torch.cat([visible_patches, mask_tokens], dim=1), restore)
-        tokens = torch.cat([class_token, patches], dim=1) + self.decoder_pos_embed
+        tokens = torch.cat([class_token, patches], dim=1) + self.decoder_pos_embed[:, 1 - class_tokens :]
         for block in self.decoder_blocks:
             tokens = block(tokens)
         # the norm of visible patches would be thrown away
-        decoded: Tensor = self.decoder_norm(gather_tokens(tokens[:, 1:], wanted))
+        decoded: Tensor = self.decoder_norm(gather_tokens(tokens[:, class_tokens:], wanted))
         return decoded

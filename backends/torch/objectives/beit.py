@@ -93,11 +93,11 @@ class TokenHead(nn.Module):
         return cross_entropy(logits.float().flatten(0, 1), target.flatten())
 
 
-class BeitVit(TokenHead, MaskedVit):  # type: ignore[misc]  # a loss, where timm's forward gives features
+class BeitVit(TokenHead, MaskedVit):
     """BEiT with a ViT."""
 
 
-class BeitSwin(TokenHead, MaskedSwin):  # type: ignore[misc]
+class BeitSwin(TokenHead, MaskedSwin):  # type: ignore[misc]  # a loss, where timm's forward gives features
     """BEiT with a Swin, whose output cells are as many as the visual tokens of a smaller image."""
 
 

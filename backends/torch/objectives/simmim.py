@@ -41,11 +41,11 @@ class PixelHead(nn.Module):
         return (predicted.float() - target).abs().mean()
 
 
-class SimmimVit(PixelHead, MaskedVit):  # type: ignore[misc]  # a loss, where timm's forward gives features
+class SimmimVit(PixelHead, MaskedVit):
     """SimMIM with a ViT."""
 
 
-class SimmimSwin(PixelHead, MaskedSwin):  # type: ignore[misc]
+class SimmimSwin(PixelHead, MaskedSwin):  # type: ignore[misc]  # a loss, where timm's forward gives features
     """SimMIM with a Swin."""
 
 

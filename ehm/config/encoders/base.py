@@ -6,6 +6,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar, Protocol
 
+from ehm.config.encoders.form import VitForm
+
 __all__ = ["BaseSpec", "SizeOverrides"]
 
 
@@ -32,6 +34,16 @@ class SizeOverrides(Protocol):
         """Side of a window in tokens."""
         ...
 
+    @property
+    def mlp_ratio(self) -> float | None:
+        """Hidden features of an MLP for each feature of a token."""
+        ...
+
+    @property
+    def form(self) -> VitForm:
+        """Form of a ViT, if it is not the plain one."""
+        ...
+
 
 class BaseSpec(ABC):
     """An encoder as numbers; its output tokens lie in a grid, ``stride`` pixels apart."""
@@ -44,8 +56,6 @@ class BaseSpec(ABC):
     """Side of a patch in pixels, as published."""
     recipe: ClassVar[Mapping[str, Any]] = {}
     """Values of a pretraining configuration that the family's published recipe sets otherwise than the objective's."""
-    has_class_token: ClassVar[bool]
-    """True if a class token stands before the patches."""
     encodes_subsets: ClassVar[bool]
     """True if the encoder can see some of the patches alone, as MAE needs it."""
     classifier: ClassVar[str]
@@ -57,6 +67,11 @@ class BaseSpec(ABC):
     @abstractmethod
     def stride(self) -> int:
         """Pixels from one output token to the next."""
+
+    @property
+    @abstractmethod
+    def has_class_token(self) -> bool:
+        """True if a class token stands before the patches."""
 
     @property
     @abstractmethod

@@ -41,7 +41,6 @@ class SwinSpec(BaseSpec):
     published_patch_size: ClassVar[int] = 4
     # SimMIM's Swin-B
     recipe: ClassVar[Mapping[str, Any]] = {"image_size": 192, "patch_size": 4, "model": {"drop_path": 0.0}}
-    has_class_token: ClassVar[bool] = False
     encodes_subsets: ClassVar[bool] = False
     classifier: ClassVar[str] = "head.fc"
 
@@ -59,6 +58,11 @@ class SwinSpec(BaseSpec):
     def blocks(self) -> int:
         """Number of Transformer blocks."""
         return sum(self.depths)
+
+    @property
+    def has_class_token(self) -> bool:
+        """False: a Swin has patches alone."""
+        return False
 
     @property
     def description(self) -> str:

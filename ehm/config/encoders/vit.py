@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ehm.config.encoders.base import BaseSpec, SizeOverrides
+from ehm.config.encoders.form import PLAIN, VitForm
 
 __all__ = ["LAYER_SCALE", "VIT_PRESETS", "VitSpec", "relative_index", "sincos_positions"]
 
@@ -32,6 +33,8 @@ class VitSpec(BaseSpec):
 
     ``relative`` is the form of BEiT and of SimMIM's ViT: attention has a bias for every relative position and keys have
     none, no positions are added to the tokens, and each branch is scaled by a factor for every feature (layer scale).
+    ``form`` says what else differs from the plain ViT. The MLP has ``mlp_ratio`` times ``width`` hidden features, which
+    its last layer takes.
     """
 
     image_size: tuple[int, int]
@@ -41,11 +44,11 @@ class VitSpec(BaseSpec):
     heads: int
     mlp_ratio: float = 4.0
     relative: bool = False
+    form: VitForm = PLAIN
 
     family: ClassVar[str] = "vit"
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = VIT_PRESETS
     published_patch_size: ClassVar[int] = 16
-    has_class_token: ClassVar[bool] = True
     encodes_subsets: ClassVar[bool] = True
     classifier: ClassVar[str] = "head"
 
@@ -65,9 +68,28 @@ class VitSpec(BaseSpec):
         return self.depth
 
     @property
+    def has_class_token(self) -> bool:
+        """True if a class token stands before the patches."""
+        return self.form.class_token
+
+    @property
+    def is_plain(self) -> bool:
+        """True for the ViT of MAE: learned or fixed positions are added, and nothing differs from the plain form."""
+        return not self.relative and self.form == PLAIN
+
+    @property
+    def hidden_features(self) -> int:
+        """Number of features that the last layer of an MLP takes."""
+        return round(self.width * self.mlp_ratio)
+
+    @property
     def description(self) -> str:
         """The kind of encoder in words."""
-        return "a ViT with relative positions, as SimMIM's and BEiT's" if self.relative else "a plain ViT, as MAE's"
+        if self.relative:
+            return "a ViT with relative positions, as SimMIM's and BEiT's"
+        if self.form != PLAIN:
+            return f"a ViT with {self.form.differences}"
+        return "a plain ViT, as MAE's"
 
     def table_grid(self, name: str) -> tuple[int, int]:
         """Tokens down and across that attend to each other: all of them, in every block."""
@@ -93,7 +115,13 @@ class VitSpec(BaseSpec):
             raise ValueError(f"model.width {width} is not a multiple of model.heads {heads}")
         if width % 4 and not relative:
             raise ValueError(f"model.width {width} is not a multiple of 4, which sine-cosine positions need")
-        spec = cls(image_size, patch_size, width, depth, heads, relative=relative)
+        mlp_ratio = model.mlp_ratio or cls.mlp_ratio
+        form = model.form
+        if relative and form.model_copy(update={"norm_epsilon": PLAIN.norm_epsilon}) != PLAIN:
+            raise ValueError(
+                f"model.form with {form.differences}: not with BEiT's relative positions; set model.relative to false"
+            )
+        spec = cls(image_size, patch_size, width, depth, heads, mlp_ratio, relative, form)
         spec.check_image_size(f"patch_size {patch_size}")
         return spec
 

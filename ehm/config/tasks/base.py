@@ -7,7 +7,8 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from ehm.config.data import SourceConfig
-from ehm.config.sections import ModelSource, OptimConfig, RunConfig, Section
+from ehm.config.section import Section
+from ehm.config.sections import ModelSource, OptimConfig, RunConfig
 from ehm.config.values import Count, Share
 
 __all__ = ["TaskConfig"]

@@ -7,7 +7,8 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from ehm.config.data import DataConfig
-from ehm.config.sections import ModelSource, OptimConfig, Section
+from ehm.config.section import Section
+from ehm.config.sections import ModelSource, OptimConfig
 from ehm.config.tasks.base import TaskConfig
 from ehm.config.values import BelowOne, NotNegative, Positive, Share, Unit
 

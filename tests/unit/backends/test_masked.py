@@ -10,7 +10,7 @@ from torch.nn.functional import interpolate, l1_loss, pixel_shuffle
 
 from ehm import masking
 from ehm.backends.torch.engine import hierarchy
-from ehm.backends.torch.models.attention import class_attention, cosine_similarity
+from ehm.backends.torch.models.attention import Places, class_attention, cosine_similarity
 from ehm.backends.torch.models.swin import cell_attention, first_blocks, mean_cells
 from ehm.backends.torch.objectives.beit import BeitSwin, BeitVit, VisualTokens
 from ehm.backends.torch.objectives.simmim import SimmimSwin, SimmimVit
@@ -163,8 +163,8 @@ def test_attention_with_relative_biases_is_timms(images):
             block.attn.relative_position_bias_table = own.rel_pos_bias.relative_position_bias_table
             block.attn.relative_position_index = own.rel_pos_bias.relative_position_index
             block.attn.window_size = own.rel_pos_bias.window_size
-        tokens = own._with_class_token(own.embed(images))
-        torch.testing.assert_close(class_attention(own.blocks, tokens), saliency, rtol=1e-5, atol=1e-7)
+        tokens = own.prepend_prefix(own.embed(images))
+        torch.testing.assert_close(class_attention(own.blocks, tokens, Places()), saliency, rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize("window", [4, 3, 8])  # 3 does not divide 16 x 24 tokens, 8 is all of a later stage

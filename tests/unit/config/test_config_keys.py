@@ -10,7 +10,7 @@ import yaml
 from ehm.config.commands import COMMANDS
 from ehm.config.keys import list_keys, print_keys
 from ehm.config.listing import configs
-from ehm.config.sections import Section
+from ehm.config.section import Section
 from ehm.errors import ConfigError
 
 ROOT = Path(__file__).parents[3]

@@ -38,6 +38,15 @@ def test_positions_are_resampled_as_timm_does(old, new):
     assert np.abs(found - expected.numpy()).max() < 1e-5
 
 
+PLAIN_BLOCK = {
+    "blocks.0.norm1.bias": (192,),
+    "blocks.0.attn.qkv.bias": (576,),
+    "blocks.0.attn.proj.bias": (192,),
+    "blocks.0.mlp.fc2.weight": (192, 768),
+}
+"""The arrays that tell the form of a plain ViT."""
+
+
 def test_every_number_type_of_a_file_is_read_as_torch_reads_it(tmp_path):
     values = torch.linspace(-3, 70000, 12).reshape(3, 4)
     types = [torch.float64, torch.float32, torch.bfloat16, torch.int64, torch.int32, torch.uint8, torch.bool]
@@ -57,8 +66,7 @@ def test_weights_are_float32_whatever_the_file_holds(tmp_path, dtype):
     shapes = {"cls_token": (1, 1, 192), "pos_embed": (1, 10, 192), "patch_embed.proj.weight": (192, 3, 16, 16)}
     generator = torch.Generator().manual_seed(0)
     tensors = {
-        name: torch.randn(shape, generator=generator).to(dtype)
-        for name, shape in {**shapes, "blocks.0.mlp.fc1.weight": (768, 192)}.items()
+        name: torch.randn(shape, generator=generator).to(dtype) for name, shape in {**shapes, **PLAIN_BLOCK}.items()
     }
     save_file(tensors, tmp_path / "vit.safetensors")
     torch.save({"model": {name: torch.nn.Parameter(value) for name, value in tensors.items()}}, tmp_path / "vit.pth")
@@ -117,7 +125,7 @@ def test_a_description_gives_the_same_encoder_at_another_size():
 def test_a_grid_that_could_be_square_is_what_the_image_size_says(tmp_path):
     """2 x 8 patches are as many as 4 x 4."""
     shapes = {"cls_token": (1, 1, 192), "pos_embed": (1, 17, 192), "patch_embed.proj.weight": (192, 3, 16, 16)}
-    shapes |= {"blocks.0.mlp.fc1.weight": (768, 192)}
+    shapes |= PLAIN_BLOCK
     save_file({name: torch.zeros(shape) for name, shape in shapes.items()}, tmp_path / "vit.safetensors")
     for asked, found in ((None, (64, 64)), ((32, 128), (32, 128)), ((64, 128), (64, 64))):
         source = ModelSource(init=str(tmp_path / "vit.safetensors"), image_size=asked)
