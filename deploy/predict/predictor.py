@@ -49,7 +49,7 @@ class Predictor:
         return decode_image(file, enough=enough, value_range=self.manifest.preprocessing.value_range)
 
     def prepare(self, image: Image.Image) -> NDArray[np.float32] | NDArray[np.uint8]:
-        """Turn an RGB image of any size into one input.
+        """Turn an image of any size, as `decode_image` gives it for ``sufficient_size``, into one input.
 
         That is a normalised array (3, H, W), or the image's bytes (H, W, 3) if the graph does the rest.
         """

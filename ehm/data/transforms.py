@@ -174,11 +174,13 @@ class EvalTransform:
         return (resized_width, resized_height), (left, top)
 
     def __call__(self, image: Image.Image, rng: np.random.Generator | None = None) -> NDArray[np.uint8]:
-        """Return the sample (H, W, 3) of an RGB image of any size."""
+        """Return the sample (H, W, 3) of an image of any size, RGB or greyscale (mode ``L``)."""
         image = self.shorten(image)
         height, width = self.image_size
         size, (left, top) = self.layout(*image.size)
         image = image.resize(size, RESAMPLING[self.interpolation])
+        if image.mode == "L":  # only now, as one channel is resized in half of the time that three take
+            image = image.convert("RGB")
         if width <= size[0] and height <= size[1]:  # the crop lies inside, which needs no canvas
             return np.asarray(image.crop((left, top, left + width, top + height)))
         canvas = Image.new("RGB", (width, height), self.fill)

@@ -19,9 +19,10 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 def read_image(
     data: bytes, max_pixels: int, enough: tuple[int, int] | None = None, value_range: ValueRange = None
 ) -> Image.Image:
-    """Turn a file's bytes into an RGB image; ``enough`` and ``value_range``, the model's, are as in `decode_image`.
+    """Turn a file's bytes into an image.
 
-    Raises RequestError: 413 for more than ``max_pixels``, 422 for a file that cannot be read.
+    ``enough`` and ``value_range``, the model's, are as in `decode_image`. Raises RequestError: 413 for more than
+    ``max_pixels``, 422 for a file that cannot be read.
     """
     if not data:
         raise RequestError(422, f"the image is empty: expected a file of a known format: {', '.join(FORMATS)}")

@@ -83,8 +83,8 @@ def decode_image(
 
     ``formats`` are Pillow's names of the formats to try, by default all that it knows. ``value_range`` are the values
     that are black and white in images of more than 8 bits; how such an image was scaled is in its ``info``. ``enough``
-    is a size (height, width) that the image is resized to next: a much larger JPEG is then read at a reduced size, see
-    `ehm.data.decoding.reduced`.
+    is a size (height, width) that `EvalTransform` resizes the image to next: a much larger JPEG is then read at a
+    reduced size, see `ehm.data.decoding.reduced`, and a greyscale image is left in Pillow's mode ``L``.
 
     An image of more pixels than ``PIL.Image.MAX_IMAGE_PIXELS`` (89 million) is refused as a decompression bomb.
     """
@@ -107,7 +107,7 @@ def decode_image(
                 reduce_while_decoding(image, enough)
             image.load()
             # nothing is left to turn of a TIFF, which Pillow turns while it loads
-            return turn_image(_to_rgb(image), read_orientation(image))
+            return turn_image(_to_rgb(image, keep_grey=enough is not None), read_orientation(image))
 
 
 @contextmanager
@@ -170,7 +170,8 @@ def _name_errors(name: str) -> Iterator[None]:
     raise BrokenImage(f"{name}: {' '.join(reason.split())}")
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def _to_rgb(image: Image.Image, keep_grey: bool = False) -> Image.Image:
+    """Return the image in RGB, or in mode ``L`` if that is all it has and ``keep_grey`` is set."""
     if image.mode == "LAB":
         return _lab_to_srgb(image)
     if image.mode in ("La", "RGBa"):  # premultiplied by alpha, which Pillow converts to no other mode
@@ -178,6 +179,8 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.has_transparency_data:
         paper = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(paper, image.convert("RGBA"))
+    if keep_grey and image.mode == "L":
+        return image.copy()  # without the open file
     return image.convert("RGB")
 
 

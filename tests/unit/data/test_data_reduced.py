@@ -9,6 +9,7 @@ import skimage
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
+from ehm.config.inputs import InputSpec
 from ehm.data.decoding.decode import decode_image
 from ehm.data.transforms import EvalTransform
 
@@ -108,6 +109,33 @@ def test_other_formats_are_read_whole():
     file = BytesIO()
     PHOTOGRAPHS["coffee"].save(file, "PNG")
     assert np.array_equal(decode_image(file, enough=(8, 8)), PHOTOGRAPHS["coffee"])
+
+
+GREY_CASES = {
+    "plain": ({}, "L"),
+    "turned": ({"exif": b"Exif\0\0MM\0\x2a\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0"}, "L"),
+    "transparent": ({"transparency": 90}, "RGB"),  # composited on white, as ever
+}
+SPECS = [
+    InputSpec(),
+    InputSpec(crop_pct=1.0, crop_mode="border", interpolation="bilinear"),
+    InputSpec(crop_pct=1.0, crop_mode="squash"),
+    InputSpec(crop_pct=1.15),
+]
+
+
+@pytest.mark.parametrize("case", GREY_CASES)
+@pytest.mark.parametrize("spec", SPECS, ids=str)
+def test_greyscale_becomes_rgb_once_it_is_resized_with_the_same_pixels(case, spec):
+    options, mode = GREY_CASES[case]
+    file = BytesIO()
+    PHOTOGRAPHS["coffee"].convert("L").save(file, "PNG", **options)
+    transform = EvalTransform.from_spec((48, 80), spec)
+    image = decode_image(file, enough=transform.cover)
+    assert image.mode == mode
+    whole_image = decode_image(file)
+    assert whole_image.mode == "RGB"
+    assert np.array_equal(transform(image), transform(whole_image))
 
 
 def test_damaged_metadata_does_not_matter():
