@@ -6,14 +6,16 @@
     python benchmarks/serve.py peers BUNDLE [--venv .venv-peers] [--image FILE ...]
 
 The others are in `peers/`: FastAPI with ONNX Runtime as one writes it in ten minutes, LitServe with batches, and a
-runtime of mlserver's. All read an image file, resize it and answer with the shares of the classes. Each is sent the
+runtime of mlserver's. FastAPI's is there twice, as ONNX Runtime comes, with threads that spin while they wait, and with
+threads that sleep, as `ehm serve`'s do: the difference tells what spinning is worth, and the rest what the servers are
+worth. All read an image file, resize it and answer with the shares of the classes. Each is sent the
 same images the way it takes them: ehm and FastAPI as the body, LitServe in a form, mlserver in base64. Images are one
 of elpv-dataset's (PNG, 300 x 300) and the same enlarged to 1920 x 1440 as a JPEG, unless `--image` names others.
 
 The servers run all the time, and wrk takes them in turns, round after round. Figures are medians over the rounds, with
 the lowest and the highest; a ratio compares ehm with another server in the same round. Processor time is that of the
 server's processes, user and system: it says what a request costs whatever else runs on the machine. It takes about
-four minutes.
+five minutes.
 """
 
 from __future__ import annotations
@@ -67,9 +69,9 @@ def as_base64(data: bytes) -> tuple[bytes, dict[str, str]]:
 
 
 @contextmanager
-def start_python_server(python: Path, script: str, bundle: Path, health: str) -> Iterator[Server]:
+def start_python_server(python: Path, script: str, bundle: Path, health: str, *options: str) -> Iterator[Server]:
     port = free_port()
-    command = [str(python), str(PEERS / script), str(bundle.resolve()), str(port)]
+    command = [str(python), str(PEERS / script), str(bundle.resolve()), str(port), *options]
     with start_server(command, port, health) as server:
         yield server
 
@@ -98,11 +100,15 @@ def start_contenders(args: argparse.Namespace, folder: Path) -> Iterator[dict[st
     with ExitStack() as stack:
         ours = stack.enter_context(serve_bundle(args.bundle))
         fastapi = stack.enter_context(start_python_server(python, "fastapi_server.py", args.bundle, "/openapi.json"))
+        asleep = stack.enter_context(
+            start_python_server(python, "fastapi_server.py", args.bundle, "/openapi.json", "sleep")
+        )
         litserve = stack.enter_context(start_python_server(python, "litserve_server.py", args.bundle, "/health"))
         theirs = stack.enter_context(start_mlserver(python, args.bundle, folder / "mlserver"))
         yield {
             OURS: Contender(ours, "/v1/classify", as_it_is),
             "FastAPI, ONNX Runtime": Contender(fastapi, "/v1/classify", as_it_is),
+            "FastAPI, threads asleep": Contender(asleep, "/v1/classify", as_it_is),
             "LitServe": Contender(litserve, "/predict", as_form),
             "mlserver": Contender(theirs, "/v2/models/model/infer", as_base64),
         }

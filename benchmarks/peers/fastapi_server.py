@@ -1,4 +1,7 @@
-"""FastAPI with ONNX Runtime as one writes it in ten minutes: fastapi_server.py BUNDLE PORT."""
+"""FastAPI with ONNX Runtime as one writes it in ten minutes: fastapi_server.py BUNDLE PORT [sleep].
+
+With ``sleep``, the network's threads sleep while they wait, as those of `ehm serve` do.
+"""
 
 import io
 import json
@@ -12,12 +15,15 @@ from fastapi import FastAPI, Request
 from PIL import Image
 from starlette.concurrency import run_in_threadpool
 
-bundle, port = sys.argv[1:]
+bundle, port, *waiting = sys.argv[1:]
 manifest = json.loads(Path(bundle, "manifest.json").read_text())
 rule = manifest["preprocessing"]
 (height, width), (cover_height, cover_width) = rule["image_size"], rule["cover"]
 mean, std = np.float32(rule["mean"]), np.float32(rule["std"])
-session = onnxruntime.InferenceSession(f"{bundle}/{manifest['models']['float32']['file']}")
+options = onnxruntime.SessionOptions()
+if waiting == ["sleep"]:
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+session = onnxruntime.InferenceSession(f"{bundle}/{manifest['models']['float32']['file']}", options)
 app = FastAPI()
 
 
