@@ -339,7 +339,7 @@ class Encoder(Protocol):
 class Backend(Protocol):
     """A framework on one kind of device; ``processes`` are all that train one model together.
 
-    ``weights`` of a task's learner are what ``config.model`` names, if that was opened already.
+    ``weights`` of a learner are what ``config.model.init`` names, if that was opened already.
     """
 
     name: str
@@ -349,8 +349,18 @@ class Backend(Protocol):
         """Describe the device and what it offers."""
         ...
 
-    def create_learner(self, config: TrainConfig) -> Learner:
-        """Create a model in pretraining, initialised from ``config.run.seed`` and from ``config.model.init``."""
+    def open_weights(self, source: ModelSource) -> Weights:
+        """Open what ``source.init`` names, in all forms that the framework reads.
+
+        Raises CheckpointError if there is nothing, or no encoder.
+        """
+        ...
+
+    def create_learner(self, config: TrainConfig, weights: Weights | None = None) -> Learner:
+        """Create a model in pretraining, initialised from ``config.run.seed`` and from ``config.model.init``.
+
+        The encoder of ``config`` is known (:attr:`ehm.config.TrainConfig.awaits_encoder` is false).
+        """
         ...
 
     def create_task_learner(self, config: TaskConfig, classes: int, weights: Weights | None = None) -> Any:

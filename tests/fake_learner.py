@@ -67,6 +67,6 @@ class FakeBackend:
     def describe_device(self):
         return DeviceInfo("fake", "NumPy", 1, None, ("float64",))
 
-    def create_learner(self, config):
+    def create_learner(self, config, weights=None):
         self.learners.append(FakeLearner(config, self.fail_at))
         return self.learners[-1]

@@ -46,12 +46,18 @@ class MindsporeBackend:
         """Describe the device and what it offers."""
         return describe_target(self.target)
 
-    def create_learner(self, config: TrainConfig) -> Learner:
+    def open_weights(self, source: ModelSource) -> Weights:
+        """See :meth:`ehm.backends.base.Backend.open_weights`."""
+        from ehm.backends.mindspore.models.loading import open_weights
+
+        return open_weights(source)
+
+    def create_learner(self, config: TrainConfig, weights: Weights | None = None) -> Learner:
         """Create a model in pretraining, initialised from ``config.run.seed`` and from ``config.model.init``."""
         from ehm.backends.mindspore.learners.pretraining import MindsporeLearner
 
         set_deterministic(config.run.deterministic)
-        return MindsporeLearner(config, self.target, self.processes)
+        return MindsporeLearner(config, self.target, self.processes, weights)
 
     def create_task_learner(self, config: TaskConfig, classes: int, weights: Weights | None = None) -> Any:
         """Create the learner in the file of ``ehm.backends.mindspore.learners`` that has the task's name.

@@ -46,12 +46,18 @@ class TorchBackend:
         """Describe the device and what it offers."""
         return describe_device(self.device)
 
-    def create_learner(self, config: TrainConfig) -> Learner:
+    def open_weights(self, source: ModelSource) -> Weights:
+        """See :meth:`ehm.backends.base.Backend.open_weights`."""
+        from ehm.backends.torch.models.loading import open_weights
+
+        return open_weights(source)
+
+    def create_learner(self, config: TrainConfig, weights: Weights | None = None) -> Learner:
         """Create a model in pretraining, initialised from ``config.run.seed``."""
         from ehm.backends.torch.learners.pretraining import TorchLearner
 
         set_deterministic(config.run.deterministic)
-        return TorchLearner(config, self.device, self.processes)
+        return TorchLearner(config, self.device, self.processes, weights)
 
     def create_task_learner(self, config: TaskConfig, classes: int, weights: Weights | None = None) -> Any:
         """Create the learner in the file of ``ehm.backends.torch.learners`` that has the task's name."""

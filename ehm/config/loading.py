@@ -54,6 +54,7 @@ def load_config(kind: type[C], file: str | Path | Mapping[str, Any] | None, over
         values = read_config(file)
     # Before the overrides, whose keys are meant for this command even if the file is for another.
     command = None if file is None else recognise_command(values, kind)
+    kind.drop_superseded(values, {override.partition("=")[0] for override in overrides})
     for override in overrides:
         _apply_override(values, override)
     try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import cached_property
 from typing import Annotated, Any, Literal
 
@@ -52,6 +52,10 @@ Masking = Literal[
     "deep",
 ]
 ObjectiveName = Annotated[str, AfterValidator(_check_objective), WithJsonSchema({"enum": list(OBJECTIVES)})]
+_ENCODER_KEYS = ("encoder", "patch_size", "image_size")
+_ENCODER_MODEL_KEYS = ("width", "depth", "heads", "window", "mlp_ratio", "relative", "form")
+_INPUT_KEYS = ("mean", "std")
+"""Keys that weights to begin with decide: of the configuration, of its section ``model``, and of ``data``."""
 _CLASS_TOKEN_MASKINGS = ("attmask_high", "attmask_hint", "attmask_low", "mst")
 
 
@@ -60,7 +64,8 @@ class ModelConfig(Section):
 
     init: str | None = Field(
         None,
-        description="Weights to begin with: a run or checkpoint folder, or a published file; null for random ones.",
+        description="Weights to begin with: a run or checkpoint folder, a published file, a folder in Hugging Face's "
+        "layout, timm:NAME or hf:OWNER/NAME; without encoder, theirs is pretrained; null for random ones.",
     )
     width: Positive | None = Field(None, description="Number of features of a token; null takes the published one.")
     depth: Stages = Field(
@@ -167,8 +172,39 @@ class TrainConfig(Section):
     def _add_recipe(cls, values: Any) -> Any:
         return with_recipe(values) if isinstance(values, dict) else values
 
+    @classmethod
+    def drop_superseded(cls, values: dict[str, Any], overridden: Collection[str]) -> None:
+        """Remove the encoder that a file describes if ``model.init`` is overridden: other weights bring their own."""
+        if "model.init" not in overridden:
+            return
+        # the image size stays, as other encoders take it too
+        for key in ("encoder", "patch_size"):
+            values.pop(key, None)
+        for name, keys in (("model", _ENCODER_MODEL_KEYS), ("data", _INPUT_KEYS)):
+            section = values.get(name)
+            if isinstance(section, dict):
+                for key in keys:
+                    section.pop(key, None)
+
+    @property
+    def awaits_encoder(self) -> bool:
+        """True if the weights of ``model.init`` decide on the encoder, because ``encoder`` is not given."""
+        return self.model.init is not None and "encoder" not in self.model_fields_set
+
+    def with_encoder_of(self, other: TrainConfig) -> TrainConfig:
+        """Return the configuration with the encoder of ``other``, its image size and its normalisation of pixels."""
+        model = {key: getattr(other.model, key) for key in _ENCODER_MODEL_KEYS}
+        data = {key: getattr(other.data, key) for key in _INPUT_KEYS}
+        update: dict[str, Any] = {key: getattr(other, key) for key in _ENCODER_KEYS}
+        update["model"] = self.model.model_copy(update=model)
+        update["data"] = self.data.model_copy(update=data)
+        return self.model_copy(update=update)
+
     @model_validator(mode="after")
     def _check_together(self) -> TrainConfig:
+        if self.awaits_encoder:
+            # checked once the weights are known
+            return self
         OBJECTIVES[self.objective].check(self)
         if self.masking in _CLASS_TOKEN_MASKINGS and not self.spec.has_class_token:
             raise ValueError(f"masking {self.masking} goes by the class token's attention, and {self.encoder} has none")
@@ -205,7 +241,12 @@ class TrainConfig(Section):
 
     @cached_property
     def spec(self) -> EncoderSpec:
-        """The encoder's sizes; the objective decides the form of a ViT."""
+        """The encoder's sizes; the objective decides on relative positions if nothing else does.
+
+        Raises ValueError if the weights of ``model.init`` decide on the encoder, and have not been opened yet.
+        """
+        if self.awaits_encoder:
+            raise ValueError(f"encoder: {self.model.init} decides on it, and was not opened yet")
         relative = self.model.relative
         if relative is None:
             # a form that is asked for has positions of its own

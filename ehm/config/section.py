@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, model_validator
@@ -37,3 +38,7 @@ class Section(BaseModel):
             if isinstance(value, dict) and isinstance(default, Section):
                 completed[key] = default.model_dump() | value
         return completed
+
+    @classmethod
+    def drop_superseded(cls, values: dict[str, Any], overridden: Collection[str]) -> None:
+        """Remove from the ``values`` of a file what a key that is ``overridden``, dotted, makes void; nothing here."""

@@ -19,6 +19,7 @@ from ehm.config.inputs import InputSpec
 from ehm.errors import CheckpointError
 from ehm.models.encoder_file import read_facts
 from ehm.models.encoder_parts import refuse_foreign_parts
+from ehm.models.hub import HUB, download_repository
 from ehm.models.published import rename_to_timm
 from ehm.models.shapes import check_positions, infer_spec, list_assumptions, spec_from_json
 from ehm.models.weights import Pool, Provenance, Weights
@@ -80,6 +81,8 @@ def open_model(source: ModelSource, read_file: ReadFile = read_safetensors) -> W
     it was altered or holds no encoder, or the sizes of a file cannot be told.
     """
     path = Path(source.init)
+    if source.init.startswith(HUB):
+        path = download_repository(source.init)
     checkpoint = find_checkpoint(path)
     if checkpoint is not None:
         return take_weights(checkpoint, source.init)
@@ -87,7 +90,7 @@ def open_model(source: ModelSource, read_file: ReadFile = read_safetensors) -> W
         return _open_file(source, read_file)
     raise CheckpointError(
         f"model.init {source.init}: no such file or folder; it takes a run folder, a .safetensors or .pth file, "
-        "timm:NAME or scratch"
+        "timm:NAME, hf:OWNER/NAME or scratch"
     )
 
 

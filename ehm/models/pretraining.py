@@ -1,50 +1,109 @@
 """Choose the weights that a pretraining run begins with: ``model.init``, published ones or our own, to go on from.
 
-The encoder has to be the run's own kind; its image size, and a Swin's window, may differ. No framework here.
+If a run names no encoder, that of the weights is taken. Else it has to be the run's own kind; its image size, and a
+Swin's window, may differ. No framework here.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import Any
 
-from ehm.config import ModelSource, TrainConfig
-from ehm.config.encoders import EncoderSpec
-from ehm.errors import CheckpointError
+from ehm.config import ModelSource, TrainConfig, load_config
+from ehm.config.encoders import EncoderSpec, SwinSpec
+from ehm.errors import CheckpointError, ConfigError
 from ehm.models.encoder_parts import HEADS
 from ehm.models.fitting import Shapes, select_but_fresh
-from ehm.models.opening import ReadFile, open_model, read_safetensors
 from ehm.models.resample import resample_arrays
 from ehm.models.tables import SHARED_TABLE, average_tables
 from ehm.models.weights import Weights
 from ehm.storage.arrays import Arrays, find_mismatches
 
-__all__ = ["select_initial_arrays"]
+__all__ = ["adopt_encoder", "name_first_weights", "select_initial_arrays"]
 
 _RESAMPLED = ("image_size", "window")
 """Sizes of an encoder that may be others than those of the weights."""
 
 
-def select_initial_arrays(
-    config: TrainConfig, shapes: Shapes, read_file: ReadFile = read_safetensors
-) -> tuple[Arrays, tuple[str, ...]]:
-    """Return what of ``config.model.init`` goes into a model whose parameters have ``shapes``, and notes on it.
+def name_first_weights(config: TrainConfig) -> ModelSource:
+    """Return how a pretraining run opens the weights that it begins with.
 
-    The result is empty if no weights are asked for. All of the encoder is in it, positions and tables resampled to the
-    run's grid; of what pretraining has beside it (:data:`ehm.models.encoder_parts.HEADS`), each part that the weights
-    lack, or have of another shape, is absent from the result and stays as the model began. Raises CheckpointError if
-    there are no weights, or those of another encoder.
+    A bare file does not say its heads, its grid and parts of its form, which are most likely the run's.
     """
     init = config.model.init
-    if init is None:
-        return {}, ()
-    if not Path(init).exists():
+    assert init is not None
+    if config.awaits_encoder:
+        heads = config.model.heads
+        return ModelSource(init=init, heads=heads, form=config.model.form)
+    spec = config.spec
+    form = config.model.form
+    return ModelSource(init=init, heads=spec.heads, image_size=spec.image_size, form=form)
+
+
+def adopt_encoder(config: TrainConfig, weights: Weights) -> tuple[TrainConfig, tuple[str, ...]]:
+    """Return ``config`` with the encoder of ``weights``, and notes on what that changes.
+
+    The image size becomes the next multiple of the encoder's stride. Pixels are normalised as the weights were trained,
+    unless the configuration says otherwise. Raises CheckpointError if the weights are no encoder that ehm pretrains,
+    ConfigError if the configuration does not suit it.
+    """
+    init = config.model.init
+    spec = weights.spec
+    if spec is None:
         raise CheckpointError(
-            f"model.init {init}: no such file or folder; ehm train takes a run folder, a checkpoint, or a .safetensors "
-            "or .pth file"
+            f"model.init {init}: {weights.timm} is no encoder that ehm pretrains; docs/weights.md lists the families"
         )
-    # a bare file does not say its heads and its grid, which are most likely the run's
-    source = ModelSource(init=init, heads=config.spec.heads, image_size=config.spec.image_size)
-    weights = open_model(source, read_file)
+    notes = []
+    size = (_round_to(config.image_size[0], spec.stride), _round_to(config.image_size[1], spec.stride))
+    if size != config.image_size:
+        notes.append(f"images of {size[0]} x {size[1]} pixels, a multiple of the encoder's {spec.stride}")
+    own = weights.provenance.inputs
+    defaults = TrainConfig(objective=config.objective).data
+    values = config.model_dump(mode="json")
+    if (config.data.mean, config.data.std) == (defaults.mean, defaults.std):
+        values["data"] |= {"mean": own.mean, "std": own.std}
+        notes.append(f"pixels normalised as for the weights: mean {list(own.mean)}, std {list(own.std)}")
+    values["encoder"] = _name_encoder(spec)
+    values["image_size"] = size
+    values["patch_size"] = spec.patch_size
+    values["model"] |= _describe_sizes(spec)
+    try:
+        return load_config(TrainConfig, values), tuple(notes)
+    except ConfigError as error:
+        raise ConfigError(f"model.init {init} has {spec.description}: {error}") from None
+
+
+def _round_to(length: int, stride: int) -> int:
+    """Return the multiple of ``stride`` that is next to ``length``."""
+    return max(1, round(length / stride)) * stride
+
+
+def _name_encoder(spec: EncoderSpec) -> str:
+    """Return the name of the published encoder that is as wide as ``spec``, else of the first one of its family."""
+    for name, preset in spec.presets.items():
+        if preset["width"] == spec.width:
+            return name
+    return next(iter(spec.presets))
+
+
+def _describe_sizes(spec: EncoderSpec) -> dict[str, Any]:
+    """Return the values of the section ``model`` that give ``spec``, whatever the encoder's name."""
+    values: dict[str, Any] = {"width": spec.width, "heads": spec.heads}
+    if isinstance(spec, SwinSpec):
+        return values | {"depth": spec.depths}
+    form = spec.form.model_dump(mode="json")
+    return values | {"depth": spec.depth, "mlp_ratio": spec.mlp_ratio, "relative": spec.relative, "form": form}
+
+
+def select_initial_arrays(config: TrainConfig, shapes: Shapes, weights: Weights) -> tuple[Arrays, tuple[str, ...]]:
+    """Return what of ``weights`` goes into a model whose parameters have ``shapes``, and notes on it.
+
+    They are what ``config.model.init`` names. All of the encoder is in the result, positions and tables resampled to
+    the run's grid; of what pretraining has beside it (:data:`ehm.models.encoder_parts.HEADS`), each part that the
+    weights lack, or have of another shape, is absent from the result and stays as the model began. Raises
+    CheckpointError if they are those of another encoder.
+    """
+    init = config.model.init
+    assert init is not None
     notes = [f"begins with the weights of {init}", *weights.provenance.notes]
     arrays = _resample_same_kind(weights, config.spec, init)
     if SHARED_TABLE in shapes and SHARED_TABLE not in arrays:

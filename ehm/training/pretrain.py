@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from safetensors.numpy import save_file
@@ -22,6 +22,8 @@ from ehm.errors import CheckpointError
 from ehm.masking import make_masker
 from ehm.models.encoder_file import encoder_metadata
 from ehm.models.fitting import keep_encoder
+from ehm.models.pretraining import adopt_encoder, name_first_weights
+from ehm.models.weights import Weights
 from ehm.storage.arrays import split_average
 from ehm.storage.checkpoint import checkpoint_path, open_checkpoint
 from ehm.storage.reading import hash_file
@@ -74,6 +76,7 @@ def train(
 
 
 def _pretrain(run: Run[TrainConfig]) -> TrainResult:
+    run, weights, notes = _take_encoder(run)
     config = run.config
     data = config.data
     optim = config.optim
@@ -95,7 +98,7 @@ def _pretrain(run: Run[TrainConfig]) -> TrainResult:
     if build == "auto":
         build = run.backend.describe_device().hierarchy
     masker = make_masker(config.masking, config.masks, config.units, build, processes.local_size)
-    learner = run.backend.create_learner(config if run.start is None else _without_first_weights(config))
+    learner = run.backend.create_learner(config if run.start is None else _without_first_weights(config), weights)
     tokenizer = _hash_tokenizer(config)
     first = 0
     if run.start is not None:
@@ -107,7 +110,7 @@ def _pretrain(run: Run[TrainConfig]) -> TrainResult:
             )
         learner.load(run.start.take_state())
         first = int(run.start.metadata["step"])
-    _print_start(run, source, plan, [*learner.notes, *warnings])
+    _print_start(run, source, plan, [*learner.notes, *notes, *warnings])
     run.write_config()
 
     saved = run.start_path
@@ -142,6 +145,21 @@ def _pretrain(run: Run[TrainConfig]) -> TrainResult:
     print_unreadable(loader.unreadable, processes)
     _print_result(run.folder, saved, encoder)
     return TrainResult(run.folder, saved, encoder, plan.last, loss)
+
+
+def _take_encoder(run: Run[TrainConfig]) -> tuple[Run[TrainConfig], Weights | None, tuple[str, ...]]:
+    """Open the weights that a new run begins with, and return the run with their encoder if it names none.
+
+    Also returns the weights, if there are any, and notes on what they change. A resumed run has its encoder already.
+    """
+    config = run.config
+    if run.start is not None or config.model.init is None:
+        return run, None, ()
+    weights = run.backend.open_weights(name_first_weights(config))
+    if not config.awaits_encoder:
+        return run, weights, ()
+    config, notes = adopt_encoder(config, weights)
+    return replace(run, config=config), weights, notes
 
 
 def _without_first_weights(config: TrainConfig) -> TrainConfig:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 import yaml
 
@@ -178,6 +178,10 @@ def open_run(
     start = None
     if newest is not None:
         start = open_to_resume(newest)
+        if isinstance(settings, TrainConfig) and settings.awaits_encoder:
+            # what the run began with decided, and its weights need not be there any more
+            stored = TrainConfig.model_validate(start.metadata["config"])
+            settings = cast(C, settings.with_encoder_of(stored))
         check_settings(kind, settings, start)
     backend = backends.get(device)
     connect_processes(backend.processes, newest)

@@ -27,6 +27,7 @@ from ehm.config import TrainConfig
 from ehm.config.objectives import OBJECTIVES
 from ehm.errors import BackendError
 from ehm.masking import split_mask, spread_mask
+from ehm.models.weights import Weights
 
 __all__ = ["MindsporeLearner"]
 
@@ -56,7 +57,13 @@ class MindsporeLearner(ResumableLearner):
     _to_arrays = staticmethod(to_arrays)
     _load_arrays = staticmethod(load_arrays)
 
-    def __init__(self, config: TrainConfig, target: Target, processes: Processes = ALONE) -> None:
+    def __init__(
+        self,
+        config: TrainConfig,
+        target: Target,
+        processes: Processes = ALONE,
+        weights: Weights | None = None,
+    ) -> None:
         if config.mask.build == "device":
             raise BackendError("mask.build device: the MindSpore backend builds trees on the host; use host or auto")
         if config.layer_decay < 1:
@@ -71,10 +78,10 @@ class MindsporeLearner(ResumableLearner):
         self._draws_by_step = config.model.drop_path > 0
         self._dtype = choose_dtype(config.optim.dtype, target)
         self._objective = create_objective(config)
-        self.model = self._build_model()
+        self.model = self._build_model(weights)
         self.model.set_train()
         if config.optim.ema_decay is not None:
-            self._average = self._build_model()
+            self._average = self._build_model(weights)
             self._average.update_parameters_name("ema.")  # names are unique within a graph
             self._update_average = ms.jit(_build_averaging(self._average, self.model, config.optim.ema_decay))
         if config.run.grad_checkpointing:
@@ -143,10 +150,10 @@ class MindsporeLearner(ResumableLearner):
             self._update_average()
         return metrics
 
-    def _build_model(self) -> Any:
+    def _build_model(self, weights: Weights | None) -> Any:
         """Build the model with the weights that the seed gives, or those that ``model.init`` names."""
         model = self._objective.build_model(self._dtype)
-        self.notes = load_initial_weights(model, self._config)
+        self.notes = load_initial_weights(model, self._config, weights)
         return model
 
     def _create_optimizer(self) -> AdamW:

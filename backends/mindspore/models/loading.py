@@ -20,12 +20,12 @@ from ehm.config.encoders import PLAIN, EncoderSpec, VitSpec
 from ehm.errors import ConfigError
 from ehm.models.fitting import resize_weights, select_arrays
 from ehm.models.opening import open_model
-from ehm.models.pretraining import select_initial_arrays
+from ehm.models.pretraining import name_first_weights, select_initial_arrays
 from ehm.models.shapes import spec_from_settings, spec_to_json
 from ehm.models.weights import LoadedModel, Pool, Provenance, Weights
 from ehm.storage.arrays import Arrays
 
-__all__ = ["load_initial_weights", "load_model"]
+__all__ = ["load_initial_weights", "load_model", "open_weights"]
 
 _ACCEPTED = "the MindSpore backend takes a run folder, a .safetensors file or scratch"
 
@@ -47,15 +47,13 @@ def load_model(
     CheckpointError if weights are missing or do not fit, ConfigError if the settings do not.
     """
     rng = np.random.default_rng(seed)
-    if source.init.startswith("timm:"):
-        raise ConfigError(f"model.init {source.init}: timm's models need torch; {_ACCEPTED}")
     if source.init == "scratch":
         wanted = spec_from_settings(source)
         spec = _require_vit(wanted, f"model.encoder {source.encoder}: {wanted.description}")
         model = VisionTransformer(spec, rng, classes, pool, fc_norm, dtype, probe)
         return LoadedModel(model, spec_to_json(spec), Provenance("scratch", "scratch"))
     if weights is None:
-        weights = open_model(source)
+        weights = open_weights(source)
     if weights.spec is None:
         raise ConfigError(f"model.init {source.init}: holds timm's {weights.timm}, which needs torch; {_ACCEPTED}")
     weights = resize_weights(weights, source)
@@ -72,10 +70,24 @@ def load_model(
     return LoadedModel(model, spec_to_json(spec), weights.provenance, notes)
 
 
-def load_initial_weights(model: nn.Cell, config: TrainConfig) -> tuple[str, ...]:
-    """Copy the weights that ``config.model.init`` names into ``model``, one in pretraining; return notes on them."""
+def open_weights(source: ModelSource) -> Weights:
+    """Open what ``source.init`` names; ConfigError if it is a network of timm's, else as ``open_model`` does."""
+    if source.init.startswith("timm:"):
+        raise ConfigError(f"model.init {source.init}: timm's models need torch; {_ACCEPTED}")
+    return open_model(source)
+
+
+def load_initial_weights(model: nn.Cell, config: TrainConfig, weights: Weights | None = None) -> tuple[str, ...]:
+    """Copy the weights that ``config.model.init`` names into ``model``, one in pretraining; return notes on them.
+
+    ``weights`` are these if they were opened already. Without ``config.model.init`` nothing is copied.
+    """
+    if config.model.init is None:
+        return ()
+    if weights is None:
+        weights = open_weights(name_first_weights(config))
     parameters = dict(model.parameters_and_names())
-    arrays, notes = select_initial_arrays(config, _list_shapes(parameters))
+    arrays, notes = select_initial_arrays(config, _list_shapes(parameters), weights)
     _copy_arrays(parameters, arrays)
     return notes
 

@@ -33,6 +33,7 @@ from ehm.config import TrainConfig
 from ehm.config.objectives import OBJECTIVES
 from ehm.masking import split_mask, spread_mask
 from ehm.masking.static import count_masked
+from ehm.models.weights import Weights
 
 __all__ = ["TorchLearner"]
 
@@ -76,7 +77,13 @@ class TorchLearner(ResumableLearner):
     _to_arrays = staticmethod(to_arrays)
     _load_arrays = staticmethod(load_arrays)
 
-    def __init__(self, config: TrainConfig, device: torch.device, processes: Processes = ALONE) -> None:
+    def __init__(
+        self,
+        config: TrainConfig,
+        device: torch.device,
+        processes: Processes = ALONE,
+        weights: Weights | None = None,
+    ) -> None:
         self._config = config
         self._device = device
         self._rank = processes.rank
@@ -84,9 +91,9 @@ class TorchLearner(ResumableLearner):
         self._draws_by_step = self._has_drop_path
         self._pixels = Pixels(device, config.data.mean, config.data.std)
         self._objective = create_objective(config, device)
-        self.model = self._build_model().train()
+        self.model = self._build_model(weights).train()
         if config.optim.ema_decay is not None:
-            self._average = self._build_model().eval().requires_grad_(False)
+            self._average = self._build_model(weights).eval().requires_grad_(False)
             if config.run.parallel == "fsdp":
                 wrap_model(self._average, "fsdp", processes, device)
         if config.run.grad_checkpointing:
@@ -180,11 +187,11 @@ class TorchLearner(ResumableLearner):
         self._update_average()
         return metrics
 
-    def _build_model(self) -> Any:
+    def _build_model(self, weights: Weights | None) -> Any:
         """Build the model with the weights that the seed gives, or those that ``model.init`` names."""
         with seed_weights(self._config.run.seed):
             model = self._objective.build_model()
-        self.notes = load_initial_weights(model, self._config)
+        self.notes = load_initial_weights(model, self._config, weights)
         frozen = self._config.model.freeze
         freeze_blocks(model, frozen)
         if frozen:

@@ -15,6 +15,7 @@ import re
 from collections import OrderedDict
 from collections.abc import Mapping
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,19 +26,20 @@ from timm.models.swin_transformer import SwinTransformer
 from torch import Tensor, nn
 
 from ehm.backends.torch.models.build import build_encoder
-from ehm.backends.torch.models.hub import reachable_or_offline
+from ehm.backends.torch.models.timm_vit import read_timm_spec
 from ehm.config import ModelSource, TrainConfig
 from ehm.config.inputs import InputSpec
 from ehm.errors import CheckpointError, ConfigError
 from ehm.models.fitting import resize_weights, select_arrays
+from ehm.models.hub import reachable_or_offline
 from ehm.models.opening import open_model, read_safetensors
-from ehm.models.pretraining import select_initial_arrays
+from ehm.models.pretraining import name_first_weights, select_initial_arrays
 from ehm.models.shapes import spec_from_settings, spec_to_json
 from ehm.models.weights import LoadedModel, Pool, Provenance, Weights
 from ehm.storage.arrays import Arrays
 from ehm.storage.reading import shorten
 
-__all__ = ["classifier_name", "load_initial_weights", "load_model", "read_arrays"]
+__all__ = ["classifier_name", "load_initial_weights", "load_model", "open_weights", "read_arrays"]
 
 _CONTAINERS = ("model", "module", "state_dict")
 """Keys under which training programs keep a network's tensors in their files."""
@@ -67,7 +69,7 @@ def load_model(
         model = build_encoder(spec, classes, source.drop_path, pool, fc_norm)
         return LoadedModel(model, spec_to_json(spec), Provenance("scratch", "scratch"))
     if weights is None:
-        weights = open_model(source, read_arrays)
+        weights = open_weights(source)
     if weights.timm is not None:
         model = _create_timm_model(weights.timm, False, source, classes, weights.image_size)
         size = source.image_size or weights.image_size or (224, 224)
@@ -85,9 +87,26 @@ def load_model(
     return LoadedModel(model, architecture, weights.provenance, notes)
 
 
-def load_initial_weights(model: nn.Module, config: TrainConfig) -> tuple[str, ...]:
-    """Copy the weights that ``config.model.init`` names into ``model``, one in pretraining; return notes on them."""
-    arrays, notes = select_initial_arrays(config, _list_shapes(model), read_arrays)
+def open_weights(source: ModelSource) -> Weights:
+    """Open what ``source.init`` names as arrays: what :func:`ehm.models.opening.open_model` opens, and ``timm:NAME``.
+
+    Raises as that function and :func:`load_model` do; a network of timm's that is no encoder of ours has no spec.
+    """
+    if source.init.startswith(_TIMM):
+        return _open_timm_weights(source)
+    return open_model(source, read_arrays)
+
+
+def load_initial_weights(model: nn.Module, config: TrainConfig, weights: Weights | None = None) -> tuple[str, ...]:
+    """Copy the weights that ``config.model.init`` names into ``model``, one in pretraining; return notes on them.
+
+    ``weights`` are these if they were opened already. Without ``config.model.init`` nothing is copied.
+    """
+    if config.model.init is None:
+        return ()
+    if weights is None:
+        weights = open_weights(name_first_weights(config))
+    arrays, notes = select_initial_arrays(config, _list_shapes(model), weights)
     _copy_arrays(model, arrays)
     return notes
 
@@ -153,6 +172,17 @@ def _copy_arrays(model: nn.Module, arrays: Arrays) -> None:
     for name, array in arrays.items():
         state[name] = torch.from_numpy(array)
     model.load_state_dict(state)
+
+
+def _open_timm_weights(source: ModelSource) -> Weights:
+    """Open the encoder of a network of timm's; one that is none of ours has neither spec nor arrays."""
+    loaded = _load_from_timm(source, 0)
+    provenance = replace(loaded.provenance, notes=loaded.notes)
+    found = read_timm_spec(loaded.model, source.init)
+    if found is None:
+        return Weights({}, provenance, timm=loaded.architecture["name"])
+    spec, arrays = found
+    return Weights(arrays, provenance, spec)
 
 
 def _load_from_timm(source: ModelSource, classes: int) -> LoadedModel:

@@ -330,7 +330,7 @@ def test_what_does_not_fit_is_one_sentence(files, tmp_path):
         load_model(ModelSource(init=vit, window=7))
     with pytest.raises(CheckpointError, match=r"model\.depth .*: the weights in .* have depth \(2, 2, 4, 2\)"):
         load_model(ModelSource(init=swin_file, depth=(2, 2, 6, 2)))
-    with pytest.raises(CheckpointError, match="no such file or folder; ehm train takes"):
+    with pytest.raises(CheckpointError, match="no such file or folder; it takes"):
         begun("simmim_vit", tmp_path / "nothing")
     with pytest.raises(CheckpointError, match="holds a Swin, and the run's encoder is a ViT with relative positions"):
         begun("simmim_vit", swin_file)

@@ -5,6 +5,7 @@ import os
 import time
 from collections import OrderedDict
 
+import huggingface_hub
 import huggingface_hub.constants
 import numpy as np
 import pytest
@@ -14,10 +15,10 @@ from safetensors.torch import save_file
 from timm.layers.pos_embed import resample_abs_pos_embed
 
 from ehm.backends.torch.learners.pretraining import TorchLearner
-from ehm.backends.torch.models import hub
 from ehm.backends.torch.models.loading import load_model
 from ehm.config import ModelSource, TrainConfig
 from ehm.errors import CheckpointError, ConfigError
+from ehm.models import hub
 from ehm.storage.arrays import LearnerState
 from ehm.storage.checkpoint import open_checkpoint, save_checkpoint
 
@@ -350,7 +351,7 @@ class Session:
 
 def test_timm_without_a_network_is_one_sentence_and_nothing_is_tried_again(monkeypatch, tmp_path):
     slept = []
-    monkeypatch.setattr(hub, "get_session", lambda: Session(answers=False))
+    monkeypatch.setattr(huggingface_hub, "get_session", lambda: Session(answers=False))
     monkeypatch.setattr(time, "sleep", slept.append)  # as huggingface_hub does between its attempts
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
@@ -364,7 +365,7 @@ def test_timm_without_a_network_is_one_sentence_and_nothing_is_tried_again(monke
 
 @pytest.mark.parametrize("answers", [True, False])
 def test_a_hub_that_answers_is_asked(answers, monkeypatch):
-    monkeypatch.setattr(hub, "get_session", lambda: Session(answers))
+    monkeypatch.setattr(huggingface_hub, "get_session", lambda: Session(answers))
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     with hub.reachable_or_offline():
         assert huggingface_hub.constants.is_offline_mode() is not answers
