@@ -42,7 +42,7 @@ def infer_vit(arrays: Arrays, source: ModelSource) -> VitSpec:
     if not form.added_positions:
         size = source.image_size or (14 * patch_size, 14 * patch_size)
         return VitSpec(size, patch_size, width, depth, heads, mlp_ratio, form=form)
-    size, prefix_positions = _infer_image_size(arrays["pos_embed"].shape[1], form.prefix_tokens, patch_size, source)
+    size, prefix_positions = _infer_image_size(arrays["pos_embed"].shape[1], form, patch_size, source)
     form = form.model_copy(update={"prefix_positions": prefix_positions})
     return VitSpec(size, patch_size, width, depth, heads, mlp_ratio, form=form)
 
@@ -150,20 +150,25 @@ def _infer_rotary(arrays: Arrays, source: ModelSource) -> Rotary:
 
 
 def _infer_image_size(
-    positions: int, prefix_tokens: int, patch_size: int, source: ModelSource
+    positions: int, form: VitForm, patch_size: int, source: ModelSource
 ) -> tuple[tuple[int, int], bool]:
     """Return the image size that has so many ``positions``, and whether tokens before the patches have one too."""
+    prefix = form.prefix_tokens
     size = source.image_size or (0, 0)
     wanted = (size[0] // patch_size) * (size[1] // patch_size)
     # 4 x 9 patches are as many as 6 x 6, so that the settings go first
-    if wanted in (positions - prefix_tokens, positions):
-        return size, wanted != positions or not prefix_tokens
-    for patches in (positions - prefix_tokens, positions):
+    if wanted in (positions - prefix, positions):
+        return size, wanted != positions or not prefix
+    choices = [positions - prefix, positions]
+    if form.registers > 1:
+        # published ViTs with registers add positions to patches alone, and 9 positions could be 5 + 2 x 2
+        choices.reverse()
+    for patches in choices:
         side = math.isqrt(max(patches, 0))
         if side and side * side == patches:
-            return (side * patch_size, side * patch_size), patches != positions or not prefix_tokens
+            return (side * patch_size, side * patch_size), patches != positions or not prefix
     raise CheckpointError(
-        f"{source.init}: its {positions - prefix_tokens} patches make no square; give the height and width as "
+        f"{source.init}: its {positions - prefix} patches make no square; give the height and width as "
         f"model.image_size {WITH_SETTINGS}"
     )
 
