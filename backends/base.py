@@ -158,8 +158,12 @@ class Learner(Protocol):
         """Begin a step on this process's images (B, H, W, 3) of a batch."""
         ...
 
-    def train_step(self, batch: Any, mask: Any, lr: float, weight_decay: float) -> Mapping[str, SupportsFloat]:
+    def train_step(
+        self, batch: Any, mask: Any, lr: float, weight_decay: float, ema_decay: float | None = None
+    ) -> Mapping[str, SupportsFloat]:
         """Take one optimiser step with masks (B * views, N), True = masked, equally many in each.
+
+        ``ema_decay`` is the decay of the moving average in this step, None the last one of ``config.optim.ema_decay``.
 
         ``batch`` comes from :meth:`prepare_batch`; ``mask`` is a NumPy array, or comes from :class:`MasksOnDevice`. The
         values returned are means over all processes and stay on the device until ``float()`` reads them; ``loss`` is

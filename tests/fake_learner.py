@@ -39,7 +39,7 @@ class FakeLearner:
     def prepare_batch(self, images):
         return FakeBatch(images, self)
 
-    def train_step(self, batch, mask, lr, weight_decay):
+    def train_step(self, batch, mask, lr, weight_decay, ema_decay=None):
         images = batch.images
         self.steps += 1
         self.calls.append(("train_step", mask, lr, weight_decay))

@@ -102,11 +102,29 @@ class ModelConfig(Section):
         None,
         description="Visual tokens for objective beit: a run of ehm tokenizer train, or DALL-E's encoder.pkl.",
     )
-    decoder_width: Positive = Field(512, description="Number of features of a token in MAE's decoder.")
-    decoder_depth: Positive = Field(8, description="Number of blocks of MAE's decoder.")
-    decoder_heads: Positive = Field(16, description="Number of attention heads of MAE's decoder.")
+    decoder_width: Positive = Field(
+        512, description="Number of features of a token in the decoder of objectives mae and feature."
+    )
+    decoder_depth: Positive = Field(8, description="Number of blocks of that decoder.")
+    decoder_heads: Positive = Field(16, description="Number of attention heads of that decoder.")
     norm_pix_loss: bool = Field(
         True, description="Whether MAE predicts pixels that are normalised within each patch (MAE, section 3)."
+    )
+    teacher: Literal["start", "ema"] = Field(
+        "ema",
+        description="Whose features objective feature predicts: those of the encoder in model.init, which stays as it "
+        "is, or those of the model's moving average.",
+    )
+    teacher_blocks: Positive | None = Field(
+        None,
+        description="Number of last blocks whose outputs are averaged to the features of teacher ema; null takes half "
+        "of them.",
+    )
+    loss: Literal["smooth_l1", "cosine"] = Field(
+        "smooth_l1", description="How objective feature compares its predictions with the teacher's features."
+    )
+    loss_beta: PositiveReal = Field(
+        2.0, description="Difference from which loss smooth_l1 grows along a line, below it is a square."
     )
 
 
@@ -134,8 +152,10 @@ class MaskConfig(Section):
     balance: Literal["none", "sinkhorn"] = Field(
         "sinkhorn", description="Whether the similarity is balanced, so that no patch attracts all others."
     )
-    source: Literal["online", "ema"] = Field(
-        "online", description="Whose similarity it is: the trained encoder's, or its moving average's."
+    source: Literal["online", "ema", "teacher"] = Field(
+        "online",
+        description="Whose similarity it is: the trained encoder's, its moving average's, or the teacher's of "
+        "objective feature.",
     )
     build: Literal["auto", "host", "device"] = Field(
         "auto",
@@ -215,6 +235,8 @@ class TrainConfig(Section):
             raise ValueError(
                 f"optim.batch_size {self.optim.batch_size} is not a multiple of mask.views {self.mask.views}"
             )
+        if self.mask.source == "teacher" and not OBJECTIVES[self.objective].has_teacher:
+            raise ValueError(f"mask.source teacher: objective {self.objective} has none; take online or ema")
         if self.mask.source == "ema" and self.optim.ema_decay is None:
             raise ValueError("mask.source ema needs optim.ema_decay, for example 0.9999")
         return self

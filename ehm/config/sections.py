@@ -11,12 +11,14 @@ from ehm.config.section import Section
 from ehm.config.values import (
     BelowOne,
     Count,
+    Decay,
     EncoderName,
     Fraction,
     ImageSize,
     NotNegative,
     Positive,
     PositiveReal,
+    Share,
     Stages,
 )
 
@@ -56,8 +58,13 @@ class OptimConfig(Section):
     clip_grad: PositiveReal | None = Field(
         None, description="Largest norm of the gradient of all parameters together; null does not clip."
     )
-    ema_decay: Fraction | None = Field(
-        None, description="Decay of the moving average of the weights for each step; null keeps no average."
+    ema_decay: Decay | None = Field(
+        None,
+        description="Decay of the moving average of the weights for each step, or two between which it rises; null "
+        "keeps no average.",
+    )
+    ema_ramp: Share = Field(
+        1.0, description="Share of the run over which the decay rises, if optim.ema_decay is two numbers."
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="Precision of the forward and backward pass; auto takes what suits the device."
@@ -75,6 +82,13 @@ class OptimConfig(Section):
     def lr(self) -> float:
         """Peak learning rate, by the linear scaling rule."""
         return self.base_lr * self.batch_size / 256
+
+    @property
+    def last_ema_decay(self) -> float | None:
+        """Decay of the moving average at the end of the run, None without an average."""
+        if isinstance(self.ema_decay, tuple):
+            return self.ema_decay[1]
+        return self.ema_decay
 
     def count_steps(self, steps_per_epoch: int) -> int:
         """Return the number of steps of the whole run."""

@@ -14,6 +14,7 @@ __all__ = [
     "BelowOne",
     "ClassName",
     "Count",
+    "Decay",
     "EncoderName",
     "Fraction",
     "ImageSize",
@@ -76,6 +77,15 @@ def _check_stages(value: Any) -> Any:
     return value
 
 
+def _check_decay(value: Any) -> Any:
+    ends = value if isinstance(value, (list, tuple)) else [value]
+    numbers = [end for end in ends if isinstance(end, (int, float)) and not isinstance(end, bool)]
+    # an average with a decay of 1 from the beginning would never move
+    if not 1 <= len(ends) == len(numbers) <= 2 or not 0 < numbers[0] < 1 or not numbers[0] <= numbers[-1] <= 1:
+        raise ValueError("should be a number between 0 and 1, or two that rise, for example [0.996, 1]")
+    return value
+
+
 def _check_encoder(encoder: str) -> str:
     if encoder not in PRESETS:
         raise ValueError(f"should be one of {', '.join(PRESETS)}")
@@ -102,5 +112,7 @@ PixelRange = Annotated[tuple[float, float], AfterValidator(_check_black_and_whit
 EncoderName = Annotated[str, AfterValidator(_check_encoder), WithJsonSchema({"enum": list(PRESETS)})]
 ImageSize = Annotated[tuple[Positive, Positive], BeforeValidator(_expand_square)]
 """Height and width in pixels; one number means a square."""
+Decay = Annotated[Fraction | tuple[Fraction, Share], BeforeValidator(_check_decay)]
+"""The decay of a moving average: one for the whole run, or the first and the last of one that rises."""
 Stages = Annotated[Positive | tuple[Positive, ...], BeforeValidator(_check_stages)] | None
 """One number, or for a Swin one for each stage; None is the published one."""

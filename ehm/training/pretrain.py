@@ -7,7 +7,7 @@ A run's folder holds ``config.yaml``, ``metrics.jsonl``, ``tensorboard/``, ``che
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from safetensors.numpy import save_file
 from ehm.backends.base import Learner
 from ehm.config import TrainConfig
 from ehm.config.inputs import InputSpec
+from ehm.config.objectives import OBJECTIVES
 from ehm.console import console
 from ehm.data import Source, TrainTransform, open_source
 from ehm.errors import CheckpointError
@@ -25,7 +26,7 @@ from ehm.models.fitting import keep_encoder
 from ehm.models.pretraining import adopt_encoder, name_first_weights
 from ehm.models.weights import Weights
 from ehm.storage.arrays import split_average
-from ehm.storage.checkpoint import checkpoint_path, open_checkpoint
+from ehm.storage.checkpoint import Checkpoint, checkpoint_path, open_checkpoint
 from ehm.storage.reading import hash_file
 from ehm.storage.writing import replace_file
 from ehm.training.loaders import make_train_loader
@@ -34,7 +35,7 @@ from ehm.training.progress import RunMeter, average_over_processes
 from ehm.training.resume import check_resumed_data
 from ehm.training.run import Run, open_run, print_unreadable
 from ehm.training.runlog import RunLog
-from ehm.training.schedule import learning_rate_at
+from ehm.training.schedule import ema_decay_at, learning_rate_at
 from ehm.training.training_data import identify_training_data
 
 __all__ = ["DEFAULT_CONFIG", "TrainResult", "train"]
@@ -98,19 +99,19 @@ def _pretrain(run: Run[TrainConfig]) -> TrainResult:
     if build == "auto":
         build = run.backend.describe_device().hierarchy
     masker = make_masker(config.masking, config.masks, config.units, build, processes.local_size)
-    learner = run.backend.create_learner(config if run.start is None else _without_first_weights(config), weights)
-    tokenizer = _hash_tokenizer(config)
+    learner = run.backend.create_learner(_choose_first_weights(run), weights)
+    companions = {**_hash_tokenizer(config), **_hash_teacher(config, weights)}
     first = 0
     if run.start is not None:
         check_resumed_data(run.start, training_data, None, data.source)
-        if run.start.metadata.get("tokenizer") not in (None, tokenizer.get("tokenizer")):
-            raise CheckpointError(
-                f"model.tokenizer {config.model.tokenizer}: is not the one that this run began with, and its tokens "
-                "mean other things; give that one, or start a new run"
-            )
+        _check_companions(config, run.start, companions)
         learner.load(run.start.take_state())
         first = int(run.start.metadata["step"])
-    _print_start(run, source, plan, [*learner.notes, *notes, *warnings])
+    notes = (*learner.notes, *notes)
+    if is_resumed and "teacher" in companions:
+        # what the weights were is true of the teacher alone, as the model's own come from the checkpoint
+        notes = (f"predicts the features of {config.model.init} as before",)
+    _print_start(run, source, plan, [*notes, *warnings])
     run.write_config()
 
     saved = run.start_path
@@ -124,7 +125,8 @@ def _pretrain(run: Run[TrainConfig]) -> TrainResult:
             # the masks of an image follow from the seed, the step and its row, however many processes share the batch
             mask, mask_figures = masker(prepared, progress, (config.run.seed, step), batch.first)
             lr = learning_rate_at(optim, step, plan.steps_per_epoch)
-            metrics = learner.train_step(prepared, mask, lr, optim.weight_decay)
+            ema_decay = ema_decay_at(optim, step, plan.steps_per_epoch)
+            metrics = learner.train_step(prepared, mask, lr, optim.weight_decay, ema_decay)
 
             done = step + 1
             meter.add_step(done, batch.total, {**metrics, "lr": lr})
@@ -134,7 +136,7 @@ def _pretrain(run: Run[TrainConfig]) -> TrainResult:
                 loss = values["loss"]
                 log.log(done, values | average_over_processes(mask_figures, processes))
             if plan.is_save_due(done):
-                metadata = run.make_metadata("pretrain", done, plan) | tokenizer
+                metadata = run.make_metadata("pretrain", done, plan) | companions
                 metadata["data"] = training_data.to_json()
                 saved = run.save_checkpoint(learner, metadata)
 
@@ -150,10 +152,11 @@ def _pretrain(run: Run[TrainConfig]) -> TrainResult:
 def _take_encoder(run: Run[TrainConfig]) -> tuple[Run[TrainConfig], Weights | None, tuple[str, ...]]:
     """Open the weights that a new run begins with, and return the run with their encoder if it names none.
 
-    Also returns the weights, if there are any, and notes on what they change. A resumed run has its encoder already.
+    Also returns the weights, if there are any, and notes on what they change. A resumed run has its encoder already,
+    and opens weights only for a frozen teacher.
     """
     config = run.config
-    if run.start is not None or config.model.init is None:
+    if _choose_first_weights(run).model.init is None:
         return run, None, ()
     weights = run.backend.open_weights(name_first_weights(config))
     if not config.awaits_encoder:
@@ -162,8 +165,11 @@ def _take_encoder(run: Run[TrainConfig]) -> tuple[Run[TrainConfig], Weights | No
     return replace(run, config=config), weights, notes
 
 
-def _without_first_weights(config: TrainConfig) -> TrainConfig:
-    """Return ``config`` without ``model.init``: a resumed run needs nothing but its checkpoint."""
+def _choose_first_weights(run: Run[TrainConfig]) -> TrainConfig:
+    """Return the configuration of ``run``, without ``model.init`` if it is resumed and needs its checkpoint alone."""
+    config = run.config
+    if run.start is None or OBJECTIVES[config.objective].needs_first_weights(config):
+        return config
     return config.model_copy(update={"model": config.model.model_copy(update={"init": None})})
 
 
@@ -179,6 +185,27 @@ def _hash_tokenizer(config: TrainConfig) -> dict[str, str]:
     if path.is_file():
         return {"tokenizer": hash_file(path)}
     return {"tokenizer": open_checkpoint(path).model_sha256}
+
+
+def _hash_teacher(config: TrainConfig, weights: Weights | None) -> dict[str, str]:
+    """Return the SHA-256 of a frozen teacher's ``weights``, under the key of checkpoints' metadata."""
+    if weights is None or not OBJECTIVES[config.objective].needs_first_weights(config):
+        return {}
+    return {"teacher": weights.provenance.sha256}
+
+
+def _check_companions(config: TrainConfig, start: Checkpoint, companions: Mapping[str, str]) -> None:
+    """Raise CheckpointError if a resumed run has another tokenizer or teacher than ``start`` was trained with."""
+    if start.metadata.get("tokenizer") not in (None, companions.get("tokenizer")):
+        raise CheckpointError(
+            f"model.tokenizer {config.model.tokenizer}: is not the one that this run began with, and its tokens "
+            "mean other things; give that one, or start a new run"
+        )
+    if start.metadata.get("teacher") not in (None, companions.get("teacher")):
+        raise CheckpointError(
+            f"model.init {config.model.init}: is not the teacher that this run began with, whose features it predicts; "
+            "give that one, or start a new run"
+        )
 
 
 def _write_encoder(run: Run[TrainConfig], learner: Learner) -> Path:

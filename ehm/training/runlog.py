@@ -21,6 +21,7 @@ __all__ = ["RunLog"]
 _SHOWN = (
     "loss",
     "images_per_second",
+    "target_spread",
     "mask_level",
     "top1",
     "balanced_accuracy",

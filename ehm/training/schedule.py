@@ -1,4 +1,4 @@
-"""Learning-rate schedules: a linear warm-up, then a fall, evaluated at every step."""
+"""Schedules, evaluated at every step: the learning rate, a warm-up and a fall, and the decay of the average."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from ehm.config import OptimConfig
 
-__all__ = ["compute_learning_rate", "learning_rate_at"]
+__all__ = ["compute_ema_decay", "compute_learning_rate", "ema_decay_at", "learning_rate_at"]
 
 STEP_FACTOR = 0.1
 """The factor of the schedule ``step`` at each milestone."""
@@ -26,6 +26,24 @@ def learning_rate_at(optim: OptimConfig, step: int, steps_per_epoch: int) -> flo
         optim.schedule,
         optim.milestones,
     )
+
+
+def ema_decay_at(optim: OptimConfig, step: int, steps_per_epoch: int) -> float | None:
+    """Return the decay of the moving average in ``step`` of a run that is configured by ``optim``; None without one."""
+    if optim.ema_decay is None or isinstance(optim.ema_decay, float):
+        return optim.ema_decay
+    first, last = optim.ema_decay
+    return compute_ema_decay(step, optim.ema_ramp * optim.count_steps(steps_per_epoch), first, last)
+
+
+def compute_ema_decay(step: int, ramp_steps: float, first: float, last: float) -> float:
+    """Return the decay of ``step``, which rises from ``first`` along a line and is ``last`` after ``ramp_steps``.
+
+    As in data2vec (section 3.3), and in I-JEPA over the whole run.
+    """
+    if step >= ramp_steps:
+        return last
+    return first + (last - first) * step / ramp_steps
 
 
 def compute_learning_rate(

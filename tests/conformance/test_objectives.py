@@ -18,6 +18,7 @@ COMBINATIONS = [
     ("simmim", "swin_tiny"),
     ("beit", "vit_tiny"),
     ("beit", "swin_tiny"),
+    ("feature", "vit_tiny"),
 ]
 
 every_combination = pytest.mark.parametrize(("objective", "encoder"), COMBINATIONS)
@@ -36,6 +37,9 @@ def make(backend, request):
             "optim": {"batch_size": 6, "epochs": 2, "warmup_epochs": 0, "dtype": "float32"},
             **SIZES[encoder],
         }
+        if objective == "feature":
+            values["model"] = {**values["model"], "decoder_width": 16, "decoder_heads": 2}
+            values["mask"] = {**values["mask"], "source": "online"}
         if objective == "beit":
             values["model"] = {**values["model"], "tokenizer": str(request.getfixturevalue("tokenizer"))}
         for name, section in sections.items():
@@ -74,7 +78,7 @@ def seen(learner, images, look="similarity"):
 
 @every_combination
 def test_it_learns_goes_on_and_repeats(make, images, objective, encoder):
-    drop = 0.0 if objective == "mae" else 0.3
+    drop = 0.0 if objective in ("mae", "feature") else 0.3
     sections = {"optim": {"ema_decay": 0.9, "accumulate": 2}, "model": {"drop_path": drop}}
     config, learner = make(objective, encoder, **sections)
     mask = masks(config, 6)

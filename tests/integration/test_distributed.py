@@ -136,6 +136,18 @@ def test_two_processes_keep_first_blocks_as_one_does(settings, tmp_path, paralle
     assert_same_run(tmp_path / "one", tmp_path / "two", "loss", "grad_norm", "lr", *FIGURES["evolved"])
 
 
+@pytest.mark.parametrize(("parallel", "teacher"), [("ddp", "start"), ("fsdp", "ema")])
+def test_two_processes_predict_features_as_one_does(settings, tmp_path, parallel, teacher):
+    settings |= {"optim.epochs": 2, "optim.base_lr": 0.005, "optim.ema_decay": "[0.9, 1]"}
+    if teacher == "start":
+        run("train", tmp_path / "first", {**settings, "optim.epochs": 1})
+        settings |= {"model.init": tmp_path / "first"}
+    settings |= {"objective": "feature", "model.teacher": teacher}
+    run("train", tmp_path / "one", settings)
+    run("train", tmp_path / "two", {**settings, "run.parallel": parallel}, 2)
+    assert_same_run(tmp_path / "one", tmp_path / "two", "loss", "grad_norm", "lr", *FIGURES["evolved"])
+
+
 def test_a_run_goes_on_with_another_number_of_processes(settings, tmp_path):
     whole, moved = tmp_path / "whole", tmp_path / "moved"
     settings |= {"masking": "block"}

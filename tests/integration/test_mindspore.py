@@ -161,6 +161,7 @@ ASKS_TOO_MUCH = {
     "objective beit: the MindSpore backend has mae and simmim": {"objective": "beit", "model.tokenizer": "runs/dvae"},
     "layer_decay: the MindSpore backend pretrains all layers at one rate": {"layer_decay": 0.9},
     "model.freeze: the MindSpore backend trains all blocks": {"model.freeze": 1},
+    "objective feature: the MindSpore backend has mae and simmim; feature needs torch": {"objective": "feature"},
     "encoder swin_tiny: the MindSpore backend has ViTs": SWIN,
 }
 

@@ -34,6 +34,7 @@ EVERYTHING = {
     "optim.ema_decay": 0.9,
     "run.grad_checkpointing": "true",
 }
+FEATURE = {"objective": "feature", "optim.base_lr": 0.02, "optim.ema_decay": "[0.9, 1]"}
 COMMANDS = """
 import json, sys
 from ehm.cli import main
@@ -103,9 +104,12 @@ def commands(device, out, pictures):
     source, masked = {"data.source": pictures}, {"data.source": pictures.parent / "pairs", "data.scale": "[64, 64]"}
     pretrain, task = {**PRETRAIN, **source}, {**RUN, **source, "model.init": out / "evolved"}
     segment = {**task, **masked, **SEGMENT}
+    first = {"model.init": out / "evolved", "model.loss": "cosine"}
     return [
         *(command("train", device, out / name, {**pretrain, "masking": name}) for name in MASKINGS),
         command("train", device, out / "everything", {**pretrain, **EVERYTHING}),
+        command("train", device, out / "feature", {**pretrain, **FEATURE}),
+        command("train", device, out / "adapted", {**pretrain, **FEATURE, "model.teacher": "start", **first}),
         command("train", device, out / "resumed", {**pretrain, "run.max_steps": 4}),
         command("train", device, out / "resumed", {"run.max_steps": 10}, "--resume"),
         command("finetune", device, out / "finetune", task),
@@ -131,9 +135,10 @@ LOWER = {
     "bfloat16": {"optim.dtype": "bfloat16"},
     "float16": {"optim.dtype": "float16"},
     "everything": {**EVERYTHING, "optim.dtype": "bfloat16"},
+    "feature": {**FEATURE, "optim.dtype": "bfloat16"},
 }
 RETRIEVAL = {"dim": 16, "scales": "[0.75, 1]", "data.layout": "folder", "optim.steps": "null"}
-RUNS = [*MASKINGS, "everything", "resumed", "finetune", "segmentation", "probe", "retrieval"]
+RUNS = [*MASKINGS, "everything", "feature", "adapted", "resumed", "finetune", "segmentation", "probe", "retrieval"]
 
 
 @pytest.fixture(scope="module")

@@ -83,7 +83,7 @@ class MindsporeLearner(ResumableLearner):
         if config.optim.ema_decay is not None:
             self._average = self._build_model(weights)
             self._average.update_parameters_name("ema.")  # names are unique within a graph
-            self._update_average = ms.jit(_build_averaging(self._average, self.model, config.optim.ema_decay))
+            self._update_average = ms.jit(_build_averaging(self._average, self.model))
         if config.run.grad_checkpointing:
             for _, cell in self.model.cells_and_names():
                 if isinstance(cell, Block):
@@ -125,7 +125,12 @@ class MindsporeLearner(ResumableLearner):
         return self._apply_to_pieces(images, self._saliency)
 
     def train_step(
-        self, batch: MindsporeBatch, mask: NDArray[np.bool_], lr: float, weight_decay: float
+        self,
+        batch: MindsporeBatch,
+        mask: NDArray[np.bool_],
+        lr: float,
+        weight_decay: float,
+        ema_decay: float | None = None,
     ) -> Mapping[str, SupportsFloat]:
         """See :meth:`ehm.backends.base.Learner.train_step`."""
         images = batch.images
@@ -147,7 +152,12 @@ class MindsporeLearner(ResumableLearner):
         metrics = self._training.step(len(images), take_inputs, lr, weight_decay)
         self._steps += 1
         if self._average is not None:
-            self._update_average()
+            decay = ema_decay
+            if decay is None:
+                decay = config.optim.last_ema_decay
+            assert decay is not None  # no average is kept without one
+            # a tensor, as a number would be a constant of the graph
+            self._update_average(Tensor(1 - decay, ms.float32))
         return metrics
 
     def _build_model(self, weights: Weights | None) -> Any:
@@ -192,18 +202,17 @@ def _build_pooling(grid: tuple[int, int], units: tuple[int, int]) -> Callable[[T
     return pool
 
 
-def _build_averaging(average: nn.Cell, model: nn.Cell, decay: float) -> Any:
-    """Return a function that updates the exponential moving average: ema = decay * ema + (1 - decay) * model."""
+def _build_averaging(average: nn.Cell, model: nn.Cell) -> Any:
+    """Return a function of 1 - decay that updates the moving average: ema = decay * ema + (1 - decay) * model."""
     averaged_parameters = ms.ParameterTuple(average.get_parameters())
     model_parameters = ms.ParameterTuple(model.get_parameters())
     apply_to_each = ops.HyperMap()
-    share = 1 - decay
 
-    def update() -> Any:
+    def update(share: Tensor) -> Any:
         return apply_to_each(ops.partial(_move_toward, share), averaged_parameters, model_parameters)
 
     return update
 
 
-def _move_toward(share: float, average: Tensor, value: Tensor) -> Tensor:
+def _move_toward(share: Tensor, average: Tensor, value: Tensor) -> Tensor:
     return ops.assign_add(average, (value - average) * share)

@@ -173,6 +173,8 @@ def report_operators(device: str) -> list[OperatorRow]:
         with TemporaryDirectory() as folder:
             beit = _VIT | {"tokenizer": _save_tokenizer(backend, Path(folder))}
             calls += _record_pretraining(backend, dtype, "evolved", "device", "beit", beit)
+        for loss in ("smooth_l1", "cosine"):
+            calls += _record_pretraining(backend, dtype, "evolved", "host", "feature", _VIT | {"loss": loss})
         for model in (_VIT, _SWIN):
             calls += _record_classifier(backend, FinetuneConfig, dtype, model)
         calls += _record_classifier(backend, ProbeConfig, dtype, _VIT)
@@ -197,7 +199,7 @@ def _record_pretraining(
             "patch_size": sizes.pop("patch_size"),
             "masking": masking,
             "model": {**sizes, **decoder},
-            "mask": {"blocks": 3, "build": build, "unit": 8 if objective == "mae" else 16},
+            "mask": {"blocks": 3, "build": build, "unit": 8 if objective in ("mae", "feature") else 16},
             "optim": {**_OPTIM, "ema_decay": 0.9, "dtype": dtype},
             "run": {"grad_checkpointing": build == "device"},
         }

@@ -19,7 +19,7 @@ from ehm.backends.base import ALONE, Processes
 from ehm.backends.common import split_batch, step_entropy
 from ehm.backends.resumable import ResumableLearner
 from ehm.backends.torch.engine import hierarchy
-from ehm.backends.torch.engine.distributed import gather_parameters, is_sharded, wrap_model
+from ehm.backends.torch.engine.distributed import gather_parameters, is_sharded, mean_over_processes, wrap_model
 from ehm.backends.torch.engine.optim import param_groups
 from ehm.backends.torch.engine.seeds import seed_random_numbers, seed_weights
 from ehm.backends.torch.engine.step import Training, recompute_activations
@@ -86,7 +86,7 @@ class TorchLearner(ResumableLearner):
     ) -> None:
         self._config = config
         self._device = device
-        self._rank = processes.rank
+        self._processes = processes
         self._has_drop_path = config.model.drop_path > 0
         self._draws_by_step = self._has_drop_path
         self._pixels = Pixels(device, config.data.mean, config.data.std)
@@ -96,6 +96,7 @@ class TorchLearner(ResumableLearner):
             self._average = self._build_model(weights).eval().requires_grad_(False)
             if config.run.parallel == "fsdp":
                 wrap_model(self._average, "fsdp", processes, device)
+        self._objective.teacher = self._objective.build_teacher(self.model, self._average)
         if config.run.grad_checkpointing:
             recompute_activations(self.model, random=self._has_drop_path)
         self._training = Training(self.model, self._create_optimizer, config.optim, config.run, device, processes)
@@ -155,7 +156,12 @@ class TorchLearner(ResumableLearner):
         return torch.stack(masks, dim=1).flatten(0, 1), hierarchy.describe_parts(tree, depth)
 
     def train_step(
-        self, batch: TorchBatch, mask: NDArray[np.bool_] | Tensor, lr: float, weight_decay: float
+        self,
+        batch: TorchBatch,
+        mask: NDArray[np.bool_] | Tensor,
+        lr: float,
+        weight_decay: float,
+        ema_decay: float | None = None,
     ) -> Mapping[str, SupportsFloat]:
         """See :meth:`ehm.backends.base.Learner.train_step`."""
         images = batch.images
@@ -165,6 +171,7 @@ class TorchLearner(ResumableLearner):
         embedded = batch.embedded
         batch.embedded = []
         chunks_left = iter(embedded)
+        figures: dict[str, Tensor] = {}
 
         def compute_loss(rows: slice) -> Tensor:
             if embedded:
@@ -173,19 +180,24 @@ class TorchLearner(ResumableLearner):
                 pixels, tokens = self._pixels(images[rows]), None
             masks = slice(rows.start * views, rows.stop * views)
             visible, masked, restore = (part[masks] for part in indices)
-            # outside of autocast: targets are the same in every type that the model computes in
+            # outside of autocast: the objective decides in which type it computes its targets
             targets = self._objective.targets(pixels)
+            for name, value in self._objective.describe_targets(targets).items():
+                part = value * ((rows.stop - rows.start) / len(images))
+                figures[name] = figures[name] + part if name in figures else part
             with self._training.autocast():
                 loss: Tensor = self._training.module(pixels, visible, masked, restore, tokens, **targets)
             return loss
 
-        numbers = step_entropy(self._config.run.seed, self._steps, self._rank)
+        numbers = step_entropy(self._config.run.seed, self._steps, self._processes.rank)
         # only drop path draws random numbers; without it, the generator's state need not be saved and put back
         with seed_random_numbers(self._device, numbers) if self._has_drop_path else nullcontext():
             metrics = self._training.step(len(images), compute_loss, lr, weight_decay)
         self._steps += 1
-        self._update_average()
-        return metrics
+        if self._average is not None:
+            self._update_average(ema_decay)
+        means = {name: mean_over_processes(value, self._processes) for name, value in figures.items()}
+        return {**metrics, **means}
 
     def _build_model(self, weights: Weights | None) -> Any:
         """Build the model with the weights that the seed gives, or those that ``model.init`` names."""
@@ -231,8 +243,7 @@ class TorchLearner(ResumableLearner):
         ``read`` selects the modules whose parameters ``function`` reads outside of their ``forward``: FSDP has to
         gather them.
         """
-        use_average = self._config.mask.source == "ema" and self._average is not None
-        model = self._average if use_average else self.model
+        model = self._choose_mask_source()
         evaluating = _without_drop_path if self._has_drop_path else nullcontext
         sent = []
         batch.embedded = []
@@ -248,15 +259,21 @@ class TorchLearner(ResumableLearner):
                         sent.append(send(function(model, piece)))
         return sent
 
+    def _choose_mask_source(self) -> Any:
+        """Return the model whose similarity or saliency masks are made of."""
+        sources = {"online": self.model, "ema": self._average, "teacher": self._objective.teacher}
+        return sources[self._config.mask.source]
+
     @torch.no_grad()
-    def _update_average(self) -> None:
+    def _update_average(self, decay: float | None) -> None:
         """Exponential moving average of the parameters: ema = decay * ema + (1 - decay) * model."""
-        if self._average is None or self._config.optim.ema_decay is None:
-            return
+        if decay is None:
+            decay = self._config.optim.last_ema_decay
+        assert decay is not None  # no average is kept without one
         torch._foreach_lerp_(
             list(self._average.parameters()),
             [parameter.detach() for parameter in self.model.parameters()],
-            1 - self._config.optim.ema_decay,
+            1 - decay,
         )
 
 

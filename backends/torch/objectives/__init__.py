@@ -9,6 +9,7 @@ import torch
 
 from ehm.backends.torch.objectives.base import TorchObjective
 from ehm.backends.torch.objectives.beit import TorchBeit
+from ehm.backends.torch.objectives.feature import TorchFeature
 from ehm.backends.torch.objectives.mae import TorchMae
 from ehm.backends.torch.objectives.simmim import TorchSimmim
 from ehm.config import TrainConfig
@@ -19,6 +20,7 @@ OBJECTIVES: dict[str, type[TorchObjective]] = {
     "mae": TorchMae,
     "simmim": TorchSimmim,
     "beit": TorchBeit,
+    "feature": TorchFeature,
 }
 
 

@@ -21,6 +21,9 @@ class TorchObjective(ABC):
     patches and each patch's place among both, from tokens of ``embed`` if there are any, and from :meth:`targets`.
     """
 
+    teacher: Any = None
+    """The encoder whose features are predicted, which a learner sets by :meth:`build_teacher`."""
+
     def __init__(self, config: TrainConfig, device: torch.device) -> None:
         self.config = config
         self.device = device
@@ -29,6 +32,18 @@ class TorchObjective(ABC):
     def build_model(self) -> Any:
         """Return an untrained model on the CPU; its weights are drawn from torch's random numbers."""
 
+    def build_teacher(self, model: Any, average: Any | None) -> Any | None:
+        """Return the encoder whose features are predicted, None if the objective has none; it becomes ``teacher``.
+
+        ``model`` has its first weights, and is not spread over processes yet; ``average`` is its moving average, None
+        if there is none.
+        """
+        return None
+
     def targets(self, images: Tensor) -> dict[str, Tensor]:
         """Compute from normalised images (B, 3, H, W), outside the model, what its ``forward`` takes by keyword."""
+        return {}
+
+    def describe_targets(self, targets: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Compute figures to log, by name, from the targets of some images."""
         return {}

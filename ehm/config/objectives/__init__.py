@@ -2,6 +2,7 @@
 
 from ehm.config.objectives.base import Objective
 from ehm.config.objectives.beit import BeitObjective
+from ehm.config.objectives.feature import FeatureObjective
 from ehm.config.objectives.mae import MaeObjective
 from ehm.config.objectives.simmim import SimmimObjective
 
@@ -11,5 +12,6 @@ OBJECTIVES: dict[str, Objective] = {
     "mae": MaeObjective(),
     "simmim": SimmimObjective(),
     "beit": BeitObjective(),
+    "feature": FeatureObjective(),
 }
 """The objectives by the name that a configuration gives them."""

@@ -25,10 +25,17 @@ class Objective:
     heads: tuple[str, ...] = ()
     """Beginnings of the names of the parameters that it has beside the encoder."""
 
+    has_teacher: bool = False
+    """True if hidden patches are predicted as a teacher sees them, which masks may go by too."""
+
     def check(self, config: TrainConfig) -> None:
         """Raise ValueError, which names the key, if ``config`` asks for what this objective does not have."""
         if config.model.tokenizer is not None:
             raise ValueError(f"model.tokenizer {config.model.tokenizer}: is for objective beit, not {self.name}")
+
+    def needs_first_weights(self, config: TrainConfig) -> bool:
+        """Tell whether a run that is resumed still needs the weights in ``model.init``, the same as it began with."""
+        return False
 
     def hidden_ratio(self, ratio: float, units: int) -> float:
         """Return the share of ``units`` mask units that ``mask.ratio`` = ``ratio`` hides, before it is rounded."""

@@ -2,38 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from ehm.config.encoders import family_of
-from ehm.config.objectives.base import Objective
-
-if TYPE_CHECKING:
-    from ehm.config.pretraining import TrainConfig
+from ehm.config.objectives.decoding import DecodingObjective
 
 __all__ = ["MaeObjective"]
 
 
-class MaeObjective(Objective):
+class MaeObjective(DecodingObjective):
     """MAE, whose recipe is the defaults of the sections."""
 
     name = "mae"
     heads = ("decoder", "mask_token")
-
-    def check(self, config: TrainConfig) -> None:
-        """See :meth:`Objective.check`."""
-        super().check(config)
-        if not family_of(config.encoder).encodes_subsets:
-            raise ValueError(
-                f"objective mae leaves hidden patches out of the encoder, which {config.encoder} cannot do: its "
-                "windows hold all of them; take objective simmim or beit, or a ViT"
-            )
-        model = config.model
-        if model.decoder_width % 4:  # sine-cosine positions have four parts
-            raise ValueError(f"model.decoder_width {model.decoder_width} is not a multiple of 4")
-        if model.decoder_width % model.decoder_heads:
-            raise ValueError(
-                f"model.decoder_width {model.decoder_width} is not a multiple of "
-                f"model.decoder_heads {model.decoder_heads}"
-            )
-        if model.drop_path:
-            raise ValueError(f"model.drop_path {model.drop_path}: not with objective mae, which has none")

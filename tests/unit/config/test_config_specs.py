@@ -70,7 +70,28 @@ def test_mask_units_and_how_many_are_hidden(overrides, side, units, hidden):
             ([*SWIN, f"masking={masking}"], f"masking {masking} goes by the class token's attention, and swin_base has")
             for masking in ("attmask_high", "attmask_hint", "attmask_low", "mst")
         ],
-        (["objective=dino"], "objective: should be 'mae', 'simmim' or 'beit', not 'dino'"),
+        (["objective=dino"], "objective: should be 'mae', 'simmim', 'beit' or 'feature', not 'dino'"),
+        (["objective=feature", "encoder=swin_tiny"], "objective feature leaves hidden patches out of the encoder"),
+        (["objective=feature", "model.drop_path=0.1"], "model.drop_path 0.1: not with objective feature, which has"),
+        (
+            ["objective=feature", "model.teacher=start"],
+            "model.teacher start needs model.init: the encoder whose features are predicted",
+        ),
+        (
+            ["objective=feature", "encoder=vit_base", "model.teacher=start", "model.init=a", "model.teacher_blocks=2"],
+            "model.teacher_blocks 2: is for model.teacher ema; the features of teacher start are those behind its last",
+        ),
+        (["objective=feature", "optim.ema_decay=null"], "model.teacher ema needs optim.ema_decay, for example [0.996"),
+        (["objective=feature", "model.teacher_blocks=13"], "model.teacher_blocks 13: vit_base has 12 blocks"),
+        (["mask.source=teacher"], "mask.source teacher: objective mae has none; take online or ema"),
+        (["objective=beit", "mask.source=teacher"], "mask.source teacher: objective beit has none; take online or ema"),
+        *[
+            (
+                [f"optim.ema_decay={wrong}"],
+                "optim.ema_decay: should be a number between 0 and 1, or two that rise, for example [0.996, 1], not",
+            )
+            for wrong in ("1", "0", "[0.99, 0.9]", "[1, 1]", "[0.9, 0.95, 0.99]", "[0.9, 1.1]", "fast", "true")
+        ],
         (["optim.schedule=square"], "optim.schedule: should be 'cosine', 'step' or 'linear', not 'square'"),
         (["model.drop_path=0.1"], "model.drop_path 0.1: not with objective mae, which has none"),
         (["model.window=7"], "model.window 7: vit_base has no windows; only a Swin has"),

@@ -43,6 +43,22 @@ BEIT = {
         "clip_grad": 3.0,
     },
 }
+# Read from fairseq's examples/data2vec (the command for ViT-B), and for the decoder and the average from I-JEPA's paper
+# (appendix A.1) and its configs.
+FEATURE = {
+    "model": {"decoder_width": 384, "decoder_depth": 6, "decoder_heads": 12, "loss": "smooth_l1", "loss_beta": 2.0},
+    "mask": {"ratio": 0.75, "unit": None, "source": "teacher"},
+    "optim": {
+        "batch_size": 2048,
+        "lr": pytest.approx(2e-3),
+        "warmup_epochs": 10,
+        "weight_decay": 0.05,
+        "betas": (0.9, 0.999),
+        "clip_grad": 3.0,
+        "ema_decay": (0.996, 1.0),
+        "ema_ramp": 1,
+    },
+}
 MAE = {
     "model": {
         "drop_path": 0,
@@ -78,6 +94,7 @@ def settings(*overrides, text=None, folder=None):
         (["objective=simmim"], SIMMIM, (224, 224), 0.1),
         (["objective=simmim", "encoder=swin_base"], SIMMIM, (192, 192), 0),
         (["objective=beit"], BEIT, (224, 224), 0.1),
+        (["objective=feature"], FEATURE, (224, 224), 0),
     ],
 )
 def test_each_objective_brings_its_published_figures(overrides, published, size, drop_path):
@@ -116,7 +133,7 @@ def test_set_alone_takes_a_file_to_another_objective(tmp_path):
     assert not settings(text=text, folder=tmp_path).spec.relative
 
 
-@pytest.mark.parametrize("objective", ["mae", "simmim", "beit"])
+@pytest.mark.parametrize("objective", ["mae", "simmim", "beit", "feature"])
 def test_a_stored_configuration_is_read_as_it_was(objective):
     config = settings(f"objective={objective}", "optim.clip_grad=null", "mask.unit=null", "data.color_jitter=0")
     assert load_config(TrainConfig, config.model_dump(mode="json")) == config
