@@ -15,7 +15,10 @@ HUB = "hf:"
 
 _PATIENCE = 5
 """Seconds for the hub to answer."""
-_FILES = ("*.json", "model*.safetensors", "pytorch_model*.bin")
+_FILES = (
+    *("*.json", "model*.safetensors", "pytorch_model*.bin"),
+    *("open_clip_model*.safetensors", "open_clip_pytorch_model*.bin"),
+)
 """Patterns of the files that weights are read from; a repository may have much more."""
 
 

@@ -1,6 +1,6 @@
-"""Open the model that a configuration names: a run, one of its checkpoints, or a file of weights.
+"""Open the model that a configuration names: a run, one of its checkpoints, or weights of others.
 
-A file has timm's names or those of a published checkpoint (:mod:`ehm.models.published`). No framework here: a backend
+Those are a file or a folder, under timm's names or others (:mod:`ehm.models.published`). No framework here: a backend
 passes its own reader for files that only its framework can read. Reading a file never executes anything in it.
 """
 
@@ -17,20 +17,17 @@ from safetensors import SafetensorError, deserialize
 from ehm.config import ModelSource, TrainConfig
 from ehm.config.inputs import InputSpec
 from ehm.errors import CheckpointError
-from ehm.models.encoder_file import read_facts
-from ehm.models.encoder_parts import refuse_foreign_parts
 from ehm.models.hub import HUB, download_repository
-from ehm.models.published import rename_to_timm
-from ehm.models.shapes import check_positions, infer_spec, list_assumptions, spec_from_json
+from ehm.models.published.hub_folder import is_hub_folder
+from ehm.models.published.opening import open_hub_folder, open_weights_file
+from ehm.models.shapes import spec_from_json
 from ehm.models.weights import Pool, Provenance, Weights
-from ehm.storage.arrays import Arrays
+from ehm.storage.arrays import Arrays, to_float32
 from ehm.storage.checkpoint import Checkpoint, find_checkpoint
-from ehm.storage.reading import hash_file
 
 __all__ = [
     "ReadFile",
     "names_weights",
-    "number_labels",
     "open_model",
     "read_safetensors",
     "take_weights",
@@ -39,8 +36,6 @@ __all__ = [
 ReadFile = Callable[[Path], Arrays]
 """A function that reads the arrays of a file of weights by name, or raises CheckpointError."""
 
-_BEIT_INPUTS = InputSpec(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
-"""The preparation of images in BEiT's pretraining."""
 _ENCODER = "encoder."
 """Before the names of the encoder's parameters in the checkpoints of all tasks but classification."""
 _TYPES = {
@@ -75,7 +70,7 @@ def names_weights(source: ModelSource) -> bool:
 
 
 def open_model(source: ModelSource, read_file: ReadFile = read_safetensors) -> Weights:
-    """Open what ``source.init`` names: a run folder, a checkpoint or a file of it, or a file of weights.
+    """Open what ``source.init`` names: a run folder, a checkpoint or a file of it, a file of weights or a Hub's folder.
 
     Everything is read once: pass the result on instead of opening it again. Raises CheckpointError if nothing is there,
     it was altered or holds no encoder, or the sizes of a file cannot be told.
@@ -83,20 +78,17 @@ def open_model(source: ModelSource, read_file: ReadFile = read_safetensors) -> W
     path = Path(source.init)
     if source.init.startswith(HUB):
         path = download_repository(source.init)
+    if is_hub_folder(path):
+        return open_hub_folder(source, path, read_file)
     checkpoint = find_checkpoint(path)
     if checkpoint is not None:
         return take_weights(checkpoint, source.init)
     if path.is_file():
-        return _open_file(source, read_file)
+        return open_weights_file(source, read_file)
     raise CheckpointError(
-        f"model.init {source.init}: no such file or folder; it takes a run folder, a .safetensors or .pth file, "
-        "timm:NAME, hf:OWNER/NAME or scratch"
+        f"model.init {source.init}: no such file or folder; it takes a run folder, a .safetensors or .pth file, a "
+        "folder in Hugging Face's layout, timm:NAME, hf:OWNER/NAME or scratch"
     )
-
-
-def number_labels(classes: int) -> tuple[str, ...]:
-    """Return the labels "0", "1", ... for ``classes`` without names."""
-    return tuple(map(str, range(classes)))
 
 
 def take_weights(checkpoint: Checkpoint, named: str | None = None) -> Weights:
@@ -114,7 +106,7 @@ def take_weights(checkpoint: Checkpoint, named: str | None = None) -> Weights:
     arrays = checkpoint.model
     if kind not in ("pretrain", "classifier"):  # there the encoder is a part of a network, at any depth
         arrays = _take_encoder(arrays)
-    arrays = _to_float32(arrays)
+    arrays = to_float32(arrays)
     origin = str(checkpoint.folder)
     provenance = Provenance(origin, kind, checkpoint.model_sha256, _read_inputs(checkpoint), labels, pool)
     if kind == "pretrain":  # its configuration has all sizes; a task's may leave them to the weights it began with
@@ -134,46 +126,6 @@ def _read_inputs(checkpoint: Checkpoint) -> InputSpec:
     return InputSpec.from_mapping({**metadata["config"].get("data", {}), **metadata.get("inputs", {})})
 
 
-def _open_file(source: ModelSource, read_file: ReadFile) -> Weights:
-    """Read the file ``source.init``: one of ours, which says what its encoder is, or one of others.
-
-    For files of others see :func:`ehm.models.shapes.infer_spec` for what is read from shapes, and its errors. Their
-    images are taken as normalised with BEiT's mean and std if they have BEiT's head, else with ImageNet's. Raises
-    CheckpointError as :func:`ehm.models.encoder_parts.refuse_foreign_parts` does.
-    """
-    path = Path(source.init)
-    arrays = _to_float32(rename_to_timm(read_file(path)))
-    # before the sizes are read, which need not make sense for the encoder of another family
-    refuse_foreign_parts(arrays, source.init)
-    facts = read_facts(path)
-    inputs = facts.inputs
-    spec = facts.spec
-    assumptions = []
-    if spec is not None:
-        check_positions(arrays, spec, source.init)
-    else:
-        spec = infer_spec(arrays, source)
-        assumptions = list_assumptions(spec, source)
-        if inputs is None:
-            inputs = InputSpec()
-            if "lm_head.weight" in arrays:  # the head that predicts visual tokens
-                inputs = _BEIT_INPUTS
-            assumptions.append(f"mean {list(inputs.mean)} and std {list(inputs.std)} (data.mean, data.std)")
-    notes: tuple[str, ...] = ()
-    if assumptions:
-        notes = (f"the file does not say all of its encoder; assumed: {', '.join(assumptions)}",)
-    labels: tuple[str, ...] = ()
-    pool: Pool = "avg"
-    classifier = arrays.get(f"{spec.classifier}.weight")
-    if classifier is not None:
-        labels = number_labels(len(classifier))
-        # the classifier of a plain ViT sees the class token, unless a norm behind the mean shows MAE's fine-tuning
-        if spec.has_class_token and "fc_norm.weight" not in arrays:
-            pool = "token"
-    provenance = Provenance(str(path), "file", hash_file(path), inputs or InputSpec(), labels, pool, notes)
-    return Weights(arrays, provenance, spec)
-
-
 def _take_encoder(arrays: Arrays) -> Arrays:
     """Return the arrays below ``encoder.``, under the rest of their names."""
     taken = {}
@@ -191,11 +143,3 @@ def _to_array(tensor: Mapping[str, Any]) -> NDArray[Any]:
         halves = np.frombuffer(tensor["data"], np.uint16)
         return (halves.astype(np.uint32) << 16).view(np.float32).reshape(tensor["shape"])
     return np.frombuffer(tensor["data"], _TYPES[tensor["dtype"]]).reshape(tensor["shape"])
-
-
-def _to_float32(arrays: Arrays) -> Arrays:
-    converted = dict(arrays)
-    for name, array in arrays.items():
-        if np.issubdtype(array.dtype, np.floating):  # not the number of batches that a batch norm has seen
-            converted[name] = array.astype(np.float32, copy=False)
-    return converted

@@ -14,7 +14,7 @@ from ehm.config.inputs import InputSpec
 from ehm.storage.arrays import Arrays
 from ehm.storage.checkpoint import Checkpoint
 
-__all__ = ["LoadedModel", "Pool", "Provenance", "Weights"]
+__all__ = ["LoadedModel", "Pool", "Provenance", "Weights", "number_labels"]
 
 Pool = Literal["avg", "token", "map"]
 """Pooling of tokens to features: the mean of the patches, the class token, or what a learned query takes of them."""
@@ -85,3 +85,8 @@ class LoadedModel:
     def inputs(self) -> InputSpec:
         """The preparation of images that the weights want."""
         return self.provenance.inputs
+
+
+def number_labels(classes: int) -> tuple[str, ...]:
+    """Return the labels "0", "1", ... for ``classes`` without names."""
+    return tuple(map(str, range(classes)))

@@ -6,6 +6,7 @@ from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import numpy as np
 from numpy.typing import NDArray
 
 from ehm.errors import CheckpointError
@@ -21,6 +22,7 @@ __all__ = [
     "join_some",
     "split_average",
     "take_prefix",
+    "to_float32",
 ]
 
 T = TypeVar("T")
@@ -83,6 +85,15 @@ def add_prefix(entries: Mapping[str, T], prefix: str) -> dict[str, T]:
 def take_prefix(entries: Mapping[str, T], prefix: str) -> dict[str, T]:
     """Return those of ``entries`` whose names begin with ``prefix``, under the rest of their names."""
     return {name.removeprefix(prefix): value for name, value in entries.items() if name.startswith(prefix)}
+
+
+def to_float32(arrays: Arrays) -> Arrays:
+    """Return ``arrays`` with those of other floating types as float32."""
+    converted = dict(arrays)
+    for name, array in arrays.items():
+        if np.issubdtype(array.dtype, np.floating):  # not the number of batches that a batch norm has seen
+            converted[name] = array.astype(np.float32, copy=False)
+    return converted
 
 
 def join_average(optimizer: Arrays, average: Arrays) -> Arrays:

@@ -31,8 +31,8 @@ from ehm.config import ModelSource, SegmentationConfig
 from ehm.config.encoders import VitSpec
 from ehm.errors import CheckpointError, ConfigError
 from ehm.models.heads import Head, Output, Reference, list_outputs, select_labels
-from ehm.models.opening import number_labels, open_model
-from ehm.models.weights import LoadedModel, Provenance, Weights
+from ehm.models.opening import open_model
+from ehm.models.weights import LoadedModel, Provenance, Weights, number_labels
 from ehm.storage.arrays import Arrays, add_prefix, take_prefix
 
 __all__ = ["build_plain_vit", "compute_with_torch", "load_module", "make_network", "reference"]

@@ -41,8 +41,10 @@ from ehm.storage.reading import shorten
 
 __all__ = ["classifier_name", "load_initial_weights", "load_model", "open_weights", "read_arrays"]
 
-_CONTAINERS = ("model", "module", "state_dict")
-"""Keys under which training programs keep a network's tensors in their files."""
+_TRAINING_STATE = ("optimizer", "opt", "scaler", "lr_scheduler", "scheduler")
+"""Keys under which training programs keep tensors that are no network's."""
+_DEEPEST = 8
+"""Most sections within each other that are read; a program's network lies in the third at most."""
 _TIMM = "timm:"
 
 
@@ -121,7 +123,7 @@ def classifier_name(model: Any) -> str:
 
 
 def read_arrays(path: Path) -> Arrays:
-    """Read the arrays of a ``.safetensors`` file, or of a torch file with tensors at its top or in a known container.
+    """Read the arrays of a ``.safetensors`` file, or of a torch file with tensors at its top or in sections below it.
 
     Anything but tensors is refused with a CheckpointError, unless it cannot run code.
     """
@@ -136,17 +138,21 @@ def read_arrays(path: Path) -> Arrays:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from None
     except Exception as error:  # a damaged pickle raises whatever its bytes happen to mean
         raise CheckpointError(f"{path}: not a file of tensors that torch reads safely: {_explain(error)}") from None
-    for key in _CONTAINERS:
-        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
-            content = content[key]
     if not isinstance(content, Mapping):
         raise CheckpointError(f"{path}: holds a {type(content).__name__}, not tensors by name")
-    arrays = {}
+    return _flatten_tensors(content)
+
+
+def _flatten_tensors(content: Mapping[Any, Any], prefix: str = "", depth: int = 0) -> Arrays:
+    """Return the tensors in ``content`` and in the sections below it, whose names go before theirs with a dot."""
+    arrays: Arrays = {}
     for name, value in content.items():
         if isinstance(value, Tensor):
             if value.is_floating_point():  # NumPy has no bfloat16
                 value = value.float()
-            arrays[str(name)] = value.detach().numpy()
+            arrays[f"{prefix}{name}"] = value.detach().numpy()
+        elif isinstance(value, Mapping) and name not in _TRAINING_STATE and depth < _DEEPEST:
+            arrays |= _flatten_tensors(value, f"{prefix}{name}.", depth + 1)
     return arrays
 
 
@@ -156,6 +162,11 @@ def _explain(error: Exception) -> str:
         return (
             f"it holds an object of {refused[1]}, and reading anything but tensors would run code; "
             "save the model's state_dict() and give that file"
+        )
+    if "TorchScript" in str(error):
+        return (
+            "it holds a TorchScript program, as OpenAI's files of CLIP do, and reading it would run code; give the "
+            "folder of the same weights from the Hugging Face Hub"
         )
     if isinstance(error, pickle.UnpicklingError):
         return "it is damaged, or no file of torch's"

@@ -17,7 +17,7 @@ from ehm.backends.torch.models.vit import VIT_CLASSES
 from ehm.config import ModelSource
 from ehm.config.encoders import EncoderSpec, Rotary, VitForm, VitSpec
 from ehm.errors import CheckpointError
-from ehm.models.published import rename_to_timm
+from ehm.models.published import convert_to_timm
 from ehm.models.shapes import infer_spec
 from ehm.storage.arrays import Arrays
 
@@ -34,7 +34,7 @@ def read_timm_spec(model: Any, name: str) -> tuple[EncoderSpec, Arrays] | None:
     """
     if not isinstance(model, (*VIT_CLASSES, SwinTransformer)):
         return None
-    arrays = rename_to_timm(to_arrays(model))
+    arrays = convert_to_timm(to_arrays(model)).arrays
     try:
         described = _describe_network(model, name)
         spec = infer_spec(arrays, described)
@@ -77,6 +77,8 @@ def _describe_activation(mlp: Any) -> Any:
     activation = type(getattr(mlp, "act", None)).__name__
     if activation == "QuickGELU":
         return "quick_gelu"
+    if activation == "GELUTanh":
+        return "gelu_tanh"
     if activation not in ("GELU", "SiLU"):
         raise _NotOursError
     return "gelu"

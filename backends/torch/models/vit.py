@@ -29,6 +29,7 @@ _FIRST_LAYER_SCALE = 1e-5
 """Initial value of the factors of both branches of a block in DINOv2, DINOv3 and DeiT III."""
 _MLPS: dict[str, dict[str, Any]] = {
     "gelu": {},
+    "gelu_tanh": {"act_layer": "gelu_tanh"},
     "quick_gelu": {"act_layer": "quick_gelu"},
     "swiglu": {"mlp_layer": SwiGLU, "act_layer": nn.SiLU},
     "swiglu_packed": {"mlp_layer": SwiGLUPacked, "act_layer": nn.SiLU},

@@ -72,10 +72,10 @@ class VitForm(Section):
         False, description="Whether queries, keys and values have a matrix each, as in EVA-02's larger ViTs."
     )
     output_bias: bool = Field(True, description="Whether attention's projection and the MLP have biases.")
-    mlp: Literal["gelu", "quick_gelu", "swiglu", "swiglu_packed"] = Field(
+    mlp: Literal["gelu", "gelu_tanh", "quick_gelu", "swiglu", "swiglu_packed"] = Field(
         "gelu",
-        description="The MLP of a block: GELU, the sigmoid approximation of it in CLIP, or SwiGLU, whose gate has a "
-        "matrix of its own or shares one with the values (packed).",
+        description="The MLP of a block: GELU, its approximation by tanh in SigLIP or by a sigmoid in CLIP, or SwiGLU, "
+        "whose gate has a matrix of its own or shares one with the values (packed).",
     )
     norm_mlp: bool = Field(False, description="Whether the MLP has a norm before its last layer, as in EVA-02.")
     attention_pool: bool = Field(False, description="Whether a learned query pools the patches, as in SigLIP.")

@@ -53,7 +53,7 @@ FORMS = {
     "layer scale": {"init_values": 0.1},
     "query norms": {"qk_norm": True},
     "registers": {"reg_tokens": 4, "no_embed_class": True},
-    "norm before": {"pre_norm": True},
+    "norm before": {"pre_norm": True, "norm_layer": torch.nn.LayerNorm},  # CLIP's epsilon is 1e-5
     "distilled": {},
     "map": {"global_pool": "map", "class_token": False},
     "gate": {"mlp_layer": SwiGLU, "act_layer": torch.nn.SiLU},

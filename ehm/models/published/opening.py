@@ -1,0 +1,138 @@
+"""Open published weights: a bare file, or a folder in the layout of the Hugging Face Hub.
+
+What a file does not say is taken from its family, and said in a note. What a configuration sets goes first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ehm.config import ModelSource
+from ehm.config.encoders import PLAIN, VIT_PRESETS, EncoderSpec
+from ehm.config.inputs import InputSpec
+from ehm.models.encoder_file import read_facts
+from ehm.models.encoder_parts import refuse_foreign_parts
+from ehm.models.published.facts import Published, PublishedFacts
+from ehm.models.published.hub_folder import read_hub_folder
+from ehm.models.published.hub_models import HubModel
+from ehm.models.published.table import UNNAMED, convert_to_timm
+from ehm.models.shapes import check_positions, infer_spec, list_assumptions
+from ehm.models.weights import Pool, Provenance, Weights, number_labels
+from ehm.storage.arrays import Arrays, to_float32
+from ehm.storage.reading import hash_file
+
+__all__ = ["open_hub_folder", "open_weights_file"]
+
+
+def open_weights_file(source: ModelSource, read_file: Callable[[Path], Arrays]) -> Weights:
+    """Open the file ``source.init``: one of ours, which says what its encoder is, or one of others.
+
+    For files of others see :func:`ehm.models.shapes.infer_spec` for what is read from shapes, and its errors. Raises
+    CheckpointError as :func:`ehm.models.encoder_parts.refuse_foreign_parts` does.
+    """
+    path = Path(source.init)
+    facts = read_facts(path)
+    arrays = read_file(path)
+    if facts.spec is not None:
+        arrays = to_float32(arrays)
+        refuse_foreign_parts(arrays, source.init)
+        check_positions(arrays, facts.spec, source.init)
+        return _assemble(arrays, facts.spec, facts.inputs or InputSpec(), str(path), hash_file(path))
+    published = convert_to_timm(arrays)
+    arrays = to_float32(published.arrays)
+    # before the sizes are read, which need not make sense for the encoder of another family
+    refuse_foreign_parts(arrays, source.init)
+    described = _describe_source(source, published, HubModel(published.facts))
+    spec = infer_spec(arrays, described)
+    assumptions = list_assumptions(spec, described)
+    if published.facts.assumed:
+        assumptions.append(published.facts.assumed)
+    inputs = facts.inputs
+    if inputs is None:
+        inputs = published.facts.inputs or InputSpec()
+        assumptions.append(f"mean {list(inputs.mean)} and std {list(inputs.std)} (data.mean, data.std)")
+    notes = list(published.notes)
+    if assumptions:
+        family = "" if published.family == UNNAMED else f", as of {published.family}"
+        notes.append(f"the file does not say all of its encoder; assumed{family}: {', '.join(assumptions)}")
+    return _assemble(arrays, spec, inputs, str(path), hash_file(path), tuple(notes))
+
+
+def open_hub_folder(source: ModelSource, path: Path, read_file: Callable[[Path], Arrays]) -> Weights:
+    """Open the folder ``path``, in the layout of the Hugging Face Hub, which ``source.init`` names.
+
+    Raises CheckpointError as :func:`ehm.models.published.hub_folder.read_hub_folder` does.
+    """
+    folder = read_hub_folder(path, read_file)
+    arrays = to_float32(folder.published.arrays)
+    refuse_foreign_parts(arrays, source.init)
+    spec = infer_spec(arrays, _describe_source(source, folder.published, folder.model))
+    inputs = folder.inputs
+    notes = list(folder.published.notes)
+    if inputs is None:
+        inputs = InputSpec()
+        notes.append(
+            f"the folder does not say how images are prepared; assumed: mean {list(inputs.mean)} and std "
+            f"{list(inputs.std)} (data.mean, data.std)"
+        )
+    return _assemble(arrays, spec, inputs, source.init, folder.sha256, tuple(notes), folder.labels)
+
+
+def _describe_source(source: ModelSource, published: Published, model: HubModel) -> ModelSource:
+    """Return ``source`` with what is known of the published encoder, where ``source`` leaves it open."""
+    found: dict[str, Any] = {}
+    if source.heads is None:
+        found["heads"] = model.heads or _known_heads(published)
+    if model.image_size is not None:
+        # the size that positions are for; they are resampled to the one that was asked for later
+        found["image_size"] = model.image_size
+    form = {}
+    for name, value in _describe_form(model.facts).items():
+        # what is not the plain ViT's was set by somebody
+        if getattr(source.form, name) == getattr(PLAIN, name):
+            form[name] = value
+    found["form"] = source.form.model_copy(update=form)
+    return source.model_copy(update=found)
+
+
+def _describe_form(facts: PublishedFacts) -> dict[str, Any]:
+    """Return the fields of a ViT's form that no shape tells."""
+    return {"norm_epsilon": facts.norm_epsilon, "mlp": facts.activation, "rotary": facts.rotary}
+
+
+def _known_heads(published: Published) -> int | None:
+    """Return the heads of the family's encoder of this width; None for names that tell no family."""
+    patches = published.arrays.get("patch_embed.proj.weight")
+    if patches is None:
+        return None
+    width = len(patches)
+    if width in published.facts.heads:
+        return published.facts.heads[width]
+    if published.family == UNNAMED:
+        return None
+    return {preset["width"]: preset["heads"] for preset in VIT_PRESETS.values()}.get(width)
+
+
+def _assemble(
+    arrays: Arrays,
+    spec: EncoderSpec,
+    inputs: InputSpec,
+    origin: str,
+    sha256: str,
+    notes: tuple[str, ...] = (),
+    labels: tuple[str, ...] = (),
+) -> Weights:
+    """Return the weights with what their classifier sees, and names for its classes."""
+    pool: Pool = "avg"
+    named: tuple[str, ...] = ()
+    if "attn_pool.latent" in arrays:
+        pool = "map"
+    classifier = arrays.get(f"{spec.classifier}.weight")
+    if classifier is not None:
+        named = labels if len(labels) == len(classifier) else number_labels(len(classifier))
+        # the classifier of a plain ViT sees the class token, unless a norm behind the mean shows MAE's fine-tuning
+        if spec.has_class_token and "fc_norm.weight" not in arrays:
+            pool = "token"
+    return Weights(arrays, Provenance(origin, "file", sha256, inputs, named, pool, notes), spec)
