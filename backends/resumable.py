@@ -7,9 +7,15 @@ from typing import Any
 import numpy as np
 
 from ehm.backends.common import STEP
-from ehm.storage.arrays import Arrays, LearnerState, join_average, split_average
+from ehm.storage.arrays import Arrays, LearnerState, add_prefix, join_average, split_average, take_prefix
 
 __all__ = ["ResumableLearner"]
+
+_UPDATES = "lora/"
+"""Before the names of the parts of the parameters, among the optimiser's arrays."""
+_AVERAGED_UPDATES = "lora_ema/"
+"""Before those of the moving average."""
+_PARTS = (_UPDATES, _AVERAGED_UPDATES)
 
 
 class ResumableLearner:
@@ -18,10 +24,16 @@ class ResumableLearner:
     A backend says how arrays travel to and from its networks (``_to_arrays``, ``_load_arrays``). ``_training`` is its
     step with the optimiser, ``_average`` the moving average of ``model``, None if there is none. The number of steps is
     part of the state if ``_draws_by_step``: if what a step draws at random depends on it.
+
+    The parameters are those of a plain network, which everybody can open. A network in training may be made of more:
+    of weights and updates of them, whose sums the parameters are. The parts travel by ``_take_updates`` and
+    ``_load_updates``, and lie among the optimiser's arrays.
     """
 
     _to_arrays: staticmethod[[Any], Arrays]
     _load_arrays: staticmethod[[Any, Arrays], None]
+    _take_updates: staticmethod[[Any], Arrays] | None = None
+    _load_updates: staticmethod[[Any, Arrays], None] | None = None
     model: Any
     _training: Any
     _average: Any = None
@@ -33,16 +45,30 @@ class ResumableLearner:
         optimizer = dict(self._training.state())
         if self._draws_by_step:
             optimizer[STEP] = np.array(self._steps, np.int64)
+        optimizer |= self._copy_updates(self.model, _UPDATES)
         if self._average is not None:
             optimizer = join_average(optimizer, self._to_arrays(self._average))
+            optimizer |= self._copy_updates(self._average, _AVERAGED_UPDATES)
         return LearnerState(self._to_arrays(self.model), optimizer)
 
     def load(self, state: LearnerState) -> None:
         """Go on from ``state``; see :meth:`ehm.backends.base.Learner.load`."""
-        self._load_arrays(self.model, state.model)
         optimizer, average = split_average(state.optimizer)
+        self._load_parts(self.model, state.model, take_prefix(optimizer, _UPDATES))
         if self._average is not None:
-            self._load_arrays(self._average, average)
+            self._load_parts(self._average, average, take_prefix(optimizer, _AVERAGED_UPDATES))
+        optimizer = {name: array for name, array in optimizer.items() if not name.startswith(_PARTS)}
         # a state without it is that of a learner that draws nothing, or of fresh weights
         self._steps = int(optimizer.pop(STEP, np.array(0)))
         self._training.load(optimizer)
+
+    def _copy_updates(self, module: Any, prefix: str) -> Arrays:
+        if self._take_updates is None:
+            return {}
+        return add_prefix(self._take_updates(module), prefix)
+
+    def _load_parts(self, module: Any, arrays: Arrays, updates: Arrays) -> None:
+        """Load plain ``arrays`` and then, if there are any, the parts that they are the sums of."""
+        self._load_arrays(module, arrays)
+        if updates and self._load_updates is not None:
+            self._load_updates(module, updates)

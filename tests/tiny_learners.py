@@ -105,3 +105,24 @@ def take_step(learner, lr=0.01, weight_decay=0.05):
     mask[:, 2:half, 2:half] = True
     one = Instances(np.array([[2, 2, half, half]], np.float32), np.array([1]), mask)
     return step(list(images), [one] * 4)
+
+
+def take_steps(learner, count):
+    """So many of these steps; returns the learner."""
+    for _ in range(count):
+        take_step(learner)
+    return learner
+
+
+def assert_only_these_stay(before, after, frozen):
+    """Arrays whose names are ``frozen`` have to be the same bit for bit, and all others to have moved."""
+    for name, array in after.items():
+        stays = np.array_equal(before[name], array)
+        assert stays == frozen(name), name
+
+
+def assert_same_state(left, right):
+    for ours, theirs in ((left.model, right.model), (left.optimizer, right.optimizer)):
+        assert ours.keys() == theirs.keys()
+        for name, array in ours.items():
+            np.testing.assert_array_equal(array, theirs[name], err_msg=name)

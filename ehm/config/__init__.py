@@ -10,7 +10,7 @@ from ehm.config.export import AscendConfig, CalibrationConfig, ExportConfig, Tri
 from ehm.config.inputs import Triple
 from ehm.config.loading import load_config, read_config, shipped_configs
 from ehm.config.pretraining import MaskConfig, ModelConfig, TrainConfig
-from ehm.config.sections import ModelSource, OptimConfig, RunConfig
+from ehm.config.sections import LoraConfig, ModelSource, OptimConfig, RunConfig
 from ehm.config.tasks import (
     AugmentConfig,
     DetectionConfig,
@@ -36,6 +36,7 @@ __all__ = [
     "ExportConfig",
     "FinetuneConfig",
     "ImageData",
+    "LoraConfig",
     "MaskConfig",
     "ModelConfig",
     "ModelSource",

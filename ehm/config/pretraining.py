@@ -13,7 +13,7 @@ from ehm.config.encoders import PLAIN, EncoderSpec, VitForm, encoder_spec
 from ehm.config.objectives import OBJECTIVES
 from ehm.config.recipes import with_recipe
 from ehm.config.section import Section
-from ehm.config.sections import OptimConfig, RunConfig
+from ehm.config.sections import LoraConfig, OptimConfig, RunConfig
 from ehm.config.values import (
     BelowOne,
     Count,
@@ -185,6 +185,7 @@ class TrainConfig(Section):
     layer_decay: Share = Field(
         1.0, description="Factor of the learning rate from each layer of the encoder to the layer below it."
     )
+    lora: LoraConfig = LoraConfig()
     run: RunConfig = RunConfig()
 
     @model_validator(mode="before")
@@ -231,6 +232,8 @@ class TrainConfig(Section):
         self._check_units()
         if self.model.freeze > self.spec.blocks:
             raise ValueError(f"model.freeze {self.model.freeze}: {self.encoder} has {self.spec.blocks} blocks")
+        if self.lora.rank is not None and self.model.init is None:
+            raise ValueError(f"lora.rank {self.lora.rank}: an update needs trained weights below it; set model.init")
         if self.optim.batch_size % self.mask.views:
             raise ValueError(
                 f"optim.batch_size {self.optim.batch_size} is not a multiple of mask.views {self.mask.views}"

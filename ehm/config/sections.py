@@ -22,7 +22,7 @@ from ehm.config.values import (
     Stages,
 )
 
-__all__ = ["ModelSource", "OptimConfig", "RunConfig"]
+__all__ = ["LoraConfig", "ModelSource", "OptimConfig", "RunConfig"]
 
 
 class OptimConfig(Section):
@@ -123,6 +123,28 @@ class RunConfig(Section):
         None, description="Step at which to stop early, on the schedule of the whole run; null runs to the end."
     )
     tensorboard: bool = Field(True, description="Whether metrics are also written for TensorBoard.")
+
+
+class LoraConfig(Section):
+    """``lora``: a low-rank update that learns in place of the encoder's weights (Hu et al., 2022).
+
+    A linear layer with the weight W computes as if it were W + alpha / rank * B A, and of these only B and A learn.
+    """
+
+    rank: Positive | None = Field(
+        None,
+        description="Rank of the update that learns in place of the encoder's weights; null lets the weights learn.",
+    )
+    alpha: PositiveReal = Field(16.0, description="Factor of the update, which is also divided by lora.rank.")
+    dropout: BelowOne = Field(
+        0.0, description="Share of its input that the update leaves out in training; the weights see all of it."
+    )
+    targets: Annotated[tuple[Literal["attn.qkv", "attn.proj", "mlp"], ...], Field(min_length=1)] = Field(
+        ("attn.qkv", "attn.proj"),
+        description="The linear layers of each block that have an update: those of queries, keys and values, that "
+        "behind the attention, and those of the MLP.",
+    )
+    norms: bool = Field(False, description="Whether the encoder's norms learn beside the update.")
 
 
 class ModelSource(Section):

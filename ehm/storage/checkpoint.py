@@ -1,7 +1,7 @@
 """Checkpoints that survive a crash: two safetensors files and a small JSON state, the same on every backend.
 
     FOLDER/step-00001234/model.safetensors       parameters and buffers, timm's names
-                         optimizer.safetensors   moments, averages and counters
+                         optimizer.safetensors   moments, averages and counters; what low-rank updates are made of
                          images.safetensors      of a task: a key of each image that was trained on
                          state.json              kind, epoch, step, seed, config, data, versions, SHA-256 of the files
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Generic, SupportsFloat, TypeVar
 
 from ehm.backends.base import Backend, Processes, TaskLearner
-from ehm.config import TaskConfig, load_config
+from ehm.config import LoraConfig, TaskConfig, load_config
 from ehm.data import Loader, Source, Split
 from ehm.data.subset import Subset
 from ehm.models.opening import take_weights
@@ -199,8 +199,9 @@ def merge_config(
     changed = {key: given_values[key] for key in measured_keys}
     # loaded again, so that keys which do not go together are an error
     own = load_config(kind, {**stored, **changed})
-    # nothing learns in a measurement, so that every backend can take what some cannot train
-    own = own.model_copy(update={"model": own.model.model_copy(update={"freeze": 0})})
+    # the weights are those of a plain network, of which nothing learns now: any backend can measure it
+    plain = {"model": own.model.model_copy(update={"freeze": 0}), "lora": LoraConfig()}
+    own = own.model_copy(update=plain)
     own = _begin_with(own, checkpoint.folder)
     return own.model_copy(update={"data": given.data, "folds": given.folds, "fold": given.fold, "optim": given.optim})
 

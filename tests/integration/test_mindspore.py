@@ -3,6 +3,7 @@
 import json
 import os
 from functools import partial
+from pathlib import Path
 
 import elsewhere
 import numpy as np
@@ -155,6 +156,7 @@ def test_several_processes_are_one_with_the_same_batch(images, tmp_path):
 
 SWIN = {"objective": "simmim", "encoder": "swin_tiny", "patch_size": 4, "mask.unit": 8}
 SWIN |= {"model.width": 12, "model.depth": "[1, 1]", "model.heads": "[1, 2]"}
+ENCODER = Path(__file__).parents[1] / "data/written_before/encoder.safetensors"
 ASKS_TOO_MUCH = {
     "optim.dtype bfloat16: not available on mindspore:cpu, which has float32, float16": {"optim.dtype": "bfloat16"},
     "mask.build device: the MindSpore backend builds trees on the host": {"mask.build": "device"},
@@ -162,6 +164,7 @@ ASKS_TOO_MUCH = {
     "layer_decay: the MindSpore backend pretrains all layers at one rate": {"layer_decay": 0.9},
     "model.freeze: the MindSpore backend trains all blocks": {"model.freeze": 1},
     "objective feature: the MindSpore backend has mae and simmim; feature needs torch": {"objective": "feature"},
+    "lora.rank: the MindSpore backend trains all weights": {"lora.rank": 2, "model.init": ENCODER},
     "encoder swin_tiny: the MindSpore backend has ViTs": SWIN,
 }
 

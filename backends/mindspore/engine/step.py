@@ -16,11 +16,11 @@ from ehm.backends.base import Processes
 from ehm.backends.common import SCALE, TRACKER, split_batch
 from ehm.backends.mindspore.engine.optim import Optimizer
 from ehm.backends.mindspore.engine.tensors import set_values
-from ehm.config import OptimConfig, RunConfig
+from ehm.config import OptimConfig, RunConfig, TaskConfig, TrainConfig
 from ehm.errors import BackendError
 from ehm.storage.arrays import Arrays
 
-__all__ = ["Training", "draw_drop_path", "refuse_frozen", "refuse_unknown", "set_deterministic"]
+__all__ = ["Training", "draw_drop_path", "refuse_tuning", "refuse_unknown", "set_deterministic"]
 
 # torch's GradScaler begins with this scale, grows by this factor, and waits for so many steps
 _FIRST_SCALE = 2.0**16
@@ -118,11 +118,15 @@ def refuse_unknown(run: RunConfig, processes: Processes) -> None:
         )
 
 
-def refuse_frozen(blocks: int) -> None:
-    """Raise BackendError if first ``blocks`` shall not learn (``model.freeze``), which this backend does not have."""
-    if blocks:
+def refuse_tuning(config: TrainConfig | TaskConfig) -> None:
+    """Raise BackendError if only a part of the encoder shall learn in a way that this backend does not have."""
+    if config.model.freeze:
         raise BackendError(
             "model.freeze: the MindSpore backend trains all blocks; --device cpu, cuda or npu freezes them with torch"
+        )
+    if config.lora.rank is not None:
+        raise BackendError(
+            "lora.rank: the MindSpore backend trains all weights; --device cpu, cuda or npu trains an update with torch"
         )
 
 

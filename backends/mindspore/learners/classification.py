@@ -17,7 +17,7 @@ from ehm.backends.base import ALONE, Processes
 from ehm.backends.common import is_decayed, split_batch, step_entropy
 from ehm.backends.mindspore.engine.devices import Target, choose_dtype
 from ehm.backends.mindspore.engine.optim import AdamW, Momentum, Optimizer
-from ehm.backends.mindspore.engine.step import Training, draw_drop_path, refuse_frozen, refuse_unknown
+from ehm.backends.mindspore.engine.step import Training, draw_drop_path, refuse_tuning, refuse_unknown
 from ehm.backends.mindspore.engine.tensors import Pixels, load_arrays, to_arrays
 from ehm.backends.mindspore.models.loading import load_model
 from ehm.backends.mindspore.models.vit import layer_of
@@ -45,7 +45,7 @@ class MindsporeClassifier(ResumableLearner):
         weights: Weights | None = None,
     ) -> None:
         refuse_unknown(config.run, processes)
-        refuse_frozen(config.model.freeze)
+        refuse_tuning(config)
         self._config = config
         self._rank = processes.rank
         dtype = choose_dtype(config.optim.dtype, target)

@@ -17,7 +17,7 @@ from ehm.backends.base import ALONE, Processes
 from ehm.backends.common import is_decayed, split_batch, step_entropy
 from ehm.backends.mindspore.engine.devices import Target, choose_dtype
 from ehm.backends.mindspore.engine.optim import AdamW
-from ehm.backends.mindspore.engine.step import Training, draw_drop_path, refuse_frozen, refuse_unknown
+from ehm.backends.mindspore.engine.step import Training, draw_drop_path, refuse_tuning, refuse_unknown
 from ehm.backends.mindspore.engine.tensors import Pixels, load_arrays, to_arrays
 from ehm.backends.mindspore.models.blocks import Block, cosine_similarity
 from ehm.backends.mindspore.models.loading import load_initial_weights
@@ -72,7 +72,7 @@ class MindsporeLearner(ResumableLearner):
                 "--device cpu, cuda or npu decays it with torch"
             )
         refuse_unknown(config.run, processes)
-        refuse_frozen(config.model.freeze)
+        refuse_tuning(config)
         self._config = config
         self._rank = processes.rank
         self._draws_by_step = config.model.drop_path > 0

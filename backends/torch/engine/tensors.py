@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from typing import Any
 
 import numpy as np
@@ -59,10 +59,12 @@ class Pixels:
         return ((pixels - self._offset) / self._scale).contiguous()
 
 
-def to_arrays(module: nn.Module) -> Arrays:
-    """Copy a module's parameters and buffers, by name."""
+def to_arrays(module: nn.Module, names: Container[str] | None = None) -> Arrays:
+    """Copy a module's parameters and buffers, by name: those that ``names`` has, or all."""
     arrays: Arrays = {}
     for name, value in module.state_dict().items():
+        if names is not None and name not in names:
+            continue
         arrays[name] = gather_tensor(value.detach()).cpu().numpy().copy()  # on a CPU, numpy() is a view
     return arrays
 

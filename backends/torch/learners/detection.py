@@ -41,7 +41,7 @@ class TorchDetector(Supervised):
         with seed_weights(config.run.seed):
             model, loaded, image_size = build_rcnn(config, classes, weights)
         if config.run.grad_checkpointing:
-            recompute_activations(model, random=config.model.drop_path > 0)
+            recompute_activations(model, random=True)
         super().__init__(model, loaded, config, device, processes)
         self.image_size = image_size
 

@@ -23,10 +23,11 @@ from ehm.backends.torch.engine.distributed import gather_parameters, is_sharded,
 from ehm.backends.torch.engine.optim import param_groups
 from ehm.backends.torch.engine.seeds import seed_random_numbers, seed_weights
 from ehm.backends.torch.engine.step import Training, recompute_activations
-from ehm.backends.torch.engine.tensors import Pixels, load_arrays, start_download, to_arrays, upload_array
+from ehm.backends.torch.engine.tensors import Pixels, start_download, upload_array
+from ehm.backends.torch.models.adapters import load_merged, load_updates, merge_arrays, take_updates
 from ehm.backends.torch.models.attention import cosine_similarity
-from ehm.backends.torch.models.freezing import count_learning, freeze_blocks
 from ehm.backends.torch.models.loading import load_initial_weights
+from ehm.backends.torch.models.tuning import restrict_learning
 from ehm.backends.torch.models.vit import layers_of
 from ehm.backends.torch.objectives import create_objective
 from ehm.config import TrainConfig
@@ -74,8 +75,10 @@ class TorchBatch:
 class TorchLearner(ResumableLearner):
     """Implements :class:`ehm.backends.base.Learner`."""
 
-    _to_arrays = staticmethod(to_arrays)
-    _load_arrays = staticmethod(load_arrays)
+    _to_arrays = staticmethod(merge_arrays)
+    _load_arrays = staticmethod(load_merged)
+    _take_updates = staticmethod(take_updates)
+    _load_updates = staticmethod(load_updates)
 
     def __init__(
         self,
@@ -87,8 +90,7 @@ class TorchLearner(ResumableLearner):
         self._config = config
         self._device = device
         self._processes = processes
-        self._has_drop_path = config.model.drop_path > 0
-        self._draws_by_step = self._has_drop_path
+        self._draws_by_step = config.model.drop_path > 0 or config.lora.dropout > 0
         self._pixels = Pixels(device, config.data.mean, config.data.std)
         self._objective = create_objective(config, device)
         self.model = self._build_model(weights).train()
@@ -98,7 +100,7 @@ class TorchLearner(ResumableLearner):
                 wrap_model(self._average, "fsdp", processes, device)
         self._objective.teacher = self._objective.build_teacher(self.model, self._average)
         if config.run.grad_checkpointing:
-            recompute_activations(self.model, random=self._has_drop_path)
+            recompute_activations(self.model, random=self._draws_by_step)
         self._training = Training(self.model, self._create_optimizer, config.optim, config.run, device, processes)
         # FSDP reduces gradients in the modules' own passes: there the embedding runs again, inside of them
         self._shares_embedding = config.mask.source == "online" and not is_sharded(config.run.parallel, processes)
@@ -190,8 +192,8 @@ class TorchLearner(ResumableLearner):
             return loss
 
         numbers = step_entropy(self._config.run.seed, self._steps, self._processes.rank)
-        # only drop path draws random numbers; without it, the generator's state need not be saved and put back
-        with seed_random_numbers(self._device, numbers) if self._has_drop_path else nullcontext():
+        # only drop path and dropout draw random numbers; without them, the generator's state need not be put back
+        with seed_random_numbers(self._device, numbers) if self._draws_by_step else nullcontext():
             metrics = self._training.step(len(images), compute_loss, lr, weight_decay)
         self._steps += 1
         if self._average is not None:
@@ -201,13 +203,11 @@ class TorchLearner(ResumableLearner):
 
     def _build_model(self, weights: Weights | None) -> Any:
         """Build the model with the weights that the seed gives, or those that ``model.init`` names."""
-        with seed_weights(self._config.run.seed):
+        config = self._config
+        with seed_weights(config.run.seed):
             model = self._objective.build_model()
-        self.notes = load_initial_weights(model, self._config, weights)
-        frozen = self._config.model.freeze
-        freeze_blocks(model, frozen)
-        if frozen:
-            self.notes += (count_learning(model),)
+        self.notes = load_initial_weights(model, config, weights)
+        self.notes += restrict_learning(model, model, config.model.freeze, config.lora, config.run.seed)
         return model.to(self._device)
 
     def _create_optimizer(self, fused: bool) -> torch.optim.Optimizer:
@@ -244,7 +244,7 @@ class TorchLearner(ResumableLearner):
         gather them.
         """
         model = self._choose_mask_source()
-        evaluating = _without_drop_path if self._has_drop_path else nullcontext
+        evaluating = _without_dropping if self._draws_by_step else nullcontext
         sent = []
         batch.embedded = []
         for rows in split_batch(len(batch.images), self._config.optim.accumulate):
@@ -282,8 +282,8 @@ def _keep_on_device(piece: Tensor) -> Tensor:
 
 
 @contextmanager
-def _without_drop_path(model: Any) -> Iterator[None]:
-    """Put ``model`` in evaluation mode for a while; nothing but drop path differs in it."""
+def _without_dropping(model: Any) -> Iterator[None]:
+    """Put ``model`` in evaluation mode for a while; nothing but drop path and dropout differs in it."""
     training = model.training
     model.train(False)
     try:

@@ -13,7 +13,7 @@ from ehm.backends.common import step_entropy
 from ehm.backends.resumable import ResumableLearner
 from ehm.backends.torch.engine.seeds import seed_random_numbers
 from ehm.backends.torch.engine.step import Training
-from ehm.backends.torch.engine.tensors import load_arrays, to_arrays
+from ehm.backends.torch.models.adapters import load_merged, load_updates, merge_arrays, take_updates
 
 __all__ = ["Stepped"]
 
@@ -21,8 +21,10 @@ __all__ = ["Stepped"]
 class Stepped(ResumableLearner):
     """A model in training on ``device``; its random numbers follow from ``seed``, the step and the process."""
 
-    _to_arrays = staticmethod(to_arrays)
-    _load_arrays = staticmethod(load_arrays)
+    _to_arrays = staticmethod(merge_arrays)
+    _load_arrays = staticmethod(load_merged)
+    _take_updates = staticmethod(take_updates)
+    _load_updates = staticmethod(load_updates)
 
     def __init__(self, model: Any, training: Training, device: torch.device, processes: Processes, seed: int) -> None:
         self.model = model

@@ -14,8 +14,8 @@ from ehm.backends.torch.engine.optim import create_lars, param_groups
 from ehm.backends.torch.engine.step import Training
 from ehm.backends.torch.engine.tensors import Pixels
 from ehm.backends.torch.learners.stepped import Stepped
-from ehm.backends.torch.models.freezing import count_learning, freeze_blocks
 from ehm.backends.torch.models.pyramid import nested_layers
+from ehm.backends.torch.models.tuning import restrict_learning
 from ehm.backends.torch.models.vit import layers_of
 from ehm.config import TaskConfig
 from ehm.config.inputs import differing_inputs
@@ -40,7 +40,7 @@ class Supervised(Stepped):
         processes: Processes,
         head: nn.Module | None = None,
     ) -> None:
-        freeze_blocks(loaded.model, config.model.freeze)
+        tuning = restrict_learning(model, loaded.model, config.model.freeze, config.lora, config.run.seed)
         model.to(device)
         self.image_size = loaded.image_size
         self.architecture: Mapping[str, Any] = loaded.architecture
@@ -48,8 +48,7 @@ class Supervised(Stepped):
         self.inputs = config.data.input_spec(loaded.inputs)
         if self.notes:  # without weights, there is nothing to differ from
             self.notes += differing_inputs(self.inputs, loaded.inputs)
-        if config.model.freeze:
-            self.notes += (count_learning(model),)
+        self.notes += tuning
         training = Training(
             model,
             lambda fused: create_optimizer(model, loaded.model, config, fused),

@@ -18,6 +18,8 @@ from timm.models.vision_transformer import Block
 from torch import Tensor
 from torch.nn.functional import linear, normalize
 
+from ehm.backends.torch.models.adapters import effective_weight, has_adapter
+
 __all__ = [
     "MaskedBlock",
     "Places",
@@ -47,7 +49,8 @@ class MaskedBlock(Block):
         dtype = x.dtype
         if torch.is_autocast_enabled(device):
             dtype = torch.get_autocast_dtype(device)
-        if (device, dtype) not in UNFUSED:
+        # an update's dropout needs a call of its layer
+        if (device, dtype) not in UNFUSED or has_adapter(self.attn.qkv):
             return super().forward(x)
         normed = self.norm1(x)
         q, k, v = _project_heads(self, normed, 3)
@@ -146,7 +149,7 @@ def _project_heads(block: Any, normed: Tensor, parts: int) -> tuple[Tensor, ...]
     if attn.qkv is None:  # a matrix for each, in timm's larger networks of EVA-02
         projections = (attn.q_proj, attn.k_proj, attn.v_proj)[:parts]
         return tuple(_split_heads(project(normed), attn.num_heads) for project in projections)
-    weight, bias = attn.qkv.weight, attn.qkv.bias
+    weight, bias = effective_weight(attn.qkv), attn.qkv.bias
     if getattr(attn, "q_bias", None) is not None:  # BEiT's and DINOv3's, whose keys have no bias
         bias = torch.cat([attn.q_bias, torch.zeros_like(attn.q_bias), attn.v_bias])
     if parts < 3:

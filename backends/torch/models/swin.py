@@ -16,6 +16,7 @@ from timm.models.swin_transformer import SwinTransformer, window_partition
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
+from ehm.backends.torch.models.adapters import effective_weight
 from ehm.backends.torch.models.attention import symmetrise
 from ehm.config.encoders import SwinSpec
 
@@ -58,11 +59,12 @@ def window_attention(block: Any, tokens: Tensor) -> Tensor:
     """Compute the softmax attention of one timm block on its input: (B, h, w, D) -> (B, nW, n, T, T)."""
     attn = block.attn
     windows = _partition_windows(block, block.norm1(tokens)).flatten(0, 1)  # (B * nW, T, D)
-    rows = 2 * attn.qkv.weight.shape[0] // 3  # queries and keys alone
+    weight = effective_weight(attn.qkv)
+    rows = 2 * weight.shape[0] // 3  # queries and keys alone
     bias = attn.qkv.bias
     if bias is not None:
         bias = bias[:rows]
-    q, k = nn.functional.linear(windows, attn.qkv.weight[:rows], bias).unflatten(2, (2, attn.num_heads, -1)).unbind(2)
+    q, k = nn.functional.linear(windows, weight[:rows], bias).unflatten(2, (2, attn.num_heads, -1)).unbind(2)
     scores = (q * attn.scale).transpose(1, 2) @ k.permute(0, 2, 3, 1) + attn._get_rel_pos_bias()
     scores = scores.unflatten(0, (len(tokens), -1))
     # a shifted window joins tokens of two borders, which must not see each other

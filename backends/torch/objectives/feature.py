@@ -14,6 +14,8 @@ from torch.nn.functional import layer_norm, normalize, smooth_l1_loss
 from ehm.backends.torch.engine.devices import autocast_to, choose_dtype
 from ehm.backends.torch.engine.distributed import gather_parameters
 from ehm.backends.torch.engine.seeds import seed_weights
+from ehm.backends.torch.engine.tensors import load_arrays
+from ehm.backends.torch.models.adapters import merge_arrays
 from ehm.backends.torch.models.attention import run_block
 from ehm.backends.torch.models.patches import gather_tokens
 from ehm.backends.torch.models.visible_decoder import VisibleDecoder
@@ -82,8 +84,9 @@ class TorchFeature(TorchObjective):
             return average
         with seed_weights():  # the weights that it draws are replaced, and no other draws should change by them
             teacher = VisibleEncoder(model.spec)
-        weights = model.state_dict()
-        teacher.load_state_dict({name: weights[name] for name in teacher.state_dict()})
+        # of the plain network: the teacher has no update, even if the student has one
+        weights = merge_arrays(model)
+        load_arrays(teacher, {name: weights[name] for name in teacher.state_dict()})
         return teacher.to(self.device).eval().requires_grad_(False)
 
     @torch.no_grad()

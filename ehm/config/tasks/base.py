@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from ehm.config.data import SourceConfig
 from ehm.config.section import Section
-from ehm.config.sections import ModelSource, OptimConfig, RunConfig
+from ehm.config.sections import LoraConfig, ModelSource, OptimConfig, RunConfig
 from ehm.config.values import Count, Share
 
 __all__ = ["TaskConfig"]
@@ -24,6 +24,7 @@ class TaskConfig(Section):
     layer_decay: Share = Field(
         1.0, description="Factor of the learning rate from each layer of the encoder to the layer below it."
     )
+    lora: LoraConfig = LoraConfig()
     optimizer: Literal["adamw", "lars", "sgd"] = Field("adamw", description="The optimiser.")
     folds: Annotated[int, Field(ge=2)] = Field(
         5, description="Number of parts of the data, of which one is held out if there is no validation part."
@@ -37,4 +38,6 @@ class TaskConfig(Section):
             raise ValueError(f"fold {self.fold} does not exist: with folds {self.folds} it is 0 to {self.folds - 1}")
         if self.optim.ema_decay is not None:
             raise ValueError("optim.ema_decay: only pretraining has a moving average; leave it out")
+        if self.lora.rank is not None and self.model.init == "scratch":
+            raise ValueError(f"lora.rank {self.lora.rank}: an update needs trained weights below it; set model.init")
         return self

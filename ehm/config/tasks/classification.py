@@ -47,6 +47,8 @@ class FinetuneConfig(TaskConfig):
     def _check_frozen(self) -> FinetuneConfig:
         if self.frozen and self.model.freeze:
             raise ValueError("model.freeze: the whole encoder stays as it is when only the head is trained; leave it 0")
+        if self.frozen and self.lora.rank is not None:
+            raise ValueError("lora.rank: the encoder stays as it is when only the head is trained; leave it null")
         return self
 
 

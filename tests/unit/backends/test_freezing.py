@@ -1,8 +1,7 @@
 """Frozen first blocks: which parameters stay, bit for bit, and which move, in every objective and task."""
 
-import numpy as np
 import pytest
-from tiny_learners import TASKS, pretraining, take_step, task_learner
+from tiny_learners import TASKS, assert_only_these_stay, assert_same_state, pretraining, take_steps, task_learner
 
 from ehm.errors import ConfigError
 
@@ -14,25 +13,6 @@ PRETRAINING = {
     "swin": (3, ("patch_embed.", "layers.0.", "layers.1.")),
 }
 """Number of frozen blocks, and the beginnings of the names of all parameters that stay."""
-
-
-def take_steps(learner, count):
-    for _ in range(count):
-        take_step(learner)
-    return learner
-
-
-def assert_only_these_stay(before, after, frozen):
-    for name, array in after.items():
-        stays = np.array_equal(before[name], array)
-        assert stays == frozen(name), name
-
-
-def assert_equal(left, right):
-    for ours, theirs in ((left.model, right.model), (left.optimizer, right.optimizer)):
-        assert ours.keys() == theirs.keys()
-        for name, array in ours.items():
-            np.testing.assert_array_equal(array, theirs[name], err_msg=name)
 
 
 @pytest.mark.parametrize("kind", PRETRAINING)
@@ -55,9 +35,9 @@ def test_a_frozen_run_goes_on_bit_for_bit_and_may_compute_activations_again(kind
     first = take_steps(pretraining(kind, **settings), 2)
     resumed = pretraining(kind, **settings, run={"seed": 1})  # other weights, until it loads those of the first
     resumed.load(first.state())
-    assert_equal(take_steps(resumed, 2).state(), whole)
+    assert_same_state(take_steps(resumed, 2).state(), whole)
     again = take_steps(pretraining(kind, **settings, run={"grad_checkpointing": True}), 4).state()
-    assert_equal(again, whole)
+    assert_same_state(again, whole)
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
