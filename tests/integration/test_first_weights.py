@@ -62,6 +62,16 @@ def test_a_run_takes_the_encoder_of_its_weights_and_keeps_it(images, written, tm
         np.testing.assert_allclose(found[name], value.numpy(), atol=1e-5, err_msg=name)
 
 
+def test_a_frozen_teacher_of_timms_is_the_same_when_the_run_goes_on(images, tmp_path):
+    init = "timm:vit_tiny_patch16_224?pretrained=false"
+    features = ["objective=feature", "model.teacher=start", "mask.source=teacher", "optim.ema_decay=null"]
+    settings = overrides(images, init, *features, "run.max_steps=1", "image_size=32")
+    out = tmp_path / "run"
+    train(overrides=settings, out=out, device="cpu")
+    ended = train(overrides=["run.max_steps=null"], out=out, resume=True, device="cpu")
+    assert ended.steps == 2
+
+
 @pytest.mark.parametrize("objective", ["mae", "simmim"])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_published_forms_are_pretrained_by_their_names(name, objective, images, tmp_path, capsys):

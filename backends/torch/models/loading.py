@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import hashlib
 import pickle
 import re
 from collections import OrderedDict
@@ -22,9 +23,11 @@ from typing import Any
 import timm
 import torch
 from huggingface_hub.errors import LocalEntryNotFoundError
+from safetensors.numpy import save
 from timm.models.swin_transformer import SwinTransformer
 from torch import Tensor, nn
 
+from ehm.backends.torch.engine.seeds import seed_weights
 from ehm.backends.torch.models.build import build_encoder
 from ehm.backends.torch.models.timm_vit import read_timm_spec
 from ehm.config import ModelSource, TrainConfig
@@ -187,13 +190,17 @@ def _copy_arrays(model: nn.Module, arrays: Arrays) -> None:
 
 def _open_timm_weights(source: ModelSource) -> Weights:
     """Open the encoder of a network of timm's; one that is none of ours has neither spec nor arrays."""
-    loaded = _load_from_timm(source, 0)
-    provenance = replace(loaded.provenance, notes=loaded.notes)
+    # at its own image size, so that the arrays are those that were published; whoever takes them resamples them
+    published = source.model_copy(update={"image_size": None})
+    with seed_weights():  # an untrained network is the same every time
+        loaded = _load_from_timm(published, 0)
     found = read_timm_spec(loaded.model, source.init)
+    provenance = replace(loaded.provenance, notes=loaded.notes)
     if found is None:
         return Weights({}, provenance, timm=loaded.architecture["name"])
     spec, arrays = found
-    return Weights(arrays, provenance, spec)
+    digest = hashlib.sha256(save(dict(arrays))).hexdigest()
+    return Weights(arrays, replace(provenance, sha256=digest), spec)
 
 
 def _load_from_timm(source: ModelSource, classes: int) -> LoadedModel:
