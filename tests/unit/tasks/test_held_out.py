@@ -340,3 +340,14 @@ def test_calibration_and_its_measure_keep_to_what_training_held_out(home):
     shutil.copytree("other", "copy", dirs_exist_ok=True, ignore=lambda *_: ["class1"])
     _, measured = choose_images(CalibrationConfig(images=4, source="other", measure="copy"), source)
     assert not contents(measured.subset) & contents(calibration.subset)
+
+
+def test_calibration_of_a_pretrained_encoder_takes_the_classes_that_it_was_trained_on(home):
+    write_classes(home / "data")
+    data = {"source": "data", "layout": "auto", "classes": ["class1", "class4"]}
+    meta = {"kind": "pretrain", "step": 1, "config": {"data": data}}
+    folder = save_checkpoint(home / "run", LearnerState({"weight": np.zeros(1)}, {}), meta)
+    source = Source(checkpoint=str(folder), kind="pretrain", sha256="")
+    calibration, measured = choose_images(CalibrationConfig(images=4), source)
+    expected = {f"{number:02d}.png" for number in range(IMAGES) if number % 6 in (1, 4)}
+    assert names(calibration.subset) | names(measured.subset) == expected
