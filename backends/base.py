@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     )
     from ehm.config.inputs import InputSpec
     from ehm.data.instances import Detections, Instances
-    from ehm.models.weights import Weights
+    from ehm.models.weights import Pool, Weights
 
 __all__ = [
     "ALONE",
@@ -320,7 +320,7 @@ class Encoder(Protocol):
     notes: tuple[str, ...]
 
     def compute_features(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Average the patch tokens after the last norm: (B, H, W, 3) -> (B, D)."""
+        """Pool the tokens after the last norm: (B, H, W, 3) -> (B, D), as the encoder was created to."""
         ...
 
     def compute_similarity(self, images: NDArray[np.uint8], blocks: int) -> NDArray[np.float32]:
@@ -376,8 +376,14 @@ class Backend(Protocol):
         """
         ...
 
-    def create_encoder(self, source: ModelSource, data: SourceConfig | None = None) -> Encoder:
-        """Open a trained encoder in evaluation mode; what ``data`` sets about images overrides what its weights say."""
+    def create_encoder(
+        self, source: ModelSource, data: SourceConfig | None = None, pool: Pool | None = None
+    ) -> Encoder:
+        """Open a trained encoder in evaluation mode; what ``data`` sets about images overrides what its weights say.
+
+        Features are pooled as ``pool`` says. None is the mean of the patch tokens, and the own way of a network of
+        timm's. Raises ConfigError if the encoder cannot be pooled so.
+        """
         ...
 
     def create_tokenizer(self, config: TokenizerConfig) -> TokenizerLearner:

@@ -28,7 +28,7 @@ from ehm.config import (
     TrainConfig,
 )
 from ehm.errors import BackendError
-from ehm.models.weights import Weights
+from ehm.models.weights import Pool, Weights
 
 __all__ = ["MindsporeBackend", "backend"]
 
@@ -71,11 +71,13 @@ class MindsporeBackend:
         learner = import_module(name).TASK_LEARNER
         return learner(config, classes, self.target, self.processes, weights)
 
-    def create_encoder(self, source: ModelSource, data: SourceConfig | None = None) -> Encoder:
-        """Open a trained encoder in evaluation mode; what ``data`` sets about images overrides what its weights say."""
+    def create_encoder(
+        self, source: ModelSource, data: SourceConfig | None = None, pool: Pool | None = None
+    ) -> Encoder:
+        """See :meth:`ehm.backends.base.Backend.create_encoder`."""
         from ehm.backends.mindspore.learners.encoder import MindsporeEncoder
 
-        return MindsporeEncoder(source, data)
+        return MindsporeEncoder(source, data, pool)
 
     def create_tokenizer(self, config: TokenizerConfig) -> TokenizerLearner:
         """Raise BackendError: this backend has none."""

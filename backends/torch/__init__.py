@@ -29,7 +29,7 @@ from ehm.config import (
     TokenizerConfig,
     TrainConfig,
 )
-from ehm.models.weights import Weights
+from ehm.models.weights import Pool, Weights
 
 __all__ = ["TorchBackend", "backend"]
 
@@ -65,11 +65,13 @@ class TorchBackend:
         set_deterministic(config.run.deterministic)
         return module.TASK_LEARNER(config, classes, self.device, self.processes, weights)
 
-    def create_encoder(self, source: ModelSource, data: SourceConfig | None = None) -> Encoder:
-        """Open a trained encoder in evaluation mode; what ``data`` sets about images overrides what its weights say."""
+    def create_encoder(
+        self, source: ModelSource, data: SourceConfig | None = None, pool: Pool | None = None
+    ) -> Encoder:
+        """See :meth:`ehm.backends.base.Backend.create_encoder`."""
         from ehm.backends.torch.learners.encoder import TorchEncoder
 
-        return TorchEncoder(source, self.device, data)
+        return TorchEncoder(source, self.device, data, pool)
 
     def create_tokenizer(self, config: TokenizerConfig) -> TokenizerLearner:
         """Create a discrete VAE in training, initialised from ``config.run.seed``."""

@@ -107,6 +107,7 @@ def _prepare_with_torch(source: ModelSource, head: Head, weights: Weights | None
     packages = ("torch", "timm", "onnxscript")
     require_packages("torch,export", *packages)
     from ehm.backends.torch.export.module import compute_with_torch, load_module, make_network
+    from ehm.deploy.export.graphs.norms import write_norms_out
     from ehm.deploy.export.graphs.torch_export import make_onnx
 
     loaded = load_module(source, head, weights)
@@ -122,13 +123,16 @@ def _prepare_with_torch(source: ModelSource, head: Head, weights: Weights | None
                 f"dynamic_size: {loaded.provenance.origin} is no plain ViT of ours, whose positions the graph could "
                 "resample; leave it out"
             )
-        return make_onnx(
+        graph = make_onnx(
             network,
             config.opset,
             image_size=loaded.image_size,
             outputs=network.outputs,
             raise_opset="opset" not in config.model_fields_set,  # unless it was asked for
         )
+        if config.target == "ascend":
+            write_norms_out(graph)
+        return graph
 
     kind = ImageExportable
     if network.outputs == ("scores",):

@@ -17,6 +17,7 @@ from ehm.analysis.comparison import compare_distances, compare_gradients, count_
 from ehm.analysis.model import InspectedModel
 from ehm.analysis.pages import draw_attention_page, draw_hierarchy_page, draw_masks_page
 from ehm.config import MaskConfig, ModelSource, TrainConfig
+from ehm.config.inputs import describe_inputs
 from ehm.console import console
 from ehm.data.decoding.decode import SUFFIXES
 from ehm.errors import ConfigError, DataError
@@ -95,7 +96,7 @@ def inspect(
     model = _open_model(names[0], device, balance, ratio)
     chosen = _choose_patches(patches, model.encoder.grid)
     console.print(f"Drawing {kind} of {count_images(files)} with {model.origin}")
-    for note in model.encoder.notes:
+    for note in (*model.encoder.notes, describe_inputs(model.encoder.inputs)):
         console.print(f"  {note}")
     written = []
     for number, first in enumerate(range(0, len(files), _PAGE_IMAGES), 1):

@@ -10,7 +10,16 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args
 
-__all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "CropMode", "InputSpec", "Interpolation", "Triple", "differing_inputs"]
+__all__ = [
+    "IMAGENET_MEAN",
+    "IMAGENET_STD",
+    "CropMode",
+    "InputSpec",
+    "Interpolation",
+    "Triple",
+    "describe_inputs",
+    "differing_inputs",
+]
 
 Triple = tuple[float, float, float]
 CropMode = Literal["center", "squash", "border"]
@@ -86,6 +95,14 @@ class InputSpec:
             raise ValueError(f"mean {self.mean}, std {self.std}, crop_pct {self.crop_pct}: not a preparation of images")
         if self.crop_mode not in get_args(CropMode) or self.interpolation not in get_args(Interpolation):
             raise ValueError(f"crop_mode {self.crop_mode!r} or interpolation {self.interpolation!r} is unknown")
+
+
+def describe_inputs(inputs: InputSpec) -> str:
+    """Return a note that says how images are prepared, with the keys that change it."""
+    values = []
+    for key, value in inputs.to_json().items():
+        values.append(f"data.{key} {'null' if value is None else value}")
+    return "images are prepared by " + ", ".join(values)
 
 
 def differing_inputs(inputs: InputSpec, own: InputSpec) -> tuple[str, ...]:

@@ -9,12 +9,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from ehm.config.encoders import EncoderSpec
+from ehm.config.encoders import EncoderSpec, VitSpec
 from ehm.config.inputs import InputSpec
+from ehm.errors import ConfigError
 from ehm.storage.arrays import Arrays
 from ehm.storage.checkpoint import Checkpoint
 
-__all__ = ["LoadedModel", "Pool", "Provenance", "Weights", "number_labels"]
+__all__ = ["LoadedModel", "Pool", "Provenance", "Weights", "check_pool", "number_labels"]
 
 Pool = Literal["avg", "token", "map"]
 """Pooling of tokens to features: the mean of the patches, the class token, or what a learned query takes of them."""
@@ -28,8 +29,8 @@ class Provenance:
     that of the checkpoint (:attr:`ehm.storage.checkpoint.Checkpoint.kind`), or ``file``, ``timm`` or ``scratch``.
     ``sha256`` is that of the file of weights, for a model of timm's of its tensors in the safetensors format.
     ``inputs`` is how images were prepared in training. ``labels`` are the names of a classifier's classes, empty
-    without one; ``pool`` is what the classifier sees, and the features are: the mean of the patch tokens or the class
-    token. ``notes`` say what was assumed because the source does not tell it.
+    without one; ``pool`` is what the classifier sees, and the features are. ``notes`` say what was assumed because the
+    source does not tell it.
     """
 
     origin: str
@@ -90,3 +91,16 @@ class LoadedModel:
 def number_labels(classes: int) -> tuple[str, ...]:
     """Return the labels "0", "1", ... for ``classes`` without names."""
     return tuple(map(str, range(classes)))
+
+
+def check_pool(spec: EncoderSpec, pool: Pool) -> None:
+    """Raise ConfigError if an encoder of ``spec`` has no token or no query that ``pool`` takes."""
+    has_query = isinstance(spec, VitSpec) and spec.form.attention_pool
+    possible: list[Pool] = ["avg"]
+    if spec.has_class_token:
+        possible.append("token")
+    if has_query:
+        possible.append("map")
+    if pool not in possible:
+        lacking = "no query that pools" if pool == "map" else "no class token"
+        raise ConfigError(f"pool {pool}: {spec.description} has {lacking}; set pool to {' or '.join(possible)}")

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from ehm.config import TaskConfig
+from ehm.config.inputs import describe_inputs
 from ehm.console import console
 from ehm.data.subset import Subset
 from ehm.storage.checkpoint import newest_checkpoint
@@ -87,7 +88,7 @@ def train_task(task: Task[Any, R], run: Run[Any], title: str) -> TaskResult[R]:
         best = newest_checkpoint(run.folder / "best")
     plan = plan_run(optim, config.run, task.loader.steps_per_epoch)
     warnings = check_plan(plan, optim, config.run, len(task.train), measures=True, resumed=run.start is not None)
-    _print_start(task, run, plan, [*task.class_counts, *learner.notes, *warnings])
+    _print_start(task, run, plan, [*task.class_counts, *learner.notes, describe_inputs(learner.inputs), *warnings])
     run.write_config()
 
     # computed once, as all checkpoints of a run keep the same keys

@@ -18,6 +18,7 @@ from PIL import Image
 from ports import free_port
 from scenes import write_scenes
 from tiny import RUN, TINY
+from vit_forms import write_form
 
 from ehm.backends.torch.diagnosis.operators import judge_calls
 from ehm.backends.torch.diagnosis.recording import Call
@@ -96,6 +97,7 @@ def pictures(tmp_path_factory):
         path.parent.mkdir(parents=True, exist_ok=True)
         corners.resize((40, 36), Image.Resampling.BICUBIC).save(path)
     write_pairs(folder.parent / "pairs", 20)
+    write_form("dinov3_gated", folder.parent / "rotary.safetensors")
     return folder
 
 
@@ -105,6 +107,8 @@ def commands(device, out, pictures):
     pretrain, task = {**PRETRAIN, **source}, {**RUN, **source, "model.init": out / "evolved"}
     segment = {**task, **masked, **SEGMENT}
     first = {"model.init": out / "evolved", "model.loss": "cosine"}
+    rotary = {"model.init": pictures.parent / "rotary.safetensors"}
+    hierarchy = ["inspect", "hierarchy", str(pictures / "even"), "--checkpoint", str(rotary["model.init"])]
     return [
         *(command("train", device, out / name, {**pretrain, "masking": name}) for name in MASKINGS),
         command("train", device, out / "everything", {**pretrain, **EVERYTHING}),
@@ -118,6 +122,12 @@ def commands(device, out, pictures):
         command(
             "finetune", device, out / "retrieval", {**task, **RETRIEVAL, "benchmark": pictures}, "--task=retrieval"
         ),
+        command("finetune", device, out / "rotary", {**task, **rotary}),
+        # images of any size, for which angles are computed on the device; large steps would let rounding grow
+        command(
+            "finetune", device, out / "rotary_maps", {**segment, **rotary, "optim.base_lr": 1e-3}, "--task=segmentation"
+        ),
+        [*hierarchy, "--device", device, "--out", str(out / "pages")],
         ["export", str(out / "finetune"), "--out", str(out / "bundle")],
     ]
 
@@ -139,6 +149,7 @@ LOWER = {
 }
 RETRIEVAL = {"dim": 16, "scales": "[0.75, 1]", "data.layout": "folder", "optim.steps": "null"}
 RUNS = [*MASKINGS, "everything", "feature", "adapted", "resumed", "finetune", "segmentation", "probe", "retrieval"]
+RUNS += ["rotary", "rotary_maps"]
 
 
 @pytest.fixture(scope="module")
@@ -175,6 +186,11 @@ def test_losses_and_weights_are_those_of_the_cpu(runs, name):
         assert arrays.keys() == references.keys()
         for key in references:
             np.testing.assert_allclose(arrays[key], references[key], err_msg=key, **CLOSE)
+
+
+def test_hierarchies_of_a_rotary_vit_are_those_of_the_cpu(runs):
+    pages = [Path(runs[device] / "pages" / "hierarchy.png").read_bytes() for device in ("npu", "cpu")]
+    assert pages[0] == pages[1]
 
 
 def test_masks_differ_so_that_equal_losses_mean_something(runs):

@@ -57,7 +57,7 @@ def test_votes_are_those_of_a_plain_loop(neighbours):
 @pytest.mark.parametrize("optimizer", ["lars", "sgd", "adamw"])
 def test_the_head_alone_learns_behind_a_batch_norm(tmp_path, optimizer):
     config = FinetuneConfig.model_validate(
-        {**probe_config(tmp_path).model_dump(exclude={"neighbours"}), "optimizer": optimizer}
+        {**probe_config(tmp_path).model_dump(exclude={"neighbours", "neighbours_pool"}), "optimizer": optimizer}
     )
     classifier = TorchClassifier(config, 3, CPU)
     before = classifier.state().model

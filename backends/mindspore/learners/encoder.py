@@ -17,6 +17,7 @@ from ehm.backends.mindspore.models.blocks import attention_probs, mean_attention
 from ehm.backends.mindspore.models.loading import load_model
 from ehm.config import ModelSource, SourceConfig
 from ehm.models.shapes import spec_from_json
+from ehm.models.weights import Pool
 
 __all__ = ["MindsporeEncoder"]
 
@@ -24,11 +25,12 @@ __all__ = ["MindsporeEncoder"]
 class MindsporeEncoder:
     """Implements :class:`ehm.backends.base.Encoder`, in float32.
 
-    Pixels are normalised as its weights were trained, unless ``data`` sets it otherwise.
+    Pixels are normalised as its weights were trained, unless ``data`` sets it otherwise, and features are pooled as
+    ``pool`` says.
     """
 
-    def __init__(self, source: ModelSource, data: SourceConfig | None = None) -> None:
-        loaded = load_model(source, seed=0, pool="avg", fc_norm=False)
+    def __init__(self, source: ModelSource, data: SourceConfig | None = None, pool: Pool | None = None) -> None:
+        loaded = load_model(source, seed=0, pool=pool or "avg", fc_norm=False)
         model = loaded.model
         self.model = model
         model.set_train(False)

@@ -22,7 +22,7 @@ from ehm.models.fitting import resize_weights, select_arrays
 from ehm.models.opening import open_model
 from ehm.models.pretraining import name_first_weights, select_initial_arrays
 from ehm.models.shapes import spec_from_settings, spec_to_json
-from ehm.models.weights import LoadedModel, Pool, Provenance, Weights
+from ehm.models.weights import LoadedModel, Pool, Provenance, Weights, check_pool
 from ehm.storage.arrays import Arrays
 
 __all__ = ["load_initial_weights", "load_model", "open_weights"]
@@ -50,6 +50,7 @@ def load_model(
     if source.init == "scratch":
         wanted = spec_from_settings(source)
         spec = _require_vit(wanted, f"model.encoder {source.encoder}: {wanted.description}")
+        check_pool(spec, pool)
         model = VisionTransformer(spec, rng, classes, pool, fc_norm, dtype, probe)
         return LoadedModel(model, spec_to_json(spec), Provenance("scratch", "scratch"))
     if weights is None:
@@ -59,6 +60,7 @@ def load_model(
     weights = resize_weights(weights, source)
     assert weights.spec is not None
     spec = _require_vit(weights.spec, f"model.init {source.init}: holds {weights.spec.description}, which")
+    check_pool(spec, pool)
     if pool == "avg" and weights.has_norm_behind_pooling:
         fc_norm = True  # else the norm that the weights have would be left out, and none be used
     model = VisionTransformer(spec, rng, classes, pool, fc_norm, dtype, probe)

@@ -22,12 +22,12 @@ from ehm.backends.torch.engine.seeds import seed_weights
 from ehm.backends.torch.engine.tensors import load_arrays, to_arrays
 from ehm.backends.torch.export.heads import Heads, Scores
 from ehm.backends.torch.learners.classification import probe_head
-from ehm.backends.torch.models.embedding import Embedding
+from ehm.backends.torch.models.embedding import Embedding, load_encoder
 from ehm.backends.torch.models.loading import classifier_name, load_model, read_arrays
 from ehm.backends.torch.models.pyramid import STRIDES, last_of_thirds, load_pyramid
 from ehm.backends.torch.models.upernet import UperNet
 from ehm.backends.torch.models.vit import build_vit
-from ehm.config import ModelSource, SegmentationConfig
+from ehm.config import ModelSource, RetrievalConfig, SegmentationConfig
 from ehm.config.encoders import VitSpec
 from ehm.errors import CheckpointError, ConfigError
 from ehm.models.heads import Head, Output, Reference, list_outputs, select_labels
@@ -136,8 +136,9 @@ def _load_segmenter(source: ModelSource, weights: Weights) -> LoadedModel:
 def _load_embedder(source: ModelSource, weights: Weights) -> LoadedModel:
     """Load the descriptor of one scale, without ArcFace's weights."""
     assert weights.checkpoint is not None
-    loaded = load_model(source, fc_norm=False, weights=weights)
-    model = Embedding(loaded.model, weights.checkpoint.metadata["config"]["dim"])
+    config = RetrievalConfig.model_validate(weights.checkpoint.metadata["config"])
+    loaded = load_encoder(source, config.pool, weights)
+    model = Embedding(loaded.model, config.dim, gem=config.pool == "gem")
     # the encoder's as they were resampled to the image size, the others as they were trained
     arrays = add_prefix(to_arrays(loaded.model), "encoder.")
     for name, array in weights.checkpoint.model.items():

@@ -25,6 +25,7 @@ from ehm.config import ModelSource, SourceConfig
 from ehm.config.encoders import EncoderSpec, VitSpec
 from ehm.errors import ConfigError
 from ehm.models.shapes import spec_from_json
+from ehm.models.weights import Pool
 
 __all__ = ["TorchEncoder"]
 
@@ -33,12 +34,18 @@ class TorchEncoder:
     """Implements :class:`ehm.backends.base.Encoder`, in float32.
 
     ``model`` is the torch module, a timm model without a head; pixels are normalised as its weights were trained,
-    unless ``data`` sets it otherwise.
+    unless ``data`` sets it otherwise, and features are pooled as ``pool`` says.
     """
 
-    def __init__(self, source: ModelSource, device: torch.device, data: SourceConfig | None = None) -> None:
+    def __init__(
+        self,
+        source: ModelSource,
+        device: torch.device,
+        data: SourceConfig | None = None,
+        pool: Pool | None = None,
+    ) -> None:
         with seed_weights():  # `scratch` and untrained models are the same every time
-            loaded = load_model(source, pool="avg", fc_norm=False)
+            loaded = load_model(source, pool=pool or "avg", fc_norm=False, repool=pool is not None)
         self.inputs = loaded.inputs
         if data is not None:
             self.inputs = data.input_spec(loaded.inputs)
@@ -58,7 +65,7 @@ class TorchEncoder:
     def compute_features(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """See :meth:`ehm.backends.base.Encoder.compute_features`.
 
-        A model of timm's that is no ViT pools in its own way.
+        A network of timm's pools in its own way unless it is told otherwise.
         """
         tokens = self.model.forward_features(self._pixels(images))
         features: NDArray[np.float32] = self.model.forward_head(tokens, pre_logits=True).cpu().numpy()

@@ -12,7 +12,6 @@ from typing import Any, SupportsFloat
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -21,9 +20,8 @@ from ehm.backends.torch.engine.seeds import seed_weights
 from ehm.backends.torch.engine.step import recompute_activations
 from ehm.backends.torch.engine.tensors import upload_array
 from ehm.backends.torch.learners.supervised import Supervised
-from ehm.backends.torch.models.embedding import Embedding
-from ehm.backends.torch.models.loading import load_model
-from ehm.backends.torch.models.pyramid import take_any_size
+from ehm.backends.torch.models.embedding import Embedding, load_encoder
+from ehm.backends.torch.models.pyramid import can_take_any_size, take_any_size
 from ehm.config import RetrievalConfig
 from ehm.errors import ConfigError
 from ehm.models.weights import Weights
@@ -43,8 +41,9 @@ class TorchEmbedder(Supervised):
         weights: Weights | None = None,
     ) -> None:
         with seed_weights(config.run.seed):
-            loaded = load_model(config.model, fc_norm=False, weights=weights)
-            model = Embedding(loaded.model, config.dim, classes, config.margin, config.scale)
+            loaded = load_encoder(config.model, config.pool, weights)
+            gem = config.pool == "gem"
+            model = Embedding(loaded.model, config.dim, classes, config.margin, config.scale, gem)
         one_size = config.longest is None and config.scales == (1.0,)
         self._stride = None if one_size else _make_resizable(loaded.model, loaded.image_size, config)
         if config.run.grad_checkpointing:
@@ -103,7 +102,7 @@ def _make_resizable(encoder: Any, size: tuple[int, int], config: RetrievalConfig
     Raises ConfigError for an encoder that takes images of ``size`` = (H, W) only.
     """
     stride: int = encoder.feature_info[-1]["reduction"]
-    if isinstance(encoder, VisionTransformer):
+    if can_take_any_size(encoder):
         take_any_size(encoder)
     elif not _accepts_size(encoder, (size[0] + stride, size[1] + 2 * stride)):
         setting = f"scales {list(config.scales)}"

@@ -6,9 +6,8 @@ from typing import Any
 
 from ehm.backends.torch.models.swin import build_swin
 from ehm.backends.torch.models.vit import build_vit
-from ehm.config.encoders import EncoderSpec, VitSpec
-from ehm.errors import ConfigError
-from ehm.models.weights import Pool
+from ehm.config.encoders import EncoderSpec
+from ehm.models.weights import Pool, check_pool
 
 __all__ = ["build_encoder"]
 
@@ -25,11 +24,7 @@ def build_encoder(
 ) -> Any:
     """Build an encoder of ``spec``: normalised (B, 3, H, W) -> (B, classes), or pooled features (B, D) for 0 classes.
 
-    ``pool`` and ``fc_norm`` are :func:`build_vit`'s. Raises ConfigError if the class token is asked of an encoder that
-    has none.
+    ``pool`` and ``fc_norm`` are :func:`build_vit`'s. Raises ConfigError if the encoder cannot be pooled so.
     """
-    if pool == "token" and not spec.has_class_token:
-        raise ConfigError(f"pool token: {spec.description} has no class token; set pool to avg")
-    if pool == "map" and not (isinstance(spec, VitSpec) and spec.form.attention_pool):
-        raise ConfigError(f"pool map: {spec.description} has no query that pools; set pool to avg")
+    check_pool(spec, pool)
     return BUILDERS[spec.family](spec, classes, drop_path, pool, fc_norm)

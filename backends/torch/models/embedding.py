@@ -6,15 +6,18 @@ Shapes: B images, N patches, W features of a token, D of a descriptor, C classes
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ehm.backends.torch.models.loading import load_model
+from ehm.config import ModelSource
 from ehm.errors import ConfigError
+from ehm.models.weights import LoadedModel, Weights
 
-__all__ = ["ArcFace", "Embedding", "patch_tokens"]
+__all__ = ["ArcFace", "Embedding", "load_encoder", "patch_tokens"]
 
 _EPSILON = 1e-6
 
@@ -24,18 +27,27 @@ class Embedding(nn.Module):
 
     Normalised (B, 3, H, W) -> (B, D), rows of length 1: generalised mean of the patch tokens (GeM, Radenovic et al.,
     2019) with a learned ``power`` that begins with 3, a linear ``whitening`` to ``dim`` features, and division by the
-    length. Without ``dim`` there is no whitening. With ``classes`` the forward pass takes labels (B,) too and gives
-    ArcFace's logits (B, C). GeM, ArcFace and lengths are float32 whatever the encoder computes in.
+    length. Without ``dim`` there is no whitening, and without ``gem`` the encoder's own pooling stands in the place of
+    the mean. With ``classes`` the forward pass takes labels (B,) too and gives ArcFace's logits (B, C). GeM, ArcFace
+    and lengths are float32 whatever the encoder computes in.
 
     ``forward_features`` and ``forward_head`` split the pass as timm's models split it.
     """
 
     def __init__(
-        self, encoder: Any, dim: int | None = None, classes: int = 0, margin: float = 0.1, scale: float = 45.25
+        self,
+        encoder: Any,
+        dim: int | None = None,
+        classes: int = 0,
+        margin: float = 0.1,
+        scale: float = 45.25,
+        gem: bool = True,
     ) -> None:
         super().__init__()
         self.encoder = encoder
-        self.power = nn.Parameter(torch.full((1,), 3.0))
+        self.power = nn.Parameter(torch.full((1,), 3.0)) if gem else None
+        # of the tokens that this module gives, for what takes the patches out of them
+        self.num_prefix_tokens = 0 if gem else encoder.num_prefix_tokens
         width = encoder.num_features
         self.whitening = nn.Identity() if dim is None else nn.Linear(width, dim)
         self.arcface = ArcFace(dim or width, classes, margin, scale) if classes else None
@@ -49,15 +61,28 @@ class Embedding(nn.Module):
         return logits
 
     def forward_features(self, images: Tensor) -> Tensor:
-        """Compute the patch tokens (B, N, W) behind the encoder's last norm."""
-        return patch_tokens(self.encoder, self.encoder.forward_features(images))
+        """Compute the patch tokens (B, N, W) behind the encoder's last norm; without GeM all of its tokens."""
+        tokens: Tensor = self.encoder.forward_features(images)
+        return tokens if self.power is None else patch_tokens(self.encoder, tokens)
 
     def forward_head(self, tokens: Tensor, pre_logits: bool = True) -> Tensor:
         """(B, N, W) -> (B, D)."""
+        if self.power is None:
+            pooled = self.encoder.forward_head(tokens, pre_logits=True)
         with torch.autocast(tokens.device.type, enabled=False):
-            # clamped, because a power of a negative number is not real
-            mean = tokens.float().clamp(min=_EPSILON).pow(self.power).mean(dim=1).pow(1 / self.power)
-            return F.normalize(self.whitening(mean), dim=1)
+            if self.power is not None:
+                # clamped, because a power of a negative number is not real
+                pooled = tokens.float().clamp(min=_EPSILON).pow(self.power).mean(dim=1).pow(1 / self.power)
+            return F.normalize(self.whitening(pooled.float()), dim=1)
+
+
+def load_encoder(
+    source: ModelSource, pool: Literal["gem", "token", "map"], weights: Weights | None = None
+) -> LoadedModel:
+    """Load the encoder of an :class:`Embedding` that pools as ``pool`` says; raises as ``load_model`` does."""
+    if pool == "gem":
+        return load_model(source, fc_norm=False, weights=weights)
+    return load_model(source, pool=pool, fc_norm=False, weights=weights, repool=True)
 
 
 class ArcFace(nn.Module):

@@ -29,8 +29,10 @@ from torch import Tensor, nn
 
 from ehm.backends.torch.engine.seeds import seed_weights
 from ehm.backends.torch.models.build import build_encoder
+from ehm.backends.torch.models.pooling import pool_as
 from ehm.backends.torch.models.timm_vit import read_timm_spec
 from ehm.config import ModelSource, TrainConfig
+from ehm.config.encoders import EncoderSpec, VitSpec
 from ehm.config.inputs import InputSpec
 from ehm.errors import CheckpointError, ConfigError
 from ehm.models.fitting import resize_weights, select_arrays
@@ -57,18 +59,22 @@ def load_model(
     pool: Pool = "avg",
     fc_norm: bool | None = None,
     weights: Weights | None = None,
+    repool: bool = False,
 ) -> LoadedModel:
     """Load the encoder that ``source`` names under a fresh head of ``classes``, or none: it gives pooled features then.
 
-    ``pool`` and ``fc_norm`` are :func:`build_encoder`'s; a timm model keeps its own pooling. Positions and tables of
-    relative ones are resampled to ``source.image_size``. A norm behind an average starts afresh, as in MAE's
-    fine-tuning, unless the weights are those of a fine-tuned encoder. ``weights`` are what ``source`` names if that was
-    opened already.
+    ``pool`` and ``fc_norm`` are :func:`build_encoder`'s; a timm model keeps its own pooling unless ``repool`` is set.
+    Positions and tables of relative ones are resampled to ``source.image_size``. A norm behind an average starts
+    afresh, as in MAE's fine-tuning, unless the weights are those of a fine-tuned encoder. ``weights`` are what
+    ``source`` names if that was opened already.
 
     Raises CheckpointError if weights are missing or do not fit, ConfigError if the settings do not.
     """
     if source.init.startswith(_TIMM):
-        return _load_from_timm(source, classes)
+        loaded = _load_from_timm(source, classes)
+        if repool:
+            pool_as(loaded.model, pool, source.init)
+        return loaded
     if source.init == "scratch":
         spec = spec_from_settings(source)
         model = build_encoder(spec, classes, source.drop_path, pool, fc_norm)
@@ -79,13 +85,15 @@ def load_model(
         model = _create_timm_model(weights.timm, False, source, classes, weights.image_size)
         size = source.image_size or weights.image_size or (224, 224)
         architecture = {"family": "timm", "name": weights.timm, "image_size": list(size)}
+        if repool:
+            pool_as(model, pool, source.init)
     else:
         weights = resize_weights(weights, source)
         assert weights.spec is not None
         if pool == "avg" and weights.has_norm_behind_pooling:
             fc_norm = True  # else the norm that the weights have would be left out, and none be used
         model = build_encoder(weights.spec, classes, source.drop_path, pool, fc_norm)
-        architecture = spec_to_json(weights.spec)
+        architecture = spec_to_json(_describe_built(weights.spec, pool))
     assumptions = weights.provenance.notes
     arrays, notes = select_arrays(_list_shapes(model), weights.arrays, classifier_name(model), source.init, assumptions)
     _copy_arrays(model, arrays)
@@ -225,6 +233,13 @@ def _load_from_timm(source: ModelSource, classes: int) -> LoadedModel:
     return LoadedModel(
         model, architecture, Provenance(source.init, "timm", inputs=inputs), (f"{name} of timm, {weights}",)
     )
+
+
+def _describe_built(spec: EncoderSpec, pool: Pool) -> EncoderSpec:
+    """Return the spec of an encoder that was built to pool as ``pool``: a query that pools may have been left out."""
+    if pool == "map" or not isinstance(spec, VitSpec) or not spec.form.attention_pool:
+        return spec
+    return replace(spec, form=spec.form.model_copy(update={"attention_pool": False}))
 
 
 def _create_timm_model(

@@ -10,13 +10,14 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from timm.layers.format import Format
-from timm.models.beit import Beit
+from timm.layers.pos_embed_sincos import RotaryEmbeddingCat, RotaryEmbeddingDinoV3
+from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ehm.backends.torch.models.loading import load_model, read_arrays
-from ehm.backends.torch.models.vit import layers_of
+from ehm.backends.torch.models.vit import VIT_CLASSES, layers_of
 from ehm.config import ModelSource
 from ehm.errors import ConfigError
 from ehm.models.opening import names_weights, open_model
@@ -25,6 +26,7 @@ from ehm.models.weights import LoadedModel, Weights
 __all__ = [
     "STRIDES",
     "Pyramid",
+    "can_take_any_size",
     "fix_size",
     "last_of_quarters",
     "last_of_thirds",
@@ -61,9 +63,9 @@ class Pyramid(nn.Module):
     pixels, images of 512 become 448. A Swin, or a convolutional network of timm's, has stages of these strides.
     ``channels`` are the C_i, ``scale`` is the factor of the images' sides.
 
-    ``any_size`` says whether H and W may be any multiples of 32, as with ViTs whose positions are added, and with
-    convolutions; other encoders take images of the size that they were built for. Raises ConfigError for an encoder
-    without such maps.
+    ``any_size`` says whether H and W may be any multiples of 32, as with ViTs whose positions are added or rotary, and
+    with convolutions; other encoders take images of the size that they were built for. Raises ConfigError for an
+    encoder without such maps.
     """
 
     def __init__(self, encoder: Any, taps: Taps = last_of_thirds) -> None:
@@ -71,7 +73,7 @@ class Pyramid(nn.Module):
         self.encoder = encoder
         self.neck: nn.ModuleList | None = None
         self.scale = 1.0
-        if isinstance(encoder, VisionTransformer | Beit):
+        if isinstance(encoder, VIT_CLASSES):
             blocks = taps(len(encoder.blocks)) if callable(taps) else taps
             self._init_vit(encoder, tuple(blocks))
         else:
@@ -89,7 +91,7 @@ class Pyramid(nn.Module):
         width = encoder.embed_dim
         stride = 2 ** round(math.log2(patch))
         self.scale = patch / stride
-        self.any_size = isinstance(encoder, VisionTransformer)
+        self.any_size = can_take_any_size(encoder)
         if self.any_size:
             take_any_size(encoder)
         elif self.scale != 1:
@@ -187,14 +189,24 @@ def _build_resizing(width: int, stride: int, wanted: int) -> nn.Module:
     return nn.Sequential(*layers)
 
 
-def take_any_size(model: Any) -> None:
-    """Let timm resample the positions in every pass, as a ViT that is built with ``dynamic_img_size`` does.
+def can_take_any_size(model: Any) -> bool:
+    """Return whether :func:`take_any_size` works for ``model``, a network of timm's."""
+    if isinstance(model, Eva):
+        # other kinds of rotary positions keep the angles of one size in each block
+        return model.rope is None or isinstance(model.rope, RotaryEmbeddingCat | RotaryEmbeddingDinoV3)
+    return isinstance(model, VisionTransformer)
 
-    This sets the attributes that timm's constructor derives from that argument (``VisionTransformer.__init__`` and
-    ``PatchEmbed.__init__`` of 1.0.31), because the network has been built by then, perhaps by timm's name, and only the
-    network shows whether it takes any size. It can go when timm has a method for it, as ``set_input_size`` is one for a
-    single size (https://github.com/huggingface/pytorch-image-models, ``timm/models/vision_transformer.py``).
+
+def take_any_size(model: Any) -> None:
+    """Let timm compute the positions in every pass, as a ViT that is built with ``dynamic_img_size`` does.
+
+    This sets the attributes that timm's constructors derive from that argument (``VisionTransformer.__init__``,
+    ``Eva.__init__``, ``RotaryEmbeddingCat.__init__`` and ``PatchEmbed.__init__`` of 1.0.31), because the network has
+    been built by then, perhaps by timm's name, and only the network shows whether it takes any size. It can go when
+    timm has a method for it, as ``set_input_size`` is one for a single size
+    (https://github.com/huggingface/pytorch-image-models, ``timm/models/vision_transformer.py``).
     """
+    _keep_angles(model, False)
     model.dynamic_img_size = True
     model.patch_embed.strict_img_size = False
     model.patch_embed.flatten = False
@@ -213,6 +225,15 @@ def fix_size(pyramid: Pyramid, image_size: tuple[int, int]) -> None:
     height = round(image_size[0] * pyramid.scale)
     width = round(image_size[1] * pyramid.scale)
     encoder.set_input_size(img_size=(height, width))
+    _keep_angles(encoder, True)
     encoder.dynamic_img_size = False
     encoder.patch_embed.flatten = True
     encoder.patch_embed.output_fmt = Format.NCHW
+
+
+def _keep_angles(model: Any, kept: bool) -> None:
+    """Let EVA-02's rotary positions be those of one size, or else be computed for the size of each pass."""
+    rope = getattr(model, "rope", None)
+    if isinstance(rope, RotaryEmbeddingCat):
+        # without this it gives the angles of its own size whatever size it is asked for
+        rope._use_cached_embed = kept

@@ -9,13 +9,14 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+import torch
 from timm.layers.mlp import SwiGLU, SwiGLUPacked
 from timm.layers.norm import RmsNorm
 from timm.models import group_parameters
 from timm.models.beit import Beit
 from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
-from torch import nn
+from torch import Tensor, nn
 
 from ehm.config.encoders import LAYER_SCALE, PLAIN, VitForm, VitSpec
 from ehm.models.weights import Pool
@@ -37,6 +38,20 @@ _MLPS: dict[str, dict[str, Any]] = {
 """Arguments of timm's VisionTransformer for each kind of MLP."""
 _ROTARY_KINDS = {"eva": "cat", "dinov3": "dinov3"}
 """timm's names of the kinds of rotary positions."""
+
+
+class _RmsNorm(RmsNorm):
+    """Division by the root mean square of the features (Zhang and Sennrich, 2019), in plain operators.
+
+    torch's own operator has no kernel in torch-npu, and warns if weights and features differ in type, as they do under
+    autocast. As with layer normalisation there, it is computed in float32.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., D) -> (..., D), float32."""
+        x = x.float()
+        normalised: Tensor = x * torch.rsqrt(x.square().mean(dim=-1, keepdim=True) + self.eps) * self.weight
+        return normalised
 
 
 def build_vit(
@@ -108,7 +123,7 @@ def layers_of(model: Any) -> dict[str, int]:
 
 def _choose_norm(form: VitForm) -> Any:
     if form.norm == "rms":
-        return partial(RmsNorm, eps=form.norm_epsilon)
+        return partial(_RmsNorm, eps=form.norm_epsilon)
     return partial(nn.LayerNorm, eps=form.norm_epsilon)
 
 

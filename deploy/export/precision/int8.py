@@ -9,7 +9,7 @@ ONNX Runtime, and oneDNN below OpenVINO, multiply with VPMADDUBSW, which adds tw
 and clips the sum. Two products of eight bits reach 2 * 255 * 127 = 64,770, of seven 2 * 255 * 64 = 32,640, and 16 bits
 end at 32,767: with seven bits no sum is clipped, in any session of any engine.
 
-Behind a LayerNormalization a few features can be far larger than all others, and one scale for all would lose the small
+Behind a norm a few features can be far larger than all others, and one scale for all would lose the small
 ones. As in SmoothQuant (Xiao et al., 2023, eq. 4 with alpha = 1/2), feature j is divided by
 f_j = sqrt(max |x_j| / max |w_j|) in the norm's own parameters, and row j of the weights multiplied: the same function
 without an operation more.
@@ -20,7 +20,7 @@ Shapes: D features in, E features out.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,8 @@ __all__ = ["write_int8"]
 Floats = NDArray[np.float32]
 Layers = dict[str, list[NodeProto]]
 """Linear layers by the name of what goes in."""
+Parameters = list[tuple[NodeProto, int]]
+"""Parameters of a norm: the nodes that take them, and their places among the inputs."""
 Ranges = dict[str, tuple[Floats, Floats]]
 """Smallest and largest value of each feature, (D,) and (D,)."""
 _TINY = np.float32(1e-6)
@@ -60,7 +62,7 @@ def write_int8(source: Path, path: Path, batches: Iterable[NDArray[Any]]) -> Mod
     # only such a norm can be rescaled without changing anything else
     norms = _find_feeding_norms(graph, layers)
     for name, (low, high) in _measure_ranges(source, path, layers, batches).items():
-        quantiser.quantise_layers(name, layers[name], norms.get(name), low, high)
+        quantiser.quantise_layers(name, layers[name], norms.get(name, []), low, high)
     quantiser.apply()
     save(model, path)
     return model
@@ -75,20 +77,21 @@ class _Quantiser:
         self._added: dict[str, NDArray[Any]] = {}
         self._before: dict[str, list[NodeProto]] = defaultdict(list)  # by the first output of the node behind them
 
-    def quantise_layers(
-        self, name: str, layers: list[NodeProto], norm: NodeProto | None, low: Floats, high: Floats
-    ) -> None:
-        """Quantise the linear layers that take ``name`` (..., D), whose features lie between ``low`` and ``high``."""
+    def quantise_layers(self, name: str, layers: list[NodeProto], norm: Parameters, low: Floats, high: Floats) -> None:
+        """Quantise the linear layers that take ``name`` (..., D), whose features lie between ``low`` and ``high``.
+
+        ``norm`` are the parameters of the norm in front, none if there is no norm.
+        """
         weights = [numpy_helper.to_array(self._constants[node.input[1]]) for node in layers]
         # without a norm in front, features keep their sizes
         factor = np.ones_like(low)
-        if norm is not None:
+        if norm:
             factor = _smoothing_factor(weights, low, high)
             # scale and bias get names of their own: torch's exporter lets several norms share them
-            for index in range(1, len(norm.input)):
-                parameter = f"{name}/{index}"
-                self._added[parameter] = numpy_helper.to_array(self._constants[norm.input[index]]) / factor
-                norm.input[index] = parameter
+            for number, (node, index) in enumerate(norm, 1):
+                parameter = f"{name}/{number}"
+                self._added[parameter] = numpy_helper.to_array(self._constants[node.input[index]]) / factor
+                node.input[index] = parameter
         first = layers[0].output[0]
         self._before[first] += self._quantise_input(name, low / factor, high / factor)
         for node, weight in zip(layers, weights, strict=True):
@@ -163,17 +166,45 @@ def _find_linear_layers(graph: GraphProto) -> Layers:
     return dict(layers)
 
 
-def _find_feeding_norms(graph: GraphProto, layers: Layers) -> dict[str, NodeProto]:
-    """Return the norms that feed linear layers and nothing else, by the name of their output."""
+def _find_feeding_norms(graph: GraphProto, layers: Layers) -> dict[str, Parameters]:
+    """Return the parameters of norms that feed linear layers and nothing else, by the name of their output.
+
+    A norm is one operator, or several that end with a scale for each feature, and with a bias behind it if it has one.
+    """
     uses = Counter(output.name for output in graph.output)
     for node in graph.node:
         uses.update(node.input)
+    makers = {node.output[0]: node for node in graph.node}
+    vectors = {tensor.name for tensor in graph.initializer if len(tensor.dims) == 1 and tensor.dims[0] > 1}
     norms = {}
-    for node in graph.node:
-        output = node.output[0]
-        if node.op_type == "LayerNormalization" and uses[output] == len(layers.get(output, ())):
-            norms[output] = node
+    for name, fed in layers.items():
+        if name in makers and uses[name] == len(fed):
+            parameters = _find_parameters(makers[name], makers, vectors, uses)
+            if parameters:
+                norms[name] = parameters
     return norms
+
+
+def _find_parameters(
+    node: NodeProto, makers: Mapping[str, NodeProto], vectors: Collection[str], uses: Mapping[str, int]
+) -> Parameters:
+    """Return the ``vectors`` that scale and shift what ``node`` gives; none if it is not the end of a norm."""
+    if node.op_type == "LayerNormalization":
+        return [(node, index) for index in range(1, len(node.input))]
+    if node.op_type not in ("Add", "Mul"):
+        return []
+    places = [index for index, name in enumerate(node.input) if name in vectors]
+    if len(places) != 1:
+        return []
+    own = (node, places[0])
+    if node.op_type == "Mul":
+        return [own]
+    scaled = node.input[1 - places[0]]
+    # a sum becomes smaller as a whole only if both of its parts do
+    if scaled not in makers or makers[scaled].op_type != "Mul" or uses[scaled] != 1:
+        return []
+    scale = _find_parameters(makers[scaled], makers, vectors, uses)
+    return [*scale, own] if scale else []
 
 
 def _measure_ranges(source: Path, path: Path, layers: Layers, batches: Iterable[NDArray[Any]]) -> Ranges:

@@ -37,8 +37,10 @@ class FinetuneConfig(TaskConfig):
     optim: OptimConfig = OptimConfig(
         epochs=100, batch_size=1024, base_lr=5e-4, min_lr=1e-6, warmup_epochs=5, betas=(0.9, 0.999)
     )
-    pool: Literal["avg", "token"] = Field(
-        "avg", description="What the head sees: the mean of the patch tokens (avg) or the class token (token)."
+    pool: Literal["avg", "token", "map"] = Field(
+        "avg",
+        description="What the head sees: the mean of the patch tokens (avg), the class token (token), or what a "
+        "learned query takes of the patches (map), as in SigLIP.",
     )
     layer_decay: Share = 0.65
     frozen: bool = Field(False, description="Whether the encoder stays as it is and only the head is trained.")
@@ -60,9 +62,14 @@ class ProbeConfig(FinetuneConfig):
     optim: OptimConfig = OptimConfig(
         epochs=90, batch_size=16384, base_lr=0.1, warmup_epochs=10, weight_decay=0, betas=(0.9, 0.999)
     )
-    pool: Literal["avg", "token"] = "token"
+    pool: Literal["avg", "token", "map"] = "token"
     # No layer of a frozen encoder learns, so there is no rate to decay.
     layer_decay: Annotated[float, Field(ge=1, le=1)] = 1.0
     frozen: Literal[True] = True
     optimizer: Literal["adamw", "lars", "sgd"] = "lars"
     neighbours: Positive = Field(20, description="Number of nearest neighbours that vote in the k-NN measurement.")
+    neighbours_pool: Literal["avg", "token", "map"] | None = Field(
+        None,
+        description="The features that nearest neighbours are compared by, as for pool; null takes the mean of the "
+        "patch tokens, and of timm:NAME what that network gives.",
+    )

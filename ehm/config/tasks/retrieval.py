@@ -24,6 +24,11 @@ class RetrievalConfig(TaskConfig):
         steps=500_000, batch_size=32, base_lr=0.08, warmup_steps=0, schedule="linear", weight_decay=1e-4
     )
     optimizer: Literal["adamw", "lars", "sgd"] = "sgd"
+    pool: Literal["gem", "token", "map"] = Field(
+        "gem",
+        description="What a descriptor is made of: the generalised mean of the patch tokens (gem), the class token "
+        "(token), or what a learned query takes of the patches (map), as in SigLIP.",
+    )
     dim: Positive | None = Field(2048, description="Number of features of a descriptor; null leaves whitening out.")
     margin: Annotated[float, Field(ge=0, lt=1.5)] = Field(0.1, description="ArcFace's margin in radians.")
     scale: PositiveReal = Field(45.25, description="ArcFace's factor of the cosines at the start; it is learnt.")

@@ -133,6 +133,6 @@ def _assemble(
     if classifier is not None:
         named = labels if len(labels) == len(classifier) else number_labels(len(classifier))
         # the classifier of a plain ViT sees the class token, unless a norm behind the mean shows MAE's fine-tuning
-        if spec.has_class_token and "fc_norm.weight" not in arrays:
+        if pool == "avg" and spec.has_class_token and "fc_norm.weight" not in arrays:
             pool = "token"
     return Weights(arrays, Provenance(origin, "file", sha256, inputs, named, pool, notes), spec)

@@ -53,7 +53,8 @@ def probe(
     """Measure the encoder that ``config.model`` names by a linear probe and by nearest neighbours.
 
     The linear probe sees what ``config.pool`` says and is trained as fine-tuning is, with the encoder frozen; nearest
-    neighbours see the mean of the patch tokens. ``out/metrics.json`` holds both reports. Raises EhmError on bad input.
+    neighbours see what ``config.neighbours_pool`` says. ``out/metrics.json`` holds both reports. Raises
+    EhmError on bad input.
     """
     folder = Path(out or DEFAULT_OUT)
     run = open_run(ProbeConfig, DEFAULT_CONFIG, config, overrides, device, folder, is_resumable=False)
@@ -80,7 +81,7 @@ def measure_neighbours(
     """Class each image of ``val`` by the images of ``train`` whose features are nearest to its own (k-NN)."""
     if config.neighbours > len(train):
         raise ConfigError(f"neighbours {config.neighbours}: there are only {len(train):,} images to search")
-    encoder = backend.create_encoder(config.model, config.data)
+    encoder = backend.create_encoder(config.model, config.data, config.neighbours_pool)
     transform = EvalTransform.from_spec(encoder.image_size, encoder.inputs)
 
     def extract_features(subset: Subset[Source], title: str) -> tuple[NDArray[np.int64], NDArray[np.float32]]:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from ehm.backends.base import Backend, Embedder, Processes
 from ehm.config import RetrievalConfig, load_config
+from ehm.config.inputs import describe_inputs
 from ehm.console import console
 from ehm.data import Batch, EvalTransform, Loader, Source, Split, TrainTransform, open_source
 from ehm.data.sampler import repeat_to_multiple
@@ -132,7 +133,7 @@ class Retrieval(Task[RetrievalConfig, RetrievalReport]):
             backend.processes,
         )
         embedder = backend.create_task_learner(settings, 0)
-        for note in embedder.notes:
+        for note in (*embedder.notes, describe_inputs(embedder.inputs)):
             console.print(f"  {note}")
         return EmbedderEvaluation(embedder, search.restrict(new), settings, backend)
 
