@@ -21,7 +21,7 @@ from ehm.config.inputs import describe_inputs
 from ehm.console import console
 from ehm.data.decoding.decode import SUFFIXES
 from ehm.errors import ConfigError, DataError
-from ehm.storage.checkpoint import find_value_range, open_checkpoint
+from ehm.storage.checkpoint import find_checkpoint, find_value_range
 from ehm.storage.reading import describe_value, shorten
 from ehm.storage.writing import replace_file
 
@@ -124,9 +124,10 @@ def _open_model(checkpoint: str, device: str, balance: str | None, ratio: float 
     mask = MaskConfig()
     side = 1
     origin = checkpoint
-    # A weights file or a model of timm knows no masking.
-    if Path(checkpoint).is_dir():
-        meta = open_checkpoint(checkpoint).metadata
+    # Weights of others and a model of timm know no masking.
+    opened = find_checkpoint(checkpoint) if Path(checkpoint).is_dir() else None
+    if opened is not None:
+        meta = opened.metadata
         if meta["kind"] == "pretrain":
             run = TrainConfig.model_validate(meta["config"])
             masking = run.masking

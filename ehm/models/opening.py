@@ -18,12 +18,11 @@ from ehm.config import ModelSource, TrainConfig
 from ehm.config.inputs import InputSpec
 from ehm.errors import CheckpointError
 from ehm.models.hub import HUB, download_repository
-from ehm.models.published.hub_folder import is_hub_folder
 from ehm.models.published.opening import open_hub_folder, open_weights_file
 from ehm.models.shapes import spec_from_json
 from ehm.models.weights import Pool, Provenance, Weights
 from ehm.storage.arrays import Arrays, to_float32
-from ehm.storage.checkpoint import Checkpoint, find_checkpoint
+from ehm.storage.checkpoint import Checkpoint, find_checkpoint, is_hub_folder
 
 __all__ = [
     "ReadFile",

@@ -34,6 +34,7 @@ __all__ = [
     "checkpoint_path",
     "find_checkpoint",
     "find_value_range",
+    "is_hub_folder",
     "newest_checkpoint",
     "open_checkpoint",
     "open_to_resume",
@@ -46,6 +47,8 @@ _MODEL = "model.safetensors"
 _OPTIMIZER = "optimizer.safetensors"
 _IMAGES = "images.safetensors"
 _STATE = "state.json"
+_HUB_SETTINGS = ("config.json", "open_clip_config.json")
+"""Files with the settings of an encoder in a folder of the Hugging Face Hub: transformers' or timm's, or OpenCLIP's."""
 
 
 @dataclass(frozen=True)
@@ -147,12 +150,19 @@ def open_to_resume(path: str | Path) -> Checkpoint:
 def find_checkpoint(path: str | Path) -> Checkpoint | None:
     """Open the checkpoint that ``path`` means if it is a folder, or a file of a checkpoint; return None if it is not.
 
-    Raises CheckpointError for a folder without a checkpoint.
+    A folder in the layout of the Hugging Face Hub is none. Raises CheckpointError for others without a checkpoint.
     """
     path = Path(path)
+    if is_hub_folder(path):
+        return None
     if path.is_dir() or _is_part(path):
         return open_checkpoint(path)
     return None
+
+
+def is_hub_folder(folder: Path) -> bool:
+    """Tell whether ``folder`` has the settings of an encoder, as folders of the Hugging Face Hub do."""
+    return any((folder / name).is_file() for name in _HUB_SETTINGS)
 
 
 def find_value_range(path: str | Path) -> tuple[float, float] | None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import ehm
-from ehm.models import opening
+from ehm.models.published import hub_folder, opening
 from ehm.storage import checkpoint
 
 WRITTEN = Path(__file__).parents[1] / "data" / "written_before"
@@ -29,6 +29,7 @@ def calls(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, "load_file", count("read"))
     monkeypatch.setattr(checkpoint, "hash_file", count("hashed"))
     monkeypatch.setattr(opening, "hash_file", count("hashed"))
+    monkeypatch.setattr(hub_folder, "hash_file", count("hashed"))
     shutil.copytree(WRITTEN, tmp_path / "written")
     monkeypatch.chdir(tmp_path / "written")
     return counts

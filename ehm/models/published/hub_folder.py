@@ -28,7 +28,7 @@ from ehm.models.published.table import convert_to_timm
 from ehm.storage.arrays import Arrays
 from ehm.storage.reading import hash_file, read_json
 
-__all__ = ["HubFolder", "is_hub_folder", "read_hub_folder"]
+__all__ = ["HubFolder", "read_hub_folder"]
 
 _CONFIG = "config.json"
 _OPENCLIP_CONFIG = "open_clip_config.json"
@@ -56,11 +56,6 @@ class HubFolder:
     inputs: InputSpec | None
     labels: tuple[str, ...]
     sha256: str
-
-
-def is_hub_folder(folder: Path) -> bool:
-    """Tell whether ``folder`` has the settings of an encoder."""
-    return any((folder / name).is_file() for name in (_CONFIG, _OPENCLIP_CONFIG))
 
 
 def read_hub_folder(folder: Path, read_file: Callable[[Path], Arrays]) -> HubFolder:

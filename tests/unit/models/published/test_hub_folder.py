@@ -7,11 +7,14 @@ import pytest
 import timm
 import torch
 from author_names import as_openai_clip, randomise
+from PIL import Image
 from safetensors.torch import save_file
 
+from ehm.analysis.inspect import inspect
 from ehm.backends.torch.models.loading import load_model, read_arrays
 from ehm.config import ModelSource
 from ehm.config.inputs import InputSpec
+from ehm.deploy.export import export
 from ehm.errors import CheckpointError
 from ehm.models.opening import open_model
 from ehm.models.published.hub_models import describe_timm
@@ -296,3 +299,14 @@ def test_a_folder_of_openclip(tmp_path, quick):
     pixels = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
     found = loaded.model.eval().forward_features(pixels)
     torch.testing.assert_close(found, model.forward_features(pixels), rtol=1e-4, atol=1e-5)
+
+
+def test_a_folder_is_inspected_and_exported(tmp_path):
+    """Both look for a checkpoint in a folder first."""
+    folder = write(tmp_path / "hub")
+    image = tmp_path / "image.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)).save(image)
+    pages = inspect("hierarchy", [str(image)], checkpoint=folder, out=tmp_path / "pages", device="cpu")
+    assert all(page.is_file() for page in pages)
+    export(folder, out=tmp_path / "bundle", device="cpu")
+    assert (tmp_path / "bundle/model.onnx").is_file()
