@@ -42,6 +42,7 @@ Masking = Literal[
     "grid",
     "block",
     "large_block",
+    "ijepa",
     "attmask_high",
     "attmask_hint",
     "attmask_low",
@@ -56,6 +57,10 @@ _ENCODER_KEYS = ("encoder", "patch_size", "image_size")
 _ENCODER_MODEL_KEYS = ("width", "depth", "heads", "window", "mlp_ratio", "relative", "form")
 _INPUT_KEYS = ("mean", "std")
 """Keys that weights to begin with decide: of the configuration, of its section ``model``, and of ``data``."""
+_IJEPA_LOWEST_RATIO = 0.2
+"""Share of the largest of I-JEPA's target blocks: a smaller mask would be a part of one block."""
+_IJEPA_FEWEST_VISIBLE = 10
+"""Units that stay visible with I-JEPA's masks, at least (its ``min_keep``)."""
 _CLASS_TOKEN_MASKINGS = ("attmask_high", "attmask_hint", "attmask_low", "mst")
 
 
@@ -262,6 +267,20 @@ class TrainConfig(Section):
             raise ValueError(
                 f"mask.ratio {self.mask.ratio} hides {hidden} of {units} units of {unit} pixels; "
                 "some must be, and some stay"
+            )
+        if self.masking == "ijepa":
+            self._check_target_blocks(units, hidden)
+
+    def _check_target_blocks(self, units: int, hidden: int) -> None:
+        if self.mask.ratio < _IJEPA_LOWEST_RATIO:
+            raise ValueError(
+                f"mask.ratio {self.mask.ratio}: masking ijepa hides blocks of up to a fifth of the image each, so that "
+                f"it needs {_IJEPA_LOWEST_RATIO} or more"
+            )
+        if units - hidden < _IJEPA_FEWEST_VISIBLE:
+            raise ValueError(
+                f"mask.ratio {self.mask.ratio} leaves {units - hidden} of {units} units visible, and masking ijepa "
+                f"needs {_IJEPA_FEWEST_VISIBLE}; take a smaller mask.ratio, larger images or smaller units"
             )
 
     @cached_property

@@ -10,7 +10,7 @@ from ehm.masking.parts import em_parts, part_count, part_mask
 from ehm.masking.saliency import attmask_high, attmask_hint, attmask_low, mst_mask
 from ehm.masking.schedule import depth, masking_level
 from ehm.masking.similarity import balance, cosine_similarity
-from ehm.masking.static import block_mask, grid_mask, large_block_mask, random_mask
+from ehm.masking.static import block_mask, grid_mask, large_block_mask, multi_block_mask, random_mask
 
 __all__ = [
     "Hierarchy",
@@ -31,6 +31,7 @@ __all__ = [
     "make_masker",
     "masking_level",
     "mst_mask",
+    "multi_block_mask",
     "part_count",
     "part_mask",
     "random_mask",

@@ -16,7 +16,7 @@ from ehm.masking.parts import em_parts, part_count, part_mask
 from ehm.masking.saliency import attmask_high, attmask_hint, attmask_low, mst_mask
 from ehm.masking.schedule import depth, masking_level
 from ehm.masking.similarity import balance
-from ehm.masking.static import block_mask, grid_mask, large_block_mask, random_mask
+from ehm.masking.static import block_mask, grid_mask, large_block_mask, multi_block_mask, random_mask
 from ehm.masking.streams import MaskStreams
 from ehm.processors import count_available_processors
 
@@ -25,7 +25,13 @@ if TYPE_CHECKING:
 
 __all__ = ["Masker", "make_masker"]
 
-_STATIC = {"random": random_mask, "grid": grid_mask, "block": block_mask, "large_block": large_block_mask}
+_STATIC = {
+    "random": random_mask,
+    "grid": grid_mask,
+    "block": block_mask,
+    "large_block": large_block_mask,
+    "ijepa": multi_block_mask,
+}
 _SALIENCY = {"attmask_high": attmask_high, "attmask_hint": attmask_hint, "attmask_low": attmask_low, "mst": mst_mask}
 _FIXED_DEPTHS = {"shallow": 0.2, "deep": 0.8}
 """Depths that do not change in training (Tables III and IV)."""
@@ -79,12 +85,12 @@ def make_masker(
 ) -> Masker:
     """Make the masker of the masking called ``masking`` for a ``grid`` = (height, width) of patches.
 
-    ``random``, ``grid``, ``block`` and ``large_block`` do not look at the image; ``attmask_high``, ``attmask_hint``,
-    ``attmask_low`` and ``mst`` go by what the class token attends to, ``epm`` by parts that EM finds. ``evolved``
-    deepens with training progress by the configuration's schedule and depth range; ``shallow`` and ``deep`` stay at a
-    fifth and four fifths of the height. ``build`` says whether hierarchies are built on the host or on the device. The
-    host takes as many threads as it has processors, divided among ``sharers`` processes that do the same. Raises
-    ValueError for any other name.
+    ``random``, ``grid``, ``block``, ``large_block`` and ``ijepa`` do not look at the image; ``attmask_high``,
+    ``attmask_hint``, ``attmask_low`` and ``mst`` go by what the class token attends to, ``epm`` by parts that EM finds.
+    ``evolved`` deepens with training progress by the configuration's schedule and depth range; ``shallow`` and ``deep``
+    stay at a fifth and four fifths of the height. ``build`` says whether hierarchies are built on the host or on the
+    device. The host takes as many threads as it has processors, divided among ``sharers`` processes that do the same.
+    Raises ValueError for any other name.
     """
     threads = max(1, count_available_processors() // sharers)
     if masking in _STATIC:

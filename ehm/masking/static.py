@@ -1,4 +1,4 @@
-"""Masks that do not look at the image: random (MAE), grid, and blocks (BEiT). Each hides exactly round(ratio * N).
+"""Masks that do not look at the image: random (MAE), grid, blocks (BEiT, I-JEPA). Each hides exactly round(ratio * N).
 
 Shapes: B images, a grid of h x w patches, N = h * w in row-major order. True = masked.
 """
@@ -13,7 +13,15 @@ from numpy.typing import NDArray
 
 from ehm.masking.streams import RandomNumbers
 
-__all__ = ["block_mask", "count_masked", "grid_mask", "large_block_mask", "mask_lowest", "random_mask"]
+__all__ = [
+    "block_mask",
+    "count_masked",
+    "grid_mask",
+    "large_block_mask",
+    "mask_lowest",
+    "multi_block_mask",
+    "random_mask",
+]
 
 MIN_BLOCK = 16
 """Patches of a block, at least (BEiT's ``min_num_patches``)."""
@@ -21,6 +29,14 @@ MIN_ASPECT = 0.3
 """Smallest aspect ratio of a block (BEiT's ``min_aspect``); the largest is its inverse."""
 ATTEMPTS = 10
 """Attempts at one block, as in BEiT."""
+TARGETS = 4
+"""Number of target blocks of an image (I-JEPA's ``num_pred_masks``)."""
+TARGET_SCALE = (0.15, 0.2)
+"""Share of the patches in a target block (I-JEPA's ``pred_mask_scale``)."""
+TARGET_ASPECT = (0.75, 1.5)
+"""Height of a target block over its width (I-JEPA's ``aspect_ratio``)."""
+CONTEXT_SCALE = (0.85, 1.0)
+"""Share of the patches in the context block (I-JEPA's ``enc_mask_scale``), which is as high as it is wide."""
 
 
 def count_masked(ratio: float, patches: int) -> int:
@@ -118,6 +134,39 @@ def large_block_mask(batch: int, grid: tuple[int, int], ratio: float, rng: Rando
     return _fill_mask(block, count, rng.random(block.shape))
 
 
+def multi_block_mask(batch: int, grid: tuple[int, int], ratio: float, rng: RandomNumbers) -> NDArray[np.bool_]:
+    """Hide target blocks (I-JEPA, Assran et al., 2023, section 3) and what is missing to the count around them: (B, N).
+
+    Four blocks of one size, each of 15 to 20 % of the patches at an aspect ratio of 0.75 to 1.5, lie anywhere and may
+    overlap; a context block of 85 to 100 % lies anywhere too. If the targets are fewer than the count, patches outside
+    of the context block are hidden, then those beside hidden ones, then others, in random order. If they are more, the
+    last block gives up its last rows, and so on.
+    """
+    count = _check_arguments(batch, grid, ratio)
+    height, width = grid
+    u = rng.random((batch, 3))
+    target_places = rng.random((batch, TARGETS, 2))
+    context_place = rng.random((batch, 1, 2))
+    chance = rng.random((batch, height, width))
+
+    target_size = _choose_block_sizes(grid, u[:, 0], u[:, 1], TARGET_SCALE, TARGET_ASPECT)
+    context_size = _choose_block_sizes(grid, u[:, 2], u[:, 2], CONTEXT_SCALE, (1, 1))
+    targets = _place_blocks(grid, target_size, target_places)
+    context = _place_blocks(grid, context_size, context_place)[:, 0]
+
+    is_target = targets.any(axis=1)
+    outside = ~context & ~is_target
+    near = _find_neighbours(is_target | outside)
+    row_by_row = np.arange(height * width).reshape(grid) / (height * width)
+    # Random numbers and places in row order are below 1, so that each kind of patch comes after all of the kind before.
+    score = TARGETS + 2 + chance
+    score[near] -= 1
+    score[outside] = TARGETS + chance[outside]
+    # a patch of several blocks belongs to the first of them
+    score = np.where(is_target, targets.argmax(axis=1) + row_by_row, score)
+    return mask_lowest(score.reshape(batch, -1), count)
+
+
 def mask_lowest(score: NDArray[Any], count: int) -> NDArray[np.bool_]:
     """Mask the ``count`` patches of the lowest score in each image: (B, N) -> (B, N)."""
     mask = np.zeros(score.shape, np.bool_)
@@ -133,14 +182,48 @@ def _choose_lattice(height: int, width: int, share: float) -> tuple[int, int]:
 
 def _fill_mask(mask: NDArray[np.bool_], count: int, chance: NDArray[np.float64]) -> NDArray[np.bool_]:
     """Add patches to ``mask`` (B, h, w), those beside it first, then by ``chance``, up to the exact count: (B, N)."""
+    # Random numbers lie in [0, 1): masked patches come first, then those beside them, then the others.
+    score = chance - _find_neighbours(mask) - 2.0 * mask
+    return mask_lowest(score.reshape(len(mask), -1), count)
+
+
+def _find_neighbours(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Return a mask of the patches beside those of ``mask`` (B, h, w), which may be some of them."""
     near = np.zeros_like(mask)
     near[:, 1:] |= mask[:, :-1]
     near[:, :-1] |= mask[:, 1:]
     near[:, :, 1:] |= mask[:, :, :-1]
     near[:, :, :-1] |= mask[:, :, 1:]
-    # Random numbers lie in [0, 1): masked patches come first, then those beside them, then the others.
-    score = chance - near - 2.0 * mask
-    return mask_lowest(score.reshape(len(mask), -1), count)
+    return near
+
+
+def _choose_block_sizes(
+    grid: tuple[int, int],
+    area_chance: NDArray[np.float64],
+    aspect_chance: NDArray[np.float64],
+    scale: tuple[float, float],
+    aspects: tuple[float, float],
+) -> NDArray[np.int64]:
+    """Choose the height and width of a block for each image by I-JEPA's rule, from two random numbers (B,): (B, 2)."""
+    height, width = grid
+    area = np.floor(height * width * (scale[0] + area_chance * (scale[1] - scale[0])))
+    aspect = aspects[0] + aspect_chance * (aspects[1] - aspects[0])
+    # smaller than the grid on each side, as published, but not empty
+    h = np.rint(np.sqrt(area * aspect)).clip(1, max(1, height - 1))
+    w = np.rint(np.sqrt(area / aspect)).clip(1, max(1, width - 1))
+    return np.stack([h, w], axis=1).astype(np.int64)
+
+
+def _place_blocks(grid: tuple[int, int], size: NDArray[np.int64], places: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Place k blocks of ``size`` (B, 2) in each image, by random numbers ``places`` (B, k, 2): masks (B, k, h, w)."""
+    corner = np.floor(places * (np.array(grid) - size + 1)[:, None])
+    top = corner[:, :, 0, None, None]
+    left = corner[:, :, 1, None, None]
+    h = size[:, 0, None, None, None]
+    w = size[:, 1, None, None, None]
+    row = np.arange(grid[0])[:, None]
+    column = np.arange(grid[1])
+    return (row >= top) & (row < top + h) & (column >= left) & (column < left + w)
 
 
 def _check_arguments(batch: int, grid: tuple[int, int], ratio: float) -> int:

@@ -119,7 +119,7 @@ def test_a_section_given_in_part_keeps_the_other_defaults_of_its_recipe():
         (["mask.source=ema"], "mask.source ema needs optim.ema_decay, for example 0.9999"),
         (
             ["masking=blocks"],
-            "masking: should be 'random', 'grid', 'block', 'large_block', 'attmask_high', 'attmask_hint', "
+            "masking: should be 'random', 'grid', 'block', 'large_block', 'ijepa', 'attmask_high', 'attmask_hint', "
             "'attmask_low', 'mst', 'epm', 'evolved', 'shallow' or 'deep', not 'blocks'",
         ),
         (["optim.base_lr=fast"], "optim.base_lr: should be a number, not 'fast'"),

@@ -83,6 +83,14 @@ def test_mask_units_and_how_many_are_hidden(overrides, side, units, hidden):
         ),
         (["objective=feature", "optim.ema_decay=null"], "model.teacher ema needs optim.ema_decay, for example [0.996"),
         (["objective=feature", "model.teacher_blocks=13"], "model.teacher_blocks 13: vit_base has 12 blocks"),
+        (
+            ["masking=ijepa", "mask.ratio=0.1"],
+            "mask.ratio 0.1: masking ijepa hides blocks of up to a fifth of the image",
+        ),
+        (
+            ["masking=ijepa", "image_size=96"],
+            "mask.ratio 0.75 leaves 9 of 36 units visible, and masking ijepa needs 10; take a smaller mask.ratio",
+        ),
         (["mask.source=teacher"], "mask.source teacher: objective mae has none; take online or ema"),
         (["objective=beit", "mask.source=teacher"], "mask.source teacher: objective beit has none; take online or ema"),
         *[

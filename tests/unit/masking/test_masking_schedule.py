@@ -138,7 +138,7 @@ def streams(count, views=1, seed=3):
     return MaskStreams((seed,), range(count), views)
 
 
-STATIC = ["random", "grid", "block", "large_block"]
+STATIC = ["random", "grid", "block", "large_block", "ijepa"]
 BY_CLASS_TOKEN = {
     "attmask_high": attmask_high, "attmask_hint": attmask_hint, "attmask_low": attmask_low, "mst": mst_mask
 }  # fmt: skip
@@ -210,9 +210,8 @@ def test_masker_by_parts(mode):
 
 
 def test_maskers_name_what_is_wrong():
-    known = (
-        "random, grid, block, large_block, attmask_high, attmask_hint, attmask_low, mst, epm, evolved, shallow, deep"
-    )
+    known = "random, grid, block, large_block, ijepa, "
+    known += "attmask_high, attmask_hint, attmask_low, mst, epm, evolved, shallow, deep"
     with pytest.raises(ValueError, match=f"masking must be one of {known}, not 'x'"):
         make_masker("x", MaskConfig(), (6, 6))
     for masking, sees, seen in (

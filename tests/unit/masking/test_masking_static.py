@@ -10,9 +10,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from ehm.masking import block_mask, grid_mask, large_block_mask, random_mask
+from ehm.masking import block_mask, grid_mask, large_block_mask, multi_block_mask, random_mask
 
-ALL = [random_mask, grid_mask, block_mask, large_block_mask]
+ALL = [random_mask, grid_mask, block_mask, large_block_mask, multi_block_mask]
 
 
 @pytest.mark.parametrize("draw", ALL)
@@ -27,7 +27,7 @@ def test_every_image_masks_exactly_the_count(draw, batch, grid, ratio, seed):
     mask = draw(batch, grid, ratio, np.random.default_rng(seed))
     assert mask.shape == (batch, grid[0] * grid[1])
     assert mask.dtype == np.bool_
-    assert (mask.sum(axis=1) == round(ratio * grid[0] * grid[1])).all()
+    assert (mask.sum(axis=1) == round(ratio * (grid[0] * grid[1]))).all()
     np.testing.assert_array_equal(mask, draw(batch, grid, ratio, np.random.default_rng(seed)))
 
 
@@ -155,3 +155,77 @@ def test_small_grids_end():
         for ratio in (0.05, 0.5, 0.95):
             block_mask(3, grid, ratio, np.random.default_rng(0))
             large_block_mask(3, grid, ratio, np.random.default_rng(0))
+            multi_block_mask(3, grid, ratio, np.random.default_rng(0))
+
+
+def ijepa_size(height, width, scale, aspects, rng):
+    """The size of a block as in facebookresearch/ijepa, src/masks/multiblock.py."""
+    area = int(height * width * rng.uniform(*scale))
+    aspect = rng.uniform(*aspects)
+    h, w = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+    return min(h, height - 1), min(w, width - 1)
+
+
+def ijepa(count, height, width, rng):
+    """The targets of a batch of images, and its contexts before they are cut to the smallest: (B, h, w) each."""
+    size = ijepa_size(height, width, (0.15, 0.2), (0.75, 1.5), rng)
+    context_size = ijepa_size(height, width, (0.85, 1), (1, 1), rng)
+
+    def place(size):
+        top, left = rng.randint(0, height - size[0]), rng.randint(0, width - size[1])
+        block = np.zeros((height, width), bool)
+        block[top : top + size[0], left : left + size[1]] = True
+        return block
+
+    targets = np.stack([np.any([place(size) for _ in range(4)], axis=0) for _ in range(count)])
+    contexts = np.stack([place(context_size) for _ in range(count)]) & ~targets
+    return targets, contexts
+
+
+def test_target_blocks_have_ijepas_sizes():
+    sizes = set()
+    for area in range(29, 40):  # 15 to 20 % of 196
+        for aspect in np.linspace(0.75, 1.5, 200):
+            sizes.add((round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))))
+    found = set()
+    for image in multi_block_mask(300, (14, 14), 0.25, np.random.default_rng(0)).reshape(-1, 14, 14):
+        whole = set()
+        for size in sizes:
+            if np.lib.stride_tricks.sliding_window_view(image, size).all(axis=(2, 3)).any():
+                whole.add(size)
+        assert whole, image  # at least the first block is there as a whole
+        found.add(max(whole))
+    assert len(found) > 0.6 * len(sizes)
+
+
+def test_a_first_block_lies_where_ijepa_places_it():
+    rng = random.Random(0)
+    theirs = np.zeros((4000, 196), bool)
+    for row in theirs:
+        h, w = ijepa_size(14, 14, (0.15, 0.2), (0.75, 1.5), rng)
+        top, left = rng.randint(0, 14 - h), rng.randint(0, 14 - w)
+        block = [14 * y + x for y in range(top, top + h) for x in range(left, left + w)]
+        row[block[:25]] = True  # the published code cuts to the first patches, too
+    ours = multi_block_mask(4000, (14, 14), 25 / 196, np.random.default_rng(0))
+    np.testing.assert_allclose(ours.mean(axis=0), theirs.mean(axis=0), atol=0.04)
+
+
+def test_four_blocks_overlap_as_those_of_ijepa():
+    rng = random.Random(0)
+    theirs = np.concatenate([ijepa(16, 14, 14, rng)[0] for _ in range(100)])
+    ours = multi_block_mask(1600, (14, 14), theirs.mean(), np.random.default_rng(0)).reshape(-1, 14, 14)
+    # an exact count cuts large targets, and adds patches of the border, outside of the context, to small ones
+    middle = np.s_[:, 5:9, 5:9]
+    assert ours[middle].mean() == pytest.approx(theirs[middle].mean(), abs=0.08)
+    assert edges(ours).mean() == pytest.approx(edges(theirs).mean(), rel=0.3)
+
+
+def test_the_default_ratio_shows_as_much_as_ijepa_and_within_its_context():
+    rng = random.Random(0)
+    # the published code cuts the contexts of a batch to the smallest
+    smallest = [ijepa(128, 14, 14, rng)[1].sum(axis=(1, 2)).min() for _ in range(10)]
+    assert np.mean(smallest) / 196 == pytest.approx(0.25, abs=0.04)
+    visible = ~multi_block_mask(500, (14, 14), 0.75, np.random.default_rng(0)).reshape(-1, 14, 14)
+    # the context block is smaller than the grid on each side, unless the targets alone are nearly as many as the count
+    sides = [np.ptp(np.flatnonzero(image.any(axis=axis))) + 1 for image in visible for axis in (0, 1)]
+    assert np.mean([side <= 13 for side in sides]) > 0.98
