@@ -321,6 +321,15 @@ def test_a_configuration_beside_the_weights_runs_nothing(tmp_path):
     assert not (tmp_path / "owned").exists()
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_a_torchscript_program_is_refused_by_its_name(tmp_path):
+    """OpenAI's files of CLIP are such programs."""
+    torch.jit.trace(torch.nn.Linear(2, 2), torch.ones(1, 2)).save(str(tmp_path / "ViT-B-32.pt"))
+    with pytest.raises(CheckpointError, match="TorchScript program, as OpenAI's files of CLIP do") as said:
+        read_arrays(tmp_path / "ViT-B-32.pt")
+    assert "weights_only" not in str(said.value)
+
+
 def test_what_does_not_fit_is_one_sentence(files, tmp_path):
     vit, swin_file = (str(files[name][0]) for name in ("simmim_vit", "simmim_swin"))
     with pytest.raises(ConfigError, match="pool token: a Swin has no class token; set pool to avg"):
