@@ -37,11 +37,15 @@ BY_SALIENCY = ("attmask_high", "attmask_hint", "attmask_low", "mst")
 def count_pretraining(config: TrainConfig) -> int:
     """Count the operations of one image that is masked ``mask.views`` times."""
     targets: dict[str, torch.Tensor] = {}
+    objective = None
     if config.objective == "beit":  # without a tokenizer, whose own operations are not counted
         model = build_beit(config, VOCABULARY)
         targets = {"visual_tokens": torch.zeros(1, config.spec.patches, dtype=torch.int64)}
     else:
-        model = create_objective(config, torch.device("cpu")).build_model()
+        objective = create_objective(config, torch.device("cpu"))
+        model = objective.build_model()
+        # an average has the sizes of the model
+        objective.teacher = objective.build_teacher(model, model)
     units = config.units[0] * config.units[1]
     masks = np.tile(np.arange(units) < round(config.masks.ratio * units), (config.mask.views, 1))
     parts = split_mask(spread_mask(masks, config.units, config.unit // config.spec.stride))
@@ -53,6 +57,8 @@ def count_pretraining(config: TrainConfig) -> int:
                 model.compute_similarity(tokens.detach(), config.mask.blocks)
             if config.masking in BY_SALIENCY:
                 model.compute_saliency(tokens.detach())
+        if objective is not None:
+            targets = objective.targets(images)
         model(images, *(torch.from_numpy(part) for part in parts), tokens, **targets).backward()
     return int(counter.get_total_flops())
 

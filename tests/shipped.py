@@ -18,22 +18,25 @@ def kind(name):
     return next((KINDS[word] for part in parts for word in KINDS if part.startswith(word)), TrainConfig)
 
 
-def tiny_training(config, tokenizer):
+def tiny_training(config, tokenizer, init=None):
     """``config`` with narrow, shallow networks and small images; objective, masking and schedule stay.
 
-    ``tokenizer`` is in place of BEiT's.
+    ``tokenizer`` is in place of BEiT's, and ``init`` in place of the weights that it begins with.
     """
+    # patches of 14 pixels are no multiple of 4
+    scale = SCALE if config.patch_size % SCALE == 0 else 2
     swin = isinstance(config.spec, SwinSpec)
     stages = (1,) * len(config.spec.depths) if swin else 2
     values = config.model_dump() | {"encoder": "swin_tiny" if swin else "vit_tiny"}
-    values["image_size"] = tuple(side // SCALE for side in config.image_size)
-    values["patch_size"] = config.patch_size // SCALE
-    values["model"] |= {"width": 8, "depth": stages, "heads": stages}
+    values["image_size"] = tuple(side // scale for side in config.image_size)
+    values["patch_size"] = config.patch_size // scale
+    values["model"] |= {"init": init, "width": 8, "depth": stages, "heads": stages}
     values["model"] |= {"decoder_width": 8, "decoder_depth": 1, "decoder_heads": 2}
     values["model"] |= {"tokenizer": str(tokenizer)} if config.objective == "beit" else {}
     values["mask"] |= {"blocks": min(config.mask.blocks, 2)}
-    values["mask"] |= {"unit": config.mask.unit and config.mask.unit // SCALE}
+    values["mask"] |= {"unit": config.mask.unit and config.mask.unit // scale}
     values["optim"] |= {"batch_size": 2, "accumulate": 1, "dtype": "float32", "epochs": 10, "warmup_epochs": 1}
+    values["optim"] |= {"steps": None, "warmup_steps": None}
     return TrainConfig.model_validate(values)
 
 

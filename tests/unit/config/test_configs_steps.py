@@ -10,6 +10,7 @@ from shipped import kind, tiny_classifier, tiny_embedder, tiny_segmenter, tiny_t
 from ehm import backends
 from ehm.config import (
     FinetuneConfig,
+    ModelSource,
     RetrievalConfig,
     SegmentationConfig,
     TokenizerConfig,
@@ -18,6 +19,8 @@ from ehm.config import (
     shipped_configs,
 )
 from ehm.masking import make_masker
+from ehm.models.pretraining import adopt_encoder
+from ehm.storage.checkpoint import save_checkpoint
 from ehm.training.schedule import compute_learning_rate
 
 TRAINING = [name for name in shipped_configs() if kind(name) is TrainConfig]
@@ -45,10 +48,25 @@ def step(config):
     return mask, float(learner.train_step(batch, mask, rate(config.optim), 0.05)["loss"])
 
 
+def save_untrained(config, folder):
+    """Save a tiny encoder of the form of ``config``, for its recipe to begin with."""
+    model = config.model.model_copy(update={"teacher": "ema"})
+    optim = config.optim.model_copy(update={"ema_decay": 0.9})
+    tiny = tiny_training(config.model_copy(update={"model": model, "optim": optim}), None)
+    metadata = {"kind": "pretrain", "step": 0, "config": tiny.model_dump(mode="json")}
+    return str(save_checkpoint(folder, backends.get("cpu").create_learner(tiny).state(), metadata))
+
+
 @pytest.mark.parametrize("name", TRAINING)
-def test_it_pretrains(name, tokenizer):
+def test_it_pretrains(name, tokenizer, tmp_path):
     config = load_config(TrainConfig, name)
-    tiny = tiny_training(config, tokenizer)
+    init = None
+    if config.awaits_encoder:
+        # the published network without its weights, which tells whether the recipe suits it
+        source = ModelSource(init=config.model.init.partition(".")[0] + "?pretrained=false")
+        config, _ = adopt_encoder(config, backends.get("cpu").open_weights(source))
+        init = save_untrained(config, tmp_path)
+    tiny = tiny_training(config, tokenizer, init)
     assert (tiny.units, tiny.spec.grid) == (config.units, config.spec.grid)
     mask, loss = step(tiny.model_dump_json())
     units = math.prod(config.units)
