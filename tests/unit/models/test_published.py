@@ -321,7 +321,7 @@ def test_a_configuration_beside_the_weights_runs_nothing(tmp_path):
     assert not (tmp_path / "owned").exists()
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
 def test_a_torchscript_program_is_refused_by_its_name(tmp_path):
     """OpenAI's files of CLIP are such programs."""
     torch.jit.trace(torch.nn.Linear(2, 2), torch.ones(1, 2)).save(str(tmp_path / "ViT-B-32.pt"))
