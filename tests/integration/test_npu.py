@@ -28,12 +28,18 @@ SIMULATED = Path(__file__).parents[1] / "simulated"
 CLOSE = {"rtol": 1e-5, "atol": 1e-6}
 
 PRETRAIN = {**RUN, **TINY}
+ENCODER_KEYS = ("encoder", "patch_size", "model.width", "model.depth", "model.heads")
 EVERYTHING = {
     "mask.build": "device",
     "optim.accumulate": 2,
     "optim.clip_grad": 1,
     "optim.ema_decay": 0.9,
     "run.grad_checkpointing": "true",
+}
+GOING_ON = {
+    **{key: value for key, value in PRETRAIN.items() if key not in ENCODER_KEYS},
+    "objective": "mae",
+    "image_size": 64,
 }
 FEATURE = {"objective": "feature", "optim.base_lr": 0.02, "optim.ema_decay": "[0.9, 1]"}
 COMMANDS = """
@@ -122,6 +128,8 @@ def commands(device, out, pictures):
         command(
             "finetune", device, out / "retrieval", {**task, **RETRIEVAL, "benchmark": pictures}, "--task=retrieval"
         ),
+        # rotations of the visible patches alone, in the encoder that the weights bring along
+        command("train", device, out / "rotary_pretrain", {**GOING_ON, **source, **rotary}),
         command("finetune", device, out / "rotary", {**task, **rotary}),
         # images of any size, for which angles are computed on the device; large steps would let rounding grow
         command(
@@ -149,7 +157,7 @@ LOWER = {
 }
 RETRIEVAL = {"dim": 16, "scales": "[0.75, 1]", "data.layout": "folder", "optim.steps": "null"}
 RUNS = [*MASKINGS, "everything", "feature", "adapted", "resumed", "finetune", "segmentation", "probe", "retrieval"]
-RUNS += ["rotary", "rotary_maps"]
+RUNS += ["rotary", "rotary_maps", "rotary_pretrain"]
 
 
 @pytest.fixture(scope="module")
@@ -185,7 +193,13 @@ def test_losses_and_weights_are_those_of_the_cpu(runs, name):
     for arrays, references in ((first.model, second.model), (first.optimizer, second.optimizer)):
         assert arrays.keys() == references.keys()
         for key in references:
-            np.testing.assert_allclose(arrays[key], references[key], err_msg=key, **CLOSE)
+            array, reference = without_key_bias(key, arrays[key]), without_key_bias(key, references[key])
+            np.testing.assert_allclose(array, reference, err_msg=key, **CLOSE)
+
+
+def without_key_bias(key, array):
+    """The bias of keys changes no attention: its gradient is rounding, of which Adam makes steps of any sign."""
+    return np.delete(array, np.arange(len(array) // 3, len(array) * 2 // 3)) if key.endswith("qkv.bias") else array
 
 
 def test_hierarchies_of_a_rotary_vit_are_those_of_the_cpu(runs):
@@ -235,8 +249,8 @@ def test_the_host_waits_only_where_it_reads(runs):
 
 
 def test_lower_precision_trains_too(runs):
-    reference = losses(runs["npu"] / "evolved")
     for name in LOWER:
+        reference = losses(runs["npu"] / ("feature" if name == "feature" else "evolved"))
         np.testing.assert_allclose(losses(runs["lower"] / name)[:3], reference[:3], rtol=0.02)
     rows = recorded(runs["lower"])
     assert {"bfloat16", "float16"} <= {dtype for row in rows if row.operator == "mm" for dtype in row.dtypes}
