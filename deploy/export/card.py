@@ -8,20 +8,22 @@ from typing import Any
 import yaml
 
 from ehm.config import ExportConfig
-from ehm.deploy.bundle.manifest import Manifest, ModelRecord
-from ehm.deploy.export.training_history import describe_training, name_source, read_runs
+from ehm.deploy.bundle.manifest import Manifest, ModelRecord, Source
 from ehm.deploy.predict.handler import Handler
 from ehm.deploy.predict.registry import create_handler
 from ehm.storage.writing import write_text
+from ehm.training.history import (
+    UNSTATED,
+    describe_runs,
+    find_data_license,
+    list_datasets,
+    list_maskings,
+    name_source,
+    read_runs,
+)
 
 __all__ = ["write_card"]
 
-_UNSTATED = "not stated"
-_ELPV = (
-    "[CC BY-NC-SA 4.0](https://creativecommons.org/licenses/by-nc-sa/4.0/), for non-commercial use, of elpv-dataset "
-    "(Buerhop-Lutz et al. 2018, Deitsch et al. 2019 and 2021)"
-)
-"""The licence of the photographs that ehm takes if no others are named."""
 _FEW = 20
 """Classes that are named one by one."""
 
@@ -35,9 +37,9 @@ def write_card(manifest: Manifest, config: ExportConfig, path: Path) -> None:
     runs = read_runs(manifest.source.checkpoint)
     handler = create_handler(manifest)
     training = []
-    for line in describe_training(manifest.source, runs):
+    for line in _describe_training(manifest.source, runs):
         training.append(f"- {line}")
-    licences = f"- model: {config.license or _UNSTATED}\n- data: {config.data_license or _find_data_license(runs)}"
+    licences = f"- model: {config.license or UNSTATED}\n- data: {config.data_license or find_data_license(runs)}"
     sections = {
         f"# {handler.card.title}": _describe_network(manifest),
         "## Training": "\n".join(training),
@@ -56,19 +58,12 @@ def write_card(manifest: Manifest, config: ExportConfig, path: Path) -> None:
 
 def _front_matter(handler: Handler, config: ExportConfig, runs: list[dict[str, Any]]) -> dict[str, Any]:
     """Return the keys that the Hub reads."""
-    maskings = set()
-    sources = []
-    for run in runs:
-        source = name_source(run["config"]["data"]["source"])
-        if source not in sources:
-            sources.append(source)
-        if run["kind"] == "pretrain":
-            maskings.add(run["config"]["masking"])
+    sources = list_datasets(runs)
     front: dict[str, Any] = {
         "license": config.license or "unknown",
         "library_name": "ehm",
         "pipeline_tag": handler.card.hub_tag,
-        "tags": ["onnx", "vision", *sorted(maskings)],
+        "tags": ["onnx", "vision", *list_maskings(runs)],
     }
     if sources:
         front["datasets"] = sources
@@ -88,6 +83,14 @@ def _describe_network(manifest: Manifest) -> str:
     return f"{text}\n\nIts {len(manifest.labels)} classes: {names}."
 
 
+def _describe_training(source: Source, runs: list[dict[str, Any]]) -> list[str]:
+    """Return a sentence for each of ``runs``, newest first, and one about what came before them."""
+    if runs:
+        return describe_runs(runs)
+    what = f"a model of timm's, {source.checkpoint}" if source.kind == "timm" else "a file"
+    return [f"The weights come from {what}, which says nothing of its training (SHA-256 {source.sha256})."]
+
+
 def _describe_metrics(manifest: Manifest, runs: list[dict[str, Any]]) -> str:
     metrics = (runs[0].get("metrics") if runs else None) or {}
     rows = []
@@ -103,17 +106,6 @@ def _describe_metrics(manifest: Manifest, runs: list[dict[str, Any]]) -> str:
         figure = "balanced_accuracy" if runs[0]["kind"] == "classifier" else next(iter(metrics))
         text += f"; it was chosen for its {figure.replace('_', ' ')} on the same ones, which flatters it"
     return "\n".join([f"{text}:\n", "| | |", "|---|---|", *rows])
-
-
-def _find_data_license(runs: list[dict[str, Any]]) -> str:
-    """Return the licence of ELPV's photographs, which is known, even if they are not the only ones; else none."""
-    elpv = []
-    for run in runs:
-        data = run["config"]["data"]
-        elpv.append("elpv" in (data["source"], data["layout"]))
-    if not any(elpv):
-        return _UNSTATED
-    return _ELPV if all(elpv) else f"{_ELPV}; of the others {_UNSTATED}"
 
 
 def _describe_tensors(handler: Handler) -> str:

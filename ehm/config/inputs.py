@@ -80,11 +80,15 @@ class InputSpec:
         values = asdict(self)
         return values | {"mean": list(self.mean), "std": list(self.std)}
 
+    def crop_share(self, image_size: tuple[int, int]) -> float:
+        """Return the size of the crop as a share of the size that an image is resized to, for a crop of this size."""
+        if self.crop_pct is not None:
+            return self.crop_pct
+        return TIMM_CROP_PCT if max(image_size) <= LARGEST_CROPPED else 1.0
+
     def resize_target(self, image_size: tuple[int, int]) -> tuple[int, int]:
         """Return the height and width in pixels that an image is resized to, before ``image_size`` is cut from it."""
-        share = self.crop_pct
-        if share is None:
-            share = TIMM_CROP_PCT if max(image_size) <= LARGEST_CROPPED else 1.0
+        share = self.crop_share(image_size)
         height, width = image_size
         return math.floor(height / share), math.floor(width / share)
 

@@ -3,6 +3,7 @@
     encoder   JSON: family, sizes and heads (:func:`ehm.models.shapes.spec_to_json`), and grid, norm and activation
     inputs    JSON: mean, std, crop_pct, crop_mode, interpolation (:class:`ehm.config.inputs.InputSpec`)
     mean, std JSON: these two once more, for the versions that read nothing else
+    labels    JSON: the names of a classifier's classes, if there is one, and pool, what it sees
 
 Files of older versions have ``mean`` and ``std`` alone, files of others none of these; timm's folders from the Hugging
 Face Hub have a ``config.json`` beside the weights instead.
@@ -11,10 +12,10 @@ Face Hub have a ``config.json`` beside the weights instead.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from safetensors import SafetensorError, safe_open
 
@@ -22,6 +23,7 @@ from ehm.config.encoders import PLAIN, EncoderSpec, VitSpec
 from ehm.config.inputs import InputSpec
 from ehm.errors import CheckpointError
 from ehm.models.shapes import spec_from_json, spec_to_json
+from ehm.models.weights import Pool
 from ehm.storage.reading import shorten
 
 __all__ = ["FileFacts", "encoder_metadata", "read_facts"]
@@ -37,12 +39,21 @@ class FileFacts:
 
     spec: EncoderSpec | None = None
     inputs: InputSpec | None = None
+    labels: tuple[str, ...] = ()
+    pool: Pool | None = None
 
 
-def encoder_metadata(spec: EncoderSpec, inputs: InputSpec) -> dict[str, str]:
-    """Return the metadata of a file that holds an encoder of ``spec`` under timm's names."""
+def encoder_metadata(
+    spec: EncoderSpec, inputs: InputSpec, labels: Sequence[str] = (), pool: Pool = "avg"
+) -> dict[str, str]:
+    """Return the metadata of a file that holds an encoder of ``spec`` under timm's names.
+
+    With ``labels`` it holds a classifier too, which sees what ``pool`` says.
+    """
     values = inputs.to_json()
+    classifier = {"labels": json.dumps(list(labels)), "pool": json.dumps(pool)} if labels else {}
     return {
+        **classifier,
         "encoder": json.dumps({**spec_to_json(spec), "grid": list(spec.grid), **_describe_layers(spec)}),
         "inputs": json.dumps(values),
         "mean": json.dumps(values["mean"]),
@@ -66,7 +77,11 @@ def read_facts(path: Path) -> FileFacts:
             values = json.loads(metadata["inputs"])
         else:
             values = {"mean": json.loads(metadata["mean"]), "std": json.loads(metadata["std"])}
-        return FileFacts(spec, InputSpec.from_mapping(values))
+        labels = tuple(map(str, json.loads(metadata.get("labels", "[]"))))
+        pool = json.loads(metadata.get("pool", "null"))
+        if pool not in (None, *get_args(Pool)):
+            raise ValueError(f"pool {pool!r} is unknown")
+        return FileFacts(spec, InputSpec.from_mapping(values), labels, pool)
     except (AttributeError, KeyError, TypeError, ValueError, ZeroDivisionError, RecursionError) as error:
         reason = shorten(str(error))
         raise CheckpointError(f"{path}: its metadata describe no encoder that this version knows: {reason}") from None

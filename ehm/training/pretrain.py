@@ -1,7 +1,7 @@
 """Pretraining with masked images, written once against the backend protocol: read it from top to bottom.
 
 A run's folder holds ``config.yaml``, ``metrics.jsonl``, ``tensorboard/``, ``checkpoints/`` and, at the end,
-``encoder.safetensors``, which ``timm.create_model`` loads.
+``encoder.safetensors``, beside ``encoder/`` and ``encoder_hf/``, which timm and transformers load by name.
 """
 
 from __future__ import annotations
@@ -24,11 +24,12 @@ from ehm.masking import make_masker
 from ehm.models.encoder_file import encoder_metadata
 from ehm.models.fitting import keep_encoder
 from ehm.models.pretraining import adopt_encoder, name_first_weights
-from ehm.models.weights import Weights
+from ehm.models.weights import Provenance, Weights
 from ehm.storage.arrays import split_average
 from ehm.storage.checkpoint import Checkpoint, checkpoint_path, open_checkpoint
 from ehm.storage.reading import hash_file
 from ehm.storage.writing import replace_file
+from ehm.training.encoder_folders import write_run_folders
 from ehm.training.loaders import make_train_loader
 from ehm.training.plan import RunPlan, check_plan, plan_run
 from ehm.training.progress import RunMeter, average_over_processes
@@ -143,7 +144,7 @@ def _pretrain(run: Run[TrainConfig]) -> TrainResult:
     assert saved is not None  # a run has at least one step, and its last one is saved
     encoder = None
     if plan.last == plan.total:  # a run that stops early has no final encoder, and goes on by --resume
-        encoder = _write_encoder(run, learner)
+        encoder = _write_encoder(run, learner, saved)
     print_unreadable(loader.unreadable, processes)
     _print_result(run.folder, saved, encoder)
     return TrainResult(run.folder, saved, encoder, plan.last, loss)
@@ -208,14 +209,15 @@ def _check_companions(config: TrainConfig, start: Checkpoint, companions: Mappin
         )
 
 
-def _write_encoder(run: Run[TrainConfig], learner: Learner) -> Path:
+def _write_encoder(run: Run[TrainConfig], learner: Learner, checkpoint: Path) -> Path:
     """Write ``encoder.safetensors`` (and ``encoder_ema``, if there is an average): timm's names, the encoder alone.
 
-    Its metadata say what the encoder is and how its images are prepared (:mod:`ehm.models.encoder_file`). All processes
-    call this.
+    Its metadata say what the encoder is and how its images are prepared (:mod:`ehm.models.encoder_file`). Folders that
+    others load by name hold the same encoder. All processes call this, behind the run's last ``checkpoint``.
     """
     config = run.config
-    metadata = encoder_metadata(config.spec, InputSpec(config.data.mean, config.data.std))
+    inputs = InputSpec(config.data.mean, config.data.std)
+    metadata = encoder_metadata(config.spec, inputs)
     state = learner.state()  # all processes take part, which may share the parameters
     _, averaged = split_average(state.optimizer)
     for name, arrays in (("encoder", state.model), ("encoder_ema", averaged)):
@@ -223,7 +225,12 @@ def _write_encoder(run: Run[TrainConfig], learner: Learner) -> Path:
         if kept and run.is_main_process:
             with replace_file(run.folder / f"{name}.safetensors") as temporary:
                 save_file(kept, temporary, metadata)
-    return run.folder / "encoder.safetensors"
+    path = run.folder / "encoder.safetensors"
+    if run.is_main_process:
+        encoder = keep_encoder(state.model, config.spec.blocks)
+        weights = Weights(encoder, Provenance(str(path), "pretrain", inputs=inputs), config.spec)
+        write_run_folders(run, weights, checkpoint, path)
+    return path
 
 
 def _print_start(run: Run[TrainConfig], source: Source, plan: RunPlan, notes: Sequence[str]) -> None:

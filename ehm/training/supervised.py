@@ -1,7 +1,8 @@
 """Supervised training, written once for every task and backend: read it from top to bottom.
 
 A run's folder holds ``config.yaml``, ``metrics.jsonl``, ``tensorboard/``, ``checkpoints/`` (the newest), ``best/`` (the
-one of the highest score) and, at the end, ``metrics.json``.
+one of the highest score) and, at the end, ``metrics.json`` and the encoder in ``encoder/`` and ``encoder_hf/``, which
+timm and transformers load by name.
 """
 
 from __future__ import annotations
@@ -16,8 +17,10 @@ from ehm.config import TaskConfig
 from ehm.config.inputs import describe_inputs
 from ehm.console import console
 from ehm.data.subset import Subset
-from ehm.storage.checkpoint import newest_checkpoint
+from ehm.models.opening import take_weights
+from ehm.storage.checkpoint import newest_checkpoint, open_checkpoint
 from ehm.storage.writing import write_json
+from ehm.training.encoder_folders import write_run_folders
 from ehm.training.plan import RunPlan, check_plan, plan_run
 from ehm.training.progress import RunMeter
 from ehm.training.run import Run, print_unreadable
@@ -135,6 +138,7 @@ def train_task(task: Task[Any, R], run: Run[Any], title: str) -> TaskResult[R]:
     print_unreadable(task.unreadable, run.processes)
     if run.is_main_process:
         _write_metrics(run.folder, task.val, report, saved, best, best_score)
+        write_run_folders(run, take_weights(open_checkpoint(saved)), saved)
     return TaskResult(run.folder, saved, best, report)
 
 

@@ -3,6 +3,7 @@
 import numpy as np
 import onnxruntime
 import pytest
+import timm
 import torch
 from PIL import Image
 from safetensors.torch import load_file
@@ -218,3 +219,18 @@ def test_pictures_show_the_mask_units_of_the_run(kind, run, pictures, tmp_path):
         return
     with pytest.raises(ConfigError, match="attention needs a ViT with one class token"):
         inspect("attention", files, checkpoint=run.out, out=tmp_path)
+
+
+@torch.inference_mode()
+def test_the_folders_of_a_run_load_by_name(kind, run, classifier):
+    transformers = pytest.importorskip("transformers")
+    for out in (run.out, classifier.out):
+        theirs = timm.create_model(f"local-dir:{out / 'encoder'}", pretrained=True).eval()(PIXELS)
+        if out == run.out:
+            encoder = transformers.AutoModel.from_pretrained(out / "encoder_hf").eval()
+            outputs = encoder(PIXELS)
+            features = outputs.pooler_output if kind == "swin" else outputs.last_hidden_state[:, 1:].mean(dim=1)
+        else:
+            encoder = transformers.AutoModelForImageClassification.from_pretrained(out / "encoder_hf").eval()
+            features = encoder(PIXELS).logits
+        torch.testing.assert_close(features, theirs, rtol=1e-5, atol=1e-5)

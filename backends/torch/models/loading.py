@@ -14,7 +14,7 @@ import hashlib
 import pickle
 import re
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -51,6 +51,8 @@ _TRAINING_STATE = ("optimizer", "opt", "scaler", "lr_scheduler", "scheduler")
 _DEEPEST = 8
 """Most sections within each other that are read; a program's network lies in the third at most."""
 _TIMM = "timm:"
+_TOLD = ("fixed_input_size", "first_conv", "classifier")
+"""Keys of timm's ``pretrained_cfg`` that describe a network, and not how it was trained."""
 
 
 def load_model(
@@ -84,7 +86,7 @@ def load_model(
     if weights.timm is not None:
         model = _create_timm_model(weights.timm, False, source, classes, weights.image_size)
         size = source.image_size or weights.image_size or (224, 224)
-        architecture = {"family": "timm", "name": weights.timm, "image_size": list(size)}
+        architecture = _describe_network(model, weights.timm, size)
         if repool:
             pool_as(model, pool, source.init)
     else:
@@ -224,7 +226,7 @@ def _load_from_timm(source: ModelSource, classes: int) -> LoadedModel:
         model = _create_timm_model(name, pretrained, source, classes, None)
     published = model.pretrained_cfg
     size = source.image_size or published["input_size"][1:]
-    architecture = {"family": "timm", "name": name, "image_size": list(size)}
+    architecture = _describe_network(model, name, size)
     weights = "with its published weights" if pretrained else "untrained"
     try:
         inputs = InputSpec.from_pretrained_cfg(published)
@@ -240,6 +242,12 @@ def _describe_built(spec: EncoderSpec, pool: Pool) -> EncoderSpec:
     if pool == "map" or not isinstance(spec, VitSpec) or not spec.form.attention_pool:
         return spec
     return replace(spec, form=spec.form.model_copy(update={"attention_pool": False}))
+
+
+def _describe_network(model: Any, name: str, size: Sequence[int]) -> dict[str, Any]:
+    """Return what checkpoints say of a network of timm's: its name, and what timm tells of it beside its weights."""
+    published = {key: model.pretrained_cfg[key] for key in _TOLD if key in model.pretrained_cfg}
+    return {"family": "timm", "name": name, "image_size": list(size), "pretrained_cfg": published}
 
 
 def _create_timm_model(

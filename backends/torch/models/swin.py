@@ -19,6 +19,7 @@ from torch.nn.functional import pad
 from ehm.backends.torch.models.adapters import effective_weight
 from ehm.backends.torch.models.attention import symmetrise
 from ehm.config.encoders import SwinSpec
+from ehm.models.timm_arguments import describe_swin
 
 __all__ = ["build_swin", "cell_attention", "first_blocks", "mean_cells", "stage_similarity", "window_attention"]
 
@@ -43,16 +44,7 @@ def build_swin(
 
 def swin_sizes(spec: SwinSpec, drop_path: float) -> dict[str, Any]:
     """Return the arguments of timm's class for ``spec``."""
-    return {
-        "img_size": spec.image_size,
-        "patch_size": spec.patch_size,
-        "embed_dim": spec.width,
-        "depths": spec.depths,
-        "num_heads": spec.heads,
-        "window_size": spec.window,
-        "mlp_ratio": spec.mlp_ratio,
-        "drop_path_rate": drop_path,
-    }
+    return {**describe_swin(spec), "drop_path_rate": drop_path}
 
 
 def window_attention(block: Any, tokens: Tensor) -> Tensor:

@@ -6,13 +6,14 @@ What a file does not say is taken from its family, and said in a note. What a co
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ehm.config import ModelSource
 from ehm.config.encoders import PLAIN, VIT_PRESETS, EncoderSpec
 from ehm.config.inputs import InputSpec
-from ehm.models.encoder_file import read_facts
+from ehm.models.encoder_file import FileFacts, read_facts
 from ehm.models.encoder_parts import refuse_foreign_parts
 from ehm.models.published.facts import Published, PublishedFacts
 from ehm.models.published.hub_folder import read_hub_folder
@@ -25,6 +26,9 @@ from ehm.storage.reading import hash_file
 
 __all__ = ["open_hub_folder", "open_weights_file"]
 
+_OWN_FILE = "model.safetensors"
+"""Name of the file of weights in the folder that a run ends with."""
+
 
 def open_weights_file(source: ModelSource, read_file: Callable[[Path], Arrays]) -> Weights:
     """Open the file ``source.init``: one of ours, which says what its encoder is, or one of others.
@@ -34,12 +38,9 @@ def open_weights_file(source: ModelSource, read_file: Callable[[Path], Arrays]) 
     """
     path = Path(source.init)
     facts = read_facts(path)
-    arrays = read_file(path)
     if facts.spec is not None:
-        arrays = to_float32(arrays)
-        refuse_foreign_parts(arrays, source.init)
-        check_positions(arrays, facts.spec, source.init)
-        return _assemble(arrays, facts.spec, facts.inputs or InputSpec(), str(path), hash_file(path))
+        return _open_own_file(path, str(path), facts, read_file)
+    arrays = read_file(path)
     published = convert_to_timm(arrays)
     arrays = to_float32(published.arrays)
     # before the sizes are read, which need not make sense for the encoder of another family
@@ -65,6 +66,12 @@ def open_hub_folder(source: ModelSource, path: Path, read_file: Callable[[Path],
 
     Raises CheckpointError as :func:`ehm.models.published.hub_folder.read_hub_folder` does.
     """
+    own_file = path / _OWN_FILE
+    if own_file.is_file():
+        facts = read_facts(own_file)
+        if facts.spec is not None:
+            # the folder of a run of ours, whose file says more than a config.json can
+            return _open_own_file(own_file, source.init, facts, read_file)
     folder = read_hub_folder(path, read_file)
     arrays = to_float32(folder.published.arrays)
     refuse_foreign_parts(arrays, source.init)
@@ -78,6 +85,19 @@ def open_hub_folder(source: ModelSource, path: Path, read_file: Callable[[Path],
             f"{list(inputs.std)} (data.mean, data.std)"
         )
     return _assemble(arrays, spec, inputs, source.init, folder.sha256, tuple(notes), folder.labels)
+
+
+def _open_own_file(path: Path, origin: str, facts: FileFacts, read_file: Callable[[Path], Arrays]) -> Weights:
+    """Open a file of ours, which says in its metadata what its encoder is."""
+    assert facts.spec is not None
+    arrays = to_float32(read_file(path))
+    refuse_foreign_parts(arrays, origin)
+    check_positions(arrays, facts.spec, origin)
+    inputs = facts.inputs or InputSpec()
+    weights = _assemble(arrays, facts.spec, inputs, origin, hash_file(path), labels=facts.labels)
+    if facts.pool is None:
+        return weights
+    return replace(weights, provenance=replace(weights.provenance, pool=facts.pool))
 
 
 def _describe_source(source: ModelSource, published: Published, model: HubModel) -> ModelSource:

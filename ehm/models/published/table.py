@@ -30,6 +30,9 @@ def convert_to_timm(arrays: Arrays) -> Published:
     converted = renamed | heads
     for step in layout.steps:
         converted = step(converted)
+    if "reg_token" in converted and not converted["reg_token"].size:
+        # transformers keeps the registers of an encoder that has none
+        del converted["reg_token"]
     notes: tuple[str, ...] = ()
     if aside or outside:
         notes = (f"left aside, as no part of the encoder: {count_left_aside(aside + outside)}",)

@@ -1,18 +1,32 @@
-"""The training behind an exported checkpoint, in sentences for its model card."""
+"""The training behind a checkpoint, back to the first weights, as model cards tell it."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-from ehm.deploy.bundle.manifest import Source
 from ehm.errors import CheckpointError
 from ehm.storage.checkpoint import open_checkpoint
 
-__all__ = ["describe_training", "name_source", "read_runs"]
+__all__ = [
+    "UNSTATED",
+    "describe_runs",
+    "find_base_model",
+    "find_data_license",
+    "list_datasets",
+    "list_maskings",
+    "name_source",
+    "read_runs",
+]
 
-_WEIGHT_FILES = ("encoder.safetensors", "model.safetensors")
-"""Files in the folder of a run or of a checkpoint, which name it as well."""
+UNSTATED = "not stated"
+_ELPV = (
+    "[CC BY-NC-SA 4.0](https://creativecommons.org/licenses/by-nc-sa/4.0/), for non-commercial use, of elpv-dataset "
+    "(Buerhop-Lutz et al. 2018, Deitsch et al. 2019 and 2021)"
+)
+"""The licence of the photographs that ehm takes if no others are named."""
+_WEIGHTS = ("encoder.safetensors", "model.safetensors", "encoder", "encoder_hf")
+"""Files and folders in that of a run or of a checkpoint, which name it as well."""
 _SCRATCH = (None, "scratch")
 
 
@@ -22,7 +36,7 @@ def read_runs(origin: str | None) -> list[dict[str, Any]]:
     seen: set[Path] = set()
     while origin not in _SCRATCH:
         path = Path(origin)
-        if path.name in _WEIGHT_FILES:
+        while path.name in _WEIGHTS:
             path = path.parent
         try:
             opened = open_checkpoint(path)
@@ -36,11 +50,8 @@ def read_runs(origin: str | None) -> list[dict[str, Any]]:
     return runs
 
 
-def describe_training(source: Source, runs: list[dict[str, Any]]) -> list[str]:
-    """Return a sentence for each of ``runs``, newest first, and one about what came before them."""
-    if not runs:
-        what = f"a model of timm's, {source.checkpoint}" if source.kind == "timm" else "a file"
-        return [f"The weights come from {what}, which says nothing of its training (SHA-256 {source.sha256})."]
+def describe_runs(runs: list[dict[str, Any]]) -> list[str]:
+    """Return a sentence for each of ``runs``, newest first and at least one, and one about what came before them."""
     lines = [_describe_run(run) for run in runs]
     init = runs[-1]["config"]["model"]["init"]
     if init in _SCRATCH:
@@ -48,6 +59,48 @@ def describe_training(source: Source, runs: list[dict[str, Any]]) -> list[str]:
     else:
         lines.append(f"Before that: {name_source(init)}.")
     return lines
+
+
+def find_base_model(runs: list[dict[str, Any]]) -> str | None:
+    """Return the name on the Hugging Face Hub of the published model that the oldest run began with, or None."""
+    if not runs:
+        return None
+    init = runs[-1]["config"]["model"]["init"] or ""
+    kind, _, name = init.partition(":")
+    if kind == "hf":
+        return str(name)
+    if kind == "timm":
+        name, _, option = name.partition("?")
+        # timm's weights have a tag, and a repository each
+        if "." in name and option != "pretrained=false":
+            return f"timm/{name}"
+    return None
+
+
+def find_data_license(runs: list[dict[str, Any]]) -> str:
+    """Return the licence of ELPV's photographs, which is known, even if they are not the only ones; else none."""
+    elpv = []
+    for run in runs:
+        data = run["config"]["data"]
+        elpv.append("elpv" in (data["source"], data["layout"]))
+    if not any(elpv):
+        return UNSTATED
+    return _ELPV if all(elpv) else f"{_ELPV}; of the others {UNSTATED}"
+
+
+def list_datasets(runs: list[dict[str, Any]]) -> list[str]:
+    """List the last names of the images that ``runs`` were trained on, without repetitions."""
+    sources = []
+    for run in runs:
+        source = name_source(run["config"]["data"]["source"])
+        if source not in sources:
+            sources.append(source)
+    return sources
+
+
+def list_maskings(runs: list[dict[str, Any]]) -> list[str]:
+    """List the maskings that ``runs`` were pretrained with, in the order of their names."""
+    return sorted({run["config"]["masking"] for run in runs if run["kind"] == "pretrain"})
 
 
 def name_source(path: str) -> str:
