@@ -12,7 +12,7 @@ worth. All read an image file, resize it and answer with the shares of the class
 same images the way it takes them: ehm and FastAPI as the body, LitServe in a form, mlserver in base64. Images are one
 of elpv-dataset's (PNG, 300 x 300) and the same enlarged to 1920 x 1440 as a JPEG, unless `--image` names others.
 
-The servers run all the time, and wrk takes them in turns, round after round. Figures are medians over the rounds, with
+The servers run all the time, and wrk takes them in turns, round after round, each once all of them are idle. Figures are medians over the rounds, with
 the lowest and the highest; a ratio compares ehm with another server in the same round. Processor time is that of the
 server's processes, user and system: it says what a request costs whatever else runs on the machine. It takes about
 five minutes.
@@ -29,8 +29,9 @@ import shutil
 import statistics
 import sys
 import tempfile
+import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +43,11 @@ PEERS = Path(__file__).parent / "peers"
 OURS = "ehm serve"
 WARM_UP = 1
 """Seconds that each server is warmed up."""
+IDLE_SHARE = 0.3
+"""Share of a core below which all servers together count as idle: LitServe's worker polls with a tenth of one."""
+IDLE_SECONDS = 0.3
+"""Seconds for which they have to be idle."""
+IDLE_TRIES = 60
 
 
 @dataclass(frozen=True)
@@ -139,6 +145,22 @@ def measure_contender(contender: Contender, request: Request, connections: int, 
     return found
 
 
+def wait_until_idle(contenders: Iterable[Contender]) -> None:
+    """Wait until no server works any more: some go on with the requests of clients that have left.
+
+    The next one would pay for it.
+    """
+    servers = [contender.server for contender in contenders]
+    used = sum(map(read_processor_seconds, servers))
+    for _ in range(IDLE_TRIES):
+        time.sleep(IDLE_SECONDS)
+        before = used
+        used = sum(map(read_processor_seconds, servers))
+        if used - before < IDLE_SHARE * IDLE_SECONDS:
+            return
+    raise SystemExit("a server does not come to rest")
+
+
 def compare_servers(args: argparse.Namespace) -> None:
     results: dict[tuple[str, int, str], list[dict[str, float]]] = defaultdict(list)
     with tempfile.TemporaryDirectory() as temporary:
@@ -156,6 +178,7 @@ def compare_servers(args: argparse.Namespace) -> None:
                 for image in images:
                     for connections in args.connections:
                         for name, contender in servers.items():
+                            wait_until_idle(servers.values())
                             found = measure_contender(contender, requests[image.name, name], connections, args.seconds)
                             results[image.name, connections, name].append(found)
                 print(f"round {round_ + 1} of {args.rounds} done", file=sys.stderr, flush=True)

@@ -21,6 +21,8 @@ import onnxruntime
 from numpy.typing import NDArray
 from onnx import GraphProto, ModelProto, NodeProto, helper, numpy_helper
 
+from ehm.deploy.export.graphs.nodes import remove_unused_constants
+
 __all__ = ["InexpressibleError", "lower_to_17"]
 
 _LOWERED = 17
@@ -53,7 +55,7 @@ def lower_to_17(model: ModelProto) -> None:
     graph.node.extend(nodes)
     for name, array in lowering.added.items():
         graph.initializer.append(numpy_helper.from_array(array, name))
-    _remove_unused_constants(graph)
+    remove_unused_constants(graph)
     for domain in model.opset_import:
         if not domain.domain:
             domain.version = _LOWERED
@@ -254,12 +256,3 @@ def _run_resize(node: NodeProto, array: NDArray[Any], parameters: list[NDArray[A
     (resized,) = session.run(None, {"array": array})
     result: NDArray[Any] = resized
     return result
-
-
-def _remove_unused_constants(graph: GraphProto) -> None:
-    used: set[str] = set()
-    for node in graph.node:
-        used.update(node.input)
-    for index in reversed(range(len(graph.initializer))):  # from the end, so that indices stay right
-        if graph.initializer[index].name not in used:
-            del graph.initializer[index]

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import ModelProto, NodeProto, numpy_helper
+from onnx import GraphProto, ModelProto, NodeProto, numpy_helper
 from onnx.helper import make_node
 
-__all__ = ["BICUBIC", "BILINEAR", "MICROSOFT", "Nodes"]
+__all__ = ["BICUBIC", "BILINEAR", "MICROSOFT", "Nodes", "remove_unused_constants"]
 
 BICUBIC: dict[str, Any] = {
     "mode": "cubic",
@@ -69,3 +69,13 @@ class Nodes:
         """Make the constants initializers of ``model``."""
         for name, array in self.constants.items():  # one by one: protobuf copies no message of 2 GiB
             model.graph.initializer.append(numpy_helper.from_array(np.asarray(array, order="C"), name))
+
+
+def remove_unused_constants(graph: GraphProto) -> None:
+    """Remove the constants that no node of ``graph`` takes any more."""
+    used: set[str] = set()
+    for node in graph.node:
+        used.update(node.input)
+    for index in reversed(range(len(graph.initializer))):  # from the end, so that indices stay right
+        if graph.initializer[index].name not in used:
+            del graph.initializer[index]

@@ -29,6 +29,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
+from ehm.deploy.export.graphs.nodes import remove_unused_constants
 from ehm.deploy.export.graphs.saving import save
 from ehm.deploy.predict.runtime import open_session
 from ehm.errors import ExportError
@@ -108,12 +109,7 @@ class _Quantiser:
         del graph.node[:]
         graph.node.extend(nodes)
         # float32 matrices that int8 replaced would double the size of the file
-        used: set[str] = set()
-        for node in nodes:
-            used.update(node.input)
-        for index in reversed(range(len(graph.initializer))):  # from the end, so that indices stay right
-            if graph.initializer[index].name not in used:
-                del graph.initializer[index]
+        remove_unused_constants(graph)
         for name, array in self._added.items():
             graph.initializer.append(numpy_helper.from_array(array, name))
 
