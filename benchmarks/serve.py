@@ -1,6 +1,7 @@
 """Measure `ehm serve` under load, beside other servers, and for growth: wrk (Debian's package) and a bundle.
 
     python benchmarks/serve.py peers BUNDLE [--image FILE ...] [--connections 1 8 32] [--seconds 3] [--rounds 2]
+                                            [--neighbours 0]
     python benchmarks/serve.py load BUNDLE [--image FILE] [--connections 1 4 16 64] [--seconds 8] [--rounds 3]
     python benchmarks/serve.py soak BUNDLE [--image FILE] [--connections 16] [--minutes 10]
 
@@ -230,6 +231,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float)
     parser.add_argument("--rounds", type=int)
     parser.add_argument("--minutes", type=float, default=10)
+    parser.add_argument("--neighbours", type=int, default=0, help="processes that keep a core busy beside all servers")
     parser.add_argument("--venv", type=Path, default=Path(".venv-peers"), help="environment of the other servers")
     args = parser.parse_args()
     for name, value in DEFAULTS[args.what].items():

@@ -12,10 +12,10 @@ worth. All read an image file, resize it and answer with the shares of the class
 same images the way it takes them: ehm and FastAPI as the body, LitServe in a form, mlserver in base64. Images are one
 of elpv-dataset's (PNG, 300 x 300) and the same enlarged to 1920 x 1440 as a JPEG, unless `--image` names others.
 
-The servers run all the time, and wrk takes them in turns, round after round, each once all of them are idle. Figures are medians over the rounds, with
-the lowest and the highest; a ratio compares ehm with another server in the same round. Processor time is that of the
-server's processes, user and system: it says what a request costs whatever else runs on the machine. It takes about
-five minutes.
+The servers run all the time, and wrk takes them in turns, round after round, each once all of them are idle. Figures
+are medians over the rounds, with the lowest and the highest; a ratio compares ehm with another server in the same
+round. Processor time is that of the server's processes, user and system: it says what a request costs whatever else
+runs on the machine. It takes about five minutes.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from busy_machine import run_neighbours
 from PIL import Image
 from serve import Request, Server, elpv_photograph, free_port, make_request, run_wrk, serve_bundle, start_server
 
@@ -166,7 +167,7 @@ def compare_servers(args: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         images = args.image or make_pictures(folder)
-        with start_contenders(args, folder) as servers:
+        with start_contenders(args, folder) as servers, run_neighbours(args.neighbours):
             requests: dict[tuple[str, str], Request] = {}
             for number, image in enumerate(images):
                 for place, (name, contender) in enumerate(servers.items()):

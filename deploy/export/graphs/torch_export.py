@@ -16,8 +16,8 @@ from onnx import ModelProto
 from torch import nn
 
 from ehm.console import console
-from ehm.deploy.export.graphs.batch_norm import write_out_batch_norms
 from ehm.deploy.export.graphs.lowering import InexpressibleError, lower_to_17
+from ehm.deploy.export.graphs.old_runtimes import write_plain_norms
 from ehm.deploy.export.graphs.saving import BATCH, set_lowest_ir_version
 from ehm.errors import ExportError
 
@@ -61,7 +61,7 @@ def make_onnx(
         raise ExportError(f"{type(module).__name__}: torch.onnx cannot express it: {reason[:300]}") from error
     assert program is not None
     model = program.model_proto
-    write_out_batch_norms(model)
+    write_plain_norms(model)
     if opset < _WRITTEN_BY_TORCH:
         _lower_opset(model, module, raise_opset)
     set_lowest_ir_version(model)

@@ -5,6 +5,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from oldest import run_in_oldest
 from onnx import TensorProto, helper, numpy_helper
 from torch.nn import functional
 
@@ -51,6 +52,43 @@ def test_it_gives_what_torch_gives(module, outputs):
     assert "Resize" not in operators  # antialiasing came with operator set 18
     splits = [node for node in model.graph.node if node.op_type == "Split"]
     assert [len(node.input) for node in splits] == ([2, 1] if isinstance(module, Uneven) else [])
+
+
+class Norms(torch.nn.Module):
+    """A batch norm behind a linear layer, as in LeViT, and layer norms without a bias, as in MetaFormer."""
+
+    def __init__(self):
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(5)
+            self.linear = torch.nn.Linear(7, 6, bias=False)
+            self.second = torch.nn.Linear(6, 6, bias=False)
+            self.third = torch.nn.Linear(6, 6, bias=False)
+            self.batch_norm = torch.nn.BatchNorm1d(6)
+            self.rows_norm = torch.nn.BatchNorm1d(24)
+            self.layer_norm = torch.nn.LayerNorm(6, bias=False)
+            for values in (*self.parameters(), *self.buffers()):
+                if values.is_floating_point():
+                    values.data.uniform_(0.5, 2)
+
+    def forward(self, images):
+        tokens = self.linear(images.flatten(1, 2))
+        normed = self.batch_norm(tokens.flatten(0, 1)).reshape(tokens.shape)
+        once = self.layer_norm(normed)
+        return (self.rows_norm(self.second(once)) + self.third(once) + once,)
+
+
+def test_norms_are_written_in_a_way_that_the_oldest_onnx_runtime_takes(tmp_path):
+    images = torch.randn(2, 3, 8, 7, generator=torch.Generator().manual_seed(0))
+    module = Norms().eval()
+    model = make_onnx(module, 17, image_size=(8, 7), outputs=["tokens"])
+    operators = {node.op_type: len(node.input) for node in model.graph.node}
+    assert "BatchNormalization" not in operators
+    assert operators["LayerNormalization"] == 3
+    onnx.save(model, tmp_path / "model.onnx")
+    (found,) = run_in_oldest([tmp_path / "model.onnx"], [images.numpy()], tmp_path)
+    with torch.inference_mode():
+        np.testing.assert_allclose(found["tokens"], module(images)[0].numpy(), atol=1e-5)
 
 
 class Folded(torch.nn.Module):

@@ -3,6 +3,8 @@
 import json
 import os
 import shutil
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ from ehm.errors import ConfigError
 from ehm.storage.arrays import LearnerState
 from ehm.storage.checkpoint import open_checkpoint
 from ehm.training.pretrain import train
+from ehm.training.resume import check_resumed_data
 from ehm.training.tokenizer import train_tokenizer
 
 SETTINGS = ["encoder=vit_tiny", "image_size=32", "patch_size=8", "optim.batch_size=4", "optim.epochs=4",
@@ -59,6 +62,29 @@ def test_other_images_stop_it_with_both_numbers(stopped, images):
         resume(stopped)
     (images / "more.png").rename(images / "00.png")
     assert resume(stopped).steps == 12
+
+
+def test_other_images_of_the_same_names_and_sizes_stop_it(stopped, images):
+    changed = bytearray((images / "00.png").read_bytes())
+    changed[-1] ^= 1
+    (images / "00.png").write_bytes(changed)
+    with pytest.raises(ConfigError, match="12 images to train on of the same names and sizes as before, but they are"):
+        resume(stopped)
+
+
+@pytest.mark.parametrize(
+    ("now", "said"),
+    [
+        (["b", "a"], "the classes were in the order a, b and are in the order b, a"),
+        (["a", "c"], "of the 2 classes b is now c"),
+        (["a"], r"there were 2 classes \(a, b\) and there are 1 \(a\)"),
+    ],
+)
+def test_other_classes_stop_it_by_name(now, said):
+    start = SimpleNamespace(folder=Path("step-00000005"), metadata={"classes": ["a", "b"]})
+    with pytest.raises(ConfigError, match=said):
+        check_resumed_data(start, None, now, "photographs")
+    assert check_resumed_data(start, None, ["a", "b"], "photographs") is None
 
 
 def test_the_same_images_elsewhere_end_in_the_same_weights(stopped, images, tmp_path, capsys):
