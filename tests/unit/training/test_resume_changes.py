@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,12 +15,14 @@ from PIL import Image
 from ehm import backends
 from ehm.backends.base import ALONE, DeviceInfo
 from ehm.config import TokenizerConfig
+from ehm.data.sources.identity import SourceIdentity
 from ehm.errors import ConfigError
 from ehm.storage.arrays import LearnerState
 from ehm.storage.checkpoint import open_checkpoint
 from ehm.training.pretrain import train
 from ehm.training.resume import check_resumed_data
 from ehm.training.tokenizer import train_tokenizer
+from ehm.training.training_data import TrainingData
 
 SETTINGS = ["encoder=vit_tiny", "image_size=32", "patch_size=8", "optim.batch_size=4", "optim.epochs=4",
             "optim.warmup_epochs=1", "optim.base_lr=0.64", "data.workers=0", "run.tensorboard=false"]  # fmt: skip
@@ -85,6 +88,17 @@ def test_other_classes_stop_it_by_name(now, said):
     with pytest.raises(ConfigError, match=said):
         check_resumed_data(start, None, now, "photographs")
     assert check_resumed_data(start, None, ["a", "b"], "photographs") is None
+
+
+def test_other_labels_of_the_same_images_stop_it():
+    before = SourceIdentity(12, "names", "bytes", "labels")
+    now = replace(before, labels="others")
+    stored = TrainingData(before, before).to_json()
+    start = SimpleNamespace(folder=Path("step-00000005"), metadata={"classes": ["a"], "data": stored}, images={})
+    with pytest.raises(ConfigError, match="the labels of its 12 images to train on have changed"):
+        check_resumed_data(start, TrainingData(now, now), ["a"], "photographs")
+    # pretraining takes no labels
+    assert check_resumed_data(start, TrainingData(now, now), None, "photographs").train == before
 
 
 def test_the_same_images_elsewhere_end_in_the_same_weights(stopped, images, tmp_path, capsys):
