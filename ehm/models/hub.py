@@ -15,11 +15,12 @@ HUB = "hf:"
 
 _PATIENCE = 5
 """Seconds for the hub to answer."""
-_FILES = (
-    *("*.json", "model*.safetensors", "pytorch_model*.bin"),
-    *("open_clip_model*.safetensors", "open_clip_pytorch_model*.bin"),
+_SETTINGS = "*.json"
+_WEIGHTS = (
+    ("model*.safetensors", "open_clip_model*.safetensors"),
+    ("pytorch_model*.bin", "open_clip_pytorch_model*.bin"),
 )
-"""Patterns of the files that weights are read from; a repository may have much more."""
+"""Patterns of files of weights; many repositories have the same ones in both forms, and the first is enough."""
 
 
 def download_repository(named: str) -> Path:
@@ -39,7 +40,12 @@ def download_repository(named: str) -> Path:
     name, _, revision = named.removeprefix(HUB).partition("@")
     try:
         with reachable_or_offline():
-            return Path(snapshot_download(name, revision=revision or None, allow_patterns=list(_FILES)))
+            for patterns in _WEIGHTS:
+                wanted = [_SETTINGS, *patterns]
+                folder = Path(snapshot_download(name, revision=revision or None, allow_patterns=wanted))
+                if any(list(folder.glob(pattern)) for pattern in patterns):
+                    break
+            return folder
     except HFValidationError:
         reason = "is no name of a repository, such as facebook/dinov2-small"
     except LocalEntryNotFoundError:

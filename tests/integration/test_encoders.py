@@ -217,7 +217,7 @@ def test_pictures_show_the_mask_units_of_the_run(kind, run, pictures, tmp_path):
     if kind == "vit":
         assert inspect("attention", files, checkpoint=run.out, out=tmp_path)[0].is_file()
         return
-    with pytest.raises(ConfigError, match="attention needs a ViT with one class token"):
+    with pytest.raises(ConfigError, match=r"attention needs a ViT of a family in docs/weights.md"):
         inspect("attention", files, checkpoint=run.out, out=tmp_path)
 
 

@@ -42,6 +42,7 @@ GOING_ON = {
     "image_size": 64,
 }
 FEATURE = {"objective": "feature", "optim.base_lr": 0.02, "optim.ema_decay": "[0.9, 1]"}
+LORA = {"lora.rank": 2, "lora.targets": "[attn.qkv, attn.proj, mlp]"}
 COMMANDS = """
 import json, sys
 from ehm.cli import main
@@ -112,7 +113,7 @@ def commands(device, out, pictures):
     source, masked = {"data.source": pictures}, {"data.source": pictures.parent / "pairs", "data.scale": "[64, 64]"}
     pretrain, task = {**PRETRAIN, **source}, {**RUN, **source, "model.init": out / "evolved"}
     segment = {**task, **masked, **SEGMENT}
-    first = {"model.init": out / "evolved", "model.loss": "cosine"}
+    first = {"model.init": out / "evolved", "model.loss": "cosine", **LORA}
     rotary = {"model.init": pictures.parent / "rotary.safetensors"}
     hierarchy = ["inspect", "hierarchy", str(pictures / "even"), "--checkpoint", str(rotary["model.init"])]
     return [
@@ -239,7 +240,8 @@ def test_every_operator_is_native_or_neutral(runs, device):
     ran = {row.operator for row in rows}
     assert {"scaled_dot_product_attention", "native_layer_norm", "embedding_dense_backward", "gelu.out"} <= ran
     assert len(ran) > 60
-    assert not list(runs["cpu"].glob("log.*"))
+    # peft imports every device's package that is installed; nothing arrives there
+    assert not any(file.read_text() for file in runs["cpu"].glob("log.*"))
 
 
 def test_the_host_waits_only_where_it_reads(runs):
@@ -250,6 +252,7 @@ def test_the_host_waits_only_where_it_reads(runs):
 
 def test_lower_precision_trains_too(runs):
     for name in LOWER:
+        # the others have the loss of the plain run, which masks that are built elsewhere do not change
         reference = losses(runs["npu"] / ("feature" if name == "feature" else "evolved"))
         np.testing.assert_allclose(losses(runs["lower"] / name)[:3], reference[:3], rtol=0.02)
     rows = recorded(runs["lower"])

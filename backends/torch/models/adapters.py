@@ -52,8 +52,11 @@ def add_adapters(blocks: Sequence[nn.Module], config: LoraConfig) -> None:
     """
     try:
         import peft
-    except ImportError:
-        raise BackendError("lora.rank: peft is not installed; pip install 'ehm[lora]' installs it") from None
+    except ImportError as error:
+        if error.name == "peft":
+            raise BackendError("lora.rank: peft is not installed; pip install 'ehm[lora]' installs it") from None
+        # it imports other libraries, whose versions have to go together
+        raise BackendError(f"lora.rank: peft cannot be imported: {error}") from None
     for block in blocks:
         names = _list_targets(block, config)
         settings: dict[str, Any] = {

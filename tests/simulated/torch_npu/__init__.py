@@ -31,7 +31,13 @@ torch.utils.rename_privateuse1_backend("npu")  # before anything below says torc
 from torch_npu import autocast, generator, hccl, host, npu, registration  # noqa: E402
 
 __version__ = importlib.metadata.version("torch-npu")  # of the METADATA beside this folder: that of torch
-__all__ = ["npu"]
+__all__ = ["npu", "npu_fusion_attention"]
+
+
+def npu_fusion_attention(*tensors: object, **settings: object) -> None:
+    """Refuse a call: transformers, which peft imports, looks for the name only."""
+    raise NotImplementedError("npu_fusion_attention is not simulated")
+
 
 registration.install()
 autocast.install()

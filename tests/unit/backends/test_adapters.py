@@ -274,7 +274,7 @@ def test_bfloat16_computes_with_the_update_on_every_processor(adapting, monkeypa
     assert abs(loss - expected) < 0.2 * abs(other - expected)
 
 
-def test_what_cannot_have_updates_is_said(adapting, monkeypatch):
+def test_what_cannot_have_updates_is_said(adapting, monkeypatch, tmp_path):
     with pytest.raises(ValueError, match=r"lora\.rank 2: an update needs trained weights below it; set model\.init"):
         pretraining("mae", lora=LORA)
     with pytest.raises(ValueError, match=r"lora\.rank 2: an update needs trained weights below it; set model\.init"):
@@ -289,6 +289,11 @@ def test_what_cannot_have_updates_is_said(adapting, monkeypatch):
     other_rank = adapting("mae", lora={"rank": 3})
     with pytest.raises(CheckpointError, match=r"blocks\.0\.attn\.proj/A is \(2, 24\), not \(3, 24\)"):
         other_rank.load(adapting("mae").state())
-    monkeypatch.setitem(sys.modules, "peft", None)
+    monkeypatch.setitem(sys.modules, "peft", None)  # as if it were not there
     with pytest.raises(BackendError, match=r"lora\.rank: peft is not installed; pip install 'ehm\[lora\]'"):
+        adapting("mae")
+    (tmp_path / "peft.py").write_text("import a_library_of_peft")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "peft")
+    with pytest.raises(BackendError, match=r"lora\.rank: peft cannot be imported: .*a_library_of_peft"):
         adapting("mae")
