@@ -207,7 +207,7 @@ import json, sys
 import numpy as np
 from ehm import backends
 from ehm.config import DataConfig, FinetuneConfig, ModelSource, TrainConfig
-from ehm.errors import CheckpointError
+from ehm.errors import EhmError
 
 backend, (refused, described) = backends.get("mindspore"), sys.argv[1:]
 model = {"depth": 1, "decoder_width": 32, "decoder_depth": 1, "decoder_heads": 2, "init": refused}
@@ -222,7 +222,7 @@ said = {}
 for command, run in commands.items():
     try:
         run()
-    except CheckpointError as error:
+    except EhmError as error:
         said[command] = str(error)
 learner = backend.create_task_learner(FinetuneConfig(model=ModelSource(init=described), data=data), 2)
 encoder = backend.create_encoder(ModelSource(init=described))
@@ -246,7 +246,7 @@ def test_an_encoder_is_refused_or_is_what_its_file_says(tmp_path):
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["said"].keys() == {"train", "finetune", "inspect"}
     for sentence in found["said"].values():
-        assert "scaled.safetensors: its encoder has layer scale" in sentence
+        assert "scaled.safetensors: holds a ViT with layer scale, " in sentence
     assert found["own"] == inputs.to_json()
     assert found["inputs"] == {**inputs.to_json(), "mean": [0.1, 0.2, 0.3], "crop_mode": "squash"}
     assert not [note for note in found["notes"] if "assumed" in note]
