@@ -420,11 +420,11 @@ def test_without_torch_the_command_writes_the_same_file_and_compares_it_with_min
     assert Bundle.open(bundle).manifest.parity.reference == f"torch {torch.__version__}, cpu, float32"
 
 
-def test_a_vit_with_more_than_a_plain_one_is_refused(tmp_path):
+def test_a_vit_that_lacks_a_part_of_its_form_is_refused(tmp_path):
     path = classifier(tmp_path / "run", (32, 32))
     scaled = {**load_file(path / "model.safetensors"), "blocks.0.ls1.gamma": torch.ones(32)}
     save_file(scaled, tmp_path / "scaled.safetensors")
-    with pytest.raises(CheckpointError, match=r"scaled\.safetensors: its encoder has layer scale"):
+    with pytest.raises(CheckpointError, match=r"scaled\.safetensors: .*blocks\.0\.ls2\.gamma is missing"):
         export(tmp_path / "scaled.safetensors", out=tmp_path / "bundle", overrides=["model.heads=2"])
 
 
