@@ -316,8 +316,12 @@ class Encoder(Protocol):
     image_size: tuple[int, int]
     inputs: InputSpec
     grid: tuple[int, int]
-    has_class_token: bool
     notes: tuple[str, ...]
+
+    @property
+    def has_class_token(self) -> bool:
+        """True if the first token is the class token."""
+        ...
 
     def compute_features(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Pool the tokens after the last norm: (B, H, W, 3) -> (B, D), as the encoder was created to."""

@@ -6,6 +6,7 @@ Swin's window, may differ. No framework here.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from ehm.config import ModelSource, TrainConfig, load_config
@@ -31,12 +32,10 @@ def name_first_weights(config: TrainConfig) -> ModelSource:
     """
     init = config.model.init
     assert init is not None
+    source = ModelSource(init=init, heads=config.model.heads, form=config.model.form)
     if config.awaits_encoder:
-        heads = config.model.heads
-        return ModelSource(init=init, heads=heads, form=config.model.form)
-    spec = config.spec
-    form = config.model.form
-    return ModelSource(init=init, heads=spec.heads, image_size=spec.image_size, form=form)
+        return source
+    return source.model_copy(update={"heads": config.spec.heads, "image_size": config.spec.image_size})
 
 
 def adopt_encoder(config: TrainConfig, weights: Weights) -> tuple[TrainConfig, tuple[str, ...]]:
@@ -94,16 +93,24 @@ def _describe_sizes(spec: EncoderSpec) -> dict[str, Any]:
     return values | {"depth": spec.depth, "mlp_ratio": spec.mlp_ratio, "relative": spec.relative, "form": form}
 
 
-def select_initial_arrays(config: TrainConfig, shapes: Shapes, weights: Weights) -> tuple[Arrays, tuple[str, ...]]:
-    """Return what of ``weights`` goes into a model whose parameters have ``shapes``, and notes on it.
+def select_initial_arrays(
+    config: TrainConfig,
+    shapes: Shapes,
+    open_weights: Callable[[ModelSource], Weights],
+    weights: Weights | None = None,
+) -> tuple[Arrays, tuple[str, ...]]:
+    """Return what of ``config.model.init`` goes into a model whose parameters have ``shapes``, and notes on it.
 
-    They are what ``config.model.init`` names. All of the encoder is in the result, positions and tables resampled to
-    the run's grid; of what pretraining has beside it (:data:`ehm.models.encoder_parts.HEADS`), each part that the
-    weights lack, or have of another shape, is absent from the result and stays as the model began. Raises
-    CheckpointError if they are those of another encoder.
+    ``weights`` are what it names; ``open_weights`` opens them if that was not done. The result is empty if none are
+    asked for. All of the encoder is in it, positions and tables resampled to the run's grid; of what pretraining has
+    beside it (:data:`ehm.models.encoder_parts.HEADS`), each part that the weights lack, or have of another shape, is
+    absent from the result and stays as the model began. Raises CheckpointError if they are those of another encoder.
     """
     init = config.model.init
-    assert init is not None
+    if init is None:
+        return {}, ()
+    if weights is None:
+        weights = open_weights(name_first_weights(config))
     notes = [f"begins with the weights of {init}", *weights.provenance.notes]
     arrays = _resample_same_kind(weights, config.spec, init)
     if SHARED_TABLE in shapes and SHARED_TABLE not in arrays:

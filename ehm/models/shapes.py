@@ -28,9 +28,6 @@ __all__ = [
 ]
 
 
-_ROTARY_SOURCES = {"eva": "EVA-02", "dinov3": "DINOv3"}
-
-
 def infer_spec(arrays: Arrays, source: ModelSource) -> EncoderSpec:
     """Infer the spec of a ViT, a ViT with relative positions, or a Swin from the shapes of ``arrays``, timm's names.
 
@@ -49,8 +46,6 @@ def list_assumptions(spec: EncoderSpec, source: ModelSource) -> list[str]:
     assumptions = []
     if isinstance(spec, VitSpec) and not spec.relative and source.heads is None:
         assumptions.append(f"{spec.heads} heads as of the published ViT that is {spec.width} wide (model.heads)")
-    if isinstance(spec, VitSpec) and spec.form.rotary.kind is not None and source.form.rotary.kind is None:
-        assumptions.append(f"rotary positions as those of {_ROTARY_SOURCES[spec.form.rotary.kind]} (model.form.rotary)")
     if spec.image_size != source.image_size:
         assumptions.append(f"images of {spec.image_size[0]} x {spec.image_size[1]} pixels (model.image_size)")
     return assumptions

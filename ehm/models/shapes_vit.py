@@ -8,19 +8,16 @@ from collections.abc import Iterable
 from typing import Any
 
 from ehm.config import ModelSource
-from ehm.config.encoders import DINOV3_ROTARY, EVA_ROTARY, VIT_PRESETS, Rotary, VitForm, VitSpec
+from ehm.config.encoders import VIT_PRESETS, VitForm, VitSpec
 from ehm.errors import CheckpointError
 from ehm.models.tables import CLASS_TOKEN_ROWS, SHARED_TABLE, TABLE, WITH_SETTINGS, check_tables, infer_image_size
 from ehm.storage.arrays import Arrays
 
-__all__ = ["count_parts", "infer_vit", "read_patches", "refuse_other_positions", "require_names"]
+__all__ = ["count_parts", "has_packed_gate", "infer_vit", "read_patches", "refuse_other_positions", "require_names"]
 
-_FIRST = "blocks.0."
 _NAMES = ("patch_embed.proj.weight", "blocks.0.mlp.fc2.weight")
 _OWN_TABLE = f"blocks.0.attn.{TABLE}"
 _POSITIONS = ("pos_embed", "absolute_pos_embed")
-_EVA_NAMES = ("attn.q_bias", "attn.q_proj.weight")
-"""Names in a block of timm's Eva that its VisionTransformer does not have."""
 
 
 def infer_vit(arrays: Arrays, source: ModelSource) -> VitSpec:
@@ -53,11 +50,12 @@ def infer_form(arrays: Arrays, source: ModelSource) -> VitForm:
     def has(name: str) -> bool:
         return name in arrays
 
-    hidden = arrays["blocks.0.mlp.fc2.weight"].shape[1]
+    if not has("pos_embed") and source.form.rotary.kind is None:
+        raise CheckpointError(f"{source.init}: no ViT and no Swin with timm's names: pos_embed missing")
     mlp = source.form.mlp
     if has("blocks.0.mlp.fc1_g.weight"):
         mlp = "swiglu"
-    elif has("blocks.0.mlp.fc1.weight") and len(arrays["blocks.0.mlp.fc1.weight"]) == 2 * hidden:
+    elif has_packed_gate(arrays):
         mlp = "swiglu_packed"
     elif mlp.startswith("swiglu"):
         raise CheckpointError(f"{source.init}: its MLPs have no gate; model.form.mlp is gelu or quick_gelu")
@@ -65,7 +63,6 @@ def infer_form(arrays: Arrays, source: ModelSource) -> VitForm:
         "class_token": has("cls_token"),
         "registers": arrays["reg_token"].shape[1] if has("reg_token") else 0,
         "added_positions": has("pos_embed"),
-        "rotary": _infer_rotary(arrays, source),
         "norm": "layer" if has("blocks.0.norm1.bias") else "rms",
         "norm_patches": has("patch_embed.norm.weight"),
         "norm_before": has("norm_pre.weight"),
@@ -80,6 +77,13 @@ def infer_form(arrays: Arrays, source: ModelSource) -> VitForm:
         "attention_pool": has("attn_pool.latent"),
     }
     return source.form.model_copy(update=found)
+
+
+def has_packed_gate(arrays: Arrays) -> bool:
+    """Tell whether the first layer of an MLP has twice the rows that the last one takes: a gate and what it gates."""
+    first = arrays.get("blocks.0.mlp.fc1.weight")
+    last = arrays.get("blocks.0.mlp.fc2.weight")
+    return first is not None and last is not None and len(first) == 2 * last.shape[1]
 
 
 def require_names(arrays: Arrays, names: Iterable[str], source: ModelSource) -> None:
@@ -129,24 +133,6 @@ def _infer_relative(arrays: Arrays, table: str, source: ModelSource) -> VitSpec:
     spec = VitSpec(size, patch_size, width, depth, heads, mlp_ratio, relative=True, form=form)
     check_tables(arrays, spec, source.init)
     return spec
-
-
-def _infer_rotary(arrays: Arrays, source: ModelSource) -> Rotary:
-    """Return the rotary positions: those of ``source``, or by the names of a block EVA-02's, or DINOv3's.
-
-    Raises CheckpointError if there are no positions of any kind.
-    """
-    rotary = source.form.rotary
-    if rotary.kind is not None:
-        return rotary
-    if any(f"{_FIRST}{name}" in arrays for name in _EVA_NAMES):
-        return EVA_ROTARY if "pos_embed" in arrays else DINOV3_ROTARY
-    if "pos_embed" in arrays:
-        return rotary
-    if f"{_FIRST}gamma_1" in arrays:
-        # timm's name of the factors in its networks with rotary positions
-        return DINOV3_ROTARY
-    raise CheckpointError(f"{source.init}: no ViT and no Swin with timm's names: pos_embed missing")
 
 
 def _infer_image_size(

@@ -220,16 +220,17 @@ def _write_encoder(run: Run[TrainConfig], learner: Learner, checkpoint: Path) ->
     metadata = encoder_metadata(config.spec, inputs)
     state = learner.state()  # all processes take part, which may share the parameters
     _, averaged = split_average(state.optimizer)
-    for name, arrays in (("encoder", state.model), ("encoder_ema", averaged)):
-        kept = keep_encoder(arrays, config.spec.blocks)
-        if kept and run.is_main_process:
-            with replace_file(run.folder / f"{name}.safetensors") as temporary:
-                save_file(kept, temporary, metadata)
     path = run.folder / "encoder.safetensors"
-    if run.is_main_process:
-        encoder = keep_encoder(state.model, config.spec.blocks)
-        weights = Weights(encoder, Provenance(str(path), "pretrain", inputs=inputs), config.spec)
-        write_run_folders(run, weights, checkpoint, path)
+    if not run.is_main_process:
+        return path
+    encoder = keep_encoder(state.model, config.spec.blocks)
+    average = keep_encoder(averaged, config.spec.blocks)
+    for file, arrays in ((path, encoder), (path.with_stem("encoder_ema"), average)):
+        if arrays:
+            with replace_file(file) as temporary:
+                save_file(arrays, temporary, metadata)
+    weights = Weights(encoder, Provenance(str(path), "pretrain", inputs=inputs), config.spec)
+    write_run_folders(run, weights, checkpoint, path)
     return path
 
 

@@ -20,7 +20,7 @@ from ehm.config.encoders import PLAIN, EncoderSpec, VitSpec
 from ehm.errors import ConfigError
 from ehm.models.fitting import resize_weights, select_arrays
 from ehm.models.opening import open_model
-from ehm.models.pretraining import name_first_weights, select_initial_arrays
+from ehm.models.pretraining import select_initial_arrays
 from ehm.models.shapes import spec_from_settings, spec_to_json
 from ehm.models.weights import LoadedModel, Pool, Provenance, Weights, check_pool
 from ehm.storage.arrays import Arrays
@@ -84,12 +84,8 @@ def load_initial_weights(model: nn.Cell, config: TrainConfig, weights: Weights |
 
     ``weights`` are these if they were opened already. Without ``config.model.init`` nothing is copied.
     """
-    if config.model.init is None:
-        return ()
-    if weights is None:
-        weights = open_weights(name_first_weights(config))
     parameters = dict(model.parameters_and_names())
-    arrays, notes = select_initial_arrays(config, _list_shapes(parameters), weights)
+    arrays, notes = select_initial_arrays(config, _list_shapes(parameters), open_weights, weights)
     _copy_arrays(parameters, arrays)
     return notes
 

@@ -5,7 +5,8 @@ Shapes: B images of H x W pixels, N patches, D features, L tokens, the last N of
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -55,11 +56,12 @@ class TorchEncoder:
         self.image_size = loaded.image_size
         self.notes = loaded.notes
         self.grid = _output_grid(self.model, self.image_size)
-        spec = _find_spec(loaded.architecture, self.model)
-        self.has_class_token = spec is not None and spec.has_class_token
-        self._vit: VitParts | None = None
-        if isinstance(spec, VitSpec):
-            self._vit = VitParts(spec, self.model)
+        self._architecture = loaded.architecture
+
+    @property
+    def has_class_token(self) -> bool:
+        """See :class:`ehm.backends.base.Encoder`."""
+        return self._spec is not None and self._spec.has_class_token
 
     @torch.inference_mode()
     def compute_features(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -116,17 +118,18 @@ class TorchEncoder:
 
     def _require_vit(self) -> VitParts:
         """Return the parts of the model; raises ConfigError if it is no ViT that we can walk through."""
-        if self._vit is None:
+        if not isinstance(self._spec, VitSpec):
             raise ConfigError(f"model.init {self._origin}: attention needs a ViT of a family in docs/weights.md")
-        return self._vit
+        return VitParts(self._spec, self.model)
 
-
-def _find_spec(architecture: Mapping[str, Any], model: Any) -> EncoderSpec | None:
-    """Return the spec of a loaded encoder; None for a network of timm's that is no encoder of ours."""
-    if architecture["family"] != "timm":
-        return spec_from_json(architecture)
-    found = read_timm_spec(model, architecture["name"])
-    return None if found is None else found[0]
+    # only if it is asked for: reading it off a network of timm's copies the weights, and features do without
+    @cached_property
+    def _spec(self) -> EncoderSpec | None:
+        """The spec of the encoder; None for a network of timm's that is no encoder of ours."""
+        if self._architecture["family"] != "timm":
+            return spec_from_json(self._architecture)
+        found = read_timm_spec(self.model, self._architecture["name"])
+        return None if found is None else found[0]
 
 
 def _output_grid(model: Any, image_size: tuple[int, int]) -> tuple[int, int]:

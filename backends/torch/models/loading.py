@@ -38,7 +38,7 @@ from ehm.errors import CheckpointError, ConfigError
 from ehm.models.fitting import resize_weights, select_arrays
 from ehm.models.hub import reachable_or_offline
 from ehm.models.opening import open_model, read_safetensors
-from ehm.models.pretraining import name_first_weights, select_initial_arrays
+from ehm.models.pretraining import select_initial_arrays
 from ehm.models.shapes import spec_from_settings, spec_to_json
 from ehm.models.weights import LoadedModel, Pool, Provenance, Weights
 from ehm.storage.arrays import Arrays
@@ -117,11 +117,7 @@ def load_initial_weights(model: nn.Module, config: TrainConfig, weights: Weights
 
     ``weights`` are these if they were opened already. Without ``config.model.init`` nothing is copied.
     """
-    if config.model.init is None:
-        return ()
-    if weights is None:
-        weights = open_weights(name_first_weights(config))
-    arrays, notes = select_initial_arrays(config, _list_shapes(model), weights)
+    arrays, notes = select_initial_arrays(config, _list_shapes(model), open_weights, weights)
     _copy_arrays(model, arrays)
     return notes
 

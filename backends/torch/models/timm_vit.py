@@ -15,7 +15,7 @@ from ehm.backends.torch.engine.tensors import to_arrays
 from ehm.backends.torch.models.build import build_encoder
 from ehm.backends.torch.models.vit import VIT_CLASSES
 from ehm.config import ModelSource
-from ehm.config.encoders import EncoderSpec, Rotary, VitForm, VitSpec
+from ehm.config.encoders import EncoderSpec, Rotary, VitForm
 from ehm.errors import CheckpointError
 from ehm.models.published import convert_to_timm
 from ehm.models.shapes import infer_spec
@@ -36,12 +36,8 @@ def read_timm_spec(model: Any, name: str) -> tuple[EncoderSpec, Arrays] | None:
         return None
     arrays = convert_to_timm(to_arrays(model)).arrays
     try:
-        described = _describe_network(model, name)
-        spec = infer_spec(arrays, described)
+        spec = infer_spec(arrays, _describe_network(model, name))
     except (CheckpointError, _NotOursError):
-        return None
-    if isinstance(spec, VitSpec) and spec.form.rotary != described.form.rotary:
-        # names alone would give rotary positions to the first EVA, which has none
         return None
     with torch.device("meta"):
         ours = build_encoder(spec, fc_norm="fc_norm.weight" in arrays and "norm.weight" not in arrays)

@@ -1,7 +1,7 @@
-"""Layer normalisation in plain operators, for graphs that torch's exporter wrote.
+"""Layer normalisation in plain operators, for Ascend.
 
-ONNX Runtime's CANN provider has no LayerNormalization (1.24.4, cann_graph.cc): it would leave each to the CPU, and run
-the network in pieces between.
+ONNX Runtime's CANN provider has no LayerNormalization (1.24.4 and the source after it, cann_graph.cc): it would leave
+each to the CPU, and run the network in pieces between.
 """
 
 from __future__ import annotations

@@ -20,6 +20,7 @@ from ehm import __version__
 from ehm.config.encoders import VitSpec
 from ehm.deploy.bundle.manifest import Target
 from ehm.deploy.export.graphs.nodes import BICUBIC, MICROSOFT, Nodes
+from ehm.deploy.export.graphs.norms import write_norms_out
 from ehm.deploy.export.graphs.saving import BATCH, set_lowest_ir_version
 from ehm.models.heads import Output
 from ehm.models.weights import Weights
@@ -196,12 +197,11 @@ class VitGraph(Nodes):
         end = self.add_integers("pool.end", _END if self.dynamic_size else self.length)
         return self.add_node("Slice", [tokens, start, end, self.add_integers("pool.axis", 1)], "pool/patches")
 
-    def _add_mean(self, x: str, output: str, axis: int = 1, keep: bool = False) -> str:
-        """Add the mean over an axis, by default (B, N, D) -> (B, D)."""
+    def _add_mean(self, x: str, output: str) -> str:
+        """Add the mean over the patches: (B, N, D) -> (B, D)."""
         if self.opset < 18:  # which made the axes an input
-            return self.add_node("ReduceMean", [x], output, axes=[axis], keepdims=int(keep))
-        axes = self.add_integers("pool.axis" if axis == 1 else "norm.axis", axis)
-        return self.add_node("ReduceMean", [x, axes], output, keepdims=int(keep))
+            return self.add_node("ReduceMean", [x], output, axes=[1], keepdims=0)
+        return self.add_node("ReduceMean", [x, self.add_integers("pool.axis", 1)], output, keepdims=0)
 
     def _classify(self, features: str) -> str:
         """Add (B, D) -> ``logits`` (B, C)."""
@@ -214,26 +214,6 @@ class VitGraph(Nodes):
         weight = arrays["head.1.weight"] / np.sqrt(arrays["head.0.running_var"] + np.float32(_EPSILON))
         inputs = [centred, self.add_constant("head.1.weight", weight), self.add_parameter("head.1.bias")]
         return self.add_node("Gemm", inputs, "logits", transB=1)
-
-
-class AscendVitGraph(VitGraph):
-    """The graph of a ViT for Ascend, with layer normalisation in plain operators.
-
-    ONNX Runtime's CANN provider has no LayerNormalization (1.24.4 and the source after it, cann_graph.cc): it would
-    leave each to the CPU, and run the network in pieces between.
-    """
-
-    def add_layer_norm(self, name: str, x: str, output: str) -> str:
-        """Add a layer normalisation by its definition (Ba et al., 2016)."""
-        # constants and nodes are shared by name: two outputs may need one norm, of the patches and of their mean
-        centred = self.add_node("Sub", [x, self._add_mean(x, f"{output}/mean", -1, keep=True)], f"{output}/centred")
-        squares = self.add_node("Mul", [centred, centred], f"{output}/squares")
-        variance = self._add_mean(squares, f"{output}/variance", -1, keep=True)
-        deviation = self.add_node("Add", [variance, self.add_number("norm.epsilon", _EPSILON)], f"{output}/positive")
-        deviation = self.add_node("Sqrt", [deviation], f"{output}/deviation")
-        normal = self.add_node("Div", [centred, deviation], f"{output}/normal")
-        scaled = self.add_node("Mul", [normal, self.add_parameter(f"{name}.weight")], f"{output}/scaled")
-        return self.add_node("Add", [scaled, self.add_parameter(f"{name}.bias")], output)
 
 
 class OnnxRuntimeVitGraph(VitGraph):
@@ -249,7 +229,7 @@ class OnnxRuntimeVitGraph(VitGraph):
 
 GRAPHS: dict[Target, type[VitGraph]] = {
     "portable": VitGraph,
-    "ascend": AscendVitGraph,
+    "ascend": VitGraph,
     "onnxruntime": OnnxRuntimeVitGraph,
 }
 """The graph that is written for each target."""
@@ -294,6 +274,8 @@ def make_vit(
     )
     set_lowest_ir_version(model)
     graph.store_constants(model)
+    if target == "ascend":
+        write_norms_out(model)
     return model
 
 

@@ -36,10 +36,10 @@ from ehm.models.published.reshaping import (
     add_batch_axes,
     drop_key_bias,
     fold_class_position,
-    has_packed_gate,
     join_query_value_biases,
     move_biases_to_heads,
 )
+from ehm.models.shapes_vit import has_packed_gate
 
 __all__ = ["AUTHORS", "PLAIN_NAMES", "UNNAMED"]
 

@@ -25,6 +25,7 @@ from ehm.models.published.hub_models import HubModel, describe_openclip, describ
 from ehm.models.published.hub_transformers import describe_transformers
 from ehm.models.published.settings import Settings
 from ehm.models.published.table import convert_to_timm
+from ehm.models.shapes_vit import count_parts
 from ehm.storage.arrays import Arrays
 from ehm.storage.reading import hash_file, read_json
 
@@ -153,16 +154,8 @@ def _check_sizes(arrays: Arrays, model: HubModel, folder: Path) -> None:
     if patches is not None and patches.ndim == 4:
         found = {"width": patches.shape[0], "patch_size": patches.shape[3]}
     if model.depth is not None:
-        found["depth"] = 1 + max((_block_of(name) for name in arrays), default=-1)
+        found["depth"] = count_parts(arrays, r"blocks\.(\d+)\.")
     for key, value in found.items():
         said = getattr(model, key)
         if said is not None and said != value:
             raise CheckpointError(f"{folder}: its settings say {key.replace('_', ' ')} {said}, and its weights {value}")
-
-
-def _block_of(name: str) -> int:
-    """Return the number of the block that ``name`` belongs to, -1 for one of none."""
-    parts = name.split(".")
-    if parts[0] == "blocks" and parts[1].isdigit():
-        return int(parts[1])
-    return -1

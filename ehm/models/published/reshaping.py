@@ -16,7 +16,6 @@ __all__ = [
     "add_batch_axes",
     "drop_key_bias",
     "fold_class_position",
-    "has_packed_gate",
     "join_heads",
     "join_heads_without_key_bias",
     "join_query_value_biases",
@@ -136,13 +135,6 @@ def unflatten_patch_weights(arrays: Arrays) -> Arrays:
     side = math.isqrt(weights.shape[1] // 3)
     pixels = weights.reshape(-1, side, side, 3).transpose(0, 3, 1, 2)
     return {**arrays, "patch_embed.proj.weight": np.ascontiguousarray(pixels)}
-
-
-def has_packed_gate(arrays: Arrays) -> bool:
-    """Tell whether the first layer of an MLP has twice the rows that the last one takes: a gate and what it gates."""
-    first = arrays.get("blocks.0.mlp.fc1.weight")
-    last = arrays.get("blocks.0.mlp.fc2.weight")
-    return first is not None and last is not None and len(first) == 2 * last.shape[1]
 
 
 def _list_stems(arrays: Arrays) -> list[str]:
