@@ -7,7 +7,7 @@ from typing import Any
 
 from ehm.console import console
 from ehm.models.handover.card import CardFacts
-from ehm.models.handover.folders import write_encoder_folders
+from ehm.models.handover.folders import TIMM_FOLDER, TRANSFORMERS_FOLDER, write_encoder_folders
 from ehm.models.weights import Weights
 from ehm.training.history import (
     describe_runs,
@@ -20,6 +20,9 @@ from ehm.training.history import (
 from ehm.training.run import Run
 
 __all__ = ["write_run_folders"]
+
+_LIBRARIES = {TIMM_FOLDER: "timm", TRANSFORMERS_FOLDER: "transformers"}
+"""The library that loads each folder."""
 
 
 def write_run_folders(run: Run[Any], weights: Weights, checkpoint: Path, encoder_file: Path | None = None) -> None:
@@ -37,6 +40,7 @@ def write_run_folders(run: Run[Any], weights: Weights, checkpoint: Path, encoder
     )
     written, notes = write_encoder_folders(run.folder, weights, facts, encoder_file)
     if written:
-        console.print(f"Encoder by name: {', '.join(map(str, written))}")
+        libraries = " and ".join(_LIBRARIES[path.name] for path in written)
+        console.print(f"Encoder to load by name in {libraries}: {', '.join(map(str, written))}")
     for note in notes:
         console.print(f"  {note}")
