@@ -357,6 +357,20 @@ class Backend(Protocol):
         """Describe the device and what it offers."""
         ...
 
+    def is_busy(self) -> bool:
+        """Return whether the device still works on what it was given, without waiting for it.
+
+        A device that computes while the host waits, such as a CPU, never does.
+        """
+        ...
+
+    def read_peak_memory(self) -> int:
+        """Return the most bytes of the device's memory that were in use since this was last called.
+
+        On a CPU these are the bytes of the machine's memory that the process occupies now.
+        """
+        ...
+
     def open_weights(self, source: ModelSource) -> Weights:
         """Open what ``source.init`` names, in all forms that the framework reads.
 

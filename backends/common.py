@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import resource
+import sys
 from collections.abc import Collection, Iterator
+from pathlib import Path
 
 __all__ = [
     "SCALE",
@@ -11,6 +14,7 @@ __all__ = [
     "TRACKER",
     "host_memory",
     "is_decayed",
+    "resident_memory",
     "split_batch",
     "step_entropy",
 ]
@@ -45,6 +49,17 @@ def step_entropy(seed: int, step: int, rank: int) -> list[int]:
         # left out for process 0, so that a run of one process draws what it always drew
         numbers.append(rank)
     return numbers
+
+
+def resident_memory() -> int:
+    """Return the bytes of this machine's memory that the process occupies now; where Linux is not, its peak."""
+    try:
+        pages = Path("/proc/self/statm").read_text(encoding="ascii").split()[1]
+        return int(pages) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:  # no Linux
+        # macOS counts bytes, other systems kilobytes
+        unit = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def host_memory() -> int:

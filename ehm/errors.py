@@ -6,7 +6,8 @@
     │   └── BrokenImage   one file cannot be decoded
     ├── CheckpointError   a checkpoint is missing, incomplete, altered or does not fit
     ├── BackendError      a device or a framework is missing or cannot do what is asked
-    ├── TrainingError     a run cannot go on (a loss that is not finite)
+    ├── TrainingError     a run cannot go on
+    │   └── NotFiniteError    a loss or a gradient is not finite
     ├── ExportError       a bundle cannot be written, verified or loaded
     ├── WriteError        a file cannot be written: a full disk, a folder without permission
     └── RequestError      a server refuses a request, with an HTTP status
@@ -28,6 +29,7 @@ __all__ = [
     "DataError",
     "EhmError",
     "ExportError",
+    "NotFiniteError",
     "RequestError",
     "TrainingError",
     "WriteError",
@@ -60,6 +62,19 @@ class BackendError(EhmError):
 
 class TrainingError(EhmError):
     """A run cannot go on."""
+
+
+class NotFiniteError(TrainingError):
+    """The loss or the gradient of a step is not finite.
+
+    ``step`` is its number, counted from 1; ``problem`` says what is not finite, and ``remedy`` what may help.
+    """
+
+    def __init__(self, step: int, problem: str, remedy: str) -> None:
+        super().__init__(f"{problem}; {remedy}")
+        self.step = step
+        self.problem = problem
+        self.remedy = remedy
 
 
 class ExportError(EhmError):

@@ -67,6 +67,12 @@ class FakeBackend:
     def describe_device(self):
         return DeviceInfo("fake", "NumPy", 1, None, ("float64",))
 
+    def is_busy(self):
+        return False
+
+    def read_peak_memory(self):
+        return 1000
+
     def create_learner(self, config, weights=None):
         self.learners.append(FakeLearner(config, self.fail_at))
         return self.learners[-1]

@@ -17,7 +17,13 @@ from ehm.backends.base import (
     Processes,
     TokenizerLearner,
 )
-from ehm.backends.mindspore.engine.devices import Target, choose_target, describe_target
+from ehm.backends.mindspore.engine.devices import (
+    Target,
+    choose_target,
+    describe_target,
+    is_busy,
+    read_peak_memory,
+)
 from ehm.backends.mindspore.engine.distributed import join_processes
 from ehm.backends.mindspore.engine.step import set_deterministic
 from ehm.config import (
@@ -45,6 +51,14 @@ class MindsporeBackend:
     def describe_device(self) -> DeviceInfo:
         """Describe the device and what it offers."""
         return describe_target(self.target)
+
+    def is_busy(self) -> bool:
+        """See :meth:`ehm.backends.base.Backend.is_busy`."""
+        return is_busy(self.target)
+
+    def read_peak_memory(self) -> int:
+        """See :meth:`ehm.backends.base.Backend.read_peak_memory`."""
+        return read_peak_memory(self.target)
 
     def open_weights(self, source: ModelSource) -> Weights:
         """See :meth:`ehm.backends.base.Backend.open_weights`."""

@@ -19,7 +19,7 @@ from ehm.backends.base import (
     Processes,
     TokenizerLearner,
 )
-from ehm.backends.torch.engine.devices import choose_device, describe_device
+from ehm.backends.torch.engine.devices import choose_device, describe_device, is_busy, read_peak_memory
 from ehm.backends.torch.engine.distributed import join_processes
 from ehm.backends.torch.engine.step import set_deterministic
 from ehm.config import (
@@ -45,6 +45,14 @@ class TorchBackend:
     def describe_device(self) -> DeviceInfo:
         """Describe the device and what it offers."""
         return describe_device(self.device)
+
+    def is_busy(self) -> bool:
+        """See :meth:`ehm.backends.base.Backend.is_busy`."""
+        return is_busy(self.device)
+
+    def read_peak_memory(self) -> int:
+        """See :meth:`ehm.backends.base.Backend.read_peak_memory`."""
+        return read_peak_memory(self.device)
 
     def open_weights(self, source: ModelSource) -> Weights:
         """See :meth:`ehm.backends.base.Backend.open_weights`."""

@@ -36,7 +36,7 @@ from ehm.training.progress import RunMeter, average_over_processes
 from ehm.training.resume import check_resumed_data
 from ehm.training.run import Run, open_run, print_unreadable
 from ehm.training.runlog import RunLog
-from ehm.training.schedule import ema_decay_at, learning_rate_at
+from ehm.training.steps import MaskedSteps
 from ehm.training.training_data import identify_training_data
 
 __all__ = ["DEFAULT_CONFIG", "TrainResult", "train"]
@@ -117,25 +117,23 @@ def _pretrain(run: Run[TrainConfig]) -> TrainResult:
 
     saved = run.start_path
     loss = math.nan
-    meter = RunMeter(plan)
+    steps = MaskedSteps(config, plan, learner, masker)
+    meter = RunMeter(run, plan)
     silent = not run.is_main_process
     with loader, RunLog(run.folder, plan.last, first, "pretrain", config.run.tensorboard, silent) as log:
-        for step, batch in enumerate(loader.batches(first, plan.last), start=first):
-            progress = step / plan.total  # p = t / T of Eq. 14, with fractional epochs
-            prepared = learner.prepare_batch(batch.images)
-            # the masks of an image follow from the seed, the step and its row, however many processes share the batch
-            mask, mask_figures = masker(prepared, progress, (config.run.seed, step), batch.first)
-            lr = learning_rate_at(optim, step, plan.steps_per_epoch)
-            ema_decay = ema_decay_at(optim, step, plan.steps_per_epoch)
-            metrics = learner.train_step(prepared, mask, lr, optim.weight_decay, ema_decay)
+        for step, batch in enumerate(meter.time_batches(loader.batches(first, plan.last)), start=first):
+            with meter.time_masks():
+                masked = steps.make_masks(step, batch)
+            rates = steps.rates_at(step)
+            metrics = steps.take(masked, rates)
 
             done = step + 1
-            meter.add_step(done, batch.total, {**metrics, "lr": lr})
+            meter.add_step(done, batch, {**metrics, "lr": rates.lr})
             log.advance(done)
             if plan.is_log_due(done) or plan.is_save_due(done):
                 values = meter.read_values(saved)
                 loss = values["loss"]
-                log.log(done, values | average_over_processes(mask_figures, processes))
+                log.log(done, values | average_over_processes(masked.figures, processes))
             if plan.is_save_due(done):
                 metadata = run.make_metadata("pretrain", done, plan) | companions
                 metadata["data"] = training_data.to_json()

@@ -3,56 +3,74 @@
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import SupportsFloat
+from typing import Any, SupportsFloat, TypeVar
 
 from ehm.backends.base import Processes
-from ehm.errors import TrainingError
+from ehm.data import Batch
+from ehm.errors import NotFiniteError
 from ehm.training.plan import RunPlan
+from ehm.training.run import Run
+from ehm.training.waiting import WaitAdvisor, WaitClock
 
 __all__ = ["RunMeter", "average_over_processes"]
 
+T = TypeVar("T")
+
 
 class RunMeter:
-    """Metrics and speed of the steps since they were last read."""
+    """Metrics, speed and waits of the steps of ``run`` since they were last read."""
 
-    def __init__(self, plan: RunPlan) -> None:
+    def __init__(self, run: Run[Any], plan: RunPlan) -> None:
         self._plan = plan
+        self._backend = run.backend
+        self._processes = run.processes
+        # a gradient beyond float16 is no accident: the step is left out, and the loss scaled down
+        self._expects_overflow = run.config.optim.dtype == "float16"
         self._pending: list[tuple[int, Mapping[str, SupportsFloat]]] = []
         self._images = 0
-        self._clock = time.perf_counter()
+        self._images_here = 0
+        self._clock = WaitClock(run.backend.is_busy)
+        self._advisor = WaitAdvisor(run.config, run.processes.local_size)
 
-    def add_step(self, done: int, images: int, metrics: Mapping[str, SupportsFloat]) -> None:
-        """Note a step on ``images`` images, after which ``done`` steps are done.
+    def time_batches(self, batches: Iterator[T]) -> Iterator[T]:
+        """Yield from ``batches``, and count the time for which the loop waits for them."""
+        return self._clock.time_batches(batches)
+
+    def time_masks(self) -> AbstractContextManager[None]:
+        """Return a context in which the masks of a step are made, whose time is counted."""
+        return self._clock.time_masks()
+
+    def add_step(self, done: int, batch: Batch, metrics: Mapping[str, SupportsFloat]) -> None:
+        """Note a step on ``batch``, after which ``done`` steps are done.
 
         ``metrics`` may still lie on the device: to read them here would make every step wait for it.
         """
-        self._images += images
+        self._images += batch.total
+        self._images_here += len(batch.indices)
         self._pending.append((done, metrics))
 
     def read_values(self, saved: Path | None) -> dict[str, float]:
-        """Return the newest metrics with the mean of all losses, the epoch and the images per second, and start anew.
+        """Return the newest metrics with the mean of all losses, the epoch, speed, waits and memory, and start anew.
 
-        Raises TrainingError at a loss that is not finite; ``saved`` is the last good checkpoint, which it names.
+        All processes call this. Raises NotFiniteError at a loss or a gradient that is not finite; ``saved`` is the last
+        good checkpoint, which it names.
         """
         losses = []
-        for step, metrics in self._pending:
+        for done, metrics in self._pending:
             loss = float(metrics["loss"])  # waits for the device: the only synchronisation of a step
-            if not math.isfinite(loss):
-                good = f"the last good checkpoint is {saved}" if saved else "no checkpoint was written yet"
-                raise TrainingError(
-                    f"the loss is {loss} at step {step}; {good}; "
-                    "a lower optim.base_lr, optim.clip_grad=1 or optim.dtype=float32 may help"
-                )
+            self._check_finite(done, loss, float(metrics.get("grad_norm", 0.0)), saved)
             losses.append(loss)
         # the loss is noisy, so that its mean is logged; other metrics are those of the latest step
         done, newest = self._pending[-1]
         values = {name: float(value) for name, value in newest.items()}
+        if not math.isfinite(values.get("grad_norm", 0.0)):  # of a step that was left out; JSON has no such number
+            del values["grad_norm"]
         values["loss"] = sum(losses) / len(losses)
         values["epoch"] = done / self._plan.steps_per_epoch
-        values["images_per_second"] = self._images / (time.perf_counter() - self._clock)
+        values |= self._read_speed()
         self._pending.clear()
         self.restart_clock()
         return values
@@ -60,7 +78,36 @@ class RunMeter:
     def restart_clock(self) -> None:
         """Count time and images from now on, so that what has just been done does not lower the speed."""
         self._images = 0
-        self._clock = time.perf_counter()
+        self._images_here = 0
+        self._clock.restart()
+
+    def _check_finite(self, done: int, loss: float, grad_norm: float, saved: Path | None) -> None:
+        if not math.isfinite(loss):
+            problem = f"the loss is {loss} at step {done}"
+        elif not math.isfinite(grad_norm) and not self._expects_overflow:
+            # the weights would not be finite after this step, nor would a checkpoint of them
+            problem = f"the gradient is {grad_norm} at step {done}, whose loss is {loss:.4g}"
+        else:
+            return
+        good = f"the last good checkpoint is {saved}" if saved else "no checkpoint was written yet"
+        remedy = "a lower optim.base_lr, optim.clip_grad=1 or optim.dtype=float32 may help"
+        raise NotFiniteError(done, f"{problem}; {good}", remedy)
+
+    def _read_speed(self) -> dict[str, float]:
+        """Return images a second, waits and memory; all processes call this."""
+        seconds = self._clock.seconds
+        waits = self._clock.read_shares()
+        self._advisor.add_line(len(self._pending), seconds, waits)
+        values = {"images_per_second": self._images / seconds}
+        if self._processes.size > 1:
+            values["images_per_second_here"] = self._images_here / seconds
+        shares = {"data_wait": waits.data}
+        if waits.masks is not None:
+            shares["masks_wait"] = waits.masks
+        values |= average_over_processes(shares, self._processes)
+        # the fullest device is the one that runs out of memory
+        values["device_memory"] = float(max(self._processes.gather_values(self._backend.read_peak_memory())))
+        return values
 
 
 def average_over_processes(figures: Mapping[str, SupportsFloat], processes: Processes) -> dict[str, float]:

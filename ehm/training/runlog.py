@@ -20,7 +20,9 @@ __all__ = ["RunLog"]
 
 _SHOWN = (
     "loss",
+    "grad_norm",
     "images_per_second",
+    "data_wait",
     "target_spread",
     "mask_level",
     "top1",

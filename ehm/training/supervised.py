@@ -98,15 +98,15 @@ def train_task(task: Task[Any, R], run: Run[Any], title: str) -> TaskResult[R]:
     seen_images = task.data.to_arrays()
     saved = run.start_path
     report: R | None = None
-    meter = RunMeter(plan)
+    meter = RunMeter(run, plan)
     silent = not run.is_main_process
     with closing(task), RunLog(run.folder, plan.last, first, title, config.run.tensorboard, silent) as log:
-        for step, batch in enumerate(task.loader.batches(first, plan.last), start=first):
+        for step, batch in enumerate(meter.time_batches(task.loader.batches(first, plan.last)), start=first):
             lr = learning_rate_at(optim, step, plan.steps_per_epoch)
             metrics = task.train_step(batch, step, lr)
 
             done = step + 1
-            meter.add_step(done, batch.total, {**metrics, "lr": lr})
+            meter.add_step(done, batch, {**metrics, "lr": lr})
             log.advance(done)
             is_save_due = plan.is_save_due(done)
             is_measure_due = plan.is_measure_due(done)

@@ -83,17 +83,17 @@ def _train(run: Run[TokenizerConfig]) -> TokenizerResult:
     run.write_config()
 
     saved = run.start_path
-    meter = RunMeter(plan)
+    meter = RunMeter(run, plan)
     silent = not run.is_main_process
     with loader, RunLog(run.folder, plan.last, first, "tokenizer", config.run.tensorboard, silent) as log:
-        for step, batch in enumerate(loader.batches(first, plan.last), start=first):
+        for step, batch in enumerate(meter.time_batches(loader.batches(first, plan.last)), start=first):
             # relaxed codes become discrete as the temperature falls (Gumbel-softmax)
             temperature = temperature_at(config.temperature, step / plan.total)
             lr = learning_rate_at(optim, step, plan.steps_per_epoch)
             metrics = tokenizer.train_step(batch.images, temperature, lr, optim.weight_decay)
 
             done = step + 1
-            meter.add_step(done, batch.total, {**metrics, "temperature": temperature, "lr": lr})
+            meter.add_step(done, batch, {**metrics, "temperature": temperature, "lr": lr})
             log.advance(done)
             if plan.is_log_due(done) or plan.is_save_due(done):
                 log.log(done, meter.read_values(saved))

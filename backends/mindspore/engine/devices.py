@@ -9,10 +9,20 @@ from typing import Any
 import mindspore as ms
 
 from ehm.backends.base import DeviceInfo
-from ehm.backends.common import host_memory
+from ehm.backends.common import host_memory, resident_memory
 from ehm.errors import BackendError
 
-__all__ = ["FACTS", "Target", "TargetFacts", "choose_dtype", "choose_target", "describe_target", "use_target"]
+__all__ = [
+    "FACTS",
+    "Target",
+    "TargetFacts",
+    "choose_dtype",
+    "choose_target",
+    "describe_target",
+    "is_busy",
+    "read_peak_memory",
+    "use_target",
+]
 
 
 @dataclass(frozen=True)
@@ -102,3 +112,19 @@ def describe_target(target: Target) -> DeviceInfo:
         memory = properties.total_memory
         text = properties.name
     return DeviceInfo("mindspore", text, count, memory, FACTS[target.kind].dtypes, {"mindspore": str(ms.__version__)})
+
+
+def is_busy(target: Target) -> bool:
+    """Return whether ``target`` has not yet done all that its stream was given; a CPU has no stream to ask."""
+    if target.kind == "cpu":
+        return False
+    return not ms.runtime.current_stream().query()
+
+
+def read_peak_memory(target: Target) -> int:
+    """Return the most bytes that tensors held on ``target`` since the last call; of a CPU, what the process holds."""
+    if target.kind == "cpu":
+        return resident_memory()
+    peak = int(ms.runtime.max_memory_allocated())
+    ms.runtime.reset_peak_memory_stats()
+    return peak

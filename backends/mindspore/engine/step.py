@@ -63,8 +63,8 @@ class Training:
         """Take one step on a batch of ``rows`` images; ``inputs`` returns the loss's inputs for a slice of them.
 
         The batch is split into ``parts`` (``optim.accumulate`` if left out), whose gradients travel between processes
-        once. The metrics ``loss`` and, where gradients are clipped, ``grad_norm`` stay on the device; in float16 the
-        host waits once.
+        once. The metrics ``loss`` and ``grad_norm``, the length of the gradient before it is clipped, stay on the
+        device; in float16 the host waits once.
         """
         scale = Tensor(1.0, ms.float32)
         if self._scaler is not None:
@@ -77,16 +77,13 @@ class Training:
             total = total + value * share
             gradients = part_gradients if gradients is None else self._add(*gradients, *part_gradients)
         total, norm, *gradients = self._prepare(total, scale, *gradients)
-        metrics: dict[str, SupportsFloat] = {"loss": total}
-        if self._optim.clip_grad is not None:
-            metrics["grad_norm"] = norm
         finite = True
         if self._scaler is not None:
             finite = bool(np.isfinite(norm.asnumpy()))
             self._scaler.adjust(Tensor(finite))
         if finite:
             self._optimizer.step(gradients, lr, weight_decay)
-        return metrics
+        return {"loss": total, "grad_norm": norm}
 
     def state(self) -> Arrays:
         """Return the optimiser's arrays, and the loss scale if there is one."""
@@ -166,15 +163,12 @@ def _build_preparation(
         total_of_all = ops.AllReduce()
 
     def prepare(total: Tensor, scale: Tensor, *gradients: Tensor) -> tuple[Tensor, ...]:
-        # a graph returns the same values on every path, needed or not
-        norm = total
         if several:
             gradients = reduce(gradients)
             total = total_of_all(total) / size
         if scaled:
             gradients = _APPLY_TO_EACH(ops.partial(_PRODUCT, 1 / scale), gradients)
-        if scaled or clip is not None:
-            norm = ops.sqrt(ops.AddN()(_APPLY_TO_EACH(_square_sum, gradients)))
+        norm = ops.sqrt(ops.AddN()(_APPLY_TO_EACH(_square_sum, gradients)))
         if clip is not None:
             # the small number is that of torch's clip_grad_norm_
             gradients = _APPLY_TO_EACH(ops.partial(_PRODUCT, ops.minimum(clip / (norm + 1e-6), 1.0)), gradients)

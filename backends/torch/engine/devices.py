@@ -14,10 +14,20 @@ import torch
 
 from ehm.backends import ascend
 from ehm.backends.base import DeviceInfo
-from ehm.backends.common import host_memory
+from ehm.backends.common import host_memory, resident_memory
 from ehm.errors import BackendError
 
-__all__ = ["FACTS", "DeviceFacts", "autocast_to", "choose_device", "choose_dtype", "describe_device", "device_module"]
+__all__ = [
+    "FACTS",
+    "DeviceFacts",
+    "autocast_to",
+    "choose_device",
+    "choose_dtype",
+    "describe_device",
+    "device_module",
+    "is_busy",
+    "read_peak_memory",
+]
 
 
 # numbers of glibc's malloc.h
@@ -179,3 +189,20 @@ def describe_device(device: torch.device) -> DeviceInfo:
         _, memory = module.mem_get_info(device)
         text = module.get_device_name(device)
     return DeviceInfo(device.type, text, count, memory, FACTS[device.type].dtypes, versions)
+
+
+def is_busy(device: torch.device) -> bool:
+    """Return whether ``device`` has not yet done all that its stream was given; a CPU always has."""
+    if device.type == "cpu":
+        return False
+    return not device_module(device).current_stream(device).query()
+
+
+def read_peak_memory(device: torch.device) -> int:
+    """Return the most bytes that tensors held on ``device`` since the last call; of a CPU, what the process holds."""
+    if device.type == "cpu":
+        return resident_memory()
+    module = device_module(device)
+    peak = int(module.max_memory_allocated(device))
+    module.reset_peak_memory_stats(device)
+    return peak

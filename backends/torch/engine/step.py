@@ -86,7 +86,7 @@ class Training:
         """Take one step on a batch of ``rows`` images; ``loss`` computes the mean loss of a slice of them.
 
         The batch is split into ``optim.accumulate`` parts, whose gradients travel between processes once. The metrics
-        ``loss`` and, where gradients are clipped, ``grad_norm`` stay on the device.
+        ``loss`` and ``grad_norm``, the length of the gradient before it is clipped, stay on the device.
         """
         set_rates(self.optimizer, lr, weight_decay)
         self.optimizer.zero_grad(set_to_none=True)
@@ -99,14 +99,21 @@ class Training:
                 value = loss(part) * ((part.stop - part.start) / rows)
                 self._scaler.scale(value).backward()
             total += value.detach()
-        metrics: dict[str, SupportsFloat] = {"loss": mean_over_processes(total, self._processes)}
-        if self._optim.clip_grad is not None:
-            self._scaler.unscale_(self.optimizer)  # the limit is that of the true gradients
-            trained = [parameter for parameter in self._model.parameters() if parameter.grad is not None]
-            metrics["grad_norm"] = gather_tensor(nn.utils.clip_grad_norm_(trained, self._optim.clip_grad).detach())
+        # the norm, and its limit, are those of the true gradients; a scaler looks at all of them anyhow
+        self._scaler.unscale_(self.optimizer)
+        norm = self._measure_and_clip_gradients()
         self._scaler.step(self.optimizer)
         self._scaler.update()
-        return metrics
+        return {"loss": mean_over_processes(total, self._processes), "grad_norm": norm}
+
+    def _measure_and_clip_gradients(self) -> Tensor:
+        """Return the length of the gradient of all parameters together, and clip it if ``optim.clip_grad`` says so."""
+        trained = [parameter for parameter in self._model.parameters() if parameter.grad is not None]
+        # of gradients that are shared out to processes, the norm is shared out too until it is gathered
+        norm = nn.utils.get_total_norm([parameter.grad for parameter in trained if parameter.grad is not None])
+        if self._optim.clip_grad is not None:
+            nn.utils.clip_grads_with_norm_(trained, self._optim.clip_grad, norm)
+        return gather_tensor(norm)
 
     def state(self) -> Arrays:
         """Return the optimiser's arrays, and the loss scale if there is one."""

@@ -54,6 +54,9 @@ def test_schedule_masks_and_results(fake, images, tmp_path):
     names = {"epoch", "lr", "images_per_second", "mask_level", "tree_height", "parts", "largest_part"}
     assert names <= lines[0].keys()
     assert lines[-1]["mask_level"] > lines[0]["mask_level"]
+    assert all(0 <= line["data_wait"] + line["masks_wait"] <= 1 for line in lines)
+    assert all(line["device_memory"] == 1000 for line in lines)
+    assert "images_per_second_here" not in lines[0]  # it is that of all processes
 
     kept = sorted(path.name for path in (tmp_path / "out/checkpoints").iterdir())
     assert kept == ["step-00000009", "step-00000012"]
