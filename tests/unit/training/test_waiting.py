@@ -1,4 +1,4 @@
-"""What a loop waits for, by a clock that the test turns: no time of this machine plays a part."""
+"""Times that a loop waits, by a clock that the test turns: no time of this machine plays a part."""
 
 import pytest
 
