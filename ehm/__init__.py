@@ -13,6 +13,7 @@ __version__ = version("ehm")
 __all__ = [
     "__version__",
     "bench_export",
+    "compare",
     "evaluate",
     "export",
     "finetune",
@@ -28,6 +29,7 @@ _MODULES = {
     "train": "ehm.training.pretrain",
     "finetune": "ehm.tasks.finetune",
     "probe": "ehm.tasks.classification.probe",
+    "compare": "ehm.comparison.command",
     "train_tokenizer": "ehm.training.tokenizer",
     "evaluate": "ehm.tasks.evaluate",
     "inspect": "ehm.analysis.inspect",

@@ -65,6 +65,57 @@ def _add_tokenizer_flags(parser: Parser) -> None:
     _add_resume_flag(parser)
 
 
+def _add_compare_flags(parser: Parser) -> None:
+    parser.add_argument(
+        "encoders",
+        nargs="*",
+        metavar="ENCODER",
+        default=argparse.SUPPRESS,
+        help=f"encoder to compare, the first with all others: {_CHECKPOINT_HELP}, hf:OWNER/NAME, or scratch for the "
+        "first one's architecture with random weights",
+    )
+    parser.add_argument(
+        "--source", help="labelled images, as for data.source: a folder, a data set or elpv (default: elpv)"
+    )
+    parser.add_argument(
+        "--figure",
+        choices=["auto", "top1", "balanced_accuracy", "auc"],
+        help="figure to compare by (default: auto, which is auc for two classes, else top1)",
+    )
+    parser.add_argument("--finetune", action="store_true", help="also fine-tune each encoder for a few epochs")
+    parser.add_argument(
+        "--set",
+        metavar="KEY=VALUE",
+        action="append",
+        dest="overrides",
+        help="set how encoders are measured, for example folds=10; ehm configs --keys compare lists the keys",
+    )
+    parser.add_argument(
+        "--train",
+        metavar="FILE",
+        help="instead of encoders: train and compare the arms of this study, a YAML file or a name that ehm configs "
+        "lists",
+    )
+    parser.add_argument("--arms", nargs="+", metavar="NAME", help="with --train: take these arms only")
+    parser.add_argument("--seeds", nargs="+", type=int, metavar="N", help="with --train: take these seeds only")
+    parser.add_argument(
+        "--jobs", type=int, metavar="N", help="with --train: runs side by side (default: one a core or an accelerator)"
+    )
+    parser.add_argument(
+        "--results",
+        nargs="+",
+        metavar="FILE",
+        help="with --train: results.csv of another machine, whose runs are not trained again",
+    )
+    parser.add_argument(
+        "--measure-only",
+        action="store_true",
+        help="with --train: train nothing, and compare the runs that are complete",
+    )
+    _add_device_flag(parser)
+    _add_out_flag(parser, "keep what is measured, and write the tables, into this folder (default: runs/compare)")
+
+
 def _add_evaluate_flags(parser: Parser) -> None:
     parser.add_argument(
         "checkpoint",
@@ -280,6 +331,11 @@ COMMANDS = {
         "ehm.tasks.classification.probe:probe",
         "Measure a frozen encoder by a linear probe and by nearest neighbours.",
         _add_probe_flags,
+    ),
+    "compare": Command(
+        "ehm.comparison.command:compare",
+        "Compare encoders on the same labelled images, or train the arms of a study and compare these.",
+        _add_compare_flags,
     ),
     "evaluate": Command(
         "ehm.tasks.evaluate:evaluate", "Measure a fine-tuned model on labelled images.", _add_evaluate_flags

@@ -1,10 +1,10 @@
 """Shipped configurations: of which class each is, and what it is when made tiny."""
 
-from ehm.config import FinetuneConfig, ProbeConfig, TokenizerConfig, TrainConfig, read_config
+from ehm.config import FinetuneConfig, ProbeConfig, StudyConfig, TokenizerConfig, TrainConfig, read_config
 from ehm.config.encoders import SwinSpec
 from ehm.tasks.registry import TASKS
 
-KINDS = {"finetune": FinetuneConfig, "probe": ProbeConfig, "tokenizer": TokenizerConfig}
+KINDS = {"finetune": FinetuneConfig, "probe": ProbeConfig, "tokenizer": TokenizerConfig, "studies": StudyConfig}
 SCALE = 4
 """The factor of pixels, in images, patches and mask units alike: grids stay what they are."""
 

@@ -4,6 +4,7 @@ A configuration is a YAML file (a path, or the name of one shipped in ``configs/
 with dotted keys. Unknown keys are errors. Nothing here imports a framework.
 """
 
+from ehm.config.comparison import ArmConfig, MeasureConfig, StudyConfig
 from ehm.config.data import DataConfig, ImageData, PretrainData, SourceConfig
 from ehm.config.encoders import encoder_spec
 from ehm.config.export import AscendConfig, CalibrationConfig, ExportConfig, TritonConfig
@@ -27,6 +28,7 @@ from ehm.config.tasks import (
 from ehm.config.tokenizer import TokenizerConfig
 
 __all__ = [
+    "ArmConfig",
     "AscendConfig",
     "AugmentConfig",
     "CalibrationConfig",
@@ -38,6 +40,7 @@ __all__ = [
     "ImageData",
     "LoraConfig",
     "MaskConfig",
+    "MeasureConfig",
     "ModelConfig",
     "ModelSource",
     "OptimConfig",
@@ -49,6 +52,7 @@ __all__ = [
     "SegmentationData",
     "SlideConfig",
     "SourceConfig",
+    "StudyConfig",
     "TaskConfig",
     "TokenizerConfig",
     "TrainConfig",

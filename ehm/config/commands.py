@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ehm.config.comparison import MeasureConfig, StudyConfig
 from ehm.config.export import ExportConfig
 from ehm.config.pretraining import TrainConfig
 from ehm.config.section import Section
@@ -22,6 +23,8 @@ COMMANDS: dict[type[Section], str] = {
     RetrievalConfig: "ehm finetune --task retrieval",
     TokenizerConfig: "ehm tokenizer train",
     ExportConfig: "ehm export",
+    MeasureConfig: "ehm compare",
+    StudyConfig: "ehm compare --train",
 }
 """The command of each kind of configuration; of two that fit equally well the first is meant."""
 

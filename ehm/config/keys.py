@@ -18,7 +18,7 @@ from ehm.errors import ConfigError
 
 __all__ = ["Key", "list_keys", "print_keys"]
 
-_TYPE_WORDS = {"string": "text", "boolean": "true or false", "null": "null"}
+_TYPE_WORDS = {"string": "text", "boolean": "true or false", "null": "null", "object": "section"}
 _LARGEST_BOUND = 2**31
 """Bounds from here on only keep numbers within what the file formats can hold; nobody needs to read them."""
 
@@ -88,6 +88,8 @@ def _describe_type(schema: dict[str, Any]) -> str:
         return str(schema["const"]).lower()
     if "enum" in schema:
         return " | ".join(str(value) for value in schema["enum"])
+    if "$ref" in schema:
+        return _TYPE_WORDS["object"]
     if "prefixItems" in schema:
         items = schema["prefixItems"]
         return f"list of {len(items)}, each {_describe_type(items[0])}"

@@ -35,6 +35,7 @@ ROOMS: dict[str, set[str]] = {
     "ehm.analysis": LEARNING | {"ehm.backends"},
     "ehm.training": LEARNING | {"ehm.backends", "ehm.analysis"},
     "ehm.tasks": LEARNING | {"ehm.backends", "ehm.analysis", "ehm.training"},
+    "ehm.comparison": LEARNING | {"ehm.backends", "ehm.analysis", "ehm.training", "ehm.tasks"},
     "ehm.doctor": CORE | {"ehm.backends"},
     "ehm.deploy.bundle": CORE | {"ehm.data"},
     "ehm.deploy.predict": CORE | {"ehm.data", "ehm.deploy.bundle"},

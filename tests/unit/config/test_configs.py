@@ -8,11 +8,13 @@ import yaml
 from shipped import kind
 
 from ehm.cli import main
-from ehm.config import TrainConfig, load_config, shipped_configs
+from ehm.config import StudyConfig, TrainConfig, load_config, shipped_configs
 from ehm.config.listing import describe_config
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 SIZES = {"small": (384, 12, 6), "base": (768, 12, 12)}  # width, depth, heads: DeiT-S and ViT-B
+OWN = ("elpv/", "finetune/short", "studies/")
+"""Configurations that reproduce nothing published."""
 MASKINGS = ("random", "grid", "block", "evolved", "shallow", "deep")
 
 
@@ -27,10 +29,11 @@ def test_it_loads_and_says_what_it_is_and_how_to_run_it(name):
     load_config(kind(name), name)
     said = describe_config(name)
     assert said.about.endswith(".")
-    assert f"--config {name}" in " ".join(said.command)
+    flag = "--train" if kind(name) is StudyConfig else "--config"
+    assert f"{flag} {name}" in " ".join(said.command)
     assert "\\" not in said.command
     assert said.cost or name.startswith("elpv/")
-    assert said.reproduces or name.startswith("elpv/")
+    assert said.reproduces or name.startswith(OWN)
 
 
 @pytest.mark.parametrize("size", SIZES)

@@ -1,0 +1,137 @@
+"""The encoders of a comparison: what the command names, and ``scratch``, the first one's architecture without training.
+
+A candidate has one member, and ``scratch`` several, which differ by the seed of their random weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.numpy import save_file
+
+from ehm.backends.base import Backend
+from ehm.comparison.features import make_key
+from ehm.config import ModelSource, TrainConfig, load_config
+from ehm.config.encoders import EncoderSpec
+from ehm.errors import CheckpointError, ConfigError
+from ehm.models.encoder_file import encoder_metadata
+from ehm.models.fitting import keep_encoder
+from ehm.models.pretraining import adopt_encoder
+from ehm.models.shapes import spec_to_json
+from ehm.models.weights import Weights
+from ehm.storage.reading import hash_file
+from ehm.storage.writing import replace_file
+
+__all__ = ["SCRATCH", "Candidate", "Member", "open_candidates"]
+
+SCRATCH = "scratch"
+_UNTRAINED = "?pretrained=false"
+"""Behind a name of timm's: without its weights."""
+
+
+@dataclass(frozen=True)
+class Member:
+    """An encoder, as ``model.init`` takes it, and a key of its weights' content."""
+
+    init: str
+    weights: str
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """An encoder that is compared, by the name that the user gave it."""
+
+    name: str
+    members: tuple[Member, ...]
+
+    @property
+    def title(self) -> str:
+        """The name in tables."""
+        count = len(self.members)
+        return f"{self.name}, mean of {count} seeds" if count > 1 else self.name
+
+
+def open_candidates(names: Sequence[str], backend: Backend, out: Path, scratch_seeds: int) -> list[Candidate]:
+    """Find the weights that ``names`` mean, and make those of ``scratch`` in ``out``.
+
+    Raises ConfigError if one is named twice or no architecture is named, and CheckpointError if one is not there.
+    """
+    _check_names(names)
+    opened: dict[str, Weights] = {}
+    for name in names:
+        if name != SCRATCH:
+            opened[name] = _open_weights(name, backend)
+    candidates = []
+    for name in names:
+        if name == SCRATCH:
+            first = next(iter(opened))
+            members = _make_scratch(first, opened[first], backend, out / SCRATCH, scratch_seeds)
+        else:
+            members = (Member(name, _identify(opened[name])),)
+        candidates.append(Candidate(name, members))
+    return candidates
+
+
+def _check_names(names: Sequence[str]) -> None:
+    """Raise ConfigError if ``names`` cannot be compared."""
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigError(f"{name}: is named twice; name each encoder once")
+    if set(names) == {SCRATCH}:
+        raise ConfigError("scratch: takes the architecture of the first other encoder, and there is none; name one")
+
+
+def _open_weights(name: str, backend: Backend) -> Weights:
+    """Open the weights that ``name`` means; an error names the argument."""
+    try:
+        return backend.open_weights(ModelSource(init=name))
+    except CheckpointError as error:
+        raise CheckpointError(str(error).replace("model.init ", "", 1)) from None
+    except ConfigError as error:
+        raise ConfigError(str(error).replace("model.init ", "", 1)) from None
+
+
+def _make_scratch(name: str, weights: Weights, backend: Backend, folder: Path, seeds: int) -> tuple[Member, ...]:
+    """Return encoders like ``weights``, which ``name`` means, that have random weights.
+
+    They are files in ``folder``, so that every way to measure takes them like any other. A network of timm's that is
+    none of ours has one member: timm's own network without its weights.
+    """
+    if weights.spec is None:
+        untrained = name.partition("?")[0] + _UNTRAINED
+        return (Member(untrained, f"timm's {weights.timm}, untrained"),)
+    members = []
+    for seed in range(seeds):
+        path = folder / f"seed-{seed}.safetensors"
+        _write_untrained(path, weights, weights.spec, backend, seed)
+        members.append(Member(str(path), hash_file(path)))
+    return tuple(members)
+
+
+def _identify(weights: Weights) -> str:
+    """Return a key of all that the features of ``weights`` depend on, wherever these lie."""
+    provenance = weights.provenance
+    facts: dict[str, Any] = {"sha256": provenance.sha256, "inputs": provenance.inputs.to_json(), "timm": weights.timm}
+    if weights.spec is not None:
+        facts["spec"] = spec_to_json(weights.spec)
+    return make_key(facts)
+
+
+def _write_untrained(path: Path, weights: Weights, spec: EncoderSpec, backend: Backend, seed: int) -> None:
+    """Write the encoder that a pretraining run with this seed begins with, if its encoder is that of ``weights``."""
+    values = {
+        # an objective that the encoder can be trained with; its own part of the model is left out below
+        "objective": "mae" if spec.encodes_subsets and not getattr(spec, "relative", False) else "simmim",
+        "image_size": list(spec.image_size),
+        "mask": {"unit": spec.stride},
+        "model": {"init": str(path), "decoder_depth": 1},
+        "run": {"seed": seed},
+    }
+    config, _ = adopt_encoder(load_config(TrainConfig, values), weights)
+    config = config.model_copy(update={"model": config.model.model_copy(update={"init": None})})
+    arrays = keep_encoder(backend.create_learner(config).state().model, config.spec.blocks)
+    with replace_file(path) as temporary:
+        save_file(arrays, temporary, encoder_metadata(config.spec, weights.provenance.inputs))

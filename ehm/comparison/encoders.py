@@ -1,0 +1,177 @@
+"""Encoders side by side: each is measured on the same splits of the same images, and what was measured is kept.
+
+OUT/features/KEY.safetensors    features of all images by one encoder
+OUT/answers/KEY.safetensors     answers of one probe of one encoder for the test images of each split so far
+OUT/finetune/                   the fine-tuning in progress
+
+A key is made of all that its file depends on, the content of the weights among it, so that a file is never out of date.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ehm.backends.base import Backend
+from ehm.comparison.answers import Answers, load_answers, save_answers
+from ehm.comparison.candidates import Candidate, Member
+from ehm.comparison.features import (
+    ImageFeatures,
+    extract_features,
+    identify_images,
+    load_features,
+    make_key,
+    save_features,
+)
+from ehm.comparison.finetuning import finetune_on_split
+from ehm.comparison.images import LabelledImages, Split
+from ehm.comparison.measuring import probe_split, splits_to_finetune
+from ehm.comparison.meter import Meter
+from ehm.config import FinetuneConfig, MeasureConfig, ModelSource, load_config
+from ehm.config.comparison import ProbeName
+
+__all__ = ["MemberAnswers", "measure_candidates"]
+
+MemberAnswers = list[list[Answers]]
+"""The answers of each member of a candidate for each split."""
+_WORKERS = 2
+_FORMAT = 1
+"""To be raised when features or answers come out otherwise than before."""
+_SEED = 0
+"""The seed of fine-tuning, which is the same for all encoders."""
+
+
+@dataclass(frozen=True)
+class _Bench:
+    """The images, settings and device that all encoders of a comparison are measured with."""
+
+    images: LabelledImages
+    image_facts: dict[str, Any]
+    measure: MeasureConfig
+    backend: Backend
+    device: str
+    out: Path
+
+    @property
+    def workers(self) -> int:
+        return _WORKERS if self.measure.workers is None else self.measure.workers
+
+    def splits_of(self, probe: ProbeName) -> tuple[Split, ...]:
+        """Return the splits that ``probe`` measures."""
+        return splits_to_finetune(self.measure, self.images) if probe == "finetune" else self.images.splits
+
+
+def measure_candidates(
+    candidates: list[Candidate],
+    images: LabelledImages,
+    measure: MeasureConfig,
+    backend: Backend,
+    device: str,
+    out: Path,
+) -> dict[str, dict[ProbeName, MemberAnswers]]:
+    """Return the answers of every candidate by its name, for each probe, member and split.
+
+    What lies in ``out`` already is not measured again. Progress is shown, with the time that is left.
+    """
+    facts = identify_images(images, measure.range, measure.workers or _WORKERS)
+    bench = _Bench(images, facts, measure, backend, device, out)
+    answers: dict[str, dict[ProbeName, MemberAnswers]] = {}
+    with Meter(_count_steps(candidates, bench)) as meter:
+        for candidate in candidates:
+            answers[candidate.name] = {}
+            for probe in measure.probes:
+                answers[candidate.name][probe] = [
+                    _measure_member(member, candidate.name, probe, bench, meter)
+                    for member in _members_for(candidate, probe)
+                ]
+    return answers
+
+
+def _members_for(candidate: Candidate, probe: ProbeName) -> tuple[Member, ...]:
+    """Return the members that ``probe`` measures: fine-tuning takes long, so that one has to do."""
+    return candidate.members[:1] if probe == "finetune" else candidate.members
+
+
+def _count_steps(candidates: list[Candidate], bench: _Bench) -> dict[str, int]:
+    """Return how many splits each probe measures in all."""
+    counts: dict[str, int] = {}
+    for probe in bench.measure.probes:
+        members = sum(len(_members_for(candidate, probe)) for candidate in candidates)
+        counts[probe] = members * len(bench.splits_of(probe))
+    return counts
+
+
+def _measure_member(member: Member, name: str, probe: ProbeName, bench: _Bench, meter: Meter) -> list[Answers]:
+    """Return the answers of one encoder for each split, those that are kept and those that are measured now."""
+    facts = {**bench.image_facts, "weights": member.weights, **_describe_probe(probe, bench)}
+    path = bench.out / "answers" / f"{make_key(facts)}.safetensors"
+    splits = bench.splits_of(probe)
+    answers = load_answers(path)[: len(splits)]
+    meter.skip(probe, len(answers))
+    if len(answers) == len(splits):
+        return answers
+    answer: Callable[[Split], Answers] = partial(_answer_by_finetuning, member, bench)
+    if probe != "finetune":
+        answer = partial(_answer_by_probe, probe, _take_features(member, name, bench, meter), bench)
+    for number in range(len(answers), len(splits)):
+        meter.show(f"{name}: {probe}, split {number + 1} of {len(splits)}")
+        answers.append(answer(splits[number]))
+        save_answers(path, answers)
+        meter.advance(probe)
+    return answers
+
+
+def _describe_probe(probe: ProbeName, bench: _Bench) -> dict[str, Any]:
+    """Return what the answers of a probe depend on beside images and weights."""
+    measure = bench.measure
+    facts: dict[str, Any] = {"format": _FORMAT, "probe": probe, "image_size": measure.image_size}
+    if not bench.images.is_divided:
+        # the answers for the first division are the same, however many follow
+        facts["folds"] = measure.folds
+    if probe == "knn":
+        facts["neighbours"] = measure.neighbours
+    if probe == "finetune":
+        # by content, because the file of a recipe may be edited
+        facts["recipe"] = load_config(FinetuneConfig, measure.recipe).model_dump(mode="json")
+    return facts
+
+
+def _take_features(member: Member, name: str, bench: _Bench, meter: Meter) -> ImageFeatures:
+    """Return the features of all images by one encoder: kept ones, or new ones, which are kept from then on."""
+    facts = {
+        **bench.image_facts,
+        "format": _FORMAT,
+        "weights": member.weights,
+        "image_size": bench.measure.image_size,
+    }
+    path = bench.out / "features" / f"{make_key(facts)}.safetensors"
+    features = load_features(path)
+    if features is not None:
+        return features
+    meter.show(f"{name}: loading")
+    encoder = bench.backend.create_encoder(ModelSource(init=member.init, image_size=bench.measure.image_size))
+    for found in extract_features(encoder, bench.images, bench.workers):
+        if isinstance(found, ImageFeatures):
+            features = found
+        else:
+            meter.show(f"{name}: features of {found:,} of {len(bench.images.labels):,} images")
+    assert features is not None
+    save_features(path, features)
+    return features
+
+
+def _answer_by_probe(probe: ProbeName, features: ImageFeatures, bench: _Bench, split: Split) -> Answers:
+    return probe_split(probe, features, bench.images, split, bench.measure)
+
+
+def _answer_by_finetuning(member: Member, bench: _Bench, split: Split) -> Answers:
+    folder = bench.out / "finetune"
+    # what was begun before an interruption may be another encoder's
+    shutil.rmtree(folder, ignore_errors=True)
+    answers = finetune_on_split(member.init, bench.images, split, bench.measure, bench.device, _SEED, folder)
+    shutil.rmtree(folder)
+    return answers
