@@ -70,7 +70,7 @@ COMMON = [
     "data.crop_scale=[0.5, 1]",
     f"optim.batch_size={BATCH_SIZE}",
     "run.log_every=50",
-    "run.tensorboard=false",
+    "run.trackers=[]",
 ]
 MAE = ["objective=mae", "model.norm_pix_loss=false"]
 """Patches of 4 x 4 pixels are often of one grey value, and nothing is left of them if they are normalised."""

@@ -88,7 +88,7 @@ FINETUNE = [
     "optim.epochs=3",
     "optim.warmup_epochs=1",
     "run.checkpoint_every=100",
-    "run.tensorboard=false",
+    "run.trackers=[]",
 ]
 
 

@@ -58,7 +58,7 @@ SETTINGS: dict[str, Any] = {
     "mask": {"unit": 16},
     "data": {"source": str(CROPS), "workers": 0},
     "optim": {"epochs": 25, "batch_size": 64, "base_lr": 2e-3, "warmup_epochs": 3},
-    "run": {"tensorboard": False, "checkpoint_every": 10, "keep": 1},
+    "run": {"trackers": [], "checkpoint_every": 10, "keep": 1},
 }
 
 

@@ -20,6 +20,6 @@ RUN = {
     "optim.base_lr": 0.05,
     "optim.dtype": "float32",
     "data.workers": 0,
-    "run.tensorboard": "false",
+    "run.trackers": "[]",
     "run.log_every": 1,
 }

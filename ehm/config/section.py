@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
-__all__ = ["Section"]
+__all__ = ["Section", "flatten"]
 
 
 class Section(BaseModel):
@@ -42,3 +42,14 @@ class Section(BaseModel):
     @classmethod
     def drop_superseded(cls, values: dict[str, Any], overridden: Collection[str]) -> None:
         """Remove from the ``values`` of a file what a key that is ``overridden``, dotted, makes void; nothing here."""
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested sections as one dictionary with dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat

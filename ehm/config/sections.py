@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -22,7 +22,7 @@ from ehm.config.values import (
     Stages,
 )
 
-__all__ = ["LoraConfig", "ModelSource", "OptimConfig", "RunConfig"]
+__all__ = ["LoraConfig", "ModelSource", "OptimConfig", "RunConfig", "replace_tensorboard"]
 
 
 class OptimConfig(Section):
@@ -122,7 +122,35 @@ class RunConfig(Section):
     max_steps: Positive | None = Field(
         None, description="Step at which to stop early, on the schedule of the whole run; null runs to the end."
     )
-    tensorboard: bool = Field(True, description="Whether metrics are also written for TensorBoard.")
+    trackers: tuple[str, ...] = Field(
+        ("tensorboard",),
+        description="Names of the programs that show the metrics besides metrics.jsonl: tensorboard, wandb, mlflow, "
+        "swanlab, or those of other packages (docs/watch.md).",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _rename_tensorboard(cls, values: Any) -> Any:
+        """Read ``tensorboard``, which was true or false before there were other trackers."""
+        if isinstance(values, dict) and "tensorboard" in values:
+            values = dict(values)
+            # what stands beside it may be a default, which does not count
+            values["trackers"] = replace_tensorboard(values.pop("tensorboard"))
+        return values
+
+    @model_validator(mode="after")
+    def _check_trackers(self) -> RunConfig:
+        for name in self.trackers:
+            if self.trackers.count(name) > 1:
+                raise ValueError(f"trackers names {name} twice")
+        return self
+
+
+def replace_tensorboard(value: object) -> list[str]:
+    """Return the trackers that ``run.tensorboard``, the key of earlier versions, asked for."""
+    if not isinstance(value, bool):
+        raise ValueError(f"tensorboard should be true or false, not {value!r}; its new name is run.trackers")
+    return ["tensorboard"] if value else []
 
 
 class LoraConfig(Section):

@@ -35,7 +35,6 @@ from ehm.training.plan import RunPlan, check_plan, plan_run
 from ehm.training.progress import RunMeter, average_over_processes
 from ehm.training.resume import check_resumed_data
 from ehm.training.run import Run, open_run, print_unreadable
-from ehm.training.runlog import RunLog
 from ehm.training.steps import MaskedSteps
 from ehm.training.training_data import identify_training_data
 
@@ -119,8 +118,7 @@ def _pretrain(run: Run[TrainConfig]) -> TrainResult:
     loss = math.nan
     steps = MaskedSteps(config, plan, learner, masker)
     meter = RunMeter(run, plan)
-    silent = not run.is_main_process
-    with loader, RunLog(run.folder, plan.last, first, "pretrain", config.run.tensorboard, silent) as log:
+    with loader, run.open_log(plan.last, first, "pretrain") as log:
         for step, batch in enumerate(meter.time_batches(loader.batches(first, plan.last)), start=first):
             with meter.time_masks():
                 masked = steps.make_masks(step, batch)

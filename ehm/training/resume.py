@@ -10,6 +10,7 @@ import numpy as np
 from ehm import __version__
 from ehm.backends.base import Backend
 from ehm.config import TaskConfig, TokenizerConfig, TrainConfig, load_config
+from ehm.config.section import flatten
 from ehm.console import console
 from ehm.data.sources.identity import SourceIdentity
 from ehm.errors import ConfigError
@@ -108,8 +109,8 @@ def _name_versions(device: str | None, versions: Mapping[str, str]) -> dict[str,
 def _find_changes(kind: type[C], config: C, metadata: Mapping[str, Any]) -> Changes:
     """Return the value in a checkpoint and the value now of each key that differs."""
     # loaded, so that keys which the version that wrote it did not have get their defaults
-    before = _flatten(load_config(kind, metadata["config"]).model_dump(mode="json"))
-    now = _flatten(config.model_dump(mode="json"))
+    before = flatten(load_config(kind, metadata["config"]).model_dump(mode="json"))
+    now = flatten(config.model_dump(mode="json"))
     for key in _FROM_WEIGHTS:
         if now.get(key, "") is None:  # as the weights say, and a resumed run's are those of its checkpoint
             now[key] = before[key]
@@ -165,14 +166,3 @@ def _describe_classes(before: Sequence[str], now: Sequence[str]) -> str:
 def _list_some(words: Sequence[str]) -> str:
     more = ", …" if len(words) > _SHOWN_CLASSES else ""
     return ", ".join(words[:_SHOWN_CLASSES]) + more
-
-
-def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested sections as one dictionary with dotted keys."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, dict):
-            flat |= _flatten(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat

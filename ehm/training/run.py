@@ -2,11 +2,12 @@
 
 FOLDER/config.yaml      the configuration, for people and for --resume
        checkpoints/     the newest ones
-       metrics.jsonl, tensorboard/, and what the loop itself writes
+       metrics.jsonl, what trackers keep (tensorboard/, trackers/), and what the loop itself writes
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ import yaml
 from ehm import backends
 from ehm.backends.base import Backend, Learner, Processes, TaskLearner, TokenizerLearner
 from ehm.config import TaskConfig, TokenizerConfig, TrainConfig, load_config
+from ehm.config.section import flatten
 from ehm.console import console
 from ehm.data import Source
 from ehm.data.decoding.depth_notes import describe_depths
@@ -34,6 +36,9 @@ from ehm.storage.checkpoint import (
 from ehm.storage.writing import write_text
 from ehm.training.plan import RunPlan
 from ehm.training.resume import check_settings, print_changes
+from ehm.training.runlog import RunLog
+from ehm.training.trackers.base import Setting
+from ehm.training.trackers.registry import check_trackers
 
 __all__ = ["CONFIG_FILE", "Run", "connect_processes", "open_run", "print_unreadable"]
 
@@ -93,6 +98,24 @@ class Run(Generic[C]):
         else:
             console.print(f"  into {self.folder}, continuing {self.start.folder.name}")
             print_changes(self.config, self.start, self.backend)
+
+    def open_log(self, last_step: int, first_step: int, title: str) -> RunLog:
+        """Return the log of the steps after ``first_step``, a silent one for all processes but the first.
+
+        ``title`` stands beside the progress bar.
+        """
+        settings: dict[str, Setting] = {}
+        for key, value in flatten(self.config.model_dump(mode="json")).items():
+            settings[key] = json.dumps(value) if isinstance(value, list) else value
+        return RunLog(
+            self.folder,
+            last_step,
+            first_step,
+            title,
+            trackers=self.config.run.trackers,
+            settings=settings,
+            silent=not self.is_main_process,
+        )
 
     def make_metadata(
         self, kind: str, done: int, plan: RunPlan, config: Mapping[str, Any] | None = None
@@ -175,6 +198,7 @@ def open_run(
         raise ConfigError(f"--out {folder}: holds a run already; {how}, another --out starts a new one")
     # before the device, whose framework takes seconds to import
     settings = _load_settings(kind, default, config, overrides, folder, resume)
+    check_trackers(settings.run.trackers)
     start = None
     if newest is not None:
         start = open_to_resume(newest)

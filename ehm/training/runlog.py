@@ -1,10 +1,10 @@
-"""The log of a run while it works: JSON lines, TensorBoard, and a progress bar with an ETA."""
+"""The log of a run while it works: JSON lines, trackers, and a progress bar with an ETA."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from contextlib import ExitStack, nullcontext, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import IO
@@ -12,9 +12,9 @@ from typing import IO
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from ehm.console import console
-from ehm.errors import WriteError
 from ehm.storage.writing import report_write_errors, write_text
-from ehm.training.curves import Curves
+from ehm.training.trackers.base import Setting, Status, TrackedRun
+from ehm.training.trackers.group import TrackerGroup
 
 __all__ = ["RunLog"]
 
@@ -38,10 +38,11 @@ _LINES_OF_A_RUN = 20
 
 
 class RunLog:
-    """Writes ``out/metrics.jsonl`` and ``out/tensorboard``, and draws progress on a terminal.
+    """Writes ``out/metrics.jsonl``, tells the ``trackers``, and draws progress on a terminal.
 
     Away from a terminal one line appears for every twentieth of the run. A resumed run (``first_step`` > 0) drops the
-    lines that it is going to write again. With ``silent`` nothing is written: of several processes one logs.
+    lines that it is going to write again. Trackers are told the ``settings``, the configuration by dotted keys. With
+    ``silent`` nothing is written: of several processes one logs.
     """
 
     def __init__(
@@ -50,17 +51,18 @@ class RunLog:
         total_steps: int,
         first_step: int = 0,
         title: str = "train",
-        tensorboard: bool = True,
+        trackers: Sequence[str] = (),
+        settings: Mapping[str, Setting] | None = None,
         silent: bool = False,
     ) -> None:
         self._path = out / "metrics.jsonl"
-        self._board_path = out / "tensorboard"
         self._total_steps = total_steps
         self._first_step = first_step
         self._title = title
-        self._tensorboard = tensorboard
         self._silent = silent
-        self._curves: Curves | None = None
+        # by the last two folders, which tell the runs of one project apart
+        name = "/".join(out.resolve().parts[-2:])
+        self._trackers = TrackerGroup(trackers, TrackedRun(name, out, settings or {}, first_step))
         self._file: IO[str] | None = None
         # markup is off, as titles and values may hold names of users' classes and files
         self._progress = Progress(
@@ -81,10 +83,9 @@ class RunLog:
             return self
         # the steps after the checkpoint are going to be taken once more
         write_text(self._path, "".join(_read_lines_before(self._path, self._first_step)))
-        if self._tensorboard:
-            self._curves = Curves(self._board_path, self._first_step)
         with report_write_errors(self._path):
             self._file = self._path.open("a", encoding="utf-8")
+        self._trackers.start()
         self._progress.start()
         self._task = self._progress.add_task(
             self._title, total=self._total_steps, completed=self._first_step, values=""
@@ -94,12 +95,17 @@ class RunLog:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        # by a stack, so that the second file is closed even if the first one cannot be
+        status: Status = "finished"
+        if error is not None:
+            status = "stopped" if isinstance(error, KeyboardInterrupt) else "failed"
         with ExitStack() as stack:
-            for opened in (self._file, self._curves):
-                if opened is not None:
-                    stack.callback(_close_file, opened, failed=error is not None)
-            self._progress.stop()
+            # called last, and even if the file cannot be closed
+            stack.callback(self._trackers.finish, status)
+            stack.callback(self._progress.stop)
+            if self._file is not None:
+                # a run that has failed already has a reason, which what cannot be written now must not hide
+                with suppress(OSError) if error is not None else report_write_errors(self._path):
+                    self._file.close()
 
     def advance(self, step: int) -> None:
         """Move the bar: ``step`` steps are done."""
@@ -114,8 +120,7 @@ class RunLog:
         with report_write_errors(self._path):
             self._file.write(json.dumps({"step": step, **values}) + "\n")
             self._file.flush()  # people and programs follow the file while the run goes on
-        if self._curves is not None:
-            self._curves.add_values(step, values)
+        self._trackers.log(step, values)
         shown = "  ".join(f"{name} {value:.4g}" for name, value in values.items() if name in _SHOWN)
         self._progress.update(self._task, completed=step, values=shown)
         part = _LINES_OF_A_RUN * step // max(1, self._total_steps)
@@ -123,18 +128,17 @@ class RunLog:
             self._printed_part = part
             console.print(f"{self._title} {step}/{self._total_steps}  {shown}{self._format_eta()}")
 
+    def add_picture(self, step: int, name: str, path: Path) -> None:
+        """Show the PNG file ``path`` as picture ``name`` after ``step`` steps, in the trackers that can."""
+        if not self._silent:
+            self._trackers.add_picture(step, name, path)
+
     def _format_eta(self) -> str:
         remaining = self._progress.tasks[0].time_remaining
         if remaining is None:
             return ""
         minutes, seconds = divmod(int(remaining), 60)
         return f"  ETA {minutes}:{seconds:02d}"
-
-
-def _close_file(opened: IO[str] | Curves, failed: bool) -> None:
-    """Close a file; if the run has ``failed`` already, what still cannot be written then hides no earlier error."""
-    with suppress(OSError, WriteError) if failed else nullcontext():
-        opened.close()
 
 
 def _read_lines_before(path: Path, step: int) -> list[str]:

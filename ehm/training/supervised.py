@@ -24,7 +24,6 @@ from ehm.training.encoder_folders import write_run_folders
 from ehm.training.plan import RunPlan, check_plan, plan_run
 from ehm.training.progress import RunMeter
 from ehm.training.run import Run, print_unreadable
-from ehm.training.runlog import RunLog
 from ehm.training.schedule import learning_rate_at
 
 if TYPE_CHECKING:
@@ -99,8 +98,7 @@ def train_task(task: Task[Any, R], run: Run[Any], title: str) -> TaskResult[R]:
     saved = run.start_path
     report: R | None = None
     meter = RunMeter(run, plan)
-    silent = not run.is_main_process
-    with closing(task), RunLog(run.folder, plan.last, first, title, config.run.tensorboard, silent) as log:
+    with closing(task), run.open_log(plan.last, first, title) as log:
         for step, batch in enumerate(meter.time_batches(task.loader.batches(first, plan.last)), start=first):
             lr = learning_rate_at(optim, step, plan.steps_per_epoch)
             metrics = task.train_step(batch, step, lr)

@@ -20,7 +20,6 @@ from ehm.training.plan import RunPlan, check_plan, plan_run
 from ehm.training.progress import RunMeter
 from ehm.training.resume import check_resumed_data
 from ehm.training.run import Run, open_run, print_unreadable
-from ehm.training.runlog import RunLog
 from ehm.training.schedule import learning_rate_at
 from ehm.training.tokenizer_quality import Quality, draw_reconstructions, measure_quality
 from ehm.training.training_data import identify_training_data
@@ -84,8 +83,7 @@ def _train(run: Run[TokenizerConfig]) -> TokenizerResult:
 
     saved = run.start_path
     meter = RunMeter(run, plan)
-    silent = not run.is_main_process
-    with loader, RunLog(run.folder, plan.last, first, "tokenizer", config.run.tensorboard, silent) as log:
+    with loader, run.open_log(plan.last, first, "tokenizer") as log:
         for step, batch in enumerate(meter.time_batches(loader.batches(first, plan.last)), start=first):
             # relaxed codes become discrete as the temperature falls (Gumbel-softmax)
             temperature = temperature_at(config.temperature, step / plan.total)

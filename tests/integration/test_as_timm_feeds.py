@@ -165,7 +165,7 @@ def test_a_run_keeps_what_it_was_trained_with_and_is_measured_so(stripes, tmp_pa
     monkeypatch.setattr(EvalTransform, "__call__", lambda self, *given: (shown.append(self), call(self, *given))[1])
     overrides = [f"data.source={stripes}", "data.workers=0", "data.interpolation=bilinear", "model.image_size=32"]
     overrides += [f"model.init={SOURCE.init}", "optim.epochs=1", "optim.batch_size=16", "optim.warmup_epochs=0"]
-    overrides += ["run.tensorboard=false", "augment.rand_augment=null"]
+    overrides += ["run.trackers=[]", "augment.rand_augment=null"]
     out = tmp_path / "run"
     finetune("elpv/finetune", device="cpu", overrides=overrides, out=out)
     expected = InputSpec((0.5,) * 3, (0.5,) * 3, 0.95, "center", "bilinear")

@@ -81,7 +81,7 @@ def config(scenes):
                 "schedule": "cosine",
                 "dtype": "float32",
             },
-            "run": {"tensorboard": False, "measure_every": 100, "checkpoint_every": 100},
+            "run": {"trackers": [], "measure_every": 100, "checkpoint_every": 100},
         }
         for name, section in sections.items():
             values[name] = {**values.get(name, {}), **section} if isinstance(section, dict) else section

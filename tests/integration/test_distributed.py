@@ -26,7 +26,7 @@ SETTINGS = {
     "data.workers": 0,
     "run.log_every": 1,
     "run.checkpoint_every": 2,
-    "run.tensorboard": "false",
+    "run.trackers": "[]",
 }
 LABELLED = {
     "encoder": "vit_tiny", "width": 24, "depth": 2, "heads": 2, "image_size": 32, "patch_size": 8, "drop_path": 0.0
@@ -45,7 +45,7 @@ FINETUNE = {
     "optim.dtype": "float32",
     "data.workers": 0,
     "run.log_every": 1,
-    "run.tensorboard": "false",
+    "run.trackers": "[]",
 }
 
 

@@ -44,7 +44,7 @@ def config(stripes):
             "augment": {"rand_augment": None, "mixup": 0, "cutmix": 0, "random_erasing": 0},
             "layer_decay": 1.0,
             "optim": {"epochs": 15, "batch_size": 8, "base_lr": 0.1, "warmup_epochs": 1, "dtype": "float32"},
-            "run": {"tensorboard": False},
+            "run": {"trackers": []},
         }
         for name, section in sections.items():
             values[name] = {**values.get(name, {}), **section} if isinstance(section, dict) else section

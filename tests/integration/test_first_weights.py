@@ -16,7 +16,7 @@ from ehm.training.pretrain import train
 SETTINGS = (
     "objective=mae", "image_size=40", "mask.blocks=2", "model.decoder_width=32", "model.decoder_depth=1",
     "model.decoder_heads=2", "optim.steps=2", "optim.warmup_steps=1", "optim.batch_size=4", "optim.base_lr=1e-9",
-    "run.tensorboard=false", "data.workers=1",
+    "run.trackers=[]", "data.workers=1",
 )  # fmt: skip
 NETWORKS = {
     "registers": ("vit_small_patch14_reg4_dinov2", {}, "a ViT with registers 4, no prefix positions, layer scale"),

@@ -265,7 +265,7 @@ DETECTION = {
     **{"model.encoder": "vit_tiny", "model.width": 48, "model.depth": 4, "model.heads": 3, "model.patch_size": 8},
     **{"model.image_size": 64, "model.init": "scratch", "min_size": 64, "max_size": 96, "width": 32, "proposals": 32},
     **{"anchor_sizes": "[8, 16, 24, 32, 48]", "optim.batch_size": 4, "optim.dtype": "bfloat16", "run.max_steps": 2},
-    **{"data.workers": 0, "run.tensorboard": "false", "run.log_every": 1, "optim.warmup_steps": 0},
+    **{"data.workers": 0, "run.trackers": "[]", "run.log_every": 1, "optim.warmup_steps": 0},
 }
 
 

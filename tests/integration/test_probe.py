@@ -30,7 +30,7 @@ def probe_config(folder, **sections):
         "optimizer": "sgd",
         "pool": "avg",
         "neighbours": 5,
-        "run": {"tensorboard": False},
+        "run": {"trackers": []},
     }
     return ProbeConfig.model_validate({**values, **sections})
 
@@ -103,7 +103,7 @@ def test_one_command_measures_both_ways(stripes, tmp_path, capsys):
             "augment": {"rand_augment": None, "mixup": 0, "cutmix": 0, "random_erasing": 0},
             "layer_decay": 1.0,
             "optim": {"epochs": 12, "batch_size": 8, "base_lr": 0.1, "warmup_epochs": 1, "dtype": "float32"},
-            "run": {"tensorboard": False},
+            "run": {"trackers": []},
         }
     )
     trained = finetune(config, device="cpu", out=tmp_path / "finetune")

@@ -22,7 +22,7 @@ SETTINGS = {
     "data.workers": 1,
     "run.log_every": 5,
     "run.checkpoint_every": 0.5,
-    "run.tensorboard": "false",
+    "run.trackers": "[]",
 }
 
 

@@ -60,7 +60,7 @@ def config(source, **sections):
         "optimizer": "adamw",
         "optim": {"steps": 400, "batch_size": 32, "base_lr": 0.024, "warmup_steps": 20, "dtype": "float32"},
         "folds": 10,
-        "run": {"tensorboard": False, "measure_every": 100, "checkpoint_every": 100},
+        "run": {"trackers": [], "measure_every": 100, "checkpoint_every": 100},
     }
     for name, section in sections.items():
         values[name] = {**values.get(name, {}), **section} if isinstance(section, dict) else section

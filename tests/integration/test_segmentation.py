@@ -57,7 +57,7 @@ def settings(source, **sections):
         "head": {"channels": 32, "auxiliary_channels": 16},
         "layer_decay": 1.0,
         "optim": {"steps": 120, "batch_size": 8, "base_lr": 0.032, "warmup_steps": 12, "dtype": "float32"},
-        "run": {"tensorboard": False, "measure_every": 10},
+        "run": {"trackers": [], "measure_every": 10},
     }
     for name, section in sections.items():
         values[name] = {**values.get(name, {}), **section} if isinstance(section, dict) else section

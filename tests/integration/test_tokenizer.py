@@ -32,7 +32,7 @@ SETTINGS = {
     "optim.base_lr": 0.1,
     "optim.warmup_epochs": 1,
     "optim.dtype": "float32",
-    "run.tensorboard": "false",
+    "run.trackers": "[]",
 }
 
 
@@ -165,7 +165,7 @@ def test_a_beit_run_goes_on_with_its_tokenizer_wherever_it_lies_and_with_no_othe
         "data.workers": 0,
         "mask.blocks": 1,
     }
-    given |= {"optim.epochs": 1, "optim.batch_size": 8, "optim.warmup_epochs": 0, "run.tensorboard": "false"}
+    given |= {"optim.epochs": 1, "optim.batch_size": 8, "optim.warmup_epochs": 0, "run.trackers": "[]"}
     given |= {"model.tokenizer": tmp_path / "one", "run.max_steps": 1}
     run = [f"{key}={value}" for key, value in given.items()]
     train(device="cpu", overrides=run, out=tmp_path / "run")

@@ -89,7 +89,7 @@ def test_reports_keep_the_names_of_classes(monkeypatch, capsys):
 def test_progress_and_the_log_keep_them_too(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "stdout", Output("ascii"))
     monkeypatch.setattr(PlainConsole, "is_terminal", property(lambda self: True))
-    with RunLog(tmp_path / "part [/A]", 2, title=f"part [/A] {BYTES}", tensorboard=True) as log:
+    with RunLog(tmp_path / "part [/A]", 2, title=f"part [/A] {BYTES}", trackers=["tensorboard"]) as log:
         log.log(1, {"loss": 1.0})
     with Progress(console=console) as progress:
         progress.add_task("x", total=1)

@@ -147,7 +147,7 @@ def test_a_swins_windows_are_in_the_file(tmp_path):
 def test_pretraining_writes_what_its_encoder_is(tmp_path, stripes):
     settings = ["encoder=vit_tiny", "model.width=48", "model.heads=6", "model.depth=2", "image_size=[16,64]"]
     settings += ["patch_size=8", "model.decoder_width=16", "model.decoder_depth=1", "model.decoder_heads=2"]
-    settings += ["mask.blocks=1", "data.workers=0", "data.mean=[0.5,0.4,0.3]", "run.tensorboard=false"]
+    settings += ["mask.blocks=1", "data.workers=0", "data.mean=[0.5,0.4,0.3]", "run.trackers=[]"]
     settings += ["optim.batch_size=8", "optim.epochs=1", "optim.warmup_epochs=0", f"data.source={stripes}"]
     run = train("elpv/pretrain", device="cpu", overrides=settings, out=tmp_path / "run")
     facts = read_facts(run.encoder)

@@ -2,7 +2,6 @@
 
 import json
 import os
-import struct
 import subprocess
 import sys
 from importlib import import_module
@@ -33,9 +32,10 @@ from ehm.errors import WriteError
 from ehm.storage.arrays import LearnerState
 from ehm.storage.checkpoint import newest_checkpoint, save_checkpoint
 from ehm.storage.writing import rename_all, replace_file, replace_folder, report_write_errors, write_json
-from ehm.training.curves import Curves
 from ehm.training.runlog import RunLog
 from ehm.training.tokenizer_quality import Reconstructions, draw_reconstructions
+from ehm.training.trackers.base import TrackedRun
+from ehm.training.trackers.tensorboard import TensorBoardTracker
 
 NOISE = np.random.default_rng(0).integers(0, 256, (4, 64, 64, 3), dtype=np.uint8)
 FEATURES = NOISE.reshape(4, -1).astype(np.float32)
@@ -62,9 +62,10 @@ def write_table(folder):
 
 
 def write_curve(folder):
-    curves = Curves(folder / "tensorboard")
-    curves.add_values(1, {"x" * 5000: 1.0})
-    curves.close()
+    curves = TensorBoardTracker()
+    curves.start(TrackedRun("run", folder, {}))
+    curves.log(1, {"x" * 5000: 1.0})
+    curves.finish("finished")
 
 
 def write_reconstructions(folder):
@@ -185,28 +186,6 @@ def test_other_reasons_than_a_full_disk_have_their_own_remedy(tmp_path):
         raise RuntimeError("of another kind")
 
 
-def test_curves_are_tensorboards_records(tmp_path):
-    Curves(tmp_path).close()
-    curves = Curves(tmp_path / "again", first_step=3)
-    curves.add_values(4, {"loss": 0.5, "lr": 0.25})
-    curves.close()
-    (file,) = (tmp_path / "again").iterdir()
-    from tensorboardX.proto.event_pb2 import Event, SessionLog
-
-    content, events = file.read_bytes(), []
-    while content:  # TFRecord: length, its checksum, the event, its checksum
-        (length,) = struct.unpack("<Q", content[:8])
-        events.append(Event.FromString(content[12 : 12 + length]))
-        content = content[16 + length :]
-    assert events[0].file_version == "brain.Event:2"
-    assert (events[1].step, events[1].session_log.status) == (
-        3,
-        SessionLog.START,
-    )  # hides what an earlier attempt wrote
-    assert events[2].step == 4
-    assert {value.tag: value.simple_value for value in events[2].summary.value} == {"loss": 0.5, "lr": 0.25}
-
-
 def log_two_steps(folder):
     with RunLog(folder, 4) as log:
         log.log(1, {"loss": 1.0})
@@ -222,13 +201,13 @@ def test_the_log_of_a_run_on_a_full_disk(tmp_path):
 TINY = ["encoder=vit_tiny", "image_size=32", "patch_size=8", "optim.batch_size=4", "optim.epochs=4", "data.workers=0"]
 
 
-@pytest.mark.parametrize("tensorboard", ["true", "false"])
-def test_a_run_says_which_checkpoint_survived_and_goes_on_from_it(images, tmp_path, monkeypatch, capsys, tensorboard):
+@pytest.mark.parametrize("trackers", ["[tensorboard]", "[]"])
+def test_a_run_says_which_checkpoint_survived_and_goes_on_from_it(images, tmp_path, monkeypatch, capsys, trackers):
     backend = FakeBackend()
     monkeypatch.setattr(backends, "get", lambda device: backend)
     out = tmp_path / "run"
     settings = [*TINY, "run.log_every=1", "optim.warmup_epochs=0", f"data.source={images}"]
-    settings += [f"run.tensorboard={tensorboard}", "run.max_steps=4"]
+    settings += [f"run.trackers={trackers}", "run.max_steps=4"]
     arguments = ["train", "--out", str(out), *(f"--set={value}" for value in settings)]
     with full_disk():
         assert main(arguments) == 1

@@ -23,7 +23,7 @@ TINY = [
     "optim.base_lr=0.64",
     "data.workers=0",
     "run.log_every=2",
-    "run.tensorboard=false",
+    "run.trackers=[]",
 ]
 
 

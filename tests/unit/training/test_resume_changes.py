@@ -25,7 +25,7 @@ from ehm.training.tokenizer import train_tokenizer
 from ehm.training.training_data import TrainingData
 
 SETTINGS = ["encoder=vit_tiny", "image_size=32", "patch_size=8", "optim.batch_size=4", "optim.epochs=4",
-            "optim.warmup_epochs=1", "optim.base_lr=0.64", "data.workers=0", "run.tensorboard=false"]  # fmt: skip
+            "optim.warmup_epochs=1", "optim.base_lr=0.64", "data.workers=0", "run.trackers=[]"]  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -177,7 +177,7 @@ def test_a_tokenizer_is_resumed_on_its_own_images_only(images, tmp_path, monkeyp
     backend.processes = ALONE
     backend.create_tokenizer = lambda config: FakeTokenizer()
     monkeypatch.setattr(backends, "get", lambda device: backend)
-    sections = {"data": {"source": str(images), "workers": 0}, "run": {"tensorboard": False, "max_steps": 2}}
+    sections = {"data": {"source": str(images), "workers": 0}, "run": {"trackers": [], "max_steps": 2}}
     optim = {"epochs": 2, "batch_size": 4, "warmup_epochs": 0}
     config = TokenizerConfig(image_size=32, vocabulary=8, width=8, optim=optim, **sections)
     train_tokenizer(config, out=tmp_path / "run")

@@ -1,0 +1,162 @@
+"""A tracker in a process of its own, so that its library can neither stop, slow down nor outlive the run.
+
+The run only appends to a queue; a thread passes the calls on to the process (:mod:`ehm.training.trackers.worker`), one
+line of JSON each. A process also keeps what a library does to its own: threads, signals, output, and work at exit that
+waits for a server.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+from ehm.console import console
+from ehm.training.trackers.base import Status, TrackedRun, TrackerRun
+
+__all__ = ["ProcessTracker", "TrackerFailure"]
+
+_MOST_WAITING = 10_000
+"""Calls that wait for a tracker which does not take them, about 5 MB; it is given up if there are more."""
+_FINISH_SECONDS = 60.0
+"""Longest time for which a run that has ended waits until a tracker has sent what is left."""
+
+
+class TrackerFailure(Exception):  # noqa: N818 - its message is the whole sentence
+    """The reason for which a tracker gets nothing more, for people."""
+
+
+class ProcessTracker:
+    """The tracker ``name`` of a run, in a process that is started with it; what it prints goes to ``trackers/*.log``.
+
+    Every call returns at once, but ``finish``, which takes at most a minute. A failure is raised as TrackerFailure
+    by the call that follows it.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._calls: queue.Queue[dict[str, Any] | None] = queue.Queue(_MOST_WAITING)
+        self._replies: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+        self._process: subprocess.Popen[str] | None = None
+
+    def start(self, run: TrackedRun) -> TrackerRun:
+        """Start the process, which begins the run; its address is printed later, as soon as it is known."""
+        folder = run.folder / "trackers"
+        folder.mkdir(parents=True, exist_ok=True)
+        self._log_file = folder / f"{self._name}.log"
+        # imported from where the run's own modules come from
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        with self._log_file.open("w", encoding="utf-8") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "ehm.training.trackers.worker"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                encoding="utf-8",
+                env=environment,
+                # Ctrl-C is for the run, which then tells the tracker that it was stopped
+                start_new_session=True,
+            )
+        self._reader = Thread(target=_read_replies, args=(self._process, self._replies), daemon=True)
+        self._reader.start()
+        Thread(target=_pass_calls, args=(self._process, self._calls), daemon=True).start()
+        description = {
+            "name": run.name,
+            "folder": str(run.folder),
+            "settings": dict(run.settings),
+            "first_step": run.first_step,
+        }
+        self._send({"call": "start", "tracker": self._name, "run": description})
+        return TrackerRun()
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Pass ``values`` on."""
+        self._send({"call": "log", "step": step, "values": dict(values)})
+        self._check()
+
+    def add_picture(self, step: int, name: str, path: Path) -> None:
+        """Pass the place of the file on; it is read a little later."""
+        self._send({"call": "add_picture", "step": step, "name": name, "path": str(path)})
+        self._check()
+
+    def finish(self, status: Status) -> None:
+        """Let the process end the run, and wait for it; after a failure, end the process."""
+        process = self._process
+        if process is None:
+            return
+        self._process = None
+        try:
+            self._send({"call": "finish", "status": status})
+            self._calls.put_nowait(None)
+            process.wait(_FINISH_SECONDS)
+        except subprocess.TimeoutExpired:
+            reason = f"it had not sent everything {_FINISH_SECONDS:g} seconds after the end"
+            raise TrackerFailure(f"{reason} ({self._log_file})") from None
+        finally:
+            if process.poll() is None:
+                _kill(process)
+        self._reader.join()
+        self._handle_replies()
+        if process.returncode:
+            self._report_end(process.returncode)
+
+    def _send(self, call: dict[str, Any]) -> None:
+        try:
+            self._calls.put_nowait(call)
+        except queue.Full:
+            raise TrackerFailure(f"it takes nothing, and {_MOST_WAITING:,} lines wait ({self._log_file})") from None
+
+    def _check(self) -> None:
+        """Print what the process has to say; raise TrackerFailure if it has failed."""
+        self._handle_replies()
+        if self._process is not None and self._process.poll() is not None:
+            self._reader.join()
+            self._handle_replies()
+            self._report_end(self._process.returncode)
+
+    def _handle_replies(self) -> None:
+        while not self._replies.empty():
+            reply = self._replies.get()
+            if "failure" in reply:
+                raise TrackerFailure(f"{reply['failure']} ({self._log_file})")
+            console.print(f"{self._name}: {reply['address']}")
+
+    def _report_end(self, status: int) -> None:
+        raise TrackerFailure(f"its process ended with status {status} ({self._log_file})")
+
+
+def _pass_calls(process: subprocess.Popen[str], calls: queue.Queue[dict[str, Any] | None]) -> None:
+    """Write ``calls`` to the process until there is None."""
+    assert process.stdin is not None
+    # the process has ended, which the next call of the run finds out
+    with suppress(OSError, ValueError), process.stdin as stream:
+        while (call := calls.get()) is not None:
+            stream.write(json.dumps(call) + "\n")
+            stream.flush()
+
+
+def _read_replies(process: subprocess.Popen[str], replies: queue.SimpleQueue[dict[str, Any]]) -> None:
+    """Collect what the process says until it ends."""
+    assert process.stdout is not None
+    with process.stdout as stream:
+        for line in stream:
+            replies.put(json.loads(line))
+
+
+def _kill(process: subprocess.Popen[str]) -> None:
+    """End the process and those that it has started."""
+    if hasattr(os, "killpg"):
+        # it leads a group of its own, to which what it has started belongs
+        with suppress(OSError):
+            os.killpg(process.pid, signal.SIGKILL)
+    process.kill()
+    process.wait()

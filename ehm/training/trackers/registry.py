@@ -1,0 +1,61 @@
+"""Trackers by name: ehm's own, and those of other packages."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from importlib import import_module
+from importlib.metadata import entry_points
+from importlib.util import find_spec
+from typing import cast
+
+from ehm.errors import ConfigError
+from ehm.training.trackers.base import Tracker
+
+__all__ = ["GROUP", "TRACKERS", "check_trackers", "list_trackers", "make_tracker"]
+
+TRACKERS = {
+    "tensorboard": "ehm.training.trackers.tensorboard:TensorBoardTracker",
+    "wandb": "ehm.training.trackers.wandb:WandbTracker",
+    "mlflow": "ehm.training.trackers.mlflow:MlflowTracker",
+    "swanlab": "ehm.training.trackers.swanlab:SwanLabTracker",
+}
+"""Names that ehm knows itself, and the class behind each."""
+GROUP = "ehm.trackers"
+"""The group of entry points by which other packages add trackers."""
+_OPTIONAL = ("wandb", "mlflow", "swanlab")
+"""Trackers whose library, and the extra of ehm that installs it, have their name."""
+
+
+def list_trackers() -> dict[str, str]:
+    """Return the names of all trackers of this installation and the class behind each, as ``module:class``.
+
+    Raises ConfigError if two packages claim one name.
+    """
+    known = dict(TRACKERS)
+    for entry in entry_points(group=GROUP):
+        # a package that is installed twice is found twice, and claims nothing twice
+        if known.get(entry.name, entry.value) != entry.value:
+            raise ConfigError(
+                f"run.trackers {entry.name}: is claimed twice, by {known[entry.name]} and by {entry.value} "
+                f"(entry points {GROUP}); uninstall one of the two packages"
+            )
+        known[entry.name] = entry.value
+    return known
+
+
+def check_trackers(names: Iterable[str]) -> None:
+    """Raise ConfigError if one of ``names`` is unknown or its library is not installed."""
+    known = list_trackers()
+    for name in names:
+        if name not in known:
+            raise ConfigError(f"run.trackers {name}: unknown; known are {', '.join(known)}")
+        if name in _OPTIONAL and find_spec(name) is None:
+            raise ConfigError(
+                f"run.trackers {name}: its library is not installed; pip install 'ehm[{name}]' installs it"
+            )
+
+
+def make_tracker(name: str) -> Tracker:
+    """Return a tracker that has not been started; whatever its module raises passes."""
+    module, _, function = list_trackers()[name].partition(":")
+    return cast(Tracker, getattr(import_module(module), function)())
