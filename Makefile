@@ -69,6 +69,7 @@ quickstart: $(INSTALLED) ## pretrain, fine-tune, export and classify on real ima
 		$(BIN)/ehm inspect $$kind $(CELLS) --checkpoint $(RUN)/pretrain --device $(DEVICE) --out $(RUN)/pictures; done
 	@echo
 	@echo "Done. What there is now:"
+	@echo "  $(RUN)/pretrain/pictures        what the model made of hidden patches, from early in its training to the end"
 	@echo "  $(RUN)/pictures/masks.png       what pretraining hides, from its first epoch to its last"
 	@echo "  $(RUN)/pictures/hierarchy.png   how the trained encoder divides the two cells into parts"
 	@echo "  $(RUN)/pretrain                 the pretrained encoder, and the curves of its training"

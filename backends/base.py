@@ -43,6 +43,7 @@ __all__ = [
     "OneProcess",
     "PreparedBatch",
     "Processes",
+    "Reconstruction",
     "Segmenter",
     "TaskLearner",
     "TokenizerLearner",
@@ -146,6 +147,24 @@ class MasksOnDevice(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Reconstruction:
+    """The predictions of a masked image model for images, each under one mask, as pictures show them.
+
+    ``pixels`` (B, H, W, 3) float32 are the prediction everywhere, in hidden and in visible places: 0 is black and 1
+    white, and values beyond are possible. They are None if there are none. ``best_pixels`` are those of a perfect
+    prediction, None if that would be the image itself. ``agreement`` (B, N) float32 in [-1, 1] says how well each
+    output token's prediction agrees with its target, as ``agreement_name`` explains, if the model predicts no pixels.
+    ``note`` says in a sentence how the pixels came to be, or why there are none.
+    """
+
+    pixels: NDArray[np.float32] | None = None
+    best_pixels: NDArray[np.float32] | None = None
+    agreement: NDArray[np.float32] | None = None
+    agreement_name: str = ""
+    note: str = ""
+
+
 class Learner(Protocol):
     """A masked image model in pretraining.
 
@@ -168,6 +187,14 @@ class Learner(Protocol):
         ``batch`` comes from :meth:`prepare_batch`; ``mask`` is a NumPy array, or comes from :class:`MasksOnDevice`. The
         values returned are means over all processes and stay on the device until ``float()`` reads them; ``loss`` is
         always among them.
+        """
+        ...
+
+    def reconstruct_images(self, images: NDArray[np.uint8], mask: NDArray[np.bool_]) -> Reconstruction:
+        """Predict what masks (B, N of the mask units), True = masked, hide of images (B, H, W, 3).
+
+        In evaluation mode, without gradient, and in the type of the run. Nothing that a later step depends on changes.
+        Every process calls this, as several may share the parameters; each may have images of its own.
         """
         ...
 

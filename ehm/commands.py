@@ -210,7 +210,7 @@ def _add_serve_flags(parser: Parser) -> None:
 def _add_inspect_flags(parser: Parser) -> None:
     parser.add_argument(
         "kind",
-        choices=["hierarchy", "masks", "attention", "distance", "gradients"],
+        choices=["hierarchy", "masks", "reconstruction", "attention", "distance", "gradients"],
         help="picture to draw; distance and gradients compare the layers of several encoders in a chart",
     )
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="image file, or folder of images")
@@ -241,7 +241,7 @@ def _add_inspect_flags(parser: Parser) -> None:
         type=float,
         nargs="+",
         metavar="PROGRESS",
-        help="for masks: moments of training to draw masks for, each from 0 (start) to 1 (end)",
+        help="for masks and reconstruction: moments of training to draw masks for, each from 0 (start) to 1 (end)",
     )
     parser.add_argument(
         "--patches",
@@ -250,7 +250,9 @@ def _add_inspect_flags(parser: Parser) -> None:
         help="for attention: patches whose attention to draw, counted from 0",
     )
     parser.add_argument(
-        "--ratio", type=float, help="for masks: share of masked patches (default: as in the run behind the checkpoint)"
+        "--ratio",
+        type=float,
+        help="for masks and reconstruction: share of masked patches (default: as in the run behind the checkpoint)",
     )
     parser.add_argument(
         "--seed", type=int, help="seed of the masks, or of the choice of images for gradients (default: 0)"
@@ -363,7 +365,7 @@ COMMANDS = {
     ),
     "inspect": Command(
         "ehm.analysis.inspect:inspect",
-        "Draw the hierarchies, masks or attention of an encoder, or compare the layers of several.",
+        "Draw the hierarchies, masks, reconstructions or attention of a model, or compare the layers of several.",
         _add_inspect_flags,
     ),
     "tokenizer": Command(

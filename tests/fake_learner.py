@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ehm.backends.base import ALONE, DeviceInfo
+from ehm.backends.base import ALONE, DeviceInfo, Reconstruction
 from ehm.storage.arrays import LearnerState
 
 
@@ -45,6 +45,10 @@ class FakeLearner:
         self.calls.append(("train_step", mask, lr, weight_decay))
         self.weight += lr * (images.mean() + mask @ np.arange(mask.shape[1])).mean()
         return {"loss": np.float64(np.nan if self.steps == self.fail_at else 1 / self.steps)}
+
+    def reconstruct_images(self, images, mask):
+        self.calls.append(("reconstruct", mask))
+        return Reconstruction(images.astype(np.float32) / 255, note="The images themselves.")
 
     def state(self):
         return LearnerState(

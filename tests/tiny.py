@@ -11,6 +11,7 @@ TINY = {
     "model.decoder_depth": 1,
     "model.decoder_heads": 2,
     "mask.blocks": 2,
+    "watch.pictures": 0,  # a page takes longer than the training
 }
 
 RUN = {

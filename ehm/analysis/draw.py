@@ -17,6 +17,8 @@ __all__ = [
     "HIDDEN",
     "draw_attention",
     "draw_box",
+    "draw_heat",
+    "draw_heat_bar",
     "draw_mask",
     "draw_partition",
     "enlarge_patches",
@@ -28,6 +30,8 @@ Colour = tuple[int, int, int]
 
 CONTOUR: Colour = (255, 255, 255)
 HIDDEN: Colour = (128, 128, 128)
+_BAR_WIDTH = 320
+_BAR_HEIGHT = 22
 _LUMINANCE = np.array([0.299, 0.587, 0.114])
 """Shares of R, G and B in the brightness of a pixel (ITU-R BT.601)."""
 
@@ -58,10 +62,20 @@ def draw_mask(image: Image, mask: NDArray[np.bool_]) -> Image:
 def draw_attention(image: Image, weights: NDArray[np.floating[Any]], patch: tuple[int, int], colour: Colour) -> Image:
     """Draw a heat map of ``weights`` (h, w) in [0, 1] over ``image`` in grey; ``patch`` = (row, column) in a box."""
     cell = image.shape[0] // weights.shape[0]
-    # Weak attention lets more of the image through, so that its content can be recognised.
+    return draw_box(draw_heat(image, weights), patch, cell, colour)
+
+
+def draw_heat(image: Image, weights: NDArray[np.floating[Any]]) -> Image:
+    """Draw a heat map of ``weights`` (h, w) in [0, 1] over ``image`` in grey."""
+    cell = image.shape[0] // weights.shape[0]
+    # Low values let more of the image through, so that its content can be recognised.
     opacity = enlarge_patches(0.5 + 0.3 * weights, cell)[..., None]
-    heat_map = _blend(_to_grey(image), enlarge_patches(heat_colours(weights), cell), opacity)
-    return draw_box(heat_map, patch, cell, colour)
+    return _blend(_to_grey(image), enlarge_patches(heat_colours(weights), cell), opacity)
+
+
+def draw_heat_bar() -> Image:
+    """Draw the colours of heat maps from 0 to 1, left to right."""
+    return np.repeat(heat_colours(np.linspace(0, 1, _BAR_WIDTH))[None], _BAR_HEIGHT, 0)
 
 
 def draw_box(image: Image, patch: tuple[int, int], cell: int, colour: Colour) -> Image:

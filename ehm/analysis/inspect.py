@@ -1,24 +1,31 @@
-"""``ehm inspect``: a model's hierarchies, masks and attention as pictures (paper, section IV-C, Fig. 6, 7 and 8), and
-figures for each layer of several models (Fig. 2b and 11).
+"""``ehm inspect``: a model's hierarchies, masks, reconstructions and attention as pictures, and figures for each layer.
+
+These are figures 6, 7 and 8 of the paper (section IV-C), and 2b and 11, which compare several models.
 """
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from ehm import backends
 from ehm.analysis.chart import check_matplotlib
 from ehm.analysis.comparison import compare_distances, compare_gradients, count_images
+from ehm.analysis.learner import PretrainedModel, open_pretrained_model
+from ehm.analysis.masked_images import reconstruct_images
 from ehm.analysis.model import InspectedModel
 from ehm.analysis.pages import draw_attention_page, draw_hierarchy_page, draw_masks_page
+from ehm.analysis.reconstruction import draw_reconstruction_page
 from ehm.config import MaskConfig, ModelSource, TrainConfig
-from ehm.config.inputs import describe_inputs
+from ehm.config.inputs import InputSpec, describe_inputs
 from ehm.console import console
+from ehm.data import EvalTransform, decode_image
 from ehm.data.decoding.decode import SUFFIXES
 from ehm.errors import ConfigError, DataError
 from ehm.storage.checkpoint import find_checkpoint, find_value_range
@@ -29,7 +36,7 @@ __all__ = ["inspect"]
 
 DEPTHS = (0.9, 0.8, 0.6, 0.4, 0.2)
 PROGRESS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
-_KINDS = ("hierarchy", "masks", "attention", "distance", "gradients")
+_KINDS = ("hierarchy", "masks", "reconstruction", "attention", "distance", "gradients")
 _COMPARING_KINDS = ("distance", "gradients")
 """Kinds that compare several checkpoints."""
 _PAGE_IMAGES = 8
@@ -47,7 +54,7 @@ def inspect(
     out: str | Path | None = None,
     balance: str | None = None,
     depths: Sequence[float] = DEPTHS,
-    progress: Sequence[float] = PROGRESS,
+    progress: Sequence[float] | None = None,
     patches: Sequence[str | tuple[int, int]] = (),
     ratio: float | None = None,
     seed: int = 0,
@@ -57,7 +64,9 @@ def inspect(
     ``images`` are files, or folders, of which the first eight images count. ``kind`` is one of
 
     - ``hierarchy``: partitions at the fractions ``depths`` of the tree's height;
-    - ``masks``: masks of ``ratio`` at ``progress`` through training, drawn with ``seed``;
+    - ``masks``: masks of ``ratio`` at ``progress`` through training, drawn with ``seed``, by default at six moments;
+    - ``reconstruction``: what the model of a pretraining run makes of images under such masks, a page for each moment,
+      by default for the one at which the checkpoint was written;
     - ``attention``: attention of the last block from ``patches``, each (row, column) counted from 0 or "row,column";
       three patches on the diagonal if left out;
     - ``distance``, of one or several checkpoints: the mean attention distance of every layer and head, on files or on
@@ -74,7 +83,7 @@ def inspect(
     """
     if kind not in _KINDS:
         raise ConfigError(f"inspect {kind}: unknown; known are {', '.join(_KINDS)}")
-    for name, fractions in (("depths", depths), ("progress", progress)):
+    for name, fractions in (("depths", depths), ("progress", PROGRESS if progress is None else progress)):
         if not fractions or not all(0 <= fraction <= 1 for fraction in fractions):
             raise ConfigError(f"{name} {list(fractions)}: must be numbers from 0 to 1")
     if seed < 0:
@@ -93,20 +102,52 @@ def inspect(
     if len(names) != 1:
         raise ConfigError(f"inspect {kind}: takes one checkpoint; {' and '.join(_COMPARING_KINDS)} compare several")
     files = _list_images(images, _PAGE_IMAGES)
+    if kind == "reconstruction":
+        pretrained = open_pretrained_model(names[0], device, ratio, balance)
+        console.print(f"Drawing reconstructions of {count_images(files)} with {pretrained.origin}")
+        return _write_pages(folder, kind, _draw_reconstructions(pretrained, files, progress, seed))
     model = _open_model(names[0], device, balance, ratio)
     chosen = _choose_patches(patches, model.encoder.grid)
     console.print(f"Drawing {kind} of {count_images(files)} with {model.origin}")
     for note in (*model.encoder.notes, describe_inputs(model.encoder.inputs)):
         console.print(f"  {note}")
+    draw_page: Callable[[Sequence[Path]], Image.Image]
+    if kind == "hierarchy":
+        draw_page = partial(draw_hierarchy_page, model, depths=depths)
+    elif kind == "masks":
+        draw_page = partial(draw_masks_page, model, progress=PROGRESS if progress is None else progress, seed=seed)
+    else:
+        draw_page = partial(draw_attention_page, model, patches=chosen)
+    return _write_pages(folder, kind, map(draw_page, _split_files(files)))
+
+
+def _draw_reconstructions(
+    model: PretrainedModel, files: Sequence[Path], progress: Sequence[float] | None, seed: int
+) -> Iterator[Image.Image]:
+    """Yield a page for each eight images and each moment, by default that of the checkpoint."""
+    config = model.config
+    data = config.data
+    transform = EvalTransform.from_spec(config.image_size, InputSpec(data.mean, data.std))
+    notes = [f"Model: {model.origin}, a {config.encoder} pretrained with {config.objective}."]
+    moments = [model.progress] if progress is None else progress
+    for page_files in _split_files(files):
+        images = np.stack([transform(decode_image(file, value_range=model.value_range)) for file in page_files])
+        for moment in moments:
+            masked = reconstruct_images(model.learner, config, images, moment, seed)
+            names = [file.name for file in page_files]
+            yield draw_reconstruction_page(masked, config, names, "Reconstructions of hidden patches", notes)
+
+
+def _split_files(files: Sequence[Path]) -> Iterator[Sequence[Path]]:
+    """Yield the files of each page."""
+    for first in range(0, len(files), _PAGE_IMAGES):
+        yield files[first : first + _PAGE_IMAGES]
+
+
+def _write_pages(folder: Path, kind: str, pages: Iterable[Image.Image]) -> list[Path]:
+    """Write ``folder/KIND.png``, ``KIND-2.png`` and so on, each as soon as it is drawn; return their paths."""
     written = []
-    for number, first in enumerate(range(0, len(files), _PAGE_IMAGES), 1):
-        page_files = files[first : first + _PAGE_IMAGES]
-        if kind == "hierarchy":
-            page = draw_hierarchy_page(model, page_files, depths)
-        elif kind == "masks":
-            page = draw_masks_page(model, page_files, progress, seed)
-        else:
-            page = draw_attention_page(model, page_files, chosen)
+    for number, page in enumerate(pages, 1):
         path = folder / (f"{kind}.png" if number == 1 else f"{kind}-{number}.png")
         _write_picture(page, path)
         console.print(f"Wrote {path}")

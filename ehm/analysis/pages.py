@@ -5,9 +5,8 @@ Shapes: B images, H x W pixels, N = h * w patches, L tokens, the last N of which
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import SupportsFloat
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,9 +14,10 @@ from PIL import Image
 
 from ehm import masking
 from ehm.analysis import draw
-from ehm.analysis.colours import PALETTE, choose_part_colours, heat_colours
+from ehm.analysis.colours import PALETTE, choose_part_colours
 from ehm.analysis.model import InspectedModel, PreparedImage
 from ehm.analysis.mosaic import ColourBar, Tile, compose_mosaic
+from ehm.analysis.tiles import choose_cell, count_parts, describe_mask, enlarge_image
 from ehm.data import EvalTransform, decode_image
 
 __all__ = ["draw_attention_page", "draw_hierarchy_page", "draw_masks_page"]
@@ -48,7 +48,7 @@ def draw_hierarchy_page(model: InspectedModel, files: Sequence[Path], depths: Se
         row = [Tile(pictures[index], (file.name, f"tree height {height}"))]
         for level, part in zip(levels, parts, strict=True):
             picture = draw.draw_partition(pictures[index], part.reshape(grid), colours)
-            row.append(Tile(picture, (_count_parts(len(np.unique(part))), f"level {level[index]} of {height}")))
+            row.append(Tile(picture, (count_parts(len(np.unique(part))), f"level {level[index]} of {height}")))
         rows.append(row)
     notes = [
         model.describe(),
@@ -74,7 +74,7 @@ def draw_masks_page(model: InspectedModel, files: Sequence[Path], progress: Sequ
         for moment in progress:
             # The seed is the same for all moments, so that a row shows the effect of progress alone.
             mask, figures = masker(image, moment, (seed,), first=index)
-            row.append(Tile(draw.draw_mask(picture, mask.reshape(grid)), _describe_mask(figures)))
+            row.append(Tile(draw.draw_mask(picture, mask.reshape(grid)), describe_mask(figures)))
         rows.append(row)
     headings = ["image", *(f"progress {moment:g}" for moment in progress)]
     return compose_mosaic("Masks over the progress of training", _mask_notes(model, seed), headings, rows)
@@ -107,8 +107,7 @@ def draw_attention_page(
         "patch. Each map is scaled to its strongest patch; uniform is an equal share for every token.",
     ]
     headings = ["image", *(f"from patch {row},{column}" for row, column in patches)]
-    strip = np.repeat(heat_colours(np.linspace(0, 1, 320))[None], 22, 0)
-    bar = ColourBar(strip, "attention 0", "strongest")
+    bar = ColourBar(draw.draw_heat_bar(), "attention 0", "strongest")
     return compose_mosaic("Attention of chosen patches", notes, headings, rows, bar)
 
 
@@ -120,12 +119,10 @@ def _load_images(
     Also returns them enlarged for a page of ``columns`` tiles, and the side of a patch there in pixels.
     """
     encoder = model.encoder
-    tile_width = min(_PAGE_WIDTH // columns, _LARGEST_TILE)
-    cell = max(4, tile_width // max(encoder.grid))  # in smaller cells a patch would be all contour
-    size = (encoder.grid[1] * cell, encoder.grid[0] * cell)
+    cell = choose_cell(encoder.grid, min(_PAGE_WIDTH // columns, _LARGEST_TILE))
     transform = EvalTransform.from_spec(encoder.image_size, encoder.inputs)
     images = np.stack([transform(decode_image(file, value_range=model.value_range)) for file in files])
-    pictures = [np.asarray(Image.fromarray(image).resize(size, Image.Resampling.LANCZOS)) for image in images]
+    pictures = [enlarge_image(image, encoder.grid, cell) for image in images]
     return images, pictures, cell
 
 
@@ -148,18 +145,3 @@ def _mask_notes(model: InspectedModel, seed: int) -> list[str]:
         "All masks here come from this one model; in a run it learns between them."
     )
     return notes
-
-
-def _describe_mask(figures: Mapping[str, SupportsFloat]) -> tuple[str, ...]:
-    """Return the lines below the mask of one image, from the figures that its masker gives."""
-    known = {name: round(float(value)) for name, value in figures.items()}
-    lines = []
-    if "parts" in known:
-        lines.append(_count_parts(known["parts"]))
-    if "mask_level" in known:
-        lines.append(f"level {known['mask_level']} of {known['tree_height']}")
-    return tuple(lines)
-
-
-def _count_parts(count: int) -> str:
-    return f"{count} part{'s' * (count != 1)}"

@@ -26,6 +26,7 @@ from ehm.config.tasks import (
     UperNetConfig,
 )
 from ehm.config.tokenizer import TokenizerConfig
+from ehm.config.watch import WatchConfig
 
 __all__ = [
     "ArmConfig",
@@ -59,6 +60,7 @@ __all__ = [
     "Triple",
     "TritonConfig",
     "UperNetConfig",
+    "WatchConfig",
     "encoder_spec",
     "load_config",
     "read_config",

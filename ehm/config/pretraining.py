@@ -26,6 +26,7 @@ from ehm.config.values import (
     Stages,
     UnitRange,
 )
+from ehm.config.watch import WatchConfig
 
 __all__ = ["MaskConfig", "Masking", "ModelConfig", "ObjectiveName", "TrainConfig"]
 
@@ -192,6 +193,7 @@ class TrainConfig(Section):
     )
     lora: LoraConfig = LoraConfig()
     run: RunConfig = RunConfig()
+    watch: WatchConfig = WatchConfig()
 
     @model_validator(mode="before")
     @classmethod

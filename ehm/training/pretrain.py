@@ -1,7 +1,7 @@
 """Pretraining with masked images, written once against the backend protocol: read it from top to bottom.
 
-A run's folder holds ``config.yaml``, ``metrics.jsonl``, ``tensorboard/``, ``checkpoints/`` and, at the end,
-``encoder.safetensors``, beside ``encoder/`` and ``encoder_hf/``, which timm and transformers load by name.
+A run's folder holds ``config.yaml``, ``metrics.jsonl``, ``tensorboard/``, ``checkpoints/``, ``pictures/`` and, at the
+end, ``encoder.safetensors``, beside ``encoder/`` and ``encoder_hf/``, which timm and transformers load by name.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from ehm.storage.reading import hash_file
 from ehm.storage.writing import replace_file
 from ehm.training.encoder_folders import write_run_folders
 from ehm.training.loaders import make_train_loader
+from ehm.training.pictures import PICTURES_FOLDER, open_pictures
 from ehm.training.plan import RunPlan, check_plan, plan_run
 from ehm.training.progress import RunMeter, average_over_processes
 from ehm.training.resume import check_resumed_data
@@ -111,6 +112,7 @@ def _pretrain(run: Run[TrainConfig]) -> TrainResult:
     if is_resumed and "teacher" in companions:
         # what the weights were is true of the teacher alone, as the model's own come from the checkpoint
         notes = (f"predicts the features of {config.model.init} as before",)
+    pictures = open_pictures(run, learner, plan, source)
     _print_start(run, source, plan, [*notes, *warnings])
     run.write_config()
 
@@ -136,13 +138,16 @@ def _pretrain(run: Run[TrainConfig]) -> TrainResult:
                 metadata = run.make_metadata("pretrain", done, plan) | companions
                 metadata["data"] = training_data.to_json()
                 saved = run.save_checkpoint(learner, metadata)
+            if pictures.is_due(done):
+                pictures.draw(done)
+                meter.restart_clock()  # to draw is no part of the speed of training
 
     assert saved is not None  # a run has at least one step, and its last one is saved
     encoder = None
     if plan.last == plan.total:  # a run that stops early has no final encoder, and goes on by --resume
         encoder = _write_encoder(run, learner, saved)
     print_unreadable(loader.unreadable, processes)
-    _print_result(run.folder, saved, encoder)
+    _print_result(run, saved, encoder)
     return TrainResult(run.folder, saved, encoder, plan.last, loss)
 
 
@@ -256,10 +261,12 @@ def _print_start(run: Run[TrainConfig], source: Source, plan: RunPlan, notes: Se
         console.print(f"  all of its steps are done already{stop}")
 
 
-def _print_result(folder: Path, saved: Path, encoder: Path | None) -> None:
+def _print_result(run: Run[TrainConfig], saved: Path, encoder: Path | None) -> None:
     console.print(f"Checkpoint: {saved}")
     if encoder is not None:
         console.print(f"Encoder for timm: {encoder}")
     else:
         console.print("Stopped by run.max_steps: --resume --set run.max_steps=null goes on, to encoder.safetensors")
-    console.print(f"Curves: {folder / 'metrics.jsonl'} (tensorboard --logdir {folder})")
+    console.print(f"Curves: {run.folder / 'metrics.jsonl'} (tensorboard --logdir {run.folder})")
+    if run.config.watch.pictures != 0:
+        console.print(f"Reconstructions: {run.folder / PICTURES_FOLDER}")

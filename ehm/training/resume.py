@@ -27,7 +27,7 @@ _FREE = {
     "data.workers", "data.source", "data.layout", "data.strict", "data.allow_empty_classes", "benchmark", "model.init",
     "model.tokenizer", "mask.build", "optim.accumulate"
 }  # fmt: skip
-"""Keys that a resumed run may change, besides those of ``run`` but its seed.
+"""Keys that a resumed run may change, besides those of ``run`` but its seed, and those of ``watch``.
 
 Images and the tokenizer are compared themselves, wherever they lie; the first weights play no part any more.
 """
@@ -122,7 +122,7 @@ def _find_changes(kind: type[C], config: C, metadata: Mapping[str, Any]) -> Chan
 
 
 def _is_free(key: str) -> bool:
-    return key in _FREE or (key.startswith("run.") and key != "run.seed")
+    return key in _FREE or key.startswith("watch.") or (key.startswith("run.") and key != "run.seed")
 
 
 def _describe_changes(changes: Changes) -> str:

@@ -27,6 +27,7 @@ SETTINGS = {
     "run.log_every": 1,
     "run.checkpoint_every": 2,
     "run.trackers": "[]",
+    "watch.pictures": 2,
 }
 LABELLED = {
     "encoder": "vit_tiny", "width": 24, "depth": 2, "heads": 2, "image_size": 32, "patch_size": 8, "drop_path": 0.0

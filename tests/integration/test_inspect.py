@@ -182,7 +182,12 @@ def test_a_folder_gives_its_first_eight_and_further_files_further_pages(encoder,
 @pytest.mark.parametrize(
     ("kind", "options", "error", "sentence"),
     [
-        ("tree", {}, ConfigError, "inspect tree: unknown; known are hierarchy, masks, attention, distance, gradients"),
+        (
+            "tree",
+            {},
+            ConfigError,
+            "inspect tree: unknown; known are hierarchy, masks, reconstruction, attention, distance, gradients",
+        ),
         ("attention", {"patches": [(6, 0)]}, ConfigError, "patch 6,0: rows go from 0 to 5, columns from 0 to 3"),
         ("attention", {"patches": ["1,-1"]}, ConfigError, "patch 1,-1: rows go"),
         ("attention", {"patches": ["7"]}, ConfigError, "patch 7: expected row,column"),

@@ -13,7 +13,7 @@ import numpy as np
 from mindspore import Tensor, nn, ops
 from numpy.typing import NDArray
 
-from ehm.backends.base import ALONE, Processes
+from ehm.backends.base import ALONE, Processes, Reconstruction
 from ehm.backends.common import is_decayed, split_batch, step_entropy
 from ehm.backends.mindspore.engine.devices import Target, choose_dtype
 from ehm.backends.mindspore.engine.optim import AdamW
@@ -90,6 +90,7 @@ class MindsporeLearner(ResumableLearner):
                     cell.recompute()
         model = self.model
         pixels = Pixels(config.data.mean, config.data.std)
+        self._pixels = pixels
 
         def loss(images: Tensor, *mask: Tensor) -> Tensor:
             return model(pixels(images), *mask)
@@ -135,8 +136,7 @@ class MindsporeLearner(ResumableLearner):
         """See :meth:`ehm.backends.base.Learner.train_step`."""
         images = batch.images
         config = self._config
-        tokens_per_side = config.unit // config.spec.stride
-        indices = [part.astype(np.int32) for part in split_mask(spread_mask(mask, config.units, tokens_per_side))]
+        indices = self._split_mask(mask)
         views = len(mask) // len(images)
         numbers = step_entropy(config.run.seed, self._steps, self._rank)
         keep = draw_drop_path(config.model.drop_path, config.spec.blocks, len(mask), numbers)
@@ -159,6 +159,19 @@ class MindsporeLearner(ResumableLearner):
             # a tensor, as a number would be a constant of the graph
             self._update_average(Tensor(1 - decay, ms.float32))
         return metrics
+
+    def reconstruct_images(self, images: NDArray[np.uint8], mask: NDArray[np.bool_]) -> Reconstruction:
+        """See :meth:`ehm.backends.base.Learner.reconstruct_images`."""
+        visible, _, restore = self._split_mask(mask)
+        # operator by operator: to compile a graph for a few pictures would take longer than to draw them
+        pixels = self._pixels(Tensor(images))
+        return self._objective.reconstruct(self.model, pixels, Tensor(visible), Tensor(restore))
+
+    def _split_mask(self, mask: NDArray[np.bool_]) -> list[NDArray[np.int32]]:
+        """Split masks of units into the indices of visible and of masked tokens, and each token's place among both."""
+        tokens_per_side = self._config.unit // self._config.spec.stride
+        parts = split_mask(spread_mask(mask, self._config.units, tokens_per_side))
+        return [part.astype(np.int32) for part in parts]
 
     def _build_model(self, weights: Weights | None) -> Any:
         """Build the model with the weights that the seed gives, or those that ``model.init`` names."""

@@ -18,6 +18,7 @@ __all__ = [
     "patchify",
     "patchify_by_channel",
     "prepend_class_token",
+    "want_all",
 ]
 
 
@@ -70,6 +71,11 @@ def gather_tokens(tokens: Tensor, indices: Tensor) -> Tensor:
     rows = indices.reshape((batch, -1)) + first_row
     taken = ops.gather(tokens.reshape((batch * count, width)), rows.reshape((-1,)), 0)
     return taken.reshape((indices.shape[0], indices.shape[1], width))
+
+
+def want_all(restore: Tensor) -> Tensor:
+    """Return the indices of all patches (B, N), for each image's places ``restore`` (B, N)."""
+    return ops.broadcast_to(ops.arange(restore.shape[1]).astype(ms.int32), restore.shape)
 
 
 def prepend_class_token(tokens: Tensor, cls_token: Tensor) -> Tensor:

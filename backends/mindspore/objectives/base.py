@@ -6,8 +6,9 @@ from abc import ABC, abstractmethod
 from typing import Any
 
 import numpy as np
-from mindspore import nn
+from mindspore import Tensor, nn
 
+from ehm.backends.base import Reconstruction
 from ehm.config import TrainConfig
 from ehm.config.encoders import PLAIN, VitSpec
 from ehm.errors import BackendError
@@ -20,7 +21,7 @@ class MindsporeObjective(ABC):
 
     A model has ``similarity``, ``features`` and ``saliency``. Its ``construct`` gives the loss from images, from the
     indices of visible and of masked patches and each patch's place among both, and from drop path's factors if the
-    objective has drop path.
+    objective has drop path. Its ``predict`` gives what it says of wanted patches.
     """
 
     def __init__(self, config: TrainConfig) -> None:
@@ -39,3 +40,7 @@ class MindsporeObjective(ABC):
     @abstractmethod
     def build_model(self, dtype: Any) -> nn.Cell:
         """Return an untrained model that multiplies matrices in ``dtype``."""
+
+    @abstractmethod
+    def reconstruct(self, model: Any, images: Tensor, visible: Tensor, restore: Tensor) -> Reconstruction:
+        """Predict every patch of normalised images (B, 3, H, W), from indices (B, ...) as ``construct`` takes them."""

@@ -11,6 +11,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 
+from ehm.backends.base import Reconstruction
 from ehm.backends.mindspore.models.blocks import (
     Block,
     Dense,
@@ -21,8 +22,9 @@ from ehm.backends.mindspore.models.blocks import (
     run_blocks,
 )
 from ehm.backends.mindspore.models.initial import init_xavier
-from ehm.backends.mindspore.models.patches import PatchEmbed, gather_tokens, patchify, prepend_class_token
+from ehm.backends.mindspore.models.patches import PatchEmbed, gather_tokens, patchify, prepend_class_token, want_all
 from ehm.backends.mindspore.objectives.base import MindsporeObjective
+from ehm.backends.reconstruction import reconstruct_normalised_patches, reconstruct_patches
 from ehm.config.encoders import VitSpec, sincos_positions
 
 __all__ = ["MaskedAutoencoder", "MindsporeMae"]
@@ -117,8 +119,12 @@ class MaskedAutoencoder(nn.Cell):
 
         The k masks of an image lie one after the other.
         """
-        predicted = self.decode(self.encode(self.embed(images), visible), restore, masked)
+        predicted = self.predict(images, visible, restore, masked)
         return ops.square(predicted.astype(ms.float32) - self.target(images, masked)).mean()
+
+    def predict(self, images: Tensor, visible: Tensor, restore: Tensor, wanted: Tensor) -> Tensor:
+        """Predict the patches at indices ``wanted`` (k * B, K), as :meth:`target` gives them: (k * B, K, P)."""
+        return self.decode(self.encode(self.embed(images), visible), restore, wanted)
 
     def _with_class_token(self, tokens: Tensor) -> Tensor:
         return prepend_class_token(tokens, self.cls_token + self.pos_embed[:, :1])
@@ -139,3 +145,13 @@ class MindsporeMae(MindsporeObjective):
             model.norm_pix_loss,
             dtype,
         )
+
+    def reconstruct(self, model: Any, images: Tensor, visible: Tensor, restore: Tensor) -> Reconstruction:
+        """See :meth:`MindsporeObjective.reconstruct`."""
+        predicted = model.predict(images, visible, restore, want_all(restore)).astype(ms.float32)
+        side = self.spec.stride
+        patches = predicted.asnumpy().reshape(*restore.shape, side, side, 3)
+        data = self.config.data
+        if self.config.model.norm_pix_loss:
+            return reconstruct_normalised_patches(patches, images.asnumpy(), data.mean, data.std)
+        return reconstruct_patches(patches, self.spec.image_size, data.mean, data.std)

@@ -11,6 +11,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 
+from ehm.backends.base import Reconstruction
 from ehm.backends.mindspore.models.blocks import (
     LayerNorm,
     class_attention,
@@ -25,9 +26,11 @@ from ehm.backends.mindspore.models.patches import (
     gather_tokens,
     patchify_by_channel,
     prepend_class_token,
+    want_all,
 )
 from ehm.backends.mindspore.models.relative import RelativeBias, RelativeBlock
 from ehm.backends.mindspore.objectives.base import MindsporeObjective
+from ehm.backends.reconstruction import reconstruct_patches
 from ehm.config.encoders import VitSpec
 
 __all__ = ["MindsporeSimmim", "SimmimVit"]
@@ -94,12 +97,18 @@ class SimmimVit(nn.Cell):
 
         The k masks of an image lie one after the other; for ``keep`` see :meth:`encode`.
         """
+        predicted = self.predict(images, visible, restore, masked, keep)
+        target = gather_tokens(patchify_by_channel(images, self.stride), masked)
+        return ops.abs(predicted.astype(ms.float32) - target).mean()
+
+    def predict(
+        self, images: Tensor, visible: Tensor, restore: Tensor, wanted: Tensor, keep: Tensor | None = None
+    ) -> Tensor:
+        """Predict the pixels of patches ``wanted`` (k * B, K), ordered channel, row, column: (k * B, K, P)."""
         # the places of hidden patches come behind those of the visible ones
         is_hidden = restore >= visible.shape[1]
         encoded = self.encode(self.embed(images), is_hidden, keep)
-        predicted = self.decoder[0](gather_tokens(encoded, masked))
-        target = gather_tokens(patchify_by_channel(images, self.stride), masked)
-        return ops.abs(predicted.astype(ms.float32) - target).mean()
+        return self.decoder[0](gather_tokens(encoded, wanted))
 
 
 class MindsporeSimmim(MindsporeObjective):
@@ -108,3 +117,11 @@ class MindsporeSimmim(MindsporeObjective):
     def build_model(self, dtype: Any) -> SimmimVit:
         """See :meth:`MindsporeObjective.build_model`."""
         return SimmimVit(self.spec, self.random_numbers(), dtype)
+
+    def reconstruct(self, model: Any, images: Tensor, visible: Tensor, restore: Tensor) -> Reconstruction:
+        """See :meth:`MindsporeObjective.reconstruct`."""
+        predicted = model.predict(images, visible, restore, want_all(restore)).astype(ms.float32)
+        side = self.spec.stride
+        by_channel = predicted.asnumpy().reshape(*restore.shape, 3, side, side)
+        data = self.config.data
+        return reconstruct_patches(np.moveaxis(by_channel, 2, -1), self.spec.image_size, data.mean, data.std)

@@ -15,11 +15,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ehm.backends.base import ALONE, Processes
+from ehm.backends.base import ALONE, Processes, Reconstruction
 from ehm.backends.common import split_batch, step_entropy
 from ehm.backends.resumable import ResumableLearner
 from ehm.backends.torch.engine import hierarchy
-from ehm.backends.torch.engine.distributed import gather_parameters, is_sharded, mean_over_processes, wrap_model
+from ehm.backends.torch.engine.distributed import (
+    gather_parameters,
+    is_sharded,
+    mean_over_processes,
+    shard_again,
+    wrap_model,
+)
 from ehm.backends.torch.engine.optim import param_groups
 from ehm.backends.torch.engine.seeds import seed_random_numbers, seed_weights
 from ehm.backends.torch.engine.step import Training, recompute_activations
@@ -200,6 +206,17 @@ class TorchLearner(ResumableLearner):
             self._update_average(ema_decay)
         means = {name: mean_over_processes(value, self._processes) for name, value in figures.items()}
         return {**metrics, **means}
+
+    @torch.no_grad()
+    def reconstruct_images(self, images: NDArray[np.uint8], mask: NDArray[np.bool_]) -> Reconstruction:
+        """See :meth:`ehm.backends.base.Learner.reconstruct_images`."""
+        visible, _, restore = self._split_mask(mask)
+        pixels = self._pixels(images)
+        with _without_dropping(self.model), self._training.autocast():
+            reconstruction = self._objective.reconstruct(self.model, pixels, visible, restore)
+        # without a backward pass, FSDP would keep some parameters whole
+        shard_again(self.model)
+        return reconstruction
 
     def _build_model(self, weights: Weights | None) -> Any:
         """Build the model with the weights that the seed gives, or those that ``model.init`` names."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding, linear
 
-__all__ = ["embed_patches", "gather_tokens", "patchify", "patchify_by_channel"]
+__all__ = ["embed_patches", "gather_tokens", "patchify", "patchify_by_channel", "want_all"]
 
 
 def embed_patches(images: Tensor, projection: Any, patch_size: int) -> Tensor:
@@ -36,6 +36,11 @@ def gather_tokens(tokens: Tensor, indices: Tensor) -> Tensor:
     first_row = tokens.shape[1] * torch.arange(len(rows_of_image), device=indices.device)[:, None]
     # An embedding, as torch-npu documents neither gather nor the gradient of index_select for bfloat16 on the 910B.
     return embedding(rows_of_image + first_row, tokens.flatten(0, 1)).view(*indices.shape, -1)
+
+
+def want_all(restore: Tensor) -> Tensor:
+    """Return the indices of all patches (B, N), for each image's places ``restore`` (B, N)."""
+    return torch.arange(restore.shape[1], device=restore.device).expand_as(restore)
 
 
 def _split_patches(images: Tensor, patch_size: int) -> Tensor:

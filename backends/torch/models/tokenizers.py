@@ -101,8 +101,13 @@ class DiscreteVae(Tokenizer):
         height = images.shape[-2] // self.stride
         width = images.shape[-1] // self.stride
         tokens = self.tokens(images)
-        features = embedding(tokens, self.codebook).unflatten(1, (height, width)).permute(0, 3, 1, 2)
-        return self._decode_features(features).clamp(0, 1), tokens
+        return self.decode_tokens(tokens, (height, width)), tokens
+
+    @torch.no_grad()
+    def decode_tokens(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Decode tokens (B, h * w) of a ``grid`` = (h, w) to images (B, 3, H, W) in [0, 1]."""
+        features = embedding(tokens, self.codebook).unflatten(1, grid).permute(0, 3, 1, 2)
+        return self._decode_features(features).clamp(0, 1)
 
     def _decode_features(self, features: Tensor) -> Tensor:
         """Decode features of codes (B, D, h, w) to images (B, 3, H, W)."""

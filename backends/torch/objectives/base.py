@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ehm.backends.base import Reconstruction
 from ehm.config import TrainConfig
 
 __all__ = ["TorchObjective"]
@@ -19,6 +20,8 @@ class TorchObjective(ABC):
     A model has ``embed``, ``similarity``, ``features``, with a class token ``saliency``, and a ``stack`` of the modules
     that its encoder is made of. Its ``forward`` gives the loss from images, from the indices of visible and of masked
     patches and each patch's place among both, from tokens of ``embed`` if there are any, and from :meth:`targets`.
+    ``predict`` gives what the model says of wanted patches, from images, from the indices of visible patches, each
+    patch's place, and the indices of wanted ones.
     """
 
     teacher: Any = None
@@ -43,6 +46,13 @@ class TorchObjective(ABC):
     def targets(self, images: Tensor) -> dict[str, Tensor]:
         """Compute from normalised images (B, 3, H, W), outside the model, what its ``forward`` takes by keyword."""
         return {}
+
+    @abstractmethod
+    def reconstruct(self, model: Any, images: Tensor, visible: Tensor, restore: Tensor) -> Reconstruction:
+        """Predict every patch of normalised images (B, 3, H, W), from indices (B, ...) as ``forward`` takes them.
+
+        ``model`` is the trained one, in evaluation mode; the caller has switched off gradients.
+        """
 
     def describe_targets(self, targets: dict[str, Tensor]) -> dict[str, Tensor]:
         """Compute figures to log, by name, from the targets of some images."""

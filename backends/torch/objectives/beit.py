@@ -7,14 +7,17 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from ehm.backends.base import Reconstruction
 from ehm.backends.torch.models.dvae import load_tokenizer
 from ehm.backends.torch.models.masked_encoder import MaskedSwin, MaskedVit, encode_masked_images
-from ehm.backends.torch.models.patches import gather_tokens
-from ehm.backends.torch.models.tokenizers import Tokenizer
+from ehm.backends.torch.models.patches import gather_tokens, want_all
+from ehm.backends.torch.models.tokenizers import DiscreteVae, Tokenizer
 from ehm.backends.torch.objectives.base import TorchObjective
 from ehm.config import TrainConfig, Triple
 from ehm.models.resample import bicubic_weights
@@ -39,6 +42,8 @@ class VisualTokens:
         device: torch.device,
     ) -> None:
         self._tokenizer = tokenizer
+        self._grid = grid
+        self._image_size = image_size
         # resampling as two matrix products, one for each axis
         down = bicubic_weights(grid[0] * tokenizer.stride, image_size[0])
         across = bicubic_weights(grid[1] * tokenizer.stride, image_size[1])
@@ -60,6 +65,21 @@ class VisualTokens:
             resized = self._down @ pixels @ self._across.T
             # bicubic resampling overshoots
             return self._tokenizer.tokens(resized.clamp(0, 1))
+
+    @torch.no_grad()
+    def decode(self, visual_tokens: Tensor) -> NDArray[np.float32] | None:
+        """Return the images (B, H, W, 3) in [0, 1] that tokens (B, N) stand for, None if the tokenizer has no decoder.
+
+        They are enlarged to the size of the images that tokens were made of.
+        """
+        if not isinstance(self._tokenizer, DiscreteVae):
+            return None
+        with torch.autocast(visual_tokens.device.type, enabled=False):
+            decoded = self._tokenizer.decode_tokens(visual_tokens, self._grid).cpu().numpy()
+        down = bicubic_weights(self._image_size[0], decoded.shape[2])
+        across = bicubic_weights(self._image_size[1], decoded.shape[3])
+        enlarged = (down @ decoded @ across.T).clip(0, 1)  # bicubic resampling overshoots
+        return enlarged.transpose(0, 2, 3, 1).astype(np.float32)
 
 
 class TokenHead(nn.Module):
@@ -84,13 +104,20 @@ class TokenHead(nn.Module):
         visual_tokens: Tensor,
     ) -> Tensor:
         """Mean cross-entropy of the ``visual_tokens`` (B, N) of hidden cells, from indices (k * B, ...)."""
-        encoded = encode_masked_images(self, images, visible, restore, tokens)
-        logits = self.lm_head(gather_tokens(encoded, masked))
+        logits = self.predict(images, visible, restore, masked, tokens)
         # the k masks of an image lie one after the other, and have the same visual tokens
         views = len(masked) // len(visual_tokens)
         repeated = visual_tokens.unsqueeze(1).expand(-1, views, -1).flatten(0, 1)
         target = repeated.gather(1, masked)
         return cross_entropy(logits.float().flatten(0, 1), target.flatten())
+
+    def predict(
+        self: Any, images: Tensor, visible: Tensor, restore: Tensor, wanted: Tensor, tokens: Tensor | None = None
+    ) -> Tensor:
+        """Predict how likely each visual token is in the cells ``wanted`` (k * B, K): logits (k * B, K, C)."""
+        encoded = encode_masked_images(self, images, visible, restore, tokens)
+        logits: Tensor = self.lm_head(gather_tokens(encoded, wanted))
+        return logits
 
 
 class BeitVit(TokenHead, MaskedVit):
@@ -129,3 +156,19 @@ class TorchBeit(TorchObjective):
     def targets(self, images: Tensor) -> dict[str, Tensor]:
         """See :meth:`TorchObjective.targets`."""
         return {"visual_tokens": self._visual_tokens(images)}
+
+    def reconstruct(self, model: Any, images: Tensor, visible: Tensor, restore: Tensor) -> Reconstruction:
+        """See :meth:`TorchObjective.reconstruct`."""
+        true_tokens = self._visual_tokens(images)
+        predicted_tokens = model.predict(images, visible, restore, want_all(restore)).argmax(dim=-1)
+        pixels = self._visual_tokens.decode(predicted_tokens)
+        note = "The model predicts visual tokens, which the decoder of their tokenizer turns into pixels."
+        if pixels is None:
+            note = "The model predicts visual tokens, and DALL-E's encoder has no decoder to make pixels of them."
+        return Reconstruction(
+            pixels,
+            self._visual_tokens.decode(true_tokens),
+            (predicted_tokens == true_tokens).float().cpu().numpy(),
+            "right token",
+            note,
+        )

@@ -11,13 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import layer_norm, normalize, smooth_l1_loss
 
+from ehm.backends.base import Reconstruction
 from ehm.backends.torch.engine.devices import autocast_to, choose_dtype
 from ehm.backends.torch.engine.distributed import gather_parameters
 from ehm.backends.torch.engine.seeds import seed_weights
 from ehm.backends.torch.engine.tensors import load_arrays
 from ehm.backends.torch.models.adapters import merge_arrays
 from ehm.backends.torch.models.attention import run_block
-from ehm.backends.torch.models.patches import gather_tokens
+from ehm.backends.torch.models.patches import gather_tokens, want_all
 from ehm.backends.torch.models.visible_decoder import VisibleDecoder
 from ehm.backends.torch.models.visible_encoder import VisibleEncoder
 from ehm.backends.torch.objectives.base import TorchObjective
@@ -53,13 +54,20 @@ class FeaturePredictor(VisibleDecoder):
         ``tokens`` (B, N, D) spares the patch embedding if it has been computed. The k masks of an image lie one after
         the other.
         """
-        if tokens is None:
-            tokens = self.embed(images)
-        predicted = self.feature_pred(self.decode(self.encode(tokens, visible), restore, masked)).float()
+        predicted = self.predict(images, visible, restore, masked, tokens).float()
         target = gather_tokens(features, masked)
         if self._loss == "cosine":
-            return 1 - (normalize(predicted, dim=-1) * normalize(target, dim=-1)).sum(dim=-1).mean()
+            return 1 - _cosine(predicted, target).mean()
         return smooth_l1_loss(predicted, target, beta=self._beta)
+
+    def predict(
+        self, images: Tensor, visible: Tensor, restore: Tensor, wanted: Tensor, tokens: Tensor | None = None
+    ) -> Tensor:
+        """Predict the features of the patches at indices ``wanted`` (k * B, K): (k * B, K, D)."""
+        if tokens is None:
+            tokens = self.embed(images)
+        predicted: Tensor = self.feature_pred(self.decode(self.encode(tokens, visible), restore, wanted))
+        return predicted
 
 
 class TorchFeature(TorchObjective):
@@ -96,6 +104,17 @@ class TorchFeature(TorchObjective):
         with gather_parameters([self.teacher]), autocast_to(self.device, self._dtype):
             return {"features": compute_patch_features(self.teacher, images, self._averaged_blocks)}
 
+    def reconstruct(self, model: Any, images: Tensor, visible: Tensor, restore: Tensor) -> Reconstruction:
+        """See :meth:`TorchObjective.reconstruct`."""
+        features = self.targets(images)["features"]
+        predicted = model.predict(images, visible, restore, want_all(restore)).float()
+        return Reconstruction(
+            agreement=_cosine(predicted, features).cpu().numpy(),
+            agreement_name="cosine",
+            note="The model predicts features and no pixels. The cosine between the predicted features of a patch and "
+            "the teacher's is 1 if they point the same way, and 0 if they have nothing in common.",
+        )
+
     def describe_targets(self, targets: dict[str, Tensor]) -> dict[str, Tensor]:
         """See :meth:`TorchObjective.describe_targets`.
 
@@ -125,6 +144,11 @@ def compute_patch_features(teacher: VisibleEncoder, images: Tensor, averaged_blo
     for output in outputs[-averaged_blocks:]:
         total = total + _normalise(output[:, places.prefix :])
     return _normalise(total / averaged_blocks)
+
+
+def _cosine(left: Tensor, right: Tensor) -> Tensor:
+    """Return the cosine of the angle between features (..., D): (...)."""
+    return (normalize(left, dim=-1) * normalize(right, dim=-1)).sum(dim=-1)
 
 
 def _normalise(features: Tensor) -> Tensor:

@@ -11,7 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ehm.backends.torch.models.patches import gather_tokens, patchify
+from ehm.backends.base import Reconstruction
+from ehm.backends.reconstruction import reconstruct_normalised_patches, reconstruct_patches
+from ehm.backends.torch.models.patches import gather_tokens, patchify, want_all
 from ehm.backends.torch.models.visible_decoder import VisibleDecoder
 from ehm.backends.torch.objectives.base import TorchObjective
 from ehm.config.encoders import VitSpec
@@ -51,11 +53,18 @@ class MaskedAutoencoder(VisibleDecoder):
         ``tokens`` (B, N, D) spares the patch embedding if it has been computed. The k masks of an image lie one after
         the other.
         """
-        if tokens is None:
-            tokens = self.embed(images)
-        predicted = self.decoder_pred(self.decode(self.encode(tokens, visible), restore, masked))
+        predicted = self.predict(images, visible, restore, masked, tokens)
         # float32 from here on, because bfloat16 would round the small differences
         return (predicted.float() - self.target(images, masked)).square().mean()
+
+    def predict(
+        self, images: Tensor, visible: Tensor, restore: Tensor, wanted: Tensor, tokens: Tensor | None = None
+    ) -> Tensor:
+        """Predict the patches at indices ``wanted`` (k * B, K), as :meth:`target` gives them: (k * B, K, P)."""
+        if tokens is None:
+            tokens = self.embed(images)
+        predicted: Tensor = self.decoder_pred(self.decode(self.encode(tokens, visible), restore, wanted))
+        return predicted
 
 
 class TorchMae(TorchObjective):
@@ -69,3 +78,13 @@ class TorchMae(TorchObjective):
         return MaskedAutoencoder(
             spec, model.decoder_width, model.decoder_depth, model.decoder_heads, model.norm_pix_loss
         )
+
+    def reconstruct(self, model: Any, images: Tensor, visible: Tensor, restore: Tensor) -> Reconstruction:
+        """See :meth:`TorchObjective.reconstruct`."""
+        predicted = model.predict(images, visible, restore, want_all(restore))
+        side = self.config.spec.stride
+        patches = predicted.float().cpu().numpy().reshape(*restore.shape, side, side, 3)
+        data = self.config.data
+        if self.config.model.norm_pix_loss:
+            return reconstruct_normalised_patches(patches, images.cpu().numpy(), data.mean, data.std)
+        return reconstruct_patches(patches, self.config.image_size, data.mean, data.std)

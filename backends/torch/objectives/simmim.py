@@ -7,11 +7,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from ehm.backends.base import Reconstruction
+from ehm.backends.reconstruction import reconstruct_patches
 from ehm.backends.torch.models.masked_encoder import MaskedSwin, MaskedVit, encode_masked_images
-from ehm.backends.torch.models.patches import gather_tokens, patchify_by_channel
+from ehm.backends.torch.models.patches import gather_tokens, patchify_by_channel, want_all
 from ehm.backends.torch.objectives.base import TorchObjective
 
 __all__ = ["SimmimSwin", "SimmimVit", "TorchSimmim"]
@@ -33,12 +36,18 @@ class PixelHead(nn.Module):
         self: Any, images: Tensor, visible: Tensor, masked: Tensor, restore: Tensor, tokens: Tensor | None = None
     ) -> Tensor:
         """Mean absolute error of the hidden pixels of normalised (B, 3, H, W), from indices (k * B, ...) of cells."""
+        predicted = self.predict(images, visible, restore, masked, tokens)
+        target = gather_tokens(patchify_by_channel(images, self.spec.stride), masked)
+        return (predicted.float() - target).abs().mean()
+
+    def predict(
+        self: Any, images: Tensor, visible: Tensor, restore: Tensor, wanted: Tensor, tokens: Tensor | None = None
+    ) -> Tensor:
+        """Predict the pixels of cells ``wanted`` (k * B, K), ordered channel, row, column: (k * B, K, P)."""
         encoded = encode_masked_images(self, images, visible, restore, tokens)
         head = self.decoder[0]
         # as a matrix product: on an NPU, convolutions would run in HF32
-        predicted = linear(gather_tokens(encoded, masked), head.weight.flatten(1), head.bias)
-        target = gather_tokens(patchify_by_channel(images, self.spec.stride), masked)
-        return (predicted.float() - target).abs().mean()
+        return linear(gather_tokens(encoded, wanted), head.weight.flatten(1), head.bias)
 
 
 class SimmimVit(PixelHead, MaskedVit):
@@ -60,3 +69,11 @@ class TorchSimmim(TorchObjective):
         """See :meth:`TorchObjective.build_model`."""
         spec = self.config.spec
         return MODELS[spec.family](spec, self.config.model.drop_path)
+
+    def reconstruct(self, model: Any, images: Tensor, visible: Tensor, restore: Tensor) -> Reconstruction:
+        """See :meth:`TorchObjective.reconstruct`."""
+        predicted = model.predict(images, visible, restore, want_all(restore))
+        side = self.config.spec.stride
+        by_channel = predicted.float().cpu().numpy().reshape(*restore.shape, 3, side, side)
+        data = self.config.data
+        return reconstruct_patches(np.moveaxis(by_channel, 2, -1), self.config.image_size, data.mean, data.std)

@@ -24,6 +24,7 @@ TINY = [
     "data.workers=0",
     "run.log_every=2",
     "run.trackers=[]",
+    "watch.pictures=0",
 ]
 
 

@@ -1,0 +1,140 @@
+"""Pages of reconstructions while a run pretrains: the same images every time, in RUN/pictures.
+
+They change no number of the training: masks have a seed of their own, and the model is used in evaluation mode.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ehm.analysis.masked_images import reconstruct_images
+from ehm.analysis.reconstruction import draw_reconstruction_page
+from ehm.backends.base import Learner
+from ehm.config import TrainConfig
+from ehm.config.inputs import InputSpec
+from ehm.data import EvalTransform, Source, open_source
+from ehm.data.samples import SampleReader
+from ehm.errors import DataError
+from ehm.storage.writing import replace_file
+from ehm.training.plan import RunPlan
+from ehm.training.run import Run
+
+__all__ = ["PICTURES_FOLDER", "PicturePages", "open_pictures"]
+
+PICTURES_FOLDER = "pictures"
+"""Folder of the pages, in that of the run."""
+SEED = 0
+"""Seed of the masks: the same in all runs, so that their pages compare too."""
+_IMAGES = 8
+_PAGES = 10
+"""Pages of a run that does not say how often it draws one, at most."""
+_SHARE = 0.015
+"""Share of the time that such a run draws, at most, apart from its first and its last page."""
+_COMPRESSION = 3
+"""Level of PNG's compression: a page takes half the time of Pillow's own level, and a tenth more bytes."""
+
+
+@dataclass(frozen=True)
+class ShownImages:
+    """The images of every page (B, H, W, 3), their names, and where they are from, in words."""
+
+    images: NDArray[np.uint8]
+    names: Sequence[str]
+    origin: str
+
+
+class PicturePages:
+    """The pages of one run; all processes ask and draw together, and the first one writes."""
+
+    def __init__(self, run: Run[TrainConfig], learner: Learner, plan: RunPlan, shown: ShownImages | None) -> None:
+        self._run = run
+        self._learner = learner
+        self._plan = plan
+        self._shown = shown
+        pictures = run.config.watch.pictures
+        self._goes_by_time = pictures is None
+        if pictures is None:
+            self._every = math.ceil(plan.total / _PAGES)
+        else:
+            self._every = max(1, round(pictures * plan.steps_per_epoch))
+        self._began = time.perf_counter()
+        self._spent = 0.0
+        self._last = 0.0
+
+    def is_due(self, done: int) -> bool:
+        """Return whether a page is drawn once ``done`` steps are done; all processes ask after every step."""
+        if self._shown is None:
+            return False
+        if done == self._plan.last:
+            return True
+        if done % self._every:
+            return False
+        return not self._goes_by_time or self._is_affordable()
+
+    def draw(self, done: int) -> None:
+        """Draw a page after ``done`` steps, and write it; all processes call this."""
+        assert self._shown is not None
+        began = time.perf_counter()
+        config = self._run.config
+        masked = reconstruct_images(self._learner, config, self._shown.images, done / self._plan.total, SEED)
+        if self._run.is_main_process:
+            epoch = done / self._plan.steps_per_epoch
+            title = f"Reconstructions after step {done:,} of {self._plan.total:,} (epoch {epoch:.4g})"
+            model = f"{config.encoder} pretrained with {config.objective}"
+            notes = [f"Model: {model}, run {self._run.folder}. Images: {self._shown.origin}."]
+            page = draw_reconstruction_page(masked, config, self._shown.names, title, notes)
+            with replace_file(page_path(self._run.folder, done)) as temporary:
+                page.save(temporary, format="PNG", compress_level=_COMPRESSION)
+        self._last = time.perf_counter() - began
+        self._spent += self._last
+
+    def _is_affordable(self) -> bool:
+        """Return whether one more page would keep to the share of the time; the first process decides for all."""
+        elapsed = time.perf_counter() - self._began
+        answer = self._spent + self._last <= _SHARE * elapsed
+        first: bool = self._run.processes.gather_values(answer)[0]
+        return first
+
+
+def open_pictures(run: Run[TrainConfig], learner: Learner, plan: RunPlan, source: Source) -> PicturePages:
+    """Return the pages of ``run``, which trains on ``source``; their images are read at once."""
+    shown = None
+    if run.config.watch.pictures != 0:
+        shown = _read_images(run.config, source)
+    return PicturePages(run, learner, plan, shown)
+
+
+def page_path(folder: Path, done: int) -> Path:
+    """Return where the page after ``done`` steps lies in the run's ``folder``."""
+    return folder / PICTURES_FOLDER / f"reconstruction-{done:08d}.png"
+
+
+def _read_images(config: TrainConfig, source: Source) -> ShownImages:
+    """Read images of the validation part, or of ``source``, which is trained on, if there is none."""
+    data = config.data
+    held_out = None
+    if source.split == "train":
+        try:
+            held_out = open_source(data, "val")
+        except DataError:
+            # there are other parts, but none to validate on
+            held_out = None
+    chosen = source if held_out is None else held_out
+    # spread evenly, as a source may be sorted by class
+    indices = np.unique(np.linspace(0, len(chosen) - 1, min(len(chosen), _IMAGES)).astype(np.int64))
+    transform = EvalTransform.from_spec(config.image_size, InputSpec(data.mean, data.std))
+    reader = SampleReader(chosen, transform, np.arange(len(chosen)), SEED, data.strict)
+    samples = [reader.read_sample(index, epoch=0) for index in indices.tolist()]
+    names = [Path(chosen.name(sample.index)).name for sample in samples]
+    if held_out is None:
+        origin = f"{len(samples)} of the training images, as {data.source} has no validation part"
+    else:
+        origin = f"{len(samples)} of the validation part of {data.source}, which is not trained on"
+    return ShownImages(np.stack([sample.value for sample in samples]), names, origin)
