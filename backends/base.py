@@ -198,6 +198,15 @@ class Learner(Protocol):
         """
         ...
 
+    def compute_features(self, images: NDArray[np.uint8], average: bool = False) -> NDArray[np.float32]:
+        """Pool the patch tokens of whole images behind the last norm: (B, H, W, 3) -> (B, D); changes no training.
+
+        They are those of the trained encoder, or with ``average`` of its moving average, in evaluation mode and in the
+        type of ``optim.dtype``: in float32 what :meth:`Encoder.compute_features` gives for a checkpoint of this moment.
+        All processes call this equally often, each with its own images.
+        """
+        ...
+
     def state(self) -> LearnerState:
         """Return copies of all that :meth:`load` needs to continue bit for bit; called in every process."""
         ...

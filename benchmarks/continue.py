@@ -34,10 +34,10 @@ from study_tables import format_difference, format_spread
 
 import ehm
 from ehm import backends
+from ehm.analysis.neighbours import vote_by_neighbours
 from ehm.config import DataConfig, ModelSource
 from ehm.data import Split, open_source
 from ehm.storage.writing import write_json
-from ehm.tasks.classification.probe import vote_by_neighbours
 
 ROOT = Path("runs/continue")
 SEEDS = (0, 1, 2)

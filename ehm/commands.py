@@ -57,6 +57,12 @@ def _add_finetune_flags(parser: Parser) -> None:
 
 def _add_probe_flags(parser: Parser) -> None:
     _add_training_flags(parser, "runs/probe")
+    parser.add_argument(
+        "--only",
+        metavar="FIGURES",
+        help="measure these alone, separated by commas: knn, linear, rankme; knn and rankme train nothing, and rankme "
+        "needs no labels (default: all)",
+    )
 
 
 def _add_tokenizer_flags(parser: Parser) -> None:
@@ -331,7 +337,7 @@ COMMANDS = {
     ),
     "probe": Command(
         "ehm.tasks.classification.probe:probe",
-        "Measure a frozen encoder by a linear probe and by nearest neighbours.",
+        "Measure a frozen encoder by a linear probe, by nearest neighbours and by RankMe.",
         _add_probe_flags,
     ),
     "compare": Command(

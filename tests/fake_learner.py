@@ -50,6 +50,11 @@ class FakeLearner:
         self.calls.append(("reconstruct", mask))
         return Reconstruction(images.astype(np.float32) / 255, note="The images themselves.")
 
+    def compute_features(self, images, average=False):
+        self.calls.append(("features", len(images)))
+        flat = images.reshape(len(images), -1)[:, : self.patches].astype(np.float32)
+        return flat + np.float32(self.weight[0])
+
     def state(self):
         return LearnerState(
             {"weight": self.weight.copy(), "decoder_pred.bias": np.zeros(1), "mask_token": np.zeros(1)},

@@ -11,8 +11,8 @@ from importlib.util import find_spec
 import numpy as np
 from numpy.typing import NDArray
 
+from ehm.analysis.neighbours import vote_by_neighbours
 from ehm.errors import BackendError
-from ehm.tasks.classification.probe import vote_by_neighbours
 
 __all__ = ["PENALTIES", "Features", "check_scikit_learn", "probe_linearly", "probe_neighbours"]
 

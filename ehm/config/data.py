@@ -11,7 +11,10 @@ from ehm.config.inputs import IMAGENET_MEAN, IMAGENET_STD, CropMode, InputSpec, 
 from ehm.config.section import Section
 from ehm.config.values import ClassName, Count, PixelRange, PositiveTriple, ShareRange, Unit
 
-__all__ = ["DataConfig", "ImageData", "PretrainData", "SourceConfig"]
+__all__ = ["DataConfig", "ImageData", "Layout", "PretrainData", "SourceConfig"]
+
+Layout = Literal["auto", "classes", "elpv", "fashion-mnist", "folder", "gldv2", "idx", "imagenet", "parts", "shards"]
+"""The layouts of images on disk that are read."""
 
 
 class SourceConfig(Section):
@@ -56,9 +59,7 @@ class ImageData(SourceConfig):
     """``data`` of single images: where they come from, and how training crops and varies them."""
 
     source: str = "elpv"
-    layout: Literal[
-        "auto", "classes", "elpv", "fashion-mnist", "folder", "gldv2", "idx", "imagenet", "parts", "shards"
-    ] = Field(
+    layout: Layout = Field(
         "auto",
         description="How data.source is laid out on disk; parts or classes decides what the subfolders of a folder "
         "are if both are possible.",

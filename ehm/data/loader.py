@@ -41,7 +41,8 @@ class Loader:
     ``batch_size`` is that of the global batch; rank r of ``world_size`` takes the r-th part of it, so that the ranks
     together see the same batches as one process would. With ``drop_last`` the last, short batch of an epoch is dropped,
     unless it is the only one, which is then cut to a multiple of ``world_size``; without ``drop_last`` its parts may
-    differ in size by one. ``subset`` are the indices to use (a fold), all if left out.
+    differ in size by one. ``subset`` are the indices to use (a fold), all if left out. ``labels`` are those of all
+    images of the source, None if it has none.
 
     Samples of one ``transform.shape`` are stacked, and ``workers`` are processes that read ahead. If the shape is None
     the samples are kept apart, and the workers are threads, because samples that differ in size do not fit into shared
@@ -69,7 +70,7 @@ class Loader:
     ) -> None:
         indices = resolve_indices(source, subset)
         self.unreadable: dict[str, str] = {}
-        self._labels = source.labels
+        self.labels = source.labels
         self._sampler = Sampler(indices, batch_size, seed, shuffle, drop_last, rank, world_size)
         reader = SampleReader(source, transform, indices, seed, strict)
         self._executor: Executor
@@ -98,7 +99,7 @@ class Loader:
             self.unreadable |= loaded.unreadable
             rows, total = self._sampler.locate_rows(step)
             # of the images that were read, which are others than planned if files are unreadable
-            labels = None if self._labels is None else self._labels[loaded.indices]
+            labels = None if self.labels is None else self.labels[loaded.indices]
             yield Batch(loaded.images, labels, loaded.indices, rows.start, total)
 
     def list_indices(self, start: int, stop: int) -> list[int]:

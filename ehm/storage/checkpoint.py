@@ -202,9 +202,10 @@ def save_checkpoint(folder: Path, state: LearnerState, metadata: dict[str, Any],
     return final
 
 
-def prune_checkpoints(folder: Path, keep: int) -> None:
-    """Delete all but the newest ``keep`` checkpoints."""
-    for path in sorted(folder.glob("step-*"))[:-keep]:
+def prune_checkpoints(folder: Path, keep: int, written: Path | None = None) -> None:
+    """Delete all but the newest ``keep`` checkpoints; the one just ``written`` is the newest, whatever its step."""
+    paths = sorted(folder.glob("step-*"), key=lambda path: (path == written, path.name))
+    for path in paths[:-keep]:
         shutil.rmtree(path)
 
 

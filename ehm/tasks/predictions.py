@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,11 +11,9 @@ from rich.progress import track
 from ehm.backends.base import ALONE, Processes
 from ehm.console import console
 from ehm.data import Batch, Loader
+from ehm.training.rows import Predict, collect_rows
 
 __all__ = ["collect_predictions", "track_batches"]
-
-Predict = Callable[[Any], NDArray[np.float32]]
-"""Makes a row for each image of a batch: (B, ...)."""
 
 
 def track_batches(loader: Loader, title: str) -> Iterator[Batch]:
@@ -34,17 +31,6 @@ def collect_predictions(
 
     A file that cannot be read is left out: the loader puts another image in its place, which counts once only.
     """
-    indices = []
-    labels = []
-    rows = []
-    for batch in track_batches(loader, title):
-        assert batch.labels is not None
-        indices.append(batch.indices)
-        labels.append(batch.labels)
-        rows.append(predict(batch.images))
-    # concatenated before they are sent: one message of three arrays for each process
-    share = (np.concatenate(indices), np.concatenate(labels), np.concatenate(rows))
-    all_indices, all_labels, all_rows = zip(*processes.gather_values(share), strict=True)
-    # sorted by index too, so that the order does not depend on the number of processes
-    _, once = np.unique(np.concatenate(all_indices), return_index=True)
-    return np.concatenate(all_labels)[once], np.concatenate(all_rows)[once]
+    indices, rows = collect_rows(predict, track_batches(loader, title), processes)
+    assert loader.labels is not None
+    return loader.labels[indices], rows

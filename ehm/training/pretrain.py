@@ -1,7 +1,8 @@
 """Pretraining with masked images, written once against the backend protocol: read it from top to bottom.
 
-A run's folder holds ``config.yaml``, ``metrics.jsonl``, ``tensorboard/``, ``checkpoints/``, ``pictures/`` and, at the
-end, ``encoder.safetensors``, beside ``encoder/`` and ``encoder_hf/``, which timm and transformers load by name.
+A run's folder holds ``config.yaml``, ``metrics.jsonl``, ``tensorboard/``, ``checkpoints/``, ``best/`` (the
+checkpoint with the best features), ``pictures/`` and, at the end, ``encoder.safetensors``, beside ``encoder/`` and
+``encoder_hf/``, which timm and transformers load by name.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ from ehm.training.resume import check_resumed_data
 from ehm.training.run import Run, open_run, print_unreadable
 from ehm.training.steps import MaskedSteps
 from ehm.training.training_data import identify_training_data
+from ehm.training.watch import BEST_FOLDER, open_watch
 
 __all__ = ["DEFAULT_CONFIG", "TrainResult", "train"]
 
@@ -94,6 +96,7 @@ def _pretrain(run: Run[TrainConfig]) -> TrainResult:
     is_resumed = run.start is not None
     # before the learner, so that a mistake costs seconds
     warnings = check_plan(plan, optim, config.run, len(source), views=views, measures=False, resumed=is_resumed)
+    watch = open_watch(run, source, plan)
     training_data = identify_training_data(source, None, data.workers, processes)
 
     build = config.mask.build
@@ -113,7 +116,7 @@ def _pretrain(run: Run[TrainConfig]) -> TrainResult:
         # what the weights were is true of the teacher alone, as the model's own come from the checkpoint
         notes = (f"predicts the features of {config.model.init} as before",)
     pictures = open_pictures(run, learner, plan, source)
-    _print_start(run, source, plan, [*notes, *warnings])
+    _print_start(run, source, plan, [*notes, *warnings, *watch.notes])
     run.write_config()
 
     saved = run.start_path
@@ -130,14 +133,24 @@ def _pretrain(run: Run[TrainConfig]) -> TrainResult:
             done = step + 1
             meter.add_step(done, batch, {**metrics, "lr": rates.lr})
             log.advance(done)
-            if plan.is_log_due(done) or plan.is_save_due(done):
-                values = meter.read_values(saved)
+            is_watch_due = watch.is_due(done)
+            is_best = False
+            if is_watch_due or plan.is_log_due(done) or plan.is_save_due(done):
+                values = meter.read_values(saved) | average_over_processes(masked.figures, processes)
                 loss = values["loss"]
-                log.log(done, values | average_over_processes(masked.figures, processes))
-            if plan.is_save_due(done):
+                if is_watch_due:
+                    figures, is_best = watch.measure(learner, done)
+                    values |= figures
+                    meter.restart_clock()  # to measure is no part of the speed of training
+                log.log(done, values)
+            if is_best or plan.is_save_due(done):
                 metadata = run.make_metadata("pretrain", done, plan) | companions
-                metadata["data"] = training_data.to_json()
-                saved = run.save_checkpoint(learner, metadata)
+                metadata |= {"data": training_data.to_json(), "watch": watch.to_json()}
+                if is_best:
+                    run.save_checkpoint(learner, metadata, subfolder=BEST_FOLDER, keep=1)
+                    meter.restart_clock()
+                if plan.is_save_due(done):
+                    saved = run.save_checkpoint(learner, metadata)
             if pictures.is_due(done):
                 pictures.draw(done)
                 meter.restart_clock()  # to draw is no part of the speed of training
@@ -146,8 +159,9 @@ def _pretrain(run: Run[TrainConfig]) -> TrainResult:
     encoder = None
     if plan.last == plan.total:  # a run that stops early has no final encoder, and goes on by --resume
         encoder = _write_encoder(run, learner, saved)
-    print_unreadable(loader.unreadable, processes)
+    print_unreadable(loader.unreadable | watch.unreadable, processes)
     _print_result(run, saved, encoder)
+    watch.print_best()
     return TrainResult(run.folder, saved, encoder, plan.last, loss)
 
 

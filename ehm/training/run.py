@@ -150,9 +150,9 @@ class Run(Generic[C]):
         folder = self.folder / subfolder
         state = learner.state()  # every process takes part, as several may share the parameters
         if self.is_main_process:
-            save_checkpoint(folder, state, metadata, images)
+            written = save_checkpoint(folder, state, metadata, images)
             # after the new one is complete, so that a crash leaves at least one
-            prune_checkpoints(folder, keep or self.config.run.keep)
+            prune_checkpoints(folder, keep or self.config.run.keep, written)
         return checkpoint_path(folder, metadata["step"])
 
     @contextmanager

@@ -25,6 +25,14 @@ _SHOWN = (
     "data_wait",
     "target_spread",
     "mask_level",
+    "knn",
+    "linear",
+    "rankme",
+    "feature_spread",
+    "knn_ema",
+    "linear_ema",
+    "rankme_ema",
+    "feature_spread_ema",
     "top1",
     "balanced_accuracy",
     "mse",
@@ -77,6 +85,7 @@ class RunLog:
             disable=silent or not console.is_terminal,
         )
         self._printed_part = -1
+        self._newest: dict[str, float] = {}
 
     def __enter__(self) -> RunLog:
         if self._silent:
@@ -121,7 +130,9 @@ class RunLog:
             self._file.write(json.dumps({"step": step, **values}) + "\n")
             self._file.flush()  # people and programs follow the file while the run goes on
         self._trackers.log(step, values)
-        shown = "  ".join(f"{name} {value:.4g}" for name, value in values.items() if name in _SHOWN)
+        # what is measured now and then stays until it is measured again
+        self._newest |= {name: value for name, value in values.items() if name in _SHOWN}
+        shown = "  ".join(f"{name} {value:.4g}" for name, value in self._newest.items())
         self._progress.update(self._task, completed=step, values=shown)
         part = _LINES_OF_A_RUN * step // max(1, self._total_steps)
         if not console.is_terminal and part != self._printed_part:

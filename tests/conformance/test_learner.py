@@ -8,7 +8,7 @@ import pytest
 from ehm.config import ModelSource
 from ehm.errors import BackendError, CheckpointError
 from ehm.masking import make_masker
-from ehm.storage.arrays import LearnerState
+from ehm.storage.arrays import LearnerState, split_average
 from ehm.storage.checkpoint import save_checkpoint
 
 LOOKS = ("similarity", "saliency")
@@ -67,6 +67,31 @@ def test_saliency_is_that_of_the_encoder(backend, config, batch, tmp_path):
     path = save_checkpoint(tmp_path, learner.state(), meta)
     attention = backend.create_encoder(ModelSource(init=str(path))).compute_attention(batch[0])
     np.testing.assert_allclose(seen(learner, batch[0], "saliency"), attention.mean(axis=1)[:, 0, 1:], atol=1e-6)
+
+
+@pytest.mark.parametrize("objective", ["mae", "simmim"])
+def test_pooled_features_are_those_of_the_encoder(backend, config, batch, tmp_path, objective):
+    """The model and its average have them from the same weights; to look at them changes no step."""
+    settings = config(objective=objective, optim={"ema_decay": 0.5}, mask={"unit": 8}, model={"drop_path": 0})
+    learner = backend.create_learner(settings)
+    other = backend.create_learner(settings)
+    images, mask = batch
+    learner.compute_features(images)
+    learner.compute_features(images[:4], average=True)
+    steps(learner, images, mask, count=3)
+    steps(other, images, mask, count=3)
+    state = learner.state()
+    assert_equal(state, other.state())
+
+    _, average = split_average(state.optimizer)
+    meta = {"kind": "pretrain", "step": 3, "config": settings.model_dump(mode="json")}
+    for name, arrays in (("online", state.model), ("average", average)):
+        path = save_checkpoint(tmp_path / name, LearnerState(arrays, {}), meta)
+        expected = backend.create_encoder(ModelSource(init=str(path))).compute_features(images)
+        found = learner.compute_features(images, average=name == "average")
+        assert found.dtype == np.float32
+        np.testing.assert_allclose(found, expected, atol=2e-5)
+    assert not np.allclose(learner.compute_features(images), found, atol=1e-3)
 
 
 @pytest.mark.parametrize("masking", ["attmask_high", "attmask_hint", "attmask_low", "mst", "epm"])

@@ -27,7 +27,7 @@ from ehm.deploy.export.graphs.preprocessing import take_bytes
 from ehm.deploy.predict.command import predict
 from ehm.deploy.predict.predictor import Predictor
 from ehm.storage.checkpoint import open_checkpoint
-from ehm.tasks.classification.probe import measure_neighbours
+from ehm.tasks.classification.frozen_features import measure_neighbours
 from ehm.tasks.classification.task import Classification
 from ehm.tasks.evaluate import evaluate
 from ehm.tasks.finetune import finetune

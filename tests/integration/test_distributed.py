@@ -105,12 +105,13 @@ FIGURES = {"evolved": ("mask_level", "largest_part"), "epm": ("parts", "largest_
      ("fsdp", "attmask_hint", "ema")],
 )  # fmt: skip
 def test_two_processes_train_as_one_does(settings, tmp_path, parallel, masking, source):
-    settings |= {"masking": masking, "mask.source": source}
+    settings |= {"masking": masking, "mask.source": source, "watch.every": 0.5}
     run("train", tmp_path / "one", settings)
     said = run("train", tmp_path / "two", {**settings, "run.parallel": parallel}, 2)
     assert said.count("Checkpoint: ") == 1  # the first process speaks, alone
     assert "2 processes" in said
-    assert_same_run(tmp_path / "one", tmp_path / "two", "loss", "grad_norm", "lr", *FIGURES[masking])
+    watched = ("rankme", "feature_spread", "rankme_ema")
+    assert_same_run(tmp_path / "one", tmp_path / "two", "loss", "grad_norm", "lr", *FIGURES[masking], *watched)
 
 
 SIMMIM = {

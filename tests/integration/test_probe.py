@@ -8,13 +8,14 @@ import pytest
 import torch
 from torch import nn
 
+from ehm.analysis.neighbours import vote_by_neighbours
 from ehm.backends.torch.learners.classification import TorchClassifier
 from ehm.backends.torch.learners.encoder import TorchEncoder
 from ehm.config import FinetuneConfig, ModelSource, ProbeConfig
 from ehm.data import stratified_folds
 from ehm.errors import ConfigError
 from ehm.storage.checkpoint import open_checkpoint
-from ehm.tasks.classification.probe import probe, vote_by_neighbours
+from ehm.tasks.classification.probe import probe
 from ehm.tasks.evaluate import evaluate
 from ehm.tasks.finetune import finetune
 

@@ -112,6 +112,9 @@ class MindsporeLearner(ResumableLearner):
 
         self._similarity = ms.jit(from_attention if config.mask.similarity == "attention" else from_features)
         self._saliency = ms.jit(saliency)
+        self._features = _build_pooled_features(model, pixels)
+        if self._average is not None:
+            self._average_features = _build_pooled_features(self._average, pixels)
 
     def prepare_batch(self, images: NDArray[np.uint8]) -> MindsporeBatch:
         """See :meth:`ehm.backends.base.Learner.prepare_batch`."""
@@ -173,6 +176,13 @@ class MindsporeLearner(ResumableLearner):
         parts = split_mask(spread_mask(mask, self._config.units, tokens_per_side))
         return [part.astype(np.int32) for part in parts]
 
+    def compute_features(self, images: NDArray[np.uint8], average: bool = False) -> NDArray[np.float32]:
+        """See :meth:`ehm.backends.base.Learner.compute_features`."""
+        # drop path is an input of the training step, so that there is no other mode for evaluation
+        pool = self._average_features if average else self._features
+        features: NDArray[np.float32] = pool(Tensor(images)).asnumpy()
+        return features
+
     def _build_model(self, weights: Weights | None) -> Any:
         """Build the model with the weights that the seed gives, or those that ``model.init`` names."""
         model = self._objective.build_model(self._dtype)
@@ -213,6 +223,15 @@ def _build_pooling(grid: tuple[int, int], units: tuple[int, int]) -> Callable[[T
         return cells.mean(axis=(-3, -1)).reshape((*values.shape[:-1], down * across))
 
     return pool
+
+
+def _build_pooled_features(model: Any, pixels: Pixels) -> Any:
+    """Return a function that pools the features of images (B, H, W, 3): -> (B, D)."""
+
+    def pool(images: Tensor) -> Tensor:
+        return model.pool_features(pixels(images))
+
+    return ms.jit(pool)
 
 
 def _build_averaging(average: nn.Cell, model: nn.Cell) -> Any:

@@ -19,9 +19,10 @@ __all__ = ["MindsporeObjective"]
 class MindsporeObjective(ABC):
     """A pretraining objective: the model with its loss. Raises BackendError for an encoder that this backend lacks.
 
-    A model has ``similarity``, ``features`` and ``saliency``. Its ``construct`` gives the loss from images, from the
-    indices of visible and of masked patches and each patch's place among both, and from drop path's factors if the
-    objective has drop path. Its ``predict`` gives what it says of wanted patches.
+    A model has ``compute_similarity``, ``compute_features``, ``pool_features`` and ``compute_saliency``. Its
+    ``construct`` gives the loss from images, from the indices of visible and of masked patches and each patch's place
+    among both, and from drop path's factors if the objective has drop path. Its ``predict`` gives what it says of
+    wanted patches.
     """
 
     def __init__(self, config: TrainConfig) -> None:

@@ -76,6 +76,10 @@ class MaskedAutoencoder(nn.Cell):
         """Tokens behind the first ``blocks`` blocks over all patches: (B, 3, H, W) -> (B, N, D)."""
         return run_blocks(self.blocks[:blocks], self._with_class_token(self.embed(images)))[:, 1:]
 
+    def pool_features(self, images: Tensor) -> Tensor:
+        """Average over all patches what the last norm gives: (B, 3, H, W) -> (B, D), float32."""
+        return self.norm(run_blocks(self.blocks, self._with_class_token(self.embed(images))))[:, 1:].mean(axis=1)
+
     def compute_saliency(self, images: Tensor) -> Tensor:
         """Compute the class token's attention to all patches in the last block: (B, 3, H, W) -> (B, N)."""
         return class_attention(self.blocks, self._with_class_token(self.embed(images)))

@@ -69,6 +69,11 @@ class SimmimVit(nn.Cell):
         tokens = prepend_class_token(self.embed(images), self.cls_token)
         return run_blocks(self.blocks[:blocks], tokens, self.rel_pos_bias())[:, 1:]
 
+    def pool_features(self, images: Tensor) -> Tensor:
+        """Average over all patches what the last norm gives: (B, 3, H, W) -> (B, D), float32."""
+        tokens = prepend_class_token(self.embed(images), self.cls_token)
+        return self.norm(run_blocks(self.blocks, tokens, self.rel_pos_bias()))[:, 1:].mean(axis=1)
+
     def compute_saliency(self, images: Tensor) -> Tensor:
         """Compute the class token's attention to all patches in the last block: (B, 3, H, W) -> (B, N)."""
         tokens = prepend_class_token(self.embed(images), self.cls_token)

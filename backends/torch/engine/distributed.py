@@ -40,7 +40,7 @@ __all__ = [
     "wrap_model",
 ]
 
-_PASSES = ("embed", "predict", "compute_similarity", "compute_features", "compute_saliency")
+_PASSES = ("embed", "predict", "compute_similarity", "compute_features", "compute_saliency", "pool_features")
 """Methods of a model that are called beside ``forward``, and need its whole parameters too."""
 _ENVIRONMENT = ("RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 

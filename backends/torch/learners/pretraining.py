@@ -218,6 +218,16 @@ class TorchLearner(ResumableLearner):
         shard_again(self.model)
         return reconstruction
 
+    # not inference mode: what a model keeps for later passes, such as rotary angles, is used in training too
+    @torch.no_grad()
+    def compute_features(self, images: NDArray[np.uint8], average: bool = False) -> NDArray[np.float32]:
+        """See :meth:`ehm.backends.base.Learner.compute_features`."""
+        model = self._average if average else self.model
+        with gather_parameters([model, *model.stack]), self._training.autocast(), _without_dropping(model):
+            pooled = model.pool_features(model.embed(self._pixels(images)))
+        features: NDArray[np.float32] = pooled.cpu().numpy()
+        return features
+
     def _build_model(self, weights: Weights | None) -> Any:
         """Build the model with the weights that the seed gives, or those that ``model.init`` names."""
         config = self._config

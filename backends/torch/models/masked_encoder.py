@@ -111,6 +111,11 @@ class MaskedSwin(SwinTransformer):
         _, behind = first_blocks(self.layers, tokens, blocks)
         return mean_cells(behind, self.spec.grid)
 
+    def pool_features(self, tokens: Tensor) -> Tensor:
+        """Average over all output cells what the last norm gives: (B, h, w, D) -> (B, D of the last stage), float32."""
+        encoded: Tensor = self.norm(self.layers(tokens))
+        return encoded.mean(dim=(1, 2), dtype=torch.float32)
+
 
 def _create_mask_token(width: int) -> nn.Parameter:
     return nn.Parameter(nn.init.trunc_normal_(torch.empty(1, 1, width), std=0.02))

@@ -126,6 +126,12 @@ class VitParts(nn.Module):
         places = self.locate()
         return self.run_blocks(tokens, places, blocks)[:, places.prefix :]
 
+    def pool_features(self, tokens: Tensor) -> Tensor:
+        """Average over all patches what the last norm gives: (B, N, D) -> (B, D), float32."""
+        places = self.locate()
+        encoded: Tensor = self.norm(self.run_blocks(tokens, places))
+        return encoded[:, places.prefix :].mean(dim=1, dtype=torch.float32)
+
     def compute_saliency(self, tokens: Tensor) -> Tensor:
         """Compute the class token's attention to all patches in the last block: (B, N, D) -> (B, N)."""
         return class_attention(self.blocks, self.prepend_prefix(tokens), self.locate())

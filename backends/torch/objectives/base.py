@@ -17,9 +17,10 @@ __all__ = ["TorchObjective"]
 class TorchObjective(ABC):
     """A pretraining objective on one device: the model with its loss, and what the loss needs beside images and mask.
 
-    A model has ``embed``, ``similarity``, ``features``, with a class token ``saliency``, and a ``stack`` of the modules
-    that its encoder is made of. Its ``forward`` gives the loss from images, from the indices of visible and of masked
-    patches and each patch's place among both, from tokens of ``embed`` if there are any, and from :meth:`targets`.
+    A model has ``embed``, ``compute_similarity``, ``compute_features``, ``pool_features``, with a class token
+    ``compute_saliency``, and a ``stack`` of the modules that its encoder is made of. Its ``forward`` gives the loss
+    from images, from the indices of visible and of masked patches and each patch's place among both, from tokens of
+    ``embed`` if there are any, and from :meth:`targets`.
     ``predict`` gives what the model says of wanted patches, from images, from the indices of visible patches, each
     patch's place, and the indices of wanted ones.
     """

@@ -1,0 +1,53 @@
+"""Nearest neighbours (k-NN) among frozen features, as DINO measures them (Caron et al., 2021).
+
+Shapes: n images with labels, m images to class, D features.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["NEIGHBOURS", "TEMPERATURE", "vote_by_neighbours"]
+
+NEIGHBOURS = 20
+"""Number of neighbours that vote, as DINO reports."""
+TEMPERATURE = 0.07
+"""The temperature of the votes of nearest neighbours."""
+_QUERIES_AT_ONCE = 256
+
+
+def vote_by_neighbours(
+    features: NDArray[np.float32],
+    labels: NDArray[np.int64],
+    queries: NDArray[np.float32],
+    classes: int,
+    neighbours: int,
+    temperature: float = TEMPERATURE,
+) -> NDArray[np.float64]:
+    """Return the votes (m, classes) of the nearest of ``features`` (n, D) for ``queries`` (m, D); rows sum to 1.
+
+    The vote of a neighbour weighs exp(cosine / temperature), as in DINO.
+    """
+    # features of one encoder share a large constant part, which hides the angles between them
+    mean = features.mean(axis=0)
+    features = _normalise_rows(features - mean)
+    queries = _normalise_rows(queries - mean)
+    count = min(neighbours, len(features))
+    votes = np.zeros((len(queries), classes))
+    for start in range(0, len(queries), _QUERIES_AT_ONCE):
+        rows = slice(start, start + _QUERIES_AT_ONCE)
+        cosine = queries[rows] @ features.T
+        # only the nearest are needed, in any order, which is faster than sorting all
+        nearest = np.argpartition(-cosine, count - 1, axis=1)[:, :count]
+        # 1 is taken off, which changes no share and keeps exp from growing beyond float64
+        weight = np.exp((np.take_along_axis(cosine, nearest, axis=1) - 1) / temperature, dtype=np.float64)
+        # not votes[...] += weight, which would count a class once however many neighbours have it
+        np.add.at(votes[rows], (np.arange(len(nearest))[:, None], labels[nearest]), weight)
+    votes /= votes.sum(axis=1, keepdims=True)
+    return votes
+
+
+def _normalise_rows(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+    unit: NDArray[np.float32] = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+    return unit

@@ -1,0 +1,236 @@
+"""Measure the features while a run pretrains, and keep the checkpoint at which they were best (docs/watch.md).
+
+The loss of a masked model says little about its features. Every so often the features of the same images are computed
+by the encoder as it stands, and by its moving average if there is one. Nothing that training depends on is touched.
+
+Shapes: B images, n images in all, D features.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ehm.backends.base import Learner
+from ehm.config import TrainConfig
+from ehm.config.inputs import InputSpec
+from ehm.console import console
+from ehm.data import Batch, EvalTransform, Source
+from ehm.storage.checkpoint import newest_checkpoint, open_checkpoint
+from ehm.training.collapse import CollapseDetector
+from ehm.training.feature_figures import measure_features
+from ehm.training.loaders import make_eval_loader
+from ehm.training.plan import RunPlan
+from ehm.training.rows import collect_rows
+from ehm.training.run import Run
+from ehm.training.training_data import run_on_first
+from ehm.training.watch_plan import WatchPlan
+from ehm.training.watched_images import WatchedImages, open_watched_images
+
+__all__ = ["BEST_FOLDER", "Watch", "open_watch"]
+
+BEST_FOLDER = "best"
+"""Folder of a run that holds the best checkpoint."""
+_MOST_AT_ONCE = 256
+"""Images whose features are computed at once, at most: more make nothing faster."""
+_MOST_KEPT_BYTES = 512 * 2**20
+"""Largest size of the images that a process keeps in memory between measurements; more are read every time."""
+
+
+def open_watch(run: Run[TrainConfig], training: Source, plan: RunPlan) -> Watch:
+    """Prepare to measure a run as its section ``watch`` says; ``training`` is the source that it trains on.
+
+    Raises DataError and ConfigError if the section names images or a figure that cannot be had.
+    """
+    images = None
+    if run.config.watch.every != 0:
+        images = open_watched_images(run.config, training)
+    return Watch(run, plan, images)
+
+
+class Watch:
+    """Measures the features at the steps that are due, and remembers the best; without ``images`` it does nothing.
+
+    ``figure`` is the one that the best checkpoint goes by, None if none is kept. ``unreadable`` are the files that
+    could not be read, and why. All processes call the methods.
+    """
+
+    def __init__(self, run: Run[TrainConfig], plan: RunPlan, images: WatchedImages | None) -> None:
+        config = run.config
+        self.unreadable: dict[str, str] = {}
+        self.figure = _choose_figure(config, images)
+        self._run = run
+        self._images = images
+        self._has_average = config.optim.ema_decay is not None
+        self._kept: list[Batch] | None = None
+        self._figures: dict[str, float] = {}
+        # what is remembered holds for the same figure of the same images only
+        self._target = {
+            "figure": self.figure,
+            "source": None if images is None else images.name,
+            "images": 0 if images is None else len(images),
+        }
+        stored: Mapping[str, Any] = {}
+        if run.start is not None:
+            stored = self._select_own(run.start.metadata)
+        passes = 0 if images is None else len(images) * (1 + self._has_average)
+        self._plan = WatchPlan(config, plan, passes, stored.get("interval"))
+        chance = 0.0 if images is None else images.largest_class
+        self._detector = CollapseDetector(chance, stored.get("collapse"))
+        self._best_score = self._read_best_score()
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Lines that say what is going to be measured, and when."""
+        if self._images is None:
+            return ()
+        notes = [f"watches {self._images.describe()}, {self._plan.describe()}"]
+        if self.figure is not None:
+            notes.append(f"keeps the checkpoint of the highest {self.figure} in {self._run.folder / BEST_FOLDER}")
+        return tuple(notes)
+
+    def is_due(self, done: int) -> bool:
+        """Return whether the features are measured once ``done`` steps are done; called after every step."""
+        return self._images is not None and self._plan.is_due(done)
+
+    def measure(self, learner: Learner, done: int) -> tuple[dict[str, float], bool]:
+        """Return the figures of ``learner`` after ``done`` steps, and whether it is the best so far.
+
+        There are no figures if the features are not finite.
+        """
+        seconds_per_step = self._plan.time_steps(done)
+        batches = self._read_images()
+        begun = time.perf_counter()
+        figures = self._measure_learner(learner, batches)
+        if not figures:
+            console.print(f"Step {done}: the features are not finite, so that nothing could be measured")
+            return {}, False
+        seconds = time.perf_counter() - begun
+        self._figures = figures
+        for note in (self._note_cost(done, seconds, seconds_per_step), self._detector.add(done, figures)):
+            if note is not None:
+                console.print(note)
+        if self.figure is None:
+            return figures, False
+        score = figures[self.figure]
+        is_best = score > self._best_score
+        self._best_score = max(self._best_score, score)
+        return figures, is_best
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what checkpoints keep, so that a resumed run goes on measuring as before."""
+        return {
+            **self._target,
+            "best_score": self._best_score if math.isfinite(self._best_score) else None,
+            "interval": self._plan.interval,
+            "collapse": self._detector.to_json(),
+            "figures": self._figures,
+        }
+
+    def print_best(self) -> None:
+        """Print where the best checkpoint lies, if there is one."""
+        best = newest_checkpoint(self._run.folder / BEST_FOLDER)
+        if best is not None and math.isfinite(self._best_score):
+            console.print(f"Checkpoint of the highest {self.figure}, {self._best_score:.4g}: {best}")
+
+    def _measure_learner(self, learner: Learner, batches: Iterable[Batch]) -> dict[str, float]:
+        """Return the figures of the model, and those of its average with ``_ema`` behind their names."""
+        images = self._images
+        assert images is not None
+        indices, rows = collect_rows(partial(self._compute_features, learner), batches, self._run.processes)
+        places = np.searchsorted(images.subset.indices, indices)
+        if not np.isfinite(rows).all():
+            return {}
+
+        def measure() -> dict[str, float]:
+            figures: dict[str, float] = {}
+            for suffix, features in zip(("", "_ema"), rows.swapaxes(0, 1), strict=False):
+                measured = measure_features(features, images.labels_at(places), images.folds_at(places), images.classes)
+                figures |= {name + suffix: value for name, value in measured.items()}
+            return figures
+
+        # one process alone, which the others wait for: they may share its processors
+        return run_on_first(measure, self._run.processes)
+
+    def _compute_features(self, learner: Learner, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Compute the features of the model and of its average, if there is one: (B, 1 or 2, D)."""
+        if not len(images):
+            # a process without a share of the last batch takes part all the same, as processes may share the parameters
+            some = np.zeros((1, *self._run.config.image_size, 3), np.uint8)
+            return self._compute_features(learner, some)[:0]
+        features = [learner.compute_features(images)]
+        if self._has_average:
+            features.append(learner.compute_features(images, average=True))
+        return np.stack(features, axis=1)
+
+    def _note_cost(self, done: int, seconds: float, seconds_per_step: float | None) -> str | None:
+        """Let the plan decide by the cost of a measurement; return what there is to say of it."""
+
+        def count_steps() -> float | None:
+            return None if seconds_per_step is None else seconds / seconds_per_step
+
+        # all processes have to measure at the same steps, whatever their clocks say
+        cost = run_on_first(count_steps, self._run.processes)
+        return None if cost is None else self._plan.add_cost(done, cost)
+
+    def _read_images(self) -> Iterable[Batch]:
+        """Return this process's share of the images, from memory if they fit there."""
+        if self._kept is not None:
+            return self._kept
+        images = self._images
+        assert images is not None
+        config = self._run.config
+        height, width = config.image_size
+        size = len(images) * height * width * 3 // self._run.processes.size
+        if size > _MOST_KEPT_BYTES:
+            return self._load_images(images)
+        # the loader may use the memory of a batch again
+        self._kept = [replace(batch, images=np.array(batch.images)) for batch in self._load_images(images)]
+        return self._kept
+
+    def _load_images(self, images: WatchedImages) -> Iterable[Batch]:
+        config = self._run.config
+        # as ehm probe prepares them for an encoder of this run
+        transform = EvalTransform.from_spec(config.image_size, InputSpec(config.data.mean, config.data.std))
+        with make_eval_loader(
+            images.subset.source,
+            transform,
+            config,
+            self._run.processes,
+            most=_MOST_AT_ONCE,
+            subset=images.subset.selected,
+        ) as loader:
+            yield from loader.batches(0, loader.steps_per_epoch)
+        self.unreadable |= loader.unreadable
+
+    def _read_best_score(self) -> float:
+        """Return the score of the best checkpoint of a resumed run; lower than any if there is none."""
+        best = newest_checkpoint(self._run.folder / BEST_FOLDER)
+        if self._run.start is None or best is None:
+            return -math.inf
+        # of the best checkpoint itself, which may be newer than the one that the run is resumed from
+        score = self._select_own(open_checkpoint(best).metadata).get("best_score")
+        return -math.inf if score is None else float(score)
+
+    def _select_own(self, metadata: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return what the ``metadata`` of a checkpoint keep of a watch on the same figure and images, or nothing."""
+        stored: Mapping[str, Any] = metadata.get("watch", {})
+        is_same = all(stored.get(name) == value for name, value in self._target.items())
+        return stored if is_same else {}
+
+
+def _choose_figure(config: TrainConfig, images: WatchedImages | None) -> str | None:
+    """Return the figure that the best checkpoint goes by, None if none is kept."""
+    if images is None:
+        return None
+    if config.watch.figure is None and images.labels is not None:
+        return "knn"
+    # without labels none unless it is asked for: RankMe may rise while the features get worse
+    return config.watch.figure
