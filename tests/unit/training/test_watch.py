@@ -8,13 +8,21 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from fake_learner import FakeBackend, FakeLearner
+from sklearn.linear_model import RidgeClassifierCV
+from sklearn.model_selection import PredefinedSplit, cross_val_predict
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 from ehm import backends
+from ehm.analysis.ridge import PENALTIES
 from ehm.config import TrainConfig
+from ehm.data import stratified_folds
 from ehm.errors import ConfigError, DataError
 from ehm.storage.checkpoint import newest_checkpoint, open_checkpoint
 from ehm.training import watch
 from ehm.training.collapse import CollapseDetector
+from ehm.training.feature_figures import measure_features
 from ehm.training.plan import plan_run
 from ehm.training.pretrain import train
 from ehm.training.waiting import WaitClock
@@ -70,6 +78,27 @@ def test_of_very_many_classes_some_are_measured_and_rare_ones_are_not():
     assert set(rare.labels) == {0, 1}
     assert choose_images(Source([0] * 20 + [1] * 4, 2), "mine", 100).labels is None
     assert len(choose_images(Source([0] * 20 + [1] * 4, 2), "mine", 100)) == 24
+
+
+def test_each_image_is_classed_by_the_other_folds():
+    """Against scikit-learn's cross-validation, on features that say a little."""
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 3, 150)
+    features = (rng.normal(size=(150, 40)) + 0.6 * np.eye(3, 40)[labels]).astype(np.float32)
+    folds = stratified_folds(labels, 5, 0)
+    figures = measure_features(features, labels, folds, 3)
+    centre = StandardScaler(with_std=False)
+    models = {
+        "knn": make_pipeline(
+            centre, KNeighborsClassifier(20, metric="cosine", weights=lambda far: np.exp(-far / 0.07))
+        ),
+        "linear": make_pipeline(StandardScaler(), RidgeClassifierCV(PENALTIES * 120)),
+    }
+    for name, model in models.items():
+        expected = cross_val_predict(model, features.astype(np.float64), labels, cv=PredefinedSplit(folds))
+        assert figures[name] == pytest.approx(np.mean(expected == labels), abs=0.5 / 150)
+        assert 0.33 < figures[name] < 0.8
+    assert measure_features(features).keys() == {"rankme", "feature_spread"}
 
 
 def watch_plan(images, epochs=100, every=None, interval=None, **run):
