@@ -57,6 +57,16 @@ def test_newest_complete_one_wins_and_debris_is_cleared(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000010", "step-00000011"]
 
 
+def test_the_one_just_written_is_kept_whatever_its_step(tmp_path):
+    """A resumed run may find a better checkpoint at an earlier step than the best one of its first attempt."""
+    for step in (9, 12, 10):
+        written = save(tmp_path, step)
+    prune_checkpoints(tmp_path, 2, written)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000010", "step-00000012"]
+    prune_checkpoints(tmp_path, 1, written)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000010"]
+
+
 def test_a_damaged_checkpoint_names_the_one_to_go_on_from(tmp_path):
     earlier, path = save(tmp_path, 3), save(tmp_path, 7)
     (path / "model.safetensors").write_bytes((path / "model.safetensors").read_bytes()[:-9])
