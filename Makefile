@@ -72,10 +72,13 @@ quickstart: $(INSTALLED) ## pretrain, fine-tune, export and classify on real ima
 	@echo "  $(RUN)/pretrain/pictures        what the model made of hidden patches, from early in its training to the end"
 	@echo "  $(RUN)/pictures/masks.png       what pretraining hides, from its first epoch to its last"
 	@echo "  $(RUN)/pictures/hierarchy.png   how the trained encoder divides the two cells into parts"
-	@echo "  $(RUN)/pretrain                 the pretrained encoder, and the curves of its training"
-	@echo "  $(RUN)/finetune                 the classifier, and how well it does on the cells held out"
+	@echo "  $(RUN)/pretrain                 the pretrained encoder"
+	@echo "  $(RUN)/finetune                 the classifier"
 	@echo "  $(RUN)/bundle                   the classifier for ONNX Runtime; $(BIN)/ehm serve $(RUN)/bundle answers requests"
 	@echo "Your own images: $(BIN)/ehm train --set data.source=FOLDER --out runs/mine"
+	@echo "How it went, to open in a browser:"
+	@echo "  $(abspath $(RUN))/pretrain/report.html"
+	@echo "  $(abspath $(RUN))/finetune/report.html   with the cells that it takes for others"
 
 # A process a core, one thread each; a file's tests stay together, as they share what they prepare.
 # Hypothesis takes the same examples every time (tests/conftest.py); with ARGS it looks for new ones.

@@ -1,8 +1,8 @@
 """Pretrain vision encoders with Evolved Hierarchical Masking; fine-tune, evaluate, export and serve them.
 
 Importing this package imports no framework. The functions below do on first use, and take as arguments the flags of
-the commands of the same name; ``overrides`` is ``--set``, ``train_tokenizer`` is ``ehm tokenizer train``, and
-``bench_export`` is ``ehm bench export``.
+the commands of the same name; ``overrides`` is ``--set``, ``train_tokenizer`` is ``ehm tokenizer train``,
+``bench_export`` is ``ehm bench export``, and ``write_report`` is ``ehm report``.
 """
 
 from importlib import import_module
@@ -23,6 +23,7 @@ __all__ = [
     "serve",
     "train",
     "train_tokenizer",
+    "write_report",
 ]
 
 _MODULES = {
@@ -37,6 +38,7 @@ _MODULES = {
     "predict": "ehm.deploy.predict.command",
     "bench_export": "ehm.deploy.bench",
     "serve": "ehm.deploy.serve",
+    "write_report": "ehm.report.write",
 }
 """The module of each function."""
 

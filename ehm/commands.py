@@ -265,6 +265,12 @@ def _add_inspect_flags(parser: Parser) -> None:
     )
 
 
+def _add_report_flags(parser: Parser) -> None:
+    parser.add_argument(
+        "run", metavar="RUN", help="folder of a run, complete or not, which report.html is written into"
+    )
+
+
 def _add_configs_flags(parser: Parser) -> None:
     parser.add_argument("name", nargs="?", help="folder of configurations to list, or one configuration to show")
     parser.add_argument(
@@ -373,6 +379,11 @@ COMMANDS = {
         "ehm.analysis.inspect:inspect",
         "Draw the hierarchies, masks, reconstructions or attention of a model, or compare the layers of several.",
         _add_inspect_flags,
+    ),
+    "report": Command(
+        "ehm.report.write:write_report",
+        "Write the report of a run again: what was run, curves, pictures and what to do next, in one HTML file.",
+        _add_report_flags,
     ),
     "tokenizer": Command(
         "ehm.training.tokenizer:train_tokenizer",

@@ -62,7 +62,7 @@ def evaluate(
     if out is not None and processes.rank == 0:
         values = {"checkpoint": str(checkpoint), "source": evaluation.source_name, "part": subset.title}
         path = write_json(Path(out) / "metrics.json", {**values, **report.to_json()})
-        console.print(f"Report: {path}")
+        console.print(f"Figures: {path}")
         evaluation.draw(Path(out))
     return report
 

@@ -13,7 +13,7 @@ from ehm.console import console
 from ehm.data import Batch, Loader
 from ehm.training.rows import Predict, collect_rows
 
-__all__ = ["collect_predictions", "track_batches"]
+__all__ = ["collect_indexed_predictions", "collect_predictions", "track_batches"]
 
 
 def track_batches(loader: Loader, title: str) -> Iterator[Batch]:
@@ -31,6 +31,14 @@ def collect_predictions(
 
     A file that cannot be read is left out: the loader puts another image in its place, which counts once only.
     """
+    _, labels, rows = collect_indexed_predictions(predict, loader, title, processes)
+    return labels, rows
+
+
+def collect_indexed_predictions(
+    predict: Predict, loader: Loader, title: str = "", processes: Processes = ALONE
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
+    """Return the indices (n,) of images in their source, rising, and their labels and rows as `collect_predictions`."""
     indices, rows = collect_rows(predict, track_batches(loader, title), processes)
     assert loader.labels is not None
-    return loader.labels[indices], rows
+    return indices, loader.labels[indices], rows

@@ -1,8 +1,8 @@
 """Pretraining with masked images, written once against the backend protocol: read it from top to bottom.
 
 A run's folder holds ``config.yaml``, ``metrics.jsonl``, ``tensorboard/``, ``checkpoints/``, ``best/`` (the
-checkpoint with the best features), ``pictures/`` and, at the end, ``encoder.safetensors``, beside ``encoder/`` and
-``encoder_hf/``, which timm and transformers load by name.
+checkpoint with the best features), ``pictures/`` and, at the end, ``report.html`` and ``encoder.safetensors``, beside
+``encoder/`` and ``encoder_hf/``, which timm and transformers load by name.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from ehm.models.encoder_file import encoder_metadata
 from ehm.models.fitting import keep_encoder
 from ehm.models.pretraining import adopt_encoder, name_first_weights
 from ehm.models.weights import Provenance, Weights
+from ehm.report.write import write_final_report
 from ehm.storage.arrays import split_average
 from ehm.storage.checkpoint import Checkpoint, checkpoint_path, open_checkpoint
 from ehm.storage.reading import hash_file
@@ -162,6 +163,8 @@ def _pretrain(run: Run[TrainConfig]) -> TrainResult:
     print_unreadable(loader.unreadable | watch.unreadable, processes)
     _print_result(run, saved, encoder)
     watch.print_best()
+    if run.is_main_process:
+        write_final_report(run.folder)
     return TrainResult(run.folder, saved, encoder, plan.last, loss)
 
 

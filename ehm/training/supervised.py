@@ -1,8 +1,8 @@
 """Supervised training, written once for every task and backend: read it from top to bottom.
 
 A run's folder holds ``config.yaml``, ``metrics.jsonl``, ``tensorboard/``, ``checkpoints/`` (the newest), ``best/`` (the
-one of the highest score) and, at the end, ``metrics.json`` and the encoder in ``encoder/`` and ``encoder_hf/``, which
-timm and transformers load by name.
+one of the highest score) and, at the end, ``metrics.json``, ``report.html`` and the encoder in ``encoder/`` and
+``encoder_hf/``, which timm and transformers load by name.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from ehm.config.inputs import describe_inputs
 from ehm.console import console
 from ehm.data.subset import Subset
 from ehm.models.opening import take_weights
+from ehm.report.write import write_final_report
 from ehm.storage.checkpoint import newest_checkpoint, open_checkpoint
 from ehm.storage.writing import write_json
 from ehm.training.encoder_folders import write_run_folders
@@ -137,6 +138,7 @@ def train_task(task: Task[Any, R], run: Run[Any], title: str) -> TaskResult[R]:
     if run.is_main_process:
         _write_metrics(run.folder, task.val, report, saved, best, best_score)
         write_run_folders(run, take_weights(open_checkpoint(saved)), saved)
+        write_final_report(run.folder, task.evaluation.draw)
     return TaskResult(run.folder, saved, best, report)
 
 
@@ -159,7 +161,7 @@ def _write_metrics(folder: Path, val: Subset[Any], report: Report, saved: Path, 
     values = {"checkpoint": str(saved), "part": val.title, **report.to_json(), "best": chosen}
     path = write_json(folder / "metrics.json", values)
     console.print(f"Checkpoint: {saved} (the highest {score_name.replace('_', ' ')}, {best_score:.1%}: {best})")
-    console.print(f"Report: {path}")
+    console.print(f"Figures: {path}")
 
 
 def _print_start(task: Task[Any, Any], run: Run[Any], plan: RunPlan, notes: Sequence[str]) -> None:

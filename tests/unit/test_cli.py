@@ -18,8 +18,10 @@ from ehm.deploy.serve.settings import Settings
 from ehm.doctor import doctor
 from ehm.errors import ConfigError
 
-FUNCTIONS = {name: getattr(ehm, name) for name in ehm._MODULES if name not in ("train_tokenizer", "bench_export")}
-FUNCTIONS |= {"tokenizer": ehm.train_tokenizer, "bench": ehm.bench_export, "configs": configs, "doctor": doctor}
+OTHER_NAMES = ("train_tokenizer", "bench_export", "write_report")
+FUNCTIONS = {name: getattr(ehm, name) for name in ehm._MODULES if name not in OTHER_NAMES}
+FUNCTIONS |= {"tokenizer": ehm.train_tokenizer, "bench": ehm.bench_export, "report": ehm.write_report}
+FUNCTIONS |= {"configs": configs, "doctor": doctor}
 NO_PARAMETERS = {"help", "debug", "refused"}
 
 
@@ -109,6 +111,7 @@ def test_help_names_every_command(capsys):
         "predict",
         "serve",
         "inspect",
+        "report",
         "tokenizer",
         "configs",
         "doctor",

@@ -14,6 +14,7 @@ from ehm.console import console
 from ehm.data import Source, open_source
 from ehm.data.subset import Subset
 from ehm.errors import ConfigError
+from ehm.report.write import write_final_report
 from ehm.storage.writing import write_json
 from ehm.tasks.classification.frozen_features import FeatureRank, measure_neighbours_and_rank, measure_rank
 from ehm.tasks.classification.metrics import ClassificationReport
@@ -70,7 +71,10 @@ def probe(
         _print_results(run.config, result)
         if run.is_main_process:
             path = write_json(folder / "metrics.json", _describe(result))
-            console.print(f"Report: {path}")
+            console.print(f"Figures: {path}")
+            # once more, now with all measurements; without training there are no curves to report on
+            if result.linear is not None:
+                write_final_report(folder)
     return result
 
 

@@ -18,9 +18,10 @@ from ehm.storage.checkpoint import Checkpoint
 from ehm.tasks.base import Evaluation, Task, load_learner, merge_config
 from ehm.tasks.classes import count_labels, number_classes
 from ehm.tasks.classification.metrics import ClassificationReport, report_classification
+from ehm.tasks.classification.mistakes import IndexedMistake, find_mistakes, write_mistakes
 from ehm.tasks.classification.mixing import make_soft_targets, mix_images
 from ehm.tasks.folds import divide_by_fold, require_same_classes, stratify
-from ehm.tasks.predictions import collect_predictions
+from ehm.tasks.predictions import collect_indexed_predictions
 from ehm.training.loaders import make_eval_loader, make_train_loader
 
 __all__ = ["MOST_AT_ONCE", "Classification"]
@@ -129,8 +130,17 @@ class ClassifierEvaluation(Evaluation[ClassificationReport]):
         self._classifier = classifier
         self._classes = classes
         self._numbers = numbers
+        self._mistakes: list[IndexedMistake] = []
 
     def measure(self, title: str = "") -> ClassificationReport:
         """Compare the labels of all images with the highest of their logits."""
-        labels, logits = collect_predictions(self._classifier.compute_logits, self.loader, title, self.processes)
-        return report_classification(self._numbers[labels], logits, self._classes)
+        indices, source_labels, logits = collect_indexed_predictions(
+            self._classifier.compute_logits, self.loader, title, self.processes
+        )
+        labels = self._numbers[source_labels]
+        self._mistakes = find_mistakes(indices, labels, logits)
+        return report_classification(labels, logits, self._classes)
+
+    def draw(self, folder: Path) -> None:
+        """Write the worst mistakes of the last measurement as small pictures, for the report of a run."""
+        write_mistakes(folder, self._mistakes, self._classes, self.subset.source)

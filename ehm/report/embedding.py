@@ -1,0 +1,72 @@
+"""Pictures as data URIs, scaled down so that a report stays small."""
+
+from __future__ import annotations
+
+import base64
+import re
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+
+from PIL import Image
+
+from ehm.data import decode_image
+from ehm.errors import BrokenImage
+
+__all__ = ["Picture", "embed_file", "find_newest_pages"]
+
+_PAGE_WIDTH = 1600
+"""Pixels across of a picture that is as wide as the page, at most."""
+_MOST_BYTES = 600_000
+"""Size up to which a PNG is embedded as it is; larger ones become JPEGs."""
+_QUALITY = 88
+_MOST_PAGES = 6
+_STEP = re.compile(r"(?P<name>.+)-(?P<step>\d{8})(?P<part>-\d+)?")
+"""The name of a page that a run draws again and again: what it is, and the step after which it was drawn."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An embedded picture with its size in pixels; ``title`` says what it is."""
+
+    title: str
+    uri: str
+    width: int
+    height: int
+
+
+def embed_file(path: Path, title: str, most_bytes: int = _MOST_BYTES) -> Picture | None:
+    """Return the picture in ``path``, None if it cannot be read."""
+    try:
+        image = decode_image(path)
+        content = path.read_bytes()
+    except (BrokenImage, OSError):
+        return None
+    kind = {".png": "png", ".jpg": "jpeg"}.get(path.suffix)
+    if kind is None or len(content) > most_bytes or image.width > _PAGE_WIDTH:
+        if image.width > _PAGE_WIDTH:
+            height = round(image.height * _PAGE_WIDTH / image.width)
+            image = image.resize((_PAGE_WIDTH, max(1, height)), Image.Resampling.LANCZOS)
+        stream = BytesIO()
+        image.save(stream, "JPEG", quality=_QUALITY)
+        content = stream.getvalue()
+        kind = "jpeg"
+    uri = f"data:image/{kind};base64,{base64.b64encode(content).decode('ascii')}"
+    return Picture(title, uri, image.width, image.height)
+
+
+def find_newest_pages(folder: Path) -> list[tuple[Path, int | None]]:
+    """Return the pictures in ``folder``, each with the step that it shows, None if its name has none.
+
+    Of pages that are drawn again and again the newest are taken.
+    """
+    newest: dict[str, int] = {}
+    pages = []
+    for path in sorted(folder.glob("*.png")):
+        match = _STEP.fullmatch(path.stem)
+        name = match["name"] if match else path.stem
+        step = int(match["step"]) if match else None
+        newest[name] = max(newest.get(name, 0), step or 0)
+        pages.append((path, name, step))
+    found = [(path, step) for path, name, step in pages if step in (None, newest[name])]
+    return found[:_MOST_PAGES]

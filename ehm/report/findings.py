@@ -1,0 +1,236 @@
+"""Sentences about a run that its curves and figures give rise to: what to watch, and what to change."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from ehm.report.known_figures import KNOWN_FIGURES
+from ehm.report.numbers import format_number, format_share
+from ehm.report.record import RunRecord
+
+__all__ = ["Finding", "find_in_curves"]
+
+Level = Literal["warning", "note", "good"]
+_FEWEST_LINES = 12
+"""Logged values below which a curve has no course to speak of."""
+_STILL_FALLING = 0.1
+"""Share of the loss's whole fall that is left to its last fifth if a longer run is worth trying."""
+_FEWEST_MEASUREMENTS = 4
+_FELL = 0.02
+"""Fall of an accuracy below its best that is worth a sentence; smaller ones are noise on a few hundred images."""
+_COLLAPSED = 0.5
+"""Share of their highest value that RankMe and the spread of features do not fall below in a healthy run."""
+_TARGETS_COLLAPSED = 0.1
+_LONG_WAITS = {"data_wait": 0.2, "masks_wait": 0.4}
+"""Shares of the time that the device may wait; masks are a third of it for a small network on a CPU."""
+_CHAIN = 0.5
+"""Height of a tree, as a share of the number of patches, from which it is a chain."""
+_PEAK = 20.0
+"""Times the median gradient norm that a peak is worth a sentence from."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that the run shows: what it is, and what to do about it."""
+
+    level: Level
+    text: str
+    remedy: str = ""
+
+
+def find_in_curves(record: RunRecord) -> list[Finding]:
+    """Return what the curves of a run show."""
+    found: list[Finding] = []
+    for check in (
+        _check_broken,
+        _check_values,
+        _check_measured,
+        _check_accuracies,
+        _check_collapse,
+        _check_loss,
+        _check_gradients,
+        _check_waits,
+        _check_trees,
+        _check_best,
+    ):
+        found += check(record)
+    return found
+
+
+def _check_broken(record: RunRecord) -> Iterator[Finding]:
+    """Say that a batch broke the training, if the run kept it."""
+    folder = record.folder / "broken"
+    if folder.is_dir() and any(folder.iterdir()):
+        yield Finding(
+            "warning",
+            f"A step of this run had a loss that is not finite; its batch and the weights before it are in {folder}.",
+            "A lower optim.base_lr, optim.clip_grad=1 or optim.dtype=float32 may help.",
+        )
+
+
+def _check_values(record: RunRecord) -> Iterator[Finding]:
+    """Say that a figure has values that are no numbers."""
+    for key, curve in record.curves.by_key.items():
+        count = len(curve.values) - len(curve.finite.values)
+        if count:
+            yield Finding("warning", f"{key} has {count:,} values that are not finite; its line has gaps there.")
+
+
+def _check_measured(record: RunRecord) -> Iterator[Finding]:
+    """Say that nothing measures the features of a pretraining run, as its loss does not."""
+    has_figure = any(record.curves.find(key) for key in ("knn", "linear", "rankme"))
+    if record.kind == "pretrain" and record.step > 0 and not has_figure:
+        yield Finding(
+            "note",
+            "Nothing here tells how good the features are: no figure of them was measured on the way.",
+            "Measure them with ehm probe or ehm compare; the commands stand below.",
+        )
+
+
+def _check_accuracies(record: RunRecord) -> Iterator[Finding]:
+    """Compare the last k-NN, or linear probe, with the best one."""
+    for key, name in (("knn", "k-NN accuracy"), ("linear", "accuracy of the linear probe")):
+        curve = record.curves.find(key)
+        if curve is None or len(curve.values) < _FEWEST_MEASUREMENTS:
+            continue
+        best = max(range(len(curve.values)), key=curve.values.__getitem__)
+        last = curve.values[-1]
+        if max(curve.values[-2:]) < curve.values[best] - _FELL:
+            yield Finding(
+                "warning",
+                f"The {name} fell from {format_share(curve.values[best])} at step {curve.steps[best]:,} to "
+                f"{format_share(last)} at the end.",
+                "The checkpoint of the best measurement is in the folder best, if the run kept it. A lower learning "
+                "rate (optim.base_lr) or a shorter run may help.",
+            )
+        elif record.is_complete and last - curve.average_between(0.5, 0.75) > _FELL:
+            yield Finding(
+                "note",
+                f"The {name} was still rising at the end, to {format_share(last)}.",
+                f"A longer run is likely to give better features: {_double_length(record)}.",
+            )
+        return
+
+
+def _check_collapse(record: RunRecord) -> Iterator[Finding]:
+    """Say that features or targets have collapsed: a figure fell far below its highest value and stayed there."""
+    for key, bound in (("rankme", _COLLAPSED), ("feature_spread", _COLLAPSED), ("target_spread", _TARGETS_COLLAPSED)):
+        curve = record.curves.find(key)
+        if curve is None or len(curve.values) < _FEWEST_MEASUREMENTS:
+            continue
+        highest = max(curve.values)
+        if max(curve.values[-2:]) < bound * highest:
+            name = next(row.title for row in KNOWN_FIGURES if key in row.keys)
+            yield Finding(
+                "warning",
+                f"{name} fell from {format_number(highest)} to {format_number(curve.values[-1])} and stayed low: the "
+                "features collapse, and images look more and more alike to the encoder.",
+                "Go back to an earlier checkpoint. A lower optim.base_lr or a longer warm-up may help; with objective "
+                "feature also a higher optim.ema_decay.",
+            )
+
+
+def _check_loss(record: RunRecord) -> Iterator[Finding]:
+    """Say that the loss was still falling at the end of a complete run."""
+    curve = record.curves.find("loss")
+    if curve is None or len(curve.values) < _FEWEST_LINES or not record.is_complete:
+        return
+    before = curve.average_between(0.6, 0.8)
+    end = curve.average_between(0.8, 1.0)
+    fall = curve.average_between(0.0, 0.05) - end
+    if fall > 0 and before - end > _STILL_FALLING * fall:
+        better = "held-out figures" if record.is_task else "k-NN or fine-tuning"
+        yield Finding(
+            "note",
+            f"The loss was still falling at the end: the last fifth of the run brought {(before - end) / fall:.0%} of "
+            "its whole fall.",
+            f"Try a longer run ({_double_length(record)}), and compare the two by {better}, because the loss says "
+            "little.",
+        )
+
+
+def _check_gradients(record: RunRecord) -> Iterator[Finding]:
+    """Say that the gradient norm has peaks in the second half of the run."""
+    curve = record.curves.find("grad_norm")
+    if curve is None or len(curve.values) < _FEWEST_LINES:
+        return
+    median = sorted(curve.values)[len(curve.values) // 2]
+    later = curve.values[len(curve.values) // 2 :]
+    highest = max(later)
+    if highest > _PEAK * median:
+        yield Finding(
+            "warning",
+            f"The gradient norm has peaks of {format_number(highest)} in the second half of the run; its median is "
+            f"{format_number(median)}.",
+            "Set optim.clip_grad=1, or lower optim.base_lr.",
+        )
+
+
+def _check_waits(record: RunRecord) -> Iterator[Finding]:
+    """Say that the device waits for images or for masks."""
+    remedies = {
+        "data_wait": "Raise data.workers; smaller image files, or a faster disk, help as well.",
+        "masks_wait": "Set mask.build=device on an accelerator; mask.views, or fewer mask.blocks, make masks cheaper.",
+    }
+    for key, what in (("data_wait", "images"), ("masks_wait", "masks")):
+        curve = record.curves.find(key)
+        if curve is None:
+            continue
+        # the first lines also hold what is loaded and compiled once
+        wait = curve.average_between(0.25, 1.0)
+        if math.isfinite(wait) and wait > _LONG_WAITS[key]:
+            yield Finding("warning", f"The device waited for {what} {wait:.0%} of the time.", remedies[key])
+
+
+def _check_trees(record: RunRecord) -> Iterator[Finding]:
+    """Say that the hierarchies are chains."""
+    curve = record.curves.find("tree_height")
+    patches = _count_units(record)
+    if curve is None or patches is None:
+        return
+    height = curve.average_between(0.75, 1.0)
+    if math.isfinite(height) and height > _CHAIN * patches:
+        yield Finding(
+            "warning",
+            f"The trees are chains: at the end they are {height:.0f} levels high, for {patches} patches.",
+            "Set mask.balance=sinkhorn or mask.similarity=cosine, so that a few patches do not attract all others.",
+        )
+
+
+def _check_best(record: RunRecord) -> Iterator[Finding]:
+    """Say that a task had a better checkpoint than its last one."""
+    best = record.metrics.get("best")
+    if not isinstance(best, Mapping) or "checkpoint" not in best:
+        return
+    # beside the checkpoint stands the figure that it was chosen by
+    for key, score in best.items():
+        curve = record.curves.find(key)
+        if curve is None or score - curve.values[-1] < _FELL / 2:
+            continue
+        yield Finding(
+            "note",
+            f"An earlier checkpoint has a higher {key.replace('_', ' ')}: {format_share(score)} instead of "
+            f"{format_share(curve.values[-1])} at the end. It was chosen on the images that it is measured on, which "
+            "flatters it.",
+            f"It is {best['checkpoint']}. If the figure kept falling, a shorter run or stronger augmentation may help.",
+        )
+
+
+def _count_units(record: RunRecord) -> int | None:
+    """Return the number of mask units of an image, None if the configuration does not say it."""
+    size: Any = record.setting("image_size")
+    unit = record.setting("mask.unit") or record.setting("patch_size")
+    # the output tokens of a Swin are larger than its patches, and only the encoder's code knows by how much
+    if not isinstance(size, list | tuple) or not unit or str(record.setting("encoder")).startswith("swin"):
+        return None
+    return int(size[0] // unit * (size[1] // unit))
+
+
+def _double_length(record: RunRecord) -> str:
+    """Return the setting that makes the run twice as long."""
+    if record.setting("optim.steps"):
+        return f"optim.steps={2 * int(record.setting('optim.steps'))}"
+    return f"optim.epochs={2 * int(record.setting('optim.epochs'))}"

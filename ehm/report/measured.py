@@ -1,0 +1,202 @@
+"""The figures of ``metrics.json`` as tables, and what they give rise to say; every task has its own."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ehm.report.confusion import Confusion, describe_confusion
+from ehm.report.findings import Finding
+from ehm.report.numbers import format_share
+from ehm.report.record import RunRecord
+
+__all__ = ["ClassTable", "Measurement", "find_in_measurement", "read_measurements"]
+
+_FEWEST_IMAGES = 20
+"""Images of a class below which its figures say little."""
+_NAMED = 5
+"""Classes that a sentence names."""
+
+
+@dataclass(frozen=True)
+class ClassTable:
+    """A row for each class, or for each protocol; ``shares`` are the columns that have a bar, None being unknown.
+
+    ``worst_first`` are the numbers of the rows in the order of the first share.
+    """
+
+    heading: str
+    names: tuple[str, ...]
+    shares: Mapping[str, tuple[float | None, ...]]
+    counts: Mapping[str, tuple[int, ...]]
+
+    @property
+    def worst_first(self) -> list[int]:
+        """The numbers of the rows, the lowest value of the last share first; those without a value come last."""
+        if not self.shares:
+            return list(range(len(self.names)))
+        column = list(self.shares.values())[-1]
+        return sorted(range(len(self.names)), key=lambda row: (column[row] is None, column[row] or 0.0))
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """A measurement: headline ``figures`` by name, a table, and the confusion of a classifier."""
+
+    title: str
+    images: int | None
+    figures: Mapping[str, float | None]
+    table: ClassTable | None
+    confusion: Confusion | None = None
+
+
+def read_measurements(record: RunRecord) -> list[Measurement]:
+    """Return what ``metrics.json`` of a run holds; nothing of a run that was not measured yet, or that lacks keys."""
+    metrics = record.metrics
+    try:
+        if record.kind == "classification":
+            return [_read_classifier(metrics, "Held-out images")]
+        if record.kind == "probe":
+            parts = {"linear": "Linear probe", "neighbours": "Nearest neighbours"}
+            # until the probe ends, its linear part stands there alone
+            if "linear" not in metrics:
+                return [_read_classifier(metrics, parts["linear"])]
+            return [_read_classifier(metrics[key], title) for key, title in parts.items()]
+        if record.kind == "segmentation":
+            return [_read_segmenter(metrics)]
+        if record.kind == "detection":
+            return [_read_detector(metrics)]
+        if record.kind == "retrieval":
+            return [_read_retrieval(metrics)]
+    except (KeyError, TypeError, IndexError, ValueError):
+        return []
+    return []
+
+
+def find_in_measurement(measurement: Measurement) -> list[Finding]:
+    """Return what the figures of a classifier say beyond themselves; nothing of another task."""
+    table = measurement.table
+    if table is None or "images" not in table.counts or measurement.confusion is None or not measurement.images:
+        return []
+    support = table.counts["images"]
+    found = []
+    accuracy = measurement.figures["Top-1"] or 0.0
+    error = math.sqrt(accuracy * (1 - accuracy) / measurement.images)
+    largest = max(range(len(support)), key=support.__getitem__)
+    guess = support[largest] / measurement.images
+    if accuracy <= guess + 2 * error:
+        found.append(
+            Finding(
+                "warning",
+                f"Top-1 {format_share(accuracy)} is no better than answering {table.names[largest]} every time "
+                f"({format_share(guess)}).",
+                "Look at the balanced accuracy and at the classes; train longer, or check the labels.",
+            )
+        )
+    never = _list_never_predicted(table)
+    if never:
+        found.append(Finding("warning", f"{_name_some(never)} never predicted.", "Add images of them."))
+    few = [name for name, count in zip(table.names, support, strict=True) if 0 < count < _FEWEST_IMAGES]
+    if few:
+        found.append(
+            Finding(
+                "note",
+                f"Fewer than {_FEWEST_IMAGES} images measure {len(few)} of the {len(support)} classes, whose figures "
+                "therefore mean little.",
+            )
+        )
+    if error > 0:
+        found.append(
+            Finding(
+                "note",
+                f"On {measurement.images:,} images the standard error of top-1 is {100 * error:.1f} points: take "
+                f"differences below {200 * error:.1f} points for chance.",
+            )
+        )
+    return found
+
+
+def _list_never_predicted(table: ClassTable) -> list[str]:
+    names = []
+    for name, precision, recall, count in zip(
+        table.names, table.shares["precision"], table.shares["recall"], table.counts["images"], strict=True
+    ):
+        if count and not precision and not recall:
+            names.append(name)
+    return names
+
+
+def _name_some(names: Sequence[str]) -> str:
+    """Return a few of ``names`` and how many more there are, with the verb that follows."""
+    shown = ", ".join(names[:_NAMED])
+    if len(names) > _NAMED:
+        shown += f" and {len(names) - _NAMED} more"
+    return f"{shown} {'is' if len(names) == 1 else 'are'}"
+
+
+def _read_classifier(values: Mapping[str, Any], title: str) -> Measurement:
+    classes = tuple(map(str, values["classes"]))
+    figures = {
+        "Top-1": values["top1"],
+        "Top-5": values.get("top5"),
+        "Balanced accuracy": values["balanced_accuracy"],
+        "AUC": values.get("auc"),
+    }
+    shares = {}
+    for key, name in (("precision", "precision"), ("recall", "recall"), ("f1", "F1")):
+        shares[name] = tuple(values[key])
+    counts = {"images": tuple(values["support"])}
+    return Measurement(
+        _name_part(values, title),
+        values["samples"],
+        {name: figure for name, figure in figures.items() if figure is not None},
+        ClassTable("class", classes, shares, counts),
+        describe_confusion(classes, values["confusion"]),
+    )
+
+
+def _read_segmenter(values: Mapping[str, Any]) -> Measurement:
+    shares = {"accuracy": tuple(values["accuracy"]), "IoU": tuple(values["iou"])}
+    counts = {"pixels": tuple(values["pixels"])}
+    table = ClassTable("class", tuple(map(str, values["classes"])), shares, counts)
+    figures = {"mIoU": values["miou"], "mAcc": values["macc"], "aAcc": values["aacc"]}
+    return Measurement(_name_part(values, "Held-out images"), values["images"], figures, table)
+
+
+def _read_detector(values: Mapping[str, Any]) -> Measurement:
+    figures = {}
+    shares = {}
+    # boxes last, as the classes are listed by them
+    for part in ("masks", "boxes"):
+        precision = values.get(part)
+        if precision is not None:
+            shares[f"AP of {part}"] = tuple(precision["per_class"])
+    for part in ("boxes", "masks"):
+        precision = values.get(part)
+        if precision is not None:
+            for key, name in (("ap", "AP"), ("ap50", "AP50"), ("ap75", "AP75")):
+                figures[f"{name} of {part}"] = precision[key]
+    counts = {"objects": tuple(values["objects"])}
+    table = ClassTable("class", tuple(map(str, values["classes"])), shares, counts)
+    return Measurement(_name_part(values, "Held-out images"), values["images"], figures, table)
+
+
+def _read_retrieval(values: Mapping[str, Any]) -> Measurement:
+    protocols = values["protocols"]
+    shares: dict[str, tuple[float | None, ...]] = {}
+    for place, kappa in enumerate(values["kappas"]):
+        shares[f"mP@{kappa}"] = tuple(protocol["precision"][place] for protocol in protocols.values())
+    shares["mAP"] = tuple(protocol["map"] for protocol in protocols.values())
+    counts = {"queries": tuple(protocol["queries"] for protocol in protocols.values())}
+    figures = {}
+    for name, protocol in protocols.items():
+        figures["mAP" if name == "all" else f"mAP {name}"] = protocol["map"]
+    table = ClassTable("protocol", tuple(protocols), shares, counts)
+    return Measurement(_name_part(values, "Held-out queries"), values["images"], figures, table)
+
+
+def _name_part(values: Mapping[str, Any], title: str) -> str:
+    part = values.get("part")
+    return f"{title} ({part})" if part else title

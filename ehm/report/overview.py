@@ -1,0 +1,88 @@
+"""The top of the page: what the run is, how far it came, and its most important figures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ehm.report.known_figures import KNOWN_FIGURES
+from ehm.report.measured import Measurement
+from ehm.report.numbers import format_share, format_value
+from ehm.report.record import Kind, RunRecord
+from ehm.report.settings import OBJECTIVE_NAMES
+
+__all__ = ["RUN_NAMES", "Tile", "choose_tiles", "describe_status", "write_title"]
+
+RUN_NAMES: Mapping[Kind, str] = {
+    "pretrain": "Pretraining",
+    "tokenizer": "Tokenizer",
+    "classification": "Classifier",
+    "probe": "Probe",
+    "segmentation": "Segmentation",
+    "detection": "Detection",
+    "retrieval": "Retrieval",
+}
+_MOST_TILES = 6
+_TILES = ("knn", "knn_ema", "linear", "rankme", "mse", "codes_used", "loss", "images_per_second")
+"""Figures of curves that stand at the top, if there are any, after those that a task was measured by."""
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A figure at the top of the page; ``note`` says where it comes from."""
+
+    name: str
+    value: str
+    note: str = ""
+
+
+def write_title(record: RunRecord) -> str:
+    """Return what was trained, in a few words."""
+    if record.kind == "pretrain":
+        objective = OBJECTIVE_NAMES.get(record.setting("objective"), record.setting("objective"))
+        return f"{record.setting('encoder')} by {objective} with {record.setting('masking')} masks"
+    source = Path(str(record.setting("data.source"))).name
+    if record.kind == "tokenizer":
+        return f"{record.setting('vocabulary')} visual tokens of {source}"
+    classes = record.state.get("classes")
+    return f"{len(classes):,} classes of {source}" if classes else source
+
+
+def describe_status(record: RunRecord) -> tuple[str, str]:
+    """Return ``good`` or ``note``, and how far the run came."""
+    if record.is_complete:
+        return "good", f"Complete: {record.step:,} steps"
+    length = "" if record.total_steps is None else f" of {record.total_steps:,}"
+    if record.is_stopped:
+        return "note", f"Stopped early by run.max_steps, after step {record.step:,}{length}"
+    return "note", f"Not complete: in progress or interrupted, after step {record.step:,}{length}"
+
+
+def choose_tiles(record: RunRecord, measurements: Sequence[Measurement]) -> list[Tile]:
+    """Return the figures at the top: those that the run was measured by, and the last values of its main curves."""
+    tiles = []
+    for measurement in measurements:
+        note = measurement.title
+        if len(measurements) == 1 and measurement.images is not None:
+            note = f"{measurement.images:,} images"
+        for name, value in measurement.figures.items():
+            tiles.append(Tile(name, format_share(value), note))
+    if record.kind == "probe" and "rankme" in record.metrics:
+        tiles.append(Tile("RankMe", format_value(record.metrics["rankme"]), "directions of the features"))
+    rows = {key: row for row in KNOWN_FIGURES for key in row.keys}
+    for key in _TILES:
+        curve = record.curves.find(key)
+        if curve is None:
+            continue
+        row = rows[key]
+        name = row.title
+        if key.endswith("_ema"):
+            name += f", {row.keys[key]}"
+        value = curve.values[-1]
+        note = f"at first {format_value(curve.values[0], row.unit)}"
+        if row.group == "speed":
+            value = sum(curve.values) / len(curve.values)
+            note = "mean of the run"
+        tiles.append(Tile(name, format_value(value, row.unit), note))
+    return tiles[:_MOST_TILES]

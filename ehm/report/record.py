@@ -1,0 +1,125 @@
+"""Everything that the folder of a run says about it, read without a training framework."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from ehm.config.loading import read_mapping
+from ehm.errors import CheckpointError, EhmError
+from ehm.report.curves import Curves, read_curves
+from ehm.storage.checkpoint import newest_checkpoint, open_checkpoint
+from ehm.storage.reading import read_json
+
+__all__ = ["Kind", "RunRecord", "read_record"]
+
+Kind = Literal["pretrain", "tokenizer", "classification", "probe", "segmentation", "detection", "retrieval"]
+_CONFIG_FILE = "config.yaml"
+_TASKS: tuple[Kind, ...] = ("segmentation", "detection", "retrieval")
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """A run as its folder describes it; whatever an earlier version or an unfinished run lacks is empty or None.
+
+    ``state`` are the metadata of the newest checkpoint, ``metrics`` what ``metrics.json`` says.
+    """
+
+    folder: Path
+    kind: Kind
+    config: Mapping[str, Any]
+    state: Mapping[str, Any]
+    curves: Curves
+    metrics: Mapping[str, Any]
+    checkpoint: Path | None
+
+    def setting(self, key: str) -> Any:
+        """Return the value of a dotted key of the configuration, None if it has no such key."""
+        value: Any = self.config
+        for part in key.split("."):
+            if not isinstance(value, Mapping):
+                return None
+            value = value.get(part)
+        return value
+
+    @property
+    def is_task(self) -> bool:
+        """True for a run that trains with labels."""
+        return self.kind not in ("pretrain", "tokenizer")
+
+    @property
+    def step(self) -> int:
+        """The last step that the folder knows of."""
+        return max(int(self.state.get("step", 0)), self.curves.last_step)
+
+    @property
+    def steps_per_epoch(self) -> int | None:
+        """The number of steps of an epoch, if anything says it."""
+        if self.state.get("epoch"):
+            return max(1, round(self.state["step"] / self.state["epoch"]))
+        return self.curves.steps_per_epoch
+
+    @property
+    def total_steps(self) -> int | None:
+        """The length of the schedule in steps, if it is known."""
+        if self.setting("optim.steps"):
+            return int(self.setting("optim.steps"))
+        if self.steps_per_epoch is None or not self.setting("optim.epochs"):
+            return None
+        return int(self.setting("optim.epochs")) * self.steps_per_epoch
+
+    @property
+    def is_complete(self) -> bool:
+        """True if all steps of the schedule were taken."""
+        return self.total_steps is not None and self.step >= self.total_steps
+
+    @property
+    def is_stopped(self) -> bool:
+        """True if ``run.max_steps`` ended the run before its schedule."""
+        most = self.setting("run.max_steps")
+        return not self.is_complete and most is not None and self.step >= int(most)
+
+
+def read_record(folder: Path) -> RunRecord:
+    """Read the folder of a run, which may be going on; raises CheckpointError if it holds no run."""
+    newest = newest_checkpoint(folder / "checkpoints")
+    state = open_checkpoint(newest).metadata if newest is not None else {}
+    # of a probe the file has keys that its checkpoints leave out
+    if (folder / _CONFIG_FILE).is_file():
+        config = read_mapping(folder / _CONFIG_FILE, str(folder / _CONFIG_FILE))
+    else:
+        config = state.get("config", {})
+    kind = _recognise_kind(config)
+    if kind is None:
+        raise CheckpointError(f"{folder}: no run there; expected the folder that --out of ehm train or finetune named")
+    curves = read_curves(folder / "metrics.jsonl")
+    return RunRecord(folder, kind, config, state, curves, _read_metrics(folder / "metrics.json"), newest)
+
+
+def _recognise_kind(config: Mapping[str, Any]) -> Kind | None:
+    """Return the kind of run that a complete configuration belongs to, None if it belongs to none."""
+    if "objective" in config:
+        return "pretrain"
+    if "vocabulary" in config:
+        return "tokenizer"
+    if "optim" not in config:
+        return None
+    if "neighbours" in config:
+        return "probe"
+    for task in _TASKS:
+        if config.get("task") == task:
+            return task
+    return "classification"
+
+
+def _read_metrics(path: Path) -> Mapping[str, Any]:
+    """Return what ``metrics.json`` says; nothing if it is not there or cannot be read, as the rest is worth showing."""
+    if not path.is_file():
+        return {}
+    try:
+        metrics = read_json(path)
+    except EhmError:
+        return {}
+    return metrics if isinstance(metrics, Mapping) else {}
