@@ -65,6 +65,7 @@ quickstart: $(INSTALLED) ## pretrain, fine-tune, export and classify on real ima
 	$(BIN)/ehm export $(RUN)/finetune --head multi --out $(RUN)/bundle
 	@echo "$(BIN)/ehm predict $(RUN)/bundle (a defective and a functional cell, held out of fine-tuning)"
 	@$(BIN)/ehm predict $(RUN)/bundle $(CELLS) --top 2
+	$(BIN)/ehm compare $(RUN)/pretrain scratch --source elpv --set repeats=1 --set scratch_seeds=1 --device $(DEVICE) --out $(RUN)/compare
 	@for kind in hierarchy masks; do \
 		$(BIN)/ehm inspect $$kind $(CELLS) --checkpoint $(RUN)/pretrain --device $(DEVICE) --out $(RUN)/pictures; done
 	@echo
@@ -74,6 +75,7 @@ quickstart: $(INSTALLED) ## pretrain, fine-tune, export and classify on real ima
 	@echo "  $(RUN)/pictures/hierarchy.png   how the trained encoder divides the two cells into parts"
 	@echo "  $(RUN)/pretrain                 the pretrained encoder"
 	@echo "  $(RUN)/finetune                 the classifier"
+	@echo "  $(RUN)/compare                  whether the pretrained encoder is better than random weights: table.md"
 	@echo "  $(RUN)/bundle                   the classifier for ONNX Runtime; $(BIN)/ehm serve $(RUN)/bundle answers requests"
 	@echo "Your own images: $(BIN)/ehm train --set data.source=FOLDER --out runs/mine"
 	@echo "How it went, to open in a browser:"
@@ -113,9 +115,10 @@ benchmark: $(INSTALLED) $(MINDSPORE_INSTALLED) ## measure hierarchies, loading a
 	$(BIN)/python benchmarks/busy_machine.py
 	[ ! -x $(MINDSPORE_PYTHON) ] || $(BIN)/python benchmarks/two_frameworks.py steps
 
-study: $(INSTALLED) ## compare maskings, and objectives, on a small budget: about two hours on 2 cores, resumable
-	$(BIN)/python benchmarks/study.py run
-	$(BIN)/python benchmarks/study.py report
+study: $(INSTALLED) ## compare maskings, and objectives, on a small budget: some four hours on 2 cores, resumable
+	$(BIN)/ehm compare --train studies/elpv --device $(DEVICE) --out runs/study
+	$(BIN)/ehm tokenizer train --config elpv/tokenizer --device $(DEVICE) --out runs/study_objectives/tokenizer --resume
+	$(BIN)/ehm compare --train studies/elpv_objectives --device $(DEVICE) --out runs/study_objectives
 
 clean: ## remove caches, builds and the quickstart's results; other runs and .venv stay
 	rm -rf build dist ehm.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis $(RUN)

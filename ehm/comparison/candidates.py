@@ -14,6 +14,7 @@ from safetensors.numpy import save_file
 
 from ehm.backends.base import Backend
 from ehm.comparison.features import make_key
+from ehm.comparison.images import LabelledImages
 from ehm.config import ModelSource, TrainConfig, load_config
 from ehm.config.encoders import EncoderSpec
 from ehm.errors import CheckpointError, ConfigError
@@ -24,8 +25,9 @@ from ehm.models.shapes import spec_to_json
 from ehm.models.weights import Weights
 from ehm.storage.reading import hash_file
 from ehm.storage.writing import replace_file
+from ehm.training.training_data import find_seen, read_seen_images
 
-__all__ = ["SCRATCH", "Candidate", "Member", "open_candidates"]
+__all__ = ["SCRATCH", "Candidate", "Member", "open_candidates", "refuse_seen"]
 
 SCRATCH = "scratch"
 _UNTRAINED = "?pretrained=false"
@@ -73,6 +75,22 @@ def open_candidates(names: Sequence[str], backend: Backend, out: Path, scratch_s
             members = (Member(name, _identify(opened[name])),)
         candidates.append(Candidate(name, members))
     return candidates
+
+
+def refuse_seen(candidates: Sequence[Candidate], images: LabelledImages, threads: int) -> None:
+    """Raise ConfigError if a candidate was trained with the labels of images that it would be measured on."""
+    for candidate in candidates:
+        if candidate.name == SCRATCH:
+            continue
+        seen = read_seen_images(candidate.name)
+        measured = images.parts[-1]  # the validation part, or all images, each of which is held out once
+        count = int(find_seen(measured.source, measured.indices, seen, threads).sum())
+        if count:
+            raise ConfigError(
+                f"{candidate.name}: was trained with the labels of {count:,} of the {len(measured):,} images to "
+                "measure on, so that its figures would say nothing about others; compare the encoder that it began "
+                "with, or take other images"
+            )
 
 
 def _check_names(names: Sequence[str]) -> None:

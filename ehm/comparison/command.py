@@ -10,7 +10,7 @@ from pathlib import Path
 from ehm import backends
 from ehm.analysis.chart import render_figure
 from ehm.comparison.answers import choose_figure
-from ehm.comparison.candidates import open_candidates
+from ehm.comparison.candidates import open_candidates, refuse_seen
 from ehm.comparison.chart import draw_comparison
 from ehm.comparison.encoder_table import list_figures, tabulate_encoders, write_figures_table
 from ehm.comparison.encoders import measure_candidates
@@ -115,6 +115,7 @@ def _compare_encoders(encoders: Sequence[str], measure: MeasureConfig, device: s
     if backend.processes.size > 1:
         raise ConfigError("compare: runs in one process; start it without torchrun")
     candidates = open_candidates(encoders, backend, out, measure.scratch_seeds)
+    refuse_seen(candidates, images, measure.workers or 0)
     console.print(f"Comparing {len(candidates)} encoders on {images.description}")
     answers = measure_candidates(candidates, images, measure, backend, device, out)
     table = tabulate_encoders(candidates, answers, images, measure, figure)

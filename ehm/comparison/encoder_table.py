@@ -108,8 +108,7 @@ def _describe_probes(measure: MeasureConfig) -> str:
         "linear": "the linear probe is logistic regression, whose penalty is chosen inside the training images",
         "finetune": f"fine-tuning follows {measure.recipe}, on the first division if there are several",
     }
-    sentence = "; ".join(ways[probe] for probe in measure.probes)
-    return f"{sentence[:1].upper()}{sentence[1:]}."
+    return f"How: {'; '.join(ways[probe] for probe in measure.probes)}."
 
 
 def list_figures(candidates: list[Candidate], found: Found, images: LabelledImages) -> list[tuple[object, ...]]:
