@@ -65,7 +65,7 @@ quickstart: $(INSTALLED) ## pretrain, fine-tune, export and classify on real ima
 	$(BIN)/ehm export $(RUN)/finetune --head multi --out $(RUN)/bundle
 	@echo "$(BIN)/ehm predict $(RUN)/bundle (a defective and a functional cell, held out of fine-tuning)"
 	@$(BIN)/ehm predict $(RUN)/bundle $(CELLS) --top 2
-	$(BIN)/ehm compare $(RUN)/pretrain scratch --source elpv --set repeats=1 --set scratch_seeds=1 --device $(DEVICE) --out $(RUN)/compare
+	$(BIN)/ehm compare $(RUN)/pretrain scratch --source elpv --set images=1600 --set repeats=1 --set scratch_seeds=1 --device $(DEVICE) --out $(RUN)/compare
 	@for kind in hierarchy masks; do \
 		$(BIN)/ehm inspect $$kind $(CELLS) --checkpoint $(RUN)/pretrain --device $(DEVICE) --out $(RUN)/pictures; done
 	@echo

@@ -139,7 +139,7 @@ def _identify(weights: Weights) -> str:
 
 
 def _write_untrained(path: Path, weights: Weights, spec: EncoderSpec, backend: Backend, seed: int) -> None:
-    """Write the encoder that a pretraining run with this seed begins with, if its encoder is that of ``weights``."""
+    """Write an encoder like ``weights``, with the random weights that pretraining draws from ``seed``."""
     values = {
         # an objective that the encoder can be trained with; its own part of the model is left out below
         "objective": "mae" if spec.encodes_subsets and not getattr(spec, "relative", False) else "simmim",

@@ -24,6 +24,7 @@ _BLUE = PALETTE[4] / 255
 _SHOWN = PALETTE[2] / 255
 _NOT_SHOWN = "0.6"
 _LONGEST_NAME = 48
+_MOST_TICKS = 6
 
 
 def draw_comparison(table: ComparisonTable) -> Figure:
@@ -61,6 +62,8 @@ def _draw_intervals(axes: Axes, names: Sequence[str], intervals: Sequence[Interv
     axes.set_yticks(range(len(names)), [_shorten(escape_undecodable(name)) for name in names])
     for label in axes.get_yticklabels():
         label.set_parse_math(False)  # a dollar sign in the name of a file is no formula
+    axes.margins(y=0.2)
+    axes.locator_params(axis="x", nbins=_MOST_TICKS)
     axes.invert_yaxis()
     axes.grid(axis="x", color="0.9")
     axes.spines[["top", "right"]].set_visible(False)
