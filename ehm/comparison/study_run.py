@@ -100,17 +100,22 @@ def read_run_figures(folder: Path) -> dict[str, float]:
     """
     batch_size = int(read_config(folder / "config.yaml")["optim"]["batch_size"])
     text = read_text(folder / "metrics.jsonl", CheckpointError, "the log of a run")
-    lines: list[dict[str, Any]] = [json.loads(line) for line in text.splitlines()]
+    lines: list[dict[str, Any]] = []
+    for line in text.splitlines():
+        values = json.loads(line)
+        # other lines hold what was measured on the way
+        if "loss" in values and "images_per_second" in values:
+            lines.append(values)
     figures = {"loss": float(lines[-1]["loss"])}
     for name in _HIERARCHY_FIGURES:
-        values = [float(line[name]) for line in lines if name in line]
-        if values:
-            figures[name] = statistics.mean(values)
+        found = [float(each[name]) for each in lines if name in each]
+        if found:
+            figures[name] = statistics.mean(found)
     seconds = 0.0
     before = 0
-    for line in lines:
-        seconds += (line["step"] - before) * batch_size / line["images_per_second"]
-        before = line["step"]
+    for each in lines:
+        seconds += (each["step"] - before) * batch_size / each["images_per_second"]
+        before = each["step"]
     figures["minutes"] = seconds / 60
     return figures
 

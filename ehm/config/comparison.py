@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from ehm.config.data import DataConfig
+from ehm.config.data import DataConfig, Layout
 from ehm.config.section import Section
 from ehm.config.values import ClassName, Count, ImageSize, PixelRange, Positive
 
@@ -28,7 +28,7 @@ class MeasureConfig(Section):
 
     name: str = Field("", description="Name of this measurement if a study has several; its figures begin with it.")
     source: str = Field("elpv", description="The labelled images, as for data.source (docs/data.md).")
-    layout: str = Field("auto", description="How the source is laid out on disk, as for data.layout.")
+    layout: Layout = Field("auto", description="How the source is laid out on disk, as for data.layout.")
     classes: Annotated[tuple[ClassName, ...], Field(min_length=1)] | None = Field(
         None, description="Names of the classes whose images are read; null takes all."
     )
