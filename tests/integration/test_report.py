@@ -37,10 +37,14 @@ def read_page(run):
     return parse_page((run / "report.html").read_text(encoding="utf-8"))
 
 
+def find_chart(tree, title):
+    """The chart with a title."""
+    return next(each for each in find_by_class(tree, "chart") if next(each.iter(f"{HTML}h4")).text == title)
+
+
 def count_points(tree, title):
     """The number of points of the first line of a chart."""
-    chart = next(each for each in find_by_class(tree, "chart") if next(each.iter(f"{HTML}h4")).text == title)
-    return len(next(chart.iter(f"{SVG}path")).get("data-readings").split("|"))
+    return len(next(find_chart(tree, title).iter(f"{SVG}path")).get("data-readings").split("|"))
 
 
 def test_pretraining_that_was_stopped_and_went_on_has_one_report(images, tmp_path, capsys):
@@ -58,8 +62,7 @@ def test_pretraining_that_was_stopped_and_went_on_has_one_report(images, tmp_pat
     assert read_text(find_by_class(tree, "pill")[0]) == "Complete: 6 steps"
     assert count_points(tree, "Loss") == 6
     losses = [json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text().splitlines()]
-    chart = next(iter(find_by_class(tree, "chart")))
-    (label,) = find_by_class(chart, "label")
+    (label,) = find_by_class(find_chart(tree, "Loss"), "label")
     assert float(label.text) == pytest.approx(losses[-1], rel=0.005)
     (facts,) = find_by_class(tree, "facts")
     assert f"{images}, 12 images" in read_text(facts)

@@ -109,6 +109,7 @@ def package_files():
         files |= {Path("ehm") / path.relative_to(ROOT) for path in (ROOT / name).rglob(suffix)}
     files.add(Path("ehm/backends/torch/diagnosis/npu_operators.txt"))
     files |= {Path("ehm") / path.relative_to(ROOT) for path in (ROOT / "deploy/serve/static").iterdir()}
+    files |= {path.relative_to(ROOT) for path in (ROOT / "ehm/report/templates").iterdir()}
     return {str(path) for path in files if "__pycache__" not in path.parts}
 
 
@@ -196,5 +197,6 @@ def test_from_another_folder_it_trains_two_steps(built, tmp_path):
         commands / "ehm", "train", "--config", "elpv/pretrain", "--device", "cpu", "--out", "run", *tiny, cwd=elsewhere
     )
     assert "run" in said
-    assert [path.name for path in elsewhere.glob("run/**/step-*")] == ["step-00000002"]
+    assert [path.name for path in elsewhere.glob("run/checkpoints/step-*")] == ["step-00000002"]
+    assert (elsewhere / "run" / "report.html").is_file()
     assert "ehm" not in {path.name for path in elsewhere.iterdir()}
