@@ -45,6 +45,7 @@ __all__ = [
     "Processes",
     "Reconstruction",
     "Segmenter",
+    "StepExamination",
     "TaskLearner",
     "TokenizerLearner",
 ]
@@ -165,6 +166,26 @@ class Reconstruction:
     note: str = ""
 
 
+@dataclass(frozen=True)
+class StepExamination:
+    """The numbers of a step, as :meth:`Learner.examine_step` saw them.
+
+    ``metrics`` are those of :meth:`Learner.train_step`. ``first_output`` is the name of the module whose output was the
+    first that is not finite, "" the whole model, whose output is the loss, and None if all are finite;
+    ``has_finite_inputs`` says whether that module's inputs were finite. ``first_gradient`` is the parameter whose
+    gradient was the first that is not finite on the way back. ``largest_outputs`` are the modules with the largest
+    finite outputs and their size, largest first. ``operator`` is where a search for gradients that are no numbers
+    ended, in words; None if it found nothing, or if the framework has no such search.
+    """
+
+    metrics: Mapping[str, float]
+    first_output: str | None
+    has_finite_inputs: bool
+    first_gradient: str | None
+    largest_outputs: tuple[tuple[str, float], ...]
+    operator: str | None
+
+
 class Learner(Protocol):
     """A masked image model in pretraining.
 
@@ -185,8 +206,17 @@ class Learner(Protocol):
         ``ema_decay`` is the decay of the moving average in this step, None the last one of ``config.optim.ema_decay``.
 
         ``batch`` comes from :meth:`prepare_batch`; ``mask`` is a NumPy array, or comes from :class:`MasksOnDevice`. The
-        values returned are means over all processes and stay on the device until ``float()`` reads them; ``loss`` is
-        always among them.
+        values returned are means over all processes and stay on the device until ``float()`` reads them; ``loss`` and
+        ``grad_norm``, the length of the gradient before it is clipped, are always among them.
+        """
+        ...
+
+    def examine_step(
+        self, batch: Any, mask: Any, lr: float, weight_decay: float, ema_decay: float | None = None
+    ) -> StepExamination:
+        """Take the step of :meth:`train_step`, slowly, and return where its numbers stop being finite.
+
+        One process takes it alone. The state afterwards is of no use.
         """
         ...
 

@@ -43,6 +43,12 @@ class Command:
 def _add_train_flags(parser: Parser) -> None:
     _add_training_flags(parser, "runs/pretrain")
     _add_resume_flag(parser)
+    parser.add_argument(
+        "--replay",
+        metavar="DIR",
+        help="take a step whose loss was not finite again, and report where its numbers break: a folder broken/step-… "
+        "of a run, which names the command; --set tries other settings",
+    )
 
 
 def _add_finetune_flags(parser: Parser) -> None:

@@ -23,7 +23,7 @@ from ehm.processors import count_available_processors
 if TYPE_CHECKING:
     from ehm.config import MaskConfig
 
-__all__ = ["Masker", "make_masker"]
+__all__ = ["SALIENCY_MASKINGS", "Masker", "make_masker"]
 
 _STATIC = {
     "random": random_mask,
@@ -33,6 +33,8 @@ _STATIC = {
     "ijepa": multi_block_mask,
 }
 _SALIENCY = {"attmask_high": attmask_high, "attmask_hint": attmask_hint, "attmask_low": attmask_low, "mst": mst_mask}
+SALIENCY_MASKINGS = tuple(_SALIENCY)
+"""Maskings that go by what the class token attends to."""
 _FIXED_DEPTHS = {"shallow": 0.2, "deep": 0.8}
 """Depths that do not change in training (Tables III and IV)."""
 _FIGURES = ("mask_level", "tree_height", "parts", "largest_part")

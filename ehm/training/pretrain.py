@@ -2,14 +2,14 @@
 
 A run's folder holds ``config.yaml``, ``metrics.jsonl``, ``tensorboard/``, ``checkpoints/``, ``best/`` (the
 checkpoint with the best features), ``pictures/`` and, at the end, ``report.html`` and ``encoder.safetensors``, beside
-``encoder/`` and ``encoder_hf/``, which timm and transformers load by name.
+``encoder/`` and ``encoder_hf/``, which timm and transformers load by name. A step whose loss is not finite lies in ``broken/``.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from safetensors.numpy import save_file
@@ -19,23 +19,23 @@ from ehm.config import TrainConfig
 from ehm.config.inputs import InputSpec
 from ehm.config.objectives import OBJECTIVES
 from ehm.console import console
-from ehm.data import Source, TrainTransform, open_source
-from ehm.errors import CheckpointError
-from ehm.masking import make_masker
+from ehm.data import Source
+from ehm.errors import CheckpointError, ConfigError, NotFiniteError
 from ehm.models.encoder_file import encoder_metadata
 from ehm.models.fitting import keep_encoder
-from ehm.models.pretraining import adopt_encoder, name_first_weights
 from ehm.models.weights import Provenance, Weights
 from ehm.report.write import write_final_report
 from ehm.storage.arrays import split_average
 from ehm.storage.checkpoint import Checkpoint, checkpoint_path, open_checkpoint
 from ehm.storage.reading import hash_file
 from ehm.storage.writing import replace_file
+from ehm.training.broken import keep_broken_step
 from ehm.training.encoder_folders import write_run_folders
-from ehm.training.loaders import make_train_loader
 from ehm.training.pictures import PICTURES_FOLDER, open_pictures
 from ehm.training.plan import RunPlan, check_plan, plan_run
+from ehm.training.pretraining_setup import choose_first_weights, create_masker, open_images, take_encoder
 from ehm.training.progress import RunMeter, average_over_processes
+from ehm.training.replay import replay_step
 from ehm.training.resume import check_resumed_data
 from ehm.training.run import Run, open_run, print_unreadable
 from ehm.training.steps import MaskedSteps
@@ -66,33 +66,43 @@ def train(
     overrides: Sequence[str] = (),
     out: str | Path | None = None,
     resume: bool = False,
+    replay: str | Path | None = None,
 ) -> TrainResult:
     """Pretrain an encoder as ``config`` says (a file, the name of a shipped one, or an object; ELPV's if left out).
 
     ``overrides`` are ``key=value`` strings, as ``--set`` takes them. With ``resume`` the newest complete checkpoint in
     ``out`` is continued, with its own configuration unless another is given; a run that was stopped at any moment ends
-    with the weights of one that never was (same machine, same number of threads). Raises EhmError on bad input and
-    TrainingError if the loss is not finite.
+    with the weights of one that never was (same machine, same number of threads).
+
+    A step whose loss is not finite is kept in ``out``; ``replay`` is its folder, and takes that step again instead of
+    training: ``overrides`` may then try other settings. Raises EhmError on bad input and NotFiniteError if the loss is
+    not finite.
     """
+    if replay is not None:
+        if config is not None or out is not None or resume:
+            raise ConfigError("--replay: the folder says all there is; leave out --config, --out and --resume")
+        kept, loss = replay_step(replay, device, overrides)
+        return TrainResult(Path(replay), kept.before.folder, None, int(kept.facts["step"]), loss)
     folder = Path(out or DEFAULT_OUT)
     run = open_run(TrainConfig, DEFAULT_CONFIG, config, overrides, device, folder, resume=resume)
     with run.explain_write_errors():
-        return _pretrain(run)
+        run, weights, notes = take_encoder(run)
+        try:
+            return _pretrain(run, weights, notes)
+        except NotFiniteError as error:
+            # without its traceback, which would keep the learner in memory beside the one that takes the step again
+            broken = error.with_traceback(None)
+        raise keep_broken_step(run, weights, broken)
 
 
-def _pretrain(run: Run[TrainConfig]) -> TrainResult:
-    run, weights, notes = _take_encoder(run)
+def _pretrain(run: Run[TrainConfig], weights: Weights | None, notes: tuple[str, ...]) -> TrainResult:
     config = run.config
     data = config.data
     optim = config.optim
     views = config.mask.views
     processes = run.processes
 
-    source = open_source(data, "train")
-    transform = TrainTransform(
-        config.image_size, data.crop_scale, data.flip, data.color_jitter, mean=data.mean, std=data.std
-    )
-    loader = make_train_loader(source, transform, config, processes, views=views)
+    source, loader = open_images(config, processes)
     plan = plan_run(optim, config.run, loader.steps_per_epoch)
     is_resumed = run.start is not None
     # before the learner, so that a mistake costs seconds
@@ -100,11 +110,7 @@ def _pretrain(run: Run[TrainConfig]) -> TrainResult:
     watch = open_watch(run, source, plan)
     training_data = identify_training_data(source, None, data.workers, processes)
 
-    build = config.mask.build
-    if build == "auto":
-        build = run.backend.describe_device().hierarchy
-    masker = make_masker(config.masking, config.masks, config.units, build, processes.local_size)
-    learner = run.backend.create_learner(_choose_first_weights(run), weights)
+    learner = run.backend.create_learner(choose_first_weights(run), weights)
     companions = {**_hash_tokenizer(config), **_hash_teacher(config, weights)}
     first = 0
     if run.start is not None:
@@ -122,7 +128,7 @@ def _pretrain(run: Run[TrainConfig]) -> TrainResult:
 
     saved = run.start_path
     loss = math.nan
-    steps = MaskedSteps(config, plan, learner, masker)
+    steps = MaskedSteps(config, plan, learner, create_masker(run))
     meter = RunMeter(run, plan)
     with loader, run.open_log(plan.last, first, "pretrain") as log:
         for step, batch in enumerate(meter.time_batches(loader.batches(first, plan.last)), start=first):
@@ -132,7 +138,7 @@ def _pretrain(run: Run[TrainConfig]) -> TrainResult:
             metrics = steps.take(masked, rates)
 
             done = step + 1
-            meter.add_step(done, batch, {**metrics, "lr": rates.lr})
+            meter.add_step(done, batch, {**metrics, "lr": rates.lr}, masked.problem)
             log.advance(done)
             is_watch_due = watch.is_due(done)
             is_best = False
@@ -153,6 +159,7 @@ def _pretrain(run: Run[TrainConfig]) -> TrainResult:
                 if plan.is_save_due(done):
                     saved = run.save_checkpoint(learner, metadata)
             if pictures.is_due(done):
+                meter.check_finite(saved)  # of weights that are not finite, no masks can be drawn
                 pictures.draw(done)
                 meter.restart_clock()  # to draw is no part of the speed of training
 
@@ -166,30 +173,6 @@ def _pretrain(run: Run[TrainConfig]) -> TrainResult:
     if run.is_main_process:
         write_final_report(run.folder)
     return TrainResult(run.folder, saved, encoder, plan.last, loss)
-
-
-def _take_encoder(run: Run[TrainConfig]) -> tuple[Run[TrainConfig], Weights | None, tuple[str, ...]]:
-    """Open the weights that a new run begins with, and return the run with their encoder if it names none.
-
-    Also returns the weights, if there are any, and notes on what they change. A resumed run has its encoder already,
-    and opens weights only for a frozen teacher.
-    """
-    config = run.config
-    if _choose_first_weights(run).model.init is None:
-        return run, None, ()
-    weights = run.backend.open_weights(name_first_weights(config))
-    if not config.awaits_encoder:
-        return run, weights, ()
-    config, notes = adopt_encoder(config, weights)
-    return replace(run, config=config), weights, notes
-
-
-def _choose_first_weights(run: Run[TrainConfig]) -> TrainConfig:
-    """Return the configuration of ``run``, without ``model.init`` if it is resumed and needs its checkpoint alone."""
-    config = run.config
-    if run.start is None or OBJECTIVES[config.objective].needs_first_weights(config):
-        return config
-    return config.model_copy(update={"model": config.model.model_copy(update={"init": None})})
 
 
 def _hash_tokenizer(config: TrainConfig) -> dict[str, str]:

@@ -30,6 +30,7 @@ class RunMeter:
         # a gradient beyond float16 is no accident: the step is left out, and the loss scaled down
         self._expects_overflow = run.config.optim.dtype == "float16"
         self._pending: list[tuple[int, Mapping[str, SupportsFloat]]] = []
+        self._problems: dict[int, str] = {}
         self._images = 0
         self._images_here = 0
         self._clock = WaitClock(run.backend.is_busy)
@@ -43,11 +44,16 @@ class RunMeter:
         """Return a context in which the masks of a step are made, whose time is counted."""
         return self._clock.time_masks()
 
-    def add_step(self, done: int, batch: Batch, metrics: Mapping[str, SupportsFloat]) -> None:
+    def add_step(
+        self, done: int, batch: Batch, metrics: Mapping[str, SupportsFloat], problem: str | None = None
+    ) -> None:
         """Note a step on ``batch``, after which ``done`` steps are done.
 
-        ``metrics`` may still lie on the device: to read them here would make every step wait for it.
+        ``metrics`` may still lie on the device: to read them here would make every step wait for it. ``problem`` says
+        what was not finite already, if anything was.
         """
+        if problem is not None:
+            self._problems[done] = problem
         self._images += batch.total
         self._images_here += len(batch.indices)
         self._pending.append((done, metrics))
@@ -58,11 +64,7 @@ class RunMeter:
         All processes call this. Raises NotFiniteError at a loss or a gradient that is not finite; ``saved`` is the last
         good checkpoint, which it names.
         """
-        losses = []
-        for done, metrics in self._pending:
-            loss = float(metrics["loss"])  # waits for the device: the only synchronisation of a step
-            self._check_finite(done, loss, float(metrics.get("grad_norm", 0.0)), saved)
-            losses.append(loss)
+        losses = self.check_finite(saved)
         # the loss is noisy, so that its mean is logged; other metrics are those of the latest step
         done, newest = self._pending[-1]
         values = {name: float(value) for name, value in newest.items()}
@@ -75,23 +77,42 @@ class RunMeter:
         self.restart_clock()
         return values
 
+    def check_finite(self, saved: Path | None) -> list[float]:
+        """Return the losses of the steps that are not read yet, or raise NotFiniteError; all processes call this."""
+        losses = []
+        for done, metrics in self._pending:
+            loss = float(metrics["loss"])  # waits for the device: the only synchronisation of a step
+            self._note_problem(done, loss, float(metrics.get("grad_norm", 0.0)))
+            losses.append(loss)
+        self._raise_problem(saved)
+        return losses
+
     def restart_clock(self) -> None:
         """Count time and images from now on, so that what has just been done does not lower the speed."""
         self._images = 0
         self._images_here = 0
         self._clock.restart()
 
-    def _check_finite(self, done: int, loss: float, grad_norm: float, saved: Path | None) -> None:
+    def _note_problem(self, done: int, loss: float, grad_norm: float) -> None:
+        """Note it if the loss or the gradient of a step is not finite."""
         if not math.isfinite(loss):
-            problem = f"the loss is {loss} at step {done}"
+            self._problems[done] = f"the loss is {loss} at step {done}"
         elif not math.isfinite(grad_norm) and not self._expects_overflow:
             # the weights would not be finite after this step, nor would a checkpoint of them
-            problem = f"the gradient is {grad_norm} at step {done}, whose loss is {loss:.4g}"
-        else:
-            return
-        good = f"the last good checkpoint is {saved}" if saved else "no checkpoint was written yet"
-        remedy = "a lower optim.base_lr, optim.clip_grad=1 or optim.dtype=float32 may help"
-        raise NotFiniteError(done, f"{problem}; {good}", remedy)
+            self._problems[done] = f"the gradient is {grad_norm} at step {done}, whose loss is {loss:.4g}"
+        elif done in self._problems:
+            self._problems[done] += f" at step {done}, whose loss is {loss:.4g}"
+
+    def _raise_problem(self, saved: Path | None) -> None:
+        """Raise NotFiniteError at the first step that had a problem in any process, in all of them."""
+        problems: dict[int, str] = {}
+        for share in self._processes.gather_values(self._problems):
+            problems = share | problems
+        if problems:
+            step = min(problems)
+            good = f"the last good checkpoint is {saved}" if saved else "no checkpoint was written yet"
+            remedy = "a lower optim.base_lr, optim.clip_grad=1 or optim.dtype=float32 may help"
+            raise NotFiniteError(step, f"{problems[step]}; {good}", remedy)
 
     def _read_speed(self) -> dict[str, float]:
         """Return images a second, waits and memory; all processes call this."""

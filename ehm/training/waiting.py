@@ -27,9 +27,9 @@ _FIRST_STEPS = 20
 _STRETCH_SECONDS = 60.0
 """Time over which shares are averaged before anything is said about them."""
 _DATA_LIMIT = 0.2
-_MASKS_LIMIT = 0.35
-"""Shares above which a wait is reported. Masks have the higher one: made from attention on a CPU, they take 0.15 to
-0.2 of the time of a ViT-B (docs/cost.md), and more of a smaller network's."""
+_MASKS_LIMIT = 0.4
+"""Shares above which a wait is reported. Masks have the higher one: made from attention on a CPU, they take a sixth of
+the time of a ViT-B (docs/cost.md), and a third of that of the quickstart's small network (docs/watch.md)."""
 _TREES = ("evolved", "shallow", "deep")
 """Maskings that build trees."""
 _GUIDE = " (docs/watch.md)"

@@ -318,3 +318,24 @@ def fresh(backend, settings, learner):
     other = backend.create_learner(settings)
     other.load(learner.state())
     return other
+
+
+def test_an_examined_step_names_where_its_numbers_break(backend, config, batch):
+    images, mask = batch
+    learner = backend.create_learner(config())
+    found = learner.examine_step(learner.prepare_batch(images), mask, 1e-3, 0.05)
+    plain = backend.create_learner(config())
+    metrics = plain.train_step(plain.prepare_batch(images), mask, 1e-3, 0.05)
+    assert found.metrics["loss"] == float(metrics["loss"])
+    assert (found.first_output, found.first_gradient, found.operator) == (None, None, None)
+    assert found.largest_outputs[0][1] > 1
+
+    state = plain.state()
+    state.model["blocks.1.mlp.fc1.weight"][2, 3] = np.nan
+    broken = backend.create_learner(config())
+    broken.load(state)
+    found = broken.examine_step(broken.prepare_batch(images), mask, 1e-3, 0.05)
+    assert np.isnan(found.metrics["loss"])
+    assert found.first_output == "blocks.1.mlp.fc1"
+    assert found.has_finite_inputs
+    assert found.first_gradient.startswith("decoder")  # the backward pass begins at the end

@@ -57,6 +57,11 @@ class Training:
         self._add = ms.jit(_add_gradients)
         self._prepare = ms.jit(_build_preparation(optimizer, optim.clip_grad, self._scaler is not None, processes))
 
+    @property
+    def parameters(self) -> Any:
+        """The parameters that are trained."""
+        return self._optimizer.parameters
+
     def step(
         self, rows: int, inputs: Callable[[slice], tuple[Tensor | None, ...]], lr: float, weight_decay: float
     ) -> dict[str, SupportsFloat]:

@@ -13,9 +13,10 @@ import numpy as np
 from mindspore import Tensor, nn, ops
 from numpy.typing import NDArray
 
-from ehm.backends.base import ALONE, Processes, Reconstruction
+from ehm.backends.base import ALONE, Processes, Reconstruction, StepExamination
 from ehm.backends.common import is_decayed, split_batch, step_entropy
 from ehm.backends.mindspore.engine.devices import Target, choose_dtype
+from ehm.backends.mindspore.engine.examination import examine_step
 from ehm.backends.mindspore.engine.optim import AdamW
 from ehm.backends.mindspore.engine.step import Training, draw_drop_path, refuse_tuning, refuse_unknown
 from ehm.backends.mindspore.engine.tensors import Pixels, load_arrays, to_arrays
@@ -95,6 +96,7 @@ class MindsporeLearner(ResumableLearner):
         def loss(images: Tensor, *mask: Tensor) -> Tensor:
             return model(pixels(images), *mask)
 
+        self._loss = loss
         self._training = Training(loss, self._create_optimizer(), config.optim, self._dtype, processes)
         source = self._average if config.mask.source == "ema" and self._average is not None else model
         blocks = config.mask.blocks
@@ -139,19 +141,7 @@ class MindsporeLearner(ResumableLearner):
         """See :meth:`ehm.backends.base.Learner.train_step`."""
         images = batch.images
         config = self._config
-        indices = self._split_mask(mask)
-        views = len(mask) // len(images)
-        numbers = step_entropy(config.run.seed, self._steps, self._rank)
-        keep = draw_drop_path(config.model.drop_path, config.spec.blocks, len(mask), numbers)
-
-        def take_inputs(rows: slice) -> tuple[Tensor, ...]:
-            masks = slice(rows.start * views, rows.stop * views)
-            inputs = [Tensor(images[rows])]
-            inputs += [Tensor(part[masks]) for part in indices]
-            if keep is not None:
-                inputs.append(Tensor(keep[:, masks]))
-            return tuple(inputs)
-
+        take_inputs = self._prepare_inputs(images, mask)
         metrics = self._training.step(len(images), take_inputs, lr, weight_decay)
         self._steps += 1
         if self._average is not None:
@@ -169,6 +159,45 @@ class MindsporeLearner(ResumableLearner):
         # operator by operator: to compile a graph for a few pictures would take longer than to draw them
         pixels = self._pixels(Tensor(images))
         return self._objective.reconstruct(self.model, pixels, Tensor(visible), Tensor(restore))
+
+    def examine_step(
+        self,
+        batch: MindsporeBatch,
+        mask: NDArray[np.bool_],
+        lr: float,
+        weight_decay: float,
+        ema_decay: float | None = None,
+    ) -> StepExamination:
+        """See :meth:`ehm.backends.base.Learner.examine_step`."""
+        inputs = self._prepare_inputs(batch.images, mask)(slice(None))
+        return examine_step(
+            self.model,
+            self._loss,
+            inputs,
+            self._training.parameters,
+            lambda: self.train_step(batch, mask, lr, weight_decay, ema_decay),
+        )
+
+    def _prepare_inputs(
+        self, images: NDArray[np.uint8], mask: NDArray[np.bool_]
+    ) -> Callable[[slice], tuple[Tensor, ...]]:
+        """Return a function that gives the loss's inputs for a slice of the batch."""
+        config = self._config
+        indices = self._split_mask(mask)
+        views = len(mask) // len(images)
+        numbers = step_entropy(config.run.seed, self._steps, self._rank)
+        keep = draw_drop_path(config.model.drop_path, config.spec.blocks, len(mask), numbers)
+
+        def take_inputs(rows: slice) -> tuple[Tensor, ...]:
+            start, stop, _ = rows.indices(len(images))
+            masks = slice(start * views, stop * views)
+            inputs = [Tensor(images[rows])]
+            inputs += [Tensor(part[masks]) for part in indices]
+            if keep is not None:
+                inputs.append(Tensor(keep[:, masks]))
+            return tuple(inputs)
+
+        return take_inputs
 
     def _split_mask(self, mask: NDArray[np.bool_]) -> list[NDArray[np.int32]]:
         """Split masks of units into the indices of visible and of masked tokens, and each token's place among both."""

@@ -13,11 +13,12 @@ from typing import Any, SupportsFloat, TypeVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
-from ehm.backends.base import ALONE, Processes, Reconstruction
+from ehm.backends.base import ALONE, Processes, Reconstruction, StepExamination
 from ehm.backends.common import split_batch, step_entropy
 from ehm.backends.resumable import ResumableLearner
+from ehm.backends.torch.diagnosis.examination import examine_step
 from ehm.backends.torch.engine import hierarchy
 from ehm.backends.torch.engine.distributed import (
     gather_parameters,
@@ -227,6 +228,20 @@ class TorchLearner(ResumableLearner):
             pooled = model.pool_features(model.embed(self._pixels(images)))
         features: NDArray[np.float32] = pooled.cpu().numpy()
         return features
+
+    def examine_step(
+        self,
+        batch: TorchBatch,
+        mask: NDArray[np.bool_],
+        lr: float,
+        weight_decay: float,
+        ema_decay: float | None = None,
+    ) -> StepExamination:
+        """See :meth:`ehm.backends.base.Learner.examine_step`."""
+        models = {"": self.model}
+        if isinstance(self._objective.teacher, nn.Module):
+            models["teacher."] = self._objective.teacher
+        return examine_step(self, lambda: self.train_step(batch, mask, lr, weight_decay, ema_decay), models)
 
     def _build_model(self, weights: Weights | None) -> Any:
         """Build the model with the weights that the seed gives, or those that ``model.init`` names."""

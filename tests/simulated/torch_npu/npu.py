@@ -45,6 +45,9 @@ class Stream:
     def synchronize(self):
         pass
 
+    def query(self):
+        return True
+
     def wait_stream(self, stream):
         pass
 

@@ -1,0 +1,61 @@
+"""The parts that a pretraining run is put together from: its first weights, its images and its masker."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from ehm.backends.base import Processes
+from ehm.config import TrainConfig
+from ehm.config.objectives import OBJECTIVES
+from ehm.data import Loader, Source, TrainTransform, open_source
+from ehm.masking import make_masker
+from ehm.masking.masker import Masker
+from ehm.models.pretraining import adopt_encoder, name_first_weights
+from ehm.models.weights import Weights
+from ehm.training.loaders import make_train_loader
+from ehm.training.run import Run
+
+__all__ = ["choose_first_weights", "create_masker", "open_images", "take_encoder"]
+
+
+def take_encoder(run: Run[TrainConfig]) -> tuple[Run[TrainConfig], Weights | None, tuple[str, ...]]:
+    """Open the weights that a new run begins with, and return the run with their encoder if it names none.
+
+    Also returns the weights, if there are any, and notes on what they change. A resumed run has its encoder already,
+    and opens weights only for a frozen teacher.
+    """
+    config = run.config
+    if choose_first_weights(run).model.init is None:
+        return run, None, ()
+    weights = run.backend.open_weights(name_first_weights(config))
+    if not config.awaits_encoder:
+        return run, weights, ()
+    config, notes = adopt_encoder(config, weights)
+    return replace(run, config=config), weights, notes
+
+
+def choose_first_weights(run: Run[TrainConfig]) -> TrainConfig:
+    """Return the configuration of ``run``, without ``model.init`` if it is resumed and needs its checkpoint alone."""
+    config = run.config
+    if run.start is None or OBJECTIVES[config.objective].needs_first_weights(config):
+        return config
+    return config.model_copy(update={"model": config.model.model_copy(update={"init": None})})
+
+
+def open_images(config: TrainConfig, processes: Processes) -> tuple[Source, Loader]:
+    """Open the images of a run, and return a loader of its batches beside them."""
+    data = config.data
+    source = open_source(data, "train")
+    transform = TrainTransform(
+        config.image_size, data.crop_scale, data.flip, data.color_jitter, mean=data.mean, std=data.std
+    )
+    return source, make_train_loader(source, transform, config, processes, views=config.mask.views)
+
+
+def create_masker(run: Run[TrainConfig]) -> Masker:
+    """Create the masker of ``run``, which builds hierarchies where its configuration or its device says."""
+    config = run.config
+    build = config.mask.build
+    if build == "auto":
+        build = run.backend.describe_device().hierarchy
+    return make_masker(config.masking, config.masks, config.units, build, run.processes.local_size)
