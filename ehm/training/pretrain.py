@@ -2,7 +2,8 @@
 
 A run's folder holds ``config.yaml``, ``metrics.jsonl``, ``tensorboard/``, ``checkpoints/``, ``best/`` (the
 checkpoint with the best features), ``pictures/`` and, at the end, ``report.html`` and ``encoder.safetensors``, beside
-``encoder/`` and ``encoder_hf/``, which timm and transformers load by name. A step whose loss is not finite lies in ``broken/``.
+``encoder/`` and ``encoder_hf/``, which timm and transformers load by name. A step whose loss is not finite lies in
+``broken/``.
 """
 
 from __future__ import annotations

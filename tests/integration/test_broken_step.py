@@ -65,9 +65,9 @@ def test_weights_that_were_broken_before_the_first_step_are_told(images, tmp_pat
     arrays.model["blocks.1.mlp.fc1.weight"][3, 4] = np.nan
     metadata = {name: value for name, value in poisoned.metadata.items() if name != "sha256"}
     save_checkpoint(tmp_path / "poisoned", arrays, metadata)
+    # with a page of reconstructions after every step, for which broken weights give no masks
+    settings = {"model.init": tmp_path / "poisoned", "watch.pictures": 0.3, "run.log_every": 10}
     with pytest.raises(NotFiniteError, match="nan at step 1; no checkpoint was written yet"):
-        # with a page of reconstructions after every step, for which broken weights give no masks
-        settings = {"model.init": tmp_path / "poisoned", "watch.pictures": 0.3, "run.log_every": 10}
         train(images, tmp_path / "run", {**TINY, **RUN, **settings})
     capsys.readouterr()
     result = ehm.train(device="cpu", replay=tmp_path / "run")
