@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from ehm.backends.base import Backend
 from ehm.comparison.answers import Answers
 from ehm.comparison.images import LabelledImages, Split
 from ehm.config import FinetuneConfig, MeasureConfig
+from ehm.console import console
 from ehm.data import Source
 from ehm.data.subset import Subset
 from ehm.tasks.classification.task import Classification
@@ -45,10 +48,21 @@ def finetune_on_split(
     task_class = type("SplitClassification", (_SplitClassification,), {"divided": _divide(images, split)})
     overrides = _list_overrides(init, measure, seed)
     run = open_run(FinetuneConfig, measure.recipe, measure.recipe, overrides, device, folder, resume=True)
-    with run.explain_write_errors():
+    with run.explain_write_errors(), _silence():
         task: Classification = task_class(run.config, run.backend, run.start)
         train_task(task, run, title="finetune")
         return _collect_answers(task, run.backend)
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Print nothing for a while: a comparison fine-tunes many times, and says itself how far it is."""
+    was_quiet = console.quiet
+    console.quiet = True
+    try:
+        yield
+    finally:
+        console.quiet = was_quiet
 
 
 def _divide(images: LabelledImages, split: Split) -> tuple[Subset[Source], Subset[Source]]:
