@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from ehm.report.axis import Axis, fit_axis
 from ehm.report.curves import Curve
-from ehm.report.numbers import Unit, format_number, format_value
+from ehm.report.numbers import SHARE, Unit, format_number, format_value
 
 __all__ = ["Chart", "Line", "Tick", "draw_chart", "thin_out"]
 
@@ -27,6 +27,8 @@ _MOST_POINTS = 300
 """Points of a line that are drawn: about one for each unit of width."""
 _FEW_POINTS = 30
 """Points up to which each one is marked."""
+_LEAST_PERCENT = 10.0
+"""Percent that an axis of shares spans at least."""
 _LABEL_DISTANCE = 15.0
 """Least distance between the labels of two lines."""
 
@@ -90,6 +92,8 @@ def draw_chart(
     finite = [(label, curve.finite) for label, curve in curves]
     texts = _label_lines(finite, unit)
     values = [value * unit.factor for _, curve in finite for value in curve.values]
+    if unit is SHARE:
+        values += _widen_percent(values)
     positions = [step / scale for _, curve in finite for step in curve.steps]
 
     y_axis = fit_axis(values, _HEIGHT - _BOTTOM, _TOP, 4, from_zero=from_zero, exact=False)
@@ -124,6 +128,20 @@ def draw_chart(
         x_label=x_label,
         lines=tuple(lines),
     )
+
+
+def _widen_percent(values: Sequence[float]) -> list[float]:
+    """Return the ends of an axis that is long enough for ``values`` in percent, and within 0 and 100 if they are.
+
+    Small differences of an accuracy are noise, and would look like a fall on an axis of their own length.
+    """
+    low = min(values)
+    high = max(values)
+    if high - low >= _LEAST_PERCENT:
+        return []
+    half = _LEAST_PERCENT / 2
+    middle = min(max((low + high) / 2, half), 100 - half)
+    return [middle - half, middle + half]
 
 
 def thin_out(curve: Curve, most: int) -> Curve:

@@ -220,7 +220,8 @@ KNOWN_FIGURES: tuple[FigureRow, ...] = (
         "speed",
         "Memory of the device",
         {"device_memory": "used"},
-        "What is left allows a larger batch, or fewer parts of one (optim.accumulate).",
+        "The most that the fullest device held; on a CPU, what the process holds. What is left allows a larger "
+        "batch, or fewer parts of one (optim.accumulate).",
         BYTES,
         from_zero=True,
     ),

@@ -98,6 +98,14 @@ def test_ticks_are_few_round_different_and_span_the_data(low, length, from_zero)
         assert float(text.replace(",", "")) == pytest.approx(tick, abs=length * 1e-6)
 
 
+@pytest.mark.parametrize("level", [0.0, 0.755, 0.998])
+def test_a_small_difference_of_an_accuracy_does_not_fill_the_chart(level):
+    curves = [("top-1", Curve((1, 2, 3), (level + 0.002, level, level + 0.001)))]
+    axis = draw_chart("t", "", curves, None, SHARE).y_axis
+    assert axis.high - axis.low >= 10
+    assert 0 <= axis.low <= 100 * level < 100 * (level + 0.002) <= axis.high <= 100 + 1e-9
+
+
 def test_labels_of_lines_that_end_together_do_not_overlap():
     curves = [(name, Curve((1, 2), (0.1, 0.5 + number / 1000))) for number, name in enumerate("abcd")]
     chart = draw_chart("t", "", curves, None, PLAIN)
