@@ -11,11 +11,13 @@ from safetensors.numpy import load_file, save_file
 from ehm import backends
 from ehm.backends.torch.learners.encoder import TorchEncoder
 from ehm.comparison import encoders
+from ehm.comparison.candidates import open_candidates
 from ehm.comparison.command import compare
 from ehm.config import ModelSource, TrainConfig
 from ehm.config.inputs import InputSpec
 from ehm.errors import CheckpointError, ConfigError
 from ehm.models.encoder_file import encoder_metadata
+from ehm.models.fitting import keep_encoder
 from ehm.models.shapes import spec_from_settings
 from ehm.tasks.finetune import finetune
 
@@ -208,3 +210,34 @@ def test_scratch_is_what_a_pretraining_run_begins_with(files, stripes, tmp_path)
     assert set(arrays) == set(load_file(files["seeing"]))
     for name, array in arrays.items():
         np.testing.assert_array_equal(array, begun[name])
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"objective": "simmim", "mask": {"unit": 8}},  # with relative positions
+        {"model": {"width": 32, "depth": 2, "heads": 2, "form": {"registers": 2, "layer_scale": True}}},
+        {
+            "objective": "simmim",
+            "encoder": "swin_tiny",
+            "image_size": 64,
+            "patch_size": 4,
+            "model": {"width": 16, "depth": [1, 1, 1, 1], "heads": [1, 1, 2, 2]},
+        },
+    ],
+    ids=["relative", "registers", "swin"],
+)
+def test_every_encoder_has_an_untrained_one_like_it(changes, tmp_path):
+    values = {"encoder": "vit_tiny", "image_size": 32, "patch_size": 8, "model": {"width": 32, "depth": 2, "heads": 2}}
+    config = TrainConfig.model_validate({**values, **changes})
+    backend = backends.get("cpu")
+    arrays = keep_encoder(backend.create_learner(config).state().model, config.spec.blocks)
+    inputs = InputSpec((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+    save_file(arrays, tmp_path / "first.safetensors", encoder_metadata(config.spec, inputs))
+    names = [str(tmp_path / "first.safetensors"), "scratch"]
+    _, scratch = open_candidates(names, backend, tmp_path, scratch_seeds=2)
+    assert len({member.weights for member in scratch.members}) == 2
+    for member in scratch.members:
+        weights = backend.open_weights(ModelSource(init=member.init))
+        assert weights.spec == config.spec
+        assert weights.provenance.inputs == inputs
