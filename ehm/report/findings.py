@@ -67,7 +67,8 @@ def _check_broken(record: RunRecord) -> Iterator[Finding]:
         yield Finding(
             "warning",
             f"A step of this run had a loss that is not finite; its batch and the weights before it are in {folder}.",
-            "A lower optim.base_lr, optim.clip_grad=1 or optim.dtype=float32 may help.",
+            f"ehm train --replay {folder} says where its numbers break. A lower optim.base_lr, optim.clip_grad=1 or "
+            "optim.dtype=float32 may help.",
         )
 
 
