@@ -78,22 +78,24 @@ class PicturePages:
             return False
         return not self._goes_by_time or self._is_affordable()
 
-    def draw(self, done: int) -> None:
-        """Draw a page after ``done`` steps, and write it; all processes call this."""
+    def draw(self, done: int) -> Path:
+        """Draw a page after ``done`` steps, write it and return its path; all processes call this."""
         assert self._shown is not None
         began = time.perf_counter()
         config = self._run.config
         masked = reconstruct_images(self._learner, config, self._shown.images, done / self._plan.total, SEED)
+        path = page_path(self._run.folder, done)
         if self._run.is_main_process:
             epoch = done / self._plan.steps_per_epoch
             title = f"Reconstructions after step {done:,} of {self._plan.total:,} (epoch {epoch:.4g})"
             model = f"{config.encoder} pretrained with {config.objective}"
             notes = [f"Model: {model}, run {self._run.folder}. Images: {self._shown.origin}."]
             page = draw_reconstruction_page(masked, config, self._shown.names, title, notes)
-            with replace_file(page_path(self._run.folder, done)) as temporary:
+            with replace_file(path) as temporary:
                 page.save(temporary, format="PNG", compress_level=_COMPRESSION)
         self._last = time.perf_counter() - began
         self._spent += self._last
+        return path
 
     def _is_affordable(self) -> bool:
         """Return whether one more page would keep to the share of the time; the first process decides for all."""

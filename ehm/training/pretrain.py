@@ -161,7 +161,7 @@ def _pretrain(run: Run[TrainConfig], weights: Weights | None, notes: tuple[str, 
                     saved = run.save_checkpoint(learner, metadata)
             if pictures.is_due(done):
                 meter.check_finite(saved)  # of weights that are not finite, no masks can be drawn
-                pictures.draw(done)
+                log.add_picture(done, "reconstruction", pictures.draw(done))
                 meter.restart_clock()  # to draw is no part of the speed of training
 
     assert saved is not None  # a run has at least one step, and its last one is saved

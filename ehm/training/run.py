@@ -106,7 +106,8 @@ class Run(Generic[C]):
         """
         settings: dict[str, Setting] = {}
         for key, value in flatten(self.config.model_dump(mode="json")).items():
-            settings[key] = json.dumps(value) if isinstance(value, list) else value
+            is_plain = isinstance(value, (str, int, float))  # a truth value is an int
+            settings[key] = value if is_plain else json.dumps(value)
         return RunLog(
             self.folder,
             last_step,

@@ -14,8 +14,8 @@ from typing import Literal, Protocol
 
 __all__ = ["Setting", "Status", "TrackedRun", "Tracker", "TrackerRun"]
 
-Setting = str | int | float | bool | None
-"""A value of the configuration; lists are their text in JSON."""
+Setting = str | int | float | bool
+"""A value of the configuration; lists and null are their text in JSON."""
 
 Status = Literal["finished", "failed", "stopped"]
 """The end of a run: at its last step, by an error, or by the user."""

@@ -21,7 +21,7 @@ _STATES: dict[Status, str] = {"finished": "success", "failed": "crashed", "stopp
 
 
 class SwanLabTracker:
-    """An experiment of SwanLab. Of a resumed run the server keeps the values that it has, which are the same.
+    """An experiment of SwanLab. A resumed run sends steps after its checkpoint again, with the same values.
 
     ``SWANLAB_MODE=offline`` writes files alone, of which a resumed run makes new ones with the same id.
     """

@@ -14,7 +14,7 @@ _PROJECT = "ehm"
 
 
 class WandbTracker:
-    """A run of Weights & Biases. Of a resumed run it drops the steps that it has, which are the same.
+    """A run of Weights & Biases. Of a resumed run it drops the steps that it has; their values are the same.
 
     ``WANDB_MODE=offline`` writes files alone, of which a resumed run makes new ones with the same id.
     """
