@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 MINDSPORE ?= .venv-mindspore
 OLDEST ?= .venv-onnxruntime
+TRACKERS ?= .venv-trackers
 DEVICE ?= cpu
 RUN ?= runs/quickstart
 ARGS ?=
@@ -13,6 +14,10 @@ MINDSPORE_INSTALLED := $(MINDSPORE)/.installed
 MINDSPORE_PYTHON := $(abspath $(MINDSPORE)/bin/python)
 OLDEST_INSTALLED := $(OLDEST)/.installed
 OLDEST_PYTHON := $(abspath $(OLDEST)/bin/python)
+TRACKERS_INSTALLED := $(TRACKERS)/.installed
+TRACKERS_PYTHON := $(abspath $(TRACKERS)/bin/python)
+# What MLflow's server needs besides mlflow-skinny, which holds its code: mlflow would bring 300 MB more.
+MLFLOW_SERVER := alembic flask flask-cors graphene huey pandas sqlalchemy
 # Two photographs that fine-tuning holds out, a defective cell and a functional one.
 CELLS = $$($(BIN)/python -c "from elpv_dataset import __path__ as p; \
 	print(*(p[0] + '/data/images/cell' + n + '.png' for n in ('0007', '0064')))")
@@ -58,6 +63,20 @@ $(OLDEST_INSTALLED): pyproject.toml | $(INSTALLED)
 		$(OLDEST_PYTHON) -m pip install -qq --disable-pip-version-check onnxruntime==1.18.0 numpy==1.26.4; }
 	@touch $@
 
+# The libraries of trackers, and MLflow's server, on top of what is in .venv: some want other versions of it.
+$(TRACKERS_INSTALLED): pyproject.toml constraints.txt tests/constraints.trackers.txt | $(INSTALLED)
+	@echo "Installing into $(TRACKERS): about 220 MB; half a minute"
+	@mkdir -p $(TRACKERS)
+	@awk -F== 'NR == FNR {own[$$1]; print; next} !($$1 in own)' tests/constraints.trackers.txt constraints.txt \
+		> $(TRACKERS)/pins.txt
+	@$(BIN)/python -m venv $(TRACKERS)
+	@own=$$($(TRACKERS_PYTHON) -c 'import site; print(site.getsitepackages()[0])') && \
+		$(BIN)/python -c 'import site; print(f"import site; site.addsitedir({site.getsitepackages()[0]!r})")' \
+		> "$$own/beneath.pth"
+	@$(TRACKERS_PYTHON) -m pip install -qq --disable-pip-version-check --no-compile -c $(TRACKERS)/pins.txt \
+		mlflow-skinny swanlab wandb $(MLFLOW_SERVER)
+	@touch $@
+
 # Every step can be interrupted: the same command goes on where it stopped.
 quickstart: $(INSTALLED) ## pretrain, fine-tune, export and classify on real images: at most 15 minutes on 2 cores
 	$(BIN)/ehm train --config elpv/pretrain --device $(DEVICE) --out $(RUN)/pretrain --resume
@@ -88,7 +107,7 @@ PARALLEL := OMP_NUM_THREADS=1
 WORKERS := -n logical --maxprocesses 8 --dist loadfile --hypothesis-profile repeatable -q
 
 # The tests ask EHM_MINDSPORE_PYTHON for what MindSpore is to do, and EHM_OLDEST_ONNXRUNTIME_PYTHON to run networks.
-test: lint $(MINDSPORE_INSTALLED) $(OLDEST_INSTALLED) ## all checks: lint, pytest, a simulated NPU, MindSpore (ARGS="-k name": some tests)
+test: lint $(MINDSPORE_INSTALLED) $(OLDEST_INSTALLED) $(TRACKERS_INSTALLED) ## all checks: lint, pytest, a simulated NPU, MindSpore (ARGS="-k name": some tests)
 	@if [ -x $(MINDSPORE_PYTHON) ]; then export EHM_MINDSPORE_PYTHON=$(MINDSPORE_PYTHON); \
 		else echo "MindSpore is left out: it has no wheel for $$($(BIN)/python --version), only for 3.12 and older"; fi; \
 		export EHM_OLDEST_ONNXRUNTIME_PYTHON=$(OLDEST_PYTHON); \
@@ -96,6 +115,7 @@ test: lint $(MINDSPORE_INSTALLED) $(OLDEST_INSTALLED) ## all checks: lint, pytes
 ifeq ($(ARGS),)
 	@PYTHONPATH=tests/simulated $(PARALLEL) $(BIN)/python -m pytest $(WORKERS) tests/conformance -k npu
 	@[ ! -x $(MINDSPORE_PYTHON) ] || $(PARALLEL) $(MINDSPORE_PYTHON) -m pytest $(WORKERS) tests/conformance -k mindspore
+	@$(PARALLEL) $(TRACKERS_PYTHON) -m pytest -q --hypothesis-profile repeatable tests/integration/test_tracker_libraries.py
 endif
 
 lint: $(INSTALLED) ## ruff, mypy and hadolint
