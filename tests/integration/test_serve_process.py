@@ -318,7 +318,7 @@ patch.object(Metrics, "render", lambda self: bytes(40_000_000)).start()
 """An answer that no kernel takes whole; ``patch`` refuses a name that is not there, which an assignment would not."""
 
 
-@pytest.mark.parametrize("limits", [("--send-timeout", "0.3", "--drain", "600"), ("--drain", "0.5")])
+@pytest.mark.parametrize("limits", [("--send-timeout", "0.3", "--drain", "600"), ("--drain", "1")])
 def test_a_client_that_does_not_read_cannot_hold_the_stop_up(tmp_path, start, limits):
     server = start(means_bundle(tmp_path / "m"), *limits, before=UNREAD)
     host, port = server.address.split(":")

@@ -29,6 +29,8 @@ from ehm.errors import ConfigError
 __all__ = ["serve"]
 
 _LOG = logging.getLogger("ehm.serve")
+_DROP_SECONDS = 0.5
+"""Seconds before the end of the time for answers at which clients that do not read are dropped, at most."""
 
 
 def serve(
@@ -162,7 +164,10 @@ class _Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Wait for answers as uvicorn does, but not for clients that never read them."""
         seconds = self.config.timeout_graceful_shutdown or 0
-        timer = asyncio.get_running_loop().call_later(seconds, drop_unread, self.server_state.connections)
+        # a moment before the time is over: uvicorn looks every 0.1 s whether connections are left, and logs an error
+        # if it has to give up first
+        delay = seconds - min(_DROP_SECONDS, seconds / 2)
+        timer = asyncio.get_running_loop().call_later(delay, drop_unread, self.server_state.connections)
         await super().shutdown(sockets)
         timer.cancel()
 
