@@ -10,10 +10,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
 __all__ = ["Interval", "bootstrap_interval", "fold_interval", "seed_interval"]
 
@@ -66,10 +66,18 @@ def fold_interval(values: Sequence[float], test_share: float) -> Interval:
 
 def bootstrap_interval(value: float, resampled: NDArray[np.float64]) -> Interval:
     """Return ``value`` with the normal interval whose standard error is the deviation of ``resampled`` values (n,)."""
-    half = float(stats.norm.ppf(_UPPER)) * float(np.std(resampled, ddof=1))
+    half = _normal_quantile() * float(np.std(resampled, ddof=1))
     return Interval(value, half, len(resampled))
 
 
 def _t_quantile(count: int) -> float:
     """Return the quantile of Student's t distribution that ends an interval of ``count`` values."""
+    # imported late: scipy comes with scikit-learn, whose absence the command tells in a sentence
+    from scipy import stats
+
     return float(stats.t.ppf(_UPPER, count - 1))
+
+
+def _normal_quantile() -> float:
+    """Return the quantile of the normal distribution that ends an interval."""
+    return NormalDist().inv_cdf(_UPPER)

@@ -1,5 +1,8 @@
 """Probes agree with scikit-learn by another path, and splits hold out every image once."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -133,3 +136,17 @@ def test_images_that_cannot_be_compared_on_are_refused(stripes, images):
         check_measure(MeasureConfig(source=str(stripes), figure="auc"), open_images(MeasureConfig(source=str(stripes))))
     with pytest.raises(DataError, match="has one class only"):
         open_images(MeasureConfig(source=str(stripes), classes=("across",)))
+
+
+def test_without_scikit_learn_the_command_says_what_installs_it():
+    """Nor is SciPy there then, which comes with it."""
+    code = """
+import sys
+sys.modules["scipy"] = sys.modules["sklearn"] = None  # as if they were not installed
+from ehm.cli import main
+sys.exit(main(["compare", "a", "b"]))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.strip().endswith("scikit-learn is not installed; pip install 'ehm[tasks]' installs it")
+    assert "Traceback" not in done.stderr
