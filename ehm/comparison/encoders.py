@@ -154,12 +154,13 @@ def _take_features(member: Member, name: str, bench: _Bench, meter: Meter) -> Im
         return features
     meter.show(f"{name}: loading")
     encoder = bench.backend.create_encoder(ModelSource(init=member.init, image_size=bench.measure.image_size))
-    for found in extract_features(encoder, bench.images, bench.workers):
-        if isinstance(found, ImageFeatures):
-            features = found
-        else:
-            meter.show(f"{name}: features of {found:,} of {len(bench.images.labels):,} images")
-    assert features is not None
+    total = len(bench.images.labels)
+    features = extract_features(
+        encoder,
+        bench.images,
+        bench.workers,
+        lambda done: meter.show(f"{name}: features of {done:,} of {total:,} images"),
+    )
     save_features(path, features)
     return features
 

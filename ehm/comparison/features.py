@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -43,11 +43,12 @@ class ImageFeatures:
         return Split(split.train[self.is_readable[split.train]], split.test[self.is_readable[split.test]])
 
 
-def extract_features(encoder: Encoder, images: LabelledImages, workers: int) -> Iterator[int | ImageFeatures]:
-    """Compute the features of all ``images``, which are prepared as the encoder's weights want.
+def extract_features(
+    encoder: Encoder, images: LabelledImages, workers: int, show: Callable[[int], object] | None = None
+) -> ImageFeatures:
+    """Return the features of all ``images``, which are prepared as the encoder's weights want.
 
-    Yields the number of images that are done after every batch, and at the end the result. The features of an image
-    that cannot be read are zeros.
+    ``show`` is told after every batch how many images are done. The features of an image that cannot be read are zeros.
     """
     values: NDArray[np.float32] | None = None
     is_readable = np.zeros(len(images.labels), bool)
@@ -65,10 +66,11 @@ def extract_features(encoder: Encoder, images: LabelledImages, workers: int) -> 
                 values[rows] = features
                 is_readable[rows] = True
                 done += len(rows)
-                yield done
+                if show is not None:
+                    show(done)
         first += len(part)
     assert values is not None  # there are images
-    yield ImageFeatures(values, is_readable)
+    return ImageFeatures(values, is_readable)
 
 
 def _make_loader(part: Subset[Source], encoder: Encoder, workers: int) -> Loader:

@@ -6,12 +6,13 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
+from ehm.analysis.neighbours import vote_by_neighbours
 from ehm.backends.base import Backend
 from ehm.comparison.answers import Answers, choose_figure, compute_figures
 from ehm.comparison.features import ImageFeatures, extract_features
 from ehm.comparison.finetuning import finetune_on_split
 from ehm.comparison.images import LabelledImages, Split, open_images
-from ehm.comparison.probes import probe_linearly, probe_neighbours
+from ehm.comparison.probes import probe_linearly
 from ehm.config import MeasureConfig, ModelSource
 from ehm.config.comparison import ProbeName
 from ehm.errors import ConfigError, DataError
@@ -43,7 +44,7 @@ def probe_split(
     queries = features.values[readable.test]
     classes = len(images.classes)
     if probe == "knn":
-        scores = probe_neighbours(known, labels, queries, classes, measure.neighbours)
+        scores = vote_by_neighbours(known, labels, queries, classes, measure.neighbours)
     else:
         scores = probe_linearly(known, labels, queries, classes)
     return Answers.from_scores(images.labels[readable.test], scores)
@@ -64,11 +65,7 @@ def measure_run(run: Path, measure: MeasureConfig, backend: Backend, device: str
     images = open_images(measure)
     check_measure(measure, images)
     encoder = backend.create_encoder(ModelSource(init=str(run), image_size=measure.image_size))
-    features = None
-    for found in extract_features(encoder, images, measure.workers or 0):
-        if isinstance(found, ImageFeatures):
-            features = found
-    assert features is not None
+    features = extract_features(encoder, images, measure.workers or 0)
     figures: dict[str, float] = {}
     for probe in measure.probes:
         if probe == "finetune":

@@ -1,4 +1,4 @@
-"""The two ways to measure frozen features: nearest neighbours, and a linear probe by scikit-learn.
+"""The linear probe of frozen features, by scikit-learn.
 
 n training images, m test images, D features, C classes.
 """
@@ -11,10 +11,9 @@ from importlib.util import find_spec
 import numpy as np
 from numpy.typing import NDArray
 
-from ehm.analysis.neighbours import vote_by_neighbours
 from ehm.errors import BackendError
 
-__all__ = ["PENALTIES", "Features", "check_scikit_learn", "probe_linearly", "probe_neighbours"]
+__all__ = ["PENALTIES", "Features", "check_scikit_learn", "probe_linearly"]
 
 Features = NDArray[np.float32]
 PENALTIES = (1e-3, 1e-2, 1e-1, 1.0)
@@ -29,13 +28,6 @@ def check_scikit_learn() -> None:
     """Raise BackendError, which names the extra to install, if scikit-learn is missing."""
     if find_spec("sklearn") is None:
         raise BackendError("compare: scikit-learn is not installed; pip install 'ehm[tasks]' installs it")
-
-
-def probe_neighbours(
-    features: Features, labels: NDArray[np.int64], queries: Features, classes: int, neighbours: int
-) -> NDArray[np.float64]:
-    """Return the votes (m, C) of the nearest of ``features`` (n, D) for ``queries`` (m, D), as ``ehm probe`` counts."""
-    return vote_by_neighbours(features, labels, queries, classes, neighbours)
 
 
 def probe_linearly(

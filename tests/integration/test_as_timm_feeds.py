@@ -27,7 +27,7 @@ from ehm.deploy.export.graphs.preprocessing import take_bytes
 from ehm.deploy.predict.command import predict
 from ehm.deploy.predict.predictor import Predictor
 from ehm.storage.checkpoint import open_checkpoint
-from ehm.tasks.classification.frozen_features import measure_neighbours
+from ehm.tasks.classification.frozen_features import measure_neighbours_and_rank
 from ehm.tasks.classification.task import Classification
 from ehm.tasks.evaluate import evaluate
 from ehm.tasks.finetune import finetune
@@ -186,7 +186,7 @@ def test_a_run_keeps_what_it_was_trained_with_and_is_measured_so(stripes, tmp_pa
 
     shown.clear()
     config = ProbeConfig(model=ModelSource(init=str(out)), data=DataConfig(source=str(stripes), workers=0))
-    measure_neighbours(config, backends.get("cpu"), *Classification.split_images(config))
+    measure_neighbours_and_rank(config, backends.get("cpu"), *Classification.split_images(config))
     assert set(shown) == {transform}
 
 

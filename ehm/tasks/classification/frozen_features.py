@@ -23,7 +23,7 @@ from ehm.tasks.predictions import track_batches
 from ehm.training.loaders import make_eval_loader
 from ehm.training.rows import collect_rows
 
-__all__ = ["FeatureRank", "FrozenFeatures", "measure_neighbours", "measure_neighbours_and_rank", "measure_rank"]
+__all__ = ["FeatureRank", "FrozenFeatures", "measure_neighbours_and_rank", "measure_rank"]
 
 MOST_RANKED = 25_600
 """Images that RankMe is computed of, at most: as many as in its paper (Garrido et al., 2023)."""
@@ -71,18 +71,13 @@ class FrozenFeatures:
             return collect_rows(self._encoder.compute_features, track_batches(loader, title), self._processes)
 
 
-def measure_neighbours(
-    config: ProbeConfig, backend: Backend, train: Subset[Source], val: Subset[Source]
-) -> ClassificationReport:
-    """Class each image of ``val`` by the images of ``train`` whose features are nearest to its own (k-NN)."""
-    report, _ = measure_neighbours_and_rank(config, backend, train, val)
-    return report
-
-
 def measure_neighbours_and_rank(
     config: ProbeConfig, backend: Backend, train: Subset[Source], val: Subset[Source]
 ) -> tuple[ClassificationReport, FeatureRank]:
-    """Return what :func:`measure_neighbours` does, and the rank of the features that are searched."""
+    """Class each image of ``val`` by the images of ``train`` whose features are nearest to its own (k-NN).
+
+    Also returns the rank of the features that are searched.
+    """
     if config.neighbours > len(train):
         raise ConfigError(f"neighbours {config.neighbours}: there are only {len(train):,} images to search")
     frozen = FrozenFeatures(config, backend)

@@ -13,10 +13,11 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from ehm.analysis.neighbours import vote_by_neighbours
 from ehm.comparison.answers import Answers, choose_figure, compute_figures, load_answers, save_answers
 from ehm.comparison.images import draw_stratified, open_images
 from ehm.comparison.measuring import check_measure
-from ehm.comparison.probes import PENALTIES, probe_linearly, probe_neighbours
+from ehm.comparison.probes import PENALTIES, probe_linearly
 from ehm.config import MeasureConfig
 from ehm.errors import ConfigError, DataError
 
@@ -58,7 +59,7 @@ def test_neighbours_class_as_scikit_learn_with_the_same_weights(clusters):
         return np.exp((1 - distances - 1) / 0.07)
 
     model = KNeighborsClassifier(20, weights=weigh, metric="cosine").fit(features - mean, labels)
-    votes = probe_neighbours(features, labels, queries, 3, 20)
+    votes = vote_by_neighbours(features, labels, queries, 3, 20)
     np.testing.assert_allclose(votes, model.predict_proba(queries - mean), atol=1e-4)
     assert (votes.argmax(1) == wanted).mean() > 0.5
 
