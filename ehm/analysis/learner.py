@@ -8,10 +8,9 @@ from pathlib import Path
 from ehm import backends
 from ehm.backends.base import Learner
 from ehm.config import TrainConfig, load_config
-from ehm.config.objectives import OBJECTIVES
 from ehm.data.decoding.depth import ValueRange
 from ehm.errors import CheckpointError
-from ehm.models.pretraining import name_first_weights
+from ehm.models.pretraining import keep_needed_weights, name_first_weights
 from ehm.storage.checkpoint import Checkpoint, find_checkpoint
 
 __all__ = ["PretrainedModel", "open_pretrained_model"]
@@ -43,14 +42,11 @@ def open_pretrained_model(path: str, device: str, ratio: float | None, balance: 
         overrides.append(f"mask.ratio={ratio}")
     if balance is not None:
         overrides.append(f"mask.balance={balance}")
-    config = load_config(TrainConfig, metadata["config"], overrides)
+    config = keep_needed_weights(load_config(TrainConfig, metadata["config"], overrides))
     backend = backends.get(device)
     weights = None
-    if OBJECTIVES[config.objective].needs_first_weights(config):
+    if config.model.init is not None:  # a teacher, which no checkpoint holds
         weights = backend.open_weights(name_first_weights(config))
-    else:
-        # the checkpoint has all weights, and those that the run began with need not be there any more
-        config = config.model_copy(update={"model": config.model.model_copy(update={"init": None})})
     learner = backend.create_learner(config, weights)
     learner.load(checkpoint.take_state())
     origin = f"{path} (step {metadata['step']:,}, epoch {metadata['epoch']:.4g})"

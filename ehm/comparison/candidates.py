@@ -20,7 +20,7 @@ from ehm.config.encoders import EncoderSpec
 from ehm.errors import CheckpointError, ConfigError
 from ehm.models.encoder_file import encoder_metadata
 from ehm.models.fitting import keep_encoder
-from ehm.models.pretraining import adopt_encoder
+from ehm.models.pretraining import adopt_encoder, drop_first_weights
 from ehm.models.shapes import spec_to_json
 from ehm.models.weights import Weights
 from ehm.storage.reading import hash_file
@@ -149,7 +149,6 @@ def _write_untrained(path: Path, weights: Weights, spec: EncoderSpec, backend: B
         "run": {"seed": seed},
     }
     config, _ = adopt_encoder(load_config(TrainConfig, values), weights)
-    config = config.model_copy(update={"model": config.model.model_copy(update={"init": None})})
-    arrays = keep_encoder(backend.create_learner(config).state().model, config.spec.blocks)
+    arrays = keep_encoder(backend.create_learner(drop_first_weights(config)).state().model, config.spec.blocks)
     with replace_file(path) as temporary:
         save_file(arrays, temporary, encoder_metadata(config.spec, weights.provenance.inputs))

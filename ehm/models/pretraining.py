@@ -11,6 +11,7 @@ from typing import Any
 
 from ehm.config import ModelSource, TrainConfig, load_config
 from ehm.config.encoders import EncoderSpec, SwinSpec
+from ehm.config.objectives import OBJECTIVES
 from ehm.errors import CheckpointError, ConfigError
 from ehm.models.encoder_parts import HEADS
 from ehm.models.fitting import Shapes, select_but_fresh
@@ -19,7 +20,13 @@ from ehm.models.tables import SHARED_TABLE, average_tables
 from ehm.models.weights import Weights
 from ehm.storage.arrays import Arrays, find_mismatches
 
-__all__ = ["adopt_encoder", "name_first_weights", "select_initial_arrays"]
+__all__ = [
+    "adopt_encoder",
+    "drop_first_weights",
+    "keep_needed_weights",
+    "name_first_weights",
+    "select_initial_arrays",
+]
 
 _RESAMPLED = ("image_size", "window")
 """Sizes of an encoder that may be others than those of the weights."""
@@ -36,6 +43,19 @@ def name_first_weights(config: TrainConfig) -> ModelSource:
     if config.awaits_encoder:
         return source
     return source.model_copy(update={"heads": config.spec.heads, "image_size": config.spec.image_size})
+
+
+def drop_first_weights(config: TrainConfig) -> TrainConfig:
+    """Return ``config`` without ``model.init``, for a model whose weights come from elsewhere."""
+    return config.model_copy(update={"model": config.model.model_copy(update={"init": None})})
+
+
+def keep_needed_weights(config: TrainConfig) -> TrainConfig:
+    """Return ``config`` for a model that goes on from a checkpoint: with ``model.init`` only if that lacks them.
+
+    What the run began with need not be there any more; but a frozen teacher is not in the checkpoints.
+    """
+    return config if OBJECTIVES[config.objective].needs_first_weights(config) else drop_first_weights(config)
 
 
 def adopt_encoder(config: TrainConfig, weights: Weights) -> tuple[TrainConfig, tuple[str, ...]]:

@@ -12,10 +12,9 @@ import numpy as np
 from ehm import backends
 from ehm.backends.base import StepExamination
 from ehm.config import TrainConfig, load_config
-from ehm.config.objectives import OBJECTIVES
 from ehm.console import console
 from ehm.errors import ConfigError
-from ehm.models.pretraining import name_first_weights
+from ehm.models.pretraining import keep_needed_weights, name_first_weights
 from ehm.storage.arrays import Arrays, LearnerState
 from ehm.storage.broken_step import BrokenStep, find_broken_step, read_broken_step
 from ehm.training.steps import StepRates
@@ -63,15 +62,12 @@ def replay_step(path: str | Path, device: str = "auto", overrides: Sequence[str]
 
 def _prepare_config(kept: BrokenStep, overrides: Sequence[str]) -> TrainConfig:
     """Return the configuration of the run, as one process can look into its step."""
-    config = load_config(TrainConfig, kept.before.metadata["config"], overrides)
-    model = config.model
-    if not OBJECTIVES[config.objective].needs_first_weights(config):
-        model = model.model_copy(update={"init": None})
+    config = keep_needed_weights(load_config(TrainConfig, kept.before.metadata["config"], overrides))
     # as many images pass through the device at once as did in each process
     optim = config.optim.model_copy(update={"accumulate": config.optim.accumulate * int(kept.facts["processes"])})
     # compiled code calls no hooks
     run = config.run.model_copy(update={"compile": False, "parallel": "ddp"})
-    return config.model_copy(update={"model": model, "optim": optim, "run": run})
+    return config.model_copy(update={"optim": optim, "run": run})
 
 
 def _describe(kept: BrokenStep, state: LearnerState, found: StepExamination, config: TrainConfig) -> Iterator[str]:
