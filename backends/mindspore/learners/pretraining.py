@@ -160,6 +160,13 @@ class MindsporeLearner(ResumableLearner):
         pixels = self._pixels(Tensor(images))
         return self._objective.reconstruct(self.model, pixels, Tensor(visible), Tensor(restore))
 
+    def compute_features(self, images: NDArray[np.uint8], average: bool = False) -> NDArray[np.float32]:
+        """See :meth:`ehm.backends.base.Learner.compute_features`."""
+        # drop path is an input of the training step, so that there is no other mode for evaluation
+        pool = self._average_features if average else self._features
+        features: NDArray[np.float32] = pool(Tensor(images)).asnumpy()
+        return features
+
     def examine_step(
         self,
         batch: MindsporeBatch,
@@ -204,13 +211,6 @@ class MindsporeLearner(ResumableLearner):
         tokens_per_side = self._config.unit // self._config.spec.stride
         parts = split_mask(spread_mask(mask, self._config.units, tokens_per_side))
         return [part.astype(np.int32) for part in parts]
-
-    def compute_features(self, images: NDArray[np.uint8], average: bool = False) -> NDArray[np.float32]:
-        """See :meth:`ehm.backends.base.Learner.compute_features`."""
-        # drop path is an input of the training step, so that there is no other mode for evaluation
-        pool = self._average_features if average else self._features
-        features: NDArray[np.float32] = pool(Tensor(images)).asnumpy()
-        return features
 
     def _build_model(self, weights: Weights | None) -> Any:
         """Build the model with the weights that the seed gives, or those that ``model.init`` names."""

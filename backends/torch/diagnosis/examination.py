@@ -16,59 +16,50 @@ import torch
 from torch import Tensor, nn
 
 from ehm.backends.base import StepExamination
+from ehm.backends.examination import StepNotes
 
 __all__ = ["examine_step"]
 
 _OPERATOR = re.compile(r"Function '(\w+?)(?:Backward\d*)?' returned nan")
 _FRAME = re.compile(r'File "([^"]+)", line (\d+), in \w+\n\s*(.*)')
-_SHOWN = 5
-"""Modules whose outputs are reported, those of the largest."""
 
 
-class _Observer:
-    """Hooks on modules and parameters that look at all that passes."""
+@contextmanager
+def _observe(
+    notes: StepNotes, modules: Mapping[str, nn.Module], parameters: Mapping[str, nn.Parameter]
+) -> Iterator[None]:
+    """Note the outputs of ``modules`` and the gradients of ``parameters`` for a while."""
+    handles = []
+    for name, module in modules.items():
+        handles.append(module.register_forward_hook(_make_output_hook(notes, name)))
+    for name, parameter in parameters.items():
+        if parameter.requires_grad:
+            handles.append(parameter.register_hook(_make_gradient_hook(notes, name)))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
-    def __init__(self) -> None:
-        self.largest: dict[str, float] = {}
-        self.first_output: str | None = None
-        self.has_finite_inputs = True
-        self.first_gradient: str | None = None
 
-    @contextmanager
-    def watch(self, modules: Mapping[str, nn.Module], parameters: Mapping[str, nn.Parameter]) -> Iterator[None]:
-        """Observe the outputs of ``modules`` and the gradients of ``parameters`` for a while."""
-        handles = []
-        for name, module in modules.items():
-            handles.append(module.register_forward_hook(self._make_output_hook(name)))
-        for name, parameter in parameters.items():
-            if parameter.requires_grad:
-                handles.append(parameter.register_hook(self._make_gradient_hook(name)))
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
+def _make_output_hook(notes: StepNotes, name: str) -> Callable[[nn.Module, Any, Any], None]:
+    def look(module: nn.Module, inputs: Any, outputs: Any) -> None:
+        tensors = list(_iterate_tensors(outputs))
+        largest = None
+        for tensor in tensors:
+            finite = tensor.detach()[torch.isfinite(tensor)]
+            if finite.numel():
+                largest = max(largest or 0.0, float(finite.abs().max()))
+        notes.add_output(name, largest, _are_finite(tensors), lambda: _are_finite(list(_iterate_tensors(inputs))))
 
-    def _make_output_hook(self, name: str) -> Callable[[nn.Module, Any, Any], None]:
-        def look(module: nn.Module, inputs: Any, outputs: Any) -> None:
-            tensors = list(_iterate_tensors(outputs))
-            for tensor in tensors:
-                finite = tensor.detach()[torch.isfinite(tensor)]
-                if finite.numel():
-                    self.largest[name] = max(self.largest.get(name, 0.0), float(finite.abs().max()))
-            # a module ends after those inside of it, so that the first one is the innermost
-            if self.first_output is None and not _are_finite(tensors):
-                self.first_output = name
-                self.has_finite_inputs = _are_finite(list(_iterate_tensors(inputs)))
+    return look
 
-        return look
 
-    def _make_gradient_hook(self, name: str) -> Callable[[Tensor], None]:
-        def look(gradient: Tensor) -> None:
-            if self.first_gradient is None and not _are_finite([gradient]):
-                self.first_gradient = name
+def _make_gradient_hook(notes: StepNotes, name: str) -> Callable[[Tensor], None]:
+    def look(gradient: Tensor) -> None:
+        notes.add_gradient(name, _are_finite([gradient]))
 
-        return look
+    return look
 
 
 def examine_step(
@@ -86,20 +77,11 @@ def examine_step(
             modules[f"{prefix}{name}".rstrip(".")] = module
         for name, parameter in model.named_parameters():
             parameters[f"{prefix}{name}"] = parameter
-    observer = _Observer()
-    with observer.watch(modules, parameters):
+    notes = StepNotes()
+    with _observe(notes, modules, parameters):
         metrics = {name: float(value) for name, value in take_step().items()}
     learner.load(before)
-    operator = _detect_anomaly(take_step)
-    largest = sorted(observer.largest.items(), key=lambda item: item[1], reverse=True)
-    return StepExamination(
-        metrics=metrics,
-        first_output=observer.first_output,
-        has_finite_inputs=observer.has_finite_inputs,
-        first_gradient=observer.first_gradient,
-        largest_outputs=tuple(largest[:_SHOWN]),
-        operator=operator,
-    )
+    return notes.describe(metrics, _detect_anomaly(take_step))
 
 
 def _detect_anomaly(take_step: Callable[[], object]) -> str | None:
