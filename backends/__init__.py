@@ -7,11 +7,11 @@ device's, its value a function ``(device: str) -> Backend`` that is called with 
 from __future__ import annotations
 
 from importlib import import_module
-from importlib.metadata import entry_points
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from ehm.errors import BackendError
+from ehm.plugins import list_plugins
 from ehm.processors import prepare_threads
 
 if TYPE_CHECKING:
@@ -39,16 +39,7 @@ def list_devices() -> dict[str, str]:
 
     Raises BackendError if two packages claim one name.
     """
-    known = dict(DEVICES)
-    for entry in entry_points(group=GROUP):
-        # a package that is installed twice is found twice, and claims nothing twice
-        if known.get(entry.name, entry.value) != entry.value:
-            raise BackendError(
-                f"device {entry.name} is claimed twice, by {known[entry.name]} and by {entry.value} "
-                f"(entry points {GROUP}): uninstall one of the two packages"
-            )
-        known[entry.name] = entry.value
-    return known
+    return list_plugins(GROUP, DEVICES, "device {}", BackendError)
 
 
 def framework_of(device: str) -> str:

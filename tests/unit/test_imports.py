@@ -17,12 +17,13 @@ TORCH = {"torch", "torchvision", "timm", "torch_npu"}
 FRAMEWORKS = TORCH | {"mindspore", "jax", "tensorflow", "onnx", "onnxscript", "onnxruntime"}
 WEB = {"fastapi", "starlette", "uvicorn"}
 
-BASICS = {"ehm.errors", "ehm.storage", "ehm.console", "ehm.processors"}
+BASICS = {"ehm.errors", "ehm.storage", "ehm.console", "ehm.processors", "ehm.plugins"}
 CORE = BASICS | {"ehm.config"}
 LEARNING = CORE | {"ehm.masking", "ehm.data", "ehm.models"}
 ROOMS: dict[str, set[str]] = {
     "ehm.errors": set(),
     "ehm.processors": {"ehm.errors"},
+    "ehm.plugins": {"ehm.errors"},
     "ehm.storage": {"ehm.errors"},
     "ehm.console": {"ehm.errors", "ehm.storage"},
     "ehm.config": BASICS,

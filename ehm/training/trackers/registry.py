@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from importlib import import_module
-from importlib.metadata import entry_points
 from importlib.util import find_spec
 from typing import cast
 
 from ehm.errors import ConfigError
+from ehm.plugins import list_plugins
 from ehm.training.trackers.base import Tracker
 
 __all__ = ["GROUP", "TRACKERS", "check_trackers", "list_trackers", "make_tracker"]
@@ -31,16 +31,7 @@ def list_trackers() -> dict[str, str]:
 
     Raises ConfigError if two packages claim one name.
     """
-    known = dict(TRACKERS)
-    for entry in entry_points(group=GROUP):
-        # a package that is installed twice is found twice, and claims nothing twice
-        if known.get(entry.name, entry.value) != entry.value:
-            raise ConfigError(
-                f"run.trackers {entry.name}: is claimed twice, by {known[entry.name]} and by {entry.value} "
-                f"(entry points {GROUP}); uninstall one of the two packages"
-            )
-        known[entry.name] = entry.value
-    return known
+    return list_plugins(GROUP, TRACKERS, "run.trackers {}:", ConfigError)
 
 
 def check_trackers(names: Iterable[str]) -> None:

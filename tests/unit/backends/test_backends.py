@@ -12,7 +12,7 @@ import pytest
 import torch
 from fake_learner import FakeLearner
 
-from ehm import backends
+from ehm import backends, plugins
 from ehm.backends.base import ALONE
 from ehm.backends.torch.engine import devices, distributed
 from ehm.config import MaskConfig
@@ -38,7 +38,7 @@ def test_another_package_adds_a_backend(images, tmp_path):
 
 
 def claim(monkeypatch, name, value):
-    monkeypatch.setattr(backends, "entry_points", lambda group: [EntryPoint(name, value, group)])
+    monkeypatch.setattr(plugins, "entry_points", lambda group: [EntryPoint(name, value, group)])
 
 
 def test_two_packages_cannot_claim_one_device(monkeypatch):

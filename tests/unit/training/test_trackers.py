@@ -15,7 +15,7 @@ from fake_learner import FakeBackend
 from full_disk import full_disk
 from PIL import Image
 
-from ehm import backends
+from ehm import backends, plugins
 from ehm.cli import main
 from ehm.config import TrainConfig, load_config
 from ehm.errors import ConfigError
@@ -274,7 +274,7 @@ def test_a_library_that_is_missing_is_named_with_its_extra(monkeypatch):
 
 
 def test_two_packages_cannot_claim_one_tracker(monkeypatch):
-    monkeypatch.setattr(registry, "entry_points", lambda group: [EntryPoint("mlflow", "nowhere:Tracker", group)])
+    monkeypatch.setattr(plugins, "entry_points", lambda group: [EntryPoint("mlflow", "nowhere:Tracker", group)])
     with pytest.raises(ConfigError, match=r"run\.trackers mlflow: is claimed twice, by ehm\.training.* by nowhere:Tra"):
         registry.check_trackers(["mlflow"])
 
