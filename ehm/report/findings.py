@@ -11,7 +11,7 @@ from ehm.report.known_figures import KNOWN_FIGURES
 from ehm.report.numbers import format_number, format_share
 from ehm.report.record import RunRecord
 
-__all__ = ["Finding", "find_in_curves"]
+__all__ = ["LONG_WAITS", "Finding", "find_in_curves"]
 
 Level = Literal["warning", "note", "good"]
 _FEWEST_LINES = 12
@@ -24,8 +24,9 @@ _FELL = 0.02
 _COLLAPSED = 0.5
 """Share of their highest value that RankMe and the spread of features do not fall below in a healthy run."""
 _TARGETS_COLLAPSED = 0.1
-_LONG_WAITS = {"data_wait": 0.2, "masks_wait": 0.4}
-"""Shares of the time that the device may wait; masks are a third of it for a small network on a CPU."""
+LONG_WAITS = {"data_wait": 0.2, "masks_wait": 0.4}
+"""Shares of the time above which a wait is reported, here and while a run trains. Masks have the higher one: made from
+attention on a CPU, they take a sixth of the time of a ViT-B (docs/cost.md), and a third of that of a small network."""
 _CHAIN = 0.5
 """Height of a tree, as a share of the number of patches, from which it is a chain."""
 _PEAK = 20.0
@@ -182,7 +183,7 @@ def _check_waits(record: RunRecord) -> Iterator[Finding]:
             continue
         # the first lines also hold what is loaded and compiled once
         wait = curve.average_between(0.25, 1.0)
-        if math.isfinite(wait) and wait > _LONG_WAITS[key]:
+        if math.isfinite(wait) and wait > LONG_WAITS[key]:
             yield Finding("warning", f"The device waited for {what} {wait:.0%} of the time.", remedies[key])
 
 

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from ehm.config import TrainConfig
 from ehm.config.commands import COMMANDS
-from ehm.config.section import Section
+from ehm.config.section import Section, flatten
 from ehm.report.numbers import format_number
 from ehm.report.record import Kind, RunRecord
 from ehm.storage.names import escape_undecodable
@@ -101,9 +101,9 @@ def list_changed_settings(record: RunRecord) -> list[ChangedSetting]:
     if defaults is None:
         return []
     meanings = dict(_list_meanings(defaults))
-    known = dict(_flatten(defaults.model_dump(mode="json")))
+    known = flatten(defaults.model_dump(mode="json"))
     changed = []
-    for key, value in _flatten(record.config):
+    for key, value in flatten(record.config).items():
         if key in _UNTOLD or key not in known or value == known[key]:
             continue
         changed.append(ChangedSetting(key, _format_yaml(value), _format_yaml(known[key]), meanings.get(key, "")))
@@ -177,15 +177,6 @@ def _list_meanings(section: Section, prefix: str = "") -> Iterator[tuple[str, st
             yield from _list_meanings(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", field.description or ""
-
-
-def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the dotted keys of ``values`` and of the sections in it."""
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _flatten(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def _format_yaml(value: Any) -> str:

@@ -19,9 +19,8 @@ from ehm.analysis.reconstruction import draw_reconstruction_page
 from ehm.backends.base import Learner
 from ehm.config import TrainConfig
 from ehm.config.inputs import InputSpec
-from ehm.data import EvalTransform, Source, open_source
+from ehm.data import EvalTransform, Source
 from ehm.data.samples import SampleReader
-from ehm.errors import DataError
 from ehm.storage.writing import replace_file
 from ehm.training.plan import RunPlan
 from ehm.training.run import Run
@@ -105,11 +104,13 @@ class PicturePages:
         return first
 
 
-def open_pictures(run: Run[TrainConfig], learner: Learner, plan: RunPlan, source: Source) -> PicturePages:
-    """Return the pages of ``run``, which trains on ``source``; their images are read at once."""
+def open_pictures(
+    run: Run[TrainConfig], learner: Learner, plan: RunPlan, training: Source, held_out: Source | None
+) -> PicturePages:
+    """Return the pages of ``run``; their images are read now, of ``held_out`` or, without it, of ``training``."""
     shown = None
     if run.config.watch.pictures != 0:
-        shown = _read_images(run.config, source)
+        shown = _read_images(run.config, training, held_out)
     return PicturePages(run, learner, plan, shown)
 
 
@@ -118,17 +119,10 @@ def page_path(folder: Path, done: int) -> Path:
     return folder / PICTURES_FOLDER / f"reconstruction-{done:08d}.png"
 
 
-def _read_images(config: TrainConfig, source: Source) -> ShownImages:
-    """Read images of the validation part, or of ``source``, which is trained on, if there is none."""
+def _read_images(config: TrainConfig, training: Source, held_out: Source | None) -> ShownImages:
+    """Read the images of every page."""
     data = config.data
-    held_out = None
-    if source.split == "train":
-        try:
-            held_out = open_source(data, "val")
-        except DataError:
-            # there are other parts, but none to validate on
-            held_out = None
-    chosen = source if held_out is None else held_out
+    chosen = training if held_out is None else held_out
     # spread evenly, as a source may be sorted by class
     indices = np.unique(np.linspace(0, len(chosen) - 1, min(len(chosen), _IMAGES)).astype(np.int64))
     transform = EvalTransform.from_spec(config.image_size, InputSpec(data.mean, data.std))

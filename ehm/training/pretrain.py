@@ -34,7 +34,13 @@ from ehm.training.broken import keep_broken_step
 from ehm.training.encoder_folders import write_run_folders
 from ehm.training.pictures import PICTURES_FOLDER, open_pictures
 from ehm.training.plan import RunPlan, check_plan, plan_run
-from ehm.training.pretraining_setup import choose_first_weights, create_masker, open_images, take_encoder
+from ehm.training.pretraining_setup import (
+    choose_first_weights,
+    create_masker,
+    open_images,
+    open_validation_part,
+    take_encoder,
+)
 from ehm.training.progress import RunMeter, average_over_processes
 from ehm.training.replay import replay_step
 from ehm.training.resume import check_resumed_data
@@ -108,7 +114,8 @@ def _pretrain(run: Run[TrainConfig], weights: Weights | None, notes: tuple[str, 
     is_resumed = run.start is not None
     # before the learner, so that a mistake costs seconds
     warnings = check_plan(plan, optim, config.run, len(source), views=views, measures=False, resumed=is_resumed)
-    watch = open_watch(run, source, plan)
+    held_out = open_validation_part(config, source)
+    watch = open_watch(run, source, held_out, plan)
     training_data = identify_training_data(source, None, data.workers, processes)
 
     learner = run.backend.create_learner(choose_first_weights(run), weights)
@@ -123,7 +130,7 @@ def _pretrain(run: Run[TrainConfig], weights: Weights | None, notes: tuple[str, 
     if is_resumed and "teacher" in companions:
         # what the weights were is true of the teacher alone, as the model's own come from the checkpoint
         notes = (f"predicts the features of {config.model.init} as before",)
-    pictures = open_pictures(run, learner, plan, source)
+    pictures = open_pictures(run, learner, plan, source, held_out)
     _print_start(run, source, plan, [*notes, *warnings, *watch.notes])
     run.write_config()
 

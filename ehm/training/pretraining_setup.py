@@ -6,16 +6,16 @@ from dataclasses import replace
 
 from ehm.backends.base import Processes
 from ehm.config import TrainConfig
-from ehm.config.objectives import OBJECTIVES
 from ehm.data import Loader, Source, TrainTransform, open_source
+from ehm.errors import DataError
 from ehm.masking import make_masker
 from ehm.masking.masker import Masker
-from ehm.models.pretraining import adopt_encoder, name_first_weights
+from ehm.models.pretraining import adopt_encoder, keep_needed_weights, name_first_weights
 from ehm.models.weights import Weights
 from ehm.training.loaders import make_train_loader
 from ehm.training.run import Run
 
-__all__ = ["choose_first_weights", "create_masker", "open_images", "take_encoder"]
+__all__ = ["choose_first_weights", "create_masker", "open_images", "open_validation_part", "take_encoder"]
 
 
 def take_encoder(run: Run[TrainConfig]) -> tuple[Run[TrainConfig], Weights | None, tuple[str, ...]]:
@@ -36,10 +36,7 @@ def take_encoder(run: Run[TrainConfig]) -> tuple[Run[TrainConfig], Weights | Non
 
 def choose_first_weights(run: Run[TrainConfig]) -> TrainConfig:
     """Return the configuration of ``run``, without ``model.init`` if it is resumed and needs its checkpoint alone."""
-    config = run.config
-    if run.start is None or OBJECTIVES[config.objective].needs_first_weights(config):
-        return config
-    return config.model_copy(update={"model": config.model.model_copy(update={"init": None})})
+    return run.config if run.start is None else keep_needed_weights(run.config)
 
 
 def open_images(config: TrainConfig, processes: Processes) -> tuple[Source, Loader]:
@@ -50,6 +47,20 @@ def open_images(config: TrainConfig, processes: Processes) -> tuple[Source, Load
         config.image_size, data.crop_scale, data.flip, data.color_jitter, mean=data.mean, std=data.std
     )
     return source, make_train_loader(source, transform, config, processes, views=config.mask.views)
+
+
+def open_validation_part(config: TrainConfig, training: Source) -> Source | None:
+    """Open the images that a run looks at and does not train on: the validation part beside ``training``.
+
+    None is returned if the source has no such part, or if ``config.watch`` looks at nothing.
+    """
+    looks_at_nothing = config.watch.every == 0 and config.watch.pictures == 0
+    if looks_at_nothing or training.split != "train":
+        return None
+    try:
+        return open_source(config.data, "val")
+    except DataError:  # nobody has asked for this part, which may lack what its layout needs
+        return None
 
 
 def create_masker(run: Run[TrainConfig]) -> Masker:

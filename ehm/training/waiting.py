@@ -16,6 +16,7 @@ from typing import TypeVar
 from ehm.config import TaskConfig, TokenizerConfig, TrainConfig
 from ehm.console import console
 from ehm.processors import count_available_processors
+from ehm.report.findings import LONG_WAITS
 
 __all__ = ["WaitAdvisor", "WaitClock", "WaitShares"]
 
@@ -26,10 +27,6 @@ _FIRST_STEPS = 20
 """Steps whose waits say nothing yet: workers start and kernels are compiled."""
 _STRETCH_SECONDS = 60.0
 """Time over which shares are averaged before anything is said about them."""
-_DATA_LIMIT = 0.2
-_MASKS_LIMIT = 0.4
-"""Shares above which a wait is reported. Masks have the higher one: made from attention on a CPU, they take a sixth of
-the time of a ViT-B (docs/cost.md), and a third of that of the quickstart's small network (docs/watch.md)."""
 _TREES = ("evolved", "shallow", "deep")
 """Maskings that build trees."""
 _GUIDE = " (docs/watch.md)"
@@ -130,9 +127,9 @@ class WaitAdvisor:
             return
         data = self._data_seconds / self._seconds
         masks = self._mask_seconds / self._seconds
-        if data > _DATA_LIMIT:
+        if data > LONG_WAITS["data_wait"]:
             self._say_once("data", f"The device waits for images {data:.0%} of the time: {self._advise_on_data()}.")
-        if masks > _MASKS_LIMIT and isinstance(self._config, TrainConfig):
+        if masks > LONG_WAITS["masks_wait"] and isinstance(self._config, TrainConfig):
             advice = _advise_on_masks(self._config)
             self._say_once("masks", f"The device waits for masks {masks:.0%} of the time: {advice}.")
         self._restart()

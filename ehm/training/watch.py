@@ -44,14 +44,16 @@ _MOST_KEPT_BYTES = 512 * 2**20
 """Largest size of the images that a process keeps in memory between measurements; more are read every time."""
 
 
-def open_watch(run: Run[TrainConfig], training: Source, plan: RunPlan) -> Watch:
-    """Prepare to measure a run as its section ``watch`` says; ``training`` is the source that it trains on.
+def open_watch(run: Run[TrainConfig], training: Source, held_out: Source | None, plan: RunPlan) -> Watch:
+    """Prepare to measure a run as its section ``watch`` says.
+
+    ``training`` is the source that it trains on, and ``held_out`` the validation part, if there is one.
 
     Raises DataError and ConfigError if the section names images or a figure that cannot be had.
     """
     images = None
     if run.config.watch.every != 0:
-        images = open_watched_images(run.config, training)
+        images = open_watched_images(run.config, training, held_out)
     return Watch(run, plan, images)
 
 

@@ -65,15 +65,15 @@ class WatchedImages:
         return f"{text} in {self.classes:,} classes, the largest of which has {self.largest_class:.0%}"
 
 
-def open_watched_images(config: TrainConfig, training: Source) -> WatchedImages:
-    """Open the images that ``config.watch`` names; ``training`` is the source that is trained on.
+def open_watched_images(config: TrainConfig, training: Source, held_out: Source | None) -> WatchedImages:
+    """Open the images that ``config.watch`` names, or take labelled ones of ``held_out``, else those of ``training``.
 
     Raises DataError if there are none, ConfigError if a figure is asked for that needs labels and there are none.
     """
     watch = config.watch
     if watch.source is None:
         name = config.data.source
-        source = _find_own_images(config.data, training)
+        source = training if held_out is None or held_out.labels is None else held_out
     else:
         name = watch.source
         source = _open_named_images(config.data, watch.source, watch.layout)
@@ -84,17 +84,6 @@ def open_watched_images(config: TrainConfig, training: Source) -> WatchedImages:
             "classes as watch.source, or set watch.figure=rankme"
         )
     return chosen
-
-
-def _find_own_images(data: PretrainData, training: Source) -> Source:
-    """Return the validation part of the source that is trained on, or that itself if the part is of no use."""
-    if training.split != "train":
-        return training
-    try:
-        held_out = open_source(data, "val")
-    except DataError:  # nobody has asked for this part, which may lack what its layout needs
-        return training
-    return training if held_out.labels is None else held_out
 
 
 def _open_named_images(data: PretrainData, name: str, layout: Layout) -> Source:

@@ -108,11 +108,11 @@ class Training:
 
     def _measure_and_clip_gradients(self) -> Tensor:
         """Return the length of the gradient of all parameters together, and clip it if ``optim.clip_grad`` says so."""
-        trained = [parameter for parameter in self._model.parameters() if parameter.grad is not None]
+        gradients = [parameter.grad for parameter in self._model.parameters() if parameter.grad is not None]
         # of gradients that are shared out to processes, the norm is shared out too until it is gathered
-        norm = nn.utils.get_total_norm([parameter.grad for parameter in trained if parameter.grad is not None])
+        norm = nn.utils.get_total_norm(gradients)
         if self._optim.clip_grad is not None:
-            nn.utils.clip_grads_with_norm_(trained, self._optim.clip_grad, norm)
+            nn.utils.clip_grads_with_norm_(self._model.parameters(), self._optim.clip_grad, norm)
         return gather_tensor(norm)
 
     def state(self) -> Arrays:

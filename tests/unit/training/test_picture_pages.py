@@ -156,7 +156,7 @@ def test_of_several_processes_the_first_writes_and_decides(fake, images, tmp_pat
     learner = fake.create_learner(config)
     plan = plan_run(config.optim, config.run, steps_per_epoch=5)
     run_of_two = Run(config, fake, tmp_path / "out", None)
-    pages = pictures.open_pictures(run_of_two, learner, plan, open_source(config.data, "train"))
+    pages = pictures.open_pictures(run_of_two, learner, plan, open_source(config.data, "train"), None)
     assert [done for done in range(1, 21) if pages.is_due(done)] == [20]
     pages.draw(20)
     assert len([call for call in learner.calls if call[0] == "reconstruct"]) == 1  # as all processes do
