@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from ehm.errors import BackendError
 from ehm.plugins import list_plugins
-from ehm.processors import prepare_threads
+from ehm.processors import keep_processors, prepare_threads
 
 if TYPE_CHECKING:
     from ehm.backends.base import Backend
@@ -65,11 +65,13 @@ def get(device: str = "auto") -> Backend:
             problem += f", or --device {other} takes {framework_of(other)}, which is"
         raise BackendError(problem)
     module, _, function = known[name].partition(":")
-    try:
-        make = getattr(import_module(module), function)
-    except (ImportError, AttributeError) as error:
-        raise BackendError(f"--device {device}: {known[name]} cannot be loaded: {error}") from error
-    backend: Backend = make(device)
+    # a vendor's plug-in may pin this thread, when it is imported or when it opens the device
+    with keep_processors():
+        try:
+            make = getattr(import_module(module), function)
+        except (ImportError, AttributeError) as error:
+            raise BackendError(f"--device {device}: {known[name]} cannot be loaded: {error}") from error
+        backend: Backend = make(device)
     return backend
 
 

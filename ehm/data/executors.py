@@ -14,6 +14,7 @@ import numpy as np
 from ehm.data.sampler import BatchPlan
 from ehm.data.samples import LoadedBatch, Sample, SampleReader
 from ehm.data.workers import WorkerPool
+from ehm.processors import spread_thread
 
 __all__ = ["Executor", "InProcess", "Processes", "Threads"]
 
@@ -66,7 +67,7 @@ class Threads:
     def load_batches(self, plans: Iterator[BatchPlan]) -> Iterator[LoadedBatch]:
         """See :class:`Executor`; the threads end with the iterator."""
         pending: deque[list[Future[Sample]]] = deque()
-        pool = ThreadPoolExecutor(self.count, thread_name_prefix="data")
+        pool = ThreadPoolExecutor(self.count, thread_name_prefix="data", initializer=spread_thread)
         try:
             for plan in plans:
                 pending.append([pool.submit(self.reader.read_sample, i, plan.epoch) for i in plan.indices.tolist()])

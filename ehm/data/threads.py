@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
+from ehm.processors import spread_thread
+
 __all__ = ["in_threads"]
 
 T = TypeVar("T")
@@ -18,7 +20,7 @@ def in_threads(function: Callable[[T], R], items: Iterable[T], count: int) -> It
     if count == 0:
         yield from map(function, items)
         return
-    with ThreadPoolExecutor(count, thread_name_prefix="data") as pool:
+    with ThreadPoolExecutor(count, thread_name_prefix="data", initializer=spread_thread) as pool:
         waiting: deque[Future[R]] = deque()
         for item in items:
             waiting.append(pool.submit(function, item))

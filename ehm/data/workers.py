@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 from ehm.data.sampler import BatchPlan
 from ehm.data.samples import LoadedBatch, SampleReader
 from ehm.errors import DataError, EhmError
+from ehm.processors import spread_children
 
 __all__ = ["WorkerPool", "main"]
 
@@ -86,13 +87,14 @@ class _Worker:
     def __init__(self, memory: int, setup: bytes) -> None:
         self.connection, worker_end = Pipe()
         code = _BOOTSTRAP.format(path=sys.path, socket=worker_end.fileno(), memory=memory, parent=os.getpid())
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", code],
-            stdin=subprocess.DEVNULL,
-            pass_fds=(worker_end.fileno(), memory),
-            env={**os.environ, **_ONE_THREAD},  # there are as many workers as processors are to be used
-            start_new_session=True,  # Ctrl-C is for the parent, which then ends its workers
-        )
+        with spread_children():
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", code],
+                stdin=subprocess.DEVNULL,
+                pass_fds=(worker_end.fileno(), memory),
+                env={**os.environ, **_ONE_THREAD},  # there are as many workers as processors are to be used
+                start_new_session=True,  # Ctrl-C is for the parent, which then ends its workers
+            )
         worker_end.close()
         self._setup = setup
 

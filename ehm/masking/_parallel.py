@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ehm.processors import count_available_processors
+from ehm.processors import count_available_processors, spread_thread
 
 __all__ = ["run_over_batch"]
 
@@ -34,7 +34,7 @@ def run_over_batch(kernel: Callable[..., Any], *arrays: NDArray[Any], entries: i
         kernel(*arrays)
         return
     edges = np.linspace(0, batch, chunks + 1).astype(int)
-    with ThreadPoolExecutor(chunks - 1) as pool:
+    with ThreadPoolExecutor(chunks - 1, initializer=spread_thread) as pool:
         futures = []
         for start, stop in pairwise(edges[1:]):
             futures.append(pool.submit(kernel, *(array[start:stop] for array in arrays)))

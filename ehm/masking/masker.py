@@ -83,7 +83,7 @@ def make_masker(
     config: MaskConfig,
     grid: tuple[int, int],
     build: Literal["host", "device"] = "host",
-    sharers: int = 1,
+    threads: int | None = None,
 ) -> Masker:
     """Make the masker of the masking called ``masking`` for a ``grid`` = (height, width) of patches.
 
@@ -91,10 +91,10 @@ def make_masker(
     ``attmask_hint``, ``attmask_low`` and ``mst`` go by what the class token attends to, ``epm`` by parts that EM finds.
     ``evolved`` deepens with training progress by the configuration's schedule and depth range; ``shallow`` and ``deep``
     stay at a fifth and four fifths of the height. ``build`` says whether hierarchies are built on the host or on the
-    device. The host takes as many threads as it has processors, divided among ``sharers`` processes that do the same.
-    Raises ValueError for any other name.
+    device. The host takes ``threads`` threads at most, as many as this process has processors if left out. Raises
+    ValueError for any other name.
     """
-    threads = max(1, count_available_processors() // sharers)
+    threads = threads or count_available_processors()
     if masking in _STATIC:
         return _StaticMasker(masking, config, grid)
     if masking in _SALIENCY:

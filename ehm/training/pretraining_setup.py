@@ -13,6 +13,7 @@ from ehm.masking.masker import Masker
 from ehm.models.pretraining import adopt_encoder, keep_needed_weights, name_first_weights
 from ehm.models.weights import Weights
 from ehm.training.loaders import make_train_loader
+from ehm.training.own_processors import count_own_processors
 from ehm.training.run import Run
 
 __all__ = ["choose_first_weights", "create_masker", "open_images", "open_validation_part", "take_encoder"]
@@ -64,9 +65,12 @@ def open_validation_part(config: TrainConfig, training: Source) -> Source | None
 
 
 def create_masker(run: Run[TrainConfig]) -> Masker:
-    """Create the masker of ``run``, which builds hierarchies where its configuration or its device says."""
+    """Create the masker of ``run``, which builds hierarchies where its configuration or its device says.
+
+    All processes call this: those of one machine share its processors.
+    """
     config = run.config
     build = config.mask.build
     if build == "auto":
         build = run.backend.describe_device().hierarchy
-    return make_masker(config.masking, config.masks, config.units, build, run.processes.local_size)
+    return make_masker(config.masking, config.masks, config.units, build, count_own_processors(run.processes))

@@ -11,6 +11,7 @@ from typing import Any, SupportsFloat, TypeVar
 from ehm.backends.base import Processes
 from ehm.data import Batch
 from ehm.errors import NotFiniteError
+from ehm.training.own_processors import count_own_processors
 from ehm.training.plan import RunPlan
 from ehm.training.run import Run
 from ehm.training.waiting import WaitAdvisor, WaitClock
@@ -21,7 +22,7 @@ T = TypeVar("T")
 
 
 class RunMeter:
-    """Metrics, speed and waits of the steps of ``run`` since they were last read."""
+    """Metrics, speed and waits of the steps of ``run`` since they were last read; all processes make one."""
 
     def __init__(self, run: Run[Any], plan: RunPlan) -> None:
         self._plan = plan
@@ -34,7 +35,7 @@ class RunMeter:
         self._images = 0
         self._images_here = 0
         self._clock = WaitClock(run.backend.is_busy)
-        self._advisor = WaitAdvisor(run.config, run.processes.local_size)
+        self._advisor = WaitAdvisor(run.config, count_own_processors(run.processes))
 
     def time_batches(self, batches: Iterator[T]) -> Iterator[T]:
         """Yield from ``batches``, and count the time for which the loop waits for them."""

@@ -15,7 +15,6 @@ from typing import TypeVar
 
 from ehm.config import TaskConfig, TokenizerConfig, TrainConfig
 from ehm.console import console
-from ehm.processors import count_available_processors
 from ehm.report.findings import LONG_WAITS
 
 __all__ = ["WaitAdvisor", "WaitClock", "WaitShares"]
@@ -104,12 +103,12 @@ class WaitClock:
 class WaitAdvisor:
     """Says in one sentence, once in a run, that the device waits for images, and in another that it does for masks.
 
-    ``sharers`` is the number of processes that share this machine's processors.
+    ``processors`` is the number of processors that this process may use.
     """
 
-    def __init__(self, config: Config, sharers: int = 1) -> None:
+    def __init__(self, config: Config, processors: int) -> None:
         self._config = config
-        self._processors = max(1, count_available_processors() // sharers)
+        self._processors = processors
         self._steps = 0
         self._said: set[str] = set()
         self._restart()

@@ -4,13 +4,24 @@ import os
 import re
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
-from ehm import processors
+from ehm import backends, processors
 from ehm.config import DataConfig
 from ehm.data import Loader, TrainTransform, open_source
-from ehm.processors import WAITING, count_available_processors, count_physical_cores, prepare_threads
+from ehm.data.threads import in_threads
+from ehm.masking._parallel import run_over_batch
+from ehm.processors import (
+    WAITING,
+    count_available_processors,
+    count_physical_cores,
+    count_shared_processors,
+    prepare_threads,
+)
 
 DECIDING = ["OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "KMP_LIBRARY"]
 CHOSEN = {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0"}
@@ -97,6 +108,101 @@ def test_processors_that_share_a_core_count_once(machine):
     write(machine / "own", "0::/")
     write(machine / "cgroup/cpu.max", "300000 100000\n")
     assert count_physical_cores() == 3
+
+
+HALVES = [("a", list(range(4))), ("a", list(range(4, 8)))]
+
+
+@pytest.mark.parametrize(
+    ("everyone", "counts"),
+    [
+        ([("a", list(range(8)))], [8]),
+        ([("a", list(range(8)))] * 2, [4, 4]),
+        ([("a", list(range(8)))] * 3, [2, 2, 2]),
+        ([("a", [0])] * 3, [1, 1, 1]),
+        (HALVES, [4, 4]),
+        ([*HALVES, ("b", list(range(8)))], [4, 4, 8]),
+        ([("a", [0, 1, 2, 3]), ("a", [2, 3]), ("a", [3])], [2, 1, 1]),  # 2 + 1/2 + 1/3, 1/2 + 1/3, 1/3
+    ],
+)
+def test_processes_share_the_processors_that_they_have_in_common(machine, everyone, counts):
+    assert [count_shared_processors(everyone, rank) for rank in range(len(everyone))] == counts
+
+
+def test_a_control_group_is_shared_by_its_processes(machine):
+    write(machine / "own", "0::/")
+    write(machine / "cgroup/cpu.max", "600000 100000\n")
+    assert count_shared_processors(HALVES, 0) == 3
+
+
+@pytest.fixture
+def pinned(monkeypatch):
+    """A thread in which a plug-in has opened a device and pinned the thread to one of the machine's processors."""
+    if not hasattr(os, "sched_setaffinity") or len(os.sched_getaffinity(0)) < 2:
+        pytest.skip("needs two processors and a system that binds threads to them")
+    monkeypatch.setattr(processors, "_kept", set())
+    monkeypatch.setattr(processors, "_pinned_to", set())
+    whole = os.sched_getaffinity(0)
+
+    def open_device(device):
+        os.sched_setaffinity(0, {min(whole)})
+
+    monkeypatch.setitem(sys.modules, "pinning", SimpleNamespace(backend=open_device))
+    monkeypatch.setattr(backends, "list_devices", lambda: {**backends.DEVICES, "pinning": "pinning:backend"})
+    # of its own, so that the other tests keep their processors
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(backends.get, "pinning").result()
+        assert thread.submit(os.sched_getaffinity, 0).result() == {min(whole)}
+        yield thread
+
+
+def test_a_plug_in_that_pins_its_thread_leaves_the_process_its_processors(pinned):
+    whole = os.sched_getaffinity(0)
+    assert pinned.submit(count_available_processors).result() == count_available_processors()
+    pinned.submit(backends.get, "pinning").result()  # a second run in the same process
+    assert pinned.submit(count_available_processors).result() == count_available_processors()
+
+    def build_trees():
+        seen = []
+
+        def kernel(part):
+            seen.append(os.sched_getaffinity(0))
+
+        run_over_batch(kernel, np.zeros((8, 1)), entries=10**6, threads=2)
+        return seen
+
+    trees = pinned.submit(build_trees).result()
+    assert whole in trees  # beside the pinned thread itself
+    readers = pinned.submit(lambda: list(in_threads(os.sched_getaffinity, [0] * 4, 2))).result()
+    assert readers == [whole] * 4
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="needs /proc to look into another process")
+def test_data_workers_of_a_pinned_thread_run_everywhere(pinned, images):
+    source = open_source(DataConfig(source=str(images)), "train")
+
+    def read_workers_affinity():
+        options = {"batch_size": 4, "seed": 0, "shuffle": False, "drop_last": True, "workers": 1}
+        with Loader(source, TrainTransform((8, 8)), **options) as loader:
+            next(batches := loader.batches(0, 2))
+            affinity = os.sched_getaffinity(loader._executor._pools[0]._workers[0].process.pid)
+            batches.close()
+        return affinity, os.sched_getaffinity(0)
+
+    worker, own = pinned.submit(read_workers_affinity).result()
+    assert worker == os.sched_getaffinity(0)
+    assert len(own) == 1  # as the plug-in wants it
+
+
+def test_a_plug_in_that_gives_the_process_several_processors_is_obeyed(monkeypatch):
+    monkeypatch.setattr(processors, "_kept", set())
+    allowed = set(range(8))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(allowed), raising=False)
+    with processors.keep_processors():
+        allowed -= {0, 1, 2, 3}
+    assert count_available_processors() <= 4
+    processors.spread_thread()
+    assert processors._list_processors() == {4, 5, 6, 7}
 
 
 def reported(code, **variables):

@@ -20,6 +20,7 @@ from threading import Thread
 from typing import Any
 
 from ehm.console import console
+from ehm.processors import spread_children
 from ehm.training.trackers.base import Status, TrackedRun, TrackerRun
 
 __all__ = ["ProcessTracker", "TrackerFailure"]
@@ -54,7 +55,7 @@ class ProcessTracker:
         self._log_file = folder / f"{self._name}.log"
         # imported from where the run's own modules come from
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-        with self._log_file.open("w", encoding="utf-8") as log:
+        with self._log_file.open("w", encoding="utf-8") as log, spread_children():
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "ehm.training.trackers.worker"],
                 stdin=subprocess.PIPE,

@@ -69,26 +69,23 @@ def make_config(**changed):
     return TrainConfig.model_validate({"data": {"source": "elpv", "workers": 1}, **changed})
 
 
-@pytest.fixture
-def processors(monkeypatch):
-    monkeypatch.setattr("ehm.training.waiting.count_available_processors", lambda: 8)
-
-
 def said(advisor, capsys, *lines):
     for steps, seconds, data, masks in lines:
         advisor.add_line(steps, seconds, WaitShares(data, masks))
     return capsys.readouterr().out
 
 
-def test_waiting_for_images_is_said_once_with_what_to_change(processors, capsys):
-    advisor = WaitAdvisor(make_config(), sharers=2)
+def test_waiting_for_images_is_said_once_with_what_to_change(capsys):
+    advisor = WaitAdvisor(make_config(), 4)
     out = said(advisor, capsys, (20, 500, 0.9, 0), (10, 61, 0.3, 0), (10, 61, 0.4, 0))
     assert out.count("\n") == 1
     assert "waits for images 30% of the time: data.workers=4 lets every processor read (now 1)" in out
 
 
-def test_with_all_processors_reading_smaller_files_are_left(processors, capsys):
-    out = said(WaitAdvisor(make_config(data={"source": "elpv", "workers": 8})), capsys, (20, 1, 0, 0), (9, 99, 0.3, 0))
+def test_with_all_processors_reading_smaller_files_are_left(capsys):
+    out = said(
+        WaitAdvisor(make_config(data={"source": "elpv", "workers": 8}), 8), capsys, (20, 1, 0, 0), (9, 99, 0.3, 0)
+    )
     assert "the 8 data.workers already take all 8 processors; images on a local disk" in out
 
 
@@ -101,17 +98,17 @@ def test_with_all_processors_reading_smaller_files_are_left(processors, capsys):
         [(20, 1, 0, 0), (10, 30, 0.5, None), (10, 60, 0, None)],  # once, and not on average
     ],
 )
-def test_nothing_is_said_of_short_or_small_waits(processors, capsys, lines):
-    assert said(WaitAdvisor(make_config()), capsys, *lines) == ""
+def test_nothing_is_said_of_short_or_small_waits(capsys, lines):
+    assert said(WaitAdvisor(make_config(), 8), capsys, *lines) == ""
 
 
-def test_waiting_for_masks_is_said_with_what_the_masking_has(processors, capsys):
+def test_waiting_for_masks_is_said_with_what_the_masking_has(capsys):
     lines = [(20, 1, 0, 0), (10, 60, 0, 0.5)]
-    trees = said(WaitAdvisor(make_config()), capsys, *lines)
+    trees = said(WaitAdvisor(make_config(), 8), capsys, *lines)
     assert "waits for masks 50% of the time" in trees
     assert "mask.build=device" in trees
     assert "mask.blocks than 6" in trees
-    parts = said(WaitAdvisor(make_config(masking="epm", mask={"views": 4})), capsys, *lines)
+    parts = said(WaitAdvisor(make_config(masking="epm", mask={"views": 4}), 8), capsys, *lines)
     assert "mask.build" not in parts
     assert "mask.views" not in parts
     assert "mask.blocks than 6" in parts
