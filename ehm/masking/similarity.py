@@ -23,6 +23,9 @@ LARGEST = 1e100
 LARGEST_GAP = 1e-3
 """Difference between two entries that should be equal, as a share of the largest one, that counts as rounding."""
 
+ITERATIONS_PER_TREE = 20
+"""Rounds of balancing that take about as long as it takes to build a tree from the same matrix."""
+
 
 def balance(similarity: Any, iterations: int = 20, threads: int | None = None) -> NDArray[np.float32]:
     """Balance similarities so that every patch gets the same total, 1: (B, N, N) -> (B, N, N) float32.
@@ -43,7 +46,8 @@ def balance(similarity: Any, iterations: int = 20, threads: int | None = None) -
     balanced = np.empty(array.shape, np.float32)
     batch, n = array.shape[:2]
     rounds = np.full(batch, iterations)
-    run_over_batch(balance_batch, array, balanced, rounds, entries=n * n * iterations, threads=threads)
+    entries = n * n * iterations // ITERATIONS_PER_TREE
+    run_over_batch(balance_batch, array, balanced, rounds, entries=entries, threads=threads)
     if not np.isfinite(balanced).all():
         raise ValueError("similarity must be finite, but holds infinity")
     return balanced

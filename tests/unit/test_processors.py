@@ -14,7 +14,7 @@ from ehm import backends, processors
 from ehm.config import DataConfig
 from ehm.data import Loader, TrainTransform, open_source
 from ehm.data.threads import in_threads
-from ehm.masking._parallel import run_over_batch
+from ehm.masking import _parallel
 from ehm.processors import (
     WAITING,
     count_available_processors,
@@ -142,6 +142,7 @@ def pinned(monkeypatch):
         pytest.skip("needs two processors and a system that binds threads to them")
     monkeypatch.setattr(processors, "_kept", set())
     monkeypatch.setattr(processors, "_pinned_to", set())
+    monkeypatch.setattr(_parallel, "_pool", None)  # its threads may run already
     whole = os.sched_getaffinity(0)
 
     def open_device(device):
@@ -168,7 +169,7 @@ def test_a_plug_in_that_pins_its_thread_leaves_the_process_its_processors(pinned
         def kernel(part):
             seen.append(os.sched_getaffinity(0))
 
-        run_over_batch(kernel, np.zeros((8, 1)), entries=10**6, threads=2)
+        _parallel.run_over_batch(kernel, np.zeros((8, 1)), entries=10**6, threads=2)
         return seen
 
     trees = pinned.submit(build_trees).result()

@@ -1,7 +1,11 @@
 """The arrays that hierarchies are built from, and the threads that build them."""
 
+import os
+import signal
 import subprocess
 import sys
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numba
@@ -115,6 +119,44 @@ def test_every_image_is_visited_once_whatever_the_chunks(monkeypatch):
         visits = np.zeros(batch, int)
         _parallel.run_over_batch(lambda part: np.add(part, 1, out=part), visits, entries=1, threads=5)
         assert (visits == 1).all()
+
+
+def test_threads_live_on_from_call_to_call(monkeypatch):
+    monkeypatch.setattr(_parallel, "ENTRIES_PER_THREAD", 1)
+    monkeypatch.setattr(_parallel, "_pool", None)
+    seen = set()
+    for _ in range(20):
+        _parallel.run_over_batch(lambda part: seen.add(threading.current_thread()), np.zeros(9), entries=1, threads=3)
+    assert all(thread.is_alive() for thread in seen)
+
+
+def test_a_kernel_that_fails_is_heard_when_all_slices_are_done(monkeypatch):
+    monkeypatch.setattr(_parallel, "ENTRIES_PER_THREAD", 1)
+    for failing in range(3):
+        done = []
+
+        def kernel(part, failing=failing, done=done):
+            time.sleep(0 if part[0] == failing else 0.01)
+            done.append(part[0])
+            if part[0] == failing:
+                raise ArithmeticError("no tree")
+
+        with pytest.raises(ArithmeticError, match="no tree"):
+            _parallel.run_over_batch(kernel, np.arange(3), entries=1, threads=3)
+        assert sorted(done) == [0, 1, 2]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork on this system")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")  # which is what is tried
+def test_a_forked_process_has_threads_of_its_own(similarity, monkeypatch):
+    monkeypatch.setattr(_parallel, "ENTRIES_PER_THREAD", 1)
+    expected = build_hierarchy(similarity, 3).parent
+    child = os.fork()
+    if child == 0:
+        signal.alarm(60)  # the parent's threads would never answer
+        os._exit(not np.array_equal(build_hierarchy(similarity, 3).parent, expected))
+    _, status = os.waitpid(child, 0)
+    assert status == 0
 
 
 def test_kernels_compile_where_nothing_can_be_cached(monkeypatch):
