@@ -8,9 +8,10 @@ import sys
 import numpy as np
 import pytest
 from ports import free_port
+from process_pair import ProcessPair
 from tiny import TINY
 
-import ehm
+from ehm.cli import main
 from ehm.storage.checkpoint import open_checkpoint
 
 SETTINGS = {
@@ -50,19 +51,30 @@ FINETUNE = {
 }
 
 
-def run(command, out, settings, processes=1, resume=False, **flags):
-    """``ehm COMMAND``: here, or in so many processes of torchrun's; returns what they say."""
-    overrides = [f"{key}={value}" for key, value in settings.items()]
-    if processes == 1:
-        getattr(ehm, command)(device="cpu", overrides=overrides, out=out, resume=resume, **flags)
-        return ""
-    line = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes)]
-    line += ["--master_port", str(free_port()), "-m", "ehm.cli", command, "--device", "cpu", "--out", str(out)]
-    line += [f"--set={override}" for override in overrides] + ["--resume"] * resume
-    line += [f"--{flag}={value}" for flag, value in flags.items()]
+@pytest.fixture(scope="module")
+def pair():
+    """Two processes that train together, for all tests here."""
+    processes = ProcessPair()
+    yield processes
+    processes.close()
+
+
+def list_arguments(command, out, settings, *more):
+    """The words of ``ehm COMMAND`` with these settings."""
+    return [command, "--device", "cpu", "--out", str(out), *(f"--set={k}={v}" for k, v in settings.items()), *more]
+
+
+def run_alone(command, out, settings):
+    """Run ``ehm COMMAND`` in this process."""
+    assert main(list_arguments(command, out, settings)) == 0
+
+
+def run_by_torchrun(arguments):
+    """Run ``ehm ARGUMENTS...`` in two processes that torchrun starts."""
+    line = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+    line += ["--master_port", str(free_port()), "-m", "ehm.cli", *arguments]
     done = subprocess.run(line, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
 
 
 def curve(out, *names):
@@ -104,10 +116,10 @@ FIGURES = {"evolved": ("mask_level", "largest_part"), "epm": ("parts", "largest_
     [("ddp", "evolved", "online"), ("fsdp", "evolved", "online"), ("ddp", "epm", "online"),
      ("fsdp", "attmask_hint", "ema")],
 )  # fmt: skip
-def test_two_processes_train_as_one_does(settings, tmp_path, parallel, masking, source):
+def test_two_processes_train_as_one_does(settings, tmp_path, pair, parallel, masking, source):
     settings |= {"masking": masking, "mask.source": source, "watch.every": 0.5}
-    run("train", tmp_path / "one", settings)
-    said = run("train", tmp_path / "two", {**settings, "run.parallel": parallel}, 2)
+    run_alone("train", tmp_path / "one", settings)
+    said = pair.run(*list_arguments("train", tmp_path / "two", {**settings, "run.parallel": parallel}))
     assert said.count("Checkpoint: ") == 1  # the first process speaks, alone
     assert "2 processes" in said
     watched = ("rankme", "feature_spread", "rankme_ema")
@@ -121,52 +133,55 @@ SIMMIM = {
 
 
 @pytest.mark.parametrize(("encoder", "parallel"), [("vit_tiny", "fsdp"), ("swin_tiny", "fsdp")])
-def test_two_processes_train_simmim_as_one_does(settings, tmp_path, encoder, parallel):
+def test_two_processes_train_simmim_as_one_does(settings, tmp_path, pair, encoder, parallel):
     settings |= {**SIMMIM[encoder], "objective": "simmim", "encoder": encoder, "mask.unit": 16, "mask.ratio": 0.5}
     settings |= {"model.drop_path": 0, "optim.epochs": 2, "optim.base_lr": 0.005}
-    run("train", tmp_path / "one", settings)
-    run("train", tmp_path / "two", {**settings, "run.parallel": parallel}, 2)
+    run_alone("train", tmp_path / "one", settings)
+    pair.run(*list_arguments("train", tmp_path / "two", {**settings, "run.parallel": parallel}))
     assert_same_run(tmp_path / "one", tmp_path / "two", "loss", "grad_norm", "lr", *FIGURES["evolved"])
 
 
-def test_two_processes_keep_first_blocks_and_learn_updates_as_one_does(settings, tmp_path):
+def test_two_processes_keep_first_blocks_and_learn_updates_as_one_does(settings, tmp_path, pair):
     settings |= {"layer_decay": 0.8, "optim.epochs": 2}
-    run("train", tmp_path / "start", settings)
+    run_alone("train", tmp_path / "start", settings)
     settings |= {"model.init": tmp_path / "start", "model.freeze": 1}
     settings |= {"lora.rank": 2, "lora.targets": "[attn.qkv, attn.proj, mlp]"}
-    run("train", tmp_path / "one", settings)
-    said = run("train", tmp_path / "two", {**settings, "run.parallel": "fsdp"}, 2)
+    run_alone("train", tmp_path / "one", settings)
+    said = pair.run(*list_arguments("train", tmp_path / "two", {**settings, "run.parallel": "fsdp"}))
     assert "parameters learn" in said
     assert_same_run(tmp_path / "one", tmp_path / "two", "loss", "grad_norm", "lr", *FIGURES["evolved"])
 
 
 @pytest.mark.parametrize(("parallel", "teacher"), [("ddp", "start"), ("fsdp", "ema")])
-def test_two_processes_predict_features_as_one_does(settings, tmp_path, parallel, teacher):
+def test_two_processes_predict_features_as_one_does(settings, tmp_path, pair, parallel, teacher):
     settings |= {"optim.epochs": 2, "optim.base_lr": 0.005, "optim.ema_decay": "[0.9, 1]"}
     if teacher == "start":
-        run("train", tmp_path / "first", {**settings, "optim.epochs": 1})
+        run_alone("train", tmp_path / "first", {**settings, "optim.epochs": 1})
         settings |= {"model.init": tmp_path / "first"}
     settings |= {"objective": "feature", "model.teacher": teacher}
-    run("train", tmp_path / "one", settings)
-    run("train", tmp_path / "two", {**settings, "run.parallel": parallel}, 2)
+    run_alone("train", tmp_path / "one", settings)
+    pair.run(*list_arguments("train", tmp_path / "two", {**settings, "run.parallel": parallel}))
     assert_same_run(tmp_path / "one", tmp_path / "two", "loss", "grad_norm", "lr", *FIGURES["evolved"])
 
 
-def test_a_run_goes_on_with_another_number_of_processes(settings, tmp_path):
-    whole, moved = tmp_path / "whole", tmp_path / "moved"
+def test_a_run_goes_on_with_another_number_of_processes(settings, tmp_path, pair):
+    whole = tmp_path / "whole"
+    moved = tmp_path / "moved"
     settings |= {"masking": "block"}
-    run("train", whole, settings)
-    run("train", moved, {**settings, "run.max_steps": 2}, 2)
-    run("train", moved, {**settings, "run.max_steps": 4, "optim.accumulate": 1}, 1, resume=True)
-    run("train", moved, {**settings, "run.max_steps": 99, "run.parallel": "fsdp"}, 2, resume=True)
+    run_alone("train", whole, settings)
+    run_by_torchrun(list_arguments("train", moved, {**settings, "run.max_steps": 2}))
+    alone = {**settings, "run.max_steps": 4, "optim.accumulate": 1}
+    assert main(list_arguments("train", moved, alone, "--resume")) == 0
+    together = {**settings, "run.max_steps": 99, "run.parallel": "fsdp"}
+    pair.run(*list_arguments("train", moved, together, "--resume"))
     assert_same_run(whole, moved, "loss", "grad_norm", "lr")
 
 
-def test_two_processes_fine_tune_and_measure_as_one_does(stripes, tmp_path):
+def test_two_processes_fine_tune_and_measure_as_one_does(stripes, tmp_path, pair):
     # DDP has to do without gradients of the first block
     settings = {**FINETUNE, "data.source": stripes, "model.freeze": 1}
-    for out, processes in (("one", 1), ("two", 2)):
-        run("finetune", tmp_path / out, settings, processes)
+    run_alone("finetune", tmp_path / "one", settings)
+    pair.run(*list_arguments("finetune", tmp_path / "two", settings))
     assert_same_run(tmp_path / "one", tmp_path / "two", "loss", "lr")
     one, two = (json.loads((tmp_path / out / "metrics.json").read_text()) for out in ("one", "two"))
     for key in ("samples", "top1", "confusion", "balanced_accuracy", "part"):
@@ -174,7 +189,7 @@ def test_two_processes_fine_tune_and_measure_as_one_does(stripes, tmp_path):
 
 
 @pytest.mark.parametrize(("parallel", "longest"), [("ddp", "null"), ("fsdp", 24)])
-def test_two_processes_train_and_measure_descriptors_as_one_does(stripes, tmp_path, parallel, longest):
+def test_two_processes_train_and_measure_descriptors_as_one_does(stripes, tmp_path, pair, parallel, longest):
     settings = {name: value for name, value in FINETUNE.items() if not name.startswith("augment.")}
     settings |= {
         "data.source": stripes,
@@ -183,17 +198,18 @@ def test_two_processes_train_and_measure_descriptors_as_one_does(stripes, tmp_pa
         "dim": 16,
         "longest": longest,
         "optim.steps": "null",
+        "run.parallel": parallel,
     }
-    for out, processes in (("one", 1), ("two", 2)):
-        run("finetune", tmp_path / out, {**settings, "run.parallel": parallel}, processes, task="retrieval")
+    assert main(list_arguments("finetune", tmp_path / "one", settings, "--task=retrieval")) == 0
+    pair.run(*list_arguments("finetune", tmp_path / "two", settings, "--task=retrieval"))
     assert_same_run(tmp_path / "one", tmp_path / "two", "loss", "lr")
     one, two = (json.loads((tmp_path / out / "metrics.json").read_text())["protocols"]["all"] for out in ("one", "two"))
     assert one["queries"] == two["queries"] == 48
     assert two["map"] == pytest.approx(one["map"], abs=1e-3)
 
 
-def test_a_set_of_one_batch_is_shared_evenly(settings, tmp_path):
+def test_a_set_of_one_batch_is_shared_evenly(settings, tmp_path, pair):
     settings |= {"optim.batch_size": 12, "optim.epochs": 2}
-    run("train", tmp_path / "two", settings, 2)
-    run("train", tmp_path / "one", settings)
+    pair.run(*list_arguments("train", tmp_path / "two", settings))
+    run_alone("train", tmp_path / "one", settings)
     assert_same_run(tmp_path / "one", tmp_path / "two", "loss")
