@@ -1,7 +1,7 @@
 """Two processes that stay, and run one command of ``ehm`` after another together, as torchrun's would.
 
-Starting torchrun for a command costs three imports of torch, more than a tiny run itself. One test of each kind of group
-still takes torchrun: test_distributed.py's.
+Starting torchrun for a command costs three imports of torch, more than a tiny run itself. test_distributed.py still
+starts one command by torchrun.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ class ProcessPair:
         port = str(free_port())
         self._processes = []
         # a file, because a pipe that nobody reads would hold the process up once it is full
-        self._errors = tempfile.TemporaryFile("w+")
+        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 - it is open as long as the processes run
         for rank in range(SIZE):
             environment = {
                 **os.environ,

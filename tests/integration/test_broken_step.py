@@ -7,7 +7,7 @@ import shutil
 import numpy as np
 import pytest
 from full_disk import full_disk
-from test_distributed import run as run_processes
+from test_distributed import list_arguments, run_by_torchrun
 from tiny import RUN, TINY
 
 import ehm
@@ -138,7 +138,7 @@ def test_two_processes_keep_the_whole_batch(images, tmp_path):
     with pytest.raises(NotFiniteError):
         train(images, tmp_path / "one")
     with pytest.raises(AssertionError, match="--replay"):  # what the command says, as it fails
-        run_processes("train", tmp_path / "two", {**EXPLODING, "data.source": images}, 2)
+        run_by_torchrun(list_arguments("train", tmp_path / "two", {**EXPLODING, "data.source": images}))
     one = read_broken_step(tmp_path / "one/broken/step-00000002")
     two = read_broken_step(tmp_path / "two/broken/step-00000002")
     assert two.facts["processes"] == 2

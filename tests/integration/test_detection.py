@@ -1,10 +1,7 @@
 """Detection through the public functions: what it learns, what it leaves behind, and that it can be stopped."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.error import HTTPError
@@ -15,7 +12,6 @@ import pytest
 import torch
 import tritonclient.http as triton
 from PIL import Image
-from ports import free_port
 from safetensors.numpy import load_file
 from scenes import CLASSES, annotate, write_scenes
 from serving import running
@@ -403,7 +399,7 @@ def test_useless_objects_are_named_before_training(config, few, tmp_path, capsys
     assert "003.jpg: No such file or directory" in said.replace("\n", "")
 
 
-def test_two_processes_are_one_run(config, few, tmp_path):
+def test_two_processes_are_one_run(config, few, tmp_path, pair):
     settings = config(
         data={"source": str(few)},
         model={"drop_path": 0},
@@ -414,11 +410,7 @@ def test_two_processes_are_one_run(config, few, tmp_path):
     )
     (tmp_path / "c.json").write_text(json.dumps(settings.model_dump(mode="json")))
     one = finetune(settings, device="cpu", out=tmp_path / "one")
-    line = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_addr", "127.0.0.1"]
-    line += ["--master_port", str(free_port()), "-m", "ehm.cli", "finetune", "--device", "cpu"]
-    line += ["--config", str(tmp_path / "c.json"), "--out", str(tmp_path / "two")]
-    done = subprocess.run(line, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+    pair.run("finetune", "--device", "cpu", "--config", str(tmp_path / "c.json"), "--out", str(tmp_path / "two"))
     report = json.loads((tmp_path / "two" / "metrics.json").read_text())
     assert report["images"] == one.report.images == 2
     assert report["objects"] == list(one.report.objects)

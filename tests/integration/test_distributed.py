@@ -8,7 +8,6 @@ import sys
 import numpy as np
 import pytest
 from ports import free_port
-from process_pair import ProcessPair
 from tiny import TINY
 
 from ehm.cli import main
@@ -49,14 +48,6 @@ FINETUNE = {
     "run.log_every": 1,
     "run.trackers": "[]",
 }
-
-
-@pytest.fixture(scope="module")
-def pair():
-    """Two processes that train together, for all tests here."""
-    processes = ProcessPair()
-    yield processes
-    processes.close()
 
 
 def list_arguments(command, out, settings, *more):

@@ -5,8 +5,6 @@ import io
 import json
 import os
 import shutil
-import subprocess
-import sys
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
@@ -16,7 +14,6 @@ import torch
 import tritonclient.http as triton
 from composited import CLASSES, write_pairs
 from PIL import Image
-from ports import free_port
 from serving import running
 from sklearn.metrics import jaccard_score
 
@@ -175,17 +172,12 @@ def test_a_folder_without_parts_is_divided_the_same_way_for_every_seed(tmp_path,
     assert said.count("16 images (all but fold 0 of 5), measured on 4 (fold 0 of 5)") == 2
 
 
-def test_two_processes_measure_what_one_does(trained, pairs, tmp_path):
+def test_two_processes_measure_what_one_does(trained, pairs, tmp_path, pair):
     """Each on half of a batch and of the images; batch norm's moments are the mean of both."""
     values = json.loads(settings(pairs, **SHORT, run={"max_steps": 2}).model_dump_json())
     (tmp_path / "config.yaml").write_text(json.dumps(values))
-    line = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(free_port())]
-    line += ["-m", "ehm.cli", "finetune", "--device", "cpu", "--config", str(tmp_path / "config.yaml")]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
-    done = subprocess.run(
-        [*line, "--out", str(tmp_path / "run")], env=environment, capture_output=True, text=True, timeout=200
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    config = str(tmp_path / "config.yaml")
+    pair.run("finetune", "--device", "cpu", "--config", config, "--out", str(tmp_path / "run"))
     report = json.loads((tmp_path / "run" / "metrics.json").read_text())
     alone = evaluate(tmp_path / "run", device="cpu")
     assert report["images"] == alone.images == 16
