@@ -4,9 +4,9 @@ import pytest
 from process_pair import ProcessPair
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def pair():
-    """Two processes that run commands together, for all tests of a file."""
+    """Two processes that run commands together, for all tests of a worker."""
     processes = ProcessPair()
     yield processes
     processes.close()
