@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol, SupportsFloat
+from typing import TYPE_CHECKING, Any, Literal, Protocol, SupportsFloat, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -186,6 +186,16 @@ class StepExamination:
     operator: str | None
 
 
+@runtime_checkable
+class TakesMaskPieces(Protocol):
+    """A learner whose ``train_step`` also takes :class:`ehm.masking.BatchMasks`.
+
+    It asks for the masks of a part of the batch only when it comes to that part.
+    """
+
+    takes_mask_pieces: Literal[True]
+
+
 class Learner(Protocol):
     """A masked image model in pretraining.
 
@@ -205,9 +215,10 @@ class Learner(Protocol):
 
         ``ema_decay`` is the decay of the moving average in this step, None the last one of ``config.optim.ema_decay``.
 
-        ``batch`` comes from :meth:`prepare_batch`; ``mask`` is a NumPy array, or comes from :class:`MasksOnDevice`. The
-        values returned are means over all processes and stay on the device until ``float()`` reads them; ``loss`` and
-        ``grad_norm``, the length of the gradient before it is clipped, are always among them.
+        ``batch`` comes from :meth:`prepare_batch`; ``mask`` is a NumPy array, or comes from :class:`MasksOnDevice`, or
+        is a :class:`ehm.masking.BatchMasks` if the learner is one that :class:`TakesMaskPieces`. The values returned
+        are means over all processes and stay on the device until ``float()`` reads them; ``loss`` and ``grad_norm``,
+        the length of the gradient before it is clipped, are always among them.
         """
         ...
 

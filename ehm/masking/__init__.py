@@ -7,12 +7,14 @@ from ehm.masking.hierarchy import Hierarchy, build_hierarchy
 from ehm.masking.masker import Masker, make_masker
 from ehm.masking.masks import draw_ranks, hierarchical_mask, split_mask, spread_mask
 from ehm.masking.parts import em_parts, part_count, part_mask
+from ehm.masking.pieces import BatchMasks
 from ehm.masking.saliency import attmask_high, attmask_hint, attmask_low, mst_mask
 from ehm.masking.schedule import depth, masking_level
 from ehm.masking.similarity import balance, cosine_similarity
 from ehm.masking.static import block_mask, grid_mask, large_block_mask, multi_block_mask, random_mask
 
 __all__ = [
+    "BatchMasks",
     "Hierarchy",
     "Masker",
     "attmask_high",

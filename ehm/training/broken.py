@@ -74,7 +74,7 @@ def _take_again_and_keep(run: Run[TrainConfig], weights: Weights | None, error: 
     reached = _reach_step(run, weights, error.step - 1)
 
     # a tensor of any framework, on any device, has this method
-    own_mask = np.array(reached.masked.mask.tolist(), bool)
+    own_mask = np.array(reached.masked.masks.read_all().tolist(), bool)
     rates = reached.steps.rates_at(reached.number)
     metrics = reached.steps.take(reached.masked, rates)
     loss = float(metrics["loss"])
@@ -89,7 +89,7 @@ def _take_again_and_keep(run: Run[TrainConfig], weights: Weights | None, error: 
             "problem": error.problem,
             "loss": repr(loss),
             "grad_norm": repr(grad_norm),
-            "masks": reached.masked.problem or run.config.masking,
+            "masks": reached.masked.problems[0] if reached.masked.problems else run.config.masking,
             "rates": rates.to_json(),
             "processes": run.processes.size,
         }
@@ -98,7 +98,7 @@ def _take_again_and_keep(run: Run[TrainConfig], weights: Weights | None, error: 
 
     folder = checkpoint_path(run.folder / FOLDER, error.step)
     outcome = f"the step is kept in {folder}, and `ehm train --replay {folder}` says where its numbers break"
-    if reached.masked.problem is None and math.isfinite(loss) and math.isfinite(grad_norm):
+    if not reached.masked.problems and math.isfinite(loss) and math.isfinite(grad_norm):
         outcome += (
             f"; but taken again just now it was finite, with the loss {loss:.4g}: kernels of this device differ from "
             "time to time, which run.deterministic=true prevents, or the device is faulty"
@@ -122,7 +122,7 @@ def _reach_step(run: Run[TrainConfig], weights: Weights | None, number: int) -> 
             batches, "again", number + 1 - first, console=console, disable=not console.is_terminal, transient=True
         )
         for step, batch in enumerate(shown, start=first):
-            masked = steps.make_masks(step, batch)
+            masked = steps.mask_batch(step, batch)
             if step < number:
                 steps.take(masked, steps.rates_at(step))
     return _ReachedStep(number, plan, steps, learner.state(), batch, masked)

@@ -140,18 +140,17 @@ def _pretrain(run: Run[TrainConfig], weights: Weights | None, notes: tuple[str, 
     meter = RunMeter(run, plan)
     with loader, run.open_log(plan.last, first, "pretrain") as log:
         for step, batch in enumerate(meter.time_batches(loader.batches(first, plan.last)), start=first):
-            with meter.time_masks():
-                masked = steps.make_masks(step, batch)
+            masked = steps.mask_batch(step, batch, meter.time_masks)
             rates = steps.rates_at(step)
             metrics = steps.take(masked, rates)
 
             done = step + 1
-            meter.add_step(done, batch, {**metrics, "lr": rates.lr}, masked.problem)
+            meter.add_step(done, batch, {**metrics, "lr": rates.lr}, masked.problems)
             log.advance(done)
             is_watch_due = watch.is_due(done)
             is_best = False
             if is_watch_due or plan.is_log_due(done) or plan.is_save_due(done):
-                values = meter.read_values(saved) | average_over_processes(masked.figures, processes)
+                values = meter.read_values(saved) | average_over_processes(masked.read_figures(), processes)
                 loss = values["loss"]
                 if is_watch_due:
                     figures, is_best = watch.measure(learner, done)

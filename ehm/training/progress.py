@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, SupportsFloat, TypeVar
 
@@ -41,20 +40,20 @@ class RunMeter:
         """Yield from ``batches``, and count the time for which the loop waits for them."""
         return self._clock.time_batches(batches)
 
-    def time_masks(self) -> AbstractContextManager[None]:
-        """Return a context in which the masks of a step are made, whose time is counted."""
-        return self._clock.time_masks()
+    def time_masks(self, pieces: Iterator[T]) -> Iterator[T]:
+        """Yield the ``pieces`` of the masks of a step, and count the time for which the device waits for them."""
+        return self._clock.time_masks(pieces)
 
     def add_step(
-        self, done: int, batch: Batch, metrics: Mapping[str, SupportsFloat], problem: str | None = None
+        self, done: int, batch: Batch, metrics: Mapping[str, SupportsFloat], problems: Sequence[str] = ()
     ) -> None:
         """Note a step on ``batch``, after which ``done`` steps are done.
 
-        ``metrics`` may still lie on the device: to read them here would make every step wait for it. ``problem`` says
-        what was not finite already, if anything was.
+        ``metrics`` may still lie on the device: to read them here would make every step wait for it. ``problems``
+        say what was not finite already, if anything was.
         """
-        if problem is not None:
-            self._problems[done] = problem
+        if problems:
+            self._problems[done] = problems[0]
         self._images += batch.total
         self._images_here += len(batch.indices)
         self._pending.append((done, metrics))

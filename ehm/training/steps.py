@@ -5,16 +5,15 @@ Whoever takes a step again, from the same weights, takes the same one.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any, SupportsFloat
 
-import numpy as np
-
-from ehm.backends.base import Learner, PreparedBatch
+from ehm.backends.base import Learner, PreparedBatch, TakesMaskPieces
 from ehm.config import TrainConfig
 from ehm.data import Batch
-from ehm.masking.masker import SALIENCY_MASKINGS, Masker, make_masker
+from ehm.masking.masker import Masker, NotFiniteAttentionError, make_masker
+from ehm.masking.pieces import BatchMasks, MaskPiece
 from ehm.training.plan import RunPlan
 from ehm.training.schedule import ema_decay_at, learning_rate_at
 
@@ -36,15 +35,18 @@ class StepRates:
 
 @dataclass(frozen=True)
 class MaskedBatch:
-    """A batch with its masks (B * views, N), which may lie on the device, and the figures of their hierarchies.
+    """A batch with its masks (B * views, N), which are made while the step is taken and may lie on the device.
 
-    ``problem`` says why the masks are random ones instead, if they are.
+    ``problems`` say why masks are random ones instead, if any are; they are known once all masks are made.
     """
 
     prepared: PreparedBatch
-    mask: Any
-    figures: Mapping[str, SupportsFloat]
-    problem: str | None = None
+    masks: BatchMasks
+    problems: list[str] = field(default_factory=list)
+
+    def read_figures(self) -> Mapping[str, SupportsFloat]:
+        """Return the figures of the hierarchies, each the mean over the batch."""
+        return self.masks.read_figures()
 
 
 class MaskedSteps:
@@ -57,24 +59,18 @@ class MaskedSteps:
         self._masker = masker
         self._random_masker = make_masker("random", config.masks, config.units)
 
-    def make_masks(self, step: int, batch: Batch) -> MaskedBatch:
-        """Prepare ``batch``, which is that of ``step``, and make its masks.
+    def mask_batch(
+        self, step: int, batch: Batch, time_pieces: Callable[[Iterator[MaskPiece]], Iterator[MaskPiece]] = iter
+    ) -> MaskedBatch:
+        """Prepare ``batch``, which is that of ``step``; its masks are made when they are asked for.
 
-        Weights that are not finite give no masks. The step is then taken with random ones, by every process as its own
-        images are, and the run ends where its losses are read, with all processes at once.
+        ``time_pieces`` may count the time that it takes until each piece of them is there.
         """
-        progress = step / self._plan.total  # p = t / T of Eq. 14, with fractional epochs
         prepared = self._learner.prepare_batch(batch.images)
-        # the masks of an image follow from the seed, the step and its row, however many processes share the batch
-        seed = (self._config.run.seed, step)
-        try:
-            mask, figures = self._masker(prepared, progress, seed, batch.first)
-        except ValueError:
-            if self._gives_finite_attention(prepared):
-                raise
-            mask, figures = self._random_masker(prepared, progress, seed, batch.first)
-            return MaskedBatch(prepared, mask, figures, "the attention that masks are made of is not finite")
-        return MaskedBatch(prepared, mask, figures)
+        problems: list[str] = []
+        pieces = self._make_pieces(step, prepared, batch.first, problems)
+        count = len(batch.images) * self._config.mask.views
+        return MaskedBatch(prepared, BatchMasks(time_pieces(pieces), count), problems)
 
     def rates_at(self, step: int) -> StepRates:
         """Return the rates of ``step``."""
@@ -87,11 +83,26 @@ class MaskedSteps:
 
     def take(self, batch: MaskedBatch, rates: StepRates) -> Mapping[str, SupportsFloat]:
         """Take a step on ``batch`` at ``rates``; its metrics stay on the device."""
-        return self._learner.train_step(batch.prepared, batch.mask, rates.lr, rates.weight_decay, rates.ema_decay)
+        masks: Any = batch.masks
+        if not isinstance(self._learner, TakesMaskPieces):
+            masks = masks.read_all()
+        return self._learner.train_step(batch.prepared, masks, rates.lr, rates.weight_decay, rates.ema_decay)
 
-    def _gives_finite_attention(self, prepared: PreparedBatch) -> bool:
-        if self._config.masking in SALIENCY_MASKINGS:
-            pieces = prepared.compute_saliency()
-        else:
-            pieces = prepared.compute_similarity()
-        return all(bool(np.isfinite(piece).all()) for piece in pieces)
+    def _make_pieces(self, step: int, prepared: PreparedBatch, first: int, problems: list[str]) -> Iterator[MaskPiece]:
+        """Make the masks of ``prepared``, which begins at the row ``first`` of the batch of all processes.
+
+        Weights that are not finite give no masks. The rest of the step is then taken with random ones, by every process
+        as its own images are, and the run ends where its losses are read, with all processes at once.
+        """
+        progress = step / self._plan.total  # p = t / T of Eq. 14, with fractional epochs
+        # the masks of an image follow from the seed, the step and its row, however many processes share the batch
+        seed: Sequence[int] = (self._config.run.seed, step)
+        made = 0
+        try:
+            for piece in self._masker.iterate_pieces(prepared, progress, seed, first):
+                yield piece
+                made += len(piece.masks)
+        except NotFiniteAttentionError:
+            problems.append("the attention that masks are made of is not finite")
+            mask, _ = self._random_masker(prepared, progress, seed, first)
+            yield MaskPiece(mask[made:], {})

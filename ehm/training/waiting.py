@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -76,17 +75,26 @@ class WaitClock:
                 self._data_seconds += self._now() - start
             yield batch
 
-    @contextmanager
-    def time_masks(self) -> Iterator[None]:
-        """Count the time of the block, which makes the masks of a step."""
-        # behind a step that the device still works on, the block would wait for that step too
-        is_timed = not self._is_device_busy()
-        start = self._now()
-        yield
+    def time_masks(self, pieces: Iterator[T]) -> Iterator[T]:
+        """Yield the ``pieces`` of the masks of a step, and count the time that they take to come."""
         self._masks += 1
+        # behind a step that the device still works on, the first piece would wait for that step too
+        is_timed = not self._is_device_busy()
         if is_timed:
-            self._mask_seconds += self._now() - start
             self._timed_masks += 1
+        is_first = True
+        while True:
+            is_idle = is_first or not self._is_device_busy()
+            start = self._now()
+            piece = next(pieces, None)
+            seconds = self._now() - start
+            # a device that has work throughout, such as the first part of the step, does not wait
+            if is_timed and (is_idle or not self._is_device_busy()):
+                self._mask_seconds += seconds
+            if piece is None:
+                return
+            yield piece
+            is_first = False
 
     def read_shares(self) -> WaitShares:
         """Return the shares of the waits in the time since the clock was restarted."""

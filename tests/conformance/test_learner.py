@@ -5,9 +5,10 @@ import os
 import numpy as np
 import pytest
 
+from ehm.backends.base import TakesMaskPieces
 from ehm.config import ModelSource
 from ehm.errors import BackendError, CheckpointError
-from ehm.masking import make_masker
+from ehm.masking import BatchMasks, make_masker
 from ehm.storage.arrays import LearnerState, split_average
 from ehm.storage.checkpoint import save_checkpoint
 
@@ -105,6 +106,47 @@ def test_masks_by_what_the_model_sees_are_steps_like_others(backend, config, bat
         assert mask.shape == (12, 24)
         assert (mask.sum(axis=1) == 18).all()
         assert np.isfinite(float(learner.train_step(prepared, mask, 1e-3, 0.05)["loss"]))
+
+
+def test_a_part_of_a_step_begins_when_its_masks_are_made(backend, config, batch):
+    """The masks of the second part are made behind the loss of the first one, and the step is that of whole masks."""
+    settings = config(optim={"accumulate": 2})
+    masker = make_masker("evolved", settings.masks, settings.units)
+    images = batch[0]
+    states = []
+    for by_pieces in (False, True):
+        learner = backend.create_learner(settings)
+        prepared = learner.prepare_batch(images)
+        if by_pieces:
+            events = []
+            note_losses(learner, events)
+            pieces = note_pieces(masker.iterate_pieces(prepared, 0.5, (5,)), events)
+            masks = BatchMasks(pieces, len(images))
+        else:
+            masks, _ = masker(prepared, 0.5, (5,))
+        learner.train_step(prepared, masks, 1e-3, 0.05)
+        states.append(learner.state())
+    assert isinstance(learner, TakesMaskPieces)
+    assert events == ["masks", "part", "masks", "part"]
+    assert_equal(*states)
+
+
+def note_pieces(pieces, events):
+    for piece in pieces:
+        events.append("masks")
+        yield piece
+
+
+def note_losses(learner, events):
+    """Note each part of a step as it is given to the device."""
+    split = learner._split_mask
+
+    def note(mask):
+        found = split(mask)
+        events.append("part")
+        return found
+
+    learner._split_mask = note
 
 
 def test_training_lowers_the_loss_and_state_is_complete(backend, config, batch):

@@ -1,4 +1,4 @@
-"""What several files of tests share that train in two processes."""
+"""Fixtures of tests that train in two processes."""
 
 import pytest
 from process_pair import ProcessPair

@@ -6,7 +6,7 @@ Shapes: B images of H x W pixels, N output tokens of the encoder, U mask units.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, SupportsFloat
+from typing import Any, Literal, SupportsFloat
 
 import mindspore as ms
 import numpy as np
@@ -27,7 +27,7 @@ from ehm.backends.resumable import ResumableLearner
 from ehm.config import TrainConfig
 from ehm.config.objectives import OBJECTIVES
 from ehm.errors import BackendError
-from ehm.masking import split_mask, spread_mask
+from ehm.masking import BatchMasks, split_mask, spread_mask
 from ehm.models.weights import Weights
 
 __all__ = ["MindsporeLearner"]
@@ -55,6 +55,7 @@ class MindsporeBatch:
 class MindsporeLearner(ResumableLearner):
     """Implements :class:`ehm.backends.base.Learner`. Raises BackendError for settings that this backend lacks."""
 
+    takes_mask_pieces: Literal[True] = True
     _to_arrays = staticmethod(to_arrays)
     _load_arrays = staticmethod(load_arrays)
 
@@ -133,7 +134,7 @@ class MindsporeLearner(ResumableLearner):
     def train_step(
         self,
         batch: MindsporeBatch,
-        mask: NDArray[np.bool_],
+        mask: NDArray[np.bool_] | BatchMasks,
         lr: float,
         weight_decay: float,
         ema_decay: float | None = None,
@@ -186,11 +187,10 @@ class MindsporeLearner(ResumableLearner):
         )
 
     def _prepare_inputs(
-        self, images: NDArray[np.uint8], mask: NDArray[np.bool_]
+        self, images: NDArray[np.uint8], mask: NDArray[np.bool_] | BatchMasks
     ) -> Callable[[slice], tuple[Tensor, ...]]:
         """Return a function that gives the loss's inputs for a slice of the batch."""
         config = self._config
-        indices = self._split_mask(mask)
         views = len(mask) // len(images)
         numbers = step_entropy(config.run.seed, self._steps, self._rank)
         keep = draw_drop_path(config.model.drop_path, config.spec.blocks, len(mask), numbers)
@@ -199,7 +199,7 @@ class MindsporeLearner(ResumableLearner):
             start, stop, _ = rows.indices(len(images))
             masks = slice(start * views, stop * views)
             inputs = [Tensor(images[rows])]
-            inputs += [Tensor(part[masks]) for part in indices]
+            inputs += [Tensor(part) for part in self._split_mask(mask[masks])]
             if keep is not None:
                 inputs.append(Tensor(keep[:, masks]))
             return tuple(inputs)

@@ -43,7 +43,8 @@ class Training:
     """A model and its optimiser on one device; a loss has to call ``module``.
 
     ``optimizer`` creates the optimiser, fused (bool) or not, after the model has been sharded, if it is. If only the
-    model's ``head`` is trained, ``module`` is the head, and a batch is not split. Raises BackendError for settings that
+    model's ``head`` is trained, ``module`` is the head, and a batch is not split; else it is split into ``parts``
+    (``optim.accumulate`` if left out). Raises BackendError for settings that
     the device does not have.
     """
 
@@ -56,6 +57,7 @@ class Training:
         device: torch.device,
         processes: Processes,
         head: nn.Module | None = None,
+        parts: int | None = None,
     ) -> None:
         facts = FACTS[device.type]
         facts.prepare()
@@ -68,7 +70,9 @@ class Training:
         if scaled and is_sharded(run.parallel, processes):
             raise BackendError("optim.dtype float16: not with run.parallel fsdp; bfloat16 needs no loss scaling")
         trained = model if head is None else head
-        self._parts = optim.accumulate if head is None else 1
+        if parts is None:
+            parts = optim.accumulate if head is None else 1
+        self._parts = parts
         if run.compile:
             _compile(trained, device)
         # in this order: sharding replaces the parameters that the optimiser is given
@@ -85,7 +89,7 @@ class Training:
     ) -> dict[str, SupportsFloat]:
         """Take one step on a batch of ``rows`` images; ``loss`` computes the mean loss of a slice of them.
 
-        The batch is split into ``optim.accumulate`` parts, whose gradients travel between processes once. The metrics
+        The batch is split into parts, whose gradients travel between processes once. The metrics
         ``loss`` and ``grad_norm``, the length of the gradient before it is clipped, stay on the device.
         """
         set_rates(self.optimizer, lr, weight_decay)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from functools import partial
-from typing import Any, SupportsFloat, TypeVar
+from typing import Any, Literal, SupportsFloat, TypeVar
 
 import numpy as np
 import torch
@@ -39,7 +39,8 @@ from ehm.backends.torch.models.vit import layers_of
 from ehm.backends.torch.objectives import create_objective
 from ehm.config import TrainConfig
 from ehm.config.objectives import OBJECTIVES
-from ehm.masking import split_mask, spread_mask
+from ehm.masking import BatchMasks, split_mask, spread_mask
+from ehm.masking.masker import STATIC_MASKINGS
 from ehm.masking.static import count_masked
 from ehm.models.weights import Weights
 
@@ -48,7 +49,24 @@ __all__ = ["TorchLearner"]
 _PIECE = 64
 """Images whose similarity is computed and sent to the host together."""
 
+_SMALLEST_PART = 128
+"""Images that keep an accelerator busy: a batch is not split into smaller parts than the configuration says."""
+
 T = TypeVar("T")
+
+
+def count_parts(config: TrainConfig, device: torch.device, processes: Processes = ALONE) -> int:
+    """Return the number of parts in which a step passes through ``device``: ``optim.accumulate``, or two at least.
+
+    An accelerator would wait for the last masks of a batch that goes through it as a whole. It trains on the first of
+    two parts while the host makes the masks of the second. A CPU does the one after the other anyhow.
+    """
+    parts = config.optim.accumulate
+    makes_masks_of_images = config.masking not in STATIC_MASKINGS and config.mask.build != "device"
+    images = config.optim.batch_size // processes.size
+    if device.type != "cpu" and makes_masks_of_images and images >= 2 * _SMALLEST_PART:
+        return max(2, parts)
+    return parts
 
 
 class TorchBatch:
@@ -82,6 +100,7 @@ class TorchBatch:
 class TorchLearner(ResumableLearner):
     """Implements :class:`ehm.backends.base.Learner`."""
 
+    takes_mask_pieces: Literal[True] = True
     _to_arrays = staticmethod(merge_arrays)
     _load_arrays = staticmethod(load_merged)
     _take_updates = staticmethod(take_updates)
@@ -97,6 +116,7 @@ class TorchLearner(ResumableLearner):
         self._config = config
         self._device = device
         self._processes = processes
+        self._parts = count_parts(config, device, processes)
         self._draws_by_step = config.model.drop_path > 0 or config.lora.dropout > 0
         self._pixels = Pixels(device, config.data.mean, config.data.std)
         self._objective = create_objective(config, device)
@@ -108,7 +128,9 @@ class TorchLearner(ResumableLearner):
         self._objective.teacher = self._objective.build_teacher(self.model, self._average)
         if config.run.grad_checkpointing:
             recompute_activations(self.model, random=self._draws_by_step)
-        self._training = Training(self.model, self._create_optimizer, config.optim, config.run, device, processes)
+        self._training = Training(
+            self.model, self._create_optimizer, config.optim, config.run, device, processes, parts=self._parts
+        )
         # FSDP reduces gradients in the modules' own passes: there the embedding runs again, inside of them
         self._shares_embedding = config.mask.source == "online" and not is_sharded(config.run.parallel, processes)
 
@@ -167,28 +189,24 @@ class TorchLearner(ResumableLearner):
     def train_step(
         self,
         batch: TorchBatch,
-        mask: NDArray[np.bool_] | Tensor,
+        mask: NDArray[np.bool_] | Tensor | BatchMasks,
         lr: float,
         weight_decay: float,
         ema_decay: float | None = None,
     ) -> Mapping[str, SupportsFloat]:
         """See :meth:`ehm.backends.base.Learner.train_step`."""
         images = batch.images
-        indices = self._split_mask(mask)
         views = len(mask) // len(images)
-        # taken from the batch, since the step changes the weights that the tokens come from
-        embedded = batch.embedded
-        batch.embedded = []
-        chunks_left = iter(embedded)
         figures: dict[str, Tensor] = {}
 
         def compute_loss(rows: slice) -> Tensor:
-            if embedded:
-                pixels, tokens = next(chunks_left)
+            # masks that are made only now are made first: their pass over the images embeds them
+            visible, masked, restore = self._split_mask(mask[rows.start * views : rows.stop * views])
+            if batch.embedded:
+                # taken from the batch, since the step changes the weights that the tokens come from
+                pixels, tokens = batch.embedded.pop(0)
             else:
                 pixels, tokens = self._pixels(images[rows]), None
-            masks = slice(rows.start * views, rows.stop * views)
-            visible, masked, restore = (part[masks] for part in indices)
             # outside of autocast: the objective decides in which type it computes its targets
             targets = self._objective.targets(pixels)
             for name, value in self._objective.describe_targets(targets).items():
@@ -289,7 +307,7 @@ class TorchLearner(ResumableLearner):
         evaluating = _without_dropping if self._draws_by_step else nullcontext
         sent = []
         batch.embedded = []
-        for rows in split_batch(len(batch.images), self._config.optim.accumulate):
+        for rows in split_batch(len(batch.images), self._parts):
             pixels = self._pixels(batch.images[rows])
             with gather_parameters([model, *model.stack[read]]), self._training.autocast(), evaluating(model):
                 with torch.set_grad_enabled(self._shares_embedding):

@@ -40,8 +40,8 @@ def test_shares_are_the_times_between_steps_over_all_time(hours):
     seen = []
     for batch in clock.time_batches(batches(hours, 3, 4)):
         seen.append(batch)
-        with clock.time_masks():
-            hours.spend(2)
+        for _ in clock.time_masks(batches(hours, 1, 2)):
+            pass
         hours.spend(5)  # the step
     shares = clock.read_shares()
     assert seen == [0, 1, 2, 3]
@@ -56,13 +56,25 @@ def test_a_device_that_still_works_does_not_wait(hours):
     """The host is ahead from the second step on: it waits for images, and then for the step before, at no cost."""
     clock = WaitClock(hours.is_busy, hours.now)
     for step in clock.time_batches(batches(hours, 3, 4)):
-        with clock.time_masks():
-            hours.spend(2 if step == 0 else 7)  # 5 of the 7 seconds are the rest of the step before
+        # 5 of the 7 seconds are the rest of the step before
+        for _ in clock.time_masks(batches(hours, 2 if step == 0 else 7, 1)):
+            pass
         hours.busy = True
     assert hours.time == 4 * 3 + 2 + 3 * 7
     shares = clock.read_shares()
     assert shares.data == pytest.approx(3 / hours.time)
     assert shares.masks == pytest.approx(4 * 2 / hours.time)
+
+
+def test_masks_of_a_later_part_cost_nothing_while_the_device_works_on_an_earlier_one(hours):
+    clock = WaitClock(hours.is_busy, hours.now)
+    pieces = clock.time_masks(batches(hours, 2, 3))
+    next(pieces)
+    hours.busy = True  # with the first part
+    next(pieces)
+    hours.busy = False  # it has ended before the third piece was begun
+    next(pieces)
+    assert clock.read_shares().masks == pytest.approx(4 / 6)
 
 
 def make_config(**changed):
