@@ -14,8 +14,7 @@ from onnx import TensorProto, helper
 from ehm.deploy.bundle.bundle import Bundle
 from ehm.deploy.bundle.manifest import Manifest
 from ehm.deploy.bundle.staging import stage_bundle
-from ehm.deploy.serve.http.app import create_app
-from ehm.deploy.serve.http.connections import limit_connections
+from ehm.deploy.serve.http.server import configure_server
 from ehm.deploy.serve.inference.models import name_bundles
 from ehm.deploy.serve.inference.service import Service
 from ehm.deploy.serve.settings import Settings
@@ -82,16 +81,7 @@ def running(bundles, key=None, **settings):
     """A server on a free port: ``(host:port, service)``; it is stopped, and nothing of it stays, at the end."""
     service = Service(name_bundles(bundles), Settings.from_arguments(**settings), key)
     listener = socket.create_server(("127.0.0.1", 0))
-    app = create_app(service)
-    limits = service.settings
-    protocol = limit_connections(
-        service.metrics,
-        head_timeout=limits.timeout,
-        send_timeout=limits.send_timeout,
-        most=limits.max_connections,
-    )
-    config = uvicorn.Config(app, http=protocol, log_config=None, access_log=False, lifespan="off", ws="none")
-    server = uvicorn.Server(config)
+    server = uvicorn.Server(configure_server(service))
     ready = threading.Event()
 
     async def main():

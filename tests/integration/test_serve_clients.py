@@ -10,7 +10,7 @@ import pytest
 import tritonclient.http as triton
 import tritonclient.http.aio as triton_aio
 from PIL import Image
-from serving import LABELS, means_bundle, picture, running
+from serving import LABELS, ask, means_bundle, picture, running
 from tritonclient.utils import InferenceServerException
 
 from ehm.deploy.predict.command import predict
@@ -117,6 +117,13 @@ def test_triton_unloads_and_loads(client):
         client.load_model("bytes", config="{}")
     with pytest.raises(InferenceServerException, match="there is no model 'none'"):
         client.load_model("none")
+
+
+@pytest.mark.parametrize(
+    ("path", "body"), [("index", b'{"ready": null}'), ("models/both/load", b'{"parameters": null}')]
+)
+def test_null_options_are_those_that_are_not_set(server, path, body):
+    assert ask(server, "POST", f"/v2/repository/{path}", body)[0] == 200
 
 
 def test_triton_asks_many_things_at_once(server):

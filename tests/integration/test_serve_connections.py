@@ -52,9 +52,16 @@ EARLY = [
 ]
 
 
+@pytest.fixture(scope="module")
+def guarded(bundle):
+    """The address of a server that needs a key and takes small bodies only."""
+    with running([bundle], key="secret", max_bytes=200_000) as (address, _):
+        yield address
+
+
 @pytest.mark.parametrize("version", ["1.0", "1.1"])
 @pytest.mark.parametrize(("status", "header", "path"), EARLY)
-def test_an_early_answer_is_not_lost_to_a_client_that_sends_first_and_closes(bundle, version, status, header, path):
+def test_an_early_answer_is_not_lost_to_a_client_that_sends_first_and_closes(guarded, version, status, header, path):
     """nginx's way with an upstream, as it comes: HTTP/1.0, Connection: close.
 
     A server that closes with unread data in the socket makes the kernel send a reset, which destroys the answer.
@@ -62,13 +69,12 @@ def test_an_early_answer_is_not_lost_to_a_client_that_sends_first_and_closes(bun
     body = os.urandom(3 * 2**20)
     key = "" if status == 401 else "X-API-Key: secret\r\n"
     head = f"POST {path} HTTP/{version}\r\nHost: x\r\n{header}{key}Connection: close\r\nContent-Length: {len(body)}\r\n"
-    with running([bundle], key="secret", max_bytes=200_000) as (address, _):
-        for _ in range(3):
-            with connect(address) as client:
-                client.sendall(head.encode() + b"\r\n" + body)
-                answer = read_all(client)
-            assert answer.startswith(f"HTTP/1.1 {status} ".encode())
-            assert list(json.loads(answer.partition(b"\r\n\r\n")[2])) == ["error"]
+    for _ in range(3):
+        with connect(guarded) as client:
+            client.sendall(head.encode() + b"\r\n" + body)
+            answer = read_all(client)
+        assert answer.startswith(f"HTTP/1.1 {status} ".encode())
+        assert list(json.loads(answer.partition(b"\r\n\r\n")[2])) == ["error"]
 
 
 def test_a_kept_connection_goes_on_behind_an_early_answer(bundle):
@@ -86,9 +92,11 @@ def test_a_kept_connection_goes_on_behind_an_early_answer(bundle):
         connection.close()
 
 
-@pytest.mark.parametrize(("limit", "value"), [("_LINGER_SECONDS", 0.2), ("_LINGER_BYTES", 2**20)])
-def test_a_refused_body_is_read_on_within_limits(bundle, monkeypatch, limit, value):
-    monkeypatch.setattr(exchange, limit, value)
+@pytest.mark.parametrize(("seconds", "most"), [(0.2, 2**40), (600, 2**20)])
+def test_a_refused_body_is_read_on_within_limits(bundle, monkeypatch, seconds, most):
+    """Each of the two limits alone ends it."""
+    monkeypatch.setattr(exchange, "_LINGER_SECONDS", seconds)
+    monkeypatch.setattr(exchange, "_LINGER_BYTES", most)
     with running([bundle], max_bytes=200_000) as (address, service), connect(address) as client:
         client.sendall(b"POST /v1/classify HTTP/1.0\r\nContent-Length: 1000000000\r\n\r\n")
         assert client.recv(100).startswith(b"HTTP/1.1 413 ")
@@ -96,7 +104,7 @@ def test_a_refused_body_is_read_on_within_limits(bundle, monkeypatch, limit, val
         with contextlib.suppress(OSError):  # the connection is reset, or closed, before the gigabyte is over
             for _ in range(1000):
                 client.sendall(bytes(10**6))
-                if limit == "_LINGER_SECONDS":
+                if seconds < 1:
                     assert read_all(client).endswith(b"}")
                     break
             else:
@@ -161,8 +169,19 @@ def test_a_client_that_reads_too_slowly_is_dropped(bundle, monkeypatch, caplog):
     assert [record.getMessage() for record in caplog.records if "unread for 0.3 seconds" in record.getMessage()]
 
 
+@pytest.mark.parametrize("sent", [b"", b"GET / HT", b"GET /v2 HTTP/1.1\r\nhost: x\r\n\r\nGET /v2 HT"])
+def test_a_connection_without_a_whole_head_is_closed(bundle, sent):
+    with running([bundle], timeout=0.3) as (address, _), connect(address) as silent:
+        silent.sendall(sent)
+        answer = b""
+        while more := silent.recv(1000):
+            answer += more
+            silent.sendall(b"T")  # the next head goes on
+        assert answer.startswith(b"HTTP/1.1 200" if b"\r\n" in sent else b"")
+
+
 def test_one_connection_more_takes_the_place_of_the_longest_idle_one(bundle):
-    with running([bundle], max_connections=3) as (address, service):
+    with running([bundle], max_connections=3, timeout=600) as (address, service):  # nothing else closes them
         idle = [connect(address) for _ in range(3)]
         eventually(lambda: service.metrics.registry.get_sample_value("ehm_connections") == 3)
         assert is_alive(idle[0])  # so that the second is idle the longest
@@ -176,7 +195,7 @@ def test_one_connection_more_takes_the_place_of_the_longest_idle_one(bundle):
 
 
 def test_a_connection_with_a_request_keeps_its_place(bundle):
-    with running([bundle], max_connections=2) as (address, service):
+    with running([bundle], max_connections=2, timeout=600) as (address, service):
         busy = [connect(address) for _ in range(2)]
         for connection in busy:
             connection.sendall(b"POST /v1/classify HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\n")
@@ -193,7 +212,10 @@ def is_alive(connection):
     connection.sendall(b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\n\r\n")
     answer = b""
     while not answer.endswith(b"}"):
-        answer += connection.recv(1000)
+        more = connection.recv(1000)
+        if not more:
+            return False
+        answer += more
     return answer.startswith(b"HTTP/1.1 200 ")
 
 

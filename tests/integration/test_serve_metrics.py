@@ -3,8 +3,10 @@
 import concurrent.futures
 import json
 import threading
+from io import BytesIO
 
 import pytest
+from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 from serving import ask, means_bundle, picture, running
 
@@ -22,6 +24,12 @@ def infer_body():
     images, _ = picture(0)
     tensor = {"name": "images", "shape": images.shape, "datatype": "FP32", "data": images.ravel().tolist()}
     return json.dumps({"inputs": [tensor]})
+
+
+def image_file():
+    content = BytesIO()
+    Image.new("RGB", (20, 16)).save(content, "PNG")
+    return content.getvalue()
 
 
 def read_samples(address):
@@ -44,8 +52,9 @@ def test_probes_and_refusals_do_not_count_into_a_models_latency(bundle):
         assert ("ehm_request_seconds_count", "both") not in read_samples(address)
         for _ in range(3):
             assert ask(address, "POST", INFER, infer_body())[0] == 200
+            assert ask(address, "POST", "/v1/classify", image_file())[0] == 200
         samples = read_samples(address)
-    assert samples["ehm_request_seconds_count", "both"] == 3
+    assert samples["ehm_request_seconds_count", "both"] == 6
     assert samples["ehm_requests_total", "/v2/models/{model}/ready", "200", "both"] == 5
     assert samples["ehm_requests_total", "/v2/models/{model}/infer", "400", "both"] == 1
 
@@ -104,6 +113,16 @@ def test_every_429_has_its_model_and_its_route(bundle, monkeypatch, path, route,
     assert sum(refused.values()) == 2
     assert all("both" in labels for labels in refused)
     assert refused["ehm_requests_total", route, "429", "both"] >= 1
+
+
+@pytest.mark.parametrize(("crowded", "status"), [(False, 404), (True, 429)])
+def test_names_that_clients_make_up_are_no_labels(bundle, monkeypatch, crowded, status):
+    """Each would be a series of its own, which the server keeps for ever."""
+    with running([bundle]) as (address, service):
+        monkeypatch.setattr(type(service), "crowded", property(lambda service: crowded))
+        for path in ("/v1/classify?model=stranger", "/v2/models/stranger/infer"):
+            assert ask(address, "POST", path, b"x")[0] == status
+        assert b"stranger" not in ask(address, "GET", "/metrics")[1]
 
 
 def test_connections_are_counted(bundle):

@@ -29,6 +29,11 @@ canvas.toBlob((blob) => {
   document.body.dispatchEvent(new DragEvent("drop", {dataTransfer: data, bubbles: true, cancelable: true}));
 });
 """
+COLOURS = """
+const { width, height } = document.getElementById("canvas");
+const { data } = document.getElementById("canvas").getContext("2d").getImageData(0, 0, width, height);
+return new Set(new Uint32Array(data.buffer)).size;
+"""
 PIXEL = "return [...document.getElementById('canvas').getContext('2d').getImageData(...arguments, 1, 1).data]"
 
 
@@ -72,8 +77,8 @@ def test_the_command_serves_the_page_and_the_index(served):
     }
 
 
-@pytest.fixture
-def browser(tmp_path):
+@pytest.fixture(scope="module")
+def chromium(tmp_path_factory):
     webdriver = pytest.importorskip("selenium.webdriver", reason="selenium drives the browser")
     chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
     if not (chromium and driver):
@@ -81,13 +86,24 @@ def browser(tmp_path):
     options = webdriver.ChromeOptions()
     options.binary_location = chromium
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    for flag in [*FLAGS, f"--user-data-dir={tmp_path / 'profile'}"]:
+    for flag in [*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"]:
         options.add_argument(flag)
     opened = webdriver.Chrome(options, webdriver.ChromeService(driver))
     try:
         yield opened
     finally:
         opened.quit()
+
+
+@pytest.fixture
+def browser(chromium):
+    """The browser with a tab of its own, over which no pointer rests yet."""
+    first = chromium.current_window_handle
+    chromium.switch_to.new_window("tab")
+    chromium.get_log("browser")  # which leaves nothing of an earlier test
+    yield chromium
+    chromium.close()
+    chromium.switch_to.window(first)
 
 
 class Page:
@@ -275,6 +291,7 @@ def test_classes_of_pixels_are_drawn(served, browser, tmp_path):
         [128, 0, 0, 255],
         [0, 128, 0, 255],
     ]
+    assert browser.execute_script(COLOURS) == 3  # between two classes there is no third one
     for place, name in ((red, "red"), (green, "green"), (blue, "blue")):
         page.point(*place)
         assert page.text("#under") == f"Here: {name}"

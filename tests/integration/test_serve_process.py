@@ -20,6 +20,8 @@ from serving import means_bundle, picture
 from ehm.cli import main
 from ehm.deploy.serve.http.listening import bind_port
 
+SERVER = "ehm.deploy.serve.http.server"
+
 
 class Process:
     """A server in a process of its own, whose log is read as it is written."""
@@ -389,53 +391,18 @@ def test_wrong_arguments_are_one_sentence(tmp_path, capsys, monkeypatch):
         assert "EHM_API_KEY: expected a key" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("sent", [b"", b"GET / HT", b"GET /v2 HTTP/1.1\r\nhost: x\r\n\r\nGET /v2 HT"])
-def test_a_connection_without_a_whole_head_is_closed(tmp_path, start, sent):
-    host, port = start(means_bundle(tmp_path / "m"), "--timeout", "0.5").address.split(":")
-    with socket.create_connection((host, int(port)), timeout=20) as silent:
-        silent.sendall(sent)
-        answer = b""
-        while more := silent.recv(1000):
-            answer += more
-            silent.sendall(b"T")  # the next head goes on
-        assert answer.startswith(b"HTTP/1.1 200" if b"\r\n" in sent else b"")
-
-
-def test_a_slow_answer_is_waited_for_on_its_connection(tmp_path, start):
-    """A connection that waits for an answer is not silent, nor is one that got one."""
-    server = start(means_bundle(tmp_path / "m"), "--timeout", "3", before=SLOW)
-    client = http.client.HTTPConnection(server.address, timeout=30)
-    images, _ = picture(0)
-    tensor = {"name": "images", "shape": images.shape, "datatype": "FP32", "data": images.ravel().tolist()}
-    client.connect()
-    connection = client.sock
-    for _ in range(4):
-        client.request("POST", "/v2/models/m/infer", json.dumps({"inputs": [tensor]}))
-        answer = client.getresponse()
-        assert (answer.status, len(answer.read()) > 0) == (200, True)
-    assert client.sock is connection
-    client.close()
-
-
-def test_a_file_gives_what_the_command_line_does_not(tmp_path, start):
-    bundle = means_bundle(tmp_path / "m")
+@pytest.mark.usefixtures("logs")
+def test_a_file_gives_what_the_command_line_does_not(tmp_path, monkeypatch):
     config = tmp_path / "serve.yaml"
-    config.write_text(f"bundles: [cells={bundle}]\nmodel-control: true\nmax_batch: 2\nport: 1\nhost: 127.0.0.1\n")
-    server = start("--config", config, "--max-batch", "3")  # and --port 0 in every test
-    client = http.client.HTTPConnection(server.address, timeout=30)
-    client.request("POST", "/v2/repository/models/cells/load")
-    assert client.getresponse().read() == b""
-    images, _ = picture(0, batch=6)
-    tensor = {"name": "images", "shape": images.shape, "datatype": "FP32", "data": images.ravel().tolist()}
-    client.request("POST", "/v2/models/cells/infer", json.dumps({"inputs": [tensor]}))
-    assert client.getresponse().status == 200
-    client.close()
-    ends = time.monotonic() + 20
-    while not (lines := [line for line in server.lines if line.get("batch")]):
-        assert time.monotonic() < ends
-        time.sleep(0.01)
-    assert lines[0]["batch"] == 3
-    assert server.end() == 0
+    config.write_text("bundles: [cells=/bundles/m]\nmodel-control: true\nmax_batch: 2\nport: 1\n")
+    started = []
+    monkeypatch.setattr(f"{SERVER}._run_server", lambda service, index, listener: started.append(service))
+    monkeypatch.setattr(f"{SERVER}._run_event_loop", lambda main: None)
+    assert main(["serve", "--config", str(config), "--max-batch", "3", "--port", "0"]) == 0
+    (service,) = started
+    found = service.settings
+    assert (found.model_control, found.max_batch, found.port) == (True, 3, 0)
+    assert [model["name"] for model in service.models.list_index()] == ["cells"]
 
 
 def test_the_server_needs_no_training_framework():

@@ -26,7 +26,7 @@ from ehm.deploy.serve.routes.neighbours import Index
 from ehm.deploy.serve.settings import Settings
 from ehm.errors import ConfigError
 
-__all__ = ["serve"]
+__all__ = ["configure_server", "serve"]
 
 _LOG = logging.getLogger("ehm.serve")
 _DROP_SECONDS = 0.5
@@ -70,8 +70,8 @@ def _run_event_loop(main: Coroutine[Any, Any, None]) -> None:
     uvloop.run(main)
 
 
-async def _run_server(service: Service, index: Index | None, listener: socket.socket) -> None:
-    """Load the models, serve until a signal, and answer what was accepted."""
+def configure_server(service: Service, index: Index | None = None) -> uvicorn.Config:
+    """Return the configuration of uvicorn around a service: its application, and the limits of its connections."""
     settings = service.settings
     protocol = limit_connections(
         service.metrics,
@@ -79,7 +79,7 @@ async def _run_server(service: Service, index: Index | None, listener: socket.so
         send_timeout=settings.send_timeout,
         most=fit_connections(settings.max_connections),
     )
-    config = uvicorn.Config(
+    return uvicorn.Config(
         create_app(service, index),
         http=protocol,
         log_config=None,
@@ -90,7 +90,12 @@ async def _run_server(service: Service, index: Index | None, listener: socket.so
         timeout_keep_alive=75,  # longer than the minute of common proxies, which would else use a closing connection
         timeout_graceful_shutdown=settings.drain,  # type: ignore[arg-type]  # it is passed on to asyncio
     )
-    server = _Server(config)
+
+
+async def _run_server(service: Service, index: Index | None, listener: socket.socket) -> None:
+    """Load the models, serve until a signal, and answer what was accepted."""
+    settings = service.settings
+    server = _Server(configure_server(service, index))
     loop = asyncio.get_running_loop()
     report_loop_errors(loop)
     tasks: list[asyncio.Task[None]] = []

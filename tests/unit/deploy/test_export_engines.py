@@ -125,6 +125,14 @@ def test_a_pod_has_one_gpu_whichever_it_is_on_this_machine(tmp_path, with_kserve
     assert (group.Kind.Name(group.kind), list(group.gpus)) == ("KIND_GPU", [gpu])
 
 
+@pytest.mark.parametrize(("device", "said"), [("cuda", False), ("cuda:1", True)])
+def test_a_service_without_its_models_is_told_which_gpu_they_are_for(tmp_path, capsys, device, said):
+    file = tmp_path / "service.yaml"
+    write_engines(make_bundle(tmp_path / "bundle"), triton=None, kserve=file, config=ExportConfig(), device=device)
+    printed = " ".join(capsys.readouterr().out.split())
+    assert (f"a model repository for it is written by --device cuda, not {device}" in printed) == said
+
+
 @pytest.mark.parametrize("device", ["npu", "cpu:1", "cuda:x"])
 def test_a_device_that_triton_lacks_is_refused(device, tmp_path):
     with pytest.raises(ConfigError, match=f"--device {device}: Triton runs on"):
@@ -275,7 +283,7 @@ def service(text):
     return found
 
 
-@pytest.mark.parametrize(("device", "gpu"), [("auto", None), ("cuda", "1")])
+@pytest.mark.parametrize(("device", "gpu"), [("auto", None), ("cuda", "1"), ("cuda:1", "1")])
 def test_an_inference_service_follows_the_published_definition(device, gpu, tmp_path):
     bundle = make_bundle(tmp_path / "Cells_v2.1", precisions=("float32", "int8"))
     config = TritonConfig(storage_uri="pvc://models/cells", threads=2, instances=3)

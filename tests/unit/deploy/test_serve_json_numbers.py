@@ -2,6 +2,8 @@
 
 import json
 import math
+from itertools import count
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -124,3 +126,26 @@ def test_a_long_array_is_read_in_steps(monkeypatch):
     assert max(sizes) < 40
     assert len(sizes) > 400
     assert math.isclose(parse_numbers("[1.25]")[0], 1.25)
+
+
+@pytest.mark.parametrize(
+    ("function", "numbers"),
+    [
+        (parse_numbers, json.dumps([1.25] * 1000)),
+        (parse_numbers, json.dumps([[1.25]] * 1000)),
+        (dump_numbers, np.full(1000, 1.25)),
+    ],
+    ids=["one row", "many rows", "written"],
+)
+def test_other_threads_have_their_turn_once_a_millisecond(monkeypatch, function, numbers):
+    """On a clock that goes on by 0.4 ms whenever it is read, which is once a step."""
+    ticks = count()
+    pauses = []
+    clock = SimpleNamespace(perf_counter=lambda: 4e-4 * next(ticks), sleep=pauses.append)
+    monkeypatch.setattr(json_numbers, "time", clock)
+    function(numbers)
+    milliseconds = 0.4 * next(ticks)
+    assert milliseconds > 50
+    # a pause comes with the first step that ends behind a millisecond
+    assert milliseconds / 2 < len(pauses) <= milliseconds
+    assert min(pauses) > 0
