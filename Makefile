@@ -101,10 +101,11 @@ quickstart: $(INSTALLED) ## pretrain, fine-tune, export and classify on real ima
 	@echo "  $(abspath $(RUN))/pretrain/report.html"
 	@echo "  $(abspath $(RUN))/finetune/report.html   with the cells that it takes for others"
 
-# A process a core, one thread each; a file's tests stay together, as they share what they prepare.
+# A process a core, one thread each; a file's tests stay together, as they share what they prepare. Files are taken in their
+# order, by which those that take minutes come first: the last one would else keep one core busy and leave the others idle.
 # Hypothesis takes the same examples every time (tests/conftest.py); with ARGS it looks for new ones.
 PARALLEL := OMP_NUM_THREADS=1
-WORKERS := -n logical --maxprocesses 8 --dist loadfile --hypothesis-profile repeatable -q
+WORKERS := -n logical --maxprocesses 8 --dist loadfile --no-loadscope-reorder --hypothesis-profile repeatable -q
 
 # The tests ask EHM_MINDSPORE_PYTHON for what MindSpore is to do, and EHM_OLDEST_ONNXRUNTIME_PYTHON to run networks.
 test: lint $(MINDSPORE_INSTALLED) $(OLDEST_INSTALLED) $(TRACKERS_INSTALLED) ## all checks: lint, pytest, a simulated NPU, MindSpore (ARGS="-k name": some tests)
