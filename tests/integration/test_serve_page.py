@@ -235,6 +235,8 @@ def test_objects_are_drawn_with_boxes_and_masks(served, browser, tmp_path):
     middle = (top + bottom) // 2
     assert page.pixel(right - 60, middle) == [*grey, 255]  # inside the box, outside the mask
     assert tinted(page.pixel(left + 60, middle), grey)
+    half = (left + right) // 2  # where the mask ends, to a pixel of the image and a half
+    assert [tinted(page.pixel(half + beside, middle), grey) for beside in (-12, 12)] == [True, False]
     assert page.pixel(right + 30, middle) == [*grey, 255]
     for x, y in ((left, middle), (right, middle), ((left + right) // 2, top), ((left + right) // 2, bottom)):
         assert tinted(page.pixel(x, y), grey)  # the line of the box
