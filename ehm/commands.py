@@ -297,8 +297,12 @@ def _add_doctor_flags(parser: Parser) -> None:
     )
     parser.add_argument(
         "--operators",
-        action="store_true",
-        help="list the operators that training needs, and whether an NPU has each of them",
+        nargs="?",
+        const=True,
+        metavar="PART",
+        help="list the operators that ehm runs, and whether an NPU has each of them: all, or those of a part (mae, "
+        "detection, inspect), or with MODULE:FUNCTION those of a network of yours; the exit status is 1 if one falls "
+        "back to the CPU (docs/operators.md)",
     )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
 

@@ -26,14 +26,15 @@ __all__ = ["Finding", "collect_findings", "doctor"]
 STYLES = {"ok": "green", "missing": "yellow", "absent": "dim", "broken": "red"}
 
 
-def doctor(device: str = "auto", operators: bool = False, json: bool = False) -> int:
+def doctor(device: str = "auto", operators: bool | str = False, json: bool = False) -> int:
     """Print a table, or JSON, of what was found; return 0 if ``device`` can train (``auto``: if any can), else 1.
 
-    With ``operators`` prints the operators of training instead, and returns 0 if an NPU has all of them. Raises
-    BackendError for an unknown device.
+    With ``operators`` prints the operators that ehm runs instead, or those of a part of it, or those of the network
+    that MODULE:FUNCTION returns, and returns 0 if an NPU has all of them. Raises BackendError for an unknown device,
+    ConfigError for a part or a function that there is not.
     """
     if operators:
-        return report_operators(device, json)
+        return report_operators(device, json, "" if operators is True else operators)
     findings = list(collect_findings(device))
     works = any(finding.kind == "device" and finding.state == "ok" for finding in findings)
     status = 0 if works else 1

@@ -5,7 +5,10 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from json import loads
+from tempfile import TemporaryFile
+from threading import Timer
 from typing import Any
 
 __all__ = ["PATIENCE", "ask_child"]
@@ -22,26 +25,46 @@ ENVIRONMENT = {
 }
 
 
-def ask_child(code: str, *arguments: str, patience: float | None = None) -> tuple[Any, str]:
+def ask_child(
+    code: str, *arguments: str, patience: float | None = None, tell: Callable[[Any], None] | None = None
+) -> tuple[Any, str]:
     """Run ``code`` in a child process and return the last line of JSON that it prints.
 
-    Without one, or after ``patience`` seconds, returns None and the reason.
+    ``tell`` is called with each line of JSON as soon as it is there. Without an answer, or after ``patience`` seconds,
+    returns None and the reason.
     """
     if patience is None:
         patience = PATIENCE
     command = [sys.executable, "-c", code, *arguments]
     environment = {**os.environ, **ENVIRONMENT}
-    try:
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=patience, check=False)
-    except subprocess.TimeoutExpired:
+    answer: Any = None
+    # a file, because a child that fills a pipe which nobody reads would wait for ever
+    with TemporaryFile("w+", encoding="utf-8", errors="replace") as errors:
+        with subprocess.Popen(
+            command, env=environment, stdout=subprocess.PIPE, stderr=errors, text=True, errors="replace"
+        ) as child:
+            timer = Timer(patience, child.kill)
+            timer.start()
+            try:
+                assert child.stdout is not None
+                for line in child.stdout:
+                    try:
+                        answer = loads(line)
+                    except ValueError:
+                        continue  # a vendor's library may have the last word
+                    if tell is not None:
+                        tell(answer)
+                status = child.wait()
+            finally:
+                is_late = not timer.is_alive()
+                timer.cancel()
+                child.kill()
+        errors.seek(0)
+        last_words = errors.read().strip().splitlines()
+    if is_late:
         return None, f"no answer within {patience} seconds"
-    if done.returncode:
-        last_words = done.stderr.strip().splitlines() or [f"ended by signal or status {done.returncode}"]
-        return None, last_words[-1]
-    for line in reversed(done.stdout.splitlines()):  # a vendor's library may have the last word
-        try:
-            answer = loads(line)
-        except ValueError:
-            continue
-        return answer, ""
-    return None, "no answer"
+    if status:
+        return None, last_words[-1] if last_words else f"ended by signal or status {status}"
+    if answer is None:
+        return None, "no answer"
+    return answer, ""

@@ -39,6 +39,7 @@ ROOMS: dict[str, set[str]] = {
     "ehm.tasks": LEARNING | {"ehm.backends", "ehm.analysis", "ehm.report", "ehm.training"},
     "ehm.comparison": LEARNING | {"ehm.backends", "ehm.analysis", "ehm.training", "ehm.tasks"},
     "ehm.doctor": CORE | {"ehm.backends"},
+    "ehm.pytest_plugin": {"ehm.backends.torch"},
     "ehm.deploy.bundle": CORE | {"ehm.data"},
     "ehm.deploy.predict": CORE | {"ehm.data", "ehm.deploy.bundle"},
     "ehm.deploy.serve": CORE | {"ehm.data", "ehm.masking", "ehm.analysis", "ehm.deploy.bundle", "ehm.deploy.predict"},

@@ -1,61 +1,42 @@
-"""Find the operators that a run needs, and whether torch-npu 2.14 has them for an Ascend NPU.
+"""The verdict on each operator that was recorded: whether an NPU runs it itself, and on which of its processors.
 
-An operator runs natively if it is in torch-npu's list (``npu_operators.txt``), or if it is structured and its ``.out``
-overload is in the list; it is device-neutral if torch composes it of others. Any other operator falls back to the CPU,
-in the middle of a step. Registration proves neither every dtype nor speed. A dtype that is not documented, or does not
-exist on the device, counts as falling back.
+An NPU runs an operator itself if torch-npu's list has it, if it is structured and its ``out`` overload is in that list,
+or if torch composes it of other operators, which are looked at themselves. Anything else is computed on the CPU, in the
+middle of a step. Registration proves neither every type nor speed. :mod:`ehm.backends.torch.diagnosis.kernels` has the
+facts and their sources.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
 from functools import cache
-from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any, Literal
+from typing import Literal, get_args
 
-import numpy as np
 import torch
 
-import ehm.backends.torch
-from ehm.backends.torch.diagnosis.recording import Call, record_operators
-from ehm.config import FinetuneConfig, ProbeConfig, TokenizerConfig, TrainConfig
-from ehm.masking import make_masker
-from ehm.storage.checkpoint import save_checkpoint
-
-__all__ = [
-    "OperatorRow",
-    "Verdict",
-    "classify_operator",
-    "judge_calls",
-    "native_operators",
-    "record_operators",
-    "report_operators",
-]
-
-Kind = Literal["native", "neutral", "falls back", "synchronises"]
-
-WAITS = {"_local_scalar_dense", "equal", "masked_select", "nonzero", "unique_consecutive", "unique_dim", "_unique2"}
-"""Native operators whose result has a size or a value that the host waits for."""
-INDEXED = {"index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index"}
-"""Operators that wait if an index is boolean."""
-UNDOCUMENTED = dict.fromkeys(("argsort", "cumsum", "cumsum_", "gather", "index_add", "index_add_", "sort"), "bfloat16")
-"""Operators that order, move or add up values, and the dtype that torch-npu does not document for them on the 910B (its
-list of torch's API, 2.13). Others are not held to that list: it leaves bfloat16 out for matmul, too."""
-COMPOSITE = ("CompositeImplicitAutograd", "CompositeExplicitAutograd")
-STRUCTURED = "CompositeExplicitAutogradNonFunctional"
-
-_MASKINGS: tuple[tuple[str, Literal["host", "device"]], ...] = (
-    ("random", "host"),
-    ("attmask_high", "host"),
-    ("evolved", "host"),
-    ("evolved", "device"),
+from ehm.backends.torch.diagnosis.kernels import (
+    AI_CORE_TYPES,
+    ONLY_ON_AICPU,
+    PARTS_OF_WHOLE,
+    UNDOCUMENTED,
+    UNDOCUMENTED_TYPES,
+    native_operators,
 )
-_VIT: dict[str, Any] = {"encoder": "vit_tiny", "patch_size": 8, "width": 24, "depth": 2, "heads": 2}
-_SWIN: dict[str, Any] = {"encoder": "swin_tiny", "patch_size": 2, "width": 8, "depth": [2, 2, 1], "heads": [1, 2, 2]}
-_OPTIM = {"batch_size": 4, "epochs": 1, "warmup_epochs": 0, "accumulate": 2, "clip_grad": 1.0}
+from ehm.backends.torch.diagnosis.recording import Call
+
+__all__ = ["Kind", "OperatorRow", "Verdict", "classify_operator", "judge_calls", "native_operators"]
+
+Kind = Literal["falls back", "no float64", "aicpu", "synchronises", "not documented", "native", "neutral"]
+"""The verdicts, the worst first."""
+_ORDER: tuple[Kind, ...] = get_args(Kind)
+
+_WAITS = {"_local_scalar_dense", "equal", "masked_select", "nonzero", "unique_consecutive", "unique_dim", "_unique2"}
+"""Native operators whose result has a size or a value that the host waits for."""
+_INDEXED = {"index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index"}
+"""Operators that wait if an index is boolean."""
+_COMPOSITE = ("CompositeImplicitAutograd", "CompositeExplicitAutograd")
+_STRUCTURED = "CompositeExplicitAutogradNonFunctional"
 
 
 @dataclass(frozen=True)
@@ -68,20 +49,14 @@ class Verdict:
 
 @dataclass(frozen=True)
 class OperatorRow:
-    """One operator, with the dtypes of its tensors, as one place in the code calls it."""
+    """One operator, with the types of its tensors, as one place in the code calls it in some ``parts`` of ehm."""
 
     operator: str
     dtypes: tuple[str, ...]
     verdict: Kind
     site: str
     reason: str
-
-
-@cache
-def native_operators() -> frozenset[str]:
-    """Return the operators of torch's ``aten`` with a kernel in torch-npu 2.14, overloads after a dot."""
-    lines = Path(__file__).with_name("npu_operators.txt").read_text(encoding="utf-8").splitlines()
-    return frozenset(line for line in lines if not line.startswith("#"))
+    parts: tuple[str, ...] = ()
 
 
 def classify_operator(name: str, dtypes: tuple[str, ...] = ()) -> Verdict:
@@ -89,29 +64,56 @@ def classify_operator(name: str, dtypes: tuple[str, ...] = ()) -> Verdict:
 
     Raises ValueError if torch has no such operator.
     """
-    base = name.partition(".")[0]
+    structure = _classify_structure(name)
+    if structure.kind == "falls back":
+        return structure
     if "float64" in dtypes:
-        return Verdict("falls back", "an NPU has no float64: it computes in float32 without a word")
-    for dtype in dtypes:
-        if UNDOCUMENTED.get(base) == dtype:
-            return Verdict("falls back", f"{base} is not documented for {dtype}; float32 is safe")
-    if base in WAITS or (base in INDEXED and "bool" in (dtypes[1:] or dtypes)):
+        return Verdict("no float64", "an NPU computes in float32 without a word")
+    base = name.partition(".")[0]
+    on_aicpu = _find_reason_for_aicpu(base, dtypes)
+    if on_aicpu is not None:
+        return Verdict("aicpu", on_aicpu)
+    if base in _WAITS or (base in _INDEXED and "bool" in (dtypes[1:] or dtypes)):
         return Verdict("synchronises", "the host waits for a value or a size")
-    # each device has another kernel of its own
-    if name.startswith("_scaled_dot_product"):
-        return Verdict("native", "one scaled_dot_product_attention there")
-    return _classify_structure(name)
+    undocumented = UNDOCUMENTED_TYPES.get(base.removesuffix("_"))
+    if undocumented in dtypes:
+        return Verdict("not documented", f"{base} has a kernel for {undocumented}, which the documents leave out")
+    if base in UNDOCUMENTED:
+        return Verdict("not documented", "it has a kernel, and the documents say that it is not supported")
+    return structure
+
+
+def _find_reason_for_aicpu(base: str, dtypes: tuple[str, ...]) -> str | None:
+    """Return why the operator runs on AICPU with ``dtypes``, the first of which is its first tensor's; else None."""
+    if base in ONLY_ON_AICPU:
+        return "it has no kernel for AI Core"
+    types = AI_CORE_TYPES.get(base.removesuffix("_"))
+    if types is None or not dtypes:
+        return None
+    # a sum is computed in the type of its result
+    computed = dtypes[-1] if base.startswith("cumsum") else dtypes[0]
+    if computed in types:
+        return None
+    return f"it has no kernel for AI Core in {computed}"
 
 
 @cache
 def _classify_structure(name: str) -> Verdict:
     """Classify an operator by torch-npu's list and by how torch composes it."""
     qualified = name if "::" in name else f"aten::{name}"
+    # each device has another kernel of its own
+    if name.startswith("_scaled_dot_product"):
+        return Verdict("native", "one scaled_dot_product_attention there")
     if name in native_operators():
         return Verdict("native", "in torch-npu's list")
+    if name.startswith("npu::"):
+        return Verdict("native", "torch-npu's own")
+    whole = PARTS_OF_WHOLE.get(name.partition(".")[0])
+    if whole is not None:
+        return Verdict("native", f"a part of {whole}, which is in torch-npu's list")
     try:
-        composite = any(torch._C._dispatch_has_kernel_for_dispatch_key(qualified, key) for key in COMPOSITE)
-        structured = torch._C._dispatch_has_kernel_for_dispatch_key(qualified, STRUCTURED)
+        composite = any(torch._C._dispatch_has_kernel_for_dispatch_key(qualified, key) for key in _COMPOSITE)
+        structured = torch._C._dispatch_has_kernel_for_dispatch_key(qualified, _STRUCTURED)
     except RuntimeError:
         raise ValueError(f"{name}: torch {torch.__version__} has no such operator") from None
     if composite:
@@ -145,90 +147,19 @@ def _split_overload(qualified: str) -> tuple[str, str]:
     return base, overload
 
 
-def judge_calls(calls: Iterable[Call]) -> list[OperatorRow]:
-    """Return a row for each call that :func:`record_operators` saw, with those that fall back first."""
-    rows = set()
+def judge_calls(calls: Iterable[Call], parts: Mapping[Call, Collection[str]] | None = None) -> list[OperatorRow]:
+    """Return a row for each call that :func:`record_operators` saw, the worst first.
+
+    ``parts`` are the names of the parts of ehm that each call was seen in.
+    """
+    rows: dict[OperatorRow, set[str]] = {}
     for call in calls:
         verdict = classify_operator(call.operator, call.dtypes)
-        if call.waits and verdict.kind != "falls back":
+        if call.waits and _ORDER.index(verdict.kind) > _ORDER.index("synchronises"):
             verdict = Verdict("synchronises", "a copy between host and device that the host waits for")
-        rows.add(OperatorRow(call.operator, call.dtypes, verdict.kind, call.site, verdict.reason))
-    order: list[Kind] = ["falls back", "synchronises", "native", "neutral"]
-    return sorted(rows, key=lambda row: (order.index(row.verdict), row.operator, row.site, row.dtypes))
-
-
-def report_operators(device: str) -> list[OperatorRow]:
-    """Run tiny steps on ``device`` in each of its dtypes, and classify every operator for an NPU.
-
-    Pretraining with random masks, with those by the class token's attention, and with evolved ones, built on the host
-    and on the device, by each objective; fine-tuning of each encoder and a probe, with the logits that they are
-    measured by. Raises BackendError if ``device`` is not present.
-    """
-    backend = ehm.backends.torch.backend(device)
-    calls: Counter[Call] = Counter()
-    for dtype in backend.describe_device().dtypes:
-        for masking, build in _MASKINGS:
-            calls += _record_pretraining(backend, dtype, masking, build, "mae", _VIT)
-        calls += _record_pretraining(backend, dtype, "evolved", "device", "simmim", _SWIN)
-        with TemporaryDirectory() as folder:
-            beit = _VIT | {"tokenizer": _save_tokenizer(backend, Path(folder))}
-            calls += _record_pretraining(backend, dtype, "evolved", "device", "beit", beit)
-        for loss in ("smooth_l1", "cosine"):
-            calls += _record_pretraining(backend, dtype, "evolved", "host", "feature", _VIT | {"loss": loss})
-        for model in (_VIT, _SWIN):
-            calls += _record_classifier(backend, FinetuneConfig, dtype, model)
-        calls += _record_classifier(backend, ProbeConfig, dtype, _VIT)
-    return judge_calls(calls)
-
-
-def _record_pretraining(
-    backend: Any,
-    dtype: str,
-    masking: str,
-    build: Literal["host", "device"],
-    objective: str,
-    model: Mapping[str, Any],
-) -> Counter[Call]:
-    sizes = dict(model)
-    decoder = {"decoder_width": 16, "decoder_depth": 1, "decoder_heads": 2}
-    config = TrainConfig.model_validate(
-        {
-            "objective": objective,
-            "encoder": sizes.pop("encoder"),
-            "image_size": 32,
-            "patch_size": sizes.pop("patch_size"),
-            "masking": masking,
-            "model": {**sizes, **decoder},
-            "mask": {"blocks": 3, "build": build, "unit": 8 if objective in ("mae", "feature") else 16},
-            "optim": {**_OPTIM, "ema_decay": 0.9, "dtype": dtype},
-            "run": {"grad_checkpointing": build == "device"},
-        }
-    )
-    learner = backend.create_learner(config)
-    masker = make_masker(masking, config.masks, config.units, build)
-    images = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), dtype=np.uint8)
-    with record_operators(backend.name) as calls:
-        for step in range(2):  # the first one also makes the optimiser's state
-            batch = learner.prepare_batch(images)
-            mask, _ = masker(batch, 0.5, (step,))
-            learner.train_step(batch, mask, 1e-3, 0.05)
-    return calls
-
-
-def _save_tokenizer(backend: Any, folder: Path) -> str:
-    """Save an untrained tokenizer in ``folder``; return its path."""
-    config = TokenizerConfig(vocabulary=16, width=8)
-    meta = {"kind": "tokenizer", "step": 0, "epoch": 0, "config": config.model_dump(mode="json")}
-    return str(save_checkpoint(folder, backend.create_tokenizer(config).state(), meta))
-
-
-def _record_classifier(backend: Any, kind: type[FinetuneConfig], dtype: str, model: Mapping[str, Any]) -> Counter[Call]:
-    settings = {"model": {**model, "image_size": 32, "drop_path": 0.1}, "optim": {**_OPTIM, "dtype": dtype}}
-    classifier = backend.create_task_learner(kind.model_validate(settings), 3)
-    images = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), dtype=np.uint8)
-    targets = np.eye(3, dtype=np.float32)[[0, 1, 2, 0]]
-    with record_operators(backend.name) as calls:
-        for _ in range(2):
-            classifier.train_step(images, targets, 1e-3, 0.05)
-        classifier.compute_logits(images)
-    return calls
+        row = OperatorRow(call.operator, call.dtypes, verdict.kind, call.site, verdict.reason)
+        seen_in = rows.setdefault(row, set())
+        if parts is not None:
+            seen_in.update(parts[call])
+    judged = [replace(row, parts=tuple(sorted(seen_in))) for row, seen_in in rows.items()]
+    return sorted(judged, key=lambda row: (_ORDER.index(row.verdict), row.operator, row.site, row.dtypes))
