@@ -1,7 +1,8 @@
 """Small networks of all kinds of operators, for tests: each name of ``SAMPLES`` is a function that returns one.
 
 As a script it runs each of them on the simulated NPU, where an operator that torch-npu lacks raises, and prints as JSON
-which did not run there, beside those that the record of a run on the CPU says an NPU lacks operators of.
+which did not run there, beside those that the record of a run on the CPU says an NPU lacks operators of. Those that did
+run are recorded there too: ``complete`` are the ones that lack nothing.
 """
 
 import json
@@ -66,9 +67,13 @@ def main():
     from ehm.backends.torch.diagnosis.callables import record_callable
     from ehm.backends.torch.diagnosis.operators import judge_calls
 
+    def lacks_operators(calls):
+        return any(row.verdict in ("falls back", "no float64") for row in judge_calls(calls))
+
     sys.modules["operator_samples"] = sys.modules["__main__"]
     refused = []
     lacking = []
+    complete = []
     for name in SAMPLES:
         module, x = build(name)
         try:
@@ -78,10 +83,13 @@ def main():
             if "NPU" not in str(error):
                 raise
             refused.append(name)
-        rows = judge_calls(record_callable(f"operator_samples:{name}", torch.device("cpu")))
-        if any(row.verdict in ("falls back", "no float64") for row in rows):
+        if lacks_operators(record_callable(f"operator_samples:{name}", torch.device("cpu"))):
             lacking.append(name)
-    print(json.dumps({"refused": refused, "lacking": lacking}))
+        if name not in refused and not lacks_operators(
+            record_callable(f"operator_samples:{name}", torch.device("npu"))
+        ):
+            complete.append(name)
+    print(json.dumps({"refused": refused, "lacking": lacking, "complete": complete}))
 
 
 if __name__ == "__main__":

@@ -105,8 +105,10 @@ def dtypes_of(*values: Any) -> tuple[str, ...]:
 def _is_composed(operator: Any) -> bool:
     """Tell whether torch-npu runs ``operator`` by torch's composition of other operators, which is no mere view."""
     name = operator.name()
-    if name.removeprefix("aten::") in native_operators():
+    if name.removeprefix("aten::") in native_operators() or name.startswith("aten::_scaled_dot_product"):
         return False
+    if torch._C._dispatch_has_kernel_for_dispatch_key(name, "PrivateUse1"):
+        return False  # torch-npu is here, and newer than the list
     returns = operator._schema.returns
     is_view = any(value.alias_info is not None and not value.alias_info.is_write for value in returns)
     return not is_view and torch._C._dispatch_has_kernel_for_dispatch_key(name, "CompositeExplicitAutograd")

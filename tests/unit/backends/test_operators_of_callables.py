@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from operator_samples import SAMPLES
 
 from ehm.backends.torch.diagnosis.callables import record_callable
 from ehm.backends.torch.diagnosis.report import print_report, report_callable
@@ -181,5 +182,6 @@ def test_what_falls_back_is_what_the_simulated_npu_cannot_run():
     assert done.returncode == 0, done.stderr
     said = json.loads(done.stdout.splitlines()[-1])
     assert said["lacking"] == said["refused"]
+    assert set(said["complete"]) == set(SAMPLES) - set(said["refused"])
     assert {"huber", "log_cumulative", "double", "poisson"} <= set(said["refused"])
     assert {"attention", "convolution", "indices", "smooth"}.isdisjoint(said["refused"])
