@@ -6,6 +6,7 @@ device's, its value a function ``(device: str) -> Backend`` that is called with 
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
@@ -30,6 +31,9 @@ DEVICES: dict[str, str] = {
 GROUP = "ehm.backends"
 """The group of entry points by which other packages add devices."""
 
+_ORDERED_COLLECTIVES = {"HCCL_DETERMINISTIC": "true"}
+"""Variables by which collectives add up in a fixed order; torch and MindSpore have settings for everything else."""
+
 # here, because every module of ehm's that imports a framework lies below this package
 prepare_threads()
 
@@ -47,10 +51,11 @@ def framework_of(device: str) -> str:
     return DEVICES[device].partition(":")[0].rpartition(".")[2]
 
 
-def get(device: str = "auto") -> Backend:
+def get(device: str = "auto", deterministic: bool = False) -> Backend:
     """Return the backend for a ``--device`` value; ``auto`` takes the fastest device that is present.
 
-    Raises BackendError naming the devices that exist, or the package that is missing and the command that installs it.
+    ``deterministic`` says whether collectives shall give the same result every time. Raises BackendError naming the
+    devices that exist, or the package that is missing and the command that installs it.
     """
     known = list_devices()
     name = _choose_device() if device == "auto" else device.partition(":")[0]
@@ -65,6 +70,10 @@ def get(device: str = "auto") -> Backend:
             problem += f", or --device {other} takes {framework_of(other)}, which is"
         raise BackendError(problem)
     module, _, function = known[name].partition(":")
+    if deterministic:
+        # before processes join: libraries read it once, for the first collective (HCCL itself does since CANN 8.2)
+        for variable, value in _ORDERED_COLLECTIVES.items():
+            os.environ.setdefault(variable, value)
     # a vendor's plug-in may pin this thread, when it is imported or when it opens the device
     with keep_processors():
         try:

@@ -79,7 +79,7 @@ def train(
 
     ``overrides`` are ``key=value`` strings, as ``--set`` takes them. With ``resume`` the newest complete checkpoint in
     ``out`` is continued, with its own configuration unless another is given; a run that was stopped at any moment ends
-    with the weights of one that never was (same machine, same number of threads).
+    with the weights of one that never was (on a CPU: same machine, same number of threads).
 
     A step whose loss is not finite is kept in ``out``; ``replay`` is its folder, and takes that step again instead of
     training: ``overrides`` may then try other settings. Raises EhmError on bad input and NotFiniteError if the loss is

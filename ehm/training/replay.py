@@ -37,10 +37,10 @@ def replay_step(path: str | Path, device: str = "auto", overrides: Sequence[str]
     """
     folder = find_broken_step(Path(path))
     kept = read_broken_step(folder)
-    backend = backends.get(device)
+    config = _prepare_config(kept, overrides)
+    backend = backends.get(device, config.run.deterministic)
     if backend.processes.size > 1:
         raise ConfigError("--replay: one process takes the step again; start it without torchrun or msrun")
-    config = _prepare_config(kept, overrides)
     weights = None
     if config.model.init is not None:  # a teacher, which no checkpoint holds
         weights = backend.open_weights(name_first_weights(config))

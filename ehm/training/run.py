@@ -208,7 +208,7 @@ def open_run(
             stored = TrainConfig.model_validate(start.metadata["config"])
             settings = cast(C, settings.with_encoder_of(stored))
         check_settings(kind, settings, start)
-    backend = backends.get(device)
+    backend = backends.get(device, settings.run.deterministic)
     connect_processes(backend.processes, newest)
     return Run(settings, backend, folder, start, is_resumable)
 

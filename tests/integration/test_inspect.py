@@ -33,7 +33,7 @@ def encoder(monkeypatch):
             return fake
 
     fake = FakeEncoder((48, 32), 8)
-    monkeypatch.setattr(backends, "get", lambda device: Backend())
+    monkeypatch.setattr(backends, "get", lambda device, deterministic=False: Backend())
     return fake
 
 

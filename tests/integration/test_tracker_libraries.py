@@ -118,7 +118,7 @@ def get_history(address, run, key):
 def test_mlflow_has_the_figures_of_a_run_and_of_the_one_that_resumes_it(server, images, tmp_path, monkeypatch, capsys):
     _, address = server
     monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
-    monkeypatch.setattr(backends, "get", lambda device: FakeBackend())
+    monkeypatch.setattr(backends, "get", lambda device, deterministic=False: FakeBackend())
     out = tmp_path / "runs" / "mine"
     settings = [*TINY, f"data.source={images}", "run.trackers=[mlflow]", "run.max_steps=4"]
     assert main(["train", "--out", str(out), *(f"--set={value}" for value in settings)]) == 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from typing import Any, SupportsFloat
 
@@ -147,7 +146,6 @@ def draw_drop_path(rate: float, depth: int, images: int, numbers: list[int]) -> 
 def set_deterministic(wanted: bool) -> None:
     """Let only deterministic kernels run in this process if ``wanted``; MindSpore cannot take that back."""
     if wanted and ms.get_context("deterministic") != "ON":
-        os.environ.setdefault("HCCL_DETERMINISTIC", "true")
         ms.set_deterministic(True)
 
 

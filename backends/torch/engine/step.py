@@ -168,11 +168,11 @@ def recompute_activations(model: nn.Module, random: bool = False) -> None:
 def set_deterministic(wanted: bool) -> None:
     """Let only deterministic kernels run in this process if ``wanted``, else any; before the first use of a device.
 
-    An operator that has no deterministic kernel then raises. Collectives on Ascend obey HCCL_DETERMINISTIC.
+    An operator that has no deterministic kernel then raises; torch-npu does not, but asks CANN for deterministic ones,
+    and only by the first setting in a thread. Collectives are the concern of :func:`ehm.backends.get`.
     """
     if wanted:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        os.environ.setdefault("HCCL_DETERMINISTIC", "true")
         safeguard: Any = torch.utils.deterministic
         safeguard.fill_uninitialized_memory = False  # torch's default, which finds bugs at a cost
     torch.use_deterministic_algorithms(wanted)

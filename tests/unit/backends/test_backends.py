@@ -18,6 +18,7 @@ from ehm.backends.torch.engine import devices, distributed
 from ehm.config import MaskConfig
 from ehm.errors import BackendError
 from ehm.masking import make_masker
+from ehm.training.pretrain import train
 
 TESTS = Path(__file__).parents[2]
 
@@ -47,6 +48,22 @@ def test_two_packages_cannot_claim_one_device(monkeypatch):
         BackendError, match=r"device cuda is claimed twice, by ehm.backends.torch:backend and by nowhere"
     ):
         backends.get("cpu")
+
+
+@pytest.mark.parametrize(("setting", "value"), [("true", "true"), ("false", None)])
+def test_collectives_are_asked_for_a_fixed_order_before_processes_join(monkeypatch, tmp_path, images, setting, value):
+    monkeypatch.delenv("HCCL_DETERMINISTIC", raising=False)
+
+    def join(device):
+        raise BackendError(f"joins with {os.environ.get('HCCL_DETERMINISTIC')}")
+
+    monkeypatch.setitem(sys.modules, "joining", SimpleNamespace(backend=join))
+    claim(monkeypatch, "joining", "joining:backend")
+    overrides = [f"data.source={images}", f"run.deterministic={setting}"]
+    with pytest.raises(BackendError, match=f"joins with {value}"):
+        train(device="joining", overrides=overrides, out=tmp_path)
+    # it was set in this process, of which monkeypatch knows nothing
+    os.environ.pop("HCCL_DETERMINISTIC", None)
 
 
 def test_a_package_that_cannot_be_loaded_is_named(monkeypatch):
@@ -89,7 +106,9 @@ class Accelerator:
 
     def __init__(self, monkeypatch):
         self.chosen = None
-        monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available: torch.device("cuda"))
+        monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+        # without parameters, as in torch 2.6
+        monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cuda"))
         monkeypatch.setattr(torch.accelerator, "device_count", lambda: 2)
         monkeypatch.setattr(distributed, "device_module", lambda device: self)
 

@@ -204,7 +204,7 @@ TINY = ["encoder=vit_tiny", "image_size=32", "patch_size=8", "optim.batch_size=4
 @pytest.mark.parametrize("trackers", ["[tensorboard]", "[]"])
 def test_a_run_says_which_checkpoint_survived_and_goes_on_from_it(images, tmp_path, monkeypatch, capsys, trackers):
     backend = FakeBackend()
-    monkeypatch.setattr(backends, "get", lambda device: backend)
+    monkeypatch.setattr(backends, "get", lambda device, deterministic=False: backend)
     out = tmp_path / "run"
     settings = [*TINY, "run.log_every=1", "optim.warmup_epochs=0", f"data.source={images}"]
     settings += [f"run.trackers={trackers}", "run.max_steps=4"]
@@ -229,7 +229,7 @@ def test_a_run_says_which_checkpoint_survived_and_goes_on_from_it(images, tmp_pa
     assert error.endswith(f"and go on from there with --resume --out {out}\n")
     assert sorted(path.name for path in (out / "checkpoints").iterdir()) == ["step-00000003", "step-00000004"]
     monkeypatch.undo()
-    monkeypatch.setattr(backends, "get", lambda device: FakeBackend())
+    monkeypatch.setattr(backends, "get", lambda device, deterministic=False: FakeBackend())
     assert main(more) == 0
     assert newest_checkpoint(out / "checkpoints").name == "step-00000012"
     assert saved.model["weight"] != 0

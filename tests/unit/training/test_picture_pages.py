@@ -23,7 +23,7 @@ SETTINGS = [
 @pytest.fixture
 def fake(monkeypatch):
     backend = FakeBackend()
-    monkeypatch.setattr(backends, "get", lambda device: backend)
+    monkeypatch.setattr(backends, "get", lambda device, deterministic=False: backend)
     return backend
 
 

@@ -72,7 +72,7 @@ def test_the_length_is_that_of_the_steps_that_will_be_run(optim, run, words):
 
 
 def test_a_run_is_refused_before_anything_is_written(images, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(backends, "get", lambda device: FakeBackend())
+    monkeypatch.setattr(backends, "get", lambda device, deterministic=False: FakeBackend())
     settings = ["encoder=vit_tiny", "image_size=32", "patch_size=8", "data.workers=0", "run.trackers=[]"]
     settings += [f"data.source={images}", "optim.batch_size=4", "optim.epochs=300", "optim.steps=5"]
     for wrong, message in (

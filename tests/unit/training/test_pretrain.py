@@ -31,7 +31,7 @@ TINY = [
 @pytest.fixture
 def fake(monkeypatch):
     backend = FakeBackend()
-    monkeypatch.setattr(backends, "get", lambda device: backend)
+    monkeypatch.setattr(backends, "get", lambda device, deterministic=False: backend)
     return backend
 
 

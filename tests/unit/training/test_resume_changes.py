@@ -30,7 +30,7 @@ SETTINGS = ["encoder=vit_tiny", "image_size=32", "patch_size=8", "optim.batch_si
 
 @pytest.fixture(autouse=True)
 def fake(monkeypatch):
-    monkeypatch.setattr(backends, "get", lambda device: FakeBackend())
+    monkeypatch.setattr(backends, "get", lambda device, deterministic=False: FakeBackend())
 
 
 @pytest.fixture
@@ -134,7 +134,7 @@ def test_another_device_and_version_are_said(stopped, monkeypatch, capsys):
     meta = json.loads(state.read_text())
     meta["versions"]["numpy"] = "1.0"
     state.write_text(json.dumps(meta))
-    monkeypatch.setattr(backends, "get", lambda device: Moved())
+    monkeypatch.setattr(backends, "get", lambda device, deterministic=False: Moved())
     resume(stopped)
     said = capsys.readouterr().out
     assert "device was fake and is other" in said
@@ -176,7 +176,7 @@ def test_a_tokenizer_is_resumed_on_its_own_images_only(images, tmp_path, monkeyp
     backend = FakeBackend()
     backend.processes = ALONE
     backend.create_tokenizer = lambda config: FakeTokenizer()
-    monkeypatch.setattr(backends, "get", lambda device: backend)
+    monkeypatch.setattr(backends, "get", lambda device, deterministic=False: backend)
     sections = {"data": {"source": str(images), "workers": 0}, "run": {"trackers": [], "max_steps": 2}}
     optim = {"epochs": 2, "batch_size": 4, "warmup_epochs": 0}
     config = TokenizerConfig(image_size=32, vocabulary=8, width=8, optim=optim, **sections)

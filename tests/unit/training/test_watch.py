@@ -203,7 +203,7 @@ def test_an_accuracy_falls_if_it_loses_its_lead_over_the_most_frequent_class(cha
 def learners(monkeypatch):
     """The learners of the runs of a test, whose features are noise, and after some steps tell two classes apart."""
     backend = FakeBackend()
-    monkeypatch.setattr(backends, "get", lambda device: backend)
+    monkeypatch.setattr(backends, "get", lambda device, deterministic=False: backend)
     backend.best_steps = (12, 18)
 
     def compute_features(self, images, average=False):
