@@ -25,8 +25,8 @@ from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 from ehm.backends.torch.engine import hierarchy as on_device  # noqa: E402
 
 DEVICES = ["cpu"]
-if accelerator := torch.accelerator.current_accelerator(check_available=True):
-    DEVICES.append(accelerator.type)
+if torch.accelerator.is_available():
+    DEVICES.append(torch.accelerator.current_accelerator().type)
 
 every_device = pytest.mark.parametrize("device", DEVICES)
 

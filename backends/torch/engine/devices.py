@@ -116,7 +116,8 @@ def choose_device(device: str) -> torch.device:
     """
     kind = device.partition(":")[0]
     failures = _import_plugins(kind)
-    present = torch.accelerator.current_accelerator(check_available=True)
+    # torch 2.6 has no check_available in current_accelerator
+    present = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     if device == "auto":
         if present is not None and present.type in FACTS:
             return present
