@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 __all__ = [
+    "COMPILER_PACKAGES",
     "MINDSPORE",
     "NEWEST",
     "PAIRS",
@@ -26,6 +27,7 @@ __all__ = [
     "find_problem",
     "find_software",
     "install_command",
+    "list_missing_packages",
     "mindspore_mismatch",
     "pair_for",
 ]
@@ -45,6 +47,7 @@ class Pair:
 
 SOURCE = "COMPATIBILITY.en.md of Ascend/pytorch, commit 9e73e708, 2026-08-21"
 PAIRS = (
+    Pair("2.12.0.post2", "2.12.0", "9.1.0"),
     Pair("2.12.0", "2.12.0", "9.1.0"),
     Pair("2.11.0", "2.11.0", "9.1.0"),
     Pair("2.10.0.post4", "2.10.0", "9.1.0"),
@@ -62,7 +65,10 @@ PAIRS = (
     Pair("2.6.0.post3", "2.6.0", "8.3.RC1"),
     Pair("2.6.0", "2.6.0", "8.2.RC1"),
 )
-"""The published table (SOURCE) from torch 2.6, the oldest that ehm takes."""
+"""The published table (SOURCE) from torch 2.6, the oldest that ehm takes.
+
+2.12.0.post2 is that of Ascend's images (Ascend/pytorch, docker/supported_tags.md, TorchNPU 26.1.1).
+"""
 NEWEST = PAIRS[0]
 
 MINDSPORE = {
@@ -75,7 +81,29 @@ MINDSPORE = {
 """Releases of MindSpore, and the CANN that MindSpore Transformers runs each with.
 
 2.10.0 by the tag of its image (docs/mindformers of mindspore-ai/docs, r2.10.0), 2.9.0 by the installation guide of its
-release 1.9.0, the others by VERSION_MAP.json of mindspore-ai/mindformers, commit 167a50de, 2026-07-24.
+release 1.9.0, the others by VERSION_MAP.json of mindspore-ai/mindformers, commit 167a50de, 2026-07-24. 2.8.0 is on
+PyPI, but none of these names its CANN.
+"""
+
+COMPILER_PACKAGES = (
+    "absl-py",
+    "attrs",
+    "cffi",
+    "cloudpickle",
+    "decorator",
+    "numpy",
+    "protobuf",
+    "psutil",
+    "PyYAML",
+    "requests",
+    "scipy",
+    "sympy",
+)
+"""Packages that CANN's compiler of operators imports (tbe), by their names on PyPI; CANN does not bring them along.
+
+Read from Ascend's images: the Dockerfile of cann:9.0.0 and 9.1.0-beta.3 in Ascend/cann-container-image installs them,
+that of 8.5.0 does not, and that of Ascend/pytorch does. Without decorator, ONNX Runtime's CANN provider was seen to
+fail when it compiles (microsoft/onnxruntime issue 14121); torch-npu ends in EH9999 or EZ9999 (Ascend/pytorch issue 7).
 """
 
 _HOMES = ("usr/local/Ascend/cann", "usr/local/Ascend/ascend-toolkit/latest")
@@ -187,7 +215,7 @@ def find_mismatch(found: Installation) -> Problem | None:
 
 def mindspore_mismatch(mindspore: str, found: Installation) -> Problem | None:
     """Find out whether another CANN is installed than goes with a release of MindSpore; None if not, or not known."""
-    wanted = MINDSPORE.get(mindspore)
+    wanted = MINDSPORE.get(_release_of(mindspore))
     if wanted is None or found.cann is None or _is_release(found.cann, wanted):
         return None
     return Problem(
@@ -231,6 +259,11 @@ def find_problem(found: Installation) -> Problem | None:
             "--device /dev/davinci_manager --device /dev/devmm_svm --device /dev/hisi_hdc",
         )
     return None
+
+
+def list_missing_packages() -> list[str]:
+    """Return those of ``COMPILER_PACKAGES`` that this Python does not have."""
+    return [name for name in COMPILER_PACKAGES if _package_version(name) is None]
 
 
 def explain_absence(error: BaseException | str | None = None, found: Installation | None = None) -> str:

@@ -1,12 +1,16 @@
 """Average-linkage trees of many small similarity matrices: ehm beside fastcluster and SciPy.
 
     python benchmarks/hierarchy.py [--patches 49 196] [--turns 25]
+    python benchmarks/hierarchy.py --balancing [--patches 49 196] [--turns 25]
 
 Prints microseconds an image, the best of several turns that the contestants take one after the other. ehm starts from
 the float32 similarity that a model gives and returns the whole hierarchy; the others get float64 distances in condensed
 form, ready made, and do one image after the other on one core. The last columns are the time of ehm on one core divided
 by that of fastcluster: of the best turns, and of each turn (median, quartiles). "random" is symmetrised noise,
 "attention" comes from 16 random features.
+
+With --balancing prints what balancing takes beside a tree, in microseconds of one core's time, which other programs on
+the machine change little.
 """
 
 from __future__ import annotations
@@ -22,7 +26,7 @@ from numpy.typing import NDArray
 from scipy.cluster.hierarchy import linkage
 from scipy.spatial.distance import squareform
 
-from ehm.masking import build_hierarchy
+from ehm.masking import balance, build_hierarchy
 
 PATCHES = (49, 100, 196, 400, 784, 1024)
 Array = NDArray[np.float32]
@@ -60,11 +64,35 @@ def measure_contestants(similarity: Array, turns: int) -> dict[str, NDArray[np.f
     return {name: np.array(values[1:]) for name, values in times.items()}
 
 
+def print_balancing(patches: list[int], turns: int) -> None:
+    """Print the microseconds of a core that balancing and building a tree take for an image, the best of ``turns``."""
+    print("patches  balancing  tree  tree of balanced")
+    for n in patches:
+        similarity = attention_similarity(max(8, 32 * 196**2 // n**2), n)
+        balanced = balance(similarity, threads=1)
+        contestants: dict[str, Callable[[], object]] = {
+            "balancing": lambda similarity=similarity: balance(similarity, threads=1),
+            "tree": lambda similarity=similarity: build_hierarchy(similarity, threads=1),
+            "tree of balanced": lambda balanced=balanced: build_hierarchy(balanced, threads=1),
+        }
+        best = dict.fromkeys(contestants, math.inf)
+        for _ in range(turns + 1):  # the first turn compiles and warms up
+            for name, run in contestants.items():
+                start = time.thread_time()
+                run()
+                best[name] = min(best[name], (time.thread_time() - start) / len(similarity) * 1e6)
+        print(f"{n:7}  {best['balancing']:9.1f}  {best['tree']:4.0f}  {best['tree of balanced']:16.1f}", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--patches", type=int, nargs="+", default=PATCHES)
     parser.add_argument("--turns", type=int, default=25)
+    parser.add_argument("--balancing", action="store_true")
     arguments = parser.parse_args()
+    if arguments.balancing:
+        print_balancing(arguments.patches, arguments.turns)
+        return
     print("                                                                ratio to fastcluster")
     print("similarity  patches  images      ehm  2 threads  fastcluster    SciPy  best  each turn")
     for kind in (random_similarity, attention_similarity):

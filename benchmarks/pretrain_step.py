@@ -33,6 +33,7 @@ import time
 from collections.abc import Callable
 from contextlib import contextmanager
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -278,12 +279,29 @@ def run_row(row: str, model: str, dtype: str, batch_size: int, device: str, cpu:
             print(json.dumps({**seconds, "memory": memory}))
 
 
+def _trace_npu(take_step: Step) -> None:
+    """Write a trace of two steps, which torch's own profiler cannot see on an NPU."""
+    import torch_npu
+
+    folder = Path("npu_profile")
+    with torch_npu.profiler.profile(
+        activities=[torch_npu.profiler.ProfilerActivity.CPU, torch_npu.profiler.ProfilerActivity.NPU],
+        on_trace_ready=torch_npu.profiler.tensorboard_trace_handler(str(folder)),
+    ):
+        for _ in range(2):
+            float(take_step())
+    print(f"trace of two steps in {folder}: kernel_details.csv has a line for each kernel")
+
+
 def print_profile(row: str, model: str, dtype: str, batch_size: int, device: str) -> None:
     """Print the time of a step, operator by operator."""
     images = np.random.default_rng(0).integers(0, 256, (batch_size, 224, 224, 3), np.uint8)
     take_step = make_step(row, model, dtype, images, Clock(devices.choose_device(device), False), device)
     for _ in range(2):
         float(take_step())
+    if device.partition(":")[0] == "npu":
+        _trace_npu(take_step)
+        return
     with torch.profiler.profile() as profiler:
         for _ in range(2):
             float(take_step())

@@ -17,11 +17,12 @@ COPY ehm ehm
 COPY backends backends
 COPY deploy deploy
 COPY configs configs
-# The pins of this image count instead of those of constraints.txt, package by package. The environment sees the base
-# image's packages: CANN's compiler imports them.
+# The pins of this image count instead of those of constraints.txt, package by package. CANN's compiler imports the
+# packages that are named one by one (COMPILER_PACKAGES in backends/ascend.py): the base image has none of them.
 RUN awk -F== 'NR == FNR {own[$1]; print; next} !($1 in own)' docker/constraints.serve-npu.txt constraints.txt > pins.txt \
     && python3 -m venv --system-site-packages /opt/ehm \
-    && /opt/ehm/bin/pip install --no-cache-dir -c pins.txt ".[${EXTRAS}]"
+    && /opt/ehm/bin/pip install --no-cache-dir -c pins.txt ".[${EXTRAS}]" \
+        absl-py attrs cffi cloudpickle decorator numpy protobuf psutil PyYAML requests scipy sympy
 RUN (getent group "${HWHIAIUSER_GID}" || groupadd --gid "${HWHIAIUSER_GID}" HwHiAiUser) \
     && useradd --non-unique --no-create-home --uid "${EHM_UID}" --gid "${HWHIAIUSER_GID}" ehm
 COPY --chmod=755 docker/ascend.sh /opt/ascend/bin/ehm

@@ -17,6 +17,9 @@ from ehm.errors import BackendError
 
 __all__ = ["describe_device", "examine_device", "list_known_devices"]
 
+PATIENCE = {"npu": 600, "mindspore": 600}
+"""Seconds for devices that start slowly: CANN starts up, and MindSpore compiles three graphs. Others have the usual."""
+
 ASK_DEVICE = """
 import json, sys
 from ehm.doctor.devices import describe_device
@@ -58,7 +61,7 @@ def examine_device(name: str, provider: str) -> Finding:
                 "device", name, "missing", f"{framework} is not installed", f"pip install 'ehm[{framework}]'"
             )
     # In a child: a driver that does not match can end the process that asks for the device.
-    facts, reason = ask_child(ASK_DEVICE, name)
+    facts, reason = ask_child(ASK_DEVICE, name, patience=PATIENCE.get(kind))
     if facts is None:
         # Errors that begin with the flag are the backend's own: there is no such device. Others are crashes.
         if not reason.startswith("--device"):

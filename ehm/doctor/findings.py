@@ -86,6 +86,8 @@ def examine_machine() -> Iterator[Finding]:
         yield Finding("machine", "CANN", "broken", detail, f"source {software.cann_script}")
     else:
         yield _report_software("CANN", software.cann, f" in {software.cann_home}")
+    if software.cann:
+        yield _examine_compiler_packages()
 
 
 def list_variables() -> Iterator[Finding]:
@@ -134,6 +136,17 @@ def find_nvidia_driver() -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return next(iter(done.stdout.split()), None)  # one line for each GPU, all the same
+
+
+def _examine_compiler_packages() -> Finding:
+    """Look for the packages that CANN's compiler imports, which fails at the first operator that it has to compile."""
+    missing = ascend.list_missing_packages()
+    if not missing:
+        return Finding("machine", "CANN's packages", "ok", f"all {len(ascend.COMPILER_PACKAGES)} are installed")
+    names = ", ".join(missing)
+    return Finding(
+        "machine", "CANN's packages", "missing", f"its compiler imports {names}", f"pip install {' '.join(missing)}"
+    )
 
 
 def _report_software(name: str, installed: str | None, location: str = "") -> Finding:

@@ -169,7 +169,8 @@ class WaitAdvisor:
 def _advise_on_masks(config: TrainConfig) -> str:
     """Return what makes the masks of ``config`` cheaper."""
     remedies = []
-    if config.masking in _TREES and config.mask.build != "device":
+    # without balancing trees are chains, which take so many rounds on a device that it would wait longer
+    if config.masking in _TREES and config.mask.build != "device" and config.mask.balance == "sinkhorn":
         remedies.append("on an accelerator mask.build=device builds the trees there, which a resumed run may change")
     if config.mask.views == 1:
         remedies.append("in a new run mask.views=4 makes four masks of each pass over an image")

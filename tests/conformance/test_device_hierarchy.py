@@ -243,17 +243,19 @@ def test_a_mask_is_split_in_order(count, device):
 
 
 class Calls(TorchDispatchMode):
-    """Names of the operators called, and the types of the tensors given to them."""
+    """Names of the operators called, the types of the tensors given to them, and what is gathered."""
 
     def __init__(self):
         super().__init__()
-        self.names, self.dtypes = [], set()
+        self.names, self.dtypes, self.gathered = [], set(), set()
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         self.names.append(function.overloadpacket.__name__)
         for value in torch.utils._pytree.tree_leaves((args, kwargs)):
             if isinstance(value, torch.Tensor):
                 self.dtypes.add(value.dtype)
+        if self.names[-1] == "gather":
+            self.gathered.add(args[0].dtype)
         return function(*args, **(kwargs or {}))
 
 
@@ -268,6 +270,8 @@ def test_the_device_is_read_once_in_a_few_rounds():
     assert 0 < calls.names.count("_local_scalar_dense") <= 59 / 4
     assert not {"nonzero", "masked_select", "index", "unique", "scatter", "item"} & set(calls.names)
     assert calls.dtypes <= {torch.float32, torch.int32, torch.int64, torch.bool}
+    assert torch.float32 in calls.gathered
+    assert torch.bool not in calls.gathered  # which CANN's GatherElements computes on AICPU alone
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])

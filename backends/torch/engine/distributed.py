@@ -12,6 +12,7 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any, Literal
 
 import torch
@@ -42,6 +43,10 @@ __all__ = [
 
 _PASSES = ("embed", "predict", "compute_similarity", "compute_features", "compute_saliency", "pool_features")
 """Methods of a model that are called beside ``forward``, and need its whole parameters too."""
+_SYNC_BUFFERS = "broadcast_buffers"
+"""DDP's argument that says whether buffers travel before every pass. Newer releases of torch warn at its old name."""
+if "forward_sync_buffers" in signature(DistributedDataParallel.__init__).parameters:
+    _SYNC_BUFFERS = "forward_sync_buffers"
 _ENVIRONMENT = ("RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -139,8 +144,12 @@ def wrap_model(
     if processes.size == 1:
         return model
     if parallel == "ddp":
+        # Before every forward pass DDP would send the buffers of the first process, most of them constant tables of
+        # indices. Only batch norms that see their own images alone change theirs differently in each process.
+        has_own_norms = any(_is_own_norm(module) for module in model.modules())
+        options: dict[str, Any] = {_SYNC_BUFFERS: has_own_norms}
         # gradients as views of what travels need no second copy
-        return DistributedDataParallel(model, gradient_as_bucket_view=True)
+        return DistributedDataParallel(model, gradient_as_bucket_view=True, **options)
     _shard_model(model, processes, device)
     return model
 
@@ -150,6 +159,12 @@ def with_common_norms(model: nn.Module, processes: Processes, device: torch.devi
     if processes.size == 1 or not FACTS[device.type].synchronises_norms:
         return model
     return nn.SyncBatchNorm.convert_sync_batchnorm(model)
+
+
+def _is_own_norm(module: nn.Module) -> bool:
+    """Return whether ``module`` is a batch norm that takes its moments over the images of this process alone."""
+    # the base class of all kinds of batch norm
+    return isinstance(module, nn.modules.batchnorm._BatchNorm) and not isinstance(module, nn.SyncBatchNorm)
 
 
 def average_norms(model: nn.Module, processes: Processes) -> None:

@@ -187,7 +187,8 @@ def _drop_empty_columns(
     for _ in range(2):  # rows, then columns
         similarity = similarity.flatten(0, 1).index_select(0, rows).unflatten(0, kept.shape)
         similarity = similarity.transpose(1, 2).contiguous()
-    return similarity, _take_columns(facts, kept), is_empty.gather(1, kept)
+    # as numbers: an NPU gathers booleans on its slow scalar processor (AICPU), as GatherElements has no other for them
+    return similarity, _take_columns(facts, kept), is_empty.float().gather(1, kept) > 0
 
 
 def _number_nodes(facts: Tensor) -> DeviceHierarchy:

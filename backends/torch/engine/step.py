@@ -42,16 +42,16 @@ _BLOCKS = (Block, BeitBlock, EvaBlock, SwinTransformerBlock)
 class Training:
     """A model and its optimiser on one device; a loss has to call ``module``.
 
-    ``optimizer`` creates the optimiser, fused (bool) or not, after the model has been sharded, if it is. If only the
-    model's ``head`` is trained, ``module`` is the head, and a batch is not split; else it is split into ``parts``
-    (``optim.accumulate`` if left out). Raises BackendError for settings that
+    ``optimizer`` creates the optimiser after the model has been sharded, if it is: fused (True), or in the form that
+    torch takes on the device (None). If only the model's ``head`` is trained, ``module`` is the head, and a batch is
+    not split; else it is split into ``parts`` (``optim.accumulate`` if left out). Raises BackendError for settings that
     the device does not have.
     """
 
     def __init__(
         self,
         model: nn.Module,
-        optimizer: Callable[[bool], Optimizer],
+        optimizer: Callable[[bool | None], Optimizer],
         optim: OptimConfig,
         run: RunConfig,
         device: torch.device,
@@ -77,7 +77,9 @@ class Training:
             _compile(trained, device)
         # in this order: sharding replaces the parameters that the optimiser is given
         self.module = wrap_model(trained, run.parallel, processes, device)
-        self.optimizer = optimizer(facts.fused_adamw and (facts.fused_adamw_scales or not scaled))
+        can_fuse = facts.fused_adamw and (facts.fused_adamw_scales or not scaled)
+        # with False instead of None, torch would loop over single tensors, and not take a few operators for all of them
+        self.optimizer = optimizer(True if can_fuse else None)
         self._scaler = torch.amp.GradScaler(device.type, enabled=scaled)
 
     def autocast(self) -> torch.autocast:

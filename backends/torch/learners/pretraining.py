@@ -270,7 +270,7 @@ class TorchLearner(ResumableLearner):
         self.notes += restrict_learning(model, model, config.model.freeze, config.lora, config.run.seed)
         return model.to(self._device)
 
-    def _create_optimizer(self, fused: bool) -> torch.optim.Optimizer:
+    def _create_optimizer(self, fused: bool | None) -> torch.optim.Optimizer:
         config = self._config
         undecayed = OBJECTIVES[config.objective].undecayed
         layers = None

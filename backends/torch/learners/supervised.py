@@ -62,7 +62,7 @@ class Supervised(Stepped):
         super().__init__(model, training, device, processes, config.run.seed)
 
 
-def create_optimizer(model: nn.Module, encoder: Any, config: TaskConfig, fused: bool) -> Optimizer:
+def create_optimizer(model: nn.Module, encoder: Any, config: TaskConfig, fused: bool | None) -> Optimizer:
     """Create the optimiser that ``config`` names; its rates fall from layer to layer of ``encoder`` (``layer_decay``).
 
     The encoder is ``model`` or a part of it.

@@ -9,6 +9,7 @@ Shapes: B images, a map of h x w tokens of D features, nW windows of T tokens, h
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any, Literal
 
 import torch
@@ -72,7 +73,8 @@ def cell_attention(block: Any, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
     i. ``grid`` divides h and w.
     """
     probs = window_attention(block, tokens).mean(dim=2, dtype=torch.float32)  # (B, nW, T, T)
-    owner = _partition_windows(block, _assign_cells(tokens, grid))[0]  # (nW, T, N)
+    shift = tuple(block.shift_size)
+    owner = _find_owners(tokens.shape[1:3], grid, tuple(block.window_size), shift, tokens.device)  # (nW, T, N)
     with torch.autocast(tokens.device.type, enabled=False):
         to_cells = (probs @ owner).flatten(1, 2)  # (B, nW * T, N)
         total = owner.flatten(0, 1).T @ to_cells
@@ -108,20 +110,33 @@ def mean_cells(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
 
 def _partition_windows(block: Any, tokens: Tensor) -> Tensor:
     """Divide tokens into windows as ``block`` does, shifted and padded: (B, h, w, D) -> (B, nW, T, D)."""
+    return _cut_windows(tokens, block.window_size, block.shift_size)
+
+
+def _cut_windows(tokens: Tensor, window: tuple[int, int], shift: tuple[int, int]) -> Tensor:
+    """Divide tokens into windows, shifted and padded: (B, h, w, D) -> (B, nW, T, D)."""
     height, width = tokens.shape[1:3]
-    down, across = block.window_size
-    if any(block.shift_size):
-        tokens = tokens.roll((-block.shift_size[0], -block.shift_size[1]), dims=(1, 2))
+    down, across = window
+    if any(shift):
+        tokens = tokens.roll((-shift[0], -shift[1]), dims=(1, 2))
     # as timm pads a map that windows do not divide
     tokens = pad(tokens, (0, 0, 0, -width % across, 0, -height % down))
-    windows: Tensor = window_partition(tokens, block.window_size)
+    windows: Tensor = window_partition(tokens, window)
     return windows.flatten(1, 2).unflatten(0, (len(tokens), -1))
 
 
-def _assign_cells(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Mark the cell that each place of the map lies in, as zeros and a one: (B, h, w, D) -> (1, h, w, N), float32."""
-    height, width = tokens.shape[1:3]
-    rows = torch.arange(height, device=tokens.device) // (height // grid[0])
-    columns = torch.arange(width, device=tokens.device) // (width // grid[1])
-    cells = torch.arange(grid[0] * grid[1], device=tokens.device)
-    return (rows[:, None, None] * grid[1] + columns[:, None] == cells).float()[None]
+@lru_cache(maxsize=32)
+@torch.inference_mode(False)  # whoever asks first may compute without gradients, and training takes the same tensor
+def _find_owners(
+    size: tuple[int, int], grid: tuple[int, int], window: tuple[int, int], shift: tuple[int, int], device: torch.device
+) -> Tensor:
+    """Mark the cell that each place of each window lies in, as zeros and a one: (nW, T, N), float32.
+
+    ``size`` is that of the map of tokens. The marks are kept, because every block needs them in each piece of a batch.
+    """
+    height, width = size
+    rows = torch.arange(height, device=device) // (height // grid[0])
+    columns = torch.arange(width, device=device) // (width // grid[1])
+    cells = torch.arange(grid[0] * grid[1], device=device)
+    marks = (rows[:, None, None] * grid[1] + columns[:, None] == cells).float()[None]
+    return _cut_windows(marks, window, shift)[0]

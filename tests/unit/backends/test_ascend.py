@@ -70,7 +70,7 @@ def test_without_torch_npu_it_names_the_pair_of_the_torch_that_is_there(host):
 def test_for_a_torch_without_a_pair_it_names_the_newest_pair_and_says_so(host):
     host.packages = {"torch": "2.14.0"}
     said = host.explain()
-    assert "torch==2.12.0 torch-npu==2.12.0, which go with CANN 9.1.0" in said
+    assert "torch==2.12.0 torch-npu==2.12.0.post2, which go with CANN 9.1.0" in said
     assert "no pair is published for torch 2.14.0" in said
 
 
@@ -97,7 +97,7 @@ def test_without_cann_it_says_which_one_goes_with_torch_npu(host, tmp_path):
 def test_for_a_torch_npu_newer_than_the_table_it_says_where_the_table_ends(host, tmp_path):
     host.root, host.environ = tmp_path / "empty", {}
     host.packages = {"torch": "2.14.0", "torch-npu": "2.14.0"}
-    assert "end at torch-npu 2.12.0, torch 2.12.0 and CANN 9.1.0" in host.explain()
+    assert "end at torch-npu 2.12.0.post2, torch 2.12.0 and CANN 9.1.0" in host.explain()
 
 
 @pytest.mark.parametrize("layout", ["cann", "ascend-toolkit/latest"])
@@ -188,7 +188,9 @@ def test_mindspore_beside_another_cann_says_which_goes_with_it(host, mindspore, 
 def test_mindspore_and_its_own_cann_an_unknown_one_and_none_are_no_mismatch(host, tmp_path):
     found = find_software(host.root, host.environ)
     assert ascend.mindspore_mismatch("2.10.0", found) is None
-    assert ascend.mindspore_mismatch("2.8.0", found) is None
+    assert ascend.mindspore_mismatch("2.8.0", found) is None  # no source names its CANN
+    assert ascend.mindspore_mismatch("2.10.0.post1", found) is None
+    assert "goes with CANN 8.3.RC1" in str(ascend.mindspore_mismatch("2.7.1.post1", found))
     assert ascend.mindspore_mismatch("2.9.0", find_software(tmp_path / "empty", {})) is None
 
 

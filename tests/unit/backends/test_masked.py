@@ -7,6 +7,7 @@ import pytest
 import torch
 from scipy.spatial.distance import cdist
 from torch.nn.functional import interpolate, l1_loss, pixel_shuffle
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ehm import masking
 from ehm.backends.torch.engine import hierarchy
@@ -226,6 +227,26 @@ def test_what_no_window_holds_together_has_no_similarity(images):
     neighbours = (abs(row[:, None] - row) <= 1) & (abs(column[:, None] - column) <= 1)
     assert (joined[:, ~neighbours] < 1e-6).all()
     assert (joined[:, neighbours] > 0).all()
+
+
+def test_the_cells_of_windows_are_found_once_for_all_blocks_and_pieces(images):
+    model = make(SimmimSwin, SWIN).eval()
+
+    class Ranges(TorchDispatchMode):
+        count = 0
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            self.count += function.overloadpacket is torch.ops.aten.arange
+            return function(*args, **(kwargs or {}))
+
+    with torch.inference_mode():  # a tensor that is kept from here has to serve training too
+        first = model.compute_similarity(model.embed(images), 4)
+    with torch.no_grad(), Ranges() as ranges:
+        again = model.compute_similarity(model.embed(images), 4)
+    assert ranges.count == 0
+    torch.testing.assert_close(first, again, rtol=0, atol=0)
+    block, tokens = model.layers[0].blocks[0], model.embed(images)
+    cell_attention(block, tokens, SWIN.grid).sum().backward()
 
 
 def test_cosines_and_means_of_cells(images):

@@ -88,6 +88,38 @@ def test_a_framework_that_hangs_is_a_row(monkeypatch):
     assert row("cpu", "cpu").detail == "no answer within 0.2 seconds"
 
 
+def test_devices_that_start_slowly_have_more_time(monkeypatch):
+    waited = {}
+    monkeypatch.setattr(devices, "find_spec", lambda name: True)
+
+    def ask(code, name, patience):
+        waited[name] = patience
+        return None, "no answer"
+
+    monkeypatch.setattr(devices, "ask_child", ask)
+    for name in ("cpu", "cuda:1", "npu:1", "mindspore:ascend"):
+        devices.examine_device(name, name)
+    assert waited == {"cpu": None, "cuda:1": None, "npu:1": 600, "mindspore:ascend": 600}
+
+
+def test_packages_that_cann_imports_are_looked_for_beside_it(monkeypatch, tmp_path):
+    monkeypatch.setattr(findings, "ROOT", tmp_path)
+    monkeypatch.delenv("ASCEND_HOME_PATH", raising=False)
+    monkeypatch.delenv("ASCEND_TOOLKIT_HOME", raising=False)
+    assert "CANN's packages" not in {found.name for found in findings.examine_machine()}
+    info = tmp_path / "usr/local/Ascend/cann/x86_64-linux/ascend_toolkit_install.info"
+    info.parent.mkdir(parents=True)
+    info.write_text("version=9.1.0\n")
+    installed = {"numpy", "scipy"}
+    monkeypatch.setattr(ascend, "_package_version", lambda name: "1" if name in installed else None)
+    found = {each.name: each for each in findings.examine_machine()}["CANN's packages"]
+    assert found.state == "missing"
+    assert "decorator, protobuf" in found.detail
+    assert found.mend.startswith("pip install absl-py attrs cffi cloudpickle decorator protobuf")
+    installed |= set(ascend.COMPILER_PACKAGES)
+    assert {each.name: each for each in findings.examine_machine()}["CANN's packages"].state == "ok"
+
+
 def test_children_wake_no_plug_ins_and_wait_for_no_other_process(monkeypatch):
     names = ["TORCH_DEVICE_BACKEND_AUTOLOAD", "WORLD_SIZE", "MS_WORKER_NUM"]
     for name in names:
@@ -214,7 +246,7 @@ def test_an_absent_npu_has_what_mends_it_in_a_column_of_its_own(monkeypatch, tmp
     versions(monkeypatch, torch="2.12.0", torch_npu="2.12.0")
     monkeypatch.setattr(devices, "ROOT", tmp_path)
     said = ascend.explain_absence(ImportError("libhccl.so"), ascend.find_software(tmp_path, {}))
-    monkeypatch.setattr(devices, "ask_child", lambda *arguments: (None, f"--device npu: {said}"))
+    monkeypatch.setattr(devices, "ask_child", lambda *arguments, patience: (None, f"--device npu: {said}"))
     found = devices.examine_device("npu", "")
     assert found.state == "absent"
     assert found.detail.startswith("CANN is not found")

@@ -119,7 +119,7 @@ def test_a_device_of_another_package_is_a_row_that_names_it(strange):
 
 def test_uniform_attention_breaks_a_device(strange, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "500")
-    monkeypatch.setattr(devices, "ask_child", lambda code, name: (devices.describe_device(name), ""))
+    monkeypatch.setattr(devices, "ask_child", lambda code, name, patience: (devices.describe_device(name), ""))
     strange("uniform")
     assert doctor(device="strange") == 1
     text = capsys.readouterr().out

@@ -120,6 +120,8 @@ def test_waiting_for_masks_is_said_with_what_the_masking_has(capsys):
     assert "waits for masks 50% of the time" in trees
     assert "mask.build=device" in trees
     assert "mask.blocks than 6" in trees
+    chains = said(WaitAdvisor(make_config(mask={"balance": "none"}), 8), capsys, *lines)
+    assert "mask.build" not in chains
     parts = said(WaitAdvisor(make_config(masking="epm", mask={"views": 4}), 8), capsys, *lines)
     assert "mask.build" not in parts
     assert "mask.views" not in parts
