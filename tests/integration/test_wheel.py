@@ -147,6 +147,8 @@ def test_the_core_runs_without_a_framework(core, tmp_path):
     assert Path(where.strip()).is_relative_to(core.parent)
     absent = "import importlib.util as u; print([n for n in ('torch', 'timm', 'onnx', 'scipy') if u.find_spec(n)])"
     assert run(core / "python", "-c", absent, cwd=tmp_path).strip() == "[]"
+    plugins = "from importlib.metadata import entry_points as e; print(*(p.value for p in e(group='pytest11')))"
+    assert "ehm.pytest_plugin" in run(core / "python", "-c", plugins, cwd=tmp_path).split()
     assert "train" in run(core / "ehm", "--help", cwd=tmp_path)
     assert "pip install 'ehm[torch]'" in run(core / "ehm", "doctor", status=1, cwd=tmp_path)
 
