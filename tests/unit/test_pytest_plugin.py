@@ -6,6 +6,9 @@ from pathlib import Path
 import pytest
 import tomllib
 
+# a run within this one forgets what it imported, and torch cannot be imported twice
+import ehm.backends.torch.diagnosis.operators  # noqa: F401
+
 pytest_plugins = ["pytester"]
 
 NETWORK = """
