@@ -11,7 +11,7 @@ from ehm.report.known_figures import KNOWN_FIGURES
 from ehm.report.numbers import format_number, format_share
 from ehm.report.record import RunRecord
 
-__all__ = ["LONG_WAITS", "Finding", "find_in_curves"]
+__all__ = ["LASTING", "LONG_WAITS", "LOWEST_RANK", "LOWEST_SPREAD", "Finding", "find_in_curves"]
 
 Level = Literal["warning", "note", "good"]
 _FEWEST_LINES = 12
@@ -21,9 +21,14 @@ _STILL_FALLING = 0.1
 _FEWEST_MEASUREMENTS = 4
 _FELL = 0.02
 """Fall of an accuracy below its best that is worth a sentence; smaller ones are noise on a few hundred images."""
-_COLLAPSED = 0.5
-"""Share of their highest value that RankMe and the spread of features do not fall below in a healthy run."""
-_TARGETS_COLLAPSED = 0.1
+LASTING = 3
+"""Measurements in a row after which a fall is no accident, here and while a run trains."""
+LOWEST_RANK = 0.5
+"""Share of its best value below which RankMe has fallen; it may well settle a little lower."""
+LOWEST_SPREAD = 0.01
+"""Spread of the features below which they are nearly the same for all images."""
+_LOWEST_TARGET_SPREAD = 0.1
+"""Share of its highest value below which the spread of the targets has fallen."""
 LONG_WAITS = {"data_wait": 0.2, "masks_wait": 0.4}
 """Shares of the time above which a wait is reported, here and while a run trains. Masks have the higher one: made from
 attention on a CPU, they take a sixth of the time of a ViT-B (docs/cost.md), and a third of that of a small network."""
@@ -118,13 +123,18 @@ def _check_accuracies(record: RunRecord) -> Iterator[Finding]:
 
 
 def _check_collapse(record: RunRecord) -> Iterator[Finding]:
-    """Say that features or targets have collapsed: a figure fell far below its highest value and stayed there."""
-    for key, bound in (("rankme", _COLLAPSED), ("feature_spread", _COLLAPSED), ("target_spread", _TARGETS_COLLAPSED)):
+    """Say that features or targets have collapsed: a figure fell far and stayed there."""
+    for key in ("rankme", "feature_spread", "target_spread"):
         curve = record.curves.find(key)
         if curve is None or len(curve.values) < _FEWEST_MEASUREMENTS:
             continue
         highest = max(curve.values)
-        if max(curve.values[-2:]) < bound * highest:
+        bounds = {
+            "rankme": LOWEST_RANK * highest,
+            "feature_spread": LOWEST_SPREAD,
+            "target_spread": _LOWEST_TARGET_SPREAD * highest,
+        }
+        if max(curve.values[-LASTING:]) < bounds[key]:
             name = next(row.title for row in KNOWN_FIGURES if key in row.keys)
             yield Finding(
                 "warning",

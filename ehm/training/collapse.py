@@ -5,18 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ehm.report.findings import LASTING, LOWEST_RANK, LOWEST_SPREAD
+
 __all__ = ["CollapseDetector"]
 
-LASTING = 3
-"""Measurements in a row after which a fall is no accident."""
 LOWEST_LEAD = 0.5
 """Share of its best lead over the most frequent class below which an accuracy has fallen."""
 LOWEST_FALL = 0.03
 """Smallest fall of an accuracy that counts: three standard errors of 0.8 on 2,000 images."""
-LOWEST_RANK = 0.5
-"""Share of its best value below which RankMe has fallen; it may well settle a little lower."""
-LOWEST_SPREAD = 0.01
-"""Spread of the features below which they are nearly the same for all images."""
 
 
 class CollapseDetector:
