@@ -1,4 +1,4 @@
-"""Whether fewer blocks give the same trees: the adjusted Rand index between their parts and those of all blocks.
+"""Compare the trees that fewer blocks give with those of all blocks, by the adjusted Rand index between their parts.
 
     python benchmarks/blocks.py RUN [RUN ...] [--images 500] [--device cpu]
 
