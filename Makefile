@@ -23,7 +23,7 @@ CELLS = $$($(BIN)/python -c "from elpv_dataset import __path__ as p; \
 	print(*(p[0] + '/data/images/cell' + n + '.png' for n in ('0007', '0064')))")
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test lint format benchmark study clean
+.PHONY: help install quickstart test lint format verify benchmark study clean
 
 help: ## list the commands
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
@@ -128,6 +128,9 @@ lint: $(INSTALLED) ## ruff, mypy and hadolint
 format: $(INSTALLED) ## let ruff fix what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+verify: $(INSTALLED) ## check a device and measure it: DEVICE=cuda (or npu ...), 15 minutes, with ARGS=--quick two
+	$(BIN)/ehm verify --device $(DEVICE) --out runs/verify/$(DEVICE) $(ARGS)
 
 benchmark: $(INSTALLED) $(MINDSPORE_INSTALLED) ## measure hierarchies, loading and steps against their peers: 45 minutes
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/hierarchy.py

@@ -23,6 +23,7 @@ __all__ = [
     "serve",
     "train",
     "train_tokenizer",
+    "verify",
     "write_report",
 ]
 
@@ -38,6 +39,7 @@ _MODULES = {
     "predict": "ehm.deploy.predict.command",
     "bench_export": "ehm.deploy.bench",
     "serve": "ehm.deploy.serve",
+    "verify": "ehm.verification.command",
     "write_report": "ehm.report.write",
 }
 """The module of each function."""

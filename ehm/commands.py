@@ -307,6 +307,12 @@ def _add_doctor_flags(parser: Parser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
 
 
+def _add_verify_flags(parser: Parser) -> None:
+    _add_device_flag(parser)
+    parser.add_argument("--quick", action="store_true", help="take about two minutes instead of fifteen")
+    _add_out_flag(parser, "write verify.json and verify.md into this folder (default: runs/verify)")
+
+
 def _add_training_flags(parser: Parser, out: str) -> None:
     _add_config_flags(parser)
     _add_device_flag(parser)
@@ -408,6 +414,11 @@ COMMANDS = {
     ),
     "doctor": Command(
         "ehm.doctor:doctor", "Report what this machine offers for training, and what is missing.", _add_doctor_flags
+    ),
+    "verify": Command(
+        "ehm.verification.command:verify",
+        "Check a device beside NumPy and the CPU, measure its speed, and write results that can be posted.",
+        _add_verify_flags,
     ),
 }
 """The commands by name, in the order of ``ehm --help``."""

@@ -12,7 +12,7 @@ import numpy as np
 
 from ehm.backends.base import Backend
 from ehm.config import TrainConfig
-from ehm.doctor import reference
+from ehm.reference import vit as reference
 
 __all__ = ["TOLERANCE", "measure_attention_error"]
 
@@ -24,7 +24,7 @@ _SHARPENING = 3.0
 
 
 def measure_attention_error(backend: Backend, dtype: str) -> float | None:
-    """Measure how far similarities in ``dtype`` on ``backend`` are from those of :mod:`ehm.doctor.reference`.
+    """Measure how far similarities in ``dtype`` on ``backend`` are from those of :mod:`ehm.reference`.
 
     Both are of the same tiny model and images. Returns the largest difference, as a share of the largest deviation of
     the reference's similarities from their mean, or None if it is not a finite number.

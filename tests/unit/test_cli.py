@@ -115,6 +115,7 @@ def test_help_names_every_command(capsys):
         "tokenizer",
         "configs",
         "doctor",
+        "verify",
     ):
         assert command in shown
 

@@ -38,13 +38,17 @@ ROOMS: dict[str, set[str]] = {
     "ehm.training": LEARNING | {"ehm.backends", "ehm.analysis", "ehm.report"},
     "ehm.tasks": LEARNING | {"ehm.backends", "ehm.analysis", "ehm.report", "ehm.training"},
     "ehm.comparison": LEARNING | {"ehm.backends", "ehm.analysis", "ehm.training", "ehm.tasks"},
-    "ehm.doctor": CORE | {"ehm.backends"},
+    "ehm.reference": CORE | {"ehm.models"},
+    "ehm.doctor": CORE | {"ehm.backends", "ehm.reference"},
     "ehm.pytest_plugin": {"ehm.backends.torch"},
     "ehm.deploy.bundle": CORE | {"ehm.data"},
     "ehm.deploy.predict": CORE | {"ehm.data", "ehm.deploy.bundle"},
     "ehm.deploy.serve": CORE | {"ehm.data", "ehm.masking", "ehm.analysis", "ehm.deploy.bundle", "ehm.deploy.predict"},
     "ehm.deploy.export": LEARNING
     | {"ehm.training", "ehm.tasks", "ehm.backends.torch", "ehm.deploy.bundle", "ehm.deploy.predict"},
+    "ehm.verification": LEARNING
+    | {"ehm.backends", "ehm.reference", "ehm.training", "ehm.doctor"}
+    | {"ehm.deploy.bundle", "ehm.deploy.predict", "ehm.deploy.export"},
     "ehm.deploy": LEARNING | {"ehm.training", "ehm.backends.torch", "ehm.deploy.bundle", "ehm.deploy.predict"},
 }
 """The rooms from which each room may import. A module belongs to the room with the longest name that begins its own."""

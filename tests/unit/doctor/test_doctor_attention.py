@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from ehm import backends
-from ehm.doctor import collect_findings, devices, doctor, reference
+from ehm.doctor import collect_findings, devices, doctor
 from ehm.doctor.attention import TOLERANCE, measure_attention_error
 from ehm.errors import BackendError
+from ehm.reference import vit as reference
 
 STRANGE = '''
 """A device of another package: the CPU, but for what it does to similarities."""
