@@ -65,10 +65,7 @@ def print_table(verification: Verification) -> None:
         table.add_row(f"{row.group}: {row.name}", state, _format(row.measured), _format(row.bound), row.detail)
     console.print(table)
     if verification.speeds:
-        speeds = Table(*_SPEED_COLUMNS, title="speed", caption=_SPEED_LEGEND)
-        for speed in verification.speeds:
-            speeds.add_row(*_list_cells(speed))
-        console.print(speeds)
+        console.print(_make_speed_table(verification.speeds))
     for problem in verification.problems:
         console.print(f"not measured: {problem}")
 
@@ -78,6 +75,18 @@ def write_results(verification: Verification, folder: Path) -> tuple[Path, Path]
     public = verification.hide_private()
     values = write_json(folder / "verify.json", public.to_json())
     return values, write_text(folder / "verify.md", _write_markdown(public))
+
+
+def _make_speed_table(speeds: Sequence[Speed]) -> Table:
+    """Return a table that fits into 80 columns: what all rows have in common stands in its title."""
+    title = f"speed in {speeds[0].dtype}, batches of {speeds[0].batch_size}"
+    table = Table("model", "masks, trees", title=title, caption=_SPEED_LEGEND)
+    for column in _SPEED_COLUMNS[_FIRST_FIGURE:]:
+        table.add_column(column, justify="right", no_wrap=True)
+    for speed in speeds:
+        masks = f"{speed.masking}, {speed.build}".removesuffix(", ")
+        table.add_row(speed.model, masks, *_list_cells(speed)[_FIRST_FIGURE:])
+    return table
 
 
 def _select_rows(results: Sequence[Result]) -> Iterator[Result]:
@@ -120,6 +129,8 @@ _SPEED_COLUMNS = (
 )
 
 
+_FIRST_FIGURE = 5
+"""Columns before it say what was measured."""
 _SPEED_LEGEND = (
     "data: share of the time in which the loop waits for images; attention: the pass over all patches; masks: trees "
     "and masks; step: gradients and optimiser; each part by itself, in milliseconds; memory: GiB"
