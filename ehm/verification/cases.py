@@ -21,17 +21,18 @@ from ehm.storage.arrays import Arrays, LearnerState, join_average
 from ehm.verification.check import SkipError
 
 __all__ = [
+    "GRIDS",
+    "KINDS",
     "Case",
     "create_learner",
     "describe_run",
     "draw_images",
     "draw_masks",
-    "draw_weights",
     "list_cases",
     "load_weights",
 ]
 
-IMAGES = 2
+_IMAGES = 2
 """Images of a batch."""
 GRIDS = {50: 7, 65: 8, 197: 14}
 """Patches along a side, by the number of tokens with a class token."""
@@ -40,7 +41,7 @@ _DECODER = {"decoder_width": 64, "decoder_depth": 1, "decoder_heads": 2}
 _ROTARY_DINOV3 = {"kind": "dinov3", "temperature": 100.0, "halves": True}
 _ROTARY_EVA = {"kind": "eva", "temperature": 10000.0, "halves": False, "reference_grid": [16, 16]}
 
-_KINDS: dict[str, dict[str, Any]] = {
+KINDS: dict[str, dict[str, Any]] = {
     "plain ViT, MAE": {"objective": "mae"},
     "plain ViT, MAE of raw pixels": {"objective": "mae", "model": {"norm_pix_loss": False}},
     "relative positions, SimMIM": {"objective": "simmim"},
@@ -93,7 +94,7 @@ _KINDS: dict[str, dict[str, Any]] = {
     },
 }
 """The settings of each kind; ``form`` is a ViT's."""
-_PLAIN = next(iter(_KINDS))
+_PLAIN = next(iter(KINDS))
 
 
 @dataclass(frozen=True)
@@ -114,14 +115,14 @@ class Case:
     @property
     def is_swin(self) -> bool:
         """True for a Swin, whose tokens are those of its first stage."""
-        return "encoder" in _KINDS[self.kind]
+        return "encoder" in KINDS[self.kind]
 
     def make_config(self, **sections: Mapping[str, Any]) -> TrainConfig:
         """Return the configuration of the model, with ``sections`` added to its own.
 
         Raises SkipError if it needs a tokenizer and there is none.
         """
-        values = dict(_KINDS[self.kind])
+        values = dict(KINDS[self.kind])
         form = values.pop("form", None)
         model = dict(values.pop("model", {}))
         model |= self._list_swin_sizes() if self.is_swin else {"width": _HEADS * self.head, "depth": 2, "heads": _HEADS}
@@ -143,7 +144,7 @@ class Case:
             **values,
             "model": {**model, "drop_path": 0.0},
             "optim": {
-                "batch_size": IMAGES,
+                "batch_size": _IMAGES,
                 "epochs": 1,
                 "warmup_epochs": 0,
                 "warmup_steps": None,
@@ -163,7 +164,7 @@ class Case:
         return side + side % 2 if self.is_swin else side
 
     def _list_swin_sizes(self) -> dict[str, Any]:
-        return {"width": self.head, "depth": [2, 2], "heads": [1, 2], "window": self._count_patches() // 2 * 2 // 2}
+        return {"width": self.head, "depth": [2, 2], "heads": [1, 2], "window": self._count_patches() // 2}
 
 
 def list_cases(dtypes: tuple[str, ...], quick: bool, tokenizer: str | None) -> Iterator[Case]:
@@ -171,7 +172,7 @@ def list_cases(dtypes: tuple[str, ...], quick: bool, tokenizer: str | None) -> I
 
     In full each kind has all numbers of tokens and sizes of heads in float32.
     """
-    for kind in _KINDS:
+    for kind in KINDS:
         sizes = [(50, 64)]
         if not quick:
             sizes = [(tokens, head) for tokens in GRIDS for head in (32, 64)]
@@ -198,12 +199,12 @@ def load_weights(learner: Learner, weights: Arrays | None = None) -> Arrays:
     """Load drawn weights, or those that are given, into a fresh learner and its moving average; return them."""
     state = learner.state()
     if weights is None:
-        weights = draw_weights(state.model)
+        weights = _draw_weights(state.model)
     learner.load(LearnerState(dict(weights), join_average({}, weights)))
     return weights
 
 
-def draw_weights(model: Arrays) -> Arrays:
+def _draw_weights(model: Arrays) -> Arrays:
     """Draw weights in place of those of ``model``; fixed positions stay as they are."""
     drawn: Arrays = {}
     for number, name in enumerate(sorted(model)):
@@ -241,7 +242,7 @@ def describe_run(config: TrainConfig) -> dict[str, Any]:
     }
 
 
-def draw_images(config: TrainConfig, count: int = IMAGES, seed: int = 5) -> NDArray[np.uint8]:
+def draw_images(config: TrainConfig, count: int = _IMAGES, seed: int = 5) -> NDArray[np.uint8]:
     """Draw images (B, H, W, 3): a few rectangles in noise, so that patches resemble each other in part."""
     rng = np.random.default_rng(seed)
     height, width = config.image_size
@@ -256,7 +257,7 @@ def draw_images(config: TrainConfig, count: int = IMAGES, seed: int = 5) -> NDAr
     return images.clip(0, 255).astype(np.uint8)
 
 
-def draw_masks(config: TrainConfig, count: int = IMAGES, seed: int = 7) -> NDArray[np.bool_]:
+def draw_masks(config: TrainConfig, count: int = _IMAGES, seed: int = 7) -> NDArray[np.bool_]:
     """Draw random masks (B, U), equally many units hidden in each."""
     units = config.units[0] * config.units[1]
     order = np.random.default_rng(seed).random((count, units)).argsort(axis=1)

@@ -8,7 +8,7 @@ from ehm import backends
 from ehm.config import TokenizerConfig
 from ehm.storage.checkpoint import save_checkpoint
 from ehm.verification import curve
-from ehm.verification.cases import _KINDS, GRIDS, Case
+from ehm.verification.cases import GRIDS, KINDS, Case
 from ehm.verification.check import SkipError
 from ehm.verification.curve import check_curve
 from ehm.verification.masks import check_host_trees, compare_device_masks, compare_host_masks
@@ -39,7 +39,7 @@ def failed(measurements):
     return {each.name for each in measurements if not each.value <= each.bound}
 
 
-@pytest.mark.parametrize("kind", _KINDS)
+@pytest.mark.parametrize("kind", KINDS)
 def test_every_model_computes_as_numpy(kind, tokenizer):
     """Far within the bounds, which leave room for TF32."""
     for each in compare_with_numpy(backends.get("cpu"), Case(kind, TINY, 32, tokenizer=tokenizer)):
