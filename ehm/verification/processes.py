@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from shutil import which
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -27,6 +28,8 @@ from ehm.verification.check import Measurement, SkipError
 __all__ = ["check_two_processes", "take_shared_steps"]
 
 _PROCESSES = 2
+_CPUS = ("cpu", "mindspore:cpu")
+"""Devices that any number of processes share."""
 _IMAGES = 4
 _STEPS = 4
 _PATIENCE = 300
@@ -38,7 +41,7 @@ def check_two_processes(backend: Backend, device: str) -> Iterator[Measurement]:
     """Train in two processes, each on a device of its own, and compare with this process."""
     kind = device.partition(":")[0]
     count = backend.describe_device().count
-    if kind != "cpu" and count < _PROCESSES:
+    if device not in _CPUS and count < _PROCESSES:
         raise SkipError(f"there is {count} device, and two processes need two")
     alone = take_shared_steps(backend)
     with TemporaryDirectory() as folder:
@@ -69,14 +72,20 @@ def _start_processes(device: str, folder: Path) -> Any:
     """Start two processes of this module and return what the first one has written."""
     answer = folder / "answer.json"
     work = ["-m", "ehm.verification.processes", device, str(answer)]
+    folder_of_python = str(Path(sys.executable).parent)
+    environment = {
+        **os.environ,
+        # torchrun itself should not load the plug-in of a device
+        "TORCH_DEVICE_BACKEND_AUTOLOAD": "0",
+        # msrun takes "python" by this name alone, and the environment of this one need not be active
+        "PATH": os.pathsep.join([folder_of_python, os.environ.get("PATH", "")]),
+    }
     if device.startswith("mindspore"):
-        launcher = ["msrun", "--worker_num", str(_PROCESSES), "--local_worker_num", str(_PROCESSES)]
-        launcher += ["--join", "True", "--log_dir", str(folder), sys.executable]
+        launcher = [which("msrun", path=environment["PATH"]) or "msrun", "--join", "True", "--log_dir", str(folder)]
+        launcher += ["--worker_num", str(_PROCESSES), "--local_worker_num", str(_PROCESSES), "python"]
     else:
         launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
         launcher += ["--nproc_per_node", str(_PROCESSES)]
-    # torchrun itself should not load the plug-in of a device
-    environment = {**os.environ, "TORCH_DEVICE_BACKEND_AUTOLOAD": "0"}
     try:
         done = subprocess.run(
             [*launcher, *work], capture_output=True, text=True, timeout=_PATIENCE, env=environment, check=False

@@ -21,8 +21,9 @@ from ehm.verification.child import ask_in_child
 
 __all__ = ["check_checkpoint", "check_crossing", "check_resume", "check_resume_in_child", "count_different_bits"]
 
-_CASE = Case("plain ViT, features by smooth L1", 65, 32)
-"""A model with a moving average, so that this is part of the state too."""
+_CASE = Case("plain ViT, MAE", 65, 32)
+_AVERAGE = {"ema_decay": 0.9}
+"""A moving average of the weights, so that it is part of the state too."""
 _STEPS = 3
 _ASK = """
 import json, sys
@@ -36,7 +37,7 @@ def check_resume(backend: Backend, deterministic: bool) -> Iterator[Measurement]
 
     Raises SkipError if the device does not even repeat its own steps; only ``run.deterministic`` has to prevent that.
     """
-    config = _CASE.make_config(run={"deterministic": deterministic}, optim={"accumulate": 2})
+    config = _CASE.make_config(run={"deterministic": deterministic}, optim={**_AVERAGE, "accumulate": 2})
     learner = create_learner(backend, config)
     load_weights(learner)
     _take_steps(learner, config, 0)
@@ -73,7 +74,7 @@ def list_resume_measurements(device: str) -> list[dict[str, Any]]:
 
 def check_checkpoint(backend: Backend) -> Iterator[Measurement]:
     """Compare a state with what a checkpoint's files, and a learner that loads them, make of it, bit for bit."""
-    config = _CASE.make_config()
+    config = _CASE.make_config(optim=_AVERAGE)
     learner = create_learner(backend, config)
     load_weights(learner)
     _take_steps(learner, config, 0)
@@ -86,7 +87,7 @@ def check_checkpoint(backend: Backend) -> Iterator[Measurement]:
 
 def check_crossing(backend: Backend, cpu: Backend) -> Iterator[Measurement]:
     """Take a run to the CPU and back by checkpoints, and compare its losses with those of one that stayed."""
-    config = _CASE.make_config()
+    config = _CASE.make_config(optim=_AVERAGE)
     learner = create_learner(backend, config)
     load_weights(learner)
     _take_steps(learner, config, 0)
