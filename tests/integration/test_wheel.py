@@ -108,6 +108,7 @@ def package_files():
         suffix = "*.yaml" if name == "configs" else "*.py"
         files |= {Path("ehm") / path.relative_to(ROOT) for path in (ROOT / name).rglob(suffix)}
     files.add(Path("ehm/backends/torch/diagnosis/npu_operators.txt"))
+    files.add(Path("ehm/verification/curve.json"))
     files |= {Path("ehm") / path.relative_to(ROOT) for path in (ROOT / "deploy/serve/static").iterdir()}
     files |= {path.relative_to(ROOT) for path in (ROOT / "ehm/report/templates").iterdir()}
     return {str(path) for path in files if "__pycache__" not in path.parts}
