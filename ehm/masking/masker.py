@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal, Protocol, SupportsFloat, runtime_checkable
@@ -124,7 +125,7 @@ def make_masker(
     raise ValueError(f"masking must be one of {', '.join(known)}, not {masking!r}")
 
 
-class _Masker:
+class _Masker(ABC):
     """The common part of all maskers, which make masks in pieces."""
 
     def __init__(self, config: MaskConfig) -> None:
@@ -138,11 +139,11 @@ class _Masker:
         masks = BatchMasks(self.iterate_pieces(batch, progress, seed, first), count)
         return masks.read_all(), masks.read_figures()
 
+    @abstractmethod
     def iterate_pieces(
         self, batch: Prepared, progress: float, seed: Sequence[int], first: int = 0
     ) -> Iterator[MaskPiece]:
         """See :meth:`Masker.iterate_pieces`."""
-        raise NotImplementedError
 
     def _make_streams(self, batch: Prepared, seed: Sequence[int], first: int) -> MaskStreams:
         """Return the random streams of all masks of ``batch``: B * views, those of one image together."""

@@ -19,6 +19,7 @@ __all__ = [
     "apply_linear",
     "apply_norm",
     "compute_softmax",
+    "embed_patches",
     "normalise",
     "normalise_pixels",
     "split_patches",
@@ -73,6 +74,17 @@ def split_patches(pixels: Floats, side: int) -> Floats:
     batch, height, width, colours = pixels.shape
     cut = pixels.reshape(batch, height // side, side, width // side, side, colours)
     return cut.transpose(0, 1, 3, 2, 4, 5).reshape(batch, -1, side, side, colours)
+
+
+def embed_patches(weights: Weights, pixels: Floats, side: int) -> Floats:
+    """Project patches of normalised pixels to tokens: (B, H, W, 3) -> (B, N, D)."""
+    patches = split_patches(pixels, side)
+    # the kernel is (D, 3, side, side): colours come before the pixels of a patch
+    flat = patches.transpose(0, 1, 4, 2, 3).reshape(*patches.shape[:2], -1)
+    kernel = weights["patch_embed.proj.weight"]
+    tokens: Floats = flat @ kernel.reshape(len(kernel), -1).T
+    bias = weights.get("patch_embed.proj.bias")
+    return tokens if bias is None else tokens + bias
 
 
 @vectorize([float64(float64)])  # type: ignore[untyped-decorator, unused-ignore]

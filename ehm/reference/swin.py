@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ehm.config.encoders import SwinSpec
-from ehm.reference.layers import ACTIVATIONS, Floats, Weights, apply_linear, apply_norm, compute_softmax, split_patches
+from ehm.reference.layers import ACTIVATIONS, Floats, Weights, apply_linear, apply_norm, compute_softmax, embed_patches
 
 __all__ = ["Swin"]
 
@@ -32,10 +32,7 @@ class Swin:
     def embed(self, pixels: Floats) -> Floats:
         """Embed normalised pixels as tokens of the first stage: (B, H, W, 3) -> (B, h, w, D)."""
         spec = self.spec
-        patches = split_patches(pixels, spec.patch_size)
-        flat = patches.transpose(0, 1, 4, 2, 3).reshape(*patches.shape[:2], -1)
-        tokens = flat @ self.weights["patch_embed.proj.weight"].reshape(spec.width, -1).T
-        tokens = tokens + self.weights["patch_embed.proj.bias"]
+        tokens = embed_patches(self.weights, pixels, spec.patch_size)
         rows = pixels.shape[1] // spec.patch_size
         normed = apply_norm(self.weights, "patch_embed.norm", tokens, _EPSILON)
         return normed.reshape(len(pixels), rows, -1, spec.width)

@@ -19,8 +19,8 @@ from ehm.reference.layers import (
     apply_linear,
     apply_norm,
     compute_softmax,
+    embed_patches,
     normalise_pixels,
-    split_patches,
     widen,
 )
 from ehm.reference.rotary import compute_angles, rotate_features
@@ -57,12 +57,7 @@ class Vit:
     def embed(self, pixels: Floats) -> Floats:
         """Embed normalised pixels as patch tokens with their positions: (B, H, W, 3) -> (B, N, D)."""
         spec = self.spec
-        patches = split_patches(pixels, spec.patch_size)
-        # the kernel is (D, 3, side, side): colours come before the pixels of a patch
-        flat = patches.transpose(0, 1, 4, 2, 3).reshape(*patches.shape[:2], -1)
-        tokens: Floats = flat @ self.weights["patch_embed.proj.weight"].reshape(spec.width, -1).T
-        if "patch_embed.proj.bias" in self.weights:
-            tokens = tokens + self.weights["patch_embed.proj.bias"]
+        tokens = embed_patches(self.weights, pixels, spec.patch_size)
         if spec.form.norm_patches:
             tokens = apply_norm(self.weights, "patch_embed.norm", tokens, spec.form.norm_epsilon)
         positions = self.patch_positions()
