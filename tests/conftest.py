@@ -1,6 +1,7 @@
 """Fixtures that several folders share, and how hypothesis chooses its examples."""
 
 import os
+import tempfile
 
 import hypothesis
 import numpy as np
@@ -16,6 +17,12 @@ from ehm.storage.checkpoint import save_checkpoint
 hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None, print_blob=True)
 hypothesis.settings.register_profile("exploring", derandomize=False, deadline=None, print_blob=True)
 hypothesis.settings.load_profile("repeatable" if os.environ.get("CI") else "exploring")
+
+# torch 2.14 keeps compiled code without noting the instructions that ATEN_CPU_CAPABILITY admits, and runs code of wider
+# vectors under a narrower setting, which computes nonsense. So a run with that setting has a cache of its own.
+if "ATEN_CPU_CAPABILITY" in os.environ:
+    cache = f"torchinductor-{os.environ['ATEN_CPU_CAPABILITY']}"
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", os.path.join(tempfile.gettempdir(), cache))
 
 
 @pytest.fixture
