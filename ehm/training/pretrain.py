@@ -150,7 +150,7 @@ def _pretrain(run: Run[TrainConfig], weights: Weights | None, notes: tuple[str, 
             is_watch_due = watch.is_due(done)
             is_best = False
             if is_watch_due or plan.is_log_due(done) or plan.is_save_due(done):
-                values = meter.read_values(saved) | average_over_processes(masked.read_figures(), processes)
+                values = meter.read_values(saved) | average_over_processes(masked.masks.read_figures(), processes)
                 loss = values["loss"]
                 if is_watch_due:
                     figures, is_best = watch.measure(learner, done)

@@ -44,10 +44,6 @@ class MaskedBatch:
     masks: BatchMasks
     problems: list[str] = field(default_factory=list)
 
-    def read_figures(self) -> Mapping[str, SupportsFloat]:
-        """Return the figures of the hierarchies, each the mean over the batch."""
-        return self.masks.read_figures()
-
 
 class MaskedSteps:
     """The steps of ``learner`` in a run of ``config``, counted from 0."""

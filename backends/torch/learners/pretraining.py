@@ -44,11 +44,10 @@ from ehm.masking.masker import STATIC_MASKINGS
 from ehm.masking.static import count_masked
 from ehm.models.weights import Weights
 
-__all__ = ["TorchLearner"]
+__all__ = ["TorchLearner", "count_parts"]
 
 _PIECE = 64
 """Images whose similarity is computed and sent to the host together."""
-
 _SMALLEST_PART = 128
 """Images that keep an accelerator busy: a batch is not split into smaller parts than the configuration says."""
 
