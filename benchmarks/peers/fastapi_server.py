@@ -1,6 +1,6 @@
 """FastAPI with ONNX Runtime as one writes it in ten minutes: fastapi_server.py BUNDLE PORT [sleep].
 
-With ``sleep``, the network's threads sleep while they wait, as those of `ehm serve` do.
+With ``sleep``, the network's threads sleep while they wait.
 """
 
 import io

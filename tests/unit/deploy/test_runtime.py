@@ -1,5 +1,6 @@
-"""ONNX Runtime's sessions: as many threads as there are cores for this process, which sleep while they wait."""
+"""ONNX Runtime's sessions: as many threads as there are cores for this process, which soon sleep while they wait."""
 
+import onnxruntime
 import pytest
 from serving import means_bundle
 
@@ -13,7 +14,14 @@ def network(tmp_path):
     return Bundle.open(means_bundle(tmp_path / "both")).model("float32")
 
 
-def test_its_threads_do_not_spin(network):
+def test_its_threads_spin_for_microseconds(network):
+    options = open_session(network).get_session_options()
+    assert options.get_session_config_entry("session.intra_op.spin_duration_us") == "20"
+
+
+@pytest.mark.parametrize("version", ["1.18.0", "1.25.1"])
+def test_its_threads_do_not_spin_at_all_if_onnx_runtime_knows_no_bound(network, monkeypatch, version):
+    monkeypatch.setattr(onnxruntime, "__version__", version)
     options = open_session(network).get_session_options()
     assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
 
