@@ -7,9 +7,10 @@
 
 The others are in `peers/`: FastAPI with ONNX Runtime as one writes it in ten minutes, LitServe with batches, and a
 runtime of mlserver's. FastAPI's is there twice, as ONNX Runtime comes, with threads that spin while they wait, and with
-threads that sleep: the difference tells what spinning is worth. Those of `ehm serve` spin for microseconds. All read an image file, resize it and answer with the shares of the classes. Each is sent the
-same images the way it takes them: ehm and FastAPI as the body, LitServe in a form, mlserver in base64. Images are one
-of elpv-dataset's (PNG, 300 x 300) and the same enlarged to 1920 x 1440 as a JPEG, unless `--image` names others.
+threads that sleep: the difference tells what spinning is worth. Those of `ehm serve` spin for microseconds. All read an
+image file, resize it and answer with the shares of the classes. Each is sent the same images the way it takes them: ehm
+and FastAPI as the body, LitServe in a form, mlserver in base64. Images are one of elpv-dataset's (PNG, 300 x 300) and
+the same enlarged to 1920 x 1440 as a JPEG, unless `--image` names others.
 
 The servers run all the time, and wrk takes them in turns, round after round, each once all of them are idle. Figures
 are medians over the rounds, with the lowest and the highest; a ratio compares ehm with another server in the same
