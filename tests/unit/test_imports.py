@@ -14,7 +14,8 @@ import pytest
 ROOT = Path(__file__).parents[2]
 HOMES = {"ehm": "ehm", "backends": "ehm.backends", "deploy": "ehm.deploy"}
 TORCH = {"torch", "torchvision", "timm", "torch_npu"}
-FRAMEWORKS = TORCH | {"mindspore", "jax", "tensorflow", "onnx", "onnxscript", "onnxruntime"}
+LANGUAGE = {"transformers", "tokenizers"}
+FRAMEWORKS = TORCH | LANGUAGE | {"mindspore", "jax", "tensorflow", "onnx", "onnxscript", "onnxruntime"}
 WEB = {"fastapi", "starlette", "uvicorn"}
 
 BASICS = {"ehm.errors", "ehm.storage", "ehm.console", "ehm.processors", "ehm.plugins"}
@@ -57,6 +58,7 @@ WIRING = {"ehm", "ehm.cli", "ehm.commands"}
 """Modules that only wire: the command line may import any room, and any room may import ``ehm`` for its version."""
 
 OUTSIDE: list[tuple[str, set[str]]] = [
+    ("ehm.backends.torch.language", TORCH | LANGUAGE),
     ("ehm.backends.torch", TORCH),
     ("ehm.backends.mindspore", {"mindspore"}),
     *((f"ehm.deploy.export.engines.{name}", set()) for name in ("ascend", "convert", "kserve", "triton")),
@@ -149,6 +151,7 @@ def test_imports_point_one_way(name, path):
         ("ehm.data.loader", "import torch.utils.data"),
         ("ehm.tasks.finetune", "from ehm.deploy.export import export"),
         ("ehm.backends.torch.learners.pretraining", "import mindspore"),
+        ("ehm.backends.torch.learners.vision_language", "from transformers import AutoTokenizer"),
         ("ehm.backends.torch.learners.pretraining", "from ehm.training.pretrain import train"),
         ("ehm.backends.mindspore.learners.pretraining", "from ehm.backends.torch import optim"),
         ("ehm.backends.base", "import torch"),

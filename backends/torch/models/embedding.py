@@ -17,7 +17,7 @@ from ehm.config import ModelSource
 from ehm.errors import ConfigError
 from ehm.models.weights import LoadedModel, Weights
 
-__all__ = ["ArcFace", "Embedding", "load_encoder", "patch_tokens"]
+__all__ = ["ArcFace", "Embedding", "all_tokens", "load_encoder", "patch_tokens"]
 
 _EPSILON = 1e-6
 
@@ -116,11 +116,24 @@ def patch_tokens(model: Any, tokens: Any) -> Tensor:
 
     For a ViT these are its tokens without the class token, for other networks the cells of their map.
     """
+    found = all_tokens(model, tokens)
+    if tokens.ndim == 4:
+        return found
+    return found[:, getattr(model, "num_prefix_tokens", 0) :]
+
+
+def all_tokens(model: Any, tokens: Any) -> Tensor:
+    """Bring the output of timm's ``forward_features`` to all tokens behind the last norm: -> (B, L, W).
+
+    For a ViT its class and register tokens are among them, for other networks they are the cells of their map. Raises
+    ConfigError for a network without tokens.
+    """
     if not isinstance(tokens, Tensor) or tokens.ndim not in (3, 4):
         raise ConfigError(f"model: {type(model).__name__} gives no tokens of patches to describe an image by")
     if tokens.ndim == 4:
         channels_last = getattr(model, "output_fmt", "NCHW") == "NHWC"  # as timm's Swins
         return tokens.flatten(1, 2) if channels_last else tokens.flatten(2).mT
     if isinstance(getattr(model, "norm", None), nn.Identity):  # the norm stands behind an average
-        tokens = getattr(model, "fc_norm", model.norm)(tokens)
-    return tokens[:, getattr(model, "num_prefix_tokens", 0) :]
+        normalised: Tensor = getattr(model, "fc_norm", model.norm)(tokens)
+        return normalised
+    return tokens
