@@ -18,12 +18,14 @@ from ehm.config.tasks import (
     DetectionData,
     FinetuneConfig,
     ProbeConfig,
+    QuestionSet,
     RetrievalConfig,
     SegmentationConfig,
     SegmentationData,
     SlideConfig,
     TaskConfig,
     UperNetConfig,
+    VisionLanguageData,
 )
 from ehm.config.tokenizer import TokenizerConfig
 from ehm.config.watch import WatchConfig
@@ -47,6 +49,7 @@ __all__ = [
     "OptimConfig",
     "PretrainData",
     "ProbeConfig",
+    "QuestionSet",
     "RetrievalConfig",
     "RunConfig",
     "SegmentationConfig",
@@ -60,6 +63,7 @@ __all__ = [
     "Triple",
     "TritonConfig",
     "UperNetConfig",
+    "VisionLanguageData",
     "WatchConfig",
     "encoder_spec",
     "load_config",

@@ -18,13 +18,15 @@ from ehm.config.inputs import IMAGENET_MEAN, IMAGENET_STD, CropMode, InputSpec, 
 from ehm.data.augment import RandAugment, RandomErasing, jitter_colors
 from ehm.data.long_images import find_central_part
 
-__all__ = ["RESAMPLING", "EvalTransform", "TrainTransform", "Transform", "draw_resized_crop"]
+__all__ = ["MAY_FLIP", "RESAMPLING", "EvalTransform", "TrainTransform", "Transform", "draw_resized_crop"]
 
 RESAMPLING: dict[Interpolation, Image.Resampling] = {
     "bicubic": Image.Resampling.BICUBIC,
     "bilinear": Image.Resampling.BILINEAR,
 }
 """Pillow's filters, which smooth before they reduce."""
+MAY_FLIP = "ehm_may_flip"
+"""Key of an image's ``info``: False keeps training from mirroring it, for a question about left and right."""
 _CROP_TRIES = 10
 
 
@@ -47,7 +49,7 @@ class TrainTransform:
 
     - ``image_size`` is (height, width);
     - ``crop_scale`` is the range of the crop's share of the image's area;
-    - ``flip`` mirrors half of the images;
+    - ``flip`` mirrors half of the images, but none whose ``info`` says that it must not be (``MAY_FLIP``);
     - ``color_jitter`` is how far brightness, contrast and saturation may go from 1, as BEiT pretrains;
     - ``rand_augment`` is timm's string, for example ``rand-m9-mstd0.5-inc1``; raises ConfigError if it cannot be read;
     - ``random_erasing`` is a probability;
@@ -83,12 +85,13 @@ class TrainTransform:
 
     def __call__(self, image: Image.Image, rng: np.random.Generator) -> NDArray[np.uint8]:
         """Return the sample (H, W, 3) of an RGB image of any size."""
+        may_flip = image.info.get(MAY_FLIP, True)
         top, left, crop_height, crop_width = draw_resized_crop(image.height, image.width, self.crop_scale, rng)
         crop = image.crop((left, top, left + crop_width, top + crop_height))
         height, width = self.image_size
         image = crop.resize((width, height), RESAMPLING[self.interpolation])
         # the order of the draws is part of what a seed means
-        if self.flip and rng.random() < 0.5:
+        if self.flip and rng.random() < 0.5 and may_flip:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         if self.color_jitter:
             image = jitter_colors(image, self.color_jitter, rng)

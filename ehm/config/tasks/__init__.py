@@ -5,6 +5,7 @@ from ehm.config.tasks.classification import AugmentConfig, FinetuneConfig, Probe
 from ehm.config.tasks.detection import DetectionConfig, DetectionData
 from ehm.config.tasks.retrieval import RetrievalConfig
 from ehm.config.tasks.segmentation import SegmentationConfig, SegmentationData, SlideConfig, UperNetConfig
+from ehm.config.tasks.vision_language import QuestionSet, VisionLanguageData
 
 __all__ = [
     "AugmentConfig",
@@ -12,10 +13,12 @@ __all__ = [
     "DetectionData",
     "FinetuneConfig",
     "ProbeConfig",
+    "QuestionSet",
     "RetrievalConfig",
     "SegmentationConfig",
     "SegmentationData",
     "SlideConfig",
     "TaskConfig",
     "UperNetConfig",
+    "VisionLanguageData",
 ]

@@ -42,7 +42,7 @@ from ehm.errors import BrokenImage, DataError
 from ehm.storage.names import escape_undecodable
 from ehm.storage.reading import describe_value, read_json, shorten
 
-__all__ = ["CocoSource", "mask_tools", "open_coco", "read_coco"]
+__all__ = ["CocoSource", "mask_tools", "open_coco", "read_annotations", "read_coco"]
 
 Annotation = Mapping[str, Any]
 """An object as in the file: ``bbox`` (left, top, width, height), ``category_id``, ``segmentation``, ``iscrowd``."""
@@ -162,7 +162,7 @@ def read_coco(source: str, split: Split, masks: bool = True, layout: str = "auto
     or, with ``masks``, without a mask: all of them counted, the first ones named.
     """
     found = find_annotations(source, split, layout)
-    opened = _read_annotations(found.file, found.folder, found.split, masks)
+    opened = read_annotations(found.file, found.folder, found.split, masks)
     kind = f"COCO's format by {found.file.relative_to(Path(source).expanduser())}"
     notes = [describe_layout(kind, found.parts, len(opened.classes))]
     unused = Unused()
@@ -184,7 +184,8 @@ def mask_tools() -> Any:
         raise DataError("COCO's masks are read by faster-coco-eval; pip install 'ehm[tasks]' installs it") from None
 
 
-def _read_annotations(file: Path, folder: Path, split: Split, masks: bool) -> CocoSource:
+def read_annotations(file: Path, folder: Path, split: Split, masks: bool) -> CocoSource:
+    """Read the annotations in ``file`` of the images in ``folder``; raises DataError as :func:`read_coco` does."""
     mask_tools()  # an absent package is reported before a large file is read
     if not folder.is_dir():
         raise DataError(f"{file}: its images should lie in {folder}, and there is no such folder")

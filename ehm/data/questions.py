@@ -1,0 +1,116 @@
+"""Questions about images: one of them, and sources that are read by the number of the question."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from ehm.data.sources.base import Split
+
+__all__ = ["Question", "QuestionSource", "Rule", "draw_answer", "names_a_side"]
+
+Rule = Literal["text", "yes_no", "number"]
+"""The ways to take an answer out of a text: as it stands, the first yes or no in it, or the first number."""
+_SIDES = re.compile(r"\b(left|right)", re.IGNORECASE)
+_ANSWER_STREAM = 4
+"""Begins the seed of every draw of an answer, which keeps it apart from those of samples and shuffles."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question about an image.
+
+    - ``text`` is the question, without any words around it that a language model is given;
+    - ``answers`` are those of ten people, or the right one alone; none if they are not published (a test part);
+    - ``kind`` divides the figures coarsely: ``yes/no``, ``number``, ``colour``, ``shape``, ``other``;
+    - ``image`` is the path of its image;
+    - ``group`` divides the figures more finely, for example ``how many`` or ``10-19 objects``; "" does not;
+    - ``rule`` says what of a model's text counts as its answer;
+    - ``identifier`` is the question's number in VQAv2, elsewhere that of its image, as result files want it;
+    - ``subject`` is the name of the object in question, "" if there is none;
+    - ``objects`` is the number of annotated objects of the image, 0 if nobody counted them.
+    """
+
+    text: str
+    answers: tuple[str, ...]
+    kind: str
+    image: str
+    group: str = ""
+    rule: Rule = "text"
+    identifier: int | str = 0
+    subject: str = ""
+    objects: int = 0
+
+    @property
+    def has_votes(self) -> bool:
+        """True if several people answered, as in VQAv2; their answers need not be alike."""
+        return self.rule == "text" and len(self.answers) > 1
+
+
+class QuestionSource(Protocol):
+    """A source of images (:class:`ehm.data.sources.base.Source`) in which an index is that of a question.
+
+    Several questions may share an image. ``load`` reads the image of a question; where :meth:`may_flip` is False it
+    carries the mark that keeps :class:`ehm.data.transforms.TrainTransform` from mirroring it.
+    """
+
+    @property
+    def labels(self) -> NDArray[np.int64] | None:
+        """None: answers are no classes."""
+        ...
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Empty: answers are no classes."""
+        ...
+
+    @property
+    def split(self) -> Split:
+        """The part of the data that this is; "all" if the data has no parts."""
+        ...
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Lines to print before the source is read: what was recognised."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def question(self, index: int) -> Question:
+        """Return the question of this number."""
+        ...
+
+    def load(self, index: int) -> Image.Image:
+        """Read the image of a question in RGB; raises BrokenImage with its path and the reason."""
+        ...
+
+    def name(self, index: int) -> str:
+        """Return the path of the image of a question."""
+        ...
+
+    def may_flip(self, index: int) -> bool:
+        """Return whether the answer stays right if the image is mirrored left to right."""
+        ...
+
+
+def names_a_side(*texts: str) -> bool:
+    """Return whether "left" or "right" begins a word of any of ``texts``, which a mirrored image makes wrong."""
+    return any(map(_SIDES.search, texts))
+
+
+def draw_answer(answers: tuple[str, ...], seed: int, epoch: int, index: int) -> str:
+    """Return the answer to train on: one of ``answers``, drawn from (seed, epoch, index).
+
+    Of ten people's answers each is as likely as it is frequent. Raises ValueError if there is none.
+    """
+    if not answers:
+        raise ValueError("answers: a question without answers cannot be trained on")
+    drawn = 0
+    if len(answers) > 1:
+        drawn = int(np.random.default_rng([_ANSWER_STREAM, seed, epoch, index]).integers(len(answers)))
+    return " ".join(answers[drawn].split())  # some of VQAv2's answers have line ends

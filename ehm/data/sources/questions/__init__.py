@@ -1,0 +1,1 @@
+"""Readers of questions about images, one file a layout on disk."""
