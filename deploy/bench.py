@@ -8,7 +8,7 @@ from __future__ import annotations
 import json as json_module
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import cycle, islice
@@ -24,8 +24,9 @@ from rich.table import Table
 
 from ehm.console import PlainConsole, console
 from ehm.deploy.bundle.bundle import Bundle
-from ehm.deploy.bundle.manifest import Manifest
+from ehm.deploy.bundle.manifest import Manifest, Precision
 from ehm.deploy.bundle.preprocessing import eval_transform, normalise_pixels
+from ehm.deploy.predict.offline_parity import names_offline_model
 from ehm.deploy.predict.predictor import Predictor, row_cosines
 from ehm.deploy.predict.registry import create_handler
 from ehm.deploy.predict.runtime import installed_devices
@@ -94,10 +95,10 @@ def bench_export(
     """Time the networks of a bundle, and torch if it and the checkpoint are still here; print a table, or JSON.
 
     ``batch`` are sizes of batches; ``device`` one or several of ``runtime.PROVIDERS``, by default all that are
-    installed; ``images`` are files, by default smooth random pictures; ``threads`` are those of each network, by
-    default one a core. ``processor_time`` counts that of all threads instead of the clock's, which other programs
-    disturb little. With ``out`` the figures also go to ``out/bench.json``. Raises ConfigError for wrong numbers,
-    ExportError for a damaged bundle, BackendError for a device that is not there.
+    installed, or ``om``; ``images`` are files, by default smooth random pictures; ``threads`` are those of each
+    network, by default one a core. ``processor_time`` counts that of all threads instead of the clock's, which other
+    programs disturb little. With ``out`` the figures also go to ``out/bench.json``. Raises ConfigError for wrong
+    numbers, ExportError for a damaged bundle, BackendError for a device that is not there.
     """
     for option, values in (("--batch", batch), ("--rounds", (rounds,))):
         if min(values) < 1:
@@ -139,9 +140,11 @@ def _load_exported(bundle: Bundle, devices: Sequence[str], threads: int) -> tupl
     contestants = []
     predictors = []
     for device in devices:
-        for precision in manifest.models:
+        # an offline model is a network of its own, whatever else the bundle has
+        precisions: Iterable[Precision] = ["float32"] if names_offline_model(device) else manifest.models
+        for precision in precisions:
             predictor = Predictor(bundle, device, precision, threads)
-            name = f"{predictor.provider.removesuffix('ExecutionProvider')} {precision}"
+            name = f"{predictor.provider.removesuffix('ExecutionProvider')} {predictor.network}"
             contestants.append(_Contestant(name, output, False, partial(_run_predictor, predictor, output)))
             predictors.append(predictor)
     return predictors[0], contestants

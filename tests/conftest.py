@@ -1,7 +1,11 @@
 """Fixtures that several folders share, and how hypothesis chooses its examples."""
 
+import gc
+import importlib.util
 import os
+import sys
 import tempfile
+from pathlib import Path
 
 import hypothesis
 import numpy as np
@@ -51,6 +55,22 @@ def stripes(tmp_path):
             pixels = 127 + 100 * pattern[..., None] * colour + rng.normal(0, 10, (32, 32, 3))
             Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / f"{index:02d}.png")
     return tmp_path / "stripes"
+
+
+@pytest.fixture
+def acl(monkeypatch):
+    """The simulated pyACL, which nothing has used yet; after the test nothing of it is left."""
+    from ehm.deploy.predict.ascend_device import close_devices
+
+    spec = importlib.util.spec_from_file_location("acl", Path(__file__).parent / "simulated/acl.py")
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "acl", module)
+    spec.loader.exec_module(module)
+    yield module
+    module.fail.clear()
+    gc.collect()
+    close_devices()
+    assert module.live() == {}
 
 
 @pytest.fixture(scope="session")

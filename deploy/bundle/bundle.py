@@ -3,6 +3,7 @@
 DIR/model.onnx           the network, weights included (beyond 2 GB they lie in model.onnx.data beside it)
     model.int8.onnx      the same network in lower precision, if that was asked for
     model.float16.onnx
+    model.om             the network as ATC compiled it for an NPU, if it did
     manifest.json        input, outputs, preprocessing, labels, source, versions, parity with the framework,
                          quality of the lower precisions, SHA-256 of every file
     README.md            the model card: documentation, which may be edited or left out
@@ -15,7 +16,15 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from ehm.deploy.bundle.manifest import CARD, MANIFEST, FileRecord, Manifest, Precision, read_manifest
+from ehm.deploy.bundle.manifest import (
+    CARD,
+    MANIFEST,
+    OFFLINE_MODEL,
+    FileRecord,
+    Manifest,
+    Precision,
+    read_manifest,
+)
 from ehm.deploy.bundle.weight_files import find_weight_files
 from ehm.errors import ExportError
 from ehm.storage.reading import hash_file
@@ -36,6 +45,21 @@ class Bundle:
         if precision not in self.manifest.models:
             raise ExportError(f"{self.path}: holds no {precision} model, only {', '.join(self.manifest.models)}")
         return self.path / self.manifest.models[precision].file
+
+    def offline_model(self) -> Path:
+        """Return the offline model for NPUs; raises ExportError if the bundle has none."""
+        path = self.path / OFFLINE_MODEL
+        if not path.is_file():
+            raise ExportError(
+                f"{self.path}: holds no {OFFLINE_MODEL}; ehm export --target ascend writes atc.sh, which makes one "
+                "where CANN is installed; put it there"
+            )
+        return path
+
+    def offline_version(self) -> str:
+        """Return twelve hexadecimal digits that change with the offline model: the beginning of its SHA-256."""
+        # a file that was made after the export is not in the manifest
+        return hash_file(self.offline_model())[:12]
 
     def version(self, precision: Precision = "float32") -> str:
         """Return twelve hexadecimal digits that change with any file of the network.

@@ -18,11 +18,14 @@ __all__ = [
     "CARD",
     "FORMAT",
     "MANIFEST",
+    "OFFLINE_MODEL",
+    "Ascend",
     "FileRecord",
     "Fit",
     "IndexKind",
     "Manifest",
     "ModelRecord",
+    "OfflineParity",
     "Parity",
     "ParityCase",
     "Precision",
@@ -40,6 +43,8 @@ FORMAT = 2
 MANIFEST = "manifest.json"
 CARD = "README.md"
 """The one file that no network needs: people complete it before they publish, so it is hashed and never refused."""
+OFFLINE_MODEL = "model.om"
+"""The network as ATC compiled it for an NPU. Made after the export, by atc.sh, it is not in the manifest."""
 
 Precision = Literal["float32", "float16", "int8"]
 IndexKind = Literal["flat", "hnsw", "ivf"]
@@ -205,6 +210,29 @@ class Parity(_Section):
         return f"Differs from {name} by at most {difference} (allowed {self.tolerance:g}), cosine {self.cosine:.7f}"
 
 
+class OfflineParity(_Section):
+    """Comparison of ``model.om`` on a ``chip`` with float32 in ONNX Runtime, on a number of ``images``.
+
+    ``cosine`` is the smallest of all images and outputs.
+    """
+
+    chip: str
+    images: int
+    cosine: float
+
+
+class Ascend(_Section):
+    """The conversion by ATC: the chip, the batch sizes, and the least ``cosine`` that each image must have.
+
+    ``parity`` is there if ``model.om`` was made and run at export.
+    """
+
+    soc_version: str = ""
+    batch_sizes: tuple[int, ...] = ()
+    cosine: float = 0.999
+    parity: OfflineParity | None = None
+
+
 class FileRecord(_Section):
     """Size and SHA-256 of one file."""
 
@@ -228,6 +256,7 @@ class Manifest(_Section):
     source: Source
     versions: dict[str, str]
     parity: Parity
+    ascend: Ascend | None = None
     files: dict[str, FileRecord] = {}
 
     @model_validator(mode="after")

@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from ehm.config import DetectionConfig, ExportConfig, ModelSource
 from ehm.deploy.bundle.manifest import Fit, Parity, ParityCase, Preprocessing, Task
 from ehm.deploy.export.exportable import Exportable
-from ehm.deploy.export.parity import ImageKind, draw_images, record_parity
+from ehm.deploy.export.parity import record_parity
 from ehm.deploy.export.sources import require_packages
+from ehm.deploy.predict.parity_images import ImageKind, draw_images
 from ehm.errors import ConfigError, ExportError
 from ehm.models.opening import open_model
 from ehm.models.weights import Provenance

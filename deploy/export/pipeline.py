@@ -15,7 +15,7 @@ from ehm.deploy.bundle.preprocessing import describe_preprocessing
 from ehm.deploy.bundle.staging import stage_bundle
 from ehm.deploy.export.card import write_card
 from ehm.deploy.export.detector import check_detector_config, is_detector, open_detector
-from ehm.deploy.export.engines.ascend import write_om
+from ehm.deploy.export.engines.ascend import describe_conversion, write_om
 from ehm.deploy.export.engines.convert import check_engines, convert_bundle, is_bundle, write_engines
 from ehm.deploy.export.exportable import Exportable
 from ehm.deploy.export.sources import prepare_export, require_packages
@@ -139,13 +139,13 @@ def _write_bundle(folder: Path, model: Exportable, config: ExportConfig, device:
     # saved before it is compared: the file itself has to be right, not the graph in memory
     save(graph, folder / _MODEL)
     parity = model.compare(open_session(folder / _MODEL, device), preprocessing)
-    record = _describe_tensor(graph.graph.input[0])
+    images = _describe_tensor(graph.graph.input[0])
     packages = ("ehm", *_NEEDED, *model.packages)
     manifest = Manifest(
         task=model.task,
         target=target,
         models={"float32": describe_graph(graph, _MODEL)},
-        input=record.model_copy(update={"smallest": model.smallest_side(config)}),
+        input=images.model_copy(update={"smallest": model.smallest_side(config)}),
         outputs=tuple(map(_describe_tensor, graph.graph.output)),
         preprocessing=preprocessing,
         labels=provenance.labels,
@@ -157,6 +157,8 @@ def _write_bundle(folder: Path, model: Exportable, config: ExportConfig, device:
     # before the bundle is sealed, so that the script and the offline model are hashed too
     if target == "ascend":
         write_om(folder, _MODEL, manifest.input, config.ascend)
+        record = describe_conversion(Bundle(folder, manifest), config.ascend)
+        manifest = manifest.model_copy(update={"ascend": record})
     records = write_lower_precisions(Bundle(folder, manifest), config, device)
     manifest = manifest.model_copy(update={"models": manifest.models | records})
     # last, since the card reports the quality of the lower precisions

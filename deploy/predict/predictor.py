@@ -1,4 +1,4 @@
-"""A bundle loaded into ONNX Runtime: from an image to the network's input, and from inputs to outputs."""
+"""A bundle loaded into ONNX Runtime or onto an NPU: from an image to the network's input, and on to its outputs."""
 
 from __future__ import annotations
 
@@ -13,18 +13,21 @@ from PIL import Image
 
 from ehm.data.decoding.decode import decode_image
 from ehm.deploy.bundle.bundle import Bundle
-from ehm.deploy.bundle.manifest import Precision
+from ehm.deploy.bundle.manifest import OFFLINE_MODEL, Precision
 from ehm.deploy.bundle.preprocessing import eval_transform, normalise_pixels
+from ehm.deploy.predict.offline_parity import names_offline_model, open_offline
 from ehm.deploy.predict.registry import create_handler
-from ehm.deploy.predict.runtime import open_session
+from ehm.deploy.predict.runtime import Session, open_session
 
 __all__ = ["Predictor", "row_cosines"]
 
 
 class Predictor:
-    """A verified bundle loaded into ONNX Runtime, ready for images; safe to share between threads.
+    """A verified bundle that is loaded and ready for images; safe to share between threads.
 
-    ``handler`` knows what is particular to the bundle's task.
+    ``device`` is one of ONNX Runtime's (`open_session`), or ``om`` for the bundle's offline model on an NPU.
+    ``handler`` knows what is particular to the bundle's task; ``network`` is the precision that runs, or the name of
+    the offline model.
     """
 
     def __init__(
@@ -33,10 +36,23 @@ class Predictor:
         self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
         self.manifest = self.bundle.manifest
         self.handler = create_handler(self.manifest)
-        # ONNX Runtime lets several threads run one session
-        self._session = open_session(self.bundle.model(precision), device, threads, precision)
+        self._precision = precision
+        self.network: str = precision
+        self._session: Session  # which several threads may run
+        if names_offline_model(device):
+            self._session = open_offline(self.bundle, device, precision)
+            self.network = OFFLINE_MODEL
+        else:
+            self._session = open_session(self.bundle.model(precision), device, threads, precision)
         self.provider: str = self._session.get_providers()[0]
         self._transform = eval_transform(self.manifest.preprocessing)
+
+    @property
+    def version(self) -> str:
+        """Return what changes with any file of the network that runs; see `Bundle.version`."""
+        if self.network == OFFLINE_MODEL:
+            return self.bundle.offline_version()
+        return self.bundle.version(self._precision)
 
     @property
     def sufficient_size(self) -> tuple[int, int] | None:

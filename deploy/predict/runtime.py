@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ehm.errors import BackendError, ExportError
 from ehm.processors import count_physical_cores
@@ -16,11 +16,14 @@ from ehm.storage.names import refuse_undecodable
 from ehm.storage.reading import shorten
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from numpy.typing import NDArray
     from onnxruntime import InferenceSession
 
     from ehm.deploy.bundle.manifest import Precision
 
-__all__ = ["PROVIDERS", "Provider", "installed_devices", "open_session"]
+__all__ = ["PROVIDERS", "Provider", "Session", "installed_devices", "open_session"]
 
 _SPIN_MICROSECONDS = 20
 """How long a thread spins for its next piece of work before it sleeps.
@@ -28,6 +31,18 @@ _SPIN_MICROSECONDS = 20
 To wake a sleeping thread takes longer than many operators of a small network. Of 5, 20, 50, 100 and 300, 20 is the
 longest that costs two runs at once no processor time, and takes a fifth off a run that has the cores to itself.
 """
+
+
+class Session(Protocol):
+    """A loaded network: a session of ONNX Runtime, or what stands for one elsewhere."""
+
+    def run(self, names: Sequence[str], feeds: Mapping[str, NDArray[Any]]) -> list[Any]:
+        """Return the outputs of those names for inputs by their names."""
+        ...
+
+    def get_providers(self) -> list[str]:
+        """Return the names of what runs the network, the one that runs most of it first."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -134,7 +149,7 @@ def _find_candidates(device: str, available: Sequence[str]) -> list[Provider]:
         return [provider for provider in PROVIDERS.values() if provider.name in available]
     name, _, number = device.partition(":")
     if name not in PROVIDERS or (number and not (PROVIDERS[name].numbered and number.isdecimal())):
-        raise BackendError(f"--device {device}: unknown to ONNX Runtime; known are auto, {', '.join(PROVIDERS)}")
+        raise BackendError(f"--device {device}: unknown to ONNX Runtime; known are auto, {', '.join(PROVIDERS)} and om")
     provider = PROVIDERS[name]
     if provider.name not in available:
         raise BackendError(

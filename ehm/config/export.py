@@ -52,6 +52,9 @@ class AscendConfig(Section):
     batch_sizes: Annotated[tuple[Annotated[int, Field(ge=1, le=2048)], ...], Field(min_length=2, max_length=100)] = (
         Field((1, 2, 4, 8, 16, 32), description="The batch sizes that the converted model takes, 2 to 100 of them.")
     )
+    cosine: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.999, description="Smallest cosine to the ONNX file that an output of the converted model may have."
+    )
 
 
 class CalibrationConfig(Section):

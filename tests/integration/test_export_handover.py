@@ -4,6 +4,7 @@ import os
 import sys
 from pathlib import Path
 
+import numpy as np
 import onnxruntime
 import pytest
 import yaml
@@ -13,6 +14,7 @@ from made_bundles import model_config
 
 from ehm.cli import main
 from ehm.deploy.bundle.bundle import Bundle
+from ehm.deploy.predict.predictor import Predictor
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +38,7 @@ def test_an_export_hands_its_bundle_to_triton_and_kserve(setting, run, tmp_path)
     assert yaml.safe_load(Path(file).read_text(encoding="utf-8"))["metadata"]["name"] == "ehm-cells"
 
 
-def test_an_export_for_ascend_holds_the_command_and_what_atc_makes(run, tmp_path, monkeypatch):
+def test_an_export_for_ascend_holds_the_command_and_what_atc_makes(run, tmp_path, monkeypatch, acl, capsys):
     (tmp_path / "atc").write_text(FAKE_ATC.format(python=sys.executable))
     (tmp_path / "atc").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
@@ -44,5 +46,16 @@ def test_an_export_for_ascend_holds_the_command_and_what_atc_makes(run, tmp_path
     opened = Bundle.open(tmp_path / "bundle")
     assert {"atc.sh", "model.om", "model.onnx"} <= set(opened.manifest.files)
     assert "--input_shape=images:-1,3,48,64 " in (opened.path / "atc.sh").read_text()
-    assert (opened.path / "model.om").read_bytes() == b"om of " + opened.model().read_bytes()
-    assert main(["export", run, "--target", "ascend", "--out", str(tmp_path / "bundle")]) == 0  # replaces its own
+    assert (opened.path / "model.om").read_bytes().endswith(b"\n" + opened.model().read_bytes())
+    record = opened.manifest.ascend
+    assert (record.soc_version, record.batch_sizes) == ("Ascend910B3", (1, 2, 4, 8, 16, 32))
+    assert (record.parity.chip, record.parity.images) == ("Ascend910B3", 32)
+    assert record.parity.cosine == pytest.approx(1, abs=1e-6)
+    images = np.random.default_rng(0).standard_normal((3, 3, 48, 64), np.float32)
+    found = Predictor(opened, "om").run(images)["logits"]
+    np.testing.assert_allclose(found, Predictor(opened).run(images)["logits"], rtol=1e-4, atol=1e-5)
+    # a file for another chip cannot be run here, and is no error; the export replaces its own bundle
+    soc = ["--set", "ascend.soc_version=Ascend310P3"]
+    assert main(["export", run, "--target", "ascend", "--out", str(tmp_path / "bundle"), *soc]) == 0
+    assert "it is for Ascend310P3, and this NPU is an Ascend910B3" in " ".join(capsys.readouterr().out.split())
+    assert Bundle.open(tmp_path / "bundle").manifest.ascend.parity is None

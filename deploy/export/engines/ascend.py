@@ -16,14 +16,17 @@ from pathlib import Path
 
 from ehm.config import AscendConfig
 from ehm.console import console
-from ehm.deploy.bundle.manifest import TensorRecord
-from ehm.errors import ExportError
+from ehm.deploy.bundle.bundle import Bundle
+from ehm.deploy.bundle.manifest import OFFLINE_MODEL, Ascend, OfflineParity, TensorRecord
+from ehm.deploy.predict.ascend_device import open_device
+from ehm.deploy.predict.offline_model import OfflineSession
+from ehm.deploy.predict.offline_parity import compare_offline
+from ehm.errors import BackendError, ExportError
 from ehm.storage.writing import report_write_errors, write_text
 
-__all__ = ["SCRIPT", "atc_command", "write_om"]
+__all__ = ["SCRIPT", "atc_command", "describe_conversion", "write_om"]
 
 SCRIPT = "atc.sh"
-_OM = "model.om"
 _TEXT = """\
 #!/bin/sh
 # Converts the bundle's network with ATC, in the shell that CANN's set_env.sh was sourced in:
@@ -52,14 +55,44 @@ def write_om(folder: Path, model: str, images: TensorRecord, config: AscendConfi
         done = subprocess.run(
             ["sh", script.absolute()], cwd=working_folder, capture_output=True, text=True, errors="replace", check=False
         )
-        made = Path(working_folder) / _OM
+        made = Path(working_folder) / OFFLINE_MODEL
         if done.returncode != 0 or not made.is_file():
             raise ExportError(
                 f"atc failed with status {done.returncode}: {_last_lines(done.stdout + done.stderr)}; "
                 "ascend.soc_version and ascend.batch_sizes are what can be set"
             )
-        with report_write_errors(folder / _OM):
-            shutil.move(made, folder / _OM)
+        with report_write_errors(folder / OFFLINE_MODEL):
+            shutil.move(made, folder / OFFLINE_MODEL)
+
+
+def describe_conversion(bundle: Bundle, config: AscendConfig) -> Ascend:
+    """Return the manifest's record of what ATC was asked for, with a comparison if its file can be run here.
+
+    Raises ExportError if the outputs of ``model.om`` are too far from those of the ONNX file.
+    """
+    record = Ascend(soc_version=config.soc_version, batch_sizes=config.batch_sizes, cosine=config.cosine)
+    if not (bundle.path / OFFLINE_MODEL).is_file():
+        return record
+    try:
+        parity = _compare_here(Bundle(bundle.path, bundle.manifest.model_copy(update={"ascend": record})))
+    except BackendError as error:
+        console.print(f"{OFFLINE_MODEL} is compared with the ONNX file when it is first loaded, not here: {error}")
+        return record
+    console.print(
+        f"{OFFLINE_MODEL} on {parity.chip}: cosines to the ONNX file of {parity.cosine:.6f} and above "
+        f"(allowed {record.cosine:g})"
+    )
+    return record.model_copy(update={"parity": parity})
+
+
+def _compare_here(bundle: Bundle) -> OfflineParity:
+    """Compare the offline model on the first NPU; raises BackendError if there is none of its kind."""
+    device = open_device(0)
+    assert bundle.manifest.ascend is not None
+    compiled_for = bundle.manifest.ascend.soc_version
+    if device.chip != compiled_for:
+        raise BackendError(f"it is for {compiled_for}, and this NPU is an {device.chip}")
+    return compare_offline(bundle, OfflineSession(device, bundle.offline_model(), bundle.manifest))
 
 
 def atc_command(images: TensorRecord, config: AscendConfig) -> str:

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ehm.deploy.bundle.manifest import MANIFEST
+from ehm.deploy.bundle.manifest import MANIFEST, OFFLINE_MODEL
 from ehm.deploy.serve.inference.metrics import Metrics
 from ehm.deploy.serve.inference.served_model import ServedModel, open_served_model
 from ehm.deploy.serve.settings import Settings
@@ -135,9 +135,9 @@ class Models(Mapping[str, ServedModel]):
             slot.wanted = True
             slot.reason = ""
             self._metrics.count_load(name, succeeded=True)
-            labels = (model.version, model.manifest.task, self._settings.precision, model.predictor.provider)
+            labels = (model.version, model.manifest.task, model.predictor.network, model.predictor.provider)
             self._metrics.show_model(name, labels)
-            _LOG.info("%s", _describe_model(model, self._settings))
+            _LOG.info("%s", _describe_model(model))
 
     async def load_all(self) -> None:
         """Load every model; raises EhmError at the first that cannot be."""
@@ -183,7 +183,7 @@ def _read_signature(path: Path) -> Signature:
     """Return what changes when a bundle is replaced, whole or file by file in any order; None if there is none."""
     entries = []
     try:
-        for file in (path / MANIFEST, *path.glob("*.onnx*")):
+        for file in (path / MANIFEST, *path.glob("*.onnx*"), *path.glob(OFFLINE_MODEL)):
             stat = file.stat()
             # the inode changes if a file is replaced by one of the same size and time
             entries.append((file.name, stat.st_ino, stat.st_mtime_ns, stat.st_size))
@@ -201,6 +201,6 @@ def _require_same_task(old: ServedModel | None, new: ServedModel) -> None:
         )
 
 
-def _describe_model(model: ServedModel, settings: Settings) -> str:
+def _describe_model(model: ServedModel) -> str:
     outputs = model.predictor.handler.describe_outputs()
-    return f"{model.name}: {outputs}; {settings.precision} on {model.predictor.provider}; version {model.version}"
+    return f"{model.name}: {outputs}; {model.predictor.network} on {model.predictor.provider}; version {model.version}"

@@ -113,7 +113,7 @@ def open_served_model(name: str, path: Path, settings: Settings, metrics: Metric
         metrics=metrics.for_model(name),
         runs=count_parallel_runs(predictor, settings.threads),
     )
-    return ServedModel(name, bundle.version(settings.precision), predictor, batcher, settings.max_pixels)
+    return ServedModel(name, predictor.version, predictor, batcher, settings.max_pixels)
 
 
 def count_parallel_runs(predictor: Predictor, threads: int) -> int:

@@ -4,7 +4,6 @@ The real one needs CANN. What it accepts of a graph is held against its operator
 """
 
 import os
-import shutil
 import stat
 import subprocess
 import sys
@@ -15,7 +14,6 @@ import made_bundles
 import pytest
 from fake_atc import FAKE_ATC
 from made_bundles import make_bundle, write_network
-from PIL import Image
 
 from ehm.config import AscendConfig
 from ehm.deploy.bundle.bundle import Bundle
@@ -77,7 +75,7 @@ def test_the_script_runs_from_anywhere_and_leaves_the_bundle_alone(folder, insta
     elsewhere.mkdir()
     for words, made in [([], "model.om"), (["mine"], "mine.om")]:
         subprocess.run([folder / "atc.sh", *words], cwd=elsewhere, check=True, capture_output=True, timeout=30)
-        assert (elsewhere / made).read_bytes() == b"om of network"
+        assert (elsewhere / made).read_bytes().endswith(b"\nnetwork")
         (elsewhere / "kernel_meta").rmdir()
     assert sorted(path.name for path in folder.iterdir()) == ["atc.sh", "model.onnx"]
 
@@ -87,7 +85,7 @@ def test_atc_is_run_where_it_is_installed(folder, install):
     config = AscendConfig(soc_version="Ascend310P3", batch_sizes=(1, 16))
     write_om(folder, "model.onnx", IMAGES, config)
     assert sorted(path.name for path in folder.iterdir()) == ["atc.sh", "model.om", "model.onnx"]
-    assert (folder / "model.om").read_bytes() == b"om of network"
+    assert (folder / "model.om").read_bytes().endswith(b"\nnetwork")
     assert "--dynamic_batch_size=1,16 --soc_version=Ascend310P3" in (folder / "atc.sh").read_text()
 
 
@@ -145,51 +143,6 @@ def test_sizes_that_atc_does_not_take_are_refused(folder, shape):
 def test_batch_sizes_outside_atcs_are_refused(sizes):
     with pytest.raises(ValueError, match="batch_sizes"):
         AscendConfig(batch_sizes=tuple(sizes))
-
-
-STAND_IN = """
-import onnxruntime
-class InferSession:
-    def __init__(self, device_id, model_path):
-        self.network = onnxruntime.InferenceSession(model_path, providers=["CPUExecutionProvider"])
-    def infer(self, feeds, mode):
-        assert mode == "dymbatch"
-        outputs = self.network.run(None, {{"images": feeds[0]}})
-        return [values + {error} * (values == values[0, 0]) for values in outputs]
-"""
-
-
-@pytest.mark.parametrize(("error", "status"), [(0, 0), (0.5, 1)])
-def test_the_comparison_with_an_om_tells_a_wrong_one(error, status, tmp_path):
-    """ais_bench runs on NPUs alone; the stand-in for it runs the ONNX file, with an error in one of three classes."""
-    bundle = make_bundle(tmp_path / "bundle")
-    shutil.copy(bundle.model(), tmp_path / "model.om")
-    (tmp_path / "images").mkdir()
-    Image.new("RGB", (60, 50), (250, 40, 90)).save(tmp_path / "images/a.png")
-    package = tmp_path / "ais_bench/infer"
-    package.mkdir(parents=True)
-    (package / "interface.py").write_text(STAND_IN.format(error=error))
-    script = ROOT / "benchmarks/om_parity.py"
-    done = subprocess.run(
-        [
-            sys.executable,
-            script,
-            tmp_path / "bundle",
-            tmp_path / "images",
-            "--batches",
-            "1",
-            "4",
-            "--om",
-            tmp_path / "model.om",
-        ],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert done.returncode == status, done.stderr
-    assert [line.split()[:2] for line in done.stdout.splitlines()[1:]] == [["1", "logits"], ["4", "logits"]]
 
 
 def test_cann_computes_in_the_networks_types_and_keeps_nothing_of_a_replaced_network():
