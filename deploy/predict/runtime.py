@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["PROVIDERS", "Provider", "Session", "installed_devices", "open_session"]
 
 _SPIN_MICROSECONDS = 20
-"""How long a thread spins for its next piece of work before it sleeps.
+"""The time for which a thread spins for its next piece of work before it sleeps.
 
 To wake a sleeping thread takes longer than many operators of a small network. Of 5, 20, 50, 100 and 300, 20 is the
 longest that costs two runs at once no processor time, and takes a fifth off a run that has the cores to itself.
