@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import PurePath
 from typing import Literal
 
 from pydantic import Field
@@ -37,6 +38,15 @@ class QuestionSet(Section):
         "made of annotated objects to measure on.",
     )
     name: str | None = Field(None, description="Name of the set in the figures; null takes that of the source.")
+
+    @property
+    def title(self) -> str:
+        """The name of the set in the figures."""
+        if self.name is not None:
+            return self.name
+        title = PurePath(self.source).stem or self.source
+        # both kinds of questions may be made of the same objects
+        return f"{title} {self.questions}" if self.questions in ("count", "identify") else title
 
 
 class VisionLanguageData(SourceConfig):

@@ -1,0 +1,232 @@
+"""Figures of answers to questions: of each benchmark, and of each kind of question in it, beside those without images.
+
+n is the number of questions.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from rich.table import Table
+
+from ehm.console import console
+from ehm.data.questions import Question
+from ehm.tasks.vision_language.answers import find_number
+from ehm.tasks.vision_language.baselines import score_commonest
+from ehm.tasks.vision_language.scores import score, score_exactly
+
+__all__ = ["BenchmarkReport", "KindFigures", "VisionLanguageReport", "report_benchmark"]
+
+_MOST_GROUPS = 12
+"""Finer groups that are printed; metrics.json has all of more."""
+
+
+@dataclass(frozen=True)
+class KindFigures:
+    """The figures of the ``questions`` of one kind, or of a finer group, as shares of 1.
+
+    ``accuracy`` is the mean score, ``blank`` that of the same model on blank images, None if that was not measured, and
+    ``commonest`` the score of the commonest answer of all these questions.
+    """
+
+    name: str
+    questions: int
+    accuracy: float
+    blank: float | None
+    commonest: float
+
+
+@dataclass(frozen=True)
+class BenchmarkReport:
+    """The figures of one benchmark on its ``questions``; shares of 1, None where nothing can be said.
+
+    - ``accuracy`` is the mean score by the paper's rules, ``exact`` that by VQAv2's official rule;
+    - ``blank`` is the accuracy of the same model if all images are blank;
+    - ``commonest`` is that of the commonest answer of each kind, ``commonest_of_subject`` that of each object's name;
+    - ``mean_error`` and ``root_mean_square_error`` are those of counts, in objects;
+    - ``unpublished`` counts questions whose answers are not published: nothing is measured by them.
+    """
+
+    name: str
+    questions: int
+    unpublished: int
+    accuracy: float | None
+    exact: float | None
+    blank: float | None
+    commonest: float | None
+    commonest_of_subject: float | None
+    mean_error: float | None
+    root_mean_square_error: float | None
+    kinds: tuple[KindFigures, ...]
+    groups: tuple[KindFigures, ...]
+
+    def show(self) -> None:
+        """Print the figures, and a row for each kind of question and each of a few finer groups."""
+        if self.accuracy is None:
+            console.print(f"{self.name}: {self.unpublished:,} questions without published answers: nothing to measure")
+            return
+        console.print(f"{self.name}: {self._describe()} on {self.questions:,} questions")
+        rows = [*self.kinds]
+        if len(self.kinds) > 1:
+            rows.append(KindFigures("all", self.questions, self.accuracy, self.blank, _require(self.commonest)))
+        if len(self.groups) <= _MOST_GROUPS:
+            rows += self.groups
+        table = Table("questions", "number", "accuracy")
+        for name in ("blank images", "commonest answer"):
+            table.add_column(name, justify="right")
+        for row in rows:
+            shares = (row.accuracy, row.blank, row.commonest)
+            table.add_row(row.name, f"{row.questions:,}", *map(_format_share, shares))
+        console.print(table)
+
+    def _describe(self) -> str:
+        """Return the figures of all questions together as one sentence."""
+        parts = [f"accuracy {_format_share(self.accuracy)}"]
+        if self.exact is not None:
+            parts.append(f"by the official rule {_format_share(self.exact)}")
+        if self.blank is not None:
+            parts.append(f"on blank images {_format_share(self.blank)}")
+        parts.append(f"with the commonest answer of each kind {_format_share(self.commonest)}")
+        if self.commonest_of_subject is not None:
+            parts.append(f"of each object's name {_format_share(self.commonest_of_subject)}")
+        if self.mean_error is not None and self.root_mean_square_error is not None:
+            parts.append(f"counts wrong by {self.mean_error:.2f}, root mean square {self.root_mean_square_error:.2f}")
+        return ", ".join(parts)
+
+
+@dataclass(frozen=True)
+class VisionLanguageReport:
+    """The figures of all benchmarks; of several the mean of their accuracies is the score, as in the paper's table."""
+
+    benchmarks: tuple[BenchmarkReport, ...]
+
+    @property
+    def figures(self) -> Mapping[str, float | None]:
+        """The means over the benchmarks, then the accuracies of each kind of the only one, or of each of several."""
+        figures = {
+            "accuracy": _average([each.accuracy for each in self.benchmarks]),
+            "accuracy_blank": _average([each.blank for each in self.benchmarks]),
+            "accuracy_commonest": _average([each.commonest for each in self.benchmarks]),
+        }
+        if len(self.benchmarks) > 1:
+            for each in self.benchmarks:
+                figures[f"accuracy_{_make_key(each.name)}"] = each.accuracy
+            return figures
+        for benchmark in self.benchmarks:
+            figures["accuracy_exact"] = benchmark.exact
+            figures["count_error"] = benchmark.mean_error
+            if len(benchmark.kinds) > 1:
+                for kind in benchmark.kinds:
+                    figures[f"accuracy_{_make_key(kind.name)}"] = kind.accuracy
+        return figures
+
+    @property
+    def score(self) -> float:
+        """The figure that the best checkpoint is chosen by: the mean accuracy."""
+        return self.figures["accuracy"] or 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values for ``metrics.json``."""
+        return {**self.figures, "benchmarks": [asdict(each) for each in self.benchmarks]}
+
+    def show(self) -> None:
+        """Print each benchmark, and the mean of several."""
+        for each in self.benchmarks:
+            each.show()
+        if len(self.benchmarks) > 1:
+            figures = self.figures
+            console.print(
+                f"mean of {len(self.benchmarks)} benchmarks: accuracy {_format_share(figures['accuracy'])}, on blank "
+                f"images {_format_share(figures['accuracy_blank'])}, with the commonest answers "
+                f"{_format_share(figures['accuracy_commonest'])}"
+            )
+
+
+def report_benchmark(
+    name: str, questions: Sequence[Question], texts: Sequence[str], blank_texts: Sequence[str] | None = None
+) -> BenchmarkReport:
+    """Return the figures of what a model wrote, ``texts`` (n,), in answer to ``questions`` (n,).
+
+    ``blank_texts`` (n,) is what it wrote when all images were blank; None if that was not asked.
+    """
+    answered = [index for index, question in enumerate(questions) if question.answers]
+    known = [questions[index] for index in answered]
+    written = [texts[index] for index in answered]
+    scores = list(map(score, known, written))
+    blank = None
+    if blank_texts is not None:
+        blank = list(map(score, known, [blank_texts[index] for index in answered]))
+    exact = None
+    if any(question.has_votes for question in known):
+        exact = _average(list(map(score_exactly, known, written)))
+    by_subject = None
+    if any(question.subject for question in known):
+        by_subject = score_commonest(known, lambda question: question.subject)
+    errors = []
+    for question, text in zip(known, written, strict=True):
+        if question.rule == "number":
+            errors.append(abs(find_number(text) - find_number(question.answers[0])))
+    return BenchmarkReport(
+        name=name,
+        questions=len(known),
+        unpublished=len(questions) - len(known),
+        accuracy=_average(scores),
+        exact=exact,
+        blank=None if blank is None else _average(blank),
+        commonest=score_commonest(known, lambda question: question.kind) if known else None,
+        commonest_of_subject=by_subject,
+        mean_error=_average(errors),
+        root_mean_square_error=math.sqrt(sum(error**2 for error in errors) / len(errors)) if errors else None,
+        kinds=_divide(known, scores, blank, lambda question: question.kind),
+        groups=_divide(known, scores, blank, lambda question: question.group),
+    )
+
+
+def _divide(
+    questions: Sequence[Question],
+    scores: Sequence[float],
+    blank: Sequence[float] | None,
+    group_of: Callable[[Question], str],
+) -> tuple[KindFigures, ...]:
+    """Return the figures of each group of questions, the largest first; those of no group ("") are left out."""
+    members: dict[str, list[int]] = {}
+    for index, question in enumerate(questions):
+        members.setdefault(group_of(question), []).append(index)
+    members.pop("", None)
+    found = []
+    for name, indices in sorted(members.items(), key=lambda item: (-len(item[1]), item[0])):
+        own = [questions[index] for index in indices]
+        found.append(
+            KindFigures(
+                name,
+                len(indices),
+                _require(_average([scores[index] for index in indices])),
+                None if blank is None else _average([blank[index] for index in indices]),
+                score_commonest(own, lambda question: ""),
+            )
+        )
+    return tuple(found)
+
+
+def _average(values: Sequence[float | None]) -> float | None:
+    """Return the mean of the values that are not None; None if there is none."""
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
+
+
+def _require(value: float | None) -> float:
+    assert value is not None  # there is at least one question
+    return value
+
+
+def _make_key(name: str) -> str:
+    """Return ``name`` as the key of a figure."""
+    return re.sub(r"\W+", "_", name.lower()).strip("_")
+
+
+def _format_share(value: float | None) -> str:
+    return "–" if value is None else f"{value:.1%}"
