@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-__all__ = ["ColourBar", "Tile", "compose_mosaic"]
+__all__ = ["ColourBar", "Tile", "compose_mosaic", "wrap_caption"]
 
 MARGIN = 28
 """White pixels around the page."""
@@ -89,6 +89,11 @@ def compose_mosaic(
         _paste_bar(page, pen, bar, bar_top)
     _write_lines(pen, note_lines, notes_top, _TEXT_SIZE, _FAINT)
     return page
+
+
+def wrap_caption(text: str, width: int) -> tuple[str, ...]:
+    """Return ``text`` as the lines below a tile of ``width`` pixels."""
+    return tuple(_wrap_text(text, _TEXT_SIZE, width))
 
 
 def _paste_tile(page: Image.Image, pen: ImageDraw.ImageDraw, tile: Tile, left: int, top: int) -> None:

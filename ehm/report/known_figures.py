@@ -84,6 +84,14 @@ KNOWN_FIGURES: tuple[FigureRow, ...] = (
         SHARE,
     ),
     FigureRow(
+        "measured",
+        "Answers",
+        {"accuracy": "accuracy", "accuracy_blank": "blank images", "accuracy_commonest": "commonest answers"},
+        "The mean score of the answers. Beside it stand two that need no image: that of the same model on blank "
+        "images, and that of the commonest answers. What lies above both was seen.",
+        SHARE,
+    ),
+    FigureRow(
         "features",
         "Nearest neighbours (k-NN)",
         _with_average("knn"),

@@ -43,13 +43,17 @@ class ClassTable:
 
 @dataclass(frozen=True)
 class Measurement:
-    """A measurement: headline ``figures`` by name, a table, and the confusion of a classifier."""
+    """A measurement: headline ``figures`` by name, a table, and the confusion of a classifier.
+
+    ``unit`` says what ``images`` counts.
+    """
 
     title: str
     images: int | None
     figures: Mapping[str, float | None]
     table: ClassTable | None
     confusion: Confusion | None = None
+    unit: str = "images"
 
 
 def read_measurements(record: RunRecord) -> list[Measurement]:
@@ -70,14 +74,18 @@ def read_measurements(record: RunRecord) -> list[Measurement]:
             return [_read_detector(metrics)]
         if record.kind == "retrieval":
             return [_read_retrieval(metrics)]
+        if record.kind == "vision_language":
+            return [_read_questions(metrics, benchmark) for benchmark in metrics["benchmarks"]]
     except (KeyError, TypeError, IndexError, ValueError):
         return []
     return []
 
 
 def find_in_measurement(measurement: Measurement) -> list[Finding]:
-    """Return what the figures of a classifier say beyond themselves; nothing of another task."""
+    """Return what the figures of a classifier or of answers say beyond themselves; nothing of another task."""
     table = measurement.table
+    if measurement.unit == "questions":
+        return _find_in_answers(measurement)
     if table is None or "images" not in table.counts or measurement.confusion is None or not measurement.images:
         return []
     support = table.counts["images"]
@@ -115,6 +123,31 @@ def find_in_measurement(measurement: Measurement) -> list[Finding]:
                 f"differences below {200 * error:.1f} points for chance.",
             )
         )
+    return found
+
+
+def _find_in_answers(measurement: Measurement) -> list[Finding]:
+    """Say so if answers are no better than those that language alone gives."""
+    accuracy = measurement.figures.get("Accuracy")
+    if accuracy is None or not measurement.images:
+        return []
+    error = math.sqrt(accuracy * (1 - accuracy) / measurement.images)
+    found = []
+    for name, what in (
+        ("On blank images", "the same model on blank images"),
+        ("Commonest answer of each object", "the commonest answer of each object's name"),
+        ("Commonest answer", "the commonest answer of each kind of question"),
+    ):
+        known = measurement.figures.get(name)
+        if known is not None and accuracy <= known + 2 * error:
+            found.append(
+                Finding(
+                    "warning",
+                    f"{measurement.title}: accuracy {format_share(accuracy)} is no better than {what} "
+                    f"({format_share(known)}), which needs no image.",
+                    "Look at the figures of each kind of question, and train longer.",
+                )
+            )
     return found
 
 
@@ -195,6 +228,29 @@ def _read_retrieval(values: Mapping[str, Any]) -> Measurement:
         figures["mAP" if name == "all" else f"mAP {name}"] = protocol["map"]
     table = ClassTable("protocol", tuple(protocols), shares, counts)
     return Measurement(_name_part(values, "Held-out queries"), values["images"], figures, table)
+
+
+def _read_questions(values: Mapping[str, Any], benchmark: Mapping[str, Any]) -> Measurement:
+    figures = {
+        "Accuracy": benchmark["accuracy"],
+        "By VQA's official rule": benchmark["exact"],
+        "On blank images": benchmark["blank"],
+        "Commonest answer": benchmark["commonest"],
+        "Commonest answer of each object": benchmark["commonest_of_subject"],
+    }
+    rows = [*benchmark["kinds"], *benchmark["groups"]]
+    shares = {}
+    for key, name in (("commonest", "commonest answer"), ("blank", "blank images"), ("accuracy", "accuracy")):
+        shares[name] = tuple(row[key] for row in rows)
+    counts = {"questions": tuple(row["questions"] for row in rows)}
+    table = ClassTable("questions", tuple(str(row["name"]) for row in rows), shares, counts)
+    return Measurement(
+        _name_part(values, str(benchmark["name"])),
+        benchmark["questions"],
+        {name: figure for name, figure in figures.items() if figure is not None},
+        table,
+        unit="questions",
+    )
 
 
 def _name_part(values: Mapping[str, Any], title: str) -> str:

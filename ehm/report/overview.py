@@ -22,6 +22,7 @@ RUN_NAMES: Mapping[Kind, str] = {
     "segmentation": "Segmentation",
     "detection": "Detection",
     "retrieval": "Retrieval",
+    "vision_language": "Vision-language",
 }
 _MOST_TILES = 6
 _TILES = ("knn", "knn_ema", "linear", "rankme", "mse", "codes_used", "loss", "images_per_second")
@@ -65,7 +66,7 @@ def choose_tiles(record: RunRecord, measurements: Sequence[Measurement]) -> list
     for measurement in measurements:
         note = measurement.title
         if len(measurements) == 1 and measurement.images is not None:
-            note = f"{measurement.images:,} images"
+            note = f"{measurement.images:,} {measurement.unit}"
         for name, value in measurement.figures.items():
             tiles.append(Tile(name, format_share(value), note))
     if record.kind == "probe" and "rankme" in record.metrics:

@@ -14,6 +14,7 @@ from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
 from ehm import __version__
+from ehm.report.answers import ShownAnswer, read_answers
 from ehm.report.chart import Chart, draw_chart
 from ehm.report.curves import Curves
 from ehm.report.embedding import Picture, embed_file, find_newest_pages
@@ -48,12 +49,28 @@ class MistakeCard:
         return "/".join(Path(self.mistake.image).parts[-2:])
 
 
+@dataclass(frozen=True)
+class AnswerCard:
+    """An answer with its embedded picture, None if it could not be read."""
+
+    answer: ShownAnswer
+    picture: Picture | None
+
+    @property
+    def level(self) -> str:
+        """The word for the score of the answer, "" if it has none."""
+        if self.answer.score is None:
+            return ""
+        return {0.0: "wrong", 1.0: "right"}.get(self.answer.score, f"score {self.answer.score:.1f}")
+
+
 def render_page(record: RunRecord) -> str:
     """Return the report of a run as one HTML document, which loads nothing."""
     script = _read_template("report.js")
     measurements = read_measurements(record)
     findings = find_in_curves(record)
-    for measurement in measurements[:1]:
+    # of a probe the first one alone: the second measures the same images
+    for measurement in measurements if record.kind == "vision_language" else measurements[:1]:
         findings += find_in_measurement(measurement)
     recipe = f"the defaults of {COMMAND_NAMES[record.kind]}"
     if record.kind == "pretrain":
@@ -70,6 +87,7 @@ def render_page(record: RunRecord) -> str:
         "measurements": measurements,
         "shown_rows": _SHOWN_ROWS,
         "mistakes": _embed_mistakes(record.folder),
+        "answers": _embed_answers(record.folder),
         "charts": _draw_charts(record.curves),
         "pictures": _embed_pages(record.folder),
         "next_steps": list_next_steps(record),
@@ -149,4 +167,12 @@ def _embed_mistakes(folder: Path) -> list[MistakeCard]:
         if path is not None:
             picture = embed_file(path, f"{mistake.image}: {mistake.true}, predicted {mistake.predicted}")
         cards.append(MistakeCard(mistake, picture))
+    return cards
+
+
+def _embed_answers(folder: Path) -> list[AnswerCard]:
+    cards = []
+    for answer, path in read_answers(folder):
+        picture = None if path is None else embed_file(path, f"{answer.image}: {answer.question}")
+        cards.append(AnswerCard(answer, picture))
     return cards

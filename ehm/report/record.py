@@ -15,9 +15,18 @@ from ehm.storage.reading import read_json
 
 __all__ = ["Kind", "RunRecord", "read_record"]
 
-Kind = Literal["pretrain", "tokenizer", "classification", "probe", "segmentation", "detection", "retrieval"]
+Kind = Literal[
+    "pretrain",
+    "tokenizer",
+    "classification",
+    "probe",
+    "segmentation",
+    "detection",
+    "retrieval",
+    "vision_language",
+]
 _CONFIG_FILE = "config.yaml"
-_TASKS: tuple[Kind, ...] = ("segmentation", "detection", "retrieval")
+_TASKS: tuple[Kind, ...] = ("segmentation", "detection", "retrieval", "vision_language")
 
 
 @dataclass(frozen=True)

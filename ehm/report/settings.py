@@ -35,6 +35,7 @@ COMMAND_NAMES: Mapping[Kind, str] = {
     "segmentation": "ehm finetune --task segmentation",
     "detection": "ehm finetune --task detection",
     "retrieval": "ehm finetune --task retrieval",
+    "vision_language": "ehm finetune --task vision_language",
 }
 OBJECTIVE_NAMES = {
     "mae": "MAE",
@@ -159,7 +160,9 @@ def _format_rate(record: RunRecord) -> str:
 
 def _find_defaults(record: RunRecord) -> Section | None:
     """Return the configuration that the run would have had without any settings, None if there is none such."""
-    kind = next(kind for kind, name in COMMANDS.items() if name == COMMAND_NAMES[record.kind])
+    kind = next((kind for kind, name in COMMANDS.items() if name == COMMAND_NAMES[record.kind]), None)
+    if kind is None:
+        return None
     values = {}
     if kind is TrainConfig:
         values = {key: record.setting(key) for key in ("objective", "encoder")}
