@@ -117,12 +117,12 @@ def _reach_step(run: Run[TrainConfig], weights: Weights | None, number: int) -> 
         first = int(run.start.metadata["step"])
     steps = MaskedSteps(run.config, plan, learner, create_masker(run))
     with loader:
-        batches = loader.batches(first, number + 1)
+        batches = steps.prepare_ahead(loader.batches(first, number + 1))
         shown = track(
             batches, "again", number + 1 - first, console=console, disable=not console.is_terminal, transient=True
         )
-        for step, batch in enumerate(shown, start=first):
-            masked = steps.mask_batch(step, batch)
+        for step, (batch, prepared) in enumerate(shown, start=first):
+            masked = steps.mask_batch(step, batch, prepared)
             if step < number:
                 steps.take(masked, steps.rates_at(step))
     return _ReachedStep(number, plan, steps, learner.state(), batch, masked)

@@ -139,8 +139,9 @@ def _pretrain(run: Run[TrainConfig], weights: Weights | None, notes: tuple[str, 
     steps = MaskedSteps(config, plan, learner, create_masker(run))
     meter = RunMeter(run, plan)
     with loader, run.open_log(plan.last, first, "pretrain") as log:
-        for step, batch in enumerate(meter.time_batches(loader.batches(first, plan.last)), start=first):
-            masked = steps.mask_batch(step, batch, meter.time_masks)
+        batches = steps.prepare_ahead(loader.batches(first, plan.last))
+        for step, (batch, prepared) in enumerate(meter.time_batches(batches), start=first):
+            masked = steps.mask_batch(step, batch, prepared, meter.time_masks)
             rates = steps.rates_at(step)
             metrics = steps.take(masked, rates)
 

@@ -55,14 +55,31 @@ class MaskedSteps:
         self._masker = masker
         self._random_masker = make_masker("random", config.masks, config.units)
 
+    def prepare_ahead(self, batches: Iterator[Batch]) -> Iterator[tuple[Batch, PreparedBatch]]:
+        """Yield each of ``batches`` and its images as the learner has prepared them, always with the next one prepared.
+
+        The images of a step travel to an accelerator while that still works on the step before.
+        """
+        ahead = None
+        for batch in batches:
+            following = (batch, self._learner.prepare_batch(batch.images))
+            if ahead is not None:
+                yield ahead
+            ahead = following
+        if ahead is not None:
+            yield ahead
+
     def mask_batch(
-        self, step: int, batch: Batch, time_pieces: Callable[[Iterator[MaskPiece]], Iterator[MaskPiece]] = iter
+        self,
+        step: int,
+        batch: Batch,
+        prepared: PreparedBatch,
+        time_pieces: Callable[[Iterator[MaskPiece]], Iterator[MaskPiece]] = iter,
     ) -> MaskedBatch:
-        """Prepare ``batch``, which is that of ``step``; its masks are made when they are asked for.
+        """Add masks to ``prepared``, the images of ``batch``, which is that of ``step``; they are made when asked for.
 
         ``time_pieces`` may count the time that it takes until each piece of them is there.
         """
-        prepared = self._learner.prepare_batch(batch.images)
         problems: list[str] = []
         pieces = self._make_pieces(step, prepared, batch.first, problems)
         count = len(batch.images) * self._config.mask.views

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ehm.backends.torch.engine.tensors import upload_array
+from ehm.backends.torch.engine.transfers import upload_array
 from ehm.masking.schedule import masking_level
 from ehm.masking.static import count_masked
 

@@ -2,46 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container
-from typing import Any
+from collections.abc import Container
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ehm.backends.torch.engine.devices import device_module
 from ehm.backends.torch.engine.distributed import gather_tensor, shard_like
+from ehm.backends.torch.engine.transfers import upload_array
 from ehm.storage.arrays import Arrays, check_shapes
 
-__all__ = ["Pixels", "load_arrays", "start_download", "to_arrays", "upload_array"]
-
-
-def upload_array(array: NDArray[Any], device: torch.device) -> Tensor:
-    """Return ``array`` as a tensor on ``device``; an accelerator copies it while the host goes on."""
-    tensor = torch.from_numpy(array)
-    if device.type == "cpu":
-        return tensor
-    # a copy in the background needs memory that is not paged
-    return tensor.pin_memory().to(device, non_blocking=True)
-
-
-def start_download(tensor: Tensor) -> Callable[[], NDArray[Any]]:
-    """Start to copy ``tensor`` to the host; the function returned waits for this copy alone, and returns it."""
-    if tensor.device.type == "cpu":
-        return tensor.numpy
-    copy = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
-    # waits for nothing: the event behind it says when the copy is there
-    copy.copy_(tensor, non_blocking=True)
-    done = device_module(tensor.device).Event()
-    done.record()
-
-    def wait() -> NDArray[Any]:
-        done.synchronize()
-        array: NDArray[Any] = copy.numpy()
-        return array
-
-    return wait
+__all__ = ["Pixels", "load_arrays", "to_arrays"]
 
 
 class Pixels:
@@ -55,7 +27,11 @@ class Pixels:
 
     def __call__(self, images: NDArray[np.uint8]) -> Tensor:
         """Upload and normalise ``images``."""
-        pixels = upload_array(images, self._device).permute(0, 3, 1, 2).float()
+        return self.normalise(upload_array(images, self._device))
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """Normalise ``images`` that lie on the device already."""
+        pixels = images.permute(0, 3, 1, 2).float()
         return ((pixels - self._offset) / self._scale).contiguous()
 
 

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from ehm.backends.base import ALONE, Processes
 from ehm.backends.common import split_batch
 from ehm.backends.torch.engine.seeds import seed_weights
-from ehm.backends.torch.engine.tensors import Pixels, upload_array
+from ehm.backends.torch.engine.tensors import Pixels
+from ehm.backends.torch.engine.transfers import upload_array
 from ehm.backends.torch.learners.supervised import Supervised
 from ehm.backends.torch.models.loading import classifier_name, load_model
 from ehm.backends.torch.models.vit import layers_of

@@ -17,7 +17,7 @@ from ehm.backends.base import ALONE, Processes
 from ehm.backends.torch.engine.distributed import mean_over_processes
 from ehm.backends.torch.engine.seeds import seed_weights
 from ehm.backends.torch.engine.step import recompute_activations
-from ehm.backends.torch.engine.tensors import upload_array
+from ehm.backends.torch.engine.transfers import upload_array
 from ehm.backends.torch.learners.supervised import Supervised
 from ehm.backends.torch.models.rcnn import build_rcnn
 from ehm.config import DetectionConfig

@@ -30,7 +30,8 @@ from ehm.backends.torch.engine.distributed import (
 from ehm.backends.torch.engine.optim import param_groups
 from ehm.backends.torch.engine.seeds import seed_random_numbers, seed_weights
 from ehm.backends.torch.engine.step import Training, recompute_activations
-from ehm.backends.torch.engine.tensors import Pixels, start_download, upload_array
+from ehm.backends.torch.engine.tensors import Pixels
+from ehm.backends.torch.engine.transfers import start_download, start_upload, upload_array
 from ehm.backends.torch.models.adapters import load_merged, load_updates, merge_arrays, take_updates
 from ehm.backends.torch.models.attention import cosine_similarity
 from ehm.backends.torch.models.loading import load_initial_weights
@@ -71,12 +72,16 @@ def count_parts(config: TrainConfig, device: torch.device, processes: Processes 
 class TorchBatch:
     """Implements :class:`ehm.backends.base.PreparedBatch` and :class:`ehm.backends.base.MasksOnDevice`.
 
-    What the similarity or the saliency pass uploads and embeds is kept in ``embedded`` for the training step: the patch
-    embedding runs once, with gradient (section V-E).
+    The images travel to the device as soon as a batch is prepared. What the similarity or the saliency pass embeds is
+    kept in ``embedded`` for the training step: the patch embedding runs once, with gradient (section V-E).
     """
 
-    def __init__(self, learner: TorchLearner, images: NDArray[np.uint8]) -> None:
+    def __init__(
+        self, learner: TorchLearner, images: NDArray[np.uint8], uploads: Iterable[Callable[[], Tensor]]
+    ) -> None:
         self.images = images
+        self.uploads = list(uploads)
+        """For each chunk of the accumulation a function that returns its images on the device."""
         self.embedded: list[tuple[Tensor, Tensor | None]] = []
         """For each chunk of the accumulation its pixels, and its tokens if the training step can use them."""
         self._learner = learner
@@ -135,7 +140,8 @@ class TorchLearner(ResumableLearner):
 
     def prepare_batch(self, images: NDArray[np.uint8]) -> TorchBatch:
         """See :meth:`ehm.backends.base.Learner.prepare_batch`."""
-        return TorchBatch(self, images)
+        parts = split_batch(len(images), self._parts)
+        return TorchBatch(self, images, [start_upload(images[rows], self._device) for rows in parts])
 
     def compute_similarity(self, batch: TorchBatch, send: Callable[[Tensor], T]) -> list[T]:
         """Compute the similarities (b, U, U) of the mask units of ``batch`` piece by piece, and ``send`` each piece.
@@ -196,16 +202,18 @@ class TorchLearner(ResumableLearner):
         """See :meth:`ehm.backends.base.Learner.train_step`."""
         images = batch.images
         views = len(mask) // len(images)
+        uploads = iter(batch.uploads)
         figures: dict[str, Tensor] = {}
 
         def compute_loss(rows: slice) -> Tensor:
             # masks that are made only now are made first: their pass over the images embeds them
             visible, masked, restore = self._split_mask(mask[rows.start * views : rows.stop * views])
+            take_images = next(uploads)
             if batch.embedded:
                 # taken from the batch, since the step changes the weights that the tokens come from
                 pixels, tokens = batch.embedded.pop(0)
             else:
-                pixels, tokens = self._pixels(images[rows]), None
+                pixels, tokens = self._pixels.normalise(take_images()), None
             # outside of autocast: the objective decides in which type it computes its targets
             targets = self._objective.targets(pixels)
             for name, value in self._objective.describe_targets(targets).items():
@@ -306,8 +314,8 @@ class TorchLearner(ResumableLearner):
         evaluating = _without_dropping if self._draws_by_step else nullcontext
         sent = []
         batch.embedded = []
-        for rows in split_batch(len(batch.images), self._parts):
-            pixels = self._pixels(batch.images[rows])
+        for take_images in batch.uploads:
+            pixels = self._pixels.normalise(take_images())
             with gather_parameters([model, *model.stack[read]]), self._training.autocast(), evaluating(model):
                 with torch.set_grad_enabled(self._shares_embedding):
                     tokens = model.embed(pixels)

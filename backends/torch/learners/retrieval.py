@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from ehm.backends.base import ALONE, Processes
 from ehm.backends.torch.engine.seeds import seed_weights
 from ehm.backends.torch.engine.step import recompute_activations
-from ehm.backends.torch.engine.tensors import upload_array
+from ehm.backends.torch.engine.transfers import upload_array
 from ehm.backends.torch.learners.supervised import Supervised
 from ehm.backends.torch.models.embedding import Embedding, load_encoder
 from ehm.backends.torch.models.pyramid import can_take_any_size, take_any_size

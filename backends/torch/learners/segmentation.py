@@ -19,7 +19,7 @@ from ehm.backends.common import split_batch
 from ehm.backends.torch.engine.distributed import average_norms, with_common_norms
 from ehm.backends.torch.engine.seeds import seed_weights
 from ehm.backends.torch.engine.step import recompute_activations
-from ehm.backends.torch.engine.tensors import upload_array
+from ehm.backends.torch.engine.transfers import upload_array
 from ehm.backends.torch.learners.supervised import Supervised
 from ehm.backends.torch.models.pyramid import STRIDES, last_of_thirds, load_pyramid
 from ehm.backends.torch.models.upernet import UperNet, upsample

@@ -1,4 +1,4 @@
-"""Entry points of torch that a backend in Python has to replace: pinned memory, and how a tensor is printed."""
+"""Entry points of torch that a backend in Python has to replace: pinned memory, streams, how a tensor is printed."""
 
 import torch
 
@@ -19,6 +19,7 @@ def is_pinned(self, device=None):
 
 
 _empty, _repr, _resize = torch.empty, torch.Tensor.__repr__, torch.UntypedStorage.resize_
+_record_stream = torch.Tensor.record_stream
 
 
 def empty(*size, pin_memory=False, **options):
@@ -40,7 +41,14 @@ def resize_(self, size):
     return self if self.device.type == "npu" else _resize(self, size)
 
 
+def record_stream(self, stream):
+    """torch takes no stream that is made in Python; here there is nothing to record."""
+    if self.device.type != "npu":
+        _record_stream(self, stream)
+
+
 def install():
+    torch.Tensor.record_stream = record_stream
     torch.UntypedStorage.resize_ = resize_
     torch.empty, torch.Tensor.__repr__ = empty, show
     torch.Tensor.pin_memory, torch.Tensor.is_pinned = pin_memory, is_pinned

@@ -18,7 +18,6 @@ SPECIAL = {
     "set_.source_Storage": special.set_storage,
     "set_.source_Storage_storage_offset": special.set_storage,
     "set_.source_Tensor": special.set_tensor,
-    "record_stream": lambda self, stream: None,
     "scaled_dot_product_attention": special.scaled_dot_product_attention,
     "_scaled_dot_product_fused_attention_overrideable": special.attention_forward,
     "_scaled_dot_product_fused_attention_overrideable_backward": special.attention_backward,
