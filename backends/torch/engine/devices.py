@@ -47,6 +47,8 @@ class DeviceFacts:
     """True if AdamW has a kernel of its own."""
     fused_adamw_scales: bool = True
     """True if AdamW's kernel takes the verdict of a gradient scaler; a float16 step would otherwise wait for it."""
+    fuses_attention_with_bias: bool = True
+    """True if torch's fused attention takes a bias for the scores, as that of relative positions, and learns it."""
     compiler: str | None = "inductor"
     """The backend of torch.compile; None if there is none to rely on."""
     synchronises_norms: bool = True
@@ -95,11 +97,15 @@ FACTS: dict[str, DeviceFacts] = {
     "cpu": DeviceFacts(_cpu_dtypes(), distributed="gloo", synchronises_norms=False, prepare=_keep_memory),
     "cuda": DeviceFacts(("bfloat16", "float32", "float16"), distributed="nccl", visible_devices="CUDA_VISIBLE_DEVICES"),
     # torch-npu 2.14: its fused AdamW takes no found_inf; triton-ascend's compiler fails on backward passes
-    # (triton-ascend issue 424), so that none is offered until that is fixed.
+    # (triton-ascend issue 424), so that none is offered until that is fixed. Its scaled_dot_product_attention has no
+    # kernel for a bias of numbers and takes torch's composition, which computes bfloat16 in float32 (op-plugin,
+    # ScaledDotProductAttentionKernelNpuOpApi.cpp). CANN's fused attention adds a bias (pse) without a gradient of it
+    # ("reserved" in the document of aclnnFlashAttentionScoreGradV2).
     "npu": DeviceFacts(
         ("bfloat16", "float32", "float16"),
         distributed="hccl",
         fused_adamw_scales=False,
+        fuses_attention_with_bias=False,
         compiler=None,
         visible_devices="ASCEND_RT_VISIBLE_DEVICES",
         plugin="torch_npu",

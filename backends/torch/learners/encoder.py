@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from timm.models.swin_transformer import SwinTransformer
 
+from ehm.backends.torch.engine.placement import place_model
 from ehm.backends.torch.engine.seeds import seed_weights
 from ehm.backends.torch.engine.tensors import Pixels
 from ehm.backends.torch.models.attention import attention_probs, run_block
@@ -52,7 +53,7 @@ class TorchEncoder:
             self.inputs = data.input_spec(loaded.inputs)
         self._pixels = Pixels(device, self.inputs.mean, self.inputs.std)
         self._origin = source.init
-        self.model: Any = loaded.model.to(device).eval()
+        self.model: Any = place_model(loaded.model, device).eval()
         self.image_size = loaded.image_size
         self.notes = loaded.notes
         self.grid = _output_grid(self.model, self.image_size)

@@ -28,6 +28,7 @@ from ehm.backends.torch.engine.distributed import (
     wrap_model,
 )
 from ehm.backends.torch.engine.optim import param_groups
+from ehm.backends.torch.engine.placement import place_model
 from ehm.backends.torch.engine.seeds import seed_random_numbers, seed_weights
 from ehm.backends.torch.engine.step import Training, recompute_activations
 from ehm.backends.torch.engine.tensors import Pixels
@@ -275,7 +276,7 @@ class TorchLearner(ResumableLearner):
             model = self._objective.build_model()
         self.notes = load_initial_weights(model, config, weights)
         self.notes += restrict_learning(model, model, config.model.freeze, config.lora, config.run.seed)
-        return model.to(self._device)
+        return place_model(model, self._device)
 
     def _create_optimizer(self, fused: bool | None) -> torch.optim.Optimizer:
         config = self._config

@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 
 from ehm.backends.base import Processes
 from ehm.backends.torch.engine.optim import create_lars, param_groups
+from ehm.backends.torch.engine.placement import place_model
 from ehm.backends.torch.engine.step import Training
 from ehm.backends.torch.engine.tensors import Pixels
 from ehm.backends.torch.learners.stepped import Stepped
@@ -41,7 +42,7 @@ class Supervised(Stepped):
         head: nn.Module | None = None,
     ) -> None:
         tuning = restrict_learning(model, loaded.model, config.model.freeze, config.lora, config.run.seed)
-        model.to(device)
+        place_model(model, device)
         self.image_size = loaded.image_size
         self.architecture: Mapping[str, Any] = loaded.architecture
         self.notes = loaded.notes

@@ -14,6 +14,7 @@ from torch.nn.functional import layer_norm, normalize, smooth_l1_loss
 from ehm.backends.base import Reconstruction
 from ehm.backends.torch.engine.devices import autocast_to, choose_dtype
 from ehm.backends.torch.engine.distributed import gather_parameters
+from ehm.backends.torch.engine.placement import place_model
 from ehm.backends.torch.engine.seeds import seed_weights
 from ehm.backends.torch.engine.tensors import load_arrays
 from ehm.backends.torch.models.adapters import merge_arrays
@@ -95,7 +96,7 @@ class TorchFeature(TorchObjective):
         # of the plain network: the teacher has no update, even if the student has one
         weights = merge_arrays(model)
         load_arrays(teacher, {name: weights[name] for name in teacher.state_dict()})
-        return teacher.to(self.device).eval().requires_grad_(False)
+        return place_model(teacher, self.device).eval().requires_grad_(False)
 
     @torch.no_grad()
     def targets(self, images: Tensor) -> dict[str, Tensor]:

@@ -1,0 +1,30 @@
+"""Networks on a device, with the kernels that suit it there."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import torch
+from timm.models.beit import Attention
+from timm.models.swin_transformer import WindowAttention
+from timm.models.vision_transformer_relpos import RelPosAttention
+from torch import nn
+
+from ehm.backends.torch.engine.devices import FACTS
+
+__all__ = ["place_model"]
+
+_ATTENTION_WITH_BIAS = (Attention, WindowAttention, RelPosAttention)
+"""Layers of timm's that add a bias for relative positions to the scores."""
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def place_model(model: M, device: torch.device) -> M:
+    """Move ``model`` to ``device``, and let its attention take the kernels that are best there; return it."""
+    if not FACTS[device.type].fuses_attention_with_bias:
+        for module in model.modules():
+            if isinstance(module, _ATTENTION_WITH_BIAS):
+                # timm's own matrix products and softmax
+                module.fused_attn = False  # type: ignore[misc]  # timm declares it final for scripting alone
+    return model.to(device)
