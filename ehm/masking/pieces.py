@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from typing import Any, SupportsFloat
 
 import numpy as np
+from numpy.typing import NDArray
 
-__all__ = ["BatchMasks", "MaskPiece"]
+__all__ = ["BatchMasks", "MaskPiece", "copy_to_host"]
 
 
 @dataclass(frozen=True)
@@ -83,3 +84,12 @@ class BatchMasks:
                 break
             self._made.append(piece)
             self._made_count += len(piece.masks)
+
+
+def copy_to_host(masks: Any) -> NDArray[np.bool_]:
+    """Return ``masks`` as an array, wherever they lie.
+
+    Those that were made on a device stay there in training: only pictures, checks and records look at them.
+    """
+    # a tensor of any framework, on any device, has this method
+    return np.array(masks.tolist(), bool)

@@ -21,6 +21,7 @@ from ehm.config import TrainConfig
 from ehm.console import console
 from ehm.data import Batch
 from ehm.errors import NotFiniteError
+from ehm.masking.pieces import copy_to_host
 from ehm.models.weights import Weights
 from ehm.storage.arrays import LearnerState
 from ehm.storage.broken_step import save_broken_step
@@ -73,8 +74,7 @@ def _take_again_and_keep(run: Run[TrainConfig], weights: Weights | None, error: 
     )
     reached = _reach_step(run, weights, error.step - 1)
 
-    # a tensor of any framework, on any device, has this method
-    own_mask = np.array(reached.masked.masks.read_all().tolist(), bool)
+    own_mask = copy_to_host(reached.masked.masks.read_all())
     rates = reached.steps.rates_at(reached.number)
     metrics = reached.steps.take(reached.masked, rates)
     loss = float(metrics["loss"])

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from ehm.backends.base import Backend
 from ehm.masking import build_hierarchy, make_masker
 from ehm.masking.masker import PreparedOnDevice
+from ehm.masking.pieces import copy_to_host
 from ehm.reference.hierarchy import Tree, balance_similarity, build_tree, follows_tree
 from ehm.verification.cases import GRIDS, Case, create_learner, draw_images, load_weights
 from ehm.verification.check import Measurement, SkipError
@@ -73,7 +74,7 @@ def compare_device_masks(backend: Backend, case: Case) -> Iterator[Measurement]:
         (expected, figures), (found, device_figures) = (
             masker(learner.prepare_batch(images), progress, (3, step)) for masker in maskers
         )
-        different += int((_copy_to_host(found) != expected).any(axis=1).sum())
+        different += int((copy_to_host(found) != expected).any(axis=1).sum())
         for name, figure in figures.items():
             gap = abs(float(device_figures[name]) - float(figure)) / max(abs(float(figure)), 1)
             largest_gap = max(largest_gap, gap)
@@ -109,10 +110,3 @@ def _count_wrong_masks(mask: NDArray[np.bool_], trees: list[Tree], progress: flo
     for row, tree in zip(mask, trees, strict=True):
         wrong += int(row.sum() != wanted or not follows_tree(row, tree, progress))
     return wrong
-
-
-def _copy_to_host(mask: Any) -> NDArray[np.bool_]:
-    """Copy masks of a device to NumPy; the protocol leaves them there, and only pictures and checks look at them."""
-    if hasattr(mask, "cpu"):
-        mask = mask.cpu()
-    return np.asarray(mask, bool)

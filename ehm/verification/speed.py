@@ -14,12 +14,15 @@ from typing import Any, Literal
 
 from PIL import Image
 
-from ehm.backends.base import ALONE, Backend
+from ehm.backends.base import ALONE, Backend, PreparedBatch
 from ehm.config import TrainConfig
 from ehm.console import console
+from ehm.data import Batch
 from ehm.errors import EhmError
 from ehm.masking import make_masker
+from ehm.training.plan import plan_run
 from ehm.training.pretraining_setup import open_images
+from ehm.training.steps import MaskedSteps
 from ehm.verification.cases import draw_images, draw_masks
 
 __all__ = ["Speed", "measure_speeds"]
@@ -30,8 +33,9 @@ _LARGE_BATCH = 64
 _FAST = 0.5
 _PHOTOGRAPH = (256, 256)
 """Height and width of the image files that are read, cropped and resized on the way."""
-_PROGRESS = 0.5
 _MOST_STEPS = 200
+_FIRST_STEP = _MOST_STEPS
+"""Number of the first step of a run of twice ``_MOST_STEPS``: masks are those of the middle of training."""
 _ROWS: tuple[tuple[str, Literal["host", "device"]], ...] = (
     ("random", "host"),
     ("evolved", "host"),
@@ -104,7 +108,7 @@ def _make_config(model: str, masking: str, build: str, batch_size: int, source: 
             "masking": masking,
             "mask": {"build": build if masking == "evolved" else "host"},
             "data": {"source": source},
-            "optim": {"batch_size": batch_size, "epochs": 1, "warmup_epochs": 0},
+            "optim": {"batch_size": batch_size, "steps": 2 * _MOST_STEPS, "warmup_epochs": 0},
         }
     )
 
@@ -113,32 +117,33 @@ def _measure(backend: Backend, config: TrainConfig, build: Literal["host", "devi
     learner = backend.create_learner(config)
     masker = make_masker(config.masking, config.masks, config.units, build)
     _, loader = open_images(config, ALONE)
+    steps = MaskedSteps(config, plan_run(config.optim, config.run, loader.steps_per_epoch), learner, masker)
 
-    def take_step(images: Any, number: int) -> Any:
-        batch = learner.prepare_batch(images)
-        mask, _ = masker(batch, _PROGRESS, (0, number))
-        return learner.train_step(batch, mask, 1e-4, 0.05)["loss"]
+    def take_step(batch: Batch, prepared: PreparedBatch, number: int) -> Any:
+        # as in training, where the first part of a batch trains before the masks of the last are made
+        masked = steps.mask_batch(number, batch, prepared)
+        return steps.take(masked, steps.rates_at(number))["loss"]
 
     with loader:
-        batches = loader.batches(0, _MOST_STEPS)
-        images = next(batches).images
-        float(take_step(images, 0))  # compiles kernels and makes room
+        batches = steps.prepare_ahead(loader.batches(0, _MOST_STEPS))
+        float(take_step(*next(batches), _FIRST_STEP))  # compiles kernels and makes room
         backend.read_peak_memory()
         waited = 0.0
-        steps = 0
+        taken = 0
         start = time.perf_counter()
-        for number in range(1, _MOST_STEPS):
+        while taken < _MOST_STEPS - 1:
             before = time.perf_counter()
-            images = next(batches).images
+            batch, prepared = next(batches)
             waited += time.perf_counter() - before
-            loss = take_step(images, number)
-            steps += 1
+            taken += 1
+            loss = take_step(batch, prepared, _FIRST_STEP + taken)
             # without reading the loss, so that the device is never waited for
             if time.perf_counter() - start > seconds:
                 break
         float(loss)
         passed = time.perf_counter() - start
     memory = backend.read_peak_memory()
+    images = batch.images
     attention, masks, step = _time_parts(learner, masker, images, config)
     return Speed(
         config.encoder,
@@ -146,7 +151,7 @@ def _measure(backend: Backend, config: TrainConfig, build: Literal["host", "devi
         config.masking,
         build if config.masking == "evolved" else "",
         len(images),
-        steps * len(images) / passed,
+        taken * len(images) / passed,
         waited / passed,
         attention,
         masks,
@@ -163,7 +168,7 @@ def _time_parts(learner: Any, masker: Any, images: Any, config: TrainConfig) -> 
 
     def make_masks() -> Any:
         batch = learner.prepare_batch(images)
-        mask, figures = masker(batch, _PROGRESS, (0, 0))
+        mask, figures = masker(batch, 0.5, (0, 0))
         # of masks on the device, the figures wait for the same work
         for figure in figures.values():
             float(figure)
