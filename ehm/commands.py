@@ -16,7 +16,7 @@ __all__ = ["COMMANDS", "Command"]
 
 _TRAINING_DEVICES = "auto, cpu, cuda, npu, mindspore[:cpu|:ascend], or another device that ehm doctor lists"
 _RUNTIME_DEVICES = "auto, cpu, cuda, npu or openvino; cuda:1 is the second of several"
-_OFFLINE_HELP = "om runs the model.om of the bundle on an NPU of Ascend"
+_COMPILED_HELP = "tensorrt compiles for NVIDIA's GPUs; om runs the model.om of the bundle on an NPU of Ascend"
 _PRECISION_HELP = "precision of the network to run: float32, float16 or int8 (default: float32)"
 _BUNDLE_HELP = "folder that ehm export wrote"
 _CHECKPOINT_HELP = "run folder, checkpoint folder, weights file or timm:NAME"
@@ -174,7 +174,9 @@ def _add_predict_flags(parser: Parser) -> None:
     parser.add_argument("bundle", help=_BUNDLE_HELP)
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="image file, or folder of images")
     _add_refused_flags(parser)
-    parser.add_argument("--device", help=f"device of ONNX Runtime: {_RUNTIME_DEVICES}; {_OFFLINE_HELP} (default: auto)")
+    parser.add_argument(
+        "--device", help=f"device of ONNX Runtime: {_RUNTIME_DEVICES}; {_COMPILED_HELP} (default: auto)"
+    )
     parser.add_argument("--precision", help=_PRECISION_HELP)
     _add_out_flag(
         parser,
@@ -198,7 +200,7 @@ def _add_bench_flags(parser: Parser) -> None:
     parser.add_argument(
         "--device",
         nargs="+",
-        help=f"devices to measure: cpu, cuda, npu or openvino; {_OFFLINE_HELP} (default: every one of ONNX Runtime's)",
+        help=f"devices to measure: cpu, cuda, npu or openvino; {_COMPILED_HELP} (default: every one of ONNX Runtime's)",
     )
     parser.add_argument(
         "--images", nargs="+", metavar="IMAGE", help="image files to measure with (default: random pixels)"

@@ -20,6 +20,7 @@ __all__ = [
     "MANIFEST",
     "OFFLINE_MODEL",
     "Ascend",
+    "BatchRange",
     "FileRecord",
     "Fit",
     "IndexKind",
@@ -233,6 +234,13 @@ class Ascend(_Section):
     parity: OfflineParity | None = None
 
 
+class BatchRange(_Section):
+    """The batch sizes that a compiler prepares a network for: 1 to ``largest``, and best for ``usual``."""
+
+    usual: int = 8
+    largest: int = 32
+
+
 class FileRecord(_Section):
     """Size and SHA-256 of one file."""
 
@@ -257,6 +265,7 @@ class Manifest(_Section):
     versions: dict[str, str]
     parity: Parity
     ascend: Ascend | None = None
+    batches: BatchRange = BatchRange()
     files: dict[str, FileRecord] = {}
 
     @model_validator(mode="after")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 from ehm.config import ExportConfig, load_config
 from ehm.console import console
 from ehm.deploy.bundle.bundle import Bundle
-from ehm.deploy.bundle.manifest import CARD, Manifest, Source, Target, TensorRecord
+from ehm.deploy.bundle.manifest import CARD, BatchRange, Manifest, Source, Target, TensorRecord
 from ehm.deploy.bundle.preprocessing import describe_preprocessing
 from ehm.deploy.bundle.staging import stage_bundle
 from ehm.deploy.export.card import write_card
@@ -152,6 +152,7 @@ def _write_bundle(folder: Path, model: Exportable, config: ExportConfig, device:
         source=Source(checkpoint=escape_undecodable(provenance.origin), kind=provenance.kind, sha256=provenance.sha256),
         versions=dict(zip(packages, map(version, packages), strict=True)),
         parity=parity,
+        batches=BatchRange(usual=config.batches.usual, largest=config.batches.largest),
         **model.manifest_rules(),
     )
     # before the bundle is sealed, so that the script and the offline model are hashed too

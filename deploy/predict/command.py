@@ -40,8 +40,8 @@ def predict(
     """Run ``bundle`` on image files and on all images below folders: one prediction each, in order.
 
     A file that cannot be read gives a prediction with an ``error`` and does not stop the others. ``top`` is how many
-    classes to keep; ``device`` is ``cpu``, ``cuda``, ``npu``, ``openvino``, ``auto``, or ``om`` for the bundle's
-    offline model on an NPU, and ``precision`` which of the other networks runs.
+    classes to keep; ``device`` is ``cpu``, ``cuda``, ``npu``, ``openvino``, ``tensorrt``, ``auto``, or ``om`` for
+    the bundle's offline model on an NPU, and ``precision`` which of the other networks runs.
 
     ``out`` gets ``predictions.jsonl`` and, from a bundle that gives them, ``features.npy`` (n, D) float32 with a row
     for each image that was read, in the same order; from one that gives nothing else, ``patches.npy`` (n, D, h, w).

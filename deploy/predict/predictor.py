@@ -15,9 +15,9 @@ from ehm.data.decoding.decode import decode_image
 from ehm.deploy.bundle.bundle import Bundle
 from ehm.deploy.bundle.manifest import OFFLINE_MODEL, Precision
 from ehm.deploy.bundle.preprocessing import eval_transform, normalise_pixels
-from ehm.deploy.predict.offline_parity import names_offline_model, open_offline
+from ehm.deploy.predict.offline_parity import names_offline_model
 from ehm.deploy.predict.registry import create_handler
-from ehm.deploy.predict.runtime import Session, open_session
+from ehm.deploy.predict.sessions import open_network
 
 __all__ = ["Predictor", "row_cosines"]
 
@@ -25,7 +25,7 @@ __all__ = ["Predictor", "row_cosines"]
 class Predictor:
     """A verified bundle that is loaded and ready for images; safe to share between threads.
 
-    ``device`` is one of ONNX Runtime's (`open_session`), or ``om`` for the bundle's offline model on an NPU.
+    ``device`` is one of ONNX Runtime's, or ``om`` for the bundle's offline model on an NPU (`open_network`).
     ``handler`` knows what is particular to the bundle's task; ``network`` is the precision that runs, or the name of
     the offline model.
     """
@@ -37,13 +37,9 @@ class Predictor:
         self.manifest = self.bundle.manifest
         self.handler = create_handler(self.manifest)
         self._precision = precision
-        self.network: str = precision
-        self._session: Session  # which several threads may run
-        if names_offline_model(device):
-            self._session = open_offline(self.bundle, device, precision)
-            self.network = OFFLINE_MODEL
-        else:
-            self._session = open_session(self.bundle.model(precision), device, threads, precision)
+        self.network: str = OFFLINE_MODEL if names_offline_model(device) else precision
+        # several threads may run one session
+        self._session = open_network(self.bundle, device, precision, threads)
         self.provider: str = self._session.get_providers()[0]
         self._transform = eval_transform(self.manifest.preprocessing)
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ehm.errors import BackendError, ExportError
@@ -16,14 +17,12 @@ from ehm.storage.names import refuse_undecodable
 from ehm.storage.reading import shorten
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from numpy.typing import NDArray
     from onnxruntime import InferenceSession
 
     from ehm.deploy.bundle.manifest import Precision
 
-__all__ = ["PROVIDERS", "Provider", "Session", "installed_devices", "open_session"]
+__all__ = ["PROVIDERS", "Provider", "Session", "check_device", "installed_devices", "open_session"]
 
 _SPIN_MICROSECONDS = 20
 """The time for which a thread spins for its next piece of work before it sleeps.
@@ -51,6 +50,8 @@ class Provider:
 
     ``options`` are for all networks; ``lower`` are added for those in a lower precision than float32; ``threads`` is
     the name of the option for their number, if that is not the session's. ``numbered`` devices can be several.
+    ``beside`` is the device that takes the operators which this one lacks; ``needs`` is what else has to be installed.
+    ``auto`` tries a provider only if it is ``automatic``.
     """
 
     name: str
@@ -59,6 +60,9 @@ class Provider:
     numbered: bool = True
     lower: dict[str, str] = field(default_factory=dict)
     threads: str | None = None
+    beside: str | None = None
+    needs: str = ""
+    automatic: bool = True
 
 
 PROVIDERS: dict[str, Provider] = {
@@ -77,8 +81,18 @@ PROVIDERS: dict[str, Provider] = {
         threads="num_of_threads",
     ),
     "cpu": Provider("CPUExecutionProvider", "onnxruntime", {}, numbered=False),
+    "tensorrt": Provider(
+        "TensorrtExecutionProvider",
+        "onnxruntime-gpu",
+        {},
+        lower={"trt_fp16_enable": "1", "trt_layer_norm_fp32_fallback": "1"},
+        beside="cuda",
+        needs="it needs TensorRT's own libraries, of the version that ONNX Runtime's documentation names",
+        automatic=False,
+    ),
 }
-"""By device name, fastest first: ``auto`` takes the first that is installed and starts.
+"""By device name, fastest first: ``auto`` takes the first that is installed and starts. It leaves out TensorRT, whose
+provider comes with that of CUDA and compiles for minutes.
 
 The options keep float32 as float32: CANN computes in float16 by default, CUDA multiplies in TF32. What CANN compiles
 is not kept in the working folder: its name there depends on the network's path and not on its weights, and a replaced
@@ -93,18 +107,21 @@ _log = logging.getLogger(__name__)
 
 
 def installed_devices() -> list[str]:
-    """Return the devices whose providers this ONNX Runtime has, fastest first; they need not start."""
-    available = _import_onnxruntime().get_available_providers()
-    return [device for device, provider in PROVIDERS.items() if provider.name in available]
+    """Return the devices that ``auto`` tries: those whose providers this ONNX Runtime has, fastest first."""
+    return _list_automatic(_import_onnxruntime().get_available_providers())
 
 
 def open_session(
-    model: Path, device: str = "cpu", threads: int = 0, precision: Precision = "float32"
+    model: Path,
+    device: str = "cpu",
+    threads: int = 0,
+    precision: Precision = "float32",
+    more_options: Mapping[str, str] = MappingProxyType({}),
 ) -> InferenceSession:
     """Load ``model``, a network in ``precision``, on a device of ``PROVIDERS`` or ``auto``.
 
     A number chooses among several (``cuda:1``). ``threads`` are those of one operator on a CPU, by default one for each
-    core that this process may use.
+    core that this process may use. ``more_options`` are the provider's, beside those of the table.
 
     ONNX Runtime falls back to the CPU without a word if a provider cannot start; here that is a BackendError. With
     ``auto``, a provider that cannot start or cannot load the network is a warning in the log, and the next one is
@@ -117,18 +134,10 @@ def open_session(
     _, _, number = device.partition(":")
     for provider in candidates:
         last = provider is candidates[-1]
-        options = dict(provider.options)
-        if precision != "float32":
-            options |= provider.lower
-        if number:
-            options["device_id"] = number
-        if threads and provider.threads:
-            options[provider.threads] = str(threads)
+        providers = _list_providers(provider, number, threads, precision, more_options)
         try:
             # its own fallback prints to standard output, which belongs to the results
-            session = onnxruntime.InferenceSession(
-                model, settings, providers=[(provider.name, options)], enable_fallback=False
-            )
+            session = onnxruntime.InferenceSession(model, settings, providers=providers, enable_fallback=False)
         except Exception as error:  # ONNX Runtime's exceptions share no base of their own
             reason = shorten(str(error), _MESSAGE)
             if last:
@@ -140,13 +149,49 @@ def open_session(
             return session
         if not last:
             _log.warning("--device auto: %s is installed but cannot start; trying the next", provider.name)
-    raise BackendError(f"--device {device}: {provider.name} is installed but cannot start; --device cpu works here")
+    needs = f"; {provider.needs}" if provider.needs else ""
+    raise BackendError(
+        f"--device {device}: {provider.name} is installed but cannot start{needs}; --device cpu works here"
+    )
+
+
+def check_device(device: str) -> None:
+    """Raise BackendError if ONNX Runtime does not know a device, or its provider is not installed."""
+    _find_candidates(device, _import_onnxruntime().get_available_providers())
+
+
+def _list_providers(
+    provider: Provider, number: str, threads: int, precision: Precision, more_options: Mapping[str, str]
+) -> list[tuple[str, dict[str, str]]]:
+    """Return the providers of a session with their options: ``provider``, and the one beside it if there is one."""
+    options = dict(provider.options)
+    if precision != "float32":
+        options |= provider.lower
+    if threads and provider.threads:
+        options[provider.threads] = str(threads)
+    providers = [(provider.name, {**options, **more_options})]
+    if provider.beside is not None:
+        other = PROVIDERS[provider.beside]
+        providers.append((other.name, dict(other.options)))
+    if number:
+        for _, own_options in providers:
+            own_options["device_id"] = number
+    return providers
+
+
+def _list_automatic(available: Sequence[str]) -> list[str]:
+    """Return the devices that ``auto`` tries if the providers of those names are installed."""
+    devices = []
+    for device, provider in PROVIDERS.items():
+        if provider.automatic and provider.name in available:
+            devices.append(device)
+    return devices
 
 
 def _find_candidates(device: str, available: Sequence[str]) -> list[Provider]:
     """Return the providers to try for a device, in order; raises BackendError if it is unknown or not installed."""
     if device == "auto":
-        return [provider for provider in PROVIDERS.values() if provider.name in available]
+        return [PROVIDERS[name] for name in _list_automatic(available)]
     name, _, number = device.partition(":")
     if name not in PROVIDERS or (number and not (PROVIDERS[name].numbered and number.isdecimal())):
         raise BackendError(f"--device {device}: unknown to ONNX Runtime; known are auto, {', '.join(PROVIDERS)} and om")

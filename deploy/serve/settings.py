@@ -47,7 +47,8 @@ class Settings(BaseModel):
     device: str = Field(
         "cpu",
         description="where the networks run: cpu, cuda, npu, openvino, or auto for the fastest that is installed, "
-        "starts and can load the network; om runs a bundle's model.om on an NPU; cuda:1 is one of several",
+        "starts and can load the network; tensorrt for NVIDIA's compiler; om runs a bundle's model.om on an NPU; "
+        "cuda:1 is one of several",
     )
     precision: Precision = Field(
         "float32", description="which network of a bundle runs: float32, or float16 or int8 if the bundle has it"

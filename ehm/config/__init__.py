@@ -7,7 +7,7 @@ with dotted keys. Unknown keys are errors. Nothing here imports a framework.
 from ehm.config.comparison import ArmConfig, MeasureConfig, StudyConfig
 from ehm.config.data import DataConfig, ImageData, PretrainData, SourceConfig
 from ehm.config.encoders import encoder_spec
-from ehm.config.export import AscendConfig, CalibrationConfig, ExportConfig, TritonConfig
+from ehm.config.export import AscendConfig, BatchesConfig, CalibrationConfig, ExportConfig, TritonConfig
 from ehm.config.inputs import Triple
 from ehm.config.loading import load_config, read_config, shipped_configs
 from ehm.config.pretraining import MaskConfig, ModelConfig, TrainConfig
@@ -34,6 +34,7 @@ __all__ = [
     "ArmConfig",
     "AscendConfig",
     "AugmentConfig",
+    "BatchesConfig",
     "CalibrationConfig",
     "DataConfig",
     "DetectionConfig",

@@ -10,7 +10,7 @@ from ehm.config.section import Section
 from ehm.config.sections import ModelSource
 from ehm.config.values import Count, Positive, require_match
 
-__all__ = ["AscendConfig", "CalibrationConfig", "ExportConfig", "TritonConfig"]
+__all__ = ["AscendConfig", "BatchesConfig", "CalibrationConfig", "ExportConfig", "TritonConfig"]
 
 _Name = Annotated[str, AfterValidator(require_match(r"[\w.-]*", "of letters, digits, '_', '-' and '.'"))]
 _Uri = Annotated[str, AfterValidator(require_match(r"[a-z0-9+]+://.+", "a URI, for example s3://BUCKET/FOLDER"))]
@@ -57,6 +57,19 @@ class AscendConfig(Section):
     )
 
 
+class BatchesConfig(Section):
+    """``batches``: the batch sizes that TensorRT prepares a network for (``--device tensorrt``)."""
+
+    usual: Positive = Field(8, description="Number of images in a batch for which it is made the fastest.")
+    largest: Positive = Field(32, description="Largest number of images in a batch; larger ones are cut.")
+
+    @model_validator(mode="after")
+    def _check_together(self) -> BatchesConfig:
+        if self.usual > self.largest:
+            raise ValueError(f"usual {self.usual} goes beyond largest {self.largest}")
+        return self
+
+
 class CalibrationConfig(Section):
     """``calibration``: images that int8 takes its ranges from, and others that its quality is measured on."""
 
@@ -96,6 +109,7 @@ class ExportConfig(Section):
     calibration: CalibrationConfig = CalibrationConfig()
     triton: TritonConfig = TritonConfig()
     ascend: AscendConfig = AscendConfig()
+    batches: BatchesConfig = BatchesConfig()
 
     @model_validator(mode="before")
     @classmethod
