@@ -93,6 +93,11 @@ class QuestionSource(Protocol):
         """Return the path of the image of a question."""
         ...
 
+    @property
+    def fingerprint(self) -> bytes:
+        """A digest of all questions and answers, without their images."""
+        ...
+
     def may_flip(self, index: int) -> bool:
         """Return whether the answer stays right if the image is mirrored left to right."""
         ...

@@ -19,6 +19,8 @@ from ehm.data.sources.base import Source
 from ehm.data.sources.coco import CocoSource
 from ehm.data.sources.idx import IdxSource
 from ehm.data.sources.pairs import PairSource
+from ehm.data.sources.questions.mixture import MixedQuestions
+from ehm.data.sources.questions.table import QuestionTable
 from ehm.data.sources.shards import ShardSource
 from ehm.data.threads import in_threads
 
@@ -45,7 +47,7 @@ class SourceIdentity:
 
     ``files`` is the SHA-256 of the names and sizes of all images in their order, ``sample`` that of the bytes of some
     of them: uncompressed images often share names and sizes. ``labels`` is that of what belongs to the images: names
-    and numbers of classes, masks or annotated objects.
+    and numbers of classes, masks, annotated objects, or questions and answers.
     """
 
     images: int
@@ -66,7 +68,10 @@ def identify_source(source: Source, threads: int = 0) -> SourceIdentity:
     elif isinstance(source, IdxSource):
         sizes = [source.image_bytes] * len(source)
     else:
-        sizes = _read_sizes(names, threads)
+        # once for each file: several questions may be about one image
+        files = list(dict.fromkeys(names))
+        size_of = dict(zip(files, _read_sizes(files, threads), strict=True))
+        sizes = list(map(size_of.__getitem__, names))
     keys = hash_images(source, _spread_sample(len(source)), "content", threads)
     sample = hashlib.sha256(keys.astype("<u8").tobytes()).hexdigest()
     return SourceIdentity(len(source), _hash_names(names, sizes), sample, _hash_labels(source, threads))
@@ -78,6 +83,24 @@ def hash_images(source: Source, indices: NDArray[np.int64], kind: KeyKind, threa
     Images of the same bytes have the same ``content`` key, whatever their names, in folders and in tar files. If a file
     is larger than 256 KiB, its size counts and blocks that are spread evenly over it.
     """
+    if isinstance(source, QuestionTable | MixedQuestions):
+        return _hash_question_images(source, indices, kind, threads)
+    return _hash_each(source, indices, kind, threads)
+
+
+def _hash_question_images(
+    source: QuestionTable | MixedQuestions, indices: NDArray[np.int64], kind: KeyKind, threads: int
+) -> NDArray[np.uint64]:
+    """Return the keys of the images of questions, each of which is read once however many questions it has."""
+    first_of: dict[str, int] = {}
+    for index in indices.tolist():
+        first_of.setdefault(source.name(index), index)
+    keys = _hash_each(source, np.array(list(first_of.values()), np.int64), kind, threads)
+    key_of = dict(zip(first_of, keys.tolist(), strict=True))
+    return np.array([key_of[source.name(index)] for index in indices.tolist()], dtype=np.uint64)
+
+
+def _hash_each(source: Source, indices: NDArray[np.int64], kind: KeyKind, threads: int) -> NDArray[np.uint64]:
     hash_image = _hash_content if kind == "content" else _hash_name
     hash_batch = partial(_map_batch, partial(hash_image, source))
     keys: list[int] = []
@@ -117,6 +140,8 @@ def _hash_labels(source: Source, threads: int) -> str:
             # masks are left out: they would take long, and go with the boxes
             described = [(each["category_id"], each["bbox"], each.get("iscrowd")) for each in objects]
             digest.update(repr(described).encode())
+    if isinstance(source, QuestionTable | MixedQuestions):
+        digest.update(source.fingerprint)
     return digest.hexdigest()
 
 

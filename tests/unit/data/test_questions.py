@@ -21,6 +21,7 @@ from question_files import (
 from ehm.config import QuestionSet, VisionLanguageData
 from ehm.data import Loader, TrainTransform
 from ehm.data.questions import draw_answer, names_a_side
+from ehm.data.sources.identity import hash_images, identify_source
 from ehm.data.sources.questions import easy_vqa
 from ehm.data.sources.questions.gvtbench import write_gvtbench
 from ehm.data.sources.questions.layouts import open_questions
@@ -336,6 +337,21 @@ def test_an_answer_is_drawn_as_often_as_people_gave_it():
         draw_answer((), 0, 0, 0)
 
 
+def test_questions_are_known_again_wherever_they_lie(tmp_path):
+    source = opened(write_easy_vqa(tmp_path / "a"))
+    identity = identify_source(source)
+    assert identify_source(opened(write_easy_vqa(tmp_path / "b"))) == identity
+    rows = json.loads((tmp_path / "b" / "train" / "questions.json").read_text())
+    rows[4][1] = "yes"
+    write_json(tmp_path / "b" / "train" / "questions.json", rows)
+    changed = identify_source(opened(tmp_path / "b"))
+    assert (changed.files, changed.sample) == (identity.files, identity.sample)
+    assert changed.labels != identity.labels
+    keys = hash_images(source, np.array([3, 0, 1, 2]), "content")
+    assert len(set(keys.tolist())) == 2
+    assert keys[1] == keys[2] == keys[3]
+
+
 def test_sets_are_mixed_by_their_weights(tmp_path):
     easy = write_easy_vqa(tmp_path / "easy")
     vqa = write_vqa(tmp_path / "vqa")
@@ -350,6 +366,7 @@ def test_sets_are_mixed_by_their_weights(tmp_path):
     assert source.question(10) == opened(vqa).question(1)
     assert (source.name(8), source.may_flip(10)) == (opened(easy).name(8), False)
     assert source.load(9).size == (16, 12)
+    assert identify_source(source).images == 13
     measured, all_of_it = open_data_questions(data, "validation")
     assert (len(measured), all_of_it) == (9, None)
     assert weigh_questions([3], [1.0]).tolist() == [0, 1, 2]

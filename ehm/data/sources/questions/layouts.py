@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from ehm.config import QuestionSet
+from ehm.data.decoding.depth import ValueRange
 from ehm.data.questions import QuestionSource
 from ehm.data.sources.questions.coco_objects import holds_coco
 from ehm.data.sources.questions.easy_vqa import EASY_VQA, holds_easy_vqa, open_easy_vqa
@@ -33,14 +35,15 @@ _LOOKED_FOR = (
 )
 
 
-def open_questions(chosen: QuestionSet, part: QuestionPart) -> QuestionSource:
+def open_questions(chosen: QuestionSet, part: QuestionPart, value_range: ValueRange = None) -> QuestionSource:
     """Open the questions of a set to train on, or those of its validation part to measure on.
 
-    If a set has no parts, both give all of it, and ``split`` of the source is "all". Raises DataError if there are no
-    questions there in a known layout, saying what was looked for, or if there are several.
+    If a set has no parts, both give all of it, and ``split`` of the source is "all". ``value_range`` is that of
+    :func:`ehm.data.decoding.decode.decode_image`. Raises DataError if there are no questions there in a known layout,
+    saying what was looked for, or if there are several.
     """
     layout = _recognise_layout(chosen.source) if chosen.questions == "auto" else chosen.questions
-    return _OPENERS[layout](chosen, part)
+    return replace(_OPENERS[layout](chosen, part), value_range=value_range)
 
 
 def _recognise_layout(source: str) -> str:

@@ -63,6 +63,11 @@ class MixedQuestions:
         source, own = self._locate(index)
         return source.may_flip(own)
 
+    @property
+    def fingerprint(self) -> bytes:
+        """The fingerprints of all sets, one behind the other."""
+        return b"".join(source.fingerprint for source in self.sources)
+
     def _locate(self, index: int) -> tuple[QuestionSource, int]:
         """Return the source of a question and its number there."""
         place = int(np.searchsorted(self.ends, index, side="right"))
@@ -77,13 +82,13 @@ def open_data_questions(
 
     ``data.sets`` are mixed in to train on; what is measured are the questions of ``data.source`` alone.
     """
-    first = open_questions(data.first_set, part)
+    first = open_questions(data.first_set, part, data.range)
     if part == "validation" or not data.sets:
         return first, None
     sources = [first]
     weights = [1.0]
     for each in data.sets:
-        sources.append(open_questions(each, part))
+        sources.append(open_questions(each, part, data.range))
         weights.append(each.weight)
     mixed = mix_questions(sources)
     return mixed, weigh_questions([len(source) for source in sources], weights)

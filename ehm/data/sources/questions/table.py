@@ -5,6 +5,7 @@ n is the number of questions.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Iterable, Sequence
@@ -103,6 +104,16 @@ class QuestionTable:
     def name(self, index: int) -> str:
         """Return the path of the image of a question."""
         return os.path.join(self.root, self.images[index])
+
+    @property
+    def fingerprint(self) -> bytes:
+        """The SHA-256 of all questions and answers, without their images."""
+        digest = hashlib.sha256()
+        for column in (self.texts, self.answers):
+            digest.update(column.codes.astype("<i4").tobytes())
+            for number in range(len(column.distinct)):
+                digest.update(os.fsencode(column.distinct[number]) + b"\0")
+        return digest.digest()
 
     def may_flip(self, index: int) -> bool:
         """Return whether neither the question nor any of its answers says left or right."""
