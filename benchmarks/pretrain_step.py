@@ -15,9 +15,10 @@ operators of that row's step instead.
 and trees, and "tree" the trees alone, in % of the step; "memory" is the peak of the process (of the device's allocator,
 on an accelerator) over its steps. "evolved" balances similarities (the default), "evolved, raw" does not, as in the
 paper; "evolved, 4 views" masks each of a quarter of the images four times after one forward pass (mask.views);
-"compiled" is run.compile, whose first step takes a minute. "plain" is the step of the published MAE code: patches
-embedded by a convolution, attention by matrix products and softmax, all patches predicted, AdamW parameter by
-parameter. Other programs take part if they are installed (pip install transformers lightly), as their examples train.
+"evolved, 3 blocks" takes similarities of half as many blocks (mask.blocks), not balanced; "compiled" is run.compile,
+whose first step takes a minute. "plain" is the step of the published MAE code: patches embedded by a convolution,
+attention by matrix products and softmax, all patches predicted, AdamW parameter by parameter. Other programs take part
+if they are installed (pip install transformers lightly), as their examples train.
 """
 
 from __future__ import annotations
@@ -52,6 +53,7 @@ EVOLVED = {
     "evolved": {"balance": "sinkhorn"},
     "evolved, raw": {"balance": "none"},
     "evolved, 4 views": {"balance": "sinkhorn", "views": 4},
+    "evolved, 3 blocks": {"balance": "none", "blocks": 3},
     "random, compiled": {},
 }
 PEERS = {"plain": None, "transformers": "transformers", "lightly": "lightly"}
