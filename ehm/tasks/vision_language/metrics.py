@@ -16,7 +16,7 @@ from rich.table import Table
 from ehm.console import console
 from ehm.data.questions import Question
 from ehm.tasks.vision_language.answers import find_number
-from ehm.tasks.vision_language.baselines import score_commonest
+from ehm.tasks.vision_language.baselines import find_commonest_answer, score_commonest
 from ehm.tasks.vision_language.scores import score, score_exactly
 
 __all__ = ["BenchmarkReport", "KindFigures", "VisionLanguageReport", "report_benchmark"]
@@ -30,7 +30,8 @@ class KindFigures:
     """The figures of the ``questions`` of one kind, or of a finer group, as shares of 1.
 
     ``accuracy`` is the mean score, ``blank`` that of the same model on blank images, None if that was not measured, and
-    ``commonest`` the score of the commonest answer of all these questions.
+    ``commonest`` the score of the commonest answer of all these questions; of counts, whose groups are those of the
+    true number, that of all counts.
     """
 
     name: str
@@ -182,7 +183,7 @@ def report_benchmark(
         mean_error=_average(errors),
         root_mean_square_error=math.sqrt(sum(error**2 for error in errors) / len(errors)) if errors else None,
         kinds=_divide(known, scores, blank, lambda question: question.kind),
-        groups=_divide(known, scores, blank, lambda question: question.group),
+        groups=_divide(known, scores, blank, lambda question: question.group, _find_answer_to_counts(known)),
     )
 
 
@@ -191,8 +192,12 @@ def _divide(
     scores: Sequence[float],
     blank: Sequence[float] | None,
     group_of: Callable[[Question], str],
+    answer_to_counts: str | None = None,
 ) -> tuple[KindFigures, ...]:
-    """Return the figures of each group of questions, the largest first; those of no group ("") are left out."""
+    """Return the figures of each group of questions, the largest first; those of no group ("") are left out.
+
+    ``answer_to_counts`` is the commonest answer in groups of counts, None for that of each group.
+    """
     members: dict[str, list[int]] = {}
     for index, question in enumerate(questions):
         members.setdefault(group_of(question), []).append(index)
@@ -200,16 +205,24 @@ def _divide(
     found = []
     for name, indices in sorted(members.items(), key=lambda item: (-len(item[1]), item[0])):
         own = [questions[index] for index in indices]
+        commonest = find_commonest_answer(own)
+        if answer_to_counts is not None and own[0].rule == "number":
+            commonest = answer_to_counts
         found.append(
             KindFigures(
                 name,
                 len(indices),
                 _require(_average([scores[index] for index in indices])),
                 None if blank is None else _average([blank[index] for index in indices]),
-                score_commonest(own, lambda question: ""),
+                _require(_average([score(question, commonest) for question in own])),
             )
         )
     return tuple(found)
+
+
+def _find_answer_to_counts(questions: Sequence[Question]) -> str | None:
+    counts = [question for question in questions if question.rule == "number"]
+    return find_commonest_answer(counts) if counts else None
 
 
 def _average(values: Sequence[float | None]) -> float | None:

@@ -75,6 +75,8 @@ def test_counts_have_errors_and_groups():
     assert report.mean_error == pytest.approx((0 + 1 + 3 + 9) / 4)
     assert report.root_mean_square_error == pytest.approx(math.sqrt((0 + 1 + 9 + 81) / 4))
     assert [(group.name, group.accuracy) for group in report.groups] == [("0-2", 0.5), ("3-5", 0), ("9 or more", 0)]
+    # a constant answer cannot know which group it is asked in
+    assert [group.commonest for group in report.groups] == [0.5, 0, 0]
     assert report.blank is None
 
 
