@@ -86,10 +86,35 @@ KNOWN_FIGURES: tuple[FigureRow, ...] = (
     FigureRow(
         "measured",
         "Answers",
-        {"accuracy": "accuracy", "accuracy_blank": "blank images", "accuracy_commonest": "commonest answers"},
+        {
+            "accuracy": "accuracy",
+            "accuracy_exact": "official rule",
+            "accuracy_blank": "blank images",
+            "accuracy_commonest": "commonest answers",
+        },
         "The mean score of the answers. Beside it stand two that need no image: that of the same model on blank "
         "images, and that of the commonest answers. What lies above both was seen.",
         SHARE,
+    ),
+    FigureRow(
+        "measured",
+        "Answers by kind of question",
+        {
+            "accuracy_yes_no": "yes/no",
+            "accuracy_number": "number",
+            "accuracy_other": "other",
+            "accuracy_colour": "colour",
+            "accuracy_shape": "shape",
+        },
+        "The mean score of each kind. Half of all yes/no questions are answered rightly by guessing.",
+        SHARE,
+    ),
+    FigureRow(
+        "measured",
+        "Error of counts",
+        {"count_error": "mean"},
+        "How many objects a count is wrong by, in the mean.",
+        from_zero=True,
     ),
     FigureRow(
         "features",

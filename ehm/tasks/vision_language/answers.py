@@ -22,6 +22,8 @@ _NUMBER_WORDS = (
 )
 _NUMBERS = {word: number for number, word in enumerate(_NUMBER_WORDS.split())} | {"none": 0}
 _NUMBER = re.compile(rf"\b(\d+|{'|'.join(_NUMBERS)})\b")
+_MOST_DIGITS = 9
+"""Digits of a number that are read: more than anybody counts, and Python refuses thousands of them."""
 _COMMA_IN_NUMBER = re.compile(r"(?<=\d),(?=\d)")
 
 # What follows is the normal form of the official program of VQAv2 (GT-Vision-Lab/VQA), with its peculiarities.
@@ -89,7 +91,7 @@ def find_number(text: str) -> int:
     if found is None:
         return 0
     word = found[1]
-    return _NUMBERS[word] if word in _NUMBERS else int(word)
+    return _NUMBERS[word] if word in _NUMBERS else int(word[:_MOST_DIGITS])
 
 
 @lru_cache(maxsize=1 << 16)  # the same short answers come again and again

@@ -289,6 +289,8 @@ def test_gvtbench_is_written_as_it_is_read(tmp_path):
     [
         ({"text_in": "Is there a cat?"}, r'question 2: expected "Does … exist in the image\?"'),
         ({"text_out": "many"}, "question 2: text_out should be a number, not 'many'"),
+        ({"text_out": "1" * 5000}, "question 2: text_out should be a number, not '1111"),
+        ({"n_obj_exist": 10**20}, "question 2: n_obj_exist should be a number, not 1000"),
         ({"n_obj_exist": "3"}, "question 2: n_obj_exist should be a number, not '3'"),
         ({"image_id": None}, "question 2: expected image_id, text_in, text_out and n_obj_exist"),
         ({"text_in": "Does cat exist in the image?"}, "question 2: text_out should be Yes. or No., not '4'"),

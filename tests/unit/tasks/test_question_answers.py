@@ -64,6 +64,10 @@ def test_scores_lie_between_0_and_1_and_an_equal_answer_is_a_part(answers, given
     assert 0 <= score_vqa(answers, given_text) <= 1
 
 
+def test_a_number_without_end_is_a_number():
+    assert find_number("7" * 5000) == 777_777_777
+
+
 def test_a_sentence_ends_at_its_full_stop_but_not_within_a_number():
     assert take_sentence("It is 3.5 metres. Or so.") == "It is 3.5 metres"
     assert take_sentence("\n.Yes\nit is") == "Yes it is"
@@ -89,6 +93,12 @@ def test_the_normal_form_is_that_of_the_program():
     assert normalise_answer("a - b") == "b"
     assert normalise_answer("1,000-2") == "10002"
     assert normalise_answer("ten eleven") == "10 eleven"
+
+
+@pytest.mark.parametrize("sign", list(';/[]"{}()=+\\_-><@`,?!'))
+def test_each_sign_becomes_a_space_or_vanishes_beside_one(sign):
+    assert normalise_answer(f"x{sign}y") == "x y"
+    assert normalise_answer(f"x{sign} y{sign}z") == "x yz"
 
 
 def test_the_rule_of_a_question_says_how_its_answer_is_found():

@@ -30,6 +30,8 @@ __all__ = ["holds_gvtbench", "open_gvtbench", "write_gvtbench"]
 _EXISTENCE = re.compile(r"Does (.+) exist? in the image\?")
 _COUNT = re.compile(r"How many (.+) are there in the image\?")
 _ANSWERS = {"Yes.": True, "No.": False}
+_MOST_DIGITS = 9
+"""Digits of a number of objects, at most."""
 _FOLDERS = ("val2017", "images/val2017", "vcr1images", "images", ".")
 """Folders beside the file that its images may lie in."""
 
@@ -88,13 +90,13 @@ def _read_question(row: Any, where: str) -> Question:
             objects = row.get("n_obj_exist", 0)
         case _:
             raise DataError(f"{where}: expected image_id, text_in, text_out and n_obj_exist, not {describe_value(row)}")
-    if not isinstance(objects, int):
+    if not isinstance(objects, int) or not 0 <= objects < 10**_MOST_DIGITS:
         raise DataError(f"{where}: n_obj_exist should be a number, not {describe_value(objects)}")
     # COCO's images are named by their numbers, VCR's by their paths
     file = f"{image:012d}.jpg" if isinstance(image, int) else image
     count = _COUNT.fullmatch(text)
     if count is not None:
-        if not answer.isdecimal():
+        if not answer.isdecimal() or len(answer) > _MOST_DIGITS:
             raise DataError(f"{where}: text_out should be a number, not {describe_value(answer)}")
         return ask_count(count[1], answer, file, image, objects)
     existence = _EXISTENCE.fullmatch(text)

@@ -125,7 +125,7 @@ def tabulate_questions(
 ) -> QuestionTable:
     """Return ``questions``, whose images are paths below ``root``, as a source."""
     identifiers: Column | NDArray[np.int64]
-    if all(isinstance(each.identifier, int) for each in questions):
+    if all(isinstance(each.identifier, int) and abs(each.identifier) < 2**63 for each in questions):
         identifiers = np.array([each.identifier for each in questions], np.int64)
     else:
         identifiers = Column(str(each.identifier) for each in questions)
