@@ -33,6 +33,7 @@ __all__ = [
     "gather_tensor",
     "is_sharded",
     "join_processes",
+    "list_shards",
     "mean_over_processes",
     "shard_again",
     "shard_like",
@@ -186,14 +187,20 @@ def average_norms(model: nn.Module, processes: Processes) -> None:
         value.copy_(average)
 
 
-def _shard_model(model: nn.Module, processes: Processes, device: torch.device) -> None:
-    mesh = init_device_mesh(device.type, (processes.size,))
+def list_shards(model: nn.Module) -> Iterator[Any]:
+    """Yield the blocks of ``model`` that FSDP gathers one at a time."""
     for module in list(model.children()):
         if isinstance(module, (nn.ModuleList, nn.Sequential)):
             for block in module:
                 # a single layer stays whole, because its parameters may be read beside its forward
                 if any(block.children()):
-                    fully_shard(block, mesh=mesh)
+                    yield block
+
+
+def _shard_model(model: nn.Module, processes: Processes, device: torch.device) -> None:
+    mesh = init_device_mesh(device.type, (processes.size,))
+    for block in list_shards(model):
+        fully_shard(block, mesh=mesh)
     fully_shard(model, mesh=mesh)
     # FSDP gathers parameters for forward alone, unless it knows of other methods
     for name in _PASSES:

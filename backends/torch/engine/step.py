@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from shutil import which
 from typing import Any, SupportsFloat
@@ -24,6 +24,7 @@ from ehm.backends.torch.engine.devices import FACTS, autocast_to, choose_dtype
 from ehm.backends.torch.engine.distributed import (
     gather_tensor,
     is_sharded,
+    list_shards,
     mean_over_processes,
     shard_again,
     synchronise_gradients,
@@ -34,7 +35,7 @@ from ehm.config import OptimConfig, RunConfig
 from ehm.errors import BackendError
 from ehm.storage.arrays import Arrays
 
-__all__ = ["Training", "recompute_activations", "set_deterministic"]
+__all__ = ["Training", "compile_methods", "recompute_activations", "set_deterministic"]
 
 _BLOCKS = (Block, BeitBlock, EvaBlock, SwinTransformerBlock)
 
@@ -74,7 +75,7 @@ class Training:
             parts = optim.accumulate if head is None else 1
         self._parts = parts
         if run.compile:
-            _compile(trained, device)
+            _compile(trained, device, is_sharded(run.parallel, processes))
         # in this order: sharding replaces the parameters that the optimiser is given
         self.module = wrap_model(trained, run.parallel, processes, device)
         can_fuse = facts.fused_adamw and (facts.fused_adamw_scales or not scaled)
@@ -146,14 +147,38 @@ class Training:
             self._scaler.load_state_dict({**scaler, "_growth_tracker": int(tracker)})
 
 
-def _compile(module: nn.Module, device: torch.device) -> None:
-    """Let torch compile ``module`` in place; raises BackendError if that is not possible for ``device``."""
+def _compile(model: nn.Module, device: torch.device, sharded: bool) -> None:
+    """Let torch compile ``model``, which is wrapped for several processes afterwards.
+
+    Raises BackendError if that is not possible for ``device``.
+    """
+    options: dict[str, Any] = {"backend": find_compiler(device), "dynamic": False}
+    if not sharded:
+        # Inside DDP, torch compiles a piece for each bucket of gradients, which travels while earlier layers compute
+        # theirs. If DDP itself were compiled, torch 2.14 would compile nothing.
+        model.compile(**options)
+        return
+    # each block by itself: torch compiles no loop in which FSDP gathers the parameters of a block
+    for block in list_shards(model):
+        block.forward = torch.compile(block.forward, **options)
+
+
+def compile_methods(model: nn.Module, names: Iterable[str], device: torch.device) -> None:
+    """Let torch compile those methods ``names`` of ``model`` that it has; they are called beside its ``forward``."""
+    for name in names:
+        method = getattr(model, name, None)
+        if method is not None:
+            setattr(model, name, torch.compile(method, backend=find_compiler(device), dynamic=False))
+
+
+def find_compiler(device: torch.device) -> str:
+    """Return torch's name of the compiler for ``device``; raises BackendError if there is none to rely on."""
     compiler = FACTS[device.type].compiler
     if compiler is None:
         raise BackendError(f"run.compile: there is no compiler to rely on for {device.type}; leave it false")
     if compiler == "inductor" and not any(map(which, ("g++", "clang++"))):
         raise BackendError("run.compile: torch needs a C++ compiler, g++ or clang++, and finds none")
-    module.compile(backend=compiler, dynamic=False)
+    return compiler
 
 
 def recompute_activations(model: nn.Module, random: bool = False) -> None:

@@ -30,7 +30,7 @@ from ehm.backends.torch.engine.distributed import (
 from ehm.backends.torch.engine.optim import param_groups
 from ehm.backends.torch.engine.placement import place_model
 from ehm.backends.torch.engine.seeds import seed_random_numbers, seed_weights
-from ehm.backends.torch.engine.step import Training, recompute_activations
+from ehm.backends.torch.engine.step import Training, compile_methods, recompute_activations
 from ehm.backends.torch.engine.tensors import Pixels
 from ehm.backends.torch.engine.transfers import start_download, start_upload, upload_array
 from ehm.backends.torch.models.adapters import load_merged, load_updates, merge_arrays, take_updates
@@ -52,6 +52,8 @@ _PIECE = 64
 """Images whose similarity is computed and sent to the host together."""
 _SMALLEST_PART = 128
 """Images that keep an accelerator busy: a batch is not split into smaller parts than the configuration says."""
+_PASSES_FOR_MASKS = ("compute_similarity", "compute_features", "compute_saliency")
+"""Methods of a model that masks are made of; a run calls one of them at most."""
 
 T = TypeVar("T")
 
@@ -136,6 +138,8 @@ class TorchLearner(ResumableLearner):
         self._training = Training(
             self.model, self._create_optimizer, config.optim, config.run, device, processes, parts=self._parts
         )
+        if config.run.compile and not is_sharded(config.run.parallel, processes):
+            compile_methods(self._choose_mask_source(), _PASSES_FOR_MASKS, device)
         # FSDP reduces gradients in the modules' own passes: there the embedding runs again, inside of them
         self._shares_embedding = config.mask.source == "online" and not is_sharded(config.run.parallel, processes)
 

@@ -125,14 +125,23 @@ def _cut_windows(tokens: Tensor, window: tuple[int, int], shift: tuple[int, int]
     return windows.flatten(1, 2).unflatten(0, (len(tokens), -1))
 
 
+# a compiled pass takes the marks as they are, instead of tracing how they are made
+@torch.compiler.assume_constant_result
+def _find_owners(
+    size: tuple[int, int], grid: tuple[int, int], window: tuple[int, int], shift: tuple[int, int], device: torch.device
+) -> Tensor:
+    """Return the marks of :func:`_mark_owners`, which are kept: every block needs them in each piece of a batch."""
+    return _mark_owners(size, grid, window, shift, device)
+
+
 @lru_cache(maxsize=32)
 @torch.inference_mode(False)  # whoever asks first may compute without gradients, and training takes the same tensor
-def _find_owners(
+def _mark_owners(
     size: tuple[int, int], grid: tuple[int, int], window: tuple[int, int], shift: tuple[int, int], device: torch.device
 ) -> Tensor:
     """Mark the cell that each place of each window lies in, as zeros and a one: (nW, T, N), float32.
 
-    ``size`` is that of the map of tokens. The marks are kept, because every block needs them in each piece of a batch.
+    ``size`` is that of the map of tokens.
     """
     height, width = size
     rows = torch.arange(height, device=device) // (height // grid[0])

@@ -1,13 +1,14 @@
 """The step around a loss: what float16 does with a loss that overflows, and what cannot be combined."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
 
 from ehm.backends.base import ALONE, OneProcess
-from ehm.backends.torch.engine import distributed
-from ehm.backends.torch.engine import step as module
+from ehm.backends.torch.engine import distributed, step
 from ehm.backends.torch.engine.devices import FACTS, DeviceFacts
 from ehm.backends.torch.engine.distributed import wrap_model
 from ehm.backends.torch.engine.step import Training
@@ -103,6 +104,64 @@ def _done(value):
     return future
 
 
+@pytest.fixture
+def graphs(monkeypatch):
+    """The number of nodes of every graph that torch compiles, by a compiler that leaves graphs as they are."""
+    compiled = []
+
+    def compile_graph(graph, inputs):
+        compiled.append(len(graph.graph.nodes))
+        return graph.forward
+
+    monkeypatch.setitem(FACTS, "cpu", replace(FACTS["cpu"], compiler=compile_graph))
+    torch._dynamo.reset()
+    yield compiled
+    torch._dynamo.reset()
+
+
+class Stack(torch.nn.Module):
+    """Four blocks, 4 MB of parameters: more than DDP's first bucket."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.blocks = torch.nn.ModuleList(
+            torch.nn.Sequential(torch.nn.Linear(512, 512), torch.nn.GELU()) for _ in range(4)
+        )
+
+    def forward(self, values):
+        for block in self.blocks:
+            values = block(values)
+        return values
+
+
+def compute_gradients(module, parameters):
+    for _ in range(2):
+        module(torch.ones(2, 512)).square().sum().backward()
+    return [parameter.grad for parameter in parameters]
+
+
+def test_a_compiled_step_sends_gradients_bucket_by_bucket(group, graphs):
+    expected = compute_gradients(plain := Stack(), plain.parameters())
+    model = Stack()
+    step._compile(model, CPU, sharded=False)
+    wrapped = wrap_model(model, "ddp", OneProcess(size=2), CPU)
+    torch.testing.assert_close(compute_gradients(wrapped, model.parameters()), expected)
+    assert len(graphs) > 1  # a graph for all of it would give all gradients at its end
+
+
+# torch 2.14 looks at .grad of every input while it compiles, and warns about what is no leaf: gathered parameters
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
+def test_a_sharded_model_is_compiled_block_by_block(group, graphs):
+    expected = compute_gradients(plain := Stack(), plain.parameters())
+    model = Stack()
+    step._compile(model, CPU, sharded=True)
+    distributed._shard_model(model, ALONE, CPU)
+    found = [gradient.full_tensor() for gradient in compute_gradients(model, model.parameters())]
+    torch.testing.assert_close(found, expected)
+    assert graphs
+
+
 def test_what_cannot_be_combined_is_refused(monkeypatch):
     with pytest.raises(BackendError, match=r"optim\.dtype float16: not with run\.parallel fsdp"):
         make(run={"parallel": "fsdp"}, processes=OneProcess(size=2), dtype="float16")
@@ -115,9 +174,9 @@ def test_what_cannot_be_combined_is_refused(monkeypatch):
 
 def test_deterministic_mode_is_switched_on_and_off(monkeypatch):
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
-    module.set_deterministic(True)
+    step.set_deterministic(True)
     assert torch.are_deterministic_algorithms_enabled()
-    module.set_deterministic(False)
+    step.set_deterministic(False)
     assert not torch.are_deterministic_algorithms_enabled()
 
 
