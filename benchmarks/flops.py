@@ -2,11 +2,13 @@
 
     python benchmarks/flops.py paper/table_1/evolved_100 paper/table_8/beit [...]
     python benchmarks/flops.py --encoder vit_base finetune/imagenet_vit_base_mae
+    python benchmarks/flops.py --blocks 1 2 3 6 12 vit_small vit_base
 
 One image passes through the model, forward and backward, and torch counts its matrix products and convolutions: two
 operations a multiplication. Similarity or saliency is counted if the masking needs it. Everything else is left out:
 trees, optimiser, data, BEiT's tokenizer, evaluation. Fine-tuning and probing are counted for the plain ViT of
-``--encoder``.
+``--encoder``. With ``--blocks``, MAE's step with evolved masks is compared with one with random masks, for similarities
+of so many blocks (``mask.blocks``).
 """
 
 from __future__ import annotations
@@ -76,12 +78,28 @@ def count_downstream(config: FinetuneConfig, encoder: str) -> int:
     return int(counter.get_total_flops())
 
 
+def print_blocks(encoders: list[str], counts: list[int]) -> None:
+    """Print the operations of a step of MAE, with random masks and with similarities of so many blocks."""
+    print("| encoder | blocks | GFLOP an image | of random |\n|---|---|---|---|")
+    for encoder in encoders:
+        random = count_pretraining(TrainConfig.model_validate({"encoder": encoder, "masking": "random"}))
+        print(f"| {encoder} | random masks | {random / 1e9:.1f} | 1.00 |")
+        for count in counts:
+            settings = {"encoder": encoder, "masking": "evolved", "mask": {"blocks": count}}
+            evolved = count_pretraining(TrainConfig.model_validate(settings))
+            print(f"| {encoder} | {count} | {evolved / 1e9:.1f} | {evolved / random:.2f} |")
+
+
 def main() -> None:
-    """Print a line for each configuration."""
+    """Print a line for each configuration, or for each number of blocks."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="+", metavar="NAME", help="configuration, as --config takes it")
+    parser.add_argument("names", nargs="+", metavar="NAME", help="configuration, as --config takes it, or encoder")
     parser.add_argument("--encoder", default="vit_small", help="what is fine-tuned or probed (default: vit_small)")
+    parser.add_argument("--blocks", nargs="+", type=int, help="NAMEs are encoders, and mask.blocks is one of these")
     args = parser.parse_args()
+    if args.blocks:
+        print_blocks(args.names, args.blocks)
+        return
     print("| configuration | steps | images a step | GFLOP an image | FLOP |\n|---|---|---|---|---|")
     for name in args.names:
         config: FinetuneConfig | TrainConfig
