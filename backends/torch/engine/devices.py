@@ -49,6 +49,11 @@ class DeviceFacts:
     """True if AdamW's kernel takes the verdict of a gradient scaler; a float16 step would otherwise wait for it."""
     fuses_attention_with_bias: bool = True
     """True if torch's fused attention takes a bias for the scores, as that of relative positions, and learns it."""
+    shards_in_step_dtype: bool = True
+    """True if FSDP's blocks are gathered in the type of the step's arithmetic: bfloat16 is half of float32.
+
+    Autocast has to compute norms in float32 then, whatever the type of their weights is, which a CPU's does not.
+    """
     compiler: str | None = "inductor"
     """The backend of torch.compile; None if there is none to rely on."""
     synchronises_norms: bool = True
@@ -94,7 +99,9 @@ def _keep_memory() -> None:
 
 
 FACTS: dict[str, DeviceFacts] = {
-    "cpu": DeviceFacts(_cpu_dtypes(), distributed="gloo", synchronises_norms=False, prepare=_keep_memory),
+    "cpu": DeviceFacts(
+        _cpu_dtypes(), distributed="gloo", shards_in_step_dtype=False, synchronises_norms=False, prepare=_keep_memory
+    ),
     "cuda": DeviceFacts(("bfloat16", "float32", "float16"), distributed="nccl", visible_devices="CUDA_VISIBLE_DEVICES"),
     # torch-npu 2.14: its fused AdamW takes no found_inf; triton-ascend's compiler fails on backward passes
     # (triton-ascend issue 424), so that none is offered until that is fixed. Its scaled_dot_product_attention has no

@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
@@ -135,12 +135,17 @@ def is_sharded(parallel: Literal["ddp", "fsdp"], processes: Processes) -> bool:
 
 
 def wrap_model(
-    model: nn.Module, parallel: Literal["ddp", "fsdp"], processes: Processes, device: torch.device
+    model: nn.Module,
+    parallel: Literal["ddp", "fsdp"],
+    processes: Processes,
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
 ) -> nn.Module:
     """Return ``model`` with a backward pass that averages gradients over all processes.
 
     ``ddp`` keeps a copy of everything in each process. ``fsdp`` (FSDP2) shards parameters, gradients and the
-    optimiser's state, block by block, and changes ``model`` itself: make the optimiser afterwards.
+    optimiser's state, block by block, and changes ``model`` itself: make the optimiser afterwards. ``dtype`` is the
+    type of the step's arithmetic.
     """
     if processes.size == 1:
         return model
@@ -151,7 +156,7 @@ def wrap_model(
         options: dict[str, Any] = {_SYNC_BUFFERS: has_own_norms}
         # gradients as views of what travels need no second copy
         return DistributedDataParallel(model, gradient_as_bucket_view=True, **options)
-    _shard_model(model, processes, device)
+    _shard_model(model, processes, device, dtype)
     return model
 
 
@@ -164,8 +169,12 @@ def with_common_norms(model: nn.Module, processes: Processes, device: torch.devi
 
 def _is_own_norm(module: nn.Module) -> bool:
     """Return whether ``module`` is a batch norm that takes its moments over the images of this process alone."""
+    return _is_batch_norm(module) and not isinstance(module, nn.SyncBatchNorm)
+
+
+def _is_batch_norm(module: nn.Module) -> bool:
     # the base class of all kinds of batch norm
-    return isinstance(module, nn.modules.batchnorm._BatchNorm) and not isinstance(module, nn.SyncBatchNorm)
+    return isinstance(module, nn.modules.batchnorm._BatchNorm)
 
 
 def average_norms(model: nn.Module, processes: Processes) -> None:
@@ -197,10 +206,15 @@ def list_shards(model: nn.Module) -> Iterator[Any]:
                     yield block
 
 
-def _shard_model(model: nn.Module, processes: Processes, device: torch.device) -> None:
+def _shard_model(model: nn.Module, processes: Processes, device: torch.device, dtype: torch.dtype) -> None:
     mesh = init_device_mesh(device.type, (processes.size,))
+    low = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
     for block in list_shards(model):
-        fully_shard(block, mesh=mesh)
+        # Matrix products would round the weights anyway. Running moments of batch norms are float32, and their kernels
+        # take weights of that type.
+        rounds = FACTS[device.type].shards_in_step_dtype and not any(map(_is_batch_norm, block.modules()))
+        fully_shard(block, mesh=mesh, mp_policy=low if rounds else MixedPrecisionPolicy())
+    # positions, last norms and heads stay float32: with them what blocks add to, as without FSDP
     fully_shard(model, mesh=mesh)
     # FSDP gathers parameters for forward alone, unless it knows of other methods
     for name in _PASSES:

@@ -77,7 +77,7 @@ class Training:
         if run.compile:
             _compile(trained, device, is_sharded(run.parallel, processes))
         # in this order: sharding replaces the parameters that the optimiser is given
-        self.module = wrap_model(trained, run.parallel, processes, device)
+        self.module = wrap_model(trained, run.parallel, processes, device, self.dtype)
         can_fuse = facts.fused_adamw and (facts.fused_adamw_scales or not scaled)
         # with False instead of None, torch would loop over single tensors, and not take a few operators for all of them
         self.optimizer = optimizer(True if can_fuse else None)

@@ -20,6 +20,7 @@ from ehm.backends.common import split_batch, step_entropy
 from ehm.backends.resumable import ResumableLearner
 from ehm.backends.torch.diagnosis.examination import examine_step
 from ehm.backends.torch.engine import hierarchy
+from ehm.backends.torch.engine.devices import choose_dtype
 from ehm.backends.torch.engine.distributed import (
     gather_parameters,
     is_sharded,
@@ -131,7 +132,7 @@ class TorchLearner(ResumableLearner):
         if config.optim.ema_decay is not None:
             self._average = self._build_model(weights).eval().requires_grad_(False)
             if config.run.parallel == "fsdp":
-                wrap_model(self._average, "fsdp", processes, device)
+                wrap_model(self._average, "fsdp", processes, device, choose_dtype(config.optim.dtype, device))
         self._objective.teacher = self._objective.build_teacher(self.model, self._average)
         if config.run.grad_checkpointing:
             recompute_activations(self.model, random=self._draws_by_step)

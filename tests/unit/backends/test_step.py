@@ -156,7 +156,7 @@ def test_a_sharded_model_is_compiled_block_by_block(group, graphs):
     expected = compute_gradients(plain := Stack(), plain.parameters())
     model = Stack()
     step._compile(model, CPU, sharded=True)
-    distributed._shard_model(model, ALONE, CPU)
+    distributed._shard_model(model, ALONE, CPU, torch.float32)
     found = [gradient.full_tensor() for gradient in compute_gradients(model, model.parameters())]
     torch.testing.assert_close(found, expected)
     assert graphs
