@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, SupportsFloat, runtime_checkable
 
 import numpy as np
@@ -20,6 +21,7 @@ from ehm.storage.arrays import LearnerState
 
 if TYPE_CHECKING:
     from ehm.config import (
+        LanguageTrainingConfig,
         ModelSource,
         SourceConfig,
         TaskConfig,
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ALONE",
+    "Answerer",
     "Backend",
     "Classifier",
     "Detector",
@@ -41,12 +44,14 @@ __all__ = [
     "Learner",
     "MasksOnDevice",
     "OneProcess",
+    "Piece",
     "PreparedBatch",
     "Processes",
     "Reconstruction",
     "Segmenter",
     "StepExamination",
     "TaskLearner",
+    "TextLearner",
     "TokenizerLearner",
 ]
 
@@ -355,6 +360,63 @@ class Segmenter(TaskLearner, Protocol):
         ...
 
 
+class Answerer(TaskLearner, Protocol):
+    """An encoder and a resampler as the eyes of a frozen language model, which answers questions about images.
+
+    Text crosses this protocol as text, as its tokens are the language model's. ``language`` (plain JSON) describes
+    that model, which is no part of the state.
+    """
+
+    language: Mapping[str, Any]
+
+    def train_step(
+        self,
+        images: NDArray[np.uint8],
+        prompts: Sequence[str],
+        answers: Sequence[str],
+        lr: float,
+        weight_decay: float,
+    ) -> Mapping[str, SupportsFloat]:
+        """Take one optimiser step on (B, H, W, 3) images, a prompt about each and what is to be said behind it.
+
+        The metrics include ``loss``: the mean over all tokens of the batch's answers and the tokens that end them.
+        """
+        ...
+
+    def answer(self, images: NDArray[np.uint8], prompts: Sequence[str]) -> list[str]:
+        """Return the likeliest text behind each prompt: (B, H, W, 3) -> B texts."""
+        ...
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A piece of a document: its text, and whether that is an answer, which ends with the token that ends a text."""
+
+    text: str
+    is_answer: bool = False
+
+
+class TextLearner(Protocol):
+    """A tiny language model in training on text alone, of so many ``parameters`` that knows so many ``words``."""
+
+    parameters: int
+    words: int
+
+    def train_step(
+        self, documents: Sequence[Sequence[Piece]], lr: float, weight_decay: float
+    ) -> Mapping[str, SupportsFloat]:
+        """Take one optimiser step on documents; the metrics include ``loss``, a weighted mean over their tokens."""
+        ...
+
+    def answer(self, prompts: Sequence[str], most: int) -> list[str]:
+        """Return the likeliest text behind each prompt, ``most`` tokens at most."""
+        ...
+
+    def save(self, folder: Path) -> None:
+        """Write the model and its tokenizer into a folder in Hugging Face's layout."""
+        ...
+
+
 class TokenizerLearner(Protocol):
     """A discrete VAE in training; its codes become BEiT's visual tokens."""
 
@@ -483,4 +545,8 @@ class Backend(Protocol):
 
     def create_tokenizer(self, config: TokenizerConfig) -> TokenizerLearner:
         """Create a discrete VAE in training, initialised from ``config.run.seed``."""
+        ...
+
+    def create_text_learner(self, config: LanguageTrainingConfig, texts: Sequence[str]) -> TextLearner:
+        """Create a tiny language model in training that knows the words of ``texts``, initialised from the seed."""
         ...

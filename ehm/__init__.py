@@ -2,7 +2,8 @@
 
 Importing this package imports no framework. The functions below do on first use, and take as arguments the flags of
 the commands of the same name; ``overrides`` is ``--set``, ``train_tokenizer`` is ``ehm tokenizer train``,
-``bench_export`` is ``ehm bench export``, and ``write_report`` is ``ehm report``.
+``train_language_model`` is ``ehm language train``, ``bench_export`` is ``ehm bench export``, and ``write_report`` is
+``ehm report``.
 """
 
 from importlib import import_module
@@ -22,6 +23,7 @@ __all__ = [
     "probe",
     "serve",
     "train",
+    "train_language_model",
     "train_tokenizer",
     "verify",
     "write_report",
@@ -32,6 +34,7 @@ _MODULES = {
     "finetune": "ehm.tasks.finetune",
     "probe": "ehm.tasks.classification.probe",
     "compare": "ehm.comparison.command",
+    "train_language_model": "ehm.training.language",
     "train_tokenizer": "ehm.training.tokenizer",
     "evaluate": "ehm.tasks.evaluate",
     "inspect": "ehm.analysis.inspect",

@@ -55,8 +55,8 @@ def _add_train_flags(parser: Parser) -> None:
 def _add_finetune_flags(parser: Parser) -> None:
     parser.add_argument(
         "--task",
-        help="task to train for: classification, detection, segmentation or retrieval (default: the task that the "
-        "configuration names, or classification)",
+        help="task to train for: classification, detection, segmentation, retrieval or vision_language (default: the "
+        "task that the configuration names, or classification)",
     )
     _add_training_flags(parser, "runs/finetune")
     _add_resume_flag(parser)
@@ -76,6 +76,11 @@ def _add_tokenizer_flags(parser: Parser) -> None:
     parser.add_argument("action", choices=["train"], help="train: train a tokenizer")
     _add_training_flags(parser, "runs/tokenizer")
     _add_resume_flag(parser)
+
+
+def _add_language_flags(parser: Parser) -> None:
+    parser.add_argument("action", choices=["train"], help="train: train a tiny language model")
+    _add_training_flags(parser, "runs/language")
 
 
 def _add_compare_flags(parser: Parser) -> None:
@@ -359,7 +364,7 @@ COMMANDS = {
     "train": Command("ehm.training.pretrain:train", "Pretrain an encoder on unlabelled images.", _add_train_flags),
     "finetune": Command(
         "ehm.tasks.finetune:finetune",
-        "Train an encoder for a task: classification, detection, segmentation or retrieval.",
+        "Train an encoder for a task: classification, detection, segmentation, retrieval or vision_language.",
         _add_finetune_flags,
     ),
     "probe": Command(
@@ -410,6 +415,12 @@ COMMANDS = {
         "ehm.training.tokenizer:train_tokenizer",
         "Train the visual tokens that the objective beit needs, on unlabelled images.",
         _add_tokenizer_flags,
+        selectors=("action",),
+    ),
+    "language": Command(
+        "ehm.training.language:train_language_model",
+        "Train a tiny language model on text alone: a stand-in for a real one, for examples of vision_language.",
+        _add_language_flags,
         selectors=("action",),
     ),
     "configs": Command(

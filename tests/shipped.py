@@ -1,10 +1,24 @@
 """Shipped configurations: of which class each is, and what it is when made tiny."""
 
-from ehm.config import FinetuneConfig, ProbeConfig, StudyConfig, TokenizerConfig, TrainConfig, read_config
+from ehm.config import (
+    FinetuneConfig,
+    LanguageTrainingConfig,
+    ProbeConfig,
+    StudyConfig,
+    TokenizerConfig,
+    TrainConfig,
+    read_config,
+)
 from ehm.config.encoders import SwinSpec
 from ehm.tasks.registry import TASKS
 
-KINDS = {"finetune": FinetuneConfig, "probe": ProbeConfig, "tokenizer": TokenizerConfig, "studies": StudyConfig}
+KINDS = {
+    "finetune": FinetuneConfig,
+    "probe": ProbeConfig,
+    "tokenizer": TokenizerConfig,
+    "language": LanguageTrainingConfig,
+    "studies": StudyConfig,
+}
 SCALE = 4
 """The factor of pixels, in images, patches and mask units alike: grids stay what they are."""
 
@@ -61,6 +75,14 @@ def tiny_segmenter(config):
 def tiny_embedder(config):
     """``config`` on a narrow, shallow ViT from random weights, with a short descriptor."""
     return tiny_classifier(config.model_copy(update={"dim": 8}))
+
+
+def tiny_answerer(config, language):
+    """``config`` on a narrow, shallow ViT from random weights, as the eyes of the model in the folder ``language``."""
+    values = tiny_classifier(config.model_copy(update={"optim": config.optim})).model_dump()
+    values["resampler"] |= {"latents": 2, "depth": 1, "heads": 2, "head_width": 4}
+    values["language"] |= {"source": str(language), "dtype": "float32", "most": 2}
+    return type(config).model_validate(values)
 
 
 def tiny_tokenizer(config):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
@@ -15,6 +16,7 @@ from ehm.backends.base import (
     Encoder,
     Learner,
     Processes,
+    TextLearner,
     TokenizerLearner,
 )
 from ehm.backends.mindspore.engine.devices import (
@@ -27,6 +29,7 @@ from ehm.backends.mindspore.engine.devices import (
 from ehm.backends.mindspore.engine.distributed import join_processes
 from ehm.backends.mindspore.engine.step import set_deterministic
 from ehm.config import (
+    LanguageTrainingConfig,
     ModelSource,
     SourceConfig,
     TaskConfig,
@@ -96,6 +99,10 @@ class MindsporeBackend:
     def create_tokenizer(self, config: TokenizerConfig) -> TokenizerLearner:
         """Raise BackendError: this backend has none."""
         raise BackendError("not in MindSpore; --device cpu, cuda or npu trains one with torch")
+
+    def create_text_learner(self, config: LanguageTrainingConfig, texts: Sequence[str]) -> TextLearner:
+        """Raise BackendError: this backend has none."""
+        raise BackendError("not in MindSpore; --device cpu, cuda or npu trains a language model with torch")
 
 
 def backend(device: str) -> MindsporeBackend:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from importlib import import_module
 from typing import Any
 
@@ -17,12 +18,14 @@ from ehm.backends.base import (
     Encoder,
     Learner,
     Processes,
+    TextLearner,
     TokenizerLearner,
 )
 from ehm.backends.torch.engine.devices import choose_device, describe_device, is_busy, read_peak_memory
 from ehm.backends.torch.engine.distributed import join_processes
 from ehm.backends.torch.engine.step import set_deterministic
 from ehm.config import (
+    LanguageTrainingConfig,
     ModelSource,
     SourceConfig,
     TaskConfig,
@@ -87,6 +90,13 @@ class TorchBackend:
 
         set_deterministic(config.run.deterministic)
         return TorchTokenizer(config, self.device, self.processes)
+
+    def create_text_learner(self, config: LanguageTrainingConfig, texts: Sequence[str]) -> TextLearner:
+        """See :meth:`ehm.backends.base.Backend.create_text_learner`."""
+        from ehm.backends.torch.learners.text import TorchTextModel
+
+        set_deterministic(config.run.deterministic)
+        return TorchTextModel(config, texts, self.device, self.processes)
 
 
 def backend(device: str) -> TorchBackend:

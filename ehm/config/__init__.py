@@ -9,6 +9,8 @@ from ehm.config.data import DataConfig, ImageData, PretrainData, SourceConfig
 from ehm.config.encoders import encoder_spec
 from ehm.config.export import AscendConfig, BatchesConfig, CalibrationConfig, ExportConfig, TritonConfig
 from ehm.config.inputs import Triple
+from ehm.config.language import LanguageConfig, ResamplerConfig
+from ehm.config.language_training import LanguageTrainingConfig
 from ehm.config.loading import load_config, read_config, shipped_configs
 from ehm.config.pretraining import MaskConfig, ModelConfig, TrainConfig
 from ehm.config.sections import LoraConfig, ModelSource, OptimConfig, RunConfig
@@ -25,6 +27,7 @@ from ehm.config.tasks import (
     SlideConfig,
     TaskConfig,
     UperNetConfig,
+    VisionLanguageConfig,
     VisionLanguageData,
 )
 from ehm.config.tokenizer import TokenizerConfig
@@ -42,6 +45,8 @@ __all__ = [
     "ExportConfig",
     "FinetuneConfig",
     "ImageData",
+    "LanguageConfig",
+    "LanguageTrainingConfig",
     "LoraConfig",
     "MaskConfig",
     "MeasureConfig",
@@ -51,6 +56,7 @@ __all__ = [
     "PretrainData",
     "ProbeConfig",
     "QuestionSet",
+    "ResamplerConfig",
     "RetrievalConfig",
     "RunConfig",
     "SegmentationConfig",
@@ -64,6 +70,7 @@ __all__ = [
     "Triple",
     "TritonConfig",
     "UperNetConfig",
+    "VisionLanguageConfig",
     "VisionLanguageData",
     "WatchConfig",
     "encoder_spec",

@@ -7,9 +7,17 @@ from typing import Any
 
 from ehm.config.comparison import MeasureConfig, StudyConfig
 from ehm.config.export import ExportConfig
+from ehm.config.language_training import LanguageTrainingConfig
 from ehm.config.pretraining import TrainConfig
 from ehm.config.section import Section
-from ehm.config.tasks import DetectionConfig, FinetuneConfig, ProbeConfig, RetrievalConfig, SegmentationConfig
+from ehm.config.tasks import (
+    DetectionConfig,
+    FinetuneConfig,
+    ProbeConfig,
+    RetrievalConfig,
+    SegmentationConfig,
+    VisionLanguageConfig,
+)
 from ehm.config.tokenizer import TokenizerConfig
 
 __all__ = ["COMMANDS", "recognise_command"]
@@ -21,7 +29,9 @@ COMMANDS: dict[type[Section], str] = {
     DetectionConfig: "ehm finetune --task detection",
     SegmentationConfig: "ehm finetune --task segmentation",
     RetrievalConfig: "ehm finetune --task retrieval",
+    VisionLanguageConfig: "ehm finetune --task vision_language",
     TokenizerConfig: "ehm tokenizer train",
+    LanguageTrainingConfig: "ehm language train",
     ExportConfig: "ehm export",
     MeasureConfig: "ehm compare",
     StudyConfig: "ehm compare --train",

@@ -34,6 +34,7 @@ _WITHOUT_CLASSIFIER = {
     "file": "holds no classifier (head.weight); --head features exports the encoder",
     "timm": "timm gives it no classifier; --head features exports the encoder",
     "pretrain": "a pretrained encoder has no classifier; ehm finetune gives it one",
+    "answerer": "the eyes of a language model have no classifier; ehm finetune gives the encoder one",
     "embedder": "an embedder has no classifier; ehm finetune gives it one",
     "segmenter": "a segmenter has no classifier of images; --head auto exports its scores",
     "detector": "a detector has no classifier of images; --head auto exports it whole",

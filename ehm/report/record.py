@@ -113,7 +113,7 @@ def _recognise_kind(config: Mapping[str, Any]) -> Kind | None:
         return "pretrain"
     if "vocabulary" in config:
         return "tokenizer"
-    if "optim" not in config:
+    if "optim" not in config or "text" in config:  # a run of ehm language train has no report
         return None
     if "neighbours" in config:
         return "probe"

@@ -63,6 +63,8 @@ class Task(ABC, Generic[C, R]):
 
     measured_keys: ClassVar[tuple[str, ...]] = ()
     """Keys of the configuration that say how the model is measured, besides those of all tasks."""
+    unit: ClassVar[str] = "images"
+    """The name, in the plural, of what the task trains and measures on."""
 
     headline: str
     learner: TaskLearner
@@ -108,6 +110,11 @@ class Task(ABC, Generic[C, R]):
     def config_to_keep(self) -> dict[str, Any]:
         """The configuration as JSON, as checkpoints keep it."""
         return self.config.model_dump(mode="json")
+
+    @property
+    def more_metadata(self) -> dict[str, Any]:
+        """Plain values that a checkpoint keeps besides those of all tasks."""
+        return {}
 
     @property
     def unreadable(self) -> Mapping[str, str]:

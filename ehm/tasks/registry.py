@@ -7,7 +7,14 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from ehm.config import DetectionConfig, FinetuneConfig, RetrievalConfig, SegmentationConfig, TaskConfig
+from ehm.config import (
+    DetectionConfig,
+    FinetuneConfig,
+    RetrievalConfig,
+    SegmentationConfig,
+    TaskConfig,
+    VisionLanguageConfig,
+)
 
 if TYPE_CHECKING:
     from ehm.tasks.base import Task
@@ -72,6 +79,14 @@ _ENTRIES = (
         task_class="Retrieval",
         kind="embedder",
         measures_untrained=True,
+    ),
+    TaskEntry(
+        name="vision_language",
+        config=VisionLanguageConfig,
+        recipe="easy_vqa/vision_language",
+        module="ehm.tasks.vision_language.task",
+        task_class="VisionLanguage",
+        kind="answerer",
     ),
 )
 TASKS: Mapping[str, TaskEntry] = {entry.name: entry for entry in _ENTRIES}

@@ -82,7 +82,7 @@ def find_data_license(runs: list[dict[str, Any]]) -> str:
     elpv = []
     for run in runs:
         data = run["config"]["data"]
-        elpv.append("elpv" in (data["source"], data["layout"]))
+        elpv.append("elpv" in (data["source"], data.get("layout")))
     if not any(elpv):
         return UNSTATED
     return _ELPV if all(elpv) else f"{_ELPV}; of the others {UNSTATED}"
@@ -133,6 +133,9 @@ def _describe_method(run: dict[str, Any]) -> str:
             f"Pretrained without labels by {config['objective']}, masking {config['masking']} "
             f"({config['mask']['ratio']:.0%} of the patches hidden)"
         )
+    if kind == "answerer":
+        frozen = "The resampler of a frozen encoder" if config["frozen"] else "Tuned together with a resampler"
+        return f"{frozen}, trained as the eyes of the language model {name_source(run['language']['source'])}"
     classes = len(run["classes"])
     if kind == "segmenter":
         return f"Trained with UperNet's head to tell {classes} classes of pixels"

@@ -9,7 +9,7 @@ import numpy as np
 
 from ehm import __version__
 from ehm.backends.base import Backend
-from ehm.config import TaskConfig, TokenizerConfig, TrainConfig, load_config
+from ehm.config import LanguageTrainingConfig, TaskConfig, TokenizerConfig, TrainConfig, load_config
 from ehm.config.section import flatten
 from ehm.console import console
 from ehm.data.sources.identity import SourceIdentity
@@ -19,7 +19,7 @@ from ehm.training.training_data import TrainingData, read_training_data
 
 __all__ = ["check_resumed_data", "check_settings", "print_changes"]
 
-Config = TrainConfig | TaskConfig | TokenizerConfig
+Config = TrainConfig | TaskConfig | TokenizerConfig | LanguageTrainingConfig
 C = TypeVar("C", bound=Config)
 Changes = dict[str, tuple[Any, Any]]
 """The value before and the value now of each key that differs."""

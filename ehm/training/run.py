@@ -18,7 +18,7 @@ import yaml
 
 from ehm import backends
 from ehm.backends.base import Backend, Learner, Processes, TaskLearner, TokenizerLearner
-from ehm.config import TaskConfig, TokenizerConfig, TrainConfig, load_config
+from ehm.config import LanguageTrainingConfig, TaskConfig, TokenizerConfig, TrainConfig, load_config
 from ehm.config.section import flatten
 from ehm.console import console
 from ehm.data import Source
@@ -42,7 +42,7 @@ from ehm.training.trackers.registry import check_trackers
 
 __all__ = ["CONFIG_FILE", "Run", "connect_processes", "open_run", "print_unreadable"]
 
-C = TypeVar("C", bound=TrainConfig | TaskConfig | TokenizerConfig)
+C = TypeVar("C", bound=TrainConfig | TaskConfig | TokenizerConfig | LanguageTrainingConfig)
 CONFIG_FILE = "config.yaml"
 _SHOWN_FILES = 20
 

@@ -152,6 +152,7 @@ def _describe_task(task: Task[Any, Any], report: Report | None, best_score: floa
         "inputs": task.learner.inputs.to_json(),
         "best_score": best_score,
         "metrics": {} if report is None else dict(report.figures),
+        **task.more_metadata,
     }
 
 
@@ -168,10 +169,11 @@ def _print_start(task: Task[Any, Any], run: Run[Any], plan: RunPlan, notes: Sequ
     config: TaskConfig = run.config
     optim = config.optim
     height, width = task.learner.image_size
-    console.print(f"{task.headline} at {height} x {width} pixels, {len(task.classes):,} classes")
+    classes = f", {len(task.classes):,} classes" if task.classes else ""
+    console.print(f"{task.headline} at {height} x {width} pixels{classes}")
     console.print(
-        f"  on {config.data.source}: {len(task.train):,} images ({task.train.title}), measured on {len(task.val):,} "
-        f"({task.val.title}); {plan.describe(optim)}, batch {optim.batch_size}, {config.optimizer}, "
+        f"  on {config.data.source}: {len(task.train):,} {task.unit} ({task.train.title}), measured on "
+        f"{len(task.val):,} ({task.val.title}); {plan.describe(optim)}, batch {optim.batch_size}, {config.optimizer}, "
         f"learning rate {optim.lr:.2e}; {run.describe_device()}"
     )
     run.print_start(task.train.source, notes)

@@ -13,15 +13,18 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import pytest
+import torch
 from composited import write_pairs
 from PIL import Image
 from ports import free_port
+from question_files import write_easy_vqa
 from scenes import write_scenes
 from tiny import RUN, TINY
 from vit_forms import write_form
 
 from ehm.backends.torch.diagnosis.operators import judge_calls
 from ehm.backends.torch.diagnosis.recording import Call
+from ehm.backends.torch.language.stand_in import create_language_model, create_word_tokenizer
 from ehm.storage.checkpoint import open_checkpoint
 
 SIMULATED = Path(__file__).parents[1] / "simulated"
@@ -105,6 +108,11 @@ def pictures(tmp_path_factory):
         corners.resize((40, 36), Image.Resampling.BICUBIC).save(path)
     write_pairs(folder.parent / "pairs", 20)
     write_form("dinov3_gated", folder.parent / "rotary.safetensors")
+    write_easy_vqa(folder.parent / "questions")
+    cpu = torch.device("cpu")
+    tokenizer = create_word_tokenizer(["question: what color is there a red shape in the image? answer:"], cpu)
+    create_language_model(tokenizer, 16, 2, 2, cpu).save_pretrained(folder.parent / "language")
+    tokenizer.save_pretrained(folder.parent / "language")
     return folder
 
 
@@ -115,6 +123,7 @@ def commands(device, out, pictures):
     segment = {**task, **masked, **SEGMENT}
     first = {"model.init": out / "evolved", "model.loss": "cosine", **LORA}
     rotary = {"model.init": pictures.parent / "rotary.safetensors"}
+    questions = {"data.source": pictures.parent / "questions", "language.source": pictures.parent / "language"}
     hierarchy = ["inspect", "hierarchy", str(pictures / "even"), "--checkpoint", str(rotary["model.init"])]
     return [
         *(command("train", device, out / name, {**pretrain, "masking": name}) for name in MASKINGS),
@@ -129,6 +138,7 @@ def commands(device, out, pictures):
         command(
             "finetune", device, out / "retrieval", {**task, **RETRIEVAL, "benchmark": pictures}, "--task=retrieval"
         ),
+        command("finetune", device, out / "answers", {**ANSWERS, **questions}, "--task=vision_language"),
         # rotations of the visible patches alone, in the encoder that the weights bring along
         command("train", device, out / "rotary_pretrain", {**GOING_ON, **source, **rotary}),
         command("finetune", device, out / "rotary", {**task, **rotary}),
@@ -157,8 +167,16 @@ LOWER = {
     "feature": {**FEATURE, "optim.dtype": "bfloat16"},
 }
 RETRIEVAL = {"dim": 16, "scales": "[0.75, 1]", "data.layout": "folder", "optim.steps": "null"}
+ANSWERS = {
+    **{"model.encoder": "vit_tiny", "model.width": 24, "model.depth": 1, "model.heads": 2, "model.image_size": 16},
+    **{"model.patch_size": 8, "resampler.latents": 2, "resampler.depth": 1, "resampler.heads": 2},
+    **{"resampler.head_width": 8, "resampler.mlp_ratio": 2, "language.most": 3, "language.dtype": "float32"},
+    **{"optim.batch_size": 3, "optim.accumulate": 3, "optim.steps": 8, "optim.warmup_steps": 0, "optim.base_lr": 0.1},
+    **{"optim.dtype": "float32", "data.workers": 0, "run.trackers": "[]", "run.log_every": 1},
+    **{"run.grad_checkpointing": "true"},
+}
 RUNS = [*MASKINGS, "everything", "feature", "adapted", "resumed", "finetune", "segmentation", "probe", "retrieval"]
-RUNS += ["rotary", "rotary_maps", "rotary_pretrain"]
+RUNS += ["answers", "rotary", "rotary_maps", "rotary_pretrain"]
 
 
 @pytest.fixture(scope="module")
@@ -245,9 +263,16 @@ def test_every_operator_is_native_or_neutral(runs, device):
 
 
 def test_the_host_waits_only_where_it_reads(runs):
-    """float32: the metrics, and what the hierarchy on the device says that it reads every few rounds."""
+    """float32: the metrics, what the hierarchy on the device says that it reads every few rounds, and words."""
     waits = {row.site.rpartition(":")[0] for row in recorded(runs["npu"]) if row.verdict == "synchronises"}
-    assert waits == {"ehm/training/progress.py", "ehm/backends/torch/engine/hierarchy.py"}
+    generation = "ehm/backends/torch/language/frozen.py"
+    assert waits == {"ehm/training/progress.py", "ehm/backends/torch/engine/hierarchy.py", generation}
+    lines = (Path(__file__).parents[2] / "backends/torch/language/frozen.py").read_text().splitlines()
+    for row in recorded(runs["npu"]):
+        if row.verdict == "synchronises" and row.site.startswith(generation):
+            line = lines[int(row.site.rpartition(":")[2]) - 1]
+            # each new word of an answer, and once when the model is opened
+            assert "generate(" in line or "input_ids" in line or "allclose" in line, line
 
 
 def test_lower_precision_trains_too(runs):

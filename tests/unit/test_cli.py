@@ -18,9 +18,10 @@ from ehm.deploy.serve.settings import Settings
 from ehm.doctor import doctor
 from ehm.errors import ConfigError
 
-OTHER_NAMES = ("train_tokenizer", "bench_export", "write_report")
+OTHER_NAMES = ("train_tokenizer", "train_language_model", "bench_export", "write_report")
 FUNCTIONS = {name: getattr(ehm, name) for name in ehm._MODULES if name not in OTHER_NAMES}
 FUNCTIONS |= {"tokenizer": ehm.train_tokenizer, "bench": ehm.bench_export, "report": ehm.write_report}
+FUNCTIONS["language"] = ehm.train_language_model
 FUNCTIONS |= {"configs": configs, "doctor": doctor}
 NO_PARAMETERS = {"help", "debug", "refused"}
 
@@ -113,6 +114,7 @@ def test_help_names_every_command(capsys):
         "inspect",
         "report",
         "tokenizer",
+        "language",
         "configs",
         "doctor",
         "verify",

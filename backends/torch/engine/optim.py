@@ -30,12 +30,13 @@ def param_groups(
     no_decay: Collection[str] = (),
     layer_decay: float = 1.0,
     layers: Mapping[str, int] | None = None,
+    below: float = 1.0,
 ) -> list[dict[str, Any]]:
     """Make groups for a torch optimiser, each with ``lr_scale`` (float) and ``decays`` (bool) beside its ``params``.
 
     ``layers`` gives each parameter's layer, 0 nearest to the pixels. With L the last one, layer i learns at
-    ``layer_decay ** (L - i)`` of the rate and the head at all of it (BEiT, and MAE's ``lr_decay.py``).
-    Parameters that take no gradient are left out.
+    ``layer_decay ** (L - i)`` of the rate and the head at all of it (BEiT, and MAE's ``lr_decay.py``). All layers but
+    the last one have the factor ``below`` besides. Parameters that take no gradient are left out.
     """
     layers = layers or {}
     last = max(layers.values(), default=0)
@@ -45,7 +46,10 @@ def param_groups(
             continue
         layer = layers.get(name, last)
         decaying = is_decayed(name, parameter.ndim, no_decay)
-        new_group = {"params": [], "lr_scale": layer_decay ** (last - layer), "decays": decaying}
+        scale = layer_decay ** (last - layer)
+        if layer < last:
+            scale *= below
+        new_group = {"params": [], "lr_scale": scale, "decays": decaying}
         groups.setdefault((layer, decaying), new_group)["params"].append(parameter)
     return list(groups.values())
 

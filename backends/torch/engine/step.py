@@ -88,11 +88,12 @@ class Training:
         return autocast_to(self._device, self.dtype)
 
     def step(
-        self, rows: int, loss: Callable[[slice], Tensor], lr: float, weight_decay: float
+        self, rows: int, loss: Callable[[slice], Tensor], lr: float, weight_decay: float, *, is_part: bool = False
     ) -> dict[str, SupportsFloat]:
         """Take one step on a batch of ``rows`` images; ``loss`` computes the mean loss of a slice of them.
 
-        The batch is split into parts, whose gradients travel between processes once. The metrics
+        With ``is_part`` it computes the part of the batch's loss that a slice has: the parts add up to it. The batch is
+        split into parts, whose gradients travel between processes once. The metrics
         ``loss`` and ``grad_norm``, the length of the gradient before it is clipped, stay on the device.
         """
         set_rates(self.optimizer, lr, weight_decay)
@@ -102,8 +103,10 @@ class Training:
         parts = list(split_batch(rows, self._parts))
         for part in parts:
             with synchronise_gradients(self.module, last=part is parts[-1]):
-                # weighted by its size, as the last part may be shorter
-                value = loss(part) * ((part.stop - part.start) / rows)
+                value = loss(part)
+                if not is_part:
+                    # weighted by its size, as the last part may be shorter
+                    value = value * ((part.stop - part.start) / rows)
                 self._scaler.scale(value).backward()
             total += value.detach()
         # the norm, and its limit, are those of the true gradients; a scaler looks at all of them anyhow

@@ -77,7 +77,7 @@ class FrozenLanguageModel:
     def sum_losses(self, visual: Tensor, prompts: Sequence[str], answers: Sequence[str]) -> Tensor:
         """Return the cross entropy summed over all tokens of all answers: (B, K, W) -> scalar, float32."""
         tail = self._prompts.tail(prompts, answers)
-        embedded, mask = self._join(visual, tail)
+        embedded = self._join(visual, tail)
         self._check_length(embedded.shape[1])
         # the token at each place is predicted from the place before it
         first = embedded.shape[1] - tail.ids.shape[1] - 1
@@ -86,7 +86,7 @@ class FrozenLanguageModel:
         rows = rows.to(self._device)
         columns = columns.to(self._device) + first
         with torch.autocast(self._device.type, enabled=False):
-            logits = self._compute_logits(embedded, mask, rows, columns)
+            logits = self._compute_logits(embedded, rows, columns)
         return F.cross_entropy(logits.float(), targets, reduction="sum")
 
     @torch.no_grad()
@@ -95,7 +95,7 @@ class FrozenLanguageModel:
         most = self._config.most
         # on the left, so that all rows end with the last token of their prompt
         tail = self._prompts.tail(prompts)
-        embedded, mask = _shift_right(*self._join(visual, tail))
+        embedded, mask = _shift_right(self._join(visual, tail), tail.mask.to(self._device))
         self._check_length(embedded.shape[1] + most)
         with torch.autocast(self._device.type, enabled=False):
             ids = self.model.generate(
@@ -112,24 +112,23 @@ class FrozenLanguageModel:
         embedded: Tensor = self._embedding(ids)
         return embedded
 
-    def _join(self, visual: Tensor, tail: Tail) -> tuple[Tensor, Tensor]:
-        """Return embedded tokens (B, S, W) and their mask (B, S), padded on the right."""
+    def _join(self, visual: Tensor, tail: Tail) -> Tensor:
+        """Return embedded tokens, padded on the right: (B, S, W)."""
         head = self.embed_words(self._head_ids).expand(len(visual), -1, -1)
         words = self.embed_words(tail.ids.to(self._device))
-        embedded = torch.cat([head, visual.to(words.dtype), words], dim=1)
-        seen = torch.ones(len(visual), head.shape[1] + visual.shape[1], dtype=torch.int64, device=self._device)
-        return embedded, torch.cat([seen, tail.mask.to(self._device)], dim=1)
+        return torch.cat([head, visual.to(words.dtype), words], dim=1)
 
-    def _compute_logits(self, embedded: Tensor, mask: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-        """Compute the logits at the places (rows, columns) of (B, S): -> (n, V).
+    def _compute_logits(self, embedded: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+        """Compute the logits at the places (rows, columns) of tokens (B, S, W) padded on the right: -> (n, V).
 
-        Those of other places are not computed: at 32,000 words they would take twenty times the memory.
+        Those of other places are not computed: at 32,000 words they would take twenty times the memory. There is no
+        mask, as no token sees the padding behind it, and the host would wait to look whether the mask hides anything.
         """
         if not self._adds_nothing_to_logits:
-            everywhere = self.model(inputs_embeds=embedded, attention_mask=mask, use_cache=False).logits
+            everywhere = self.model(inputs_embeds=embedded, use_cache=False).logits
             whole: Tensor = everywhere[rows, columns]
             return whole
-        hidden = self.model.base_model(inputs_embeds=embedded, attention_mask=mask, use_cache=False).last_hidden_state
+        hidden = self.model.base_model(inputs_embeds=embedded, use_cache=False).last_hidden_state
         logits: Tensor = self.model.get_output_embeddings()(hidden[rows, columns])
         return logits
 
@@ -212,10 +211,10 @@ def _make_greedy(transformers: ModuleType, model: Any, tokenizer: Any) -> Any:
     return transformers.GenerationConfig(do_sample=False, eos_token_id=sorted(ends), pad_token_id=pad)
 
 
-def _shift_right(embedded: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Move the padding of (B, S, W) and (B, S) from the right to the left."""
-    length = mask.shape[1]
-    padding = length - mask.sum(dim=1, keepdim=True)
-    places = (torch.arange(length, device=mask.device)[None] - padding) % length
-    rows = torch.arange(len(mask), device=mask.device)[:, None]
-    return embedded[rows, places], mask[rows, places]
+def _shift_right(embedded: Tensor, tail_mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Move the padding of (B, S, W), which a mask (B, T) of the last tokens tells, to the left; return a mask too."""
+    length = embedded.shape[1]
+    padding = (1 - tail_mask).sum(dim=1, keepdim=True)
+    places = torch.arange(length, device=embedded.device)[None]
+    rows = torch.arange(len(embedded), device=embedded.device)[:, None]
+    return embedded[rows, (places - padding) % length], (places >= padding).long()

@@ -34,10 +34,10 @@ class Stepped(ResumableLearner):
         self._seed = seed
 
     def _take_step(
-        self, rows: int, loss: Callable[[slice], Tensor], lr: float, weight_decay: float
+        self, rows: int, loss: Callable[[slice], Tensor], lr: float, weight_decay: float, *, is_part: bool = False
     ) -> dict[str, SupportsFloat]:
         """Take a step of :class:`Training` with random numbers of its own (drop path, dropout, samples)."""
         with seed_random_numbers(self._device, step_entropy(self._seed, self._steps, self._processes.rank)):
-            metrics = self._training.step(rows, loss, lr, weight_decay)
+            metrics = self._training.step(rows, loss, lr, weight_decay, is_part=is_part)
         self._steps += 1
         return metrics

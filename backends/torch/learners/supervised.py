@@ -29,7 +29,8 @@ class Supervised(Stepped):
     """Implements :class:`ehm.backends.base.TaskLearner`.
 
     ``model`` is the torch module: the model of ``loaded``, or one that has it as its ``encoder`` somewhere inside.
-    ``head`` is the part of it that is trained, if it is not trained as a whole.
+    ``head`` is the part of it that is trained, if it is not trained as a whole, on ``parts`` of a batch one after the
+    other: on the whole batch at once if left out. All layers of the encoder learn at ``encoder_rate`` of the rate.
     """
 
     def __init__(
@@ -40,6 +41,8 @@ class Supervised(Stepped):
         device: torch.device,
         processes: Processes,
         head: nn.Module | None = None,
+        parts: int | None = None,
+        encoder_rate: float = 1.0,
     ) -> None:
         tuning = restrict_learning(model, loaded.model, config.model.freeze, config.lora, config.run.seed)
         place_model(model, device)
@@ -52,21 +55,24 @@ class Supervised(Stepped):
         self.notes += tuning
         training = Training(
             model,
-            lambda fused: create_optimizer(model, loaded.model, config, fused),
+            lambda fused: create_optimizer(model, loaded.model, config, fused, encoder_rate),
             config.optim,
             config.run,
             device,
             processes,
             head,
+            parts,
         )
         self._pixels = Pixels(device, self.inputs.mean, self.inputs.std)
         super().__init__(model, training, device, processes, config.run.seed)
 
 
-def create_optimizer(model: nn.Module, encoder: Any, config: TaskConfig, fused: bool | None) -> Optimizer:
+def create_optimizer(
+    model: nn.Module, encoder: Any, config: TaskConfig, fused: bool | None, encoder_rate: float = 1.0
+) -> Optimizer:
     """Create the optimiser that ``config`` names; its rates fall from layer to layer of ``encoder`` (``layer_decay``).
 
-    The encoder is ``model`` or a part of it.
+    The encoder is ``model`` or a part of it; all of its layers have ``encoder_rate`` of the rate besides.
     """
     prefix = ""
     for name, module in model.named_modules():
@@ -76,9 +82,9 @@ def create_optimizer(model: nn.Module, encoder: Any, config: TaskConfig, fused: 
     if hasattr(encoder, "no_weight_decay"):  # not every network of timm's has it
         undecayed = {f"{prefix}{name}" for name in encoder.no_weight_decay()}
     layers = None
-    if config.layer_decay < 1:
+    if config.layer_decay < 1 or encoder_rate != 1:
         layers = nested_layers(model) if prefix else layers_of(model)
-    groups = param_groups(model.named_parameters(), undecayed, config.layer_decay, layers)
+    groups = param_groups(model.named_parameters(), undecayed, config.layer_decay, layers, encoder_rate)
     if config.optimizer == "lars":
         return create_lars(groups, config.optim.lr)
     if config.optimizer == "sgd":

@@ -5,7 +5,7 @@ from ehm.config.tasks.classification import AugmentConfig, FinetuneConfig, Probe
 from ehm.config.tasks.detection import DetectionConfig, DetectionData
 from ehm.config.tasks.retrieval import RetrievalConfig
 from ehm.config.tasks.segmentation import SegmentationConfig, SegmentationData, SlideConfig, UperNetConfig
-from ehm.config.tasks.vision_language import QuestionSet, VisionLanguageData
+from ehm.config.tasks.vision_language import QuestionSet, VisionLanguageConfig, VisionLanguageData
 
 __all__ = [
     "AugmentConfig",
@@ -20,5 +20,6 @@ __all__ = [
     "SlideConfig",
     "TaskConfig",
     "UperNetConfig",
+    "VisionLanguageConfig",
     "VisionLanguageData",
 ]

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from pathlib import PurePath
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from ehm.config.data import SourceConfig
+from ehm.config.inputs import CropMode
+from ehm.config.language import LanguageConfig, ResamplerConfig
 from ehm.config.section import Section
+from ehm.config.sections import ModelSource, OptimConfig
+from ehm.config.tasks.base import TaskConfig
 from ehm.config.values import Positive, PositiveReal, ShareRange
 
-__all__ = ["QuestionLayout", "QuestionSet", "VisionLanguageData"]
+__all__ = ["QuestionLayout", "QuestionSet", "VisionLanguageConfig", "VisionLanguageData"]
 
 QuestionLayout = Literal["auto", "easy_vqa", "vqa", "count", "identify", "gvtbench"]
 """The layouts of questions on disk that are read."""
@@ -71,6 +75,14 @@ class VisionLanguageData(SourceConfig):
     sets: tuple[QuestionSet, ...] = Field(
         (), description="Further sets of questions that are mixed in to train on, each with its weight."
     )
+    crop_mode: CropMode = Field(
+        "squash",
+        description="How an image is brought to the size of the encoder when it is measured: squash keeps all of it "
+        "and changes the proportions, center cuts off what is over, border fills with the mean.",
+    )
+    crop_pct: Annotated[float, Field(gt=0, le=2)] = Field(
+        1.0, description="Size of the crop as a share of the size that an image is resized to when it is measured."
+    )
     crop_scale: ShareRange = Field(
         (0.5, 1), description="Smallest and largest area of a random crop in training, as a share of the image."
     )
@@ -84,3 +96,47 @@ class VisionLanguageData(SourceConfig):
     def first_set(self) -> QuestionSet:
         """The set that ``source``, ``questions``, ``images`` and ``limit`` describe."""
         return QuestionSet(source=self.source, questions=self.questions, images=self.images, limit=self.limit)
+
+
+class VisionLanguageConfig(TaskConfig):
+    """A Perceiver Resampler, and the encoder too, as the eyes of a frozen language model (paper, Table VII).
+
+    The defaults are GVT's as far as they are published, with MiniGPT-4's number of steps.
+    """
+
+    task: Literal["vision_language"] = "vision_language"
+    model: ModelSource = ModelSource()
+    data: VisionLanguageData = VisionLanguageData()
+    frozen: bool = Field(False, description="Whether the encoder stays as it is and only the resampler is trained.")
+    encoder_rate: PositiveReal = Field(
+        1.0, description="Factor of the learning rate for the encoder, which wants a lower one than the resampler."
+    )
+    resampler: ResamplerConfig = ResamplerConfig()
+    language: LanguageConfig = LanguageConfig()
+    benchmarks: tuple[QuestionSet, ...] = Field(
+        (), description="Sets of questions to measure on; none takes the validation part of data.source."
+    )
+    blank: bool = Field(
+        True,
+        description="Whether questions are also asked about blank images, which shows how much the words alone tell.",
+    )
+    optim: OptimConfig = OptimConfig(
+        steps=20_000, batch_size=256, base_lr=1e-4, warmup_steps=2000, betas=(0.9, 0.98), clip_grad=1.0
+    )
+    optimizer: Literal["adamw"] = "adamw"
+
+    @model_validator(mode="after")
+    def _check_together(self) -> VisionLanguageConfig:
+        if self.frozen:
+            for key, is_set in (
+                ("model.freeze", self.model.freeze),
+                ("lora.rank", self.lora.rank is not None),
+                ("model.drop_path", self.model.drop_path),
+            ):
+                if is_set:
+                    raise ValueError(f"{key}: the encoder stays as it is if frozen is true; leave it out")
+        if self.run.parallel == "fsdp":
+            raise ValueError("run.parallel fsdp: vision_language trains with ddp only")
+        if self.fold or self.folds != TaskConfig.model_fields["folds"].default:
+            raise ValueError("folds, fold: questions have parts of their own, or benchmarks; leave them out")
+        return self

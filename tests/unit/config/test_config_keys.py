@@ -60,6 +60,8 @@ def test_a_recipe_has_its_own_defaults():
         "ehm finetune --task detection": 12,
         "ehm finetune --task segmentation": 300,
         "ehm finetune --task retrieval": 300,
+        "ehm finetune --task vision_language": 300,
+        "ehm language train": 300,
         "ehm tokenizer train": 50,
     }
 
@@ -79,9 +81,9 @@ def test_a_pipe_gets_a_line_for_each_key_and_json_all_of_it(capsys):
     print_keys("run.seed")
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "ehm train\trun.seed\tinteger >= 0\t0\tSeed of every random number of the run."
-    assert len(lines) == 7
+    assert len(lines) == 9
     print_keys("run.seed", as_json=True)
-    assert [key["name"] for key in json.loads(capsys.readouterr().out)] == ["run.seed"] * 7
+    assert [key["name"] for key in json.loads(capsys.readouterr().out)] == ["run.seed"] * 9
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -13,7 +13,7 @@ from ehm.config.listing import describe_config
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 SIZES = {"small": (384, 12, 6), "base": (768, 12, 12)}  # width, depth, heads: DeiT-S and ViT-B
-OWN = ("elpv/", "finetune/short", "studies/")
+OWN = ("elpv/", "easy_vqa/", "finetune/short", "studies/")
 """Configurations that reproduce nothing published."""
 MASKINGS = ("random", "grid", "block", "evolved", "shallow", "deep")
 

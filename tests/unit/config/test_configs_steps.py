@@ -5,16 +5,27 @@ from functools import cache
 
 import numpy as np
 import pytest
-from shipped import kind, tiny_classifier, tiny_embedder, tiny_segmenter, tiny_tokenizer, tiny_training
+from shipped import (
+    kind,
+    tiny_answerer,
+    tiny_classifier,
+    tiny_embedder,
+    tiny_segmenter,
+    tiny_tokenizer,
+    tiny_training,
+)
 
 from ehm import backends
+from ehm.backends.base import Piece
 from ehm.config import (
     FinetuneConfig,
+    LanguageTrainingConfig,
     ModelSource,
     RetrievalConfig,
     SegmentationConfig,
     TokenizerConfig,
     TrainConfig,
+    VisionLanguageConfig,
     load_config,
     shipped_configs,
 )
@@ -27,6 +38,8 @@ TRAINING = [name for name in shipped_configs() if kind(name) is TrainConfig]
 DOWNSTREAM = [name for name in shipped_configs() if issubclass(kind(name), FinetuneConfig)]
 SEGMENTATION = [name for name in shipped_configs() if kind(name) is SegmentationConfig]
 RETRIEVAL = [name for name in shipped_configs() if kind(name) is RetrievalConfig]
+VISION_LANGUAGE = [name for name in shipped_configs() if kind(name) is VisionLanguageConfig]
+LANGUAGE = [name for name in shipped_configs() if kind(name) is LanguageTrainingConfig]
 TOKENIZERS = [name for name in shipped_configs() if kind(name) is TokenizerConfig]
 
 
@@ -119,3 +132,34 @@ def test_it_makes_tokens(name):
     assert np.isfinite(float(metrics["loss"]))
     _, tokens = tokenizer.reconstruct_images(images)
     assert tokens.shape == (2, 16)
+
+
+@pytest.fixture(scope="module")
+def language(tmp_path_factory):
+    """An untrained language model of a few words."""
+    pytest.importorskip("transformers", reason="language models are those of transformers")
+    folder = tmp_path_factory.mktemp("language")
+    config = LanguageTrainingConfig(width=8, depth=1, heads=1)
+    backends.get("cpu").create_text_learner(config, ["question: red? answer: yes no"]).save(folder)
+    return folder
+
+
+@pytest.mark.parametrize("name", VISION_LANGUAGE)
+def test_it_answers(name, language):
+    config = tiny_answerer(load_config(VisionLanguageConfig, name), language)
+    images = np.random.default_rng(0).integers(0, 256, (4, 16, 16, 3), dtype=np.uint8)
+    answerer = backends.get("cpu").create_task_learner(config, classes=0)
+    prompts = [config.language.ask("red?")] * 4
+    metrics = answerer.train_step(images, prompts, ["yes", "no", "yes", "no"], config.optim.lr, 0.05)
+    assert np.isfinite(float(metrics["loss"]))
+    assert len(answerer.answer(images, prompts)) == 4
+
+
+@pytest.mark.parametrize("name", LANGUAGE)
+def test_it_reads(name):
+    pytest.importorskip("transformers", reason="language models are those of transformers")
+    config = load_config(LanguageTrainingConfig, name)
+    learner = backends.get("cpu").create_text_learner(config, ["red? yes no"])
+    document = [Piece("red?"), Piece("yes", is_answer=True)]
+    first = float(learner.train_step([document, document], config.optim.lr, config.optim.weight_decay)["loss"])
+    assert first == pytest.approx(math.log(learner.words), abs=1.5)  # all words are about equally likely

@@ -22,7 +22,16 @@ from ehm.backends.torch.diagnosis.parts.encoders import (
     save_encoder,
 )
 from ehm.backends.torch.diagnosis.parts.pretraining import configure
-from ehm.config import DetectionConfig, FinetuneConfig, ProbeConfig, RetrievalConfig, SegmentationConfig, TaskConfig
+from ehm.backends.torch.language.stand_in import create_language_model, create_word_tokenizer
+from ehm.config import (
+    DetectionConfig,
+    FinetuneConfig,
+    ProbeConfig,
+    RetrievalConfig,
+    SegmentationConfig,
+    TaskConfig,
+    VisionLanguageConfig,
+)
 from ehm.config.encoders import FAMILIES
 from ehm.data.instances import Instances
 
@@ -34,11 +43,13 @@ _CONFIGS: dict[str, type[TaskConfig]] = {
     "detection": DetectionConfig,
     "segmentation": SegmentationConfig,
     "retrieval": RetrievalConfig,
+    "vision_language": VisionLanguageConfig,
 }
 _SIZES: dict[str, dict[str, Any]] = {
     "detection": {"anchor_sizes": [4, 8, 16, 24, 32], "width": 16, "proposals": 16},
     "segmentation": {"head": {"channels": 16, "auxiliary_channels": 8}},
     "retrieval": {"dim": 8},
+    "vision_language": {"resampler": {"latents": 2, "depth": 1, "heads": 2, "head_width": 8}},
 }
 TASK_SETTINGS: dict[str, tuple[dict[str, Any], ...]] = {
     "classification": (
@@ -51,6 +62,10 @@ TASK_SETTINGS: dict[str, tuple[dict[str, Any], ...]] = {
         {"pool": "token", "dim": None, "scales": [0.75, 1], "optimizer": "adamw"},
         {"pool": "map", "optimizer": "lars", "model": {"form": FORMS["siglip"]}},
         {"longest": 64, "model": {"form": FORMS["dinov3"]}},
+    ),
+    "vision_language": (
+        {"frozen": True, "model": {"drop_path": 0.0}},
+        {"run": {"grad_checkpointing": True}, "encoder_rate": 0.1},
     ),
 }
 """Settings that each task is run with on a ViT, besides its plain recipe on every family of encoders."""
@@ -75,19 +90,24 @@ def configure_task(task: str, family: str, dtype: str, settings: Mapping[str, An
 
 
 def train_task(task: str, backend: TorchBackend, dtype: str) -> Iterator[Callable[[], object]]:
-    """Yield the steps and the measurements of ``task``."""
-    configs = [configure_task(task, family, dtype, {}) for family in FAMILIES]
-    configs += [configure_task(task, "vit", dtype, settings) for settings in TASK_SETTINGS[task]]
-    if task == "classification":
-        configs += [configure_task(task, "vit", dtype, {"model": {"form": form}}) for form in FORMS.values()]
-    for config in configs:
-        yield from _take_task_steps(backend, config)
+    """Yield the steps and the measurements of ``task``; none of vision_language without transformers."""
     with TemporaryDirectory() as folder:
+        common: dict[str, Any] = {}
+        if task == "vision_language":
+            if find_spec("transformers") is None:
+                return
+            common["language"] = {"source": _save_language_model(backend, Path(folder) / "language"), "dtype": dtype}
+        variants: list[tuple[str, dict[str, Any]]] = [(family, {}) for family in FAMILIES]
+        variants += [("vit", settings) for settings in TASK_SETTINGS[task]]
+        if task == "classification":
+            variants += [("vit", {"model": {"form": form}}) for form in FORMS.values()]
         relative = save_encoder(backend, configure("simmim", "vit", dtype, {}), Path(folder))
-        settings: dict[str, Any] = {"model": {"init": relative, "patch_size": None, "encoder": "vit_small"}}
+        of_relative: dict[str, Any] = {"model": {"init": relative, "patch_size": None, "encoder": "vit_small"}}
         if find_spec("peft") is not None:
-            settings["lora"] = {"rank": 2}
-        yield from _take_task_steps(backend, configure_task(task, "vit", dtype, settings))
+            of_relative["lora"] = {"rank": 2}
+        variants.append(("vit", of_relative))
+        for family, settings in variants:
+            yield from _take_task_steps(backend, configure_task(task, family, dtype, {**common, **settings}))
 
 
 def probe_encoder(backend: TorchBackend, dtype: str) -> Iterator[Callable[[], object]]:
@@ -148,5 +168,28 @@ def _describe(learner: Any, images: Any) -> tuple[Callable[[], object], Callable
     )
 
 
-_STEPS = {"classification": _classify, "detection": _detect, "segmentation": _segment, "retrieval": _describe}
+def _answer(learner: Any, images: Any) -> tuple[Callable[[], object], Callable[[], object]]:
+    prompts = ["question: which colour? answer:", *["answer:"] * (IMAGES - 1)]
+    answers = ["red", "yes", "a red one", "no"]
+    return (
+        lambda: learner.train_step(images, prompts, answers, 1e-3, 0.05),
+        lambda: learner.answer(images, prompts),
+    )
+
+
+def _save_language_model(backend: TorchBackend, folder: Path) -> str:
+    """Save an untrained, tiny language model in ``folder``; return its path."""
+    tokenizer = create_word_tokenizer(["question: which colour? answer: a red one. yes no"], backend.device)
+    create_language_model(tokenizer, 16, 2, 2, backend.device).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+_STEPS = {
+    "classification": _classify,
+    "detection": _detect,
+    "segmentation": _segment,
+    "retrieval": _describe,
+    "vision_language": _answer,
+}
 """A step of each task, and a measurement."""

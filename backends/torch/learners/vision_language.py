@@ -1,0 +1,106 @@
+"""An encoder as the eyes of a frozen language model, on one torch device: training, and answers to questions.
+
+Shapes: B images of H x W pixels, K visual tokens, W features of the language model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import SupportsFloat
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from ehm.backends.base import ALONE, Processes
+from ehm.backends.torch.engine.distributed import mean_over_processes
+from ehm.backends.torch.engine.seeds import seed_weights
+from ehm.backends.torch.engine.step import recompute_activations
+from ehm.backends.torch.language.frozen import FrozenLanguageModel
+from ehm.backends.torch.learners.supervised import Supervised
+from ehm.backends.torch.models.loading import load_model
+from ehm.backends.torch.models.resampler import VisualTokens
+from ehm.config import VisionLanguageConfig
+from ehm.models.weights import Weights
+
+__all__ = ["TorchAnswerer"]
+
+
+class TorchAnswerer(Supervised):
+    """Implements :class:`ehm.backends.base.Answerer`. ``model`` is the torch module, a :class:`VisualTokens`.
+
+    The language model stands beside it: it is neither trained nor kept in checkpoints, nor wrapped for processes.
+    """
+
+    def __init__(
+        self,
+        config: VisionLanguageConfig,
+        classes: int,
+        device: torch.device,
+        processes: Processes = ALONE,
+        weights: Weights | None = None,
+    ) -> None:
+        # first, because a mistake about it costs less than the encoder
+        self._answering, self.language = FrozenLanguageModel.open(
+            config.language, device, config.run.grad_checkpointing
+        )
+        with seed_weights(config.run.seed):
+            loaded = load_model(config.model, fc_norm=False, weights=weights)
+            model = VisualTokens(loaded.model, config.resampler, self._answering.width)
+        self._is_frozen = config.frozen
+        head: nn.Module | None = None
+        if config.frozen:
+            loaded.model.requires_grad_(False)
+            head = model.resampler
+        if config.run.grad_checkpointing:
+            recompute_activations(model, random=True)
+        parts = config.optim.accumulate
+        super().__init__(model, loaded, config, device, processes, head, parts, config.encoder_rate)
+        self.notes += self._answering.notes
+
+    def train_step(
+        self,
+        images: NDArray[np.uint8],
+        prompts: Sequence[str],
+        answers: Sequence[str],
+        lr: float,
+        weight_decay: float,
+    ) -> Mapping[str, SupportsFloat]:
+        """See :meth:`ehm.backends.base.Answerer.train_step`."""
+        self.model.train()
+        if self._is_frozen:
+            self.model.encoder.eval()
+        # of all processes, whose gradients are averaged: an answer's tokens weigh the same in each of them
+        own = torch.tensor(float(sum(self._answering.count_answer_tokens(answers))), device=self._device)
+        count = mean_over_processes(own, self._processes)
+
+        def compute_loss(rows: slice) -> Tensor:
+            with self._training.autocast():
+                visual = self._look(images[rows])
+            return self._answering.sum_losses(visual, prompts[rows], answers[rows]) / count
+
+        return self._take_step(len(images), compute_loss, lr, weight_decay, is_part=True)
+
+    @torch.no_grad()
+    def answer(self, images: NDArray[np.uint8], prompts: Sequence[str]) -> list[str]:
+        """See :meth:`ehm.backends.base.Answerer.answer`."""
+        self.model.eval()
+        with self._training.autocast():
+            visual = self.model(self._pixels(images))
+        return self._answering.answer(visual, prompts)
+
+    def _look(self, images: NDArray[np.uint8]) -> Tensor:
+        """Compute visual tokens in training: (B, H, W, 3) -> (B, K, W)."""
+        pixels = self._pixels(images)
+        if not self._is_frozen:
+            visual: Tensor = self._training.module(pixels)
+            return visual
+        with torch.no_grad():
+            tokens = self.model.encode(pixels)
+        resampled: Tensor = self._training.module(tokens)
+        return resampled
+
+
+TASK_LEARNER = TorchAnswerer
+"""The learner of the task that this file is named after; the backend finds it by that name."""

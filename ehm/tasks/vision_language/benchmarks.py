@@ -1,0 +1,62 @@
+"""The sets of questions that a model is measured on, read as one source."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ehm.config import QuestionSet, VisionLanguageConfig
+from ehm.data import Source
+from ehm.data.questions import QuestionSource
+from ehm.data.sources.questions.layouts import open_questions
+from ehm.data.sources.questions.mixture import MixedQuestions, mix_questions
+from ehm.data.subset import Subset
+
+__all__ = ["Benchmarks", "open_benchmarks"]
+
+
+@dataclass(frozen=True)
+class Benchmarks:
+    """Sets of questions, one behind the other in ``source``, with the names that they have in figures."""
+
+    source: MixedQuestions
+    names: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """The names of all sets together."""
+        return ", ".join(self.names)
+
+    def select_all(self) -> Subset[Source]:
+        """Return all questions of all sets."""
+        title = "val" if len(self.names) == 1 else f"{len(self.names)} benchmarks"
+        return Subset(cast(Source, self.source), None, title)
+
+    def divide(self, indices: NDArray[np.int64]) -> list[list[int]]:
+        """Return the numbers among ``indices`` that are of each set."""
+        numbers = np.searchsorted(self.source.ends, indices, side="right")
+        return [indices[numbers == number].tolist() for number in range(len(self.names))]
+
+
+def open_benchmarks(
+    config: VisionLanguageConfig, check_own: Callable[[QuestionSource], None] | None = None
+) -> Benchmarks:
+    """Open the questions of ``benchmarks``, or if there are none the validation part of ``data.source``.
+
+    ``check_own`` sees that part before it is taken. Raises DataError as :func:`open_questions` does.
+    """
+    sets = config.benchmarks or (config.data.first_set,)
+    sources = [open_questions(each, "validation") for each in sets]
+    if check_own is not None and not config.benchmarks:
+        check_own(sources[0])
+    return Benchmarks(mix_questions(sources), tuple(map(_choose_name, sets)))
+
+
+def _choose_name(chosen: QuestionSet) -> str:
+    """Return the name of a set in figures: its own, or the last part of its path."""
+    return chosen.name or Path(chosen.source).stem or chosen.source

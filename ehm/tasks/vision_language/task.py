@@ -1,0 +1,115 @@
+"""Vision-language: an encoder becomes the eyes of a frozen language model, and answers questions about images."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, SupportsFloat, cast
+
+from ehm.backends.base import Answerer, Backend
+from ehm.config import VisionLanguageConfig
+from ehm.data import Batch, Source, Split, TrainTransform
+from ehm.data.questions import QuestionSource, draw_answer
+from ehm.data.sources.questions.mixture import open_data_questions
+from ehm.data.subset import Subset
+from ehm.errors import DataError
+from ehm.models.language_folder import check_same_language_model
+from ehm.models.opening import take_weights
+from ehm.storage.checkpoint import Checkpoint
+from ehm.tasks.base import Task, load_learner, merge_config
+from ehm.tasks.held_out import leave_out_trained
+from ehm.tasks.vision_language.benchmarks import open_benchmarks
+from ehm.tasks.vision_language.evaluation import AnswererEvaluation
+from ehm.tasks.vision_language.metrics import VisionLanguageReport
+from ehm.training.loaders import make_train_loader
+
+__all__ = ["VisionLanguage"]
+
+
+class VisionLanguage(Task[VisionLanguageConfig, VisionLanguageReport]):
+    """Training of a resampler, and of the encoder below it unless ``config.frozen``, on questions and answers."""
+
+    measured_keys = ("blank", "benchmarks", "language")
+    unit = "questions"
+
+    learner: Answerer
+
+    def __init__(self, config: VisionLanguageConfig, backend: Backend, start: Checkpoint | None = None) -> None:
+        source, selected = open_data_questions(config.data, "train")
+        self._questions = source
+        train = Subset(cast(Source, source), selected, source.split)
+        benchmarks = open_benchmarks(config, self._require_other_questions)
+        val = benchmarks.select_all()
+        super().__init__(config, backend, train, val, start, classes=(), val_name=benchmarks.name)
+        self.learner = backend.create_task_learner(self.learner_config, 0, self.take_first_weights())
+        if start is not None:
+            check_same_language_model(start.metadata["language"], self.learner.language, start.folder)
+        tuned = "a resampler" if config.frozen else "a resampler and"
+        eyes = "on the frozen encoder" if config.frozen else "the encoder"
+        self.headline = f"Training {tuned} {eyes} {config.model.init} as the eyes of {config.language.source}"
+        transform = TrainTransform(
+            self.learner.image_size,
+            config.data.crop_scale,
+            config.data.flip,
+            mean=self.learner.inputs.mean,
+            std=self.learner.inputs.std,
+            interpolation=self.learner.inputs.interpolation,
+        )
+        self.loader = make_train_loader(train.source, transform, config, self.processes, subset=selected)
+        self.evaluation = AnswererEvaluation(self.learner, benchmarks, self.val, config, backend)
+
+    @property
+    def more_metadata(self) -> dict[str, Any]:
+        """The description of the language model, which is no part of a checkpoint and has to be there again."""
+        return {"language": dict(self.learner.language)}
+
+    def train_step(self, batch: Batch, step: int, lr: float) -> Mapping[str, SupportsFloat]:
+        """Take an optimiser step on images, and on one of the answers to the question about each."""
+        config = self.config
+        epoch = step // self.loader.steps_per_epoch
+        prompts = []
+        answers = []
+        for index in batch.indices.tolist():
+            question = self._questions.question(index)
+            prompts.append(config.language.ask(question.text))
+            answers.append(draw_answer(question.answers, config.run.seed, epoch, index))
+        return self.learner.train_step(batch.images, prompts, answers, lr, config.optim.weight_decay)
+
+    @classmethod
+    def open_source(cls, config: VisionLanguageConfig, split: Split) -> Source:
+        """Open the questions to train on, or those of the benchmarks as one source."""
+        if split == "val":
+            return open_benchmarks(config).select_all().source
+        return cast(Source, open_data_questions(config.data, "train")[0])
+
+    @classmethod
+    def divide_source(cls, config: VisionLanguageConfig, source: Source) -> tuple[Subset[Source], Subset[Source]]:
+        """Return the questions to train on, and those of the benchmarks."""
+        train, selected = open_data_questions(config.data, "train")
+        return Subset(cast(Source, train), selected, train.split), open_benchmarks(config).select_all()
+
+    @classmethod
+    def open_evaluation(
+        cls, checkpoint: Checkpoint, backend: Backend, config: str | Path | None, overrides: Sequence[str]
+    ) -> AnswererEvaluation:
+        """Prepare to ask the model of a checkpoint the questions of the benchmarks.
+
+        Raises CheckpointError if ``language.source`` is not the language model that it was trained with.
+        """
+        settings = merge_config(VisionLanguageConfig, checkpoint, config, overrides, cls.measured_keys)
+        benchmarks = open_benchmarks(settings)
+        answerer: Answerer = backend.create_task_learner(settings, 0, take_weights(checkpoint))
+        check_same_language_model(checkpoint.metadata["language"], answerer.language, checkpoint.folder)
+        load_learner(answerer, checkpoint)
+        subset = leave_out_trained(
+            benchmarks.select_all(), checkpoint, benchmarks.name, settings.data.workers, backend.processes
+        )
+        return AnswererEvaluation(answerer, benchmarks, subset, settings, backend)
+
+    def _require_other_questions(self, source: QuestionSource) -> None:
+        """Raise DataError if the questions to measure on, of a set without parts, are those to train on."""
+        if source.split == "all":
+            raise DataError(
+                f"data.source {self.config.data.source}: has no validation part of its own; name other questions as "
+                "benchmarks"
+            )

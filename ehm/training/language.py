@@ -1,0 +1,140 @@
+"""``ehm language train``: a tiny language model on text alone, for examples of the task vision_language.
+
+A run's folder holds ``config.yaml``, ``metrics.jsonl``, ``tensorboard/`` and, at the end, ``model/``, a folder in
+Hugging Face's layout, and ``metrics.json``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from ehm.backends.base import TextLearner
+from ehm.config import LanguageTrainingConfig
+from ehm.console import console
+from ehm.data.sources.questions.layouts import open_questions
+from ehm.errors import ConfigError
+from ehm.models.language_folder import RUN_MODEL
+from ehm.storage.writing import replace_folder, write_json
+from ehm.training.plan import RunPlan, plan_run
+from ehm.training.run import Run, open_run
+from ehm.training.schedule import learning_rate_at
+from ehm.training.text_documents import Description, describe_facts, describe_images, draw_documents, list_texts
+
+__all__ = ["DEFAULT_CONFIG", "LanguageResult", "train_language_model"]
+
+DEFAULT_CONFIG = "easy_vqa/language"
+DEFAULT_OUT = Path("runs/language")
+_MEASURED = 1024
+"""Questions that are measured, spread evenly over those of the validation part."""
+_AT_ONCE = 256
+_LONGEST_ANSWER = 8
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Shares of ``questions`` that are answered rightly: given the sentence about the image, and without it."""
+
+    questions: int
+    with_facts: float
+    without_facts: float
+
+
+@dataclass(frozen=True)
+class LanguageResult:
+    """The results of a run: its folder, that of the model, and how well it reads."""
+
+    out: Path
+    model: Path
+    reading: Reading
+
+
+def train_language_model(
+    config: LanguageTrainingConfig | str | Path | None = None,
+    *,
+    device: str = "auto",
+    overrides: Sequence[str] = (),
+    out: str | Path | None = None,
+) -> LanguageResult:
+    """Train a tiny language model as ``config`` says (a file, the name of a shipped one, or an object).
+
+    ``overrides`` are ``key=value`` strings, as ``--set`` takes them. Raises EhmError on bad input.
+    """
+    folder = Path(out or DEFAULT_OUT)
+    if (folder / RUN_MODEL).exists():
+        raise ConfigError(f"--out {folder}: holds a language model already; name another folder, or remove it")
+    run = open_run(LanguageTrainingConfig, DEFAULT_CONFIG, config, overrides, device, folder, is_resumable=False)
+    if run.processes.size > 1:
+        raise ConfigError("ehm language train: trains in one process, as the model is tiny; start it without torchrun")
+    with run.explain_write_errors():
+        return _train(run)
+
+
+def _train(run: Run[LanguageTrainingConfig]) -> LanguageResult:
+    config = run.config
+    source = config.data.source
+    train = describe_images(open_questions(config.data, "train"), config.text, source)
+    val = describe_images(open_questions(config.data, "validation"), config.text, source)
+    optim = config.optim
+    plan = plan_run(optim, config.run, max(1, len(train) // optim.batch_size))
+    model = run.backend.create_text_learner(config, list_texts(train, config.text))
+    _print_start(run, plan, model, train)
+    run.write_config()
+
+    with run.open_log(plan.last, 0, "language") as log:
+        for step in range(plan.last):
+            documents = draw_documents(train, config.text, optim.batch_size, config.run.seed, step)
+            lr = learning_rate_at(optim, step, plan.steps_per_epoch)
+            metrics = model.train_step(documents, lr, optim.weight_decay)
+            log.advance(step + 1)
+            if plan.is_log_due(step + 1) or step + 1 == plan.last:
+                log.log(step + 1, {**{name: float(value) for name, value in metrics.items()}, "lr": lr})
+
+    folder = run.folder / RUN_MODEL
+    with replace_folder(folder) as temporary:
+        model.save(temporary)
+    reading = measure_reading(model, val, config)
+    path = write_json(run.folder / "metrics.json", {"model": str(folder), **asdict(reading)})
+    console.print(
+        f"Of {reading.questions:,} questions about images that it has not read of it answers {reading.with_facts:.1%} "
+        f"rightly if it is told what the image shows, and {reading.without_facts:.1%} if it is not"
+    )
+    console.print(f"Language model: {folder}; figures: {path}")
+    console.print(f"To use it: ehm finetune --task vision_language --set language.source={run.folder}")
+    return LanguageResult(run.folder, folder, reading)
+
+
+def measure_reading(model: TextLearner, descriptions: Sequence[Description], config: LanguageTrainingConfig) -> Reading:
+    """Ask questions about images in words, with the sentence about the image and without it."""
+    asked = [(each, question) for each in descriptions for question in each.questions if question.answers]
+    asked = asked[:: max(1, len(asked) // _MEASURED)]
+    shares = []
+    for is_told in (True, False):
+        prompts = []
+        for description, question in asked:
+            sentence = describe_facts(description.facts if is_told else "", config.text)
+            prompts.append(f"{sentence} {config.text.words.ask(question.text)}")
+        answers: list[str] = []
+        for start in range(0, len(prompts), _AT_ONCE):
+            answers += model.answer(prompts[start : start + _AT_ONCE], _LONGEST_ANSWER)
+        right = 0
+        for (_, question), answer in zip(asked, answers, strict=True):
+            right += answer.strip().lower() == question.answers[0].lower()
+        shares.append(right / len(asked))
+    return Reading(len(asked), shares[0], shares[1])
+
+
+def _print_start(
+    run: Run[LanguageTrainingConfig], plan: RunPlan, model: TextLearner, train: Sequence[Description]
+) -> None:
+    optim = run.config.optim
+    console.print(
+        f"Training a language model of {model.parameters / 1e6:.2f} million parameters on text alone: a stand-in for a "
+        f"real one, which knows {model.words} words"
+    )
+    console.print(
+        f"  on {run.config.data.source}: descriptions of {len(train):,} images in words, {plan.describe(optim)}, batch "
+        f"{optim.batch_size}, learning rate {optim.lr:.2e}; {run.describe_device()}"
+    )
+    console.print(f"  into {run.folder}")

@@ -1,0 +1,121 @@
+"""``--task vision_language`` from words alone to answers about images: what it learns, and that it can be stopped."""
+
+import json
+
+import numpy as np
+import pytest
+from question_files import COLOURS, write_easy_vqa, write_image
+
+from ehm.cli import main
+from ehm.config import LanguageTrainingConfig, VisionLanguageConfig
+from ehm.errors import CheckpointError, ConfigError
+from ehm.storage.checkpoint import open_checkpoint
+from ehm.tasks.evaluate import evaluate
+from ehm.tasks.finetune import finetune
+from ehm.training.language import train_language_model
+
+pytest.importorskip("transformers")
+SHOWN = {"before": "The image shows a ", "after": "."}
+
+
+@pytest.fixture(scope="module")
+def questions(tmp_path_factory):
+    root = write_easy_vqa(tmp_path_factory.mktemp("questions"))
+    for number, colour in enumerate(COLOURS):  # others than those to train on
+        write_image(root / "test" / "images" / f"{number}.png", colour, (10, 10))
+    return root
+
+
+def language_config(questions, **settings):
+    optim = {"steps": 60, "batch_size": 16, "base_lr": 0.08, "warmup_steps": 5, "dtype": "float32"}
+    values = {"data": {"source": str(questions)}, "width": 32, "depth": 1, "heads": 2, "optim": optim}
+    return LanguageTrainingConfig.model_validate({**values, "run": {"trackers": []}, **settings})
+
+
+@pytest.fixture(scope="module")
+def language(questions, tmp_path_factory):
+    """A language model that has read of red, blue and green circles."""
+    return train_language_model(
+        language_config(questions), device="cpu", out=tmp_path_factory.mktemp("language") / "run"
+    )
+
+
+def config(questions, language, **sections):
+    values = {
+        "model": {"encoder": "vit_tiny", "width": 24, "depth": 1, "heads": 2, "image_size": 16, "patch_size": 8},
+        "frozen": True,
+        "resampler": {"latents": 2, "depth": 1, "heads": 2, "head_width": 8},
+        "language": {"source": str(language.out), "dtype": "float32", "most": 4, **SHOWN},
+        "data": {"source": str(questions), "crop_scale": [1, 1], "flip": False, "workers": 0},
+        "optim": {"steps": 60, "batch_size": 9, "base_lr": 0.6, "warmup_steps": 5, "dtype": "float32"},
+        "run": {"trackers": [], "measure_every": 100, "checkpoint_every": 100},
+    }
+    for name, section in sections.items():
+        values[name] = {**values.get(name, {}), **section} if isinstance(section, dict) else section
+    return VisionLanguageConfig.model_validate(values)
+
+
+@pytest.fixture(scope="module")
+def trained(questions, language, tmp_path_factory):
+    return finetune(config(questions, language), device="cpu", out=tmp_path_factory.mktemp("trained") / "run")
+
+
+def test_a_language_model_reads_what_it_is_told(language, capsys):
+    assert language.reading.with_facts == 1.0
+    assert language.reading.without_facts < 0.9  # whether a shape is red, and which colour it has, is not known
+    assert json.loads((language.out / "metrics.json").read_text())["with_facts"] == 1.0
+    assert main(["language", "train", "--out", str(language.out)]) == 2
+    assert "holds a language model already" in capsys.readouterr().err
+
+
+def test_it_sees_what_words_alone_do_not_tell(trained):
+    (benchmark,) = trained.report.benchmarks
+    accuracies = {kind.name: (kind.accuracy, kind.blank, kind.commonest) for kind in benchmark.kinds}
+    assert accuracies["colour"][0] == 1.0
+    assert accuracies["colour"][1] == accuracies["colour"][2] == pytest.approx(1 / 3)
+    assert accuracies["shape"] == (1.0, 1.0, 1.0)
+    assert trained.metrics["accuracy"] == trained.report.score == 1.0
+    stored = json.loads((trained.out / "metrics.json").read_text())
+    assert stored["accuracy_blank"] == benchmark.blank < 1
+    rows = json.loads((trained.out / "predictions.json").read_text())
+    assert {row["pred"] for row in rows} >= {"red", "blue", "green", "circle", "yes", "no"}
+    assert "Vision-language" in (trained.out / "report.html").read_text()
+
+
+def test_the_checkpoint_is_the_eyes_alone_and_knows_its_language_model(trained, language, questions, tmp_path):
+    checkpoint = open_checkpoint(trained.checkpoint)
+    assert {name.partition(".")[0] for name in checkpoint.model} == {"encoder", "resampler"}
+    assert checkpoint.metadata["language"]["width"] == 32
+    moved = language.out.rename(tmp_path / "moved")
+    try:
+        with pytest.raises(ConfigError, match=r"language\.source .*: no such folder"):
+            evaluate(trained.out, device="cpu")
+        report = evaluate(
+            trained.out, device="cpu", overrides=[f"language.source={moved}", "blank=false"], out=tmp_path / "figures"
+        )
+        assert report.score == 1.0
+        assert report.figures["accuracy_blank"] is None
+        assert len(json.loads((tmp_path / "figures" / "predictions.json").read_text())) == 9
+    finally:
+        moved.rename(language.out)
+    other = train_language_model(
+        language_config(questions, optim={"steps": 1, "dtype": "float32"}), device="cpu", out=tmp_path / "other"
+    )
+    with pytest.raises(CheckpointError, match="has other weights; name the folder of that model"):
+        evaluate(trained.out, device="cpu", overrides=[f"language.source={other.out}"])
+
+
+def test_a_resumed_run_ends_with_the_same_weights(questions, language, tmp_path):
+    optim = {"steps": 6, "warmup_steps": 0}
+    whole = config(questions, language, frozen=False, optim=optim, data={"flip": True, "crop_scale": [0.5, 1]})
+    ends = []
+    finetune(whole, device="cpu", out=tmp_path / "whole")
+    stopped = whole.model_copy(update={"run": whole.run.model_copy(update={"max_steps": 3})})
+    finetune(stopped, device="cpu", out=tmp_path / "parts")
+    finetune(whole, device="cpu", out=tmp_path / "parts", resume=True)
+    for name in ("whole", "parts"):
+        ends.append(open_checkpoint(tmp_path / name).state)
+    for arrays, others in ((ends[0].model, ends[1].model), (ends[0].optimizer, ends[1].optimizer)):
+        assert arrays.keys() == others.keys()
+        for name, array in arrays.items():
+            np.testing.assert_array_equal(array, others[name], err_msg=name)
