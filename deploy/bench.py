@@ -26,9 +26,9 @@ from ehm.console import PlainConsole, console
 from ehm.deploy.bundle.bundle import Bundle
 from ehm.deploy.bundle.manifest import Manifest, Precision
 from ehm.deploy.bundle.preprocessing import eval_transform, normalise_pixels
+from ehm.deploy.predict.handler import Outputs
 from ehm.deploy.predict.offline_parity import names_offline_model
-from ehm.deploy.predict.predictor import Predictor, row_cosines
-from ehm.deploy.predict.registry import create_handler
+from ehm.deploy.predict.predictor import Predictor
 from ehm.deploy.predict.runtime import installed_devices
 from ehm.errors import ConfigError, EhmError
 from ehm.storage.writing import write_json
@@ -60,12 +60,11 @@ class Timing:
 
 @dataclass(frozen=True)
 class _Contestant:
-    """A way to compute ``output`` (B, ...) from the bundle's own input, or from ``normalised`` images (B, 3, H, W)."""
+    """A way to compute outputs from the bundle's own input, or from ``normalised`` images (B, 3, H, W)."""
 
     name: str
-    output: str
     normalised: bool
-    run: Callable[[NDArray[Any]], NDArray[np.float32]]
+    run: Callable[[NDArray[Any]], Outputs]
 
 
 @dataclass(frozen=True)
@@ -83,7 +82,7 @@ class _Inputs:
 def bench_export(
     bundle: str | Path,
     *,
-    batch: Sequence[int] = (1, 8),
+    batch: Sequence[int] = (),
     device: str | Sequence[str] = (),
     images: Sequence[str | Path] = (),
     rounds: int = 20,
@@ -94,14 +93,15 @@ def bench_export(
 ) -> list[Timing]:
     """Time the networks of a bundle, and torch if it and the checkpoint are still here; print a table, or JSON.
 
-    ``batch`` are sizes of batches; ``device`` one or several of ``runtime.PROVIDERS``, by default all that are
-    installed, or ``om``; ``images`` are files, by default smooth random pictures; ``threads`` are those of each
-    network, by default one a core. ``processor_time`` counts that of all threads instead of the clock's, which other
-    programs disturb little. With ``out`` the figures also go to ``out/bench.json``. Raises ConfigError for wrong
-    numbers, ExportError for a damaged bundle, BackendError for a device that is not there.
+    ``batch`` are sizes of batches, by default 1 and 8, or 1 if the network takes no more; ``device`` one or several of
+    ``runtime.PROVIDERS``, by default all that are installed, or ``om``; ``images`` are files, by default smooth random
+    pictures; ``threads`` are those of each network, by default one a core. ``processor_time`` counts that of all
+    threads instead of the clock's, which other programs disturb little. With ``out`` the figures also go to
+    ``out/bench.json``. Raises ConfigError for wrong numbers, ExportError for a damaged bundle, BackendError for a
+    device that is not there.
     """
     for option, values in (("--batch", batch), ("--rounds", (rounds,))):
-        if min(values) < 1:
+        if min(values, default=1) < 1:
             raise ConfigError(f"{option} {min(values)}: expected at least 1")
     opened = Bundle.open(bundle)
     notes = PlainConsole(stderr=True)
@@ -113,6 +113,7 @@ def bench_export(
         contestants = _load_torch(opened.manifest, threads) + contestants
     except EhmError as error:
         notes.print(f"torch is left out: {error}")
+    batch = _choose_batches(batch, reference)
     pictures = [reference.decode(file) for file in images] or _draw_pictures(max(batch))
     clock = time.process_time if processor_time else time.perf_counter
     timings: list[Timing] = []
@@ -135,8 +136,6 @@ def bench_export(
 def _load_exported(bundle: Bundle, devices: Sequence[str], threads: int) -> tuple[Predictor, list[_Contestant]]:
     """Return the network in float32 on the first device, and every network on every device."""
     manifest = bundle.manifest
-    create_handler(manifest).require_batches(bundle.path, "ehm bench")
-    output = manifest.compared_output
     contestants = []
     predictors = []
     for device in devices:
@@ -145,13 +144,25 @@ def _load_exported(bundle: Bundle, devices: Sequence[str], threads: int) -> tupl
         for precision in precisions:
             predictor = Predictor(bundle, device, precision, threads)
             name = f"{predictor.provider.removesuffix('ExecutionProvider')} {predictor.network}"
-            contestants.append(_Contestant(name, output, False, partial(_run_predictor, predictor, output)))
+            contestants.append(_Contestant(name, False, partial(_run_predictor, predictor)))
             predictors.append(predictor)
     return predictors[0], contestants
 
 
-def _run_predictor(predictor: Predictor, output: str, inputs: NDArray[Any]) -> NDArray[np.float32]:
-    return predictor.run(inputs, [output])[output]
+def _choose_batches(batch: Sequence[int], reference: Predictor) -> Sequence[int]:
+    """Return the sizes of batches to time; raises ConfigError for one that the network does not take."""
+    if reference.handler.takes_batches:
+        return batch or (1, 8)
+    if set(batch) - {1}:
+        raise ConfigError(f"--batch {max(batch)}: {reference.bundle.path} takes one image at a time; leave it out")
+    return (1,)
+
+
+def _run_predictor(predictor: Predictor, inputs: NDArray[Any]) -> Outputs:
+    """Return what is compared of the outputs, and of several the first one only: the others need not be computed."""
+    handler = predictor.handler
+    names = handler.measured_outputs[:1] if handler.takes_batches else handler.measured_outputs
+    return predictor.run(inputs, names)
 
 
 def _load_torch(manifest: Manifest, threads: int) -> list[_Contestant]:
@@ -163,8 +174,12 @@ def _load_torch(manifest: Manifest, threads: int) -> list[_Contestant]:
         raise EhmError(f"the bundle has no {output}, which torch computes")
     contestants = []
     for name, run in load_torch_baselines(manifest, output, threads).items():
-        contestants.append(_Contestant(f"torch {name}", output, True, run))
+        contestants.append(_Contestant(f"torch {name}", True, partial(_name_output, run, output)))
     return contestants
+
+
+def _name_output(run: Callable[[NDArray[Any]], NDArray[np.float32]], name: str, images: NDArray[Any]) -> Outputs:
+    return {name: run(images)}
 
 
 def _draw_pictures(count: int) -> list[Image.Image]:
@@ -185,7 +200,7 @@ def _prepare_inputs(reference: Predictor, pictures: Sequence[Image.Image]) -> _I
     transform = eval_transform(rule)
     pixels = np.stack([transform(picture) for picture in pictures])
     # in the form of the bundle itself, which may do all of the above in its graph
-    own = np.stack([reference.prepare(picture) for picture in pictures])
+    own = np.stack([reference.handler.prepare_sample(reference, picture) for picture in pictures])
     return _Inputs(own, np.ascontiguousarray(normalise_pixels(pixels, rule)))
 
 
@@ -202,7 +217,7 @@ def _time_rounds(
     cosines = []
     for contestant in contestants:  # the first run allocates, and compiles if there is a compiler
         found = contestant.run(inputs.for_contestant(contestant))
-        cosines.append(float(row_cosines(expected[contestant.output], found).min()))
+        cosines.append(float(reference.handler.compare(expected, found).cosines.min()))
     seconds = np.empty((rounds, len(contestants)))
     for row in seconds:
         for column, contestant in enumerate(contestants):

@@ -134,10 +134,12 @@ class Quality(_Section):
     """A comparison of a network in lower precision with the one in float32, on ``images`` photographs of ``source``.
 
     ``cosine`` is the mean cosine between the outputs of both, ``cosine_min`` the smallest: of features if the network
-    gives them, else of logits, whose direction means little if all are near 0. ``agreement`` is the share of images
-    with the same likeliest class; ``accuracy`` and ``accuracy_float32`` are the shares of right ones, if the images
-    have labels of the model's. ``default_cosine``, ``default_cosine_min`` and ``default_agreement`` are the same for a
-    session of ONNX Runtime on the CPU with no settings at all, as other programs open it.
+    gives them, else of logits, whose direction means little if all are near 0, of the scores of all pixels, or of
+    boxes, scores and masks of the objects that both find. ``agreement`` is the share of images with the same likeliest
+    class, of pixels with the same class, or of objects that both find; ``accuracy`` and ``accuracy_float32`` are the
+    shares of right ones, if the images have labels of the model's. ``default_cosine``, ``default_cosine_min`` and
+    ``default_agreement`` are the same for a session of ONNX Runtime on the CPU with no settings at all, as other
+    programs open it.
     """
 
     source: str

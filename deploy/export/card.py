@@ -46,7 +46,7 @@ def write_card(manifest: Manifest, config: ExportConfig, path: Path) -> None:
         "## Metrics": _describe_metrics(manifest, runs),
         "## Input and outputs": _describe_tensors(handler),
         "## Use": _describe_use(handler),
-        "## Parity and number types": _describe_precisions(manifest),
+        "## Parity and number types": _describe_precisions(handler),
         "## Licence": licences,
     }
     front = yaml.safe_dump(_front_matter(handler, config, runs), sort_keys=False, allow_unicode=True)
@@ -124,7 +124,8 @@ def _describe_use(handler: Handler) -> str:
     return "\n".join(["```sh", *shell, "```", "", "Or, in this folder:", "", "```python", *python, "```"])
 
 
-def _describe_precisions(manifest: Manifest) -> str:
+def _describe_precisions(handler: Handler) -> str:
+    manifest = handler.manifest
     parity = manifest.parity
     difference = f"{parity.max_abs:.1e}"
     if parity.max_relative is not None:
@@ -136,21 +137,21 @@ def _describe_precisions(manifest: Manifest) -> str:
     ]
     for precision, model in manifest.models.items():
         if model.quality is not None:
-            lines.append(f"{precision} {_describe_quality(model, manifest.compared_output)}.")
+            lines.append(f"{precision} {_describe_quality(model, handler)}.")
     return "\n\n".join(lines)
 
 
-def _describe_quality(model: ModelRecord, output: str) -> str:
+def _describe_quality(model: ModelRecord, handler: Handler) -> str:
     quality = model.quality
     assert quality is not None
     text = (
         f"(`{model.file}`), beside float32 on {quality.images} images of {name_source(quality.source)}: "
-        f"mean cosine of the {output} {quality.cosine:.5f}, least {quality.cosine_min:.5f}"
+        f"mean cosine of the {handler.compared} {quality.cosine:.5f}, least {quality.cosine_min:.5f}"
     )
-    if output == "logits":
+    if handler.compared == "logits":
         text += " (little is meant by it where logits are near 0)"
     if quality.agreement is not None:
-        text += f"; the same class for {quality.agreement:.1%}"
+        text += f"; {handler.agreement.format(quality.agreement)}"
     if quality.accuracy is not None and quality.accuracy_float32 is not None:
         text += f"; accuracy on these {quality.accuracy:.1%}, of float32 {quality.accuracy_float32:.1%}"
     if quality.default_cosine is not None:

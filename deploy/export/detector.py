@@ -37,7 +37,7 @@ _TOLERANCE = 1e-3
 """Largest accepted difference of scores, masks, and boxes in sides of the image."""
 _LEAST_SHARE = 0.9
 """Share of objects that both have to find. If two scores are equal within rounding, either box may go."""
-_UNFIT_KEYS = ("preprocessing", "dynamic_size", "int8", "float16")
+_UNFIT_KEYS = ("preprocessing", "dynamic_size", "int8")
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def check_detector_config(config: ExportConfig) -> None:
     if config.target != "portable":
         changed.insert(0, "target")
     if changed:
-        raise ConfigError(f"{changed[0]}: a detector is written in float32 for one size, target portable; leave it out")
+        raise ConfigError(f"{changed[0]}: a detector is written in floats for one size, target portable; leave it out")
     require_packages("torch,export,tasks", *_PACKAGES, "onnx", "onnxruntime")
 
 

@@ -24,9 +24,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Exportable", "ImageExportable", "SegmenterExportable"]
 
-_WINDOWED = ("preprocessing", "int8", "float16")
-"""Keys that do not go with an image that is cut into windows: the graph sees one, and photographs measure it."""
-
 
 class Exportable(ABC):
     """A trained model that can become a bundle.
@@ -124,12 +121,11 @@ class SegmenterExportable(ImageExportable):
         return "segmentation"
 
     def make_graph(self, config: ExportConfig) -> ModelProto:
-        """Return the network as an ONNX graph; raises ConfigError for a key that does not go with windows."""
+        """Return the network as an ONNX graph; raises ConfigError for preprocessing: the graph sees one window."""
         # refused when the graph is made, before anything is written
-        for key in _WINDOWED:
-            if getattr(config, key):
-                origin = self.provenance.origin
-                raise ConfigError(f"{key}: {origin} is a segmenter, which is exported without; leave it out")
+        if config.preprocessing:
+            origin = self.provenance.origin
+            raise ConfigError(f"preprocessing: {origin} is a segmenter, which is exported without; leave it out")
         return super().make_graph(config)
 
     def manifest_rules(self) -> dict[str, Any]:

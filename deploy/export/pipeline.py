@@ -79,12 +79,10 @@ def export(
     # other heads take the encoder of a detector alone, which is an image model
     whole_detector = head in ("auto", "multi") and is_detector(checkpoint)
     if whole_detector:
-        if triton is not None or kserve is not None:
-            raise ConfigError("--triton, --kserve: not for a detector, whose network takes no batches; leave them out")
         check_detector_config(config)
     else:
         require_packages("export", *_NEEDED)
-        check_engines(out, triton=triton, kserve=kserve, config=config, device=device)
+    check_engines(out, triton=triton, kserve=kserve, config=config, device=device)
     with stage_bundle(out) as folder:
         model = open_detector(config.model) if whole_detector else prepare_export(config.model, head)
         sealed = _write_bundle(folder, model, config, device, out)

@@ -16,7 +16,9 @@ from PIL import Image
 from ehm.data.bilinear import find_neighbours
 from ehm.deploy.bundle.manifest import Fit, Manifest
 from ehm.deploy.bundle.preprocessing import normalise_pixels
+from ehm.deploy.predict.comparison import Comparison
 from ehm.deploy.predict.handler import CardTexts, Outputs, PredictionOptions, SingleImageHandler
+from ehm.deploy.predict.object_matching import compare_objects
 from ehm.deploy.predict.prediction import Prediction
 
 if TYPE_CHECKING:
@@ -70,6 +72,7 @@ class DetectionHandler(SingleImageHandler):
     card = CardTexts("Object detector", "object-detection")
     takes_batches = False
     tensor_refusal = "finds objects: send an image file to /v1/detect"
+    agreement = "{:.1%} of the objects in common"
     missing = "boxes"
 
     def __init__(self, manifest: Manifest) -> None:
@@ -83,6 +86,25 @@ class DetectionHandler(SingleImageHandler):
         blank = np.asarray(preprocessing.mean, np.float32) * 255  # normalising makes it 0
         placed = place_image(np.asarray(image), self.fit, preprocessing.image_size, blank)
         return placed, normalise_pixels(placed.pixels, preprocessing)[np.newaxis]
+
+    def prepare_sample(self, predictor: Predictor, image: Image.Image) -> NDArray[Any]:
+        """Return an image fitted into the network's input (3, H, W)."""
+        _, inputs = self.place(image)
+        return inputs[0]
+
+    @property
+    def measured_outputs(self) -> list[str]:
+        """All outputs: objects are compared by their boxes, labels, scores and masks."""
+        return self.manifest.output_names
+
+    @property
+    def compared(self) -> str:
+        """A noun for what the cosines are between: boxes, scores and masks of the objects that both find."""
+        return "objects"
+
+    def compare(self, expected: Outputs, found: Outputs) -> Comparison:
+        """Compare the objects of one image; see `Handler.compare`."""
+        return compare_objects(expected, found, self.fit.threshold)
 
     def find_objects(
         self, outputs: Outputs, placed: PlacedImage, threshold: float | None = None

@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,9 +19,10 @@ from PIL import Image
 from ehm.data.decoding.depth import count_missing
 from ehm.deploy.bundle.manifest import Manifest
 from ehm.deploy.bundle.preprocessing import seen_region
+from ehm.deploy.predict.comparison import Comparison, row_cosines
 from ehm.deploy.predict.prediction import Prediction
 from ehm.deploy.predict.preparation import describe_preparation, preparation_code
-from ehm.errors import BrokenImage, ExportError
+from ehm.errors import BrokenImage
 
 if TYPE_CHECKING:
     from ehm.deploy.predict.predictor import Predictor
@@ -58,6 +59,8 @@ class Handler(ABC):
     """False for a network that takes one image, and whose outputs have no batch dimension."""
     tensor_refusal: ClassVar[str | None] = None
     """The reason why the server takes no tensors for this kind of model, if it does not."""
+    agreement: ClassVar[str] = "the same class for {:.1%}"
+    """A phrase for the share of answers that two networks have in common."""
     missing: ClassVar[str] = ""
     """The part that a model of another kind lacks if it is asked for this kind of answer."""
 
@@ -74,10 +77,32 @@ class Handler(ABC):
         """Return the part of an image that the network sees: left, top, width and height in the image's pixels."""
         return seen_region(width, height, self.manifest.preprocessing)
 
-    def require_batches(self, bundle: Path, command: str) -> None:
-        """Raise ExportError if the network takes one image at a time; ``command`` gives it batches."""
-        if not self.takes_batches:
-            raise ExportError(f"{bundle}: a detector, which ehm predict and ehm serve run, and {command} does not")
+    def prepare_sample(self, predictor: Predictor, image: Image.Image) -> NDArray[Any]:
+        """Return one input made of an image, on which networks are calibrated, compared and timed."""
+        return predictor.prepare(image)
+
+    @property
+    def measured_outputs(self) -> list[str]:
+        """The outputs by which a network in lower precision is compared with float32."""
+        names = [self.manifest.compared_output]
+        if names[0] != "logits" and self.manifest.output("logits"):
+            names.append("logits")
+        return names
+
+    @property
+    def compared(self) -> str:
+        """A noun for what the cosines of `compare` are between."""
+        return self.manifest.compared_output
+
+    def compare(self, expected: Outputs, found: Outputs) -> Comparison:
+        """Compare the outputs of a batch with those in float32: all that are ``measured_outputs``, or some of them."""
+        # the direction of features says the most, as in the manifest
+        name = next(name for name in ("features", "logits", "patches") if name in found)
+        cosines = row_cosines(expected[name], found[name])
+        if "logits" not in found:
+            return Comparison(cosines)
+        same = expected["logits"].argmax(axis=1) == found["logits"].argmax(axis=1)
+        return Comparison(cosines, same.astype(np.float64))
 
     def add_batch_axis(self, outputs: dict[str, NDArray[np.float32]]) -> dict[str, NDArray[np.float32]]:
         """Return outputs with a row for each image of the batch, also if the network has no batch dimension."""

@@ -19,7 +19,7 @@ from ehm.deploy.predict.offline_parity import names_offline_model
 from ehm.deploy.predict.registry import create_handler
 from ehm.deploy.predict.sessions import open_network
 
-__all__ = ["Predictor", "row_cosines"]
+__all__ = ["Predictor"]
 
 
 class Predictor:
@@ -78,13 +78,3 @@ class Predictor:
     def run_batch(self, inputs: NDArray[Any], names: Sequence[str] = ()) -> dict[str, NDArray[np.float32]]:
         """Run the network as `run` does, so that every output has a row for each image, a detector's outputs too."""
         return self.handler.add_batch_axis(self.run(inputs, names))
-
-
-def row_cosines(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Return the cosine of each pair of rows (B,) of two arrays (B, ...)."""
-    x = a.reshape(len(a), -1).astype(np.float64)
-    y = b.reshape(len(b), -1).astype(np.float64)
-    norms = np.linalg.norm(x, axis=1) * np.linalg.norm(y, axis=1)
-    # a row of zeros has no direction: its cosine is 0 rather than not a number
-    cosines: NDArray[np.float64] = np.sum(x * y, axis=1) / np.maximum(norms, np.finfo(np.float64).tiny)
-    return cosines

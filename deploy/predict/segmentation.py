@@ -6,7 +6,7 @@ Shapes: an image of H x W pixels, h x w of them once resized, B windows of a bat
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +16,8 @@ from ehm.data.bilinear import enlarge_argmax
 from ehm.data.segmentation import place_windows, resize_to_scale
 from ehm.deploy.bundle.manifest import Manifest
 from ehm.deploy.bundle.preprocessing import normalise_pixels
-from ehm.deploy.predict.handler import CardTexts, PredictionOptions, SingleImageHandler
+from ehm.deploy.predict.comparison import Comparison, row_cosines
+from ehm.deploy.predict.handler import CardTexts, Outputs, PredictionOptions, SingleImageHandler
 from ehm.deploy.predict.prediction import Prediction
 from ehm.storage.reading import parse_json, read_text
 from ehm.storage.writing import replace_file
@@ -91,6 +92,7 @@ class SegmentationHandler(SingleImageHandler):
     """A bundle that gives the scores of every class for each pixel of a window."""
 
     card = CardTexts("Image segmenter", "image-segmentation", "mean_iou")
+    agreement = "the same class for {:.1%} of the pixels"
     missing = "masks"
 
     def __init__(self, manifest: Manifest) -> None:
@@ -103,6 +105,16 @@ class SegmentationHandler(SingleImageHandler):
         preprocessing = self.manifest.preprocessing
         pixels = normalise_pixels(resize_to_scale(image, self.windows.scale), preprocessing)
         return Mosaic(pixels, preprocessing.image_size, self.windows.stride)
+
+    def prepare_sample(self, predictor: Predictor, image: Image.Image) -> NDArray[Any]:
+        """Return the window in the middle of an image."""
+        mosaic = self.cut_windows(image)
+        return mosaic.inputs(len(mosaic) // 2, 1)[0]
+
+    def compare(self, expected: Outputs, found: Outputs) -> Comparison:
+        """Compare the scores of all pixels, and the class of each; see `Handler.compare`."""
+        same = expected["scores"].argmax(axis=1) == found["scores"].argmax(axis=1)
+        return Comparison(row_cosines(expected["scores"], found["scores"]), same.mean(axis=(1, 2)))
 
     def segment(self, predictor: Predictor, image: Image.Image) -> NDArray[np.uint8]:
         """Return the class numbers (H, W) of an RGB image's pixels."""

@@ -8,9 +8,11 @@ from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 import tritonclient.http as triton
+from made_bundles import model_config
 from PIL import Image
 from safetensors.numpy import load_file
 from scenes import CLASSES, annotate, write_scenes
@@ -213,7 +215,8 @@ def test_its_encoder_begins_with_weights_and_gives_its_own_on(config, learned, f
 
 @pytest.fixture(scope="module")
 def bundle(learned, tmp_path_factory):
-    return export(learned.out, out=tmp_path_factory.mktemp("bundle") / "b", overrides=[f"model.image_size={SIDE}"])
+    settings = [f"model.image_size={SIDE}", "float16=true", "calibration.images=2"]
+    return export(learned.out, out=tmp_path_factory.mktemp("bundle") / "b", overrides=settings)
 
 
 def test_its_bundle_finds_what_it_finds(config, learned, bundle, scenes, tmp_path):
@@ -279,13 +282,44 @@ def test_it_is_served_as_objects_of_an_image(bundle, scenes):
                 client.infer("b", [given])
 
 
+def test_float16_finds_the_same_objects(bundle, scenes):
+    opened = Bundle.open(bundle)
+    quality = opened.manifest.models["float16"].quality
+    assert quality.source == f"{scenes} (val)"
+    assert quality.cosine > 0.999
+    assert quality.agreement > 0.9
+    source = read_coco(str(scenes), "val")
+    files = [source.name(index) for index in range(4)]
+    for one, two in zip(predict(bundle, files), predict(bundle, files, precision="float16"), strict=True):
+        ours = [each for each in one.objects if each.score > 0.5]
+        theirs = [each for each in two.objects if each.score > 0.5]
+        assert [each.label for each in ours] == [each.label for each in theirs]
+        # the arithmetic of coordinates stays in float32
+        np.testing.assert_allclose([each.box for each in ours], [each.box for each in theirs], atol=0.5)
+    halves = opened.model("float16").stat().st_size / opened.model().stat().st_size
+    assert 0.5 < halves < 0.6
+
+
+def test_it_is_timed_and_handed_to_triton(bundle, tmp_path):
+    timings = bench_export(bundle, device="cpu", rounds=1)
+    assert [(timing.name, timing.batch) for timing in timings] == [("CPU float32", 1), ("CPU float16", 1)]
+    assert timings[0].cosine == pytest.approx(1)
+    with pytest.raises(ConfigError, match=r"--batch 8: .* takes one image at a time; leave it out"):
+        bench_export(bundle, device="cpu", batch=[1, 8])
+    export(bundle, triton=tmp_path / "models")
+    for name, precision in {"b": "float32", "b_float16": "float16"}.items():
+        config = model_config(tmp_path / "models" / name / "config.pbtxt")
+        session = onnxruntime.InferenceSession(Bundle.open(bundle).model(precision), providers=["CPUExecutionProvider"])
+        assert (config.max_batch_size, config.HasField("dynamic_batching")) == (0, False)
+        real = {each.name: each.shape for each in (*session.get_inputs(), *session.get_outputs())}
+        assert {tensor.name: list(tensor.dims) for tensor in (*config.input, *config.output)} == real
+        (warm_up,) = config.model_warmup
+        assert (warm_up.batch_size, list(warm_up.inputs["images"].dims)) == (1, [1, 3, SIDE, SIDE])
+
+
 def test_what_a_bundle_cannot_do_yet_is_said(learned, bundle, tmp_path):
-    with pytest.raises(ExportError, match="a detector, which ehm predict and ehm serve run, and ehm bench does not"):
-        bench_export(bundle)
-    with pytest.raises(ConfigError, match="not for a detector"):
-        export(learned.out, out=tmp_path / "other", triton=tmp_path / "models")
     for refused in ({"int8": True}, {"target": "ascend"}, {"overrides": ["preprocessing=true"]}):
-        with pytest.raises(ConfigError, match="a detector is written in float32 for one size"):
+        with pytest.raises(ConfigError, match="a detector is written in floats for one size"):
             export(learned.out, out=tmp_path / "other", **refused)
     with pytest.raises(ConfigError, match=r"model.image_size \[50, 64\]: of this detector it should be two multiples"):
         export(learned.out, out=tmp_path / "other", overrides=["model.image_size=[50, 64]"])

@@ -11,6 +11,7 @@ import onnx
 import onnxruntime
 import pytest
 from checkpoints import LABELS, classifier, pretrained
+from made_bundles import make_bundle
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
@@ -23,6 +24,7 @@ from ehm.deploy.export.precision import quality as numbers
 from ehm.deploy.export.precision.calibration import choose_images
 from ehm.deploy.export.precision.int8 import write_int8
 from ehm.deploy.predict.predictor import Predictor
+from ehm.deploy.predict.registry import create_handler
 from ehm.deploy.predict.runtime import open_session
 from ehm.errors import ConfigError, DataError, EhmError, ExportError
 
@@ -119,14 +121,22 @@ def test_quality_is_what_onnx_runtime_gives_on_the_pictures_that_training_held_o
     assert quality.accuracy_float32 == (before[1].argmax(1) == truth).mean()
 
 
-def test_accuracy_is_that_of_each_network():
+def test_accuracy_is_that_of_each_network(tmp_path):
     float32 = {"logits": np.array([[2, 1], [2, 1], [2, 1.9], [1, 2]], np.float32)}
     other = {"logits": np.array([[2, 1], [2, 1], [1.9, 2], [1, 2]], np.float32)}
-    quality = numbers._compare_precision("four", float32, other, ["logits"], "int8", np.array([0, 1, 0, 1]))
-    assert (quality.agreement, quality.accuracy, quality.accuracy_float32) == (0.75, 0.5, 0.75)
+    truth = np.array([0, 1, 0, 1])
+    handler = create_handler(make_bundle(tmp_path / "bundle").manifest)
+    accuracies = []
+    for outputs in (float32, other):
+        tally = numbers._Tally(handler, "--int8", "four")
+        tally.add({"logits": float32["logits"][:3]}, {"logits": outputs["logits"][:3]})
+        tally.add({"logits": float32["logits"][3:]}, {"logits": outputs["logits"][3:]})
+        accuracies.append(tally.measure_accuracy(truth))
+    assert accuracies == [0.75, 0.5]
+    assert tally.summarise("four").agreement == 0.75
     other["logits"][0] = np.nan
     with pytest.raises(ExportError, match="--int8: logits are not finite on images of four"):
-        numbers._compare_precision("four", float32, other, ["logits"], "int8", None)
+        tally.add(float32, other)
 
 
 def test_the_same_checkpoint_gives_the_same_bytes(bundle, run, tmp_path):

@@ -9,6 +9,7 @@ from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 import tritonclient.http as triton
@@ -187,7 +188,31 @@ def test_two_processes_measure_what_one_does(trained, pairs, tmp_path, pair):
 
 @pytest.fixture(scope="module")
 def bundle(trained, tmp_path_factory):
-    return export(trained.out, out=tmp_path_factory.mktemp("export") / "bundle")
+    precisions = ["int8=true", "float16=true", "calibration.images=8"]
+    return export(trained.out, out=tmp_path_factory.mktemp("export") / "bundle", overrides=precisions)
+
+
+@pytest.mark.parametrize("precision", ["int8", "float16"])
+def test_lower_precisions_are_measured_on_the_windows_of_held_out_images(bundle, pairs, precision):
+    opened = Bundle.open(bundle)
+    quality = opened.manifest.models[precision].quality
+    assert (quality.source, quality.images, quality.accuracy) == (f"{pairs} (val)", 16, None)
+    sessions = []
+    for kind in ("float32", precision):
+        sessions.append(onnxruntime.InferenceSession(opened.model(kind), providers=["CPUExecutionProvider"]))
+    rule = opened.manifest.preprocessing
+    cosines, shares = [], []
+    for file in sorted((pairs / "val" / "images").iterdir()):
+        pixels = resize_to_scale(Image.open(file).convert("RGB"), (64, 64))  # one window, in whose corner it stands
+        window = np.zeros((1, 3, 64, 64), np.float32)
+        normalised = ((pixels / 255 - rule.mean) / rule.std).transpose(2, 0, 1)
+        window[0, :, : pixels.shape[0], : pixels.shape[1]] = normalised
+        one, two = (session.run(["scores"], {"images": window})[0] for session in sessions)
+        cosines.append(np.sum(one * two) / np.linalg.norm(one) / np.linalg.norm(two))
+        shares.append((one.argmax(1) == two.argmax(1)).mean())
+    assert (quality.cosine, quality.cosine_min) == pytest.approx((np.mean(cosines), np.min(cosines)), abs=1e-4)
+    assert quality.agreement == pytest.approx(np.mean(shares), abs=2e-3)
+    assert quality.cosine > 0.99
 
 
 def test_a_bundle_predicts_the_masks_that_training_measured(trained, bundle, pairs, tmp_path):
@@ -234,9 +259,8 @@ def test_a_bundle_of_another_size_and_what_does_not_go_with_one(trained, pairs, 
     expected = torch.nn.functional.interpolate(expected, (96, 64), mode="bilinear", align_corners=False)
     torch.testing.assert_close(found, expected)
     assert Bundle.open(export(trained.out, head="features", out=tmp_path / "f")).manifest.outputs[0].name == "features"
-    for key in ("int8", "float16", "preprocessing"):
-        with pytest.raises(ConfigError, match=f"{key}: .* is a segmenter, which is exported without; leave it out"):
-            export(trained.out, overrides=[f"{key}=true"], out=tmp_path / "x")
+    with pytest.raises(ConfigError, match=r"preprocessing: .* is a segmenter, which is exported without; leave it out"):
+        export(trained.out, overrides=["preprocessing=true"], out=tmp_path / "x")
     with pytest.raises(ConfigError, match=r"model.image_size \[80, 64\]: a segmenter's is a multiple of 32"):
         export(trained.out, overrides=["model.image_size=[80, 64]"], out=tmp_path / "x")
     with pytest.raises(CheckpointError, match="a segmenter has no classifier of images"):
@@ -283,5 +307,5 @@ def test_it_is_served_as_tensors_and_not_as_classes(bundle, pairs):
 
 def test_its_bundle_is_timed(bundle, capsys):
     timings = bench_export(bundle, batch=[2], device="cpu", rounds=1)
-    assert [timing.name for timing in timings] == ["CPU float32"]
+    assert [timing.name for timing in timings] == ["CPU float32", "CPU int8", "CPU float16"]
     assert "torch is left out: the bundle has no logits" in capsys.readouterr().err

@@ -11,7 +11,6 @@ from ehm.deploy.bundle.bundle import Bundle
 from ehm.deploy.bundle.manifest import MANIFEST
 from ehm.deploy.export.engines.kserve import write_kserve
 from ehm.deploy.export.engines.triton import check_triton, model_name, write_triton
-from ehm.deploy.predict.registry import create_handler
 from ehm.errors import ConfigError
 from ehm.models.heads import Head
 
@@ -51,7 +50,6 @@ def convert_bundle(
         raise ConfigError(f"{path}: is a bundle already; --triton DIR or --kserve FILE says what to make of it")
     # verified first, since its files are copied as they are
     bundle = Bundle.open(path)
-    create_handler(bundle.manifest).require_batches(bundle.path, "ehm export --triton or --kserve")
     if changes:
         origin = bundle.manifest.source.checkpoint
         raise ConfigError(

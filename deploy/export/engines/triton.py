@@ -5,7 +5,8 @@
                NAME/1/model.onnx     the bundle's own file, unchanged (and its weights, if they lie beside it)
                NAME_int8/...         the same for every other precision in the bundle
 
-Triton does not count the batch among the dimensions. The models run on its ``onnxruntime`` backend.
+Triton does not count the batch among the dimensions. A network of one image at a time, a detector's, has none, and its
+requests are not put together. The models run on its ``onnxruntime`` backend.
 """
 
 from __future__ import annotations
@@ -17,13 +18,13 @@ from typing import get_args
 
 from ehm.config import TritonConfig
 from ehm.deploy.bundle.bundle import Bundle
-from ehm.deploy.bundle.manifest import Precision, TensorRecord
+from ehm.deploy.bundle.manifest import Manifest, Precision, TensorRecord
 from ehm.errors import ConfigError, ExportError
 from ehm.storage.writing import rename_all, report_write_errors
 
 __all__ = ["check_triton", "model_name", "variant_name", "write_triton"]
 
-_TYPES = {"float32": "TYPE_FP32", "uint8": "TYPE_UINT8"}
+_TYPES = {"float32": "TYPE_FP32", "uint8": "TYPE_UINT8", "int64": "TYPE_INT64"}
 _KINDS = {"auto": "KIND_AUTO", "cpu": "KIND_CPU", "cuda": "KIND_GPU"}
 _OURS = "# ehm export wrote this folder, a network in {}, and replaces it\n"
 """The first line of its configuration: another bundle may have the name of a variant of this one, ``cells_int8``."""
@@ -128,40 +129,52 @@ def _write_model(bundle: Bundle, precision: Precision, folder: Path, config: Tri
 def _write_config(bundle: Bundle, precision: Precision, name: str, config: TritonConfig, group: str) -> str:
     """Return a ModelConfig as protobuf text."""
     manifest = bundle.manifest
+    batched = _takes_batches(manifest)
     outputs = []
     for output in manifest.outputs:
         labels = ' label_filename: "labels.txt"' if output.name == "logits" else ""
-        outputs.append(f"  {{ {_describe_tensor(output)}{labels} }}")
-    preferred = ""
-    if config.preferred_batch_size:
-        preferred = f"preferred_batch_size: {_format_list(config.preferred_batch_size)}\n  "
+        outputs.append(f"  {{ {_describe_tensor(output, batched)}{labels} }}")
     warm_ups = []
     # the first batch of a size is slow: kernels are chosen and memory is taken
-    for size in sorted({1, config.max_batch_size}):
-        warm_ups.append(_describe_warm_up(manifest.input, manifest.preprocessing.image_size, size))
+    for size in sorted({1, config.max_batch_size}) if batched else [1]:
+        warm_ups.append(_describe_warm_up(manifest.input, manifest.preprocessing.image_size, size, batched))
     return f"""\
 name: {_quote(name)}
 platform: "onnxruntime_onnx"
 backend: "onnxruntime"
 default_model_filename: {_quote(bundle.model(precision).name)}
-max_batch_size: {config.max_batch_size}
+max_batch_size: {config.max_batch_size if batched else 0}
 input [
-  {{ {_describe_tensor(manifest.input)} }}
+  {{ {_describe_tensor(manifest.input, batched)} }}
 ]
 output [
 {_join_lines(outputs)}
 ]
-dynamic_batching {{
-  {preferred}max_queue_delay_microseconds: {config.max_queue_delay}
-  default_queue_policy {{ max_queue_size: {config.max_queue_size} }}
-}}
-instance_group [
+{_describe_batching(config) if batched else ""}instance_group [
   {{ {group} }}
 ]
 parameters {{ key: "intra_op_thread_count" value {{ string_value: "{config.threads}" }} }}
 model_warmup [
 {_join_lines(warm_ups)}
 ]
+"""
+
+
+def _takes_batches(manifest: Manifest) -> bool:
+    """Return whether the first dimension of the network's input is a batch of any size."""
+    return isinstance(manifest.input.shape[0], str)
+
+
+def _describe_batching(config: TritonConfig) -> str:
+    """Return how requests are put together to batches."""
+    preferred = ""
+    if config.preferred_batch_size:
+        preferred = f"preferred_batch_size: {_format_list(config.preferred_batch_size)}\n  "
+    return f"""\
+dynamic_batching {{
+  {preferred}max_queue_delay_microseconds: {config.max_queue_delay}
+  default_queue_policy {{ max_queue_size: {config.max_queue_size} }}
+}}
 """
 
 
@@ -174,16 +187,16 @@ def _describe_instances(config: TritonConfig, device: str) -> str:
     return f"count: {config.instances} kind: {_KINDS[kind]}{gpus}"
 
 
-def _describe_tensor(record: TensorRecord) -> str:
-    dims = [-1 if isinstance(size, str) else size for size in record.shape[1:]]
+def _describe_tensor(record: TensorRecord, batched: bool) -> str:
+    dims = [-1 if isinstance(size, str) else size for size in record.shape[1 if batched else 0 :]]
     return f"name: {_quote(record.name)} data_type: {_TYPES[record.dtype]} dims: {_format_list(dims)}"
 
 
-def _describe_warm_up(record: TensorRecord, image_size: tuple[int, int], batch: int) -> str:
+def _describe_warm_up(record: TensorRecord, image_size: tuple[int, int], batch: int, batched: bool) -> str:
     """Return a batch of zeros, of the model's own size if it takes any."""
     sides = iter(image_size)
     dims = []
-    for size in record.shape[1:]:
+    for size in record.shape[1 if batched else 0 :]:
         dims.append(next(sides) if isinstance(size, str) else size)  # height, then width
     value = f"data_type: {_TYPES[record.dtype]} dims: {_format_list(dims)} zero_data: true"
     return (

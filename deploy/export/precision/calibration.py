@@ -30,12 +30,12 @@ from ehm.tasks.held_out import leave_out_seen
 from ehm.tasks.registry import find_task_by_kind
 from ehm.training.training_data import TrainingData, hash_training_images, read_training_data
 
-__all__ = ["ImageSample", "choose_images"]
+__all__ = ["ImageSample", "Prepare", "choose_images"]
 
 _THREADS = 2
 """Threads that read names, sizes and bytes of images."""
-_KINDS_OF_ONE_IMAGE = ("classifier", "embedder")
-"""Kinds of checkpoints whose sources give an image, and nothing that belongs to it."""
+_KINDS_OF_ONE_IMAGE = ("classifier", "embedder", "segmenter", "detector")
+"""Kinds of checkpoints that were trained on one image at a time, with or without what belongs to it."""
 Prepare = Callable[[Image.Image], NDArray[Any]]
 
 
@@ -76,9 +76,16 @@ class ImageSample:
     def _read_images(self, prepare: Prepare) -> Iterator[tuple[int, NDArray[Any]]]:
         for index in map(int, _shuffle_indices(self.subset)):
             try:
-                yield index, prepare(self.subset.source.load(index))
+                image = _take_image(self.subset.source.load(index))
             except BrokenImage:
                 continue  # the next image takes its place, so that the count is reached
+            yield index, prepare(image)
+
+
+def _take_image(sample: Any) -> Image.Image:
+    """Return the image of what a source gives: some give a mask or objects beside it."""
+    image = sample[0] if isinstance(sample, tuple) else sample
+    return image if isinstance(image, Image.Image) else Image.fromarray(image)
 
 
 @dataclass(frozen=True)

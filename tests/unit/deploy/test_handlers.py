@@ -13,7 +13,6 @@ from ehm.deploy.predict.detection import DetectionHandler
 from ehm.deploy.predict.predictor import Predictor
 from ehm.deploy.predict.registry import create_handler
 from ehm.deploy.predict.segmentation import SegmentationHandler
-from ehm.errors import ExportError
 
 
 @pytest.fixture(scope="module")
@@ -54,12 +53,38 @@ def test_a_batch_has_a_row_for_each_image(predictors, task):
 
 
 def test_only_a_detector_takes_no_batches(predictors):
-    for task, predictor in predictors.items():
-        if task == "detection":
-            with pytest.raises(ExportError, match=r"b: a detector, which .* run, and ehm bench does not"):
-                predictor.handler.require_batches("b", "ehm bench")
-        else:
-            predictor.handler.require_batches("b", "ehm bench")
+    assert [task for task, predictor in predictors.items() if not predictor.handler.takes_batches] == ["detection"]
+
+
+@pytest.mark.parametrize("task", get_args(Task))
+def test_a_network_agrees_with_itself_and_not_with_another(predictors, task):
+    predictor = predictors[task]
+    handler = predictor.handler
+    picture = Image.fromarray(np.random.default_rng(1).integers(0, 256, (50, 90, 3), np.uint8))
+    inputs = handler.prepare_sample(predictor, picture)[np.newaxis]
+    outputs = predictor.run(inputs, handler.measured_outputs)
+    same = handler.compare(outputs, outputs)
+    np.testing.assert_allclose(same.cosines, 1)
+    assert same.agreements is None or same.agreements.tolist() == [1]
+    turned = {name: -values if values.dtype == np.float32 else values for name, values in outputs.items()}
+    assert handler.compare(outputs, turned).cosines.max() <= 0
+    if same.agreements is not None:
+        assert handler.compare(outputs, turned).agreements.max() < 0.5
+
+
+def test_objects_agree_by_class_and_place(predictors):
+    """Of the three objects above the threshold, one is moved by half its width and one has another class."""
+    predictor = predictors["detection"]
+    outputs = predictor.run(np.zeros((1, 3, 60, 80), np.float32))
+    moved = outputs | {"boxes": outputs["boxes"].copy(), "labels": outputs["labels"].copy()}
+    moved["boxes"][0] += [15, 0, 15, 0]
+    assert predictor.handler.compare(outputs, moved).agreements.tolist() == [2 / 3]
+    moved["labels"][1] = 0
+    found = predictor.handler.compare(outputs, moved)
+    assert (found.agreements.tolist(), found.cosines.tolist()) == ([1 / 3], [pytest.approx(1)])
+    nothing = outputs | {"scores": np.zeros_like(outputs["scores"])}
+    assert predictor.handler.compare(outputs, nothing).cosines.tolist() == [0]
+    assert predictor.handler.compare(nothing, nothing).agreements.tolist() == [1]
 
 
 def test_networks_of_whole_images_crop_nothing(predictors):
