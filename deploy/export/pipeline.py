@@ -115,6 +115,7 @@ def _load_config(
 
 def _write_bundle(folder: Path, model: Exportable, config: ExportConfig, device: str, out: Path) -> Bundle:
     """Write everything that a bundle holds into ``folder``, which will be ``out``."""
+    from ehm.deploy.export.graphs.convolutions import lacks_float32_convolution, write_convolutions_out
     from ehm.deploy.export.graphs.preprocessing import take_bytes
     from ehm.deploy.export.graphs.saving import describe_graph, save
     from ehm.deploy.export.precision.quality import write_lower_precisions
@@ -134,6 +135,8 @@ def _write_bundle(folder: Path, model: Exportable, config: ExportConfig, device:
     graph = model.make_graph(config)
     if config.preprocessing:
         take_bytes(graph, preprocessing)
+    if target == "ascend" and lacks_float32_convolution(config.ascend.soc_version):
+        write_convolutions_out(graph)
     # saved before it is compared: the file itself has to be right, not the graph in memory
     save(graph, folder / _MODEL)
     parity = model.compare(open_session(folder / _MODEL, device), preprocessing)

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from onnx import GraphProto, ModelProto, NodeProto, numpy_helper
 from onnx.helper import make_node
 
-__all__ = ["BICUBIC", "BILINEAR", "MICROSOFT", "Nodes", "remove_unused_constants"]
+__all__ = ["BICUBIC", "BILINEAR", "MICROSOFT", "Nodes", "add_graph_constant", "remove_unused_constants"]
 
 BICUBIC: dict[str, Any] = {
     "mode": "cubic",
@@ -69,6 +69,13 @@ class Nodes:
         """Make the constants initializers of ``model``."""
         for name, array in self.constants.items():  # one by one: protobuf copies no message of 2 GiB
             model.graph.initializer.append(numpy_helper.from_array(np.asarray(array, order="C"), name))
+
+
+def add_graph_constant(graph: GraphProto, name: str, array: NDArray[Any]) -> str:
+    """Add a constant to ``graph`` unless it is there already, and return its name."""
+    if all(tensor.name != name for tensor in graph.initializer):
+        graph.initializer.append(numpy_helper.from_array(array, name))
+    return name
 
 
 def remove_unused_constants(graph: GraphProto) -> None:

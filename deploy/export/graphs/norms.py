@@ -7,7 +7,9 @@ each to the CPU, and run the network in pieces between.
 from __future__ import annotations
 
 import numpy as np
-from onnx import GraphProto, ModelProto, NodeProto, helper, numpy_helper
+from onnx import GraphProto, ModelProto, NodeProto, helper
+
+from ehm.deploy.export.graphs.nodes import add_graph_constant
 
 __all__ = ["write_norms_out"]
 
@@ -52,7 +54,7 @@ def _define_norm(graph: GraphProto, node: NodeProto, opset: int) -> list[NodePro
         if opset < _AXES_AS_INPUT:
             nodes.append(helper.make_node("ReduceMean", [values], [name], name, axes=[-1]))
         else:
-            axes = _add_constant(graph, f"{output}/axes", np.array([-1], np.int64))
+            axes = add_graph_constant(graph, f"{output}/axes", np.array([-1], np.int64))
             nodes.append(helper.make_node("ReduceMean", [values, axes], [name], name))
         return name
 
@@ -60,7 +62,7 @@ def _define_norm(graph: GraphProto, node: NodeProto, opset: int) -> list[NodePro
     epsilon = np.array(epsilons[0] if epsilons else _EPSILON, np.float32)
     centred = add("Sub", [node.input[0], add_mean(node.input[0], "mean")], "centred")
     variance = add_mean(add("Mul", [centred, centred], "squares"), "variance")
-    positive = add("Add", [variance, _add_constant(graph, f"{output}/epsilon", epsilon)], "positive")
+    positive = add("Add", [variance, add_graph_constant(graph, f"{output}/epsilon", epsilon)], "positive")
     value = add("Div", [centred, add("Sqrt", [positive], "deviation")], "normal")
     value = add("Mul", [value, node.input[1]], "scaled")
     if len(node.input) > 2 and node.input[2]:
@@ -68,10 +70,3 @@ def _define_norm(graph: GraphProto, node: NodeProto, opset: int) -> list[NodePro
     # the last node takes the place of the norm
     nodes[-1].output[0] = output
     return nodes
-
-
-def _add_constant(graph: GraphProto, name: str, array: np.ndarray) -> str:
-    """Add a constant to ``graph`` unless it is there already."""
-    if all(tensor.name != name for tensor in graph.initializer):
-        graph.initializer.append(numpy_helper.from_array(array, name))
-    return name

@@ -73,7 +73,7 @@ def test_a_network_agrees_with_itself_and_not_with_another(predictors, task):
 
 
 def test_objects_agree_by_class_and_place(predictors):
-    """Of the three objects above the threshold, one is moved by half its width and one has another class."""
+    """One of the three objects above the threshold is moved by half its width, and one has another class."""
     predictor = predictors["detection"]
     outputs = predictor.run(np.zeros((1, 3, 60, 80), np.float32))
     moved = outputs | {"boxes": outputs["boxes"].copy(), "labels": outputs["labels"].copy()}
