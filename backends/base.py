@@ -387,6 +387,13 @@ class Answerer(TaskLearner, Protocol):
         """Return the likeliest text behind each prompt: (B, H, W, 3) -> B texts."""
         ...
 
+    def locate_latents(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Return what each latent takes of each patch in the resampler's last layer: (B, H, W, 3) -> (B, K, h, w).
+
+        Mean over heads; the rest, up to 1 in all, it takes of other tokens.
+        """
+        ...
+
 
 @dataclass(frozen=True)
 class Piece:

@@ -232,10 +232,15 @@ def _add_serve_flags(parser: Parser) -> None:
 def _add_inspect_flags(parser: Parser) -> None:
     parser.add_argument(
         "kind",
-        choices=["hierarchy", "masks", "reconstruction", "attention", "distance", "gradients"],
+        choices=["hierarchy", "masks", "reconstruction", "attention", "answers", "distance", "gradients"],
         help="picture to draw; distance and gradients compare the layers of several encoders in a chart",
     )
-    parser.add_argument("images", nargs="+", metavar="IMAGE", help="image file, or folder of images")
+    parser.add_argument(
+        "images",
+        nargs="+",
+        metavar="IMAGE",
+        help="image file, or folder of images; for answers also a set of questions",
+    )
     parser.add_argument(
         "--checkpoint",
         required=True,
@@ -277,8 +282,11 @@ def _add_inspect_flags(parser: Parser) -> None:
         help="for masks and reconstruction: share of masked patches (default: as in the run behind the checkpoint)",
     )
     parser.add_argument(
-        "--seed", type=int, help="seed of the masks, or of the choice of images for gradients (default: 0)"
+        "--seed",
+        type=int,
+        help="seed of the masks, or of the choice of images for gradients and of questions for answers (default: 0)",
     )
+    parser.add_argument("--question", metavar="TEXT", help="for answers: question to ask about every image")
 
 
 def _add_report_flags(parser: Parser) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from ehm import backends
+from ehm.analysis.answerer import choose_questions, draw_answer_pages, open_answerer
 from ehm.analysis.chart import check_matplotlib
 from ehm.analysis.comparison import compare_distances, compare_gradients, count_images
 from ehm.analysis.learner import PretrainedModel, open_pretrained_model
@@ -27,6 +28,7 @@ from ehm.config.inputs import InputSpec, describe_inputs
 from ehm.console import console
 from ehm.data import EvalTransform, decode_image
 from ehm.data.decoding.decode import SUFFIXES
+from ehm.data.questions import Question
 from ehm.errors import ConfigError, DataError
 from ehm.storage.checkpoint import find_checkpoint, find_value_range
 from ehm.storage.reading import describe_value, shorten
@@ -36,7 +38,7 @@ __all__ = ["inspect"]
 
 DEPTHS = (0.9, 0.8, 0.6, 0.4, 0.2)
 PROGRESS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
-_KINDS = ("hierarchy", "masks", "reconstruction", "attention", "distance", "gradients")
+_KINDS = ("hierarchy", "masks", "reconstruction", "attention", "answers", "distance", "gradients")
 _COMPARING_KINDS = ("distance", "gradients")
 """Kinds that compare several checkpoints."""
 _PAGE_IMAGES = 8
@@ -58,6 +60,7 @@ def inspect(
     patches: Sequence[str | tuple[int, int]] = (),
     ratio: float | None = None,
     seed: int = 0,
+    question: str | None = None,
 ) -> list[Path]:
     """Draw pictures of one model on ``images``, or charts that compare the layers of several models.
 
@@ -69,6 +72,9 @@ def inspect(
       by default for the one at which the checkpoint was written;
     - ``attention``: attention of the last block from ``patches``, each (row, column) counted from 0 or "row,column";
       three patches on the diagonal if left out;
+    - ``answers``, of a run of vision_language: what it answers to ``question`` about images, or else to sixteen of the
+      questions of the set that ``images`` names alone, such as ``easy-vqa``, drawn with ``seed``; beside each image
+      stands where the latents look;
     - ``distance``, of one or several checkpoints: the mean attention distance of every layer and head, on files or on
       the first 64 images of a folder;
     - ``gradients``, of one or several checkpoints: the size of each layer's gradients before the first step of
@@ -101,6 +107,8 @@ def inspect(
 
     if len(names) != 1:
         raise ConfigError(f"inspect {kind}: takes one checkpoint; {' and '.join(_COMPARING_KINDS)} compare several")
+    if kind == "answers":
+        return _write_pages(folder, kind, _draw_answers(names[0], device, images, question, seed))
     files = _list_images(images, _PAGE_IMAGES)
     if kind == "reconstruction":
         pretrained = open_pretrained_model(names[0], device, ratio, balance)
@@ -136,6 +144,21 @@ def _draw_reconstructions(
             masked = reconstruct_images(model.learner, config, images, moment, seed)
             names = [file.name for file in page_files]
             yield draw_reconstruction_page(masked, config, names, "Reconstructions of hidden patches", notes)
+
+
+def _draw_answers(
+    checkpoint: str, device: str, images: Sequence[str | Path], question: str | None, seed: int
+) -> Iterator[Image.Image]:
+    """Return the pages of answers to one question about images, or to the questions of a set."""
+    if question is None and len(images) != 1:
+        raise ConfigError("inspect answers: takes one set of questions, or images and --question")
+    model = open_answerer(checkpoint, device)
+    if question is None:
+        questions = choose_questions(model, str(images[0]), 2 * _PAGE_IMAGES, seed)
+    else:
+        questions = [Question(question, (), "other", str(file)) for file in _list_images(images, _PAGE_IMAGES)]
+    console.print(f"Drawing answers to {len(questions)} question{'s' * (len(questions) != 1)} with {model.origin}")
+    return draw_answer_pages(model, questions, _PAGE_IMAGES)
 
 
 def _split_files(files: Sequence[Path]) -> Iterator[Sequence[Path]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -17,6 +18,8 @@ __all__ = ["Question", "QuestionSource", "Rule", "draw_answer", "names_a_side"]
 Rule = Literal["text", "yes_no", "number"]
 """The ways to take an answer out of a text: as it stands, the first yes or no in it, or the first number."""
 _SIDES = re.compile(r"\b(left|right)", re.IGNORECASE)
+_NAMED_ANSWERS = 3
+"""Answers of people that are named as the truth."""
 _ANSWER_STREAM = 4
 """Begins the seed of every draw of an answer, which keeps it apart from those of samples and shuffles."""
 
@@ -50,6 +53,14 @@ class Question:
     def has_votes(self) -> bool:
         """True if several people answered, as in VQAv2; their answers need not be alike."""
         return self.rule == "text" and len(self.answers) > 1
+
+    @property
+    def truth(self) -> str:
+        """The right answer, or the commonest ones of several people with their numbers; "" if none is published."""
+        if not self.has_votes:
+            return "".join(self.answers)
+        votes = Counter(" ".join(answer.split()) for answer in self.answers)
+        return ", ".join(f"{answer} ({count})" for answer, count in votes.most_common(_NAMED_ANSWERS))
 
 
 class QuestionSource(Protocol):

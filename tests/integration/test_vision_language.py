@@ -4,8 +4,11 @@ import json
 
 import numpy as np
 import pytest
+from PIL import Image
 from question_files import COLOURS, write_easy_vqa, write_image
 
+from ehm.analysis.answerer import choose_questions, open_answerer
+from ehm.analysis.inspect import inspect
 from ehm.cli import main
 from ehm.config import LanguageTrainingConfig, VisionLanguageConfig
 from ehm.errors import CheckpointError, ConfigError
@@ -119,3 +122,32 @@ def test_a_resumed_run_ends_with_the_same_weights(questions, language, tmp_path)
         assert arrays.keys() == others.keys()
         for name, array in arrays.items():
             np.testing.assert_array_equal(array, others[name], err_msg=name)
+
+
+def test_answers_are_shown_with_where_the_latents_look(trained, questions, tmp_path, capsys):
+    kept = json.loads((trained.out / "answers" / "answers.json").read_text())
+    assert {row["kind"] for row in kept} == {"colour", "shape", "yes/no"}
+    assert all(row["score"] == 1.0 and row["blank"] for row in kept)
+    assert "what color is the shape?" in (trained.out / "report.html").read_text()
+    pages = inspect("answers", [questions], checkpoint=trained.out, device="cpu", out=tmp_path)
+    assert [path.name for path in pages] == ["answers.png", "answers-2.png"]
+    image = questions / "test" / "images" / "0.png"
+    (page,) = inspect(
+        "answers", [image], checkpoint=trained.out, device="cpu", out=tmp_path, question="what color is the shape?"
+    )
+    with Image.open(page) as picture:
+        assert picture.width > 900  # the image and two latents
+    with pytest.raises(ConfigError, match="takes one set of questions, or images and --question"):
+        inspect("answers", [image, image], checkpoint=trained.out, device="cpu", out=tmp_path)
+    with pytest.raises(CheckpointError, match="holds no model that answers questions"):
+        inspect("answers", [questions], checkpoint="timm:vit_tiny_patch16_224", device="cpu", out=tmp_path)
+
+
+def test_an_inspected_answerer_says_what_it_is_asked(trained, questions):
+    model = open_answerer(str(trained.out), "cpu")
+    asked = choose_questions(model, str(questions), 4, seed=1)
+    assert len(asked) == 4
+    assert asked == choose_questions(model, str(questions), 4, seed=1) != choose_questions(model, str(questions), 4, 2)
+    looks = model.learner.locate_latents(np.zeros((3, 16, 16, 3), np.uint8))
+    assert looks.shape == (3, 2, 2, 2)
+    assert ((looks.sum((2, 3)) > 0) & (looks.sum((2, 3)) < 1)).all()

@@ -29,7 +29,7 @@ from ehm.errors import ConfigError
 from ehm.models.shapes import spec_from_json
 from ehm.models.weights import Pool
 
-__all__ = ["TorchEncoder"]
+__all__ = ["TorchEncoder", "output_grid"]
 
 
 class TorchEncoder:
@@ -56,7 +56,7 @@ class TorchEncoder:
         self.model: Any = place_model(loaded.model, device).eval()
         self.image_size = loaded.image_size
         self.notes = loaded.notes
-        self.grid = _output_grid(self.model, self.image_size)
+        self.grid = output_grid(self.model, self.image_size)
         self._architecture = loaded.architecture
 
     @property
@@ -133,7 +133,7 @@ class TorchEncoder:
         return None if found is None else found[0]
 
 
-def _output_grid(model: Any, image_size: tuple[int, int]) -> tuple[int, int]:
+def output_grid(model: Any, image_size: tuple[int, int]) -> tuple[int, int]:
     """Return the patches down and across; for a Swin or a convolutional network, the cells of its last map."""
     if isinstance(model, VIT_CLASSES):
         down, across = model.patch_embed.grid_size

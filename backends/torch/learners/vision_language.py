@@ -18,6 +18,7 @@ from ehm.backends.torch.engine.distributed import mean_over_processes
 from ehm.backends.torch.engine.seeds import seed_weights
 from ehm.backends.torch.engine.step import recompute_activations
 from ehm.backends.torch.language.frozen import FrozenLanguageModel
+from ehm.backends.torch.learners.encoder import output_grid
 from ehm.backends.torch.learners.supervised import Supervised
 from ehm.backends.torch.models.loading import load_model
 from ehm.backends.torch.models.resampler import VisualTokens
@@ -89,6 +90,17 @@ class TorchAnswerer(Supervised):
         with self._training.autocast():
             visual = self.model(self._pixels(images))
         return self._answering.answer(visual, prompts)
+
+    @torch.no_grad()
+    def locate_latents(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """See :meth:`ehm.backends.base.Answerer.locate_latents`."""
+        self.model.eval()
+        encoder = self.model.encoder
+        weights = self.model.resampler.attention(self.model.encode(self._pixels(images)))
+        # class and register tokens stand for no place
+        patches = weights[..., getattr(encoder, "num_prefix_tokens", 0) :]
+        located: NDArray[np.float32] = patches.unflatten(-1, output_grid(encoder, self.image_size)).cpu().numpy()
+        return located
 
     def _look(self, images: NDArray[np.uint8]) -> Tensor:
         """Compute visual tokens in training: (B, H, W, 3) -> (B, K, W)."""

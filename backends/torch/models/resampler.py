@@ -63,6 +63,18 @@ class Resampler(nn.Module):
         visual: Tensor = self.projection(self.norm(latents))
         return visual
 
+    def attention(self, tokens: Tensor) -> Tensor:
+        """Compute what each latent takes of each token in the last layer, mean over heads: (B, L, D) -> (B, K, L).
+
+        The rest, up to 1 in all, it takes of the latents.
+        """
+        latents = self.latents.expand(len(tokens), -1, -1)
+        *first, last = self.layers
+        for layer in first:
+            latents = layer(tokens, latents)
+        weights: Tensor = last.attn.weights(tokens, latents)
+        return weights
+
 
 class _Layer(nn.Module):
     """Attention and an MLP, each added to the latents: (B, L, D), (B, K, D) -> (B, K, D)."""
@@ -99,6 +111,15 @@ class _Attention(nn.Module):
         self.q = nn.Linear(width, inner, bias=False)
         self.kv = nn.Linear(width, 2 * inner, bias=False)
         self.proj = nn.Linear(inner, width, bias=False)
+
+    def weights(self, tokens: Tensor, latents: Tensor) -> Tensor:
+        """Compute the weights of the tokens, mean over heads: (B, L, D), (B, K, D) -> (B, K, L), float32."""
+        latents = self.norm_latents(latents)
+        seen = torch.cat([self.norm_tokens(tokens), latents], dim=1)
+        queries = self._split_heads(self.q(latents)).float()
+        keys = self._split_heads(self.kv(seen).chunk(2, dim=-1)[0]).float()
+        weights = (queries * queries.shape[-1] ** -0.5 @ keys.mT).softmax(dim=-1)
+        return weights.mean(dim=1)[..., : tokens.shape[1]]
 
     def forward(self, tokens: Tensor, latents: Tensor) -> Tensor:
         """See the class."""

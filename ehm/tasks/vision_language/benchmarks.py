@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ehm.config import QuestionSet, VisionLanguageConfig
+from ehm.config import VisionLanguageConfig
 from ehm.data import Source
 from ehm.data.questions import QuestionSource
 from ehm.data.sources.questions.layouts import open_questions
@@ -54,9 +53,4 @@ def open_benchmarks(
     sources = [open_questions(each, "validation") for each in sets]
     if check_own is not None and not config.benchmarks:
         check_own(sources[0])
-    return Benchmarks(mix_questions(sources), tuple(map(_choose_name, sets)))
-
-
-def _choose_name(chosen: QuestionSet) -> str:
-    """Return the name of a set in figures: its own, or the last part of its path."""
-    return chosen.name or Path(chosen.source).stem or chosen.source
+    return Benchmarks(mix_questions(sources), tuple(each.title for each in sets))

@@ -16,6 +16,7 @@ from ehm.data.subset import Subset
 from ehm.tasks.base import Evaluation
 from ehm.tasks.predictions import track_batches
 from ehm.tasks.vision_language.benchmarks import Benchmarks
+from ehm.tasks.vision_language.examples import write_answers
 from ehm.tasks.vision_language.metrics import VisionLanguageReport, report_benchmark
 from ehm.tasks.vision_language.predictions import write_predictions
 from ehm.training.loaders import make_eval_loader
@@ -41,6 +42,7 @@ class AnswererEvaluation(Evaluation[VisionLanguageReport]):
         self._benchmarks = benchmarks
         self._config = config
         self._texts: dict[int, str] = {}
+        self._blank_texts: dict[str, str] | None = None
         # of about equal length in a batch, so that little of it is padding
         lengths = [len(self._find_question(index).text) for index in subset.indices.tolist()]
         by_length = subset.indices[np.argsort(lengths, kind="stable")]
@@ -61,6 +63,7 @@ class AnswererEvaluation(Evaluation[VisionLanguageReport]):
             self._texts |= share
         indices = np.array(sorted(self._texts), np.int64)
         blank = self._answer_blindly(indices) if self._config.blank else None
+        self._blank_texts = blank
         reports = []
         for name, numbers in zip(self._benchmarks.names, self._benchmarks.divide(indices), strict=True):
             questions = list(map(self._find_question, numbers))
@@ -69,12 +72,16 @@ class AnswererEvaluation(Evaluation[VisionLanguageReport]):
         return VisionLanguageReport(tuple(reports))
 
     def draw(self, folder: Path) -> None:
-        """Write the answers of the last measurement in the forms that the official evaluation programs read."""
+        """Write the answers of the last measurement: for the official programs, and some with images to look at."""
         indices = np.array(sorted(self._texts), np.int64)
         answered: list[tuple[str, Sequence[Question], Sequence[str]]] = []
         for name, numbers in zip(self._benchmarks.names, self._benchmarks.divide(indices), strict=True):
             answered.append((name, list(map(self._find_question, numbers)), self._list_texts(numbers)))
         write_predictions(folder, answered)
+        blank = None
+        if self._blank_texts is not None:
+            blank = [self._blank_texts[self._ask(index)] for index in indices.tolist()]
+        write_answers(folder, self._benchmarks.source, indices.tolist(), self._list_texts(indices.tolist()), blank)
 
     def _answer_blindly(self, indices: NDArray[np.int64]) -> dict[str, str]:
         """Return what the model writes behind each prompt if the image has the mean colour everywhere.

@@ -5,7 +5,6 @@ n is the number of questions that were answered.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from itertools import chain, zip_longest
@@ -20,12 +19,10 @@ from ehm.report.answers import MOST_ANSWERS, ShownAnswer, save_answers
 from ehm.tasks.vision_language.answers import shorten_answer
 from ehm.tasks.vision_language.scores import score
 
-__all__ = ["choose_examples", "describe_answer", "describe_truth", "write_answers"]
+__all__ = ["choose_examples", "describe_answer", "write_answers"]
 
 _RIGHT = 0.5
 """Score from which on an answer counts as right where examples are chosen."""
-_NAMED_ANSWERS = 3
-"""Answers of people that are shown."""
 
 
 def choose_examples(questions: Sequence[Question], texts: Sequence[str], most: int = MOST_ANSWERS) -> list[int]:
@@ -72,18 +69,10 @@ def describe_answer(question: Question, text: str, blank_text: str | None = None
         question.kind,
         question.text,
         _shorten(question, text),
-        describe_truth(question),
+        question.truth,
         score(question, text) if question.answers else None,
         None if blank_text is None else _shorten(question, blank_text),
     )
-
-
-def describe_truth(question: Question) -> str:
-    """Return the right answer, or the commonest ones of several people with their numbers."""
-    if not question.has_votes:
-        return "".join(question.answers)
-    votes = Counter(" ".join(answer.split()) for answer in question.answers)
-    return ", ".join(f"{answer} ({count})" for answer, count in votes.most_common(_NAMED_ANSWERS))
 
 
 def _shorten(question: Question, text: str) -> str:

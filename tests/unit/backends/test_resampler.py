@@ -93,3 +93,21 @@ def test_a_norm_behind_an_average_is_applied_to_all_tokens():
     torch.testing.assert_close(
         VisualTokens(averaging, SIZES, 16).encode(images), VisualTokens(plain, SIZES, 16).encode(images)
     )
+
+
+def test_attention_is_what_the_last_layer_takes_of_the_tokens(own):
+    tokens = torch.randn(2, 7, WIDTH)
+    latents = own.latents.expand(2, -1, -1)
+    before = own.layers[0](tokens, latents)
+    attention = own.attention(tokens)
+    assert attention.shape == (2, SIZES.latents, 7)
+    assert (attention.sum(-1) < 1).all()
+    # a token alone takes the place of all values, so that its weight is what comes out of each head
+    last = own.layers[1].attn
+    seen = torch.cat([last.norm_tokens(tokens), last.norm_latents(before)], dim=1)
+    keys, _ = last.kv(seen).chunk(2, dim=-1)
+    queries = last.q(last.norm_latents(before))
+    split = [part.unflatten(-1, (SIZES.heads, -1)).transpose(1, 2) for part in (queries, keys)]
+    values = torch.eye(seen.shape[1]).expand(2, SIZES.heads, -1, -1)
+    expected = nn.functional.scaled_dot_product_attention(*split, values).mean(1)[..., :7]
+    torch.testing.assert_close(attention, expected)

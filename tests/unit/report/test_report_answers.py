@@ -12,7 +12,7 @@ from ehm.data.sources.questions.layouts import open_questions
 from ehm.report.answers import ShownAnswer, read_answers, save_answers
 from ehm.report.page import render_page
 from ehm.report.record import read_record
-from ehm.tasks.vision_language.examples import choose_examples, describe_truth, write_answers
+from ehm.tasks.vision_language.examples import choose_examples, write_answers
 from ehm.tasks.vision_language.metrics import VisionLanguageReport, report_benchmark
 
 
@@ -63,8 +63,8 @@ def test_answers_are_kept_with_small_pictures(tmp_path):
 
 def test_the_truth_of_ten_people_is_their_commonest_answers():
     votes = Question("What?", ("a dog",) * 6 + ("puppy",) * 2 + ("cat", "pug"), "other", "a.jpg")
-    assert describe_truth(votes) == "a dog (6), puppy (2), cat (1)"
-    assert describe_truth(Question("What?", (), "other", "a.jpg")) == ""
+    assert votes.truth == "a dog (6), puppy (2), cat (1)"
+    assert Question("What?", (), "other", "a.jpg").truth == ""
 
 
 def test_the_page_has_figures_by_kind_and_answers(tmp_path):
