@@ -411,7 +411,7 @@ COMMANDS = {
     ),
     "inspect": Command(
         "ehm.analysis.inspect:inspect",
-        "Draw the hierarchies, masks, reconstructions or attention of a model, or compare the layers of several.",
+        "Draw a model's hierarchies, masks, reconstructions, attention or answers, or compare the layers of several.",
         _add_inspect_flags,
     ),
     "report": Command(

@@ -69,7 +69,8 @@ class Resampler(nn.Module):
         The rest, up to 1 in all, it takes of the latents.
         """
         latents = self.latents.expand(len(tokens), -1, -1)
-        *first, last = self.layers
+        layers: list[Any] = list(self.layers)
+        *first, last = layers
         for layer in first:
             latents = layer(tokens, latents)
         weights: Tensor = last.attn.weights(tokens, latents)

@@ -50,7 +50,7 @@ def open_benchmarks(
     ``check_own`` sees that part before it is taken. Raises DataError as :func:`open_questions` does.
     """
     sets = config.benchmarks or (config.data.first_set,)
-    sources = [open_questions(each, "validation") for each in sets]
+    sources = [open_questions(each, "validation", config.data.range) for each in sets]
     if check_own is not None and not config.benchmarks:
         check_own(sources[0])
     return Benchmarks(mix_questions(sources), tuple(each.title for each in sets))
