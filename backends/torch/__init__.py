@@ -21,7 +21,7 @@ from ehm.backends.base import (
     TextLearner,
     TokenizerLearner,
 )
-from ehm.backends.torch.engine.devices import choose_device, describe_device, is_busy, read_peak_memory
+from ehm.backends.torch.engine.devices import allow_tf32, choose_device, describe_device, is_busy, read_peak_memory
 from ehm.backends.torch.engine.distributed import join_processes
 from ehm.backends.torch.engine.step import set_deterministic
 from ehm.config import (
@@ -67,13 +67,13 @@ class TorchBackend:
         """Create a model in pretraining, initialised from ``config.run.seed``."""
         from ehm.backends.torch.learners.pretraining import TorchLearner
 
-        set_deterministic(config.run.deterministic)
+        self._set_numerics(config)
         return TorchLearner(config, self.device, self.processes, weights)
 
     def create_task_learner(self, config: TaskConfig, classes: int, weights: Weights | None = None) -> Any:
         """Create the learner in the file of ``ehm.backends.torch.learners`` that has the task's name."""
         module = import_module(f"ehm.backends.torch.learners.{config.task}")
-        set_deterministic(config.run.deterministic)
+        self._set_numerics(config)
         return module.TASK_LEARNER(config, classes, self.device, self.processes, weights)
 
     def create_encoder(
@@ -88,15 +88,20 @@ class TorchBackend:
         """Create a discrete VAE in training, initialised from ``config.run.seed``."""
         from ehm.backends.torch.learners.tokenizer import TorchTokenizer
 
-        set_deterministic(config.run.deterministic)
+        self._set_numerics(config)
         return TorchTokenizer(config, self.device, self.processes)
 
     def create_text_learner(self, config: LanguageTrainingConfig, texts: Sequence[str]) -> TextLearner:
         """See :meth:`ehm.backends.base.Backend.create_text_learner`."""
         from ehm.backends.torch.learners.text import TorchTextModel
 
-        set_deterministic(config.run.deterministic)
+        self._set_numerics(config)
         return TorchTextModel(config, texts, self.device, self.processes)
+
+    def _set_numerics(self, config: TrainConfig | TaskConfig | TokenizerConfig | LanguageTrainingConfig) -> None:
+        """Let this process compute as ``config`` says, from the next kernel on."""
+        set_deterministic(config.run.deterministic)
+        allow_tf32(self.device, config.optim.tf32)
 
 
 def backend(device: str) -> TorchBackend:

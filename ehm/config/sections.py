@@ -69,6 +69,11 @@ class OptimConfig(Section):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="Precision of the forward and backward pass; auto takes what suits the device."
     )
+    tf32: bool = Field(
+        False,
+        description="Whether a GPU may round the factors of float32 matrix products to TF32, and an NPU to HF32; a CPU "
+        "rounds nothing.",
+    )
 
     @model_validator(mode="after")
     def _check_together(self) -> OptimConfig:

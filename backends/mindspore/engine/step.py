@@ -15,7 +15,7 @@ from ehm.backends.base import Processes
 from ehm.backends.common import SCALE, TRACKER, split_batch
 from ehm.backends.mindspore.engine.optim import Optimizer
 from ehm.backends.mindspore.engine.tensors import set_values
-from ehm.config import OptimConfig, RunConfig, TaskConfig, TrainConfig
+from ehm.config import OptimConfig, TaskConfig, TrainConfig
 from ehm.errors import BackendError
 from ehm.storage.arrays import Arrays
 
@@ -111,9 +111,11 @@ class Training:
             set_values(self._scaler.counter, tracker)
 
 
-def refuse_unknown(run: RunConfig, processes: Processes) -> None:
+def refuse_unknown(config: TrainConfig | TaskConfig, processes: Processes) -> None:
     """Raise BackendError for settings of a run that this backend does not have."""
-    if run.parallel == "fsdp" and processes.size > 1:
+    if config.optim.tf32:
+        raise BackendError("optim.tf32: the MindSpore backend rounds no factors of float32 products; leave it false")
+    if config.run.parallel == "fsdp" and processes.size > 1:
         raise BackendError(
             "run.parallel fsdp: the MindSpore backend keeps a copy of the model in each process; use ddp"
         )

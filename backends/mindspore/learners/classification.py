@@ -44,7 +44,7 @@ class MindsporeClassifier(ResumableLearner):
         processes: Processes = ALONE,
         weights: Weights | None = None,
     ) -> None:
-        refuse_unknown(config.run, processes)
+        refuse_unknown(config, processes)
         refuse_tuning(config)
         self._config = config
         self._rank = processes.rank

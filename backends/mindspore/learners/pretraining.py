@@ -73,7 +73,7 @@ class MindsporeLearner(ResumableLearner):
                 "layer_decay: the MindSpore backend pretrains all layers at one rate; "
                 "--device cpu, cuda or npu decays it with torch"
             )
-        refuse_unknown(config.run, processes)
+        refuse_unknown(config, processes)
         refuse_tuning(config)
         self._config = config
         self._rank = processes.rank

@@ -20,6 +20,7 @@ from ehm.errors import BackendError
 __all__ = [
     "FACTS",
     "DeviceFacts",
+    "allow_tf32",
     "autocast_to",
     "choose_device",
     "choose_dtype",
@@ -56,6 +57,11 @@ class DeviceFacts:
     """
     compiler: str | None = "inductor"
     """The backend of torch.compile; None if there is none to rely on."""
+    channels_last: bool = False
+    """True if convolutions are faster on maps whose channels lie side by side in memory."""
+    allow_tf32: Callable[[bool], None] | None = None
+    """A function that lets float32 matrix products in this process round their factors, or not; None if there is none.
+    """
     synchronises_norms: bool = True
     """True if batch norm can take its moments over all processes."""
     visible_devices: str | None = None
@@ -98,11 +104,27 @@ def _keep_memory() -> None:
         mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
+def _allow_tf32_of_cuda(wanted: bool) -> None:
+    torch.set_float32_matmul_precision("high" if wanted else "highest")
+
+
+def _allow_hf32_of_npu(wanted: bool) -> None:
+    torch.get_device_module("npu").matmul.allow_hf32 = wanted
+
+
 FACTS: dict[str, DeviceFacts] = {
     "cpu": DeviceFacts(
         _cpu_dtypes(), distributed="gloo", shards_in_step_dtype=False, synchronises_norms=False, prepare=_keep_memory
     ),
-    "cuda": DeviceFacts(("bfloat16", "float32", "float16"), distributed="nccl", visible_devices="CUDA_VISIBLE_DEVICES"),
+    # cuDNN's kernels for tensor cores take channels last, and copy other maps before and after each convolution
+    # (NVIDIA, "Convolutional Layers User's Guide").
+    "cuda": DeviceFacts(
+        ("bfloat16", "float32", "float16"),
+        distributed="nccl",
+        channels_last=True,
+        allow_tf32=_allow_tf32_of_cuda,
+        visible_devices="CUDA_VISIBLE_DEVICES",
+    ),
     # torch-npu 2.14: its fused AdamW takes no found_inf; triton-ascend's compiler fails on backward passes
     # (triton-ascend issue 424), so that none is offered until that is fixed. Its scaled_dot_product_attention has no
     # kernel for a bias of numbers and takes torch's composition, which computes bfloat16 in float32 (op-plugin,
@@ -114,6 +136,7 @@ FACTS: dict[str, DeviceFacts] = {
         fused_adamw_scales=False,
         fuses_attention_with_bias=False,
         compiler=None,
+        allow_tf32=_allow_hf32_of_npu,
         visible_devices="ASCEND_RT_VISIBLE_DEVICES",
         plugin="torch_npu",
         explain=ascend.explain_absence,
@@ -185,6 +208,16 @@ def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
 def autocast_to(device: torch.device, dtype: torch.dtype) -> torch.autocast:
     """Return a context in which matrix products are computed in ``dtype``; it does nothing for float32."""
     return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
+
+
+def allow_tf32(device: torch.device, wanted: bool) -> None:
+    """Let ``device`` round the factors of float32 matrix products in this process if ``wanted``, else not.
+
+    Convolutions are left as torch and its plug-ins have them, which round theirs.
+    """
+    allow = FACTS[device.type].allow_tf32
+    if allow is not None:
+        allow(wanted)
 
 
 def describe_device(device: torch.device) -> DeviceInfo:

@@ -257,8 +257,11 @@ def gather_tensor(value: Tensor) -> Tensor:
 
 
 def shard_like(value: Tensor, own: Tensor) -> Tensor:
-    """Return ``value`` on the device of ``own``, and sharded as ``own`` is."""
+    """Return ``value`` on the device of ``own``, and laid out there and sharded as ``own`` is."""
     value = value.to(own.device)
     if isinstance(own, DTensor):
         return distribute_tensor(value, own.device_mesh, own.placements)
+    if value.stride() != own.stride():
+        # fused optimisers go through a parameter and its moments in the order of memory
+        return torch.empty_like(own, dtype=value.dtype).copy_(value)
     return value

@@ -86,7 +86,7 @@ def optimizer_arrays(optimizer: Optimizer, named_parameters: NamedParameters) ->
         for slot, value in optimizer.state.get(parameter, {}).items():
             # other slots are settings, which the configuration has
             if isinstance(value, Tensor):
-                arrays[f"{name}/{slot}"] = np.array(gather_tensor(value.detach()).cpu().numpy(), copy=True)
+                arrays[f"{name}/{slot}"] = np.array(gather_tensor(value.detach()).cpu().numpy(), order="C", copy=True)
     return arrays
 
 

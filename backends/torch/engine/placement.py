@@ -20,11 +20,17 @@ _ATTENTION_WITH_BIAS = (Attention, WindowAttention, RelPosAttention)
 M = TypeVar("M", bound=nn.Module)
 
 
-def place_model(model: M, device: torch.device) -> M:
-    """Move ``model`` to ``device``, and let its attention take the kernels that are best there; return it."""
+def place_model(model: M, device: torch.device, convolves: bool = False) -> M:
+    """Move ``model`` to ``device``, in the form that suits the kernels there; return it.
+
+    ``convolves`` says whether it spends much of its time in convolutions.
+    """
     if not FACTS[device.type].fuses_attention_with_bias:
         for module in model.modules():
             if isinstance(module, _ATTENTION_WITH_BIAS):
                 # timm's own matrix products and softmax
                 module.fused_attn = False  # type: ignore[misc]  # timm declares it final for scripting alone
+    if convolves and FACTS[device.type].channels_last:
+        # the maps follow the weights of the convolutions that they come from
+        model.to(memory_format=torch.channels_last)
     return model.to(device)

@@ -42,7 +42,7 @@ class TorchDetector(Supervised):
             model, loaded, image_size = build_rcnn(config, classes, weights)
         if config.run.grad_checkpointing:
             recompute_activations(model, random=True)
-        super().__init__(model, loaded, config, device, processes)
+        super().__init__(model, loaded, config, device, processes, convolves=True)
         self.image_size = image_size
 
     def train_step(

@@ -58,7 +58,7 @@ class TorchSegmenter(Supervised):
             )
         if config.run.grad_checkpointing:
             recompute_activations(model, random=True)
-        super().__init__(model, loaded, config, device, processes)
+        super().__init__(model, loaded, config, device, processes, convolves=True)
         self.image_size = config.crop_size
         self._config = config
 

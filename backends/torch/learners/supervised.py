@@ -10,6 +10,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from ehm.backends.base import Processes
+from ehm.backends.torch.engine.distributed import is_sharded
 from ehm.backends.torch.engine.optim import create_lars, param_groups
 from ehm.backends.torch.engine.placement import place_model
 from ehm.backends.torch.engine.step import Training
@@ -31,6 +32,7 @@ class Supervised(Stepped):
     ``model`` is the torch module: the model of ``loaded``, or one that has it as its ``encoder`` somewhere inside.
     ``head`` is the part of it that is trained, if it is not trained as a whole, on ``parts`` of a batch one after the
     other: on the whole batch at once if left out. All layers of the encoder learn at ``encoder_rate`` of the rate.
+    ``convolves`` is that of :func:`place_model`.
     """
 
     def __init__(
@@ -43,9 +45,11 @@ class Supervised(Stepped):
         head: nn.Module | None = None,
         parts: int | None = None,
         encoder_rate: float = 1.0,
+        convolves: bool = False,
     ) -> None:
         tuning = restrict_learning(model, loaded.model, config.model.freeze, config.lora, config.run.seed)
-        place_model(model, device)
+        # FSDP takes no parameters in another order of memory
+        place_model(model, device, convolves and not is_sharded(config.run.parallel, processes))
         self.image_size = loaded.image_size
         self.architecture: Mapping[str, Any] = loaded.architecture
         self.notes = loaded.notes

@@ -11,6 +11,7 @@ from torch_npu.storage import SIZE, Usage
 
 _COUNT = int(os.environ.get("EHM_SIMULATED_NPUS", "1"))
 _NAME = "Ascend910B (simulated)"
+matmul = types.SimpleNamespace(allow_hf32=False)
 _initialized = True  # torch.utils.checkpoint keeps the device's random state where this says so
 
 

@@ -8,11 +8,12 @@ import torch
 import torch.distributed as dist
 
 from ehm.backends.base import ALONE, OneProcess
+from ehm.backends.torch import TorchBackend
 from ehm.backends.torch.engine import distributed, step
-from ehm.backends.torch.engine.devices import FACTS, DeviceFacts
+from ehm.backends.torch.engine.devices import FACTS, DeviceFacts, allow_tf32
 from ehm.backends.torch.engine.distributed import wrap_model
 from ehm.backends.torch.engine.step import Training
-from ehm.config import OptimConfig, RunConfig
+from ehm.config import OptimConfig, RunConfig, TrainConfig
 from ehm.errors import BackendError
 
 CPU = torch.device("cpu")
@@ -178,6 +179,18 @@ def test_deterministic_mode_is_switched_on_and_off(monkeypatch):
     assert torch.are_deterministic_algorithms_enabled()
     step.set_deterministic(False)
     assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_float32_products_are_rounded_only_if_the_run_says_so(monkeypatch):
+    allowed = []
+    monkeypatch.setitem(FACTS, "cpu", replace(FACTS["cpu"], allow_tf32=allowed.append))
+    for wanted in (True, False):
+        values = {"encoder": "vit_tiny", "model": {"depth": 1, "decoder_depth": 1}, "optim": {"tf32": wanted}}
+        TorchBackend(CPU, ALONE).create_learner(TrainConfig.model_validate(values))
+    assert allowed == [True, False]
+    for wanted, precision in ((True, "high"), (False, "highest")):
+        allow_tf32(torch.device("cuda"), wanted)
+        assert torch.get_float32_matmul_precision() == precision
 
 
 def test_a_missing_compiler_is_said_before_training(monkeypatch):
