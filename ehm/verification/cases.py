@@ -28,6 +28,7 @@ __all__ = [
     "describe_run",
     "draw_images",
     "draw_masks",
+    "draw_weights",
     "list_cases",
     "load_weights",
 ]
@@ -199,23 +200,23 @@ def load_weights(learner: Learner, weights: Arrays | None = None) -> Arrays:
     """Load drawn weights, or those that are given, into a fresh learner and its moving average; return them."""
     state = learner.state()
     if weights is None:
-        weights = _draw_weights(state.model)
+        weights = draw_weights(state.model)
     learner.load(LearnerState(dict(weights), join_average({}, weights)))
     return weights
 
 
-def _draw_weights(model: Arrays) -> Arrays:
-    """Draw weights in place of those of ``model``; fixed positions stay as they are."""
+def draw_weights(model: Arrays) -> Arrays:
+    """Draw weights in place of those of ``model``; fixed positions, counters and lone factors stay as they are."""
     drawn: Arrays = {}
     for number, name in enumerate(sorted(model)):
         array = model[name]
         rng = np.random.default_rng([11, number])
         last = name.rpartition(".")[2]
         values = rng.normal(size=array.shape)
-        if name == "decoder_pos_embed":
+        if name == "decoder_pos_embed" or "running_" in name or array.size == 1:
             drawn[name] = array
             continue
-        if name == "pos_embed":
+        if last == "pos_embed":
             values *= 0.5
         elif "bias_table" in name or "token" in name:
             values *= 0.7

@@ -11,10 +11,13 @@ from ehm.verification.check import Check, Measurement, SkipError
 from ehm.verification.curve import MASKINGS, check_curve
 from ehm.verification.export import check_export
 from ehm.verification.masks import check_host_trees, compare_device_masks, compare_host_masks
-from ehm.verification.numerics import compare_with_cpu, compare_with_numpy, follow_adamw
+from ehm.verification.numerics import compare_with_cpu, compare_with_numpy
 from ehm.verification.operators import check_fallbacks
+from ehm.verification.optimiser import OPTIMISER_CHECKS
 from ehm.verification.processes import check_two_processes
 from ehm.verification.state import check_checkpoint, check_crossing, check_resume, check_resume_in_child
+from ehm.verification.task_numerics import compare_step_with_cpu, compare_step_with_numpy
+from ehm.verification.task_steps import STEPS
 from ehm.verification.tasks import TASKS, compare_task
 
 __all__ = ["list_checks"]
@@ -33,6 +36,8 @@ def list_checks(
     cases = list(list_cases(dtypes, quick, tokenizer))
     for case in cases:
         yield Check("numerics", case.name, _guess_seconds(case), partial(compare_with_numpy, backend, case))
+    for name in STEPS:
+        yield Check("tasks", name, 2, partial(compare_step_with_numpy, backend, name))
     for case in cases:
         if case.dtype == "float32" and cpu is not None:
             work = partial(compare_with_cpu, backend, cpu, case)
@@ -40,7 +45,11 @@ def list_checks(
     for name in TASKS:
         work = partial(_explain, _NO_OTHER) if cpu is None else partial(compare_task, backend, cpu, name)
         yield Check("beside the CPU", name, 1, work)
-    yield Check("optimiser", "AdamW", 1, partial(follow_adamw, backend, Case("plain ViT, MAE", 50, 32)))
+    for name in STEPS:
+        work = partial(_explain, _NO_OTHER) if cpu is None else partial(compare_step_with_cpu, backend, cpu, name)
+        yield Check("beside the CPU", f"a step of {name}", 0.5, work)
+    for name, check in OPTIMISER_CHECKS.items():
+        yield Check("optimiser", name, 0.3, partial(check, backend))
     yield from _list_mask_checks(backend, quick)
     yield Check("resume", "bit for bit", 1, partial(check_resume, backend, deterministic=False))
     yield Check("resume", "bit for bit, run.deterministic", 8, partial(check_resume_in_child, device))
