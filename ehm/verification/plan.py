@@ -16,8 +16,7 @@ from ehm.verification.operators import check_fallbacks
 from ehm.verification.optimiser import OPTIMISER_CHECKS
 from ehm.verification.processes import check_two_processes
 from ehm.verification.state import check_checkpoint, check_crossing, check_resume, check_resume_in_child
-from ehm.verification.task_numerics import compare_step_with_cpu, compare_step_with_numpy
-from ehm.verification.task_steps import STEPS
+from ehm.verification.task_numerics import STEPS, compare_step_with_cpu, compare_step_with_numpy
 from ehm.verification.tasks import TASKS, compare_task
 
 __all__ = ["list_checks"]

@@ -1,8 +1,12 @@
-"""The small learners of tasks that are checked beside NumPy: a ViT with drawn weights under a task's heads."""
+"""The small learners of tasks that are checked beside NumPy, and their steps: a ViT with drawn weights under heads.
+
+Nothing in these steps is drawn at random, so that all devices compute the same: no dropout, no dropped paths, fewer
+anchors than a detector samples, and codes whose logits or temperature leave nothing of the noise.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,18 +17,31 @@ from ehm.backends.base import Backend
 from ehm.config import TaskConfig, TrainConfig
 from ehm.config.encoders import VitSpec
 from ehm.errors import BackendError
-from ehm.reference.layers import Floats, normalise_pixels
+from ehm.reference.layers import Floats, Weights, normalise_pixels, widen
 from ehm.storage.arrays import Arrays, LearnerState
 from ehm.verification.cases import draw_images, draw_weights
 from ehm.verification.check import SkipError
 
-__all__ = ["CLASSES", "IMAGES", "SmallTask", "create_task", "draw_labels", "make_pretraining_config"]
+__all__ = [
+    "CLASSES",
+    "IMAGES",
+    "LR",
+    "Loss",
+    "SmallTask",
+    "Step",
+    "create_task",
+    "draw_labels",
+    "make_pretraining_config",
+    "make_step",
+]
+
+Loss = Callable[[Weights], float]
 
 CLASSES = 3
 IMAGES = 4
 SIDE = 64
 """Side of the images in pixels; those of detection are half as large."""
-# nothing is left out at random: devices draw other numbers
+LR = 1e-3
 _MODEL = {"width": 32, "depth": 2, "heads": 2, "patch_size": 16, "drop_path": 0}
 _OPTIM = {"batch_size": IMAGES, "epochs": 1, "warmup_epochs": 0, "warmup_steps": None, "dtype": "float32"}
 
@@ -43,6 +60,22 @@ class SmallTask:
     def pixels(self) -> Floats:
         """The images as the learner normalises them."""
         return normalise_pixels(self.images, self.learner.inputs.mean, self.learner.inputs.std)
+
+
+@dataclass(frozen=True)
+class Step:
+    """The first step of a learner at ``weights``, by the names of its gradients.
+
+    ``take`` returns its metrics, ``compute_loss`` is NumPy's loss. ``is_discrete`` says that a rounding may let other
+    samples take part.
+    """
+
+    learner: Any
+    weights: Weights
+    betas: tuple[float, float]
+    take: Callable[[], Mapping[str, Any]]
+    compute_loss: Loss
+    is_discrete: bool = False
 
 
 def make_pretraining_config(side: int = SIDE) -> TrainConfig:
@@ -89,3 +122,13 @@ def create_task(
 def draw_labels() -> NDArray[np.int64]:
     """Return the class of each image (B,)."""
     return np.arange(IMAGES) % CLASSES
+
+
+def make_step(task: SmallTask, targets: Any, compute_loss: Loss) -> Step:
+    """Return the first step of the learner of ``task`` with ``targets``."""
+
+    def take() -> Mapping[str, Any]:
+        metrics: Mapping[str, Any] = task.learner.train_step(task.images, targets, LR, 0.0)
+        return metrics
+
+    return Step(task.learner, widen(task.weights), task.config.optim.betas, take, compute_loss)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 
 from ehm.backends.base import Backend
 from ehm.storage.arrays import Arrays
 from ehm.verification.check import Measurement
+from ehm.verification.dense_steps import prepare_detector, prepare_segmenter, prepare_tokenizer
 from ehm.verification.gradients import (
     TOLERANCES,
     Tolerances,
@@ -14,10 +16,23 @@ from ehm.verification.gradients import (
     compare_loss_with_numpy,
     read_gradients,
 )
-from ehm.verification.task_steps import STEPS, Step
+from ehm.verification.small_tasks import Step
+from ehm.verification.vector_steps import prepare_classifier, prepare_embedder, prepare_updates
 
-__all__ = ["compare_step_with_cpu", "compare_step_with_numpy"]
+__all__ = ["STEPS", "compare_step_with_cpu", "compare_step_with_numpy"]
 
+STEPS: dict[str, Callable[[Backend], Step]] = {
+    "classification by labels": partial(prepare_classifier, "labels"),
+    "classification by smoothed labels": partial(prepare_classifier, "smoothed"),
+    "classification of mixed images": partial(prepare_classifier, "mixed"),
+    "classification by low-rank updates (LoRA)": prepare_updates,
+    "retrieval by ArcFace": prepare_embedder,
+    "segmentation by UperNet": prepare_segmenter,
+    "detection by Mask R-CNN": prepare_detector,
+    "tokenizer, certain codes": partial(prepare_tokenizer, True),
+    "tokenizer, mixed codes": partial(prepare_tokenizer, False),
+}
+"""The steps by their names, and functions that prepare them for a backend."""
 _DISCRETE = Tolerances(similarity=0.0, loss=0.02, slope=0.1, gradient=0.2)
 """Tolerances of steps in which a rounding of a device may let one sample more or less take part."""
 

@@ -13,6 +13,7 @@ from ehm.verification.check import SkipError
 from ehm.verification.curve import check_curve
 from ehm.verification.masks import check_host_trees, compare_device_masks, compare_host_masks
 from ehm.verification.numerics import compare_with_cpu, compare_with_numpy
+from ehm.verification.optimiser import follow_adamw
 from ehm.verification.state import check_checkpoint, check_crossing, check_resume
 from ehm.verification.tasks import TASKS, compare_task
 
