@@ -185,8 +185,8 @@ def _add_predict_flags(parser: Parser) -> None:
     parser.add_argument("--precision", help=_PRECISION_HELP)
     _add_out_flag(
         parser,
-        "write predictions.jsonl, features.npy and patches.npy, as far as the bundle gives them, into this folder "
-        "(default: write no files)",
+        "write predictions.jsonl, features.npy, patches.npy and visual_tokens.npy, as far as the bundle gives them, "
+        "into this folder (default: write no files)",
     )
     parser.add_argument(
         "--index", metavar="KIND", help="with --out, also write a faiss index of the features: flat, hnsw or ivf"

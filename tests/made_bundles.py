@@ -16,7 +16,15 @@ from ehm.deploy.bundle.manifest import Manifest
 from ehm.deploy.bundle.staging import stage_bundle
 
 LABELS = ["red", 'a "quoted"\nclass', "Käfer"]
-OUTPUTS = {"logits": ("NC", 3), "features": ("NC", 3), "patches": ("NCHW", 3, 2, 2)}
+OUTPUTS = {
+    "logits": ("NC", 3),
+    "features": ("NC", 3),
+    "patches": ("NCHW", 3, 2, 2),
+    "visual_tokens": ("NLC", 3, 5),
+}
+LANGUAGE = {"source": "tiny", "model_type": "llama", "width": 5, "weights": "1" * 64, "before": "<Img> "}
+LANGUAGE |= {"after": "</Img>", "prompt": "Question: {question} Answer:"}
+TASKS = {"logits": "classification", "visual_tokens": "visual_tokens"}
 IMAGES = {"name": "images", "dtype": "float32", "layout": "NCHW", "shape": ("batch", 3, 28, 42)}
 PIXELS = {"name": "images", "dtype": "uint8", "layout": "NHWC", "shape": ("batch", "height", "width", 3)}
 
@@ -56,7 +64,8 @@ def make_bundle(place, images=IMAGES, outputs=("logits",), precisions=("float32"
             for name in outputs
         ]
         values = {
-            "task": "classification" if "logits" in outputs else "features",
+            "task": TASKS.get(outputs[0], "features"),
+            "language": LANGUAGE if "visual_tokens" in outputs else None,
             "models": {name: {"file": file, "opset": 17, "operators": {}} for name, file in files.items()},
             "input": images,
             "outputs": tensors,

@@ -16,6 +16,7 @@ from ehm.storage.reading import describe_value, read_json
 
 __all__ = [
     "CARD",
+    "COMPARED_OUTPUTS",
     "FORMAT",
     "MANIFEST",
     "OFFLINE_MODEL",
@@ -24,6 +25,7 @@ __all__ = [
     "FileRecord",
     "Fit",
     "IndexKind",
+    "Language",
     "Manifest",
     "ModelRecord",
     "OfflineParity",
@@ -47,10 +49,15 @@ CARD = "README.md"
 OFFLINE_MODEL = "model.om"
 """The network as ATC compiled it for an NPU. Made after the export, by atc.sh, it is not in the manifest."""
 
+COMPARED_OUTPUTS = ("features", "logits", "patches", "visual_tokens")
+"""The outputs whose direction is compared, the first that there is.
+
+That of features says the most, as it does not depend on how decided the network is.
+"""
 Precision = Literal["float32", "float16", "int8"]
 IndexKind = Literal["flat", "hnsw", "ivf"]
 Target = Literal["onnxruntime", "portable", "ascend"]
-Task = Literal["classification", "features", "segmentation", "detection"]
+Task = Literal["classification", "features", "segmentation", "detection", "visual_tokens"]
 Triple = tuple[float, float, float]
 
 
@@ -67,7 +74,7 @@ class TensorRecord(_Section):
 
     name: str
     dtype: Literal["float32", "uint8", "int64"]
-    layout: Literal["NCHW", "NHWC", "NC", "NHW", "N"]
+    layout: Literal["NCHW", "NHWC", "NC", "NHW", "NLC", "N"]
     shape: tuple[int | str, ...]
     smallest: int | None = None
 
@@ -128,6 +135,24 @@ class Windows(_Section):
 
     scale: tuple[int, int] | None
     stride: tuple[int, int]
+
+
+class Language(_Section):
+    """The language model that reads the visual tokens of a bundle, and the words around them.
+
+    It is not part of the bundle: its kind, the ``width`` of its embedded tokens and the SHA-256 of its ``weights``, as
+    checkpoints keep it, tell which one it is. It reads ``before``, the visual tokens, ``after`` and ``prompt``, whose
+    ``{question}`` is replaced; ``chat`` says that this stands in its chat template.
+    """
+
+    source: str
+    model_type: str
+    width: int
+    weights: str
+    before: str
+    after: str
+    prompt: str
+    chat: bool = False
 
 
 class Quality(_Section):
@@ -262,6 +287,7 @@ class Manifest(_Section):
     preprocessing: Preprocessing
     fit: Fit | None = None
     windows: Windows | None = None
+    language: Language | None = None
     labels: tuple[str, ...] = ()
     source: Source
     versions: dict[str, str]
@@ -290,6 +316,8 @@ class Manifest(_Section):
             if scores is None or self.windows is None:
                 raise ValueError("a segmentation without the output scores, or without windows")
             self._check_labels(scores.shape[1])
+        if self.task == "visual_tokens" and (self.language is None or self.output("visual_tokens") is None):
+            raise ValueError("visual tokens without language, or without the output visual_tokens")
         return self
 
     def _check_labels(self, classes: int | str) -> None:
@@ -304,8 +332,7 @@ class Manifest(_Section):
     @property
     def compared_output(self) -> str:
         """The output whose cosines `Quality` has."""
-        # the direction of features says the most: it does not depend on how decided the network is
-        for name in ("features", "logits", "patches"):
+        for name in COMPARED_OUTPUTS:
             if self.output(name):
                 return name
         return "scores"
@@ -314,7 +341,8 @@ class Manifest(_Section):
         """Return the record of an output; None if the network does not give it.
 
         Encoders give ``logits`` (B, C), ``features`` (B, D) and ``patches`` (B, D, h, w), segmenters ``scores``
-        (B, C, H, W), detectors ``boxes`` (K, 4), ``labels`` (K,), ``scores`` (K,) and ``masks`` (K, 28, 28).
+        (B, C, H, W), eyes of a language model ``visual_tokens`` (B, K, W), detectors ``boxes`` (K, 4), ``labels`` (K,),
+        ``scores`` (K,) and ``masks`` (K, 28, 28).
         """
         for output in self.outputs:
             if output.name == name:

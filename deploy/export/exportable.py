@@ -8,21 +8,23 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ehm.config import ExportConfig, SegmentationConfig
-from ehm.deploy.bundle.manifest import Parity, Preprocessing, Target, Task, Windows
+from ehm.config import ExportConfig, SegmentationConfig, VisionLanguageConfig
+from ehm.deploy.bundle.manifest import Language, Parity, Preprocessing, Target, Task, Windows
 from ehm.deploy.export.parity import compare_outputs
 from ehm.errors import ConfigError
 from ehm.models.heads import Reference
 from ehm.models.weights import Provenance
 from ehm.storage.checkpoint import Checkpoint
+from ehm.storage.names import escape_undecodable
 
 if TYPE_CHECKING:
     from onnx import ModelProto
     from onnxruntime import InferenceSession
 
-__all__ = ["Exportable", "ImageExportable", "SegmenterExportable"]
+__all__ = ["Exportable", "EyesExportable", "ImageExportable", "SegmenterExportable"]
 
 
 class Exportable(ABC):
@@ -140,3 +142,31 @@ class SegmenterExportable(ImageExportable):
             # an export may take another size of window than training; the overlap stays the same
             stride.append(max(1, size * step // side))
         return {"windows": Windows(scale=settings.data.scale, stride=(stride[0], stride[1]))}
+
+
+@dataclass(frozen=True)
+class EyesExportable(ImageExportable):
+    """The eyes of a language model: encoder, resampler and projection."""
+
+    @property
+    def task(self) -> Task:
+        """The task that the network solves."""
+        return "visual_tokens"
+
+    def manifest_rules(self) -> dict[str, Any]:
+        """Return which language model reads the visual tokens, and the words around them."""
+        assert self.checkpoint is not None
+        described = self.checkpoint.metadata["language"]
+        words = VisionLanguageConfig.model_validate(self.checkpoint.metadata["config"]).language
+        return {
+            "language": Language(
+                source=escape_undecodable(Path(described["source"]).name),
+                model_type=described["model_type"],
+                width=described["width"],
+                weights=described["weights"],
+                before=words.before,
+                after=words.after,
+                prompt=words.prompt,
+                chat=words.chat,
+            )
+        }

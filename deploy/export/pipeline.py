@@ -31,7 +31,8 @@ __all__ = ["export"]
 
 _MODEL = "model.onnx"
 _NEEDED = ("onnx", "onnxruntime")
-_LAYOUTS: dict[int, Literal["N", "NC", "NHW", "NCHW"]] = {1: "N", 2: "NC", 3: "NHW", 4: "NCHW"}
+Layout = Literal["N", "NC", "NHW", "NLC", "NCHW"]
+_LAYOUTS: dict[int, Layout] = {1: "N", 2: "NC", 3: "NHW", 4: "NCHW"}
 """The layout of a tensor that is not bytes, by its number of dimensions."""
 
 
@@ -54,10 +55,11 @@ def export(
     ``checkpoint`` is a run folder or checkpoint, a ``.safetensors`` or ``.pth`` file, or ``timm:NAME``. A fine-tuned
     one gives ``logits`` (B, classes), a segmenter ``scores`` (B, classes, H, W), a pretrained one ``features`` (B, D):
     the mean of the patch tokens of the whole image, nothing masked; a detector boxes, labels, scores and masks of one
-    image. ``head`` insists on either, or asks for ``patches`` (B, D, h, w), every patch token behind the last norm, or
-    for all that the checkpoint has (``multi``). ``device`` runs the exported file in the comparison with the framework
-    (torch if it is installed, else MindSpore), which computes on the CPU in float32; ``auto`` is the CPU. ``target``,
-    ``int8`` and ``float16`` go before the configuration's keys of these names.
+    image; the eyes of a language model ``visual_tokens`` (B, K, W). ``head`` insists on either, or asks for ``patches``
+    (B, D, h, w), every patch token behind the last norm, or for all that the checkpoint has (``multi``). ``device``
+    runs the exported file in the comparison with the framework (torch if it is installed, else MindSpore), which
+    computes on the CPU in float32; ``auto`` is the CPU. ``target``, ``int8`` and ``float16`` go before the
+    configuration's keys of these names.
 
     ``triton`` is a model repository that gets the bundle's models, ``kserve`` a file for an InferenceService; if
     ``checkpoint`` is a bundle already, it stays as it is and only they are written.
@@ -178,7 +180,7 @@ def _describe_tensor(value: ValueInfoProto) -> TensorRecord:
     element = value.type.tensor_type.elem_type
     if element == TensorProto.UINT8:
         return TensorRecord(name=value.name, dtype="uint8", layout="NHWC", shape=tuple(shape))
-    layout = _LAYOUTS[len(shape)]
+    layout: Layout = "NLC" if value.name == "visual_tokens" else _LAYOUTS[len(shape)]
     if element == TensorProto.INT64:
         return TensorRecord(name=value.name, dtype="int64", layout=layout, shape=tuple(shape))
     return TensorRecord(name=value.name, dtype="float32", layout=layout, shape=tuple(shape))

@@ -11,7 +11,7 @@ import numpy as np
 
 from ehm.config import ExportConfig, ModelSource
 from ehm.config.encoders import VitSpec
-from ehm.deploy.export.exportable import ImageExportable, SegmenterExportable
+from ehm.deploy.export.exportable import EyesExportable, ImageExportable, SegmenterExportable
 from ehm.errors import BackendError, CheckpointError, ConfigError
 from ehm.models.heads import Head, list_outputs
 from ehm.models.opening import ReadFile, names_weights, open_model, read_safetensors
@@ -25,6 +25,8 @@ __all__ = ["prepare_export", "require_packages"]
 
 _FRAMEWORKS = {"torch": ("torch", "timm"), "mindspore": ("mindspore",)}
 """Frameworks that a file can be compared with, by their backends, and the packages that they take."""
+_KINDS: dict[str, type[ImageExportable]] = {"scores": SegmenterExportable, "visual_tokens": EyesExportable}
+"""The kinds of networks that give an output which no other does."""
 
 
 def prepare_export(source: ModelSource, head: Head) -> ImageExportable:
@@ -134,9 +136,7 @@ def _prepare_with_torch(source: ModelSource, head: Head, weights: Weights | None
             write_norms_out(graph)
         return graph
 
-    kind = ImageExportable
-    if network.outputs == ("scores",):
-        kind = SegmenterExportable
+    kind = _KINDS.get(network.outputs[0], ImageExportable)
     checkpoint = None
     if weights is not None:
         checkpoint = weights.checkpoint

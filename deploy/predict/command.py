@@ -189,7 +189,8 @@ def _save_predictions(out: Path, predictions: Sequence[Prediction], index: Index
     """Write ``predictions.jsonl`` and the arrays beside it in place of those of an earlier call."""
     lines = []
     for prediction in predictions:
-        without_arrays = replace(prediction, features=None, patches=None)  # they have files of their own
+        # they have files of their own
+        without_arrays = replace(prediction, features=None, patches=None, visual_tokens=None)
         lines.append(json_module.dumps(without_arrays.as_dict()) + "\n")
     with replace_file(out / "predictions.jsonl") as temporary:  # it gets its name last, when all files belong together
         temporary.write_text("".join(lines), encoding="utf-8")
@@ -197,13 +198,17 @@ def _save_predictions(out: Path, predictions: Sequence[Prediction], index: Index
         (out / faiss_index.FILE).unlink(missing_ok=True)
         features = []
         patches = []
+        visual_tokens = []
         for prediction in predictions:
             if prediction.features is not None:
                 features.append(prediction.features)
             if prediction.patches is not None:
                 patches.append(prediction.patches)
+            if prediction.visual_tokens is not None:
+                visual_tokens.append(prediction.visual_tokens)
         _save_rows(out / "features.npy", features)
         _save_rows(out / "patches.npy", patches)
+        _save_rows(out / "visual_tokens.npy", visual_tokens)
         if index is not None and features:
             faiss_index.write_index(out, np.stack(features), index)
 

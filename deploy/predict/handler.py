@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ehm.data.decoding.depth import count_missing
-from ehm.deploy.bundle.manifest import Manifest
+from ehm.deploy.bundle.manifest import COMPARED_OUTPUTS, Manifest
 from ehm.deploy.bundle.preprocessing import seen_region
 from ehm.deploy.predict.comparison import Comparison, row_cosines
 from ehm.deploy.predict.prediction import Prediction
@@ -96,8 +96,7 @@ class Handler(ABC):
 
     def compare(self, expected: Outputs, found: Outputs) -> Comparison:
         """Compare the outputs of a batch with those in float32: all that are ``measured_outputs``, or some of them."""
-        # the direction of features says the most, as in the manifest
-        name = next(name for name in ("features", "logits", "patches") if name in found)
+        name = next(name for name in COMPARED_OUTPUTS if name in found)
         cosines = row_cosines(expected[name], found[name])
         if "logits" not in found:
             return Comparison(cosines)

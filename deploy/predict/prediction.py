@@ -21,7 +21,8 @@ class Prediction:
     ``classes`` are the likeliest with their probabilities, ``features`` (D,) and ``patches`` (D, h, w) are there as far
     as the bundle gives them. A detector gives ``objects``, the likeliest first. A segmenter gives ``labels`` (H, W),
     the class numbers of the pixels, ``mask``, the file that holds them if one was written, and ``classes``, those that
-    occur with their shares of the pixels. ``missing_pixels`` counts the pixels for which a deep image has no value.
+    occur with their shares of the pixels. The eyes of a language model give ``visual_tokens`` (K, W).
+    ``missing_pixels`` counts the pixels for which a deep image has no value.
     """
 
     image: str
@@ -30,6 +31,7 @@ class Prediction:
     patches: NDArray[np.float32] | None = None
     objects: tuple[DetectedObject, ...] | None = None
     labels: NDArray[np.uint8] | None = None
+    visual_tokens: NDArray[np.float32] | None = None
     mask: str | None = None
     error: str | None = None
     missing_pixels: int = 0
@@ -54,6 +56,8 @@ class Prediction:
             values["features"] = self.features.tolist()
         if self.patches is not None:
             values["patches"] = self.patches.tolist()
+        if self.visual_tokens is not None:
+            values["visual_tokens"] = self.visual_tokens.tolist()
         return values
 
     def __str__(self) -> str:
@@ -70,6 +74,9 @@ class Prediction:
         if self.patches is not None:
             width, rows, columns = self.patches.shape
             lines.append(f"  {width} features of {rows} x {columns} patches")
+        if self.visual_tokens is not None:
+            count, width = self.visual_tokens.shape
+            lines.append(f"  {count} visual tokens of {width} features")
         if self.mask is not None:
             lines.append(f"  mask {self.mask}")
         if self.missing_pixels:

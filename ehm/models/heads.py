@@ -1,6 +1,6 @@
 """The outputs that an exported model can have, and which of them its weights can give.
 
-Shapes: B images, D features, C classes.
+Shapes: B images, D features, C classes; K visual tokens, W features of a language model.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from ehm.models.weights import Provenance
 __all__ = ["Forward", "Head", "Output", "Reference", "list_outputs", "select_labels"]
 
 Head = Literal["auto", "classifier", "features", "patches", "multi"]
-Output = Literal["logits", "features", "patches", "scores"]
+Output = Literal["logits", "features", "patches", "scores", "visual_tokens"]
 Forward = Callable[[NDArray[np.float32]], dict[str, NDArray[np.float32]]]
 """A network: normalised images (B, 3, H, W) -> its outputs by name.
 
 They are any of ``logits`` (B, C); ``features`` (B, D), what the classifier sees, or a descriptor; and ``patches``
 (B, D, h, w), every patch token behind the last norm. A segmenter gives ``scores`` (B, C, H, W), the logits of each
-pixel, and no other.
+pixel, and no other; the eyes of a language model give ``visual_tokens`` (B, K, W), and no other.
 """
 Reference = tuple[Forward, str]
 """A framework's own computation of a network, and what computes it: ``torch 2.14.1, cpu, float32``."""
@@ -34,7 +34,7 @@ _WITHOUT_CLASSIFIER = {
     "file": "holds no classifier (head.weight); --head features exports the encoder",
     "timm": "timm gives it no classifier; --head features exports the encoder",
     "pretrain": "a pretrained encoder has no classifier; ehm finetune gives it one",
-    "answerer": "the eyes of a language model have no classifier; ehm finetune gives the encoder one",
+    "answerer": "the eyes of a language model have no classifier; --head auto exports their visual tokens",
     "embedder": "an embedder has no classifier; ehm finetune gives it one",
     "segmenter": "a segmenter has no classifier of images; --head auto exports its scores",
     "detector": "a detector has no classifier of images; --head auto exports it whole",

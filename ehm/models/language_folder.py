@@ -25,8 +25,9 @@ _BLOCKS = 64
 
 @dataclass(frozen=True)
 class LanguageFolder:
-    """The folder of a causal language model that can be opened without running code of others."""
+    """The folder of a causal language model that can be opened without running code of others; ``source`` names it."""
 
+    source: str
     path: Path
     settings: Mapping[str, Any]
 
@@ -34,7 +35,7 @@ class LanguageFolder:
         """Return what a checkpoint keeps of the model: its kind and the hashes of its files."""
         names = [name for name in (_CONFIG, *_TOKENIZERS[:-1]) if (self.path / name).is_file()]
         return {
-            "source": str(self.path),
+            "source": self.source,
             "model_type": self.settings.get("model_type", ""),
             "files": {name: hash_file(self.path / name) for name in names},
             "weights": _hash_weights(self.path),
@@ -76,7 +77,7 @@ def find_language_folder(source: str) -> LanguageFolder:
     if not any(path.glob("*.safetensors")):
         other = "; those in *.bin are pickles, which can run code" if any(path.glob("*.bin")) else ""
         raise ConfigError(f"{name}: has no weights in *.safetensors{other}; save it again with save_pretrained")
-    return LanguageFolder(path, settings)
+    return LanguageFolder(source, path, settings)
 
 
 def check_same_language_model(stored: Mapping[str, Any], found: Mapping[str, Any], checkpoint: Path) -> None:

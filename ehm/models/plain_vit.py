@@ -27,12 +27,14 @@ def assemble_plain_vit(weights: Weights, source: ModelSource, head: Head = "auto
     ``running_var`` of a batch norm without affine (eps 1e-6), then ``head.1.weight`` and ``bias``. Norms have eps 1e-6.
     The ``labels`` of its provenance are those of its logits, empty if it gives none.
 
-    None for what only a framework builds: a Swin, a ViT of another form, a network of timm's, a descriptor, a
-    segmenter that is not asked for its encoder. Raises CheckpointError as :func:`ehm.models.heads.select_labels` does,
-    if weights are missing or do not fit, and if a file's ViT has more than a plain one.
+    None for what only a framework builds: a Swin, a ViT of another form, a network of timm's, a descriptor, a segmenter
+    or the eyes of a language model that are not asked for their encoder. Raises CheckpointError as
+    :func:`ehm.models.heads.select_labels` does, if weights are missing or do not fit, and if a file's ViT has more than
+    a plain one.
     """
     provenance = weights.provenance
-    if provenance.kind == "segmenter" and head == "auto":  # its scores are meant, which UperNet computes
+    # what is meant is their scores or visual tokens, which UperNet or a resampler computes
+    if provenance.kind in ("segmenter", "answerer") and head == "auto":
         return None
     labels = select_labels(provenance, head)
     spec = weights.spec

@@ -4,20 +4,28 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from question_files import COLOURS, write_easy_vqa, write_image
 
 from ehm.analysis.answerer import choose_questions, open_answerer
 from ehm.analysis.inspect import inspect
+from ehm.backends.torch.language.frozen import FrozenLanguageModel
+from ehm.backends.torch.models.loading import load_model
 from ehm.cli import main
-from ehm.config import LanguageTrainingConfig, VisionLanguageConfig
+from ehm.config import LanguageTrainingConfig, ModelSource, VisionLanguageConfig
+from ehm.deploy.bundle.bundle import Bundle
+from ehm.deploy.export import export
+from ehm.deploy.predict.command import predict
 from ehm.errors import CheckpointError, ConfigError
+from ehm.models.opening import open_model
 from ehm.storage.checkpoint import open_checkpoint
 from ehm.tasks.evaluate import evaluate
 from ehm.tasks.finetune import finetune
 from ehm.training.language import train_language_model
 
 pytest.importorskip("transformers")
+COLOUR = "what color is the shape?"
 SHOWN = {"before": "The image shows a ", "after": "."}
 
 
@@ -151,3 +159,34 @@ def test_an_inspected_answerer_says_what_it_is_asked(trained, questions):
     looks = model.learner.locate_latents(np.zeros((3, 16, 16, 3), np.uint8))
     assert looks.shape == (3, 2, 2, 2)
     assert ((looks.sum((2, 3)) > 0) & (looks.sum((2, 3)) < 1)).all()
+
+
+def test_what_a_bundle_sees_gives_the_answers_of_the_checkpoint(trained, questions, language, tmp_path):
+    bundle = Bundle.open(export(trained.out, out=tmp_path / "bundle", float16=True))
+    manifest = bundle.manifest
+    assert manifest.task == "visual_tokens"
+    assert manifest.output("visual_tokens").shape == ("batch", 2, 32)
+    assert manifest.language.prompt == "Question: {question} Answer:"
+    assert "Eyes of a language model" in (bundle.path / "README.md").read_text()
+    answerer, _ = FrozenLanguageModel.open(trained_language(trained), torch.device("cpu"))
+    files = [questions / "test" / "images" / f"{number}.png" for number in range(3)]
+    for precision in ("float32", "float16"):
+        seen = torch.from_numpy(np.stack([each.visual_tokens for each in predict(bundle, files, precision=precision)]))
+        assert answerer.answer(seen, [f"Question: {COLOUR} Answer:"] * 3) == ["red", "blue", "green"]
+    features = Bundle.open(export(trained.out, out=tmp_path / "features", head="features"))
+    assert features.manifest.task == "features"
+
+
+def test_a_jointly_tuned_encoder_begins_another_task(questions, language, tmp_path):
+    joint = config(questions, language, frozen=False, optim={"steps": 2, "warmup_steps": 0})
+    run = finetune(joint, device="cpu", out=tmp_path / "joint")
+    weights = open_model(ModelSource(init=str(run.out)))
+    assert {f"encoder.{name}" for name in weights.arrays} == {
+        name for name in open_checkpoint(run.out).model if name.startswith("encoder.")
+    }
+    loaded = load_model(ModelSource(init=str(run.out)), 3)
+    assert loaded.model(torch.zeros(1, 3, 16, 16)).shape == (1, 3)
+
+
+def trained_language(run):
+    return VisionLanguageConfig.model_validate(open_checkpoint(run.checkpoint).metadata["config"]).language

@@ -1,6 +1,7 @@
-"""Modules with several outputs for export: a timm model's logits, features and patches, or a segmenter's scores.
+"""Modules with several outputs for export: a timm model's logits, features and patches, or those of a larger network.
 
-Shapes: B images, N = h * w patches, L = N tokens and those before them, D features, C classes.
+Shapes: B images, N = h * w patches, L = N tokens and those before them, D features, C classes; K visual tokens, W
+features of a language model.
 """
 
 from __future__ import annotations
@@ -12,11 +13,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from ehm.backends.torch.models.pyramid import fix_size
+from ehm.backends.torch.models.resampler import VisualTokens
 from ehm.backends.torch.models.upernet import UperNet, upsample
 from ehm.errors import ExportError
 from ehm.models.heads import Output
 
-__all__ = ["Heads", "Scores"]
+__all__ = ["Eyes", "Heads", "Scores"]
 
 
 class Heads(nn.Module):
@@ -63,6 +65,20 @@ class Heads(nn.Module):
         raise ExportError(
             f"{type(model).__name__}: its tokens are no grid of patches; --head classifier and features export it"
         )
+
+
+class Eyes(nn.Module):
+    """The eyes of a language model: normalised (B, 3, H, W) -> ``visual_tokens`` (B, K, W)."""
+
+    outputs: tuple[Output, ...] = ("visual_tokens",)
+
+    def __init__(self, model: VisualTokens) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """See the class."""
+        return (self.model(images),)
 
 
 class Scores(nn.Module):

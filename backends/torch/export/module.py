@@ -20,14 +20,15 @@ from torch import nn
 
 from ehm.backends.torch.engine.seeds import seed_weights
 from ehm.backends.torch.engine.tensors import load_arrays, to_arrays
-from ehm.backends.torch.export.heads import Heads, Scores
+from ehm.backends.torch.export.heads import Eyes, Heads, Scores
 from ehm.backends.torch.learners.classification import probe_head
 from ehm.backends.torch.models.embedding import Embedding, load_encoder
 from ehm.backends.torch.models.loading import classifier_name, load_model, read_arrays
 from ehm.backends.torch.models.pyramid import STRIDES, last_of_thirds, load_pyramid
+from ehm.backends.torch.models.resampler import VisualTokens
 from ehm.backends.torch.models.upernet import UperNet
 from ehm.backends.torch.models.vit import build_vit
-from ehm.config import ModelSource, RetrievalConfig, SegmentationConfig
+from ehm.config import ModelSource, RetrievalConfig, SegmentationConfig, VisionLanguageConfig
 from ehm.config.encoders import VitSpec
 from ehm.errors import CheckpointError, ConfigError
 from ehm.models.heads import Head, Output, Reference, list_outputs, select_labels
@@ -43,7 +44,7 @@ def reference(weights: Weights, outputs: Sequence[Output]) -> Reference:
     return compute_with_torch(Heads(build_plain_vit(weights), outputs))
 
 
-def compute_with_torch(network: Heads | Scores) -> Reference:
+def compute_with_torch(network: Eyes | Heads | Scores) -> Reference:
     """Return ``network`` as a function of arrays."""
 
     @torch.inference_mode()
@@ -85,13 +86,17 @@ def load_module(source: ModelSource, head: Head = "auto", weights: Weights | Non
         labels = select_labels(weights.provenance, head)
         if weights.provenance.kind == "segmenter" and head == "auto":
             return _load_segmenter(source, weights)
+        if weights.provenance.kind == "answerer" and head == "auto":
+            return _load_visual_tokens(source, weights)
         if weights.provenance.kind == "embedder":
             return _load_embedder(source, weights)
         return _load_encoder(source, weights, labels)
 
 
-def make_network(loaded: LoadedModel, head: Head) -> Heads | Scores:
+def make_network(loaded: LoadedModel, head: Head) -> Eyes | Heads | Scores:
     """Return the model of :func:`load_module` as a module that gives a tuple of its ``outputs``."""
+    if isinstance(loaded.model, VisualTokens):
+        return Eyes(loaded.model)
     if isinstance(loaded.model, UperNet):
         return Scores(loaded.model, loaded.image_size)
     return Heads(loaded.model, list_outputs(head, bool(loaded.provenance.labels)))
@@ -143,6 +148,22 @@ def _load_embedder(source: ModelSource, weights: Weights) -> LoadedModel:
     arrays = add_prefix(to_arrays(loaded.model), "encoder.")
     for name, array in weights.checkpoint.model.items():
         if not name.startswith(("arcface.", "encoder.")):
+            arrays[name] = array
+    load_arrays(model, arrays)
+    return replace(loaded, model=_freeze(model))
+
+
+def _load_visual_tokens(source: ModelSource, weights: Weights) -> LoadedModel:
+    """Load an encoder with the resampler above it, without the language model that it was trained for."""
+    assert weights.checkpoint is not None
+    metadata = weights.checkpoint.metadata
+    config = VisionLanguageConfig.model_validate(metadata["config"])
+    loaded = load_model(source, fc_norm=False, weights=weights)
+    model = VisualTokens(loaded.model, config.resampler, metadata["language"]["width"])
+    # the encoder's as they were resampled to the image size, the resampler's as they were trained
+    arrays = add_prefix(to_arrays(loaded.model), "encoder.")
+    for name, array in weights.checkpoint.model.items():
+        if name.startswith("resampler."):
             arrays[name] = array
     load_arrays(model, arrays)
     return replace(loaded, model=_freeze(model))

@@ -57,7 +57,7 @@ class Resampler(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(B, L, D) -> (B, K, W)."""
-        latents = self.latents.expand(len(tokens), -1, -1)
+        latents = self.latents.expand(tokens.shape[0], -1, -1)  # len() would fix the size of an exported batch
         for layer in self.layers:
             latents = layer(tokens, latents)
         visual: Tensor = self.projection(self.norm(latents))

@@ -34,7 +34,7 @@ __all__ = ["ImageSample", "Prepare", "choose_images"]
 
 _THREADS = 2
 """Threads that read names, sizes and bytes of images."""
-_KINDS_OF_ONE_IMAGE = ("classifier", "embedder", "segmenter", "detector")
+_KINDS_OF_ONE_IMAGE = ("classifier", "embedder", "segmenter", "detector", "answerer")
 """Kinds of checkpoints that were trained on one image at a time, with or without what belongs to it."""
 Prepare = Callable[[Image.Image], NDArray[Any]]
 

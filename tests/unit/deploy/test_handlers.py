@@ -9,6 +9,7 @@ from made_bundles import make_bundle
 from PIL import Image
 
 from ehm.deploy.bundle.manifest import Task
+from ehm.deploy.predict.command import predict
 from ehm.deploy.predict.detection import DetectionHandler
 from ehm.deploy.predict.predictor import Predictor
 from ehm.deploy.predict.registry import create_handler
@@ -24,6 +25,7 @@ def predictors(tmp_path_factory):
         "features": Predictor(make_bundle(folder / "features", outputs=("features", "patches"))),
         "segmentation": Predictor(segmenter_bundle(folder / "masks")),
         "detection": Predictor(detector_bundle(folder / "objects")),
+        "visual_tokens": Predictor(make_bundle(folder / "tokens", outputs=("visual_tokens",))),
     }
 
 
@@ -42,6 +44,18 @@ def test_outputs_are_described_for_one_image(predictors):
     assert predictors["segmentation"].handler.describe_outputs() == "scores 3 x 16 x 24"
     names = [part.split()[0] for part in predictors["classification"].handler.describe_outputs().split(", ")]
     assert names == ["logits", "features"]
+
+
+def test_visual_tokens_are_rows_for_a_language_model(predictors, tmp_path):
+    predictor = predictors["visual_tokens"]
+    Image.new("RGB", (50, 40), (200, 100, 0)).save(tmp_path / "a.png")
+    (prediction,) = predict(predictor.bundle, tmp_path / "a.png", out=tmp_path / "out")
+    assert prediction.visual_tokens.shape == (3, 5)
+    assert "3 visual tokens of 5 features" in str(prediction)
+    np.testing.assert_array_equal(np.load(tmp_path / "out" / "visual_tokens.npy"), prediction.visual_tokens[None])
+    said = predictor.handler.describe_input()
+    assert "The tokens are for tiny alone (llama, 5 features, weights 111111111111)" in said
+    assert "It reads '<Img> ', the tokens, '</Img>' and 'Question: {question} Answer:'." in said
 
 
 @pytest.mark.parametrize("task", get_args(Task))
