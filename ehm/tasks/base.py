@@ -32,8 +32,11 @@ R = TypeVar("R", bound=Report)
 class Evaluation(ABC, Generic[R]):
     """A model and the images of ``subset`` that it is measured on, during its training or later.
 
-    ``loader`` reads this process's share of them. ``source_name`` is the name of their source.
+    ``loader`` reads this process's share of them. ``source_name`` is the name of their source, and ``unit`` says what
+    is counted.
     """
+
+    unit: ClassVar[str] = "images"
 
     def __init__(self, source_name: str, subset: Subset[Any], loader: Loader, processes: Processes) -> None:
         self.source_name = source_name

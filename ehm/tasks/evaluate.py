@@ -49,7 +49,9 @@ def evaluate(
     else:
         evaluation = _open_untrained(task, str(checkpoint), backend, config, overrides)
     subset = evaluation.subset
-    console.print(f"Evaluating {checkpoint} on {evaluation.source_name} ({subset.title}): {len(subset):,} images")
+    console.print(
+        f"Evaluating {checkpoint} on {evaluation.source_name} ({subset.title}): {len(subset):,} {evaluation.unit}"
+    )
     for note in (*subset.source.notes, *describe_depths(subset.source)):
         console.print(f"  {note}")
     try:  # workers end also if the measurement fails

@@ -30,6 +30,8 @@ _MOST_AT_ONCE = 256
 class AnswererEvaluation(Evaluation[VisionLanguageReport]):
     """Figures of an answerer on the questions of ``subset``, which are some of those of ``benchmarks``."""
 
+    unit = "questions"
+
     def __init__(
         self,
         answerer: Answerer,
