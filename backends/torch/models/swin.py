@@ -125,17 +125,15 @@ def _cut_windows(tokens: Tensor, window: tuple[int, int], shift: tuple[int, int]
     return windows.flatten(1, 2).unflatten(0, (len(tokens), -1))
 
 
-# a compiled pass takes the marks as they are, instead of tracing how they are made
-@torch.compiler.assume_constant_result
 def _find_owners(
     size: tuple[int, int], grid: tuple[int, int], window: tuple[int, int], shift: tuple[int, int], device: torch.device
 ) -> Tensor:
     """Return the marks of :func:`_mark_owners`, which are kept: every block needs them in each piece of a batch."""
-    return _mark_owners(size, grid, window, shift, device)
+    # a compiled pass makes them anew, fused with what takes them: torch does not trace a cache
+    make = _mark_owners if torch.compiler.is_compiling() else _keep_owners
+    return make(size, grid, window, shift, device)
 
 
-@lru_cache(maxsize=32)
-@torch.inference_mode(False)  # whoever asks first may compute without gradients, and training takes the same tensor
 def _mark_owners(
     size: tuple[int, int], grid: tuple[int, int], window: tuple[int, int], shift: tuple[int, int], device: torch.device
 ) -> Tensor:
@@ -149,3 +147,7 @@ def _mark_owners(
     cells = torch.arange(grid[0] * grid[1], device=device)
     marks = (rows[:, None, None] * grid[1] + columns[:, None] == cells).float()[None]
     return _cut_windows(marks, window, shift)[0]
+
+
+# whoever asks first may compute without gradients, and training takes the same tensor
+_keep_owners = lru_cache(maxsize=32)(torch.inference_mode(False)(_mark_owners))

@@ -37,11 +37,12 @@ def test_the_pass_of_masks_is_one_graph(encoder, monkeypatch):
 
     def compile_graph(graph, inputs):
         graphs.append(graph)
-        return graph.forward
+        # what inductor does before it writes code
+        return torch._dynamo.lookup_backend("aot_eager")(graph, inputs)
 
     monkeypatch.setitem(FACTS, "cpu", replace(FACTS["cpu"], compiler=compile_graph))
     torch._dynamo.reset()
     compiled = look_at_images(encoder, compiles=True)
     torch._dynamo.reset()
     assert len(graphs) == 1
-    np.testing.assert_array_equal(compiled, look_at_images(encoder, compiles=False))
+    np.testing.assert_allclose(compiled, look_at_images(encoder, compiles=False), rtol=1e-6)
