@@ -75,7 +75,10 @@ def read_measurements(record: RunRecord) -> list[Measurement]:
         if record.kind == "retrieval":
             return [_read_retrieval(metrics)]
         if record.kind == "vision_language":
-            return [_read_questions(metrics, benchmark) for benchmark in metrics["benchmarks"]]
+            benchmarks = metrics["benchmarks"]
+            # of several, the part says no more than their number
+            part = metrics if len(benchmarks) == 1 else {}
+            return [_read_questions(part, benchmark) for benchmark in benchmarks]
     except (KeyError, TypeError, IndexError, ValueError):
         return []
     return []

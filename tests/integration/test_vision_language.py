@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from question_files import COLOURS, write_easy_vqa, write_image
+from question_files import COLOURS, GVTBENCH_COUNT, write_coco, write_easy_vqa, write_image, write_json
 
 from ehm.analysis.answerer import choose_questions, open_answerer
 from ehm.analysis.inspect import inspect
@@ -17,7 +17,7 @@ from ehm.config import LanguageTrainingConfig, ModelSource, VisionLanguageConfig
 from ehm.deploy.bundle.bundle import Bundle
 from ehm.deploy.export import export
 from ehm.deploy.predict.command import predict
-from ehm.errors import CheckpointError, ConfigError
+from ehm.errors import CheckpointError, ConfigError, DataError
 from ehm.models.opening import open_model
 from ehm.storage.checkpoint import open_checkpoint
 from ehm.tasks.evaluate import evaluate
@@ -149,6 +149,30 @@ def test_answers_are_shown_with_where_the_latents_look(trained, questions, tmp_p
         inspect("answers", [image, image], checkpoint=trained.out, device="cpu", out=tmp_path)
     with pytest.raises(CheckpointError, match="holds no model that answers questions"):
         inspect("answers", [questions], checkpoint="timm:vit_tiny_patch16_224", device="cpu", out=tmp_path)
+
+
+def test_sets_are_mixed_and_several_benchmarks_measured(questions, language, tmp_path):
+    objects = write_coco(tmp_path / "coco")
+    file = write_json(tmp_path / "coco_oc.json", GVTBENCH_COUNT)
+    for row in GVTBENCH_COUNT:
+        write_image(tmp_path / "val2017" / f"{row['image_id']:012d}.jpg")
+    sets = [{"source": str(objects), "questions": "identify", "weight": 0.5}]
+    measured = [{"source": str(questions), "name": "easy"}, {"source": str(objects), "questions": "identify"}]
+    measured.append({"source": str(file)})
+    settings = config(
+        questions, language, benchmarks=measured, data={"sets": sets}, optim={"steps": 2, "warmup_steps": 0}
+    )
+    run = finetune(settings, device="cpu", out=tmp_path / "run")
+    assert [(each.name, each.questions) for each in run.report.benchmarks] == [
+        ("easy", 9),
+        ("coco identify", 10),
+        ("coco_oc", 2),
+    ]
+    assert len(json.loads((run.out / "predictions_coco_identify.json").read_text())) == 10
+    assert "<h3>coco_oc, 2 questions</h3>" in (run.out / "report.html").read_text()
+    alone = config(questions, language, data={"source": str(file)})
+    with pytest.raises(DataError, match="has no validation part of its own; name other questions as benchmarks"):
+        finetune(alone, device="cpu", out=tmp_path / "alone")
 
 
 def test_an_inspected_answerer_says_what_it_is_asked(trained, questions):

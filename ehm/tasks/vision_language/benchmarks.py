@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import cast
 
@@ -11,7 +10,6 @@ from numpy.typing import NDArray
 
 from ehm.config import VisionLanguageConfig
 from ehm.data import Source
-from ehm.data.questions import QuestionSource
 from ehm.data.sources.questions.layouts import open_questions
 from ehm.data.sources.questions.mixture import MixedQuestions, mix_questions
 from ehm.data.subset import Subset
@@ -42,15 +40,11 @@ class Benchmarks:
         return [indices[numbers == number].tolist() for number in range(len(self.names))]
 
 
-def open_benchmarks(
-    config: VisionLanguageConfig, check_own: Callable[[QuestionSource], None] | None = None
-) -> Benchmarks:
+def open_benchmarks(config: VisionLanguageConfig) -> Benchmarks:
     """Open the questions of ``benchmarks``, or if there are none the validation part of ``data.source``.
 
-    ``check_own`` sees that part before it is taken. Raises DataError as :func:`open_questions` does.
+    Raises DataError as :func:`open_questions` does.
     """
     sets = config.benchmarks or (config.data.first_set,)
     sources = [open_questions(each, "validation", config.data.range) for each in sets]
-    if check_own is not None and not config.benchmarks:
-        check_own(sources[0])
     return Benchmarks(mix_questions(sources), tuple(each.title for each in sets))

@@ -9,7 +9,7 @@ from typing import Any, SupportsFloat, cast
 from ehm.backends.base import Answerer, Backend
 from ehm.config import VisionLanguageConfig
 from ehm.data import Batch, Source, Split, TrainTransform
-from ehm.data.questions import QuestionSource, draw_answer
+from ehm.data.questions import draw_answer
 from ehm.data.sources.questions.mixture import open_data_questions
 from ehm.data.subset import Subset
 from ehm.errors import DataError
@@ -18,7 +18,7 @@ from ehm.models.opening import take_weights
 from ehm.storage.checkpoint import Checkpoint
 from ehm.tasks.base import Task, load_learner, merge_config
 from ehm.tasks.held_out import leave_out_trained
-from ehm.tasks.vision_language.benchmarks import open_benchmarks
+from ehm.tasks.vision_language.benchmarks import Benchmarks, open_benchmarks
 from ehm.tasks.vision_language.evaluation import AnswererEvaluation
 from ehm.tasks.vision_language.metrics import VisionLanguageReport
 from ehm.training.loaders import make_train_loader
@@ -38,7 +38,8 @@ class VisionLanguage(Task[VisionLanguageConfig, VisionLanguageReport]):
         source, selected = open_data_questions(config.data, "train")
         self._questions = source
         train = Subset(cast(Source, source), selected, source.split)
-        benchmarks = open_benchmarks(config, self._require_other_questions)
+        benchmarks = open_benchmarks(config)
+        _require_other_questions(config, benchmarks)
         val = benchmarks.select_all()
         super().__init__(config, backend, train, val, start, classes=(), val_name=benchmarks.name)
         self.learner = backend.create_task_learner(self.learner_config, 0, self.take_first_weights())
@@ -106,10 +107,10 @@ class VisionLanguage(Task[VisionLanguageConfig, VisionLanguageReport]):
         )
         return AnswererEvaluation(answerer, benchmarks, subset, settings, backend)
 
-    def _require_other_questions(self, source: QuestionSource) -> None:
-        """Raise DataError if the questions to measure on, of a set without parts, are those to train on."""
-        if source.split == "all":
-            raise DataError(
-                f"data.source {self.config.data.source}: has no validation part of its own; name other questions as "
-                "benchmarks"
-            )
+
+def _require_other_questions(config: VisionLanguageConfig, benchmarks: Benchmarks) -> None:
+    """Raise DataError if the questions to measure on, of a set without parts, are those to train on."""
+    if not config.benchmarks and benchmarks.source.split == "all":
+        raise DataError(
+            f"data.source {config.data.source}: has no validation part of its own; name other questions as benchmarks"
+        )
