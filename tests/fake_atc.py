@@ -17,10 +17,11 @@ soc = words.pop("soc_version")
 assert re.fullmatch(r"Ascend(910B[1-4]|310P3)", soc)
 precision = words.pop("precision_mode_v2")
 assert precision in ("fp16", "origin", "cube_fp16in_fp32out", "mixed_float16", "mixed_bfloat16")
+kept = open(words.pop("keep_dtype")).read().split("\\n")[:-1] if "keep_dtype" in words else []
 assert not words, words
 open("fusion_result.json", "w").write("notes")
 os.mkdir("kernel_meta")
-compiled = {{"soc": soc, "batch_sizes": sizes, "precision": precision}}
+compiled = {{"soc": soc, "batch_sizes": sizes, "precision": precision, "float32": kept}}
 open(output + ".om", "wb").write(json.dumps(compiled).encode() + b"\\n" + open(model, "rb").read())
 print("ATC run success")
 """

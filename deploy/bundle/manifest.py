@@ -21,6 +21,8 @@ __all__ = [
     "MANIFEST",
     "OFFLINE_MODEL",
     "Ascend",
+    "AtcPrecision",
+    "AtcTrial",
     "BatchRange",
     "FileRecord",
     "Fit",
@@ -55,6 +57,8 @@ COMPARED_OUTPUTS = ("features", "logits", "patches", "visual_tokens")
 That of features says the most, as it does not depend on how decided the network is.
 """
 Precision = Literal["float32", "float16", "int8"]
+AtcPrecision = Literal["fp16", "mixed", "origin"]
+"""The precisions of offline models, the fastest first; ``origin`` are the types of the graph."""
 IndexKind = Literal["flat", "hnsw", "ivf"]
 Target = Literal["onnxruntime", "portable", "ascend"]
 Task = Literal["classification", "features", "segmentation", "detection", "visual_tokens"]
@@ -241,24 +245,45 @@ class Parity(_Section):
 class OfflineParity(_Section):
     """Comparison of ``model.om`` on a ``chip`` with float32 in ONNX Runtime, on a number of ``images``.
 
-    ``cosine`` is the smallest of all images and outputs.
+    ``cosine`` is the smallest of all images and outputs, and ``output`` the one that has it.
     """
 
     chip: str
     images: int
     cosine: float
+    output: str = ""
+
+
+class AtcTrial(_Section):
+    """A precision that was tried on an NPU: the time of a batch of up to eight images, and how near it is to float32.
+
+    ``cosine`` is the smallest on ``images`` of ``source`` and on those of the export; ``agreement`` the share of the
+    former with the same answer, as in `Quality`. ``accepted`` if both are large enough.
+    """
+
+    precision: AtcPrecision
+    milliseconds: float
+    source: str
+    images: int
+    cosine: float
+    agreement: float | None = None
+    accepted: bool
 
 
 class Ascend(_Section):
-    """The conversion by ATC: the chip, the batch sizes, and the least ``cosine`` that each image must have.
+    """The conversion by ATC: the chip, the batch sizes and the precision.
 
-    ``parity`` is there if ``model.om`` was made and run at export.
+    ``cosine`` is the least that each image must have, and ``agreement`` the least share of the same answers. ``parity``
+    is there if ``model.om`` was made and run at export, and ``trials`` if precisions were tried then.
     """
 
     soc_version: str = ""
     batch_sizes: tuple[int, ...] = ()
+    precision: AtcPrecision = "origin"
     cosine: float = 0.999
+    agreement: float = 0.99
     parity: OfflineParity | None = None
+    trials: tuple[AtcTrial, ...] = ()
 
 
 class BatchRange(_Section):

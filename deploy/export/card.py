@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from ehm.config import ExportConfig
-from ehm.deploy.bundle.manifest import Manifest, ModelRecord, Source
+from ehm.deploy.bundle.manifest import Ascend, Manifest, ModelRecord, Source
 from ehm.deploy.predict.handler import Handler
 from ehm.deploy.predict.registry import create_handler
 from ehm.storage.writing import write_text
@@ -138,7 +138,25 @@ def _describe_precisions(handler: Handler) -> str:
     for precision, model in manifest.models.items():
         if model.quality is not None:
             lines.append(f"{precision} {_describe_quality(model, handler)}.")
+    if manifest.ascend is not None and manifest.ascend.trials:
+        lines.append(_describe_trials(manifest.ascend))
     return "\n\n".join(lines)
+
+
+def _describe_trials(record: Ascend) -> str:
+    """Return a table of the precisions that were tried on an NPU."""
+    lines = [
+        f"`model.om` is for {record.soc_version}, in `{record.precision}`: the fastest with cosines of "
+        f"{record.cosine:g} and {record.agreement:.1%} of the same answers at least, beside float32 on "
+        f"{record.trials[0].images} images of {name_source(record.trials[0].source)}.\n",
+        "| precision | ms a batch | least cosine | the same | near enough |",
+        "|---|---|---|---|---|",
+    ]
+    for trial in record.trials:
+        agreement = "" if trial.agreement is None else f"{trial.agreement:.1%}"
+        near = "yes" if trial.accepted else "no"
+        lines.append(f"| {trial.precision} | {trial.milliseconds:.2f} | {trial.cosine:.6f} | {agreement} | {near} |")
+    return "\n".join(lines)
 
 
 def _describe_quality(model: ModelRecord, handler: Handler) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
@@ -15,8 +16,10 @@ from ehm.deploy.bundle.preprocessing import describe_preprocessing
 from ehm.deploy.bundle.staging import stage_bundle
 from ehm.deploy.export.card import write_card
 from ehm.deploy.export.detector import check_detector_config, is_detector, open_detector
-from ehm.deploy.export.engines.ascend import describe_conversion, write_om
+from ehm.deploy.export.engines.ascend import write_scripts
 from ehm.deploy.export.engines.convert import check_engines, convert_bundle, is_bundle, write_engines
+from ehm.deploy.export.engines.precision_search import convert_network
+from ehm.deploy.export.engines.samples import find_samples
 from ehm.deploy.export.exportable import Exportable
 from ehm.deploy.export.sources import prepare_export, require_packages
 from ehm.deploy.predict.runtime import open_session
@@ -160,8 +163,10 @@ def _write_bundle(folder: Path, model: Exportable, config: ExportConfig, device:
     )
     # before the bundle is sealed, so that the script and the offline model are hashed too
     if target == "ascend":
-        write_om(folder, _MODEL, manifest.input, config.ascend)
-        record = describe_conversion(Bundle(folder, manifest), config.ascend)
+        kept = [node.name for node in graph.graph.node if node.op_type in config.ascend.float32_operators]
+        write_script = partial(write_scripts, folder, _MODEL, manifest.input, config.ascend, kept)
+        bundle = Bundle(folder, manifest)
+        record = convert_network(bundle, config.ascend, write_script, partial(find_samples, bundle, config.calibration))
         manifest = manifest.model_copy(update={"ascend": record})
     records = write_lower_precisions(Bundle(folder, manifest), config, device)
     manifest = manifest.model_copy(update={"models": manifest.models | records})

@@ -23,7 +23,7 @@ from ehm.errors import ConfigError, DataError
 from ehm.storage.names import refuse_undecodable
 from ehm.storage.writing import replace_file
 
-__all__ = ["main", "predict"]
+__all__ = ["find_images", "main", "predict"]
 
 
 def predict(
@@ -140,7 +140,7 @@ def _open_job(
         raise ConfigError(f"--top {top}: expected at least 1")
     if out is not None and Path(out).exists() and not Path(out).is_dir():
         raise ConfigError(f"--out {out}: is no folder")
-    files = _find_images(images)
+    files = find_images(images)
     predictor = Predictor(bundle, device, precision)
     if index is not None:
         _check_index(predictor, index, out)
@@ -158,7 +158,7 @@ def _check_index(predictor: Predictor, index: IndexKind, out: str | Path | None)
         raise ConfigError(f"--index {index}: the bundle gives no features; ehm export --head features, or multi, does")
 
 
-def _find_images(images: str | Path | Sequence[str | Path]) -> list[Path]:
+def find_images(images: str | Path | Sequence[str | Path]) -> list[Path]:
     """Return files as they were given, and the images below each folder in the order of their names."""
     paths = [images] if isinstance(images, str | Path) else images
     files: list[Path] = []

@@ -21,7 +21,7 @@ from ehm.errors import BackendError, ConfigError, ExportError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["OFFLINE_DEVICE", "compare_offline", "names_offline_model", "open_offline"]
+__all__ = ["OFFLINE_DEVICE", "compare_offline", "measure_offline", "names_offline_model", "open_offline"]
 
 OFFLINE_DEVICE = "om"
 """The name of the device, of which ``om:1`` is the second NPU."""
@@ -53,12 +53,21 @@ def open_offline(bundle: Bundle, device: str, precision: Precision = "float32") 
 
 
 def compare_offline(bundle: Bundle, session: OfflineSession) -> OfflineParity:
-    """Run the offline model and the ONNX file, on the CPU, on the same images.
+    """Compare the offline model with the ONNX file; raises ExportError if a cosine is too small."""
+    least = (bundle.manifest.ascend or Ascend()).cosine
+    parity = measure_offline(bundle, session)
+    if parity.cosine < least:
+        raise ExportError(
+            f"{bundle.path / OFFLINE_MODEL}: its {parity.output} have a cosine of {parity.cosine:.6f} to those of "
+            f"{bundle.model().name}, and at least {least:g} is asked for (ascend.cosine): it was made of another "
+            "network, or ATC computes in too low a precision"
+        )
+    return parity
 
-    Raises ExportError if the cosine between their outputs is too small for an image.
-    """
+
+def measure_offline(bundle: Bundle, session: OfflineSession) -> OfflineParity:
+    """Run the offline model, and the ONNX file on the CPU, on the same images, and return the smallest cosine."""
     manifest = bundle.manifest
-    least = (manifest.ascend or Ascend()).cosine
     reference = open_session(bundle.model())
     names = manifest.output_names
     count = 0
@@ -69,17 +78,13 @@ def compare_offline(bundle: Bundle, session: OfflineSession) -> OfflineParity:
         for name, expected, found in zip(names, reference.run(names, feeds), session.run(names, feeds), strict=True):
             smallest[name] = min(smallest[name], _smallest_cosine(expected, found))
     worst = min(smallest, key=lambda name: smallest[name])
-    if not smallest[worst] >= least:  # not a number is refused too
-        raise ExportError(
-            f"{bundle.path / OFFLINE_MODEL}: its {worst} have a cosine of {smallest[worst]:.6f} to those of "
-            f"{bundle.model().name}, and at least {least:g} is asked for (ascend.cosine): it was made of another "
-            "network, or ATC computes in too low a precision"
-        )
-    return OfflineParity(chip=session.chip, images=count, cosine=smallest[worst])
+    return OfflineParity(chip=session.chip, images=count, cosine=smallest[worst], output=worst)
 
 
 def _smallest_cosine(expected: NDArray[np.float32], found: NDArray[np.float32]) -> float:
-    """Return the smallest cosine between rows (B, ...); rows that are 0 in both are the same."""
+    """Return the smallest cosine between rows (B, ...); -1 if a value is not finite, 1 for rows of zeros in both."""
+    if not np.isfinite(found).all():
+        return -1.0
     x = expected.reshape(len(expected), -1).astype(np.float64)
     y = found.reshape(len(found), -1).astype(np.float64)
     norms = np.linalg.norm(x, axis=1) * np.linalg.norm(y, axis=1)

@@ -52,8 +52,20 @@ class AscendConfig(Section):
     batch_sizes: Annotated[tuple[Annotated[int, Field(ge=1, le=2048)], ...], Field(min_length=2, max_length=100)] = (
         Field((1, 2, 4, 8, 16, 32), description="The batch sizes that the converted model takes, 2 to 100 of them.")
     )
+    precision: Literal["measured", "origin", "fp16", "mixed"] = Field(
+        "measured",
+        description="The precision of the converted model: origin keeps the graph's types, fp16 is float16, mixed is "
+        "float16 but for float32_operators; measured tries all on the NPU and takes the fastest that is near enough.",
+    )
+    float32_operators: tuple[_Word, ...] = Field(
+        ("ReduceMean", "Sqrt", "Div", "Softmax"), description="ONNX operators that mixed precision keeps in float32."
+    )
     cosine: Annotated[float, Field(gt=0, le=1)] = Field(
         0.999, description="Smallest cosine to the ONNX file that an output of the converted model may have."
+    )
+    agreement: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.99,
+        description="Smallest share of images whose likeliest class has to stay the same when precisions are tried.",
     )
 
 

@@ -1,8 +1,9 @@
 """A stand-in for pyACL: offline models of the stand-in for ATC (tests/fake_atc.py), run by ONNX Runtime on the CPU.
 
 It is strict. A call without a context of the calling thread, with memory that is not the device's, or with a handle
-that was released fails with a status of CANN's, as on an NPU. `fail` makes a function fail with a status, `live` tells
-what was not released, and ``SOC`` is the chip that the NPU claims to be. Signatures are those of CANN 8.0's reference.
+that was released fails with a status of CANN's, as on an NPU. `fail` makes a function fail with a status, and `distort`
+says how far outputs are off in a precision, as a share of their size. `live` tells what was not released, and ``SOC``
+is the chip that the NPU claims to be. Signatures are those of CANN 8.0's reference.
 """
 
 import ctypes
@@ -23,6 +24,7 @@ FLOAT, UINT64 = 0, 10
 BATCH = "ascend_mbatch_shape_data"
 
 fail = {}
+distort = {}
 calls = []
 _live = {}
 _message = ""
@@ -326,6 +328,10 @@ def _execute(model, inputs, outputs):
     images = np.frombuffer(_find("memory", pointer), np.float32, batch * int(np.prod(shape)))
     results = found.session.run(None, {name: images.reshape(batch, *shape)})
     for values, buffer in zip(results, taken, strict=True):
+        error = distort.get(found.compiled["precision"], 0)
+        if error:
+            noise = np.random.default_rng(0).standard_normal(values.shape).astype(np.float32)
+            values = values + error * np.sqrt(np.mean(values**2)) * noise
         pointer, size = _find("buffer", buffer)
         if size < values.nbytes:
             raise _RefusedError(INVALID, f"an output of {size} bytes")

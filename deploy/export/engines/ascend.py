@@ -2,7 +2,7 @@
 
 ATC (Ascend Tensor Compiler) makes an offline model (``model.om``) of an ONNX file for one kind of processor and a list
 of batch sizes, which have to be the first dimension and the only dynamic one. It computes in float16 unless it is told
-to keep the types of the graph (``precision_mode_v2=origin``), which a comparison with ONNX Runtime needs.
+to keep the types of the graph (``precision_mode_v2=origin``); `precision_search` finds out what is near enough.
 Options: CANN 8.0, ATC's reference; the opset and operators that it takes are the export's part.
 """
 
@@ -12,91 +12,108 @@ import shlex
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from ehm.config import AscendConfig
 from ehm.console import console
-from ehm.deploy.bundle.bundle import Bundle
-from ehm.deploy.bundle.manifest import OFFLINE_MODEL, Ascend, OfflineParity, TensorRecord
-from ehm.deploy.predict.ascend_device import open_device
-from ehm.deploy.predict.offline_model import OfflineSession
-from ehm.deploy.predict.offline_parity import compare_offline
-from ehm.errors import BackendError, ExportError
+from ehm.deploy.bundle.manifest import OFFLINE_MODEL, AtcPrecision, TensorRecord
+from ehm.errors import ExportError
 from ehm.storage.writing import report_write_errors, write_text
 
-__all__ = ["SCRIPT", "atc_command", "describe_conversion", "write_om"]
+__all__ = ["CHOOSER", "FLOAT32_NODES", "SCRIPT", "atc_command", "has_atc", "run_atc", "write_scripts"]
 
 SCRIPT = "atc.sh"
+CHOOSER = "choose_precision.py"
+FLOAT32_NODES = "atc_float32.txt"
+"""The nodes that stay in float32 in mixed precision, one a line, as ATC's --keep_dtype reads them."""
+
 _TEXT = """\
 #!/bin/sh
 # Converts the bundle's network with ATC, in the shell that CANN's set_env.sh was sourced in:
-# atc.sh [OUTPUT], by default ./model.om. ATC leaves notes (kernel_meta, fusion_result.json) where it is called.
-exec {command} \\
-    --model="$(dirname "$0")/{model}" --output="${{1:-model}}"
+# atc.sh [OUTPUT [PRECISION]], by default ./model.om in {precision}. PRECISION is origin, which keeps the types of the
+# graph, fp16, or mixed: float16, but for the nodes in {nodes}. {chooser} tries them.
+# ATC leaves notes (kernel_meta, fusion_result.json) where it is called.
+folder="$(dirname "$0")"
+output="${{1:-model}}"
+case "${{2:-{precision}}}" in
+    mixed) set -- --precision_mode_v2=mixed_float16 --keep_dtype="$folder/{nodes}" ;;
+    *) set -- --precision_mode_v2="${{2:-{precision}}}" ;;
+esac
+exec {command} "$@" \\
+    --model="$folder/{model}" --output="$output"
+"""
+_CHOOSER_TEXT = '''\
+#!/usr/bin/env python3
+"""Tries ATC's precisions on the NPU of this machine, and leaves the fastest that is near enough as model.om.
+
+Run it in the shell that CANN's set_env.sh was sourced in, with ehm installed: choose_precision.py [IMAGE ...].
+Images are photographs like those that the network will see, or folders of them; without, pictures are made up.
 """
 
+import sys
+from pathlib import Path
 
-def write_om(folder: Path, model: str, images: TensorRecord, config: AscendConfig | None = None) -> None:
-    """Write ``atc.sh`` beside the ONNX file ``model`` in ``folder``, and ``model.om`` if ``atc`` is installed.
+from ehm.deploy.export.engines.precision_search import main
 
-    ``images`` is the network's input. Raises ExportError if another dimension than the batch is dynamic, or if ``atc``
-    fails.
+sys.exit(main(Path(__file__).parent, sys.argv[1:]))
+'''
+
+
+def has_atc() -> bool:
+    """Return whether ATC is on the PATH, and a conversion can be run here."""
+    return shutil.which("atc") is not None
+
+
+def write_scripts(
+    folder: Path,
+    model: str,
+    images: TensorRecord,
+    config: AscendConfig,
+    float32_nodes: Sequence[str] = (),
+    precision: AtcPrecision = "origin",
+) -> None:
+    """Write ``atc.sh`` beside the ONNX file ``model`` in ``folder``, and the script that tries precisions.
+
+    ``images`` is the network's input, and ``precision`` what ``atc.sh`` takes if it is not told. Raises ExportError if
+    another dimension than the batch is dynamic.
     """
-    command = atc_command(images, config or AscendConfig())
-    script = folder / SCRIPT
-    write_text(script, _TEXT.format(command=command, model=model))
-    script.chmod(0o755)
-    if shutil.which("atc") is None:
-        console.print(f"No atc here, CANN's converter; where it is installed, run {SCRIPT} of the bundle:")
-        console.print(command)
-        return
+    command = atc_command(images, config)
+    text = _TEXT.format(command=command, model=model, precision=precision, nodes=FLOAT32_NODES, chooser=CHOOSER)
+    scripts = {SCRIPT: text, CHOOSER: _CHOOSER_TEXT}
+    for name, content in scripts.items():
+        write_text(folder / name, content)
+        (folder / name).chmod(0o755)
+    write_text(folder / FLOAT32_NODES, "".join(f"{name}\n" for name in float32_nodes))
+
+
+def run_atc(folder: Path, output: Path, precision: AtcPrecision) -> None:
+    """Run ``atc.sh`` of ``folder`` in a precision, and leave its offline model at ``output``.
+
+    Raises ExportError if ``atc`` fails.
+    """
     with tempfile.TemporaryDirectory() as working_folder:  # ATC writes notes there, which are no part of a bundle
-        console.print(f"Running {SCRIPT}, which takes minutes")
+        console.print(f"Running {SCRIPT} in {precision}, which takes minutes")
         done = subprocess.run(
-            ["sh", script.absolute()], cwd=working_folder, capture_output=True, text=True, errors="replace", check=False
+            ["sh", (folder / SCRIPT).absolute(), "model", precision],
+            cwd=working_folder,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            check=False,
         )
         made = Path(working_folder) / OFFLINE_MODEL
         if done.returncode != 0 or not made.is_file():
             raise ExportError(
                 f"atc failed with status {done.returncode}: {_last_lines(done.stdout + done.stderr)}; "
-                "ascend.soc_version and ascend.batch_sizes are what can be set"
+                "ascend.soc_version, ascend.batch_sizes and ascend.precision are what can be set"
             )
-        with report_write_errors(folder / OFFLINE_MODEL):
-            shutil.move(made, folder / OFFLINE_MODEL)
-
-
-def describe_conversion(bundle: Bundle, config: AscendConfig) -> Ascend:
-    """Return the manifest's record of what ATC was asked for, with a comparison if its file can be run here.
-
-    Raises ExportError if the outputs of ``model.om`` are too far from those of the ONNX file.
-    """
-    record = Ascend(soc_version=config.soc_version, batch_sizes=config.batch_sizes, cosine=config.cosine)
-    if not (bundle.path / OFFLINE_MODEL).is_file():
-        return record
-    try:
-        parity = _compare_here(Bundle(bundle.path, bundle.manifest.model_copy(update={"ascend": record})))
-    except BackendError as error:
-        console.print(f"{OFFLINE_MODEL} is compared with the ONNX file when it is first loaded, not here: {error}")
-        return record
-    console.print(
-        f"{OFFLINE_MODEL} on {parity.chip}: cosines to the ONNX file of {parity.cosine:.6f} and above "
-        f"(allowed {record.cosine:g})"
-    )
-    return record.model_copy(update={"parity": parity})
-
-
-def _compare_here(bundle: Bundle) -> OfflineParity:
-    """Compare the offline model on the first NPU; raises BackendError if there is none of its kind."""
-    device = open_device(0)
-    assert bundle.manifest.ascend is not None
-    compiled_for = bundle.manifest.ascend.soc_version
-    if device.chip != compiled_for:
-        raise BackendError(f"it is for {compiled_for}, and this NPU is an {device.chip}")
-    return compare_offline(bundle, OfflineSession(device, bundle.offline_model(), bundle.manifest))
+        with report_write_errors(output):
+            shutil.move(made, output)
 
 
 def atc_command(images: TensorRecord, config: AscendConfig) -> str:
-    """Return ATC's command for a network with the input ``images``, without the files.
+    """Return ATC's command for a network with the input ``images``, without the files and the precision.
 
     Raises ExportError if another dimension than the batch is dynamic.
     """
@@ -113,7 +130,6 @@ def atc_command(images: TensorRecord, config: AscendConfig) -> str:
             f"--input_shape={images.name}:{','.join(map(str, (-1, *sizes)))}",
             f"--dynamic_batch_size={','.join(map(str, config.batch_sizes))}",
             f"--soc_version={config.soc_version}",
-            "--precision_mode_v2=origin",
         ]
     )
 

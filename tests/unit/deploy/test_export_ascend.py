@@ -3,6 +3,7 @@
 The real one needs CANN. What it accepts of a graph is held against its operators in tests/integration/test_export.py.
 """
 
+import json
 import os
 import stat
 import subprocess
@@ -19,7 +20,7 @@ from ehm.config import AscendConfig
 from ehm.deploy.bundle.bundle import Bundle
 from ehm.deploy.bundle.manifest import TensorRecord
 from ehm.deploy.bundle.staging import stage_bundle
-from ehm.deploy.export.engines.ascend import atc_command, write_om
+from ehm.deploy.export.engines.ascend import atc_command, has_atc, run_atc, write_scripts
 from ehm.deploy.predict.runtime import PROVIDERS
 from ehm.errors import ExportError
 
@@ -56,16 +57,42 @@ def install(tmp_path, monkeypatch):
     return put
 
 
-def test_the_command_is_there_where_atc_is_not(folder, capsys):
+def write_om(folder, model, images, config=None):
+    """Convert a network, if an ``atc`` is installed."""
+    write_scripts(folder, model, images, config or AscendConfig())
+    if has_atc():
+        run_atc(folder, folder / "model.om", "origin")
+
+
+SCRIPTS = ["atc.sh", "atc_float32.txt", "choose_precision.py"]
+
+
+def test_the_command_is_there_where_atc_is_not(folder):
     write_om(folder, "model.onnx", IMAGES)
-    assert sorted(path.name for path in folder.iterdir()) == ["atc.sh", "model.onnx"]
+    assert sorted(path.name for path in folder.iterdir()) == [*SCRIPTS, "model.onnx"]
     shown = (
         "atc --framework=5 --input_shape=images:-1,3,28,42 --dynamic_batch_size=1,2,4,8,16,32 "
-        "--soc_version=Ascend910B3 --precision_mode_v2=origin"
+        "--soc_version=Ascend910B3 "
     )
     assert shown in (folder / "atc.sh").read_text()
-    assert shown in capsys.readouterr().out
-    assert (folder / "atc.sh").stat().st_mode & stat.S_IXUSR
+    for script in ("atc.sh", "choose_precision.py"):
+        assert (folder / script).stat().st_mode & stat.S_IXUSR
+
+
+@pytest.mark.parametrize(
+    ("words", "precision", "kept"),
+    [
+        ([], "fp16", []),
+        (["model", "origin"], "origin", []),
+        (["model", "mixed"], "mixed_float16", ["a norm/mean", "softmax"]),
+    ],
+)
+def test_the_script_takes_a_precision(words, precision, kept, folder, install, tmp_path):
+    write_scripts(folder, "model.onnx", IMAGES, AscendConfig(), ["a norm/mean", "softmax"], "fp16")
+    install(FAKE_ATC.format(python=sys.executable))
+    subprocess.run([folder / "atc.sh", *words], cwd=tmp_path, check=True, capture_output=True, timeout=30)
+    compiled = json.loads((tmp_path / "model.om").read_bytes().split(b"\n")[0])
+    assert (compiled["precision"], compiled["float32"]) == (precision, kept)
 
 
 def test_the_script_runs_from_anywhere_and_leaves_the_bundle_alone(folder, install, tmp_path):
@@ -77,14 +104,14 @@ def test_the_script_runs_from_anywhere_and_leaves_the_bundle_alone(folder, insta
         subprocess.run([folder / "atc.sh", *words], cwd=elsewhere, check=True, capture_output=True, timeout=30)
         assert (elsewhere / made).read_bytes().endswith(b"\nnetwork")
         (elsewhere / "kernel_meta").rmdir()
-    assert sorted(path.name for path in folder.iterdir()) == ["atc.sh", "model.onnx"]
+    assert sorted(path.name for path in folder.iterdir()) == [*SCRIPTS, "model.onnx"]
 
 
 def test_atc_is_run_where_it_is_installed(folder, install):
     install(FAKE_ATC.format(python=sys.executable))
     config = AscendConfig(soc_version="Ascend310P3", batch_sizes=(1, 16))
     write_om(folder, "model.onnx", IMAGES, config)
-    assert sorted(path.name for path in folder.iterdir()) == ["atc.sh", "model.om", "model.onnx"]
+    assert sorted(path.name for path in folder.iterdir()) == [*SCRIPTS, "model.om", "model.onnx"]
     assert (folder / "model.om").read_bytes().endswith(b"\nnetwork")
     assert "--dynamic_batch_size=1,16 --soc_version=Ascend310P3" in (folder / "atc.sh").read_text()
 
@@ -111,7 +138,7 @@ def test_a_bundle_holds_what_atc_made_and_there_is_none_where_it_failed(install,
 
     with monkeypatch.context() as patch:
         install(FAKE_ATC.format(python=sys.executable), patch)
-        assert set(bundle(tmp_path / "good").manifest.files) == {"atc.sh", "model.om", "model.onnx"}
+        assert set(bundle(tmp_path / "good").manifest.files) == {*SCRIPTS, "model.om", "model.onnx"}
         assert os.access(tmp_path / "good/atc.sh", os.X_OK)
     install(FAILING)
     with pytest.raises(ExportError, match="atc failed"):
@@ -123,7 +150,7 @@ def test_the_guide_shows_the_command():
     guide = (ROOT / "docs/export.md").read_text(encoding="utf-8").replace("\\\n", "")
     shown = next(line for line in guide.splitlines() if line.strip().startswith("atc "))
     images = IMAGES.model_copy(update={"shape": ("batch", 3, 224, 224)})
-    assert shown.split()[:-2] == atc_command(images, AscendConfig()).split()
+    assert shown.split()[:-3] == atc_command(images, AscendConfig()).split()
 
 
 def test_an_atc_that_makes_nothing_is_an_error(folder, install):
