@@ -9,6 +9,7 @@ from timm.models.vision_transformer import VisionTransformer
 
 from ehm import backends
 from ehm.config import DataConfig, FinetuneConfig, ModelSource, TrainConfig
+from ehm.storage.arrays import LearnerState
 from ehm.storage.checkpoint import save_checkpoint
 
 LABELS = ["cat", "dog", "Käfer"]
@@ -26,7 +27,7 @@ def save(folder, arrays, meta):
             arrays[name] = rng.normal(0, 0.1, values.shape).astype(np.float32)
         elif values.dtype == np.float32:
             arrays[name] = rng.normal(0.8, 0.3, values.shape).astype(np.float32)
-    state = backends.base.LearnerState(arrays, {})
+    state = LearnerState(arrays, {})
     return save_checkpoint(folder / "checkpoints", state, {"step": 3, "epoch": 1.0, "seed": 0, **meta})
 
 
