@@ -74,7 +74,8 @@ def cell_attention(block: Any, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
     """
     probs = window_attention(block, tokens).mean(dim=2, dtype=torch.float32)  # (B, nW, T, T)
     shift = tuple(block.shift_size)
-    owner = _find_owners(tokens.shape[1:3], grid, tuple(block.window_size), shift, tokens.device)  # (nW, T, N)
+    size = (tokens.shape[1], tokens.shape[2])
+    owner = _find_owners(size, grid, tuple(block.window_size), shift, tokens.device)  # (nW, T, N)
     with torch.autocast(tokens.device.type, enabled=False):
         to_cells = (probs @ owner).flatten(1, 2)  # (B, nW * T, N)
         total = owner.flatten(0, 1).T @ to_cells
