@@ -8,7 +8,7 @@ from __future__ import annotations
 import json as json_module
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import cycle, islice
@@ -24,12 +24,12 @@ from rich.table import Table
 
 from ehm.console import PlainConsole, console
 from ehm.deploy.bundle.bundle import Bundle
-from ehm.deploy.bundle.manifest import Manifest, Precision
+from ehm.deploy.bundle.manifest import Manifest
 from ehm.deploy.bundle.preprocessing import eval_transform, normalise_pixels
 from ehm.deploy.predict.handler import Outputs
-from ehm.deploy.predict.offline_parity import names_offline_model
 from ehm.deploy.predict.predictor import Predictor
 from ehm.deploy.predict.runtime import installed_devices
+from ehm.deploy.predict.sessions import list_precisions
 from ehm.errors import ConfigError, EhmError
 from ehm.storage.writing import write_json
 
@@ -139,9 +139,7 @@ def _load_exported(bundle: Bundle, devices: Sequence[str], threads: int) -> tupl
     contestants = []
     predictors = []
     for device in devices:
-        # an offline model is a network of its own, whatever else the bundle has
-        precisions: Iterable[Precision] = ["float32"] if names_offline_model(device) else manifest.models
-        for precision in precisions:
+        for precision in list_precisions(manifest, device):
             predictor = Predictor(bundle, device, precision, threads)
             name = f"{predictor.provider.removesuffix('ExecutionProvider')} {predictor.network}"
             contestants.append(_Contestant(name, False, partial(_run_predictor, predictor)))

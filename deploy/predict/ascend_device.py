@@ -79,7 +79,9 @@ class AscendDevice:
         """Call ``acl.NAME``, and return all that it returns."""
         function = self._acl
         for part in name.split("."):
-            function = getattr(function, part)
+            function = getattr(function, part, None)
+        if function is None:
+            raise BackendError(f"pyACL here has no acl.{name}; ehm needs that of CANN 8.0 or later")
         return function(*arguments)
 
     def copy_to_device(self, target: int, capacity: int, source: int, size: int) -> None:
@@ -152,7 +154,7 @@ class AscendDevice:
         """Return the error of a function that did not succeed, with CANN's own message if there is one."""
         # older versions of pyACL lack it
         read = getattr(self._acl, "get_recent_err_msg", None)
-        message = shorten(read(), _MESSAGE) if read else ""
+        message = shorten(read() or "", _MESSAGE) if read else ""
         return BackendError(f"acl.{name} failed with the code {status}" + (f" ({message})" if message else ""))
 
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,7 @@ def open_tensorrt(bundle: Bundle, device: str, precision: Precision, threads: in
             "--precision float16 is its fastest here"
         )
     check_device(device)
-    if find_spec("tensorrt") is not None:
+    with suppress(ImportError, OSError):  # whatever is missing, ONNX Runtime says so
         # the libraries of the package lie where only the package itself finds them
         import_module("tensorrt")
     options = _keep_engines(bundle, precision)

@@ -154,6 +154,12 @@ def test_an_npu_that_cannot_be_opened_is_one_sentence(device, name, sentence, bu
         Predictor(bundle, device)
 
 
+def test_an_older_pyacl_is_named(bundle, acl, monkeypatch):
+    monkeypatch.delattr(acl.mdl, "get_dynamic_batch")
+    with pytest.raises(BackendError, match=r"^pyACL here has no acl\.mdl\.get_dynamic_batch; ehm needs that of CANN 8"):
+        Predictor(bundle, "om")
+
+
 def test_an_acl_that_another_library_initialised_is_left_to_it(bundle, acl):
     acl.init()
     Predictor(bundle, "om")

@@ -11,11 +11,12 @@ import pytest
 from made_bundles import IMAGES, PIXELS, make_bundle
 
 from ehm.config import ExportConfig
+from ehm.deploy import bench
 from ehm.deploy.bundle.bundle import Bundle
 from ehm.deploy.bundle.manifest import BatchRange
 from ehm.deploy.predict.predictor import Predictor
 from ehm.deploy.predict.runtime import installed_devices, open_session
-from ehm.errors import BackendError, ConfigError
+from ehm.errors import BackendError, ConfigError, EhmError
 
 KNOWN = {
     *("trt_engine_cache_enable", "trt_engine_cache_path", "trt_timing_cache_enable", "trt_timing_cache_path"),
@@ -118,6 +119,16 @@ def test_what_tensorrt_does_not_take_is_one_sentence(asked, tmp_path):
         Predictor(bundle, "tensorrt", "int8")
     with pytest.raises(ValueError, match="usual 64 goes beyond largest 32"):
         ExportConfig.model_validate({"batches": {"usual": 64}})
+
+
+def test_the_bench_leaves_int8_out(asked, tmp_path, monkeypatch, capsys):
+    def refuse_torch(*_):
+        raise EhmError("left out")
+
+    monkeypatch.setattr(bench, "_load_torch", refuse_torch)  # which takes seconds to import
+    bundle = make_bundle(tmp_path / "bundle", precisions=("float32", "int8", "float16"))
+    timings = bench.bench_export(bundle.path, batch=[40], device="tensorrt", rounds=1)
+    assert [timing.name for timing in timings] == ["Tensorrt float32", "Tensorrt float16"]
 
 
 def test_only_who_asks_for_it_waits_for_a_compiler(asked, tmp_path):
