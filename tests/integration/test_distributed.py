@@ -8,9 +8,12 @@ import sys
 import numpy as np
 import pytest
 from ports import free_port
+from question_files import write_easy_vqa
 from tiny import TINY
 
+from ehm import backends
 from ehm.cli import main
+from ehm.config import LanguageTrainingConfig
 from ehm.storage.checkpoint import open_checkpoint
 
 SETTINGS = {
@@ -197,6 +200,34 @@ def test_two_processes_train_and_measure_descriptors_as_one_does(stripes, tmp_pa
     one, two = (json.loads((tmp_path / out / "metrics.json").read_text())["protocols"]["all"] for out in ("one", "two"))
     assert one["queries"] == two["queries"] == 48
     assert two["map"] == pytest.approx(one["map"], abs=1e-3)
+
+
+ANSWERS = {
+    **{f"model.{key}": value for key, value in LABELLED.items()},
+    **{"model.image_size": 16, "resampler.latents": 2, "resampler.depth": 1, "resampler.heads": 2},
+    **{"resampler.head_width": 8, "language.dtype": "float32", "language.most": 3, "data.flip": "false"},
+    **{"optim.batch_size": 6, "optim.accumulate": 3, "optim.steps": 4, "optim.warmup_steps": 0, "optim.base_lr": 0.1},
+    **{"optim.dtype": "float32", "data.workers": 0, "run.log_every": 1, "run.trackers": "[]"},
+}
+
+
+@pytest.mark.parametrize("frozen", ["true", "false"])
+def test_two_processes_weigh_tokens_of_answers_as_one_does(tmp_path, pair, frozen):
+    pytest.importorskip("transformers", reason="language models are those of transformers")
+    questions = write_easy_vqa(tmp_path / "questions")
+    file = questions / "train" / "questions.json"
+    # answers of several lengths, so that the processes have unequally many tokens
+    file.write_text(file.read_text(encoding="utf-8").replace('"circle"', '"a red or blue circle"'), encoding="utf-8")
+    language = tmp_path / "language"
+    config = LanguageTrainingConfig(width=8, depth=1, heads=1)
+    words = ["question: what color is there a red shape in the image? answer: or blue circle yes no"]
+    backends.get("cpu").create_text_learner(config, words).save(language)
+    settings = {**ANSWERS, "frozen": frozen, "data.source": questions, "language.source": language}
+    assert main(list_arguments("finetune", tmp_path / "one", settings, "--task=vision_language")) == 0
+    pair.run(*list_arguments("finetune", tmp_path / "two", settings, "--task=vision_language"))
+    assert_same_run(tmp_path / "one", tmp_path / "two", "loss", "grad_norm", "lr")
+    figures = [json.loads((tmp_path / name / "metrics.json").read_text())["accuracy"] for name in ("one", "two")]
+    assert figures[0] == figures[1]
 
 
 def test_a_set_of_one_batch_is_shared_evenly(settings, tmp_path, pair):

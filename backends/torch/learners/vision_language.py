@@ -86,6 +86,8 @@ class TorchAnswerer(Supervised):
     @torch.no_grad()
     def answer(self, images: NDArray[np.uint8], prompts: Sequence[str]) -> list[str]:
         """See :meth:`ehm.backends.base.Answerer.answer`."""
+        if not prompts:  # of the last questions, a process may have none
+            return []
         self.model.eval()
         with self._training.autocast():
             visual = self.model(self._pixels(images))
