@@ -1,11 +1,13 @@
 """The step around a loss: what float16 does with a loss that overflows, and what cannot be combined."""
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from torch.utils.checkpoint import checkpoint
 
 from ehm.backends.base import ALONE, OneProcess
 from ehm.backends.torch import TorchBackend
@@ -107,12 +109,12 @@ def _done(value):
 
 @pytest.fixture
 def graphs(monkeypatch):
-    """The number of nodes of every graph that torch compiles, by a compiler that leaves graphs as they are."""
+    """The number of nodes of every graph that torch compiles, by a compiler that does what inductor begins with."""
     compiled = []
 
     def compile_graph(graph, inputs):
         compiled.append(len(graph.graph.nodes))
-        return graph.forward
+        return torch._dynamo.lookup_backend("aot_eager")(graph, inputs)
 
     monkeypatch.setitem(FACTS, "cpu", replace(FACTS["cpu"], compiler=compile_graph))
     torch._dynamo.reset()
@@ -153,9 +155,12 @@ def test_a_compiled_step_sends_gradients_bucket_by_bucket(group, graphs):
 
 # torch 2.14 looks at .grad of every input while it compiles, and warns about what is no leaf: gathered parameters
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
-def test_a_sharded_model_is_compiled_block_by_block(group, graphs):
+@pytest.mark.parametrize("recomputes", [False, True])
+def test_a_sharded_model_is_compiled_block_by_block(group, graphs, recomputes):
     expected = compute_gradients(plain := Stack(), plain.parameters())
     model = Stack()
+    for block in model.blocks if recomputes else ():  # as recompute_activations does
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False)
     step._compile(model, CPU, sharded=True)
     distributed._shard_model(model, ALONE, CPU, torch.float32)
     found = [gradient.full_tensor() for gradient in compute_gradients(model, model.parameters())]
