@@ -103,7 +103,7 @@ def _classify_structure(name: str) -> Verdict:
     qualified = name if "::" in name else f"aten::{name}"
     # each device has another kernel of its own
     if name.startswith("_scaled_dot_product"):
-        return Verdict("native", "one scaled_dot_product_attention there")
+        return Verdict("native", "one scaled_dot_product_attention there; with a bias of numbers, several operators")
     if name in native_operators():
         return Verdict("native", "in torch-npu's list")
     if name.startswith("npu::"):
