@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -44,6 +43,7 @@ _ANCHOR_SIZES = (4, 8, 12, 16, 24)
 _RCNN_TAPS = (0, 0, 0, 1)
 """The last block of each quarter of two blocks."""
 _KL_WEIGHT = 0.1
+_CODE_SIZE = 8
 _HUGE = 1e8
 """Logits, or a temperature, of this size leave nothing of noise of size 1."""
 
@@ -83,13 +83,15 @@ def prepare_detector(backend: Backend) -> Step:
     def compute_loss(moved: Weights) -> float:
         return sum(detector.compute_losses(moved, proposals).values())
 
-    return replace(make_step(task, instances, compute_loss), is_discrete=True)
+    return make_step(task, instances, compute_loss)
 
 
 def prepare_tokenizer(sharp: bool, backend: Backend) -> Step:
     """Prepare a discrete VAE whose codes are certain before they are relaxed, or one that mixes all codes alike."""
     optim = {"batch_size": IMAGES, "epochs": 1, "warmup_epochs": 0, "dtype": "float32"}
-    settings = {"vocabulary": 16, "width": 8, "image_size": 32, "kl_weight": _KL_WEIGHT, "optim": optim}
+    # of codes that are certain, the divergence jumps wherever a rounding lets another one win
+    kl_weight = 0.0 if sharp else _KL_WEIGHT
+    settings = {"vocabulary": 24, "width": 32, "image_size": 32, "kl_weight": kl_weight, "optim": optim}
     config = TokenizerConfig.model_validate(settings)
     try:
         learner = backend.create_tokenizer(config)
@@ -97,6 +99,8 @@ def prepare_tokenizer(sharp: bool, backend: Backend) -> Step:
         raise SkipError(str(error)) from error
     state = learner.state()
     weights = draw_weights(state.model)
+    # large enough for the decoder's ReLUs to let something through
+    weights["codebook"] = weights["codebook"] * np.float32(_CODE_SIZE)
     if sharp:
         for name, value in weights.items():
             if name.startswith("encoder.") and value.shape[:1] == (config.vocabulary,):
@@ -106,7 +110,7 @@ def prepare_tokenizer(sharp: bool, backend: Backend) -> Step:
 
     def compute_loss(moved: Weights) -> float:
         error, divergence = compute_tokenizer_loss(moved, images / 255, _HUGE)
-        return error + _KL_WEIGHT * divergence
+        return error + kl_weight * divergence
 
     def take() -> Mapping[str, Any]:
         return learner.train_step(images, _HUGE, LR, 0.0)

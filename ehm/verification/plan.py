@@ -17,7 +17,6 @@ from ehm.verification.optimiser import OPTIMISER_CHECKS
 from ehm.verification.processes import check_two_processes
 from ehm.verification.state import check_checkpoint, check_crossing, check_resume, check_resume_in_child
 from ehm.verification.task_numerics import STEPS, compare_step_with_cpu, compare_step_with_numpy
-from ehm.verification.tasks import TASKS, compare_task
 
 __all__ = ["list_checks"]
 
@@ -41,12 +40,9 @@ def list_checks(
         if case.dtype == "float32" and cpu is not None:
             work = partial(compare_with_cpu, backend, cpu, case)
             yield Check("beside the CPU", case.name, _guess_seconds(case) / 2, work)
-    for name in TASKS:
-        work = partial(_explain, _NO_OTHER) if cpu is None else partial(compare_task, backend, cpu, name)
-        yield Check("beside the CPU", name, 1, work)
     for name in STEPS:
         work = partial(_explain, _NO_OTHER) if cpu is None else partial(compare_step_with_cpu, backend, cpu, name)
-        yield Check("beside the CPU", f"a step of {name}", 0.5, work)
+        yield Check("beside the CPU", name, 0.5, work)
     for name, check in OPTIMISER_CHECKS.items():
         yield Check("optimiser", name, 0.3, partial(check, backend))
     yield from _list_mask_checks(backend, quick)

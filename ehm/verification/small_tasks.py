@@ -66,8 +66,7 @@ class SmallTask:
 class Step:
     """The first step of a learner at ``weights``, by the names of its gradients.
 
-    ``take`` returns its metrics, ``compute_loss`` is NumPy's loss. ``is_discrete`` says that a rounding may let other
-    samples take part.
+    ``take`` returns its metrics, ``compute_loss`` is NumPy's loss.
     """
 
     learner: Any
@@ -75,7 +74,6 @@ class Step:
     betas: tuple[float, float]
     take: Callable[[], Mapping[str, Any]]
     compute_loss: Loss
-    is_discrete: bool = False
 
 
 def make_pretraining_config(side: int = SIDE) -> TrainConfig:

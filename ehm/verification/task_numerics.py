@@ -33,15 +33,16 @@ STEPS: dict[str, Callable[[Backend], Step]] = {
     "tokenizer, mixed codes": partial(prepare_tokenizer, False),
 }
 """The steps by their names, and functions that prepare them for a backend."""
-_DISCRETE = Tolerances(similarity=0.0, loss=0.02, slope=0.1, gradient=0.2)
-"""Tolerances of steps in which a rounding of a device may let one sample more or less take part."""
+_ROUNDING = Tolerances(similarity=0.0, loss=0.02, slope=0.1, gradient=0.3)
+"""Tolerances of devices whose convolutions round float32 to TF32 or HF32, as GPUs and NPUs do if nobody tells them not
+to: about four times what that makes of these steps on a CPU. A rounding may let another proposal take part, too."""
 
 
 def compare_step_with_numpy(backend: Backend, name: str) -> Iterator[Measurement]:
     """Compare the loss and the gradients of all that learns with those of NumPy's network."""
     step = STEPS[name](backend)
     loss, gradients = _take_step(step)
-    yield from compare_loss_with_numpy(step.compute_loss, step.weights, loss, gradients, _choose_tolerances(step))
+    yield from compare_loss_with_numpy(step.compute_loss, step.weights, loss, gradients, _choose_tolerances(backend))
 
 
 def compare_step_with_cpu(backend: Backend, cpu: Backend, name: str) -> Iterator[Measurement]:
@@ -50,7 +51,7 @@ def compare_step_with_cpu(backend: Backend, cpu: Backend, name: str) -> Iterator
     step = prepare(backend)
     loss, gradients = _take_step(step)
     expected_loss, expected = _take_step(prepare(cpu))
-    tolerances = _choose_tolerances(step)
+    tolerances = _choose_tolerances(backend)
     yield Measurement("loss", abs(loss - expected_loss) / abs(expected_loss), tolerances.loss, cpu.name)
     worst, error = compare_gradients(gradients, expected)
     yield Measurement("gradients", error, tolerances.gradient, f"{cpu.name}; {worst} differs most")
@@ -61,5 +62,5 @@ def _take_step(step: Step) -> tuple[float, Arrays]:
     return loss, read_gradients(step.learner.state().optimizer, step.betas)
 
 
-def _choose_tolerances(step: Step) -> Tolerances:
-    return _DISCRETE if step.is_discrete else TOLERANCES["float32"]
+def _choose_tolerances(backend: Backend) -> Tolerances:
+    return TOLERANCES["float32"] if backend.name.endswith("cpu") else _ROUNDING

@@ -6,6 +6,7 @@ import pytest
 from ehm import backends
 from ehm.errors import BackendError
 from ehm.verification.check import SkipError
+from ehm.verification.gradients import read_gradients
 from ehm.verification.optimiser import OPTIMISER_CHECKS
 from ehm.verification.task_numerics import STEPS, compare_step_with_cpu, compare_step_with_numpy
 
@@ -15,7 +16,7 @@ LABELS = "classification by labels"
 class Faulty:
     """A CPU with a fault: it changes configurations, what a step is given, or the state behind it."""
 
-    name = "faulty"
+    name = "faulty cpu"
 
     def __init__(self, settings=None, step=None, state=None):
         self._settings = settings or (lambda config: config)
@@ -71,6 +72,15 @@ def test_a_wrong_gradient_of_a_task_is_seen(name):
     assert failed(compare_step_with_numpy(faulty, name)) == {"gradients"}
     assert failed(compare_step_with_cpu(faulty, backends.get("cpu"), name)) == {"gradients"}
     assert failed(compare_step_with_cpu(backends.get("cpu"), backends.get("cpu"), name)) == set()
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_all_parts_of_a_network_take_part(name):
+    """A gradient that is zero, as behind a ReLU that lets nothing through, would agree with anything."""
+    step = STEPS[name](backends.get("cpu"))
+    step.take()
+    for parameter, gradient in read_gradients(step.learner.state().optimizer, step.betas).items():
+        assert np.any(gradient), parameter
 
 
 def test_other_targets_are_seen():
