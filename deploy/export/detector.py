@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from ehm.config import DetectionConfig, ExportConfig, ModelSource
 from ehm.deploy.bundle.manifest import Fit, Parity, ParityCase, Preprocessing, Task
 from ehm.deploy.export.exportable import Exportable
-from ehm.deploy.export.parity import record_parity
+from ehm.deploy.export.parity import TOLERANCE, record_parity
 from ehm.deploy.export.sources import require_packages
 from ehm.deploy.predict.parity_images import ImageKind, draw_images
 from ehm.errors import ConfigError, ExportError
@@ -63,8 +63,8 @@ class DetectorExportable(Exportable):
 
         return make_onnx(self.graph, _OPSET, image_size=self.graph.image_size, outputs=self.graph.outputs, batch=1)
 
-    def compare(self, session: InferenceSession, preprocessing: Preprocessing) -> Parity:
-        """Compare the exported file with torchvision; see `Exportable.compare`."""
+    def compare(self, session: InferenceSession, preprocessing: Preprocessing, tolerance: float = TOLERANCE) -> Parity:
+        """Compare the exported file with torchvision, within a tolerance of its own; see `Exportable.compare`."""
         return compare_detector(self.graph, session)
 
     def choose_opset(self, config: ExportConfig) -> int:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ehm.config import ExportConfig, SegmentationConfig, VisionLanguageConfig
 from ehm.deploy.bundle.manifest import Language, Parity, Preprocessing, Target, Task, Windows
-from ehm.deploy.export.parity import compare_outputs
+from ehm.deploy.export.parity import TOLERANCE, compare_outputs
 from ehm.errors import ConfigError
 from ehm.models.heads import Reference
 from ehm.models.weights import Provenance
@@ -50,8 +50,8 @@ class Exportable(ABC):
         """Return the network as an ONNX graph of normalised images (B, 3, H, W)."""
 
     @abstractmethod
-    def compare(self, session: InferenceSession, preprocessing: Preprocessing) -> Parity:
-        """Compare the exported file with the framework; raises ExportError if they differ by more than is allowed."""
+    def compare(self, session: InferenceSession, preprocessing: Preprocessing, tolerance: float = TOLERANCE) -> Parity:
+        """Compare the exported file with the framework; raises ExportError if they differ more."""
 
     def choose_target(self, config: ExportConfig) -> Target:
         """Return the target that the graph is written for."""
@@ -97,9 +97,9 @@ class ImageExportable(Exportable):
         """Return the network as an ONNX graph; see `Exportable.make_graph`."""
         return self.make(config)
 
-    def compare(self, session: InferenceSession, preprocessing: Preprocessing) -> Parity:
+    def compare(self, session: InferenceSession, preprocessing: Preprocessing, tolerance: float = TOLERANCE) -> Parity:
         """Compare the exported file with the framework; see `Exportable.compare`."""
-        return compare_outputs(self.reference, session, preprocessing)
+        return compare_outputs(self.reference, session, preprocessing, tolerance)
 
     def choose_target(self, config: ExportConfig) -> Target:
         """Return the target: what torch writes for ONNX Runtime is the portable graph."""

@@ -21,6 +21,7 @@ from ehm.deploy.export.engines.convert import check_engines, convert_bundle, is_
 from ehm.deploy.export.engines.precision_search import convert_network
 from ehm.deploy.export.engines.samples import find_samples
 from ehm.deploy.export.exportable import Exportable
+from ehm.deploy.export.parity import FLOAT16_TOLERANCE, TOLERANCE
 from ehm.deploy.export.sources import prepare_export, require_packages
 from ehm.deploy.predict.runtime import open_session
 from ehm.errors import ConfigError
@@ -140,11 +141,12 @@ def _write_bundle(folder: Path, model: Exportable, config: ExportConfig, device:
     graph = model.make_graph(config)
     if config.preprocessing:
         take_bytes(graph, preprocessing)
-    if target == "ascend" and lacks_float32_convolution(config.ascend.soc_version):
-        write_convolutions_out(graph)
+    tolerance = TOLERANCE
+    if target == "ascend" and lacks_float32_convolution(config.ascend.soc_version) and write_convolutions_out(graph):
+        tolerance = FLOAT16_TOLERANCE
     # saved before it is compared: the file itself has to be right, not the graph in memory
     save(graph, folder / _MODEL)
-    parity = model.compare(open_session(folder / _MODEL, device), preprocessing)
+    parity = model.compare(open_session(folder / _MODEL, device), preprocessing, tolerance)
     images = _describe_tensor(graph.graph.input[0])
     packages = ("ehm", *_NEEDED, *model.packages)
     manifest = Manifest(

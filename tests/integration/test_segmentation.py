@@ -9,6 +9,7 @@ from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import torch
@@ -27,6 +28,8 @@ from ehm.data.segmentation import resize_to_scale
 from ehm.deploy.bench import bench_export
 from ehm.deploy.bundle.bundle import Bundle
 from ehm.deploy.export import export
+from ehm.deploy.export.graphs.convolutions import write_convolutions_out
+from ehm.deploy.export.parity import FLOAT16_TOLERANCE, TOLERANCE
 from ehm.deploy.predict.command import predict
 from ehm.deploy.predict.predictor import Predictor
 from ehm.errors import CheckpointError, ConfigError, DataError
@@ -265,6 +268,19 @@ def test_a_bundle_of_another_size_and_what_does_not_go_with_one(trained, pairs, 
         export(trained.out, overrides=["model.image_size=[80, 64]"], out=tmp_path / "x")
     with pytest.raises(CheckpointError, match="a segmenter has no classifier of images"):
         export(trained.out, head="classifier", out=tmp_path / "x")
+
+
+def test_a_chip_without_float32_convolutions_gets_them_in_float16(bundle):
+    graph = onnx.load(bundle / "model.onnx")
+    assert write_convolutions_out(graph)
+    types = {tensor.name: tensor.data_type for tensor in graph.graph.initializer}
+    convolutions = [node for node in graph.graph.node if node.op_type in ("Conv", "ConvTranspose")]
+    assert {types[node.input[1]] for node in convolutions} == {onnx.TensorProto.FLOAT16}
+    images = {"images": np.random.default_rng(0).standard_normal((4, 3, 64, 64), np.float32)}
+    session = onnxruntime.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])
+    expected = Predictor(bundle).run(images["images"])["scores"]
+    difference = np.abs(session.run(None, images)[0] - expected).max() / np.sqrt(np.mean(expected**2))
+    assert TOLERANCE < difference < FLOAT16_TOLERANCE / 2
 
 
 def test_it_is_served_as_masks(bundle, pairs, tmp_path):

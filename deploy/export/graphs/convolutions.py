@@ -27,15 +27,17 @@ def lacks_float32_convolution(soc_version: str) -> bool:
     return soc_version.startswith(_CHIPS)
 
 
-def write_convolutions_out(model: ModelProto) -> None:
+def write_convolutions_out(model: ModelProto) -> bool:
     """Replace every convolution with constant weights: by a product with a matrix if it cuts patches, else in float16.
 
-    That of the patches has to come first, from the network's input, whose sizes are known.
+    That of the patches has to come first, from the network's input, whose sizes are known. Returns whether anything
+    computes in float16 now.
     """
     graph = model.graph
     constants = {tensor.name: tensor for tensor in graph.initializer}
     images = graph.input[0]
     sizes = [dimension.dim_value for dimension in images.type.tensor_type.shape.dim]
+    narrowed = False
     nodes: list[NodeProto] = []
     for node in graph.node:
         if node.op_type not in _OPERATORS or node.input[1] not in constants:
@@ -46,9 +48,11 @@ def write_convolutions_out(model: ModelProto) -> None:
             nodes += _multiply_patches(graph, node, weight, sizes)
         else:
             nodes += _compute_in_float16(graph, node, constants)
+            narrowed = True
     del graph.node[:]
     graph.node.extend(nodes)
     remove_unused_constants(graph)
+    return narrowed
 
 
 def _cuts_patches(node: NodeProto, weight: NDArray[np.float32], sizes: list[int]) -> bool:
