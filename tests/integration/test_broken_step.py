@@ -84,7 +84,7 @@ def resumable(images, tmp_path):
     stopped = train(images, tmp_path / "run", {**settings, "run.max_steps": 3})
     opened = open_checkpoint(stopped.checkpoint)
     arrays = opened.state
-    arrays.optimizer["blocks.0.attn.qkv.weight/exp_avg"][:] = 1e30
+    arrays.optimizer["decoder_pred.weight/exp_avg"][:] = 1e30
     metadata = {name: value for name, value in opened.metadata.items() if name != "sha256"}
     save_checkpoint(stopped.checkpoint.parent, arrays, metadata)
     shutil.copytree(tmp_path / "run", tmp_path / "copy")
@@ -101,11 +101,12 @@ def test_after_a_resume_steps_since_the_checkpoint_are_taken_again(images, tmp_p
     assert_same(kept.before.model, open_checkpoint(stopped.checkpoint).model)
     assert_same(kept.before.optimizer, open_checkpoint(stopped.checkpoint).optimizer)  # with the average
     capsys.readouterr()
-    # the weights overflow in the attention's gradient, while the loss is still finite
+    # predictions of 1e32 are finite, and neither their squares nor their gradient times weights as large are, on any
+    # processor; where attention overflows depends on its kernel
     ehm.train(device="cpu", replay=tmp_path / "run/broken/step-00000005")
     said = capsys.readouterr().out
-    assert "gradient norm nan" in said
-    assert "first gradient that is not finite: that of blocks.0.attn" in said
+    assert "loss inf (in the run inf)" in said
+    assert "first gradient that is not finite: that of decoder_norm" in said
 
 
 def test_a_gradient_that_is_not_finite_ends_the_run_before_a_checkpoint_of_its_weights(images, tmp_path, monkeypatch):
