@@ -271,8 +271,8 @@ def test_the_host_waits_only_where_it_reads(runs):
     for row in recorded(runs["npu"]):
         if row.verdict == "synchronises" and row.site.startswith(generation):
             line = lines[int(row.site.rpartition(":")[2]) - 1]
-            # each new word of an answer, and once when the model is opened
-            assert "generate(" in line or "input_ids" in line or "allclose" in line, line
+            # for each new word of an answer, and in transformers, which looks whether texts are packed
+            assert "generate(" in line or "base_model(" in line or "allclose" in line, line
 
 
 def test_lower_precision_trains_too(runs):

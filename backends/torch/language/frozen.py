@@ -122,7 +122,7 @@ class FrozenLanguageModel:
         """Compute the logits at the places (rows, columns) of tokens (B, S, W) padded on the right: -> (n, V).
 
         Those of other places are not computed: at 32,000 words they would take twenty times the memory. There is no
-        mask, as no token sees the padding behind it, and the host would wait to look whether the mask hides anything.
+        mask, as no token sees the padding behind it, so that attention is plainly causal.
         """
         if not self._adds_nothing_to_logits:
             everywhere = self.model(inputs_embeds=embedded, use_cache=False).logits

@@ -20,6 +20,8 @@ __all__ = ["PromptTokenizer", "Tail"]
 
 _IMAGE = "\ufffc"
 """The place of an image in a chat, which is cut there: a character that stands for an object in Unicode."""
+_BLANK = "\u2581"
+"""The sign by which SentencePiece writes a blank."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,10 @@ class PromptTokenizer:
         self._tokenizer = tokenizer
         self._config = config
         self.pad_id: int = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-        self._answer_prefix = "" if config.chat else " "
+        # a chat template ends where an answer begins, and some tokenizers, as Llama's, put a blank before each text
+        first_token = tokenizer.convert_ids_to_tokens(self._tokenize("a"))[0]
+        has_own_blank = first_token.startswith(_BLANK)
+        self._answer_prefix = "" if config.chat or has_own_blank else " "
 
     def head(self) -> list[int]:
         """Return the tokens before an image, which are the same for all prompts."""

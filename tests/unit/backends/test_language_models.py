@@ -7,9 +7,11 @@ from ehm.config.language import LanguageConfig
 from ehm.errors import ConfigError
 
 transformers = pytest.importorskip("transformers")
+from tokenizers import Tokenizer, models, normalizers  # noqa: E402
 from tokenizers.pre_tokenizers import ByteLevel  # noqa: E402
 
 from ehm.backends.torch.language.frozen import FrozenLanguageModel  # noqa: E402
+from ehm.backends.torch.language.prompts import PromptTokenizer  # noqa: E402
 from ehm.backends.torch.language.stand_in import create_word_tokenizer  # noqa: E402
 
 CPU = torch.device("cpu")
@@ -140,6 +142,19 @@ def test_a_chat_is_put_around_the_image(folder):
     whole = "<s> the image shows a .question: which? </s> answer :red"
     assert model.tokenizer.decode(said).replace(" ", "") == f"{whole}</s>".replace(" ", "")
     assert model.tokenizer.decode(tail.ids[0][tail.is_answer[0]]).replace(" ", "") == "red</s>"
+
+
+def test_an_answer_has_one_blank_before_it_whoever_puts_it_there():
+    # the published tokenizer.json of Llama 2 prepends a blank to each text
+    words = {
+        word: number for number, word in enumerate(["<unk>", "<s>", "</s>", "\u2581yes", "\u2581a", "\u2581", "yes"])
+    }
+    llama = Tokenizer(models.BPE(words, [], unk_token="<unk>", ignore_merges=True))
+    llama.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")])
+    fast = transformers.PreTrainedTokenizerFast(tokenizer_object=llama, bos_token="<s>", eos_token="</s>")
+    for tokenizer, expected in ((fast, ["\u2581yes", "</s>"]), (make_byte_tokenizer(), ["\u0120", *"yes", "</s>"])):
+        ids = PromptTokenizer(tokenizer, LanguageConfig()).tokenize_answer("yes")
+        assert tokenizer.convert_ids_to_tokens(ids) == expected
 
 
 def test_a_long_prompt_is_refused(tmp_path):
