@@ -27,11 +27,11 @@ def import_transformers(device: torch.device) -> ModuleType:
     except ImportError as error:
         if error.name in ("transformers", "tokenizers"):
             raise BackendError(
-                f"language.source: {error.name} is not installed; pip install 'ehm[language]' installs it"
+                f"language models need {error.name}, which is not installed; pip install 'ehm[language]' installs it"
             ) from None
-        raise BackendError(f"language.source: transformers cannot be imported: {_explain(device, error)}") from None
+        raise BackendError(f"language models need transformers, which fails: {_explain(device, error)}") from None
     except (RuntimeError, OSError) as error:
-        raise BackendError(f"language.source: transformers cannot be imported: {_explain(device, error)}") from None
+        raise BackendError(f"language models need transformers, which fails: {_explain(device, error)}") from None
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     return transformers

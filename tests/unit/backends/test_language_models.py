@@ -1,16 +1,19 @@
 """Frozen language models of four kinds beside transformers' own loss and generation, and folders that are refused."""
 
+import sys
+
 import pytest
 import torch
 
 from ehm.config.language import LanguageConfig
-from ehm.errors import ConfigError
+from ehm.errors import BackendError, ConfigError
 
 transformers = pytest.importorskip("transformers")
 from tokenizers import Tokenizer, models, normalizers  # noqa: E402
 from tokenizers.pre_tokenizers import ByteLevel  # noqa: E402
 
 from ehm.backends.torch.language.frozen import FrozenLanguageModel  # noqa: E402
+from ehm.backends.torch.language.opening import import_transformers  # noqa: E402
 from ehm.backends.torch.language.prompts import PromptTokenizer  # noqa: E402
 from ehm.backends.torch.language.stand_in import create_word_tokenizer  # noqa: E402
 
@@ -155,6 +158,12 @@ def test_an_answer_has_one_blank_before_it_whoever_puts_it_there():
     for tokenizer, expected in ((fast, ["\u2581yes", "</s>"]), (make_byte_tokenizer(), ["\u0120", *"yes", "</s>"])):
         ids = PromptTokenizer(tokenizer, LanguageConfig()).tokenize_answer("yes")
         assert tokenizer.convert_ids_to_tokens(ids) == expected
+
+
+def test_without_transformers_a_sentence_says_how_to_get_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(BackendError, match=r"need transformers, which is not installed; pip install 'ehm\[language\]'"):
+        import_transformers(CPU)
 
 
 def test_a_long_prompt_is_refused(tmp_path):
