@@ -31,9 +31,10 @@ _DETERMINISTIC = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
 def verify(device: str = "auto", quick: bool = False, out: str | Path | None = None) -> int:
     """Check that ``device`` computes as NumPy and as the CPU do, and measure how fast; return 0 if no check failed.
 
-    Attention, losses and gradients of every kind of block, AdamW, trees and masks, resuming, the losses of 20 steps,
-    operators that fall back, two processes, and the exported network. Prints a table and writes ``verify.json`` and
-    ``verify.md`` into ``out`` (``runs/verify`` if left out). ``quick`` takes about two minutes instead of fifteen.
+    Attention, losses and gradients of every kind of block and of every task, optimisers, trees and masks, resuming, the
+    losses of 20 steps, operators that fall back, two processes, and the exported network. Prints a table and writes
+    ``verify.json`` and ``verify.md`` into ``out`` (``runs/verify`` if left out). ``quick`` takes about two minutes
+    instead of fifteen.
     Raises BackendError if there is no such device.
     """
     folder = Path(DEFAULT_OUT if out is None else out)

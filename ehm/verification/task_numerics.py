@@ -63,4 +63,4 @@ def _take_step(step: Step) -> tuple[float, Arrays]:
 
 
 def _choose_tolerances(backend: Backend) -> Tolerances:
-    return TOLERANCES["float32"] if backend.name.endswith("cpu") else _ROUNDING
+    return TOLERANCES["float32"] if backend.name == "cpu" else _ROUNDING

@@ -16,7 +16,7 @@ LABELS = "classification by labels"
 class Faulty:
     """A CPU with a fault: it changes configurations, what a step is given, or the state behind it."""
 
-    name = "faulty cpu"
+    name = "cpu"
 
     def __init__(self, settings=None, step=None, state=None):
         self._settings = settings or (lambda config: config)
