@@ -52,6 +52,18 @@ class Answerer(TaskLearner, Protocol):
         """
         ...
 
+    def keep_features(self, folder: Path, images: int) -> str:
+        """Keep the tokens of up to ``images`` different images in a file in ``folder``, if there is room; say so.
+
+        From now on an image passes through the encoder once, in training and answering together. The encoder is frozen,
+        and its weights are loaded already.
+        """
+        ...
+
+    def forget_features(self) -> None:
+        """Remove what :meth:`keep_features` keeps, if anything."""
+        ...
+
 
 @dataclass(frozen=True)
 class Piece:

@@ -124,6 +124,10 @@ class Task(ABC, Generic[C, R]):
         """Files that could not be read, and why."""
         return self.loader.unreadable | self.evaluation.loader.unreadable
 
+    def prepare_folder(self, folder: Path) -> tuple[str, ...]:
+        """Prepare what needs the folder of the run, before the first step; return lines that say so."""
+        return ()
+
     @abstractmethod
     def train_step(self, batch: Any, step: int, lr: float) -> Mapping[str, SupportsFloat]:
         """Take an optimiser step on a batch of ``loader``; ``loss`` is among the metrics."""

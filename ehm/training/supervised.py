@@ -91,7 +91,9 @@ def train_task(task: Task[Any, R], run: Run[Any], title: str) -> TaskResult[R]:
         best = newest_checkpoint(run.folder / "best")
     plan = plan_run(optim, config.run, task.loader.steps_per_epoch)
     warnings = check_plan(plan, optim, config.run, len(task.train), measures=True, resumed=run.start is not None)
-    _print_start(task, run, plan, [*task.class_counts, *learner.notes, describe_inputs(learner.inputs), *warnings])
+    prepared = task.prepare_folder(run.folder)
+    notes = [*task.class_counts, *learner.notes, describe_inputs(learner.inputs), *prepared, *warnings]
+    _print_start(task, run, plan, notes)
     run.write_config()
 
     # computed once, as all checkpoints of a run keep the same keys

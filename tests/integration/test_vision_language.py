@@ -132,6 +132,25 @@ def test_a_resumed_run_ends_with_the_same_weights(questions, language, tmp_path)
             np.testing.assert_array_equal(array, others[name], err_msg=name)
 
 
+def test_kept_tokens_change_no_weights_also_if_a_run_is_resumed(questions, language, tmp_path, capsys):
+    kept = config(questions, language, optim={"steps": 6, "warmup_steps": 0})
+    plain = kept.model_copy(update={"cache_features": "off"})
+    finetune(plain, device="cpu", out=tmp_path / "plain")
+    assert "the encoder's tokens" not in capsys.readouterr().out
+    stopped = kept.model_copy(update={"run": kept.run.model_copy(update={"max_steps": 3})})
+    finetune(stopped, device="cpu", out=tmp_path / "kept")
+    finetune(kept, device="cpu", out=tmp_path / "kept", resume=True)
+    # three images to train on, as many to measure on, and the blank one
+    assert capsys.readouterr().out.count("the encoder's tokens of 7 images take") == 2
+    expected = open_checkpoint(tmp_path / "plain").state.model
+    for name, array in open_checkpoint(tmp_path / "kept").state.model.items():
+        np.testing.assert_allclose(array, expected[name], rtol=0, atol=1e-6, err_msg=name)
+    figures = [json.loads((tmp_path / name / "metrics.json").read_text())["accuracy"] for name in ("plain", "kept")]
+    assert figures[0] == figures[1]
+    names = [sorted(path.name for path in (tmp_path / name).iterdir()) for name in ("plain", "kept")]
+    assert names[0] == names[1]  # nothing of it is left
+
+
 def test_answers_are_shown_with_where_the_latents_look(trained, questions, tmp_path, capsys):
     kept = json.loads((trained.out / "answers" / "answers.json").read_text())
     assert {row["kind"] for row in kept} == {"colour", "shape", "yes/no"}

@@ -5,7 +5,9 @@ Shapes: B images of H x W pixels, K visual tokens, W features of the language mo
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import SupportsFloat
 
 import numpy as np
@@ -15,6 +17,7 @@ from torch import Tensor, nn
 
 from ehm.backends.base import ALONE, Processes
 from ehm.backends.torch.engine.distributed import mean_over_processes
+from ehm.backends.torch.engine.kept_tokens import KeptTokens, find_room
 from ehm.backends.torch.engine.seeds import seed_weights
 from ehm.backends.torch.engine.step import recompute_activations
 from ehm.backends.torch.language.frozen import FrozenLanguageModel
@@ -50,6 +53,7 @@ class TorchAnswerer(Supervised):
             loaded = load_model(config.model, fc_norm=False, weights=weights)
             model = VisualTokens(loaded.model, config.resampler, self._answering.width)
         self._is_frozen = config.frozen
+        self._kept: KeptTokens | None = None
         head: nn.Module | None = None
         if config.frozen:
             loaded.model.requires_grad_(False)
@@ -90,7 +94,7 @@ class TorchAnswerer(Supervised):
             return []
         self.model.eval()
         with self._training.autocast():
-            visual = self.model(self._pixels(images))
+            visual = self.model.resampler(self._encode(images))
         return self._answering.answer(visual, prompts)
 
     @torch.no_grad()
@@ -104,16 +108,49 @@ class TorchAnswerer(Supervised):
         located: NDArray[np.float32] = patches.unflatten(-1, output_grid(encoder, self.image_size)).cpu().numpy()
         return located
 
+    @torch.no_grad()
+    def keep_features(self, folder: Path, images: int) -> str:
+        """See :meth:`ehm.backends.base.Answerer.keep_features`."""
+        self.model.eval()
+        with self._training.autocast():
+            example = self._encode_anew(np.zeros((1, *self.image_size, 3), np.uint8))
+        # each process keeps its own, as it meets other images in every epoch
+        size = images * example.nbytes * self._processes.local_size
+        room = find_room(folder)
+        described = f"the encoder's tokens of {images:,} images take {math.ceil(size / 1e6):,} MB"
+        if size > room:
+            return f"{described}, and up to {room // 10**6:,} MB are spent on them: each image is encoded every time"
+        try:
+            self._kept = KeptTokens(self._encode_anew, example, images, folder)
+        except OSError as error:
+            return f"cache_features: {error.strerror or error}: each image is encoded every time"
+        return f"{described} of the disk until the run ends: each image is encoded once (cache_features)"
+
+    def forget_features(self) -> None:
+        """See :meth:`ehm.backends.base.Answerer.forget_features`."""
+        if self._kept is not None:
+            self._kept.close()
+            self._kept = None
+
     def _look(self, images: NDArray[np.uint8]) -> Tensor:
         """Compute visual tokens in training: (B, H, W, 3) -> (B, K, W)."""
-        pixels = self._pixels(images)
         if not self._is_frozen:
-            visual: Tensor = self._training.module(pixels)
+            visual: Tensor = self._training.module(self._pixels(images))
             return visual
         with torch.no_grad():
-            tokens = self.model.encode(pixels)
+            tokens = self._encode(images)
         resampled: Tensor = self._training.module(tokens)
         return resampled
+
+    def _encode(self, images: NDArray[np.uint8]) -> Tensor:
+        """Compute the encoder's tokens, or read those that are kept: (B, H, W, 3) -> (B, L, D)."""
+        if self._kept is not None:
+            return self._kept.encode(images)
+        return self._encode_anew(images)
+
+    def _encode_anew(self, images: NDArray[np.uint8]) -> Tensor:
+        tokens: Tensor = self.model.encode(self._pixels(images))
+        return tokens
 
 
 TASK_LEARNER = TorchAnswerer

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import PurePath
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from ehm.config.data import SourceConfig
 from ehm.config.inputs import CropMode
@@ -19,6 +19,11 @@ __all__ = ["QuestionLayout", "QuestionSet", "VisionLanguageConfig", "VisionLangu
 
 QuestionLayout = Literal["auto", "easy_vqa", "vqa", "count", "identify", "gvtbench"]
 """The layouts of questions on disk that are read."""
+
+
+def _read_off(value: Any) -> Any:
+    # YAML takes the word for false
+    return "off" if value is False else value
 
 
 class QuestionSet(Section):
@@ -108,6 +113,11 @@ class VisionLanguageConfig(TaskConfig):
     model: ModelSource = ModelSource()
     data: VisionLanguageData = VisionLanguageData()
     frozen: bool = Field(False, description="Whether the encoder stays as it is and only the resampler is trained.")
+    cache_features: Annotated[Literal["auto", "off"], BeforeValidator(_read_off)] = Field(
+        "auto",
+        description="Whether a frozen encoder's tokens are kept on the disk, so that it sees each image once; auto "
+        "does if images are neither cropped nor mirrored and they take up to 4 GB and a quarter of the free disk.",
+    )
     encoder_rate: PositiveReal = Field(
         1.0, description="Factor of the learning rate for the encoder, which wants a lower one than the resampler."
     )
@@ -124,6 +134,11 @@ class VisionLanguageConfig(TaskConfig):
         steps=20_000, batch_size=256, base_lr=1e-4, warmup_steps=2000, betas=(0.9, 0.98), clip_grad=1.0
     )
     optimizer: Literal["adamw"] = "adamw"
+
+    @property
+    def sees_same_images(self) -> bool:
+        """True if the encoder stays as it is and nothing random is done to its images."""
+        return self.frozen and self.data.crop_scale == (1, 1) and not self.data.flip
 
     @model_validator(mode="after")
     def _check_together(self) -> VisionLanguageConfig:

@@ -64,6 +64,16 @@ class VisionLanguage(Task[VisionLanguageConfig, VisionLanguageReport]):
         """The description of the language model, which is no part of a checkpoint and has to be there again."""
         return {"language": dict(self.learner.language)}
 
+    def prepare_folder(self, folder: Path) -> tuple[str, ...]:
+        """Have the encoder's tokens kept in ``folder``, unless they change from step to step."""
+        if self.config.cache_features == "off" or not self.config.sees_same_images:
+            return ()
+        names = set(map(self.train.source.name, self.train.indices.tolist()))
+        # prepared in another way, also if they are the same files
+        measured = set(map(self.val.source.name, self.val.indices.tolist()))
+        blank = 1
+        return (self.learner.keep_features(folder, len(names) + len(measured) + blank),)
+
     def train_step(self, batch: Batch, step: int, lr: float) -> Mapping[str, SupportsFloat]:
         """Take an optimiser step on images, and on one of the answers to the question about each."""
         config = self.config
@@ -75,6 +85,11 @@ class VisionLanguage(Task[VisionLanguageConfig, VisionLanguageReport]):
             prompts.append(config.language.ask(question.text))
             answers.append(draw_answer(question.answers, config.run.seed, epoch, index))
         return self.learner.train_step(batch.images, prompts, answers, lr, config.optim.weight_decay)
+
+    def close(self) -> None:
+        """End what reads images, and remove the tokens that were kept of them."""
+        super().close()
+        self.learner.forget_features()
 
     @classmethod
     def open_source(cls, config: VisionLanguageConfig, split: Split) -> Source:
