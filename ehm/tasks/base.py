@@ -68,6 +68,8 @@ class Task(ABC, Generic[C, R]):
     """Keys of the configuration that say how the model is measured, besides those of all tasks."""
     unit: ClassVar[str] = "images"
     """The name, in the plural, of what the task trains and measures on."""
+    labels: ClassVar[str] = "labels"
+    """The name, in the plural, of what belongs to these and is learned."""
 
     headline: str
     learner: TaskLearner
@@ -91,7 +93,7 @@ class Task(ABC, Generic[C, R]):
         self.train = train
         self.classes: tuple[str, ...] = train.source.classes if classes is None else classes
         # before anything expensive: this compares the images with those of the checkpoint, and may refuse them
-        self.data = remember_images(config, train, val, self.classes, start, self.processes)
+        self.data = remember_images(config, train, val, self.classes, start, self.processes, self.unit, self.labels)
         self.val = leave_out_first_weights(val, self.data, config, self.processes, val_name)
         self.learner_config = config
         self._start = start

@@ -45,16 +45,18 @@ def remember_images(
     classes: Sequence[str],
     start: Checkpoint | None,
     processes: Processes,
+    unit: str = "images",
+    labels: str = "labels",
 ) -> TrainingData:
     """Return what the checkpoints of a run are going to keep of the images that it trains on.
 
     A run that is resumed from ``start`` must have the same images and ``classes`` as before; raises ConfigError
-    otherwise. All processes call this.
+    otherwise, which calls them ``unit``, and ``labels`` what belongs to them. All processes call this.
     """
     threads = config.data.workers
     found = identify_training_data(train.source, val.source, threads, processes)
     if start is not None:
-        stored = check_resumed_data(start, found, classes, config.data.source)
+        stored = check_resumed_data(start, found, classes, config.data.source, unit, labels)
         if stored is not None:
             return stored
     else:

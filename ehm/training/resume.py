@@ -49,12 +49,18 @@ def check_settings(kind: type[C], config: C, start: Checkpoint) -> None:
 
 
 def check_resumed_data(
-    start: Checkpoint, found: TrainingData, classes: Sequence[str] | None, source_name: str
+    start: Checkpoint,
+    found: TrainingData,
+    classes: Sequence[str] | None,
+    source_name: str,
+    unit: str = "images",
+    labels: str = "labels",
 ) -> TrainingData | None:
     """Return what the checkpoint ``start`` keeps of its images if the run ``found`` the same ones; None if nothing.
 
-    ``classes`` are compared too, by name and order, and so are labels; None if the run has none. ``source_name`` is for
-    messages. Raises ConfigError that says what has changed.
+    ``classes`` are compared too, by name and order, and so are labels; None if the run has none. ``source_name``,
+    ``unit`` and ``labels``, the names of what is counted and of what belongs to it, are for messages. Raises
+    ConfigError that says what has changed.
     """
     name = start.folder.name
     metadata = start.metadata
@@ -68,11 +74,12 @@ def check_resumed_data(
             "whether they are the same could not be compared"
         )
     else:
-        changes += _compare_sources(stored.train, found.train, "images to train on", labelled=classes is not None)
+        compared_labels = None if classes is None else labels
+        changes += _compare_sources(stored.train, found.train, f"{unit} to train on", compared_labels)
         # a held-out fold is a part of the images to train on, which have been compared just now
         is_fold = stored.val == stored.train and found.val == found.train
         if stored.val is not None and found.val is not None and not is_fold:
-            changes += _compare_sources(stored.val, found.val, "images to measure on", labelled=True)
+            changes += _compare_sources(stored.val, found.val, f"{unit} to measure on", labels)
     if changes:
         raise ConfigError(
             f"--resume: data.source {source_name} is not what {name} was trained on: {'; '.join(changes)}; bring "
@@ -141,16 +148,19 @@ def _spell(value: Any) -> Any:
     return value
 
 
-def _compare_sources(before: SourceIdentity, now: SourceIdentity, what: str, labelled: bool) -> list[str]:
-    """Return the plainest difference between two sources in words, in a list that is empty if there is none."""
+def _compare_sources(before: SourceIdentity, now: SourceIdentity, what: str, labels: str | None) -> list[str]:
+    """Return the plainest difference between two sources in words, in a list that is empty if there is none.
+
+    ``labels`` is the name of what belongs to the images, None if that is not compared.
+    """
     if before.images != now.images:
         return [f"there were {before.images:,} {what} and there are {now.images:,}"]
     if before.files != now.files:
         return [f"there are {now.images:,} {what} as before, but their names, their order or their sizes have changed"]
     if before.sample != now.sample:
         return [f"there are {now.images:,} {what} of the same names and sizes as before, but they are other images"]
-    if labelled and before.labels != now.labels:
-        return [f"the labels of its {now.images:,} {what} have changed"]
+    if labels is not None and before.labels != now.labels:
+        return [f"the {labels} of its {now.images:,} {what} have changed"]
     return []
 
 

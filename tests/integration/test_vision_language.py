@@ -1,6 +1,7 @@
 """``--task vision_language`` from words alone to answers about images: what it learns, and that it can be stopped."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -149,6 +150,27 @@ def test_kept_tokens_change_no_weights_also_if_a_run_is_resumed(questions, langu
     assert figures[0] == figures[1]
     names = [sorted(path.name for path in (tmp_path / name).iterdir()) for name in ("plain", "kept")]
     assert names[0] == names[1]  # nothing of it is left
+
+
+def test_a_resumed_run_has_the_same_questions_and_answers(questions, language, tmp_path):
+    own = tmp_path / "questions"
+    shutil.copytree(questions, own)
+    settings = config(own, language, optim={"steps": 2, "warmup_steps": 0})
+    finetune(settings, device="cpu", out=tmp_path / "run")
+    file = own / "train" / "questions.json"
+    written = file.read_text(encoding="utf-8")
+    for old, new in (("circle", "square"), ("is there a red", "is there any red")):
+        file.write_text(written.replace(old, new), encoding="utf-8")
+        with pytest.raises(ConfigError, match="the words or answers of its 9 questions to train on have changed"):
+            finetune(settings, device="cpu", out=tmp_path / "run", resume=True)
+    file.write_text(written, encoding="utf-8")
+    file = own / "test" / "questions.json"
+    written = file.read_text(encoding="utf-8")
+    file.write_text(written.replace("circle", "square"), encoding="utf-8")
+    with pytest.raises(ConfigError, match="of its 9 questions to measure on have changed"):
+        finetune(settings, device="cpu", out=tmp_path / "run", resume=True)
+    file.write_text(written, encoding="utf-8")
+    finetune(settings, device="cpu", out=tmp_path / "run", resume=True)
 
 
 def test_answers_are_shown_with_where_the_latents_look(trained, questions, tmp_path, capsys):

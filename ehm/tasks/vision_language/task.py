@@ -31,6 +31,7 @@ class VisionLanguage(Task[VisionLanguageConfig, VisionLanguageReport]):
 
     measured_keys = ("blank", "benchmarks", "language")
     unit = "questions"
+    labels = "words or answers"
 
     learner: Answerer
 
