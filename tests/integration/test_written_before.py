@@ -19,7 +19,7 @@ PICTURE = "data/images/red/0.png"
 CONFIGS = {
     "pretrain": TrainConfig,
     "tokenizer": TokenizerConfig,
-    **{name: entry.config for name, entry in TASKS.items()},
+    **{name: entry.config for name, entry in TASKS.items() if name in EXPECTED["metrics"]},  # what there was by then
 }
 GO_ON = ("run.max_steps=null",)
 

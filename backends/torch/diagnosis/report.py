@@ -81,8 +81,14 @@ def report_callable(target: str, device: str) -> list[OperatorRow]:
 
 def list_omissions() -> list[str]:
     """Return a sentence on each thing that ehm can run and that is not recorded here."""
+    omissions = []
     if find_spec("peft") is None:
-        return [
+        omissions.append(
             "Low-rank updates (lora.rank) are left out: peft is not installed; pip install 'ehm[lora]' installs it."
-        ]
-    return []
+        )
+    if find_spec("transformers") is None:
+        omissions.append(
+            "language and vision_language are left out: transformers is not installed; "
+            "pip install 'ehm[language]' installs it."
+        )
+    return omissions

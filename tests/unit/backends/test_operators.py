@@ -216,14 +216,19 @@ def test_only_three_operators_of_detection_fall_back(rows):
 
 
 def test_pretraining_and_other_tasks_stay_on_ai_core(rows):
-    assert {part for row in rows if row.verdict == "aicpu" for part in row.parts} == {"detection"}
+    # transformers numbers the places of a text by sums of integers
+    slower = {"detection", "language", "vision_language"}
+    assert {part for row in rows if row.verdict == "aicpu" for part in row.parts} == slower
     undocumented = {row.operator for row in rows if row.verdict == "not documented"}
     assert undocumented == {"var_mean.correction"}
 
 
 def test_training_waits_only_where_it_says_so(rows):
-    """A read in the hierarchy on the device every few rounds, and torch's gradient scaler in float16."""
-    others = {"detection", "inspect", "watch"}
+    """A read in the hierarchy on the device every few rounds, and torch's gradient scaler in float16.
+
+    Language models wait inside of transformers, for each token of an answer.
+    """
+    others = {"detection", "inspect", "watch", "language", "vision_language"}
     waits = [row for row in rows if row.verdict == "synchronises" and not others.intersection(row.parts)]
     files = {row.site.rpartition(":")[0] for row in waits}
     assert files <= {"ehm/backends/torch/engine/hierarchy.py", "ehm/backends/torch/engine/step.py"}

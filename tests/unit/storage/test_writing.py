@@ -19,8 +19,9 @@ from safetensors.numpy import save_file
 from ehm import backends
 from ehm.analysis.inspect import _write_both, _write_picture
 from ehm.cli import main
+from ehm.config.export import AscendConfig
 from ehm.deploy.bundle.staging import stage_bundle
-from ehm.deploy.export.engines.ascend import write_om
+from ehm.deploy.export.engines.ascend import write_scripts
 from ehm.deploy.export.engines.kserve import write_kserve
 from ehm.deploy.export.engines.triton import write_triton
 from ehm.deploy.export.graphs.saving import save
@@ -122,7 +123,7 @@ def test_what_goes_to_servers_is_no_exception(tmp_path):
         write_kserve(bundle, tmp_path / "service.yaml")
     fixed = bundle.manifest.input.model_copy(update={"shape": ("batch", 3, 28, 42)})
     with full_disk(), pytest.raises(WriteError, match=r"atc\.sh: cannot be written: File too large"):
-        write_om(tmp_path, "model.onnx", fixed)
+        write_scripts(tmp_path, "model.onnx", fixed, AscendConfig())
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle", "models"]
 
 

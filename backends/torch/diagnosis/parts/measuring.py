@@ -1,9 +1,10 @@
-"""Tokenizers, and what looks at a model: watched figures and pictures, broken steps, ``ehm inspect``."""
+"""Tokenizers, tiny language models, and what looks at a model: watched figures, broken steps, ``ehm inspect``."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 from timm.models.swin_transformer import SwinTransformer
 
+from ehm.backends.base import Piece
 from ehm.backends.torch import TorchBackend
 from ehm.backends.torch.diagnosis.parts.encoders import (
     ENCODERS,
@@ -22,11 +24,11 @@ from ehm.backends.torch.diagnosis.parts.encoders import (
     save_tokenizer,
 )
 from ehm.backends.torch.diagnosis.parts.pretraining import configure, list_families
-from ehm.config import FinetuneConfig, ModelSource, TokenizerConfig, TrainConfig
+from ehm.config import FinetuneConfig, LanguageTrainingConfig, ModelSource, TokenizerConfig, TrainConfig
 from ehm.config.encoders import FAMILIES
 from ehm.config.objectives import OBJECTIVES
 
-__all__ = ["inspect_encoders", "train_tokenizer", "watch_pretraining"]
+__all__ = ["inspect_encoders", "train_language_model", "train_tokenizer", "watch_pretraining"]
 
 Steps = Iterator[Callable[[], object]]
 
@@ -38,6 +40,18 @@ def train_tokenizer(backend: TorchBackend, dtype: str) -> Steps:
     images = make_images()
     yield partial(learner.train_step, images, 0.5, 1e-3, 0.05)
     yield partial(learner.reconstruct_images, images)
+
+
+def train_language_model(backend: TorchBackend, dtype: str) -> Steps:
+    """Yield a step of ``ehm language train``, and an answer; nothing without transformers."""
+    if find_spec("transformers") is None:
+        return
+    config = LanguageTrainingConfig.model_validate({"width": 16, "depth": 1, "heads": 2, "optim": {"dtype": dtype}})
+    question = "question: which colour? answer:"
+    learner = backend.create_text_learner(config, [question, "red"])
+    document = [Piece(question), Piece("red", is_answer=True)]
+    yield partial(learner.train_step, [document, document], 1e-3, 0.05)
+    yield partial(learner.answer, [question], 2)
 
 
 def watch_pretraining(backend: TorchBackend, dtype: str) -> Steps:
