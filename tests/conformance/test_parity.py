@@ -80,6 +80,9 @@ def compare(ours, theirs):
     for name in right.files:
         largest = np.abs(right[name]).max()
         limit = 2e-5 * largest if name.startswith("gradient/") else 5e-6 * max(largest, 1)
+        if name.startswith("gradient/") and name.endswith("relative_position_bias_table"):
+            # summed over all images and places, in another order where attention is not fused
+            limit = 1e-4 * largest
         if name == "saliency":
             limit = 1e-6
         np.testing.assert_allclose(left[name], right[name], rtol=0, atol=limit, err_msg=name)
