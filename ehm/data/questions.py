@@ -8,10 +8,8 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
 
-from ehm.data.sources.base import Split
+from ehm.data.sources.base import Source
 
 __all__ = ["Question", "QuestionSource", "Rule", "draw_answer", "names_a_side"]
 
@@ -63,45 +61,15 @@ class Question:
         return ", ".join(f"{answer} ({count})" for answer, count in votes.most_common(_NAMED_ANSWERS))
 
 
-class QuestionSource(Protocol):
-    """A source of images (:class:`ehm.data.sources.base.Source`) in which an index is that of a question.
+class QuestionSource(Source, Protocol):
+    """A source of images in which an index is that of a question; it has neither labels nor classes.
 
     Several questions may share an image. ``load`` reads the image of a question; where :meth:`may_flip` is False it
     carries the mark that keeps :class:`ehm.data.transforms.TrainTransform` from mirroring it.
     """
 
-    @property
-    def labels(self) -> NDArray[np.int64] | None:
-        """None: answers are no classes."""
-        ...
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """Empty: answers are no classes."""
-        ...
-
-    @property
-    def split(self) -> Split:
-        """The part of the data that this is; "all" if the data has no parts."""
-        ...
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """Lines to print before the source is read: what was recognised."""
-        ...
-
-    def __len__(self) -> int: ...
-
     def question(self, index: int) -> Question:
         """Return the question of this number."""
-        ...
-
-    def load(self, index: int) -> Image.Image:
-        """Read the image of a question in RGB; raises BrokenImage with its path and the reason."""
-        ...
-
-    def name(self, index: int) -> str:
-        """Return the path of the image of a question."""
         ...
 
     @property

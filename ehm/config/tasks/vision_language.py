@@ -19,6 +19,24 @@ __all__ = ["QuestionLayout", "QuestionSet", "VisionLanguageConfig", "VisionLangu
 
 QuestionLayout = Literal["auto", "easy_vqa", "vqa", "count", "identify", "gvtbench"]
 """The layouts of questions on disk that are read."""
+_ChosenLayout = Annotated[
+    QuestionLayout,
+    Field(
+        description="How the questions are laid out, or for annotated objects which are made of them, count or "
+        "identify; auto finds out."
+    ),
+]
+_ImageFolder = Annotated[
+    str | None,
+    Field(description="Folder of the images; null looks for them where the layout of the questions has them."),
+]
+_QuestionLimit = Annotated[
+    Positive | None,
+    Field(
+        description="Largest number of questions, drawn once at random; null takes all, and 10,000 of those that are "
+        "made of annotated objects to measure on."
+    ),
+]
 
 
 def _read_off(value: Any) -> Any:
@@ -30,22 +48,12 @@ class QuestionSet(Section):
     """A set of questions about images: one of a mixture to train on, or a benchmark (docs/vision_language.md)."""
 
     source: str = Field(description="The questions: easy-vqa, or a folder or a file of them (docs/vision_language.md).")
-    questions: QuestionLayout = Field(
-        "auto",
-        description="How the questions are laid out, or for annotated objects which are made of them, count or "
-        "identify; auto finds out.",
-    )
-    images: str | None = Field(
-        None, description="Folder of the images; null looks for them where the layout of the questions has them."
-    )
+    questions: _ChosenLayout = "auto"
+    images: _ImageFolder = None
     weight: PositiveReal = Field(
         1.0, description="Number of times that each question of the set occurs in an epoch; 0.1 takes a tenth of them."
     )
-    limit: Positive | None = Field(
-        None,
-        description="Largest number of questions, drawn once at random; null takes all, and 10,000 of those that are "
-        "made of annotated objects to measure on.",
-    )
+    limit: _QuestionLimit = None
     name: str | None = Field(None, description="Name of the set in the figures; null takes that of the source.")
 
     @property
@@ -64,19 +72,9 @@ class VisionLanguageData(SourceConfig):
     source: str = Field(
         "easy-vqa", description="The questions: easy-vqa, or a folder or a file of them (docs/vision_language.md)."
     )
-    questions: QuestionLayout = Field(
-        "auto",
-        description="How the questions are laid out, or for annotated objects which are made of them, count or "
-        "identify; auto finds out.",
-    )
-    images: str | None = Field(
-        None, description="Folder of the images; null looks for them where the layout of the questions has them."
-    )
-    limit: Positive | None = Field(
-        None,
-        description="Largest number of questions, drawn once at random; null takes all, and 10,000 of those that are "
-        "made of annotated objects to measure on.",
-    )
+    questions: _ChosenLayout = "auto"
+    images: _ImageFolder = None
+    limit: _QuestionLimit = None
     sets: tuple[QuestionSet, ...] = Field(
         (), description="Further sets of questions that are mixed in to train on, each with its weight."
     )

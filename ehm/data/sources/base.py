@@ -15,7 +15,7 @@ from PIL import Image
 from ehm.data.decoding.decode import decode_image
 from ehm.data.decoding.depth import ValueRange
 
-__all__ = ["FileSource", "Names", "Source", "Split"]
+__all__ = ["FileSource", "Names", "Source", "Split", "WithoutClasses"]
 
 Split = Literal["all", "train", "val"]
 
@@ -52,6 +52,20 @@ class Source(Protocol):
     def name(self, index: int) -> str:
         """Return the path of the image, for messages."""
         ...
+
+
+class WithoutClasses:
+    """The labels and the classes of a source that has none."""
+
+    @property
+    def labels(self) -> None:
+        """None: its images have no classes."""
+        return
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Empty: its images have no classes."""
+        return ()
 
 
 class Names:

@@ -10,9 +10,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ehm.config import VisionLanguageData
-from ehm.data.decoding.depth import ValueRange
 from ehm.data.questions import Question, QuestionSource
-from ehm.data.sources.base import Split
+from ehm.data.sources.base import Split, WithoutClasses
 from ehm.data.sources.questions.drawing import DRAWING_SEED
 from ehm.data.sources.questions.layouts import open_questions
 from ehm.data.sources.questions.messages import QuestionPart
@@ -21,24 +20,13 @@ __all__ = ["MixedQuestions", "mix_questions", "open_data_questions", "weigh_ques
 
 
 @dataclass(frozen=True)
-class MixedQuestions:
+class MixedQuestions(WithoutClasses):
     """The questions of ``sources`` one behind the other; ``ends`` are the numbers at which each of them ends."""
 
     sources: tuple[QuestionSource, ...]
     ends: tuple[int, ...]
     split: Split
     notes: tuple[str, ...]
-    value_range: ValueRange = None
-
-    @property
-    def labels(self) -> None:
-        """Answers are no classes."""
-        return
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """Answers are no classes."""
-        return ()
 
     def __len__(self) -> int:
         return self.ends[-1]

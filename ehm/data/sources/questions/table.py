@@ -20,7 +20,7 @@ from PIL import Image
 from ehm.data.decoding.decode import decode_image
 from ehm.data.decoding.depth import ValueRange
 from ehm.data.questions import Question, Rule, names_a_side
-from ehm.data.sources.base import Names, Split
+from ehm.data.sources.base import Names, Split, WithoutClasses
 from ehm.data.transforms import MAY_FLIP
 from ehm.storage.names import escape_undecodable
 
@@ -44,7 +44,7 @@ class Column:
 
 
 @dataclass(frozen=True)
-class QuestionTable:
+class QuestionTable(WithoutClasses):
     """Questions with images below ``root``: a :class:`ehm.data.questions.QuestionSource`.
 
     ``answers`` are lists in JSON, as people gave them; ``identifiers`` (n,) are numbers, or strings in a column;
@@ -65,16 +65,6 @@ class QuestionTable:
     _: KW_ONLY
     notes: tuple[str, ...] = ()
     value_range: ValueRange = None
-
-    @property
-    def labels(self) -> None:
-        """Answers are no classes."""
-        return
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """Answers are no classes."""
-        return ()
 
     def __len__(self) -> int:
         return len(self.texts)
