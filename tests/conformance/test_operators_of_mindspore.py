@@ -9,8 +9,10 @@ import pytest
 ms = pytest.importorskip("mindspore", reason="MindSpore has an environment of its own")
 
 BACKEND = Path(__file__).parents[2] / "backends/mindspore"
-NO_OPERATORS = {"Cell", "CellList", "SequentialCell", "HyperMap", "partial", "DistributedGradReducer"}
+NO_OPERATORS = {"Cell", "CellList", "SequentialCell", "HyperMap", "partial", "constexpr", "DistributedGradReducer"}
 """Names that arrange operators, or, as the reducer does with AllReduce, are documented without their own platform."""
+ASCEND_ALONE = {"ops.flash_attention_score"}
+"""Operators behind a fact of the target; test_target_of_mindspore.py holds their arguments and types to their pages."""
 
 
 def used():
@@ -38,7 +40,8 @@ OPERATORS = {name: file for name, file in used().items() if name.partition(".")[
 
 @pytest.mark.parametrize("name", OPERATORS)
 def test_an_operator_is_there_on_both_targets_mindspore(name):
-    assert platforms(name) >= {"Ascend", "CPU"}, f"{name} in {OPERATORS[name]}: {platforms(name)}"
+    wanted = {"Ascend"} if name in ASCEND_ALONE else {"Ascend", "CPU"}
+    assert platforms(name) >= wanted, f"{name} in {OPERATORS[name]}: {platforms(name)}"
 
 
 def test_operators_are_found_and_others_told_apart_mindspore():

@@ -18,6 +18,7 @@ __all__ = [
     "TargetFacts",
     "choose_dtype",
     "choose_target",
+    "current_facts",
     "describe_target",
     "is_busy",
     "read_peak_memory",
@@ -27,15 +28,32 @@ __all__ = [
 
 @dataclass(frozen=True)
 class TargetFacts:
-    """Facts about a target: MindSpore's ``name`` of it, and types of a step's arithmetic, first that of ``auto``."""
+    """Facts about one target of MindSpore."""
 
     name: str
+    """MindSpore's name of it."""
     dtypes: tuple[str, ...]
+    """Types of a step's arithmetic; the first is that of ``dtype: auto``."""
+    fused_attention_dtypes: tuple[str, ...] = ()
+    """Types in which ``ops.flash_attention_score`` computes attention and keeps no probabilities for the gradient."""
+    gather_dtypes: tuple[str, ...] = ("float32", "float16")
+    """Types in which rows can be gathered, and gradients be added to them; other rows are gathered in float32."""
+    jit_level: str = "O0"
+    """How far a graph is optimised: MindSpore's default is ``O0``; ``O1`` fuses operators."""
 
 
 FACTS: dict[str, TargetFacts] = {
-    "ascend": TargetFacts("Ascend", ("bfloat16", "float32", "float16")),
-    "cpu": TargetFacts("CPU", ("float32", "float16")),  # its matrix product has no kernel for bfloat16 (2.10)
+    # MindSpore 2.10's page of flash_attention_score names these two types, and Ascend alone. Pages of gather and of its
+    # gradient name none, and no bfloat16 kernel of theirs was ever seen to run, so that rows are gathered in float32.
+    # jit fuses no operators on an A2 unless it is asked to.
+    "ascend": TargetFacts(
+        "Ascend",
+        ("bfloat16", "float32", "float16"),
+        fused_attention_dtypes=("float16", "bfloat16"),
+        jit_level="O1",
+    ),
+    # its matrix product has no kernel for bfloat16 (2.10)
+    "cpu": TargetFacts("CPU", ("float32", "float16")),
 }
 """The facts by the name that follows ``mindspore:`` in ``--device``."""
 
@@ -87,6 +105,15 @@ def use_target(target: Target) -> None:
     except RuntimeError as error:
         reason = (str(error).strip().splitlines() or ["no reason given"])[0]  # a stack of C++ calls follows
         raise BackendError(f"--device mindspore:{target.kind}: MindSpore cannot use it: {reason}") from None
+
+
+def current_facts() -> TargetFacts:
+    """Return the facts of the target that this process computes on; MindSpore has one for all that a process does."""
+    name = ms.get_context("device_target")
+    for facts in FACTS.values():
+        if facts.name == name:
+            return facts
+    raise BackendError(f"MindSpore computes on {name} here, which ehm has no facts about")
 
 
 def choose_dtype(dtype: str, target: Target) -> Any:

@@ -10,6 +10,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, ops
 
+from ehm.backends.mindspore.engine.graphs import compile_graph
 from ehm.backends.mindspore.engine.tensors import set_values
 from ehm.errors import CheckpointError
 from ehm.storage.arrays import Arrays
@@ -37,7 +38,7 @@ class Optimizer(ABC):
         self._decaying = tuple(decaying)
         self._moments = [self.parameters.clone(prefix=slot, init="zeros") for slot in self.slots]
         self._count = Parameter(Tensor(0.0, ms.float32), name="step", requires_grad=False)
-        self._update = ms.jit(self._build_update())
+        self._update = compile_graph(self._build_update())
 
     def step(self, gradients: Sequence[Tensor], lr: float, weight_decay: float) -> None:
         """Move the parameters; ``gradients`` are in their order."""

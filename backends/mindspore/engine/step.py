@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from ehm.backends.base import Processes
 from ehm.backends.common import SCALE, TRACKER, split_batch
+from ehm.backends.mindspore.engine.graphs import compile_graph
 from ehm.backends.mindspore.engine.optim import Optimizer
 from ehm.backends.mindspore.engine.tensors import set_values
 from ehm.config import OptimConfig, TaskConfig, TrainConfig
@@ -52,9 +53,11 @@ class Training:
             value = loss(*inputs)
             return value * factor, value
 
-        self._gradients = ms.jit(ms.value_and_grad(scaled, None, optimizer.parameters, has_aux=True))
-        self._add = ms.jit(_add_gradients)
-        self._prepare = ms.jit(_build_preparation(optimizer, optim.clip_grad, self._scaler is not None, processes))
+        self._gradients = compile_graph(ms.value_and_grad(scaled, None, optimizer.parameters, has_aux=True))
+        self._add = compile_graph(_add_gradients)
+        self._prepare = compile_graph(
+            _build_preparation(optimizer, optim.clip_grad, self._scaler is not None, processes)
+        )
 
     @property
     def parameters(self) -> Any:

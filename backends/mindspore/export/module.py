@@ -10,6 +10,7 @@ from mindspore import Tensor
 from numpy.typing import NDArray
 
 from ehm.backends.mindspore.engine.devices import Target, use_target
+from ehm.backends.mindspore.engine.graphs import compile_graph
 from ehm.backends.mindspore.engine.tensors import load_arrays
 from ehm.backends.mindspore.models.vit import VisionTransformer
 from ehm.config.encoders import VitSpec
@@ -35,7 +36,7 @@ def reference(weights: Weights, outputs: Sequence[Output]) -> Reference:
     load_arrays(model, arrays)
     model.set_train(False)
 
-    @ms.jit
+    @compile_graph
     def compute(images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         tokens = model.compute_tokens(images)
         features = model.pool_tokens(tokens)

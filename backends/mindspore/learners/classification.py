@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from ehm.backends.base import ALONE, Processes
 from ehm.backends.common import is_decayed, split_batch, step_entropy
 from ehm.backends.mindspore.engine.devices import Target, choose_dtype
+from ehm.backends.mindspore.engine.graphs import BatchGraph, compile_graph
 from ehm.backends.mindspore.engine.optim import AdamW, Momentum, Optimizer
 from ehm.backends.mindspore.engine.step import Training, draw_drop_path, refuse_tuning, refuse_unknown
 from ehm.backends.mindspore.engine.tensors import Pixels, load_arrays, to_arrays
@@ -77,8 +78,8 @@ class MindsporeClassifier(ResumableLearner):
         def logits(images: Tensor) -> Tensor:
             return model(pixels(images)).astype(ms.float32)
 
-        self._features = ms.jit(features)
-        self._logits = ms.jit(logits)
+        self._features = compile_graph(features)
+        self._logits = BatchGraph(logits)
         optimizer = self._create_optimizer()
         if config.frozen:
             # one part, because the head's batch norm has to see the whole batch at once
@@ -102,8 +103,7 @@ class MindsporeClassifier(ResumableLearner):
         """See :meth:`ehm.backends.base.Classifier.compute_logits`."""
         # nothing else of the network differs between training and evaluation
         self.model.head.set_train(False)
-        logits: NDArray[np.float32] = self._logits(Tensor(images)).asnumpy()
-        return logits
+        return self._logits(images)
 
     def measure_gradients(self, images: NDArray[np.uint8], targets: NDArray[np.float32]) -> NDArray[np.float64]:
         """Raise BackendError: this backend has none."""

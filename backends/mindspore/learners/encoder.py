@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import mindspore as ms
 import numpy as np
 from mindspore import Tensor
 from numpy.typing import NDArray
 
+from ehm.backends.mindspore.engine.graphs import BatchGraph
 from ehm.backends.mindspore.engine.tensors import Pixels
 from ehm.backends.mindspore.models.blocks import attention_probs, mean_attention, patch_similarity, run_blocks
 from ehm.backends.mindspore.models.loading import load_model
@@ -57,31 +57,27 @@ class MindsporeEncoder:
             last_input = run_blocks(model.blocks[:-1], model.embed(pixels(images)))
             return attention_probs(model.blocks[-1], last_input)
 
-        self._features = ms.jit(features)
-        self._similarity = ms.jit(similarity)
-        self._tokens = ms.jit(tokens)
-        self._attention = ms.jit(attention)
+        self._features = BatchGraph(features)
+        self._similarity = BatchGraph(similarity)
+        self._tokens = BatchGraph(tokens)
+        self._attention = BatchGraph(attention)
         self._pixels = pixels
 
     def compute_features(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """See :meth:`ehm.backends.base.Encoder.compute_features`."""
-        features: NDArray[np.float32] = self._features(Tensor(images)).asnumpy()
-        return features
+        return self._features(images)
 
     def compute_similarity(self, images: NDArray[np.uint8], blocks: int) -> NDArray[np.float32]:
         """See :meth:`ehm.backends.base.Encoder.compute_similarity`."""
-        similarity: NDArray[np.float32] = self._similarity(Tensor(images), blocks).asnumpy()
-        return similarity
+        return self._similarity(images, blocks)
 
     def compute_tokens(self, images: NDArray[np.uint8], blocks: int) -> NDArray[np.float32]:
         """See :meth:`ehm.backends.base.Encoder.compute_tokens`."""
-        tokens: NDArray[np.float32] = self._tokens(Tensor(images), blocks).asnumpy()
-        return tokens
+        return self._tokens(images, blocks)
 
     def compute_attention(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """See :meth:`ehm.backends.base.Encoder.compute_attention`."""
-        attention: NDArray[np.float32] = self._attention(Tensor(images)).asnumpy()
-        return attention
+        return self._attention(images)
 
     def iterate_attention(self, images: NDArray[np.uint8]) -> Iterator[NDArray[np.float32]]:
         """See :meth:`ehm.backends.base.Encoder.iterate_attention`."""

@@ -17,6 +17,7 @@ from ehm.backends.base import ALONE, Processes, Reconstruction, StepExamination
 from ehm.backends.common import is_decayed, split_batch, step_entropy
 from ehm.backends.mindspore.engine.devices import Target, choose_dtype
 from ehm.backends.mindspore.engine.examination import examine_step
+from ehm.backends.mindspore.engine.graphs import BatchGraph, compile_graph
 from ehm.backends.mindspore.engine.optim import AdamW
 from ehm.backends.mindspore.engine.step import Training, draw_drop_path, refuse_tuning, refuse_unknown
 from ehm.backends.mindspore.engine.tensors import Pixels, load_arrays, to_arrays
@@ -85,7 +86,7 @@ class MindsporeLearner(ResumableLearner):
         if config.optim.ema_decay is not None:
             self._average = self._build_model(weights)
             self._average.update_parameters_name("ema.")  # names are unique within a graph
-            self._update_average = ms.jit(_build_averaging(self._average, self.model))
+            self._update_average = compile_graph(_build_averaging(self._average, self.model))
         if config.run.grad_checkpointing:
             for _, cell in self.model.cells_and_names():
                 if isinstance(cell, Block):
@@ -113,8 +114,8 @@ class MindsporeLearner(ResumableLearner):
         def saliency(images: Tensor) -> Tensor:
             return pool(source.compute_saliency(pixels(images)))
 
-        self._similarity = ms.jit(from_attention if config.mask.similarity == "attention" else from_features)
-        self._saliency = ms.jit(saliency)
+        self._similarity = compile_graph(from_attention if config.mask.similarity == "attention" else from_features)
+        self._saliency = compile_graph(saliency)
         self._features = _build_pooled_features(model, pixels)
         if self._average is not None:
             self._average_features = _build_pooled_features(self._average, pixels)
@@ -165,8 +166,7 @@ class MindsporeLearner(ResumableLearner):
         """See :meth:`ehm.backends.base.Learner.compute_features`."""
         # drop path is an input of the training step, so that there is no other mode for evaluation
         pool = self._average_features if average else self._features
-        features: NDArray[np.float32] = pool(Tensor(images)).asnumpy()
-        return features
+        return pool(images)
 
     def examine_step(
         self,
@@ -254,13 +254,13 @@ def _build_pooling(grid: tuple[int, int], units: tuple[int, int]) -> Callable[[T
     return pool
 
 
-def _build_pooled_features(model: Any, pixels: Pixels) -> Any:
-    """Return a function that pools the features of images (B, H, W, 3): -> (B, D)."""
+def _build_pooled_features(model: Any, pixels: Pixels) -> BatchGraph:
+    """Return a graph that pools the features of images (B, H, W, 3): -> (B, D)."""
 
     def pool(images: Tensor) -> Tensor:
         return model.pool_features(pixels(images))
 
-    return ms.jit(pool)
+    return BatchGraph(pool)
 
 
 def _build_averaging(average: nn.Cell, model: nn.Cell) -> Any:

@@ -1,6 +1,7 @@
 """The Transformer block of a ViT, and its attention probabilities (paper, section IV-A).
 
-Only operators that MindSpore has on its CPU and on its Ascend target. ``dtype`` is the type of matrix products;
+All operators are on both of MindSpore's targets but one, the fused attention of Ascend, which facts of the target
+choose (:mod:`ehm.backends.mindspore.engine.devices`). ``dtype`` is the type of matrix products;
 residuals, norms and softmax are float32. Shapes: B images, L tokens with the class token first, D features, h heads of
 d = D / h features.
 """
@@ -12,6 +13,8 @@ from typing import Any
 import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
+
+from ehm.backends.mindspore.engine.devices import current_facts
 
 __all__ = [
     "Attention",
@@ -26,6 +29,10 @@ __all__ = [
     "patch_similarity",
     "run_blocks",
 ]
+
+_FUSED_WIDTH_STEP = 16
+_FUSED_WIDTH_LIMIT = 512
+"""Features of a head that ``ops.flash_attention_score`` takes: multiples of the first, up to the second."""
 
 
 def apply_linear(x: Tensor, weight: Tensor, bias: Tensor, dtype: Any) -> Tensor:
@@ -75,6 +82,9 @@ class Attention(nn.Cell):
         self.heads = heads
         self.scale = (width // heads) ** -0.5
         self.unstack = ops.Unstack(axis=0, num=3)
+        self.unstack_fused = ops.Unstack(axis=2, num=3)
+        # a bias for the scores has no gradient in the fused operator, and a table of biases would not learn
+        self.is_fused = _can_fuse_attention(width // heads, dtype)
 
     def split_heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Compute queries, keys and values: (B, L, D) -> (B, h, L, d) each."""
@@ -106,8 +116,25 @@ class Attention(nn.Cell):
 
     def construct(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """(B, L, D) -> (B, L, D); for ``bias`` see :meth:`compute_probs`."""
+        if self.is_fused and bias is None:
+            return self.attend_fused(x)
         q, k, v = self.split_heads(x)
         return self.mix_values(self.compute_probs(q, k, bias), v)
+
+    def attend_fused(self, x: Tensor) -> Tensor:
+        """Compute attention in one operator, which leaves no probabilities behind: (B, L, D) -> (B, L, D)."""
+        batch, tokens, width = x.shape
+        q, k, v = self.unstack_fused(self.project(x).reshape((batch, tokens, 3, width)))
+        # in this layout heads lie side by side in the last axis, and nothing is transposed
+        mixed = ops.flash_attention_score(q, k, v, self.heads, scalar_value=self.scale, input_layout="BSH")
+        return self.proj(mixed)
+
+
+def _can_fuse_attention(head_width: int, dtype: Any) -> bool:
+    """Return whether this process's target has fused attention for heads of this width (operator's page, 2.10)."""
+    names = current_facts().fused_attention_dtypes
+    fits = head_width % _FUSED_WIDTH_STEP == 0 and head_width <= _FUSED_WIDTH_LIMIT
+    return fits and dtype in [getattr(ms, name) for name in names]
 
 
 class Mlp(nn.Cell):

@@ -8,6 +8,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 
+from ehm.backends.mindspore.engine.devices import current_facts
 from ehm.backends.mindspore.models.blocks import apply_linear
 from ehm.config.encoders import VitSpec
 
@@ -69,8 +70,16 @@ def gather_tokens(tokens: Tensor, indices: Tensor) -> Tensor:
     batch, count, width = tokens.shape
     first_row = ops.arange(0, batch * count, count).astype(ms.int32).reshape((-1, 1))
     rows = indices.reshape((batch, -1)) + first_row
-    taken = ops.gather(tokens.reshape((batch * count, width)), rows.reshape((-1,)), 0)
+    table = tokens.reshape((batch * count, width)).astype(_choose_gather_type(tokens.dtype))
+    taken = ops.gather(table, rows.reshape((-1,)), 0).astype(tokens.dtype)
     return taken.reshape((indices.shape[0], indices.shape[1], width))
+
+
+@ops.constexpr
+def _choose_gather_type(dtype: Any) -> Any:
+    """Return the type in which rows of ``dtype`` are gathered; known when a graph is compiled."""
+    names = current_facts().gather_dtypes
+    return dtype if dtype in [getattr(ms, name) for name in names] else ms.float32
 
 
 def want_all(restore: Tensor) -> Tensor:

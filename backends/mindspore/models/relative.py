@@ -34,6 +34,7 @@ class RelativeAttention(Attention):
 
     def __init__(self, width: int, heads: int, dtype: Any, grid: tuple[int, int] | None) -> None:
         super().__init__(width, heads, dtype, bias=False)
+        self.is_fused = False
         self.q_bias = Parameter(Tensor(np.zeros(width, np.float32)))
         self.v_bias = Parameter(Tensor(np.zeros(width, np.float32)))
         self.dtype = dtype

@@ -1,0 +1,174 @@
+"""The differences between MindSpore's targets that Ascend alone would run, played through on a CPU.
+
+Operators that only Ascend has are replaced by arithmetic that takes what their documentation page says, and nothing
+else.
+"""
+
+import inspect
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+ms = pytest.importorskip("mindspore", reason="MindSpore has an environment of its own")
+
+from mindspore import Tensor, ops  # noqa: E402
+
+from ehm import backends  # noqa: E402
+from ehm.backends.mindspore.engine import graphs  # noqa: E402
+from ehm.backends.mindspore.engine.devices import FACTS, current_facts  # noqa: E402
+from ehm.backends.mindspore.models.blocks import Attention  # noqa: E402
+from ehm.backends.mindspore.models.patches import gather_tokens  # noqa: E402
+from ehm.backends.mindspore.models.relative import RelativeBlock  # noqa: E402
+
+PAGE = ops.flash_attention_score.__doc__
+SIGNATURE = inspect.signature(ops.flash_attention_score)
+
+
+@pytest.fixture(autouse=True)
+def cpu_target():
+    backends.get("mindspore:cpu")
+
+
+def attend_as_documented(calls):
+    """Return a function with the arguments of ops.flash_attention_score that computes what the page says of them."""
+
+    def attend(*arguments, **options):
+        bound = SIGNATURE.bind(*arguments, **options)
+        given = bound.arguments
+        assert set(given) == {"query", "key", "value", "head_num", "scalar_value", "input_layout"}
+        query, key, value = (given[name] for name in ("query", "key", "value"))
+        assert query.dtype == key.dtype == value.dtype
+        assert str(query.dtype).lower() in read_documented_dtypes()
+        assert given["input_layout"] == "BSH"
+        assert isinstance(given["scalar_value"], float)
+        batch, length, width = query.shape
+        heads = given["head_num"]
+        assert (width // heads) % 16 == 0
+        calls.append(query.shape)
+
+        def split(x):
+            return x.astype(ms.float32).reshape((batch, length, heads, width // heads)).transpose((0, 2, 1, 3))
+
+        scores = ops.matmul(split(query), split(key).swapaxes(2, 3)) * given["scalar_value"]
+        mixed = ops.matmul(ops.softmax(scores, axis=-1), split(value))
+        return mixed.transpose((0, 2, 1, 3)).reshape((batch, length, width)).astype(query.dtype)
+
+    return attend
+
+
+def read_documented_dtypes():
+    """Read the types of ``query`` from the page of the fused attention."""
+    return set(re.findall(r"b?float16", re.search(r"The supported dtype is (.*)\.", PAGE)[1]))
+
+
+@pytest.fixture
+def fused(monkeypatch):
+    """Let this CPU have Ascend's fused attention; returns the shapes of its queries."""
+    calls = []
+    dtypes = FACTS["ascend"].fused_attention_dtypes
+    monkeypatch.setitem(FACTS, "cpu", replace(FACTS["cpu"], fused_attention_dtypes=dtypes))
+    monkeypatch.setattr(ops, "flash_attention_score", attend_as_documented(calls))
+    return calls
+
+
+def test_facts_are_those_of_the_target_and_of_the_pages_mindspore():
+    assert current_facts() is FACTS["cpu"]
+    assert set(FACTS["ascend"].fused_attention_dtypes) == read_documented_dtypes()
+    assert "multiple of 16, with the max value of 512" in re.sub(r"\s+", " ", PAGE)
+    assert re.search(r"jit_level.*?``\"O0\"`` or ``\"O1\"``", ms.jit.__doc__, re.DOTALL)
+    assert FACTS["ascend"].jit_level == "O1"
+    assert FACTS["cpu"].jit_level == "O0"
+
+
+def fill(cell, seed):
+    rng = np.random.default_rng(seed)
+    for _, parameter in cell.parameters_and_names():
+        parameter.set_data(Tensor(rng.normal(0, 0.3, parameter.shape).astype(np.float32)))
+    return cell
+
+
+def test_fused_attention_is_attention_mindspore(fused):
+    """Outputs and gradients, in float16 and within its rounding."""
+    tokens = Tensor(np.random.default_rng(0).normal(size=(2, 5, 32)).astype(np.float32))
+    results = []
+    for is_fused in (True, False):
+        attention = fill(Attention(32, 2, ms.float16), 1)
+        assert attention.is_fused
+        attention.is_fused = is_fused
+        parameters = attention.trainable_params()
+
+        def loss(x, attention=attention):
+            return ops.square(attention(x).astype(ms.float32)).mean()
+
+        value, gradients = ms.value_and_grad(loss, None, parameters)(tokens)
+        results.append([value.asnumpy(), *(gradient.asnumpy() for gradient in gradients)])
+    assert fused == [(2, 5, 32)]
+    for ours, theirs in zip(*results, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=5e-3 * np.abs(theirs).max())
+
+
+def test_attention_is_fused_only_as_documented_mindspore(fused):
+    assert not Attention(32, 2, ms.float32).is_fused
+    assert not Attention(24, 2, ms.float16).is_fused  # heads of 12 features
+    assert not Attention(2048, 2, ms.float16).is_fused
+    # the operator has no gradient of a bias
+    assert not RelativeBlock(32, 2, 4, ms.float16, (2, 2)).attn.is_fused
+
+
+def test_a_step_fuses_each_block_and_the_similarity_none_mindspore(fused, config, batch):
+    """The blocks whose probabilities somebody reads are not fused."""
+    model = {"width": 48, "depth": 3, "heads": 3, "decoder_width": 32, "decoder_depth": 1, "decoder_heads": 2}
+    images, mask = batch
+    losses = []
+    for is_fused in (True, False):
+        learner = backends.get("mindspore:cpu").create_learner(config(model=model, optim={"dtype": "float16"}))
+        if not is_fused:
+            for _, cell in learner.model.cells_and_names():
+                if isinstance(cell, Attention):
+                    cell.is_fused = False
+        pixels = learner._pixels(Tensor(images))
+        learner.model.compute_similarity(pixels, 2)
+        assert len(fused) == (0 if is_fused else 4)
+        losses.append(float(learner._loss(*learner._prepare_inputs(images, mask)(slice(None)))))
+    assert fused == [(6, 7, 48)] * 3 + [(6, 25, 32)]
+    assert losses[0] == pytest.approx(losses[1], rel=2e-3)
+
+
+def test_tokens_are_gathered_in_types_that_have_a_kernel_mindspore(monkeypatch):
+    """In bfloat16, of which no page names a kernel, through float32: no bit is lost."""
+    gathered = []
+    gather = ops.gather
+
+    def note(table, *rest):
+        gathered.append(table.dtype)
+        return gather(table, *rest)
+
+    monkeypatch.setattr(ops, "gather", note)
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=(2, 4, 3)).astype(np.float32)
+    indices = np.array([[3, 0], [1, 1]], np.int32)
+    for dtype in (ms.float32, ms.float16, ms.bfloat16):
+        tokens = Tensor(values).astype(dtype)
+        taken = gather_tokens(tokens, Tensor(indices))
+        assert taken.dtype == dtype
+        expected = np.take_along_axis(tokens.astype(ms.float32).asnumpy(), indices[..., None], axis=1)
+        np.testing.assert_array_equal(taken.astype(ms.float32).asnumpy(), expected)
+    assert gathered == [ms.float32, ms.float16, ms.float32]
+
+
+def test_a_last_batch_takes_the_graph_of_the_one_before_mindspore(monkeypatch):
+    shapes = []
+
+    def double(images, factor):
+        shapes.append(images.shape)
+        return images.astype(ms.float32) * factor
+
+    monkeypatch.setattr(graphs, "compile_graph", lambda function: function)
+    graph = graphs.BatchGraph(double)
+    images = np.arange(7 * 12, dtype=np.uint8).reshape(7, 2, 2, 3)
+    for rows in (slice(0, 4), slice(4, 7), slice(0, 7), slice(0, 1)):
+        np.testing.assert_array_equal(graph(images[rows], 2), images[rows] * 2.0)
+    graph(images[:3], 5)  # another constant is another graph
+    assert [shape[0] for shape in shapes] == [4, 4, 7, 4, 3]
