@@ -5,7 +5,7 @@ with dotted keys. Unknown keys are errors. Nothing here imports a framework.
 """
 
 from ehm.config.comparison import ArmConfig, MeasureConfig, StudyConfig
-from ehm.config.data import DataConfig, ImageData, PretrainData, SourceConfig
+from ehm.config.data import DataConfig, ImageData, PretrainData, SourceConfig, TableColumns
 from ehm.config.encoders import encoder_spec
 from ehm.config.export import AscendConfig, BatchesConfig, CalibrationConfig, ExportConfig, TritonConfig
 from ehm.config.inputs import Triple
@@ -64,6 +64,7 @@ __all__ = [
     "SlideConfig",
     "SourceConfig",
     "StudyConfig",
+    "TableColumns",
     "TaskConfig",
     "TokenizerConfig",
     "TrainConfig",

@@ -11,9 +11,11 @@ from ehm.config.inputs import IMAGENET_MEAN, IMAGENET_STD, CropMode, InputSpec, 
 from ehm.config.section import Section
 from ehm.config.values import ClassName, Count, PixelRange, PositiveTriple, ShareRange, Unit
 
-__all__ = ["DataConfig", "ImageData", "Layout", "PretrainData", "SourceConfig"]
+__all__ = ["DataConfig", "ImageData", "Layout", "PretrainData", "SourceConfig", "TableColumns"]
 
-Layout = Literal["auto", "classes", "elpv", "fashion-mnist", "folder", "gldv2", "idx", "imagenet", "parts", "shards"]
+Layout = Literal[
+    "auto", "classes", "elpv", "fashion-mnist", "folder", "gldv2", "idx", "imagenet", "parts", "shards", "table"
+]
 """The layouts of images on disk that are read."""
 
 
@@ -21,7 +23,8 @@ class SourceConfig(Section):
     """``data`` of every task: where images come from and how their pixels are normalised."""
 
     source: str = Field(
-        description="The images: elpv, fashion-mnist, a folder, the root of a data set, or tar shards (docs/data.md)."
+        description="The images: elpv, fashion-mnist, a folder, the root of a data set, a table of paths, or tar "
+        "shards (docs/data.md)."
     )
     range: PixelRange | None = Field(
         None,
@@ -55,6 +58,36 @@ class SourceConfig(Section):
         return replace(own, **changes)
 
 
+class TableColumns(Section):
+    """``data.columns``: the columns of a table of images (docs/data.md#tables)."""
+
+    path: str = Field(
+        "path", description="Name of the column with the path of each image, for a data.source that is a table."
+    )
+    suffix: str = Field(
+        "", description="Text that is put behind each path, such as .png for a column of names without a suffix."
+    )
+    label: str | Annotated[tuple[str, ...], Field(min_length=2)] | None = Field(
+        None,
+        description="Name of the column with the class of each image, or a list of columns of 0 and 1, one for each of "
+        "several labels; null takes the column label if there is one.",
+    )
+    separator: Annotated[str, Field(min_length=1)] | None = Field(
+        None,
+        description="Text between several labels in one cell, such as a semicolon; null takes a cell for one class.",
+    )
+    split: str | None = Field(
+        None,
+        description="Name of the column that says which part an image belongs to, train, val or test; null takes the "
+        "column split if there is one.",
+    )
+    group: str | None = Field(
+        None,
+        description="Name of the column with the group of each image, such as its patient, which is never split "
+        "between training and validation.",
+    )
+
+
 class ImageData(SourceConfig):
     """``data`` of single images: where they come from, and how training crops and varies them."""
 
@@ -64,6 +97,10 @@ class ImageData(SourceConfig):
         description="How data.source is laid out on disk; parts or classes decides what the subfolders of a folder "
         "are if both are possible.",
     )
+    images: str | None = Field(
+        None, description="Folder that the paths of a table start from; null takes the folder of the table."
+    )
+    columns: TableColumns = TableColumns()
     classes: Annotated[tuple[ClassName, ...], Field(min_length=1)] | None = Field(
         None,
         description="Names of the classes whose images are read, numbered in the order of the source; null takes all.",

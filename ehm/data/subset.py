@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ehm.data.sources.base import FileSource, Source
+from ehm.data.sources.table.source import TableSource
 from ehm.errors import DataError
 
 __all__ = ["Subset", "require_labels"]
@@ -40,7 +41,12 @@ class Subset(Generic[S_co]):
 
 
 def require_labels(source: Source, name: str) -> NDArray[np.int64]:
-    """Return the labels of all images of a source; raises DataError if it has none, or only one class."""
+    """Return the labels of all images of a source; raises DataError if it has none or several, or only one class."""
+    if isinstance(source, TableSource) and source.targets is not None:
+        raise DataError(
+            f"data.source {name}: has several labels an image, and one class each is needed here; data.columns.label "
+            "names a column of classes"
+        )
     if source.labels is None:
         raise DataError(f"data.source {name}: has no labels: {_explain_missing_labels(source)}")
     if len(source.classes) < 2:
@@ -52,6 +58,8 @@ def require_labels(source: Source, name: str) -> NDArray[np.int64]:
 
 def _explain_missing_labels(source: Source) -> str:
     """Say what keeps the folders of a source from being classes, and what to do about it."""
+    if isinstance(source, TableSource):
+        return "data.columns.label names the column that has them, in every row"
     remedy = "put each class's images into a folder of its own"
     if not isinstance(source, FileSource):
         return remedy

@@ -73,14 +73,14 @@ def parse_json(text: str | bytes, origin: str, error: type[EhmError] = DataError
     raise error(f"{origin}: not {what}: {reason}")
 
 
-def read_rows(file: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:
-    """Yield the rows of a CSV file under the names of its columns, each with the number of its line.
+def read_rows(file: Path, columns: Sequence[str], delimiter: str = ",") -> Iterator[tuple[int, dict[str, str]]]:
+    """Yield the rows of a CSV file under the names of its columns, each with the number of its last line.
 
     A value that a row lacks is an empty string. Raises DataError if the file is no CSV in UTF-8 or lacks ``columns``.
     """
     # the csv module needs the line ends as they are: a quoted value may hold some
     with file.open(newline="", encoding="utf-8-sig") as stream:
-        rows = csv.DictReader(stream, restval="")
+        rows = csv.DictReader(stream, restval="", delimiter=delimiter)
         try:
             if not set(columns) <= set(rows.fieldnames or ()):
                 found = shorten(",".join(rows.fieldnames or ()))

@@ -9,10 +9,12 @@ from numpy.typing import ArrayLike, NDArray
 
 from ehm.config import TaskConfig
 from ehm.data import Source, stratified_folds
+from ehm.data.folds import group_folds
+from ehm.data.sources.table.source import TableSource
 from ehm.data.subset import Subset
 from ehm.errors import ConfigError, DataError
 
-__all__ = ["describe_fold", "divide_by_fold", "draw_folds", "require_same_classes", "stratify"]
+__all__ = ["describe_fold", "divide_by_fold", "draw_folds", "require_same_classes", "stratify", "stratify_source"]
 
 S = TypeVar("S", bound=Source)
 _SEED = 0
@@ -23,6 +25,27 @@ def stratify(labels: ArrayLike, config: TaskConfig) -> NDArray[np.int64]:
     """Return the fold of each image (n,), each with about equally many images of each class: ``labels`` (n,)."""
     try:
         return stratified_folds(labels, config.folds, seed=_SEED)
+    except ValueError as error:
+        raise ConfigError(f"folds: {error}") from None
+
+
+def stratify_source(source: Source, labels: NDArray[np.int64] | None, config: TaskConfig) -> NDArray[np.int64]:
+    """Return the fold of each image of ``source`` (n,), stratified by ``labels`` (n,); None takes its several labels.
+
+    A group of a table stays in one fold. Without groups, several labels are stratified by their combinations.
+    """
+    targets = source.targets if isinstance(source, TableSource) else None
+    groups = source.groups if isinstance(source, TableSource) else None
+    if labels is None:
+        assert targets is not None
+        counts = np.column_stack([targets, np.ones(len(targets), bool)])  # and the images, so that folds are of a size
+        labels = np.unique(np.packbits(targets, axis=1), axis=0, return_inverse=True)[1].ravel()
+    else:
+        counts = labels[:, None] == np.arange(len(source.classes))
+    if groups is None:
+        return stratify(labels, config)
+    try:
+        return group_folds(counts, groups, config.folds)
     except ValueError as error:
         raise ConfigError(f"folds: {error}") from None
 

@@ -24,13 +24,16 @@ C = TypeVar("C", bound=Config)
 Changes = dict[str, tuple[Any, Any]]
 """The value before and the value now of each key that differs."""
 _FREE = {
-    "data.workers", "data.source", "data.layout", "data.strict", "data.allow_empty_classes", "benchmark", "model.init",
-    "model.tokenizer", "mask.build", "optim.accumulate", "cache_features"
+    "data.workers", "data.source", "data.layout", "data.images", "data.strict", "data.allow_empty_classes", "benchmark",
+    "model.init", "model.tokenizer", "mask.build", "optim.accumulate", "cache_features"
 }  # fmt: skip
-"""Keys that a resumed run may change, besides those of ``run`` but its seed, and those of ``watch``.
+"""Keys that a resumed run may change, besides those of ``run`` but its seed, and those of ``watch`` and of the columns
+of a table.
 
-Images and the tokenizer are compared themselves, wherever they lie; the first weights play no part any more.
+Images, labels, groups and the tokenizer are compared themselves, wherever they lie; the first weights play no part any
+more.
 """
+_FREE_SECTIONS = ("watch.", "data.columns.")
 _FROM_WEIGHTS = ("data.mean", "data.std", "data.crop_pct", "data.crop_mode", "data.interpolation")
 """Keys that a task takes from its encoder's weights if its configuration leaves them out."""
 _SHOWN_CLASSES = 5
@@ -129,7 +132,7 @@ def _find_changes(kind: type[C], config: C, metadata: Mapping[str, Any]) -> Chan
 
 
 def _is_free(key: str) -> bool:
-    return key in _FREE or key.startswith("watch.") or (key.startswith("run.") and key != "run.seed")
+    return key in _FREE or key.startswith(_FREE_SECTIONS) or (key.startswith("run.") and key != "run.seed")
 
 
 def _describe_changes(changes: Changes) -> str:
@@ -161,6 +164,8 @@ def _compare_sources(before: SourceIdentity, now: SourceIdentity, what: str, lab
         return [f"there are {now.images:,} {what} of the same names and sizes as before, but they are other images"]
     if labels is not None and before.labels != now.labels:
         return [f"the {labels} of its {now.images:,} {what} have changed"]
+    if labels is not None and before.groups != now.groups:
+        return [f"the groups of its {now.images:,} {what} have changed"]
     return []
 
 

@@ -22,6 +22,7 @@ from ehm.data.sources.pairs import PairSource
 from ehm.data.sources.questions.mixture import MixedQuestions
 from ehm.data.sources.questions.table import QuestionTable
 from ehm.data.sources.shards import ShardSource
+from ehm.data.sources.table.source import TableSource
 from ehm.data.threads import in_threads
 
 __all__ = ["UNREADABLE", "KeyKind", "SourceIdentity", "hash_images", "identify_source"]
@@ -47,13 +48,15 @@ class SourceIdentity:
 
     ``files`` is the SHA-256 of the names and sizes of all images in their order, ``sample`` that of the bytes of some
     of them: uncompressed images often share names and sizes. ``labels`` is that of what belongs to the images: names
-    and numbers of classes, masks, annotated objects, or questions and answers.
+    and numbers of classes, masks, annotated objects, or questions and answers. ``groups`` is that of the groups which
+    are not split, empty if there are none.
     """
 
     images: int
     files: str
     sample: str
     labels: str
+    groups: str = ""
 
 
 def identify_source(source: Source, threads: int = 0) -> SourceIdentity:
@@ -74,7 +77,8 @@ def identify_source(source: Source, threads: int = 0) -> SourceIdentity:
         sizes = list(map(size_of.__getitem__, names))
     keys = hash_images(source, _spread_sample(len(source)), "content", threads)
     sample = hashlib.sha256(keys.astype("<u8").tobytes()).hexdigest()
-    return SourceIdentity(len(source), _hash_names(names, sizes), sample, _hash_labels(source, threads))
+    labels = _hash_labels(source, threads)
+    return SourceIdentity(len(source), _hash_names(names, sizes), sample, labels, _hash_groups(source))
 
 
 def hash_images(source: Source, indices: NDArray[np.int64], kind: KeyKind, threads: int = 0) -> NDArray[np.uint64]:
@@ -129,6 +133,8 @@ def _hash_labels(source: Source, threads: int) -> str:
     digest = hashlib.sha256("\0".join(source.classes).encode())
     if source.labels is not None:
         digest.update(source.labels.astype("<i8").tobytes())
+    if isinstance(source, TableSource) and source.targets is not None:
+        digest.update(source.targets.tobytes())
     if isinstance(source, PairSource):
         masks = list(map(source.mask, range(len(source))))
         digest.update(_hash_names(masks, _read_sizes(masks, threads)).encode())
@@ -143,6 +149,15 @@ def _hash_labels(source: Source, threads: int) -> str:
     if isinstance(source, QuestionTable | MixedQuestions):
         digest.update(source.fingerprint)
     return digest.hexdigest()
+
+
+def _hash_groups(source: Source) -> str:
+    if not isinstance(source, TableSource) or source.groups is None:
+        return ""
+    # numbered in the order of the images, as only the division matters and not what groups are called
+    _, first, group_of = np.unique(source.groups, return_index=True, return_inverse=True)
+    numbers = np.argsort(np.argsort(first))[group_of]
+    return hashlib.sha256(numbers.astype("<i8").tobytes()).hexdigest()
 
 
 def _read_sizes(paths: Sequence[str], threads: int) -> list[int]:

@@ -16,6 +16,8 @@ from ehm.data.sources.image_files import IMAGES
 from ehm.data.sources.imagenet import find_imagenet, open_imagenet
 from ehm.data.sources.landmarks import holds_gldv2, open_gldv2
 from ehm.data.sources.shards import ShardSource, holds_shards, is_pattern, open_shards
+from ehm.data.sources.table.reading import is_table
+from ehm.data.sources.table.source import open_table
 from ehm.errors import DataError
 
 if TYPE_CHECKING:
@@ -45,11 +47,29 @@ def open_source(config: ImageData, split: Split = "all") -> Source:
     looked for, and if it fits more than one layout.
     """
     layout = _recognise_layout(config.source) if config.layout == "auto" else config.layout
-    source = _OPENERS[layout](config.source, split)
+    source: FileSource | IdxSource | ShardSource
+    if layout == "table":
+        source = open_table(config.source, split, config.columns, config.images)
+    else:
+        source = _OPENERS[layout](config.source, split)
+        source = replace(source, notes=(*source.notes, *_list_unused_keys(config, layout)))
     # the values of an IDX file are bytes, which have one range only
     if not isinstance(source, IdxSource):
         source = replace(source, value_range=config.range)
     return source if config.classes is None else select_classes(source, config.classes, config.source)
+
+
+def _list_unused_keys(config: ImageData, layout: str) -> tuple[str, ...]:
+    """Return a note if keys are set that are about a table, which the source is not."""
+    names = []
+    if config.images is not None:
+        names.append("data.images")
+    if config.columns != type(config.columns)():
+        names.append("data.columns")
+    if not names:
+        return ()
+    # no error: a model that was trained on a table is also measured on folders
+    return (f"not used: {' and '.join(names)}, as {config.source} is no table (its layout is {layout})",)
 
 
 def _recognise_layout(source: str) -> str:
@@ -58,6 +78,8 @@ def _recognise_layout(source: str) -> str:
         return source
     if is_pattern(source):
         return "shards"
+    if is_table(source):
+        return "table"
     root = Path(source).expanduser()
     fitting: dict[str, str] = {}
     if holds_shards(root):

@@ -22,6 +22,7 @@ from ehm.errors import DataError
 
 __all__ = [
     "MASK_FOLDERS",
+    "PARTS",
     "Division",
     "Part",
     "SampleFinder",

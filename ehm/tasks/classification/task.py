@@ -20,7 +20,7 @@ from ehm.tasks.classes import count_labels, number_classes
 from ehm.tasks.classification.metrics import ClassificationReport, report_classification
 from ehm.tasks.classification.mistakes import IndexedMistake, find_mistakes, write_mistakes
 from ehm.tasks.classification.mixing import make_soft_targets, mix_images
-from ehm.tasks.folds import divide_by_fold, require_same_classes, stratify
+from ehm.tasks.folds import divide_by_fold, require_same_classes, stratify_source
 from ehm.tasks.predictions import collect_indexed_predictions
 from ehm.training.loaders import make_eval_loader, make_train_loader
 
@@ -91,7 +91,7 @@ class Classification(Task[FinetuneConfig, ClassificationReport]):
             require_labels(val, config.data.source)
             require_same_classes(source, val, config.data.source)
             return Subset(source, None, "train"), Subset(val, None, "val")
-        return divide_by_fold(source, stratify(labels, config), config)
+        return divide_by_fold(source, stratify_source(source, labels, config), config)
 
     @classmethod
     def open_evaluation(
