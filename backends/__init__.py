@@ -12,6 +12,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from ehm.errors import BackendError
+from ehm.installation import build_install_command
 from ehm.plugins import list_plugins
 from ehm.processors import keep_processors, prepare_threads
 
@@ -64,7 +65,7 @@ def get(device: str = "auto", deterministic: bool = False) -> Backend:
     # asked before the import, whose own error would name no remedy
     if name in DEVICES and find_spec(framework_of(name)) is None:
         package = framework_of(name)
-        problem = f"--device {device}: {package} is not installed; pip install 'ehm[{package}]' installs it"
+        problem = f"--device {device}: {package} is not installed; {build_install_command(package)} installs it"
         other = _choose_device()
         if find_spec(framework_of(other)):
             problem += f", or --device {other} takes {framework_of(other)}, which is"

@@ -13,6 +13,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import NamedTuple
 
+from ehm.installation import build_install_command
+
 __all__ = [
     "COMPILER_PACKAGES",
     "MINDSPORE",
@@ -295,7 +297,7 @@ def install_command(torch: str | None = None) -> str:
             chosen = fitting[0]  # the newest comes first
         else:
             reason = f" (no pair is published for torch {torch})"
-    command = f"pip install 'ehm[npu]' torch=={chosen.torch} torch-npu=={chosen.torch_npu}"
+    command = f"{build_install_command('npu')} torch=={chosen.torch} torch-npu=={chosen.torch_npu}"
     return f"{command}, which go with CANN {chosen.cann}{reason}"
 
 

@@ -13,6 +13,7 @@ from ehm.config import ExportConfig, ModelSource
 from ehm.config.encoders import VitSpec
 from ehm.deploy.export.exportable import EyesExportable, ImageExportable, SegmenterExportable
 from ehm.errors import BackendError, CheckpointError, ConfigError
+from ehm.installation import build_install_command
 from ehm.models.heads import Head, list_outputs
 from ehm.models.opening import ReadFile, names_weights, open_model, read_safetensors
 from ehm.models.plain_vit import assemble_plain_vit
@@ -54,7 +55,7 @@ def prepare_export(source: ModelSource, head: Head) -> ImageExportable:
     if framework is None:
         raise BackendError(
             "ehm export compares the file with what a framework computes, and neither torch nor MindSpore is there; "
-            "pip install 'ehm[torch]' or 'ehm[mindspore]' installs one"
+            f"{build_install_command('torch')} or {build_install_command('mindspore')} installs one"
         )
     return _prepare_plain_vit(plain_vit, head, framework)
 
@@ -71,7 +72,7 @@ def require_packages(extras: str, *packages: str) -> None:
     if "torch" not in packages and _find_framework() is None:
         missing.append("torch or MindSpore")
         ways = [f"{framework},{extras}" for framework in _FRAMEWORKS]
-    commands = " or ".join(f"pip install 'ehm[{way}]'" for way in ways)
+    commands = " or ".join(build_install_command(way) for way in ways)
     raise BackendError(f"ehm export needs {', '.join(missing)}; {commands} installs what is missing")
 
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from ehm.deploy.bundle.manifest import IndexKind
 from ehm.errors import BackendError, ConfigError, DataError
+from ehm.installation import build_install_command
 from ehm.storage.writing import replace_file
 
 __all__ = ["FILE", "check_kind", "is_available", "open_index", "write_index"]
@@ -33,7 +34,7 @@ def check_kind(kind: str) -> None:
     if kind not in get_args(IndexKind):
         raise ConfigError(f"--index {kind}: expected one of {', '.join(get_args(IndexKind))}")
     if not is_available():
-        raise BackendError("--index: faiss is not installed; pip install 'ehm[index]'")
+        raise BackendError(f"--index: faiss is not installed; {build_install_command('index')} installs it")
 
 
 def write_index(folder: Path, features: NDArray[np.float32], kind: IndexKind) -> Path:

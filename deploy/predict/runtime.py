@@ -12,6 +12,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ehm.errors import BackendError, ExportError
+from ehm.installation import build_install_command
 from ehm.processors import count_physical_cores
 from ehm.storage.names import refuse_undecodable
 from ehm.storage.reading import shorten
@@ -236,7 +237,7 @@ def _bounds_spinning() -> bool:
 def _import_onnxruntime() -> Any:
     """Return the package, which is imported when it is needed: a bundle is converted without it."""
     if find_spec("onnxruntime") is None:
-        raise BackendError("onnxruntime is not installed; pip install 'ehm[serve]' installs it")
+        raise BackendError(f"onnxruntime is not installed; {build_install_command('serve')} installs it")
     import onnxruntime
 
     return onnxruntime

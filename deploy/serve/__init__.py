@@ -20,6 +20,7 @@ Each module stands on those above it:
 from typing import Any
 
 from ehm.errors import BackendError
+from ehm.installation import build_install_command
 
 __all__ = ["serve"]
 
@@ -31,5 +32,5 @@ def __getattr__(name: str) -> Any:
     try:
         from ehm.deploy.serve.http.server import serve
     except ModuleNotFoundError as error:
-        raise BackendError(f"{error.name} is not installed; pip install 'ehm[serve]' installs it") from None
+        raise BackendError(f"{error.name} is not installed; {build_install_command('serve')} installs it") from None
     return serve

@@ -15,6 +15,7 @@ from PIL import Image
 
 from ehm.analysis.colours import PALETTE
 from ehm.errors import BackendError
+from ehm.installation import build_install_command
 from ehm.storage.names import escape_undecodable
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ class Line:
 def check_matplotlib(command: str) -> None:
     """Raise BackendError, which names ``command`` and the extra to install, if matplotlib is missing."""
     if find_spec("matplotlib") is None:
-        raise BackendError(f"{command}: matplotlib is not installed; pip install 'ehm[plots]' installs it")
+        raise BackendError(f"{command}: matplotlib is not installed; {build_install_command('plots')} installs it")
 
 
 def draw_chart(title: str, notes: Sequence[str], lines: Sequence[Line], x_label: str, y_label: str) -> Figure:

@@ -25,6 +25,7 @@ from ehm.comparison.table import ComparisonTable
 from ehm.config import MeasureConfig, StudyConfig, load_config
 from ehm.console import console
 from ehm.errors import ConfigError
+from ehm.installation import build_install_command
 from ehm.storage.writing import replace_file, write_json, write_text
 
 __all__ = ["Comparison", "compare"]
@@ -178,7 +179,7 @@ def _write_files(out: Path, table: ComparisonTable, facts: Mapping[str, object])
     values = write_json(out / "comparison.json", {**facts, **table.to_json()})
     console.print(f"Tables: {markdown}, {values}, {out / 'results.csv'}")
     if find_spec("matplotlib") is None:
-        console.print("No chart: matplotlib is not installed; pip install 'ehm[plots]' installs it")
+        console.print(f"No chart: matplotlib is not installed; {build_install_command('plots')} installs it")
         return
     picture = render_figure(draw_comparison(table))
     chart = out / "chart.png"

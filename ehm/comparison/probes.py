@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ehm.errors import BackendError
+from ehm.installation import build_install_command
 
 __all__ = ["PENALTIES", "Features", "check_scikit_learn", "probe_linearly"]
 
@@ -27,7 +28,7 @@ _MOST_ITERATIONS = 300
 def check_scikit_learn() -> None:
     """Raise BackendError, which names the extra to install, if scikit-learn is missing."""
     if find_spec("sklearn") is None:
-        raise BackendError("compare: scikit-learn is not installed; pip install 'ehm[tasks]' installs it")
+        raise BackendError(f"compare: scikit-learn is not installed; {build_install_command('tasks')} installs it")
 
 
 def probe_linearly(

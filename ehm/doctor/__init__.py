@@ -20,6 +20,7 @@ from ehm.doctor.devices import examine_device, list_known_devices
 from ehm.doctor.findings import EXTRAS, Finding, examine_machine, examine_package, list_variables
 from ehm.doctor.operators import report_operators
 from ehm.errors import BackendError
+from ehm.installation import build_install_command
 
 __all__ = ["Finding", "collect_findings", "doctor"]
 
@@ -50,8 +51,10 @@ def doctor(device: str = "auto", operators: bool | str = False, json: bool = Fal
     console = PlainConsole(soft_wrap=False)
     console.print(table)
     if not works and device == "auto":
-        advice = "pip install 'ehm[torch]' is what most machines need, or 'ehm[mindspore]' where there is no torch."
-        console.print(f"No device can train here. {advice}")
+        console.print(
+            f"No device can train here. {build_install_command('torch')} is what most machines need, or "
+            f"{build_install_command('mindspore')} where there is no torch."
+        )
     elif not works:
         console.print(f"--device {device} cannot train here.")
     return status

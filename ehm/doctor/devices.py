@@ -14,6 +14,7 @@ from ehm.doctor.attention import TOLERANCE, measure_attention_error
 from ehm.doctor.child import ask_child
 from ehm.doctor.findings import ROOT, Finding, find_nvidia_driver
 from ehm.errors import BackendError
+from ehm.installation import build_install_command
 
 __all__ = ["describe_device", "examine_device", "list_known_devices"]
 
@@ -57,9 +58,7 @@ def examine_device(name: str, provider: str) -> Finding:
     if kind in backends.DEVICES:
         framework = backends.framework_of(kind)
         if find_spec(framework) is None:
-            return Finding(
-                "device", name, "missing", f"{framework} is not installed", f"pip install 'ehm[{framework}]'"
-            )
+            return Finding("device", name, "missing", f"{framework} is not installed", build_install_command(framework))
     # In a child: a driver that does not match can end the process that asks for the device.
     facts, reason = ask_child(ASK_DEVICE, name, patience=PATIENCE.get(kind))
     if facts is None:

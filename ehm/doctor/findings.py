@@ -18,6 +18,7 @@ from ehm.backends import ascend
 from ehm.backends.common import host_memory
 from ehm.doctor.child import ask_child
 from ehm.doctor.variables import VARIABLES
+from ehm.installation import build_install_command
 from ehm.processors import count_available_processors
 
 __all__ = [
@@ -159,8 +160,8 @@ def _install_command(name: str) -> str:
     if name == "torch-npu":
         return ascend.install_command(_find_version("torch"))
     if name == "mindspore":
-        return "pip install 'ehm[mindspore]' with Python 3.12 at most, in an environment of its own"
-    return f"pip install 'ehm[{EXTRAS[name]}]'" if EXTRAS[name] else f"pip install {name}"
+        return f"{build_install_command('mindspore')} with Python 3.12 at most, in an environment of its own"
+    return build_install_command(EXTRAS[name]) if EXTRAS[name] else f"pip install {name}"
 
 
 def _find_mismatch(name: str, installed: str) -> ascend.Problem | None:

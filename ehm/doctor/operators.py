@@ -15,6 +15,7 @@ from ehm import backends
 from ehm.console import PlainConsole
 from ehm.doctor.child import ask_child
 from ehm.errors import BackendError, ConfigError
+from ehm.installation import build_install_command
 
 __all__ = ["report_operators"]
 
@@ -55,7 +56,7 @@ def report_operators(device: str = "auto", json: bool = False, subject: str = ""
         raise BackendError(f"--operators --device {device}: torch's are recorded, on auto, {known}")
     if find_spec("torch") is None:
         raise BackendError(
-            "--operators: torch's are recorded, and it is not installed; pip install 'ehm[torch]' installs it"
+            f"--operators: torch's are recorded, and it is not installed; {build_install_command('torch')} installs it"
         )
     answer = _ask(device, subject)
     rows = answer["operators"]

@@ -17,6 +17,7 @@ from safetensors import SafetensorError, deserialize
 from ehm.config import ModelSource, TrainConfig
 from ehm.config.inputs import InputSpec
 from ehm.errors import CheckpointError
+from ehm.installation import build_install_command
 from ehm.models.hub import HUB, download_repository
 from ehm.models.published.opening import open_hub_folder, open_weights_file
 from ehm.models.shapes import spec_from_json
@@ -52,7 +53,8 @@ def read_safetensors(path: Path) -> Arrays:
     """
     if path.suffix != ".safetensors":
         raise CheckpointError(
-            f"{path}: only torch reads such files; pip install 'ehm[torch]', or save the tensors as .safetensors"
+            f"{path}: only torch reads such files; {build_install_command('torch')} installs it, or save the tensors "
+            "as .safetensors"
         )
     try:
         # safetensors.numpy would refuse bfloat16, in which many weights are published

@@ -17,6 +17,7 @@ from ehm.deploy.export import export
 from ehm.deploy.export.parity import TOLERANCE
 from ehm.deploy.predict.predictor import Predictor
 from ehm.deploy.predict.runtime import installed_devices
+from ehm.installation import build_install_command
 from ehm.storage.checkpoint import save_checkpoint
 from ehm.verification.cases import Case, create_learner, describe_run, draw_images, load_weights
 from ehm.verification.check import Measurement, SkipError
@@ -32,7 +33,7 @@ def check_export(backend: Backend, device: str, kind: str) -> Iterator[Measureme
     """Export an encoder, which compares the file with the framework on the CPU, and compare it with ``backend`` too."""
     for package in _NEEDED:
         if find_spec(package) is None:
-            raise SkipError(f"{package} is not installed; pip install 'ehm[export]' installs it")
+            raise SkipError(f"{package} is not installed; {build_install_command('export')} installs it")
     config = Case(kind, 197, 64).make_config()
     learner = create_learner(backend, config)
     load_weights(learner)

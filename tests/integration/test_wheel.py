@@ -6,6 +6,7 @@ metadata asks for are linked in from the environment that runs the tests, one by
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -151,7 +152,7 @@ def test_the_core_runs_without_a_framework(core, tmp_path):
     plugins = "from importlib.metadata import entry_points as e; print(*(p.value for p in e(group='pytest11')))"
     assert "ehm.pytest_plugin" in run(core / "python", "-c", plugins, cwd=tmp_path).split()
     assert "train" in run(core / "ehm", "--help", cwd=tmp_path)
-    assert "pip install 'ehm[torch]'" in run(core / "ehm", "doctor", status=1, cwd=tmp_path)
+    assert "none-any.whl[torch]'" in run(core / "ehm", "doctor", status=1, cwd=tmp_path)
 
 
 def test_the_core_makes_masks(core, tmp_path):
@@ -168,13 +169,13 @@ print(hierarchical_mask(tree, 0.5, 0.75, rng).sum(axis=1).tolist())
 
 def test_training_without_a_framework_is_one_clear_sentence(core, tmp_path):
     said = run(core / "ehm", "train", "--device", "cpu", "--out", "run", status=1, cwd=tmp_path).strip()
-    assert "pip install 'ehm[torch]'" in said
+    assert "none-any.whl[torch]'" in said
     assert "Traceback" not in said
 
 
 def test_exporting_without_its_extra_names_both_ways_and_measuring_gets_as_far_as_the_bundle(core, tmp_path):
     said = run(core / "ehm", "export", "run", status=1, cwd=tmp_path)
-    assert "'ehm[torch,export]' or pip install 'ehm[mindspore,export]'" in said
+    assert re.search(r"any\.whl\[torch,export\]' or pip install '.*any\.whl\[mindspore,export\]'", said)
     assert said.count("\n") == 1
     said = run(core / "ehm", "bench", "export", "bundle", status=1, cwd=tmp_path)
     assert said.strip() == "ehm bench: bundle: not a bundle: it has no manifest.json; ehm export writes one"
@@ -182,7 +183,7 @@ def test_exporting_without_its_extra_names_both_ways_and_measuring_gets_as_far_a
 
 def test_serving_needs_its_extra_and_no_framework(core, built, tmp_path):
     said = run(core / "ehm", "serve", "bundle", status=1, cwd=tmp_path)
-    assert "pip install 'ehm[serve]'" in said
+    assert "none-any.whl[serve]'" in said
     assert said.count("\n") == 1
     commands = environment(tmp_path / "venv", built[1], extras=("serve",))
     said = run(commands / "ehm", "serve", "bundle", status=1, cwd=tmp_path)

@@ -14,6 +14,7 @@ from ehm.backends.torch.diagnosis.operators import OperatorRow, judge_calls
 from ehm.backends.torch.diagnosis.parts import PARTS
 from ehm.backends.torch.diagnosis.recording import Call, record_operators
 from ehm.errors import ConfigError, EhmError
+from ehm.installation import build_install_command
 
 __all__ = ["list_omissions", "print_report", "report_callable", "report_parts"]
 
@@ -84,11 +85,12 @@ def list_omissions() -> list[str]:
     omissions = []
     if find_spec("peft") is None:
         omissions.append(
-            "Low-rank updates (lora.rank) are left out: peft is not installed; pip install 'ehm[lora]' installs it."
+            "Low-rank updates (lora.rank) are left out: peft is not installed; "
+            f"{build_install_command('lora')} installs it."
         )
     if find_spec("transformers") is None:
         omissions.append(
             "language and vision_language are left out: transformers is not installed; "
-            "pip install 'ehm[language]' installs it."
+            f"{build_install_command('language')} installs it."
         )
     return omissions

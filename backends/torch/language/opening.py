@@ -10,6 +10,7 @@ import torch
 from ehm.backends.torch.engine.devices import FACTS
 from ehm.config.language import LanguageConfig
 from ehm.errors import BackendError, ConfigError
+from ehm.installation import build_install_command
 from ehm.models.language_folder import LanguageFolder
 from ehm.storage.reading import shorten
 
@@ -27,7 +28,8 @@ def import_transformers(device: torch.device) -> ModuleType:
     except ImportError as error:
         if error.name in ("transformers", "tokenizers"):
             raise BackendError(
-                f"language models need {error.name}, which is not installed; pip install 'ehm[language]' installs it"
+                f"language models need {error.name}, which is not installed; "
+                f"{build_install_command('language')} installs it"
             ) from None
         raise BackendError(f"language models need transformers, which fails: {_explain(device, error)}") from None
     except (RuntimeError, OSError) as error:

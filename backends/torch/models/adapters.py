@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from ehm.backends.torch.engine.tensors import load_arrays, to_arrays
 from ehm.config import LoraConfig
 from ehm.errors import BackendError, ConfigError
+from ehm.installation import build_install_command
 from ehm.storage.arrays import Arrays, check_shapes
 
 __all__ = [
@@ -54,7 +55,9 @@ def add_adapters(blocks: Sequence[nn.Module], config: LoraConfig) -> None:
         import peft
     except ImportError as error:
         if error.name == "peft":
-            raise BackendError("lora.rank: peft is not installed; pip install 'ehm[lora]' installs it") from None
+            raise BackendError(
+                f"lora.rank: peft is not installed; {build_install_command('lora')} installs it"
+            ) from None
         # it imports other libraries, whose versions have to go together
         raise BackendError(f"lora.rank: peft cannot be imported: {error}") from None
     for block in blocks:

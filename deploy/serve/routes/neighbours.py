@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from ehm.deploy.predict import faiss_index
 from ehm.errors import DataError
+from ehm.installation import build_install_command
 from ehm.storage.names import escape_undecodable
 
 __all__ = ["Index", "Neighbour"]
@@ -61,7 +62,9 @@ class Index:
             self._faiss = faiss_index.open_index(file, features.shape)
             return
         if file.is_file():
-            _LOG.warning("%s: faiss is not installed, searching exactly; pip install 'ehm[index]'", file)
+            _LOG.warning(
+                "%s: faiss is not installed, searching exactly; %s installs it", file, build_install_command("index")
+            )
         self._directions = _to_directions(features)
 
     def __len__(self) -> int:

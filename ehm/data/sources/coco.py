@@ -39,6 +39,7 @@ from ehm.data.sources.image_files import image_files
 from ehm.data.sources.inventory import Unused, describe_layout
 from ehm.data.threads import in_threads
 from ehm.errors import BrokenImage, DataError
+from ehm.installation import build_install_command
 from ehm.storage.names import escape_undecodable
 from ehm.storage.reading import describe_value, read_json, shorten
 
@@ -181,7 +182,9 @@ def mask_tools() -> Any:
     try:
         return import_module("faster_coco_eval.core.mask")
     except ImportError:
-        raise DataError("COCO's masks are read by faster-coco-eval; pip install 'ehm[tasks]' installs it") from None
+        raise DataError(
+            f"COCO's masks are read by faster-coco-eval; {build_install_command('tasks')} installs it"
+        ) from None
 
 
 def read_annotations(file: Path, folder: Path, split: Split, masks: bool) -> CocoSource:

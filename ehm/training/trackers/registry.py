@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from typing import cast
 
 from ehm.errors import ConfigError
+from ehm.installation import build_install_command
 from ehm.plugins import list_plugins
 from ehm.training.trackers.base import Tracker
 
@@ -42,7 +43,7 @@ def check_trackers(names: Iterable[str]) -> None:
             raise ConfigError(f"run.trackers {name}: unknown; known are {', '.join(known)}")
         if name in _OPTIONAL and find_spec(name) is None:
             raise ConfigError(
-                f"run.trackers {name}: its library is not installed; pip install 'ehm[{name}]' installs it"
+                f"run.trackers {name}: its library is not installed; {build_install_command(name)} installs it"
             )
 
 

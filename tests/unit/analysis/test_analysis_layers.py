@@ -166,6 +166,6 @@ def test_names_of_checkpoints_stand_in_the_legend_as_they_are():
 
 def test_without_matplotlib_the_extra_is_named(monkeypatch):
     monkeypatch.setattr(chart, "find_spec", lambda name: None)
-    said = r"inspect distance: matplotlib is not installed; pip install 'ehm\[plots\]' installs it"
+    said = r"inspect distance: matplotlib is not installed; pip install .*\[plots\]' installs it"
     with pytest.raises(BackendError, match=said):
         check_matplotlib("inspect distance")

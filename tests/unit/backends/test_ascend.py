@@ -8,6 +8,7 @@ import pytest
 
 from ehm.backends import ascend
 from ehm.backends.ascend import PAIRS, explain_absence, find_mismatch, find_software, pair_for
+from ehm.installation import build_install_command
 
 
 @pytest.fixture
@@ -63,7 +64,7 @@ def test_when_all_is_there_and_nothing_failed_npu_smi_knows(host):
 
 def test_without_torch_npu_it_names_the_pair_of_the_torch_that_is_there(host):
     host.packages = {"torch": "2.9.0"}
-    command = "pip install 'ehm[npu]' torch==2.9.0 torch-npu==2.9.0.post6"
+    command = f"{build_install_command('npu')} torch==2.9.0 torch-npu==2.9.0.post6"
     assert host.explain() == f"torch-npu is not installed: {command}, which go with CANN 9.1.0"
 
 

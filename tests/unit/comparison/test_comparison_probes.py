@@ -20,6 +20,7 @@ from ehm.comparison.measuring import check_measure
 from ehm.comparison.probes import PENALTIES, probe_linearly
 from ehm.config import MeasureConfig
 from ehm.errors import ConfigError, DataError
+from ehm.installation import build_install_command
 
 
 @pytest.fixture(scope="module")
@@ -149,5 +150,5 @@ sys.exit(main(["compare", "a", "b"]))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 1
-    assert done.stderr.strip().endswith("scikit-learn is not installed; pip install 'ehm[tasks]' installs it")
+    assert done.stderr.strip().endswith(f"scikit-learn is not installed; {build_install_command('tasks')} installs it")
     assert "Traceback" not in done.stderr

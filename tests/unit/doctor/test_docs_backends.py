@@ -10,6 +10,7 @@ from pathlib import Path
 from ehm.backends import ascend
 from ehm.doctor.attention import TOLERANCE
 from ehm.doctor.variables import VARIABLES
+from ehm.installation import build_install_command
 
 ROOT = Path(__file__).parents[3]
 TEXT = (ROOT / "docs/backends.md").read_text(encoding="utf-8")
@@ -31,8 +32,9 @@ def test_the_versions_are_those_that_the_code_goes_by():
     rows = table("torch-npu", "torch", "CANN")
     assert rows == [[pair.torch_npu, pair.torch, pair.cann] for pair in ascend.PAIRS]
     newest = ascend.NEWEST
-    command = f"pip install 'ehm[npu]' torch=={newest.torch} torch-npu=={newest.torch_npu}"
-    assert f"CANN {newest.cann}, then `{command}`" in TEXT
+    versions = f"torch=={newest.torch} torch-npu=={newest.torch_npu}"
+    assert f"CANN {newest.cann}, then `pip install '.[npu]' {versions}`" in TEXT
+    command = f"{build_install_command('npu')} {versions}"
     assert ascend.install_command() == f"{command}, which go with CANN {newest.cann}"
 
 

@@ -7,6 +7,7 @@ import pytest
 from ehm.cli import main
 from ehm.doctor.operators import report_operators
 from ehm.errors import BackendError
+from ehm.installation import build_install_command
 
 NATIVE = ("aten::mm", ("bfloat16",), "native", "backends/torch/objectives/mae.py:10", "", ("mae",))
 NEUTRAL = ("aten::t", ("float32",), "neutral", "backends/torch/objectives/mae.py:11", "a view", ("mae",))
@@ -134,7 +135,7 @@ def test_without_torch_there_are_none_to_record(reported, monkeypatch, capsys):
     assert main(["doctor", "--operators"]) == 1
     said = capsys.readouterr().err
     assert said.startswith("ehm doctor: --operators: ")
-    assert said.endswith("it is not installed; pip install 'ehm[torch]' installs it\n")
+    assert said.endswith(f"it is not installed; {build_install_command('torch')} installs it\n")
 
 
 @pytest.mark.parametrize("device", ["mindspore", "mindspore:cpu", "tpu"])

@@ -20,6 +20,7 @@ from ehm.data.questions import Question
 from ehm.data.sources.base import Split
 from ehm.data.sources.questions.drawing import DRAWING_SEED, draw_limited
 from ehm.errors import DataError
+from ehm.installation import build_install_command
 
 __all__ = [
     "LARGEST_COUNT",
@@ -177,6 +178,7 @@ def _list_plurals(names: Sequence[str]) -> list[str]:
         engine = import_module("inflect").engine()
     except ImportError:
         raise DataError(
-            "questions: count: the plurals of names are made by inflect; pip install 'ehm[language]'"
+            "questions: count: the plurals of names are made by inflect; "
+            f"{build_install_command('language')} installs it"
         ) from None
     return [engine.plural(name) for name in names]
