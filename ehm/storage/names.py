@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ehm.errors import ConfigError
 
-__all__ = ["escape_undecodable", "refuse_undecodable"]
+__all__ = ["escape_undecodable", "make_dns_label", "refuse_undecodable"]
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _FIRST_BYTE = 0xDC00
@@ -26,6 +26,14 @@ def refuse_undecodable(path: Path, library: str) -> None:
             f"{escape_undecodable(str(path))}: {library} opens paths in UTF-8 only, and this is none; "
             "rename the folder, or give a link to it"
         )
+
+
+def make_dns_label(text: str, longest: int) -> str:
+    """Return ``text`` as Kubernetes takes it for a name: small letters, digits and hyphens, a letter first."""
+    allowed = re.sub(r"[^a-z0-9]+", "-", text.lower())
+    if not allowed[:1].isalpha():
+        allowed = f"ehm-{allowed.lstrip('-')}"
+    return allowed[:longest].rstrip("-")
 
 
 def _escape_surrogate(match: re.Match[str]) -> str:

@@ -111,6 +111,7 @@ def package_files():
     files.add(Path("ehm/backends/torch/diagnosis/npu_operators.txt"))
     files.add(Path("ehm/verification/curve.json"))
     files |= {Path("ehm") / path.relative_to(ROOT) for path in (ROOT / "deploy/serve/static").iterdir()}
+    files |= {Path("ehm") / path.relative_to(ROOT) for path in (ROOT / "deploy/launch/templates").iterdir()}
     files |= {path.relative_to(ROOT) for path in (ROOT / "ehm/report/templates").iterdir()}
     return {str(path) for path in files if "__pycache__" not in path.parts}
 

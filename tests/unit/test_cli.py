@@ -111,6 +111,7 @@ def test_help_names_every_command(capsys):
         "export",
         "predict",
         "serve",
+        "launch",
         "inspect",
         "report",
         "tokenizer",

@@ -48,6 +48,7 @@ ROOMS: dict[str, set[str]] = {
     "ehm.deploy.serve": CORE | {"ehm.data", "ehm.masking", "ehm.analysis", "ehm.deploy.bundle", "ehm.deploy.predict"},
     "ehm.deploy.export": LEARNING
     | {"ehm.training", "ehm.tasks", "ehm.backends.torch", "ehm.deploy.bundle", "ehm.deploy.predict"},
+    "ehm.deploy.launch": CORE,
     "ehm.verification": LEARNING
     | {"ehm.backends", "ehm.reference", "ehm.training", "ehm.doctor"}
     | {"ehm.deploy.bundle", "ehm.deploy.predict", "ehm.deploy.export"},

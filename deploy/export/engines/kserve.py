@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import os
-import re
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ import yaml
 from ehm.config import TritonConfig
 from ehm.deploy.bundle.bundle import Bundle
 from ehm.deploy.export.engines.triton import model_name, variant_name
+from ehm.storage.names import make_dns_label
 from ehm.storage.writing import write_text
 
 __all__ = ["write_kserve"]
@@ -51,7 +51,8 @@ def _describe_service(bundle: Bundle, name: str, config: TritonConfig, device: s
     return {
         "apiVersion": "serving.kserve.io/v1beta1",
         "kind": "InferenceService",
-        "metadata": {"name": _dns_name(name)},
+        # short enough for what KServe appends
+        "metadata": {"name": make_dns_label(f"ehm-{name}", 44)},
         "spec": {
             "predictor": {
                 "minReplicas": 1,
@@ -67,9 +68,3 @@ def _describe_service(bundle: Bundle, name: str, config: TritonConfig, device: s
             }
         },
     }
-
-
-def _dns_name(name: str) -> str:
-    """Return a name that KServe takes: small letters, digits and hyphens, a letter first."""
-    allowed = re.sub(r"[^a-z0-9]+", "-", f"ehm-{name.lower()}")
-    return allowed[:44].rstrip("-")  # short enough for what KServe appends
