@@ -46,9 +46,18 @@ class Classifier(TaskLearner, Protocol):
     """An encoder with a linear head, in fine-tuning or, with a frozen encoder, in linear probing."""
 
     def train_step(
-        self, images: NDArray[np.uint8], targets: NDArray[np.float32], lr: float, weight_decay: float
+        self,
+        images: NDArray[np.uint8],
+        targets: NDArray[np.float32],
+        lr: float,
+        weight_decay: float,
+        positive_weights: NDArray[np.float32] | None = None,
     ) -> Mapping[str, SupportsFloat]:
-        """Take one optimiser step on (B, H, W, 3) images and (B, C) target distributions; metrics include ``loss``."""
+        """Take one optimiser step on (B, H, W, 3) images and (B, C) targets; metrics include ``loss``.
+
+        Targets are distributions over the classes, or with the loss ``binary_cross_entropy`` the shares to which each
+        label is present. Only that loss takes ``positive_weights`` (C,), factors of what present labels contribute.
+        """
         ...
 
     def compute_logits(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:

@@ -61,7 +61,7 @@ AtcPrecision = Literal["fp16", "mixed", "origin"]
 """The precisions of offline models, the fastest first; ``origin`` are the types of the graph."""
 IndexKind = Literal["flat", "hnsw", "ivf"]
 Target = Literal["onnxruntime", "portable", "ascend"]
-Task = Literal["classification", "features", "segmentation", "detection", "visual_tokens"]
+Task = Literal["classification", "multi_label", "features", "segmentation", "detection", "visual_tokens"]
 Triple = tuple[float, float, float]
 
 
@@ -301,7 +301,11 @@ class FileRecord(_Section):
 
 
 class Manifest(_Section):
-    """The content of ``manifest.json``."""
+    """The content of ``manifest.json``.
+
+    A network of task ``multi_label`` gives a logit x for each label by itself, whose probability is 1 / (1 + exp(-x));
+    the label is present if that reaches the label's number in ``thresholds``.
+    """
 
     format: Literal[2] = 2
     task: Task
@@ -314,6 +318,7 @@ class Manifest(_Section):
     windows: Windows | None = None
     language: Language | None = None
     labels: tuple[str, ...] = ()
+    thresholds: tuple[float, ...] = ()
     source: Source
     versions: dict[str, str]
     parity: Parity
@@ -329,11 +334,13 @@ class Manifest(_Section):
         if not self.outputs:
             raise ValueError("outputs is empty")
         # servers and clients index labels by class number, so both have to agree
-        if self.task == "classification":
+        if self.task in ("classification", "multi_label"):
             logits = self.output("logits")
             if logits is None:
                 raise ValueError("a classification without the output logits")
             self._check_labels(logits.shape[-1])
+        if self.task == "multi_label" and len(self.thresholds) != len(self.labels):
+            raise ValueError(f"{len(self.thresholds)} thresholds for {len(self.labels)} labels")
         if self.task == "detection" and (self.fit is None or self.output("boxes") is None):
             raise ValueError("a detection without fit, or without the output boxes")
         if self.task == "segmentation":

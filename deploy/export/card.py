@@ -24,6 +24,8 @@ from ehm.training.history import (
 
 __all__ = ["write_card"]
 
+_CHOSEN_BY = ("mean_ap", "balanced_accuracy")
+"""The figures that the best checkpoint of a classifier is chosen by."""
 _FEW = 20
 """Classes that are named one by one."""
 
@@ -80,6 +82,11 @@ def _describe_network(manifest: Manifest) -> str:
     names = ", ".join(manifest.labels[:_FEW])
     if len(manifest.labels) > _FEW:
         names += ", ..."
+    if manifest.thresholds:
+        return (
+            f"{text}\n\nIts {len(manifest.labels)} labels, of which an image may have several: {names}. A label is "
+            "present if 1 / (1 + exp(-logit)) reaches the label's threshold in `manifest.json`."
+        )
     return f"{text}\n\nIts {len(manifest.labels)} classes: {names}."
 
 
@@ -103,7 +110,7 @@ def _describe_metrics(manifest: Manifest, runs: list[dict[str, Any]]) -> str:
     text = f"Of the checkpoint {name_source(manifest.source.checkpoint)}, on all images that its run held out"
     if path.parent.name == "best":
         # a checkpoint that was chosen by a figure has a better one than on images of no choice
-        figure = "balanced_accuracy" if runs[0]["kind"] == "classifier" else next(iter(metrics))
+        figure = next((name for name in _CHOSEN_BY if name in metrics), next(iter(metrics)))
         text += f"; it was chosen for its {figure.replace('_', ' ')} on the same ones, which flatters it"
     return "\n".join([f"{text}:\n", "| | |", "|---|---|", *rows])
 

@@ -91,7 +91,9 @@ class ImageExportable(Exportable):
     @property
     def task(self) -> Task:
         """The task that the network solves: it classifies images if it has labels for them."""
-        return "classification" if self.provenance.labels else "features"
+        if not self.provenance.labels:
+            return "features"
+        return "multi_label" if self.provenance.thresholds else "classification"
 
     def make_graph(self, config: ExportConfig) -> ModelProto:
         """Return the network as an ONNX graph; see `Exportable.make_graph`."""
@@ -100,6 +102,10 @@ class ImageExportable(Exportable):
     def compare(self, session: InferenceSession, preprocessing: Preprocessing, tolerance: float = TOLERANCE) -> Parity:
         """Compare the exported file with the framework; see `Exportable.compare`."""
         return compare_outputs(self.reference, session, preprocessing, tolerance)
+
+    def manifest_rules(self) -> dict[str, Any]:
+        """Return the thresholds of a classifier whose images have several labels."""
+        return {"thresholds": self.provenance.thresholds} if self.task == "multi_label" else {}
 
     def choose_target(self, config: ExportConfig) -> Target:
         """Return the target: what torch writes for ONNX Runtime is the portable graph."""

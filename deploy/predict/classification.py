@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from ehm.deploy.predict.features import FeaturesHandler
 from ehm.deploy.predict.handler import CardTexts, Outputs
 from ehm.deploy.predict.prediction import Prediction
+from ehm.probabilities import compute_softmax
 
-__all__ = ["ClassificationHandler", "rank_classes", "softmax"]
+__all__ = ["ClassificationHandler", "rank_classes"]
 
 
 class ClassificationHandler(FeaturesHandler):
@@ -32,18 +33,10 @@ class ClassificationHandler(FeaturesHandler):
 
 def rank_classes(logits: NDArray[np.float32], labels: Sequence[str], top: int) -> tuple[tuple[str, float], ...]:
     """Return the ``top`` likeliest classes of one image's logits (C,) with their probabilities."""
-    probabilities = softmax(logits)
+    probabilities = compute_softmax(logits)
     # stable, so that classes of the same probability stay in their order
     best = np.argsort(-probabilities, kind="stable")[:top]
     return tuple((labels[index], float(probabilities[index])) for index in best)
-
-
-def softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Return probabilities over the last axis, in float64; the largest logit is subtracted so that none overflows."""
-    shifted = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
-    weights = np.exp(shifted)
-    probabilities: NDArray[np.float64] = weights / weights.sum(axis=-1, keepdims=True)
-    return probabilities
 
 
 HANDLER = ClassificationHandler

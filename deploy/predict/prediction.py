@@ -18,7 +18,8 @@ __all__ = ["Prediction"]
 class Prediction:
     """The prediction for an image, or the ``error`` that kept the image from being read.
 
-    ``classes`` are the likeliest with their probabilities, ``features`` (D,) and ``patches`` (D, h, w) are there as far
+    ``classes`` are the likeliest with their probabilities, and of a classifier of several labels an image ``present``
+    names those that it has. ``features`` (D,) and ``patches`` (D, h, w) are there as far
     as the bundle gives them. A detector gives ``objects``, the likeliest first. A segmenter gives ``labels`` (H, W),
     the class numbers of the pixels, ``mask``, the file that holds them if one was written, and ``classes``, those that
     occur with their shares of the pixels. The eyes of a language model give ``visual_tokens`` (K, W).
@@ -35,6 +36,7 @@ class Prediction:
     mask: str | None = None
     error: str | None = None
     missing_pixels: int = 0
+    present: tuple[str, ...] | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Return the plain values that ``--json`` prints."""
@@ -50,6 +52,8 @@ class Prediction:
             # a segmenter's figures are shares of the pixels, a classifier's are probabilities
             key = "probability" if self.labels is None else "share"
             values["classes"] = [{"label": name, key: share} for name, share in self.classes]
+        if self.present is not None:
+            values["present"] = list(self.present)
         if self.objects is not None:
             values["objects"] = [found.as_dict() for found in self.objects]
         if self.features is not None:
@@ -65,7 +69,8 @@ class Prediction:
             return f"{self.image}: {self.error}"
         lines = [self.image]
         for name, share in self.classes:
-            lines.append(f"  {share:.4f}  {name}")
+            is_present = self.present is not None and name in self.present
+            lines.append(f"  {share:.4f}  {name}{', present' if is_present else ''}")
         for found in self.objects or ():
             box = ", ".join(f"{side:.0f}" for side in found.box)
             lines.append(f"  {found.score:.4f}  {found.label}  at {box}")

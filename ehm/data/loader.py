@@ -41,8 +41,9 @@ class Loader:
     ``batch_size`` is that of the global batch; rank r of ``world_size`` takes the r-th part of it, so that the ranks
     together see the same batches as one process would. With ``drop_last`` the last, short batch of an epoch is dropped,
     unless it is the only one, which is then cut to a multiple of ``world_size``; without ``drop_last`` its parts may
-    differ in size by one. ``subset`` are the indices to use (a fold), all if left out. ``labels`` are those of all
-    images of the source, None if it has none.
+    differ in size by one. ``subset`` are the indices to use (a fold), all if left out. With ``chances``, one for each
+    of them, a shuffled epoch draws images by these. ``labels`` are those of all images of the source, None if it has
+    none.
 
     Samples of one ``transform.shape`` are stacked, and ``workers`` are processes that read ahead. If the shape is None
     the samples are kept apart, and the workers are threads, because samples that differ in size do not fit into shared
@@ -67,11 +68,12 @@ class Loader:
         rank: int = 0,
         world_size: int = 1,
         subset: NDArray[np.int64] | None = None,
+        chances: NDArray[np.float64] | None = None,
     ) -> None:
         indices = resolve_indices(source, subset)
         self.unreadable: dict[str, str] = {}
         self.labels = source.labels
-        self._sampler = Sampler(indices, batch_size, seed, shuffle, drop_last, rank, world_size)
+        self._sampler = Sampler(indices, batch_size, seed, shuffle, drop_last, rank, world_size, chances)
         reader = SampleReader(source, transform, indices, seed, strict)
         self._executor: Executor
         if workers == 0:

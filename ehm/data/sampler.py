@@ -30,6 +30,8 @@ class BatchPlan:
 class Sampler:
     """Deals the images at ``indices``, in a new order for each epoch, into batches, and each batch to the ranks.
 
+    With ``chances`` (n,), which add up to 1, an epoch is as many draws of these images as there are, each by its chance
+    and independently of the others.
     Raises ConfigError if ``batch_size`` does not fit the ranks, and DataError if there are fewer images than ranks.
     """
 
@@ -40,6 +42,7 @@ class Sampler:
     drop_last: bool
     rank: int = 0
     world_size: int = 1
+    chances: NDArray[np.float64] | None = None
 
     def __post_init__(self) -> None:
         if self.batch_size < 1 or self.batch_size % self.world_size:
@@ -66,7 +69,10 @@ class Sampler:
             if self.shuffle and shuffled_epoch != epoch:
                 # the order follows from the epoch alone, so that a resumed run finds it again
                 rng = np.random.default_rng([_ORDER_STREAM, self.seed, epoch])
-                order = rng.permutation(self.indices)
+                if self.chances is None:
+                    order = rng.permutation(self.indices)
+                else:
+                    order = rng.choice(self.indices, len(self.indices), p=self.chances)
                 shuffled_epoch = epoch
             rows, _ = self.locate_rows(step)
             yield BatchPlan(epoch, order[number * self.batch_size :][rows])

@@ -13,7 +13,7 @@ from ehm.data.sources.base import FileSource, Source
 from ehm.data.sources.table.source import TableSource
 from ehm.errors import DataError
 
-__all__ = ["Subset", "require_labels"]
+__all__ = ["Subset", "find_targets", "require_labels"]
 
 S_co = TypeVar("S_co", bound=Source, covariant=True)
 
@@ -40,9 +40,14 @@ class Subset(Generic[S_co]):
         return require_labels(self.source, self.title)[self.indices]
 
 
+def find_targets(source: Source) -> NDArray[np.bool_] | None:
+    """Return which labels each image of ``source`` has, (n, C), if it may have several; None if it has one class."""
+    return source.targets if isinstance(source, TableSource) else None
+
+
 def require_labels(source: Source, name: str) -> NDArray[np.int64]:
     """Return the labels of all images of a source; raises DataError if it has none or several, or only one class."""
-    if isinstance(source, TableSource) and source.targets is not None:
+    if find_targets(source) is not None:
         raise DataError(
             f"data.source {name}: has several labels an image, and one class each is needed here; data.columns.label "
             "names a column of classes"

@@ -100,16 +100,20 @@ def take_weights(checkpoint: Checkpoint, named: str | None = None) -> Weights:
             f"{named or checkpoint.folder}: holds a tokenizer, which is for model.tokenizer, and no encoder"
         )
     labels: tuple[str, ...] = ()
+    thresholds: tuple[float, ...] = ()
     pool: Pool = "avg"
     if kind == "classifier":
         labels = tuple(checkpoint.metadata["classes"])
+        thresholds = tuple(checkpoint.metadata.get("thresholds", ()))
         pool = checkpoint.metadata["config"]["pool"]
     arrays = checkpoint.model
     if kind not in ("pretrain", "classifier"):  # there the encoder is a part of a network, at any depth
         arrays = _take_encoder(arrays)
     arrays = to_float32(arrays)
     origin = str(checkpoint.folder)
-    provenance = Provenance(origin, kind, checkpoint.model_sha256, _read_inputs(checkpoint), labels, pool)
+    provenance = Provenance(
+        origin, kind, checkpoint.model_sha256, _read_inputs(checkpoint), labels, pool, thresholds=thresholds
+    )
     if kind == "pretrain":  # its configuration has all sizes; a task's may leave them to the weights it began with
         spec = TrainConfig.model_validate(checkpoint.metadata["config"]).spec
         return Weights(arrays, provenance, spec, checkpoint=checkpoint)

@@ -29,8 +29,9 @@ class Provenance:
     that of the checkpoint (:attr:`ehm.storage.checkpoint.Checkpoint.kind`), or ``file``, ``timm`` or ``scratch``.
     ``sha256`` is that of the file of weights, for a model of timm's of its tensors in the safetensors format.
     ``inputs`` is how images were prepared in training. ``labels`` are the names of a classifier's classes, empty
-    without one; ``pool`` is what the classifier sees, and the features are. ``notes`` say what was assumed because the
-    source does not tell it.
+    without one; if an image has several of them, ``thresholds`` are the probabilities from which each is present.
+    ``pool`` is what the classifier sees, and the features are. ``notes`` say what was assumed because the source does
+    not tell it.
     """
 
     origin: str
@@ -40,6 +41,7 @@ class Provenance:
     labels: tuple[str, ...] = ()
     pool: Pool = "avg"
     notes: tuple[str, ...] = ()
+    thresholds: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -55,6 +55,14 @@ KNOWN_FIGURES: tuple[FigureRow, ...] = (
     ),
     FigureRow(
         "measured",
+        "Several labels",
+        {"mean_ap": "mAP", "macro_f1": "macro F1", "micro_f1": "micro F1"},
+        "mAP is the mean over the labels of their average precision, which depends on no threshold. F1 is that of the "
+        "best threshold of each label: its mean over the labels (macro), and that of all answers together (micro).",
+        SHARE,
+    ),
+    FigureRow(
+        "measured",
         "Segmentation",
         {"miou": "mIoU", "macc": "mAcc", "aacc": "aAcc"},
         "mIoU is the overlap of prediction and truth, mean over the classes; mAcc the share of a class's pixels that "

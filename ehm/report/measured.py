@@ -61,13 +61,13 @@ def read_measurements(record: RunRecord) -> list[Measurement]:
     metrics = record.metrics
     try:
         if record.kind == "classification":
-            return [_read_classifier(metrics, "Held-out images")]
+            return [_read_classification(metrics, "Held-out images")]
         if record.kind == "probe":
             parts = {"linear": "Linear probe", "neighbours": "Nearest neighbours"}
             # until the probe ends, its linear part stands there alone
             if "linear" not in metrics:
-                return [_read_classifier(metrics, parts["linear"])]
-            return [_read_classifier(metrics[key], title) for key, title in parts.items()]
+                return [_read_classification(metrics, parts["linear"])]
+            return [_read_classification(metrics[key], title) for key, title in parts.items()]
         if record.kind == "segmentation":
             return [_read_segmenter(metrics)]
         if record.kind == "detection":
@@ -170,6 +170,32 @@ def _name_some(names: Sequence[str]) -> str:
     if len(names) > _NAMED:
         shown += f" and {len(names) - _NAMED} more"
     return f"{shown} {'is' if len(names) == 1 else 'are'}"
+
+
+def _read_classification(values: Mapping[str, Any], title: str) -> Measurement:
+    return _read_multi_label(values, title) if "mean_ap" in values else _read_classifier(values, title)
+
+
+def _read_multi_label(values: Mapping[str, Any], title: str) -> Measurement:
+    figures = {
+        "mAP": values["mean_ap"],
+        "Macro F1": values["macro_f1"],
+        "Micro F1": values["micro_f1"],
+        "All labels right": values["exact"],
+    }
+    shares: dict[str, tuple[float | None, ...]] = {}
+    for key, name in (
+        ("thresholds", "threshold"),
+        ("precision", "precision"),
+        ("recall", "recall"),
+        ("f1", "F1"),
+        ("auc", "AUC"),
+        ("average_precision", "average precision"),
+    ):
+        shares[name] = tuple(values[key])
+    counts = {"images": tuple(values["support"])}
+    table = ClassTable("label", tuple(map(str, values["classes"])), shares, counts)
+    return Measurement(_name_part(values, title), values["samples"], figures, table)
 
 
 def _read_classifier(values: Mapping[str, Any], title: str) -> Measurement:

@@ -27,9 +27,10 @@ __all__ = ["Evaluation", "Task", "load_learner", "merge_config"]
 
 C = TypeVar("C", bound=TaskConfig)
 R = TypeVar("R", bound=Report)
+R_co = TypeVar("R_co", bound=Report, covariant=True)
 
 
-class Evaluation(ABC, Generic[R]):
+class Evaluation(ABC, Generic[R_co]):
     """A model and the images of ``subset`` that it is measured on, during its training or later.
 
     ``loader`` reads this process's share of them. ``source_name`` is the name of their source, and ``unit`` says what
@@ -45,11 +46,14 @@ class Evaluation(ABC, Generic[R]):
         self.processes = processes
 
     @abstractmethod
-    def measure(self, title: str = "") -> R:
+    def measure(self, title: str = "") -> R_co:
         """Measure the model, with a progress bar if there is a ``title``; all processes call this."""
 
     def draw(self, folder: Path) -> None:
         """Write pictures of results into ``folder``, after the measurement; most tasks have none."""
+
+    def write_predictions(self, folder: Path) -> None:
+        """Write the answer for each image of the last measurement into ``folder``; most tasks have no such file."""
 
     def close(self) -> None:
         """End what reads images."""

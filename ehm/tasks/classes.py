@@ -21,6 +21,7 @@ from ehm.errors import DataError
 __all__ = [
     "count_labels",
     "count_objects",
+    "count_targets",
     "describe_counts",
     "describe_masks",
     "number_classes",
@@ -70,6 +71,18 @@ def count_labels(train: Subset[Any], config: SourceConfig, trained: Sequence[str
             )
         _require_every_class(classes, counts, "image", train, config)
     return _describe_all("images of each class to train on", classes, counts)
+
+
+def count_targets(
+    train: Subset[Any], targets: NDArray[np.bool_], config: SourceConfig, classes: Sequence[str]
+) -> tuple[str, ...]:
+    """Return lines that say how many images to train on have each label; DataError if none has one of them.
+
+    ``targets`` (n, C) are those of all images of the source.
+    """
+    counts = targets[train.indices].sum(axis=0)
+    _require_every_class(classes, counts, "image", train, config)
+    return _describe_all("images with each label to train on", classes, counts)
 
 
 def count_objects(train: Subset[CocoSource], config: SourceConfig) -> tuple[str, ...]:

@@ -65,6 +65,7 @@ def evaluate(
         values = {"checkpoint": str(checkpoint), "source": evaluation.source_name, "part": subset.title}
         path = write_json(Path(out) / "metrics.json", {**values, **report.to_json()})
         console.print(f"Figures: {path}")
+        evaluation.write_predictions(Path(out))
         evaluation.draw(Path(out))
     return report
 

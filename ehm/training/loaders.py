@@ -22,10 +22,12 @@ def make_train_loader(
     *,
     views: int = 1,
     subset: NDArray[np.int64] | None = None,
+    chances: NDArray[np.float64] | None = None,
 ) -> Loader:
     """Return a loader of batches to train on, in a new order every epoch; each process gets a share of each.
 
-    ``optim.batch_size`` counts the copies of an image if it is masked in several ``views``.
+    ``optim.batch_size`` counts the copies of an image if it is masked in several ``views``. With ``chances`` images are
+    drawn by these.
     """
     return Loader(
         source,
@@ -37,6 +39,7 @@ def make_train_loader(
         workers=config.data.workers,
         strict=config.data.strict,
         subset=subset,
+        chances=chances,
         rank=processes.rank,
         world_size=processes.size,
     )

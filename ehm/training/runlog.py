@@ -35,6 +35,8 @@ _SHOWN = (
     "feature_spread_ema",
     "top1",
     "balanced_accuracy",
+    "mean_ap",
+    "macro_f1",
     "mse",
     "codes_used",
     "perplexity",

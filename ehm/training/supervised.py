@@ -1,8 +1,8 @@
 """Supervised training, written once for every task and backend: read it from top to bottom.
 
 A run's folder holds ``config.yaml``, ``metrics.jsonl``, ``tensorboard/``, ``checkpoints/`` (the newest), ``best/`` (the
-one of the highest score) and, at the end, ``metrics.json``, ``report.html`` and the encoder in ``encoder/`` and
-``encoder_hf/``, which timm and transformers load by name.
+one of the highest score) and, at the end, ``metrics.json``, ``report.html``, a classifier's ``predictions.csv``, and
+the encoder in ``encoder/`` and ``encoder_hf/``, which timm and transformers load by name.
 """
 
 from __future__ import annotations
@@ -139,6 +139,7 @@ def train_task(task: Task[Any, R], run: Run[Any], title: str) -> TaskResult[R]:
     print_unreadable(task.unreadable, run.processes)
     if run.is_main_process:
         _write_metrics(run.folder, task.val, report, saved, best, best_score)
+        task.evaluation.write_predictions(run.folder)
         write_run_folders(run, take_weights(open_checkpoint(saved)), saved)
         write_final_report(run.folder, task.evaluation.draw)
     return TaskResult(run.folder, saved, best, report)

@@ -18,13 +18,22 @@ LANGUAGE = {"transformers", "tokenizers"}
 FRAMEWORKS = TORCH | LANGUAGE | {"mindspore", "jax", "tensorflow", "onnx", "onnxscript", "onnxruntime"}
 WEB = {"fastapi", "starlette", "uvicorn"}
 
-BASICS = {"ehm.errors", "ehm.installation", "ehm.storage", "ehm.console", "ehm.processors", "ehm.plugins"}
+BASICS = {
+    "ehm.errors",
+    "ehm.installation",
+    "ehm.storage",
+    "ehm.console",
+    "ehm.processors",
+    "ehm.plugins",
+    "ehm.probabilities",
+}
 CORE = BASICS | {"ehm.config"}
 LEARNING = CORE | {"ehm.masking", "ehm.data", "ehm.models"}
 ROOMS: dict[str, set[str]] = {
     "ehm.errors": set(),
     "ehm.installation": set(),
     "ehm.processors": {"ehm.errors"},
+    "ehm.probabilities": set(),
     "ehm.plugins": {"ehm.errors"},
     "ehm.storage": {"ehm.errors"},
     "ehm.console": {"ehm.errors", "ehm.storage"},

@@ -47,6 +47,11 @@ class MindsporeClassifier(ResumableLearner):
     ) -> None:
         refuse_unknown(config, processes)
         refuse_tuning(config)
+        if config.loss == "binary_cross_entropy":
+            raise BackendError(
+                "loss binary_cross_entropy: several labels an image are not in MindSpore; --device cpu, cuda or npu "
+                "learns them with torch"
+            )
         self._config = config
         self._rank = processes.rank
         dtype = choose_dtype(config.optim.dtype, target)

@@ -5,14 +5,16 @@ Shapes: B images of H x W pixels, C classes, D features.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, SupportsFloat
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn import functional
 
 from ehm.backends.base import ALONE, Processes
 from ehm.backends.common import split_batch
@@ -27,6 +29,9 @@ from ehm.errors import ConfigError
 from ehm.models.weights import Weights
 
 __all__ = ["TorchClassifier", "probe_head"]
+
+Compare = Callable[[Tensor, Tensor], Tensor]
+"""The mean loss of logits (B, C) against targets (B, C)."""
 
 
 class TorchClassifier(Supervised):
@@ -52,15 +57,25 @@ class TorchClassifier(Supervised):
         # gradients are compared between encoders, on the pixels that each was trained on
         self._trained_pixels = Pixels(device, loaded.inputs.mean, loaded.inputs.std)
         self._parts = config.optim.accumulate
+        self._is_binary = config.loss == "binary_cross_entropy"
 
     def train_step(
-        self, images: NDArray[np.uint8], targets: NDArray[np.float32], lr: float, weight_decay: float
+        self,
+        images: NDArray[np.uint8],
+        targets: NDArray[np.float32],
+        lr: float,
+        weight_decay: float,
+        positive_weights: NDArray[np.float32] | None = None,
     ) -> Mapping[str, SupportsFloat]:
         """See :meth:`ehm.backends.base.Classifier.train_step`."""
         targets_on_device = upload_array(targets, self._device)
+        compare = soft_cross_entropy
+        if self._is_binary:
+            weights = None if positive_weights is None else upload_array(positive_weights, self._device)
+            compare = partial(binary_cross_entropy, positive_weights=weights)
         if self._head is None:
-            return self._fine_tune(images, targets_on_device, lr, weight_decay)
-        return self._train_probe(self._head, images, targets_on_device, lr, weight_decay)
+            return self._fine_tune(images, targets_on_device, compare, lr, weight_decay)
+        return self._train_probe(self._head, images, targets_on_device, compare, lr, weight_decay)
 
     def compute_logits(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """See :meth:`ehm.backends.base.Classifier.compute_logits`."""
@@ -93,19 +108,25 @@ class TorchClassifier(Supervised):
         return np.array(rows)
 
     def _fine_tune(
-        self, images: NDArray[np.uint8], targets: Tensor, lr: float, weight_decay: float
+        self, images: NDArray[np.uint8], targets: Tensor, compare: Compare, lr: float, weight_decay: float
     ) -> Mapping[str, SupportsFloat]:
         self.model.train()
 
         def compute_loss(rows: slice) -> Tensor:
             with self._training.autocast():
                 logits = self._training.module(self._pixels(images[rows]))
-            return soft_cross_entropy(logits, targets[rows])
+            return compare(logits, targets[rows])
 
         return self._take_step(len(images), compute_loss, lr, weight_decay)
 
     def _train_probe(
-        self, head: nn.Module, images: NDArray[np.uint8], targets: Tensor, lr: float, weight_decay: float
+        self,
+        head: nn.Module,
+        images: NDArray[np.uint8],
+        targets: Tensor,
+        compare: Compare,
+        lr: float,
+        weight_decay: float,
     ) -> Mapping[str, SupportsFloat]:
         """Take a step of the head; the encoder runs part by part without gradient."""
         self.model.eval()
@@ -116,7 +137,7 @@ class TorchClassifier(Supervised):
             features = torch.cat(parts)
 
         def compute_loss(rows: slice) -> Tensor:
-            return soft_cross_entropy(self._training.module(features.float()), targets)
+            return compare(self._training.module(features.float()), targets)
 
         return self._take_step(len(images), compute_loss, lr, weight_decay)
 
@@ -128,6 +149,14 @@ class TorchClassifier(Supervised):
 def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     """Compute the mean cross entropy against distributions, in float32: (B, C), (B, C) -> scalar."""
     return -(targets * logits.float().log_softmax(dim=-1)).sum(dim=-1).mean()
+
+
+def binary_cross_entropy(logits: Tensor, targets: Tensor, positive_weights: Tensor | None = None) -> Tensor:
+    """Compute the mean binary cross entropy over images and labels, in float32: (B, C), (B, C) -> scalar.
+
+    ``positive_weights`` (C,) are factors of the part of the loss that present labels have.
+    """
+    return functional.binary_cross_entropy_with_logits(logits.float(), targets, pos_weight=positive_weights)
 
 
 @contextmanager

@@ -7,7 +7,7 @@ Shapes: B images; what an image becomes is the bundle's input.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -203,16 +203,25 @@ def _open_training_images(source: Source, origin: str | None = None) -> _Images:
         data["source"] = origin
     entry = find_task_by_kind(source.kind)
     if entry is None or source.kind not in _KINDS_OF_ONE_IMAGE:
-        return _open_images(data["source"], data.get("range"), data["layout"], data.get("classes"))
+        table = {key: data[key] for key in ("images", "columns") if key in data}
+        return _open_images(data["source"], data.get("range"), data["layout"], data.get("classes"), table)
     config = entry.config.model_validate(values)
     return _Images(data["source"], *entry.load_class().split_images(config))
 
 
 def _open_images(
-    origin: str, value_range: ValueRange, layout: str = "auto", classes: Sequence[str] | None = None
+    origin: str,
+    value_range: ValueRange,
+    layout: str = "auto",
+    classes: Sequence[str] | None = None,
+    table: Mapping[str, Any] | None = None,
 ) -> _Images:
-    """Return the training images of a source, and its validation images if it has a part of them."""
-    config = DataConfig.model_validate({"source": origin, "layout": layout, "range": value_range, "classes": classes})
+    """Return the training images of a source, and its validation images if it has a part of them.
+
+    ``table`` are the keys of the section ``data`` that say how to read a table.
+    """
+    values = {"source": origin, "layout": layout, "range": value_range, "classes": classes, **(table or {})}
+    config = DataConfig.model_validate(values)
     train = open_source(config, "train")
     if train.split != "train":
         return _Images(origin, Subset(train, None, "all"), None)

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Query, Request
 from numpy.typing import NDArray
 from pydantic import BaseModel
 
-from ehm.deploy.predict.classification import rank_classes
+from ehm.deploy.predict.features import FeaturesHandler
 from ehm.deploy.serve.inference.served_model import ServedModel
 from ehm.deploy.serve.inference.service import Served, Service
 from ehm.errors import RequestError
@@ -47,9 +47,13 @@ class Answer(BaseModel):
 
 
 class Classes(Answer):
-    """The likeliest classes, the likeliest first."""
+    """The likeliest classes, the likeliest first; of a model of several labels an image, also those that are present.
+
+    A label is present if its probability reaches the label's threshold in the bundle.
+    """
 
     classes: list[Class]
+    present: list[str] | None = None
 
 
 class Features(Answer):
@@ -76,9 +80,11 @@ async def classify(
     """
     served = service.find_model(request, model)
     row, file = await compute_row(service, request, served, "logits")
-    found = rank_classes(row, served.manifest.labels, top)
-    classes = [Class(label=label, probability=share) for label, share in found]
-    return Classes(model=served.name, version=served.version, image=file, classes=classes)
+    handler = served.require_handler(FeaturesHandler)  # no other gives logits of an image
+    found = handler.describe("", {"logits": row}, top)
+    classes = [Class(label=label, probability=share) for label, share in found.classes]
+    present = None if found.present is None else list(found.present)
+    return Classes(model=served.name, version=served.version, image=file, classes=classes, present=present)
 
 
 @router.post("/embed", openapi_extra=IMAGE, response_model_exclude_none=True)

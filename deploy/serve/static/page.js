@@ -211,7 +211,11 @@ function showClasses(reply) {
     const bar = element("div", "bar");
     bar.style.width = `${100 * probability}%`;
     const share = element("span", "number", percent(probability));
-    return element("li", "", element("span", "", label), share, element("div", "track", bar));
+    const row = element("li", "", element("span", "", label), share, element("div", "track", bar));
+    // of several labels those that reach their thresholds, else the likeliest class
+    const answers = reply.present ?? [reply.classes[0].label];
+    row.classList.toggle("answer", answers.includes(label));
+    return row;
   });
   at("classes").querySelector("ol").replaceChildren(...rows);
 }

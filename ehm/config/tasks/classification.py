@@ -10,7 +10,7 @@ from ehm.config.data import DataConfig
 from ehm.config.section import Section
 from ehm.config.sections import ModelSource, OptimConfig
 from ehm.config.tasks.base import TaskConfig
-from ehm.config.values import BelowOne, NotNegative, Positive, Share, Unit
+from ehm.config.values import BelowOne, NotNegative, Positive, PositiveReal, Share, Unit
 
 __all__ = ["AugmentConfig", "FinetuneConfig", "ProbeConfig"]
 
@@ -41,6 +41,21 @@ class FinetuneConfig(TaskConfig):
         "avg",
         description="What the head sees: the mean of the patch tokens (avg), the class token (token), or what a "
         "learned query takes of the patches (map), as in SigLIP.",
+    )
+    loss: Literal["auto", "cross_entropy", "binary_cross_entropy"] = Field(
+        "auto",
+        description="The loss: cross entropy for one class an image, or binary cross entropy for several labels; auto "
+        "takes what goes with the labels of data.source.",
+    )
+    class_weights: Literal["balanced"] | Annotated[tuple[PositiveReal, ...], Field(min_length=2)] | None = Field(
+        None,
+        description="Weight of each class in the loss, in the order of the classes; balanced weighs a class by the "
+        "inverse of its number of images, null weighs all alike.",
+    )
+    sampling: Literal["natural", "balanced"] = Field(
+        "natural",
+        description="How training images are drawn: each once an epoch (natural), or at random so that all classes "
+        "occur equally often (balanced).",
     )
     layer_decay: Share = 0.65
     frozen: bool = Field(False, description="Whether the encoder stays as it is and only the head is trained.")

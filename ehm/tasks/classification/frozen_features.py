@@ -11,14 +11,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ehm.analysis.feature_rank import compute_rankme, compute_spread
-from ehm.analysis.neighbours import vote_by_neighbours
+from ehm.analysis.neighbours import vote_by_neighbours, vote_for_labels
 from ehm.backends.base import Backend
 from ehm.config import ProbeConfig
 from ehm.data import EvalTransform, Source
-from ehm.data.subset import Subset, require_labels
+from ehm.data.subset import Subset, find_targets, require_labels
 from ehm.errors import ConfigError
+from ehm.tasks.classification.evaluation import MOST_AT_ONCE
 from ehm.tasks.classification.metrics import ClassificationReport, report_classification
-from ehm.tasks.classification.task import MOST_AT_ONCE
+from ehm.tasks.classification.multi_label_metrics import MultiLabelReport, report_labels
 from ehm.tasks.predictions import track_batches
 from ehm.training.loaders import make_eval_loader
 from ehm.training.rows import collect_rows
@@ -73,7 +74,7 @@ class FrozenFeatures:
 
 def measure_neighbours_and_rank(
     config: ProbeConfig, backend: Backend, train: Subset[Source], val: Subset[Source]
-) -> tuple[ClassificationReport, FeatureRank]:
+) -> tuple[ClassificationReport | MultiLabelReport, FeatureRank]:
     """Class each image of ``val`` by the images of ``train`` whose features are nearest to its own (k-NN).
 
     Also returns the rank of the features that are searched.
@@ -83,6 +84,11 @@ def measure_neighbours_and_rank(
     frozen = FrozenFeatures(config, backend)
     searched, features = frozen.extract(train, "features to search")
     classed, queries = frozen.extract(val, "features to class")
+    targets = find_targets(train.source)
+    val_targets = find_targets(val.source)
+    if targets is not None and val_targets is not None:
+        shares = vote_for_labels(features, targets[searched], queries, config.neighbours)
+        return report_labels(val_targets[classed], shares, train.source.classes), rank_features(features)
     known_labels = require_labels(train.source, train.title)[searched]
     labels = require_labels(val.source, val.title)[classed]
     classes = train.source.classes

@@ -15,8 +15,10 @@ from ehm.tasks.class_table import MOST_CLASSES, make_class_table
 __all__ = [
     "ClassificationReport",
     "compute_confusion",
+    "compute_f1",
     "compute_precision_recall_f1",
     "compute_roc_auc",
+    "divide_or_zero",
     "report_classification",
 ]
 
@@ -121,9 +123,14 @@ def compute_precision_recall_f1(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
     """Return three arrays (C,) from counts (C, C); 0 if a class was never predicted or does not occur."""
     hits = np.diag(confusion).astype(np.float64)
-    precision = _divide_or_zero(hits, confusion.sum(axis=0))
-    recall = _divide_or_zero(hits, confusion.sum(axis=1))
-    return precision, recall, _divide_or_zero(2 * precision * recall, precision + recall)
+    precision = divide_or_zero(hits, confusion.sum(axis=0))
+    recall = divide_or_zero(hits, confusion.sum(axis=1))
+    return precision, recall, compute_f1(precision, recall)
+
+
+def compute_f1(precision: NDArray[np.float64], recall: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the harmonic mean of precision and recall (C,); 0 if both are."""
+    return divide_or_zero(2 * precision * recall, precision + recall)
 
 
 def compute_roc_auc(positive: NDArray[np.bool_], scores: NDArray[np.floating[Any]]) -> float:
@@ -142,7 +149,8 @@ def compute_roc_auc(positive: NDArray[np.bool_], scores: NDArray[np.floating[Any
     return float((rank[positive].sum() - positives * (positives + 1) / 2) / (positives * negatives))
 
 
-def _divide_or_zero(numerator: NDArray[np.float64], denominator: NDArray[Any]) -> NDArray[np.float64]:
+def divide_or_zero(numerator: NDArray[np.float64], denominator: NDArray[Any]) -> NDArray[np.float64]:
+    """Return the quotients of two arrays, 0 where the denominator is."""
     quotient = np.zeros_like(numerator)
     np.divide(numerator, denominator, out=quotient, where=denominator > 0)
     return quotient

@@ -1,4 +1,4 @@
-"""The wrong answers that a classifier was most confident of: n images, C classes."""
+"""The wrong answers that a classifier was most confident of: n images, C classes or labels."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from ehm.data import Source
 from ehm.errors import BrokenImage
 from ehm.report.mistakes import MOST_MISTAKES, Mistake, save_mistakes
 
-__all__ = ["IndexedMistake", "find_mistakes", "write_mistakes"]
+__all__ = ["IndexedMistake", "find_label_mistakes", "find_mistakes", "write_mistakes"]
 
 
 @dataclass(frozen=True)
 class IndexedMistake:
-    """A wrong answer for the image at ``index`` of a source; classes are numbers."""
+    """A wrong answer for the image at ``index`` of a source, as words, and the probability of that answer."""
 
     index: int
-    true: int
-    predicted: int
+    true: str
+    predicted: str
     confidence: float
 
 
@@ -33,6 +33,7 @@ def find_mistakes(
     indices: NDArray[np.int64],
     labels: NDArray[np.int64],
     logits: NDArray[np.floating[Any]],
+    classes: Sequence[str],
     most: int = MOST_MISTAKES,
 ) -> list[IndexedMistake]:
     """Return the mistakes among images with ``indices`` and ``labels`` (n,) by their ``logits`` (n, C).
@@ -48,18 +49,44 @@ def find_mistakes(
     worst = wrong[np.argsort(-confidence[wrong], kind="stable")][:most]
     found = []
     for row in worst.tolist():
-        found.append(IndexedMistake(int(indices[row]), int(labels[row]), int(predicted[row]), float(confidence[row])))
+        true = classes[labels[row]]
+        found.append(IndexedMistake(int(indices[row]), true, classes[predicted[row]], float(confidence[row])))
     return found
 
 
-def write_mistakes(folder: Path, mistakes: Sequence[IndexedMistake], classes: Sequence[str], source: Source) -> None:
+def find_label_mistakes(
+    indices: NDArray[np.int64],
+    targets: NDArray[np.bool_],
+    probabilities: NDArray[np.float64],
+    thresholds: Sequence[float],
+    classes: Sequence[str],
+    most: int = MOST_MISTAKES,
+) -> list[IndexedMistake]:
+    """Return the labels that images with ``indices`` (n,) have and should not have, or lack, the most confident first.
+
+    ``targets`` and ``probabilities`` are (n, C). The confidence is the probability of the answer that was given.
+    """
+    predicted = probabilities >= np.array(thresholds)
+    confidence = np.where(predicted, probabilities, 1 - probabilities)
+    rows, labels = np.nonzero(predicted != targets)
+    order = np.argsort(-confidence[rows, labels], kind="stable")[:most]
+    found = []
+    for row, label in zip(rows[order].tolist(), labels[order].tolist(), strict=True):
+        present = classes[label]
+        absent = f"not {present}"
+        true = present if targets[row, label] else absent
+        answer = present if predicted[row, label] else absent
+        found.append(IndexedMistake(int(indices[row]), true, answer, float(confidence[row, label])))
+    return found
+
+
+def write_mistakes(folder: Path, mistakes: Sequence[IndexedMistake], source: Source) -> None:
     """Write ``mistakes`` with their images, which are read from ``source`` again, into the folder of a run."""
     pictures: list[tuple[Mistake, Image.Image | None]] = []
     for mistake in mistakes:
         image = None
         with suppress(BrokenImage):  # removed since it was measured
             image = source.load(mistake.index)
-        true = classes[mistake.true]
-        predicted = classes[mistake.predicted]
-        pictures.append((Mistake(source.name(mistake.index), true, predicted, mistake.confidence), image))
+        kept = Mistake(source.name(mistake.index), mistake.true, mistake.predicted, mistake.confidence)
+        pictures.append((kept, image))
     save_mistakes(folder, pictures)

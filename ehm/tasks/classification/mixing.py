@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["make_soft_targets", "mix_images"]
+__all__ = ["make_soft_targets", "mix_images", "smooth_labels"]
 
 
 def make_soft_targets(labels: NDArray[np.int64], classes: int, smoothing: float = 0.0) -> NDArray[np.float32]:
@@ -18,6 +18,11 @@ def make_soft_targets(labels: NDArray[np.int64], classes: int, smoothing: float 
     targets = np.full((len(labels), classes), smoothing / classes, dtype=np.float32)
     targets[np.arange(len(labels)), labels] = 1 - smoothing + smoothing / classes
     return targets
+
+
+def smooth_labels(present: NDArray[np.bool_], smoothing: float = 0.0) -> NDArray[np.float32]:
+    """Turn labels (B, C), each present or not by itself, into targets: ``smoothing`` of each lies at one half."""
+    return (present * (1 - smoothing) + smoothing / 2).astype(np.float32)
 
 
 def mix_images(

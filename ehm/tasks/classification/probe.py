@@ -12,12 +12,13 @@ from rich.table import Table
 from ehm.config import ProbeConfig
 from ehm.console import console
 from ehm.data import Source, open_source
-from ehm.data.subset import Subset
+from ehm.data.subset import Subset, find_targets
 from ehm.errors import ConfigError
 from ehm.report.write import write_final_report
 from ehm.storage.writing import write_json
 from ehm.tasks.classification.frozen_features import FeatureRank, measure_neighbours_and_rank, measure_rank
 from ehm.tasks.classification.metrics import ClassificationReport
+from ehm.tasks.classification.multi_label_metrics import MultiLabelReport
 from ehm.tasks.classification.task import Classification
 from ehm.training.run import Run, open_run
 from ehm.training.supervised import TaskResult, train_task
@@ -28,6 +29,9 @@ DEFAULT_CONFIG = "elpv/probe"
 DEFAULT_OUT = Path("runs/probe")
 FIGURES = ("knn", "linear", "rankme")
 """The names that ``only`` takes."""
+_HEADINGS = {"top1": "top-1", "auc": "AUC", "mean_ap": "mAP", "macro_f1": "macro F1", "micro_f1": "micro F1"}
+AnyReport = ClassificationReport | MultiLabelReport
+"""The figures of one class an image, or of several labels."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +44,8 @@ class ProbeResult:
 
     out: Path
     checkpoint: Path | None
-    linear: ClassificationReport | None
-    neighbours: ClassificationReport | None
+    linear: AnyReport | None
+    neighbours: AnyReport | None
     rank: FeatureRank | None
 
 
@@ -94,7 +98,8 @@ def _read_figures(only: str | None) -> set[str]:
 def _open_images(config: ProbeConfig) -> Subset[Source]:
     """Return the images among which neighbours would be searched, or all if there are no labels to hold some out by."""
     source = open_source(config.data, "train")
-    if source.labels is None or len(source.classes) < 2:
+    has_labels = source.labels is not None or find_targets(source) is not None
+    if not has_labels or len(source.classes) < 2:
         return Subset(source, None, source.split)
     train, _ = Classification.divide_source(config, source)
     return train
@@ -110,7 +115,7 @@ def _measure_with_labels(run: Run[ProbeConfig], figures: set[str]) -> ProbeResul
         neighbours, rank = measure_neighbours_and_rank(config, run.backend, task.train, task.val)
     elif "rankme" in figures:
         rank = measure_rank(config, run.backend, task.train)
-    trained: TaskResult[ClassificationReport] | None = None
+    trained: TaskResult[AnyReport] | None = None
     if "linear" in figures:
         trained = train_task(task, run, title="probe")
     else:
@@ -139,15 +144,19 @@ def _describe(result: ProbeResult) -> dict[str, Any]:
 
 
 def _print_results(config: ProbeConfig, result: ProbeResult) -> None:
-    table = Table("probe", "top-1", "balanced accuracy", "AUC", title=f"frozen features of {config.model.init}")
-    for name, report in (
-        ("linear", result.linear),
-        (f"{config.neighbours} nearest neighbours", result.neighbours),
-    ):
-        if report is not None:
-            auc = "" if report.auc is None else f"{report.auc:.3f}"
-            table.add_row(name, f"{report.top1:.1%}", f"{report.balanced_accuracy:.1%}", auc)
-    if table.row_count:
+    reports = {"linear": result.linear, f"{config.neighbours} nearest neighbours": result.neighbours}
+    measured = {name: report for name, report in reports.items() if report is not None}
+    if measured:
+        figures = list(next(iter(measured.values())).figures)
+        table = Table("probe", *map(_name_figure, figures), title=f"frozen features of {config.model.init}")
+        for name, report in measured.items():
+            shares = [report.figures[figure] for figure in figures]
+            table.add_row(name, *("" if share is None else f"{share:.1%}" for share in shares))
         console.print(table)
     if result.rank is not None:
         console.print(result.rank.describe())
+
+
+def _name_figure(figure: str) -> str:
+    """Return the heading of a column."""
+    return _HEADINGS.get(figure, figure.replace("_", " "))

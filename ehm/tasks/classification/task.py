@@ -1,4 +1,4 @@
-"""Classification: the whole image has one of C labels."""
+"""Classification: the whole image has one of C classes, or several of C labels."""
 
 from __future__ import annotations
 
@@ -11,37 +11,86 @@ from numpy.typing import NDArray
 
 from ehm.backends.base import Backend, Classifier
 from ehm.config import FinetuneConfig
-from ehm.data import Batch, EvalTransform, Source, Split, TrainTransform, open_source
-from ehm.data.subset import Subset, require_labels
+from ehm.data import Batch, Loader, Source, Split, TrainTransform, open_source
+from ehm.data.subset import Subset, find_targets, require_labels
+from ehm.errors import ConfigError, DataError
 from ehm.models.opening import take_weights
 from ehm.storage.checkpoint import Checkpoint
-from ehm.tasks.base import Evaluation, Task, load_learner, merge_config
-from ehm.tasks.classes import count_labels, number_classes
-from ehm.tasks.classification.metrics import ClassificationReport, report_classification
-from ehm.tasks.classification.mistakes import IndexedMistake, find_mistakes, write_mistakes
-from ehm.tasks.classification.mixing import make_soft_targets, mix_images
+from ehm.tasks.base import Task, load_learner, merge_config
+from ehm.tasks.classes import count_labels, count_targets, number_classes
+from ehm.tasks.classification.evaluation import ClassifierEvaluation, MultiLabelEvaluation
+from ehm.tasks.classification.metrics import ClassificationReport
+from ehm.tasks.classification.mixing import make_soft_targets, mix_images, smooth_labels
+from ehm.tasks.classification.multi_label_metrics import DEFAULT_THRESHOLD, MultiLabelReport
+from ehm.tasks.classification.weighting import balance_images, balance_labelled_images, weigh_classes, weigh_positives
 from ehm.tasks.folds import divide_by_fold, require_same_classes, stratify_source
-from ehm.tasks.predictions import collect_indexed_predictions
-from ehm.training.loaders import make_eval_loader, make_train_loader
+from ehm.training.loaders import make_train_loader
 
-__all__ = ["MOST_AT_ONCE", "Classification"]
-
-MOST_AT_ONCE = 256
-"""Images that are measured at once, at most: more make nothing faster."""
+__all__ = ["Classification"]
 
 
-class Classification(Task[FinetuneConfig, ClassificationReport]):
-    """Fine-tuning, or linear probing if ``config.frozen``."""
+class Classification(Task[FinetuneConfig, ClassificationReport | MultiLabelReport]):
+    """Fine-tuning, or linear probing if ``config.frozen``, of one class an image or of several labels."""
 
     learner: Classifier
 
     def __init__(self, config: FinetuneConfig, backend: Backend, start: Checkpoint | None = None) -> None:
         train, val = self.split_images(config)
         super().__init__(config, backend, train, val, start)
-        self.class_counts = count_labels(train, config.data)
+        self._targets = find_targets(train.source)
+        loss = _choose_loss(config, self._targets)
+        self._is_binary = loss == "binary_cross_entropy"
+        self.learner_config = self.learner_config.model_copy(update={"loss": loss})
+        counts = self._count_classes()
+        # of a loss that takes the weights of classes in its targets, or those of present labels beside them
+        self._class_weights = None if self._is_binary else weigh_classes(counts, config)
+        self._positive_weights = weigh_positives(counts, len(train), config) if self._is_binary else None
         self.learner = backend.create_task_learner(self.learner_config, len(self.classes), self.take_first_weights())
         self.headline = f"{'Linear probing of' if config.frozen else 'Fine-tuning'} {config.model.init}"
+        self.loader = self._make_loader()
+        numbers = np.arange(len(self.classes))  # the source's classes are those that are trained
+        kind = ClassifierEvaluation if self._targets is None else MultiLabelEvaluation
+        self.evaluation = kind(self.learner, self.classes, numbers, config, self.val, backend)
 
+    @property
+    def config_to_keep(self) -> dict[str, Any]:
+        """The configuration as JSON, as ``FinetuneConfig`` reads it: a probe's own keys are left out."""
+        return self.config.model_dump(mode="json", include=set(FinetuneConfig.model_fields))
+
+    @property
+    def more_metadata(self) -> dict[str, Any]:
+        """The threshold of each label of several, which also says that there are several."""
+        if not isinstance(self.evaluation, MultiLabelEvaluation):
+            return {}
+        # before the first measurement nothing is known
+        thresholds = self.evaluation.last_thresholds or (DEFAULT_THRESHOLD,) * len(self.classes)
+        return {"thresholds": list(thresholds)}
+
+    def train_step(self, batch: Batch, step: int, lr: float) -> Mapping[str, SupportsFloat]:
+        """Take an optimiser step on images that Mixup and CutMix have mixed."""
+        augment = self.config.augment
+        # a generator of its own for each step, so that a resumed run draws what the run before would have drawn
+        rng = np.random.default_rng([self.config.run.seed, step])
+        images, targets = mix_images(batch.images, self._make_targets(batch), augment.mixup, augment.cutmix, rng)
+        weight_decay = self.config.optim.weight_decay
+        if self._positive_weights is not None:
+            return self.learner.train_step(images, targets, lr, weight_decay, self._positive_weights)
+        if self._class_weights is not None:
+            # the loss is linear in its targets
+            targets = targets * self._class_weights
+        return self.learner.train_step(images, targets, lr, weight_decay)
+
+    def _count_classes(self) -> NDArray[np.int64]:
+        """Set the lines that say how many training images each class has, and return their numbers (C,)."""
+        if self._targets is None:
+            self.class_counts = count_labels(self.train, self.config.data)
+            return np.bincount(self.train.labels, minlength=len(self.classes))
+        self.class_counts = count_targets(self.train, self._targets, self.config.data, self.classes)
+        counts: NDArray[np.int64] = self._targets[self.train.indices].sum(axis=0)
+        return counts
+
+    def _make_loader(self) -> Loader:
+        config = self.config
         data = config.data
         inputs = self.learner.inputs
         transform = TrainTransform(
@@ -55,24 +104,26 @@ class Classification(Task[FinetuneConfig, ClassificationReport]):
             inputs.std,
             inputs.interpolation,
         )
-        self.loader = make_train_loader(train.source, transform, config, self.processes, subset=train.selected)
-        numbers = np.arange(len(self.classes))  # the source's classes are those that are trained
-        self.evaluation = ClassifierEvaluation(self.learner, self.classes, numbers, config, self.val, backend)
+        chances = None
+        if config.sampling == "balanced":
+            if self._targets is None:
+                chances = balance_images(self.train.labels)
+            else:
+                chances = balance_labelled_images(self._targets[self.train.indices])
+        train = self.train
+        return make_train_loader(
+            train.source, transform, config, self.processes, subset=train.selected, chances=chances
+        )
 
-    @property
-    def config_to_keep(self) -> dict[str, Any]:
-        """The configuration as JSON, as ``FinetuneConfig`` reads it: a probe's own keys are left out."""
-        return self.config.model_dump(mode="json", include=set(FinetuneConfig.model_fields))
-
-    def train_step(self, batch: Batch, step: int, lr: float) -> Mapping[str, SupportsFloat]:
-        """Take an optimiser step on images that Mixup and CutMix have mixed."""
+    def _make_targets(self, batch: Batch) -> NDArray[np.float32]:
+        """Return the targets (B, C) of a batch, before any mixing."""
+        smoothing = self.config.augment.label_smoothing
+        if self._targets is not None:
+            return smooth_labels(self._targets[batch.indices], smoothing)
         assert batch.labels is not None
-        augment = self.config.augment
-        # a generator of its own for each step, so that a resumed run draws what the run before would have drawn
-        rng = np.random.default_rng([self.config.run.seed, step])
-        targets = make_soft_targets(batch.labels, len(self.classes), augment.label_smoothing)
-        images, targets = mix_images(batch.images, targets, augment.mixup, augment.cutmix, rng)
-        return self.learner.train_step(images, targets, lr, self.config.optim.weight_decay)
+        if self._is_binary:
+            return smooth_labels(batch.labels[:, None] == np.arange(len(self.classes)), smoothing)
+        return make_soft_targets(batch.labels, len(self.classes), smoothing)
 
     @classmethod
     def open_source(cls, config: FinetuneConfig, split: Split) -> Source:
@@ -85,10 +136,11 @@ class Classification(Task[FinetuneConfig, ClassificationReport]):
 
         Raises DataError if there are no labels, or if the parts disagree about the classes.
         """
-        labels = require_labels(source, config.data.source)
+        labels = None if find_targets(source) is not None else require_labels(source, config.data.source)
         if source.split == "train":
             val = cls.open_source(config, "val")
-            require_labels(val, config.data.source)
+            if find_targets(val) is None:
+                require_labels(val, config.data.source)
             require_same_classes(source, val, config.data.source)
             return Subset(source, None, "train"), Subset(val, None, "val")
         return divide_by_fold(source, stratify_source(source, labels, config), config)
@@ -96,51 +148,40 @@ class Classification(Task[FinetuneConfig, ClassificationReport]):
     @classmethod
     def open_evaluation(
         cls, checkpoint: Checkpoint, backend: Backend, config: str | Path | None, overrides: Sequence[str]
-    ) -> ClassifierEvaluation:
+    ) -> ClassifierEvaluation | MultiLabelEvaluation:
         """Prepare to measure the classifier of a checkpoint; DataError if the source has no labels, or others."""
         settings = merge_config(FinetuneConfig, checkpoint, config, overrides)
         classes = tuple(checkpoint.metadata["classes"])
         classifier = backend.create_task_learner(settings, len(classes), take_weights(checkpoint))
         load_learner(classifier, checkpoint)
         subset = cls.select_subset(checkpoint, settings, backend.processes)
-        require_labels(subset.source, settings.data.source)
+        thresholds = checkpoint.metadata.get("thresholds")
+        _require_same_kind(subset.source, thresholds is not None, settings)
         # other images may have the classes in another order, or not all of them
         numbers = number_classes(subset.source.classes, classes, settings.data.source, "classifier")
-        return ClassifierEvaluation(classifier, classes, numbers, settings, subset, backend)
+        if thresholds is None:
+            return ClassifierEvaluation(classifier, classes, numbers, settings, subset, backend)
+        return MultiLabelEvaluation(classifier, classes, numbers, settings, subset, backend, thresholds)
 
 
-class ClassifierEvaluation(Evaluation[ClassificationReport]):
-    """Figures of a classifier of ``classes``; ``numbers`` are those of the source's classes among them."""
-
-    def __init__(
-        self,
-        classifier: Classifier,
-        classes: tuple[str, ...],
-        numbers: NDArray[np.int64],
-        config: FinetuneConfig,
-        subset: Subset[Source],
-        backend: Backend,
-    ) -> None:
-        # as the weights say, so that an exported bundle sees the same pixels
-        transform = EvalTransform.from_spec(classifier.image_size, classifier.inputs)
-        loader = make_eval_loader(
-            subset.source, transform, config, backend.processes, most=MOST_AT_ONCE, subset=subset.selected
+def _choose_loss(config: FinetuneConfig, targets: NDArray[np.bool_] | None) -> str:
+    """Return the loss that ``config`` names, or that goes with one class an image or with several labels."""
+    if targets is not None and config.loss == "cross_entropy":
+        raise ConfigError(
+            f"loss cross_entropy: data.source {config.data.source} has several labels an image, which only "
+            "binary_cross_entropy learns; leave it auto"
         )
-        super().__init__(config.data.source, subset, loader, backend.processes)
-        self._classifier = classifier
-        self._classes = classes
-        self._numbers = numbers
-        self._mistakes: list[IndexedMistake] = []
+    if config.loss != "auto":
+        return config.loss
+    return "cross_entropy" if targets is None else "binary_cross_entropy"
 
-    def measure(self, title: str = "") -> ClassificationReport:
-        """Compare the labels of all images with the highest of their logits."""
-        indices, source_labels, logits = collect_indexed_predictions(
-            self._classifier.compute_logits, self.loader, title, self.processes
+
+def _require_same_kind(source: Source, has_several: bool, config: FinetuneConfig) -> None:
+    """Raise DataError unless images have several labels for a classifier of several, and one class for any other."""
+    if not has_several:
+        require_labels(source, config.data.source)
+    elif find_targets(source) is None:
+        raise DataError(
+            f"data.source {config.data.source}: has no several labels an image, which the classifier was trained on; "
+            "data.columns.label and data.columns.separator say where a table has them"
         )
-        labels = self._numbers[source_labels]
-        self._mistakes = find_mistakes(indices, labels, logits)
-        return report_classification(labels, logits, self._classes)
-
-    def draw(self, folder: Path) -> None:
-        """Write the worst mistakes of the last measurement as small pictures, for the report of a run."""
-        write_mistakes(folder, self._mistakes, self._classes, self.subset.source)

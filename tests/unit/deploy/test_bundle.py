@@ -15,11 +15,11 @@ from ehm.deploy.bundle import manifest as manifests
 from ehm.deploy.bundle.bundle import Bundle
 from ehm.deploy.bundle.manifest import Manifest
 from ehm.deploy.bundle.staging import stage_bundle
-from ehm.deploy.predict.classification import softmax
 from ehm.deploy.predict.command import main, predict
 from ehm.deploy.predict.predictor import Predictor
 from ehm.deploy.predict.runtime import PROVIDERS, open_session
 from ehm.errors import BackendError, ConfigError, DataError, ExportError
+from ehm.probabilities import compute_softmax
 from ehm.processors import count_physical_cores
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.5)
@@ -307,7 +307,7 @@ def test_classes_come_sorted_with_probabilities(classifier, tmp_path):
 
 
 def test_softmax_neither_overflows_nor_loses_small_shares():
-    shares = softmax(np.array([[1e4, 1e4 - 20, -1e4], [0, 0, 0]], np.float32))
+    shares = compute_softmax(np.array([[1e4, 1e4 - 20, -1e4], [0, 0, 0]], np.float32))
     assert shares.dtype == np.float64
     assert np.allclose(shares[0], [1 / (1 + np.exp(-20)), np.exp(-20) / (1 + np.exp(-20)), 0], rtol=1e-12)
     assert np.allclose(shares[1], 1 / 3)
