@@ -45,7 +45,7 @@ class _Answers:
 
 
 class _MeasuredClassifier(Evaluation[R]):
-    """What both kinds of classifiers have in common: reading images, and drawing the worst mistakes."""
+    """Reading images, and drawing the worst mistakes, for both kinds of classifiers."""
 
     def __init__(
         self,
