@@ -10,6 +10,7 @@ from typing import Any
 
 from ehm.data.sources.inventory import list_names
 from ehm.errors import DataError
+from ehm.installation import build_install_command
 from ehm.storage.reading import parse_json, read_rows
 
 __all__ = ["TABLE_SUFFIXES", "Table", "is_table", "list_columns", "read_table"]
@@ -142,7 +143,8 @@ def _open_parquet(file: Path) -> Any:
     try:
         from pyarrow import ArrowException, parquet
     except ImportError:
-        raise DataError(f"{file}: Parquet files are read by pyarrow; pip install 'ehm[tables]'") from None
+        command = build_install_command("tables")
+        raise DataError(f"{file}: Parquet files are read by pyarrow; {command}") from None
     try:
         return parquet.ParquetFile(file)
     except (OSError, ArrowException) as problem:
