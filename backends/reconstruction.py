@@ -13,7 +13,15 @@ from numpy.typing import NDArray
 
 from ehm.backends.base import Reconstruction
 
-__all__ = ["join_patches", "reconstruct_normalised_patches", "reconstruct_patches", "split_patches", "to_colours"]
+__all__ = [
+    "join_patches",
+    "reconstruct_features",
+    "reconstruct_normalised_patches",
+    "reconstruct_patches",
+    "reconstruct_tokens",
+    "split_patches",
+    "to_colours",
+]
 
 Floats = NDArray[np.floating[Any]]
 Triple = tuple[float, float, float]
@@ -43,6 +51,30 @@ def reconstruct_normalised_patches(predicted: Floats, images: Floats, mean: Trip
         pixels,
         note="The model predicts what a patch looks like apart from its brightness and contrast "
         "(model.norm_pix_loss), so that each predicted patch is shown with the mean and the variance of the true one.",
+    )
+
+
+def reconstruct_tokens(
+    pixels: NDArray[np.float32] | None, true_pixels: NDArray[np.float32] | None, is_right: NDArray[np.bool_]
+) -> Reconstruction:
+    """Return the reconstruction of visual tokens, of which ``is_right`` (B, N) says whether they are the true ones.
+
+    ``pixels`` and ``true_pixels`` (B, H, W, 3) are those that predicted and true tokens stand for, None if their
+    tokenizer has no decoder.
+    """
+    note = "The model predicts visual tokens, which the decoder of their tokenizer turns into pixels."
+    if pixels is None:
+        note = "The model predicts visual tokens, and DALL-E's encoder has no decoder to make pixels of them."
+    return Reconstruction(pixels, true_pixels, is_right.astype(np.float32), "right token", note)
+
+
+def reconstruct_features(cosine: NDArray[np.float32]) -> Reconstruction:
+    """Return the reconstruction of features, of which ``cosine`` (B, N) compares predicted with true ones."""
+    return Reconstruction(
+        agreement=cosine,
+        agreement_name="cosine",
+        note="The model predicts features and no pixels. The cosine between the predicted features of a patch and "
+        "the teacher's is 1 if they point the same way, and 0 if they have nothing in common.",
     )
 
 

@@ -76,9 +76,9 @@ def acl(monkeypatch):
 @pytest.fixture(scope="session")
 def tokenizer(tmp_path_factory):
     """An untrained tokenizer of visual tokens, where ehm tokenizer train would leave it."""
-    pytest.importorskip("torch", reason="tokenizers are torch's")
+    device = "cpu" if importlib.util.find_spec("torch") else "mindspore:cpu"
     config = TokenizerConfig(vocabulary=16, width=8)
     meta = {"kind": "tokenizer", "step": 0, "epoch": 0, "config": config.model_dump(mode="json")}
     run = tmp_path_factory.mktemp("tokenizer")
-    save_checkpoint(run / "checkpoints", backends.get("cpu").create_tokenizer(config).state(), meta)
+    save_checkpoint(run / "checkpoints", backends.get(device).create_tokenizer(config).state(), meta)
     return run

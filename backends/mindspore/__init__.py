@@ -97,8 +97,11 @@ class MindsporeBackend:
         return MindsporeEncoder(source, data, pool)
 
     def create_tokenizer(self, config: TokenizerConfig) -> TokenizerLearner:
-        """Raise BackendError: this backend has none."""
-        raise BackendError("not in MindSpore; --device cpu, cuda or npu trains one with torch")
+        """Create a discrete VAE in training, initialised from ``config.run.seed``."""
+        from ehm.backends.mindspore.learners.tokenizer import MindsporeTokenizer
+
+        set_deterministic(config.run.deterministic)
+        return MindsporeTokenizer(config, self.target, self.processes)
 
     def create_text_learner(self, config: LanguageTrainingConfig, texts: Sequence[str]) -> TextLearner:
         """Raise BackendError: this backend has none."""

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from ehm.config.encoders import EncoderSpec, VitSpec
 from ehm.models.tables import TABLE
 
-__all__ = ["bicubic_weights", "resample_arrays", "resample_positions", "resample_table"]
+__all__ = ["bicubic_weights", "resample_arrays", "resample_images", "resample_positions", "resample_table"]
 
 _POSITIONS = ("pos_embed", "decoder_pos_embed")
 
@@ -35,6 +35,14 @@ def bicubic_weights(new: int, old: int) -> NDArray[np.float64]:
     # at a border a part of the kernel lies outside, and what is left would not sum to one
     normalised: NDArray[np.float64] = weights / weights.sum(axis=1, keepdims=True)
     return normalised
+
+
+def resample_images(images: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.float32]:
+    """Resample images (B, 3, h, w) in [0, 1] to ``size`` = (H, W): (B, H, W, 3)."""
+    down = bicubic_weights(size[0], images.shape[2])
+    across = bicubic_weights(size[1], images.shape[3])
+    resampled = (down @ images @ across.T).clip(0, 1)  # bicubic resampling overshoots
+    return resampled.transpose(0, 2, 3, 1).astype(np.float32)
 
 
 def resample_positions(

@@ -15,10 +15,12 @@ from ehm.errors import CheckpointError, ConfigError
 from ehm.models.shapes_swin import FIRST_TABLE, infer_swin
 from ehm.models.shapes_vit import infer_vit
 from ehm.models.tables import check_tables
+from ehm.models.weights import Pool
 from ehm.storage.arrays import Arrays
 
 __all__ = [
     "check_positions",
+    "describe_built",
     "infer_spec",
     "list_assumptions",
     "resize_spec",
@@ -66,6 +68,13 @@ def check_positions(arrays: Arrays, spec: EncoderSpec, origin: str) -> None:
             "it was altered or damaged"
         )
     check_tables(arrays, spec, origin)
+
+
+def describe_built(spec: EncoderSpec, pool: Pool) -> EncoderSpec:
+    """Return the spec of an encoder that was built to pool as ``pool``: a query that pools may have been left out."""
+    if pool == "map" or not isinstance(spec, VitSpec) or not spec.form.attention_pool:
+        return spec
+    return replace(spec, form=spec.form.model_copy(update={"attention_pool": False}))
 
 
 def spec_from_settings(source: ModelSource) -> EncoderSpec:

@@ -49,9 +49,10 @@ def pretraining(backend, meta, images, first):
         batch = learner.prepare_batch(images)
         looks = {
             "similarity": batch.compute_similarity(),
-            "saliency": batch.compute_saliency(),
             "cosine": cosine.prepare_batch(images).compute_similarity(),
         }
+        if config.spec.has_class_token:
+            looks["saliency"] = batch.compute_saliency()
         return {name: np.concatenate(list(look)) for name, look in looks.items()}
 
     return learner, seen, step, config

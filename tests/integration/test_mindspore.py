@@ -16,13 +16,11 @@ from timm.models.vision_transformer import VisionTransformer
 from tiny import RUN, TINY
 
 import ehm
-from ehm import backends
-from ehm.config import TrainConfig
 from ehm.config.encoders import VitSpec
 from ehm.config.inputs import InputSpec
 from ehm.deploy.predict.command import predict
 from ehm.models.encoder_file import encoder_metadata
-from ehm.storage.checkpoint import open_checkpoint, save_checkpoint
+from ehm.storage.checkpoint import open_checkpoint
 
 pytestmark = elsewhere.needs_mindspore
 
@@ -154,18 +152,14 @@ def test_several_processes_are_one_with_the_same_batch(images, tmp_path):
     assert_same(tmp_path / "two", tmp_path / "one", rtol=1e-4, atol=2e-5)
 
 
-SWIN = {"objective": "simmim", "encoder": "swin_tiny", "patch_size": 4, "mask.unit": 8}
-SWIN |= {"model.width": 12, "model.depth": "[1, 1]", "model.heads": "[1, 2]"}
 ENCODER = Path(__file__).parents[1] / "data/written_before/encoder.safetensors"
 ASKS_TOO_MUCH = {
     "optim.dtype bfloat16: not available on mindspore:cpu, which has float32, float16": {"optim.dtype": "bfloat16"},
     "mask.build device: the MindSpore backend builds trees on the host": {"mask.build": "device"},
-    "objective beit: the MindSpore backend has mae and simmim": {"objective": "beit", "model.tokenizer": "runs/dvae"},
+    "objective beit needs visual tokens: give DALL-E's encoder.pkl": {"objective": "beit"},
     "layer_decay: the MindSpore backend pretrains all layers at one rate": {"layer_decay": 0.9},
     "model.freeze: the MindSpore backend trains all blocks": {"model.freeze": 1},
-    "objective feature: the MindSpore backend has mae and simmim; feature needs torch": {"objective": "feature"},
     "lora.rank: the MindSpore backend trains all weights": {"lora.rank": 2, "model.init": ENCODER},
-    "encoder swin_tiny: the MindSpore backend has ViTs": SWIN,
 }
 
 
@@ -182,12 +176,6 @@ def test_devices_and_weights_that_are_not_there_are_said(stripes, tmp_path):
     refused("torch is not installed", "train", tmp_path, values, device="cpu")
     task = {**FINETUNE, "data.source": stripes}
     refused("timm's models need torch", "finetune", tmp_path, {**task, "model.init": "timm:vit_tiny_patch16_224"})
-    swin = TrainConfig.model_validate(
-        {"objective": "simmim", "encoder": "swin_tiny", "model": {"width": 12, "depth": [1, 1], "heads": [1, 2]}}
-    )
-    state = backends.get("cpu").create_learner(swin).state()
-    path = save_checkpoint(tmp_path / "swin", state, {"kind": "pretrain", "step": 0, "config": swin.model_dump()})
-    refused("holds a Swin, which needs torch", "finetune", tmp_path, {**task, "model.init": path})
     (tmp_path / "weights.pth").write_bytes(b"")
     refused("torch", "finetune", tmp_path, {**task, "model.init": tmp_path / "weights.pth"})
 
@@ -236,17 +224,18 @@ def test_an_encoder_is_refused_or_is_what_its_file_says(tmp_path):
     """By the same rule as with torch; features are those of timm's class with the file's heads and normalisation."""
     numbers = {"img_size": (16, 64), "patch_size": 8, "embed_dim": 192, "depth": 1, "num_classes": 0}
     norm = partial(torch.nn.LayerNorm, eps=1e-6)
-    save_file(VisionTransformer(**numbers, num_heads=3, init_values=0.1).state_dict(), tmp_path / "scaled.safetensors")
+    cosine = {"blocks.0.attn.logit_scale": torch.ones(3)}
+    save_file(VisionTransformer(**numbers, num_heads=3).state_dict() | cosine, tmp_path / "cosine.safetensors")
     model = VisionTransformer(**numbers, num_heads=6, norm_layer=norm).eval()
     inputs = InputSpec((0.5, 0.4, 0.3), (0.2, 0.25, 0.3))
     metadata = encoder_metadata(VitSpec((16, 64), 8, 192, 1, 6), inputs)
     save_file(model.state_dict(), tmp_path / "encoder.safetensors", metadata)
-    done = elsewhere.run("-c", OPEN_FILES, tmp_path / "scaled.safetensors", tmp_path / "encoder.safetensors")
+    done = elsewhere.run("-c", OPEN_FILES, tmp_path / "cosine.safetensors", tmp_path / "encoder.safetensors")
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["said"].keys() == {"train", "finetune", "inspect"}
     for sentence in found["said"].values():
-        assert "scaled.safetensors: holds a ViT with layer scale, " in sentence
+        assert "cosine.safetensors: its encoder has cosine attention with computed positions" in sentence
     assert found["own"] == inputs.to_json()
     assert found["inputs"] == {**inputs.to_json(), "mean": [0.1, 0.2, 0.3], "crop_mode": "squash"}
     assert not [note for note in found["notes"] if "assumed" in note]

@@ -7,17 +7,18 @@ own collectives the CPU.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from mindspore import communication
+from mindspore import Tensor, communication, ops
 from mindspore.mint import distributed
 
 from ehm.backends.base import ALONE, Processes
 from ehm.backends.mindspore.engine.devices import Target, use_target
 from ehm.errors import BackendError
 
-__all__ = ["join_processes"]
+__all__ = ["build_mean", "join_processes"]
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,22 @@ class MindsporeProcesses:
         values: list[Any] = [None] * self.size
         distributed.all_gather_object(values, value)
         return values
+
+
+def build_mean(processes: Processes) -> Callable[..., tuple[Tensor, ...]]:
+    """Return a function that averages each of some tensors over ``processes``."""
+    size = processes.size
+    several = size > 1
+    if several:
+        total_of_all = ops.AllReduce()
+
+    def average(*values: Tensor) -> tuple[Tensor, ...]:
+        averaged = []
+        for value in values:
+            averaged.append(total_of_all(value) / size if several else value * 1.0)
+        return tuple(averaged)
+
+    return average
 
 
 def join_processes(target: Target) -> Processes:

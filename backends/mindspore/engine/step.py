@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 
 from ehm.backends.base import Processes
 from ehm.backends.common import SCALE, TRACKER, split_batch
+from ehm.backends.mindspore.engine.distributed import build_mean
 from ehm.backends.mindspore.engine.graphs import compile_graph
 from ehm.backends.mindspore.engine.optim import Optimizer
 from ehm.backends.mindspore.engine.tensors import set_values
-from ehm.config import OptimConfig, TaskConfig, TrainConfig
+from ehm.config import OptimConfig, TaskConfig, TokenizerConfig, TrainConfig
 from ehm.errors import BackendError
 from ehm.storage.arrays import Arrays
 
@@ -33,25 +34,36 @@ _PRODUCT = ops.Mul()
 
 
 class Training:
-    """Steps of ``optimizer`` on the mean of ``loss(*inputs)``, in graphs that MindSpore compiles at the first step."""
+    """Steps of ``optimizer`` on the mean of ``loss(*inputs)``, in graphs that MindSpore compiles at the first step.
+
+    With ``figures`` the loss comes as the first of several tensors; the others, means over images too, are measured
+    with it and become metrics of these names.
+    """
 
     def __init__(
         self,
-        loss: Callable[..., Tensor],
+        loss: Callable[..., Any],
         optimizer: Optimizer,
         optim: OptimConfig,
         dtype: Any,
         processes: Processes,
         parts: int | None = None,
+        figures: tuple[str, ...] = (),
     ) -> None:
         self._optimizer = optimizer
         self._optim = optim
         self._parts = optim.accumulate if parts is None else parts
         self._scaler = DynamicLossScaler(_FIRST_SCALE, _GROWTH, _WINDOW) if dtype == ms.float16 else None
 
-        def scaled(factor: Tensor, *inputs: Tensor) -> tuple[Tensor, Tensor]:
-            value = loss(*inputs)
-            return value * factor, value
+        self._figures = figures
+        self._average = compile_graph(build_mean(processes))
+
+        def scaled(factor: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
+            if not figures:
+                value = loss(*inputs)
+                return value * factor, value
+            measured = loss(*inputs)
+            return measured[0] * factor, *measured
 
         self._gradients = compile_graph(ms.value_and_grad(scaled, None, optimizer.parameters, has_aux=True))
         self._add = compile_graph(_add_gradients)
@@ -77,11 +89,13 @@ class Training:
         if self._scaler is not None:
             scale = self._scaler.scale_value.value()
         total: Any = 0.0  # stays on the device once a loss is added
+        figures: list[Any] = [0.0] * len(self._figures)
         gradients: Any = None
         for part in split_batch(rows, self._parts):
             share = (part.stop - part.start) / rows
-            (_, value), part_gradients = self._gradients(scale * share, *inputs(part))
+            (_, value, *measured), part_gradients = self._gradients(scale * share, *inputs(part))
             total = total + value * share
+            figures = [figure + more * share for figure, more in zip(figures, measured, strict=True)]
             gradients = part_gradients if gradients is None else self._add(*gradients, *part_gradients)
         total, norm, *gradients = self._prepare(total, scale, *gradients)
         finite = True
@@ -90,7 +104,10 @@ class Training:
             self._scaler.adjust(Tensor(finite))
         if finite:
             self._optimizer.step(gradients, lr, weight_decay)
-        return {"loss": total, "grad_norm": norm}
+        metrics = {"loss": total, "grad_norm": norm}
+        if figures:
+            metrics |= dict(zip(self._figures, self._average(*figures), strict=True))
+        return metrics
 
     def state(self) -> Arrays:
         """Return the optimiser's arrays, and the loss scale if there is one."""
@@ -114,7 +131,7 @@ class Training:
             set_values(self._scaler.counter, tracker)
 
 
-def refuse_unknown(config: TrainConfig | TaskConfig, processes: Processes) -> None:
+def refuse_unknown(config: TrainConfig | TaskConfig | TokenizerConfig, processes: Processes) -> None:
     """Raise BackendError for settings of a run that this backend does not have."""
     if config.optim.tf32:
         raise BackendError("optim.tf32: the MindSpore backend rounds no factors of float32 products; leave it false")

@@ -20,12 +20,14 @@ from ehm.backends.mindspore.engine.graphs import BatchGraph, compile_graph
 from ehm.backends.mindspore.engine.optim import AdamW, Momentum, Optimizer
 from ehm.backends.mindspore.engine.step import Training, draw_drop_path, refuse_tuning, refuse_unknown
 from ehm.backends.mindspore.engine.tensors import Pixels, load_arrays, to_arrays
+from ehm.backends.mindspore.models.blocks import Block
+from ehm.backends.mindspore.models.build import layer_of
 from ehm.backends.mindspore.models.loading import load_model
-from ehm.backends.mindspore.models.vit import layer_of
 from ehm.backends.resumable import ResumableLearner
 from ehm.config import FinetuneConfig
 from ehm.config.inputs import differing_inputs
 from ehm.errors import BackendError
+from ehm.models.shapes import spec_from_json
 from ehm.models.weights import Weights
 
 __all__ = ["MindsporeClassifier"]
@@ -59,7 +61,7 @@ class MindsporeClassifier(ResumableLearner):
         loaded = load_model(config.model, config.run.seed, classes, config.pool, fc_norm, dtype, config.frozen, weights)
         model = loaded.model
         self.model = model
-        self._depth = len(model.blocks)
+        self._spec = spec_from_json(loaded.architecture)
         self.image_size = loaded.image_size
         self.architecture: Mapping[str, Any] = loaded.architecture
         self.notes = loaded.notes
@@ -67,8 +69,9 @@ class MindsporeClassifier(ResumableLearner):
         if self.notes:
             self.notes += differing_inputs(self.inputs, loaded.inputs)
         if config.run.grad_checkpointing:
-            for block in model.blocks:
-                block.recompute()
+            for _, cell in model.cells_and_names():
+                if isinstance(cell, Block):
+                    cell.recompute()
         pixels = Pixels(self.inputs.mean, self.inputs.std)
 
         def loss(images: Tensor, targets: Tensor, keep: Tensor | None) -> Tensor:
@@ -78,7 +81,7 @@ class MindsporeClassifier(ResumableLearner):
             return soft_cross_entropy(model.head(features), targets)
 
         def features(images: Tensor) -> Tensor:
-            return model.compute_features(pixels(images))
+            return model.pool_images(pixels(images))
 
         def logits(images: Tensor) -> Tensor:
             return model(pixels(images)).astype(ms.float32)
@@ -119,7 +122,7 @@ class MindsporeClassifier(ResumableLearner):
     ) -> Callable[[slice], tuple[Any, ...]]:
         """Return a function that gives the loss's inputs for a slice of the batch."""
         numbers = step_entropy(self._config.run.seed, self._steps, self._rank)
-        keep = draw_drop_path(self._config.model.drop_path, self._depth, len(images), numbers)
+        keep = draw_drop_path(self._config.model.drop_path, self._spec.blocks, len(images), numbers)
 
         def take_inputs(rows: slice) -> tuple[Any, ...]:
             factors = None if keep is None else Tensor(keep[:, rows])
@@ -141,14 +144,14 @@ class MindsporeClassifier(ResumableLearner):
     def _create_optimizer(self) -> Optimizer:
         """Create the optimiser; layer i of L learns at ``layer_decay ** (L - i)`` of the rate (BEiT, MAE)."""
         config = self._config
-        last = self._depth + 1
+        last = self._spec.blocks + 1
         trained = {}
         scales = []
         decaying = []
         for name, value in self.model.parameters_and_names():
             if value.requires_grad and (not config.frozen or name.startswith("head.")):
                 trained[name] = value
-                scales.append(config.layer_decay ** (last - layer_of(name, self._depth)))
+                scales.append(config.layer_decay ** (last - layer_of(name, self._spec)))
                 decaying.append(is_decayed(name, value.ndim, ("cls_token", "pos_embed")))
         if config.optimizer == "adamw":
             return AdamW(trained, scales, decaying, config.optim.betas)

@@ -13,9 +13,11 @@ from numpy.typing import NDArray
 
 from ehm.backends.mindspore.engine.graphs import BatchGraph
 from ehm.backends.mindspore.engine.tensors import Pixels
-from ehm.backends.mindspore.models.blocks import attention_probs, mean_attention, patch_similarity, run_blocks
+from ehm.backends.mindspore.models.blocks import attention_probs, run_blocks
 from ehm.backends.mindspore.models.loading import load_model
 from ehm.config import ModelSource, SourceConfig
+from ehm.config.encoders import VitSpec
+from ehm.errors import ConfigError
 from ehm.models.shapes import spec_from_json
 from ehm.models.weights import Pool
 
@@ -36,6 +38,8 @@ class MindsporeEncoder:
         model.set_train(False)
         self.image_size = loaded.image_size
         spec = spec_from_json(loaded.architecture)
+        self._spec = spec
+        self._origin = source.init
         self.grid = spec.grid
         self.has_class_token = spec.has_class_token
         self.inputs = loaded.inputs
@@ -45,17 +49,18 @@ class MindsporeEncoder:
         pixels = Pixels(self.inputs.mean, self.inputs.std)
 
         def features(images: Tensor) -> Tensor:
-            return model.compute_features(pixels(images))
+            return model.pool_images(pixels(images))
 
         def similarity(images: Tensor, blocks: int) -> Tensor:
-            return patch_similarity(mean_attention(model.blocks, model.embed(pixels(images)), blocks))
+            return model.compute_similarity(model.embed(pixels(images)), blocks)
 
         def tokens(images: Tensor, blocks: int) -> Tensor:
-            return run_blocks(model.blocks[:blocks], model.embed(pixels(images)))[:, 1:]
+            return model.compute_features(model.embed(pixels(images)), blocks)
 
         def attention(images: Tensor) -> Tensor:
-            last_input = run_blocks(model.blocks[:-1], model.embed(pixels(images)))
-            return attention_probs(model.blocks[-1], last_input)
+            bias, rotations = model.locate()
+            last_input = model.run_stack(model.embed(pixels(images)), None, -1)
+            return attention_probs(model.blocks[-1], last_input, bias, rotations)
 
         self._features = BatchGraph(features)
         self._similarity = BatchGraph(similarity)
@@ -77,11 +82,20 @@ class MindsporeEncoder:
 
     def compute_attention(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """See :meth:`ehm.backends.base.Encoder.compute_attention`."""
+        self._require_vit()
         return self._attention(images)
 
     def iterate_attention(self, images: NDArray[np.uint8]) -> Iterator[NDArray[np.float32]]:
         """See :meth:`ehm.backends.base.Encoder.iterate_attention`."""
-        tokens = self.model.embed(self._pixels(Tensor(images)))
-        for block in self.model.blocks:
-            yield attention_probs(block, tokens).asnumpy()
-            tokens = run_blocks([block], tokens)
+        self._require_vit()
+        model = self.model
+        bias, rotations = model.locate()
+        tokens = model.prepend_prefix(model.embed(self._pixels(Tensor(images))))
+        for block in model.blocks:
+            yield attention_probs(block, tokens, bias, rotations).asnumpy()
+            tokens = run_blocks([block], tokens, bias, rotations)
+
+    def _require_vit(self) -> None:
+        """Raise ConfigError if the encoder is no ViT, whose tokens all attend to each other."""
+        if not isinstance(self._spec, VitSpec):
+            raise ConfigError(f"model.init {self._origin}: attention needs a ViT of a family in docs/weights.md")

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from ehm.backends.base import ALONE, Processes, Reconstruction, StepExamination
 from ehm.backends.common import is_decayed, split_batch, step_entropy
 from ehm.backends.mindspore.engine.devices import Target, choose_dtype
+from ehm.backends.mindspore.engine.distributed import build_mean
 from ehm.backends.mindspore.engine.examination import examine_step
 from ehm.backends.mindspore.engine.graphs import BatchGraph, compile_graph
 from ehm.backends.mindspore.engine.optim import AdamW
@@ -23,7 +24,7 @@ from ehm.backends.mindspore.engine.step import Training, draw_drop_path, refuse_
 from ehm.backends.mindspore.engine.tensors import Pixels, load_arrays, to_arrays
 from ehm.backends.mindspore.models.blocks import Block, cosine_similarity
 from ehm.backends.mindspore.models.loading import load_initial_weights
-from ehm.backends.mindspore.objectives import create_objective
+from ehm.backends.mindspore.objectives import MindsporeObjective, create_objective
 from ehm.backends.resumable import ResumableLearner
 from ehm.config import TrainConfig
 from ehm.config.objectives import OBJECTIVES
@@ -87,6 +88,7 @@ class MindsporeLearner(ResumableLearner):
             self._average = self._build_model(weights)
             self._average.update_parameters_name("ema.")  # names are unique within a graph
             self._update_average = compile_graph(_build_averaging(self._average, self.model))
+        self._objective.teacher = self._objective.build_teacher(self.model, self._average, self._dtype)
         if config.run.grad_checkpointing:
             for _, cell in self.model.cells_and_names():
                 if isinstance(cell, Block):
@@ -95,24 +97,30 @@ class MindsporeLearner(ResumableLearner):
         pixels = Pixels(config.data.mean, config.data.std)
         self._pixels = pixels
 
-        def loss(images: Tensor, *mask: Tensor) -> Tensor:
-            return model(pixels(images), *mask)
+        def loss(images: Tensor, *rest: Tensor) -> Tensor:
+            return model(pixels(images), *rest)
 
         self._loss = loss
+        self._targets = None
+        if self._objective.has_targets:
+            self._targets = _build_targets(self._objective, pixels)
+            self._describe_targets = compile_graph(self._objective.describe_targets)
+            self._average_figures = compile_graph(build_mean(processes))
         self._training = Training(loss, self._create_optimizer(), config.optim, self._dtype, processes)
-        source = self._average if config.mask.source == "ema" and self._average is not None else model
+        source = {"online": model, "ema": self._average, "teacher": self._objective.teacher}[config.mask.source]
         blocks = config.mask.blocks
         pool = _build_pooling(config.spec.grid, config.units)
 
         def from_attention(images: Tensor) -> Tensor:
-            return pool(pool(source.compute_similarity(pixels(images), blocks)).swapaxes(1, 2))
+            similarity = source.compute_similarity(source.embed(pixels(images)), blocks)
+            return pool(pool(similarity).swapaxes(1, 2))
 
         def from_features(images: Tensor) -> Tensor:
-            features = source.compute_features(pixels(images), blocks)
+            features = source.compute_features(source.embed(pixels(images)), blocks)
             return cosine_similarity(pool(features.swapaxes(1, 2)).swapaxes(1, 2))
 
         def saliency(images: Tensor) -> Tensor:
-            return pool(source.compute_saliency(pixels(images)))
+            return pool(source.compute_saliency(source.embed(pixels(images))))
 
         self._similarity = compile_graph(from_attention if config.mask.similarity == "attention" else from_features)
         self._saliency = compile_graph(saliency)
@@ -143,7 +151,8 @@ class MindsporeLearner(ResumableLearner):
         """See :meth:`ehm.backends.base.Learner.train_step`."""
         images = batch.images
         config = self._config
-        take_inputs = self._prepare_inputs(images, mask)
+        figures: dict[str, Any] = {}
+        take_inputs = self._prepare_inputs(images, mask, figures)
         metrics = self._training.step(len(images), take_inputs, lr, weight_decay)
         self._steps += 1
         if self._average is not None:
@@ -153,7 +162,9 @@ class MindsporeLearner(ResumableLearner):
             assert decay is not None  # no average is kept without one
             # a tensor, as a number would be a constant of the graph
             self._update_average(Tensor(1 - decay, ms.float32))
-        return metrics
+        if figures:
+            figures = dict(zip(figures, self._average_figures(*figures.values()), strict=True))
+        return {**metrics, **figures}
 
     def reconstruct_images(self, images: NDArray[np.uint8], mask: NDArray[np.bool_]) -> Reconstruction:
         """See :meth:`ehm.backends.base.Learner.reconstruct_images`."""
@@ -177,7 +188,7 @@ class MindsporeLearner(ResumableLearner):
         ema_decay: float | None = None,
     ) -> StepExamination:
         """See :meth:`ehm.backends.base.Learner.examine_step`."""
-        inputs = self._prepare_inputs(batch.images, mask)(slice(None))
+        inputs = self._prepare_inputs(batch.images, mask, {})(slice(None))
         return examine_step(
             self.model,
             self._loss,
@@ -187,9 +198,12 @@ class MindsporeLearner(ResumableLearner):
         )
 
     def _prepare_inputs(
-        self, images: NDArray[np.uint8], mask: NDArray[np.bool_] | BatchMasks
+        self, images: NDArray[np.uint8], mask: NDArray[np.bool_] | BatchMasks, figures: dict[str, Any]
     ) -> Callable[[slice], tuple[Tensor, ...]]:
-        """Return a function that gives the loss's inputs for a slice of the batch."""
+        """Return a function that gives the loss's inputs for a slice of the batch.
+
+        It adds the figures that describe the slice's targets, by its share of the batch, to ``figures``.
+        """
         config = self._config
         views = len(mask) // len(images)
         numbers = step_entropy(config.run.seed, self._steps, self._rank)
@@ -198,8 +212,14 @@ class MindsporeLearner(ResumableLearner):
         def take_inputs(rows: slice) -> tuple[Tensor, ...]:
             start, stop, _ = rows.indices(len(images))
             masks = slice(start * views, stop * views)
-            inputs = [Tensor(images[rows])]
+            on_device = Tensor(images[rows])
+            inputs = [on_device]
             inputs += [Tensor(part) for part in self._split_mask(mask[masks])]
+            if self._targets is not None:
+                targets = self._targets(on_device)
+                inputs += targets
+                for name, value in self._describe_targets(targets).items():
+                    figures[name] = figures.get(name, 0.0) + value * ((stop - start) / len(images))
             if keep is not None:
                 inputs.append(Tensor(keep[:, masks]))
             return tuple(inputs)
@@ -254,11 +274,20 @@ def _build_pooling(grid: tuple[int, int], units: tuple[int, int]) -> Callable[[T
     return pool
 
 
+def _build_targets(objective: MindsporeObjective, pixels: Pixels) -> Any:
+    """Return a function of images (B, H, W, 3) that computes the targets of ``objective``, without gradient."""
+
+    def compute(images: Tensor) -> tuple[Tensor, ...]:
+        return objective.compute_targets(pixels(images))
+
+    return compile_graph(compute)
+
+
 def _build_pooled_features(model: Any, pixels: Pixels) -> BatchGraph:
     """Return a graph that pools the features of images (B, H, W, 3): -> (B, D)."""
 
     def pool(images: Tensor) -> Tensor:
-        return model.pool_features(pixels(images))
+        return model.pool_features(model.embed(pixels(images)))
 
     return BatchGraph(pool)
 

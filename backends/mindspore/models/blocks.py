@@ -23,11 +23,13 @@ __all__ = [
     "LayerNorm",
     "apply_linear",
     "attention_probs",
+    "can_fuse_attention",
     "class_attention",
     "cosine_similarity",
     "mean_attention",
     "patch_similarity",
     "run_blocks",
+    "symmetrise",
 ]
 
 _FUSED_WIDTH_STEP = 16
@@ -35,21 +37,22 @@ _FUSED_WIDTH_LIMIT = 512
 """Features of a head that ``ops.flash_attention_score`` takes: multiples of the first, up to the second."""
 
 
-def apply_linear(x: Tensor, weight: Tensor, bias: Tensor, dtype: Any) -> Tensor:
-    """Multiply (..., I) by (O, I) transposed and add (O,), in ``dtype``: (..., O)."""
+def apply_linear(x: Tensor, weight: Tensor, bias: Tensor | None, dtype: Any) -> Tensor:
+    """Multiply (..., I) by (O, I) transposed and add (O,), if there is a bias, in ``dtype``: (..., O)."""
     rows = x.reshape((-1, x.shape[-1])).astype(dtype)
-    product = ops.MatMul(transpose_b=True)(rows, weight.astype(dtype)) + bias.astype(dtype)
+    product = ops.MatMul(transpose_b=True)(rows, weight.astype(dtype))
+    if bias is not None:
+        product = product + bias.astype(dtype)
     return product.reshape((*x.shape[:-1], weight.shape[0]))
 
 
 class Dense(nn.Cell):
-    """A linear layer: (..., I) -> (..., O); without ``bias`` it only holds its weights, for a subclass to apply."""
+    """A linear layer: (..., I) -> (..., O), with a ``bias`` or without one."""
 
     def __init__(self, inputs: int, outputs: int, dtype: Any, bias: bool = True) -> None:
         super().__init__()
         self.weight = Parameter(Tensor(np.zeros((outputs, inputs), np.float32)))
-        if bias:
-            self.bias = Parameter(Tensor(np.zeros(outputs, np.float32)))
+        self.bias = Parameter(Tensor(np.zeros(outputs, np.float32))) if bias else None
         self.dtype = dtype
 
     def construct(self, x: Tensor) -> Tensor:
@@ -58,13 +61,13 @@ class Dense(nn.Cell):
 
 
 class LayerNorm(nn.Cell):
-    """Layer normalisation of the last axis in float32, with timm's parameter names and the ViT's epsilon."""
+    """Layer normalisation of the last axis in float32, with timm's parameter names; the ViT's epsilon if left out."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, epsilon: float = 1e-6) -> None:
         super().__init__()
         self.weight = Parameter(Tensor(np.ones(width, np.float32)))
         self.bias = Parameter(Tensor(np.zeros(width, np.float32)))
-        self.norm = ops.LayerNorm(begin_norm_axis=-1, begin_params_axis=-1, epsilon=1e-6)
+        self.norm = ops.LayerNorm(begin_norm_axis=-1, begin_params_axis=-1, epsilon=epsilon)
 
     def construct(self, x: Tensor) -> Tensor:
         """(..., D) -> (..., D)."""
@@ -84,10 +87,10 @@ class Attention(nn.Cell):
         self.unstack = ops.Unstack(axis=0, num=3)
         self.unstack_fused = ops.Unstack(axis=2, num=3)
         # a bias for the scores has no gradient in the fused operator, and a table of biases would not learn
-        self.is_fused = _can_fuse_attention(width // heads, dtype)
+        self.is_fused = can_fuse_attention(width // heads, dtype)
 
-    def split_heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Compute queries, keys and values: (B, L, D) -> (B, h, L, d) each."""
+    def split_heads(self, x: Tensor, rotations: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Compute queries, keys and values: (B, L, D) -> (B, h, L, d) each; ``rotations`` are for other forms."""
         batch, tokens, width = x.shape
         qkv = self.project(x).reshape((batch, tokens, 3, self.heads, width // self.heads)).transpose((2, 0, 3, 1, 4))
         # indexing instead took three tenths of a step on a CPU
@@ -100,11 +103,11 @@ class Attention(nn.Cell):
     def compute_probs(self, q: Tensor, k: Tensor, bias: Tensor | None = None) -> Tensor:
         """Compute softmax attention in float32: (B, h, K, d), (B, h, L, d) -> (B, h, K, L) of the first K tokens.
 
-        ``bias`` (h, L, L) is added to the scores.
+        ``bias`` (h, L, L), or (B, h, L, L), is added to the scores.
         """
         scores = ops.BatchMatMul(transpose_b=True)(q * self.scale, k).astype(ms.float32)
         if bias is not None:
-            scores = scores + bias[:, : q.shape[2]]
+            scores = scores + bias[..., : q.shape[2], :]
         return ops.softmax(scores, axis=-1)
 
     def mix_values(self, probs: Tensor, v: Tensor) -> Tensor:
@@ -114,11 +117,11 @@ class Attention(nn.Cell):
         mixed = ops.BatchMatMul()(probs.astype(v.dtype), v).transpose((0, 2, 1, 3))
         return self.proj(mixed.reshape((batch, tokens, heads * width)))
 
-    def construct(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+    def construct(self, x: Tensor, bias: Tensor | None = None, rotations: Tensor | None = None) -> Tensor:
         """(B, L, D) -> (B, L, D); for ``bias`` see :meth:`compute_probs`."""
         if self.is_fused and bias is None:
             return self.attend_fused(x)
-        q, k, v = self.split_heads(x)
+        q, k, v = self.split_heads(x, rotations)
         return self.mix_values(self.compute_probs(q, k, bias), v)
 
     def attend_fused(self, x: Tensor) -> Tensor:
@@ -130,7 +133,7 @@ class Attention(nn.Cell):
         return self.proj(mixed)
 
 
-def _can_fuse_attention(head_width: int, dtype: Any) -> bool:
+def can_fuse_attention(head_width: int, dtype: Any) -> bool:
     """Return whether this process's target has fused attention for heads of this width (operator's page, 2.10)."""
     names = current_facts().fused_attention_dtypes
     fits = head_width % _FUSED_WIDTH_STEP == 0 and head_width <= _FUSED_WIDTH_LIMIT
@@ -153,18 +156,34 @@ class Mlp(nn.Cell):
 class Block(nn.Cell):
     """A pre-norm Transformer block: (B, L, D) -> (B, L, D)."""
 
-    def __init__(self, width: int, heads: int, mlp_ratio: float, dtype: Any, attn: Attention | None = None) -> None:
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        mlp_ratio: float,
+        dtype: Any,
+        attn: Attention | None = None,
+        epsilon: float = 1e-6,
+    ) -> None:
         super().__init__()
-        self.norm1 = LayerNorm(width)
+        self.norm1 = LayerNorm(width, epsilon)
         self.attn = Attention(width, heads, dtype) if attn is None else attn
-        self.norm2 = LayerNorm(width)
+        self.norm2 = LayerNorm(width, epsilon)
         self.mlp = Mlp(width, int(width * mlp_ratio), dtype)
 
     def construct(
-        self, x: Tensor, bias: Tensor | None = None, keep_attn: Tensor | None = None, keep_mlp: Tensor | None = None
+        self,
+        x: Tensor,
+        bias: Tensor | None = None,
+        rotations: Tensor | None = None,
+        keep_attn: Tensor | None = None,
+        keep_mlp: Tensor | None = None,
     ) -> Tensor:
-        """``bias`` is the attention's; ``keep_attn`` and ``keep_mlp`` (B, 1, 1) scale the branches: drop path."""
-        return self.finish_block(x, self.attn(self.norm1(x), bias), keep_attn, keep_mlp)
+        """``bias`` and ``rotations`` are the attention's; ``keep_attn`` and ``keep_mlp`` (B, 1, 1) scale the branches.
+
+        These are the factors of drop path.
+        """
+        return self.finish_block(x, self.attn(self.norm1(x), bias, rotations), keep_attn, keep_mlp)
 
     def finish_block(self, x: Tensor, mixed: Tensor, keep_attn: Tensor | None, keep_mlp: Tensor | None) -> Tensor:
         """Compute what follows attention, whose output for ``x`` is ``mixed`` (B, L, D)."""
@@ -177,32 +196,42 @@ class Block(nn.Cell):
         return x + refined
 
 
-def run_blocks(blocks: Any, tokens: Tensor, bias: Tensor | None = None, keep: Tensor | None = None) -> Tensor:
+def run_blocks(
+    blocks: Any,
+    tokens: Tensor,
+    bias: Tensor | None = None,
+    rotations: Tensor | None = None,
+    keep: Tensor | None = None,
+) -> Tensor:
     """Run all ``blocks``: (B, L, D) -> (B, L, D); ``keep`` (2 * depth, B, 1, 1) are drop path's factors."""
     for index, block in enumerate(blocks):
         if keep is None:
-            tokens = block(tokens, bias)
+            tokens = block(tokens, bias, rotations)
         else:
-            tokens = block(tokens, bias, keep[2 * index], keep[2 * index + 1])
+            tokens = block(tokens, bias, rotations, keep[2 * index], keep[2 * index + 1])
     return tokens
 
 
-def attention_probs(block: Block, tokens: Tensor) -> Tensor:
+def attention_probs(
+    block: Block, tokens: Tensor, bias: Tensor | None = None, rotations: Tensor | None = None
+) -> Tensor:
     """Compute the softmax attention of one block on its input: (B, L, D) -> (B, h, L, L)."""
-    q, k, _ = block.attn.split_heads(block.norm1(tokens))
-    return block.attn.compute_probs(q, k)
+    q, k, _ = block.attn.split_heads(block.norm1(tokens), rotations)
+    return block.attn.compute_probs(q, k, bias)
 
 
-def mean_attention(blocks: Any, tokens: Tensor, count: int, bias: Tensor | None = None) -> Tensor:
+def mean_attention(
+    blocks: Any, tokens: Tensor, count: int, bias: Tensor | None = None, rotations: Tensor | None = None
+) -> Tensor:
     """Average attention over the heads of the first ``count`` blocks: (B, L, D) -> (B, L, L), float32.
 
-    All blocks share the ``bias``, if any.
+    All blocks share the ``bias`` and the ``rotations``, if any.
     """
     used = min(count, len(blocks))
     total = ops.zeros((tokens.shape[0], tokens.shape[1], tokens.shape[1]), ms.float32)
     for index in range(used):
         block = blocks[index]
-        q, k, v = block.attn.split_heads(block.norm1(tokens))
+        q, k, v = block.attn.split_heads(block.norm1(tokens), rotations)
         probs = block.attn.compute_probs(q, k, bias)
         total = total + probs.mean(axis=1)
         # the probabilities serve a second time, for the block's output; nobody needs that of the last block
@@ -211,20 +240,23 @@ def mean_attention(blocks: Any, tokens: Tensor, count: int, bias: Tensor | None 
     return total / used
 
 
-def class_attention(blocks: Any, tokens: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Compute the class token's attention to the patches in the last of ``blocks``: (B, L, D) -> (B, L - 1), float32.
+def class_attention(
+    blocks: Any, tokens: Tensor, bias: Tensor | None = None, rotations: Tensor | None = None, prefix: int = 1
+) -> Tensor:
+    """Compute the class token's attention to the patches in the last of ``blocks``: (B, L, D) -> (B, N), float32.
 
-    It is the mean over heads. All blocks share the ``bias``, if any.
+    It is the mean over heads; ``prefix`` tokens stand before the patches. All blocks share the ``bias`` and the
+    ``rotations``, if any.
     """
-    tokens = run_blocks(blocks[:-1], tokens, bias)
+    tokens = run_blocks(blocks[:-1], tokens, bias, rotations)
     last = blocks[-1]
-    q, k, _ = last.attn.split_heads(last.norm1(tokens))
-    return last.attn.compute_probs(q[:, :, :1], k, bias)[:, :, 0, 1:].mean(axis=1)
+    q, k, _ = last.attn.split_heads(last.norm1(tokens), rotations)
+    return last.attn.compute_probs(q[:, :, :1], k, bias)[:, :, 0, prefix:].mean(axis=1)
 
 
-def patch_similarity(attention: Tensor) -> Tensor:
-    """Drop the class token's row and column and symmetrise (Eq. 6): (B, L, L) -> (B, L - 1, L - 1)."""
-    return symmetrise(attention[:, 1:, 1:])
+def patch_similarity(attention: Tensor, prefix: int = 1) -> Tensor:
+    """Drop the ``prefix`` tokens before the patches and symmetrise (Eq. 6): (B, L, L) -> (B, N, N)."""
+    return symmetrise(attention[:, prefix:, prefix:])
 
 
 def cosine_similarity(features: Tensor) -> Tensor:

@@ -8,16 +8,21 @@ import numpy as np
 from mindspore import Parameter, Tensor, nn
 from numpy.typing import NDArray
 
-__all__ = ["init_beit", "init_truncated", "init_xavier"]
+from ehm.config.encoders import EncoderSpec, VitSpec
 
-_CLASSIFIER_STD = {"head.weight": 2e-5, "head.1.weight": 0.01}
+__all__ = ["init_masked", "init_truncated", "init_xavier"]
+
+_CLASSIFIER_STD = {"head.weight": 2e-5, "head.1.weight": 0.01, "head.fc.weight": 2e-5, "head.fc.1.weight": 0.01}
 """Standard deviation of a classifier's weights: near zero in MAE's fine-tuning, larger behind a probe's batch norm."""
 
 
 def init_xavier(cell: nn.Cell, rng: np.random.Generator) -> None:
-    """Draw weights as MAE's published code: Xavier's uniform range for projections, std 0.02 for tokens, no biases."""
+    """Draw weights as MAE's published code: Xavier's uniform range for projections, std 0.02 for tokens, no biases.
+
+    Positions that are trained, which MAE's are not, have that deviation too.
+    """
     for name, parameter in cell.parameters_and_names():
-        if name.endswith("_token"):
+        if name.endswith("_token") or (name == "pos_embed" and parameter.requires_grad):
             _set_values(parameter, rng.normal(0, 0.02, parameter.shape))
         elif name.endswith(".weight") and parameter.ndim > 1:
             outputs = parameter.shape[0]
@@ -26,15 +31,23 @@ def init_xavier(cell: nn.Cell, rng: np.random.Generator) -> None:
             _set_values(parameter, rng.uniform(-limit, limit, parameter.shape))
 
 
-def init_beit(cell: nn.Cell, rng: np.random.Generator) -> None:
-    """Draw weights as timm's ``Beit`` under a convolutional head: std 0.02 for projections and tokens.
+def init_masked(cell: nn.Cell, spec: EncoderSpec, rng: np.random.Generator) -> None:
+    """Draw the weights of an encoder of ``spec`` that sees mask tokens, as timm does for its class."""
+    if isinstance(spec, VitSpec) and spec.relative:
+        _init_beit(cell, rng)
+    else:
+        init_truncated(cell, rng)
 
-    Both convolutions have torch's own range; other biases and tables are zero. The layers that write into the residuals
+
+def _init_beit(cell: nn.Cell, rng: np.random.Generator) -> None:
+    """Draw weights as timm's ``Beit`` under a convolutional or linear head: std 0.02 for projections and tokens.
+
+    Convolutions have torch's own range; other biases and tables are zero. The layers that write into the residuals
     of block l, counted from 1, are divided by sqrt(2 l).
     """
     own = dict(cell.parameters_and_names())
     for name, parameter in own.items():
-        if name.startswith(("patch_embed.", "decoder.")):
+        if name.startswith(("patch_embed.proj.", "decoder.")):
             weight = own[f"{name.rpartition('.')[0]}.weight"]
             limit = 1 / math.sqrt(math.prod(weight.shape[1:]))
             _set_values(parameter, rng.uniform(-limit, limit, parameter.shape))
@@ -47,19 +60,33 @@ def init_beit(cell: nn.Cell, rng: np.random.Generator) -> None:
 
 
 def init_truncated(cell: nn.Cell, rng: np.random.Generator) -> None:
-    """Draw weights as timm's ViT: std 0.02 cut at two of them, 1e-6 for the class token.
+    """Draw weights as timm's ViT and Swin: std 0.02 cut at two of them, 1e-6 for the class token and registers.
 
-    The patch embedding has torch's own range, a classifier the deviation of :data:`_CLASSIFIER_STD`.
+    Convolutions, those of patches and of a decoder, have torch's own range, a classifier has the deviation of
+    :data:`_CLASSIFIER_STD`. Tables of biases are zero in a ViT, and drawn in a Swin.
     """
-    for name, parameter in cell.parameters_and_names():
-        if name == "cls_token":
+    own = dict(cell.parameters_and_names())
+    for name, parameter in own.items():
+        if name in ("cls_token", "reg_token"):
             _set_values(parameter, rng.normal(0, 1e-6, parameter.shape))
-        elif name.startswith("patch_embed."):
-            limit = 1 / math.sqrt(math.prod(cell.patch_embed.proj.weight.shape[1:]))
+        elif name.startswith(("patch_embed.proj.", "decoder.")):
+            weight = own[f"{name.rpartition('.')[0]}.weight"]
+            limit = 1 / math.sqrt(math.prod(weight.shape[1:]))
             _set_values(parameter, rng.uniform(-limit, limit, parameter.shape))
-        elif name == "pos_embed" or (name.endswith(".weight") and parameter.ndim > 1):
+        elif name == "attn_pool.latent":
+            _set_values(parameter, _draw_cut_normal(rng, parameter.shape) / math.sqrt(parameter.shape[-1]))
+        elif _is_drawn(name, parameter.ndim):
             std = _CLASSIFIER_STD.get(name, 0.02)
             _set_values(parameter, _draw_cut_normal(rng, parameter.shape) * std)
+
+
+def _is_drawn(name: str, dimensions: int) -> bool:
+    """Return whether a parameter of timm's networks has a standard deviation of its own at first."""
+    if name in ("pos_embed", "mask_token"):
+        return True
+    if name.endswith("bias_table"):
+        return name.startswith("layers.")  # a Swin's
+    return name.endswith(".weight") and dimensions > 1
 
 
 def _draw_cut_normal(rng: np.random.Generator, shape: tuple[int, ...]) -> NDArray[np.float64]:

@@ -14,15 +14,14 @@ import numpy as np
 from mindspore import Parameter, nn
 
 from ehm.backends.mindspore.engine.tensors import set_values
-from ehm.backends.mindspore.models.vit import VisionTransformer
+from ehm.backends.mindspore.models.build import build_encoder
 from ehm.config import ModelSource, TrainConfig
-from ehm.config.encoders import PLAIN, EncoderSpec, VitSpec
 from ehm.errors import ConfigError
 from ehm.models.fitting import resize_weights, select_arrays
 from ehm.models.opening import open_model
 from ehm.models.pretraining import select_initial_arrays
-from ehm.models.shapes import spec_from_settings, spec_to_json
-from ehm.models.weights import LoadedModel, Pool, Provenance, Weights, check_pool
+from ehm.models.shapes import describe_built, spec_from_settings, spec_to_json
+from ehm.models.weights import LoadedModel, Pool, Provenance, Weights
 from ehm.storage.arrays import Arrays
 
 __all__ = ["load_initial_weights", "load_model", "open_weights"]
@@ -42,16 +41,14 @@ def load_model(
 ) -> LoadedModel:
     """Load the encoder that ``source`` names under a head of ``classes`` that ``seed`` starts (0: none).
 
-    ``pool``, ``fc_norm`` and ``probe`` are :class:`VisionTransformer`'s. Positions and tables of relative ones are
+    ``pool``, ``fc_norm`` and ``probe`` are :func:`build_encoder`'s. Positions and tables of relative ones are
     resampled to ``source.image_size``. ``weights`` are what ``source`` names if that was opened already. Raises
     CheckpointError if weights are missing or do not fit, ConfigError if the settings do not.
     """
     rng = np.random.default_rng(seed)
     if source.init == "scratch":
-        wanted = spec_from_settings(source)
-        spec = _require_vit(wanted, f"model.encoder {source.encoder}: {wanted.description}")
-        check_pool(spec, pool)
-        model = VisionTransformer(spec, rng, classes, pool, fc_norm, dtype, probe)
+        spec = spec_from_settings(source)
+        model = build_encoder(spec, rng, classes, pool, fc_norm, dtype, probe)
         return LoadedModel(model, spec_to_json(spec), Provenance("scratch", "scratch"))
     if weights is None:
         weights = open_weights(source)
@@ -59,17 +56,16 @@ def load_model(
         raise ConfigError(f"model.init {source.init}: holds timm's {weights.timm}, which needs torch; {_ACCEPTED}")
     weights = resize_weights(weights, source)
     assert weights.spec is not None
-    spec = _require_vit(weights.spec, f"model.init {source.init}: holds {weights.spec.description}, which")
-    check_pool(spec, pool)
+    spec = weights.spec
     if pool == "avg" and weights.has_norm_behind_pooling:
         fc_norm = True  # else the norm that the weights have would be left out, and none be used
-    model = VisionTransformer(spec, rng, classes, pool, fc_norm, dtype, probe)
+    model = build_encoder(spec, rng, classes, pool, fc_norm, dtype, probe)
     parameters = dict(model.parameters_and_names())
     arrays, notes = select_arrays(
-        _list_shapes(parameters), weights.arrays, "head", source.init, weights.provenance.notes
+        _list_shapes(parameters), weights.arrays, spec.classifier, source.init, weights.provenance.notes
     )
     _copy_arrays(parameters, arrays)
-    return LoadedModel(model, spec_to_json(spec), weights.provenance, notes)
+    return LoadedModel(model, spec_to_json(describe_built(spec, pool)), weights.provenance, notes)
 
 
 def open_weights(source: ModelSource) -> Weights:
@@ -88,15 +84,6 @@ def load_initial_weights(model: nn.Cell, config: TrainConfig, weights: Weights |
     arrays, notes = select_initial_arrays(config, _list_shapes(parameters), open_weights, weights)
     _copy_arrays(parameters, arrays)
     return notes
-
-
-def _require_vit(spec: EncoderSpec, named: str) -> VitSpec:
-    """Return ``spec``; ConfigError, which begins with what is ``named``, if it is another encoder's."""
-    if not isinstance(spec, VitSpec) or not (spec.is_plain or spec.relative):
-        raise ConfigError(f"{named} needs torch; the MindSpore backend has plain ViTs and BEiT's")
-    if spec.form.norm_epsilon != PLAIN.norm_epsilon:
-        raise ConfigError(f"{named} needs torch; the MindSpore backend has norms of epsilon {PLAIN.norm_epsilon:g}")
-    return spec
 
 
 def _list_shapes(parameters: Mapping[str, Parameter]) -> dict[str, tuple[int, ...]]:

@@ -10,7 +10,6 @@ from mindspore import Parameter, Tensor, nn, ops
 
 from ehm.backends.mindspore.engine.devices import current_facts
 from ehm.backends.mindspore.models.blocks import apply_linear
-from ehm.config.encoders import VitSpec
 
 __all__ = [
     "PatchEmbed",
@@ -29,10 +28,10 @@ class Projection(nn.Cell):
     On Ascend, convolutions run in HF32, matrix products do not.
     """
 
-    def __init__(self, outputs: int, inputs: int, side: int, dtype: Any) -> None:
+    def __init__(self, outputs: int, inputs: int, side: int, dtype: Any, bias: bool = True) -> None:
         super().__init__()
         self.weight = Parameter(Tensor(np.zeros((outputs, inputs, side, side), np.float32)))
-        self.bias = Parameter(Tensor(np.zeros(outputs, np.float32)))
+        self.bias = Parameter(Tensor(np.zeros(outputs, np.float32))) if bias else None
         self.dtype = dtype
 
     def construct(self, windows: Tensor) -> Tensor:
@@ -41,16 +40,18 @@ class Projection(nn.Cell):
 
 
 class PatchEmbed(nn.Cell):
-    """Normalised (B, 3, H, W) -> (B, N, D)."""
+    """Normalised (B, 3, H, W) -> (B, N, D), under a ``norm`` if there is one."""
 
-    def __init__(self, spec: VitSpec, dtype: Any) -> None:
+    def __init__(self, patch_size: int, width: int, dtype: Any, bias: bool = True, norm: nn.Cell | None = None) -> None:
         super().__init__()
-        self.proj = Projection(spec.width, 3, spec.patch_size, dtype)
-        self.patch_size = spec.patch_size
+        self.proj = Projection(width, 3, patch_size, dtype, bias)
+        self.norm = norm
+        self.patch_size = patch_size
 
     def construct(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, N, D)."""
-        return self.proj(patchify_by_channel(images, self.patch_size))
+        tokens = self.proj(patchify_by_channel(images, self.patch_size))
+        return tokens if self.norm is None else self.norm(tokens)
 
 
 def patchify_by_channel(images: Tensor, patch_size: int) -> Tensor:

@@ -14,7 +14,7 @@ from mindspore import Parameter, Tensor, nn, ops
 from ehm.backends.mindspore.models.blocks import Attention, Block, apply_linear
 from ehm.config.encoders import LAYER_SCALE, relative_index
 
-__all__ = ["RelativeBias", "RelativeBlock"]
+__all__ = ["RelativeBias", "RelativeBlock", "look_up_biases"]
 
 
 class RelativeBias(nn.Cell):
@@ -26,7 +26,7 @@ class RelativeBias(nn.Cell):
 
     def construct(self) -> Tensor:
         """(h, L, L)."""
-        return _look_up_biases(self.relative_position_bias_table, self.index)
+        return look_up_biases(self.relative_position_bias_table, self.index)
 
 
 class RelativeAttention(Attention):
@@ -51,7 +51,7 @@ class RelativeAttention(Attention):
     def compute_probs(self, q: Tensor, k: Tensor, bias: Tensor | None = None) -> Tensor:
         """See :meth:`Attention.compute_probs`."""
         if self.has_table:
-            bias = _look_up_biases(self.relative_position_bias_table, self.index)
+            bias = look_up_biases(self.relative_position_bias_table, self.index)
         return super().compute_probs(q, k, bias)
 
 
@@ -59,9 +59,15 @@ class RelativeBlock(Block):
     """A block of the relative form; with a table of its own for a ``grid``, without one its bias is handed in."""
 
     def __init__(
-        self, width: int, heads: int, mlp_ratio: float, dtype: Any, grid: tuple[int, int] | None = None
+        self,
+        width: int,
+        heads: int,
+        mlp_ratio: float,
+        dtype: Any,
+        grid: tuple[int, int] | None = None,
+        epsilon: float = 1e-6,
     ) -> None:
-        super().__init__(width, heads, mlp_ratio, dtype, RelativeAttention(width, heads, dtype, grid))
+        super().__init__(width, heads, mlp_ratio, dtype, RelativeAttention(width, heads, dtype, grid), epsilon)
         self.gamma_1 = Parameter(Tensor(np.full(width, LAYER_SCALE, np.float32)))
         self.gamma_2 = Parameter(Tensor(np.full(width, LAYER_SCALE, np.float32)))
 
@@ -83,7 +89,7 @@ def _create_table(grid: tuple[int, int], heads: int) -> tuple[Parameter, Tensor]
     return Parameter(Tensor(np.zeros((index.max() + 1, heads), np.float32))), Tensor(index)
 
 
-def _look_up_biases(table: Tensor, index: Tensor) -> Tensor:
+def look_up_biases(table: Tensor, index: Tensor) -> Tensor:
     """Look up the biases of all pairs: (T, h), (L, L) -> (h, L, L)."""
     length = index.shape[0]
     return ops.gather(table, index.reshape((-1,)), 0).reshape((length, length, -1)).transpose((2, 0, 1))

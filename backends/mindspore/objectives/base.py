@@ -10,29 +10,27 @@ from mindspore import Tensor, nn
 
 from ehm.backends.base import Reconstruction
 from ehm.config import TrainConfig
-from ehm.config.encoders import PLAIN, VitSpec
-from ehm.errors import BackendError
 
 __all__ = ["MindsporeObjective"]
 
 
 class MindsporeObjective(ABC):
-    """A pretraining objective: the model with its loss. Raises BackendError for an encoder that this backend lacks.
+    """A pretraining objective: the model with its loss, and what the loss needs beside images and mask.
 
-    A model has ``compute_similarity``, ``compute_features``, ``pool_features`` and ``compute_saliency``. Its
-    ``construct`` gives the loss from images, from the indices of visible and of masked patches and each patch's place
-    among both, and from drop path's factors if the objective has drop path. Its ``predict`` gives what it says of
-    wanted patches.
+    A model has ``embed``, ``compute_similarity``, ``compute_features``, ``pool_features`` and, with a class token,
+    ``compute_saliency``. Its ``construct`` gives the loss from images, from the indices of visible and of masked
+    patches and each patch's place among both, from :meth:`compute_targets`, and from drop path's factors if the
+    objective has drop path. Its ``predict`` gives what it says of wanted patches.
     """
 
+    teacher: Any = None
+    """The encoder whose features are predicted, which a learner sets by :meth:`build_teacher`."""
+    has_targets = False
+    """True if the loss needs what :meth:`compute_targets` gives."""
+
     def __init__(self, config: TrainConfig) -> None:
-        spec = config.spec
-        if not isinstance(spec, VitSpec):
-            raise BackendError(f"encoder {config.encoder}: the MindSpore backend has ViTs; a Swin needs torch")
-        if spec.form != PLAIN:
-            raise BackendError(f"model.form: {spec.description} needs torch; the MindSpore backend has plain ViTs")
         self.config = config
-        self.spec = spec
+        self.spec: Any = config.spec
 
     def random_numbers(self) -> np.random.Generator:
         """Return the generator of the first weights, always at its beginning."""
@@ -41,6 +39,21 @@ class MindsporeObjective(ABC):
     @abstractmethod
     def build_model(self, dtype: Any) -> nn.Cell:
         """Return an untrained model that multiplies matrices in ``dtype``."""
+
+    def build_teacher(self, model: Any, average: Any | None, dtype: Any) -> Any | None:
+        """Return the encoder whose features are predicted, None if the objective has none; it becomes ``teacher``.
+
+        ``model`` has its first weights; ``average`` is its moving average, None if there is none.
+        """
+        return None
+
+    def compute_targets(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Compute from normalised images (B, 3, H, W), outside the model, what its ``construct`` takes besides."""
+        return ()
+
+    def describe_targets(self, targets: tuple[Tensor, ...]) -> dict[str, Tensor]:
+        """Compute figures to log, by name, from the targets of some images."""
+        return {}
 
     @abstractmethod
     def reconstruct(self, model: Any, images: Tensor, visible: Tensor, restore: Tensor) -> Reconstruction:

@@ -5,22 +5,19 @@ Parameter names are those of the published module. Shapes: B images of H x W pix
 
 from __future__ import annotations
 
-import re
-
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d
 
 from ehm.backends.torch.engine.tensors import load_arrays
 from ehm.backends.torch.models.tokenizers import Tokenizer
-from ehm.errors import CheckpointError
+from ehm.models.tokenizer_weights import infer_dalle_sizes
 from ehm.storage.arrays import Arrays
 
 __all__ = ["DalleEncoder"]
 
 _EPSILON = 0.1
 """Pixels are mapped to [0.1, 0.9], which its logit-Laplace likelihood needs."""
-_BLOCK = re.compile(r"blocks\.group_(\d+)\.block_(\d+)\.")
 
 
 class DalleEncoder(Tokenizer):
@@ -59,19 +56,8 @@ class DalleEncoder(Tokenizer):
 
         Raises CheckpointError if they are not such an encoder's.
         """
-        first = arrays.get("blocks.input.w")
-        last = arrays.get("blocks.output.conv.w")
-        groups = 0
-        blocks = 0
-        for name in arrays:
-            match = _BLOCK.match(name)
-            if match is not None:
-                groups = max(groups, int(match[1]))
-                blocks = max(blocks, int(match[2]))
-        if first is None or last is None or not groups:
-            raise CheckpointError("not the tensors of DALL-E's encoder: blocks.input.w or blocks.output.conv.w missing")
-        # sizes that the names and shapes give; loading checks all the rest
-        encoder = cls(last.shape[0], first.shape[0], groups, blocks)
+        sizes = infer_dalle_sizes(arrays)
+        encoder = cls(sizes.vocabulary, sizes.width, sizes.groups, sizes.blocks)
         load_arrays(encoder, arrays)
         return encoder
 

@@ -17,19 +17,13 @@ from ehm.backends.torch.engine.tensors import load_arrays
 from ehm.backends.torch.models.dalle import DalleEncoder
 from ehm.backends.torch.models.tokenizers import DiscreteVae, Tokenizer
 from ehm.config import TokenizerConfig
-from ehm.errors import CheckpointError, ConfigError
+from ehm.errors import CheckpointError
 from ehm.models.opening import read_safetensors
+from ehm.models.tokenizer_weights import open_tokenizer
 from ehm.storage.arrays import Arrays
-from ehm.storage.checkpoint import open_checkpoint
 
 __all__ = ["build_tokenizer", "load_tokenizer"]
 
-_ABSENT = (
-    "objective beit needs visual tokens: give DALL-E's encoder.pkl or a tokenizer of your own images "
-    "(ehm tokenizer train --out runs/tokenizer) as model.tokenizer"
-)
-_COMMANDS = {"pretrain": "train", "classifier": "finetune"}
-"""Commands whose names differ from the kind of checkpoint that they write."""
 _CLASSES = (
     "dall_e.encoder.Encoder",
     "dall_e.encoder.EncoderBlock",
@@ -49,33 +43,21 @@ def load_tokenizer(source: str | None, device: torch.device) -> Tokenizer:
     ``.safetensors`` or torch file. Raises ConfigError if there is none, and CheckpointError if it is no tokenizer, was
     altered, or is a pickle of anything else.
     """
-    path = Path(source or "")
-    if not source or not path.exists():
-        problem = f", not {source}, which does not exist" if source else ""
-        raise ConfigError(_ABSENT + problem)
-    # the weights file of a checkpoint stands for the checkpoint
-    if path.is_file() and not (path.parent / "state.json").is_file():
+    found = open_tokenizer(source, _read_file)
+    if found.config is None:
         try:
-            tokenizer: Tokenizer = DalleEncoder.from_arrays(_read_file(path))
+            tokenizer: Tokenizer = DalleEncoder.from_arrays(found.arrays)
         except CheckpointError as error:
-            raise CheckpointError(f"{path}: {str(error).removeprefix(f'{path}: ')}") from None
+            raise CheckpointError(f"{found.origin}: {error}") from None
     else:
-        tokenizer = _load_own(path)
+        tokenizer = build_tokenizer(found.config)
+        load_arrays(tokenizer, found.arrays)
     return tokenizer.to(device).eval().requires_grad_(False)
 
 
 def build_tokenizer(config: TokenizerConfig) -> DiscreteVae:
     """Build the network of ``config`` with fresh parameters."""
     return DiscreteVae(config.vocabulary, config.width, config.stride)
-
-
-def _load_own(path: Path) -> DiscreteVae:
-    opened = open_checkpoint(path)
-    if opened.kind != "tokenizer":
-        raise CheckpointError(f"{path}: a run of ehm {_COMMANDS.get(opened.kind, opened.kind)}, not of ehm tokenizer")
-    tokenizer = build_tokenizer(TokenizerConfig.model_validate(opened.metadata["config"]))
-    load_arrays(tokenizer, opened.model)
-    return tokenizer
 
 
 def _read_file(path: Path) -> Arrays:
@@ -93,7 +75,7 @@ def _read_file(path: Path) -> Arrays:
     except Exception as error:  # a file of unknown origin can fail in any way, at any opcode
         reason = _explain_failure(error)
         raise CheckpointError(
-            f"neither DALL-E's encoder.pkl nor a file of its tensors, and nothing in it was executed: {reason}"
+            f"{path}: neither DALL-E's encoder.pkl nor a file of its tensors, and nothing in it was executed: {reason}"
         ) from None
 
 

@@ -32,14 +32,13 @@ from ehm.backends.torch.models.build import build_encoder
 from ehm.backends.torch.models.pooling import pool_as
 from ehm.backends.torch.models.timm_vit import read_timm_spec
 from ehm.config import ModelSource, TrainConfig
-from ehm.config.encoders import EncoderSpec, VitSpec
 from ehm.config.inputs import InputSpec
 from ehm.errors import CheckpointError, ConfigError
 from ehm.models.fitting import resize_weights, select_arrays
 from ehm.models.hub import reachable_or_offline
 from ehm.models.opening import open_model, read_safetensors
 from ehm.models.pretraining import select_initial_arrays
-from ehm.models.shapes import spec_from_settings, spec_to_json
+from ehm.models.shapes import describe_built, spec_from_settings, spec_to_json
 from ehm.models.weights import LoadedModel, Pool, Provenance, Weights
 from ehm.storage.arrays import Arrays
 from ehm.storage.reading import shorten
@@ -95,7 +94,7 @@ def load_model(
         if pool == "avg" and weights.has_norm_behind_pooling:
             fc_norm = True  # else the norm that the weights have would be left out, and none be used
         model = build_encoder(weights.spec, classes, source.drop_path, pool, fc_norm)
-        architecture = spec_to_json(_describe_built(weights.spec, pool))
+        architecture = spec_to_json(describe_built(weights.spec, pool))
     assumptions = weights.provenance.notes
     arrays, notes = select_arrays(_list_shapes(model), weights.arrays, classifier_name(model), source.init, assumptions)
     _copy_arrays(model, arrays)
@@ -231,13 +230,6 @@ def _load_from_timm(source: ModelSource, classes: int) -> LoadedModel:
     return LoadedModel(
         model, architecture, Provenance(source.init, "timm", inputs=inputs), (f"{name} of timm, {weights}",)
     )
-
-
-def _describe_built(spec: EncoderSpec, pool: Pool) -> EncoderSpec:
-    """Return the spec of an encoder that was built to pool as ``pool``: a query that pools may have been left out."""
-    if pool == "map" or not isinstance(spec, VitSpec) or not spec.form.attention_pool:
-        return spec
-    return replace(spec, form=spec.form.model_copy(update={"attention_pool": False}))
 
 
 def _describe_network(model: Any, name: str, size: Sequence[int]) -> dict[str, Any]:

@@ -14,13 +14,14 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from ehm.backends.base import Reconstruction
+from ehm.backends.reconstruction import reconstruct_tokens
 from ehm.backends.torch.models.dvae import load_tokenizer
 from ehm.backends.torch.models.masked_encoder import MaskedSwin, MaskedVit, encode_masked_images
 from ehm.backends.torch.models.patches import gather_tokens, want_all
 from ehm.backends.torch.models.tokenizers import DiscreteVae, Tokenizer
 from ehm.backends.torch.objectives.base import TorchObjective
 from ehm.config import TrainConfig, Triple
-from ehm.models.resample import bicubic_weights
+from ehm.models.resample import bicubic_weights, resample_images
 
 __all__ = ["BeitSwin", "BeitVit", "TorchBeit", "VisualTokens", "build_beit"]
 
@@ -76,10 +77,7 @@ class VisualTokens:
             return None
         with torch.autocast(visual_tokens.device.type, enabled=False):
             decoded = self._tokenizer.decode_tokens(visual_tokens, self._grid).cpu().numpy()
-        down = bicubic_weights(self._image_size[0], decoded.shape[2])
-        across = bicubic_weights(self._image_size[1], decoded.shape[3])
-        enlarged = (down @ decoded @ across.T).clip(0, 1)  # bicubic resampling overshoots
-        return enlarged.transpose(0, 2, 3, 1).astype(np.float32)
+        return resample_images(decoded, self._image_size)
 
 
 class TokenHead(nn.Module):
@@ -161,14 +159,8 @@ class TorchBeit(TorchObjective):
         """See :meth:`TorchObjective.reconstruct`."""
         true_tokens = self._visual_tokens(images)
         predicted_tokens = model.predict(images, visible, restore, want_all(restore)).argmax(dim=-1)
-        pixels = self._visual_tokens.decode(predicted_tokens)
-        note = "The model predicts visual tokens, which the decoder of their tokenizer turns into pixels."
-        if pixels is None:
-            note = "The model predicts visual tokens, and DALL-E's encoder has no decoder to make pixels of them."
-        return Reconstruction(
-            pixels,
+        return reconstruct_tokens(
+            self._visual_tokens.decode(predicted_tokens),
             self._visual_tokens.decode(true_tokens),
-            (predicted_tokens == true_tokens).float().cpu().numpy(),
-            "right token",
-            note,
+            (predicted_tokens == true_tokens).cpu().numpy(),
         )

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import layer_norm, normalize, smooth_l1_loss
 
 from ehm.backends.base import Reconstruction
+from ehm.backends.reconstruction import reconstruct_features
 from ehm.backends.torch.engine.devices import autocast_to, choose_dtype
 from ehm.backends.torch.engine.distributed import gather_parameters
 from ehm.backends.torch.engine.placement import place_model
@@ -109,12 +110,7 @@ class TorchFeature(TorchObjective):
         """See :meth:`TorchObjective.reconstruct`."""
         features = self.targets(images)["features"]
         predicted = model.predict(images, visible, restore, want_all(restore)).float()
-        return Reconstruction(
-            agreement=_cosine(predicted, features).cpu().numpy(),
-            agreement_name="cosine",
-            note="The model predicts features and no pixels. The cosine between the predicted features of a patch and "
-            "the teacher's is 1 if they point the same way, and 0 if they have nothing in common.",
-        )
+        return reconstruct_features(_cosine(predicted, features).cpu().numpy())
 
     def describe_targets(self, targets: dict[str, Tensor]) -> dict[str, Tensor]:
         """See :meth:`TorchObjective.describe_targets`.
