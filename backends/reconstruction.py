@@ -24,19 +24,19 @@ __all__ = [
 ]
 
 Floats = NDArray[np.floating[Any]]
-Triple = tuple[float, float, float]
+Means = tuple[float, ...]
 
 _VARIANCE_FLOOR = 1e-6
 """Number that MAE adds to the variance of a patch before it divides by its root, which may be 0."""
 
 
-def reconstruct_patches(predicted: Floats, image_size: tuple[int, int], mean: Triple, std: Triple) -> Reconstruction:
+def reconstruct_patches(predicted: Floats, image_size: tuple[int, int], mean: Means, std: Means) -> Reconstruction:
     """Return the reconstruction of predicted patches (B, N, s, s, 3), which are normalised as the images are."""
     pixels = to_colours(join_patches(predicted, image_size), mean, std)
     return Reconstruction(pixels, note="The model predicts the pixels themselves.")
 
 
-def reconstruct_normalised_patches(predicted: Floats, images: Floats, mean: Triple, std: Triple) -> Reconstruction:
+def reconstruct_normalised_patches(predicted: Floats, images: Floats, mean: Means, std: Means) -> Reconstruction:
     """Return the reconstruction of patches (B, N, s, s, 3), each normalised by its own mean and variance (MAE).
 
     These are taken from the true ``images`` (B, 3, H, W), which are normalised by ``mean`` and ``std``, as the model
@@ -93,6 +93,6 @@ def join_patches(patches: Floats, image_size: tuple[int, int]) -> Floats:
     return cells.transpose(0, 1, 3, 2, 4, 5).reshape(batch, height, width, channels)
 
 
-def to_colours(pixels: Floats, mean: Triple, std: Triple) -> NDArray[np.float32]:
+def to_colours(pixels: Floats, mean: Means, std: Means) -> NDArray[np.float32]:
     """Return normalised ``pixels`` (..., 3) as fractions of white, float32."""
     return (pixels * np.array(std) + np.array(mean)).astype(np.float32)

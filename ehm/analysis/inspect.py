@@ -24,7 +24,7 @@ from ehm.analysis.model import InspectedModel
 from ehm.analysis.pages import draw_attention_page, draw_hierarchy_page, draw_masks_page
 from ehm.analysis.reconstruction import draw_reconstruction_page
 from ehm.config import MaskConfig, ModelSource, TrainConfig
-from ehm.config.inputs import InputSpec, describe_inputs
+from ehm.config.inputs import describe_inputs
 from ehm.console import console
 from ehm.data import EvalTransform, decode_image
 from ehm.data.decoding.decode import SUFFIXES
@@ -135,7 +135,7 @@ def _draw_reconstructions(
     """Yield a page for each eight images and each moment, by default that of the checkpoint."""
     config = model.config
     data = config.data
-    transform = EvalTransform.from_spec(config.image_size, InputSpec(data.mean, data.std))
+    transform = EvalTransform.from_spec(config.image_size, data.inputs)
     notes = [f"Model: {model.origin}, a {config.encoder} pretrained with {config.objective}."]
     moments = [model.progress] if progress is None else progress
     for page_files in _split_files(files):

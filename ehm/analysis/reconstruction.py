@@ -6,6 +6,7 @@ Shapes: B images of H x W pixels, (h, w) output tokens of the encoder.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,8 @@ from ehm.analysis.masked_images import MaskedImages
 from ehm.analysis.mosaic import ColourBar, Tile, compose_mosaic
 from ehm.analysis.tiles import choose_cell, count_parts, describe_mask, enlarge_image
 from ehm.config import TrainConfig
+from ehm.config.pixel_format import PixelFormat
+from ehm.data.colour_view import ColourView, choose_view
 from ehm.masking import Hierarchy, spread_mask
 
 __all__ = ["draw_reconstruction_page"]
@@ -31,11 +34,11 @@ def draw_reconstruction_page(
 ) -> Image.Image:
     """Draw a row for each image: its parts, its mask, and the reconstruction, as far as there are any."""
     page = _Page(masked, config)
+    reconstruction = page.masked.reconstruction
     columns = [("image", page.draw_images(names))]
     if masked.hierarchy is not None:
         columns.append(("parts", page.draw_parts(masked.hierarchy)))
     columns.append(("mask", page.draw_masks()))
-    reconstruction = masked.reconstruction
     bar = None
     if reconstruction.pixels is not None:
         columns.append(("reconstruction", page.draw_filled(reconstruction.pixels)))
@@ -54,6 +57,10 @@ class _Page:
     """The tiles of a page, column by column."""
 
     def __init__(self, masked: MaskedImages, config: TrainConfig) -> None:
+        pixels = config.data.pixels
+        self._view = None if pixels.is_rgb else choose_view(masked.images, pixels)
+        if self._view is not None:
+            masked = _show_in_colours(masked, self._view, pixels)
         self._masked = masked
         self._config = config
         self._grid = config.spec.grid
@@ -63,6 +70,11 @@ class _Page:
         tokens = spread_mask(masked.mask, config.units, config.unit // config.spec.stride)
         self._hidden_tokens = tokens.reshape(-1, *self._grid)
         self._hidden_pixels = self._hidden_units.repeat(config.unit, axis=1).repeat(config.unit, axis=2)
+
+    @property
+    def masked(self) -> MaskedImages:
+        """The images and what a model makes of them, in the colours that are drawn."""
+        return self._masked
 
     def draw_images(self, names: Sequence[str]) -> list[Tile]:
         """Draw the images as the model sees them."""
@@ -135,6 +147,8 @@ class _Page:
         ]
         if masked.hierarchy is not None:
             notes[0] += " Parts are the cuts of the trees that the masks were made of."
+        if self._view is not None:
+            notes.append(f"{self._view.describe()} PSNR is that of what is shown.")
         reconstruction = masked.reconstruction
         notes.append(reconstruction.note)
         if reconstruction.pixels is not None:
@@ -154,6 +168,17 @@ class _Page:
         name = self._masked.reconstruction.agreement_name
         hidden = self._hidden_tokens[index].ravel()
         return f"{name} {agreement[index][hidden].mean():.2f}"
+
+
+def _show_in_colours(masked: MaskedImages, view: ColourView, pixels: PixelFormat) -> MaskedImages:
+    """Return images and predictions of any channels in the colours of ``view``."""
+    reconstruction = masked.reconstruction
+    shown: dict[str, Any] = {}
+    for name in ("pixels", "best_pixels"):
+        predicted = getattr(reconstruction, name)
+        if predicted is not None:
+            shown[name] = view.show(predicted * pixels.white).astype(np.float32) / 255
+    return replace(masked, images=view.show(masked.images), reconstruction=replace(reconstruction, **shown))
 
 
 def _to_bytes(pixels: NDArray[np.floating[Any]]) -> NDArray[np.uint8]:

@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from ehm.config.inputs import IMAGENET_MEAN, IMAGENET_STD, CropMode, InputSpec, Interpolation, Triple
+from ehm.config.inputs import IMAGENET_MEAN, IMAGENET_STD, CropMode, InputSpec, Interpolation, Means
+from ehm.config.pixel_format import RGB_BYTES, Depth, PixelFormat
 from ehm.config.section import Section
-from ehm.config.values import ClassName, Count, PixelRange, PositiveTriple, ShareRange, Unit
+from ehm.config.values import Channels, ClassName, Count, PixelRange, PositiveReals, ShareRange, Unit
+from ehm.errors import ConfigError
 
-__all__ = ["DataConfig", "ImageData", "Layout", "PretrainData", "SourceConfig", "TableColumns"]
+__all__ = [
+    "DataConfig",
+    "ImageData",
+    "Layout",
+    "PretrainData",
+    "SourceConfig",
+    "TableColumns",
+    "refuse_colour_augmentations",
+    "require_photographs",
+]
 
 Layout = Literal[
     "auto", "classes", "elpv", "fashion-mnist", "folder", "gldv2", "idx", "imagenet", "parts", "shards", "table"
@@ -31,13 +43,13 @@ class SourceConfig(Section):
         description="The values that are black and white in images of more than 8 bits, for example [0, 4095] for a "
         "12-bit camera whose files have 16 bits; null takes them from the type of the values.",
     )
-    mean: Triple | None = Field(
+    mean: Means | None = Field(
         None,
-        description="Mean of R, G and B that is subtracted, for values from 0 to 1; null takes that of the weights.",
+        description="Mean of each channel that is subtracted, for values from 0 to 1; null takes that of the weights.",
     )
-    std: PositiveTriple | None = Field(
+    std: PositiveReals | None = Field(
         None,
-        description="Standard deviation of R, G and B that is divided by, for values from 0 to 1; null takes that of "
+        description="Standard deviation of each channel that is divided by, for values from 0 to 1; null takes that of "
         "the weights.",
     )
     workers: Count = Field(2, description="Number of processes that read images; 0 reads them in the training process.")
@@ -49,13 +61,36 @@ class SourceConfig(Section):
     )
 
     def input_spec(self, own: InputSpec) -> InputSpec:
-        """Return ``own``, the preparation that belongs to the weights, with everything that this section sets."""
-        changes = {}
+        """Return ``own``, the preparation that belongs to the weights, with everything that this section sets.
+
+        Raises ConfigError if the channels are others than those of the weights, and no mean is set for them.
+        """
+        changes: dict[str, Any] = {"pixels": self.complete_pixels(own.pixels).without_file_range}
         for name in vars(own):
             value = getattr(self, name, None)
-            if value is not None:
+            if value is not None and name != "pixels":
                 changes[name] = value
-        return replace(own, **changes)
+        inputs = replace(own, **changes)
+        for name in ("mean", "std"):
+            values = getattr(inputs, name)
+            if len(values) != inputs.pixels.count:
+                raise ConfigError(
+                    f"data.{name}: has {len(values)} values, and there are {inputs.pixels.count} channels; "
+                    f"ehm data stats {self.source} measures them"
+                )
+        return inputs
+
+    @property
+    def wanted_channels(self) -> int | None:
+        """Number of channels that the encoder is to have; None for that of the weights."""
+        return None
+
+    def complete_pixels(self, own: PixelFormat) -> PixelFormat:
+        """Return the channels and the depth that this section asks for, and those of the weights, ``own``, otherwise.
+
+        Only tasks that have the keys know other images than photographs.
+        """
+        return RGB_BYTES
 
 
 class TableColumns(Section):
@@ -92,6 +127,21 @@ class ImageData(SourceConfig):
     """``data`` of single images: where they come from, and how training crops and varies them."""
 
     source: str = "elpv"
+    channels: Channels | None = Field(
+        None,
+        description="Channels of an image, as a number from 1 to 64 or by their names; 3 with depth 8 are photographs; "
+        "null takes those of the weights.",
+    )
+    depth: Depth | None = Field(
+        None,
+        description="Depth that images are read in: 8 or 16 bits, or float, which needs data.range; null takes that of "
+        "the weights.",
+    )
+    window: bool | None = Field(
+        None,
+        description="Whether the window that a DICOM file names is black and white, instead of data.range or all its "
+        "bits; null as for depth.",
+    )
     layout: Layout = Field(
         "auto",
         description="How data.source is laid out on disk; parts or classes decides what the subfolders of a folder "
@@ -112,6 +162,40 @@ class ImageData(SourceConfig):
     color_jitter: Unit = Field(
         0.0, description="How far brightness, contrast and saturation vary in training, as a share of themselves."
     )
+
+    @model_validator(mode="after")
+    def _check_format(self) -> ImageData:
+        if self.depth == "float" and self.range is None:
+            raise ValueError("depth float needs range, the values that become 0 and 1, for example range: [0, 1]")
+        if self.window and self.range is not None:
+            raise ValueError("window and range exclude each other: both say which values are black and white")
+        if self.channels is not None:
+            for name, values in (("mean", self.mean), ("std", self.std)):
+                if values is not None and len(values) != self.pixels.count:
+                    raise ValueError(
+                        f"data.{name}: has {len(values)} values, and there are {self.pixels.count} channels; "
+                        f"ehm data stats {self.source} measures them"
+                    )
+        return self
+
+    @property
+    def wanted_channels(self) -> int | None:
+        """See :attr:`SourceConfig.wanted_channels`."""
+        return None if self.channels is None else self.pixels.count
+
+    @property
+    def pixels(self) -> PixelFormat:
+        """The channels and the depth of images; those of photographs where the weights decide."""
+        return self.complete_pixels(RGB_BYTES)
+
+    def complete_pixels(self, own: PixelFormat) -> PixelFormat:
+        """See :meth:`SourceConfig.complete_pixels`."""
+        channels = own.channels if self.channels is None else self.channels
+        depth = own.depth if self.depth is None else self.depth
+        if self.range is not None:
+            return PixelFormat(channels, depth, self.range)
+        window = own.window if self.window is None else self.window
+        return PixelFormat(channels, depth, None if window else own.range, window)
 
 
 class DataConfig(ImageData):
@@ -135,10 +219,48 @@ class DataConfig(ImageData):
 class PretrainData(ImageData):
     """``data`` of runs that need no weights: ``mean`` and ``std`` are ImageNet's unless they are set."""
 
-    mean: Triple = Field(
-        IMAGENET_MEAN, description="Mean of R, G and B that is subtracted, for values from 0 to 1; ImageNet's."
+    channels: Channels = Field(
+        3,
+        description="Channels of an image, as a number from 1 to 64 or by their names; 3 with depth 8 are photographs.",
     )
-    std: PositiveTriple = Field(
+    depth: Depth = Field(
+        8, description="Depth that images are read in: 8 or 16 bits, or float, which needs data.range."
+    )
+    window: bool = Field(
+        False,
+        description="Whether the window that a DICOM file names is black and white, instead of data.range or all its "
+        "bits.",
+    )
+    mean: Means = Field(
+        IMAGENET_MEAN,
+        description="Mean of each channel that is subtracted, for values from 0 to 1; ehm data stats measures it.",
+    )
+    std: PositiveReals = Field(
         IMAGENET_STD,
-        description="Standard deviation of R, G and B that is divided by, for values from 0 to 1; ImageNet's.",
+        description="Standard deviation of each channel that is divided by, for values from 0 to 1; ehm data stats "
+        "measures it.",
     )
+
+    @property
+    def inputs(self) -> InputSpec:
+        """The preparation of images for the encoder that is pretrained."""
+        return InputSpec(self.mean, self.std, pixels=self.pixels.without_file_range)
+
+
+def refuse_colour_augmentations(pixels: PixelFormat, settings: Mapping[str, Any]) -> None:
+    """Raise ValueError, which names the key, if one of ``settings`` varies colours and images have none.
+
+    They are augmentations of R, G and B in 8 bits, by the keys that switch them on.
+    """
+    chosen = [key for key, value in settings.items() if value]
+    if chosen and not pixels.is_rgb:
+        off = "0" if chosen[0] == "data.color_jitter" else "null"
+        raise ValueError(
+            f"{chosen[0]}: varies the colours of photographs, and images have {pixels.describe()}; set it to {off}"
+        )
+
+
+def require_photographs(data: ImageData, what: str) -> None:
+    """Raise ValueError, which says that ``what`` needs them, if images are not of three channels and 8 bits."""
+    if not data.pixels.is_rgb:
+        raise ValueError(f"data.channels and data.depth: {what} takes photographs of 3 channels and 8 bits")

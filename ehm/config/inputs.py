@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
+
+from ehm.config.pixel_format import RGB_BYTES, PixelFormat
 
 __all__ = [
     "IMAGENET_MEAN",
@@ -16,12 +18,15 @@ __all__ = [
     "CropMode",
     "InputSpec",
     "Interpolation",
+    "Means",
     "Triple",
     "describe_inputs",
     "differing_inputs",
 ]
 
 Triple = tuple[float, float, float]
+Means = tuple[float, ...]
+"""A number for each channel."""
 CropMode = Literal["center", "squash", "border"]
 Interpolation = Literal["bicubic", "bilinear"]
 
@@ -36,12 +41,12 @@ LARGEST_CROPPED = 224
 
 @dataclass(frozen=True)
 class InputSpec:
-    """The preparation of images for an encoder, from an RGB image of any size to normalised pixels."""
+    """The preparation of images for an encoder, from an image of any size to normalised pixels."""
 
-    mean: Triple = IMAGENET_MEAN
-    """Mean of R, G and B, for values from 0 to 1."""
-    std: Triple = IMAGENET_STD
-    """Standard deviation of R, G and B, for values from 0 to 1."""
+    mean: Means = IMAGENET_MEAN
+    """Mean of each channel, for values from 0 to 1."""
+    std: Means = IMAGENET_STD
+    """Standard deviation of each channel, for values from 0 to 1."""
     crop_pct: float | None = None
     """Size of the crop as a share of the size that the image is resized to; None is MAE's rule: 0.875 up to 224 pixels,
     and 1 beyond."""
@@ -49,6 +54,8 @@ class InputSpec:
     """``center`` keeps the proportions and cuts off what is over, ``squash`` changes the proportions, and ``border``
     shows the whole image and fills the rest with ``mean``."""
     interpolation: Interpolation = "bicubic"
+    pixels: PixelFormat = RGB_BYTES
+    """Channels and depth of the images."""
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> InputSpec:
@@ -56,13 +63,12 @@ class InputSpec:
 
         Raises ValueError or TypeError if a value is not one that its field may have.
         """
-        names = [field.name for field in fields(cls)]
+        names = [field.name for field in fields(cls) if field.name != "pixels"]
         known = {name: values[name] for name in names if values.get(name) is not None}
+        known["pixels"] = PixelFormat.from_mapping(values)
         for name in ("mean", "std"):
             if name in known:
-                # Files hold lists; unpacking also checks that there are three numbers.
-                red, green, blue = map(float, known[name])
-                known[name] = (red, green, blue)
+                known[name] = tuple(map(float, known[name]))  # files hold lists
         if "crop_pct" in known:
             known["crop_pct"] = float(known["crop_pct"])
         spec = cls(**known)
@@ -72,13 +78,21 @@ class InputSpec:
     @classmethod
     def from_pretrained_cfg(cls, config: Mapping[str, Any]) -> InputSpec:
         """Read timm's ``pretrained_cfg``, as ``timm.data.resolve_data_config`` does."""
-        given = {key: value for key, value in config.items() if value}
+        given = {
+            key: value for key, value in config.items() if value and key not in ("channels", "depth", "range", "window")
+        }
         return cls.from_mapping({"crop_pct": TIMM_CROP_PCT, **given})
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON, from which :meth:`from_mapping` rebuilds the spec."""
-        values = asdict(self)
-        return values | {"mean": list(self.mean), "std": list(self.std)}
+        return {
+            "mean": list(self.mean),
+            "std": list(self.std),
+            "crop_pct": self.crop_pct,
+            "crop_mode": self.crop_mode,
+            "interpolation": self.interpolation,
+            **self.pixels.to_json(),
+        }
 
     def crop_share(self, image_size: tuple[int, int]) -> float:
         """Return the size of the crop as a share of the size that an image is resized to, for a crop of this size."""
@@ -97,6 +111,8 @@ class InputSpec:
         is_finite = all(map(math.isfinite, (*self.mean, *self.std, share)))
         if not is_finite or min(self.std) <= 0 or share <= 0:
             raise ValueError(f"mean {self.mean}, std {self.std}, crop_pct {self.crop_pct}: not a preparation of images")
+        if not len(self.mean) == len(self.std) == self.pixels.count:
+            raise ValueError(f"mean {self.mean} and std {self.std} are not those of {self.pixels.describe()}")
         if self.crop_mode not in get_args(CropMode) or self.interpolation not in get_args(Interpolation):
             raise ValueError(f"crop_mode {self.crop_mode!r} or interpolation {self.interpolation!r} is unknown")
 
@@ -115,7 +131,12 @@ def differing_inputs(inputs: InputSpec, own: InputSpec) -> tuple[str, ...]:
     Returns no note if nothing is changed.
     """
     values = own.to_json()
-    changed = [f"data.{key} {values[key]}" for key, value in inputs.to_json().items() if value != values[key]]
+    usual = vars(RGB_BYTES)
+    changed = []
+    for key, value in inputs.to_json().items():
+        before = values.get(key, usual.get(key))
+        if value != before:
+            changed.append(f"data.{key} {before}")
     if not changed:
         return ()
     return ("these weights are taken as trained with " + ", ".join(changed),)

@@ -157,7 +157,8 @@ def _explain_error(detail: Any, kind: type[BaseModel]) -> str:
         message = f"should have at least {detail['ctx']['min_length']} values"
     if detail["type"] in ("missing", "too_long"):  # of a list with a fixed length; the key ends with a position
         return f"{key.rstrip('.0123456789')}: wrong number of values in {describe_value(detail['input'])}"
-    if not key:  # a check of the whole configuration, whose message names the keys itself
+    # a check of the whole configuration or of a section, whose message names the keys itself
+    if not key or message.startswith(f"{key}."):
         return message
     if isinstance(detail["input"], dict):
         return f"{key}: {message}"

@@ -8,12 +8,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, WithJsonSchema, model_validator
 
-from ehm.config.data import PretrainData
+from ehm.config.data import PretrainData, refuse_colour_augmentations
 from ehm.config.encoders import PLAIN, EncoderSpec, VitForm, encoder_spec
 from ehm.config.objectives import OBJECTIVES
 from ehm.config.recipes import with_recipe
 from ehm.config.section import Section
-from ehm.config.sections import LoraConfig, OptimConfig, RunConfig
+from ehm.config.sections import ADAPT_CHANNELS, ChannelRule, LoraConfig, OptimConfig, RunConfig
 from ehm.config.values import (
     BelowOne,
     Count,
@@ -94,6 +94,7 @@ class ModelConfig(Section):
         "published ViT has.",
     )
     form: VitForm = PLAIN
+    adapt_channels: ChannelRule = Field("mean", description=ADAPT_CHANNELS)
     drop_path: BelowOne = Field(
         0.0,
         description="Share of residual branches that the last block leaves out (stochastic depth); 0 for objective "
@@ -210,6 +211,9 @@ class TrainConfig(Section):
             values.pop(key, None)
         for name, keys in (("model", _ENCODER_MODEL_KEYS), ("data", _INPUT_KEYS)):
             section = values.get(name)
+            # the normalisation of other channels goes with the images: weights are adapted to those
+            if name == "data" and isinstance(section, dict) and section.get("channels", 3) != 3:
+                continue
             if isinstance(section, dict):
                 for key in keys:
                     section.pop(key, None)
@@ -234,6 +238,7 @@ class TrainConfig(Section):
             # checked once the weights are known
             return self
         OBJECTIVES[self.objective].check(self)
+        refuse_colour_augmentations(self.data.pixels, {"data.color_jitter": self.data.color_jitter})
         if self.masking in _CLASS_TOKEN_MASKINGS and not self.spec.has_class_token:
             raise ValueError(f"masking {self.masking} goes by the class token's attention, and {self.encoder} has none")
         self._check_units()
@@ -297,7 +302,8 @@ class TrainConfig(Section):
         if relative is None:
             # a form that is asked for has positions of its own
             relative = OBJECTIVES[self.objective].relative_vit and self.model.form == PLAIN
-        return encoder_spec(self.encoder, self.image_size, self.patch_size, self.model, relative)
+        channels = self.data.pixels.count
+        return encoder_spec(self.encoder, self.image_size, self.patch_size, self.model, relative, channels)
 
     @property
     def unit(self) -> int:

@@ -22,7 +22,22 @@ from ehm.config.values import (
     Stages,
 )
 
-__all__ = ["LoraConfig", "ModelSource", "OptimConfig", "RunConfig", "replace_tensorboard"]
+__all__ = [
+    "ADAPT_CHANNELS",
+    "ChannelRule",
+    "LoraConfig",
+    "ModelSource",
+    "OptimConfig",
+    "RunConfig",
+    "replace_tensorboard",
+]
+
+
+ChannelRule = Literal["mean", "repeat", "first"]
+ADAPT_CHANNELS = (
+    "How the patch embedding of weights is adapted to other channels: each channel gets the mean of theirs, theirs are "
+    "repeated, or the first ones are kept and further ones begin at zero."
+)
 
 
 class OptimConfig(Section):
@@ -211,6 +226,7 @@ class ModelSource(Section):
         None, description="Hidden features of an MLP for each feature of a token; null as for width."
     )
     form: VitForm = PLAIN
+    adapt_channels: ChannelRule = Field("mean", description=ADAPT_CHANNELS)
     drop_path: BelowOne = Field(
         0.0, description="Share of residual branches that the last block leaves out in training (stochastic depth)."
     )

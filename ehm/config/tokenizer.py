@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from ehm.config.data import PretrainData
+from ehm.config.data import PretrainData, require_photographs
 from ehm.config.section import Section
 from ehm.config.sections import OptimConfig, RunConfig
 from ehm.config.values import ImageSize, NotNegative, Positive, PositiveReal
@@ -42,6 +42,7 @@ class TokenizerConfig(Section):
 
     @model_validator(mode="after")
     def _check_together(self) -> TokenizerConfig:
+        require_photographs(self.data, "a tokenizer")
         if any(side % self.stride for side in self.image_size):
             raise ValueError(f"image_size {list(self.image_size)} is not a multiple of stride {self.stride}")
         # The encoder halves the image and doubles its width at each step, ending with ``width``.

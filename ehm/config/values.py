@@ -9,9 +9,11 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
 
 from ehm.config.encoders import PRESETS
+from ehm.config.pixel_format import MOST_CHANNELS
 
 __all__ = [
     "BelowOne",
+    "Channels",
     "ClassName",
     "Count",
     "Decay",
@@ -23,7 +25,7 @@ __all__ = [
     "Positive",
     "PositiveRange",
     "PositiveReal",
-    "PositiveTriple",
+    "PositiveReals",
     "Share",
     "ShareRange",
     "Stages",
@@ -86,6 +88,18 @@ def _check_decay(value: Any) -> Any:
     return value
 
 
+def _check_channels(value: Any) -> Any:
+    meaning = f"should be a number from 1 to {MOST_CHANNELS}, or as many different names"
+    if isinstance(value, (list, tuple)):
+        names = [str(name) for name in value]
+        if not 1 <= len(names) <= MOST_CHANNELS or len(set(names)) < len(names):
+            raise ValueError(meaning)
+        return tuple(names)
+    if type(value) is not int or not 1 <= value <= MOST_CHANNELS:
+        raise ValueError(meaning)
+    return value
+
+
 def _check_encoder(encoder: str) -> str:
     if encoder not in PRESETS:
         raise ValueError(f"should be one of {', '.join(PRESETS)}")
@@ -101,7 +115,9 @@ Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1, lt=2**31)]
 NotNegative = Annotated[float, Field(ge=0)]
 PositiveReal = Annotated[float, Field(gt=0)]
-PositiveTriple = tuple[PositiveReal, PositiveReal, PositiveReal]
+PositiveReals = tuple[PositiveReal, ...]
+Channels = Annotated[Annotated[int, Field(ge=1, le=MOST_CHANNELS)] | tuple[str, ...], BeforeValidator(_check_channels)]
+"""A number of channels, or their names."""
 
 ShareRange = Annotated[tuple[Share, Share], AfterValidator(_check_rising)]
 UnitRange = Annotated[tuple[Unit, Unit], AfterValidator(_check_rising)]

@@ -10,11 +10,13 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageEnhance, ImageOps
 
+from ehm.data.channel_images import round_to_type
 from ehm.errors import ConfigError
 
 __all__ = ["OPERATIONS", "RandAugment", "RandomErasing", "jitter_colors", "scale_strength"]
@@ -147,15 +149,17 @@ class RandomErasing:
 
     The rectangle covers 2 % to a third of the image at an aspect ratio of 0.3 to 1/0.3. timm erases after the
     normalisation with N(0, 1); images are bytes here, so the noise has the normalisation's ``mean`` and ``std`` (of
-    values 0 to 1) and is rounded and clipped to 0..255, which N(0, 1) after normalisation is not.
+    values 0 to 1) and is rounded and clipped to 0..255, which N(0, 1) after normalisation is not. ``white`` is the
+    pixel that means 1, 255 for bytes.
     """
 
     probability: float
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    white: float = 255
 
-    def __call__(self, pixels: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
-        """Return a copy of ``pixels`` (H, W, 3) with the rectangle erased, or ``pixels`` itself."""
+    def __call__(self, pixels: NDArray[Any], rng: np.random.Generator) -> NDArray[Any]:
+        """Return a copy of ``pixels`` (H, W, C) with the rectangle erased, or ``pixels`` itself."""
         if rng.random() >= self.probability:
             return pixels
         height, width = pixels.shape[:2]
@@ -169,10 +173,10 @@ class RandomErasing:
             top = rng.integers(height - box_height + 1)
             left = rng.integers(width - box_width + 1)
             # the normalisation makes N(0, 1) of this, as far as bytes can hold it
-            noise = 255 * rng.normal(self.mean, self.std, size=(box_height, box_width, 3))
+            noise = self.white * rng.normal(self.mean, self.std, size=(box_height, box_width, len(self.mean)))
             # copied, as an array made from a PIL image cannot be written to
             pixels = pixels.copy()
-            pixels[top : top + box_height, left : left + box_width] = np.clip(np.round(noise), 0, 255).astype(np.uint8)
+            pixels[top : top + box_height, left : left + box_width] = round_to_type(noise, pixels.dtype)
             break
         return pixels
 

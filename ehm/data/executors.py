@@ -48,7 +48,7 @@ class InProcess:
                 yield _join(samples)
                 continue
             # written in place: to stack the samples afterwards would copy the batch once more
-            images = np.empty((len(plan.indices), *self.reader.sample_shape), np.uint8)
+            images = np.empty((len(plan.indices), *self.reader.sample_shape), self.reader.sample_dtype)
             indices = plan.indices.copy()
             unreadable = self.reader.fill_rows(images, indices, plan.epoch)
             yield LoadedBatch(images, indices, unreadable)

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ehm.data.sources.base import Source
-from ehm.data.transforms import Transform
+from ehm.data.transforms import Transform, sample_dtype
 from ehm.errors import BrokenImage, DataError
 
 __all__ = ["LoadedBatch", "Sample", "SampleReader"]
@@ -60,6 +60,11 @@ class SampleReader:
         assert self.transform.shape is not None
         return self.transform.shape
 
+    @property
+    def sample_dtype(self) -> np.dtype[Any]:
+        """Type of the pixels of every sample."""
+        return sample_dtype(self.transform)
+
     def read_sample(self, index: int, epoch: int) -> Sample:
         """Read and transform image ``index``, or another one in its place; DataError if 100 in a row are unreadable."""
         # a generator of its own: neither the batch nor the process that reads the image changes what is drawn
@@ -79,7 +84,7 @@ class SampleReader:
                 return Sample(self.transform(image, rng), index, unreadable)
         raise DataError(f"{_TRIES} images in a row cannot be read, the last one {reason}")
 
-    def fill_rows(self, images: NDArray[np.uint8], indices: NDArray[np.int64], epoch: int) -> dict[str, str]:
+    def fill_rows(self, images: NDArray[Any], indices: NDArray[np.int64], epoch: int) -> dict[str, str]:
         """Write the samples of ``indices`` (n,) into ``images`` (n, H, W, channels); return files that are unreadable.
 
         ``indices`` are changed to those of the images that were read.

@@ -1,6 +1,7 @@
-"""From an RGB image to the (H, W, 3) bytes of one sample, for training and for evaluation.
+"""From an image to the pixels (H, W, C) of one sample, for training and for evaluation.
 
-Normalisation happens on the device: images travel as uint8.
+Normalisation happens on the device: photographs travel as bytes, other images in their own depth. Photographs are
+Pillow's images in RGB, all others are arrays (:mod:`ehm.data.channel_images`).
 """
 
 from __future__ import annotations
@@ -14,11 +15,21 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ehm.config.inputs import IMAGENET_MEAN, IMAGENET_STD, CropMode, InputSpec, Interpolation, Triple
+from ehm.config.inputs import IMAGENET_MEAN, IMAGENET_STD, CropMode, InputSpec, Interpolation, Means
+from ehm.config.pixel_format import RGB_BYTES, PixelFormat
 from ehm.data.augment import RandAugment, RandomErasing, jitter_colors
+from ehm.data.channel_images import cut_out, resize_channels, round_to_type
 from ehm.data.long_images import find_central_part
 
-__all__ = ["MAY_FLIP", "RESAMPLING", "EvalTransform", "TrainTransform", "Transform", "draw_resized_crop"]
+__all__ = [
+    "MAY_FLIP",
+    "RESAMPLING",
+    "EvalTransform",
+    "TrainTransform",
+    "Transform",
+    "draw_resized_crop",
+    "sample_dtype",
+]
 
 RESAMPLING: dict[Interpolation, Image.Resampling] = {
     "bicubic": Image.Resampling.BICUBIC,
@@ -31,7 +42,7 @@ _CROP_TRIES = 10
 
 
 class Transform(Protocol):
-    """Makes a sample from what a source gives: a PIL image in RGB, or an image and what belongs to it."""
+    """Makes a sample from what a source gives: an image, or an image and what belongs to it."""
 
     @property
     def shape(self) -> tuple[int, int, int] | None:
@@ -39,8 +50,14 @@ class Transform(Protocol):
         ...
 
     def __call__(self, image: Any, rng: np.random.Generator) -> Any:
-        """Return the sample: an array (H, W, channels) uint8 if there is a ``shape``."""
+        """Return the sample: an array (H, W, channels) of :func:`sample_dtype` if there is a ``shape``."""
         ...
+
+
+def sample_dtype(transform: Transform) -> np.dtype[Any]:
+    """Return the type of the pixels of a transform's samples: bytes, unless its images are no photographs."""
+    pixels: PixelFormat = getattr(transform, "pixels", RGB_BYTES)
+    return pixels.dtype
 
 
 @dataclass(frozen=True)
@@ -55,7 +72,9 @@ class TrainTransform:
     - ``random_erasing`` is a probability;
     - ``mean`` and ``std`` of the normalisation (of values 0 to 1) are the colours of what RandAugment uncovers and of
       the noise in erased rectangles;
-    - ``interpolation`` resizes the crop.
+    - ``interpolation`` resizes the crop;
+    - ``pixels`` are the channels and the depth of images. Others than photographs take neither ``color_jitter`` nor
+      ``rand_augment``, which a configuration refuses.
     """
 
     image_size: tuple[int, int]
@@ -64,14 +83,15 @@ class TrainTransform:
     color_jitter: float = 0.0
     rand_augment: str | None = None
     random_erasing: float = 0.0
-    mean: Triple = IMAGENET_MEAN
-    std: Triple = IMAGENET_STD
+    mean: Means = IMAGENET_MEAN
+    std: Means = IMAGENET_STD
     interpolation: Interpolation = "bicubic"
+    pixels: PixelFormat = RGB_BYTES
 
     @property
     def shape(self) -> tuple[int, int, int]:
         """Height, width and channels of every sample."""
-        return (*self.image_size, 3)
+        return (*self.image_size, self.pixels.count)
 
     def __post_init__(self) -> None:
         _ = self._augment  # a wrong string is an error here, not in a worker
@@ -83,8 +103,10 @@ class TrainTransform:
         red, green, blue = (min(255, round(255 * value)) for value in self.mean)
         return RandAugment(self.rand_augment, fill=(red, green, blue))
 
-    def __call__(self, image: Image.Image, rng: np.random.Generator) -> NDArray[np.uint8]:
-        """Return the sample (H, W, 3) of an RGB image of any size."""
+    def __call__(self, image: Any, rng: np.random.Generator) -> NDArray[Any]:
+        """Return the sample (H, W, C) of an image of any size."""
+        if isinstance(image, np.ndarray):
+            return self._transform_channels(image, rng)
         may_flip = image.info.get(MAY_FLIP, True)
         top, left, crop_height, crop_width = draw_resized_crop(image.height, image.width, self.crop_scale, rng)
         crop = image.crop((left, top, left + crop_width, top + crop_height))
@@ -103,6 +125,18 @@ class TrainTransform:
             pixels = RandomErasing(self.random_erasing, self.mean, self.std)(pixels, rng)
         return pixels
 
+    def _transform_channels(self, image: NDArray[Any], rng: np.random.Generator) -> NDArray[Any]:
+        """Return the sample of an image that is no photograph, by the same draws."""
+        top, left, crop_height, crop_width = draw_resized_crop(image.shape[0], image.shape[1], self.crop_scale, rng)
+        height, width = self.image_size
+        box = (left, top, left + crop_width, top + crop_height)
+        pixels = resize_channels(image, (width, height), RESAMPLING[self.interpolation], box)
+        if self.flip and rng.random() < 0.5:
+            pixels = pixels[:, ::-1]
+        if self.random_erasing:
+            pixels = RandomErasing(self.random_erasing, self.mean, self.std, self.pixels.white)(pixels, rng)
+        return pixels
+
 
 @dataclass(frozen=True)
 class EvalTransform:
@@ -115,7 +149,8 @@ class EvalTransform:
     - ``squash`` gives exactly ``resize_to``;
     - ``border`` keeps the proportions and just fits into ``resize_to``.
 
-    Then ``image_size`` is cut from the centre; what lies outside of the resized image becomes ``fill`` (R, G, B).
+    Then ``image_size`` is cut from the centre; what lies outside of the resized image becomes ``fill``, a value for
+    each channel of ``pixels``.
     Without ``resize_to`` MAE's rule holds: 256/224 of ``image_size`` up to 224 pixels, ``image_size`` itself beyond.
     The side that does not decide about the scale is rounded ``down``, as torchvision does, or to the ``nearest`` number
     of pixels, as timm does unless it covers a square. Of a very long image that is to cover, the central part is cut
@@ -126,8 +161,9 @@ class EvalTransform:
     resize_to: tuple[int, int] | None = None
     crop_mode: CropMode = "center"
     interpolation: Interpolation = "bicubic"
-    fill: tuple[int, int, int] = (0, 0, 0)
+    fill: tuple[float, ...] = (0, 0, 0)
     rounding: Literal["down", "nearest"] = "down"
+    pixels: PixelFormat = RGB_BYTES
 
     @classmethod
     def from_spec(cls, image_size: tuple[int, int], spec: InputSpec) -> EvalTransform:
@@ -135,18 +171,17 @@ class EvalTransform:
         resize_to = spec.resize_target(image_size)
         # timm leaves squares to torchvision's Resize; MAE's rule has always rounded down here
         rounds_down = spec.crop_mode == "center" and (spec.crop_pct is None or resize_to[0] == resize_to[1])
-        fill = (0, 0, 0)
+        fill: tuple[float, ...] = (0,) * spec.pixels.count
         if spec.crop_mode == "border":
-            red, green, blue = (round(255 * value) for value in spec.mean)
-            fill = (red, green, blue)
-        return cls(
-            image_size, resize_to, spec.crop_mode, spec.interpolation, fill, "down" if rounds_down else "nearest"
-        )
+            white = spec.pixels.white
+            fill = tuple(white * value if spec.pixels.depth == "float" else round(white * value) for value in spec.mean)
+        rounding: Literal["down", "nearest"] = "down" if rounds_down else "nearest"
+        return cls(image_size, resize_to, spec.crop_mode, spec.interpolation, fill, rounding, spec.pixels)
 
     @property
     def shape(self) -> tuple[int, int, int]:
         """Height, width and channels of every sample."""
-        return (*self.image_size, 3)
+        return (*self.image_size, self.pixels.count)
 
     @property
     def cover(self) -> tuple[int, int]:
@@ -176,8 +211,10 @@ class EvalTransform:
         top = _find_crop_start(resized_height, self.image_size[0])
         return (resized_width, resized_height), (left, top)
 
-    def __call__(self, image: Image.Image, rng: np.random.Generator | None = None) -> NDArray[np.uint8]:
-        """Return the sample (H, W, 3) of an image of any size, RGB or greyscale (mode ``L``)."""
+    def __call__(self, image: Any, rng: np.random.Generator | None = None) -> NDArray[Any]:
+        """Return the sample (H, W, C) of an image of any size; a photograph is RGB or greyscale (mode ``L``)."""
+        if isinstance(image, np.ndarray):
+            return self._transform_channels(image)
         image = self.shorten(image)
         height, width = self.image_size
         size, (left, top) = self.layout(*image.size)
@@ -186,9 +223,19 @@ class EvalTransform:
             image = image.convert("RGB")
         if width <= size[0] and height <= size[1]:  # the crop lies inside, which needs no canvas
             return np.asarray(image.crop((left, top, left + width, top + height)))
-        canvas = Image.new("RGB", (width, height), self.fill)
+        red, green, blue = (int(value) for value in self.fill)
+        canvas = Image.new("RGB", (width, height), (red, green, blue))
         canvas.paste(image, (-left, -top))
         return np.asarray(canvas)
+
+    def _transform_channels(self, image: NDArray[Any]) -> NDArray[Any]:
+        """Return the sample of an image that is no photograph."""
+        left, top, right, bottom = self.part(image.shape[1], image.shape[0])
+        size, place = self.layout(right - left, bottom - top)
+        resized = resize_channels(image, size, RESAMPLING[self.interpolation], (left, top, right, bottom))
+        # black if nothing else was said, whatever the number of channels
+        fill = np.array(self.fill if any(self.fill) else 0)
+        return cut_out(resized, place, self.image_size, round_to_type(fill, self.pixels.dtype))
 
     def _resized_size(self, width: int, height: int) -> tuple[int, int]:
         """Return (width, height) after the resize of an image of this size."""

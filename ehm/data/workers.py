@@ -62,13 +62,13 @@ class _Setup:
 
     @property
     def byte_count(self) -> int:
-        return self.slots * self.rows * _INDEX_BYTES + math.prod(self.image_shape)
+        return self.slots * self.rows * _INDEX_BYTES + math.prod(self.image_shape) * self.reader.sample_dtype.itemsize
 
-    def map_memory(self, file: int) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
+    def map_memory(self, file: int) -> tuple[NDArray[np.int64], NDArray[Any]]:
         """Return the indices (slots, rows) and the images (slots, rows, H, W, channels) in the shared file."""
         memory = mmap.mmap(file, self.byte_count)
         indices = np.frombuffer(memory, np.int64, self.slots * self.rows).reshape(self.slots, self.rows)
-        images = np.frombuffer(memory, np.uint8, offset=indices.nbytes).reshape(self.image_shape)
+        images = np.frombuffer(memory, self.reader.sample_dtype, offset=indices.nbytes).reshape(self.image_shape)
         return indices, images
 
 

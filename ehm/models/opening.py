@@ -16,8 +16,10 @@ from safetensors import SafetensorError, deserialize
 
 from ehm.config import ModelSource, TrainConfig
 from ehm.config.inputs import InputSpec
+from ehm.config.pixel_format import RGB_BYTES, PixelFormat
 from ehm.errors import CheckpointError
 from ehm.installation import build_install_command
+from ehm.models.encoder_file import read_facts
 from ehm.models.hub import HUB, download_repository
 from ehm.models.published.opening import open_hub_folder, open_weights_file
 from ehm.models.shapes import spec_from_json
@@ -27,6 +29,7 @@ from ehm.storage.checkpoint import Checkpoint, find_checkpoint, is_hub_folder
 
 __all__ = [
     "ReadFile",
+    "find_pixels",
     "names_weights",
     "open_model",
     "read_safetensors",
@@ -90,6 +93,24 @@ def open_model(source: ModelSource, read_file: ReadFile = read_safetensors) -> W
         f"model.init {source.init}: no such file or folder; it takes a run folder, a .safetensors or .pth file, a "
         "folder in Hugging Face's layout, timm:NAME, hf:OWNER/NAME or scratch"
     )
+
+
+def find_pixels(init: str) -> PixelFormat:
+    """Return the channels and the depth of images for the weights ``init``, without reading their arrays.
+
+    Weights that say nothing of it, and those that are not there, are for photographs.
+    """
+    path = Path(init)
+    if not path.exists():
+        return RGB_BYTES
+    checkpoint = find_checkpoint(path)
+    if checkpoint is not None:
+        return _read_inputs(checkpoint).pixels
+    file = path / "model.safetensors" if path.is_dir() else path
+    if not file.is_file():
+        return RGB_BYTES
+    inputs = read_facts(file).inputs
+    return RGB_BYTES if inputs is None else inputs.pixels
 
 
 def take_weights(checkpoint: Checkpoint, named: str | None = None) -> Weights:

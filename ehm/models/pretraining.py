@@ -13,6 +13,7 @@ from ehm.config import ModelSource, TrainConfig, load_config
 from ehm.config.encoders import EncoderSpec, SwinSpec
 from ehm.config.objectives import OBJECTIVES
 from ehm.errors import CheckpointError, ConfigError
+from ehm.models.channels import adapt_channels
 from ehm.models.encoder_parts import HEADS
 from ehm.models.fitting import Shapes, select_but_fresh
 from ehm.models.resample import resample_arrays
@@ -78,9 +79,12 @@ def adopt_encoder(config: TrainConfig, weights: Weights) -> tuple[TrainConfig, t
     own = weights.provenance.inputs
     defaults = TrainConfig(objective=config.objective).data
     values = config.model_dump(mode="json")
-    if (config.data.mean, config.data.std) == (defaults.mean, defaults.std):
-        values["data"] |= {"mean": own.mean, "std": own.std}
+    is_usual = config.data.pixels.is_rgb and (config.data.mean, config.data.std) == (defaults.mean, defaults.std)
+    if is_usual:
+        values["data"] |= {"mean": own.mean, "std": own.std, **own.pixels.to_json()}
         notes.append(f"pixels normalised as for the weights: mean {list(own.mean)}, std {list(own.std)}")
+        if not own.pixels.is_rgb:
+            notes.append(f"images of {own.pixels.describe()}, as for the weights")
     values["encoder"] = _name_encoder(spec)
     values["image_size"] = size
     values["patch_size"] = spec.patch_size
@@ -131,6 +135,8 @@ def select_initial_arrays(
         return {}, ()
     if weights is None:
         weights = open_weights(name_first_weights(config))
+    if weights.spec is not None:
+        weights = adapt_channels(weights, config.spec.channels, config.model.adapt_channels)
     notes = [f"begins with the weights of {init}", *weights.provenance.notes]
     arrays = _resample_same_kind(weights, config.spec, init)
     if SHARED_TABLE in shapes and SHARED_TABLE not in arrays:
@@ -141,7 +147,7 @@ def select_initial_arrays(
     selected, found = select_but_fresh(shapes, arrays, _find_fresh_names(shapes, arrays), init)
     notes += found
     inputs = weights.provenance.inputs
-    if (inputs.mean, inputs.std) != (config.data.mean, config.data.std):
+    if config.data.pixels == inputs.pixels and (inputs.mean, inputs.std) != (config.data.mean, config.data.std):
         notes.append(f"these weights are taken as trained with data.mean {inputs.mean} and data.std {inputs.std}")
     return selected, tuple(notes)
 

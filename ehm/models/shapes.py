@@ -29,6 +29,8 @@ __all__ = [
     "spec_to_json",
 ]
 
+RGB_CHANNELS = 3
+
 
 def infer_spec(arrays: Arrays, source: ModelSource) -> EncoderSpec:
     """Infer the spec of a ViT, a ViT with relative positions, or a Swin from the shapes of ``arrays``, timm's names.
@@ -77,10 +79,14 @@ def describe_built(spec: EncoderSpec, pool: Pool) -> EncoderSpec:
     return replace(spec, form=spec.form.model_copy(update={"attention_pool": False}))
 
 
-def spec_from_settings(source: ModelSource) -> EncoderSpec:
-    """Return the spec of an untrained encoder as ``source`` names it; ConfigError if its sizes do not fit together."""
+def spec_from_settings(source: ModelSource, channels: int = 3) -> EncoderSpec:
+    """Return the spec of an untrained encoder as ``source`` names it, for images of ``channels``.
+
+    Raises ConfigError if its sizes do not fit together.
+    """
     try:
-        return encoder_spec(source.encoder, source.image_size or (224, 224), source.patch_size, source)
+        size = source.image_size or (224, 224)
+        return encoder_spec(source.encoder, size, source.patch_size, source, channels=channels)
     except ValueError as error:
         raise ConfigError(str(error)) from None
 
@@ -127,7 +133,7 @@ def spec_to_json(spec: EncoderSpec) -> dict[str, Any]:
             # left out if nothing differs, so that older versions read plain ViTs
             if value != PLAIN:
                 values[field.name] = value.model_dump(mode="json", exclude_defaults=True)
-        else:
+        elif field.name != "channels" or value != RGB_CHANNELS:  # left out likewise
             # as JSON gives it back, so that what is read equals what was written
             values[field.name] = list(value) if isinstance(value, tuple) else value
     return values

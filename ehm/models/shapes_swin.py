@@ -22,7 +22,7 @@ def infer_swin(arrays: Arrays, source: ModelSource) -> SwinSpec:
     """Infer the spec of a Swin; raises as :func:`ehm.models.shapes.infer_spec` does."""
     require_names(arrays, _NAMES, source)
     refuse_other_positions(arrays, FIRST_TABLE, source)
-    width, patch_size = read_patches(arrays, source)
+    width, patch_size, channels = read_patches(arrays, source)
     stages = range(count_parts(arrays, r"layers\.(\d+)\."))
     depths = []
     heads = []
@@ -37,7 +37,7 @@ def infer_swin(arrays: Arrays, source: ModelSource) -> SwinSpec:
         raise CheckpointError(f"{source.init}: its windows are not square, and only square ones load from a bare file")
     mlp_ratio = arrays["layers.0.blocks.0.mlp.fc1.weight"].shape[0] / width  # a row for each hidden feature
     # the stride follows from the stages, and the image size from the stride and the table of the last stage
-    spec = SwinSpec((0, 0), patch_size, width, tuple(depths), tuple(heads), window, mlp_ratio)
+    spec = SwinSpec((0, 0), patch_size, width, tuple(depths), tuple(heads), window, mlp_ratio, channels)
     spec = replace(spec, image_size=infer_image_size(table, len(arrays[table]), spec.stride, source))
     check_tables(arrays, spec, source.init)
     return spec

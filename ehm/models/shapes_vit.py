@@ -9,6 +9,7 @@ from typing import Any
 
 from ehm.config import ModelSource
 from ehm.config.encoders import VIT_PRESETS, VitForm, VitSpec
+from ehm.config.pixel_format import MOST_CHANNELS
 from ehm.errors import CheckpointError
 from ehm.models.tables import CLASS_TOKEN_ROWS, SHARED_TABLE, TABLE, WITH_SETTINGS, check_tables, infer_image_size
 from ehm.storage.arrays import Arrays
@@ -31,17 +32,17 @@ def infer_vit(arrays: Arrays, source: ModelSource) -> VitSpec:
         if table in arrays:
             return _infer_relative(arrays, table, source)
     require_names(arrays, _NAMES, source)
-    width, patch_size = read_patches(arrays, source)
+    width, patch_size, channels = read_patches(arrays, source)
     form = infer_form(arrays, source)
     depth = count_parts(arrays, r"blocks\.(\d+)\.")
     mlp_ratio = arrays["blocks.0.mlp.fc2.weight"].shape[1] / width
     heads = _infer_heads(source, width)
     if not form.added_positions:
         size = source.image_size or (14 * patch_size, 14 * patch_size)
-        return VitSpec(size, patch_size, width, depth, heads, mlp_ratio, form=form)
+        return VitSpec(size, patch_size, width, depth, heads, mlp_ratio, form=form, channels=channels)
     size, prefix_positions = _infer_image_size(arrays["pos_embed"].shape[1], form, patch_size, source)
     form = form.model_copy(update={"prefix_positions": prefix_positions})
-    return VitSpec(size, patch_size, width, depth, heads, mlp_ratio, form=form)
+    return VitSpec(size, patch_size, width, depth, heads, mlp_ratio, form=form, channels=channels)
 
 
 def infer_form(arrays: Arrays, source: ModelSource) -> VitForm:
@@ -100,14 +101,18 @@ def refuse_other_positions(arrays: Arrays, positions: str, source: ModelSource) 
             raise CheckpointError(f"{source.init}: has {name} beside other positions; encoders with one kind load")
 
 
-def read_patches(arrays: Arrays, source: ModelSource) -> tuple[int, int]:
-    """Return the width of the embedding and the side of a patch; CheckpointError if patches are not RGB squares."""
+def read_patches(arrays: Arrays, source: ModelSource) -> tuple[int, int, int]:
+    """Return the width of the embedding, the side of a patch and its channels.
+
+    Raises CheckpointError if patches are not square, or have more channels than ehm reads.
+    """
     width, channels, patch_size, across = arrays["patch_embed.proj.weight"].shape
-    if channels != 3 or patch_size != across:
+    if channels > MOST_CHANNELS or patch_size != across:
         raise CheckpointError(
-            f"{source.init}: its patches are {patch_size} x {across} of {channels} channels; only square ones of 3 load"
+            f"{source.init}: its patches are {patch_size} x {across} of {channels} channels; only square ones of up to "
+            f"{MOST_CHANNELS} load"
         )
-    return width, patch_size
+    return width, patch_size, channels
 
 
 def count_parts(names: Iterable[str], pattern: str) -> int:
@@ -124,13 +129,13 @@ def _infer_relative(arrays: Arrays, table: str, source: ModelSource) -> VitSpec:
     """Infer the spec of a ViT with the biases for relative positions that are called ``table``."""
     require_names(arrays, ("cls_token", *_NAMES), source)
     refuse_other_positions(arrays, table, source)
-    width, patch_size = read_patches(arrays, source)
+    width, patch_size, channels = read_patches(arrays, source)
     rows, heads = arrays[table].shape
     size = infer_image_size(table, rows - CLASS_TOKEN_ROWS, patch_size, source)
     depth = count_parts(arrays, r"blocks\.(\d+)\.")
     mlp_ratio = arrays["blocks.0.mlp.fc2.weight"].shape[1] / width
     form = VitForm(norm_epsilon=source.form.norm_epsilon)
-    spec = VitSpec(size, patch_size, width, depth, heads, mlp_ratio, relative=True, form=form)
+    spec = VitSpec(size, patch_size, width, depth, heads, mlp_ratio, relative=True, form=form, channels=channels)
     check_tables(arrays, spec, source.init)
     return spec
 

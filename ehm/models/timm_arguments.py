@@ -58,6 +58,8 @@ def describe_vit_sizes(spec: VitSpec) -> dict[str, Any]:
         "num_heads": spec.heads,
         "mlp_ratio": ratio,
     }
+    if spec.channels != 3:
+        arguments["in_chans"] = spec.channels
     if spec.relative:
         arguments |= {"use_abs_pos_emb": False, "init_values": LAYER_SCALE}
     return arguments
@@ -65,7 +67,7 @@ def describe_vit_sizes(spec: VitSpec) -> dict[str, Any]:
 
 def describe_swin(spec: SwinSpec) -> dict[str, Any]:
     """Return the arguments of timm's SwinTransformer for ``spec``."""
-    return {
+    arguments: dict[str, Any] = {
         "img_size": spec.image_size,
         "patch_size": spec.patch_size,
         "embed_dim": spec.width,
@@ -74,6 +76,9 @@ def describe_swin(spec: SwinSpec) -> dict[str, Any]:
         "window_size": spec.window,
         "mlp_ratio": spec.mlp_ratio,
     }
+    if spec.channels != 3:
+        arguments["in_chans"] = spec.channels
+    return arguments
 
 
 def _describe_form(form: VitForm) -> dict[str, Any]:

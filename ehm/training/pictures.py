@@ -18,7 +18,6 @@ from ehm.analysis.masked_images import reconstruct_images
 from ehm.analysis.reconstruction import draw_reconstruction_page
 from ehm.backends.base import Learner
 from ehm.config import TrainConfig
-from ehm.config.inputs import InputSpec
 from ehm.data import EvalTransform, Source
 from ehm.data.samples import SampleReader
 from ehm.storage.writing import replace_file
@@ -125,7 +124,7 @@ def _read_images(config: TrainConfig, training: Source, held_out: Source | None)
     chosen = training if held_out is None else held_out
     # spread evenly, as a source may be sorted by class
     indices = np.unique(np.linspace(0, len(chosen) - 1, min(len(chosen), _IMAGES)).astype(np.int64))
-    transform = EvalTransform.from_spec(config.image_size, InputSpec(data.mean, data.std))
+    transform = EvalTransform.from_spec(config.image_size, data.inputs)
     reader = SampleReader(chosen, transform, np.arange(len(chosen)), SEED, data.strict)
     samples = [reader.read_sample(index, epoch=0) for index in indices.tolist()]
     names = [Path(chosen.name(sample.index)).name for sample in samples]

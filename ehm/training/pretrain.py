@@ -17,7 +17,6 @@ from safetensors.numpy import save_file
 
 from ehm.backends.base import Learner
 from ehm.config import TrainConfig
-from ehm.config.inputs import InputSpec
 from ehm.config.objectives import OBJECTIVES
 from ehm.console import console
 from ehm.data import Source
@@ -225,7 +224,7 @@ def _write_encoder(run: Run[TrainConfig], learner: Learner, checkpoint: Path) ->
     others load by name hold the same encoder. All processes call this, behind the run's last ``checkpoint``.
     """
     config = run.config
-    inputs = InputSpec(config.data.mean, config.data.std)
+    inputs = config.data.inputs
     metadata = encoder_metadata(config.spec, inputs)
     state = learner.state()  # all processes take part, which may share the parameters
     _, averaged = split_average(state.optimizer)

@@ -45,7 +45,13 @@ def open_images(config: TrainConfig, processes: Processes) -> tuple[Source, Load
     data = config.data
     source = open_source(data, "train")
     transform = TrainTransform(
-        config.image_size, data.crop_scale, data.flip, data.color_jitter, mean=data.mean, std=data.std
+        config.image_size,
+        data.crop_scale,
+        data.flip,
+        data.color_jitter,
+        mean=data.mean,
+        std=data.std,
+        pixels=data.pixels,
     )
     return source, make_train_loader(source, transform, config, processes, views=config.mask.views)
 

@@ -34,7 +34,16 @@ Images, labels, groups and the tokenizer are compared themselves, wherever they 
 more.
 """
 _FREE_SECTIONS = ("watch.", "data.columns.")
-_FROM_WEIGHTS = ("data.mean", "data.std", "data.crop_pct", "data.crop_mode", "data.interpolation")
+_FROM_WEIGHTS = (
+    "data.channels",
+    "data.depth",
+    "data.window",
+    "data.mean",
+    "data.std",
+    "data.crop_pct",
+    "data.crop_mode",
+    "data.interpolation",
+)
 """Keys that a task takes from its encoder's weights if its configuration leaves them out."""
 _SHOWN_CLASSES = 5
 

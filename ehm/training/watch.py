@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 
 from ehm.backends.base import Learner
 from ehm.config import TrainConfig
-from ehm.config.inputs import InputSpec
 from ehm.console import console
 from ehm.data import Batch, EvalTransform, Source
 from ehm.storage.checkpoint import newest_checkpoint, open_checkpoint
@@ -165,7 +164,8 @@ class Watch:
         """Compute the features of the model and of its average, if there is one: (B, 1 or 2, D)."""
         if not len(images):
             # a process without a share of the last batch takes part all the same, as processes may share the parameters
-            some = np.zeros((1, *self._run.config.image_size, 3), np.uint8)
+            pixels = self._run.config.data.pixels
+            some = np.zeros((1, *self._run.config.image_size, pixels.count), pixels.dtype)
             return self._compute_features(learner, some)[:0]
         features = [learner.compute_features(images)]
         if self._has_average:
@@ -190,7 +190,8 @@ class Watch:
         assert images is not None
         config = self._run.config
         height, width = config.image_size
-        size = len(images) * height * width * 3 // self._run.processes.size
+        pixels = config.data.pixels
+        size = len(images) * height * width * pixels.count * pixels.dtype.itemsize // self._run.processes.size
         if size > _MOST_KEPT_BYTES:
             return self._load_images(images)
         # the loader may use the memory of a batch again
@@ -200,7 +201,7 @@ class Watch:
     def _load_images(self, images: WatchedImages) -> Iterable[Batch]:
         config = self._run.config
         # as ehm probe prepares them for an encoder of this run
-        transform = EvalTransform.from_spec(config.image_size, InputSpec(config.data.mean, config.data.std))
+        transform = EvalTransform.from_spec(config.image_size, config.data.inputs)
         with make_eval_loader(
             images.subset.source,
             transform,

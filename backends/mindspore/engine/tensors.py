@@ -15,12 +15,15 @@ __all__ = ["Pixels", "load_arrays", "set_values", "to_arrays"]
 
 
 class Pixels(nn.Cell):
-    """Bytes (B, H, W, 3) -> normalised float32 (B, 3, H, W): bytes travel, the device does the arithmetic."""
+    """Pixels (B, H, W, C) -> normalised float32 (B, C, H, W): they travel as they are, the device does the arithmetic.
 
-    def __init__(self, mean: tuple[float, float, float], std: tuple[float, float, float]) -> None:
+    ``mean`` and ``std`` are of values from 0 to 1, and ``white`` is the pixel that means 1: 255 for bytes.
+    """
+
+    def __init__(self, mean: tuple[float, ...], std: tuple[float, ...], white: float = 255) -> None:
         super().__init__()
-        self.offset = Tensor(np.array(mean, np.float32) * 255)
-        self.scale = Tensor(np.array(std, np.float32) * 255)
+        self.offset = Tensor(np.array(mean, np.float32) * white)
+        self.scale = Tensor(np.array(std, np.float32) * white)
 
     def construct(self, images: Tensor) -> Tensor:
         """Normalise ``images``."""

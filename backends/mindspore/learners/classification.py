@@ -58,7 +58,10 @@ class MindsporeClassifier(ResumableLearner):
         self._rank = processes.rank
         dtype = choose_dtype(config.optim.dtype, target)
         fc_norm = False if config.frozen else None
-        loaded = load_model(config.model, config.run.seed, classes, config.pool, fc_norm, dtype, config.frozen, weights)
+        channels = config.data.wanted_channels
+        loaded = load_model(
+            config.model, config.run.seed, classes, config.pool, fc_norm, dtype, config.frozen, weights, channels
+        )
         model = loaded.model
         self.model = model
         self._spec = spec_from_json(loaded.architecture)
@@ -72,7 +75,7 @@ class MindsporeClassifier(ResumableLearner):
             for _, cell in model.cells_and_names():
                 if isinstance(cell, Block):
                     cell.recompute()
-        pixels = Pixels(self.inputs.mean, self.inputs.std)
+        pixels = Pixels(self.inputs.mean, self.inputs.std, self.inputs.pixels.white)
 
         def loss(images: Tensor, targets: Tensor, keep: Tensor | None) -> Tensor:
             return soft_cross_entropy(model(pixels(images), keep), targets)

@@ -32,7 +32,8 @@ class MindsporeEncoder:
     """
 
     def __init__(self, source: ModelSource, data: SourceConfig | None = None, pool: Pool | None = None) -> None:
-        loaded = load_model(source, seed=0, pool=pool or "avg", fc_norm=False)
+        channels = None if data is None else data.wanted_channels
+        loaded = load_model(source, seed=0, pool=pool or "avg", fc_norm=False, channels=channels)
         model = loaded.model
         self.model = model
         model.set_train(False)
@@ -46,7 +47,7 @@ class MindsporeEncoder:
         if data is not None:
             self.inputs = data.input_spec(loaded.inputs)
         self.notes = loaded.notes
-        pixels = Pixels(self.inputs.mean, self.inputs.std)
+        pixels = Pixels(self.inputs.mean, self.inputs.std, self.inputs.pixels.white)
 
         def features(images: Tensor) -> Tensor:
             return model.pool_images(pixels(images))

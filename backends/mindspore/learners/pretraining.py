@@ -94,7 +94,7 @@ class MindsporeLearner(ResumableLearner):
                 if isinstance(cell, Block):
                     cell.recompute()
         model = self.model
-        pixels = Pixels(config.data.mean, config.data.std)
+        pixels = Pixels(config.data.mean, config.data.std, config.data.pixels.white)
         self._pixels = pixels
 
         def loss(images: Tensor, *rest: Tensor) -> Tensor:

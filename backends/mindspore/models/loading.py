@@ -17,6 +17,7 @@ from ehm.backends.mindspore.engine.tensors import set_values
 from ehm.backends.mindspore.models.build import build_encoder
 from ehm.config import ModelSource, TrainConfig
 from ehm.errors import ConfigError
+from ehm.models.channels import adapt_channels
 from ehm.models.fitting import resize_weights, select_arrays
 from ehm.models.opening import open_model
 from ehm.models.pretraining import select_initial_arrays
@@ -38,22 +39,25 @@ def load_model(
     dtype: Any = ms.float32,
     probe: bool = False,
     weights: Weights | None = None,
+    channels: int | None = None,
 ) -> LoadedModel:
     """Load the encoder that ``source`` names under a head of ``classes`` that ``seed`` starts (0: none).
 
     ``pool``, ``fc_norm`` and ``probe`` are :func:`build_encoder`'s. Positions and tables of relative ones are
-    resampled to ``source.image_size``. ``weights`` are what ``source`` names if that was opened already. Raises
-    CheckpointError if weights are missing or do not fit, ConfigError if the settings do not.
+    resampled to ``source.image_size``, and the patch embedding is adapted to ``channels``, if they are given.
+    ``weights`` are what ``source`` names if that was opened already. Raises CheckpointError if weights are missing or
+    do not fit, ConfigError if the settings do not.
     """
     rng = np.random.default_rng(seed)
     if source.init == "scratch":
-        spec = spec_from_settings(source)
+        spec = spec_from_settings(source, channels or 3)
         model = build_encoder(spec, rng, classes, pool, fc_norm, dtype, probe)
         return LoadedModel(model, spec_to_json(spec), Provenance("scratch", "scratch"))
     if weights is None:
         weights = open_weights(source)
     if weights.spec is None:
         raise ConfigError(f"model.init {source.init}: holds timm's {weights.timm}, which needs torch; {_ACCEPTED}")
+    weights = adapt_channels(weights, channels or weights.spec.channels, source.adapt_channels)
     weights = resize_weights(weights, source)
     assert weights.spec is not None
     spec = weights.spec

@@ -40,11 +40,19 @@ class Projection(nn.Cell):
 
 
 class PatchEmbed(nn.Cell):
-    """Normalised (B, 3, H, W) -> (B, N, D), under a ``norm`` if there is one."""
+    """Normalised (B, C, H, W) -> (B, N, D), under a ``norm`` if there is one."""
 
-    def __init__(self, patch_size: int, width: int, dtype: Any, bias: bool = True, norm: nn.Cell | None = None) -> None:
+    def __init__(
+        self,
+        patch_size: int,
+        width: int,
+        dtype: Any,
+        bias: bool = True,
+        norm: nn.Cell | None = None,
+        channels: int = 3,
+    ) -> None:
         super().__init__()
-        self.proj = Projection(width, 3, patch_size, dtype, bias)
+        self.proj = Projection(width, channels, patch_size, dtype, bias)
         self.norm = norm
         self.patch_size = patch_size
 

@@ -154,7 +154,9 @@ class SwinParts(nn.Cell):
     def __init__(self, spec: SwinSpec, dtype: Any) -> None:
         super().__init__()
         self.grid = spec.grid
-        self.patch_embed = PatchEmbed(spec.patch_size, spec.width, dtype, norm=LayerNorm(spec.width, _EPSILON))
+        self.patch_embed = PatchEmbed(
+            spec.patch_size, spec.width, dtype, norm=LayerNorm(spec.width, _EPSILON), channels=spec.channels
+        )
         self.layers = nn.CellList([SwinStage(spec, stage, dtype) for stage in range(len(spec.depths))])
         self.norm = LayerNorm(spec.features, _EPSILON)
         self.last_map = _measure_map(spec, len(spec.depths) - 1)

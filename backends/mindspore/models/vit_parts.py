@@ -53,6 +53,7 @@ class VitParts(nn.Cell):
             dtype,
             bias=not form.norm_before,
             norm=build_norm(form, width) if form.norm_patches else None,
+            channels=spec.channels,
         )
         self.cls_token = _create_zeros(1, width) if form.class_token else None
         self.reg_token = _create_zeros(form.registers, width) if form.registers else None

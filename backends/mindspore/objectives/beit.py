@@ -21,8 +21,9 @@ from ehm.backends.mindspore.models.patches import gather_tokens, want_all
 from ehm.backends.mindspore.models.tokenizers import DiscreteVae, Tokenizer
 from ehm.backends.mindspore.objectives.base import MindsporeObjective
 from ehm.backends.reconstruction import reconstruct_tokens
-from ehm.config import TrainConfig, Triple
+from ehm.config import TrainConfig
 from ehm.config.encoders import EncoderSpec
+from ehm.config.inputs import Means
 from ehm.models.resample import bicubic_weights, resample_images
 
 __all__ = ["BeitSwin", "BeitVit", "MindsporeBeit", "VisualTokens", "build_beit"]
@@ -36,7 +37,7 @@ class VisualTokens:
     """
 
     def __init__(
-        self, tokenizer: Tokenizer, grid: tuple[int, int], image_size: tuple[int, int], mean: Triple, std: Triple
+        self, tokenizer: Tokenizer, grid: tuple[int, int], image_size: tuple[int, int], mean: Means, std: Means
     ) -> None:
         self.tokenizer = tokenizer
         self._grid = grid

@@ -1,6 +1,6 @@
 """Masked autoencoder (He et al., 2022): an encoder of the visible patches, a light decoder of all of them.
 
-Shapes: B images, N patches, V visible ones, D width, P = patch_size**2 * 3 values of a patch.
+Shapes: B images of C channels, N patches, V visible ones, D width, P = patch_size**2 * C values of a patch.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class MaskedAutoencoder(VisibleDecoder):
         super().__init__(spec, model.decoder_width, model.decoder_depth, model.decoder_heads, dtype)
         self.patch_size = spec.patch_size
         self.norm_pix_loss = model.norm_pix_loss
-        self.decoder_pred = Dense(model.decoder_width, spec.patch_size**2 * 3, dtype)
+        self.decoder_pred = Dense(model.decoder_width, spec.patch_size**2 * spec.channels, dtype)
         init_xavier(self, rng)
 
     def target(self, images: Tensor, masked: Tensor) -> Tensor:
@@ -67,7 +67,7 @@ class MindsporeMae(MindsporeObjective):
         """See :meth:`MindsporeObjective.reconstruct`."""
         predicted = model.predict(images, visible, restore, want_all(restore)).astype(ms.float32)
         side = self.spec.stride
-        patches = predicted.asnumpy().reshape(*restore.shape, side, side, 3)
+        patches = predicted.asnumpy().reshape(*restore.shape, side, side, self.spec.channels)
         data = self.config.data
         if self.config.model.norm_pix_loss:
             return reconstruct_normalised_patches(patches, images.asnumpy(), data.mean, data.std)

@@ -1,7 +1,7 @@
 """SimMIM (Xie et al., 2022): predict the pixels of what is hidden by one linear layer.
 
-Shapes: B images, N output tokens of D features, K hidden ones, k masks an image, P = 3 * stride**2 values of an output
-cell.
+Shapes: B images of C channels, N output tokens of D features, K hidden ones, k masks an image, P = C * stride**2 values
+of an output cell.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def build_simmim(spec: EncoderSpec, rng: np.random.Generator, dtype: Any = ms.fl
     model.stride = spec.stride
     # A 1 x 1 convolution in a list, as in the published code, for the sake of its parameters' names. The pixel shuffle
     # behind it has no parameters, and targets in the order of the channels make it superfluous.
-    model.decoder = nn.CellList([Projection(3 * spec.stride**2, spec.features, 1, dtype)])
+    model.decoder = nn.CellList([Projection(spec.channels * spec.stride**2, spec.features, 1, dtype)])
     init_masked(model, spec, rng)
     return model
 
@@ -82,6 +82,6 @@ class MindsporeSimmim(MindsporeObjective):
         """See :meth:`MindsporeObjective.reconstruct`."""
         predicted = model.predict(images, visible, restore, want_all(restore)).astype(ms.float32)
         side = self.spec.stride
-        by_channel = predicted.asnumpy().reshape(*restore.shape, 3, side, side)
+        by_channel = predicted.asnumpy().reshape(*restore.shape, self.spec.channels, side, side)
         data = self.config.data
         return reconstruct_patches(np.moveaxis(by_channel, 2, -1), self.spec.image_size, data.mean, data.std)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Container
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,22 +18,34 @@ __all__ = ["Pixels", "load_arrays", "to_arrays"]
 
 
 class Pixels:
-    """Bytes (B, H, W, 3) -> normalised float32 (B, 3, H, W): bytes travel, ``device`` does the arithmetic."""
+    """Pixels (B, H, W, C) -> normalised float32 (B, C, H, W): they travel as they are, ``device`` does the arithmetic.
 
-    def __init__(self, device: torch.device, mean: tuple[float, float, float], std: tuple[float, float, float]) -> None:
+    ``mean`` and ``std`` are of values from 0 to 1, and ``white`` is the pixel that means 1: 255 for bytes.
+    """
+
+    def __init__(
+        self, device: torch.device, mean: tuple[float, ...], std: tuple[float, ...], white: float = 255
+    ) -> None:
         self._device = device
         # made once: a small copy in every step would make the host wait for the device
-        self._offset = torch.tensor(mean).view(1, 3, 1, 1).mul(255).to(device)
-        self._scale = torch.tensor(std).view(1, 3, 1, 1).mul(255).to(device)
+        self._offset = torch.tensor(mean).view(1, -1, 1, 1).mul(white).to(device)
+        self._scale = torch.tensor(std).view(1, -1, 1, 1).mul(white).to(device)
 
-    def __call__(self, images: NDArray[np.uint8]) -> Tensor:
+    def __call__(self, images: NDArray[Any]) -> Tensor:
         """Upload and normalise ``images``."""
         return self.normalise(upload_array(images, self._device))
 
     def normalise(self, images: Tensor) -> Tensor:
         """Normalise ``images`` that lie on the device already."""
+        if images.dtype == torch.uint16:
+            images = _to_signed(images)
         pixels = images.permute(0, 3, 1, 2).float()
         return ((pixels - self._offset) / self._scale).contiguous()
+
+
+def _to_signed(images: Tensor) -> Tensor:
+    """Return unsigned values of 16 bits as int32; not every device has a cast of their own type."""
+    return images.view(torch.int16).int() & 0xFFFF
 
 
 def to_arrays(module: nn.Module, names: Container[str] | None = None) -> Arrays:

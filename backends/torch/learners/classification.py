@@ -47,7 +47,9 @@ class TorchClassifier(Supervised):
     ) -> None:
         with seed_weights(config.run.seed):
             fc_norm = False if config.frozen else None  # a probe keeps the encoder's own norm
-            loaded = load_model(config.model, classes, config.pool, fc_norm, weights)
+            loaded = load_model(
+                config.model, classes, config.pool, fc_norm, weights, channels=config.data.wanted_channels
+            )
             self._head: nn.Module | None = None
             if config.frozen:
                 self._head = probe_head(loaded.model)
@@ -55,7 +57,7 @@ class TorchClassifier(Supervised):
             loaded.model.set_grad_checkpointing(True)
         super().__init__(loaded.model, loaded, config, device, processes, self._head)
         # gradients are compared between encoders, on the pixels that each was trained on
-        self._trained_pixels = Pixels(device, loaded.inputs.mean, loaded.inputs.std)
+        self._trained_pixels = Pixels(device, loaded.inputs.mean, loaded.inputs.std, loaded.inputs.pixels.white)
         self._parts = config.optim.accumulate
         self._is_binary = config.loss == "binary_cross_entropy"
 

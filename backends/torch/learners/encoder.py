@@ -47,11 +47,12 @@ class TorchEncoder:
         pool: Pool | None = None,
     ) -> None:
         with seed_weights():  # `scratch` and untrained models are the same every time
-            loaded = load_model(source, pool=pool or "avg", fc_norm=False, repool=pool is not None)
+            channels = None if data is None else data.wanted_channels
+            loaded = load_model(source, pool=pool or "avg", fc_norm=False, repool=pool is not None, channels=channels)
         self.inputs = loaded.inputs
         if data is not None:
             self.inputs = data.input_spec(loaded.inputs)
-        self._pixels = Pixels(device, self.inputs.mean, self.inputs.std)
+        self._pixels = Pixels(device, self.inputs.mean, self.inputs.std, self.inputs.pixels.white)
         self._origin = source.init
         self.model: Any = place_model(loaded.model, device).eval()
         self.image_size = loaded.image_size

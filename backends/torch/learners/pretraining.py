@@ -126,7 +126,7 @@ class TorchLearner(ResumableLearner):
         self._processes = processes
         self._parts = count_parts(config, device, processes)
         self._draws_by_step = config.model.drop_path > 0 or config.lora.dropout > 0
-        self._pixels = Pixels(device, config.data.mean, config.data.std)
+        self._pixels = Pixels(device, config.data.mean, config.data.std, config.data.pixels.white)
         self._objective = create_objective(config, device)
         self.model = self._build_model(weights).train()
         if config.optim.ema_decay is not None:

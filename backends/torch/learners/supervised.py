@@ -67,7 +67,7 @@ class Supervised(Stepped):
             head,
             parts,
         )
-        self._pixels = Pixels(device, self.inputs.mean, self.inputs.std)
+        self._pixels = Pixels(device, self.inputs.mean, self.inputs.std, self.inputs.pixels.white)
         super().__init__(model, training, device, processes, config.run.seed)
 
 

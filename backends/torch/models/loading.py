@@ -33,7 +33,9 @@ from ehm.backends.torch.models.pooling import pool_as
 from ehm.backends.torch.models.timm_vit import read_timm_spec
 from ehm.config import ModelSource, TrainConfig
 from ehm.config.inputs import InputSpec
+from ehm.config.sections import ChannelRule
 from ehm.errors import CheckpointError, ConfigError
+from ehm.models.channels import adapt_channels, adapt_kernel, describe_adaptation
 from ehm.models.fitting import resize_weights, select_arrays
 from ehm.models.hub import reachable_or_offline
 from ehm.models.opening import open_model, read_safetensors
@@ -61,34 +63,39 @@ def load_model(
     fc_norm: bool | None = None,
     weights: Weights | None = None,
     repool: bool = False,
+    channels: int | None = None,
 ) -> LoadedModel:
     """Load the encoder that ``source`` names under a fresh head of ``classes``, or none: it gives pooled features then.
 
     ``pool`` and ``fc_norm`` are :func:`build_encoder`'s; a timm model keeps its own pooling unless ``repool`` is set.
     Positions and tables of relative ones are resampled to ``source.image_size``. A norm behind an average starts
     afresh, as in MAE's fine-tuning, unless the weights are those of a fine-tuned encoder. ``weights`` are what
-    ``source`` names if that was opened already.
+    ``source`` names if that was opened already. The patch embedding is adapted to ``channels``, if they are given and
+    are others than those of the weights.
 
     Raises CheckpointError if weights are missing or do not fit, ConfigError if the settings do not.
     """
     if source.init.startswith(_TIMM):
-        loaded = _load_from_timm(source, classes)
+        loaded = _load_from_timm(source, classes, channels)
         if repool:
             pool_as(loaded.model, pool, source.init)
         return loaded
     if source.init == "scratch":
-        spec = spec_from_settings(source)
+        spec = spec_from_settings(source, channels or 3)
         model = build_encoder(spec, classes, source.drop_path, pool, fc_norm)
         return LoadedModel(model, spec_to_json(spec), Provenance("scratch", "scratch"))
     if weights is None:
         weights = open_weights(source)
     if weights.timm is not None:
-        model = _create_timm_model(weights.timm, False, source, classes, weights.image_size)
+        pixels = weights.provenance.inputs.pixels
+        model = _create_timm_model(weights.timm, False, source, classes, weights.image_size, pixels.count)
         size = source.image_size or weights.image_size or (224, 224)
         architecture = _describe_network(model, weights.timm, size)
         if repool:
             pool_as(model, pool, source.init)
     else:
+        assert weights.spec is not None
+        weights = adapt_channels(weights, channels or weights.spec.channels, source.adapt_channels)
         weights = resize_weights(weights, source)
         assert weights.spec is not None
         if pool == "avg" and weights.has_norm_behind_pooling:
@@ -208,8 +215,11 @@ def _open_timm_weights(source: ModelSource) -> Weights:
     return Weights(arrays, replace(provenance, sha256=digest), spec)
 
 
-def _load_from_timm(source: ModelSource, classes: int) -> LoadedModel:
-    """Load a model of timm's by name, with its published weights unless ``?pretrained=false`` follows the name."""
+def _load_from_timm(source: ModelSource, classes: int, channels: int | None = None) -> LoadedModel:
+    """Load a model of timm's by name, with its published weights unless ``?pretrained=false`` follows the name.
+
+    Its first convolution is adapted to ``channels``, if they are given.
+    """
     name, _, option = source.init.removeprefix(_TIMM).partition("?")
     if option not in ("", "pretrained=true", "pretrained=false"):
         raise ConfigError(f"model.init {source.init}: after ? only pretrained=false is known")
@@ -220,6 +230,13 @@ def _load_from_timm(source: ModelSource, classes: int) -> LoadedModel:
     with reachable_or_offline() if pretrained else nullcontext():
         model = _create_timm_model(name, pretrained, source, classes, None)
     published = model.pretrained_cfg
+    notes: tuple[str, ...] = ()
+    own = published["input_size"][0]
+    if channels is not None and channels != own:
+        adapted = _create_timm_model(name, False, source, classes, None, channels)
+        _copy_adapted(model, adapted, published["first_conv"], channels, source.adapt_channels)
+        model = adapted
+        notes = (describe_adaptation(own, channels, source.adapt_channels),)
     size = source.image_size or published["input_size"][1:]
     architecture = _describe_network(model, name, size)
     weights = "with its published weights" if pretrained else "untrained"
@@ -228,7 +245,7 @@ def _load_from_timm(source: ModelSource, classes: int) -> LoadedModel:
     except (TypeError, ValueError) as error:
         raise ConfigError(f"model.init {source.init}: timm's pretrained_cfg of it: {error}") from None
     return LoadedModel(
-        model, architecture, Provenance(source.init, "timm", inputs=inputs), (f"{name} of timm, {weights}",)
+        model, architecture, Provenance(source.init, "timm", inputs=inputs), (f"{name} of timm, {weights}", *notes)
     )
 
 
@@ -239,11 +256,21 @@ def _describe_network(model: Any, name: str, size: Sequence[int]) -> dict[str, A
 
 
 def _create_timm_model(
-    name: str, pretrained: bool, source: ModelSource, classes: int, image_size: tuple[int, int] | None
+    name: str,
+    pretrained: bool,
+    source: ModelSource,
+    classes: int,
+    image_size: tuple[int, int] | None,
+    channels: int | None = None,
 ) -> Any:
-    """Create a model of timm's for images of ``source.image_size``, else of ``image_size``, else of its own size."""
+    """Create a model of timm's for images of ``source.image_size``, else of ``image_size``, else of its own size.
+
+    They have ``channels``, if that is given, else as many as it was published for.
+    """
     size = source.image_size or image_size
     options: dict[str, Any] = {"num_classes": classes, "drop_path_rate": source.drop_path or None, "img_size": size}
+    if channels is not None:
+        options["in_chans"] = channels
     try:
         try:
             return timm.create_model(name, pretrained=pretrained, **options)
@@ -258,6 +285,15 @@ def _create_timm_model(
             f"model.init {source.init}: timm cannot make it: {reason} "
             f"(timm:{name}?pretrained=false needs no download, and starts untrained)"
         ) from None
+
+
+def _copy_adapted(model: Any, adapted: Any, first: str | Sequence[str], channels: int, rule: ChannelRule) -> None:
+    """Copy the weights of ``model`` into ``adapted``, with its ``first`` convolutions adapted to ``channels``."""
+    names = [f"{name}.weight" for name in ([first] if isinstance(first, str) else first)]
+    state = model.state_dict()
+    for name in names:
+        state[name] = torch.from_numpy(adapt_kernel(state[name].numpy(), channels, rule))
+    adapted.load_state_dict(state)
 
 
 def _first_line(error: BaseException) -> str:

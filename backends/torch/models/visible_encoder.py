@@ -56,7 +56,7 @@ class _PlainParts(nn.Module):
 
     def __init__(self, spec: VitSpec) -> None:
         super().__init__()
-        self.patch_embed = PatchEmbed(spec.image_size, spec.patch_size, 3, spec.width)
+        self.patch_embed = PatchEmbed(spec.image_size, spec.patch_size, spec.channels, spec.width)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, spec.width))
         self.pos_embed = build_fixed_positions(spec, spec.width)
         self.blocks = build_blocks(spec, spec.width, spec.depth, spec.heads)

@@ -20,7 +20,8 @@ from ehm.backends.torch.models.masked_encoder import MaskedSwin, MaskedVit, enco
 from ehm.backends.torch.models.patches import gather_tokens, want_all
 from ehm.backends.torch.models.tokenizers import DiscreteVae, Tokenizer
 from ehm.backends.torch.objectives.base import TorchObjective
-from ehm.config import TrainConfig, Triple
+from ehm.config import TrainConfig
+from ehm.config.inputs import Means
 from ehm.models.resample import bicubic_weights, resample_images
 
 __all__ = ["BeitSwin", "BeitVit", "TorchBeit", "VisualTokens", "build_beit"]
@@ -38,8 +39,8 @@ class VisualTokens:
         tokenizer: Tokenizer,
         grid: tuple[int, int],
         image_size: tuple[int, int],
-        mean: Triple,
-        std: Triple,
+        mean: Means,
+        std: Means,
         device: torch.device,
     ) -> None:
         self._tokenizer = tokenizer

@@ -1,7 +1,7 @@
 """Masked autoencoder (He et al., 2022): an encoder of the visible patches, a light decoder of all of them.
 
 Encoder names are timm's, decoder names those of the published checkpoints, so that both load without renaming.
-Shapes: B images, N patches, K masked ones, P = patch_size**2 * 3 values of a patch.
+Shapes: B images of C channels, N patches, K masked ones, P = patch_size**2 * C values of a patch.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class MaskedAutoencoder(VisibleDecoder):
     ) -> None:
         super().__init__(spec, decoder_width, decoder_depth, decoder_heads)
         self.norm_pix_loss = norm_pix_loss
-        self.decoder_pred = nn.Linear(decoder_width, spec.patch_size**2 * 3)
+        self.decoder_pred = nn.Linear(decoder_width, spec.patch_size**2 * spec.channels)
         self.init_weights()
 
     def target(self, images: Tensor, masked: Tensor) -> Tensor:
@@ -83,7 +83,7 @@ class TorchMae(TorchObjective):
         """See :meth:`TorchObjective.reconstruct`."""
         predicted = model.predict(images, visible, restore, want_all(restore))
         side = self.config.spec.stride
-        patches = predicted.float().cpu().numpy().reshape(*restore.shape, side, side, 3)
+        patches = predicted.float().cpu().numpy().reshape(*restore.shape, side, side, self.config.spec.channels)
         data = self.config.data
         if self.config.model.norm_pix_loss:
             return reconstruct_normalised_patches(patches, images.cpu().numpy(), data.mean, data.std)

@@ -1,6 +1,6 @@
 """SimMIM (Xie et al., 2022): predict the pixels of what is hidden by one linear layer.
 
-Shapes: B images, N output tokens of D features, K hidden ones, P = 3 * stride**2 values of an output cell.
+Shapes: B images of C channels, N output tokens of D features, K hidden ones, P = C * stride**2 values of a cell.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class PixelHead(nn.Module):
         spec = self.spec
         # A 1 x 1 convolution in a Sequential, as in the published code, for the sake of its parameters' names. The
         # pixel shuffle behind it has no parameters, and targets in the order of the channels make it superfluous.
-        self.decoder = nn.Sequential(nn.Conv2d(spec.features, 3 * spec.stride**2, kernel_size=1))
+        self.decoder = nn.Sequential(nn.Conv2d(spec.features, spec.channels * spec.stride**2, kernel_size=1))
 
     def forward(
         self: Any, images: Tensor, visible: Tensor, masked: Tensor, restore: Tensor, tokens: Tensor | None = None
@@ -74,6 +74,6 @@ class TorchSimmim(TorchObjective):
         """See :meth:`TorchObjective.reconstruct`."""
         predicted = model.predict(images, visible, restore, want_all(restore))
         side = self.config.spec.stride
-        by_channel = predicted.float().cpu().numpy().reshape(*restore.shape, 3, side, side)
+        by_channel = predicted.float().cpu().numpy().reshape(*restore.shape, self.config.spec.channels, side, side)
         data = self.config.data
         return reconstruct_patches(np.moveaxis(by_channel, 2, -1), self.config.image_size, data.mean, data.std)

@@ -62,6 +62,8 @@ class BaseSpec(ABC):
     """Name of the linear classifier in timm's network."""
 
     image_size: tuple[int, int]
+    channels: int
+    """Channels of the images."""
 
     @property
     @abstractmethod

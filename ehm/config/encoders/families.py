@@ -34,12 +34,18 @@ def family_of(encoder: str) -> type[VitSpec] | type[SwinSpec]:
 
 
 def encoder_spec(
-    encoder: str, image_size: tuple[int, int], patch_size: int | None, model: SizeOverrides, relative: bool = False
+    encoder: str,
+    image_size: tuple[int, int],
+    patch_size: int | None,
+    model: SizeOverrides,
+    relative: bool = False,
+    channels: int = 3,
 ) -> EncoderSpec:
-    """Return the numbers of a named encoder with the overrides of ``model``.
+    """Return the numbers of a named encoder with the overrides of ``model``, for images of ``channels``.
 
     ``patch_size`` None is the published one; ``relative`` asks for a ViT in that form. Raises ValueError if the numbers
     do not fit together.
     """
     family = family_of(encoder)
-    return family.from_settings(encoder, image_size, patch_size or family.published_patch_size, model, relative)
+    patch_size = patch_size or family.published_patch_size
+    return family.from_settings(encoder, image_size, patch_size, model, relative, channels)

@@ -35,6 +35,7 @@ class SwinSpec(BaseSpec):
     heads: tuple[int, ...]
     window: int
     mlp_ratio: float = 4.0
+    channels: int = 3
 
     family: ClassVar[str] = "swin"
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = SWIN_PRESETS
@@ -87,7 +88,13 @@ class SwinSpec(BaseSpec):
 
     @classmethod
     def from_settings(
-        cls, encoder: str, image_size: tuple[int, int], patch_size: int, model: SizeOverrides, relative: bool
+        cls,
+        encoder: str,
+        image_size: tuple[int, int],
+        patch_size: int,
+        model: SizeOverrides,
+        relative: bool,
+        channels: int = 3,
     ) -> SwinSpec:
         """Return the Swin that the preset ``encoder`` and the overrides of ``model`` give.
 
@@ -107,6 +114,6 @@ class SwinSpec(BaseSpec):
                 raise ValueError(
                     f"model.heads {list(heads)}: stage {stage + 1} is {stage_width} wide, no multiple of {count}"
                 )
-        spec = cls(image_size, patch_size, width, tuple(depths), tuple(heads), model.window or 1)
+        spec = cls(image_size, patch_size, width, tuple(depths), tuple(heads), model.window or 1, channels=channels)
         spec.check_image_size(f"{spec.stride}, the stride of {encoder} with patch_size {patch_size}")
         return spec if model.window else replace(spec, window=min(spec.grid))

@@ -29,7 +29,7 @@ VIT_PRESETS: dict[str, dict[str, int]] = {
 
 @dataclass(frozen=True)
 class VitSpec(BaseSpec):
-    """A Vision Transformer (Dosovitskiy et al., 2021) over ``image_size`` = (height, width) pixels.
+    """A Vision Transformer (Dosovitskiy et al., 2021) over ``image_size`` = (height, width) pixels of ``channels``.
 
     ``relative`` is the form of BEiT and of SimMIM's ViT: attention has a bias for every relative position and keys have
     none, no positions are added to the tokens, and each branch is scaled by a factor for every feature (layer scale).
@@ -45,6 +45,7 @@ class VitSpec(BaseSpec):
     mlp_ratio: float = 4.0
     relative: bool = False
     form: VitForm = PLAIN
+    channels: int = 3
 
     family: ClassVar[str] = "vit"
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = VIT_PRESETS
@@ -97,7 +98,13 @@ class VitSpec(BaseSpec):
 
     @classmethod
     def from_settings(
-        cls, encoder: str, image_size: tuple[int, int], patch_size: int, model: SizeOverrides, relative: bool
+        cls,
+        encoder: str,
+        image_size: tuple[int, int],
+        patch_size: int,
+        model: SizeOverrides,
+        relative: bool,
+        channels: int = 3,
     ) -> VitSpec:
         """Return the ViT, in the ``relative`` form or not, that the preset ``encoder`` and ``model`` give.
 
@@ -121,7 +128,7 @@ class VitSpec(BaseSpec):
             raise ValueError(
                 f"model.form with {form.differences}: not with BEiT's relative positions; set model.relative to false"
             )
-        spec = cls(image_size, patch_size, width, depth, heads, mlp_ratio, relative, form)
+        spec = cls(image_size, patch_size, width, depth, heads, mlp_ratio, relative, form, channels)
         spec.check_image_size(f"patch_size {patch_size}")
         return spec
 

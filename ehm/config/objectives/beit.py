@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from ehm.config.data import require_photographs
 from ehm.config.objectives.base import Objective
 
 if TYPE_CHECKING:
@@ -39,4 +40,5 @@ class BeitObjective(Objective):
     }
 
     def check(self, config: TrainConfig) -> None:
-        """Accept every configuration: a missing tokenizer is reported when the learner opens it."""
+        """Refuse images that no tokenizer takes; a missing tokenizer is reported when the learner opens it."""
+        require_photographs(config.data, "objective beit, whose tokens are those of a tokenizer,")

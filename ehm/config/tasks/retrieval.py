@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from ehm.config.data import DataConfig
+from ehm.config.data import DataConfig, require_photographs
 from ehm.config.sections import ModelSource, OptimConfig
 from ehm.config.tasks.base import TaskConfig
 from ehm.config.values import Positive, PositiveReal
@@ -45,3 +45,8 @@ class RetrievalConfig(TaskConfig):
         description="Folder to measure on: revisited Oxford or Paris, queries/ and database/, or folders of classes; "
         "null holds out a fold of the classes.",
     )
+
+    @model_validator(mode="after")
+    def _check_images(self) -> RetrievalConfig:
+        require_photographs(self.data, "retrieval")
+        return self

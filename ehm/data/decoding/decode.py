@@ -31,9 +31,9 @@ from ehm.data.decoding.orientation import Head, read_orientation, turn_image
 from ehm.data.decoding.png import is_png, leave_out_pixels
 from ehm.data.decoding.reduced import reduce_while_decoding
 from ehm.data.decoding.tiff import is_tiff, read_tiff
-from ehm.errors import BrokenImage
+from ehm.errors import BrokenImage, DataError
 
-__all__ = ["SUFFIXES", "decode_image", "open_image", "read_head"]
+__all__ = ["SUFFIXES", "decode_image", "name_errors", "open_binary", "open_image", "read_head"]
 
 SUFFIXES = frozenset(
     {".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"}
@@ -90,7 +90,7 @@ def decode_image(
     """
     if name is None:
         name = str(file)
-    with _name_errors(name), _open_binary(file) as stream:
+    with name_errors(name), open_binary(file) as stream:
         # Pillow gives the high byte of colours of 16 bits, and knows nothing of missing values
         if (formats is None or "TIFF" in formats) and is_tiff(stream):
             tiff = read_tiff(stream)
@@ -114,8 +114,8 @@ def decode_image(
 def open_image(file: str | Path | BytesIO, name: str | None = None) -> Iterator[Image.Image]:
     """Open ``file`` as Pillow reads it, without its pixels; errors, also the block's, are as in `decode_image`."""
     with (
-        _name_errors(name if name is not None else str(file)),
-        _open_binary(file) as stream,
+        name_errors(name if name is not None else str(file)),
+        open_binary(file) as stream,
         Image.open(stream) as image,
     ):
         yield image
@@ -123,7 +123,7 @@ def open_image(file: str | Path | BytesIO, name: str | None = None) -> Iterator[
 
 def read_head(file: str | Path | BytesIO, name: str | None = None, formats: tuple[str, ...] | None = None) -> Head:
     """Return the size and the orientation of an image without decoding a pixel; errors are as in `decode_image`."""
-    with _name_errors(name if name is not None else str(file)), _open_binary(file) as stream:
+    with name_errors(name if name is not None else str(file)), open_binary(file) as stream:
         if (formats is None or "TIFF" in formats) and is_tiff(stream):
             # Pillow's versions differ in whether they give the stored size, or the size as it is seen
             tiff = read_tiff(stream)
@@ -137,7 +137,7 @@ def read_head(file: str | Path | BytesIO, name: str | None = None, formats: tupl
 
 
 @contextmanager
-def _open_binary(file: str | Path | BytesIO) -> Iterator[IO[bytes]]:
+def open_binary(file: str | Path | BytesIO) -> Iterator[IO[bytes]]:
     """Open ``file`` at its beginning.
 
     Pillow is given an open file rather than a path, because it maps greyscale TIFFs of a path into memory, and then
@@ -151,7 +151,7 @@ def _open_binary(file: str | Path | BytesIO) -> Iterator[IO[bytes]]:
 
 
 @contextmanager
-def _name_errors(name: str) -> Iterator[None]:
+def name_errors(name: str) -> Iterator[None]:
     """Turn whatever is wrong with a file into a BrokenImage that begins with ``name``."""
     try:
         with _QUIET:
@@ -163,7 +163,7 @@ def _name_errors(name: str) -> Iterator[None]:
         reason = "not an image of a known format"
     except OSError as error:
         reason = error.strerror or str(error)
-    except BrokenImage:
+    except DataError:
         raise
     except Exception as error:  # a damaged file can raise nearly anything in Pillow's plugins
         reason = f"{type(error).__name__}: {error}"

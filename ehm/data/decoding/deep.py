@@ -16,7 +16,7 @@ from ehm.data.decoding.depth import Depth, DepthReader, ValueRange
 from ehm.data.decoding.tiff import BLACK_IS_ZERO, CMYK, RGB, WHITE_IS_ZERO, Tiff
 from ehm.errors import BrokenImage
 
-__all__ = ["deep_pixels", "deep_tiff", "raw_mode"]
+__all__ = ["deep_pixels", "deep_tiff", "raw_mode", "read_grey_values", "read_sixteen_bits"]
 
 _COLOURS = {WHITE_IS_ZERO: "L", BLACK_IS_ZERO: "L", RGB: "RGB", CMYK: "CMYK"}
 # TIFF's numbers of the kinds of a further sample
@@ -74,7 +74,7 @@ def deep_pixels(
     """
     stored_as = raw_mode(image)
     if image.mode in ("I", "F") or image.mode.startswith("I;"):
-        values = _grey_values(image, value_range)
+        values = read_grey_values(image, value_range)
         bits = 16 if values.dtype == np.uint16 else 32
         reader = DepthReader(name, values.dtype, bits, value_range)
         pixels = Image.fromarray(reader.scale_values(values[:, :, None])[:, :, 0])
@@ -85,22 +85,32 @@ def deep_pixels(
         return pixels, reader.describe_scaling()
     if value_range is None or ";16" not in stored_as:
         return None
-    if stored_as not in _OTHER_BYTE:
-        raise BrokenImage(
-            f"{name}: its colours have 16 bits, of which only 8 are read from this kind of file, too few for "
-            "data.range; save it as TIFF, or as PNG without transparency"
-        )
-    high = np.asarray(image, np.uint16)
-    file.seek(0)
-    with Image.open(file, formats=[image.format or ""]) as again:
-        again.tile = [tile._replace(args=_OTHER_BYTE[stored_as]) for tile in again.tile]
-        values = high * 256 + np.asarray(again)
+    values = read_sixteen_bits(image, file, name)
     reader = DepthReader(name, values.dtype, 16, value_range)
     colours = reader.scale_values(values[:, :, :3])
     if values.shape[2] == 4:
         # opacity by its type: a stated range is one of colours
         colours = np.concatenate([colours, (values[:, :, 3:] >> 8).astype(np.uint8)], axis=2)
     return Image.fromarray(colours), reader.describe_scaling()
+
+
+def read_sixteen_bits(image: Image.Image, file: IO[bytes], name: str) -> NDArray[np.uint16]:
+    """Return the colours (H, W, S) of 16 bits of an image that Pillow has opened, of which it gives the high bytes.
+
+    Raises BrokenImage, which begins with ``name``, for files whose low bytes Pillow does not give.
+    """
+    stored_as = raw_mode(image)
+    if stored_as not in _OTHER_BYTE:
+        raise BrokenImage(
+            f"{name}: its colours have 16 bits, of which only 8 are read from this kind of file, too few for "
+            "data.range or data.depth=16; save it as TIFF, or as PNG without transparency"
+        )
+    high = np.asarray(image, np.uint16)
+    file.seek(0)
+    with Image.open(file, formats=[image.format or ""]) as again:
+        again.tile = [tile._replace(args=_OTHER_BYTE[stored_as]) for tile in again.tile]
+        values: NDArray[np.uint16] = high * 256 + np.asarray(again)
+    return values
 
 
 def raw_mode(image: Image.Image) -> str:
@@ -116,7 +126,7 @@ def raw_mode(image: Image.Image) -> str:
     return arguments if isinstance(arguments, str) else ""
 
 
-def _grey_values(image: Image.Image, value_range: ValueRange) -> NDArray[Any]:
+def read_grey_values(image: Image.Image, value_range: ValueRange) -> NDArray[Any]:
     """Return the values (H, W) of greyscale of more than 8 bits, in the type that they have in the file."""
     largest = 65535
     if image.format == "PPM" and isinstance(image, ImageFile) and isinstance(image.tile[0].args, tuple):

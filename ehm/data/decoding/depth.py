@@ -23,7 +23,7 @@ from PIL import Image
 
 from ehm.errors import BrokenImage
 
-__all__ = ["DEPTH", "Depth", "DepthReader", "ValueRange", "count_missing"]
+__all__ = ["DEPTH", "Depth", "DepthReader", "ValueRange", "as_type", "count_missing", "describe_values", "find_range"]
 
 ValueRange = tuple[float, float] | None
 """The values that are black and white in images of more than 8 bits; None for those that follow from their type."""
@@ -72,24 +72,16 @@ class DepthReader:
     ) -> None:
         self._name = name
         self._floating = dtype.kind == "f"
-        self._kind = f"{_KINDS[dtype.kind]} of {bits} bits"
+        self._kind = describe_values(dtype, bits)
         self._stated = value_range is not None
         self._missing_value = None
         if missing_value is not None:
-            self._missing_value = _as_type(missing_value, dtype)
+            self._missing_value = as_type(missing_value, dtype)
         self._missing = 0
         self._values = 0
         self._outside = 0
         self._largest = -np.inf
-        black = 0.0
-        if value_range is not None:
-            black, white = value_range
-        elif self._floating:
-            white = 1.0
-        elif dtype.kind == "u" and bits <= 16:
-            white = float(2**bits - 1)
-        else:
-            raise BrokenImage(f"{name}: has {self._kind}, whose range is not known; {_REMEDY}")
+        black, white = find_range(name, dtype, bits, value_range)
         if white_is_zero:
             black, white = white, black
         self._black = black
@@ -127,13 +119,26 @@ class DepthReader:
         return Depth(self._kind, self._black, self._white, largest, self._missing, self._stated)
 
 
-def count_missing(image: Image.Image) -> int:
-    """Return the number of pixels of a decoded image that its file gives no values for."""
-    depth = image.info.get(DEPTH)
-    return depth.missing if isinstance(depth, Depth) else 0
+def find_range(name: str, dtype: np.dtype[Any], bits: int, value_range: ValueRange) -> tuple[float, float]:
+    """Return the values that are black and white: those stated in ``value_range``, or else those of the type.
+
+    Raises BrokenImage, which begins with ``name``, if neither is known.
+    """
+    if value_range is not None:
+        return value_range
+    if dtype.kind == "f":
+        return 0.0, 1.0
+    if dtype.kind == "u" and bits <= 16:
+        return 0.0, float(2**bits - 1)
+    raise BrokenImage(f"{name}: has {describe_values(dtype, bits)}, whose range is not known; {_REMEDY}")
 
 
-def _as_type(value: float, dtype: np.dtype[Any]) -> Any:
+def describe_values(dtype: np.dtype[Any], bits: int) -> str:
+    """Return the kind of values in words, for example "unsigned integers of 16 bits"."""
+    return f"{_KINDS[dtype.kind]} of {bits} bits"
+
+
+def as_type(value: float, dtype: np.dtype[Any]) -> Any:
     """Return a number in an image's own type, in which 1e-20 may be another one; None if the type lacks it."""
     if dtype.kind == "f":
         with np.errstate(over="ignore"):
@@ -142,3 +147,9 @@ def _as_type(value: float, dtype: np.dtype[Any]) -> Any:
     if value.is_integer() and limits.min <= value <= limits.max:
         return int(value)
     return None
+
+
+def count_missing(image: Image.Image) -> int:
+    """Return the number of pixels of a decoded image that its file gives no values for."""
+    depth = image.info.get(DEPTH)
+    return depth.missing if isinstance(depth, Depth) else 0

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from ehm.config.pixel_format import RGB_BYTES
 from ehm.data.decoding.decode import decode_image
 from ehm.data.decoding.depth import DEPTH, Depth
 from ehm.data.sources.base import Source
@@ -19,7 +20,13 @@ _LOOKED_AT = 16
 
 
 def describe_depths(source: Source) -> tuple[str, ...]:
-    """Return a sentence for each kind of deep values in some images of ``source``, evenly spread; none for 8 bits."""
+    """Return a sentence for each kind of deep values in some images of ``source``, evenly spread; none for 8 bits.
+
+    If images are no photographs, it says which channels they are read as.
+    """
+    pixels = getattr(source, "pixels", RGB_BYTES)
+    if not pixels.is_rgb:
+        return (f"images are read as {pixels.describe()} (data.channels, data.depth, data.range)",)
     numbers = np.unique(np.linspace(0, len(source) - 1, min(_LOOKED_AT, len(source))).round().astype(int)).tolist()
     kinds: dict[tuple[str, float, float, bool], list[Depth]] = defaultdict(list)
     for number in numbers:

@@ -20,7 +20,7 @@ from PIL.TiffImagePlugin import ImageFileDirectory_v2
 from ehm.data.decoding.orientation import ORIENTATION_TAG
 from ehm.data.decoding.tiff_segments import BYTE_CODECS, COMPRESSION, Segments, read_integers, read_segments
 
-__all__ = ["BLACK_IS_ZERO", "CMYK", "RGB", "WHITE_IS_ZERO", "Tiff", "is_tiff", "read_tiff"]
+__all__ = ["BLACK_IS_ZERO", "CMYK", "RGB", "WHITE_IS_ZERO", "Tiff", "is_tiff", "read_pages", "read_tiff"]
 
 # TIFF's photometric interpretations
 WHITE_IS_ZERO = 0
@@ -36,6 +36,10 @@ _KINDS = {1: "u", 2: "i", 3: "f", 4: "u"}
 _DIFFERENCES = 2
 _FLOAT_DIFFERENCES = 3
 _MAX_SAMPLES = 8
+_MAX_PAGES = 256
+_SUBFILE = 254
+_NOT_AN_IMAGE = 1 | 4
+"""Bits of TIFF's subfile type: a reduced version of another page, or the mask of its transparency."""
 
 
 @dataclass(frozen=True)
@@ -110,19 +114,50 @@ def is_tiff(file: IO[bytes]) -> bool:
 
 def read_tiff(file: IO[bytes]) -> Tiff | None:
     """Read the first directory of a TIFF file; None if its values are not all of one kind that NumPy has."""
+    return _describe_page(next(_read_directories(file)), _MAX_SAMPLES)
+
+
+def read_pages(file: IO[bytes], most_samples: int) -> list[Tiff]:
+    """Read the directories of all pages of a TIFF file but reduced versions and masks of transparency.
+
+    Raises OSError if the values of a page are not all of one kind that NumPy has, or more than ``most_samples``.
+    """
+    pages = []
+    for number, tags in enumerate(_read_directories(file), start=1):
+        if read_integers(tags, _SUBFILE, (0,))[0] & _NOT_AN_IMAGE:
+            continue
+        page = _describe_page(tags, most_samples)
+        if page is None:
+            raise OSError(f"page {number} has values of several kinds, or more than {most_samples} values a pixel")
+        pages.append(page)
+    return pages
+
+
+def _read_directories(file: IO[bytes]) -> Iterator[ImageFileDirectory_v2]:
+    """Yield the directory of each page of a TIFF file, up to `_MAX_PAGES`."""
     file.seek(0)
     header = file.read(8)
     if header[2:3] == b"+":  # BigTIFF
         header += file.read(8)
     tags = ImageFileDirectory_v2(header)
-    file.seek(tags.next)
-    tags.load(file)
+    for _ in range(_MAX_PAGES):
+        offset = tags.next
+        tags = ImageFileDirectory_v2(header)
+        file.seek(offset)
+        tags.load(file)
+        yield tags
+        if not tags.next:
+            return
+
+
+def _describe_page(tags: ImageFileDirectory_v2, most_samples: int) -> Tiff | None:
+    """Return the facts of a directory; None if its values are not all of one kind that NumPy has."""
     width = read_integers(tags, _WIDTH, (1,))[0]
     height = read_integers(tags, _HEIGHT, (1,))[0]
     samples = read_integers(tags, _SAMPLES, (1,))[0]
     all_bits = set(read_integers(tags, _BITS, (1,)))
     formats = set(read_integers(tags, _SAMPLE_FORMAT, (1,)))
-    if len(all_bits) != 1 or len(formats) != 1 or min(width, height) < 1 or not 1 <= samples <= _MAX_SAMPLES:
+    if len(all_bits) != 1 or len(formats) != 1 or min(width, height) < 1 or not 1 <= samples <= most_samples:
         return None
     bits = all_bits.pop()
     dtype = _choose_dtype(bits, _KINDS.get(formats.pop(), ""))

@@ -10,10 +10,9 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
-from ehm.data.decoding.decode import decode_image
-from ehm.data.decoding.depth import ValueRange
+from ehm.config.pixel_format import RGB_BYTES, PixelFormat
+from ehm.data.decoding.channels import load_image
 
 __all__ = ["FileSource", "Names", "Source", "Split", "WithoutClasses"]
 
@@ -46,7 +45,10 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def load(self, index: int) -> Any:
-        """Read the image in RGB, with its mask or objects if a task needs them; BrokenImage names it and the reason."""
+        """Read the image, with its mask or objects if a task needs them; BrokenImage names it and the reason.
+
+        A photograph is Pillow's image in RGB; an image of other channels is an array (H, W, C).
+        """
         ...
 
     def name(self, index: int) -> str:
@@ -87,7 +89,7 @@ class Names:
 
 @dataclass(frozen=True)
 class FileSource:
-    """Image files below ``root``; ``value_range`` as for :func:`ehm.data.decoding.decode.decode_image`."""
+    """Image files below ``root``, which are read for a model of ``pixels``."""
 
     root: Path
     files: Names
@@ -98,7 +100,7 @@ class FileSource:
     notes: tuple[str, ...] = ()
     empty_classes: tuple[str, ...] = ()
     """Folders beside those of the classes that hold no image that is read."""
-    value_range: ValueRange = None
+    pixels: PixelFormat = RGB_BYTES
 
     def __len__(self) -> int:
         return len(self.files)
@@ -108,9 +110,9 @@ class FileSource:
         files = Names(self.files[index] for index in indices.tolist())
         return replace(self, files=files, labels=labels, classes=classes, empty_classes=())
 
-    def load(self, index: int) -> Image.Image:
-        """Read the image in RGB; raises BrokenImage with its path and the reason."""
-        return decode_image(self.name(index), value_range=self.value_range)
+    def load(self, index: int) -> Any:
+        """Read the image as :func:`ehm.data.decoding.channels.load_image`; BrokenImage has its path and the reason."""
+        return load_image(self.name(index), self.pixels)
 
     def name(self, index: int) -> str:
         """Return the path of the file."""

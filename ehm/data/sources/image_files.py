@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 
 from ehm.data.decoding.decode import SUFFIXES
@@ -11,7 +13,19 @@ from ehm.data.sources.inventory import HIDDEN, OTHER_FORMAT, Unused, is_sample_f
 from ehm.data.sources.parts import SampleFinder
 from ehm.errors import DataError
 
-__all__ = ["IMAGES", "has_image_suffix", "hidden_images", "image_files"]
+__all__ = ["IMAGES", "has_image_suffix", "hidden_images", "image_files", "read_suffixes"]
+
+_suffixes: ContextVar[frozenset[str]] = ContextVar("suffixes of image files", default=SUFFIXES)
+
+
+@contextmanager
+def read_suffixes(suffixes: frozenset[str]) -> Iterator[None]:
+    """Take files of these suffixes as images while sources are opened inside; photographs' are taken otherwise."""
+    token = _suffixes.set(suffixes)
+    try:
+        yield
+    finally:
+        _suffixes.reset(token)
 
 
 def image_files(root: Path, below: str = "", unused: Unused | None = None) -> Iterator[str]:
@@ -58,7 +72,7 @@ def hidden_images(root: Path, path: str) -> Iterator[str]:
 
 def has_image_suffix(name: str) -> bool:
     """Return whether a file of this name is read as an image."""
-    return os.path.splitext(name)[1].lower() in SUFFIXES
+    return os.path.splitext(name)[1].lower() in _suffixes.get()
 
 
 def _holds_images_directly(root: Path) -> bool:

@@ -8,11 +8,13 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ehm.data.decoding.channels import CHANNEL_SUFFIXES
+from ehm.data.decoding.decode import SUFFIXES
 from ehm.data.sources.base import FileSource, Source, Split
 from ehm.data.sources.class_selection import select_classes
 from ehm.data.sources.folder import open_elpv, open_folder
 from ehm.data.sources.idx import FASHION_MNIST, IdxSource, holds_idx, open_fashion_mnist, open_idx
-from ehm.data.sources.image_files import IMAGES
+from ehm.data.sources.image_files import IMAGES, read_suffixes
 from ehm.data.sources.imagenet import find_imagenet, open_imagenet
 from ehm.data.sources.landmarks import holds_gldv2, open_gldv2
 from ehm.data.sources.shards import ShardSource, holds_shards, is_pattern, open_shards
@@ -46,16 +48,19 @@ def open_source(config: ImageData, split: Split = "all") -> Source:
     read. ``config.classes`` keeps the images of some classes. Raises DataError if nothing is there, saying what was
     looked for, and if it fits more than one layout.
     """
-    layout = _recognise_layout(config.source) if config.layout == "auto" else config.layout
+    pixels = config.pixels
     source: FileSource | IdxSource | ShardSource
-    if layout == "table":
-        source = open_table(config.source, split, config.columns, config.images)
-    else:
-        source = _OPENERS[layout](config.source, split)
-        source = replace(source, notes=(*source.notes, *_list_unused_keys(config, layout)))
-    # the values of an IDX file are bytes, which have one range only
+    with read_suffixes(SUFFIXES if pixels.is_rgb else CHANNEL_SUFFIXES):
+        layout = _recognise_layout(config.source) if config.layout == "auto" else config.layout
+        if layout == "table":
+            source = open_table(config.source, split, config.columns, config.images)
+        else:
+            source = _OPENERS[layout](config.source, split)
+            source = replace(source, notes=(*source.notes, *_list_unused_keys(config, layout)))
     if not isinstance(source, IdxSource):
-        source = replace(source, value_range=config.range)
+        source = replace(source, pixels=pixels)
+    elif not pixels.is_rgb:
+        raise DataError(f"data.channels: {config.source} has photographs, and not {pixels.describe()}")
     return source if config.classes is None else select_classes(source, config.classes, config.source)
 
 

@@ -9,13 +9,13 @@ from dataclasses import dataclass, replace
 from io import BytesIO
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
-from ehm.data.decoding.decode import decode_image
-from ehm.data.decoding.depth import ValueRange
+from ehm.config.pixel_format import RGB_BYTES, PixelFormat
+from ehm.data.decoding.channels import load_image
 from ehm.data.sources.base import Names, Split
 from ehm.data.sources.image_files import has_image_suffix
 from ehm.data.sources.inventory import HIDDEN, OTHER_FORMAT, Unused, describe_layout, is_sample_file, no_images
@@ -50,7 +50,7 @@ class ShardSource:
     classes: tuple[str, ...]
     split: Split
     notes: tuple[str, ...] = ()
-    value_range: ValueRange = None
+    pixels: PixelFormat = RGB_BYTES
 
     def __len__(self) -> int:
         return len(self.shard)
@@ -67,8 +67,11 @@ class ShardSource:
             classes=classes,
         )
 
-    def load(self, index: int) -> Image.Image:
-        """Read the image in RGB; raises BrokenImage with its shard, its name and the reason."""
+    def load(self, index: int) -> Any:
+        """Read the image as :func:`ehm.data.decoding.channels.load_image`.
+
+        Raises BrokenImage with its shard, its name and the reason.
+        """
         name = self.name(index)
         try:
             with open(self.files[self.shard[index]], "rb") as file:
@@ -77,7 +80,7 @@ class ShardSource:
                 data = file.read(self.size[index])
         except OSError as error:
             raise BrokenImage(f"{name}: {error.strerror}") from None
-        return decode_image(BytesIO(data), name, value_range=self.value_range)
+        return load_image(BytesIO(data), self.pixels, name)
 
     def name(self, index: int) -> str:
         """Return the path of the shard and the name inside it."""

@@ -65,6 +65,9 @@ def read_index(file: Path) -> TarIndex:
         raise DataError(f"data.source: cannot read shard {file}: {error.strerror}") from None
     # a file that changes its content changes its size or its time
     identity = f"{file.resolve()} {status.st_size} {status.st_mtime_ns} {_VERSION}"
+    # what counts as an image decides what the index holds
+    if has_image_suffix(".npy"):
+        identity += " channels"
     cache = Path.home() / ".cache" / "ehm" / f"shard-{hashlib.sha256(os.fsencode(identity)).hexdigest()[:32]}.npz"
     try:
         with open(cache, "rb") as kept, np.load(kept) as stored:

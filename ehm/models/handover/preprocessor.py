@@ -22,11 +22,11 @@ def describe_preprocessor(inputs: InputSpec, image_size: tuple[int, int]) -> tup
         "do_resize": True,
         "resample": _RESAMPLING[inputs.interpolation],
         "do_rescale": True,
-        "rescale_factor": 1 / 255,
+        "rescale_factor": 1 / inputs.pixels.white,
         "do_normalize": True,
         "image_mean": list(inputs.mean),
         "image_std": list(inputs.std),
-        "do_convert_rgb": True,
+        "do_convert_rgb": inputs.pixels.is_rgb,
     }
     if inputs.crop_mode == "center" and height == width:
         cut = {

@@ -154,7 +154,7 @@ def _describe_inputs(weights: Weights, image_size: tuple[int, int]) -> dict[str,
     return {
         "tag": "ehm",
         "custom_load": False,
-        "input_size": [3, *image_size],
+        "input_size": [inputs.pixels.count, *image_size],
         "interpolation": inputs.interpolation,
         "crop_pct": inputs.crop_share(image_size),
         "crop_mode": inputs.crop_mode,

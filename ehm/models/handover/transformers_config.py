@@ -155,7 +155,7 @@ def _describe_vit(spec: VitSpec, model_type: ModelType, pools_before_norm: bool)
     values: dict[str, Any] = {
         "image_size": height if height == width else [height, width],
         "patch_size": spec.patch_size,
-        "num_channels": 3,
+        "num_channels": spec.channels,
         "hidden_size": spec.width,
         "num_hidden_layers": spec.depth,
         "num_attention_heads": spec.heads,
@@ -218,7 +218,7 @@ def _describe_swin(spec: SwinSpec) -> dict[str, Any]:
     return {
         "image_size": height if height == width else [height, width],
         "patch_size": spec.patch_size,
-        "num_channels": 3,
+        "num_channels": spec.channels,
         "embed_dim": spec.width,
         "depths": list(spec.depths),
         "num_heads": list(spec.heads),

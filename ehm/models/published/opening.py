@@ -12,7 +12,8 @@ from typing import Any
 
 from ehm.config import ModelSource
 from ehm.config.encoders import PLAIN, VIT_PRESETS, EncoderSpec
-from ehm.config.inputs import InputSpec
+from ehm.config.inputs import IMAGENET_MEAN, InputSpec
+from ehm.config.pixel_format import PixelFormat
 from ehm.models.encoder_file import FileFacts, read_facts
 from ehm.models.encoder_parts import refuse_foreign_parts
 from ehm.models.published.facts import Published, PublishedFacts
@@ -52,7 +53,7 @@ def open_weights_file(source: ModelSource, read_file: Callable[[Path], Arrays]) 
         assumptions.append(published.facts.assumed)
     inputs = facts.inputs
     if inputs is None:
-        inputs = published.facts.inputs or InputSpec()
+        inputs = published.facts.inputs or _assume_inputs(spec.channels)
         assumptions.append(f"mean {list(inputs.mean)} and std {list(inputs.std)} (data.mean, data.std)")
     notes = list(published.notes)
     if assumptions:
@@ -79,12 +80,20 @@ def open_hub_folder(source: ModelSource, path: Path, read_file: Callable[[Path],
     inputs = folder.inputs
     notes = list(folder.published.notes)
     if inputs is None:
-        inputs = InputSpec()
+        inputs = _assume_inputs(spec.channels)
         notes.append(
             f"the folder does not say how images are prepared; assumed: mean {list(inputs.mean)} and std "
             f"{list(inputs.std)} (data.mean, data.std)"
         )
     return _assemble(arrays, spec, inputs, source.init, folder.sha256, tuple(notes), folder.labels)
+
+
+def _assume_inputs(channels: int) -> InputSpec:
+    """Return the preparation of images for weights that say nothing of it: ImageNet's, or 0.5 of other channels."""
+    if channels == len(IMAGENET_MEAN):
+        return InputSpec()
+    half = (0.5,) * channels
+    return InputSpec(half, half, pixels=PixelFormat(channels))
 
 
 def _open_own_file(path: Path, origin: str, facts: FileFacts, read_file: Callable[[Path], Arrays]) -> Weights:

@@ -12,7 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from ehm.config.pixel_format import RGB_BYTES
 from ehm.data import Source
+from ehm.data.colour_view import to_photograph
 from ehm.errors import BrokenImage
 from ehm.report.mistakes import MOST_MISTAKES, Mistake, save_mistakes
 
@@ -82,11 +84,12 @@ def find_label_mistakes(
 
 def write_mistakes(folder: Path, mistakes: Sequence[IndexedMistake], source: Source) -> None:
     """Write ``mistakes`` with their images, which are read from ``source`` again, into the folder of a run."""
+    pixels = getattr(source, "pixels", RGB_BYTES)
     pictures: list[tuple[Mistake, Image.Image | None]] = []
     for mistake in mistakes:
         image = None
         with suppress(BrokenImage):  # removed since it was measured
-            image = source.load(mistake.index)
+            image = to_photograph(source.load(mistake.index), pixels)
         kept = Mistake(source.name(mistake.index), mistake.true, mistake.predicted, mistake.confidence)
         pictures.append((kept, image))
     save_mistakes(folder, pictures)

@@ -1,4 +1,4 @@
-"""Mixup and CutMix on bytes, and soft targets (Zhang et al., 2018; Yun et al., 2019; Szegedy et al., 2016).
+"""Mixup and CutMix on pixels, and soft targets (Zhang et al., 2018; Yun et al., 2019; Szegedy et al., 2016).
 
 Follows the defaults of timm's ``Mixup``, which MAE's fine-tuning uses: one draw for the whole batch, every batch mixed,
 CutMix with probability 0.5 if both are on, and an image's partner is its mirror in the order of the batch.
@@ -7,8 +7,12 @@ Shapes: B images of H x W pixels, C classes.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
+
+from ehm.data.channel_images import round_to_type
 
 __all__ = ["make_soft_targets", "mix_images", "smooth_labels"]
 
@@ -26,16 +30,16 @@ def smooth_labels(present: NDArray[np.bool_], smoothing: float = 0.0) -> NDArray
 
 
 def mix_images(
-    images: NDArray[np.uint8],
+    images: NDArray[Any],
     targets: NDArray[np.float32],
     mixup: float,
     cutmix: float,
     rng: np.random.Generator,
-) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-    """Mix each of (B, H, W, 3) images and (B, C) targets with its partner; the inputs stay as they are.
+) -> tuple[NDArray[Any], NDArray[np.float32]]:
+    """Mix each of (B, H, W, C) images and (B, C) targets with its partner; the inputs stay as they are.
 
     ``mixup`` and ``cutmix`` are the parameters of the symmetric Beta distributions that an image's own share is drawn
-    from; 0 switches one off. Mixed pixels are rounded to the nearest byte: an error of at most half a grey level.
+    from; 0 switches one off. Mixed pixels are rounded to their depth: an error of at most half a level.
     CutMix's share is corrected to the part of the box that lies inside the image.
     """
     if mixup <= 0 and cutmix <= 0:
@@ -53,9 +57,9 @@ def mix_images(
         # the box was cut off at the borders, so that more of the image is left than was drawn
         share = 1 - (rows.stop - rows.start) * (columns.stop - columns.start) / (height * width)
     else:
-        # float32 holds products of bytes exactly enough, in half the memory of float64
+        # float32 holds products of pixels exactly enough, in half the memory of float64
         blend = images * np.float32(share) + images[::-1] * np.float32(1 - share)
-        mixed = np.rint(blend).astype(np.uint8)
+        mixed = round_to_type(blend, images.dtype)
     return mixed, (targets * share + targets[::-1] * (1 - share)).astype(np.float32)
 
 

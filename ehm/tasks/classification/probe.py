@@ -17,6 +17,7 @@ from ehm.errors import ConfigError
 from ehm.report.write import write_final_report
 from ehm.storage.writing import write_json
 from ehm.tasks.classification.frozen_features import FeatureRank, measure_neighbours_and_rank, measure_rank
+from ehm.tasks.classification.image_format import complete_format
 from ehm.tasks.classification.metrics import ClassificationReport
 from ehm.tasks.classification.multi_label_metrics import MultiLabelReport
 from ehm.tasks.classification.task import Classification
@@ -97,7 +98,7 @@ def _read_figures(only: str | None) -> set[str]:
 
 def _open_images(config: ProbeConfig) -> Subset[Source]:
     """Return the images among which neighbours would be searched, or all if there are no labels to hold some out by."""
-    source = open_source(config.data, "train")
+    source = open_source(complete_format(config, config.model.init).data, "train")
     has_labels = source.labels is not None or find_targets(source) is not None
     if not has_labels or len(source.classes) < 2:
         return Subset(source, None, source.split)

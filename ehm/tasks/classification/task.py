@@ -19,6 +19,7 @@ from ehm.storage.checkpoint import Checkpoint
 from ehm.tasks.base import Task, load_learner, merge_config
 from ehm.tasks.classes import count_labels, count_targets, number_classes
 from ehm.tasks.classification.evaluation import ClassifierEvaluation, MultiLabelEvaluation
+from ehm.tasks.classification.image_format import complete_format, refuse_augmentations
 from ehm.tasks.classification.metrics import ClassificationReport
 from ehm.tasks.classification.mixing import make_soft_targets, mix_images, smooth_labels
 from ehm.tasks.classification.multi_label_metrics import DEFAULT_THRESHOLD, MultiLabelReport
@@ -35,7 +36,8 @@ class Classification(Task[FinetuneConfig, ClassificationReport | MultiLabelRepor
     learner: Classifier
 
     def __init__(self, config: FinetuneConfig, backend: Backend, start: Checkpoint | None = None) -> None:
-        train, val = self.split_images(config)
+        init = config.model.init if start is None else str(start.folder)
+        train, val = self.split_images(complete_format(config, init))
         super().__init__(config, backend, train, val, start)
         self._targets = find_targets(train.source)
         loss = _choose_loss(config, self._targets)
@@ -93,6 +95,7 @@ class Classification(Task[FinetuneConfig, ClassificationReport | MultiLabelRepor
         config = self.config
         data = config.data
         inputs = self.learner.inputs
+        refuse_augmentations(config, inputs.pixels)
         transform = TrainTransform(
             self.learner.image_size,
             data.crop_scale,
@@ -103,6 +106,7 @@ class Classification(Task[FinetuneConfig, ClassificationReport | MultiLabelRepor
             inputs.mean,
             inputs.std,
             inputs.interpolation,
+            inputs.pixels,
         )
         chances = None
         if config.sampling == "balanced":
@@ -151,6 +155,7 @@ class Classification(Task[FinetuneConfig, ClassificationReport | MultiLabelRepor
     ) -> ClassifierEvaluation | MultiLabelEvaluation:
         """Prepare to measure the classifier of a checkpoint; DataError if the source has no labels, or others."""
         settings = merge_config(FinetuneConfig, checkpoint, config, overrides)
+        settings = complete_format(settings, settings.model.init)
         classes = tuple(checkpoint.metadata["classes"])
         classifier = backend.create_task_learner(settings, len(classes), take_weights(checkpoint))
         load_learner(classifier, checkpoint)

@@ -91,7 +91,7 @@ def test_a_description_comes_back_from_json():
     assert InputSpec.from_mapping(spec.to_json()) == spec
     assert InputSpec.from_mapping({"mean": None, "source": "elpv", "crop_pct": None}) == InputSpec()
     for wrong in ({"crop_mode": "middle"}, {"interpolation": "random"}, {"std": [0, 1, 1]}, {"mean": [1, 2]}):
-        with pytest.raises(ValueError, match=r"unknown|not a preparation|not enough"):
+        with pytest.raises(ValueError, match=r"unknown|not a preparation|not those of"):
             InputSpec.from_mapping(wrong)
 
 

@@ -158,7 +158,7 @@ def test_a_safetensors_file_is_read_and_what_is_wrong_is_named(tmp_path, bare):
         ({"blocks.1.attn.proj.bias": None}, r"blocks\.1\.attn\.proj\.bias is missing"),
         ({"blocks.1.attn.proj.bias": torch.zeros(4)}, r"blocks\.1\.attn\.proj\.bias is \(4,\), not \(192,\)"),
         ({"pos_embed": None, "cls_token": None}, "pos_embed missing"),
-        ({"patch_embed.proj.weight": torch.zeros(192, 1, 16, 16)}, "16 x 16 of 1 channels"),
+        ({"patch_embed.proj.weight": torch.zeros(192, 65, 16, 16)}, "16 x 16 of 65 channels"),
         ({"pos_embed": torch.zeros(1, 12, 192)}, "11 patches make no square.*model.image_size"),
     ):
         save_file({k: v for k, v in {**tensors, **change}.items() if v is not None}, path)
