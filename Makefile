@@ -7,6 +7,7 @@ TRACKERS ?= .venv-trackers
 DEVICE ?= cpu
 RUN ?= runs/quickstart
 ARGS ?=
+FULL ?=
 
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
@@ -23,10 +24,10 @@ CELLS = $$($(BIN)/python -c "from elpv_dataset import __path__ as p; \
 	print(*(p[0] + '/data/images/cell' + n + '.png' for n in ('0007', '0064')))")
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test lint format verify benchmark study clean
+.PHONY: help install quickstart test test-mindspore-full lint format verify benchmark study clean
 
 help: ## list the commands
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 28
 
 install: $(INSTALLED) ## make the virtual environment .venv with all that is needed
 
@@ -112,12 +113,19 @@ test: lint $(MINDSPORE_INSTALLED) $(OLDEST_INSTALLED) $(TRACKERS_INSTALLED) ## a
 	@if [ -x $(MINDSPORE_PYTHON) ]; then export EHM_MINDSPORE_PYTHON=$(MINDSPORE_PYTHON); \
 		else echo "MindSpore is left out: it has no wheel for $$($(BIN)/python --version), only for 3.12 and older"; fi; \
 		export EHM_OLDEST_ONNXRUNTIME_PYTHON=$(OLDEST_PYTHON); \
-		$(PARALLEL) $(BIN)/python -m pytest $(or $(ARGS),$(WORKERS))
+		$(PARALLEL) $(BIN)/python -m pytest $(or $(ARGS),$(WORKERS) $(FULL))
 ifeq ($(ARGS),)
 	@PYTHONPATH=tests/simulated $(PARALLEL) $(BIN)/python -m pytest $(WORKERS) tests/conformance -k npu
-	@[ ! -x $(MINDSPORE_PYTHON) ] || $(PARALLEL) $(MINDSPORE_PYTHON) -m pytest $(WORKERS) tests/conformance -k mindspore
+	@[ ! -x $(MINDSPORE_PYTHON) ] || $(PARALLEL) $(MINDSPORE_PYTHON) -m pytest $(WORKERS) tests/conformance -k mindspore $(FULL)
 	@$(PARALLEL) $(TRACKERS_PYTHON) -m pytest -q --hypothesis-profile repeatable tests/integration/test_tracker_libraries.py
 endif
+
+# Each graph takes seconds to compile, so that `make test` leaves out the tests that only changes of MindSpore's backend, of
+# the protocol, of the models or of the suite need; .ci/run runs them after such a change, and at a release.
+test-mindspore-full: $(MINDSPORE_INSTALLED) ## all conformance tests of MindSpore, some of which make test leaves out
+	@$(PARALLEL) $(MINDSPORE_PYTHON) -m pytest $(WORKERS) tests/conformance -k mindspore --full
+	@EHM_MINDSPORE_PYTHON=$(MINDSPORE_PYTHON) $(PARALLEL) $(BIN)/python -m pytest $(WORKERS) tests/conformance/test_parity.py \
+		-k mindspore --full
 
 lint: $(INSTALLED) ## ruff, mypy and hadolint
 	$(BIN)/ruff check .

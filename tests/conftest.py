@@ -29,6 +29,12 @@ if "ATEN_CPU_CAPABILITY" in os.environ:
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", os.path.join(tempfile.gettempdir(), cache))
 
 
+def pytest_addoption(parser):
+    parser.addoption(
+        "--full", action="store_true", help="run what only changes of a backend need, too (the marker full_for)"
+    )
+
+
 @pytest.fixture
 def images(tmp_path):
     """A folder of twelve small pictures: smooth colour gradients, so that patches differ."""

@@ -7,6 +7,9 @@ from ehm import backends
 from ehm.config import TrainConfig
 from ehm.errors import BackendError
 
+COMPILES = ("mindspore",)
+"""Backends whose learners compile a graph for each function and shape, which takes seconds."""
+
 
 def look():
     """Devices of this machine, and why others are absent."""
@@ -31,9 +34,58 @@ def pytest_terminal_summary(terminalreporter):
         terminalreporter.write_line(f"conformance: {device} is absent: {reason}")
 
 
+def pytest_collection_modifyitems(config, items):
+    """Leave out what is marked for the full suite of a backend, unless ``--full`` asks for it."""
+    if config.getoption("full"):
+        return
+    kept = []
+    left_out = []
+    for item in items:
+        marker = item.get_closest_marker("full_for")
+        # A test without parameters is of that backend alone.
+        parameters = item.callspec.id.split("-") if hasattr(item, "callspec") else marker and marker.args
+        if marker is not None and not set(marker.args).isdisjoint(parameters):
+            left_out.append(item)
+        else:
+            kept.append(item)
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = kept
+
+
 @pytest.fixture(params=PRESENT)
 def backend(request):
     return backends.get(request.param)
+
+
+@pytest.fixture(scope="session")
+def idle_learners():
+    """Learners that no test uses now, each with its first state and its attributes, by device and configuration."""
+    return {}
+
+
+@pytest.fixture
+def make_learner(request, backend, idle_learners):
+    """Make a learner that begins like a new one; where graphs are compiled, it may have those of an earlier test."""
+    lent = []
+
+    def make(config):
+        if backend.name not in COMPILES:
+            return backend.create_learner(config)
+        key = config.model_dump_json()
+        idle = idle_learners.setdefault(key, [])
+        if not idle:
+            learner = backend.create_learner(config)
+            idle.append((learner, learner.state(), dict(vars(learner))))
+        learner, first_state, attributes = idle.pop()
+        vars(learner).clear()
+        vars(learner).update(attributes)
+        learner.load(first_state)
+        lent.append((key, (learner, first_state, attributes)))
+        return learner
+
+    yield make
+    for key, entry in lent:
+        idle_learners[key].append(entry)
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ from ehm.storage.checkpoint import save_checkpoint
 LOOKS = ("similarity", "saliency")
 
 either_look = pytest.mark.parametrize("look", LOOKS)
+full_for_mindspore = pytest.mark.full_for("mindspore")
 
 
 def steps(learner, images, mask, count, look="similarity"):
@@ -40,8 +41,8 @@ def assert_equal(left, right, rtol=0.0, atol=0.0):
             np.testing.assert_allclose(value, theirs[key], rtol=rtol, atol=atol, err_msg=key)
 
 
-def test_similarity_is_a_symmetric_matrix_of_attention(backend, config, batch):
-    similarity = seen(backend.create_learner(config()), batch[0])
+def test_similarity_is_a_symmetric_matrix_of_attention(make_learner, config, batch):
+    similarity = seen(make_learner(config()), batch[0])
     assert similarity.shape == (6, 24, 24)
     assert similarity.dtype == np.float32
     np.testing.assert_array_equal(similarity, similarity.transpose(0, 2, 1))
@@ -49,9 +50,11 @@ def test_similarity_is_a_symmetric_matrix_of_attention(backend, config, batch):
     assert np.all(similarity.sum((1, 2)) < 24)  # the class token takes its share of every row
 
 
-def test_saliency_is_the_share_of_its_attention_that_the_class_token_gives_to_patches(backend, config, batch):
+def test_saliency_is_the_share_of_its_attention_that_the_class_token_gives_to_patches(
+    backend, make_learner, config, batch
+):
     for dtype in backend.describe_device().dtypes:
-        saliency = seen(backend.create_learner(config(optim={"dtype": dtype})), batch[0], "saliency")
+        saliency = seen(make_learner(config(optim={"dtype": dtype})), batch[0], "saliency")
         assert saliency.shape == (6, 24)
         assert saliency.dtype == np.float32
         assert np.all(saliency > 0)
@@ -59,10 +62,10 @@ def test_saliency_is_the_share_of_its_attention_that_the_class_token_gives_to_pa
         assert np.all(saliency.sum(axis=1) > 0.5)
 
 
-def test_saliency_is_that_of_the_encoder(backend, config, batch, tmp_path):
+def test_saliency_is_that_of_the_encoder(backend, make_learner, config, batch, tmp_path):
     """The last block's attention as the backend's encoder gives it, from the same weights."""
     settings = config()
-    learner = backend.create_learner(settings)
+    learner = make_learner(settings)
     steps(learner, *batch, count=3)
     meta = {"kind": "pretrain", "step": 3, "config": settings.model_dump(mode="json")}
     path = save_checkpoint(tmp_path, learner.state(), meta)
@@ -70,12 +73,12 @@ def test_saliency_is_that_of_the_encoder(backend, config, batch, tmp_path):
     np.testing.assert_allclose(seen(learner, batch[0], "saliency"), attention.mean(axis=1)[:, 0, 1:], atol=1e-6)
 
 
-@pytest.mark.parametrize("objective", ["mae", "simmim"])
-def test_pooled_features_are_those_of_the_encoder(backend, config, batch, tmp_path, objective):
+@pytest.mark.parametrize("objective", ["mae", pytest.param("simmim", marks=full_for_mindspore)])
+def test_pooled_features_are_those_of_the_encoder(backend, make_learner, config, batch, tmp_path, objective):
     """The model and its average have them from the same weights; to look at them changes no step."""
     settings = config(objective=objective, optim={"ema_decay": 0.5}, mask={"unit": 8}, model={"drop_path": 0})
-    learner = backend.create_learner(settings)
-    other = backend.create_learner(settings)
+    learner = make_learner(settings)
+    other = make_learner(settings)
     images, mask = batch
     learner.compute_features(images)
     learner.compute_features(images[:4], average=True)
@@ -96,9 +99,9 @@ def test_pooled_features_are_those_of_the_encoder(backend, config, batch, tmp_pa
 
 
 @pytest.mark.parametrize("masking", ["attmask_high", "attmask_hint", "attmask_low", "mst", "epm"])
-def test_masks_by_what_the_model_sees_are_steps_like_others(backend, config, batch, masking):
+def test_masks_by_what_the_model_sees_are_steps_like_others(make_learner, config, batch, masking):
     settings = config(mask={"views": 2})
-    learner = backend.create_learner(settings)
+    learner = make_learner(settings)
     masker = make_masker(masking, settings.masks, settings.units)
     for progress in (0.0, 1.0):
         prepared = learner.prepare_batch(batch[0])
@@ -108,14 +111,15 @@ def test_masks_by_what_the_model_sees_are_steps_like_others(backend, config, bat
         assert np.isfinite(float(learner.train_step(prepared, mask, 1e-3, 0.05)["loss"]))
 
 
-def test_a_part_of_a_step_begins_when_its_masks_are_made(backend, config, batch):
+@full_for_mindspore
+def test_a_part_of_a_step_begins_when_its_masks_are_made(make_learner, config, batch):
     """The masks of the second part are made behind the loss of the first one, and the step is that of whole masks."""
     settings = config(optim={"accumulate": 2})
     masker = make_masker("evolved", settings.masks, settings.units)
     images = batch[0]
     states = []
     for by_pieces in (False, True):
-        learner = backend.create_learner(settings)
+        learner = make_learner(settings)
         prepared = learner.prepare_batch(images)
         if by_pieces:
             events = []
@@ -149,15 +153,25 @@ def note_losses(learner, events):
     learner._split_mask = note
 
 
-def test_training_lowers_the_loss_and_state_is_complete(backend, config, batch):
-    learner = backend.create_learner(config())
+def test_training_lowers_the_loss_and_state_is_complete(make_learner, config, batch):
+    learner = make_learner(config())
     losses = steps(learner, *batch, count=12)
     assert losses[-1] < 0.95 * losses[0]
 
-    again = backend.create_learner(config())
+    again = make_learner(config())
     again.load(learner.state())
     assert steps(learner, *batch, count=3) == steps(again, *batch, count=3)
     assert_equal(learner.state(), again.state())
+
+
+def test_a_state_is_loaded_into_a_learner_that_has_trained(backend, config, batch):
+    """MindSpore's graphs once went on with the weights that they had."""
+    learner = backend.create_learner(config())
+    before = learner.state()
+    losses = steps(learner, *batch, count=3)
+    learner.load(before)
+    assert_equal(before, learner.state())
+    assert steps(learner, *batch, count=3) == losses
 
 
 def test_equal_seeds_start_equal_and_others_do_not(backend, config):
@@ -168,30 +182,31 @@ def test_equal_seeds_start_equal_and_others_do_not(backend, config):
 
 
 @either_look
-def test_a_look_changes_no_update(backend, config, batch, look):
-    with_look, without = backend.create_learner(config()), backend.create_learner(config())
+def test_a_look_changes_no_update(make_learner, config, batch, look):
+    with_look, without = make_learner(config()), make_learner(config())
     steps(with_look, *batch, count=3, look=look)
     steps(without, *batch, count=3, look=None)
     assert_equal(with_look.state(), without.state(), atol=1e-6)
 
 
-def test_accumulation_equals_the_whole_batch(backend, config, batch):
-    whole = backend.create_learner(config())
-    parts = backend.create_learner(config(optim={"accumulate": 3}))
+def test_accumulation_equals_the_whole_batch(make_learner, config, batch):
+    whole = make_learner(config())
+    parts = make_learner(config(optim={"accumulate": 3}))
     np.testing.assert_allclose(steps(whole, *batch, count=4), steps(parts, *batch, count=4), rtol=1e-5)
     for look in LOOKS:
         np.testing.assert_allclose(seen(whole, batch[0], look), seen(parts, batch[0], look), rtol=1e-3, atol=1e-6)
 
 
-def test_a_short_last_batch_still_steps(backend, config, batch):
-    learner = backend.create_learner(config(optim={"accumulate": 3}))
+@full_for_mindspore
+def test_a_short_last_batch_still_steps(make_learner, config, batch):
+    learner = make_learner(config(optim={"accumulate": 3}))
     before = learner.state().model["decoder_pred.bias"]
     learner.train_step(learner.prepare_batch(batch[0][:2]), batch[1][:2], 1e-3, 0.0)
     assert not np.array_equal(before, learner.state().model["decoder_pred.bias"])
 
 
-def test_decay_spares_biases_norms_and_positions(backend, config, batch):
-    plain, decayed = backend.create_learner(config()), backend.create_learner(config())
+def test_decay_spares_biases_norms_and_positions(make_learner, config, batch):
+    plain, decayed = make_learner(config()), make_learner(config())
     plain.train_step(plain.prepare_batch(batch[0]), batch[1], 1e-3, 0.0)
     decayed.train_step(decayed.prepare_batch(batch[0]), batch[1], 1e-3, 0.5)
     before, after = plain.state().model, decayed.state().model
@@ -199,16 +214,17 @@ def test_decay_spares_biases_norms_and_positions(backend, config, batch):
     assert moved == {name for name in before if before[name].ndim > 1 and not name.endswith("pos_embed")}
 
 
-def test_clipping_reports_the_norm_and_shortens_the_gradient(backend, config, batch):
-    learner = backend.create_learner(config(optim={"clip_grad": 1e-3}))
+@full_for_mindspore
+def test_clipping_reports_the_norm_and_shortens_the_gradient(make_learner, config, batch):
+    learner = make_learner(config(optim={"clip_grad": 1e-3}))
     metrics = learner.train_step(learner.prepare_batch(batch[0]), batch[1], 1e-3, 0.0)
     assert float(metrics["grad_norm"]) > 1e-3
 
 
-@either_look
-def test_average_of_weights_follows_them_and_looks(backend, config, batch, look):
+@pytest.mark.parametrize("look", ["similarity", pytest.param("saliency", marks=full_for_mindspore)])
+def test_average_of_weights_follows_them_and_looks(make_learner, config, batch, look):
     settings = config(optim={"ema_decay": 0.75}, mask={"source": "ema"})
-    learner = backend.create_learner(settings)
+    learner = make_learner(settings)
     name = "decoder_pred.weight"
     start = learner.state().model[name]
     first = seen(learner, batch[0], look)
@@ -223,19 +239,19 @@ def test_average_of_weights_follows_them_and_looks(backend, config, batch, look)
     average = 0.5 * average + 0.5 * state.model[name]
     np.testing.assert_allclose(state.optimizer["ema/" + name], average, atol=1e-6)
 
-    online = backend.create_learner(config())
+    online = make_learner(config())
     np.testing.assert_allclose(first, seen(online, batch[0], look), atol=1e-6)  # equal until the first step
     online.train_step(online.prepare_batch(batch[0]), batch[1], 1e-2, 0.0)
     online.train_step(online.prepare_batch(batch[0]), batch[1], 1e-2, 0.0)
     assert not np.allclose(seen(learner, batch[0], look), seen(online, batch[0], look), atol=1e-6)
 
-    again = backend.create_learner(settings)
+    again = make_learner(settings)
     again.load(learner.state())
     np.testing.assert_array_equal(seen(learner, batch[0], look), seen(again, batch[0], look))
 
 
-def test_bad_states_and_types_are_refused(backend, config):
-    learner = backend.create_learner(config())
+def test_bad_states_and_types_are_refused(backend, make_learner, config):
+    learner = make_learner(config())
     state = learner.state()
     del state.model["norm.bias"]
     with pytest.raises(CheckpointError, match=r"norm\.bias is missing"):
@@ -246,22 +262,23 @@ def test_bad_states_and_types_are_refused(backend, config):
             backend.create_learner(config(optim={"dtype": dtype}))
 
 
-def test_mixed_precision_trains_and_goes_on(backend, config, batch):
+@full_for_mindspore
+def test_mixed_precision_trains_and_goes_on(backend, make_learner, config, batch):
     for dtype in backend.describe_device().dtypes:
         settings = config(optim={"dtype": dtype, "clip_grad": 1.0})
-        learner = backend.create_learner(settings)
+        learner = make_learner(settings)
         losses = steps(learner, *batch, count=12)
         assert losses[-1] < 0.95 * losses[0], dtype
-        again = backend.create_learner(settings)
+        again = make_learner(settings)
         again.load(learner.state())
         assert steps(learner, *batch, count=3) == steps(again, *batch, count=3), dtype
         assert_equal(learner.state(), again.state())
 
 
-def test_a_float16_step_that_overflows_is_skipped_and_halves_the_scale(backend, config, batch):
+def test_a_float16_step_that_overflows_is_skipped_and_halves_the_scale(backend, make_learner, config, batch):
     if "float16" not in backend.describe_device().dtypes:
         pytest.skip("no float16")
-    learner = backend.create_learner(config(optim={"dtype": "float16"}))
+    learner = make_learner(config(optim={"dtype": "float16"}))
     steps(learner, *batch, count=1)
     state = learner.state()
     state.optimizer["scaler/scale"] = np.array(2.0**120, np.float32)
@@ -274,11 +291,11 @@ def test_a_float16_step_that_overflows_is_skipped_and_halves_the_scale(backend, 
     assert after.optimizer["scaler/growth_tracker"] == 0
 
 
-def test_a_state_moves_between_types(backend, config, batch):
+def test_a_state_moves_between_types(backend, make_learner, config, batch):
     """A run that went on in another type has the other's weights; a loss scale is left behind, or starts afresh."""
     dtypes = backend.describe_device().dtypes
     for before, after in zip(dtypes, (*dtypes[1:], dtypes[0]), strict=True):
-        first, second = (backend.create_learner(config(optim={"dtype": dtype})) for dtype in (before, after))
+        first, second = (make_learner(config(optim={"dtype": dtype})) for dtype in (before, after))
         steps(first, *batch, count=2)
         second.load(first.state())
         assert_equal(LearnerState(first.state().model, {}), LearnerState(second.state().model, {}))
@@ -286,10 +303,15 @@ def test_a_state_moves_between_types(backend, config, batch):
 
 
 @pytest.mark.parametrize(
-    "run", [{"grad_checkpointing": True}, {"deterministic": True}, {"grad_checkpointing": True, "deterministic": True}]
+    "run",
+    [
+        pytest.param({"grad_checkpointing": True}, marks=full_for_mindspore),
+        pytest.param({"deterministic": True}, marks=full_for_mindspore),
+        {"grad_checkpointing": True, "deterministic": True},
+    ],
 )
-def test_how_to_compute_changes_no_result(backend, config, batch, run):
-    plain, other = backend.create_learner(config()), backend.create_learner(config(run=run))
+def test_how_to_compute_changes_no_result(make_learner, config, batch, run):
+    plain, other = make_learner(config()), make_learner(config(run=run))
     np.testing.assert_allclose(steps(plain, *batch, count=4), steps(other, *batch, count=4), rtol=1e-6)
     assert_equal(plain.state(), other.state(), atol=1e-6)
     for look in LOOKS:
@@ -303,47 +325,49 @@ def test_how_to_compute_changes_no_result(backend, config, batch, run):
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
 # torch 2.6 warns of a setting of its own that it leaves out of the key of its cache.
 @pytest.mark.filterwarnings("ignore:Skipping serialization of skipfiles_inline_module_allowlist:UserWarning")
-def test_compiled_steps_are_the_same_or_refused(backend, config, batch):
+@full_for_mindspore
+def test_compiled_steps_are_the_same_or_refused(make_learner, config, batch):
     small = {"model": {"depth": 1}, "mask": {"blocks": 1}}
     try:
-        compiled = backend.create_learner(config(**small, run={"compile": True}))
+        compiled = make_learner(config(**small, run={"compile": True}))
     except BackendError as error:
         assert str(error).startswith("run.compile: ")  # noqa: PT017 - the other of two right answers
         return
-    plain = backend.create_learner(config(**small))
+    plain = make_learner(config(**small))
     np.testing.assert_allclose(steps(plain, *batch, count=3), steps(compiled, *batch, count=3), rtol=1e-5)
 
 
 @pytest.mark.parametrize("masking", ["evolved", "shallow"])
 @pytest.mark.parametrize("balance", ["none", "sinkhorn"])
-def test_masks_made_on_the_device_are_the_hosts(backend, config, batch, masking, balance):
+def test_masks_made_on_the_device_are_the_hosts(backend, make_learner, config, batch, masking, balance):
     skip_where_refused(backend, config(mask={"build": "device"}))
     settings = config(mask={"balance": balance})
     images = batch[0]
-    learner = backend.create_learner(settings)
+    learner = make_learner(settings)
     for progress in (0.0, 0.4, 1.0):
         masks, figures = [], []
         for build in ("host", "device"):
             masker = make_masker(masking, settings.masks, settings.units, build)
             mask, seen_figures = masker(learner.prepare_batch(images), progress, (5,))
-            losses = steps(fresh(backend, settings, learner), images, mask, count=2, look=None)
+            losses = steps(fresh(make_learner, settings, learner), images, mask, count=2, look=None)
             masks.append(losses)
             figures.append({name: float(value) for name, value in seen_figures.items()})
         assert masks[0] == masks[1]
         assert figures[0] == pytest.approx(figures[1], rel=1e-6)
 
 
+@full_for_mindspore
 @pytest.mark.parametrize("build", ["host", "device"])
-def test_several_masks_of_an_image_are_a_larger_batch(backend, config, batch, build):
+def test_several_masks_of_an_image_are_a_larger_batch(backend, make_learner, config, batch, build):
     """Three masks each of two images: the same step as on six images, each of the two three times."""
     skip_where_refused(backend, config(mask={"build": build}))
     images = batch[0][:2]
     settings = config(mask={"views": 3, "balance": "none"})
-    learner = backend.create_learner(settings)
+    learner = make_learner(settings)
     mask, _ = make_masker("evolved", settings.masks, settings.units, build)(learner.prepare_batch(images), 0.6, (5,))
     assert mask.shape == (6, 24)
     several = steps(learner, images, mask, count=3, look=None)
-    learner = backend.create_learner(config(mask={"balance": "none"}))
+    learner = make_learner(config(mask={"balance": "none"}))
     larger = steps(learner, np.repeat(images, 3, axis=0), mask, count=3, look=None)
     np.testing.assert_allclose(several, larger, rtol=1e-6)
 
@@ -357,18 +381,18 @@ def skip_where_refused(backend, settings):
         pytest.skip(str(error))
 
 
-def fresh(backend, settings, learner):
+def fresh(make_learner, settings, learner):
     """Another learner in the same state."""
-    other = backend.create_learner(settings)
+    other = make_learner(settings)
     other.load(learner.state())
     return other
 
 
-def test_an_examined_step_names_where_its_numbers_break(backend, config, batch):
+def test_an_examined_step_names_where_its_numbers_break(make_learner, config, batch):
     images, mask = batch
-    learner = backend.create_learner(config())
+    learner = make_learner(config())
     found = learner.examine_step(learner.prepare_batch(images), mask, 1e-3, 0.05)
-    plain = backend.create_learner(config())
+    plain = make_learner(config())
     metrics = plain.train_step(plain.prepare_batch(images), mask, 1e-3, 0.05)
     assert found.metrics["loss"] == float(metrics["loss"])
     assert (found.first_output, found.first_gradient, found.operator) == (None, None, None)
@@ -376,7 +400,7 @@ def test_an_examined_step_names_where_its_numbers_break(backend, config, batch):
 
     state = plain.state()
     state.model["blocks.1.mlp.fc1.weight"][2, 3] = np.nan
-    broken = backend.create_learner(config())
+    broken = make_learner(config())
     broken.load(state)
     found = broken.examine_step(broken.prepare_batch(images), mask, 1e-3, 0.05)
     assert np.isnan(found.metrics["loss"])

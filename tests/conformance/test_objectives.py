@@ -22,10 +22,11 @@ COMBINATIONS = [
 ]
 
 every_combination = pytest.mark.parametrize(("objective", "encoder"), COMBINATIONS)
+full_for_mindspore = pytest.mark.full_for("mindspore")
 
 
 @pytest.fixture
-def make(backend, request):
+def make(backend, make_learner, request):
     """A configuration and its learner, or a skip that says why the backend has none."""
 
     def one(objective, encoder, **sections):
@@ -48,7 +49,7 @@ def make(backend, request):
         if backend.name == "mindspore" and objective == "mae":
             pytest.skip("every graph takes seconds to compile there; test_learner.py and test_parity.py have mae")
         try:
-            return config, backend.create_learner(config)
+            return config, make_learner(config)
         except BackendError as error:
             pytest.skip(str(error))
 
@@ -94,6 +95,7 @@ def test_it_learns_goes_on_and_repeats(make, images, objective, encoder):
         np.testing.assert_array_equal(value, again.state().model[name], err_msg=name)
 
 
+@full_for_mindspore
 @every_combination
 @pytest.mark.parametrize("similarity", ["attention", "cosine"])
 def test_hierarchies_are_of_mask_units(make, images, objective, encoder, similarity):
@@ -112,6 +114,7 @@ def test_hierarchies_are_of_mask_units(make, images, objective, encoder, similar
     assert np.isfinite(step(learner, images, mask, 1e-3, 0.05))
 
 
+@full_for_mindspore
 @every_combination
 def test_units_are_the_mean_of_their_tokens(make, images, objective, encoder):
     """The same weights at units of one output cell, and at units of several."""
@@ -129,6 +132,7 @@ def test_units_are_the_mean_of_their_tokens(make, images, objective, encoder):
         np.testing.assert_allclose(seen(coarse, images, look), pooled.reshape(6, *(6,) * axes), rtol=1e-5, atol=1e-7)
 
 
+@full_for_mindspore
 @every_combination
 def test_the_encoder_of_a_run_sees_what_its_learner_saw(backend, make, images, tmp_path, objective, encoder):
     """Downstream the same weights make another network, in which every block has a table of biases."""
@@ -146,6 +150,7 @@ def test_the_encoder_of_a_run_sees_what_its_learner_saw(backend, make, images, t
     np.testing.assert_allclose(cosine_similarity(trained.compute_tokens(images, 3)), seen(other, images), atol=1e-6)
 
 
+@full_for_mindspore
 @every_combination
 def test_recomputing_and_types(backend, make, images, objective, encoder):
     config, plain = make(objective, encoder)
@@ -169,6 +174,7 @@ def test_masks_made_on_the_device_are_the_hosts(make, images, objective, encoder
     assert results[0] == pytest.approx(results[1], rel=1e-6)
 
 
+@full_for_mindspore
 def test_what_decays(make, images):
     """Not the mask token, the class token and tables of biases, as in the published code."""
     config, plain = make("simmim", "vit_tiny", model={"drop_path": 0.0})

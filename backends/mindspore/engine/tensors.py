@@ -6,7 +6,7 @@ from typing import Any
 
 import mindspore as ms
 import numpy as np
-from mindspore import Parameter, Tensor, nn
+from mindspore import Parameter, Tensor, nn, ops
 from numpy.typing import NDArray
 
 from ehm.storage.arrays import Arrays, check_shapes
@@ -45,4 +45,5 @@ def load_arrays(cell: nn.Cell, arrays: Arrays) -> None:
 
 def set_values(parameter: Parameter, array: NDArray[Any]) -> None:
     """Set the values of ``parameter``, in its own type."""
-    parameter.set_data(Tensor(np.asarray(array, order="C"), parameter.dtype))
+    # A graph that has run goes on with its own values after Parameter.set_data (2.10); those of an assignment it sees.
+    ops.assign(parameter, Tensor(np.asarray(array, order="C"), parameter.dtype))
