@@ -2,8 +2,8 @@
 
 Importing this package imports no framework. The functions below do on first use, and take as arguments the flags of
 the commands of the same name; ``overrides`` is ``--set``, ``train_tokenizer`` is ``ehm tokenizer train``,
-``train_language_model`` is ``ehm language train``, ``bench_export`` is ``ehm bench export``, and ``write_report`` is
-``ehm report``.
+``train_language_model`` is ``ehm language train``, ``bench_export`` is ``ehm bench export``, ``predict_source`` is
+``ehm predict SOURCE --bundle DIR``, and ``write_report`` is ``ehm report``.
 """
 
 from importlib import import_module
@@ -21,6 +21,7 @@ __all__ = [
     "inspect",
     "launch",
     "predict",
+    "predict_source",
     "probe",
     "serve",
     "train",
@@ -42,6 +43,7 @@ _MODULES = {
     "export": "ehm.deploy.export",
     "launch": "ehm.deploy.launch.command",
     "predict": "ehm.deploy.predict.command",
+    "predict_source": "ehm.deploy.predict.bulk.command",
     "bench_export": "ehm.deploy.bench",
     "serve": "ehm.deploy.serve",
     "verify": "ehm.verification.command",

@@ -20,6 +20,9 @@ _COMPILED_HELP = "tensorrt compiles for NVIDIA's GPUs; om runs the model.om of t
 _PRECISION_HELP = "precision of the network to run: float32, float16 or int8 (default: float32)"
 _BUNDLE_HELP = "folder that ehm export wrote"
 _CHECKPOINT_HELP = "run folder, checkpoint folder, weights file or timm:NAME"
+_PREDICT_USAGE = """\
+ehm predict BUNDLE IMAGE... [options]
+       ehm predict SOURCE --bundle DIR --out DIR [--ray [ADDRESS]] [options]"""
 
 Parser = argparse.ArgumentParser
 
@@ -176,9 +179,39 @@ def _add_export_flags(parser: Parser) -> None:
 
 
 def _add_predict_flags(parser: Parser) -> None:
-    parser.add_argument("bundle", help=_BUNDLE_HELP)
-    parser.add_argument("images", nargs="+", metavar="IMAGE", help="image file, or folder of images")
+    parser.usage = _PREDICT_USAGE
+    parser.add_argument(
+        "inputs",
+        nargs="+",
+        metavar="BUNDLE IMAGE ... | SOURCE",
+        help=f"{_BUNDLE_HELP}, and image files or folders of images; or with --bundle the source of all images to "
+        "predict, anything that data.source takes",
+    )
     _add_refused_flags(parser)
+    parser.add_argument(
+        "--bundle", metavar="DIR", help=f"{_BUNDLE_HELP}; predict all images of a SOURCE into Parquet files below --out"
+    )
+    parser.add_argument(
+        "--ray",
+        nargs="?",
+        const="",
+        metavar="ADDRESS",
+        help="with --bundle: predict on the Ray cluster at ADDRESS, or on the one of this machine, which is started if "
+        "none runs; give it behind SOURCE",
+    )
+    parser.add_argument(
+        "--workers", type=int, metavar="N", help="with --ray: number of workers (default: as many as there is room for)"
+    )
+    parser.add_argument(
+        "--cpus",
+        type=int,
+        metavar="N",
+        help="with --bundle: threads of a worker, which read images and run the network (default: one for each "
+        "processor, or with --ray 1)",
+    )
+    parser.add_argument(
+        "--part-size", type=int, metavar="N", help="with --bundle: number of images in a Parquet file (default: 4096)"
+    )
     parser.add_argument(
         "--device", help=f"device of ONNX Runtime: {_RUNTIME_DEVICES}; {_COMPILED_HELP} (default: auto)"
     )
@@ -186,7 +219,7 @@ def _add_predict_flags(parser: Parser) -> None:
     _add_out_flag(
         parser,
         "write predictions.jsonl, features.npy, patches.npy and visual_tokens.npy, as far as the bundle gives them, "
-        "into this folder (default: write no files)",
+        "into this folder (default: write no files); with --bundle, Parquet files",
     )
     parser.add_argument(
         "--index", metavar="KIND", help="with --out, also write a faiss index of the features: flat, hnsw or ivf"

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.progress import Progress
@@ -64,17 +65,61 @@ def predict(
 
 
 def main(
-    bundle: str | Path,
-    images: Sequence[str | Path],
+    inputs: Sequence[str | Path],
     *,
+    bundle: str | Path | None = None,
     top: int = 5,
     device: str = "auto",
     precision: Precision = "float32",
     out: str | Path | None = None,
     index: IndexKind | None = None,
     json: bool = False,
+    part_size: int | None = None,
+    cpus: int | None = None,
+    ray: str | None = None,
+    workers: int | None = None,
 ) -> int:
-    """Run the command ``ehm predict``: `predict`, with a line or an object on standard output for each image.
+    """Run the command ``ehm predict`` and return its status, 1 if an image could not be read.
+
+    ``inputs`` are a bundle and images; or with ``bundle`` one source, whose images all are predicted into Parquet files
+    (`ehm.predict_source`).
+    """
+    bulk: dict[str, Any] = {"part_size": part_size, "cpus": cpus, "ray": ray, "workers": workers}
+    given = {name: value for name, value in bulk.items() if value is not None}
+    if bundle is None:
+        if given:
+            raise ConfigError(
+                f"--{next(iter(given)).replace('_', '-')}: is for a source of images; --bundle DIR names the bundle"
+            )
+        if len(inputs) < 2:
+            raise ConfigError(f"{inputs[0]}: name images behind the bundle, or the bundle of a source by --bundle DIR")
+        return _predict_files(inputs[0], inputs[1:], top, device, precision, out, index, json)
+    if len(inputs) > 1:
+        raise ConfigError(
+            f"--bundle {bundle}: takes one source, a folder or a table for example, and not {len(inputs)}"
+        )
+    if out is None:
+        raise ConfigError(f"--bundle {bundle}: needs --out, the folder for the Parquet files")
+    if index is not None or json:
+        raise ConfigError(f"--bundle {bundle}: writes Parquet files; leave out --index and --json")
+    # imported here: the sources of images take time to import that predicting a few files need not take
+    from ehm.deploy.predict.bulk.command import predict_source
+
+    result = predict_source(inputs[0], bundle=bundle, out=out, top=top, device=device, precision=precision, **given)
+    return 1 if result.unreadable else 0
+
+
+def _predict_files(
+    bundle: str | Path,
+    images: Sequence[str | Path],
+    top: int,
+    device: str,
+    precision: Precision,
+    out: str | Path | None,
+    index: IndexKind | None,
+    json: bool,
+) -> int:
+    """Predict as `predict` does, with a line or an object on standard output for each image.
 
     Progress and notes go to standard error. Returns 1 if an image could not be read, else 0.
     """

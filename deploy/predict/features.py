@@ -6,16 +6,15 @@ Shapes: B images of a batch, D features, h x w patches.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ehm.data.decoding.depth import count_missing
-from ehm.deploy.predict.handler import CardTexts, Handler, Outputs, PredictionOptions, describe_error
+from ehm.deploy.predict.handler import CardTexts, Handler, NamedImage, Outputs, PredictionOptions, describe_error
 from ehm.deploy.predict.prediction import Prediction
 from ehm.errors import BrokenImage
 
@@ -45,22 +44,23 @@ class FeaturesHandler(Handler):
         """Return the row of one image in the network's outputs as a prediction with ``top`` classes."""
         return Prediction(image, (), outputs.get("features"), outputs.get("patches"))
 
-    def predict_files(
-        self, predictor: Predictor, files: Sequence[Path], options: PredictionOptions
+    def predict_images(
+        self, predictor: Predictor, images: Sequence[NamedImage], options: PredictionOptions
     ) -> Iterator[Prediction]:
-        """Yield the prediction of each file; see `Handler.predict_files`. Threads read one batch at a time."""
+        """Yield the prediction of each image; see `Handler.predict_images`. Threads read the batch after this one."""
         names = self._wanted_outputs()
         # decoding releases the interpreter, so threads read images side by side
-        with ThreadPoolExecutor(thread_name_prefix="decode") as pool:
-            for start in range(0, len(files), _BATCH):
-                chunk = files[start : start + _BATCH]
-                results = list(pool.map(lambda file: _read_input(predictor, file), chunk))
+        with ThreadPoolExecutor(options.threads, thread_name_prefix="decode") as pool:
+            reading = _start_reading(pool, predictor, images[:_BATCH])
+            for start in range(0, len(images), _BATCH):
+                results = [future.result() for future in reading]
+                reading = _start_reading(pool, predictor, images[start + _BATCH : start + 2 * _BATCH])
                 rows = _run_inputs(predictor, results, names)
-                for index, (file, result) in enumerate(zip(chunk, results, strict=True)):
+                for index, result in enumerate(results):
                     if isinstance(result, Prediction):
                         yield result
                     else:
-                        described = self.describe(str(file), rows[index], options.top)
+                        described = self.describe(images[start + index].name, rows[index], options.top)
                         yield replace(described, missing_pixels=result.missing_pixels)
 
     def _wanted_outputs(self) -> list[str]:
@@ -70,12 +70,19 @@ class FeaturesHandler(Handler):
         return without_patches or names
 
 
-def _read_input(predictor: Predictor, file: Path) -> _Input | Prediction:
-    """Return the input that a file gives, or the prediction that says why it gives none."""
+def _start_reading(
+    pool: ThreadPoolExecutor, predictor: Predictor, images: Sequence[NamedImage]
+) -> list[Future[_Input | Prediction]]:
+    """Let threads read images, and return what will become of each."""
+    return [pool.submit(_read_input, predictor, image) for image in images]
+
+
+def _read_input(predictor: Predictor, named: NamedImage) -> _Input | Prediction:
+    """Return the input that an image gives, or the prediction that says why it gives none."""
     try:
-        image = predictor.decode(file, predictor.sufficient_size)
+        image = named.load(predictor.sufficient_size)
     except BrokenImage as error:
-        return describe_error(file, error)
+        return describe_error(named.name, error)
     return _Input(predictor.prepare(image), count_missing(image))
 
 

@@ -7,8 +7,9 @@ that none of them asks for the task.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
@@ -27,18 +28,42 @@ from ehm.errors import BrokenImage
 if TYPE_CHECKING:
     from ehm.deploy.predict.predictor import Predictor
 
-__all__ = ["CardTexts", "Handler", "HandlerT", "Outputs", "PredictionOptions", "SingleImageHandler", "describe_error"]
+__all__ = [
+    "CardTexts",
+    "Handler",
+    "HandlerT",
+    "NamedImage",
+    "Outputs",
+    "PredictionOptions",
+    "SingleImageHandler",
+    "describe_error",
+]
 
 Outputs = Mapping[str, NDArray[np.float32]]
 """The network's outputs by name."""
 
 
 @dataclass(frozen=True)
+class NamedImage:
+    """An image that is read when its turn comes.
+
+    ``load`` returns it in RGB, given a size (height, width) that is enough (`decode_image`), and raises BrokenImage.
+    """
+
+    name: str
+    load: Callable[[tuple[int, int] | None], Image.Image]
+
+
+@dataclass(frozen=True)
 class PredictionOptions:
-    """The options of one call: how many classes to keep, the folder for files if there is one, and the names taken."""
+    """The options of one call: how many classes to keep, the folder for files if there is one, and the names taken.
+
+    ``threads`` read images; None takes as many as there are processors, and some more.
+    """
 
     top: int = 5
     out: Path | None = None
+    threads: int | None = None
     taken_names: set[str] = field(default_factory=set)
 
 
@@ -68,10 +93,17 @@ class Handler(ABC):
         self.manifest = manifest
 
     @abstractmethod
+    def predict_images(
+        self, predictor: Predictor, images: Sequence[NamedImage], options: PredictionOptions
+    ) -> Iterator[Prediction]:
+        """Yield the prediction of each image, in order; an image that cannot be read gives one with an error."""
+
     def predict_files(
         self, predictor: Predictor, files: Sequence[Path], options: PredictionOptions
     ) -> Iterator[Prediction]:
-        """Yield the prediction of each image file, in order; a file that cannot be read gives one with an error."""
+        """Yield the prediction of each image file; see `predict_images`."""
+        images = [NamedImage(str(file), partial(predictor.decode, file)) for file in files]
+        return self.predict_images(predictor, images, options)
 
     def find_seen_region(self, width: int, height: int) -> tuple[float, float, float, float]:
         """Return the part of an image that the network sees: left, top, width and height in the image's pixels."""
@@ -157,17 +189,17 @@ class SingleImageHandler(Handler):
     ) -> Prediction:
         """Return the prediction of an RGB image of any size, which was read from ``file``."""
 
-    def predict_files(
-        self, predictor: Predictor, files: Sequence[Path], options: PredictionOptions
+    def predict_images(
+        self, predictor: Predictor, images: Sequence[NamedImage], options: PredictionOptions
     ) -> Iterator[Prediction]:
-        """Yield the prediction of each file; see `Handler.predict_files`."""
-        for file in files:
+        """Yield the prediction of each image; see `Handler.predict_images`."""
+        for named in images:
             try:
-                image = predictor.decode(file)
+                image = named.load(None)
             except BrokenImage as error:
-                yield describe_error(file, error)
+                yield describe_error(named.name, error)
                 continue
-            prediction = self.predict_image(predictor, file, image, options)
+            prediction = self.predict_image(predictor, Path(named.name), image, options)
             yield replace(prediction, missing_pixels=count_missing(image))
 
     def find_seen_region(self, width: int, height: int) -> tuple[float, float, float, float]:
@@ -175,6 +207,6 @@ class SingleImageHandler(Handler):
         return 0.0, 0.0, float(width), float(height)
 
 
-def describe_error(file: Path, error: BrokenImage) -> Prediction:
-    """Return the prediction of a file that cannot be read; its path is not repeated in the reason."""
-    return Prediction(str(file), error=str(error).removeprefix(f"{file}: "))
+def describe_error(name: str, error: BrokenImage) -> Prediction:
+    """Return the prediction of an image that cannot be read; its name is not repeated in the reason."""
+    return Prediction(name, error=str(error).removeprefix(f"{name}: "))

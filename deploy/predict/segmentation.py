@@ -17,7 +17,7 @@ from ehm.data.segmentation import place_windows, resize_to_scale
 from ehm.deploy.bundle.manifest import Manifest
 from ehm.deploy.bundle.preprocessing import normalise_pixels
 from ehm.deploy.predict.comparison import Comparison, row_cosines
-from ehm.deploy.predict.handler import CardTexts, Outputs, PredictionOptions, SingleImageHandler
+from ehm.deploy.predict.handler import CardTexts, NamedImage, Outputs, PredictionOptions, SingleImageHandler
 from ehm.deploy.predict.prediction import Prediction
 from ehm.storage.reading import parse_json, read_text
 from ehm.storage.writing import replace_file
@@ -133,13 +133,13 @@ class SegmentationHandler(SingleImageHandler):
                 classes.append((self.manifest.labels[index], float(shares[index])))
         return classes
 
-    def predict_files(
-        self, predictor: Predictor, files: Sequence[Path], options: PredictionOptions
+    def predict_images(
+        self, predictor: Predictor, images: Sequence[NamedImage], options: PredictionOptions
     ) -> Iterator[Prediction]:
-        """Yield the prediction of each file; see `Handler.predict_files`. Masks of an earlier call are removed."""
+        """Yield the prediction of each image; see `Handler.predict_images`. Masks of an earlier call are removed."""
         if options.out is not None:
             _remove_masks(options.out)
-        yield from super().predict_files(predictor, files, options)
+        yield from super().predict_images(predictor, images, options)
 
     def predict_image(
         self, predictor: Predictor, file: Path, image: Image.Image, options: PredictionOptions

@@ -1,0 +1,62 @@
+"""One worker of a bulk prediction: it holds the network, and turns parts of the images into Parquet files."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from functools import partial
+
+from PIL import Image
+
+from ehm.data.sources.base import FileSource, Source
+from ehm.deploy.predict.bulk.job import BulkJob
+from ehm.deploy.predict.bulk.table import write_rows
+from ehm.deploy.predict.handler import NamedImage, PredictionOptions
+from ehm.deploy.predict.predictor import Predictor
+
+__all__ = ["PartSummary", "PartWorker"]
+
+
+@dataclass(frozen=True)
+class PartSummary:
+    """A part that is done: how many images it has, how many of these could not be read, and the seconds it took."""
+
+    part: int
+    images: int
+    unreadable: int
+    seconds: float
+
+
+class PartWorker:
+    """A loaded network with the images that it is for."""
+
+    def __init__(self, job: BulkJob, source: Source) -> None:
+        self._job = job
+        self._source = source
+        self.predictor = Predictor(job.bundle, job.device, job.precision, job.threads)
+
+    def predict_part(self, part: int) -> PartSummary:
+        """Write the Parquet file of a part; its name is there only once it is complete."""
+        start = time.perf_counter()
+        numbers = self._job.part_images(part)
+        images = [NamedImage(self._source.name(number), partial(self._load, number)) for number in numbers]
+        options = PredictionOptions(self._job.top, threads=self._job.threads)
+        predictions = list(self.predictor.handler.predict_images(self.predictor, images, options))
+        write_rows(self._job.part_file(part), self.predictor.manifest, predictions, self._find_labels(numbers))
+        unreadable = sum(prediction.error is not None for prediction in predictions)
+        return PartSummary(part, len(images), unreadable, time.perf_counter() - start)
+
+    def _load(self, number: int, enough: tuple[int, int] | None) -> Image.Image:
+        """Read an image; a large JPEG in a file is decoded at a reduced size, as `ehm predict` of files does."""
+        if isinstance(self._source, FileSource):
+            return self.predictor.decode(self._source.name(number), enough)
+        image: Image.Image = self._source.load(number)
+        return image
+
+    def _find_labels(self, numbers: range) -> list[str | None] | None:
+        """Return the names of the classes that the source says the images have, None if it says nothing."""
+        labels = self._source.labels
+        if labels is None:
+            return None
+        classes = self._source.classes
+        return [classes[label] if label >= 0 else None for label in labels[numbers.start : numbers.stop].tolist()]
