@@ -41,6 +41,13 @@ class TaskLearner(Protocol):
         """See :meth:`Learner.load`."""
         ...
 
+    def update_average(self, decay: float) -> None:
+        """Move the average of the weights towards them after a step; called only with ``optim.ema_decay``.
+
+        The average is what is measured then, and what :meth:`state` has as the parameters.
+        """
+        ...
+
 
 class Classifier(TaskLearner, Protocol):
     """An encoder with a linear head, in fine-tuning or, with a frozen encoder, in linear probing."""

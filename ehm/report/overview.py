@@ -52,6 +52,9 @@ def write_title(record: RunRecord) -> str:
 
 def describe_status(record: RunRecord) -> tuple[str, str]:
     """Return ``good`` or ``note``, and how far the run came."""
+    if record.has_lost_patience:
+        measurements = record.state["measurements_without_gain"]
+        return "good", f"Stopped early after step {record.step:,}: no new best in {measurements} measurements"
     if record.is_complete:
         return "good", f"Complete: {record.step:,} steps"
     length = "" if record.total_steps is None else f" of {record.total_steps:,}"

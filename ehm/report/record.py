@@ -81,8 +81,16 @@ class RunRecord:
 
     @property
     def is_complete(self) -> bool:
-        """True if all steps of the schedule were taken."""
+        """True if all steps of the schedule were taken, or no more were wanted because nothing improved."""
+        if self.has_lost_patience:
+            return True
         return self.total_steps is not None and self.step >= self.total_steps
+
+    @property
+    def has_lost_patience(self) -> bool:
+        """True if the run ended early because measurements brought no new best."""
+        patience = self.setting("patience")
+        return patience is not None and int(self.state.get("measurements_without_gain", 0)) >= int(patience)
 
     @property
     def is_stopped(self) -> bool:

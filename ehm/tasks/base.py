@@ -223,7 +223,9 @@ def merge_config(
     plain = {"model": own.model.model_copy(update={"freeze": 0}), "lora": LoraConfig()}
     own = own.model_copy(update=plain)
     own = _begin_with(own, checkpoint.folder)
-    return own.model_copy(update={"data": given.data, "folds": given.folds, "fold": given.fold, "optim": given.optim})
+    # an average is the checkpoint's parameters already
+    optim = given.optim.model_copy(update={"ema_decay": None})
+    return own.model_copy(update={"data": given.data, "folds": given.folds, "fold": given.fold, "optim": optim})
 
 
 def load_learner(learner: TaskLearner, checkpoint: Checkpoint) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
@@ -22,10 +22,11 @@ from ehm.report.write import write_final_report
 from ehm.storage.checkpoint import newest_checkpoint, open_checkpoint
 from ehm.storage.writing import write_json
 from ehm.training.encoder_folders import write_run_folders
+from ehm.training.patience import Patience
 from ehm.training.plan import RunPlan, check_plan, plan_run
 from ehm.training.progress import RunMeter
 from ehm.training.run import Run, print_unreadable
-from ehm.training.schedule import learning_rate_at
+from ehm.training.schedule import ema_decay_at, learning_rate_at
 
 if TYPE_CHECKING:
     from ehm.tasks.base import Task
@@ -91,6 +92,9 @@ def train_task(task: Task[Any, R], run: Run[Any], title: str) -> TaskResult[R]:
         best = newest_checkpoint(run.folder / "best")
     plan = plan_run(optim, config.run, task.loader.steps_per_epoch)
     warnings = check_plan(plan, optim, config.run, len(task.train), measures=True, resumed=run.start is not None)
+    patience = Patience(config.patience, run.start)
+    if patience.is_exhausted:  # a run that stopped early is complete
+        plan = replace(plan, last=first)
     prepared = task.prepare_folder(run.folder)
     notes = [*task.class_counts, *learner.notes, describe_inputs(learner.inputs), *prepared, *warnings]
     _print_start(task, run, plan, notes)
@@ -105,6 +109,9 @@ def train_task(task: Task[Any, R], run: Run[Any], title: str) -> TaskResult[R]:
         for step, batch in enumerate(meter.time_batches(task.loader.batches(first, plan.last)), start=first):
             lr = learning_rate_at(optim, step, plan.steps_per_epoch)
             metrics = task.train_step(batch, step, lr)
+            decay = ema_decay_at(optim, step, plan.steps_per_epoch)
+            if decay is not None:
+                learner.update_average(decay)
 
             done = step + 1
             meter.add_step(done, batch, {**metrics, "lr": lr})
@@ -120,17 +127,22 @@ def train_task(task: Task[Any, R], run: Run[Any], title: str) -> TaskResult[R]:
                 values |= {name: value for name, value in report.figures.items() if value is not None}
                 is_best = report.score > best_score
                 best_score = max(best_score, report.score)
+                patience.count_measurement(is_best)
+                is_save_due |= patience.is_exhausted
                 meter.restart_clock()  # to measure is no part of the speed of training
             log.log(done, values)
 
             # the best one lies in a folder of its own, so that newer checkpoints do not push it out
             if is_save_due or is_best:
                 metadata = run.make_metadata(task.kind, done, plan, task.config_to_keep)
-                metadata |= _describe_task(task, report, best_score)
+                metadata |= _describe_task(task, report, best_score) | patience.to_json()
                 if is_best:
                     best = run.save_checkpoint(learner, metadata, images=seen_images, subfolder="best", keep=1)
                 if is_save_due:
                     saved = run.save_checkpoint(learner, metadata, images=seen_images)
+            if patience.is_exhausted:
+                console.print(patience.describe(done, plan.last))
+                break
         if report is None:  # the run was resumed at its end
             report = task.measure()
     assert saved is not None  # a run has at least one step, and its last one is saved

@@ -151,6 +151,11 @@ def refuse_tuning(config: TrainConfig | TaskConfig) -> None:
         raise BackendError(
             "lora.rank: the MindSpore backend trains all weights; --device cpu, cuda or npu trains an update with torch"
         )
+    if isinstance(config, TaskConfig) and config.optim.ema_decay is not None:
+        raise BackendError(
+            "optim.ema_decay: the MindSpore backend keeps no moving average of a task; --device cpu, cuda or npu keeps "
+            "one with torch"
+        )
 
 
 def draw_drop_path(rate: float, depth: int, images: int, numbers: list[int]) -> NDArray[np.float32] | None:

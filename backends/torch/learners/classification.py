@@ -81,9 +81,9 @@ class TorchClassifier(Supervised):
 
     def compute_logits(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """See :meth:`ehm.backends.base.Classifier.compute_logits`."""
-        self.model.eval()
+        model = self.measured_model.eval()
         with torch.no_grad(), self._training.autocast():
-            logits: NDArray[np.float32] = self.model(self._pixels(images)).float().cpu().numpy()
+            logits: NDArray[np.float32] = model(self._pixels(images)).float().cpu().numpy()
         return logits
 
     def measure_gradients(self, images: NDArray[np.uint8], targets: NDArray[np.float32]) -> NDArray[np.float64]:

@@ -69,11 +69,11 @@ class TorchDetector(Supervised):
 
     def detect_objects(self, images: Sequence[NDArray[np.uint8]]) -> list[Detections]:
         """See :meth:`ehm.backends.base.Detector.detect_objects`."""
-        self.model.eval()
+        model = self.measured_model.eval()
         # processes that share the parameters go through the model together, those without an image too
         inputs = list(images) or [np.zeros((32, 32, 3), np.uint8)]
         with torch.no_grad(), self._training.autocast():
-            outputs = self.model(self._upload_images(inputs))
+            outputs = model(self._upload_images(inputs))
         return list(map(_download_detections, outputs[: len(images)]))
 
     def _upload_images(self, images: Sequence[NDArray[np.uint8]]) -> list[Tensor]:

@@ -68,7 +68,7 @@ class TorchEmbedder(Supervised):
     @torch.no_grad()
     def compute_descriptors(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """See :meth:`ehm.backends.base.Embedder.compute_descriptors`: the mean over all scales, brought to length 1."""
-        self.model.eval()
+        model = self.measured_model.eval()
         pixels = self._pixels(images)
         total = torch.zeros((), device=self._device)
         own_size = self._config.longest is not None
@@ -85,7 +85,7 @@ class TorchEmbedder(Supervised):
                     resized = F.interpolate(pixels, size, mode="bilinear", align_corners=False, antialias=True)
                 with self._training.autocast():
                     # all scales count alike, because descriptors have length 1
-                    total = total + self.model(resized)
+                    total = total + model(resized)
         descriptors: NDArray[np.float32] = F.normalize(total, dim=1).cpu().numpy()
         return descriptors
 

@@ -86,7 +86,7 @@ class TorchSegmenter(Supervised):
 
     def segment_image(self, image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
         """See :meth:`ehm.backends.base.Segmenter.segment_image`."""
-        self.model.eval()
+        self.measured_model.eval()
         with torch.no_grad():
             pixels = self._pixels(image[None])
             if self._config.inference.mode == "whole":
@@ -152,7 +152,7 @@ class TorchSegmenter(Supervised):
         """Score images or windows: (B, 3, H, W) -> (B, C, H, W) in float32."""
         with self._training.autocast():
             # forward itself, because torch.compile compiled a call for one size
-            scores, _ = self.model.forward(pixels)
+            scores, _ = self.measured_model.forward(pixels)
         return upsample(scores.float(), pixels.shape[2:])
 
 

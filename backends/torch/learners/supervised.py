@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,9 +22,14 @@ from ehm.backends.torch.models.tuning import restrict_learning
 from ehm.backends.torch.models.vit import layers_of
 from ehm.config import TaskConfig
 from ehm.config.inputs import differing_inputs
+from ehm.errors import BackendError
 from ehm.models.weights import LoadedModel
+from ehm.storage.arrays import LearnerState, add_prefix, drop_names, join_average, split_average, take_prefix
 
 __all__ = ["Supervised", "create_optimizer"]
+
+_IN_TRAINING = "trained/"
+"""Before the names of the weights in training among the optimiser's arrays, if the parameters are their average."""
 
 
 class Supervised(Stepped):
@@ -33,6 +39,10 @@ class Supervised(Stepped):
     ``head`` is the part of it that is trained, if it is not trained as a whole, on ``parts`` of a batch one after the
     other: on the whole batch at once if left out. All layers of the encoder learn at ``encoder_rate`` of the rate.
     ``convolves`` is that of :func:`place_model`.
+
+    With ``optim.ema_decay`` a moving average of the weights is kept, which is what is measured, and what a state has as
+    its parameters; those in training lie among the optimiser's arrays. Raises BackendError for an average of parameters
+    that are shared out to processes.
     """
 
     def __init__(
@@ -57,6 +67,11 @@ class Supervised(Stepped):
         if self.notes:  # without weights, there is nothing to differ from
             self.notes += differing_inputs(self.inputs, loaded.inputs)
         self.notes += tuning
+        average = None
+        if config.optim.ema_decay is not None:
+            if is_sharded(config.run.parallel, processes):
+                raise BackendError("optim.ema_decay: a task keeps no average with run.parallel fsdp; take ddp")
+            average = copy.deepcopy(model).eval().requires_grad_(False)
         training = Training(
             model,
             lambda fused: create_optimizer(model, loaded.model, config, fused, encoder_rate),
@@ -69,6 +84,39 @@ class Supervised(Stepped):
         )
         self._pixels = Pixels(device, self.inputs.mean, self.inputs.std, self.inputs.pixels.white)
         super().__init__(model, training, device, processes, config.run.seed)
+        self._average = average
+
+    @property
+    def measured_model(self) -> Any:
+        """The model that is measured: the moving average if there is one, else the model in training."""
+        return self.model if self._average is None else self._average
+
+    @torch.no_grad()
+    def update_average(self, decay: float) -> None:
+        """See :meth:`ehm.backends.base.TaskLearner.update_average`: average = decay * average + (1 - decay) * model."""
+        own = self.model.state_dict()
+        pairs = [(value, own[name]) for name, value in self._average.state_dict().items()]
+        moving = [pair for pair in pairs if pair[0].is_floating_point()]
+        torch._foreach_lerp_([average for average, _ in moving], [value for _, value in moving], 1 - decay)
+        for average, value in pairs:
+            if not average.is_floating_point():  # the number of batches that a batch norm has seen
+                average.copy_(value)
+
+    def state(self) -> LearnerState:
+        """Return what a checkpoint keeps; see :meth:`ehm.backends.base.Learner.state`."""
+        state = super().state()
+        if self._average is None:
+            return state
+        optimizer, average = split_average(state.optimizer)
+        return LearnerState(average, optimizer | add_prefix(state.model, _IN_TRAINING))
+
+    def load(self, state: LearnerState) -> None:
+        """Go on from ``state``; one without weights in training, to be measured, has the average alone."""
+        in_training = take_prefix(state.optimizer, _IN_TRAINING)
+        optimizer = drop_names(state.optimizer, add_prefix(in_training, _IN_TRAINING))
+        if self._average is not None:
+            optimizer = join_average(optimizer, state.model)
+        super().load(LearnerState(in_training or state.model, optimizer))
 
 
 def create_optimizer(

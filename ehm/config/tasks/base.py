@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from ehm.config.data import SourceConfig
 from ehm.config.section import Section
 from ehm.config.sections import LoraConfig, ModelSource, OptimConfig, RunConfig
-from ehm.config.values import Count, Share
+from ehm.config.values import Count, Positive, Share
 
 __all__ = ["TaskConfig"]
 
@@ -30,14 +30,17 @@ class TaskConfig(Section):
         5, description="Number of parts of the data, of which one is held out if there is no validation part."
     )
     fold: Count = Field(0, description="Number of the part that is held out, from 0 to folds - 1.")
+    patience: Positive | None = Field(
+        None,
+        description="Number of measurements in a row without a new best after which the run stops early; null runs to "
+        "the end.",
+    )
     run: RunConfig = RunConfig()
 
     @model_validator(mode="after")
     def _check_task(self) -> TaskConfig:
         if self.fold >= self.folds:
             raise ValueError(f"fold {self.fold} does not exist: with folds {self.folds} it is 0 to {self.folds - 1}")
-        if self.optim.ema_decay is not None:
-            raise ValueError("optim.ema_decay: only pretraining has a moving average; leave it out")
         if self.lora.rank is not None and self.model.init == "scratch":
             raise ValueError(f"lora.rank {self.lora.rank}: an update needs trained weights below it; set model.init")
         return self

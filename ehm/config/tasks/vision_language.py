@@ -148,6 +148,8 @@ class VisionLanguageConfig(TaskConfig):
             ):
                 if is_set:
                     raise ValueError(f"{key}: the encoder stays as it is if frozen is true; leave it out")
+        if self.optim.ema_decay is not None:
+            raise ValueError("optim.ema_decay: vision_language keeps no moving average; leave it out")
         if self.run.parallel == "fsdp":
             raise ValueError("run.parallel fsdp: vision_language trains with ddp only")
         if self.fold or self.folds != TaskConfig.model_fields["folds"].default:
