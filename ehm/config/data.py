@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 from ehm.config.inputs import IMAGENET_MEAN, IMAGENET_STD, CropMode, InputSpec, Interpolation, Means
 from ehm.config.pixel_format import RGB_BYTES, Depth, PixelFormat
 from ehm.config.section import Section
-from ehm.config.values import Channels, ClassName, Count, PixelRange, PositiveReals, ShareRange, Unit
+from ehm.config.values import Channels, ClassName, Count, NotNegative, PixelRange, PositiveReals, ShareRange, Unit
 from ehm.errors import ConfigError
 
 __all__ = [
@@ -26,8 +26,9 @@ __all__ = [
 ]
 
 Layout = Literal[
-    "auto", "classes", "elpv", "fashion-mnist", "folder", "gldv2", "idx", "imagenet", "parts", "shards", "table"
-]
+    "auto", "classes", "elpv", "fashion-mnist", "folder", "gldv2", "idx", "imagenet", "parts", "shards", "store",
+    "table",
+]  # fmt: skip
 """The layouts of images on disk that are read."""
 
 
@@ -35,8 +36,8 @@ class SourceConfig(Section):
     """``data`` of every task: where images come from and how their pixels are normalised."""
 
     source: str = Field(
-        description="The images: elpv, fashion-mnist, a folder, the root of a data set, a table of paths, or tar "
-        "shards (docs/data.md)."
+        description="The images: elpv, fashion-mnist, a folder, the root of a data set, a table of paths, tar shards, "
+        "or the address of shards in a store (docs/data.md)."
     )
     range: PixelRange | None = Field(
         None,
@@ -154,6 +155,21 @@ class ImageData(SourceConfig):
     classes: Annotated[tuple[ClassName, ...], Field(min_length=1)] | None = Field(
         None,
         description="Names of the classes whose images are read, numbered in the order of the source; null takes all.",
+    )
+    cache: NotNegative = Field(
+        20.0,
+        description="Largest size in gigabytes of the folder that keeps what is read from a store, if data.source is "
+        "an address such as s3://bucket/folder; 0 keeps nothing.",
+    )
+    cache_folder: str | None = Field(
+        None,
+        description="Folder that keeps what is read from a store, on a disk of this machine; null takes "
+        "~/.cache/ehm/stores.",
+    )
+    retries: Count = Field(
+        5,
+        description="Number of times that a read from a store that failed is tried again, after 0.5, 1, 2 seconds and "
+        "so on.",
     )
     crop_scale: ShareRange = Field(
         (0.2, 1), description="Smallest and largest area of a random crop in training, as a share of the image."

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ehm.data.sources.base import Source
+from ehm.data.sources.base import Source, StoredSource
 from ehm.data.transforms import Transform, sample_dtype
 from ehm.errors import BrokenImage, DataError
 
@@ -17,6 +18,8 @@ __all__ = ["LoadedBatch", "Sample", "SampleReader"]
 _SAMPLE_STREAM = 2
 """Begins the seed of every sample, which keeps its random numbers apart from those of the shuffles."""
 _TRIES = 100
+_ROWS_AHEAD = 32
+"""Images that are read from a store at once."""
 
 
 @dataclass(frozen=True)
@@ -84,13 +87,22 @@ class SampleReader:
                 return Sample(self.transform(image, rng), index, unreadable)
         raise DataError(f"{_TRIES} images in a row cannot be read, the last one {reason}")
 
+    def fetch_ahead(self, indices: Sequence[int]) -> None:
+        """Begin to read the images at ``indices``, if they are in a store."""
+        if isinstance(self.source, StoredSource):
+            self.source.fetch_ahead(indices)
+
     def fill_rows(self, images: NDArray[Any], indices: NDArray[np.int64], epoch: int) -> dict[str, str]:
         """Write the samples of ``indices`` (n,) into ``images`` (n, H, W, channels); return files that are unreadable.
 
         ``indices`` are changed to those of the images that were read.
         """
         unreadable: dict[str, str] = {}
-        for row, wanted in enumerate(indices.tolist()):
+        wanted_indices = indices.tolist()
+        for row, wanted in enumerate(wanted_indices):
+            # always so many images ahead that a store has answered by the time they are needed
+            if row % _ROWS_AHEAD == 0:
+                self.fetch_ahead(wanted_indices[row : row + 2 * _ROWS_AHEAD])
             sample = self.read_sample(wanted, epoch)
             images[row] = sample.value
             indices[row] = sample.index

@@ -217,8 +217,14 @@ def main(socket: int, memory: int, parent: int) -> None:
         setup = _receive_message(connection, parent)
         if isinstance(setup, _Setup):
             indices, images = setup.map_memory(memory)
+        tasks: deque[_Task] = deque()
         while True:
-            task = _receive_message(connection, parent)
+            # what has come meanwhile too, so that a store is asked for the next images while these are decoded
+            while not tasks or connection.poll(0):
+                tasks.append(_receive_message(connection, parent))
+                if isinstance(setup, _Setup):
+                    setup.reader.fetch_ahead(indices[tasks[-1].slot, tasks[-1].rows].tolist())
+            task = tasks.popleft()
             if isinstance(setup, _Setup):
                 rows = task.slot, task.rows
                 connection.send(_fill(setup.reader, images[rows], indices[rows], task.epoch))

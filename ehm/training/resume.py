@@ -24,8 +24,9 @@ C = TypeVar("C", bound=Config)
 Changes = dict[str, tuple[Any, Any]]
 """The value before and the value now of each key that differs."""
 _FREE = {
-    "data.workers", "data.source", "data.layout", "data.images", "data.strict", "data.allow_empty_classes", "benchmark",
-    "model.init", "model.tokenizer", "mask.build", "optim.accumulate", "cache_features", "patience"
+    "data.workers", "data.source", "data.layout", "data.images", "data.strict", "data.allow_empty_classes",
+    "benchmark", "model.init", "model.tokenizer", "mask.build", "optim.accumulate", "cache_features", "patience",
+    "data.cache", "data.cache_folder", "data.retries",
 }  # fmt: skip
 """Keys that a resumed run may change, besides those of ``run`` but its seed, and those of ``watch`` and of the columns
 of a table.

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import KW_ONLY, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from ehm.config.pixel_format import RGB_BYTES, PixelFormat
 from ehm.data.decoding.channels import load_image
 
-__all__ = ["FileSource", "Names", "Source", "Split", "WithoutClasses"]
+__all__ = ["FileSource", "Names", "Source", "Split", "StoredSource", "WithoutClasses"]
 
 Split = Literal["all", "train", "val"]
 
@@ -53,6 +53,15 @@ class Source(Protocol):
 
     def name(self, index: int) -> str:
         """Return the path of the image, for messages."""
+        ...
+
+
+@runtime_checkable
+class StoredSource(Protocol):
+    """A source whose images may lie in a store, where a read takes long to begin."""
+
+    def fetch_ahead(self, indices: Sequence[int]) -> None:
+        """Begin to read images, which ``load`` then waits for."""
         ...
 
 

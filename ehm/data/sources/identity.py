@@ -15,7 +15,7 @@ from typing import Literal, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from ehm.data.sources.base import Source
+from ehm.data.sources.base import Source, StoredSource
 from ehm.data.sources.coco import CocoSource
 from ehm.data.sources.idx import IdxSource
 from ehm.data.sources.pairs import PairSource
@@ -23,7 +23,9 @@ from ehm.data.sources.questions.mixture import MixedQuestions
 from ehm.data.sources.questions.table import QuestionTable
 from ehm.data.sources.shards import ShardSource
 from ehm.data.sources.table.source import TableSource
+from ehm.data.stores.addresses import strip_scheme
 from ehm.data.threads import in_threads
+from ehm.errors import BrokenImage
 
 __all__ = ["UNREADABLE", "KeyKind", "SourceIdentity", "hash_images", "identify_source"]
 
@@ -75,7 +77,10 @@ def identify_source(source: Source, threads: int = 0) -> SourceIdentity:
         files = list(dict.fromkeys(names))
         size_of = dict(zip(files, _read_sizes(files, threads), strict=True))
         sizes = list(map(size_of.__getitem__, names))
-    keys = hash_images(source, _spread_sample(len(source)), "content", threads)
+    sampled = _spread_sample(len(source))
+    if isinstance(source, StoredSource):
+        source.fetch_ahead(sampled.tolist())
+    keys = hash_images(source, sampled, "content", threads)
     sample = hashlib.sha256(keys.astype("<u8").tobytes()).hexdigest()
     labels = _hash_labels(source, threads)
     return SourceIdentity(len(source), _hash_names(names, sizes), sample, labels, _hash_groups(source))
@@ -119,6 +124,7 @@ def _spread_sample(count: int) -> NDArray[np.int64]:
 
 
 def _hash_names(names: Sequence[str], sizes: Sequence[int]) -> str:
+    names = list(map(strip_scheme, names))
     folders = set(map(os.path.dirname, names))
     # relative to it, so that a copy elsewhere has the same identity
     common = len(os.path.commonpath(folders)) if folders else 0
@@ -188,11 +194,25 @@ def _hash_name(source: Source, index: int) -> int:
 
 def _hash_content(source: Source, index: int) -> int:
     if isinstance(source, ShardSource):
-        shard = str(source.files[source.shard[index]])
+        if source.reader is not None:
+            return _hash_stored(source, index)
+        shard = source.files[source.shard[index]]
         return _hash_bytes(shard, int(source.offset[index]), int(source.size[index]))
     if isinstance(source, IdxSource):
         return _to_key(b"%d\0" % source.image_bytes + source.images[index].tobytes())
     return _hash_bytes(source.name(index))
+
+
+def _hash_stored(source: ShardSource, index: int) -> int:
+    """Return the key of an image in a store, the same as that of a file with its bytes."""
+    try:
+        data = source.read_bytes(index)
+    except BrokenImage:
+        return UNREADABLE
+    parts = [b"%d\0" % len(data)]
+    for start, length in _choose_blocks(len(data)):
+        parts.append(data[start : start + length])
+    return _to_key(b"".join(parts))
 
 
 def _hash_bytes(path: str, offset: int = 0, size: int | None = None) -> int:

@@ -17,9 +17,12 @@ from ehm.data.sources.idx import FASHION_MNIST, IdxSource, holds_idx, open_fashi
 from ehm.data.sources.image_files import IMAGES, read_suffixes
 from ehm.data.sources.imagenet import find_imagenet, open_imagenet
 from ehm.data.sources.landmarks import holds_gldv2, open_gldv2
-from ehm.data.sources.shards import ShardSource, holds_shards, is_pattern, open_shards
+from ehm.data.sources.shard_files import holds_shards, is_pattern
+from ehm.data.sources.shards import ShardSource, open_shards
+from ehm.data.sources.stored import open_stored
 from ehm.data.sources.table.reading import is_table
 from ehm.data.sources.table.source import open_table
+from ehm.data.stores.addresses import is_address
 from ehm.errors import DataError
 
 if TYPE_CHECKING:
@@ -54,9 +57,12 @@ def open_source(config: ImageData, split: Split = "all") -> Source:
         layout = _recognise_layout(config.source) if config.layout == "auto" else config.layout
         if layout == "table":
             source = open_table(config.source, split, config.columns, config.images)
+        elif layout == "store":
+            source = open_stored(config, split)
         else:
             source = _OPENERS[layout](config.source, split)
-            source = replace(source, notes=(*source.notes, *_list_unused_keys(config, layout)))
+    if layout != "table":
+        source = replace(source, notes=(*source.notes, *_list_unused_keys(config, layout)))
     if not isinstance(source, IdxSource):
         source = replace(source, pixels=pixels)
     elif not pixels.is_rgb:
@@ -81,6 +87,8 @@ def _recognise_layout(source: str) -> str:
     """Return the layout that ``source`` has by what only this layout has; DataError if it fits two."""
     if source in ("elpv", FASHION_MNIST):
         return source
+    if is_address(source):
+        return "store"
     if is_pattern(source):
         return "shards"
     if is_table(source):

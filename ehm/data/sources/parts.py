@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Literal
 
 from ehm.data.sources.inventory import list_names
+from ehm.data.stores.addresses import is_address
 from ehm.errors import DataError
 
 __all__ = [
@@ -131,6 +132,11 @@ def divide_by_layout(source: str, layout: str, finder: SampleFinder) -> Division
     and what lies beside them decide. Raises DataError if there is no such folder, if parts and classes are both
     possible, or if there is no part to train on.
     """
+    if is_address(source):
+        raise DataError(
+            f"data.source {source}: this task reads folders of this machine; images in a store are read by "
+            "pretraining, classification, retrieval and comparison"
+        )
     root = Path(source).expanduser()
     if not root.is_dir():
         wrong = "is a file, not a folder" if root.exists() else "there is no such folder"

@@ -8,6 +8,7 @@ A sample without one may have a single image of a longer suffix (``IMG_1.2024.pn
 from __future__ import annotations
 
 import hashlib
+import io
 import itertools
 import json
 import os
@@ -18,17 +19,21 @@ from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ehm.data.sources.image_files import has_image_suffix
 from ehm.data.sources.inventory import HIDDEN, OTHER_FORMAT, Unused, is_unread_suffix
+from ehm.data.stores.cache import INDEX, lock_file
+from ehm.data.stores.reader import BlockFile, StoreReader, name_version
+from ehm.data.stores.store import StoredFile
 from ehm.errors import DataError, WriteError
 from ehm.storage.reading import describe_value
 from ehm.storage.writing import replace_file
 
-__all__ = ["UNLABELLED", "TarIndex", "read_index", "split_member_name"]
+__all__ = ["UNLABELLED", "TarIndex", "read_index", "read_stored_index", "split_member_name"]
 
 UNLABELLED = -1
 
@@ -39,6 +44,7 @@ LINKS = "stored as links, without bytes"
 
 _VERSION = "v2"
 _MOST_CLASSES = 2**31
+_BUFFER = 1 << 16
 _META = re.compile(r"__[^/]*__($|/)")
 
 
@@ -69,19 +75,54 @@ def read_index(file: Path) -> TarIndex:
     if has_image_suffix(".npy"):
         identity += " channels"
     cache = Path.home() / ".cache" / "ehm" / f"shard-{hashlib.sha256(os.fsencode(identity)).hexdigest()[:32]}.npz"
+    kept = _load_index(cache)
+    if kept is not None:
+        return kept
     try:
-        with open(cache, "rb") as kept, np.load(kept) as stored:
+        with open(file, "rb") as stream:
+            return _write_index(cache, str(file), stream)
+    except OSError as error:
+        raise _not_a_tar_file(str(file), error) from None
+
+
+def read_stored_index(reader: StoreReader, file: StoredFile) -> TarIndex:
+    """Return the index of a tar file in a store from the reader's cache, or from its headers if it is new.
+
+    Reading the headers reads the whole file, unless its members are larger than the blocks of the cache, and fills the
+    cache. Of several processes that need the index of a file, one reads it. Raises DataError as :func:`read_index`.
+    """
+    kind = "-channels" if has_image_suffix(".npy") else ""
+    path = reader.cache.folder / INDEX / f"{name_version(file)}-{_VERSION}{kind}.npz"
+    kept = _load_index(path)
+    if kept is not None:
+        return kept
+    with lock_file(path.with_suffix(".lock")):
+        kept = _load_index(path)
+        if kept is not None:
+            return kept
+        with io.BufferedReader(BlockFile(reader, file), _BUFFER) as stream:
+            return _write_index(path, file.address, stream)
+
+
+def _load_index(path: Path) -> TarIndex | None:
+    """Return a kept index, None if there is none yet or it is damaged."""
+    try:
+        with open(path, "rb") as kept, np.load(kept) as stored:
             numbers = stored["numbers"]
             names = os.fsdecode(stored["names"].tobytes()).split("\0")[: len(numbers)]
             unused = list(map(tuple, json.loads(stored["unused"].tobytes())))
             return TarIndex(numbers, names, unused)
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        pass  # none yet, or damaged
-    index = _index_members(file)
+        return None
+
+
+def _write_index(path: Path, name: str, stream: IO[bytes]) -> TarIndex:
+    """Index the tar file ``name``, which is open as ``stream``, and keep the index at ``path``."""
+    index = _index_members(name, stream)
     names_in_bytes = np.frombuffer(os.fsencode("\0".join(index.names)), dtype=np.uint8)
     unused_in_bytes = np.frombuffer(json.dumps(index.unused).encode(), dtype=np.uint8)
     # a full or read-only home only means reading the headers again next time
-    with suppress(WriteError), replace_file(cache, shared=True) as temporary:
+    with suppress(WriteError), replace_file(path, shared=True) as temporary:
         np.savez(temporary, numbers=index.numbers, names=names_in_bytes, unused=unused_in_bytes)
     return index
 
@@ -104,16 +145,15 @@ class _Sample:
     unread: list[str] = field(default_factory=list)
 
 
-def _index_members(file: Path) -> TarIndex:
+def _index_members(name: str, stream: IO[bytes]) -> TarIndex:
     unused = Unused()
     try:
-        with tarfile.open(file, "r:") as tar:
+        with tarfile.open(fileobj=stream, mode="r:") as tar:
             members = [member for member in tar if _is_part_of_a_sample(member, unused)]
             grouped = itertools.groupby(members, key=lambda member: split_member_name(member.name)[0])
-            samples = [_read_sample(file, tar, group) for _, group in grouped]
+            samples = [_read_sample(name, tar, group) for _, group in grouped]
     except (tarfile.TarError, OSError) as error:
-        reason = " ".join(str(error).split())
-        raise DataError(f"data.source: shard {file} is not a complete uncompressed tar file: {reason}") from None
+        raise _not_a_tar_file(name, error) from None
 
     # masks such as 0001.seg.png lie beside images; where the image is missing, they do not take its place
     beside_images: set[str] = set()
@@ -128,6 +168,11 @@ def _index_members(file: Path) -> TarIndex:
             rows.append((image.offset_data, image.size, sample.label))
             names.append(image.name)
     return TarIndex(np.array(rows, dtype=np.int64).reshape(-1, 3), names, unused.rows())
+
+
+def _not_a_tar_file(name: str, error: Exception) -> DataError:
+    reason = " ".join(str(error).split())
+    return DataError(f"data.source: shard {name} is not a complete uncompressed tar file: {reason}")
 
 
 def _is_part_of_a_sample(member: tarfile.TarInfo, unused: Unused) -> bool:
@@ -146,7 +191,7 @@ def _is_part_of_a_sample(member: tarfile.TarInfo, unused: Unused) -> bool:
     return "." in base  # a name without a dot has no suffix, and WebDataset passes it over too
 
 
-def _read_sample(file: Path, tar: tarfile.TarFile, members: Iterable[tarfile.TarInfo]) -> _Sample:
+def _read_sample(file: str, tar: tarfile.TarFile, members: Iterable[tarfile.TarInfo]) -> _Sample:
     members = list(members)
     sample = _Sample(members[0].name)
     for member in members:
@@ -186,7 +231,7 @@ def _suffix_of(member: tarfile.TarInfo) -> str:
     return split_member_name(member.name)[1]
 
 
-def _read_label(file: Path, tar: tarfile.TarFile, member: tarfile.TarInfo) -> int:
+def _read_label(file: str, tar: tarfile.TarFile, member: tarfile.TarInfo) -> int:
     content = tar.extractfile(member)
     assert content is not None  # a regular file
     try:

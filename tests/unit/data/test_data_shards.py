@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import pickle
 import tarfile
 
@@ -122,9 +123,10 @@ def test_the_index_is_kept_until_the_shard_changes(three, home, monkeypatch):
     assert len(list((home / ".cache" / "ehm").iterdir())) == 3
     read, real = [], tarfile.open
 
-    def recorded(path, *rest, **named):
-        read.append(path.name)
-        return real(path, *rest, **named)
+    def recorded(*rest, **named):
+        path = named["fileobj"].name if "fileobj" in named else rest[0]
+        read.append(os.path.basename(path))
+        return real(*rest, **named)
 
     monkeypatch.setattr(tarfile, "open", recorded)
     again = opened(three)
