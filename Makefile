@@ -107,6 +107,8 @@ quickstart: $(INSTALLED) ## pretrain, fine-tune, export and classify on real ima
 # Hypothesis takes the same examples every time (tests/conftest.py); with ARGS it looks for new ones.
 PARALLEL := OMP_NUM_THREADS=1
 WORKERS := -n logical --maxprocesses 8 --dist loadfile --no-loadscope-reorder --hypothesis-profile repeatable -q
+# Tests that share what MindSpore has compiled stay together, instead of those of a file.
+GROUPS := $(subst loadfile,loadgroup,$(WORKERS))
 
 # The tests ask EHM_MINDSPORE_PYTHON for what MindSpore is to do, and EHM_OLDEST_ONNXRUNTIME_PYTHON to run networks.
 test: lint $(MINDSPORE_INSTALLED) $(OLDEST_INSTALLED) $(TRACKERS_INSTALLED) ## all checks: lint, pytest, a simulated NPU, MindSpore (ARGS="-k name": some tests)
@@ -116,14 +118,14 @@ test: lint $(MINDSPORE_INSTALLED) $(OLDEST_INSTALLED) $(TRACKERS_INSTALLED) ## a
 		$(PARALLEL) $(BIN)/python -m pytest $(or $(ARGS),$(WORKERS) $(FULL))
 ifeq ($(ARGS),)
 	@PYTHONPATH=tests/simulated $(PARALLEL) $(BIN)/python -m pytest $(WORKERS) tests/conformance -k npu
-	@[ ! -x $(MINDSPORE_PYTHON) ] || $(PARALLEL) $(MINDSPORE_PYTHON) -m pytest $(WORKERS) tests/conformance -k mindspore $(FULL)
+	@[ ! -x $(MINDSPORE_PYTHON) ] || $(PARALLEL) $(MINDSPORE_PYTHON) -m pytest $(GROUPS) tests/conformance -k mindspore $(FULL)
 	@$(PARALLEL) $(TRACKERS_PYTHON) -m pytest -q --hypothesis-profile repeatable tests/integration/test_tracker_libraries.py
 endif
 
 # Each graph takes seconds to compile, so that `make test` leaves out the tests that only changes of MindSpore's backend, of
 # the protocol, of the models or of the suite need; .ci/run runs them after such a change, and at a release.
 test-mindspore-full: $(MINDSPORE_INSTALLED) ## all conformance tests of MindSpore, some of which make test leaves out
-	@$(PARALLEL) $(MINDSPORE_PYTHON) -m pytest $(WORKERS) tests/conformance -k mindspore --full
+	@$(PARALLEL) $(MINDSPORE_PYTHON) -m pytest $(GROUPS) tests/conformance -k mindspore --full
 	@EHM_MINDSPORE_PYTHON=$(MINDSPORE_PYTHON) $(PARALLEL) $(BIN)/python -m pytest $(WORKERS) tests/conformance/test_parity.py \
 		-k mindspore --full
 

@@ -1,4 +1,4 @@
-"""A comparison of a device's attention with plain arithmetic.
+"""A comparison of a device's attention with plain arithmetic, and the time that its first pass takes to compile.
 
 An NPU whose attention silently came out uniform has happened (vllm-project/vllm-ascend issue 13699): nothing raises,
 losses fall, and every hierarchy is noise.
@@ -6,15 +6,18 @@ losses fall, and every hierarchy is noise.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from math import isfinite
+from time import perf_counter
 
 import numpy as np
+from numpy.typing import NDArray
 
-from ehm.backends.base import Backend
+from ehm.backends.base import Backend, Learner
 from ehm.config import TrainConfig
 from ehm.reference import vit as reference
 
-__all__ = ["TOLERANCE", "measure_attention_error"]
+__all__ = ["TOLERANCE", "AttentionMeasurement", "measure_attention"]
 
 TOLERANCE = 0.1
 """The largest difference that rounding makes; bfloat16 makes 0.02 on a CPU, and a uniform attention about 1."""
@@ -23,12 +26,21 @@ _SHARPENING = 3.0
 """Factor on the blocks' query and key weights: attention of an untrained model is nearly uniform anyway."""
 
 
-def measure_attention_error(backend: Backend, dtype: str) -> float | None:
-    """Measure how far similarities in ``dtype`` on ``backend`` are from those of :mod:`ehm.reference`.
+@dataclass(frozen=True)
+class AttentionMeasurement:
+    """The similarities of a tiny model on a device, beside those of :mod:`ehm.reference`."""
 
-    Both are of the same tiny model and images. Returns the largest difference, as a share of the largest deviation of
-    the reference's similarities from their mean, or None if it is not a finite number.
+    error: float | None
+    """The largest difference, as a share of the largest deviation of the reference's similarities from their mean.
+
+    None if it is not a finite number.
     """
+    compile_seconds: float
+    """Seconds that the first pass took longer than the second: to compile it, or to load kernels."""
+
+
+def measure_attention(backend: Backend, dtype: str) -> AttentionMeasurement:
+    """Compare similarities in ``dtype`` on ``backend`` with the reference's, of the same tiny model and images."""
     config = _tiny_config(dtype)
     images = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), dtype=np.uint8)
     learner = backend.create_learner(config)
@@ -38,12 +50,20 @@ def measure_attention_error(backend: Backend, dtype: str) -> float | None:
             array *= _SHARPENING
     learner.load(state)
     expected = reference.compute_similarity(config, state.model, images)
-    measured = np.concatenate(list(learner.prepare_batch(images).compute_similarity()))
+    measured, first_seconds = _time_similarity(learner, images)
+    _, second_seconds = _time_similarity(learner, images)
     # A device of another package may return anything; NumPy would broadcast some wrong shapes.
     if measured.shape != expected.shape:
         raise ValueError(f"similarity has shape {measured.shape}, not {expected.shape}")
     error = float(np.abs(measured - expected).max() / np.abs(expected - expected.mean()).max())
-    return error if isfinite(error) else None
+    return AttentionMeasurement(error if isfinite(error) else None, max(first_seconds - second_seconds, 0.0))
+
+
+def _time_similarity(learner: Learner, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], float]:
+    """Compute the similarities of ``images``; returns them and the seconds that this took."""
+    begun = perf_counter()
+    similarity = np.concatenate(list(learner.prepare_batch(images).compute_similarity()))
+    return similarity, perf_counter() - begun
 
 
 def _tiny_config(dtype: str) -> TrainConfig:

@@ -10,7 +10,7 @@ from typing import Any
 
 from ehm import backends
 from ehm.backends import ascend
-from ehm.doctor.attention import TOLERANCE, measure_attention_error
+from ehm.doctor.attention import TOLERANCE, measure_attention
 from ehm.doctor.child import ask_child
 from ehm.doctor.findings import ROOT, Finding, find_nvidia_driver
 from ehm.errors import BackendError
@@ -20,6 +20,9 @@ __all__ = ["describe_device", "examine_device", "list_known_devices"]
 
 PATIENCE = {"npu": 600, "mindspore": 600}
 """Seconds for devices that start slowly: CANN starts up, and MindSpore compiles three graphs. Others have the usual."""
+
+_NOTABLE_SECONDS = 0.5
+"""Kernels that are loaded at a first pass take less."""
 
 ASK_DEVICE = """
 import json, sys
@@ -45,11 +48,18 @@ def list_known_devices() -> tuple[dict[str, str], str]:
 
 
 def describe_device(name: str) -> dict[str, Any]:
-    """Describe a device and the error of its attention in each precision, as plain JSON; to be called in a child."""
+    """Describe a device, the error of its attention and the seconds of compiling it in each precision, as plain JSON.
+
+    It is called in a child process.
+    """
     backend = backends.get(name)
     info = backend.describe_device()
-    errors = {dtype: measure_attention_error(backend, dtype) for dtype in info.dtypes}
-    return {**asdict(info), "attention": errors}
+    measurements = {dtype: measure_attention(backend, dtype) for dtype in info.dtypes}
+    return {
+        **asdict(info),
+        "attention": {dtype: found.error for dtype, found in measurements.items()},
+        "compile_seconds": {dtype: found.compile_seconds for dtype, found in measurements.items()},
+    }
 
 
 def examine_device(name: str, provider: str) -> Finding:
@@ -70,7 +80,8 @@ def examine_device(name: str, provider: str) -> Finding:
     detail = _describe_facts(facts)
     if kind not in backends.DEVICES:
         detail += f"; by {provider}"
-    return Finding("device", name, "ok" if facts["works"] else "broken", detail + attention, facts=facts)
+    detail += attention + _describe_compiling(facts["compile_seconds"])
+    return Finding("device", name, "ok" if facts["works"] else "broken", detail, facts=facts)
 
 
 def _describe_facts(facts: Mapping[str, Any]) -> str:
@@ -91,6 +102,14 @@ def _judge_attention(errors: Mapping[str, float | None]) -> tuple[bool, str]:
     if wrong:
         return False, f"; attention is wrong: off by {', '.join(wrong)}, where rounding stays below {TOLERANCE}"
     return True, f"; attention right within {max(filter(None, errors.values())):.1g}"
+
+
+def _describe_compiling(seconds: Mapping[str, float]) -> str:
+    """Return a sentence about the time that a first pass takes to compile, if it is worth one."""
+    longest = max(seconds.values())
+    if longest < _NOTABLE_SECONDS:
+        return ""
+    return f"; a graph of two blocks compiles in {longest:.1f} s, and larger ones take longer"
 
 
 def _explain_absence(kind: str, reason: str) -> tuple[str, str]:

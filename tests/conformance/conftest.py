@@ -36,6 +36,8 @@ def pytest_terminal_summary(terminalreporter):
 
 def pytest_collection_modifyitems(config, items):
     """Leave out what is marked for the full suite of a backend, unless ``--full`` asks for it."""
+    if config.pluginmanager.hasplugin("xdist"):
+        group_items(items)
     if config.getoption("full"):
         return
     kept = []
@@ -50,6 +52,14 @@ def pytest_collection_modifyitems(config, items):
             kept.append(item)
     config.hook.pytest_deselected(items=left_out)
     items[:] = kept
+
+
+def group_items(items):
+    """Keep tests that share learners in one process, if ``--dist loadgroup`` asks for groups."""
+    for item in items:
+        parameters = item.callspec.params if hasattr(item, "callspec") else {}
+        group = f"{item.path.name} {parameters.get('objective')} {parameters.get('encoder')}"
+        item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.fixture(params=PRESENT)

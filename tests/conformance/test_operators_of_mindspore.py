@@ -9,8 +9,8 @@ import pytest
 ms = pytest.importorskip("mindspore", reason="MindSpore has an environment of its own")
 
 BACKEND = Path(__file__).parents[2] / "backends/mindspore"
-NO_OPERATORS = {"Cell", "CellList", "SequentialCell", "HyperMap", "partial", "constexpr", "DistributedGradReducer"}
-"""Names that arrange operators, or, as the reducer does with AllReduce, are documented without their own platform."""
+NO_OPERATORS = {"Cell", "CellList", "SequentialCell", "HyperMap", "partial", "constexpr"}
+"""Names that arrange operators."""
 ASCEND_ALONE = {"ops.flash_attention_score"}
 """Operators behind a fact of the target; test_target_of_mindspore.py holds their arguments and types to their pages."""
 

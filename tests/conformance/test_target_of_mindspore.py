@@ -16,13 +16,14 @@ ms = pytest.importorskip("mindspore", reason="MindSpore has an environment of it
 from mindspore import Tensor, ops  # noqa: E402
 
 from ehm import backends  # noqa: E402
-from ehm.backends.mindspore.engine import graphs  # noqa: E402
+from ehm.backends.mindspore.engine import devices, graphs, reduction  # noqa: E402
 from ehm.backends.mindspore.engine.devices import FACTS, current_facts  # noqa: E402
 from ehm.backends.mindspore.models.blocks import Attention  # noqa: E402
 from ehm.backends.mindspore.models.form_blocks import FormAttention  # noqa: E402
 from ehm.backends.mindspore.models.patches import gather_tokens  # noqa: E402
 from ehm.backends.mindspore.models.relative import RelativeBlock  # noqa: E402
 from ehm.config.encoders import VitForm, VitSpec  # noqa: E402
+from ehm.errors import BackendError  # noqa: E402
 
 PAGE = ops.flash_attention_score.__doc__
 SIGNATURE = inspect.signature(ops.flash_attention_score)
@@ -187,3 +188,59 @@ def test_a_last_batch_takes_the_graph_of_the_one_before_mindspore(monkeypatch):
         np.testing.assert_array_equal(graph(images[rows], 2), images[rows] * 2.0)
     graph(images[:3], 5)  # another constant is another graph
     assert [shape[0] for shape in shapes] == [4, 4, 7, 4, 3]
+
+
+def test_gradients_travel_in_large_pieces_mindspore(monkeypatch):
+    """Between two processes of which the other has three times the gradients; compiled, and operator by operator."""
+    lengths = []
+
+    def add_other(values):
+        lengths.append(values.shape)
+        return values * 4.0
+
+    monkeypatch.setattr(ops, "AllReduce", lambda: add_other)
+    monkeypatch.setattr(reduction, "_PIECE_BYTES", 48)
+    shapes = [(), (2, 3), (4,), (5, 5), (1, 2, 1)]
+    arrays = tuple(Tensor(np.random.default_rng(0).normal(size=shape).astype(np.float32)) for shape in shapes)
+    average = reduction.build_averaging(shapes, 2)
+    found = average(arrays)
+    assert lengths == [(11,), (25,), (2,)]
+    for compiled in (found, ms.jit(average)(arrays)):
+        for ours, theirs in zip(compiled, arrays, strict=True):
+            np.testing.assert_allclose(ours.asnumpy(), theirs.asnumpy() * 2, rtol=1e-6)
+
+
+def test_the_memory_of_an_npu_is_read_once_it_is_in_use_mindspore(monkeypatch):
+    """By its page, an NPU that nothing has used yet has 0 bytes."""
+    page = ms.hal.get_device_properties.__doc__
+    assert "device must be initialized before calling this method" in page
+    assert re.search(r"AscendDeviceProperties \{\s*name\(str\),\s*total_memory\(int\)", page)
+    used = []
+
+    class Properties:
+        name = "Ascend910B3"
+
+        @property
+        def total_memory(self):
+            return 64 * 2**30 if used else 0
+
+    monkeypatch.setattr(ms.device_context.ascend, "device_count", lambda: 8)
+    monkeypatch.setattr(ms.hal, "get_device_properties", lambda number, target: Properties())
+    monkeypatch.setattr(devices, "_start_device", lambda: used.append(True))
+    info = devices.describe_target(devices.Target("ascend", 1))
+    assert (info.description, info.count, info.memory_bytes) == ("Ascend910B3", 8, 64 * 2**30)
+
+
+def test_peak_memory_of_an_npu_is_the_runtimes_mindspore(monkeypatch):
+    calls = []
+    for name in ("max_memory_allocated", "reset_peak_memory_stats"):
+        assert "``Ascend``" in getattr(ms.runtime, name).__doc__
+        monkeypatch.setattr(ms.runtime, name, lambda name=name: calls.append(name) or 5)
+    assert devices.read_peak_memory(devices.Target("ascend")) == 5
+    assert calls == ["max_memory_allocated", "reset_peak_memory_stats"]
+
+
+def test_a_cache_of_graphs_is_refused_mindspore(monkeypatch):
+    monkeypatch.setenv("MS_COMPILER_CACHE_ENABLE", "1")
+    with pytest.raises(BackendError, match="MS_COMPILER_CACHE_ENABLE: unset it"):
+        devices.use_target(devices.Target("cpu"))

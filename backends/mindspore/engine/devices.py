@@ -94,8 +94,20 @@ def choose_target(device: str) -> Target:
     return Target("ascend" if present else "cpu")
 
 
+def _refuse_graph_cache() -> None:
+    """Raise BackendError if MindSpore shall keep compiled graphs between processes."""
+    # MindSpore 2.10 looks a graph up by its number in the order of compilation, not by what it computes, and binds no
+    # weights to the graph of a function that it finds: a second run with the same settings had losses of NaN on a CPU.
+    if os.environ.get("MS_COMPILER_CACHE_ENABLE", "0") != "0":
+        raise BackendError(
+            "MS_COMPILER_CACHE_ENABLE: unset it; MindSpore finds the graphs of earlier runs again without their "
+            "weights, and takes them for those of other settings"
+        )
+
+
 def use_target(target: Target) -> None:
     """Let this process compute on ``target``; MindSpore allows one choice a process."""
+    _refuse_graph_cache()
     name = FACTS[target.kind].name
     try:
         if target.index is None:
@@ -135,10 +147,18 @@ def describe_target(target: Target) -> DeviceInfo:
         text = f"CPU target, {os.cpu_count()} cores"
     else:
         count = ms.device_context.ascend.device_count()
+        # ms.runtime counts the memory that tensors hold, and has no function for that of a device (2.10). The one of
+        # ms.hal answers 0 until the device is in use, and for the device in use whatever number it is given.
+        _start_device()
         properties = ms.hal.get_device_properties(target.index or 0, "Ascend")
         memory = properties.total_memory
         text = properties.name
     return DeviceInfo("mindspore", text, count, memory, FACTS[target.kind].dtypes, {"mindspore": str(ms.__version__)})
+
+
+def _start_device() -> None:
+    """Let the device of this process compute something."""
+    (ms.Tensor(0.0, ms.float32) + 1).asnumpy()
 
 
 def is_busy(target: Target) -> bool:

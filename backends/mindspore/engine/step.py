@@ -7,7 +7,7 @@ from typing import Any, SupportsFloat
 
 import mindspore as ms
 import numpy as np
-from mindspore import Tensor, nn, ops
+from mindspore import Tensor, ops
 from mindspore.amp import DynamicLossScaler
 from numpy.typing import NDArray
 
@@ -16,6 +16,7 @@ from ehm.backends.common import SCALE, TRACKER, split_batch
 from ehm.backends.mindspore.engine.distributed import build_mean
 from ehm.backends.mindspore.engine.graphs import compile_graph
 from ehm.backends.mindspore.engine.optim import Optimizer
+from ehm.backends.mindspore.engine.reduction import build_averaging
 from ehm.backends.mindspore.engine.tensors import set_values
 from ehm.config import OptimConfig, TaskConfig, TokenizerConfig, TrainConfig
 from ehm.errors import BackendError
@@ -186,16 +187,16 @@ def _build_preparation(
     optimizer: Optimizer, clip: float | None, scaled: bool, processes: Processes
 ) -> Callable[..., tuple[Tensor, ...]]:
     """Return a function that averages loss and gradients over processes, measures the norm, and clips."""
-    size = processes.size
-    several = size > 1
+    several = processes.size > 1
     if several:
-        reduce = nn.DistributedGradReducer(optimizer.parameters, True, size)
-        total_of_all = ops.AllReduce()
+        shapes = [(), *(tuple(parameter.shape) for parameter in optimizer.parameters)]
+        average = build_averaging(shapes, processes.size)
 
     def prepare(total: Tensor, scale: Tensor, *gradients: Tensor) -> tuple[Tensor, ...]:
         if several:
-            gradients = reduce(gradients)
-            total = total_of_all(total) / size
+            averaged = average((total, *gradients))
+            total = averaged[0]
+            gradients = averaged[1:]
         if scaled:
             gradients = _APPLY_TO_EACH(ops.partial(_PRODUCT, 1 / scale), gradients)
         norm = ops.sqrt(ops.AddN()(_APPLY_TO_EACH(_square_sum, gradients)))

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from ehm import backends
-from ehm.doctor import collect_findings, devices, doctor
-from ehm.doctor.attention import TOLERANCE, measure_attention_error
+from ehm.doctor import attention, collect_findings, devices, doctor
+from ehm.doctor.attention import TOLERANCE, measure_attention
 from ehm.errors import BackendError
 from ehm.reference import vit as reference
 
@@ -75,14 +75,14 @@ def strange(tmp_path, monkeypatch):
 @pytest.mark.parametrize("how", ["uniform", "nan", "shuffled"])
 def test_attention_that_is_wrong_is_outside_the_tolerance(strange, how):
     strange(how)
-    difference = measure_attention_error(backends.get("strange"), "float32")
+    difference = measure_attention(backends.get("strange"), "float32").error
     assert difference is None if how == "nan" else difference > 5 * TOLERANCE
 
 
 @pytest.mark.parametrize(("dtype", "off"), [("float32", 1e-5), ("bfloat16", TOLERANCE / 2), ("float16", TOLERANCE / 2)])
 def test_rounding_is_inside_of_it(dtype, off):
     """In float32 the arithmetic of the reference in NumPy is torch's, and timm's blocks are those that compute."""
-    assert 0 < measure_attention_error(backends.get("cpu"), dtype) < off
+    assert 0 < measure_attention(backends.get("cpu"), dtype).error < off
 
 
 @pytest.mark.parametrize("left_out", ["pos_embed", "blocks.0.mlp.fc2.weight", "blocks.1.attn.qkv.weight", "cls_token"])
@@ -94,7 +94,7 @@ def test_every_part_of_the_model_counts(monkeypatch, left_out):
         return real(config, model | {left_out: np.zeros_like(model[left_out])}, images)
 
     monkeypatch.setattr(reference, "compute_similarity", similarity)
-    assert measure_attention_error(backends.get("cpu"), "float32") > 1e-3
+    assert measure_attention(backends.get("cpu"), "float32").error > 1e-3
 
 
 def test_it_looks_at_attention_that_is_far_from_uniform(monkeypatch):
@@ -102,7 +102,7 @@ def test_it_looks_at_attention_that_is_far_from_uniform(monkeypatch):
     seen = []
     real = reference.compute_similarity
     monkeypatch.setattr(reference, "compute_similarity", lambda *arguments: seen.append(real(*arguments)) or seen[-1])
-    measure_attention_error(backends.get("cpu"), "float32")
+    measure_attention(backends.get("cpu"), "float32")
     (part,) = seen
     assert part.shape == (2, 16, 16)
     assert np.abs(part - 1 / 17).max() > 1 / 17
@@ -146,3 +146,15 @@ def test_two_packages_that_claim_one_name_are_a_row(monkeypatch):
     rows = {found.name: found for found in collect_findings()}
     assert (rows["other packages"].state, rows["other packages"].detail) == ("broken", "device cpu is claimed twice")
     assert {"cpu", "cuda", "npu"} <= set(rows)
+
+
+def test_the_time_of_compiling_is_what_a_first_pass_takes_longer_than_the_next(monkeypatch):
+    """By a clock that the test sets: 7 seconds for the first pass, and 2 for the second."""
+    clock = iter([100.0, 107.0, 200.0, 202.0])
+    monkeypatch.setattr(attention, "perf_counter", lambda: next(clock))
+    assert measure_attention(backends.get("cpu"), "float32").compile_seconds == 5.0
+
+
+def test_compiling_is_mentioned_if_it_takes_longer_than_to_load_kernels():
+    assert devices._describe_compiling({"float32": 0.1}) == ""
+    assert "a graph of two blocks compiles in 5.0 s" in devices._describe_compiling({"float32": 0.1, "float16": 5.0})
