@@ -19,10 +19,10 @@ def _expand_number(value: Any) -> Any:
 
 
 class DetectionData(SourceConfig):
-    """``data`` of detection: a folder in COCO's format (docs/detection.md)."""
+    """``data`` of detection: a folder in COCO's or YOLO's format (docs/detection.md)."""
 
     source: str = "coco"
-    layout: Literal["auto", "coco", "coco2014", "coco2017", "instances"] = Field(
+    layout: Literal["auto", "coco", "coco2014", "coco2017", "instances", "yolo"] = Field(
         "auto", description="How data.source is laid out on disk."
     )
     annotated: Literal["auto", "stored", "upright"] = Field(

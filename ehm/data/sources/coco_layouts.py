@@ -16,7 +16,7 @@ from ehm.data.sources.base import Split
 from ehm.data.sources.parts import Part, match_parts, no_validation_part
 from ehm.errors import DataError
 
-__all__ = ["Annotated", "find_annotations"]
+__all__ = ["Annotated", "find_annotations", "holds_annotations"]
 
 PREFIX = "instances_"
 SINGLE = "instances.json"
@@ -31,6 +31,11 @@ class Annotated:
     folder: Path
     split: Split
     parts: tuple[str, ...] = ()
+
+
+def holds_annotations(root: Path) -> bool:
+    """Return whether a folder holds a file of annotations in one of these layouts."""
+    return (root / SINGLE).is_file() or any((root / "annotations").glob(f"{PREFIX}*.json"))
 
 
 def find_annotations(source: str, split: Split, layout: str = "auto") -> Annotated:

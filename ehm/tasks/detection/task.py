@@ -14,7 +14,8 @@ from ehm.config import DetectionConfig
 from ehm.console import console
 from ehm.data import Batch, Loader, Source, Split
 from ehm.data.instances import MirrorTransform
-from ehm.data.sources.coco import CocoSource, open_coco
+from ehm.data.sources.coco import CocoSource
+from ehm.data.sources.detection_layouts import open_objects
 from ehm.data.subset import Subset
 from ehm.errors import DataError
 from ehm.models.opening import take_weights
@@ -35,7 +36,7 @@ _SHOWN_REASONS = 5
 
 
 class Detection(Task[DetectionConfig, DetectionReport]):
-    """Training Mask R-CNN on objects in COCO's format."""
+    """Training Mask R-CNN on objects in COCO's or YOLO's format."""
 
     measured_keys = ("min_size", "max_size", "detections", "score_threshold")
 
@@ -58,8 +59,8 @@ class Detection(Task[DetectionConfig, DetectionReport]):
 
     @classmethod
     def open_source(cls, config: DetectionConfig, split: Split) -> CocoSource:
-        """Open images with annotations in COCO's format."""
-        return open_coco(config.data, split, config.masks)
+        """Open images with annotations in COCO's or YOLO's format."""
+        return open_objects(config.data, split, config.masks)
 
     @classmethod
     def divide_source(cls, config: DetectionConfig, source: Source) -> tuple[Subset[CocoSource], Subset[CocoSource]]:
