@@ -11,9 +11,9 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from ehm import __version__
 from ehm.commands import COMMANDS
 from ehm.errors import ConfigError, EhmError, WriteError
+from ehm.installation import describe_version
 from ehm.processors import prepare_threads
 
 __all__ = ["main"]
@@ -64,7 +64,13 @@ def build_parser(commands: Sequence[str] = tuple(COMMANDS)) -> argparse.Argument
     parser = argparse.ArgumentParser(
         prog="ehm", description="Pretrain vision encoders with Evolved Hierarchical Masking, and use them."
     )
-    parser.add_argument("--version", action="version", version=f"ehm {__version__}")
+    parser.add_argument(
+        "--version",
+        action=_ShowVersion,
+        nargs=0,
+        default=argparse.SUPPRESS,
+        help="show the version and, if it is known, the commit, and exit",
+    )
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, command in COMMANDS.items():
         # SUPPRESS omits flags that are not given, so that the function's defaults apply.
@@ -75,6 +81,14 @@ def build_parser(commands: Sequence[str] = tuple(COMMANDS)) -> argparse.Argument
         if name in commands:
             command.add_flags(subparser)
     return parser
+
+
+class _ShowVersion(argparse.Action):
+    """Print the version and exit. argparse's own action would ask git for the commit at every command."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        print(f"ehm {describe_version()}")
+        parser.exit()
 
 
 def _refuse_settings(command: str, refused: Sequence[str]) -> None:

@@ -7,7 +7,7 @@ meaning raises `FORMAT`.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
@@ -391,6 +391,8 @@ def read_manifest(folder: Path) -> Manifest:
     if not isinstance(values, dict) or "format" not in values:
         raise ExportError(f"{file}: not a bundle's manifest: it has no format")
     # checked before the rest, whose keys may mean something else in another format
+    if values["format"] == 1:
+        values = _convert_format_1(values)
     if values["format"] != FORMAT:
         found = describe_value(values["format"])
         raise ExportError(
@@ -403,3 +405,9 @@ def read_manifest(folder: Path) -> Manifest:
         # the first error is enough: a manifest is written by a program and seldom wrong in two places
         key = ".".join(map(str, first["loc"])) or "manifest"
         raise ExportError(f"{file}: {key}: {first['msg'].removeprefix('Value error, ')}") from None
+
+
+def _convert_format_1(values: dict[str, Any]) -> dict[str, Any]:
+    """Return a manifest that ehm 0.1.0 wrote in the present format: it had one network, in float32, with one output."""
+    kept = {key: value for key, value in values.items() if key not in ("model", "output")}
+    return {**kept, "format": FORMAT, "models": {"float32": values.get("model")}, "outputs": [values.get("output")]}

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
-from importlib.metadata import version
 from json import dumps
 
 from rich.table import Table
@@ -20,7 +19,7 @@ from ehm.doctor.devices import examine_device, list_known_devices
 from ehm.doctor.findings import EXTRAS, Finding, examine_machine, examine_package, list_variables
 from ehm.doctor.operators import report_operators
 from ehm.errors import BackendError
-from ehm.installation import build_install_command
+from ehm.installation import build_install_command, describe_version
 
 __all__ = ["Finding", "collect_findings", "doctor"]
 
@@ -77,7 +76,7 @@ def collect_findings(device: str = "auto") -> Iterator[Finding]:
         packages = [pool.submit(examine_package, name) for name in EXTRAS]
         yield from examine_machine()
         yield from list_variables()
-        yield Finding("package", "ehm", "ok", version("ehm"))
+        yield Finding("package", "ehm", "ok", describe_version())
         yield from (package.result() for package in packages)
         yield from (each.result() for each in devices)
     if problem:

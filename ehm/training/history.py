@@ -46,14 +46,14 @@ def read_runs(origin: str | None) -> list[dict[str, Any]]:
             break
         seen.add(opened.folder)
         runs.append(opened.metadata)
-        origin = opened.metadata["config"]["model"]["init"]
+        origin = _find_init(opened.metadata)
     return runs
 
 
 def describe_runs(runs: list[dict[str, Any]]) -> list[str]:
     """Return a sentence for each of ``runs``, newest first and at least one, and one about what came before them."""
     lines = [_describe_run(run) for run in runs]
-    init = runs[-1]["config"]["model"]["init"]
+    init = _find_init(runs[-1])
     if init in _SCRATCH:
         lines.append("Before that, nothing: the first weights were random.")
     else:
@@ -65,7 +65,7 @@ def find_base_model(runs: list[dict[str, Any]]) -> str | None:
     """Return the name on the Hugging Face Hub of the published model that the oldest run began with, or None."""
     if not runs:
         return None
-    init = runs[-1]["config"]["model"]["init"] or ""
+    init = _find_init(runs[-1]) or ""
     kind, _, name = init.partition(":")
     if kind == "hf":
         return str(name)
@@ -106,6 +106,12 @@ def list_maskings(runs: list[dict[str, Any]]) -> list[str]:
 def name_source(path: str) -> str:
     """Return the last name of a path, or the whole text if it has none."""
     return Path(path).name or path
+
+
+def _find_init(run: dict[str, Any]) -> str | None:
+    """Return the ``model.init`` of a run; None for one of ehm 0.1.0, whose pretraining always began at random."""
+    init: str | None = run["config"]["model"].get("init")
+    return init
 
 
 def _describe_run(run: dict[str, Any]) -> str:

@@ -15,6 +15,7 @@ from ehm.backends import ascend
 from ehm.backends.base import Backend
 from ehm.backends.common import host_memory
 from ehm.doctor.findings import find_nvidia_driver
+from ehm.installation import describe_version
 from ehm.processors import count_available_processors
 
 __all__ = ["describe_machine", "hide_private"]
@@ -35,7 +36,7 @@ def describe_machine(backend: Backend) -> dict[str, Any]:
     info = backend.describe_device()
     software = ascend.find_software()
     facts: dict[str, Any] = {
-        "ehm": version("ehm"),
+        "ehm": describe_version(),
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}, {' '.join(platform.libc_ver())}".strip(", "),
         "processor": _name_processor(),

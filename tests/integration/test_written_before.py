@@ -22,6 +22,8 @@ CONFIGS = {
     **{name: entry.config for name, entry in TASKS.items() if name in EXPECTED["metrics"]},  # what there was by then
 }
 GO_ON = ("run.max_steps=null",)
+FIRST = WRITTEN.parent / "written_by_0.1.0"
+"""Files of the first version, whose bundles have another format."""
 
 
 @pytest.fixture
@@ -89,3 +91,34 @@ def test_fine_tuning_goes_on(task, steps, written):
     ehm.finetune(device="cpu", overrides=GO_ON, out=f"trained/{task}", resume=True)
     meta = open_checkpoint(f"trained/{task}").metadata
     assert meta["step"] == steps
+
+
+@pytest.fixture
+def written_first(tmp_path, monkeypatch):
+    """A copy of the files of 0.1.0, as the current folder."""
+    folder = tmp_path / "first"
+    shutil.copytree(FIRST, folder)
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def test_the_first_version_had_the_formats_that_this_tests():
+    assert json.loads((FIRST / "bundle/manifest.json").read_text())["format"] == 1
+    state = json.loads(next(FIRST.glob("finetune/checkpoints/*/state.json")).read_text())
+    assert (state["format"], state["versions"]["ehm"]) == (1, "0.1.0")
+
+
+def test_a_bundle_and_a_classifier_of_the_first_version_give_what_they_gave(written_first):
+    expected = dict(json.loads(Path("expected.json").read_text())["classes"])
+    ehm.export("finetune", head="classifier", out="exported")
+    for bundle in ("bundle", "exported"):
+        (prediction,) = ehm.predict(bundle, "data/red/0.png", device="cpu")
+        found = {each["label"]: each["probability"] for each in prediction.as_dict()["classes"]}
+        assert found == pytest.approx(expected, abs=1e-5), bundle
+
+
+def test_pretraining_of_the_first_version_goes_on(written_first):
+    ehm.train(device="cpu", overrides=GO_ON, out="pretrain", resume=True)
+    steps = [json.loads(line)["step"] for line in Path("pretrain/metrics.jsonl").read_text().splitlines()]
+    assert steps[-1] == 8
+    assert Path("pretrain/encoder.safetensors").is_file()

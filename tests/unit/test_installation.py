@@ -1,16 +1,19 @@
-"""The command that adds an extra to ehm names what this copy was installed from; nothing else does."""
+"""How this copy of ehm was installed is found: the command that adds an extra to it, and its commit."""
 
 import json
 import re
 import shlex
+import subprocess
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
 
+import ehm
 from ehm import installation
-from ehm.installation import build_install_command
+from ehm.cli import main
+from ehm.installation import build_install_command, describe_version, find_commit
 
 ROOT = Path(__file__).parents[2]
 
@@ -73,3 +76,65 @@ def test_no_other_place_says_where_ehm_comes_from():
         files += [path for path in (ROOT / folder).rglob("*") if path.suffix in (".py", ".yaml", ".html", ".j2")]
     said = [path for path in files if re.search(r"install (-\w )?'?ehm\b", path.read_text(encoding="utf-8"))]
     assert [path.resolve() for path in said if path.name != "installation.py"] == []
+
+
+@pytest.fixture
+def copy(tmp_path, monkeypatch):
+    """An installed package, at first without any hint at its commit."""
+    package = tmp_path / "site" / "ehm"
+    package.mkdir(parents=True)
+    monkeypatch.setattr(installation, "_PACKAGE", package)
+    monkeypatch.setattr(installation, "distribution", lambda name: Installed(None))
+    return package
+
+
+def git(folder, *words):
+    """Run git in a folder; its output."""
+    words = ["git", "-C", str(folder), "-c", "user.name=a", "-c", "user.email=a@b.invalid", *words]
+    return subprocess.run(words, check=True, capture_output=True, text=True, timeout=30).stdout.strip()
+
+
+def test_in_a_checkout_git_knows_the_commit_and_changes(copy):
+    checkout = copy.parent
+    git(checkout, "init", "-q")
+    (copy / "cli.py").write_text("a = 1")
+    git(checkout, "add", ".")
+    git(checkout, "commit", "-qm", "first")
+    git(checkout, "tag", "v9")
+    digits = git(checkout, "rev-parse", "HEAD")[:12]
+    assert find_commit() == digits
+    (copy / "commit.txt").write_text("0" * 40)  # left by a build
+    assert find_commit() == digits
+    (copy / "cli.py").write_text("a = 2")
+    assert describe_version() == f"{ehm.__version__} (commit {digits}-dirty)"
+
+
+def test_a_repository_around_an_installed_copy_is_not_its_own(copy):
+    git(copy.parents[1], "init", "-q")
+    git(copy.parents[1], "commit", "-q", "--allow-empty", "-m", "of the user's")
+    assert find_commit() is None
+    assert describe_version() == ehm.__version__
+
+
+def test_a_copy_from_a_repository_has_the_commit_in_pips_record(copy, monkeypatch):
+    origin = {
+        "url": "https://host/ehm.git",
+        "vcs_info": {"vcs": "git", "commit_id": "0123456789abcdef" * 2 + "01234567"},
+    }
+    monkeypatch.setattr(installation, "distribution", lambda name: Installed(origin))
+    assert find_commit() == "0123456789ab"
+
+
+def test_a_release_has_the_commit_in_a_file(copy, monkeypatch, capsys):
+    (copy / "commit.txt").write_text("fedcba9876543210" * 2 + "fedcba98\n")
+    with pytest.raises(SystemExit) as end:
+        main(["--version"])
+    assert end.value.code == 0
+    assert capsys.readouterr().out == f"ehm {ehm.__version__} (commit fedcba987654)\n"
+
+
+def test_without_git_the_version_stands_alone(copy, monkeypatch):
+    (copy.parent / ".git").mkdir()  # nothing that git takes for a repository
+    assert find_commit() is None
+    monkeypatch.setenv("PATH", "")
+    assert describe_version() == ehm.__version__

@@ -191,7 +191,8 @@ def test_a_damaged_manifest_is_one_sentence(bundle, text):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"format": 1}, "bundle format 1; this version of ehm reads 2"),
+        ({"format": 3}, "bundle format 3; this version of ehm reads 2"),
+        ({"format": 1}, r"models\.float32"),  # without what that format had
         ({"preprocessing__interpolation": "nearest"}, r"preprocessing\.interpolation"),
         ({"preprocessing__mean": [0.5]}, r"preprocessing\.mean"),
         ({"task": "classification"}, "a classification without the output logits"),
