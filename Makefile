@@ -129,11 +129,19 @@ test-mindspore-full: $(MINDSPORE_INSTALLED) ## all conformance tests of MindSpor
 	@EHM_MINDSPORE_PYTHON=$(MINDSPORE_PYTHON) $(PARALLEL) $(BIN)/python -m pytest $(WORKERS) tests/conformance/test_parity.py \
 		-k mindspore --full
 
-lint: $(INSTALLED) ## ruff, mypy and hadolint
+lint: $(INSTALLED) ## ruff, mypy, and checks of Dockerfiles, shell scripts and what GitHub reads
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/hadolint docker/Dockerfile.* docker/*.Dockerfile
+	$(BIN)/shellcheck .ci/run docker/*.sh
+	@check() { $(BIN)/check-jsonschema -q --builtin-schema "vendor.$$@"; } && \
+		check github-workflows .github/workflows/*.yml && \
+		check dependabot .github/dependabot.yml && \
+		check github-issue-config .github/ISSUE_TEMPLATE/config.yml && \
+		check github-issue-forms $(filter-out %/config.yml,$(wildcard .github/ISSUE_TEMPLATE/*.yml)) && \
+		check citation-file-format CITATION.cff
+	$(BIN)/zizmor --offline --quiet .github
 
 format: $(INSTALLED) ## let ruff fix what it can
 	$(BIN)/ruff check --fix .

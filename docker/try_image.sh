@@ -1,32 +1,36 @@
 #!/usr/bin/env bash
-# Try an image that was built as ehm:NAME, without its accelerator, from the root of the repository:
+# Try an image that was built as ehm:NAME, without its accelerator. From the root of the repository:
 #   docker/try_image.sh serve-cpu
 set -euo pipefail
 name=$1
-written="$PWD/tests/data/written_before"
+options=(--rm --volume "$PWD/tests/data/written_before:/written:ro" --entrypoint ehm)
 
-run() {
-    # The entry point of images that serve is `ehm serve`.
-    docker run --rm --read-only --tmpfs /tmp --tmpfs /home/ehm/.cache:mode=1777 --volume "$written:/written:ro" \
-        --entrypoint ehm "ehm:$name" "$@"
+predict() {
+    docker run "${options[@]}" "ehm:$name" predict /written/bundle /written/data/images/red/0.png --device cpu
 }
 
-run --version
+# As compose.yaml runs them: the root is read-only, except where CANN writes logs into the home folder.
+case $name in
+    cpu | cuda) options+=(--read-only --tmpfs /tmp --tmpfs /home/ehm/.cache:mode=1777) ;;
+    serve-*) options+=(--read-only --tmpfs /tmp:exec --cap-drop ALL) ;;
+esac
+
+docker run "${options[@]}" "ehm:$name" --version
 case $name in
     cpu | cuda)
-        run doctor --device cpu # fails if it cannot train
-        run predict /written/bundle /written/data/images/red/0.png --device cpu
+        docker run "${options[@]}" "ehm:$name" doctor --device cpu # fails if it cannot train
+        predict
         ;;
     serve-*)
-        run serve --help > /dev/null
-        run predict /written/bundle /written/data/images/red/0.png --device cpu
+        docker run "${options[@]}" "ehm:$name" serve --help
+        predict
         ;;
     npu | mindspore)
-        # Without an NPU the status is 1. What it prints still has to be JSON that names the packages.
-        { run doctor --json || true; } | python3 -c 'import json, sys; print(len(json.load(sys.stdin)["findings"]), "findings")'
+        # The status is 1, as no NPU can train here. What it prints has to be JSON all the same.
+        { docker run "${options[@]}" "ehm:$name" doctor --json || true; } | python3 -m json.tool
         ;;
     *)
-        echo "docker/try_image.sh: $name is not one of the images of docker/README.md" >&2
+        echo "docker/try_image.sh $name: not one of the images of docker/README.md" >&2
         exit 2
         ;;
 esac

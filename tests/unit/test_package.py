@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 
 import ehm
+from ehm.deploy.bundle import manifest
+from ehm.storage import checkpoint
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ["ehm.masking", "ehm.data", "ehm.backends", "ehm.deploy", "ehm.tasks", "ehm.analysis"]
@@ -75,6 +77,13 @@ def test_a_wrong_name_is_an_attribute_error():
 def test_the_version_has_one_source():
     assert f'\nversion = "{ehm.__version__}"\n' in (ROOT / "pyproject.toml").read_text()
     assert f"## [{ehm.__version__}]" in (ROOT / "CHANGELOG.md").read_text()
+    assert f"\nversion: {ehm.__version__}\n" in (ROOT / "CITATION.cff").read_text()
+
+
+def test_the_guide_to_what_is_stable_names_the_formats():
+    text = (ROOT / "docs/stability.md").read_text(encoding="utf-8")
+    assert re.search(r"\| checkpoints \| format (\d+):", text)[1] == str(checkpoint.FORMAT)
+    assert re.search(r"\| bundles \| format (\d+):", text)[1] == str(manifest.FORMAT)
 
 
 def readme_python():
@@ -119,7 +128,7 @@ def test_commands_in_the_guides_exist(shown):
         build_parser().parse_args(words[1:])
 
 
-LINKED = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docker/README.md"]
+LINKED = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "CODE_OF_CONDUCT.md", "docker/README.md"]
 LINKED += [f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md"))]
 
 
