@@ -11,11 +11,22 @@ from pydantic import Field, model_validator
 from ehm.config.inputs import IMAGENET_MEAN, IMAGENET_STD, CropMode, InputSpec, Interpolation, Means
 from ehm.config.pixel_format import RGB_BYTES, Depth, PixelFormat
 from ehm.config.section import Section
-from ehm.config.values import Channels, ClassName, Count, NotNegative, PixelRange, PositiveReals, ShareRange, Unit
+from ehm.config.values import (
+    Channels,
+    ClassName,
+    Count,
+    NotNegative,
+    PixelRange,
+    PositiveReal,
+    PositiveReals,
+    ShareRange,
+    Unit,
+)
 from ehm.errors import ConfigError
 
 __all__ = [
     "DataConfig",
+    "FurtherSource",
     "ImageData",
     "Layout",
     "PretrainData",
@@ -124,6 +135,20 @@ class TableColumns(Section):
     )
 
 
+class FurtherSource(Section):
+    """One of ``data.sources``: images that are read beside those of ``data.source`` (docs/data.md#several-sources)."""
+
+    source: str = Field(description="The images, as for data.source.")
+    layout: Layout = Field("auto", description="How they are laid out, as for data.layout.")
+    images: str | None = Field(None, description="Folder that the paths of a table start from, as for data.images.")
+    columns: TableColumns | None = Field(
+        None, description="The columns of a table, as for data.columns; null takes those of data.columns."
+    )
+    weight: PositiveReal = Field(
+        1.0, description="Number of times that each of its images occurs in an epoch; 0.1 takes a tenth of them."
+    )
+
+
 class ImageData(SourceConfig):
     """``data`` of single images: where they come from, and how training crops and varies them."""
 
@@ -152,6 +177,13 @@ class ImageData(SourceConfig):
         None, description="Folder that the paths of a table start from; null takes the folder of the table."
     )
     columns: TableColumns = TableColumns()
+    weight: PositiveReal = Field(
+        1.0,
+        description="Number of times that each image of data.source occurs in an epoch, beside those of data.sources.",
+    )
+    sources: tuple[FurtherSource, ...] = Field(
+        (), description="Further sources, which are read together with data.source as one, each with its weight."
+    )
     classes: Annotated[tuple[ClassName, ...], Field(min_length=1)] | None = Field(
         None,
         description="Names of the classes whose images are read, numbered in the order of the source; null takes all.",
@@ -178,6 +210,26 @@ class ImageData(SourceConfig):
     color_jitter: Unit = Field(
         0.0, description="How far brightness, contrast and saturation vary in training, as a share of themselves."
     )
+
+    @model_validator(mode="after")
+    def _check_sources(self) -> ImageData:
+        if self.sources and self.classes is not None:
+            raise ValueError("classes and sources exclude each other: leave classes out, or name one source alone")
+        if self.weight != 1 and not self.sources:
+            raise ValueError(f"weight {self.weight:g} is beside other sources; leave it 1, or name some in sources")
+        return self
+
+    @property
+    def each_source(self) -> tuple[tuple[ImageData, float], ...]:
+        """The configuration of each source by itself, with its weight; that of ``source`` comes first."""
+        alone = self.model_copy(update={"sources": (), "weight": 1.0})
+        found = [(alone, self.weight)]
+        for each in self.sources:
+            changes: dict[str, Any] = {"source": each.source, "layout": each.layout, "images": each.images}
+            if each.columns is not None:
+                changes["columns"] = each.columns
+            found.append((alone.model_copy(update=changes), each.weight))
+        return tuple(found)
 
     @model_validator(mode="after")
     def _check_format(self) -> ImageData:

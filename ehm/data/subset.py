@@ -10,10 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ehm.data.sources.base import FileSource, Source
+from ehm.data.sources.mixture import MixedSource
 from ehm.data.sources.table.source import TableSource
 from ehm.errors import DataError
 
-__all__ = ["Subset", "find_targets", "require_labels"]
+__all__ = ["Subset", "find_groups", "find_targets", "require_labels"]
 
 S_co = TypeVar("S_co", bound=Source, covariant=True)
 
@@ -42,7 +43,12 @@ class Subset(Generic[S_co]):
 
 def find_targets(source: Source) -> NDArray[np.bool_] | None:
     """Return which labels each image of ``source`` has, (n, C), if it may have several; None if it has one class."""
-    return source.targets if isinstance(source, TableSource) else None
+    return source.targets if isinstance(source, TableSource | MixedSource) else None
+
+
+def find_groups(source: Source) -> NDArray[np.int64] | None:
+    """Return the group of each image of ``source``, (n,), that is not split into folds; None if there are no groups."""
+    return source.groups if isinstance(source, TableSource | MixedSource) else None
 
 
 def require_labels(source: Source, name: str) -> NDArray[np.int64]:
@@ -63,6 +69,9 @@ def require_labels(source: Source, name: str) -> NDArray[np.int64]:
 
 def _explain_missing_labels(source: Source) -> str:
     """Say what keeps the folders of a source from being classes, and what to do about it."""
+    if isinstance(source, MixedSource):
+        lacking = [name for name, each in zip(source.names, source.sources, strict=True) if each.labels is None]
+        return f"of its sources, {lacking[0]} has none, or not one class an image as the others"
     if isinstance(source, TableSource):
         return "data.columns.label names the column that has them, in every row"
     remedy = "put each class's images into a folder of its own"

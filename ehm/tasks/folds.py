@@ -10,8 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from ehm.config import TaskConfig
 from ehm.data import Source, stratified_folds
 from ehm.data.folds import group_folds
-from ehm.data.sources.table.source import TableSource
-from ehm.data.subset import Subset
+from ehm.data.subset import Subset, find_groups, find_targets
 from ehm.errors import ConfigError, DataError
 
 __all__ = ["describe_fold", "divide_by_fold", "draw_folds", "require_same_classes", "stratify", "stratify_source"]
@@ -34,8 +33,8 @@ def stratify_source(source: Source, labels: NDArray[np.int64] | None, config: Ta
 
     A group of a table stays in one fold. Without groups, several labels are stratified by their combinations.
     """
-    targets = source.targets if isinstance(source, TableSource) else None
-    groups = source.groups if isinstance(source, TableSource) else None
+    targets = find_targets(source)
+    groups = find_groups(source)
     if labels is None:
         assert targets is not None
         counts = np.column_stack([targets, np.ones(len(targets), bool)])  # and the images, so that folds are of a size

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from ehm.backends.base import ALONE, Processes
 from ehm.config import TaskConfig, TokenizerConfig, TrainConfig
 from ehm.data import Loader, Source, Transform
+from ehm.data.sources.mixture import MixedSource
 
 __all__ = ["make_eval_loader", "make_single_image_loader", "make_train_loader"]
 
@@ -27,8 +28,14 @@ def make_train_loader(
     """Return a loader of batches to train on, in a new order every epoch; each process gets a share of each.
 
     ``optim.batch_size`` counts the copies of an image if it is masked in several ``views``. With ``chances`` images are
-    drawn by these.
+    drawn by these. Images of several sources occur as often as the weights of these say.
     """
+    if isinstance(source, MixedSource):
+        indices = np.arange(len(source)) if subset is None else subset
+        if chances is None:
+            subset = source.repeat_by_weight(indices)
+        else:
+            chances = source.weigh_chances(indices, chances)
     return Loader(
         source,
         transform,

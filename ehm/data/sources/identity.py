@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from ehm.data.sources.base import Source, StoredSource
 from ehm.data.sources.coco import CocoSource
 from ehm.data.sources.idx import IdxSource
+from ehm.data.sources.mixture import MixedSource
 from ehm.data.sources.pairs import PairSource
 from ehm.data.sources.questions.mixture import MixedQuestions
 from ehm.data.sources.questions.table import QuestionTable
@@ -67,6 +68,8 @@ def identify_source(source: Source, threads: int = 0) -> SourceIdentity:
     Names are relative to the deepest folder that holds all images: neither the spelling of the source's path matters
     nor where it was moved to.
     """
+    if isinstance(source, MixedSource):
+        return _join_identities(source, [identify_source(each, threads) for each in source.sources])
     names = list(map(source.name, range(len(source))))
     if isinstance(source, ShardSource):
         sizes = source.size.tolist()  # known from the index
@@ -92,6 +95,12 @@ def hash_images(source: Source, indices: NDArray[np.int64], kind: KeyKind, threa
     Images of the same bytes have the same ``content`` key, whatever their names, in folders and in tar files. If a file
     is larger than 256 KiB, its size counts and blocks that are spread evenly over it.
     """
+    if isinstance(source, MixedSource):
+        keys = np.zeros(len(indices), np.uint64)
+        for place, rows in enumerate(source.split_indices(indices)):
+            own = source.own_indices(place, indices[rows])
+            keys[rows] = hash_images(source.sources[place], own, kind, threads)
+        return keys
     if isinstance(source, QuestionTable | MixedQuestions):
         return _hash_question_images(source, indices, kind, threads)
     return _hash_each(source, indices, kind, threads)
@@ -116,6 +125,16 @@ def _hash_each(source: Source, indices: NDArray[np.int64], kind: KeyKind, thread
     for batch in in_threads(hash_batch, _split_batches(indices.tolist()), threads):
         keys += batch
     return np.array(keys, dtype=np.uint64)
+
+
+def _join_identities(source: MixedSource, found: Sequence[SourceIdentity]) -> SourceIdentity:
+    """Return the identity of several sources together: the digests of those of each."""
+    joined = {}
+    for field in ("files", "sample", "labels", "groups"):
+        digests = [getattr(identity, field) for identity in found]
+        # no groups stay none
+        joined[field] = hashlib.sha256("\0".join(digests).encode()).hexdigest() if any(digests) else ""
+    return SourceIdentity(len(source), **joined)
 
 
 def _spread_sample(count: int) -> NDArray[np.int64]:

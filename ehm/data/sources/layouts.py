@@ -17,6 +17,8 @@ from ehm.data.sources.idx import FASHION_MNIST, IdxSource, holds_idx, open_fashi
 from ehm.data.sources.image_files import IMAGES, read_suffixes
 from ehm.data.sources.imagenet import find_imagenet, open_imagenet
 from ehm.data.sources.landmarks import holds_gldv2, open_gldv2
+from ehm.data.sources.mixture import MixedSource, mix_sources
+from ehm.data.sources.parts import no_validation_part
 from ehm.data.sources.shard_files import holds_shards, is_pattern
 from ehm.data.sources.shards import ShardSource, open_shards
 from ehm.data.sources.stored import open_stored
@@ -49,8 +51,10 @@ def open_source(config: ImageData, split: Split = "all") -> Source:
     ``split`` is "train", "val" or "all". If the data has no validation part of its own, "train" gives all that is not
     a test part (``.split`` of the source then is "all") and "val" raises. "all" is both parts. A test part is never
     read. ``config.classes`` keeps the images of some classes. Raises DataError if nothing is there, saying what was
-    looked for, and if it fits more than one layout.
+    looked for, and if it fits more than one layout. The sources of ``config.sources`` are read beside it as one.
     """
+    if config.sources:
+        return _open_several(config, split)
     pixels = config.pixels
     source: FileSource | IdxSource | ShardSource
     with read_suffixes(SUFFIXES if pixels.is_rgb else CHANNEL_SUFFIXES):
@@ -68,6 +72,29 @@ def open_source(config: ImageData, split: Split = "all") -> Source:
     elif not pixels.is_rgb:
         raise DataError(f"data.channels: {config.source} has photographs, and not {pixels.describe()}")
     return source if config.classes is None else select_classes(source, config.classes, config.source)
+
+
+def _open_several(config: ImageData, split: Split) -> MixedSource:
+    """Open the part ``split`` of all sources as one; a source without a validation part is in the training part."""
+    opened = []
+    names = []
+    weights = []
+    classes: dict[str, None] = {}
+    for each, weight in config.each_source:
+        source = open_source(each, "train" if split == "val" else split)
+        # those of the training parts, in the same order for all parts
+        classes |= dict.fromkeys(source.classes)
+        if split == "val":
+            if source.split != "train":
+                continue
+            source = open_source(each, "val")
+        opened.append(source)
+        names.append(each.source)
+        weights.append(weight)
+    if not opened:
+        raise no_validation_part(config.source)
+    has_parts = any(source.split != "all" for source in opened)
+    return mix_sources(opened, names, weights, tuple(classes), split if has_parts else "all", config.pixels)
 
 
 def _list_unused_keys(config: ImageData, layout: str) -> tuple[str, ...]:

@@ -31,7 +31,7 @@ from ehm.storage.reading import read_text, shorten
 __all__ = ["find_label_file", "open_yolo", "read_label_file"]
 
 _SLACK = 1e-3
-"""How far outside of the image a coordinate may lie, as a share: tools write rounded numbers."""
+"""The share of the image that a coordinate may lie outside of it, as tools write rounded numbers."""
 
 Row = tuple[int, list[float]]
 """An object: its class, and four numbers of a box or those of a polygon, as shares of the image."""
@@ -76,7 +76,7 @@ def open_yolo(config: DetectionData, split: Split, masks: bool = True) -> CocoSo
     classes = found.classes or _number_classes(found.images)
     if not classes:
         raise DataError(f"data.source {config.source}: none of its label files has an object")
-    counts = {part: len(images) for part, images in found.images.items()}
+    counts: dict[str, int] = {part: len(images) for part, images in found.images.items()}
     notes = [describe_layout(found.description, list(counts) if len(counts) > 1 else (), len(classes))]
     if len(counts) > 1:
         notes.append(describe_parts(counts, ["test"] if "test" in counts else []))

@@ -11,6 +11,7 @@ from PIL import Image
 
 from ehm.config import VisionLanguageData
 from ehm.data.questions import Question, QuestionSource
+from ehm.data.repetition import repeat_by_weight
 from ehm.data.sources.base import Split, WithoutClasses
 from ehm.data.sources.questions.drawing import DRAWING_SEED
 from ehm.data.sources.questions.layouts import open_questions
@@ -98,11 +99,6 @@ def weigh_questions(counts: Sequence[int], weights: Sequence[float]) -> NDArray[
     indices = []
     first = 0
     for number, (count, weight) in enumerate(zip(counts, weights, strict=True)):
-        own = np.arange(first, first + count)
-        whole = int(weight)
-        rest = round((weight - whole) * count)
-        indices.append(np.tile(own, whole))
-        rng = np.random.default_rng([DRAWING_SEED, number])
-        indices.append(np.sort(rng.choice(own, rest, replace=False)))
+        indices.append(repeat_by_weight(np.arange(first, first + count), weight, [DRAWING_SEED, number]))
         first += count
     return np.concatenate(indices)
