@@ -26,6 +26,7 @@ from ehm.backends.torch.models.vit import build_vit
 from ehm.config.encoders import VitSpec
 from ehm.config.inputs import InputSpec
 from ehm.deploy.export.graphs import vit
+from ehm.deploy.export.graphs.network import make_graph
 from ehm.deploy.export.graphs.nodes import MICROSOFT
 from ehm.models.weights import Provenance, Weights
 
@@ -89,7 +90,7 @@ def load_onnxruntime(weights: Weights, opset: int, graph: type[vit.VitGraph]) ->
     kept = vit.GRAPHS["onnxruntime"]
     vit.GRAPHS["onnxruntime"] = graph
     try:
-        exported = vit.make_vit(weights, ("logits",), opset, "onnxruntime")
+        exported = make_graph(weights, ("logits",), opset, "onnxruntime")
     finally:
         vit.GRAPHS["onnxruntime"] = kept
     exported.ir_version = min(exported.ir_version, 11)

@@ -14,7 +14,6 @@ from ehm.deploy.bundle.manifest import Manifest
 from ehm.errors import BackendError, EhmError
 from ehm.models.heads import Head
 from ehm.models.opening import names_weights, open_model
-from ehm.models.plain_vit import assemble_plain_vit
 
 __all__ = ["load_torch_baselines"]
 
@@ -31,21 +30,15 @@ def load_torch_baselines(manifest: Manifest, output: str, threads: int = 0) -> d
         raise BackendError("torch and timm are not installed")
     import torch
 
-    from ehm.backends.torch.export.module import build_plain_vit, load_module
+    from ehm.backends.torch.export.module import load_module
     from ehm.backends.torch.models.loading import read_arrays
 
     source = ModelSource(init=manifest.source.checkpoint, image_size=manifest.preprocessing.image_size)
     head: Head = "classifier" if output == "logits" else "features"
     weights = open_model(source, read_arrays) if names_weights(source) else None
-    plain_vit = None if weights is None else assemble_plain_vit(weights, source, head)
-    if plain_vit is None:
-        loaded = load_module(source, head, weights)
-        module = loaded.model
-        digest = loaded.provenance.sha256
-    else:
-        module = build_plain_vit(plain_vit)
-        digest = plain_vit.provenance.sha256
-    if digest != manifest.source.sha256:
+    loaded = load_module(source, head, weights)
+    module = loaded.model
+    if loaded.provenance.sha256 != manifest.source.sha256:
         raise EhmError(f"{manifest.source.checkpoint} has changed since it was exported")
     if threads:
         torch.set_num_threads(threads)

@@ -1,4 +1,4 @@
-"""Decide how a model is exported: our own plain ViTs from their arrays, with any framework; the rest by torch."""
+"""Decide how a model is exported: what ehm writes from its arrays, with any framework; the rest by torch."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from ehm.config.encoders import VitSpec
 from ehm.deploy.export.exportable import EyesExportable, ImageExportable, SegmenterExportable
 from ehm.errors import BackendError, CheckpointError, ConfigError
 from ehm.installation import build_install_command
-from ehm.models.heads import Head, list_outputs
+from ehm.models.assembling import assemble_network, find_window
+from ehm.models.heads import Head, Reference, list_outputs
 from ehm.models.opening import ReadFile, names_weights, open_model, read_safetensors
-from ehm.models.plain_vit import assemble_plain_vit
 from ehm.models.weights import Weights
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ _KINDS: dict[str, type[ImageExportable]] = {"scores": SegmenterExportable, "visu
 def prepare_export(source: ModelSource, head: Head) -> ImageExportable:
     """Open the model that ``source.init`` names, once, and decide how to export it.
 
-    ``head`` and the errors are those of :func:`ehm.models.plain_vit.assemble_plain_vit`. Raises BackendError if no
+    ``head`` and the errors are those of :func:`ehm.models.assembling.assemble_network`. Raises BackendError if no
     framework is there to compare with, or a model that torch writes lacks what builds it.
     """
     framework = _find_framework()
@@ -48,16 +48,16 @@ def prepare_export(source: ModelSource, head: Head) -> ImageExportable:
             "weights or timm:NAME"
         )
     weights = open_model(source, read_file)
-    # a plain ViT becomes the same file with any framework, and without torch's exporter
-    plain_vit = assemble_plain_vit(weights, source, head)
-    if plain_vit is None:
+    # what ehm writes becomes the same file with any framework, and without torch's exporter
+    network = assemble_network(weights, source, head)
+    if network is None:
         return _prepare_with_torch(source, head, weights)
     if framework is None:
         raise BackendError(
             "ehm export compares the file with what a framework computes, and neither torch nor MindSpore is there; "
             f"{build_install_command('torch')} or {build_install_command('mindspore')} installs one"
         )
-    return _prepare_plain_vit(plain_vit, head, framework)
+    return _prepare_network(network, weights, source, head, framework)
 
 
 def require_packages(extras: str, *packages: str) -> None:
@@ -83,26 +83,58 @@ def _find_framework() -> str | None:
     return None
 
 
-def _prepare_plain_vit(weights: Weights, head: Head, framework: str) -> ImageExportable:
-    from ehm.deploy.export.graphs.vit import make_vit
+def _prepare_network(
+    network: Weights, weights: Weights, source: ModelSource, head: Head, framework: str
+) -> ImageExportable:
+    """Prepare the export of ``network``, which was assembled from ``weights``."""
+    from ehm.deploy.export.graphs.network import make_graph
 
-    spec = weights.spec
-    assert isinstance(spec, VitSpec)
-    outputs = list_outputs(head, bool(weights.provenance.labels))
+    spec = network.spec
+    assert spec is not None
+    kind = ImageExportable
+    outputs = list_outputs(head, bool(network.provenance.labels))
+    image_size = spec.image_size
+    if network.provenance.kind == "segmenter" and head == "auto":
+        kind = SegmenterExportable
+        outputs = ("scores",)
+        image_size = find_window(weights, source)
+    is_plain_vit = isinstance(spec, VitSpec) and spec.is_plain and outputs != ("scores",)
+    # a descriptor has its encoder's graph, but its own pooling
+    takes_any_size = is_plain_vit and network.provenance.kind != "embedder"
+    if framework == "torch" and not takes_any_size:
+        reference = _compute_with_torch(source, head, weights)
+    else:
+        module = import_module(f"ehm.backends.{framework}.export.module")
+        reference = module.reference(network, outputs, image_size)
 
     def make(config: ExportConfig) -> ModelProto:
-        return make_vit(weights, outputs, config.opset, config.target, config.dynamic_size)
+        if config.dynamic_size and not takes_any_size:
+            raise _refuse_any_size(network.provenance.origin)
+        return make_graph(network, outputs, config.opset, config.target, config.dynamic_size, image_size)
 
-    return ImageExportable(
-        weights.provenance,
-        spec.image_size,
+    return kind(
+        network.provenance,
+        image_size,
         outputs,
         make,
-        reference=import_module(f"ehm.backends.{framework}.export.module").reference(weights, outputs),
+        reference,
         packages=_FRAMEWORKS[framework],
-        checkpoint=weights.checkpoint,
-        fuses=True,
-        patch_size=spec.patch_size,
+        checkpoint=network.checkpoint,
+        fuses=is_plain_vit,
+        patch_size=spec.stride if takes_any_size else None,
+    )
+
+
+def _compute_with_torch(source: ModelSource, head: Head, weights: Weights) -> Reference:
+    """Return torch's computation of what ``source`` names, built by timm's classes from the ``weights`` as they are."""
+    from ehm.backends.torch.export.module import compute_with_torch, load_module, make_network
+
+    return compute_with_torch(make_network(load_module(source, head, weights), head))
+
+
+def _refuse_any_size(origin: str) -> ConfigError:
+    return ConfigError(
+        f"dynamic_size: {origin} is no plain ViT of ours, whose positions the graph could resample; leave it out"
     )
 
 
@@ -122,10 +154,7 @@ def _prepare_with_torch(source: ModelSource, head: Head, weights: Weights | None
 
     def make(config: ExportConfig) -> ModelProto:
         if config.dynamic_size:
-            raise ConfigError(
-                f"dynamic_size: {loaded.provenance.origin} is no plain ViT of ours, whose positions the graph could "
-                "resample; leave it out"
-            )
+            raise _refuse_any_size(loaded.provenance.origin)
         graph = make_onnx(
             network,
             config.opset,

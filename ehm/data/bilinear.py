@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["MOST_SCORES", "enlarge_argmax", "find_neighbours"]
+__all__ = ["MOST_SCORES", "enlarge_argmax", "find_neighbours", "interpolate_side"]
 
 MOST_SCORES = 1 << 24
 """Scores that are enlarged at once, 64 MiB: those of a large image, whole, would take gigabytes."""
@@ -46,3 +46,14 @@ def find_neighbours(origin: int, size: int) -> tuple[NDArray[np.int64], NDArray[
     centre = np.clip((np.arange(size) + 0.5) * (origin / size) - 0.5, 0, origin - 1)
     first = np.floor(centre).astype(np.int64)
     return first, np.minimum(first + 1, origin - 1), (centre - first).astype(np.float32)
+
+
+def interpolate_side(origin: int, size: int) -> NDArray[np.float32]:
+    """Return the weights (size, origin) that resize a side of ``origin`` places bilinearly to ``size`` ones."""
+    first, second, weight = find_neighbours(origin, size)
+    rows = np.arange(size)
+    weights = np.zeros((size, origin), np.float32)
+    # at the borders both neighbours are the same place
+    np.add.at(weights, (rows, first), 1 - weight)
+    np.add.at(weights, (rows, second), weight)
+    return weights

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import nms, roi_align
 
-from ehm.backends.torch.models.pyramid import STRIDES
+from ehm.models.pyramid import STRIDES
 
 __all__ = ["OUTPUTS", "DetectorGraph"]
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 
 from ehm.backends.torch.export.detector_graph import DetectorGraph
-from ehm.backends.torch.models.pyramid import STRIDES, fix_size
+from ehm.backends.torch.models.pyramid import fix_size
 from ehm.backends.torch.models.rcnn import build_rcnn
 from ehm.config import DetectionConfig
 from ehm.errors import ConfigError
+from ehm.models.pyramid import STRIDES
 from ehm.models.weights import Weights
 
 __all__ = ["load_detector"]

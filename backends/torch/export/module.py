@@ -24,23 +24,25 @@ from ehm.backends.torch.export.heads import Eyes, Heads, Scores
 from ehm.backends.torch.learners.classification import probe_head
 from ehm.backends.torch.models.embedding import Embedding, load_encoder
 from ehm.backends.torch.models.loading import classifier_name, load_model, read_arrays
-from ehm.backends.torch.models.pyramid import STRIDES, last_of_thirds, load_pyramid
+from ehm.backends.torch.models.pyramid import load_pyramid
 from ehm.backends.torch.models.resampler import VisualTokens
 from ehm.backends.torch.models.upernet import UperNet
 from ehm.backends.torch.models.vit import build_vit
 from ehm.config import ModelSource, RetrievalConfig, SegmentationConfig, VisionLanguageConfig
 from ehm.config.encoders import VitSpec
-from ehm.errors import CheckpointError, ConfigError
+from ehm.errors import CheckpointError
+from ehm.models.assembling import find_window
 from ehm.models.heads import Head, Output, Reference, list_outputs, select_labels
 from ehm.models.opening import open_model
+from ehm.models.pyramid import last_of_thirds
 from ehm.models.weights import LoadedModel, Provenance, Weights, number_labels
 from ehm.storage.arrays import Arrays, add_prefix, take_prefix
 
 __all__ = ["build_plain_vit", "compute_with_torch", "load_module", "make_network", "reference"]
 
 
-def reference(weights: Weights, outputs: Sequence[Output]) -> Reference:
-    """Return torch's computation of a plain ViT, which :func:`ehm.models.plain_vit.assemble_plain_vit` gave."""
+def reference(weights: Weights, outputs: Sequence[Output], image_size: tuple[int, int]) -> Reference:
+    """Return torch's computation of a plain ViT, which :func:`ehm.models.assembling.assemble_network` gave."""
     return compute_with_torch(Heads(build_plain_vit(weights), outputs))
 
 
@@ -122,9 +124,7 @@ def _load_segmenter(source: ModelSource, weights: Weights) -> LoadedModel:
     assert weights.checkpoint is not None
     metadata = weights.checkpoint.metadata
     config = SegmentationConfig.model_validate(metadata["config"])
-    height, width = source.image_size or config.crop_size
-    if height % STRIDES[-1] or width % STRIDES[-1]:
-        raise ConfigError(f"model.image_size {[height, width]}: a segmenter's is a multiple of {STRIDES[-1]}")
+    height, width = find_window(weights, source)
     encoder = config.model.model_copy(update={"init": source.init, "drop_path": 0.0})
     pyramid, loaded = load_pyramid(encoder, (height, width), config.head.taps or last_of_thirds, weights)
     labels = tuple(metadata["classes"])

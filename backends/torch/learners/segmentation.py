@@ -21,12 +21,13 @@ from ehm.backends.torch.engine.seeds import seed_weights
 from ehm.backends.torch.engine.step import recompute_activations
 from ehm.backends.torch.engine.transfers import upload_array
 from ehm.backends.torch.learners.supervised import Supervised
-from ehm.backends.torch.models.pyramid import STRIDES, last_of_thirds, load_pyramid
+from ehm.backends.torch.models.pyramid import load_pyramid
 from ehm.backends.torch.models.upernet import UperNet, upsample
 from ehm.config import SegmentationConfig
 from ehm.data.bilinear import enlarge_argmax
 from ehm.data.segmentation import place_windows
 from ehm.errors import ConfigError
+from ehm.models.pyramid import STRIDES, last_of_thirds
 from ehm.models.weights import Weights
 
 __all__ = ["IGNORED", "TorchSegmenter", "pixel_loss"]

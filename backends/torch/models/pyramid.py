@@ -5,7 +5,6 @@ Shapes: B images of H x W pixels, C channels of a level.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -21,37 +20,22 @@ from ehm.backends.torch.models.vit import VIT_CLASSES, layers_of
 from ehm.config import ModelSource
 from ehm.errors import ConfigError
 from ehm.models.opening import names_weights, open_model
+from ehm.models.pyramid import STRIDES, last_of_thirds, plan_resizing, round_stride
 from ehm.models.weights import LoadedModel, Weights
 
 __all__ = [
-    "STRIDES",
     "Pyramid",
     "can_take_any_size",
     "fix_size",
-    "last_of_quarters",
-    "last_of_thirds",
     "load_pyramid",
     "nested_layers",
     "take_any_size",
 ]
 
-STRIDES = (4, 8, 16, 32)
 Taps = Sequence[int] | Callable[[int], Sequence[int]]
 """Numbers of a ViT's blocks, or a function that gives them for its depth."""
 _BEHIND = ("norm", "fc_norm", "head")
 """Parts of an encoder that lie behind its last map."""
-
-
-def last_of_quarters(depth: int) -> tuple[int, ...]:
-    """Return the last block of each quarter, as in detection with MAE and in the paper (V-B): 2, 5, 8, 11 of 12."""
-    lengths = (depth // 4, depth * 2 // 4, depth * 3 // 4, depth)
-    return tuple(max(length - 1, 0) for length in lengths)  # a shallow encoder may have none in a quarter
-
-
-def last_of_thirds(depth: int) -> tuple[int, ...]:
-    """Return the last block of each third and the middle one, as BEiT and MAE segment: 3, 5, 7, 11 of 12."""
-    lengths = (depth // 3, depth // 2, depth * 2 // 3, depth)
-    return tuple(max(length - 1, 0) for length in lengths)
 
 
 class Pyramid(nn.Module):
@@ -89,7 +73,7 @@ class Pyramid(nn.Module):
             raise ConfigError(f"model: maps behind blocks {list(taps)}; the encoder has {len(encoder.blocks)}")
         patch = encoder.patch_embed.patch_size[0]
         width = encoder.embed_dim
-        stride = 2 ** round(math.log2(patch))
+        stride = round_stride(patch)
         self.scale = patch / stride
         self.any_size = can_take_any_size(encoder)
         if self.any_size:
@@ -178,14 +162,14 @@ def nested_layers(model: nn.Module) -> dict[str, int]:
 
 def _build_resizing(width: int, stride: int, wanted: int) -> nn.Module:
     """Build a module that brings maps of ``stride`` to the stride ``wanted``."""
-    if wanted > stride:
-        return nn.MaxPool2d(wanted // stride)
+    resizing = plan_resizing(stride, wanted)
+    if resizing.shrinking > 1:
+        return nn.MaxPool2d(resizing.shrinking)
     layers: list[nn.Module] = []
-    while stride > wanted:
+    for _ in range(resizing.doublings):
         if layers:
             layers += [nn.BatchNorm2d(width), nn.GELU()]
         layers.append(nn.ConvTranspose2d(width, width, 2, stride=2))
-        stride //= 2
     return nn.Sequential(*layers)
 
 

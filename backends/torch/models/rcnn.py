@@ -16,9 +16,10 @@ from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredic
 from torchvision.models.detection.rpn import RPNHead
 from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelMaxPool
 
-from ehm.backends.torch.models.pyramid import STRIDES, Pyramid, last_of_quarters, load_pyramid
+from ehm.backends.torch.models.pyramid import Pyramid, load_pyramid
 from ehm.config import DetectionConfig
 from ehm.errors import ConfigError
+from ehm.models.pyramid import STRIDES, last_of_quarters
 from ehm.models.weights import LoadedModel, Weights
 
 __all__ = ["Backbone", "build_rcnn"]

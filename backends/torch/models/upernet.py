@@ -15,10 +15,10 @@ from torch.nn import functional as F
 
 from ehm.backends.torch.models.pyramid import Pyramid
 from ehm.config import UperNetConfig
+from ehm.models.pyramid import PARTS
 
 __all__ = ["PoolingPyramid", "UperNet", "adaptive_mean", "upsample"]
 
-_SCALES = (1, 2, 3, 6)
 _AUXILIARY = 2
 """The level that the auxiliary head is applied to."""
 
@@ -77,14 +77,14 @@ class PoolingPyramid(nn.Module):
 
     def __init__(self, channels: int, width: int) -> None:
         super().__init__()
-        self.parts = nn.ModuleList(_build_layer(channels, width, 1) for _ in _SCALES)
-        self.fuse = _build_layer(channels + width * len(_SCALES), width, 3)
+        self.parts = nn.ModuleList(_build_layer(channels, width, 1) for _ in PARTS)
+        self.fuse = _build_layer(channels + width * len(PARTS), width, 3)
 
     def forward(self, level: Tensor) -> Tensor:
         """See the class."""
         size = level.shape[2:]
         maps = [level]
-        for layer, scale in zip(self.parts, _SCALES, strict=True):
+        for layer, scale in zip(self.parts, PARTS, strict=True):
             maps.append(upsample(layer(adaptive_mean(level, scale)), size))
         fused: Tensor = self.fuse(torch.cat(maps, dim=1))
         return fused

@@ -16,8 +16,8 @@ from ehm.backends.torch.models.vit import build_vit
 from ehm.config.encoders import VitSpec
 from ehm.config.inputs import InputSpec
 from ehm.deploy.export.graphs import saving
+from ehm.deploy.export.graphs.network import make_graph
 from ehm.deploy.export.graphs.torch_export import make_onnx
-from ehm.deploy.export.graphs.vit import make_vit
 from ehm.models.heads import list_outputs
 from ehm.models.weights import Provenance, Weights
 
@@ -60,7 +60,7 @@ CASES = {
 
 
 def write_vit(trained, path, opset=17, target="portable"):
-    model = make_vit(trained, outputs_of(trained), opset, target)
+    model = make_graph(trained, outputs_of(trained), opset, target)
     saving.save(model, path)
     return model
 

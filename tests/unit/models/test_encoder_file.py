@@ -15,9 +15,9 @@ from ehm.config import ModelSource
 from ehm.config.encoders import SwinSpec, VitSpec
 from ehm.config.inputs import InputSpec
 from ehm.errors import CheckpointError
+from ehm.models.assembling import assemble_network
 from ehm.models.encoder_file import encoder_metadata, read_facts
 from ehm.models.opening import open_model
-from ehm.models.plain_vit import assemble_plain_vit
 from ehm.models.shapes import spec_to_json
 from ehm.training.pretrain import train
 
@@ -89,7 +89,7 @@ def test_files_that_say_less_load_and_one_line_says_what_was_assumed(tmp_path):
 
 def test_an_exported_file_has_the_inputs_that_it_says(tmp_path):
     source = write(tmp_path / "encoder.safetensors", timms((16, 40), 4), VitSpec((16, 40), 8, 192, 2, 4))
-    trained = assemble_plain_vit(open_model(source, read_arrays), source)
+    trained = assemble_network(open_model(source, read_arrays), source)
     assert trained.provenance.inputs == InputSpec(MEAN, STD)
     assert trained.spec == VitSpec((16, 40), 8, 192, 2, 4)
     assert trained.provenance.notes == ()

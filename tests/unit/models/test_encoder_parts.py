@@ -16,9 +16,9 @@ from ehm.backends.torch.learners.pretraining import TorchLearner
 from ehm.backends.torch.models.loading import load_model, read_arrays
 from ehm.config import ModelSource, TrainConfig
 from ehm.errors import CheckpointError
+from ehm.models.assembling import assemble_network
 from ehm.models.encoder_parts import refuse_unloaded
 from ehm.models.opening import open_model
-from ehm.models.plain_vit import assemble_plain_vit
 
 CPU = torch.device("cpu")
 NUMBERS = {"img_size": 32, "patch_size": 16, "embed_dim": 192, "depth": 1, "num_heads": 3, "num_classes": 0}
@@ -31,7 +31,7 @@ def train(path):
 
 def assemble(path):
     source = ModelSource(init=path)
-    return assemble_plain_vit(open_model(source, read_arrays), source)
+    return assemble_network(open_model(source, read_arrays), source)
 
 
 COMMANDS = {
