@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from ehm import backends
-from ehm.config import FinetuneConfig, ModelSource, TrainConfig
+from ehm.config import FinetuneConfig, ModelSource, RetrievalConfig, SegmentationConfig, TrainConfig
 from ehm.storage.checkpoint import open_checkpoint, save_checkpoint
 
 LR, DECAY = {"adamw": 1e-3, "sgd": 0.1, "lars": 1.0}, 0.05
@@ -78,14 +78,56 @@ def classification(backend, meta, images, first):
     return classifier, seen, lambda number: classifier.train_step(images, targets, lr, DECAY), config
 
 
+def retrieval(backend, meta, images, first):
+    """An embedder, the descriptors of the images, and its step."""
+    config = RetrievalConfig.model_validate(meta["config"])
+    embedder = backend.create_task_learner(begin_with(config, first), len(meta["classes"]))
+    labels = np.arange(len(images)) % len(meta["classes"])
+
+    def seen():
+        return {"descriptors": embedder.compute_descriptors(images)}
+
+    lr = LR[config.optimizer]
+    return embedder, seen, lambda number: embedder.train_step(images, labels, lr, DECAY), config
+
+
+def segmentation(backend, meta, images, first):
+    """A segmenter, the classes of the pixels of a photograph of another size, and its step."""
+    config = SegmentationConfig.model_validate(meta["config"])
+    segmenter = backend.create_task_learner(begin_with(config, first), len(meta["classes"]))
+    height, width = config.crop_size
+    photograph = np.concatenate(list(images), axis=1)[: height - 7, : 2 * width - 11]
+    # blocks of classes, with some pixels that do not count
+    cells = np.random.default_rng(3).integers(0, len(meta["classes"]) + 1, (len(images), height // 8, width // 8))
+    labels = cells.repeat(8, axis=1).repeat(8, axis=2).astype(np.uint8)
+    labels[labels == len(meta["classes"])] = 255
+
+    def seen():
+        return {"pixels": segmenter.segment_image(photograph, (height + 3, 2 * width))}
+
+    lr = LR[config.optimizer]
+    return segmenter, seen, lambda number: segmenter.train_step(images, labels, lr, DECAY), config
+
+
+def begin_with(config, first):
+    return config.model_copy(update={"model": config.model.model_copy(update={"init": str(first)})})
+
+
+KINDS = {
+    "pretrain": pretraining,
+    "classifier": classification,
+    "embedder": retrieval,
+    "segmenter": segmentation,
+}
+
+
 def run(device, first, steps, out, broken=False):
     """See the module; ``broken`` makes one block compute something slightly else."""
     opened = open_checkpoint(first)
     state = opened.state
     meta = opened.metadata
     images = np.load(Path(first) / "images.npy")
-    kind = pretraining if meta["kind"] == "pretrain" else classification
-    learner, seen, step, config = kind(backends.get(device), meta, images, first)
+    learner, seen, step, config = KINDS[meta["kind"]](backends.get(device), meta, images, first)
     learner.load(state)
     if broken:
         learner.model.blocks[1].attn.scale *= 1.001

@@ -1,0 +1,171 @@
+"""UperNet on one MindSpore target: training on crops, and inference on windows of their size.
+
+Shapes: B crops or windows of H x W pixels, C classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, SupportsFloat
+
+import mindspore as ms
+import numpy as np
+from mindspore import Tensor, ops
+from numpy.typing import NDArray
+
+from ehm.backends.base import ALONE, Processes
+from ehm.backends.common import split_batch
+from ehm.backends.mindspore.engine.devices import Target, choose_dtype
+from ehm.backends.mindspore.engine.step import Training
+from ehm.backends.mindspore.learners.supervised import SupervisedLearner
+from ehm.backends.mindspore.models.pyramid import load_pyramid
+from ehm.backends.mindspore.models.upernet import UperNet
+from ehm.config import SegmentationConfig
+from ehm.data.bilinear import enlarge_argmax
+from ehm.data.segmentation import place_windows
+from ehm.errors import BackendError, ConfigError
+from ehm.models.weights import Weights
+
+__all__ = ["MindsporeSegmenter"]
+
+_IGNORED = 255
+"""The label of pixels that do not count."""
+
+
+class MindsporeSegmenter(SupervisedLearner):
+    """Implements :class:`ehm.backends.base.Segmenter`: all graphs are those of crops of one size."""
+
+    def __init__(
+        self,
+        config: SegmentationConfig,
+        classes: int,
+        target: Target,
+        processes: Processes = ALONE,
+        weights: Weights | None = None,
+    ) -> None:
+        if config.inference.mode == "whole":
+            raise BackendError(
+                "inference.mode whole: the MindSpore backend compiles a graph for every size of image, and would do so "
+                "for every photograph; take slide"
+            )
+        dtype = choose_dtype(config.optim.dtype, target)
+        seed = config.run.seed
+        size = config.crop_size
+        head = config.head
+        pyramid, loaded = load_pyramid(config.model, seed, size, head.taps, dtype, processes, weights)
+        rng = np.random.default_rng([seed, 2])  # the pyramid begins with other numbers of the seed
+        model = UperNet(pyramid, classes, head, size, dtype, processes, rng)
+        super().__init__(config, processes, model, loaded, "pyramid.encoder.")
+        self.image_size = size
+        self._processes = processes
+        self._group = max(1, config.optim.batch_size // config.optim.accumulate // processes.size)
+        pixels = self._pixels
+        auxiliary_weight = head.auxiliary_weight
+
+        def loss(
+            images: Tensor, labels: Tensor, keep: Tensor | None, kept: Tensor | None, kept_auxiliary: Tensor | None
+        ) -> Tensor:
+            scores, auxiliary = model(pixels(images), keep, kept, kept_auxiliary)
+            value = pixel_loss(scores, labels)
+            if auxiliary_weight:
+                value = value + auxiliary_weight * pixel_loss(auxiliary, labels)
+            return value
+
+        def score(windows: Tensor) -> Tensor:
+            return model.score(windows)
+
+        self._score = ms.jit(score)
+        self._training = Training(loss, self._create_optimizer(), config.optim, dtype, processes)
+
+    def train_step(
+        self, images: NDArray[np.uint8], labels: NDArray[np.uint8], lr: float, weight_decay: float
+    ) -> Mapping[str, SupportsFloat]:
+        """See :meth:`ehm.backends.base.Segmenter.train_step`; ConfigError if a part of the batch is one image."""
+        self._refuse_single(len(images))
+        self.model.set_train()
+        keep = self._draw_drop_path(len(images))
+        kept, kept_auxiliary = self._draw_dropout(len(images))
+        targets = labels.astype(np.int32)
+
+        def take_inputs(rows: slice) -> tuple[Any, ...]:
+            factors = None if keep is None else Tensor(keep[:, rows])
+            if kept is None:
+                return Tensor(images[rows]), Tensor(targets[rows]), factors, None, None
+            return Tensor(images[rows]), Tensor(targets[rows]), factors, Tensor(kept[rows]), Tensor(kept_auxiliary[rows])
+
+        metrics = self._training.step(len(images), take_inputs, lr, weight_decay)
+        self._steps += 1
+        return metrics
+
+    def segment_image(self, image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
+        """See :meth:`ehm.backends.base.Segmenter.segment_image`."""
+        self.model.set_train(False)
+        return enlarge_argmax(self._score_windows(self._normalise(image)), size)
+
+    def _score_windows(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Average the scores of all windows of an image: (3, H, W) -> (C, H, W)."""
+        _, height, width = pixels.shape
+        h, w = self.image_size
+        corners = place_windows((max(height, h), max(width, w)), (h, w), self._config.stride)
+        total: NDArray[np.float32] | None = None
+        counts = np.zeros((height, width), np.float32)
+        for start in range(0, len(corners), self._group):
+            chosen = corners[start : start + self._group]
+            # 0 is the mean colour; windows that are not needed fill the last group, so that there is one graph
+            windows = np.zeros((self._group, 3, h, w), np.float32)
+            for window, (y, x) in zip(windows, chosen, strict=False):
+                inside = pixels[:, y : y + h, x : x + w]
+                window[:, : inside.shape[1], : inside.shape[2]] = inside
+            scores = self._score(Tensor(windows)).asnumpy()
+            if total is None:
+                total = np.zeros((scores.shape[1], height, width), np.float32)
+            for (y, x), window in zip(chosen, scores, strict=False):
+                place = total[:, y : y + h, x : x + w]
+                place += window[:, : place.shape[1], : place.shape[2]]
+                counts[y : y + h, x : x + w] += 1
+        assert total is not None
+        return total / counts
+
+    def _normalise(self, image: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Normalise an image, as :class:`Pixels` does: (h, w, 3) -> (3, h, w)."""
+        offset = np.array(self.inputs.mean, np.float32) * 255
+        scale = np.array(self.inputs.std, np.float32) * 255
+        return ((image.astype(np.float32) - offset) / scale).transpose(2, 0, 1)
+
+    def _draw_dropout(self, images: int) -> tuple[NDArray[np.float32], NDArray[np.float32]] | tuple[None, None]:
+        """Draw the factors of the channels before both classifiers, (B, D, 1, 1): 0 or 1 / (1 - p)."""
+        head = self._config.head
+        if not head.dropout:
+            return None, None
+        rng = np.random.default_rng([*self._step_numbers(), 1])  # drop path has the numbers without it
+        factors = []
+        for channels in (head.channels, head.auxiliary_channels):
+            is_kept = rng.random((images, channels, 1, 1)) >= head.dropout
+            factors.append((is_kept / (1 - head.dropout)).astype(np.float32))
+        return factors[0], factors[1]
+
+    def _refuse_single(self, rows: int) -> None:
+        """Raise ConfigError if a part of a batch is one image: batch norm of the map's mean needs two values."""
+        optim = self._config.optim
+        parts = [part.stop - part.start for part in split_batch(rows, optim.accumulate)]
+        if min(parts) * self._processes.size < 2:
+            raise ConfigError(
+                f"optim.batch_size {optim.batch_size}, optim.accumulate {optim.accumulate}: a process gets parts of "
+                f"{', '.join(map(str, parts))} images, and UperNet's batch norm needs 2 at least"
+            )
+
+
+def pixel_loss(scores: Tensor, labels: Tensor) -> Tensor:
+    """Compute the cross entropy of scores (B, C, H, W) against labels (B, H, W), in float32.
+
+    It is the sum over pixels that count, divided by the number of all, as mmsegmentation does by default: the loss of a
+    batch is the mean of its parts' losses then, whatever lies in them.
+    """
+    counts = labels != _IGNORED
+    known = ops.where(counts, labels, ops.zeros_like(labels))
+    shares = ops.gather_elements(ops.log_softmax(scores, axis=1), 1, known.expand_dims(1))
+    return -(shares.squeeze(1) * counts.astype(ms.float32)).mean()
+
+
+TASK_LEARNER = MindsporeSegmenter
+"""The learner of the task that this file is named after; the backend finds it by that name."""
