@@ -1,4 +1,4 @@
-"""What the graphs of all encoders have in common: linear layers, norms, GELU, attention's heads, and the outputs.
+"""The base of the graphs of all encoders: linear layers, norms, GELU, attention, and the outputs.
 
 Plain operators at operator sets 17 and 18: neither Gelu nor Attention. All shapes but the batch are constants, so that
 nothing computes a shape at run time. Every constant has the name of the parameter that it is made of.
