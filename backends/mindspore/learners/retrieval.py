@@ -8,13 +8,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, SupportsFloat
 
-import mindspore as ms
 import numpy as np
 from mindspore import Tensor, ops
 from numpy.typing import NDArray
 
 from ehm.backends.base import ALONE, Processes
 from ehm.backends.mindspore.engine.devices import Target, choose_dtype
+from ehm.backends.mindspore.engine.graphs import BatchGraph
 from ehm.backends.mindspore.engine.step import Training
 from ehm.backends.mindspore.learners.supervised import SupervisedLearner
 from ehm.backends.mindspore.models.embedding import Embedding
@@ -57,7 +57,7 @@ class MindsporeEmbedder(SupervisedLearner):
         def describe(images: Tensor) -> Tensor:
             return model(pixels(images))
 
-        self._describe = ms.jit(describe)
+        self._describe = BatchGraph(describe)
         self._training = Training(loss, self._create_optimizer(), config.optim, dtype, processes)
 
     def train_step(
@@ -77,8 +77,7 @@ class MindsporeEmbedder(SupervisedLearner):
 
     def compute_descriptors(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """See :meth:`ehm.backends.base.Embedder.compute_descriptors`."""
-        descriptors: NDArray[np.float32] = self._describe(Tensor(images)).asnumpy()
-        return descriptors
+        return self._describe(images)
 
 
 def _refuse_sizes(config: RetrievalConfig) -> None:
@@ -86,12 +85,13 @@ def _refuse_sizes(config: RetrievalConfig) -> None:
     remedy = "--device cpu, cuda or npu measures it with torch"
     if config.longest is not None:
         raise BackendError(
-            f"longest {config.longest}: the MindSpore backend compiles a graph for every size of image, and would do so "
-            f"for every photograph; leave it out, or {remedy}"
+            f"longest {config.longest}: the MindSpore backend compiles a graph for every size of image, and so for "
+            f"every photograph; leave it out, or {remedy}"
         )
     if config.scales != (1.0,):
         raise BackendError(
-            f"scales {list(config.scales)}: the MindSpore backend describes images at one size; leave [1.0], or {remedy}"
+            f"scales {list(config.scales)}: the MindSpore backend describes images at one size; leave [1.0], or "
+            f"{remedy}"
         )
 
 

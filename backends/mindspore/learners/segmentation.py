@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from ehm.backends.base import ALONE, Processes
 from ehm.backends.common import split_batch
 from ehm.backends.mindspore.engine.devices import Target, choose_dtype
+from ehm.backends.mindspore.engine.graphs import compile_graph
 from ehm.backends.mindspore.engine.step import Training
 from ehm.backends.mindspore.learners.supervised import SupervisedLearner
 from ehm.backends.mindspore.models.pyramid import load_pyramid
@@ -45,8 +46,8 @@ class MindsporeSegmenter(SupervisedLearner):
     ) -> None:
         if config.inference.mode == "whole":
             raise BackendError(
-                "inference.mode whole: the MindSpore backend compiles a graph for every size of image, and would do so "
-                "for every photograph; take slide"
+                "inference.mode whole: the MindSpore backend compiles a graph for every size of image, and so for every "
+                "photograph; take slide"
             )
         dtype = choose_dtype(config.optim.dtype, target)
         seed = config.run.seed
@@ -74,7 +75,7 @@ class MindsporeSegmenter(SupervisedLearner):
         def score(windows: Tensor) -> Tensor:
             return model.score(windows)
 
-        self._score = ms.jit(score)
+        self._score = compile_graph(score)
         self._training = Training(loss, self._create_optimizer(), config.optim, dtype, processes)
 
     def train_step(
@@ -84,14 +85,13 @@ class MindsporeSegmenter(SupervisedLearner):
         self._refuse_single(len(images))
         self.model.set_train()
         keep = self._draw_drop_path(len(images))
-        kept, kept_auxiliary = self._draw_dropout(len(images))
+        kept = self._draw_dropout(len(images))
         targets = labels.astype(np.int32)
 
         def take_inputs(rows: slice) -> tuple[Any, ...]:
             factors = None if keep is None else Tensor(keep[:, rows])
-            if kept is None:
-                return Tensor(images[rows]), Tensor(targets[rows]), factors, None, None
-            return Tensor(images[rows]), Tensor(targets[rows]), factors, Tensor(kept[rows]), Tensor(kept_auxiliary[rows])
+            channels = [None if array is None else Tensor(array[rows]) for array in kept]
+            return Tensor(images[rows]), Tensor(targets[rows]), factors, *channels
 
         metrics = self._training.step(len(images), take_inputs, lr, weight_decay)
         self._steps += 1
@@ -132,17 +132,17 @@ class MindsporeSegmenter(SupervisedLearner):
         scale = np.array(self.inputs.std, np.float32) * 255
         return ((image.astype(np.float32) - offset) / scale).transpose(2, 0, 1)
 
-    def _draw_dropout(self, images: int) -> tuple[NDArray[np.float32], NDArray[np.float32]] | tuple[None, None]:
-        """Draw the factors of the channels before both classifiers, (B, D, 1, 1): 0 or 1 / (1 - p)."""
+    def _draw_dropout(self, images: int) -> list[NDArray[np.float32] | None]:
+        """Draw the factors of the channels before both classifiers, (B, D, 1, 1): 0 or 1 / (1 - p); None without."""
         head = self._config.head
         if not head.dropout:
-            return None, None
+            return [None, None]
         rng = np.random.default_rng([*self._step_numbers(), 1])  # drop path has the numbers without it
-        factors = []
+        factors: list[NDArray[np.float32] | None] = []
         for channels in (head.channels, head.auxiliary_channels):
             is_kept = rng.random((images, channels, 1, 1)) >= head.dropout
             factors.append((is_kept / (1 - head.dropout)).astype(np.float32))
-        return factors[0], factors[1]
+        return factors
 
     def _refuse_single(self, rows: int) -> None:
         """Raise ConfigError if a part of a batch is one image: batch norm of the map's mean needs two values."""

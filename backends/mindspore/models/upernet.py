@@ -122,9 +122,7 @@ class PoolingPyramid(nn.Cell):
         self.parts = nn.CellList([build_layer(channels, width, 1, dtype, processes, rng) for _ in PARTS])
         self.fuse = build_layer(channels + width * len(PARTS), width, 3, dtype, processes, rng)
         self.means = nn.CellList([SideProducts(*(compute_shares(side, parts) for side in size)) for parts in PARTS])
-        self.enlarge = nn.CellList(
-            [SideProducts(*(interpolate_side(parts, side) for side in size)) for parts in PARTS]
-        )
+        self.enlarge = nn.CellList([SideProducts(*(interpolate_side(parts, side) for side in size)) for parts in PARTS])
 
     def construct(self, level: Tensor) -> Tensor:
         """See the class."""
