@@ -4,7 +4,7 @@
 
 START is a checkpoint, of a model in pretraining or of a classifier, with ``images.npy`` (B, H, W, 3) beside it. OUT
 becomes the checkpoint after STEPS steps, with the same images beside it and ``results.npz``: what the model says before
-the first step, the gradients of the first step where AdamW shows them, and the loss of every step.
+the first step, the gradients of the first step as far as the optimiser shows them, and the loss of every step.
 """
 
 import shutil
@@ -134,11 +134,13 @@ def run(device, first, steps, out, broken=False):
     results, losses = seen(), []
     for number in range(meta["step"], meta["step"] + steps):
         losses.append(float(step(number)["loss"]))
-        if number == 0:  # AdamW's first moment is then a known share of the gradient
+        if number == 0:  # AdamW's first moment is then a known share of the gradient, SGD's buffer it with decay
             for key, value in learner.state().optimizer.items():
                 name, _, slot = key.rpartition("/")
                 if slot == "exp_avg":
                     results[f"gradient/{name}"] = value / (1 - config.optim.betas[0])
+                elif slot == "momentum_buffer":
+                    results[f"gradient/{name}"] = value
     path = save_checkpoint(Path(out), learner.state(), {**meta, "step": meta["step"] + steps})
     np.savez(path / "results.npz", losses=losses, **results)
     shutil.copy(Path(first) / "images.npy", path)

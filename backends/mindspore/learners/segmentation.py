@@ -46,8 +46,8 @@ class MindsporeSegmenter(SupervisedLearner):
     ) -> None:
         if config.inference.mode == "whole":
             raise BackendError(
-                "inference.mode whole: the MindSpore backend compiles a graph for every size of image, and so for every "
-                "photograph; take slide"
+                "inference.mode whole: the MindSpore backend compiles a graph for every size of image, and so for "
+                "every photograph; take slide"
             )
         dtype = choose_dtype(config.optim.dtype, target)
         seed = config.run.seed
