@@ -41,6 +41,12 @@ from ehm.models.weights import Pool, Weights
 
 __all__ = ["MindsporeBackend", "backend"]
 
+_REASONS = {
+    "detection": "not in MindSpore, whose graphs have fixed shapes, where boxes, their suppression and RoIAlign change "
+    "theirs with every image",
+}
+"""Reasons why MindSpore does not train for a task that torch trains for."""
+
 
 class MindsporeBackend:
     """Implements :class:`ehm.backends.base.Backend` on one MindSpore target."""
@@ -83,7 +89,8 @@ class MindsporeBackend:
         """
         name = f"ehm.backends.mindspore.learners.{config.task}"
         if find_spec(name) is None:
-            raise BackendError(f"{config.task}: not in MindSpore; --device cpu, cuda or npu trains it with torch")
+            reason = _REASONS.get(config.task, "not in MindSpore")
+            raise BackendError(f"{config.task}: {reason}; --device cpu, cuda or npu trains it with torch")
         set_deterministic(config.run.deterministic)
         learner = import_module(name).TASK_LEARNER
         return learner(config, classes, self.target, self.processes, weights)

@@ -65,7 +65,7 @@ class VitPyramid(nn.Cell):
         self.layer_count = max(taps) + 2
         _freeze(encoder, spec, max(taps))
 
-    def construct(self, images: Tensor, keep: Tensor | None = None) -> tuple[Tensor, ...]:
+    def construct(self, images: Tensor, keep: Tensor | None = None) -> list[Tensor]:
         """See the class; ``keep`` (2 * depth, B, 1, 1) are drop path's factors."""
         if self.resize is not None:
             images = self.resize(images)
@@ -78,11 +78,11 @@ class VitPyramid(nn.Cell):
             else:
                 tokens = block(tokens, None, keep[2 * index], keep[2 * index + 1])
             outputs.append(tokens)
-        levels = ()
+        levels = []
         for level in range(len(self.taps)):
             patches = outputs[self.taps[level]][:, 1:].astype(ms.float32).swapaxes(1, 2)
             values = patches.reshape((patches.shape[0], patches.shape[1], *self.grid))
-            levels = (*levels, self.neck[level](values))
+            levels.append(self.neck[level](values))
         return levels
 
     def _embed(self, images: Tensor) -> Tensor:

@@ -94,18 +94,18 @@ class UperNet(nn.Cell):
             features = features * kept
         return layers[-1](features)
 
-    def _fuse_levels(self, levels: tuple[Tensor, ...]) -> Tensor:
+    def _fuse_levels(self, levels: list[Tensor]) -> Tensor:
         """Fuse the levels from the coarsest to the finest (Lin et al., 2017): (B, D, H/4, W/4)."""
-        count = len(levels)
-        total = self.pooling(levels[-1])
+        coarsest = len(levels) - 1
+        totals = [self.pooling(levels[coarsest])]
+        for index in range(coarsest - 1, -1, -1):
+            totals.append(self.lateral[index](levels[index]) + self.to_finer[index](totals[-1]))
+        outputs = []
+        for index in range(coarsest):
+            smooth = self.smooth[index](totals[coarsest - index])
+            outputs.append(self.to_finest[index - 1](smooth) if index else smooth)
         # the pooled level is smooth already
-        outputs = (self.to_finest[count - 2](total),)
-        for index in range(count - 2, -1, -1):
-            total = self.lateral[index](levels[index]) + self.to_finer[index](total)
-            smooth = self.smooth[index](total)
-            if index:
-                smooth = self.to_finest[index - 1](smooth)
-            outputs = (smooth, *outputs)
+        outputs.append(self.to_finest[coarsest - 1](totals[0]))
         return self.fuse(ops.cat(outputs, 1))
 
 
@@ -126,9 +126,9 @@ class PoolingPyramid(nn.Cell):
 
     def construct(self, level: Tensor) -> Tensor:
         """See the class."""
-        maps = (level.astype(self.means[0].down.dtype),)
+        maps = [level]
         for index in range(len(PARTS)):
-            maps = (*maps, self.enlarge[index](self.parts[index](self.means[index](level))))
+            maps.append(self.enlarge[index](self.parts[index](self.means[index](level))))
         return self.fuse(ops.cat(maps, 1))
 
 
