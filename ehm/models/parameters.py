@@ -34,7 +34,7 @@ def _list_vit_shapes(spec: VitSpec) -> dict[str, Shape]:
     shapes: dict[str, Shape] = {"cls_token": (1, 1, width)}
     if not spec.relative:
         shapes["pos_embed"] = (1, 1 + spec.patches, width)
-    shapes |= _add_layers({"patch_embed.proj": (width, 3, spec.patch_size, spec.patch_size)})
+    shapes |= _add_layers({"patch_embed.proj": (width, spec.channels, spec.patch_size, spec.patch_size)})
     for index in range(spec.depth):
         block = f"blocks.{index}"
         shapes |= _list_block_shapes(block, width, spec.hidden_features)
@@ -48,7 +48,7 @@ def _list_vit_shapes(spec: VitSpec) -> dict[str, Shape]:
 
 def _list_swin_shapes(spec: SwinSpec) -> dict[str, Shape]:
     """Return the shapes of a Swin's parameters."""
-    shapes = _add_layers({"patch_embed.proj": (spec.width, 3, spec.patch_size, spec.patch_size)})
+    shapes = _add_layers({"patch_embed.proj": (spec.width, spec.channels, spec.patch_size, spec.patch_size)})
     shapes |= _add_norm("patch_embed.norm", spec.width)
     for stage, depth in enumerate(spec.depths):
         width = spec.width << stage

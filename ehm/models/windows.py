@@ -10,12 +10,13 @@ from numpy.typing import NDArray
 
 from ehm.config.encoders import SwinSpec
 
-__all__ = ["find_shift", "forbid_borders", "index_windows", "measure_map"]
+__all__ = ["Pair", "find_shift", "forbid_borders", "index_windows", "measure_map", "round_up"]
 
 _FORBIDDEN = -100.0
 """Number that is added to the scores of pairs that must not see each other, as in the published code."""
 
 Pair = tuple[int, int]
+"""A number down and one across."""
 
 
 def measure_map(spec: SwinSpec, stage: int) -> Pair:
@@ -41,7 +42,7 @@ def index_windows(size: Pair, window: Pair, shift: Pair) -> NDArray[np.int64]:
     The map is rolled by ``shift``; a place beyond it, of which there are some if windows do not divide it, has h * w.
     """
     tokens = np.roll(np.arange(size[0] * size[1]).reshape(size), (-shift[0], -shift[1]), axis=(0, 1))
-    height, width = _round_up(size, window)
+    height, width = round_up(size, window)
     padding = ((0, height - size[0]), (0, width - size[1]))
     return _cut_windows(np.pad(tokens, padding, constant_values=size[0] * size[1]), window)
 
@@ -54,7 +55,7 @@ def forbid_borders(size: Pair, window: Pair, shift: Pair) -> NDArray[np.float32]
     if not any(shift):
         return None
     regions = []
-    for length, side, moved in zip(_round_up(size, window), window, shift, strict=True):
+    for length, side, moved in zip(round_up(size, window), window, shift, strict=True):
         places = np.arange(length)
         region = np.zeros(length, np.int64)
         if moved:
@@ -73,6 +74,6 @@ def _cut_windows(values: NDArray[np.int64], window: Pair) -> NDArray[np.int64]:
     return cut.transpose(0, 2, 1, 3).reshape(-1, down * across)
 
 
-def _round_up(size: Pair, window: Pair) -> Pair:
+def round_up(size: Pair, window: Pair) -> Pair:
     """Return the size of a map that windows divide, which holds one of ``size``."""
     return -(-size[0] // window[0]) * window[0], -(-size[1] // window[1]) * window[1]

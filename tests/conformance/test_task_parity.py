@@ -9,7 +9,7 @@ import numpy as np
 import parity
 import pytest
 from conftest import PRESENT
-from task_checkpoints import HEAD, PLAIN, save_embedder, save_pretrained, save_segmenter
+from task_checkpoints import HEAD, PLAIN, SWIN, save_embedder, save_pretrained, save_segmenter
 from test_parity import every_other_device
 
 from ehm.storage.checkpoint import open_checkpoint
@@ -18,6 +18,7 @@ if "cpu" not in PRESENT:
     pytest.skip("parity is measured against torch on the CPU", allow_module_level=True)
 
 SMALL = {**PLAIN, "depth": 2, "patch_size": 8, "image_size": [32, 48]}
+TINY_SWIN = {**SWIN, "depth": [1, 1, 2, 1], "image_size": [64, 32]}
 SEGMENTER = {"head": {**HEAD, "dropout": 0}, "optimizer": "sgd", "layer_decay": 0.8}
 
 
@@ -32,9 +33,18 @@ CASES = {
     "segmenter-patches-of-14": lambda folder: save_segmenter(
         folder, {**PLAIN, "patch_size": 14, "image_size": 42}, 64, **SEGMENTER
     ),
+    "embedder-swin": lambda folder: save_embedder(folder, TINY_SWIN, scale=8, optimizer="adamw", layer_decay=0.8),
+    "segmenter-swin": lambda folder: save_segmenter(folder, TINY_SWIN, [64, 32], **SEGMENTER),
     "segmenter-relative": lambda folder: save_segmenter(folder, relative(folder), [64, 32], **SEGMENTER),
 }
-FULL = [case for case in CASES if case not in ("embedder", "segmenter")]
+SHORT = ("embedder", "segmenter")
+"""Cases that every change of ehm runs."""
+
+
+def sort_cases():
+    """Mark the cases that only changes of the MindSpore backend need."""
+    for case in CASES:
+        yield case if case in SHORT else pytest.param(case, marks=pytest.mark.full_for("mindspore"))
 
 
 @pytest.fixture
@@ -67,7 +77,7 @@ def assert_alike(ours, theirs):
 
 
 @every_other_device
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", sort_cases())
 def test_predictions_losses_gradients_and_weights_are_torchs(device, case, first, tmp_path):
     here = parity.run("cpu", first, 4, tmp_path / "here")
     there = device(first, 4, tmp_path / "there")

@@ -14,14 +14,12 @@ from ehm.backends.base import ALONE
 from ehm.backends.mindspore.engine.devices import Target, use_target
 from ehm.backends.mindspore.engine.graphs import compile_graph
 from ehm.backends.mindspore.engine.tensors import load_arrays
+from ehm.backends.mindspore.models.build import build_encoder
 from ehm.backends.mindspore.models.embedding import Embedding
-from ehm.backends.mindspore.models.pyramid import VitPyramid
+from ehm.backends.mindspore.models.pyramid import build_pyramid
 from ehm.backends.mindspore.models.upernet import UperNet
-from ehm.backends.mindspore.models.vit import VisionTransformer
 from ehm.config import SegmentationConfig
-from ehm.config.encoders import VitSpec
 from ehm.models.heads import Output, Reference
-from ehm.models.pyramid import find_taps
 from ehm.models.weights import Weights
 from ehm.storage.arrays import take_prefix
 
@@ -101,12 +99,12 @@ def _build_embedder(weights: Weights) -> tuple[nn.Cell, Compute]:
 def _build_segmenter(weights: Weights, image_size: tuple[int, int]) -> tuple[nn.Cell, Compute]:
     """Build a segmenter without its auxiliary head, and the function of its scores."""
     spec = weights.spec
-    assert isinstance(spec, VitSpec)
+    assert spec is not None
     assert weights.checkpoint is not None
     config = SegmentationConfig.model_validate(weights.checkpoint.metadata["config"])
     encoder = _create_encoder(weights, "pyramid.encoder.", 0)
     rng = np.random.default_rng(0)
-    pyramid = VitPyramid(encoder, spec, image_size, find_taps(spec, config.head.taps), ms.float32, ALONE, rng)
+    pyramid = build_pyramid(encoder, spec, image_size, config.head.taps, ms.float32, ALONE, rng)
     head = config.head.model_copy(update={"auxiliary_weight": 0.0})
     model = UperNet(pyramid, len(weights.provenance.labels), head, image_size, ms.float32, ALONE, rng)
 
@@ -120,8 +118,8 @@ def _create_encoder(weights: Weights, prefix: str, classes: int) -> Any:
     """Create the encoder whose arrays have a ``prefix``, with its linear classifier or probe for ``classes``."""
     arrays = take_prefix(weights.arrays, prefix)
     spec = weights.spec
-    assert isinstance(spec, VitSpec)
+    assert spec is not None
     is_probe = f"{spec.classifier}.1.weight" in arrays
     fc_norm = "fc_norm.weight" in arrays
     rng = np.random.default_rng(0)
-    return VisionTransformer(spec, rng, classes, weights.provenance.pool, fc_norm, probe=is_probe)
+    return build_encoder(spec, rng, classes, weights.provenance.pool, fc_norm, probe=is_probe)

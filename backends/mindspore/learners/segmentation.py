@@ -128,8 +128,9 @@ class MindsporeSegmenter(SupervisedLearner):
 
     def _normalise(self, image: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Normalise an image, as :class:`Pixels` does: (h, w, 3) -> (3, h, w)."""
-        offset = np.array(self.inputs.mean, np.float32) * 255
-        scale = np.array(self.inputs.std, np.float32) * 255
+        white = self.inputs.pixels.white
+        offset = np.array(self.inputs.mean, np.float32) * white
+        scale = np.array(self.inputs.std, np.float32) * white
         return ((image.astype(np.float32) - offset) / scale).transpose(2, 0, 1)
 
     def _draw_dropout(self, images: int) -> list[NDArray[np.float32] | None]:

@@ -15,7 +15,7 @@ from ehm.backends.mindspore.engine.optim import AdamW, Momentum, Optimizer
 from ehm.backends.mindspore.engine.step import draw_drop_path, refuse_tuning, refuse_unknown
 from ehm.backends.mindspore.engine.tensors import Pixels, load_arrays, to_arrays
 from ehm.backends.mindspore.models.blocks import Block
-from ehm.backends.mindspore.models.vit import layer_of
+from ehm.backends.mindspore.models.build import layer_of
 from ehm.backends.resumable import ResumableLearner
 from ehm.config import TaskConfig
 from ehm.config.inputs import differing_inputs
@@ -43,7 +43,7 @@ class SupervisedLearner(ResumableLearner):
         refuse_tuning(config)
         self._config: Any = config
         self._rank = processes.rank
-        self._blocks = spec_from_json(loaded.architecture).blocks
+        self._spec = spec_from_json(loaded.architecture)
         self._encoder_prefix = encoder_prefix
         self.model: Any = model
         self.image_size = loaded.image_size
@@ -56,11 +56,11 @@ class SupervisedLearner(ResumableLearner):
             for _, cell in model.cells_and_names():
                 if isinstance(cell, Block):
                     cell.recompute()
-        self._pixels = Pixels(self.inputs.mean, self.inputs.std)
+        self._pixels = Pixels(self.inputs.mean, self.inputs.std, self.inputs.pixels.white)
 
     def _draw_drop_path(self, images: int) -> NDArray[np.float32] | None:
         """Draw this step's factors of drop path for the encoder's blocks; see :func:`draw_drop_path`."""
-        return draw_drop_path(self._config.model.drop_path, self._blocks, images, self._step_numbers())
+        return draw_drop_path(self._config.model.drop_path, self._spec.blocks, images, self._step_numbers())
 
     def _step_numbers(self) -> list[int]:
         """Return the numbers that seed what this step draws at random."""
@@ -76,7 +76,7 @@ class SupervisedLearner(ResumableLearner):
         layers = {}
         for name, value in self.model.parameters_and_names():
             if value.requires_grad and name.startswith(prefix):
-                layers[name] = layer_of(name.removeprefix(prefix), self._blocks)
+                layers[name] = layer_of(name.removeprefix(prefix), self._spec)
         above = 1 + max(layers.values(), default=0)
         undecayed = [f"{prefix}{name}" for name in _UNDECAYED]
         trained = {}

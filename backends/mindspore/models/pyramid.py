@@ -14,16 +14,20 @@ from mindspore import Tensor, nn
 from ehm.backends.base import Processes
 from ehm.backends.mindspore.models.loading import load_model
 from ehm.backends.mindspore.models.maps import BatchNorm, Doubling, Gelu, Pooling, build_resize
-from ehm.backends.mindspore.models.patches import prepend_class_token
+from ehm.backends.mindspore.models.rotary import compute_rotations
 from ehm.config import ModelSource
-from ehm.config.encoders import VitSpec
+from ehm.config.encoders import EncoderSpec, SwinSpec, VitSpec
 from ehm.errors import ConfigError
 from ehm.models.pyramid import STRIDES, find_taps, plan_resizing, round_stride
 from ehm.models.resample import bicubic_weights
 from ehm.models.shapes import spec_from_json
 from ehm.models.weights import LoadedModel, Weights
+from ehm.models.windows import measure_map
 
-__all__ = ["VitPyramid", "load_pyramid"]
+__all__ = ["build_pyramid", "load_pyramid"]
+
+_BEHIND = ("norm.", "fc_norm.", "attn_pool.")
+"""Beginnings of the names of an encoder's parameters behind its last map."""
 
 
 class VitPyramid(nn.Cell):
@@ -52,46 +56,96 @@ class VitPyramid(nn.Cell):
         self.resize = None
         if stride != spec.patch_size:
             self.resize = build_resize(image_size, (grid[0] * spec.patch_size, grid[1] * spec.patch_size))
-        self.relative = spec.relative
-        self.resamples = not spec.relative and grid != spec.grid
-        if self.resamples:
+        self.resampling = None
+        if encoder.pos_embed is not None and grid != spec.grid:
             down = bicubic_weights(grid[0], spec.grid[0])
             across = bicubic_weights(grid[1], spec.grid[1])
             self.resampling = Tensor(np.kron(down, across).astype(np.float32))
+        if encoder.rotations is not None:
+            encoder.rotations = Tensor(compute_rotations(spec.form.rotary, grid, spec.width // spec.heads))
         self.grid = grid
         self.taps = taps
         self.channels = (spec.width,) * len(STRIDES)
         self.neck = nn.CellList([_build_neck(spec.width, stride, wanted, dtype, processes, rng) for wanted in STRIDES])
-        self.layer_count = max(taps) + 2
-        _freeze(encoder, spec, max(taps))
+        unused = tuple(f"blocks.{index}." for index in range(max(taps) + 1, spec.depth))
+        _freeze(encoder, (*unused, *_BEHIND))
 
     def construct(self, images: Tensor, keep: Tensor | None = None) -> list[Tensor]:
         """See the class; ``keep`` (2 * depth, B, 1, 1) are drop path's factors."""
         if self.resize is not None:
             images = self.resize(images)
-        tokens = self._embed(images)
+        bias, rotations = self.encoder.locate()
+        tokens = self.encoder.prepend_prefix(self._embed(images))
         outputs = []
         for index in range(max(self.taps) + 1):
             block = self.encoder.blocks[index]
             if keep is None:
-                tokens = block(tokens)
+                tokens = block(tokens, bias, rotations)
             else:
-                tokens = block(tokens, None, keep[2 * index], keep[2 * index + 1])
+                tokens = block(tokens, bias, rotations, keep[2 * index], keep[2 * index + 1])
             outputs.append(tokens)
         levels = []
         for level in range(len(self.taps)):
-            patches = outputs[self.taps[level]][:, 1:].astype(ms.float32).swapaxes(1, 2)
-            values = patches.reshape((patches.shape[0], patches.shape[1], *self.grid))
-            levels.append(self.neck[level](values))
+            patches = outputs[self.taps[level]][:, self.encoder.prefix :]
+            levels.append(self.neck[level](_arrange_map(patches, self.grid)))
         return levels
 
     def _embed(self, images: Tensor) -> Tensor:
-        """Embed images as the tokens that enter the first block: (B, 3, H, W) -> (B, 1 + N, D)."""
-        if not self.resamples:
-            return self.encoder.embed(images)
-        positions = self.encoder.pos_embed
-        patches = self.encoder.patch_embed(images) + self.resampling @ positions[0, 1:]
-        return prepend_class_token(patches, self.encoder.cls_token + positions[:, :1])
+        """Embed images as patch tokens with positions for their grid: (B, 3, H, W) -> (B, N, D)."""
+        encoder = self.encoder
+        if self.resampling is None:
+            return encoder.embed(images)
+        positions = encoder.pos_embed[0, encoder.position_tokens :]
+        return encoder.patch_embed(images).astype(ms.float32) + self.resampling @ positions
+
+
+class SwinPyramid(nn.Cell):
+    """A Swin, ``encoder``, whose stages ``taps`` have maps at the strides of the levels.
+
+    Normalised (B, 3, H, W) of the encoder's own size -> four maps (B, C_i, H / s_i, W / s_i).
+    """
+
+    def __init__(self, encoder: Any, spec: SwinSpec, taps: tuple[int, ...]) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.sizes = tuple(measure_map(spec, stage) for stage in taps)
+        # a level is what leaves the last block of its stage
+        self.last_blocks = tuple(sum(spec.depths[: stage + 1]) - 1 for stage in taps)
+        self.channels = tuple(spec.width << stage for stage in taps)
+        unused = tuple(f"layers.{stage}." for stage in range(max(taps) + 1, len(spec.depths)))
+        _freeze(encoder, (*unused, *_BEHIND))
+
+    def construct(self, images: Tensor, keep: Tensor | None = None) -> list[Tensor]:
+        """See the class; ``keep`` (2 * blocks, B, 1, 1) are drop path's factors."""
+        tokens = self.encoder.embed(images)
+        levels = []
+        for index in range(self.last_blocks[-1] + 1):
+            stage, place = self.encoder.places[index]
+            tokens = self.encoder.enter_block(index, tokens)
+            block = self.encoder.layers[stage].blocks[place]
+            if keep is None:
+                tokens = block(tokens)
+            else:
+                tokens = block(tokens, None, None, keep[2 * index], keep[2 * index + 1])
+            if index in self.last_blocks:
+                levels.append(_arrange_map(tokens, self.sizes[len(levels)]))
+        return levels
+
+
+def build_pyramid(
+    encoder: Any,
+    spec: EncoderSpec,
+    image_size: tuple[int, int],
+    blocks: tuple[int, ...] | None,
+    dtype: Any,
+    processes: Processes,
+    rng: np.random.Generator,
+) -> Any:
+    """Build the pyramid of ``encoder`` for images of ``image_size``; raises as :func:`find_taps` does."""
+    taps = find_taps(spec, blocks)
+    if isinstance(spec, SwinSpec):
+        return SwinPyramid(encoder, spec, taps)
+    return VitPyramid(encoder, spec, image_size, taps, dtype, processes, rng)
 
 
 def load_pyramid(
@@ -102,27 +156,31 @@ def load_pyramid(
     dtype: Any,
     processes: Processes,
     weights: Weights | None = None,
-) -> tuple[VitPyramid, LoadedModel]:
+) -> tuple[Any, LoadedModel]:
     """Load the encoder that ``source`` names, without head, as a pyramid for images of ``image_size`` = (H, W).
 
-    An encoder whose positions are added keeps those of its weights; any other is made for ``image_size``. The rest of
-    the pyramid begins with weights that ``seed`` starts. ``weights`` are what ``source`` names if that was opened
-    already. Raises as :func:`load_model` and :func:`find_taps` do.
+    A ViT whose positions are added or rotary keeps those of its weights; any other encoder is made for ``image_size``.
+    The rest of the pyramid begins with weights that ``seed`` starts. ``weights`` are what ``source`` names if that was
+    opened already. Raises as :func:`load_model` and :func:`find_taps` do.
     """
     loaded = load_model(source, seed, dtype=dtype, weights=weights)
     spec = spec_from_json(loaded.architecture)
-    has_own_size = not isinstance(spec, VitSpec) or spec.relative
-    if has_own_size and loaded.image_size != image_size:
+    takes_any_size = isinstance(spec, VitSpec) and not spec.relative
+    if not takes_any_size and loaded.image_size != image_size:
         loaded = load_model(source.model_copy(update={"image_size": image_size}), seed, dtype=dtype, weights=weights)
         spec = spec_from_json(loaded.architecture)
-    taps = find_taps(spec, blocks)
-    assert isinstance(spec, VitSpec)
-    if spec.relative and round_stride(spec.patch_size) != spec.patch_size:
+    if isinstance(spec, VitSpec) and spec.relative and round_stride(spec.patch_size) != spec.patch_size:
         raise ConfigError(
             f"model: patches of {spec.patch_size} pixels; with relative positions they need a power of two"
         )
     rng = np.random.default_rng([seed, 1])  # the encoder begins with the numbers of the seed alone
-    return VitPyramid(loaded.model, spec, image_size, taps, dtype, processes, rng), loaded
+    return build_pyramid(loaded.model, spec, image_size, blocks, dtype, processes, rng), loaded
+
+
+def _arrange_map(tokens: Tensor, size: tuple[int, int]) -> Tensor:
+    """Arrange tokens as a map of ``size``: (B, h * w, D) -> (B, D, h, w), float32."""
+    columns = tokens.astype(ms.float32).swapaxes(1, 2)
+    return columns.reshape((columns.shape[0], columns.shape[1], *size))
 
 
 def _build_neck(
@@ -140,9 +198,8 @@ def _build_neck(
     return nn.SequentialCell(*layers) if layers else nn.Identity()
 
 
-def _freeze(encoder: Any, spec: VitSpec, last: int) -> None:
-    """Let those parts of a ViT learn nothing whose output nobody takes: blocks behind the ``last``, and its norm."""
-    unused = [f"blocks.{index}." for index in range(last + 1, spec.depth)]
+def _freeze(encoder: Any, prefixes: tuple[str, ...]) -> None:
+    """Let those parameters of an encoder learn nothing whose names begin so: nobody takes what they give."""
     for name, parameter in encoder.parameters_and_names():
-        if name.startswith((*unused, "norm.", "fc_norm.")):
+        if name.startswith(prefixes):
             parameter.requires_grad = False

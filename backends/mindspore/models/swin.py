@@ -19,9 +19,10 @@ from ehm.backends.mindspore.models.heads import build_classifier
 from ehm.backends.mindspore.models.initial import init_truncated
 from ehm.backends.mindspore.models.patches import PatchEmbed
 from ehm.backends.mindspore.models.relative import look_up_biases
-from ehm.backends.mindspore.models.windows import cut_windows, forbid_borders, join_windows, mark_owners
+from ehm.backends.mindspore.models.windows import cut_windows, join_windows, mark_owners
 from ehm.config.encoders import SwinSpec, relative_index
 from ehm.models.weights import Pool
+from ehm.models.windows import find_shift, forbid_borders, measure_map
 
 __all__ = ["SwinBlock", "SwinParts", "SwinTransformer"]
 
@@ -63,16 +64,12 @@ class WindowAttention(Attention):
 
 
 class SwinBlock(Block):
-    """A block on a map of ``size`` = (h, w) tokens, in windows that are moved by half their sides if ``moved``."""
+    """The block at a ``place`` of a stage; every second one has its windows moved by half of their sides."""
 
-    def __init__(self, spec: SwinSpec, stage: int, moved: bool, dtype: Any) -> None:
+    def __init__(self, spec: SwinSpec, stage: int, place: int, dtype: Any) -> None:
         window = spec.windows[stage]
-        size = _measure_map(spec, stage)
-        sides = []
-        for length, side in zip(size, window, strict=True):
-            # a window that holds the whole map stays where it is
-            sides.append(side // 2 if moved and length > side else 0)
-        shift = (sides[0], sides[1])
+        size = measure_map(spec, stage)
+        shift = find_shift(spec, stage, place)
         width = spec.width << stage
         heads = spec.heads[stage]
         attn = WindowAttention(width, heads, dtype, window, forbid_borders(size, window, shift))
@@ -142,10 +139,8 @@ class SwinStage(nn.Cell):
     def __init__(self, spec: SwinSpec, stage: int, dtype: Any) -> None:
         super().__init__()
         if stage:
-            self.downsample = PatchMerging(_measure_map(spec, stage - 1), spec.width << (stage - 1), dtype)
-        self.blocks = nn.CellList(
-            [SwinBlock(spec, stage, place % 2 == 1, dtype) for place in range(spec.depths[stage])]
-        )
+            self.downsample = PatchMerging(measure_map(spec, stage - 1), spec.width << (stage - 1), dtype)
+        self.blocks = nn.CellList([SwinBlock(spec, stage, place, dtype) for place in range(spec.depths[stage])])
 
 
 class SwinParts(nn.Cell):
@@ -159,7 +154,7 @@ class SwinParts(nn.Cell):
         )
         self.layers = nn.CellList([SwinStage(spec, stage, dtype) for stage in range(len(spec.depths))])
         self.norm = LayerNorm(spec.features, _EPSILON)
-        self.last_map = _measure_map(spec, len(spec.depths) - 1)
+        self.last_map = measure_map(spec, len(spec.depths) - 1)
         # the stage of each block, and its place there
         self.places = tuple((stage, place) for stage, depth in enumerate(spec.depths) for place in range(depth))
 
@@ -272,9 +267,3 @@ class _SwinHead(nn.Cell):
     def construct(self, features: Tensor) -> Tensor:
         """(B, D) -> (B, C)."""
         return self.fc(features)
-
-
-def _measure_map(spec: SwinSpec, stage: int) -> tuple[int, int]:
-    """Return the tokens down and across in ``stage``."""
-    scale = 2 ** (len(spec.depths) - 1 - stage)
-    return spec.grid[0] * scale, spec.grid[1] * scale

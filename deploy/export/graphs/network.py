@@ -34,7 +34,7 @@ def make_graph(
     dynamic_size: bool = False,
     image_size: tuple[int, int] | None = None,
 ) -> ModelProto:
-    """Return a network as a graph: (B, 3, H, W) float32 ``images`` -> ``outputs``.
+    """Return a network as a graph: (B, C, H, W) float32 ``images`` -> ``outputs``.
 
     ``weights`` are what :func:`ehm.models.assembling.assemble_network` gave. With ``dynamic_size`` (from ``opset`` 18,
     plain ViTs alone) H and W are any multiples of the patch size, and the positions are resampled as
@@ -56,7 +56,7 @@ def make_graph(
         "patches": [width, *grid],
         "scores": [len(weights.provenance.labels), *size],
     }
-    images = _describe_batch("images", [3, *size])
+    images = _describe_batch("images", [weights.spec.channels, *size])
     described = [_describe_batch(name, shapes[name]) for name in outputs]
     opsets = [helper.make_opsetid("", opset)]
     if any(node.domain for node in graph.nodes.values()):
