@@ -77,7 +77,7 @@ def assert_alike(ours, theirs):
 
 
 @every_other_device
-@pytest.mark.parametrize("case", sort_cases())
+@pytest.mark.parametrize("case", list(sort_cases()))
 def test_predictions_losses_gradients_and_weights_are_torchs(device, case, first, tmp_path):
     here = parity.run("cpu", first, 4, tmp_path / "here")
     there = device(first, 4, tmp_path / "there")
