@@ -51,8 +51,8 @@ class Embedding(nn.Cell):
         if dim is not None:
             self.whitening = Dense(width, dim, ms.float32)
             limit = 1 / math.sqrt(width)  # torch's own range
-            self.whitening.weight.set_data(Tensor(rng.uniform(-limit, limit, (dim, width)).astype(np.float32)))
-            self.whitening.bias.set_data(Tensor(rng.uniform(-limit, limit, dim).astype(np.float32)))
+            for parameter in self.whitening.get_parameters():
+                parameter.set_data(Tensor(rng.uniform(-limit, limit, parameter.shape).astype(np.float32)))
         if classes:
             self.arcface = ArcFace(dim or width, classes, margin, scale, rng)
 

@@ -58,14 +58,13 @@ class Doubling(nn.Cell):
         weight = rng.uniform(-limit, limit, (width, width, 2, 2))
         self.weight = Parameter(Tensor(weight.astype(np.float32)))
         self.bias = Parameter(Tensor(rng.uniform(-limit, limit, width).astype(np.float32)))
-        self.no_bias = Tensor(np.zeros(4 * width, np.float32))
         self.dtype = dtype
 
     def construct(self, x: Tensor) -> Tensor:
         """(B, C, h, w) -> (B, C, 2 h, 2 w), float32."""
         batch, width, height, across = x.shape
         matrix = self.weight.reshape((width, 4 * width)).swapaxes(0, 1)
-        places = apply_linear(x.transpose((0, 2, 3, 1)), matrix, self.no_bias, self.dtype).astype(ms.float32)
+        places = apply_linear(x.transpose((0, 2, 3, 1)), matrix, None, self.dtype).astype(ms.float32)
         cells = places.reshape((batch, height, across, width, 2, 2)).transpose((0, 3, 1, 4, 2, 5))
         return cells.reshape((batch, width, 2 * height, 2 * across)) + self.bias.reshape((1, -1, 1, 1))
 

@@ -118,7 +118,7 @@ class SwinPyramid(nn.Cell):
     def construct(self, images: Tensor, keep: Tensor | None = None) -> list[Tensor]:
         """See the class; ``keep`` (2 * blocks, B, 1, 1) are drop path's factors."""
         tokens = self.encoder.embed(images)
-        levels = []
+        outputs = []
         for index in range(self.last_blocks[-1] + 1):
             stage, place = self.encoder.places[index]
             tokens = self.encoder.enter_block(index, tokens)
@@ -127,8 +127,10 @@ class SwinPyramid(nn.Cell):
                 tokens = block(tokens)
             else:
                 tokens = block(tokens, None, None, keep[2 * index], keep[2 * index + 1])
-            if index in self.last_blocks:
-                levels.append(_arrange_map(tokens, self.sizes[len(levels)]))
+            outputs.append(tokens)
+        levels = []
+        for level in range(len(self.sizes)):
+            levels.append(_arrange_map(outputs[self.last_blocks[level]], self.sizes[level]))
         return levels
 
 
