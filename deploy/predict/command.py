@@ -14,6 +14,7 @@ from rich.progress import Progress
 
 from ehm.console import PlainConsole, print_line
 from ehm.data.decoding.decode import SUFFIXES
+from ehm.data.stores.addresses import is_address
 from ehm.deploy.bundle.bundle import Bundle
 from ehm.deploy.bundle.manifest import IndexKind, Precision
 from ehm.deploy.predict import faiss_index
@@ -207,6 +208,12 @@ def find_images(images: str | Path | Sequence[str | Path]) -> list[Path]:
     """Return files as they were given, and the images below each folder in the order of their names."""
     paths = [images] if isinstance(images, str | Path) else images
     files: list[Path] = []
+    for path in map(str, paths):
+        if is_address(path):
+            raise ConfigError(
+                f"{path}: is the address of a store, whose images are predicted into Parquet files: "
+                f"ehm predict {path} --bundle DIR --out FOLDER"
+            )
     for path in map(Path, paths):
         if not path.is_dir():
             files.append(path)

@@ -37,8 +37,8 @@ __all__ = [
 ]
 
 Layout = Literal[
-    "auto", "classes", "elpv", "fashion-mnist", "folder", "gldv2", "idx", "imagenet", "parts", "shards", "store",
-    "table",
+    "auto", "classes", "elpv", "fashion-mnist", "folder", "gldv2", "idx", "imagenet", "parts", "rows", "shards",
+    "store", "table",
 ]  # fmt: skip
 """The layouts of images on disk that are read."""
 

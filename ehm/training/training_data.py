@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from ehm.backends.base import Processes
 from ehm.data import Source
-from ehm.data.sources.identity import UNREADABLE, KeyKind, SourceIdentity, hash_images, identify_source
+from ehm.data.sources.identity import UNREADABLE, KeyKind, SourceIdentity, hash_images, identify_source, is_far_away
 from ehm.errors import CheckpointError, DataError
 from ehm.storage.arrays import Arrays
 from ehm.storage.checkpoint import Checkpoint, find_checkpoint
@@ -138,8 +138,11 @@ def identify_training_data(train: Source, val: Source | None, threads: int, proc
 
 
 def hash_training_images(source: Source, indices: NDArray[np.int64], threads: int) -> SeenImages:
-    """Return the keys of the images that are trained on: of their content, or of their names if they are very many."""
-    kind: KeyKind = "content" if len(indices) <= CONTENT_LIMIT else "name"
+    """Return the keys of the images that are trained on: of their content, or of their names.
+
+    Names are taken if the images are very many or in a store, because all of them would be read before the first step.
+    """
+    kind: KeyKind = "content" if len(indices) <= CONTENT_LIMIT and not is_far_away(source) else "name"
     # sorted and without copies, for np.isin and for small files
     keys = np.unique(hash_images(source, indices, kind, threads))
     return {kind: keys[keys != UNREADABLE]}

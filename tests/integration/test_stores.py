@@ -10,7 +10,9 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from made_bundles import make_bundle
 from PIL import Image
+from pyarrow import parquet
 from s3_server import CREDENTIALS, CUT_OFF, SLOW, UNAVAILABLE, serve_s3
 from tiny import RUN, TINY
 
@@ -277,5 +279,20 @@ def test_a_run_from_a_store_that_is_killed_ends_like_one_from_the_folder(server,
             content = file.read_bytes()
             assert not any(CREDENTIALS[name].encode() in content for name in list(CREDENTIALS)[:2]), file
     output += "".join(capsys.readouterr())
-    assert "files of 0.00 GB in a store" in " ".join(output.split())
+    assert "MB in a store" in " ".join(output.split())
     assert not any(CREDENTIALS[name] in output for name in list(CREDENTIALS)[:2])
+
+
+def test_predict_reads_a_store_as_it_reads_the_folder(server, shards, tmp_path):
+    folder, address = shards
+    bundle = make_bundle(tmp_path / "bundle", outputs=("logits", "features")).path
+    server.fault = lambda path: CUT_OFF if len(server.reads) % 4 == 0 else None
+    tables = []
+    for source in (folder, address):
+        out = tmp_path / f"out-{len(tables)}"
+        assert main(["predict", str(source), "--bundle", str(bundle), "--out", str(out), "--device", "cpu"]) == 0
+        tables.append(parquet.read_table(out))
+    expected, found = (table.drop_columns(["path"]).to_pylist() for table in tables)
+    assert found == expected
+    assert tables[1]["path"][0].as_py() == "s3://bucket/set/train/s-000.tar/00000.png"
+    assert main(["predict", str(bundle), address]) == 2  # without --bundle, images are files

@@ -8,13 +8,16 @@ from functools import partial
 
 from PIL import Image
 
-from ehm.data.sources.base import FileSource, Source
+from ehm.data.sources.base import FileSource, Source, StoredSource
 from ehm.deploy.predict.bulk.job import BulkJob
 from ehm.deploy.predict.bulk.table import write_rows
 from ehm.deploy.predict.handler import NamedImage, PredictionOptions
 from ehm.deploy.predict.predictor import Predictor
 
 __all__ = ["PartSummary", "PartWorker"]
+
+_IMAGES_AHEAD = 64
+"""Images that are read from a store at once."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,9 @@ class PartWorker:
         """Read an image; a large JPEG in a file is decoded at a reduced size, as `ehm predict` of files does."""
         if isinstance(self._source, FileSource):
             return self.predictor.decode(self._source.name(number), enough)
+        if isinstance(self._source, StoredSource) and number % _IMAGES_AHEAD == 0:
+            # a store takes long to begin to answer, so it is asked before the images are needed
+            self._source.fetch_ahead(range(number, min(number + 2 * _IMAGES_AHEAD, len(self._source))))
         image: Image.Image = self._source.load(number)
         return image
 

@@ -10,13 +10,16 @@ import numpy as np
 from ehm.data.sources.base import FileSource, Source
 from ehm.data.sources.idx import IdxSource
 from ehm.data.sources.inventory import list_names
+from ehm.data.sources.rows.source import RowSource
 from ehm.data.sources.shards import ShardSource
 from ehm.errors import DataError
 
 __all__ = ["select_classes"]
 
 
-def select_classes(source: FileSource | IdxSource | ShardSource, names: Sequence[str], source_name: str) -> Source:
+def select_classes(
+    source: FileSource | IdxSource | RowSource | ShardSource, names: Sequence[str], source_name: str
+) -> Source:
     """Return the images of the classes ``names`` alone, which are numbered in the order of the source.
 
     Raises DataError if there are no labels, if a name is not among the classes, or if no image is of these classes;

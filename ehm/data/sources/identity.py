@@ -22,13 +22,15 @@ from ehm.data.sources.mixture import MixedSource
 from ehm.data.sources.pairs import PairSource
 from ehm.data.sources.questions.mixture import MixedQuestions
 from ehm.data.sources.questions.table import QuestionTable
+from ehm.data.sources.rows.files import LOCAL
+from ehm.data.sources.rows.source import RowSource
 from ehm.data.sources.shards import ShardSource
 from ehm.data.sources.table.source import TableSource
 from ehm.data.stores.addresses import strip_scheme
 from ehm.data.threads import in_threads
 from ehm.errors import BrokenImage
 
-__all__ = ["UNREADABLE", "KeyKind", "SourceIdentity", "hash_images", "identify_source"]
+__all__ = ["UNREADABLE", "KeyKind", "SourceIdentity", "hash_images", "identify_source", "is_far_away"]
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -71,7 +73,7 @@ def identify_source(source: Source, threads: int = 0) -> SourceIdentity:
     if isinstance(source, MixedSource):
         return _join_identities(source, [identify_source(each, threads) for each in source.sources])
     names = list(map(source.name, range(len(source))))
-    if isinstance(source, ShardSource):
+    if isinstance(source, ShardSource | RowSource):
         sizes = source.size.tolist()  # known from the index
     elif isinstance(source, IdxSource):
         sizes = [source.image_bytes] * len(source)
@@ -87,6 +89,13 @@ def identify_source(source: Source, threads: int = 0) -> SourceIdentity:
     sample = hashlib.sha256(keys.astype("<u8").tobytes()).hexdigest()
     labels = _hash_labels(source, threads)
     return SourceIdentity(len(source), _hash_names(names, sizes), sample, labels, _hash_groups(source))
+
+
+def is_far_away(source: Source) -> bool:
+    """Return whether the images of a source are in a store, from where none should be read without need."""
+    if isinstance(source, RowSource):
+        return not source.reader.store.address.startswith(LOCAL)
+    return isinstance(source, ShardSource) and source.reader is not None
 
 
 def hash_images(source: Source, indices: NDArray[np.int64], kind: KeyKind, threads: int = 0) -> NDArray[np.uint64]:
@@ -202,7 +211,7 @@ def _read_size(path: str) -> int:
 
 def _hash_name(source: Source, index: int) -> int:
     path = source.name(index)
-    if isinstance(source, ShardSource):
+    if isinstance(source, ShardSource | RowSource):
         size = int(source.size[index])
     elif isinstance(source, IdxSource):
         size = source.image_bytes
@@ -212,6 +221,8 @@ def _hash_name(source: Source, index: int) -> int:
 
 
 def _hash_content(source: Source, index: int) -> int:
+    if isinstance(source, RowSource):
+        return _hash_stored(source, index)
     if isinstance(source, ShardSource):
         if source.reader is not None:
             return _hash_stored(source, index)
@@ -222,7 +233,7 @@ def _hash_content(source: Source, index: int) -> int:
     return _hash_bytes(source.name(index))
 
 
-def _hash_stored(source: ShardSource, index: int) -> int:
+def _hash_stored(source: ShardSource | RowSource, index: int) -> int:
     """Return the key of an image in a store, the same as that of a file with its bytes."""
     try:
         data = source.read_bytes(index)

@@ -19,6 +19,8 @@ from ehm.data.sources.imagenet import find_imagenet, open_imagenet
 from ehm.data.sources.landmarks import holds_gldv2, open_gldv2
 from ehm.data.sources.mixture import MixedSource, mix_sources
 from ehm.data.sources.parts import no_validation_part
+from ehm.data.sources.rows.recognition import holds_rows, names_rows
+from ehm.data.sources.rows.source import RowSource
 from ehm.data.sources.shard_files import holds_shards, is_pattern
 from ehm.data.sources.shards import ShardSource, open_shards
 from ehm.data.sources.stored import open_stored
@@ -56,12 +58,12 @@ def open_source(config: ImageData, split: Split = "all") -> Source:
     if config.sources:
         return _open_several(config, split)
     pixels = config.pixels
-    source: FileSource | IdxSource | ShardSource
+    source: FileSource | IdxSource | RowSource | ShardSource
     with read_suffixes(SUFFIXES if pixels.is_rgb else CHANNEL_SUFFIXES):
         layout = _recognise_layout(config.source) if config.layout == "auto" else config.layout
         if layout == "table":
             source = open_table(config.source, split, config.columns, config.images)
-        elif layout == "store":
+        elif layout in ("rows", "store"):
             source = open_stored(config, split)
         else:
             source = _OPENERS[layout](config.source, split)
@@ -118,12 +120,16 @@ def _recognise_layout(source: str) -> str:
         return "store"
     if is_pattern(source):
         return "shards"
+    if names_rows(source):
+        return "rows"
     if is_table(source):
         return "table"
     root = Path(source).expanduser()
     fitting: dict[str, str] = {}
     if holds_shards(root):
         fitting["shards"] = "tar files"
+    if holds_rows(root):
+        fitting["rows"] = "Parquet or Arrow files"
     if holds_gldv2(root):
         fitting["gldv2"] = "a table of landmarks beside train/"
     if holds_idx(root):
@@ -131,7 +137,7 @@ def _recognise_layout(source: str) -> str:
     if find_imagenet(source) is not None:
         fitting["imagenet"] = "train/ with folders named nXXXXXXXX"
     # image files beside shards may be meant instead
-    if set(fitting) == {"shards"} and IMAGES.below(root):
+    if set(fitting) in ({"shards"}, {"rows"}) and IMAGES.below(root):
         fitting["folder"] = "image files"
     if len(fitting) > 1:
         found = " and ".join(f"{layout} ({why})" for layout, why in fitting.items())

@@ -1,8 +1,9 @@
-"""Sources in object stores and on servers, whatever scheme of address fsspec knows."""
+"""Sources that fsspec reads: in object stores and on servers, and Parquet and Arrow files on this machine."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from contextvars import copy_context
 from dataclasses import replace
 from itertools import chain
@@ -11,10 +12,13 @@ from typing import TYPE_CHECKING
 
 from ehm.data.sources.base import Split
 from ehm.data.sources.inventory import Unused
+from ehm.data.sources.parts import Part
+from ehm.data.sources.rows.files import LOCAL
+from ehm.data.sources.rows.source import RowSource, open_rows
 from ehm.data.sources.shards import ShardSource, make_shard_source
 from ehm.data.sources.stored_files import find_stored_files
 from ehm.data.sources.tar_index import TarIndex, read_stored_index
-from ehm.data.stores.addresses import check_address
+from ehm.data.stores.addresses import check_address, is_address
 from ehm.data.stores.cache import Cache
 from ehm.data.stores.reader import StoreReader, name_group, name_version
 from ehm.data.stores.store import Store, StoredFile
@@ -30,32 +34,45 @@ _INDEXED_AT_ONCE = 16
 """Shards whose headers are read at the same time: most of the time goes by until a store answers."""
 
 
-def open_stored(config: ImageData, split: Split) -> ShardSource:
-    """Open the tar shards at the address ``config.source``, divided into parts as those in folders of this machine.
+def open_stored(config: ImageData, split: Split) -> ShardSource | RowSource:
+    """Open the tar shards, Parquet or Arrow files at ``config.source``, divided into parts as shards in folders are.
 
-    What is read is kept in the folder ``config.cache_folder`` up to ``config.cache`` gigabytes. Raises DataError if
-    nothing is there or the store cannot be read, ConfigError if the address holds a password.
+    It is an address, or the path of Parquet or Arrow files on this machine. What is read is kept in the folder
+    ``config.cache_folder`` up to ``config.cache`` gigabytes. Raises DataError if nothing is there or the store cannot
+    be read, ConfigError if the address holds a password.
     """
     source = config.source
     check_address(source)
-    store = Store(source, config.retries)
+    address = source if is_address(source) else LOCAL + os.path.abspath(os.path.expanduser(source))
+    store = Store(address, config.retries)
     unused = Unused()
-    parts = find_stored_files(source, store, unused)
+    parts = find_stored_files(address, store, unused)
     files = list(chain.from_iterable(found for part, found in parts.items() if part != "test"))
     cache = _open_cache(config, files)
-    reader = StoreReader(store, cache, files)
+    opened: ShardSource | RowSource
+    if files[0].suffix == ".tar":
+        opened = _open_shards(source, split, parts, StoreReader(store, cache, files), unused)
+    else:
+        opened = open_rows(source, split, parts, store, cache, config.columns, unused)
+    if not is_address(source):
+        return opened
+    return replace(opened, notes=(*opened.notes, _describe_cache(cache, files)))
+
+
+def _open_shards(
+    source: str, split: Split, parts: Mapping[Part, Sequence[StoredFile]], reader: StoreReader, unused: Unused
+) -> ShardSource:
     context = copy_context()  # has the suffixes of images, which threads do not inherit
 
     def index_file(file: StoredFile) -> TarIndex:
         return context.copy().run(read_stored_index, reader, file)
 
-    indexes = dict(zip(files, in_threads(index_file, files, _INDEXED_AT_ONCE), strict=True))
+    indexes = dict(zip(reader.files, in_threads(index_file, reader.files, _INDEXED_AT_ONCE), strict=True))
     opened = make_shard_source(source, split, parts, indexes.__getitem__, unused)
-    # by the numbers that the source gives the files of its part
-    by_address = {file.address: file for file in files}
+    # in the order in which the source numbers those of its part
+    by_address = {file.address: file for file in reader.files}
     chosen = [by_address[address] for address in opened.files]
-    note = _describe_cache(cache, files)
-    return replace(opened, reader=StoreReader(store, cache, chosen), notes=(*opened.notes, note))
+    return replace(opened, reader=StoreReader(reader.store, reader.cache, chosen))
 
 
 def _open_cache(config: ImageData, files: Sequence[StoredFile]) -> Cache:
@@ -75,9 +92,15 @@ def _open_cache(config: ImageData, files: Sequence[StoredFile]) -> Cache:
 def _describe_cache(cache: Cache, files: Sequence[StoredFile]) -> str:
     """Return a line that says how much of ``files`` the cache can hold."""
     total = sum(file.size for file in files)
-    size = f"{len(files):,} files of {total / _GB:,.2f} GB in a store"
+    unit = "file" if len(files) == 1 else "files"
+    size = f"{len(files):,} {unit} of {_spell_size(total)} in a store"
     if not cache.limit:
         return f"{size}; nothing is kept here (data.cache 0)"
     if total <= cache.limit:
         return f"{size}, kept in {cache.folder} once they are read"
-    return f"{size}, of which up to {cache.limit / _GB:g} GB are kept in {cache.folder} (data.cache)"
+    return f"{size}, of which up to {_spell_size(cache.limit)} are kept in {cache.folder} (data.cache)"
+
+
+def _spell_size(size: int) -> str:
+    """Return a number of bytes in gigabytes, or in megabytes if it is small."""
+    return f"{size / _GB:,.1f} GB" if size >= _GB else f"{size / 10**6:,.1f} MB"

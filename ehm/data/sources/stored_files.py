@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from ehm.data.sources.inventory import Unused, list_names
+from ehm.data.sources.image_files import has_image_suffix
+from ehm.data.sources.inventory import Unused, is_unread_suffix, list_names
 from ehm.data.sources.parts import PARTS, Part, match_parts, name_part
 from ehm.data.sources.shard_files import divide_by_name, expand_pattern
 from ehm.data.stores.store import Store, StoredFile, is_glob
@@ -12,7 +13,7 @@ from ehm.errors import DataError
 
 __all__ = ["SUFFIXES", "find_stored_files"]
 
-SUFFIXES = (".tar", ".parquet")
+SUFFIXES = (".tar", ".parquet", ".arrow")
 """Suffixes of the files that are read from a store."""
 
 
@@ -30,25 +31,20 @@ def find_stored_files(source: str, store: Store, unused: Unused) -> dict[Part, l
     found = store.find_files(source)
     by_suffix: dict[str, list[StoredFile]] = {}
     for file in found:
-        suffix = next(filter(file.name.lower().endswith, SUFFIXES), "")
-        if suffix and not file.name.startswith("."):
-            by_suffix.setdefault(suffix, []).append(file)
+        if file.suffix in SUFFIXES and not file.name.startswith("."):
+            by_suffix.setdefault(file.suffix, []).append(file)
+        elif has_image_suffix(file.name) or is_unread_suffix(file.name):
+            unused.add("beside the shards", file.name)
     if len(by_suffix) > 1:
-        raise DataError(
-            f"data.source {source}: holds .tar and .parquet files; name those to read, for example by {source}/*.tar"
-        )
+        kinds = " and ".join(by_suffix)
+        raise DataError(f"data.source {source}: holds {kinds} files; name those to read by a pattern that ends in one")
     if not by_suffix:
         raise DataError(
-            f"data.source {source}: no .tar or .parquet files among the {len(found):,} files there; loose images are "
-            "read from folders of this machine only"
+            f"data.source {source}: no {', '.join(SUFFIXES)} files among the {len(found):,} files there; loose images "
+            "are read from folders of this machine only"
         )
     files = next(iter(by_suffix.values()))
-    if not is_folder:
-        return {"train": files}
-    if len(files) < len(found):
-        others = [file for file in found if file not in set(files)]
-        unused.add("besides the shards", others[0].name, len(others))
-    return _divide(source, files)
+    return _divide(source, files) if is_folder else {"train": files}
 
 
 def _expand_range(source: str, store: Store) -> list[StoredFile]:

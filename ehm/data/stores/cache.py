@@ -75,6 +75,13 @@ class Cache:
             return None
         return data if len(data) == size else None
 
+    def read_entry(self, name: str) -> bytes | None:
+        """Return a whole entry, None if it is not kept."""
+        try:
+            return (self.folder / name).read_bytes() if self.limit else None
+        except OSError:
+            return None
+
     def keep(self, name: str, data: bytes) -> bool:
         """Keep an entry if there is room for it, and return whether it is kept; any OSError is one of no room."""
         if not self.has_room:

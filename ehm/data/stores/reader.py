@@ -19,7 +19,7 @@ from ehm.data.stores.cache import Cache
 from ehm.data.stores.store import FailedRead, Range, Store, StoredFile
 from ehm.errors import BrokenImage, DataError
 
-__all__ = ["BLOCK", "BlockFile", "StoreReader", "name_entry", "name_group", "name_version"]
+__all__ = ["BLOCK", "BlockFile", "RangeFile", "StoreReader", "name_entry", "name_group", "name_version"]
 
 BLOCK = 1 << 20
 """Bytes of a block; the last one of a file is shorter."""
@@ -103,18 +103,13 @@ class StoreReader:
         return fetched
 
 
-class BlockFile(io.RawIOBase):
-    """A stored file to read and to seek in, for libraries that take an open file; DataError if a read fails.
+class RangeFile(io.RawIOBase):
+    """A stored file to read and to seek in, for libraries that take an open file; DataError if a read fails."""
 
-    It is read in blocks of the cache, several at once if one follows the other.
-    """
-
-    def __init__(self, reader: StoreReader, file: StoredFile) -> None:
-        self._reader = reader
+    def __init__(self, store: Store, file: StoredFile) -> None:
+        self._store = store
         self._file = file
         self._position = 0
-        self._blocks: dict[int, bytes] = {}
-        self._last = -2
 
     def readable(self) -> bool:
         """Return True."""
@@ -135,15 +130,33 @@ class BlockFile(io.RawIOBase):
         return self._position
 
     def readinto(self, buffer: Any) -> int:
-        """Read what fits into ``buffer`` of the block at the place, and return the number of bytes; 0 at the end."""
+        """Read into ``buffer`` and return the number of bytes; 0 at the end."""
         view = memoryview(buffer).cast("B")
-        number, start = divmod(self._position, BLOCK)
-        if self._position >= self._file.size or not len(view):
+        size = min(len(view), self._file.size - self._position)
+        if size <= 0:
             return 0
-        part = self._load_block(number)[start : start + len(view)]
+        part = self._read_at(self._position, size)
         view[: len(part)] = part
         self._position += len(part)
         return len(part)
+
+    def _read_at(self, start: int, size: int) -> bytes:
+        return _require(self._file, self._store.read_ranges([Range(self._file, start, start + size)])[0])
+
+
+class BlockFile(RangeFile):
+    """A stored file that is read in blocks of the cache, several at once if one follows the other."""
+
+    def __init__(self, reader: StoreReader, file: StoredFile) -> None:
+        super().__init__(reader.store, file)
+        self._reader = reader
+        self._blocks: dict[int, bytes] = {}
+        self._last = -2
+
+    def _read_at(self, start: int, size: int) -> bytes:
+        """Return up to ``size`` bytes of the block at ``start``."""
+        number, within = divmod(start, BLOCK)
+        return self._load_block(number)[within : within + size]
 
     def _load_block(self, number: int) -> bytes:
         if number not in self._blocks:
@@ -153,11 +166,15 @@ class BlockFile(io.RawIOBase):
                 ranges.append(Range(self._file, start, min(start + BLOCK, self._file.size)))
             self._blocks.clear()
             for place, data in enumerate(self._reader.read_ranges(ranges)):
-                if isinstance(data, FailedRead):
-                    raise DataError(f"data.source: {self._file}: {data}")
-                self._blocks[number + place] = data
+                self._blocks[number + place] = _require(self._file, data)
         self._last = number
         return self._blocks[number]
+
+
+def _require(file: StoredFile, data: bytes | FailedRead) -> bytes:
+    if isinstance(data, FailedRead):
+        raise DataError(f"data.source: {file}: {data}")
+    return data
 
 
 def name_group(file: StoredFile) -> str:

@@ -37,7 +37,16 @@ _VERSION_KEYS = (
     "last_modified", "mtime", "modified", "updated", "created",
 )  # fmt: skip
 """The names that stores give to the mark of a file's content, the most exact first."""
-_EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "hf": "hub,tables", "http": "web", "https": "web"}
+_EXTRAS = {
+    "file": "tables",
+    "s3": "s3",
+    "s3a": "s3",
+    "gs": "gcs",
+    "gcs": "gcs",
+    "hf": "hub,tables",
+    "http": "web",
+    "https": "web",
+}
 """The extra of ehm that reads addresses of a scheme."""
 
 
@@ -62,6 +71,11 @@ class StoredFile:
     def stem(self) -> str:
         """The name without its suffix."""
         return PurePosixPath(self.name).stem
+
+    @property
+    def suffix(self) -> str:
+        """The suffix of the name, in lower case."""
+        return PurePosixPath(self.name).suffix.lower()
 
     @property
     def folder(self) -> str:
