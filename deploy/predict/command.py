@@ -208,11 +208,11 @@ def find_images(images: str | Path | Sequence[str | Path]) -> list[Path]:
     """Return files as they were given, and the images below each folder in the order of their names."""
     paths = [images] if isinstance(images, str | Path) else images
     files: list[Path] = []
-    for path in map(str, paths):
-        if is_address(path):
+    for name in map(str, paths):
+        if is_address(name):
             raise ConfigError(
-                f"{path}: is the address of a store, whose images are predicted into Parquet files: "
-                f"ehm predict {path} --bundle DIR --out FOLDER"
+                f"{name}: is the address of a store, whose images are predicted into Parquet files: "
+                f"ehm predict {name} --bundle DIR --out FOLDER"
             )
     for path in map(Path, paths):
         if not path.is_dir():
