@@ -2,9 +2,10 @@
 
     python parity.py DEVICE START STEPS OUT [broken]
 
-START is a checkpoint, of a model in pretraining or of a classifier, with ``images.npy`` (B, H, W, 3) beside it. OUT
-becomes the checkpoint after STEPS steps, with the same images beside it and ``results.npz``: what the model says before
-the first step, the gradients of the first step as far as the optimiser shows them, and the loss of every step.
+START is a checkpoint, of a model in pretraining, of a tokenizer or of a task, with ``images.npy`` (B, H, W, 3) beside
+it. OUT becomes the checkpoint after STEPS steps, with the same images beside it and ``results.npz``: what the model
+says before the first step, the gradients of the first step as far as the optimiser shows them, and the loss of every
+step.
 """
 
 import shutil
@@ -14,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from ehm import backends
-from ehm.config import FinetuneConfig, ModelSource, RetrievalConfig, SegmentationConfig, TrainConfig
+from ehm.config import FinetuneConfig, ModelSource, RetrievalConfig, SegmentationConfig, TokenizerConfig, TrainConfig
 from ehm.storage.checkpoint import open_checkpoint, save_checkpoint
 
 LR, DECAY = {"adamw": 1e-3, "sgd": 0.1, "lars": 1.0}, 0.05
@@ -56,6 +57,41 @@ def pretraining(backend, meta, images, first):
         return {name: np.concatenate(list(look)) for name, look in looks.items()}
 
     return learner, seen, step, config
+
+
+def tokenizing(backend, meta, images, first):
+    """A tokenizer in training, what it makes of the images, and its step, always with the same Gumbel noise."""
+    config = TokenizerConfig.model_validate(meta["config"])
+    places = (config.image_size[0] // config.stride, config.image_size[1] // config.stride)
+    noise = np.random.default_rng(8).gumbel(size=(len(images), config.vocabulary, *places)).astype(np.float32)
+    fix_noise(backend.name, noise)
+    learner = backend.create_tokenizer(config)
+
+    def seen():
+        pixels, tokens = learner.reconstruct_images(images)
+        return {"pixels": pixels, "tokens": tokens}
+
+    return learner, seen, lambda number: learner.train_step(images, 0.5, LR["adamw"], DECAY), config
+
+
+def fix_noise(framework, noise):
+    """Let a tokenizer draw ``noise`` from now on, in this process."""
+    if framework == "mindspore":
+        from mindspore import Tensor
+
+        from ehm.backends.mindspore.learners import tokenizer
+
+        fixed = Tensor(noise)
+
+        def draw_fixed(keys, shape):
+            return fixed
+
+        tokenizer.draw_gumbel = draw_fixed
+        return
+    import torch
+
+    # torch takes the logarithm of exponential numbers
+    torch.Tensor.exponential_ = lambda self: self.copy_(torch.from_numpy(np.exp(-noise)))
 
 
 def classification(backend, meta, images, first):
@@ -115,6 +151,7 @@ def begin_with(config, first):
 
 KINDS = {
     "pretrain": pretraining,
+    "tokenizer": tokenizing,
     "classifier": classification,
     "embedder": retrieval,
     "segmenter": segmentation,
@@ -133,8 +170,11 @@ def run(device, first, steps, out, broken=False):
         learner.model.blocks[1].attn.scale *= 1.001
     results, losses = seen(), []
     for number in range(meta["step"], meta["step"] + steps):
-        losses.append(float(step(number)["loss"]))
-        if number == 0:  # AdamW's first moment is then a known share of the gradient, SGD's buffer it with decay
+        metrics = step(number)
+        losses.append(float(metrics["loss"]))
+        if number == 0:
+            results |= {f"metric/{name}": float(value) for name, value in metrics.items()}
+            # AdamW's first moment is a known share of the gradient now, SGD's buffer it with decay
             for key, value in learner.state().optimizer.items():
                 name, _, slot = key.rpartition("/")
                 if slot == "exp_avg":

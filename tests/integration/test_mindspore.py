@@ -157,9 +157,7 @@ ASKS_TOO_MUCH = {
     "optim.dtype bfloat16: not available on mindspore:cpu, which has float32, float16": {"optim.dtype": "bfloat16"},
     "mask.build device: the MindSpore backend builds trees on the host": {"mask.build": "device"},
     "objective beit needs visual tokens: give DALL-E's encoder.pkl": {"objective": "beit"},
-    "layer_decay: the MindSpore backend pretrains all layers at one rate": {"layer_decay": 0.9},
-    "model.freeze: the MindSpore backend trains all blocks": {"model.freeze": 1},
-    "lora.rank: the MindSpore backend trains all weights": {"lora.rank": 2, "model.init": ENCODER},
+    "lora.rank: updates are layers of the library peft, which is torch's": {"lora.rank": 2, "model.init": ENCODER},
 }
 
 

@@ -39,7 +39,7 @@ class TargetFacts:
     gather_dtypes: tuple[str, ...] = ("float32", "float16")
     """Types in which rows can be gathered, and gradients be added to them; other rows are gathered in float32."""
     jit_level: str = "O0"
-    """How far a graph is optimised: MindSpore's default is ``O0``; ``O1`` fuses operators."""
+    """Level of a graph's optimisation: MindSpore's default is ``O0``; ``O1`` fuses operators."""
 
 
 FACTS: dict[str, TargetFacts] = {

@@ -144,13 +144,9 @@ def refuse_unknown(config: TrainConfig | TaskConfig | TokenizerConfig, processes
 
 def refuse_tuning(config: TrainConfig | TaskConfig) -> None:
     """Raise BackendError if only a part of the encoder shall learn in a way that this backend does not have."""
-    if config.model.freeze:
-        raise BackendError(
-            "model.freeze: the MindSpore backend trains all blocks; --device cpu, cuda or npu freezes them with torch"
-        )
     if config.lora.rank is not None:
         raise BackendError(
-            "lora.rank: the MindSpore backend trains all weights; --device cpu, cuda or npu trains an update with torch"
+            "lora.rank: updates are layers of the library peft, which is torch's; --device cpu, cuda or npu trains them"
         )
     if isinstance(config, TaskConfig) and config.optim.ema_decay is not None:
         raise BackendError(

@@ -21,8 +21,8 @@ from ehm.backends.mindspore.engine.optim import AdamW, Momentum, Optimizer
 from ehm.backends.mindspore.engine.step import Training, draw_drop_path, refuse_tuning, refuse_unknown
 from ehm.backends.mindspore.engine.tensors import Pixels, load_arrays, to_arrays
 from ehm.backends.mindspore.models.blocks import Block
-from ehm.backends.mindspore.models.build import layer_of
 from ehm.backends.mindspore.models.loading import load_model
+from ehm.backends.mindspore.models.tuning import freeze_blocks, layer_of
 from ehm.backends.resumable import ResumableLearner
 from ehm.config import FinetuneConfig
 from ehm.config.inputs import differing_inputs
@@ -67,7 +67,7 @@ class MindsporeClassifier(ResumableLearner):
         self._spec = spec_from_json(loaded.architecture)
         self.image_size = loaded.image_size
         self.architecture: Mapping[str, Any] = loaded.architecture
-        self.notes = loaded.notes
+        self.notes = loaded.notes + freeze_blocks(model, self._spec, config.model.freeze)
         self.inputs = config.data.input_spec(loaded.inputs)
         if self.notes:
             self.notes += differing_inputs(self.inputs, loaded.inputs)

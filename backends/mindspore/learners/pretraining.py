@@ -24,6 +24,7 @@ from ehm.backends.mindspore.engine.step import Training, draw_drop_path, refuse_
 from ehm.backends.mindspore.engine.tensors import Pixels, load_arrays, to_arrays
 from ehm.backends.mindspore.models.blocks import Block, cosine_similarity
 from ehm.backends.mindspore.models.loading import load_initial_weights
+from ehm.backends.mindspore.models.tuning import freeze_blocks, layer_of
 from ehm.backends.mindspore.objectives import MindsporeObjective, create_objective
 from ehm.backends.resumable import ResumableLearner
 from ehm.config import TrainConfig
@@ -70,11 +71,6 @@ class MindsporeLearner(ResumableLearner):
     ) -> None:
         if config.mask.build == "device":
             raise BackendError("mask.build device: the MindSpore backend builds trees on the host; use host or auto")
-        if config.layer_decay < 1:
-            raise BackendError(
-                "layer_decay: the MindSpore backend pretrains all layers at one rate; "
-                "--device cpu, cuda or npu decays it with torch"
-            )
         refuse_unknown(config, processes)
         refuse_tuning(config)
         self._config = config
@@ -236,17 +232,23 @@ class MindsporeLearner(ResumableLearner):
         """Build the model with the weights that the seed gives, or those that ``model.init`` names."""
         model = self._objective.build_model(self._dtype)
         self.notes = load_initial_weights(model, self._config, weights)
+        self.notes += freeze_blocks(model, self._config.spec, self._config.model.freeze)
         return model
 
     def _create_optimizer(self) -> AdamW:
-        undecayed = OBJECTIVES[self._config.objective].undecayed
+        """Create the optimiser; layer i of L learns at ``layer_decay ** (L - i)`` of the rate (BEiT, MAE)."""
+        config = self._config
+        undecayed = OBJECTIVES[config.objective].undecayed
+        last = config.spec.blocks + 1
         trained = {}
+        scales = []
         decaying = []
         for name, value in self.model.parameters_and_names():
             if value.requires_grad:  # MAE's positions are fixed
                 trained[name] = value
+                scales.append(config.layer_decay ** (last - layer_of(name, config.spec)))
                 decaying.append(is_decayed(name, value.ndim, undecayed))
-        return AdamW(trained, [1.0] * len(trained), decaying, self._config.optim.betas)
+        return AdamW(trained, scales, decaying, config.optim.betas)
 
     def _apply_to_pieces(
         self, images: NDArray[np.uint8], function: Callable[[Tensor], Tensor]

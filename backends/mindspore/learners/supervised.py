@@ -15,7 +15,7 @@ from ehm.backends.mindspore.engine.optim import AdamW, Momentum, Optimizer
 from ehm.backends.mindspore.engine.step import draw_drop_path, refuse_tuning, refuse_unknown
 from ehm.backends.mindspore.engine.tensors import Pixels, load_arrays, to_arrays
 from ehm.backends.mindspore.models.blocks import Block
-from ehm.backends.mindspore.models.build import layer_of
+from ehm.backends.mindspore.models.tuning import freeze_blocks, layer_of
 from ehm.backends.resumable import ResumableLearner
 from ehm.config import TaskConfig
 from ehm.config.inputs import differing_inputs
@@ -52,6 +52,7 @@ class SupervisedLearner(ResumableLearner):
         self.inputs = config.data.input_spec(loaded.inputs)
         if self.notes:  # without weights, there is nothing to differ from
             self.notes += differing_inputs(self.inputs, loaded.inputs)
+        self.notes += freeze_blocks(model, self._spec, config.model.freeze, encoder_prefix)
         if config.run.grad_checkpointing:
             for _, cell in model.cells_and_names():
                 if isinstance(cell, Block):

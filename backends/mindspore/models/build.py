@@ -1,8 +1,7 @@
-"""From an encoder's numbers to a network with timm's parameter names, and the layers of its parameters."""
+"""From an encoder's numbers to a network with timm's parameter names."""
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 import mindspore as ms
@@ -10,16 +9,13 @@ import numpy as np
 
 from ehm.backends.mindspore.models.swin import SwinTransformer
 from ehm.backends.mindspore.models.vit import VisionTransformer
-from ehm.config.encoders import EncoderSpec, SwinSpec
+from ehm.config.encoders import EncoderSpec
 from ehm.models.weights import Pool, check_pool
 
-__all__ = ["build_encoder", "layer_of"]
+__all__ = ["build_encoder"]
 
 BUILDERS: dict[str, Any] = {"vit": VisionTransformer, "swin": SwinTransformer}
 """The class of each family: (spec, rng, classes, pool, fc_norm, dtype, probe) -> cell."""
-
-_BEHIND = ("fc_norm.", "attn_pool.", "head.")
-"""Beginnings of the names of what lies behind the blocks and their norm."""
 
 
 def build_encoder(
@@ -40,22 +36,3 @@ def build_encoder(
     """
     check_pool(spec, pool)
     return BUILDERS[spec.family](spec, rng, classes, pool, fc_norm, dtype, probe)
-
-
-def layer_of(name: str, spec: EncoderSpec) -> int:
-    """Return the layer of a parameter as timm counts: the embedding (0), the blocks, the head.
-
-    The last norm belongs to the last block, a norm behind the average to the head; a Swin's merging of tokens belongs
-    to the block behind it.
-    """
-    if name.startswith(_BEHIND):
-        return spec.blocks + 1
-    if name.startswith("norm."):
-        return spec.blocks
-    if isinstance(spec, SwinSpec):
-        stage = re.match(r"layers\.(\d+)\.(?:blocks\.(\d+))?", name)
-        if stage is None:
-            return 0
-        return sum(spec.depths[: int(stage[1])]) + int(stage[2] or 0) + 1
-    block = re.match(r"blocks\.(\d+)\.", name)
-    return 0 if block is None else int(block[1]) + 1
