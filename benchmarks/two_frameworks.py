@@ -1,11 +1,16 @@
-"""The MindSpore backend beside the torch backend, on this machine's CPU, float32, the configuration elpv/pretrain.
+"""The MindSpore backend beside the torch backend, on this machine's CPU, in float32.
 
     python benchmarks/two_frameworks.py curves    # trains three runs under runs/mindspore, resumable, about ten minutes
-    python benchmarks/two_frameworks.py steps     # seconds of a step, alternately in both
+    python benchmarks/two_frameworks.py steps     # seconds of a step, alternately in both: five minutes
+    python benchmarks/two_frameworks.py steps 3   # with three rounds instead of fifteen
 
-``curves`` compares torch, MindSpore from the same weights (those of torch's checkpoint after one step), and MindSpore
-from weights of its own. All see the same images, crops and order, and the same masks as long as similarities agree. It
-prints a table by epoch and draws docs/images/mindspore.svg. MindSpore runs in the environment of `make test`.
+``steps`` takes the models of ``STEPS``. It counts the seconds that pass, and those of the processors, which other
+programs on the machine lengthen less.
+
+``curves`` trains elpv/pretrain and compares torch, MindSpore from the same weights (those of torch's checkpoint after
+one step), and MindSpore from weights of its own. All see the same images, crops and order, and the same masks as long
+as similarities agree. It prints a table by epoch and draws docs/images/mindspore.svg. MindSpore runs in the environment
+of `make test`.
 """
 
 import json
@@ -30,6 +35,13 @@ CURVES = {
     "MindSpore, weights of its own": "#2ca02c",
 }
 ROUNDS = 15
+WARM_UP = 5
+"""Steps that are not counted: MindSpore compiles, and tunes its kernels in the first three."""
+STEPS = {
+    "elpv/pretrain": ("elpv/pretrain", []),
+    "MAE, ViT-S/16 at 224, 8 images": (None, ["encoder=vit_small", "optim.batch_size=8"]),
+}
+"""Configurations of steps, each a file or None, and settings."""
 
 
 def train_run(device, out, steps="null"):
@@ -95,36 +107,49 @@ def draw_curves(losses):
     print(f"Picture: {PICTURE}")
 
 
-def compare_steps():
+def compare_steps(rounds=ROUNDS):
+    print("| | torch, ms | MindSpore, ms | ratio (quartiles) | ratio of processor time |")
+    print("|---|---|---|---|---|")
+    for name in STEPS:
+        times = time_steps(name, int(rounds))
+        for part in ("masks", "step"):
+            ours = [row[part] for row in times["cpu"]]
+            theirs = [row[part] for row in times["mindspore:cpu"]]
+            low, middle, high = divide_into_quartiles(ours, theirs, "seconds")
+            processor = divide_into_quartiles(ours, theirs, "processor_seconds")[1]
+            medians = [f"{statistics.median(row['seconds'] for row in rows) * 1e3:.0f}" for rows in (ours, theirs)]
+            ratio = f"{middle:.2f} ({low:.2f} to {high:.2f})"
+            print(f"| {name}: {part} | {medians[0]} | {medians[1]} | {ratio} | {processor:.2f} |", flush=True)
+
+
+def divide_into_quartiles(ours, theirs, key):
+    """Quartiles of MindSpore's time by torch's, round by round."""
+    return statistics.quantiles([b[key] / a[key] for a, b in zip(ours, theirs, strict=True)], n=4)
+
+
+def time_steps(name, rounds):
     """Time each framework in a process of its own, which takes a step when it is told to."""
     processes = {
         device: subprocess.Popen(
-            [python, __file__, "serve", device], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [python, __file__, "serve", device, name], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
         for device, python in PYTHONS.items()
     }
     times = {device: [] for device in processes}
-    for round_ in range(5 + ROUNDS):
+    for round_ in range(WARM_UP + rounds):
         for device, process in processes.items():
             process.stdin.write("step\n")
             process.stdin.flush()
             seconds = json.loads(process.stdout.readline())
-            if round_ >= 5:  # MindSpore compiles, and tunes its kernels in the first three
+            if round_ >= WARM_UP:
                 times[device].append(seconds)
     for process in processes.values():
         process.stdin.close()
         process.wait()
-    print("| | torch, ms | MindSpore, ms | ratio (quartiles) |")
-    print("|---|---|---|---|")
-    for part in ("masks", "step"):
-        ours = [row[part] for row in times["cpu"]]
-        theirs = [row[part] for row in times["mindspore:cpu"]]
-        low, middle, high = statistics.quantiles([b / a for a, b in zip(ours, theirs, strict=True)], n=4)
-        medians = [f"{statistics.median(values) * 1e3:.0f}" for values in (ours, theirs)]
-        print(f"| {part} | {medians[0]} | {medians[1]} | {middle:.2f} ({low:.2f} to {high:.2f}) |")
+    return times
 
 
-def take_steps(device):
+def take_steps(device, name):
     """Take a step for each line of standard input, and print the seconds of its parts."""
     import numpy as np
 
@@ -132,18 +157,27 @@ def take_steps(device):
     from ehm.config import TrainConfig, load_config
     from ehm.masking import make_masker
 
-    config = load_config(TrainConfig, "elpv/pretrain", ["optim.dtype=float32"])
+    file, settings = STEPS[name]
+    config = load_config(TrainConfig, file, ["optim.dtype=float32", *settings])
     learner = backends.get(device).create_learner(config)
     count = config.optim.batch_size
     images = np.random.default_rng(0).integers(0, 256, (count, *config.image_size, 3), dtype=np.uint8)
     masker = make_masker(config.masking, config.masks, config.units)
     for number, _ in enumerate(sys.stdin):
-        begun = time.perf_counter()
+        clocks = [read_clocks()]
         batch = learner.prepare_batch(images)
         mask, _ = masker(batch, 0.3, (number,))
-        masked = time.perf_counter()
+        clocks.append(read_clocks())
         float(learner.train_step(batch, mask, 1e-4, 0.05)["loss"])
-        print(json.dumps({"masks": masked - begun, "step": time.perf_counter() - masked}), flush=True)
+        clocks.append(read_clocks())
+        parts = {}
+        for part, before, after in zip(("masks", "step"), clocks, clocks[1:], strict=False):
+            parts[part] = {key: after[key] - before[key] for key in before}
+        print(json.dumps(parts), flush=True)
+
+
+def read_clocks():
+    return {"seconds": time.perf_counter(), "processor_seconds": time.process_time()}
 
 
 if __name__ == "__main__":
