@@ -126,15 +126,14 @@ endif
 # the protocol, of the models or of the suite need; .ci/run runs them after such a change, and at a release.
 test-mindspore-full: $(MINDSPORE_INSTALLED) ## all conformance tests of MindSpore, some of which make test leaves out
 	@$(PARALLEL) $(MINDSPORE_PYTHON) -m pytest $(GROUPS) tests/conformance -k mindspore --full
-	@EHM_MINDSPORE_PYTHON=$(MINDSPORE_PYTHON) $(PARALLEL) $(BIN)/python -m pytest $(WORKERS) tests/conformance/test_parity.py \
-		-k mindspore --full
+	@EHM_MINDSPORE_PYTHON=$(MINDSPORE_PYTHON) $(PARALLEL) $(BIN)/python -m pytest $(WORKERS) tests/conformance -k mindspore --full
 
 lint: $(INSTALLED) ## ruff, mypy, and checks of Dockerfiles, shell scripts and what GitHub reads
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/hadolint docker/Dockerfile.* docker/*.Dockerfile
-	$(BIN)/shellcheck .ci/run docker/*.sh
+	$(BIN)/shellcheck .ci/run .ci/choose-mindspore-suite docker/*.sh
 	@check() { $(BIN)/check-jsonschema -q --builtin-schema "vendor.$$@"; } && \
 		check github-workflows .github/workflows/*.yml && \
 		check dependabot .github/dependabot.yml && \

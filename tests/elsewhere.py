@@ -15,6 +15,11 @@ needs_mindspore = pytest.mark.skipif(
 )
 
 
+def mark_full(cases, short):
+    """Parameters of a test; all but the ``short`` ones are for changes of the MindSpore backend, if they run there."""
+    return [case if case in short else pytest.param(case, marks=pytest.mark.full_for("mindspore")) for case in cases]
+
+
 def run(*arguments, **options):
     """A Python process of that environment with ``arguments``; its output is text, and its status is not checked."""
     environment = {**os.environ, "PYTHONPATH": "", **options.pop("env", {})}

@@ -166,10 +166,7 @@ def compare(ours, theirs):
 
 
 @every_other_device
-@pytest.mark.parametrize(
-    "objective",
-    ["mae", *(pytest.param(name, marks=pytest.mark.full_for("mindspore")) for name in list(OBJECTIVES)[1:])],
-)
+@pytest.mark.parametrize("objective", elsewhere.mark_full(OBJECTIVES, ("mae", "beit-swin")))
 def test_similarity_saliency_loss_gradients_and_weights_are_torchs(device, first, objective, tmp_path):
     found = compare(device(first, 20, tmp_path / "there"), parity.run("cpu", first, 20, tmp_path / "here"))
     names = {name.removeprefix("gradient/") for name in found if name.startswith("gradient/")}
@@ -231,10 +228,7 @@ TASKS = {
 
 
 @every_other_device
-@pytest.mark.parametrize(
-    "task",
-    ["finetune", *(pytest.param(task, marks=pytest.mark.full_for("mindspore")) for task in list(TASKS)[1:])],
-)
+@pytest.mark.parametrize("task", elsewhere.mark_full(TASKS, ("finetune",)))
 def test_a_classifier_its_steps_and_its_encoder_are_torchs(device, task, config, batch, tmp_path):
     optim = {"batch_size": 6, "epochs": 2, "warmup_epochs": 0, "dtype": "float32", "betas": [0.9, 0.999]}
     values = {**TASKS[task], "optim": {**optim, **TASKS[task].get("optim", {})}}

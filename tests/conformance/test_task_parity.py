@@ -41,12 +41,6 @@ SHORT = ("embedder", "segmenter")
 """Cases that every change of ehm runs."""
 
 
-def sort_cases():
-    """Mark the cases that only changes of the MindSpore backend need."""
-    for case in CASES:
-        yield case if case in SHORT else pytest.param(case, marks=pytest.mark.full_for("mindspore"))
-
-
 @pytest.fixture
 def first(case, tmp_path):
     """A checkpoint with images in the size that it takes beside it."""
@@ -77,7 +71,7 @@ def assert_alike(ours, theirs):
 
 
 @every_other_device
-@pytest.mark.parametrize("case", list(sort_cases()))
+@pytest.mark.parametrize("case", elsewhere.mark_full(CASES, SHORT))
 def test_predictions_losses_gradients_and_weights_are_torchs(device, case, first, tmp_path):
     here = parity.run("cpu", first, 4, tmp_path / "here")
     there = device(first, 4, tmp_path / "there")

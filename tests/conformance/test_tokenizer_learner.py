@@ -61,6 +61,7 @@ def test_it_is_the_cpus(backend, learner, pictures):
     np.testing.assert_allclose(seen, expected, atol=1e-5)
 
 
+@pytest.mark.full_for("mindspore")
 def test_a_loaded_state_goes_on_like_the_one_that_was_saved(learner, pictures):
     first, second = learner(), learner(run={"seed": 5})
     steps(first, pictures, 3)
