@@ -187,7 +187,15 @@ def _add_predict_flags(parser: Parser) -> None:
         help=f"{_BUNDLE_HELP}, and image files or folders of images; or with --bundle the source of all images to "
         "predict, anything that data.source takes",
     )
-    _add_refused_flags(parser)
+    parser.add_argument("--config", action="append", dest="refused", help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--set",
+        metavar="KEY=VALUE",
+        action="append",
+        dest="overrides",
+        help="with --bundle: set how the source is read, for example data.columns.path=file (docs/data.md); can be "
+        "repeated",
+    )
     parser.add_argument(
         "--bundle", metavar="DIR", help=f"{_BUNDLE_HELP}; predict all images of a SOURCE into Parquet files below --out"
     )

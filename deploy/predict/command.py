@@ -69,6 +69,7 @@ def main(
     inputs: Sequence[str | Path],
     *,
     bundle: str | Path | None = None,
+    overrides: Sequence[str] = (),
     top: int = 5,
     device: str = "auto",
     precision: Precision = "float32",
@@ -88,10 +89,9 @@ def main(
     bulk: dict[str, Any] = {"part_size": part_size, "cpus": cpus, "ray": ray, "workers": workers}
     given = {name: value for name, value in bulk.items() if value is not None}
     if bundle is None:
-        if given:
-            raise ConfigError(
-                f"--{next(iter(given)).replace('_', '-')}: is for a source of images; --bundle DIR names the bundle"
-            )
+        if given or overrides:
+            flag = next(iter(given), "set").replace("_", "-")
+            raise ConfigError(f"--{flag}: is for a source of images; --bundle DIR names the bundle")
         if len(inputs) < 2:
             raise ConfigError(f"{inputs[0]}: name images behind the bundle, or the bundle of a source by --bundle DIR")
         return _predict_files(inputs[0], inputs[1:], top, device, precision, out, index, json)
@@ -106,7 +106,9 @@ def main(
     # imported here: the sources of images take time to import that predicting a few files need not take
     from ehm.deploy.predict.bulk.command import predict_source
 
-    result = predict_source(inputs[0], bundle=bundle, out=out, top=top, device=device, precision=precision, **given)
+    result = predict_source(
+        inputs[0], bundle=bundle, overrides=overrides, out=out, top=top, device=device, precision=precision, **given
+    )
     return 1 if result.unreadable else 0
 
 

@@ -136,7 +136,12 @@ def test_help_names_every_command(capsys):
         (["train", "--resume"], 1, "--resume: no run in"),
         (["export", "/nowhere"], 1, "/nowhere"),
         (["predict", "/nowhere", "image.png"], 1, "/nowhere"),
-        (["predict", "/nowhere", "image.png", "--set", "a=1"], 2, "takes neither --config nor --set: its settings are"),
+        (["predict", "/nowhere", "image.png", "--set", "a=1"], 2, "--set: is for a source of images"),
+        (
+            ["predict", "/nowhere", "image.png", "--config", "a"],
+            2,
+            "takes neither --config nor --set: its settings are",
+        ),
         (["bench", "export", "/nowhere", "--config", "a"], 2, "takes neither --config nor --set: its settings are"),
     ],
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,6 +49,7 @@ def predict_source(
     *,
     bundle: str | Path,
     out: str | Path,
+    overrides: Sequence[str] = (),
     top: int = 5,
     device: str = "auto",
     precision: Precision = "float32",
@@ -60,10 +61,11 @@ def predict_source(
     """Run ``bundle`` on all images of ``source`` (as data.source takes it), and write Parquet files into ``out``.
 
     Each file has ``part_size`` images, with the columns that `write_rows` describes. Files that are there are not
-    written again, so that the same call goes on after an interruption. ``cpus`` threads read images and run the
-    network, by default one for each processor, or one for each worker of Ray. With ``ray``, the address of a cluster
-    or "" for one of this machine, ``workers`` processes share the parts, as many as the cluster has room for if left
-    out; ``out`` is a folder that all its machines share.
+    written again, so that the same call goes on after an interruption. ``overrides`` set how the source is read, by
+    keys of ``data``: ``data.columns.path=file``. ``cpus`` threads read images and run the network, by default one for
+    each processor, or one for each worker of Ray. With ``ray``, the address of a cluster or "" for one of this
+    machine, ``workers`` processes share the parts, as many as the cluster has room for if left out; ``out`` is a
+    folder that all its machines share.
 
     Raises ConfigError if ``out`` holds predictions of other images or weights, DataError without images, ExportError
     for a damaged bundle, BackendError for a device that is not there.
@@ -79,11 +81,12 @@ def predict_source(
     if ray is not None:
         cluster = start_ray(ray)
         device = choose_device(cluster, device)
-    images = open_images(str(source), opened.manifest)
+    images = open_images(str(source), overrides, opened.manifest)
     folder = Path(out).absolute()
     threads = cpus or (count_physical_cores() if cluster is None else 1)
     job = BulkJob(
         source=str(source),
+        overrides=tuple(overrides),
         images=len(images),
         names=hash_names(images),
         bundle=Path(bundle).absolute(),

@@ -11,12 +11,13 @@ import json
 import math
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ehm.config import DataConfig
+from ehm.config import DataConfig, load_config
+from ehm.config.section import Section
 from ehm.data import open_source
 from ehm.data.sources.base import Source
 from ehm.data.sources.identity import SourceIdentity, identify_source
@@ -35,11 +36,12 @@ _JOB_FILE = "_job.json"
 class BulkJob:
     """The settings of a bulk prediction, which every worker gets a copy of.
 
-    ``images``, whose ``names`` have that hash, are divided into parts of ``part_size``; ``threads`` are those of a
-    worker, which read images and run the network.
+    ``overrides`` are keys of ``data``. ``images``, whose ``names`` have that hash, are divided into parts of
+    ``part_size``; ``threads`` are those of a worker, which read images and run the network.
     """
 
     source: str
+    overrides: tuple[str, ...]
     images: int
     names: str
     bundle: Path
@@ -73,14 +75,27 @@ class BulkJob:
             file.unlink(missing_ok=True)
 
 
-def open_images(source: str, manifest: Manifest) -> Source:
-    """Open all images of ``source``, which is anything that data.source takes, as the bundle's network was trained."""
-    return open_source(DataConfig(source=source, range=manifest.preprocessing.value_range))
+class _BulkConfig(Section):
+    """The keys that ``--set`` takes: where the images come from, and how they are read."""
+
+    data: DataConfig = DataConfig()
+
+
+def open_images(source: str, overrides: Sequence[str], manifest: Manifest) -> Source:
+    """Open all images of ``source``, anything that data.source takes, with ``overrides`` as ``data.KEY=VALUE``.
+
+    Raises ConfigError for a key that there is not, and DataError without images.
+    """
+    data = load_config(_BulkConfig, None, overrides).data
+    changes: dict[str, Any] = {"source": source}
+    if data.range is None:
+        changes["range"] = manifest.preprocessing.value_range  # as the network was trained to see them
+    return open_source(data.model_copy(update=changes))
 
 
 def reopen_images(job: BulkJob) -> Source:
     """Open the images of a job on another machine; raises DataError if they are others there."""
-    source = open_images(job.source, Bundle.open(job.bundle).manifest)
+    source = open_images(job.source, job.overrides, Bundle.open(job.bundle).manifest)
     if hash_names(source) != job.names:
         raise DataError(
             f"{job.source}: has other images on {platform.node()} ({len(source):,}) than where the job began"

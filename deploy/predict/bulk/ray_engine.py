@@ -41,7 +41,7 @@ class _PartActor:
     def __call__(self, batch: dict[str, NDArray[np.int64]]) -> dict[str, NDArray[Any]]:
         # a problem is told as a row: Ray would print tracebacks of an exception, and try again what fails again
         part = int(batch["part"][0])
-        row: dict[str, Any] = asdict(PartSummary(part, 0, 0, 0.0)) | {"problem": ""}
+        row: dict[str, Any] = asdict(PartSummary(part, 0, 0, 0.0, 0.0)) | {"problem": ""}
         try:
             if self._worker is None:
                 self._worker = PartWorker(self._job, reopen_images(self._job))
@@ -132,9 +132,10 @@ def predict_on_ray(ray: Any, job: BulkJob, parts: Sequence[int], workers: int) -
     )
     try:
         for row in dataset.iter_rows():
-            if row["problem"]:
-                raise EhmError(row["problem"])
-            yield PartSummary(row["part"], row["images"], row["unreadable"], row["seconds"])
+            problem = row.pop("problem")
+            if problem:
+                raise EhmError(problem)
+            yield PartSummary(**row)
     except ray.exceptions.RayError as error:
         # the last words: a traceback of the actor stands before them
         raise BackendError(f"--ray: {' '.join(str(error).split())[-400:]}") from error

@@ -37,9 +37,9 @@ def write_rows(
 ) -> None:
     """Write ``predictions`` to ``file``, complete or not at all; ``labels`` are those that the source itself has.
 
-    Columns: ``path``; ``label`` if there are ``labels``; ``classes`` and ``scores``, the likeliest first; ``features``,
-    (D,) float32; ``objects`` with label, score and box; and ``error`` for an image that cannot be read, whose other
-    columns are null.
+    Columns: ``path``; ``label`` if there are ``labels``; ``classes`` and ``scores``, the likeliest first; ``present``,
+    those of several labels that reach their thresholds; ``features``, (D,) float32; ``objects`` with label, score and
+    box; and ``error`` for an image that cannot be read, whose other columns are null.
     """
     arrow = _import_pyarrow()
     from pyarrow import parquet
@@ -62,6 +62,8 @@ def _make_row(prediction: Prediction, columns: Sequence[str]) -> dict[str, Any]:
     if "classes" in columns:
         row["classes"] = [name for name, _ in prediction.classes]
         row["scores"] = [score for _, score in prediction.classes]
+    if "present" in columns:
+        row["present"] = list(prediction.present or ())
     if "features" in columns:
         row["features"] = prediction.features
     if "objects" in columns:
@@ -80,6 +82,8 @@ def _make_schema(arrow: Any, manifest: Manifest, has_labels: bool) -> pyarrow.Sc
         fields.append(("label", text))
     if manifest.output("logits"):
         fields += [("classes", arrow.list_(text)), ("scores", arrow.list_(number))]
+    if manifest.task == "multi_label":
+        fields.append(("present", arrow.list_(text)))
     features = manifest.output("features")
     if features is not None:
         fields.append(("features", arrow.list_(number, int(features.shape[-1]))))

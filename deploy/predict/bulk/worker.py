@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 
@@ -12,22 +13,27 @@ from ehm.data.sources.base import FileSource, Source, StoredSource
 from ehm.deploy.predict.bulk.job import BulkJob
 from ehm.deploy.predict.bulk.table import write_rows
 from ehm.deploy.predict.handler import NamedImage, PredictionOptions
+from ehm.deploy.predict.prediction import Prediction
 from ehm.deploy.predict.predictor import Predictor
 
 __all__ = ["PartSummary", "PartWorker"]
 
-_IMAGES_AHEAD = 64
-"""Images that are read from a store at once."""
+_IMAGES_AHEAD = 256
+"""Images that are asked of a store at once, while those before them are predicted."""
 
 
 @dataclass(frozen=True)
 class PartSummary:
-    """A part that is done: how many images it has, how many of these could not be read, and the seconds it took."""
+    """A part that is done: how many images it has, how many of these could not be read, and the time that it took.
+
+    ``seconds`` have passed, and ``processor_seconds`` are those of all threads together.
+    """
 
     part: int
     images: int
     unreadable: int
     seconds: float
+    processor_seconds: float
 
 
 class PartWorker:
@@ -41,21 +47,32 @@ class PartWorker:
     def predict_part(self, part: int) -> PartSummary:
         """Write the Parquet file of a part; its name is there only once it is complete."""
         start = time.perf_counter()
+        processor_start = time.process_time()
         numbers = self._job.part_images(part)
-        images = [NamedImage(self._source.name(number), partial(self._load, number)) for number in numbers]
-        options = PredictionOptions(self._job.top, threads=self._job.threads)
-        predictions = list(self.predictor.handler.predict_images(self.predictor, images, options))
+        predictions: list[Prediction] = []
+        self._fetch_ahead(numbers[:_IMAGES_AHEAD])
+        for first in range(0, len(numbers), _IMAGES_AHEAD):
+            self._fetch_ahead(numbers[first + _IMAGES_AHEAD : first + 2 * _IMAGES_AHEAD])
+            predictions += self._predict_images(numbers[first : first + _IMAGES_AHEAD])
         write_rows(self._job.part_file(part), self.predictor.manifest, predictions, self._find_labels(numbers))
         unreadable = sum(prediction.error is not None for prediction in predictions)
-        return PartSummary(part, len(images), unreadable, time.perf_counter() - start)
+        seconds = time.perf_counter() - start
+        return PartSummary(part, len(numbers), unreadable, seconds, time.process_time() - processor_start)
+
+    def _fetch_ahead(self, numbers: range) -> None:
+        """Let images begin to come from a store, which takes long to begin to answer."""
+        if numbers and isinstance(self._source, StoredSource):
+            self._source.fetch_ahead(numbers)
+
+    def _predict_images(self, numbers: range) -> Iterator[Prediction]:
+        images = [NamedImage(self._source.name(number), partial(self._load, number)) for number in numbers]
+        options = PredictionOptions(self._job.top, threads=self._job.threads)
+        return self.predictor.handler.predict_images(self.predictor, images, options)
 
     def _load(self, number: int, enough: tuple[int, int] | None) -> Image.Image:
         """Read an image; a large JPEG in a file is decoded at a reduced size, as `ehm predict` of files does."""
         if isinstance(self._source, FileSource):
             return self.predictor.decode(self._source.name(number), enough)
-        if isinstance(self._source, StoredSource) and number % _IMAGES_AHEAD == 0:
-            # a store takes long to begin to answer, so it is asked before the images are needed
-            self._source.fetch_ahead(range(number, min(number + 2 * _IMAGES_AHEAD, len(self._source))))
         image: Image.Image = self._source.load(number)
         return image
 

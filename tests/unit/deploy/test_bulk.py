@@ -103,6 +103,27 @@ def test_shards_are_read_as_folders_are(photographs, bundle, tmp_path):
         assert [row[name] for row in shards] == [row[name] for row in folder]
 
 
+def test_tables_and_addresses_are_sources_too(photographs, bundle, tmp_path):
+    table = tmp_path / "table.csv"
+    table.write_text("file,label\ncracked/3.png,good\nsound/0.png,bad\n")
+    said = ["data.columns.path=file", f"data.images={photographs}"]
+    ehm.predict_source(table, bundle=bundle, out=tmp_path / "a", device="cpu", overrides=said)
+    assert [(row["path"], row["label"]) for row in read(tmp_path / "a")] == [
+        (str(photographs / "cracked/3.png"), "good"),
+        (str(photographs / "sound/0.png"), "bad"),
+    ]
+    (tmp_path / "store").mkdir()
+    with tarfile.open(tmp_path / "store/part-0.tar", "w") as archive:
+        for number in range(3):
+            archive.add(photographs / f"cracked/{number}.png", f"{number}.png")
+    said = [f"data.cache_folder={tmp_path / 'cache'}"]
+    address = f"file://{tmp_path}/store"
+    ehm.predict_source(address, bundle=bundle, out=tmp_path / "b", device="cpu", overrides=said)
+    alone = ehm.predict(bundle, [photographs / f"cracked/{number}.png" for number in range(3)], device="cpu")
+    for row, prediction in zip(read(tmp_path / "b"), alone, strict=True):
+        np.testing.assert_array_equal(np.float32(row["features"]), prediction.features)
+
+
 def test_a_folder_holds_the_predictions_of_one_job(photographs, bundle, tmp_path):
     arguments = {"out": tmp_path / "out", "device": "cpu"}
     ehm.predict_source(photographs, bundle=bundle, **arguments)
