@@ -110,9 +110,9 @@ class DiscreteVae(Tokenizer):
     def _draw_weights(self, rng: np.random.Generator) -> None:
         """Draw convolutions in torch's own range, but logits large enough to stand out from the Gumbel noise."""
         own = dict(self.parameters_and_names())
-        last = f"encoder.{len(self.encoder) - 1}."
+        logits = f"encoder.{len(self.encoder) - 1}.weight"
         for name, parameter in own.items():
-            if name.startswith((f"{last}weight",)):
+            if name == logits:
                 drawn = rng.normal(0, 4 / self.width**0.5, parameter.shape)
             elif name.endswith((".weight", ".bias")):
                 weight = own[f"{name.rpartition('.')[0]}.weight"]
