@@ -4,7 +4,7 @@ Tolerances are about ten times what was measured between torch 2.14 and MindSpor
 loss 1e-7, gradients 2e-6 of each tensor's largest, weights after 20 steps of 1e-3 4e-6. A block that is off by a
 thousandth is far outside of them. The gradient of SimMIM's loss jumps where a pixel is met: its weights differ by 5e-5.
 Feature prediction follows a teacher that follows it: in torch alone, a change of the first weights by a millionth
-becomes 1e-4.
+becomes 1e-4. The first weights of a tokenizer, changed by 3e-7 in torch alone, end 2e-3 apart.
 """
 
 from pathlib import Path
@@ -159,7 +159,11 @@ def compare(ours, theirs):
             limit = 1e-6
         np.testing.assert_allclose(left[name], right[name], rtol=0, atol=limit, err_msg=name)
     weights = dict(elsewhere.trained(open_checkpoint(theirs).model))
-    limit = 4e-4 if weights.keys() & {"decoder.0.weight", "feature_pred.weight"} else 4e-5
+    limit = 4e-5
+    if weights.keys() & {"decoder.0.weight", "feature_pred.weight"}:
+        limit = 4e-4
+    elif "codebook" in weights:
+        limit = 5e-3
     for name, value in elsewhere.trained(open_checkpoint(ours).model):
         np.testing.assert_allclose(value, weights[name], rtol=1e-5, atol=limit, err_msg=name)
     return right.files
