@@ -89,7 +89,11 @@ def find_in_measurement(measurement: Measurement) -> list[Finding]:
     table = measurement.table
     if measurement.unit == "questions":
         return _find_in_answers(measurement)
-    if table is None or "images" not in table.counts or measurement.confusion is None or not measurement.images:
+    if table is None or "images" not in table.counts or not measurement.images:
+        return []
+    if table.heading == "label":
+        return _find_in_labels(table, measurement.images)
+    if measurement.confusion is None:
         return []
     support = table.counts["images"]
     found = []
@@ -124,6 +128,39 @@ def find_in_measurement(measurement: Measurement) -> list[Finding]:
                 "note",
                 f"On {measurement.images:,} images the standard error of top-1 is {100 * error:.1f} points: take "
                 f"differences below {200 * error:.1f} points for chance.",
+            )
+        )
+    return found
+
+
+def _find_in_labels(table: ClassTable, images: int) -> list[Finding]:
+    """Say which of several labels are ranked no better than by chance, and how many are measured by few images."""
+    guessed = []
+    few = []
+    for name, precision, count in zip(
+        table.names, table.shares["average precision"], table.counts["images"], strict=True
+    ):
+        # a ranking by chance has the precision that answering always has
+        if precision is not None and precision <= count / images:
+            guessed.append(name)
+        if 0 < count < _FEWEST_IMAGES:
+            few.append(name)
+    found = []
+    if guessed:
+        found.append(
+            Finding(
+                "warning",
+                f"{_name_some(guessed)} ranked no better than by chance: the average precision is no more than the "
+                "share of images with the label.",
+                "Train longer, add images with the label, or check it.",
+            )
+        )
+    if few:
+        found.append(
+            Finding(
+                "note",
+                f"Fewer than {_FEWEST_IMAGES} images measure {len(few)} of the {len(table.names)} labels, whose "
+                "figures and thresholds therefore mean little.",
             )
         )
     return found

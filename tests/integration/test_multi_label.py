@@ -7,11 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from pyarrow import parquet
 from serving import ask, running
 from sklearn.metrics import average_precision_score, f1_score
 
 from ehm.deploy.bundle.bundle import Bundle
 from ehm.deploy.export.pipeline import export
+from ehm.deploy.predict.bulk.table import write_rows
 from ehm.deploy.predict.command import predict
 from ehm.errors import ConfigError, DataError, ExportError
 from ehm.storage.checkpoint import newest_checkpoint, open_checkpoint
@@ -137,7 +139,7 @@ def test_a_stopped_run_ends_as_one_that_was_not(run, table, tmp_path):
         table.write_text(text)
 
 
-def test_bundle_prediction_and_server_give_the_same_labels(run, bundle, table):
+def test_bundle_prediction_and_server_give_the_same_labels(run, bundle, tmp_path):
     manifest = Bundle.open(bundle).manifest
     assert manifest.task == "multi_label"
     assert manifest.thresholds == pytest.approx(run.report.thresholds)
@@ -150,6 +152,10 @@ def test_bundle_prediction_and_server_give_the_same_labels(run, bundle, table):
         assert prediction.as_dict()["present"] == list(prediction.present)
         for name in prediction.present:
             assert f"{name}, present" in str(prediction)
+    write_rows(tmp_path / "part.parquet", manifest, predictions, None)
+    assert parquet.read_table(tmp_path / "part.parquet")["present"].to_pylist() == [
+        list(prediction.present) for prediction in predictions
+    ]
     with running([bundle]) as (address, _):
         status, body = ask(address, "POST", "/v1/classify?top=1", Path(rows[0]["image"]).read_bytes())
     assert status == 200

@@ -32,6 +32,7 @@ from ehm.report.page import render_page
 from ehm.report.record import read_record
 from ehm.report.write import write_final_report, write_report
 from ehm.tasks.classification.metrics import report_classification
+from ehm.tasks.classification.multi_label_metrics import report_labels
 from ehm.tasks.detection.metrics import DetectionReport, Precision
 from ehm.tasks.retrieval.metrics import Protocol, RetrievalReport
 from ehm.tasks.segmentation.metrics import SegmentationReport
@@ -343,3 +344,20 @@ def test_a_fault_in_drawing_ends_no_run(tmp_path, capsys):
 
     write_final_report(run, draw)
     assert "the report was not written: ZeroDivisionError" in capsys.readouterr().out
+
+
+def test_labels_that_are_guessed_are_named(tmp_path):
+    rng = np.random.default_rng(0)
+    targets = rng.random((60, 3)) < [0.5, 0.4, 0.1]
+    # the first is told, the second the wrong way round, and the third is rare
+    scores = np.stack([targets[:, 0] * 0.8 + 0.1, 0.9 - targets[:, 1] * 0.8, targets[:, 2] * 0.5 + 0.2], axis=1)
+    report = report_labels(targets, scores, ("told", "mistaken", "rare"))
+    state = state_of(40, kind="classifier", classes=list(report.classes))
+    run = write_run(tmp_path / "run", finetune_config(), lines_of(["loss", "mean_ap"]), report.to_json(), state)
+    tree = parse_page(render_page(read_record(run)))
+    table = read_table(_find_table(tree, "average precision"))
+    assert [row[0] for row in table[1:]] == ["told", "mistaken", "rare"]
+    shown = read_text(tree)
+    assert "mistaken is ranked no better than by chance" in shown
+    assert "told is ranked" not in shown
+    assert "Fewer than 20 images measure 1 of the 3 labels" in shown
