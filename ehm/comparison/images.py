@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from ehm.config import MeasureConfig
 from ehm.data import Source, open_source, stratified_folds
-from ehm.data.subset import Subset, require_labels
+from ehm.data.folds import group_folds
+from ehm.data.subset import Subset, find_groups, require_labels
 from ehm.errors import ConfigError, DataError
 from ehm.tasks.folds import require_same_classes
 
@@ -67,7 +68,7 @@ def open_images(measure: MeasureConfig) -> LabelledImages:
     _check_folds(images.labels, source.classes, measure)
     splits: list[Split] = []
     for repeat in range(measure.repeats):
-        fold_of = stratified_folds(images.labels, measure.folds, seed=repeat)
+        fold_of = _divide(images, measure.folds, repeat)
         for fold in range(measure.folds):
             splits.append(Split(np.flatnonzero(fold_of != fold), np.flatnonzero(fold_of == fold)))
     times = f", {measure.repeats} times" if measure.repeats > 1 else ""
@@ -92,6 +93,28 @@ def draw_stratified(labels: NDArray[np.int64], most: int | None) -> NDArray[np.i
         # from 0 to 1 over the images of each class, so that a threshold takes the same share of all of them
         place[members] = (np.arange(len(members)) + 0.5) / len(members)
     return np.sort(np.lexsort((labels, place))[:most])
+
+
+def _divide(images: Subset[Source], folds: int, seed: int) -> NDArray[np.int64]:
+    """Return the fold of each of ``images`` (n,), stratified by classes; groups of a table stay together."""
+    groups = find_groups(images.source)
+    if groups is None:
+        return stratified_folds(images.labels, folds, seed=seed)
+    _, numbers = np.unique(groups[images.indices], return_inverse=True)
+    # of groups that are alike, which one comes first is drawn
+    shuffled = np.random.default_rng(seed).permutation(int(numbers.max()) + 1)[numbers]
+    try:
+        is_of_class = images.labels[:, None] == np.arange(len(images.source.classes))
+        fold_of = group_folds(is_of_class, shuffled, folds)
+    except ValueError as error:
+        raise ConfigError(f"folds: {error}") from None
+    for number in np.flatnonzero(is_of_class.any(axis=0)).tolist():
+        if len(np.unique(fold_of[is_of_class[:, number]])) < folds:
+            raise ConfigError(
+                f"folds {folds}: the images of class {images.source.classes[number]} are in too few groups for each "
+                "fold to have some; set fewer folds"
+            )
+    return fold_of
 
 
 def _take_parts(measure: MeasureConfig, source: Source, val_source: Source) -> LabelledImages:

@@ -35,6 +35,9 @@ _COLUMNS = ("arm", "seed", "measure", "value")
 Measures = dict[str, float]
 """The figures of one run by their names."""
 
+_LATER_KEYS = ("image_folder", "columns")
+"""Keys of a measurement that earlier versions did not have."""
+
 
 @dataclass(frozen=True, order=True)
 class RunKey:
@@ -57,7 +60,12 @@ def result_path(out: Path, run: RunKey) -> Path:
 
 def identify_measures(measures: Sequence[MeasureConfig]) -> str:
     """Return a key of what the figures of a study depend on; the number of workers changes none."""
-    return make_key({"measures": [each.model_dump(mode="json", exclude={"workers"}) for each in measures]})
+    described = []
+    for each in measures:
+        # figures of versions that did not have these keys stay known
+        unset = {key for key in _LATER_KEYS if getattr(each, key) == MeasureConfig.model_fields[key].default}
+        described.append(each.model_dump(mode="json", exclude={"workers", *unset}))
+    return make_key({"measures": described})
 
 
 def save_result(out: Path, run: RunKey, measures: Mapping[str, float], study: StudyConfig) -> Path:

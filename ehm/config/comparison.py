@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from ehm.config.data import DataConfig, Layout
+from ehm.config.data import DataConfig, Layout, TableColumns
 from ehm.config.section import Section
 from ehm.config.values import ClassName, Count, ImageSize, PixelRange, Positive
 
@@ -29,6 +29,10 @@ class MeasureConfig(Section):
     name: str = Field("", description="Name of this measurement if a study has several; its figures begin with it.")
     source: str = Field("elpv", description="The labelled images, as for data.source (docs/data.md).")
     layout: Layout = Field("auto", description="How the source is laid out on disk, as for data.layout.")
+    image_folder: str | None = Field(
+        None, description="Folder that the paths of a table start from, as for data.images; null takes the table's own."
+    )
+    columns: TableColumns = TableColumns()
     classes: Annotated[tuple[ClassName, ...], Field(min_length=1)] | None = Field(
         None, description="Names of the classes whose images are read; null takes all."
     )
@@ -76,8 +80,8 @@ class MeasureConfig(Section):
     @property
     def data(self) -> DataConfig:
         """The section ``data`` that opens its images."""
-        keys = {key: getattr(self, key) for key in ("source", "layout", "classes", "range")}
-        return DataConfig.model_validate(keys)
+        keys = {key: getattr(self, key) for key in ("source", "layout", "columns", "classes", "range")}
+        return DataConfig.model_validate({**keys, "images": self.image_folder})
 
 
 def _list_one(value: Any) -> Any:
