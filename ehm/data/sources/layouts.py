@@ -67,7 +67,7 @@ def open_source(config: ImageData, split: Split = "all") -> Source:
             source = open_stored(config, split)
         else:
             source = _OPENERS[layout](config.source, split)
-    if layout != "table":
+    if layout != "table" and not isinstance(source, RowSource):
         source = replace(source, notes=(*source.notes, *_list_unused_keys(config, layout)))
     if not isinstance(source, IdxSource):
         source = replace(source, pixels=pixels)

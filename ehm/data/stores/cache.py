@@ -64,6 +64,19 @@ class Cache:
         """False for a while after an entry did not fit."""
         return self.limit > 0 and time.monotonic() >= self._full_until
 
+    def find_room(self, wanted: int) -> int:
+        """Return how many bytes there is room for, 0 if ``wanted`` do not fit even without idle groups."""
+        if not self.has_room:
+            return 0
+        try:
+            with self._locked_usage() as usage:
+                if self._make_room(usage, wanted):
+                    return self.limit - usage.total
+        except OSError:
+            pass  # of a folder that cannot be written to
+        self._full_until = time.monotonic() + _RECOUNT_SECONDS
+        return 0
+
     def read_part(self, name: str, start: int, size: int) -> bytes | None:
         """Return ``size`` bytes of an entry from ``start`` on, None if it is not kept."""
         if not self.limit:

@@ -76,14 +76,15 @@ class StoreReader:
         """Return the bytes of each range, or why it cannot be read."""
         pieces = [_split_blocks(wanted) for wanted in ranges]
         found: dict[Range, bytes | FailedRead] = {}
-        to_fetch: dict[Range, Range] = {}
+        missing: list[Range] = []
         for piece in chain.from_iterable(pieces):
             block = _find_block(piece)
             kept = self.cache.read_part(_name_block(block), piece.start - block.start, piece.end - piece.start)
             if kept is not None:
                 found[piece] = kept
             else:
-                to_fetch[piece] = block if self.cache.has_room else piece
+                missing.append(piece)
+        to_fetch = self._choose_ranges(missing)
         fetched = self._fetch(list(dict.fromkeys(to_fetch.values())))
         for piece, larger in to_fetch.items():
             data = fetched[larger]
@@ -91,6 +92,21 @@ class StoreReader:
                 data = data[piece.start - larger.start : piece.end - larger.start]
             found[piece] = data
         return [_join([found[piece] for piece in parts]) for parts in pieces]
+
+    def _choose_ranges(self, pieces: Sequence[Range]) -> dict[Range, Range]:
+        """Return for each piece the range to fetch: its block as long as there is room for blocks, then itself."""
+        if not pieces:
+            return {}
+        room = self.cache.find_room(_find_block(pieces[0]).size)
+        chosen: dict[Range, Range] = {}
+        blocks: set[Range] = set()
+        for piece in pieces:
+            block = _find_block(piece)
+            if block not in blocks and room >= block.size:
+                blocks.add(block)
+                room -= block.size
+            chosen[piece] = block if block in blocks else piece
+        return chosen
 
     def _fetch(self, ranges: Sequence[Range]) -> dict[Range, bytes | FailedRead]:
         """Return ranges from the store, and keep those that are whole blocks."""

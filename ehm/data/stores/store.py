@@ -94,6 +94,11 @@ class Range:
     start: int
     end: int
 
+    @property
+    def size(self) -> int:
+        """The number of bytes."""
+        return self.end - self.start
+
 
 class Store:
     """The files behind addresses of one scheme; it can be sent to workers, each of which opens its own connections.
@@ -149,7 +154,7 @@ class Store:
                 wait = min(2 * wait, _LONGEST_WAIT)
             again = []
             for place, answer in zip(waiting, self._read_once([ranges[place] for place in waiting]), strict=True):
-                wanted = ranges[place].end - ranges[place].start
+                wanted = ranges[place].size
                 if isinstance(answer, bytes) and len(answer) == wanted:
                     results[place] = answer
                     continue
