@@ -23,8 +23,9 @@ from rich.progress import Progress
 from rich.table import Table
 
 from ehm.console import PlainConsole, console
+from ehm.data.channel_images import round_to_type
 from ehm.deploy.bundle.bundle import Bundle
-from ehm.deploy.bundle.manifest import Manifest
+from ehm.deploy.bundle.manifest import Manifest, Preprocessing
 from ehm.deploy.bundle.preprocessing import eval_transform, normalise_pixels
 from ehm.deploy.predict.handler import Outputs
 from ehm.deploy.predict.predictor import Predictor
@@ -114,7 +115,9 @@ def bench_export(
     except EhmError as error:
         notes.print(f"torch is left out: {error}")
     batch = _choose_batches(batch, reference)
-    pictures = [reference.decode(file) for file in images] or _draw_pictures(max(batch))
+    pictures = [reference.decode(file) for file in images]
+    if not pictures:
+        pictures = _draw_pictures(max(batch), reference.manifest.preprocessing)
     clock = time.process_time if processor_time else time.perf_counter
     timings: list[Timing] = []
     with Progress(console=notes, transient=True, disable=not notes.is_terminal) as progress:
@@ -180,8 +183,13 @@ def _name_output(run: Callable[[NDArray[Any]], NDArray[np.float32]], name: str, 
     return {name: run(images)}
 
 
-def _draw_pictures(count: int) -> list[Image.Image]:
-    """Return smooth random pictures of 300 x 300 pixels."""
+def _draw_pictures(count: int, rule: Preprocessing) -> list[Any]:
+    """Return smooth random pictures of 300 x 300 pixels, or noise of that size for images that are no photographs."""
+    pixels_of_model = rule.pixels
+    if not pixels_of_model.is_rgb:
+        shape = (count, 300, 300, pixels_of_model.count)
+        noise_in_channels = np.random.default_rng(0).random(shape, np.float32) * pixels_of_model.white
+        return list(round_to_type(noise_in_channels, pixels_of_model.dtype))
     noise = np.random.default_rng(0).integers(0, 256, (count, 12, 12, 3), np.uint8)
     pictures = []
     for pixels in noise:
@@ -189,10 +197,10 @@ def _draw_pictures(count: int) -> list[Image.Image]:
     return pictures
 
 
-def _prepare_inputs(reference: Predictor, pictures: Sequence[Image.Image]) -> _Inputs:
+def _prepare_inputs(reference: Predictor, pictures: Sequence[Any]) -> _Inputs:
     """Turn pictures into a batch."""
     rule = reference.manifest.preprocessing
-    if rule.in_graph:
+    if rule.in_graph and rule.pixels.is_rgb:
         # images of one batch have one size
         pictures = [picture.resize(pictures[0].size) for picture in pictures]
     transform = eval_transform(rule)

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
+from ehm.config.pixel_format import Depth, PixelFormat
 from ehm.errors import ExportError
 from ehm.storage.reading import describe_value, read_json
 
@@ -62,7 +63,6 @@ AtcPrecision = Literal["fp16", "mixed", "origin"]
 IndexKind = Literal["flat", "hnsw", "ivf"]
 Target = Literal["onnxruntime", "portable", "ascend"]
 Task = Literal["classification", "multi_label", "features", "segmentation", "detection", "visual_tokens"]
-Triple = tuple[float, float, float]
 
 
 class _Section(BaseModel):
@@ -77,7 +77,7 @@ class TensorRecord(_Section):
     """
 
     name: str
-    dtype: Literal["float32", "uint8", "int64"]
+    dtype: Literal["float32", "uint8", "uint16", "int64"]
     layout: Literal["NCHW", "NHWC", "NC", "NHW", "NLC", "N"]
     shape: tuple[int | str, ...]
     smallest: int | None = None
@@ -97,22 +97,43 @@ class Preprocessing(_Section):
     type of the values. Of a very long image that is to ``cover``, the central part is cut out before it is resized
     (``ehm/data/long_images.py``).
 
+    If ``colour`` is ``none``, images are no photographs: they have ``channels`` of ``depth``, 8 or 16 bits or floating
+    point, which nothing converts; ``channel_names`` are those of the training. Their values go from 0 to 255, to 65535
+    or to 1, which stand for ``value_range``, or with ``window`` for what a DICOM file says, and are divided by the
+    largest of these instead of by 255.
+
     What older manifests leave out has the meaning that it had then: the defaults.
     """
 
     in_graph: bool = False
     value_range: tuple[float, float] | None = None
 
-    colour: Literal["RGB"] = "RGB"
+    colour: Literal["RGB", "none"] = "RGB"
+    channels: int = 3
+    channel_names: tuple[str, ...] = ()
+    depth: Depth = 8
+    window: bool = False
     image_size: tuple[int, int]
     resize: Literal["cover", "squash", "fit"] = "cover"
     cover: tuple[int, int]
     rounding: Literal["down", "nearest"] = "down"
     crop: Literal["centre"] = "centre"
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"
-    fill: tuple[int, int, int] = (0, 0, 0)
-    mean: Triple
-    std: Triple
+    fill: tuple[int | float, ...] = (0, 0, 0)
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @model_validator(mode="after")
+    def _check_channels(self) -> Preprocessing:
+        for name in ("mean", "std", "fill"):
+            if len(getattr(self, name)) != self.channels:
+                raise ValueError(f"{name} has {len(getattr(self, name))} values for {self.channels} channels")
+        return self
+
+    @property
+    def pixels(self) -> PixelFormat:
+        """The channels and the depth of images, and how their files are read."""
+        return PixelFormat(self.channel_names or self.channels, self.depth, self.value_range, self.window)
 
 
 class Fit(_Section):

@@ -24,14 +24,21 @@ def describe_preprocessing(
 ) -> Preprocessing:
     """Return the manifest's record of how images of ``image_size`` = (H, W) are prepared.
 
-    ``value_range`` is what the training stated for images of more than 8 bits.
+    ``value_range`` is what the training stated for photographs of more than 8 bits.
     """
     # the transform works out the sizes, so that the rule is in one place
     transform = EvalTransform.from_spec(image_size, inputs)
+    pixels = inputs.pixels
+    names = () if isinstance(pixels.channels, int) else pixels.channels
     return Preprocessing.model_validate(
         {
             "in_graph": in_graph,
-            "value_range": value_range,
+            "value_range": value_range if pixels.is_rgb else pixels.range,
+            "colour": "RGB" if pixels.is_rgb else "none",
+            "channels": pixels.count,
+            "channel_names": names,
+            "depth": pixels.depth,
+            "window": pixels.window,
             "image_size": image_size,
             "resize": _RESIZES[transform.crop_mode],
             "cover": transform.cover,
@@ -45,7 +52,7 @@ def describe_preprocessing(
 
 
 def eval_transform(preprocessing: Preprocessing) -> EvalTransform:
-    """Return the transform from an RGB image to the pixels (H, W, 3) that a manifest describes."""
+    """Return the transform from an image to the pixels (H, W, C) that a manifest describes."""
     return EvalTransform(
         preprocessing.image_size,
         preprocessing.cover,
@@ -53,16 +60,18 @@ def eval_transform(preprocessing: Preprocessing) -> EvalTransform:
         preprocessing.interpolation,
         preprocessing.fill,
         preprocessing.rounding,
+        preprocessing.pixels.without_file_range,
     )
 
 
 def normalise_pixels(pixels: NDArray[Any], preprocessing: Preprocessing) -> NDArray[np.float32]:
-    """Turn bytes (..., H, W, 3) into (..., 3, H, W): minus the mean, divided by the standard deviation."""
-    mean = np.asarray(preprocessing.mean, np.float32).reshape(3, 1, 1)
-    std = np.asarray(preprocessing.std, np.float32).reshape(3, 1, 1)
+    """Turn pixels (..., H, W, C) into (..., C, H, W): minus the mean, divided by the standard deviation."""
+    mean = np.asarray(preprocessing.mean, np.float32).reshape(-1, 1, 1)
+    std = np.asarray(preprocessing.std, np.float32).reshape(-1, 1, 1)
+    white = preprocessing.pixels.white
     planes = np.moveaxis(pixels.astype(np.float32), -1, -3)
     # mean and deviation are those of values in [0, 1]
-    normalised: NDArray[np.float32] = (planes - mean * 255) / (std * 255)
+    normalised: NDArray[np.float32] = (planes - mean * white) / (std * white)
     return normalised
 
 

@@ -185,8 +185,14 @@ def _describe_tensor(value: ValueInfoProto) -> TensorRecord:
     for dimension in value.type.tensor_type.shape.dim:
         shape.append(dimension.dim_param or dimension.dim_value)  # a dynamic one has a name
     element = value.type.tensor_type.elem_type
-    if element == TensorProto.UINT8:
-        return TensorRecord(name=value.name, dtype="uint8", layout="NHWC", shape=tuple(shape))
+    # of images that the graph itself resizes, whose channels come last
+    if shape[1:3] == ["height", "width"]:
+        types: dict[int, Literal["uint8", "uint16", "float32"]] = {
+            TensorProto.UINT8: "uint8",
+            TensorProto.UINT16: "uint16",
+            TensorProto.FLOAT: "float32",
+        }
+        return TensorRecord(name=value.name, dtype=types[element], layout="NHWC", shape=tuple(shape))
     layout: Layout = "NLC" if value.name == "visual_tokens" else _LAYOUTS[len(shape)]
     if element == TensorProto.INT64:
         return TensorRecord(name=value.name, dtype="int64", layout=layout, shape=tuple(shape))

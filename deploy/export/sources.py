@@ -150,7 +150,8 @@ def _prepare_with_torch(source: ModelSource, head: Head, weights: Weights | None
     reference = compute_with_torch(network)
     compute, _ = reference
     # an output that the network cannot give is named here, before torch.onnx fails in other words
-    compute(np.zeros((1, 3, *loaded.image_size), np.float32))
+    channels = loaded.provenance.inputs.pixels.count
+    compute(np.zeros((1, channels, *loaded.image_size), np.float32))
 
     def make(config: ExportConfig) -> ModelProto:
         if config.dynamic_size:
@@ -161,6 +162,7 @@ def _prepare_with_torch(source: ModelSource, head: Head, weights: Weights | None
             image_size=loaded.image_size,
             outputs=network.outputs,
             raise_opset="opset" not in config.model_fields_set,  # unless it was asked for
+            channels=channels,
         )
         if config.target == "ascend":
             write_norms_out(graph)

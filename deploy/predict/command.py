@@ -12,11 +12,13 @@ from typing import Any
 import numpy as np
 from rich.progress import Progress
 
+from ehm.config.pixel_format import RGB_BYTES, PixelFormat
 from ehm.console import PlainConsole, print_line
+from ehm.data.decoding.channels import CHANNEL_SUFFIXES
 from ehm.data.decoding.decode import SUFFIXES
 from ehm.data.stores.addresses import is_address
 from ehm.deploy.bundle.bundle import Bundle
-from ehm.deploy.bundle.manifest import IndexKind, Precision
+from ehm.deploy.bundle.manifest import IndexKind, Precision, read_manifest
 from ehm.deploy.predict import faiss_index
 from ehm.deploy.predict.handler import PredictionOptions
 from ehm.deploy.predict.prediction import Prediction
@@ -188,7 +190,9 @@ def _open_job(
         raise ConfigError(f"--top {top}: expected at least 1")
     if out is not None and Path(out).exists() and not Path(out).is_dir():
         raise ConfigError(f"--out {out}: is no folder")
-    files = find_images(images)
+    # the manifest alone, so that files that are missing are named before a network is loaded
+    manifest = bundle.manifest if isinstance(bundle, Bundle) else read_manifest(Path(bundle))
+    files = find_images(images, manifest.preprocessing.pixels)
     predictor = Predictor(bundle, device, precision)
     if index is not None:
         _check_index(predictor, index, out)
@@ -206,8 +210,12 @@ def _check_index(predictor: Predictor, index: IndexKind, out: str | Path | None)
         raise ConfigError(f"--index {index}: the bundle gives no features; ehm export --head features, or multi, does")
 
 
-def find_images(images: str | Path | Sequence[str | Path]) -> list[Path]:
-    """Return files as they were given, and the images below each folder in the order of their names."""
+def find_images(images: str | Path | Sequence[str | Path], pixels: PixelFormat = RGB_BYTES) -> list[Path]:
+    """Return files as they were given, and the images below each folder in the order of their names.
+
+    Which files of a folder are images depends on the ``pixels`` of the model.
+    """
+    suffixes = SUFFIXES if pixels.is_rgb else CHANNEL_SUFFIXES
     paths = [images] if isinstance(images, str | Path) else images
     files: list[Path] = []
     for name in map(str, paths):
@@ -221,17 +229,17 @@ def find_images(images: str | Path | Sequence[str | Path]) -> list[Path]:
             files.append(path)
             continue
         # sorted, so that rows of features have the same order on every machine
-        found = sorted(_visible_images(path.rglob("*")))
+        found = sorted(_visible_images(path.rglob("*"), suffixes))
         if not found:
-            raise DataError(f"{path}: no images below this folder; known are {', '.join(sorted(SUFFIXES))}")
+            raise DataError(f"{path}: no images below this folder; known are {', '.join(sorted(suffixes))}")
         files += found
     return files
 
 
-def _visible_images(paths: Iterable[Path]) -> Iterator[Path]:
+def _visible_images(paths: Iterable[Path], suffixes: frozenset[str]) -> Iterator[Path]:
     for path in paths:
         hidden = path.name.startswith(".")  # as macOS and editors leave beside images
-        if path.suffix.lower() in SUFFIXES and not hidden and not path.is_dir():
+        if path.suffix.lower() in suffixes and not hidden and not path.is_dir():
             yield path
 
 

@@ -153,13 +153,16 @@ class Handler(ABC):
     def describe_input(self) -> str:
         """Say in a sentence how an image becomes the network's input, for the model card."""
         rule = self.manifest.preprocessing
-        subject = "Before the graph, in RGB"
+        colours = "RGB" if rule.pixels.is_rgb else rule.pixels.describe()
+        subject = f"Before the graph, in {colours}"
         if rule.in_graph:
-            subject = "The graph takes decoded RGB bytes and does this itself"
+            subject = f"The graph takes decoded {colours}{' bytes' * rule.pixels.is_rgb} and does this itself"
         return f"{subject}: {describe_preparation(rule)}, normalise ({self._describe_normalisation()})."
 
     def example_code(self) -> list[str]:
         """Return lines of Python that run the network on a photograph without ehm; none if that takes too many."""
+        if not self.manifest.preprocessing.pixels.is_rgb:
+            return []  # reading and scaling the files takes too many lines
         # one output is enough to show how it works
         output = self.manifest.outputs[0].name
         file = self.manifest.models["float32"].file
@@ -174,7 +177,8 @@ class Handler(ABC):
 
     def _describe_normalisation(self) -> str:
         rule = self.manifest.preprocessing
-        return f"mean {list(rule.mean)}, std {list(rule.std)} of bytes / 255"
+        values = "bytes / 255" if rule.pixels.is_rgb else f"values / {rule.pixels.white:g}"
+        return f"mean {list(rule.mean)}, std {list(rule.std)} of {values}"
 
 
 HandlerT = TypeVar("HandlerT", bound=Handler)

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
+from ehm.data.decoding.channels import read_channels
 from ehm.data.decoding.decode import decode_image
 from ehm.deploy.bundle.bundle import Bundle
 from ehm.deploy.bundle.manifest import OFFLINE_MODEL, Precision
@@ -56,14 +56,20 @@ class Predictor:
         preprocessing = self.manifest.preprocessing
         return None if preprocessing.in_graph else preprocessing.cover
 
-    def decode(self, file: str | Path | BytesIO, enough: tuple[int, int] | None = None) -> Image.Image:
-        """Read an image file as the network was trained to see it; see `ehm.data.decode_image`."""
-        return decode_image(file, enough=enough, value_range=self.manifest.preprocessing.value_range)
+    def decode(self, file: str | Path | BytesIO, enough: tuple[int, int] | None = None) -> Any:
+        """Read an image file as the network was trained to see it; see `ehm.data.decode_image`.
 
-    def prepare(self, image: Image.Image) -> NDArray[np.float32] | NDArray[np.uint8]:
-        """Turn an image of any size, as `decode_image` gives it for ``sufficient_size``, into one input.
+        An image that is no photograph is an array (H, W, C), see `ehm.data.decoding.channels.read_channels`.
+        """
+        pixels = self.manifest.preprocessing.pixels
+        if pixels.is_rgb:
+            return decode_image(file, enough=enough, value_range=pixels.range)
+        return read_channels(file, pixels)
 
-        That is a normalised array (3, H, W), or the image's bytes (H, W, 3) if the graph does the rest.
+    def prepare(self, image: Any) -> NDArray[Any]:
+        """Turn an image of any size, as `decode` gives it for ``sufficient_size``, into one input.
+
+        That is a normalised array (C, H, W), or the image's pixels (H, W, C) if the graph does the rest.
         """
         if self.manifest.preprocessing.in_graph:
             return np.asarray(image)

@@ -67,4 +67,4 @@ def _describe_filling(rule: Preprocessing) -> str:
     covers = rule.cover[0] >= rule.image_size[0] and rule.cover[1] >= rule.image_size[1]
     if rule.resize != "fit" and covers:
         return ""
-    return f" (what lacks is filled with RGB {list(rule.fill)})"
+    return f" (what lacks is filled with {'RGB ' * rule.pixels.is_rgb}{list(rule.fill)})"

@@ -38,7 +38,7 @@ def find_samples(bundle: Bundle, config: CalibrationConfig) -> Samples:
 
     manifest = bundle.manifest
     try:
-        _, measured = choose_images(config, manifest.source, manifest.preprocessing.value_range)
+        _, measured = choose_images(config, manifest.source, manifest.preprocessing.pixels)
     except (ConfigError, DataError) as error:
         console.print(f"ATC's precisions are compared on made-up pictures: {error}")
         return make_samples(bundle)
@@ -66,7 +66,7 @@ def make_samples(bundle: Bundle) -> Samples:
 def read_samples(bundle: Bundle, images: Sequence[str]) -> Samples:
     """Return photographs as inputs, one by one."""
     predictor = Predictor(bundle)
-    files = find_images(images)[:_MOST_IMAGES]
+    files = find_images(images, bundle.manifest.preprocessing.pixels)[:_MOST_IMAGES]
 
     def iterate() -> Iterator[NDArray[Any]]:
         for file in files:

@@ -24,7 +24,7 @@ from ehm.storage.writing import rename_all, report_write_errors
 
 __all__ = ["check_triton", "model_name", "variant_name", "write_triton"]
 
-_TYPES = {"float32": "TYPE_FP32", "uint8": "TYPE_UINT8", "int64": "TYPE_INT64"}
+_TYPES = {"float32": "TYPE_FP32", "uint8": "TYPE_UINT8", "uint16": "TYPE_UINT16", "int64": "TYPE_INT64"}
 _KINDS = {"auto": "KIND_AUTO", "cpu": "KIND_CPU", "cuda": "KIND_GPU"}
 _OURS = "# ehm export wrote this folder, a network in {}, and replaces it\n"
 """The first line of its configuration: another bundle may have the name of a variant of this one, ``cells_int8``."""

@@ -15,11 +15,15 @@ from ehm.deploy.export.graphs.saving import BATCH
 
 __all__ = ["take_bytes"]
 
+_TYPES = {8: TensorProto.UINT8, 16: TensorProto.UINT16, "float": TensorProto.FLOAT}
+"""Types of pixels by their depth."""
 _FILTERS = {"bicubic": BICUBIC, "bilinear": BILINEAR}
 
 
 def take_bytes(model: ModelProto, preprocessing: Preprocessing) -> None:
-    """Let ``model``, of normalised (B, 3, H, W), take uint8 (B, H, W, 3) of any size; operator set 18 or later.
+    """Let ``model``, of normalised (B, C, H, W), take pixels (B, H, W, C) of any size; operator set 18 or later.
+
+    They are uint8, or of the depth of images that are no photographs, from 0 to its largest value.
 
     ONNX Runtime resizes bytes as Pillow does, along the width first and with 8 bits between the two passes; its
     kernel's weights are float32, so that one value in some thousands is rounded to the next grey level. Of tall images
@@ -36,7 +40,8 @@ def take_bytes(model: ModelProto, preprocessing: Preprocessing) -> None:
     del model.graph.node[:]
     model.graph.node.extend([*graph.nodes.values(), *later])
     graph.store_constants(model)
-    images.CopyFrom(helper.make_tensor_value_info(images.name, TensorProto.UINT8, [BATCH, "height", "width", 3]))
+    shape: list[str | int] = [BATCH, "height", "width", preprocessing.channels]
+    images.CopyFrom(helper.make_tensor_value_info(images.name, _TYPES[preprocessing.depth], shape))
 
 
 class _PixelGraph(Nodes):
@@ -47,7 +52,7 @@ class _PixelGraph(Nodes):
         self.rule = preprocessing
 
     def write(self, images: str) -> str:
-        """Add bytes (B, H, W, 3) -> normalised (B, 3, *image_size)."""
+        """Add pixels (B, H, W, C) -> normalised (B, C, *image_size)."""
         resized, size = self._resize(images)
         return self._normalise(self._crop_centre(resized, size))
 
@@ -66,8 +71,19 @@ class _PixelGraph(Nodes):
         first = self.add_node("Shape", [planes], "pixels/first_axes", end=2)
         sizes = self.add_node("Concat", [first, wanted], "pixels/sizes", axis=0)
         options = _FILTERS[self.rule.interpolation]
+        if self.rule.depth != 8:
+            planes = self.add_node("Cast", [planes], "pixels/deep", to=TensorProto.FLOAT)
         resized = self.add_node("Resize", [planes, "", "", sizes], "pixels/resized", **options)
+        if self.rule.depth != 8:
+            resized = self._round_deep(resized)
         return resized, wanted
+
+    def _round_deep(self, resized: str) -> str:
+        """Add what :func:`ehm.data.channel_images.round_to_type` does to float32, which filters let overshoot."""
+        if self.rule.depth == 16:
+            resized = self.add_node("Round", [resized], "pixels/whole_values")
+        limits = [self.add_number("pixels.black", 0.0), self.add_number("pixels.white", self.rule.pixels.white)]
+        return self.add_node("Clip", [resized, *limits], "pixels/clipped")
 
     def _covering_size(self, planes: str) -> str:
         """Add (h, w) that just covers, proportions kept; the side that does not decide is rounded down.
@@ -128,7 +144,7 @@ class _PixelGraph(Nodes):
         end = self.add_node("Add", [start, wanted], "pixels/end")
         cut = self.add_node("Slice", [resized, start, end, self.add_integers("pixels.axes", 2, 3)], "pixels/centre")
         # the sizes are known here, and constant shapes let a runtime plan what follows
-        shape = self.add_integers("pixels.shape", 0, 3, *self.rule.image_size)
+        shape = self.add_integers("pixels.shape", 0, self.rule.channels, *self.rule.image_size)
         return self.add_node("Reshape", [cut, shape], "pixels/crop")
 
     def _pad(self, resized: str, size: str) -> tuple[str, str]:
@@ -140,7 +156,7 @@ class _PixelGraph(Nodes):
         behind = self.add_node("Sub", [padding, before], "pixels/behind")
         both = self.add_node("Concat", [before, behind], "pixels/both", axis=0)
         # Pad knows one value for all channels: 0, around the differences to the colour
-        colour = self.add_constant("pixels.fill", np.array(self.rule.fill, np.float32).reshape(3, 1, 1))
+        colour = self.add_constant("pixels.fill", np.array(self.rule.fill, np.float32).reshape(-1, 1, 1))
         values = self.add_node("Cast", [resized], "pixels/bytes", to=TensorProto.FLOAT)
         differences = self.add_node("Sub", [values, colour], "pixels/differences")
         inputs = [differences, both, "", self.add_integers("pixels.pad_axes", 2, 3)]
@@ -149,9 +165,10 @@ class _PixelGraph(Nodes):
         return filled, self.add_node("Max", [size, wanted], "pixels/filled_size")
 
     def _normalise(self, crop: str) -> str:
-        """Add bytes -> (bytes - 255 mean) / (255 std)."""
-        mean = self.add_constant("pixels.mean", np.asarray(self.rule.mean, np.float32).reshape(3, 1, 1) * 255)
-        std = self.add_constant("pixels.std", np.asarray(self.rule.std, np.float32).reshape(3, 1, 1) * 255)
+        """Add pixels -> (pixels - white mean) / (white std), with white 255 for bytes."""
+        white = self.rule.pixels.white
+        mean = self.add_constant("pixels.mean", np.asarray(self.rule.mean, np.float32).reshape(-1, 1, 1) * white)
+        std = self.add_constant("pixels.std", np.asarray(self.rule.std, np.float32).reshape(-1, 1, 1) * white)
         values = self.add_node("Cast", [crop], "pixels/values", to=TensorProto.FLOAT)
         centred = self.add_node("Sub", [values, mean], "pixels/centred")
         return self.add_node("Div", [centred, std], "pixels/normalised")

@@ -36,13 +36,14 @@ def make_onnx(
     outputs: Sequence[str],
     batch: int | None = None,
     raise_opset: bool = False,
+    channels: int = 3,
 ) -> ModelProto:
-    """Return ``module`` as a graph: (B, 3, H, W) float32 ``images`` -> ``outputs``; B is ``batch``, or any.
+    """Return ``module`` as a graph: (B, ``channels``, H, W) float32 ``images`` -> ``outputs``; B is ``batch``, or any.
 
     With ``raise_opset`` a module that operator set 17 cannot express is written in 18 instead. Raises ExportError if
     the module cannot be expressed.
     """
-    example = torch.zeros(batch or 2, 3, *image_size)  # a batch of one would be taken for a constant
+    example = torch.zeros(batch or 2, channels, *image_size)  # a batch of one would be taken for a constant
     dynamic_shapes = None if batch else ({0: torch.export.Dim(BATCH)},)
     try:
         with _silence_exporter(), _unfuse_attention(module), torch.no_grad():

@@ -18,9 +18,9 @@ from PIL import Image
 from rich.progress import Progress
 
 from ehm.config import CalibrationConfig, DataConfig
+from ehm.config.pixel_format import RGB_BYTES, PixelFormat
 from ehm.console import console
 from ehm.data import open_source
-from ehm.data.decoding.depth import ValueRange
 from ehm.data.sources.identity import identify_source
 from ehm.data.subset import Subset
 from ehm.deploy.bundle.manifest import Source
@@ -82,9 +82,11 @@ class ImageSample:
             yield index, prepare(image)
 
 
-def _take_image(sample: Any) -> Image.Image:
-    """Return the image of what a source gives: some give a mask or objects beside it."""
-    image = sample[0] if isinstance(sample, tuple) else sample
+def _take_image(sample: Any) -> Any:
+    """Return the image of what a source gives: some give a mask or objects beside it, which photographs have alone."""
+    if not isinstance(sample, tuple):
+        return sample
+    image = sample[0]
     return image if isinstance(image, Image.Image) else Image.fromarray(image)
 
 
@@ -98,40 +100,38 @@ class _Images:
 
 
 def choose_images(
-    config: CalibrationConfig, source: Source, value_range: ValueRange = None
+    config: CalibrationConfig, source: Source, pixels: PixelFormat = RGB_BYTES
 ) -> tuple[ImageSample, ImageSample]:
     """Return the images to calibrate on, and those to measure on.
 
     By default they are what the checkpoint was trained on, and what its training held out. If ``measure`` is the source
     that calibrates, by whatever path, it counts as left out: only images that calibrate nothing are taken. Images that
-    the checkpoint was trained on are left out of what is measured, and counted. ``value_range`` is the bundle's, of
-    images of more than 8 bits. Raises ConfigError if neither the checkpoint nor ``config`` names images, and DataError
-    if they are not there, too few, or all known to the network.
+    the checkpoint was trained on are left out of what is measured, and counted. ``pixels`` are the bundle's. Raises
+    ConfigError if neither the checkpoint nor ``config`` names images, and DataError if they are not there, too few, or
+    all known to the network.
     """
     try:
-        return _choose_images(config, source, value_range)
+        return _choose_images(config, source, pixels)
     except DataError as error:
         # sources are opened as those of a training, and name its key
         key = "measure" if config.measure and config.measure in str(error) else "source"
         raise DataError(str(error).replace("data.source", f"calibration.{key}")) from None
 
 
-def _choose_images(
-    config: CalibrationConfig, source: Source, value_range: ValueRange
-) -> tuple[ImageSample, ImageSample]:
+def _choose_images(config: CalibrationConfig, source: Source, pixels: PixelFormat) -> tuple[ImageSample, ImageSample]:
     training = _read_training(source)
     if config.source is None:
-        images = _open_training_images(source)
+        images = _open_training_images(source, pixels)
     else:
-        images = _open_images(config.source, value_range)
+        images = _open_images(config.source, pixels)
     held_out = False
     if training is not None and identify_source(images.train.source, _THREADS) == training.train:
         if config.source is not None and training.val == training.train:
             # training held out a fold of this very source: the same fold is left to measure on
-            images = _open_training_images(source, config.source)
+            images = _open_training_images(source, pixels, config.source)
         held_out = images.rest is not None and identify_source(images.rest.source, _THREADS) == training.val
     measure = config.measure
-    if measure is not None and _holds_images_of(measure, images.train):
+    if measure is not None and _holds_images_of(measure, images.train, pixels):
         measure = None
     if images.rest is None:
         images = _draw_images(images, config.images, to_measure=measure is None)
@@ -140,7 +140,7 @@ def _choose_images(
     measured = images.rest
     origin = images.origin
     if measure is not None:
-        other = _open_images(measure, value_range)
+        other = _open_images(measure, pixels)
         measured = other.rest or other.train
         origin = measure
     # what training held out cannot hold images that it saw, so only then there is nothing to compare
@@ -164,9 +164,9 @@ def _draw_images(images: _Images, count: int, to_measure: bool) -> _Images:
     return _Images(images.origin, Subset(source, order[:count], "drawn"), Subset(source, order[count:], "the others"))
 
 
-def _holds_images_of(origin: str, subset: Subset) -> bool:
+def _holds_images_of(origin: str, subset: Subset, pixels: PixelFormat) -> bool:
     """Return whether ``origin`` names the source of ``subset``, by whatever path."""
-    named = _open_images(origin, None).train.source
+    named = _open_images(origin, pixels).train.source
     return identify_source(named, _THREADS) == identify_source(subset.source, _THREADS)
 
 
@@ -187,7 +187,7 @@ def _read_training(source: Source) -> TrainingData | None:
     return read_training_data(open_checkpoint(source.checkpoint))
 
 
-def _open_training_images(source: Source, origin: str | None = None) -> _Images:
+def _open_training_images(source: Source, pixels: PixelFormat, origin: str | None = None) -> _Images:
     """Return the images that a checkpoint was trained on, and those that its training held out.
 
     ``origin`` is the path of its images now, if they have moved.
@@ -204,14 +204,17 @@ def _open_training_images(source: Source, origin: str | None = None) -> _Images:
     entry = find_task_by_kind(source.kind)
     if entry is None or source.kind not in _KINDS_OF_ONE_IMAGE:
         table = {key: data[key] for key in ("images", "columns") if key in data}
-        return _open_images(data["source"], data.get("range"), data["layout"], data.get("classes"), table)
+        return _open_images(data["source"], pixels, data["layout"], data.get("classes"), table)
+    if not pixels.is_rgb:
+        # the task may have left them to the weights that it began with
+        data |= {"channels": pixels.channels, "depth": pixels.depth, "range": pixels.range, "window": pixels.window}
     config = entry.config.model_validate(values)
     return _Images(data["source"], *entry.load_class().split_images(config))
 
 
 def _open_images(
     origin: str,
-    value_range: ValueRange,
+    pixels: PixelFormat,
     layout: str = "auto",
     classes: Sequence[str] | None = None,
     table: Mapping[str, Any] | None = None,
@@ -220,7 +223,8 @@ def _open_images(
 
     ``table`` are the keys of the section ``data`` that say how to read a table.
     """
-    values = {"source": origin, "layout": layout, "range": value_range, "classes": classes, **(table or {})}
+    values = {"source": origin, "layout": layout, "range": pixels.range, "classes": classes, **(table or {})}
+    values |= {"channels": pixels.channels, "depth": pixels.depth, "window": pixels.window}
     config = DataConfig.model_validate(values)
     train = open_source(config, "train")
     if train.split != "train":

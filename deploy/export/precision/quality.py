@@ -43,8 +43,7 @@ def write_lower_precisions(bundle: Bundle, config: ExportConfig, device: str) ->
     if not (config.int8 or config.float16):
         return {}
     manifest = bundle.manifest
-    value_range = manifest.preprocessing.value_range
-    calibration, measured = choose_images(config.calibration, manifest.source, value_range)
+    calibration, measured = choose_images(config.calibration, manifest.source, manifest.preprocessing.pixels)
     reference = Predictor(bundle, device)
     prepare = partial(reference.handler.prepare_sample, reference)
     size = _choose_batch(manifest)

@@ -131,7 +131,8 @@ def _warm_up(predictor: Predictor, max_batch: int) -> None:
     """Run one image and a whole batch, so that no request pays for what a runtime does at first."""
     record = predictor.manifest.input
     height, width = predictor.manifest.preprocessing.image_size
-    shape = (height, width, 3) if record.layout == "NHWC" else (3, height, width)
+    channels = predictor.manifest.preprocessing.channels
+    shape = (height, width, channels) if record.layout == "NHWC" else (channels, height, width)
     sizes = [1]
     if predictor.handler.takes_batches:
         sizes.append(max_batch)

@@ -17,7 +17,7 @@ from PIL import Image
 from starlette.requests import ClientDisconnect
 
 from ehm.deploy.serve.inference.batching import Images, Outputs, Result
-from ehm.deploy.serve.inference.images import read_image
+from ehm.deploy.serve.inference.images import read_image, size_of
 from ehm.deploy.serve.inference.memory import Memory, Record
 from ehm.deploy.serve.inference.metrics import Metrics
 from ehm.deploy.serve.inference.models import Models
@@ -36,9 +36,9 @@ _CLIENT_LEFT = 499
 
 @dataclass(frozen=True)
 class Upload:
-    """An image that was sent: an RGB picture, and its file's name if the client gave one."""
+    """An image that was sent, as `read_image` gives it, and its file's name if the client gave one."""
 
-    image: Image.Image
+    image: Any
     name: str | None = None
 
 
@@ -171,9 +171,10 @@ class Service:
     async def read_image(self, request: Request, model: ServedModel) -> Upload:
         """Read the image of a request as ``model`` was trained to see it, and its file's name; raises RequestError."""
         data, name = await self._read_file(request)
-        value_range = model.manifest.preprocessing.value_range
-        image = await self.offload(request, read_image, data, self.settings.max_pixels, None, value_range)
-        self.hold_bytes(request, 3 * image.width * image.height)  # bytes of RGB
+        pixels = model.manifest.preprocessing.pixels
+        image = await self.offload(request, read_image, data, self.settings.max_pixels, None, pixels)
+        width, height = size_of(image)
+        self.hold_bytes(request, pixels.count * pixels.dtype.itemsize * width * height)
         return Upload(image, name)
 
     async def answer_image(
@@ -186,9 +187,10 @@ class Service:
 
         def prepare_and_run() -> tuple[NDArray[Any], Result | None]:
             # in one go, so that no more images are unpacked at a time than there are cores
-            value_range = model.manifest.preprocessing.value_range
-            image = read_image(data, self.settings.max_pixels, model.predictor.sufficient_size, value_range)
-            model.check_size(image.height, image.width)
+            pixels = model.manifest.preprocessing.pixels
+            image = read_image(data, self.settings.max_pixels, model.predictor.sufficient_size, pixels)
+            width, height = size_of(image)
+            model.check_size(height, width)
             images = model.predictor.prepare(image)[np.newaxis]
             if self._image_count > 1:  # others are on their way: they may share a batch
                 return images, None

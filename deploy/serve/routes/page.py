@@ -13,6 +13,9 @@ from fastapi.responses import FileResponse
 from PIL import Image
 from pydantic import BaseModel
 
+from ehm.config.pixel_format import RGB_BYTES
+from ehm.data.colour_view import to_photograph
+from ehm.data.decoding.channels import read_channels
 from ehm.data.decoding.decode import decode_image
 from ehm.deploy.serve.inference.images import FORMATS
 from ehm.deploy.serve.inference.served_model import ServedModel
@@ -165,11 +168,12 @@ async def view(service: Served, request: Request, model: Model = None) -> View:
     """The image as the server reads it, and the region of it that a model sees."""
     served = service.find_model(request, model)
     upload = await service.read_image(request, served)
-    size = upload.image.size
+    picture = await service.offload(request, to_photograph, upload.image, served.manifest.preprocessing.pixels)
+    size = picture.size
     seen = served.predictor.handler.find_seen_region(*size)
     shown = find_surroundings(size, seen)
     left, top, width, height = shown
-    part = upload.image if (width, height) == size else upload.image.crop((left, top, left + width, top + height))
+    part = picture if (width, height) == size else picture.crop((left, top, left + width, top + height))
     preview = await service.offload(request, _encode_jpeg, part, _PREVIEW)
     return View(
         model=served.name,
@@ -207,15 +211,18 @@ async def thumbnail(service: Served, index: Searched, request: Request, number: 
     """A small JPEG of an image of the index, by its number."""
     if index is None or not 0 <= number < len(index):
         raise RequestError(404, f"there is no image {str(number)[:20]} in the index")
-    value_range = None
+    pixels = RGB_BYTES
     for model in service.models.values():
         if _fits_index(model, index):
             # shown as the model that was searched with sees it
-            value_range = model.manifest.preprocessing.value_range
+            pixels = model.manifest.preprocessing.pixels
             break
 
     def read_thumbnail() -> bytes:
-        return _encode_jpeg(decode_image(index.files[number], formats=FORMATS, value_range=value_range), _THUMBNAIL)
+        file = index.files[number]
+        if pixels.is_rgb:
+            return _encode_jpeg(decode_image(file, formats=FORMATS, value_range=pixels.range), _THUMBNAIL)
+        return _encode_jpeg(to_photograph(read_channels(file, pixels), pixels), _THUMBNAIL)
 
     try:
         small = await service.offload(request, read_thumbnail)

@@ -23,7 +23,7 @@ from ehm.errors import RequestError
 
 __all__ = ["InferRequest", "OutputRequest", "decode_request", "describe_model", "encode_response"]
 
-_DATATYPES = {"float32": "FP32", "uint8": "UINT8", "int64": "INT64"}
+_DATATYPES = {"float32": "FP32", "uint8": "UINT8", "uint16": "UINT16", "int64": "INT64"}
 
 
 @dataclass(frozen=True)
@@ -198,16 +198,17 @@ def _read_binary(raw: bytes, shape: Sequence[int], expected: TensorRecord) -> ND
 def _read_json(given: Input, numbers: str, expected: TensorRecord) -> NDArray[Any]:
     if given.data is None:
         raise RequestError(400, "inputs.0.data: missing, and no binary_data_size either")
-    bytes_wanted = expected.dtype == "uint8"
-    kinds = "iu" if bytes_wanted else "iuf"
+    integers_wanted = expected.dtype != "float32"
+    kinds = "iu" if integers_wanted else "iuf"
+    most = np.iinfo(expected.dtype).max if integers_wanted else math.inf
     try:
         # the numbers were cut out of this input if they left it empty
         values = parse_numbers(numbers) if numbers and not given.data else np.asarray(given.data)
     except (ValueError, OverflowError, RecursionError):  # no numbers, ragged, or too deep
         values = np.empty(0, object)
     # NumPy makes an array of another kind of texts, objects, and true and false
-    if values.dtype.kind not in kinds or (bytes_wanted and (values.min() < 0 or values.max() > 255)):
-        what = "integers from 0 to 255" if bytes_wanted else "numbers"
+    if values.dtype.kind not in kinds or (integers_wanted and (values.min() < 0 or values.max() > most)):
+        what = f"integers from 0 to {most}" if integers_wanted else "numbers"
         raise RequestError(400, f"inputs.0.data: expected {what}, flat or nested as the shape says")
     if values.size != math.prod(given.shape):
         raise RequestError(

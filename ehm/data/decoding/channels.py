@@ -24,17 +24,24 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ehm.config.pixel_format import MOST_CHANNELS, PixelFormat
-from ehm.data.decoding.decode import SUFFIXES, decode_image, name_errors, open_binary
+from ehm.data.decoding.decode import SUFFIXES, decode_image, name_errors, open_binary, read_head
 from ehm.data.decoding.deep import raw_mode, read_grey_values, read_sixteen_bits
 from ehm.data.decoding.depth import ValueRange, as_type, describe_values, find_range
-from ehm.data.decoding.dicom import is_dicom, read_dicom
-from ehm.data.decoding.npy import is_npy, read_npy
+from ehm.data.decoding.dicom import is_dicom, read_dicom, read_dicom_size
+from ehm.data.decoding.npy import is_npy, read_npy, read_npy_size
 from ehm.data.decoding.orientation import read_orientation, turn_array
 from ehm.data.decoding.tiff import WHITE_IS_ZERO, Tiff, is_tiff, read_pages
 from ehm.data.decoding.tiff_segments import BYTE_CODECS, COMPRESSION
 from ehm.errors import BrokenImage
 
-__all__ = ["CHANNEL_SUFFIXES", "StoredChannels", "load_image", "read_channels", "read_stored_channels"]
+__all__ = [
+    "CHANNEL_SUFFIXES",
+    "StoredChannels",
+    "load_image",
+    "read_channels",
+    "read_channels_size",
+    "read_stored_channels",
+]
 
 CHANNEL_SUFFIXES = SUFFIXES | {".dcm", ".dicom", ".npy"}
 """Suffixes of files that images of channels are read from, in any case."""
@@ -116,6 +123,22 @@ def read_stored_channels(file: str | Path | BytesIO, name: str, pixels: PixelFor
         stream.seek(0)
         with Image.open(stream) as image:
             return _read_picture(image, stream, name, pixels)
+
+
+def read_channels_size(file: str | Path | BytesIO, name: str, formats: tuple[str, ...]) -> tuple[int, int]:
+    """Return the width and height of an image without reading its pixels; errors are as in :func:`read_channels`.
+
+    ``formats`` are Pillow's names of the pictures to try.
+    """
+    with name_errors(name), open_binary(file) as stream:
+        if is_npy(stream):
+            return read_npy_size(stream, name)
+        if is_dicom(stream):
+            return read_dicom_size(stream, name)
+        if is_tiff(stream):
+            width, height = next(iter(read_pages(stream, MOST_CHANNELS))).size
+            return width, height
+    return read_head(file, name, formats).seen_size
 
 
 def _read_dicom(stream: IO[bytes], name: str, pixels: PixelFormat) -> StoredChannels:

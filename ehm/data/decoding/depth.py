@@ -149,7 +149,9 @@ def as_type(value: float, dtype: np.dtype[Any]) -> Any:
     return None
 
 
-def count_missing(image: Image.Image) -> int:
-    """Return the number of pixels of a decoded image that its file gives no values for."""
+def count_missing(image: Any) -> int:
+    """Return the number of pixels of a decoded photograph that its file gives no values for."""
+    if not isinstance(image, Image.Image):
+        return 0
     depth = image.info.get(DEPTH)
     return depth.missing if isinstance(depth, Depth) else 0

@@ -12,7 +12,7 @@ from PIL import Image
 from ehm.errors import BrokenImage, DataError
 from ehm.installation import build_install_command
 
-__all__ = ["Dicom", "is_dicom", "read_dicom"]
+__all__ = ["Dicom", "is_dicom", "read_dicom", "read_dicom_size"]
 
 _MAGIC = b"DICM"
 _MAGIC_AT = 128
@@ -47,13 +47,9 @@ def read_dicom(file: IO[bytes], name: str) -> Dicom:
     Raises BrokenImage, which begins with ``name``, if it has colours in several frames, a palette, or no pixels;
     DataError if pydicom is not installed.
     """
-    try:
-        import pydicom
-        from pydicom.pixels.processing import apply_rescale
-    except ImportError:
-        raise DataError(f"{name}: reading DICOM needs pydicom; {build_install_command('dicom')}") from None
-    file.seek(0)
-    dataset = pydicom.dcmread(file)
+    dataset = _read_dataset(file, name)
+    from pydicom.pixels.processing import apply_rescale
+
     if "PixelData" not in dataset:
         raise BrokenImage(f"{name}: is a DICOM file without pixels")
     if dataset.PhotometricInterpretation == "PALETTE COLOR":
@@ -85,6 +81,21 @@ def read_dicom(file: IO[bytes], name: str) -> Dicom:
         window=_read_window(dataset),
         white_is_zero=dataset.PhotometricInterpretation == "MONOCHROME1",
     )
+
+
+def read_dicom_size(file: IO[bytes], name: str) -> tuple[int, int]:
+    """Return the width and height of a DICOM file's pixels without reading them; errors are as in `read_dicom`."""
+    dataset = _read_dataset(file, name, stop_before_pixels=True)
+    return int(dataset.Columns), int(dataset.Rows)
+
+
+def _read_dataset(file: IO[bytes], name: str, stop_before_pixels: bool = False) -> Any:
+    try:
+        import pydicom
+    except ImportError:
+        raise DataError(f"{name}: reading DICOM needs pydicom; {build_install_command('dicom')}") from None
+    file.seek(0)
+    return pydicom.dcmread(file, stop_before_pixels=stop_before_pixels)
 
 
 def _read_window(dataset: Any) -> tuple[float, float] | None:
