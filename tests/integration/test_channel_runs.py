@@ -1,12 +1,20 @@
-"""From files of seven channels in 16 bits to a trained classifier, by the commands."""
+"""From files of seven channels in 16 bits to a classifier that is served, by the commands."""
 
+import http.client
+import io
 import json
+from contextlib import closing
 
 import numpy as np
+import onnxruntime
 import pytest
 import tifffile
+import torch
+from serving import running
 
 from ehm.config import TrainConfig
+from ehm.deploy.export import export
+from ehm.deploy.predict.command import predict
 from ehm.errors import ConfigError
 from ehm.models.encoder_file import read_facts
 from ehm.storage.checkpoint import open_checkpoint
@@ -106,3 +114,102 @@ def test_a_run_goes_on_from_weights_of_other_channels(scenes, pretrained, tmp_pa
 def test_what_does_not_go_together_is_refused(wrong, said):
     with pytest.raises(ConfigError, match=said):
         train(overrides=["data.source=/nowhere", *wrong], device="cpu", out="/nowhere/run")
+
+
+@pytest.fixture(scope="module")
+def bundles(scenes, pretrained, tmp_path_factory):
+    """Bundles of a classifier: one of normalised images, one whose graph takes pixels of any size."""
+    root = tmp_path_factory.mktemp("bundles")
+    settings = [*TASK, f"model.init={pretrained}", f"data.source={scenes}", "augment.rand_augment=null"]
+    settings.append("model.image_size=16")
+    finetune(overrides=settings, out=root / "task", device="cpu")
+    triton = root / "triton"
+    outside = export(root / "task", out=root / "outside", head="multi", int8=True, triton=triton)
+    inside = export(root / "task", out=root / "inside", head="multi", overrides=["preprocessing=true"], triton=triton)
+    return outside, inside, triton
+
+
+def prepare_by_torch(values):
+    """Return the model's input for the stored values (H, W, 7), computed by torch's own resize."""
+    pixels = np.rint(values / 10000 * 65535)
+    height, width = values.shape[:2]
+    size = (18 * height // width, 18) if width < height else (18, 18 * width // height)
+    planes = torch.from_numpy(pixels).float().permute(2, 0, 1)[None]
+    resized = torch.nn.functional.interpolate(planes, size, mode="bicubic", antialias=True).clamp(0, 65535).round()
+    top = round((size[0] - 16) / 2)
+    left = round((size[1] - 16) / 2)
+    cut = resized[:, :, top : top + 16, left : left + 16] / 65535
+    return ((cut - 0.3) / 0.1).numpy()
+
+
+def test_a_bundle_says_its_channels_and_predicts_from_files(scenes, bundles):
+    outside, inside, triton = bundles
+    rule = json.loads((inside / "manifest.json").read_text())["preprocessing"]
+    assert rule["channel_names"] == list("abcdefg")
+    assert (rule["depth"], rule["value_range"], rule["colour"]) == (16, [0, 10000], "none")
+    files = [scenes / "land" / "0.tif", scenes / "water" / "3.tif"]
+    session = onnxruntime.InferenceSession(outside / "model.onnx")
+    for bundle in (outside, inside):
+        for file, found in zip(files, predict(bundle, files, device="cpu"), strict=True):
+            (logits,) = session.run(["logits"], {"images": prepare_by_torch(tifffile.imread(file))})
+            expected = np.exp(logits[0]) / np.exp(logits[0]).sum()
+            by_label = dict(found.classes)
+            np.testing.assert_allclose([by_label["land"], by_label["water"]], expected, atol=1e-3)
+    assert "data_type: TYPE_UINT16 dims: [ -1, -1, 7 ]" in (triton / "inside" / "config.pbtxt").read_text()
+    assert "data_type: TYPE_FP32 dims: [ 7, 16, 16 ]" in (triton / "outside" / "config.pbtxt").read_text()
+
+
+def test_a_bundle_refuses_other_images_with_a_sentence(scenes, bundles, tmp_path):
+    values = tifffile.imread(scenes / "land" / "0.tif")
+    np.save(tmp_path / "five.npy", values[..., :5])
+    np.save(tmp_path / "bytes.npy", (values >> 6).astype(np.uint8))
+    fewer, shallow = predict(bundles[0], [tmp_path / "five.npy", tmp_path / "bytes.npy"], device="cpu")
+    assert "and the model takes 7 channels of 16 bits from 0 to 10000" in fewer.error
+    assert "data.depth 16 reads integers of 9 to 16 bits" in shallow.error
+
+
+def test_a_server_takes_files_and_tensors_of_the_model_alone(scenes, bundles):
+    outside, inside, _ = bundles
+    file = scenes / "water" / "3.tif"
+    values = tifffile.imread(file)
+    pixels = np.rint(values / 10000 * 65535).astype(np.uint16)[None]
+    with running([f"outside={outside}", f"inside={inside}"]) as (address, _):
+
+        def ask(path, body, kind="application/octet-stream", **headers):
+            with closing(http.client.HTTPConnection(address, timeout=30)) as connection:
+                connection.request("POST", path, body, {"Content-Type": kind, **headers})
+                answer = connection.getresponse()
+                return answer.status, json.loads(answer.read())
+
+        label, probability = predict(outside, file, device="cpu")[0].classes[0]
+        for name in ("outside", "inside"):
+            status, answer = ask(f"/v1/classify?model={name}", file.read_bytes())
+            assert status == 200
+            assert answer["classes"][0]["label"] == label
+            assert answer["classes"][0]["probability"] == pytest.approx(probability, abs=1e-3)
+            status, _ = ask(f"/v1/view?model={name}", file.read_bytes())
+            assert status == 200
+        status, answer = ask("/v1/classify?model=inside", _encode_npy(values[..., :4]))
+        assert status == 422
+        assert "has 4 channels of unsigned integers of 16 bits, and the model takes 7" in answer["error"]
+        # tensors: the pixels of the file in the model's depth
+        tensor = {"name": "images", "datatype": "UINT16", "shape": list(pixels.shape), "data": pixels.ravel().tolist()}
+        status, answer = ask("/v2/models/inside/infer", json.dumps({"inputs": [tensor]}), "application/json")
+        assert status == 200
+        logits = next(output["data"] for output in answer["outputs"] if output["name"] == "logits")
+        assert float(np.exp(max(logits)) / np.exp(logits).sum()) == pytest.approx(probability, abs=1e-3)
+        for change, said in (
+            ({"datatype": "FP32"}, "UINT16"),
+            ({"shape": [1, 20, 24, 3]}, "7"),
+            ({"data": [70000, *pixels.ravel()[1:].tolist()]}, "integers from 0 to 65535"),
+        ):
+            wrong = {**tensor, **change}
+            status, answer = ask("/v2/models/inside/infer", json.dumps({"inputs": [wrong]}), "application/json")
+            assert status == 400
+            assert said in answer["error"]
+
+
+def _encode_npy(values):
+    file = io.BytesIO()
+    np.save(file, values)
+    return file.getvalue()
