@@ -2,8 +2,8 @@
 
 Importing this package imports no framework. The functions below do on first use, and take as arguments the flags of
 the commands of the same name; ``overrides`` is ``--set``, ``train_tokenizer`` is ``ehm tokenizer train``,
-``train_language_model`` is ``ehm language train``, ``bench_export`` is ``ehm bench export``, ``predict_source`` is
-``ehm predict SOURCE --bundle DIR``, and ``write_report`` is ``ehm report``.
+``train_language_model`` is ``ehm language train``, ``measure_data`` is ``ehm data stats``, ``bench_export`` is ``ehm
+bench export``, ``predict_source`` is ``ehm predict SOURCE --bundle DIR``, and ``write_report`` is ``ehm report``.
 """
 
 from importlib import import_module
@@ -20,6 +20,7 @@ __all__ = [
     "finetune",
     "inspect",
     "launch",
+    "measure_data",
     "predict",
     "predict_source",
     "probe",
@@ -41,6 +42,7 @@ _MODULES = {
     "evaluate": "ehm.tasks.evaluate",
     "inspect": "ehm.analysis.inspect",
     "export": "ehm.deploy.export",
+    "measure_data": "ehm.analysis.data_stats.command",
     "launch": "ehm.deploy.launch.command",
     "predict": "ehm.deploy.predict.command",
     "predict_source": "ehm.deploy.predict.bulk.command",

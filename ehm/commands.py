@@ -75,6 +75,22 @@ def _add_probe_flags(parser: Parser) -> None:
     )
 
 
+def _add_data_flags(parser: Parser) -> None:
+    parser.add_argument("action", choices=["stats"], help="stats: measure the images of a source")
+    parser.add_argument("source", metavar="SOURCE", help="images, whatever data.source takes")
+    parser.add_argument(
+        "--set",
+        metavar="KEY=VALUE",
+        action="append",
+        dest="overrides",
+        help="set how images are read, for example data.channels=7, data.depth=16 or data.workers=8 (default: as most "
+        "images are)",
+    )
+    _add_out_flag(
+        parser, "write statistics.json, statistics.yaml and thumbnails.png into this folder (default: runs/data)"
+    )
+
+
 def _add_tokenizer_flags(parser: Parser) -> None:
     parser.add_argument("action", choices=["train"], help="train: train a tokenizer")
     _add_training_flags(parser, "runs/tokenizer")
@@ -540,6 +556,12 @@ COMMANDS = {
         "ehm.report.write:write_report",
         "Write the report of a run again: what was run, curves, pictures and what to do next, in one HTML file.",
         _add_report_flags,
+    ),
+    "data": Command(
+        "ehm.analysis.data_stats.command:measure_data",
+        "Measure the images of a source: mean and deviation, formats, copies, files that cannot be read.",
+        _add_data_flags,
+        selectors=("action",),
     ),
     "tokenizer": Command(
         "ehm.training.tokenizer:train_tokenizer",

@@ -87,9 +87,11 @@ def open_images(source: str, overrides: Sequence[str], manifest: Manifest) -> So
     Raises ConfigError for a key that there is not, and DataError without images.
     """
     data = load_config(_BulkConfig, None, overrides).data
-    changes: dict[str, Any] = {"source": source}
+    pixels = manifest.preprocessing.pixels
+    # as the network was trained to see them
+    changes: dict[str, Any] = {"source": source, "channels": pixels.channels, "depth": pixels.depth}
     if data.range is None:
-        changes["range"] = manifest.preprocessing.value_range  # as the network was trained to see them
+        changes |= {"range": pixels.range, "window": pixels.window}
     return open_source(data.model_copy(update=changes))
 
 

@@ -6,8 +6,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
-
-from PIL import Image
+from typing import Any
 
 from ehm.data.sources.base import FileSource, Source, StoredSource
 from ehm.deploy.predict.bulk.job import BulkJob
@@ -69,12 +68,11 @@ class PartWorker:
         options = PredictionOptions(self._job.top, threads=self._job.threads)
         return self.predictor.handler.predict_images(self.predictor, images, options)
 
-    def _load(self, number: int, enough: tuple[int, int] | None) -> Image.Image:
+    def _load(self, number: int, enough: tuple[int, int] | None) -> Any:
         """Read an image; a large JPEG in a file is decoded at a reduced size, as `ehm predict` of files does."""
         if isinstance(self._source, FileSource):
             return self.predictor.decode(self._source.name(number), enough)
-        image: Image.Image = self._source.load(number)
-        return image
+        return self._source.load(number)
 
     def _find_labels(self, numbers: range) -> list[str | None] | None:
         """Return the names of the classes that the source says the images have, None if it says nothing."""

@@ -194,7 +194,7 @@ def test_a_damaged_manifest_is_one_sentence(bundle, text):
         ({"format": 3}, "bundle format 3; this version of ehm reads 2"),
         ({"format": 1}, r"models\.float32"),  # without what that format had
         ({"preprocessing__interpolation": "nearest"}, r"preprocessing\.interpolation"),
-        ({"preprocessing__mean": [0.5]}, r"preprocessing\.mean"),
+        ({"preprocessing__mean": [0.5]}, r"preprocessing: mean has 1 values for 3 channels"),
         ({"task": "classification"}, "a classification without the output logits"),
         ({"outputs__0__name": "logits", "task": "classification"}, "0 labels for an output of 3"),
         ({"models": {}}, "models has no float32"),
