@@ -18,9 +18,22 @@ from ehm.deploy.serve.settings import Settings
 from ehm.doctor import doctor
 from ehm.errors import ConfigError
 
-OTHER_NAMES = ("predict", "predict_source", "train_tokenizer", "train_language_model", "bench_export", "write_report")
+OTHER_NAMES = (
+    "measure_data",
+    "predict",
+    "predict_source",
+    "train_tokenizer",
+    "train_language_model",
+    "bench_export",
+    "write_report",
+)
 FUNCTIONS = {name: getattr(ehm, name) for name in ehm._MODULES if name not in OTHER_NAMES}
-FUNCTIONS |= {"tokenizer": ehm.train_tokenizer, "bench": ehm.bench_export, "report": ehm.write_report}
+FUNCTIONS |= {
+    "data": ehm.measure_data,
+    "tokenizer": ehm.train_tokenizer,
+    "bench": ehm.bench_export,
+    "report": ehm.write_report,
+}
 FUNCTIONS["language"] = ehm.train_language_model
 FUNCTIONS |= {"configs": configs, "doctor": doctor, "predict": predict_main}
 NO_PARAMETERS = {"help", "debug", "refused"}

@@ -80,7 +80,8 @@ def examine_image(source: Source, index: int, pixels: PixelFormat, with_thumbnai
 def guess_format(source: Source, channels: int = 1) -> PixelFormat:
     """Return the channels and the depth that most of some images of ``source`` have, evenly spread over it.
 
-    ``channels`` tells the axes of arrays, if it is known. Images in one or three channels of 8 bits, or with an opacity beside them, are photographs.
+    ``channels`` tells the axes of arrays, if it is known. Images in one or three channels of 8 bits, or with an opacity
+    beside them, are photographs.
     """
     found: Counter[tuple[int, int, str]] = Counter()
     for index in np.unique(np.linspace(0, len(source) - 1, min(_LOOKED_AT, len(source))).round().astype(int)).tolist():
