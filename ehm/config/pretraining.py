@@ -174,6 +174,12 @@ class MaskConfig(Section):
         "that an epoch has as many times more steps.",
     )
 
+    channels: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0,
+        description="Share of an image's channels that the encoder does not see, drawn anew for each image and step; "
+        "targets have all of them. 0 leaves none out.",
+    )
+
 
 class TrainConfig(Section):
     """A pretraining run. The defaults are the published recipe of its objective, MAE's at the paper's 300 epochs."""
@@ -242,6 +248,7 @@ class TrainConfig(Section):
         if self.masking in _CLASS_TOKEN_MASKINGS and not self.spec.has_class_token:
             raise ValueError(f"masking {self.masking} goes by the class token's attention, and {self.encoder} has none")
         self._check_units()
+        self._check_hidden_channels()
         if self.model.freeze > self.spec.blocks:
             raise ValueError(f"model.freeze {self.model.freeze}: {self.encoder} has {self.spec.blocks} blocks")
         if self.lora.rank is not None and self.model.init is None:
@@ -277,6 +284,18 @@ class TrainConfig(Section):
             )
         if self.masking == "ijepa":
             self._check_target_blocks(units, hidden)
+
+    def _check_hidden_channels(self) -> None:
+        channels = self.data.pixels.count
+        # as the masks of patches are rounded
+        hidden = round(self.mask.channels * channels)
+        if self.mask.channels and not 0 < hidden < channels:
+            raise ValueError(
+                f"mask.channels {self.mask.channels} leaves out {hidden} of {channels} channels; some must be, and "
+                "some stay"
+            )
+        if self.mask.channels and self.run.parallel == "fsdp":
+            raise ValueError("mask.channels: not with run.parallel fsdp, which embeds inside the model; use ddp")
 
     def _check_target_blocks(self, units: int, hidden: int) -> None:
         if self.mask.ratio < _IJEPA_LOWEST_RATIO:

@@ -3,6 +3,7 @@
 Shapes: B images, N patches in row-major order of the grid, M = 2N - 1 nodes.
 """
 
+from ehm.masking.channels import count_hidden_channels, draw_shown_channels
 from ehm.masking.hierarchy import Hierarchy, build_hierarchy
 from ehm.masking.masker import Masker, make_masker
 from ehm.masking.masks import draw_ranks, hierarchical_mask, split_mask, spread_mask
@@ -24,8 +25,10 @@ __all__ = [
     "block_mask",
     "build_hierarchy",
     "cosine_similarity",
+    "count_hidden_channels",
     "depth",
     "draw_ranks",
+    "draw_shown_channels",
     "em_parts",
     "grid_mask",
     "hierarchical_mask",

@@ -71,6 +71,8 @@ class MindsporeLearner(ResumableLearner):
     ) -> None:
         if config.mask.build == "device":
             raise BackendError("mask.build device: the MindSpore backend builds trees on the host; use host or auto")
+        if config.mask.channels:
+            raise BackendError("mask.channels: the MindSpore backend shows all channels of an image; leave it 0")
         refuse_unknown(config, processes)
         refuse_tuning(config)
         self._config = config

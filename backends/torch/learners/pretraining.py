@@ -42,7 +42,7 @@ from ehm.backends.torch.models.vit import layers_of
 from ehm.backends.torch.objectives import create_objective
 from ehm.config import TrainConfig
 from ehm.config.objectives import OBJECTIVES
-from ehm.masking import BatchMasks, split_mask, spread_mask
+from ehm.masking import BatchMasks, draw_shown_channels, split_mask, spread_mask
 from ehm.masking.masker import STATIC_MASKINGS
 from ehm.masking.static import count_masked
 from ehm.models.weights import Weights
@@ -142,7 +142,9 @@ class TorchLearner(ResumableLearner):
         if config.run.compile and not is_sharded(config.run.parallel, processes):
             compile_methods(self._choose_mask_source(), _PASSES_FOR_MASKS, device)
         # FSDP reduces gradients in the modules' own passes: there the embedding runs again, inside of them
-        self._shares_embedding = config.mask.source == "online" and not is_sharded(config.run.parallel, processes)
+        shares_embedding = config.mask.source == "online" and not is_sharded(config.run.parallel, processes)
+        # masks go by whole images, and the encoder sees some channels of them
+        self._shares_embedding = shares_embedding and not config.mask.channels
 
     def prepare_batch(self, images: NDArray[np.uint8]) -> TorchBatch:
         """See :meth:`ehm.backends.base.Learner.prepare_batch`."""
@@ -209,6 +211,7 @@ class TorchLearner(ResumableLearner):
         images = batch.images
         views = len(mask) // len(images)
         uploads = iter(batch.uploads)
+        shown = self._draw_shown_channels(len(images))
         figures: dict[str, Tensor] = {}
 
         def compute_loss(rows: slice) -> Tensor:
@@ -226,6 +229,9 @@ class TorchLearner(ResumableLearner):
                 part = value * ((rows.stop - rows.start) / len(images))
                 figures[name] = figures[name] + part if name in figures else part
             with self._training.autocast():
+                if shown is not None:
+                    # 0 is the mean of a channel
+                    tokens = self.model.embed(pixels * shown[rows, :, None, None])
                 loss: Tensor = self._training.module(pixels, visible, masked, restore, tokens, **targets)
             return loss
 
@@ -273,6 +279,15 @@ class TorchLearner(ResumableLearner):
         if isinstance(self._objective.teacher, nn.Module):
             models["teacher."] = self._objective.teacher
         return examine_step(self, lambda: self.train_step(batch, mask, lr, weight_decay, ema_decay), models)
+
+    def _draw_shown_channels(self, images: int) -> Tensor | None:
+        """Draw the channels that each of so many images shows in this step: (B, C), None if all show all."""
+        share = self._config.mask.channels
+        if not share:
+            return None
+        seed = (self._config.run.seed, self._steps, self._processes.rank)
+        shown = draw_shown_channels(images, self._config.spec.channels, share, seed)
+        return upload_array(shown.astype(np.float32), self._device)
 
     def _build_model(self, weights: Weights | None) -> Any:
         """Build the model with the weights that the seed gives, or those that ``model.init`` names."""
