@@ -5,7 +5,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -22,6 +22,8 @@ CREDENTIALS = {
 UNAVAILABLE = "unavailable"
 CUT_OFF = "cut off"
 SLOW = "slow"
+STALLED = "stalled"
+STALL_SECONDS = 3
 OF_THE_CONNECTION = {"connection", "transfer-encoding", "keep-alive", "content-length"}
 
 
@@ -94,8 +96,8 @@ def _make_handler(server: S3Server, port: int) -> type[BaseHTTPRequestHandler]:
             if fault == UNAVAILABLE:
                 self._answer(503, {"Content-Length": "0"}, b"")
                 return
-            if fault == SLOW:
-                time.sleep(0.3)
+            if fault in (SLOW, STALLED):
+                time.sleep(0.3 if fault == SLOW else STALL_SECONDS)
             upstream = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
             upstream.request(self.command, self.path, headers=dict(self.headers))
             answer = upstream.getresponse()
@@ -114,8 +116,9 @@ def _make_handler(server: S3Server, port: int) -> type[BaseHTTPRequestHandler]:
             self.send_response_only(status)
             for name, value in headers.items():
                 self.send_header(name, value)
-            self.end_headers()
-            self.wfile.write(body)
+            with suppress(BrokenPipeError):  # a client that has given up
+                self.end_headers()
+                self.wfile.write(body)
 
         def log_message(self, *_: object) -> None:
             pass

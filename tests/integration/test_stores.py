@@ -13,7 +13,7 @@ import pytest
 from made_bundles import make_bundle
 from PIL import Image
 from pyarrow import parquet
-from s3_server import CREDENTIALS, CUT_OFF, SLOW, UNAVAILABLE, serve_s3
+from s3_server import CREDENTIALS, CUT_OFF, SLOW, STALLED, UNAVAILABLE, serve_s3
 from tiny import RUN, TINY
 
 from ehm.cli import main
@@ -137,6 +137,20 @@ def test_reads_that_fail_now_and_then_are_tried_again(server, shards, opened, fa
     assert unreadable == {}
     assert_alike(batches, expected)
     assert len(server.reads) > 32 or fault == SLOW
+
+
+def test_a_server_that_stalls_is_asked_again(server, shards, opened, monkeypatch):
+    monkeypatch.setattr(store_module, "_READ_SECONDS", 1)
+    stored = opened(shards[1], cache=0)
+    expected = opened(shards[0]).load(7).tobytes()
+    server.reads.clear()
+    server.fault = lambda path: STALLED if len(server.reads) == 1 else None
+    assert stored.load(7).tobytes() == expected
+    assert len(server.reads) == 2
+    server.fault = lambda path: STALLED
+    stored.reader.store.retries = 0
+    with pytest.raises(BrokenImage, match=r"s-000\.tar/00008\.png: .*[Tt]imeout"):
+        stored.load(8)
 
 
 def test_a_shard_that_vanishes_is_skipped_and_listed_or_an_error(server, shards, opened, tmp_path):

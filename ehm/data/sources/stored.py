@@ -10,6 +10,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ehm.console import console
 from ehm.data.sources.base import Split
 from ehm.data.sources.inventory import Unused
 from ehm.data.sources.parts import Part
@@ -17,7 +18,7 @@ from ehm.data.sources.rows.files import LOCAL
 from ehm.data.sources.rows.source import RowSource, open_rows
 from ehm.data.sources.shards import ShardSource, make_shard_source
 from ehm.data.sources.stored_files import find_stored_files
-from ehm.data.sources.tar_index import TarIndex, read_stored_index
+from ehm.data.sources.tar_index import TarIndex, find_stored_index, read_stored_index
 from ehm.data.stores.addresses import check_address, is_address
 from ehm.data.stores.cache import Cache
 from ehm.data.stores.reader import StoreReader, name_group, name_version
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 __all__ = ["open_stored"]
 
 _GB = 10**9
+_TOLD_FROM = 10**8
+"""Bytes of new shards from which it is said that their headers are read, since that takes a while."""
 _INDEXED_AT_ONCE = 16
 """Shards whose headers are read at the same time: most of the time goes by until a store answers."""
 
@@ -62,6 +65,12 @@ def open_stored(config: ImageData, split: Split) -> ShardSource | RowSource:
 def _open_shards(
     source: str, split: Split, parts: Mapping[Part, Sequence[StoredFile]], reader: StoreReader, unused: Unused
 ) -> ShardSource:
+    new = [file for file in reader.files if not find_stored_index(reader, file).exists()]
+    size = sum(file.size for file in new)
+    if size >= _TOLD_FROM:
+        console.print(
+            f"  reading the headers of {len(new):,} shards ({_spell_size(size)}) in {source} for the first time"
+        )
     context = copy_context()  # has the suffixes of images, which threads do not inherit
 
     def index_file(file: StoredFile) -> TarIndex:

@@ -33,7 +33,7 @@ from ehm.errors import DataError, WriteError
 from ehm.storage.reading import describe_value
 from ehm.storage.writing import replace_file
 
-__all__ = ["UNLABELLED", "TarIndex", "read_index", "read_stored_index", "split_member_name"]
+__all__ = ["UNLABELLED", "TarIndex", "find_stored_index", "read_index", "read_stored_index", "split_member_name"]
 
 UNLABELLED = -1
 
@@ -91,8 +91,7 @@ def read_stored_index(reader: StoreReader, file: StoredFile) -> TarIndex:
     Reading the headers reads the whole file, unless its members are larger than the blocks of the cache, and fills the
     cache. Of several processes that need the index of a file, one reads it. Raises DataError as :func:`read_index`.
     """
-    kind = "-channels" if has_image_suffix(".npy") else ""
-    path = reader.cache.folder / INDEX / f"{name_version(file)}-{_VERSION}{kind}.npz"
+    path = find_stored_index(reader, file)
     kept = _load_index(path)
     if kept is not None:
         return kept
@@ -102,6 +101,12 @@ def read_stored_index(reader: StoreReader, file: StoredFile) -> TarIndex:
             return kept
         with io.BufferedReader(BlockFile(reader, file), _BUFFER) as stream:
             return _write_index(path, file.address, stream)
+
+
+def find_stored_index(reader: StoreReader, file: StoredFile) -> Path:
+    """Return the path at which the index of a file in a store is kept, or will be."""
+    kind = "-channels" if has_image_suffix(".npy") else ""
+    return reader.cache.folder / INDEX / f"{name_version(file)}-{_VERSION}{kind}.npz"
 
 
 def _load_index(path: Path) -> TarIndex | None:

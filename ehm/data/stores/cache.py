@@ -146,8 +146,7 @@ class Cache:
     def shrink(self) -> None:
         """Remove entries until the limit is kept, which may have been larger before; those in use come last."""
         with suppress(OSError), self._locked_usage() as usage:
-            usage.recount()
-            if self._make_room(usage, 0):
+            if usage.total <= self.limit or self._make_room(usage, 0):
                 return
             for path in _list_entries(self.folder):
                 if usage.total <= self.limit:
