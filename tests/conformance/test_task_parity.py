@@ -19,6 +19,8 @@ if "cpu" not in PRESENT:
 
 SMALL = {**PLAIN, "depth": 2, "patch_size": 8, "image_size": [32, 48]}
 TINY_SWIN = {**SWIN, "depth": [1, 1, 2, 1], "image_size": [64, 32]}
+REGISTERS = {**SMALL, "patch_size": 14, "image_size": 42}
+REGISTERS |= {"form": {"registers": 2, "layer_scale": True, "prefix_positions": False}}
 SEGMENTER = {"head": {**HEAD, "dropout": 0}, "optimizer": "sgd", "layer_decay": 0.8}
 
 
@@ -35,6 +37,7 @@ CASES = {
     ),
     "embedder-swin": lambda folder: save_embedder(folder, TINY_SWIN, scale=8, optimizer="adamw", layer_decay=0.8),
     "segmenter-swin": lambda folder: save_segmenter(folder, TINY_SWIN, [64, 32], **SEGMENTER),
+    "segmenter-registers": lambda folder: save_segmenter(folder, REGISTERS, 64, **SEGMENTER),
     "segmenter-relative": lambda folder: save_segmenter(folder, relative(folder), [64, 32], **SEGMENTER),
 }
 SHORT = ("embedder", "segmenter")

@@ -20,6 +20,7 @@ from ehm.backends.mindspore.engine.graphs import BatchGraph, compile_graph
 from ehm.backends.mindspore.engine.optim import AdamW, Momentum, Optimizer
 from ehm.backends.mindspore.engine.step import Training, draw_drop_path, refuse_tuning, refuse_unknown
 from ehm.backends.mindspore.engine.tensors import Pixels, load_arrays, to_arrays
+from ehm.backends.mindspore.learners.supervised import UNDECAYED
 from ehm.backends.mindspore.models.blocks import Block
 from ehm.backends.mindspore.models.loading import load_model
 from ehm.backends.mindspore.models.tuning import freeze_blocks, layer_of
@@ -155,7 +156,7 @@ class MindsporeClassifier(ResumableLearner):
             if value.requires_grad and (not config.frozen or name.startswith("head.")):
                 trained[name] = value
                 scales.append(config.layer_decay ** (last - layer_of(name, self._spec)))
-                decaying.append(is_decayed(name, value.ndim, ("cls_token", "pos_embed")))
+                decaying.append(is_decayed(name, value.ndim, UNDECAYED))
         if config.optimizer == "adamw":
             return AdamW(trained, scales, decaying, config.optim.betas)
         return Momentum(trained, scales, decaying, trust=0.001 if config.optimizer == "lars" else None)

@@ -22,9 +22,10 @@ from ehm.config.inputs import differing_inputs
 from ehm.models.shapes import spec_from_json
 from ehm.models.weights import LoadedModel
 
-__all__ = ["SupervisedLearner"]
+__all__ = ["UNDECAYED", "SupervisedLearner"]
 
-_UNDECAYED = ("cls_token", "pos_embed")
+UNDECAYED = ("cls_token", "pos_embed", "reg_token")
+"""Parameters of an encoder that weight decay leaves alone, beside vectors: as timm's ``no_weight_decay`` has them."""
 
 
 class SupervisedLearner(ResumableLearner):
@@ -79,7 +80,7 @@ class SupervisedLearner(ResumableLearner):
             if value.requires_grad and name.startswith(prefix):
                 layers[name] = layer_of(name.removeprefix(prefix), self._spec)
         above = 1 + max(layers.values(), default=0)
-        undecayed = [f"{prefix}{name}" for name in _UNDECAYED]
+        undecayed = [f"{prefix}{name}" for name in UNDECAYED]
         trained = {}
         scales = []
         decaying = []
