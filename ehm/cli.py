@@ -93,6 +93,8 @@ class _ShowVersion(argparse.Action):
 
 def _refuse_settings(command: str, refused: Sequence[str]) -> None:
     """Refuse ``--config`` and ``--set`` if they would change nothing, rather than ignore them."""
+    if refused and command == "launch":
+        raise ConfigError("--config and --set belong to the command that is launched: write it and its flags behind --")
     if refused:
         origin = "what --checkpoint names" if command == "inspect" else "the bundle"
         raise ConfigError(f"takes neither --config nor --set: its settings are its other flags and {origin}")

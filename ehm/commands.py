@@ -23,6 +23,7 @@ _CHECKPOINT_HELP = "run folder, checkpoint folder, weights file or timm:NAME"
 _PREDICT_USAGE = """\
 ehm predict BUNDLE IMAGE... [options]
        ehm predict SOURCE --bundle DIR --out DIR [--ray [ADDRESS]] [options]"""
+_LAUNCH_USAGE = "ehm launch --kind KIND --device DEVICE [options] -- COMMAND ..."
 
 Parser = argparse.ArgumentParser
 
@@ -253,10 +254,11 @@ def _add_predict_flags(parser: Parser) -> None:
 
 
 def _add_launch_flags(parser: Parser) -> None:
+    parser.usage = _LAUNCH_USAGE
     parser.add_argument(
         "arguments",
         nargs="+",
-        metavar="-- COMMAND ...",
+        metavar="COMMAND ...",
         help="command of ehm to run, behind --: train, finetune or tokenizer train, with --config and --out",
     )
     _add_refused_flags(parser)

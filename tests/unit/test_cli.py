@@ -155,6 +155,11 @@ def test_help_names_every_command(capsys):
             2,
             "takes neither --config nor --set: its settings are",
         ),
+        (
+            ["launch", "--kind", "slurm", "--device", "cpu", "train", "--config", "a"],
+            2,
+            "write it and its flags behind --",
+        ),
         (["bench", "export", "/nowhere", "--config", "a"], 2, "takes neither --config nor --set: its settings are"),
     ],
 )
