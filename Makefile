@@ -24,7 +24,7 @@ CELLS = $$($(BIN)/python -c "from elpv_dataset import __path__ as p; \
 	print(*(p[0] + '/data/images/cell' + n + '.png' for n in ('0007', '0064')))")
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test test-mindspore-full lint format verify benchmark study clean
+.PHONY: help install quickstart test test-mindspore-full lint format verify benchmark study licences clean
 
 help: ## list the commands
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 28
@@ -160,6 +160,11 @@ study: $(INSTALLED) ## compare maskings, and objectives, on a small budget: some
 	$(BIN)/ehm compare --train studies/elpv --device $(DEVICE) --out runs/study
 	$(BIN)/ehm tokenizer train --config elpv/tokenizer --device $(DEVICE) --out runs/study_objectives/tokenizer --resume
 	$(BIN)/ehm compare --train studies/elpv_objectives --device $(DEVICE) --out runs/study_objectives
+
+# In a new environment, as pip 24 or newer is needed, whose dry run takes metadata and no packages.
+licences: ## list the licences of all packages by extra in docs/licences.md
+	@folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && $(PYTHON) -m venv "$$folder" && \
+		"$$folder/bin/python" -m pip install -qq --upgrade pip packaging && "$$folder/bin/python" benchmarks/licences.py
 
 clean: ## remove caches, builds and the quickstart's results; other runs and .venv stay
 	rm -rf build dist ehm.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis $(RUN)
