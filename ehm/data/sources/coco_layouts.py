@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ehm.data.sources.base import Split
-from ehm.data.sources.parts import Part, match_parts, no_validation_part
+from ehm.data.sources.parts import Part, match_parts, no_validation_part, refuse_address
 from ehm.errors import DataError
 
 __all__ = ["Annotated", "find_annotations", "holds_annotations"]
@@ -44,6 +44,7 @@ def find_annotations(source: str, split: Split, layout: str = "auto") -> Annotat
     ``layout`` "coco" takes the files without a year, or the only year; "coco2014" and "coco2017" those of this year;
     "instances" the single file. Raises DataError if there are none, and with "auto" if there are several.
     """
+    refuse_address(source)
     root = Path(source).expanduser()
     years = _group_by_year(source, root)
     fitting = {f"coco{year}": parts for year, parts in years.items()}

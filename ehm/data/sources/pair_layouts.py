@@ -9,7 +9,7 @@ from pathlib import Path
 from ehm.data.sources.class_names import ADE20K_TABLE, CLASSES_FILE
 from ehm.data.sources.image_files import image_files
 from ehm.data.sources.masks import MASK_SUFFIXES
-from ehm.data.sources.parts import MASK_FOLDERS, PARTS, Part, match_parts, visible_folders
+from ehm.data.sources.parts import MASK_FOLDERS, PARTS, Part, match_parts, refuse_address, visible_folders
 from ehm.errors import DataError
 
 __all__ = ["PairFolders", "find_pair_folders", "is_mask_file", "recognise_pairs"]
@@ -39,6 +39,7 @@ def recognise_pairs(source: str, layout: str) -> tuple[Path, bool]:
     the names of folders alone say nothing. Raises DataError if there is no such folder, or if there is a classes.txt
     besides.
     """
+    refuse_address(source)
     root = Path(source).expanduser()
     if not root.is_dir():
         wrong = "is a file, not a folder" if root.exists() else "there is no such folder"

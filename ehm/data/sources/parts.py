@@ -31,6 +31,7 @@ __all__ = [
     "match_parts",
     "name_part",
     "no_validation_part",
+    "refuse_address",
     "visible_folders",
 ]
 
@@ -125,6 +126,15 @@ def no_validation_part(source: str) -> DataError:
     return DataError(f"data.source {source}: has no validation part of its own (a folder val/ beside train/)")
 
 
+def refuse_address(source: str) -> None:
+    """Raise DataError if ``source`` is an address where only folders of this machine are read."""
+    if is_address(source):
+        raise DataError(
+            f"data.source {source}: only folders of this machine are read here; shards and rows in a store are read by "
+            "pretraining, classification, retrieval and comparison, with data.layout auto"
+        )
+
+
 def divide_by_layout(source: str, layout: str, finder: SampleFinder) -> Division:
     """Find the parts of the folder ``source`` as ``layout`` says.
 
@@ -132,11 +142,7 @@ def divide_by_layout(source: str, layout: str, finder: SampleFinder) -> Division
     and what lies beside them decide. Raises DataError if there is no such folder, if parts and classes are both
     possible, or if there is no part to train on.
     """
-    if is_address(source):
-        raise DataError(
-            f"data.source {source}: this task reads folders of this machine; images in a store are read by "
-            "pretraining, classification, retrieval and comparison"
-        )
+    refuse_address(source)
     root = Path(source).expanduser()
     if not root.is_dir():
         wrong = "is a file, not a folder" if root.exists() else "there is no such folder"

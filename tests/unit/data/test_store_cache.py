@@ -7,14 +7,18 @@ import sys
 
 import pytest
 
+from ehm.data.sources.coco_layouts import find_annotations
+from ehm.data.sources.pair_layouts import recognise_pairs
 from ehm.data.stores import cache as cache_module
 from ehm.data.stores.addresses import hide_secrets, is_address
 from ehm.data.stores.cache import Cache
+from ehm.errors import DataError
 
 WRITER = """
 import hashlib, sys
 from pathlib import Path
 from ehm.data.stores.cache import Cache
+from ehm.errors import DataError
 cache = Cache(Path(sys.argv[1]), 200_000)
 kept = 0
 for number in range(400):
@@ -96,6 +100,12 @@ def test_a_disk_without_room_keeps_nothing(tmp_path, monkeypatch):
 def test_addresses_have_a_scheme(source):
     assert is_address(source)
     assert not is_address(source.replace("://", "/"))
+
+
+def test_tasks_of_masks_and_boxes_say_that_they_read_folders():
+    for open_it in (lambda: recognise_pairs("s3://bucket/a", "auto"), lambda: find_annotations("s3://bucket/a", "all")):
+        with pytest.raises(DataError, match=r"data\.source s3://bucket/a: only folders of this machine are read here"):
+            open_it()
 
 
 def test_secrets_are_hidden():
