@@ -44,7 +44,7 @@ class RowReader:
     def _reset(self) -> None:
         self._opened: dict[int, RowFile] = {}
         self._last: tuple[tuple[int, int], bytes] | None = None
-        self._ahead: dict[tuple[int, int], Future[bytes]] = {}
+        self._ahead: dict[tuple[int, int], Future[None]] = {}
         self._threads: ThreadPoolExecutor | None = None
         self._lock = Lock()
 
@@ -75,7 +75,7 @@ class RowReader:
             if key not in self._ahead and self.cache.read_part(self._name_group(*key), 0, _END_BYTES) is None:
                 if self._threads is None:
                     self._threads = ThreadPoolExecutor(4, thread_name_prefix="store")
-                self._ahead[key] = self._threads.submit(self._unpack, *key)
+                self._ahead[key] = self._threads.submit(self._keep_group, *key)
 
     def _read_row(self, file: int, group: int, row: int) -> bytes:
         if self.files[file].suffix == ".arrow":
@@ -99,6 +99,9 @@ class RowReader:
                 self._last = last  # rows are often read in order when a model is measured
         start, end = np.frombuffer(last[1], "<i8", 2, _END_BYTES * row).tolist()
         return last[1][start:end]
+
+    def _keep_group(self, file: int, group: int) -> None:
+        self._unpack(file, group)  # and let go: many groups are read ahead, and they are large
 
     def _unpack(self, file: int, group: int) -> bytes:
         """Return a group unpacked, and keep it if there is room."""
