@@ -26,7 +26,8 @@ from ehm.analysis.reconstruction import draw_reconstruction_page
 from ehm.config import MaskConfig, ModelSource, TrainConfig
 from ehm.config.inputs import describe_inputs
 from ehm.console import console
-from ehm.data import EvalTransform, decode_image
+from ehm.data import EvalTransform
+from ehm.data.decoding.channels import load_image
 from ehm.data.decoding.decode import SUFFIXES
 from ehm.data.questions import Question
 from ehm.errors import ConfigError, DataError
@@ -139,7 +140,7 @@ def _draw_reconstructions(
     notes = [f"Model: {model.origin}, a {config.encoder} pretrained with {config.objective}."]
     moments = [model.progress] if progress is None else progress
     for page_files in _split_files(files):
-        images = np.stack([transform(decode_image(file, value_range=model.value_range)) for file in page_files])
+        images = np.stack([transform(load_image(file, data.pixels)) for file in page_files])
         for moment in moments:
             masked = reconstruct_images(model.learner, config, images, moment, seed)
             names = [file.name for file in page_files]

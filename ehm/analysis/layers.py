@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from ehm.backends.base import Backend, Encoder
 from ehm.config import DataConfig, FinetuneConfig, ModelSource
-from ehm.data import EvalTransform, decode_image, open_source
+from ehm.data import EvalTransform, open_source
+from ehm.data.decoding.channels import load_image
 from ehm.data.decoding.depth import ValueRange
 from ehm.errors import BrokenImage, ConfigError, DataError
 from ehm.storage.checkpoint import find_value_range
@@ -69,9 +70,10 @@ def measure_encoder_distances(
     rows, columns = encoder.grid
     distances = compute_patch_distances(encoder.grid, (height / rows, width / columns))
     transform = EvalTransform.from_spec(encoder.image_size, encoder.inputs)
+    pixel_format = encoder.inputs.pixels.with_file_range(value_range)
     total: Any = 0
     for file in files:  # one at a time: the attention of all blocks and heads is large
-        pixels = np.array(transform(decode_image(file, value_range=value_range)))[None]
+        pixels = np.array(transform(load_image(file, pixel_format)))[None]
         total = total + np.stack(
             [compute_attention_distance(block, distances) for block in encoder.iterate_attention(pixels)]
         )

@@ -18,7 +18,9 @@ from ehm.analysis.colours import PALETTE, choose_part_colours
 from ehm.analysis.model import InspectedModel, PreparedImage
 from ehm.analysis.mosaic import ColourBar, Tile, compose_mosaic
 from ehm.analysis.tiles import choose_cell, count_parts, describe_mask, enlarge_image
-from ehm.data import EvalTransform, decode_image
+from ehm.data import EvalTransform
+from ehm.data.colour_view import choose_view
+from ehm.data.decoding.channels import load_image
 
 __all__ = ["draw_attention_page", "draw_hierarchy_page", "draw_masks_page"]
 
@@ -114,15 +116,17 @@ def draw_attention_page(
 def _load_images(
     model: InspectedModel, files: Sequence[Path], columns: int
 ) -> tuple[NDArray[np.uint8], list[NDArray[np.uint8]], int]:
-    """Load images as the encoder takes them, (B, H, W, 3).
+    """Load images as the encoder takes them, (B, H, W, C).
 
     Also returns them enlarged for a page of ``columns`` tiles, and the side of a patch there in pixels.
     """
     encoder = model.encoder
     cell = choose_cell(encoder.grid, min(_PAGE_WIDTH // columns, _LARGEST_TILE))
     transform = EvalTransform.from_spec(encoder.image_size, encoder.inputs)
-    images = np.stack([transform(decode_image(file, value_range=model.value_range)) for file in files])
-    pictures = [enlarge_image(image, encoder.grid, cell) for image in images]
+    pixels = encoder.inputs.pixels.with_file_range(model.value_range)
+    images = np.stack([transform(load_image(file, pixels)) for file in files])
+    shown = images if pixels.is_rgb else choose_view(images, pixels).show(images)
+    pictures = [enlarge_image(image, encoder.grid, cell) for image in shown]
     return images, pictures, cell
 
 

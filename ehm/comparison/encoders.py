@@ -33,6 +33,7 @@ from ehm.comparison.measuring import probe_split, splits_to_finetune
 from ehm.comparison.meter import Meter
 from ehm.config import FinetuneConfig, MeasureConfig, ModelSource, load_config
 from ehm.config.comparison import ProbeName
+from ehm.config.data import refuse_other_images
 
 __all__ = ["MemberAnswers", "measure_candidates"]
 
@@ -154,6 +155,7 @@ def _take_features(member: Member, name: str, bench: _Bench, meter: Meter) -> Im
         return features
     meter.show(f"{name}: loading")
     encoder = bench.backend.create_encoder(ModelSource(init=member.init, image_size=bench.measure.image_size))
+    refuse_other_images("compare", member.init, encoder.inputs.pixels)
     total = len(bench.images.labels)
     features = extract_features(
         encoder,

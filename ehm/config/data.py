@@ -33,6 +33,7 @@ __all__ = [
     "SourceConfig",
     "TableColumns",
     "refuse_colour_augmentations",
+    "refuse_other_images",
     "require_photographs",
 ]
 
@@ -325,6 +326,15 @@ def refuse_colour_augmentations(pixels: PixelFormat, settings: Mapping[str, Any]
         off = "0" if chosen[0] == "data.color_jitter" else "null"
         raise ValueError(
             f"{chosen[0]}: varies the colours of photographs, and images have {pixels.describe()}; set it to {off}"
+        )
+
+
+def refuse_other_images(task: str, init: str, pixels: PixelFormat) -> None:
+    """Raise ConfigError if the weights ``init`` are for images of ``pixels`` that ``task`` does not take."""
+    if task != "classification" and not pixels.is_rgb:
+        raise ConfigError(
+            f"model.init {init}: is for images of {pixels.describe()}, and task {task} takes photographs of 3 channels "
+            "and 8 bits"
         )
 
 

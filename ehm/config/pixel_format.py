@@ -64,6 +64,10 @@ class PixelFormat:
         """The format without the range of photographs, which says how deeper files are read and is no encoder's."""
         return RGB_BYTES if self.is_rgb else self
 
+    def with_file_range(self, value_range: tuple[float, float] | None) -> PixelFormat:
+        """Return the format for reading files, with the range of deeper ones if they become photographs."""
+        return PixelFormat(range=value_range) if self.is_rgb else self
+
     def describe(self) -> str:
         """Return the format in words, for example "7 channels of 16 bits"."""
         bits = "floating point" if self.depth == "float" else f"{self.depth} bits"

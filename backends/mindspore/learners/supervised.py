@@ -18,6 +18,7 @@ from ehm.backends.mindspore.models.blocks import Block
 from ehm.backends.mindspore.models.tuning import freeze_blocks, layer_of
 from ehm.backends.resumable import ResumableLearner
 from ehm.config import TaskConfig
+from ehm.config.data import refuse_other_images
 from ehm.config.inputs import differing_inputs
 from ehm.models.shapes import spec_from_json
 from ehm.models.weights import LoadedModel
@@ -50,6 +51,7 @@ class SupervisedLearner(ResumableLearner):
         self.image_size = loaded.image_size
         self.architecture: Mapping[str, Any] = loaded.architecture
         self.notes = loaded.notes
+        refuse_other_images(config.task, config.model.init, loaded.inputs.pixels)
         self.inputs = config.data.input_spec(loaded.inputs)
         if self.notes:  # without weights, there is nothing to differ from
             self.notes += differing_inputs(self.inputs, loaded.inputs)

@@ -21,6 +21,7 @@ from ehm.backends.torch.models.pyramid import nested_layers
 from ehm.backends.torch.models.tuning import restrict_learning
 from ehm.backends.torch.models.vit import layers_of
 from ehm.config import TaskConfig
+from ehm.config.data import refuse_other_images
 from ehm.config.inputs import differing_inputs
 from ehm.errors import BackendError
 from ehm.models.weights import LoadedModel
@@ -63,6 +64,7 @@ class Supervised(Stepped):
         self.image_size = loaded.image_size
         self.architecture: Mapping[str, Any] = loaded.architecture
         self.notes = loaded.notes
+        refuse_other_images(config.task, config.model.init, loaded.inputs.pixels)
         self.inputs = config.data.input_spec(loaded.inputs)
         if self.notes:  # without weights, there is nothing to differ from
             self.notes += differing_inputs(self.inputs, loaded.inputs)
