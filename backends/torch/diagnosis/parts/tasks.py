@@ -55,6 +55,7 @@ TASK_SETTINGS: dict[str, tuple[dict[str, Any], ...]] = {
     "classification": (
         {"optimizer": "lars", "pool": "token", "run": {"grad_checkpointing": True}},
         {"optimizer": "sgd", "pool": "map", "model": {"freeze": 1, "form": FORMS["siglip"]}},
+        {"loss": "binary_cross_entropy", "optim": {"ema_decay": 0.9}},
     ),
     "detection": ({"masks": False, "model": {"form": FORMS["dinov3"]}},),
     "segmentation": ({"inference": {"mode": "whole"}, "model": {"form": FORMS["dinov3"]}, "optimizer": "sgd"},),
@@ -129,13 +130,17 @@ def _take_task_steps(backend: TorchBackend, config: TaskConfig) -> Iterator[Call
     yield take
     if config.optimizer != "adamw":
         yield take  # those that have a momentum only set it up in the first step
+    if config.optim.last_ema_decay is not None:
+        yield partial(learner.update_average, config.optim.last_ema_decay)
     yield measure
 
 
 def _classify(learner: Any, images: Any) -> tuple[Callable[[], object], Callable[[], object]]:
     targets = np.eye(_CLASSES, dtype=np.float32)[[0, 1, 2, 0]]
+    # which the loss of one class an image leaves aside
+    weights = np.ones(_CLASSES, np.float32)
     return (
-        lambda: learner.train_step(images, targets, 1e-3, 0.05),
+        lambda: learner.train_step(images, targets, 1e-3, 0.05, weights),
         lambda: learner.compute_logits(images),
     )
 
