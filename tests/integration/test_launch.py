@@ -15,8 +15,16 @@ from tiny import RUN, TINY
 from ehm.deploy.launch.command import launch
 from ehm.storage.checkpoint import newest_checkpoint, open_checkpoint
 
-SETTINGS = {**TINY, **RUN, "optim.epochs": 40, "optim.ema_decay": 0.9, "run.checkpoint_every": 0.5, "watch.every": 40}
-STEPS = 120
+SETTINGS = {
+    **TINY,
+    **RUN,
+    "optim.epochs": 40,
+    "optim.ema_decay": 0.9,
+    "run.checkpoint_every": 1,
+    "run.max_steps": 100,
+    "watch.every": 0,
+}
+STEPS = 100
 
 
 def train_arguments(images, out):
