@@ -140,7 +140,7 @@ lint: $(INSTALLED) ## ruff, mypy, and checks of Dockerfiles, shell scripts and w
 		check github-issue-config .github/ISSUE_TEMPLATE/config.yml && \
 		check github-issue-forms $(filter-out %/config.yml,$(wildcard .github/ISSUE_TEMPLATE/*.yml)) && \
 		check citation-file-format CITATION.cff
-	$(BIN)/zizmor --offline --quiet .github
+	$(BIN)/zizmor --offline --quiet --strict-collection .github
 
 format: $(INSTALLED) ## let ruff fix what it can
 	$(BIN)/ruff check --fix .
