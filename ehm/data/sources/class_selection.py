@@ -12,6 +12,7 @@ from ehm.data.sources.idx import IdxSource
 from ehm.data.sources.inventory import list_names
 from ehm.data.sources.rows.source import RowSource
 from ehm.data.sources.shards import ShardSource
+from ehm.data.sources.table.source import TableSource
 from ehm.errors import DataError
 
 __all__ = ["select_classes"]
@@ -22,10 +23,13 @@ def select_classes(
 ) -> Source:
     """Return the images of the classes ``names`` alone, which are numbered in the order of the source.
 
+    Of several labels an image, those of these names are kept, and all images.
+
     Raises DataError if there are no labels, if a name is not among the classes, or if no image is of these classes;
     ``source_name`` names the source in it.
     """
-    if source.labels is None:
+    targets = source.targets if isinstance(source, TableSource) else None
+    if source.labels is None and targets is None:
         raise DataError(f"data.classes: data.source {source_name} has no labels; leave data.classes out")
     for name in names:
         if name not in source.classes:
@@ -34,6 +38,11 @@ def select_classes(
                 f"({list_names(source.classes, most=10)})"
             )
     kept = [number for number, name in enumerate(source.classes) if name in names]
+    if isinstance(source, TableSource) and targets is not None:
+        # an image without any of these labels is one that shows their absence
+        note = f"data.classes: {len(kept):,} of the {len(source.classes):,} labels"
+        names_kept = tuple(source.classes[number] for number in kept)
+        return replace(source, targets=targets[:, kept], classes=names_kept, notes=(*source.notes, note))
     new_numbers = np.full(len(source.classes), -1)
     new_numbers[kept] = np.arange(len(kept))
     labels = new_numbers[source.labels]

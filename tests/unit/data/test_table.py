@@ -194,6 +194,16 @@ def test_the_identity_knows_labels_and_groups(frame, tmp_path):
     assert identify(frame, label="kind").groups == ""
 
 
+def test_some_of_several_labels_are_kept_with_all_images(frame, tmp_path):
+    path = write(frame, tmp_path / "t.csv")
+    columns = {"path": "file", "label": "findings", "separator": ";"}
+    source = open_source(DataConfig(source=str(path), columns=columns, classes=["c", "a"]))
+    assert source.classes == ("a", "c")
+    expected = frame.findings.str.get_dummies(";")[["a", "c"]].to_numpy(bool)
+    assert np.array_equal(source.targets, expected)
+    assert source.notes[-1] == "data.classes: 2 of the 3 labels"
+
+
 def test_groups_stay_together_as_in_scikit_learn():
     rng = np.random.default_rng(0)
     groups = rng.integers(0, 40, 300)
