@@ -1,4 +1,4 @@
-"""All that is known of the images of a source: the figures, as JSON, as a configuration, and in tables for people."""
+"""The figures of the images of a source: as JSON, as a configuration, and in tables for people."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _SHOWN = 10
 
 @dataclass(frozen=True)
 class DataStatistics:
-    """What was measured of the images of ``source``.
+    """The figures of the images of ``source``.
 
     ``pixels`` are the channels and the depth, with the range that mean and deviation (C,) go by: they are those of
     values from 0 to 1. ``least`` and ``largest`` (C,) are values of the files. ``kinds`` counts images by their
