@@ -12,6 +12,7 @@ from conftest import PRESENT
 from task_checkpoints import HEAD, PLAIN, SWIN, save_embedder, save_pretrained, save_segmenter
 from test_parity import every_other_device
 
+from ehm.deploy.export import export
 from ehm.storage.checkpoint import open_checkpoint
 
 if "cpu" not in PRESENT:
@@ -85,3 +86,13 @@ def test_predictions_losses_gradients_and_weights_are_torchs(device, case, first
     losses = [np.load(path / "results.npz")["losses"] for path in (here, stayed, back)]
     np.testing.assert_allclose(losses[2], losses[1], rtol=1e-4)
     assert losses[1][-1] < losses[0][0]
+
+
+@elsewhere.needs_mindspore
+@pytest.mark.full_for("mindspore")
+@pytest.mark.parametrize("case", ["segmenter-swin"])
+def test_both_frameworks_export_the_same_file(first, tmp_path):
+    said = elsewhere.ehm("export", first, "--out", tmp_path / "there")
+    assert "Differs from mindspore by at most" in said
+    export(first, out=tmp_path / "here")
+    assert (tmp_path / "there/model.onnx").read_bytes() == (tmp_path / "here/model.onnx").read_bytes()
