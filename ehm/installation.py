@@ -1,4 +1,4 @@
-"""How this copy of ehm was installed: the command that adds an extra to it, and the commit that it was made from."""
+"""The origin of this copy of ehm: the command that adds an extra to it, and the commit that it was made from."""
 
 from __future__ import annotations
 

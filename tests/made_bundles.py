@@ -54,7 +54,7 @@ def write_network(path, images, outputs, external=False):
     onnx.save_model(made, path, save_as_external_data=external, location=f"{path.name}.data", size_threshold=128)
 
 
-def make_bundle(place, images=IMAGES, outputs=("logits",), precisions=("float32",)):
+def make_bundle(place, images=IMAGES, outputs=("logits",), precisions=("float32",), task=None):
     files = {precision: f"model.{precision}.onnx".replace(".float32", "") for precision in precisions}
     with stage_bundle(place) as folder:
         for precision, file in files.items():
@@ -64,13 +64,14 @@ def make_bundle(place, images=IMAGES, outputs=("logits",), precisions=("float32"
             for name in outputs
         ]
         values = {
-            "task": TASKS.get(outputs[0], "features"),
+            "task": task or TASKS.get(outputs[0], "features"),
             "language": LANGUAGE if "visual_tokens" in outputs else None,
             "models": {name: {"file": file, "opset": 17, "operators": {}} for name, file in files.items()},
             "input": images,
             "outputs": tensors,
             "preprocessing": {"image_size": [28, 42], "cover": [32, 48], "mean": [0.5] * 3, "std": [0.2] * 3},
             "labels": LABELS if "logits" in outputs else [],
+            "thresholds": [0.5] * len(LABELS) if task == "multi_label" else [],
             "source": {"checkpoint": "run", "kind": "pretrain", "sha256": "0" * 64},
             "versions": {"ehm": "0"},
             "parity": {"reference": "", "runtime": "", "tolerance": 1e-4, "max_abs": 0, "cosine": 1, "cases": []},

@@ -1,4 +1,4 @@
-"""How this copy of ehm was installed is found: the command that adds an extra to it, and its commit."""
+"""The origin of this copy of ehm is found: the command that adds an extra to it, and its commit."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""What GitHub runs: actions are pinned, every image is built and tried, and the scripts of steps are sound."""
+"""GitHub's workflows: actions are pinned, every image is built and tried, and the scripts of steps are sound."""
 
 import json
 import os

@@ -338,7 +338,7 @@ def test_an_empty_folder_is_one_sentence(classifier, tmp_path):
 def test_a_broken_image_is_reported_and_the_others_go_on(classifier, tmp_path, capsys):
     good, bad, gone = plain(tmp_path / "good.png", "red"), tmp_path / "bad.png", tmp_path / "gone.png"
     bad.write_bytes(good.read_bytes()[:60])
-    assert main(classifier, [bad, good, gone], top=1) == 1
+    assert main([classifier, bad, good, gone], top=1) == 1
     out, err = capsys.readouterr()
     assert out.splitlines()[0] == str(good)
     assert out.split() == [str(good), out.split()[1], "red"]
@@ -349,7 +349,7 @@ def test_a_broken_image_is_reported_and_the_others_go_on(classifier, tmp_path, c
 
 def test_json_is_one_object_a_line_and_nothing_else(classifier, tmp_path, capsys):
     good, gone = plain(tmp_path / "good.png", "red"), tmp_path / "gone.png"
-    assert main(classifier, [good, gone], json=True, top=1) == 1
+    assert main([classifier, good, gone], json=True, top=1) == 1
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert lines[0]["image"] == str(good)
     assert lines[0]["classes"][0]["label"] == "red"
@@ -358,7 +358,7 @@ def test_json_is_one_object_a_line_and_nothing_else(classifier, tmp_path, capsys
 
 def test_out_gets_features_and_their_images(bundle, tmp_path, capsys):
     files = [plain(tmp_path / "a.png", "red"), tmp_path / "gone.png", plain(tmp_path / "b.png", "lime")]
-    assert main(bundle, files, out=tmp_path / "out") == 1
+    assert main([bundle, *files], out=tmp_path / "out") == 1
     features = np.load(tmp_path / "out" / "features.npy")
     lines = [json.loads(line) for line in (tmp_path / "out" / "predictions.jsonl").read_text().splitlines()]
     assert [Path(line["image"]).name for line in lines if "error" not in line] == ["a.png", "b.png"]
@@ -405,7 +405,7 @@ def test_precision_chooses_the_network(tmp_path, capsys):
     image = plain(tmp_path / "a.png", "red")
     (exact,), (small,) = (predict(folder.parent / "bundle", image, precision=kind) for kind in ("float32", "int8"))
     assert np.allclose(small.features, 2 * exact.features)
-    assert main(tmp_path / "bundle", [image], precision="int8") == 0
+    assert main([tmp_path / "bundle", image], precision="int8") == 0
     assert "1 image with" in (said := capsys.readouterr().err)
     assert "; int8) on" in said
     with pytest.raises(ExportError, match="holds no float16 model, only float32, int8"):

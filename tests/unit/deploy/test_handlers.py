@@ -22,6 +22,7 @@ def predictors(tmp_path_factory):
     folder = tmp_path_factory.mktemp("bundles")
     return {
         "classification": Predictor(make_bundle(folder / "classes", outputs=("logits", "features"))),
+        "multi_label": Predictor(make_bundle(folder / "labels", task="multi_label")),
         "features": Predictor(make_bundle(folder / "features", outputs=("features", "patches"))),
         "segmentation": Predictor(segmenter_bundle(folder / "masks")),
         "detection": Predictor(detector_bundle(folder / "objects")),
