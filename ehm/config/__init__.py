@@ -5,7 +5,7 @@ with dotted keys. Unknown keys are errors. Nothing here imports a framework.
 """
 
 from ehm.config.comparison import ArmConfig, MeasureConfig, StudyConfig
-from ehm.config.data import DataConfig, ImageData, PretrainData, SourceConfig, TableColumns
+from ehm.config.data import DataConfig, ImageData, PretrainData, SourceConfig
 from ehm.config.encoders import encoder_spec
 from ehm.config.export import AscendConfig, BatchesConfig, CalibrationConfig, ExportConfig, TritonConfig
 from ehm.config.inputs import Triple
@@ -14,6 +14,7 @@ from ehm.config.language_training import LanguageTrainingConfig
 from ehm.config.loading import load_config, read_config, shipped_configs
 from ehm.config.pretraining import MaskConfig, ModelConfig, TrainConfig
 from ehm.config.sections import LoraConfig, ModelSource, OptimConfig, RunConfig
+from ehm.config.sources import TableColumns
 from ehm.config.tasks import (
     AugmentConfig,
     DetectionConfig,

@@ -8,8 +8,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from ehm.config.data import DataConfig, Layout, TableColumns
+from ehm.config.data import DataConfig
 from ehm.config.section import Section
+from ehm.config.sources import Layout, TableColumns
 from ehm.config.values import ClassName, Count, ImageSize, PixelRange, Positive
 
 __all__ = ["ArmConfig", "FigureName", "MeasureConfig", "ProbeName", "StudyConfig"]

@@ -6,8 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from ehm.config.data import Layout
 from ehm.config.section import Section
+from ehm.config.sources import Layout
 from ehm.config.values import NotNegative
 
 __all__ = ["WatchConfig", "WatchFigure"]

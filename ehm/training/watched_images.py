@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ehm.config import PretrainData, TrainConfig
-from ehm.config.data import Layout
+from ehm.config.sources import Layout
 from ehm.data import Source, open_source, stratified_folds
 from ehm.data.subset import Subset
 from ehm.errors import ConfigError, DataError

@@ -11,7 +11,7 @@ from ehm.errors import DataError
 if TYPE_CHECKING:
     import pyarrow
 
-    from ehm.config.data import TableColumns
+    from ehm.config.sources import TableColumns
     from ehm.data.sources.rows.files import RowFile
 
 __all__ = ["RowColumns", "choose_columns", "holds_image_bytes"]

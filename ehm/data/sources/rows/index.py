@@ -23,7 +23,7 @@ from ehm.errors import DataError, WriteError
 from ehm.storage.writing import replace_file
 
 if TYPE_CHECKING:
-    from ehm.config.data import TableColumns
+    from ehm.config.sources import TableColumns
 
 __all__ = ["RowIndex", "read_row_index"]
 

@@ -25,7 +25,7 @@ from ehm.data.threads import in_threads
 from ehm.errors import DataError
 
 if TYPE_CHECKING:
-    from ehm.config.data import TableColumns
+    from ehm.config.sources import TableColumns
 
 __all__ = ["RowSource", "open_rows"]
 
