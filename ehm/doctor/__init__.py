@@ -52,7 +52,8 @@ def doctor(device: str = "auto", operators: bool | str = False, json: bool = Fal
     if not works and device == "auto":
         console.print(
             f"No device can train here. {build_install_command('torch')} is what most machines need, or "
-            f"{build_install_command('mindspore')} where there is no torch."
+            f"{build_install_command('mindspore')} where there is no torch.",
+            soft_wrap=True,  # a command that is broken into lines cannot be copied
         )
     elif not works:
         console.print(f"--device {device} cannot train here.")

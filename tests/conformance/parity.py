@@ -10,7 +10,9 @@ step.
 
 import shutil
 import sys
+from contextlib import contextmanager
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 
@@ -64,18 +66,22 @@ def tokenizing(backend, meta, images, first):
     config = TokenizerConfig.model_validate(meta["config"])
     places = (config.image_size[0] // config.stride, config.image_size[1] // config.stride)
     noise = np.random.default_rng(8).gumbel(size=(len(images), config.vocabulary, *places)).astype(np.float32)
-    fix_noise(backend.name, noise)
     learner = backend.create_tokenizer(config)
 
     def seen():
         pixels, tokens = learner.reconstruct_images(images)
         return {"pixels": pixels, "tokens": tokens}
 
-    return learner, seen, lambda number: learner.train_step(images, 0.5, LR["adamw"], DECAY), config
+    def step(number):
+        with fix_noise(backend.name, noise):
+            return learner.train_step(images, 0.5, LR["adamw"], DECAY)
+
+    return learner, seen, step, config
 
 
+@contextmanager
 def fix_noise(framework, noise):
-    """Let a tokenizer draw ``noise`` from now on, in this process."""
+    """Let a tokenizer draw ``noise`` within this context."""
     if framework == "mindspore":
         from mindspore import Tensor
 
@@ -83,15 +89,20 @@ def fix_noise(framework, noise):
 
         fixed = Tensor(noise)
 
-        def draw_fixed(keys, shape):
+        def draw_fixed(keys, shape):  # no lambda: MindSpore compiles its source
             return fixed
 
-        tokenizer.draw_gumbel = draw_fixed
+        with patch.object(tokenizer, "draw_gumbel", draw_fixed):
+            yield
         return
     import torch
 
-    # torch takes the logarithm of exponential numbers
-    torch.Tensor.exponential_ = lambda self: self.copy_(torch.from_numpy(np.exp(-noise)))
+    def fill(numbers):
+        # torch takes the logarithm of exponential numbers
+        return numbers.copy_(torch.from_numpy(np.exp(-noise)))
+
+    with patch.object(torch.Tensor, "exponential_", fill):
+        yield
 
 
 def classification(backend, meta, images, first):

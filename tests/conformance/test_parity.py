@@ -40,9 +40,7 @@ DINOV3 = {
     "added_positions": False,
     "layer_scale": True,
     "rotary": {"kind": "dinov3"},
-    # these two are CLIP's
-    "norm_before": True,
-    "mlp": "quick_gelu",
+    "norm_before": True,  # CLIP's
 }
 EVA = {
     "rotary": {"kind": "eva", "halves": False, "reference_grid": [2, 3]},
@@ -52,7 +50,14 @@ EVA = {
     "norm_mlp": True,
     "prefix_positions": False,
 }
-AIMV2 = {"class_token": False, "norm": "rms", "norm_patches": True, "bias": False, "output_bias": False}
+AIMV2 = {
+    "class_token": False,
+    "norm": "rms",
+    "norm_patches": True,
+    "bias": False,
+    "output_bias": False,
+    "mlp": "quick_gelu",  # CLIP's
+}
 OBJECTIVES = {
     "mae": {},
     "simmim": SIMMIM,
@@ -155,7 +160,8 @@ def compare(ours, theirs):
         if name.startswith("gradient/") and name.endswith("relative_position_bias_table"):
             # summed over all images and places, in another order where attention is not fused
             limit = 1e-4 * largest
-        if name == "saliency":
+        if name in ("saliency", "gradient/head.1.bias"):
+            # the latter is a sum of thirds that cancel, as the batch has as many images of each class
             limit = 1e-6
         np.testing.assert_allclose(left[name], right[name], rtol=0, atol=limit, err_msg=name)
     weights = dict(elsewhere.trained(open_checkpoint(theirs).model))

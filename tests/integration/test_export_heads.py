@@ -111,7 +111,7 @@ def test_the_command_writes_features_beside_classes(tmp_path, capsys):
     for head, rows in (("multi", "features"), ("patches", "patches")):
         bundle = export(tmp_path / "run", head=head, out=tmp_path / head)
         capsys.readouterr()
-        assert main(bundle, files, out=tmp_path / "out") == 1
+        assert main([bundle, *files], out=tmp_path / "out") == 1
         printed = capsys.readouterr().out
         assert [label in printed for label in LABELS] == [head == "multi"] * 3
         predictor = Predictor(bundle)

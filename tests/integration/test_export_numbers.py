@@ -389,6 +389,6 @@ def test_the_bench_says_why_torch_is_left_out(bundle, monkeypatch, capsys):
 def test_the_bench_measures_time_against_the_baseline_of_the_same_round(bundle):
     clock = iter(np.cumsum([0, 8, 0, 2, 0, 4, 0, 4]))  # seconds: rounds of 8 and 2, then 4 and 4
     reference, ways = bench._load_exported(bundle, ["cpu"], 1)
-    inputs = bench._prepare_inputs(reference, bench._draw_pictures(2))
+    inputs = bench._prepare_inputs(reference, bench._draw_pictures(2, reference.manifest.preprocessing))
     _, timing = bench._time_rounds(reference, ways[:2], inputs, 2, lambda: float(next(clock)), lambda: None)
     assert (timing.batch, timing.median_ms, timing.ratio) == (2, 3000, 2.5)

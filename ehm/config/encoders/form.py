@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from ehm.config.section import Section
 
@@ -79,6 +79,21 @@ class VitForm(Section):
     )
     norm_mlp: bool = Field(False, description="Whether the MLP has a norm before its last layer, as in EVA-02.")
     attention_pool: bool = Field(False, description="Whether a learned query pools the patches, as in SigLIP.")
+
+    @model_validator(mode="after")
+    def _check_rotary(self) -> VitForm:
+        """Refuse what no ViT with rotary positions has: timm's class of them would leave it out."""
+        if self.rotary.kind is None:
+            return self
+        refused = {
+            f"mlp {self.mlp}": self.mlp in ("gelu_tanh", "quick_gelu"),
+            "norm_patches": self.norm_patches,
+            "output_bias false": not self.output_bias,
+        }
+        for setting, is_set in refused.items():
+            if is_set:
+                raise ValueError(f"{setting}: is not known together with rotary positions; leave rotary.kind out")
+        return self
 
     @property
     def prefix_tokens(self) -> int:

@@ -23,6 +23,7 @@ from ehm.tasks.registry import TASKS
 LEFT_OUT = {
     "schedule": {"linear", "sqrt"},  # moves the depth of masks, on the host
     "build": {"auto"},  # is host or device
+    "adapt_channels": {"first", "mean", "repeat"},  # changes weights on the host
 }
 """Options that add no operator."""
 

@@ -146,3 +146,12 @@ def test_wrong_stages_are_one_sentence(kind, value):
             f"--set: {key}: should be a whole number from 1, or of a Swin a list of them, "
             f"one for each stage, not {shown}"
         )
+
+
+@pytest.mark.parametrize("setting", ["mlp=quick_gelu", "mlp=gelu_tanh", "norm_patches=true"])
+def test_a_form_that_the_network_would_leave_out_is_refused(setting):
+    """timm's class of ViTs with rotary positions has none of these; other classes have them."""
+    form = f"model.form.{setting}"
+    assert settings(form).spec.form.differences
+    with pytest.raises(ConfigError, match="is not known together with rotary positions"):
+        settings(form, "model.form.rotary.kind=dinov3")

@@ -255,7 +255,7 @@ def test_the_commands_give_what_the_cpu_gives(bundle, acl, photographs, monkeypa
     for one, two in zip(expected, predict(bundle, photographs, device="om"), strict=True):
         np.testing.assert_allclose(two.features, one.features, rtol=1e-6)
         assert [label for label, _ in two.classes] == [label for label, _ in one.classes]
-    assert main(bundle.path, [photographs], device="om") == 0
+    assert main([bundle.path, photographs], device="om") == 0
     assert "; model.om) on AscendCL" in capsys.readouterr().err
     monkeypatch.setattr(bench, "_load_torch", refuse_torch)  # which takes seconds to import
     timings = bench.bench_export(bundle.path, batch=[3], device=["cpu", "om"], rounds=1)

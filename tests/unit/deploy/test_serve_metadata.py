@@ -9,6 +9,7 @@ from ehm.deploy.bundle.manifest import Manifest, TensorRecord
 from ehm.deploy.serve.routes.protocol import InferRequest, OutputRequest, describe_model, encode_response
 
 PIXELS = ("uint8", "NHWC", ["batch", "height", "width", 3], "UINT8", [-1, -1, -1, 3])
+DEEP_PIXELS = ("uint16", "NHWC", ["batch", "height", "width", 7], "UINT16", [-1, -1, -1, 7])
 IMAGES = ("float32", "NCHW", ["batch", 3, 8, 12], "FP32", [-1, 3, 8, 12])
 ONE = ("float32", "NCHW", [1, 3, 8, 12], "FP32", [1, 3, 8, 12])
 ANY = ("float32", "NCHW", ["batch", 3, "height", "width"], "FP32", [-1, 3, -1, -1])
@@ -27,6 +28,7 @@ KINDS = {
     "encoder": ("features", IMAGES, {"features": FEATURES}),
     "patches": ("features", ANY, {"patches": PATCHES}),
     "multi": ("classification", PIXELS, {"logits": LOGITS, "features": FEATURES, "patches": PATCHES}),
+    "seven channels": ("features", DEEP_PIXELS, {"features": FEATURES}),
     "segmenter": ("segmentation", IMAGES, {"scores": SCORES}),
     "detector": ("detection", ONE, {"boxes": BOXES, "labels": LABELS, "scores": CERTAINTIES}),
     "masks": ("detection", ONE, {"boxes": BOXES, "labels": LABELS, "scores": CERTAINTIES, "masks": MASKS}),
