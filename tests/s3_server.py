@@ -12,6 +12,7 @@ from pathlib import Path
 
 import boto3
 import pytest
+from s3fs import S3FileSystem
 
 BUCKET = "bucket"
 CREDENTIALS = {
@@ -76,6 +77,8 @@ def serve_s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
     try:
         yield server
     finally:
+        # s3fs keeps its connections, and the next server of this process has another address
+        S3FileSystem.clear_instance_cache()
         proxy.shutdown()
         proxy.server_close()
         client.close()
