@@ -15,27 +15,14 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 from pyarrow import ipc, parquet
-from s3_server import CUT_OFF, UNAVAILABLE, serve_s3
+from s3_server import CUT_OFF, UNAVAILABLE
 
 from ehm.config import DataConfig
 from ehm.data import Loader, TrainTransform, open_source
 from ehm.data.sources.identity import identify_source
-from ehm.data.stores import store as store_module
 from ehm.errors import BrokenImage, DataError
 
-
-@pytest.fixture(scope="module")
-def server():
-    with pytest.MonkeyPatch.context() as patch, serve_s3(patch) as running:
-        yield running
-
-
-@pytest.fixture(autouse=True)
-def calm(server, monkeypatch, tmp_path):
-    server.fault = lambda path: None
-    server.reads.clear()
-    monkeypatch.setattr(store_module, "FIRST_WAIT", 0.01)
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+pytestmark = pytest.mark.usefixtures("calm_store")
 
 
 def encode(number):
@@ -58,14 +45,14 @@ def hub_table(numbers):
 
 
 @pytest.fixture(scope="module")
-def files(server, tmp_path_factory):
+def files(store_server, tmp_path_factory):
     """Two training files with groups of five rows, and one of validation, in a folder and in the store."""
     folder = tmp_path_factory.mktemp("rows") / "data"
     folder.mkdir()
     parquet.write_table(hub_table(range(12)), folder / "train-00000-of-00002.parquet", row_group_size=5)
     parquet.write_table(hub_table(range(12, 24)), folder / "train-00001-of-00002.parquet", row_group_size=5)
     parquet.write_table(hub_table(range(24, 28)), folder / "validation-00000-of-00001.parquet")
-    return folder, server.put_folder(folder, "rows")
+    return folder, store_server.put_folder(folder, "rows")
 
 
 @pytest.fixture
@@ -100,7 +87,7 @@ def test_rows_are_the_images_that_were_written(files, opened, cache):
     assert identify_source(opened(folder)) == identify_source(opened(address))
 
 
-def test_batches_from_a_failing_store_are_those_of_the_folder(server, files, opened):
+def test_batches_from_a_failing_store_are_those_of_the_folder(store_server, files, opened):
     def read(source, workers):
         options = {"batch_size": 6, "seed": 1, "shuffle": True, "drop_last": True, "workers": workers}
         with Loader(source, TrainTransform((16, 16)), **options) as loader:
@@ -108,15 +95,15 @@ def test_batches_from_a_failing_store_are_those_of_the_folder(server, files, ope
 
     expected, _ = read(opened(files[0]), 0)
     stored = opened(files[1])
-    server.fault = lambda path: {0: UNAVAILABLE, 2: CUT_OFF}.get(len(server.reads) % 5)
+    store_server.fault = lambda path: {0: UNAVAILABLE, 2: CUT_OFF}.get(len(store_server.reads) % 5)
     for workers in (0, 2):
         batches, unreadable = read(stored, workers)
         assert unreadable == {}
         for one, other in zip(batches, expected, strict=True):
             np.testing.assert_array_equal(one.images, other.images)
-    server.reads.clear()
+    store_server.reads.clear()
     read(opened(files[1]), 2)
-    assert server.reads == []  # all groups are in the cache
+    assert store_server.reads == []  # all groups are in the cache
 
 
 def test_columns_of_other_writers(tmp_path, opened):

@@ -13,7 +13,7 @@ import pytest
 from made_bundles import make_bundle
 from PIL import Image
 from pyarrow import parquet
-from s3_server import CREDENTIALS, CUT_OFF, SLOW, STALLED, UNAVAILABLE, serve_s3
+from s3_server import CREDENTIALS, CUT_OFF, SLOW, STALLED, UNAVAILABLE
 from tiny import RUN, TINY
 
 from ehm.cli import main
@@ -27,19 +27,7 @@ from ehm.storage.checkpoint import newest_checkpoint, open_checkpoint
 pytest.importorskip("s3fs")
 
 
-@pytest.fixture(scope="module")
-def server():
-    with pytest.MonkeyPatch.context() as patch, serve_s3(patch) as running:
-        yield running
-
-
-@pytest.fixture(autouse=True)
-def calm(server, monkeypatch, tmp_path):
-    """No fault, short waits, a home of its own."""
-    server.fault = lambda path: None
-    server.reads.clear()
-    monkeypatch.setattr(store_module, "FIRST_WAIT", 0.01)
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+pytestmark = pytest.mark.usefixtures("calm_store")
 
 
 def write_shard(path, first, count, rng):
@@ -55,14 +43,14 @@ def write_shard(path, first, count, rng):
 
 
 @pytest.fixture(scope="module")
-def shards(server, tmp_path_factory):
+def shards(store_server, tmp_path_factory):
     """Three shards of twelve images in train/ and one in val/, in a folder and in the store."""
     folder = tmp_path_factory.mktemp("shards") / "set"
     rng = np.random.default_rng(0)
     for shard in range(3):
         write_shard(folder / "train" / f"s-{shard:03d}.tar", 12 * shard, 12, rng)
     write_shard(folder / "val" / "s-000.tar", 90, 6, rng)
-    return folder, server.put_folder(folder, "set")
+    return folder, store_server.put_folder(folder, "set")
 
 
 @pytest.fixture
@@ -103,61 +91,61 @@ def test_the_batches_of_a_store_are_those_of_the_folder(shards, opened):
     assert len(opened(address, "val")) == 6
 
 
-def test_a_warm_cache_asks_the_store_for_nothing(server, shards, opened):
+def test_a_warm_cache_asks_the_store_for_nothing(store_server, shards, opened):
     stored = opened(shards[1])
     read_batches(stored, 0, 9)
     # each shard is one block, which the index has read
-    assert Counter(server.reads) == {f"/bucket/set/{name}": 1 for name in names_of_shards()}
-    server.reads.clear()
+    assert Counter(store_server.reads) == {f"/bucket/set/{name}": 1 for name in names_of_shards()}
+    store_server.reads.clear()
     read_batches(opened(shards[1]), 0, 9, workers=2)
-    assert server.reads == []
+    assert store_server.reads == []
 
 
 def names_of_shards():
     return ["train/s-000.tar", "train/s-001.tar", "train/s-002.tar", "val/s-000.tar"]
 
 
-def test_without_a_cache_an_image_is_one_read_of_its_own_bytes(server, shards, opened):
+def test_without_a_cache_an_image_is_one_read_of_its_own_bytes(store_server, shards, opened):
     stored = opened(shards[1], cache=0)
-    server.reads.clear()
+    store_server.reads.clear()
     assert_alike(read_batches(stored, 0, 4)[0], read_batches(opened(shards[0]), 0, 4)[0])
-    assert len(server.reads) == 32
-    server.reads.clear()
+    assert len(store_server.reads) == 32
+    store_server.reads.clear()
     identify_source(opened(shards[1], cache=0))  # with the index that was kept
-    assert len(server.reads) == len(stored)
+    assert len(store_server.reads) == len(stored)
 
 
 @pytest.mark.parametrize("fault", [UNAVAILABLE, CUT_OFF, SLOW])
-def test_reads_that_fail_now_and_then_are_tried_again(server, shards, opened, fault):
+def test_reads_that_fail_now_and_then_are_tried_again(store_server, shards, opened, fault):
     expected, _ = read_batches(opened(shards[0]), 0, 4)
     stored = opened(shards[1], cache=0, retries=8)
-    server.reads.clear()
-    server.fault = lambda path: fault if len(server.reads) % 3 == 0 else None
+    store_server.reads.clear()
+    store_server.fault = lambda path: fault if len(store_server.reads) % 3 == 0 else None
     batches, unreadable = read_batches(stored, 0, 4)
     assert unreadable == {}
     assert_alike(batches, expected)
-    assert len(server.reads) > 32 or fault == SLOW
+    assert len(store_server.reads) > 32 or fault == SLOW
 
 
-def test_a_server_that_stalls_is_asked_again(server, shards, opened, monkeypatch):
+def test_a_server_that_stalls_is_asked_again(store_server, shards, opened, monkeypatch):
     monkeypatch.setattr(store_module, "_READ_SECONDS", 1)
     stored = opened(shards[1], cache=0)
     expected = opened(shards[0]).load(7).tobytes()
-    server.reads.clear()
-    server.fault = lambda path: STALLED if len(server.reads) == 1 else None
+    store_server.reads.clear()
+    store_server.fault = lambda path: STALLED if len(store_server.reads) == 1 else None
     assert stored.load(7).tobytes() == expected
-    assert len(server.reads) == 2
-    server.fault = lambda path: STALLED
+    assert len(store_server.reads) == 2
+    store_server.fault = lambda path: STALLED
     stored.reader.store.retries = 0
     with pytest.raises(BrokenImage, match=r"s-000\.tar/00008\.png: .*[Tt]imeout"):
         stored.load(8)
 
 
-def test_a_shard_that_vanishes_is_skipped_and_listed_or_an_error(server, shards, opened, tmp_path):
+def test_a_shard_that_vanishes_is_skipped_and_listed_or_an_error(store_server, shards, opened, tmp_path):
     folder, _ = shards
-    address = server.put_folder(folder / "train", "vanishing")
+    address = store_server.put_folder(folder / "train", "vanishing")
     stored = opened(address, cache=0)
-    server.delete("vanishing/s-001.tar")
+    store_server.delete("vanishing/s-001.tar")
     batches, unreadable = read_batches(stored, 0, 4, workers=2)
     assert {name.rpartition("/")[0] for name in unreadable} == {"s3://bucket/vanishing/s-001.tar"}
     assert set(unreadable.values()) == {"there is no such file"}
@@ -168,14 +156,14 @@ def test_a_shard_that_vanishes_is_skipped_and_listed_or_an_error(server, shards,
         read_batches(stored, 0, 4, strict=True)
 
 
-def test_a_store_that_is_gone_ends_the_run_soon(server, shards, opened, monkeypatch):
+def test_a_store_that_is_gone_ends_the_run_soon(store_server, shards, opened, monkeypatch):
     stored = opened(shards[1], cache=0)
     monkeypatch.setattr(store_module, "FIRST_WAIT", 0.001)
-    server.fault = lambda path: UNAVAILABLE
-    server.reads.clear()
+    store_server.fault = lambda path: UNAVAILABLE
+    store_server.reads.clear()
     with pytest.raises(DataError, match=r"100 images in a row cannot be read, the last one .*Service Unavailable"):
         read_batches(stored, 0, 4)
-    assert len(server.reads) < 3000
+    assert len(store_server.reads) < 3000
 
 
 @pytest.mark.parametrize(
@@ -208,11 +196,11 @@ def test_ranks_share_fewer_shards_than_they_are(shards, opened):
         assert_alike(read_batches(stored, 0, 5, workers=rank % 2, rank=rank, world_size=4)[0], expected)
 
 
-def test_a_web_server_is_read_through_ranges(server, shards, opened):
+def test_a_web_server_is_read_through_ranges(store_server, shards, opened):
     pytest.importorskip("aiohttp")
     for name in names_of_shards():
-        server.client.put_object_acl(Bucket="bucket", Key=f"set/{name}", ACL="public-read")
-    stored = opened(f"{server.address}/bucket/set/train/s-{{000..002}}.tar", cache=0)
+        store_server.client.put_object_acl(Bucket="bucket", Key=f"set/{name}", ACL="public-read")
+    stored = opened(f"{store_server.address}/bucket/set/train/s-{{000..002}}.tar", cache=0)
     assert_alike(read_batches(stored, 0, 3)[0], read_batches(opened(shards[0]), 0, 3)[0])
 
 
@@ -223,12 +211,12 @@ def test_an_address_with_credentials_is_refused_without_repeating_them(opened):
         assert "hunter2secret" not in str(raised.value)
 
 
-def test_a_shard_that_changes_is_read_anew(server, shards, opened, tmp_path):
+def test_a_shard_that_changes_is_read_anew(store_server, shards, opened, tmp_path):
     rng = np.random.default_rng(7)
     path = tmp_path / "changing" / "c.tar"
     for first in (0, 40):
         write_shard(path, first, 6, rng)
-        address = server.put(path, "changing/c.tar")
+        address = store_server.put(path, "changing/c.tar")
         local = opened(path)
         stored = opened(address)
         assert stored.name(0) == f"s3://bucket/changing/c.tar/{first:05d}.png"
@@ -238,7 +226,7 @@ def test_a_shard_that_changes_is_read_anew(server, shards, opened, tmp_path):
     assert len(list((tmp_path / "cache").glob("*/*/*"))) == 1
 
 
-def test_no_secret_of_the_environment_is_shown(server, shards, opened, monkeypatch):
+def test_no_secret_of_the_environment_is_shown(store_server, shards, opened, monkeypatch):
     secret = CREDENTIALS["AWS_SECRET_ACCESS_KEY"]
 
     def refuse(*_, **__):
@@ -265,7 +253,7 @@ def start_training(source, out):
 
 
 @pytest.mark.timeout(300)
-def test_a_run_from_a_store_that_is_killed_ends_like_one_from_the_folder(server, shards, tmp_path, capsys):
+def test_a_run_from_a_store_that_is_killed_ends_like_one_from_the_folder(store_server, shards, tmp_path, capsys):
     folder, address = shards
     assert main(list_arguments(folder, tmp_path / "whole")) == 0
 
@@ -275,8 +263,8 @@ def test_a_run_from_a_store_that_is_killed_ends_like_one_from_the_folder(server,
         time.sleep(0.01)
     killed.kill()
     output, _ = killed.communicate()
-    server.reads.clear()
-    server.fault = lambda path: UNAVAILABLE if len(server.reads) < 3 else None
+    store_server.reads.clear()
+    store_server.fault = lambda path: UNAVAILABLE if len(store_server.reads) < 3 else None
     assert main(list_arguments(address, tmp_path / "killed", "--resume")) == 0
 
     expected = open_checkpoint(tmp_path / "whole")
@@ -297,10 +285,10 @@ def test_a_run_from_a_store_that_is_killed_ends_like_one_from_the_folder(server,
     assert not any(CREDENTIALS[name] in output for name in list(CREDENTIALS)[:2])
 
 
-def test_predict_reads_a_store_as_it_reads_the_folder(server, shards, tmp_path):
+def test_predict_reads_a_store_as_it_reads_the_folder(store_server, shards, tmp_path):
     folder, address = shards
     bundle = make_bundle(tmp_path / "bundle", outputs=("logits", "features")).path
-    server.fault = lambda path: CUT_OFF if len(server.reads) % 4 == 0 else None
+    store_server.fault = lambda path: CUT_OFF if len(store_server.reads) % 4 == 0 else None
     tables = []
     for source in (folder, address):
         out = tmp_path / f"out-{len(tables)}"
