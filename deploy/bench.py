@@ -19,7 +19,6 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 from rich import box
-from rich.progress import Progress
 from rich.table import Table
 
 from ehm.console import PlainConsole, console
@@ -32,6 +31,7 @@ from ehm.deploy.predict.predictor import Predictor
 from ehm.deploy.predict.runtime import installed_devices
 from ehm.deploy.predict.sessions import list_precisions
 from ehm.errors import ConfigError, EhmError
+from ehm.progress_bar import create_progress
 from ehm.storage.writing import write_json
 
 __all__ = ["Timing", "bench_export"]
@@ -120,7 +120,7 @@ def bench_export(
         pictures = _draw_pictures(max(batch), reference.manifest.preprocessing)
     clock = time.process_time if processor_time else time.perf_counter
     timings: list[Timing] = []
-    with Progress(console=notes, transient=True, disable=not notes.is_terminal) as progress:
+    with create_progress(printer=notes, transient=True) as progress:
         task = progress.add_task("bench", total=len(batch) * rounds)
         for size in batch:
             # a few files fill a batch of any size by taking turns

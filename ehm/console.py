@@ -14,7 +14,7 @@ from rich.console import Console
 from ehm.storage.names import escape_undecodable
 from ehm.storage.writing import report_write_errors
 
-__all__ = ["PlainConsole", "console", "print_line"]
+__all__ = ["PlainConsole", "console", "is_notebook", "print_line"]
 
 
 class _EscapingStream:
@@ -48,7 +48,15 @@ class PlainConsole(Console):
     """A console of rich without markup, emoji and highlighting, which escapes what its stream cannot print."""
 
     def __init__(self, *, stderr: bool = False, soft_wrap: bool = True) -> None:
-        super().__init__(stderr=stderr, soft_wrap=soft_wrap, markup=False, emoji=False, highlight=False)
+        super().__init__(
+            stderr=stderr,
+            soft_wrap=soft_wrap,
+            markup=False,
+            emoji=False,
+            highlight=False,
+            # in a notebook rich would make an output of its own of every line
+            force_jupyter=False,
+        )
 
     @property
     def file(self) -> IO[str]:
@@ -62,6 +70,13 @@ class PlainConsole(Console):
 
 console = PlainConsole()
 """The console on which every command prints."""
+
+
+def is_notebook() -> bool:
+    """Return True if this process is the kernel of a notebook, in Jupyter, Colab or an editor."""
+    ipython = sys.modules.get("IPython")
+    # IPython on a terminal has a shell as well, but no kernel
+    return ipython is not None and getattr(ipython.get_ipython(), "kernel", None) is not None
 
 
 def print_line(text: str) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 from rich.progress import Progress
 
 from ehm.config.pixel_format import RGB_BYTES, PixelFormat
-from ehm.console import PlainConsole, print_line
+from ehm.console import PlainConsole, is_notebook, print_line
 from ehm.data.decoding.channels import CHANNEL_SUFFIXES
 from ehm.data.decoding.decode import SUFFIXES
 from ehm.data.stores.addresses import is_address
@@ -24,6 +24,7 @@ from ehm.deploy.predict.handler import PredictionOptions
 from ehm.deploy.predict.prediction import Prediction
 from ehm.deploy.predict.predictor import Predictor
 from ehm.errors import ConfigError, DataError
+from ehm.progress_bar import track
 from ehm.storage.names import refuse_undecodable
 from ehm.storage.writing import replace_file
 
@@ -59,7 +60,8 @@ def predict(
     """
     job = _open_job(bundle, images, top, device, precision, out, index)
     predictions = []
-    for prediction in job.predict_files():
+    # elsewhere this function prints nothing that was not asked for
+    for prediction in track(job.predict_files(), "predict", len(job.files), transient=True, hidden=not is_notebook()):
         predictions.append(prediction)
         if json:
             _print_json(prediction)

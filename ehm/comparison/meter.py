@@ -5,9 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
 
 from ehm.console import console
+from ehm.progress_bar import create_progress, is_progress_shown
 
 __all__ = ["Meter"]
 
@@ -26,13 +27,11 @@ class Meter:
         self._clock = time.perf_counter()
         self._printed = time.perf_counter()
         self._what = ""
-        self._progress = Progress(
+        self._progress = create_progress(
             TextColumn("{task.description}", markup=False),
             BarColumn(),
             TimeElapsedColumn(),
             TextColumn("{task.fields[left]}", markup=False),
-            console=console,
-            disable=not console.is_terminal,
         )
         self._bar = self._progress.add_task("", total=self._total, left="")
 
@@ -68,7 +67,7 @@ class Meter:
         left = self._describe_time_left()
         self._progress.update(self._bar, completed=done, description=self._what, left=left)
         now = time.perf_counter()
-        if not console.is_terminal and self._what and now - self._printed > _SECONDS_BETWEEN_LINES:
+        if not is_progress_shown() and self._what and now - self._printed > _SECONDS_BETWEEN_LINES:
             self._printed = now
             console.print(f"  {done} of {self._total} steps, {self._what}  {left}")
 

@@ -11,9 +11,10 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from rich.progress import BarColumn, Progress, TextColumn
+from rich.progress import BarColumn, TextColumn
 
 from ehm.console import console
+from ehm.progress_bar import create_progress, is_progress_shown
 
 __all__ = ["Job", "run_jobs"]
 
@@ -136,12 +137,10 @@ class _Meter:
         self._failed = 0
         self._started = time.perf_counter()
         self._printed_part = 0
-        self._progress = Progress(
+        self._progress = create_progress(
             TextColumn("{task.description}", markup=False),
             BarColumn(),
             TextColumn("{task.fields[left]}", markup=False),
-            console=console,
-            disable=not console.is_terminal,
         )
         self._bar = self._progress.add_task("runs", total=total, left="")
 
@@ -168,7 +167,7 @@ class _Meter:
         left = self._describe_time_left(done)
         self._progress.update(self._bar, completed=done, left=left)
         part = int(_LINES_OF_A_STUDY * done / max(1, self._total))
-        if not console.is_terminal and part > self._printed_part and self._ended < self._total:
+        if not is_progress_shown() and part > self._printed_part and self._ended < self._total:
             self._printed_part = part
             console.print(f"  {done / self._total:.0%} of all runs{left}")
 

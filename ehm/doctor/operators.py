@@ -7,7 +7,6 @@ from importlib.util import find_spec
 from json import dumps
 from typing import Any
 
-from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
@@ -16,6 +15,7 @@ from ehm.console import PlainConsole
 from ehm.doctor.child import ask_child
 from ehm.errors import BackendError, ConfigError
 from ehm.installation import build_install_command
+from ehm.progress_bar import create_progress
 
 __all__ = ["report_operators"]
 
@@ -73,7 +73,7 @@ def report_operators(device: str = "auto", json: bool = False, subject: str = ""
 def _ask(device: str, subject: str) -> dict[str, Any]:
     """Let a child run what is to be recorded, with a progress bar meanwhile; return its answer."""
     console = PlainConsole(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+    with create_progress(printer=console, transient=True) as progress:
         task = progress.add_task("loading torch", total=None)
 
         def tell(line: Any) -> None:

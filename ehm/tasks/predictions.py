@@ -6,22 +6,20 @@ from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.progress import track
 
 from ehm.backends.base import ALONE, Processes
-from ehm.console import console
 from ehm.data import Batch, Loader
+from ehm.progress_bar import track
 from ehm.training.rows import Predict, collect_rows
 
 __all__ = ["collect_indexed_predictions", "collect_predictions", "track_batches"]
 
 
 def track_batches(loader: Loader, title: str) -> Iterator[Batch]:
-    """Yield the batches of one epoch, with a progress bar if there is a ``title`` and a terminal to draw it on."""
+    """Yield the batches of one epoch, with a progress bar if there is a ``title``."""
     steps = loader.steps_per_epoch
     # measurements during training have no title: the bar of the run is on the screen
-    is_hidden = not (title and console.is_terminal)
-    yield from track(loader.batches(0, steps), title, steps, console=console, disable=is_hidden)
+    yield from track(loader.batches(0, steps), title, steps, hidden=not title)
 
 
 def collect_predictions(

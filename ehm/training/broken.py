@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.progress import track
 
 from ehm.backends.base import ALONE
 from ehm.config import TrainConfig
@@ -23,6 +22,7 @@ from ehm.data import Batch
 from ehm.errors import NotFiniteError
 from ehm.masking.pieces import copy_to_host
 from ehm.models.weights import Weights
+from ehm.progress_bar import track
 from ehm.storage.arrays import LearnerState
 from ehm.storage.broken_step import save_broken_step
 from ehm.storage.checkpoint import checkpoint_path, newest_checkpoint, open_to_resume
@@ -118,9 +118,7 @@ def _reach_step(run: Run[TrainConfig], weights: Weights | None, number: int) -> 
     steps = MaskedSteps(run.config, plan, learner, create_masker(run))
     with loader:
         batches = steps.prepare_ahead(loader.batches(first, number + 1))
-        shown = track(
-            batches, "again", number + 1 - first, console=console, disable=not console.is_terminal, transient=True
-        )
+        shown = track(batches, "again", number + 1 - first, transient=True)
         for step, (batch, prepared) in enumerate(shown, start=first):
             masked = steps.mask_batch(step, batch, prepared)
             if step < number:

@@ -9,9 +9,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from ehm.console import console
+from ehm.progress_bar import create_progress, is_progress_shown
 from ehm.storage.writing import report_write_errors, write_text
 from ehm.training.trackers.base import Setting, Status, TrackedRun
 from ehm.training.trackers.group import TrackerGroup
@@ -48,9 +49,9 @@ _LINES_OF_A_RUN = 20
 
 
 class RunLog:
-    """Writes ``out/metrics.jsonl``, tells the ``trackers``, and draws progress on a terminal.
+    """Writes ``out/metrics.jsonl``, tells the ``trackers``, and draws progress on a terminal or in a notebook.
 
-    Away from a terminal one line appears for every twentieth of the run. A resumed run (``first_step`` > 0) drops the
+    Elsewhere one line appears for every twentieth of the run. A resumed run (``first_step`` > 0) drops the
     lines that it is going to write again. Trackers are told the ``settings``, the configuration by dotted keys. With
     ``silent`` nothing is written: of several processes one logs.
     """
@@ -75,7 +76,7 @@ class RunLog:
         self._trackers = TrackerGroup(trackers, TrackedRun(name, out, settings or {}, first_step))
         self._file: IO[str] | None = None
         # markup is off, as titles and values may hold names of users' classes and files
-        self._progress = Progress(
+        self._progress = create_progress(
             TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
@@ -83,8 +84,7 @@ class RunLog:
             TextColumn("ETA"),
             TimeRemainingColumn(),
             TextColumn("{task.fields[values]}", markup=False),
-            console=console,
-            disable=silent or not console.is_terminal,
+            hidden=silent,
         )
         self._printed_part = -1
         self._newest: dict[str, float] = {}
@@ -137,7 +137,7 @@ class RunLog:
         shown = "  ".join(f"{name} {value:.4g}" for name, value in self._newest.items())
         self._progress.update(self._task, completed=step, values=shown)
         part = _LINES_OF_A_RUN * step // max(1, self._total_steps)
-        if not console.is_terminal and part != self._printed_part:
+        if not is_progress_shown() and part != self._printed_part:
             self._printed_part = part
             console.print(f"{self._title} {step}/{self._total_steps}  {shown}{self._format_eta()}")
 

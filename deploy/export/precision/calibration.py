@@ -15,16 +15,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from rich.progress import Progress
 
 from ehm.config import CalibrationConfig, DataConfig
 from ehm.config.pixel_format import RGB_BYTES, PixelFormat
-from ehm.console import console
 from ehm.data import open_source
 from ehm.data.sources.identity import identify_source
 from ehm.data.subset import Subset
 from ehm.deploy.bundle.manifest import Source
 from ehm.errors import BrokenImage, ConfigError, DataError
+from ehm.progress_bar import create_progress
 from ehm.storage.checkpoint import open_checkpoint
 from ehm.tasks.held_out import leave_out_seen
 from ehm.tasks.registry import find_task_by_kind
@@ -64,7 +63,7 @@ class ImageSample:
         first = next(images, None)
         if first is None:
             raise DataError(f"calibration: none of the {len(self.subset)} images of {self} can be read")
-        with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        with create_progress(transient=True) as progress:
             task = progress.add_task(title, total=min(self.count, len(self.subset)))
             batch = [first, *islice(images, size - 1)]
             while batch:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
 from ehm.console import console
 from ehm.data.sources.base import Source
@@ -21,6 +21,7 @@ from ehm.deploy.predict.bulk.worker import PartSummary, PartWorker
 from ehm.deploy.predict.registry import create_handler
 from ehm.errors import ConfigError, WriteError
 from ehm.processors import count_physical_cores
+from ehm.progress_bar import create_progress
 
 __all__ = ["BulkResult", "predict_source"]
 
@@ -137,7 +138,7 @@ def _watch_parts(job: BulkJob, parts: list[int], summaries: Iterator[PartSummary
     """Show the progress, in images, and return what was done."""
     columns = (TextColumn("predict"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     done = []
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+    with create_progress(*columns, transient=True) as progress:
         task = progress.add_task("predict", total=sum(len(job.part_images(part)) for part in parts))
         for summary in summaries:
             done.append(summary)

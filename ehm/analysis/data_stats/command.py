@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import yaml
-from rich.progress import Progress
 
 from ehm.analysis.data_stats.image_facts import ImageFacts, examine_image, guess_format
 from ehm.analysis.data_stats.result import DataStatistics, summarise
@@ -22,6 +21,7 @@ from ehm.console import console
 from ehm.data import Source, open_source
 from ehm.data.threads import in_threads
 from ehm.errors import DataError
+from ehm.progress_bar import track
 from ehm.storage.writing import replace_file, write_json, write_text
 
 __all__ = ["DEFAULT_OUT", "measure_data"]
@@ -93,9 +93,8 @@ def _examine_images(source: Source, pixels: PixelFormat, threads: int) -> list[I
         return examine_image(source, index, pixels, index in shown)
 
     facts = []
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        for each in progress.track(in_threads(examine, range(count), threads), total=count, description="images"):
-            facts.append(each)
+    for each in track(in_threads(examine, range(count), threads), "images", count, transient=True):
+        facts.append(each)
     return facts
 
 
