@@ -24,7 +24,7 @@ CELLS = $$($(BIN)/python -c "from elpv_dataset import __path__ as p; \
 	print(*(p[0] + '/data/images/cell' + n + '.png' for n in ('0007', '0064')))")
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test test-mindspore-full lint format verify benchmark study licences clean
+.PHONY: help install quickstart test test-mindspore-full lint format docs verify benchmark study licences clean
 
 help: ## list the commands
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 28
@@ -39,7 +39,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@echo "Installing into $(VENV): about 6 GB, mostly torch; one to three minutes"
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt \
-		-e '.[torch,export,serve,tasks,elpv,plots,lora,language,ray,s3,tables,web,dev]'
+		-e '.[torch,export,serve,tasks,elpv,plots,lora,language,ray,s3,tables,web,docs,dev]'
 	@touch $@
 
 # Where ehm has MindSpore and no torch; MindSpore has no wheel for Python 3.13 and newer, where the folder stays empty.
@@ -145,6 +145,11 @@ lint: $(INSTALLED) ## ruff, mypy, and checks of Dockerfiles, shell scripts and w
 format: $(INSTALLED) ## let ruff fix what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# Material warns of plans for mkdocs 2 at every build; constraints.txt has mkdocs 1.
+docs: $(INSTALLED) ## build the site from docs/ into build/site; a broken link or anchor is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "To read it: $(BIN)/python -m http.server --directory build/site"
 
 verify: $(INSTALLED) ## check a device and measure it: DEVICE=cuda (or npu ...), 15 minutes, with ARGS=--quick two
 	$(BIN)/ehm verify --device $(DEVICE) --out runs/verify/$(DEVICE) $(ARGS)

@@ -42,7 +42,7 @@ OWN_PINS = {
     "swanlab": "tests/constraints.trackers.txt",
 }
 """Extras with pins of their own, which count instead of those of constraints.txt."""
-WORK = ("dev", "release")
+WORK = ("dev", "docs", "release")
 """Extras that only those need who work on ehm: tools, which are listed apart."""
 LONGEST = 60
 """Longer texts in the field License are licences written out."""

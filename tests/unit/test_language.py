@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 CLAUSES = {"And", "As", "How", "Of", "That", "Those", "What", "Where", "Whether", "Which", "Who", "Whose"}
 """First words of a clause that needs the name above it to be understood."""
-FOLDERS = ("ehm", "backends", "deploy", "benchmarks", "tests")
+FOLDERS = ("ehm", "backends", "deploy", "benchmarks", "docs", "tests")
 
 
 def python_files():
