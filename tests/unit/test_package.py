@@ -4,7 +4,6 @@ import ast
 import importlib
 import inspect
 import re
-import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -105,27 +104,6 @@ def test_the_readmes_python_runs_and_prints_what_it_says(line, code, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == said
-
-
-def shown_commands():
-    """Every ``ehm ...`` and ``make ...`` that README.md and the guides show in a fenced or an indented block."""
-    for path in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]:
-        text = path.read_text(encoding="utf-8")
-        blocks = [*re.findall(r"```sh\n(.*?)```", text, re.S), *re.findall(r"(?:^    .*\n)+", text, re.M)]
-        for command in re.findall(r"^ *((?:ehm|make) .*)$", "\n".join(blocks).replace("\\\n", " "), re.M):
-            yield f"{path.name}: {' '.join(command.split())}"
-
-
-@pytest.mark.parametrize("shown", list(shown_commands()))
-def test_commands_in_the_guides_exist(shown):
-    words = shlex.split(shown.partition(": ")[2], comments=True)
-    if words[0] == "make":
-        targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M)
-        assert {word for word in words[1:] if "=" not in word} <= set(targets)
-    else:
-        from ehm.cli import build_parser
-
-        build_parser().parse_args(words[1:])
 
 
 LINKED = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "CODE_OF_CONDUCT.md", "docker/README.md"]
