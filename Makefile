@@ -39,7 +39,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@echo "Installing into $(VENV): about 6 GB, mostly torch; one to three minutes"
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt \
-		-e '.[torch,export,serve,tasks,elpv,plots,lora,language,ray,s3,tables,web,docs,dev]'
+		-e '.[torch,export,serve,tasks,elpv,plots,notebook,lora,language,ray,s3,tables,web,docs,dev]'
 	@touch $@
 
 # Where ehm has MindSpore and no torch; MindSpore has no wheel for Python 3.13 and newer, where the folder stays empty.

@@ -32,6 +32,7 @@ from ehm.deploy.predict.runtime import installed_devices
 from ehm.deploy.predict.sessions import list_precisions
 from ehm.errors import ConfigError, EhmError
 from ehm.progress_bar import create_progress
+from ehm.report.card import Card, CardTable, Cell, render_card
 from ehm.storage.writing import write_json
 
 __all__ = ["Timing", "bench_export"]
@@ -57,6 +58,21 @@ class Timing:
     ratio_low: float
     ratio_high: float
     cosine: float
+
+
+class TimingList(list[Timing]):
+    """A list of timings, which a notebook shows as a table; bars compare the images a second."""
+
+    def _repr_html_(self) -> str:
+        fastest = max((timing.images_per_second for timing in self), default=1.0)
+        rows = []
+        for timing in self:
+            speed = Cell(f"{timing.images_per_second:.1f}", timing.images_per_second / fastest)
+            texts = (str(timing.batch), f"{timing.median_ms:.1f}", f"{timing.p95_ms:.1f}")
+            ratio = f"{timing.ratio:.2f} ({timing.ratio_low:.2f} to {timing.ratio_high:.2f})"
+            rows.append([Cell(timing.name), *map(Cell, texts), speed, Cell(ratio), Cell(f"{timing.cosine:.6f}")])
+        headings = ["network", "batch", "ms", "p95", "images/s", "ratio (quartiles)", "cosine"]
+        return render_card(Card(kind="Speed", tables=[CardTable(headings, rows)]))
 
 
 @dataclass(frozen=True)
@@ -119,7 +135,7 @@ def bench_export(
     if not pictures:
         pictures = _draw_pictures(max(batch), reference.manifest.preprocessing)
     clock = time.process_time if processor_time else time.perf_counter
-    timings: list[Timing] = []
+    timings = TimingList()
     with create_progress(printer=notes, transient=True) as progress:
         task = progress.add_task("bench", total=len(batch) * rounds)
         for size in batch:

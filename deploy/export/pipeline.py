@@ -14,6 +14,7 @@ from ehm.deploy.bundle.bundle import Bundle
 from ehm.deploy.bundle.manifest import CARD, BatchRange, Manifest, Source, Target, TensorRecord
 from ehm.deploy.bundle.preprocessing import describe_preprocessing
 from ehm.deploy.bundle.staging import stage_bundle
+from ehm.deploy.export.bundle_path import BundlePath
 from ehm.deploy.export.card import write_card
 from ehm.deploy.export.detector import check_detector_config, is_detector, open_detector
 from ehm.deploy.export.engines.ascend import write_scripts
@@ -77,9 +78,10 @@ def export(
     config = _load_config(config, overrides, target, int8, float16)
     # a bundle is final: it can only be converted for other engines
     if is_bundle(checkpoint):
-        return convert_bundle(
+        converted = convert_bundle(
             checkpoint, triton=triton, kserve=kserve, config=config, head=head, device=device, out=out
         )
+        return BundlePath(converted)
     out = Path("runs") / "export" if out is None else Path(out)
     config = config.model_copy(update={"model": config.model.model_copy(update={"init": str(checkpoint)})})
     # other heads take the encoder of a detector alone, which is an image model
@@ -97,7 +99,7 @@ def export(
     console.print(sealed.manifest.parity.describe())
     console.print(f"Bundle in {out} ({megabytes:.1f} MB); try: ehm predict {out} IMAGE")
     write_engines(Bundle(out, sealed.manifest), triton=triton, kserve=kserve, config=config, device=device)
-    return out
+    return BundlePath(out)
 
 
 def _load_config(

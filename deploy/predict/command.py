@@ -22,6 +22,7 @@ from ehm.deploy.bundle.manifest import IndexKind, Precision, read_manifest
 from ehm.deploy.predict import faiss_index
 from ehm.deploy.predict.handler import PredictionOptions
 from ehm.deploy.predict.prediction import Prediction
+from ehm.deploy.predict.prediction_list import PredictionList
 from ehm.deploy.predict.predictor import Predictor
 from ehm.errors import ConfigError, DataError
 from ehm.progress_bar import track
@@ -59,7 +60,7 @@ def predict(
     DataError for a folder without images.
     """
     job = _open_job(bundle, images, top, device, precision, out, index)
-    predictions = []
+    predictions = PredictionList()
     # elsewhere this function prints nothing that was not asked for
     for prediction in track(job.predict_files(), "predict", len(job.files), transient=True, hidden=not is_notebook()):
         predictions.append(prediction)

@@ -22,6 +22,7 @@ from ehm.analysis.learner import PretrainedModel, open_pretrained_model
 from ehm.analysis.masked_images import reconstruct_images
 from ehm.analysis.model import InspectedModel
 from ehm.analysis.pages import draw_attention_page, draw_hierarchy_page, draw_masks_page
+from ehm.analysis.picture_files import PictureFiles
 from ehm.analysis.reconstruction import draw_reconstruction_page
 from ehm.config import MaskConfig, ModelSource, TrainConfig
 from ehm.config.inputs import describe_inputs
@@ -168,9 +169,9 @@ def _split_files(files: Sequence[Path]) -> Iterator[Sequence[Path]]:
         yield files[first : first + _PAGE_IMAGES]
 
 
-def _write_pages(folder: Path, kind: str, pages: Iterable[Image.Image]) -> list[Path]:
+def _write_pages(folder: Path, kind: str, pages: Iterable[Image.Image]) -> PictureFiles:
     """Write ``folder/KIND.png``, ``KIND-2.png`` and so on, each as soon as it is drawn; return their paths."""
-    written = []
+    written = PictureFiles()
     for number, page in enumerate(pages, 1):
         path = folder / (f"{kind}.png" if number == 1 else f"{kind}-{number}.png")
         _write_picture(page, path)
@@ -246,7 +247,7 @@ def _choose_patches(chosen: Sequence[str | tuple[int, int]], grid: tuple[int, in
 
 def _write_both(
     folder: Path, kind: str, picture: Image.Image, columns: Sequence[str], rows: Sequence[Sequence[Any]]
-) -> list[Path]:
+) -> PictureFiles:
     """Write a chart and its table of figures; return the two paths."""
     chart_path = folder / f"{kind}.png"
     table_path = folder / f"{kind}.csv"
@@ -259,7 +260,7 @@ def _write_both(
         csv.writer(file).writerows([columns, *rows])
     for path in (chart_path, table_path):
         console.print(f"Wrote {path}")
-    return [chart_path, table_path]
+    return PictureFiles([chart_path, table_path])
 
 
 def _write_picture(picture: Image.Image, path: Path) -> None:

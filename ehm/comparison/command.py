@@ -11,6 +11,7 @@ from ehm import backends
 from ehm.analysis.chart import render_figure
 from ehm.comparison.answers import choose_figure
 from ehm.comparison.candidates import open_candidates, refuse_seen
+from ehm.comparison.card import render_comparison_card
 from ehm.comparison.chart import draw_comparison
 from ehm.comparison.encoder_table import list_figures, tabulate_encoders, write_figures_table
 from ehm.comparison.encoders import measure_candidates
@@ -39,6 +40,9 @@ class Comparison:
 
     out: Path
     table: ComparisonTable
+
+    def _repr_html_(self) -> str:
+        return render_comparison_card(self.table, self.out)
 
 
 def compare(

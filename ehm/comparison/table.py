@@ -162,9 +162,13 @@ class ComparisonTable:
         """The further columns that stand behind the figures."""
         return [name for name in self.columns if name != "seeds"]
 
+    def list_figures(self, row: Row) -> list[str]:
+        """Return the figures of a row as texts, one for each of the measures."""
+        return [_format_figure(row.figures.get(key)) for key in self.measures]
+
     def _list_cells(self, row: Row) -> list[str]:
         before = [row.cells.get(name, _DASH) for name in self.columns_before]
-        figures = [_format_figure(row.figures.get(key)) for key in self.measures]
+        figures = self.list_figures(row)
         behind = [row.cells.get(name, _DASH) for name in self.columns_behind]
         return [row.name, *before, *figures, *behind]
 

@@ -35,18 +35,18 @@ class Picture:
     height: int
 
 
-def embed_file(path: Path, title: str, most_bytes: int = _MOST_BYTES) -> Picture | None:
-    """Return the picture in ``path``, None if it cannot be read."""
+def embed_file(path: Path, title: str, most_bytes: int = _MOST_BYTES, most_width: int = _PAGE_WIDTH) -> Picture | None:
+    """Return the picture in ``path``, None if it cannot be read; one of more bytes or pixels across is made smaller."""
     try:
         image = decode_image(path)
         content = path.read_bytes()
     except (BrokenImage, OSError):
         return None
     kind = {".png": "png", ".jpg": "jpeg"}.get(path.suffix)
-    if kind is None or len(content) > most_bytes or image.width > _PAGE_WIDTH:
-        if image.width > _PAGE_WIDTH:
-            height = round(image.height * _PAGE_WIDTH / image.width)
-            image = image.resize((_PAGE_WIDTH, max(1, height)), Image.Resampling.LANCZOS)
+    if kind is None or len(content) > most_bytes or image.width > most_width:
+        if image.width > most_width:
+            height = round(image.height * most_width / image.width)
+            image = image.resize((most_width, max(1, height)), Image.Resampling.LANCZOS)
         stream = BytesIO()
         image.save(stream, "JPEG", quality=_QUALITY)
         content = stream.getvalue()

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from ehm.report.record import RunRecord
 from ehm.report.settings import COMMAND_NAMES, quote_path, repeat_run
 
-__all__ = ["NextStep", "list_next_steps"]
+__all__ = ["NextStep", "list_next_steps", "list_uses"]
 
 _ELPV = "elpv"
 _LONGEST_LINE = 88
@@ -23,7 +23,15 @@ class NextStep:
 
 
 def list_next_steps(record: RunRecord) -> list[NextStep]:
-    """Return what to do after a run: go on with it if it is not complete, and then use it."""
+    """Return what to do after a run: go on with it if it is not complete, use it, and repeat what was done."""
+    steps = list_uses(record)
+    steps.append(NextStep("Run the same once more", repeat_run(record)))
+    steps.append(NextStep("Write this report again", f"ehm report {quote_path(record.folder)}"))
+    return [replace(step, command=_break_lines(step.command)) for step in steps]
+
+
+def list_uses(record: RunRecord) -> list[NextStep]:
+    """Return how to go on with a run if it is not complete, and how to use it; a line is a whole command."""
     steps = []
     if not record.is_complete:
         resume = f"{_without_task(record)} --resume --out {quote_path(record.folder)}"
@@ -43,9 +51,7 @@ def list_next_steps(record: RunRecord) -> list[NextStep]:
         )
     elif record.kind != "probe":
         steps += _list_after_task(record)
-    steps.append(NextStep("Run the same once more", repeat_run(record)))
-    steps.append(NextStep("Write this report again", f"ehm report {quote_path(record.folder)}"))
-    return [replace(step, command=_break_lines(step.command)) for step in steps]
+    return steps
 
 
 def _break_lines(command: str) -> str:

@@ -16,6 +16,9 @@ from ehm.console import console
 from ehm.data.sources.questions.layouts import open_questions
 from ehm.errors import ConfigError
 from ehm.models.language_folder import RUN_MODEL
+from ehm.report.card import Card, render_card
+from ehm.report.numbers import format_share
+from ehm.report.overview import Tile
 from ehm.storage.writing import replace_folder, write_json
 from ehm.training.plan import RunPlan, plan_run
 from ehm.training.run import Run, open_run
@@ -48,6 +51,13 @@ class LanguageResult:
     out: Path
     model: Path
     reading: Reading
+
+    def _repr_html_(self) -> str:
+        tiles = [
+            Tile("Right answers", format_share(self.reading.with_facts), f"{self.reading.questions:,} questions"),
+            Tile("Without the sentence", format_share(self.reading.without_facts), "the same questions, guessed"),
+        ]
+        return render_card(Card(kind="Language model", tiles=tiles, places=[("Folder", self.out)]))
 
 
 def train_language_model(

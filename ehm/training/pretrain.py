@@ -24,6 +24,7 @@ from ehm.errors import CheckpointError, ConfigError, NotFiniteError
 from ehm.models.encoder_file import encoder_metadata
 from ehm.models.fitting import keep_encoder
 from ehm.models.weights import Provenance, Weights
+from ehm.report.run_card import render_run_card
 from ehm.report.write import write_final_report
 from ehm.storage.arrays import split_average
 from ehm.storage.checkpoint import Checkpoint, checkpoint_path, open_checkpoint
@@ -63,6 +64,9 @@ class TrainResult:
     encoder: Path | None
     steps: int
     loss: float
+
+    def _repr_html_(self) -> str | None:
+        return render_run_card(self.out)
 
 
 def train(

@@ -18,6 +18,7 @@ from ehm.config.inputs import describe_inputs
 from ehm.console import console
 from ehm.data.subset import Subset
 from ehm.models.opening import take_weights
+from ehm.report.run_card import render_run_card
 from ehm.report.write import write_final_report
 from ehm.storage.checkpoint import newest_checkpoint, open_checkpoint
 from ehm.storage.writing import write_json
@@ -75,6 +76,9 @@ class TaskResult(Generic[R]):
     def metrics(self) -> Mapping[str, float | None]:
         """The report's figures for all images together."""
         return self.report.figures
+
+    def _repr_html_(self) -> str | None:
+        return render_run_card(self.out)
 
 
 def train_task(task: Task[Any, R], run: Run[Any], title: str) -> TaskResult[R]:

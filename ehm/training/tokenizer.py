@@ -14,6 +14,7 @@ from pathlib import Path
 from ehm.config import TokenizerConfig
 from ehm.console import console
 from ehm.data import Source, TrainTransform, open_source
+from ehm.report.run_card import render_run_card
 from ehm.storage.writing import write_json
 from ehm.training.loaders import make_train_loader
 from ehm.training.plan import RunPlan, check_plan, plan_run
@@ -37,6 +38,9 @@ class TokenizerResult:
     out: Path
     checkpoint: Path
     quality: Quality
+
+    def _repr_html_(self) -> str | None:
+        return render_run_card(self.out)
 
 
 def train_tokenizer(

@@ -46,25 +46,26 @@ ROOMS: dict[str, set[str]] = {
     "ehm.backends": BASICS,  # the protocol and what every backend shares
     "ehm.backends.torch": LEARNING | {"ehm.backends"},
     "ehm.backends.mindspore": LEARNING | {"ehm.backends"},
-    "ehm.analysis": LEARNING | {"ehm.backends"},
+    "ehm.analysis": LEARNING | {"ehm.backends", "ehm.report"},
     "ehm.report": CORE | {"ehm.data"},
     "ehm.training": LEARNING | {"ehm.backends", "ehm.analysis", "ehm.report"},
     "ehm.tasks": LEARNING | {"ehm.backends", "ehm.analysis", "ehm.report", "ehm.training"},
-    "ehm.comparison": LEARNING | {"ehm.backends", "ehm.analysis", "ehm.training", "ehm.tasks"},
+    "ehm.comparison": LEARNING | {"ehm.backends", "ehm.analysis", "ehm.report", "ehm.training", "ehm.tasks"},
     "ehm.reference": CORE | {"ehm.models"},
     "ehm.doctor": CORE | {"ehm.backends", "ehm.reference"},
     "ehm.pytest_plugin": {"ehm.backends.torch"},
     "ehm.deploy.bundle": CORE | {"ehm.data"},
-    "ehm.deploy.predict": CORE | {"ehm.data", "ehm.deploy.bundle"},
+    "ehm.deploy.predict": CORE | {"ehm.data", "ehm.report", "ehm.deploy.bundle"},
     "ehm.deploy.serve": CORE | {"ehm.data", "ehm.masking", "ehm.analysis", "ehm.deploy.bundle", "ehm.deploy.predict"},
     "ehm.deploy.export": LEARNING
-    | {"ehm.training", "ehm.tasks", "ehm.backends.torch", "ehm.deploy.bundle", "ehm.deploy.predict"},
+    | {"ehm.report", "ehm.training", "ehm.tasks", "ehm.backends.torch", "ehm.deploy.bundle", "ehm.deploy.predict"},
     "ehm.deploy.launch": CORE,
     "ehm.verification": LEARNING
     | {"ehm.backends", "ehm.reference", "ehm.training", "ehm.doctor"}
     | {"ehm.deploy.bundle", "ehm.deploy.predict", "ehm.deploy.export"},
     "ehm.commands": {"ehm.deploy.serve"},
-    "ehm.deploy": LEARNING | {"ehm.training", "ehm.backends.torch", "ehm.deploy.bundle", "ehm.deploy.predict"},
+    "ehm.deploy": LEARNING
+    | {"ehm.report", "ehm.training", "ehm.backends.torch", "ehm.deploy.bundle", "ehm.deploy.predict"},
 }
 """The rooms from which each room may import. A module belongs to the room with the longest name that begins its own."""
 

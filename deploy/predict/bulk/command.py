@@ -22,6 +22,9 @@ from ehm.deploy.predict.registry import create_handler
 from ehm.errors import ConfigError, WriteError
 from ehm.processors import count_physical_cores
 from ehm.progress_bar import create_progress
+from ehm.report.card import Card, render_card
+from ehm.report.numbers import format_value
+from ehm.report.overview import Tile
 
 __all__ = ["BulkResult", "predict_source"]
 
@@ -43,6 +46,15 @@ class BulkResult:
     def images_per_second(self) -> float:
         """The speed of this call; 0 if everything was there."""
         return self.new_images / self.seconds if self.new_images else 0.0
+
+    def _repr_html_(self) -> str:
+        tiles = [
+            Tile("Images", f"{self.images:,}"),
+            Tile("Unreadable", f"{self.unreadable:,}"),
+            Tile("New", f"{self.new_images:,}", "predicted by this call"),
+            Tile("Images a second", format_value(self.images_per_second)),
+        ]
+        return render_card(Card(kind="Predictions", tiles=tiles, places=[("Folder", self.out)]))
 
 
 def predict_source(

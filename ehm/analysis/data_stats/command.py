@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from ehm.analysis.data_stats.card import THUMBNAILS_FILE
 from ehm.analysis.data_stats.image_facts import ImageFacts, examine_image, guess_format
 from ehm.analysis.data_stats.result import DataStatistics, summarise
 from ehm.analysis.data_stats.thumbnails import MOST_THUMBNAILS, draw_thumbnails
@@ -53,7 +54,7 @@ def measure_data(source: str, *, overrides: Sequence[str] = (), out: str | Path 
     for note in images.notes:
         console.print(f"  {note}")
     facts = _examine_images(images, pixels, data.workers)
-    statistics = summarise(str(source), facts, pixels)
+    statistics = replace(summarise(str(source), facts, pixels), out=folder)
     statistics.show()
     _write_files(folder, statistics, facts)
     return statistics
@@ -103,9 +104,9 @@ def _write_files(folder: Path, statistics: DataStatistics, facts: Sequence[Image
     section = statistics.to_config()
     write_text(folder / _CONFIG, yaml.safe_dump({"data": section}, sort_keys=False))
     page = draw_thumbnails(statistics.source, facts, statistics.pixels)
-    with replace_file(folder / "thumbnails.png") as temporary:
+    with replace_file(folder / THUMBNAILS_FILE) as temporary:
         page.save(temporary, format="PNG")
-    console.print(f"Figures: {folder / 'statistics.json'}; thumbnails: {folder / 'thumbnails.png'}")
+    console.print(f"Figures: {folder / 'statistics.json'}; thumbnails: {folder / THUMBNAILS_FILE}")
     console.print(f"To train with these: ehm train --config {folder / _CONFIG}, or beside another configuration:")
     console.print("  " + " ".join(_as_settings(section)), markup=False, soft_wrap=True)
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import reduce
 from operator import add
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -35,7 +36,7 @@ class DataStatistics:
     values from 0 to 1. ``least`` and ``largest`` (C,) are values of the files. ``kinds`` counts images by their
     channels and values, ``sizes`` are their (width, height). ``duplicates`` are groups of files with the same bytes,
     ``broken`` maps files that cannot be read to the reasons. ``range_is_measured`` says that the range is only what
-    these images happen to have.
+    these images happen to have. ``out`` is the folder that holds the figures as files.
     """
 
     source: str
@@ -50,6 +51,13 @@ class DataStatistics:
     duplicates: tuple[tuple[str, ...], ...]
     broken: dict[str, str]
     range_is_measured: bool = False
+    out: Path | None = field(default=None, compare=False)
+
+    def _repr_html_(self) -> str:
+        # imported here, as that module takes this class
+        from ehm.analysis.data_stats.card import render_data_card
+
+        return render_data_card(self)
 
     def to_config(self) -> dict[str, Any]:
         """Return the section ``data`` of a configuration."""

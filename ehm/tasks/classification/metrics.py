@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ehm.console import console
+from ehm.report.run_card import FiguresCard
 from ehm.tasks.class_table import MOST_CLASSES, make_class_table
 
 __all__ = [
@@ -24,7 +25,7 @@ __all__ = [
 
 
 @dataclass(frozen=True)
-class ClassificationReport:
+class ClassificationReport(FiguresCard):
     """The figures of an evaluation. Shares are in [0, 1]; per-class figures follow the order of ``classes``.
 
     ``top5`` counts samples whose class is among the five of the highest scores, and exists for more classes than that.

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ehm.console import console
+from ehm.report.run_card import FiguresCard
 from ehm.tasks.class_table import make_class_table
 from ehm.tasks.classification.metrics import compute_f1, compute_roc_auc, divide_or_zero
 
@@ -25,7 +26,7 @@ DEFAULT_THRESHOLD = 0.5
 
 
 @dataclass(frozen=True)
-class MultiLabelReport:
+class MultiLabelReport(FiguresCard):
     """The figures of an evaluation. Shares are in [0, 1]; figures of labels follow the order of ``classes``.
 
     A label is predicted if its probability reaches its threshold, which ``chosen_here`` says was chosen on the same

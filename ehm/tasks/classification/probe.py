@@ -14,6 +14,8 @@ from ehm.console import console
 from ehm.data import Source, open_source
 from ehm.data.subset import Subset, find_targets
 from ehm.errors import ConfigError
+from ehm.report.card import Card, render_card
+from ehm.report.run_card import list_tiles, render_run_card
 from ehm.report.write import write_final_report
 from ehm.storage.writing import write_json
 from ehm.tasks.classification.frozen_features import FeatureRank, measure_neighbours_and_rank, measure_rank
@@ -48,6 +50,16 @@ class ProbeResult:
     linear: AnyReport | None
     neighbours: AnyReport | None
     rank: FeatureRank | None
+
+    def _repr_html_(self) -> str:
+        card = None if self.checkpoint is None else render_run_card(self.out)
+        if card is not None:
+            return card
+        # without training there is no run in the folder
+        figures = {} if self.neighbours is None else dict(self.neighbours.figures)
+        if self.rank is not None:
+            figures["rankme"] = self.rank.rankme
+        return render_card(Card(kind="Probe", tiles=list_tiles(figures), places=[("Folder", self.out)]))
 
 
 def probe(

@@ -21,6 +21,7 @@ from rich.table import Table
 from ehm.console import console
 from ehm.data.instances import Detections
 from ehm.data.sources.coco import mask_tools
+from ehm.report.run_card import FiguresCard
 from ehm.tasks.class_table import make_class_table
 
 __all__ = ["DetectionReport", "Precision", "encode_detections", "report_detection"]
@@ -43,7 +44,7 @@ class Precision:
 
 
 @dataclass(frozen=True)
-class DetectionReport:
+class DetectionReport(FiguresCard):
     """The figures that a detector reaches on ``images`` with ``objects`` (number of each class, crowds left out).
 
     ``masks`` is None if it finds boxes alone.

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from rich.table import Table
 
 from ehm.console import console
+from ehm.report.run_card import FiguresCard
 from ehm.tasks.retrieval.answers import Answers
 
 __all__ = ["KAPPAS", "Protocol", "RetrievalReport", "compute_average_precision", "find_ranks", "report_retrieval"]
@@ -38,7 +39,7 @@ class Protocol:
 
 
 @dataclass(frozen=True)
-class RetrievalReport:
+class RetrievalReport(FiguresCard):
     """The figures of a measurement: ``protocols`` by name, ``images`` in the database, ``descriptor`` features.
 
     Revisited benchmarks have ``medium`` (easy and hard images are to be found), ``hard`` (hard ones, easy ones are

@@ -14,13 +14,14 @@ from numpy.typing import NDArray
 
 from ehm.console import console
 from ehm.data.sources.masks import IGNORED
+from ehm.report.run_card import FiguresCard
 from ehm.tasks.class_table import make_class_table
 
 __all__ = ["SegmentationReport", "count_pixels", "report_segmentation"]
 
 
 @dataclass(frozen=True)
-class SegmentationReport:
+class SegmentationReport(FiguresCard):
     """The figures of an evaluation on ``images``. Shares are in [0, 1]; those of classes have the order of ``classes``.
 
     ``iou`` is the intersection over union of a class, None if it neither occurs nor is predicted; ``accuracy`` the

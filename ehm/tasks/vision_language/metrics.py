@@ -15,6 +15,7 @@ from rich.table import Table
 
 from ehm.console import console
 from ehm.data.questions import Question
+from ehm.report.run_card import FiguresCard
 from ehm.tasks.vision_language.answers import find_number
 from ehm.tasks.vision_language.baselines import find_commonest_answer, score_commonest
 from ehm.tasks.vision_language.scores import score, score_exactly
@@ -100,7 +101,7 @@ class BenchmarkReport:
 
 
 @dataclass(frozen=True)
-class VisionLanguageReport:
+class VisionLanguageReport(FiguresCard):
     """The figures of all benchmarks; of several the mean of their accuracies is the score, as in the paper's table."""
 
     benchmarks: tuple[BenchmarkReport, ...]

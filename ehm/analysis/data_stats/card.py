@@ -1,0 +1,46 @@
+"""The card of the figures of a source, which a notebook shows."""
+
+from __future__ import annotations
+
+from statistics import median
+from typing import TYPE_CHECKING
+
+from ehm.report.card import Card, CardTable, Cell, embed_wide, render_card
+from ehm.report.overview import Tile
+
+if TYPE_CHECKING:
+    from ehm.analysis.data_stats.result import DataStatistics
+
+__all__ = ["THUMBNAILS_FILE", "render_data_card"]
+
+THUMBNAILS_FILE = "thumbnails.png"
+
+
+def render_data_card(found: DataStatistics) -> str:
+    """Return a card with counts, the mean and deviation of each channel, and the thumbnails of the source."""
+    copies = sum(len(group) - 1 for group in found.duplicates)
+    width = median(width for width, _ in found.sizes)
+    height = median(height for _, height in found.sizes)
+    sizes = len(set(found.sizes))
+    tiles = [
+        Tile("Images", f"{found.images:,}"),
+        Tile("Unreadable", f"{len(found.broken):,}"),
+        Tile("Copies", f"{copies:,}", "with the bytes of another file"),
+        Tile("Pixels", f"{width:g} x {height:g}", "all of them" if sizes == 1 else f"median of {sizes:,} sizes"),
+    ]
+    rows = []
+    for name, mean, deviation in zip(found.pixels.names, found.mean, found.std, strict=True):
+        rows.append([Cell(name), Cell(f"{mean:.4f}"), Cell(f"{deviation:.4f}")])
+    thumbnails = None
+    if found.out is not None:
+        thumbnails = embed_wide(found.out / THUMBNAILS_FILE, "Some of the images")
+    return render_card(
+        Card(
+            kind="Images",
+            title=found.source,
+            tiles=tiles,
+            tables=[CardTable(["channel", "mean", "deviation"], rows)],
+            wide=[] if thumbnails is None else [thumbnails],
+            places=[] if found.out is None else [("Folder", found.out)],
+        )
+    )

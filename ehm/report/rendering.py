@@ -1,0 +1,32 @@
+"""The templates of this package, and the environment that fills them in with every value escaped."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+
+from jinja2 import Environment, FunctionLoader, StrictUndefined
+
+from ehm.report.numbers import format_share
+
+__all__ = ["create_environment", "read_template"]
+
+_TEMPLATES = files("ehm.report") / "templates"
+
+
+def create_environment() -> Environment:
+    """Return an environment of jinja for the templates of this package."""
+    environment = Environment(
+        # every value is escaped, as most are names of users' classes, files and folders
+        autoescape=True,
+        loader=FunctionLoader(read_template),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["share"] = format_share
+    return environment
+
+
+def read_template(name: str) -> str:
+    """Return the text of a template, a style sheet or a script."""
+    return (_TEMPLATES / name).read_text(encoding="utf-8")

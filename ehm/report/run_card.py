@@ -1,0 +1,116 @@
+"""The cards of runs and of their figures, which notebooks show for what the functions of ``ehm`` return."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ehm.errors import EhmError
+from ehm.report.card import CaptionedPicture, Card, embed_small, embed_wide, render_card
+from ehm.report.chart import Chart
+from ehm.report.curves import Curves
+from ehm.report.embedding import Picture, find_newest_pages
+from ehm.report.known_figures import KNOWN_FIGURES
+from ehm.report.measured import read_measurements
+from ehm.report.mistakes import read_mistakes
+from ehm.report.next_steps import NextStep, list_uses
+from ehm.report.numbers import PLAIN, format_share, format_value
+from ehm.report.overview import RUN_NAMES, Tile, choose_tiles, describe_status, write_title
+from ehm.report.python_calls import convert_to_python
+from ehm.report.record import RunRecord, read_record
+from ehm.report.run_charts import draw_charts
+from ehm.report.write import REPORT_FILE
+
+__all__ = ["FiguresCard", "list_tiles", "render_run_card"]
+
+_CHARTED_GROUPS = ("measured", "features", "learning", "tokens", "masks")
+"""Groups of figures of which the first chart stands on a card."""
+_MOST_CHARTS = 3
+_MOST_MISTAKES = 6
+
+
+def render_run_card(folder: Path) -> str | None:
+    """Return the card of the run in ``folder``; None if the folder holds no run any more."""
+    try:
+        record = read_record(folder)
+    except EhmError:
+        return None
+    return render_card(
+        Card(
+            kind=RUN_NAMES[record.kind],
+            title=write_title(record),
+            status=describe_status(record) if record.kind != "probe" else None,
+            tiles=choose_tiles(record, read_measurements(record)),
+            charts=_choose_charts(record.curves),
+            wide=_embed_first_page(folder),
+            small=_embed_mistakes(folder),
+            small_title="Worst mistakes on held-out images",
+            places=_list_places(folder),
+            next_steps=_list_steps(record),
+        )
+    )
+
+
+def list_tiles(figures: Mapping[str, float | None]) -> list[Tile]:
+    """Return a tile for each figure, with its name and unit in reports; one that is None is left out."""
+    rows = {key: row for row in KNOWN_FIGURES for key in row.keys}
+    tiles = []
+    for key, value in figures.items():
+        if value is None:
+            continue
+        row = rows.get(key)
+        if row is None:
+            tiles.append(Tile(key.replace("_", " "), format_value(value, PLAIN)))
+        elif len(row.keys) == 1:
+            tiles.append(Tile(row.title, format_value(value, row.unit)))
+        else:
+            tiles.append(Tile(f"{row.title}: {row.keys[key]}", format_value(value, row.unit)))
+    return tiles
+
+
+class FiguresCard:
+    """Shows the ``figures`` of a report as a card in notebooks."""
+
+    def _repr_html_(self) -> str:
+        figures: Any = getattr(self, "figures", {})
+        return render_card(Card(kind="Measured", tiles=list_tiles(figures)))
+
+
+def _choose_charts(curves: Curves) -> list[Chart]:
+    charts = draw_charts(curves)
+    chosen = [charts[group][0] for group in _CHARTED_GROUPS if group in charts]
+    return chosen[:_MOST_CHARTS]
+
+
+def _embed_first_page(folder: Path) -> list[Picture]:
+    """Return the newest picture of a run, if it has any: reconstructions, or what a task draws."""
+    pages = find_newest_pages(folder / "pictures")
+    if not pages:
+        return []
+    path, step = pages[-1]
+    name = path.stem.partition("-")[0].capitalize()
+    picture = embed_wide(path, name if step is None else f"{name} after step {step:,}")
+    return [] if picture is None else [picture]
+
+
+def _embed_mistakes(folder: Path) -> list[CaptionedPicture]:
+    shown = []
+    for mistake, path in read_mistakes(folder)[:_MOST_MISTAKES]:
+        picture = None if path is None else embed_small(path, mistake.image)
+        if picture is not None:
+            lines = (f"is {mistake.true}", f"called {mistake.predicted}", f"sure {format_share(mistake.confidence)}")
+            shown.append(CaptionedPicture(picture, lines))
+    return shown
+
+
+def _list_places(folder: Path) -> list[tuple[str, Path]]:
+    places = [("Folder", folder)]
+    if (folder / REPORT_FILE).is_file():
+        places.append(("Report", folder / REPORT_FILE))
+    return places
+
+
+def _list_steps(record: RunRecord) -> list[NextStep]:
+    return [replace(step, command=convert_to_python(step.command)) for step in list_uses(record)]
