@@ -16,7 +16,7 @@ from ehm.config.section import Section
 from ehm.console import PlainConsole, print_line
 from ehm.errors import ConfigError
 
-__all__ = ["Key", "list_keys", "print_keys"]
+__all__ = ["Key", "describe_type", "format_default", "list_keys", "print_keys"]
 
 _TYPE_WORDS = {"string": "text", "boolean": "true or false", "null": "null", "object": "section"}
 _LARGEST_BOUND = 2**31
@@ -61,11 +61,11 @@ def print_keys(section: str = "", as_json: bool = False) -> None:
                 Column("key", no_wrap=True), "type", "default", "meaning", title=command, title_justify="left"
             )
             for key in group:
-                table.add_row(key.name, key.type, _format_default(key.default), key.meaning)
+                table.add_row(key.name, key.type, format_default(key.default), key.meaning)
             console.print(table)
     else:
         for key in keys:
-            print_line("\t".join([key.command, key.name, key.type, _format_default(key.default), key.meaning]))
+            print_line("\t".join([key.command, key.name, key.type, format_default(key.default), key.meaning]))
 
 
 def _describe_section(command: str, section: Section, prefix: str) -> Iterator[Key]:
@@ -77,13 +77,13 @@ def _describe_section(command: str, section: Section, prefix: str) -> Iterator[K
         if isinstance(value, Section):
             yield from _describe_section(command, value, f"{prefix}{name}.")
         else:
-            yield Key(command, prefix + name, _describe_type(schema[name]), _to_plain(value), field.description or "")
+            yield Key(command, prefix + name, describe_type(schema[name]), _to_plain(value), field.description or "")
 
 
-def _describe_type(schema: dict[str, Any]) -> str:
+def describe_type(schema: dict[str, Any]) -> str:
     """Describe a value of a JSON schema in words, for example "integer >= 1 or null"."""
     if "anyOf" in schema:
-        return " or ".join(_describe_type(choice) for choice in schema["anyOf"])
+        return " or ".join(describe_type(choice) for choice in schema["anyOf"])
     if "const" in schema:
         return str(schema["const"]).lower()
     if "enum" in schema:
@@ -92,9 +92,9 @@ def _describe_type(schema: dict[str, Any]) -> str:
         return _TYPE_WORDS["object"]
     if "prefixItems" in schema:
         items = schema["prefixItems"]
-        return f"list of {len(items)}, each {_describe_type(items[0])}"
+        return f"list of {len(items)}, each {describe_type(items[0])}"
     if "items" in schema:
-        return f"list, each {_describe_type(schema['items'])}"
+        return f"list, each {describe_type(schema['items'])}"
     return _describe_number(schema) if schema["type"] in ("integer", "number") else _TYPE_WORDS[schema["type"]]
 
 
@@ -118,7 +118,7 @@ def _to_plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def _format_default(value: Any) -> str:
+def format_default(value: Any) -> str:
     """Return ``value`` in YAML, as a configuration would say it."""
     return yaml.safe_dump(value, default_flow_style=True, width=1000).removesuffix("\n").removesuffix("\n...")
 

@@ -1,28 +1,31 @@
-"""The site that ``make docs`` builds: no link is broken, and links to files of the repository lead there."""
+"""The site that ``make docs`` builds: no link is broken, the reference is complete, nothing is from elsewhere."""
 
-import importlib.util
+import json
+import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 pytest.importorskip("material", reason="mkdocs-material is not installed (extra docs)")
 
+import html5lib
 from mkdocs.commands.build import build
 from mkdocs.config import load_config
 from mkdocs.exceptions import Abort
+from repository_links import find_repository, rewrite_links
+
+import ehm
+import ehm.masking
+from ehm.cli import build_parser
+from ehm.commands import COMMANDS
+from ehm.config.listing import configs
+from ehm.deploy.serve.http.app import create_app
 
 ROOT = Path(__file__).parents[2]
+SPACE = re.compile(r"\s+")
 # Material's code uses what its packages have since deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
-
-
-@pytest.fixture(scope="module")
-def links():
-    """The hook that rewrites links."""
-    spec = importlib.util.spec_from_file_location("repository_links", ROOT / "docs/site/repository_links.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def build_site(folder, **settings):
@@ -33,20 +36,94 @@ def build_site(folder, **settings):
     return folder
 
 
-def test_no_link_and_no_anchor_is_broken(tmp_path):
-    site = build_site(tmp_path)
-    assert "Evolved Hierarchical Masking" in (site / "index.html").read_text(encoding="utf-8")
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """The folder of the site; it is built only if no link and no anchor is broken."""
+    return build_site(tmp_path_factory.mktemp("site"))
 
 
-def test_broken_ones_are_errors(tmp_path, caplog):
+def read_page(path):
+    """Return the tree of a page."""
+    with path.open("rb") as stream:
+        return html5lib.parse(stream, namespaceHTMLElements=False)
+
+
+def read_text(element):
+    return SPACE.sub(" ", "".join(element.itertext())).strip()
+
+
+def list_headings(page):
+    """Return the texts of a page's headings, without the sign that links to each."""
+    return [read_text(heading).removesuffix("¶").strip() for level in "123" for heading in page.iter(f"h{level}")]
+
+
+def list_rows(page):
+    """Return the cells of all rows of a page's tables."""
+    return [[read_text(cell) for cell in row.iter("td")] for row in page.iter("tr")]
+
+
+def test_broken_links_are_errors(tmp_path, caplog):
     pages = tmp_path / "docs"
     pages.mkdir()
     text = "# Home\n\n[a](no_such_page.md), [b](README.md#no-such-heading), [c](../no_such_file.py)\n"
     (pages / "README.md").write_text(text, encoding="utf-8")
     with pytest.raises(Abort):
-        build_site(tmp_path / "site", docs_dir=str(pages), nav=None)
+        build_site(tmp_path / "site", docs_dir=str(pages), nav=None, hooks=["docs/site/repository_links.py"])
     for name in ("no_such_page.md", "no-such-heading", "no_such_file.py"):
         assert name in caplog.text
+
+
+def test_nothing_comes_from_other_sites(site):
+    loading = re.compile(r"""<(?:link|script|img|iframe|video)\b[^>]*?\b(?:src|href)=["']?(?:https?:)?//[^>]*>""")
+    for path in site.rglob("*.html"):
+        assert loading.findall(path.read_text(encoding="utf-8")) == [], path
+    assert loading.search('<script async src="https://example.org/a.js">')
+
+
+def test_the_page_of_a_command_has_what_its_help_prints(site, capsys):
+    for command in COMMANDS:
+        with pytest.raises(SystemExit):
+            build_parser([command]).parse_args([command, "--help"])
+        flags = re.findall(r"^  (?:-\w(?: [A-Z]+)?, )?(--[a-z0-9-]+)", capsys.readouterr().out, re.M)
+        assert "--debug" in flags
+        page = read_page(site / f"reference/commands/{command}.html")
+        named = {read_text(code).partition(" ")[0] for cell in page.iter("td") for code in cell.iter("code")}
+        assert set(flags) <= named
+
+
+def test_the_pages_of_keys_have_what_ehm_configs_prints(site, capsys):
+    configs(keys="", json=True)
+    rows = {}
+    for path in (site / "reference/configuration").glob("*.html"):
+        page = read_page(path)
+        for name, *described in (row for row in list_rows(page) if len(row) == 4):
+            rows[list_headings(page)[0].removeprefix("Keys of "), name] = described
+    keys = json.loads(capsys.readouterr().out)
+    for key in keys:
+        type_, default, meaning = rows[key["command"], key["name"]]
+        assert type_ == key["type"]
+        assert (default == "") == (key["default"] in (None, ""))
+        assert meaning == re.sub(r"docs/(\w+)\.md", lambda match: match[1].replace("_", " "), key["meaning"])
+    assert len(rows) == len(keys)
+
+
+def test_the_page_of_python_has_every_public_name(site):
+    headings = list_headings(read_page(site / "reference/python.html"))
+    assert {f"ehm.{name}" for name in ehm.__all__} - {"ehm.__version__"} <= set(headings)
+    assert {"TrainResult", "Prediction", "ConfigError"} <= set(headings)
+    assert set(ehm.masking.__all__) <= set(list_headings(read_page(site / "reference/masking.html")))
+    text = read_text(read_page(site / "reference/python.html"))
+    assert "train( config: TrainConfig | str | Path | None = None" in text
+    assert ":class:" not in text
+
+
+def test_the_page_of_http_has_every_route_and_schema(site):
+    document = create_app(SimpleNamespace(guarded=True)).openapi()
+    headings = list_headings(read_page(site / "reference/http.html"))
+    for path, operations in document["paths"].items():
+        assert {f"{method.upper()} {path}" for method in operations} <= set(headings)
+    assert set(document["components"]["schemas"]) <= set(headings)
+    assert json.loads((site / "reference/openapi.json").read_text()) == document
 
 
 @pytest.mark.parametrize(
@@ -62,21 +139,21 @@ def test_broken_ones_are_errors(tmp_path, caplog):
         ("docker/README.md", "docker.md", "[a](../docs/serving.md#limits)", "[a](serving.md#limits)"),
     ],
 )
-def test_links_lead_to_pages_and_to_files_of_the_repository(links, source, page, link, expected):
-    assert links.rewrite_links(link, source, page, "URL") == (expected or link)
+def test_links_lead_to_pages_and_to_files_of_the_repository(source, page, link, expected):
+    assert rewrite_links(link, source, page, "URL") == (expected or link)
 
 
-def test_without_an_address_of_the_repository_the_text_stays(links):
+def test_without_an_address_of_the_repository_the_text_stays():
     text = "see [`base.py`](../backends/base.py) and [data](data.md)"
-    assert links.rewrite_links(text, "docs/a.md", "a.md", None) == "see `base.py` and [data](data.md)"
+    assert rewrite_links(text, "docs/a.md", "a.md", None) == "see `base.py` and [data](data.md)"
 
 
-def test_the_address_is_that_of_the_workflow_unless_the_project_names_one(links, monkeypatch, tmp_path):
+def test_the_address_is_that_of_the_workflow_unless_the_project_names_one(monkeypatch, tmp_path):
     monkeypatch.setenv("GITHUB_SERVER_URL", "https://example.org")
     monkeypatch.setenv("GITHUB_REPOSITORY", "someone/ehm")
-    monkeypatch.setattr(links, "ROOT", tmp_path)
+    monkeypatch.setattr("repository_links.ROOT", tmp_path)
     project = tmp_path / "pyproject.toml"
     project.write_text('[project]\nname = "ehm"\n')
-    assert links.find_repository() == "https://example.org/someone/ehm"
+    assert find_repository() == "https://example.org/someone/ehm"
     project.write_text('[project]\nname = "ehm"\n[project.urls]\nRepository = "https://example.org/other"\n')
-    assert links.find_repository() == "https://example.org/other"
+    assert find_repository() == "https://example.org/other"

@@ -6,7 +6,16 @@ from typing import Any, Literal
 
 from pydantic import BaseModel
 
-__all__ = ["INFERENCE", "IndexEntry", "Live", "ModelMetadata", "ModelReady", "Ready", "ServerMetadata"]
+__all__ = [
+    "INFERENCE",
+    "IndexEntry",
+    "Live",
+    "ModelMetadata",
+    "ModelReady",
+    "Ready",
+    "ServerMetadata",
+    "TensorMetadata",
+]
 
 
 class ServerMetadata(BaseModel):
@@ -36,7 +45,9 @@ class ModelReady(BaseModel):
     ready: bool
 
 
-class _Tensor(BaseModel):
+class TensorMetadata(BaseModel):
+    """An input or output of a model; a dimension of -1 takes any size."""
+
     name: str
     datatype: str
     shape: list[int]
@@ -48,8 +59,8 @@ class ModelMetadata(BaseModel):
     name: str
     versions: list[str]
     platform: str
-    inputs: list[_Tensor]
-    outputs: list[_Tensor]
+    inputs: list[TensorMetadata]
+    outputs: list[TensorMetadata]
 
 
 class IndexEntry(BaseModel):

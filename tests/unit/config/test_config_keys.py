@@ -104,9 +104,3 @@ def test_the_tables_of_keys_in_the_docs_say_what_the_keys_say(page):
         assert header == "| key | default | meaning |"
         for line in rows.splitlines():
             assert line in known, "take the row from `ehm configs --keys`"
-
-
-def test_the_page_of_all_keys_has_all_keys():
-    text = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
-    for key in list_keys("train"):
-        assert row(key) in text.splitlines()
