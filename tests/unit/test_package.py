@@ -1,4 +1,4 @@
-"""The promises of the package: its public names, its version, and the README's Python."""
+"""The promises of the package: its public names, its version, and the Python of its guide to masks."""
 
 import ast
 import importlib
@@ -85,20 +85,22 @@ def test_the_guide_to_what_is_stable_names_the_formats():
     assert re.search(r"\| bundles \| format (\d+):", text)[1] == str(manifest.FORMAT)
 
 
-def readme_python():
-    """The Python blocks of README.md, each with the line it begins at."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+def python_of_the_guide_to_masks():
+    """The Python blocks of docs/masking.md, each with the line it begins at."""
+    text = (ROOT / "docs/masking.md").read_text(encoding="utf-8")
     return [
         (text[: match.start()].count("\n") + 2, match[1]) for match in re.finditer(r"```python\n(.*?)```", text, re.S)
     ]
 
 
 @pytest.mark.parametrize(
-    ("line", "code"), readme_python(), ids=lambda value: f"line {value}" if isinstance(value, int) else ""
+    ("line", "code"),
+    python_of_the_guide_to_masks(),
+    ids=lambda value: f"line {value}" if isinstance(value, int) else "",
 )
-def test_the_readmes_python_runs_and_prints_what_it_says(line, code, tmp_path):
+def test_the_python_of_the_guide_to_masks_runs_and_prints_what_it_says(line, code, tmp_path):
     said = [comment.strip() for comment in re.findall(r"#\s*prints (.*)", code)]
-    assert said, f"the block at line {line} of README.md does not say what it prints"
+    assert said, f"the block at line {line} of docs/masking.md does not say what it prints"
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
     )
@@ -106,8 +108,8 @@ def test_the_readmes_python_runs_and_prints_what_it_says(line, code, tmp_path):
     assert done.stdout.splitlines() == said
 
 
-LINKED = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "CODE_OF_CONDUCT.md", "docker/README.md"]
-LINKED += [f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md"))]
+LINKED = [*sorted(path.name for path in ROOT.glob("*.md")), "docker/README.md"]
+LINKED += [str(path.relative_to(ROOT)) for path in sorted((ROOT / "docs").rglob("*.md"))]
 
 
 @pytest.mark.parametrize("path", LINKED)
