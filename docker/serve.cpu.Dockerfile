@@ -3,6 +3,8 @@
 FROM python:3.11-slim AS build
 
 ARG EXTRAS=serve
+# The index that pip takes packages from, such as a mirror; empty is pip's own.
+ARG PIP_INDEX_URL=
 
 WORKDIR /src
 COPY constraints.txt pyproject.toml README.md LICENSE ./

@@ -6,6 +6,8 @@ FROM python:3.11-slim AS build
 
 # onnxruntime-gpu instead of onnxruntime: they are the same module, and only one of them may be there.
 ARG EXTRAS=serve-cuda
+# The index that pip takes packages from, such as a mirror; empty is pip's own.
+ARG PIP_INDEX_URL=
 
 WORKDIR /src
 COPY constraints.txt pyproject.toml README.md LICENSE ./

@@ -5,6 +5,8 @@ FROM quay.io/ascend/cann:8.5.0-910b-ubuntu22.04-py3.11
 
 # onnxruntime-cann instead of onnxruntime: they are the same module, and only one of them may be there.
 ARG EXTRAS=serve-npu
+# The index that pip takes packages from, such as a mirror; empty is pip's own.
+ARG PIP_INDEX_URL=
 # The host's ids: of the user that runs ehm, and of the group HwHiAiUser, which owns the devices.
 ARG EHM_UID=1000
 ARG HWHIAIUSER_GID=1000
