@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import tomllib
 
 import ehm
 from ehm.deploy.bundle import manifest
@@ -83,6 +84,12 @@ def test_the_guide_to_what_is_stable_names_the_formats():
     text = (ROOT / "docs/stability.md").read_text(encoding="utf-8")
     assert re.search(r"\| checkpoints \| format (\d+):", text)[1] == str(checkpoint.FORMAT)
     assert re.search(r"\| bundles \| format (\d+):", text)[1] == str(manifest.FORMAT)
+
+
+def test_the_page_of_extras_has_them_all():
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    rows = re.findall(r"^\|(.*?)\|", (ROOT / "docs/extras.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert set(re.findall(r"`([a-z0-9-]+)`", " ".join(rows))) == set(extras) - {"http"}  # a part of serve and its like
 
 
 def python_of_the_guide_to_masks():
