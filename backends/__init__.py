@@ -15,6 +15,7 @@ from ehm.errors import BackendError
 from ehm.installation import build_install_command
 from ehm.plugins import list_plugins
 from ehm.processors import keep_processors, prepare_threads
+from ehm.suggestions import suggest
 
 if TYPE_CHECKING:
     from ehm.backends.base import Backend
@@ -61,7 +62,7 @@ def get(device: str = "auto", deterministic: bool = False) -> Backend:
     known = list_devices()
     name = _choose_device() if device == "auto" else device.partition(":")[0]
     if name not in known:
-        raise BackendError(f"--device {device}: unknown; known are auto, {', '.join(known)}")
+        raise BackendError(f"--device {device}: unknown; known are auto, {', '.join(known)}{suggest(name, known)}")
     # asked before the import, whose own error would name no remedy
     if name in DEVICES and find_spec(framework_of(name)) is None:
         package = framework_of(name)

@@ -12,6 +12,9 @@ import sys
 from collections.abc import Sequence
 
 from ehm.commands import COMMANDS
+from ehm.commands.examples import OVERVIEW_EPILOG, write_epilog
+from ehm.commands.flags import add_output_flags
+from ehm.commands.parser import CommandParser
 from ehm.errors import ConfigError, EhmError, WriteError
 from ehm.installation import describe_version
 from ehm.processors import prepare_threads
@@ -59,27 +62,36 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
-def build_parser(commands: Sequence[str] = tuple(COMMANDS)) -> argparse.ArgumentParser:
+def build_parser(commands: Sequence[str] = tuple(COMMANDS)) -> CommandParser:
     """Build the parser of all commands, with the flags of ``commands`` only."""
-    parser = argparse.ArgumentParser(
-        prog="ehm", description="Pretrain vision encoders with Evolved Hierarchical Masking, and use them."
+    parser = CommandParser(
+        prog="ehm",
+        usage="ehm COMMAND [options]",
+        description="Pretrain vision encoders with Evolved Hierarchical Masking, and use them.",
+        epilog=OVERVIEW_EPILOG,
     )
     parser.add_argument(
         "--version",
         action=_ShowVersion,
         nargs=0,
         default=argparse.SUPPRESS,
-        help="show the version and, if it is known, the commit, and exit",
+        help="Show the version and, if it is known, the commit, and exit.",
     )
-    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    parser.add_help_flag(parser)
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", title="commands", prog="ehm")
     for name, command in COMMANDS.items():
         # SUPPRESS omits flags that are not given, so that the function's defaults apply.
         subparser = subparsers.add_parser(
-            name, help=command.help, description=command.help, argument_default=argparse.SUPPRESS
+            name,
+            help=command.help,
+            description=command.help,
+            epilog=write_epilog(name),
+            argument_default=argparse.SUPPRESS,
         )
-        subparser.add_argument("--debug", action="store_true", help="show a traceback if an error occurs")
         if name in commands:
             command.add_flags(subparser)
+            subparser.write_usage()
+        add_output_flags(subparser)
     return parser
 
 

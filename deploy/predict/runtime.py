@@ -16,6 +16,7 @@ from ehm.installation import build_install_command
 from ehm.processors import count_physical_cores
 from ehm.storage.names import refuse_undecodable
 from ehm.storage.reading import shorten
+from ehm.suggestions import suggest
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -195,7 +196,8 @@ def _find_candidates(device: str, available: Sequence[str]) -> list[Provider]:
         return [PROVIDERS[name] for name in _list_automatic(available)]
     name, _, number = device.partition(":")
     if name not in PROVIDERS or (number and not (PROVIDERS[name].numbered and number.isdecimal())):
-        raise BackendError(f"--device {device}: unknown to ONNX Runtime; known are auto, {', '.join(PROVIDERS)} and om")
+        known = f"auto, {', '.join(PROVIDERS)} and om{suggest(name, PROVIDERS)}"
+        raise BackendError(f"--device {device}: unknown to ONNX Runtime; known are {known}")
     provider = PROVIDERS[name]
     if provider.name not in available:
         raise BackendError(

@@ -30,6 +30,15 @@ MOST_PIXELS = 89_478_485
 _VALUE_TYPES: dict[Any, Callable[[str], Any]] = {int: int, float: float}
 """The types that the command line converts; all others are checked as texts."""
 
+_GROUPS = {
+    "address and access": ("host", "port", "api_key_file", "model_control"),
+    "network": ("device", "precision", "threads", "max_batch", "max_delay"),
+    "limits": ("queue", "max_connections", "max_bytes", "max_pixels", "max_memory"),
+    "times": ("timeout", "send_timeout", "drain_delay", "drain", "poll"),
+    "page and log": ("index", "log"),
+}
+"""The settings by the group of ``--help`` that shows them; the bundles stand before all groups."""
+
 
 class Settings(BaseModel):
     """The settings of a server; docs/serving.md says more about some."""
@@ -150,19 +159,35 @@ class Settings(BaseModel):
 
 def add_flags(command: argparse.ArgumentParser) -> None:
     """Give a command a flag for each setting; a flag that is left out is left to the file, and then to the default."""
-    for name, field in Settings.model_fields.items():
-        text = field.description
-        if name == "bundles":
-            command.add_argument(name, nargs="*", metavar="[NAME=]DIR", default=argparse.SUPPRESS, help=text)
-            continue
-        default = describe_default(field)
-        if default:
-            text = f"{text} (default: {default})"
-        if field.annotation is bool:
-            command.add_argument(_flag(name), action=argparse.BooleanOptionalAction, help=text)
-        else:
-            kind = _VALUE_TYPES.get(field.annotation, str)
-            command.add_argument(_flag(name), type=kind, metavar=_metavar(field), help=text)
+    command.add_argument(
+        "bundles",
+        nargs="*",
+        metavar="[NAME=]DIR",
+        default=argparse.SUPPRESS,
+        help=_write_sentence(Settings.model_fields["bundles"]),
+    )
+    for title, names in _GROUPS.items():
+        group = command.add_argument_group(title)
+        for name in names:
+            _add_flag(group, name, Settings.model_fields[name])
+
+
+def _add_flag(group: argparse._ArgumentGroup, name: str, field: FieldInfo) -> None:
+    text = _write_sentence(field)
+    if field.annotation is bool:
+        group.add_argument(_flag(name), action=argparse.BooleanOptionalAction, help=text)
+    else:
+        kind = _VALUE_TYPES.get(field.annotation, str)
+        group.add_argument(_flag(name), type=kind, metavar=_metavar(field), help=text)
+
+
+def _write_sentence(field: FieldInfo) -> str:
+    """Return the description of a setting with its default as the sentence that ``--help`` prints."""
+    text = field.description or ""
+    default = describe_default(field)
+    if default:
+        text = f"{text} (default: {default})"
+    return f"{text[0].upper()}{text[1:]}."
 
 
 def describe_default(field: FieldInfo) -> str:

@@ -4,70 +4,90 @@ from __future__ import annotations
 
 import argparse
 
-from ehm.commands.flags import CHECKPOINT_HELP, Parser, add_config_flags, add_out_flag, add_refused_flags
+from ehm.commands.flags import (
+    CHECKPOINT_HELP,
+    CONFIGURATION,
+    RUN,
+    Parser,
+    add_config_flags,
+    add_json_flag,
+    add_out_flag,
+    add_refused_flags,
+    add_set_flag,
+)
 
 __all__ = ["add_bench_flags", "add_export_flags", "add_predict_flags", "add_serve_flags"]
 
 _RUNTIME_DEVICES = "auto, cpu, cuda, npu or openvino; cuda:1 is the second of several"
-_COMPILED_HELP = "tensorrt compiles for NVIDIA's GPUs; om runs the model.om of the bundle on an NPU of Ascend"
-_PRECISION_HELP = "precision of the network to run: float32, float16 or int8 (default: float32)"
-_BUNDLE_HELP = "folder that ehm export wrote"
+_COMPILED_HELP = "tensorrt compiles for NVIDIA's GPUs, and om runs the model.om of the bundle on an NPU of Ascend"
+_PRECISION_HELP = "Run the network of this precision: float32, float16 or int8 (default: float32)."
+_BUNDLE_HELP = "Folder that ehm export wrote"
 _PREDICT_USAGE = """\
 ehm predict BUNDLE IMAGE... [options]
-       ehm predict SOURCE --bundle DIR --out DIR [--ray [ADDRESS]] [options]"""
+       ehm predict SOURCE --bundle DIR --out DIR [--ray [ADDRESS]] [KEY=VALUE ...] [options]"""
 
 
 def add_export_flags(parser: Parser) -> None:
     """Add the flags of ``ehm export``."""
-    parser.add_argument("checkpoint", help=f"{CHECKPOINT_HELP}, or a bundle to export again")
-    add_config_flags(parser)
     parser.add_argument(
-        "--device",
-        help="device on which ONNX Runtime runs the exported network to compare it with the framework's: "
-        f"{_RUNTIME_DEVICES} (default: auto, which is the CPU)",
+        "checkpoint", metavar="CHECKPOINT", help=f"Model to export: {CHECKPOINT_HELP}, or a bundle to export again."
     )
-    add_out_flag(parser, "write the bundle into this folder (default: runs/export)")
-    parser.add_argument(
+    add_config_flags(parser)
+    network = parser.get_group("network")
+    network.add_argument(
         "--head",
         choices=["auto", "classifier", "features", "patches", "multi"],
-        help="outputs of the network: class scores, features of the image, features of the patches, or multi for all "
-        "of them (default: auto, the scores if the checkpoint has a head, else the features)",
+        help="Give the network these outputs: class scores, features of the image, features of the patches, or multi "
+        "for all of them (default: auto, the scores if the checkpoint has a head, else the features).",
     )
-    parser.add_argument(
+    network.add_argument(
         "--target",
         choices=["onnxruntime", "portable", "ascend"],
-        help="runtime that the graph is written for: portable runs everywhere, onnxruntime has its own attention, "
-        "ascend is for Ascend's converter (default: portable)",
+        help="Write the graph for this runtime: portable runs everywhere, onnxruntime has its own attention, ascend is "
+        "for Ascend's converter (default: portable).",
     )
-    parser.add_argument("--triton", metavar="DIR", help="also write the models into this model repository of Triton")
-    parser.add_argument("--kserve", metavar="FILE", help="also write an InferenceService of KServe into this file")
-    parser.add_argument("--int8", action="store_true", help="also write the network in int8, calibrated on images")
-    parser.add_argument("--float16", action="store_true", help="also write the network in float16")
+    network.add_argument("--int8", action="store_true", help="Also write the network in int8, calibrated on images.")
+    network.add_argument("--float16", action="store_true", help="Also write the network in float16.")
+    servers = parser.get_group("other servers")
+    servers.add_argument("--triton", metavar="DIR", help="Also write the models into this model repository of Triton.")
+    servers.add_argument("--kserve", metavar="FILE", help="Also write an InferenceService of KServe into this file.")
+    parser.get_group(RUN).add_argument(
+        "--device",
+        help="Run the exported network on this device of ONNX Runtime, to compare it with the framework's: "
+        f"{_RUNTIME_DEVICES} (default: auto, which is the CPU).",
+    )
+    add_out_flag(parser, "Write the bundle into this folder (default: runs/export).")
 
 
 def add_bench_flags(parser: Parser) -> None:
     """Add the flags of ``ehm bench export``."""
-    parser.add_argument("kind", choices=["export"], help="export: measure an exported bundle")
-    parser.add_argument("bundle", help=_BUNDLE_HELP)
+    parser.add_argument("kind", choices=["export"], help="Measure an exported bundle.")
+    parser.add_argument("bundle", metavar="BUNDLE", help=f"{_BUNDLE_HELP}.")
     add_refused_flags(parser)
-    parser.add_argument(
-        "--batch", type=int, nargs="+", metavar="N", help="batch sizes to measure, in images (default: 1 and 8)"
+    measurement = parser.get_group("measurement")
+    measurement.add_argument(
+        "--batch", type=int, nargs="+", metavar="N", help="Measure batches of so many images (default: 1 and 8)."
     )
-    parser.add_argument(
+    measurement.add_argument(
+        "--images", nargs="+", metavar="IMAGE", help="Measure with these image files (default: random pixels)."
+    )
+    measurement.add_argument("--rounds", type=int, metavar="N", help="Run each batch so many times (default: 20).")
+    measurement.add_argument(
+        "--threads", type=int, metavar="N", help="Give each network so many threads (default: one for each core)."
+    )
+    measurement.add_argument(
+        "--processor-time",
+        action="store_true",
+        help="Report the processor time of all threads instead of elapsed time.",
+    )
+    parser.get_group(RUN).add_argument(
         "--device",
         nargs="+",
-        help=f"devices to measure: cpu, cuda, npu or openvino; {_COMPILED_HELP} (default: every one of ONNX Runtime's)",
+        help=f"Measure on these devices: cpu, cuda, npu or openvino; {_COMPILED_HELP} (default: every one of ONNX "
+        "Runtime's).",
     )
-    parser.add_argument(
-        "--images", nargs="+", metavar="IMAGE", help="image files to measure with (default: random pixels)"
-    )
-    parser.add_argument("--rounds", type=int, help="number of times that each batch is run (default: 20)")
-    parser.add_argument("--threads", type=int, help="number of threads of each network (default: one for each core)")
-    parser.add_argument(
-        "--processor-time", action="store_true", help="report the processor time of all threads instead of elapsed time"
-    )
-    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    add_out_flag(parser, "write bench.json into this folder (default: write no file)")
+    add_out_flag(parser, "Write bench.json into this folder (default: write no file).")
+    add_json_flag(parser, "Print JSON instead of a table.")
 
 
 def add_predict_flags(parser: Parser) -> None:
@@ -78,55 +98,63 @@ def add_predict_flags(parser: Parser) -> None:
         nargs="+",
         metavar="BUNDLE IMAGE ... | SOURCE",
         help=f"{_BUNDLE_HELP}, and image files or folders of images; or with --bundle the source of all images to "
-        "predict, anything that data.source takes",
+        "predict, anything that data.source takes.",
     )
-    parser.add_argument("--config", action="append", dest="refused", help=argparse.SUPPRESS)
-    parser.add_argument(
-        "--set",
-        metavar="KEY=VALUE",
-        action="append",
-        dest="overrides",
-        help="with --bundle: set how the source is read, for example data.columns.path=file (docs/data.md); can be "
-        "repeated",
+    prediction = parser.get_group("prediction")
+    prediction.add_argument("--precision", help=_PRECISION_HELP)
+    prediction.add_argument("--top", type=int, metavar="N", help="Print so many classes for each image (default: 5).")
+    prediction.add_argument(
+        "--index",
+        metavar="KIND",
+        help="With --out, also write a faiss index of the features: flat, hnsw or ivf.",
     )
-    parser.add_argument(
-        "--bundle", metavar="DIR", help=f"{_BUNDLE_HELP}; predict all images of a SOURCE into Parquet files below --out"
+    source = parser.get_group("all images of a source")
+    source.add_argument(
+        "--bundle",
+        metavar="DIR",
+        help="Predict all images of a SOURCE with this bundle, into Parquet files below --out.",
     )
-    parser.add_argument(
+    source.add_argument(
         "--ray",
         nargs="?",
         const="",
         metavar="ADDRESS",
-        help="with --bundle: predict on the Ray cluster at ADDRESS, or on the one of this machine, which is started if "
-        "none runs; give it behind SOURCE",
+        help="With --bundle, predict on the Ray cluster at ADDRESS, or on the one of this machine, which is started if "
+        "none runs. The flag stands behind SOURCE.",
     )
-    parser.add_argument(
-        "--workers", type=int, metavar="N", help="with --ray: number of workers (default: as many as there is room for)"
+    source.add_argument(
+        "--workers",
+        type=int,
+        metavar="N",
+        help="With --ray, start so many workers (default: as many as there is room for).",
     )
-    parser.add_argument(
+    source.add_argument(
         "--cpus",
         type=int,
         metavar="N",
-        help="with --bundle: threads of a worker, which read images and run the network (default: one for each "
-        "processor, or with --ray 1)",
+        help="With --bundle, give a worker so many threads, which read images and run the network (default: one for "
+        "each processor, or with --ray 1).",
     )
-    parser.add_argument(
-        "--part-size", type=int, metavar="N", help="with --bundle: number of images in a Parquet file (default: 4096)"
+    source.add_argument(
+        "--part-size",
+        type=int,
+        metavar="N",
+        help="With --bundle, write so many images into a Parquet file (default: 4096).",
     )
-    parser.add_argument(
-        "--device", help=f"device of ONNX Runtime: {_RUNTIME_DEVICES}; {_COMPILED_HELP} (default: auto)"
+    parser.add_argument("--config", action="append", dest="refused", help=argparse.SUPPRESS)
+    add_set_flag(
+        parser,
+        "With --bundle, set how the source is read, for example data.columns.path=file (docs/data.md).",
     )
-    parser.add_argument("--precision", help=_PRECISION_HELP)
+    parser.get_group(RUN).add_argument(
+        "--device", help=f"Run on this device of ONNX Runtime: {_RUNTIME_DEVICES}; {_COMPILED_HELP} (default: auto)."
+    )
     add_out_flag(
         parser,
-        "write predictions.jsonl, features.npy, patches.npy and visual_tokens.npy, as far as the bundle gives them, "
-        "into this folder (default: write no files); with --bundle, Parquet files",
+        "Write predictions.jsonl, features.npy, patches.npy and visual_tokens.npy, as far as the bundle gives them, "
+        "into this folder (default: write no files); with --bundle, Parquet files.",
     )
-    parser.add_argument(
-        "--index", metavar="KIND", help="with --out, also write a faiss index of the features: flat, hnsw or ivf"
-    )
-    parser.add_argument("--top", type=int, help="number of classes to print for each image (default: 5)")
-    parser.add_argument("--json", action="store_true", help="print a JSON object for each image, one on a line")
+    add_json_flag(parser, "Print a JSON object for each image, one on a line.")
 
 
 def add_serve_flags(parser: Parser) -> None:
@@ -134,7 +162,9 @@ def add_serve_flags(parser: Parser) -> None:
     # imported here: the settings are a pydantic model, which other commands need not load to parse their flags
     from ehm.deploy.serve.settings import add_flags
 
-    parser.add_argument(
-        "--config", metavar="FILE", help="YAML file with any of these settings, by name; flags take precedence over it"
+    parser.get_group(CONFIGURATION).add_argument(
+        "--config",
+        metavar="FILE",
+        help="Read any of these settings, by name, from this YAML file; flags take precedence over it.",
     )
     add_flags(parser)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ehm.commands.flags import Parser, add_out_flag, add_refused_flags
+from ehm.commands.flags import RUN, Parser, add_out_flag, add_refused_flags
 
 __all__ = ["add_launch_flags"]
 
@@ -16,72 +16,105 @@ def add_launch_flags(parser: Parser) -> None:
         "arguments",
         nargs="+",
         metavar="COMMAND ...",
-        help="command of ehm to run, behind --: train, finetune or tokenizer train, with --config and --out",
+        help="Command of ehm to run, behind --: train, finetune or tokenizer train, with --config and --out.",
     )
     add_refused_flags(parser)
-    parser.add_argument(
+    _add_job_flags(parser)
+    _add_container_flags(parser)
+    _add_slurm_flags(parser)
+    parser.get_group(RUN).add_argument(
+        "--device", required=True, help="Compute on this device: cpu, cuda, npu, mindspore or mindspore:cpu."
+    )
+    add_out_flag(parser, "Write the file into this folder (default: runs/launch).")
+    parser.get_group(RUN).add_argument(
+        "--submit", action="store_true", help="Submit the job too, by sbatch or kubectl."
+    )
+
+
+def _add_job_flags(parser: Parser) -> None:
+    """Add what a job of every cluster has."""
+    group = parser.get_group("job")
+    group.add_argument(
         "--kind",
         required=True,
         choices=["slurm", "kubeflow", "pytorchjob", "volcano"],
-        help="cluster to write for: Slurm, Kubeflow Trainer v2 (a TrainJob), Kubeflow's training operator before it (a "
-        "PyTorchJob), or Volcano",
+        help="Write for this cluster: Slurm, Kubeflow Trainer v2 (a TrainJob), Kubeflow's training operator before it "
+        "(a PyTorchJob), or Volcano.",
     )
-    parser.add_argument(
-        "--device", required=True, help="device to compute on: cpu, cuda, npu, mindspore or mindspore:cpu"
-    )
-    parser.add_argument("--nodes", type=int, metavar="N", help="number of machines (default: 1)")
-    parser.add_argument(
+    group.add_argument("--nodes", type=int, metavar="N", help="Take so many machines (default: 1).")
+    group.add_argument(
         "--min-nodes",
         type=int,
         metavar="N",
-        help="number of machines that are enough to start, for slurm and pytorchjob (default: the number of --nodes)",
+        help="Start as soon as there are so many machines, with slurm and pytorchjob (default: the number of --nodes).",
     )
-    parser.add_argument("--per-node", type=int, metavar="N", help="number of devices of a machine (default: 1)")
-    parser.add_argument("--name", help="name of the job (default: the last part of the command's --out)")
-    parser.add_argument("--image", help="image of the container; with slurm, which needs pyxis for it, optional")
-    parser.add_argument(
+    group.add_argument("--per-node", type=int, metavar="N", help="Take so many devices of a machine (default: 1).")
+    group.add_argument("--name", help="Call the job so (default: the last part of the command's --out).")
+    group.add_argument(
+        "--cpus",
+        type=int,
+        metavar="N",
+        help="Request so many processors of a machine (default: with slurm all of them).",
+    )
+    group.add_argument("--memory", metavar="SIZE", help="Request so much memory of a machine, for example 200Gi.")
+    group.add_argument(
+        "--restarts", type=int, metavar="N", help="Start processes that fail so often again (default: 3)."
+    )
+    group.add_argument("--queue", metavar="NAME", help="Submit to this partition of Slurm, or queue of Volcano.")
+    group.add_argument(
+        "--env",
+        action="append",
+        metavar="KEY=VALUE",
+        help="Set this environment variable of the processes. Can be repeated.",
+    )
+    group.add_argument(
+        "--interface",
+        metavar="NAME",
+        help="Let NCCL, HCCL and gloo use this network card of the machines, for example eth0.",
+    )
+
+
+def _add_container_flags(parser: Parser) -> None:
+    """Add the flags of containers and of Kubernetes."""
+    group = parser.get_group("containers and Kubernetes")
+    group.add_argument(
+        "--image", help="Run this image of a container. It is optional with slurm, which needs pyxis for it."
+    )
+    group.add_argument(
         "--volume",
         action="append",
         metavar="SOURCE:PATH",
-        help="mount SOURCE at PATH in the container; SOURCE is a folder of the machines by its full path, or for "
-        "Kubernetes a PersistentVolumeClaim; :ro at the end forbids writing; can be repeated",
+        help="Mount SOURCE at PATH in the container. SOURCE is a folder of the machines by its full path, or for "
+        "Kubernetes a PersistentVolumeClaim; :ro at the end forbids writing. Can be repeated.",
     )
-    parser.add_argument(
-        "--env", action="append", metavar="KEY=VALUE", help="environment variable of the processes; can be repeated"
+    group.add_argument(
+        "--shm", metavar="SIZE", help="Give a container in Kubernetes so much shared memory (default: 16Gi)."
     )
-    parser.add_argument(
-        "--interface", metavar="NAME", help="network card of the machines for NCCL, HCCL and gloo, for example eth0"
-    )
-    parser.add_argument("--shm", metavar="SIZE", help="shared memory of a container in Kubernetes (default: 16Gi)")
-    parser.add_argument(
-        "--cpus", type=int, metavar="N", help="processors of a machine to request (default: with slurm all of them)"
-    )
-    parser.add_argument("--memory", metavar="SIZE", help="memory of a machine to request, for example 200Gi")
-    parser.add_argument(
-        "--restarts", type=int, metavar="N", help="how often processes that fail are started again (default: 3)"
-    )
-    parser.add_argument("--queue", metavar="NAME", help="partition of Slurm, or queue of Volcano")
-    parser.add_argument("--namespace", metavar="NAME", help="namespace of Kubernetes")
-    parser.add_argument(
+    group.add_argument("--namespace", metavar="NAME", help="Use this namespace of Kubernetes.")
+    group.add_argument(
         "--node-selector",
         action="append",
         metavar="KEY=VALUE",
-        help="label of the machines to take in Kubernetes; can be repeated",
+        help="Take machines with this label in Kubernetes. Can be repeated.",
     )
-    parser.add_argument(
-        "--time", metavar="LIMIT", help="time limit of a job of Slurm, for example 24:00:00; it then queues again"
+
+
+def _add_slurm_flags(parser: Parser) -> None:
+    """Add the flags of Slurm alone."""
+    group = parser.get_group("Slurm")
+    group.add_argument(
+        "--time", metavar="LIMIT", help="Limit the time of a job, for example to 24:00:00; it then queues again."
     )
-    parser.add_argument(
+    group.add_argument(
         "--sbatch",
         action="append",
         metavar="KEY=VALUE",
-        help="option of sbatch, for example account=vision, in place of ehm's own if it has one; can be repeated",
+        help="Give sbatch this option, for example account=vision, in place of ehm's own if it has one. Can be "
+        "repeated.",
     )
-    parser.add_argument(
+    group.add_argument(
         "--setup",
         action="append",
         metavar="LINE",
-        help="line of shell to run first in a job of Slurm, for example '. /shared/venv/bin/activate'; can be repeated",
+        help="Run this line of shell first in the job, for example '. /shared/venv/bin/activate'. Can be repeated.",
     )
-    add_out_flag(parser, "write the file into this folder (default: runs/launch)")
-    parser.add_argument("--submit", action="store_true", help="submit the job too, by sbatch or kubectl")

@@ -1,63 +1,94 @@
-"""Flags that several commands share."""
+"""Flags that several commands share, and the groups that ``--help`` shows flags in."""
 
 from __future__ import annotations
 
 import argparse
 
+from ehm.commands.parser import CommandParser as Parser
+
 __all__ = [
     "CHECKPOINT_HELP",
+    "CONFIGURATION",
+    "OUTPUT",
+    "RUN",
     "Parser",
     "add_config_flags",
     "add_device_flag",
+    "add_json_flag",
     "add_out_flag",
+    "add_output_flags",
     "add_refused_flags",
     "add_resume_flag",
+    "add_set_flag",
     "add_training_flags",
 ]
 
-Parser = argparse.ArgumentParser
+CONFIGURATION = "configuration"
+RUN = "device and results"
+OUTPUT = "output"
+"""Titles of the groups of flags that most commands have."""
 
-CHECKPOINT_HELP = "run folder, checkpoint folder, weights file or timm:NAME"
+CHECKPOINT_HELP = "a run folder, a checkpoint folder, a weights file or timm:NAME"
 _TRAINING_DEVICES = "auto, cpu, cuda, npu, mindspore[:cpu|:ascend], or another device that ehm doctor lists"
+_SET_HELP = "Override one key of the configuration, for example optim.epochs=20."
 
 
 def add_training_flags(parser: Parser, out: str) -> None:
     """Add the flags of every command that trains; ``out`` is the default of ``--out``."""
     add_config_flags(parser)
     add_device_flag(parser)
-    add_out_flag(parser, f"write the results into this folder (default: {out})")
+    add_out_flag(parser, f"Write the results into this folder (default: {out}).")
 
 
 def add_config_flags(parser: Parser) -> None:
     """Add ``--config`` and ``--set``."""
-    parser.add_argument(
-        "--config", metavar="FILE", help="configuration to use: a YAML file, or a name that ehm configs lists"
+    parser.get_group(CONFIGURATION).add_argument(
+        "--config", metavar="FILE", help="Use this configuration: a YAML file, or a name that ehm configs lists."
     )
-    parser.add_argument(
+    add_set_flag(parser, _SET_HELP)
+
+
+def add_set_flag(parser: Parser, text: str) -> None:
+    """Add ``--set``, which sets what the sentence ``text`` says."""
+    parser.get_group(CONFIGURATION).add_argument(
         "--set",
         metavar="KEY=VALUE",
         action="append",
         dest="overrides",
-        help="override one key of the configuration, for example optim.epochs=20; can be repeated",
+        help=f"{text} Can be repeated, and KEY=VALUE does the same without the flag; the last value of a key counts.",
     )
 
 
 def add_refused_flags(parser: Parser) -> None:
-    """Accept ``--config`` and ``--set`` for a command without settings, to explain instead of "unrecognized"."""
+    """Accept ``--config`` and ``--set`` for a command without settings, to explain instead of "unknown flag"."""
     for flag in ("--config", "--set"):
         parser.add_argument(flag, action="append", dest="refused", help=argparse.SUPPRESS)
 
 
 def add_device_flag(parser: Parser) -> None:
     """Add ``--device`` of the training frameworks."""
-    parser.add_argument("--device", help=f"device to compute on: {_TRAINING_DEVICES} (default: auto)")
+    parser.get_group(RUN).add_argument("--device", help=f"Compute on this device: {_TRAINING_DEVICES} (default: auto).")
 
 
 def add_out_flag(parser: Parser, text: str) -> None:
     """Add ``--out``, whose help is ``text``."""
-    parser.add_argument("--out", metavar="DIR", help=text)
+    parser.get_group(RUN).add_argument("--out", metavar="DIR", help=text)
 
 
 def add_resume_flag(parser: Parser) -> None:
     """Add ``--resume``."""
-    parser.add_argument("--resume", action="store_true", help="continue the run in the folder of --out")
+    parser.get_group(RUN).add_argument(
+        "--resume", action="store_true", help="Continue the run in the folder of --out from its newest checkpoint."
+    )
+
+
+def add_json_flag(parser: Parser, text: str) -> None:
+    """Add ``--json`` to a command whose JSON has a form of its own, which ``text`` describes."""
+    parser.get_group(OUTPUT).add_argument("--json", action="store_true", help=text)
+
+
+def add_output_flags(parser: Parser) -> None:
+    """Add the flags that every command has, behind its own."""
+    group = parser.get_group(OUTPUT)
+    group.add_argument("--debug", action="store_true", help="Show a traceback if an error occurs.")
+    parser.add_help_flag(group)

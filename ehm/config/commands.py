@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from functools import cache
 from typing import Any
 
 from ehm.config.comparison import MeasureConfig, StudyConfig
+from ehm.config.data import DataConfig, ImageData
 from ehm.config.export import ExportConfig
 from ehm.config.language_training import LanguageTrainingConfig
 from ehm.config.pretraining import TrainConfig
-from ehm.config.section import Section
+from ehm.config.section import Section, find_section
 from ehm.config.tasks import (
     DetectionConfig,
     FinetuneConfig,
@@ -20,7 +22,7 @@ from ehm.config.tasks import (
 )
 from ehm.config.tokenizer import TokenizerConfig
 
-__all__ = ["COMMANDS", "recognise_command"]
+__all__ = ["COMMANDS", "list_key_names", "list_names", "recognise_command"]
 
 COMMANDS: dict[type[Section], str] = {
     TrainConfig: "ehm train",
@@ -38,6 +40,11 @@ COMMANDS: dict[type[Section], str] = {
 }
 """The command of each kind of configuration; of two that fit equally well the first is meant."""
 
+_SAME_KEYS = {"evaluate": "finetune"}
+"""Commands that have no configuration of their own, and the ones whose keys they take."""
+_READERS: dict[str, type[Section]] = {"data": ImageData, "predict": DataConfig}
+"""Commands whose keys are those of the section ``data``, which say how images are read."""
+
 
 def recognise_command(values: Mapping[str, Any], asked: type[Section]) -> str | None:
     """Return the command whose configuration ``values`` are, or None if no other fits better than ``asked``."""
@@ -49,6 +56,28 @@ def recognise_command(values: Mapping[str, Any], asked: type[Section]) -> str | 
     return COMMANDS[best]
 
 
+@cache
+def list_key_names(command: str) -> frozenset[str]:
+    """Return the dotted keys, and the sections, that ``--set`` of ``ehm COMMAND`` takes, of all its tasks together."""
+    if command in _READERS:
+        return frozenset(list_names(_READERS[command], "data."))
+    owner = _SAME_KEYS.get(command, command)
+    names: set[str] = set()
+    for kind, words in COMMANDS.items():
+        if words.split()[1] == owner and kind is not StudyConfig:  # a study is changed in its file
+            names.update(list_names(kind))
+    return frozenset(names)
+
+
+def list_names(kind: type[Section], prefix: str = "") -> Iterator[str]:
+    """Yield the keys of a section with ``prefix`` before them, and those of the sections in it."""
+    for name, field in kind.model_fields.items():
+        yield prefix + name
+        section = find_section(field.annotation)
+        if section is not None:
+            yield from list_names(section, f"{prefix}{name}.")
+
+
 def _count_unknown(values: Mapping[str, Any], kind: type[Section]) -> int:
     """Count the keys of ``values``, and of the sections in it, that ``kind`` does not have."""
     count = 0
@@ -56,8 +85,8 @@ def _count_unknown(values: Mapping[str, Any], kind: type[Section]) -> int:
         if key not in kind.model_fields:
             count += 1
             continue
-        section = kind.model_fields[key].annotation
-        if isinstance(value, Mapping) and isinstance(section, type) and issubclass(section, Section):
+        section = find_section(kind.model_fields[key].annotation)
+        if isinstance(value, Mapping) and section is not None:
             count += sum(inner not in section.model_fields for inner in value)
     task = kind.model_fields.get("task")
     if task is not None and "task" in values and values["task"] != task.default:

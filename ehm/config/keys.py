@@ -15,6 +15,7 @@ from ehm.config.commands import COMMANDS
 from ehm.config.section import Section
 from ehm.console import PlainConsole, print_line
 from ehm.errors import ConfigError
+from ehm.suggestions import suggest, suggest_path
 
 __all__ = ["Key", "describe_type", "format_default", "list_keys", "print_keys"]
 
@@ -45,7 +46,9 @@ def list_keys(section: str = "") -> list[Key]:
     chosen = [key for key in keys if _belongs(key, section)]
     if not chosen:
         sections = sorted({key.name.rpartition(".")[0] for key in keys} - {""})
-        raise ConfigError(f"--keys {section}: no such section or key; the sections are {', '.join(sections)}")
+        nearest = suggest(section, sections) or suggest_path(section, [key.name for key in keys])
+        known = ", ".join(sections)
+        raise ConfigError(f"--keys {section}: no such section or key{nearest}; the sections are {known}")
     return chosen
 
 

@@ -12,19 +12,23 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from ehm.config.commands import COMMANDS, recognise_command
+from ehm.config.commands import COMMANDS, list_names, recognise_command
 from ehm.config.section import Section
 from ehm.config.sections import replace_tensorboard
 from ehm.console import console
 from ehm.errors import ConfigError
 from ehm.storage.names import escape_undecodable
 from ehm.storage.reading import describe_value, read_text, shorten
+from ehm.suggestions import suggest, suggest_path
 
 __all__ = ["load_config", "locate_config", "read_config", "read_mapping", "shipped_configs"]
 
 C = TypeVar("C", bound=Section)
 _YAML_ERRORS = (yaml.YAMLError, ValueError, RecursionError)
 """The errors of PyYAML: ValueError for a date that does not exist and for an integer of more than 4,300 digits."""
+
+_CHOICE = re.compile(r"'([^']*)'")
+"""A value in the list of those that pydantic expects: ``'mae', 'simmim' or 'beit'``."""
 
 _YAML_WORDS = {
     "tuple_type": "should be a list",
@@ -88,7 +92,8 @@ def locate_config(name: str) -> Path:
     shipped = Path(str(files("ehm") / "configs")) / f"{name.removesuffix('.yaml')}.yaml"
     if shipped.is_file():
         return shipped
-    raise ConfigError(f"--config {name}: no such file, and no shipped one; ehm configs lists those")
+    nearest = suggest_path(name, shipped_configs(), "/")
+    raise ConfigError(f"--config {name}: no such file, and no shipped one{nearest}; ehm configs lists those")
 
 
 def read_config(file: str | Path) -> dict[str, Any]:
@@ -146,11 +151,12 @@ def _rename_tensorboard(values: dict[str, Any], origin: str | None = None) -> No
             console.print(f"{origin}: run.tensorboard is now called run.trackers; taking run.trackers=[{named}]")
 
 
-def _explain_error(detail: Any, kind: type[BaseModel]) -> str:
+def _explain_error(detail: Any, kind: type[Section]) -> str:
     """Explain an error of pydantic: the key, the values that would be right, and the one that was given."""
     key = ".".join(str(part) for part in detail["loc"])
     if detail["type"] == "extra_forbidden":
-        return f"{key}: unknown key; known here are {', '.join(_find_section(detail, kind).model_fields)}"
+        known = ", ".join(_find_section(detail, kind).model_fields)
+        return f"{key}: unknown key{suggest_path(key, list_names(kind))}; known here are {known}"
     message = str(detail["msg"]).removeprefix("Value error, ").removeprefix("Input ").split(", unable to parse")[0]
     message = _YAML_WORDS.get(detail["type"], message)
     if detail["type"] == "too_short":
@@ -162,7 +168,10 @@ def _explain_error(detail: Any, kind: type[BaseModel]) -> str:
         return message
     if isinstance(detail["input"], dict):
         return f"{key}: {message}"
-    return f"{key}: {message}, not {describe_value(detail['input'])}"
+    nearest = ""
+    if detail["type"] == "literal_error":
+        nearest = suggest(str(detail["input"]), _CHOICE.findall(detail["ctx"]["expected"]))
+    return f"{key}: {message}, not {describe_value(detail['input'])}{nearest}"
 
 
 def _find_section(detail: Any, kind: type[BaseModel]) -> Any:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from typing import Any
+from types import UnionType
+from typing import Any, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
-__all__ = ["Section", "flatten"]
+__all__ = ["Section", "find_section", "flatten"]
 
 
 class Section(BaseModel):
@@ -42,6 +43,15 @@ class Section(BaseModel):
     @classmethod
     def drop_superseded(cls, values: dict[str, Any], overridden: Collection[str]) -> None:
         """Remove from the ``values`` of a file what a key that is ``overridden``, dotted, makes void; nothing here."""
+
+
+def find_section(annotation: Any) -> type[Section] | None:
+    """Return the section that a key of the type ``annotation`` holds, which may also be null; None if it holds none."""
+    kinds = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
+    for kind in kinds:
+        if isinstance(kind, type) and issubclass(kind, Section):
+            return kind
+    return None
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -10,6 +10,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
 
 from ehm.config.encoders import PRESETS
 from ehm.config.pixel_format import MOST_CHANNELS
+from ehm.suggestions import suggest
 
 __all__ = [
     "BelowOne",
@@ -102,7 +103,7 @@ def _check_channels(value: Any) -> Any:
 
 def _check_encoder(encoder: str) -> str:
     if encoder not in PRESETS:
-        raise ValueError(f"should be one of {', '.join(PRESETS)}")
+        raise ValueError(f"should be one of {', '.join(PRESETS)}{suggest(encoder, PRESETS)}")
     return encoder
 
 

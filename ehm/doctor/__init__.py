@@ -20,6 +20,7 @@ from ehm.doctor.findings import EXTRAS, Finding, examine_machine, examine_packag
 from ehm.doctor.operators import report_operators
 from ehm.errors import BackendError
 from ehm.installation import build_install_command, describe_version
+from ehm.suggestions import suggest
 
 __all__ = ["Finding", "collect_findings", "doctor"]
 
@@ -69,7 +70,7 @@ def collect_findings(device: str = "auto") -> Iterator[Finding]:
     elif kind in offered:
         wanted = {device: offered[kind]}
     else:
-        raise BackendError(f"--device {device}: unknown; known are auto, {', '.join(offered)}")
+        raise BackendError(f"--device {device}: unknown; known are auto, {', '.join(offered)}{suggest(kind, offered)}")
     # Each question waits for a child process, so threads are enough to ask all of them at once.
     with ThreadPoolExecutor() as pool:
         # Devices first: importing a framework takes the longest.

@@ -8,6 +8,7 @@ from typing import Any
 
 from ehm.config import TaskConfig, read_config
 from ehm.errors import ConfigError
+from ehm.suggestions import suggest
 from ehm.tasks.registry import TASKS
 from ehm.training.run import CONFIG_FILE, open_run
 from ehm.training.supervised import TaskResult, train_task
@@ -50,7 +51,7 @@ def _choose_task(asked: str | None, config: TaskConfig | str | Path | None, fold
     configured = _read_task(config, folder, resume)
     name = asked or configured or _DEFAULT_TASK
     if name not in TASKS:
-        raise ConfigError(f"task {name}: should be one of {', '.join(TASKS)}")
+        raise ConfigError(f"task {name}: should be one of {', '.join(TASKS)}{suggest(name, TASKS)}")
     if configured not in (None, name):
         raise ConfigError(f"--task {name}: {config or folder} is a configuration of task {configured}")
     return name

@@ -21,6 +21,7 @@ WEB = {"fastapi", "starlette", "uvicorn"}
 BASICS = {
     "ehm.errors",
     "ehm.installation",
+    "ehm.suggestions",
     "ehm.storage",
     "ehm.console",
     "ehm.progress_bar",
@@ -33,6 +34,7 @@ LEARNING = CORE | {"ehm.masking", "ehm.data", "ehm.models"}
 ROOMS: dict[str, set[str]] = {
     "ehm.errors": set(),
     "ehm.installation": set(),
+    "ehm.suggestions": set(),
     "ehm.processors": {"ehm.errors"},
     "ehm.probabilities": set(),
     "ehm.plugins": {"ehm.errors"},
@@ -63,7 +65,7 @@ ROOMS: dict[str, set[str]] = {
     "ehm.verification": LEARNING
     | {"ehm.backends", "ehm.reference", "ehm.training", "ehm.doctor"}
     | {"ehm.deploy.bundle", "ehm.deploy.predict", "ehm.deploy.export"},
-    "ehm.commands": {"ehm.deploy.serve"},
+    "ehm.commands": CORE | {"ehm.deploy.serve"},
     "ehm.deploy": LEARNING
     | {"ehm.report", "ehm.training", "ehm.backends.torch", "ehm.deploy.bundle", "ehm.deploy.predict"},
 }

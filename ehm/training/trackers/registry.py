@@ -10,6 +10,7 @@ from typing import cast
 from ehm.errors import ConfigError
 from ehm.installation import build_install_command
 from ehm.plugins import list_plugins
+from ehm.suggestions import suggest
 from ehm.training.trackers.base import Tracker
 
 __all__ = ["GROUP", "TRACKERS", "check_trackers", "list_trackers", "make_tracker"]
@@ -40,7 +41,7 @@ def check_trackers(names: Iterable[str]) -> None:
     known = list_trackers()
     for name in names:
         if name not in known:
-            raise ConfigError(f"run.trackers {name}: unknown; known are {', '.join(known)}")
+            raise ConfigError(f"run.trackers {name}: unknown; known are {', '.join(known)}{suggest(name, known)}")
         if name in _OPTIONAL and find_spec(name) is None:
             raise ConfigError(
                 f"run.trackers {name}: its library is not installed; {build_install_command(name)} installs it"

@@ -87,13 +87,16 @@ def test_a_section_given_in_part_keeps_the_other_defaults_of_its_recipe():
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
-        (["optim.epoch=3"], "optim.epoch: unknown key; known here are epochs, steps, batch_size, "),
-        (["epochs=3"], "epochs: unknown key; known here are objective, encoder, "),
+        (
+            ["optim.epoch=3"],
+            "optim.epoch: unknown key (did you mean optim.epochs?); known here are epochs, steps, batch_size, ",
+        ),
+        (["epochs=3"], "epochs: unknown key (did you mean optim.epochs?); known here are objective, encoder, "),
         (["model.x.y=1"], "model.x: unknown key; known here are init, width, depth, "),
         (
             ["encoder=vit_x"],
             "encoder: should be one of vit_tiny, vit_small, vit_base, vit_large, vit_huge, "
-            "swin_tiny, swin_small, swin_base, swin_large, not 'vit_x'",
+            "swin_tiny, swin_small, swin_base, swin_large (did you mean vit_tiny?), not 'vit_x'",
         ),
         (["mask.ratio=2"], "mask.ratio: should be less than 1, not 2"),
         (["mask.ratio=0"], "mask.ratio: should be greater than 0, not 0"),

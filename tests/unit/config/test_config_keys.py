@@ -71,7 +71,10 @@ def test_a_section_is_a_command_a_task_or_a_part_of_a_name():
     assert {key.command for key in list_keys("train")} == {"ehm train"}
     assert {key.name.partition(".")[0] for key in list_keys("calibration")} == {"calibration"}
     assert [key.name for key in list_keys("train.mask.views")] == ["mask.views"]
-    with pytest.raises(ConfigError, match=r"--keys optimiser: no such section or key; the sections are ascend, "):
+    with pytest.raises(
+        ConfigError,
+        match=r"--keys optimiser: no such section or key \(did you mean optim\?\); the sections are ascend, ",
+    ):
         list_keys("optimiser")
     with pytest.raises(ConfigError, match="pretrain: --keys lists the keys of all configurations"):
         configs("pretrain", keys="optim")

@@ -70,6 +70,10 @@ def test_mask_units_and_how_many_are_hidden(overrides, side, units, hidden):
             ([*SWIN, f"masking={masking}"], f"masking {masking} goes by the class token's attention, and swin_base has")
             for masking in ("attmask_high", "attmask_hint", "attmask_low", "mst")
         ],
+        (
+            ["objective=simmin"],
+            "objective: should be 'mae', 'simmim', 'beit' or 'feature', not 'simmin' (did you mean simmim?)",
+        ),
         (["objective=dino"], "objective: should be 'mae', 'simmim', 'beit' or 'feature', not 'dino'"),
         (["objective=feature", "encoder=swin_tiny"], "objective feature leaves hidden patches out of the encoder"),
         (["objective=feature", "model.drop_path=0.1"], "model.drop_path 0.1: not with objective feature, which has"),
