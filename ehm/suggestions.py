@@ -22,8 +22,8 @@ def suggest_path(word: str, known: Iterable[str], separator: str = ".") -> str:
     Names that have all other parts in common with ``word`` come first.
     """
     parent, _, leaf = word.rpartition(separator)
-    siblings = {}
-    others = {}
+    siblings: dict[str, str] = {}
+    others: dict[str, str] = {}
     for name in known:
         its_parent, _, its_leaf = name.rpartition(separator)
         if its_parent == parent:

@@ -57,9 +57,9 @@ def _count_words(words: Sequence[str], parser: CommandParser) -> int:
 
 
 def describe_unknown_setting(word: str, prog: str) -> str:
-    """Say that the key of a word is none of the command's, and which key may be meant."""
+    """Return the sentence that the key of a word is none of the command's, with the key that may be meant."""
     key = word.partition("=")[0]
-    return f"{word}: {prog} has no key {key}{suggest_path(key, _list_keys(prog))}"
+    return f"{word}: no such key{suggest_path(key, _list_keys(prog))}"
 
 
 def _is_setting(word: str, prog: str) -> bool:

@@ -28,7 +28,7 @@ _YAML_ERRORS = (yaml.YAMLError, ValueError, RecursionError)
 """The errors of PyYAML: ValueError for a date that does not exist and for an integer of more than 4,300 digits."""
 
 _CHOICE = re.compile(r"'([^']*)'")
-"""A value in the list of those that pydantic expects: ``'mae', 'simmim' or 'beit'``."""
+"""A value in the list of those that would be right: ``'mae', 'simmim' or 'beit'``."""
 
 _YAML_WORDS = {
     "tuple_type": "should be a list",
@@ -168,9 +168,7 @@ def _explain_error(detail: Any, kind: type[Section]) -> str:
         return message
     if isinstance(detail["input"], dict):
         return f"{key}: {message}"
-    nearest = ""
-    if detail["type"] == "literal_error":
-        nearest = suggest(str(detail["input"]), _CHOICE.findall(detail["ctx"]["expected"]))
+    nearest = suggest(str(detail["input"]), _CHOICE.findall(message))
     return f"{key}: {message}, not {describe_value(detail['input'])}{nearest}"
 
 

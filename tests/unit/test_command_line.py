@@ -113,7 +113,7 @@ def test_the_keys_of_settings_are_those_that_are_listed():
         ("evaluate --zzz", "ehm evaluate: --zzz: unknown flag; "),
         (
             "train optim.epoch=3",
-            "ehm train: optim.epoch=3: ehm train has no key optim.epoch (did you mean optim.epochs?); ",
+            "ehm train: optim.epoch=3: no such key (did you mean optim.epochs?); ",
         ),
         ("train epochs=3", " (did you mean optim.epochs?); ehm configs --keys train lists the keys"),
         ("train photos", "ehm train: photos: unexpected argument; "),
