@@ -34,8 +34,9 @@ _log = logging.getLogger("mkdocs.hooks.repository_links")
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """Set the address of the repository, if it is known."""
+    """Set the addresses of the repository and of the site, if they are known."""
     config.repo_url = find_repository()
+    config.site_url = _read_urls().get("Documentation", "")
     return config
 
 
@@ -54,12 +55,18 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
 def find_repository() -> str | None:
     """Return the address of the repository: the one in pyproject.toml, or that of the workflow which runs this."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    if "Repository" in project.get("urls", {}):
-        return str(project["urls"]["Repository"])
+    if "Repository" in _read_urls():
+        return _read_urls()["Repository"]
     if "GITHUB_REPOSITORY" in os.environ:
         return f"{os.environ['GITHUB_SERVER_URL']}/{os.environ['GITHUB_REPOSITORY']}"
     return None
+
+
+def _read_urls() -> dict[str, str]:
+    """Return the table ``project.urls`` of pyproject.toml, empty if there is none."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    urls: dict[str, str] = project.get("urls", {})
+    return urls
 
 
 def rewrite_links(markdown: str, source: str, page: str, repository: str | None) -> str:

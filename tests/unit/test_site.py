@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,10 +11,11 @@ import pytest
 pytest.importorskip("material", reason="mkdocs-material is not installed (extra docs)")
 
 import html5lib
+from markdown_it import MarkdownIt
 from mkdocs.commands.build import build
 from mkdocs.config import load_config
 from mkdocs.exceptions import Abort
-from repository_links import find_repository, rewrite_links
+from repository_links import PUBLISHED, find_repository, rewrite_links
 
 import ehm
 import ehm.masking
@@ -78,6 +80,22 @@ def test_nothing_comes_from_other_sites(site):
     for path in site.rglob("*.html"):
         assert loading.findall(path.read_text(encoding="utf-8")) == [], path
     assert loading.search('<script async src="https://example.org/a.js">')
+
+
+def count_elements(html):
+    return Counter(re.findall(r"<(li|ol|ul|tr|pre|blockquote|img|strong|em|h2|h3)\b", html))
+
+
+def test_pages_read_as_on_the_forge(site):
+    """Python-Markdown, which builds the site, nests lists and code by other rules than CommonMark."""
+    forge = MarkdownIt("commonmark").enable("table")
+    pages = {path.relative_to(ROOT / "docs").as_posix(): path for path in (ROOT / "docs").rglob("*.md")}
+    pages |= {page: ROOT / source for source, page in PUBLISHED.items()}
+    for page, source in pages.items():
+        name = re.sub(r"README\.md$", "index.md", page).removesuffix(".md")
+        html = (site / f"{name}.html").read_text(encoding="utf-8")
+        article = html.partition("<article")[2].partition("</article>")[0]
+        assert count_elements(article) == count_elements(forge.render(source.read_text(encoding="utf-8"))), source
 
 
 def test_the_page_of_a_command_has_what_its_help_prints(site, capsys):
