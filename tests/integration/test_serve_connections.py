@@ -9,7 +9,7 @@ import time
 
 import pytest
 from serving import ask, means_bundle, running
-from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from ehm.deploy.serve.http import exchange
 from ehm.deploy.serve.settings import PIECE
@@ -146,13 +146,13 @@ def test_an_answer_that_nobody_reads_counts_as_memory_until_it_is_read(large):
 def test_no_more_than_a_piece_of_an_answer_waits_in_a_connection(large, monkeypatch):
     """A transport copies what its client does not take, without any limit."""
     sizes = []
-    pause = H11Protocol.pause_writing
+    pause = HttpToolsProtocol.pause_writing
 
     def note(protocol):
         sizes.append(protocol.transport.get_write_buffer_size())
         pause(protocol)
 
-    monkeypatch.setattr(H11Protocol, "pause_writing", note)
+    monkeypatch.setattr(HttpToolsProtocol, "pause_writing", note)
     address, _ = large
     with start_reading(address):
         eventually(lambda: sizes)
@@ -169,7 +169,7 @@ def test_a_client_that_reads_too_slowly_is_dropped(bundle, monkeypatch, caplog):
     assert [record.getMessage() for record in caplog.records if "unread for 0.3 seconds" in record.getMessage()]
 
 
-@pytest.mark.parametrize("sent", [b"", b"GET / HT", b"GET /v2 HTTP/1.1\r\nhost: x\r\n\r\nGET /v2 HT"])
+@pytest.mark.parametrize("sent", [b"", b"GET / HT", b"GET /v2 HTTP/1.1\r\nhost: x\r\n\r\nGET /v2 HTTP/1.1\r\nx: "])
 def test_a_connection_without_a_whole_head_is_closed(bundle, sent):
     with running([bundle], timeout=0.3) as (address, _), connect(address) as silent:
         silent.sendall(sent)
@@ -178,6 +178,28 @@ def test_a_connection_without_a_whole_head_is_closed(bundle, sent):
             answer += more
             silent.sendall(b"T")  # the next head goes on
         assert answer.startswith(b"HTTP/1.1 200" if b"\r\n" in sent else b"")
+
+
+@pytest.mark.parametrize(
+    "start",
+    [
+        b"GET /v2 HTTP/1.1\r\nx: ",
+        b"GET /",
+        b"POST /v1/classify HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n1;x=",
+        b"POST /v1/classify HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n0\r\nx: ",
+    ],
+)
+def test_a_head_that_never_ends_is_refused_before_it_takes_memory(bundle, start):
+    """The parser itself keeps all of it; the extensions of a chunk and trailers count as a head does."""
+    with running([bundle], timeout=600) as (address, service), connect(address) as client:
+        client.sendall(start)
+        sent = 0
+        with contextlib.suppress(ConnectionError):  # the server closes while the client sends
+            while sent < 2**24:
+                client.sendall(b"x" * 10_000)
+                sent += 10_000
+        assert sent < 2**24
+        assert dropped(service, "head") == 1
 
 
 def test_one_connection_more_takes_the_place_of_the_longest_idle_one(bundle):

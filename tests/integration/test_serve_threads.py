@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 from serving import means_bundle, running
 
+from ehm.deploy.predict import predictor as predictor_module
 from ehm.deploy.predict.predictor import Predictor
 from ehm.deploy.serve.inference import served_model
 from ehm.deploy.serve.inference.served_model import count_parallel_runs
@@ -96,7 +97,8 @@ def test_batches_run_at_once_on_a_processor(bundle, monkeypatch):
             together.wait(20)
             return run(*arguments)
 
-        monkeypatch.setattr(service.models["both"].batcher, "_run", slow)
+        for name in ("_run", "_run_beside"):
+            monkeypatch.setattr(service.models["both"].batcher, name, slow)
         asked = [pool.submit(ask, address, "/v2/models/both/infer", tensor(value)) for value in (1, 2)]
         answers = [each.result() for each in asked]
     assert [answer["outputs"][0]["data"] for _, answer in answers] == [[1, 1, 1], [2, 2, 2]]
@@ -119,3 +121,20 @@ def test_batches_run_at_once_on_a_processor(bundle, monkeypatch):
 def test_how_many_run_at_once(monkeypatch, provider, processors, threads, expected):
     monkeypatch.setattr(served_model, "count_available_processors", lambda: processors)
     assert count_parallel_runs(SimpleNamespace(provider=provider), threads) == expected
+
+
+@pytest.mark.parametrize(("processors", "sessions"), [(1, 1), (2, 2), (4, 2), (64, 1)])
+def test_runs_have_a_thread_each_if_there_is_a_core_for_each(bundle, monkeypatch, processors, sessions):
+    """Where a run has several cores, a session with one thread would leave them idle."""
+    opened = []
+    open_network = predictor_module.open_network
+
+    def note(bundle, device, precision, threads):
+        opened.append(threads)
+        return open_network(bundle, device, precision, threads)
+
+    monkeypatch.setattr(served_model, "count_available_processors", lambda: processors)
+    monkeypatch.setattr(predictor_module, "open_network", note)
+    with running([bundle]) as (address, _):
+        assert ask(address, "/v2/models/both/infer", tensor(1))[0] == 200
+    assert opened == [0, 1][:sessions]

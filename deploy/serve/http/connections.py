@@ -1,4 +1,4 @@
-"""Limits of connections: their number, the time in which a request begins, and in which its answer is read."""
+"""Limits of connections: their number, the size and time of a request's head, the time in which its answer is read."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import struct
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from ehm.deploy.serve.http.logs import OncePerSecond
 from ehm.deploy.serve.inference.metrics import Metrics
@@ -17,24 +17,33 @@ from ehm.deploy.serve.inference.metrics import Metrics
 __all__ = ["drop_unread", "limit_connections"]
 
 _LOG = logging.getLogger("ehm.serve")
+_MOST_HEAD_BYTES = 64 * 2**10
+"""Bytes of a head, or of what frames a body (sizes of chunks, trailers), that may arrive and not be complete yet.
+
+httptools, unlike h11, has no limit of its own, and keeps all of it; it parses a request in a fraction of h11's time.
+"""
 
 
-def limit_connections(metrics: Metrics, *, head_timeout: float, send_timeout: float, most: int) -> type[H11Protocol]:
-    """Return uvicorn's HTTP protocol with three limits of which uvicorn has none.
+def limit_connections(
+    metrics: Metrics, *, head_timeout: float, send_timeout: float, most: int
+) -> type[HttpToolsProtocol]:
+    """Return uvicorn's HTTP protocol with four limits of which uvicorn has none.
 
-    A connection is closed if the head of a request is not complete ``head_timeout`` seconds after it began (the first
-    one begins with the connection, a later one with its first byte), and dropped if the client leaves what was written
-    to it untouched for ``send_timeout`` seconds. At most ``most`` connections are open: another one takes the place of
-    the one that has been without a request for the longest time, or is refused if all have one.
+    A head of more than ``_MOST_HEAD_BYTES`` is answered with 400. A connection is closed if the head of a request is
+    not complete ``head_timeout`` seconds after it began (the first one begins with the connection, a later one with its
+    first byte), and dropped if the client leaves what was written to it untouched for ``send_timeout`` seconds. At most
+    ``most`` connections are open: another one takes the place of the one that has been without a request for the
+    longest time, or is refused if all have one.
     """
-    idle: dict[H11Protocol, None] = {}  # connections without a request, the longest idle first
+    idle: dict[HttpToolsProtocol, None] = {}  # connections without a request, the longest idle first
     crowded = OncePerSecond(_LOG)
 
-    class LimitedProtocol(H11Protocol):
+    class LimitedProtocol(HttpToolsProtocol):
         def __init__(self, *arguments: Any, **options: Any) -> None:
             super().__init__(*arguments, **options)
             self._head_timer = _Timer()
             self._send_timer = _Timer()
+            self._unparsed_bytes = 0  # received since a head or a piece of a body was complete
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's own
             super().connection_made(transport)
@@ -60,9 +69,25 @@ def limit_connections(metrics: Metrics, *, head_timeout: float, send_timeout: fl
             self._send_timer.cancel()
 
         def data_received(self, data: bytes) -> None:
+            self._unparsed_bytes += len(data)
             super().data_received(data)
+            if self._unparsed_bytes > _MOST_HEAD_BYTES and not self.transport.is_closing():
+                metrics.dropped.labels("head").inc()
+                self.send_400_response(f"The head of the request has more than {_MOST_HEAD_BYTES} bytes.")
             self._note_idle()
             self._watch_head()
+
+        def on_headers_complete(self) -> None:
+            super().on_headers_complete()
+            self._unparsed_bytes = 0
+
+        def on_body(self, body: bytes) -> None:
+            super().on_body(body)
+            self._unparsed_bytes = 0
+
+        def on_message_complete(self) -> None:
+            super().on_message_complete()
+            self._unparsed_bytes = 0
 
         def on_response_complete(self) -> None:
             super().on_response_complete()

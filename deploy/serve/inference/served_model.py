@@ -105,13 +105,22 @@ def open_served_model(name: str, path: Path, settings: Settings, metrics: Metric
     bundle = Bundle.open(path)
     predictor = Predictor(bundle, settings.device, settings.precision, settings.threads)
     _warm_up(predictor, settings.max_batch)
+    runs = count_parallel_runs(predictor, settings.threads)
+    run_beside = None
+    if 1 < runs == (settings.threads or count_available_processors()):
+        # a core for each run: with a thread of its own it waits for nobody, where runs that share the threads of one
+        # session wait for each other
+        single_threaded = Predictor(bundle, settings.device, settings.precision, threads=1)
+        _warm_up(single_threaded, settings.max_batch)
+        run_beside = single_threaded.run_batch
     batcher = Batcher(
         predictor.run_batch,
         max_batch=settings.max_batch,
         max_delay=settings.max_delay / 1000,  # milliseconds
         queue=settings.queue,
         metrics=metrics.for_model(name),
-        runs=count_parallel_runs(predictor, settings.threads),
+        runs=runs,
+        run_beside=run_beside,
     )
     return ServedModel(name, predictor.version, predictor, batcher, settings.max_pixels)
 

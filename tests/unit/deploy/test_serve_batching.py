@@ -118,6 +118,27 @@ def test_what_waits_together_runs_together_and_other_shapes_and_types_apart():
     asyncio.run(main())
 
 
+def test_a_batch_takes_one_core_only_beside_others():
+    async def main():
+        alone = Gate()
+        beside = Gate()
+        made = batcher(alone, runs=2, max_batch=1, max_delay=0, run_beside=beside)
+        first = asyncio.ensure_future(made.infer(ones(1), ["a"], soon()))
+        await until(lambda: alone.batches)
+        second = asyncio.ensure_future(made.infer(ones(2), ["a"], soon()))
+        await until(lambda: beside.batches)
+        alone.open.set()
+        beside.open.set()
+        found = await asyncio.gather(first, second, made.infer(ones(3), ["a"], soon()))
+        assert [result.outputs["a"][0, 0] for result in found] == [4, 8, 12]
+        await until(lambda: made.run_now(ones(4), ["a"], asyncio.get_running_loop()))
+        # the third may have begun beside the second, or after it
+        assert (len(alone.batches), len(beside.batches)) in {(3, 1), (2, 2)}
+        assert alone.batches[-1] == ((1, 2), ("a",))
+
+    asyncio.run(main())
+
+
 def test_a_request_waits_for_others_while_nothing_runs():
     async def main():
         made = batcher(max_batch=2, max_delay=1000)
