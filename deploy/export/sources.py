@@ -88,6 +88,7 @@ def _prepare_network(
 ) -> ImageExportable:
     """Prepare the export of ``network``, which was assembled from ``weights``."""
     from ehm.deploy.export.graphs.network import make_graph
+    from ehm.deploy.export.graphs.vit import can_fuse_attention
 
     spec = network.spec
     assert spec is not None
@@ -120,7 +121,7 @@ def _prepare_network(
         reference,
         packages=_FRAMEWORKS[framework],
         checkpoint=network.checkpoint,
-        fuses=is_plain_vit,
+        fuses=isinstance(spec, VitSpec) and can_fuse_attention(spec),
         patch_size=spec.stride if takes_any_size else None,
     )
 

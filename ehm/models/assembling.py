@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ehm.config import ModelSource, RetrievalConfig, SegmentationConfig
-from ehm.config.encoders import EncoderSpec, SwinSpec, VitSpec
+from ehm.config.encoders import VitSpec
 from ehm.errors import ConfigError
 from ehm.models.fitting import fit_arrays, resize_weights
 from ehm.models.heads import Head, select_labels
@@ -35,8 +35,8 @@ def assemble_network(weights: Weights, source: ModelSource, head: Head = "auto")
     names, that of a whole segmenter, which ``head`` auto takes, ``pyramid.encoder.``; ``spec`` is the encoder's. The
     ``labels`` of its provenance are those of its logits or scores, empty if it gives none.
 
-    None for what only a framework builds: ViTs of other forms than the plain and the relative one, networks of timm's,
-    and the eyes of a language model that are not asked for their encoder. Raises CheckpointError as
+    None for what only a framework builds: networks that only timm has, and the eyes of a language model that are not
+    asked for their encoder. Raises CheckpointError as
     :func:`ehm.models.heads.select_labels` does, if weights are missing or do not fit, and if a file's encoder has more
     than it should have; ConfigError if a segmenter takes no images of ``source.image_size``.
     """
@@ -46,21 +46,18 @@ def assemble_network(weights: Weights, source: ModelSource, head: Head = "auto")
         return None
     is_segmenter = provenance.kind == "segmenter" and head == "auto"
     labels = () if is_segmenter else select_labels(provenance, head)
-    if not _is_written(weights.spec):
+    if weights.spec is None:
         return None
     if is_segmenter:
         return _take_segmenter(weights, source)
-    resized = resize_weights(weights, source)
-    assert resized.spec is not None
     provenance = replace(provenance, labels=labels)
+    if provenance.kind == "embedder":
+        provenance = replace(provenance, pool=_read_descriptor_pool(weights))
+    resized = resize_weights(replace(weights, provenance=provenance), source)
     arrays = _fit_encoder(resized, len(labels))
     if provenance.kind == "embedder":
-        assert weights.checkpoint is not None
-        config = RetrievalConfig.model_validate(weights.checkpoint.metadata["config"])
-        pool: Pool = "avg" if config.pool == "gem" else config.pool
-        provenance = replace(provenance, pool=pool)
         arrays = add_prefix(arrays, "encoder.") | _take_head(weights, "encoder.", "arcface.")
-    return replace(resized, arrays=arrays, provenance=provenance)
+    return replace(resized, arrays=arrays)
 
 
 def _take_segmenter(weights: Weights, source: ModelSource) -> Weights:
@@ -98,15 +95,18 @@ def find_window(weights: Weights, source: ModelSource) -> tuple[int, int]:
     return size
 
 
-def _is_written(spec: EncoderSpec | None) -> bool:
-    """Tell whether a graph of an encoder of ``spec`` can be written from its arrays."""
-    return isinstance(spec, SwinSpec) or (isinstance(spec, VitSpec) and (spec.is_plain or spec.relative))
+def _read_descriptor_pool(weights: Weights) -> Pool:
+    """Return how the encoder of a descriptor pools; the default, if the generalised mean stands in its place."""
+    assert weights.checkpoint is not None
+    config = RetrievalConfig.model_validate(weights.checkpoint.metadata["config"])
+    return "avg" if config.pool == "gem" else config.pool
 
 
 def _fit_encoder(weights: Weights, classes: int) -> Arrays:
     """Return the arrays of the encoder, and of its classifier of ``classes`` if there are any."""
     assert weights.spec is not None
-    shapes = list_encoder_shapes(weights.spec, "fc_norm" if weights.has_norm_behind_pooling else "norm")
+    last_norm = "fc_norm" if weights.has_norm_behind_pooling else "norm"
+    shapes = list_encoder_shapes(weights.spec, last_norm, weights.provenance.pool)
     if classes:
         classifier = weights.spec.classifier
         is_probe = f"{classifier}.1.weight" in weights.arrays

@@ -19,9 +19,8 @@ from ehm.deploy.export.precision.int8 import write_int8
 from ehm.deploy.predict.predictor import Predictor
 
 CANN = {
-    *("Add", "Concat", "Conv", "Div", "Erf", "Expand", "Gather", "Gemm", "MatMul", "Mul", "Neg", "Pow", "ReduceMean"),
-    *("Reciprocal", "Reshape", "Shape", "Sigmoid", "Slice", "Softmax", "Split", "Sqrt", "Squeeze", "Sub", "Transpose"),
-    *("Tile", "Unsqueeze"),
+    *("Add", "Concat", "Conv", "Div", "Erf", "Gather", "MatMul", "Mul", "Pad", "ReduceMean", "Reshape", "Sigmoid"),
+    *("Slice", "Softmax", "Split", "Sqrt", "Sub", "Tanh", "Transpose"),
 }
 """Operators in ONNX Runtime's list for CANN (cann_graph.cc, v1.24.4); LayerNormalization is not."""
 COMPUTED_POSITIONS = {"Sin", "Cos", "Range", "Resize"}

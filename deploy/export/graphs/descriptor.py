@@ -32,7 +32,7 @@ def write_descriptor(graph: EncoderGraph, arrays: Arrays) -> None:
     if "power" in arrays:
         pooled = _add_generalised_mean(graph, tokens, arrays)
     else:
-        pooled = graph.add_layer_norm(graph.last_norm, graph.add_class_token(tokens), "pool/norm")
+        pooled = graph.pool_tokens(tokens, "pool/norm")
     if "whitening.weight" in arrays:
         weight = graph.add_constant("whitening.weight", arrays["whitening.weight"])
         bias = graph.add_constant("whitening.bias", arrays["whitening.bias"])

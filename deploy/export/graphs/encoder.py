@@ -70,7 +70,7 @@ class EncoderGraph(Nodes, ABC):
         if "patches" in self.outputs:
             self.add_patch_output(self.add_normed_patches(tokens))
         if self.outputs != ("patches",):
-            self._pool_tokens(tokens)
+            self.pool_tokens(tokens, "features")
         if "logits" in self.outputs:
             self._classify("features")
 
@@ -93,16 +93,10 @@ class EncoderGraph(Nodes, ABC):
         """Add a parameter of the model as it is."""
         return self.add_constant(name, self.arrays[name])
 
-    def add_linear(
-        self, name: str, x: str, scale: NDArray[np.float32] | None = None, bias: NDArray[np.float32] | None = None
-    ) -> str:
-        """Add a linear layer (..., D) -> (..., E), with rows of the weights multiplied by ``scale`` (E,).
-
-        Its ``bias`` is that of the parameters if left out; without one it has none.
-        """
+    def add_linear(self, name: str, x: str, scale: NDArray[np.float32] | None = None) -> str:
+        """Add a linear layer (..., D) -> (..., E), with rows of the weights and biases multiplied by ``scale`` (E,)."""
         weight = self.arrays[f"{name}.weight"]
-        if bias is None:
-            bias = self.arrays.get(f"{name}.bias")
+        bias = self.arrays.get(f"{name}.bias")
         if scale is not None:
             weight = weight * scale[:, None]
         # MatMul and Add rather than Gemm, which takes matrices only
@@ -113,7 +107,7 @@ class EncoderGraph(Nodes, ABC):
             bias = bias * scale
         return self.add_node("Add", [product, self.add_constant(f"{name}.bias", bias)], f"{name}/sum")
 
-    def add_layer_norm(self, name: str, x: str, output: str) -> str:
+    def add_norm(self, name: str, x: str, output: str) -> str:
         """Add a layer normalisation over the features."""
         parameters = [self.add_parameter(f"{name}.weight"), self.add_parameter(f"{name}.bias")]
         return self.add_node("LayerNormalization", [x, *parameters], output, axis=-1, epsilon=self.epsilon)
@@ -126,20 +120,19 @@ class EncoderGraph(Nodes, ABC):
         product = self.add_node("Mul", [x, error], f"{name}/mul")
         return self.add_node("Mul", [product, self.add_number("gelu.half", 0.5)], f"{name}/gelu")
 
-    def add_scores(
-        self, name: str, tokens: str, sizes: AttentionSizes, bias: NDArray[np.float32] | None = None
-    ) -> tuple[str, str]:
-        """Add q k^T / sqrt(d) of tokens (B, L, D), and their values: (B, n, L, L) and (B, n, L, d).
-
-        ``bias`` is that of queries, keys and values if it is no parameter.
-        """
+    def add_heads(
+        self, name: str, tokens: str, sizes: AttentionSizes, divides_queries: bool = True
+    ) -> tuple[str, str, str]:
+        """Add queries, keys and values of tokens (B, L, D): (B, n, L, d) each, the queries divided by sqrt(d)."""
         heads = sizes.heads
         width = sizes.width
         head_width = width // heads
-        # the root becomes a part of the queries' weights
-        scale = np.ones(3 * width, np.float32)
-        scale[:width] = head_width**-0.5
-        qkv = self.add_linear(f"{name}.qkv", tokens, scale, bias)
+        scale = None
+        if divides_queries:
+            # the root becomes a part of the queries' weights
+            scale = np.ones(3 * width, np.float32)
+            scale[:width] = head_width**-0.5
+        qkv = self.add_linear(f"{name}.qkv", tokens, scale)
         shape = self.add_integers(f"{sizes.name}.heads", 0, sizes.length, 3 * heads, head_width)
         split = self.add_node("Reshape", [qkv, shape], f"{name}/heads")
         split = self.add_node("Transpose", [split], f"{name}/qkv", perm=[0, 2, 1, 3])
@@ -148,8 +141,12 @@ class EncoderGraph(Nodes, ABC):
         value = f"{name}/value"
         parts = [split, self.add_integers(f"{sizes.name}.parts", heads, heads, heads)]
         self.add_node("Split", parts, query, key, value, axis=1)
+        return query, key, value
+
+    def add_scores(self, name: str, query: str, key: str) -> str:
+        """Add q k^T of queries and keys (B, n, L, d): (B, n, L, L)."""
         key = self.add_node("Transpose", [key], f"{name}/transposed", perm=[0, 1, 3, 2])
-        return self.add_node("MatMul", [query, key], f"{name}/scores"), value
+        return self.add_node("MatMul", [query, key], f"{name}/scores")
 
     def add_mixture(self, name: str, scores: str, value: str, sizes: AttentionSizes) -> str:
         """Add softmax(scores) v with the heads joined: (B, n, L, L) and (B, n, L, d) -> (B, L, D)."""
@@ -171,13 +168,17 @@ class EncoderGraph(Nodes, ABC):
 
     def add_mean(self, x: str, output: str) -> str:
         """Add the mean over the patches: (B, N, D) -> (B, D)."""
+        return self.reduce_mean(x, output, "pool.axis", 1, keepdims=0)
+
+    def reduce_mean(self, x: str, output: str, axis_name: str, axis: int, keepdims: int) -> str:
+        """Add the mean over an axis, whose number is called ``axis_name`` if it is a constant of the graph."""
         if self.opset < 18:  # which made the axes an input
-            return self.add_node("ReduceMean", [x], output, axes=[1], keepdims=0)
-        return self.add_node("ReduceMean", [x, self.add_integers("pool.axis", 1)], output, keepdims=0)
+            return self.add_node("ReduceMean", [x], output, axes=[axis], keepdims=keepdims)
+        return self.add_node("ReduceMean", [x, self.add_integers(axis_name, axis)], output, keepdims=keepdims)
 
     def add_normed_patches(self, tokens: str) -> str:
         """Add (B, L, D) -> the patches (B, N, D) behind the last norm."""
-        return self.add_layer_norm(self.last_norm, self.select_patches(tokens), f"{self.last_norm}/norm")
+        return self.add_norm(self.last_norm, self.select_patches(tokens), f"{self.last_norm}/norm")
 
     def add_patch_output(self, patches: str) -> None:
         """Add (B, N, D) -> ``patches`` (B, D, h, w)."""
@@ -188,22 +189,18 @@ class EncoderGraph(Nodes, ABC):
         """Add the shape (B, D, h, w), with a 0 for the batch."""
         return self.add_integers("patches.shape", 0, self.features, *self.grid)
 
-    def _pool_tokens(self, tokens: str) -> None:
-        """Add (B, L, D) -> ``features`` (B, D).
+    def pool_tokens(self, tokens: str, output: str) -> str:
+        """Add (B, L, D) -> the pooled features (B, D).
 
         A norm over tokens is that of each alone, so it follows the selection of the tokens that count.
         """
         if self.pool == "token":
-            self.add_layer_norm(self.last_norm, self.add_class_token(tokens), "features")
-        elif self.last_norm == "norm":
-            self.add_mean(self.add_normed_patches(tokens), "features")
-        else:
-            self.add_layer_norm(self.last_norm, self.add_mean(self.select_patches(tokens), "pool/mean"), "features")
-
-    def add_class_token(self, tokens: str) -> str:
-        """Add (B, L, D) -> the class token (B, D)."""
-        index = self.add_constant("pool.token", np.array(0, np.int64))
-        return self.add_node("Gather", [tokens, index], "pool/token", axis=1)
+            index = self.add_constant("pool.token", np.array(0, np.int64))
+            token = self.add_node("Gather", [tokens, index], "pool/token", axis=1)
+            return self.add_norm(self.last_norm, token, output)
+        if self.last_norm == "norm":
+            return self.add_mean(self.add_normed_patches(tokens), output)
+        return self.add_norm(self.last_norm, self.add_mean(self.select_patches(tokens), "pool/mean"), output)
 
     def _classify(self, features: str) -> None:
         """Add (B, D) -> ``logits`` (B, C)."""

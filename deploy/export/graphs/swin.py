@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from ehm.config.encoders import SwinSpec, relative_index
 from ehm.deploy.export.graphs.encoder import AttentionSizes, EncoderGraph
+from ehm.deploy.export.graphs.mlp import add_mlp
 from ehm.models.heads import Output
 from ehm.models.weights import Weights
 from ehm.models.windows import find_shift, forbid_borders, index_windows, measure_map
@@ -77,7 +78,7 @@ class SwinGraph(EncoderGraph):
         shape = self.add_integers("patch_embed.shape", 0, self.spec.width, -1)
         rows = self.add_node("Reshape", [grid, shape], "patch_embed/rows")
         tokens = self.add_node("Transpose", [rows], "patch_embed/patches", perm=[0, 2, 1])
-        return self.add_layer_norm("patch_embed.norm", tokens, "patch_embed.norm/norm")
+        return self.add_norm("patch_embed.norm", tokens, "patch_embed.norm/norm")
 
     def _merge_patches(self, stage: int, tokens: str) -> str:
         """Add the tokens of the stage before -> those that enter ``stage``: 2 x 2 become one of twice the width.
@@ -92,16 +93,15 @@ class SwinGraph(EncoderGraph):
         cells = self.add_node("Transpose", [cells], f"{name}/columns", perm=[0, 1, 3, 4, 2, 5])
         shape = self.add_integers(f"{name}.joined", 0, height * width, 4 * features)
         joined = self.add_node("Reshape", [cells, shape], f"{name}/joined")
-        return self.add_linear(f"{name}.reduction", self.add_layer_norm(f"{name}.norm", joined, f"{name}.norm/norm"))
+        return self.add_linear(f"{name}.reduction", self.add_norm(f"{name}.norm", joined, f"{name}.norm/norm"))
 
     def _add_block(self, stage: int, block: int, tokens: str) -> str:
         name = f"layers.{stage}.blocks.{block}"
-        normed = self.add_layer_norm(f"{name}.norm1", tokens, f"{name}.norm1/norm")
+        normed = self.add_norm(f"{name}.norm1", tokens, f"{name}.norm1/norm")
         attended = self._add_attention(stage, block, normed)
         tokens = self.add_node("Add", [tokens, attended], f"{name}.attn/residual")
-        normed = self.add_layer_norm(f"{name}.norm2", tokens, f"{name}.norm2/norm")
-        hidden = self.add_gelu(f"{name}.mlp", self.add_linear(f"{name}.mlp.fc1", normed))
-        return self.add_node("Add", [tokens, self.add_linear(f"{name}.mlp.fc2", hidden)], f"{name}.mlp/residual")
+        normed = self.add_norm(f"{name}.norm2", tokens, f"{name}.norm2/norm")
+        return self.add_node("Add", [tokens, add_mlp(self, f"{name}.mlp", normed, "gelu")], f"{name}.mlp/residual")
 
     def _add_attention(self, stage: int, block: int, tokens: str) -> str:
         """Add attention within windows, and the projection behind it: (B, N, D) -> (B, N, D)."""
@@ -111,7 +111,8 @@ class SwinGraph(EncoderGraph):
         # without the class token, which a window does not have
         pairs = np.ascontiguousarray(relative_index((down, across))[1:, 1:], np.int64)
         windows = self._cut_windows(stage, block, tokens)
-        scores, value = self.add_scores(name, windows, sizes)
+        query, key, value = self.add_heads(name, windows, sizes)
+        scores = self.add_scores(name, query, key)
         scores = self.add_node("Add", [scores, self.add_relative_biases(name, sizes, pairs)], f"{name}/biased")
         scores = self._hide_borders(stage, block, scores)
         merged = self.add_mixture(name, scores, value, sizes)

@@ -2,7 +2,7 @@
 
 A plain ViT's images may have any size: then, and only then, shapes are computed at run time.
 
-Shapes: B images, N = h * w patches, L = 1 + N tokens, D features.
+Shapes: B images, N = h * w patches, P tokens before them (class token, registers), L = P + N tokens, D features.
 """
 
 from __future__ import annotations
@@ -14,19 +14,23 @@ from numpy.typing import NDArray
 
 from ehm.config.encoders import VitSpec, relative_index
 from ehm.deploy.bundle.manifest import Target
+from ehm.deploy.export.graphs.attention_pool import add_attention_pool
+from ehm.deploy.export.graphs.block_arrays import unify_blocks
 from ehm.deploy.export.graphs.encoder import AttentionSizes, EncoderGraph
+from ehm.deploy.export.graphs.mlp import add_mlp
 from ehm.deploy.export.graphs.nodes import BICUBIC, MICROSOFT
+from ehm.deploy.export.graphs.rotary import add_angles, add_rotation
 from ehm.models.heads import Output
 from ehm.models.weights import Weights
 
-__all__ = ["GRAPHS", "VitGraph"]
+__all__ = ["GRAPHS", "VitGraph", "can_fuse_attention"]
 
 _END = 2**63 - 1
 """The end of a slice that takes all there is."""
 
 
 class VitGraph(EncoderGraph):
-    """The graph of a ViT for any runtime, plain or in the relative form.
+    """The graph of a ViT of any form for any runtime.
 
     ``length`` is the number of tokens, -1 if the image's size decides (``dynamic_size``, of plain ViTs alone).
     """
@@ -39,11 +43,13 @@ class VitGraph(EncoderGraph):
         super().__init__(weights, outputs, opset)
         assert isinstance(weights.spec, VitSpec)
         self.spec = weights.spec
+        self.arrays = unify_blocks(weights.arrays, self.spec)
         self.epsilon = self.spec.form.norm_epsilon
         self.grid = self.spec.grid
         self.features = self.spec.width
         self.dynamic_size = dynamic_size
-        self.length = -1 if dynamic_size else 1 + self.spec.patches
+        self.prefix = self.spec.form.prefix_tokens
+        self.length = -1 if dynamic_size else self.prefix + self.spec.patches
         self.sizes = AttentionSizes("attn", self.length, self.spec.width, self.spec.heads)
         # a fine-tuned encoder may have its last norm behind the average
         self.last_norm = "norm" if "norm.weight" in self.arrays else "fc_norm"
@@ -73,47 +79,107 @@ class VitGraph(EncoderGraph):
         first = self.add_integers("patches.shape", 0, self.spec.width)
         return self.add_node("Concat", [first, "grid/size"], "patches/shape", axis=0)
 
+    def add_norm(self, name: str, x: str, output: str) -> str:
+        """Add a norm of the kind that the form has: layer norm, or x / sqrt(mean(x^2) + epsilon) times the weight."""
+        if self.spec.form.norm == "layer":
+            return super().add_norm(name, x, output)
+        squares = self.add_node("Mul", [x, x], f"{output}/squares")
+        mean = self.reduce_mean(squares, f"{output}/mean", "norm.axis", -1, keepdims=1)
+        positive = self.add_node("Add", [mean, self.add_number("norm.epsilon", self.epsilon)], f"{output}/positive")
+        size = self.add_node("Sqrt", [positive], f"{output}/size")
+        normal = self.add_node("Div", [x, size], f"{output}/normal")
+        return self.add_node("Mul", [normal, self.add_parameter(f"{name}.weight")], output)
+
+    def pool_tokens(self, tokens: str, output: str) -> str:
+        """See :meth:`EncoderGraph.pool_tokens`; a learned query may pool, too."""
+        if self.pool != "map":
+            return super().pool_tokens(tokens, output)
+        norms_before = self.last_norm == "norm"
+        if self.spec.form.rotary.kind is not None:
+            # timm's VisionTransformer pools the patches, its Eva all tokens
+            seen = self.add_norm(self.last_norm, tokens, "pool/tokens") if norms_before else tokens
+        else:
+            seen = self.add_normed_patches(tokens) if norms_before else self.select_patches(tokens)
+        if norms_before:
+            return add_attention_pool(self, seen, self.sizes, self.spec.form, output)
+        pooled = add_attention_pool(self, seen, self.sizes, self.spec.form, "pool/pooled")
+        return self.add_norm(self.last_norm, pooled, output)
+
     def add_attention(self, name: str, tokens: str) -> str:
         """Add softmax(q k^T / sqrt(d) + bias) v over heads of d features, and the projection behind it."""
-        bias = None
-        if self.spec.relative:
-            # keys have no bias
-            q_bias = self.arrays[f"{name}.q_bias"]
-            bias = np.concatenate([q_bias, np.zeros_like(q_bias), self.arrays[f"{name}.v_bias"]])
-        scores, value = self.add_scores(name, tokens, self.sizes, bias)
+        form = self.spec.form
+        query, key, value = self.add_heads(name, tokens, self.sizes, divides_queries=not form.norm_queries)
+        if form.norm_queries:
+            query = self.add_norm(f"{name}.q_norm", query, f"{name}.q_norm/norm")
+            key = self.add_norm(f"{name}.k_norm", key, f"{name}.k_norm/norm")
+        if form.rotary.kind is not None:
+            query = add_rotation(self, query, self.spec)
+            key = add_rotation(self, key, self.spec)
+        scores = self.add_scores(name, query, key)
         if self.spec.relative:
             biases = self.add_relative_biases(name, self.sizes, relative_index(self.spec.grid).astype(np.int64))
             scores = self.add_node("Add", [scores, biases], f"{name}/biased")
-        merged = self.add_mixture(name, scores, value, self.sizes)
+        return self.project_mixture(name, self.add_mixture(name, scores, value, self.sizes))
+
+    def project_mixture(self, name: str, mixed: str) -> str:
+        """Add what lies behind the mixture of the values: (B, L, D) -> (B, L, D)."""
+        if self.spec.form.norm_values:
+            mixed = self.add_norm(f"{name}.norm", mixed, f"{name}.norm/norm")
         # the factors of the branch become a part of the weights
-        return self.add_linear(f"{name}.proj", merged, self.arrays.get(f"{name.removesuffix('.attn')}.gamma_1"))
+        return self.add_linear(f"{name}.proj", mixed, self.arrays.get(f"{name.removesuffix('.attn')}.gamma_1"))
 
     def _embed_images(self, images: str) -> str:
-        """Add images -> tokens (B, L, D).
-
-        The class token takes a row of zeros before the patches, and is added together with the positions.
-        """
+        """Add images -> tokens (B, L, D)."""
         name = "patch_embed.proj"
-        weights = [self.add_parameter(f"{name}.weight"), self.add_parameter(f"{name}.bias")]
+        weights = [self.add_parameter(f"{name}.{part}") for part in ("weight", "bias") if f"{name}.{part}" in self.arrays]
         size = [self.spec.patch_size, self.spec.patch_size]
         grid = self.add_node("Conv", [images, *weights], "patch_embed/conv", kernel_shape=size, strides=size)
         shape = self.add_integers("patch_embed.shape", 0, self.spec.width, -1)
         rows = self.add_node("Reshape", [grid, shape], "patch_embed/rows")
-        patches = self.add_node("Transpose", [rows], "patch_embed/patches", perm=[0, 2, 1])
-        # a Concat would need the batch's size, which is dynamic
-        padded = self.add_node("Pad", [patches, self.add_integers("cls_token.pads", 0, 1, 0, 0, 0, 0)], "cls_token/pad")
-        if self.spec.relative:
-            # positions are added to no token, and the class token to its row alone
-            positions = np.zeros((1, 1 + self.spec.patches, self.spec.width), np.float32)
-        else:
-            positions = self.arrays["pos_embed"].copy()
-        # the class token has one position; adding both here spares a node at run time
-        positions[:, :1] += self.arrays["cls_token"]
+        tokens = self.add_node("Transpose", [rows], "patch_embed/patches", perm=[0, 2, 1])
+        if self.spec.form.norm_patches:
+            tokens = self.add_norm("patch_embed.norm", tokens, "patch_embed.norm/norm")
+        tokens = self._add_prefix(tokens, grid)
+        if self.spec.form.norm_before:
+            tokens = self.add_norm("norm_pre", tokens, "norm_pre/norm")
+        return tokens
+
+    def _add_prefix(self, patches: str, grid: str) -> str:
+        """Add the patches (B, N, D) of a ``grid`` (B, D, h, w) -> all tokens with their positions: (B, L, D).
+
+        The tokens before the patches take rows of zeros, and are added together with the positions.
+        """
+        added = self._sum_prefix_and_positions()
+        if added is None:
+            return patches
+        first = "cls_token" if self.spec.form.class_token else "reg_token"
+        tokens = patches
+        if self.prefix:
+            # a Concat would need the batch's size, which is dynamic
+            pads = self.add_integers(f"{first}.pads", 0, self.prefix, 0, 0, 0, 0)
+            tokens = self.add_node("Pad", [patches, pads], f"{first}/pad")
         if self.dynamic_size:
-            added = self._resample_positions(positions, grid)
+            constant = self._resample_positions(added, grid)
         else:
-            added = self.add_constant("cls_token" if self.spec.relative else "pos_embed", positions)
-        return self.add_node("Add", [padded, added], "pos_embed/sum")
+            constant = self.add_constant("pos_embed" if "pos_embed" in self.arrays else first, added)
+        return self.add_node("Add", [tokens, constant], "pos_embed/sum")
+
+    def _sum_prefix_and_positions(self) -> NDArray[np.float32] | None:
+        """Return the tokens before the patches, and the positions of all tokens: (1, L, D); None without either.
+
+        Adding both here spares a node at run time.
+        """
+        prefix = [self.arrays[name] for name in ("cls_token", "reg_token") if name in self.arrays]
+        positions = self.arrays.get("pos_embed")
+        if positions is None and not prefix:
+            return None
+        # of positions that are added to no token, or to patches alone, there are none in the other rows
+        total = np.zeros((1, self.prefix + self.spec.patches, self.spec.width), np.float32)
+        if positions is not None:
+            total[:, self.prefix - self.spec.form.position_tokens :] = positions
+        if prefix:
+            total[:, : self.prefix] += np.concatenate(prefix, axis=1)
+        return total
 
     def _resample_positions(self, positions: NDArray[np.float32], grid: str) -> str:
         """Add positions (1, L, D) for the tokens of ``grid`` (B, D, h, w)."""
@@ -130,6 +196,8 @@ class VitGraph(EncoderGraph):
     def _add_blocks(self, images: str, count: int) -> list[str]:
         """Add images -> the tokens (B, L, D) behind each of the first ``count`` blocks."""
         tokens = self._embed_images(images)
+        if self.spec.form.rotary.kind is not None:
+            add_angles(self, self.spec)
         outputs = []
         for index in range(count):
             tokens = self._add_block(f"blocks.{index}", tokens)
@@ -137,32 +205,39 @@ class VitGraph(EncoderGraph):
         return outputs
 
     def _add_block(self, name: str, tokens: str) -> str:
-        normed = self.add_layer_norm(f"{name}.norm1", tokens, f"{name}.norm1/norm")
+        normed = self.add_norm(f"{name}.norm1", tokens, f"{name}.norm1/norm")
         attended = self.add_attention(f"{name}.attn", normed)
         tokens = self.add_node("Add", [tokens, attended], f"{name}.attn/residual")
-        normed = self.add_layer_norm(f"{name}.norm2", tokens, f"{name}.norm2/norm")
-        hidden = self.add_gelu(f"{name}.mlp", self.add_linear(f"{name}.mlp.fc1", normed))
-        refined = self.add_linear(f"{name}.mlp.fc2", hidden, self.arrays.get(f"{name}.gamma_2"))
+        normed = self.add_norm(f"{name}.norm2", tokens, f"{name}.norm2/norm")
+        refined = add_mlp(self, f"{name}.mlp", normed, self.spec.form.mlp, self.arrays.get(f"{name}.gamma_2"))
         return self.add_node("Add", [tokens, refined], f"{name}.mlp/residual")
 
     def _slice_patches(self, tokens: str, output: str) -> str:
         """Add (B, L, D) -> the patches (B, N, D)."""
-        start = self.add_integers("pool.start", 1)
+        if not self.prefix:
+            return tokens
+        start = self.add_integers("pool.start", self.prefix)
         end = self.add_integers("pool.end", _END if self.dynamic_size else self.length)
         return self.add_node("Slice", [tokens, start, end, self.add_integers("pool.axis", 1)], output)
 
 
+def can_fuse_attention(spec: VitSpec) -> bool:
+    """Return whether the attention of a ViT of ``spec`` is what ONNX Runtime has an operator of its own for."""
+    form = spec.form
+    return form.bias and form.rotary.kind is None and not form.norm_queries and not spec.relative
+
+
 class OnnxRuntimeVitGraph(VitGraph):
-    """The graph of a plain ViT for ONNX Runtime, which fuses all that it gains by at loading, except for attention."""
+    """The graph of a ViT for ONNX Runtime, which fuses all that it gains by at loading, except for attention."""
 
     def add_attention(self, name: str, tokens: str) -> str:
         """Add attention as one operator of ONNX Runtime's, which scales by the root itself."""
-        if self.spec.relative:
+        if not can_fuse_attention(self.spec):
             return super().add_attention(name, tokens)
         weight = self.add_constant(f"{name}.qkv.weight", self.arrays[f"{name}.qkv.weight"].T)
         inputs = [tokens, weight, self.add_parameter(f"{name}.qkv.bias")]
-        merged = self.add_node("Attention", inputs, f"{name}/merged", domain=MICROSOFT, num_heads=self.spec.heads)
-        return self.add_linear(f"{name}.proj", merged)
+        mixed = self.add_node("Attention", inputs, f"{name}/merged", domain=MICROSOFT, num_heads=self.spec.heads)
+        return self.project_mixture(name, mixed)
 
 
 GRAPHS: dict[Target, type[VitGraph]] = {
