@@ -21,7 +21,7 @@ import onnxruntime
 import torch
 from numpy.typing import NDArray
 
-from ehm.backends.torch.export.module import build_plain_vit
+from ehm.backends.torch.export.module import build_trained_vit
 from ehm.backends.torch.models.vit import build_vit
 from ehm.config.encoders import VitSpec
 from ehm.config.inputs import InputSpec
@@ -102,7 +102,7 @@ def load_onnxruntime(weights: Weights, opset: int, graph: type[vit.VitGraph]) ->
 
 def load_torch(weights: Weights) -> Run:
     """Return a run of the model in torch, eager, in float32."""
-    module = build_plain_vit(weights)
+    module = build_trained_vit(weights)
 
     @torch.inference_mode()
     def run(images: NDArray[np.float32]) -> NDArray[np.float32]:

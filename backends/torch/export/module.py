@@ -1,6 +1,6 @@
 """Trained models as torch modules, for export: normalised (B, 3, H, W) -> logits (B, C), or features (B, D).
 
-Our own plain ViTs are built from their arrays, to compare with; all others are loaded as timm's classes.
+ViTs can also be built from their assembled arrays, to compare with; all other models are loaded as timm's classes.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ from ehm.models.pyramid import last_of_thirds
 from ehm.models.weights import LoadedModel, Provenance, Weights, number_labels
 from ehm.storage.arrays import Arrays, add_prefix, take_prefix
 
-__all__ = ["build_plain_vit", "compute_with_torch", "load_module", "make_network", "reference"]
+__all__ = ["build_trained_vit", "compute_with_torch", "load_module", "make_network", "reference"]
 
 
 def reference(weights: Weights, outputs: Sequence[Output], image_size: tuple[int, int]) -> Reference:
-    """Return torch's computation of a plain ViT, which :func:`ehm.models.assembling.assemble_network` gave."""
-    return compute_with_torch(Heads(build_plain_vit(weights), outputs))
+    """Return torch's computation of a ViT that :func:`ehm.models.assembling.assemble_network` gave."""
+    return compute_with_torch(Heads(build_trained_vit(weights), outputs))
 
 
 def compute_with_torch(network: Eyes | Heads | Scores) -> Reference:
@@ -58,8 +58,8 @@ def compute_with_torch(network: Eyes | Heads | Scores) -> Reference:
     return forward, f"torch {torch.__version__}, cpu, float32"
 
 
-def build_plain_vit(weights: Weights) -> nn.Module:
-    """Build timm's own class with all arrays of ``weights``, a plain ViT."""
+def build_trained_vit(weights: Weights) -> nn.Module:
+    """Build timm's own class with all arrays of ``weights``, a ViT."""
     assert isinstance(weights.spec, VitSpec)
     provenance = weights.provenance
     tensors = _to_tensors(weights.arrays)
@@ -72,7 +72,7 @@ def build_plain_vit(weights: Weights) -> nn.Module:
 
 
 def load_module(source: ModelSource, head: Head = "auto", weights: Weights | None = None) -> LoadedModel:
-    """Load a model that only timm's classes build: ``timm:NAME``, or a run, a checkpoint or a file of weights.
+    """Load a model as timm's classes build it: ``timm:NAME``, or a run, a checkpoint or a file of weights.
 
     ``head`` auto takes a classifier if there is one; the ``labels`` of the result's provenance are those of its logits.
     ``weights`` are what ``source`` names if that was opened already. Raises CheckpointError if a classifier is asked

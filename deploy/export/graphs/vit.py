@@ -94,16 +94,15 @@ class VitGraph(EncoderGraph):
         """See :meth:`EncoderGraph.pool_tokens`; a learned query may pool, too."""
         if self.pool != "map":
             return super().pool_tokens(tokens, output)
-        norms_before = self.last_norm == "norm"
-        if self.spec.form.rotary.kind is not None:
-            # timm's VisionTransformer pools the patches, its Eva all tokens
-            seen = self.add_norm(self.last_norm, tokens, "pool/tokens") if norms_before else tokens
-        else:
-            seen = self.add_normed_patches(tokens) if norms_before else self.select_patches(tokens)
-        if norms_before:
-            return add_attention_pool(self, seen, self.sizes, self.spec.form, output)
-        pooled = add_attention_pool(self, seen, self.sizes, self.spec.form, "pool/pooled")
-        return self.add_norm(self.last_norm, pooled, output)
+        form = self.spec.form
+        # timm's VisionTransformer pools the patches, its Eva all tokens
+        pools_all = form.rotary.kind is not None
+        if self.last_norm == "fc_norm":
+            seen = tokens if pools_all else self.select_patches(tokens)
+            pooled = add_attention_pool(self, seen, self.sizes, form, "pool/pooled")
+            return self.add_norm(self.last_norm, pooled, output)
+        seen = self.add_norm(self.last_norm, tokens, "pool/normed") if pools_all else self.add_normed_patches(tokens)
+        return add_attention_pool(self, seen, self.sizes, form, output)
 
     def add_attention(self, name: str, tokens: str) -> str:
         """Add softmax(q k^T / sqrt(d) + bias) v over heads of d features, and the projection behind it."""
@@ -131,7 +130,9 @@ class VitGraph(EncoderGraph):
     def _embed_images(self, images: str) -> str:
         """Add images -> tokens (B, L, D)."""
         name = "patch_embed.proj"
-        weights = [self.add_parameter(f"{name}.{part}") for part in ("weight", "bias") if f"{name}.{part}" in self.arrays]
+        weights = [self.add_parameter(f"{name}.weight")]
+        if f"{name}.bias" in self.arrays:
+            weights.append(self.add_parameter(f"{name}.bias"))
         size = [self.spec.patch_size, self.spec.patch_size]
         grid = self.add_node("Conv", [images, *weights], "patch_embed/conv", kernel_shape=size, strides=size)
         shape = self.add_integers("patch_embed.shape", 0, self.spec.width, -1)
@@ -173,7 +174,7 @@ class VitGraph(EncoderGraph):
         positions = self.arrays.get("pos_embed")
         if positions is None and not prefix:
             return None
-        # of positions that are added to no token, or to patches alone, there are none in the other rows
+        # rows stay 0 where the form adds no position: everywhere, or before the patches
         total = np.zeros((1, self.prefix + self.spec.patches, self.spec.width), np.float32)
         if positions is not None:
             total[:, self.prefix - self.spec.form.position_tokens :] = positions

@@ -6,6 +6,7 @@ import numpy as np
 import onnxruntime
 import pytest
 from task_checkpoints import PLAIN, SWIN, save_classifier, save_embedder, save_pretrained, save_segmenter
+from vit_forms import write_form
 
 from ehm.backends.torch.export.module import compute_with_torch, load_module, make_network
 from ehm.config import ExportConfig, ModelSource
@@ -14,14 +15,18 @@ from ehm.deploy.export.sources import prepare_export
 
 OPERATORS = {
     *("Add", "Concat", "Conv", "ConvTranspose", "Div", "Erf", "Gather", "Gemm", "LayerNormalization", "MatMul", "Max"),
-    *("MaxPool", "Mul", "Pad", "Pow", "ReduceMean", "ReduceSum", "Relu", "Reshape", "Resize", "Slice", "Softmax"),
-    *("Split", "Sqrt", "Sub", "Transpose"),
+    *("MaxPool", "Mul", "Pad", "Pow", "ReduceMean", "ReduceSum", "Relu", "Reshape", "Resize", "Sigmoid", "Slice"),
+    *("Softmax", "Split", "Sqrt", "Sub", "Transpose"),
 }
 """Each of them is registered by Ascend's converter at operator sets 17 and 18 (npu/cann_onnx_ops.tsv)."""
 
 
 def relative(folder):
     return {"init": str(save_pretrained(folder / "pretrained")), "drop_path": 0}
+
+
+def published(form, folder):
+    return {"init": str(write_form(form, folder / "encoder.safetensors")), "drop_path": 0}
 
 
 CASES = {
@@ -32,17 +37,28 @@ CASES = {
     "relative, another size": lambda folder: save_pretrained(folder),
     "swin": lambda folder: save_classifier(folder, SWIN),
     "swin, probe": lambda folder: save_classifier(folder, SWIN, frozen=True, layer_decay=1),
+    "dinov3, another size": lambda folder: save_classifier(folder, published("dinov3", folder), pool="token"),
+    "dinov2, probe": lambda folder: save_classifier(
+        folder, published("dinov2_registers", folder), frozen=True, layer_decay=1
+    ),
     "descriptor": lambda folder: save_embedder(folder, {**PLAIN, "patch_size": 8}),
     "descriptor, class token": lambda folder: save_embedder(folder, relative(folder), pool="token", dim=None),
     "descriptor, swin": lambda folder: save_embedder(folder, SWIN),
+    "descriptor, siglip": lambda folder: save_embedder(folder, published("siglip", folder), pool="map", dim=None),
     "segmenter": lambda folder: save_segmenter(folder, PLAIN, [64, 96]),
     "segmenter, patches of 14": lambda folder: save_segmenter(
         folder, {**PLAIN, "patch_size": 14, "image_size": 56}, 64
     ),
     "segmenter, relative": lambda folder: save_segmenter(folder, relative(folder), [64, 96]),
     "segmenter, swin": lambda folder: save_segmenter(folder, SWIN, [64, 96]),
+    "segmenter, eva02": lambda folder: save_segmenter(folder, published("eva02", folder), [64, 96]),
 }
-SIZES = {"relative, another size": (48, 64), "segmenter": (96, 64), "segmenter, swin": (96, 128)}
+SIZES = {
+    "relative, another size": (48, 64),
+    "dinov3, another size": (48, 80),
+    "segmenter": (96, 64),
+    "segmenter, swin": (96, 128),
+}
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -10,7 +10,7 @@ import torch
 from onnx import numpy_helper
 
 from ehm.backends.torch.export.heads import Heads
-from ehm.backends.torch.export.module import build_plain_vit
+from ehm.backends.torch.export.module import build_trained_vit
 from ehm.backends.torch.learners.classification import probe_head
 from ehm.backends.torch.models.vit import build_vit
 from ehm.config.encoders import VitSpec
@@ -74,7 +74,7 @@ def run(path, images):
 @pytest.mark.parametrize("case", CASES)
 def test_the_file_computes_what_torchs_export_and_torch_compute(case, tmp_path):
     trained = make(**CASES[case])
-    module = build_plain_vit(trained)
+    module = build_trained_vit(trained)
     heads = Heads(module, outputs_of(trained))
     model = make_onnx(heads, image_size=trained.spec.image_size, outputs=outputs_of(trained))
     saving.save(model, tmp_path / "torch.onnx")
