@@ -24,7 +24,7 @@ CELLS = $$($(BIN)/python -c "from elpv_dataset import __path__ as p; \
 	print(*(p[0] + '/data/images/cell' + n + '.png' for n in ('0007', '0064')))")
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test test-mindspore-full lint format docs verify benchmark study licences clean
+.PHONY: help install quickstart notebook test test-mindspore-full lint format docs verify benchmark study licences clean
 
 help: ## list the commands
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 28
@@ -102,6 +102,12 @@ quickstart: $(INSTALLED) ## pretrain, fine-tune, export and classify on real ima
 	@echo "  $(abspath $(RUN))/pretrain/report.html"
 	@echo "  $(abspath $(RUN))/finetune/report.html   with the cells that it takes for others"
 
+# Every cell goes on where it stopped, as the steps of the quickstart do.
+notebook: $(INSTALLED) ## run notebooks/quickstart.ipynb into notebooks/runs, with its pictures: about ten minutes on 2 cores
+	@mkdir -p notebooks/runs
+	$(BIN)/jupyter-execute notebooks/quickstart.ipynb --timeout=-1 --output=runs/quickstart
+	@echo "Done: notebooks/runs/quickstart.ipynb, to open in Jupyter or in an editor"
+
 # A process a core, one thread each; a file's tests stay together, as they share what they prepare. Files are taken in their
 # order, by which those that take minutes come first: the last one would else keep one core busy and leave the others idle.
 # Hypothesis takes the same examples every time (tests/conftest.py); with ARGS it looks for new ones.
@@ -172,5 +178,5 @@ licences: ## list the licences of all packages by extra in docs/licences.md
 		"$$folder/bin/python" -m pip install -qq --upgrade pip packaging && "$$folder/bin/python" benchmarks/licences.py
 
 clean: ## remove caches, builds and the quickstart's results; other runs and .venv stay
-	rm -rf build dist ehm.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis $(RUN)
+	rm -rf build dist ehm.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis $(RUN) notebooks/runs
 	find ehm backends deploy tests benchmarks -name __pycache__ -type d -exec rm -rf {} +

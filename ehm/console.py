@@ -17,6 +17,13 @@ from ehm.storage.writing import report_write_errors
 __all__ = ["PlainConsole", "console", "is_notebook", "print_line"]
 
 
+def is_notebook() -> bool:
+    """Return True if this process is the kernel of a notebook, in Jupyter, Colab or an editor."""
+    ipython = sys.modules.get("IPython")
+    # IPython on a terminal has a shell as well, but no kernel
+    return ipython is not None and getattr(ipython.get_ipython(), "kernel", None) is not None
+
+
 class _EscapingStream:
     """A text stream that escapes the characters that its encoding lacks, and is ``stream`` otherwise."""
 
@@ -59,6 +66,11 @@ class PlainConsole(Console):
         )
 
     @property
+    def is_terminal(self) -> bool:
+        """True if lines go to a terminal. The stream of a notebook says that it is one, and shows no moving bars."""
+        return super().is_terminal and not is_notebook()
+
+    @property
     def file(self) -> IO[str]:
         """The stream that is written to: standard output or standard error as they are now."""
         return cast(IO[str], _EscapingStream(super().file))
@@ -70,13 +82,6 @@ class PlainConsole(Console):
 
 console = PlainConsole()
 """The console on which every command prints."""
-
-
-def is_notebook() -> bool:
-    """Return True if this process is the kernel of a notebook, in Jupyter, Colab or an editor."""
-    ipython = sys.modules.get("IPython")
-    # IPython on a terminal has a shell as well, but no kernel
-    return ipython is not None and getattr(ipython.get_ipython(), "kernel", None) is not None
 
 
 def print_line(text: str) -> None:

@@ -60,7 +60,7 @@ class _NotebookProgress(Progress):
         super().__init__(console=printer, disable=True, auto_refresh=False)
         self._is_transient = transient
         self._output: Any = None
-        self._is_stopped = False
+        self.is_stopped = False
         self._has_failed = False
         self._drawn = -math.inf
 
@@ -73,11 +73,11 @@ class _NotebookProgress(Progress):
     def start(self) -> None:
         from IPython.display import display
 
-        self._output = display(self, display_id=True)
+        self._output = display(_Drawing(self), display_id=True)
 
     def stop(self) -> None:
-        if self._output is not None and not self._is_stopped:
-            self._is_stopped = True
+        if self._output is not None and not self.is_stopped:
+            self.is_stopped = True
             self._draw()
 
     def update(self, task_id: TaskID, **changes: Any) -> None:
@@ -93,25 +93,35 @@ class _NotebookProgress(Progress):
         self._draw_if_due()
 
     def _draw_if_due(self) -> None:
-        is_running = self._output is not None and not self._is_stopped
+        is_running = self._output is not None and not self.is_stopped
         if is_running and time.monotonic() - self._drawn >= _SECONDS_BETWEEN_DRAWINGS:
             self._draw()
 
     def _draw(self) -> None:
         self._drawn = time.monotonic()
-        self._output.update(self)
+        self._output.update(_Drawing(self))
 
-    def _list_shown(self) -> list[Task]:
-        if self._is_stopped and self._is_transient and not self._has_failed:
+    def list_shown(self) -> list[Task]:
+        """Return the tasks whose bars are drawn."""
+        if self.is_stopped and self._is_transient and not self._has_failed:
             return []
         return [task for task in self.tasks if task.visible]
 
+
+class _Drawing:
+    """The bars as an output of a cell: a display of rich would be drawn as text with colours, by rich itself."""
+
+    def __init__(self, progress: _NotebookProgress) -> None:
+        self._progress = progress
+
     def __repr__(self) -> str:
         """Return the bars as text, for a program that shows no HTML."""
-        return "\n".join("  ".join(_describe_task(task, self._is_stopped)) for task in self._list_shown())
+        is_stopped = self._progress.is_stopped
+        return "\n".join("  ".join(_describe_task(task, is_stopped)) for task in self._progress.list_shown())
 
     def _repr_html_(self) -> str:
-        return "".join(_draw_task(task, self._is_stopped) for task in self._list_shown())
+        is_stopped = self._progress.is_stopped
+        return "".join(_draw_task(task, is_stopped) for task in self._progress.list_shown())
 
 
 def _draw_task(task: Task, is_stopped: bool) -> str:

@@ -15,6 +15,7 @@ class Output:
     """An output of a cell, which keeps the HTML of everything that was drawn into it."""
 
     def __init__(self, shown):
+        assert not hasattr(shown, "_repr_mimebundle_")  # IPython would take that instead
         self.drawn = [shown._repr_html_()]
         self.text = repr(shown)
 
