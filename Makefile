@@ -105,7 +105,8 @@ quickstart: $(INSTALLED) ## pretrain, fine-tune, export and classify on real ima
 # Every cell goes on where it stopped, as the steps of the quickstart do.
 notebook: $(INSTALLED) ## run notebooks/quickstart.ipynb into notebooks/runs, with its pictures: about ten minutes on 2 cores
 	@mkdir -p notebooks/runs
-	$(BIN)/jupyter-execute notebooks/quickstart.ipynb --timeout=-1 --output=runs/quickstart
+	$(BIN)/jupyter-execute notebooks/quickstart.ipynb --timeout=-1 --output=runs/quickstart \
+		--NotebookClient.coalesce_streams=True
 	@echo "Done: notebooks/runs/quickstart.ipynb, to open in Jupyter or in an editor"
 
 # A process a core, one thread each; a file's tests stay together, as they share what they prepare. Files are taken in their

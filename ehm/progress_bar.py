@@ -138,7 +138,7 @@ def _describe_task(task: Task, is_stopped: bool) -> list[str]:
     texts = [task.description]
     if task.total is not None:
         texts.append(f"{task.completed:,.0f} of {task.total:,.0f}")
-    if is_stopped and not task.finished and task.total is not None:
+    if is_stopped and task.total is not None and task.completed < task.total:
         texts.append("stopped")
     if task.elapsed is not None:
         texts.append(_format_time(task.elapsed))

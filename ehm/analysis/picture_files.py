@@ -14,8 +14,11 @@ class PictureFiles(list[Path]):
 
     def _repr_html_(self) -> str:
         pictures = []
+        others = []
         for path in self:
-            picture = embed_wide(path, path.name) if path.suffix == ".png" else None
-            if picture is not None:
+            picture = embed_wide(path, str(path)) if path.suffix == ".png" else None
+            if picture is None:
+                others.append(("File", path))
+            else:
                 pictures.append(picture)
-        return render_card(Card(kind="Pictures", wide=pictures, places=[("File", path) for path in self]))
+        return render_card(Card(kind="Pictures", wide=pictures, places=others))

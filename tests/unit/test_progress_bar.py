@@ -70,6 +70,12 @@ def test_a_bar_advances_to_its_end(outputs):
     assert outputs[0].text.startswith("letters  4 of 4")
 
 
+def test_what_was_complete_before_is_not_called_stopped(outputs):
+    with create_progress() as progress:
+        progress.add_task("again", total=4, completed=4)
+    assert "stopped" not in read_bars(outputs[0].drawn[-1])[1]
+
+
 def test_a_transient_bar_leaves_nothing_behind(outputs):
     assert list(track(range(3), "passing", 3, transient=True)) == [0, 1, 2]
     assert read_bars(outputs[0].drawn[-2])[0] == [(3, 3)]
