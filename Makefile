@@ -24,7 +24,7 @@ CELLS = $$($(BIN)/python -c "from elpv_dataset import __path__ as p; \
 	print(*(p[0] + '/data/images/cell' + n + '.png' for n in ('0007', '0064')))")
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart notebook test test-mindspore-full lint format docs verify benchmark study licences clean
+.PHONY: help install quickstart notebook test test-mindspore-full lint format docs verify benchmark study licences man clean
 
 help: ## list the commands
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 28
@@ -177,6 +177,9 @@ study: $(INSTALLED) ## compare maskings, and objectives, on a small budget: some
 licences: ## list the licences of all packages by extra in docs/licences.md
 	@folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && $(PYTHON) -m venv "$$folder" && \
 		"$$folder/bin/python" -m pip install -qq --upgrade pip packaging && "$$folder/bin/python" benchmarks/licences.py
+
+man: $(INSTALLED) ## write the manual pages into build/man: man -M build/man ehm
+	$(BIN)/ehm man build/man
 
 clean: ## remove caches, builds and the quickstart's results; other runs and .venv stay
 	rm -rf build dist ehm.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis $(RUN) notebooks/runs

@@ -22,6 +22,7 @@ from ehm.commands.examination import (
     add_verify_flags,
 )
 from ehm.commands.flags import Parser
+from ehm.commands.shell import add_completion_flags, add_manual_flags
 from ehm.commands.training import (
     add_compare_flags,
     add_evaluate_flags,
@@ -139,5 +140,11 @@ COMMANDS = {
         "Check a device beside NumPy and the CPU, measure its speed, and write results that can be posted.",
         add_verify_flags,
     ),
+    "completion": Command(
+        "ehm.commands.completion:print_completion",
+        "Print the script that lets a shell complete commands, flags, keys and names by the Tab key.",
+        add_completion_flags,
+    ),
+    "man": Command("ehm.commands.manual:write_manual", "Write the manual pages of all commands.", add_manual_flags),
 }
 """The commands by name, in the order of ``ehm --help``."""

@@ -75,6 +75,8 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "ehm doctor --operators mae",
     ),
     "verify": ("ehm verify --device npu --quick",),
+    "completion": ("ehm completion bash > ~/.local/share/bash-completion/completions/ehm",),
+    "man": ("ehm man ~/.local/share/man",),
 }
 """Command lines that a user may want to copy, by command."""
 

@@ -57,14 +57,14 @@ class CommandParser(argparse.ArgumentParser):
         """Set the usage to the arguments of the command and ``[options]``, unless it has one of its own."""
         if self.usage is None:
             arguments = [_describe_argument(action) for action in self._actions if not action.option_strings]
-            settings = ["[KEY=VALUE ...]"] if self._takes_settings() else []
+            settings = ["[KEY=VALUE ...]"] if self.takes_settings() else []
             self.usage = " ".join([self.prog, *arguments, *settings, "[options]"])
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Parse ``args``; exit with one sentence and status 2 for a flag or an argument that the command lacks."""
         words = list(args or [])
         self._refuse_unknown_flags(words)
-        if self._takes_settings():
+        if self.takes_settings():
             words = gather_settings(words, self)
         options, unexpected = super().parse_known_args(words, namespace)
         if unexpected:
@@ -101,8 +101,10 @@ class CommandParser(argparse.ArgumentParser):
         )
 
     def _refuse_unknown_flags(self, words: Sequence[str]) -> None:
+        if self.list_commands():
+            return
         for word in words:
-            if word == "--" or self._has_commands():
+            if word == "--":
                 return
             if word.startswith("--") and " " not in word and self.find_flag(word) is None:
                 name = word.partition("=")[0]
@@ -111,17 +113,22 @@ class CommandParser(argparse.ArgumentParser):
     def _refuse_argument(self, word: str) -> None:
         if word.startswith("-"):
             self.error(f"{word}: unknown flag{suggest(word, self._list_flags())}")
-        if "=" in word and self._takes_settings():
+        if "=" in word and self.takes_settings():
             advice = f"ehm configs --keys {self.prog.split()[1]} lists the keys"
             self.error(describe_unknown_setting(word, self.prog), advice)
         self.error(f"{word}: unexpected argument")
 
-    def _takes_settings(self) -> bool:
+    def takes_settings(self) -> bool:
+        """Return whether the command has a configuration whose keys the command line sets."""
         action = self._option_string_actions.get("--set")
         return action is not None and action.dest == "overrides"
 
-    def _has_commands(self) -> bool:
-        return self._subparsers is not None
+    def list_commands(self) -> dict[str, CommandParser]:
+        """Return the parsers of the commands by name, empty for the parser of a command."""
+        for action in self._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                return dict(action.choices)
+        return {}
 
     def _list_flags(self) -> Iterable[str]:
         return [name for name in self._option_string_actions if name.startswith("--")]

@@ -13,7 +13,7 @@ from documented.requests import check_curl
 from documented.shell import split_commands
 
 _NAMES = """
-. .venv/bin/pre-commit apt-get atc aws cd chromium cp du export git grep head helm hf kubectl ls mkdir modelscope
+. .venv/bin/pre-commit apt-get atc aws cd chromium cp du export git grep head helm hf kubectl ls man mkdir modelscope
 npu-smi nvidia-smi pytest ray sbatch scp sort source squeue ssh tar tensorboard tritonserver trtexec unzip uv wget
 """
 OTHERS = frozenset(_NAMES.split())

@@ -22,7 +22,12 @@ def split_commands(text):
             commands.append([])
         else:
             commands[-1].append(word)
-    return [words for words in map(_drop_prefixes, commands) if words]
+    return [words for words in map(_drop_prefixes, map(_drop_redirection, commands)) if words]
+
+
+def _drop_redirection(words):
+    """Drop ``> FILE`` at the end of a command."""
+    return words[:-2] if words[-2:-1] == [">"] else words
 
 
 def _drop_prefixes(words):

@@ -12,6 +12,8 @@ import pytest
 import ehm
 from ehm.cli import build_parser, main
 from ehm.commands import COMMANDS
+from ehm.commands.completion import print_completion
+from ehm.commands.manual import write_manual
 from ehm.config.listing import configs
 from ehm.deploy.predict.command import main as predict_main
 from ehm.deploy.serve.settings import Settings
@@ -35,6 +37,7 @@ FUNCTIONS |= {
     "report": ehm.write_report,
 }
 FUNCTIONS["language"] = ehm.train_language_model
+FUNCTIONS |= {"completion": print_completion, "man": write_manual}
 FUNCTIONS |= {"configs": configs, "doctor": doctor, "predict": predict_main}
 NO_PARAMETERS = {"help", "debug", "refused"}
 

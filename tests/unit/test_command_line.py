@@ -5,6 +5,7 @@ import shlex
 
 import pytest
 from documented.ehm_commands import check_ehm
+from documented.shell import split_commands
 
 from ehm.cli import build_parser, main
 from ehm.commands import COMMANDS
@@ -27,7 +28,7 @@ def test_every_command_has_examples():
 
 @pytest.mark.parametrize(("command", "example"), [(name, line) for name, lines in EXAMPLES.items() for line in lines])
 def test_an_example_of_the_help_can_be_run(command, example):
-    words = shlex.split(example)
+    (words,) = split_commands(example)
     assert words[:2] == ["ehm", command]
     if words[-1] == "server.yaml":  # a file of the user's
         build_parser([command]).parse_args(words[1:])

@@ -106,5 +106,5 @@ def test_a_mark_stands_for_a_check_that_there_is_not(tmp_path):
 
 
 def test_commands_are_taken_apart_as_a_shell_does():
-    text = "# one's\nA=1 ehm train \\\n  --out 'a b'  # it's\nfor i in 1 2; do\n  ehm doctor | head && cd x\ndone"
+    text = "# one's\nA=1 ehm train \\\n  --out 'a b'  # it's\nfor i in 1 2; do\n  ehm doctor | head && cd x > log\ndone"
     assert split_commands(text) == [["ehm", "train", "--out", "a b"], ["ehm", "doctor"], ["head"], ["cd", "x"]]
