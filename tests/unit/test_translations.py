@@ -52,6 +52,14 @@ def test_both_readmes_have_the_same_headings_commands_and_figures():
     assert figures(measured[1]) == figures(measured[0])
 
 
+def test_the_chinese_readme_leads_wherever_the_english_one_does():
+    """A sentence that only one of them got, such as on a new guide, is found by its link."""
+    english, chinese = (
+        set(re.findall(r"\]\(([^)]+)\)", BLOCK.sub("", read(ROOT / name)))) for name in ("README.md", "README.zh-CN.md")
+    )
+    assert english - chinese == {"README.zh-CN.md"}
+
+
 def test_the_readmes_name_each_other_at_the_top():
     assert "](README.zh-CN.md)" in read(ROOT / "README.md").split("```")[0]
     assert "](README.md)" in read(ROOT / "README.zh-CN.md").split("```")[0]
