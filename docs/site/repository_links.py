@@ -26,6 +26,8 @@ PUBLISHED = {
     "SECURITY.md": "security.md",
 }
 """Files outside docs/ that are pages of the site too, by their names there."""
+STAND_INS = {"README.md": "README.md", "README.zh-CN.md": "zh/start.md"}
+"""Files outside docs/ in whose place the site has a page of docs/."""
 
 _SOURCES = {page: source for source, page in PUBLISHED.items()}
 _LINK = re.compile(r"(?P<before>\[(?P<text>(?:[^\[\]]|\[[^\[\]]*\])*)\])\((?P<path>[^()\s#:]+)(?P<anchor>#[^()\s]*)?\)")
@@ -80,7 +82,7 @@ def rewrite_links(markdown: str, source: str, page: str, repository: str | None)
     def rewrite(match: re.Match[str]) -> str:
         target = posixpath.normpath(posixpath.join(folder, match["path"]))
         anchor = match["anchor"] or ""
-        published = PUBLISHED.get(target)
+        published = PUBLISHED.get(target) or STAND_INS.get(target)
         if published is None and target.startswith(f"{DOCS}/"):
             published = target.removeprefix(f"{DOCS}/")
         if published is not None:

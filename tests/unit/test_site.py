@@ -154,6 +154,7 @@ def test_the_page_of_http_has_every_route_and_schema(site):
         ("docs/verified/a.md", "verified/a.md", "[a](../../CHANGELOG.md)", "[a](../changelog.md)"),
         ("docs/data.md", "data.md", "[a](images/x.png), ![b](images/x.png)", None),
         ("docs/data.md", "data.md", "[a](https://example.org/a.md), [b](#c)", None),
+        ("docs/zh/start.md", "zh/start.md", "[a](../../README.md)", "[a](../README.md)"),
         ("docker/README.md", "docker.md", "[a](../docs/serving.md#limits)", "[a](serving.md#limits)"),
     ],
 )
@@ -175,3 +176,9 @@ def test_the_address_is_that_of_the_workflow_unless_the_project_names_one(monkey
     assert find_repository() == "https://example.org/someone/ehm"
     project.write_text('[project]\nname = "ehm"\n[project.urls]\nRepository = "https://example.org/other"\n')
     assert find_repository() == "https://example.org/other"
+
+
+def test_the_home_page_names_every_guide():
+    text = (ROOT / "docs/README.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"\]\((\w+\.md)\)", text))
+    assert named == {path.name for path in (ROOT / "docs").glob("*.md")} - {"README.md"}

@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import os
 import re
-from collections.abc import Iterator
+from itertools import groupby
 from unittest import mock
 
 from ehm.cli import build_parser
 from ehm.commands import COMMANDS
+from ehm.config.commands import COMMANDS as CONFIGURED
+from reference.configuration import name_page
 from reference.markdown import escape_cell, link_guides, write_table
 
 __all__ = ["FOLDER", "list_parsers", "write_command_pages"]
@@ -17,6 +19,8 @@ __all__ = ["FOLDER", "list_parsers", "write_command_pages"]
 FOLDER = "reference/commands"
 _USAGE_COLUMNS = "100"
 _TO_DOCS = "../../"
+_STATUS = re.compile(r"\d+\s")
+"""The beginning of a line that says what an exit status means."""
 
 
 def write_command_pages() -> dict[str, str]:
@@ -49,8 +53,16 @@ def _write_command(name: str, parser: argparse.ArgumentParser) -> str:
     with mock.patch.dict(os.environ, COLUMNS=_USAGE_COLUMNS, NO_COLOR="1"):
         usage = parser.format_usage().removeprefix("usage: ").strip()
     parts = [f"# ehm {name}\n\n{parser.description or ''}\n\n```text\n{usage}\n```\n\n"]
+    parts.append(_link_keys(name))
     parts += [_write_group(group) for group in parser._action_groups]
     return "".join(parts) + _write_epilog(parser.epilog or "")
+
+
+def _link_keys(name: str) -> str:
+    """Return a line with links to the keys of a command's configurations; an empty text if it has none."""
+    owners = [owner for owner in CONFIGURED.values() if owner.split()[1] == name]
+    links = [f"[`{owner}`](../configuration/{name_page(owner)})" for owner in owners]
+    return f"Keys of its configuration: {', '.join(links)}.\n\n" if links else ""
 
 
 def _write_group(group: argparse._ArgumentGroup) -> str:
@@ -94,17 +106,22 @@ def _write_help(action: argparse.Action) -> str:
 
 
 def _write_epilog(epilog: str) -> str:
-    """Return the end of a help text: a line with a colon is a heading, and indented lines are code."""
-    return "\n".join(_convert_epilog(epilog.splitlines())) + "\n"
+    """Return the end of a help text: a line with a colon is a heading, and indented lines are examples or statuses."""
+    parts = []
+    for is_indented, lines in groupby(epilog.splitlines(), key=lambda line: line.startswith(" ")):
+        block = [line.strip() for line in lines]
+        parts.append(_write_block(block) if is_indented else _write_lines(block))
+    return "".join(parts)
 
 
-def _convert_epilog(lines: list[str]) -> Iterator[str]:
-    is_code = False
-    for line in lines:
-        if line.startswith(" ") != is_code:
-            is_code = not is_code
-            yield "\n```text" if is_code else "```\n"
-        heading = re.fullmatch(r"(\w[\w ]*):", line)
-        yield f"\n## {heading[1].capitalize()}" if heading else line.removeprefix("  ")
-    if is_code:
-        yield "```"
+def _write_block(lines: list[str]) -> str:
+    if all(_STATUS.match(line) for line in lines):
+        return write_table(("status", "meaning"), [line.split(maxsplit=1) for line in lines])
+    text = "\n".join(lines)
+    return f"```sh\n{text}\n```\n\n"
+
+
+def _write_lines(lines: list[str]) -> str:
+    """Return lines of text; one such as "examples:" is a heading."""
+    headed = [f"## {line[:-1].capitalize()}\n" if line.endswith(":") else line for line in lines]
+    return "\n".join(headed) + "\n"
