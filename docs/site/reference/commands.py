@@ -73,8 +73,9 @@ def _write_group(group: argparse._ArgumentGroup) -> str:
         return ""
     rows = [(_write_names(action), _write_help(action)) for action in actions]
     title = (group.title or "options").capitalize()
+    kind = "flag" if any(action.option_strings for action in actions) else "argument"
     description = f"{group.description}\n\n" if group.description else ""
-    return f"## {title}\n\n{description}{write_table(('flag', 'meaning'), rows)}"
+    return f"## {title}\n\n{description}{write_table((kind, 'meaning'), rows)}"
 
 
 def _write_names(action: argparse.Action) -> str:
