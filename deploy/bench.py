@@ -121,7 +121,7 @@ def bench_export(
         if min(values, default=1) < 1:
             raise ConfigError(f"{option} {min(values)}: expected at least 1")
     opened = Bundle.open(bundle)
-    notes = PlainConsole(stderr=True)
+    notes = PlainConsole(stderr=True, for_messages=True)
     devices = [device] if isinstance(device, str) else device or installed_devices()
     # the network in float32 is what all others are compared with
     reference, contestants = _load_exported(opened, devices, threads)

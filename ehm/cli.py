@@ -10,11 +10,14 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from typing import Any
 
-from ehm.commands import COMMANDS
+from ehm.commands import COMMANDS, Command
 from ehm.commands.examples import OVERVIEW_EPILOG, write_epilog
 from ehm.commands.flags import add_output_flags
 from ehm.commands.parser import CommandParser
+from ehm.commands.results import print_json, print_place
+from ehm.console import console, direct_messages
 from ehm.errors import ConfigError, EhmError, WriteError
 from ehm.installation import describe_version
 from ehm.processors import prepare_threads
@@ -37,9 +40,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     debug = options.pop("debug", False)
     try:
         _refuse_settings(command, options.pop("refused", []))
-        status = COMMANDS[command].run(options)
+        result = _run_command(COMMANDS[command], options)
         sys.stdout.flush()
-        return status
+        return result if isinstance(result, int) else 0
     except EhmError as error:
         if debug:
             raise
@@ -60,6 +63,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"ehm {command}: interrupted", file=sys.stderr)
         return 130
+
+
+def _run_command(command: Command, options: dict[str, Any]) -> Any:
+    """Run a command, print its result as ``--json`` and ``--quiet`` ask for, and return it."""
+    is_quiet = options.pop("quiet", False)
+    is_json = options.get("json", False)
+    if command.has_json:
+        options.pop("json", None)
+    with direct_messages(hide=is_quiet, to_standard_error=is_json):
+        result = command.run(options)
+    # the first of several processes prints, and a status is no result
+    if console.quiet or isinstance(result, int):
+        return result
+    if is_json and command.has_json:
+        print_json(result)
+    elif is_quiet and not is_json:
+        print_place(result)
+    return result
 
 
 def build_parser(commands: Sequence[str] = tuple(COMMANDS)) -> CommandParser:
@@ -91,7 +112,7 @@ def build_parser(commands: Sequence[str] = tuple(COMMANDS)) -> CommandParser:
         if name in commands:
             command.add_flags(subparser)
             subparser.write_usage()
-        add_output_flags(subparser)
+        add_output_flags(subparser, has_quiet=command.has_quiet, has_json=command.has_json)
     return parser
 
 

@@ -2,19 +2,30 @@
 
 Rich reads ``[red]`` in a text as a style and ``:cat:`` as an emoji, and Python refuses to print a character that the
 output's encoding lacks. Any of these can be part of a name, and none may change the name or end a run.
+
+Colours are for terminals; NO_COLOR turns them off everywhere, and FORCE_COLOR on, also in a pipe.
 """
 
 from __future__ import annotations
 
+import os
 import sys
-from typing import IO, Any, cast
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from io import StringIO
+from typing import IO, Any, Literal, cast
 
 from rich.console import Console
 
 from ehm.storage.names import escape_undecodable
 from ehm.storage.writing import report_write_errors
 
-__all__ = ["PlainConsole", "console", "is_notebook", "print_line"]
+__all__ = ["PlainConsole", "console", "direct_messages", "is_notebook", "print_line"]
+
+
+_FORCED_COLOURS: Literal["standard"] = "standard"
+"""The sixteen colours that every program which shows colours understands."""
 
 
 def is_notebook() -> bool:
@@ -51,11 +62,27 @@ class _EscapingStream:
         return getattr(self._stream, name)
 
 
-class PlainConsole(Console):
-    """A console of rich without markup, emoji and highlighting, which escapes what its stream cannot print."""
+@dataclass
+class _Messages:
+    """The place that messages go to, for all consoles of the process."""
 
-    def __init__(self, *, stderr: bool = False, soft_wrap: bool = True) -> None:
+    are_hidden: bool = False
+    use_standard_error: bool = False
+
+
+_messages = _Messages()
+
+
+class PlainConsole(Console):
+    """A console of rich without markup, emoji and highlighting, which escapes what its stream cannot print.
+
+    A console ``for_messages`` says what is done and how far it is; others print results and errors.
+    """
+
+    def __init__(self, *, stderr: bool = False, soft_wrap: bool = True, for_messages: bool = False) -> None:
+        self._for_messages = for_messages
         super().__init__(
+            color_system=_FORCED_COLOURS if os.environ.get("FORCE_COLOR") else "auto",
             stderr=stderr,
             soft_wrap=soft_wrap,
             markup=False,
@@ -68,11 +95,16 @@ class PlainConsole(Console):
     @property
     def is_terminal(self) -> bool:
         """True if lines go to a terminal. The stream of a notebook says that it is one, and shows no moving bars."""
-        return super().is_terminal and not is_notebook()
+        # rich itself would take FORCE_COLOR for a terminal, and draw bars into logs
+        return self.file.isatty() and not is_notebook()
 
     @property
     def file(self) -> IO[str]:
         """The stream that is written to: standard output or standard error as they are now."""
+        if self._for_messages and _messages.are_hidden:
+            return StringIO()
+        if _messages.use_standard_error:
+            return cast(IO[str], _EscapingStream(sys.stderr))
         return cast(IO[str], _EscapingStream(super().file))
 
     @file.setter
@@ -80,8 +112,21 @@ class PlainConsole(Console):
         self._file = new_file
 
 
-console = PlainConsole()
-"""The console on which every command prints."""
+console = PlainConsole(for_messages=True)
+"""The console on which every command says what it does."""
+
+
+@contextmanager
+def direct_messages(*, hide: bool, to_standard_error: bool) -> Iterator[None]:
+    """Hide messages in the block for ``--quiet``, or print what all consoles print to standard error for ``--json``."""
+    before = replace(_messages)
+    _messages.are_hidden = hide
+    _messages.use_standard_error = to_standard_error
+    try:
+        yield
+    finally:
+        _messages.are_hidden = before.are_hidden
+        _messages.use_standard_error = before.use_standard_error
 
 
 def print_line(text: str) -> None:

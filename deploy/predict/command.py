@@ -25,6 +25,7 @@ from ehm.deploy.predict.prediction import Prediction
 from ehm.deploy.predict.prediction_list import PredictionList
 from ehm.deploy.predict.predictor import Predictor
 from ehm.errors import ConfigError, DataError
+from ehm.plain_values import to_plain
 from ehm.progress_bar import track
 from ehm.storage.names import refuse_undecodable
 from ehm.storage.writing import replace_file
@@ -106,14 +107,16 @@ def main(
         )
     if out is None:
         raise ConfigError(f"--bundle {bundle}: needs --out, the folder for the Parquet files")
-    if index is not None or json:
-        raise ConfigError(f"--bundle {bundle}: writes Parquet files; leave out --index and --json")
+    if index is not None:
+        raise ConfigError(f"--bundle {bundle}: writes Parquet files; leave out --index")
     # imported here: the sources of images take time to import that predicting a few files need not take
     from ehm.deploy.predict.bulk.command import predict_source
 
     result = predict_source(
         inputs[0], bundle=bundle, overrides=overrides, out=out, top=top, device=device, precision=precision, **given
     )
+    if json:
+        print_line(json_module.dumps(to_plain(result), indent=2))
     return 1 if result.unreadable else 0
 
 
@@ -133,7 +136,8 @@ def _predict_files(
     """
     job = _open_job(bundle, images, top, device, precision, out, index)
     predictor = job.predictor
-    notes = PlainConsole(stderr=True)
+    notes = PlainConsole(stderr=True, for_messages=True)
+    errors = PlainConsole(stderr=True)
     # standard output belongs to the results, so that it can be piped
     count = f"{len(job.files)} image{'s' * (len(job.files) != 1)}"
     outputs = predictor.handler.describe_outputs()
@@ -149,13 +153,13 @@ def _predict_files(
             elif prediction.error is None:
                 print_line(str(prediction))
             else:
-                notes.print(f"ehm predict: {prediction}")
+                errors.print(f"ehm predict: {prediction}")
     job.save(predictions)
     if out is not None:
         notes.print(f"results in {out}")
     failed = sum(prediction.error is not None for prediction in predictions)
     if failed:
-        notes.print(f"ehm predict: {failed} of {count} could not be read")
+        errors.print(f"ehm predict: {failed} of {count} could not be read")
         return 1
     return 0
 

@@ -38,19 +38,24 @@ __all__ = ["COMMANDS", "Command"]
 
 @dataclass(frozen=True)
 class Command:
-    """A command: ``function`` is "module:name", and ``selectors`` are arguments that it is not passed."""
+    """A command: ``function`` is "module:name", and ``selectors`` are arguments that it is not passed.
+
+    ``has_quiet`` and ``has_json`` say whether it has the flags ``--quiet`` and ``--json`` of all commands. A function
+    that takes ``json`` has that flag among its own.
+    """
 
     function: str
     help: str
     add_flags: Callable[[Parser], None]
     selectors: tuple[str, ...] = ()
+    has_quiet: bool = True
+    has_json: bool = True
 
-    def run(self, options: Mapping[str, Any]) -> int:
-        """Call the function with ``options`` and return the exit status: its own if it has one, or else success."""
+    def run(self, options: Mapping[str, Any]) -> Any:
+        """Call the function with ``options`` and return its result."""
         module, _, name = self.function.partition(":")
         arguments = {key: value for key, value in options.items() if key not in self.selectors}
-        result = getattr(import_module(module), name)(**arguments)
-        return result if isinstance(result, int) else 0
+        return getattr(import_module(module), name)(**arguments)
 
 
 COMMANDS = {
@@ -82,6 +87,7 @@ COMMANDS = {
         "ehm.deploy.predict.command:main",
         "Classify images, detect objects, segment or extract features with an exported bundle.",
         add_predict_flags,
+        has_json=False,
     ),
     "launch": Command(
         "ehm.deploy.launch.command:launch",
@@ -93,11 +99,14 @@ COMMANDS = {
         "Measure the latency and throughput of an exported bundle, and of torch beside it if it is installed.",
         add_bench_flags,
         selectors=("kind",),
+        has_json=False,
     ),
     "serve": Command(
         "ehm.deploy.serve:serve",
         "Serve exported bundles over HTTP, for image files and by the Open Inference Protocol v2.",
         add_serve_flags,
+        has_quiet=False,
+        has_json=False,
     ),
     "inspect": Command(
         "ehm.analysis.inspect:inspect",
@@ -131,19 +140,28 @@ COMMANDS = {
         "ehm.config.listing:configs",
         "List the configurations that come with ehm, or the keys that a configuration can have.",
         add_configs_flags,
+        has_quiet=False,
+        has_json=False,
     ),
     "doctor": Command(
-        "ehm.doctor:doctor", "Report what this machine offers for training, and what is missing.", add_doctor_flags
+        "ehm.doctor:doctor",
+        "Report what this machine offers for training, and what is missing.",
+        add_doctor_flags,
+        has_quiet=False,
+        has_json=False,
     ),
     "verify": Command(
         "ehm.verification.command:verify",
         "Check a device beside NumPy and the CPU, measure its speed, and write results that can be posted.",
         add_verify_flags,
+        has_json=False,
     ),
     "completion": Command(
         "ehm.commands.completion:print_completion",
         "Print the script that lets a shell complete commands, flags, keys and names by the Tab key.",
         add_completion_flags,
+        has_quiet=False,
+        has_json=False,
     ),
     "man": Command("ehm.commands.manual:write_manual", "Write the manual pages of all commands.", add_manual_flags),
 }

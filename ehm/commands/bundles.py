@@ -154,7 +154,7 @@ def add_predict_flags(parser: Parser) -> None:
         "Write predictions.jsonl, features.npy, patches.npy and visual_tokens.npy, as far as the bundle gives them, "
         "into this folder (default: write no files); with --bundle, Parquet files.",
     )
-    add_json_flag(parser, "Print a JSON object for each image, one on a line.")
+    add_json_flag(parser, "Print a JSON object for each image, one on a line; with --bundle, one for all of them.")
 
 
 def add_serve_flags(parser: Parser) -> None:

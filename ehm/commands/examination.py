@@ -150,3 +150,4 @@ def add_verify_flags(parser: Parser) -> None:
     )
     add_device_flag(parser)
     add_out_flag(parser, "Write verify.json and verify.md into this folder (default: runs/verify).")
+    add_json_flag(parser, "Print what verify.json holds, and all else to standard error.")

@@ -87,8 +87,18 @@ def add_json_flag(parser: Parser, text: str) -> None:
     parser.get_group(OUTPUT).add_argument("--json", action="store_true", help=text)
 
 
-def add_output_flags(parser: Parser) -> None:
-    """Add the flags that every command has, behind its own."""
+def add_output_flags(parser: Parser, *, has_quiet: bool, has_json: bool) -> None:
+    """Add the flags that most commands have, behind those of their own."""
     group = parser.get_group(OUTPUT)
+    if has_quiet:
+        group.add_argument(
+            "-q", "--quiet", action="store_true", help="Print errors and the result alone, not what is done."
+        )
+    if has_json:
+        group.add_argument(
+            "--json",
+            action="store_true",
+            help="Print the result as one JSON document, and all else to standard error (docs/command_line.md).",
+        )
     group.add_argument("--debug", action="store_true", help="Show a traceback if an error occurs.")
     parser.add_help_flag(group)

@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 from ehm import backends
 from ehm.backends.base import Backend
 from ehm.config import TokenizerConfig
-from ehm.console import console
+from ehm.console import console, print_line
 from ehm.errors import BackendError, ConfigError
 from ehm.storage.checkpoint import save_checkpoint
 from ehm.verification.check import run_checks
@@ -28,13 +28,13 @@ _DETERMINISTIC = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
 """Read when a device is first used, and harmless for what is not deterministic."""
 
 
-def verify(device: str = "auto", quick: bool = False, out: str | Path | None = None) -> int:
+def verify(device: str = "auto", quick: bool = False, out: str | Path | None = None, json: bool = False) -> int:
     """Check that ``device`` computes as NumPy and as the CPU do, and measure how fast; return 0 if no check failed.
 
     Attention, losses and gradients of every kind of block and of every task, optimisers, trees and masks, resuming, the
     losses of 20 steps, operators that fall back, two processes, and the exported network. Prints a table and writes
     ``verify.json`` and ``verify.md`` into ``out`` (``runs/verify`` if left out). ``quick`` takes about two minutes
-    instead of fifteen.
+    instead of fifteen, and ``json`` prints ``verify.json`` instead of the table.
     Raises BackendError if there is no such device.
     """
     folder = Path(DEFAULT_OUT if out is None else out)
@@ -65,8 +65,11 @@ def verify(device: str = "auto", quick: bool = False, out: str | Path | None = N
         speeds,
         problems,
     )
-    print_table(found)
+    if not json:
+        print_table(found)
     paths = write_results(found, folder)
+    if json:
+        print_line(paths[0].read_text(encoding="utf-8").removesuffix("\n"))
     console.print(found.summary)
     console.print(f"{paths[0]} and {paths[1]} hold versions and figures, but no names and paths: they can be posted")
     return 0 if found.passed else 1

@@ -39,7 +39,7 @@ FUNCTIONS |= {
 FUNCTIONS["language"] = ehm.train_language_model
 FUNCTIONS |= {"completion": print_completion, "man": write_manual}
 FUNCTIONS |= {"configs": configs, "doctor": doctor, "predict": predict_main}
-NO_PARAMETERS = {"help", "debug", "refused"}
+NO_PARAMETERS = {"help", "debug", "refused", "quiet"}
 
 
 def commands():
@@ -55,6 +55,8 @@ def test_every_command_has_a_function():
 def test_the_flags_of_a_command_are_the_parameters_of_its_function(name):
     actions = {action.dest: action for action in commands()[name]._actions if action.dest not in NO_PARAMETERS}
     actions = {dest: action for dest, action in actions.items() if dest not in COMMANDS[name].selectors}
+    if COMMANDS[name].has_json:  # the result of the function is printed
+        actions.pop("json")
     parameters = dict(inspect.signature(FUNCTIONS[name]).parameters)
     if parameters.pop("settings", None) is not None:  # of the server: the fields of its settings
         for field, info in Settings.model_fields.items():

@@ -151,7 +151,7 @@ def test_a_folder_holds_the_predictions_of_one_job(photographs, bundle, tmp_path
         (["SOURCE", "image.png", "--ray"], "--ray: is for a source"),
         (["SOURCE", "other", "--bundle", "BUNDLE", "--out", "OUT"], "takes one source"),
         (["SOURCE", "--bundle", "BUNDLE"], "needs --out"),
-        (["SOURCE", "--bundle", "BUNDLE", "--out", "OUT", "--json"], "leave out --index and --json"),
+        (["SOURCE", "--bundle", "BUNDLE", "--out", "OUT", "--index", "flat"], "leave out --index"),
         (["SOURCE", "--bundle", "BUNDLE", "--out", "OUT", "--workers", "2"], "--workers: are processes of Ray"),
         (["SOURCE", "--bundle", "BUNDLE", "--out", "OUT", "--cpus", "0"], "--cpus 0: expected at least 1"),
         (["SOURCE", "--bundle", "PATCHES", "--out", "OUT"], "--bundle: gives patches, and rows take classes"),
