@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ehm.errors import EhmError
-from ehm.report.card import CaptionedPicture, Card, embed_small, embed_wide, render_card
+from ehm.report.card import CaptionedPicture, Card, CardTable, Cell, embed_small, embed_wide, render_card
 from ehm.report.chart import Chart
 from ehm.report.curves import Curves
 from ehm.report.embedding import Picture, find_newest_pages
 from ehm.report.known_figures import KNOWN_FIGURES
-from ehm.report.measured import read_measurements
+from ehm.report.measured import Measurement, read_measurements
 from ehm.report.mistakes import read_mistakes
 from ehm.report.next_steps import NextStep, list_uses
 from ehm.report.numbers import PLAIN, format_share, format_value
@@ -29,6 +29,7 @@ _CHARTED_GROUPS = ("measured", "features", "learning", "tokens", "masks")
 """Groups of figures of which the first chart stands on a card."""
 _MOST_CHARTS = 3
 _MOST_MISTAKES = 6
+_MOST_CLASSES = 10
 
 
 def render_run_card(folder: Path) -> str | None:
@@ -37,12 +38,14 @@ def render_run_card(folder: Path) -> str | None:
         record = read_record(folder)
     except EhmError:
         return None
+    measurements = read_measurements(record)
     return render_card(
         Card(
             kind=RUN_NAMES[record.kind],
             title=write_title(record),
             status=describe_status(record) if record.kind != "probe" else None,
-            tiles=choose_tiles(record, read_measurements(record)),
+            tiles=choose_tiles(record, measurements),
+            tables=_list_classes(measurements),
             charts=_choose_charts(record.curves),
             wide=_embed_first_page(folder),
             small=_embed_mistakes(folder),
@@ -76,6 +79,25 @@ class FiguresCard:
     def _repr_html_(self) -> str:
         figures: Any = getattr(self, "figures", {})
         return render_card(Card(kind="Measured", tiles=list_tiles(figures)))
+
+
+def _list_classes(measurements: Sequence[Measurement]) -> list[CardTable]:
+    """Return the table of the classes, the worst ones of many; none if there are no classes."""
+    table = measurements[0].table if measurements else None
+    if table is None:
+        return []
+    numbers = list(range(len(table.names)))
+    if len(numbers) > _MOST_CLASSES:
+        numbers = table.worst_first[:_MOST_CLASSES]
+    rows = []
+    for number in numbers:
+        cells = [Cell(table.names[number])]
+        for shares in table.shares.values():
+            cells.append(Cell(format_share(shares[number]), shares[number]))
+        for counts in table.counts.values():
+            cells.append(Cell(f"{counts[number]:,}"))
+        rows.append(cells)
+    return [CardTable([table.heading, *table.shares, *table.counts], rows)]
 
 
 def _choose_charts(curves: Curves) -> list[Chart]:

@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from ehm.console import console
+from ehm.console import console, is_notebook
 from ehm.errors import EhmError
+from ehm.progress_bar import create_progress
 
 __all__ = ["Check", "Measurement", "Result", "SkipError", "Status", "run_checks"]
 
@@ -58,14 +59,20 @@ def run_checks(checks: Sequence[Check]) -> list[Result]:
     start = time.monotonic()
     done = 0.0
     total = sum(check.seconds for check in checks)
-    for number, check in enumerate(checks, start=1):
-        found = _run_check(check)
-        results += found
-        done += check.seconds
-        spent = time.monotonic() - start
-        left = spent / done * (total - done)
-        worst = _find_worst(found)
-        console.print(f"[{number}/{len(checks)}] {check.group}: {check.name}: {worst}; about {left:.0f} s left")
+    # elsewhere a line for each check says how far this is
+    with create_progress(hidden=not is_notebook()) as progress:
+        bar = progress.add_task("verify", total=len(checks), check="")
+        for number, check in enumerate(checks, start=1):
+            progress.update(bar, check=f"{check.group}: {check.name}")
+            found = _run_check(check)
+            results += found
+            done += check.seconds
+            spent = time.monotonic() - start
+            left = spent / done * (total - done)
+            worst = _find_worst(found)
+            progress.update(bar, completed=number)
+            if worst == "fail" or not is_notebook():
+                console.print(f"[{number}/{len(checks)}] {check.group}: {check.name}: {worst}; about {left:.0f} s left")
     return results
 
 

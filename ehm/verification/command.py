@@ -20,6 +20,7 @@ from ehm.verification.machine import describe_machine
 from ehm.verification.plan import list_checks
 from ehm.verification.report import Verification, print_table, write_results
 from ehm.verification.speed import measure_speeds
+from ehm.verification.status import VerificationStatus
 
 __all__ = ["verify"]
 
@@ -72,7 +73,7 @@ def verify(device: str = "auto", quick: bool = False, out: str | Path | None = N
         print_line(paths[0].read_text(encoding="utf-8").removesuffix("\n"))
     console.print(found.summary)
     console.print(f"{paths[0]} and {paths[1]} hold versions and figures, but no names and paths: they can be posted")
-    return 0 if found.passed else 1
+    return VerificationStatus(found, folder)
 
 
 def _find_cpu(device: str) -> Backend | None:

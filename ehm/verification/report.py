@@ -17,7 +17,7 @@ from ehm.verification.check import Result
 from ehm.verification.machine import hide_private
 from ehm.verification.speed import Speed
 
-__all__ = ["Verification", "print_table", "write_results"]
+__all__ = ["Verification", "print_table", "select_rows", "write_results"]
 
 STYLES = {"pass": "green", "fail": "red", "skipped": "dim"}
 
@@ -60,7 +60,7 @@ def print_table(verification: Verification) -> None:
     """Print the checks that failed or were skipped, a line for each group of the others, and the speeds."""
     console = PlainConsole(soft_wrap=False)
     table = Table("check", "", "measured", "bound", "", title=f"ehm verify: {verification.machine['device']}")
-    for row in _select_rows(verification.results):
+    for row in select_rows(verification.results):
         state = Text(row.status, style=STYLES[row.status])
         table.add_row(f"{row.group}: {row.name}", state, _format(row.measured), _format(row.bound), row.detail)
     console.print(table)
@@ -89,7 +89,7 @@ def _make_speed_table(speeds: Sequence[Speed]) -> Table:
     return table
 
 
-def _select_rows(results: Sequence[Result]) -> Iterator[Result]:
+def select_rows(results: Sequence[Result]) -> Iterator[Result]:
     """Yield of each group the row that came nearest to its bound, each reason to skip once, and all that failed."""
     nearest: dict[str, Result] = {}
     counts: Counter[str] = Counter()

@@ -65,7 +65,7 @@ ROOMS: dict[str, set[str]] = {
     | {"ehm.report", "ehm.training", "ehm.tasks", "ehm.backends.torch", "ehm.deploy.bundle", "ehm.deploy.predict"},
     "ehm.deploy.launch": CORE,
     "ehm.verification": LEARNING
-    | {"ehm.backends", "ehm.reference", "ehm.training", "ehm.doctor"}
+    | {"ehm.backends", "ehm.reference", "ehm.report", "ehm.training", "ehm.doctor"}
     | {"ehm.deploy.bundle", "ehm.deploy.predict", "ehm.deploy.export"},
     "ehm.commands": CORE | {"ehm.deploy.serve"},
     "ehm.deploy": LEARNING

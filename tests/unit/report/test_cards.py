@@ -3,6 +3,7 @@
 import inspect
 import re
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -39,6 +40,9 @@ from ehm.report.record import read_record
 from ehm.tasks.classification.metrics import report_classification
 from ehm.training.pretrain import TrainResult
 from ehm.training.supervised import TaskResult
+from ehm.verification.check import Result
+from ehm.verification.report import Verification
+from ehm.verification.status import VerificationStatus
 
 HOSTILE = '<script>alert(1)</script>"><img src=x onerror=alert(2)>{{ 7 * 7 }}&amp;'
 LINES = [{"step": 10 * n, "epoch": float(n), "loss": 1 / n, "knn": 0.2 * n, "tree_height": 9.0} for n in range(1, 5)]
@@ -103,6 +107,9 @@ def test_the_card_of_a_classifier_shows_its_worst_mistakes(tmp_path):
     tree = parse_card(TaskResult(folder, folder, folder, report))
     assert [read_text(each) for each in find_by_class(tree, "ehm-name")] == [f"is {HOSTILE}"]
     assert "sure 93.0%" in read_text(tree)
+    [headings, first, second] = read_table(next(element for element in tree.iter() if element.tag.endswith("}table")))
+    assert headings[0] == "class"
+    assert [first[0], first[-1], second[0], second[-1]] == [HOSTILE, "20", "b", "20"]
     assert "0.0%" in [read_text(value) for value in find_by_class(tree, "ehm-value")]
     assert "0.0%" in read_text(parse_card(report))
 
@@ -141,6 +148,15 @@ def test_lists_stay_lists_and_show_what_is_in_them(tmp_path):
 
     timings = TimingList([Timing(HOSTILE, 8, 2.0, 3.0, 4000.0, 1.0, 0.9, 1.1, 1.0)])
     assert HOSTILE in read_text(parse_card(timings))
+
+
+def test_a_verification_is_its_exit_status():
+    results = [Result("steps", HOSTILE, "pass", 0.5, 1.0), Result("steps", "b", "fail", 2.0, 1.0)]
+    found = Verification("2026-01-01", "ehm verify", 1.0, {"device": HOSTILE}, results, [], [])
+    status = VerificationStatus(found, Path("runs/verify"))
+    assert status == 1
+    assert VerificationStatus(replace(found, results=results[:1]), Path("runs/verify")) == 0
+    assert "FAILED: 1 within bounds, 1 failed, 0 skipped" in read_text(parse_card(status))
 
 
 def test_figures_of_a_source_show_thumbnails(tmp_path):
