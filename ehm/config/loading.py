@@ -13,9 +13,8 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from ehm.config.commands import COMMANDS, list_names, recognise_command
+from ehm.config.renamed import rename_keys
 from ehm.config.section import Section
-from ehm.config.sections import replace_tensorboard
-from ehm.console import console
 from ehm.errors import ConfigError
 from ehm.storage.names import escape_undecodable
 from ehm.storage.reading import describe_value, read_text, shorten
@@ -55,17 +54,17 @@ def load_config(kind: type[C], file: str | Path | Mapping[str, Any] | None, over
     if isinstance(file, Mapping):
         origin = "the stored configuration"
         values = deepcopy(dict(file))
-        _rename_tensorboard(values)
+        rename_keys(values)
     elif file is not None:
         origin = str(file)
         values = read_config(file)
-        _rename_tensorboard(values, origin)
+        rename_keys(values, origin)
     # Before the overrides, whose keys are meant for this command even if the file is for another.
     command = None if file is None else recognise_command(values, kind)
     kind.drop_superseded(values, {override.partition("=")[0] for override in overrides})
     for override in overrides:
         _apply_override(values, override)
-        _rename_tensorboard(values, "--set")
+        rename_keys(values, "--set")
     try:
         return kind.model_validate(values)
     except ValidationError as error:
@@ -138,17 +137,6 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
         values[leaf] = yaml.safe_load(text)
     except _YAML_ERRORS:
         raise ConfigError(f"--set {shorten(override)}: {describe_value(text)} is not a YAML value") from None
-
-
-def _rename_tensorboard(values: dict[str, Any], origin: str | None = None) -> None:
-    """Replace ``run.tensorboard`` of earlier versions by ``run.trackers``, and say so if ``origin`` is a user's."""
-    run = values.get("run")
-    # what is neither true nor false is refused with the other errors
-    if isinstance(run, dict) and isinstance(run.get("tensorboard"), bool):
-        run["trackers"] = replace_tensorboard(run.pop("tensorboard"))
-        if origin is not None:
-            named = ", ".join(run["trackers"])
-            console.print(f"{origin}: run.tensorboard is now called run.trackers; taking run.trackers=[{named}]")
 
 
 def _explain_error(detail: Any, kind: type[Section]) -> str:

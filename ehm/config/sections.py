@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from ehm.config.encoders import PLAIN, VitForm
+from ehm.config.renamed import rename_in_section
 from ehm.config.section import Section
 from ehm.config.values import (
     BelowOne,
@@ -29,7 +30,6 @@ __all__ = [
     "ModelSource",
     "OptimConfig",
     "RunConfig",
-    "replace_tensorboard",
 ]
 
 
@@ -150,13 +150,9 @@ class RunConfig(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _rename_tensorboard(cls, values: Any) -> Any:
-        """Read ``tensorboard``, which was true or false before there were other trackers."""
-        if isinstance(values, dict) and "tensorboard" in values:
-            values = dict(values)
-            # what stands beside it may be a default, which does not count
-            values["trackers"] = replace_tensorboard(values.pop("tensorboard"))
-        return values
+    def _rename_keys(cls, values: Any) -> Any:
+        """Read the keys of earlier versions."""
+        return rename_in_section("run", values) if isinstance(values, dict) else values
 
     @model_validator(mode="after")
     def _check_trackers(self) -> RunConfig:
@@ -164,13 +160,6 @@ class RunConfig(Section):
             if self.trackers.count(name) > 1:
                 raise ValueError(f"trackers names {name} twice")
         return self
-
-
-def replace_tensorboard(value: object) -> list[str]:
-    """Return the trackers that ``run.tensorboard``, the key of earlier versions, asked for."""
-    if not isinstance(value, bool):
-        raise ValueError(f"tensorboard should be true or false, not {value!r}; its new name is run.trackers")
-    return ["tensorboard"] if value else []
 
 
 class LoraConfig(Section):

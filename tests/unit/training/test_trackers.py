@@ -293,21 +293,22 @@ def test_trackers_are_a_list_of_different_names(value, reason):
 
 
 @pytest.mark.parametrize(("value", "expected", "named"), [(False, (), "[]"), (True, ("tensorboard",), "[tensorboard]")])
-def test_the_key_of_earlier_versions_is_read(tmp_path, capsys, value, expected, named):
-    note = f"run.tensorboard is now called run.trackers; taking run.trackers={named}\n"
+def test_the_key_of_earlier_versions_is_read(tmp_path, capsys, monkeypatch, value, expected, named):
+    monkeypatch.setattr("ehm.config.renamed._warned", set())
+    note = f"run.tensorboard is now called run.trackers; taking run.trackers={named}. ehm 0.3 is the last to read"
     file = tmp_path / "a.yaml"
     file.write_text(f"run:\n  tensorboard: {str(value).lower()}\n")
-    assert load_config(TrainConfig, file).run.trackers == expected
-    assert capsys.readouterr().out == f"{file}: {note}"
-    assert load_config(TrainConfig, None, [f"run.tensorboard={str(value).lower()}"]).run.trackers == expected
-    assert capsys.readouterr().out == f"--set: {note}"
     # nobody wrote what a checkpoint keeps
     stored = {"run": {"tensorboard": value, "seed": 3}}
     assert load_config(TrainConfig, stored).run.trackers == expected
     assert TrainConfig.model_validate(stored).run.trackers == expected
     assert load_config(TrainConfig, stored, ["run.trackers=[mlflow]"]).run.trackers == ("mlflow",)
     assert stored == {"run": {"tensorboard": value, "seed": 3}}
-    assert capsys.readouterr().out == ""
+    assert capsys.readouterr().err == ""
+    assert load_config(TrainConfig, file).run.trackers == expected
+    assert capsys.readouterr().err == f"{file}: {note} the old name\n"
+    assert load_config(TrainConfig, None, [f"run.tensorboard={str(value).lower()}"]).run.trackers == expected
+    assert capsys.readouterr().err == ""  # once is enough
     with pytest.raises(ConfigError, match="tensorboard should be true or false, not 5"):
         load_config(TrainConfig, None, ["run.tensorboard=5"])
 
