@@ -5,6 +5,7 @@ import re
 
 import tomllib
 import yaml
+from kubeflow_trainer_api.models import IoK8sApiCoreV1PodTemplateSpec
 
 from documented import FaultyBlockError
 from documented.ehm_commands import check_configuration, check_ehm, check_study
@@ -27,8 +28,7 @@ def check_yaml(text):
 def _check_mapping(values):
     fields = {name.replace("_", "-") for name in Settings.model_fields}
     if "apiVersion" in values:
-        for container in _find_containers(values):
-            _check_container(container)
+        _check_kubernetes(values)
     elif "arms" in values:
         check_study(values)
     elif set(values) <= fields:
@@ -38,6 +38,38 @@ def _check_mapping(values):
             raise FaultyBlockError(f"ehm serve --config: {error}") from None
     else:
         check_configuration(values)
+
+
+def _check_kubernetes(values):
+    """Check the pods of an object of Kubernetes by Kubernetes' own model, and the commands that they run."""
+    template = values.get("spec", {}).get("template")
+    if template is not None:
+        try:
+            known = IoK8sApiCoreV1PodTemplateSpec.from_dict(template).to_dict()
+        except ValueError as error:
+            raise FaultyBlockError(f"is no pod of Kubernetes: {error}") from None
+        lost = _find_lost(template, known)
+        if lost:
+            raise FaultyBlockError(f"{lost}: pods of Kubernetes have no such field")
+    for container in _find_containers(values):
+        _check_container(container)
+
+
+def _find_lost(values, known):
+    """Return the first key of ``values`` that ``known`` does not have; the model drops fields that it does not know."""
+    if isinstance(values, dict):
+        for key, value in values.items():
+            if key not in known:
+                return key
+            lost = _find_lost(value, known[key])
+            if lost:
+                return lost
+    elif isinstance(values, list):
+        for value, other in zip(values, known, strict=True):
+            lost = _find_lost(value, other)
+            if lost:
+                return lost
+    return None
 
 
 def _find_containers(value):

@@ -10,6 +10,7 @@ from ehm.config import ExportConfig, ProbeConfig, TokenizerConfig, TrainConfig, 
 from ehm.config.commands import COMMANDS
 from ehm.config.comparison import MeasureConfig, StudyConfig
 from ehm.config.data import DataConfig
+from ehm.config.keys import list_keys
 from ehm.config.language_training import LanguageTrainingConfig
 from ehm.config.loading import locate_config, read_config
 from ehm.config.section import Section
@@ -127,6 +128,16 @@ def _check_listed(name):
     root = locate_config("elpv/pretrain").parents[1]
     if not (root / name).is_dir():
         locate_config(name)
+
+
+def check_keys(overrides):
+    """Check that some command has the keys of ``KEY=VALUE``: a sentence seldom says of which it speaks."""
+    names = {key.name for key in list_keys()}
+    for override in overrides:
+        key = override.strip("'").partition("=")[0]
+        is_section = any(name.startswith(f"{key}.") for name in names)
+        if key.islower() and key not in names and not is_section:
+            raise FaultyBlockError(f"--set {override}: no command has such a key")
 
 
 def check_configuration(values):

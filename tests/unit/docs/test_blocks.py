@@ -4,6 +4,7 @@ import pytest
 from documented import FaultyBlockError
 from documented.blocks import PAGES, ROOT, Block, read_blocks, read_inline_code
 from documented.documents import check_json, check_text, check_toml, check_yaml
+from documented.ehm_commands import check_keys
 from documented.programs import check_paths, check_shell
 from documented.python_code import check_python
 from documented.shell import split_commands
@@ -43,6 +44,8 @@ def find_inline_fault(code):
     """Return what is wrong with a command or a file that a sentence names, or None."""
     words = code.split()
     try:
+        if words[0] == "--set":
+            check_keys(words[1::2])
         if words[0] in ("ehm", "make") and words[1:] not in ([], ["COMMAND", "--help"]):
             check_shell(code)
         check_paths(words)
@@ -86,6 +89,12 @@ def test_commands_and_files_within_sentences_exist(page):
         ("yaml", "data: {sorce: /data}", "is no configuration of any command"),
         ("yaml", "arms: {a: [mask.ratios=0.5]}", "mask.ratios: unknown key"),
         ("yaml", "port: 99999999", "less than"),
+        ("yaml", "{apiVersion: v1, spec: {template: {spec: {contaners: []}}}}", "is no pod of Kubernetes"),
+        (
+            "yaml",
+            "{apiVersion: v1, spec: {template: {spec: {containers: [{name: a, image: ehm:cpu, args: [trian]}]}}}}",
+            "invalid choice: 'trian'",
+        ),
         ("json", '{"a": 1', "is not JSON"),
         ("toml", "a = ", "is not TOML"),
         ("text", "$ ehm train", "use a block of sh"),
