@@ -49,7 +49,6 @@ def shorten_command(words, images):
 def test_the_commands_of_a_page_work_in_their_order(page, stripes, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     shutil.copy(stripes / "across/00.png", "cell.png")
-    shutil.copytree(stripes / "down", "more-cells")
     ran = set()
     for words in read_commands(page):
         assert main(shorten_command(words, stripes)) == 0, capsys.readouterr().err

@@ -93,7 +93,7 @@ def test_commands_and_files_within_sentences_exist(page):
         (
             "yaml",
             "{apiVersion: v1, spec: {template: {spec: {containers: [{name: a, image: ehm:cpu, args: [trian]}]}}}}",
-            "invalid choice: 'trian'",
+            "trian: unknown command",
         ),
         ("json", '{"a": 1', "is not JSON"),
         ("toml", "a = ", "is not TOML"),
