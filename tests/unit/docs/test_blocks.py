@@ -44,7 +44,7 @@ def find_inline_fault(code):
     """Return what is wrong with a command or a file that a sentence names, or None."""
     words = code.split()
     try:
-        if words[0] == "--set":
+        if set(words[::2]) == {"--set"} and all("=" in word for word in words[1::2]):
             check_keys(words[1::2])
         if words[0] in ("ehm", "make") and words[1:] not in ([], ["COMMAND", "--help"]):
             check_shell(code)
