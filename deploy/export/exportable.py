@@ -75,7 +75,7 @@ class ImageExportable(Exportable):
     """A network of batches of images.
 
     ``make`` writes its graph as the settings say, and ``reference`` is what that is compared with. ``fuses`` tells that
-    ONNX Runtime has operators of its own for the graph; ``patch_size`` is that of a plain ViT.
+    ONNX Runtime has operators of its own for the graph; ``patch_size`` is that of a ViT whose images may have any size.
     """
 
     provenance: Provenance
@@ -115,7 +115,7 @@ class ImageExportable(Exportable):
         return config.target
 
     def smallest_side(self, config: ExportConfig) -> int | None:
-        """Return the patch size of a plain ViT: no other model takes images of any size."""
+        """Return the patch size of a ViT whose positions are resampled: no other model takes images of any size."""
         return self.patch_size if config.dynamic_size else None
 
 

@@ -88,7 +88,7 @@ def _prepare_network(
 ) -> ImageExportable:
     """Prepare the export of ``network``, which was assembled from ``weights``."""
     from ehm.deploy.export.graphs.network import make_graph
-    from ehm.deploy.export.graphs.vit import can_fuse_attention
+    from ehm.deploy.export.graphs.vit import can_fuse_attention, can_take_any_size
 
     spec = network.spec
     assert spec is not None
@@ -99,10 +99,11 @@ def _prepare_network(
         kind = SegmenterExportable
         outputs = ("scores",)
         image_size = find_window(weights, source)
-    is_plain_vit = isinstance(spec, VitSpec) and spec.is_plain and outputs != ("scores",)
-    # a descriptor has its encoder's graph, but its own pooling
-    takes_any_size = is_plain_vit and network.provenance.kind != "embedder"
-    if framework == "torch" and not takes_any_size:
+    # descriptors and segmenters have their encoders' graphs, but heads of their own
+    is_encoder = network.provenance.kind != "embedder" and outputs != ("scores",)
+    takes_any_size = is_encoder and isinstance(spec, VitSpec) and can_take_any_size(spec)
+    is_plain_vit = is_encoder and isinstance(spec, VitSpec) and spec.is_plain
+    if framework == "torch" and not is_plain_vit:
         reference = _compute_with_torch(source, head, weights)
     else:
         module = import_module(f"ehm.backends.{framework}.export.module")
@@ -135,7 +136,7 @@ def _compute_with_torch(source: ModelSource, head: Head, weights: Weights) -> Re
 
 def _refuse_any_size(origin: str) -> ConfigError:
     return ConfigError(
-        f"dynamic_size: {origin} is no plain ViT of ours, whose positions the graph could resample; leave it out"
+        f"dynamic_size: {origin} is no ViT of ours with added positions, which the graph could resample; leave it out"
     )
 
 

@@ -112,7 +112,9 @@ class ExportConfig(Section):
     preprocessing: bool = Field(
         False, description="Whether the graph takes bytes of any size and resizes, crops and normalises them itself."
     )
-    dynamic_size: bool = Field(False, description="Whether a plain ViT takes images of any multiple of its patches.")
+    dynamic_size: bool = Field(
+        False, description="Whether a ViT whose positions are added takes images of any multiple of its patches."
+    )
     license: str | None = Field(None, description="License of the model, for the model card.")
     data_license: str | None = Field(None, description="License of the training images, for the model card.")
     model: ModelSource = ModelSource()

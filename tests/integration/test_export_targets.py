@@ -83,8 +83,8 @@ def test_what_does_not_go_together_is_one_sentence(run, tmp_path, overrides, mes
     assert list(tmp_path.iterdir()) == []
 
 
-def test_only_a_plain_vit_takes_images_of_any_size(tmp_path):
-    with pytest.raises(ConfigError, match=r"dynamic_size: timm:test_convnext.* is no plain ViT of ours"):
+def test_a_network_of_timms_takes_images_of_one_size(tmp_path):
+    with pytest.raises(ConfigError, match=r"dynamic_size: timm:test_convnext.* is no ViT of ours with added positions"):
         export("timm:test_convnext?pretrained=false", out=tmp_path / "bundle", overrides=["dynamic_size=true"])
     assert list(tmp_path.iterdir()) == []
 

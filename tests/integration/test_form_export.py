@@ -22,6 +22,7 @@ from ehm.deploy.export.graphs.saving import save
 from ehm.deploy.export.precision.int8 import write_int8
 from ehm.deploy.export.sources import prepare_export
 from ehm.deploy.predict.predictor import Predictor
+from ehm.errors import ConfigError
 
 CANN = {
     *("Add", "Concat", "Conv", "Div", "Erf", "Gather", "MatMul", "Mul", "Pad", "ReduceMean", "Reshape", "Sigmoid"),
@@ -189,3 +190,31 @@ def test_files_are_the_same_with_mindspore_and_without_torch(tmp_path):
     assert manifest["parity"]["reference"].startswith("mindspore ")
     assert manifest["parity"]["max_relative"] < 2e-5
     assert "torch" not in manifest["versions"]
+
+
+@pytest.mark.parametrize("form", ["dinov2_registers", "siglip"])
+def test_images_of_any_size_give_what_an_export_at_that_size_gives(form, tmp_path):
+    file = write_form(form, tmp_path / "encoder.safetensors")
+    exportable = prepare_export(ModelSource(init=str(file)), "multi")
+    settings = ExportConfig(dynamic_size=True)
+    assert exportable.smallest_side(settings) == (14 if form == "dinov2_registers" else 16)
+    dynamic = open_graph(exportable.make_graph(settings))
+    for height, width in ((4, 4), (6, 3), (2, 9)):
+        size = (exportable.patch_size * height, exportable.patch_size * width)
+        there = prepare_export(ModelSource(init=str(file), image_size=size), "multi")
+        fixed = open_graph(there.make_graph(ExportConfig()))
+        given = np.random.default_rng(height).normal(size=(2, 3, *size)).astype(np.float32)
+        wanted = fixed.run(None, {"images": given})
+        for expected, found in zip(wanted, dynamic.run(None, {"images": given}), strict=True):
+            np.testing.assert_allclose(found, expected, rtol=0, atol=2e-5 * np.sqrt(np.mean(expected**2)))
+
+
+@pytest.mark.parametrize("form", ["dinov3", "eva02"])
+def test_rotary_positions_have_one_size(form, tmp_path):
+    exportable = prepare_export(ModelSource(init=str(write_form(form, tmp_path / "encoder.safetensors"))), "auto")
+    with pytest.raises(ConfigError, match="is no ViT of ours with added positions, which the graph could resample"):
+        exportable.make_graph(ExportConfig(dynamic_size=True))
+
+
+def open_graph(graph):
+    return onnxruntime.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])

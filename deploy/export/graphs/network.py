@@ -37,8 +37,8 @@ def make_graph(
     """Return a network as a graph: (B, C, H, W) float32 ``images`` -> ``outputs``.
 
     ``weights`` are what :func:`ehm.models.assembling.assemble_network` gave. With ``dynamic_size`` (from ``opset`` 18,
-    plain ViTs alone) H and W are any multiples of the patch size, and the positions are resampled as
-    :func:`ehm.models.resample.resample_positions` does. ``image_size`` is that of a segmenter, whose encoder may see
+    for ViTs whose positions are all added) H and W are any multiples of the patch size, and the positions are resampled
+    as :func:`ehm.models.resample.resample_positions` does. ``image_size`` is that of a segmenter, whose encoder may see
     images in another one.
     """
     assert weights.spec is not None

@@ -1,6 +1,6 @@
 """A trained ViT as an ONNX graph, written node by node: the same file whatever framework is installed, or none.
 
-A plain ViT's images may have any size: then, and only then, shapes are computed at run time.
+If all positions are added, images may have any size: then, and only then, shapes are computed at run time.
 
 Shapes: B images, N = h * w patches, P tokens before them (class token, registers), L = P + N tokens, D features.
 """
@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ehm.config.encoders import VitSpec, relative_index
 from ehm.deploy.bundle.manifest import Target
@@ -18,12 +17,13 @@ from ehm.deploy.export.graphs.attention_pool import add_attention_pool
 from ehm.deploy.export.graphs.block_arrays import unify_blocks
 from ehm.deploy.export.graphs.encoder import AttentionSizes, EncoderGraph
 from ehm.deploy.export.graphs.mlp import add_mlp
-from ehm.deploy.export.graphs.nodes import BICUBIC, MICROSOFT
+from ehm.deploy.export.graphs.nodes import MICROSOFT
 from ehm.deploy.export.graphs.rotary import add_angles, add_rotation
+from ehm.deploy.export.graphs.vit_embedding import add_embedding
 from ehm.models.heads import Output
 from ehm.models.weights import Weights
 
-__all__ = ["GRAPHS", "VitGraph", "can_fuse_attention"]
+__all__ = ["GRAPHS", "VitGraph", "can_fuse_attention", "can_take_any_size"]
 
 _END = 2**63 - 1
 """The end of a slice that takes all there is."""
@@ -32,7 +32,8 @@ _END = 2**63 - 1
 class VitGraph(EncoderGraph):
     """The graph of a ViT of any form for any runtime.
 
-    ``length`` is the number of tokens, -1 if the image's size decides (``dynamic_size``, of plain ViTs alone).
+    ``length`` is the number of tokens. With ``dynamic_size``, which :func:`can_take_any_size` tells of, it is -1,
+    because the image's size decides.
     """
 
     classifier = VitSpec.classifier
@@ -127,76 +128,9 @@ class VitGraph(EncoderGraph):
         # the factors of the branch become a part of the weights
         return self.add_linear(f"{name}.proj", mixed, self.arrays.get(f"{name.removesuffix('.attn')}.gamma_1"))
 
-    def _embed_images(self, images: str) -> str:
-        """Add images -> tokens (B, L, D)."""
-        name = "patch_embed.proj"
-        weights = [self.add_parameter(f"{name}.weight")]
-        if f"{name}.bias" in self.arrays:
-            weights.append(self.add_parameter(f"{name}.bias"))
-        size = [self.spec.patch_size, self.spec.patch_size]
-        grid = self.add_node("Conv", [images, *weights], "patch_embed/conv", kernel_shape=size, strides=size)
-        shape = self.add_integers("patch_embed.shape", 0, self.spec.width, -1)
-        rows = self.add_node("Reshape", [grid, shape], "patch_embed/rows")
-        tokens = self.add_node("Transpose", [rows], "patch_embed/patches", perm=[0, 2, 1])
-        if self.spec.form.norm_patches:
-            tokens = self.add_norm("patch_embed.norm", tokens, "patch_embed.norm/norm")
-        tokens = self._add_prefix(tokens, grid)
-        if self.spec.form.norm_before:
-            tokens = self.add_norm("norm_pre", tokens, "norm_pre/norm")
-        return tokens
-
-    def _add_prefix(self, patches: str, grid: str) -> str:
-        """Add the patches (B, N, D) of a ``grid`` (B, D, h, w) -> all tokens with their positions: (B, L, D).
-
-        The tokens before the patches take rows of zeros, and are added together with the positions.
-        """
-        added = self._sum_prefix_and_positions()
-        if added is None:
-            return patches
-        first = "cls_token" if self.spec.form.class_token else "reg_token"
-        tokens = patches
-        if self.prefix:
-            # a Concat would need the batch's size, which is dynamic
-            pads = self.add_integers(f"{first}.pads", 0, self.prefix, 0, 0, 0, 0)
-            tokens = self.add_node("Pad", [patches, pads], f"{first}/pad")
-        if self.dynamic_size:
-            constant = self._resample_positions(added, grid)
-        else:
-            constant = self.add_constant("pos_embed" if "pos_embed" in self.arrays else first, added)
-        return self.add_node("Add", [tokens, constant], "pos_embed/sum")
-
-    def _sum_prefix_and_positions(self) -> NDArray[np.float32] | None:
-        """Return the tokens before the patches, and the positions of all tokens: (1, L, D); None without either.
-
-        Adding both here spares a node at run time.
-        """
-        prefix = [self.arrays[name] for name in ("cls_token", "reg_token") if name in self.arrays]
-        positions = self.arrays.get("pos_embed")
-        if positions is None and not prefix:
-            return None
-        # rows stay 0 where the form adds no position: everywhere, or before the patches
-        total = np.zeros((1, self.prefix + self.spec.patches, self.spec.width), np.float32)
-        if positions is not None:
-            total[:, self.prefix - self.spec.form.position_tokens :] = positions
-        if prefix:
-            total[:, : self.prefix] += np.concatenate(prefix, axis=1)
-        return total
-
-    def _resample_positions(self, positions: NDArray[np.float32], grid: str) -> str:
-        """Add positions (1, L, D) for the tokens of ``grid`` (B, D, h, w)."""
-        token, patches = np.split(positions, [1], axis=1)
-        # Resize works on planes (1, D, h, w)
-        planes = patches.swapaxes(1, 2).reshape(1, self.spec.width, *self.spec.grid)
-        stored = self.add_constant("pos_embed", planes)
-        size = self.add_node("Shape", [grid], "grid/size", start=2)
-        resized = self.add_node("Resize", [stored, "", "", size], "pos_embed/resized", axes=[2, 3], **BICUBIC)
-        rows = self.add_node("Reshape", [resized, "patch_embed.shape"], "pos_embed/rows")
-        columns = self.add_node("Transpose", [rows], "pos_embed/patches", perm=[0, 2, 1])
-        return self.add_node("Concat", [self.add_constant("cls_token", token), columns], "pos_embed/tokens", axis=1)
-
     def _add_blocks(self, images: str, count: int) -> list[str]:
         """Add images -> the tokens (B, L, D) behind each of the first ``count`` blocks."""
-        tokens = self._embed_images(images)
+        tokens = add_embedding(self, images, self.spec, self.dynamic_size)
         if self.spec.form.rotary.kind is not None:
             add_angles(self, self.spec)
         outputs = []
@@ -226,6 +160,11 @@ def can_fuse_attention(spec: VitSpec) -> bool:
     """Return whether the attention of a ViT of ``spec`` is what ONNX Runtime has an operator of its own for."""
     form = spec.form
     return form.bias and form.rotary.kind is None and not form.norm_queries and not spec.relative
+
+
+def can_take_any_size(spec: VitSpec) -> bool:
+    """Return whether a graph of a ViT of ``spec`` can resample its positions: those that are added, and no others."""
+    return spec.form.added_positions and spec.form.rotary.kind is None and not spec.relative
 
 
 class OnnxRuntimeVitGraph(VitGraph):
