@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from ehm.commands import COMMANDS, Command
+from ehm.commands import COMMANDS, HEADINGS, Command
 from ehm.commands.examples import OVERVIEW_EPILOG, write_epilog
 from ehm.commands.flags import add_output_flags
 from ehm.commands.parser import CommandParser
@@ -34,6 +34,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if argv is None else list(argv)
     # Flags are built for the command that is asked for alone: those of serve take a fifth of a second to load.
     parser = build_parser(arguments[:1])
+    if not arguments:
+        parser.print_help(sys.stderr)
+        return 2
     options = vars(parser.parse_args(arguments))
     prepare_threads()
     command = options.pop("command")
@@ -99,7 +102,15 @@ def build_parser(commands: Sequence[str] = tuple(COMMANDS)) -> CommandParser:
         help="Show the version and, if it is known, the commit, and exit.",
     )
     parser.add_help_flag(parser)
-    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", title="commands", prog="ehm")
+    subparsers = parser.add_subparsers(
+        dest="command",
+        required=True,
+        metavar="COMMAND",
+        title="commands",
+        description="ehm COMMAND --help explains a command and gives examples.",
+        prog="ehm",
+    )
+    subparsers.headings = HEADINGS  # type: ignore[attr-defined]
     for name, command in COMMANDS.items():
         # SUPPRESS omits flags that are not given, so that the function's defaults apply.
         subparser = subparsers.add_parser(

@@ -33,7 +33,7 @@ from ehm.commands.training import (
     add_train_flags,
 )
 
-__all__ = ["COMMANDS", "Command"]
+__all__ = ["COMMANDS", "HEADINGS", "Command"]
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,23 @@ COMMANDS = {
         "Train an encoder for a task: classification, detection, segmentation, retrieval or vision_language.",
         add_finetune_flags,
     ),
+    "tokenizer": Command(
+        "ehm.training.tokenizer:train_tokenizer",
+        "Train the visual tokens that the objective beit needs, on unlabelled images.",
+        add_tokenizer_flags,
+        selectors=("action",),
+    ),
+    "language": Command(
+        "ehm.training.language:train_language_model",
+        "Train a tiny language model on text alone: a stand-in for a real one, for examples of vision_language.",
+        add_language_flags,
+        selectors=("action",),
+    ),
+    "launch": Command(
+        "ehm.deploy.launch.command:launch",
+        "Write, and submit, the job that trains on several machines of a cluster: Slurm, Kubeflow or Volcano.",
+        add_launch_flags,
+    ),
     "probe": Command(
         "ehm.tasks.classification.probe:probe",
         "Measure a frozen encoder by a linear probe, by nearest neighbours and by RankMe.",
@@ -88,11 +105,6 @@ COMMANDS = {
         "Classify images, detect objects, segment or extract features with an exported bundle.",
         add_predict_flags,
         has_json=False,
-    ),
-    "launch": Command(
-        "ehm.deploy.launch.command:launch",
-        "Write, and submit, the job that trains on several machines of a cluster: Slurm, Kubeflow or Volcano.",
-        add_launch_flags,
     ),
     "bench": Command(
         "ehm.deploy.bench:bench_export",
@@ -122,18 +134,6 @@ COMMANDS = {
         "ehm.analysis.data_stats.command:measure_data",
         "Measure the images of a source: mean and deviation, formats, copies, files that cannot be read.",
         add_data_flags,
-        selectors=("action",),
-    ),
-    "tokenizer": Command(
-        "ehm.training.tokenizer:train_tokenizer",
-        "Train the visual tokens that the objective beit needs, on unlabelled images.",
-        add_tokenizer_flags,
-        selectors=("action",),
-    ),
-    "language": Command(
-        "ehm.training.language:train_language_model",
-        "Train a tiny language model on text alone: a stand-in for a real one, for examples of vision_language.",
-        add_language_flags,
         selectors=("action",),
     ),
     "configs": Command(
@@ -166,3 +166,12 @@ COMMANDS = {
     "man": Command("ehm.commands.manual:write_manual", "Write the manual pages of all commands.", add_manual_flags),
 }
 """The commands by name, in the order of ``ehm --help``."""
+
+HEADINGS = {
+    "train": "train",
+    "probe": "measure",
+    "export": "export and predict",
+    "inspect": "look at pictures, runs, data and configurations",
+    "doctor": "this machine and its shell",
+}
+"""The headings of groups of commands in ``ehm --help``, by the first command of each."""

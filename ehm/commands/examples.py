@@ -96,8 +96,6 @@ _COMMON_STATUSES = {
 }
 
 OVERVIEW_EPILOG = """\
-ehm COMMAND --help explains a command and gives examples.
-
 first steps:
   ehm doctor
   ehm train --config elpv/pretrain --out runs/mine

@@ -20,7 +20,22 @@ Group = argparse._ArgumentGroup
 
 
 class _HelpFormatter(argparse.HelpFormatter):
-    """Wraps the paragraphs of descriptions and epilogs, and leaves indented lines, such as examples, as they are."""
+    """Formats help: paragraphs are wrapped, indented lines, such as examples, stay as they are.
+
+    ``headings`` of the action that holds all commands are those of groups of commands, by the first of each.
+    """
+
+    def _format_action(self, action: argparse.Action) -> str:
+        """Return a flag with its help; of all commands each under the heading of its group."""
+        if not isinstance(action, argparse._SubParsersAction):
+            return super()._format_action(action)
+        headings = getattr(action, "headings", {})
+        lines = []
+        for command in action._choices_actions:
+            if command.dest in headings:
+                lines.append(f"\n{headings[command.dest]}:\n")
+            lines.append(super()._format_action(command))
+        return "".join(lines)
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         lines = []

@@ -35,7 +35,7 @@ def add_train_flags(parser: Parser) -> None:
         "--replay",
         metavar="DIR",
         help="Take a step whose loss was not finite again, and report where its numbers break. DIR is a folder "
-        "broken/step-… of a run, which names the command; --set tries other settings.",
+        "broken/step-N of a run, which names the command; --set tries other settings.",
     )
 
 

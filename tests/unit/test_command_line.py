@@ -8,7 +8,7 @@ from documented.ehm_commands import check_ehm
 from documented.shell import split_commands
 
 from ehm.cli import build_parser, main
-from ehm.commands import COMMANDS
+from ehm.commands import COMMANDS, HEADINGS
 from ehm.commands.examples import EXAMPLES
 from ehm.commands.settings import gather_settings
 from ehm.config.commands import list_key_names
@@ -20,6 +20,14 @@ from ehm.suggestions import suggest, suggest_path
 def commands():
     """The parser of each command by name."""
     return next(action for action in build_parser()._actions if action.dest == "command").choices
+
+
+def test_the_overview_shows_commands_in_groups(capsys):
+    assert main([]) == 2
+    shown = capsys.readouterr().err
+    assert list(HEADINGS) == [name for name in COMMANDS if name in HEADINGS]
+    for name, heading in HEADINGS.items():
+        assert f"\n\n{heading}:\n  {name} " in shown
 
 
 def test_every_command_has_examples():
