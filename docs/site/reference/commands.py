@@ -84,7 +84,7 @@ def _write_names(action: argparse.Action) -> str:
     if not action.option_strings:
         return f"`{value}`"
     names = sorted(action.option_strings, key=lambda name: not name.startswith("--"))
-    return "<br>".join(f"`{' '.join([name, value]).strip()}`{{#{name}}}" for name in names)
+    return "<br>".join(f"`{' '.join([name, value]).strip()}`{{#{name} .flag}}" for name in names)
 
 
 def _describe_value(action: argparse.Action) -> str:
