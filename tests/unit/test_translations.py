@@ -79,6 +79,13 @@ def test_the_commands_of_a_page_are_those_of_the_english_pages_that_it_names(pat
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
+def test_the_first_english_page_that_a_page_names_leads_back_at_its_top(path):
+    followed = english_pages(path)[0]
+    (link,) = re.findall(r"^English \| \[简体中文\]\((.*)\)$", "\n".join(read(followed).splitlines()[:5]), re.MULTILINE)
+    assert (followed.parent / link).resolve() == path
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
 def test_the_versions_in_its_tables_are_those_of_the_english_pages(path):
     rows = [row for row in re.findall(r"^\|.*\|$", read(path), re.MULTILINE) if re.match(r"\| \d+\.\d+\.\d+", row)]
     known = {tuple(cell_versions(row)) for page in english_pages(path) for row in read(page).splitlines()}
