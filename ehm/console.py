@@ -104,7 +104,8 @@ class PlainConsole(Console):
         if self._for_messages and _messages.are_hidden:
             return StringIO()
         if _messages.use_standard_error:
-            return cast(IO[str], _EscapingStream(sys.stderr))
+            # while a bar is drawn, rich puts a stream there that prints above the bar, on this console
+            return cast(IO[str], _EscapingStream(getattr(sys.stderr, "rich_proxied_file", sys.stderr)))
         return cast(IO[str], _EscapingStream(super().file))
 
     @file.setter
