@@ -7,15 +7,25 @@ from typing import Any
 import numpy as np
 
 from ehm.backends.common import STEP
-from ehm.storage.arrays import Arrays, LearnerState, add_prefix, join_average, split_average, take_prefix
+from ehm.storage.arrays import (
+    Arrays,
+    LearnerState,
+    add_prefix,
+    drop_names,
+    join_average,
+    split_average,
+    take_prefix,
+)
 
-__all__ = ["ResumableLearner"]
+__all__ = ["ResumableLearner", "ResumableTask"]
 
 _UPDATES = "lora/"
 """Before the names of the parts of the parameters, among the optimiser's arrays."""
 _AVERAGED_UPDATES = "lora_ema/"
 """Before those of the moving average."""
 _PARTS = (_UPDATES, _AVERAGED_UPDATES)
+_IN_TRAINING = "trained/"
+"""Before the names of a task's weights in training among them, if the parameters are the average of these."""
 
 
 class ResumableLearner:
@@ -72,3 +82,31 @@ class ResumableLearner:
         self._load_arrays(module, arrays)
         if updates and self._load_updates is not None:
             self._load_updates(module, updates)
+
+
+class ResumableTask(ResumableLearner):
+    """A learner of a task: a moving average, if there is one, is what is measured.
+
+    It is also what a state has as its parameters. The weights in training lie among the optimiser's arrays then.
+    """
+
+    @property
+    def measured_model(self) -> Any:
+        """The model that is measured: the moving average if there is one, else the model in training."""
+        return self.model if self._average is None else self._average
+
+    def state(self) -> LearnerState:
+        """Return what a checkpoint keeps; see :meth:`ehm.backends.base.Learner.state`."""
+        state = super().state()
+        if self._average is None:
+            return state
+        optimizer, average = split_average(state.optimizer)
+        return LearnerState(average, optimizer | add_prefix(state.model, _IN_TRAINING))
+
+    def load(self, state: LearnerState) -> None:
+        """Go on from ``state``; one without weights in training, to be measured, has the average alone."""
+        in_training = take_prefix(state.optimizer, _IN_TRAINING)
+        optimizer = drop_names(state.optimizer, add_prefix(in_training, _IN_TRAINING))
+        if self._average is not None:
+            optimizer = join_average(optimizer, state.model)
+        super().load(LearnerState(in_training or state.model, optimizer))

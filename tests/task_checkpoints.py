@@ -35,6 +35,22 @@ def scatter(arrays):
             arrays[name] = (deviation * rng.normal(size=values.shape)).astype(np.float32)
 
 
+def scatter_updates(state, lora):
+    """Give the low-rank updates of a learner's ``state`` numbers, and its merged weights their sums with them."""
+    rng = np.random.default_rng(9)
+    for key, values in state.optimizer.items():
+        if not key.startswith("lora/"):
+            continue
+        weight = state.model[f"{key.removeprefix('lora/').rpartition('/')[0]}.weight"]
+        drawn = (rng.normal(size=values.shape) / np.sqrt(values.shape[1])).astype(np.float32)
+        state.optimizer[key] = weight if key.endswith("/weight") else drawn
+    for key in list(state.optimizer):
+        if key.startswith("lora/") and key.endswith("/A"):
+            layer = key.removeprefix("lora/").removesuffix("/A")
+            first, second = state.optimizer[key], state.optimizer[f"lora/{layer}/B"]
+            state.model[f"{layer}.weight"] = state.model[f"{layer}.weight"] + second @ first * (lora.alpha / lora.rank)
+
+
 def save_pretrained(folder, settings=RELATIVE):
     """Save a model in pretraining."""
     config = TrainConfig.model_validate({**settings, "optim": OPTIM})
@@ -63,11 +79,17 @@ def save_segmenter(folder, model, size, **settings):
 
 def _save_task(folder, config, kind):
     made = backends.get("cpu").create_task_learner(config, 3)
-    arrays = made.state().model
-    scatter(arrays)
+    state = made.state()
+    scatter(state.model)
+    scatter_updates(state, config.lora)
     meta = {"kind": kind, "encoder": dict(made.architecture), "config": config.model_dump(mode="json")}
-    return _save(folder, arrays, {**meta, "classes": ["a", "b", "c"], "image_size": list(made.image_size)})
+    meta |= {"classes": ["a", "b", "c"], "image_size": list(made.image_size)}
+    return _save(folder, state.model, meta, take_updates(state))
 
 
-def _save(folder, arrays, meta):
-    return save_checkpoint(folder, LearnerState(arrays, {}), {"step": 0, "epoch": 0.0, "seed": 0, **meta})
+def take_updates(state):
+    return {key: values for key, values in state.optimizer.items() if key.startswith("lora/")}
+
+
+def _save(folder, arrays, meta, optimizer=None):
+    return save_checkpoint(folder, LearnerState(arrays, optimizer or {}), {"step": 0, "epoch": 0.0, "seed": 0, **meta})

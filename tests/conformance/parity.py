@@ -112,6 +112,14 @@ def classification(backend, meta, images, first):
     model, encoder = config.model.model_copy(update={"init": str(first)}), backend.create_encoder(source)
     classifier = backend.create_task_learner(config.model_copy(update={"model": model}), len(meta["classes"]))
     targets = np.eye(len(meta["classes"]), dtype=np.float32)[np.arange(len(images)) % len(meta["classes"])]
+    weights = None
+    if config.loss == "binary_cross_entropy":
+        # the first image has two labels
+        targets[0] = [1, 0, 1]
+        weights = np.array([0.5, 1, 3], np.float32)
+
+    def step(number):
+        return classifier.train_step(images, targets, lr, DECAY, weights)
 
     def seen():
         return {
@@ -122,7 +130,7 @@ def classification(backend, meta, images, first):
         }
 
     lr = LR[config.optimizer]
-    return classifier, seen, lambda number: classifier.train_step(images, targets, lr, DECAY), config
+    return classifier, seen, step, config
 
 
 def retrieval(backend, meta, images, first):
@@ -180,8 +188,11 @@ def run(device, first, steps, out, broken=False):
     if broken:
         learner.model.blocks[1].attn.scale *= 1.001
     results, losses = seen(), []
+    averages = meta["kind"] != "pretrain" and config.optim.ema_decay is not None
     for number in range(meta["step"], meta["step"] + steps):
         metrics = step(number)
+        if averages:
+            learner.update_average(config.optim.last_ema_decay)
         losses.append(float(metrics["loss"]))
         if number == 0:
             results |= {f"metric/{name}": float(value) for name, value in metrics.items()}
@@ -192,6 +203,9 @@ def run(device, first, steps, out, broken=False):
                     results[f"gradient/{name}"] = value / (1 - config.optim.betas[0])
                 elif slot == "momentum_buffer":
                     results[f"gradient/{name}"] = value
+    if averages:
+        # what is measured of the average
+        results |= {f"after/{name}": value for name, value in seen().items()}
     path = save_checkpoint(Path(out), learner.state(), {**meta, "step": meta["step"] + steps})
     np.savez(path / "results.npz", losses=losses, **results)
     shutil.copy(Path(first) / "images.npy", path)

@@ -14,6 +14,7 @@ import numpy as np
 import parity
 import pytest
 from conftest import PRESENT
+from task_checkpoints import scatter_updates, take_updates
 
 from ehm import backends
 from ehm.config import FinetuneConfig, TokenizerConfig
@@ -172,7 +173,18 @@ def compare(ours, theirs):
         limit = 5e-3
     for name, value in elsewhere.trained(open_checkpoint(ours).model):
         np.testing.assert_allclose(value, weights[name], rtol=1e-5, atol=limit, err_msg=name)
+    compare_beside(ours, theirs, limit)
     return right.files
+
+
+def compare_beside(ours, theirs, limit):
+    """Compare what a state has beside the parameters: averages, weights in training, and low-rank updates."""
+    others = dict(elsewhere.trained(open_checkpoint(theirs).state.optimizer))
+    own = dict(elsewhere.trained(open_checkpoint(ours).state.optimizer))
+    assert own.keys() == others.keys()
+    for name, value in own.items():
+        if name.startswith(("ema/", "trained/", "lora/", "lora_ema/")):
+            np.testing.assert_allclose(value, others[name], rtol=1e-5, atol=limit, err_msg=name)
 
 
 @every_other_device
@@ -229,11 +241,51 @@ def test_a_tokenizer_and_its_steps_are_torchs(device, batch, tmp_path):
     assert losses[-1] < losses[0]
 
 
+@every_other_device
+@pytest.mark.full_for("mindspore")
+def test_low_rank_updates_and_their_average_are_torchs_and_cross_over(device, config, batch, tmp_path):
+    taught = config(model={"form": DINOV3})
+    meta = {"kind": "pretrain", "step": 0, "config": taught.model_dump(mode="json")}
+    start = save_checkpoint(tmp_path / "taught", backends.get("cpu").create_learner(taught).state(), meta)
+    lora = {"rank": 2, "alpha": 8, "targets": ["attn.qkv", "attn.proj", "mlp"], "norms": True}
+    settings = config(
+        model={"form": DINOV3, "init": str(start), "freeze": 1}, lora=lora, layer_decay=0.8, optim={"ema_decay": 0.8}
+    )
+    state = backends.get("cpu").create_learner(settings).state()
+    scatter_updates(state, settings.lora)
+    state.optimizer = take_updates(state) | {f"ema/{name}": value for name, value in state.model.items()}
+    state.optimizer |= {f"lora_ema/{name.removeprefix('lora/')}": value for name, value in take_updates(state).items()}
+    first = parity.start(tmp_path / "start", state, batch[0], kind="pretrain", config=settings.model_dump())
+    here, there = parity.run("cpu", first, 12, tmp_path / "here"), device(first, 12, tmp_path / "there")
+    found = compare(there, here)
+    learning = {name.removeprefix("gradient/") for name in found if name.startswith("gradient/")}
+    layers = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
+    factors = {
+        f"blocks.{block}.{layer}.lora_{part}.default.weight" for block in (1, 2) for layer in layers for part in "AB"
+    }
+    norms = {
+        f"blocks.{block}.norm{number}.{part}" for block in (1, 2) for number in (1, 2) for part in ("weight", "bias")
+    }
+    encoders = {name for name in learning if not name.startswith(("decoder", "mask_token"))}
+    assert encoders == factors | norms | {"norm.weight", "norm.bias"}
+    back = parity.run("cpu", there, 4, tmp_path / "back")
+    stayed = parity.run("cpu", here, 4, tmp_path / "stayed")
+    losses = [np.load(path / "results.npz")["losses"] for path in (stayed, back)]
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-5)
+
+
 TASKS = {
     "finetune": {"layer_decay": 0.65, "optim": {"clip_grad": 0.1, "accumulate": 2}},
     "finetune-token-relative": {"pool": "token", "layer_decay": 0.8},
     "probe-lars": {"frozen": True, "pool": "token", "layer_decay": 1, "optimizer": "lars"},
-    "probe-sgd": {"frozen": True, "layer_decay": 1, "optimizer": "sgd", "optim": {"accumulate": 2}},
+    "finetune-labels-average": {"loss": "binary_cross_entropy", "optim": {"ema_decay": 0.8}},
+    "probe-sgd-labels-average": {
+        "frozen": True,
+        "layer_decay": 1,
+        "optimizer": "sgd",
+        "loss": "binary_cross_entropy",
+        "optim": {"accumulate": 2, "ema_decay": 0.8},
+    },
 }
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import parity
 import pytest
 from conftest import PRESENT
-from task_checkpoints import HEAD, PLAIN, SWIN, save_embedder, save_pretrained, save_segmenter
+from task_checkpoints import HEAD, OPTIM, PLAIN, SWIN, save_embedder, save_pretrained, save_segmenter
 from test_parity import every_other_device
 
 from ehm.deploy.export import export
@@ -22,6 +22,8 @@ SMALL = {**PLAIN, "depth": 2, "patch_size": 8, "image_size": [32, 48]}
 TINY_SWIN = {**SWIN, "depth": [1, 1, 2, 1], "image_size": [64, 32]}
 REGISTERS = {**SMALL, "patch_size": 14, "image_size": 42}
 REGISTERS |= {"form": {"registers": 2, "layer_scale": True, "prefix_positions": False}}
+AVERAGE = {"optim": {**OPTIM, "ema_decay": 0.8}}
+LORA = {"lora": {"rank": 2, "alpha": 8, "targets": ["attn.qkv", "attn.proj", "mlp"]}}
 SEGMENTER = {"head": {**HEAD, "dropout": 0}, "optimizer": "sgd", "layer_decay": 0.8}
 
 
@@ -31,7 +33,9 @@ def relative(folder):
 
 CASES = {
     "embedder": lambda folder: save_embedder(folder, SMALL, scale=8, optimizer="adamw", layer_decay=0.8),
-    "embedder-token-relative": lambda folder: save_embedder(folder, relative(folder), pool="token", dim=None, scale=8),
+    "embedder-token-relative-average": lambda folder: save_embedder(
+        folder, relative(folder), pool="token", dim=None, scale=8, **AVERAGE
+    ),
     "segmenter": lambda folder: save_segmenter(folder, {**PLAIN, "depth": 2}, [32, 64], **SEGMENTER),
     "segmenter-patches-of-14": lambda folder: save_segmenter(
         folder, {**PLAIN, "patch_size": 14, "image_size": 42}, 64, **SEGMENTER
@@ -39,7 +43,9 @@ CASES = {
     "embedder-swin": lambda folder: save_embedder(folder, TINY_SWIN, scale=8, optimizer="adamw", layer_decay=0.8),
     "segmenter-swin": lambda folder: save_segmenter(folder, TINY_SWIN, [64, 32], **SEGMENTER),
     "segmenter-registers": lambda folder: save_segmenter(folder, REGISTERS, 64, **SEGMENTER),
-    "segmenter-relative": lambda folder: save_segmenter(folder, relative(folder), [64, 32], **SEGMENTER),
+    "segmenter-relative-lora-average": lambda folder: save_segmenter(
+        folder, relative(folder), [64, 32], **SEGMENTER, **LORA, **AVERAGE
+    ),
 }
 SHORT = ("embedder", "segmenter")
 """Cases that every change of ehm runs."""
@@ -68,10 +74,17 @@ def assert_alike(ours, theirs):
         largest = np.abs(right[name]).max()
         limit = 1e-3 if name.startswith("gradient/pooling.parts") else 1e-4
         np.testing.assert_allclose(left[name], right[name], rtol=0, atol=limit * largest, err_msg=name)
-    weights = dict(elsewhere.trained(open_checkpoint(theirs).model))
-    for name, value in elsewhere.trained(open_checkpoint(ours).model):
+    weights = dict(elsewhere.trained(list_weights(theirs)))
+    for name, value in elsewhere.trained(list_weights(ours)):
         if is_trained(name):
             np.testing.assert_allclose(value, weights[name], rtol=1e-4, atol=2e-4, err_msg=name)
+
+
+def list_weights(checkpoint):
+    """The parameters, and the weights in training and low-rank updates beside them."""
+    state = open_checkpoint(checkpoint).state
+    beside = {name: value for name, value in state.optimizer.items() if name.startswith(("trained/", "lora"))}
+    return state.model | beside
 
 
 @every_other_device

@@ -13,7 +13,7 @@ import numpy as np
 from mindspore import Tensor, ops
 from numpy.typing import NDArray
 
-__all__ = ["draw_gumbel", "make_keys"]
+__all__ = ["draw_fractions", "draw_gumbel", "make_keys"]
 
 # the constants of lowbias32 (Wellons, 2018), whose second one is negative as a signed number
 _FIRST_FACTOR = 0x7FEB352D
@@ -24,17 +24,22 @@ _BITS = 23
 
 
 def make_keys(numbers: list[int]) -> NDArray[np.int32]:
-    """Return two keys for :func:`draw_gumbel` that follow from ``numbers``, such as a seed and a step."""
+    """Return two keys for :func:`draw_fractions` that follow from ``numbers``, such as a seed and a step."""
     return np.random.SeedSequence(numbers).generate_state(2).astype(np.uint32).view(np.int32)
+
+
+def draw_fractions(keys: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Draw independent uniform numbers between 0 and 1, both excluded, by ``keys`` (2,) int32: float32 of ``shape``."""
+    index = ops.arange(math.prod(shape)).astype(ms.int32)
+    hashed = _hash(ops.bitwise_xor(_hash(ops.bitwise_xor(index, keys[0])), keys[1]))
+    fractions = (_shift_right(hashed, 32 - _BITS).astype(ms.float32) + 0.5) / 2**_BITS
+    return fractions.reshape(shape)
 
 
 def draw_gumbel(keys: Tensor, shape: tuple[int, ...]) -> Tensor:
     """Draw independent numbers of the standard Gumbel distribution by ``keys`` (2,) int32: float32 of ``shape``."""
-    index = ops.arange(math.prod(shape)).astype(ms.int32)
-    hashed = _hash(ops.bitwise_xor(_hash(ops.bitwise_xor(index, keys[0])), keys[1]))
-    fraction = (_shift_right(hashed, 32 - _BITS).astype(ms.float32) + 0.5) / 2**_BITS
     # an exponential number first, by log1p, as the logarithm of a number near 1 has few digits
-    return -ops.log(-ops.log1p(-fraction)).reshape(shape)
+    return -ops.log(-ops.log1p(-draw_fractions(keys, shape)))
 
 
 def _hash(values: Tensor) -> Tensor:

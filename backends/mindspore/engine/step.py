@@ -22,7 +22,7 @@ from ehm.config import OptimConfig, TaskConfig, TokenizerConfig, TrainConfig
 from ehm.errors import BackendError
 from ehm.storage.arrays import Arrays
 
-__all__ = ["Training", "draw_drop_path", "refuse_tuning", "refuse_unknown", "set_deterministic"]
+__all__ = ["Training", "draw_drop_path", "refuse_unknown", "set_deterministic"]
 
 # torch's GradScaler begins with this scale, grows by this factor, and waits for so many steps
 _FIRST_SCALE = 2.0**16
@@ -139,19 +139,6 @@ def refuse_unknown(config: TrainConfig | TaskConfig | TokenizerConfig, processes
     if config.run.parallel == "fsdp" and processes.size > 1:
         raise BackendError(
             "run.parallel fsdp: the MindSpore backend keeps a copy of the model in each process; use ddp"
-        )
-
-
-def refuse_tuning(config: TrainConfig | TaskConfig) -> None:
-    """Raise BackendError if only a part of the encoder shall learn in a way that this backend does not have."""
-    if config.lora.rank is not None:
-        raise BackendError(
-            "lora.rank: updates are layers of the library peft, which is torch's; --device cpu, cuda or npu trains them"
-        )
-    if isinstance(config, TaskConfig) and config.optim.ema_decay is not None:
-        raise BackendError(
-            "optim.ema_decay: the MindSpore backend keeps no moving average of a task; --device cpu, cuda or npu keeps "
-            "one with torch"
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import mindspore as ms
@@ -30,9 +31,13 @@ class Pixels(nn.Cell):
         return ((images.astype(ms.float32) - self.offset) / self.scale).transpose((0, 3, 1, 2))
 
 
-def to_arrays(cell: nn.Cell) -> Arrays:
-    """Copy a cell's parameters, by name."""
-    return {name: parameter.asnumpy().copy() for name, parameter in cell.parameters_and_names()}
+def to_arrays(cell: nn.Cell, names: Collection[str] | None = None) -> Arrays:
+    """Copy a cell's parameters by name: those called ``names``, or all."""
+    arrays = {}
+    for name, parameter in cell.parameters_and_names():
+        if names is None or name in names:
+            arrays[name] = parameter.asnumpy().copy()
+    return arrays
 
 
 def load_arrays(cell: nn.Cell, arrays: Arrays) -> None:

@@ -14,31 +14,21 @@ from mindspore import Tensor, ops
 from numpy.typing import NDArray
 
 from ehm.backends.base import ALONE, Processes
-from ehm.backends.common import is_decayed, split_batch, step_entropy
+from ehm.backends.common import split_batch
 from ehm.backends.mindspore.engine.devices import Target, choose_dtype
 from ehm.backends.mindspore.engine.graphs import BatchGraph, compile_graph
-from ehm.backends.mindspore.engine.optim import AdamW, Momentum, Optimizer
-from ehm.backends.mindspore.engine.step import Training, draw_drop_path, refuse_tuning, refuse_unknown
-from ehm.backends.mindspore.engine.tensors import Pixels, load_arrays, to_arrays
-from ehm.backends.mindspore.learners.supervised import UNDECAYED
-from ehm.backends.mindspore.models.blocks import Block
+from ehm.backends.mindspore.engine.step import Training
+from ehm.backends.mindspore.learners.supervised import SupervisedLearner
 from ehm.backends.mindspore.models.loading import load_model
-from ehm.backends.mindspore.models.tuning import freeze_blocks, layer_of
-from ehm.backends.resumable import ResumableLearner
 from ehm.config import FinetuneConfig
-from ehm.config.inputs import differing_inputs
 from ehm.errors import BackendError
-from ehm.models.shapes import spec_from_json
 from ehm.models.weights import Weights
 
 __all__ = ["MindsporeClassifier"]
 
 
-class MindsporeClassifier(ResumableLearner):
+class MindsporeClassifier(SupervisedLearner):
     """Implements :class:`ehm.backends.base.Classifier`. Raises BackendError for settings that this backend lacks."""
-
-    _to_arrays = staticmethod(to_arrays)
-    _load_arrays = staticmethod(load_arrays)
 
     def __init__(
         self,
@@ -48,15 +38,6 @@ class MindsporeClassifier(ResumableLearner):
         processes: Processes = ALONE,
         weights: Weights | None = None,
     ) -> None:
-        refuse_unknown(config, processes)
-        refuse_tuning(config)
-        if config.loss == "binary_cross_entropy":
-            raise BackendError(
-                "loss binary_cross_entropy: several labels an image are not in MindSpore; --device cpu, cuda or npu "
-                "learns them with torch"
-            )
-        self._config = config
-        self._rank = processes.rank
         dtype = choose_dtype(config.optim.dtype, target)
         fc_norm = False if config.frozen else None
         channels = config.data.wanted_channels
@@ -64,34 +45,35 @@ class MindsporeClassifier(ResumableLearner):
             config.model, config.run.seed, classes, config.pool, fc_norm, dtype, config.frozen, weights, channels
         )
         model = loaded.model
-        self.model = model
-        self._spec = spec_from_json(loaded.architecture)
-        self.image_size = loaded.image_size
-        self.architecture: Mapping[str, Any] = loaded.architecture
-        self.notes = loaded.notes + freeze_blocks(model, self._spec, config.model.freeze)
-        self.inputs = config.data.input_spec(loaded.inputs)
-        if self.notes:
-            self.notes += differing_inputs(self.inputs, loaded.inputs)
-        if config.run.grad_checkpointing:
-            for _, cell in model.cells_and_names():
-                if isinstance(cell, Block):
-                    cell.recompute()
-        pixels = Pixels(self.inputs.mean, self.inputs.std, self.inputs.pixels.white)
+        super().__init__(config, processes, model, loaded)
+        self._classes = classes
+        is_binary = config.loss == "binary_cross_entropy"
+        pixels = self._pixels
+        measured = self.measured_model
 
-        def loss(images: Tensor, targets: Tensor, keep: Tensor | None) -> Tensor:
-            return soft_cross_entropy(model(pixels(images), keep), targets)
+        def compare(logits: Tensor, targets: Tensor, positive_weights: Tensor | None) -> Tensor:
+            if is_binary:
+                return binary_cross_entropy(logits, targets, positive_weights)
+            return soft_cross_entropy(logits, targets)
 
-        def probe_loss(features: Tensor, targets: Tensor) -> Tensor:
-            return soft_cross_entropy(model.head(features), targets)
+        def loss(images: Tensor, targets: Tensor, positive_weights: Tensor | None, keep: Tensor | None) -> Tensor:
+            return compare(model(pixels(images), keep), targets, positive_weights)
+
+        def probe_loss(features: Tensor, targets: Tensor, positive_weights: Tensor | None) -> Tensor:
+            return compare(model.head(features), targets, positive_weights)
 
         def features(images: Tensor) -> Tensor:
             return model.pool_images(pixels(images))
 
         def logits(images: Tensor) -> Tensor:
-            return model(pixels(images)).astype(ms.float32)
+            return measured(pixels(images)).astype(ms.float32)
 
         self._features = compile_graph(features)
         self._logits = BatchGraph(logits)
+        if config.frozen:
+            for name, parameter in model.parameters_and_names():
+                if not name.startswith("head."):
+                    parameter.requires_grad = False
         optimizer = self._create_optimizer()
         if config.frozen:
             # one part, because the head's batch norm has to see the whole batch at once
@@ -100,21 +82,28 @@ class MindsporeClassifier(ResumableLearner):
             self._training = Training(loss, optimizer, config.optim, dtype, processes)
 
     def train_step(
-        self, images: NDArray[np.uint8], targets: NDArray[np.float32], lr: float, weight_decay: float
+        self,
+        images: NDArray[np.uint8],
+        targets: NDArray[np.float32],
+        lr: float,
+        weight_decay: float,
+        positive_weights: NDArray[np.float32] | None = None,
     ) -> Mapping[str, SupportsFloat]:
         """See :meth:`ehm.backends.base.Classifier.train_step`."""
+        weights = None
+        if self._config.loss == "binary_cross_entropy":
+            if positive_weights is None:
+                positive_weights = np.ones(self._classes, np.float32)
+            weights = Tensor(positive_weights)
         if self._config.frozen:
-            take_inputs = self._prepare_probe(images, targets)
+            take_inputs = self._prepare_probe(images, targets, weights)
         else:
-            take_inputs = self._prepare_fine_tuning(images, targets)
-        metrics = self._training.step(len(images), take_inputs, lr, weight_decay)
-        self._steps += 1
-        return metrics
+            take_inputs = self._prepare_fine_tuning(images, targets, weights)
+        return self._take_step(len(images), take_inputs, lr, weight_decay)
 
     def compute_logits(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """See :meth:`ehm.backends.base.Classifier.compute_logits`."""
-        # nothing else of the network differs between training and evaluation
-        self.model.head.set_train(False)
+        self.measured_model.set_train(False)
         return self._logits(images)
 
     def measure_gradients(self, images: NDArray[np.uint8], targets: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -122,49 +111,40 @@ class MindsporeClassifier(ResumableLearner):
         raise BackendError("gradients are not in MindSpore; --device cpu, cuda or npu computes them with torch")
 
     def _prepare_fine_tuning(
-        self, images: NDArray[np.uint8], targets: NDArray[np.float32]
+        self, images: NDArray[np.uint8], targets: NDArray[np.float32], positive_weights: Tensor | None
     ) -> Callable[[slice], tuple[Any, ...]]:
         """Return a function that gives the loss's inputs for a slice of the batch."""
-        numbers = step_entropy(self._config.run.seed, self._steps, self._rank)
-        keep = draw_drop_path(self._config.model.drop_path, self._spec.blocks, len(images), numbers)
+        keep = self._draw_drop_path(len(images))
 
         def take_inputs(rows: slice) -> tuple[Any, ...]:
             factors = None if keep is None else Tensor(keep[:, rows])
-            return Tensor(images[rows]), Tensor(targets[rows]), factors
+            return Tensor(images[rows]), Tensor(targets[rows]), positive_weights, factors
 
         return take_inputs
 
     def _prepare_probe(
-        self, images: NDArray[np.uint8], targets: NDArray[np.float32]
+        self, images: NDArray[np.uint8], targets: NDArray[np.float32], positive_weights: Tensor | None
     ) -> Callable[[slice], tuple[Any, ...]]:
         """Run the encoder part by part without gradient; return a function that gives the inputs of the head."""
         parts = []
         for rows in split_batch(len(images), self._config.optim.accumulate):
             parts.append(self._features(Tensor(images[rows])).astype(ms.float32))
-        self.model.head.set_train()
         features = ops.cat(parts)
-        return lambda rows: (features, Tensor(targets))
-
-    def _create_optimizer(self) -> Optimizer:
-        """Create the optimiser; layer i of L learns at ``layer_decay ** (L - i)`` of the rate (BEiT, MAE)."""
-        config = self._config
-        last = self._spec.blocks + 1
-        trained = {}
-        scales = []
-        decaying = []
-        for name, value in self.model.parameters_and_names():
-            if value.requires_grad and (not config.frozen or name.startswith("head.")):
-                trained[name] = value
-                scales.append(config.layer_decay ** (last - layer_of(name, self._spec)))
-                decaying.append(is_decayed(name, value.ndim, UNDECAYED))
-        if config.optimizer == "adamw":
-            return AdamW(trained, scales, decaying, config.optim.betas)
-        return Momentum(trained, scales, decaying, trust=0.001 if config.optimizer == "lars" else None)
+        return lambda rows: (features, Tensor(targets), positive_weights)
 
 
 def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     """Compute the mean cross entropy against distributions, in float32: (B, C), (B, C) -> scalar."""
     return -(targets * ops.log_softmax(logits.astype(ms.float32), axis=-1)).sum(axis=-1).mean()
+
+
+def binary_cross_entropy(logits: Tensor, targets: Tensor, positive_weights: Tensor) -> Tensor:
+    """Compute the mean binary cross entropy over images and labels, in float32: (B, C), (B, C) -> scalar.
+
+    ``positive_weights`` (C,) are factors of the part of the loss that present labels have.
+    """
+    ones = ops.ones_like(targets)
+    return ops.BCEWithLogitsLoss("mean")(logits.astype(ms.float32), targets, ones, positive_weights)
 
 
 TASK_LEARNER = MindsporeClassifier

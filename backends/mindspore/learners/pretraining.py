@@ -8,23 +8,30 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, SupportsFloat
 
-import mindspore as ms
 import numpy as np
-from mindspore import Tensor, nn, ops
+from mindspore import Tensor
 from numpy.typing import NDArray
 
 from ehm.backends.base import ALONE, Processes, Reconstruction, StepExamination
 from ehm.backends.common import is_decayed, split_batch, step_entropy
+from ehm.backends.mindspore.engine.averaging import MovingAverage
 from ehm.backends.mindspore.engine.devices import Target, choose_dtype
 from ehm.backends.mindspore.engine.distributed import build_mean
 from ehm.backends.mindspore.engine.examination import examine_step
 from ehm.backends.mindspore.engine.graphs import BatchGraph, compile_graph
 from ehm.backends.mindspore.engine.optim import AdamW
-from ehm.backends.mindspore.engine.step import Training, draw_drop_path, refuse_tuning, refuse_unknown
-from ehm.backends.mindspore.engine.tensors import Pixels, load_arrays, to_arrays
+from ehm.backends.mindspore.engine.step import Training, draw_drop_path, refuse_unknown
+from ehm.backends.mindspore.engine.tensors import Pixels
+from ehm.backends.mindspore.models.adapters import (
+    load_merged,
+    load_updates,
+    merge_arrays,
+    seed_dropout,
+    take_updates,
+)
 from ehm.backends.mindspore.models.blocks import Block, cosine_similarity
 from ehm.backends.mindspore.models.loading import load_initial_weights
-from ehm.backends.mindspore.models.tuning import freeze_blocks, layer_of
+from ehm.backends.mindspore.models.tuning import layer_of, restrict_learning
 from ehm.backends.mindspore.objectives import MindsporeObjective, create_objective
 from ehm.backends.resumable import ResumableLearner
 from ehm.config import TrainConfig
@@ -59,8 +66,10 @@ class MindsporeLearner(ResumableLearner):
     """Implements :class:`ehm.backends.base.Learner`. Raises BackendError for settings that this backend lacks."""
 
     takes_mask_pieces: Literal[True] = True
-    _to_arrays = staticmethod(to_arrays)
-    _load_arrays = staticmethod(load_arrays)
+    _to_arrays = staticmethod(merge_arrays)
+    _load_arrays = staticmethod(load_merged)
+    _take_updates = staticmethod(take_updates)
+    _load_updates = staticmethod(load_updates)
 
     def __init__(
         self,
@@ -74,18 +83,16 @@ class MindsporeLearner(ResumableLearner):
         if config.mask.channels:
             raise BackendError("mask.channels: the MindSpore backend shows all channels of an image; leave it 0")
         refuse_unknown(config, processes)
-        refuse_tuning(config)
         self._config = config
         self._rank = processes.rank
-        self._draws_by_step = config.model.drop_path > 0
+        self._draws_by_step = config.model.drop_path > 0 or config.lora.dropout > 0
         self._dtype = choose_dtype(config.optim.dtype, target)
         self._objective = create_objective(config)
         self.model = self._build_model(weights)
-        self.model.set_train()
         if config.optim.ema_decay is not None:
             self._average = self._build_model(weights)
             self._average.update_parameters_name("ema.")  # names are unique within a graph
-            self._update_average = compile_graph(_build_averaging(self._average, self.model))
+            self._moving_average = MovingAverage(self._average, self.model)
         self._objective.teacher = self._objective.build_teacher(self.model, self._average, self._dtype)
         if config.run.grad_checkpointing:
             for _, cell in self.model.cells_and_names():
@@ -149,6 +156,7 @@ class MindsporeLearner(ResumableLearner):
         """See :meth:`ehm.backends.base.Learner.train_step`."""
         images = batch.images
         config = self._config
+        self.model.set_train()
         figures: dict[str, Any] = {}
         take_inputs = self._prepare_inputs(images, mask, figures)
         metrics = self._training.step(len(images), take_inputs, lr, weight_decay)
@@ -158,8 +166,7 @@ class MindsporeLearner(ResumableLearner):
             if decay is None:
                 decay = config.optim.last_ema_decay
             assert decay is not None  # no average is kept without one
-            # a tensor, as a number would be a constant of the graph
-            self._update_average(Tensor(1 - decay, ms.float32))
+            self._moving_average.update(decay)
         if figures:
             figures = dict(zip(figures, self._average_figures(*figures.values()), strict=True))
         return {**metrics, **figures}
@@ -167,13 +174,14 @@ class MindsporeLearner(ResumableLearner):
     def reconstruct_images(self, images: NDArray[np.uint8], mask: NDArray[np.bool_]) -> Reconstruction:
         """See :meth:`ehm.backends.base.Learner.reconstruct_images`."""
         visible, _, restore = self._split_mask(mask)
+        self.model.set_train(False)
         # operator by operator: to compile a graph for a few pictures would take longer than to draw them
         pixels = self._pixels(Tensor(images))
         return self._objective.reconstruct(self.model, pixels, Tensor(visible), Tensor(restore))
 
     def compute_features(self, images: NDArray[np.uint8], average: bool = False) -> NDArray[np.float32]:
         """See :meth:`ehm.backends.base.Learner.compute_features`."""
-        # drop path is an input of the training step, so that there is no other mode for evaluation
+        self.model.set_train(False)
         pool = self._average_features if average else self._features
         return pool(images)
 
@@ -186,6 +194,7 @@ class MindsporeLearner(ResumableLearner):
         ema_decay: float | None = None,
     ) -> StepExamination:
         """See :meth:`ehm.backends.base.Learner.examine_step`."""
+        self.model.set_train()
         inputs = self._prepare_inputs(batch.images, mask, {})(slice(None))
         return examine_step(
             self.model,
@@ -209,6 +218,9 @@ class MindsporeLearner(ResumableLearner):
 
         def take_inputs(rows: slice) -> tuple[Tensor, ...]:
             start, stop, _ = rows.indices(len(images))
+            if config.lora.dropout:
+                # drop path has the numbers without these
+                seed_dropout(self.model, [*numbers, 2, start])
             masks = slice(start * views, stop * views)
             on_device = Tensor(images[rows])
             inputs = [on_device]
@@ -234,7 +246,8 @@ class MindsporeLearner(ResumableLearner):
         """Build the model with the weights that the seed gives, or those that ``model.init`` names."""
         model = self._objective.build_model(self._dtype)
         self.notes = load_initial_weights(model, self._config, weights)
-        self.notes += freeze_blocks(model, self._config.spec, self._config.model.freeze)
+        config = self._config
+        self.notes += restrict_learning(model, config.spec, config.model.freeze, config.lora, config.run.seed)
         return model
 
     def _create_optimizer(self) -> AdamW:
@@ -255,7 +268,8 @@ class MindsporeLearner(ResumableLearner):
     def _apply_to_pieces(
         self, images: NDArray[np.uint8], function: Callable[[Tensor], Tensor]
     ) -> Iterable[NDArray[np.float32]]:
-        """Apply ``function`` to ``images``, piece by piece."""
+        """Apply ``function`` to ``images`` in evaluation mode, piece by piece."""
+        self.model.set_train(False)
         pieces = []
         for rows in split_batch(len(images), self._config.optim.accumulate):
             for start in range(rows.start, rows.stop, _PIECE):
@@ -294,19 +308,3 @@ def _build_pooled_features(model: Any, pixels: Pixels) -> BatchGraph:
         return model.pool_features(model.embed(pixels(images)))
 
     return BatchGraph(pool)
-
-
-def _build_averaging(average: nn.Cell, model: nn.Cell) -> Any:
-    """Return a function of 1 - decay that updates the moving average: ema = decay * ema + (1 - decay) * model."""
-    averaged_parameters = ms.ParameterTuple(average.get_parameters())
-    model_parameters = ms.ParameterTuple(model.get_parameters())
-    apply_to_each = ops.HyperMap()
-
-    def update(share: Tensor) -> Any:
-        return apply_to_each(ops.partial(_move_toward, share), averaged_parameters, model_parameters)
-
-    return update
-
-
-def _move_toward(share: Tensor, average: Tensor, value: Tensor) -> Tensor:
-    return ops.assign_add(average, (value - average) * share)

@@ -54,8 +54,10 @@ class MindsporeEmbedder(SupervisedLearner):
             logits = model.compute_logits(pixels(images), labels, keep)
             return -ops.gather_elements(ops.log_softmax(logits, axis=-1), 1, labels.reshape((-1, 1))).mean()
 
+        measured = self.measured_model
+
         def describe(images: Tensor) -> Tensor:
-            return model(pixels(images))
+            return measured(pixels(images))
 
         self._describe = BatchGraph(describe)
         self._training = Training(loss, self._create_optimizer(), config.optim, dtype, processes)
@@ -71,12 +73,11 @@ class MindsporeEmbedder(SupervisedLearner):
             factors = None if keep is None else Tensor(keep[:, rows])
             return Tensor(images[rows]), Tensor(targets[rows]), factors
 
-        metrics = self._training.step(len(images), take_inputs, lr, weight_decay)
-        self._steps += 1
-        return metrics
+        return self._take_step(len(images), take_inputs, lr, weight_decay)
 
     def compute_descriptors(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """See :meth:`ehm.backends.base.Embedder.compute_descriptors`."""
+        self.measured_model.set_train(False)
         return self._describe(images)
 
 

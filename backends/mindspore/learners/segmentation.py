@@ -72,8 +72,10 @@ class MindsporeSegmenter(SupervisedLearner):
                 value = value + auxiliary_weight * pixel_loss(auxiliary, labels)
             return value
 
+        measured = self.measured_model
+
         def score(windows: Tensor) -> Tensor:
-            return model.score(windows)
+            return measured.score(windows)
 
         self._score = compile_graph(score)
         self._training = Training(loss, self._create_optimizer(), config.optim, dtype, processes)
@@ -83,7 +85,6 @@ class MindsporeSegmenter(SupervisedLearner):
     ) -> Mapping[str, SupportsFloat]:
         """See :meth:`ehm.backends.base.Segmenter.train_step`; ConfigError if a part of the batch is one image."""
         self._refuse_single(len(images))
-        self.model.set_train()
         keep = self._draw_drop_path(len(images))
         kept = self._draw_dropout(len(images))
         targets = labels.astype(np.int32)
@@ -93,13 +94,11 @@ class MindsporeSegmenter(SupervisedLearner):
             channels = [None if array is None else Tensor(array[rows]) for array in kept]
             return Tensor(images[rows]), Tensor(targets[rows]), factors, *channels
 
-        metrics = self._training.step(len(images), take_inputs, lr, weight_decay)
-        self._steps += 1
-        return metrics
+        return self._take_step(len(images), take_inputs, lr, weight_decay)
 
     def segment_image(self, image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
         """See :meth:`ehm.backends.base.Segmenter.segment_image`."""
-        self.model.set_train(False)
+        self.measured_model.set_train(False)
         return enlarge_argmax(self._score_windows(self._normalise(image)), size)
 
     def _score_windows(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:

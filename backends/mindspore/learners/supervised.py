@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, SupportsFloat
 
 import numpy as np
 from mindspore import nn
@@ -11,12 +11,20 @@ from numpy.typing import NDArray
 
 from ehm.backends.base import Processes
 from ehm.backends.common import is_decayed, step_entropy
+from ehm.backends.mindspore.engine.averaging import MovingAverage, copy_model
 from ehm.backends.mindspore.engine.optim import AdamW, Momentum, Optimizer
-from ehm.backends.mindspore.engine.step import draw_drop_path, refuse_tuning, refuse_unknown
-from ehm.backends.mindspore.engine.tensors import Pixels, load_arrays, to_arrays
+from ehm.backends.mindspore.engine.step import Training, draw_drop_path, refuse_unknown
+from ehm.backends.mindspore.engine.tensors import Pixels
+from ehm.backends.mindspore.models.adapters import (
+    load_merged,
+    load_updates,
+    merge_arrays,
+    seed_dropout,
+    take_updates,
+)
 from ehm.backends.mindspore.models.blocks import Block
-from ehm.backends.mindspore.models.tuning import freeze_blocks, layer_of
-from ehm.backends.resumable import ResumableLearner
+from ehm.backends.mindspore.models.tuning import layer_of, restrict_learning
+from ehm.backends.resumable import ResumableTask
 from ehm.config import TaskConfig
 from ehm.config.data import refuse_other_images
 from ehm.config.inputs import differing_inputs
@@ -27,22 +35,29 @@ __all__ = ["UNDECAYED", "SupervisedLearner"]
 
 UNDECAYED = ("cls_token", "pos_embed", "reg_token")
 """Parameters of an encoder that weight decay leaves alone, beside vectors: as timm's ``no_weight_decay`` has them."""
+_TRUST = 0.001
+"""Coefficient of LARS in MAE's linear probe."""
 
 
-class SupervisedLearner(ResumableLearner):
+class SupervisedLearner(ResumableTask):
     """Implements :class:`ehm.backends.base.TaskLearner`. Raises BackendError for settings that this backend lacks.
 
-    ``model`` has the network of ``loaded`` as ``encoder``, the prefix of whose parameters' names is ``encoder_prefix``.
+    ``model`` is the network of ``loaded``, or one that has it somewhere inside; ``encoder_prefix`` is what stands
+    before the names of its parameters there. A learner sets ``_training`` when it has its loss. With
+    ``optim.ema_decay`` a moving average of the weights is kept.
     """
 
-    _to_arrays = staticmethod(to_arrays)
-    _load_arrays = staticmethod(load_arrays)
+    _training: Training
+
+    _to_arrays = staticmethod(merge_arrays)
+    _load_arrays = staticmethod(load_merged)
+    _take_updates = staticmethod(take_updates)
+    _load_updates = staticmethod(load_updates)
 
     def __init__(
-        self, config: TaskConfig, processes: Processes, model: nn.Cell, loaded: LoadedModel, encoder_prefix: str
+        self, config: TaskConfig, processes: Processes, model: nn.Cell, loaded: LoadedModel, encoder_prefix: str = ""
     ) -> None:
         refuse_unknown(config, processes)
-        refuse_tuning(config)
         self._config: Any = config
         self._rank = processes.rank
         self._spec = spec_from_json(loaded.architecture)
@@ -55,12 +70,37 @@ class SupervisedLearner(ResumableLearner):
         self.inputs = config.data.input_spec(loaded.inputs)
         if self.notes:  # without weights, there is nothing to differ from
             self.notes += differing_inputs(self.inputs, loaded.inputs)
-        self.notes += freeze_blocks(model, self._spec, config.model.freeze, encoder_prefix)
+        self.notes += restrict_learning(
+            model, self._spec, config.model.freeze, config.lora, config.run.seed, encoder_prefix
+        )
+        if config.optim.ema_decay is not None:
+            self._average = copy_model(model)
+            self._moving_average = MovingAverage(self._average, model)
         if config.run.grad_checkpointing:
             for _, cell in model.cells_and_names():
                 if isinstance(cell, Block):
                     cell.recompute()
         self._pixels = Pixels(self.inputs.mean, self.inputs.std, self.inputs.pixels.white)
+
+    def update_average(self, decay: float) -> None:
+        """See :meth:`ehm.backends.base.TaskLearner.update_average`."""
+        self._moving_average.update(decay)
+
+    def _take_step(
+        self, rows: int, take_inputs: Callable[[slice], tuple[Any, ...]], lr: float, weight_decay: float
+    ) -> dict[str, SupportsFloat]:
+        """Take a step of :class:`Training` in training mode, with random numbers of its own."""
+        self.model.set_train()
+
+        def take_part(part: slice) -> tuple[Any, ...]:
+            if self._config.lora.dropout:
+                # drop path has the numbers without these
+                seed_dropout(self.model, [*self._step_numbers(), 2, part.start])
+            return take_inputs(part)
+
+        metrics = self._training.step(rows, take_part, lr, weight_decay)
+        self._steps += 1
+        return metrics
 
     def _draw_drop_path(self, images: int) -> NDArray[np.float32] | None:
         """Draw this step's factors of drop path for the encoder's blocks; see :func:`draw_drop_path`."""
@@ -81,7 +121,9 @@ class SupervisedLearner(ResumableLearner):
         for name, value in self.model.parameters_and_names():
             if value.requires_grad and name.startswith(prefix):
                 layers[name] = layer_of(name.removeprefix(prefix), self._spec)
-        above = 1 + max(layers.values(), default=0)
+        above = max(layers.values(), default=0)
+        if prefix:
+            above += 1  # of a classifier, the head is itself among the layers
         undecayed = [f"{prefix}{name}" for name in UNDECAYED]
         trained = {}
         scales = []
@@ -93,4 +135,4 @@ class SupervisedLearner(ResumableLearner):
                 decaying.append(is_decayed(name, value.ndim, undecayed))
         if config.optimizer == "adamw":
             return AdamW(trained, scales, decaying, config.optim.betas)
-        return Momentum(trained, scales, decaying)
+        return Momentum(trained, scales, decaying, trust=_TRUST if config.optimizer == "lars" else None)

@@ -57,7 +57,11 @@ class Dense(nn.Cell):
 
     def construct(self, x: Tensor) -> Tensor:
         """See :func:`apply_linear`."""
-        return apply_linear(x, self.weight, self.bias, self.dtype)
+        return self.project(x, self.bias)
+
+    def project(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        """Multiply by the weight and add ``bias``, which may be another one than the layer's own."""
+        return apply_linear(x, self.weight, bias, self.dtype)
 
 
 class LayerNorm(nn.Cell):

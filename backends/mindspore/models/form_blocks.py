@@ -19,7 +19,6 @@ from ehm.backends.mindspore.models.blocks import (
     Block,
     Dense,
     LayerNorm,
-    apply_linear,
     can_fuse_attention,
 )
 from ehm.backends.mindspore.models.rotary import rotate_patches
@@ -70,7 +69,6 @@ class FormAttention(nn.Cell):
         self.heads = spec.heads
         self.scale = head_width**-0.5
         self.is_fused = can_fuse_attention(head_width, dtype)
-        self.dtype = dtype
         self.prefix = form.prefix_tokens
         self.halves = form.rotary.halves
         self.is_separate = form.separate_heads
@@ -138,7 +136,7 @@ class FormAttention(nn.Cell):
             return q, k, v
         if self.has_own_biases:
             bias = ops.cat((self.q_bias, ops.zeros_like(self.q_bias), self.v_bias))
-            qkv = apply_linear(x, self.qkv.weight, bias, self.dtype)
+            qkv = self.qkv.project(x, bias)
         else:
             qkv = self.qkv(x)
         return self.unstack(qkv.reshape((batch, tokens, 3, *shape[2:])).transpose((2, 0, 3, 1, 4)))

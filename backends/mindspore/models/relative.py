@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 
-from ehm.backends.mindspore.models.blocks import Attention, Block, apply_linear
+from ehm.backends.mindspore.models.blocks import Attention, Block
 from ehm.config.encoders import LAYER_SCALE, relative_index
 
 __all__ = ["RelativeBias", "RelativeBlock", "look_up_biases"]
@@ -37,7 +37,6 @@ class RelativeAttention(Attention):
         self.is_fused = False
         self.q_bias = Parameter(Tensor(np.zeros(width, np.float32)))
         self.v_bias = Parameter(Tensor(np.zeros(width, np.float32)))
-        self.dtype = dtype
         self.has_table = grid is not None
         if grid is not None:
             self.relative_position_bias_table, self.index = _create_table(grid, heads)
@@ -46,7 +45,7 @@ class RelativeAttention(Attention):
         """Project tokens to queries, keys and values: (B, L, D) -> (B, L, 3 * D)."""
         # keys have no bias
         bias = ops.cat((self.q_bias, ops.zeros_like(self.q_bias), self.v_bias))
-        return apply_linear(x, self.qkv.weight, bias, self.dtype)
+        return self.qkv.project(x, bias)
 
     def compute_probs(self, q: Tensor, k: Tensor, bias: Tensor | None = None) -> Tensor:
         """See :meth:`Attention.compute_probs`."""

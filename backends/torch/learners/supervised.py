@@ -11,6 +11,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from ehm.backends.base import Processes
+from ehm.backends.resumable import ResumableTask
 from ehm.backends.torch.engine.distributed import is_sharded
 from ehm.backends.torch.engine.optim import create_lars, param_groups
 from ehm.backends.torch.engine.placement import place_model
@@ -25,15 +26,11 @@ from ehm.config.data import refuse_other_images
 from ehm.config.inputs import differing_inputs
 from ehm.errors import BackendError
 from ehm.models.weights import LoadedModel
-from ehm.storage.arrays import LearnerState, add_prefix, drop_names, join_average, split_average, take_prefix
 
 __all__ = ["Supervised", "create_optimizer"]
 
-_IN_TRAINING = "trained/"
-"""Before the names of the weights in training among the optimiser's arrays, if the parameters are their average."""
 
-
-class Supervised(Stepped):
+class Supervised(ResumableTask, Stepped):
     """Implements :class:`ehm.backends.base.TaskLearner`.
 
     ``model`` is the torch module: the model of ``loaded``, or one that has it as its ``encoder`` somewhere inside.
@@ -41,8 +38,7 @@ class Supervised(Stepped):
     other: on the whole batch at once if left out. All layers of the encoder learn at ``encoder_rate`` of the rate.
     ``convolves`` is that of :func:`place_model`.
 
-    With ``optim.ema_decay`` a moving average of the weights is kept, which is what is measured, and what a state has as
-    its parameters; those in training lie among the optimiser's arrays. Raises BackendError for an average of parameters
+    With ``optim.ema_decay`` a moving average of the weights is kept. Raises BackendError for an average of parameters
     that are shared out to processes.
     """
 
@@ -88,11 +84,6 @@ class Supervised(Stepped):
         super().__init__(model, training, device, processes, config.run.seed)
         self._average = average
 
-    @property
-    def measured_model(self) -> Any:
-        """The model that is measured: the moving average if there is one, else the model in training."""
-        return self.model if self._average is None else self._average
-
     @torch.no_grad()
     def update_average(self, decay: float) -> None:
         """See :meth:`ehm.backends.base.TaskLearner.update_average`: average = decay * average + (1 - decay) * model."""
@@ -103,22 +94,6 @@ class Supervised(Stepped):
         for average, value in pairs:
             if not average.is_floating_point():  # the number of batches that a batch norm has seen
                 average.copy_(value)
-
-    def state(self) -> LearnerState:
-        """Return what a checkpoint keeps; see :meth:`ehm.backends.base.Learner.state`."""
-        state = super().state()
-        if self._average is None:
-            return state
-        optimizer, average = split_average(state.optimizer)
-        return LearnerState(average, optimizer | add_prefix(state.model, _IN_TRAINING))
-
-    def load(self, state: LearnerState) -> None:
-        """Go on from ``state``; one without weights in training, to be measured, has the average alone."""
-        in_training = take_prefix(state.optimizer, _IN_TRAINING)
-        optimizer = drop_names(state.optimizer, add_prefix(in_training, _IN_TRAINING))
-        if self._average is not None:
-            optimizer = join_average(optimizer, state.model)
-        super().load(LearnerState(in_training or state.model, optimizer))
 
 
 def create_optimizer(
