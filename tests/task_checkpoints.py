@@ -88,7 +88,9 @@ def _save_task(folder, config, kind):
 
 
 def take_updates(state):
-    return {key: values for key, values in state.optimizer.items() if key.startswith("lora/")}
+    """The low-rank updates of a learner's state, and the same numbers for those of its moving average."""
+    updates = {key: values for key, values in state.optimizer.items() if key.startswith("lora/")}
+    return updates | {key.replace("lora/", "lora_ema/", 1): values for key, values in updates.items()}
 
 
 def _save(folder, arrays, meta, optimizer=None):

@@ -254,7 +254,6 @@ def test_low_rank_updates_and_their_average_are_torchs_and_cross_over(device, co
     state = backends.get("cpu").create_learner(settings).state()
     scatter_updates(state, settings.lora)
     state.optimizer = take_updates(state) | {f"ema/{name}": value for name, value in state.model.items()}
-    state.optimizer |= {f"lora_ema/{name.removeprefix('lora/')}": value for name, value in take_updates(state).items()}
     first = parity.start(tmp_path / "start", state, batch[0], kind="pretrain", config=settings.model_dump())
     here, there = parity.run("cpu", first, 12, tmp_path / "here"), device(first, 12, tmp_path / "there")
     found = compare(there, here)

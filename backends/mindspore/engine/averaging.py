@@ -23,8 +23,8 @@ class MovingAverage:
     """
 
     def __init__(self, average: nn.Cell, model: nn.Cell) -> None:
-        moving = []
-        counts = []
+        moving: list[tuple[Any, Any]] = []
+        counts: list[tuple[Any, Any]] = []
         for own, value in zip(average.get_parameters(), model.get_parameters(), strict=True):
             pairs = counts if own.dtype in (ms.int32, ms.int64) else moving
             pairs.append((own, value))

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
-from numpy.typing import NDArray
 
 from ehm.backends.low_rank import UpdatedLayer, choose_layers, merge_updates, name_updates, split_updates
 from ehm.backends.mindspore.engine.noise import draw_fractions, make_keys
@@ -55,7 +54,7 @@ class _Dropout(nn.Cell):
 class AdaptedDense(Dense):
     """The linear ``layer`` with an update, which is zero at first: (..., I) -> (..., O)."""
 
-    def __init__(self, layer: Dense, config: LoraConfig, first: NDArray[np.float32], dropout: nn.Cell | None) -> None:
+    def __init__(self, layer: Dense, config: LoraConfig, rng: np.random.Generator, dropout: nn.Cell | None) -> None:
         nn.Cell.__init__(self)
         assert config.rank is not None
         outputs, inputs = layer.weight.shape
@@ -66,7 +65,9 @@ class AdaptedDense(Dense):
         self.lora_dropout = dropout
         self.lora_A = _name_default(Dense(inputs, config.rank, layer.dtype, bias=False))
         self.lora_B = _name_default(Dense(config.rank, outputs, layer.dtype, bias=False))
-        self.lora_A[0].weight.set_data(Tensor(first))
+        # the range of torch's linear layers, which peft draws A from
+        limit = 1 / math.sqrt(inputs)
+        self.lora_A[0].weight.set_data(Tensor(rng.uniform(-limit, limit, (config.rank, inputs)).astype(np.float32)))
 
     def project(self, x: Tensor, bias: Tensor | None) -> Tensor:
         """See :meth:`Dense.project`."""
@@ -94,12 +95,8 @@ def add_adapters(blocks: Sequence[nn.Cell], config: LoraConfig, seed: int) -> No
         linear_layers = {name: cell for name, cell in block.cells_and_names() if isinstance(cell, Dense)}
         for name in choose_layers(linear_layers, config, type(block).__name__):
             layer = linear_layers[name]
-            inputs = layer.weight.shape[1]
-            # the range of torch's linear layers, which peft draws A from
-            limit = 1 / math.sqrt(inputs)
-            first = rng.uniform(-limit, limit, (config.rank, inputs)).astype(np.float32)
             dropout = _Dropout(config.dropout, keys, count) if config.dropout else None
-            adapted = AdaptedDense(layer, config, first, dropout)
+            adapted = AdaptedDense(layer, config, rng, dropout)
             for factor in (adapted.lora_A, adapted.lora_B):
                 factor[0].weight.requires_grad = layer.weight.requires_grad
             _replace_cell(block, name, adapted)
