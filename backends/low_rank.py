@@ -12,12 +12,15 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ehm.config import LoraConfig
 from ehm.errors import ConfigError
 from ehm.storage.arrays import Arrays
+
+if TYPE_CHECKING:
+    from ehm.config import LoraConfig
 
 __all__ = ["A", "B", "UpdatedLayer", "choose_layers", "merge_updates", "name_updates", "split_updates"]
 
