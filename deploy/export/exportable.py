@@ -108,7 +108,7 @@ class ImageExportable(Exportable):
         return {"thresholds": self.provenance.thresholds} if self.task == "multi_label" else {}
 
     def choose_target(self, config: ExportConfig) -> Target:
-        """Return the target: what torch writes for ONNX Runtime is the portable graph."""
+        """Return the target: without an operator of ONNX Runtime's own, the graph for it is the portable one."""
         # the manifest should name the graph that is there, not the one that was wished for
         if config.target == "onnxruntime" and not self.fuses:
             return "portable"

@@ -59,6 +59,8 @@ SIZES = {
     "segmenter": (96, 64),
     "segmenter, swin": (96, 128),
 }
+FUSED = {"dinov2, probe", "descriptor", "descriptor, siglip", "segmenter", "segmenter, patches of 14"}
+"""Networks whose attention ONNX Runtime has an operator of its own for."""
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -85,3 +87,8 @@ def test_a_graph_computes_what_timms_class_computes(case, tmp_path):
                     size = math.sqrt(np.mean(wanted**2))
                     assert np.ptp(wanted, axis=-1).max() > 0.1 * size
                     np.testing.assert_allclose(values, wanted, rtol=0, atol=2e-5 * size, err_msg=output)
+    # the manifest names the graph that is there
+    wanted = ExportConfig(target="onnxruntime")
+    is_fused = any(node.domain for node in exportable.make_graph(wanted).graph.node)
+    assert is_fused == (exportable.choose_target(wanted) == "onnxruntime")
+    assert is_fused == (case in FUSED)
