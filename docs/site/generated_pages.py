@@ -17,6 +17,12 @@ from reference.http_api import write_http_pages
 from reference.python import write_python_pages
 
 SECTION = "Reference"
+_WRITERS = {
+    "commands": write_command_pages,
+    "configuration": write_configuration_pages,
+    "python": write_python_pages,
+    "http": write_http_pages,
+}
 _ROLE = re.compile(r":(?:mod|class|func|data|meth|attr):(?=<)")
 """The role of a name in a docstring, which only Sphinx understands."""
 
@@ -45,14 +51,6 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Take the roles of names out of docstrings."""
     return _ROLE.sub("", html) if page.file.generated_by else html
-
-
-_WRITERS = {
-    "commands": write_command_pages,
-    "configuration": write_configuration_pages,
-    "python": write_python_pages,
-    "http": write_http_pages,
-}
 
 
 @cache

@@ -14,7 +14,7 @@ from ehm.config.commands import COMMANDS as CONFIGURED
 from reference.configuration import name_page
 from reference.markdown import escape_cell, link_guides, write_table
 
-__all__ = ["FOLDER", "list_parsers", "write_command_pages"]
+__all__ = ["FOLDER", "list_parsers", "write_command_pages", "write_help"]
 
 FOLDER = "reference/commands"
 _USAGE_COLUMNS = "100"
@@ -71,7 +71,7 @@ def _write_group(group: argparse._ArgumentGroup) -> str:
     actions = [action for action in actions if not isinstance(action, argparse._SubParsersAction)]
     if not actions:
         return ""
-    rows = [(_write_names(action), _write_help(action)) for action in actions]
+    rows = [(_write_names(action), write_help(action, _TO_DOCS)) for action in actions]
     title = (group.title or "options").capitalize()
     kind = "flag" if any(action.option_strings for action in actions) else "argument"
     description = f"{group.description}\n\n" if group.description else ""
@@ -102,8 +102,9 @@ def _describe_value(action: argparse.Action) -> str:
     )
 
 
-def _write_help(action: argparse.Action) -> str:
-    return link_guides(escape_cell((action.help or "").replace("%%", "%")), _TO_DOCS)
+def write_help(action: argparse.Action, to_docs: str) -> str:
+    """Return the help of a flag as the Markdown of a cell; ``to_docs`` leads to the folder of the guides."""
+    return link_guides(escape_cell((action.help or "").replace("%%", "%")), to_docs)
 
 
 def _write_epilog(epilog: str) -> str:

@@ -10,8 +10,9 @@ from typing import Any
 
 import ehm
 from ehm.commands import COMMANDS
-from reference.commands import list_parsers
-from reference.markdown import escape_cell, link_guides, write_table
+from ehm.deploy.serve.settings import Settings
+from reference.commands import list_parsers, write_help
+from reference.markdown import write_table
 
 __all__ = ["write_python_pages"]
 
@@ -19,7 +20,7 @@ _FUNCTIONS_PAGE = "reference/python.md"
 _MASKING_PAGE = "reference/masking.md"
 _TO_DOCS = "../"
 _COMMAND_OF_PREDICT = "predict"
-"""The command of two functions, of which its own chooses one."""
+"""The command that calls one of two functions, by what it is given."""
 _INTRODUCTION = """\
 # Python
 
@@ -73,10 +74,10 @@ def _write_parameters(name: str, function: Callable[..., Any]) -> str:
     flags = {action.dest: action for action in list_parsers()[command]._actions}
     parameters = inspect.signature(function).parameters.values()
     names = [parameter.name for parameter in parameters if parameter.kind is not parameter.VAR_KEYWORD]
-    if len(names) < len(parameters):  # the others are passed on by name
-        names += [dest for dest in flags if dest not in (*names, "help", "debug")]
+    if len(names) < len(parameters):  # the others are passed on by name, which serve alone does
+        names += Settings.model_fields
     described = [(each, flags[each]) for each in names if each in flags and _is_shown(flags[each])]
-    rows = [(f"`{each}`", _name_flag(flag), _explain(flag)) for each, flag in described]
+    rows = [(f"`{each}`", _name_flag(flag), write_help(flag, _TO_DOCS)) for each, flag in described]
     return write_table(("parameter", f"of `ehm {command}`", "meaning"), rows)
 
 
@@ -103,7 +104,3 @@ def _is_shown(action: argparse.Action) -> bool:
 
 def _name_flag(action: argparse.Action) -> str:
     return f"`{max(action.option_strings, key=len)}`" if action.option_strings else "argument"
-
-
-def _explain(action: argparse.Action) -> str:
-    return link_guides(escape_cell((action.help or "").replace("%%", "%")), _TO_DOCS)
