@@ -55,8 +55,8 @@ def _add_swish(graph: EncoderGraph, name: str, x: str, factor: float) -> str:
     argument = x
     if factor != 1:
         argument = graph.add_node("Mul", [x, graph.add_number("swish.factor", factor)], f"{name}/argument")
-    opening = graph.add_node("Sigmoid", [argument], f"{name}/sigmoid")
-    return graph.add_node("Mul", [x, opening], f"{name}/swish")
+    share = graph.add_node("Sigmoid", [argument], f"{name}/sigmoid")
+    return graph.add_node("Mul", [x, share], f"{name}/swish")
 
 
 def _add_gelu_by_tanh(graph: EncoderGraph, name: str, x: str) -> str:
@@ -69,7 +69,7 @@ def _add_gelu_by_tanh(graph: EncoderGraph, name: str, x: str) -> str:
     factor = graph.add_node("Add", [square, graph.add_number("gelu.one", 1)], f"{name}/factor")
     root = graph.add_node("Mul", [x, graph.add_number("gelu.root_of_share", math.sqrt(2 / math.pi))], f"{name}/root")
     argument = graph.add_node("Mul", [factor, root], f"{name}/argument")
-    bend = graph.add_node("Tanh", [argument], f"{name}/tanh")
-    bend = graph.add_node("Add", [bend, "gelu.one"], f"{name}/one")
+    tanh = graph.add_node("Tanh", [argument], f"{name}/tanh")
+    share = graph.add_node("Add", [tanh, "gelu.one"], f"{name}/one")
     half = graph.add_node("Mul", [x, graph.add_number("gelu.half", 0.5)], f"{name}/half")
-    return graph.add_node("Mul", [bend, half], f"{name}/gelu")
+    return graph.add_node("Mul", [share, half], f"{name}/gelu")
