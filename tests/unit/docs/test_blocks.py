@@ -67,6 +67,7 @@ def test_commands_and_files_within_sentences_exist(page):
         ("sh", "ehm trian --out runs/a", "trian: unknown command"),
         ("sh", "ehm train --outt runs/a", "--outt: unknown flag"),
         ("sh", "ehm train --set optim.epoch=3", "optim.epoch: unknown key"),
+        ("sh", "ehm train optim.epoch=3", "optim.epoch=3: no such key"),
         ("sh", "ehm train --set optim.epochs=many", "optim.epochs: should be a whole number"),
         ("sh", "ehm train --config elpv/pretain", "neither a shipped configuration nor"),
         ("sh", "ehm compare --train studies/elpv --arms evolvd", "--arms evolvd: the arms are"),
