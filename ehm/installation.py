@@ -45,7 +45,7 @@ def build_install_command(extras: str) -> str:
 
 
 def describe_version() -> str:
-    """Return the version of ehm and the commit, if it is known: ``0.1.0 (commit 0123456789ab)``."""
+    """Return the version of ehm and the commit, if it is known: ``0.2.0 (commit 0123456789ab)``."""
     commit = find_commit()
     return version("ehm") if commit is None else f"{version('ehm')} (commit {commit})"
 

@@ -76,8 +76,11 @@ def test_a_wrong_name_is_an_attribute_error():
 
 def test_the_version_has_one_source():
     assert f'\nversion = "{ehm.__version__}"\n' in (ROOT / "pyproject.toml").read_text()
-    assert f"## [{ehm.__version__}]" in (ROOT / "CHANGELOG.md").read_text()
-    assert f"\nversion: {ehm.__version__}\n" in (ROOT / "CITATION.cff").read_text()
+    versions = re.findall(r"^## \[([^]]+)\](?: - ([\d-]+))?$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert versions[0] == ("Unreleased", "")
+    version, day = versions[1]
+    assert version == ehm.__version__
+    assert f"\nversion: {version}\ndate-released: {day}\n" in (ROOT / "CITATION.cff").read_text()
 
 
 def test_the_guide_to_what_is_stable_names_the_formats():
