@@ -16,7 +16,7 @@ from ehm.errors import BackendError, CheckpointError, ConfigError
 from ehm.installation import build_install_command
 from ehm.models.assembling import assemble_network, find_window
 from ehm.models.heads import Head, Reference, list_outputs
-from ehm.models.opening import ReadFile, names_weights, open_model, read_safetensors
+from ehm.models.opening import ReadFile, names_weights, open_model, read_weights_file
 from ehm.models.weights import Weights
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def prepare_export(source: ModelSource, head: Head) -> ImageExportable:
     framework is there to compare with, or a model that torch writes lacks what builds it.
     """
     framework = _find_framework()
-    read_file: ReadFile = read_safetensors
+    read_file: ReadFile = read_weights_file
     if framework == "torch":
         from ehm.backends.torch.models.loading import read_arrays as read_file
     if not names_weights(source):

@@ -23,18 +23,19 @@ _WEIGHTS = (
 """Patterns of files of weights; many repositories have the same ones in both forms, and the first is enough."""
 
 
-def download_repository(named: str) -> Path:
+def download_repository(named: str, origin: str | None = None) -> Path:
     """Return the folder of the repository ``named`` "hf:OWNER/NAME", or "hf:OWNER/NAME@REVISION".
 
     Raises CheckpointError if it is neither in the cache nor to be had from the hub, BackendError if the package that
-    downloads is missing.
+    downloads is missing. ``origin`` is the value of model.init that errors name, if it is another than ``named``.
     """
+    origin = origin or named
     try:
         from huggingface_hub import snapshot_download
         from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
     except ImportError:
         raise BackendError(
-            f"model.init {named}: huggingface_hub downloads it, and is not installed; pip install huggingface_hub, or "
+            f"model.init {origin}: huggingface_hub downloads it, and is not installed; pip install huggingface_hub, or "
             "give the folder of the files"
         ) from None
     name, _, revision = named.removeprefix(HUB).partition("@")
@@ -55,7 +56,7 @@ def download_repository(named: str) -> Path:
         reason = f"the hub answers {status} for it; a name that is right may need a login (hf auth login)"
     except OSError as error:
         reason = f"cannot be downloaded: {error}"
-    raise CheckpointError(f"model.init {named}: {reason}")
+    raise CheckpointError(f"model.init {origin}: {reason}")
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """Open the model that a configuration names: a run, one of its checkpoints, or weights of others.
 
-Those are a file or a folder, under timm's names or others (:mod:`ehm.models.published`). No framework here: a backend
-passes its own reader for files that only its framework can read. Reading a file never executes anything in it.
+Those are a file or a folder, under timm's names or others (:mod:`ehm.models.published`). No framework here: the torch
+backend passes torch's own reader for torch's files. Reading a file never executes anything in it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from ehm.config import ModelSource, TrainConfig
 from ehm.config.inputs import InputSpec
 from ehm.config.pixel_format import RGB_BYTES, PixelFormat
 from ehm.errors import CheckpointError
-from ehm.installation import build_install_command
 from ehm.models.encoder_file import read_facts
 from ehm.models.hub import HUB, download_repository
 from ehm.models.published.opening import open_hub_folder, open_weights_file
@@ -26,6 +25,7 @@ from ehm.models.shapes import spec_from_json
 from ehm.models.weights import Pool, Provenance, Weights
 from ehm.storage.arrays import Arrays, to_float32
 from ehm.storage.checkpoint import Checkpoint, find_checkpoint, is_hub_folder
+from ehm.storage.torch_file import flatten_tensors, read_torch_file
 
 __all__ = [
     "ReadFile",
@@ -33,6 +33,7 @@ __all__ = [
     "names_weights",
     "open_model",
     "read_safetensors",
+    "read_weights_file",
     "take_weights",
 ]
 
@@ -54,11 +55,6 @@ def read_safetensors(path: Path) -> Arrays:
 
     Raises CheckpointError if the file is none, or holds other types.
     """
-    if path.suffix != ".safetensors":
-        raise CheckpointError(
-            f"{path}: only torch reads such files; {build_install_command('torch')} installs it, or save the tensors "
-            "as .safetensors"
-        )
     try:
         # safetensors.numpy would refuse bfloat16, in which many weights are published
         return {name: _to_array(value) for name, value in deserialize(path.read_bytes())}
@@ -68,12 +64,25 @@ def read_safetensors(path: Path) -> Arrays:
         raise CheckpointError(f"{path}: holds tensors of type {error}; {', '.join(_TYPES)} and BF16 load") from None
 
 
+def read_weights_file(path: Path) -> Arrays:
+    """Read the arrays of a ``.safetensors`` file, or of a file of torch's, without torch, bfloat16 as float32.
+
+    Raises CheckpointError as :func:`read_safetensors` and :func:`read_torch_file` do, or if the file has no names.
+    """
+    if path.suffix == ".safetensors":
+        return read_safetensors(path)
+    content = read_torch_file(path)
+    if not isinstance(content, Mapping):
+        raise CheckpointError(f"{path}: holds a {type(content).__name__}, not tensors by name")
+    return flatten_tensors(content, _keep_array)
+
+
 def names_weights(source: ModelSource) -> bool:
     """Tell whether ``source`` names weights that can be opened: neither a network of timm's nor an untrained one."""
     return source.init != "scratch" and not source.init.startswith("timm:")
 
 
-def open_model(source: ModelSource, read_file: ReadFile = read_safetensors) -> Weights:
+def open_model(source: ModelSource, read_file: ReadFile = read_weights_file) -> Weights:
     """Open what ``source.init`` names: a run folder, a checkpoint or a file of it, a file of weights or a Hub's folder.
 
     Everything is read once: pass the result on instead of opening it again. Raises CheckpointError if nothing is there,
@@ -160,6 +169,11 @@ def _take_encoder(arrays: Arrays) -> Arrays:
         if found:
             taken[inner] = array
     return taken
+
+
+def _keep_array(value: Any) -> NDArray[Any] | None:
+    """Return ``value`` if it is an array; None for anything else."""
+    return value if isinstance(value, np.ndarray) else None
 
 
 def _to_array(tensor: Mapping[str, Any]) -> NDArray[Any]:

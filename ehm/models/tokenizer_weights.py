@@ -6,14 +6,19 @@ Here are its arrays and its sizes; a backend builds the network.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from ehm.config import TokenizerConfig
 from ehm.errors import CheckpointError, ConfigError
-from ehm.storage.arrays import Arrays
+from ehm.models.opening import read_safetensors
+from ehm.storage.arrays import Arrays, to_float32
 from ehm.storage.checkpoint import open_checkpoint
+from ehm.storage.torch_file import StandIn, read_torch_file
 
 __all__ = ["DalleSizes", "TokenizerWeights", "infer_dalle_sizes", "open_tokenizer"]
 
@@ -23,6 +28,17 @@ _ABSENT = (
 )
 _COMMANDS = {"pretrain": "train", "classifier": "finetune"}
 """Commands whose names differ from the kind of checkpoint that they write."""
+_DALLE = "DALL-E's encoder.pkl or a file of its tensors, and nothing in it was executed"
+_DALLE_CLASSES = (
+    "dall_e.encoder.Encoder",
+    "dall_e.encoder.EncoderBlock",
+    "dall_e.utils.Conv2d",
+    "torch.nn.modules.activation.ReLU",
+    "torch.nn.modules.container.Sequential",
+    "torch.nn.modules.linear.Identity",
+    "torch.nn.modules.pooling.MaxPool2d",
+)
+"""The classes of DALL-E's ``encoder.pkl``, a pickled module of the package ``dall_e``."""
 _BLOCK = re.compile(r"blocks\.group_(\d+)\.block_(\d+)\.")
 
 
@@ -45,11 +61,12 @@ class DalleSizes:
     blocks: int = 2
 
 
-def open_tokenizer(source: str | None, read_file: Callable[[Path], Arrays]) -> TokenizerWeights:
-    """Open the tokenizer that ``source`` names; ``read_file`` reads the arrays of a file of DALL-E's encoder.
+def open_tokenizer(source: str | None) -> TokenizerWeights:
+    """Open the tokenizer that ``source`` names.
 
-    ``source`` is a run folder or checkpoint of ``ehm tokenizer train``, or a file with DALL-E's encoder. Raises
-    ConfigError if there is none, and CheckpointError if it is no tokenizer or was altered.
+    ``source`` is a run folder or checkpoint of ``ehm tokenizer train``, DALL-E's ``encoder.pkl``, or its tensors in a
+    ``.safetensors`` or torch file. Raises ConfigError if there is none, and CheckpointError if it is no tokenizer, was
+    altered, or is a pickle of anything else.
     """
     path = Path(source or "")
     if not source or not path.exists():
@@ -57,7 +74,7 @@ def open_tokenizer(source: str | None, read_file: Callable[[Path], Arrays]) -> T
         raise ConfigError(_ABSENT + problem)
     # the weights file of a checkpoint stands for the checkpoint
     if path.is_file() and not (path.parent / "state.json").is_file():
-        return TokenizerWeights(read_file(path), path, None)
+        return TokenizerWeights(_read_dalle(path), path, None)
     opened = open_checkpoint(path)
     if opened.kind != "tokenizer":
         raise CheckpointError(f"{path}: a run of ehm {_COMMANDS.get(opened.kind, opened.kind)}, not of ehm tokenizer")
@@ -82,3 +99,26 @@ def infer_dalle_sizes(arrays: Arrays) -> DalleSizes:
         raise CheckpointError("not the tensors of DALL-E's encoder: blocks.input.w or blocks.output.conv.w missing")
     # sizes that the names and shapes give; loading checks all the rest
     return DalleSizes(last.shape[0], first.shape[0], groups, blocks)
+
+
+def _read_dalle(path: Path) -> Arrays:
+    """Read the arrays of a file of DALL-E's encoder; CheckpointError if it holds anything else than these."""
+    if path.suffix == ".safetensors":
+        return read_safetensors(path)
+    content = read_torch_file(path, _DALLE, _DALLE_CLASSES)
+    # a module, or a file of its tensors alone
+    arrays = _collect_parameters(content, "") if isinstance(content, StandIn) else content
+    if not isinstance(arrays, Mapping) or not all(isinstance(array, np.ndarray) for array in arrays.values()):
+        raise CheckpointError(f"{path}: not {_DALLE}: it holds other things than tensors by name")
+    return to_float32(dict(arrays))
+
+
+def _collect_parameters(module: Any, prefix: str) -> dict[str, Any]:
+    """Collect the parameters of a tree of stand-ins, named as by ``torch.nn.Module.state_dict``."""
+    parameters = {}
+    for name, value in module._parameters.items():
+        if value is not None:
+            parameters[prefix + name] = value
+    for name, child in module._modules.items():
+        parameters |= _collect_parameters(child, f"{prefix}{name}.")
+    return parameters

@@ -202,9 +202,9 @@ def test_devices_and_weights_that_are_not_there_are_said(stripes, tmp_path):
     refused("expected mindspore, mindspore:cpu, mindspore:ascend", "train", tmp_path, values, device="mindspore:gpu")
     refused("torch is not installed", "train", tmp_path, values, device="cpu")
     task = {**FINETUNE, "data.source": stripes}
-    refused("timm's models need torch", "finetune", tmp_path, {**task, "model.init": "timm:vit_tiny_patch16_224"})
+    refused("needs the tag of its weights", "finetune", tmp_path, {**task, "model.init": "timm:vit_tiny_patch16_224"})
     (tmp_path / "weights.pth").write_bytes(b"")
-    refused("torch", "finetune", tmp_path, {**task, "model.init": tmp_path / "weights.pth"})
+    refused("weights.pth: not a file of tensors", "finetune", tmp_path, {**task, "model.init": tmp_path / "weights.pth"})
 
 
 def refused(sentence, command, tmp_path, values, device="mindspore:cpu"):
@@ -221,10 +221,12 @@ OPEN_FILES = """
 import json, sys
 import numpy as np
 from ehm import backends
+from ehm.backends.mindspore.models.loading import open_weights
 from ehm.config import DataConfig, FinetuneConfig, ModelSource, TrainConfig
 from ehm.errors import EhmError
 
-backend, (refused, described) = backends.get("mindspore"), sys.argv[1:]
+backend = backends.get("mindspore")
+refused, described, pickled = sys.argv[1:]
 model = {"depth": 1, "decoder_width": 32, "decoder_depth": 1, "decoder_heads": 2, "init": refused}
 config = TrainConfig(encoder="vit_tiny", image_size=32, mask={"blocks": 1}, model=model)
 data = DataConfig(mean=(0.1, 0.2, 0.3), crop_mode="squash")
@@ -242,6 +244,9 @@ for command, run in commands.items():
 learner = backend.create_task_learner(FinetuneConfig(model=ModelSource(init=described), data=data), 2)
 encoder = backend.create_encoder(ModelSource(init=described))
 pixels = np.random.default_rng(0).integers(0, 256, (2, *encoder.image_size, 3), dtype=np.uint8)
+own = open_weights(ModelSource(init=described)).arrays
+arrays = open_weights(ModelSource(init=pickled, image_size=(16, 64), heads=6)).arrays
+assert arrays.keys() == own.keys() and all(np.array_equal(arrays[name], own[name]) for name in own)
 found = {"inputs": learner.inputs.to_json(), "own": encoder.inputs.to_json(), "notes": encoder.notes}
 print(json.dumps({"said": said, "features": encoder.compute_features(pixels).tolist(), **found}))
 """
@@ -257,7 +262,9 @@ def test_an_encoder_is_refused_or_is_what_its_file_says(tmp_path):
     inputs = InputSpec((0.5, 0.4, 0.3), (0.2, 0.25, 0.3))
     metadata = encoder_metadata(VitSpec((16, 64), 8, 192, 1, 6), inputs)
     save_file(model.state_dict(), tmp_path / "encoder.safetensors", metadata)
-    done = elsewhere.run("-c", OPEN_FILES, tmp_path / "cosine.safetensors", tmp_path / "encoder.safetensors")
+    torch.save({"model": model.state_dict()}, tmp_path / "encoder.pth")
+    files = [tmp_path / name for name in ("cosine.safetensors", "encoder.safetensors", "encoder.pth")]
+    done = elsewhere.run("-c", OPEN_FILES, *files)
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["said"].keys() == {"train", "finetune", "inspect"}

@@ -12,7 +12,6 @@ from ehm.backends.mindspore.models.dalle import DalleEncoder
 from ehm.backends.mindspore.models.tokenizers import DiscreteVae, Tokenizer
 from ehm.config import TokenizerConfig
 from ehm.errors import CheckpointError
-from ehm.models.opening import read_safetensors
 from ehm.models.tokenizer_weights import infer_dalle_sizes, open_tokenizer
 
 __all__ = ["build_tokenizer", "load_tokenizer"]
@@ -21,11 +20,9 @@ __all__ = ["build_tokenizer", "load_tokenizer"]
 def load_tokenizer(source: str | None) -> Tokenizer:
     """Load the tokenizer that ``source`` names, frozen and in float32.
 
-    ``source`` is a run folder or checkpoint of ``ehm tokenizer train``, or the tensors of DALL-E's encoder in a
-    ``.safetensors`` file. Raises ConfigError if there is none, and CheckpointError if it is no tokenizer or was
-    altered.
+    For ``source`` and the errors see :func:`ehm.models.tokenizer_weights.open_tokenizer`.
     """
-    found = open_tokenizer(source, read_safetensors)
+    found = open_tokenizer(source)
     if found.config is None:
         try:
             tokenizer: Tokenizer = DalleEncoder(infer_dalle_sizes(found.arrays))

@@ -1,4 +1,4 @@
-"""Load an encoder into MindSpore: from our runs and files of weights, or without any weights.
+"""Load an encoder into MindSpore: from our runs and published weights, or without any weights.
 
 :mod:`ehm.models.fitting` and :mod:`ehm.models.pretraining` choose the arrays that a network takes; here they are
 copied.
@@ -22,13 +22,11 @@ from ehm.models.fitting import resize_weights, select_arrays
 from ehm.models.opening import open_model
 from ehm.models.pretraining import select_initial_arrays
 from ehm.models.shapes import describe_built, spec_from_settings, spec_to_json
+from ehm.models.timm_repository import TIMM, open_timm_repository
 from ehm.models.weights import LoadedModel, Pool, Provenance, Weights
 from ehm.storage.arrays import Arrays
 
 __all__ = ["load_initial_weights", "load_model", "open_weights"]
-
-_ACCEPTED = "the MindSpore backend takes a run folder, a .safetensors file or scratch"
-
 
 def load_model(
     source: ModelSource,
@@ -56,7 +54,7 @@ def load_model(
     if weights is None:
         weights = open_weights(source)
     if weights.spec is None:
-        raise ConfigError(f"model.init {source.init}: holds timm's {weights.timm}, which needs torch; {_ACCEPTED}")
+        raise ConfigError(f"model.init {source.init}: holds timm's {weights.timm}, which only timm builds; it needs torch")
     weights = adapt_channels(weights, channels or weights.spec.channels, source.adapt_channels)
     weights = resize_weights(weights, source)
     assert weights.spec is not None
@@ -73,9 +71,12 @@ def load_model(
 
 
 def open_weights(source: ModelSource) -> Weights:
-    """Open what ``source.init`` names; ConfigError if it is a network of timm's, else as ``open_model`` does."""
-    if source.init.startswith("timm:"):
-        raise ConfigError(f"model.init {source.init}: timm's models need torch; {_ACCEPTED}")
+    """Open what ``source.init`` names: what ``open_model`` opens, and the published weights of timm's ViTs and Swins.
+
+    Raises as that function and :func:`open_timm_repository` do.
+    """
+    if source.init.startswith(TIMM):
+        return open_timm_repository(source)
     return open_model(source)
 
 

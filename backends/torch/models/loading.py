@@ -23,6 +23,7 @@ from typing import Any
 import timm
 import torch
 from huggingface_hub.errors import LocalEntryNotFoundError
+from numpy.typing import NDArray
 from safetensors.numpy import save
 from timm.models.swin_transformer import SwinTransformer
 from torch import Tensor, nn
@@ -44,13 +45,10 @@ from ehm.models.shapes import describe_built, spec_from_settings, spec_to_json
 from ehm.models.weights import LoadedModel, Pool, Provenance, Weights
 from ehm.storage.arrays import Arrays
 from ehm.storage.reading import shorten
+from ehm.storage.torch_file import TORCHSCRIPT, explain_refusal, flatten_tensors
 
 __all__ = ["classifier_name", "load_initial_weights", "load_model", "open_weights", "read_arrays"]
 
-_TRAINING_STATE = ("optimizer", "opt", "scaler", "lr_scheduler", "scheduler")
-"""Keys under which training programs keep tensors that are no network's."""
-_DEEPEST = 8
-"""Most sections within each other that are read; a program's network lies in the third at most."""
 _TIMM = "timm:"
 _TOLD = ("fixed_input_size", "first_conv", "classifier")
 """Keys of timm's ``pretrained_cfg`` that describe a network, and not how it was trained."""
@@ -155,34 +153,25 @@ def read_arrays(path: Path) -> Arrays:
         raise CheckpointError(f"{path}: not a file of tensors that torch reads safely: {_explain(error)}") from None
     if not isinstance(content, Mapping):
         raise CheckpointError(f"{path}: holds a {type(content).__name__}, not tensors by name")
-    return _flatten_tensors(content)
+    return flatten_tensors(content, _to_array)
 
 
-def _flatten_tensors(content: Mapping[Any, Any], prefix: str = "", depth: int = 0) -> Arrays:
-    """Return the tensors in ``content`` and in the sections below it, whose names go before theirs with a dot."""
-    arrays: Arrays = {}
-    for name, value in content.items():
-        if isinstance(value, Tensor):
-            if value.is_floating_point():  # NumPy has no bfloat16
-                value = value.float()
-            arrays[f"{prefix}{name}"] = value.detach().numpy()
-        elif isinstance(value, Mapping) and name not in _TRAINING_STATE and depth < _DEEPEST:
-            arrays |= _flatten_tensors(value, f"{prefix}{name}.", depth + 1)
-    return arrays
+def _to_array(value: Any) -> NDArray[Any] | None:
+    """Return the numbers of a tensor; None for anything else."""
+    if not isinstance(value, Tensor):
+        return None
+    if value.is_floating_point():  # NumPy has no bfloat16
+        value = value.float()
+    array: NDArray[Any] = value.detach().numpy()
+    return array
 
 
 def _explain(error: Exception) -> str:
     """Say what torch's safe reading refused; torch's own words advise to read the file unsafely."""
     if refused := re.search(r"GLOBAL ([\w.]+)", str(error)):
-        return (
-            f"it holds an object of {refused[1]}, and reading anything but tensors would run code; "
-            "save the model's state_dict() and give that file"
-        )
+        return explain_refusal(refused[1])
     if "TorchScript" in str(error):
-        return (
-            "it holds a TorchScript program, as OpenAI's files of CLIP do, and reading it would run code; give the "
-            "folder of the same weights from the Hugging Face Hub"
-        )
+        return TORCHSCRIPT
     if isinstance(error, pickle.UnpicklingError):
         return "it is damaged, or no file of torch's"
     return f"it is damaged, or no file of torch's ({shorten(_first_line(error))})"

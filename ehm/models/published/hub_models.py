@@ -7,7 +7,9 @@ Names and defaults are those of OpenCLIP's ``src/open_clip/model.py`` (``CLIPVis
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from ehm.models.published.facts import Activation, PublishedFacts
 from ehm.models.published.settings import Settings
@@ -67,16 +69,25 @@ def describe_timm(settings: Settings, facts: PublishedFacts) -> HubModel:
     for key in arguments.names():
         if key not in _TIMM_ARGUMENTS:
             raise arguments.refuse_setting(key, "ehm does not know what this changes in timm's network")
-    known = replace(facts, assumed="")
+    activation: Activation = "gelu"
     if "quickgelu" in name:
-        known = replace(known, activation="quick_gelu")
-    elif "siglip" in name:
-        known = replace(known, activation="gelu_tanh" if _TIMM_TANH.search(name) else "gelu")
+        activation = "quick_gelu"
+    elif _TIMM_TANH.search(name):
+        activation = "gelu_tanh"
+    known = replace(facts, assumed="", activation=activation)
     size = None
     if "img_size" in arguments:
         size = arguments.pair("img_size")
+    elif "input_size" in settings.section("pretrained_cfg"):
+        size = settings.section("pretrained_cfg").build(_read_input_size)
     heads = None
     # a Swin has a list of heads, which the tables of its stages tell
     if "num_heads" in arguments and not re.search("swin", name):
         heads = arguments.count("num_heads")
     return HubModel(known, size, heads)
+
+
+def _read_input_size(values: Mapping[str, Any]) -> tuple[int, int]:
+    """Return height and width of timm's ``input_size``, which is (channels, height, width)."""
+    _, height, width = values["input_size"]
+    return int(height), int(width)

@@ -256,7 +256,7 @@ def files(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("name", ["encoder.pkl", "tensors.pt", "legacy.pt"])
+@pytest.mark.parametrize("name", ["encoder.pkl", "tensors.pt", "legacy.pt", "legacy.pkl"])
 def test_a_published_file_loads_without_its_package(files, name):
     tokenizer = load_tokenizer(str(files / name), CPU)
     assert "dall_e" not in sys.modules
@@ -276,12 +276,6 @@ def test_tensors_load_from_safetensors_too(tmp_path):
     assert torch.equal(
         load_tokenizer(str(tmp_path / "encoder.safetensors"), CPU).tokens(images), encoder.tokens(images)
     )
-
-
-def test_a_module_in_torchs_old_format_is_refused_with_the_reason(files):
-    """It keeps the classes' source code beside them, which torch's restricted unpickler does not take."""
-    with pytest.raises(CheckpointError, match=r"legacy\.pkl: .*executed: Only persistent_load of storage is allowed"):
-        load_tokenizer(str(files / "legacy.pkl"), CPU)
 
 
 class Harmful:
@@ -309,7 +303,7 @@ def test_a_file_that_would_run_something_is_refused_and_runs_nothing(tmp_path, h
     else:
         torch.save({"blocks.input.w": call}, path, _use_new_zipfile_serialization=how == "torch")
     with pytest.raises(
-        CheckpointError, match=r"encoder\.pkl: neither DALL-E's .* nothing in it was executed: "
+        CheckpointError, match=r"encoder\.pkl: not DALL-E's .* nothing in it was executed: "
     ) as said:
         load_tokenizer(str(path), CPU)
     assert "\n" not in str(said.value)
@@ -322,10 +316,10 @@ def test_a_file_that_would_run_something_is_refused_and_runs_nothing(tmp_path, h
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
-        (b"", "neither DALL-E's encoder.pkl nor"),
-        (b"no pickle at all", "neither DALL-E's encoder.pkl nor"),
+        (b"", "not DALL-E's encoder.pkl or"),
+        (b"no pickle at all", "not DALL-E's encoder.pkl or"),
         ({"weight": torch.ones(2)}, "not the tensors of DALL-E's encoder: blocks.input.w"),
-        ([1, 2], "neither DALL-E's encoder.pkl nor"),
+        ([1, 2], "not DALL-E's encoder.pkl or"),
         ("no b", r"the weights do not fit this model: blocks\.input\.b is missing"),
     ],
 )
