@@ -204,7 +204,8 @@ def test_devices_and_weights_that_are_not_there_are_said(stripes, tmp_path):
     task = {**FINETUNE, "data.source": stripes}
     refused("needs the tag of its weights", "finetune", tmp_path, {**task, "model.init": "timm:vit_tiny_patch16_224"})
     (tmp_path / "weights.pth").write_bytes(b"")
-    refused("weights.pth: not a file of tensors", "finetune", tmp_path, {**task, "model.init": tmp_path / "weights.pth"})
+    task["model.init"] = tmp_path / "weights.pth"
+    refused("weights.pth: not a file of tensors", "finetune", tmp_path, task)
 
 
 def refused(sentence, command, tmp_path, values, device="mindspore:cpu"):

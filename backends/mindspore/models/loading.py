@@ -28,6 +28,7 @@ from ehm.storage.arrays import Arrays
 
 __all__ = ["load_initial_weights", "load_model", "open_weights"]
 
+
 def load_model(
     source: ModelSource,
     seed: int,
@@ -54,7 +55,9 @@ def load_model(
     if weights is None:
         weights = open_weights(source)
     if weights.spec is None:
-        raise ConfigError(f"model.init {source.init}: holds timm's {weights.timm}, which only timm builds; it needs torch")
+        raise ConfigError(
+            f"model.init {source.init}: holds timm's {weights.timm}, which only timm builds; it needs torch"
+        )
     weights = adapt_channels(weights, channels or weights.spec.channels, source.adapt_channels)
     weights = resize_weights(weights, source)
     assert weights.spec is not None
