@@ -14,7 +14,14 @@ from numpy.typing import NDArray
 from ehm.config.encoders import EncoderSpec, VitSpec
 from ehm.models.tables import TABLE
 
-__all__ = ["bicubic_weights", "resample_arrays", "resample_images", "resample_positions", "resample_table"]
+__all__ = [
+    "bicubic_weights",
+    "bilinear_weights",
+    "resample_arrays",
+    "resample_images",
+    "resample_positions",
+    "resample_table",
+]
 
 _POSITIONS = ("pos_embed", "decoder_pos_embed")
 
@@ -25,16 +32,18 @@ def bicubic_weights(new: int, old: int) -> NDArray[np.float64]:
     The kernel is widened when shrinking and normalised at borders. Keys, "Cubic convolution interpolation for digital
     image processing" (1981), Eq. 15; Pillow's BICUBIC and torch's antialiased ``interpolate`` do the same.
     """
-    scale = old / new
-    centres = (np.arange(new) + 0.5) * scale  # pixels are areas: their centres lie at halves
-    # a kernel that is widened when shrinking smooths what the new grid cannot hold
-    x = np.abs((np.arange(old) + 0.5 - centres[:, None]) / max(scale, 1))
+    x = _measure_distances(new, old)
     near = (1.5 * x - 2.5) * x * x + 1
     far = ((2.5 - 0.5 * x) * x - 4) * x + 2
-    weights = np.where(x < 1, near, np.where(x < 2, far, 0))
-    # at a border a part of the kernel lies outside, and what is left would not sum to one
-    normalised: NDArray[np.float64] = weights / weights.sum(axis=1, keepdims=True)
-    return normalised
+    return _normalise_rows(np.where(x < 1, near, np.where(x < 2, far, 0)))
+
+
+def bilinear_weights(new: int, old: int) -> NDArray[np.float64]:
+    """Compute the weights (new, old) that resample one axis by a triangle, widened when shrinking.
+
+    It is Pillow's BILINEAR and torch's antialiased ``interpolate``.
+    """
+    return _normalise_rows(np.maximum(1 - _measure_distances(new, old), 0))
 
 
 def resample_images(images: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.float32]:
@@ -84,6 +93,21 @@ def resample_arrays(arrays: Mapping[str, NDArray[Any]], new: EncoderSpec, old: E
         elif name.endswith(TABLE) and new.table_grid(name) != old.table_grid(name):
             resampled[name] = resample_table(array, new.table_grid(name), old.table_grid(name))
     return resampled
+
+
+def _measure_distances(new: int, old: int) -> NDArray[np.float64]:
+    """Return the distances (new, old) between the centres of pixels, as arguments of a kernel."""
+    scale = old / new
+    centres = (np.arange(new) + 0.5) * scale  # pixels are areas: their centres lie at halves
+    # a kernel that is widened when shrinking smooths what the new grid cannot hold
+    distances: NDArray[np.float64] = np.abs((np.arange(old) + 0.5 - centres[:, None]) / max(scale, 1))
+    return distances
+
+
+def _normalise_rows(weights: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Let each row sum to one: at a border a part of the kernel lies outside, and what is left would not."""
+    normalised: NDArray[np.float64] = weights / weights.sum(axis=1, keepdims=True)
+    return normalised
 
 
 def _resample_grid(rows: NDArray[np.float64], new: tuple[int, int], old: tuple[int, int]) -> NDArray[np.float64]:

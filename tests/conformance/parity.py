@@ -140,7 +140,11 @@ def retrieval(backend, meta, images, first):
     labels = np.arange(len(images)) % len(meta["classes"])
 
     def seen():
-        return {"descriptors": embedder.compute_descriptors(images)}
+        found = {"descriptors": embedder.compute_descriptors(images)}
+        if config.longest is not None:
+            for height, width in ((27, 40), (13, 48)):
+                found[f"photograph of {height}"] = embedder.compute_descriptors(images[:1, :height, :width])
+        return found
 
     lr = LR[config.optimizer]
     return embedder, seen, lambda number: embedder.train_step(images, labels, lr, DECAY), config
@@ -152,6 +156,9 @@ def segmentation(backend, meta, images, first):
     segmenter = backend.create_task_learner(begin_with(config, first), len(meta["classes"]))
     height, width = config.crop_size
     photograph = np.concatenate(list(images), axis=1)[: height - 7, : 2 * width - 11]
+    if config.inference.mode == "whole":
+        # five times the widest stride, and no multiple of a crop
+        photograph = np.random.default_rng(4).integers(0, 256, (150, 153, 3), dtype=np.uint8)
     # blocks of classes, with some pixels that do not count
     cells = np.random.default_rng(3).integers(0, len(meta["classes"]) + 1, (len(images), height // 8, width // 8))
     labels = cells.repeat(8, axis=1).repeat(8, axis=2).astype(np.uint8)

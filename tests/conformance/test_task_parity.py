@@ -24,6 +24,9 @@ REGISTERS = {**SMALL, "patch_size": 14, "image_size": 42}
 REGISTERS |= {"form": {"registers": 2, "layer_scale": True, "prefix_positions": False}}
 AVERAGE = {"optim": {**OPTIM, "ema_decay": 0.8}}
 LORA = {"lora": {"rank": 2, "alpha": 1, "targets": ["attn.qkv", "attn.proj", "mlp"]}}
+ROTARY = {**SMALL, "width": 48, "form": {"added_positions": False, "rotary": {"kind": "dinov3"}}}
+QUERY = {**SMALL, "form": {"attention_pool": True}}
+WHOLE = {"mode": "whole"}
 SEGMENTER = {"head": {**HEAD, "dropout": 0}, "optimizer": "sgd", "layer_decay": 0.8}
 
 
@@ -49,12 +52,20 @@ CASES = {
 }
 SHORT = ("embedder", "segmenter")
 """Cases that every change of ehm runs."""
+OF_ANY_SIZE = {
+    "embedder-scales": lambda folder: save_embedder(folder, REGISTERS, scales=[0.7, 1, 1.5]),
+    "embedder-longest": lambda folder: save_embedder(folder, SMALL, longest=48, scales=[1, 1.5]),
+    "embedder-longest-query": lambda folder: save_embedder(folder, QUERY, longest=48, pool="map"),
+    "segmenter-whole": lambda folder: save_segmenter(folder, REGISTERS, 64, inference=WHOLE, **SEGMENTER),
+    "segmenter-whole-rotary": lambda folder: save_segmenter(folder, ROTARY, [32, 64], inference=WHOLE, **SEGMENTER),
+}
+"""Cases whose images have several sizes."""
 
 
 @pytest.fixture
 def first(case, tmp_path):
     """A checkpoint with images in the size that it takes beside it."""
-    path = CASES[case](tmp_path)
+    path = (CASES | OF_ANY_SIZE)[case](tmp_path)
     size = open_checkpoint(path).metadata["image_size"]
     np.save(path / "images.npy", np.random.default_rng(0).integers(0, 256, (4, *size, 3), dtype=np.uint8))
     return path
@@ -103,6 +114,16 @@ def test_predictions_losses_gradients_and_weights_are_torchs(device, case, first
     losses = [np.load(path / "results.npz")["losses"] for path in (here, stayed, back)]
     np.testing.assert_allclose(losses[2], losses[1], rtol=1e-4)
     assert losses[1][-1] < losses[0][0]
+
+
+@every_other_device
+@pytest.mark.parametrize("case", elsewhere.mark_full(OF_ANY_SIZE, ("embedder-longest",)))
+def test_predictions_of_images_of_any_size_are_torchs(device, case, first, tmp_path):
+    ours = np.load(device(first, 0, tmp_path / "there") / "results.npz")
+    theirs = np.load(parity.run("cpu", first, 0, tmp_path / "here") / "results.npz")
+    assert sorted(ours.files) == sorted(theirs.files)
+    for name in theirs.files:
+        np.testing.assert_allclose(ours[name], theirs[name], rtol=0, atol=1e-5, err_msg=name)
 
 
 @elsewhere.needs_mindspore

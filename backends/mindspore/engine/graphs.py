@@ -21,7 +21,7 @@ def compile_graph(function: Callable[..., Any]) -> Any:
 
 
 class BatchGraph:
-    """A graph of images (B, H, W, 3) whose outputs (B, ...) do not depend on each other, as arrays.
+    """A graph of images (B, ...) whose outputs (B, ...) do not depend on each other, as arrays.
 
     Every shape takes a graph of its own, and minutes on Ascend. So a batch that is smaller than one before it, such as
     the last one of an evaluation, is filled up, and what comes of the filling is dropped.
@@ -31,14 +31,15 @@ class BatchGraph:
         self._graph = compile_graph(function)
         self._sizes: dict[tuple[Any, ...], set[int]] = {}
 
-    def __call__(self, images: NDArray[np.uint8], *constants: int) -> NDArray[np.float32]:
-        """Compute the outputs of ``images``; for other ``constants`` there are other graphs."""
+    def __call__(self, images: NDArray[Any], *others: int | Tensor | None) -> NDArray[np.float32]:
+        """Compute the outputs of ``images``; for other numbers and shapes of tensors there are other graphs."""
         count = len(images)
+        constants = [other.shape if isinstance(other, Tensor) else other for other in others]
         sizes = self._sizes.setdefault((images.shape[1:], *constants), set())
         size = min((known for known in sizes if known >= count), default=count)
         sizes.add(size)
         if size > count:
             filling = np.broadcast_to(images[-1:], (size - count, *images.shape[1:]))
             images = np.concatenate([images, filling])
-        outputs: NDArray[np.float32] = self._graph(Tensor(images), *constants).asnumpy()
+        outputs: NDArray[np.float32] = self._graph(Tensor(images), *others).asnumpy()
         return outputs[:count]

@@ -5,6 +5,7 @@ Shapes: B images of H x W pixels, C classes, D features of a descriptor.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, SupportsFloat
 
@@ -17,10 +18,13 @@ from ehm.backends.mindspore.engine.devices import Target, choose_dtype
 from ehm.backends.mindspore.engine.graphs import BatchGraph
 from ehm.backends.mindspore.engine.step import Training
 from ehm.backends.mindspore.learners.supervised import SupervisedLearner
-from ehm.backends.mindspore.models.embedding import Embedding
+from ehm.backends.mindspore.models.canvas import enlarge_side, lay_out_patches, place_row, takes_any_size
+from ehm.backends.mindspore.models.embedding import LEAST_LENGTH, Embedding
 from ehm.backends.mindspore.models.loading import load_model
 from ehm.config import RetrievalConfig
-from ehm.errors import BackendError
+from ehm.config.encoders import VitSpec
+from ehm.errors import ConfigError
+from ehm.models.resample import bilinear_weights
 from ehm.models.shapes import spec_from_json
 from ehm.models.weights import Weights
 
@@ -28,7 +32,7 @@ __all__ = ["MindsporeEmbedder"]
 
 
 class MindsporeEmbedder(SupervisedLearner):
-    """Implements :class:`ehm.backends.base.Embedder`, at one size of image."""
+    """Implements :class:`ehm.backends.base.Embedder`."""
 
     def __init__(
         self,
@@ -38,7 +42,6 @@ class MindsporeEmbedder(SupervisedLearner):
         processes: Processes = ALONE,
         weights: Weights | None = None,
     ) -> None:
-        _refuse_sizes(config)
         dtype = choose_dtype(config.optim.dtype, target)
         gem = config.pool == "gem"
         pool = "avg" if config.pool == "gem" else config.pool
@@ -48,6 +51,9 @@ class MindsporeEmbedder(SupervisedLearner):
         width = spec_from_json(loaded.architecture).features
         model = Embedding(loaded.model, width, rng, config.dim, classes, config.margin, config.scale, gem)
         super().__init__(config, processes, model, loaded, "encoder.")
+        self._has_one_size = config.longest is None and config.scales == (1.0,)
+        if not self._has_one_size:
+            self._refuse_fixed_size()
         pixels = self._pixels
 
         def loss(images: Tensor, labels: Tensor, keep: Tensor | None) -> Tensor:
@@ -59,7 +65,11 @@ class MindsporeEmbedder(SupervisedLearner):
         def describe(images: Tensor) -> Tensor:
             return measured(pixels(images))
 
+        def describe_canvas(patches: Tensor, *others: Tensor | None) -> Tensor:
+            return measured.describe_canvas(patches, *others)
+
         self._describe = BatchGraph(describe)
+        self._describe_canvas = BatchGraph(describe_canvas)
         self._training = Training(loss, self._create_optimizer(), config.optim, dtype, processes)
 
     def train_step(
@@ -76,24 +86,48 @@ class MindsporeEmbedder(SupervisedLearner):
         return self._take_step(len(images), take_inputs, lr, weight_decay)
 
     def compute_descriptors(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """See :meth:`ehm.backends.base.Embedder.compute_descriptors`."""
+        """See :meth:`ehm.backends.base.Embedder.compute_descriptors`: the mean over all scales, brought to length 1."""
         self.measured_model.set_train(False)
-        return self._describe(images)
+        if self._has_one_size:
+            return self._describe(images)
+        pixels = self._normalise(images)
+        height, width = self.image_size if self._config.longest is None else images.shape[1:3]
+        total = np.zeros((), np.float32)
+        for scale in self._config.scales:
+            size = (self._fit_side(height * scale), self._fit_side(width * scale))
+            # all scales count alike, because descriptors have length 1
+            total = total + self._describe_size(pixels, size)
+        lengths = np.linalg.norm(total, axis=1, keepdims=True)
+        descriptors: NDArray[np.float32] = total / np.maximum(lengths, LEAST_LENGTH)
+        return descriptors
 
+    def _describe_size(self, pixels: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.float32]:
+        """Describe images (B, 3, H, W) at ``size``, of which the graph knows nothing but the patches' number."""
+        if size != pixels.shape[2:]:
+            down = bilinear_weights(size[0], pixels.shape[2]).astype(np.float32)
+            across = bilinear_weights(size[1], pixels.shape[3]).astype(np.float32)
+            pixels = (down @ pixels @ across.T).astype(np.float32)
+        assert isinstance(self._spec, VitSpec)
+        patches = math.prod(size) // self._spec.patch_size**2
+        tokens = lay_out_patches(pixels, self._spec, place_row(patches), enlarge_side(patches))
+        return self._describe_canvas(*tokens)
 
-def _refuse_sizes(config: RetrievalConfig) -> None:
-    """Raise BackendError if images shall be described at any other size than ``model.image_size``."""
-    remedy = "--device cpu, cuda or npu measures it with torch"
-    if config.longest is not None:
-        raise BackendError(
-            f"longest {config.longest}: the MindSpore backend compiles a graph for every size of image, and so for "
-            f"every photograph; leave it out, or {remedy}"
-        )
-    if config.scales != (1.0,):
-        raise BackendError(
-            f"scales {list(config.scales)}: the MindSpore backend describes images at one size; leave [1.0], or "
-            f"{remedy}"
-        )
+    def _fit_side(self, side: float) -> int:
+        """Return the nearest number of pixels that the encoder takes."""
+        patch_size: int = self._spec.patch_size
+        return max(1, round(side / patch_size)) * patch_size
+
+    def _refuse_fixed_size(self) -> None:
+        """Raise ConfigError for an encoder that takes images of one size only."""
+        if takes_any_size(self._spec):
+            return
+        config = self._config
+        setting = f"scales {list(config.scales)}"
+        remedy = "leave [1.0]"
+        if config.longest is not None:
+            setting = f"longest {config.longest}"
+            remedy = "leave it out"
+        raise ConfigError(f"{setting}: this encoder ({config.model.init}) takes images of one size; {remedy}")
 
 
 TASK_LEARNER = MindsporeEmbedder

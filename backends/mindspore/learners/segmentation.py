@@ -1,4 +1,4 @@
-"""UperNet on one MindSpore target: training on crops, and inference on windows of their size.
+"""UperNet on one MindSpore target: training on crops, and inference on windows of their size or on whole images.
 
 Shapes: B crops or windows of H x W pixels, C classes.
 """
@@ -19,12 +19,15 @@ from ehm.backends.mindspore.engine.devices import Target, choose_dtype
 from ehm.backends.mindspore.engine.graphs import compile_graph
 from ehm.backends.mindspore.engine.step import Training
 from ehm.backends.mindspore.learners.supervised import SupervisedLearner
+from ehm.backends.mindspore.models.canvas import enlarge_side, takes_any_size
+from ehm.backends.mindspore.models.frame import build_frame, group_frame
 from ehm.backends.mindspore.models.pyramid import load_pyramid
 from ehm.backends.mindspore.models.upernet import UperNet
 from ehm.config import SegmentationConfig
 from ehm.data.bilinear import enlarge_argmax
 from ehm.data.segmentation import place_windows
-from ehm.errors import BackendError, ConfigError
+from ehm.errors import ConfigError
+from ehm.models.pyramid import STRIDES, round_stride
 from ehm.models.weights import Weights
 
 __all__ = ["MindsporeSegmenter"]
@@ -34,7 +37,7 @@ _IGNORED = 255
 
 
 class MindsporeSegmenter(SupervisedLearner):
-    """Implements :class:`ehm.backends.base.Segmenter`: all graphs are those of crops of one size."""
+    """Implements :class:`ehm.backends.base.Segmenter`."""
 
     def __init__(
         self,
@@ -44,11 +47,6 @@ class MindsporeSegmenter(SupervisedLearner):
         processes: Processes = ALONE,
         weights: Weights | None = None,
     ) -> None:
-        if config.inference.mode == "whole":
-            raise BackendError(
-                "inference.mode whole: the MindSpore backend compiles a graph for every size of image, and so for "
-                "every photograph; take slide"
-            )
         dtype = choose_dtype(config.optim.dtype, target)
         seed = config.run.seed
         size = config.crop_size
@@ -57,10 +55,16 @@ class MindsporeSegmenter(SupervisedLearner):
         rng = np.random.default_rng([seed, 2])  # the pyramid begins with other numbers of the seed
         model = UperNet(pyramid, classes, head, size, dtype, processes, rng)
         super().__init__(config, processes, model, loaded, "pyramid.encoder.")
+        if config.inference.mode == "whole" and not takes_any_size(self._spec):
+            raise ConfigError(
+                f"inference.mode whole: this encoder ({config.model.init}) takes images of crop_size "
+                f"{list(config.crop_size)} only; take slide"
+            )
         self.image_size = size
         self._processes = processes
         self._group = max(1, config.optim.batch_size // config.optim.accumulate // processes.size)
         pixels = self._pixels
+        stride = round_stride(self._spec.patch_size)
         auxiliary_weight = head.auxiliary_weight
 
         def loss(
@@ -77,7 +81,17 @@ class MindsporeSegmenter(SupervisedLearner):
         def score(windows: Tensor) -> Tensor:
             return measured.score(windows)
 
+        def score_canvas(
+            patches: Tensor, resampling: Tensor | None, rotations: Tensor | None, bias: Tensor, *frame: Tensor
+        ) -> Tensor:
+            parts = group_frame(frame)
+            finest = parts[0][0].shape
+            grid = (finest[2] * STRIDES[0] // stride, finest[3] * STRIDES[0] // stride)
+            levels = measured.pyramid.compute_canvas_levels(patches, resampling, rotations, bias, grid)
+            return measured.score_canvas(levels, parts)
+
         self._score = compile_graph(score)
+        self._score_canvas = compile_graph(score_canvas)
         self._training = Training(loss, self._create_optimizer(), config.optim, dtype, processes)
 
     def train_step(
@@ -99,7 +113,27 @@ class MindsporeSegmenter(SupervisedLearner):
     def segment_image(self, image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
         """See :meth:`ehm.backends.base.Segmenter.segment_image`."""
         self.measured_model.set_train(False)
-        return enlarge_argmax(self._score_windows(self._normalise(image)), size)
+        pixels = self._normalise(image)
+        if self._config.inference.mode == "whole":
+            return enlarge_argmax(self._score_whole(pixels), size)
+        return enlarge_argmax(self._score_windows(pixels), size)
+
+    def _score_whole(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Score a whole image, on a canvas that many sizes of images share: (3, H, W) -> (C, H, W)."""
+        _, height, width = pixels.shape
+        widest = STRIDES[-1]
+        # padded with the mean colour to a multiple of the widest stride, as with torch
+        padded = np.pad(pixels, ((0, 0), (0, -height % widest), (0, -width % widest)))
+        size = (padded.shape[1], padded.shape[2])
+        sides = []
+        for side, crop in zip(size, self.image_size, strict=True):
+            sides.append(widest * enlarge_side(side // widest, max(crop // widest, 1)))
+        canvas = (sides[0], sides[1])
+        tokens = self.model.pyramid.lay_out(padded[None], canvas)
+        inputs = (Tensor(tokens.patches), tokens.resampling, tokens.rotations, tokens.bias)
+        scores = self._score_canvas(*inputs, *build_frame(size, canvas)).asnumpy()
+        whole: NDArray[np.float32] = scores[0, :, :height, :width]
+        return whole
 
     def _score_windows(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
         """Average the scores of all windows of an image: (3, H, W) -> (C, H, W)."""
@@ -124,13 +158,6 @@ class MindsporeSegmenter(SupervisedLearner):
                 counts[y : y + h, x : x + w] += 1
         assert total is not None
         return total / counts
-
-    def _normalise(self, image: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Normalise an image, as :class:`Pixels` does: (h, w, 3) -> (3, h, w)."""
-        white = self.inputs.pixels.white
-        offset = np.array(self.inputs.mean, np.float32) * white
-        scale = np.array(self.inputs.std, np.float32) * white
-        return ((image.astype(np.float32) - offset) / scale).transpose(2, 0, 1)
 
     def _draw_dropout(self, images: int) -> list[NDArray[np.float32] | None]:
         """Draw the factors of the channels before both classifiers, (B, D, 1, 1): 0 or 1 / (1 - p); None without."""

@@ -102,6 +102,14 @@ class SupervisedLearner(ResumableTask):
         self._steps += 1
         return metrics
 
+    def _normalise(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Normalise images on the host, as :class:`Pixels` does on the device: (..., H, W, 3) -> (..., 3, H, W)."""
+        white = self.inputs.pixels.white
+        offset = np.array(self.inputs.mean, np.float32) * white
+        scale = np.array(self.inputs.std, np.float32) * white
+        normalised: NDArray[np.float32] = (images.astype(np.float32) - offset) / scale
+        return np.moveaxis(normalised, -1, -3)
+
     def _draw_drop_path(self, images: int) -> NDArray[np.float32] | None:
         """Draw this step's factors of drop path for the encoder's blocks; see :func:`draw_drop_path`."""
         return draw_drop_path(self._config.model.drop_path, self._spec.blocks, images, self._step_numbers())

@@ -34,8 +34,8 @@ class AttentionPool(nn.Cell):
         self.mlp = FormMlp(spec.form, width, int(width * spec.mlp_ratio), dtype)
         self.unstack = ops.Unstack(axis=0, num=2)
 
-    def construct(self, tokens: Tensor) -> Tensor:
-        """(B, L, D) -> (B, D)."""
+    def construct(self, tokens: Tensor, bias: Tensor | None = None) -> Tensor:
+        """(B, L, D) -> (B, D); ``bias`` (1, 1, 1, L) is added to the scores."""
         batch, length, width = tokens.shape
         head_width = width // self.heads
         query = self.q(self.latent).reshape((1, 1, self.heads, head_width)).transpose((0, 2, 1, 3))
@@ -43,6 +43,8 @@ class AttentionPool(nn.Cell):
         split = self.kv(tokens).reshape((batch, length, 2, self.heads, head_width)).transpose((2, 0, 3, 1, 4))
         keys, values = self.unstack(split)
         scores = ops.BatchMatMul(transpose_b=True)(query, keys).astype(ms.float32)
+        if bias is not None:
+            scores = scores + bias
         mixed = ops.BatchMatMul()(ops.softmax(scores, axis=-1).astype(values.dtype), values)
         pooled = self.proj(mixed.transpose((0, 2, 1, 3)).reshape((batch, 1, width)))
         return (pooled + self.mlp(self.norm(pooled)))[:, 0]

@@ -107,7 +107,7 @@ class Attention(nn.Cell):
     def compute_probs(self, q: Tensor, k: Tensor, bias: Tensor | None = None) -> Tensor:
         """Compute softmax attention in float32: (B, h, K, d), (B, h, L, d) -> (B, h, K, L) of the first K tokens.
 
-        ``bias`` (h, L, L), or (B, h, L, L), is added to the scores.
+        ``bias`` (h, L, L), (B, h, L, L) or (1, 1, 1, L), is added to the scores.
         """
         scores = ops.BatchMatMul(transpose_b=True)(q * self.scale, k).astype(ms.float32)
         if bias is not None:

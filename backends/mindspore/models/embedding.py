@@ -14,10 +14,10 @@ from mindspore import Parameter, Tensor, nn, ops
 
 from ehm.backends.mindspore.models.blocks import Dense
 
-__all__ = ["ArcFace", "Embedding"]
+__all__ = ["LEAST_LENGTH", "ArcFace", "Embedding"]
 
 _EPSILON = 1e-6
-_LEAST_LENGTH = 1e-12
+LEAST_LENGTH = 1e-12
 """Least length that a vector is divided by, as in torch's ``normalize``."""
 
 
@@ -60,13 +60,27 @@ class Embedding(nn.Cell):
         """Compute descriptors (B, D); ``keep`` (2 * depth, B, 1, 1) are drop path's factors."""
         return self.describe_tokens(self.encoder.compute_tokens(images, keep))
 
-    def describe_tokens(self, tokens: Tensor) -> Tensor:
-        """Describe the tokens that leave the encoder's last block: (B, L, W) -> (B, D)."""
+    def describe_canvas(
+        self, patches: Tensor, resampling: Tensor | None, rotations: Tensor | None, bias: Tensor, inside: Tensor
+    ) -> Tensor:
+        """Compute descriptors (B, D) of images on a canvas; see :mod:`ehm.backends.mindspore.models.canvas`."""
+        tokens = self.encoder.compute_canvas_tokens(patches, resampling, rotations, bias)
+        return self.describe_tokens(tokens, bias, inside)
+
+    def describe_tokens(self, tokens: Tensor, bias: Tensor | None = None, inside: Tensor | None = None) -> Tensor:
+        """Describe the tokens that leave the encoder's last block: (B, L, W) -> (B, D).
+
+        On a canvas, ``bias`` (1, 1, 1, L) is very low for the patches beyond the image, and ``inside`` (N, 1) is 0.
+        """
         if self.has_power:
             patches = ops.maximum(self.encoder.norm_patches(tokens).astype(ms.float32), Tensor(_EPSILON, ms.float32))
-            pooled = ops.pow(ops.pow(patches, self.power).mean(axis=1), 1 / self.power)
-        else:
+            powers = ops.pow(patches, self.power)
+            mean = powers.mean(axis=1) if inside is None else (powers * inside).sum(axis=1) / inside.sum()
+            pooled = ops.pow(mean, 1 / self.power)
+        elif bias is None:
             pooled = self.encoder.pool_tokens(tokens).astype(ms.float32)
+        else:
+            pooled = self.encoder.pool_tokens(tokens, bias).astype(ms.float32)
         if self.whitens:
             pooled = self.whitening(pooled)
         return normalise(pooled)
@@ -108,4 +122,4 @@ class ArcFace(nn.Cell):
 def normalise(rows: Tensor) -> Tensor:
     """Bring rows to length 1: (B, D) -> (B, D)."""
     length = ops.sqrt(ops.square(rows).sum(axis=1, keepdims=True))
-    return rows / ops.maximum(length, Tensor(_LEAST_LENGTH, ms.float32))
+    return rows / ops.maximum(length, Tensor(LEAST_LENGTH, ms.float32))

@@ -118,13 +118,13 @@ class FormAttention(nn.Cell):
         return self.proj(mixed)
 
     def construct(self, x: Tensor, bias: Tensor | None = None, rotations: Tensor | None = None) -> Tensor:
-        """(B, L, D) -> (B, L, D); ``bias`` is for other forms."""
+        """(B, L, D) -> (B, L, D); for ``bias`` see :meth:`compute_probs`."""
         q, k, v = self.split_heads(x, rotations)
-        if self.is_fused:
+        if self.is_fused and bias is None:
             # one operator, which leaves no probabilities behind
             mixed = ops.flash_attention_score(q, k, v, self.heads, scalar_value=self.scale, input_layout="BNSD")
             return self._join_heads(mixed)
-        return self.mix_values(self.compute_probs(q, k), v)
+        return self.mix_values(self.compute_probs(q, k, bias), v)
 
     def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         batch, tokens, width = x.shape

@@ -20,7 +20,17 @@ from ehm.backends.base import Processes
 from ehm.backends.mindspore.models.blocks import apply_linear
 from ehm.data.bilinear import interpolate_side
 
-__all__ = ["BatchNorm", "Convolution", "Doubling", "Gelu", "Pooling", "SideProducts", "build_layer", "build_resize"]
+__all__ = [
+    "BatchNorm",
+    "Convolution",
+    "Doubling",
+    "Gelu",
+    "Pooling",
+    "SideProducts",
+    "build_layer",
+    "build_resize",
+    "multiply_sides",
+]
 
 _MOMENTUM = 0.1
 _EPSILON = 1e-5
@@ -146,8 +156,13 @@ class SideProducts(nn.Cell):
 
     def construct(self, x: Tensor) -> Tensor:
         """(B, C, h, w) -> (B, C, h', w')."""
-        wide = _multiply_last(x.astype(ms.float32), self.across)
-        return _multiply_last(wide.swapaxes(2, 3), self.down).swapaxes(2, 3)
+        return multiply_sides(x, self.down, self.across)
+
+
+def multiply_sides(x: Tensor, down: Tensor, across: Tensor) -> Tensor:
+    """Multiply both sides of a map: (B, C, h, w), (h', h), (w', w) -> (B, C, h', w'), in float32."""
+    wide = _multiply_last(x.astype(ms.float32), across)
+    return _multiply_last(wide.swapaxes(2, 3), down).swapaxes(2, 3)
 
 
 def build_resize(size: tuple[int, int], wanted: tuple[int, int]) -> nn.Cell:

@@ -58,7 +58,11 @@ class PatchEmbed(nn.Cell):
 
     def construct(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, N, D)."""
-        tokens = self.proj(patchify_by_channel(images, self.patch_size))
+        return self.embed_patches(patchify_by_channel(images, self.patch_size))
+
+    def embed_patches(self, patches: Tensor) -> Tensor:
+        """Embed patches as :func:`patchify_by_channel` cuts them: (B, N, C * patch_size**2) -> (B, N, D)."""
+        tokens = self.proj(patches)
         return tokens if self.norm is None else self.norm(tokens)
 
 

@@ -10,13 +10,16 @@ from typing import Any
 import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn
+from numpy.typing import NDArray
 
 from ehm.backends.base import Processes
+from ehm.backends.mindspore.models.canvas import CanvasTokens, lay_out_patches, place_grid, takes_any_size
 from ehm.backends.mindspore.models.loading import load_model
 from ehm.backends.mindspore.models.maps import BatchNorm, Doubling, Gelu, Pooling, build_resize
 from ehm.backends.mindspore.models.rotary import compute_rotations
 from ehm.config import ModelSource
 from ehm.config.encoders import EncoderSpec, SwinSpec, VitSpec
+from ehm.data.bilinear import interpolate_side
 from ehm.errors import ConfigError
 from ehm.models.pyramid import STRIDES, find_taps, plan_resizing, round_stride
 from ehm.models.resample import bicubic_weights
@@ -51,6 +54,7 @@ class VitPyramid(nn.Cell):
     ) -> None:
         super().__init__()
         self.encoder = encoder
+        self.spec = spec
         stride = round_stride(spec.patch_size)
         grid = (image_size[0] // stride, image_size[1] // stride)
         self.resize = None
@@ -84,10 +88,44 @@ class VitPyramid(nn.Cell):
             else:
                 tokens = block(tokens, bias, rotations, keep[2 * index], keep[2 * index + 1])
             outputs.append(tokens)
+        return self._arrange_levels(outputs, self.grid)
+
+    def compute_canvas_levels(
+        self,
+        patches: Tensor,
+        resampling: Tensor | None,
+        rotations: Tensor | None,
+        bias: Tensor,
+        grid: tuple[int, int],
+    ) -> list[Tensor]:
+        """Compute the maps of images on a canvas, whose patches form a ``grid``; those of evaluation.
+
+        See :mod:`ehm.backends.mindspore.models.canvas`.
+        """
+        tokens = self.encoder.prepend_prefix(self.encoder.embed_patches(patches, resampling))
+        outputs = []
+        for index in range(max(self.taps) + 1):
+            tokens = self.encoder.blocks[index](tokens, bias, rotations)
+            outputs.append(tokens)
+        return self._arrange_levels(outputs, grid)
+
+    def lay_out(self, pixels: NDArray[np.float32], size: tuple[int, int]) -> CanvasTokens:
+        """Lay out normalised images (B, 3, H, W) on a canvas of ``size``, both multiples of 32 pixels."""
+        stride = round_stride(self.spec.patch_size)
+        grid = (pixels.shape[2] // stride, pixels.shape[3] // stride)
+        canvas = (size[0] // stride, size[1] // stride)
+        if stride != self.spec.patch_size:
+            down = interpolate_side(pixels.shape[2], grid[0] * self.spec.patch_size)
+            across = interpolate_side(pixels.shape[3], grid[1] * self.spec.patch_size)
+            pixels = (down @ pixels @ across.T).astype(np.float32)
+        return lay_out_patches(pixels, self.spec, place_grid(grid, canvas), canvas[0] * canvas[1])
+
+    def _arrange_levels(self, outputs: list[Tensor], grid: tuple[int, int]) -> list[Tensor]:
+        """Bring the outputs of blocks to the strides of the levels."""
         levels = []
         for level in range(len(self.taps)):
             patches = outputs[self.taps[level]][:, self.encoder.prefix :]
-            levels.append(self.neck[level](_arrange_map(patches, self.grid)))
+            levels.append(self.neck[level](_arrange_map(patches, grid)))
         return levels
 
     def _embed(self, images: Tensor) -> Tensor:
@@ -167,8 +205,7 @@ def load_pyramid(
     """
     loaded = load_model(source, seed, dtype=dtype, weights=weights)
     spec = spec_from_json(loaded.architecture)
-    takes_any_size = isinstance(spec, VitSpec) and not spec.relative
-    if not takes_any_size and loaded.image_size != image_size:
+    if not takes_any_size(spec) and loaded.image_size != image_size:
         loaded = load_model(source.model_copy(update={"image_size": image_size}), seed, dtype=dtype, weights=weights)
         spec = spec_from_json(loaded.architecture)
     if isinstance(spec, VitSpec) and spec.relative and round_stride(spec.patch_size) != spec.patch_size:

@@ -13,7 +13,8 @@ import numpy as np
 from mindspore import Tensor, nn, ops
 
 from ehm.backends.base import Processes
-from ehm.backends.mindspore.models.maps import Convolution, SideProducts, build_layer, build_resize
+from ehm.backends.mindspore.models.frame import NO_FRAME, keep_inside, resize_map
+from ehm.backends.mindspore.models.maps import Convolution, SideProducts, build_layer, build_resize, multiply_sides
 from ehm.config import UperNetConfig
 from ehm.data.bilinear import interpolate_side
 from ehm.models.pyramid import PARTS, STRIDES, compute_shares
@@ -23,6 +24,9 @@ __all__ = ["UperNet"]
 _AUXILIARY = 2
 """The level that the auxiliary head is applied to."""
 _CLASSIFIER_STD = 0.01
+
+_MASKS, _TO_FINER, _TO_FINEST, _MEANS, _SPREADING, _ENLARGING = range(len(NO_FRAME))
+"""Places of the parts of a frame."""
 
 Size = tuple[int, int]
 
@@ -88,25 +92,36 @@ class UperNet(nn.Cell):
         """Compute the scores of evaluation: (B, 3, H, W) -> (B, C, H, W), float32."""
         return self.enlarge(self._classify(self.classify, self._fuse_levels(self.pyramid(images)), None))
 
+    def score_canvas(self, levels: list[Tensor], frame: Any) -> Tensor:
+        """Compute the scores of evaluation from the levels of images on a canvas with its ``frame``, float32."""
+        scores = self._classify(self.classify, self._fuse_levels(levels, frame), None)
+        return multiply_sides(scores, frame[_ENLARGING][0][0], frame[_ENLARGING][0][1])
+
     def _classify(self, layers: nn.Cell, features: Tensor, kept: Tensor | None) -> Tensor:
         """Apply the last of ``layers`` to (B, D, h, w), of which dropout keeps some channels."""
         if kept is not None:
             features = features * kept
         return layers[-1](features)
 
-    def _fuse_levels(self, levels: list[Tensor]) -> Tensor:
+    def _fuse_levels(self, levels: list[Tensor], frame: Any = NO_FRAME) -> Tensor:
         """Fuse the levels from the coarsest to the finest (Lin et al., 2017): (B, D, H/4, W/4)."""
+        masks = frame[_MASKS]
+        to_finer = frame[_TO_FINER]
+        to_finest = frame[_TO_FINEST]
         coarsest = len(levels) - 1
-        totals = [self.pooling(levels[coarsest])]
+        totals = [self.pooling(levels[coarsest], masks[coarsest], frame[_MEANS], frame[_SPREADING])]
         for index in range(coarsest - 1, -1, -1):
-            totals.append(self.lateral[index](levels[index]) + self.to_finer[index](totals[-1]))
+            finer = resize_map(self.to_finer[index], totals[-1], to_finer[index])
+            totals.append(self.lateral[index](levels[index]) + finer)
         outputs = []
         for index in range(coarsest):
-            smooth = self.smooth[index](totals[coarsest - index])
-            outputs.append(self.to_finest[index - 1](smooth) if index else smooth)
+            smooth = self.smooth[index](keep_inside(totals[coarsest - index], masks[index]))
+            if index:
+                smooth = resize_map(self.to_finest[index - 1], smooth, to_finest[index - 1])
+            outputs.append(smooth)
         # the pooled level is smooth already
-        outputs.append(self.to_finest[coarsest - 1](totals[0]))
-        return self.fuse(ops.cat(outputs, 1))
+        outputs.append(resize_map(self.to_finest[coarsest - 1], totals[0], to_finest[coarsest - 1]))
+        return self.fuse(keep_inside(ops.cat(outputs, 1), masks[0]))
 
 
 class PoolingPyramid(nn.Cell):
@@ -124,12 +139,15 @@ class PoolingPyramid(nn.Cell):
         self.means = nn.CellList([SideProducts(*(compute_shares(side, parts) for side in size)) for parts in PARTS])
         self.enlarge = nn.CellList([SideProducts(*(interpolate_side(parts, side) for side in size)) for parts in PARTS])
 
-    def construct(self, level: Tensor) -> Tensor:
-        """See the class."""
+    def construct(
+        self, level: Tensor, mask: Any = None, means: Any = NO_FRAME[_MEANS], spreading: Any = NO_FRAME[_SPREADING]
+    ) -> Tensor:
+        """See the class; the rest are parts of a canvas's frame."""
         maps = [level]
         for index in range(len(PARTS)):
-            maps.append(self.enlarge[index](self.parts[index](self.means[index](level))))
-        return self.fuse(ops.cat(maps, 1))
+            pooled = self.parts[index](resize_map(self.means[index], level, means[index]))
+            maps.append(resize_map(self.enlarge[index], pooled, spreading[index]))
+        return self.fuse(keep_inside(ops.cat(maps, 1), mask))
 
 
 def _build_classifier(width: int, classes: int, dtype: Any, rng: np.random.Generator) -> list[nn.Cell]:

@@ -12,6 +12,7 @@ import numpy as np
 from mindspore import Tensor
 
 from ehm.backends.mindspore.models.attention_pool import AttentionPool
+from ehm.backends.mindspore.models.blocks import run_blocks
 from ehm.backends.mindspore.models.form_blocks import build_norm
 from ehm.backends.mindspore.models.heads import build_classifier
 from ehm.backends.mindspore.models.initial import init_truncated
@@ -58,16 +59,29 @@ class VisionTransformer(VitParts):
         """Compute the tokens that leave the last block: (B, 3, H, W) -> (B, L, D)."""
         return self.run_stack(self.embed(images), None, None, keep)
 
-    def pool_tokens(self, tokens: Tensor) -> Tensor:
-        """Pool and norm the tokens for the head: (B, L, D) -> (B, D)."""
+    def pool_tokens(self, tokens: Tensor, bias: Tensor | None = None) -> Tensor:
+        """Pool and norm the tokens for the head: (B, L, D) -> (B, D).
+
+        ``bias`` (1, 1, 1, L) is added to the scores of the learned query.
+        """
         if self.fc_norm is not None:
-            return self.fc_norm(self._pool(tokens))
-        return self._pool(self.norm(tokens))
+            return self.fc_norm(self._pool(tokens, bias))
+        return self._pool(self.norm(tokens), bias)
 
     def norm_patches(self, tokens: Tensor) -> Tensor:
         """Apply the last norm to the patch tokens: (B, L, D) -> (B, N, D)."""
         patches = tokens[:, self.prefix :]
         return self.norm(patches) if self.fc_norm is None else self.fc_norm(patches)
+
+    def compute_canvas_tokens(
+        self, patches: Tensor, resampling: Tensor | None, rotations: Tensor | None, bias: Tensor
+    ) -> Tensor:
+        """Compute the tokens that leave the last block from those of a canvas, (B, M, C * patch_size**2): (B, L, D).
+
+        See :mod:`ehm.backends.mindspore.models.canvas`.
+        """
+        tokens = self.prepend_prefix(self.embed_patches(patches, resampling))
+        return run_blocks(self.blocks, tokens, bias, rotations)
 
     def pool_images(self, images: Tensor, keep: Tensor | None = None) -> Tensor:
         """Compute the pooled features: (B, 3, H, W) -> (B, D)."""
@@ -78,10 +92,11 @@ class VisionTransformer(VitParts):
         features = self.pool_images(images, keep)
         return self.head(features) if self.classes else features
 
-    def _pool(self, tokens: Tensor) -> Tensor:
+    def _pool(self, tokens: Tensor, bias: Tensor | None) -> Tensor:
         if self.pool == "avg":
             return tokens[:, self.prefix :].mean(axis=1)
         if self.pool == "map":
             # timm's VisionTransformer pools the patches, its Eva all tokens
-            return self.attn_pool(tokens if self.rotations is not None else tokens[:, self.prefix :])
+            first = 0 if self.rotations is not None else self.prefix
+            return self.attn_pool(tokens[:, first:], None if bias is None else bias[..., first:])
         return tokens[:, 0]

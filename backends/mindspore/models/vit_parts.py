@@ -75,6 +75,13 @@ class VitParts(nn.Cell):
             tokens = tokens + self.pos_embed[:, self.position_tokens :]
         return tokens
 
+    def embed_patches(self, patches: Tensor, resampling: Tensor | None) -> Tensor:
+        """Embed patches of images of another size, whose positions ``resampling`` (M, N) gives: -> (B, M, D)."""
+        tokens = self.patch_embed.embed_patches(patches).astype(ms.float32)
+        if self.pos_embed is not None:
+            tokens = tokens + resampling @ self.pos_embed[0, self.position_tokens :]
+        return tokens
+
     def locate(self, visible: Tensor | None = None) -> tuple[Tensor | None, Tensor | None]:
         """Return the biases and the rotations of all patches, or of those at indices ``visible`` (B, V)."""
         bias = None

@@ -302,9 +302,7 @@ def test_a_file_that_would_run_something_is_refused_and_runs_nothing(tmp_path, h
         path.write_bytes(pickle.dumps(call, protocol=2))
     else:
         torch.save({"blocks.input.w": call}, path, _use_new_zipfile_serialization=how == "torch")
-    with pytest.raises(
-        CheckpointError, match=r"encoder\.pkl: not DALL-E's .* nothing in it was executed: "
-    ) as said:
+    with pytest.raises(CheckpointError, match=r"encoder\.pkl: not DALL-E's .* nothing in it was executed: ") as said:
         load_tokenizer(str(path), CPU)
     assert "\n" not in str(said.value)
     assert {"system": "posix.system", "exec": "exec", "import": "importlib.import_module"}[harm] in str(said.value)
