@@ -29,7 +29,7 @@ _FORBIDDEN = -1e30
 
 
 class CanvasTokens(NamedTuple):
-    """What a ViT needs of an image on a canvas; the fields after ``patches`` depend on sizes alone."""
+    """Images on a canvas, as a ViT takes them; the fields after ``patches`` depend on sizes alone."""
 
     patches: NDArray[np.float32]
     """The pixels of patches, (B, M, C * p * p), in the order of a convolution's weights."""
@@ -38,7 +38,7 @@ class CanvasTokens(NamedTuple):
     rotations: Tensor | None
     """Sines and cosines (M, 2 * d) of rotary positions, if there are any."""
     bias: Tensor
-    """What is added to the scores of attention, (1, 1, 1, L): 0, or very little beyond the image."""
+    """Added to the scores of attention, (1, 1, 1, L): 0, or beyond the image a number far below all scores."""
     inside: Tensor
     """1 for the patches of the image, and 0 beyond: (M, 1)."""
 

@@ -1,4 +1,4 @@
-"""The frame of an image on a canvas: what UperNet's head needs to compute as if the maps ended with the image.
+"""The frame of an image on a canvas: masks and matrices by which UperNet's maps end with the image.
 
 A convolution meets zeros beyond the image, as it would beyond a map, and the matrices that resize maps and take means
 are those of the image's own sides. They are inputs of the graph, so that it is the same for all images on the canvas
