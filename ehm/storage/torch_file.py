@@ -14,7 +14,7 @@ import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,6 +36,7 @@ _TRAINING_STATE = ("optimizer", "opt", "scaler", "lr_scheduler", "scheduler")
 """Keys under which training programs keep tensors that are no network's."""
 _DEEPEST = 8
 """Most sections within each other that are read; a program's network lies in the third at most."""
+_ByteOrder = Literal["<", ">"]
 _ZIP_START = b"PK\x03\x04"
 _OLD_START = 0x1950A86A20F9469CFC6C
 """Number that files older than the archives begin with (``MAGIC_NUMBER`` of ``torch/serialization.py``)."""
@@ -129,7 +130,7 @@ def _read_archive(stream: IO[bytes], classes: Collection[str]) -> Any:
             # torch compresses nothing, and a compressed file could be as large as it likes
             if info.compress_type != zipfile.ZIP_STORED:
                 raise _RefusedError(f"{_DAMAGED} ({info.filename} is compressed)")
-        order = "<"
+        order: _ByteOrder = "<"
         if "byteorder" in members and archive.read(members["byteorder"]) == b"big":
             order = ">"
 
@@ -147,7 +148,7 @@ def _read_old_file(stream: IO[bytes], classes: Collection[str]) -> Any:
         raise _RefusedError(_DAMAGED)
     _TensorUnpickler(stream, ()).load()  # version of the format
     system = _TensorUnpickler(stream, ()).load()
-    order = "<" if system.get("little_endian", True) else ">"
+    order: _ByteOrder = "<" if system.get("little_endian", True) else ">"
     storages: dict[str, NDArray[Any]] = {}
     kinds: dict[str, _NumberType] = {}
 
@@ -178,7 +179,7 @@ def _count_bytes(stream: IO[bytes]) -> int:
     return count
 
 
-def _decode_numbers(content: bytes, kind: _NumberType, count: int, order: str) -> NDArray[Any]:
+def _decode_numbers(content: bytes, kind: _NumberType, count: int, order: _ByteOrder) -> NDArray[Any]:
     """Return the ``count`` numbers of a storage in this machine's byte order."""
     numbers = np.frombuffer(content, np.dtype(_NUMBER_TYPES[kind.name]).newbyteorder(order))
     if len(numbers) != count:
