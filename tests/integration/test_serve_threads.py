@@ -125,7 +125,7 @@ def test_how_many_run_at_once(monkeypatch, provider, processors, threads, expect
 
 @pytest.mark.parametrize(("processors", "sessions"), [(1, 1), (2, 2), (4, 2), (64, 1)])
 def test_runs_have_a_thread_each_if_there_is_a_core_for_each(bundle, monkeypatch, processors, sessions):
-    """Where a run has several cores, a session with one thread would leave them idle."""
+    """If a run has several cores, a session with one thread would leave all but one idle."""
     opened = []
     open_network = predictor_module.open_network
 

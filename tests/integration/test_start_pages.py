@@ -15,7 +15,7 @@ SETTINGS = {
     "finetune": ["model.image_size=32", *SHORT],
     "compare": ["folds=2", "repeats=1", "scratch_seeds=1", "workers=0"],
 }
-"""What is set besides, so that a command takes a second or two."""
+"""Settings besides those of the page, so that a command takes a second or two."""
 
 LEFT_OUT = {"serve", "doctor", "verify"}
 """Commands that go on until they are stopped, or examine the whole machine; they have tests of their own."""

@@ -1,4 +1,4 @@
-"""What commands print with ``--json`` and ``--quiet``, and where colours are."""
+"""The results that commands print with ``--json`` and ``--quiet``, and the colours of their output."""
 
 import json
 import subprocess
