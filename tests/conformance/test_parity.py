@@ -27,7 +27,7 @@ OTHERS = [device for device in PRESENT if device not in ("cpu", "mindspore")]
 SCRIPT = Path(parity.__file__)
 
 
-SIMMIM = {"objective": "simmim", "mask": {"views": 2, "unit": 16}, "model": {"drop_path": 0}}
+SIMMIM = {"objective": "simmim", "mask": {"views": 2, "unit": 16, "channels": 0.34}, "model": {"drop_path": 0}}
 SWIN = {
     "encoder": "swin_tiny",
     "patch_size": 2,
@@ -69,18 +69,21 @@ OBJECTIVES = {
     "feature-cosine": {
         "objective": "feature",
         "model": {"loss": "cosine", "form": DINOV2, "teacher": "start"},
-        "mask": {"source": "teacher"},
+        "mask": {"source": "teacher", "channels": 0.34},
     },
     "mae-dinov3": {"model": {"form": DINOV3}},
     "mae-eva": {"model": {"form": EVA}},
-    "mae-relative": {"model": {"relative": True, "freeze": 1}, "layer_decay": 0.8},
+    "mae-relative": {"model": {"relative": True, "freeze": 1}, "mask": {"channels": 0.34}, "layer_decay": 0.8},
     "beit-aimv2": {
         **SIMMIM,
         "objective": "beit",
         "model": {"drop_path": 0, "relative": False, "form": {**AIMV2, "norm_queries": True, "mlp": "gelu_tanh"}},
     },
 }
-"""Settings of the objectives, with encoders that show every part of a Swin and of each family of ViTs."""
+"""Settings of the objectives, with encoders that show every part of a Swin and of each family of ViTs.
+
+Some hide one channel of three.
+"""
 
 
 @pytest.fixture

@@ -37,7 +37,7 @@ from ehm.backends.resumable import ResumableLearner
 from ehm.config import TrainConfig
 from ehm.config.objectives import OBJECTIVES
 from ehm.errors import BackendError
-from ehm.masking import BatchMasks, split_mask, spread_mask
+from ehm.masking import BatchMasks, draw_shown_channels, split_mask, spread_mask
 from ehm.models.weights import Weights
 
 __all__ = ["MindsporeLearner"]
@@ -80,8 +80,6 @@ class MindsporeLearner(ResumableLearner):
     ) -> None:
         if config.mask.build == "device":
             raise BackendError("mask.build device: the MindSpore backend builds trees on the host; use host or auto")
-        if config.mask.channels:
-            raise BackendError("mask.channels: the MindSpore backend shows all channels of an image; leave it 0")
         refuse_unknown(config, processes)
         self._config = config
         self._rank = processes.rank
@@ -99,19 +97,26 @@ class MindsporeLearner(ResumableLearner):
                 if isinstance(cell, Block):
                     cell.recompute()
         model = self.model
+        compute_hidden_channels_loss = self._objective.compute_hidden_channels_loss
         pixels = Pixels(config.data.mean, config.data.std, config.data.pixels.white)
         self._pixels = pixels
 
         def loss(images: Tensor, *rest: Tensor) -> Tensor:
             return model(pixels(images), *rest)
 
-        self._loss = loss
+        def hidden_channels_loss(images: Tensor, shown: Tensor, *rest: Tensor) -> Tensor:
+            whole = pixels(images)
+            # 0 is the mean of a channel
+            seen = whole * shown.reshape((*shown.shape, 1, 1))
+            return compute_hidden_channels_loss(model, whole, seen, *rest)
+
+        self._loss = hidden_channels_loss if config.mask.channels else loss
         self._targets = None
         if self._objective.has_targets:
             self._targets = _build_targets(self._objective, pixels)
             self._describe_targets = compile_graph(self._objective.describe_targets)
             self._average_figures = compile_graph(build_mean(processes))
-        self._training = Training(loss, self._create_optimizer(), config.optim, self._dtype, processes)
+        self._training = Training(self._loss, self._create_optimizer(), config.optim, self._dtype, processes)
         source = {"online": model, "ema": self._average, "teacher": self._objective.teacher}[config.mask.source]
         blocks = config.mask.blocks
         pool = _build_pooling(config.spec.grid, config.units)
@@ -215,6 +220,7 @@ class MindsporeLearner(ResumableLearner):
         views = len(mask) // len(images)
         numbers = step_entropy(config.run.seed, self._steps, self._rank)
         keep = draw_drop_path(config.model.drop_path, config.spec.blocks, len(mask), numbers)
+        shown = self._draw_shown_channels(len(images))
 
         def take_inputs(rows: slice) -> tuple[Tensor, ...]:
             start, stop, _ = rows.indices(len(images))
@@ -224,6 +230,8 @@ class MindsporeLearner(ResumableLearner):
             masks = slice(start * views, stop * views)
             on_device = Tensor(images[rows])
             inputs = [on_device]
+            if shown is not None:
+                inputs.append(Tensor(shown[rows]))
             inputs += [Tensor(part) for part in self._split_mask(mask[masks])]
             if self._targets is not None:
                 targets = self._targets(on_device)
@@ -235,6 +243,14 @@ class MindsporeLearner(ResumableLearner):
             return tuple(inputs)
 
         return take_inputs
+
+    def _draw_shown_channels(self, images: int) -> NDArray[np.float32] | None:
+        """Draw the channels that each of so many images shows in this step: (B, C), None if all show all."""
+        config = self._config
+        if not config.mask.channels:
+            return None
+        seed = (config.run.seed, self._steps, self._rank)
+        return draw_shown_channels(images, config.spec.channels, config.mask.channels, seed).astype(np.float32)
 
     def _split_mask(self, mask: NDArray[np.bool_]) -> list[NDArray[np.int32]]:
         """Split masks of units into the indices of visible and of masked tokens, and each token's place among both."""

@@ -55,6 +55,15 @@ class MindsporeObjective(ABC):
         """Compute figures to log, by name, from the targets of some images."""
         return {}
 
+    def compute_hidden_channels_loss(self, model: Any, images: Tensor, seen: Tensor, *rest: Tensor) -> Tensor:
+        """Compute the loss of normalised images (B, C, H, W) of which the encoder sees ``seen``, some channels.
+
+        ``rest`` is what the model's ``construct`` takes behind the images.
+        """
+        # what a loss takes from whole images is among the targets
+        loss: Tensor = model(seen, *rest)
+        return loss
+
     @abstractmethod
     def reconstruct(self, model: Any, images: Tensor, visible: Tensor, restore: Tensor) -> Reconstruction:
         """Predict every patch of normalised images (B, 3, H, W), from indices (B, ...) as ``construct`` takes them."""

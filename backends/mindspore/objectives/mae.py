@@ -43,12 +43,14 @@ class MaskedAutoencoder(VisibleDecoder):
         variance = ops.square(centred).sum(axis=-1, keepdims=True) / (target.shape[-1] - 1)
         return centred / ops.sqrt(variance + 1e-6)
 
-    def construct(self, images: Tensor, visible: Tensor, masked: Tensor, restore: Tensor) -> Tensor:
+    def construct(
+        self, images: Tensor, visible: Tensor, masked: Tensor, restore: Tensor, seen: Tensor | None = None
+    ) -> Tensor:
         """Mean squared error of the masked patches of normalised (B, 3, H, W), from their indices (k * B, ...).
 
-        The k masks of an image lie one after the other.
+        The k masks of an image lie one after the other. The encoder sees ``seen``, by default the images.
         """
-        predicted = self.predict(images, visible, restore, masked)
+        predicted = self.predict(images if seen is None else seen, visible, restore, masked)
         return ops.square(predicted.astype(ms.float32) - self.target(images, masked)).mean()
 
     def predict(self, images: Tensor, visible: Tensor, restore: Tensor, wanted: Tensor) -> Tensor:
@@ -62,6 +64,11 @@ class MindsporeMae(MindsporeObjective):
     def build_model(self, dtype: Any) -> MaskedAutoencoder:
         """See :meth:`MindsporeObjective.build_model`."""
         return MaskedAutoencoder(self.spec, self.config.model, self.random_numbers(), dtype)
+
+    def compute_hidden_channels_loss(self, model: Any, images: Tensor, seen: Tensor, *rest: Tensor) -> Tensor:
+        """See :meth:`MindsporeObjective.compute_hidden_channels_loss`."""
+        loss: Tensor = model(images, *rest, seen=seen)
+        return loss
 
     def reconstruct(self, model: Any, images: Tensor, visible: Tensor, restore: Tensor) -> Reconstruction:
         """See :meth:`MindsporeObjective.reconstruct`."""

@@ -30,13 +30,20 @@ class PixelHead:
     decoder: nn.CellList
 
     def construct(
-        self, images: Tensor, visible: Tensor, masked: Tensor, restore: Tensor, keep: Tensor | None = None
+        self,
+        images: Tensor,
+        visible: Tensor,
+        masked: Tensor,
+        restore: Tensor,
+        keep: Tensor | None = None,
+        seen: Tensor | None = None,
     ) -> Tensor:
         """Mean absolute error of the hidden pixels of normalised (B, 3, H, W), from indices (k * B, ...) of cells.
 
-        The k masks of an image lie one after the other; for ``keep`` see :func:`encode_masked_images`.
+        The k masks of an image lie one after the other; for ``keep`` see :func:`encode_masked_images`. The encoder
+        sees ``seen``, by default the images.
         """
-        predicted = self.predict(images, visible, restore, masked, keep)
+        predicted = self.predict(images if seen is None else seen, visible, restore, masked, keep)
         target = gather_tokens(patchify_by_channel(images, self.stride), masked)
         return ops.abs(predicted.astype(ms.float32) - target).mean()
 
@@ -77,6 +84,11 @@ class MindsporeSimmim(MindsporeObjective):
     def build_model(self, dtype: Any) -> Any:
         """See :meth:`MindsporeObjective.build_model`."""
         return build_simmim(self.spec, self.random_numbers(), dtype)
+
+    def compute_hidden_channels_loss(self, model: Any, images: Tensor, seen: Tensor, *rest: Tensor) -> Tensor:
+        """See :meth:`MindsporeObjective.compute_hidden_channels_loss`."""
+        loss: Tensor = model(images, *rest, seen=seen)
+        return loss
 
     def reconstruct(self, model: Any, images: Tensor, visible: Tensor, restore: Tensor) -> Reconstruction:
         """See :meth:`MindsporeObjective.reconstruct`."""
