@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ehm.backends.base import Backend, Encoder
-from ehm.config import DataConfig, FinetuneConfig, ModelSource
+from ehm.config import DataConfig, FinetuneConfig
 from ehm.data import EvalTransform, open_source
 from ehm.data.decoding.channels import load_image
 from ehm.data.decoding.depth import ValueRange
@@ -95,7 +95,9 @@ def measure_fine_tuning_gradients(
     data = open_source(DataConfig(source=source, range=find_value_range(init)), "train")
     if data.labels is None or len(data.classes) < 2:
         raise DataError(f"{source}: has no labels; gradients need a folder with a folder for each class, or elpv")
-    config = FinetuneConfig(model=ModelSource(init=init), data=DataConfig(source=source))
+    config = FinetuneConfig.model_validate(
+        {"model": {"init": init}, "data": {"source": source}, "optim": {"dtype": "float32"}}
+    )
     classifier = backend.create_task_learner(config, len(data.classes))
     transform = EvalTransform.from_spec(classifier.image_size, classifier.inputs)
     one_hot = np.eye(len(data.classes), dtype=np.float32)

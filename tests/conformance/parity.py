@@ -122,12 +122,15 @@ def classification(backend, meta, images, first):
         return classifier.train_step(images, targets, lr, DECAY, weights)
 
     def seen():
-        return {
+        found = {
             "logits": classifier.compute_logits(images),
             "features": encoder.compute_features(images),
             "similarity": encoder.compute_similarity(images, 2),
             "attention": encoder.compute_attention(images),
         }
+        if not config.frozen:
+            found["gradient/layers"] = classifier.measure_gradients(images, targets)
+        return found
 
     lr = LR[config.optimizer]
     return classifier, seen, step, config

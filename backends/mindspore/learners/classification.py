@@ -5,12 +5,13 @@ Shapes: B images of H x W pixels, C classes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, SupportsFloat
 
 import mindspore as ms
 import numpy as np
-from mindspore import Tensor, ops
+from mindspore import Parameter, Tensor, nn, ops
 from numpy.typing import NDArray
 
 from ehm.backends.base import ALONE, Processes
@@ -18,10 +19,11 @@ from ehm.backends.common import split_batch
 from ehm.backends.mindspore.engine.devices import Target, choose_dtype
 from ehm.backends.mindspore.engine.graphs import BatchGraph, compile_graph
 from ehm.backends.mindspore.engine.step import Training
+from ehm.backends.mindspore.engine.tensors import Pixels, set_values
 from ehm.backends.mindspore.learners.supervised import SupervisedLearner
 from ehm.backends.mindspore.models.loading import load_model
+from ehm.backends.mindspore.models.tuning import layer_of
 from ehm.config import FinetuneConfig
-from ehm.errors import BackendError
 from ehm.models.weights import Weights
 
 __all__ = ["MindsporeClassifier"]
@@ -47,6 +49,7 @@ class MindsporeClassifier(SupervisedLearner):
         model = loaded.model
         super().__init__(config, processes, model, loaded)
         self._classes = classes
+        self._trained_pixels = Pixels(loaded.inputs.mean, loaded.inputs.std, loaded.inputs.pixels.white)
         is_binary = config.loss == "binary_cross_entropy"
         pixels = self._pixels
         measured = self.measured_model
@@ -107,8 +110,32 @@ class MindsporeClassifier(SupervisedLearner):
         return self._logits(images)
 
     def measure_gradients(self, images: NDArray[np.uint8], targets: NDArray[np.float32]) -> NDArray[np.float64]:
-        """Raise BackendError: this backend has none."""
-        raise BackendError("gradients are not in MindSpore; --device cpu, cuda or npu computes them with torch")
+        """See :meth:`ehm.backends.base.Classifier.measure_gradients`; float32 needs ``optim.dtype`` float32."""
+        model = self.model
+        pixels = self._trained_pixels
+        layers: list[int] = []
+        parameters: list[Parameter] = []
+        for name, parameter in model.parameters_and_names():
+            layer = layer_of(name, self._spec)
+            if layer <= self._spec.blocks and parameter.requires_grad:
+                layers.append(layer)
+                parameters.append(parameter)
+
+        def loss(images: Tensor, targets: Tensor) -> Tensor:
+            return soft_cross_entropy(model(pixels(images)), targets)
+
+        model.set_train(False)
+        # operator by operator: to compile a graph for a few batches would take longer
+        with _normal_head(model):
+            _, gradients = ms.value_and_grad(loss, None, ms.ParameterTuple(parameters))(Tensor(images), Tensor(targets))
+        by_layer: list[list[NDArray[np.float32]]] = [[] for _ in range(self._spec.blocks + 1)]
+        for layer, gradient in zip(layers, gradients, strict=True):
+            by_layer[layer].append(gradient.astype(ms.float32).asnumpy().ravel())
+        rows = []
+        for values in by_layer:
+            entries = np.concatenate(values).astype(np.float64)
+            rows.append([np.abs(entries).mean(), np.linalg.norm(entries)])
+        return np.array(rows)
 
     def _prepare_fine_tuning(
         self, images: NDArray[np.uint8], targets: NDArray[np.float32], positive_weights: Tensor | None
@@ -136,6 +163,25 @@ class MindsporeClassifier(SupervisedLearner):
 def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     """Compute the mean cross entropy against distributions, in float32: (B, C), (B, C) -> scalar."""
     return -(targets * ops.log_softmax(logits.astype(ms.float32), axis=-1)).sum(axis=-1).mean()
+
+
+@contextmanager
+def _normal_head(model: nn.Cell) -> Iterator[None]:
+    """Give the classifier normal weights (standard deviation 0.02, seed 0) and no bias for a while."""
+    own: list[tuple[Parameter, NDArray[Any]]] = []
+    for name, parameter in model.parameters_and_names():
+        if name.startswith("head."):
+            own.append((parameter, parameter.asnumpy().copy()))
+    for parameter, value in own:
+        normal = np.zeros_like(value)
+        if value.ndim == 2:
+            normal = np.random.default_rng(0).normal(0, 0.02, value.shape).astype(np.float32)
+        set_values(parameter, normal)
+    try:
+        yield
+    finally:
+        for parameter, value in own:
+            set_values(parameter, value)
 
 
 def binary_cross_entropy(logits: Tensor, targets: Tensor, positive_weights: Tensor) -> Tensor:
