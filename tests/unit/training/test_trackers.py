@@ -263,7 +263,7 @@ def test_unknown_trackers_are_told_the_known_ones(images, tmp_path, capsys, line
     assert train(images, tmp_path / "out", "run.trackers=[tensorbord]") == 2
     error = capsys.readouterr().err
     known = "known are tensorboard, wandb, mlflow, swanlab, lines"
-    assert error == f"ehm train: run.trackers tensorbord: unknown; {known}\n"
+    assert error == f"ehm train: run.trackers tensorbord: unknown; {known} (did you mean tensorboard?)\n"
     assert not (tmp_path / "out").exists()
 
 
