@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+import copy
+from typing import Any, TypeVar
 
 import torch
 from timm.models.beit import Attention
@@ -12,7 +13,7 @@ from torch import nn
 
 from ehm.backends.torch.engine.devices import FACTS
 
-__all__ = ["place_model"]
+__all__ = ["copy_model", "place_model"]
 
 _ATTENTION_WITH_BIAS = (Attention, WindowAttention, RelPosAttention)
 """Layers of timm's that add a bias for relative positions to the scores."""
@@ -34,3 +35,16 @@ def place_model(model: M, device: torch.device, convolves: bool = False) -> M:
         # the maps follow the weights of the convolutions that they come from
         model.to(memory_format=torch.channels_last)
     return model.to(device)
+
+
+def copy_model(model: M) -> M:
+    """Return a copy of ``model`` with tensors of its own on the same device.
+
+    Tensors are cloned here, because deepcopy clones their storages, which not every device outside of torch does.
+    """
+    copies: dict[int, Any] = {}
+    for parameter in model.parameters():
+        copies[id(parameter)] = nn.Parameter(parameter.detach().clone(), requires_grad=parameter.requires_grad)
+    for buffer in model.buffers():
+        copies[id(buffer)] = buffer.clone()
+    return copy.deepcopy(model, copies)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,7 +13,7 @@ from ehm.backends.base import Processes
 from ehm.backends.resumable import ResumableTask
 from ehm.backends.torch.engine.distributed import is_sharded
 from ehm.backends.torch.engine.optim import create_lars, param_groups
-from ehm.backends.torch.engine.placement import place_model
+from ehm.backends.torch.engine.placement import copy_model, place_model
 from ehm.backends.torch.engine.step import Training
 from ehm.backends.torch.engine.tensors import Pixels
 from ehm.backends.torch.learners.stepped import Stepped
@@ -69,7 +68,7 @@ class Supervised(ResumableTask, Stepped):
         if config.optim.ema_decay is not None:
             if is_sharded(config.run.parallel, processes):
                 raise BackendError("optim.ema_decay: a task keeps no average with run.parallel fsdp; take ddp")
-            average = copy.deepcopy(model).eval().requires_grad_(False)
+            average = copy_model(model).eval().requires_grad_(False)
         training = Training(
             model,
             lambda fused: create_optimizer(model, loaded.model, config, fused, encoder_rate),
