@@ -8,10 +8,14 @@ import sys
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 __all__ = [
     "SCALE",
     "STEP",
     "TRACKER",
+    "draw_normal_head",
     "host_memory",
     "is_decayed",
     "resident_memory",
@@ -49,6 +53,14 @@ def step_entropy(seed: int, step: int, rank: int) -> list[int]:
         # left out for process 0, so that a run of one process draws what it always drew
         numbers.append(rank)
     return numbers
+
+
+def draw_normal_head(shape: tuple[int, ...]) -> NDArray[np.float32]:
+    """Draw the weights of the head under which gradients are measured: standard deviation 0.02, always the same.
+
+    NumPy's numbers are the same on every device and with every version of a framework.
+    """
+    return np.random.default_rng(0).normal(0, 0.02, shape).astype(np.float32)
 
 
 def resident_memory() -> int:

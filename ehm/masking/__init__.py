@@ -3,7 +3,7 @@
 Shapes: B images, N patches in row-major order of the grid, M = 2N - 1 nodes.
 """
 
-from ehm.masking.channels import count_hidden_channels, draw_shown_channels
+from ehm.masking.channels import count_hidden_channels, draw_channel_factors, draw_shown_channels
 from ehm.masking.hierarchy import Hierarchy, build_hierarchy
 from ehm.masking.masker import Masker, make_masker
 from ehm.masking.masks import draw_ranks, hierarchical_mask, split_mask, spread_mask
@@ -27,6 +27,7 @@ __all__ = [
     "cosine_similarity",
     "count_hidden_channels",
     "depth",
+    "draw_channel_factors",
     "draw_ranks",
     "draw_shown_channels",
     "em_parts",

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["count_hidden_channels", "draw_shown_channels"]
+__all__ = ["count_hidden_channels", "draw_channel_factors", "draw_shown_channels"]
 
 _STREAM = 7
 """Begins the seed of the draws, which keeps their random numbers apart from those of masks and samples."""
@@ -34,3 +34,13 @@ def draw_shown_channels(images: int, channels: int, share: float, seed: Sequence
     shown = np.ones((images, channels), bool)
     np.put_along_axis(shown, order[:, :hidden], False, axis=1)
     return shown
+
+
+def draw_channel_factors(images: int, channels: int, share: float, seed: Sequence[int]) -> NDArray[np.float32] | None:
+    """Draw factors (B, C) of the channels of images, 0 for those of :func:`draw_shown_channels` that are left out.
+
+    None if ``share`` is 0, so that nothing has to be multiplied.
+    """
+    if not share:
+        return None
+    return draw_shown_channels(images, channels, share, seed).astype(np.float32)

@@ -15,7 +15,7 @@ from mindspore import Parameter, Tensor, nn, ops
 from numpy.typing import NDArray
 
 from ehm.backends.base import ALONE, Processes
-from ehm.backends.common import split_batch
+from ehm.backends.common import draw_normal_head, split_batch
 from ehm.backends.mindspore.engine.devices import Target, choose_dtype
 from ehm.backends.mindspore.engine.graphs import BatchGraph, compile_graph
 from ehm.backends.mindspore.engine.step import Training
@@ -175,7 +175,7 @@ def _normal_head(model: nn.Cell) -> Iterator[None]:
     for parameter, value in own:
         normal = np.zeros_like(value)
         if value.ndim == 2:
-            normal = np.random.default_rng(0).normal(0, 0.02, value.shape).astype(np.float32)
+            normal = draw_normal_head(value.shape)
         set_values(parameter, normal)
     try:
         yield

@@ -37,7 +37,7 @@ from ehm.backends.resumable import ResumableLearner
 from ehm.config import TrainConfig
 from ehm.config.objectives import OBJECTIVES
 from ehm.errors import BackendError
-from ehm.masking import BatchMasks, draw_shown_channels, split_mask, spread_mask
+from ehm.masking import BatchMasks, draw_channel_factors, split_mask, spread_mask
 from ehm.models.weights import Weights
 
 __all__ = ["MindsporeLearner"]
@@ -220,7 +220,8 @@ class MindsporeLearner(ResumableLearner):
         views = len(mask) // len(images)
         numbers = step_entropy(config.run.seed, self._steps, self._rank)
         keep = draw_drop_path(config.model.drop_path, config.spec.blocks, len(mask), numbers)
-        shown = self._draw_shown_channels(len(images))
+        seed = (config.run.seed, self._steps, self._rank)
+        shown = draw_channel_factors(len(images), config.spec.channels, config.mask.channels, seed)
 
         def take_inputs(rows: slice) -> tuple[Tensor, ...]:
             start, stop, _ = rows.indices(len(images))
@@ -243,14 +244,6 @@ class MindsporeLearner(ResumableLearner):
             return tuple(inputs)
 
         return take_inputs
-
-    def _draw_shown_channels(self, images: int) -> NDArray[np.float32] | None:
-        """Draw the channels that each of so many images shows in this step: (B, C), None if all show all."""
-        config = self._config
-        if not config.mask.channels:
-            return None
-        seed = (config.run.seed, self._steps, self._rank)
-        return draw_shown_channels(images, config.spec.channels, config.mask.channels, seed).astype(np.float32)
 
     def _split_mask(self, mask: NDArray[np.bool_]) -> list[NDArray[np.int32]]:
         """Split masks of units into the indices of visible and of masked tokens, and each token's place among both."""

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ehm.backends.base import ALONE, Processes
-from ehm.backends.common import split_batch
+from ehm.backends.common import draw_normal_head, split_batch
 from ehm.backends.torch.engine.seeds import seed_weights
 from ehm.backends.torch.engine.tensors import Pixels
 from ehm.backends.torch.engine.transfers import upload_array
@@ -166,10 +166,8 @@ def _normal_head(model: Any) -> Iterator[None]:
     """Give the classifier normal weights (std 0.02, seed 0) and no bias for a while."""
     linear = model.get_submodule(classifier_name(model))
     own = {name: value.clone() for name, value in linear.state_dict().items()}
-    # NumPy's numbers are the same on every device and with every version of torch
-    weight = np.random.default_rng(0).normal(0, 0.02, tuple(linear.weight.shape)).astype(np.float32)
     normal = {name: torch.zeros_like(value) for name, value in own.items()}
-    normal["weight"] = torch.from_numpy(weight)
+    normal["weight"] = torch.from_numpy(draw_normal_head(tuple(linear.weight.shape)))
     linear.load_state_dict(normal)
     try:
         yield

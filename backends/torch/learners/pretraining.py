@@ -42,7 +42,7 @@ from ehm.backends.torch.models.vit import layers_of
 from ehm.backends.torch.objectives import create_objective
 from ehm.config import TrainConfig
 from ehm.config.objectives import OBJECTIVES
-from ehm.masking import BatchMasks, draw_shown_channels, split_mask, spread_mask
+from ehm.masking import BatchMasks, draw_channel_factors, split_mask, spread_mask
 from ehm.masking.masker import STATIC_MASKINGS
 from ehm.masking.static import count_masked
 from ehm.models.weights import Weights
@@ -211,7 +211,10 @@ class TorchLearner(ResumableLearner):
         images = batch.images
         views = len(mask) // len(images)
         uploads = iter(batch.uploads)
-        shown = self._draw_shown_channels(len(images))
+        config = self._config
+        seed = (config.run.seed, self._steps, self._processes.rank)
+        factors = draw_channel_factors(len(images), config.spec.channels, config.mask.channels, seed)
+        shown = None if factors is None else upload_array(factors, self._device)
         figures: dict[str, Tensor] = {}
 
         def compute_loss(rows: slice) -> Tensor:
@@ -279,15 +282,6 @@ class TorchLearner(ResumableLearner):
         if isinstance(self._objective.teacher, nn.Module):
             models["teacher."] = self._objective.teacher
         return examine_step(self, lambda: self.train_step(batch, mask, lr, weight_decay, ema_decay), models)
-
-    def _draw_shown_channels(self, images: int) -> Tensor | None:
-        """Draw the channels that each of so many images shows in this step: (B, C), None if all show all."""
-        share = self._config.mask.channels
-        if not share:
-            return None
-        seed = (self._config.run.seed, self._steps, self._processes.rank)
-        shown = draw_shown_channels(images, self._config.spec.channels, share, seed)
-        return upload_array(shown.astype(np.float32), self._device)
 
     def _build_model(self, weights: Weights | None) -> Any:
         """Build the model with the weights that the seed gives, or those that ``model.init`` names."""
