@@ -75,8 +75,10 @@ def _with_starts(study: StudyConfig, arms: Sequence[str]) -> set[str]:
 def gather_results(study: StudyConfig, runs: Sequence[RunKey], out: Path, tables: Sequence[Path]) -> Results:
     """Return the results of ``runs`` that are there: measured in ``out``, or else in ``tables`` from elsewhere."""
     results: Results = {}
+    # a table has all runs of the study, of which some were chosen; only runs of other studies are worth a line
+    known = choose_runs(study, None, None)
     for table in tables:
-        for run, measures in read_results_table(table, runs).items():
+        for run, measures in read_results_table(table, known).items():
             results.setdefault(run, {}).update(measures)
     for run in runs:
         measured = _load_result(study, run, out)

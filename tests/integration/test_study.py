@@ -115,6 +115,14 @@ def test_results_travel_as_a_table_and_newer_ones_win(study, tmp_path):
         read_results_table(tmp_path / "none.csv", runs)
 
 
+def test_only_runs_of_other_studies_are_said_to_be_left_aside(study, tmp_path, capsys):
+    runs = choose_runs(study, None, None)
+    table = write_results_table(tmp_path / "there.csv", {run: {"knn": 0.5} for run in [*runs, RunKey("x", 7)]})
+    chosen = choose_runs(study, ["a"], [0])
+    assert list(gather_results(study, chosen, tmp_path / "out", [table])) == chosen
+    assert "1 runs are none of this study (x, seed 7, ...)" in " ".join(capsys.readouterr().out.split())
+
+
 def test_differences_are_paired_by_seed(study):
     values = {"a": [0.5, 0.6, 0.7], "b": [0.51, 0.612, 0.711, 0.9], "c": [0.4, 0.5, 0.6]}
     results = {}
