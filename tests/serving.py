@@ -1,7 +1,6 @@
 """Tiny bundles, and a server around them in a thread of this process."""
 
 import asyncio
-import http.client
 import socket
 import threading
 from contextlib import contextmanager
@@ -101,14 +100,3 @@ def running(bundles, key=None, **settings):
         thread.join(30)
         listener.close()
     assert not thread.is_alive()
-
-
-def ask(address, method, path, body=None):
-    """Make one request; returns the status and the body of the answer."""
-    connection = http.client.HTTPConnection(address, timeout=30)
-    try:
-        connection.request(method, path, body)
-        answer = connection.getresponse()
-        return answer.status, answer.read()
-    finally:
-        connection.close()

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 from pyarrow import parquet
-from serving import ask, running
+from server_requests import send_request
+from serving import running
 from sklearn.metrics import average_precision_score, f1_score
 
 from ehm.deploy.bundle.bundle import Bundle
@@ -157,10 +158,10 @@ def test_bundle_prediction_and_server_give_the_same_labels(run, bundle, tmp_path
         list(prediction.present) for prediction in predictions
     ]
     with running([bundle]) as (address, _):
-        status, body = ask(address, "POST", "/v1/classify?top=1", Path(rows[0]["image"]).read_bytes())
-    assert status == 200
-    assert json.loads(body)["present"] == list(predictions[0].present)
-    assert len(json.loads(body)["classes"]) == 1
+        response = send_request(address, "POST", "/v1/classify?top=1", Path(rows[0]["image"]).read_bytes())
+    assert response.status == 200
+    assert response.body["present"] == list(predictions[0].present)
+    assert len(response.body["classes"]) == 1
     assert "1 / (1 + exp(-logit))" in (bundle / "README.md").read_text(encoding="utf-8")
 
 

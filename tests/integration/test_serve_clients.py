@@ -10,7 +10,8 @@ import pytest
 import tritonclient.http as triton
 import tritonclient.http.aio as triton_aio
 from PIL import Image
-from serving import LABELS, ask, means_bundle, picture, running
+from server_requests import make_infer_body, send_request
+from serving import LABELS, means_bundle, picture, running
 from tritonclient.utils import InferenceServerException
 
 from ehm.deploy.predict.command import predict
@@ -123,7 +124,14 @@ def test_triton_unloads_and_loads(client):
     ("path", "body"), [("index", b'{"ready": null}'), ("models/both/load", b'{"parameters": null}')]
 )
 def test_null_options_are_those_that_are_not_set(server, path, body):
-    assert ask(server, "POST", f"/v2/repository/{path}", body)[0] == 200
+    assert send_request(server, "POST", f"/v2/repository/{path}", body).status == 200
+
+
+def test_tensors_are_answered_as_they_are_whatever_codings_the_client_takes(server):
+    codings = {"accept-encoding": "gzip, deflate"}
+    response = send_request(server, "POST", "/v2/models/both/infer", make_infer_body(), codings)
+    assert response.headers["content-encoding"] is None
+    assert response.body["model_name"] == "both"
 
 
 def test_triton_asks_many_things_at_once(server):

@@ -4,35 +4,18 @@ import contextlib
 import http.client
 import json
 import os
-import socket
-import time
 
 import pytest
-from serving import ask, means_bundle, running
+from server_requests import connect, send_request
+from serving import running
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from waiting import wait_until
 
 from ehm.deploy.serve.http import exchange
 from ehm.deploy.serve.settings import PIECE
 
 LARGE = 40_000_000
 """Bytes of an answer, above what the kernel keeps for two sockets."""
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory):
-    return means_bundle(tmp_path_factory.mktemp("bundles") / "both")
-
-
-def eventually(condition):
-    ends = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < ends
-        time.sleep(0.005)
-
-
-def connect(address):
-    host, port = address.split(":")
-    return socket.create_connection((host, int(port)), timeout=30)
 
 
 def read_all(connection):
@@ -53,9 +36,9 @@ EARLY = [
 
 
 @pytest.fixture(scope="module")
-def guarded(bundle):
+def guarded(served_bundle):
     """The address of a server that needs a key and takes small bodies only."""
-    with running([bundle], key="secret", max_bytes=200_000) as (address, _):
+    with running([served_bundle], key="secret", max_bytes=200_000) as (address, _):
         yield address
 
 
@@ -77,8 +60,8 @@ def test_an_early_answer_is_not_lost_to_a_client_that_sends_first_and_closes(gua
         assert list(json.loads(answer.partition(b"\r\n\r\n")[2])) == ["error"]
 
 
-def test_a_kept_connection_goes_on_behind_an_early_answer(bundle):
-    with running([bundle], max_bytes=200_000) as (address, _):
+def test_a_kept_connection_goes_on_behind_an_early_answer(served_bundle):
+    with running([served_bundle], max_bytes=200_000) as (address, _):
         connection = http.client.HTTPConnection(address, timeout=30)
         connection.connect()
         first = connection.sock
@@ -93,11 +76,11 @@ def test_a_kept_connection_goes_on_behind_an_early_answer(bundle):
 
 
 @pytest.mark.parametrize(("seconds", "most"), [(0.2, 2**40), (600, 2**20)])
-def test_a_refused_body_is_read_on_within_limits(bundle, monkeypatch, seconds, most):
+def test_a_refused_body_is_read_on_within_limits(served_bundle, monkeypatch, seconds, most):
     """Each of the two limits alone ends it."""
     monkeypatch.setattr(exchange, "_LINGER_SECONDS", seconds)
     monkeypatch.setattr(exchange, "_LINGER_BYTES", most)
-    with running([bundle], max_bytes=200_000) as (address, service), connect(address) as client:
+    with running([served_bundle], max_bytes=200_000) as (address, service), connect(address) as client:
         client.sendall(b"POST /v1/classify HTTP/1.0\r\nContent-Length: 1000000000\r\n\r\n")
         assert client.recv(100).startswith(b"HTTP/1.1 413 ")
         assert service.under_way == 0  # what lingers keeps nobody out
@@ -109,14 +92,14 @@ def test_a_refused_body_is_read_on_within_limits(bundle, monkeypatch, seconds, m
                     break
             else:
                 pytest.fail("everything was read")
-        eventually(lambda: service.metrics.registry.get_sample_value("ehm_connections") == 0)
+        wait_until(lambda: service.metrics.registry.get_sample_value("ehm_connections") == 0)
 
 
 @pytest.fixture
-def large(bundle, monkeypatch):
+def large(served_bundle, monkeypatch):
     """A server whose /docs are as large as can be, and its service."""
     monkeypatch.setattr("ehm.deploy.serve.http.app._render_page", lambda app: "x" * LARGE)
-    with running([bundle], send_timeout=600, max_memory=int(1.5 * LARGE)) as (address, service):
+    with running([served_bundle], send_timeout=600, max_memory=int(1.5 * LARGE)) as (address, service):
         yield address, service
 
 
@@ -133,14 +116,17 @@ def test_an_answer_that_nobody_reads_counts_as_memory_until_it_is_read(large):
     with start_reading(address) as lazy:
         assert service.memory.held == LARGE
         assert service.under_way == 0  # and keeps no other request out
-        status, body = ask(address, "GET", "/docs")
-        assert (status, b"all requests together take more than" in body) == (429, True)
-        assert ask(address, "GET", "/v2/health/live") == (200, b'{"live":true}')
+        refused = send_request(address, "GET", "/docs")
+        assert refused.status == 429
+        assert "all requests together take more than" in refused.body["error"]
+        alive = send_request(address, "GET", "/v2/health/live")
+        assert (alive.status, alive.body) == (200, {"live": True})
         received = 0
         while received < LARGE:
             received += len(lazy.recv(2**20))
-    eventually(lambda: service.memory.held == 0)
-    assert ask(address, "GET", "/docs") == (200, b"x" * LARGE)
+    wait_until(lambda: service.memory.held == 0)
+    complete = send_request(address, "GET", "/docs")
+    assert (complete.status, complete.body) == (200, b"x" * LARGE)
 
 
 def test_no_more_than_a_piece_of_an_answer_waits_in_a_connection(large, monkeypatch):
@@ -155,23 +141,23 @@ def test_no_more_than_a_piece_of_an_answer_waits_in_a_connection(large, monkeypa
     monkeypatch.setattr(HttpToolsProtocol, "pause_writing", note)
     address, _ = large
     with start_reading(address):
-        eventually(lambda: sizes)
+        wait_until(lambda: sizes)
     assert max(sizes) <= PIECE
 
 
-def test_a_client_that_reads_too_slowly_is_dropped(bundle, monkeypatch, caplog):
+def test_a_client_that_reads_too_slowly_is_dropped(served_bundle, monkeypatch, caplog):
     monkeypatch.setattr("ehm.deploy.serve.http.app._render_page", lambda app: "x" * LARGE)
-    with running([bundle], send_timeout=0.3) as (address, service), start_reading(address) as lazy:
-        eventually(lambda: dropped(service, "unread") == 1)
-        eventually(lambda: service.memory.held == 0)
+    with running([served_bundle], send_timeout=0.3) as (address, service), start_reading(address) as lazy:
+        wait_until(lambda: dropped(service, "unread") == 1)
+        wait_until(lambda: service.memory.held == 0)
         with pytest.raises(ConnectionResetError):
             read_all(lazy)
     assert [record.getMessage() for record in caplog.records if "unread for 0.3 seconds" in record.getMessage()]
 
 
 @pytest.mark.parametrize("sent", [b"", b"GET / HT", b"GET /v2 HTTP/1.1\r\nhost: x\r\n\r\nGET /v2 HTTP/1.1\r\nx: "])
-def test_a_connection_without_a_whole_head_is_closed(bundle, sent):
-    with running([bundle], timeout=0.3) as (address, _), connect(address) as silent:
+def test_a_connection_without_a_whole_head_is_closed(served_bundle, sent):
+    with running([served_bundle], timeout=0.3) as (address, _), connect(address) as silent:
         silent.sendall(sent)
         answer = b""
         while more := silent.recv(1000):
@@ -189,9 +175,9 @@ def test_a_connection_without_a_whole_head_is_closed(bundle, sent):
         b"POST /v1/classify HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n0\r\nx: ",
     ],
 )
-def test_a_head_that_never_ends_is_refused_before_it_takes_memory(bundle, start):
+def test_a_head_that_never_ends_is_refused_before_it_takes_memory(served_bundle, start):
     """The parser itself keeps all of it; the extensions of a chunk and trailers count as a head does."""
-    with running([bundle], timeout=600) as (address, service), connect(address) as client:
+    with running([served_bundle], timeout=600) as (address, service), connect(address) as client:
         client.sendall(start)
         sent = 0
         with contextlib.suppress(ConnectionError):  # the server closes while the client sends
@@ -202,12 +188,12 @@ def test_a_head_that_never_ends_is_refused_before_it_takes_memory(bundle, start)
         assert dropped(service, "head") == 1
 
 
-def test_one_connection_more_takes_the_place_of_the_longest_idle_one(bundle):
-    with running([bundle], max_connections=3, timeout=600) as (address, service):  # nothing else closes them
+def test_one_connection_more_takes_the_place_of_the_longest_idle_one(served_bundle):
+    with running([served_bundle], max_connections=3, timeout=600) as (address, service):  # nothing else closes them
         idle = [connect(address) for _ in range(3)]
-        eventually(lambda: service.metrics.registry.get_sample_value("ehm_connections") == 3)
+        wait_until(lambda: service.metrics.registry.get_sample_value("ehm_connections") == 3)
         assert is_alive(idle[0])  # so that the second is idle the longest
-        assert ask(address, "GET", "/v2/health/live")[0] == 200
+        assert send_request(address, "GET", "/v2/health/live").status == 200
         assert gone(idle[1])
         assert is_alive(idle[0])
         assert is_alive(idle[2])
@@ -216,12 +202,12 @@ def test_one_connection_more_takes_the_place_of_the_longest_idle_one(bundle):
             connection.close()
 
 
-def test_a_connection_with_a_request_keeps_its_place(bundle):
-    with running([bundle], max_connections=2, timeout=600) as (address, service):
+def test_a_connection_with_a_request_keeps_its_place(served_bundle):
+    with running([served_bundle], max_connections=2, timeout=600) as (address, service):
         busy = [connect(address) for _ in range(2)]
         for connection in busy:
             connection.sendall(b"POST /v1/classify HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\n")
-        eventually(lambda: service.under_way == 2)
+        wait_until(lambda: service.under_way == 2)
         with connect(address) as another:
             assert gone(another)
         for connection in busy:

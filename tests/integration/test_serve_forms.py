@@ -51,6 +51,12 @@ def test_two_images_are_refused(classify, photo):
     assert (answer.status_code, answer.json()) == (400, {"error": sentence})
 
 
+def test_a_form_needs_the_field_image(classify, photo):
+    assert requests.post(classify, files={"image": photo}, timeout=30).status_code == 200
+    answer = requests.post(classify, files={"photo": photo}, timeout=30)
+    assert (answer.status_code, answer.json()) == (400, {"error": "the form has no file in the field image"})
+
+
 @pytest.mark.parametrize("fields", [{"image": "text"}, {"photo": "text"}])
 def test_an_image_is_a_file(classify, fields):
     answer = requests.post(classify, data=fields, files={"other": b"x"}, timeout=30)

@@ -1,12 +1,9 @@
 """Large photographs are decoded at a reduced size by the server and by predict alike, close to what all pixels give."""
 
-import http.client
-import json
-from contextlib import closing
-
 import numpy as np
 import pytest
 from PIL import Image
+from server_requests import send_request
 from serving import means_bundle, running
 from sklearn.datasets import load_sample_images
 
@@ -24,32 +21,30 @@ def photograph(tmp_path_factory):
 
 
 @pytest.fixture
-def read(monkeypatch):
-    """Sizes of the images that were decoded."""
+def sizes(monkeypatch):
+    """Sizes of the images that were decoded, as (width, height)."""
     sizes = []
 
-    def noted(*arguments, **options):
+    def decode_and_note(*arguments, **options):
         image = decode_image(*arguments, **options)
         sizes.append(image.size)
         return image
 
-    monkeypatch.setattr(serving_images, "decode_image", noted)
-    monkeypatch.setattr("ehm.deploy.predict.predictor.decode_image", noted)
+    monkeypatch.setattr(serving_images, "decode_image", decode_and_note)
+    monkeypatch.setattr("ehm.deploy.predict.predictor.decode_image", decode_and_note)
     return sizes
 
 
-def embedding(address, file):
-    with closing(http.client.HTTPConnection(address, timeout=30)) as connection:
-        connection.request("POST", "/v1/embed", file.read_bytes())
-        return json.loads(connection.getresponse().read())["features"]
+def embed_file(address, file):
+    return send_request(address, "POST", "/v1/embed", file.read_bytes()).body["features"]
 
 
-def test_the_server_and_predict_agree_and_are_close_to_all_pixels(tmp_path, photograph, read):
+def test_the_server_and_predict_agree_and_are_close_to_all_pixels(tmp_path, photograph, sizes):
     bundle = means_bundle(tmp_path / "both")
     with running([bundle]) as (address, _):
-        served = embedding(address, photograph)
+        served = embed_file(address, photograph)
     (predicted,) = predict(bundle, photograph)
-    assert read == [(80, 53)] * 2
+    assert sizes == [(80, 53)] * 2
     assert served == predicted.features.tolist()
     predictor = Predictor(bundle)
     every = predictor.run(predictor.prepare(decode_image(photograph))[None], ["features"])["features"][0]
@@ -57,9 +52,9 @@ def test_the_server_and_predict_agree_and_are_close_to_all_pixels(tmp_path, phot
     assert not np.array_equal(served, every)
 
 
-def test_a_network_that_resizes_by_itself_gets_every_pixel(tmp_path, photograph, read):
+def test_a_network_that_resizes_by_itself_gets_every_pixel(tmp_path, photograph, sizes):
     bundle = means_bundle(tmp_path / "bytes", ["features"], in_graph=True)
     with running([bundle]) as (address, _):
-        served = embedding(address, photograph)
-    assert read == [(640, 424)]
+        served = embed_file(address, photograph)
+    assert sizes == [(640, 424)]
     assert np.allclose(served, np.asarray(Image.open(photograph)).mean((0, 1)), atol=0.1)
