@@ -24,13 +24,16 @@ OUTPUTS = {
 }
 LANGUAGE = {"source": "tiny", "model_type": "llama", "width": 5, "weights": "1" * 64, "before": "<Img> "}
 LANGUAGE |= {"after": "</Img>", "prompt": "Question: {question} Answer:"}
+MEAN = (0.5, 0.4, 0.3)
+STD = (0.2, 0.25, 0.5)
+PREPROCESSING = {"image_size": [28, 42], "cover": [32, 48], "mean": MEAN, "std": STD}
 TASKS = {"logits": "classification", "visual_tokens": "visual_tokens"}
 IMAGES = {"name": "images", "dtype": "float32", "layout": "NCHW", "shape": ("batch", 3, 28, 42)}
 PIXELS = {"name": "images", "dtype": "uint8", "layout": "NHWC", "shape": ("batch", "height", "width", 3)}
 
 
 def write_network(path, images, outputs, external=False):
-    """Means of each channel times one, in the shape of each output."""
+    """Write a network that gives the means of the three channels, in the shape of each output."""
     kind = {"float32": TensorProto.FLOAT, "uint8": TensorProto.UINT8}[images["dtype"]]
     axes = [2, 3] if images["layout"] == "NCHW" else [1, 2]
     nodes = [
@@ -54,34 +57,48 @@ def write_network(path, images, outputs, external=False):
     onnx.save_model(made, path, save_as_external_data=external, location=f"{path.name}.data", size_threshold=128)
 
 
-def make_bundle(place, images=IMAGES, outputs=("logits",), precisions=("float32",), task=None):
-    files = {precision: f"model.{precision}.onnx".replace(".float32", "") for precision in precisions}
+def make_manifest(images=IMAGES, outputs=("logits",), precisions=("float32",), task=None, **changes):
+    """Return the manifest of a bundle of such networks; ``changes`` are values of the manifest's own keys."""
+    tensors = [
+        {"name": name, "dtype": "float32", "layout": OUTPUTS[name][0], "shape": ["batch", *OUTPUTS[name][1:]]}
+        for name in outputs
+    ]
+    values = {
+        "task": task or TASKS.get(outputs[0], "features"),
+        "language": LANGUAGE if "visual_tokens" in outputs else None,
+        "models": {name: {"file": name_file(name), "opset": 17, "operators": {}} for name in precisions},
+        "input": images,
+        "outputs": tensors,
+        "preprocessing": PREPROCESSING,
+        "labels": LABELS if "logits" in outputs else [],
+        "thresholds": [0.5] * len(LABELS) if task == "multi_label" else [],
+        "source": {"checkpoint": "run", "kind": "pretrain", "sha256": "0" * 64},
+        "versions": {"ehm": "0"},
+        "parity": {"reference": "", "runtime": "", "tolerance": 1e-4, "max_abs": 0, "cosine": 1, "cases": []},
+    }
+    return Manifest.model_validate({**values, **changes})
+
+
+def name_file(precision):
+    return "model.onnx" if precision == "float32" else f"model.{precision}.onnx"
+
+
+def make_bundle(place, images=IMAGES, outputs=("logits",), precisions=("float32",), task=None, card=None, **changes):
+    """Make a bundle, whose int8 network, if it has one, keeps its weights in a file of their own.
+
+    ``card`` is the text of its README.md; ``changes`` are values of the manifest's own keys.
+    """
     with stage_bundle(place) as folder:
-        for precision, file in files.items():
-            write_network(folder / file, images, outputs, external=precision == "int8")
-        tensors = [
-            {"name": name, "dtype": "float32", "layout": OUTPUTS[name][0], "shape": ["batch", *OUTPUTS[name][1:]]}
-            for name in outputs
-        ]
-        values = {
-            "task": task or TASKS.get(outputs[0], "features"),
-            "language": LANGUAGE if "visual_tokens" in outputs else None,
-            "models": {name: {"file": file, "opset": 17, "operators": {}} for name, file in files.items()},
-            "input": images,
-            "outputs": tensors,
-            "preprocessing": {"image_size": [28, 42], "cover": [32, 48], "mean": [0.5] * 3, "std": [0.2] * 3},
-            "labels": LABELS if "logits" in outputs else [],
-            "thresholds": [0.5] * len(LABELS) if task == "multi_label" else [],
-            "source": {"checkpoint": "run", "kind": "pretrain", "sha256": "0" * 64},
-            "versions": {"ehm": "0"},
-            "parity": {"reference": "", "runtime": "", "tolerance": 1e-4, "max_abs": 0, "cosine": 1, "cases": []},
-        }
-        Bundle.seal(folder, Manifest.model_validate(values))
+        for precision in precisions:
+            write_network(folder / name_file(precision), images, outputs, external=precision == "int8")
+        if card is not None:
+            (folder / "README.md").write_text(card, encoding="utf-8")
+        Bundle.seal(folder, make_manifest(images, outputs, precisions, task, **changes))
     return Bundle.open(place)
 
 
 def model_config(file):
-    """A config.pbtxt as tritonclient's ModelConfig; the package itself would load gRPC."""
+    """Read a config.pbtxt as tritonclient's ModelConfig; the package itself would load gRPC."""
     place = importlib.util.find_spec("tritonclient").submodule_search_locations[0]
     spec = importlib.util.spec_from_file_location("model_config_pb2", Path(place) / "grpc/model_config_pb2.py")
     module = importlib.util.module_from_spec(spec)

@@ -14,7 +14,7 @@ from pathlib import Path
 import made_bundles
 import pytest
 from fake_atc import FAKE_ATC
-from made_bundles import make_bundle, write_network
+from made_bundles import make_manifest, write_network
 
 from ehm.config import AscendConfig
 from ehm.deploy.bundle.bundle import Bundle
@@ -133,7 +133,7 @@ def test_a_bundle_holds_what_atc_made_and_there_is_none_where_it_failed(install,
         with stage_bundle(place) as folder:
             write_network(folder / "model.onnx", made_bundles.IMAGES, ["features"])
             write_om(folder, "model.onnx", IMAGES)
-            Bundle.seal(folder, make_bundle(tmp_path / "other", outputs=["features"]).manifest)
+            Bundle.seal(folder, make_manifest(outputs=["features"]))
         return Bundle.open(place)
 
     with monkeypatch.context() as patch:
