@@ -6,7 +6,7 @@ Packages and drivers are looked up in metadata and files, not imported. Devices 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from json import dumps
@@ -50,15 +50,24 @@ def doctor(device: str = "auto", operators: bool | str = False, json: bool = Fal
         table.add_row(finding.name, state, finding.detail, finding.mend, end_section=is_last_of_kind)
     console = PlainConsole(soft_wrap=False)
     console.print(table)
-    if not works and device == "auto":
-        console.print(
-            f"No device can train here. {build_install_command('torch')} is what most machines need, or "
-            f"{build_install_command('mindspore')} where there is no torch.",
-            soft_wrap=True,  # a command that is broken into lines cannot be copied
-        )
-    elif not works:
-        console.print(f"--device {device} cannot train here.")
+    if not works:
+        # a command that is broken into lines cannot be copied
+        console.print(_describe_failure(device, findings), soft_wrap=True)
     return status
+
+
+def _describe_failure(device: str, findings: Sequence[Finding]) -> str:
+    """Return a sentence for a machine, or a ``device``, that cannot train."""
+    if device != "auto":
+        return f"--device {device} cannot train here."
+    # an installed framework whose device fails is not fixed by installing it again
+    broken = [finding.name for finding in findings if finding.kind == "device" and finding.state == "broken"]
+    if broken:
+        return f"No device can train here; the table says what is wrong with {', '.join(broken)}."
+    return (
+        f"No device can train here. Most machines need {build_install_command('torch')}; an environment without torch "
+        f"needs {build_install_command('mindspore')}."
+    )
 
 
 def collect_findings(device: str = "auto") -> Iterator[Finding]:

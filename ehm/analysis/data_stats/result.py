@@ -84,9 +84,11 @@ class DataStatistics:
         console.print(f"{self.images:,} images read, {len(self.broken):,} that cannot be read")
         for kind, count in sorted(self.kinds.items(), key=lambda item: -item[1]):
             console.print(f"  {count:,} of {kind}")
+        size_count = len(set(self.sizes))
+        sizes = "all of one size" if size_count == 1 else f"{size_count:,} sizes"
         console.print(
             f"Width {widths.min()} to {widths.max()} (median {np.median(widths):g}), height {heights.min()} to "
-            f"{heights.max()} (median {np.median(heights):g}), {len(set(self.sizes)):,} sizes"
+            f"{heights.max()} (median {np.median(heights):g}), {sizes}"
         )
         columns = ("channel", "least", "largest", "mean", "deviation")
         table = Table(*columns, title="channels; mean and deviation of values from 0 to 1")

@@ -56,6 +56,14 @@ def test_without_torch_it_says_what_to_install_and_exits_with_1(monkeypatch, cap
     assert "No device can train here" in text
 
 
+def test_with_a_device_that_fails_it_does_not_say_to_install_the_framework_again(monkeypatch, capsys):
+    monkeypatch.setattr(devices, "ASK_DEVICE", "import os; os.abort()")
+    assert doctor() == 1
+    sentence = capsys.readouterr().out.splitlines()[-1]
+    assert sentence.startswith("No device can train here; the table says what is wrong with cpu, cuda")
+    assert build_install_command("torch") not in sentence
+
+
 def test_each_missing_package_has_its_command(monkeypatch):
     without(monkeypatch, *findings.EXTRAS)
     rows = {finding.name: finding for finding in collect_findings()}
