@@ -1,4 +1,4 @@
-"""The answers of a probe or a classifier for the test images of a split, and the figures that follow from them.
+"""The answers of a probe or a classifier for the test images of a split, and the figures computed from them.
 
 m test images, C classes.
 """
@@ -25,9 +25,10 @@ __all__ = ["Answers", "choose_figure", "compute_figures", "load_answers", "save_
 
 @dataclass(frozen=True)
 class Answers:
-    """The true classes (m,), those that were answered (m,), and how far the score of the second class is ahead (m,).
+    """The true and the answered classes of test images, both (m,), and a ``margin`` (m,).
 
-    ``margin`` is zero if there are more than two classes: only an AUC needs it.
+    With two classes, ``margin`` is the score of the second minus that of the first, which an AUC is computed from.
+    Otherwise it is zero.
     """
 
     labels: NDArray[np.int64]
@@ -36,7 +37,7 @@ class Answers:
 
     @classmethod
     def from_scores(cls, labels: NDArray[np.int64], scores: NDArray[np.floating[Any]]) -> Answers:
-        """Return the answers with the highest of ``scores`` (m, C); of equal ones the first."""
+        """Answer the class with the highest of ``scores`` (m, C), the first of several equal ones."""
         margin = np.zeros(len(labels))
         if scores.shape[1] == 2:
             margin = (scores[:, 1] - scores[:, 0]).astype(np.float64)
@@ -52,7 +53,7 @@ def compute_figures(answers: Answers, classes: tuple[str, ...]) -> Mapping[str, 
     scores = np.zeros((len(answers.labels), len(classes)))
     scores[np.arange(len(scores)), answers.answered] = 1
     if len(classes) == 2:
-        # any two scores with this difference: its sign is the answer, its order that of the AUC
+        # any two scores with this difference do: its sign decides the answer, and its order the AUC
         scores = np.stack([np.zeros_like(answers.margin), answers.margin], axis=1)
     return report_classification(answers.labels, scores, classes).figures
 
@@ -65,7 +66,7 @@ def choose_figure(measure: MeasureConfig, classes: tuple[str, ...]) -> FigureNam
 
 
 def save_answers(path: Path, answers: Sequence[Answers]) -> None:
-    """Write the answers for the first splits to ``path``, complete or not at all."""
+    """Write the answers for the splits so far to ``path``, complete or not at all."""
     arrays = {}
     for number, each in enumerate(answers):
         for name, array in vars(each).items():
@@ -75,7 +76,7 @@ def save_answers(path: Path, answers: Sequence[Answers]) -> None:
 
 
 def load_answers(path: Path) -> list[Answers]:
-    """Load what :func:`save_answers` wrote; nothing if there is no such file, or it is damaged."""
+    """Load the answers that :func:`save_answers` wrote; an empty list if the file is missing or damaged."""
     try:
         arrays = load_file(path)
         answers: list[Answers] = []
@@ -85,5 +86,5 @@ def load_answers(path: Path) -> list[Answers]:
                 Answers(arrays[f"{number}.labels"], arrays[f"{number}.answered"], arrays[f"{number}.margin"])
             )
     except (OSError, SafetensorError, KeyError):
-        return []  # they are found again
+        return []  # the splits are measured again
     return answers

@@ -1,6 +1,6 @@
-"""The encoders of a comparison: what the command names, and ``scratch``, the first one's architecture without training.
+"""The encoders of a comparison: those that the user names, and ``scratch``, the architecture of the first, untrained.
 
-A candidate has one member, and ``scratch`` several, which differ by the seed of their random weights.
+A candidate has one member. Only ``scratch`` has several, which differ by the seed of their random weights.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ from ehm.storage.reading import hash_file
 from ehm.storage.writing import replace_file
 from ehm.training.training_data import find_seen, read_seen_images
 
-__all__ = ["SCRATCH", "Candidate", "Member", "open_candidates", "refuse_seen"]
+__all__ = ["SCRATCH", "Candidate", "Member", "open_candidates", "refuse_training_images"]
 
 SCRATCH = "scratch"
 _UNTRAINED = "?pretrained=false"
-"""Behind a name of timm's: without its weights."""
+"""The end of a timm name that asks for the network without its trained weights."""
 
 
 @dataclass(frozen=True)
 class Member:
-    """An encoder, as ``model.init`` takes it, and a key of its weights' content."""
+    """An encoder, written as for ``model.init``, and a key that identifies the content of its weights."""
 
     init: str
     weights: str
@@ -57,9 +57,10 @@ class Candidate:
 
 
 def open_candidates(names: Sequence[str], backend: Backend, out: Path, scratch_seeds: int) -> list[Candidate]:
-    """Find the weights that ``names`` mean, and make those of ``scratch`` in ``out``.
+    """Open the encoders that ``names`` mean; the random ones of ``scratch`` are written into ``out``.
 
-    Raises ConfigError if one is named twice or no architecture is named, and CheckpointError if one is not there.
+    Raises ConfigError if an encoder is named twice or if there is only ``scratch``, and CheckpointError if one does not
+    exist.
     """
     _check_names(names)
     opened: dict[str, Weights] = {}
@@ -77,13 +78,14 @@ def open_candidates(names: Sequence[str], backend: Backend, out: Path, scratch_s
     return candidates
 
 
-def refuse_seen(candidates: Sequence[Candidate], images: LabelledImages, threads: int) -> None:
+def refuse_training_images(candidates: Sequence[Candidate], images: LabelledImages, threads: int) -> None:
     """Raise ConfigError if a candidate was trained with the labels of images that it would be measured on."""
     for candidate in candidates:
         if candidate.name == SCRATCH:
             continue
         seen = read_seen_images(candidate.name)
-        measured = images.parts[-1]  # the validation part, or all images, each of which is held out once
+        # the validation part, or all images if there are folds, because each image is held out once
+        measured = images.parts[-1]
         count = int(find_seen(measured.source, measured.indices, seen, threads).sum())
         if count:
             raise ConfigError(
@@ -103,7 +105,7 @@ def _check_names(names: Sequence[str]) -> None:
 
 
 def _open_weights(name: str, backend: Backend) -> Weights:
-    """Open the weights that ``name`` means; an error names the argument."""
+    """Open the weights that ``name`` means; an error begins with the argument, as there is no key ``model.init``."""
     try:
         return backend.open_weights(ModelSource(init=name))
     except CheckpointError as error:
@@ -113,10 +115,10 @@ def _open_weights(name: str, backend: Backend) -> Weights:
 
 
 def _make_scratch(name: str, weights: Weights, backend: Backend, folder: Path, seeds: int) -> tuple[Member, ...]:
-    """Return encoders like ``weights``, which ``name`` means, that have random weights.
+    """Write encoders with the architecture of ``weights``, which ``name`` means, and random weights into ``folder``.
 
-    They are files in ``folder``, so that every way to measure takes them like any other. A network of timm's that is
-    none of ours has one member: timm's own network without its weights.
+    As files they are measured like any other encoder. An architecture that only timm has gives one member: timm's own
+    network without its trained weights.
     """
     if weights.spec is None:
         untrained = name.partition("?")[0] + _UNTRAINED
@@ -130,7 +132,7 @@ def _make_scratch(name: str, weights: Weights, backend: Backend, folder: Path, s
 
 
 def _identify(weights: Weights) -> str:
-    """Return a key of all that the features of ``weights`` depend on, wherever these lie."""
+    """Return a key of everything that the features of ``weights`` depend on, without the path of their file."""
     provenance = weights.provenance
     facts: dict[str, Any] = {"sha256": provenance.sha256, "inputs": provenance.inputs.to_json(), "timm": weights.timm}
     if weights.spec is not None:
@@ -139,9 +141,9 @@ def _identify(weights: Weights) -> str:
 
 
 def _write_untrained(path: Path, weights: Weights, spec: EncoderSpec, backend: Backend, seed: int) -> None:
-    """Write an encoder like ``weights``, with the random weights that pretraining draws from ``seed``."""
+    """Write an encoder with the architecture of ``weights`` and the first weights of a pretraining with ``seed``."""
     values = {
-        # an objective that the encoder can be trained with; its own part of the model is left out below
+        # any objective that this encoder can be trained with: keep_encoder drops the part that belongs to the objective
         "objective": "mae" if spec.encodes_subsets and not getattr(spec, "relative", False) else "simmim",
         "image_size": list(spec.image_size),
         "mask": {"unit": spec.stride},

@@ -12,7 +12,10 @@ __all__ = ["render_comparison_card"]
 
 
 def render_comparison_card(table: ComparisonTable, out: Path) -> str:
-    """Return a card with the figures of all encoders or arms, their differences in sentences, and the chart if any."""
+    """Return a card with the figures of all encoders or arms, their differences in sentences, and the chart.
+
+    There is no chart in ``out`` if matplotlib is not installed.
+    """
     return render_card(
         Card(
             kind="Comparison",

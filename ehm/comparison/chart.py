@@ -28,9 +28,9 @@ _MOST_TICKS = 6
 
 
 def draw_comparison(table: ComparisonTable) -> Figure:
-    """Draw a panel with the figures and one with the differences for each measure; differences that are shown are dark.
+    """Draw two panels for each measure: figures on the left, and on the right differences, coloured if shown.
 
-    The figure can be changed and saved in every format of matplotlib.
+    The result can be changed further, and saved in every format of matplotlib.
     """
     # Figure, not pyplot: pyplot keeps every figure alive and looks for a display.
     from matplotlib.figure import Figure
@@ -70,7 +70,7 @@ def _draw_intervals(axes: Axes, names: Sequence[str], intervals: Sequence[Interv
 
 
 def _shorten(name: str) -> str:
-    """Return ``name`` with its end, which tells runs apart, if it is too long."""
+    """Cut the beginning of ``name`` off if it is too long: the names of runs differ at their ends."""
     if len(name) <= _LONGEST_NAME:
         return name
     return f"…{name[-_LONGEST_NAME + 1 :]}"

@@ -1,4 +1,4 @@
-"""``ehm compare``: encoders side by side on labelled images, or the arms of a study that it trains."""
+"""``ehm compare``: measure encoders on the same labelled images, or train and measure the arms of a study."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from ehm import backends
 from ehm.analysis.chart import render_figure
 from ehm.comparison.answers import choose_figure
-from ehm.comparison.candidates import open_candidates, refuse_seen
+from ehm.comparison.candidates import open_candidates, refuse_training_images
 from ehm.comparison.card import render_comparison_card
 from ehm.comparison.chart import draw_comparison
 from ehm.comparison.encoder_table import list_figures, tabulate_encoders, write_figures_table
@@ -36,13 +36,37 @@ DEFAULT_OUT = Path("runs/compare")
 
 @dataclass(frozen=True)
 class Comparison:
-    """The table of a comparison, and the folder that holds it as files."""
+    """The table of a comparison, and the folder ``out`` with its files."""
 
     out: Path
     table: ComparisonTable
 
     def _repr_html_(self) -> str:
         return render_comparison_card(self.table, self.out)
+
+
+@dataclass(frozen=True)
+class _StudyFlags:
+    """The arguments of :func:`compare` that only apply to a study."""
+
+    arms: Sequence[str] | None
+    seeds: Sequence[int] | None
+    jobs: int | None
+    results: Sequence[str | Path]
+    measure_only: bool
+
+    def refuse_all(self) -> None:
+        """Raise ConfigError if one of them is given."""
+        _refuse_flags(
+            {
+                "--arms": self.arms,
+                "--seeds": self.seeds,
+                "--jobs": self.jobs,
+                "--results": self.results,
+                "--measure-only": self.measure_only,
+            },
+            "is for studies, which --train names",
+        )
 
 
 def compare(
@@ -63,41 +87,43 @@ def compare(
 ) -> Comparison:
     """Measure ``encoders`` on the same labelled images, or with ``train`` the arms of a study, and compare them.
 
-    An encoder is whatever ``model.init`` takes, or ``scratch`` for the first one's architecture with random weights.
-    ``source``, ``figure`` and ``overrides`` (``key=value``) say how they are measured
-    (:class:`ehm.config.MeasureConfig`), and ``finetune`` adds short fine-tuning to the probes. Nothing but probes, and
-    these fine-tunings, is trained. What was measured is kept in ``out``, so that the same call goes on after an
-    interruption.
+    An encoder is anything that ``model.init`` takes, or ``scratch``: the architecture of the first one with random
+    weights. ``source``, ``figure`` and ``overrides`` (``key=value``) set how they are measured
+    (:class:`ehm.config.MeasureConfig`), and ``finetune`` adds short fine-tuning to the probes. The encoders themselves
+    are not trained. Results are kept in ``out`` as soon as they are there, and after an interruption the same call
+    continues with the missing ones.
 
-    ``train`` is the file of a study (:class:`ehm.config.StudyConfig`): what is missing is trained, in ``jobs``
-    processes side by side, and measured. ``arms`` and ``seeds`` choose some of them, ``results`` are tables with
-    results from elsewhere, and ``measure_only`` trains nothing.
+    ``train`` is the file of a study (:class:`ehm.config.StudyConfig`): runs that have no result yet are trained, in
+    ``jobs`` processes at a time, and measured. ``arms`` and ``seeds`` select runs, ``results`` are tables with results
+    from elsewhere, and with ``measure_only`` only runs that are complete are measured.
 
-    Raises EhmError on bad input, and TrainingError after all else is done if runs of a study failed.
+    Raises EhmError on bad input. If runs of a study fail, the others are finished first and TrainingError is raised at
+    the end.
     """
     check_scikit_learn()
     folder = Path(out or DEFAULT_OUT)
+    flags = _StudyFlags(arms, seeds, jobs, results, measure_only)
     if train is None:
-        given = {"--arms": arms, "--seeds": seeds, "--jobs": jobs, "--results": results, "--measure-only": measure_only}
-        _refuse(given, "is for studies, which --train names")
+        flags.refuse_all()
         return _compare_encoders(encoders, _read_measure(source, figure, finetune, overrides), device, folder)
-    given = {"--source": source, "--figure": figure, "--finetune": finetune, "--set": overrides}
-    _refuse(given, f"is for encoders that are there; {train} says how its arms are trained and measured")
+    _refuse_flags(
+        {"--source": source, "--figure": figure, "--finetune": finetune, "--set": overrides},
+        f"is for encoders that are there; {train} says how its arms are trained and measured",
+    )
     if encoders:
         raise ConfigError(f"{encoders[0]}: --train compares the arms of {train} and no other encoders; leave it out")
-    tables = [Path(table) for table in results]
-    return _compare_arms(str(train), folder, device, arms, seeds, jobs, tables, measure_only)
+    return _compare_arms(str(train), folder, device, flags)
 
 
-def _refuse(given: Mapping[str, object], reason: str) -> None:
-    """Raise ConfigError if one of the flags is ``given``."""
-    for flag, value in given.items():
+def _refuse_flags(values: Mapping[str, object], reason: str) -> None:
+    """Raise ConfigError, which says the ``reason``, if one of the flags has a value."""
+    for flag, value in values.items():
         if value:
             raise ConfigError(f"{flag}: {reason}")
 
 
 def _read_measure(source: str | None, figure: str | None, finetune: bool, overrides: Sequence[str]) -> MeasureConfig:
-    """Return how encoders are measured; flags are short for keys, and further keys are in ``overrides``."""
+    """Return the settings of the measurement: the flags stand for keys, and ``overrides`` may set any key."""
     flags = []
     if source is not None:
         flags.append(f"source={quote_yaml(source)}")
@@ -110,7 +136,7 @@ def _read_measure(source: str | None, figure: str | None, finetune: bool, overri
 
 
 def _compare_encoders(encoders: Sequence[str], measure: MeasureConfig, device: str, out: Path) -> Comparison:
-    """Measure encoders that are there, and write their table."""
+    """Measure encoders that are already trained, and write their table."""
     if not encoders:
         raise ConfigError("encoders: none is named; give runs, files of weights, timm:NAME, hf:OWNER/NAME or scratch")
     images = open_images(measure)
@@ -120,7 +146,7 @@ def _compare_encoders(encoders: Sequence[str], measure: MeasureConfig, device: s
     if backend.processes.size > 1:
         raise ConfigError("compare: runs in one process; start it without torchrun")
     candidates = open_candidates(encoders, backend, out, measure.scratch_seeds)
-    refuse_seen(candidates, images, measure.workers or 0)
+    refuse_training_images(candidates, images, measure.workers or 0)
     console.print(f"Comparing {len(candidates)} encoders on {images.description}")
     answers = measure_candidates(candidates, images, measure, backend, device, out)
     table = tabulate_encoders(candidates, answers, images, measure, figure)
@@ -131,23 +157,15 @@ def _compare_encoders(encoders: Sequence[str], measure: MeasureConfig, device: s
     return Comparison(out, table)
 
 
-def _compare_arms(
-    file: str,
-    out: Path,
-    device: str,
-    arms: Sequence[str] | None,
-    seeds: Sequence[int] | None,
-    jobs: int | None,
-    tables: Sequence[Path],
-    measure_only: bool,
-) -> Comparison:
-    """Train and measure what a study lacks, and write its tables."""
+def _compare_arms(file: str, out: Path, device: str, flags: _StudyFlags) -> Comparison:
+    """Train and measure the runs of the study ``file`` that have no result yet, and write its tables."""
     study = open_study(file)
-    figure = _check_study(study)
-    runs = choose_runs(study, arms, seeds)
+    figure = _choose_study_figure(study)
+    runs = choose_runs(study, flags.arms, flags.seeds)
+    tables = [Path(table) for table in flags.results]
     done = gather_results(study, runs, out, tables)
-    failed = run_missing(file, study, runs, done, out, device, jobs, measure_only)
-    done = gather_results(study, runs, out, tables)
+    failed = run_missing(file, study, runs, done, out, device, flags.jobs, flags.measure_only)
+    done = gather_results(study, runs, out, tables)  # again, with the results of the runs since then
     if not done:
         report_failures(failed)
         raise ConfigError(f"--out {out}: no run is complete yet, so that there is nothing to compare")
@@ -162,10 +180,11 @@ def _compare_arms(
     return Comparison(out, table)
 
 
-def _check_study(study: StudyConfig) -> str:
-    """Return the figure that arms are compared by; raises an error if a measurement could not be made.
+def _choose_study_figure(study: StudyConfig) -> str:
+    """Return the figure that arms are compared by.
 
-    Here, and not when the first run is measured, so that a mistake costs seconds.
+    Also opens the images of all measurements and checks their settings, before anything is trained: a mistake then
+    costs seconds, not the hours until the first run is measured.
     """
     figures = []
     for measure in study.measure:
@@ -178,7 +197,7 @@ def _check_study(study: StudyConfig) -> str:
 
 
 def _write_files(out: Path, table: ComparisonTable, facts: Mapping[str, object]) -> None:
-    """Write the table as Markdown and JSON, and draw its chart if matplotlib is there."""
+    """Write the table as Markdown and JSON, and its chart if matplotlib is installed."""
     markdown = write_text(out / "table.md", table.to_markdown())
     values = write_json(out / "comparison.json", {**facts, **table.to_json()})
     console.print(f"Tables: {markdown}, {values}, {out / 'results.csv'}")

@@ -1,7 +1,8 @@
 """The table of encoders: figures over splits, and the differences from the first encoder, paired by split.
 
-Over folds, intervals are those of the corrected resampled t-test. With one split, the source's own, they are about the
-choice of its test images, which the bootstrap draws anew, the same ones for all encoders.
+Intervals over folds come from the corrected resampled t-test. If the source has a validation part of its own, there is
+one split, and the intervals are about the choice of its test images: the bootstrap resamples these, in the same way for
+all encoders.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from ehm.comparison.answers import compute_figures
 from ehm.comparison.candidates import Candidate
 from ehm.comparison.encoders import MemberAnswers
 from ehm.comparison.images import LabelledImages
-from ehm.comparison.statistics import Interval, bootstrap_interval, fold_interval
+from ehm.comparison.statistics import Interval, compute_bootstrap_interval, compute_fold_interval
 from ehm.comparison.study_table import PROBE_TITLES
 from ehm.comparison.table import ComparisonTable, Difference, Row
 from ehm.config import MeasureConfig
@@ -29,20 +30,25 @@ from ehm.storage.writing import write_text
 __all__ = ["list_figures", "tabulate_encoders", "write_figures_table"]
 
 _RESAMPLES = 1000
-Found = Mapping[str, Mapping[ProbeName, MemberAnswers]]
+AnswersByProbe = Mapping[str, Mapping[ProbeName, MemberAnswers]]
+"""The answers of each candidate, by its name and by probe."""
 
 
 def tabulate_encoders(
-    candidates: list[Candidate], found: Found, images: LabelledImages, measure: MeasureConfig, figure: FigureName
+    candidates: list[Candidate],
+    answers: AnswersByProbe,
+    images: LabelledImages,
+    measure: MeasureConfig,
+    figure: FigureName,
 ) -> ComparisonTable:
-    """Tabulate what was ``found``, each encoder compared with the first."""
+    """Tabulate ``figure`` of the ``answers``, and compare each encoder with the first."""
     first = candidates[0]
-    draws = _draw_resamples(found, images)
+    draws = _draw_resamples(answers, images)
     values: dict[tuple[str, ProbeName], NDArray[np.float64]] = {}
     for candidate in candidates:
         for probe in measure.probes:
-            answers = found[candidate.name][probe]
-            values[candidate.name, probe] = _compute_values(answers, images, figure, draws, candidate.name)
+            members = answers[candidate.name][probe]
+            values[candidate.name, probe] = _compute_values(members, images, figure, draws, candidate.name)
     rows = []
     differences = []
     for candidate in candidates:
@@ -63,13 +69,17 @@ def tabulate_encoders(
     return ComparisonTable("encoder", figure, measures, [], rows, differences, chance, notes)
 
 
-def _draw_resamples(found: Found, images: LabelledImages) -> NDArray[np.int64] | None:
-    """Return the rows of test images that each resample of the only split has (r, m), None if there are folds."""
+def _draw_resamples(answers: AnswersByProbe, images: LabelledImages) -> NDArray[np.int64] | None:
+    """Return the rows of the test images in each resample of the only split (r, m), or None if there are folds."""
     if not images.is_divided:
         return None
-    (test_images,) = {
-        len(answers[0].labels) for probes in found.values() for members in probes.values() for answers in members
-    }
+    counts = set()
+    for probes in answers.values():
+        for members in probes.values():
+            for splits in members:
+                counts.add(len(splits[0].labels))
+    # all have answered for the same images; otherwise they could not be compared on the same resamples
+    (test_images,) = counts
     return np.random.default_rng(0).integers(test_images, size=(_RESAMPLES, test_images))
 
 
@@ -80,7 +90,10 @@ def _compute_values(
     draws: NDArray[np.int64] | None,
     name: str,
 ) -> NDArray[np.float64]:
-    """Return the figure of each split, the mean over members; with ``draws`` of the only split and each draw."""
+    """Return the ``figure`` of each split (splits,), the mean over members.
+
+    With ``draws`` (r, m) there is one split, and the result (1 + r,) has its figure and that of each resample.
+    """
     rows = []
     for answers in members:
         if draws is None:
@@ -95,10 +108,10 @@ def _compute_values(
 
 
 def _make_interval(values: NDArray[np.float64], images: LabelledImages) -> Interval:
-    """Return the interval of what :func:`_compute_values` gave, or of a difference of two such."""
+    """Return the interval of the result of :func:`_compute_values`, or of a difference of two such results."""
     if images.is_divided:
-        return bootstrap_interval(float(values[0]), values[1:])
-    return fold_interval(values.tolist(), images.test_share)
+        return compute_bootstrap_interval(float(values[0]), values[1:])
+    return compute_fold_interval(values.tolist(), images.test_share)
 
 
 def _describe_probes(measure: MeasureConfig) -> str:
@@ -111,14 +124,16 @@ def _describe_probes(measure: MeasureConfig) -> str:
     return f"How: {'; '.join(ways[probe] for probe in measure.probes)}."
 
 
-def list_figures(candidates: list[Candidate], found: Found, images: LabelledImages) -> list[tuple[object, ...]]:
+def list_figures(
+    candidates: list[Candidate], answers: AnswersByProbe, images: LabelledImages
+) -> list[tuple[object, ...]]:
     """Return a row for each figure of each split: encoder, member, probe, split, figure and value."""
     rows: list[tuple[object, ...]] = []
     for candidate in candidates:
-        for probe, members in found[candidate.name].items():
-            for member, answers in enumerate(members):
-                for split, each in enumerate(answers):
-                    for name, value in compute_figures(each, images.classes).items():
+        for probe, members in answers[candidate.name].items():
+            for member, splits in enumerate(members):
+                for split, split_answers in enumerate(splits):
+                    for name, value in compute_figures(split_answers, images.classes).items():
                         if value is not None:
                             rows.append((candidate.name, member, probe, split, name, f"{value:.6g}"))
     return rows

@@ -1,15 +1,15 @@
-"""Encoders side by side: each is measured on the same splits of the same images, and what was measured is kept.
+"""Measure encoders on the same splits of the same images, and keep their features and answers.
 
 OUT/features/KEY.safetensors    features of all images by one encoder
-OUT/answers/KEY.safetensors     answers of one probe of one encoder for the test images of each split so far
+OUT/answers/KEY.safetensors     answers of one probe of one encoder, for the test images of each split so far
 OUT/finetune/                   the fine-tuning in progress
 
-A key is made of all that its file depends on, the content of the weights among it, so that a file is never out of date.
+A key is a hash of everything that its file depends on, including the content of the weights. Whatever changes, the
+key changes too, so that a file is never out of date.
 """
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -29,7 +29,7 @@ from ehm.comparison.features import (
 )
 from ehm.comparison.finetuning import finetune_on_split
 from ehm.comparison.images import LabelledImages, Split
-from ehm.comparison.measuring import probe_split, splits_to_finetune
+from ehm.comparison.measuring import choose_finetuning_splits, probe_split
 from ehm.comparison.meter import Meter
 from ehm.config import FinetuneConfig, MeasureConfig, ModelSource, load_config
 from ehm.config.comparison import ProbeName
@@ -40,8 +40,9 @@ __all__ = ["MemberAnswers", "measure_candidates"]
 MemberAnswers = list[list[Answers]]
 """The answers of each member of a candidate for each split."""
 _WORKERS = 2
+"""Processes that decode images if the settings do not say."""
 _FORMAT = 1
-"""To be raised when features or answers come out otherwise than before."""
+"""The version of features and answers: raise it when they are computed in another way, and old files are ignored."""
 _SEED = 0
 """The seed of fine-tuning, which is the same for all encoders."""
 
@@ -63,7 +64,9 @@ class _Bench:
 
     def splits_of(self, probe: ProbeName) -> tuple[Split, ...]:
         """Return the splits that ``probe`` measures."""
-        return splits_to_finetune(self.measure, self.images) if probe == "finetune" else self.images.splits
+        if probe == "finetune":
+            return choose_finetuning_splits(self.measure, self.images)
+        return self.images.splits
 
 
 def measure_candidates(
@@ -76,7 +79,7 @@ def measure_candidates(
 ) -> dict[str, dict[ProbeName, MemberAnswers]]:
     """Return the answers of every candidate by its name, for each probe, member and split.
 
-    What lies in ``out`` already is not measured again. Progress is shown, with the time that is left.
+    Answers and features that ``out`` already holds are reused. Shows the progress and the time that is left.
     """
     facts = identify_images(images, measure.range, measure.workers or _WORKERS)
     bench = _Bench(images, facts, measure, backend, device, out)
@@ -87,13 +90,13 @@ def measure_candidates(
             for probe in measure.probes:
                 answers[candidate.name][probe] = [
                     _measure_member(member, candidate.name, probe, bench, meter)
-                    for member in _members_for(candidate, probe)
+                    for member in _choose_members(candidate, probe)
                 ]
     return answers
 
 
-def _members_for(candidate: Candidate, probe: ProbeName) -> tuple[Member, ...]:
-    """Return the members that ``probe`` measures: fine-tuning takes long, so that one has to do."""
+def _choose_members(candidate: Candidate, probe: ProbeName) -> tuple[Member, ...]:
+    """Return the members that ``probe`` measures: all of them, but only one by fine-tuning, which takes long."""
     return candidate.members[:1] if probe == "finetune" else candidate.members
 
 
@@ -101,13 +104,13 @@ def _count_steps(candidates: list[Candidate], bench: _Bench) -> dict[str, int]:
     """Return how many splits each probe measures in all."""
     counts: dict[str, int] = {}
     for probe in bench.measure.probes:
-        members = sum(len(_members_for(candidate, probe)) for candidate in candidates)
+        members = sum(len(_choose_members(candidate, probe)) for candidate in candidates)
         counts[probe] = members * len(bench.splits_of(probe))
     return counts
 
 
 def _measure_member(member: Member, name: str, probe: ProbeName, bench: _Bench, meter: Meter) -> list[Answers]:
-    """Return the answers of one encoder for each split, those that are kept and those that are measured now."""
+    """Return the answers of one encoder for each split: the kept ones, and for the other splits new ones."""
     facts = {**bench.image_facts, "weights": member.weights, **_describe_probe(probe, bench)}
     path = bench.out / "answers" / f"{make_key(facts)}.safetensors"
     splits = bench.splits_of(probe)
@@ -115,23 +118,25 @@ def _measure_member(member: Member, name: str, probe: ProbeName, bench: _Bench, 
     meter.skip(probe, len(answers))
     if len(answers) == len(splits):
         return answers
-    answer: Callable[[Split], Answers] = partial(_answer_by_finetuning, member, bench)
-    if probe != "finetune":
+    answer: Callable[[Split], Answers]
+    if probe == "finetune":
+        answer = partial(_answer_by_finetuning, member, bench)
+    else:
         answer = partial(_answer_by_probe, probe, _take_features(member, name, bench, meter), bench)
     for number in range(len(answers), len(splits)):
         meter.show(f"{name}: {probe}, split {number + 1} of {len(splits)}")
         answers.append(answer(splits[number]))
-        save_answers(path, answers)
+        save_answers(path, answers)  # after every split, so that an interruption loses one at most
         meter.advance(probe)
     return answers
 
 
 def _describe_probe(probe: ProbeName, bench: _Bench) -> dict[str, Any]:
-    """Return what the answers of a probe depend on beside images and weights."""
+    """Return everything, besides images and weights, that the answers of a probe depend on."""
     measure = bench.measure
     facts: dict[str, Any] = {"format": _FORMAT, "probe": probe, "image_size": measure.image_size}
     if not bench.images.is_divided:
-        # the answers for the first division are the same, however many follow
+        # without measure.repeats: the splits of the first division are the same, however many divisions follow
         facts["folds"] = measure.folds
     if probe == "knn":
         facts["neighbours"] = measure.neighbours
@@ -142,7 +147,7 @@ def _describe_probe(probe: ProbeName, bench: _Bench) -> dict[str, Any]:
 
 
 def _take_features(member: Member, name: str, bench: _Bench, meter: Meter) -> ImageFeatures:
-    """Return the features of all images by one encoder: kept ones, or new ones, which are kept from then on."""
+    """Return the features of all images by one encoder: from its file if there is one, else computed and kept."""
     facts = {
         **bench.image_facts,
         "format": _FORMAT,
@@ -173,8 +178,4 @@ def _answer_by_probe(probe: ProbeName, features: ImageFeatures, bench: _Bench, s
 
 def _answer_by_finetuning(member: Member, bench: _Bench, split: Split) -> Answers:
     folder = bench.out / "finetune"
-    # what was begun before an interruption may be another encoder's
-    shutil.rmtree(folder, ignore_errors=True)
-    answers = finetune_on_split(member.init, bench.images, split, bench.measure, bench.device, _SEED, folder)
-    shutil.rmtree(folder)
-    return answers
+    return finetune_on_split(member.init, bench.images, split, bench.measure, bench.device, _SEED, folder)

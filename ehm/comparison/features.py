@@ -1,4 +1,4 @@
-"""Features of the labelled images, which an encoder computes once: a cache keeps them from one command to the next.
+"""Features of the labelled images, which an encoder computes once and a file keeps from one command to the next.
 
 n images, D features.
 """
@@ -33,7 +33,7 @@ _KEY_DIGITS = 16
 
 @dataclass(frozen=True)
 class ImageFeatures:
-    """Features (n, D) of labelled images, and which of them could be read: (n,)."""
+    """Features (n, D) of labelled images, and a mask (n,) of the images that could be read."""
 
     values: NDArray[np.float32]
     is_readable: NDArray[np.bool_]
@@ -46,9 +46,10 @@ class ImageFeatures:
 def extract_features(
     encoder: Encoder, images: LabelledImages, workers: int, show: Callable[[int], object] | None = None
 ) -> ImageFeatures:
-    """Return the features of all ``images``, which are prepared as the encoder's weights want.
+    """Return the features of all ``images``, which are scaled and normalised as in the training of the encoder.
 
-    ``show`` is told after every batch how many images are done. The features of an image that cannot be read are zeros.
+    ``show`` is called after every batch with the number of images that are done. The features of an image that cannot
+    be read are zeros.
     """
     values: NDArray[np.float32] | None = None
     is_readable = np.zeros(len(images.labels), bool)
@@ -61,7 +62,7 @@ def extract_features(
                 features = encoder.compute_features(batch.images)
                 if values is None:
                     values = np.zeros((len(images.labels), features.shape[1]), np.float32)
-                # of the images that were read, which are others than planned if files are unreadable
+                # by the batch's indices, because the loader reads another image in place of an unreadable one
                 rows = [row_of[index] for index in batch.indices.tolist()]
                 values[rows] = features
                 is_readable[rows] = True
@@ -88,7 +89,7 @@ def _make_loader(part: Subset[Source], encoder: Encoder, workers: int) -> Loader
 
 
 def identify_images(images: LabelledImages, value_range: tuple[float, float] | None, threads: int) -> dict[str, Any]:
-    """Return what the features of ``images`` depend on beside the encoder, as plain JSON."""
+    """Return everything, besides the encoder, that the features of ``images`` depend on, as plain JSON."""
     identities = []
     for part in images.parts:
         chosen = hashlib.sha256(part.indices.astype("<i8").tobytes()).hexdigest()
@@ -97,13 +98,13 @@ def identify_images(images: LabelledImages, value_range: tuple[float, float] | N
 
 
 def make_key(facts: Mapping[str, Any]) -> str:
-    """Return a short name that ``facts``, plain JSON, always have and others do not."""
+    """Return a short hash of ``facts``, plain JSON: the same for equal facts, in whatever order their keys are."""
     text = json.dumps(facts, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:_KEY_DIGITS]
 
 
 def load_features(path: Path) -> ImageFeatures | None:
-    """Load what :func:`save_features` wrote; None if nothing is there, or the file is damaged."""
+    """Load the features that :func:`save_features` wrote; None if the file is missing or damaged."""
     try:
         arrays = load_file(path)
         return ImageFeatures(arrays["features"], arrays["is_readable"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,7 +23,10 @@ __all__ = ["finetune_on_split", "quote_yaml"]
 
 
 class _SplitClassification(Classification):
-    """Classification of the images of one split, whatever folds the configuration would make."""
+    """Classification of the images of one split, whatever folds the configuration would make.
+
+    A subclass for each split sets ``divided``, because a task is asked for its images before it is created.
+    """
 
     divided: tuple[Subset[Source], Subset[Source]]
 
@@ -41,22 +45,26 @@ def finetune_on_split(
     seed: int,
     folder: Path,
 ) -> Answers:
-    """Fine-tune the encoder ``init`` on the training images of ``split`` and return its answers for the others.
+    """Fine-tune the encoder ``init`` on the training images of ``split`` and return its answers for the test images.
 
-    The run lies in ``folder``, and goes on if it was interrupted.
+    The run is kept in ``folder`` until it has ended.
     """
+    # an interruption may have left the run of another encoder or split there
+    shutil.rmtree(folder, ignore_errors=True)
     task_class = type("SplitClassification", (_SplitClassification,), {"divided": _divide(images, split)})
     overrides = _list_overrides(init, measure, seed)
-    run = open_run(FinetuneConfig, measure.recipe, measure.recipe, overrides, device, folder, resume=True)
+    run = open_run(FinetuneConfig, measure.recipe, measure.recipe, overrides, device, folder)
     with run.explain_write_errors(), _silence():
         task: Classification = task_class(run.config, run.backend, run.start)
         train_task(task, run, title="finetune")
-        return _collect_answers(task, run.backend)
+        answers = _collect_answers(task, run.backend)
+    shutil.rmtree(folder)
+    return answers
 
 
 @contextmanager
 def _silence() -> Iterator[None]:
-    """Print nothing for a while: a comparison fine-tunes many times, and says itself how far it is."""
+    """Print nothing for a while: a comparison fine-tunes many times and shows a progress of its own."""
     was_quiet = console.quiet
     console.quiet = True
     try:
@@ -66,7 +74,7 @@ def _silence() -> Iterator[None]:
 
 
 def _divide(images: LabelledImages, split: Split) -> tuple[Subset[Source], Subset[Source]]:
-    """Return the images of ``split`` as parts of their sources."""
+    """Return the training and the test images of ``split``, as subsets of their sources."""
     if images.is_divided:
         train, val = images.parts
         return train, val
@@ -76,7 +84,7 @@ def _divide(images: LabelledImages, split: Split) -> tuple[Subset[Source], Subse
 
 
 def _list_overrides(init: str, measure: MeasureConfig, seed: int) -> list[str]:
-    """Return what the recipe leaves open."""
+    """Return the settings that the recipe leaves open: the encoder, its images and the seed."""
     data = measure.data
     overrides = [
         f"model.init={quote_yaml(init)}",
@@ -96,12 +104,12 @@ def _list_overrides(init: str, measure: MeasureConfig, seed: int) -> list[str]:
 
 
 def quote_yaml(text: str) -> str:
-    """Return ``text`` as YAML reads it: a class may be called 1 or yes."""
+    """Quote ``text`` so that YAML reads it as a string: a class may be called 1 or yes."""
     return "'" + text.replace("'", "''") + "'"
 
 
 def _collect_answers(task: Classification, backend: Backend) -> Answers:
-    """Return the answers of the trained classifier for the images that it was measured on."""
+    """Return the answers of the trained classifier for the test images."""
     loader = task.evaluation.loader
     try:
         labels, logits = collect_predictions(task.learner.compute_logits, loader, "", backend.processes)

@@ -1,6 +1,7 @@
-"""The labelled images that encoders are measured on, and the splits into training and test images, the same for all.
+"""The labelled images that encoders are measured on, and their splits into training and test images.
 
-n is the number of images whose features are taken: those of the source, or of its two parts one after the other.
+All encoders are measured on the same splits. n is the number of images whose features are computed: the images of the
+source, or of its two parts one after the other.
 """
 
 from __future__ import annotations
@@ -20,12 +21,12 @@ from ehm.tasks.folds import require_same_classes
 __all__ = ["LabelledImages", "Split", "draw_stratified", "open_images"]
 
 _SEED = 0
-"""Images are drawn the same way every time."""
+"""Images are drawn in the same way every time, so that results of different commands can be compared."""
 
 
 @dataclass(frozen=True)
 class Split:
-    """The numbers of the images to train on and to measure on, of n."""
+    """The numbers of the images to train on and of those to measure on, each in [0, n)."""
 
     train: NDArray[np.int64]
     test: NDArray[np.int64]
@@ -48,7 +49,7 @@ class LabelledImages:
 
     @property
     def test_share(self) -> float:
-        """Number of test images of a split for each of its training images."""
+        """The number of test images of a split, divided by the number of its training images."""
         first = self.splits[0]
         return len(first.test) / len(first.train)
 
@@ -80,19 +81,20 @@ def open_images(measure: MeasureConfig) -> LabelledImages:
 
 
 def draw_stratified(labels: NDArray[np.int64], most: int | None) -> NDArray[np.int64]:
-    """Return the sorted indices of ``most`` of the images with ``labels`` (n,), the same share of each class.
+    """Draw ``most`` of the images with ``labels`` (n,), the same share of each class; return their sorted indices.
 
-    All indices are returned if there are no more, or if ``most`` is None.
+    All indices are returned if ``most`` is None, or if there are no more images than that.
     """
     if most is None or most >= len(labels):
         return np.arange(len(labels))
     shuffled = np.random.default_rng(_SEED).permutation(len(labels))
-    place = np.empty(len(labels))
+    rank = np.empty(len(labels))
     for number in np.unique(labels):
         members = shuffled[labels[shuffled] == number]
-        # from 0 to 1 over the images of each class, so that a threshold takes the same share of all of them
-        place[members] = (np.arange(len(members)) + 0.5) / len(members)
-    return np.sort(np.lexsort((labels, place))[:most])
+        # evenly spaced from 0 to 1 over the images of each class, so that the lowest ranks have the same share of each
+        rank[members] = (np.arange(len(members)) + 0.5) / len(members)
+    by_rank = np.lexsort((labels, rank))  # images of equal rank by their label, so that the order is always the same
+    return np.sort(by_rank[:most])
 
 
 def _divide(images: Subset[Source], folds: int, seed: int) -> NDArray[np.int64]:
@@ -101,7 +103,7 @@ def _divide(images: Subset[Source], folds: int, seed: int) -> NDArray[np.int64]:
     if groups is None:
         return stratified_folds(images.labels, folds, seed=seed)
     _, numbers = np.unique(groups[images.indices], return_inverse=True)
-    # of groups that are alike, which one comes first is drawn
+    # group_folds takes equally good groups in the order of their numbers, which the seed therefore shuffles
     shuffled = np.random.default_rng(seed).permutation(int(numbers.max()) + 1)[numbers]
     try:
         is_of_class = images.labels[:, None] == np.arange(len(images.source.classes))
@@ -136,13 +138,16 @@ def _take_parts(measure: MeasureConfig, source: Source, val_source: Source) -> L
 
 
 def _check_training(train: Subset[Source], measure: MeasureConfig) -> None:
-    """Raise DataError if there is nothing to tell apart."""
+    """Raise DataError if all training images are of one class."""
     if len(np.unique(train.labels)) < 2:
         raise DataError(f"data.source {measure.source}: its training images are of one class only; two are needed")
 
 
 def _check_folds(labels: NDArray[np.int64], classes: tuple[str, ...], measure: MeasureConfig) -> None:
-    """Raise an error if folds would lack a class; a class without any image is not measured."""
+    """Raise an error if there are too few images of a class for each fold to have one.
+
+    A class without any image is not measured, and no error.
+    """
     counts = np.bincount(labels, minlength=len(classes))
     present = np.flatnonzero(counts)
     if len(present) < 2:

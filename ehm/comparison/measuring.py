@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -17,11 +16,11 @@ from ehm.config import MeasureConfig, ModelSource
 from ehm.config.comparison import ProbeName
 from ehm.errors import ConfigError, DataError
 
-__all__ = ["average_figures", "check_measure", "measure_run", "probe_split", "splits_to_finetune"]
+__all__ = ["average_figures", "check_measure", "choose_finetuning_splits", "measure_run", "probe_split"]
 
 
 def check_measure(measure: MeasureConfig, images: LabelledImages) -> None:
-    """Raise ConfigError if ``images`` cannot be measured as ``measure`` says."""
+    """Raise ConfigError if encoders cannot be measured on ``images`` with the settings of ``measure``."""
     if measure.figure == "auc" and len(images.classes) != 2:
         raise ConfigError(
             f"figure auc: is for two classes, and {measure.source} has {len(images.classes)}; take top1 or "
@@ -35,7 +34,7 @@ def check_measure(measure: MeasureConfig, images: LabelledImages) -> None:
 def probe_split(
     probe: ProbeName, features: ImageFeatures, images: LabelledImages, split: Split, measure: MeasureConfig
 ) -> Answers:
-    """Return the answers of the probe ``knn`` or ``linear``, which learns from the training images of ``split``."""
+    """Train the probe ``knn`` or ``linear`` on the training images of ``split``; return its answers for the others."""
     readable = features.select_readable(split)
     if not len(readable.train) or not len(readable.test):
         raise DataError(f"data.source {measure.source}: none of the images of a split can be read")
@@ -50,17 +49,20 @@ def probe_split(
     return Answers.from_scores(images.labels[readable.test], scores)
 
 
-def splits_to_finetune(measure: MeasureConfig, images: LabelledImages) -> tuple[Split, ...]:
-    """Return the splits that encoders are fine-tuned on: those of the first division, or fewer."""
+def choose_finetuning_splits(measure: MeasureConfig, images: LabelledImages) -> tuple[Split, ...]:
+    """Return the splits that encoders are fine-tuned on: the first ``finetune_folds`` of the first division.
+
+    Fine-tuning takes long, so the divisions after the first are left to the probes.
+    """
     count = min(measure.folds, measure.finetune_folds or measure.folds)
     return images.splits[:count]
 
 
 def measure_run(run: Path, measure: MeasureConfig, backend: Backend, device: str, seed: int) -> dict[str, float]:
-    """Measure the encoder of the complete ``run``: the mean over the splits of every figure, by its name.
+    """Measure the encoder of the complete ``run``, and return the mean of each figure over the splits by its name.
 
-    ``knn`` and ``linear`` are the figure that encoders are compared by, ``knn.top1`` and others all there are. Names
-    begin with that of the measurement, if it has one.
+    ``knn.top1``, ``knn.auc`` and so on are all figures of the probe ``knn``, and ``knn`` alone is the one of them that
+    encoders are compared by. If the measurement has a name, it precedes them: ``NAME.knn``.
     """
     images = open_images(measure)
     check_measure(measure, images)
@@ -70,12 +72,8 @@ def measure_run(run: Path, measure: MeasureConfig, backend: Backend, device: str
     for probe in measure.probes:
         if probe == "finetune":
             answers = []
-            for split in splits_to_finetune(measure, images):
-                folder = run / "finetune"
-                # what was begun before an interruption is of no use to anybody
-                shutil.rmtree(folder, ignore_errors=True)
-                answers.append(finetune_on_split(str(run), images, split, measure, device, seed, folder))
-                shutil.rmtree(folder)
+            for split in choose_finetuning_splits(measure, images):
+                answers.append(finetune_on_split(str(run), images, split, measure, device, seed, run / "finetune"))
         else:
             answers = [probe_split(probe, features, images, split, measure) for split in images.splits]
         figures |= _name_figures(probe, average_figures(answers, images.classes), measure, images)
@@ -83,11 +81,11 @@ def measure_run(run: Path, measure: MeasureConfig, backend: Backend, device: str
 
 
 def average_figures(answers: list[Answers], classes: tuple[str, ...]) -> dict[str, float]:
-    """Return the mean of each figure over splits; one that does not exist for all of them is left out."""
-    found = [compute_figures(each, classes) for each in answers]
+    """Return the mean over splits of each figure that exists for all of them."""
+    figures_of_splits = [compute_figures(each, classes) for each in answers]
     averages = {}
-    for name in found[0]:
-        values = [figures[name] for figures in found]
+    for name in figures_of_splits[0]:
+        values = [figures[name] for figures in figures_of_splits]
         numbers = [value for value in values if value is not None]
         if len(numbers) == len(values):
             averages[name] = sum(numbers) / len(numbers)
@@ -97,7 +95,7 @@ def average_figures(answers: list[Answers], classes: tuple[str, ...]) -> dict[st
 def _name_figures(
     probe: ProbeName, averages: Mapping[str, float], measure: MeasureConfig, images: LabelledImages
 ) -> dict[str, float]:
-    """Return the figures of a probe under the names that results have."""
+    """Return the figures of a probe by their names in results, which :func:`measure_run` explains."""
     prefix = f"{measure.name}." if measure.name else ""
     named = {f"{prefix}{probe}.{figure}": value for figure, value in averages.items()}
     chosen = averages.get(choose_figure(measure, images.classes))

@@ -17,7 +17,7 @@ _SECONDS_BETWEEN_LINES = 30.0
 
 
 class Meter:
-    """Counts steps of several kinds, which take different times; ``totals`` says how many there are of each."""
+    """Counts steps of several kinds, whose speeds differ; ``totals`` is the number of steps of each kind."""
 
     def __init__(self, totals: Mapping[str, int]) -> None:
         self._left = dict(totals)
@@ -26,7 +26,7 @@ class Meter:
         self._total = sum(totals.values())
         self._clock = time.perf_counter()
         self._printed = time.perf_counter()
-        self._what = ""
+        self._activity = ""
         self._progress = create_progress(
             TextColumn("{task.description}", markup=False),
             BarColumn(),
@@ -43,18 +43,18 @@ class Meter:
         self._progress.stop()
 
     def skip(self, kind: str, steps: int) -> None:
-        """Leave out ``steps`` that were done before, and count the time from now on."""
+        """Count ``steps`` that an earlier command did, without their time, and restart the clock."""
         self._left[kind] -= steps
         self._clock = time.perf_counter()
         self._update()
 
-    def show(self, what: str) -> None:
-        """Say what is being done."""
-        self._what = what
+    def show(self, activity: str) -> None:
+        """Show ``activity``, for example "timm:vit: knn, split 2 of 5", as what is being done."""
+        self._activity = activity
         self._update()
 
     def advance(self, kind: str) -> None:
-        """Note that a step is done, which took the time since the one before."""
+        """Count a step that has just ended, and the time since the step before."""
         now = time.perf_counter()
         self._left[kind] -= 1
         self._steps[kind] += 1
@@ -65,22 +65,26 @@ class Meter:
     def _update(self) -> None:
         done = self._total - sum(self._left.values())
         left = self._describe_time_left()
-        self._progress.update(self._bar, completed=done, description=self._what, left=left)
+        self._progress.update(self._bar, completed=done, description=self._activity, left=left)
         now = time.perf_counter()
-        if not is_progress_shown() and self._what and now - self._printed > _SECONDS_BETWEEN_LINES:
+        if not is_progress_shown() and self._activity and now - self._printed > _SECONDS_BETWEEN_LINES:
             self._printed = now
-            console.print(f"  {done} of {self._total} steps, {self._what}  {left}")
+            console.print(f"  {done} of {self._total} steps, {self._activity}  {left}")
 
     def _describe_time_left(self) -> str:
-        """Return the time that the remaining steps take at the speed so far; that of a kind without any is unknown."""
+        """Return the time that the remaining steps take at the speed of their kind so far.
+
+        Kinds without a step so far take an unknown time on top, and the text says "more than".
+        """
         seconds = 0.0
-        unknown = False
+        has_unknown = False
         for kind, left in self._left.items():
             if left and self._steps[kind]:
                 seconds += left * self._seconds[kind] / self._steps[kind]
             elif left:
-                unknown = True
+                has_unknown = True
         if not seconds:
             return ""
         minutes, rest = divmod(round(seconds), 60)
-        return f"ETA {'more than ' if unknown else ''}{minutes}:{rest:02d}"
+        bound = "more than " if has_unknown else ""
+        return f"ETA {bound}{minutes}:{rest:02d}"

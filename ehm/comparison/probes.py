@@ -18,9 +18,9 @@ __all__ = ["PENALTIES", "Features", "check_scikit_learn", "probe_linearly"]
 
 Features = NDArray[np.float32]
 PENALTIES = (1e-3, 1e-2, 1e-1, 1.0)
-"""Values of C, the inverse of the penalty, that the linear probe chooses from."""
+"""Values of scikit-learn's C, the inverse of the penalty, that the linear probe chooses from."""
 _INNER_FOLDS = 3
-"""Parts of the training images, each of which once helps to choose the penalty."""
+"""Folds of the training images in the cross-validation that chooses the penalty."""
 _MOST_ITERATIONS = 300
 """Steps of L-BFGS; a probe that has not converged by then changes in the third digit of its accuracy at most."""
 
@@ -36,9 +36,9 @@ def probe_linearly(
 ) -> NDArray[np.float64]:
     """Return the probabilities (m, C) that logistic regression on standardised ``features`` (n, D) gives ``queries``.
 
-    The penalty of :data:`PENALTIES` with the lowest log-loss is chosen by cross-validation inside the training images.
-    If a class has one image only, which cannot be divided, the strongest penalty is taken. A class without training
-    images has probability 0.
+    Cross-validation inside the training images chooses the penalty of :data:`PENALTIES` with the lowest log-loss. If a
+    class has only one image, which cannot be divided into folds, the strongest penalty is taken. A class without
+    training images has probability 0.
     """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression

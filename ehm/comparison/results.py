@@ -1,6 +1,6 @@
-"""The results of a study: a file for each run, and a table of all that another machine can read.
+"""The results of a study: a file for each run, and a table of all results, for use on another machine.
 
-OUT/results/ARM/seed-S.json   the measures of one run by name, and how they were measured
+OUT/results/ARM/seed-S.json   the measures of one run by name, and a key of how they were measured
 OUT/results.csv               arm, seed, measure, value: a row for each measure of each run
 """
 
@@ -36,7 +36,7 @@ Measures = dict[str, float]
 """The figures of one run by their names."""
 
 _LATER_KEYS = ("image_folder", "columns")
-"""Keys of a measurement that earlier versions did not have."""
+"""Keys of a measurement that were added later; at their defaults they do not change its key."""
 
 
 @dataclass(frozen=True, order=True)
@@ -59,10 +59,10 @@ def result_path(out: Path, run: RunKey) -> Path:
 
 
 def identify_measures(measures: Sequence[MeasureConfig]) -> str:
-    """Return a key of what the figures of a study depend on; the number of workers changes none."""
+    """Return a key of the settings that the figures of a study depend on: all but the number of workers."""
     described = []
     for each in measures:
-        # figures of versions that did not have these keys stay known
+        # left out if unset, so that results of versions without these keys stay valid
         unset = {key for key in _LATER_KEYS if getattr(each, key) == MeasureConfig.model_fields[key].default}
         described.append(each.model_dump(mode="json", exclude={"workers", *unset}))
     return make_key({"measures": described})
@@ -80,9 +80,10 @@ def save_result(out: Path, run: RunKey, measures: Mapping[str, float], study: St
 
 
 def load_result(out: Path, run: RunKey, study: StudyConfig, can_measure: bool) -> Measures | None:
-    """Return the measures of ``run``; None if there are none, or it was measured otherwise and can be measured again.
+    """Return the measures of ``run``, or None if it has to be measured: for the first time, or with new settings.
 
-    Raises DataError if the file cannot be read, and ConfigError if it was measured otherwise and its run is not there.
+    ``can_measure`` is true if the run is there to be measured again. Raises ConfigError if the settings have changed
+    and it is not, and DataError if the file cannot be read.
     """
     path = result_path(out, run)
     if not path.is_file():
@@ -115,13 +116,13 @@ def write_results_table(path: Path, results: Results) -> Path:
 
 
 def read_results_table(path: Path, runs: Iterable[RunKey]) -> Results:
-    """Read the results of ``runs`` that :func:`write_results_table` wrote, here or elsewhere.
+    """Read the results of ``runs`` from a table that :func:`write_results_table` wrote, here or elsewhere.
 
-    Rows of other runs are left aside, and their arms are named. Raises DataError if a row cannot be read.
+    Rows of other runs are ignored; a line says how many there are. Raises DataError if a row cannot be read.
     """
     wanted = set(runs)
     results: Results = {}
-    others: dict[str, None] = {}
+    others: dict[str, None] = {}  # a set that keeps the order of the table
     try:
         for line, row in read_rows(path, _COLUMNS):
             try:

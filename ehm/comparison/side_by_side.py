@@ -1,4 +1,4 @@
-"""Processes side by side, one a core or a device, with the share of all work that is done and the time that is left."""
+"""Run jobs in processes side by side, one on each core or device, and show their common progress and the time left."""
 
 from __future__ import annotations
 
@@ -18,19 +18,21 @@ from ehm.progress_bar import create_progress, is_progress_shown
 
 __all__ = ["Job", "run_jobs"]
 
-_SECONDS_BETWEEN_LOOKS = 0.5
-_LINES_OF_A_STUDY = 20
-"""Lines about the progress that are printed in place of a bar, besides one for each job that ends."""
+_POLL_SECONDS = 0.5
+"""Time between checks for jobs that have ended: short beside their minutes, and almost no work."""
+_PROGRESS_LINES = 20
+"""Lines about the progress, one for each 5 %, that are printed in place of a bar away from a terminal."""
 _STEPS = re.compile(rb"^\w+ (\d+)/(\d+) ", re.MULTILINE)
-"""The lines that a run prints away from a terminal: its title, and its steps out of all."""
+"""A line about the progress of a run, which prints these away from a terminal: ``TITLE STEPS_DONE/ALL_STEPS ...``."""
 _TAIL_BYTES = 4096
+"""Bytes at the end of a log that are searched for its last such line, which has a few hundred."""
 
 
 @dataclass
 class Job:
-    """A command that writes ``log``; it waits for the jobs whose names are in ``after``.
+    """A command whose output goes to ``log``, and which starts after the jobs that ``after`` names.
 
-    ``status`` is its exit status once it has ended: None before, and 1 if what it waited for failed.
+    ``status`` is None until it has ended, and then its exit status; 1 if it was not run because one of those failed.
     """
 
     name: str
@@ -50,9 +52,10 @@ class _Running:
 
 
 def run_jobs(jobs: Sequence[Job], devices: Sequence[str], environment: dict[str, str]) -> None:
-    """Run all ``jobs``, one at a time on each of ``devices``, which may name one several times; sets their ``status``.
+    """Run all ``jobs`` and set their ``status``; each entry of ``devices`` runs one job at a time.
 
-    A job that fails does not stop the others, except those that wait for it. If this is interrupted, all end.
+    A device that occurs several times in ``devices`` runs as many jobs at once. If a job fails, the jobs that wait for
+    it are not run; the others are. An interruption ends all of them. ``environment`` is added to this process's own.
     """
     waiting = list(jobs)
     running: list[_Running] = []
@@ -61,30 +64,33 @@ def run_jobs(jobs: Sequence[Job], devices: Sequence[str], environment: dict[str,
     with meter:
         try:
             while waiting or running:
-                _drop_hopeless(waiting, jobs, meter)
+                _give_up_dependents(waiting, jobs, meter)
                 for job in _find_ready(waiting, jobs)[: len(free)]:
                     waiting.remove(job)
                     running.append(_start(job, free.pop(0), environment))
-                time.sleep(_SECONDS_BETWEEN_LOOKS)
+                time.sleep(_POLL_SECONDS)
                 for each in list(running):
                     each.job.status = each.process.poll()
                     if each.job.status is not None:
                         running.remove(each)
                         free.append(each.device)
-                        meter.end(each.job, time.perf_counter() - each.started)
+                        meter.count_end(each.job, time.perf_counter() - each.started)
                 meter.show(sum(_read_share(each.job.log) for each in running))
         finally:
             _stop(running)
 
 
 def _find_ready(waiting: Sequence[Job], jobs: Sequence[Job]) -> list[Job]:
-    """Return the jobs that need wait no longer, in their order."""
+    """Return the ``waiting`` jobs whose predecessors have all succeeded, in their order."""
     unfinished = {job.name for job in jobs if job.status != 0}
     return [job for job in waiting if unfinished.isdisjoint(job.after)]
 
 
-def _drop_hopeless(waiting: list[Job], jobs: Sequence[Job], meter: _Meter) -> None:
-    """Give up the jobs that wait for one that has failed."""
+def _give_up_dependents(waiting: list[Job], jobs: Sequence[Job], meter: _Meter) -> None:
+    """Remove from ``waiting`` the jobs that wait for a failed one, and mark them as failed.
+
+    The jobs that wait for these in turn are removed in the next round.
+    """
     failed = {job.name for job in jobs if job.status not in (None, 0)}
     for job in list(waiting):
         if not failed.isdisjoint(job.after):
@@ -92,7 +98,7 @@ def _drop_hopeless(waiting: list[Job], jobs: Sequence[Job], meter: _Meter) -> No
             job.status = 1
             job.log.parent.mkdir(parents=True, exist_ok=True)
             job.log.write_text(f"not run, because {', '.join(failed.intersection(job.after))} failed\n")
-            meter.end(job, 0.0)
+            meter.count_end(job, 0.0)
 
 
 def _start(job: Job, device: str, environment: dict[str, str]) -> _Running:
@@ -109,7 +115,7 @@ def _start(job: Job, device: str, environment: dict[str, str]) -> _Running:
 
 
 def _stop(running: Sequence[_Running]) -> None:
-    """End what still runs: after an interruption, which a run survives by its checkpoints."""
+    """End the processes that still run after an interruption; their runs go on from their checkpoints later."""
     for each in running:
         each.process.terminate()
     for each in running:
@@ -117,7 +123,7 @@ def _stop(running: Sequence[_Running]) -> None:
 
 
 def _read_share(log: Path) -> float:
-    """Return the share of its steps that the run behind ``log`` has taken, as far as the log tells."""
+    """Return the share of its steps that a run has taken by its ``log``: 0 if that does not say so (yet)."""
     with suppress(OSError), log.open("rb") as file:
         file.seek(0, os.SEEK_END)
         file.seek(max(0, file.tell() - _TAIL_BYTES))
@@ -136,7 +142,7 @@ class _Meter:
         self._ended = 0
         self._failed = 0
         self._started = time.perf_counter()
-        self._printed_part = 0
+        self._lines_printed = 0
         self._progress = create_progress(
             TextColumn("{task.description}", markup=False),
             BarColumn(),
@@ -151,8 +157,8 @@ class _Meter:
     def __exit__(self, *details: object) -> None:
         self._progress.stop()
 
-    def end(self, job: Job, seconds: float) -> None:
-        """Note, and say, that ``job`` has ended after so many seconds."""
+    def count_end(self, job: Job, seconds: float) -> None:
+        """Count ``job``, which has ended after so many seconds, and print how."""
         self._ended += 1
         if job.status == 0:
             outcome = f"done in {seconds / 60:.1f} minutes"
@@ -161,14 +167,14 @@ class _Meter:
             outcome = f"failed, see {job.log}"
         console.print(f"{job.name}: {outcome} ({self._ended} of {self._total} runs)")
 
-    def show(self, begun: float) -> None:
-        """Show how much is done if the jobs that run have done ``begun`` of one job's work in all."""
-        done = self._ended + begun
+    def show(self, running_shares: float) -> None:
+        """Show the progress; ``running_shares`` is the sum of the shares in [0, 1] that running jobs have done."""
+        done = self._ended + running_shares
         left = self._describe_time_left(done)
         self._progress.update(self._bar, completed=done, left=left)
-        part = int(_LINES_OF_A_STUDY * done / max(1, self._total))
-        if not is_progress_shown() and part > self._printed_part and self._ended < self._total:
-            self._printed_part = part
+        lines_due = int(_PROGRESS_LINES * done / max(1, self._total))
+        if not is_progress_shown() and lines_due > self._lines_printed and self._ended < self._total:
+            self._lines_printed = lines_due
             console.print(f"  {done / self._total:.0%} of all runs{left}")
 
     def _describe_time_left(self, done: float) -> str:

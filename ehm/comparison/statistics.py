@@ -1,8 +1,11 @@
 """Means of figures and of their differences, each with a 95 % interval.
 
-Three sources of chance have an interval each: seeds, which are independent (Student's t); folds, whose training images
-overlap (the corrected resampled t-test of Nadeau and Bengio, "Inference for the Generalization Error", 2003); and, if
-there is one fixed set of test images, the choice of these (the bootstrap).
+There is one kind of interval for each source of chance:
+
+- seeds, which are independent: Student's t;
+- folds, whose training images overlap: the corrected resampled t-test of Nadeau and Bengio, "Inference for the
+  Generalization Error", 2003;
+- the choice of test images, if there is one fixed set of them: the bootstrap.
 """
 
 from __future__ import annotations
@@ -15,18 +18,22 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Interval", "bootstrap_interval", "fold_interval", "seed_interval"]
+__all__ = ["Interval", "compute_bootstrap_interval", "compute_fold_interval", "compute_seed_interval"]
 
 _CONFIDENCE = 0.95
-_FEWEST = 3
-"""Values from which on a difference can be shown."""
 _UPPER = (1 + _CONFIDENCE) / 2
-"""The quantile that a two-sided interval ends at."""
+"""The quantile at the upper end of a two-sided interval."""
+_FEWEST_VALUES = 3
+"""The number of values that it takes at least to show a difference.
+
+Figures are shares of a whole number of images, so that two differences are often equal by chance. The interval of two
+equal values has no width and would show any difference.
+"""
 
 
 @dataclass(frozen=True)
 class Interval:
-    """The mean of ``count`` values and half the width of its 95 % interval, None if there is one value only."""
+    """The mean of ``count`` values, and ``half`` the width of its 95 % interval: None if there is only one value."""
 
     mean: float
     half: float | None
@@ -34,14 +41,11 @@ class Interval:
 
     @property
     def is_shown(self) -> bool:
-        """True if the interval of a difference does not contain zero.
-
-        Two values show nothing: figures are whole numbers of images, so that two differences are often equal by chance.
-        """
-        return self.half is not None and self.count >= _FEWEST and abs(self.mean) > self.half
+        """True if there are enough values of a difference, and its interval does not contain zero."""
+        return self.half is not None and self.count >= _FEWEST_VALUES and abs(self.mean) > self.half
 
 
-def seed_interval(values: Sequence[float]) -> Interval:
+def compute_seed_interval(values: Sequence[float]) -> Interval:
     """Return the mean of independent ``values`` with Student's t interval: mean ± t * sd / sqrt(n)."""
     count = len(values)
     if count < 2:
@@ -50,12 +54,12 @@ def seed_interval(values: Sequence[float]) -> Interval:
     return Interval(float(np.mean(values)), float(half), count)
 
 
-def fold_interval(values: Sequence[float], test_share: float) -> Interval:
+def compute_fold_interval(values: Sequence[float], test_share: float) -> Interval:
     """Return the mean of ``values``, one for each held-out fold, with the corrected resampled t interval.
 
-    Folds share most of their training images, so that the plain t interval of their values would be too narrow. Nadeau
-    and Bengio (2003) put (1 / J + n_test / n_train) for 1 / J in the variance of the mean of J values. ``test_share``
-    is n_test / n_train.
+    Folds share most of their training images, so the plain t interval of their values would be too narrow. In the
+    variance of the mean of J values, Nadeau and Bengio (2003) replace the factor 1 / J by 1 / J + n_test / n_train.
+    ``test_share`` is n_test / n_train.
     """
     count = len(values)
     if count < 2:
@@ -64,20 +68,20 @@ def fold_interval(values: Sequence[float], test_share: float) -> Interval:
     return Interval(float(np.mean(values)), half, count)
 
 
-def bootstrap_interval(value: float, resampled: NDArray[np.float64]) -> Interval:
-    """Return ``value`` with the normal interval whose standard error is the deviation of ``resampled`` values (n,)."""
+def compute_bootstrap_interval(value: float, resampled: NDArray[np.float64]) -> Interval:
+    """Return ``value`` with its normal interval; the standard error is the deviation of ``resampled`` values (n,)."""
     half = _normal_quantile() * float(np.std(resampled, ddof=1))
     return Interval(value, half, len(resampled))
 
 
 def _t_quantile(count: int) -> float:
-    """Return the quantile of Student's t distribution that ends an interval of ``count`` values."""
-    # imported late: scipy comes with scikit-learn, whose absence the command tells in a sentence
+    """Return the number of standard errors in half an interval of ``count`` values, by Student's t distribution."""
+    # imported here, because SciPy comes with scikit-learn, and check_scikit_learn says in a sentence if that is missing
     from scipy import stats
 
     return float(stats.t.ppf(_UPPER, count - 1))
 
 
 def _normal_quantile() -> float:
-    """Return the quantile of the normal distribution that ends an interval."""
+    """Return the number of standard errors in half an interval, by the normal distribution."""
     return NormalDist().inv_cdf(_UPPER)

@@ -1,8 +1,9 @@
-"""One run of a study, in a process of its own: trained as by ``ehm train``, unless it is complete, and measured.
+"""Train and measure one run of a study, in a process of its own.
 
     python -m ehm.comparison.study_run FILE --out OUT --arm NAME --seed S --device D
 
-OUT/runs/NAME/seed-S/          the run, as ``ehm train`` leaves it; encoder.safetensors makes it complete
+OUT/runs/NAME/seed-S/          a run of ``ehm train``; it is complete, and not trained again, if it has an
+                               encoder.safetensors
 OUT/results/NAME/seed-S.json   its measures
 """
 
@@ -28,7 +29,7 @@ from ehm.training.resume import check_settings
 __all__ = ["carry_out", "check_run", "is_complete", "list_overrides", "read_run_figures", "run_folder"]
 
 _HIERARCHY_FIGURES = ("tree_height", "largest_part", "parts")
-"""Figures in ``metrics.jsonl`` whose mean over the run says what its trees were like."""
+"""Figures in ``metrics.jsonl`` that describe the hierarchies; the result has their means over the run."""
 
 
 def run_folder(out: Path, run: RunKey) -> Path:
@@ -37,12 +38,12 @@ def run_folder(out: Path, run: RunKey) -> Path:
 
 
 def is_complete(folder: Path) -> bool:
-    """Tell whether the run in ``folder`` reached its end, behind which it writes the encoder."""
+    """Return whether the run in ``folder`` has reached its end: only then does it write the encoder."""
     return (folder / "encoder.safetensors").is_file()
 
 
 def list_overrides(study: StudyConfig, run: RunKey, out: Path) -> list[str]:
-    """Return what is set for ``run``: for all arms, for its arm, where it starts, and its seed."""
+    """Return the overrides of ``run``. Later ones win: those of all arms come first, then its arm's, and its seed."""
     arm = study.arms[run.arm]
     overrides = [*study.overrides, *arm.overrides]
     if arm.start is not None:
@@ -51,7 +52,7 @@ def list_overrides(study: StudyConfig, run: RunKey, out: Path) -> list[str]:
 
 
 def check_run(study: StudyConfig, run: RunKey, out: Path) -> None:
-    """Raise ConfigError if what lies in the folder of ``run`` was trained with other settings than ``study`` says."""
+    """Raise ConfigError if the run in its folder was trained with other settings than those of ``study``."""
     folder = run_folder(out, run)
     checkpoint = find_checkpoint(folder)
     if checkpoint is None:
@@ -59,7 +60,7 @@ def check_run(study: StudyConfig, run: RunKey, out: Path) -> None:
     overrides = list_overrides(study, run, out)
     base = study.base
     if base is None:
-        # what ehm train took without --config is in the folder
+        # the run was trained with ehm train's default configuration, which its folder holds
         base = str(folder / "config.yaml")
     settings = load_config(TrainConfig, base, overrides)
     if settings.awaits_encoder:
@@ -79,9 +80,9 @@ def carry_out(study: StudyConfig, run: RunKey, out: Path, device: str) -> None:
     if is_complete(folder):
         check_run(study, run, out)
     else:
-        begun = newest_checkpoint(folder / "checkpoints") is not None
-        # a run without a base that goes on has its configuration in its folder
-        resume = begun or study.base is not None
+        is_begun = newest_checkpoint(folder / "checkpoints") is not None
+        # with resume and without a base, train reads the configuration in the folder, which only a begun run has
+        resume = is_begun or study.base is not None
         train(study.base, device=device, overrides=list_overrides(study, run, out), out=folder, resume=resume)
         if not is_complete(folder):
             raise ConfigError(f"{folder}: run.max_steps stops it before its end; take optim.steps for shorter runs")
@@ -94,34 +95,34 @@ def carry_out(study: StudyConfig, run: RunKey, out: Path, device: str) -> None:
 
 
 def read_run_figures(folder: Path) -> dict[str, float]:
-    """Return figures of the training: the last loss, the means of what trees were like, and the minutes of its steps.
+    """Return the last loss of a run, means of figures of its hierarchies, and the minutes that its steps took.
 
-    The minutes are those of training alone: neither checkpoints nor measurements count, nor what an interruption lost.
+    Checkpoints, measurements and steps that an interruption lost are not part of the minutes.
     """
     batch_size = int(read_config(folder / "config.yaml")["optim"]["batch_size"])
     text = read_text(folder / "metrics.jsonl", CheckpointError, "the log of a run")
     lines: list[dict[str, Any]] = []
     for line in text.splitlines():
         values = json.loads(line)
-        # other lines hold what was measured on the way
+        # other lines are measurements during the training
         if "loss" in values and "images_per_second" in values:
             lines.append(values)
     figures = {"loss": float(lines[-1]["loss"])}
     for name in _HIERARCHY_FIGURES:
-        found = [float(each[name]) for each in lines if name in each]
+        found = [float(values[name]) for values in lines if name in values]
         if found:
             figures[name] = statistics.mean(found)
     seconds = 0.0
-    before = 0
-    for each in lines:
-        seconds += (each["step"] - before) * batch_size / each["images_per_second"]
-        before = each["step"]
+    last_step = 0
+    for values in lines:
+        seconds += (values["step"] - last_step) * batch_size / values["images_per_second"]
+        last_step = values["step"]
     figures["minutes"] = seconds / 60
     return figures
 
 
 def main() -> int:
-    """Carry out the run that the arguments name; return 0, or 1 after printing what went wrong."""
+    """Carry out the run that the arguments name; return 0, or 1 after an error, whose message is printed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file")
     parser.add_argument("--out", type=Path, required=True)

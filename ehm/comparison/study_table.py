@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 
 from ehm.comparison.results import Measures, Results
-from ehm.comparison.statistics import Interval, seed_interval
+from ehm.comparison.statistics import Interval, compute_seed_interval
 from ehm.comparison.table import ComparisonTable, Difference, Row
 from ehm.config import StudyConfig
 
@@ -17,7 +17,10 @@ _RUN_COLUMNS = {"tree_height": "tree height", "largest_part": "largest part", "m
 
 
 def tabulate_study(study: StudyConfig, results: Results, figure: str) -> ComparisonTable:
-    """Tabulate the ``results`` that are there: arms in their order, each compared with those that it is against."""
+    """Tabulate the ``results`` of a study: its arms in their order, each compared with its opponents.
+
+    Arms without results are left out.
+    """
     measures = _list_measures(study)
     by_arm: dict[str, dict[int, Measures]] = {name: {} for name in study.arms}
     for run, values in results.items():
@@ -31,7 +34,7 @@ def tabulate_study(study: StudyConfig, results: Results, figure: str) -> Compari
         for key in measures:
             found = [run[key] for run in runs.values() if key in run]
             if found:
-                figures[key] = seed_interval(found)
+                figures[key] = compute_seed_interval(found)
         rows.append(Row(study.title_of(name), figures, _describe_runs(list(runs.values()))))
         for other in study.opponents_of(name):
             changes = _compare_runs(runs, by_arm[other], measures)
@@ -58,17 +61,17 @@ def _list_measures(study: StudyConfig) -> dict[str, str]:
 def _compare_runs(
     runs: Mapping[int, Measures], others: Mapping[int, Measures], measures: Mapping[str, str]
 ) -> dict[str, Interval]:
-    """Return the interval of each measure's difference over the seeds that both have; empty without any."""
-    found = {}
+    """Return the interval of each measure's difference over the seeds of both arms; empty if they share no seed."""
+    differences = {}
     for key in measures:
         seeds = [seed for seed in runs if key in runs[seed] and key in others.get(seed, {})]
         if seeds:
-            found[key] = seed_interval([runs[seed][key] - others[seed][key] for seed in seeds])
-    return found
+            differences[key] = compute_seed_interval([runs[seed][key] - others[seed][key] for seed in seeds])
+    return differences
 
 
 def _describe_runs(runs: Sequence[Measures]) -> dict[str, str]:
-    """Return the cells of an arm that are about its training."""
+    """Return the cells about the training of an arm: its number of seeds, and means over ``runs``."""
     cells = {"seeds": str(len(runs))}
     for key, title in _RUN_COLUMNS.items():
         values = [run[key] for run in runs if key in run]

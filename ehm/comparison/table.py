@@ -1,6 +1,6 @@
-"""The table of a comparison: a row for each encoder or arm, their differences, and what these show in a sentence each.
+"""The table of a comparison: a row for each encoder or arm, and their differences, with a verdict in words on each.
 
-It is printed, written as Markdown that a page can include, and as JSON.
+It is printed, and written as JSON and as Markdown for a page to include.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ __all__ = ["ComparisonTable", "Difference", "Row"]
 _DASH = "–"
 _FIGURE_WORDS = {"top1": "top-1 accuracy", "balanced_accuracy": "balanced accuracy", "auc": "AUC"}
 _EXPECTED_BY_CHANCE = 20
-"""One of so many intervals of 95 % does not contain zero although there is no difference."""
+"""Without any difference, one 95 % interval in so many does not contain zero."""
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,9 @@ class Difference:
 class ComparisonTable:
     """A comparison by ``figure``.
 
-    ``measures`` are the columns of figures by key, with their headings, and ``columns`` the further ones. ``chance``
-    says what the intervals are about, for example "over seeds (Student's t)"; ``notes`` are sentences below the tables.
+    ``subject`` is the heading of the names, "encoder" or "arm". ``measures`` maps the key of each column of figures to
+    its heading, and ``columns`` are the headings of further columns. ``chance`` names the source of chance that the
+    intervals cover, for example "over seeds (Student's t)"; ``notes`` are sentences below the tables.
     """
 
     subject: str
@@ -64,7 +65,7 @@ class ComparisonTable:
 
     @property
     def verdicts(self) -> list[str]:
-        """Sentences that say what each difference shows, and how many would look shown by chance if there are many."""
+        """A sentence about each difference; if there are many, also the number that chance alone would show."""
         sentences = []
         for difference in self.differences:
             for key, interval in difference.figures.items():
@@ -91,8 +92,8 @@ class ComparisonTable:
         return f"{measure}: {difference.name} is {word} than {difference.against} ({text})."
 
     def to_markdown(self) -> str:
-        """Return the tables and the sentences as a part of a page."""
-        headings = [self.subject, *self.columns_before, *self.measures.values(), *self.columns_behind]
+        """Return the tables and the sentences as Markdown."""
+        headings = [self.subject, *self.leading_columns, *self.measures.values(), *self.trailing_columns]
         lines = [f"{_capitalise(self.figure_words)}, mean with its 95 % interval {self.chance}:", ""]
         lines += _format_markdown(headings, [self._list_cells(row) for row in self.rows])
         if self.differences:
@@ -111,9 +112,9 @@ class ComparisonTable:
         title = f"{self.figure_words}, mean with its 95 % interval {self.chance}"
         table = Table(
             Column(self.subject, overflow="fold"),
-            *self.columns_before,
+            *self.leading_columns,
             *self.measures.values(),
-            *self.columns_behind,
+            *self.trailing_columns,
             title=title,
             title_justify="left",
         )
@@ -153,13 +154,13 @@ class ComparisonTable:
         }
 
     @property
-    def columns_before(self) -> list[str]:
-        """The further column that stands before the figures: the number of seeds."""
+    def leading_columns(self) -> list[str]:
+        """The further columns before the figures: the number of seeds, if it is given."""
         return [name for name in self.columns if name == "seeds"]
 
     @property
-    def columns_behind(self) -> list[str]:
-        """The further columns that stand behind the figures."""
+    def trailing_columns(self) -> list[str]:
+        """The further columns after the figures."""
         return [name for name in self.columns if name != "seeds"]
 
     def list_figures(self, row: Row) -> list[str]:
@@ -167,10 +168,9 @@ class ComparisonTable:
         return [_format_figure(row.figures.get(key)) for key in self.measures]
 
     def _list_cells(self, row: Row) -> list[str]:
-        before = [row.cells.get(name, _DASH) for name in self.columns_before]
-        figures = self.list_figures(row)
-        behind = [row.cells.get(name, _DASH) for name in self.columns_behind]
-        return [row.name, *before, *figures, *behind]
+        leading = [row.cells.get(name, _DASH) for name in self.leading_columns]
+        trailing = [row.cells.get(name, _DASH) for name in self.trailing_columns]
+        return [row.name, *leading, *self.list_figures(row), *trailing]
 
     def _list_differences(self, difference: Difference, mark: str) -> list[str]:
         cells = [difference.name, difference.against]
@@ -202,7 +202,8 @@ def _format_markdown(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> 
     lines = [f"| {' | '.join(headings)} |", "|---" * len(headings) + "|"]
     for row in rows:
         # a bar within a name would end its cell
-        lines.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |")
+        cells = [cell.replace("|", r"\|") for cell in row]
+        lines.append(f"| {' | '.join(cells)} |")
     return lines
 
 

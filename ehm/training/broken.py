@@ -1,9 +1,9 @@
-"""Keep the step of pretraining whose loss is not finite, with all that it was taken with.
+"""Keep a pretraining step whose loss is not finite: the weights before it, its images and its masks.
 
-The loss is read only for a line of the log, because reading it makes the host wait for the device; by then the weights
-that gave it are gone. A run's steps are the same ones whenever they are taken from the same checkpoint. So the run goes
-back to the newest one, takes the steps up to the broken one again, and keeps what that one is about to be taken with.
-As long as nothing breaks this costs nothing and changes nothing; then it costs one interval of checkpoints at most.
+Losses are read only for lines of the log, because reading them makes the host wait for the device; by then the weights
+before the broken step are gone. But steps that are taken again from the same checkpoint are the same steps. So the run
+goes back to its newest checkpoint, repeats the steps up to the broken one, and keeps all that this one needs. While all
+losses are finite this costs nothing; afterwards it costs one interval between checkpoints at most.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ from ehm.training.steps import MaskedBatch, MaskedSteps
 __all__ = ["keep_broken_step"]
 
 FOLDER = "broken"
-"""The folder of a run that broken steps are kept in."""
+"""The folder for broken steps in the folder of a run."""
 
 
 @dataclass(frozen=True)
 class _ReachedStep:
-    """A step that is about to be taken: its ``number``, counted from 0, and what it is taken with."""
+    """The broken step before it is taken: its ``number``, counted from 0, and all that it needs."""
 
     number: int
     plan: RunPlan
@@ -50,20 +50,20 @@ class _ReachedStep:
 
 
 def keep_broken_step(run: Run[TrainConfig], weights: Weights | None, error: NotFiniteError) -> NotFiniteError:
-    """Keep the step that ``error`` names, and return the error with what has become of it; all processes call this.
+    """Keep the step that ``error`` is about; return the error with a sentence on where the step is kept.
 
-    ``weights`` are those that the run began with, if there are any.
+    ``weights`` are the first weights of the run, if it began with any. All processes call this.
     """
     try:
-        outcome = _take_again_and_keep(run, weights, error)
-    except Exception as failure:  # whatever it is, what the user has to learn is that the loss is not finite
+        outcome = _repeat_and_keep(run, weights, error)
+    except Exception as failure:  # a failure to keep the step must not hide the error that the user has to learn of
         outcome = f"what led to it could not be kept: {failure}"
     return NotFiniteError(error.step, f"{error.problem}; {outcome}", error.remedy)
 
 
-def _take_again_and_keep(run: Run[TrainConfig], weights: Weights | None, error: NotFiniteError) -> str:
-    """Keep the step that ``error`` names, and return in words where it lies and how to go on."""
-    # the learner of the run that broke may still lie on the device, as modules refer to each other
+def _repeat_and_keep(run: Run[TrainConfig], weights: Weights | None, error: NotFiniteError) -> str:
+    """Take the steps up to the one of ``error`` again, keep that, and return where it is kept and how to replay it."""
+    # frees the memory of the learner that broke: its modules refer to each other, which delays that
     gc.collect()
     newest = newest_checkpoint(run.folder / "checkpoints")
     run = replace(run, start=None if newest is None else open_to_resume(newest))
@@ -79,20 +79,20 @@ def _take_again_and_keep(run: Run[TrainConfig], weights: Weights | None, error: 
     metrics = reached.steps.take(reached.masked, rates)
     loss = float(metrics["loss"])
     grad_norm = float(metrics.get("grad_norm", 0.0))
-    # each process has the masks of its own rows
+    # each process has the masks of its own images
     mask = np.concatenate(run.processes.gather_values(own_mask))
-    # nothing below this line makes processes wait for each other, so that the first one may fail to write
+    facts = {
+        "step": error.step,
+        "problem": error.problem,
+        "loss": repr(loss),
+        "grad_norm": repr(grad_norm),
+        "masks": reached.masked.problems[0] if reached.masked.problems else run.config.masking,
+        "rates": rates.to_json(),
+        "processes": run.processes.size,
+    }
+    # from here on no process waits for another, so that the main process may fail to write
     if run.is_main_process:
         images, indices = _read_whole_batch(run, reached, len(mask) // run.config.mask.views)
-        facts = {
-            "step": error.step,
-            "problem": error.problem,
-            "loss": repr(loss),
-            "grad_norm": repr(grad_norm),
-            "masks": reached.masked.problems[0] if reached.masked.problems else run.config.masking,
-            "rates": rates.to_json(),
-            "processes": run.processes.size,
-        }
         metadata = run.make_metadata("pretrain", reached.number, reached.plan)
         save_broken_step(run.folder / FOLDER, reached.state, metadata, images, indices, mask, facts)
 
@@ -107,19 +107,17 @@ def _take_again_and_keep(run: Run[TrainConfig], weights: Weights | None, error: 
 
 
 def _reach_step(run: Run[TrainConfig], weights: Weights | None, number: int) -> _ReachedStep:
-    """Take the steps of ``run`` from its checkpoint, or its first weights, up to the one of ``number``."""
+    """Take the steps of ``run`` from its checkpoint, or its first weights, until step ``number`` is the next one."""
     _, loader = open_images(run.config, run.processes)
     plan = plan_run(run.config.optim, run.config.run, loader.steps_per_epoch)
     learner = run.backend.create_learner(choose_first_weights(run), weights)
-    first = 0
     if run.start is not None:
         learner.load(run.start.take_state())
-        first = int(run.start.metadata["step"])
     steps = MaskedSteps(run.config, plan, learner, create_masker(run))
     with loader:
-        batches = steps.prepare_ahead(loader.batches(first, number + 1))
-        shown = track(batches, "again", number + 1 - first, transient=True)
-        for step, (batch, prepared) in enumerate(shown, start=first):
+        batches = steps.prepare_ahead(loader.batches(run.first_step, number + 1))
+        shown = track(batches, "again", number + 1 - run.first_step, transient=True)
+        for step, (batch, prepared) in enumerate(shown, start=run.first_step):
             masked = steps.mask_batch(step, batch, prepared)
             if step < number:
                 steps.take(masked, steps.rates_at(step))
@@ -129,10 +127,10 @@ def _reach_step(run: Run[TrainConfig], weights: Weights | None, number: int) -> 
 def _read_whole_batch(
     run: Run[TrainConfig], reached: _ReachedStep, rows: int
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Return the ``rows`` images of all processes in a step, and their indices."""
+    """Return the ``rows`` images of a step over all processes, and their indices."""
     batch = reached.batch
     if run.processes.size > 1:
-        # by this process alone: the images of a step are the same whoever reads them, and need not travel
+        # read again by this process alone: the images of a step are the same ones, and need not be sent
         here = run.config.data.model_copy(update={"workers": 0})
         _, loader = open_images(run.config.model_copy(update={"data": here}), ALONE)
         with loader:

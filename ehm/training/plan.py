@@ -13,10 +13,10 @@ __all__ = ["RunPlan", "check_plan", "plan_run"]
 
 @dataclass(frozen=True)
 class RunPlan:
-    """The steps of a run.
+    """The number of steps of a run, and the intervals of checkpoints, measurements and log lines in steps.
 
-    ``total`` is the length of its schedule and ``last`` the step that it ends with, which ``run.max_steps`` may bring
-    forward. Everything that is done every so many steps is also done after the last one, except for log lines.
+    ``total`` is the length of the schedule, and ``last`` the number of steps after which the run ends: fewer if
+    ``run.max_steps`` is. The last step is also followed by a checkpoint and a measurement.
     """
 
     steps_per_epoch: int
@@ -35,7 +35,7 @@ class RunPlan:
         return done % self.measure_every == 0 or done == self.last
 
     def is_log_due(self, done: int) -> bool:
-        """Return whether a line is logged once ``done`` steps are done; checkpoints and measurements log one too."""
+        """Return whether a line is logged once ``done`` steps are done; checkpoints and measurements also log one."""
         return done % self.log_every == 0
 
     def describe(self, optim: OptimConfig) -> str:
@@ -51,13 +51,13 @@ class RunPlan:
 
 
 def plan_run(optim: OptimConfig, run: RunConfig, steps_per_epoch: int) -> RunPlan:
-    """Return the plan of a run whose epochs have so many steps."""
+    """Return the plan of a run, with all intervals converted from epochs to steps."""
     total = optim.count_steps(steps_per_epoch)
     return RunPlan(
         steps_per_epoch,
         total,
         last=min(total, run.max_steps or total),
-        # intervals are set in epochs, and an epoch may have few steps
+        # at least 1, because an interval may be a fraction of an epoch of few steps
         save_every=max(1, round(run.checkpoint_every * steps_per_epoch)),
         measure_every=max(1, round(run.measure_every * steps_per_epoch)),
         log_every=run.log_every,
@@ -67,10 +67,11 @@ def plan_run(optim: OptimConfig, run: RunConfig, steps_per_epoch: int) -> RunPla
 def check_plan(
     plan: RunPlan, optim: OptimConfig, run: RunConfig, images: int, *, views: int = 1, measures: bool, resumed: bool
 ) -> list[str]:
-    """Compare the settings of a run with each other and with the number of ``images``, each in ``views`` copies.
+    """Check the settings of a run against each other and against the number of ``images``, each in ``views`` copies.
 
-    Returns warnings, a sentence each, about settings that are possible but hardly meant. Raises ConfigError if settings
-    contradict each other; for a ``resumed`` run, which may have begun before this was checked, these are warnings too.
+    Returns warnings, one sentence each, about settings that are valid but probably not intended. Raises ConfigError if
+    settings contradict each other. For a ``resumed`` run these are warnings too, because an earlier version without
+    this check may have begun it. ``measures`` is true for loops that measure the model.
     """
     problems = list(_find_problems(plan, optim, images, views))
     if problems and not resumed:
@@ -79,7 +80,7 @@ def check_plan(
 
 
 def _find_problems(plan: RunPlan, optim: OptimConfig, images: int, views: int) -> Iterator[str]:
-    # such a batch would be cut to the images there are, at a learning rate that is scaled for more
+    # the loader would make smaller batches, at a learning rate that is scaled for larger ones
     if optim.batch_size > images * views:
         copies = f" with {views} masks each" if views > 1 else ""
         yield (

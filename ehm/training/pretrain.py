@@ -1,9 +1,18 @@
-"""Pretraining with masked images, written once against the backend protocol: read it from top to bottom.
+"""Pretraining with masked images, written once for all backends: ``_pretrain`` is the loop, from top to bottom.
 
-A run's folder holds ``config.yaml``, ``metrics.jsonl``, ``tensorboard/``, ``checkpoints/``, ``best/`` (the
-checkpoint with the best features), ``pictures/`` and, at the end, ``report.html`` and ``encoder.safetensors``, beside
-``encoder/`` and ``encoder_hf/``, which timm and transformers load by name. A step whose loss is not finite lies in
-``broken/``.
+A run's folder has these files:
+
+config.yaml, metrics.jsonl, tensorboard/
+checkpoints/                 the newest checkpoints
+best/                        the checkpoint with the best features (:mod:`ehm.training.watch`)
+pictures/                    reconstructions (:mod:`ehm.training.pictures`)
+broken/                      a step whose loss is not finite, if there was one (:mod:`ehm.training.broken`)
+
+and at the end of the run
+
+encoder.safetensors          the encoder alone; with an average also encoder_ema.safetensors
+encoder/, encoder_hf/        the encoder, for timm and transformers to load by name
+report.html
 """
 
 from __future__ import annotations
@@ -57,7 +66,10 @@ DEFAULT_OUT = Path("runs/pretrain")
 
 @dataclass(frozen=True)
 class TrainResult:
-    """The files that a run has written, and its last step and loss; ``encoder`` is None if the run is not complete."""
+    """The results of a run: its folder, last checkpoint, encoder, number of steps and last loss.
+
+    ``encoder`` is None if the run is not complete.
+    """
 
     out: Path
     checkpoint: Path
@@ -78,15 +90,16 @@ def train(
     resume: bool = False,
     replay: str | Path | None = None,
 ) -> TrainResult:
-    """Pretrain an encoder as ``config`` says (a file, the name of a shipped one, or an object; ELPV's if left out).
+    """Pretrain an encoder with the configuration ``config``: a file, the name of a shipped one, or an object.
 
-    ``overrides`` are ``key=value`` strings, as ``--set`` takes them. With ``resume`` the newest complete checkpoint in
-    ``out`` is continued, with its own configuration unless another is given; a run that was stopped at any moment ends
-    with the weights of one that never was (on a CPU: same machine, same number of threads).
+    Without ``config`` the one for ELPV is taken. ``overrides`` are ``key=value`` strings, as for ``--set``. ``resume``
+    continues from the newest complete checkpoint in ``out``, with the configuration stored there unless another is
+    given. A run that was stopped at any moment and resumed ends with the same weights as one that was not (on a CPU: on
+    the same machine, with the same number of threads).
 
-    A step whose loss is not finite is kept in ``out``; ``replay`` is its folder, and takes that step again instead of
-    training: ``overrides`` may then try other settings. Raises EhmError on bad input and NotFiniteError if the loss is
-    not finite.
+    A step whose loss is not finite is kept in a folder below ``out``. ``replay`` is that folder: instead of training,
+    the step is taken again, with the settings that ``overrides`` change. Raises EhmError on bad input and
+    NotFiniteError if the loss is not finite.
     """
     if replay is not None:
         if config is not None or out is not None or resume:
@@ -100,38 +113,35 @@ def train(
         try:
             return _pretrain(run, weights, notes)
         except NotFiniteError as error:
-            # without its traceback, which would keep the learner in memory beside the one that takes the step again
+            # without the traceback, whose frames would keep the learner in device memory: taking the step again needs
+            # that memory for a new learner
             broken = error.with_traceback(None)
         raise keep_broken_step(run, weights, broken)
 
 
 def _pretrain(run: Run[TrainConfig], weights: Weights | None, notes: tuple[str, ...]) -> TrainResult:
     config = run.config
-    data = config.data
-    optim = config.optim
-    views = config.mask.views
     processes = run.processes
 
+    # images and settings are checked before the learner is created, which takes longest: a mistake costs seconds
     source, loader = open_images(config, processes)
-    plan = plan_run(optim, config.run, loader.steps_per_epoch)
+    plan = plan_run(config.optim, config.run, loader.steps_per_epoch)
     is_resumed = run.start is not None
-    # before the learner, so that a mistake costs seconds
-    warnings = check_plan(plan, optim, config.run, len(source), views=views, measures=False, resumed=is_resumed)
+    views = config.mask.views
+    warnings = check_plan(plan, config.optim, config.run, len(source), views=views, measures=False, resumed=is_resumed)
     held_out = open_validation_part(config, source)
     watch = open_watch(run, source, held_out, plan)
-    training_data = identify_training_data(source, None, data.workers, processes)
+    training_data = identify_training_data(source, None, config.data.workers, processes)
 
     learner = run.backend.create_learner(choose_first_weights(run), weights)
     companions = {**_hash_tokenizer(config), **_hash_teacher(config, weights)}
-    first = 0
     if run.start is not None:
-        check_resumed_data(run.start, training_data, None, data.source)
+        check_resumed_data(run.start, training_data, None, config.data.source)
         _check_companions(config, run.start, companions)
         learner.load(run.start.take_state())
-        first = int(run.start.metadata["step"])
     notes = (*learner.notes, *notes)
     if is_resumed and "teacher" in companions:
-        # what the weights were is true of the teacher alone, as the model's own come from the checkpoint
+        # these notes are about model.init, which only the teacher comes from now; the model comes from the checkpoint
         notes = (f"predicts the features of {config.model.init} as before",)
     pictures = open_pictures(run, learner, plan, source, held_out)
     _print_start(run, source, plan, [*notes, *warnings, *watch.notes])
@@ -141,9 +151,9 @@ def _pretrain(run: Run[TrainConfig], weights: Weights | None, notes: tuple[str, 
     loss = math.nan
     steps = MaskedSteps(config, plan, learner, create_masker(run))
     meter = RunMeter(run, plan)
-    with loader, run.open_log(plan.last, first, "pretrain") as log:
-        batches = steps.prepare_ahead(loader.batches(first, plan.last))
-        for step, (batch, prepared) in enumerate(meter.time_batches(batches), start=first):
+    with loader, run.open_log(plan.last, run.first_step, "pretrain") as log:
+        batches = steps.prepare_ahead(loader.batches(run.first_step, plan.last))
+        for step, (batch, prepared) in enumerate(meter.time_batches(batches), start=run.first_step):
             masked = steps.mask_batch(step, batch, prepared, meter.time_masks)
             rates = steps.rates_at(step)
             metrics = steps.take(masked, rates)
@@ -154,12 +164,13 @@ def _pretrain(run: Run[TrainConfig], weights: Weights | None, notes: tuple[str, 
             is_watch_due = watch.is_due(done)
             is_best = False
             if is_watch_due or plan.is_log_due(done) or plan.is_save_due(done):
+                # before a checkpoint too, because this raises NotFiniteError if the weights are not worth saving
                 values = meter.read_values(saved) | average_over_processes(masked.masks.read_figures(), processes)
                 loss = values["loss"]
                 if is_watch_due:
                     figures, is_best = watch.measure(learner, done)
                     values |= figures
-                    meter.restart_clock()  # to measure is no part of the speed of training
+                    meter.restart_clock()  # the speed of training does not include measurements
                 log.log(done, values)
             if is_best or plan.is_save_due(done):
                 metadata = run.make_metadata("pretrain", done, plan) | companions
@@ -170,13 +181,13 @@ def _pretrain(run: Run[TrainConfig], weights: Weights | None, notes: tuple[str, 
                 if plan.is_save_due(done):
                     saved = run.save_checkpoint(learner, metadata)
             if pictures.is_due(done):
-                meter.check_finite(saved)  # of weights that are not finite, no masks can be drawn
+                meter.check_finite(saved)  # weights that are not finite give no attention to draw masks from
                 log.add_picture(done, "reconstruction", pictures.draw(done))
-                meter.restart_clock()  # to draw is no part of the speed of training
+                meter.restart_clock()  # nor does it include pictures
 
     assert saved is not None  # a run has at least one step, and its last one is saved
     encoder = None
-    if plan.last == plan.total:  # a run that stops early has no final encoder, and goes on by --resume
+    if plan.last == plan.total:  # a run that run.max_steps stops early has no final encoder; --resume continues it
         encoder = _write_encoder(run, learner, saved)
     print_unreadable(loader.unreadable | watch.unreadable, processes)
     _print_result(run, saved, encoder)
@@ -187,21 +198,18 @@ def _pretrain(run: Run[TrainConfig], weights: Weights | None, notes: tuple[str, 
 
 
 def _hash_tokenizer(config: TrainConfig) -> dict[str, str]:
-    """Return the SHA-256 of the weights that BEiT's visual tokens come from, under the key of checkpoints' metadata.
-
-    Without a tokenizer nothing is returned.
-    """
+    """Return the SHA-256 of the weights of BEiT's tokenizer as metadata for checkpoints: empty without a tokenizer."""
     if config.model.tokenizer is None:
         return {}
     path = Path(config.model.tokenizer)
-    # by content: the file may lie elsewhere when the run is resumed
+    # the content and not the path, because the file may have moved when the run is resumed
     if path.is_file():
         return {"tokenizer": hash_file(path)}
     return {"tokenizer": open_checkpoint(path).model_sha256}
 
 
 def _hash_teacher(config: TrainConfig, weights: Weights | None) -> dict[str, str]:
-    """Return the SHA-256 of a frozen teacher's ``weights``, under the key of checkpoints' metadata."""
+    """Return the SHA-256 of a frozen teacher's ``weights`` as metadata for checkpoints: empty without a teacher."""
     if weights is None or not OBJECTIVES[config.objective].needs_first_weights(config):
         return {}
     return {"teacher": weights.provenance.sha256}
@@ -222,15 +230,16 @@ def _check_companions(config: TrainConfig, start: Checkpoint, companions: Mappin
 
 
 def _write_encoder(run: Run[TrainConfig], learner: Learner, checkpoint: Path) -> Path:
-    """Write ``encoder.safetensors`` (and ``encoder_ema``, if there is an average): timm's names, the encoder alone.
+    """Write the encoder with timm's parameter names to ``encoder.safetensors``, and return that path.
 
-    Its metadata say what the encoder is and how its images are prepared (:mod:`ehm.models.encoder_file`). Folders that
-    others load by name hold the same encoder. All processes call this, behind the run's last ``checkpoint``.
+    If there is a moving average, its encoder goes to ``encoder_ema.safetensors``. The metadata of these files say what
+    the encoder is and how its images are prepared (:mod:`ehm.models.encoder_file`). The folders for timm and
+    transformers are written too. All processes call this after the last ``checkpoint`` of the run.
     """
     config = run.config
     inputs = config.data.inputs
     metadata = encoder_metadata(config.spec, inputs)
-    state = learner.state()  # all processes take part, which may share the parameters
+    state = learner.state()  # all processes have to call this, as each may hold a share of the parameters
     _, averaged = split_average(state.optimizer)
     path = run.folder / "encoder.safetensors"
     if not run.is_main_process:
@@ -238,7 +247,7 @@ def _write_encoder(run: Run[TrainConfig], learner: Learner, checkpoint: Path) ->
     encoder = keep_encoder(state.model, config.spec.blocks)
     average = keep_encoder(averaged, config.spec.blocks)
     for file, arrays in ((path, encoder), (path.with_stem("encoder_ema"), average)):
-        if arrays:
+        if arrays:  # without a moving average there are none
             with replace_file(file) as temporary:
                 save_file(arrays, temporary, metadata)
     weights = Weights(encoder, Provenance(str(path), "pretrain", inputs=inputs), config.spec)

@@ -1,4 +1,4 @@
-"""The speed of a loop and the metrics of its steps, read from the device as seldom as can be."""
+"""The speed of a loop and the metrics of its steps, which are read from the device as rarely as possible."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class RunMeter:
         self._plan = plan
         self._backend = run.backend
         self._processes = run.processes
-        # a gradient beyond float16 is no accident: the step is left out, and the loss scaled down
+        # with float16 a gradient may overflow at any time: the loss scaler then skips the step and lowers its scale
         self._expects_overflow = run.config.optim.dtype == "float16"
         self._pending: list[tuple[int, Mapping[str, SupportsFloat]]] = []
         self._problems: dict[int, str] = {}
@@ -47,10 +47,10 @@ class RunMeter:
     def add_step(
         self, done: int, batch: Batch, metrics: Mapping[str, SupportsFloat], problems: Sequence[str] = ()
     ) -> None:
-        """Note a step on ``batch``, after which ``done`` steps are done.
+        """Add a step on ``batch``, after which ``done`` steps are done.
 
-        ``metrics`` may still lie on the device: to read them here would make every step wait for it. ``problems``
-        say what was not finite already, if anything was.
+        ``metrics`` may still be on the device, and are not read here, because every step would then wait for the
+        device. ``problems`` are sentences about values that are already known not to be finite.
         """
         if problems:
             self._problems[done] = problems[0]
@@ -59,16 +59,17 @@ class RunMeter:
         self._pending.append((done, metrics))
 
     def read_values(self, saved: Path | None) -> dict[str, float]:
-        """Return the newest metrics with the mean of all losses, the epoch, speed, waits and memory, and start anew.
+        """Return the values for a line of the log, and start collecting those of the next line.
 
-        All processes call this. Raises NotFiniteError at a loss or a gradient that is not finite; ``saved`` is the last
-        good checkpoint, which it names.
+        They are the metrics of the last step, but the mean of all losses since the last line, and the epoch, speed,
+        waits and memory. All processes call this. Raises NotFiniteError if a loss or a gradient is not finite; the
+        message names ``saved``, the last good checkpoint.
         """
         losses = self.check_finite(saved)
-        # the loss is noisy, so that its mean is logged; other metrics are those of the latest step
+        # the loss of one step is too noisy to log, unlike the other metrics
         done, newest = self._pending[-1]
         values = {name: float(value) for name, value in newest.items()}
-        if not math.isfinite(values.get("grad_norm", 0.0)):  # of a step that was left out; JSON has no such number
+        if not math.isfinite(values.get("grad_norm", 0.0)):  # of a skipped step (float16); JSON has no infinity
             del values["grad_norm"]
         values["loss"] = sum(losses) / len(losses)
         values["epoch"] = done / self._plan.steps_per_epoch
@@ -78,7 +79,7 @@ class RunMeter:
         return values
 
     def check_finite(self, saved: Path | None) -> list[float]:
-        """Return the losses of the steps that are not read yet, or raise NotFiniteError; all processes call this."""
+        """Return the losses of the steps since the last line, or raise NotFiniteError; all processes call this."""
         losses = []
         for done, metrics in self._pending:
             loss = float(metrics["loss"])  # waits for the device: the only synchronisation of a step
@@ -88,26 +89,26 @@ class RunMeter:
         return losses
 
     def restart_clock(self) -> None:
-        """Count time and images from now on, so that what has just been done does not lower the speed."""
+        """Restart the measurement of speed, so that whatever came after the last step does not count as training."""
         self._images = 0
         self._images_here = 0
         self._clock.restart()
 
     def _note_problem(self, done: int, loss: float, grad_norm: float) -> None:
-        """Note it if the loss or the gradient of a step is not finite."""
+        """Remember the step if its loss or its gradient is not finite."""
         if not math.isfinite(loss):
             self._problems[done] = f"the loss is {loss} at step {done}"
         elif not math.isfinite(grad_norm) and not self._expects_overflow:
-            # the weights would not be finite after this step, nor would a checkpoint of them
+            # the weights are no longer finite after this step, even if its loss was
             self._problems[done] = f"the gradient is {grad_norm} at step {done}, whose loss is {loss:.4g}"
         elif done in self._problems:
             self._problems[done] += f" at step {done}, whose loss is {loss:.4g}"
 
     def _raise_problem(self, saved: Path | None) -> None:
-        """Raise NotFiniteError at the first step that had a problem in any process, in all of them."""
+        """Raise NotFiniteError in all processes if a step had a problem in any of them, about the first such step."""
         problems: dict[int, str] = {}
-        for share in self._processes.gather_values(self._problems):
-            problems = share | problems
+        for problems_of_process in self._processes.gather_values(self._problems):
+            problems = problems_of_process | problems  # of one step, the problem of the lowest rank
         if problems:
             step = min(problems)
             good = f"the last good checkpoint is {saved}" if saved else "no checkpoint was written yet"

@@ -1,8 +1,11 @@
-"""A run of any loop: its configuration, device and folder, and the checkpoint that it is resumed from.
+"""A run of any training loop: its configuration, device and folder, and the checkpoint that it is resumed from.
 
-FOLDER/config.yaml      the configuration, for people and for --resume
-       checkpoints/     the newest ones
-       metrics.jsonl, what trackers keep (tensorboard/, trackers/), and what the loop itself writes
+FOLDER/config.yaml              the configuration, which people may read and --resume does
+FOLDER/checkpoints/             the newest checkpoints
+FOLDER/metrics.jsonl            the logged values
+FOLDER/tensorboard/, trackers/  files of trackers
+
+and files of the loop itself.
 """
 
 from __future__ import annotations
@@ -45,13 +48,14 @@ __all__ = ["CONFIG_FILE", "Run", "connect_processes", "open_run", "print_unreada
 C = TypeVar("C", bound=TrainConfig | TaskConfig | TokenizerConfig | LanguageTrainingConfig)
 CONFIG_FILE = "config.yaml"
 _SHOWN_FILES = 20
+"""Unreadable files that are listed by name, at most."""
 
 
 @dataclass(frozen=True)
 class Run(Generic[C]):
-    """A run that a loop carries out; ``start`` is the checkpoint that it is resumed from, None for a new one.
+    """A training run; ``start`` is the checkpoint that it is resumed from, None for a new run.
 
-    ``is_resumable`` is false for a command that cannot go on from its checkpoints.
+    ``is_resumable`` is false for commands that cannot continue from their checkpoints.
     """
 
     config: C
@@ -66,17 +70,22 @@ class Run(Generic[C]):
         return None if self.start is None else self.start.folder
 
     @property
+    def first_step(self) -> int:
+        """The number of steps that are done already: 0 for a new run."""
+        return 0 if self.start is None else int(self.start.metadata["step"])
+
+    @property
     def processes(self) -> Processes:
         """The processes that train together."""
         return self.backend.processes
 
     @property
     def is_main_process(self) -> bool:
-        """True for the process that writes the files and prints."""
+        """True for the one process that prints and writes files."""
         return self.processes.rank == 0
 
     def describe_device(self) -> str:
-        """Return the device, or the devices, that the run computes on, in words."""
+        """Return the name of the device that the run computes on, and the number of processes if there are several."""
         info = self.backend.describe_device()
         text = f"device {info.name} ({info.description})"
         if self.processes.size > 1:
@@ -84,13 +93,13 @@ class Run(Generic[C]):
         return text
 
     def write_config(self) -> None:
-        """Write the configuration into the folder; the first process does."""
+        """Write the configuration into the folder, in the main process."""
         if self.is_main_process:
             values = self.config.model_dump(mode="json")
             write_text(self.folder / CONFIG_FILE, yaml.safe_dump(values, sort_keys=False))
 
     def print_start(self, source: Source, notes: Sequence[str]) -> None:
-        """Print what there is to know of the images, ``notes``, the folder, and what has changed since ``start``."""
+        """Print notes on the images, further ``notes``, the folder, and the changes since the checkpoint ``start``."""
         for note in (*source.notes, *describe_depths(source), *notes):
             console.print(f"  {note}")
         if self.start is None:
@@ -100,13 +109,13 @@ class Run(Generic[C]):
             print_changes(self.config, self.start, self.backend)
 
     def open_log(self, last_step: int, first_step: int, title: str) -> RunLog:
-        """Return the log of the steps after ``first_step``, a silent one for all processes but the first.
+        """Return the log of the steps after ``first_step``; it is silent in all processes but the main one.
 
-        ``title`` stands beside the progress bar.
+        ``title`` is the text beside the progress bar.
         """
         settings: dict[str, Setting] = {}
         for key, value in flatten(self.config.model_dump(mode="json")).items():
-            is_plain = isinstance(value, (str, int, float))  # a truth value is an int
+            is_plain = isinstance(value, (str, int, float))  # includes bool, a subclass of int
             settings[key] = value if is_plain else json.dumps(value)
         return RunLog(
             self.folder,
@@ -121,9 +130,9 @@ class Run(Generic[C]):
     def make_metadata(
         self, kind: str, done: int, plan: RunPlan, config: Mapping[str, Any] | None = None
     ) -> dict[str, Any]:
-        """Return what ``state.json`` says of every run after ``done`` steps.
+        """Return the metadata that the checkpoints of all loops have in ``state.json``, after ``done`` steps.
 
-        ``config`` is the configuration as the checkpoint keeps it, if not all of it.
+        ``config`` is the configuration to store; the one of the run if left out.
         """
         return {
             "kind": kind,
@@ -144,25 +153,25 @@ class Run(Generic[C]):
         subfolder: str = "checkpoints",
         keep: int | None = None,
     ) -> Path:
-        """Write a checkpoint into ``subfolder`` and leave the newest ``keep`` there; all processes call this.
+        """Write a checkpoint into ``subfolder`` and keep only the newest ``keep`` there; all processes call this.
 
-        ``images`` are the keys of those that were trained on; ``keep`` is ``run.keep`` if left out.
+        ``images`` are keys of the images that were trained on; ``keep`` is the setting ``run.keep`` if left out.
         """
         folder = self.folder / subfolder
-        state = learner.state()  # every process takes part, as several may share the parameters
+        state = learner.state()  # all processes have to call this, as each may hold a share of the parameters
         if self.is_main_process:
             written = save_checkpoint(folder, state, metadata, images)
-            # after the new one is complete, so that a crash leaves at least one
+            # old ones are removed when the new one is complete, so that a crash leaves at least one
             prune_checkpoints(folder, keep or self.config.run.keep, written)
         return checkpoint_path(folder, metadata["step"])
 
     @contextmanager
     def explain_write_errors(self) -> Iterator[None]:
-        """Add to a WriteError which checkpoint of the run survived, and how to go on from it."""
+        """Add to a WriteError the newest checkpoint of the run, and how to continue from it."""
         try:
             yield
         except WriteError as error:
-            # what was written before is complete, whatever ended the run
+            # every checkpoint that has its final name is complete
             saved = newest_checkpoint(self.folder / "checkpoints")
             if saved is None:
                 outcome = "no checkpoint was written yet"
@@ -189,22 +198,23 @@ def open_run(
 ) -> Run[C]:
     """Open a run in ``folder``: find its configuration, its device and, if it is resumed, its newest checkpoint.
 
-    Without ``config`` a resumed run keeps the one stored in ``folder``, and a new one takes the shipped ``default``;
-    but if ``overrides`` name an objective, the published recipe of that alone. All processes call this.
+    Without ``config`` a resumed run takes the configuration stored in ``folder``, and a new run the shipped
+    ``default``; if ``overrides`` set an objective, a new run takes the published recipe of that objective instead. All
+    processes call this.
     """
-    # a new run in the folder of another would mix their files
+    # a new run is refused here, because it would mix its files with those of the other
     newest = newest_checkpoint(folder / "checkpoints")
     if newest is not None and not resume:
         how = "--resume continues it" if is_resumable else "remove it to measure again"
         raise ConfigError(f"--out {folder}: holds a run already; {how}, another --out starts a new one")
-    # before the device, whose framework takes seconds to import
+    # settings are checked before the device, whose framework takes seconds to import
     settings = _load_settings(kind, default, config, overrides, folder, resume)
     check_trackers(settings.run.trackers)
     start = None
     if newest is not None:
         start = open_to_resume(newest)
         if isinstance(settings, TrainConfig) and settings.awaits_encoder:
-            # what the run began with decided, and its weights need not be there any more
+            # the encoder was chosen by the first weights, which need not exist any more
             stored = TrainConfig.model_validate(start.metadata["config"])
             settings = cast(C, settings.with_encoder_of(stored))
         check_settings(kind, settings, start)
@@ -237,12 +247,12 @@ def _load_settings(
 
 
 def connect_processes(processes: Processes, start: Path | None = None) -> None:
-    """Silence all processes but the first, and see that all start from the same checkpoint.
+    """Silence all processes but the first, and check that all start from the same checkpoint.
 
-    Raises CheckpointError if they do not: then they see different folders.
+    Raises CheckpointError if they do not, which happens if they see different folders.
     """
     console.quiet = processes.rank != 0
-    # by name: machines may have mounted the folder at different paths
+    # compared by name, because machines may have mounted the same folder at different paths
     starts = processes.gather_values(start.name if start else "the beginning")
     others = sorted(set(starts) - {starts[0]})
     if others:

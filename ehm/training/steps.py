@@ -1,6 +1,7 @@
-"""The steps of a pretraining run: masks and rates that follow from the seed, the step and the weights alone.
+"""The steps of a pretraining run.
 
-Whoever takes a step again, from the same weights, takes the same one.
+The masks and rates of a step depend only on the configuration, the seed, the number of the step and the weights before
+it. A step that is taken again from the same weights is therefore the same step: resuming and ``--replay`` rely on it.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ __all__ = ["MaskedBatch", "MaskedSteps", "StepRates"]
 
 @dataclass(frozen=True)
 class StepRates:
-    """The learning rate, the weight decay and the decay of the moving average in a step."""
+    """The learning rate, the weight decay and the decay of the moving average of a step."""
 
     lr: float
     weight_decay: float
@@ -35,9 +36,9 @@ class StepRates:
 
 @dataclass(frozen=True)
 class MaskedBatch:
-    """A batch with its masks (B * views, N), which are made while the step is taken and may lie on the device.
+    """A batch of B images with its masks (B * views, N), which are made piece by piece while the step is taken.
 
-    ``problems`` say why masks are random ones instead, if any are; they are known once all masks are made.
+    Masks may be arrays on the device. If some had to be random ones, ``problems`` says why once all masks are made.
     """
 
     prepared: PreparedBatch
@@ -46,7 +47,7 @@ class MaskedBatch:
 
 
 class MaskedSteps:
-    """The steps of ``learner`` in a run of ``config``, counted from 0."""
+    """Masks batches and takes the steps of ``learner``, which are counted from 0."""
 
     def __init__(self, config: TrainConfig, plan: RunPlan, learner: Learner, masker: Masker) -> None:
         self._config = config
@@ -56,18 +57,19 @@ class MaskedSteps:
         self._random_masker = make_masker("random", config.masks, config.units)
 
     def prepare_ahead(self, batches: Iterator[Batch]) -> Iterator[tuple[Batch, PreparedBatch]]:
-        """Yield each of ``batches`` and its images as the learner has prepared them, always with the next one prepared.
+        """Yield each batch with its images as the learner has prepared them, one batch late.
 
-        The images of a step travel to an accelerator while that still works on the step before.
+        The next batch is prepared before one is yielded, so that its images are copied to an accelerator while that
+        computes the step of the yielded one.
         """
-        ahead = None
+        current = None
         for batch in batches:
             following = (batch, self._learner.prepare_batch(batch.images))
-            if ahead is not None:
-                yield ahead
-            ahead = following
-        if ahead is not None:
-            yield ahead
+            if current is not None:
+                yield current
+            current = following
+        if current is not None:
+            yield current
 
     def mask_batch(
         self,
@@ -76,9 +78,9 @@ class MaskedSteps:
         prepared: PreparedBatch,
         time_pieces: Callable[[Iterator[MaskPiece]], Iterator[MaskPiece]] = iter,
     ) -> MaskedBatch:
-        """Add masks to ``prepared``, the images of ``batch``, which is that of ``step``; they are made when asked for.
+        """Return ``prepared``, the images of ``batch`` in ``step``, with masks that are made when the step reads them.
 
-        ``time_pieces`` may count the time that it takes until each piece of them is there.
+        ``time_pieces`` wraps the iterator of their pieces, for example to measure how long each of them takes.
         """
         problems: list[str] = []
         pieces = self._make_pieces(step, prepared, batch.first, problems)
@@ -102,20 +104,21 @@ class MaskedSteps:
         return self._learner.train_step(batch.prepared, masks, rates.lr, rates.weight_decay, rates.ema_decay)
 
     def _make_pieces(self, step: int, prepared: PreparedBatch, first: int, problems: list[str]) -> Iterator[MaskPiece]:
-        """Make the masks of ``prepared``, which begins at the row ``first`` of the batch of all processes.
+        """Yield the masks of ``prepared``, whose first image is in row ``first`` of the batch of all processes.
 
-        Weights that are not finite give no masks. The rest of the step is then taken with random ones, by every process
-        as its own images are, and the run ends where its losses are read, with all processes at once.
+        If weights are not finite, no masks can be made from their attention. The remaining images of this process then
+        get random masks, and ``problems`` a sentence. An error here could leave other processes waiting for this one;
+        instead the run ends in all processes at once, when the losses are read.
         """
-        progress = step / self._plan.total  # p = t / T of Eq. 14, with fractional epochs
-        # the masks of an image follow from the seed, the step and its row, however many processes share the batch
+        progress = step / self._plan.total  # p = t / T of Eq. 14, where t counts fractional epochs
+        # this and an image's row in the whole batch decide its masks, however many processes share the batch
         seed: Sequence[int] = (self._config.run.seed, step)
-        made = 0
+        masks_made = 0
         try:
             for piece in self._masker.iterate_pieces(prepared, progress, seed, first):
                 yield piece
-                made += len(piece.masks)
+                masks_made += len(piece.masks)
         except NotFiniteAttentionError:
             problems.append("the attention that masks are made of is not finite")
             mask, _ = self._random_masker(prepared, progress, seed, first)
-            yield MaskPiece(mask[made:], {})
+            yield MaskPiece(mask[masks_made:], {})

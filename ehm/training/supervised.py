@@ -1,8 +1,16 @@
-"""Supervised training, written once for every task and backend: read it from top to bottom.
+"""Supervised training, written once for all tasks and backends: ``train_task`` is the loop, from top to bottom.
 
-A run's folder holds ``config.yaml``, ``metrics.jsonl``, ``tensorboard/``, ``checkpoints/`` (the newest), ``best/`` (the
-one of the highest score) and, at the end, ``metrics.json``, ``report.html``, a classifier's ``predictions.csv``, and
-the encoder in ``encoder/`` and ``encoder_hf/``, which timm and transformers load by name.
+A run's folder has these files:
+
+config.yaml, metrics.jsonl, tensorboard/
+checkpoints/                 the newest checkpoints
+best/                        the checkpoint with the highest score
+
+and at the end of the run
+
+metrics.json, report.html
+predictions.csv              of a classifier
+encoder/, encoder_hf/        the encoder, for timm and transformers to load by name
 """
 
 from __future__ import annotations
@@ -45,7 +53,7 @@ class Report(Protocol):
 
     @property
     def score(self) -> float:
-        """The figure that the best checkpoint is chosen by: the higher, the better."""
+        """The figure that the best checkpoint is chosen by: the higher the better."""
         ...
 
     def to_json(self) -> dict[str, Any]:
@@ -62,9 +70,10 @@ R = TypeVar("R", bound=Report)
 
 @dataclass(frozen=True)
 class TaskResult(Generic[R]):
-    """The results of a run. ``report`` measures the end of training, which ``checkpoint`` holds.
+    """The results of a run: its folder, the last ``checkpoint``, and the ``report`` on that.
 
-    ``best`` is the checkpoint of the highest score: chosen on the images that it is measured on.
+    ``best`` is the checkpoint with the highest score. Its score is optimistic, because it was chosen on the same images
+    that it was measured on.
     """
 
     out: Path
@@ -82,35 +91,33 @@ class TaskResult(Generic[R]):
 
 
 def train_task(task: Task[Any, R], run: Run[Any], title: str) -> TaskResult[R]:
-    """Train ``task`` as ``run`` says; ``title`` names the progress bar."""
+    """Train ``task`` in ``run``; ``title`` is the text beside the progress bar."""
     config: TaskConfig = run.config
     optim = config.optim
     learner = task.learner
-    first = 0
     best_score = -1.0  # below every score, so that the first measurement is the best so far
     best = None
     if run.start is not None:
         learner.load(run.start.take_state())
-        first = int(run.start.metadata["step"])
         best_score = float(run.start.metadata["best_score"])
         best = newest_checkpoint(run.folder / "best")
     plan = plan_run(optim, config.run, task.loader.steps_per_epoch)
     warnings = check_plan(plan, optim, config.run, len(task.train), measures=True, resumed=run.start is not None)
     patience = Patience(config.patience, run.start)
-    if patience.is_exhausted:  # a run that stopped early is complete
-        plan = replace(plan, last=first)
+    if patience.is_exhausted:  # the checkpoint is that of a run that stopped early, and is therefore complete
+        plan = replace(plan, last=run.first_step)
     prepared = task.prepare_folder(run.folder)
     notes = [*task.class_counts, *learner.notes, describe_inputs(learner.inputs), *prepared, *warnings]
     _print_start(task, run, plan, notes)
     run.write_config()
 
-    # computed once, as all checkpoints of a run keep the same keys
-    seen_images = task.data.to_arrays()
+    seen_images = task.data.to_arrays()  # the same in all checkpoints of a run
     saved = run.start_path
     report: R | None = None
     meter = RunMeter(run, plan)
-    with closing(task), run.open_log(plan.last, first, title) as log:
-        for step, batch in enumerate(meter.time_batches(task.loader.batches(first, plan.last)), start=first):
+    with closing(task), run.open_log(plan.last, run.first_step, title) as log:
+        batches = meter.time_batches(task.loader.batches(run.first_step, plan.last))
+        for step, batch in enumerate(batches, start=run.first_step):
             lr = learning_rate_at(optim, step, plan.steps_per_epoch)
             metrics = task.train_step(batch, step, lr)
             decay = ema_decay_at(optim, step, plan.steps_per_epoch)
@@ -133,10 +140,10 @@ def train_task(task: Task[Any, R], run: Run[Any], title: str) -> TaskResult[R]:
                 best_score = max(best_score, report.score)
                 patience.count_measurement(is_best)
                 is_save_due |= patience.is_exhausted
-                meter.restart_clock()  # to measure is no part of the speed of training
+                meter.restart_clock()  # the speed of training does not include measurements
             log.log(done, values)
 
-            # the best one lies in a folder of its own, so that newer checkpoints do not push it out
+            # the best one has a folder of its own, where newer checkpoints do not replace it
             if is_save_due or is_best:
                 metadata = run.make_metadata(task.kind, done, plan, task.config_to_keep)
                 metadata |= _describe_task(task, report, best_score) | patience.to_json()
@@ -162,7 +169,7 @@ def train_task(task: Task[Any, R], run: Run[Any], title: str) -> TaskResult[R]:
 
 
 def _describe_task(task: Task[Any, Any], report: Report | None, best_score: float) -> dict[str, Any]:
-    """Return what the metadata of a task's checkpoint say besides those of every run."""
+    """Return the metadata that the checkpoints of tasks have in addition to those of every run."""
     return {
         "classes": list(task.classes),
         "data": task.data.to_json(),

@@ -1,6 +1,6 @@
-"""``ehm tokenizer train``: a discrete VAE on unlabelled images, whose codes are BEiT's visual tokens.
+"""``ehm tokenizer train``: train a discrete VAE on unlabelled images, whose codes are BEiT's visual tokens.
 
-A run's folder holds ``config.yaml``, ``metrics.jsonl``, ``tensorboard/``, ``checkpoints/`` and, at the end,
+A run's folder has ``config.yaml``, ``metrics.jsonl``, ``tensorboard/``, ``checkpoints/`` and, at the end,
 ``metrics.json`` and ``reconstructions.png``.
 """
 
@@ -51,11 +51,11 @@ def train_tokenizer(
     out: str | Path | None = None,
     resume: bool = False,
 ) -> TokenizerResult:
-    """Train a tokenizer as ``config`` says (a file, the name of a shipped one, or an object; ELPV's if left out).
+    """Train a tokenizer with the configuration ``config``: a file, the name of a shipped one, or an object.
 
-    ``overrides`` are ``key=value`` strings, as ``--set`` takes them. With ``resume`` the newest complete checkpoint in
-    ``out`` is continued and ends with the weights of a run that was never stopped. Raises EhmError on bad input and
-    TrainingError if the loss is not finite.
+    Without ``config`` the one for ELPV is taken. ``overrides`` are ``key=value`` strings, as for ``--set``. ``resume``
+    continues from the newest complete checkpoint in ``out``, and ends with the same weights as a run that was not
+    stopped. Raises EhmError on bad input and TrainingError if the loss is not finite.
     """
     folder = Path(out or DEFAULT_OUT)
     run = open_run(TokenizerConfig, DEFAULT_CONFIG, config, overrides, device, folder, resume=resume)
@@ -72,24 +72,23 @@ def _train(run: Run[TokenizerConfig]) -> TokenizerResult:
     transform = TrainTransform(config.image_size, data.crop_scale, data.flip, data.color_jitter)
     loader = make_train_loader(source, transform, config, run.processes)
     plan = plan_run(optim, config.run, loader.steps_per_epoch)
-    # before the tokenizer is made, so that a mistake costs seconds
+    # settings are checked before the tokenizer is created, so that a mistake costs seconds
     warnings = check_plan(plan, optim, config.run, len(source), measures=False, resumed=run.start is not None)
     training_data = identify_training_data(source, None, data.workers, run.processes)
 
     tokenizer = run.backend.create_tokenizer(config)
-    first = 0
     if run.start is not None:
         check_resumed_data(run.start, training_data, None, data.source)
         tokenizer.load(run.start.take_state())
-        first = int(run.start.metadata["step"])
     _print_start(run, source, plan, warnings)
     run.write_config()
 
     saved = run.start_path
     meter = RunMeter(run, plan)
-    with loader, run.open_log(plan.last, first, "tokenizer") as log:
-        for step, batch in enumerate(meter.time_batches(loader.batches(first, plan.last)), start=first):
-            # relaxed codes become discrete as the temperature falls (Gumbel-softmax)
+    with loader, run.open_log(plan.last, run.first_step, "tokenizer") as log:
+        batches = meter.time_batches(loader.batches(run.first_step, plan.last))
+        for step, batch in enumerate(batches, start=run.first_step):
+            # the relaxed codes of the Gumbel-softmax become discrete as the temperature falls
             temperature = temperature_at(config.temperature, step / plan.total)
             lr = learning_rate_at(optim, step, plan.steps_per_epoch)
             metrics = tokenizer.train_step(batch.images, temperature, lr, optim.weight_decay)
@@ -105,7 +104,7 @@ def _train(run: Run[TokenizerConfig]) -> TokenizerResult:
                 saved = run.save_checkpoint(tokenizer, metadata)
 
     assert saved is not None  # a run has at least one step, and its last one is saved
-    # all processes measure, which costs less than to send what one finds
+    # every process measures the same images: that takes less time than to send the results of one
     quality, shown = measure_quality(tokenizer, source, config)
     if run.is_main_process:
         draw_reconstructions(shown, run.folder)
@@ -117,7 +116,7 @@ def _train(run: Run[TokenizerConfig]) -> TokenizerResult:
 
 
 def temperature_at(temperature: tuple[float, float], progress: float) -> float:
-    """Return the Gumbel-softmax's temperature at ``progress`` in [0, 1]: from first to last on half a cosine."""
+    """Return the temperature of the Gumbel-softmax at ``progress`` in [0, 1], on half a cosine from first to last."""
     first, last = temperature
     return last + (first - last) * (1 + math.cos(math.pi * progress)) / 2
 
