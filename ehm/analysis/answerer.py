@@ -1,4 +1,4 @@
-"""Ask a trained vision-language model questions, and see where the latents of its resampler look."""
+"""Ask a trained vision-language model questions, and draw its answers with the attention of its resampler's latents."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _NOTES = (
 
 @dataclass(frozen=True)
 class InspectedAnswerer:
-    """A vision-language model in the state of a checkpoint; ``origin`` says in words which it is."""
+    """A vision-language model in the state of a checkpoint; ``origin`` describes the checkpoint for messages."""
 
     learner: Answerer
     config: VisionLanguageConfig
@@ -55,7 +55,7 @@ def open_answerer(path: str, device: str) -> InspectedAnswerer:
         )
     metadata = checkpoint.metadata
     config = VisionLanguageConfig.model_validate(metadata["config"])
-    # the weights are those of a plain network, of which nothing learns now
+    # checkpoints hold the weights of a plain network: a frozen part or LoRA only matters to training
     model = config.model.model_copy(update={"init": str(checkpoint.folder), "freeze": 0})
     config = config.model_copy(update={"model": model, "lora": LoraConfig()})
     learner: Answerer = backends.get(device).create_task_learner(config, 0, take_weights(checkpoint))
@@ -66,9 +66,9 @@ def open_answerer(path: str, device: str) -> InspectedAnswerer:
 
 
 def choose_questions(model: InspectedAnswerer, source: str, count: int, seed: int) -> list[Question]:
-    """Return ``count`` of the questions to measure on in a set, drawn by ``seed``; all if there are not more.
+    """Draw ``count`` of the validation questions of a set by ``seed``, or all if there are no more.
 
-    ``source`` names a set of the model's run, by its source or its title, or any other.
+    ``source`` is the source or the title of a set of the model's run, or the source of another set.
     """
     chosen_set = QuestionSet(source=source)
     for known in (model.config.data.first_set, *model.config.benchmarks):
@@ -81,14 +81,14 @@ def choose_questions(model: InspectedAnswerer, source: str, count: int, seed: in
 
 
 def draw_answer_pages(model: InspectedAnswerer, questions: Sequence[Question], per_page: int) -> Iterator[Image.Image]:
-    """Yield a page for each ``per_page`` of ``questions``: images, answers, and where the latents look."""
+    """Yield a page for each ``per_page`` of ``questions``: images, answers, and the attention of the latents."""
     for first in range(0, len(questions), per_page):
         asked = questions[first : first + per_page]
         yield draw_answers_page(_answer(model, asked), f"Answers of {model.origin}", _NOTES)
 
 
 def _answer(model: InspectedAnswerer, questions: Sequence[Question]) -> list[PicturedAnswer]:
-    """Ask ``questions`` about their images, and about blank ones."""
+    """Ask ``questions`` about their images, and again about images of the mean colour, for comparison."""
     learner = model.learner
     transform = EvalTransform.from_spec(learner.image_size, learner.inputs)
     pictures = [transform(decode_image(each.image, value_range=model.value_range)) for each in questions]
@@ -98,17 +98,24 @@ def _answer(model: InspectedAnswerer, questions: Sequence[Question]) -> list[Pic
     blank = np.broadcast_to(colour, images.shape)
     given = learner.answer(images, prompts)
     given_blank = learner.answer(np.ascontiguousarray(blank), prompts)
-    looks = _scale(learner.locate_latents(images))
+    attention = _scale_to_largest(learner.locate_latents(images))
     answers = []
-    for place, question in enumerate(questions):
+    for index, question in enumerate(questions):
         answers.append(
-            PicturedAnswer(images[place], question.text, given[place], question.truth, given_blank[place], looks[place])
+            PicturedAnswer(
+                image=images[index],
+                question=question.text,
+                given=given[index],
+                truth=question.truth,
+                blank=given_blank[index],
+                latent_attention=attention[index],
+            )
         )
     return answers
 
 
-def _scale(weights: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return weights (B, K, h, w) as shares of the largest of each latent."""
+def _scale_to_largest(weights: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return the attention (B, K, h, w) of K latents to the patches as shares of the largest weight of each latent."""
     largest = weights.max(axis=(2, 3), keepdims=True)
     scaled: NDArray[np.float32] = weights / np.maximum(largest, np.finfo(np.float32).tiny)
     return scaled

@@ -1,4 +1,4 @@
-"""Colours for parts of a hierarchy, steady from one depth to the next, and for values between 0 and 1."""
+"""Colours for the parts of a hierarchy, which keep from one depth to the next, and for values between 0 and 1."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["PALETTE", "choose_part_colours", "heat_colours"]
+__all__ = ["PALETTE", "choose_part_colours", "compute_heat_colours"]
 
 PALETTE = np.array(
     [
@@ -39,10 +39,10 @@ _INFERNO = np.array(
         (252, 255, 164),
     ]
 )
-"""Eight even steps of matplotlib's inferno, whose lightness rises evenly. Heat maps need no matplotlib for them."""
+"""Eight even steps of matplotlib's inferno, whose lightness rises evenly; a copy, so that matplotlib is not needed."""
 
 
-def heat_colours(values: NDArray[np.floating[Any]]) -> NDArray[np.uint8]:
+def compute_heat_colours(values: NDArray[np.floating[Any]]) -> NDArray[np.uint8]:
     """Return inferno's colours, from black to pale yellow, of values in [0, 1] of any shape: (…) -> (…, 3)."""
     steps = np.linspace(0, 1, len(_INFERNO))
     channels = [np.interp(values, steps, _INFERNO[:, channel]) for channel in range(3)]
@@ -69,9 +69,9 @@ def choose_part_colours(
     for cut in cuts:
         owners = heirs[cut].reshape(grid)
         largest = np.maximum(largest, np.bincount(owners.ravel(), minlength=patches))
-        beside = (owners[:, 1:], owners[:, :-1])
-        below = (owners[1:], owners[:-1])
-        for one, other in (beside, below):
+        side_by_side = (owners[:, 1:], owners[:, :-1])
+        one_above_other = (owners[1:], owners[:-1])
+        for one, other in (side_by_side, one_above_other):
             # add.at counts every pair; plain indexing would count repeated indices once
             np.add.at(borders, (one, other), 1)
             np.add.at(borders, (other, one), 1)
@@ -79,7 +79,7 @@ def choose_part_colours(
 
     chosen = np.full(patches, -1)
     uses = np.zeros(len(PALETTE), np.int64)
-    # Large parts choose first: a wrong neighbour would be seen most beside them.
+    # Large parts choose first: two neighbours of the same colour are most confusing if they are large.
     for heir in np.argsort(-largest, kind="stable")[: np.count_nonzero(largest)]:
         shared = np.zeros(len(PALETTE), np.int64)
         neighbours = np.flatnonzero((borders[heir] > 0) & (chosen >= 0))

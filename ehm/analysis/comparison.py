@@ -1,4 +1,4 @@
-"""Charts that compare the layers of several encoders, each with its figures as a table (paper, Fig. 2b and 11)."""
+"""Charts that compare the layers of several encoders, and tables of their figures (paper, Fig. 2b and 11)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ehm.console import console
 from ehm.errors import ConfigError
 from ehm.storage.checkpoint import find_value_range
 
-__all__ = ["Comparison", "compare_distances", "compare_gradients", "count_images"]
+__all__ = ["Comparison", "compare_distances", "compare_gradients", "describe_image_count"]
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Comparison:
 
 def compare_distances(checkpoints: Sequence[str], files: Sequence[Path], device: str) -> Comparison:
     """Compare the mean attention distance of each layer and head."""
-    console.print(f"Measuring attention distance on {count_images(files)}")
+    console.print(f"Measuring attention distance on {describe_image_count(files)}")
     backend = backends.get(device)
     lines = []
     rows: list[tuple[Any, ...]] = []
@@ -47,8 +47,8 @@ def compare_distances(checkpoints: Sequence[str], files: Sequence[Path], device:
             for head, distance in enumerate(heads):
                 rows.append((name, layer, head, f"{distance:.6g}", f"{distance / patch_side:.6g}"))
     note = (
-        f"On {count_images(files)} of {', '.join(sorted(inputs))}. A line is the mean over the heads, a dot one head. "
-        "Distance from a patch to all patches, weighted by its attention to them, tokens without a place left out "
+        f"On {describe_image_count(files)} of {', '.join(sorted(inputs))}. A line is the mean over the heads, a dot "
+        "one head. Distance from a patch to all patches, weighted by its attention to them, tokens without a place left out "
         "(Dosovitskiy et al., 2021)."
     )
     figure = draw_chart("Mean attention distance of each layer", [note], lines, "layer", "pixels")
@@ -79,6 +79,6 @@ def compare_gradients(checkpoints: Sequence[str], images: Sequence[str | Path], 
     return Comparison(render_figure(figure), ("checkpoint", "layer", "mean_magnitude", "norm"), rows)
 
 
-def count_images(files: Sequence[Path]) -> str:
-    """Say how many images there are, in words."""
+def describe_image_count(files: Sequence[Path]) -> str:
+    """Return the number of images in words, for example "1 image"."""
     return f"{len(files)} image{'s' * (len(files) != 1)}"

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ehm.analysis.colours import heat_colours
+from ehm.analysis.colours import compute_heat_colours
 
 __all__ = [
     "CONTOUR",
@@ -70,12 +70,12 @@ def draw_heat(image: Image, weights: NDArray[np.floating[Any]]) -> Image:
     cell = image.shape[0] // weights.shape[0]
     # Low values let more of the image through, so that its content can be recognised.
     opacity = enlarge_patches(0.5 + 0.3 * weights, cell)[..., None]
-    return _blend(_to_grey(image), enlarge_patches(heat_colours(weights), cell), opacity)
+    return _blend(_to_grey(image), enlarge_patches(compute_heat_colours(weights), cell), opacity)
 
 
 def draw_heat_bar() -> Image:
     """Draw the colours of heat maps from 0 to 1, left to right."""
-    return np.repeat(heat_colours(np.linspace(0, 1, _BAR_WIDTH))[None], _BAR_HEIGHT, 0)
+    return np.repeat(compute_heat_colours(np.linspace(0, 1, _BAR_WIDTH))[None], _BAR_HEIGHT, 0)
 
 
 def draw_box(image: Image, patch: tuple[int, int], cell: int, colour: Colour) -> Image:
@@ -96,15 +96,15 @@ def draw_box(image: Image, patch: tuple[int, int], cell: int, colour: Colour) ->
 
 
 def find_borders(patches: NDArray[Any], cell: int) -> NDArray[np.bool_]:
-    """Find the line between patches (h, w) of different values: (h * cell, w * cell), True where it runs.
+    """Find the lines between patches (h, w) of different values: a mask (h * cell, w * cell), True on the lines.
 
-    It is an eighth of a patch wide, 1 to 4 pixels, half of them on either side.
+    Lines are an eighth of a patch wide, 1 to 4 pixels, half of it on either side of a border.
     """
     labels = enlarge_patches(patches, cell)
     height, width = labels.shape
     line = min(max(1, cell // 8), 4)
     before = line // 2
-    # Padded by its own edge, the image has no line around it.
+    # Padded with its own edge, so that there is no line around the image.
     padded = np.pad(labels, (before, line - before), mode="edge")
     found = np.zeros((height, width), bool)
     for down in range(line + 1):

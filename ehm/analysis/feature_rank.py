@@ -1,4 +1,4 @@
-"""Figures of features without labels: how many directions they fill, and how much they differ from image to image.
+"""Figures of features that need no labels: how many directions they fill, and how much they differ between images.
 
 Shapes: n images, D features.
 """
@@ -20,10 +20,10 @@ def compute_rankme(features: NDArray[Any]) -> float:
     """Compute RankMe of ``features`` (n, D): the number of directions that they fill, in [1, min(n, D)].
 
     It is the exponential of the entropy of the singular values, each as a share of their sum (Garrido et al., 2023,
-    equation 1): min(n, D) if all are equal, and 1 if all features point in one direction. The features are not centred,
-    so that a large part that all have in common counts as the one direction that it is.
+    equation 1): min(n, D) if all are equal, and 1 if all features point in one direction. The features are not centred:
+    a large part that all features have in common counts as one direction.
     """
-    # float64, as the smallest of many singular values would otherwise be rounding
+    # float64, because the smallest of many singular values would be rounding errors in float32
     singular = np.linalg.svd(features.astype(np.float64), compute_uv=False)
     total = singular.sum()
     if total == 0:
@@ -33,7 +33,7 @@ def compute_rankme(features: NDArray[Any]) -> float:
 
 
 def compute_spread(features: NDArray[Any]) -> float:
-    """Compute how far ``features`` (n, D) lie from their mean, as a share of their length, in [0, 1].
+    """Compute the distance of ``features`` (n, D) from their mean, as a share of their length, in [0, 1].
 
     Both are root mean squares over the images. 0 means that all images have the same features, 1 that they have nothing
     in common.

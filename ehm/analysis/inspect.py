@@ -1,6 +1,7 @@
-"""``ehm inspect``: a model's hierarchies, masks, reconstructions and attention as pictures, and figures for each layer.
+"""``ehm inspect``: draw the hierarchies, masks, reconstructions and attention of a model, and compare layers of models.
 
-These are figures 6, 7 and 8 of the paper (section IV-C), and 2b and 11, which compare several models.
+The pictures of one model are those of Fig. 6, 7 and 8 of the paper (section IV-C), the charts that compare the layers
+of several models those of Fig. 2b and 11.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ import csv
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -17,7 +17,7 @@ from PIL import Image
 from ehm import backends
 from ehm.analysis.answerer import choose_questions, draw_answer_pages, open_answerer
 from ehm.analysis.chart import check_matplotlib
-from ehm.analysis.comparison import compare_distances, compare_gradients, count_images
+from ehm.analysis.comparison import Comparison, compare_distances, compare_gradients, describe_image_count
 from ehm.analysis.learner import PretrainedModel, open_pretrained_model
 from ehm.analysis.masked_images import reconstruct_images
 from ehm.analysis.model import InspectedModel
@@ -39,14 +39,16 @@ from ehm.storage.writing import replace_file
 __all__ = ["inspect"]
 
 DEPTHS = (0.9, 0.8, 0.6, 0.4, 0.2)
+"""The fractions of a tree's height that hierarchies are drawn at by default."""
 PROGRESS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
+"""The moments of training that masks are drawn for by default."""
 _KINDS = ("hierarchy", "masks", "reconstruction", "attention", "answers", "distance", "gradients")
 _COMPARING_KINDS = ("distance", "gradients")
 """Kinds that compare several checkpoints."""
 _PAGE_IMAGES = 8
-"""Images on one page, and images taken of a folder."""
+"""Images on one page, and images that are taken from a folder."""
 _DISTANCE_IMAGES = 64
-"""Images taken of a folder for ``distance``."""
+"""Images that are taken from a folder for ``distance``."""
 
 
 def inspect(
@@ -66,21 +68,22 @@ def inspect(
 ) -> list[Path]:
     """Draw pictures of one model on ``images``, or charts that compare the layers of several models.
 
-    ``images`` are files, or folders, of which the first eight images count. ``kind`` is one of
+    ``images`` are files or folders; of a folder, the first eight images are taken. ``kind`` is one of
 
     - ``hierarchy``: partitions at the fractions ``depths`` of the tree's height;
-    - ``masks``: masks of ``ratio`` at ``progress`` through training, drawn with ``seed``, by default at six moments;
-    - ``reconstruction``: what the model of a pretraining run makes of images under such masks, a page for each moment,
-      by default for the one at which the checkpoint was written;
-    - ``attention``: attention of the last block from ``patches``, each (row, column) counted from 0 or "row,column";
-      three patches on the diagonal if left out;
-    - ``answers``, of a run of vision_language: what it answers to ``question`` about images, or else to sixteen of the
-      questions of the set that ``images`` names alone, such as ``easy-vqa``, drawn with ``seed``; beside each image
-      stands where the latents look;
-    - ``distance``, of one or several checkpoints: the mean attention distance of every layer and head, on files or on
+    - ``masks``: masks of ``ratio``, drawn with ``seed``, at the fractions ``progress`` of training; six of them by
+      default;
+    - ``reconstruction``: the model of a pretraining run fills in images under such masks. There is a page for each of
+      ``progress``, by default one, for the moment at which the checkpoint was written;
+    - ``attention``: the attention of the last block from ``patches``, each (row, column) counted from 0, or the text
+      "row,column"; by default from three patches on the diagonal;
+    - ``answers``: the answers of a vision_language model to ``question`` about images, and the attention of its
+      latents. Without ``question``, ``images`` is one set of questions, such as ``easy-vqa``, and ``seed`` draws
+      sixteen of them;
+    - ``distance``: the mean attention distance of every layer and head of one or several checkpoints, on files or on
       the first 64 images of a folder;
-    - ``gradients``, of one or several checkpoints: the size of each layer's gradients before the first step of
-      fine-tuning, on 128 images, drawn with ``seed``, of ``elpv`` or one folder that has a folder for each class.
+    - ``gradients``: the size of each layer's gradients before the first step of fine-tuning, for one or several
+      checkpoints. ``images`` is ``elpv`` or one folder that has a folder for each class, and ``seed`` draws 128 images.
 
     Masking, blocks, balance (``none`` or ``sinkhorn``), ratio and schedule are those of the run behind the checkpoint
     unless given. Writes ``out/KIND.png`` (``runs/inspect`` if ``out`` is left out), one more file for every further
@@ -89,13 +92,8 @@ def inspect(
     Raises ConfigError for a wrong argument, DataError for a missing or unreadable image, CheckpointError for a missing
     or unreadable checkpoint, and BackendError if a chart needs matplotlib and it is not installed.
     """
-    if kind not in _KINDS:
-        raise ConfigError(f"inspect {kind}: unknown; known are {', '.join(_KINDS)}")
-    for name, fractions in (("depths", depths), ("progress", PROGRESS if progress is None else progress)):
-        if not fractions or not all(0 <= fraction <= 1 for fraction in fractions):
-            raise ConfigError(f"{name} {list(fractions)}: must be numbers from 0 to 1")
-    if seed < 0:
-        raise ConfigError(f"seed {describe_value(seed)}: must be a whole number from 0")
+    moments = PROGRESS if progress is None else progress
+    _check_arguments(kind, depths, moments, seed)
     checkpoints = [checkpoint] if isinstance(checkpoint, str | Path) else list(checkpoint)
     names = [str(each) for each in checkpoints]
     folder = Path("runs") / "inspect" if out is None else Path(out)
@@ -105,7 +103,7 @@ def inspect(
             comparison = compare_distances(names, _list_images(images, _DISTANCE_IMAGES), device)
         else:
             comparison = compare_gradients(names, images, device, seed)
-        return _write_both(folder, kind, comparison.picture, comparison.columns, comparison.rows)
+        return _write_comparison(folder, kind, comparison)
 
     if len(names) != 1:
         raise ConfigError(f"inspect {kind}: takes one checkpoint; {' and '.join(_COMPARING_KINDS)} compare several")
@@ -114,27 +112,38 @@ def inspect(
     files = _list_images(images, _PAGE_IMAGES)
     if kind == "reconstruction":
         pretrained = open_pretrained_model(names[0], device, ratio, balance)
-        console.print(f"Drawing reconstructions of {count_images(files)} with {pretrained.origin}")
+        console.print(f"Drawing reconstructions of {describe_image_count(files)} with {pretrained.origin}")
         return _write_pages(folder, kind, _draw_reconstructions(pretrained, files, progress, seed))
     model = _open_model(names[0], device, balance, ratio)
     chosen = _choose_patches(patches, model.encoder.grid)
-    console.print(f"Drawing {kind} of {count_images(files)} with {model.origin}")
+    console.print(f"Drawing {kind} of {describe_image_count(files)} with {model.origin}")
     for note in (*model.encoder.notes, describe_inputs(model.encoder.inputs)):
         console.print(f"  {note}")
     draw_page: Callable[[Sequence[Path]], Image.Image]
     if kind == "hierarchy":
         draw_page = partial(draw_hierarchy_page, model, depths=depths)
     elif kind == "masks":
-        draw_page = partial(draw_masks_page, model, progress=PROGRESS if progress is None else progress, seed=seed)
+        draw_page = partial(draw_masks_page, model, progress=moments, seed=seed)
     else:
         draw_page = partial(draw_attention_page, model, patches=chosen)
     return _write_pages(folder, kind, map(draw_page, _split_files(files)))
 
 
+def _check_arguments(kind: str, depths: Sequence[float], progress: Sequence[float], seed: int) -> None:
+    """Raise ConfigError for an unknown kind, fractions that are not in [0, 1] or a negative seed."""
+    if kind not in _KINDS:
+        raise ConfigError(f"inspect {kind}: unknown; known are {', '.join(_KINDS)}")
+    for name, fractions in (("depths", depths), ("progress", progress)):
+        if not fractions or not all(0 <= fraction <= 1 for fraction in fractions):
+            raise ConfigError(f"{name} {list(fractions)}: must be numbers from 0 to 1")
+    if seed < 0:
+        raise ConfigError(f"seed {describe_value(seed)}: must be a whole number from 0")
+
+
 def _draw_reconstructions(
     model: PretrainedModel, files: Sequence[Path], progress: Sequence[float] | None, seed: int
 ) -> Iterator[Image.Image]:
-    """Yield a page for each eight images and each moment, by default that of the checkpoint."""
+    """Yield a page for each eight images and each moment of training, by default the moment of the checkpoint."""
     config = model.config
     data = config.data
     transform = EvalTransform.from_spec(config.image_size, data.inputs)
@@ -181,7 +190,10 @@ def _write_pages(folder: Path, kind: str, pages: Iterable[Image.Image]) -> Pictu
 
 
 def _open_model(checkpoint: str, device: str, balance: str | None, ratio: float | None) -> InspectedModel:
-    """Open the encoder of ``checkpoint`` with the masking of its run, or the defaults, and what is given over it."""
+    """Open the encoder of ``checkpoint`` with the masking of its run, or with the defaults if that has none.
+
+    ``balance`` and ``ratio`` replace those of the masking unless they are None.
+    """
     if balance not in (None, "none", "sinkhorn"):
         raise ConfigError(f"balance {balance}: must be none or sinkhorn")
     if ratio is not None and not 0 < ratio < 1:
@@ -190,16 +202,16 @@ def _open_model(checkpoint: str, device: str, balance: str | None, ratio: float 
     mask = MaskConfig()
     side = 1
     origin = checkpoint
-    # Weights of others and a model of timm know no masking.
+    # Files of weights and timm's models have no run whose masking could be taken.
     opened = find_checkpoint(checkpoint) if Path(checkpoint).is_dir() else None
     if opened is not None:
-        meta = opened.metadata
-        if meta["kind"] == "pretrain":
-            run = TrainConfig.model_validate(meta["config"])
+        metadata = opened.metadata
+        if metadata["kind"] == "pretrain":
+            run = TrainConfig.model_validate(metadata["config"])
             masking = run.masking
             mask = run.masks
             side = run.unit // run.spec.stride
-        origin = f"{checkpoint} ({meta['kind']}, step {meta['step']}, epoch {meta['epoch']:g})"
+        origin = f"{checkpoint} ({metadata['kind']}, step {metadata['step']}, epoch {metadata['epoch']:g})"
     if balance is not None:
         mask = mask.model_copy(update={"balance": balance})
     if ratio is not None:
@@ -245,19 +257,17 @@ def _choose_patches(chosen: Sequence[str | tuple[int, int]], grid: tuple[int, in
     return patches
 
 
-def _write_both(
-    folder: Path, kind: str, picture: Image.Image, columns: Sequence[str], rows: Sequence[Sequence[Any]]
-) -> PictureFiles:
+def _write_comparison(folder: Path, kind: str, comparison: Comparison) -> PictureFiles:
     """Write a chart and its table of figures; return the two paths."""
     chart_path = folder / f"{kind}.png"
     table_path = folder / f"{kind}.csv"
-    _write_picture(picture, chart_path)
+    _write_picture(comparison.picture, chart_path)
     with (
         replace_file(table_path) as temporary,
         # Names of checkpoints need not be UTF-8; a table that escapes them is better than none.
         temporary.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file,
     ):
-        csv.writer(file).writerows([columns, *rows])
+        csv.writer(file).writerows([comparison.columns, *comparison.rows])
     for path in (chart_path, table_path):
         console.print(f"Wrote {path}")
     return PictureFiles([chart_path, table_path])

@@ -31,13 +31,13 @@ __all__ = [
 GRADIENT_IMAGES = 128
 """Images that gradients are averaged over."""
 _BATCH = 32
-"""Images that gradients are computed for at once; each batch counts by its size."""
+"""Images that gradients are computed for at once."""
 
 
 def compute_patch_distances(grid: tuple[int, int], patch: tuple[float, float] = (1, 1)) -> NDArray[np.float64]:
     """Compute the Euclidean distances between the centres of the patches of ``grid`` = (h, w), row by row: (N, N).
 
-    ``patch`` is the height and width of a patch, and its unit that of the distances.
+    ``patch`` is the height and width of a patch, in the unit that the distances are to have.
     """
     rows, columns = np.indices(grid).reshape(2, -1)
     down = (rows[:, None] - rows) * patch[0]
@@ -51,7 +51,8 @@ def compute_attention_distance(attention: NDArray[np.float32], distances: NDArra
     The distance of a patch is its distance to all patches, weighted by its attention to them; the result is the mean
     over patches and images (Dosovitskiy et al., 2021, Fig. 7).
     """
-    # The tokens before the patches have no place in the image, so the attention to patches is brought to a sum of 1.
+    # The tokens before the patches have no position in the image: they are dropped, and the attention to the patches
+    # alone is normalised to a sum of 1.
     first = attention.shape[-1] - len(distances)
     shares = attention[:, :, first:, first:].astype(np.float64)
     reach = (shares * distances).sum(axis=-1) / shares.sum(axis=-1)
@@ -113,7 +114,7 @@ def measure_fine_tuning_gradients(
             counts.append(len(images))
     if not counts:
         raise DataError(f"{source}: none of its images can be read")
-    # Batches differ in size if images cannot be read.
+    # Each batch counts by its size: the last one may be smaller, and so is one with images that cannot be read.
     shares = np.array(counts) / sum(counts)
     mean = np.tensordot(shares, np.stack(gradients), 1)
     if not np.isfinite(mean).all():

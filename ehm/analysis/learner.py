@@ -1,4 +1,4 @@
-"""The whole model of a pretraining run, with what predicts the hidden patches, opened from a checkpoint."""
+"""The complete model of a pretraining run, encoder and predictor of hidden patches, opened from a checkpoint."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ __all__ = ["PretrainedModel", "open_pretrained_model"]
 
 @dataclass(frozen=True)
 class PretrainedModel:
-    """A model in the state of a checkpoint, and the configuration of its run; ``origin`` says in words which it is.
+    """A model in the state of a checkpoint, and the configuration of its run.
 
-    ``progress`` is how far the run had come, from 0 to 1. ``value_range`` is the one of deep images in its training.
+    ``origin`` describes the checkpoint for messages. ``progress`` is the share of the run's schedule that was done, in
+    [0, 1]. ``value_range`` is the range of pixel values in its training, for images of more than 8 bits.
     """
 
     learner: Learner

@@ -1,4 +1,4 @@
-"""Images, what a pretraining run hides of them, and what its model makes of the rest.
+"""Images, the masks that a pretraining run hides them with, and their reconstruction by its model.
 
 Shapes: B images of H x W pixels, U mask units.
 """
@@ -22,10 +22,10 @@ __all__ = ["MaskedImages", "reconstruct_images"]
 
 @dataclass(frozen=True)
 class MaskedImages:
-    """Images (B, H, W, 3) under one mask (B, U) each at ``progress`` of training, and what a model makes of them.
+    """Images (B, H, W, 3), a mask (B, U) for each at ``progress`` of training, and a model's reconstruction.
 
-    ``figures`` are those of each image's masker. ``hierarchy`` holds the trees that masks were made of, None if the
-    masking has none.
+    ``figures`` are those that the masker reports for each image. ``hierarchy`` has the trees that the masks were made
+    of; None if the masking builds none.
     """
 
     images: NDArray[np.uint8]
@@ -47,23 +47,23 @@ def reconstruct_images(
 ) -> MaskedImages:
     """Mask images (B, H, W, 3) as the run of ``config`` does at ``progress``, and let ``learner`` fill them in.
 
-    Masks follow from ``seed``, the rows of the images and, if the masking goes by the image, the model. Several
-    processes that train together all call this, with the same images.
+    Masks depend on ``seed``, the rows of the images and, for maskings by similarity or saliency, on the model. All
+    processes that train together call this, with the same images.
     """
-    # built on the host, where pictures are drawn; one mask an image, even if the run makes several
+    # hierarchies are built on the host, whatever the run does; there is one mask for each image
     masker = make_masker(config.masking, config.masks.model_copy(update={"views": 1}), config.units)
-    look = _Look(learner.prepare_batch(images))
+    batch = _CachedBatch(learner.prepare_batch(images))
     masks = []
     figures = []
-    # image by image, so that each has figures of its own
+    # masked one by one, because a masker reports figures of a batch and not of each image
     for index in range(len(images)):
-        mask, values = masker(_OneImage(look, index), progress, (seed,), first=index)
+        mask, values = masker(_OneImage(batch, index), progress, (seed,), first=index)
         masks.append(mask)
         figures.append(values)
     mask = np.concatenate(masks)
     hierarchy = None
     if "mask_level" in figures[0]:
-        similarity = look.similarity
+        similarity = batch.similarity
         if config.mask.balance == "sinkhorn":
             similarity = balance(similarity)
         hierarchy = build_hierarchy(similarity)
@@ -71,8 +71,8 @@ def reconstruct_images(
     return MaskedImages(images, mask, progress, seed, figures, hierarchy, reconstruction)
 
 
-class _Look:
-    """A batch of images as a learner sees it, computed once if a masker asks for it."""
+class _CachedBatch:
+    """A prepared batch whose similarity and saliency are computed once, when a masker first asks for them."""
 
     def __init__(self, batch: PreparedBatch) -> None:
         self.images = batch.images
@@ -90,17 +90,17 @@ class _Look:
 
 
 class _OneImage:
-    """One image of a batch, as a masker takes it."""
+    """One image of a batch, with the methods that a masker calls."""
 
-    def __init__(self, look: _Look, index: int) -> None:
-        self._look = look
+    def __init__(self, batch: _CachedBatch, index: int) -> None:
+        self._batch = batch
         self._row = slice(index, index + 1)
-        self.images = look.images[self._row]
+        self.images = batch.images[self._row]
 
     def compute_similarity(self) -> list[NDArray[np.float32]]:
         """See :meth:`ehm.backends.base.PreparedBatch.compute_similarity`."""
-        return [self._look.similarity[self._row]]
+        return [self._batch.similarity[self._row]]
 
     def compute_saliency(self) -> list[NDArray[np.float32]]:
         """See :meth:`ehm.backends.base.PreparedBatch.compute_saliency`."""
-        return [self._look.saliency[self._row]]
+        return [self._batch.saliency[self._row]]

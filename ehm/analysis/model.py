@@ -1,4 +1,4 @@
-"""The model that ``ehm inspect`` draws: an encoder, and the masking that it was or would be trained with.
+"""The model that ``ehm inspect`` draws: an encoder, and the masking that it was trained with, or could be.
 
 Shapes: B images, H x W pixels, N = h * w patches, U mask units.
 """
@@ -23,9 +23,10 @@ __all__ = ["InspectedModel", "PreparedImage"]
 
 @dataclass(frozen=True)
 class InspectedModel:
-    """An encoder, ``origin`` in words, and the masking and its settings that it was or would be trained with.
+    """An encoder, and the masking and its settings that it was trained with, or could be.
 
-    A mask unit is ``side`` x ``side`` patches. ``value_range`` is the one of deep images in its training.
+    ``origin`` describes the encoder for messages. A mask unit is ``side`` x ``side`` patches. ``value_range`` is the
+    range of pixel values in its training, for images of more than 8 bits.
     """
 
     encoder: Encoder
@@ -41,7 +42,7 @@ class InspectedModel:
         return self.encoder.grid[0] // self.side, self.encoder.grid[1] // self.side
 
     def compute_similarity(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Compute the similarity of each two units of (B, H, W, 3) images, as ``mask.similarity`` says: (B, U, U)."""
+        """Compute the similarity of each pair of units of (B, H, W, 3) images, by ``mask.similarity``: (B, U, U)."""
         if self.mask.similarity == "cosine":
             tokens = self.encoder.compute_tokens(images, self.mask.blocks)
             return masking.cosine_similarity(self._pool(tokens.swapaxes(1, 2)).swapaxes(1, 2))
@@ -78,10 +79,10 @@ class InspectedModel:
         )
 
     def describe_similarity(self) -> str:
-        """Say where the hierarchy comes from, for the foot of a page."""
+        """Describe the similarity that hierarchies are built from, for the foot of a page."""
         treatment = "balanced (Sinkhorn)" if self.mask.balance == "sinkhorn" else "raw"
-        what = "mean attention of" if self.mask.similarity == "attention" else "cosine of the tokens behind"
-        return f"Similarity: {what} the first blocks (at most {self.mask.blocks}), {treatment}."
+        measure = "mean attention of" if self.mask.similarity == "attention" else "cosine of the tokens behind"
+        return f"Similarity: {measure} the first blocks (at most {self.mask.blocks}), {treatment}."
 
     def _pool(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return the mean over the patches of each unit, along the last axis: (..., N) -> (..., U)."""
@@ -92,7 +93,7 @@ class InspectedModel:
 
 
 class PreparedImage:
-    """One image of a page, as a masker takes it; several masks of it share one forward pass."""
+    """One image of a page, with the methods that a masker calls; several masks of it share one forward pass."""
 
     def __init__(self, model: InspectedModel, image: NDArray[np.uint8]) -> None:
         self.images = image[None]

@@ -1,6 +1,6 @@
-"""One picture out of many: tiles in rows and columns, with a title, headings and captions.
+"""A page of pictures: tiles in rows and columns, with a title, headings and captions.
 
-Drawn with Pillow, not matplotlib: tiles keep their pixels, which a plotting library would resample.
+Pages are drawn with Pillow and not with matplotlib, which would resample the pixels of tiles.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _FAINT = (90, 90, 90)
 
 @dataclass(frozen=True)
 class Tile:
-    """A picture (H, W, 3) uint8 and the lines that stand below it."""
+    """A picture (H, W, 3) uint8 and the lines of its caption."""
 
     picture: NDArray[np.uint8]
     lines: tuple[str, ...] = ()
@@ -61,20 +61,20 @@ def compose_mosaic(
     page_width = 2 * MARGIN + len(headings) * (tile_width + GAP) - GAP
     text_width = page_width - 2 * MARGIN
     caption_lines = max(len(tile.lines) for row in rows for tile in row)
-    row_height = tile_height + _CAPTION_GAP + caption_lines * _line_height(_TEXT_SIZE) + GAP
+    row_height = tile_height + _CAPTION_GAP + caption_lines * _compute_line_height(_TEXT_SIZE) + GAP
 
     title_lines = _wrap_text(title, _TITLE_SIZE, text_width)
     note_lines: list[str] = []
     for note in notes:
         note_lines += _wrap_text(note, _TEXT_SIZE, text_width)
 
-    headings_top = MARGIN + len(title_lines) * _line_height(_TITLE_SIZE) + GAP
-    rows_top = headings_top + _line_height(_HEADING_SIZE) + 4
+    headings_top = MARGIN + len(title_lines) * _compute_line_height(_TITLE_SIZE) + GAP
+    rows_top = headings_top + _compute_line_height(_HEADING_SIZE) + 4
     bar_top = rows_top + len(rows) * row_height
     notes_top = bar_top
     if bar is not None:
-        notes_top += _line_height(_TEXT_SIZE) + GAP
-    page_height = notes_top + len(note_lines) * _line_height(_TEXT_SIZE) + MARGIN
+        notes_top += _compute_line_height(_TEXT_SIZE) + GAP
+    page_height = notes_top + len(note_lines) * _compute_line_height(_TEXT_SIZE) + MARGIN
 
     page = Image.new("RGB", (page_width, page_height), "white")
     pen = ImageDraw.Draw(page)
@@ -82,7 +82,7 @@ def compose_mosaic(
     for column, heading in enumerate(headings):
         left = MARGIN + column * (tile_width + GAP)
         shortened = _shorten_text(heading, _HEADING_SIZE, tile_width)
-        pen.text((left, headings_top), shortened, _INK, _font(_HEADING_SIZE))
+        pen.text((left, headings_top), shortened, _INK, _load_font(_HEADING_SIZE))
         for index, row in enumerate(rows):
             _paste_tile(page, pen, row[column], left, rows_top + index * row_height)
     if bar is not None:
@@ -100,31 +100,31 @@ def _paste_tile(page: Image.Image, pen: ImageDraw.ImageDraw, tile: Tile, left: i
     height, width = tile.picture.shape[:2]
     page.paste(Image.fromarray(tile.picture), (left, top))
     for number, line in enumerate(tile.lines):
-        line_top = top + height + _CAPTION_GAP + number * _line_height(_TEXT_SIZE)
+        line_top = top + height + _CAPTION_GAP + number * _compute_line_height(_TEXT_SIZE)
         ink = _INK if number == 0 else _FAINT
-        pen.text((left, line_top), _shorten_text(line, _TEXT_SIZE, width), ink, _font(_TEXT_SIZE))
+        pen.text((left, line_top), _shorten_text(line, _TEXT_SIZE, width), ink, _load_font(_TEXT_SIZE))
 
 
 def _paste_bar(page: Image.Image, pen: ImageDraw.ImageDraw, bar: ColourBar, top: int) -> None:
-    left = MARGIN + round(_font(_TEXT_SIZE).getlength(bar.low)) + 10
-    pen.text((MARGIN, top), bar.low, _INK, _font(_TEXT_SIZE))
+    left = MARGIN + round(_load_font(_TEXT_SIZE).getlength(bar.low)) + 10
+    pen.text((MARGIN, top), bar.low, _INK, _load_font(_TEXT_SIZE))
     page.paste(Image.fromarray(bar.picture), (left, top))
-    pen.text((left + bar.picture.shape[1] + 10, top), bar.high, _INK, _font(_TEXT_SIZE))
+    pen.text((left + bar.picture.shape[1] + 10, top), bar.high, _INK, _load_font(_TEXT_SIZE))
 
 
 def _write_lines(
     pen: ImageDraw.ImageDraw, lines: Sequence[str], top: int, size: int, ink: tuple[int, int, int]
 ) -> None:
     for number, line in enumerate(lines):
-        pen.text((MARGIN, top + number * _line_height(size)), line, ink, _font(size))
+        pen.text((MARGIN, top + number * _compute_line_height(size)), line, ink, _load_font(size))
 
 
 @lru_cache  # wrapping and shortening ask for a font for every word
-def _font(size: int) -> Any:
+def _load_font(size: int) -> Any:
     return ImageFont.load_default(size=size)
 
 
-def _line_height(size: int) -> int:
+def _compute_line_height(size: int) -> int:
     return round(size * 1.35)  # leaves room for descenders and accents
 
 
@@ -132,7 +132,7 @@ def _shorten_text(text: str, size: int, width: int) -> str:
     """Return ``text``, with "…" for its middle if it is wider than ``width`` pixels."""
     shortened = text
     kept = len(text)
-    while _font(size).getlength(shortened) > width and kept > 2:
+    while _load_font(size).getlength(shortened) > width and kept > 2:
         kept -= 1
         beginning = kept // 2
         ending = kept - beginning
@@ -144,7 +144,7 @@ def _wrap_text(text: str, size: int, width: int) -> list[str]:
     lines = [""]
     for word in text.split():
         longer = f"{lines[-1]} {word}".strip()
-        if lines[-1] and _font(size).getlength(longer) > width:
+        if lines[-1] and _load_font(size).getlength(longer) > width:
             lines.append(word)
         else:
             lines[-1] = longer

@@ -1,6 +1,6 @@
-"""Nearest neighbours (k-NN) among frozen features, as DINO measures them (Caron et al., 2021).
+"""Classification by nearest neighbours (k-NN) among frozen features, as in DINO (Caron et al., 2021).
 
-Shapes: n images with labels, m images to class, D features.
+Shapes: n images with labels, m images to classify, D features.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 __all__ = ["NEIGHBOURS", "TEMPERATURE", "vote_by_neighbours", "vote_for_labels"]
 
 NEIGHBOURS = 20
-"""Number of neighbours that vote, as DINO reports."""
+"""The number of neighbours that vote, with which DINO reports its results."""
 TEMPERATURE = 0.07
-"""The temperature of the votes of nearest neighbours."""
+"""The temperature of votes, as in DINO."""
 _QUERIES_AT_ONCE = 256
 
 
@@ -33,7 +33,7 @@ def vote_by_neighbours(
     """
     votes = np.zeros((len(queries), classes))
     for rows, nearest, weight in _weigh_nearest(features, queries, neighbours, temperature):
-        # not votes[...] += weight, which would count a class once however many neighbours have it
+        # not votes[...] += weight, which would add only one vote for a class that several neighbours have
         np.add.at(votes[rows], (np.arange(len(nearest))[:, None], labels[nearest]), weight)
     votes /= votes.sum(axis=1, keepdims=True)
     return votes
@@ -70,7 +70,7 @@ def _weigh_nearest(
         cosine = queries[rows] @ features.T
         # only the nearest are needed, in any order, which is faster than sorting all
         nearest = np.argpartition(-cosine, count - 1, axis=1)[:, :count]
-        # 1 is taken off, which changes no share and keeps exp from growing beyond float64
+        # minus 1, the largest cosine: this changes no share of the votes, and exp cannot overflow
         weight = np.exp((np.take_along_axis(cosine, nearest, axis=1) - 1) / temperature, dtype=np.float64)
         yield rows, nearest, weight
 

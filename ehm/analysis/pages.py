@@ -17,7 +17,7 @@ from ehm.analysis import draw
 from ehm.analysis.colours import PALETTE, choose_part_colours
 from ehm.analysis.model import InspectedModel, PreparedImage
 from ehm.analysis.mosaic import ColourBar, Tile, compose_mosaic
-from ehm.analysis.tiles import choose_cell, count_parts, describe_mask, enlarge_image
+from ehm.analysis.tiles import choose_cell, describe_mask, describe_part_count, enlarge_image
 from ehm.data import EvalTransform
 from ehm.data.colour_view import choose_view
 from ehm.data.decoding.channels import load_image
@@ -25,11 +25,11 @@ from ehm.data.decoding.channels import load_image
 __all__ = ["draw_attention_page", "draw_hierarchy_page", "draw_masks_page"]
 
 _PAGE_WIDTH = 1700
-"""Width of a page in pixels, about; tiles are sized to fit."""
+"""The approximate width of a page in pixels, which decides the size of tiles."""
 _LARGEST_TILE = 380
 """Width of a tile in pixels, at most."""
-_BY_SIMILARITY = ("evolved", "shallow", "deep", "epm")
-"""Maskings that go by the similarity of patches."""
+_SIMILARITY_MASKINGS = ("evolved", "shallow", "deep", "epm")
+"""Maskings that are made from the similarity of patches."""
 _BOX_COLOURS = (1, 3, 6, 0, 2)
 """Colours of the palette for the boxes around chosen patches: light ones, which show on every photograph."""
 
@@ -50,7 +50,7 @@ def draw_hierarchy_page(model: InspectedModel, files: Sequence[Path], depths: Se
         row = [Tile(pictures[index], (file.name, f"tree height {height}"))]
         for level, part in zip(levels, parts, strict=True):
             picture = draw.draw_partition(pictures[index], part.reshape(grid), colours)
-            row.append(Tile(picture, (count_parts(len(np.unique(part))), f"level {level[index]} of {height}")))
+            row.append(Tile(picture, (describe_part_count(len(np.unique(part))), f"level {level[index]} of {height}")))
         rows.append(row)
     notes = [
         model.describe(),
@@ -79,7 +79,7 @@ def draw_masks_page(model: InspectedModel, files: Sequence[Path], progress: Sequ
             row.append(Tile(draw.draw_mask(picture, mask.reshape(grid)), describe_mask(figures)))
         rows.append(row)
     headings = ["image", *(f"progress {moment:g}" for moment in progress)]
-    return compose_mosaic("Masks over the progress of training", _mask_notes(model, seed), headings, rows)
+    return compose_mosaic("Masks over the progress of training", _list_mask_notes(model, seed), headings, rows)
 
 
 def draw_attention_page(
@@ -89,7 +89,7 @@ def draw_attention_page(
     images, pictures, cell = _load_images(model, files, 1 + len(patches))
     grid = model.encoder.grid
     attention = model.encoder.compute_attention(images).mean(1)  # (B, L, L)
-    # in units of the share that every token gets if all get the same
+    # as multiples of uniform attention, which gives every token 1 / L
     first = attention.shape[-1] - grid[0] * grid[1]
     shares = attention[:, first:, first:] * attention.shape[-1]
     rows = []
@@ -116,9 +116,9 @@ def draw_attention_page(
 def _load_images(
     model: InspectedModel, files: Sequence[Path], columns: int
 ) -> tuple[NDArray[np.uint8], list[NDArray[np.uint8]], int]:
-    """Load images as the encoder takes them, (B, H, W, C).
+    """Load images for the encoder: (B, H, W, C).
 
-    Also returns them enlarged for a page of ``columns`` tiles, and the side of a patch there in pixels.
+    Also returns them enlarged for a page of ``columns`` tiles, and the side of a patch on that page in pixels.
     """
     encoder = model.encoder
     cell = choose_cell(encoder.grid, min(_PAGE_WIDTH // columns, _LARGEST_TILE))
@@ -130,12 +130,12 @@ def _load_images(
     return images, pictures, cell
 
 
-def _mask_notes(model: InspectedModel, seed: int) -> list[str]:
+def _list_mask_notes(model: InspectedModel, seed: int) -> list[str]:
     """Return the notes below a page of masks."""
     units = model.units[0] * model.units[1]
-    what = "patches" if model.side == 1 else "units"
+    unit_name = "patches" if model.side == 1 else "units"
     notes = [model.describe()]
-    if model.masking in _BY_SIMILARITY:
+    if model.masking in _SIMILARITY_MASKINGS:
         notes.append(model.describe_similarity())
     deepening = ""
     if model.masking == "evolved":
@@ -144,7 +144,7 @@ def _mask_notes(model: InspectedModel, seed: int) -> list[str]:
             f" Parts grow with the progress of training: {model.mask.schedule} schedule, depth {low:g} to {high:g}."
         )
     notes.append(
-        f"Grey {what} are masked: {round(model.mask.ratio * units)} of {units} (ratio {model.mask.ratio:g}), "
+        f"Grey {unit_name} are masked: {round(model.mask.ratio * units)} of {units} (ratio {model.mask.ratio:g}), "
         f"by {model.masking} masking (seed {seed}).{deepening} "
         "All masks here come from this one model; in a run it learns between them."
     )

@@ -10,7 +10,7 @@ __all__ = ["PictureFiles"]
 
 
 class PictureFiles(list[Path]):
-    """A list of files; those that are pictures are shown in a notebook."""
+    """A list of files, which a notebook shows as pictures if they are some."""
 
     def _repr_html_(self) -> str:
         pictures = []

@@ -1,4 +1,4 @@
-"""A page of images, what a pretraining run hides of them, and what its model makes of the rest.
+"""A page of images, the masks that a pretraining run hides them with, and their reconstruction by its model.
 
 Shapes: B images of H x W pixels, (h, w) output tokens of the encoder.
 """
@@ -17,7 +17,7 @@ from ehm.analysis import draw
 from ehm.analysis.colours import choose_part_colours
 from ehm.analysis.masked_images import MaskedImages
 from ehm.analysis.mosaic import ColourBar, Tile, compose_mosaic
-from ehm.analysis.tiles import choose_cell, count_parts, describe_mask, enlarge_image
+from ehm.analysis.tiles import choose_cell, describe_mask, describe_part_count, enlarge_image
 from ehm.config import TrainConfig
 from ehm.config.pixel_format import PixelFormat
 from ehm.data.colour_view import ColourView, choose_view
@@ -26,13 +26,13 @@ from ehm.masking import Hierarchy, spread_mask
 __all__ = ["draw_reconstruction_page"]
 
 _TILE_WIDTH = 208
-"""Width of a tile in pixels, about: a page of five columns fits a screen."""
+"""The approximate width of a tile in pixels: a page of five columns fits on a screen."""
 
 
 def draw_reconstruction_page(
     masked: MaskedImages, config: TrainConfig, names: Sequence[str], title: str, notes: Sequence[str]
 ) -> Image.Image:
-    """Draw a row for each image: its parts, its mask, and the reconstruction, as far as there are any."""
+    """Draw a row for each image: its parts if the masking has any, its mask, and the reconstruction if there is one."""
     page = _Page(masked, config)
     reconstruction = page.masked.reconstruction
     columns = [("image", page.draw_images(names))]
@@ -73,7 +73,7 @@ class _Page:
 
     @property
     def masked(self) -> MaskedImages:
-        """The images and what a model makes of them, in the colours that are drawn."""
+        """The images and their reconstruction, in the colours that are drawn."""
         return self._masked
 
     def draw_images(self, names: Sequence[str]) -> list[Tile]:
@@ -81,7 +81,7 @@ class _Page:
         return [Tile(picture, (name,)) for picture, name in zip(self._pictures, names, strict=True)]
 
     def draw_parts(self, hierarchy: Hierarchy) -> list[Tile]:
-        """Draw the parts that were hidden or shown as a whole: the cuts of the trees at the level of the masks."""
+        """Draw the parts that masks were made of: the cuts of the trees at the level of the masks."""
         cuts = hierarchy.cut(self._masked.levels)
         tiles = []
         for index, (picture, cut) in enumerate(zip(self._pictures, cuts, strict=True)):
@@ -91,12 +91,12 @@ class _Page:
         return tiles
 
     def draw_masks(self) -> list[Tile]:
-        """Draw what the model sees of the images."""
+        """Draw the images with hidden units in grey."""
         tiles = []
         for picture, hidden, figures in zip(self._pictures, self._hidden_units, self._masked.figures, strict=True):
             lines: tuple[str, ...] = (f"{np.count_nonzero(hidden)} of {hidden.size} hidden",)
             if self._masked.hierarchy is None and "parts" in figures:
-                lines += (count_parts(round(float(figures["parts"]))),)
+                lines += (describe_part_count(round(float(figures["parts"]))),)
             tiles.append(Tile(draw.draw_mask(picture, hidden), lines))
         return tiles
 
@@ -140,9 +140,9 @@ class _Page:
         masked = self._masked
         config = self._config
         hidden = np.count_nonzero(masked.mask[0])
-        what = "patches" if config.unit == config.spec.stride else f"units of {config.unit} pixels"
+        unit_name = "patches" if config.unit == config.spec.stride else f"units of {config.unit} pixels"
         notes = [
-            f"Grey {what} are hidden: {hidden} of {masked.mask.shape[1]}, by {config.masking} masking at progress "
+            f"Grey {unit_name} are hidden: {hidden} of {masked.mask.shape[1]}, by {config.masking} masking at progress "
             f"{masked.progress:.3g} of training (seed {masked.seed}, so that pages compare)."
         ]
         if masked.hierarchy is not None:
@@ -171,7 +171,7 @@ class _Page:
 
 
 def _show_in_colours(masked: MaskedImages, view: ColourView, pixels: PixelFormat) -> MaskedImages:
-    """Return images and predictions of any channels in the colours of ``view``."""
+    """Return ``masked`` with images and predictions, which may have any channels, in the colours of ``view``."""
     reconstruction = masked.reconstruction
     shown: dict[str, Any] = {}
     for name in ("pixels", "best_pixels"):
@@ -182,12 +182,12 @@ def _show_in_colours(masked: MaskedImages, view: ColourView, pixels: PixelFormat
 
 
 def _to_bytes(pixels: NDArray[np.floating[Any]]) -> NDArray[np.uint8]:
-    """Return fractions of white as bytes; what is darker than black or brighter than white is cut off."""
+    """Return fractions of white as bytes; values outside of [0, 1] are clipped."""
     return (255 * pixels.clip(0, 1)).round().astype(np.uint8)
 
 
 def _average_patches(images: NDArray[np.uint8], side: int) -> NDArray[np.floating[Any]]:
-    """Return images (B, H, W, 3) with the mean colour of each patch in all of it, as fractions of white."""
+    """Return images (B, H, W, 3) whose patches are filled with their mean colours, as fractions of white."""
     batch, height, width, channels = images.shape
     cells = images.reshape(batch, height // side, side, width // side, side, channels) / 255
     means = np.broadcast_to(cells.mean(axis=(2, 4), keepdims=True), cells.shape)
@@ -195,7 +195,7 @@ def _average_patches(images: NDArray[np.uint8], side: int) -> NDArray[np.floatin
 
 
 def _describe_error(predicted: NDArray[np.floating[Any]], true: NDArray[np.uint8], name: str = "PSNR ") -> str:
-    """Return the peak signal-to-noise ratio of pixels as they are shown."""
+    """Return the peak signal-to-noise ratio of predicted pixels in words; predictions are clipped to [0, 1]."""
     error = np.square(predicted.clip(0, 1) - true / 255).mean()
     if error == 0:
         return f"{name}without end"

@@ -1,8 +1,8 @@
 """A linear probe in closed form: ridge regression from frozen features to classes.
 
-It needs neither epochs nor a learning rate, and gives the same answer every time.
+It needs neither epochs nor a learning rate, and is deterministic.
 
-Shapes: n images with labels, m images to class, D features, C classes.
+Shapes: n images with labels, m images to classify, D features, C classes.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 __all__ = ["PENALTIES", "score_by_ridge"]
 
 PENALTIES = np.logspace(-4, 1, 11)
-"""The penalties to choose from, for each image with a label; features have a variance of 1."""
+"""The penalties to choose from, divided by the number n of images, for features that have a variance of 1."""
 
 
 def score_by_ridge(
@@ -24,18 +24,18 @@ def score_by_ridge(
     """Return scores (m, C) of the classes of ``queries`` (m, D), by ridge regression on ``features`` (n, D).
 
     The targets are 1 for an image's own class and -1 for others, and features are standardised. The penalty is the one
-    of ``PENALTIES`` with the smallest squared error of images that are left out one at a time, which needs no further
-    fit (scikit-learn's ``RidgeClassifierCV``).
+    of ``PENALTIES`` with the smallest squared leave-one-out error, which a single fit gives for all images (as in
+    scikit-learn's ``RidgeClassifierCV``).
     """
     mean = features.mean(axis=0, dtype=np.float64)
     deviation = features.std(axis=0, dtype=np.float64)
-    deviation[deviation == 0] = 1  # a feature that is always the same says nothing, whatever it is divided by
+    deviation[deviation == 0] = 1  # a constant feature stays 0 after the mean is subtracted
     inputs = (features - mean) / deviation
     targets = np.where(labels[:, None] == np.arange(classes), 1.0, -1.0)
     offset = targets.mean(axis=0)
     centred = targets - offset
 
-    # In the basis of the eigenvectors every penalty needs a division only.
+    # In the basis of the eigenvectors, the solution for each penalty is only a division.
     eigenvalues, vectors = np.linalg.eigh(inputs.T @ inputs)
     eigenvalues = eigenvalues.clip(min=0)
     rotated = inputs @ vectors  # (n, D)
@@ -44,7 +44,7 @@ def score_by_ridge(
     weights = np.zeros_like(moments)
     for penalty in PENALTIES * len(features):
         shrunk = moments / (eigenvalues + penalty)[:, None]
-        # an image's leverage, with that of the offset: its error without itself is its error by what that leaves
+        # The leave-one-out error of an image is its error divided by 1 - leverage; 1 / n is the part of the offset.
         leverage = 1 / len(features) + rotated**2 @ (1 / (eigenvalues + penalty))
         errors = (centred - rotated @ shrunk) / (1 - leverage)[:, None]
         error = np.square(errors).mean()

@@ -1,4 +1,4 @@
-"""The size of tiles on a page, and the words below them, the same on every page.
+"""The size and the captions of tiles, which all pages share.
 
 Shapes: H x W pixels of an image, (h, w) patches of a grid.
 """
@@ -12,14 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-__all__ = ["choose_cell", "count_parts", "describe_mask", "enlarge_image"]
+__all__ = ["choose_cell", "describe_mask", "describe_part_count", "enlarge_image"]
 
 _SMALLEST_CELL = 4
-"""Side of a patch on the page in pixels, at least; in smaller ones a patch would be all contour."""
+"""Side of a patch on the page in pixels, at least: a smaller patch would be nothing but contour."""
 
 
 def choose_cell(grid: tuple[int, int], tile_width: int) -> int:
-    """Return the side in pixels of one of (h, w) patches on the page, so that a tile is ``tile_width`` wide, about."""
+    """Return the side of a patch in pixels that makes a tile of (h, w) patches about ``tile_width`` wide."""
     return max(_SMALLEST_CELL, tile_width // max(grid))
 
 
@@ -30,16 +30,16 @@ def enlarge_image(image: NDArray[np.uint8], grid: tuple[int, int], cell: int) ->
 
 
 def describe_mask(figures: Mapping[str, SupportsFloat]) -> tuple[str, ...]:
-    """Return the lines below the mask of one image, from the figures that its masker gives."""
+    """Return the lines below the mask of one image, from the figures that its masker reports."""
     known = {name: round(float(value)) for name, value in figures.items()}
     lines = []
     if "parts" in known:
-        lines.append(count_parts(known["parts"]))
+        lines.append(describe_part_count(known["parts"]))
     if "mask_level" in known:
         lines.append(f"level {known['mask_level']} of {known['tree_height']}")
     return tuple(lines)
 
 
-def count_parts(count: int) -> str:
+def describe_part_count(count: int) -> str:
     """Return ``count`` in words, for example "1 part"."""
     return f"{count} part{'s' * (count != 1)}"

@@ -16,31 +16,31 @@ __all__ = ["THUMBNAILS_FILE", "render_data_card"]
 THUMBNAILS_FILE = "thumbnails.png"
 
 
-def render_data_card(found: DataStatistics) -> str:
+def render_data_card(statistics: DataStatistics) -> str:
     """Return a card with counts, the mean and deviation of each channel, and the thumbnails of the source."""
-    copies = sum(len(group) - 1 for group in found.duplicates)
-    width = median(width for width, _ in found.sizes)
-    height = median(height for _, height in found.sizes)
-    sizes = len(set(found.sizes))
+    copies = sum(len(group) - 1 for group in statistics.duplicates)
+    width = median(width for width, _ in statistics.sizes)
+    height = median(height for _, height in statistics.sizes)
+    sizes = len(set(statistics.sizes))
     tiles = [
-        Tile("Images", f"{found.images:,}"),
-        Tile("Unreadable", f"{len(found.broken):,}"),
+        Tile("Images", f"{statistics.images:,}"),
+        Tile("Unreadable", f"{len(statistics.broken):,}"),
         Tile("Copies", f"{copies:,}", "with the bytes of another file"),
         Tile("Pixels", f"{width:g} x {height:g}", "all of them" if sizes == 1 else f"median of {sizes:,} sizes"),
     ]
     rows = []
-    for name, mean, deviation in zip(found.pixels.names, found.mean, found.std, strict=True):
+    for name, mean, deviation in zip(statistics.pixels.names, statistics.mean, statistics.std, strict=True):
         rows.append([Cell(name), Cell(f"{mean:.4f}"), Cell(f"{deviation:.4f}")])
     thumbnails = None
-    if found.out is not None:
-        thumbnails = embed_wide(found.out / THUMBNAILS_FILE, "Some of the images")
+    if statistics.out is not None:
+        thumbnails = embed_wide(statistics.out / THUMBNAILS_FILE, "Some of the images")
     return render_card(
         Card(
             kind="Images",
-            title=found.source,
+            title=statistics.source,
             tiles=tiles,
             tables=[CardTable(["channel", "mean", "deviation"], rows)],
             wide=[] if thumbnails is None else [thumbnails],
-            places=[] if found.out is None else [("Folder", found.out)],
+            places=[] if statistics.out is None else [("Folder", statistics.out)],
         )
     )

@@ -16,7 +16,7 @@ __all__ = ["ChannelMoments", "measure_channels"]
 
 @dataclass(frozen=True)
 class ChannelMoments:
-    """The number of values of each channel, their sums and sums of squares, the least and the largest: (C,) each."""
+    """The number, sum, sum of squares, least and largest of the values of each channel: (C,) each."""
 
     count: NDArray[np.int64]
     total: NDArray[np.float64]

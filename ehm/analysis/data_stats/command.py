@@ -1,4 +1,4 @@
-"""``ehm data stats``: read every image of a source once, and say what there is to know before the first run."""
+"""``ehm data stats``: read every image of a source once, and report what matters before the first run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import yaml
 
 from ehm.analysis.data_stats.card import THUMBNAILS_FILE
 from ehm.analysis.data_stats.image_facts import ImageFacts, examine_image, guess_format
-from ehm.analysis.data_stats.result import DataStatistics, summarise
+from ehm.analysis.data_stats.result import DataStatistics, summarise_facts
 from ehm.analysis.data_stats.thumbnails import MOST_THUMBNAILS, draw_thumbnails
 from ehm.config import ImageData, load_config
 from ehm.config.pixel_format import PixelFormat
@@ -38,15 +38,15 @@ class _StatisticsConfig(Section):
 
 
 def measure_data(source: str, *, overrides: Sequence[str] = (), out: str | Path | None = None) -> DataStatistics:
-    """Measure the images of ``source``, whatever ``data.source`` takes, in one pass over them.
+    """Measure the images of ``source``, which is anything that ``data.source`` takes, in one pass over them.
 
-    ``overrides`` are ``key=value`` strings of the section ``data``, for example ``data.channels=7``. Without channels
-    and depth, those that most images have are taken. ``out`` (``runs/data`` if left out) gets ``statistics.json``,
-    ``statistics.yaml``, which ``--config`` takes, and ``thumbnails.png``. Raises ConfigError for a wrong key, DataError
-    if there are no images or none can be read.
+    ``overrides`` are ``key=value`` strings of the section ``data``, for example ``data.channels=7``. Channels and depth
+    that are not set are those of most images. Writes ``statistics.json``, ``statistics.yaml``, a configuration for
+    ``--config``, and ``thumbnails.png`` into ``out`` (``runs/data`` if left out). Raises ConfigError for a wrong key,
+    DataError if there are no images or none can be read.
     """
     folder = Path(out or DEFAULT_OUT)
-    # a text in JSON is one in YAML too
+    # quoted by json.dumps, because a string in JSON is one in YAML too
     config = load_config(_StatisticsConfig, None, [f"data.source={json.dumps(str(source))}", *overrides])
     data = config.data
     images, pixels = _open_images(data)
@@ -54,7 +54,7 @@ def measure_data(source: str, *, overrides: Sequence[str] = (), out: str | Path 
     for note in images.notes:
         console.print(f"  {note}")
     facts = _examine_images(images, pixels, data.workers)
-    statistics = replace(summarise(str(source), facts, pixels), out=folder)
+    statistics = replace(summarise_facts(str(source), facts, pixels), out=folder)
     statistics.show()
     _write_files(folder, statistics, facts)
     return statistics
@@ -112,7 +112,7 @@ def _write_files(folder: Path, statistics: DataStatistics, facts: Sequence[Image
 
 
 def _as_settings(section: dict[str, Any]) -> list[str]:
-    """Return the flags that set what was measured."""
+    """Return the values of a section as flags ``--set``."""
     settings = []
     for key, value in section.items():
         if key != "source" and value not in (None, False):

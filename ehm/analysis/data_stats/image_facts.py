@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from dataclasses import dataclass, replace
 from io import BytesIO
@@ -19,17 +20,19 @@ from ehm.errors import BrokenImage
 
 __all__ = ["ImageFacts", "examine_image", "guess_format"]
 
-_LOOKED_AT = 16
-_THUMBNAIL = 160
-"""Side in pixels that an image is thinned out to, at most."""
+_SAMPLES = 16
+"""Images that decide the format of a source, at most."""
+_THUMBNAIL_SIDE = 160
+"""The longer side of a thumbnail in pixels, at most."""
 
 
 @dataclass(frozen=True)
 class ImageFacts:
     """The facts of an image; if it cannot be read, ``problem`` says why and the rest is empty.
 
-    ``kind`` are its channels and their values in words, ``type_range`` the values that are black and white by their
-    type, None if that does not say. ``thumbnail`` (h, w, C) is there if it was asked for.
+    ``size`` is (width, height). ``kind`` describes the channels and the type of their values in words. ``type_range``
+    is the range from black to white by that type, None if the type does not tell. ``thumbnail`` (h, w, C) is None
+    unless it was asked for.
     """
 
     name: str
@@ -43,9 +46,9 @@ class ImageFacts:
 
 
 def examine_image(source: Source, index: int, pixels: PixelFormat, with_thumbnail: bool) -> ImageFacts:
-    """Return the facts of image ``index`` of ``source``, for a model of ``pixels``.
+    """Return the facts of image ``index`` of ``source``, for a model that takes images in the format ``pixels``.
 
-    Moments of photographs are those of their bytes; those of other images are of the values as they are stored.
+    The moments of photographs are computed from bytes, those of other images from the stored values.
     """
     name = source.name(index)
     key = int(hash_images(source, np.array([index]), "content")[0])
@@ -66,25 +69,27 @@ def examine_image(source: Source, index: int, pixels: PixelFormat, with_thumbnai
         return ImageFacts(name, key, problem=str(error).removeprefix(f"{name}: "))
     thumbnail = None
     if with_thumbnail:
-        step = max(1, -(-max(values.shape[:2]) // _THUMBNAIL))
+        step = max(1, math.ceil(max(values.shape[:2]) / _THUMBNAIL_SIDE))
         thumbnail = np.nan_to_num(values[::step, ::step].astype(np.float32), posinf=0, neginf=0)
     size = (values.shape[1], values.shape[0])
     moments = measure_channels(values, missing)
     if pixels.range is not None and not pixels.is_rgb:
-        # values outside are read as black and white, and the least and the largest are shown as they are
+        # mean and deviation are those of the values that a model gets, clipped to the range; the least and the largest
+        # value stay those of the file
         clipped = measure_channels(values.clip(*pixels.range), missing)
         moments = replace(moments, total=clipped.total, squares=clipped.squares)
     return ImageFacts(name, key, size, kind, type_range, moments, thumbnail)
 
 
 def guess_format(source: Source, channels: int = 1) -> PixelFormat:
-    """Return the channels and the depth that most of some images of ``source`` have, evenly spread over it.
+    """Return the channels and the depth of most images of ``source``, by a sample that is spread evenly over it.
 
-    ``channels`` tells the axes of arrays, if it is known. Images in one or three channels of 8 bits, or with an opacity
-    beside them, are photographs.
+    ``channels`` is needed to find the axis of channels in arrays. Images of 8 bits with up to four channels (grey or
+    RGB, with or without opacity) are photographs.
     """
     found: Counter[tuple[int, int, str]] = Counter()
-    for index in np.unique(np.linspace(0, len(source) - 1, min(_LOOKED_AT, len(source))).round().astype(int)).tolist():
+    sample = np.linspace(0, len(source) - 1, min(_SAMPLES, len(source))).round().astype(int)
+    for index in np.unique(sample).tolist():
         try:
             stored = _read_stored(source, index, PixelFormat(channels))
         except BrokenImage:

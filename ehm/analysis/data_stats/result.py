@@ -20,23 +20,25 @@ from ehm.console import console
 from ehm.data.sources.identity import UNREADABLE
 from ehm.errors import DataError
 
-__all__ = ["DataStatistics", "summarise"]
+__all__ = ["DataStatistics", "summarise_facts"]
 
 _DIGITS = 6
+"""Decimal places of means and deviations."""
 _SMALL_DEVIATION = 0.05
-"""Deviation of values from 0 to 1 below which most of their range is empty."""
+"""Deviation of values in [0, 1] below which most of their range is empty."""
 _SHOWN = 10
+"""Groups of copies, and unreadable files, that are printed at most."""
 
 
 @dataclass(frozen=True)
 class DataStatistics:
     """The figures of the images of ``source``.
 
-    ``pixels`` are the channels and the depth, with the range that mean and deviation (C,) go by: they are those of
-    values from 0 to 1. ``least`` and ``largest`` (C,) are values of the files. ``kinds`` counts images by their
-    channels and values, ``sizes`` are their (width, height). ``duplicates`` are groups of files with the same bytes,
-    ``broken`` maps files that cannot be read to the reasons. ``range_is_measured`` says that the range is only what
-    these images happen to have. ``out`` is the folder that holds the figures as files.
+    ``pixels`` has the channels, the depth and the range of values; ``mean`` and ``std`` (C,) are those of values that
+    are scaled from this range to [0, 1], and ``least`` and ``largest`` (C,) those of the files. ``kinds`` counts images
+    by their channels and type, ``sizes`` are their (width, height). ``duplicates`` are groups of files with the same
+    bytes, and ``broken`` maps files that cannot be read to the reasons. ``range_is_measured`` is true if the range was
+    not known, and is that of the values of these images. ``out`` is the folder with the figures as files.
     """
 
     source: str
@@ -54,7 +56,7 @@ class DataStatistics:
     out: Path | None = field(default=None, compare=False)
 
     def _repr_html_(self) -> str:
-        # imported here, as that module takes this class
+        # imported here, because that module imports this one
         from ehm.analysis.data_stats.card import render_data_card
 
         return render_data_card(self)
@@ -123,7 +125,7 @@ class DataStatistics:
             console.print(f"  (the first {_SHOWN}; statistics.json has all)")
 
 
-def summarise(source: str, facts: Sequence[ImageFacts], pixels: PixelFormat) -> DataStatistics:
+def summarise_facts(source: str, facts: Sequence[ImageFacts], pixels: PixelFormat) -> DataStatistics:
     """Return the figures of all images; DataError if none can be read."""
     read = [each for each in facts if each.moments is not None]
     if not read:

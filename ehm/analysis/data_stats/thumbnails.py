@@ -1,4 +1,4 @@
-"""A page of thumbnails of a source: what its images look like, and which channels are shown."""
+"""A page of thumbnails of the images of a source."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ def draw_thumbnails(source: str, facts: Sequence[ImageFacts], pixels: PixelForma
     notes = ["Images are spread evenly over the source."]
     view: ColourView | None = None
     if not pixels.is_rgb:
-        # one view for all, so that they compare; it takes any shape of pixels
-        everything = np.concatenate([_thumbnail_of(each).reshape(-1, pixels.count) for each in shown])
-        view = choose_view(everything, pixels)
+        # one view for all images, so that their colours can be compared
+        all_pixels = np.concatenate([_get_thumbnail(each).reshape(-1, pixels.count) for each in shown])
+        view = choose_view(all_pixels, pixels)
         notes.append(view.describe())
     tiles = []
     for each in shown:
-        values = _thumbnail_of(each)
+        values = _get_thumbnail(each)
         picture = values.astype(np.uint8) if view is None else view.show(values)
-        # with its folder, which may be its class
+        # with the folder, which may be the class
         name = "/".join(Path(each.name).parts[-2:])
         tiles.append(Tile(_centre_on_white(picture), (name, f"{each.size[1]} x {each.size[0]}")))
     columns = min(_COLUMNS, len(tiles))
@@ -45,17 +45,17 @@ def draw_thumbnails(source: str, facts: Sequence[ImageFacts], pixels: PixelForma
     return compose_mosaic(f"Images of {source}", notes, [""] * columns, rows)
 
 
-def _thumbnail_of(each: ImageFacts) -> NDArray[np.float32]:
-    assert each.thumbnail is not None
-    return each.thumbnail
+def _get_thumbnail(facts: ImageFacts) -> NDArray[np.float32]:
+    assert facts.thumbnail is not None
+    return facts.thumbnail
 
 
 def _centre_on_white(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Return a picture (h, w, 3) enlarged or reduced to a square tile, its proportions kept."""
+    """Return a picture (h, w, 3) scaled to a square tile with a white border, in its own proportions."""
     height, width = picture.shape[:2]
     scale = _SIDE / max(height, width)
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    # nearest: single pixels of a small image should be seen as they are
+    # nearest, so that the single pixels of a small image can be seen
     resized = Image.fromarray(picture).resize(size, Image.Resampling.NEAREST)
     tile = Image.new("RGB", (_SIDE, _SIDE), "white")
     tile.paste(resized, ((_SIDE - size[0]) // 2, (_SIDE - size[1]) // 2))

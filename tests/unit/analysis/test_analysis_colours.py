@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ehm.analysis.colours import PALETTE, choose_part_colours, heat_colours
+from ehm.analysis.colours import PALETTE, choose_part_colours, compute_heat_colours
 
 GRID = (2, 2)
 PARENT = np.array([4, 4, 5, 6, 5, 6, -1], np.int32)  # ((0 1) 2) 3
@@ -64,7 +64,7 @@ def test_palette_colours_are_apart():
 
 
 def test_heat_runs_from_black_to_pale_with_rising_lightness():
-    colours = heat_colours(np.linspace(0, 1, 50))
+    colours = compute_heat_colours(np.linspace(0, 1, 50))
     assert (np.diff(colours.astype(float) @ (0.299, 0.587, 0.114)) > -1).all()
     assert colours[0].tolist() == [0, 0, 4]
     assert colours[-1].tolist() == [252, 255, 164]

@@ -35,9 +35,9 @@ def test_latents_are_drawn_beside_the_image():
     looks = np.zeros((2, 4, 4))
     looks[0, 0, 0] = 1
     looks[1, 3, 3] = 1
-    page = draw_answers_page([PicturedAnswer(RED, "what?", "red", "red", looks=looks)] * 2, "Answers")
+    page = draw_answers_page([PicturedAnswer(RED, "what?", "red", "red", latent_attention=looks)] * 2, "Answers")
     assert 900 < page.width < 1100
-    many = draw_answers_page([PicturedAnswer(RED, "what?", "red", looks=np.zeros((32, 4, 4)))], "Answers")
+    many = draw_answers_page([PicturedAnswer(RED, "what?", "red", latent_attention=np.zeros((32, 4, 4)))], "Answers")
     assert many.width < 9 * 350
     top = np.asarray(page.convert("RGB"))
     rows = np.flatnonzero((np.abs(top.astype(int) - RED[0, 0]).max(axis=-1) < 8).any(axis=1))
